@@ -27,7 +27,7 @@ from simulator.engine.shards import (
 )
 from simulator.engine.timeline import Fidelity, run_plan
 from simulator.parallel.workers import Workers
-from simulator.planner.run_bands import Drawn, Tables, draw_figures
+from simulator.planner.run_bands import FigureSamples, Tables, draw_figures
 from simulator.results.metrics import summarise
 from simulator.results.tables import DeploymentRecord
 from simulator.workload.traces import RequestTrace
@@ -60,7 +60,7 @@ class ServedDeployment:
 
     record: DeploymentRecord
     summary: pd.DataFrame
-    drawn: Drawn | None
+    drawn: FigureSamples | None
 
 
 def serve_deployments(

@@ -10,21 +10,21 @@ from typing import Any
 
 from simulator.config.capacity import Spare
 from simulator.planner import words
-from simulator.planner.basis import basis
+from simulator.planner.assumptions import basis
 from simulator.planner.crossover import crossover_of
-from simulator.planner.explore import sized_as_found
-from simulator.planner.findings import best_of_each, headroom_of, row_of
+from simulator.planner.evaluations import best_of_each, headroom_of, row_of
+from simulator.planner.explore import resize_candidate
 from simulator.planner.handover import handover
 from simulator.planner.losses import whole_nodes
 from simulator.planner.pareto import pareto
 from simulator.planner.row_bands import held
-from simulator.planner.search import Found
+from simulator.planner.search import SearchResult
 from simulator.planner.sizes import around
 from simulator.planner.why_not import nearest, of_each_model
 
 
 def summary(
-    found: Found, doubts: dict[str, Any] | None = None, target: Path | None = None
+    result: SearchResult, doubts: dict[str, Any] | None = None, target: Path | None = None
 ) -> dict[str, Any]:
     """The answer as JSON: numbers, no objects.
 
@@ -32,98 +32,104 @@ def summary(
         doubts: what :func:`simulator.planner.uncertainty.doubts` found, to be part of it.
         target: as of :func:`simulator.planner.handover.scenario_text`.
     """
-    met = [finding for finding in found.findings if finding.sized is not None]
-    doubted = dict(doubts or {})
-    bands: list[dict[str, Any]] = doubted.pop("bands", None) or [{} for _ in met]
-    rows = [row_of(found, finding) | band for finding, band in zip(met, bands, strict=True)]
-    by_option = {finding.option: row for finding, row in zip(met, rows, strict=True)}
+    met = [evaluation for evaluation in result.evaluations if evaluation.cluster_size is not None]
+    choices = dict(doubts or {})
+    bands: list[dict[str, Any]] = choices.pop("bands", None) or [{} for _ in met]
+    rows = [row_of(result, evaluation) | band for evaluation, band in zip(met, bands, strict=True)]
+    by_candidate = {evaluation.candidate: row for evaluation, row in zip(met, rows, strict=True)}
     answer: dict[str, Any] = {
-        "name": found.question.name,
-        "seed": found.question.seed,
-        "currency": found.question.power.currency,
-        "targets": _targets(found),
+        "name": result.question.name,
+        "seed": result.question.seed,
+        "currency": result.question.power.currency,
+        "targets": _targets(result),
         "models": [
-            {"name": model.name, "is_moe": model.moe is not None} for model in found.space.models
+            {"name": model.name, "is_moe": model.moe is not None} for model in result.space.models
         ],
-        "spare": _spare(found),
-        "clusters": [machines.offer.cluster for machines in found.space.machines],
-        "num_simulated": _num_simulated(found),
-        "num_legal": found.num_legal,
-        "num_ruled_out": sum(found.ruled.counts.values()),
+        "spare": _spare(result),
+        "clusters": [machines.offer.cluster for machines in result.space.machines],
+        "num_simulated": _num_simulated(result),
+        "num_legal": result.num_legal,
+        "num_ruled_out": sum(result.ruled.counts.values()),
         "ruled_out": [
-            {"reason": reason, "count": count, "example": found.ruled.examples[reason]}
-            for reason, count in found.ruled.counts.items()
+            {"reason": reason, "count": count, "example": result.ruled.examples[reason]}
+            for reason, count in result.ruled.counts.items()
         ],
         "traffic": {
-            "rate_per_s": found.traffic.rate_per_s,
-            "num_requests": found.traffic.num_requests,
-            "lead_requests": found.traffic.lead,
-            "lasts_s": found.traffic.duration_s,
-            "stay_s": found.traffic.stay_s,
-            "is_steady": found.traffic.is_steady,
-            "lengthened_from": found.asked_requests,
-            "mean_input": found.traffic.num_input,
-            "mean_output": found.traffic.num_output,
+            "rate_per_s": result.traffic.rate_per_s,
+            "num_requests": result.traffic.num_requests,
+            "lead_requests": result.traffic.lead,
+            "lasts_s": result.traffic.duration_s,
+            "stay_s": result.traffic.stay_s,
+            "is_steady": result.traffic.is_steady,
+            "lengthened_from": result.asked_requests,
+            "mean_input": result.traffic.num_input,
+            "mean_output": result.traffic.num_output,
         },
         "clusters_ruled_out": {
-            one.offer.cluster: one.beyond for one in found.space.machines if one.beyond
+            one.offer.cluster: one.beyond for one in result.space.machines if one.beyond
         },
-        "why_not_models": of_each_model(found),
+        "why_not_models": of_each_model(result),
         "best_of_each_model": {
-            name: by_option[finding.option] for name, finding in best_of_each(found).items()
+            name: by_candidate[evaluation.candidate]
+            for name, evaluation in best_of_each(result).items()
         },
         "candidates": rows,
-        "pareto": pareto(found, bands),
-        "crossover": doubted.pop("crossover") if "crossover" in doubted else crossover_of(found),
+        "pareto": pareto(result, bands),
+        "crossover": choices.pop("crossover") if "crossover" in choices else crossover_of(result),
     }
     if met:
-        room = doubted.pop("headroom") if "headroom" in doubted else headroom_of(found, met[0])
-        sure = doubted.get("confidence") or {}
+        room = choices.pop("headroom") if "headroom" in choices else headroom_of(result, met[0])
+        sure = choices.get("confidence") or {}
         ends = sure.get("headroom_low"), sure.get("headroom_high")
         answer["recommended"] = (
             rows[0] | {"headroom": room} | (held("headroom", room, ends) if sure else {})
         )
-        answer["sizes"] = doubted.pop("sizes") if "sizes" in doubted else around(found, met[0])
-        answer["basis"] = basis(found)
-        answer["handover"] = handover(found, target)
+        answer["sizes"] = choices.pop("sizes") if "sizes" in choices else around(result, met[0])
+        answer["basis"] = basis(result)
+        answer["handover"] = handover(result, target)
     else:
-        answer["why_not"] = nearest(found)
-    answer |= doubted
+        answer["why_not"] = nearest(result)
+    answer |= choices
     answer["headline"], answer["reasons"] = words.headline(answer), words.reasons(answer)
     return answer
 
 
-def _num_simulated(found: Found) -> int:
+def _num_simulated(result: SearchResult) -> int:
     """Searches for a size; once for deployments whose first round was of all requests, however many
     replicas they turned out to need.
     """
-    first = [replace(finding, option=sized_as_found(finding)) for finding in found.first]
-    return len(first) + sum(finding not in first for finding in found.findings)
+    first = [
+        replace(evaluation, candidate=resize_candidate(evaluation)) for evaluation in result.first
+    ]
+    return len(first) + sum(evaluation not in first for evaluation in result.evaluations)
 
 
-def _spare(found: Found) -> dict[str, Any]:
+def _spare(result: SearchResult) -> dict[str, Any]:
     """What may be lost, how many GPUs the recommended deployment holds free for that, on how many
     nodes its cluster is, and what whole nodes would take where replicas are rented on nodes of
     their own.
     """
-    best = next((finding for finding in found.findings if finding.sized is not None), None)
-    lost = found.question.spare
+    best = next(
+        (evaluation for evaluation in result.evaluations if evaluation.cluster_size is not None),
+        None,
+    )
+    lost = result.question.spare
     table: dict[str, Any] = {"lost": str(lost) if lost != Spare() else "", "gpus": 0}
-    if best is None or best.sized is None:
+    if best is None or best.cluster_size is None:
         return table
-    sides, space = (best.option.design, best.option.prefill), found.space
-    machines, host_gpus = space.machines[best.option.design.machines], space.host_gpus(*sides)
+    sides, space = (best.candidate.shape, best.candidate.prefill), result.space
+    machines, host_gpus = space.machines[best.candidate.shape.machines], space.host_gpus(*sides)
     return table | {
         "gpus": space.spare_gpus(*sides),
-        "nodes": -(-best.sized.size // host_gpus),
+        "nodes": -(-best.cluster_size.size // host_gpus),
         "is_spread": host_gpus < machines.spec.gpus_per_node,
         **whole_nodes(machines, host_gpus, best.num_gpus, lost),
     }
 
 
-def _targets(found: Found) -> dict[str, float]:
+def _targets(result: SearchResult) -> dict[str, float]:
     """Limits by target, named as in an outcome."""
-    targets = found.question.targets
+    targets = result.question.targets
     limits = {
         f"{name}.{level}": limit
         for name in ("ttft_s", "tpot_s", "e2e_s")

@@ -45,9 +45,9 @@ def plan_capacity(
     )
     with Workers(workers, address, ready) as crew:
         found = search(question, folder, store, tick, crew)
-        doubted = doubts(found, store, tick, crew)
+        choices = doubts(found, store, tick, crew)
         crew.dismiss()
-        answer = summary(found, doubted, target)
+        answer = summary(found, choices, target)
     found_answer: dict[str, Any] = _finite(answer)
     return found_answer
 

@@ -4,7 +4,8 @@ Three readings of "better", since they differ: at the same sequences on each GPU
 per token, and each at its full load. At every point each model has the best of its splits. The
 deciding term is the one in which the winner saves most GPU-seconds of an output token; room for the
 cache decides where the loser would need it to hold as many sequences as the winner. A ratio's band
-and ``moe_wins_probability`` are of the calibration's error alone (:mod:`simulator.planner.margin`).
+and ``moe_wins_probability`` are of the calibration's error alone
+(:mod:`simulator.planner.ratio_band`).
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ import numpy as np
 
 from simulator.config.capacity import Crossover, Question
 from simulator.deployment.plan import make_plan
+from simulator.planner.closed_form import Curve
 from simulator.planner.conditions import Conditions, apply
-from simulator.planner.curve import Curve
-from simulator.planner.draws import around_one, bands_of
-from simulator.planner.flips import flips
-from simulator.planner.margin import error_of, margin
+from simulator.planner.crossover_text import flips
+from simulator.planner.ratio_band import error_of, margin
 from simulator.planner.ruled_out import Ruled
+from simulator.planner.samples import around_one, bands_of
 from simulator.planner.screen import by_cost
-from simulator.planner.search import Found
-from simulator.planner.space import Design, Space
+from simulator.planner.search import SearchResult
+from simulator.planner.space import ReplicaShape, Space
 from simulator.planner.steady import Loads, Steady, fixed
 
 TERMS: dict[str, str] = {
@@ -40,7 +41,7 @@ TERMS: dict[str, str] = {
     "all_reduces": "all-reduce",
     "host": "host overhead",
 }
-"""Names of :class:`simulator.planner.curve.Terms`, in its order."""
+"""Names of :class:`simulator.planner.closed_form.Terms`, in its order."""
 MEMORY = "KV memory"
 WEIGHTS = "memory for weights"
 """What a model does not even have."""
@@ -72,11 +73,11 @@ class Point(NamedTuple):
         return float(self.loads.sequences[0])
 
 
-def crossover_of(found: Found) -> dict[str, Any] | None:
+def crossover_of(result: SearchResult) -> dict[str, Any] | None:
     """The map of a plan: its best MoE and its best dense model, on the machines of the best;
     ``None`` where the limits allow none.
     """
-    space, asked = found.space, found.question.crossover.cluster
+    space, asked = result.space, result.question.crossover.cluster
     usable = [
         n
         for n, machines in enumerate(space.machines)
@@ -84,24 +85,28 @@ def crossover_of(found: Found) -> dict[str, Any] | None:
     ]
     if not usable:
         return None
-    ordered = [finding.option.design for finding in found.findings if finding.sized is not None]
+    ordered = [
+        evaluation.candidate.shape
+        for evaluation in result.evaluations
+        if evaluation.cluster_size is not None
+    ]
     ordered += [
-        option.design
-        for option in sorted(
-            (o for part in found.screened.values() for o in part.options), key=by_cost
+        candidate.shape
+        for candidate in sorted(
+            (o for part in result.screened.values() for o in part.candidates), key=by_cost
         )
     ]
-    places = [(design.model, design.machines) for design in ordered] + [
+    places = [(shape.model, shape.machines) for shape in ordered] + [
         (n, usable[0]) for n in range(len(space.models))
     ]
     seen = [
-        (model, machines) for model, machines in places if space.candidates[model].pruning is None
+        (model, machines) for model, machines in places if space.variants[model].pruning is None
     ]
     kinds = [space.models[model].moe is not None for model, _ in seen]
-    if len(set(kinds)) < 2 and found.question.crossover.models is None:
+    if len(set(kinds)) < 2 and result.question.crossover.models is None:
         return None
     best = dict.fromkeys(seen[kinds.index(kind)][0] for kind in (True, False) if kind in kinds)
-    return crossover(found.question, space.folder, list(best), seen[0][1])
+    return crossover(result.question, space.folder, list(best), seen[0][1])
 
 
 def crossover(
@@ -121,11 +126,11 @@ def crossover(
     rows: dict[str, list[dict[str, Any]]] = {"cells": [], "at_same_time": [], "at_full_load": []}
     names: dict[str, list[str]] = {}
     narrow = _narrowed(question, folder, machines)
-    designs: list[list[Design]] = []
+    shapes: list[list[ReplicaShape]] = []
     for network in asked.networks:
         space = Space(apply(Conditions(network=network), narrow, folder), folder)
-        designs = designs or [_designs(space, model, machines, asked) for model in models]
-        sides = [_Side(space, model, plans) for model, plans in zip(models, designs, strict=True)]
+        shapes = shapes or [_shapes(space, model, machines, asked) for model in models]
+        sides = [_Side(space, model, plans) for model, plans in zip(models, shapes, strict=True)]
         names = {
             "moe": [side.name for side in sides if side.is_moe],
             "dense": [side.name for side in sides if not side.is_moe],
@@ -167,7 +172,7 @@ def compared(
     batches = np.array(asked.batches)
     dense_loads = [one.at(batches) for one in dense]
     for ep in asked.eps:
-        splits = [one for one in moe if one.design.ep == ep]
+        splits = [one for one in moe if one.shape.ep == ep]
         loads = [one.at(batches) for one in splits]
         for n, batch in enumerate(asked.batches if splits else ()):
             first, second = _best_at(splits, loads, n), _best_at(dense, dense_loads, n)
@@ -191,15 +196,15 @@ def compared(
 class _Side:
     """One model with its splits on one network."""
 
-    def __init__(self, space: Space, model: int, designs: list[Design]) -> None:
+    def __init__(self, space: Space, model: int, shapes: list[ReplicaShape]) -> None:
         self.name = space.models[model].name
         self.is_moe = space.models[model].moe is not None
         self._space = space
-        self._curves: dict[Design, Curve] = {}
+        self._curves: dict[ReplicaShape, Curve] = {}
         seed = space.question.seed
         self._plans = [
-            (design, make_plan(space.spec(design, None), seed, "plan [crossover]", space.folder))
-            for design in designs
+            (shape, make_plan(space.spec(shape, None), seed, "plan [crossover]", space.folder))
+            for shape in shapes
         ]
 
     def at(self, num_input: int, num_output: int) -> list[Steady]:
@@ -209,23 +214,22 @@ class _Side:
             max(self._space.question.space.token_budgets),
         )
         found = []
-        for design, plan in self._plans:
-            key = design.kernels
+        for shape, plan in self._plans:
+            key = shape.kernels
             curve = Curve(plan, traffic, budget, self._curves.get(key))
             self._curves.setdefault(key, curve)
-            found.append(Steady(design, self._space.split(design), curve, traffic, budget))
+            found.append(Steady(shape, self._space.split(shape), curve, traffic, budget))
         return found
 
 
-def _designs(space: Space, model: int, machines: int, asked: Crossover) -> list[Design]:
+def _shapes(space: Space, model: int, machines: int, asked: Crossover) -> list[ReplicaShape]:
     """A model's possible splits, the same on every network."""
     per_node = space.machines[machines].spec.gpus_per_node
     is_moe = space.models[model].moe is not None
     return [
-        design
-        for design, _ in space.designs(model, machines, Ruled())
-        if (design.ep > 1 or design.num_ranks <= per_node)
-        and (design.ep in asked.eps or not is_moe)
+        shape
+        for shape, _ in space.shapes(model, machines, Ruled())
+        if (shape.ep > 1 or shape.num_ranks <= per_node) and (shape.ep in asked.eps or not is_moe)
     ]
 
 
@@ -246,7 +250,7 @@ def _narrowed(question: Question, folder: Path, machines: int) -> Question:
 
 def _of_size(splits: list[Steady], num_gpus: int) -> list[Steady]:
     """Those without attention data parallelism over so many GPUs."""
-    return [one for one in splits if one.design.attention_dp == 1 and one.design.tp == num_gpus]
+    return [one for one in splits if one.shape.attention_dp == 1 and one.shape.tp == num_gpus]
 
 
 def _best_at(splits: list[Steady], loads: list[Loads], n: int) -> Point | None:

@@ -17,8 +17,10 @@ from typing import NamedTuple
 import numpy as np
 
 from simulator.deployment.plan import DeploymentPlan, make_plan
-from simulator.planner.curve import Curve
-from simulator.planner.draws import (
+from simulator.planner.closed_form import Curve
+from simulator.planner.explore import Evaluation
+from simulator.planner.judge import Judge, Served
+from simulator.planner.samples import (
     DRAWS,
     Floats,
     Table,
@@ -27,10 +29,8 @@ from simulator.planner.draws import (
     kernels_of,
     own_of,
 )
-from simulator.planner.explore import Finding
-from simulator.planner.judge import Judge, Served
-from simulator.planner.screen import Option
-from simulator.planner.space import Design, Space
+from simulator.planner.screen import Candidate
+from simulator.planner.space import ReplicaShape, Space
 from simulator.planner.traffic import Traffic
 from simulator.planner.whatif import AS_ASKED, Change, Trials
 
@@ -46,7 +46,7 @@ _BUSIEST = 0.97
 to carry its share."""
 
 
-class Reach(NamedTuple):
+class ReplicaCapacity(NamedTuple):
     """What a replica of one pool, or of both phases, carries by how far its latencies go; ``[n]``
     each, rising.
     """
@@ -110,7 +110,7 @@ class Reach(NamedTuple):
 class Pool(NamedTuple):
     """Replicas of one kind, fitted to how many of them were found to do."""
 
-    reach: Reach
+    reach: ReplicaCapacity
     replicas: int
     slack: float
     scale: float
@@ -135,11 +135,11 @@ class Estimate(NamedTuple):
     there is no closed form of it."""
 
 
-def empty_table(curve: Curve, plan: DeploymentPlan, option: Option) -> Table:
+def empty_table(curve: Curve, plan: DeploymentPlan, candidate: Candidate) -> Table:
     """What a deployment's errors are, without what it needs."""
-    bands = bands_of(plan, option.prefill is not None)
-    most = min(option.budget, plan.serving.rules.max_sequences)
-    return Table(*bands, step_parts(curve, most, option.tpot_s), [], [], own=own_of(plan))
+    bands = bands_of(plan, candidate.prefill is not None)
+    most = min(candidate.budget, plan.serving.rules.max_sequences)
+    return Table(*bands, step_parts(curve, most, candidate.tpot_s), [], [], own=own_of(plan))
 
 
 def step_parts(curve: Curve, most_sequences: int, tpot_s: float) -> dict[str, float]:
@@ -158,8 +158,8 @@ def step_parts(curve: Curve, most_sequences: int, tpot_s: float) -> dict[str, fl
 
 
 class Estimator:
-    """Closed forms of one question's findings under one change: designs that differ in little share
-    what they have in common.
+    """Closed forms of one question's evaluations under one change: shapes that differ in little
+    share what they have in common.
     """
 
     def __init__(self, trials: Trials, change: Change = AS_ASKED, samples: bool = False) -> None:
@@ -167,41 +167,43 @@ class Estimator:
         self._trials, self._change = trials, change
         self._draws = DRAWS if samples else ()
         self._judges: list[Judge] = []
-        self._kept: dict[tuple[Design, int, str], tuple[DeploymentPlan, Curve, list[Served]]] = {}
+        self._kept: dict[
+            tuple[ReplicaShape, int, str], tuple[DeploymentPlan, Curve, list[Served]]
+        ] = {}
 
-    def estimate(self, finding: Finding, rate_per_s: float | None = None) -> Estimate | None:
-        """A finding's closed form; ``None`` where nothing was found, or the closed form knows no
-        load that the targets allow.
+    def estimate(self, evaluation: Evaluation, rate_per_s: float | None = None) -> Estimate | None:
+        """An evaluation's closed form; ``None`` where nothing was found, or the closed form knows
+        no load that the targets allow.
 
         Args:
-            rate_per_s: of the requests that the finding is about; absent = of the change's own
+            rate_per_s: of the requests that the evaluation is about; absent = of the change's own
                 stretch of them.
         """
-        option, sized = finding.option, finding.sized
-        if sized is None:
+        candidate, cluster_size = evaluation.candidate, evaluation.cluster_size
+        if cluster_size is None:
             return None
-        space, traffic = self._world(option)
+        space, traffic = self._world(candidate)
         rate = traffic.rate_per_s if rate_per_s is None else rate_per_s
-        machines = space.machines[option.design.machines]
-        spare = space.spare_gpus(option.design, option.prefill)
+        machines = space.machines[candidate.shape.machines]
+        spare = space.spare_gpus(candidate.shape, candidate.prefill)
         pools: list[Pool] = []
-        sides = [("both", option.design, sized.replicas)]
-        if option.prefill is not None:
+        sides = [("both", candidate.shape, cluster_size.replicas)]
+        if candidate.prefill is not None:
             sides = [
-                ("prefill", option.prefill, sized.prefill_replicas),
-                ("decode", option.design, sized.replicas),
+                ("prefill", candidate.prefill, cluster_size.prefill_replicas),
+                ("decode", candidate.shape, cluster_size.replicas),
             ]
-        for phase, design, replicas in sides:
-            plan, curve, served = self._served(option, design, phase)
+        for phase, shape, replicas in sides:
+            plan, curve, served = self._served(candidate, shape, phase)
             reaches = [
-                _reach(judge, design, one) for judge, one in zip(self._judges, served, strict=True)
+                _reach(judge, shape, one) for judge, one in zip(self._judges, served, strict=True)
             ]
             if any(reach is None for reach in reaches):
                 return None
             fewer = replicas - 1
-            if option.prefill is None:
-                smaller = [size for size in machines.sizes if size < sized.size]
-                fewer = max(0, smaller[-1] - spare) // design.num_ranks if smaller else 0
+            if candidate.prefill is None:
+                smaller = [size for size in machines.sizes if size < cluster_size.size]
+                fewer = max(0, smaller[-1] - spare) // shape.num_ranks if smaller else 0
             pools.append(
                 _pool(
                     [reach for reach in reaches if reach],
@@ -211,14 +213,16 @@ class Estimator:
                     [one.traffic for one in self._judges],
                 )
             )
-        table = empty_table(curve, plan, option)
+        table = empty_table(curve, plan, candidate)
 
         def gpus(slower: float, loads: Sequence[float]) -> int:
             counts = [
                 pool.needed(rate * load, slower) for pool, load in zip(pools, loads, strict=True)
             ]
             total = sum(count * pool.reach.ranks for count, pool in zip(counts, pools, strict=True))
-            return (space.held(total, option.design, option.prefill) or 0) if all(counts) else 0
+            return (
+                (space.held(total, candidate.shape, candidate.prefill) or 0) if all(counts) else 0
+            )
 
         slower = sorted(
             {
@@ -239,12 +243,12 @@ class Estimator:
         )
         return Estimate(table, _factors(pools, rate, table, traffic.num_output))
 
-    def _world(self, option: Option) -> tuple[Space, Traffic]:
+    def _world(self, candidate: Candidate) -> tuple[Space, Traffic]:
         """The space and the traffic of the change, and judges for these and for other samples."""
-        explorer = self._trials.explorer(option, self._change)
+        explorer = self._trials.explorer(candidate, self._change)
         if not self._judges:
             others = [
-                self._trials.explorer(option, self._change._replace(draw=draw)).traffic
+                self._trials.explorer(candidate, self._change._replace(draw=draw)).traffic
                 for draw in self._draws
             ]
             self._judges = [
@@ -253,26 +257,26 @@ class Estimator:
         return explorer.space, explorer.traffic
 
     def _served(
-        self, option: Option, design: Design, phase: str
+        self, candidate: Candidate, shape: ReplicaShape, phase: str
     ) -> tuple[DeploymentPlan, Curve, list[Served]]:
-        key = (design, option.budget, phase)
+        key = (shape, candidate.budget, phase)
         if key not in self._kept:
             space = self._judges[0].space
-            plan = make_plan(space.spec(design, None), space.question.seed, "plan", space.folder)
-            curves = [judge.curve(design, plan) for judge in self._judges]
+            plan = make_plan(space.spec(shape, None), space.question.seed, "plan", space.folder)
+            curves = [judge.curve(shape, plan) for judge in self._judges]
             served = []
             for judge, curve in zip(self._judges, curves, strict=True):
                 if phase == "both":
-                    served.append(judge.both(plan, curve, option.budget))
+                    served.append(judge.both(plan, curve, candidate.budget))
                 elif phase == "prefill":
-                    served.append(judge.prefilling(plan, curve, option.budget))
+                    served.append(judge.prefilling(plan, curve, candidate.budget))
                 else:
                     served.append(judge.decoding(plan, curve))
             self._kept[key] = (plan, curves[0], served)
         return self._kept[key]
 
 
-def _reach(judge: Judge, design: Design, served: Served) -> Reach | None:
+def _reach(judge: Judge, shape: ReplicaShape, served: Served) -> ReplicaCapacity | None:
     """Of a replica; ``None`` where it can go on under no load."""
     kept = served.possible & (served.rates > 0)
     if not kept.any():
@@ -283,13 +287,17 @@ def _reach(judge: Judge, design: Design, served: Served) -> Reach | None:
     if limits:
         needs = np.maximum(needs, (ttft_s + judge.traffic.num_output * tpot_s) / min(limits))
     rising = np.maximum.accumulate
-    return Reach(
-        design.num_ranks, rising(served.rates[kept]), rising(needs), rising(tpot_s), rising(ttft_s)
+    return ReplicaCapacity(
+        shape.num_ranks, rising(served.rates[kept]), rising(needs), rising(tpot_s), rising(ttft_s)
     )
 
 
 def _pool(
-    reaches: list[Reach], replicas: int, fewer: int, rate_per_s: float, traffic: list[Traffic]
+    reaches: list[ReplicaCapacity],
+    replicas: int,
+    fewer: int,
+    rate_per_s: float,
+    traffic: list[Traffic],
 ) -> Pool:
     """Replicas of which ``fewer`` do not do."""
     slack, scale = reaches[0].fitted(

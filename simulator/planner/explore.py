@@ -16,8 +16,8 @@ from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.engine.pool import PoolState
 from simulator.engine.table import StepTable, slow_table, start_table
 from simulator.engine.timeline import serve
-from simulator.planner.risk import risk
-from simulator.planner.screen import Option
+from simulator.planner.miss_probability import risk
+from simulator.planner.screen import Candidate
 from simulator.planner.space import Space
 from simulator.planner.traffic import Traffic
 from simulator.planner.trial import BACKLOG, Outcome, outcome
@@ -29,7 +29,7 @@ _MOST_MOVES = 24
 _TABLES = Recent[tuple[str, str, str, str, int, str, int], StepTable](most=96)
 
 
-class Sized(NamedTuple):
+class ClusterSize(NamedTuple):
     """Replicas on a cluster."""
 
     size: int
@@ -39,11 +39,11 @@ class Sized(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Finding:
+class Evaluation:
     """What exploring one deployment found."""
 
-    option: Option
-    sized: Sized | None
+    candidate: Candidate
+    cluster_size: ClusterSize | None
     """The smallest cluster that meets all targets; ``None`` where not even the largest does."""
     outcome: Outcome | None
     """There, or on the largest cluster; ``None`` where the deployment cannot run the workload at
@@ -51,49 +51,51 @@ class Finding:
     cost_per_hour: float
     num_gpus: int
     """That its replicas take up, of the cluster's."""
-    tried: tuple[tuple[Sized, float], ...] = ()
+    tried: tuple[tuple[ClusterSize, float], ...] = ()
     """Every trial: the worst target's ratio."""
     why: str = ""
     """Why there is no size."""
     below: Outcome | None = None
     """On the next smaller cluster that was tried: what fails there."""
-    most: Sized | None = None
+    most: ClusterSize | None = None
     """What ``outcome`` is of where there is no size: as much as the limits allow."""
-    was_kept: bool = field(default=False, compare=False)
+    was_stored: bool = field(default=False, compare=False)
     """Whether it was found by an earlier search."""
     risk: float = 0.0
-    """See :func:`simulator.planner.risk.risk`."""
+    """See :func:`simulator.planner.miss_probability.risk`."""
 
 
-def sized_as_found(finding: Finding) -> Option:
-    """The option with as many replicas as were found: where the next search for it begins."""
-    option, sized = finding.option, finding.sized
-    if sized is None:
-        return option
-    return option._replace(replicas=sized.replicas, prefill_replicas=sized.prefill_replicas)
+def resize_candidate(evaluation: Evaluation) -> Candidate:
+    """The candidate with as many replicas as were found: where the next search for it begins."""
+    candidate, cluster_size = evaluation.candidate, evaluation.cluster_size
+    if cluster_size is None:
+        return candidate
+    return candidate._replace(
+        replicas=cluster_size.replicas, prefill_replicas=cluster_size.prefill_replicas
+    )
 
 
 @dataclass
 class Explorer:
-    """Trials of one option on one stretch of traffic."""
+    """Trials of one candidate on one stretch of traffic."""
 
     space: Space
-    option: Option
+    candidate: Candidate
     traffic: Traffic
     seed: int
     slower: float = 1.0
     """All of a step's seconds are multiplied with this: how far off the calibration may be."""
-    _known: dict[tuple[Sized, int], Outcome] = field(default_factory=dict)
+    _known: dict[tuple[ClusterSize, int], Outcome] = field(default_factory=dict)
     """By replicas, and the share of the requests that they served."""
 
-    def find(self) -> Finding:
+    def find(self) -> Evaluation:
         """Bracket and bisect."""
-        sizes = self.space.sizes(self.option.design, self.option.prefill)
+        sizes = self.space.sizes(self.candidate.shape, self.candidate.prefill)
         try:
-            return self._pools() if self.option.prefill is not None else self._alike(sizes)
+            return self._pools() if self.candidate.prefill is not None else self._alike(sizes)
         except UserError as error:
-            return Finding(
-                self.option,
+            return Evaluation(
+                self.candidate,
                 None,
                 None,
                 float("inf"),
@@ -103,28 +105,29 @@ class Explorer:
             )
 
     @property
-    def _tried(self) -> tuple[tuple[Sized, float], ...]:
+    def _tried(self) -> tuple[tuple[ClusterSize, float], ...]:
         return tuple(
             (
-                sized._replace(
-                    replicas=sized.replicas * parts, prefill_replicas=sized.prefill_replicas * parts
+                cluster_size._replace(
+                    replicas=cluster_size.replicas * parts,
+                    prefill_replicas=cluster_size.prefill_replicas * parts,
                 ),
                 found.worst,
             )
-            for (sized, parts), found in self._known.items()
+            for (cluster_size, parts), found in self._known.items()
         )
 
     def _usable(self, size: int) -> int:
         """GPUs that are left of a cluster when what may be lost is lost."""
-        return size - self.space.spare_gpus(self.option.design, self.option.prefill)
+        return size - self.space.spare_gpus(self.candidate.shape, self.candidate.prefill)
 
-    def _alike(self, sizes: tuple[int, ...]) -> Finding:
+    def _alike(self, sizes: tuple[int, ...]) -> Evaluation:
         """Replicas that do both phases, as many as the cluster holds."""
-        ranks = self.option.design.num_ranks
+        ranks = self.candidate.shape.num_ranks
         sizes = tuple(size for size in sizes if self._usable(size) >= ranks)
         if not sizes:
-            return Finding(
-                self.option,
+            return Evaluation(
+                self.candidate,
                 None,
                 None,
                 float("inf"),
@@ -133,31 +136,31 @@ class Explorer:
                 f"no cluster of the limits is left without {self.space.question.spare}",
             )
 
-        def sized(size: int) -> Sized:
-            return Sized(size, self._usable(size) // ranks)
+        def cluster_size(size: int) -> ClusterSize:
+            return ClusterSize(size, self._usable(size) // ranks)
 
-        wanted = self.option.replicas * ranks
+        wanted = self.candidate.replicas * ranks
         start = next(
             (n for n, size in enumerate(sizes) if self._usable(size) >= wanted), len(sizes) - 1
         )
-        found = _first(len(sizes), start, lambda n: self.trial(sized(sizes[n])).met)
+        found = _first(len(sizes), start, lambda n: self.trial(cluster_size(sizes[n])).met)
         if found is None:
-            return self._missed(sized(sizes[-1]))
-        best = sized(sizes[found])
-        below = self.trial(sized(sizes[found - 1])) if found else None
+            return self._missed(cluster_size(sizes[-1]))
+        best = cluster_size(sizes[found])
+        below = self.trial(cluster_size(sizes[found - 1])) if found else None
         return self._met(best, best.replicas * ranks, below)
 
-    def _pools(self) -> Finding:
+    def _pools(self) -> Evaluation:
         """A pool for each phase, each as small as its targets allow."""
-        machines, option = self.space.machines[self.option.design.machines], self.option
-        if option.prefill is None:
+        machines, candidate = self.space.machines[self.candidate.shape.machines], self.candidate
+        if candidate.prefill is None:
             raise ValueError("there is no prefill pool")
-        ranks = option.prefill.num_ranks, option.design.num_ranks
+        ranks = candidate.prefill.num_ranks, candidate.shape.num_ranks
         room = self._usable(machines.sizes[-1])
         most = (room - ranks[1]) // ranks[0], (room - ranks[0]) // ranks[1]
         if min(most) < 1:
-            return Finding(
-                option,
+            return Evaluation(
+                candidate,
                 None,
                 None,
                 float("inf"),
@@ -165,7 +168,7 @@ class Explorer:
                 (),
                 "the two pools do not fit within the limits",
             )
-        first, second = min(option.prefill_replicas, most[0]), min(option.replicas, most[1])
+        first, second = min(candidate.prefill_replicas, most[0]), min(candidate.replicas, most[1])
         for _ in range(
             2
         ):  # decoding hardly depends on how prompts are computed, so twice is enough
@@ -173,14 +176,14 @@ class Explorer:
             found = _first(
                 most[0],
                 first - 1,
-                lambda n, d=others: self._keeps(n + 1, Sized(0, d, n + 1), _FIRST),  # type: ignore[misc]
+                lambda n, d=others: self._keeps(n + 1, ClusterSize(0, d, n + 1), _FIRST),  # type: ignore[misc]
             )
             first = most[0] if found is None else found + 1
             prompts = first
             found = _first(
                 most[1],
                 second - 1,
-                lambda n, p=prompts: self._keeps(n + 1, Sized(0, n + 1, p), _LATER),  # type: ignore[misc]
+                lambda n, p=prompts: self._keeps(n + 1, ClusterSize(0, n + 1, p), _LATER),  # type: ignore[misc]
             )
             second = most[1] if found is None else found + 1
         best = self._held(first, second)
@@ -194,27 +197,29 @@ class Explorer:
         if best is None:
             first = min(first, most[0])
             return self._missed(
-                Sized(machines.sizes[-1], max(1, (room - first * ranks[0]) // ranks[1]), first)
+                ClusterSize(
+                    machines.sizes[-1], max(1, (room - first * ranks[0]) // ranks[1]), first
+                )
             )
         return self._met(best, first * ranks[0] + second * ranks[1], None)
 
-    def _held(self, first: int, second: int) -> Sized | None:
+    def _held(self, first: int, second: int) -> ClusterSize | None:
         """So many replicas of each pool on the smallest cluster that holds them."""
-        option = self.option
-        if option.prefill is None:
+        candidate = self.candidate
+        if candidate.prefill is None:
             raise ValueError("there is no prefill pool")
-        num_gpus = first * option.prefill.num_ranks + second * option.design.num_ranks
-        size = self.space.held(num_gpus, option.design, option.prefill)
-        return None if size is None else Sized(size, second, first)
+        num_gpus = first * candidate.prefill.num_ranks + second * candidate.shape.num_ranks
+        size = self.space.held(num_gpus, candidate.shape, candidate.prefill)
+        return None if size is None else ClusterSize(size, second, first)
 
-    def _keeps(self, parts: int, sized: Sized, names: tuple[str, ...]) -> bool:
+    def _keeps(self, parts: int, cluster_size: ClusterSize, names: tuple[str, ...]) -> bool:
         """Whether the pool that is split into its ``parts`` replicas keeps the targets that it
         decides, with its part of the other.
         """
         replicas, prompts = (
-            -(-number // parts) for number in (sized.replicas, sized.prefill_replicas)
+            -(-number // parts) for number in (cluster_size.replicas, cluster_size.prefill_replicas)
         )
-        found = self._tried_once(Sized(0, replicas, prompts), parts)
+        found = self._tried_once(ClusterSize(0, replicas, prompts), parts)
         other = {
             name: ratio
             for name, ratio in found.ratios.items()
@@ -222,51 +227,59 @@ class Explorer:
         }
         return max(found.missed_by(names), *other.values(), 0.0) <= 1.0
 
-    def _met(self, sized: Sized, num_gpus: int, below: Outcome | None) -> Finding:
-        price, found = self.space.machines[self.option.design.machines].gpu_hour, self.trial(sized)
-        plan = self.plan(Sized(0, 1, 1 if self.option.prefill is not None else 0))
+    def _met(self, cluster_size: ClusterSize, num_gpus: int, below: Outcome | None) -> Evaluation:
+        price, found = (
+            self.space.machines[self.candidate.shape.machines].gpu_hour,
+            self.trial(cluster_size),
+        )
+        plan = self.plan(ClusterSize(0, 1, 1 if self.candidate.prefill is not None else 0))
         missing = risk(plan, found, longest_tokens(self.traffic.trace))
-        return Finding(
-            self.option,
-            sized,
+        return Evaluation(
+            self.candidate,
+            cluster_size,
             found,
-            sized.size * price,
+            cluster_size.size * price,
             num_gpus,
             self._tried,
             below=below,
             risk=missing,
         )
 
-    def _missed(self, largest: Sized) -> Finding:
+    def _missed(self, largest: ClusterSize) -> Evaluation:
         found = self.trial(largest)
         name = found.tightest
         why = (
             f"misses {name} by {found.worst:.2f}x on the largest cluster within the limits "
             f"({largest.size} GPUs)"
         )
-        return Finding(self.option, None, found, float("inf"), 0, self._tried, why, most=largest)
+        return Evaluation(
+            self.candidate, None, found, float("inf"), 0, self._tried, why, most=largest
+        )
 
-    def trial(self, sized: Sized) -> Outcome:
+    def trial(self, cluster_size: ClusterSize) -> Outcome:
         """Serve the traffic with so many replicas: each of them, or each set of both pools that is
         alike, gets its share.
         """
-        if self.option.prefill is None:
-            return self._tried_once(sized._replace(size=0, replicas=1), sized.replicas)
-        parts = math.gcd(sized.replicas, sized.prefill_replicas)
+        if self.candidate.prefill is None:
+            return self._tried_once(
+                cluster_size._replace(size=0, replicas=1), cluster_size.replicas
+            )
+        parts = math.gcd(cluster_size.replicas, cluster_size.prefill_replicas)
         return self._tried_once(
-            Sized(0, sized.replicas // parts, sized.prefill_replicas // parts), parts
+            ClusterSize(0, cluster_size.replicas // parts, cluster_size.prefill_replicas // parts),
+            parts,
         )
 
-    def _tried_once(self, sized: Sized, parts: int) -> Outcome:
+    def _tried_once(self, cluster_size: ClusterSize, parts: int) -> Outcome:
         """What so many replicas do with every n-th request of ``parts``."""
-        if (sized, parts) not in self._known:
-            self._known[sized, parts] = self._serve(sized, parts)
-        return self._known[sized, parts]
+        if (cluster_size, parts) not in self._known:
+            self._known[cluster_size, parts] = self._serve(cluster_size, parts)
+        return self._known[cluster_size, parts]
 
-    def _serve(self, sized: Sized, parts: int) -> Outcome:
+    def _serve(self, cluster_size: ClusterSize, parts: int) -> Outcome:
         question = self.space.question
         trace, lead = self.traffic.share(parts)
-        requests = serve(self.plan(sized), trace, fill=self._table).requests_table()
+        requests = serve(self.plan(cluster_size), trace, fill=self._table).requests_table()
         return outcome(
             requests.iloc[lead:],
             question.targets,
@@ -276,23 +289,23 @@ class Explorer:
         )
 
     def _table(self, pool: PoolState, stream: str) -> StepTable:
-        """Filled once for all replicas of a design, whatever pool they are paired with."""
+        """Filled once for all replicas of a shape, whatever pool they are paired with."""
         plan = pool.plan
         spec = plan.spec.model_dump_json(
             exclude={"name", "cluster", "replicas", "balancing", "prefill"}
         )
-        machines = self.space.machines[self.option.design.machines].offer.cluster
+        machines = self.space.machines[self.candidate.shape.machines].offer.cluster
         # Another model, or another recording, may have the same path.
         named = plan.placement.model.model_dump_json(), str(self.space.folder)
         key = (spec, *named, machines, pool.max_tokens, stream, plan.placement.seed)
         table = _TABLES.get(key, lambda: start_table(pool.prices))
         return slow_table(table, self.slower)
 
-    def plan(self, sized: Sized) -> DeploymentPlan:
+    def plan(self, cluster_size: ClusterSize) -> DeploymentPlan:
         """Of so many replicas, each sent every n-th request of n: what a balancer that keeps them
         even comes to.
         """
-        spec = deployment(self.space, self.option, sized)
+        spec = deployment(self.space, self.candidate, cluster_size)
         return make_plan(
             spec.model_copy(update={"balancing": {"kind": "round_robin"}}),
             self.seed,
@@ -301,29 +314,37 @@ class Explorer:
         )
 
 
-def deployment(space: Space, option: Option, sized: Sized, name: str = "") -> DeploymentSpec:
-    """The deployment of an option with so many replicas."""
-    design = option.design
-    machines = space.machines[design.machines]
-    size = sized.size or machines.holding(sized.replicas * design.num_ranks) or machines.sizes[-1]
-    if option.prefill is None:
-        return space.spec(design, option.budget, sized.replicas, size, name)
-    prompts = option.prefill
-    needed = sized.replicas * design.num_ranks + sized.prefill_replicas * prompts.num_ranks
-    size = sized.size or machines.holding(needed) or machines.sizes[-1]
-    first = space.spec(prompts, option.budget)
+def deployment(
+    space: Space, candidate: Candidate, cluster_size: ClusterSize, name: str = ""
+) -> DeploymentSpec:
+    """The deployment of a candidate with so many replicas."""
+    shape = candidate.shape
+    machines = space.machines[shape.machines]
+    size = (
+        cluster_size.size
+        or machines.holding(cluster_size.replicas * shape.num_ranks)
+        or machines.sizes[-1]
+    )
+    if candidate.prefill is None:
+        return space.spec(shape, candidate.budget, cluster_size.replicas, size, name)
+    prompts = candidate.prefill
+    needed = (
+        cluster_size.replicas * shape.num_ranks + cluster_size.prefill_replicas * prompts.num_ranks
+    )
+    size = cluster_size.size or machines.holding(needed) or machines.sizes[-1]
+    first = space.spec(prompts, candidate.budget)
     pool = PrefillPoolSpec(
         parallel=first.parallel,
-        replicas=sized.prefill_replicas,
+        replicas=cluster_size.prefill_replicas,
         scheduling=first.scheduling,
         overlap=first.overlap,
     )
     spec = space.spec(
-        design,
-        option.budget,
-        sized.replicas,
+        shape,
+        candidate.budget,
+        cluster_size.replicas,
         size,
-        name or f"{space.text(design)}, prompts on {space.split(prompts)}",
+        name or f"{space.text(shape)}, prompts on {space.split(prompts)}",
     )
     return spec.model_copy(update={"prefill": pool})
 

@@ -19,10 +19,10 @@ from simulator.config.capacity import Percentiles, Spare
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.workload import SLO, WorkloadSpec
 from simulator.deployment.plan import make_plan
-from simulator.planner.explore import Finding
-from simulator.planner.findings import best_of_each, deployment_of, text_of
+from simulator.planner.evaluations import best_of_each, deployment_of, text_of
+from simulator.planner.explore import Evaluation
 from simulator.planner.launch import Command, launch
-from simulator.planner.search import Found
+from simulator.planner.search import SearchResult
 from simulator.workload.requests import load_requests, source_arrivals_s
 
 RECOMMENDED, COMPARED = "recommended.toml", "compared.toml"
@@ -33,84 +33,91 @@ _EXACT = 17
 """Digits that leave a number as it is."""
 
 
-def recommended(found: Found) -> list[Finding]:
-    """The findings worth handing over, the best first: overall, of the MoE models, of the dense
+def recommended(result: SearchResult) -> list[Evaluation]:
+    """The evaluations worth handing over, the best first: overall, of the MoE models, of the dense
     ones, and runners-up.
     """
-    met = [finding for finding in found.findings if finding.sized is not None]
-    best = list(best_of_each(found).values())
+    met = [evaluation for evaluation in result.evaluations if evaluation.cluster_size is not None]
+    best = list(best_of_each(result).values())
     by_kind = [
-        [f for f in best if (found.space.models[f.option.design.model].moe is not None) is moe]
+        [f for f in best if (result.space.models[f.candidate.shape.model].moe is not None) is moe]
         for moe in (True, False)
     ]
     ordered = [*met[:1], *(kind[0] for kind in by_kind if kind), *met]
-    unique: list[Finding] = []
-    for finding in ordered:
-        if finding not in unique:
-            unique.append(finding)
+    unique: list[Evaluation] = []
+    for evaluation in ordered:
+        if evaluation not in unique:
+            unique.append(evaluation)
     return unique[:_MOST_RECOMMENDED]
 
 
-def handover(found: Found, target: Path | None = None) -> dict[str, Any]:
+def handover(result: SearchResult, target: Path | None = None) -> dict[str, Any]:
     """Scenario files, and the commands of every model's best deployment that meets the targets, the
     best first, as JSON.
 
     Args:
         target: the folder that the files will be written to, as of :func:`scenario_text`.
     """
-    findings = recommended(found)
-    files = {RECOMMENDED: findings[:1]} | ({COMPARED: findings} if len(findings) > 1 else {})
+    evaluations = recommended(result)
+    files = {RECOMMENDED: evaluations[:1]} | (
+        {COMPARED: evaluations} if len(evaluations) > 1 else {}
+    )
     return {
         "scenarios": [
-            {"file": file, "text": scenario_text(found, shown, target)}
+            {"file": file, "text": scenario_text(result, shown, target)}
             for file, shown in files.items()
         ],
         "commands": [
             {
-                "deployment": text_of(found, finding),
-                "name": f"{text_of(found, finding)}: {one.name}",
+                "deployment": text_of(result, evaluation),
+                "name": f"{text_of(result, evaluation)}: {one.name}",
                 "model": name,
                 "command": one.command,
                 "not_expressed": list(one.not_expressed),
                 "flags_read": one.flags_read,
             }
-            for name, finding in best_of_each(found).items()
-            for one in commands(found, finding)
+            for name, evaluation in best_of_each(result).items()
+            for one in commands(result, evaluation)
         ],
     }
 
 
-def deployments(found: Found, findings: list[Finding]) -> list[DeploymentSpec]:
-    """Findings as deployments of one scenario, each with a name of its own."""
-    names = [text_of(found, finding) for finding in findings]
-    for n, finding in enumerate(findings):
+def deployments(result: SearchResult, evaluations: list[Evaluation]) -> list[DeploymentSpec]:
+    """Evaluations as deployments of one scenario, each with a name of its own."""
+    names = [text_of(result, evaluation) for evaluation in evaluations]
+    for n, evaluation in enumerate(evaluations):
         if names.count(names[n]) > 1:
-            names[n] += f", {finding.option.budget} tokens a step"
+            names[n] += f", {evaluation.candidate.budget} tokens a step"
     for n, name in enumerate(names):
         if name in names[:n]:
             names[n] = f"{name} ({n + 1})"
     return [
-        deployment_of(found, finding, name) for finding, name in zip(findings, names, strict=True)
+        deployment_of(result, evaluation, name)
+        for evaluation, name in zip(evaluations, names, strict=True)
     ]
 
 
-def scenario_text(found: Found, findings: list[Finding], folder: Path | None = None) -> str:
+def scenario_text(
+    result: SearchResult, evaluations: list[Evaluation], folder: Path | None = None
+) -> str:
     """The TOML text of a scenario with these deployments on the plan's traffic.
 
     Args:
-        findings: as :func:`recommended` orders them.
+        evaluations: as :func:`recommended` orders them.
         folder: that the file will be written to, to which paths are then relative; absent = they
             are absolute.
     """
-    question, base = found.question, found.space.folder
-    workload, comments = _workload(found)
-    slo = _slo(found, comments)
-    if found.asked_requests is not None and question.workload.num_requests is not None:
+    question, base = result.question, result.space.folder
+    workload, comments = _workload(result)
+    slo = _slo(result, comments)
+    if result.asked_requests is not None and question.workload.num_requests is not None:
         now = f"these are {question.workload.num_requests:,}, so that a steady state shows"
-        comments.append(f"The plan's workload asks for {found.asked_requests:,} requests; {now}.")
+        comments.append(f"The plan's workload asks for {result.asked_requests:,} requests; {now}.")
     if question.power.price_per_kwh:
         comments.append("The plan pays for electricity apart, which a run does not.")
-    if any(one.sized is not None and one.num_gpus < one.sized.size for one in findings):
+    if any(
+        one.cluster_size is not None and one.num_gpus < one.cluster_size.size for one in evaluations
+    ):
         comments.append(
             "The plan pays for the whole cluster; a run counts the GPUs that replicas take up, "
             "so it names a lower cost."
@@ -124,7 +131,7 @@ def scenario_text(found: Found, findings: list[Finding], folder: Path | None = N
         "name": f"{question.name}: recommended",
         "seed": question.seed,
         "workload": workload.model_dump(exclude_defaults=True),
-        "deployments": [_entry(spec, base, folder) for spec in deployments(found, findings)],
+        "deployments": [_entry(spec, base, folder) for spec in deployments(result, evaluations)],
     }
     head = (
         f"Recommended for the plan '{question.name}', the best first. "
@@ -180,22 +187,22 @@ def _requests(workload: WorkloadSpec, base: Path, folder: Path | None) -> dict[s
     return changes
 
 
-def _workload(found: Found) -> tuple[WorkloadSpec, list[str]]:
+def _workload(result: SearchResult) -> tuple[WorkloadSpec, list[str]]:
     """The plan's workload, cut to its busiest stretch; and what there is to say about that.
 
     A plan's stretch is in the time of the run; ``start_s`` is in the source's.
     """
-    question, asked = found.question, found.question.workload
+    question, asked = result.question, result.question.workload
     if question.peak_s is None:
         return asked, []
-    cut = _peak(found)
+    cut = _peak(result)
     if cut is None:
         text = (
             f"The plan is for the busiest {question.peak_s:g} s, which no start_s cuts out of "
             "these requests: here are all of them."
         )
         return asked, [text]
-    lead_s = found.traffic.trace.arrival_s[found.traffic.lead]
+    lead_s = result.traffic.trace.arrival_s[result.traffic.lead]
     before = (
         f", behind those of the {lead_s:.3g} s before, which the plan serves and does not judge"
         if lead_s
@@ -204,12 +211,12 @@ def _workload(found: Found) -> tuple[WorkloadSpec, list[str]]:
     return cut, [f"The requests are those of the busiest {question.peak_s:g} s{before}."]
 
 
-def _peak(found: Found) -> WorkloadSpec | None:
+def _peak(result: SearchResult) -> WorkloadSpec | None:
     asked, wanted, seed, base = (
-        found.question.workload,
-        found.traffic.trace,
-        found.question.seed,
-        found.space.folder,
+        result.question.workload,
+        result.traffic.trace,
+        result.question.seed,
+        result.space.folder,
     )
     whole = load_requests(asked, base, seed)
     count = wanted.num_requests
@@ -253,9 +260,9 @@ def _is_generated(workload: WorkloadSpec) -> bool:
     )
 
 
-def _slo(found: Found, comments: list[str]) -> SLO:
+def _slo(result: SearchResult, comments: list[str]) -> SLO:
     """The question's, or each target's limit at its highest percentile."""
-    asked, targets = found.question.workload.slo, found.question.targets
+    asked, targets = result.question.workload.slo, result.question.targets
     if any((asked.ttft_s, asked.tpot_s, asked.e2e_s)):
         return asked
     limits: dict[str, float] = {}
@@ -270,12 +277,12 @@ def _slo(found: Found, comments: list[str]) -> SLO:
     return SLO(**limits)
 
 
-def commands(found: Found, finding: Finding) -> list[Command]:
-    """What starts a finding's servers, and the router in front of them."""
-    spec = deployment_of(found, finding)
-    plan = make_plan(spec, found.question.seed, "plan", found.space.folder)
-    trace = found.traffic.trace
-    host_gpus = found.space.host_gpus(finding.option.design, finding.option.prefill)
+def commands(result: SearchResult, evaluation: Evaluation) -> list[Command]:
+    """What starts an evaluation's servers, and the router in front of them."""
+    spec = deployment_of(result, evaluation)
+    plan = make_plan(spec, result.question.seed, "plan", result.space.folder)
+    trace = result.traffic.trace
+    host_gpus = result.space.host_gpus(evaluation.candidate.shape, evaluation.candidate.prefill)
     return launch(
         plan,
         spec.model,

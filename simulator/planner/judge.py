@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from simulator.config.engine import find_hand_over
 from simulator.deployment.plan import DeploymentPlan
-from simulator.planner.curve import Curve, Floats
-from simulator.planner.space import Design, Space
+from simulator.planner.closed_form import Curve, Floats
+from simulator.planner.space import ReplicaShape, Space
 from simulator.planner.traffic import Traffic
 
 SLACK = 1.5
@@ -64,18 +64,18 @@ class Served(NamedTuple):
 
 
 class Judge:
-    """Judges designs, one after the other, for one question."""
+    """Judges shapes, one after the other, for one question."""
 
     def __init__(self, space: Space, traffic: Traffic) -> None:
         self.space = space
         self.traffic = traffic
         self.limits = _limits(space)
-        self._curves: dict[Design, Curve] = {}
+        self._curves: dict[ReplicaShape, Curve] = {}
         self._most_tokens = max(space.question.space.token_budgets)
 
-    def curve(self, design: Design, plan: DeploymentPlan) -> Curve:
-        """The design's curve; designs with the same kernels share them."""
-        key = design.kernels
+    def curve(self, shape: ReplicaShape, plan: DeploymentPlan) -> Curve:
+        """The shape's curve; shapes with the same kernels share them."""
+        key = shape.kernels
         found = Curve(plan, self.traffic, self._most_tokens, self._curves.get(key))
         self._curves.setdefault(key, found)
         return found

@@ -10,9 +10,9 @@ from typing import Any
 
 from simulator.config.capacity import Spare
 from simulator.deployment.plan import make_plan
-from simulator.planner.explore import Finding, Sized
+from simulator.planner.explore import ClusterSize, Evaluation
 from simulator.planner.machines import Machines
-from simulator.planner.screen import Option
+from simulator.planner.screen import Candidate
 from simulator.planner.trial import Outcome
 from simulator.planner.whatif import AS_ASKED, Change, Trials, cost_of, gpu_hour
 
@@ -22,7 +22,9 @@ _MOST_UNITS_IN_PAIRS = 128
 """GPUs or nodes of which every combination is tried; of more, the first ones are lost."""
 
 
-def with_losses(trials: Trials, option: Option, sized: Sized) -> list[dict[str, Any]]:
+def with_losses(
+    trials: Trials, candidate: Candidate, cluster_size: ClusterSize
+) -> list[dict[str, Any]]:
     """A row for nothing lost and for each of :data:`LOST`, at its worst: the GPUs or nodes whose
     loss hurts most.
 
@@ -32,14 +34,14 @@ def with_losses(trials: Trials, option: Option, sized: Sized) -> list[dict[str, 
     better than with less, since a balancer could leave replicas idle: the trials' noise is not a
     gain.
     """
-    machines = trials.space.machines[option.design.machines]
-    rate = trials.explorer(option, AS_ASKED).traffic.rate_per_s
-    host_gpus = trials.space.host_gpus(option.design, option.prefill)
-    rows = [_row(trials, option, machines, rate, Spare(), [sized], sized.size)]
+    machines = trials.space.machines[candidate.shape.machines]
+    rate = trials.explorer(candidate, AS_ASKED).traffic.rate_per_s
+    host_gpus = trials.space.host_gpus(candidate.shape, candidate.prefill)
+    rows = [_row(trials, candidate, machines, rate, Spare(), [cluster_size], cluster_size.size)]
     for lost in LOST:
-        left = sized.size - lost.nodes * host_gpus - lost.gpus
-        remaining = [] if left <= 0 else left_of(option, sized, lost, host_gpus)
-        row = _row(trials, option, machines, rate, lost, remaining, max(left, 0))
+        left = cluster_size.size - lost.nodes * host_gpus - lost.gpus
+        remaining = [] if left <= 0 else left_of(candidate, cluster_size, lost, host_gpus)
+        row = _row(trials, candidate, machines, rate, lost, remaining, max(left, 0))
         before = rows[-1]
         for name, worse in (("goodput_per_s", min), ("attainment", min), ("worst_ratio", max)):
             if row[name] is not None and before[name] is not None:
@@ -49,7 +51,9 @@ def with_losses(trials: Trials, option: Option, sized: Sized) -> list[dict[str, 
     return rows
 
 
-def left_of(option: Option, sized: Sized, lost: Spare, host_gpus: int) -> list[Sized]:
+def left_of(
+    candidate: Candidate, cluster_size: ClusterSize, lost: Spare, host_gpus: int
+) -> list[ClusterSize]:
     """Which replicas may be left of a deployment when some GPUs or some nodes are lost: every
     outcome that no other is worse than.
 
@@ -57,9 +61,9 @@ def left_of(option: Option, sized: Sized, lost: Spare, host_gpus: int) -> list[S
         host_gpus: GPUs of a node.
     """
     unit, count_lost = (host_gpus, lost.nodes) if lost.nodes else (1, lost.gpus)
-    pools = [(sized.replicas, option.design.num_ranks)]
-    if option.prefill is not None:
-        pools.insert(0, (sized.prefill_replicas, option.prefill.num_ranks))
+    pools = [(cluster_size.replicas, candidate.shape.num_ranks)]
+    if candidate.prefill is not None:
+        pools.insert(0, (cluster_size.prefill_replicas, candidate.prefill.num_ranks))
     units_of: list[tuple[int, frozenset[int]]] = []
     first = 0
     for pool, (count, ranks) in enumerate(pools):
@@ -69,12 +73,12 @@ def left_of(option: Option, sized: Sized, lost: Spare, host_gpus: int) -> list[S
             )
             first += ranks
     used = -(-first // unit)
-    idle = max(0, -(-sized.size // unit) - used)
+    idle = max(0, -(-cluster_size.size // unit) - used)
     if not lost.nodes:
         idle //= min(max(ranks for _, ranks in pools), host_gpus)
     gone = min(max(0, count_lost - idle), used)
     if gone == 0:
-        return [sized]
+        return [cluster_size]
     chosen = (
         combinations(range(used), gone)
         if used <= _MOST_UNITS_IN_PAIRS or gone == 1
@@ -92,24 +96,24 @@ def left_of(option: Option, sized: Sized, lost: Spare, host_gpus: int) -> list[S
         )
     ]
     return [
-        sized._replace(replicas=one[-1], prefill_replicas=one[0] if len(one) > 1 else 0)
+        cluster_size._replace(replicas=one[-1], prefill_replicas=one[0] if len(one) > 1 else 0)
         for one in sorted(worst)
     ]
 
 
 def _row(
     trials: Trials,
-    option: Option,
+    candidate: Candidate,
     machines: Machines,
     rate: float,
     lost: Spare,
-    remaining: list[Sized],
+    remaining: list[ClusterSize],
     gpus: int,
 ) -> dict[str, Any]:
     serving = [
         one
         for one in remaining
-        if one.replicas and (option.prefill is None or one.prefill_replicas)
+        if one.replicas and (candidate.prefill is None or one.prefill_replicas)
     ]
     row: dict[str, Any] = {
         "lost": str(lost),
@@ -135,7 +139,7 @@ def _row(
                 "text": "nothing is left that could serve",
             }
         )
-    outcomes = [(one, trials.trial(option, one)) for one in serving]
+    outcomes = [(one, trials.trial(candidate, one)) for one in serving]
     shares = [
         outcome.kept_share if math.isfinite(outcome.kept_share) else None for _, outcome in outcomes
     ]
@@ -156,22 +160,24 @@ def _row(
     }
 
 
-def spare_nodes(trials: Trials, option: Option) -> list[dict[str, Any]]:
+def spare_nodes(trials: Trials, candidate: Candidate) -> list[dict[str, Any]]:
     """N+k: the cluster that keeps all targets with nothing and with each of :data:`LOST` lost; and
     what that costs more.
 
     Where replicas are rented on nodes of their own, :func:`whole_nodes` are named beside them.
     """
-    machines = trials.space.machines[option.design.machines]
+    machines = trials.space.machines[candidate.shape.machines]
     rows = []
     base: float | None = None
     for spare in (Spare(), *LOST):
         change = Change(spare=spare)
-        finding = trials.find(option, change)
-        size = finding.sized.size if finding.sized is not None else None
-        cost = cost_of(trials.space, finding) if size is not None else None
+        evaluation = trials.find(candidate, change)
+        size = evaluation.cluster_size.size if evaluation.cluster_size is not None else None
+        cost = cost_of(trials.space, evaluation) if size is not None else None
         base = cost if spare == Spare() else base
-        host_gpus = trials.explorer(option, change).space.host_gpus(option.design, option.prefill)
+        host_gpus = trials.explorer(candidate, change).space.host_gpus(
+            candidate.shape, candidate.prefill
+        )
         rows.append(
             {
                 "lost": str(spare),
@@ -181,8 +187,8 @@ def spare_nodes(trials: Trials, option: Option) -> list[dict[str, Any]]:
                 "nodes": None if size is None else -(-size // host_gpus),
                 "cost_per_hour": cost,
                 "extra_cost_per_hour": None if cost is None or base is None else cost - base,
-                **whole_nodes(machines, host_gpus, finding.num_gpus, spare),
-                "why": finding.why,
+                **whole_nodes(machines, host_gpus, evaluation.num_gpus, spare),
+                "why": evaluation.why,
             }
         )
     return rows
@@ -207,57 +213,63 @@ def whole_nodes(
     return {"gpus_in_whole_nodes": gpus, "cost_per_hour_in_whole_nodes": cost}
 
 
-def idle_costs(trials: Trials, first: Finding, copying: Finding | None) -> dict[str, Any]:
+def idle_costs(trials: Trials, first: Evaluation, copying: Evaluation | None) -> dict[str, Any]:
     """What stands idle: GPUs that no replica of the first choice uses, besides those held back, and
     memory of copies of experts.
 
     Args:
         copying: the best deployment with copies, which need not be the first choice.
     """
-    space, option = trials.space, first.option
-    held_back = space.spare_gpus(option.design, option.prefill)
-    unused = 0 if first.sized is None else max(0, first.sized.size - first.num_gpus - held_back)
+    space, candidate = trials.space, first.candidate
+    held_back = space.spare_gpus(candidate.shape, candidate.prefill)
+    unused = (
+        0
+        if first.cluster_size is None
+        else max(0, first.cluster_size.size - first.num_gpus - held_back)
+    )
     return {
         "unused_gpus": unused,
-        "unused_cost_per_hour": unused * gpu_hour(space, option.design.machines),
+        "unused_cost_per_hour": unused * gpu_hour(space, candidate.shape.machines),
         "held_back": str(space.question.spare) if held_back else "",
         "held_back_gpus": held_back,
-        "held_back_cost_per_hour": held_back * gpu_hour(space, option.design.machines),
+        "held_back_cost_per_hour": held_back * gpu_hour(space, candidate.shape.machines),
         "spare_experts": None
-        if copying is None or copying.sized is None
-        else _spare_experts(trials, copying.option, copying.sized),
+        if copying is None or copying.cluster_size is None
+        else _spare_experts(trials, copying.candidate, copying.cluster_size),
     }
 
 
-def _spare_experts(trials: Trials, option: Option, sized: Sized) -> dict[str, Any] | None:
+def _spare_experts(
+    trials: Trials, candidate: Candidate, cluster_size: ClusterSize
+) -> dict[str, Any] | None:
     """Slots that hold copies; ``None`` where there are none.
 
     They compute no more than before, since copies share the tokens of one expert: what they take is
     memory, which the cache does not get, and what they save shows in the size without them.
     """
-    design, space = option.design, trials.space
-    moe = space.models[design.model].moe
-    if not design.slots or moe is None or design.slots <= moe.num_experts:
+    shape, space = candidate.shape, trials.space
+    moe = space.models[shape.model].moe
+    if not shape.slots or moe is None or shape.slots <= moe.num_experts:
         return None
-    plain = design._replace(slots=0)
+    plain = shape._replace(slots=0)
     seed, folder = space.question.seed, space.folder
     with_copies, without = (
-        make_plan(space.spec(one, option.budget), seed, "plan", folder).serving.capacity
-        for one in (design, plain)
+        make_plan(space.spec(one, candidate.budget), seed, "plan", folder).serving.capacity
+        for one in (shape, plain)
     )
     bytes_per_gpu = with_copies.weights_bytes - without.weights_bytes
     share = bytes_per_gpu / with_copies.total_bytes
-    cost = cost_of(space, trials.find(option._replace(design=plain)))
+    cost = cost_of(space, trials.find(candidate._replace(shape=plain)))
     return {
-        "deployment": space.text(design),
-        "slots": design.slots - moe.num_experts,
-        "share_of_slots": 1 - moe.num_experts / design.slots,
+        "deployment": space.text(shape),
+        "slots": shape.slots - moe.num_experts,
+        "share_of_slots": 1 - moe.num_experts / shape.slots,
         "bytes_per_gpu": bytes_per_gpu,
         "share_of_memory": share,
         "cost_per_hour": share
-        * sized.replicas
-        * design.num_ranks
-        * gpu_hour(space, design.machines),
+        * cluster_size.replicas
+        * shape.num_ranks
+        * gpu_hour(space, shape.machines),
         "cache_tokens_forgone": without.tokens - with_copies.tokens,
         "cost_per_hour_without": cost if math.isfinite(cost) else None,
     }

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from simulator.deployment.plan import make_plan
-from simulator.planner.draws import around_one, bands_of
-from simulator.planner.explore import Finding
-from simulator.planner.findings import text_of
-from simulator.planner.search import Found
-from simulator.planner.space import Design
+from simulator.planner.evaluations import text_of
+from simulator.planner.explore import Evaluation
+from simulator.planner.samples import around_one, bands_of
+from simulator.planner.search import SearchResult
+from simulator.planner.space import ReplicaShape
 from simulator.planner.speeds import Speed
 
 _MOST_POINTS = 24
@@ -42,7 +42,7 @@ class _Value(NamedTuple):
         return _Value(value / self.value, 0.0 if high is None and low is not None else high, low)
 
 
-def pareto(found: Found, bands: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
+def pareto(result: SearchResult, bands: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
     """Points that no other of the same model on the same machines beats in both, and what was
     simulated.
 
@@ -53,13 +53,13 @@ def pareto(found: Found, bands: Sequence[Mapping[str, Any]] = ()) -> list[dict[s
     of the whole cluster, paid for at the traffic's rate.
 
     Args:
-        bands: of the deployments that meet the targets, in the findings' order.
+        bands: of the deployments that meet the targets, in the evaluations' order.
     """
     points: list[dict[str, Any]] = []
-    for screened in found.screened.values():
+    for screened in result.screened.values():
         front = _unbeaten([*((speed, None) for speed in screened.front), *screened.pooled])
         edges = {
-            is_pooled: _edges(found, front[0][0].design, is_pooled)
+            is_pooled: _edges(result, front[0][0].shape, is_pooled)
             for is_pooled in {prefill is not None for _, prefill in front}
         }
         chosen = (
@@ -73,17 +73,19 @@ def pareto(found: Found, bands: Sequence[Mapping[str, Any]] = ()) -> list[dict[s
             else []
         )
         points += [
-            _closed(found, speed, prefill, edges[prefill is not None])
+            _closed(result, speed, prefill, edges[prefill is not None])
             for speed, prefill in (front[n] for n in chosen)
         ]
-    met = [finding for finding in found.findings if finding.sized is not None]
-    for finding, band in zip(met, bands or [{}] * len(met), strict=True):
-        point = _simulated(found, finding, band)
+    met = [evaluation for evaluation in result.evaluations if evaluation.cluster_size is not None]
+    for evaluation, band in zip(met, bands or [{}] * len(met), strict=True):
+        point = _simulated(result, evaluation, band)
         points += [] if point is None else [point]
     return points
 
 
-def _unbeaten(points: list[tuple[Speed, Design | None]]) -> list[tuple[Speed, Design | None]]:
+def _unbeaten(
+    points: list[tuple[Speed, ReplicaShape | None]],
+) -> list[tuple[Speed, ReplicaShape | None]]:
     """Points that no other beats in both, the fastest for a user first."""
     best, found = 0.0, []
     for point in sorted(
@@ -95,39 +97,41 @@ def _unbeaten(points: list[tuple[Speed, Design | None]]) -> list[tuple[Speed, De
     return found
 
 
-def _edges(found: Found, design: Design, is_pooled: bool) -> tuple[float, float]:
+def _edges(result: SearchResult, shape: ReplicaShape, is_pooled: bool) -> tuple[float, float]:
     """The band of a step's seconds over the predicted ones."""
-    space = found.space
-    plan = make_plan(space.spec(design, None), found.question.seed, "plan", space.folder)
+    space = result.space
+    plan = make_plan(space.spec(shape, None), result.question.seed, "plan", space.folder)
     return around_one(bands_of(plan, is_pooled).token)
 
 
 def _closed(
-    found: Found, speed: Speed, prefill: Design | None, edges: tuple[float, float]
+    result: SearchResult, speed: Speed, prefill: ReplicaShape | None, edges: tuple[float, float]
 ) -> dict[str, Any]:
-    design, space = speed.design, found.space
+    shape, space = speed.shape, result.space
     text = (
-        f"{space.text(design)}, {speed.sequences:.3g} sequences a "
+        f"{space.text(shape)}, {speed.sequences:.3g} sequences a "
         f"rank, {speed.budget:,} tokens a step"
     )
     if prefill is not None:
         text = (
-            f"{space.text(design)}, {speed.sequences:.3g} sequences a rank, prompts "
+            f"{space.text(shape)}, {speed.sequences:.3g} sequences a rank, prompts "
             f"on {space.split(prefill)}"
         )
     per_user, per_gpu = (
         _Value(value, value / edges[1], value / edges[0])
         for value in (speed.per_user, speed.per_gpu)
     )
-    return _point(found, design, text, per_user, per_gpu, "closed form") | {
+    return _point(result, shape, text, per_user, per_gpu, "closed form") | {
         "is_pooled": prefill is not None
     }
 
 
-def _simulated(found: Found, finding: Finding, band: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A finding; ``None`` where no target says how fast a user's text comes."""
-    sized, outcome = finding.sized, finding.outcome
-    if sized is None or outcome is None:
+def _simulated(
+    result: SearchResult, evaluation: Evaluation, band: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """An evaluation; ``None`` where no target says how fast a user's text comes."""
+    cluster_size, outcome = evaluation.cluster_size, evaluation.outcome
+    if cluster_size is None or outcome is None:
         return None
     name = next((name for name in _SPEEDS if outcome.measured.get(name)), None)
     if name is None:
@@ -135,21 +139,28 @@ def _simulated(found: Found, finding: Finding, band: Mapping[str, Any]) -> dict[
     tpot_s = _Value(outcome.measured[name], band.get(f"{name}_low"), band.get(f"{name}_high"))
     made = "output_tokens_per_s_per_gpu"
     per_gpu = _Value(
-        outcome.output_tokens_per_s / sized.size, band.get(f"{made}_low"), band.get(f"{made}_high")
+        outcome.output_tokens_per_s / cluster_size.size,
+        band.get(f"{made}_low"),
+        band.get(f"{made}_high"),
     )
-    text = f"{text_of(found, finding)}, {finding.option.budget:,} tokens a step"
-    point = _point(found, finding.option.design, text, tpot_s.over(1.0), per_gpu, "simulated")
-    return point | {"is_pooled": finding.option.prefill is not None}
+    text = f"{text_of(result, evaluation)}, {evaluation.candidate.budget:,} tokens a step"
+    point = _point(result, evaluation.candidate.shape, text, tpot_s.over(1.0), per_gpu, "simulated")
+    return point | {"is_pooled": evaluation.candidate.prefill is not None}
 
 
 def _point(
-    found: Found, design: Design, text: str, per_user: _Value, per_gpu: _Value, kind: str
+    result: SearchResult,
+    shape: ReplicaShape,
+    text: str,
+    per_user: _Value,
+    per_gpu: _Value,
+    kind: str,
 ) -> dict[str, Any]:
-    spec, machines = found.space.models[design.model], found.space.machines[design.machines]
+    spec, machines = result.space.models[shape.model], result.space.machines[shape.machines]
     return {
         "model": spec.name,
         "is_moe": spec.moe is not None,
-        "is_pruned": found.space.candidates[design.model].pruning is not None,
+        "is_pruned": result.space.variants[shape.model].pruning is not None,
         "cluster": machines.offer.cluster,
         "deployment": text,
         **per_user.keys("tokens_per_s_user"),

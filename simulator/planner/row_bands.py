@@ -5,7 +5,7 @@ of it.
 where no cluster within the limits would do or queues would grow without bound. Deployments that
 were not simulated with the calibration off are estimated in closed form
 (:mod:`simulator.planner.estimate`); ``band`` says which. Probabilities are shares of joint draws
-(:mod:`simulator.planner.draws`): ``is_best_probability`` of those in which a deployment is the
+(:mod:`simulator.planner.samples`): ``is_best_probability`` of those in which a deployment is the
 cheapest, of which the one that the plan lists first is taken where several cost the same, so that
 they add up to 1 less the draws in which nothing meets the targets; ``none_cheaper_probability`` of
 those in which nothing costs less, which counts all of them.
@@ -20,14 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from simulator.planner.confidence import Costs, Doubted, figures, over, widened
-from simulator.planner.draws import DRAWS, Z_80, Floats, Table, band_of, firsts, none_cheaper
+from simulator.planner.confidence import ComparedChoices, Costs, figures, over, widened
 from simulator.planner.estimate import Estimate, Estimator
-from simulator.planner.explore import Explorer, Finding, Sized
-from simulator.planner.findings import row_of
+from simulator.planner.evaluations import row_of
+from simulator.planner.explore import ClusterSize, Evaluation, Explorer
 from simulator.planner.losses import with_losses
-from simulator.planner.screen import Option
-from simulator.planner.search import Found
+from simulator.planner.samples import DRAWS, Z_80, Floats, Table, band_of, firsts, none_cheaper
+from simulator.planner.screen import Candidate
+from simulator.planner.search import SearchResult
 from simulator.planner.trial import Outcome
 from simulator.planner.whatif import AS_ASKED, Change, Trials, is_whole
 
@@ -48,28 +48,29 @@ Band = tuple[float | None, float | None]
 
 
 def estimates(
-    trials: Trials, findings: Sequence[Finding], rate_per_s: float
+    trials: Trials, evaluations: Sequence[Evaluation], rate_per_s: float
 ) -> list[Estimate | None]:
-    """The closed form of each finding about all requests, with other samples.
+    """The closed form of each evaluation about all requests, with other samples.
 
     Args:
         rate_per_s: of all requests.
     """
     estimator = Estimator(trials, samples=True)
-    found = [estimator.estimate(finding, rate_per_s) for finding in findings]
+    found = [estimator.estimate(evaluation, rate_per_s) for evaluation in evaluations]
     if trials.space.question.targets.attainment is None:
         return found
     return [
-        one and one._replace(kept=_kept(trials, finding, one.table))
-        for one, finding in zip(found, findings, strict=True)
+        one and one._replace(kept=_kept(trials, evaluation, one.table))
+        for one, evaluation in zip(found, evaluations, strict=True)
     ]
 
 
-def _kept(trials: Trials, finding: Finding, table: Table) -> tuple[float, ...]:
-    if finding.sized is None:
+def _kept(trials: Trials, evaluation: Evaluation, table: Table) -> tuple[float, ...]:
+    if evaluation.cluster_size is None:
         return ()
     ends = [
-        trials.trial(finding.option, finding.sized, Change(slower=edge)) for edge in table.edges
+        trials.trial(evaluation.candidate, evaluation.cluster_size, Change(slower=edge))
+        for edge in table.edges
     ]
     return tuple(end.measured[_SHARE] for end in ends)
 
@@ -90,25 +91,34 @@ def held(name: str, value: float | None, band: Band) -> dict[str, float | None]:
 
 
 def rows(
-    found: Found, doubted: Doubted, costs: Costs, closed: Mapping[Option, Estimate | None]
-) -> dict[Option, dict[str, Any]]:
+    result: SearchResult,
+    choices: ComparedChoices,
+    costs: Costs,
+    closed: Mapping[Candidate, Estimate | None],
+) -> dict[Candidate, dict[str, Any]]:
     """Bands of every deployment that meets the targets, and how likely each is the cheapest of
     them.
     """
-    met = [finding for finding in found.findings if finding.sized is not None]
-    scatter = _scatter(doubted)
-    bands: dict[Option, dict[str, Any]] = {
-        finding.option: _row(found, finding, doubted, costs, closed.get(finding.option), scatter)
-        for finding in met
+    met = [evaluation for evaluation in result.evaluations if evaluation.cluster_size is not None]
+    scatter = _scatter(choices)
+    bands: dict[Candidate, dict[str, Any]] = {
+        evaluation.candidate: _row(
+            result, evaluation, choices, costs, closed.get(evaluation.candidate), scatter
+        )
+        for evaluation in met
     }
-    drawn = [costs.of(finding) for finding in met]
-    known = [finding.option for finding, cost in zip(met, drawn, strict=True) if cost is not None]
+    drawn = [costs.of(evaluation) for evaluation in met]
+    known = [
+        evaluation.candidate
+        for evaluation, cost in zip(met, drawn, strict=True)
+        if cost is not None
+    ]
     together = np.array([cost for cost in drawn if cost is not None])
     if known:
-        for option, best, least in zip(
+        for candidate, best, least in zip(
             known, firsts(together), none_cheaper(together), strict=True
         ):
-            bands[option] |= {
+            bands[candidate] |= {
                 "is_best_probability": float(best),
                 "none_cheaper_probability": float(least),
             }
@@ -116,29 +126,31 @@ def rows(
 
 
 def _row(
-    found: Found,
-    finding: Finding,
-    doubted: Doubted,
+    result: SearchResult,
+    evaluation: Evaluation,
+    choices: ComparedChoices,
     costs: Costs,
     closed: Estimate | None,
     scatter: Mapping[str, float],
 ) -> dict[str, Any]:
-    sized, gpus = finding.sized, costs.gpus(finding)
-    if sized is None or gpus is None:
+    cluster_size, gpus = evaluation.cluster_size, costs.gpus(evaluation)
+    if cluster_size is None or gpus is None:
         return {"band": None}
-    row = row_of(found, finding)
+    row = row_of(result, evaluation)
     low, high = band_of(gpus)
     found_bands: dict[str, Any] = {
-        "band": SIMULATED if finding.option in doubted.tables else CLOSED
+        "band": SIMULATED if evaluation.candidate in choices.tables else CLOSED
     }
     for name in _DEARER:
         found_bands |= held(
             name,
             row[name],
-            tuple(None if end is None else row[name] * end / sized.size for end in (low, high)),  # type: ignore[arg-type]
+            tuple(
+                None if end is None else row[name] * end / cluster_size.size for end in (low, high)
+            ),  # type: ignore[arg-type]
         )
-    if finding.option == doubted.first.option:
-        for name, one in figures(doubted).items():
+    if evaluation.candidate == choices.first.candidate:
+        for name, one in figures(choices).items():
             if row.get(name) is not None and one["value"] > 0:  # of the stretch that was looked at
                 found_bands |= held(
                     name,
@@ -169,7 +181,9 @@ def _row(
         spread = made * scatter.get("output_tokens_per_s", 0.0)
         found_bands |= held("output_tokens_per_s", made, (max(0.0, made - spread), made + spread))
     per_gpu = row["output_tokens_per_s_per_gpu"]
-    inverse = tuple(0.0 if end is None else per_gpu * sized.size / end for end in (high, low))
+    inverse = tuple(
+        0.0 if end is None else per_gpu * cluster_size.size / end for end in (high, low)
+    )
     return found_bands | held("output_tokens_per_s_per_gpu", per_gpu, inverse)  # type: ignore[arg-type]
 
 
@@ -182,16 +196,16 @@ def _finite(band: tuple[float, float]) -> Band:
     return band[0] if math.isfinite(band[0]) else None, band[1] if math.isfinite(band[1]) else None
 
 
-def _scatter(doubted: Doubted) -> dict[str, float]:
+def _scatter(choices: ComparedChoices) -> dict[str, float]:
     """How other samples scatter the first choice's figures, as shares of them, either way in four
     cases of five.
     """
     base: dict[str, float] = next(
-        (row["measured"] for row in doubted.slowed if row["slower"] == 1.0), {}
+        (row["measured"] for row in choices.slowed if row["slower"] == 1.0), {}
     )
     return {
         name: Z_80
-        * float(np.std([value, *(row["measured"][name] for row in doubted.redrawn)]))
+        * float(np.std([value, *(row["measured"][name] for row in choices.redrawn)]))
         / value
         for name, value in base.items()
         if value > 0
@@ -209,30 +223,36 @@ def ratio_band(costs: Floats | None, others: Floats | None) -> Band:
 
 
 @dataclass(frozen=True)
-class Under(Trials):
+class ChangedTrials(Trials):
     """Trials that are under a change where nothing else is asked for."""
 
     change: Change = AS_ASKED
 
-    def trial(self, option: Option, sized: Sized, change: Change = AS_ASKED) -> Outcome:
+    def trial(
+        self, candidate: Candidate, cluster_size: ClusterSize, change: Change = AS_ASKED
+    ) -> Outcome:
         """As of other trials; likewise below."""
-        return super().trial(option, sized, self.change if change == AS_ASKED else change)
+        return super().trial(candidate, cluster_size, self.change if change == AS_ASKED else change)
 
-    def explorer(self, option: Option, change: Change) -> Explorer:
+    def explorer(self, candidate: Candidate, change: Change) -> Explorer:
         """For the search of a size."""
-        return super().explorer(option, self.change if change == AS_ASKED else change)
+        return super().explorer(candidate, self.change if change == AS_ASKED else change)
 
 
-def losses(trials: Trials, option: Option, sized: Sized, table: Table) -> list[dict[str, Any]]:
+def losses(
+    trials: Trials, candidate: Candidate, cluster_size: ClusterSize, table: Table
+) -> list[dict[str, Any]]:
     """What :func:`~simulator.planner.losses.with_losses` says, with bands: of the calibration's
     ends, and of other samples.
     """
     changes = [Change(slower=edge) for edge in _tabulated(table)] + [
         Change(draw=draw) for draw in DRAWS
     ]
-    asked = with_losses(trials, option, sized)
+    asked = with_losses(trials, candidate, cluster_size)
     others = [
-        with_losses(Under(trials.text, trials.folder, trials.place, change), option, sized)
+        with_losses(
+            ChangedTrials(trials.text, trials.folder, trials.place, change), candidate, cluster_size
+        )
         for change in changes
     ]
     ends, samples = others[: -len(DRAWS)], others[-len(DRAWS) :]
@@ -247,7 +267,7 @@ def losses(trials: Trials, option: Option, sized: Sized, table: Table) -> list[d
             row |= held(
                 name, value, (band[0], min(1.0, band[1]) if name == "attainment" else band[1])
             )
-        row["note"] = stretch_text(trials, option)
+        row["note"] = stretch_text(trials, candidate)
     return asked
 
 
@@ -259,10 +279,10 @@ def _tabulated(table: Table) -> Iterable[float]:
     )
 
 
-def stretch_text(trials: Trials, option: Option) -> str:
+def stretch_text(trials: Trials, candidate: Candidate) -> str:
     """Of which requests a row is; empty where it is of all."""
-    traffic = trials.explorer(option, Change()).traffic
-    whole = trials.explorer(option, Change(most=2**62)).traffic
+    traffic = trials.explorer(candidate, Change()).traffic
+    whole = trials.explorer(candidate, Change(most=2**62)).traffic
     return (
         ""
         if is_whole(whole)

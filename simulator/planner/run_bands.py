@@ -3,7 +3,7 @@
 The engine serves the same requests with steps that take as long as at both ends of its
 calibration's band, since a queue makes more of an error than the steps themselves have. Between
 those runs figures are interpolated over draws of the error that deployments share in part
-(:mod:`simulator.planner.draws`).
+(:mod:`simulator.planner.samples`).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.pool import PoolState
 from simulator.engine.table import StepTable, slow_table, start_table
 from simulator.engine.timeline import MakeTable, run_plan
-from simulator.planner.curve import Curve
-from simulator.planner.draws import Draws, Floats, Table, bands_of, first_token_off, own_of
+from simulator.planner.closed_form import Curve
 from simulator.planner.estimate import step_parts
+from simulator.planner.samples import Draws, Floats, Table, bands_of, first_token_off, own_of
 from simulator.planner.traffic import Traffic, subset
 from simulator.results.metrics import (
     METRICS,
@@ -49,7 +49,7 @@ _GRID = np.linspace(-_FURTHEST, _FURTHEST, 21)
 _LATENCIES = ("ttft_p50_s", "tpot_p50_s")
 
 
-class Drawn(NamedTuple):
+class FigureSamples(NamedTuple):
     """One deployment's figures in all draws, ``[n]`` each."""
 
     values: dict[str, Floats]
@@ -97,7 +97,7 @@ def draw_figures(
     record: DeploymentRecord | None,
     tables: Tables,
     tick: Progress = show_nothing,
-) -> Drawn | None:
+) -> FigureSamples | None:
     """A deployment's figures in all draws of a seed, which all deployments share; ``None`` where
     its calibration is of one machine, whose error is shown by ``execute``.
 
@@ -118,7 +118,7 @@ def _begin(trace: RequestTrace) -> RequestTrace:
     return subset(trace, np.arange(MOST_REQUESTS))
 
 
-def make_bands(drawn: Mapping[str, Drawn | None], num_requests: int) -> dict[str, Any]:
+def make_bands(drawn: Mapping[str, FigureSamples | None], num_requests: int) -> dict[str, Any]:
     """What ``run.json`` holds of them: for each deployment the 10th and 90th percentile of each
     figure, and for each two the probability that the first is better; empty where not all are
     known.
@@ -157,7 +157,7 @@ def _draw(
     known: DeploymentRecord | None,
     tables: Tables,
     tick: Progress,
-) -> Drawn:
+) -> FigureSamples:
     bands = bands_of(plan, plan.prefill is not None)
     slower, count = sorted({*bands.token, 1.0}), trace.num_requests
     shown = count_part(tick, f"bands of {plan.name}", count * len(slower))
@@ -192,7 +192,7 @@ def _draw(
     medians = [values[key] for key in _LATENCIES if key in values and (values[key] > 0).all()]
     if medians:
         values["latency"] = np.exp(np.mean(np.log(medians), axis=0))
-    return Drawn(values, bands.source)
+    return FigureSamples(values, bands.source)
 
 
 def _reckon(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from simulator.planner.judge import Judge, Rates, Served
 from simulator.planner.ruled_out import NO_CACHE, TOO_FEW, TOO_SLOW, Ruled
-from simulator.planner.space import Design, Space
+from simulator.planner.space import ReplicaShape, Space
 from simulator.planner.speeds import Speed, Speeds, pareto
 from simulator.planner.traffic import Traffic
 
@@ -26,12 +26,12 @@ _MOST_TOO_LONG = 0.01
 """Share of the requests that may be longer than a model's context: they are counted as served."""
 
 
-class Option(NamedTuple):
+class Candidate(NamedTuple):
     """A deployment that the screen judged."""
 
-    design: Design
+    shape: ReplicaShape
     budget: int
-    prefill: Design | None
+    prefill: ReplicaShape | None
     replicas: int
     """As estimated; of the decode pool where prompts have their own."""
     prefill_replicas: int
@@ -48,14 +48,14 @@ class Option(NamedTuple):
 class Screened(NamedTuple):
     """What is left of one model on one kind of machines."""
 
-    options: list[Option]
+    candidates: list[Candidate]
     """The cheapest, and those that might be when read optimistically; the cheapest first."""
     num_legal: int
     """Deployments that could keep the targets."""
     ruled: Ruled
     front: list[Speed]
     """The Pareto front of replicas for both phases ..."""
-    pooled: list[tuple[Speed, Design]]
+    pooled: list[tuple[Speed, ReplicaShape]]
     """... and of those that only decode, with the prefill pool that keeps the targets in fewest
     GPU-seconds a prompt."""
 
@@ -63,13 +63,15 @@ class Screened(NamedTuple):
 def screen(space: Space, traffic: Traffic, model: int, machines: int) -> Screened:
     """Judge every deployment of one model on one kind of machines."""
     judge = Judge(space, traffic)
-    options: list[Option] = []
+    candidates: list[Candidate] = []
     pools: dict[
         tuple[str, str, str],
-        tuple[list[tuple[Design, Rates, int]], list[tuple[Design, Rates]], list[Served]],
+        tuple[
+            list[tuple[ReplicaShape, Rates, int]], list[tuple[ReplicaShape, Rates]], list[Served]
+        ],
     ] = {}
     asked = space.question.space
-    budgets, sents = asked.token_budgets, space.candidates[model].entry.dispatch_dtypes or ("",)
+    budgets, sents = asked.token_budgets, space.variants[model].entry.dispatch_dtypes or ("",)
     usual_sequences = (asked.max_sequences or (0,))[0]
     ruled = Ruled()
     speeds: list[Speeds] = []
@@ -87,52 +89,52 @@ def screen(space: Space, traffic: Traffic, model: int, machines: int) -> Screene
         int((traffic.trace.num_input + traffic.trace.num_output).max()),
         int(traffic.trace.num_input.max()),
     )
-    for design, plan in space.designs(model, machines, ruled):
+    for shape, plan in space.shapes(model, machines, ruled):
         capacity = plan.serving.capacity
         has_room, has_prompts_room = (
             capacity.blocks_for(most) <= capacity.num_blocks for most in (longest, longest_prompt)
         )
         if not has_room:
-            ruled.out(NO_CACHE, space.text(design), len(budgets))
+            ruled.out(NO_CACHE, space.text(shape), len(budgets))
         if not has_prompts_room:
             continue
-        curve = judge.curve(design, plan)
+        curve = judge.curve(shape, plan)
         for budget in budgets if has_room else ():
             served = judge.both(plan, curve, budget)
-            _add(options, space, traffic, design, budget, judge.best(served), ruled)
-            speeds.append(_speeds(traffic, served, design, budget))
+            _add(candidates, space, traffic, shape, budget, judge.best(served), ruled)
+            speeds.append(_speeds(traffic, served, shape, budget))
         if asked.disaggregate:
             prefilling, decoding = (
                 judge.best(judge.prefilling(plan, curve, budgets[-1])),
                 judge.decoding(plan, curve),
             )
-            for sent in (design.dispatch_dtype,) if design.dispatch_dtype else sents:
+            for sent in (shape.dispatch_dtype,) if shape.dispatch_dtype else sents:
                 prompts, decodes, loads = pools.setdefault(
-                    (design.weight_dtype, design.kv_dtype, sent), ([], [], [])
+                    (shape.weight_dtype, shape.kv_dtype, sent), ([], [], [])
                 )
-                if design.max_sequences == usual_sequences and design.placement == _usual_placement(
-                    space, design
+                if shape.max_sequences == usual_sequences and shape.placement == _usual_placement(
+                    space, shape
                 ):  # a prefill pool has the decode pool's placement
-                    prompts.append((design, prefilling, budgets[-1]))
+                    prompts.append((shape, prefilling, budgets[-1]))
                 if has_room:
                     loads.append(decoding)
-                    decodes.append((design, judge.best(decoding)))
-    num_legal = len(options)
+                    decodes.append((shape, judge.best(decoding)))
+    num_legal = len(candidates)
     pooled: list[Speeds] = []
     for prompts, decodes, loads in pools.values():
         found, number = _pairs(space, traffic, prompts, decodes, ruled)
-        options += found
+        candidates += found
         num_legal += number
         able = [
-            (design.num_ranks / rates.likely, design, budget)
-            for design, rates, budget in prompts
+            (shape.num_ranks / rates.likely, shape, budget)
+            for shape, rates, budget in prompts
             if rates.likely > 0
         ]
-        for (design, _), served in zip(decodes, loads, strict=True) if able else ():
-            pooled.append(_speeds(traffic, served, design, min(able)[2], min(able)))
+        for (shape, _), served in zip(decodes, loads, strict=True) if able else ():
+            pooled.append(_speeds(traffic, served, shape, min(able)[2], min(able)))
     front = [speed for speed, _ in pareto(speeds)]
     return Screened(
-        _kept(options),
+        _kept(candidates),
         num_legal,
         ruled,
         front,
@@ -140,11 +142,11 @@ def screen(space: Space, traffic: Traffic, model: int, machines: int) -> Screene
     )
 
 
-def _usual_placement(space: Space, design: Design) -> str:
+def _usual_placement(space: Space, shape: ReplicaShape) -> str:
     """Where experts are that were placed before anything was known of their load: in order, unless
     that is not among what was asked for.
     """
-    is_chosen = design.ep > 1 and not design.slots
+    is_chosen = shape.ep > 1 and not shape.slots
     placements = space.question.space.placements
     return "eplb" if is_chosen and "contiguous" not in placements else "contiguous"
 
@@ -152,85 +154,85 @@ def _usual_placement(space: Space, design: Design) -> str:
 def _speeds(
     traffic: Traffic,
     served: Served,
-    design: Design,
+    shape: ReplicaShape,
     budget: int,
-    prefill: tuple[float, Design, int] | None = None,
+    prefill: tuple[float, ReplicaShape, int] | None = None,
 ) -> Speeds:
     """Of a replica with what else its GPUs' users take: GPU-seconds of a prompt in a pool for
     prompts.
     """
     kept = served.possible
     seconds, prompts = (0.0, None) if prefill is None else prefill[:2]
-    per_gpu = traffic.num_output / (design.num_ranks / served.rates[kept] + seconds)
-    return Speeds(1 / served.tpot_s[kept], per_gpu, served.batches[kept], design, budget, prompts)
+    per_gpu = traffic.num_output / (shape.num_ranks / served.rates[kept] + seconds)
+    return Speeds(1 / served.tpot_s[kept], per_gpu, served.batches[kept], shape, budget, prompts)
 
 
-def _kept(options: list[Option]) -> list[Option]:
+def _kept(candidates: list[Candidate]) -> list[Candidate]:
     """The cheapest as estimated, and those that could be cheapest."""
-    likely = sorted(options, key=by_cost)[:_KEPT]
-    hopeful = sorted(options, key=lambda option: (option.least_gpus, *by_cost(option)))[
+    likely = sorted(candidates, key=by_cost)[:_KEPT]
+    hopeful = sorted(candidates, key=lambda candidate: (candidate.least_gpus, *by_cost(candidate)))[
         : _KEPT // 2
     ]
     return sorted(dict.fromkeys([*likely, *hopeful]), key=by_cost)
 
 
-def by_cost(option: Option) -> tuple[Any, ...]:
+def by_cost(candidate: Candidate) -> tuple[Any, ...]:
     """The order of deployments that were screened, the best first."""
     return (
-        option.cost_per_hour,
-        option.gpus,
-        parts(option),
-        option.least_gpus,
-        option.prefill or (),
-        option.design,
-        option.budget,
+        candidate.cost_per_hour,
+        candidate.gpus,
+        parts(candidate),
+        candidate.least_gpus,
+        candidate.prefill or (),
+        candidate.shape,
+        candidate.budget,
     )
 
 
-def parts(option: Option) -> int:
+def parts(candidate: Candidate) -> int:
     """How many things a deployment has that a plain one has not: a pool for prompts, stages, moved
     experts, overlapping halves.
     """
-    design = option.design
-    moved = design.slots > 0 or design.placement != "contiguous"
-    return (option.prefill is not None) + (design.pp > 1) + moved + (design.overlap != "none")
+    shape = candidate.shape
+    moved = shape.slots > 0 or shape.placement != "contiguous"
+    return (candidate.prefill is not None) + (shape.pp > 1) + moved + (shape.overlap != "none")
 
 
 def _add(
-    options: list[Option],
+    candidates: list[Candidate],
     space: Space,
     traffic: Traffic,
-    design: Design,
+    shape: ReplicaShape,
     budget: int,
     found: Rates,
     ruled: Ruled,
 ) -> None:
-    machines = space.machines[design.machines]
+    machines = space.machines[shape.machines]
     if found.most == 0:
-        ruled.out(TOO_SLOW, space.text(design))
+        ruled.out(TOO_SLOW, space.text(shape))
         return
     replicas, least = (
         math.ceil(traffic.rate_per_s / rate) if rate > 0 else 0
         for rate in (found.likely, found.most)
     )
     held, least_held = (
-        space.held(number * design.num_ranks, design) for number in (replicas or least, least)
+        space.held(number * shape.num_ranks, shape) for number in (replicas or least, least)
     )
     if least_held is None:
-        ruled.out(TOO_FEW, f"{space.text(design)}: {least * design.num_ranks:,} GPUs or more")
+        ruled.out(TOO_FEW, f"{space.text(shape)}: {least * shape.num_ranks:,} GPUs or more")
         return
     price, most = machines.gpu_hour, machines.sizes[-1]
-    options.append(
-        Option(
-            design,
+    candidates.append(
+        Candidate(
+            shape,
             budget,
             None,
-            min(replicas or least, most // design.num_ranks),
+            min(replicas or least, most // shape.num_ranks),
             0,
             (held or most) * price,
             least_held * price,
-            (replicas or least) * design.num_ranks,
-            least * design.num_ranks,
+            (replicas or least) * shape.num_ranks,
+            least * shape.num_ranks,
             found.tpot_s,
             found.ttft_s,
         )
@@ -240,10 +242,10 @@ def _add(
 def _pairs(
     space: Space,
     traffic: Traffic,
-    prompts: list[tuple[Design, Rates, int]],
-    decodes: list[tuple[Design, Rates]],
+    prompts: list[tuple[ReplicaShape, Rates, int]],
+    decodes: list[tuple[ReplicaShape, Rates]],
     ruled: Ruled,
-) -> tuple[list[Option], int]:
+) -> tuple[list[Candidate], int]:
     """Prefill pools with decode pools of the same model, formats and machines: the best of them,
     and how many are possible.
     """
@@ -254,7 +256,7 @@ def _pairs(
     machines = space.machines[prompts[0][0].machines]
     price, sizes = machines.gpu_hour, np.array(machines.sizes)
     spare = np.array(
-        [[space.spare_gpus(design, prefill) for design, _ in decodes] for prefill, _, _ in prompts]
+        [[space.spare_gpus(shape, prefill) for shape, _ in decodes] for prefill, _, _ in prompts]
     )
 
     def needed(rates: list[float], ranks: list[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -292,7 +294,7 @@ def _pairs(
     for p, d in places:
         (prefill, p_rates, budget), (decode, d_rates) = prompts[p], decodes[d]
         found.append(
-            Option(
+            Candidate(
                 decode,
                 budget,
                 prefill,

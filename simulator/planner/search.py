@@ -23,18 +23,18 @@ from simulator.base.progress import Progress, show_nothing
 from simulator.config.capacity import Question
 from simulator.config.model import ModelSpec
 from simulator.parallel.workers import Workers, hired
-from simulator.planner.explore import Explorer, Finding, sized_as_found
-from simulator.planner.kept import KEPT_FINDING, as_json, finding_of
+from simulator.planner.explore import Evaluation, Explorer, resize_candidate
 from simulator.planner.requests import lasting, traffic_of
 from simulator.planner.ruled_out import Ruled
-from simulator.planner.screen import Option, Screened, by_cost, parts, screen
+from simulator.planner.screen import Candidate, Screened, by_cost, parts, screen
 from simulator.planner.space import Space
 from simulator.planner.store import Store, key_of
+from simulator.planner.stored import STORED_EVALUATION, as_json, restore_evaluation
 from simulator.planner.traffic import Traffic
 
 KEPT = "kept from before"
-"""What a :class:`~simulator.base.progress.Progress` is told of findings that an earlier search had
-made."""
+"""What a :class:`~simulator.base.progress.Progress` is told of evaluations that an earlier search
+had made."""
 _SHORT_REQUESTS, _SHORT_STAYS = 2000, 2.0
 """Requests of the first round's stretch of traffic, or longer where they stay for long; the second
 has all."""
@@ -47,7 +47,7 @@ _FIRST_ROUND, _SECOND_ROUND = 20, 8
 """Deployments in each round, besides the best of every model and of every kind of machines."""
 
 
-class Found(NamedTuple):
+class SearchResult(NamedTuple):
     """Everything that a search found."""
 
     question: Question
@@ -58,9 +58,9 @@ class Found(NamedTuple):
     space: Space
     traffic: Traffic
     screened: dict[tuple[int, int], Screened]
-    first: list[Finding]
+    first: list[Evaluation]
     """On the busiest stretch of the traffic."""
-    findings: list[Finding]
+    evaluations: list[Evaluation]
     """On all of it; the best first."""
 
     @property
@@ -84,7 +84,7 @@ def search(
     store: Store,
     tick: Progress = show_nothing,
     workers: Workers | int | None = None,
-) -> Found:
+) -> SearchResult:
     """Find the cheapest deployments that meet the targets.
 
     Args:
@@ -98,7 +98,9 @@ def search(
         return _search(question, folder, store, tick, crew)
 
 
-def _search(question: Question, folder: Path, store: Store, tick: Progress, crew: Workers) -> Found:
+def _search(
+    question: Question, folder: Path, store: Store, tick: Progress, crew: Workers
+) -> SearchResult:
     question, asked_requests = lasting(question, folder)
     space, traffic = Space(question, folder), traffic_of(question, folder)
     wanted, offered = question.targets.output_tokens_per_s, traffic.rate_per_s * traffic.num_output
@@ -120,22 +122,32 @@ def _search(question: Question, folder: Path, store: Store, tick: Progress, crew
         weight=partial(_screen_weight, space),
     )
     screened = dict(zip(parts, judged, strict=True))
-    possible = {option.design.model for part in screened.values() for option in part.options}
-    options = shortlist(screened) + hopeless(
+    possible = {
+        candidate.shape.model for part in screened.values() for candidate in part.candidates
+    }
+    candidates = shortlist(screened) + hopeless(
         space, {key: part for key, part in screened.items() if key[0] not in possible}
     )
-    first = _explore(space, text, store, options, True, tick, crew)
+    first = _explore(space, text, store, candidates, True, tick, crew)
     chosen = finalists(first)
     if _short(traffic).num_requests == traffic.num_requests:  # the first round had all requests
-        findings = [finding for finding in first if finding.option in chosen]
+        evaluations = [evaluation for evaluation in first if evaluation.candidate in chosen]
     else:
-        begun = {finding.option: sized_as_found(finding) for finding in first}
-        findings = _explore(
-            space, text, store, [begun[option] for option in chosen], False, tick, crew
+        begun = {evaluation.candidate: resize_candidate(evaluation) for evaluation in first}
+        evaluations = _explore(
+            space, text, store, [begun[candidate] for candidate in chosen], False, tick, crew
         )
-    findings = [replace(finding, option=sized_as_found(finding)) for finding in findings]
-    return Found(
-        question, asked_requests, space, traffic, screened, first, sorted(findings, key=best_first)
+    evaluations = [
+        replace(evaluation, candidate=resize_candidate(evaluation)) for evaluation in evaluations
+    ]
+    return SearchResult(
+        question,
+        asked_requests,
+        space,
+        traffic,
+        screened,
+        first,
+        sorted(evaluations, key=best_first),
     )
 
 
@@ -143,66 +155,68 @@ def _short(traffic: Traffic) -> Traffic:
     return traffic.busiest(_SHORT_REQUESTS, _SHORT_STAYS)
 
 
-def shortlist(screened: dict[tuple[int, int], Screened]) -> list[Option]:
+def shortlist(screened: dict[tuple[int, int], Screened]) -> list[Candidate]:
     """What is simulated: the cheapest, and the best of every model on every kind of machines with
     and without a prefill pool.
 
     Of one such kind a few at most: the screen judges splits of one model on the same machines
     alike, and what it may misjudge is rather the model, the machines, or that there are pools.
     """
-    ordered = sorted((option for part in screened.values() for option in part.options), key=by_cost)
-    chosen: dict[Option, None] = {}
+    ordered = sorted(
+        (candidate for part in screened.values() for candidate in part.candidates), key=by_cost
+    )
+    chosen: dict[Candidate, None] = {}
     many: Counter[tuple[Any, ...]] = Counter()
-    for option in ordered:
-        kind = (option.design.model, option.design.machines, option.prefill is None)
+    for candidate in ordered:
+        kind = (candidate.shape.model, candidate.shape.machines, candidate.prefill is None)
         if not many[kind] or (len(chosen) < _FIRST_ROUND and many[kind] < _ALIKE):
-            chosen.setdefault(option)
+            chosen.setdefault(candidate)
             many[kind] += 1
     return list(chosen)
 
 
-def hopeless(space: Space, screened: dict[tuple[int, int], Screened]) -> list[Option]:
+def hopeless(space: Space, screened: dict[tuple[int, int], Screened]) -> list[Candidate]:
     """Of models that cannot keep the targets: deployments from the fastest to the most productive,
     each as large as the limits allow.
 
     They are simulated to say which target fails, and by how much.
     """
-    chosen: dict[Option, None] = {}
+    chosen: dict[Candidate, None] = {}
     for (_, place), part in screened.items():
         machines, count = space.machines[place], len(part.front)
         for at in sorted({round(share * (count - 1)) for share in _SPREAD}) if count else ():
-            per_user, _, design, budget, _ = part.front[at]
-            largest = max(space.sizes(design), default=0)
-            replicas = (largest - space.spare_gpus(design)) // design.num_ranks
+            per_user, _, shape, budget, _ = part.front[at]
+            largest = max(space.sizes(shape), default=0)
+            replicas = (largest - space.spare_gpus(shape)) // shape.num_ranks
             if replicas >= 1:
-                gpus, cost = replicas * design.num_ranks, largest * machines.gpu_hour
+                gpus, cost = replicas * shape.num_ranks, largest * machines.gpu_hour
                 chosen.setdefault(
-                    Option(
-                        design, budget, None, replicas, 0, cost, cost, gpus, gpus, 1 / per_user, 0.0
+                    Candidate(
+                        shape, budget, None, replicas, 0, cost, cost, gpus, gpus, 1 / per_user, 0.0
                     )
                 )
     return list(chosen)
 
 
-def finalists(first: list[Finding]) -> list[Option]:
+def finalists(first: list[Evaluation]) -> list[Candidate]:
     """What is simulated on all requests: the best, and the best of every model and of every kind of
     machines.
     """
     ordered = sorted(first, key=best_first)
-    chosen = dict.fromkeys(finding.option for finding in ordered[:_SECOND_ROUND])
+    chosen = dict.fromkeys(evaluation.candidate for evaluation in ordered[:_SECOND_ROUND])
     seen: set[tuple[str, int]] = set()
-    for finding in ordered:
+    for evaluation in ordered:
         for kind in (
-            ("model", finding.option.design.model),
-            ("machines", finding.option.design.machines),
+            ("model", evaluation.candidate.shape.model),
+            ("machines", evaluation.candidate.shape.machines),
         ):
             if kind not in seen:
-                chosen.setdefault(finding.option)
+                chosen.setdefault(evaluation.candidate)
             seen.add(kind)
     return list(chosen)
 
 
-def best_first(finding: Finding) -> tuple[Any, ...]:
+def best_first(evaluation: Evaluation) -> tuple[Any, ...]:
     """The order of deployments that were simulated.
 
     At one price the one that is least likely to miss a target comes first, in tenths: going by how
@@ -211,80 +225,82 @@ def best_first(finding: Finding) -> tuple[Any, ...]:
     expects to need fewest GPUs has most headroom in a cluster of that price; then the one whose
     tightest target is least tight.
     """
-    worst = finding.outcome.worst if finding.outcome is not None else math.inf
+    worst = evaluation.outcome.worst if evaluation.outcome is not None else math.inf
     tight = max(0, math.ceil(round(10 * worst, 6) - 8)) if worst <= 1 else worst
-    option = finding.option
+    candidate = evaluation.candidate
     told = (
-        parts(option),
-        option.gpus,
+        parts(candidate),
+        candidate.gpus,
         worst,
-        finding.num_gpus,
-        option.design,
-        option.prefill or (),
-        option.budget,
+        evaluation.num_gpus,
+        candidate.shape,
+        candidate.prefill or (),
+        candidate.budget,
     )
-    return (finding.cost_per_hour, round(10 * finding.risk), tight, *told)
+    return (evaluation.cost_per_hour, round(10 * evaluation.risk), tight, *told)
 
 
 def _explore(
     space: Space,
     text: str,
     store: Store,
-    options: list[Option],
+    candidates: list[Candidate],
     is_short: bool,
     tick: Progress,
     crew: Workers,
-) -> list[Finding]:
+) -> list[Evaluation]:
     name = f"simulating deployments on {'the busiest stretch' if is_short else 'all requests'}"
-    tick(name, 0, len(options))
+    tick(name, 0, len(candidates))
     place = None if store.folder is None else str(store.folder)
     task = partial(_explored, text, str(space.folder), place, is_short)
-    met: list[Finding] = []
-    kept: list[Finding] = []
+    met: list[Evaluation] = []
+    kept: list[Evaluation] = []
 
-    def seen(finding: Finding) -> None:
-        if finding.was_kept:
-            kept.append(finding)
-        if finding.sized is not None:
-            met[:] = [min([*met, finding], key=best_first)]
+    def seen(evaluation: Evaluation) -> None:
+        if evaluation.was_stored:
+            kept.append(evaluation)
+        if evaluation.cluster_size is not None:
+            met[:] = [min([*met, evaluation], key=best_first)]
 
     def done(count: int) -> None:
-        tick(name, count, len(options), _best_so_far(space, met[0]) if met else "")
+        tick(name, count, len(candidates), _best_so_far(space, met[0]) if met else "")
 
-    found = crew.map(task, options, done, seen, model_of, work_of)
+    found = crew.map(task, candidates, done, seen, model_of, work_of)
     if kept:
         tick(KEPT, len(kept), len(kept))
     return found
 
 
-def model_of(option: Option) -> int:
+def model_of(candidate: Candidate) -> int:
     """Whose experts' choices its trials share with others'."""
-    return option.design.model
+    return candidate.shape.model
 
 
-def work_of(option: Option) -> float:
+def work_of(candidate: Candidate) -> float:
     """Roughly how long its trials take: pools have two sizes to find, and serve every request;
     lockstep of experts is drawn.
     """
-    pools = [option.design] if option.prefill is None else [option.design, option.prefill]
-    return (1 if option.prefill is None else 3) + sum(design.ep > 1 for design in pools)
+    pools = [candidate.shape] if candidate.prefill is None else [candidate.shape, candidate.prefill]
+    return (1 if candidate.prefill is None else 3) + sum(shape.ep > 1 for shape in pools)
 
 
 def _screen_weight(space: Space, part: tuple[int, int]) -> float:
     return 1.0 if space.models[part[0]].moe is None else 10.0
 
 
-def _best_so_far(space: Space, finding: Finding) -> str:
+def _best_so_far(space: Space, evaluation: Evaluation) -> str:
     machines, gpus = (
-        space.machines[finding.option.design.machines],
-        finding.sized.size if finding.sized is not None else 0,
+        space.machines[evaluation.candidate.shape.machines],
+        evaluation.cluster_size.size if evaluation.cluster_size is not None else 0,
     )
     price = (
-        f"{finding.cost_per_hour:,.2f} {space.question.power.currency} per hour, "
-        if finding.cost_per_hour
+        f"{evaluation.cost_per_hour:,.2f} {space.question.power.currency} per hour, "
+        if evaluation.cost_per_hour
         else ""
     )
-    return f"{price}{space.formatted(finding.option.design)} on {gpus} x {machines.offer.cluster}"
+    return (
+        f"{price}{space.formatted(evaluation.candidate.shape)} on {gpus} x {machines.offer.cluster}"
+    )
 
 
 @lru_cache(maxsize=2)
@@ -300,44 +316,46 @@ def _screened(text: str, folder: str, part: tuple[int, int]) -> Screened:
         return screen(space, traffic, *part)
 
 
-def _explored(text: str, folder: str, place: str | None, is_short: bool, option: Option) -> Finding:
-    """One finding, from the store where it is there."""
+def _explored(
+    text: str, folder: str, place: str | None, is_short: bool, candidate: Candidate
+) -> Evaluation:
+    """One evaluation, from the store where it is there."""
     space, traffic = _world(text, folder, is_short)
     store = Store(None if place is None else Path(place))
-    key = key_of(identity(space, traffic, option))
-    known = store.get(key, KEPT_FINDING)
+    key = key_of(identity(space, traffic, candidate))
+    known = store.get(key, STORED_EVALUATION)
     if known is not None:
         return replace(
-            finding_of(known, option, space.machines[option.design.machines].gpu_hour),
-            was_kept=True,
+            restore_evaluation(known, candidate, space.machines[candidate.shape.machines].gpu_hour),
+            was_stored=True,
         )
     with looked_up_once():
-        found = Explorer(space, option, traffic, space.question.seed).find()
+        found = Explorer(space, candidate, traffic, space.question.seed).find()
     store.put(key, as_json(found))
     return found
 
 
-def identity(space: Space, traffic: Traffic, option: Option) -> list[Any]:
-    """All that a finding about an option depends on: not the question's name, its other models and
-    machines, or its map.
+def identity(space: Space, traffic: Traffic, candidate: Candidate) -> list[Any]:
+    """All that an evaluation about a candidate depends on: not the question's name, its other
+    models and machines, or its map.
 
     A search that gets another model or another price therefore finds what it has done already.
     """
-    question, design = space.question, option.design
-    candidate, machines = space.candidates[design.model], space.machines[design.machines]
-    prompts = option.prefill and option.prefill._replace(model=0, machines=0)
+    question, shape = space.question, candidate.shape
+    variant, machines = space.variants[shape.model], space.machines[shape.machines]
+    prompts = candidate.prefill and candidate.prefill._replace(model=0, machines=0)
     return [
-        option._replace(
-            design=design._replace(model=0, machines=0),
+        candidate._replace(
+            shape=shape._replace(model=0, machines=0),
             prefill=prompts,
             cost_per_hour=0.0,
             least_cost_per_hour=0.0,
         ),
-        space.models[design.model].model_dump(mode="json"),
-        candidate.entry.model_dump(mode="json", exclude={"quality", "pruned_quality", "prunings"}),
-        candidate.pruning and candidate.pruning.model_dump(mode="json"),
-        _own_code(space.models[design.model]),
-        _files(candidate.entry.routing or space.models[design.model].routing or {}, space.folder),
+        space.models[shape.model].model_dump(mode="json"),
+        variant.entry.model_dump(mode="json", exclude={"quality", "pruned_quality", "prunings"}),
+        variant.pruning and variant.pruning.model_dump(mode="json"),
+        _own_code(space.models[shape.model]),
+        _files(variant.entry.routing or space.models[shape.model].routing or {}, space.folder),
         machines.spec.model_dump(
             mode="json", exclude={"price_per_gpu_hour", "currency", "sources"}
         ),

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 from simulator.planner.conditions import Conditions, unchanged
 from simulator.planner.confidence import Costs
-from simulator.planner.draws import Floats, Table
-from simulator.planner.explore import Finding
-from simulator.planner.findings import best_of_each, text_of
+from simulator.planner.evaluations import best_of_each, text_of
+from simulator.planner.explore import Evaluation
 from simulator.planner.row_bands import costs_band, held, ratio_band
-from simulator.planner.screen import Option
-from simulator.planner.search import Found
+from simulator.planner.samples import Floats, Table
+from simulator.planner.screen import Candidate
+from simulator.planner.search import SearchResult
 from simulator.planner.space import Space
 from simulator.planner.whatif import AS_ASKED, Change, cost_of
 
@@ -26,7 +26,7 @@ _MOST_OPTIONS = 6
 class Priced(NamedTuple):
     """What was found, and what it costs per hour under the prices that are looked at."""
 
-    finding: Finding
+    evaluation: Evaluation
     cost: float
     table: Table | None = None
     """Of what it needs if steps take longer, under the change that it was found for."""
@@ -49,33 +49,33 @@ WHAT_IFS = (
 """Those that take simulation; prices take none."""
 
 
-def options_of(found: Found) -> list[Option]:
+def candidates_of(result: SearchResult) -> list[Candidate]:
     """What is explored again: the best of every model, and then the best of other kinds."""
-    chosen = dict.fromkeys(finding.option for finding in best_of_each(found).values())
-    seen = {_kind(option) for option in chosen}
-    for finding in found.findings:
+    chosen = dict.fromkeys(evaluation.candidate for evaluation in best_of_each(result).values())
+    seen = {_kind(candidate) for candidate in chosen}
+    for evaluation in result.evaluations:
         if len(chosen) >= _MOST_OPTIONS:
             break
-        if finding.sized is not None and _kind(finding.option) not in seen:
-            chosen.setdefault(finding.option)
-            seen.add(_kind(finding.option))
+        if evaluation.cluster_size is not None and _kind(evaluation.candidate) not in seen:
+            chosen.setdefault(evaluation.candidate)
+            seen.add(_kind(evaluation.candidate))
     return list(chosen)
 
 
-def _kind(option: Option) -> tuple[int, int, bool]:
-    return (option.design.model, option.design.machines, option.prefill is None)
+def _kind(candidate: Candidate) -> tuple[int, int, bool]:
+    return (candidate.shape.model, candidate.shape.machines, candidate.prefill is None)
 
 
-def changes_of(found: Found, option: Option) -> list[Change]:
-    """Circumstances under which an option is explored anew; a dense model has no skew."""
-    is_dense = found.space.models[option.design.model].moe is None
+def changes_of(result: SearchResult, candidate: Candidate) -> list[Change]:
+    """Circumstances under which a candidate is explored anew; a dense model has no skew."""
+    is_dense = result.space.models[candidate.shape.model].moe is None
     return [AS_ASKED, *(one.change for one in WHAT_IFS if not (is_dense and one.name == "skew"))]
 
 
 def sensitivity(
-    found: Found,
-    results: Mapping[tuple[Option, Change], Finding],
-    tables: Mapping[tuple[Option, Change], Table],
+    result: SearchResult,
+    results: Mapping[tuple[Candidate, Change], Evaluation],
+    tables: Mapping[tuple[Candidate, Change], Table],
     costs: Costs,
     stretch: str = "",
 ) -> list[dict[str, Any]]:
@@ -86,39 +86,41 @@ def sensitivity(
     change as without it.
 
     Args:
-        results: by option and change, see :func:`options_of` and :func:`changes_of`; likewise
+        results: by candidate and change, see :func:`candidates_of` and :func:`changes_of`; likewise
             ``tables``, where there are any.
         stretch: which requests they are of.
     """
-    options = options_of(found)
+    candidates = candidates_of(result)
 
     def under(change: Change) -> list[Priced]:
-        findings = []
-        for option in options:
-            own = change if (option, change) in results else AS_ASKED
-            finding = results[option, own]
-            findings.append(
-                Priced(finding, cost_of(found.space, finding), tables.get((option, own)))
+        evaluations = []
+        for candidate in candidates:
+            own = change if (candidate, change) in results else AS_ASKED
+            evaluation = results[candidate, own]
+            evaluations.append(
+                Priced(evaluation, cost_of(result.space, evaluation), tables.get((candidate, own)))
             )
-        return findings
+        return evaluations
 
     base = _cheapest(under(AS_ASKED))
     if base is None:
         return []
     rows = [
-        _row(found, costs, one.name, one.text, under(one.change), base, _note(found, one, stretch))
+        _row(
+            result, costs, one.name, one.text, under(one.change), base, _note(result, one, stretch)
+        )
         for one in WHAT_IFS
     ]
     rows.append(
-        _priced(found, costs, "price", "GPUs 30 % cheaper", range(len(found.space.machines)))
+        _priced(result, costs, "price", "GPUs 30 % cheaper", range(len(result.space.machines)))
     )
-    if len(found.space.machines) > 1:
-        for place, machines in enumerate(found.space.machines):
+    if len(result.space.machines) > 1:
+        for place, machines in enumerate(result.space.machines):
             if machines.price_per_gpu_hour > 0:
                 cluster = machines.offer.cluster
                 rows.append(
                     _priced(
-                        found,
+                        result,
                         costs,
                         f"price of {cluster}",
                         f"GPUs of {cluster} 30 % cheaper",
@@ -128,37 +130,47 @@ def sensitivity(
     return rows
 
 
-def _priced(found: Found, costs: Costs, name: str, text: str, cheaper: Any) -> dict[str, Any]:
+def _priced(
+    result: SearchResult, costs: Costs, name: str, text: str, cheaper: Any
+) -> dict[str, Any]:
     """Other prices of machines, not of electricity: everything that was found is compared again."""
-    known = [Priced(finding, cost_of(found.space, finding)) for finding in found.findings]
+    known = [
+        Priced(evaluation, cost_of(result.space, evaluation)) for evaluation in result.evaluations
+    ]
     changed = []
-    for finding, cost, _ in known:
-        size = finding.sized.size if finding.sized is not None else 0
-        place = finding.option.design.machines
+    for evaluation, cost, _ in known:
+        size = evaluation.cluster_size.size if evaluation.cluster_size is not None else 0
+        place = evaluation.candidate.shape.machines
         saved = (
-            (1 - _CUT) * size * found.space.machines[place].price_per_gpu_hour
+            (1 - _CUT) * size * result.space.machines[place].price_per_gpu_hour
             if place in cheaper
             else 0.0
         )
-        changed.append(Priced(finding, cost - saved))
+        changed.append(Priced(evaluation, cost - saved))
     base = _cheapest(known)
     if base is None:
         raise ValueError("nothing was found")
-    return _row(found, costs, name, text, changed, base, "")
+    return _row(result, costs, name, text, changed, base, "")
 
 
 def _row(
-    found: Found,
+    result: SearchResult,
     costs: Costs,
     name: str,
     text: str,
-    findings: list[Priced],
+    evaluations: list[Priced],
     base: Priced,
     note: str,
 ) -> dict[str, Any]:
-    best = _cheapest(findings)
+    best = _cheapest(evaluations)
     moe, dense = (
-        _cheapest([one for one in findings if found.space.kind(one.finding.option.design) == kind])
+        _cheapest(
+            [
+                one
+                for one in evaluations
+                if result.space.kind(one.evaluation.candidate.shape) == kind
+            ]
+        )
         for kind in ("MoE", "dense")
     )
     row: dict[str, Any] = {
@@ -167,58 +179,58 @@ def _row(
         "cost_per_hour": None if best is None else best.cost,
         "base_cost_per_hour": base.cost,
         "cost_ratio": None if best is None else _ratio(best, base),
-        "deployment": None if best is None else text_of(found, best.finding),
-        "flips": best is None or _choice(best.finding) != _choice(base.finding),
-        "best_moe": _brief(found, moe),
-        "best_dense": _brief(found, dense),
+        "deployment": None if best is None else text_of(result, best.evaluation),
+        "flips": best is None or _choice(best.evaluation) != _choice(base.evaluation),
+        "best_moe": _brief(result, moe),
+        "best_dense": _brief(result, dense),
         "cost_moe_over_dense": None if moe is None or dense is None else _ratio(moe, dense),
         "note": note
         if best is not None
         else f"no deployment that was tried meets the targets then. {note}".strip(),
     }
-    mine, theirs = _drawn(found, costs, best), _drawn(found, costs, base)
+    mine, theirs = _drawn(result, costs, best), _drawn(result, costs, base)
     if best is not None and best.cost > 0:
         row |= held("cost_per_hour", best.cost, costs_band(mine))
     row |= held("cost_ratio", row["cost_ratio"], ratio_band(mine, theirs))
-    ratio = ratio_band(_drawn(found, costs, moe), _drawn(found, costs, dense))
+    ratio = ratio_band(_drawn(result, costs, moe), _drawn(result, costs, dense))
     return row | held("cost_moe_over_dense", row["cost_moe_over_dense"], ratio)
 
 
-def _drawn(found: Found, costs: Costs, one: Priced | None) -> Floats | None:
+def _drawn(result: SearchResult, costs: Costs, one: Priced | None) -> Floats | None:
     """``[n]`` draws of what it costs; of GPUs where machines cost nothing."""
-    drawn = None if one is None else costs.of(one.finding, one.table)
+    drawn = None if one is None else costs.of(one.evaluation, one.table)
     if one is None or drawn is None:
         return None
-    full = cost_of(found.space, one.finding)
+    full = cost_of(result.space, one.evaluation)
     return drawn * (one.cost / full if full > 0 else 1.0)
 
 
-def _brief(found: Found, priced: Priced | None) -> dict[str, Any] | None:
-    if priced is None or priced.finding.sized is None:
+def _brief(result: SearchResult, priced: Priced | None) -> dict[str, Any] | None:
+    if priced is None or priced.evaluation.cluster_size is None:
         return None
     return {
-        "model": found.space.models[priced.finding.option.design.model].name,
-        "deployment": text_of(found, priced.finding),
-        "gpus": priced.finding.sized.size,
+        "model": result.space.models[priced.evaluation.candidate.shape.model].name,
+        "deployment": text_of(result, priced.evaluation),
+        "gpus": priced.evaluation.cluster_size.size,
         "cost_per_hour": priced.cost,
     }
 
 
-def _choice(finding: Finding) -> tuple[int, int]:
-    return (finding.option.design.model, finding.option.design.machines)
+def _choice(evaluation: Evaluation) -> tuple[int, int]:
+    return (evaluation.candidate.shape.model, evaluation.candidate.shape.machines)
 
 
 def _cheapest(known: list[Priced]) -> Priced | None:
     """The first of the cheapest, of which the one that takes up fewest GPUs."""
-    met = [one for one in known if one.finding.sized is not None]
-    return min(met, key=lambda one: (one.cost, one.finding.num_gpus), default=None)
+    met = [one for one in known if one.evaluation.cluster_size is not None]
+    return min(met, key=lambda one: (one.cost, one.evaluation.num_gpus), default=None)
 
 
 def _ratio(one: Priced, other: Priced) -> float | None:
     """Of costs; of GPUs where machines cost nothing."""
     if other.cost > 0:
         return one.cost / other.cost
-    sizes = one.finding.sized, other.finding.sized
+    sizes = one.evaluation.cluster_size, other.evaluation.cluster_size
     return (
         sizes[0].size / sizes[1].size
         if one.cost == 0 and sizes[0] is not None and sizes[1] is not None
@@ -226,12 +238,12 @@ def _ratio(one: Priced, other: Priced) -> float | None:
     )
 
 
-def _note(found: Found, one: WhatIf, stretch: str) -> str:
+def _note(result: SearchResult, one: WhatIf, stretch: str) -> str:
     """What to know about a row."""
     parts = [stretch] if stretch else []
     if one.name == "prompts":
-        for model in found.space.models:
-            share = _cut_share(found, one.change.conditions.prompts, model.max_context_tokens)
+        for model in result.space.models:
+            share = _cut_share(result, one.change.conditions.prompts, model.max_context_tokens)
             if share > 0:
                 few = "fewer than 0.1 %" if share < 0.001 else f"{100 * share:.1f} %"
                 parts.append(
@@ -239,12 +251,12 @@ def _note(found: Found, one: WhatIf, stretch: str) -> str:
                     f"of {model.max_context_tokens:,} tokens."
                 )
     if one.name == "skew":
-        parts += _skew_notes(found.space, one.change.conditions)
+        parts += _skew_notes(result.space, one.change.conditions)
     return " ".join(parts)
 
 
-def _cut_share(found: Found, factor: float, context: int | None) -> float:
-    trace = found.traffic.trace
+def _cut_share(result: SearchResult, factor: float, context: int | None) -> float:
+    trace = result.traffic.trace
     return (
         0.0
         if context is None

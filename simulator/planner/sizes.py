@@ -7,17 +7,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from simulator.planner.explore import Finding, Sized
-from simulator.planner.findings import explorer, text_of
-from simulator.planner.risk import risk
-from simulator.planner.search import Found, best_first
+from simulator.planner.evaluations import explorer, text_of
+from simulator.planner.explore import ClusterSize, Evaluation
+from simulator.planner.miss_probability import risk
+from simulator.planner.search import SearchResult, best_first
 from simulator.workload.requests import longest_tokens
 
 _TRIED = 4
 """Deployments that are simulated on the next larger size, besides the recommended one."""
 
 
-def around(found: Found, finding: Finding) -> dict[str, Any]:
+def around(result: SearchResult, evaluation: Evaluation) -> dict[str, Any]:
     """The next smaller and the next larger size of the recommended cluster; each ``None`` where
     there is none within the limits.
 
@@ -25,14 +25,17 @@ def around(found: Found, finding: Finding) -> dict[str, Any]:
     runners-up on the same machines, with as many replicas as the cluster holds. Pools are not sized
     anew for it, so they count only where that is their own size.
     """
-    sized, machines = finding.sized, found.space.machines[finding.option.design.machines]
-    if sized is None:
+    cluster_size, machines = (
+        evaluation.cluster_size,
+        result.space.machines[evaluation.candidate.shape.machines],
+    )
+    if cluster_size is None:
         return {}
-    place = machines.sizes.index(sized.size)
+    place = machines.sizes.index(cluster_size.size)
     smaller: dict[str, Any] | None = None
     larger: dict[str, Any] | None = None
-    if place and finding.below is not None:
-        below = finding.below
+    if place and evaluation.below is not None:
+        below = evaluation.below
         target = below.tightest
         smaller = {
             "gpus": machines.sizes[place - 1],
@@ -43,44 +46,47 @@ def around(found: Found, finding: Finding) -> dict[str, Any]:
     if place + 1 < len(machines.sizes):
         size = machines.sizes[place + 1]
         larger = {"gpus": size, "cost_per_hour": size * machines.gpu_hour}
-        best = _best_on(found, finding, size)
+        best = _best_on(result, evaluation, size)
         if best is not None and best.outcome is not None:
             larger |= {
-                "deployment": text_of(found, best),
+                "deployment": text_of(result, best),
                 "worst_target": best.outcome.tightest,
                 "worst_ratio": best.outcome.worst,
             }
     return {"smaller": smaller, "larger": larger}
 
 
-def _best_on(found: Found, first: Finding, size: int) -> Finding | None:
+def _best_on(result: SearchResult, first: Evaluation, size: int) -> Evaluation | None:
     """The best deployment on the first one's machines at another size; ``None`` where none that was
     tried meets the targets there.
     """
-    machines = found.space.machines[first.option.design.machines]
+    machines = result.space.machines[first.candidate.shape.machines]
     here = [
         one
-        for one in found.findings
-        if one.sized is not None and one.option.design.machines == first.option.design.machines
+        for one in result.evaluations
+        if one.cluster_size is not None
+        and one.candidate.shape.machines == first.candidate.shape.machines
     ]
-    tried: list[Finding] = []
+    tried: list[Evaluation] = []
     for one in [first, *(other for other in here if other is not first)][: 1 + _TRIED]:
-        ranks = one.option.design.num_ranks
-        replicas = (size - found.space.spare_gpus(one.option.design)) // ranks
-        if one.sized is None:
+        ranks = one.candidate.shape.num_ranks
+        replicas = (size - result.space.spare_gpus(one.candidate.shape)) // ranks
+        if one.cluster_size is None:
             continue
-        if one.sized.size == size:
+        if one.cluster_size.size == size:
             tried.append(one)
-        elif one.option.prefill is None and replicas >= 1:
-            there = one.sized._replace(size=size, replicas=replicas)
-            trials = explorer(found, one)
+        elif one.candidate.prefill is None and replicas >= 1:
+            there = one.cluster_size._replace(size=size, replicas=replicas)
+            trials = explorer(result, one)
             outcome = trials.trial(there)
-            missing = risk(trials.plan(Sized(0, 1)), outcome, longest_tokens(trials.traffic.trace))
+            missing = risk(
+                trials.plan(ClusterSize(0, 1)), outcome, longest_tokens(trials.traffic.trace)
+            )
             cost, used = size * machines.gpu_hour, replicas * ranks
             tried.append(
                 replace(
                     one,
-                    sized=there,
+                    cluster_size=there,
                     outcome=outcome,
                     cost_per_hour=cost,
                     num_gpus=used,

@@ -33,7 +33,7 @@ from simulator.planner.ruled_out import (
 from simulator.work.layout import uneven_heads
 
 
-class Candidate(NamedTuple):
+class ModelVariant(NamedTuple):
     """One of the question's models, whole or pruned."""
 
     entry: CandidateModel
@@ -41,7 +41,7 @@ class Candidate(NamedTuple):
     quality: float | None
 
 
-class Design(NamedTuple):
+class ReplicaShape(NamedTuple):
     """One replica of a deployment."""
 
     model: int
@@ -70,7 +70,7 @@ class Design(NamedTuple):
         return self.tp * self.attention_dp * self.pp
 
     @property
-    def kernels(self) -> Design:
+    def kernels(self) -> ReplicaShape:
         """What the blocks of a step take as long as: without what changes the cache, the batches
         and their way through the layers.
         """
@@ -78,7 +78,7 @@ class Design(NamedTuple):
 
 
 class Space:
-    """All designs of a question, and how each becomes a deployment."""
+    """All shapes of a question, and how each becomes a deployment."""
 
     def __init__(self, question: Question, folder: Path) -> None:
         """Load what the question names.
@@ -88,46 +88,46 @@ class Space:
         """
         self.question = question
         self.folder = folder
-        self.candidates = [Candidate(one, None, one.quality) for one in question.models]
-        self.candidates += [
-            Candidate(one, each, one.pruned_quality)
+        self.variants = [ModelVariant(one, None, one.quality) for one in question.models]
+        self.variants += [
+            ModelVariant(one, each, one.pruned_quality)
             for one in question.models
             for each in one.prunings
         ]
         self.models = [
             _named(load_model(one.entry.model, f"{WHERE} [models]", folder), one.pruning)
-            for one in self.candidates
+            for one in self.variants
         ]
         self.machines = [machines_of(offer, question) for offer in question.clusters]
 
-    def designs(
+    def shapes(
         self, model: int, machines: int, ruled: Ruled
-    ) -> Iterator[tuple[Design, DeploymentPlan]]:
-        """Every possible design of a model on some machines with the plan of one replica; the
+    ) -> Iterator[tuple[ReplicaShape, DeploymentPlan]]:
+        """Every possible shape of a model on some machines with the plan of one replica; the
         others are told to ``ruled``.
         """
-        if (reason := self._too_poor(self.candidates[model])) is not None:
+        if (reason := self._too_poor(self.variants[model])) is not None:
             ruled.out(reason, self.models[model].name)
             return
-        for design in self._splits(model, self.candidates[model].entry, machines, ruled):
+        for shape in self._splits(model, self.variants[model].entry, machines, ruled):
             try:
                 plan = make_plan(
-                    self.spec(design, budget=None), self.question.seed, WHERE, self.folder
+                    self.spec(shape, budget=None), self.question.seed, WHERE, self.folder
                 )
             except UserError as error:
-                ruled.out(reason_of(str(error)), self.text(design))
+                ruled.out(reason_of(str(error)), self.text(shape))
                 continue
-            yield design, plan
+            yield shape, plan
 
-    def kind(self, design: Design) -> str:
-        """What a design's model is, for people: ``MoE``, ``dense`` or ``pruned``."""
-        if self.candidates[design.model].pruning is not None:
+    def kind(self, shape: ReplicaShape) -> str:
+        """What a shape's model is, for people: ``MoE``, ``dense`` or ``pruned``."""
+        if self.variants[shape.model].pruning is not None:
             return "pruned"
-        return "dense" if self.models[design.model].moe is None else "MoE"
+        return "dense" if self.models[shape.model].moe is None else "MoE"
 
     def num_splits(self, number: int) -> int:
         """Of a model, before any was ruled out: tensor and data parallelism and formats."""
-        space, one = self.question.space, self.candidates[number].entry
+        space, one = self.question.space, self.variants[number].entry
         return (
             len(space.tp)
             * len(space.attention_dp)
@@ -135,55 +135,57 @@ class Space:
             * len(one.kv_dtypes or ("bf16",))
         )
 
-    def _too_poor(self, candidate: Candidate) -> str | None:
+    def _too_poor(self, variant: ModelVariant) -> str | None:
         least = self.question.limits.min_quality
         if least is None:
             return None
-        if candidate.quality is None:
+        if variant.quality is None:
             return f"it has no quality score, which limits.min_quality = {least:g} asks for"
         return (
             f"its quality score is below limits.min_quality = {least:g}"
-            if candidate.quality < least
+            if variant.quality < least
             else None
         )
 
-    def host_gpus(self, design: Design, prefill: Design | None = None) -> int:
+    def host_gpus(self, shape: ReplicaShape, prefill: ReplicaShape | None = None) -> int:
         """GPUs that are lost with one node.
 
         Where nodes may be lost and the market rents parts of one that are as large as a replica,
         every replica is on a node of its own; pools stay in whole nodes, since they move caches to
         each other.
         """
-        machines = self.machines[design.machines]
+        machines = self.machines[shape.machines]
         per_node = machines.spec.gpus_per_node
-        is_part = design.num_ranks < per_node and design.num_ranks in machines.sizes
+        is_part = shape.num_ranks < per_node and shape.num_ranks in machines.sizes
         alone = self.question.spare.nodes and prefill is None and is_part
-        return design.num_ranks if alone else per_node
+        return shape.num_ranks if alone else per_node
 
-    def spare_gpus(self, design: Design, prefill: Design | None = None) -> int:
+    def spare_gpus(self, shape: ReplicaShape, prefill: ReplicaShape | None = None) -> int:
         """GPUs that are held free, so that what may be lost can be: see
         :class:`~simulator.config.capacity.Spare`.
         """
-        spare, per_node = self.question.spare, self.machines[design.machines].spec.gpus_per_node
-        largest = max(design.num_ranks, prefill.num_ranks if prefill is not None else 0)
-        return spare.nodes * self.host_gpus(design, prefill) + spare.gpus * min(largest, per_node)
+        spare, per_node = self.question.spare, self.machines[shape.machines].spec.gpus_per_node
+        largest = max(shape.num_ranks, prefill.num_ranks if prefill is not None else 0)
+        return spare.nodes * self.host_gpus(shape, prefill) + spare.gpus * min(largest, per_node)
 
-    def held(self, num_gpus: int, design: Design, prefill: Design | None = None) -> int | None:
+    def held(
+        self, num_gpus: int, shape: ReplicaShape, prefill: ReplicaShape | None = None
+    ) -> int | None:
         """The smallest cluster with so many GPUs left when what may be lost is lost."""
-        wanted = num_gpus + self.spare_gpus(design, prefill)
-        return next((size for size in self.sizes(design, prefill) if size >= wanted), None)
+        wanted = num_gpus + self.spare_gpus(shape, prefill)
+        return next((size for size in self.sizes(shape, prefill) if size >= wanted), None)
 
-    def sizes(self, design: Design, prefill: Design | None = None) -> tuple[int, ...]:
+    def sizes(self, shape: ReplicaShape, prefill: ReplicaShape | None = None) -> tuple[int, ...]:
         """Sizes of the cluster within the limit on nodes, of which there are more where every
         replica is on one of its own.
         """
-        sizes, most = self.machines[design.machines].sizes, self.question.limits.nodes
-        host_gpus = self.host_gpus(design, prefill)
+        sizes, most = self.machines[shape.machines].sizes, self.question.limits.nodes
+        host_gpus = self.host_gpus(shape, prefill)
         return tuple(size for size in sizes if most is None or -(-size // host_gpus) <= most)
 
     def _splits(
         self, number: int, one: CandidateModel, place: int, ruled: Ruled
-    ) -> Iterator[Design]:
+    ) -> Iterator[ReplicaShape]:
         space, model, machines = self.question.space, self.models[number], self.machines[place]
         weights = one.weight_dtypes or ("",)
         caches = one.kv_dtypes or ("bf16",)
@@ -211,7 +213,7 @@ class Space:
                     for (slots, placement), overlap, dispatch in product(
                         self._placed(model, ep), overlaps, sent
                     ):
-                        yield Design(
+                        yield ReplicaShape(
                             number,
                             place,
                             tp,
@@ -291,96 +293,96 @@ class Space:
 
     def spec(
         self,
-        design: Design,
+        shape: ReplicaShape,
         budget: int | None,
         replicas: int = 1,
         size: int | None = None,
         name: str = "",
     ) -> DeploymentSpec:
-        """The deployment of some replicas of a design.
+        """The deployment of some replicas of a shape.
 
         Args:
             budget: tokens of a step; absent = the largest that the question allows.
             size: GPUs of the cluster; absent = the smallest that holds them.
         """
-        one, machines = self.candidates[design.model].entry, self.machines[design.machines]
-        held = size or machines.holding(replicas * design.num_ranks)
+        one, machines = self.variants[shape.model].entry, self.machines[shape.machines]
+        held = size or machines.holding(replicas * shape.num_ranks)
         if held is None:
             raise UserError(
-                f"{WHERE}: {replicas * design.num_ranks} GPUs are more than the limits allow"
+                f"{WHERE}: {replicas * shape.num_ranks} GPUs are more than the limits allow"
             )
         return DeploymentSpec(
-            name=name or self.text(design),
+            name=name or self.text(shape),
             model=one.model,
             cluster=machines.named(held),
             parallel=ParallelSpec(
-                tp=design.tp,
-                attention_dp=design.attention_dp,
-                ep=design.ep if design.ep > 1 else None,
-                pp=design.pp,
+                tp=shape.tp,
+                attention_dp=shape.attention_dp,
+                ep=shape.ep if shape.ep > 1 else None,
+                pp=shape.pp,
             ),
             engine=one.engine,
             replicas=replicas,
-            weight_dtype=design.weight_dtype or None,  # type: ignore[arg-type]
-            kv_dtype=design.kv_dtype,  # type: ignore[arg-type]
-            dispatch_dtype=design.dispatch_dtype or None,  # type: ignore[arg-type]
+            weight_dtype=shape.weight_dtype or None,  # type: ignore[arg-type]
+            kv_dtype=shape.kv_dtype,  # type: ignore[arg-type]
+            dispatch_dtype=shape.dispatch_dtype or None,  # type: ignore[arg-type]
             routing=one.routing,
-            placement={"kind": "eplb", "num_slots": design.slots}
-            if design.slots
-            else {"kind": design.placement},
+            placement={"kind": "eplb", "num_slots": shape.slots}
+            if shape.slots
+            else {"kind": shape.placement},
             scheduling=scheduling(
-                one.engine, budget or max(self.question.space.token_budgets), design.max_sequences
+                one.engine, budget or max(self.question.space.token_budgets), shape.max_sequences
             ),
-            overlap=design.overlap,  # type: ignore[arg-type]
+            overlap=shape.overlap,  # type: ignore[arg-type]
             network_speed=machines.offer.network_speed,
             price_per_gpu_hour=machines.offer.price_per_gpu_hour,
-            pruning=self.candidates[design.model].pruning,
+            pruning=self.variants[shape.model].pruning,
         )
 
-    def text(self, design: Design) -> str:
+    def text(self, shape: ReplicaShape) -> str:
         """In words, for tables."""
-        machines = self.machines[design.machines]
-        kv = f", {design.kv_dtype} cache" if design.kv_dtype != "bf16" else ""
-        kv += f", sends {design.dispatch_dtype}" if design.dispatch_dtype else ""
+        machines = self.machines[shape.machines]
+        kv = f", {shape.kv_dtype} cache" if shape.kv_dtype != "bf16" else ""
+        kv += f", sends {shape.dispatch_dtype}" if shape.dispatch_dtype else ""
         kv += (
-            f", {design.max_sequences} sequences"
+            f", {shape.max_sequences} sequences"
             if len(self.question.space.max_sequences or ()) > 1
             else ""
         )
-        return f"{self.formatted(design)}{kv}, {self.split(design)} on {machines.offer.cluster}"
+        return f"{self.formatted(shape)}{kv}, {self.split(shape)} on {machines.offer.cluster}"
 
-    def formatted(self, design: Design) -> str:
+    def formatted(self, shape: ReplicaShape) -> str:
         """The model and the format of its weights."""
-        model = self.models[design.model]
+        model = self.models[shape.model]
         released = model.expert_dtype or model.weight_dtype
-        entry = self.candidates[design.model].entry
+        entry = self.variants[shape.model].entry
         engines = {one.engine for one in self.question.models if one.model == entry.model}
         return (
             f"{model.name} "
-            f"{design.weight_dtype or released}{f' in {entry.engine}' if len(engines) > 1 else ''}"
+            f"{shape.weight_dtype or released}{f' in {entry.engine}' if len(engines) > 1 else ''}"
         )
 
-    def split(self, design: Design) -> str:
+    def split(self, shape: ReplicaShape) -> str:
         """How a replica is split, in words."""
-        model = self.models[design.model]
-        split = [f"TP {design.tp}"] if design.tp > 1 or design.attention_dp == 1 else []
-        if design.attention_dp > 1:
-            split.append(f"attention DP {design.attention_dp}")
-        if design.ep > 1:
-            split.append(f"EP {design.ep}")
-        if design.pp > 1:
-            split.append(f"PP {design.pp}")
-        if design.slots and model.moe is not None:
-            split.append(f"{design.slots - model.moe.num_experts} spare experts")
-        elif design.placement != "contiguous":
+        model = self.models[shape.model]
+        split = [f"TP {shape.tp}"] if shape.tp > 1 or shape.attention_dp == 1 else []
+        if shape.attention_dp > 1:
+            split.append(f"attention DP {shape.attention_dp}")
+        if shape.ep > 1:
+            split.append(f"EP {shape.ep}")
+        if shape.pp > 1:
+            split.append(f"PP {shape.pp}")
+        if shape.slots and model.moe is not None:
+            split.append(f"{shape.slots - model.moe.num_experts} spare experts")
+        elif shape.placement != "contiguous":
             split.append("experts placed by load")
-        if design.overlap != "none":
+        if shape.overlap != "none":
             split.append("overlap")
         return ", ".join(split)
 
 
 def scheduling(engine: str, budget: int, max_sequences: int) -> Policy:
-    """What a design changes of how its engine batches by itself."""
+    """What a shape changes of how its engine batches by itself."""
     changes: Policy = {"token_budget": budget}
     if max_sequences:
         changes["max_sequences"] = max_sequences

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simulator.planner.curve import Floats
-from simulator.planner.space import Design
+from simulator.planner.closed_form import Floats
+from simulator.planner.space import ReplicaShape
 
 
 class Speed(NamedTuple):
@@ -16,7 +16,7 @@ class Speed(NamedTuple):
     per_user: float
     """Output tokens/s; likewise of a GPU."""
     per_gpu: float
-    design: Design
+    shape: ReplicaShape
     budget: int
     sequences: float
     """On a data-parallel rank."""
@@ -28,13 +28,13 @@ class Speeds(NamedTuple):
     per_user: Floats
     per_gpu: Floats
     sequences: Floats
-    design: Design
+    shape: ReplicaShape
     budget: int
-    prefill: Design | None = None
+    prefill: ReplicaShape | None = None
     """What computes the prompts, where that is another pool."""
 
 
-def pareto(speeds: list[Speeds]) -> list[tuple[Speed, Design | None]]:
+def pareto(speeds: list[Speeds]) -> list[tuple[Speed, ReplicaShape | None]]:
     """Points that no other beats in both, the fastest first."""
     if not speeds:
         return []
@@ -51,7 +51,7 @@ def pareto(speeds: list[Speeds]) -> list[tuple[Speed, Design | None]]:
         speed = Speed(
             float(one.per_user[at]),
             float(one.per_gpu[at]),
-            one.design,
+            one.shape,
             one.budget,
             float(one.sequences[at]),
         )

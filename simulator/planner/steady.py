@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.deployment.plan import DeploymentPlan
-from simulator.planner.curve import Curve, Floats, Terms
-from simulator.planner.space import Design
+from simulator.planner.closed_form import Curve, Floats, Terms
+from simulator.planner.space import ReplicaShape
 from simulator.planner.traffic import Traffic
 from simulator.workload.traces import RequestTrace
 
@@ -57,9 +57,9 @@ class Loads(NamedTuple):
 
 @dataclass(frozen=True)
 class Steady:
-    """One design with requests of one length."""
+    """One shape with requests of one length."""
 
-    design: Design
+    shape: ReplicaShape
     split: str
     """In words."""
     curve: Curve

@@ -42,14 +42,14 @@ CREATE TABLE IF NOT EXISTS findings (
 _BUSY_S = 60.0
 """Wait for other processes, whose transactions take a millisecond; a longer one is stuck."""
 _MOST_BYTES = 512 * 2**20
-"""Of the database; some 200,000 findings, of hundreds of questions."""
+"""Of the database; some 200,000 evaluations, of hundreds of questions."""
 _REFRESH_S = 24 * 3600
 """Time of last use is written down once a day, so that reading hardly ever writes."""
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _FAILED: set[Path] = set()
 """Folders that this process could not write into."""
 _LEFT_OUT = ("calibration", "cli", "commands", "report", "runtime", "validation")
-"""Packages that no finding depends on."""
+"""Packages that no evaluation depends on."""
 _FAMILIES = (
     "workloads/models",
     "workloads/requests",
@@ -60,7 +60,7 @@ _FAMILIES = (
 
 
 class Store:
-    """Findings in the database of a folder, each written whole or not at all."""
+    """Evaluations in the database of a folder, each written whole or not at all."""
 
     def __init__(self, folder: Path | None) -> None:
         """Without a folder nothing is kept."""
@@ -201,7 +201,7 @@ def _set_aside(file: Path, inode: int | None) -> None:
 
 
 def key_of(*parts: Any) -> str:
-    """A key for everything that a finding depends on, the program and its data included."""
+    """A key for everything that an evaluation depends on, the program and its data included."""
     text = json.dumps([program(), *parts], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 

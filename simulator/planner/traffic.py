@@ -92,7 +92,7 @@ class Traffic(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """Of every request: what findings about this traffic are kept under."""
+        """Of every request: what evaluations about this traffic are kept under."""
         trace = self.trace
         found = hashlib.sha256(repr((self.lead, self.stay_s, trace.prefix_block_tokens)).encode())
         for values in (

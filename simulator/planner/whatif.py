@@ -16,13 +16,19 @@ import numpy as np
 from simulator.config.capacity import Percentiles, Question, Spare
 from simulator.config.workload import SLO
 from simulator.planner.conditions import Conditions, apply
-from simulator.planner.explore import Explorer, Finding, Sized
-from simulator.planner.kept import KEPT_FINDING, KEPT_OUTCOME, as_json, finding_of, kept_of
+from simulator.planner.explore import ClusterSize, Evaluation, Explorer
 from simulator.planner.requests import is_generated, traffic_of
-from simulator.planner.screen import Option
+from simulator.planner.screen import Candidate
 from simulator.planner.search import identity
 from simulator.planner.space import Space
 from simulator.planner.store import Store, key_of
+from simulator.planner.stored import (
+    STORED_EVALUATION,
+    STORED_OUTCOME,
+    as_json,
+    restore_evaluation,
+    strip_evaluation,
+)
 from simulator.planner.traffic import Traffic, subset
 from simulator.planner.trial import Outcome
 
@@ -57,7 +63,7 @@ AS_ASKED = Change()
 
 @dataclass(frozen=True)
 class Trials:
-    """Trials of one question's options."""
+    """Trials of one question's candidates."""
 
     text: str
     """The question as JSON."""
@@ -65,33 +71,42 @@ class Trials:
     place: str | None
     """Folder of the store."""
 
-    def find(self, option: Option, change: Change = AS_ASKED) -> Finding:
-        """The smallest cluster on which an option meets the targets; from the store where it is
+    def find(self, candidate: Candidate, change: Change = AS_ASKED) -> Evaluation:
+        """The smallest cluster on which a candidate meets the targets; from the store where it is
         there.
         """
-        store, explorer = self._store, self.explorer(option, change)
-        key = key_of(identity(explorer.space, explorer.traffic, explorer.option), "what if", change)
-        known = store.get(key, KEPT_FINDING)
+        store, explorer = self._store, self.explorer(candidate, change)
+        key = key_of(
+            identity(explorer.space, explorer.traffic, explorer.candidate), "what if", change
+        )
+        known = store.get(key, STORED_EVALUATION)
         if known is None:
             found = explorer.find()
             store.put(key, as_json(found))
-            known = kept_of(found)
-        return finding_of(known, option, explorer.space.machines[option.design.machines].gpu_hour)
-
-    def trial(self, option: Option, sized: Sized, change: Change = AS_ASKED) -> Outcome:
-        """What so many replicas do, likewise."""
-        store, explorer = self._store, self.explorer(option, change)
-        key = key_of(
-            identity(explorer.space, explorer.traffic, explorer.option), "trial", sized, change
+            known = strip_evaluation(found)
+        return restore_evaluation(
+            known, candidate, explorer.space.machines[candidate.shape.machines].gpu_hour
         )
-        known = store.get(key, KEPT_OUTCOME)
+
+    def trial(
+        self, candidate: Candidate, cluster_size: ClusterSize, change: Change = AS_ASKED
+    ) -> Outcome:
+        """What so many replicas do, likewise."""
+        store, explorer = self._store, self.explorer(candidate, change)
+        key = key_of(
+            identity(explorer.space, explorer.traffic, explorer.candidate),
+            "trial",
+            cluster_size,
+            change,
+        )
+        known = store.get(key, STORED_OUTCOME)
         if known is None:
-            known = explorer.trial(sized)
+            known = explorer.trial(cluster_size)
             store.put(key, known._asdict())
         return known
 
-    def explorer(self, option: Option, change: Change) -> Explorer:
-        """Trials of an option, whose search begins where the change in traffic would put it."""
+    def explorer(self, candidate: Candidate, change: Change) -> Explorer:
+        """Trials of a candidate, whose search begins where the change in traffic would put it."""
         conditions = change.conditions
         space = _space(
             self.text,
@@ -102,13 +117,15 @@ class Trials:
         traffic = _traffic(
             self.text, self.folder, conditions.rate, conditions.prompts, change.draw, change.most
         )
-        context = space.models[option.design.model].max_context_tokens
+        context = space.models[candidate.shape.model].max_context_tokens
         if conditions.prompts != 1 and context is not None:
             traffic = _within(traffic, context)
         more = conditions.rate * change.slower
-        begun = option._replace(
-            replicas=max(1, math.ceil(option.replicas * more)),
-            prefill_replicas=max(1, math.ceil(option.prefill_replicas * more * conditions.prompts)),
+        begun = candidate._replace(
+            replicas=max(1, math.ceil(candidate.replicas * more)),
+            prefill_replicas=max(
+                1, math.ceil(candidate.prefill_replicas * more * conditions.prompts)
+            ),
         )
         return Explorer(
             space, begun, traffic, _seed(space.question.seed, change.draw), change.slower
@@ -142,12 +159,12 @@ def gpu_hour(space: Space, machines: int) -> float:
     return space.machines[machines].gpu_hour
 
 
-def cost_of(space: Space, finding: Finding) -> float:
+def cost_of(space: Space, evaluation: Evaluation) -> float:
     """Per hour, likewise; infinite where nothing was found."""
     return (
         math.inf
-        if finding.sized is None
-        else finding.sized.size * gpu_hour(space, finding.option.design.machines)
+        if evaluation.cluster_size is None
+        else evaluation.cluster_size.size * gpu_hour(space, evaluation.candidate.shape.machines)
     )
 
 

@@ -8,51 +8,52 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from simulator.planner.explore import Finding
-from simulator.planner.findings import best_of_each, row_of, text_of
+from simulator.planner.evaluations import best_of_each, row_of, text_of
+from simulator.planner.explore import Evaluation
 from simulator.planner.ruled_out import MEMORY, TOO_LARGE, Ruled
-from simulator.planner.search import Found
+from simulator.planner.search import SearchResult
 from simulator.planner.words import missed
 
 
-def nearest(found: Found) -> dict[str, Any]:
+def nearest(result: SearchResult) -> dict[str, Any]:
     """Of the deployments that miss a target, the one that misses least: which target, by how much,
     and what the deployment is.
 
     Where nothing could be run at all, ``text`` says why, and there is no ``row``.
     """
-    best = _nearest(found, range(len(found.space.models)))
+    best = _nearest(result, range(len(result.space.models)))
     if best is None:
         texts = {
-            found.space.models[n].name: _ruled_out(found, n) for n in range(len(found.space.models))
+            result.space.models[n].name: _ruled_out(result, n)
+            for n in range(len(result.space.models))
         }
         reasons = dict.fromkeys(texts.values())
         if len(reasons) == 1:
             return {"text": next(iter(reasons))}
         return {"text": "; ".join(f"{name}: {text}" for name, text in texts.items())}
-    return _missing(found, best)
+    return _missing(result, best)
 
 
-def of_each_model(found: Found) -> dict[str, dict[str, Any]]:
+def of_each_model(result: SearchResult) -> dict[str, dict[str, Any]]:
     """By name, of every model that no deployment meets the targets with: what stops it, as
     :func:`nearest`.
     """
-    met = best_of_each(found)
+    met = best_of_each(result)
     told: dict[str, dict[str, Any]] = {}
-    for number, model in enumerate(found.space.models):
+    for number, model in enumerate(result.space.models):
         if model.name not in met:
-            best = _nearest(found, [number])
+            best = _nearest(result, [number])
             told[model.name] = (
-                {"text": _ruled_out(found, number)} if best is None else _missing(found, best)
+                {"text": _ruled_out(result, number)} if best is None else _missing(result, best)
             )
     return told
 
 
-def _nearest(found: Found, models: Any) -> Finding | None:
+def _nearest(result: SearchResult, models: Any) -> Evaluation | None:
     tried = [
         one
-        for one in found.findings
-        if one.outcome is not None and one.most is not None and one.option.design.model in models
+        for one in result.evaluations
+        if one.outcome is not None and one.most is not None and one.candidate.shape.model in models
     ]
     return min(
         tried,
@@ -61,17 +62,19 @@ def _nearest(found: Found, models: Any) -> Finding | None:
     )
 
 
-def _missing(found: Found, finding: Finding) -> dict[str, Any]:
+def _missing(result: SearchResult, evaluation: Evaluation) -> dict[str, Any]:
     """What a deployment misses on the largest cluster within the limits."""
-    outcome, most = finding.outcome, finding.most
+    outcome, most = evaluation.outcome, evaluation.most
     if outcome is None or most is None:
         raise ValueError("nothing was measured")
-    design, prefill = finding.option.design, finding.option.prefill
-    machines = found.space.machines[design.machines]
-    used = most.replicas * design.num_ranks + (
+    shape, prefill = evaluation.candidate.shape, evaluation.candidate.prefill
+    machines = result.space.machines[shape.machines]
+    used = most.replicas * shape.num_ranks + (
         most.prefill_replicas * prefill.num_ranks if prefill is not None else 0
     )
-    there = replace(finding, sized=most, cost_per_hour=most.size * machines.gpu_hour, num_gpus=used)
+    there = replace(
+        evaluation, cluster_size=most, cost_per_hour=most.size * machines.gpu_hour, num_gpus=used
+    )
     allowed = ""
     if most.size == machines.sizes[-1]:
         allowed = (
@@ -82,20 +85,20 @@ def _missing(found: Found, finding: Finding) -> dict[str, Any]:
     target = outcome.tightest
     number = "1 GPU" if most.size == 1 else f"{most.size:,} GPUs"
     return {
-        "deployment": text_of(found, there),
+        "deployment": text_of(result, there),
         "target": target,
         "measured": outcome.measured[target],
         "times_over": outcome.worst,
         "bound": machines.bound,
-        "row": row_of(found, there),
+        "row": row_of(result, there),
         "text": f"{missed(target, outcome.worst)} on {number}{allowed}",
     }
 
 
-def _ruled_out(found: Found, model: int) -> str:
+def _ruled_out(result: SearchResult, model: int) -> str:
     """The reason that says most of why no deployment of a model came as far as a simulation."""
     total = Ruled()
-    for (number, _), part in found.screened.items():
+    for (number, _), part in result.screened.items():
         if number == model:
             for reason, count in part.ruled.counts.items():
                 total.out(reason, part.ruled.examples[reason], count)
@@ -103,8 +106,8 @@ def _ruled_out(found: Found, model: int) -> str:
     failed = next(
         (
             one.why
-            for one in found.findings
-            if one.option.design.model == model and one.outcome is None and one.why
+            for one in result.evaluations
+            if one.candidate.shape.model == model and one.outcome is None and one.why
         ),
         None,
     )
@@ -112,8 +115,8 @@ def _ruled_out(found: Found, model: int) -> str:
         return failed.split("': ", 1)[-1].split("; ", 1)[0]
     if telling == MEMORY and TOO_LARGE in total.counts:
         bounds = dict.fromkeys(
-            machines.bound for machines in found.space.machines if machines.bound
+            machines.bound for machines in result.space.machines if machines.bound
         )
-        largest = f"space.max_gpus_per_replica = {found.question.space.max_gpus_per_replica}"
+        largest = f"space.max_gpus_per_replica = {result.question.space.max_gpus_per_replica}"
         return f"{telling}, and larger replicas are beyond {' and '.join(bounds) or largest}"
     return telling or "nothing was tried"

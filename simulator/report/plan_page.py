@@ -14,9 +14,9 @@ from simulator.report.gallery import plots
 from simulator.report.markup import Markup, join, tag
 from simulator.report.model_colours import colour_of, is_striped, model_of
 from simulator.report.plan_bands import band, between, has_bands
-from simulator.report.plan_doubts import confidence
 from simulator.report.plan_figures import figures
 from simulator.report.plan_handover import handover
+from simulator.report.plan_sensitivity import confidence
 from simulator.report.plan_traffic import traffic_section, warning
 from simulator.results.formats import UNDEFINED, number
 from simulator.results.plan_text import limit_text, percent

@@ -16,10 +16,10 @@ from typing import Any
 
 from simulator.config.capacity import Question
 from simulator.parallel.workers import sweep
-from simulator.planner.explore import Explorer, Finding
+from simulator.planner.explore import Evaluation, Explorer
 from simulator.planner.requests import lasting, traffic_of
 from simulator.planner.ruled_out import Ruled
-from simulator.planner.screen import Option
+from simulator.planner.screen import Candidate
 from simulator.planner.search import best_first, search
 from simulator.planner.space import Space
 from simulator.planner.store import Store
@@ -83,16 +83,16 @@ def question(name: str) -> Question:
     return lasting(Question.model_validate(table), Path())[0]
 
 
-def everything(asked: Question) -> list[Option]:
+def everything(asked: Question) -> list[Candidate]:
     """Every deployment, without the screen having a say."""
     space, budgets = Space(asked, Path()), asked.space.token_budgets
     found = []
     for model, machines in itertools.product(range(len(space.models)), range(len(space.machines))):
-        designs = [design for design, _ in space.designs(model, machines, Ruled())]
-        pairs = [(design, None, budget) for design in designs for budget in budgets]
-        pairs += [(design, prefill, budgets[-1]) for design in designs for prefill in designs]
+        shapes = [shape for shape, _ in space.shapes(model, machines, Ruled())]
+        pairs = [(shape, None, budget) for shape in shapes for budget in budgets]
+        pairs += [(shape, prefill, budgets[-1]) for shape in shapes for prefill in shapes]
         found += [
-            Option(d, b, p, 1, int(p is not None), 0.0, 0.0, 0, 0, 0.0, 0.0) for d, p, b in pairs
+            Candidate(d, b, p, 1, int(p is not None), 0.0, 0.0, 0, 0, 0.0, 0.0) for d, p, b in pairs
         ]
     return found
 
@@ -104,13 +104,13 @@ class Exploring:
         self.text = text
         self._world: tuple[Space, Traffic] | None = None
 
-    def __call__(self, option: Option) -> Finding:
+    def __call__(self, candidate: Candidate) -> Evaluation:
         """One deployment."""
         if self._world is None:
             asked = Question.model_validate_json(self.text)
             self._world = Space(asked, Path()), traffic_of(asked, Path())
         space, traffic = self._world
-        return Explorer(space, option, traffic, space.question.seed).find()
+        return Explorer(space, candidate, traffic, space.question.seed).find()
 
 
 def main(names: list[str]) -> None:
@@ -118,15 +118,15 @@ def main(names: list[str]) -> None:
     for name in names or list(SPACES):
         asked = question(name)
         found = search(asked, Path(), Store(None))
-        options = everything(asked)
-        best = min(sweep(Exploring(asked.model_dump_json()), options), key=best_first)
-        chosen, space = found.findings[0], found.space
-        tried = len(found.first) + len(found.findings)
+        candidates = everything(asked)
+        best = min(sweep(Exploring(asked.model_dump_json()), candidates), key=best_first)
+        chosen, space = found.evaluations[0], found.space
+        tried = len(found.first) + len(found.evaluations)
         sys.stdout.write(
-            f"{name}: {len(options)} deployments, {tried} simulated by the search; "
+            f"{name}: {len(candidates)} deployments, {tried} simulated by the search; "
             f"regret {chosen.cost_per_hour / best.cost_per_hour - 1:.1%} "
-            f"({space.text(chosen.option.design)} at {chosen.cost_per_hour:.2f}; the best of "
-            f"all {space.text(best.option.design)} at {best.cost_per_hour:.2f})\n"
+            f"({space.text(chosen.candidate.shape)} at {chosen.cost_per_hour:.2f}; the best of "
+            f"all {space.text(best.candidate.shape)} at {best.cost_per_hour:.2f})\n"
         )
         sys.stdout.flush()
 

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from simulator.planner.confidence import Doubted, _others, noise_of
-from simulator.planner.draws import DRAWS, Draws, Table, band_of, gpus_at, loading
-from simulator.planner.explore import Finding, Sized
-from tests.laws.tiny_question import MANY, found, option, table, trials
+from simulator.planner.confidence import ComparedChoices, _others, noise_of
+from simulator.planner.explore import ClusterSize, Evaluation
+from simulator.planner.samples import DRAWS, Draws, Table, band_of, gpus_at, loading
+from tests.laws.tiny_question import MANY, candidate, found, table, trials
 
 
 @pytest.mark.parametrize("own", ["", "mine"])
@@ -64,10 +64,12 @@ def test_a_harder_sample_and_slower_steps_are_not_rounded_up_twice():
 
 
 def test_a_sample_that_no_size_is_enough_for_fails():
-    first = found().findings[0]
+    first = found().evaluations[0]
     own = table()
     rows = [{"gpus": [gpus]} for gpus in (own.gpus[own.slower.index(1.0)], 0, 0)]
-    compared = Doubted(first, None, None, None, {first.option: own}, rows, [], (1.0, 1.0))
+    compared = ComparedChoices(
+        first, None, None, None, {first.candidate: own}, rows, [], (1.0, 1.0)
+    )
     noise = noise_of(compared, 0)
     assert noise == (1.0, math.inf, math.inf)
     draws = Draws(5)
@@ -82,16 +84,16 @@ def test_a_sample_that_no_size_is_enough_for_fails():
 
 def test_calibrations_are_told_of_all_that_meets_the_targets_with_another_than_the_first():
     first, same, other, untabulated, missed = (
-        option(model, tp) for model, tp in ((0, 1), (0, 2), (1, 1), (1, 2), (1, 4))
+        candidate(model, tp) for model, tp in ((0, 1), (0, 2), (1, 1), (1, 2), (1, 4))
     )
     own = table()._replace(source="of one engine")
     theirs = table((0.9, 1.2))._replace(source="of another")
-    findings = [
-        Finding(one, None if one == missed else Sized(8, 8), None, 8.0, 8)
+    evaluations = [
+        Evaluation(one, None if one == missed else ClusterSize(8, 8), None, 8.0, 8)
         for one in (first, same, other, untabulated, missed)
     ]
     tables = {first: own, same: own, other: theirs, missed: theirs._replace(source="of nobody")}
-    asked = SimpleNamespace(findings=findings, space=trials().space)
+    asked = SimpleNamespace(evaluations=evaluations, space=trials().space)
     assert _others(asked, own, SimpleNamespace(tables=tables)) == [
         {
             "name": "time per token of llama-3.1-8b on h100-sxm",

@@ -9,21 +9,21 @@ import numpy as np
 import pytest
 
 from simulator.planner.confidence import table_of
-from simulator.planner.draws import gpus_at
-from simulator.planner.estimate import Estimator, Pool, Reach, _factors, _reach
-from simulator.planner.findings import best_of_each
+from simulator.planner.estimate import Estimator, Pool, ReplicaCapacity, _factors, _reach
+from simulator.planner.evaluations import best_of_each
 from simulator.planner.judge import Served
 from simulator.planner.pareto import pareto
+from simulator.planner.samples import gpus_at
 from simulator.planner.sizes import around
 from simulator.planner.whatif import AS_ASKED
-from tests.laws.tiny_question import found, option, table, trials
+from tests.laws.tiny_question import candidate, found, table, trials
 
 
 @pytest.mark.parametrize(
     ("least", "most"), [(3.0, 4.0), (0.5, 0.7), (30.0, math.inf), (0.01, 0.02)]
 )
 def test_a_closed_form_is_fitted_to_what_was_found(least, most):
-    reach = Reach(
+    reach = ReplicaCapacity(
         1, np.array([1.0, 2.0, 4.0, 8.0]), np.array([0.5, 0.7, 1.1, 1.9]), np.ones(4), np.ones(4)
     )
     slack, scale = reach.fitted(least, most)
@@ -37,7 +37,7 @@ def test_a_closed_form_is_fitted_to_what_was_found(least, most):
 @pytest.mark.parametrize(("least", "most"), [(1.2, 1.5), (4.5, 6.0), (8.0, 8.5)])
 def test_looser_limits_are_all_it_takes_between_the_loads_that_were_tried(least, most):
     rates = np.array([1.0, 2.5, 4.0, 9.0])
-    reach = Reach(1, rates, np.array([0.5, 0.7, 1.1, 1.9]), np.ones(4), np.ones(4))
+    reach = ReplicaCapacity(1, rates, np.array([0.5, 0.7, 1.1, 1.9]), np.ones(4), np.ones(4))
     slack, scale = reach.fitted(least, most)
     assert scale == pytest.approx(1)
     assert min(abs(reach.carries(1.0, slack) - edge) for edge in (least, most)) < 1e-5
@@ -46,7 +46,7 @@ def test_looser_limits_are_all_it_takes_between_the_loads_that_were_tried(least,
 @pytest.mark.parametrize("rate", [0.3, 10.0, 100.0, 900.0])
 @pytest.mark.parametrize(("replicas", "fewer"), [(1, 0), (2, 1), (16, 12), (7, 6)])
 def test_a_closed_form_needs_what_was_found(rate, replicas, fewer):
-    reach = Reach(
+    reach = ReplicaCapacity(
         1, np.array([1.0, 2.0, 4.0, 8.0]), np.array([0.5, 0.7, 1.1, 1.9]), np.ones(4), np.ones(4)
     )
     slack, scale = reach.fitted(rate / replicas, rate / fewer if fewer else math.inf)
@@ -57,7 +57,7 @@ def test_a_closed_form_needs_what_was_found(rate, replicas, fewer):
 def test_first_tokens_come_as_steps_do_or_as_their_own_band_says(band):
     """Whichever is the wider."""
     rates, ttft_s = np.array([1.0, 2.5, 4.0, 9.0]), np.array([0.1, 0.15, 0.3, 2.0])
-    reach = Reach(1, rates, np.array([0.5, 0.7, 1.1, 1.9]), np.full(4, 0.01), ttft_s)
+    reach = ReplicaCapacity(1, rates, np.array([0.5, 0.7, 1.1, 1.9]), np.full(4, 0.01), ttft_s)
     pool = Pool(reach, 2, 1.0, 1.0, ())
     own = table((0.8, 1.25))._replace(ttft_band=band)
     steps = [reach.latencies(3.0, edge)[1] / reach.latencies(3.0, 1.0)[1] for edge in own.edges]
@@ -67,7 +67,7 @@ def test_first_tokens_come_as_steps_do_or_as_their_own_band_says(band):
 
 def test_latencies_at_a_load_that_was_tried_are_those_found_there():
     rates, times = np.array([1.0, 2.5, 4.0]), np.array([[0.01, 0.02, 0.03], [0.1, 0.15, 0.3]])
-    reach = Reach(1, rates, np.array([0.5, 0.7, 1.1]), *times)
+    reach = ReplicaCapacity(1, rates, np.array([0.5, 0.7, 1.1]), *times)
     for rate, expected in zip((0.5, *rates[:2]), (times[:, 0], *times.T[:2]), strict=True):
         assert reach.latencies(rate, 1.0) == pytest.approx(tuple(expected))
         steps_twice_as_long = reach.latencies(rate / 2, 2.0)
@@ -80,9 +80,9 @@ def test_a_closed_form_is_of_the_requests_that_were_asked_for():
             space=trials().space, curve=lambda *_: name, decoding=lambda _, curve: f"by {curve}"
         )
 
-    estimator, asked = Estimator(trials(), samples=True), option(1)
+    estimator, asked = Estimator(trials(), samples=True), candidate(1)
     estimator._judges = [judge("own"), judge("other")]
-    _, curve, served = estimator._served(asked, asked.design, "decode")
+    _, curve, served = estimator._served(asked, asked.shape, "decode")
     assert (curve, served) == ("own", ["by own", "by other"])
 
 
@@ -94,10 +94,10 @@ def test_a_replica_reaches_from_the_first_load_that_it_serves():
     )
     rates, possible = np.array([0.0, 2.0, 3.0, 5.0]), np.array([True, True, True, False])
     served = Served(rates, 0.01 * np.arange(4), 0.4 * np.arange(4), possible, rates)
-    reach = _reach(judge, option(1).design, served)
+    reach = _reach(judge, candidate(1).shape, served)
     np.testing.assert_array_equal(reach.rates, [2.0, 3.0])
     np.testing.assert_allclose(reach.needs, [0.4, 0.8])
-    assert _reach(judge, option(1).design, served._replace(possible=rates < 1)) is None
+    assert _reach(judge, candidate(1).shape, served._replace(possible=rates < 1)) is None
 
 
 def test_the_figure_of_speeds_has_the_fastest_and_the_most_productive():
@@ -117,13 +117,13 @@ def test_the_next_larger_cluster_has_as_many_replicas_as_it_holds():
 
 
 def test_a_closed_form_starts_where_simulation_is_and_never_falls():
-    for estimate, finding in [
-        (Estimator(trials(), samples=True).estimate(one), one) for one in found().findings
+    for estimate, evaluation in [
+        (Estimator(trials(), samples=True).estimate(one), one) for one in found().evaluations
     ]:
-        if finding.sized is None:
+        if evaluation.cluster_size is None:
             continue
         own = estimate.table
-        assert own.gpus[own.slower.index(1.0)] == finding.sized.size
+        assert own.gpus[own.slower.index(1.0)] == evaluation.cluster_size.size
         for gpus in (own.gpus, *own.by_sample):
             needed = [number or math.inf for number in gpus]
             assert needed == sorted(needed)
@@ -136,9 +136,9 @@ def test_a_closed_form_is_near_what_simulation_finds():
     load takes.
     """
     for model in range(2):
-        finding = trials().find(option(model), AS_ASKED)
-        simulated = table_of(trials(), finding.option)
-        closed = Estimator(trials()).estimate(finding).table
+        evaluation = trials().find(candidate(model), AS_ASKED)
+        simulated = table_of(trials(), evaluation.candidate)
+        closed = Estimator(trials()).estimate(evaluation).table
         sizes = found().space.machines[0].sizes
         for factor in simulated.slower:
             if not simulated.edges[0] <= factor <= simulated.edges[1]:

@@ -8,14 +8,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from simulator.planner.confidence import Costs, Doubted, over
-from simulator.planner.draws import Table, band_of, firsts, none_cheaper, share
-from simulator.planner.explore import Finding, Sized
-from simulator.planner.margin import Error, error_of, margin
+from simulator.planner.confidence import ComparedChoices, Costs, over
+from simulator.planner.explore import ClusterSize, Evaluation
+from simulator.planner.moe_vs_dense import _expected, _name, _tried
+from simulator.planner.ratio_band import Error, error_of, margin
 from simulator.planner.row_bands import rows
+from simulator.planner.samples import Table, band_of, firsts, none_cheaper, share
 from simulator.planner.sensitivity import _ratio
-from simulator.planner.versus import _expected, _name, _tried
-from tests.laws.tiny_question import costs, found, option, table, trials
+from tests.laws.tiny_question import candidate, costs, found, table, trials
 
 
 def test_what_is_shared_cancels_and_the_rest_does_not():
@@ -41,14 +41,14 @@ def test_what_errs_together_does_not_change_the_order():
 
     def probability(parts):
         near = Table((0.5, 2.0), (0.5, 2.0), "", {"a": 1.0}, [0.1, 1.0, 10.0], [1, 16, 64])
-        options = option(0), option(1)
-        findings = [
-            Finding(one, Sized(size, size), None, float(size), size)
-            for one, size in zip(options, (16, 24), strict=True)
+        candidates = candidate(0), candidate(1)
+        evaluations = [
+            Evaluation(one, ClusterSize(size, size), None, float(size), size)
+            for one, size in zip(candidates, (16, 24), strict=True)
         ]
         tables = near, near._replace(parts=parts, gpus=[2, 24, 64])
-        drawn = Costs(found(), dict(zip(options, tables, strict=True)))
-        mine, theirs = (drawn.of(finding) for finding in findings)
+        drawn = Costs(found(), dict(zip(candidates, tables, strict=True)))
+        mine, theirs = (drawn.of(evaluation) for evaluation in evaluations)
         return float((mine <= theirs).mean())
 
     assert probability({"a": 1.0}) == 1.0
@@ -81,16 +81,16 @@ def test_somebody_is_first_wherever_anybody_is():
 
 def test_a_deployment_that_is_there_twice_is_as_likely_the_best():
     """The one listed first is taken of rows that cost the same in every draw."""
-    first = found().findings[0]
+    first = found().evaluations[0]
     doubled = found()._replace(
-        findings=[
+        evaluations=[
             first,
-            Finding(first.option._replace(budget=1024), *list(vars(first).values())[1:]),
+            Evaluation(first.candidate._replace(budget=1024), *list(vars(first).values())[1:]),
         ]
     )
     own = table(own="mine")
-    drawn = Costs(doubled, {finding.option: own for finding in doubled.findings})
-    compared = Doubted(first, None, None, None, {first.option: own}, [], [], (1.0, 1.0))
+    drawn = Costs(doubled, {evaluation.candidate: own for evaluation in doubled.evaluations})
+    compared = ComparedChoices(first, None, None, None, {first.candidate: own}, [], [], (1.0, 1.0))
     bands = rows(
         doubled,
         compared._replace(slowed=[{"slower": 1.0, "measured": {}, "ratios": {}}]),
@@ -102,7 +102,7 @@ def test_a_deployment_that_is_there_twice_is_as_likely_the_best():
 
 
 def test_pools_and_plain_replicas_of_as_many_gpus_can_be_ordered():
-    plain, pooled = option(0)._replace(replicas=2), option(0, prefill=option(0).design)
+    plain, pooled = candidate(0)._replace(replicas=2), candidate(0, prefill=candidate(0).shape)
     for rate in (0.125, 1.0, 8.0):
         assert sorted([pooled, plain], key=lambda one: _expected(found(), one, rate))[0] == plain
 
@@ -123,8 +123,8 @@ def test_a_ratio_below_one_is_a_cheaper_mixture_of_experts(ratio, cheaper):
 
 def test_machines_that_cost_nothing_are_compared_by_their_number():
     def priced(cost, size):
-        finding = SimpleNamespace(sized=None if size is None else Sized(size, 1))
-        return SimpleNamespace(cost=cost, finding=finding)
+        evaluation = SimpleNamespace(cluster_size=None if size is None else ClusterSize(size, 1))
+        return SimpleNamespace(cost=cost, evaluation=evaluation)
 
     assert _ratio(priced(3.0, 8), priced(2.0, 1)) == 1.5
     assert _ratio(priced(0.0, 8), priced(0.0, 2)) == 4.0
@@ -134,23 +134,23 @@ def test_machines_that_cost_nothing_are_compared_by_their_number():
 
 
 @pytest.mark.parametrize(
-    ("has_pool", "rate", "sized", "gpus"),
+    ("has_pool", "rate", "cluster_size", "gpus"),
     [
         # A size of its own, of which not every GPU is taken.
-        (False, 4.0, Sized(24, 3), 24),
-        (True, 1.0, Sized(24, 3, 2), 24),
+        (False, 4.0, ClusterSize(24, 3), 24),
+        (True, 1.0, ClusterSize(24, 3, 2), 24),
         # Four times the nine GPUs of a quarter of the traffic, on the next size that is there.
-        (True, 4.0, Sized(16, 5, 4), 40),
-        (True, 8.0, Sized(16, 5, 4), math.inf),
+        (True, 4.0, ClusterSize(16, 5, 4), 40),
+        (True, 8.0, ClusterSize(16, 5, 4), math.inf),
         (False, 4.0, None, math.inf),
         (True, 1.0, None, math.inf),
         (True, 4.0, None, math.inf),
     ],
 )
 def test_pools_cost_as_many_times_their_part_and_nothing_found_is_never_affordable(
-    has_pool, rate, sized, gpus
+    has_pool, rate, cluster_size, gpus
 ):
-    one, asked = option(0, prefill=option(0).design if has_pool else None), trials()
-    finding = Finding(one, sized, None, math.inf, 0 if sized is None else 9)
-    stand_in = SimpleNamespace(space=asked.space, find=lambda *_: finding)
+    one, asked = candidate(0, prefill=candidate(0).shape if has_pool else None), trials()
+    evaluation = Evaluation(one, cluster_size, None, math.inf, 0 if cluster_size is None else 9)
+    stand_in = SimpleNamespace(space=asked.space, find=lambda *_: evaluation)
     assert _tried(stand_in, one, rate).cost == gpus * asked.space.machines[0].gpu_hour

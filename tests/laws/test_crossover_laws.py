@@ -14,12 +14,12 @@ from simulator.base.frozen import validate
 from simulator.config.capacity import Crossover, Question
 from simulator.config.engine import find_hand_over
 from simulator.cost.kernels.context import kernels_s
+from simulator.planner.closed_form import Curve
 from simulator.planner.crossover import ALIKE, BEST, MEMORY, WEIGHTS, compared, crossover
-from simulator.planner.curve import Curve
-from simulator.planner.flips import flips
+from simulator.planner.crossover_text import flips
 from simulator.planner.judge import Judge, Rates, Served
 from simulator.planner.ruled_out import Ruled
-from simulator.planner.space import Design, Space
+from simulator.planner.space import ReplicaShape, Space
 from simulator.planner.steady import Steady, fixed
 from simulator.report.plan_figures.crossover import _cell
 from simulator.step.prices import Prices
@@ -63,11 +63,11 @@ def found():
 
 def steady(plan, num_input=512, num_output=256):
     layout = plan.placement.layout
-    design = Design(
+    shape = ReplicaShape(
         0, 0, layout.tp, layout.attention_dp, layout.ep, "", "bf16", 0, plan.spec.overlap
     )
     traffic = fixed(num_input, num_output)
-    return Steady(design, "split", Curve(plan, traffic, BUDGET), traffic, BUDGET)
+    return Steady(shape, "split", Curve(plan, traffic, BUDGET), traffic, BUDGET)
 
 
 @pytest.mark.parametrize(
@@ -172,10 +172,10 @@ def test_a_prompt_alone_takes_as_many_steps_as_it_has_parts(tiny, budget, steps)
 def test_the_map_and_the_screen_agree_on_a_step(engine):
     asked = question(models=[{"model": "gpt-oss-20b", "engine": engine}])
     space, traffic = Space(asked, HERE), fixed(512, 256)
-    design, plan = next((d, p) for d, p in space.designs(0, 0, Ruled()) if d.ep == 4)
+    shape, plan = next((d, p) for d, p in space.shapes(0, 0, Ruled()) if d.ep == 4)
     curve = Curve(plan, traffic, 2048)
     batches, step_s, _, _ = Judge(space, traffic)._loads(plan, curve, 2048)
-    ours = Steady(design, "", curve, traffic, 2048).at(batches / plan.placement.layout.tp)
+    ours = Steady(shape, "", curve, traffic, 2048).at(batches / plan.placement.layout.tp)
     np.testing.assert_allclose(ours.step_s, step_s, rtol=1e-9)
 
 

@@ -12,7 +12,7 @@ from simulator.engine.step_log import LOG_COLUMNS
 from simulator.engine.step_price import price_step
 from simulator.engine.table import make_table
 from simulator.engine.timeline import run_plan
-from simulator.planner.curve import Curve
+from simulator.planner.closed_form import Curve
 from simulator.planner.steady import fixed
 from simulator.step.prices import Prices
 from simulator.workload.traces import RequestTrace

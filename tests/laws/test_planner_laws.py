@@ -16,16 +16,16 @@ from hypothesis import strategies as st
 from simulator.base.frozen import validate
 from simulator.config.capacity import Question, Spare
 from simulator.planner.conditions import Conditions
-from simulator.planner.explore import Explorer, Finding, Sized
+from simulator.planner.explore import ClusterSize, Evaluation, Explorer
 from simulator.planner.losses import idle_costs, left_of, spare_nodes, with_losses
-from simulator.planner.screen import Option
+from simulator.planner.moe_vs_dense import RATES
+from simulator.planner.screen import Candidate
 from simulator.planner.search import search
-from simulator.planner.space import Design
+from simulator.planner.space import ReplicaShape
 from simulator.planner.store import Store
 from simulator.planner.traffic import Traffic
 from simulator.planner.trial import Outcome
 from simulator.planner.uncertainty import doubts
-from simulator.planner.versus import RATES
 from simulator.planner.whatif import AS_ASKED, Change, Trials, _in_blocks, promise
 from simulator.workload.requests import load_requests
 from tests.findings_database import read_findings
@@ -45,18 +45,18 @@ def trials(**keys):
     return Trials(question(**keys).model_dump_json(), str(Path()), None)
 
 
-def option(model, tp=1, attention_dp=1, ep=1, replicas=1, prefill=None):
-    design = Design(model, 0, tp, attention_dp, ep, "", "bf16", 0, "none")
-    return Option(design, 2048, prefill, replicas, 1, 0.0, 0.0, 1, 1, 0.01, 0.1)
+def candidate(model, tp=1, attention_dp=1, ep=1, replicas=1, prefill=None):
+    shape = ReplicaShape(model, 0, tp, attention_dp, ep, "", "bf16", 0, "none")
+    return Candidate(shape, 2048, prefill, replicas, 1, 0.0, 0.0, 1, 1, 0.01, 0.1)
 
 
-def gpus(finding):
-    return finding.sized.size if finding.sized is not None else np.inf
+def gpus(evaluation):
+    return evaluation.cluster_size.size if evaluation.cluster_size is not None else np.inf
 
 
 def test_a_looser_target_never_costs_more():
     sizes = [
-        gpus(trials(targets={"tpot_s": {"p90": limit}}).find(option(DENSE)))
+        gpus(trials(targets={"tpot_s": {"p90": limit}}).find(candidate(DENSE)))
         for limit in (0.009, 0.012, 0.02, 0.05)
     ]
     assert sizes == sorted(sizes, reverse=True)
@@ -65,17 +65,18 @@ def test_a_looser_target_never_costs_more():
 
 def test_more_traffic_never_needs_fewer_gpus():
     sizes = [
-        gpus(trials().find(option(MOE), Change(Conditions(rate=rate)))) for rate in (0.25, 1.0, 4.0)
+        gpus(trials().find(candidate(MOE), Change(Conditions(rate=rate))))
+        for rate in (0.25, 1.0, 4.0)
     ]
     assert sizes == sorted(sizes)
     assert sizes[0] < sizes[-1]
 
 
 def test_a_faster_network_never_costs_more():
-    split = option(MOE, attention_dp=4, ep=4)
+    split = candidate(MOE, attention_dp=4, ep=4)
     asked = trials(targets={"tpot_s": {"p90": 0.02}})
     found = [
-        asked.trial(split, Sized(0, 1), Change(Conditions(network=speed)))
+        asked.trial(split, ClusterSize(0, 1), Change(Conditions(network=speed)))
         for speed in (0.02, 1.0, 4.0)
     ]
     worst = [outcome.worst for outcome in found]
@@ -89,7 +90,8 @@ def test_a_faster_network_never_costs_more():
 
 def test_slower_kernels_never_cost_less():
     sizes = [
-        gpus(trials().find(option(DENSE), Change(slower=factor))) for factor in (0.6, 1.0, 1.4, 1.8)
+        gpus(trials().find(candidate(DENSE), Change(slower=factor)))
+        for factor in (0.6, 1.0, 1.4, 1.8)
     ]
     assert sizes == sorted(sizes)
     assert sizes[0] < sizes[-1]
@@ -97,17 +99,17 @@ def test_slower_kernels_never_cost_less():
 
 def test_longer_prompts_never_cost_less_and_fit_the_context():
     asked = trials()
-    assert gpus(asked.find(option(DENSE), Change(Conditions(prompts=4.0)))) >= gpus(
-        asked.find(option(DENSE))
+    assert gpus(asked.find(candidate(DENSE), Change(Conditions(prompts=4.0)))) >= gpus(
+        asked.find(candidate(DENSE))
     )
     model = asked.space.models[DENSE]
-    far = asked.explorer(option(DENSE), Change(Conditions(prompts=10_000.0))).traffic.trace
+    far = asked.explorer(candidate(DENSE), Change(Conditions(prompts=10_000.0))).traffic.trace
     assert int((far.num_input + far.num_output).max()) == model.max_context_tokens
 
 
 def test_losing_a_node_never_raises_goodput():
     asked = trials(targets={"tpot_s": {"p90": 0.02}, "ttft_s": {"p90": 0.1}})
-    rows = with_losses(asked, option(DENSE, tp=8), Sized(24, 3))
+    rows = with_losses(asked, candidate(DENSE, tp=8), ClusterSize(24, 3))
     assert [row["lost"] for row in rows] == ["nothing", "1 GPU", "1 node", "2 nodes"]
     assert [row["replicas_left"] for row in rows] == [3, 2, 2, 1]
     for name in ("goodput_per_s", "attainment"):
@@ -115,14 +117,14 @@ def test_losing_a_node_never_raises_goodput():
         assert values == sorted(values, reverse=True)
     worst = [row["worst_ratio"] for row in rows]
     assert worst == sorted(worst)
-    gpu, node = with_losses(asked, option(DENSE, tp=8), Sized(8, 1))[1:3]
+    gpu, node = with_losses(asked, candidate(DENSE, tp=8), ClusterSize(8, 1))[1:3]
     for nothing, gpus in ((gpu, 7), (node, 0)):
         found = nothing["met"], nothing["goodput_per_s"], nothing["gpus_left"]
         assert found == (False, 0.0, gpus)
 
 
 def test_more_spare_never_needs_fewer_machines():
-    rows = spare_nodes(trials(), option(MOE, tp=8))
+    rows = spare_nodes(trials(), candidate(MOE, tp=8))
     sizes = [row["gpus"] for row in rows]
     assert sizes == sorted(sizes)
     assert all(later["gpus"] >= 8 * (later["nodes_lost"] + 1) for later in rows)
@@ -131,7 +133,7 @@ def test_more_spare_never_needs_fewer_machines():
 
 def test_a_replica_of_one_gpu_survives_a_node_on_another_one():
     """Two GPUs on two nodes, not two nodes of eight; both are told."""
-    none, gpu, node, nodes = spare_nodes(trials(), option(DENSE))
+    none, gpu, node, nodes = spare_nodes(trials(), candidate(DENSE))
     assert (none["gpus"], none["nodes"], none["gpus_in_whole_nodes"]) == (1, 1, None)
     assert (gpu["gpus"], gpu["nodes"]) == (2, 1)
     assert (node["gpus"], node["nodes"], node["gpus_in_whole_nodes"]) == (2, 2, 16)
@@ -152,14 +154,14 @@ def test_what_is_held_free_stands_what_may_be_lost(replicas, tp, nodes, gpus, is
     assume(not (nodes and gpus))
     lost = Spare(nodes=nodes, gpus=gpus)
     space = trials(spare=lost.model_dump()).space
-    asked = option(DENSE, tp=tp, prefill=option(DENSE, tp=tp).design if is_pair else None)
+    asked = candidate(DENSE, tp=tp, prefill=candidate(DENSE, tp=tp).shape if is_pair else None)
     both = replicas * (2 if is_pair else 1)
-    size = space.held(both * tp, asked.design, asked.prefill)
+    size = space.held(both * tp, asked.shape, asked.prefill)
     assume(size is not None)
-    sized = Sized(size, replicas, replicas if is_pair else 0)
-    host_gpus = space.host_gpus(asked.design, asked.prefill)
+    cluster_size = ClusterSize(size, replicas, replicas if is_pair else 0)
+    host_gpus = space.host_gpus(asked.shape, asked.prefill)
     # The spare GPUs are replicas' places too: with all of them filled, the rest is enough.
-    full = sized._replace(replicas=size // tp - sized.prefill_replicas)
+    full = cluster_size._replace(replicas=size // tp - cluster_size.prefill_replicas)
     for left in left_of(asked, full, lost, host_gpus):
         assert left.replicas + left.prefill_replicas >= both
 
@@ -168,14 +170,14 @@ def test_what_is_held_free_stands_what_may_be_lost(replicas, tp, nodes, gpus, is
 def test_a_part_of_two_pools_has_the_fewest_replicas_that_all_parts_make_up_for(
     replicas, prompts, parts
 ):
-    explorer, tried = Explorer(trials().space, option(DENSE), None, 0), []
+    explorer, tried = Explorer(trials().space, candidate(DENSE), None, 0), []
 
-    def kept(sized, in_parts):
-        tried.append((sized, in_parts))
+    def kept(cluster_size, in_parts):
+        tried.append((cluster_size, in_parts))
         return Outcome({"tpot_s.p90": 0.5}, {}, 1.0, 1.0)
 
     explorer._tried_once = kept
-    assert explorer._keeps(parts, Sized(0, replicas, prompts), ("tpot_s",))
+    assert explorer._keeps(parts, ClusterSize(0, replicas, prompts), ("tpot_s",))
     [(part, in_parts)] = tried
     assert in_parts == parts
     for number, whole in ((part.replicas, replicas), (part.prefill_replicas, prompts)):
@@ -183,78 +185,91 @@ def test_a_part_of_two_pools_has_the_fewest_replicas_that_all_parts_make_up_for(
 
 
 def of_pools():
-    asked = option(DENSE, tp=2, prefill=option(DENSE, tp=4).design)
+    asked = candidate(DENSE, tp=2, prefill=candidate(DENSE, tp=4).shape)
     return Explorer(trials().space, asked, None, 0)
 
 
 def test_a_pool_is_split_into_its_own_replicas_and_found_at_the_fewest_that_do():
     explorer = of_pools()
 
-    def keeps(parts, sized, names):
+    def keeps(parts, cluster_size, names):
         of_prompts = names[0] == "ttft_s"
-        assert parts == (sized.prefill_replicas if of_prompts else sized.replicas)
+        assert parts == (cluster_size.prefill_replicas if of_prompts else cluster_size.replicas)
         return parts >= (3 if of_prompts else 5)
 
     explorer._keeps = keeps
-    explorer.trial = lambda sized: Outcome({"tpot_s.p90": 0.5}, {}, 1.0, 1.0)
-    explorer._met = lambda sized, num_gpus, below: (sized[1:], num_gpus)
+    explorer.trial = lambda cluster_size: Outcome({"tpot_s.p90": 0.5}, {}, 1.0, 1.0)
+    explorer._met = lambda cluster_size, num_gpus, below: (cluster_size[1:], num_gpus)
     assert explorer.find() == ((5, 3), 5 * 2 + 3 * 4)
 
 
 def test_a_pool_that_is_too_small_grows_by_twice_as_much_each_time():
     explorer, tried = of_pools(), []
 
-    def trial(sized):
-        tried.append((sized.replicas, sized.prefill_replicas))
-        return Outcome({"tpot_s.p90": 10 / sized.replicas, "ttft_s.p90": 0.5}, {}, 1.0, 1.0)
+    def trial(cluster_size):
+        tried.append((cluster_size.replicas, cluster_size.prefill_replicas))
+        return Outcome({"tpot_s.p90": 10 / cluster_size.replicas, "ttft_s.p90": 0.5}, {}, 1.0, 1.0)
 
     explorer._keeps = lambda *_: True
     explorer.trial = trial
-    explorer._met = lambda sized, *_: sized.replicas
+    explorer._met = lambda cluster_size, *_: cluster_size.replicas
     assert explorer.find() == 16
     assert tried == [(1, 1), (2, 1), (4, 1), (8, 1), (16, 1)]
 
 
 def test_trials_of_a_part_are_told_as_of_all_parts():
     explorer = of_pools()
-    explorer._known[Sized(0, 2, 3), 4] = Outcome({"tpot_s.p90": 0.7, "ttft_s.p90": 0.9}, {}, 1.0, 1)
-    assert explorer._tried == ((Sized(0, 8, 12), 0.9),)
+    explorer._known[ClusterSize(0, 2, 3), 4] = Outcome(
+        {"tpot_s.p90": 0.7, "ttft_s.p90": 0.9}, {}, 1.0, 1
+    )
+    assert explorer._tried == ((ClusterSize(0, 8, 12), 0.9),)
 
 
-@pytest.mark.parametrize("prefill", [None, option(DENSE, tp=8).design])
+@pytest.mark.parametrize("prefill", [None, candidate(DENSE, tp=8).shape])
 def test_what_no_cluster_has_room_for_has_no_size_and_takes_up_nothing(prefill):
-    asked = option(DENSE, tp=8, prefill=prefill)
+    asked = candidate(DENSE, tp=8, prefill=prefill)
     space = trials(spare={"nodes": 8}).space
     found = Explorer(space, asked, None, 0).find()
-    assert found == Finding(asked, None, None, np.inf, 0, (), found.why)
+    assert found == Evaluation(asked, None, None, np.inf, 0, (), found.why)
     assert found.why
 
 
 def test_which_replicas_are_left():
     one, two = Spare(nodes=1), Spare(nodes=2)
-    assert left_of(option(DENSE, tp=8), Sized(32, 4), one, 8) == [Sized(32, 3)]
+    assert left_of(candidate(DENSE, tp=8), ClusterSize(32, 4), one, 8) == [ClusterSize(32, 3)]
     # Four replicas on a node go together, and a replica over two nodes goes when either does.
-    assert left_of(option(DENSE, tp=2), Sized(16, 8), one, 8) == [Sized(16, 4)]
-    assert left_of(option(MOE, attention_dp=16), Sized(64, 4), two, 8) == [Sized(64, 2)]
+    assert left_of(candidate(DENSE, tp=2), ClusterSize(16, 8), one, 8) == [ClusterSize(16, 4)]
+    assert left_of(candidate(MOE, attention_dp=16), ClusterSize(64, 4), two, 8) == [
+        ClusterSize(64, 2)
+    ]
     # A node that stands idle takes the lost one's place.
-    assert left_of(option(DENSE, tp=8), Sized(32, 3), one, 8) == [Sized(32, 3)]
-    assert left_of(option(DENSE, tp=8), Sized(32, 3), two, 8) == [Sized(32, 2)]
+    assert left_of(candidate(DENSE, tp=8), ClusterSize(32, 3), one, 8) == [ClusterSize(32, 3)]
+    assert left_of(candidate(DENSE, tp=8), ClusterSize(32, 3), two, 8) == [ClusterSize(32, 2)]
     # Of pools either may lose, and both outcomes are looked at.
-    pools = option(DENSE, tp=8, prefill=option(DENSE, tp=8).design)
-    assert left_of(pools, Sized(40, 3, 2), one, 8) == [Sized(40, 3, 1), Sized(40, 2, 2)]
+    pools = candidate(DENSE, tp=8, prefill=candidate(DENSE, tp=8).shape)
+    assert left_of(pools, ClusterSize(40, 3, 2), one, 8) == [
+        ClusterSize(40, 3, 1),
+        ClusterSize(40, 2, 2),
+    ]
     # A lost GPU takes its replica with it, unless as many GPUs as that has stand idle.
-    assert left_of(option(DENSE, tp=2), Sized(16, 8), Spare(gpus=1), 8) == [Sized(16, 7)]
-    assert left_of(option(DENSE, tp=2), Sized(16, 7), Spare(gpus=1), 8) == [Sized(16, 7)]
-    assert left_of(option(DENSE, tp=4), Sized(8, 1), Spare(gpus=2), 8) == [Sized(8, 0)]
+    assert left_of(candidate(DENSE, tp=2), ClusterSize(16, 8), Spare(gpus=1), 8) == [
+        ClusterSize(16, 7)
+    ]
+    assert left_of(candidate(DENSE, tp=2), ClusterSize(16, 7), Spare(gpus=1), 8) == [
+        ClusterSize(16, 7)
+    ]
+    assert left_of(candidate(DENSE, tp=4), ClusterSize(8, 1), Spare(gpus=2), 8) == [
+        ClusterSize(8, 0)
+    ]
     # Replicas on nodes of their own are lost one by one.
-    assert left_of(option(DENSE), Sized(4, 4), one, 1) == [Sized(4, 3)]
+    assert left_of(candidate(DENSE), ClusterSize(4, 4), one, 1) == [ClusterSize(4, 3)]
 
 
 def test_copies_of_experts_take_memory():
-    split = option(MOE, attention_dp=4, ep=4)
-    copying = split._replace(design=split.design._replace(slots=40))
+    split = candidate(MOE, attention_dp=4, ep=4)
+    copying = split._replace(shape=split.shape._replace(slots=40))
     found = [
-        Finding(one, Sized(8, number), None, 0.0, 4 * number)
+        Evaluation(one, ClusterSize(8, number), None, 0.0, 4 * number)
         for number, one in ((1, split), (2, copying))
     ]
     idle = idle_costs(trials(), *found)
@@ -265,7 +280,9 @@ def test_copies_of_experts_take_memory():
     assert spare["cache_tokens_forgone"] > 0
     assert idle_costs(trials(), found[0], None)["spare_experts"] is None
     held_back = idle_costs(
-        trials(spare={"nodes": 1}), replace(found[0], sized=Sized(16, 4), num_gpus=4), None
+        trials(spare={"nodes": 1}),
+        replace(found[0], cluster_size=ClusterSize(16, 4), num_gpus=4),
+        None,
     )
     assert (held_back["unused_gpus"], held_back["held_back_gpus"]) == (8, 4), (
         "what is held back is counted once"
@@ -273,11 +290,11 @@ def test_copies_of_experts_take_memory():
 
 
 def test_copies_of_experts_cost_their_share_of_every_replica():
-    copying = option(MOE, attention_dp=4, ep=4)
-    copying = copying._replace(design=copying.design._replace(slots=40))
-    space, nothing = trials().space, Finding(copying, None, None, np.inf, 0)
+    copying = candidate(MOE, attention_dp=4, ep=4)
+    copying = copying._replace(shape=copying.shape._replace(slots=40))
+    space, nothing = trials().space, Evaluation(copying, None, None, np.inf, 0)
     stand_in = SimpleNamespace(space=space, find=lambda _: nothing)
-    first = replace(nothing, sized=Sized(16, 3), num_gpus=12)
+    first = replace(nothing, cluster_size=ClusterSize(16, 3), num_gpus=12)
     spare = idle_costs(stand_in, first, first)["spare_experts"]
     assert spare["cost_per_hour_without"] is None
     assert spare["cost_per_hour"] == pytest.approx(
@@ -355,5 +372,5 @@ def test_doubts_are_whole():
 
 
 def test_as_asked_is_what_the_search_found():
-    best = found().findings[0]
-    assert trials().find(best.option, AS_ASKED).sized == best.sized
+    best = found().evaluations[0]
+    assert trials().find(best.candidate, AS_ASKED).cluster_size == best.cluster_size

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from simulator.config.capacity import Question, Targets
 from simulator.config.workload import SLO
-from simulator.planner.explore import Explorer, Sized
+from simulator.planner.explore import ClusterSize, Explorer
+from simulator.planner.headroom import FURTHEST, headroom
 from simulator.planner.requests import lasting, stay, traffic_of
-from simulator.planner.room import FURTHEST, headroom
-from simulator.planner.screen import Option
-from simulator.planner.space import Design, Space
+from simulator.planner.screen import Candidate
+from simulator.planner.space import ReplicaShape, Space
 from simulator.planner.traffic import LEAST_STAYS, Traffic
 from simulator.planner.trial import outcome
 from simulator.workload.traces import RequestTrace
@@ -93,12 +93,22 @@ def test_what_is_planned_does_not_hang_on_how_many_requests_were_asked_for():
     for count in (150, 3000):
         asked, _ = lasting(question(count), HERE)
         space, traffic = Space(asked, HERE), traffic_of(asked, HERE)
-        option = Option(
-            Design(0, 0, 1, 1, 1, "", "bf16", 0, "none"), 2048, None, 1, 0, 0.0, 0.0, 0, 0, 0.0, 0.0
+        candidate = Candidate(
+            ReplicaShape(0, 0, 1, 1, 1, "", "bf16", 0, "none"),
+            2048,
+            None,
+            1,
+            0,
+            0.0,
+            0.0,
+            0,
+            0,
+            0.0,
+            0.0,
         )
-        explorer = Explorer(space, option, traffic, asked.seed)
-        finding = explorer.find()
-        found.append((finding.sized, headroom(explorer, finding.sized)))
+        explorer = Explorer(space, candidate, traffic, asked.seed)
+        evaluation = explorer.find()
+        found.append((evaluation.cluster_size, headroom(explorer, evaluation.cluster_size)))
     assert found[0][0] == found[1][0]
     assert found[0][1] == pytest.approx(found[1][1], rel=0.1)
     assert 1 <= found[0][1] < FURTHEST
@@ -300,16 +310,24 @@ class _Carries:
     traffic: _Times = field(default_factory=_Times)
     _known: dict | None = None
 
-    def trial(self, sized):
+    def trial(self, cluster_size):
         return SimpleNamespace(met=self.traffic.factor <= self.most)
 
 
 @pytest.mark.parametrize("most", [0.14, 0.5, 0.99, 1.0, 1.3, 7.9])
 def test_headroom_is_what_is_just_carried(most):
-    assert most / 1.02 <= headroom(_Carries(most), Sized(1, 1)) <= most
+    assert most / 1.02 <= headroom(_Carries(most), ClusterSize(1, 1)) <= most
 
 
 def test_headroom_ends_at_eight_times_and_at_an_eighth():
-    assert headroom(_Carries(8.0), Sized(1, 1)) == headroom(_Carries(100.0), Sized(1, 1)) == 8
-    assert headroom(_Carries(0.05), Sized(1, 1)) == headroom(_Carries(0.0), Sized(1, 1)) == 0
+    assert (
+        headroom(_Carries(8.0), ClusterSize(1, 1))
+        == headroom(_Carries(100.0), ClusterSize(1, 1))
+        == 8
+    )
+    assert (
+        headroom(_Carries(0.05), ClusterSize(1, 1))
+        == headroom(_Carries(0.0), ClusterSize(1, 1))
+        == 0
+    )
     assert headroom(_Carries(8.0), None) == 0

@@ -10,11 +10,11 @@ from simulator.base.frozen import validate
 from simulator.config.capacity import Question
 from simulator.planner.answer import summary
 from simulator.planner.confidence import Costs
-from simulator.planner.draws import Table
-from simulator.planner.explore import Finding, Sized
-from simulator.planner.screen import Option
+from simulator.planner.explore import ClusterSize, Evaluation
+from simulator.planner.samples import Table
+from simulator.planner.screen import Candidate
 from simulator.planner.search import search
-from simulator.planner.space import Design
+from simulator.planner.space import ReplicaShape
 from simulator.planner.store import Store
 from simulator.planner.uncertainty import doubts
 from simulator.planner.whatif import Trials
@@ -43,9 +43,9 @@ QUESTION = {
 MANY = tuple(range(1, 4001))
 
 
-def option(model, tp=1, prefill=None):
-    return Option(
-        Design(model, 0, tp, 1, 1, "", "bf16", 0, "none"),
+def candidate(model, tp=1, prefill=None):
+    return Candidate(
+        ReplicaShape(model, 0, tp, 1, 1, "", "bf16", 0, "none"),
         2048,
         prefill,
         1,
@@ -97,7 +97,7 @@ def trials():
 
 def costs(*tables):
     """Draws of the costs of deployments with these tables."""
-    options = [option(model) for model in range(2)][: len(tables)]
-    findings = [Finding(one, Sized(400, 400), None, 400.0, 400) for one in options]
-    drawn = Costs(roomy(), dict(zip(options, tables, strict=True)))
-    return [drawn.of(finding) for finding in findings]
+    candidates = [candidate(model) for model in range(2)][: len(tables)]
+    evaluations = [Evaluation(one, ClusterSize(400, 400), None, 400.0, 400) for one in candidates]
+    drawn = Costs(roomy(), dict(zip(candidates, tables, strict=True)))
+    return [drawn.of(evaluation) for evaluation in evaluations]

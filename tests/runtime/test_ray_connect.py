@@ -125,13 +125,13 @@ def test_a_cluster_that_somebody_started_is_joined_and_goes_on_afterwards(tmp_pa
     monkeypatch.setenv(
         "RAY_AUTH_TOKEN", secrets.token_hex(16)
     )  # where there is one, `ray start` asks for it
-    options = (
+    candidates = (
         "--port=0",
         "--num-cpus=2",
         "--min-worker-port=0",
         "--max-worker-port=0",
     )  # other clusters may have the usual ports
-    with common_folder() as common, cluster_by_hand(*options) as (address, command):
+    with common_folder() as common, cluster_by_hand(*candidates) as (address, command):
         files = {path.name for path in common.iterdir()}
         processes = {
             pid
@@ -164,8 +164,8 @@ def test_a_cluster_that_somebody_started_is_joined_and_goes_on_afterwards(tmp_pa
 
 
 def test_a_search_goes_on_alone_where_the_head_of_its_cluster_is_lost(tmp_path):
-    options = ("--port=0", "--num-cpus=2", "--min-worker-port=0", "--max-worker-port=0")
-    with common_folder(), cluster_by_hand(*options) as (address, command):
+    candidates = ("--port=0", "--num-cpus=2", "--min-worker-port=0", "--max-worker-port=0")
+    with common_folder(), cluster_by_hand(*candidates) as (address, command):
 
         def kill_the_head(_):
             for pid, args in descendants(command.pid):

@@ -58,7 +58,7 @@ def test_prompts_grow_and_outputs_stay():
 def test_wires_carry_half_and_start_as_late():
     halved = apply(Conditions(network=0.5), question(), HERE)
     plans = [
-        next(plan for design, plan in Space(asked, HERE).designs(0, 0, Ruled()) if design.ep == 8)
+        next(plan for shape, plan in Space(asked, HERE).shapes(0, 0, Ruled()) if shape.ep == 8)
         for asked in (question(), halved)
     ]
     for full, half in zip(*(plan.placement.fabric.links for plan in plans), strict=True):

@@ -15,9 +15,9 @@ from simulator.config.deployment import DeploymentSpec
 from simulator.config.engine import EngineSpec, find_engine, resolve_scheduling
 from simulator.deployment.notes import scheduling_notes
 from simulator.deployment.plan import make_plan
-from simulator.planner.explore import Sized, deployment
+from simulator.planner.explore import ClusterSize, deployment
 from simulator.planner.space import Space
-from tests.laws.tiny_question import QUESTION, option
+from tests.laws.tiny_question import QUESTION, candidate
 
 
 def resolve(engine, accelerator, attention_dp=1, usage="server", **asked):
@@ -159,9 +159,9 @@ def test_an_engine_file_that_could_not_be_used_is_refused():
 def test_a_plan_gives_prompts_of_their_own_pool_the_batching_of_its_engine(engine):
     models = [{"model": "llama-3.1-8b", "engine": engine}]
     space = Space(validate(Question, {**QUESTION, "models": models}, "test"), Path())
-    pooled = option(0, prefill=option(0).design)
-    spec = deployment(space, pooled, Sized(0, 1, 1))
+    pooled = candidate(0, prefill=candidate(0).shape)
+    spec = deployment(space, pooled, ClusterSize(0, 1, 1))
     plan = make_plan(spec, 0, "test", Path())
-    alone = make_plan(space.spec(pooled.design, pooled.budget), 0, "test", Path())
+    alone = make_plan(space.spec(pooled.shape, pooled.budget), 0, "test", Path())
     assert plan.prefill.serving.rules == alone.serving.rules
     assert plan.prefill.serving.rules.splits_prompts, "prompts longer than a step's tokens"

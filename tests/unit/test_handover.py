@@ -16,8 +16,8 @@ from simulator.commands.run import run_scenario
 from simulator.config.capacity import Question
 from simulator.deployment.plan import make_plan
 from simulator.planner.answer import summary
-from simulator.planner.explore import Sized
-from simulator.planner.findings import best_of_each, deployment_of, priced
+from simulator.planner.evaluations import best_of_each, deployment_of, priced
+from simulator.planner.explore import ClusterSize
 from simulator.planner.handover import (
     _peak,
     commands,
@@ -27,9 +27,9 @@ from simulator.planner.handover import (
     scenario_text,
 )
 from simulator.planner.requests import lasting, traffic_of
-from simulator.planner.screen import Option
+from simulator.planner.screen import Candidate
 from simulator.planner.search import search
-from simulator.planner.space import Design
+from simulator.planner.space import ReplicaShape
 from simulator.planner.store import Store
 from simulator.planner.traffic import led
 from simulator.planner.trial import outcome
@@ -67,12 +67,12 @@ def loaded(text, folder):
 
 @pytest.mark.slow
 def test_the_scenario_runs_and_meets_the_targets(found, tmp_path):
-    findings = recommended(found)
-    scenario, path = loaded(scenario_text(found, findings), tmp_path)
+    evaluations = recommended(found)
+    scenario, path = loaded(scenario_text(found, evaluations), tmp_path)
     assert scenario.deployments[0] == deployment_of(
-        found, found.findings[0], scenario.deployments[0].name
+        found, found.evaluations[0], scenario.deployments[0].name
     )
-    assert list(scenario.deployments) == deployments(found, findings)
+    assert list(scenario.deployments) == deployments(found, evaluations)
     assert {spec.model for spec in scenario.deployments[:2]} == {"gpt-oss-20b", "qwen3-8b"}, (
         "the best MoE and the best dense one"
     )
@@ -201,18 +201,18 @@ def test_what_a_scenario_cannot_say_is_a_comment(found):
     assert "# The plan pays for electricity apart, which a run does not." in scenario_text(
         asked, recommended(found)
     )
-    first = found.findings[0]
-    assert first.num_gpus == first.sized.size
+    first = found.evaluations[0]
+    assert first.num_gpus == first.cluster_size.size
     assert "pays for the whole cluster" not in scenario_text(found, [first])
-    partly = dataclasses.replace(first, num_gpus=first.sized.size - 1)
+    partly = dataclasses.replace(first, num_gpus=first.cluster_size.size - 1)
     assert "a run counts the GPUs that replicas take up" in scenario_text(found, [partly])
 
 
 def test_electricity_is_that_of_the_whole_cluster_by_the_kilowatt_hour(found):
     power = found.question.power.model_copy(update={"price_per_kwh": 0.2})
     asked = found._replace(question=found.question.model_copy(update={"power": power}))
-    first = found.findings[0]
-    watts = first.sized.size * found.space.machines[0].watts_per_gpu
+    first = found.evaluations[0]
+    watts = first.cluster_size.size * found.space.machines[0].watts_per_gpu
     assert priced(asked, first).power_per_hour == pytest.approx(0.2 * watts / 1000)
     assert priced(found, first).power_per_hour == 0
 
@@ -229,10 +229,12 @@ def test_a_stretch_that_is_asked_for_is_not_made_longer():
 
 
 def test_names_differ_and_nothing_is_there_twice(found):
-    many = [*found.findings, *found.findings]
+    many = [*found.evaluations, *found.evaluations]
     names = [spec.name for spec in deployments(found, many)]
     assert len(set(names)) == len(names)
-    assert len({finding.option for finding in recommended(found)}) == len(recommended(found))
+    assert len({evaluation.candidate for evaluation in recommended(found)}) == len(
+        recommended(found)
+    )
 
 
 def test_commands_are_those_of_each_models_engine(found):
@@ -280,7 +282,7 @@ def test_a_comparison_is_handed_over_only_where_there_is_one(monkeypatch, count,
     inside = "simulator.planner.handover"
     monkeypatch.setattr(f"{inside}.recommended", lambda _: list(range(count)))
     monkeypatch.setattr(f"{inside}.scenario_text", lambda _, shown, target: (shown, target))
-    given = handover(SimpleNamespace(findings=[]), Path("out"))
+    given = handover(SimpleNamespace(evaluations=[]), Path("out"))
     assert {one["file"]: one["text"] for one in given["scenarios"]} == {
         name: (shown, Path("out")) for name, shown in files.items()
     }
@@ -288,10 +290,12 @@ def test_a_comparison_is_handed_over_only_where_there_is_one(monkeypatch, count,
 
 
 def test_pools_survive_the_file(found, tmp_path):
-    base = found.findings[0].option
-    design = Design(0, 0, 1, 1, 1, "", "bf16", 0, "none")
-    option = base._replace(design=design, prefill=design, budget=4096)
-    pools = dataclasses.replace(found.findings[0], option=Option(*option), sized=Sized(2, 1, 1))
+    base = found.evaluations[0].candidate
+    shape = ReplicaShape(0, 0, 1, 1, 1, "", "bf16", 0, "none")
+    candidate = base._replace(shape=shape, prefill=shape, budget=4096)
+    pools = dataclasses.replace(
+        found.evaluations[0], candidate=Candidate(*candidate), cluster_size=ClusterSize(2, 1, 1)
+    )
     scenario, _ = loaded(scenario_text(found, [pools]), tmp_path)
     assert scenario.deployments[0] == deployment_of(found, pools, scenario.deployments[0].name)
     assert scenario.deployments[0].prefill.scheduling["token_budget"] == 4096

@@ -15,13 +15,13 @@ from simulator.config.deployment import DeploymentSpec
 from simulator.deployment.plan import make_plan
 from simulator.engine.timeline import run_plan
 from simulator.planner import ruled_out
-from simulator.planner.curve import Curve
+from simulator.planner.closed_form import Curve
 from simulator.planner.explore import Explorer
 from simulator.planner.judge import Judge
 from simulator.planner.launch import launch
 from simulator.planner.requests import lasting, traffic_of
 from simulator.planner.ruled_out import Ruled
-from simulator.planner.screen import Option
+from simulator.planner.screen import Candidate
 from simulator.planner.space import Space
 from simulator.planner.steady import fixed
 from simulator.workload.traces import RequestTrace
@@ -56,8 +56,8 @@ def question(models=("llama-3.1-70b",), clusters=("h100-sxm",), **space):
 def splits(asked, model=0, machines=0):
     ruled = Ruled()
     found = {
-        (design.tp, design.attention_dp, design.pp)
-        for design, _ in Space(asked, Path()).designs(model, machines, ruled)
+        (shape.tp, shape.attention_dp, shape.pp)
+        for shape, _ in Space(asked, Path()).shapes(model, machines, ruled)
     }
     return (
         {(tp, pp) for tp, dp, pp in found if pp > 1},
@@ -142,14 +142,14 @@ def test_the_screen_reads_pipelines_optimistically():
     judge = Judge(space, traffic)
     found = 0
     for machines in range(2):
-        for design, plan in space.designs(0, machines, Ruled()):
-            rates = judge.best(judge.both(plan, judge.curve(design, plan), 2048))
-            option = Option(design, 2048, None, 1, 0, 0.0, 0.0, 0, 0, 0.0, 0.0)
-            finding = Explorer(space, option, traffic, 1).find()
-            assert finding.sized is not None
-            assert finding.num_gpus == finding.sized.replicas * design.num_ranks
-            assert rates.most * finding.sized.replicas >= traffic.rate_per_s * 0.99, space.text(
-                design
+        for shape, plan in space.shapes(0, machines, Ruled()):
+            rates = judge.best(judge.both(plan, judge.curve(shape, plan), 2048))
+            candidate = Candidate(shape, 2048, None, 1, 0, 0.0, 0.0, 0, 0, 0.0, 0.0)
+            evaluation = Explorer(space, candidate, traffic, 1).find()
+            assert evaluation.cluster_size is not None
+            assert evaluation.num_gpus == evaluation.cluster_size.replicas * shape.num_ranks
+            assert rates.most * evaluation.cluster_size.replicas >= traffic.rate_per_s * 0.99, (
+                space.text(shape)
             )
             found += 1
     assert found >= 2
@@ -184,8 +184,8 @@ def test_sizes_formats_and_places_of_a_question_reach_its_deployments():
         }
     )
     space = Space(asked, Path())
-    designs = [design for design, _ in space.designs(0, 0, Ruled())]
-    specs = [space.spec(design, None) for design in designs]
+    shapes = [shape for shape, _ in space.shapes(0, 0, Ruled())]
+    specs = [space.spec(shape, None) for shape in shapes]
     assert {spec.scheduling["max_sequences"] for spec in specs} == {64, 256}
     spread = [
         spec for spec in specs if (spec.parallel.ep or 1) > 1 and spec.parallel.attention_dp > 1
@@ -194,7 +194,7 @@ def test_sizes_formats_and_places_of_a_question_reach_its_deployments():
         itertools.product(("fp8", "bf16"), ("contiguous", "eplb"))
     )
     assert {spec.dispatch_dtype for spec in specs if spec not in spread} == {None}
-    assert len({space.text(design) for design in designs}) == len(designs)
+    assert len({space.text(shape) for shape in shapes}) == len(shapes)
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])

@@ -15,15 +15,15 @@ from simulator.base.frozen import validate
 from simulator.config.capacity import Question
 from simulator.planner import ruled_out as reasons
 from simulator.planner.answer import _num_simulated
-from simulator.planner.explore import Finding, Sized
+from simulator.planner.explore import ClusterSize, Evaluation
+from simulator.planner.moe_vs_dense import rivals
 from simulator.planner.requests import traffic_of
 from simulator.planner.ruled_out import Ruled
-from simulator.planner.screen import Option
+from simulator.planner.screen import Candidate
 from simulator.planner.search import search
-from simulator.planner.space import Design, Space
+from simulator.planner.space import ReplicaShape, Space
 from simulator.planner.store import Store
 from simulator.planner.trial import Outcome
-from simulator.planner.versus import rivals
 from simulator.planner.why_not import _missing, _ruled_out, nearest, of_each_model
 from simulator.scenario.question import load_question
 from tests.unit.test_plan_cli import QUESTION
@@ -103,11 +103,11 @@ def test_one_kind_of_machines_twice_is_refused(ask):
 
 def test_folders_that_cannot_be_written_are_refused_before_any_work(ask, tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
-    for option in ("--out", "--cache"):
-        code, out, err = ask(option, "file/below")
+    for candidate in ("--out", "--cache"):
+        code, out, err = ask(candidate, "file/below")
         assert code == 2
         assert out == ""
-        assert f"error: {option} file/below: cannot be written" in err
+        assert f"error: {candidate} file/below: cannot be written" in err
 
 
 TABLE = {
@@ -196,19 +196,21 @@ def test_a_deployment_is_counted_once_and_compared_once_whatever_size_it_has():
     few = found(
         clusters=[{"cluster": "h100-sxm", "max_gpus": 8}], targets={"tpot_s": {"p90": 0.012}}
     )
-    best = next(one for one in few.findings if one.sized is not None)
+    best = next(one for one in few.evaluations if one.cluster_size is not None)
     assert _num_simulated(few) == len(few.first)
-    here = (best.option.design.model, best.option.design.machines)
-    expected = best.option._replace(replicas=best.option.replicas + 1)
-    screened = few.screened[here]._replace(options=[expected])
-    assert rivals(few._replace(screened={here: screened}), best).at(8.0) == (best.option,)
+    here = (best.candidate.shape.model, best.candidate.shape.machines)
+    expected = best.candidate._replace(replicas=best.candidate.replicas + 1)
+    screened = few.screened[here]._replace(candidates=[expected])
+    assert rivals(few._replace(screened={here: screened}), best).at(8.0) == (best.candidate,)
     moved = replace(
-        few.first[0], option=few.first[0].option._replace(replicas=7), sized=Sized(8, 3)
+        few.first[0],
+        candidate=few.first[0].candidate._replace(replicas=7),
+        cluster_size=ClusterSize(8, 3),
     )
-    again = replace(moved, option=moved.option._replace(replicas=3))
-    assert _num_simulated(few._replace(first=[moved], findings=[again])) == 1
+    again = replace(moved, candidate=moved.candidate._replace(replicas=3))
+    assert _num_simulated(few._replace(first=[moved], evaluations=[again])) == 1
     assert (
-        _num_simulated(few._replace(first=[moved], findings=[replace(again, cost_per_hour=1.0)]))
+        _num_simulated(few._replace(first=[moved], evaluations=[replace(again, cost_per_hour=1.0)]))
         == 2
     )
 
@@ -228,8 +230,8 @@ def test_a_cluster_beyond_the_limits_leaves_the_others():
     ]
     answer = found(clusters=both, limits={"budget_per_hour": 4.0})
     assert answer.space.machines[0].sizes == ()
-    assert answer.findings[0].option.design.machines == 1
-    assert answer.findings[0].sized is not None
+    assert answer.evaluations[0].candidate.shape.machines == 1
+    assert answer.evaluations[0].cluster_size is not None
     assert (
         "even 1 GPU of h100-sxm would cost 9.00 USD per hour, and the budget of 4 USD per hour is the limit"
         in answer.ruled.counts
@@ -257,10 +259,10 @@ def test_every_model_that_does_not_do_has_its_reason():
 
 def test_both_pools_of_what_misses_a_target_take_up_gpus():
     asked = validate(Question, TABLE | {"clusters": [{"cluster": "h100-sxm"}]}, "test")
-    decoding, prompts = (Design(0, 0, tp, 1, 1, "", "bf16", 0, "none") for tp in (2, 4))
-    option = Option(decoding, 2048, prompts, 1, 1, 0.0, 0.0, 6, 6, 0.01, 0.1)
+    decoding, prompts = (ReplicaShape(0, 0, tp, 1, 1, "", "bf16", 0, "none") for tp in (2, 4))
+    candidate = Candidate(decoding, 2048, prompts, 1, 1, 0.0, 0.0, 6, 6, 0.01, 0.1)
     outcome = Outcome({"tpot_s.p90": 1.5}, {"tpot_s.p90": 0.075}, 1.0, 1.0)
-    missed = Finding(option, None, outcome, float("inf"), 0, most=Sized(32, 5, 3))
+    missed = Evaluation(candidate, None, outcome, float("inf"), 0, most=ClusterSize(32, 5, 3))
     space, traffic = Space(asked, Path()), traffic_of(asked, Path())
     told = _missing(SimpleNamespace(question=asked, space=space, traffic=traffic), missed)
     assert told["row"]["gpus_used"] == 5 * 2 + 3 * 4
@@ -269,11 +271,11 @@ def test_both_pools_of_what_misses_a_target_take_up_gpus():
 
 def test_the_reason_of_a_model_is_its_own():
     def one(model, outcome, why):
-        option = SimpleNamespace(design=SimpleNamespace(model=model))
-        return SimpleNamespace(option=option, outcome=outcome, why=why)
+        candidate = SimpleNamespace(shape=SimpleNamespace(model=model))
+        return SimpleNamespace(candidate=candidate, outcome=outcome, why=why)
 
     tried = [one(1, None, ""), one(1, None, "too long"), one(0, "measured", "missed")]
-    found = SimpleNamespace(screened={}, findings=tried)
+    found = SimpleNamespace(screened={}, evaluations=tried)
     assert [_ruled_out(found, model) for model in (0, 1)] == ["nothing was tried", "too long"]
 
 
@@ -320,10 +322,10 @@ def test_only_what_has_room_for_the_longest_request_is_simulated():
     }
     answer = found(**asked)
     assert reasons.NO_CACHE in answer.ruled.counts
-    assert all(one.outcome is not None for one in answer.findings), [
-        one.why for one in answer.findings
+    assert all(one.outcome is not None for one in answer.evaluations), [
+        one.why for one in answer.evaluations
     ]
-    assert answer.findings[0].option.design.tp > 1
+    assert answer.evaluations[0].candidate.shape.tp > 1
 
 
 def test_pools_that_are_too_large_have_an_example():

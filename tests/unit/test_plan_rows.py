@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from simulator.planner.conditions import Conditions
-from simulator.planner.explore import Finding, Sized
-from simulator.planner.findings import priced
+from simulator.planner.evaluations import priced
+from simulator.planner.explore import ClusterSize, Evaluation
+from simulator.planner.moe_vs_dense import CheapestAtRate, _change, _cheaper, _point
 from simulator.planner.sensitivity import Priced, _brief, _row
 from simulator.planner.trial import Outcome
 from simulator.planner.uncertainty import _first_choice
-from simulator.planner.versus import At, _change, _cheaper, _point
 from simulator.planner.why_not import _missing
-from tests.laws.tiny_question import option, table, trials
+from tests.laws.tiny_question import candidate, table, trials
 
 MOE, DENSE = 0, 1
 TRAFFIC = SimpleNamespace(
@@ -28,9 +28,9 @@ def found():
     return SimpleNamespace(space=space, question=space.question, traffic=TRAFFIC)
 
 
-def finding(model=MOE, size=8, cost=36.0, outcome=None, **keys):
-    sized = None if size is None else Sized(size, size)
-    return Finding(option(model), sized, outcome, cost, size or 0, **keys)
+def evaluation(model=MOE, size=8, cost=36.0, outcome=None, **keys):
+    cluster_size = None if size is None else ClusterSize(size, size)
+    return Evaluation(candidate(model), cluster_size, outcome, cost, size or 0, **keys)
 
 
 def measured(ratio, tokens_per_s):
@@ -42,23 +42,25 @@ def measured(ratio, tokens_per_s):
 )
 def test_tokens_that_nobody_gets_are_not_counted(outcome, served):
     """36 USD an hour for 50 output tokens and 150 of prompts a second."""
-    cost = priced(found(), finding(outcome=outcome))
+    cost = priced(found(), evaluation(outcome=outcome))
     assert cost.per_million_output_tokens == pytest.approx(200 / served)
     assert cost.per_million_tokens == pytest.approx(50 / served)
 
 
 def test_what_is_missed_is_told_with_the_gpus_that_replicas_take_up():
-    missed = finding(size=None, cost=math.inf, outcome=measured(1.5, 50.0), most=Sized(64, 60))
+    missed = evaluation(
+        size=None, cost=math.inf, outcome=measured(1.5, 50.0), most=ClusterSize(64, 60)
+    )
     told = _missing(found(), missed)
     assert (told["row"]["gpus"], told["row"]["gpus_used"]) == (64, 60)
     assert (told["target"], told["times_over"]) == ("tpot_s.p90", 1.5)
     assert "64 GPUs, all that " in told["text"]
-    elsewhere = _missing(found(), Finding(**vars(missed) | {"most": Sized(32, 32)}))
+    elsewhere = _missing(found(), Evaluation(**vars(missed) | {"most": ClusterSize(32, 32)}))
     assert elsewhere["text"].endswith(" on 32 GPUs")
 
 
 def test_only_pools_are_explored_at_a_part_of_much_traffic():
-    plain, pooled = option(MOE), option(MOE, prefill=option(MOE).design)
+    plain, pooled = candidate(MOE), candidate(MOE, prefill=candidate(MOE).shape)
     rates = (0.125, 1.0, 2.0, 3.0, 8.0)
     assert [_change(plain, rate)[0] for rate in rates] == [1, 1, 1, 1, 1]
     assert [_change(pooled, rate)[0] for rate in rates] == [1, 1, 2, 2, 8]
@@ -78,7 +80,7 @@ def test_the_cheaper_kind_costs_less(moe, dense, cheaper):
 
 @pytest.mark.parametrize(("dense", "ratio"), [(4.0, 1.5), (math.inf, None)])
 def test_both_kinds_at_one_rate_have_costs_and_their_ratio(dense, ratio):
-    sides = At(6.0, finding(), None), At(dense, finding(DENSE), None)
+    sides = CheapestAtRate(6.0, evaluation(), None), CheapestAtRate(dense, evaluation(DENSE), None)
     point = _point(found(), UNKNOWN, 2.0, *sides)
     assert (point["rate"], point["requests_per_s"]) == (2.0, 10.0)
     assert point["moe_cost_per_hour"] == 6.0
@@ -88,7 +90,12 @@ def test_both_kinds_at_one_rate_have_costs_and_their_ratio(dense, ratio):
 
 def test_a_ratio_at_one_rate_has_a_band_where_both_kinds_have_tables():
     drawn = SimpleNamespace(of=lambda *_: np.array([20.0, 30.0]))
-    point = _point(found(), drawn, 2.0, *(At(6.0, finding(one), table()) for one in (MOE, DENSE)))
+    point = _point(
+        found(),
+        drawn,
+        2.0,
+        *(CheapestAtRate(6.0, evaluation(one), table()) for one in (MOE, DENSE)),
+    )
     assert (point["cost_ratio_low"], point["cost_ratio_high"]) == (1.0, 1.0)
 
 
@@ -97,8 +104,8 @@ def test_a_ratio_at_one_rate_has_a_band_where_both_kinds_have_tables():
     [({MOE: 3.0, DENSE: 6.0}, 0.5), ({MOE: 3.0}, None), ({DENSE: 3.0}, None), ({}, None)],
 )
 def test_a_row_compares_both_kinds_only_where_both_are_found(costs, ratio):
-    base = Priced(finding(), 3.0)
-    met = [Priced(finding(model), cost) for model, cost in costs.items()]
+    base = Priced(evaluation(), 3.0)
+    met = [Priced(evaluation(model), cost) for model, cost in costs.items()]
     row = _row(found(), UNKNOWN, "traffic", "twice the traffic", met, base, "")
     assert row["cost_moe_over_dense"] == ratio
     assert row["cost_ratio"] == (1.0 if met else None)
@@ -108,17 +115,17 @@ def test_a_row_compares_both_kinds_only_where_both_are_found(costs, ratio):
 
 @pytest.mark.parametrize(("cost", "has_band"), [(3.0, True), (0.0, False)])
 def test_machines_that_cost_nothing_have_no_band_of_their_cost(cost, has_band):
-    one = Priced(finding(), cost)
+    one = Priced(evaluation(), cost)
     row = _row(found(), UNKNOWN, "price", "GPUs 30 % cheaper", [one], one, "")
     assert ("cost_per_hour_low" in row) == has_band
 
 
 def test_in_brief_a_deployment_is_its_model_gpus_and_cost():
     assert _brief(found(), None) is None
-    assert _brief(found(), Priced(finding(size=None), math.inf)) is None
-    brief = _brief(found(), Priced(finding(DENSE), 3.0))
+    assert _brief(found(), Priced(evaluation(size=None), math.inf)) is None
+    brief = _brief(found(), Priced(evaluation(DENSE), 3.0))
     assert (brief["model"], brief["gpus"], brief["cost_per_hour"]) == ("llama-3.1-8b", 8, 3.0)
 
 
 def test_nothing_is_asked_of_a_first_choice_without_a_size():
-    assert _first_choice(None, finding(size=None), None, (), False) == {}
+    assert _first_choice(None, evaluation(size=None), None, (), False) == {}

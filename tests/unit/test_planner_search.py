@@ -15,16 +15,16 @@ import pytest
 
 from simulator.config.capacity import Question
 from simulator.planner.capacity import plan_capacity
-from simulator.planner.explore import Explorer, Finding, Sized, _first
+from simulator.planner.explore import ClusterSize, Evaluation, Explorer, _first
 from simulator.planner.judge import Judge
-from simulator.planner.kept import KEPT_FINDING, as_json, finding_of
+from simulator.planner.miss_probability import risk
 from simulator.planner.requests import lasting, traffic_of
-from simulator.planner.risk import risk
 from simulator.planner.ruled_out import Ruled
-from simulator.planner.screen import Option
+from simulator.planner.screen import Candidate
 from simulator.planner.search import best_first, identity, search
-from simulator.planner.space import Design, Space
+from simulator.planner.space import ReplicaShape, Space
 from simulator.planner.store import Store, key_of
+from simulator.planner.stored import STORED_EVALUATION, as_json, restore_evaluation
 from simulator.planner.trial import Outcome
 from tests.findings_database import query, read_findings
 
@@ -74,13 +74,13 @@ def everything(asked):
     space, traffic = Space(asked, Path()), traffic_of(asked, Path())
     budget = max(asked.space.token_budgets)
     for model, machines in itertools.product(range(len(space.models)), range(len(space.machines))):
-        designs = [design for design, _ in space.designs(model, machines, Ruled())]
-        pools = designs if asked.space.disaggregate else []
-        for design, prefill in itertools.product(designs, [None, *pools]):
-            option = Option(
-                design, budget, prefill, 1, int(prefill is not None), 0.0, 0.0, 0, 0, 0.0, 0.0
+        shapes = [shape for shape, _ in space.shapes(model, machines, Ruled())]
+        pools = shapes if asked.space.disaggregate else []
+        for shape, prefill in itertools.product(shapes, [None, *pools]):
+            candidate = Candidate(
+                shape, budget, prefill, 1, int(prefill is not None), 0.0, 0.0, 0, 0, 0.0, 0.0
             )
-            yield Explorer(space, option, traffic, asked.seed).find()
+            yield Explorer(space, candidate, traffic, asked.seed).find()
 
 
 @pytest.mark.slow
@@ -100,9 +100,9 @@ def everything(asked):
 def test_nothing_cheaper_is_missed(changes):
     asked = question(**changes)
     found = search(asked, Path(), Store(None), workers=1)
-    cheapest = min(finding.cost_per_hour for finding in everything(asked))
+    cheapest = min(evaluation.cost_per_hour for evaluation in everything(asked))
     assert math.isfinite(cheapest)
-    assert found.findings[0].cost_per_hour <= cheapest * (1 + REGRET)
+    assert found.evaluations[0].cost_per_hour <= cheapest * (1 + REGRET)
     assert found.num_legal > 0
 
 
@@ -122,8 +122,8 @@ def test_a_planted_bargain_is_found(tmp_path, monkeypatch):
             {"cluster": "h100-sxm", "max_gpus": 4},
         ]
     )
-    best = search(asked, tmp_path, Store(None), workers=1).findings[0]
-    assert asked.clusters[best.option.design.machines].cluster == "bargain"
+    best = search(asked, tmp_path, Store(None), workers=1).evaluations[0]
+    assert asked.clusters[best.candidate.shape.machines].cluster == "bargain"
 
 
 def test_the_screen_reads_rates_optimistically():
@@ -132,13 +132,13 @@ def test_the_screen_reads_rates_optimistically():
     space, traffic = Space(asked, Path()), traffic_of(asked, Path())
     judge = Judge(space, traffic)
     for model in range(2):
-        for design, plan_ in space.designs(model, 0, Ruled()):
-            rates = judge.best(judge.both(plan_, judge.curve(design, plan_), 2048))
-            option = Option(design, 2048, None, 1, 0, 0.0, 0.0, 0, 0, 0.0, 0.0)
-            finding = Explorer(space, option, traffic, 1).find()
-            assert finding.sized is not None
-            assert rates.most * finding.sized.replicas >= traffic.rate_per_s * 0.99, space.text(
-                design
+        for shape, plan_ in space.shapes(model, 0, Ruled()):
+            rates = judge.best(judge.both(plan_, judge.curve(shape, plan_), 2048))
+            candidate = Candidate(shape, 2048, None, 1, 0, 0.0, 0.0, 0, 0, 0.0, 0.0)
+            evaluation = Explorer(space, candidate, traffic, 1).find()
+            assert evaluation.cluster_size is not None
+            assert rates.most * evaluation.cluster_size.replicas >= traffic.rate_per_s * 0.99, (
+                space.text(shape)
             )
 
 
@@ -180,8 +180,8 @@ def test_a_killed_search_goes_on_where_it_was(fresh, tmp_path):
     found = search(asked, Path(), Store(folder), workers=1)
     more = query(folder, "SELECT rowid, digest, value FROM findings")
     assert set(more) > set(done)
-    assert [json.dumps([f.option, as_json(f)]) for f in found.findings] == [
-        json.dumps([f.option, as_json(f)]) for f in fresh.findings
+    assert [json.dumps([f.candidate, as_json(f)]) for f in found.evaluations] == [
+        json.dumps([f.candidate, as_json(f)]) for f in fresh.evaluations
     ]
 
 
@@ -220,11 +220,11 @@ def test_a_recording_that_a_model_names_itself_is_part_of_the_key(tmp_path):
     asked = question(models=[{"model": "own.toml"}])
     (tmp_path / "own.npz").write_bytes(b"of Monday")
     space, traffic = Space(asked, tmp_path), traffic_of(asked, Path())
-    option = finding(1.0).option
-    before = key_of(identity(space, traffic, option))
-    assert key_of(identity(space, traffic, option)) == before
+    candidate = evaluation(1.0).candidate
+    before = key_of(identity(space, traffic, candidate))
+    assert key_of(identity(space, traffic, candidate)) == before
     (tmp_path / "own.npz").write_bytes(b"of Tuesday")
-    assert key_of(identity(space, traffic, option)) != before
+    assert key_of(identity(space, traffic, candidate)) != before
 
 
 @pytest.mark.parametrize(
@@ -241,10 +241,10 @@ def test_a_recording_that_a_model_names_itself_is_part_of_the_key(tmp_path):
     ],
 )
 def test_the_key_tells_apart_what_a_finding_depends_on_and_nothing_else(changes, is_another):
-    option = finding(1.0).option
+    candidate = evaluation(1.0).candidate
     traffic = traffic_of(question(), Path())
     keys = {
-        key_of(identity(Space(asked, Path()), traffic, option))
+        key_of(identity(Space(asked, Path()), traffic, candidate))
         for asked in (question(), question(**changes))
     }
     assert len(keys) == 1 + is_another
@@ -258,8 +258,10 @@ def test_two_folders_with_a_model_of_one_name_do_not_share_its_steps(tmp_path):
         folder.mkdir()
         (folder / "own.toml").write_text(shipped.replace("repeat = 36", f"repeat = {layers}"))
         asked = question(models=[{"model": "own.toml"}])
-        one = Explorer(Space(asked, folder), finding(1.0).option, traffic_of(asked, Path()), 1)
-        outcomes.append(one.trial(Sized(0, 2)).measured["tpot_s.p90"])
+        one = Explorer(
+            Space(asked, folder), evaluation(1.0).candidate, traffic_of(asked, Path()), 1
+        )
+        outcomes.append(one.trial(ClusterSize(0, 2)).measured["tpot_s.p90"])
     assert outcomes[1] < 0.7 * outcomes[0]
 
 
@@ -269,7 +271,7 @@ def test_a_search_goes_on_without_a_store_that_cannot_be_written(fresh, tmp_path
     with pytest.warns(RuntimeWarning, match="is not kept for another search") as said:
         found = search(question(), Path(), Store(tmp_path / "store"), workers=1)
     assert len(said) == 1
-    assert found.findings == fresh.findings
+    assert found.evaluations == fresh.evaluations
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 40])
@@ -278,14 +280,14 @@ def test_bisection_finds_the_first_place_wherever_it_begins(count):
         assert _first(count, start, lambda n, f=first: n >= f) == (first if first < count else None)
 
 
-def finding(worst, *, cost=10.0, gpus=4, used=4, slots=0, pool=False, risk=0.0):
-    design = Design(0, 0, 1, 1, 1, "", "bf16", slots, "none")
-    option = Option(
-        design, 2048, design if pool else None, used, int(pool), cost, cost, gpus, gpus, 0.01, 0.1
+def evaluation(worst, *, cost=10.0, gpus=4, used=4, slots=0, pool=False, risk=0.0):
+    shape = ReplicaShape(0, 0, 1, 1, 1, "", "bf16", slots, "none")
+    candidate = Candidate(
+        shape, 2048, shape if pool else None, used, int(pool), cost, cost, gpus, gpus, 0.01, 0.1
     )
-    return Finding(
-        option,
-        Sized(4, used, int(pool)),
+    return Evaluation(
+        candidate,
+        ClusterSize(4, used, int(pool)),
         Outcome({"tpot_s.p90": worst}, {"tpot_s.p90": worst}, 1.0, math.nan),
         cost,
         used,
@@ -296,19 +298,19 @@ def finding(worst, *, cost=10.0, gpus=4, used=4, slots=0, pool=False, risk=0.0):
 def test_ties_go_to_what_is_safer_and_then_to_what_is_simpler():
     """Each beats the one behind it at the same price; a lower price beats all of them."""
     ordered = [
-        finding(0.99, cost=9.0, pool=True),
-        finding(0.5, gpus=2, used=3),
-        finding(0.5, gpus=2, used=4),
-        finding(0.7, gpus=2),
-        finding(0.2, gpus=3),
-        finding(0.2, gpus=1, slots=8),
-        finding(0.2, gpus=1, slots=8, pool=True),
-        finding(0.85),
-        finding(0.95),
-        finding(0.95, pool=True),
-        finding(0.5, risk=0.2),
-        finding(1.2, cost=math.inf),
-        finding(1.3, cost=math.inf),
+        evaluation(0.99, cost=9.0, pool=True),
+        evaluation(0.5, gpus=2, used=3),
+        evaluation(0.5, gpus=2, used=4),
+        evaluation(0.7, gpus=2),
+        evaluation(0.2, gpus=3),
+        evaluation(0.2, gpus=1, slots=8),
+        evaluation(0.2, gpus=1, slots=8, pool=True),
+        evaluation(0.85),
+        evaluation(0.95),
+        evaluation(0.95, pool=True),
+        evaluation(0.5, risk=0.2),
+        evaluation(1.2, cost=math.inf),
+        evaluation(1.3, cost=math.inf),
     ]
     for order in (ordered[::-1], sorted(ordered, key=lambda one: one.num_gpus)):
         assert sorted(order, key=best_first) == ordered
@@ -316,11 +318,11 @@ def test_ties_go_to_what_is_safer_and_then_to_what_is_simpler():
 
 def test_what_was_missed_is_kept_with_the_size_it_was_missed_at():
     found = search(question(targets={"tpot_s": {"p90": 0.001}}), Path(), Store(None), workers=1)
-    missed = found.findings[0]
-    assert missed.sized is None
+    missed = found.evaluations[0]
+    assert missed.cluster_size is None
     assert missed.most is not None
-    kept = KEPT_FINDING.validate_json(json.dumps(as_json(missed)), strict=True)
-    again = finding_of(kept, missed.option, 1.0)
+    kept = STORED_EVALUATION.validate_json(json.dumps(as_json(missed)), strict=True)
+    again = restore_evaluation(kept, missed.candidate, 1.0)
     assert (again.most, again.why) == (missed.most, missed.why)
 
 
@@ -331,20 +333,22 @@ def test_another_price_simulates_nothing_again(tmp_path):
         for cluster in question().clusters
     ]
     found = search(question(clusters=dearer), Path(), Store(tmp_path), workers=1)
-    known = {one.option._replace(cost_per_hour=0.0, least_cost_per_hour=0.0) for one in kept.first}
+    known = {
+        one.candidate._replace(cost_per_hour=0.0, least_cost_per_hour=0.0) for one in kept.first
+    }
     for one in found.first:
-        if one.option._replace(cost_per_hour=0.0, least_cost_per_hour=0.0) in known:
-            assert one.was_kept
-        if one.sized is not None:
-            assert one.cost_per_hour == 9.0 * one.sized.size
+        if one.candidate._replace(cost_per_hour=0.0, least_cost_per_hour=0.0) in known:
+            assert one.was_stored
+        if one.cluster_size is not None:
+            assert one.cost_per_hour == 9.0 * one.cluster_size.size
 
 
 def test_what_is_likely_to_miss_a_target_says_so():
     asked, _ = lasting(question(), Path())
     space, traffic = Space(asked, Path()), traffic_of(asked, Path())
-    design, made = next(space.designs(0, 0, Ruled()))
+    shape, made = next(space.shapes(0, 0, Ruled()))
     explorer = Explorer(
-        space, Option(design, 2048, None, 1, 0, 0.0, 0.0, 0, 0, 0.0, 0.0), traffic, 1
+        space, Candidate(shape, 2048, None, 1, 0, 0.0, 0.0, 0, 0, 0.0, 0.0), traffic, 1
     )
     loose, tight = (
         risk(made, Outcome({"tpot_s.p90": ratio, "ttft_s.p90": 0.01}, {}, 1.0, math.nan), 100)

@@ -14,24 +14,34 @@ from contextlib import contextmanager
 import pytest
 
 from simulator.base.caches import DATABASE
-from simulator.planner.explore import Finding, Sized
-from simulator.planner.kept import KEPT_FINDING, as_json, finding_of
-from simulator.planner.screen import Option
-from simulator.planner.space import Design
+from simulator.planner.explore import ClusterSize, Evaluation
+from simulator.planner.screen import Candidate
+from simulator.planner.space import ReplicaShape
 from simulator.planner.store import Store, key_of
+from simulator.planner.stored import STORED_EVALUATION, as_json, restore_evaluation
 from simulator.planner.trial import Outcome
 from tests.findings_database import query, read_findings
 
-OPTION = Option(
-    Design(0, 0, 1, 1, 1, "", "bf16", 0, "none"), 2048, None, 4, 0, 10.0, 10.0, 4, 4, 0.01, 0.1
+OPTION = Candidate(
+    ReplicaShape(0, 0, 1, 1, 1, "", "bf16", 0, "none"),
+    2048,
+    None,
+    4,
+    0,
+    10.0,
+    10.0,
+    4,
+    4,
+    0.01,
+    0.1,
 )
-FINDING = Finding(
+FINDING = Evaluation(
     OPTION,
-    Sized(4, 4),
+    ClusterSize(4, 4),
     Outcome({"tpot_s.p90": 0.5}, {"tpot_s.p90": 0.01}, 1.0, math.nan),
     40.0,
     4,
-    tried=((Sized(4, 4), 0.5),),
+    tried=((ClusterSize(4, 4), 0.5),),
 )
 KEPT = as_json(FINDING)
 DAMAGED = {
@@ -39,7 +49,7 @@ DAMAGED = {
     "no object": "[1, 2]",
     "a key less": json.dumps({key: KEPT[key] for key in KEPT if key != "risk"}),
     "a key more": json.dumps({**KEPT, "colour": "red"}),
-    "a text for a number": json.dumps({**KEPT, "sized": [4, "2", 0]}),
+    "a text for a number": json.dumps({**KEPT, "cluster_size": [4, "2", 0]}),
     "an outcome of another shape": json.dumps({**KEPT, "outcome": {"ratios": {"backlog": 0.5}}}),
     "an outcome of no target": json.dumps(
         {**KEPT, "outcome": {**KEPT["outcome"], "ratios": {}, "measured": {}}}
@@ -52,10 +62,10 @@ DAMAGED = {
 def test_what_was_kept_in_another_shape_is_done_again(tmp_path, damage):
     store, key = Store(tmp_path), key_of("x")
     store.put(key, KEPT)
-    found = store.get(key, KEPT_FINDING)
-    assert json.dumps(as_json(finding_of(found, OPTION, 1.0))) == json.dumps(KEPT)
+    found = store.get(key, STORED_EVALUATION)
+    assert json.dumps(as_json(restore_evaluation(found, OPTION, 1.0))) == json.dumps(KEPT)
     query(tmp_path, "UPDATE findings SET value = ?", DAMAGED[damage])
-    assert store.get(key, KEPT_FINDING) is None
+    assert store.get(key, STORED_EVALUATION) is None
 
 
 @pytest.mark.parametrize("damage", ["no database", "a page overwritten", "cut short"])
@@ -72,11 +82,11 @@ def test_a_damaged_database_is_set_aside_and_said_once(tmp_path, damage):
     }[damage]
     file.write_bytes(damaged)
     with pytest.warns(RuntimeWarning, match=f"{DATABASE} is damaged and was set aside as") as said:
-        assert store.get(key_of(1), KEPT_FINDING) is None
+        assert store.get(key_of(1), STORED_EVALUATION) is None
     assert len(said) == 1
     assert (tmp_path / f"{DATABASE}.damaged").read_bytes() == damaged
     store.put(key_of(1), KEPT)
-    assert store.get(key_of(1), KEPT_FINDING) is not None
+    assert store.get(key_of(1), STORED_EVALUATION) is not None
     assert not store.has_failed
 
 
@@ -144,7 +154,7 @@ def test_killed_processes_lose_only_what_they_were_writing(tmp_path):
     assert len(found) <= len(said) + len(writers)
     store = Store(tmp_path)
     store.put(key_of("x"), KEPT)
-    assert store.get(key_of("x"), KEPT_FINDING) is not None
+    assert store.get(key_of("x"), STORED_EVALUATION) is not None
 
 
 def test_the_longest_unused_half_goes_where_there_is_too_much(tmp_path, monkeypatch):
@@ -153,7 +163,7 @@ def test_the_longest_unused_half_goes_where_there_is_too_much(tmp_path, monkeypa
         store.put(key_of(n), KEPT)
     query(tmp_path, "UPDATE findings SET last_used_s = rowid")
     for n in range(10):
-        assert store.get(key_of(n), KEPT_FINDING) is not None  # is used now
+        assert store.get(key_of(n), STORED_EVALUATION) is not None  # is used now
     monkeypatch.setattr("simulator.planner.store._MOST_BYTES", 8192)
     store.put(key_of("x"), KEPT)
     assert set(read_findings(tmp_path)) == {key_of(n) for n in [*range(10), *range(30, 40), "x"]}
@@ -181,5 +191,5 @@ def test_a_full_disk_is_said_once_and_costs_only_what_would_have_been_kept(tmp_p
         Store(tmp_path).put(key_of("y"), KEPT)  # a warning would be an error
     assert len(said) == 1
     assert store.has_failed
-    assert store.get(key_of("x"), KEPT_FINDING) is None
+    assert store.get(key_of("x"), STORED_EVALUATION) is None
     assert read_findings(tmp_path) == {}

@@ -4,7 +4,7 @@ import pytest
 
 from simulator.config.calibration import PriceKey
 from simulator.deployment.fits import fits_of, price_key_of
-from simulator.planner.draws import bands_of
+from simulator.planner.samples import bands_of
 from simulator.validation.published._serve import parts_of
 from simulator.validation.published._step import run_one
 

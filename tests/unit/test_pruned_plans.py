@@ -9,7 +9,7 @@ import pytest
 
 from simulator.base.frozen import validate
 from simulator.config.capacity import Question
-from simulator.planner.findings import row_of
+from simulator.planner.evaluations import row_of
 from simulator.planner.handover import commands, scenario_text
 from simulator.planner.ruled_out import Ruled
 from simulator.planner.search import search
@@ -83,14 +83,20 @@ def question(**keys):
 
 def test_the_pruned_model_is_found_at_least_as_cheap_where_its_kernels_are_faster(tmp_path):
     found = search(question(), HERE, Store(tmp_path), workers=1)
-    rows = [row_of(found, finding) for finding in found.findings if finding.sized is not None]
+    rows = [
+        row_of(found, evaluation)
+        for evaluation in found.evaluations
+        if evaluation.cluster_size is not None
+    ]
     cheapest = {
         kind: min(row["cost_per_hour"] for row in rows if row["kind"] == kind)
         for kind in ("dense", "pruned")
     }
     assert cheapest["pruned"] <= cheapest["dense"]
     best = next(
-        finding for finding in found.findings if found.space.kind(finding.option.design) == "pruned"
+        evaluation
+        for evaluation in found.evaluations
+        if found.space.kind(evaluation.candidate.shape) == "pruned"
     )
     assert row_of(found, best)["model"] == "llama-3.1-8b (2:4)"
     assert 'kind = "two_four"' in scenario_text(found, [best])
@@ -104,16 +110,16 @@ def test_a_question_s_models_are_tried_whole_and_pruned_with_scores_of_their_own
     ]
     space = Space(question(models=models), HERE)
     assert [
-        (model.name, one.quality) for model, one in zip(space.models, space.candidates, strict=True)
+        (model.name, one.quality) for model, one in zip(space.models, space.variants, strict=True)
     ] == [
         ("llama-3.1-8b", 70.0),
         ("olmoe-1b-7b", None),
         ("llama-3.1-8b (2:4)", 60.0),
     ]
     kinds = {
-        space.kind(design): plan.spec.pruning
+        space.kind(shape): plan.spec.pruning
         for number in range(3)
-        for design, plan in space.designs(number, 0, Ruled())
+        for shape, plan in space.shapes(number, 0, Ruled())
     }
     assert kinds.keys() == {"dense", "MoE", "pruned"}
     assert kinds["pruned"].kind == "two_four"
@@ -127,7 +133,7 @@ def test_what_is_below_the_least_quality_or_has_no_score_is_ruled_out(least, lef
         {"model": "llama-2-7b"},
     ]
     space, ruled = Space(question(models=models, limits={"min_quality": least}), HERE), Ruled()
-    assert [number for number in range(3) if list(space.designs(number, 0, ruled))] == left
+    assert [number for number in range(3) if list(space.shapes(number, 0, ruled))] == left
     assert any("quality score" in reason for reason in ruled.counts)
 
 
@@ -140,5 +146,5 @@ def test_what_nobody_measured_is_ruled_out_with_the_reason():
         }
     ]
     space, ruled = Space(question(models=models), HERE), Ruled()
-    assert not list(space.designs(1, 0, ruled))
+    assert not list(space.shapes(1, 0, ruled))
     assert any(reason.startswith("unsupported: nobody has published") for reason in ruled.counts)

@@ -13,7 +13,7 @@ from simulator.planner.requests import traffic_of
 from simulator.planner.ruled_out import TOO_FEW, TOO_SLOW, Ruled
 from simulator.planner.screen import Screened, _add, _pairs, screen
 from simulator.planner.search import hopeless
-from simulator.planner.space import Design, Space
+from simulator.planner.space import ReplicaShape, Space
 from simulator.planner.speeds import Speed
 
 HERE = Path()
@@ -55,8 +55,8 @@ def question(**keys):
 def test_pools_for_prompts_place_experts_in_order_where_that_is_asked_for(placements, of_prompts):
     asked = question(space=QUESTION["space"] | {"placements": placements})
     found = screen(Space(asked, HERE), traffic_of(asked, HERE), 0, 0)
-    pairs = [one for one in found.options if one.prefill is not None]
-    assert {one.design.placement for one in pairs} == set(placements)
+    pairs = [one for one in found.candidates if one.prefill is not None]
+    assert {one.shape.placement for one in pairs} == set(placements)
     assert {one.prefill.placement for one in pairs} == {of_prompts}
     assert {prefill.placement for _, prefill in found.pooled} == {of_prompts}
 
@@ -78,8 +78,8 @@ def test_a_placement_that_is_asked_for_takes_no_pools_from_designs_that_have_no_
             models=[{"model": model}],
             space=QUESTION["space"] | changes | {"placements": placements},
         )
-        options = screen(Space(asked, HERE), traffic_of(asked, HERE), 0, 0).options
-        pairs.append([one for one in options if one.prefill is not None])
+        candidates = screen(Space(asked, HERE), traffic_of(asked, HERE), 0, 0).candidates
+        pairs.append([one for one in candidates if one.prefill is not None])
     assert pairs[0] == pairs[1] != []
 
 
@@ -93,7 +93,7 @@ def test_what_keeps_no_target_costs_the_largest_cluster_within_the_limits():
 
 
 def replica(ranks=1):
-    return Design(0, 0, ranks, 1, 1, "", "bf16", 0, "none")
+    return ReplicaShape(0, 0, ranks, 1, 1, "", "bf16", 0, "none")
 
 
 @pytest.mark.parametrize(
@@ -148,9 +148,9 @@ def test_replicas_carry_the_traffic_as_likely_as_not_or_read_optimistically(
 ):
     """96 requests a second on at most 64 GPUs."""
     space = Space(question(), HERE)
-    traffic, options, ruled = traffic_of(question(), HERE)._replace(rate_per_s=96.0), [], Ruled()
-    _add(options, space, traffic, replica(), 2048, Rates(likely, most, 0.01, 0.1), ruled)
-    assert [one.replicas for one in options] == replicas
+    traffic, candidates, ruled = traffic_of(question(), HERE)._replace(rate_per_s=96.0), [], Ruled()
+    _add(candidates, space, traffic, replica(), 2048, Rates(likely, most, 0.01, 0.1), ruled)
+    assert [one.replicas for one in candidates] == replicas
     assert ruled.counts == ({} if reason is None else {reason: 1})
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from simulator.planner.curve import Curve
-from simulator.planner.margin import Error, error_of, margin
+from simulator.planner.closed_form import Curve
+from simulator.planner.ratio_band import Error, error_of, margin
 from simulator.planner.steady import fixed
 from simulator.validation import OK
 from simulator.validation.serving import answer

@@ -128,7 +128,7 @@ class Trtllm(Frozen):
             plan.serving.rules.token_budget,
         ]
         command += ["--max_seq_len", server.context_tokens, "--extra_llm_api_options", file]
-        return f"{_written(file, _options(server))}\n{words(visible(place), command)}"
+        return f"{_written(file, _candidates(server))}\n{words(visible(place), command)}"
 
     def router(self, fronts: Mapping[Role, list[tuple[str, int]]], balancing: str) -> str:
         if "both" in fronts:
@@ -195,7 +195,7 @@ class Trtllm(Frozen):
         return said
 
 
-def _options(server: Server) -> dict[str, Any]:
+def _candidates(server: Server) -> dict[str, Any]:
     plan = server.plan
     found: dict[str, Any] = {"enable_chunked_prefill": plan.serving.rules.splits_prompts}
     if plan.placement.layout.attention_dp > 1:

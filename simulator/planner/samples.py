@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from simulator.base.streams import open_stream
 from simulator.config.calibration import Fit
 from simulator.deployment.plan import DeploymentPlan
-from simulator.planner.curve import Terms
+from simulator.planner.closed_form import Terms
 
 Floats = NDArray[np.float64]
 
@@ -119,8 +119,8 @@ def _measured(band: tuple[float, float] | None, fit: Fit) -> tuple[float, float]
 
 
 def kernels_of(plan: DeploymentPlan) -> tuple[str, ...]:
-    """For each of :class:`~simulator.planner.curve.Terms`, whose error it has: deployments with the
-    same name err together there.
+    """For each of :class:`~simulator.planner.closed_form.Terms`, whose error it has: deployments
+    with the same name err together there.
     """
     placement = plan.placement
     experts = "" if placement.model.moe is None else f" of {placement.model.name}"

@@ -9,7 +9,7 @@ from statistics import NormalDist
 
 from simulator.deployment.memory import start_probability
 from simulator.deployment.plan import DeploymentPlan
-from simulator.planner.draws import Z_80, bands_of
+from simulator.planner.samples import Z_80, bands_of
 from simulator.planner.trial import Outcome
 
 

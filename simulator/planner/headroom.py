@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from simulator.planner.explore import Explorer, Sized
+from simulator.planner.explore import ClusterSize, Explorer
 
 FURTHEST = 8.0
 """Times the traffic beyond which nobody asks, and one over it."""
@@ -13,7 +13,7 @@ _STEP = 1.02
 _COARSE = 1.25
 
 
-def headroom(explorer: Explorer, sized: Sized | None, step: float = _STEP) -> float:
+def headroom(explorer: Explorer, cluster_size: ClusterSize | None, step: float = _STEP) -> float:
     """How many times the traffic the replicas still carry with all targets met; up to 8, and 0
     below an eighth.
 
@@ -22,12 +22,14 @@ def headroom(explorer: Explorer, sized: Sized | None, step: float = _STEP) -> fl
     Args:
         step: ratio between what is still carried and what is not any more.
     """
-    if sized is None:
+    if cluster_size is None:
         return 0.0
 
     def met(factor: float) -> bool:
         return (
-            replace(explorer, traffic=explorer.traffic.at_rate(factor), _known={}).trial(sized).met
+            replace(explorer, traffic=explorer.traffic.at_rate(factor), _known={})
+            .trial(cluster_size)
+            .met
         )
 
     low = 1.0

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 from simulator.planner.conditions import Conditions
 from simulator.planner.confidence import Costs
-from simulator.planner.draws import Floats, Table
 from simulator.planner.estimate import Estimator
-from simulator.planner.explore import Finding
-from simulator.planner.findings import best_of_each, row_of
+from simulator.planner.evaluations import best_of_each, row_of
+from simulator.planner.explore import Evaluation
 from simulator.planner.row_bands import costs_band, held, ratio_band
-from simulator.planner.screen import Option, by_cost
-from simulator.planner.search import Found
+from simulator.planner.samples import Floats, Table
+from simulator.planner.screen import Candidate, by_cost
+from simulator.planner.search import SearchResult
 from simulator.planner.whatif import SHORT_REQUESTS, Change, Trials, cost_of, gpu_hour
 from simulator.results.formats import TIMES
 
@@ -25,13 +25,13 @@ RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 _BISECTIONS = 3
 
 
-def best_of_kind(found: Found, kind: str) -> Finding | None:
+def best_of_kind(result: SearchResult, kind: str) -> Evaluation | None:
     """The cheapest deployment of a kind, see :meth:`simulator.planner.space.Space.kind`."""
     return next(
         (
             one
-            for one in best_of_each(found).values()
-            if found.space.kind(one.option.design) == kind
+            for one in best_of_each(result).values()
+            if result.space.kind(one.candidate.shape) == kind
         ),
         None,
     )
@@ -40,72 +40,72 @@ def best_of_kind(found: Found, kind: str) -> Finding | None:
 class Rivals(NamedTuple):
     """Deployments of a kind that are compared at other traffic."""
 
-    now: Option
+    now: Candidate
     """The best at the traffic that was asked for."""
-    little: Option
+    little: Candidate
     """What the screen expects to be best at the least traffic ..."""
-    much: Option
+    much: Candidate
     """... and at the most."""
 
-    def at(self, rate: float) -> tuple[Option, ...]:
+    def at(self, rate: float) -> tuple[Candidate, ...]:
         """Those that may be best."""
         other = self.little if rate < 1 else self.much if rate > 1 else self.now
         return (self.now,) if other == self.now else (self.now, other)
 
 
-def rivals(found: Found, best: Finding) -> Rivals:
+def rivals(result: SearchResult, best: Evaluation) -> Rivals:
     """The best of a kind, and others of the kind that the screen kept."""
-    kind = found.space.kind(best.option.design)
+    kind = result.space.kind(best.candidate.shape)
     kept = [
         one
-        for part in found.screened.values()
-        for one in part.options
-        if found.space.kind(one.design) == kind
+        for part in result.screened.values()
+        for one in part.candidates
+        if result.space.kind(one.shape) == kind
     ]
     little, much = (
-        min(kept, key=lambda one: _expected(found, one, rate), default=best.option)
+        min(kept, key=lambda one: _expected(result, one, rate), default=best.candidate)
         for rate in (RATES[0], RATES[-1])
     )
     return Rivals(
-        best.option,
-        *(best.option if _is_alike(one, best.option) else one for one in (little, much)),
+        best.candidate,
+        *(best.candidate if _is_alike(one, best.candidate) else one for one in (little, much)),
     )
 
 
-def _is_alike(one: Option, other: Option) -> bool:
+def _is_alike(one: Candidate, other: Candidate) -> bool:
     """Whether they are the same deployment but for the number of replicas: as the screen expected
     it, and as it was found.
     """
-    return (one.design, one.budget, one.prefill) == (other.design, other.budget, other.prefill)
+    return (one.shape, one.budget, one.prefill) == (other.shape, other.budget, other.prefill)
 
 
-def _expected(found: Found, option: Option, rate: float) -> tuple[Any, ...]:
-    """What an option would cost at another rate, going by the screen."""
-    gpus = math.ceil(option.replicas * rate) * option.design.num_ranks
-    if option.prefill is not None:
-        gpus += math.ceil(option.prefill_replicas * rate) * option.prefill.num_ranks
-    held = found.space.held(gpus, option.design, option.prefill)
+def _expected(result: SearchResult, candidate: Candidate, rate: float) -> tuple[Any, ...]:
+    """What a candidate would cost at another rate, going by the screen."""
+    gpus = math.ceil(candidate.replicas * rate) * candidate.shape.num_ranks
+    if candidate.prefill is not None:
+        gpus += math.ceil(candidate.prefill_replicas * rate) * candidate.prefill.num_ranks
+    held = result.space.held(gpus, candidate.shape, candidate.prefill)
     return (
-        math.inf if held is None else held * gpu_hour(found.space, option.design.machines),
+        math.inf if held is None else held * gpu_hour(result.space, candidate.shape.machines),
         gpus,
-        *by_cost(option),
+        *by_cost(candidate),
     )
 
 
-class Tried(NamedTuple):
-    """What an option costs at some rate."""
+class RateTrial(NamedTuple):
+    """What a candidate costs at some rate."""
 
     cost: float
-    finding: Finding
+    evaluation: Evaluation
     change: Change
     """That it was found under."""
 
 
-class At(NamedTuple):
+class CheapestAtRate(NamedTuple):
     """The cheapest of a kind at some rate."""
 
     cost: float
-    finding: Finding
+    evaluation: Evaluation
     table: Table | None
     """Of what it needs if steps take longer."""
 
@@ -113,7 +113,7 @@ class At(NamedTuple):
 def over_rates(trials: Trials, moe: Rivals, dense: Rivals) -> dict[str, Any]:
     """Costs of both kinds over :data:`RATES`, and the rates at which the cheaper kind changes."""
 
-    def tried(rate: float) -> tuple[Tried, Tried]:
+    def tried(rate: float) -> tuple[RateTrial, RateTrial]:
         first, second = (
             [_tried(trials, one, rate) for one in kind.at(rate)] for kind in (moe, dense)
         )
@@ -123,9 +123,11 @@ def over_rates(trials: Trials, moe: Rivals, dense: Rivals) -> dict[str, Any]:
         first, second = tried(rate)
         return first.cost, second.cost
 
-    def at(one: Tried) -> At:
-        estimate = Estimator(trials, one.change).estimate(one.finding)
-        return At(one.cost, one.finding, None if estimate is None else estimate.table)
+    def at(one: RateTrial) -> CheapestAtRate:
+        estimate = Estimator(trials, one.change).estimate(one.evaluation)
+        return CheapestAtRate(
+            one.cost, one.evaluation, None if estimate is None else estimate.table
+        )
 
     points = [(rate, at(first), at(second)) for rate in RATES for first, second in [tried(rate)]]
     flips: list[dict[str, Any]] = []
@@ -144,7 +146,7 @@ def over_rates(trials: Trials, moe: Rivals, dense: Rivals) -> dict[str, Any]:
     return {"points": points, "flips": flips}
 
 
-def changes_over_rates(moe: Rivals, dense: Rivals) -> list[tuple[Option, Change]]:
+def changes_over_rates(moe: Rivals, dense: Rivals) -> list[tuple[Candidate, Change]]:
     """What :func:`over_rates` explores for certain; between two rates it explores what it has
     to.
     """
@@ -156,26 +158,26 @@ def changes_over_rates(moe: Rivals, dense: Rivals) -> list[tuple[Option, Change]
     ]
 
 
-def _change(option: Option, rate: float) -> tuple[int, Change]:
-    """At which traffic an option is explored for a rate, and how many times that must be taken.
+def _change(candidate: Candidate, rate: float) -> tuple[int, Change]:
+    """At which traffic a candidate is explored for a rate, and how many times that must be taken.
 
     Pools are sized for a part of much traffic: trials of them serve every request, and larger pools
     are hardly better used.
     """
-    times = 1 if option.prefill is None else 2 ** max(0, math.floor(math.log2(rate)))
+    times = 1 if candidate.prefill is None else 2 ** max(0, math.floor(math.log2(rate)))
     return times, Change(Conditions(rate=rate / times), most=SHORT_REQUESTS)
 
 
-def _tried(trials: Trials, option: Option, rate: float) -> Tried:
-    """An option at another rate."""
-    times, change = _change(option, rate)
-    finding = trials.find(option, change)
-    if finding.sized is None or times == 1:
-        return Tried(cost_of(trials.space, finding), finding, change)
-    size = trials.space.held(finding.num_gpus * times, option.design, option.prefill)
-    return Tried(
-        math.inf if size is None else size * gpu_hour(trials.space, option.design.machines),
-        finding,
+def _tried(trials: Trials, candidate: Candidate, rate: float) -> RateTrial:
+    """A candidate at another rate."""
+    times, change = _change(candidate, rate)
+    evaluation = trials.find(candidate, change)
+    if evaluation.cluster_size is None or times == 1:
+        return RateTrial(cost_of(trials.space, evaluation), evaluation, change)
+    size = trials.space.held(evaluation.num_gpus * times, candidate.shape, candidate.prefill)
+    return RateTrial(
+        math.inf if size is None else size * gpu_hour(trials.space, candidate.shape.machines),
+        evaluation,
         change,
     )
 
@@ -187,11 +189,11 @@ def _cheaper(moe: float, dense: float) -> str:
 
 
 def moe_vs_dense(
-    found: Found,
+    result: SearchResult,
     rates: dict[str, Any] | None,
     sensitivities: list[dict[str, Any]],
     costs: Costs,
-    bands: Mapping[Option, dict[str, Any]],
+    bands: Mapping[Candidate, dict[str, Any]],
 ) -> dict[str, Any] | None:
     """The comparison; ``None`` where nothing meets the targets.
 
@@ -201,20 +203,24 @@ def moe_vs_dense(
         bands: of deployments' figures.
     """
 
-    def row(finding: Finding | None) -> dict[str, Any] | None:
-        return None if finding is None else row_of(found, finding) | bands.get(finding.option, {})
+    def row(evaluation: Evaluation | None) -> dict[str, Any] | None:
+        return (
+            None
+            if evaluation is None
+            else row_of(result, evaluation) | bands.get(evaluation.candidate, {})
+        )
 
-    def drawn(finding: Finding | None) -> Floats | None:
-        return None if finding is None else costs.of(finding)
+    def drawn(evaluation: Evaluation | None) -> Floats | None:
+        return None if evaluation is None else costs.of(evaluation)
 
-    moe, dense = best_of_kind(found, "MoE"), best_of_kind(found, "dense")
-    pruned = best_of_kind(found, "pruned")
+    moe, dense = best_of_kind(result, "MoE"), best_of_kind(result, "dense")
+    pruned = best_of_kind(result, "pruned")
     if moe is None and dense is None:
         return None
-    ratio, pruned_ratio = _over(found, moe, dense), _over(found, pruned, dense)
-    points = [_point(found, costs, *point) for point in (rates["points"] if rates else [])]
+    ratio, pruned_ratio = _over(result, moe, dense), _over(result, pruned, dense)
+    points = [_point(result, costs, *point) for point in (rates["points"] if rates else [])]
     flips = [
-        {**flip, "what": "traffic", "requests_per_s": flip["rate"] * found.traffic.rate_per_s}
+        {**flip, "what": "traffic", "requests_per_s": flip["rate"] * result.traffic.rate_per_s}
         for flip in (rates["flips"] if rates else [])
     ]
     flips += [
@@ -237,15 +243,17 @@ def moe_vs_dense(
         **held("cost_ratio", ratio, ratio_band(drawn(moe), drawn(dense))),
         "rates": points,
         "flips": flips,
-        "text": _text(found, moe, dense, ratio, points, flips),
+        "text": _text(result, moe, dense, ratio, points, flips),
     }
 
 
-def _point(found: Found, costs: Costs, rate: float, moe: At, dense: At) -> dict[str, Any]:
+def _point(
+    result: SearchResult, costs: Costs, rate: float, moe: CheapestAtRate, dense: CheapestAtRate
+) -> dict[str, Any]:
     """Both kinds at one rate, with bands in closed form."""
     ratio = moe.cost / dense.cost if 0 < dense.cost < math.inf and moe.cost < math.inf else None
-    drawn = [_drawn(found, costs, one) for one in (moe, dense)]
-    point: dict[str, Any] = {"rate": rate, "requests_per_s": rate * found.traffic.rate_per_s}
+    drawn = [_drawn(result, costs, one) for one in (moe, dense)]
+    point: dict[str, Any] = {"rate": rate, "requests_per_s": rate * result.traffic.rate_per_s}
     for name, one, draws in zip(("moe", "dense"), (moe, dense), drawn, strict=True):
         cost = one.cost if math.isfinite(one.cost) else None
         point |= {f"{name}_cost_per_hour": cost} | held(
@@ -254,25 +262,25 @@ def _point(found: Found, costs: Costs, rate: float, moe: At, dense: At) -> dict[
     return point | {"cost_ratio": ratio} | held("cost_ratio", ratio, ratio_band(*drawn))
 
 
-def _drawn(found: Found, costs: Costs, one: At) -> Floats | None:
+def _drawn(result: SearchResult, costs: Costs, one: CheapestAtRate) -> Floats | None:
     """``[n]`` draws of what it costs; of GPUs where machines cost nothing. Only with a table: what
     is asked for is another rate.
     """
-    drawn = None if one.table is None else costs.of(one.finding, one.table)
-    full = cost_of(found.space, one.finding)
+    drawn = None if one.table is None else costs.of(one.evaluation, one.table)
+    full = cost_of(result.space, one.evaluation)
     return None if drawn is None else drawn * (one.cost / full if 0 < full < math.inf else 1.0)
 
 
-def _over(found: Found, one: Finding | None, dense: Finding | None) -> float | None:
+def _over(result: SearchResult, one: Evaluation | None, dense: Evaluation | None) -> float | None:
     """What it costs over the best whole dense model's cost; of GPUs where machines cost nothing."""
     if one is None or dense is None:
         return None
-    cost, least = cost_of(found.space, one), cost_of(found.space, dense)
+    cost, least = cost_of(result.space, one), cost_of(result.space, dense)
     if least > 0:
         return cost / least
     return (
-        one.sized.size / dense.sized.size
-        if cost == 0 and one.sized is not None and dense.sized is not None
+        one.cluster_size.size / dense.cluster_size.size
+        if cost == 0 and one.cluster_size is not None and dense.cluster_size is not None
         else None
     )
 
@@ -286,14 +294,14 @@ def _name(ratio: float | None) -> str:
 
 
 def _text(
-    found: Found,
-    moe: Finding | None,
-    dense: Finding | None,
+    result: SearchResult,
+    moe: Evaluation | None,
+    dense: Evaluation | None,
     ratio: float | None,
     points: list[dict[str, Any]],
     flips: list[dict[str, Any]],
 ) -> str:
-    models = found.space.models
+    models = result.space.models
     if moe is None or dense is None:
         absent, present = (
             ("mixture-of-experts", "dense") if moe is None else ("dense", "mixture-of-experts")
@@ -301,10 +309,10 @@ def _text(
         listed = any((model.moe is not None) == (moe is None) for model in models)
         why = "meets the targets within the limits" if listed else "is among the models"
         return f"No {absent} model {why}, so a {present} one is the only choice."
-    names = (models[moe.option.design.model].name, models[dense.option.design.model].name)
+    names = (models[moe.candidate.shape.model].name, models[dense.candidate.shape.model].name)
     if ratio is None:
         return f"{names[0]} and {names[1]} have no price to compare."
-    if cost_of(found.space, dense) == 0:
+    if cost_of(result.space, dense) == 0:
         return (
             f"At the same targets {names[0]} (MoE) takes {ratio:.2f}{TIMES} the GPUs of {names[1]} "
             "(dense), which cost nothing."

@@ -1,6 +1,6 @@
 """How sure the ratio of two deployments' speeds is: what both rest on cancels, the rest does not.
 
-Errors are those of :mod:`simulator.planner.draws`, which are normal in logarithms, so nothing has
+Errors are those of :mod:`simulator.planner.samples`, which are normal in logarithms, so nothing has
 to be drawn.
 """
 
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from simulator.deployment.plan import DeploymentPlan
-from simulator.planner.draws import Z_80, Floats, bands_of, kernels_of, loading, own_of
+from simulator.planner.samples import Z_80, Floats, bands_of, kernels_of, loading, own_of
 
 
 class Error(NamedTuple):
@@ -42,7 +42,7 @@ def error_of(plan: DeploymentPlan, terms: Floats, gives: float = 1.0) -> Error:
     """Of a step.
 
     Args:
-        terms: ``[8]`` its :class:`~simulator.planner.curve.Terms`.
+        terms: ``[8]`` its :class:`~simulator.planner.closed_form.Terms`.
     """
     low, high = (math.log(edge) for edge in bands_of(plan, plan.prefill is not None).token)
     shares = terms / terms.sum()

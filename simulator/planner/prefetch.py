@@ -13,9 +13,9 @@ from simulator.base.data import looked_up_once
 from simulator.config.capacity import Spare
 from simulator.planner.conditions import Conditions
 from simulator.planner.confidence import table_of
-from simulator.planner.draws import DRAWS
 from simulator.planner.losses import LOST
-from simulator.planner.screen import Option
+from simulator.planner.samples import DRAWS
+from simulator.planner.screen import Candidate
 from simulator.planner.search import work_of
 from simulator.planner.whatif import Change, Trials
 
@@ -28,9 +28,9 @@ _LEAST_WORK = 0.5
 
 
 class Task(NamedTuple):
-    """An option to be explored."""
+    """A candidate to be explored."""
 
-    option: Option
+    candidate: Candidate
     change: Change | None
     """What is other than in the question; ``None`` = the table of what it needs if steps take
     longer."""
@@ -39,33 +39,33 @@ class Task(NamedTuple):
     def work(self) -> float:
         """Roughly how long it takes."""
         if self.change is None:
-            return work_of(self.option) * _TABLE_WORK
+            return work_of(self.candidate) * _TABLE_WORK
         conditions = self.change.conditions
         other = _OTHER_WORK if conditions._replace(rate=1.0) != Conditions() else 1.0
-        return work_of(self.option) * other * max(_LEAST_WORK, conditions.rate)
+        return work_of(self.candidate) * other * max(_LEAST_WORK, conditions.rate)
 
 
 def tasks(
-    again: Mapping[Option, Iterable[Change]],
-    doubted: Iterable[Option],
-    drawn: Iterable[Option],
-    rates: Iterable[tuple[Option, Change]],
+    again: Mapping[Candidate, Iterable[Change]],
+    choices: Iterable[Candidate],
+    drawn: Iterable[Candidate],
+    rates: Iterable[tuple[Candidate, Change]],
 ) -> list[Task]:
     """All that will be asked for.
 
     Args:
-        again: the changes under which options are explored.
-        doubted: options whose tables are wanted.
-        drawn: the recommended option and the second, of which other samples are wanted; GPUs and
+        again: the changes under which candidates are explored.
+        choices: candidates whose tables are wanted.
+        drawn: the recommended candidate and the second, of which other samples are wanted; GPUs and
             nodes may be lost of the first.
-        rates: options at other rates.
+        rates: candidates at other rates.
     """
-    found = [Task(option, change) for option, changes in again.items() for change in changes]
-    found += [Task(option, None) for option in doubted]
-    found += [Task(option, Change(draw=draw)) for option in drawn for draw in DRAWS]
+    found = [Task(candidate, change) for candidate, changes in again.items() for change in changes]
+    found += [Task(candidate, None) for candidate in choices]
+    found += [Task(candidate, Change(draw=draw)) for candidate in drawn for draw in DRAWS]
     lost = [Change(spare=spare) for spare in (Spare(), *LOST)]
-    found += [Task(option, change) for option in list(drawn)[:1] for change in lost]
-    found += [Task(option, change) for option, change in rates]
+    found += [Task(candidate, change) for candidate in list(drawn)[:1] for change in lost]
+    found += [Task(candidate, change) for candidate, change in rates]
     return list(dict.fromkeys(found))
 
 
@@ -73,6 +73,6 @@ def explore(trials: Trials, task: Task) -> None:
     """Explore it, for the store."""
     with looked_up_once():
         if task.change is None:
-            table_of(trials, task.option)
+            table_of(trials, task.candidate)
         else:
-            trials.find(task.option, task.change)
+            trials.find(task.candidate, task.change)

@@ -1,0 +1,137 @@
+"""What a finding comes to: its deployment, in words, its price, its headroom, and its row of the
+answer.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from simulator.config.deployment import DeploymentSpec
+from simulator.planner.explore import ClusterSize, Evaluation, Explorer, deployment
+from simulator.planner.headroom import headroom
+from simulator.planner.search import SearchResult
+
+
+class Priced(NamedTuple):
+    """What an evaluation costs."""
+
+    per_hour: float
+    power_per_hour: float
+    """Electricity, where it is paid apart: a part of it."""
+    per_million_output_tokens: float
+    per_million_tokens: float
+    """Prompts and output."""
+    joules_per_output_token: float
+
+
+def priced(result: SearchResult, evaluation: Evaluation) -> Priced:
+    """Prices at the traffic's mean rate, the whole cluster paid for.
+
+    Power is that of the boards at their limit, times the machine room's overhead: an upper bound.
+    """
+    if evaluation.cluster_size is None:
+        raise ValueError("nothing was found")
+    machines = result.space.machines[evaluation.candidate.shape.machines]
+    traffic, hourly = result.traffic, evaluation.cost_per_hour
+    watts = evaluation.cluster_size.size * machines.watts_per_gpu
+    electricity = watts / 1000 * result.question.power.price_per_kwh
+    served = 1.0
+    if (
+        evaluation.outcome is not None and not evaluation.outcome.met
+    ):  # what falls behind is not paid for tokens that nobody gets
+        served = min(
+            1.0, evaluation.outcome.output_tokens_per_s / (traffic.rate_per_s * traffic.num_output)
+        )
+    output_per_hour = served * traffic.rate_per_s * traffic.num_output * 3600
+    all_per_hour = output_per_hour + served * traffic.rate_per_s * traffic.num_input * 3600
+    return Priced(
+        hourly,
+        electricity,
+        hourly / output_per_hour * 1e6,
+        hourly / all_per_hour * 1e6,
+        watts * 3600 / output_per_hour,
+    )
+
+
+def explorer(result: SearchResult, evaluation: Evaluation) -> Explorer:
+    """Trials of an evaluation's deployment."""
+    return Explorer(result.space, evaluation.candidate, result.traffic, result.question.seed)
+
+
+def headroom_of(result: SearchResult, evaluation: Evaluation) -> float:
+    """How many times the traffic an evaluation still carries at its size."""
+    return headroom(explorer(result, evaluation), evaluation.cluster_size)
+
+
+def deployment_of(result: SearchResult, evaluation: Evaluation, name: str = "") -> DeploymentSpec:
+    """An evaluation as a scenario's deployment."""
+    return deployment(
+        result.space, evaluation.candidate, evaluation.cluster_size or ClusterSize(0, 1, 1), name
+    )
+
+
+def best_of_each(result: SearchResult) -> dict[str, Evaluation]:
+    """By model, the cheapest deployment that meets the targets."""
+    best: dict[str, Evaluation] = {}
+    for evaluation in result.evaluations:
+        if evaluation.cluster_size is not None:
+            best.setdefault(result.space.models[evaluation.candidate.shape.model].name, evaluation)
+    return best
+
+
+def text_of(result: SearchResult, evaluation: Evaluation) -> str:
+    """An evaluation in words."""
+    candidate, cluster_size = evaluation.candidate, evaluation.cluster_size
+    space = result.space
+    if cluster_size is None:
+        return space.text(candidate.shape)
+    machines = space.machines[candidate.shape.machines]
+    idle = (
+        cluster_size.size
+        - evaluation.num_gpus
+        - space.spare_gpus(candidate.shape, candidate.prefill)
+    )
+    where = f"{cluster_size.size} x {machines.offer.cluster}" + (
+        f", {evaluation.num_gpus} of {cluster_size.size} GPUs used" if idle > 0 else ""
+    )
+    if candidate.prefill is None:
+        many = "1 replica" if cluster_size.replicas == 1 else f"{cluster_size.replicas} replicas"
+        split = space.split(candidate.shape)
+        return f"{space.formatted(candidate.shape)}, {many} of {split} on {where}"
+    return (
+        f"{space.formatted(candidate.shape)}, {cluster_size.prefill_replicas} for prompts "
+        f"of {space.split(candidate.prefill)} and {cluster_size.replicas} for decoding "
+        f"of {space.split(candidate.shape)} on {where}"
+    )
+
+
+def row_of(result: SearchResult, evaluation: Evaluation) -> dict[str, Any]:
+    """An evaluation with a size: what it is, what it costs, what was measured."""
+    cluster_size, outcome = evaluation.cluster_size, evaluation.outcome
+    if cluster_size is None or outcome is None:
+        raise ValueError("nothing was found")
+    machines = result.space.machines[evaluation.candidate.shape.machines]
+    return {
+        "deployment": text_of(result, evaluation),
+        "model": result.space.models[evaluation.candidate.shape.model].name,
+        "is_moe": result.space.models[evaluation.candidate.shape.model].moe is not None,
+        "kind": result.space.kind(evaluation.candidate.shape),
+        "is_pruned": result.space.variants[evaluation.candidate.shape.model].pruning is not None,
+        "quality": result.space.variants[evaluation.candidate.shape.model].quality,
+        "cluster": machines.named(cluster_size.size),
+        "gpus": cluster_size.size,
+        "gpus_used": evaluation.num_gpus,
+        "replicas": cluster_size.replicas,
+        "prefill_replicas": cluster_size.prefill_replicas,
+        "token_budget": evaluation.candidate.budget,
+        "too_long_share": result.traffic.share_beyond(
+            result.space.models[evaluation.candidate.shape.model].max_context_tokens
+        ),
+        **{f"cost_{name}": value for name, value in priced(result, evaluation)._asdict().items()},
+        "worst_target": outcome.tightest,
+        "worst_ratio": outcome.worst,
+        **outcome.measured,
+        "preempted_share": outcome.preempted_share,
+        "output_tokens_per_s": outcome.output_tokens_per_s,
+        "output_tokens_per_s_per_gpu": outcome.output_tokens_per_s / cluster_size.size,
+    }
