@@ -122,7 +122,7 @@ def doubts(
             partial(explore, trials),
             ahead,
             lambda n: tick(name, n, count),
-            group=attrgetter("option"),
+            group=attrgetter("candidate"),
             weight=attrgetter("work"),
         )
         done = crew.map(partial(_do, trials), last, lambda n: tick(name, len(ahead) + n, count))
@@ -130,7 +130,7 @@ def doubts(
     mine = results["first"]
     closed = dict(zip([evaluation.candidate for evaluation in met], results["closed"], strict=True))
     tried: dict[Candidate, _Tried] = dict(
-        zip([first.candidate, *others], [mine.pop("option"), *done[len(jobs) :]], strict=True)
+        zip([first.candidate, *others], [mine.pop("candidate"), *done[len(jobs) :]], strict=True)
     )
     choices = choices._replace(
         tables={candidate: one.table for candidate, one in tried.items() if one.table is not None},
@@ -243,7 +243,7 @@ def _first_choice(
     spare = {change: trials.find(candidate, change) for change in changed}
     tables = _tables(trials, spare)
     return {
-        "option": tried._replace(table=table),
+        "candidate": tried._replace(table=table),
         "losses": losses(trials, candidate, cluster_size, table),
         "spare_nodes": spare_nodes(trials, candidate),
         "spare": [(evaluation, tables.get(change)) for change, evaluation in spare.items()],
