@@ -5,6 +5,7 @@ reported.
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -21,7 +22,12 @@ class Frozen(BaseModel):
     """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        use_attribute_docstrings=True,
     )
 
 
@@ -196,12 +202,18 @@ def _keys_at(cls: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
 
 def _nodes_at(cls: type[BaseModel], path: tuple[int | str, ...]) -> list[dict[str, Any]]:
     """The JSON Schema of what ``path`` leads to; of all candidates where it is a union."""
-    schema = cls.model_json_schema()
+    schema = _describe_keys(cls)
     definitions = schema.get("$defs", {})
     nodes = [schema]
     for part in path:
         nodes = [child for node in nodes for child in _children(node, part, definitions)]
     return nodes
+
+
+@cache
+def _describe_keys(cls: type[BaseModel]) -> dict[str, Any]:
+    """JSON Schema of ``cls``, made once: a search may report thousands of problems."""
+    return cls.model_json_schema()
 
 
 def _children(

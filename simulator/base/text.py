@@ -4,7 +4,9 @@ spelled out.
 
 from __future__ import annotations
 
+import json
 import re
+from typing import Any
 
 _OBEYED = re.compile(
     # Control characters but the line's end; what turns the direction of text or breaks its line;
@@ -49,3 +51,17 @@ def first_line(error: BaseException) -> str:
     ('no such port', 'ValueError')
     """
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def toml_text(value: Any) -> str:
+    """A value as TOML, in one line.
+
+    >>> toml_text({"kind": "zipf", "exponent": 1.2, "flags": [True, 3]})
+    '{ kind = "zipf", exponent = 1.2, flags = [true, 3] }'
+    """
+    if isinstance(value, dict):
+        inner = ", ".join(f"{key} = {toml_text(each)}" for key, each in value.items())
+        return f"{{ {inner} }}" if inner else "{}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(toml_text, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)

@@ -90,11 +90,11 @@ def schema(
     what: Annotated[
         str,
         typer.Argument(
-            help="scenario, plan, workload, model, accelerator, cluster or calibration."
+            help="scenario, plan, workload, model, accelerator, cluster, engine or calibration."
         ),
     ] = "scenario",
 ) -> None:
     """Print the JSON Schema of a kind of file, for editors."""
-    from simulator.commands.check import schema_of
+    from simulator.commands.schema import schema_of
 
     print(json.dumps(schema_of(what), indent=1))  # noqa: T201

@@ -1,17 +1,13 @@
-"""Is this file right? Everything that ``run`` would refuse, without running; and the JSON Schema of
-each kind of file.
-"""
+"""``moesim check``: everything that ``run`` would refuse of a file, without running."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from pydantic import BaseModel
+from typing import NamedTuple
 
 from simulator.base.data import available_files
-from simulator.base.errors import UserError, did_you_mean
+from simulator.base.errors import UserError
 from simulator.base.frozen import validate
 from simulator.base.plugins import build
 from simulator.base.quantities import MOST_RANKS
@@ -20,30 +16,17 @@ from simulator.commands.run import notes_on, prepare_run
 from simulator.config import cluster as clusters
 from simulator.config.accelerator import AcceleratorSpec, load_accelerator
 from simulator.config.calibration import CalibrationFile, read_calibration
-from simulator.config.capacity import Question
 from simulator.config.cluster import ClusterSpec
-from simulator.config.engine import EngineSpec, read_engine
+from simulator.config.engine import read_engine
 from simulator.config.host import HostCalibration, load_any_calibration
-from simulator.config.model import ModelSpec, load_model
+from simulator.config.model import load_model
 from simulator.config.routing import routing_note
-from simulator.config.workload import NamedWorkloadSpec, WorkloadSpec
+from simulator.config.workload import WorkloadSpec
 from simulator.policies.contracts import make_rules, wire_cluster
 from simulator.scenario.question import load_question, requests_of, routing_notes
-from simulator.scenario.scenario import Scenario, load_scenario
+from simulator.scenario.scenario import load_scenario
 from simulator.workload.requests import load_requests
 
-FILES: dict[str, type[BaseModel]] = {
-    "scenario": Scenario,
-    "plan": Question,
-    "workload": NamedWorkloadSpec,
-    "model": ModelSpec,
-    "accelerator": AcceleratorSpec,
-    "cluster": ClusterSpec,
-    "engine": EngineSpec,
-    "calibration": CalibrationFile,
-    "host calibration": HostCalibration,
-}
-"""What each kind of file holds."""
 _TELLING_KEYS = {
     "deployments": "scenario",
     "targets": "plan",
@@ -214,17 +197,3 @@ _CHECKS: dict[str, Callable[[Path, list[str]], _Found]] = {
     "host calibration": _check_host_calibration,
     "cluster": _check_cluster,
 }
-
-
-def schema_of(kind: str) -> dict[str, Any]:
-    """JSON Schema of one kind of file.
-
-    Raises:
-        UserError: if there is no such kind.
-    """
-    if kind not in FILES:
-        raise UserError(f"schema: unknown kind '{kind}'; {did_you_mean(kind, FILES)}")
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **FILES[kind].model_json_schema(),
-    }

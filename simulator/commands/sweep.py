@@ -18,7 +18,7 @@ import pandas as pd
 from simulator.base import trust
 from simulator.base.errors import UserError
 from simulator.base.progress import Progress, count_part, show_nothing
-from simulator.base.text import one_line
+from simulator.base.text import one_line, toml_text
 from simulator.commands.run import run_scenario
 from simulator.engine.timeline import Fidelity
 from simulator.parallel.workers import Workers
@@ -100,7 +100,7 @@ def list_points(
     points: list[Point] = []
     for scenario, *chosen in itertools.product(scenarios, *swept.values()):
         setting = dict(zip(swept, chosen, strict=True))
-        texts = (*overrides, *(f"{key}={_toml(value)}" for key, value in setting.items()))
+        texts = (*overrides, *(f"{key}={toml_text(value)}" for key, value in setting.items()))
         loaded, path = load_scenario(scenario, list(texts), seed)
         if len(scenarios) > 1:
             setting = {_SCENARIO: scenario, **setting}
@@ -270,23 +270,10 @@ def _read_value(text: str) -> Any:
         return text
 
 
-def _toml(value: Any) -> str:
-    """A value as TOML, in one line.
-
-    >>> _toml({"kind": "zipf", "exponent": 1.2, "flags": [True, 3]})
-    '{ kind = "zipf", exponent = 1.2, flags = [true, 3] }'
-    """
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {_toml(each)}" for key, each in value.items()) + " }"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value, ensure_ascii=False)
-
-
 def _shown(setting: Mapping[str, Any]) -> dict[str, Any]:
     """Values as a cell of a table holds them: numbers and texts as they are, the rest as TOML."""
     return {
-        key: value if isinstance(value, int | float | str) else _toml(value)
+        key: value if isinstance(value, int | float | str) else toml_text(value)
         for key, value in setting.items()
     }
 

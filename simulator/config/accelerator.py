@@ -30,26 +30,35 @@ class AcceleratorSpec(Frozen):
     """Vendor peaks of one accelerator (GPU, or a laptop's SoC)."""
 
     name: str
+    """Name of the accelerator, which is that of its file."""
     title: str
+    """Name as the vendor writes it, for reports."""
     bf16_flops_per_s: FlopsPerSecond
-    """Dense, without sparsity; likewise below."""
+    """Peak rate of dense bf16 matrix products, FLOP/s, without sparsity."""
     fp8_flops_per_s: FlopsPerSecond | None = None
-    """Absent: the hardware has none, and fp8 weights are computed at the bf16 rate."""
+    """Peak rate of dense fp8 matrix products, FLOP/s; absent = the hardware has none, and fp8
+    weights are computed at the bf16 rate."""
     int8_flops_per_s: FlopsPerSecond | None = None
+    """Peak rate of dense int8 matrix products, operations per second; absent = the hardware has
+    none."""
     fp4_flops_per_s: FlopsPerSecond | None = None
+    """Peak rate of dense fp4 matrix products, FLOP/s; absent = the hardware has none."""
     memory_bytes: MemoryBytes
-    """As the vendor prints it, in bytes of 10^9 to the GB."""
+    """Memory in bytes, as the vendor prints it (10^9 bytes to the GB)."""
     visible_memory_bytes: MemoryBytes | None = None
-    """What the driver reports as the whole memory: an "80 GB" H100 shows 85.5e9 bytes, since the
-    chips count in powers of two."""
+    """Memory in bytes that the driver reports as the whole: an "80 GB" H100 shows 85.5e9, since its
+    chips count in powers of two. Absent = not known, and the vendor's number is used."""
     memory_bytes_per_s: BytesPerSecond
+    """Peak rate of the memory, bytes per second."""
     num_multiprocessors: Multiprocessors
-    """Streaming multiprocessors, compute units or GPU cores: what a kernel's tiles are spread
-    over."""
+    """Streaming multiprocessors, compute units or GPU cores, over which the tiles of a kernel are
+    spread."""
     board_power_w: Watts
+    """Power of one board at full load, watts."""
     calibration: str
     """File in ``cluster_configs/calibration`` that says what of the peaks is achieved."""
     notes: str = ""
+    """Remarks in free text."""
     sources: dict[str, str] = {}
     """A source for each number above; needed in files of the project."""
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from simulator.base.frozen import Frozen, Policy
+from simulator.base.kinds import PolicyOf
 from simulator.base.quantities import (
     Budget,
     Duration,
@@ -49,10 +50,15 @@ class Percentiles(Frozen):
     """Limits in seconds at percentiles over requests; an absent one is not promised."""
 
     mean: Duration | None = None
+    """Limit on the mean over requests, seconds; absent = none."""
     p50: Duration | None = None
+    """Limit on the median over requests, seconds; absent = none."""
     p90: Duration | None = None
+    """Limit on the 90th percentile over requests, seconds; absent = none."""
     p95: Duration | None = None
+    """Limit on the 95th percentile over requests, seconds; absent = none."""
     p99: Duration | None = None
+    """Limit on the 99th percentile over requests, seconds; absent = none."""
 
     def limits(self) -> dict[str, float]:
         """Those that are given."""
@@ -63,13 +69,15 @@ class Targets(Frozen):
     """What a deployment must do for the workload."""
 
     ttft_s: Percentiles = Percentiles()
-    """Arrival to first token, queueing included."""
+    """Limits on the time to first token, queueing included, seconds."""
     tpot_s: Percentiles = Percentiles()
+    """Limits on the time per output token, seconds."""
     e2e_s: Percentiles = Percentiles()
+    """Limits on the time from arrival to the last token, seconds."""
     attainment: Share | None = None
-    """Share of requests that must each keep all of ``workload.slo``."""
+    """Share of requests that must each keep all of ``workload.slo``; absent = none."""
     output_tokens_per_s: TokenRate | None = None
-    """Of the whole deployment."""
+    """Least output tokens per second of the whole deployment; absent = none."""
 
     @field_validator("ttft_s", "tpot_s", "e2e_s", mode="before")
     @classmethod
@@ -100,47 +108,55 @@ class CandidateModel(Frozen):
     """A model that would do the job."""
 
     model: str
-    """A model's name, or the path of a TOML or Hugging Face ``config.json``."""
+    """Name of a model, or the path of a TOML file or a Hugging Face ``config.json``."""
     quality: Score | None = None
-    """The user's own score, higher is better; absent = not compared."""
+    """Score of the model by the user's own measure, higher is better; absent = not compared."""
     engine: str = "vllm"
+    """Serving engine, such as ``vllm``, ``sglang`` or ``trtllm@1.2.0``."""
     weight_dtypes: DTypes | None = None
-    """Absent = as it is released."""
+    """Number formats of weights to try; absent = as the model is released."""
     kv_dtypes: DTypes | None = None
-    """Absent = bf16."""
+    """Number formats of the KV cache to try; absent = bf16."""
     dispatch_dtypes: DTypes | None = None
-    """Of activations on their way to experts; absent = fp8 for fp8 and fp4 weights, bf16 for wider
-    ones."""
-    routing: Policy | None = None
+    """Number formats to try for activations on their way to experts; absent = fp8 for fp8 and fp4
+    weights, bf16 for wider ones."""
+    routing: Annotated[Policy, PolicyOf("routing")] | None = None
+    """Routing policy: which experts tokens choose; absent = the model's own default."""
     prunings: Annotated[tuple[Pruning, ...], Field(strict=False)] = ()
-    """Tried besides the whole model, of its dense feed-forward blocks: ``[{ kind = "two_four"
-    }]``."""
+    """Prunings of dense feed-forward blocks to try besides the whole model:
+    ``[{ kind = "two_four" }]``."""
     pruned_quality: Score | None = None
-    """The user's own score of what pruning leaves; absent = not compared."""
+    """Score of the pruned model by the user's own measure; absent = not compared."""
 
 
 class CandidateCluster(Frozen):
     """Machines that could be rented, or are there."""
 
     cluster: str
-    """A cluster file's name without a number of GPUs: ``h100-sxm``."""
+    """Name of a cluster file without a number of GPUs: ``h100-sxm``."""
     price_per_gpu_hour: Price | None = None
-    """Absent = the cluster file's."""
+    """Price of one GPU for one hour, in the cluster file's currency; absent = the cluster
+    file's."""
     max_gpus: Gpus | None = None
-    """Absent = the largest size that the file lists."""
+    """Most GPUs of this kind; absent = the largest size that the file lists."""
     network_speed: Factor = 1.0
-    """What if: all wires are so many times as fast."""
+    """Factor on the rate of all wires, to see what faster ones would do."""
 
 
 class Limits(Frozen):
     """What must not be exceeded."""
 
     gpus: Gpus | None = None
+    """Most GPUs of the deployment; absent = no limit."""
     nodes: Nodes | None = None
+    """Most nodes of the deployment; absent = no limit."""
     power_w: Watts | None = None
-    """Boards of all GPUs at full power, times ``power.overhead``."""
+    """Most power, watts: boards of all GPUs at full load, times ``power.overhead``; absent = no
+    limit."""
     budget_per_hour: Budget | None = None
+    """Most cost per hour, in the clusters' currency; absent = no limit."""
     min_quality: Score | None = None
+    """Lowest score of a model that is considered; absent = no limit."""
 
 
 class Spare(Frozen):
@@ -172,48 +188,56 @@ class Power(Frozen):
     """What electricity costs; 0 where the price of a GPU-hour includes it."""
 
     price_per_kwh: Price = 0.0
+    """Price of one kilowatt-hour, in ``currency``; 0 where the price of a GPU-hour includes
+    electricity."""
     overhead: Annotated[float, within(1, 100)] = 1.3
-    """Power of the whole machine room over that of the GPUs' boards."""
+    """Ratio of the power of the whole machine room to that of the GPUs' boards."""
     currency: str = "USD"
+    """Currency of the price."""
 
 
 class Space(Frozen):
     """What is tried. Combinations that are impossible are left out, with the reason."""
 
     tp: RankNumbers = (1, 2, 4, 8)
+    """Tensor-parallel sizes to try, GPUs."""
     attention_dp: RankNumbers = (1, 2, 4, 8, 16, 32, 64)
+    """Attention data-parallel sizes to try: groups of ``tp`` GPUs."""
     pp: StageNumbers = (1, 2, 4)
-    """Stages of a pipeline. More than one are tried where people run them: without attention data
+    """Pipeline stages to try. More than one are tried where people run them: without attention data
     parallelism; over nodes that each stage fills; inside a node over PCIe, or where tensor
     parallelism can go no further."""
     ep: Annotated[tuple[Literal["off", "all"], ...], Field(strict=False, min_length=1)] | None = (
         None
     )
-    """``"off"`` (experts split like dense blocks) and ``"all"`` (spread over all ranks of a
-    replica); absent = both."""
+    """Expert parallelism to try: ``"off"`` (experts split like dense blocks) and ``"all"`` (spread
+    over all ranks of a replica); absent = both."""
     token_budgets: TokenBudgets = (
         2048,
         8192,
     )
+    """Most tokens of one step of a data-parallel rank to try."""
     redundant_experts: Annotated[tuple[Ratio, ...], Field(strict=False, min_length=1)] = (
         0.0,
         0.125,
     )
-    """Slots for copies of hot experts, as a share of the experts; 0 = none."""
+    """Slots for copies of hot experts to try, as a share of the experts; 0 = none."""
     placements: Annotated[
         tuple[Literal["contiguous", "eplb"], ...], Field(strict=False, min_length=1)
     ] = ("contiguous",)
-    """Of experts without copies: in order of their index, or by their loads of the day before, as
-    those with copies always are."""
+    """Placements to try for experts without copies: in order of their index, or by their loads of
+    the day before, as those with copies always are."""
     max_sequences: SequenceNumbers | None = None
-    """Requests that may run at once on a data-parallel rank; absent = as many as the engine starts
-    with on these GPUs."""
+    """Most requests that may run at once on a data-parallel rank to try; absent = as many as the
+    engine starts with on these GPUs."""
     overlap: Annotated[
         tuple[Literal["none", "two_batch"], ...], Field(strict=False, min_length=1)
     ] = ("none", "two_batch")
+    """Overlaps of computation and communication to try, as ``overlap`` of a deployment."""
     disaggregate: bool = True
     """Whether prompts may have a pool of their own."""
     max_gpus_per_replica: Ranks = 64
+    """Most GPUs of one replica."""
 
 
 Factors = Annotated[tuple[Factor, ...], Field(strict=False, min_length=1)]
@@ -225,15 +249,16 @@ class Crossover(Frozen):
     """
 
     models: Names | None = None
-    """Among the question's; every MoE is held against every dense one. Absent = the best of each
-    kind."""
+    """Models of the map, among the question's; every MoE is held against every dense one. Absent =
+    the best of each kind."""
     cluster: str | None = None
-    """One of the question's. Absent = the recommended one."""
+    """Cluster of the map, one of the question's; absent = the recommended one."""
     inputs: TokenNumbers = (1024, 8192, 32768)
-    """Prompt tokens."""
+    """Prompt lengths of the map, tokens."""
     outputs: TokenNumbers = (1024, 8192)
+    """Output lengths of the map, tokens."""
     batches: Factors = (1.0, 4.0, 16.0, 64.0, 256.0)
-    """Sequences on a GPU."""
+    """Loads of the map: sequences on a GPU."""
     times_s: Durations = (
         0.01,
         0.02,
@@ -241,32 +266,43 @@ class Crossover(Frozen):
         0.05,
         0.1,
     )
-    """Seconds a token of one user."""
+    """Targets of the map: seconds of one output token of one user."""
     eps: RankNumbers = (1, 8, 32)
-    """Expert-parallel sizes; 1 = experts split like dense blocks, over one node at most. What
-    machines and limits do not allow is left out."""
+    """Expert-parallel sizes of the map, GPUs; 1 = experts split like dense blocks, over one node at
+    most. Sizes that machines and limits do not allow are left out."""
     networks: Factors = (0.5, 1.0, 2.0)
-    """Factors on the rate of all wires."""
+    """Networks of the map: factors on the rate of all wires."""
 
 
 class Question(Frozen):
     """What ``moesim plan`` takes."""
 
     name: str
+    """Name of the question; absent = the file's."""
     seed: Seed = 0
+    """Seed of all random numbers."""
     notes: str = ""
+    """Remarks in free text."""
     workload: WorkloadSpec
-    """``rate_scale`` is the growth factor."""
+    """Traffic to serve; ``rate_scale`` is the growth factor."""
     peak_s: Duration | None = None
-    """Plan for the busiest so many seconds of the workload; absent = for all of it."""
+    """Seconds of the busiest stretch of the workload to plan for; absent = all of it."""
     targets: Targets
+    """Latency and throughput that the deployment must reach."""
     models: Annotated[tuple[CandidateModel, ...], Field(strict=False, min_length=1)]
+    """Models that would do the job."""
     clusters: Annotated[tuple[CandidateCluster, ...], Field(strict=False, min_length=1)]
+    """Machines that could be rented, or are there."""
     limits: Limits = Limits()
+    """Limits on size, power and cost."""
     spare: Spare = Spare()
+    """Machines held free for failures."""
     power: Power = Power()
+    """Price of electricity."""
     space: Space = Space()
+    """Configurations that are tried."""
     crossover: Crossover = Crossover()
+    """Map of where MoE wins over dense."""
 
     @model_validator(mode="after")
     def _attainment_has_limits(self) -> Self:

@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from simulator.base.data import available_files, load_once
 from simulator.base.errors import UserError, did_you_mean
 from simulator.base.frozen import Frozen, Policy, validate
+from simulator.base.kinds import PolicyOf
 from simulator.base.quantities import BytesPerSecond, Gpus, Price, Ranks, Seconds
 from simulator.base.reading import read_toml
 from simulator.config.accelerator import AcceleratorSpec, load_accelerator
@@ -27,9 +28,9 @@ class WireSpec(Frozen):
     """One kind of wire, seen from one GPU."""
 
     bytes_per_s: BytesPerSecond
-    """Peak in one direction, per GPU."""
+    """Peak rate in one direction of one GPU's port, bytes per second."""
     latency_s: Seconds
-    """One way, for the smallest message."""
+    """Seconds that the smallest message takes one way."""
 
 
 class ClusterSpec(Frozen):
@@ -38,22 +39,31 @@ class ClusterSpec(Frozen):
     """
 
     name: str
+    """Name of the cluster, which is that of its file and, behind a hyphen, its size."""
     title: str
+    """Name in reports."""
     based_on: str | None = None
-    """Another cluster file, whose keys hold where this one gives none (its sources too)."""
+    """Name of another cluster file, whose keys hold where this one gives none (its sources too)."""
     accelerator: str
+    """Name of a file in ``cluster_configs/accelerators``."""
     num_gpus: Gpus
+    """GPUs where the name says no number; absent = the first of ``sizes``, else one node."""
     gpus_per_node: Ranks
     """GPUs of one fast (scale-up) domain: 8 in an HGX box, 72 in an NVL72 rack, 1 in a laptop."""
     sizes: Annotated[tuple[Gpus, ...], Field(strict=False)] = ()
-    """Numbers of GPUs this cluster comes in; ``<file name>-<size>`` names each."""
+    """Numbers of GPUs that the cluster comes in; ``<file name>-<size>`` names each."""
     scale_up: WireSpec
+    """Wires inside a fast domain, such as NVLink."""
     scale_out: WireSpec | None = None
-    """Wires between domains; absent where there is one domain only."""
-    topology: Policy
+    """Wires between fast domains, such as InfiniBand; absent = there is one domain only."""
+    topology: Annotated[Policy, PolicyOf("topology")]
+    """Wiring of the ranks: the links that a message crosses and shares."""
     price_per_gpu_hour: Price | None = None
+    """Price of one GPU for one hour, in ``currency``; absent = costs are not told."""
     currency: str = "USD"
+    """Currency of the price, as reports write it."""
     notes: str = ""
+    """Remarks in free text."""
     sources: dict[str, str] = {}
     """A source for each number above; needed in files of the project."""
 

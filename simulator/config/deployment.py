@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from simulator.base.frozen import Frozen, Policy
+from simulator.base.kinds import PolicyOf
 from simulator.base.quantities import (
     MOST_RANKS,
     Bytes,
@@ -34,11 +35,11 @@ class ParallelSpec(Frozen):
     """Attention data parallelism: groups of ``tp`` ranks that hold different requests and step
     together."""
     ep: Ranks | None = None
-    """Expert parallelism: ranks that share the routed experts whole. Absent = 1: experts are split
-    like dense blocks."""
+    """Expert parallelism: ranks that share the routed experts whole; absent = 1, and experts are
+    split like dense blocks."""
     pp: Stages = 1
     """Pipeline parallelism: stages that hold consecutive layers, each on ``tp x attention_dp``
-    GPUs; so many batches are in flight."""
+    GPUs. As many batches as stages are in flight."""
 
     @model_validator(mode="after")
     def _is_one_replica(self) -> Self:
@@ -66,15 +67,19 @@ class PrefillPoolSpec(Frozen):
     """
 
     parallel: ParallelSpec = ParallelSpec()
+    """Split of one replica of the pool over its GPUs."""
     replicas: Replicas = 1
-    scheduling: Policy | None = None
-    """Keys that are absent are as the engine sets them by itself on these GPUs, whatever the
-    deployment's own say. A prompt yields its first token here and leaves, so there is nothing but
-    prompts."""
+    """Replicas of the pool."""
+    scheduling: Annotated[Policy, PolicyOf("scheduling", is_partial=True)] | None = None
+    """Scheduling policy of the pool, whatever the deployment's own says; absent keys are as the
+    engine sets them by itself on these GPUs. A prompt yields its first token here and leaves, so
+    there is nothing but prompts."""
     cluster: str | None = None
-    """Absent = the deployment's, whose GPUs the two pools then share out."""
+    """Name of the pool's cluster; absent = the deployment's, whose GPUs the two pools then share
+    out."""
     overlap: Literal["none", "two_batch"] = "none"
-    """As the deployment's, which holds for decode."""
+    """Overlap of computation and communication in the pool's steps, as ``overlap`` of the
+    deployment, which holds for decode."""
     wire_fraction: Share = 0.7
     """Share of the wires' peak that transfers achieve. Assumed, between what Mooncake's transfer
     engine is published to reach: 87 of 100 GB/s on four 200 Gb/s cards, 190 of 400 GB/s on eight
@@ -92,82 +97,100 @@ class DeploymentSpec(Frozen):
     """One entry of a scenario's ``deployments``."""
 
     name: str = Field(min_length=1)
+    """Name of the deployment, which differs from the others'."""
     model: str
-    """A model's name, or the path of a TOML or Hugging Face ``config.json``."""
+    """Name of a model, or the path of a TOML file or a Hugging Face ``config.json``."""
     cluster: str
+    """Name of a cluster with its number of GPUs, such as ``h100-sxm-8``."""
     parallel: ParallelSpec = ParallelSpec()
+    """Split of one replica over its GPUs."""
     prefill: PrefillPoolSpec | None = None
-    """A pool of its own for prompts; ``parallel`` and ``replicas`` are then the decode pool's.
-    Absent = replicas do both."""
+    """Pool of its own for prompts; ``parallel`` and ``replicas`` are then the decode pool's. Absent
+    = replicas do both."""
     engine: str = "vllm"
-    """The serving engine whose kernels and overheads are priced: ``vllm``, ``sglang``, ``trtllm``,
-    or one that a calibration adds; what it has no entry for is priced as for any engine. A version
+    """Serving engine whose kernels and overheads are priced: ``vllm``, ``sglang``, ``trtllm``, or
+    one that a calibration adds; kernels it has no entry for are priced as for any engine. A version
     may follow, ``trtllm@1.2.0``, since engines become faster."""
     replicas: Replicas | None = None
-    """Absent = as many as fill the cluster, or what the prefill pool leaves of it."""
+    """Number of replicas; absent = as many as fill the cluster, or what the prefill pool leaves of
+    it."""
     weight_dtype: DType | None = None
-    """All matrices; absent = as the model is released (experts may then differ from the rest)."""
+    """Number format of all matrices; absent = as the model is released (experts may then differ
+    from the rest)."""
     expert_dtype: DType | None = None
-    """Routed experts, where they are stored in another format than ``weight_dtype``."""
+    """Number format of routed experts, where they are stored in another one than
+    ``weight_dtype``."""
     kv_dtype: DType | None = None
-    """Absent = bf16, or fp32 with fp32 weights; likewise below."""
+    """Number format of the KV cache; absent = bf16, or fp32 with fp32 weights."""
     dispatch_dtype: DType | None = None
-    """Activations on their way to the experts; absent = fp8 for fp8 and fp4 weights."""
+    """Number format of activations on their way to the experts; absent = fp8 for fp8 and fp4
+    weights, fp32 with fp32 weights, else bf16."""
     combine_dtype: DType | None = None
+    """Number format of activations on their way back from the experts; absent = bf16, or fp32 with
+    fp32 weights."""
     memory_fraction: Share | None = None
     """Share of each GPU's memory that weights, activations and the KV cache may use (vLLM's
     ``gpu_memory_utilization``; of what is free before loading, SGLang's ``mem_fraction_static``);
     absent = as the engine's release starts by itself, see ``cluster_configs/engines``."""
     free_memory_fraction: Share | None = None
-    """Instead: share of the memory left by weights and activations that the KV cache may use
-    (TensorRT-LLM's ``kv_cache_free_gpu_memory_fraction``)."""
+    """Share of the memory left by weights and activations that the KV cache may use (TensorRT-LLM's
+    ``kv_cache_free_gpu_memory_fraction``); give this or ``memory_fraction``."""
     activation_bytes: Bytes | None = None
-    """Held free on each GPU for activations and communication buffers; absent = what the engine's
-    largest step takes, by the rules in ``cluster_configs/engines``."""
+    """Bytes held free on each GPU for activations and communication buffers; absent = what the
+    engine's largest step takes, by the rules in ``cluster_configs/engines``."""
     kv_block_tokens: TokenBudget = 16
     """Tokens of one KV block."""
     prefix_caching: bool = True
-    """Keep KV blocks of finished prompts for requests with the same prefix (only traces with prefix
-    blocks gain)."""
+    """Whether KV blocks of finished prompts are kept for requests with the same prefix (only traces
+    with prefix blocks gain)."""
     pruning: Pruning | None = None
-    """Of the matrices of dense feed-forward blocks; absent = none."""
+    """Pruning of the matrices of dense feed-forward blocks; absent = none."""
     weights: str | None = None
-    """A safetensors file for ``execute``, relative to the scenario; absent = weights are drawn from
-    the seed."""
-    routing: Policy | None = None
-    """Absent = the model's own default."""
-    overflow: Policy | None = None
-    """Which choices an expert drops for want of room; absent = ``none``, as serving engines do."""
-    placement: Policy = {"kind": "contiguous"}
-    dispatch: Policy | None = None
-    """Absent = ``deepep_auto`` on accelerators, ``per_node`` between processes of one machine,
-    whose times were measured so."""
+    """Path of a safetensors file for ``execute``, relative to the scenario; absent = weights are
+    drawn from the seed."""
+    routing: Annotated[Policy, PolicyOf("routing")] | None = None
+    """Routing policy: which experts tokens choose; absent = the model's own default."""
+    overflow: Annotated[Policy, PolicyOf("overflow")] | None = None
+    """Overflow policy: choices that an expert drops for want of room; absent = ``none``, as serving
+    engines do."""
+    placement: Annotated[Policy, PolicyOf("placement")] = {"kind": "contiguous"}
+    """Placement policy: which ranks hold which experts, and which experts have copies."""
+    dispatch: Annotated[Policy, PolicyOf("dispatch")] | None = None
+    """Dispatch policy: how tokens travel to their experts and back; absent = ``deepep_auto`` on
+    accelerators, ``per_node`` between processes of one machine, whose times were measured so."""
     usage: Literal["server", "offline"] = "server"
     """Whether the engine serves over HTTP or is given all requests by a program, which vLLM starts
     with larger steps."""
-    scheduling: Policy | None = None
-    """Keys that are absent are as the engine sets them by itself on these GPUs, see
-    ``cluster_configs/engines``."""
-    balancing: Policy = {"kind": "least_outstanding"}
-    failures: Annotated[tuple[Policy, ...], Field(strict=False)] = ()
-    """What breaks while it serves, each a table with the ``kind`` of a policy."""
-    rebalancing: Policy = {"kind": "none"}
-    """When experts are placed anew while it serves; those of a prefill pool stay where they are."""
-    speculation: Policy = {"kind": "none"}
-    """How output tokens are drafted, several of which a step verifies at once."""
+    scheduling: Annotated[Policy, PolicyOf("scheduling", is_partial=True)] | None = None
+    """Scheduling policy: which requests form a step; absent keys are as the engine sets them by
+    itself on these GPUs, see ``cluster_configs/engines``."""
+    balancing: Annotated[Policy, PolicyOf("balancing")] = {"kind": "least_outstanding"}
+    """Balancing policy: which replica a request is sent to."""
+    failures: Annotated[
+        tuple[Annotated[Policy, PolicyOf("failures")], ...], Field(strict=False)
+    ] = ()
+    """GPUs and nodes that fail while it serves."""
+    rebalancing: Annotated[Policy, PolicyOf("rebalancing")] = {"kind": "none"}
+    """Rebalancing policy: when experts are placed anew while it serves; those of a prefill pool
+    stay where they are."""
+    speculation: Annotated[Policy, PolicyOf("speculation")] = {"kind": "none"}
+    """Speculation policy: how output tokens are drafted, several of which a step verifies at
+    once."""
     overlap: Literal["none", "two_batch"] = "none"
-    """``two_batch``: a step's tokens go through the layers with routed experts in two halves, one
-    computing while the other is on the wires (DeepSeek-V3's dual micro-batches; SGLang's
-    ``--enable-two-batch-overlap``)."""
+    """Overlap of computation and communication. ``two_batch``: a step's tokens go through the
+    layers with routed experts in two halves, one computing while the other is on the wires
+    (DeepSeek-V3's dual micro-batches; SGLang's ``--enable-two-batch-overlap``)."""
     network_speed: Factor = 1.0
-    """What if: the rate of every wire of the cluster, inside fast domains and between them, is
-    multiplied with this; latencies stay."""
+    """Factor on the rate of every wire of the cluster, inside fast domains and between them, to see
+    what faster ones would do; latencies stay."""
     price_per_gpu_hour: Price | None = None
-    """What a GPU costs an hour, in the cluster file's currency, where that is not the cluster
-    file's price; a prefill pool on another cluster keeps the price of that one."""
-    compute: Policy | None = None
-    """Absent = as the calibration needs: ``roofline`` for shares of peaks, ``host`` for times of a
-    machine; likewise below."""
-    communication: Policy | None = None
+    """Price of one GPU for one hour, in the cluster file's currency; absent = the cluster file's. A
+    prefill pool on another cluster keeps the price of that one."""
+    compute: Annotated[Policy, PolicyOf("cost.compute")] | None = None
+    """Prices of computation; absent = as the calibration needs: ``roofline`` for shares of peaks,
+    ``host`` for times of a machine."""
+    communication: Annotated[Policy, PolicyOf("cost.comm")] | None = None
+    """Prices of communication; absent = as the calibration needs: ``alpha_beta`` for shares of
+    peaks, ``host`` for times of a machine."""
     calibration: str | None = None
-    """A file in ``cluster_configs/calibration``; absent = the accelerator's."""
+    """Name of a file in ``cluster_configs/calibration``; absent = the accelerator's."""

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from simulator.base.data import available_files
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen, Policy, validate
+from simulator.base.kinds import PolicyOf
 from simulator.base.quantities import Bytes, Factor, Seconds
 from simulator.base.reading import read_toml
 from simulator.config.accelerator import AcceleratorSpec
@@ -29,19 +30,20 @@ class Tier(Frozen):
     """What an engine starts with on GPUs of some memory."""
 
     least_memory_bytes: Bytes = 0.0
-    """Least memory of a GPU, bytes, as its driver shows it."""
+    """Least memory of a GPU in bytes, as its driver shows it."""
     other_than: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    """Beginnings of the names of accelerators that it does not hold for."""
-    server: Policy
+    """Beginnings of the names of accelerators that the tier does not hold for."""
+    server: Annotated[Policy, PolicyOf("scheduling", is_partial=True)]
     """Keys of the scheduling policy."""
-    offline: Policy = {}
-    """Those that differ where a program gives all requests."""
+    offline: Annotated[Policy, PolicyOf("scheduling", is_partial=True)] = {}
+    """Keys of the scheduling policy that differ where a program gives all requests."""
 
 
 class WithAttentionDP(Frozen):
     """What attention data parallelism changes."""
 
     conservativeness: Factor | None = None
+    """Factor that replaces the scheduling policy's key of that name; absent = none."""
     splits_budget: bool = False
     """Whether the tokens of a step are those of all data-parallel ranks together."""
 
@@ -66,17 +68,27 @@ class EngineSpec(Frozen):
     """One release of a serving engine, and those behind it up to the next file's."""
 
     title: str
+    """Name of the release, for reports."""
+    based_on: str | None = None
+    """Name of another engine file, whose keys hold where this one gives none, table by table."""
     engine: str
+    """Name of the engine, as deployments give it."""
     release: str
-    scheduling: Policy
-    """The policy, and keys that no GPU changes."""
+    """First release that the file holds for."""
+    scheduling: Annotated[Policy, PolicyOf("scheduling")]
+    """Scheduling policy, and those of its keys that no GPU changes."""
     tiers: Annotated[tuple[Tier, ...], Field(strict=False, min_length=1)]
-    """The first that fits holds."""
+    """Starting values by the memory of a GPU; the first that fits holds."""
     attention_dp: WithAttentionDP = WithAttentionDP()
+    """Changes that attention data parallelism brings."""
     hand_over: HandOver = HandOver()
+    """Passage of a request from a prefill pool to a decode pool."""
     splits: Splits = Splits()
+    """Splits and number formats that the engine refuses."""
     memory: MemoryRules | None = None
+    """Rules by which memory is divided; absent = not known."""
     sources: dict[str, str]
+    """Source of each group of numbers."""
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
@@ -166,7 +178,7 @@ def _read_table(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         above: files that are based on it.
     """
     table = read_toml(path)
-    earlier = table.pop("based_on", None)
+    earlier = table.get("based_on")
     if earlier is None:
         return dict(table)
     files = available_files(_FAMILY)

@@ -21,8 +21,9 @@ class Padding(Frozen):
     """What the widths of routed experts are rounded up to a multiple of."""
 
     intermediate: Width = 1
-    """Multiple for a rank's part of the intermediate width."""
+    """Number that a rank's part of the intermediate width is rounded up to a multiple of."""
     hidden: Width = 1
+    """Number that the hidden width is rounded up to a multiple of."""
 
 
 class Reserve(Frozen):
@@ -31,11 +32,13 @@ class Reserve(Frozen):
     least_memory_bytes: Bytes = 0.0
     """Least memory of a GPU, bytes."""
     gib: _Gibibytes
-    """GiB whatever is asked."""
+    """GiB kept free whatever is asked."""
     gib_per_rank: _Gibibytes = 0.0
+    """GiB kept free for each rank of a replica."""
     mib_per_token: Annotated[float, Field(ge=0, le=1e4)] = 0.0
-    """MiB for each token of a step's budget."""
+    """MiB kept free for each token of a step's budget."""
     least_gib: _Gibibytes = 0.0
+    """Least GiB kept free."""
 
 
 class MemoryRules(Frozen):
@@ -48,13 +51,15 @@ class MemoryRules(Frozen):
     """
 
     kind: Literal["of_total", "before_loading", "left"]
+    """Rule of the engine: ``of_total``, ``before_loading`` or ``left``."""
     generations: _Names
-    """Generations of accelerators (names of their calibrations) that it was read for."""
+    """Generations of accelerators (names of their calibrations) that the rules were read for."""
     share: Share = 0.9
+    """Share of the memory, as the rule takes it."""
     reserves: Annotated[tuple[Reserve, ...], Field(strict=False)] = ()
-    """Where the share follows from what is kept free: the first that fits holds."""
+    """Memory kept free, where the share follows from it: the first entry that fits holds."""
     sampler_copies: Amount = 0.0
-    """Times the logits of a full batch in 32 bits are held when tokens are drawn."""
+    """Number of times that the logits of a full batch are held in 32 bits when tokens are drawn."""
     has_expert_workspace: bool = False
     """Whether the inputs and outputs of a step's experts are held besides."""
     outside_gib: dict[str, _Gibibytes] = {}
@@ -67,13 +72,13 @@ class MemoryRules(Frozen):
     driver_gib: _Gibibytes = 0.0
     """GiB that the driver shows and PyTorch does not see."""
     padding: dict[str, dict[str, Padding]] = {}
-    """By format of the experts and generation."""
+    """Widths that experts are rounded up to, by their number format and generation."""
     off_kind: Literal["fitted", "assumed"] = "fitted"
-    """Where ``off_gib`` is from: start-up logs, or nowhere."""
+    """Origin of ``off_gib``: start-up logs, or nowhere."""
     off_gib: _Off
     """10th and 90th percentile of a KV cache in logs less what these rules make of it, GiB."""
     generation_off_gib: dict[str, _Off] = {}
-    """On accelerators of some generation."""
+    """Replaces ``off_gib`` on accelerators of some generation, GiB."""
 
     def outside_bytes(self, num_ranks: int, generation: str) -> float:
         """Bytes outside PyTorch on one GPU of a replica."""

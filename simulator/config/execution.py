@@ -9,6 +9,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from simulator.base.frozen import Frozen, Policy
+from simulator.base.kinds import KindByName
 from simulator.base.quantities import (
     Duration,
     NodeCount,
@@ -25,13 +26,16 @@ class FaultSpec(Frozen):
     """Something that is really killed while a step is running."""
 
     step: StepCount
-    """Number of the step, counted from 0 over all steps of a deployment, warm-up included."""
+    """Number of the step in which it happens, counted from 0 over all steps of a deployment,
+    warm-up included."""
     rank: Rank | None = None
-    """The process of this rank is killed."""
+    """Number of the rank whose process is killed; give this or ``node``."""
     node: NodeCount | None = None
-    """This simulated node is killed, with every process on it."""
+    """Number of the simulated node that is killed with every process on it; give this or
+    ``rank``."""
     during_recovery: bool = False
-    """Not in the step, but while the shards recover from an earlier fault in it."""
+    """Whether it happens while the shards recover from an earlier fault in the step, and not in the
+    step."""
 
     @model_validator(mode="after")
     def _one_victim(self) -> Self:
@@ -51,22 +55,24 @@ class ExecutionSpec(Frozen):
     prompts: SequenceCount = 8
     """Sequences of a prompt step, over all ranks; 0 = no prompt steps."""
     prompt_tokens: Tokens = 128
+    """Tokens of each prompt."""
     sequences: SequenceCount = 64
     """Sequences of a decode step, over all ranks; 0 = no decode steps."""
     context_tokens: TokenCount = 128
-    """In the cache of each sequence of a decode step."""
+    """Tokens in the cache of each sequence of a decode step."""
     steps: Steps = 12
     """Measured steps of each kind."""
     warm_up: StepCount = 3
-    """Steps of each kind before those, which are not counted."""
-    transport: Policy = {"kind": "process_group"}
-    """How shards exchange tokens: ``process_group`` (gloo, NCCL), or ``object_store`` where no
-    process group can form."""
+    """Steps of each kind before the measured ones, which are not counted."""
+    transport: Annotated[Policy, KindByName("runtime.transport")] = {"kind": "process_group"}
+    """Way in which shards exchange tokens: ``process_group`` (gloo, NCCL), or ``object_store``
+    where no process group can form."""
     timeout_s: Duration = 30.0
-    """A rank that keeps the others waiting for longer is taken for hung, and replaced. Where steps
-    take long, it gets five times the slowest one so far; in the first one of each kind, ten times
-    this."""
+    """Seconds after which a rank that keeps the others waiting is taken for hung, and replaced.
+    Where steps take long, it gets five times the slowest one so far; in the first one of each kind,
+    ten times this."""
     faults: Annotated[tuple[FaultSpec, ...], Field(strict=False)] = ()
+    """Processes and nodes that are killed on purpose."""
 
     @model_validator(mode="after")
     def _has_steps(self) -> Self:

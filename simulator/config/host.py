@@ -36,15 +36,16 @@ class MatrixTable(Fit):
     """
 
     rows: Sizes
+    """Numbers of rows that were timed."""
     sizes: Sizes
-    """Weights of the matrix (``in x out``)."""
+    """Numbers of weights of the matrices that were timed (``in x out``)."""
     working_bytes: Sizes
-    """Weights that are read in turn: small sets stay in a cache, large ones come from memory each
-    time."""
+    """Bytes of weights that were read in turn: small sets stay in a cache, large ones come from
+    memory each time."""
     seconds: Annotated[
         tuple[Annotated[tuple[Numbers, ...], Field(strict=False)], ...], Field(strict=False)
     ]
-    """``[working_bytes][sizes][rows]``."""
+    """Seconds of each product, ``[working_bytes][sizes][rows]``."""
 
     def seconds_for(
         self, rows: NDArray[np.float64], size: float, working_bytes: float
@@ -87,7 +88,7 @@ class Steps(Fit):
     """
 
     seconds: dict[str, Seconds]
-    """By what is counted; ``call`` is the constant."""
+    """Seconds of one unit of each thing that is counted; ``call`` is the constant."""
 
     def total(self, **amounts: NDArray[Any]) -> NDArray[np.float64]:
         """Seconds for given amounts."""
@@ -102,10 +103,12 @@ class ExchangeTable(Fit):
     """Seconds of a collective, measured by the bytes of its busiest rank; linear between them."""
 
     num_bytes: Numbers
+    """Bytes of the busiest rank in each exchange that was timed."""
     seconds: Numbers
-    """From the last rank's coming."""
+    """Seconds of each exchange, from the last rank's coming."""
     stagger_s: Seconds = 0.0
-    """Ranks with equal work do not come at once: what the mean one waits for the last."""
+    """Seconds that the mean rank waits for the last one: ranks with equal work do not come at
+    once."""
 
     def seconds_for(self, num_bytes: NDArray[np.float64]) -> NDArray[np.float64]:
         """Seconds beyond those of an empty exchange."""
@@ -126,36 +129,43 @@ class KernelTables(Frozen):
     """What one rank computes, while every core is busy with ranks like it."""
 
     num_threads: Cores
-    """Of each rank."""
+    """Threads of each rank."""
     matrix: MatrixTable
+    """Matrix products."""
     mixer: Steps
-    """Attention without its matrices and without looking back: norm, rotation, residual. By
-    ``values`` (rows x hidden size) and ``heads`` (rows x width of queries, keys and values)."""
+    """Attention without its matrices and without reading the context: norm, rotation, residual.
+    Seconds by ``values`` (rows x hidden size) and ``heads`` (rows x width of queries, keys and
+    values)."""
     prompt: Steps
-    """Looking back in prompts, by ``flops``."""
+    """Attention over the context of prompts, seconds by ``flops``."""
     decode: Steps
-    """Looking back in decode, by ``bytes``."""
+    """Attention over the context in decode, seconds by ``bytes``."""
     ffn: Steps
-    """A dense block without its matrices: by ``values`` and ``hidden`` (rows x width)."""
-    router: Steps
-    """Norm, scores and weights of the chosen experts without the router's matrix: by ``values`` and
-    ``scores`` (rows x experts)."""
-    experts: Steps
-    """Experts without their matrices: by ``touched`` (experts with rows), ``values`` and ``hidden``
+    """Dense block without its matrices, seconds by ``values`` (rows x hidden size) and ``hidden``
     (rows x width)."""
+    router: Steps
+    """Norm, scores and weights of the chosen experts without the router's matrix, seconds by
+    ``values`` (rows x hidden size) and ``scores`` (rows x experts)."""
+    experts: Steps
+    """Experts without their matrices, seconds by ``touched`` (experts with rows), ``values`` and
+    ``hidden`` (rows x width)."""
     pack: Steps
-    """Choosing ranks and packing rows: by ``choices`` (rows x top-k) and ``bytes``."""
+    """Choosing ranks and packing rows, seconds by ``choices`` (rows x top-k) and ``bytes``."""
     unpack: Steps
-    """Adding up what came back: by ``bytes``."""
+    """Adding up what came back, seconds by ``bytes``."""
 
 
 class Collectives(Frozen):
     """What ``num_ranks`` ranks do together on this machine."""
 
     num_ranks: Ranks
+    """Ranks that took part."""
     dispatch: ExchangeTable
+    """Exchange of tokens to their experts."""
     combine: ExchangeTable
+    """Exchange of results back to their tokens."""
     all_reduce: ExchangeTable
+    """Sum over all ranks."""
 
 
 class Pruned(Fit):
@@ -164,29 +174,39 @@ class Pruned(Fit):
     """
 
     pruning: str
-    """Kind of pruning."""
+    """Kind of pruning, as ``[pruning]`` names it."""
     sparsity: Ratio
+    """Share of the weights that are gone."""
     rows: Sizes
+    """Numbers of rows that were timed."""
     ratio: Numbers
+    """Ratio of the pruned product's time to the whole one's, for each number of rows."""
 
 
 class HostCalibration(Frozen):
     """One file: what the shards take on one machine."""
 
     title: str
+    """Name of the calibration, for reports."""
     machine: str
-    """What it was measured on: processor and cores. A run on another machine says so."""
+    """Machine that was measured, processor and cores. A run on another machine says so."""
     num_cores: Cores
+    """Cores of the machine."""
     dtype: str
+    """Number format that was timed."""
     engine: EngineFit
-    """``step_s`` is starting a step on every rank and hearing of its end."""
+    """Time of the runtime itself: ``step_s`` is starting a step on every rank and hearing of its
+    end, seconds."""
     kernels: Annotated[tuple[KernelTables, ...], Field(strict=False, min_length=1)]
-    """By threads of a rank, fewest ranks (most threads) first."""
+    """Kernels by threads of a rank, fewest ranks (most threads) first."""
     collectives: Annotated[tuple[Collectives, ...], Field(strict=False)] = ()
+    """Collectives by number of ranks."""
     pruned: Annotated[tuple[Pruned, ...], Field(strict=False)] = ()
+    """Products with pruned matrices against whole ones."""
     others_share: Ratio | None = None
-    """Share of the cores that other programs took meanwhile; absent where it was not measured."""
+    """Share of the cores that other programs took while it was measured; absent = not known."""
     notes: str = ""
+    """Remarks in free text."""
 
     compute: ClassVar[Policy] = {"kind": "host"}
     communication: ClassVar[Policy] = {"kind": "host"}

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from simulator.base.data import find_file, load_once
 from simulator.base.frozen import Frozen, Policy, validate
-from simulator.base.kinds import OneOf
+from simulator.base.kinds import OneOf, PolicyOf
 from simulator.base.quantities import (
     MOST_LAYERS,
     Layers,
@@ -44,67 +44,82 @@ class LayerRun(Frozen):
     """
 
     repeat: Layers = 1
+    """Number of times that the pattern is repeated."""
     pattern: Annotated[
         tuple[Annotated[tuple[str, str], Field(strict=False)], ...],
         Field(strict=False, min_length=1),
     ]
+    """Layers, each ``[mixer, ffn]`` by name; ``"none"`` where it lacks one."""
 
 
 class Published(Frozen):
     """What the model's makers print about its size."""
 
     total_parameters: Annotated[float, within(1, 1e15, "parameters")]
+    """Number of parameters that the makers print."""
     active_parameters: Annotated[float, within(1, 1e15, "parameters")] | None = None
+    """Number of parameters of one token that the makers print; absent = they print none."""
     total_rounded_to: PrintedParameters = 0.0
-    """Value of the last digit that the makers print, where it is coarser than 2 % of the number
-    (17B: 1e9)."""
+    """Value of the last digit that the makers print of the parameters, where it is coarser than 2 %
+    of the number (17B: 1e9)."""
     active_rounded_to: PrintedParameters = 0.0
+    """Value of the last digit that the makers print of the parameters of one token."""
     disagreement: str = ""
-    """Why a count that follows from the layers differs by more than 1 % and by more than half of
-    the last printed digit."""
+    """Reason why a count that follows from the layers differs by more than 1 % and by more than
+    half of the last printed digit."""
 
 
 class ModelSpec(Frozen):
     """A dense or mixture-of-experts transformer, layer by layer."""
 
     name: str
+    """Name of the model; absent = the file's."""
     title: str = ""
-    """How the makers write the name."""
+    """Name as the makers write it."""
     repositories: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    """Where its weights are on Hugging Face (``owner/name``), in the formats that have been
+    """Repositories of the weights on Hugging Face (``owner/name``), in the formats that have been
     published."""
     hidden_size: Width
+    """Numbers of one token's vector between layers."""
     vocab_size: Width
+    """Number of tokens in the vocabulary."""
     mixers: dict[str, Annotated[Mixer, OneOf("mixers")]]
+    """Attention and other sequence mixers, by name."""
     ffns: dict[str, Annotated[FFN, OneOf("ffns")]]
+    """Feed-forward blocks, by name."""
     layers: Annotated[tuple[LayerRun, ...], Field(strict=False, min_length=1)]
+    """Layers from the first to the last, in runs of a repeated pattern."""
     ties_embeddings: bool = False
+    """Whether the output matrix is the embedding table."""
     num_positions: TokenCount = 0
-    """Learned position embeddings (GPT-3); 0 for rotary ones."""
+    """Number of learned position embeddings (GPT-3); 0 for rotary ones."""
     norm_vectors: Annotated[int, within(1, 2, "vectors")] = 1
     """Vectors of ``hidden_size`` in one norm: 1 for RMSNorm, 2 for LayerNorm."""
     num_extra_parameters: Parameters = 0
     """Parameters in no block, used by every token (hyper-connections and the like)."""
     weight_dtype: DType = "bf16"
-    """As released; a deployment may say otherwise."""
+    """Number format of the weights as released; a deployment may say otherwise."""
     expert_dtype: DType | None = None
-    """Routed experts, where they are stored differently (gpt-oss: mxfp4)."""
+    """Number format of routed experts, where they are stored differently (gpt-oss: mxfp4)."""
     max_context_tokens: Annotated[int, within(1, 1 << 40, "tokens")] | None = None
+    """Longest context of the model, tokens; absent = not known."""
     active_counts_embedding: bool = True
     """Whether the makers' count of active parameters includes the input embedding table."""
     active_counts_head: bool = True
-    """Whether it includes the output matrix."""
+    """Whether the makers' count of active parameters includes the output matrix."""
     published: Published | None = None
+    """Size as the makers print it, to be checked against the layers."""
     is_rumour: bool = False
-    """Not published by its makers: marked wherever the model appears."""
-    routing: Policy | None = None
+    """Whether the numbers are not published by the makers: marked wherever the model appears."""
+    routing: Annotated[Policy, PolicyOf("routing")] | None = None
     """Default routing policy of the model's experts; absent = log-normal popularity with the median
     spread of measured models (:mod:`simulator.config.routing`)."""
     routing_source: str = ""
-    """Where the skew in ``routing`` comes from."""
+    """Source of the skew in ``routing``."""
     notes: str = ""
+    """Remarks in free text."""
     sources: dict[str, str] = Field(default_factory=dict)
-    """A source for each group of numbers above."""
+    """Source of each group of numbers."""
 
     @model_validator(mode="after")
     def _own_kinds_answer(self) -> Self:

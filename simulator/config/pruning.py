@@ -24,12 +24,13 @@ class Unstructured(Frozen):
     """The smallest weights are gone wherever they lie."""
 
     kind: Literal["unstructured"]
+    """Pruning of single weights wherever they lie."""
     sparsity: Sparsity
     """Share of the weights that are gone."""
     format: Literal["csr", "tiled_csl", "bitmap"] = "csr"
-    """How the rest is stored: row by row with 32-bit columns (cuSPARSE, PyTorch), by tiles with
-    16-bit places in them (Flash-LLM, arXiv:2309.10285), or with a bit for every weight (SpInfer,
-    doi:10.1145/3689031.3717481)."""
+    """Way in which the rest is stored: row by row with 32-bit columns (cuSPARSE, PyTorch), by tiles
+    with 16-bit places in them (Flash-LLM, arXiv:2309.10285), or with a bit for every weight
+    (SpInfer, doi:10.1145/3689031.3717481)."""
 
     @property
     def kernels(self) -> str:
@@ -66,6 +67,7 @@ class TwoFour(Frozen):
     """
 
     kind: Literal["two_four"]
+    """Pruning of two of each four neighbours."""
 
     @property
     def kernels(self) -> str:
@@ -90,9 +92,11 @@ class Block(Frozen):
     """Whole square blocks are gone, those with the smallest norms (BSR)."""
 
     kind: Literal["block"]
+    """Pruning of whole blocks."""
     sparsity: Sparsity
     """Share of the blocks that are gone."""
     block_size: Width = 16
+    """Numbers of one side of a block."""
 
     @property
     def kernels(self) -> str:

@@ -20,21 +20,23 @@ class Blocks(Frozen):
     """Widths that a rank's part of a matrix must be a multiple of, for one format of weights."""
 
     matrices: Width = 1
-    """Columns in attention, dense feed-forward blocks and shared experts."""
+    """Number that the columns of a rank's part must be a multiple of in attention, dense
+    feed-forward blocks and shared experts."""
     experts: Width = 1
-    """Columns in routed experts that are split over ranks; whole ones are not bound by it."""
+    """Number that the columns of a rank's part of a routed expert must be a multiple of; experts
+    that are kept whole are not bound by it."""
     refined_to: Width | None = None
-    """Smallest block that the scales of experts are refined to where their parts are no multiple;
-    absent = they are not."""
+    """Smallest number of columns that the scales of experts are refined to where their parts are no
+    multiple; absent = they are not."""
 
 
 class CacheHeads(Frozen):
     """A format of the KV cache on one generation of GPUs."""
 
     head_sizes: _Widths = ()
-    """Sizes of a head that it is there for; empty = any."""
+    """Numbers in a head that the format is there for; empty = any."""
     latent: bool = True
-    """Whether it is there for latent attention."""
+    """Whether the format is there for latent attention."""
 
 
 class Splits(Frozen):
@@ -47,11 +49,13 @@ class Splits(Frozen):
     experts_divide: bool = False
     """Whether expert parallelism must divide the experts, copies included."""
     weights: dict[str, Blocks] = {}
+    """Widths that parts of matrices must be a multiple of, by number format of the weights."""
     weights_on: dict[str, _Names] = {}
-    """Generations that formats of weights are there for; a format that is absent is for all."""
+    """Generations that number formats of weights are there for; a format that is absent is for
+    all."""
     cache_on: dict[str, dict[str, CacheHeads]] = {}
-    """By format of the KV cache and generation, what it is there for; a generation that is absent
-    has no limit."""
+    """Caches that are there, by number format and generation; a generation that is absent has no
+    limit."""
 
     @model_validator(mode="after")
     def _names_formats(self) -> Self:

@@ -4,11 +4,12 @@ promised.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from simulator.base.frozen import Frozen, Policy
+from simulator.base.kinds import PolicyOf, TableOf
 from simulator.base.quantities import Duration, Factor, Requests, Seconds, Thickening
 
 
@@ -16,65 +17,68 @@ class SLO(Frozen):
     """Latency targets of one request, in seconds; an absent one is not promised."""
 
     ttft_s: Duration | None = None
-    """Arrival to first output token, queueing included."""
+    """Limit on a request's time to first token, queueing included, seconds; absent = none."""
     tpot_s: Duration | None = None
-    """(end-to-end - TTFT) / (output tokens - 1)."""
+    """Limit on a request's time per output token, seconds: (end-to-end - time to first token) /
+    (output tokens - 1); absent = none."""
     e2e_s: Duration | None = None
-    """Arrival to last token."""
+    """Limit on the time from a request's arrival to its last token, seconds; absent = none."""
 
 
 class GeneratorSpec(Frozen):
     """Requests made up from an arrival process and a length distribution."""
 
-    arrivals: Policy
-    """A ``{ kind = "...", ... }`` table of the arrivals family."""
-    lengths: Policy
-    """A ``{ kind = "...", ... }`` table of the lengths family."""
+    arrivals: Annotated[Policy, PolicyOf("arrivals")]
+    """Arrival process."""
+    lengths: Annotated[Policy, PolicyOf("lengths")]
+    """Distribution of prompt and output lengths."""
     num_requests: Requests | None = None
-    """How many, unless the workload says so; give this or ``duration_s`` there or here."""
+    """Number of requests, unless the workload says so; give this or ``duration_s`` there or
+    here."""
     duration_s: Duration | None = None
-    """For how long, unless the workload says so."""
+    """Seconds of traffic, unless the workload says so."""
 
 
 class NamedWorkloadSpec(GeneratorSpec):
     """A file of ``workloads/requests``: a generator with its story."""
 
     title: str = ""
+    """Name of the workload, for reports."""
     notes: str = ""
-    """What it reproduces, and what it does not."""
+    """Remarks in free text: the traffic that it reproduces, and what it leaves out."""
     licence: str = ""
-    """Of the data behind the numbers, with the attribution that it asks for."""
+    """Licence of the data behind the numbers, with the attribution that it asks for."""
     sources: dict[str, str] = Field(default={})
-    """Where the numbers come from."""
+    """Source of each group of numbers."""
 
 
 class WorkloadSpec(Frozen):
     """The ``[workload]`` table of a scenario."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-    requests: str | dict[str, Any]
-    """A shipped name, a path relative to the scenario's folder, or a :class:`GeneratorSpec`
-    table."""
+    requests: str | Annotated[dict[str, Any], TableOf(GeneratorSpec)]
+    """Requests: a shipped name, the path of a trace relative to the scenario's folder, or a table
+    with ``arrivals`` and ``lengths``."""
     start_s: Seconds = 0.0
     """Seconds of the source to leave out at its beginning, in its own time."""
     num_requests: Requests | None = None
-    """Take the first so many requests."""
+    """Number of requests to take from the beginning; absent = all."""
     duration_s: Duration | None = None
-    """Take the requests of the first so many seconds, in the time of the run (after
-    ``rate_scale``)."""
+    """Seconds of requests to take from the beginning, in the time of the run (after
+    ``rate_scale``); absent = all."""
     rate_scale: Factor = 1.0
-    """Arrival times are divided by this: 2.0 is the same requests at twice the rate."""
+    """Factor on the request rate: arrival times are divided by it, so 2.0 is the same requests at
+    twice the rate."""
     thickening: Thickening = 1.0
-    """Requests for each recorded one, on the recording's own time axis: 10.0 makes a day
+    """Number of requests for each recorded one, on the recording's own time axis: 10.0 makes a day
     sampled at 10 % whole, with the day's shape. Drawn from ``seed``, with the lengths of recorded
     requests near in time; before ``start_s``, ``num_requests`` and ``rate_scale`` are applied."""
     strict: bool = False
-    """Refuse a trace in which rows have to be left out or sorted, rather than count them in a
-    note."""
+    """Whether a trace in which rows have to be left out or sorted is refused, rather than noted."""
     prompt_scale: Factor = 1.0
-    """What if: prompts are so many times as long; what they have in common grows with them."""
-    arrivals: Policy | None = None
-    """An arrival process instead of the source's own times; needed where the source has lengths
+    """Factor on the length of prompts, to see what longer ones would do; shared prefixes grow with
+    them."""
+    arrivals: Annotated[Policy, PolicyOf("arrivals")] | None = None
+    """Arrival process instead of the source's own times; needed where the source has lengths
     only."""
     slo: SLO = SLO()
+    """Latency targets of each request."""

@@ -22,12 +22,17 @@ class Scenario(Frozen):
     """What ``moesim run`` and ``moesim execute`` take."""
 
     name: str
+    """Name of the scenario; absent = the file's."""
     seed: Seed = 0
+    """Seed of all random numbers."""
     notes: str = ""
+    """Remarks in free text."""
     workload: WorkloadSpec
+    """Traffic that every deployment serves."""
     execution: ExecutionSpec = ExecutionSpec()
-    """What ``moesim execute`` runs; ``moesim run`` does not look at it."""
+    """Steps that ``moesim execute`` runs for real; ``moesim run`` does not look at them."""
     deployments: Annotated[tuple[DeploymentSpec, ...], Field(strict=False, min_length=1)]
+    """Deployments to compare."""
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:

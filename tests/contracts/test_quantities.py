@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 from simulator.base import quantities
 from simulator.base.plugins import available, policy_class
 from simulator.commands.catalogue import POLICIES
-from simulator.commands.check import FILES, schema_of
+from simulator.commands.schema import FILES, schema_of
 
 LOW, HIGH = {"minimum", "exclusiveMinimum"}, {"maximum", "exclusiveMaximum"}
 UNITS = {

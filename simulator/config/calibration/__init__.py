@@ -69,25 +69,27 @@ class Calibration(Frozen):
     shared_cores: ClassVar[int | None] = None
 
     title: str
+    """Name of the calibration, for reports."""
     gemm: dict[str, GemmFit]
     """Dense matrices by weight dtype; ``other`` for dtypes that have no entry."""
     grouped_gemm: dict[str, GroupedGemmFit]
-    """Routed experts by weight dtype; ``other`` likewise."""
+    """Routed experts by weight dtype; ``other`` for dtypes that have no entry."""
     attention: dict[str, AttentionFit]
     """``prefill`` and ``decode``; names that begin with ``mla_`` for latent attention and end with
     a cache's format, such as ``mla_decode_fp8``, where those kernels differ."""
     expanded: dict[str, AttentionFit] = {}
-    """By the same names, what computes prompts in serving where the engine's kernel that was timed
-    absorbs: engines expand the keys and values of prompts (SGLang's ``MHA_CHUNKED_KV``), and
-    another engine's kernel for that stands in."""
+    """Kernels for prompts by the names of ``attention``, where the engine's kernel that was timed
+    absorbs: in serving, engines expand the keys and values of prompts (SGLang's
+    ``MHA_CHUNKED_KV``), and another engine's kernel for that stands in."""
     exchange: dict[str, dict[Literal["dispatch", "combine"], ExchangeFit]]
     """Tokens to experts and back, by the kernels that do it."""
     collective: dict[str, CollectiveFit]
     """NCCL's ``all_reduce``, ``all_gather``, ``reduce_scatter`` and ``alltoall``; the engine's own
     ``custom_all_reduce``."""
     engine: EngineFit
+    """Time of the serving engine itself."""
     pools: DisaggregationFit | None = None
-    """What prefill and decode in pools of their own add; ``None`` where nothing is known."""
+    """Further time of prefill and decode in pools of their own; ``None`` where nothing is known."""
     pruned: dict[str, dict[str, PrunedFit]] = {}
     """Pruned matrices by how they are stored (``two_four``, ``csr``, ``tiled_csl``, ``bitmap``),
     then weight dtype."""
@@ -206,19 +208,28 @@ class CalibrationFile(Frozen):
     dispatch: ClassVar[Policy] = Calibration.dispatch
 
     title: str
+    """Name of the calibration, for reports."""
     gemm: dict[str, dict[str, GemmFit]]
-    """By engine, then weight dtype."""
+    """Dense matrix products by engine (``any`` for all that have no entry), then weight dtype."""
     grouped_gemm: dict[str, dict[str, GroupedGemmFit]]
+    """Products of routed experts by engine, then weight dtype."""
     attention: dict[str, dict[str, AttentionFit]]
+    """Attention kernels by engine, then name: ``prefill`` and ``decode``, with ``mla_`` before and
+    a cache's format behind it where those kernels differ."""
     exchange: dict[str, dict[Literal["dispatch", "combine"], ExchangeFit]]
-    """By kernels (``low_latency``, ...), which engines share."""
+    """Kernels that carry tokens to experts and back, by name (``low_latency``, ``normal``, ...);
+    engines share them."""
     collective: dict[str, dict[str, CollectiveFit]]
+    """Collectives by engine, then operation: ``all_reduce``, ``all_gather``, ``reduce_scatter``,
+    ``alltoall``, ``custom_all_reduce``."""
     engine: dict[str, EngineFit]
+    """Time of serving engines themselves, by name or ``name@release``."""
     disaggregation: dict[str, DisaggregationFit] = {}
-    """By engine; empty where nothing is known of pools of prefill and decode."""
+    """Further time of prefill and decode in pools of their own, by engine; empty where nothing is
+    known."""
     pruned: dict[str, dict[str, PrunedFit]] = {}
-    """By how matrices are stored, then weight dtype; engines share the kernels. What is not here
-    was not measured by anybody."""
+    """Pruned matrices by how they are stored, then weight dtype; engines share the kernels. Kernels
+    without an entry were measured by nobody."""
 
     def pools(self, engine: str) -> DisaggregationFit | None:
         """What is known of an engine's pools of prefill and decode, or of any engine's."""

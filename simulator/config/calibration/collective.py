@@ -38,19 +38,21 @@ class ProtocolFit(Frozen):
     """One way to do a collective: ``latency + bytes / rate``."""
 
     algorithm: Algorithm = "ring"
+    """Way that the message takes: round a ring, through a switch that adds up, or read at once by
+    every rank."""
     latency_s: Seconds
-    """Of two ranks."""
+    """Seconds of the smallest message between two ranks."""
     latency_per_rank_s: Seconds = 0.0
-    """Added for each further rank."""
+    """Seconds added for each further rank."""
     fraction: Factor
-    """Of the port's peak, for what the algorithm sends."""
+    """Achieved share of the port's peak, for the bytes that the algorithm sends."""
     copy_fraction: Factor | None = None
-    """Of the port's peak, for the message itself: copies in and out of buffers, whatever the number
-    of ranks. Absent = hidden."""
+    """Achieved share of the port's peak for copies of the message in and out of buffers, whatever
+    the number of ranks; absent = hidden."""
 
     max_bytes_times_ranks: Extent | None = None
-    """Largest message, times the number of ranks, that the library uses it for between more than
-    two ranks; absent = any."""
+    """Largest message in bytes, times the number of ranks, that the library uses the protocol for
+    between more than two ranks; absent = any."""
 
     def start_s(self, num_ranks: ArrayLike) -> Floats:
         """Latency inside one fast domain."""
@@ -74,19 +76,20 @@ class CollectiveFit(Fit):
     """One operation of one library."""
 
     protocols: Annotated[dict[str, ProtocolFit], Field(min_length=1)]
-    """By name; the fastest one that is used is taken, as the library's tuner means to. One of them
-    must have no limit."""
+    """Protocols by name; the fastest one that is used is taken, as the library's tuner means to.
+    One of them must have no limit."""
     scale_out_latency_s: Seconds = 0.0
-    """Across domains: a step between the nearest ranks ..."""
+    """Seconds of a step between the nearest ranks of two domains."""
     latency_per_doubling_s: Seconds = 0.0
-    """... and for each doubling of the number of domains."""
+    """Seconds added for each doubling of the number of domains."""
     scale_out_fraction: Factor | None = None
-    """Of the wire's peak between domains; absent: the library works inside one domain only."""
+    """Achieved share of the wire's peak between domains; absent = the library works inside one
+    domain only."""
     eager_s: Seconds = 0.0
-    """Shortest time when launched from Python and not by a captured graph."""
+    """Shortest time in seconds when launched from Python and not by a captured graph."""
     eager_more_s: Seconds = 0.0
-    """Launched so, added to the kernel's time, beside a copy of the message into a buffer that the
-    other ranks can read."""
+    """Seconds added to the kernel's time when launched from Python, beside a copy of the message
+    into a buffer that the other ranks can read."""
 
     @model_validator(mode="after")
     def _answers_every_size(self) -> Self:

@@ -18,26 +18,39 @@ class DisaggregationFit(Fit):
     """
 
     ttft_band: _Band
-    """10th and 90th percentile of measured over predicted time to first token. Predicted is what
-    the engine does by its source; nothing explains the rest, so the band is wide and most of it
-    lies above 1."""
+    """10th and 90th percentile of the ratio measured over predicted time to first token. Predicted
+    is what the engine does by its source; nothing explains the rest, so the band is wide and most
+    of it lies above 1."""
     ttft_bias: Score | None = None
-    """Median of measured over predicted time to the first token, less 1."""
+    """Median of the ratio measured over predicted time to first token, less 1."""
     ttft_median_error: Amount | None = None
+    """Median of the absolute relative error of the time to first token, as a share."""
     ttft_p90_error: Amount | None = None
+    """90th percentile of the absolute relative error of the time to first token, as a share."""
     unsaid_workers: Replicas
-    """Decode workers of a deployment that does not say how many it has."""
+    """Decode workers of a deployment whose source does not say how many there are."""
     unsaid_drafts: Annotated[float, within(1.0, 1e3, "tokens")]
-    """Tokens that a sequence gets of a step there, if its model can draft them: some such
-    deployments do and do not say so, so this lies between one and what drafts keep."""
+    """Tokens that a sequence gets of one step of such a deployment, if its model can draft them:
+    some draft without saying so, so this lies between one and what drafts keep."""
     unsaid_band: _Band
-    """Of the time per token in such a deployment; likewise below."""
+    """10th and 90th percentile of the ratio measured over predicted time per output token of such
+    deployments."""
     unsaid_ttft_band: _Band
+    """10th and 90th percentile of the ratio measured over predicted time to first token of such
+    deployments."""
     unsaid_median_error: Amount | None = None
+    """Median of the absolute relative error of the time per output token of such deployments, as a
+    share."""
     unsaid_p90_error: Amount | None = None
+    """90th percentile of the absolute relative error of the time per output token of such
+    deployments, as a share."""
     unsaid_ttft_median_error: Amount | None = None
+    """Median of the absolute relative error of the time to first token of such deployments, as a
+    share."""
     unsaid_ttft_p90_error: Amount | None = None
+    """90th percentile of the absolute relative error of the time to first token of such
+    deployments, as a share."""
     models: tuple[str, ...] = Field(default=(), strict=False)
-    """Model files with enough points in the fits, likewise accelerator files; empty where they are
-    not said."""
+    """Model files with enough points in the fits; empty where they are not said."""
     gpus: tuple[str, ...] = Field(default=(), strict=False)
+    """Accelerator files with enough points in the fits; empty where they are not said."""

@@ -15,41 +15,47 @@ class EngineFit(Fit):
     """The serving engine's own time."""
 
     step_s: Seconds
-    """Between two forward passes: scheduling, input preparation, sampling, output handling."""
+    """Seconds between two forward passes: scheduling, input preparation, sampling, output
+    handling."""
     sequence_s: Seconds
-    """Added for each sequence in the step, as far as engines were measured
+    """Seconds added for each sequence in the step, as far as engines were measured
     (:mod:`simulator.cost.engine_time`)."""
     layer_s: Seconds
-    """Small kernels of one layer (norms, rotary embedding, residuals), beyond their bytes."""
+    """Seconds of the small kernels of one layer (norms, rotary embedding, residuals), beyond their
+    bytes."""
     prompt_layer_s: Seconds = 0.0
-    """Added for each layer to a step with prompt tokens: its kernels are launched one by one, since
-    graphs are captured for decodes."""
+    """Seconds added for each layer to a step with prompt tokens: its kernels are launched one by
+    one, since graphs are captured for decodes."""
     prompt_expert_layer_s: Seconds = 0.0
-    """Added once more for each layer with routed experts: routing, sorting and a kernel for each of
-    their parts, likewise launched one by one, and sizes that the host waits for."""
+    """Seconds added once more for each layer with routed experts to a step with prompt tokens:
+    routing, sorting and a kernel for each of their parts, launched one by one, and sizes that the
+    host waits for."""
     expert_ratio: Factor = 1.0
-    """Of what routed experts take in this release to what they take in the release whose kernels
-    were measured."""
+    """Factor on the time of routed experts: this release over the release whose kernels were
+    measured."""
     first_token_s: Seconds = 0.0
-    """Before a request's first token, once: HTTP, tokenising, passing between processes,
+    """Seconds before a request's first token, once: HTTP, tokenising, passing between processes,
     streaming."""
     stream_s: Seconds = 0.0
-    """Added to that for each request in flight at a serving point: one process tokenises for and
-    streams to all of them."""
+    """Seconds added to ``first_token_s`` for each request in flight at a serving point: one process
+    tokenises for and streams to all of them."""
     ttft_band: Annotated[tuple[Factor, Factor], Field(strict=False)] | None = None
-    """As ``band``, which is that of the time per token, for the time to the first token; likewise
-    below."""
+    """10th and 90th percentile of the ratio measured over predicted time to first token; ``band``
+    is that of the time per output token."""
     ttft_median_error: Amount | None = None
+    """Median of the absolute relative error of the time to first token, as a share."""
     ttft_p90_error: Amount | None = None
+    """90th percentile of the absolute relative error of the time to first token, as a share."""
     left_out: dict[str, Annotated[tuple[Amount, Amount, Amount], Field(strict=False)]] = {}
-    """Rows, median and 90th percentile of the absolute error by what was asked (``tpot MoE``,
-    ``tpot dense``, ``ttft``), of all engines together and each point priced by the entry that it
-    would have without its model, and without its GPU."""
+    """Number of rows, median and 90th percentile of the absolute relative error by what was asked
+    (``tpot MoE``, ``tpot dense``, ``ttft``), of all engines together, each point priced by the
+    entry that it would have without its model and without its GPU."""
     models: tuple[str, ...] = Field(default=(), strict=False)
-    """Model files whose points are in the fit, likewise accelerator files; ``domain`` is their
-    load."""
+    """Model files whose points are in the fit; ``domain`` is their load."""
     gpus: tuple[str, ...] = Field(default=(), strict=False)
+    """Accelerator files whose points are in the fit."""
     releases: tuple[str, ...] = Field(default=(), strict=False)
+    """Releases of the engine whose points are in the fit."""
 
     def prompt_s(self, num_layers: int, num_moe_layers: int) -> float:
         """What a step with prompt tokens takes beyond one without.

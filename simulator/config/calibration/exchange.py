@@ -42,51 +42,55 @@ class ExchangeFit(Fit):
     """
 
     latency_s: Seconds
-    """Inside one fast domain."""
+    """Seconds of an exchange with nothing to carry, inside one fast domain."""
     latency_per_byte_s: Seconds = 0.0
-    """Added for each byte of a vector: the first one's way through the kernel."""
+    """Seconds added for each byte of a vector: the first one's way through the kernel."""
     latency_per_expert_s: Seconds = 0.0
-    """Added for each expert: kernels that keep one buffer and one counter an expert look at
+    """Seconds added for each expert: kernels that keep one buffer and one counter an expert look at
     each."""
     scale_out_latency_s: Seconds
-    """Across domains: what of the latency does not depend on their number."""
+    """Seconds of an exchange with nothing to carry across domains, as far as they do not depend on
+    the number of domains."""
     latency_per_doubling_s: Seconds
-    """Added for each doubling of the number of domains."""
+    """Seconds added for each doubling of the number of domains."""
     notify_s: Seconds = 0.0
-    """Across domains: telling how much will come, before anything is sent."""
+    """Seconds of announcing across domains how much will come, before anything is sent."""
     notify_per_doubling_s: Seconds = 0.0
+    """Seconds added to the announcement for each doubling of the number of domains."""
     notify_token_s: Seconds = 0.0
-    """Multiprocessor-seconds of a token: before results come back, a kernel walks over what was
-    sent."""
+    """Multiprocessor-seconds of one token in the walk over what was sent, before results come
+    back."""
     notify_fraction: Amount = 0.0
-    """Of the time on the wires, what ranks wait for each other there."""
+    """Share of the time on the wires that ranks wait for each other's announcements."""
     notify_band: Annotated[tuple[Factor, Factor], Field(strict=False)] | None = None
-    """Band of telling how much will come; absent: that of the transfer, wider."""
+    """10th and 90th percentile of the ratio measured over predicted time of the announcement;
+    absent = that of the transfer, wider."""
     token_s: Seconds = 0.0
-    """Multiprocessor-seconds of a token, likewise below."""
+    """Multiprocessor-seconds of one token."""
     token_byte_s: Seconds = 0.0
-    """Of a byte of each token."""
+    """Multiprocessor-seconds of one byte of each token."""
     copy_s: Seconds = 0.0
-    """Of a vector that is sent."""
+    """Multiprocessor-seconds of one vector that is sent."""
     copy_byte_s: Seconds = 0.0
-    """Of a byte that is sent."""
+    """Multiprocessor-seconds of one byte that is sent."""
     forward_byte_s: Seconds = 0.0
-    """Further, of a byte of each token where there are several domains: kernels that forward do
-    more for every token."""
+    """Multiprocessor-seconds added for one byte of each token where there are several domains:
+    kernels that forward do more for every token."""
     crossing_byte_s: Seconds = 0.0
-    """Further, of a byte that leaves the domain and is forwarded there."""
+    """Multiprocessor-seconds added for one byte that leaves the domain and is forwarded there."""
     num_sms: MultiprocessorCount
-    """Multiprocessors that the kernels hold; 0: as many as the GPU has, an equal number of experts
+    """Multiprocessors that the kernels hold; 0 = as many as the GPU has, an equal number of experts
     to each (low latency)."""
     overlap: Exponent = 3.0
-    """1: one after the other; large: the longer hides the shorter."""
+    """Exponent that combines copying and wires: 1 = one after the other; large = the longer hides
+    the shorter."""
     floor_s: Seconds = 0.0
-    """Shortest time as engines launch it without captured graphs; serving from captured graphs does
-    not pay it."""
+    """Shortest time in seconds as engines launch it without captured graphs; serving from captured
+    graphs does not pay it."""
     scale_up_fraction: Factor
-    """Of the wire's peak inside a domain."""
+    """Achieved share of the wire's peak inside a domain."""
     scale_out_fraction: Factor
-    """Of the wire's peak between domains."""
+    """Achieved share of the wire's peak between domains."""
 
     def start_s(self, load: Load) -> Floats:
         """Latency of the transfer: what it takes with nothing to carry."""

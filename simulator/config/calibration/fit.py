@@ -21,28 +21,31 @@ class Fit(Frozen):
     """Numbers with one origin."""
 
     kind: Kind
+    """Origin of the numbers: timed as they stand, interpolated or fitted on measurements, taken
+    from a publication, or assumed."""
     source: str = Field(min_length=1)
-    """What they were fitted on, or why they are assumed."""
+    """Measurements that the numbers were fitted on, or the reason why they are assumed."""
     accelerator: str | None = None
     """File of the accelerator that was measured; on others of its family the numbers are
-    extrapolated, and say so."""
+    extrapolated, and said to be."""
     command: str | None = None
     """The command that fits them anew; absent where they were not fitted by one."""
     num_rows: Amount | None = None
-    """Measurements in the fit."""
+    """Number of measurements in the fit."""
     median_error: Amount | None = None
-    """Median of the absolute relative error on measurements like those of the fit, whole model
-    shapes left out in turn where ``command`` is given."""
+    """Median of the absolute relative error on measurements like those of the fit, as a share;
+    whole model shapes are left out in turn where ``command`` is given."""
     p90_error: Amount | None = None
-    """Its 90th percentile, likewise."""
+    """90th percentile of the absolute relative error on the same measurements, as a share."""
     bias: Score | None = None
-    """Median of the signed relative error, likewise: above 0 where predictions are too slow."""
+    """Median of the signed relative error on the same measurements, as a share: above 0 where
+    predictions are too slow."""
     band: Annotated[tuple[Factor, Factor], Field(strict=False)] | None = None
-    """10th and 90th percentile of measured over predicted, likewise: what a prediction is
-    multiplied with to get its 80 % band."""
+    """10th and 90th percentile of the ratio measured over predicted: factors that turn a prediction
+    into its 80 % band."""
     domain: dict[str, Range] = {}
-    """Measured range of each quantity that the result depends on; outside of it a result is
-    extrapolated, and says so."""
+    """Measured range, lowest and highest, of each quantity that the result depends on, in the
+    quantity's unit; outside of it a result is extrapolated, and said to be."""
 
     def outside(self, **quantities: float) -> list[str]:
         """Of the given quantities the names of those that lie outside the measured range."""

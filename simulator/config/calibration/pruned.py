@@ -15,16 +15,16 @@ class PrunedFit(Fit):
     """
 
     compute_ratio: Factor
-    """Multiplications a second, of those that are done, over the whole product's. Sparse tensor
-    cores do half of them for 2:4, so 1 is a speed-up of 2."""
+    """Ratio of multiplications a second, of those that are done, to the whole product's. Sparse
+    tensor cores do half of them for 2:4, so 1 is a speed-up of 2."""
     memory_ratio: Factor
-    """Bytes a second over the whole product's, values and indices alike; never above the
+    """Ratio of bytes a second to the whole product's, values and indices alike; never above the
     accelerator's peak."""
     skips_zeros: bool
     """Whether weights that are gone are not multiplied with; else the whole matrix is rebuilt on
     the chip."""
     floor_s: Seconds = 0.0
-    """Beyond the whole product's."""
+    """Seconds of the shortest product beyond the whole product's."""
     expand_bytes: Bytes = 0.0
-    """Rebuilding the whole matrix takes, for each of its weights, as long as reading so many bytes;
-    beside the rest of the work."""
+    """Bytes whose reading takes as long as rebuilding the whole matrix takes for each of its
+    weights; beside the rest of the work."""

@@ -19,6 +19,7 @@ class FFN(Frozen, ABC):
     """What every kind answers; the name of its file is its ``kind``."""
 
     kind: str
+    """Kind of feed-forward block."""
 
     @abstractmethod
     def linears(self, hidden_size: int) -> tuple[Linear, ...]:

@@ -15,10 +15,14 @@ class DenseFFN(FFN):
     """One feed-forward network that every token uses."""
 
     kind: Literal["dense"]
+    """Dense feed-forward block."""
     intermediate_size: Width
+    """Numbers of one token's vector inside the block."""
     is_gated: bool = True
-    """SwiGLU-like, with three matrices; false has two (GPT-3, Nemotron's squared ReLU)."""
+    """Whether the block is gated (SwiGLU and the like, three matrices) or not (two: GPT-3,
+    Nemotron's squared ReLU)."""
     has_bias: bool = False
+    """Whether its matrices have biases."""
 
     def linears(self, hidden_size: int) -> tuple[Linear, ...]:
         return make_linears(hidden_size, self.intermediate_size, self.is_gated, "ffn")

@@ -22,27 +22,32 @@ class MoE(FFN):
     """
 
     kind: Literal["moe"]
+    """Mixture of experts."""
     num_experts: Experts
-    """``E``, routed experts in the layer, before replication."""
+    """Number of routed experts in the layer (``E``), before replication."""
     top_k: TopK
-    """``K``, routed experts each token uses."""
+    """Number of routed experts that each token uses (``K``)."""
     intermediate_size: Width
-    """``F``, width of one routed expert."""
+    """Numbers of one token's vector inside a routed expert (``F``)."""
     is_gated: bool = True
+    """Whether experts are gated (three matrices) or not (two)."""
     has_expert_bias: bool = False
+    """Whether the matrices of experts have biases."""
     shared_intermediate_size: WidthOrNone = 0
-    """Width of all shared experts together; 0 = none."""
+    """Numbers of one token's vector inside all shared experts together; 0 = none."""
     num_shared_experts: ExpertCount = 0
+    """Number of shared experts, which every token uses."""
     has_shared_gate: bool = False
-    """A learned scalar gate on the shared expert (Qwen)."""
+    """Whether a learned scalar gates the shared expert (Qwen)."""
     scoring: Literal["softmax", "sigmoid", "sqrtsoftplus"] = "softmax"
+    """Function that turns the router's output into scores."""
     has_router_bias: bool = False
-    """A per-expert bias: of the router's matrix, or added to the scores for balance
-    (DeepSeek-V3)."""
+    """Whether there is a bias for each expert: of the router's matrix, or added to the scores for
+    balance (DeepSeek-V3)."""
     num_groups: Experts = 1
-    """Expert groups for group-limited routing (DeepSeek-V3: 8)."""
+    """Number of expert groups for group-limited routing (DeepSeek-V3: 8)."""
     num_limited_groups: Experts = 1
-    """Groups a token may choose its experts from."""
+    """Number of groups that a token may choose its experts from."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

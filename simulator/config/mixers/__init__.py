@@ -61,9 +61,10 @@ class Mixer(Frozen, ABC):
     """What every kind answers; the name of its file is its ``kind``."""
 
     norms: Parameters = 0
-    """Norm weights that the kind does not imply (norms on queries and keys, a norm behind the
-    mixer), in numbers."""
+    """Number of norm weights that the kind does not imply (norms on queries and keys, a norm behind
+    the mixer)."""
     kind: str
+    """Kind of mixer."""
 
     @abstractmethod
     def linears(self, hidden_size: int) -> tuple[Linear, ...]:

@@ -13,8 +13,11 @@ class SparseIndex(Frozen):
     """
 
     num_heads: Width
+    """Number of heads of the indexer."""
     head_size: Width
+    """Numbers in a query or key of the indexer."""
     top_k: Tokens
+    """Entries that are attended, the best by the indexer's score."""
 
     @staticmethod
     def read_config(read: ConfigKeys) -> Table:

@@ -30,15 +30,25 @@ class CompressedAttention(Mixer):
     """
 
     kind: Literal["compressed"]
+    """Attention over a sliding window and over compressed groups of tokens."""
     num_heads: Width
+    """Number of query heads."""
     head_size: Width
+    """Numbers in a query, and in the key-value vector that all heads share."""
     query_rank: Width
+    """Numbers in the latent vector that queries are expanded from."""
     window: Tokens
+    """Tokens that the sliding window shows."""
     compression: TokenCount = 0
+    """Tokens of one compressed entry; 0 = the window only."""
     index: SparseIndex | None = None
+    """Indexer that selects among compressed entries; absent = all are attended."""
     output_groups: Width
+    """Number of groups of heads whose outputs are projected down by themselves."""
     output_rank: Width
+    """Numbers that each group's output is projected down to."""
     rope_head_size: Width = 64
+    """Numbers of a head that carry the rotary position."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

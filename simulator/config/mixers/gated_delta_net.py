@@ -16,11 +16,17 @@ class GatedDeltaNet(Mixer):
     """
 
     kind: Literal["gated_delta_net"]
+    """Gated linear attention with the delta rule."""
     num_key_heads: Width
+    """Number of heads of queries and keys."""
     num_value_heads: Width
+    """Number of heads of values."""
     key_head_size: Width
+    """Numbers in a query or key."""
     value_head_size: Width
+    """Numbers in a value."""
     conv_size: Width
+    """Tokens that the short convolution sees."""
 
     @property
     def _channels(self) -> int:

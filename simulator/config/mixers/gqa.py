@@ -18,17 +18,23 @@ class GroupedQueryAttention(Mixer):
     """
 
     kind: Literal["gqa"]
+    """Multi-head, grouped-query or multi-query attention."""
     num_heads: Width
+    """Number of query heads."""
     num_kv_heads: Width
+    """Number of key-value heads, which divides ``num_heads``."""
     head_size: Width
+    """Numbers in a query, key or value."""
     window: Tokens | None = None
-    """Sliding window or chunk in tokens; absent = full attention."""
+    """Tokens of the sliding window or chunk; absent = full attention."""
     has_qkv_bias: bool = False
+    """Whether the projections of queries, keys and values have biases."""
     has_output_bias: bool = False
+    """Whether the output projection has a bias."""
     has_output_gate: bool = False
-    """An extra query-sized projection gates the output (Qwen3.5)."""
+    """Whether an extra query-sized projection gates the output (Qwen3.5)."""
     num_sinks: WidthOrNone = 0
-    """Learned attention sinks, one number a head (gpt-oss)."""
+    """Number of learned attention sinks, one for each head (gpt-oss)."""
 
     @model_validator(mode="after")
     def _shares_heads(self) -> Self:

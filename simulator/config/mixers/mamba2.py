@@ -14,12 +14,19 @@ class Mamba2(Mixer):
     """State-space layer (Mamba-2, arXiv:2405.21060): a fixed state instead of a KV cache."""
 
     kind: Literal["mamba2"]
+    """State-space layer of Mamba-2."""
     num_heads: Width
+    """Number of heads."""
     head_size: Width
+    """Numbers in a head."""
     state_size: Width
+    """Numbers in the state of each of a head's channels."""
     num_groups: Width
+    """Number of groups of heads that share the input and output matrices of the state (B and C)."""
     conv_size: Width
+    """Tokens that the short convolution sees."""
     has_conv_bias: bool = True
+    """Whether the convolution has a bias."""
 
     @property
     def _inner(self) -> int:

@@ -20,14 +20,21 @@ class LatentAttention(Mixer):
     """
 
     kind: Literal["mla"]
+    """Multi-head latent attention."""
     num_heads: Width
+    """Number of heads."""
     query_rank: Width | None = None
-    """Low rank of the query projection; absent = a full matrix."""
+    """Numbers in the latent vector that queries are expanded from; absent = a full matrix."""
     kv_rank: Width
+    """Numbers in the latent vector that keys and values are expanded from, which is cached."""
     nope_head_size: Width
+    """Numbers of a query or key head without a position."""
     rope_head_size: Width
+    """Numbers of a query or key head that carry the rotary position."""
     value_head_size: Width
+    """Numbers in a value."""
     index: SparseIndex | None = None
+    """Indexer that selects the entries to attend (DeepSeek sparse attention); absent = all."""
 
     def linears(self, hidden_size: int) -> tuple[Linear, ...]:
         query = self.num_heads * (self.nope_head_size + self.rope_head_size)

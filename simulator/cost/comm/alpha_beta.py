@@ -43,10 +43,10 @@ class AlphaBeta(Frozen):
     """The constants come from the calibration, one set for each kernel and operation."""
 
     dispatch_rate: Factor = 1.0
-    """Rate between domains over that of the release whose kernels were calibrated: older libraries
-    fill the network less."""
+    """Factor on the rate between domains on the way to the experts, over that of the release whose
+    kernels were calibrated: older libraries fill the network less."""
     combine_rate: Factor = 1.0
-    """Likewise on the way back."""
+    """Factor on the rate between domains on the way back from the experts."""
 
     def prepare(
         self, fabric: Fabric, calibration: Calibration | HostRates, accelerator: AcceleratorSpec

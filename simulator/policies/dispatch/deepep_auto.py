@@ -23,7 +23,7 @@ class DeepepAuto(Frozen):
     """
 
     low_latency_tokens: TokenBudget = 128
-    """Low-latency kernels hold a buffer for so many tokens of each rank for each expert; 128 is
+    """Tokens of each rank for each expert that the buffer of low-latency kernels holds; 128 is
     SGLang's default."""
 
     @property

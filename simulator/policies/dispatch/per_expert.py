@@ -16,7 +16,7 @@ class PerExpert(Frozen):
     """``K`` copies a token, less those that stay on the token's own rank."""
 
     kernels: str = "low_latency"
-    """Whose constants price it: a name in the calibration's table ``exchange``, such as
+    """Name of the entry in the calibration's table ``exchange`` that prices it, such as
     ``one_sided``."""
     sees: ClassVar[str] = "rows"
 

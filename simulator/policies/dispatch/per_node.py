@@ -23,7 +23,7 @@ class PerNode(Frozen):
     """
 
     kernels: str = "normal"
-    """Whose constants price it: a name in the calibration's table ``exchange``."""
+    """Name of the entry in the calibration's table ``exchange`` that prices it."""
 
     def copies(
         self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]

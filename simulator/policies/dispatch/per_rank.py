@@ -15,7 +15,7 @@ class PerRank(Frozen):
     """A token whose experts share a rank is sent there once."""
 
     kernels: str = "normal"
-    """Whose constants price it: a name in the calibration's table ``exchange``, such as
+    """Name of the entry in the calibration's table ``exchange`` that prices it, such as
     ``one_sided``."""
 
     def copies(

@@ -20,14 +20,14 @@ class Kill(Frozen):
     at_s: Seconds
     """Seconds since the first arrival."""
     gpu: MachineNumber | None = None
-    """The GPU that is lost, from 0; GPUs of a pool are numbered replica after replica. Either this
-    or ``node``."""
+    """Number of the GPU that is lost, from 0; GPUs of a pool are numbered replica after replica.
+    Give this or ``node``."""
     node: MachineNumber | None = None
-    """The node that is lost with all its GPUs, from 0. The deployment's own replicas fill nodes in
-    order, and behind them those of a prefill pool on the same cluster."""
+    """Number of the node that is lost with all its GPUs, from 0. The deployment's own replicas fill
+    nodes in order, and behind them those of a prefill pool on the same cluster."""
     pool: Literal["prefill"] | None = None
-    """``prefill`` where the GPU is one of the prefill pool's, or the node one of its cluster's;
-    absent = the deployment's own."""
+    """Pool of the GPU, or of the cluster of the node: ``prefill``; absent = the deployment's
+    own."""
     restart_s: Seconds | None = None
     """Seconds from the loss until its replicas serve again, with empty caches; absent = never."""
 

@@ -28,8 +28,8 @@ class Capacity(Frozen):
     """
 
     factor: Factor
-    """Room over the mean load of an expert: 1.0 has room for even routing only; Switch compares
-    1.0, 1.25 and 2.0 (table 1)."""
+    """Ratio of the room of an expert to its mean load: 1.0 has room for even routing only; Switch
+    compares 1.0, 1.25 and 2.0 (table 1)."""
 
     def keep(
         self, topk_ids_TK: NDArray[np.integer[Any]], source_T: NDArray[np.int64], num_experts: int

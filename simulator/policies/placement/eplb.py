@@ -26,8 +26,9 @@ class Eplb(Frozen):
     """Slots of all ranks together, a multiple of the ranks; absent = one for each expert, or the
     next multiple of the ranks."""
     num_groups: Experts = 1
-    """Groups of experts that the router chooses among."""
+    """Number of expert groups that the router chooses among."""
     num_nodes: Ranks = 1
+    """Number of nodes that whole groups are packed onto."""
 
     def slots(self, num_experts: int, num_ranks: int) -> int:
         """Slots of all ranks together.

@@ -23,9 +23,12 @@ class GroupLimited(Frozen):
     """
 
     num_groups: Experts = 8
+    """Number of expert groups."""
     num_limited_groups: Experts = 4
+    """Number of groups that a token may choose its experts from."""
     sigma: Spread = 0.0
-    """Spread of the logarithm of popularity, as of ``lognormal``; 0 is uniform."""
+    """Spread (standard deviation of the logarithm) of popularity, as of ``lognormal``; 0 is
+    uniform."""
 
     def prepare(self, moe: MoE, num_layers: int, rng: np.random.Generator) -> Router:
         groups = {"num_groups": self.num_groups, "num_limited_groups": self.num_limited_groups}

@@ -31,19 +31,19 @@ class Lognormal(Frozen):
     """
 
     sigma: Spread = Field(default=MEDIAN_SIGMA, examples=[0.65])
-    """Spread (standard deviation) of the logarithm of popularity; 0 is uniform. Absent = the median
+    """Spread (standard deviation of the logarithm) of popularity; 0 is uniform. Absent = the median
     of measured models."""
     num_domains: Annotated[int, within(1, 4096, "kinds of text")] = 1
-    """Kinds of text, each with its own popularity; every run of tokens is of one of them, drawn
-    evenly."""
+    """Number of kinds of text, each with its own popularity; every run of tokens is of one of them,
+    drawn evenly."""
     persistence: Annotated[float, within(0, 0.999)] = 0.0
-    """Chance that a token keeps an expert of the previous token in its run, so the share of experts
-    that consecutive tokens have in common. What popularity and affinity cause by themselves counts
-    towards it, and is its floor."""
+    """Probability that a token keeps an expert of the previous token in its run, so the share of
+    experts that consecutive tokens have in common. The part that popularity and affinity cause by
+    themselves counts towards it, and is its floor."""
     affinity: Ratio = 0.0
-    """Chance that a token picks an expert from its own topic instead of the whole layer; experts of
-    one topic (up to 16 topics a layer, or experts in pairs) are then used together more often than
-    their popularity explains."""
+    """Probability that a token picks an expert from its own topic instead of the whole layer;
+    experts of one topic (up to 16 topics a layer, or experts in pairs) are then used together more
+    often than their popularity explains."""
 
     def prepare(self, moe: MoE, num_layers: int, rng: np.random.Generator) -> Router:
         self._check_size(moe, num_layers)

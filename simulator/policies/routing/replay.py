@@ -42,16 +42,16 @@ class Replay(Frozen):
     for each expert that a token chose in a layer; counts ``[L, E]`` in a ``.npz``, ``.pt`` or
     ``.json``; or a ``.pt`` that SGLang's expert distribution recorder wrote."""
     model: str | None = None
-    """Which model's counts, where a table holds several; by default the one with as many experts as
-    the model."""
+    """Model whose counts are used, where a table holds several; absent = the one with as many
+    experts as the model."""
     domain: str | None = None
-    """Use only this kind of text; by default all, and with counts each run is of one kind, drawn
+    """Kind of text to use alone; absent = all, and with counts each run is of one kind, drawn
     evenly."""
     phase: Phase | None = None
-    """Use only tokens recorded in this phase; by default all."""
+    """Phase whose recorded tokens are used alone; absent = all."""
     layers: LayerChoice = "exact"
-    """``"nearest"``: in a recording of some of the model's layers, the nearest recorded one stands
-    for each missing one."""
+    """Match of recorded layers to the model's: ``"exact"``, or ``"nearest"`` where in a recording
+    of some layers the nearest recorded one stands for each missing one."""
 
     def prepare(self, moe: MoE, num_layers: int, rng: np.random.Generator) -> Router:
         recorded = read_trace(

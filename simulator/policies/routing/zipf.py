@@ -22,7 +22,7 @@ class Zipf(Frozen):
     """
 
     exponent: Power = Field(examples=[0.6])
-    """0 is uniform."""
+    """Power of the rank by which popularity falls; 0 is uniform."""
 
     def prepare(self, moe: MoE, num_layers: int, rng: np.random.Generator) -> Router:
         share_LE = np.tile(np.arange(1.0, moe.num_experts + 1) ** -self.exponent, (num_layers, 1))

@@ -15,17 +15,17 @@ class Chunked(Frozen):
     """
 
     token_budget: TokenBudget = 8192
-    """vLLM's ``max_num_batched_tokens``, per data-parallel rank."""
+    """Most tokens of one step of a data-parallel rank (vLLM's ``max_num_batched_tokens``)."""
     max_sequences: Sequences = 256
-    """vLLM's ``max_num_seqs``, per data-parallel rank."""
+    """Most requests that run at once on a data-parallel rank (vLLM's ``max_num_seqs``)."""
 
     reserve_full_isl: bool = True
-    """vLLM's ``scheduler_reserve_full_isl``, since 0.19 (#37307): a request is admitted only where
-    its whole prompt, and its output so far after a preemption, has room in the KV cache. ``false``
-    = where its first chunk has, as before."""
+    """Whether a request is admitted only where its whole prompt, and its output so far after a
+    preemption, has room in the KV cache (vLLM's ``scheduler_reserve_full_isl``, since 0.19,
+    #37307). ``false`` = where its first chunk has, as before."""
     watermark: Ratio = 0.0
-    """vLLM's ``watermark``, since 0.23 (#44594): share of the KV cache that admission leaves free
-    while others run."""
+    """Share of the KV cache that admission leaves free while others run (vLLM's ``watermark``,
+    since 0.23, #44594)."""
 
     def rules(self) -> Rules:
         return Rules(

@@ -15,19 +15,21 @@ class NoEvict(Frozen):
     """
 
     token_budget: TokenBudget = 8192
-    """TensorRT-LLM's ``max_num_tokens``, per data-parallel rank."""
+    """Most tokens of one step of a data-parallel rank (TensorRT-LLM's ``max_num_tokens``)."""
     max_sequences: Sequences = 2048
-    """TensorRT-LLM's ``max_batch_size``, per data-parallel rank."""
+    """Most requests that run at once on a data-parallel rank (TensorRT-LLM's
+    ``max_batch_size``)."""
     chunked_prompts: bool = False
     """Whether prompts are cut to fit the budget (chunked context)."""
     balance_steps: StepCount = 0
-    """With attention data parallelism: steps for which prompts wait until every rank has one
+    """Steps for which prompts wait until every rank has one, with attention data parallelism
     (``attention_dp_config``'s ``timeout_iters``, with ``enable_balance``)."""
     wait_steps: StepCount = 0
-    """Without it: steps for which prompts wait for more of them, while others decode
-    (``batch_wait_timeout_iters``)."""
+    """Steps for which prompts wait for more of them while others decode, without attention data
+    parallelism (``batch_wait_timeout_iters``)."""
     wait_share: Ratio = 0.0
-    """Share of the budget from which on they wait no longer (``batch_wait_max_tokens_ratio``)."""
+    """Share of the budget from which on prompts wait no longer
+    (``batch_wait_max_tokens_ratio``)."""
 
     def rules(self) -> Rules:
         return Rules(

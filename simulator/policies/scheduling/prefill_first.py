@@ -19,7 +19,10 @@ class PrefillFirst(Frozen):
     """
 
     token_budget: TokenBudget = 8192
+    """Most tokens of one step of a data-parallel rank (SGLang's ``--chunked-prefill-size``)."""
     max_sequences: Sequences = 256
+    """Most requests that run at once on a data-parallel rank (SGLang's
+    ``--max-running-requests``)."""
     splits_prompts: bool = False
     """Whether prompts are cut to fill the budget (SGLang's ``chunked_prefill_size``)."""
     poll_steps: Steps = 1
@@ -29,8 +32,9 @@ class PrefillFirst(Frozen):
     """Whether a request is admitted only where its prompt, its output and a share of the outputs of
     those that run have room (SGLang's ``PrefillAdder``). ``false`` = where its first chunk has."""
     conservativeness: Factor = 1.0
-    """SGLang's ``--schedule-conservativeness``: the share is 0.7 times that at first, and falls to
-    0.14 of it over 600 decode steps without a retraction."""
+    """Factor on the share of the outputs of running requests that admission reckons with (SGLang's
+    ``--schedule-conservativeness``): 0.7 times that at first, falling to 0.14 of it over 600 decode
+    steps without a retraction."""
     watermark: Ratio = 0.0
     """Share of the KV cache that admission leaves free while others run (vLLM V0: 0.01)."""
 

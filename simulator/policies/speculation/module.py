@@ -15,13 +15,13 @@ class Module(Frozen):
     """
 
     tokens: DraftTokens = 1
-    """Tokens of a draft, engines' ``num_speculative_tokens``."""
+    """Tokens of a draft (engines' ``num_speculative_tokens``)."""
     accepted: Ratio
     """Probability that a token of a draft is kept, given that those before it were. Published for
     the first one of DeepSeek-V3's module: 0.85 to 0.90 (arXiv:2412.19437, 5.4.3); it falls with the
     place in the draft and depends on the text."""
     layers: Layers = 1
-    """Layers of the module, which are like the model's own."""
+    """Layers of the drafting module, which are like the model's own."""
 
     def drafts(self, num_layers: int) -> Drafts:
         return Drafts((self.accepted,) * self.tokens, self.layers / num_layers)

@@ -15,8 +15,9 @@ class LeafSpine(Frozen):
     """
 
     oversubscription: Factor = 1.0
-    """Rate of all cards under a leaf over the rate of its uplinks; 1 = non-blocking."""
+    """Ratio of the rate of all cards under a leaf to the rate of its uplinks; 1 = non-blocking."""
     nodes_per_leaf: Nodes = 2
+    """Nodes under one leaf switch."""
 
     def wire(self, cluster: ClusterSpec, num_ranks: int) -> Fabric:
         wiring = Wiring(cluster, num_ranks)

@@ -17,9 +17,10 @@ class PCIe(Frozen):
     """
 
     gpus_per_socket: Ranks = 4
+    """GPUs of one socket."""
     socket_link_slots: Factor = 2.0
-    """Rate of the link between sockets, in PCIe slots (assumed: a UPI or xGMI bundle carries about
-    two x16 slots)."""
+    """Ratio of the rate of the link between sockets to that of a PCIe slot (assumed: a UPI or xGMI
+    bundle carries about two x16 slots)."""
 
     def wire(self, cluster: ClusterSpec, num_ranks: int) -> Fabric:
         wiring = Wiring(cluster, num_ranks)

@@ -41,6 +41,7 @@ class Window(Frozen):
     """A stretch of time with one rate and one burstiness."""
 
     duration_s: Duration
+    """Seconds that the window lasts."""
     rate_per_s: Annotated[float, within(0, 1e6, "requests per second")]
     """Mean requests per second; 0 where nobody asks."""
     cv: Cv = 1.0

@@ -54,7 +54,7 @@ class Modulated(Frozen):
     span_s: Duration
     """Seconds over which the mean rate is kept."""
     profile: Annotated[tuple[Factor, ...], Field(strict=False, min_length=1)] = (1.0,)
-    """Relative rate in equal parts of the span; only the ratios matter."""
+    """Ratio of the rate to its mean in equal parts of the span; only the ratios matter."""
     swings: Annotated[tuple[Swing, ...], Field(strict=False)] = ()
     """Random multipliers of the rate."""
     pauses: Pauses | None = None

@@ -34,6 +34,7 @@ class Windowed(Frozen):
     )
 
     windows: Annotated[tuple[Window, ...], Field(strict=False, min_length=1)]
+    """Windows one after the other, from the first again after the last."""
 
     @model_validator(mode="after")
     def _somebody_asks(self) -> Self:

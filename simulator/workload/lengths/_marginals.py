@@ -59,7 +59,7 @@ class QuantileMarginal(Frozen):
     """
 
     probabilities: Annotated[tuple[Ratio, ...], Field(strict=False, min_length=2)]
-    """From 0 (the shortest) to 1 (the longest), rising."""
+    """Probabilities from 0 (the shortest) to 1 (the longest), rising."""
     lengths: Annotated[tuple[Length, ...], Field(strict=False, min_length=2)]
     """Tokens at each probability, never falling."""
 

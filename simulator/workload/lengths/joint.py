@@ -39,8 +39,8 @@ class Joint(Frozen):
     output: LogNormalMarginal | QuantileMarginal | None = None
     """Generated tokens."""
     correlation: Annotated[float, Field(ge=-1, le=1)] | None = None
-    """Of the two normal deviates behind the lengths (a Gaussian copula). Spearman's rank
-    correlation ``s`` of the lengths needs ``2 sin(pi s / 6)`` here."""
+    """Correlation of the two normal deviates behind the lengths (a Gaussian copula), a ratio from
+    -1 to 1. Spearman's rank correlation ``s`` of the lengths needs ``2 sin(pi s / 6)`` here."""
     path: str | None = None
     """A trace of any known format; only its lengths are used."""
 

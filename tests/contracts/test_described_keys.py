@@ -1,0 +1,149 @@
+"""Every key that a file may hold is described, and the schemas say of the shipped files what moesim
+says of them.
+"""
+
+import re
+import tomllib
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from simulator.base.data import shipped_folder
+from simulator.commands.new import FOLDERS, template_of
+from simulator.commands.reference import describe_keys
+from simulator.commands.schema import FILES, schema_of
+
+FORBIDDEN = (
+    "Of",
+    "Likewise",
+    "That",
+    "So many",
+    "The same",
+    "Those",
+    "As",
+    "It",
+    "Its",
+    "And",
+    "What",
+    "Where",
+    "Which",
+    "How",
+)
+"""Words that no phrase begins with which stands alone."""
+PURE = re.compile(
+    "share|factor|ratio|number|times|probabilit|coefficient|exponent|power|seed|deviation|score|"
+    "correlation|percentile|relative|unit|gib|mib|seconds|bytes|tokens|rows|features|sequences",
+    re.IGNORECASE,
+)
+"""Words of a description that say the unit of a number, or what it counts or compares."""
+SHIPPED = {
+    "scenario": "workloads",
+    "plan": "workloads/plans",
+    "workload": "workloads/requests",
+    "model": "workloads/models",
+    "accelerator": "cluster_configs/accelerators",
+    "cluster": "cluster_configs",
+    "engine": "cluster_configs/engines",
+    "calibration": "cluster_configs/calibration",
+}
+
+
+def keys():
+    for family, kinds in describe_keys().items():
+        for kind in kinds.values():
+            for key in kind.keys:
+                yield f"{family} {kind.name}: {key.path}", key
+
+
+def test_every_key_is_described_by_a_phrase_that_stands_alone():
+    found = list(keys())
+    assert len(found) > 700
+    wrong = [
+        where
+        for where, key in found
+        if not key.description.endswith((".", ").", "``."))
+        or any(re.match(rf"{word}\b", key.description) for word in FORBIDDEN)
+    ]
+    assert not wrong, f"write a docstring under these fields: {wrong}"
+
+
+def test_every_number_has_a_unit_or_says_what_it_compares():
+    wrong = [
+        where
+        for where, key in keys()
+        if "number" in key.type and not key.unit and not PURE.search(key.description)
+    ]
+    assert not wrong, f"give these a unit, by the quantity or in the description: {wrong}"
+
+
+def test_every_number_has_bounds_in_the_reference():
+    wrong = [where for where, key in keys() if "number" in key.type and not key.bounds]
+    assert not wrong
+
+
+def test_every_kind_of_every_family_is_described():
+    wrong = [
+        f"{family} {kind.name}"
+        for family, kinds in describe_keys().items()
+        for kind in kinds.values()
+        if not kind.description and family != "transport"  # read by name, without torch
+    ]
+    assert not wrong
+
+
+def validator(kind):
+    schema = schema_of(kind)
+    Draft202012Validator.check_schema(schema)
+    return Draft202012Validator(schema)
+
+
+@pytest.mark.parametrize("kind", SHIPPED)
+def test_the_schema_accepts_the_shipped_files(kind):
+    files = sorted((shipped_folder() / SHIPPED[kind]).glob("*.toml"))
+    assert files
+    own, of_host = validator(kind), validator("host calibration")
+    for path in files:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        found = (of_host if "kernels" in table else own).iter_errors(table)
+        assert [f"{path.name}: {error.json_path}" for error in found] == []
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_the_schema_accepts_what_new_writes(kind):
+    table = tomllib.loads(template_of(kind).replace("NAME", "mine"))
+    assert [error.json_path for error in validator(kind).iter_errors(table)] == []
+
+
+SCENARIO = {
+    "workload": {"requests": "chat"},
+    "deployments": [{"name": "a", "model": "m", "cluster": "c"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "table", "is_right"),
+    [
+        ("routing", {"kind": "zipf", "exponent": 0.6}, True),
+        ("routing", {"kind": "zipf"}, False),
+        ("routing", {"kind": "zipf", "exponent": -1.0}, False),
+        ("routing", {"kind": "zipf", "exponent": 0.6, "sigma": 1.0}, False),
+        ("routing", {"kind": "zpf", "exponent": 0.6}, False),
+        ("routing", {"exponent": 0.6}, False),
+        ("routing", {"kind": "my_package.my_policy", "anything": 1}, True),
+        ("scheduling", {"token_budget": 4096}, True),
+        ("scheduling", {"kind": "chunked", "watermark": 0.1}, True),
+        ("scheduling", {"kind": "chunked", "poll_steps": 2}, False),
+        ("failures", [{"kind": "kill", "at_s": 1.0, "gpu": 0}], True),
+        ("failures", [{"kind": "kill", "gpu": 0}], False),
+        ("routng", {"kind": "zipf", "exponent": 0.6}, False),
+    ],
+)
+def test_the_schema_checks_the_keys_of_every_kind_of_policy(key, table, is_right):
+    deployment = SCENARIO["deployments"][0] | {key: table}
+    assert validator("scenario").is_valid(SCENARIO | {"deployments": [deployment]}) == is_right
+
+
+def test_every_kind_of_file_has_a_schema_that_refuses_an_unknown_key():
+    for kind in FILES:
+        problems = validator(kind).iter_errors({"no_such_key": 1})
+        assert any(error.validator == "additionalProperties" for error in problems), kind
