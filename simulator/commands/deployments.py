@@ -110,8 +110,8 @@ def _do(
     if workers == 1 and address is None:
         return [task(tick=tick) for task in tasks]
     shown = count_part(tick, "deployments and parts of them", len(tasks))
-    with Workers(min(workers, len(tasks)) if workers else None, address) as crew:
-        return crew.map(_call, tasks, shown)
+    with Workers(min(workers, len(tasks)) if workers else None, address) as pool:
+        return pool.map(_call, tasks, shown)
 
 
 def _call(task: _Task) -> Any:

@@ -167,8 +167,8 @@ def _run_points(
     """Run all points, and write each one's folder as it comes."""
     made = Provenance.begin()
     count = min(workers, len(points)) if workers else None
-    with Workers(count, address) as crew:
-        done = crew.map(
+    with Workers(count, address) as pool:
+        done = pool.map(
             partial(_run_point, fidelity=fidelity),
             points,
             count_part(tick, "points", len(points)),

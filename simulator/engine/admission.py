@@ -24,7 +24,6 @@ from simulator.engine.state import (
     ADMITTED,
     ARRIVAL_S,
     BLOCKS,
-    BROUGHT,
     CACHED,
     COMPUTED,
     FIRST_S,
@@ -44,6 +43,7 @@ from simulator.engine.state import (
     SHARED,
     STOPPED_BY,
     TAIL,
+    TRANSFERRED,
     Limits,
     Ranks,
     Requests,
@@ -82,7 +82,7 @@ def admit(
         hits = count_hits(requests, ranks, pool, r, limits)
         kept = count_kept(requests, ranks, r, pool, hits, limits)
         found = hits * limits.prefix_tokens + kept * limits.block_tokens
-        computed = max(found, requests.ints[r, BROUGHT])
+        computed = max(found, requests.ints[r, TRANSFERRED])
         known = requests.ints[r, NUM_INPUT] + requests.ints[r, GENERATED]
         remaining = known - computed
         new = remaining if not limits.rules.splits_prompts else min(remaining, budget)
@@ -135,10 +135,10 @@ def _admit_ready(
     each, ints = ranks.each, requests.ints
     while each[d, NUM_READY] > 0 and each[d, NUM_RUNNING] < limits.rules.max_sequences:
         r = each[d, HEAD]
-        new = ints[r, NUM_INPUT] + ints[r, GENERATED] - ints[r, BROUGHT]
+        new = ints[r, NUM_INPUT] + ints[r, GENERATED] - ints[r, TRANSFERRED]
         if new > budget:
             return budget
-        ints[r, COMPUTED] = ints[r, BROUGHT]
+        ints[r, COMPUTED] = ints[r, TRANSFERRED]
         each[d, NUM_READY] -= 1
         each[d, RESERVED_OUTPUT] -= clip_output(ints[r, NUM_OUTPUT] - ints[r, GENERATED])
         _run(requests, ranks, d, r, new, now_s)

@@ -23,7 +23,6 @@ from simulator.engine.events import (
 from simulator.engine.pool import PoolState
 from simulator.engine.state import (
     BLOCKS,
-    BROUGHT,
     COMPUTED,
     FINISH_S,
     FIRST_S,
@@ -36,6 +35,7 @@ from simulator.engine.state import (
     LAST_S,
     RETRIES,
     SHARED,
+    TRANSFERRED,
     Ints,
 )
 from simulator.engine.step_log import DECODES, LOG_COLUMNS
@@ -44,7 +44,7 @@ from simulator.engine.windows import list_chain
 from simulator.policies.failures import Change
 from simulator.results.tables import STEP_PHASES
 
-_CACHE = (COMPUTED, BROUGHT, BLOCKS, SHARED, KEPT_FIRST, KEPT_BLOCKS, KEPT_END)
+_CACHE = (COMPUTED, TRANSFERRED, BLOCKS, SHARED, KEPT_FIRST, KEPT_BLOCKS, KEPT_END)
 """What a request has in the caches of its replica."""
 _OF_PROMPT = (FIRST_S, LAST_S, FINISH_S)
 _PREFILL_TOKENS, _DECODE_TOKENS, _READ_BYTES, _DROPPED_PAIRS = (

@@ -32,7 +32,6 @@ from simulator.engine.sending import (
 from simulator.engine.state import (
     ARRIVAL_S,
     BLOCKS,
-    BROUGHT,
     DP_RANK,
     FIRST_RESERVED,
     FIRST_S,
@@ -50,6 +49,7 @@ from simulator.engine.state import (
     RESERVED_S,
     SHARED,
     STAGE,
+    TRANSFERRED,
 )
 from simulator.engine.transfers import Transfers, find_arrival
 
@@ -74,7 +74,7 @@ def expect_cache(handing: HandOver, request: int) -> None:
     """Let a request ask the decode pool for room, which is to take in its prompt's cache."""
     ints, transfers = handing.pool.requests.ints, handing.transfers
     ints[request, STAGE] = IN_LINE
-    ints[request, BROUGHT] = ints[request, NUM_INPUT] - transfers.recomputes_last
+    ints[request, TRANSFERRED] = ints[request, NUM_INPUT] - transfers.recomputes_last
     ints[request, GENERATED] = 1 - transfers.recomputes_last
 
 

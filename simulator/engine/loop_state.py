@@ -32,20 +32,20 @@ class LoopState:
         trace: RequestTrace,
         pools: Mapping[str, PoolState],
         tables: Mapping[str, StepTable],
-        way_s: float,
+        ingress_delay_s: float,
     ) -> None:
         """The first requests of the trace have rows; none has come.
 
         Args:
-            way_s: seconds from the client to the scheduler.
+            ingress_delay_s: seconds from the client to the scheduler.
         """
-        self.plan, self.trace, self.way_s = plan, trace, way_s
+        self.plan, self.trace, self.ingress_delay_s = plan, trace, ingress_delay_s
         self.names = [name for name in POOLS if name in pools]
         self.pools = [pools[name] for name in self.names]
         self.num_read = 0
         """Requests of the trace that have, or had, a row."""
         self.events = start_events(0)
-        self.feed = _start_feed(trace, way_s)
+        self.feed = _start_feed(trace, ingress_delay_s)
         self.first = self.pools[0].with_table(tables[self.names[0]])
         self.handing = self._start_handing(tables)
         self._transfers = self.handing.transfers if self.handing else None
@@ -79,7 +79,7 @@ class LoopState:
         if self.feed.is_closed:
             arrival_s = np.where(np.arange(begin, end) < concurrency, 0.0, np.inf)
         # At the scheduler; the record says when requests were sent.
-        move_window(self.pools[0], count, arrival_s + self.way_s)
+        move_window(self.pools[0], count, arrival_s + self.ingress_delay_s)
         for pool in self.pools[1:]:  # where caches arrive
             move_window(pool, count, np.full(end - begin, np.nan))
         self.num_read = end
@@ -153,7 +153,7 @@ class LoopState:
         return place, number - place * self.pools[0].num_replicas
 
 
-def _start_feed(trace: RequestTrace, way_s: float) -> Feed:
+def _start_feed(trace: RequestTrace, ingress_delay_s: float) -> Feed:
     def count(value: int = 0) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         return np.full(1, value, dtype=np.int64)
 
@@ -161,7 +161,7 @@ def _start_feed(trace: RequestTrace, way_s: float) -> Feed:
         num_come=count(),
         num_released=count(),
         is_closed=trace.concurrency is not None,
-        way_s=way_s,
+        ingress_delay_s=ingress_delay_s,
         num_done=count(),
         num_requests=trace.num_requests,
         chosen=count(-1),

@@ -12,7 +12,6 @@ from simulator.engine.blocks import available, blocks_for, keep_order, release
 from simulator.engine.state import (
     ADMITTED,
     BLOCKS,
-    BROUGHT,
     COMPUTED,
     FOLLOWING,
     GENERATED,
@@ -28,6 +27,7 @@ from simulator.engine.state import (
     RAN_OUT,
     SHARED,
     TAIL,
+    TRANSFERRED,
     Limits,
     Ranks,
     Requests,
@@ -93,7 +93,7 @@ def preempt(requests: Requests, ranks: Ranks, d: int, i: int, limits: Limits) ->
     ranks.pools[pool, RAN_OUT] = True
     ranks.each[d, IS_FULL] = False
     requests.ints[r, COMPUTED] = 0
-    requests.ints[r, BROUGHT] = 0
+    requests.ints[r, TRANSFERRED] = 0
     requests.ints[r, PREEMPTIONS] += 1
     last = ranks.each[d, NUM_RUNNING] - 1
     for k in range(i, last):

@@ -76,7 +76,9 @@ def next_event(events: Events, feed: Feed, times: Floats) -> tuple[float, int]:
     request = feed.num_come[0]
     if request < feed.num_released[0]:
         comes_s = times[request, ARRIVAL_S]
-        comes = code_of(RETURNS if feed.is_closed and feed.way_s == 0.0 else COMES, request)
+        comes = code_of(
+            RETURNS if feed.is_closed and feed.ingress_delay_s == 0.0 else COMES, request
+        )
         if comes_s < at_s or (comes_s == at_s and comes < code):
             return comes_s, comes
     return at_s, code

@@ -18,23 +18,30 @@ _OUTCOME = pd.CategoricalDtype(list(OUTCOMES))
 
 
 def read_requests(
-    plan: DeploymentPlan, trace: RequestTrace, pools: Mapping[str, PoolState], way_s: float
+    plan: DeploymentPlan,
+    trace: RequestTrace,
+    pools: Mapping[str, PoolState],
+    ingress_delay_s: float,
 ) -> pd.DataFrame:
     """``REQUEST_COLUMNS`` but the deployment, of the requests that the pools have rows for.
 
     Args:
         pools: by name, ``both`` or ``prefill`` and ``decode``.
-        way_s: seconds from the client to the scheduler.
+        ingress_delay_s: seconds from the client to the scheduler.
     """
     first = (pools.get("prefill") or pools["both"]).requests
     end = first.first + len(first.times)
     # Of an open loop exactly what the trace says.
     is_open = trace.concurrency is None
-    sent_s = np.array(trace.arrival_s[first.first : end] if is_open else first.arrival_s - way_s)
+    sent_s = np.array(
+        trace.arrival_s[first.first : end] if is_open else first.arrival_s - ingress_delay_s
+    )
     if plan.transfer is None:
         table = _one_pool(pools["both"], sent_s)
     else:
-        table = _two_pools(pools["prefill"], pools["decode"], plan.transfer, sent_s, way_s)
+        table = _two_pools(
+            pools["prefill"], pools["decode"], plan.transfer, sent_s, ingress_delay_s
+        )
     names: pd.Index[str] = pd.Index(["", *trace.domains])
     before = list(table).index("num_cached")
     table.insert(before, "domain", pd.Series(pd.Categorical.from_codes(first.domain + 1, names)))
@@ -67,7 +74,11 @@ def _one_pool(pool: PoolState, sent_s: Floats) -> pd.DataFrame:
 
 
 def _two_pools(
-    prefill: PoolState, decode: PoolState, transfer: Transfer, sent_s: Floats, way_s: float
+    prefill: PoolState,
+    decode: PoolState,
+    transfer: Transfer,
+    sent_s: Floats,
+    ingress_delay_s: float,
 ) -> pd.DataFrame:
     prompts, decodes = prefill.requests, decode.requests
     moved = transfer.goes_on(decodes.num_output)
@@ -76,7 +87,7 @@ def _two_pools(
     lost_s = np.fmax(prompts.lost_s, decodes.lost_s)
     has_left = moved & ~np.isnan(decodes.arrival_s)
     held_s = _held_s(transfer, prompts, decodes)
-    waits_s = _room_waits_s(transfer, prompts, decodes, held_s, sent_s + way_s)
+    waits_s = _room_waits_s(transfer, prompts, decodes, held_s, sent_s + ingress_delay_s)
     num_bytes = [transfer.num_bytes(int(tokens)) for tokens in prompts.num_input]
     return pd.DataFrame(
         {

@@ -71,7 +71,7 @@ class Feed(NamedTuple):
     """``[1]`` rows of requests whose arrival is known: all of an open loop."""
     is_closed: bool
     """Whether a request is released by the end of another."""
-    way_s: float
+    ingress_delay_s: float
     """From the end of one request of a closed loop to the next one's arrival."""
     num_done: Ints
     """``[1]`` requests that need nothing more ..."""
@@ -178,5 +178,5 @@ def release_next(feed: Feed, requests: Requests, count: int, now_s: float) -> No
     feed.num_done[0] += count
     if feed.is_closed:
         for _ in range(min(count, len(requests.times) - feed.num_released[0])):
-            requests.times[feed.num_released[0], ARRIVAL_S] = now_s + feed.way_s
+            requests.times[feed.num_released[0], ARRIVAL_S] = now_s + feed.ingress_delay_s
             feed.num_released[0] += 1

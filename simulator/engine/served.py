@@ -37,7 +37,7 @@ class Served:
     by_ranks: dict[str, ByRanks]
     """What ran the steps of each, where ranks were simulated."""
     rows: Rows
-    way_s: float
+    ingress_delay_s: float
     """From the client to the scheduler."""
     changed: tuple[Changed, ...] = ()
     """Stops and starts of replicas, in order of time."""

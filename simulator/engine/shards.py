@@ -46,7 +46,7 @@ class ServedShard(NamedTuple):
     costs: Columns
     gap_counts: Ints
     """``[M, NUM_GAP_BINS]``."""
-    way_s: float
+    ingress_delay_s: float
     """See :class:`~simulator.engine.served.Served`."""
 
 
@@ -100,7 +100,9 @@ def serve_shard(shard: Shard, progress: CountDone, fill: MakeTable) -> ServedSha
     """
     served = serve(shard.plan, shard.trace, progress=progress, fill=fill)
     gap_counts = served.pools["both"].clock.gap_counts
-    return ServedShard(served.requests, served.steps, served.costs, gap_counts, served.way_s)
+    return ServedShard(
+        served.requests, served.steps, served.costs, gap_counts, served.ingress_delay_s
+    )
 
 
 def merge_shards(
@@ -122,7 +124,7 @@ def merge_shards(
     )
     costs = (frame for one in served for frame in list_frames(one.costs))
     rows = Rows(_merge_requests(trace, shards, served), _spool(steps), _spool(costs))
-    return Served(plan, {"both": pool}, {}, rows, served[0].way_s)
+    return Served(plan, {"both": pool}, {}, rows, served[0].ingress_delay_s)
 
 
 def _shifted(table: Columns, first: int) -> Iterator[pd.DataFrame]:

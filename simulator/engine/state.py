@@ -34,7 +34,7 @@ class Column:
     NUM_OUTPUT,
     COMPUTED,
     GENERATED,
-    BROUGHT,
+    TRANSFERRED,
     BLOCKS,
     SHARED,
     CACHED,
@@ -125,7 +125,7 @@ class Requests(_RequestsArrays):
     """Tokens whose keys and values are in the cache."""
     generated = Column("ints", GENERATED)
     """Output tokens emitted."""
-    brought = Column("ints", BROUGHT)
+    transferred_tokens = Column("ints", TRANSFERRED)
     """Tokens whose keys and values come with the request, from a prefill pool; 0 once they are
     lost."""
     blocks = Column("ints", BLOCKS)

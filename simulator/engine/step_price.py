@@ -209,14 +209,14 @@ def _price_lane(
             way = term_window[j]
             for phase in range(2):
                 if sums[way, phase, 4] > 0.0:
-                    floor_s, looking_s = (
+                    floor_s, attention_s = (
                         rates[j, phase, 0],
                         work_s(rates[j, phase], sums[way, phase]),
                     )
                     read_bytes += (
                         term_layers[j] * sums[way, phase, 1] * term_bytes[j, phase] / num_ranks
                     )
-                    mixing += term_layers[j] * (floor_s + looking_s)
+                    mixing += term_layers[j] * (floor_s + attention_s)
                     if (
                         term_halved[j] > 0.0
                     ):  # decodes are in the first half, and in both where they are more than that
@@ -227,7 +227,7 @@ def _price_lane(
                         )
                         once_s = floor_s + split_s(rates[j, phase], sums[way, phase])
                         mixing += term_halved[j] * once_s * more
-                        halving += term_halved[j] * (floor_s + looking_s + once_s * more)
+                        halving += term_halved[j] * (floor_s + attention_s + once_s * more)
         feeding = ffn_s[tokens] + head_s[logits]
         reducing = collective_s[tokens]
         heading = max(heading, head_s[logits])

@@ -139,7 +139,7 @@ def start_table(prices: Prices) -> StepTable:
             f"{placement.name}: its {layout.num_ranks} ranks "
             f"share {placement.calibration.shared_cores} cores, which takes --fidelity rank"
         )
-    terms = prices.lookbacks
+    terms = prices.context_kernels
     rates = {term: [prices.rates[term, phase] for phase in PHASES] for term in terms}
     way_of = {t: tuple(prices.view(t, phase) for phase in PHASES) for t in terms}
     ways = list(dict.fromkeys(way_of.values()))

@@ -85,7 +85,7 @@ def serve(
     *,
     progress: CountDone = lambda _: None,
     fill: MakeTable = lambda pool, _: start_table(pool.prices),
-    way_s: float | None = None,
+    ingress_delay_s: float | None = None,
     until: float | None = None,
 ) -> Served:
     """Serve a trace on all replicas of all pools, which may stop and start as the plan's failures
@@ -95,7 +95,7 @@ def serve(
         progress: told how many requests are done, some ten times a second.
         fill: makes the tables of the ``step`` fidelity, once more when experts have moved; may
             return what it returned before for a plan that differs in its replicas only.
-        way_s: seconds from the client to the scheduler; by default what the calibration says.
+        ingress_delay_s: seconds from the client to the scheduler; by default what the calibration says.
         until: seconds since the first arrival after which nothing happens any more, and what is
             under way is cut off; by default until all is done.
 
@@ -103,8 +103,8 @@ def serve(
         UserError: if the trace's longest request does not fit in the KV cache.
     """
     pools = start_pools(plan, trace)
-    if way_s is None:
-        way_s = (plan.prefill or plan).placement.calibration.engine.first_token_s
+    if ingress_delay_s is None:
+        ingress_delay_s = (plan.prefill or plan).placement.calibration.engine.first_token_s
     tables: dict[str, StepTable] = {}
     by_ranks: dict[str, ByRanks] = {}
     for name, pool in pools.items():
@@ -113,12 +113,12 @@ def serve(
         else:
             tables[name] = empty_table()
             by_ranks[name] = start_ranks_of(pool.prices, fidelity, STREAMS[name])
-    state = LoopState(plan, trace, pools, tables, way_s)
+    state = LoopState(plan, trace, pools, tables, ingress_delay_s)
     timeline = _Timeline(state, pools, by_ranks, fill, progress)
     timeline.run(math.inf if until is None else until)
     rows = timeline.close()
     changes = tuple(timeline.changed), tuple(timeline.rebalances)
-    return Served(plan, pools, by_ranks, rows, way_s, *changes, until)
+    return Served(plan, pools, by_ranks, rows, ingress_delay_s, *changes, until)
 
 
 @dataclass
@@ -197,7 +197,7 @@ class _Timeline:
 
     def _read_requests(self) -> pd.DataFrame:
         state = self._state
-        return read_requests(state.plan, state.trace, self._pools, state.way_s)
+        return read_requests(state.plan, state.trace, self._pools, state.ingress_delay_s)
 
     def _put_requests_away(self, requests: pd.DataFrame) -> None:
         self._rows.requests.add(lambda: requests)

@@ -55,11 +55,11 @@ def sweep(
     """The function's result for every item, in the items' order: :meth:`Workers.map` with workers
     that are gone afterwards.
     """
-    with Workers(min(workers or num_cores(), len(items))) as crew:
-        return crew.map(function, items, tick, seen)
+    with Workers(min(workers or num_cores(), len(items))) as pool:
+        return pool.map(function, items, tick, seen)
 
 
-def hired(workers: Workers | int | None) -> contextlib.AbstractContextManager[Workers]:
+def use_workers(workers: Workers | int | None) -> contextlib.AbstractContextManager[Workers]:
     """Workers that there are already, which stay, or so many new ones."""
     return contextlib.nullcontext(workers) if isinstance(workers, Workers) else Workers(workers)
 
@@ -136,7 +136,7 @@ class Workers:
 
     def __exit__(self, raised: object = None, *_: object) -> None:
         """Stop what was started. A call that still runs is given up."""
-        self.dismiss()
+        self.shut_down()
         try:
             # A thread that still imports Ray has started nothing. It may do so for ever: an
             # interrupt that comes while this thread waits for the lock on imports leaves that
@@ -147,7 +147,7 @@ class Workers:
             self._signals.close()
             Workers._num_open -= self._is_open
 
-    def dismiss(self) -> None:
+    def shut_down(self) -> None:
         """Let the others end while this process goes on alone; the end of the context waits for
         that.
         """
@@ -249,7 +249,7 @@ class Workers:
                 if self._is_closed:
                     return
                 cpus = int(sum(nodes.alive.values()))
-                self._hire(cpus - 1 if others is None else min(others, cpus))
+                self._start_workers(cpus - 1 if others is None else min(others, cpus))
                 self._has_started.set()
                 self._wait_for_end(nodes.head)
                 self._give_up()
@@ -281,7 +281,7 @@ class Workers:
         """No error on this machine: one with much to do may give Ray too little time to start."""
         self._news.append(f"{_UNSTARTED}: {first_line(error)}")
 
-    def _hire(self, number: int) -> None:
+    def _start_workers(self, number: int) -> None:
         self._actors += start_actors(number)
         for place, one in enumerate(self._actors, 1):
             driver = threading.Thread(

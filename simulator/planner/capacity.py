@@ -43,10 +43,10 @@ def plan_capacity(
     ready = partial(
         _ready, None if address is None else (program(), str(Path.cwd()), str(folder), store.folder)
     )
-    with Workers(workers, address, ready) as crew:
-        found = search(question, folder, store, tick, crew)
-        choices = doubts(found, store, tick, crew)
-        crew.dismiss()
+    with Workers(workers, address, ready) as pool:
+        found = search(question, folder, store, tick, pool)
+        choices = doubts(found, store, tick, pool)
+        pool.shut_down()
         answer = summary(found, choices, target)
     found_answer: dict[str, Any] = _finite(answer)
     return found_answer

@@ -177,18 +177,18 @@ class Curve:
     ) -> Floats:
         """``[J, 6]``: for each context kernel, what a mean sequence adds to its sums."""
         rows = []
-        for term in self._prices.lookbacks:
+        for term in self._prices.context_kernels:
             sums = total_sums(context, new, *self._prices.view(term, phase))
             sums[:5] /= len(new)
             rows.append(sums)
         return np.array(rows).reshape(-1, 6)
 
-    def looking_s(self, phase: Phase, sequences: Floats) -> Floats:
+    def attention_s(self, phase: Phase, sequences: Floats) -> Floats:
         """Seconds of all layers' context kernels for ``[n]`` sequences on a rank; fractions are the
         share of steps with one.
         """
         total = np.zeros(len(sequences))
-        for j, term in enumerate(self._prices.lookbacks):
+        for j, term in enumerate(self._prices.context_kernels):
             rates_n = np.array([self._prices.rates[term, phase]]).repeat(len(sequences), axis=0)
             sums_n = self._sums[phase][j : j + 1].repeat(len(sequences), axis=0)
             sums_n[:, :5] *= sequences[:, None]
@@ -208,8 +208,8 @@ class Curve:
         logits = np.clip(decodes + prompts, 1, self.max_tokens)
         computing = (
             self._at(tokens, self._blocks_s)
-            + self.looking_s("decode", decodes)
-            + self.looking_s("prefill", prompts)
+            + self.attention_s("decode", decodes)
+            + self.attention_s("prefill", prompts)
         )
         routed = self._experts
         experts = np.interp(tokens, routed.tokens, routed.busiest_s)
@@ -253,7 +253,7 @@ class Curve:
             parts * np.interp(each, routed.tokens, seconds)
             for seconds in (routed.streaming_s, routed.mean_s, routed.busiest_s, routed.exchanges_s)
         )
-        cache, looking = self.looking_s("decode", decodes), self.looking_s("prefill", prompts)
+        cache, looking = self.attention_s("decode", decodes), self.attention_s("prefill", prompts)
         all_reduces = parts * self._at(each, self._all_reduces_s)
         if parts == 2:  # one half computes meanwhile
             exchanges = np.maximum(

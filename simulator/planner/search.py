@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from simulator.base.contracts import is_shipped
-from simulator.base.data import looked_up_once
+from simulator.base.data import cache_lookups
 from simulator.base.errors import UserError
 from simulator.base.frozen import Policy
 from simulator.base.progress import Progress, show_nothing
 from simulator.config.capacity import Question
 from simulator.config.model import ModelSpec
-from simulator.parallel.workers import Workers, hired
+from simulator.parallel.workers import Workers, use_workers
 from simulator.planner.explore import Evaluation, Explorer, resize_candidate
 from simulator.planner.requests import lasting, traffic_of
 from simulator.planner.ruled_out import Ruled
@@ -94,12 +94,12 @@ def search(
     Raises:
         UserError: if the question names what does not exist.
     """
-    with hired(workers) as crew:
-        return _search(question, folder, store, tick, crew)
+    with use_workers(workers) as pool:
+        return _search(question, folder, store, tick, pool)
 
 
 def _search(
-    question: Question, folder: Path, store: Store, tick: Progress, crew: Workers
+    question: Question, folder: Path, store: Store, tick: Progress, pool: Workers
 ) -> SearchResult:
     question, asked_requests = lasting(question, folder)
     space, traffic = Space(question, folder), traffic_of(question, folder)
@@ -114,7 +114,7 @@ def _search(
     name = "screening models on machines"
     tick(name, 0, len(parts))
     task = partial(_screened, text, str(folder))
-    judged = crew.map(
+    judged = pool.map(
         task,
         parts,
         lambda n: tick(name, n, len(parts)),
@@ -128,14 +128,14 @@ def _search(
     candidates = shortlist(screened) + hopeless(
         space, {key: part for key, part in screened.items() if key[0] not in possible}
     )
-    first = _explore(space, text, store, candidates, True, tick, crew)
+    first = _explore(space, text, store, candidates, True, tick, pool)
     chosen = finalists(first)
     if _short(traffic).num_requests == traffic.num_requests:  # the first round had all requests
         evaluations = [evaluation for evaluation in first if evaluation.candidate in chosen]
     else:
         begun = {evaluation.candidate: resize_candidate(evaluation) for evaluation in first}
         evaluations = _explore(
-            space, text, store, [begun[candidate] for candidate in chosen], False, tick, crew
+            space, text, store, [begun[candidate] for candidate in chosen], False, tick, pool
         )
     evaluations = [
         replace(evaluation, candidate=resize_candidate(evaluation)) for evaluation in evaluations
@@ -247,7 +247,7 @@ def _explore(
     candidates: list[Candidate],
     is_short: bool,
     tick: Progress,
-    crew: Workers,
+    pool: Workers,
 ) -> list[Evaluation]:
     name = f"simulating deployments on {'the busiest stretch' if is_short else 'all requests'}"
     tick(name, 0, len(candidates))
@@ -265,7 +265,7 @@ def _explore(
     def done(count: int) -> None:
         tick(name, count, len(candidates), _best_so_far(space, met[0]) if met else "")
 
-    found = crew.map(task, candidates, done, seen, model_of, work_of)
+    found = pool.map(task, candidates, done, seen, model_of, work_of)
     if kept:
         tick(KEPT, len(kept), len(kept))
     return found
@@ -312,7 +312,7 @@ def _world(text: str, folder: str, is_short: bool) -> tuple[Space, Traffic]:
 
 def _screened(text: str, folder: str, part: tuple[int, int]) -> Screened:
     space, traffic = _world(text, folder, False)
-    with looked_up_once():
+    with cache_lookups():
         return screen(space, traffic, *part)
 
 
@@ -329,7 +329,7 @@ def _explored(
             restore_evaluation(known, candidate, space.machines[candidate.shape.machines].gpu_hour),
             was_stored=True,
         )
-    with looked_up_once():
+    with cache_lookups():
         found = Explorer(space, candidate, traffic, space.question.seed).find()
     store.put(key, as_json(found))
     return found

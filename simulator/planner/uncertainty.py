@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from simulator.base.data import looked_up_once
+from simulator.base.data import cache_lookups
 from simulator.base.progress import Progress, show_nothing
 from simulator.config.capacity import Spare
-from simulator.parallel.workers import Workers, hired
+from simulator.parallel.workers import Workers, use_workers
 from simulator.planner.confidence import (
     ComparedChoices,
     Costs,
@@ -117,15 +117,15 @@ def doubts(
     last = [*jobs.values(), *(_Job(_candidate, everything_of(candidate)) for candidate in others)]
     name, count = "trying what the answer hangs on", len(ahead) + len(last)
     tick(name, 0, count)
-    with hired(workers) as crew:
-        crew.map(
+    with use_workers(workers) as pool:
+        pool.map(
             partial(explore, trials),
             ahead,
             lambda n: tick(name, n, count),
             group=attrgetter("candidate"),
             weight=attrgetter("work"),
         )
-        done = crew.map(partial(_do, trials), last, lambda n: tick(name, len(ahead) + n, count))
+        done = pool.map(partial(_do, trials), last, lambda n: tick(name, len(ahead) + n, count))
     results = dict(zip(jobs, done, strict=False))
     mine = results["first"]
     closed = dict(zip([evaluation.candidate for evaluation in met], results["closed"], strict=True))
@@ -187,7 +187,7 @@ class _Tried(NamedTuple):
 
 
 def _do(trials: Trials, job: _Job) -> Any:
-    with looked_up_once():
+    with cache_lookups():
         return job.do(trials, *job.arguments)
 
 

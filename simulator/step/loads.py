@@ -38,6 +38,6 @@ def _sum_cache_bytes(prices: Prices, priced: PricedBatch) -> float:
     """Bytes of the cache that the mean data-parallel rank reads."""
     return sum(
         term.num_layers * cost * float(prices.sum_contexts(term, phase, priced.batch)[:, 1].mean())
-        for term in prices.lookbacks
+        for term in prices.context_kernels
         for phase, cost in zip(PHASES, (term.prefill_bytes, term.decode_bytes), strict=True)
     )

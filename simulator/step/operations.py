@@ -55,7 +55,7 @@ def _layers(prices: Prices, part: PricedPart, layers: range) -> list[Operation]:
     model, tp = prices.placement.model, prices.placement.layout.tp
     tokens_d, steps = part.batch.tokens_d, iter(part.steps)
     mixers_s = {
-        name: np.repeat(seconds[tokens_d] + prices.lookbacks_s(name, part.batch), tp)
+        name: np.repeat(seconds[tokens_d] + prices.mixer_context_s(name, part.batch), tp)
         for name, seconds in prices.mixer_s.items()
     }
     ffns_s = {name: np.repeat(seconds[tokens_d], tp) for name, seconds in prices.ffn_s.items()}

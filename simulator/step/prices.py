@@ -29,8 +29,8 @@ from simulator.step.expert_prices import ExpertPrices, ExpertStep
 from simulator.step.program import Batch, PricedBatch, PricedPart
 from simulator.step.two_batch import halves
 from simulator.work.context import sums_by_rank
+from simulator.work.context_kernels import ContextKernel, context_kernels
 from simulator.work.layout import shard, stage_layers
-from simulator.work.lookback import Lookback, lookbacks
 from simulator.work.memory import expert_bytes_per_layer, linear_bytes, weight_bytes
 
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
@@ -53,12 +53,12 @@ class Prices:
         self.placement = placement
         self.max_tokens = max_tokens
         self._rows = np.arange(max_tokens + 1, dtype=np.int64) if rows is None else rows
-        self.lookbacks: tuple[Lookback, ...] = lookbacks(
+        self.context_kernels: tuple[ContextKernel, ...] = context_kernels(
             placement.model, placement.layout, placement.precision
         )
-        self.rates: dict[tuple[Lookback, Phase], Rates] = {
+        self.rates: dict[tuple[ContextKernel, Phase], Rates] = {
             (term, phase): placement.compute.context_rates(term, phase)
-            for term in self.lookbacks
+            for term in self.context_kernels
             for phase in PHASES
         }
 
@@ -136,17 +136,17 @@ class Prices:
             )
         return total
 
-    def lookbacks_s(self, mixer: str, batch: Batch) -> NDArray[np.float64]:
+    def mixer_context_s(self, mixer: str, batch: Batch) -> NDArray[np.float64]:
         """Seconds of the context kernels of one layer with ``mixer``, ``[D]`` by data-parallel
         rank.
         """
         total_D = np.zeros(len(batch.tokens_d))
-        for term in self.lookbacks:
+        for term in self.context_kernels:
             if term.mixer == mixer:
-                total_D = total_D + self._lookback_s(term, batch)
+                total_D = total_D + self._context_kernel_s(term, batch)
         return total_D
 
-    def _lookback_s(self, term: Lookback, batch: Batch) -> NDArray[np.float64]:
+    def _context_kernel_s(self, term: ContextKernel, batch: Batch) -> NDArray[np.float64]:
         total_D = np.zeros(len(batch.tokens_d))
         for phase in PHASES:
             sums_D6 = self.sum_contexts(term, phase, batch)
@@ -154,14 +154,14 @@ class Prices:
             total_D += np.where(sums_D6[:, 4] > 0, kernels_s(rates, sums_D6), 0.0)
         return total_D
 
-    def view(self, term: Lookback, phase: Phase) -> tuple[int, int, float]:
+    def view(self, term: ContextKernel, phase: Phase) -> tuple[int, int, float]:
         """How a kernel looks back: entries of its window, tokens of an entry, and rows that are
         computed together.
         """
         rates = self.rates[term, phase]
         return term.window + int(rates.window_block), term.compression, rates.tile_rows
 
-    def sum_contexts(self, term: Lookback, phase: Phase, batch: Batch) -> NDArray[np.float64]:
+    def sum_contexts(self, term: ContextKernel, phase: Phase, batch: Batch) -> NDArray[np.float64]:
         """Sums ``[D, 6]`` over the sequences of each rank that a kernel of ``phase`` looks back
         for.
         """

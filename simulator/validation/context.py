@@ -20,7 +20,7 @@ from simulator.validation.error_bands import Band
 from simulator.validation.extrapolation import OUTSIDE, Doubt, outside_of, settle
 from simulator.validation.sizes import numbers, refusals
 from simulator.work.context import uniform_sums
-from simulator.work.lookback import Lookback
+from simulator.work.context_kernels import ContextKernel
 
 Phase = Literal["prefill", "decode"]
 Ints = NDArray[np.int64]
@@ -67,7 +67,7 @@ class Batches(NamedTuple):
 
 
 def context_s(
-    batches: Batches, kernels: Sequence[tuple[AcceleratorSpec, AttentionFit, Lookback, Phase]]
+    batches: Batches, kernels: Sequence[tuple[AcceleratorSpec, AttentionFit, ContextKernel, Phase]]
 ) -> NDArray[np.float64]:
     """Seconds ``[n]`` of each batch's kernel."""
     rates = [context_rates(*kernel) for kernel in kernels]

@@ -20,9 +20,9 @@ from simulator.base.plugins import available, policy_class
 from simulator.config.dtypes import BYTES_PER_ELEMENT
 from simulator.config.linear import Linear
 from simulator.config.model import ModelSpec, load_model
+from simulator.work.context_kernels import context_kernels
 from simulator.work.flops import matmul_flops_per_token, served_flops
 from simulator.work.layout import Layout, shard, uneven_heads
-from simulator.work.lookback import lookbacks
 from simulator.work.memory import Precision, cache_size, linear_bytes, weight_bytes
 from tests.cases import cases
 from tests.kinds.low_rank import LowRank
@@ -179,7 +179,9 @@ def test_ranks_share_a_cache_and_never_hold_less_than_their_part(mixer):
 @mixers
 def test_kernels_of_ranks_add_up_to_the_flops_of_a_pair(mixer):
     model = model_of(mixer, DENSE)
-    (whole, split) = (lookbacks(model, Layout(tp, 1, 1), BF16) for tp in (1, mixer.split_heads))
+    (whole, split) = (
+        context_kernels(model, Layout(tp, 1, 1), BF16) for tp in (1, mixer.split_heads)
+    )
     assert len(whole) == len(mixer.context_terms()) + (mixer.state_elements() > 0)
     for one, part in zip(whole, split, strict=True):
         assert (one.kind, one.window, one.num_layers) == (part.kind, part.window, 2)

@@ -152,7 +152,7 @@ FAULTS = (
     Fault(
         "a closed loop's next request joins the step that is forming",
         REPLICAS,
-        "RETURNS if feed.is_closed and feed.way_s == 0.0 else COMES",
+        "RETURNS if feed.is_closed and feed.ingress_delay_s == 0.0 else COMES",
         "COMES",
     ),
     Fault(

@@ -139,7 +139,7 @@ def check_same_events(compiled, simpy):
             np.testing.assert_allclose(own[own["replica"] == replica], other, rtol=1e-9, atol=1e-12)
 
 
-def serve_by_events(monkeypatch, plan, trace, tables, way_s=None, until=None):
+def serve_by_events(monkeypatch, plan, trace, tables, ingress_delay_s=None, until=None):
     """Serve as the ``rank`` fidelity does, but let every step be one timeout of the price in one of
     ``tables``.
     """
@@ -165,4 +165,4 @@ def serve_by_events(monkeypatch, plan, trace, tables, way_s=None, until=None):
     with monkeypatch.context() as patch:
         patch.setattr(by_ranks, "ByRanks", ByTable)
         patch.setattr(timeline, "read_batches", lambda requests, ranks: (requests, ranks))
-        return timeline.serve(plan, trace, "rank", way_s=way_s, until=until)
+        return timeline.serve(plan, trace, "rank", ingress_delay_s=ingress_delay_s, until=until)

@@ -14,7 +14,7 @@ from simulator.config.mixers.mla import LatentAttention
 from simulator.cost.compute.roofline import Roofline
 from simulator.cost.kernels.context import NUM_SUMS, Rates, kernels_s, work_s
 from simulator.work.context import NO_WINDOW, total_sums, uniform_sums
-from simulator.work.lookback import kernel
+from simulator.work.context_kernels import context_kernel
 
 MODELS = {}
 NAMES = ("h100-sxm", "b200-sxm", "l40s", "a100-sxm", "mi300x", "apple-m4-max")
@@ -61,7 +61,7 @@ for name in NAMES:
 
 def priced(name, engine, mixer, cache, phase, batch):
     roofline = MODELS[name, engine]
-    looking = kernel(mixer.context_terms()[0], 1, cache)
+    looking = context_kernel(mixer.context_terms()[0], 1, cache)
     rates = roofline.context_rates(looking, phase)
     context, new = np.array(batch).T
     if phase == "decode":

@@ -96,7 +96,7 @@ def test_equal_sequences_look_back_as_their_batch_does(tiny, name, phase):
     context, new = (0, 512) if phase == "prefill" else (traffic.contexts[0], 1)
     for number in (1, 3, 40):
         seconds = 0.0
-        for term in prices.lookbacks:
+        for term in prices.context_kernels:
             rates = prices.rates[term, phase]
             sums = total_sums(
                 np.full(number, context),
@@ -106,7 +106,7 @@ def test_equal_sequences_look_back_as_their_batch_does(tiny, name, phase):
                 rates.tile_rows,
             )
             seconds += term.num_layers * kernels_s(np.array([list(rates)]), sums[None])[0]
-        assert curve.looking_s(phase, np.array([float(number)]))[0] == pytest.approx(seconds)
+        assert curve.attention_s(phase, np.array([float(number)]))[0] == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize("split", [{}, {"attention_dp": 4, "ep": 4}])

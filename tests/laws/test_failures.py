@@ -113,8 +113,10 @@ def test_a_replica_lost_before_anything_comes_was_never_there(tiny, balancing):
     lost = with_changes(
         tiny.plan("dense", replicas=3, **keys), Change(0.05, "both", (1,), starts=False)
     )
-    found = serve(lost, trace, way_s=0.0).requests_table()
-    fewer = serve(tiny.plan("dense", replicas=2, **keys), trace, way_s=0.0).requests_table()
+    found = serve(lost, trace, ingress_delay_s=0.0).requests_table()
+    fewer = serve(
+        tiny.plan("dense", replicas=2, **keys), trace, ingress_delay_s=0.0
+    ).requests_table()
     assert (found["replica"] == fewer["replica"].map({0: 0, 1: 2})).all()
     pd.testing.assert_frame_equal(
         found.drop(columns="replica"), fewer.drop(columns="replica"), check_exact=True
@@ -239,7 +241,7 @@ def test_steps_that_were_cut_off_share_no_row(tiny):
     script = [
         Change(0.0005 + 0.0007 * n, "both", (n // 2 % 2,), starts=bool(n % 2)) for n in range(40)
     ]
-    steps = serve(with_changes(plan, *script), trace, way_s=0.0).steps_of("both")
+    steps = serve(with_changes(plan, *script), trace, ingress_delay_s=0.0).steps_of("both")
     cut = steps[steps["prefill_tokens"] + steps["decode_tokens"] == 0]
     assert len(cut) > 2
     assert (cut["num_steps"] == 1).all()

@@ -36,9 +36,11 @@ def test_replicas_in_step_form_the_same_batches_at_every_fidelity(tiny, monkeypa
         num_output=np.full(24, 50),
         arrival_s=np.zeros(24),
     )
-    for way_s in (0.0, None):
-        served = tiny.serve(plan, trace, way_s=way_s)
-        simpy = serve_by_events(monkeypatch, plan, trace, tiny.tables, way_s=way_s)
+    for ingress_delay_s in (0.0, None):
+        served = tiny.serve(plan, trace, ingress_delay_s=ingress_delay_s)
+        simpy = serve_by_events(
+            monkeypatch, plan, trace, tiny.tables, ingress_delay_s=ingress_delay_s
+        )
         counts = ["num_steps", "prefill_tokens", "decode_tokens", "running", "waiting"]
         own = served.steps_of("both")
         for replica in range(2):

@@ -116,7 +116,7 @@ def test_one_request_alone_takes_its_prompt_its_transfer_and_its_decodes(
     plan = pooled(tiny, split, engine=engine)
     record = tiny.run(plan, one(500, 9), fidelity)
     requests, steps = record.requests.iloc[0], take_apart(record.steps)
-    way_s = plan.prefill.placement.calibration.engine.first_token_s
+    ingress_delay_s = plan.prefill.placement.calibration.engine.first_token_s
     prompt_s = steps["duration_s"][steps["pool"] == "prefill"].sum()
     decodes = steps["duration_s"][steps["pool"] == "decode"].to_numpy()
     assert len(decodes) == (9 if engine == "vllm" else 8)
@@ -126,9 +126,11 @@ def test_one_request_alone_takes_its_prompt_its_transfer_and_its_decodes(
     moved_s = max(send_s, cache / (450e9 * 0.7)) + plan.placement.cluster.scale_up.latency_s
     moved_s += {"vllm": 0.039, "sglang": 0.0045, "trtllm": 0.0152}[engine]
     assert requests["transfer_s"] == pytest.approx(moved_s)
-    first_s = way_s + prompt_s + moved_s + (decodes[0] if engine == "vllm" else 0.0)
+    first_s = ingress_delay_s + prompt_s + moved_s + (decodes[0] if engine == "vllm" else 0.0)
     assert requests["first_token_s"] == pytest.approx(first_s)
-    assert requests["finish_s"] == pytest.approx(way_s + prompt_s + moved_s + decodes.sum())
+    assert requests["finish_s"] == pytest.approx(
+        ingress_delay_s + prompt_s + moved_s + decodes.sum()
+    )
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -35,9 +35,9 @@ ADDED = ["prefill_tokens", "decode_tokens", "decodes"]
 ALIKE = ["running", "waiting", "limited_by"]
 
 
-def check_same(tiny, plan, trace, way_s):
-    known = serve_by_rules(plan, trace, Prices(plan, trace, tiny.tables), way_s)
-    found = serve(plan, trace, fill=fill_from(tiny.tables), way_s=way_s)
+def check_same(tiny, plan, trace, ingress_delay_s):
+    known = serve_by_rules(plan, trace, Prices(plan, trace, tiny.tables), ingress_delay_s)
+    found = serve(plan, trace, fill=fill_from(tiny.tables), ingress_delay_s=ingress_delay_s)
     check_requests(found, tabulate(known))
     for pool in known:
         check_gaps(found.pools[pool.name].clock, pool)

@@ -78,7 +78,7 @@ def test_a_cache_leaves_when_it_is_computed_and_there_is_room(tiny, seed):
     transfer, table = plan.transfer, served.requests_table()
     decode, prefill = served.pools["decode"].requests, served.pools["prefill"].requests
     moved = transfer.goes_on(trace.num_output)
-    asked_s = table["arrival_s"].to_numpy() + served.way_s
+    asked_s = table["arrival_s"].to_numpy() + served.ingress_delay_s
     if not transfer.reserves_first:
         asked_s = prefill.first_s + transfer.handshake_s
     leaves_s = np.maximum(prefill.first_s + transfer.handshake_s, decode.reserved_s)
@@ -153,7 +153,7 @@ def test_an_engine_that_asks_first_computes_no_prompt_without_room(tiny, fidelit
     assert prompts.scheduled_s[2] == pytest.approx(ends_s[0])
     assert (prompts.scheduled_s >= decodes.reserved_s).all()
     waits_s = served.requests_table()["room_wait_s"]
-    assert waits_s[2:].to_numpy() == pytest.approx(decodes.reserved_s[2:] - served.way_s)
+    assert waits_s[2:].to_numpy() == pytest.approx(decodes.reserved_s[2:] - served.ingress_delay_s)
 
 
 def test_with_room_for_all_requests_wait_for_a_step_and_no_longer(tiny):

@@ -66,10 +66,10 @@ def test_a_balancer_is_told_of_all_that_is_unfinished(tiny):
     plan = change_plan(tiny.plan("dense", replicas=2), balancing=Asked())
     trace = tiny.trace(30, 3000.0)
     requests = run_plan(plan, trace).requests
-    way_s = plan.placement.calibration.engine.first_token_s
+    ingress_delay_s = plan.placement.calibration.engine.first_token_s
     for number, (count, tokens) in enumerate(seen):
         before = requests.iloc[:number]
-        unfinished = before[before["finish_s"] > trace.arrival_s[number] + way_s]
+        unfinished = before[before["finish_s"] > trace.arrival_s[number] + ingress_delay_s]
         assert count == len(unfinished)
         assert tokens == (unfinished["num_input"] + unfinished["num_output"]).sum()
     shortest = tiny.plan("dense", replicas=2, balancing={"kind": "least_outstanding"})

@@ -19,14 +19,14 @@ Price = Callable[[str, list[list[Part]]], float]
 
 
 def serve_by_rules(
-    plan: DeploymentPlan, trace: RequestTrace, price: Price, way_s: float
+    plan: DeploymentPlan, trace: RequestTrace, price: Price, ingress_delay_s: float
 ) -> list[Pool]:
     """Serve the whole trace. Returns its pools, the one that requests come to first.
 
     Args:
-        way_s: seconds from the client to the scheduler.
+        ingress_delay_s: seconds from the client to the scheduler.
     """
-    run = _Run(plan, trace, price, way_s)
+    run = _Run(plan, trace, price, ingress_delay_s)
     run.run()
     return run.pools
 
@@ -35,11 +35,11 @@ class _Run:
     """A deployment in virtual time."""
 
     def __init__(
-        self, plan: DeploymentPlan, trace: RequestTrace, price: Price, way_s: float
+        self, plan: DeploymentPlan, trace: RequestTrace, price: Price, ingress_delay_s: float
     ) -> None:
         self.pools = start_pools(plan, trace)
         self.first, self.last = self.pools[0], self.pools[-1]
-        self._price, self._way_s = price, way_s
+        self._price, self._ingress_delay_s = price, ingress_delay_s
         self._events, self._now_s, self._num_done = Events(), 0.0, 0
         self._is_closed = trace.concurrency is not None
         at_once = trace.num_requests if trace.concurrency is None else trace.concurrency
@@ -54,8 +54,8 @@ class _Run:
         """Let a client send the next request."""
         if self._unsent:
             request = self._unsent.pop()
-            request.arrival_s = sent_s + self._way_s
-            at_once = self._is_closed and not self._way_s
+            request.arrival_s = sent_s + self._ingress_delay_s
+            at_once = self._is_closed and not self._ingress_delay_s
             kind = Kind.RETURNS if at_once else Kind.COMES
             self._events.add(request.arrival_s, kind, request.number)
 

@@ -148,15 +148,15 @@ def test_a_cluster_that_somebody_started_is_joined_and_goes_on_afterwards(tmp_pa
             assert processes <= {pid for pid, _ in descendants(command.pid)}
         # What a plan does on its nodes, of which one worker a CPU is made, this process included.
         here = (program(), str(Path.cwd()), str(Path.cwd()), None)
-        with Workers(address=address, ready=partial(_ready, here)) as crew:
-            assert {pid for _, pid in crew.map(partial(both_at_work, tmp_path), range(3))} > {
+        with Workers(address=address, ready=partial(_ready, here)) as pool:
+            assert {pid for _, pid in pool.map(partial(both_at_work, tmp_path), range(3))} > {
                 os.getpid()
             }
         with (
             pytest.raises(UserError, match="another version of moesim"),
-            Workers(address=address, ready=partial(_ready, ("another", *here[1:]))) as crew,
+            Workers(address=address, ready=partial(_ready, ("another", *here[1:]))) as pool,
         ):
-            crew.map(time.sleep, [0.05] * 2000)
+            pool.map(time.sleep, [0.05] * 2000)
         assert (common / "ray_current_cluster").read_text() == address
         assert {path.name for path in common.iterdir()} == files
         assert os.listdir(common.parent) == [common.name]
@@ -173,9 +173,9 @@ def test_a_search_goes_on_alone_where_the_head_of_its_cluster_is_lost(tmp_path):
                     os.kill(pid, signal.SIGKILL)
 
         def work_on():
-            with Workers(address=address) as crew:
-                found = crew.map(partial(both_at_work, tmp_path), range(4), kill_the_head)
-                crew.map(time.sleep, [0.1] * 50)
+            with Workers(address=address) as pool:
+                found = pool.map(partial(both_at_work, tmp_path), range(4), kill_the_head)
+                pool.map(time.sleep, [0.1] * 50)
             return [number for number, _ in found]
 
         with pytest.warns(RuntimeWarning, match=f"Ray was lost, .* at {address} does not answer"):

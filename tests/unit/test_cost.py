@@ -25,7 +25,7 @@ from simulator.cost.kernels.gemm import gemm_s
 from simulator.policies.messages import Messages
 from simulator.policies.topology.rails import Rails
 from simulator.policies.topology.switch import Switch
-from simulator.work.lookback import kernel
+from simulator.work.context_kernels import context_kernel
 
 NAMED = sorted(
     {
@@ -163,7 +163,7 @@ def test_a_thousand_rows_are_priced_at_once():
 
 def test_attention_rates_and_streaming_are_shares_of_the_peaks():
     roofline = model()
-    looking = kernel(
+    looking = context_kernel(
         GroupedQueryAttention(
             kind="gqa", num_heads=8, num_kv_heads=2, head_size=128
         ).context_terms()[0],
@@ -295,12 +295,12 @@ def test_a_ring_at_its_rate_sends_nearly_twice_the_data_over_each_link():
 
 def test_prompts_are_served_by_kernels_that_expand_where_those_that_were_timed_absorb():
     calibration = load_calibration("hopper", "test").on("sglang")
-    timed = calibration.looking_back("prefill", "bf16", is_latent=True)
-    served = calibration.looking_back("prefill", "bf16", is_latent=True, is_served=True)
+    timed = calibration.attention_fit("prefill", "bf16", is_latent=True)
+    served = calibration.attention_fit("prefill", "bf16", is_latent=True, is_served=True)
     assert timed.absorbs
     assert not served.absorbs
-    decode = calibration.looking_back("decode", "bf16", is_latent=True)
-    assert calibration.looking_back("decode", "bf16", is_latent=True, is_served=True) is decode
+    decode = calibration.attention_fit("decode", "bf16", is_latent=True)
+    assert calibration.attention_fit("decode", "bf16", is_latent=True, is_served=True) is decode
     assert load_calibration("hopper", "test").on("vllm").expanded == {}
 
 

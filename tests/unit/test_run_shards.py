@@ -103,7 +103,7 @@ def test_a_shard_whose_process_is_lost_is_served_again(tiny, tmp_path, ray):
     plan = tiny.plan("dense", replicas=4, num_layers=2, balancing={"kind": "round_robin"})
     trace = tiny.trace(60)
     shards = split_replicas(plan, trace, 4)
-    with Workers(2) as crew, pytest.warns(RuntimeWarning, match="was lost, and others do its work"):
-        served = crew.map(partial(serve_or_die, Path(tmp_path), os.getpid()), shards)
+    with Workers(2) as pool, pytest.warns(RuntimeWarning, match="was lost, and others do its work"):
+        served = pool.map(partial(serve_or_die, Path(tmp_path), os.getpid()), shards)
     assert (tmp_path / "died").exists()
     check_same(serve(plan, trace), merge_shards(plan, trace, shards, served))

@@ -72,17 +72,17 @@ def test_what_the_function_raises_is_raised_here(workers):
 @pytest.mark.xdist_group("ray-apart")
 def test_one_list_after_another_is_worked_on_by_the_same_processes_at_once(tmp_path, ray):
     counts, processes = [], []
-    with Workers(2) as crew:
+    with Workers(2) as pool:
         for name in ("first", "second"):
             folder = tmp_path / name
             folder.mkdir()
-            found = crew.map(partial(together, folder), range(5), counts.append)
+            found = pool.map(partial(together, folder), range(5), counts.append)
             assert [number for number, _ in found] == list(range(5))
             processes.append({pid for _, pid in found})
         assert sweep(squared, [1, 2], workers=2) == [1, 4]  # starts no more of them
         (tmp_path / "third").mkdir()
         with pytest.raises(UserError, match="not here"):
-            crew.map(partial(refuses_elsewhere, os.getpid(), tmp_path / "third"), range(2))
+            pool.map(partial(refuses_elsewhere, os.getpid(), tmp_path / "third"), range(2))
     assert processes[0] == processes[1]
     assert os.getpid() in processes[0]
     assert counts[-1] == 5
@@ -162,11 +162,11 @@ def test_what_a_lost_process_had_begun_is_done_by_this_one(tmp_path, part, told,
             for pid in victims:
                 os.kill(pid, signal.SIGKILL)
 
-    with Workers(2) as crew:
+    with Workers(2) as pool:
         with pytest.warns(RuntimeWarning, match=told):
-            found = crew.map(partial(slowly_together, tmp_path), range(60), kill_when_both_work)
+            found = pool.map(partial(slowly_together, tmp_path), range(60), kill_when_both_work)
         assert [number for number, _ in found] == list(range(60))
-        assert crew.map(squared, [2, 3]) == [4, 9]
+        assert pool.map(squared, [2, 3]) == [4, 9]
         started = descendants(os.getpid()) - before
     assert killed
     assert left_of(started) == set()

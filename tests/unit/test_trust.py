@@ -179,8 +179,8 @@ def test_workers_may_import_what_the_process_may_that_sends_the_work(
     elsewhere, tmp_path_factory, ray, is_allowed
 ):
     trust.allow_code(elsewhere if is_allowed else None)
-    with Workers(2) as crew:
-        found = crew.map(partial(looks, tmp_path_factory.mktemp("begun")), range(4))
+    with Workers(2) as pool:
+        found = pool.map(partial(looks, tmp_path_factory.mktemp("begun")), range(4))
     assert len({pid for pid, _ in found}) == 2
     assert {made is not None for _, made in found} == {is_allowed}
 
@@ -198,8 +198,8 @@ def imports_stray(folder, number):
 @pytest.mark.xdist_group("ray-apart")
 def test_rays_workers_do_not_look_into_the_current_folder(elsewhere, tmp_path_factory, ray):
     (elsewhere / "stray_module.py").write_text(LOUD)
-    with Workers(2) as crew:
-        found = crew.map(partial(imports_stray, tmp_path_factory.mktemp("begun")), range(4))
+    with Workers(2) as pool:
+        found = pool.map(partial(imports_stray, tmp_path_factory.mktemp("begun")), range(4))
     assert len({pid for pid, _ in found}) == 2
     assert not any(is_found for _, is_found in found)
     assert not (elsewhere / "ran").exists()

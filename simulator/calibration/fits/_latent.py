@@ -19,7 +19,7 @@ from simulator.calibration.fits._search import ACCELERATORS, FAMILIES, SOURCE, P
 from simulator.config.accelerator import load_accelerator
 from simulator.config.calibration import load_calibration
 from simulator.validation.context import KV_FORMATS, PHASES, Batches, Phase
-from simulator.validation.kernels.mla import DECODES_ONE, GEMM_FORMATS, lookback, matrices_s
+from simulator.validation.kernels.mla import DECODES_ONE, GEMM_FORMATS, kernel_of_shape, matrices_s
 
 _TABLE = "mla.csv.gz"
 _FOLDS = 4
@@ -138,7 +138,7 @@ def _entry(job: _Job, rows: pd.DataFrame, floor_s: float | None) -> dict[str, An
     is_module = rows["phase"].str.endswith("module").to_numpy()
     problem = Problem(
         load_accelerator(ACCELERATORS[job.gpu], job.gpu),
-        [lookback(int(num_heads), job.kv) for num_heads in heads],
+        [kernel_of_shape(int(num_heads), job.kv) for num_heads in heads],
         job.phase,
         Batches(
             rows["batch_size"].to_numpy(), rows["step"].to_numpy(), rows["isl"].to_numpy(), which

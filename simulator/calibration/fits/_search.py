@@ -14,7 +14,7 @@ from scipy.optimize import least_squares
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import AttentionFit
 from simulator.validation.context import Batches, Phase, context_s
-from simulator.work.lookback import Lookback
+from simulator.work.context_kernels import ContextKernel
 
 SOURCE = "NVIDIA aiconfigurator-core 0.12.0, Apache-2.0"
 ACCELERATORS = {"h100": "h100-sxm", "b200": "b200-sxm"}
@@ -36,7 +36,7 @@ class Problem(NamedTuple):
     """Measured batches of one kind of kernel on one accelerator."""
 
     accelerator: AcceleratorSpec
-    looking: Sequence[Lookback]
+    looking: Sequence[ContextKernel]
     phase: Phase
     batches: Batches
     measured_s: NDArray[np.float64]

@@ -15,7 +15,7 @@ from simulator.calibration.fits._latent import latent_entries
 from simulator.calibration.fits._search import ACCELERATORS, FAMILIES, SOURCE, Problem, entry
 from simulator.config.accelerator import load_accelerator
 from simulator.validation.context import KV_FORMATS, PHASES, Phase
-from simulator.validation.kernels.attention import SIZES, batches_of, lookback
+from simulator.validation.kernels.attention import SIZES, batches_of, kernel_of_shape
 
 _TABLE = "attention.csv.gz"
 _FOLDS = 6
@@ -85,7 +85,7 @@ def _entry(
     ].to_numpy()
     problem = Problem(
         load_accelerator(ACCELERATORS[gpu], gpu),
-        [lookback([int(size) for size in row], kv) for row in kernels.to_numpy()],
+        [kernel_of_shape([int(size) for size in row], kv) for row in kernels.to_numpy()],
         phase,
         batches_of(rows[list(SIZES)].to_numpy(dtype=float).T, which),
         rows["latency_ms"].to_numpy() / 1e3,

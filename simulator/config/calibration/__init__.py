@@ -121,7 +121,7 @@ class Calibration(Frozen):
             behind = few
         return behind or _entry(self.grouped_gemm, dtype)
 
-    def looking_back(
+    def attention_fit(
         self,
         phase: str,
         kv_dtype: str,
@@ -188,7 +188,7 @@ class Calibration(Frozen):
             ("attention over prompts", "prefill"),
             ("attention in decode", "decode"),
         ):
-            found[what] = self.looking_back(
+            found[what] = self.attention_fit(
                 phase, key.cache, is_latent=key.is_latent, is_served=True
             )
         found["engine overhead"] = self.engine

@@ -12,7 +12,7 @@ from simulator.config.calibration import Calibration
 from simulator.config.host import HostRates
 from simulator.config.pruning import Pruning
 from simulator.cost.kernels.context import Rates
-from simulator.work.lookback import Lookback
+from simulator.work.context_kernels import ContextKernel
 
 __all__ = ["ComputeModel", "ComputePolicy", "Phase", "Rates"]
 
@@ -63,7 +63,7 @@ class ComputeModel(Protocol):
         """
         ...
 
-    def context_rates(self, kernel: Lookback, phase: Phase) -> Rates:
+    def context_rates(self, kernel: ContextKernel, phase: Phase) -> Rates:
         """How fast a kernel looks back at the context. The engine's compiled loop evaluates these,
         so the form is fixed.
         """

@@ -20,7 +20,7 @@ from simulator.config.dtypes import BYTES_PER_ELEMENT
 from simulator.config.host import HostRates, KernelTables
 from simulator.config.pruning import Pruning
 from simulator.cost.compute import Phase, Rates
-from simulator.work.lookback import Lookback
+from simulator.work.context_kernels import ContextKernel
 
 
 class Host(Frozen):
@@ -75,7 +75,7 @@ class HostModel:
         )
         return np.asarray(found.sum(axis=1))
 
-    def context_rates(self, kernel: Lookback, phase: Phase) -> Rates:
+    def context_rates(self, kernel: ContextKernel, phase: Phase) -> Rates:
         if phase == "prefill":
             seconds = self._tables.prompt.seconds
             return Rates(floor_s=seconds["call"], pair_s=kernel.prefill_flops * seconds["flops"])

@@ -25,7 +25,7 @@ from simulator.cost.kernels.attention import context_rates
 from simulator.cost.kernels.gemm import gemm_s
 from simulator.cost.kernels.grouped_gemm import grouped_gemm_s, moves_s
 from simulator.cost.kernels.pruned import pruned_s
-from simulator.work.lookback import Lookback
+from simulator.work.context_kernels import ContextKernel
 
 _STREAM_PASSES = 8.0
 """Times that a layer's small kernels (two norms, two residuals) read or write the hidden
@@ -87,8 +87,8 @@ class RooflineModel:
             self.accelerator, fit, rows_RG, in_features, out_features, dtype, choices_R
         )
 
-    def context_rates(self, kernel: Lookback, phase: Phase) -> Rates:
-        fit = self.calibration.looking_back(
+    def context_rates(self, kernel: ContextKernel, phase: Phase) -> Rates:
+        fit = self.calibration.attention_fit(
             phase, kernel.kv_dtype, is_latent=kernel.kind == "latent", is_served=True
         )
         return context_rates(self.accelerator, fit, kernel, phase)

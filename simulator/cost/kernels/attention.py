@@ -14,7 +14,7 @@ from typing import Literal
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import AttentionFit
 from simulator.cost.kernels.context import Rates
-from simulator.work.lookback import Lookback
+from simulator.work.context_kernels import ContextKernel
 
 _HIDING = 3.0
 """Exponent of products and exponentials, as of compute and memory in dense products."""
@@ -27,7 +27,7 @@ grows no longer with the width."""
 def context_rates(
     accelerator: AcceleratorSpec,
     fit: AttentionFit,
-    kernel: Lookback,
+    kernel: ContextKernel,
     phase: Literal["prefill", "decode"],
 ) -> Rates:
     """How fast one kernel looks back."""

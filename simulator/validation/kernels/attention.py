@@ -29,7 +29,7 @@ from simulator.validation.context import (
 )
 from simulator.validation.extrapolation import Doubt, of_hardware
 from simulator.validation.hardware import calibrated
-from simulator.work.lookback import Lookback, kernel
+from simulator.work.context_kernels import ContextKernel, context_kernel
 
 SIZES = ("batch_size", "isl", "step", "num_heads", "num_key_value_heads", "head_dim", "window_size")
 _SHAPE = SIZES[3:]
@@ -101,8 +101,8 @@ class Attention(Frozen):
             return
         accelerator, calibration = hardware
         kernel_phase: Phase = "decode" if is_one else PHASES[phase]
-        fit = calibration.looking_back(kernel_phase, KV_FORMATS[kv], is_latent=False)
-        looking = lookback([int(size) for size in shape], KV_FORMATS[kv])
+        fit = calibration.attention_fit(kernel_phase, KV_FORMATS[kv], is_latent=False)
+        looking = kernel_of_shape([int(size) for size in shape], KV_FORMATS[kv])
         batches = batches_of(sizes)
         seconds = context_s(batches, [(accelerator, fit, looking, kernel_phase)])
         doubts = of_hardware(fit, accelerator, "attention kernels")
@@ -124,7 +124,7 @@ class Attention(Frozen):
         )
 
 
-def lookback(shape: Sequence[int], kv_dtype: str) -> Lookback:
+def kernel_of_shape(shape: Sequence[int], kv_dtype: str) -> ContextKernel:
     """What one layer of such a kernel does.
 
     Args:
@@ -138,7 +138,7 @@ def lookback(shape: Sequence[int], kv_dtype: str) -> Lookback:
         head_size=head_size,
         window=window or None,
     )
-    return kernel(mixer.context_terms()[0], 1, kv_dtype)
+    return context_kernel(mixer.context_terms()[0], 1, kv_dtype)
 
 
 def batches_of(sizes: NDArray[np.float64], which: int | NDArray[np.int64] = 0) -> Batches:

@@ -31,8 +31,8 @@ from simulator.validation.context import (
 )
 from simulator.validation.extrapolation import Doubt, of_hardware
 from simulator.validation.hardware import calibrated
+from simulator.work.context_kernels import ContextKernel, context_kernel
 from simulator.work.layout import shard
-from simulator.work.lookback import Lookback, kernel
 
 SIZES = ("batch_size", "isl", "step", "num_heads")
 GEMM_FORMATS = {
@@ -98,12 +98,12 @@ def _answer_group(
     accelerator, calibration = hardware
     phase: Phase = "decode" if is_one else PHASES[phase_name]
     kv, dtype = KV_FORMATS[kv_name], GEMM_FORMATS.get(weights, "bf16")
-    fit = calibration.looking_back(
+    fit = calibration.attention_fit(
         phase, kv, is_latent=True, computed="fp8" if computed == "fp8" else ""
     )
     batch_size, new, context = sizes[:3].astype(np.int64)
     batches = Batches(batch_size, context, new, np.zeros(len(places), dtype=np.int64))
-    seconds = context_s(batches, [(accelerator, fit, lookback(int(num_heads), kv), phase)])
+    seconds = context_s(batches, [(accelerator, fit, kernel_of_shape(int(num_heads), kv), phase)])
     doubts = of_hardware(fit, accelerator, "kernels of latent attention")
     if is_module:
         seconds = (
@@ -144,9 +144,9 @@ def mixer(num_heads: int) -> LatentAttention:
     )
 
 
-def lookback(num_heads: int, kv_dtype: str) -> Lookback:
+def kernel_of_shape(num_heads: int, kv_dtype: str) -> ContextKernel:
     """What one layer's kernel does."""
-    return kernel(mixer(num_heads).context_terms()[0], 1, kv_dtype)
+    return context_kernel(mixer(num_heads).context_terms()[0], 1, kv_dtype)
 
 
 def matrices_s(

@@ -117,7 +117,7 @@ def serve(
     }  # which moves no price
     named = json.dumps(priced, sort_keys=True)
     found = engine.serve(
-        plan, trace, fill=lambda pool, _: _table(named, pool.max_tokens), way_s=0.0
+        plan, trace, fill=lambda pool, _: _table(named, pool.max_tokens), ingress_delay_s=0.0
     )
     return Served(plan, found.requests_table(), found.steps_of("both"))
 

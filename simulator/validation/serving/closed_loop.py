@@ -42,7 +42,7 @@ def serve_closed_loop(plan: DeploymentPlan, table: StepTable, trace: RequestTrac
     if trace.concurrency is None:
         raise UserError(f"deployment '{plan.name}': a closed loop needs a concurrency")
     one = replace(plan, serving=replace(plan.serving, replicas=1))
-    served = serve(one, trace, fill=lambda *_: table, way_s=0.0)
+    served = serve(one, trace, fill=lambda *_: table, ingress_delay_s=0.0)
     latency, steps = latencies(served.requests), served.steps_of("both")
     return ClosedLoop(
         ttft_s=latency["ttft_s"].to_numpy(),

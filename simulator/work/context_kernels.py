@@ -19,7 +19,7 @@ _STATE_CHUNK_TOKENS = 128
 SSD, arXiv:2405.21060)."""
 
 
-class Lookback(NamedTuple):
+class ContextKernel(NamedTuple):
     """One kernel of one mixer. FLOPs are for a (query, key) pair, bytes for a cached entry, both of
     one rank and layer.
     """
@@ -50,15 +50,17 @@ class Lookback(NamedTuple):
     """Numbers of a new token's key that are written into the cache."""
 
 
-def lookbacks(model: ModelSpec, layout: Layout, precision: Precision) -> tuple[Lookback, ...]:
+def context_kernels(
+    model: ModelSpec, layout: Layout, precision: Precision
+) -> tuple[ContextKernel, ...]:
     """Every context kernel of the model. A recurrent layer looks back one entry: its state."""
-    found: list[Lookback] = []
+    found: list[ContextKernel] = []
     for name, num_layers in Counter(
         mixer for mixer, _ in model.layer_names if mixer != "none"
     ).items():
         mixer = model.mixers[name]
         kernels = (
-            kernel(term, layout.tp, precision.kv, precision.activations)
+            context_kernel(term, layout.tp, precision.kv, precision.activations)
             for term in mixer.context_terms()
         )
         found += [one._replace(mixer=name, num_layers=num_layers) for one in kernels]
@@ -67,20 +69,22 @@ def lookbacks(model: ModelSpec, layout: Layout, precision: Precision) -> tuple[L
             flops = mixer.recurrent_flops_per_token() / layout.tp
             chunk_bytes = 2 * state_bytes / _STATE_CHUNK_TOKENS
             found.append(
-                Lookback(
+                ContextKernel(
                     name, num_layers, 1, 1, flops, flops, chunk_bytes, 2 * state_bytes, kind="state"
                 )
             )
     return tuple(found)
 
 
-def kernel(term: ContextTerm, tp: int, kv_dtype: str, activations: str = "bf16") -> Lookback:
+def context_kernel(
+    term: ContextTerm, tp: int, kv_dtype: str, activations: str = "bf16"
+) -> ContextKernel:
     """The kernel of one term in one layer, on one of ``tp`` ranks."""
     num_shards = min(tp, term.num_shards)
     num_bytes = term.cached_elements_per_entry * BYTES_PER_ELEMENT[kv_dtype] / num_shards
     written = num_bytes if term.appended_elements else 0.0
     moved = BYTES_PER_ELEMENT[activations] / tp
-    return Lookback(
+    return ContextKernel(
         mixer="",
         num_layers=1,
         window=NO_WINDOW if term.window is None else term.window,
