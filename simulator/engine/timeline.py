@@ -95,7 +95,8 @@ def serve(
         progress: told how many requests are done, some ten times a second.
         fill: makes the tables of the ``step`` fidelity, once more when experts have moved; may
             return what it returned before for a plan that differs in its replicas only.
-        ingress_delay_s: seconds from the client to the scheduler; by default what the calibration says.
+        ingress_delay_s: seconds from the client to the scheduler; by default the
+            calibration's.
         until: seconds since the first arrival after which nothing happens any more, and what is
             under way is cut off; by default until all is done.
 

@@ -1,1 +1,1 @@
-"""One function over many items, on all cores and nodes."""
+"""Parallel map of one function over many items, on all cores and nodes."""

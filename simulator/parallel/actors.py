@@ -1,4 +1,4 @@
-"""Processes that Ray starts, which call functions for another one."""
+"""Ray processes that call functions for this one."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 _GLANCE_S = 1.0
-"""How long a thread waits for an answer before it looks whether one can still come."""
+"""Seconds that a thread waits for an answer before it checks that one can still come."""
 
 
 def start_actors(number: int) -> list[Any]:
-    """Processes with a CPU each, over as many nodes as there are; they may still be starting."""
+    """Start processes with a CPU each, over as many nodes as there are; they may still be starting
+    on return.
+    """
     import ray
 
     actor = ray.remote(num_cpus=1, max_restarts=0, scheduling_strategy="SPREAD")(_Actor)
@@ -18,7 +20,7 @@ def start_actors(number: int) -> list[Any]:
 
 
 def end_actors(actors: Iterable[Any]) -> None:
-    """End processes, whatever they are at."""
+    """End processes, whatever they are doing."""
     import ray
 
     for actor in actors:
@@ -26,7 +28,7 @@ def end_actors(actors: Iterable[Any]) -> None:
 
 
 def wait_for(task: Any, is_lost: Callable[[], bool]) -> Any:
-    """What a process answers.
+    """Wait for the result of a call in a Ray process.
 
     Args:
         is_lost: whether all that it runs on is gone, which a call that waits may not notice.
@@ -48,8 +50,8 @@ def call(function: Callable[[], None]) -> None:
 
 
 class _Actor:
-    """What runs in a process that Ray starts."""
+    """Body of a process that Ray starts."""
 
     def call(self, function: Callable[[Any], Any], item: Any) -> Any:
-        """One item."""
+        """Call a function on one item."""
         return function(item)

@@ -1,4 +1,4 @@
-"""Items that several processes work through: who gets which, and what has come back."""
+"""Items that several processes work through: assignment to workers, and results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ Result = TypeVar("Result")
 
 
 class WorkList(Generic[Item, Result]):
-    """Items that are waited for, and who gets which. Used under the workers' lock."""
+    """Items of one parallel map, their assignment to workers, and their results. Used under the
+    workers' lock.
+    """
 
     def __init__(
         self,
@@ -34,22 +36,22 @@ class WorkList(Generic[Item, Result]):
 
     @property
     def num_left(self) -> int:
-        """Items that nobody has begun."""
+        """Items that no worker has begun."""
         return sum(map(len, self._left.values()))
 
     @property
     def has_fresh(self) -> bool:
-        """Whether there are results that were not told yet."""
+        """Whether there are results that :meth:`fresh` has not returned yet."""
         return bool(self._fresh)
 
     def fresh(self) -> list[Result]:
-        """Results since the last call."""
+        """Take the results that came since the last call."""
         found, self._fresh = self._fresh, []
         return found
 
     def take(self, worker: int) -> int | None:
-        """The next item for a worker: the heaviest of the group of which most is left, of others'
-        groups only at the end.
+        """Take the next item for a worker: the heaviest of the group with most work left; groups of
+        other workers only at the end.
         """
         if not self._left:
             return None
@@ -69,7 +71,7 @@ class WorkList(Generic[Item, Result]):
         return place
 
     def give_back(self, place: int, worker: int) -> None:
-        """An item that a worker took is not done: it is lost. Another begins it anew."""
+        """Return an item that a lost worker took; another begins it anew."""
         key = self._group(self.items[place])
         self._owners.get(key, set()).discard(worker)
         left = self._left.setdefault(key, [])
@@ -77,6 +79,6 @@ class WorkList(Generic[Item, Result]):
         left.sort(key=lambda n: -self._weights[n])
 
     def keep(self, place: int, result: Result) -> None:
-        """An item is done."""
+        """Store the result of an item."""
         self.results[place] = result
         self._fresh.append(result)

@@ -1,5 +1,5 @@
-"""One function over many items, on all cores: this process and Ray's workers, where Ray is
-installed, else here alone.
+"""Parallel map over all cores: this process and Ray's workers, where Ray is installed, else this
+process alone.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _Handed = deque[tuple[WorkList[Any, Any], int, Any]]
-"""What a worker is to do next: whose list, the item's place, and Ray's name for the answer."""
+"""Items handed to a worker: the list, the item's place in it, and Ray's reference to the result."""
 _UNSTARTED = "Ray did not start all processes, which takes longer"
 _MANY = 2
-"""While so many items a worker are left, each is handed one before it has ended the one before, so
-that it never waits."""
+"""Items left for each worker above which a worker is handed its next item before it has ended the
+last, so that it never waits."""
 
 _GLANCE_S = 1.0
-"""Seconds between two looks at whether what the others run on is still there."""
+"""Seconds between two checks that the Ray cluster is still there."""
 _STOPS_S = 60.0
-"""Ray has stopped by then, or never will: what it started ends with this process."""
+"""Seconds within which Ray stops, or never will; afterwards its processes end with this one."""
 _SHORT_S = 0.3
-"""Work that ends sooner is not worth starting others for."""
+"""Seconds of a list below which starting workers is not worth while."""
 
 
 def num_cores() -> int:
-    """Cores that this process may use."""
+    """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -52,21 +52,21 @@ def sweep(
     workers: int | None = None,
     seen: Callable[[Result], None] = lambda _: None,
 ) -> list[Result]:
-    """The function's result for every item, in the items' order: :meth:`Workers.map` with workers
-    that are gone afterwards.
+    """Map the function over all items, in their order: :meth:`Workers.map` with a worker pool of
+    its own.
     """
     with Workers(min(workers or num_cores(), len(items))) as pool:
         return pool.map(function, items, tick, seen)
 
 
 def use_workers(workers: Workers | int | None) -> contextlib.AbstractContextManager[Workers]:
-    """Workers that there are already, which stay, or so many new ones."""
+    """Use a worker pool that exists, which stays open, or open a new one of so many processes."""
     return contextlib.nullcontext(workers) if isinstance(workers, Workers) else Workers(workers)
 
 
 class Workers:
-    """Processes that work through one list of items after another: this one, and others that Ray
-    starts.
+    """Worker pool: processes that work through one list of items after another, this one and others
+    that Ray starts.
 
     The others are started soon after the first list, while this process already works on it, and
     keep what they have loaded and filled from list to list. They are gone when the context ends,
@@ -74,7 +74,7 @@ class Workers:
     """
 
     _num_open: ClassVar[int] = 0
-    """Of those that may have others: within a list no function starts more of them."""
+    """Open pools that may have Ray processes: within a list no function starts more of them."""
 
     def __init__(
         self,
@@ -82,13 +82,13 @@ class Workers:
         address: str | None = None,
         ready: Callable[[], None] = lambda: None,
     ) -> None:
-        """Nothing is started.
+        """Prepare the pool; nothing is started yet.
 
         Args:
-            count: of processes, this one included; by default one a core, or one a CPU of the
-                cluster. 1 starts nothing.
-            address: of a running Ray cluster (``host:port``), on all of whose nodes the others run,
-                instead of on this machine.
+            count: processes, this one included; by default one for each core, or one for each CPU
+                of the cluster. 1 starts nothing.
+            address: address of a running Ray cluster (``host:port``), on all of whose nodes the
+                others run, instead of on this machine.
             ready: called first in each of the others; what it raises is raised here.
         """
         self._count = count or (num_cores() if address is None else None)
@@ -100,9 +100,9 @@ class Workers:
         self._is_closed = False
         self._error: BaseException | None = None
         self._news: list[str] = []
-        """What became of others that this process can do without; each is told once."""
+        """Warnings about lost workers that this process can do without; each is shown once."""
         self._is_lost = False
-        """Whether what the others run on is gone, and all of them with it."""
+        """Whether the Ray cluster is lost, and all workers with it."""
         self._is_open = self._has_others()
         self._signals = contextlib.ExitStack()
         self._starter: threading.Thread | None = None
@@ -135,7 +135,7 @@ class Workers:
         return self
 
     def __exit__(self, raised: object = None, *_: object) -> None:
-        """Stop what was started. A call that still runs is given up."""
+        """Stop the processes that were started. A call that still runs is given up."""
         self.shut_down()
         try:
             # A thread that still imports Ray has started nothing. It may do so for ever: an
@@ -148,8 +148,8 @@ class Workers:
             Workers._num_open -= self._is_open
 
     def shut_down(self) -> None:
-        """Let the others end while this process goes on alone; the end of the context waits for
-        that.
+        """Let the workers end while this process goes on alone; the end of the context waits for
+        them.
         """
         with self._changed:
             self._is_closed = True
@@ -164,15 +164,15 @@ class Workers:
         group: Callable[[Item], Hashable] = lambda _: None,
         weight: Callable[[Item], float] = lambda _: 1.0,
     ) -> list[Result]:
-        """The function's result for every item, in the items' order. What the function raises is
-        raised here.
+        """Map the function over all items and return the results in the items' order. An exception
+        of the function is raised here.
 
         Args:
-            function: can be pickled, as items and results can.
-            tick: told how many items are done; between two items of this process.
-            seen: given each result as it comes, before ``tick`` counts it.
-            group: items of one group share what a process loads and fills, so the same process gets
-                them as long as others have items of their own.
+            function: picklable, as items and results are.
+            tick: called with the number of items done, between two items of this process.
+            seen: called with each result as it comes, before ``tick`` counts it.
+            group: key of items that share what a process loads and caches, so that the same process
+                gets them as long as others have items of their own.
             weight: roughly how long an item takes, in any unit; the longest are begun first.
         """
         work = WorkList(function, items, group, weight, self._seen_groups)
@@ -200,8 +200,8 @@ class Workers:
         return [work.results[place] for place in range(len(items))]
 
     def _next_here(self, work: WorkList[Any, Any]) -> int | None:
-        """An item for this process; ``None`` where others have ended some, or this waited until
-        they had.
+        """Take an item for this process; ``None`` where others have ended some, also after waiting
+        for them.
         """
         with self._changed:
             while True:
@@ -229,7 +229,7 @@ class Workers:
         self._starter.start()
 
     def _others(self) -> None:
-        """Start the others, and stop them in the end: all in one thread, with which the processes
+        """Start the workers, and stop them in the end: all in one thread, with which the processes
         that it started would die.
         """
         if self._address is None:
@@ -268,7 +268,7 @@ class Workers:
             self._has_started.set()
 
     def _wait_for_end(self, head: Any) -> None:
-        """Wait until the others are not needed any more, or what they run on is lost."""
+        """Wait until the workers are not needed any more, or their cluster is lost."""
         with self._changed:
             while not self._is_closed and head.lost is None:
                 self._changed.wait(_GLANCE_S)
@@ -278,7 +278,9 @@ class Workers:
                 self._changed.notify_all()
 
     def _do_without(self, error: Exception) -> None:
-        """No error on this machine: one with much to do may give Ray too little time to start."""
+        """Note that workers did not start, which is no error on this machine: a busy one may give
+        Ray too little time.
+        """
         self._news.append(f"{_UNSTARTED}: {first_line(error)}")
 
     def _start_workers(self, number: int) -> None:
@@ -325,7 +327,9 @@ class Workers:
             self._fail(work, error)
 
     def _lose(self, number: int, handed: _Handed) -> None:
-        """A worker is gone: what it was handed is done by whoever is left, this process at last."""
+        """Return a lost worker's items to the list; whoever is left does them, this process at
+        last.
+        """
         with self._changed:
             for work, place, _ in handed:
                 work.give_back(place, number)
@@ -355,7 +359,7 @@ class Workers:
     def _for_worker(
         self, number: int, handed: _Handed
     ) -> Iterator[tuple[WorkList[Any, Any], int | None]]:
-        """What one worker gets next; without a place where it is to end first what it was
+        """Yield the next items of one worker; without a place where it must first end what it was
         handed.
         """
         while True:
@@ -388,7 +392,7 @@ class Workers:
 
 
 def _is_on_ray() -> bool:
-    """Whether this process is a worker of Ray already, or the one that started it: workers' cores
+    """Whether this process is a worker of Ray already, or started Ray itself: the workers' cores
     are taken.
     """
     if Workers._num_open:

@@ -1,1 +1,1 @@
-"""What one step costs: its operations in order, with seconds."""
+"""Price of one step: its operations in order, with seconds."""

@@ -1,5 +1,7 @@
-"""The slots that a step's tokens choose in one layer: of each of its own tokens where some choices
-are dropped, of a sample that stands for them where none are and there are more than the pool has.
+"""Expert slots that a step's tokens choose in one layer.
+
+Where some choices are dropped, every token of the step is looked up. Otherwise a step with more
+tokens than the pool of recorded choices is represented by a sample of them.
 """
 
 from __future__ import annotations
@@ -20,20 +22,22 @@ Ints = NDArray[np.int64]
 
 
 class Choices(NamedTuple):
-    """What tokens choose in one layer."""
+    """Choices of a batch's tokens in one layer."""
 
     slot_TK: Ints
     """Slot of every token-expert pair, -1 where it was dropped."""
     source_T: Ints
-    """Rank that each token is on."""
+    """Rank that each token is on, ``[T]``."""
     scale: float
-    """Tokens of the step for each token here."""
+    """Tokens of the step that each token here stands for."""
     dropped_pairs: int
     """Token-expert pairs that are dropped."""
 
 
 class ChoosingTokens:
-    """The tokens of one step, ``tokens_d`` on each data-parallel rank."""
+    """Tokens of one step, ``tokens_d`` on each data-parallel rank, that are about to choose
+    experts.
+    """
 
     def __init__(self, experts: ExpertPlan, layout: Layout, tokens_d: Ints) -> None:
         self._experts, self._layout, self._tokens_d = experts, layout, tokens_d
@@ -41,12 +45,12 @@ class ChoosingTokens:
         self._sampled = min(self.total, POOL_TOKENS)
 
     def choose(self, slots: SlotMap, num_experts: int, layer: int, offset: int) -> Choices:
-        """The tokens' slots in a layer.
+        """Look up the slots that the tokens choose in a layer.
 
         Args:
-            slots: of the layer.
-            offset: where in the layer's pool of recorded choices the tokens begin. More tokens
-                than it has go round it.
+            slots: the layer's slots.
+            offset: index of the first token in the layer's pool of recorded choices. Indices beyond
+                the pool's end wrap around.
         """
         if may_drop(self._experts.overflow):
             ids_TK = self._take_ids(layer, offset, self.total)
@@ -67,7 +71,7 @@ class ChoosingTokens:
 
     @cached_property
     def _router_T(self) -> Ints:
-        """Rank whose router each token passes: 0 where every rank has every token."""
+        """Rank whose router each token passes, ``[T]``: 0 where every rank has every token."""
         return self._source_T if self._layout.travels else np.zeros(self.total, dtype=np.int64)
 
     @cached_property

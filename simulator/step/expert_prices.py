@@ -1,5 +1,5 @@
-"""What the routed experts of a step cost, and their exchanges: from ``topk_ids`` through placement
-and dispatch to seconds.
+"""Price of a step's routed experts and their exchanges: from ``topk_ids`` through placement and
+dispatch to seconds.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 _TRAVELLING_BYTES = {**BYTES_PER_ELEMENT, "fp8": INPUT_BYTES["fp8_block"]}
-"""Bytes of a number on its way to an expert: engines send fp8 with a scale for 128 numbers."""
+"""Bytes of an element on its way to an expert: engines send fp8 with one scale for 128 elements."""
 
 
 @dataclass(frozen=True)
@@ -37,25 +37,28 @@ class ExpertStep:
     """The routed experts of one layer in one step."""
 
     pairs_R: Floats
-    """Token-expert pairs that each rank computes."""
+    """Token-expert pairs that each rank computes, ``[R]``."""
     dropped_pairs: int
-    """Token-expert pairs that are computed nowhere, since their expert has no room."""
+    """Token-expert pairs that no rank computes, since their expert is over its capacity."""
     experts_R: Floats
-    """Seconds of each rank's experts."""
+    """Seconds that each rank's experts compute, ``[R]``."""
     read_bytes: float
-    """Expert weights that the mean rank reads: those of the experts it has tokens for."""
+    """Bytes of expert weights that the mean rank reads: those of the experts it has tokens for."""
     dispatch: Exchange
+    """Exchange that takes tokens to their experts."""
     combine: Exchange
+    """Exchange that brings expert outputs back."""
     pack_R: Floats | None = None
-    """Seconds of each rank to pack its rows before they travel; ``None`` where the exchange's own
-    kernels do it."""
+    """Seconds of each rank to pack its rows before they travel, ``[R]``; ``None`` where the
+    exchange's own kernels do it."""
     unpack_R: Floats | None = None
-    """Seconds to add up what comes back."""
+    """Seconds of each rank to add up the outputs that come back, ``[R]``; ``None`` where the
+    exchange's own kernels do it."""
 
 
 def find_imbalance(pairs_R: Floats) -> Floats:
-    """Token-expert pairs of the busiest rank over the mean rank's, over the last axis; 1 where none
-    are computed.
+    """Ratio of the busiest rank's token-expert pairs to the mean rank's, over the last axis; 1
+    where none are computed.
     """
     mean = np.asarray(pairs_R.mean(axis=-1))
     ones = np.ones_like(mean)
@@ -63,21 +66,22 @@ def find_imbalance(pairs_R: Floats) -> Floats:
 
 
 class _Counts(NamedTuple):
-    """Where a step's tokens go in one layer."""
+    """Tokens of one step on their way through one layer's experts."""
 
     rows_RG: Floats
-    """Tokens of every slot of each expert-parallel rank."""
+    """Tokens of every slot of each expert-parallel rank (``G`` slots of a rank)."""
     dropped_pairs: int
+    """Token-expert pairs that no rank computes."""
     arrivals_P: Floats
     """Tokens that have experts on each expert-parallel rank."""
     copies: Messages
-    """Hidden vectors from rank to rank."""
+    """Hidden vectors sent from rank to rank."""
     stays_R: Floats
-    """Tokens of each rank that have experts there."""
+    """Tokens of each rank that have experts on that same rank."""
 
 
 class _Ways(NamedTuple):
-    """The ways to the experts and back: the last fields of an :class:`ExpertStep`."""
+    """Dispatch, combine and packing of one layer: the last fields of an :class:`ExpertStep`."""
 
     dispatch: Exchange
     combine: Exchange
@@ -86,12 +90,12 @@ class _Ways(NamedTuple):
 
 
 def _kernels_of(policy: DispatchPolicy) -> str:
-    """Kernels that a policy is priced with."""
+    """Name of the kernels that a dispatch policy is priced with."""
     return str(getattr(policy, "kernels", "normal"))
 
 
 class ExpertPrices:
-    """Prices of one placement's routed experts."""
+    """Prices of one placement's routed experts and their exchanges."""
 
     def __init__(self, placement: Placement, experts: ExpertPlan, moe: MoE) -> None:
         self._placement = placement
@@ -100,15 +104,15 @@ class ExpertPrices:
         self._slot_maps: dict[int, SlotMap] = {}
 
     def _slots_of(self, layer: int) -> SlotMap:
-        """Made when it is asked for: the planner's screen looks at a few layers only."""
+        """Slots of a layer, built on first use: the planner's screen looks at a few layers only."""
         if layer not in self._slot_maps:
             self._slot_maps[layer] = SlotMap(self._experts.placed, layer, self._moe.num_experts)
         return self._slot_maps[layer]
 
     @cached_property
     def imbalance_L(self) -> Floats:
-        """Token-expert pairs of the busiest rank over the mean rank's, over the whole pool before
-        any are dropped, ``[L]``.
+        """Ratio of the busiest rank's token-expert pairs to the mean rank's, over the whole pool of
+        recorded choices before any are dropped, ``[L]``.
         """
         pairs_LR = []
         for layer, topk_ids_TK in enumerate(self._experts.topk_ids_LTK):
@@ -118,7 +122,7 @@ class ExpertPrices:
 
     @cached_property
     def expert_bytes(self) -> float:
-        """Weights of an expert that a rank holds."""
+        """Bytes of one expert's weights on one rank."""
         placement = self._placement
         return (
             self._moe.num_expert_parameters(placement.model.hidden_size)
@@ -127,11 +131,11 @@ class ExpertPrices:
         )
 
     def steps(self, tokens_d: Ints, places: Sequence[tuple[int, int]]) -> list[ExpertStep]:
-        """Price ``tokens_d`` tokens on each data-parallel rank, one step for each of ``places``;
-        many at once cost little more.
+        """Price ``tokens_d`` tokens on each data-parallel rank at each of ``places``; pricing many
+        at once costs little more than one.
 
         Args:
-            places: MoE layer, and where in its pool of recorded choices the step's tokens begin.
+            places: MoE layer, and index of the step's first token in its pool of recorded choices.
         """
         tokens = ChoosingTokens(self._experts, self._placement.layout, tokens_d)
         policy = policy_at(
@@ -146,7 +150,7 @@ class ExpertPrices:
     def _count(
         self, tokens: ChoosingTokens, policy: DispatchPolicy, layer: int, offset: int
     ) -> _Counts:
-        """Count where a step's tokens go in one layer."""
+        """Count the tokens of one step at every stop on their way through one layer."""
         placement, slots = self._placement, self._slots_of(layer)
         layout, node_R = placement.layout, placement.fabric.node_R
         slot_TK, source_T, scale, dropped_pairs = tokens.choose(
@@ -166,7 +170,7 @@ class ExpertPrices:
     def _price(
         self, tokens_d: Ints, policy: DispatchPolicy, counts: Sequence[_Counts]
     ) -> list[ExpertStep]:
-        """Price the tokens of some layers, whose ranks hold as many slots in each."""
+        """Price the experts of several layers whose ranks hold equally many slots."""
         placement, moe_tp = self._placement, self._placement.layout.moe_tp
         rows_YPG = np.stack([one.rows_RG for one in counts])
         seen_YP = self._count_seen(int(tokens_d.sum()), policy, counts, rows_YPG)
@@ -188,7 +192,9 @@ class ExpertPrices:
     def _count_seen(
         self, num_tokens: int, policy: DispatchPolicy, counts: Sequence[_Counts], rows_YPG: Floats
     ) -> Floats:
-        """Token-expert pairs that each expert-parallel rank's kernels are given, ``[Y, P]``."""
+        """Token-expert pairs that the expert kernels of each expert-parallel rank are given, ``[Y,
+        P]``.
+        """
         seen = sees(policy) if self._placement.layout.travels else "all"
         if seen == "rows":
             return np.asarray(rows_YPG.sum(axis=2))
@@ -199,7 +205,7 @@ class ExpertPrices:
     def _price_ways(
         self, tokens_d: Ints, policy: DispatchPolicy, counts: Sequence[_Counts]
     ) -> list[_Ways]:
-        """Price the ways to the experts and back, of each layer."""
+        """Price dispatch, combine and packing of each layer."""
         placement, layout = self._placement, self._placement.layout
         if not layout.travels:
             return [_Ways(Exchange.nothing(), Exchange.nothing())] * len(counts)
@@ -229,7 +235,7 @@ class ExpertPrices:
         )
 
     def _pack(self, tokens_R: Floats, count: _Counts) -> tuple[Floats, Floats] | tuple[None, None]:
-        """Seconds of each rank to pack its rows, and to add up what comes back."""
+        """Seconds of each rank to pack its rows, and to add up the outputs that come back."""
         placement = self._placement
         rows_R = count.copies.sum_by_rank(placement.fabric.node_R).sent_R + count.stays_R
         own_R = tokens_R * (self._moe.top_k * placement.layout.moe_tp)
@@ -237,11 +243,11 @@ class ExpertPrices:
         return packed or (None, None)
 
     def _experts_s(self, rows_RG: Floats, choices_R: Floats, kernels: str | None) -> Floats:
-        """Seconds of each rank's experts, ``[R]``.
+        """Seconds that each rank's experts compute, ``[R]``.
 
         Args:
-            choices_R: token-expert pairs of all tokens that the rank's kernels are given, other
-                ranks' experts among them.
+            choices_R: token-expert pairs of all tokens that the rank's kernels are given, including
+                those of other ranks' experts.
         """
         placement, moe = self._placement, self._moe
         layout, hidden, compute = placement.layout, placement.model.hidden_size, placement.compute

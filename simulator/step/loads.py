@@ -1,4 +1,6 @@
-"""How a step loads its ranks, beside how long it takes."""
+"""Load of one step on its ranks: imbalance, bytes read and dropped pairs, logged beside its
+seconds.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +12,15 @@ from simulator.step.program import PricedBatch
 
 
 class Loads(NamedTuple):
-    """What a step's log says of it, in the order of its columns."""
+    """Loads of one step, in the order of the step log's columns."""
 
     imbalance: float
-    """Token-expert pairs of the busiest rank over the mean rank's, mean over MoE layers."""
+    """Ratio of the busiest rank's token-expert pairs to the mean rank's, averaged over MoE
+    layers."""
     read_bytes: float
-    """Weights and cache that the mean rank reads."""
+    """Bytes of weights and cache that the mean rank reads."""
     dropped_pairs: float
-    """Token-expert pairs that are dropped in all layers."""
+    """Token-expert pairs dropped in all layers."""
 
 
 def measure_loads(prices: Prices, priced: PricedBatch) -> Loads:

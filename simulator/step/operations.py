@@ -1,4 +1,4 @@
-"""A whole step of one batch as operations of the ranks: layer by layer, each with its price."""
+"""Operations of one step of one batch, layer by layer, each with its price."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from simulator.step.two_batch import interleave
 
 
 def step_operations(prices: Prices, batch: Batch, offset: int) -> list[Operation]:
-    """:func:`list_operations` of a batch whose tokens begin at ``offset`` in the pool of recorded
+    """List the operations of a batch whose tokens begin at ``offset`` in the pool of recorded
     choices.
     """
     return list_operations(prices, prices.price_batch(batch, offset))
 
 
 def list_operations(prices: Prices, priced: PricedBatch) -> list[Operation]:
-    """The whole step of one batch as operations of the ranks that it meets in each layer, engine
+    """List the operations of one step of one batch on the ranks that it meets in each layer, engine
     overhead last.
     """
     batch, overlapped = priced.batch, prices.halved_layers
@@ -38,7 +38,9 @@ def list_operations(prices: Prices, priced: PricedBatch) -> list[Operation]:
 
 
 def _end_of_step(prices: Prices, batch: Batch) -> list[Operation]:
-    """The output head, the ways of a pipeline, and the engine's own time."""
+    """List the operations behind the last layer: output head, transfers between pipeline stages,
+    and engine overhead.
+    """
     layout = prices.placement.layout
     num_sequences = np.array([len(new) for new in batch.new_tokens])
     has_prompts = any(not flags.all() for flags in batch.is_decode)
@@ -78,7 +80,7 @@ def _layers(prices: Prices, part: PricedPart, layers: range) -> list[Operation]:
 
 
 def expert_operations(prices: Prices, step: ExpertStep, layer: int) -> list[Operation]:
-    """Dispatch, experts, combine of one layer."""
+    """List the operations of one layer's routed experts: dispatch, experts, combine."""
     everyone = (prices.all_ranks,)
     busy = Busy("experts", layer, step.experts_R)
     if not prices.placement.layout.travels:

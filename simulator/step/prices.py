@@ -1,9 +1,9 @@
-"""What the steps of a placed replica cost: each block's work, priced by its cost models.
+"""Prices of the steps of a placed replica: each block's work, priced by the cost models.
 
 All fidelities take their seconds from here. Matrix products depend on the number of tokens only, so
-they are priced once for every possible number; looking back is a closed form in a few sums; routed
-experts and their exchanges depend on which experts the tokens chose, and are priced from
-``topk_ids``.
+they are priced once for every possible number; attention over the context is a closed form in a few
+sums; routed experts and their exchanges depend on the experts that tokens chose, and are priced
+from ``topk_ids``.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from simulator.work.layout import shard, stage_layers
 from simulator.work.memory import expert_bytes_per_layer, linear_bytes, weight_bytes
 
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
+"""Phases that attention kernels tell apart, in the order of arrays with a phase axis."""
 
 
 class Prices:
@@ -44,11 +45,11 @@ class Prices:
     def __init__(
         self, placement: Placement, max_tokens: int, rows: NDArray[np.int64] | None = None
     ) -> None:
-        """Nothing is priced yet.
+        """Prepare prices; each is computed on first use.
 
         Args:
-            rows: numbers of tokens that blocks are priced for, where not every one is needed: what
-                their arrays are indexed by.
+            rows: numbers of tokens that blocks are priced for, which their arrays are indexed by;
+                by default every number up to ``max_tokens``.
         """
         self.placement = placement
         self.max_tokens = max_tokens
@@ -64,14 +65,16 @@ class Prices:
 
     @property
     def decode_rows(self) -> int:
-        """Most tokens of a sequence that attention kernels for decodes take, whatever they are of:
-        one, and a draft. Engines sort sequences by that (``reorder_batch_threshold`` in vLLM).
+        """Most new tokens of a sequence that a step's decode attention kernels take: one, and the
+        draft tokens. Engines sort sequences by it (``reorder_batch_threshold`` in vLLM).
         """
         return 1 + self.placement.drafts.num_tokens
 
     @cached_property
     def mixer_s(self) -> dict[str, NDArray[np.float64]]:
-        """Seconds of one layer's mixer without looking back, by mixer and number of tokens."""
+        """Seconds of one layer's mixer without attention over the context, by mixer and number of
+        tokens.
+        """
         hidden, tp = self.placement.model.hidden_size, self.placement.layout.tp
         found = {}
         for name, mixer in self.placement.model.mixers.items():
@@ -155,15 +158,15 @@ class Prices:
         return total_D
 
     def view(self, term: ContextKernel, phase: Phase) -> tuple[int, int, float]:
-        """How a kernel looks back: entries of its window, tokens of an entry, and rows that are
-        computed together.
+        """Parameters of a kernel's attention context: entries of its window, tokens of an entry,
+        and rows that are computed together.
         """
         rates = self.rates[term, phase]
         return term.window + int(rates.window_block), term.compression, rates.tile_rows
 
     def sum_contexts(self, term: ContextKernel, phase: Phase, batch: Batch) -> NDArray[np.float64]:
-        """Sums ``[D, 6]`` over the sequences of each rank that a kernel of ``phase`` looks back
-        for.
+        """Sum the attention contexts, ``[D, 6]``, of each rank's sequences that the kernel of
+        ``phase`` computes.
         """
         new_N, context_N, rank_N = batch.sequences
         chosen = (new_N <= self.decode_rows) == (phase == "decode")
@@ -177,8 +180,8 @@ class Prices:
         return sums_D6
 
     def all_reduces(self, ffn_name: str, mixer_name: str) -> tuple[int, int]:
-        """All-reduces over each tensor-parallel group after the mixer and after the feed-forward
-        block of a layer.
+        """Count all-reduces over each tensor-parallel group after the mixer and after the
+        feed-forward block of a layer.
 
         Where tokens travel to experts, the reduce-scatter before and the all-gather after are one
         all-reduce together.
@@ -210,15 +213,17 @@ class Prices:
         )
 
     def all_reduce(self, d: int, num_tokens: int) -> Exchange:
-        """Sum the hidden vectors of ``num_tokens`` tokens over tensor-parallel group ``d``."""
+        """Price the all-reduce of ``num_tokens`` tokens' hidden vectors over tensor-parallel group
+        ``d``.
+        """
         value_bytes = BYTES_PER_ELEMENT[self.placement.precision.activations]
         return self.placement.comm.all_reduce(
             num_tokens * self.placement.model.hidden_size * value_bytes, self.tensor_groups[d]
         )
 
     def all_reduces_s(self, num_tokens: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Seconds of :meth:`all_reduce` over the first group for each number of tokens, the links
-        to itself.
+        """Seconds of :meth:`all_reduce` over the first group for each number of tokens, with links
+        that carry nothing else.
         """
         value_bytes = BYTES_PER_ELEMENT[self.placement.precision.activations]
         num_bytes = np.asarray(
@@ -229,13 +234,13 @@ class Prices:
         )
 
     def sends_s(self, num_tokens: int) -> float:
-        """Seconds for which a batch is on its way from stage to stage, by tokens of its fullest
+        """Seconds that a batch travels between pipeline stages, by tokens of its fullest
         data-parallel rank.
         """
         return float(self.all_sends_s(np.array([num_tokens]))[0])
 
     def all_sends_s(self, num_tokens: NDArray[np.int64]) -> NDArray[np.float64]:
-        """:meth:`sends_s` for each number of tokens.
+        """Seconds that a batch travels between pipeline stages, for each number of tokens.
 
         Each tensor-parallel rank sends its part of the vectors, and those of the next stage gather
         them: half of an all-reduce, which scatters sums and gathers them.
@@ -258,8 +263,8 @@ class Prices:
 
     @cached_property
     def stage_shares(self) -> tuple[float, float]:
-        """Layers of a pipeline's longest stage, and of its last, which has the head too: shares of
-        all, which count alike.
+        """Shares of all layers in a pipeline's longest stage, and in its last, which has the output
+        head too. All layers count alike.
         """
         stages = [
             len(layers)
@@ -269,7 +274,7 @@ class Prices:
 
     @cached_property
     def experts(self) -> ExpertPrices:
-        """Prices of the routed experts."""
+        """Prices of the routed experts and their exchanges."""
         if self.placement.experts is None or self.placement.model.moe is None:
             raise ValueError(f"{self.placement.model.name} has no routed experts")
         return ExpertPrices(self.placement, self.placement.experts, self.placement.model.moe)
@@ -284,7 +289,7 @@ class Prices:
         return self.experts.steps(tokens_d, [(layer, offset)])[0]
 
     def expert_steps(self, tokens_d: NDArray[np.int64], offset: int) -> list[ExpertStep]:
-        """:meth:`expert_step` of every MoE layer."""
+        """Price the routed experts of every MoE layer: :meth:`expert_step` of each."""
         num_layers = self.placement.model.num_moe_layers
         if not num_layers:
             return []
@@ -293,18 +298,18 @@ class Prices:
     @cached_property
     def overlapped_layers(self) -> range:
         """Layers that two-batch overlap would run in halves: from the first to the last with routed
-        experts, as SGLang does.
+        experts, as in SGLang.
         """
         found = self.placement.model.moe_layers
         return range(found[0], found[-1] + 1) if found else range(0)
 
     @property
     def halved_layers(self) -> range:
-        """Layers that do run in halves."""
+        """Layers that this placement runs in halves."""
         return self.overlapped_layers if self.placement.overlap == "two_batch" else range(0)
 
     def parts(self, batch: Batch) -> tuple[Batch, ...]:
-        """What a step's overlapped layers run one after another: the whole batch, or its halves."""
+        """Split a batch for the overlapped layers: the whole batch, or its halves."""
         if not self.halved_layers:
             return (batch,)
         return halves(batch) or (batch,)
@@ -324,8 +329,8 @@ class Prices:
     def overheads_s(
         self, num_sequences: NDArray[np.float64], has_prompts: NDArray[np.float64]
     ) -> NDArray[np.float64]:
-        """The engine's own time for steps with ``num_sequences`` on their fullest data-parallel
-        rank, a share ``has_prompts`` of which have prompt tokens too.
+        """Seconds of engine overhead for steps with ``num_sequences`` on their fullest
+        data-parallel rank, a share ``has_prompts`` of which have prompt tokens too.
         """
         engine = self.placement.calibration.engine
         own_s: NDArray[np.float64] = engine.step_s + sequences_s(num_sequences, engine.sequence_s)
@@ -333,8 +338,8 @@ class Prices:
 
     @cached_property
     def read_bytes_per_step(self) -> float:
-        """Weights other than routed experts and the embedding table that one rank of each stage
-        reads for every batch.
+        """Bytes of weights other than routed experts and the embedding table that one rank of each
+        stage reads for every batch.
         """
         placement, model = self.placement, self.placement.model
         left_out = model.num_embedding_parameters / placement.layout.tp * BYTES_PER_ELEMENT["bf16"]
@@ -359,8 +364,8 @@ class Prices:
 
     @cached_property
     def overlapped_bytes(self) -> float:
-        """Weights other than routed experts of :attr:`halved_layers`, which each half reads
-        anew.
+        """Bytes of weights other than routed experts in :attr:`halved_layers`, which each half
+        reads anew.
         """
         model, tp, dtype = (
             self.placement.model,
@@ -380,10 +385,10 @@ class Prices:
 
     @cached_property
     def mixer_layers(self) -> Counter[str]:
-        """How many layers have each mixer."""
+        """Number of layers with each mixer."""
         return Counter(mixer for mixer, _ in self.placement.model.layer_names if mixer != "none")
 
     @cached_property
     def ffn_layers(self) -> Counter[str]:
-        """How many layers have each feed-forward block."""
+        """Number of layers with each feed-forward block."""
         return Counter(ffn for _, ffn in self.placement.model.layer_names if ffn != "none")

@@ -1,4 +1,4 @@
-"""A step as a program: what every rank computes and what ranks do together, in order, priced.
+"""Program of one step: computation of every rank and exchanges between ranks, in order, priced.
 Engines execute it in virtual time.
 """
 
@@ -16,27 +16,28 @@ from simulator.step.expert_prices import ExpertStep
 
 
 class Busy(NamedTuple):
-    """Each rank computes on its own."""
+    """Computation of each rank on its own."""
 
     phase: str
-    """One of :data:`simulator.results.tables.STEP_PHASES`."""
+    """Phase of the step, one of :data:`simulator.results.tables.STEP_PHASES`."""
     layer: int
     seconds_R: NDArray[np.float64]
+    """Seconds of each rank, ``[R]``."""
 
 
 class Together(NamedTuple):
-    """Groups of ranks meet, exchange data, and go on when theirs has arrived."""
+    """Blocking exchange: groups of ranks meet, exchange data, and go on when it has arrived."""
 
     phase: str
     layer: int
     groups: tuple[tuple[int, ...], ...]
     exchanges: tuple[Exchange, ...]
-    """One a group."""
+    """One exchange for each group."""
 
 
 class Start(NamedTuple):
-    """Groups of ranks exchange data as in :class:`Together`, but each goes on at once with what
-    does not need it.
+    """Asynchronous exchange: groups of ranks exchange data as in :class:`Together`, but each goes
+    on at once with operations that do not need it.
     """
 
     phase: str
@@ -44,47 +45,49 @@ class Start(NamedTuple):
     groups: tuple[tuple[int, ...], ...]
     exchanges: tuple[Exchange, ...]
     number: int
-    """By which :class:`Finish` knows it; unique in a program."""
+    """Number by which :class:`Finish` refers to it; unique in a program."""
 
 
 class Finish(NamedTuple):
-    """Each rank waits until what it started has arrived."""
+    """Wait of each rank until the exchange it started has arrived."""
 
     start: Start
 
 
 Operation = Busy | Together | Start | Finish
+"""Element of a step's program."""
 
 
 class Sequences(NamedTuple):
-    """Sequences of a step, ``[N]`` each."""
+    """Sequences of a step on all ranks, ``[N]`` each."""
 
     new_N: NDArray[np.int64]
-    """New tokens."""
+    """New tokens of each sequence."""
     context_N: NDArray[np.int64]
-    """Tokens that are in the cache already."""
+    """Tokens of each sequence that are in the cache already."""
     rank_N: NDArray[np.int64]
-    """Data-parallel rank."""
+    """Data-parallel rank of each sequence."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step computes, one entry a data-parallel rank; a decode is a chunk of one token."""
+    """Batch of one step, one entry for each data-parallel rank; a decode is a chunk of one token."""
 
     new_tokens: tuple[NDArray[np.int64], ...]
-    """For each rank, new tokens of every sequence in its step."""
+    """For each rank, new tokens of every sequence in the step."""
     context_tokens: tuple[NDArray[np.int64], ...]
     """For each rank, tokens of these sequences that are in the cache already."""
     is_decode: tuple[NDArray[np.bool_], ...]
+    """For each rank, whether these sequences decode."""
     num_logits: NDArray[np.int64]
     """Sequences of each rank that get an output token from this step."""
     requests: tuple[NDArray[np.int64], ...] = ()
-    """For each rank, the numbers of these sequences' requests in the trace; empty where they stand
-    for any."""
+    """For each rank, the numbers of these sequences' requests in the trace; empty where they
+    represent any."""
     domains: tuple[NDArray[np.int64], ...] = ()
     """For each rank, the kinds of text of these requests
-    (:attr:`simulator.workload.traces.RequestTrace.domain`), -1 where none is told; empty where they
-    stand for any."""
+    (:attr:`simulator.workload.traces.RequestTrace.domain`), -1 where unknown; empty where they
+    represent any."""
 
     @cached_property
     def tokens_d(self) -> NDArray[np.int64]:
@@ -103,15 +106,15 @@ class Batch:
 
 
 class PricedPart(NamedTuple):
-    """What runs through the overlapped layers at once, with its routed experts."""
+    """Part of a batch that runs through the overlapped layers at once, with its routed experts."""
 
     batch: Batch
     steps: list[ExpertStep]
-    """One for each MoE layer."""
+    """One priced step of experts for each MoE layer."""
 
 
 class PricedBatch(NamedTuple):
-    """A batch whose routed experts are priced."""
+    """Batch whose routed experts are priced."""
 
     batch: Batch
     parts: tuple[PricedPart, ...]

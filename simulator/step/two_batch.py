@@ -1,5 +1,5 @@
-"""Two-batch overlap: a step's tokens in two halves, and the two programs in turn, one computing
-while the other exchanges.
+"""Two-batch overlap: a step's tokens in two halves, whose programs take turns, one computing while
+the other exchanges.
 
 DeepSeek ("DeepSeek-V3 Technical Report", 3.4) and SGLang (``--enable-two-batch-overlap``). The
 order is fixed, as it is on a GPU's stream: a half computes until its next exchange starts, then the
@@ -26,11 +26,11 @@ Value = TypeVar("Value", np.int64, np.bool_)
 
 
 def halves(batch: Batch) -> tuple[Batch, Batch] | None:
-    """Half of each rank's tokens, and the rest; ``None`` where no rank has two.
+    """Split each rank's tokens into two halves; ``None`` where no rank has two tokens.
 
     Decodes come before prompts, and the sequence in the middle is cut in two, the second part
-    looking back at the first (SGLang's two-chunk overlap). The output head is not part of a half,
-    so neither has logits.
+    attending to the first (SGLang's two-chunk overlap). The output head is not part of a half, so
+    neither has logits.
     """
     if int(batch.tokens_d.max(initial=0)) < 2:
         return None
@@ -52,12 +52,12 @@ def halves(batch: Batch) -> tuple[Batch, Batch] | None:
 
 
 def first_half(num_tokens: Tokens) -> Tokens:
-    """Tokens of the first half."""
+    """Number of tokens in the first half."""
     return num_tokens - num_tokens // 2
 
 
 def _take(batch: Batch, chosen: Sequence[NDArray[Any]]) -> Batch:
-    """Some sequences of each rank, in some order, without logits."""
+    """Select some sequences of each rank, in some order, without logits."""
 
     def take(rows: Sequence[NDArray[Value]]) -> tuple[NDArray[Value], ...]:
         return tuple(row[own] for row, own in zip(rows, chosen, strict=True)) if rows else ()
@@ -73,7 +73,7 @@ def _take(batch: Batch, chosen: Sequence[NDArray[Any]]) -> Batch:
 
 
 def interleave(first: list[Operation], second: list[Operation]) -> list[Operation]:
-    """Both programs in turn, a turn ending where a dispatch or combine starts.
+    """Merge two programs in turns, a turn ending where a dispatch or combine starts.
 
     What an exchange's kernels keep from the GPU is spent at its start: hiding an exchange of ``D``
     seconds that holds the share ``h`` behind ``w`` seconds of computation takes ``max(D, w + h

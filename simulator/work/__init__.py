@@ -1,3 +1,3 @@
-"""What a step makes every rank and link do: exact counts of FLOPs, bytes and tokens. No hardware,
+"""Exact counts of one step's work: FLOPs, bytes and tokens of every rank and link. No hardware and
 no seconds.
 """

@@ -1,5 +1,5 @@
-"""Looking back: how many (query, key) pairs and cached entries a sequence's new tokens touch.
-Compiled, for the inner loop.
+"""Attention over the context: (query, key) pairs and cached entries that a sequence's new tokens
+touch. Compiled, for the inner loop.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ an entry stays an int64."""
 
 @borrowing
 def pairs(context: int, new: int, window: int, compression: int) -> float:
-    """(query, key) pairs when ``new`` tokens follow ``context`` earlier ones: token ``t`` (from 1)
-    sees ``min(t / compression, window)``.
+    """Count (query, key) pairs when ``new`` tokens follow ``context`` earlier ones: token ``t``
+    (from 1) attends to ``min(t / compression, window)`` entries.
 
     >>> float(pairs(0, 4, NO_WINDOW, 1))     # causal: 1 + 2 + 3 + 4
     10.0
@@ -42,8 +42,8 @@ def pairs(context: int, new: int, window: int, compression: int) -> float:
 
 @borrowing
 def entries(context: int, new: int, window: int, compression: int) -> float:
-    """Cached entries that a step must read (or write) for a sequence: all that its new tokens see,
-    each once.
+    """Count cached entries that a step must read (or write) for one sequence: all that its new
+    tokens attend to, each once.
 
     >>> float(entries(10, 1, NO_WINDOW, 1))
     11.0
@@ -58,7 +58,7 @@ def entries(context: int, new: int, window: int, compression: int) -> float:
 def total_pairs(
     context: NDArray[np.int64], new: NDArray[np.int64], window: int, compression: int
 ) -> float:
-    """:func:`pairs`, summed over sequences."""
+    """Sum :func:`pairs` over sequences."""
     total = 0.0
     for i in range(len(new)):
         total += pairs(context[i], new[i], window, compression)
@@ -74,8 +74,8 @@ def add_sums(
     compression: int,
     tile_rows: float,
 ) -> None:
-    """Add a sequence to ``[6]`` sums: pairs, entries, new tokens, rows in whole tiles, sequences;
-    last, the longest view.
+    """Add one sequence to ``[6]`` sums: pairs, entries, new tokens, new tokens rounded up to whole
+    tiles, sequences; the last is no sum but the longest attended context, in entries.
     """
     sums[0] += pairs(context, new, window, compression)
     sums[1] += entries(context, new, window, compression)
@@ -89,13 +89,13 @@ def add_sums(
 def add_decodes(
     sums: NDArray[np.float64], count: int, contexts: int, longest: int, tile_rows: float
 ) -> None:
-    """Add ``count`` sequences that each get one more token and see all that they have:
-    :func:`add_sums` without a window, for all of them.
+    """Add ``count`` decoding sequences that each get one new token and attend to their whole
+    context: :func:`add_sums` without a window, for all of them at once.
 
     Args:
-        contexts: tokens of all of them together, before the new ones.
-        longest: tokens of the longest.
-        tile_rows: a whole number.
+        contexts: context tokens of all of them together, before the new ones.
+        longest: context tokens of the longest one.
+        tile_rows: rows that a kernel computes together, a whole number.
     """
     seen = float(contexts + count)
     sums[0] += seen
@@ -113,7 +113,7 @@ def total_sums(
     compression: int,
     tile_rows: float,
 ) -> NDArray[np.float64]:
-    """:func:`add_sums` over sequences, ``[6]``."""
+    """Sum :func:`add_sums` over sequences of one rank, ``[6]``."""
     one_rank = np.zeros(len(new), dtype=np.int64)
     sums_D6 = sums_by_rank(context, new, one_rank, 1, window, compression, tile_rows)
     sums: NDArray[np.float64] = sums_D6[0]
@@ -130,7 +130,7 @@ def sums_by_rank(
     compression: int,
     tile_rows: float,
 ) -> NDArray[np.float64]:
-    """:func:`add_sums` ``[D, 6]`` over the sequences of each rank."""
+    """Sum :func:`add_sums` over the sequences of each data-parallel rank, ``[D, 6]``."""
     sums_D6 = np.zeros((num_ranks, 6))
     for i in range(len(new_N)):
         add_sums(sums_D6[rank_N[i]], context_N[i], new_N[i], window, compression, tile_rows)
@@ -146,7 +146,7 @@ def uniform_sums(
     compression: NDArray[np.int64],
     tile_rows: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """:func:`add_sums` ``[n, 6]`` of ``n`` batches of equal sequences."""
+    """Sums of ``n`` batches of equal sequences, ``[n, 6]``, as :func:`add_sums` orders them."""
     sums_nk = np.zeros((len(new), 6))
     for i in range(len(new)):
         add_sums(sums_nk[i], context[i], new[i], window[i], compression[i], tile_rows[i])

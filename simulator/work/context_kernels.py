@@ -1,5 +1,5 @@
-"""What reading the context costs one rank, summed over layers: the coefficients that a step's sums
-are multiplied with.
+"""Kernels that read the attention context on one rank: FLOPs and bytes that the sums of
+:mod:`simulator.work.context` are multiplied with.
 """
 
 from __future__ import annotations
@@ -20,40 +20,49 @@ SSD, arXiv:2405.21060)."""
 
 
 class ContextKernel(NamedTuple):
-    """One kernel of one mixer. FLOPs are for a (query, key) pair, bytes for a cached entry, both of
-    one rank and layer.
+    """One kernel of one mixer: FLOPs of a (query, key) pair and bytes of a cached entry, on one
+    rank and in one layer.
     """
 
     mixer: str
     num_layers: int
+    """Layers with this kernel's mixer."""
     window: int
+    """Entries a token attends to at most; ``NO_WINDOW`` for the whole context."""
     """``NO_WINDOW`` for all of the context."""
     compression: int
+    """Context tokens of one cached entry."""
     prefill_flops: float
+    """FLOPs of one (query, key) pair in prefill."""
     decode_flops: float
+    """FLOPs of one (query, key) pair in decode."""
     prefill_bytes: float
+    """Bytes read for one cached entry in prefill."""
     decode_bytes: float
+    """Bytes read for one cached entry in decode."""
     kind: Literal["heads", "latent", "state"] = "heads"
-    """What an entry holds: keys and values of heads, one latent vector for all heads, or a
+    """Content of a cached entry: keys and values of heads, one latent vector for all heads, or a
     recurrent layer's state."""
     kv_dtype: str = "bf16"
     slides: bool = False
     """Whether the window slides over neighbouring entries; otherwise any may be selected."""
     num_heads: float = 0.0
-    """Query heads."""
+    """Query heads of one rank."""
     num_kv_heads: float = 0.0
+    """Key-value heads of one rank."""
     prefill_token_bytes: float = 0.0
-    """Moved for a new token whatever it sees: queries, outputs, its keys and values before and when
-    they are cached."""
+    """Bytes moved for a new prompt token whatever it attends to: queries, outputs, its keys and
+    values before and when they are cached."""
     decode_token_bytes: float = 0.0
+    """Bytes moved for a new decode token whatever it attends to."""
     appended: float = 0.0
-    """Numbers of a new token's key that are written into the cache."""
+    """Elements of a new token's key and value that one rank writes into the cache."""
 
 
 def context_kernels(
     model: ModelSpec, layout: Layout, precision: Precision
 ) -> tuple[ContextKernel, ...]:
-    """Every context kernel of the model. A recurrent layer looks back one entry: its state."""
+    """Context kernels of all layers of a model. A recurrent layer reads one entry: its state."""
     found: list[ContextKernel] = []
     for name, num_layers in Counter(
         mixer for mixer, _ in model.layer_names if mixer != "none"
@@ -79,7 +88,7 @@ def context_kernels(
 def context_kernel(
     term: ContextTerm, tp: int, kv_dtype: str, activations: str = "bf16"
 ) -> ContextKernel:
-    """The kernel of one term in one layer, on one of ``tp`` ranks."""
+    """Build the kernel of one attention term in one layer, on one of ``tp`` ranks."""
     num_shards = min(tp, term.num_shards)
     num_bytes = term.cached_elements_per_entry * BYTES_PER_ELEMENT[kv_dtype] / num_shards
     written = num_bytes if term.appended_elements else 0.0

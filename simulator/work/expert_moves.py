@@ -1,4 +1,4 @@
-"""How many copies of experts travel between ranks when they are placed anew."""
+"""Copies of expert weights that travel between ranks when experts are rebalanced."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from simulator.policies.placement import Placed
 def count_expert_moves(
     before: Placed, after: Placed, node_R: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Experts that each rank sends to each other one, over all layers, ``[R, R]``.
+    """Count the experts that each rank sends to each other one, over all layers, ``[R, R]``.
 
     A rank keeps what it has. What it lacks comes from a rank that has it: one on its own node if
     there is one, and of several each in its turn, so that the copies of an expert share the work.

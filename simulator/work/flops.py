@@ -1,5 +1,5 @@
-"""FLOPs and bytes that the served tokens need whatever the deployment: the numerators of MFU and
-MBU.
+"""FLOPs that served tokens need whatever the deployment: the numerator of model FLOPs utilisation
+(MFU).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from simulator.work.context import NO_WINDOW, total_pairs
 
 
 def matmul_flops_per_token(model: ModelSpec, *, with_head: bool) -> float:
-    """FLOPs of all matrices that one token passes through: two for each weight, ``top_k`` routed
-    experts of each MoE layer.
+    """FLOPs of all matrices that one token passes through: two for each weight, and ``top_k``
+    routed experts of each MoE layer.
 
     Agrees with PyTorch's FLOP counter on the same layers, which leaves out norms and activations as
     well.
@@ -45,8 +45,8 @@ def served_flops(
     num_output: NDArray[np.int64],
     num_cached: NDArray[np.int64],
 ) -> float:
-    """FLOPs to serve all requests: prompt tokens that were not cached, every output token, looking
-    back included.
+    """FLOPs to serve all requests: prompt tokens that were not cached and every output token,
+    attention included.
 
     The first output token comes out of the prefill, and the last one is never read again, so
     ``num_output - 1`` are computed.

@@ -1,5 +1,5 @@
-"""How one replica's ranks are arranged: tensor-, attention data- and expert-parallel groups in each
-stage of its pipeline.
+"""Arrangement of one replica's ranks: tensor-, data- (attention) and expert-parallel groups in each
+pipeline stage.
 """
 
 from __future__ import annotations
@@ -14,15 +14,21 @@ from simulator.config.model import ModelSpec
 
 @dataclass(frozen=True)
 class Layout:
-    """Rank ``r`` of a stage is tensor-parallel rank ``r % tp`` of data-parallel group ``r // tp``,
-    and holds the experts of EP rank ``r // moe_tp``. The ranks of a stage are neighbours: GPU ``s R
-    + r`` of a replica is rank ``r`` of stage ``s``.
+    """Parallel groups of one replica.
+
+    Rank ``r`` of a stage is tensor-parallel rank ``r % tp`` of data-parallel group ``r // tp``, and
+    holds the experts of EP rank ``r // moe_tp``. The ranks of a stage are neighbours: GPU ``s R +
+    r`` of a replica is rank ``r`` of stage ``s``.
     """
 
     tp: int
+    """Tensor-parallel ranks of a data-parallel group."""
     attention_dp: int
+    """Data-parallel groups of attention in a stage."""
     ep: int
+    """Expert-parallel ranks of a stage."""
     pp: int = 1
+    """Pipeline stages."""
 
     @property
     def num_ranks(self) -> int:
@@ -31,7 +37,7 @@ class Layout:
 
     @property
     def num_gpus(self) -> int:
-        """Of all stages."""
+        """GPUs of all stages."""
         return self.num_ranks * self.pp
 
     @property
@@ -41,7 +47,7 @@ class Layout:
 
     @property
     def moe_tp(self) -> int:
-        """Ranks that one routed expert is split over."""
+        """Ranks that each routed expert is split over."""
         return self.num_ranks // self.ep
 
     @property
@@ -52,7 +58,7 @@ class Layout:
         return self.attention_dp > 1
 
     def text(self) -> str:
-        """For people: ``attention DP 8 x TP 1, EP 8``; ``TP 8, PP 2``."""
+        """Describe the layout for people: ``attention DP 8 x TP 1, EP 8``; ``TP 8, PP 2``."""
         more = (f", EP {self.ep}" if self.ep > 1 else "") + (
             f", PP {self.pp}" if self.pp > 1 else ""
         )
@@ -64,7 +70,7 @@ class Layout:
 
 
 def make_layout(parallel: ParallelSpec, model: ModelSpec, where: str) -> Layout:
-    """Check that the model can be split as asked.
+    """Build the layout of a model, once every number is found to divide.
 
     Raises:
         UserError: naming the numbers that do not divide.
@@ -100,8 +106,8 @@ def make_layout(parallel: ParallelSpec, model: ModelSpec, where: str) -> Layout:
 
 
 def stage_layers(num_layers: int, pp: int) -> list[range]:
-    """The layers of each stage, as evenly as possible; those that are over go to stages before the
-    last, which has the head (vLLM).
+    """Layers of each stage, split as evenly as possible; the remainder goes to stages before the
+    last, which has the output head (vLLM).
 
     >>> [len(layers) for layers in stage_layers(61, 4)]
     [15, 15, 16, 15]
@@ -112,7 +118,7 @@ def stage_layers(num_layers: int, pp: int) -> list[range]:
 
 
 def uneven_heads(model: ModelSpec, tp: int) -> tuple[str, int] | None:
-    """The first mixer whose heads ``tp`` does not divide, and how many it has."""
+    """Find the first mixer whose heads ``tp`` does not divide: its name and number of heads."""
     for name, mixer in model.mixers.items():
         if mixer.split_heads % tp:
             return name, mixer.split_heads

@@ -15,14 +15,18 @@ from simulator.work.layout import Layout, shard, stage_layers
 
 @dataclass(frozen=True)
 class Precision:
-    """Number formats of one deployment."""
+    """Number formats of one deployment, by what is stored or sent in them."""
 
     weights: str
+    """Matrices other than routed experts."""
     experts: str
     """Routed experts."""
     kv: str
+    """KV cache."""
     dispatch: str
+    """Hidden vectors on their way to experts."""
     combine: str
+    """Expert outputs on their way back."""
 
     @property
     def activations(self) -> str:
@@ -38,13 +42,13 @@ def weight_bytes(
     num_slots: int | None = None,
     padded_to: tuple[int, int] = (1, 1),
 ) -> float:
-    """Weights on the fullest rank of the fullest stage. Embeddings, norms, biases and the router
-    stay in bf16, as engines keep them.
+    """Bytes of weights on the fullest rank of the fullest stage. Embeddings, norms, biases and the
+    router stay in bf16, as engines keep them.
 
     Args:
         num_slots: expert slots of a layer on all ranks together, where some hold copies.
-        padded_to: what a rank's part of the experts' inner width, and the hidden width of experts,
-            are rounded up to a multiple of.
+        padded_to: multiples that a rank's part of the experts' inner width, and the experts' hidden
+            width, are rounded up to.
     """
     stages = stage_layers(model.num_layers, layout.pp)
     return max(
@@ -62,8 +66,8 @@ def _stage_bytes(
     num_slots: int | None,
     padded_to: tuple[int, int],
 ) -> float:
-    """The first stage holds the embedding, the last one the output matrix, even where that is the
-    embedding.
+    """Bytes of weights on one rank of one stage. The first stage holds the embedding table, the
+    last one the output matrix, also where it is tied to the embedding.
     """
     bf16 = BYTES_PER_ELEMENT["bf16"]
     is_first, is_last = layers.start == 0, layers.stop == model.num_layers
@@ -92,7 +96,7 @@ def _layer_bytes(
     num_slots: int | None,
     padded_to: tuple[int, int],
 ) -> Iterator[float]:
-    """Norms, and the parts of a layer's mixer and feed-forward block."""
+    """Bytes of a layer's norms and of each part of its mixer and feed-forward block."""
     bf16 = BYTES_PER_ELEMENT["bf16"]
     yield 2 * model.norm_vectors * model.hidden_size * bf16
     if mixer_name != "none":
@@ -113,8 +117,8 @@ def _layer_bytes(
 def linear_bytes(
     linears: tuple[Linear, ...], tp: int, dtype: str, pruning: Pruning | None = None
 ) -> float:
-    """Bytes of one rank's parts of the matrices; of pruned ones what is left, and the indices that
-    say where it lies.
+    """Bytes of one rank's parts of matrices; of pruned ones, the remaining values and their
+    indices.
     """
     total = 0.0
     for linear in linears:
@@ -136,8 +140,8 @@ def linear_bytes(
 def expert_bytes_per_layer(
     moe: MoE, hidden_size: int, layout: Layout, precision: Precision, num_slots: int | None = None
 ) -> float:
-    """Bytes of the routed experts of one layer on the fullest rank; of copies too, where there are
-    more slots than experts.
+    """Bytes of one layer's routed experts on the fullest rank, with copies where there are more
+    slots than experts.
     """
     slots = -(-(num_slots or moe.num_experts) // layout.ep)
     return (
@@ -149,7 +153,7 @@ def expert_bytes_per_layer(
 
 
 def padding_factor(moe: MoE, hidden_size: int, layout: Layout, padded_to: tuple[int, int]) -> float:
-    """Bytes of padded experts over those of unpadded ones.
+    """Ratio of the bytes of padded experts to those of unpadded ones.
 
     >>> gpt_oss = MoE(kind="moe", num_experts=128, top_k=4, intermediate_size=2880)
     >>> round(padding_factor(gpt_oss, 2880, Layout(1, 1, 1), (128, 256)), 4)
@@ -165,20 +169,21 @@ def padding_factor(moe: MoE, hidden_size: int, layout: Layout, padded_to: tuple[
 
 @dataclass(frozen=True)
 class CacheSize:
-    """What one sequence's cache takes on one rank."""
+    """Cache of one sequence on one rank."""
 
     bytes_per_token: float
-    """Grows with the sequence."""
+    """Bytes that grow with the sequence's tokens."""
     bytes_per_sequence: float
-    """Does not: recurrent state, and the windows of sliding layers at their fullest."""
+    """Bytes of a sequence whatever its length: recurrent state, and the windows of sliding layers
+    when full."""
 
     def bytes_for(self, num_tokens: int) -> float:
-        """Bytes of a sequence of ``num_tokens``."""
+        """Bytes of a sequence of ``num_tokens`` tokens."""
         return self.bytes_per_token * num_tokens + self.bytes_per_sequence
 
 
 def cache_size(model: ModelSpec, layout: Layout, precision: Precision) -> CacheSize:
-    """Cache of one sequence on one rank, over all layers of the stage that keeps most."""
+    """Cache of one sequence on one rank, over all layers of the stage that needs most."""
     found = [
         _stage_cache(model, layout, layers, precision)
         for layers in stage_layers(model.num_layers, layout.pp)

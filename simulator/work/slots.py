@@ -1,5 +1,5 @@
-"""From ``topk_ids`` through the placement: tokens of every expert slot, and the ranks each token
-must reach. A choice that was dropped is -1 as an id, a slot and a rank.
+"""Expert slots that tokens reach: from ``topk_ids`` through the placement to tokens of every slot
+and ranks of every token. A dropped choice is -1 as an id, a slot and a rank.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from simulator.policies.placement import Placed
 
 def spread_over_parts(rank_TK: NDArray[np.int64], moe_tp: int) -> NDArray[np.int64]:
     """Ranks that each token must reach, ``[T, K x moe_tp]``, from its experts' expert-parallel
-    ranks: an expert that is split lies on ``moe_tp`` neighbours.
+    ranks ``[T, K]``: a split expert lies on ``moe_tp`` neighbouring ranks.
     """
     if moe_tp == 1:
         return rank_TK
@@ -25,8 +25,8 @@ def spread_over_parts(rank_TK: NDArray[np.int64], moe_tp: int) -> NDArray[np.int
 
 
 class SlotMap:
-    """Where the experts of one layer lie, ready for counting. Several slots of one expert share its
-    tokens in turn.
+    """Ranks and slots of one layer's experts, ready for counting. Slots that hold copies of one
+    expert take its tokens in turn.
     """
 
     def __init__(self, placed: Placed, layer: int, num_experts: int) -> None:
@@ -65,8 +65,8 @@ class SlotMap:
         return np.asarray(self._rank_P1.take(slot_TK))
 
     def shared(self, tokens_E: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Tokens of every slot, ``rows_RG``, from how many each expert has: copies take turns, so
-        they share evenly.
+        """Tokens of every slot, ``rows_RG`` (``G`` slots of a rank), from the tokens of each
+        expert: its copies take turns, so they share evenly.
         """
         number_P = np.zeros(len(self.rank_P))
         for turn in range(self._slot_E1C.shape[1]):
@@ -80,8 +80,8 @@ class SlotMap:
         return rows_RG
 
     def rows(self, slot_TK: NDArray[np.int64], scale: float = 1.0) -> NDArray[np.float64]:
-        """Tokens of every slot, rank by rank: ``rows_RG [R, slots of a rank]``, times ``scale`` and
-        rounded, none lost to 0.
+        """Tokens of every slot, ``rows_RG`` (``G`` slots of a rank), times ``scale`` and rounded; a
+        slot with any token keeps at least one.
         """
         found_P1 = np.bincount(slot_TK.ravel() + 1, minlength=len(self.rank_P) + 1)
         pairs_P = found_P1[1:].astype(np.float64)
@@ -93,7 +93,8 @@ class SlotMap:
 
 
 def _count_up(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """``0, 1, ...`` up to each count, one after the other.
+    """Number the members of each group from 0: ``0, 1, ...`` up to each count, one group after the
+    other.
 
     >>> _count_up(np.array([2, 0, 3])).tolist()
     [0, 1, 0, 1, 2]

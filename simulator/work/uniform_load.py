@@ -1,4 +1,5 @@
-"""What chance alone does to the ranks' load: the imbalance of uniform routing at a batch.
+"""Load imbalance of uniform routing at a batch size: the part of a rank's excess load that is
+chance.
 
 Few tokens never spread evenly. Where a token takes ``K`` of ``P`` expert slots, each as likely as
 any other, the pairs of a rank scatter around their mean, and the busiest of ``R`` ranks lies above
@@ -28,20 +29,20 @@ _LOW, _HIGH = 0.05, 0.95
 
 @dataclass(frozen=True)
 class UniformImbalance:
-    """Token-expert pairs of the busiest rank over the mean rank's, were routing uniform."""
+    """Ratio of the busiest rank's token-expert pairs to the mean rank's, under uniform routing."""
 
     mean: float
-    """The expectation."""
+    """Expected ratio."""
     low: float
-    """5th percentile of single batches."""
+    """5th percentile of the ratio over single batches."""
     high: float
-    """95th percentile of single batches."""
+    """95th percentile of the ratio over single batches."""
 
 
 def draw_uniform_imbalance(
     rank_P: NDArray[np.int64], top_k: int, num_tokens: int, rng: np.random.Generator
 ) -> UniformImbalance:
-    """The imbalance of batches of uniform routing, by drawing them.
+    """Draw batches of uniform routing and summarise their imbalance.
 
     Every token takes ``top_k`` distinct slots, all equally likely. Where experts have copies these
     are slots too: a placement with copies means to load slots evenly, so what a batch has above
@@ -63,8 +64,8 @@ def draw_uniform_imbalance(
 
 @compiled
 def _busiest_over_mean(uniform_DTK: Any, rank_P: Any, num_ranks: int) -> Any:
-    """Pairs of the busiest rank over the mean rank's, ``[D]``, slots chosen by the first ``K``
-    exchanges of a Fisher-Yates shuffle.
+    """Ratios of the busiest rank's pairs to the mean rank's, ``[D]``, with slots chosen by the
+    first ``K`` exchanges of a Fisher-Yates shuffle.
 
     Args:
         uniform_DTK: random numbers in [0, 1).

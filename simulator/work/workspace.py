@@ -1,4 +1,4 @@
-"""Bytes that one rank holds while it computes a step, exactly as the arrays are shaped."""
+"""Temporary bytes of one rank while it computes a step, from the shapes of the arrays."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from simulator.config.model import ModelSpec
 from simulator.work.layout import Layout
 
 _PADDED_TO = 64
-"""Vocabulary rows are a multiple of (vLLM and SGLang ``DEFAULT_VOCAB_PADDING_SIZE``)."""
+"""Multiple that the rows of the vocabulary are padded to (``DEFAULT_VOCAB_PADDING_SIZE`` in vLLM
+and SGLang)."""
 _ELEMENT, _FLOAT = 2, 4
+"""Bytes of an activation (bf16) and of a score (fp32)."""
 
 
 def logits_bytes(model: ModelSpec, num_sequences: int) -> float:
-    """Scores of every token of the vocabulary for each sequence, in 32 bits: every rank gets all.
+    """Bytes of the scores of every vocabulary token for each sequence, in 32 bits: every rank gets
+    all.
 
     >>> from simulator.config.model import load_model
     >>> round(logits_bytes(load_model("llama-3.1-8b", "here"), 1024) / 2**30, 3)
@@ -22,8 +25,8 @@ def logits_bytes(model: ModelSpec, num_sequences: int) -> float:
 
 
 def forward_bytes(model: ModelSpec, layout: Layout, num_tokens: int) -> float:
-    """Hidden vectors (four: the residual, a norm's output, the block's input and output) and the
-    widest dense block's inner ones, gate and product, of a step's tokens.
+    """Bytes of a step's activations: four hidden vectors a token (the residual, a norm's output,
+    the block's input and output) and the inner vectors of the widest dense block, gate and product.
     """
     widths = [ffn.inner_width for ffn in model.ffns.values() if ffn.experts is None]
     inner = 3 * max(widths, default=0) / layout.tp
@@ -31,8 +34,8 @@ def forward_bytes(model: ModelSpec, layout: Layout, num_tokens: int) -> float:
 
 
 def expert_workspace_bytes(model: ModelSpec, layout: Layout, num_tokens: int) -> float:
-    """Two arrays of a row for each chosen expert of each token: what goes into the second product
-    or comes out, and what comes out of the first (vLLM ``TritonExperts.workspace_shapes``).
+    """Bytes of two arrays with a row for each chosen expert of each token: input or output of the
+    second product, and output of the first (vLLM ``TritonExperts.workspace_shapes``).
     """
     moe = model.moe
     if moe is None:
