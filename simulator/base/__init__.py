@@ -1,3 +1,3 @@
-"""What every room stands on: errors in a user's words, strict values, files of data, policies by
-file name, and chance.
+"""Foundations of every package: user errors, strict records, data files, plug-ins by file name, and
+random streams.
 """

@@ -1,7 +1,8 @@
-"""Tables that are read a column at a time: frames, or rows in a file that memory would not hold.
+"""Tables that are read a column at a time: data frames, or rows in a file where memory would not
+hold them.
 
-A table that comes in parts is a frame as long as there is one part; from the second on parts are
-row groups of a Parquet file that has no name, so that nothing of it is left when a process ends.
+A table that comes in parts is a data frame as long as there is one part; from the second on, parts
+are row groups of a Parquet file without a name, so that nothing of it is left when a process ends.
 """
 
 from __future__ import annotations
@@ -25,22 +26,22 @@ from simulator.base.reading import refuse_damage
 
 
 class Columns(Protocol):
-    """A table of which single columns are looked at."""
+    """Table whose columns are read one at a time."""
 
     def __getitem__(self, name: str, /) -> pd.Series:
-        """A column, its rows in the table's order."""
+        """Read a column, its rows in the table's order."""
         ...
 
     def __len__(self) -> int:
-        """Rows."""
+        """Count rows."""
         ...
 
 
 class Picked:
-    """Some rows of a table."""
+    """Selected rows of a table."""
 
     def __init__(self, columns: Columns, is_own: NDArray[np.bool_]) -> None:
-        """The rows of ``columns`` for which ``is_own`` is true."""
+        """Select the rows of ``columns`` for which ``is_own`` is true."""
         self._columns, self._is_own = columns, is_own
 
     def __getitem__(self, name: str, /) -> pd.Series:
@@ -51,10 +52,10 @@ class Picked:
 
 
 class StoredColumns:
-    """Rows in a Parquet file; whoever asks for a column has it read."""
+    """Rows in a Parquet file; each access to a column reads it."""
 
     def __init__(self, file: IO[bytes], groups: list[int] | None = None) -> None:
-        """Rows of some row groups, by default of all, of a file that is closed with this object."""
+        """Open some row groups, by default all, of a file that is closed with this object."""
         weakref.finalize(self, file.close)
         self._bytes = file
         self._file = _parquet().ParquetFile(file)
@@ -82,25 +83,25 @@ class StoredColumns:
         return part
 
     def frames(self) -> Iterator[pd.DataFrame]:
-        """All columns, a row group at a time."""
+        """Read all columns, a row group at a time."""
         for group in self._groups:
             yield self._file.read_row_group(group).to_pandas()
 
     def __getstate__(self) -> tuple[bytes, list[int]]:
-        """What another process needs: the whole file."""
+        """Contents of the whole file, for another process."""
         self._bytes.seek(0)
         return self._bytes.read(), self._groups
 
     def __setstate__(self, state: tuple[bytes, list[int]]) -> None:
         file = _open_unnamed()
-        with _told_if_full():
+        with _explain_full_disk():
             file.write(state[0])
             file.flush()
         StoredColumns.__init__(self, file, state[1])
 
 
 def list_frames(columns: Columns) -> Iterator[pd.DataFrame]:
-    """A table in parts that memory holds."""
+    """Yield a table in parts that memory holds."""
     if isinstance(columns, StoredColumns):
         yield from columns.frames()
     else:
@@ -109,21 +110,21 @@ def list_frames(columns: Columns) -> Iterator[pd.DataFrame]:
 
 
 def read_whole(columns: Columns) -> pd.DataFrame:
-    """A table as one frame."""
+    """Read a table as one data frame."""
     return pd.concat(list(list_frames(columns)), ignore_index=True)
 
 
 class Spool:
-    """A table that comes part by part; an only part is not made before somebody looks at it."""
+    """Table that is written part by part; a single part is made only when it is read."""
 
     def __init__(self) -> None:
-        """Nothing has come."""
+        """Start without rows."""
         self._only: Callable[[], pd.DataFrame] | None = None
         self._file: IO[bytes] | None = None
         self._writer: Any = None
 
     def add(self, make: Callable[[], pd.DataFrame]) -> None:
-        """Put more rows behind those that have come, if there are any.
+        """Append rows to those that have come, if there are any.
 
         Raises:
             UserError: if there is no room on disk.
@@ -135,7 +136,7 @@ class Spool:
         if first is not None and not len(first):
             self._only = lambda: part
         elif len(part):
-            with _told_if_full():
+            with _explain_full_disk():
                 self._write(part, first)
 
     def _write(self, part: pd.DataFrame, first: pd.DataFrame | None) -> None:
@@ -147,7 +148,7 @@ class Spool:
         self._writer.add(part)
 
     def close(self) -> Columns:
-        """The table, to which nothing is added any more.
+        """Finish the table and return it.
 
         Raises:
             UserError: if there is no room on disk.
@@ -157,7 +158,7 @@ class Spool:
             return self._only()
         if self._file is None:
             raise ValueError("a table of no part has no columns")
-        with _told_if_full():
+        with _explain_full_disk():
             self._writer.close()
             self._file.flush()
         self._unused.detach()
@@ -165,7 +166,7 @@ class Spool:
 
 
 class ParquetParts:
-    """A Parquet file that is written a row group at a time."""
+    """Parquet file that is written a row group at a time."""
 
     def __init__(self, file: Any) -> None:
         """Start without rows; ``file`` is open for writing, or a path."""
@@ -174,7 +175,7 @@ class ParquetParts:
         self._arrow = importlib.import_module("pyarrow")
 
     def add(self, part: pd.DataFrame, **first: str) -> None:
-        """Write rows, which make a row group; none behind others make none.
+        """Write rows as a row group; an empty part after others writes none.
 
         Args:
             first: further columns, each of one value, before the others.
@@ -196,14 +197,14 @@ class ParquetParts:
 
 
 def _throw_away(parts: ParquetParts, file: IO[bytes]) -> None:
-    """Nobody wants the rows: what is open is closed in its order."""
+    """Close the files of a spool that nobody reads, in the order that they need."""
     with suppress(OSError):
         parts.close()
     file.close()
 
 
 @contextmanager
-def _told_if_full() -> Iterator[None]:
+def _explain_full_disk() -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -214,10 +215,10 @@ def _told_if_full() -> Iterator[None]:
 
 
 def _open_unnamed() -> IO[bytes]:
-    """A file that is gone when it is closed, or when this process ends."""
+    """Open a temporary file that is gone when it is closed, or when this process ends."""
     return tempfile.TemporaryFile()
 
 
 def _parquet() -> Any:
-    """Untyped, as all that is pyarrow's, and not loaded before a table is long."""
+    """Import pyarrow's Parquet module, untyped and only once a table is long."""
     return importlib.import_module("pyarrow.parquet")

@@ -1,7 +1,8 @@
-"""What a user's own policy returns, held to its family's contract where it is handed over.
+"""Checks of user policies: each return value is checked against its family's contract when it is
+returned.
 
-A policy of the project has contract tests and is not looked at again; one from elsewhere is, so
-that its mistakes are told as its own and not found later as ours.
+Policies of the project have contract tests and are not checked again; a user's own are, so that
+their mistakes are reported as theirs and not found later as defects of ours.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import numpy as np
 from simulator.base.errors import UserError
 
 
-def ask(policy: object, method: str, *arguments: Any, expects: Callable[[Any], str]) -> Any:
-    """What ``policy.method(*arguments)`` returns.
+def ask(policy: object, method: str, *arguments: Any, explain: Callable[[Any], str]) -> Any:
+    """Call ``policy.method(*arguments)`` and return its checked result.
 
     Args:
-        expects: of what was returned, what it must be instead; empty where it is that.
+        explain: describes what a wrong return value must be instead; empty for a right
+            one.
 
     Raises:
         UserError: if the policy is a user's own, and fails or returns something else.
@@ -27,34 +29,34 @@ def ask(policy: object, method: str, *arguments: Any, expects: Callable[[Any], s
     call = getattr(policy, method)
     if is_shipped(type(policy)):
         return call(*arguments)
-    return hold(method_name(policy, method), lambda: call(*arguments), expects)
+    return check_call(method_name(policy, method), lambda: call(*arguments), explain)
 
 
-def hold(name: str, call: Callable[[], Any], expects: Callable[[Any], str]) -> Any:
-    """What a user's own function returns.
+def check_call(name: str, call: Callable[[], Any], explain: Callable[[Any], str]) -> Any:
+    """Call a user's own function and return its checked result.
 
     Args:
-        name: as errors call it.
-        expects: see :func:`ask`.
+        name: of the function, in errors.
+        explain: as in :func:`ask`.
 
     Raises:
         UserError: if it fails or returns something else.
     """
     try:
         found = call()
-        wanted = expects(found)
+        wanted = explain(found)
     except UserError:
         raise
     except Exception as error:  # whatever is wrong with it is the user's to mend
         said = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{name} failed{_place_of(error)}: {said}") from error
     if wanted:
-        raise UserError(f"{name} must return {wanted}; returned {_described(found)}")
+        raise UserError(f"{name} must return {wanted}; returned {_describe(found)}")
     return found
 
 
 def method_name(policy: object, method: str) -> str:
-    """A policy's method as errors call it: ``my_package.my_policy.Neighbours.place()``."""
+    """Name a policy's method in errors: ``my_package.my_policy.Neighbours.place()``."""
     return f"{type(policy).__module__}.{type(policy).__qualname__}.{method}()"
 
 
@@ -67,8 +69,8 @@ def is_array(found: object, shape: tuple[int | None, ...], *, whole: bool) -> bo
     """Whether something is an array of finite numbers.
 
     Args:
-        shape: ``None`` stands for any number of entries.
-        whole: whether only whole numbers do.
+        shape: expected shape; ``None`` stands for any number of entries.
+        whole: whether only whole numbers are right.
     """
     if not isinstance(found, np.ndarray) or found.ndim != len(shape):
         return False
@@ -79,7 +81,9 @@ def is_array(found: object, shape: tuple[int | None, ...], *, whole: bool) -> bo
 
 
 def has_method(method: str) -> Callable[[Any], str]:
-    """Expects an object with a method of that name, such as ``prepare`` returns."""
+    """Make a check that an object has a method of that name, such as the one
+    ``prepare`` returns.
+    """
     wanted = f"an object with {method}()"
     return lambda found: "" if callable(getattr(found, method, None)) else wanted
 
@@ -90,7 +94,7 @@ def _place_of(error: Exception) -> str:
     return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
 
 
-def _described(found: object) -> str:
+def _describe(found: object) -> str:
     if isinstance(found, np.ndarray):
         return f"{found.dtype} of shape {found.shape}" + _range_of(found)
     text = " ".join(repr(found).split())

@@ -1,4 +1,4 @@
-"""Where the data folders ``workloads/`` and ``cluster_configs/`` are found.
+"""Search of the data folders ``workloads/`` and ``cluster_configs/``.
 
 A folder of that name in the current directory is looked at first (a user's own models and
 clusters), then the one that ships with moesim: beside the package in a checkout, inside it in an
@@ -18,18 +18,20 @@ from simulator.base.errors import UserError, did_you_mean
 Loaded = TypeVar("Loaded")
 
 _NOUNS = {"workloads": "scenario", "workloads/requests": "workload", "workloads/plans": "plan"}
-"""What a file is called where its folder does not say so."""
+"""Nouns for files whose folder's name is not one."""
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def shipped_folder() -> Path:
-    """The folder that holds the shipped ``workloads/`` and ``cluster_configs/``."""
+    """Find the folder that holds the shipped ``workloads/`` and ``cluster_configs/``."""
     inside = _PACKAGE / "_data"
     return inside if inside.is_dir() else _PACKAGE.parent
 
 
 def search_folders(family: str) -> list[Path]:
-    """Existing folders for ``family`` (such as ``"workloads/models"``), the user's own first."""
+    """Find existing folders of ``family`` (such as ``"workloads/models"``), the user's
+    own first.
+    """
     candidates = [Path.cwd() / family, shipped_folder() / family]
     found: list[Path] = []
     for folder in candidates:
@@ -39,20 +41,21 @@ def search_folders(family: str) -> list[Path]:
 
 
 class _Known(NamedTuple):
-    """What was looked up and loaded."""
+    """Paths found and values loaded so far."""
 
     files: dict[str, dict[str, Path]]
     """Paths by family, then by name."""
     loaded: dict[Hashable, Any]
+    """Values by key."""
 
 
 _KNOWN: ContextVar[_Known | None] = ContextVar("known", default=None)
 
 
 @contextlib.contextmanager
-def looked_up_once() -> Iterator[None]:
-    """Within this, files that appear, change or go are not noticed: for searches, which look the
-    same names up ten thousand times.
+def cache_lookups() -> Iterator[None]:
+    """Cache names and loaded values within this context, for searches, which look the same names up
+    ten thousand times. Changes of files are not noticed meanwhile.
     """
     token = _KNOWN.set(_Known({}, {}))
     try:
@@ -62,9 +65,7 @@ def looked_up_once() -> Iterator[None]:
 
 
 def load_once(key: Hashable, load: Callable[[], Loaded]) -> Loaded:
-    """What ``load`` returns, once for each key within :func:`looked_up_once`. What it raises is
-    raised.
-    """
+    """Load a value, once for each key within :func:`cache_lookups`. Exceptions of ``load`` pass."""
     known = _KNOWN.get()
     if known is None:
         return load()
@@ -75,7 +76,9 @@ def load_once(key: Hashable, load: Callable[[], Loaded]) -> Loaded:
 
 
 def available_files(family: str) -> dict[str, Path]:
-    """Name (file stem) to path of every TOML file of ``family``; the user's own files win."""
+    """Map the name (file stem) of every TOML file of ``family`` to its path; the user's own files
+    win.
+    """
     known = _KNOWN.get()
     if known is None:
         return _available_files(family)
@@ -93,7 +96,7 @@ def _available_files(family: str) -> dict[str, Path]:
 
 
 def find_file(family: str, name: str, where: str) -> Path:
-    """Path of the TOML file called ``name`` in ``family``.
+    """Find the TOML file called ``name`` in ``family``.
 
     Raises:
         UserError: if there is none; the nearest name is suggested.

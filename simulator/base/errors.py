@@ -1,4 +1,4 @@
-"""The one exception that means "your input is wrong", as opposed to a defect of ours."""
+"""Exceptions for wrong input and lost resources, as opposed to defects of ours."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from collections.abc import Iterable
 from simulator.base.text import one_line, shorten
 
 _LONGEST_WORD = 300
-"""Characters of an error's longest word: a path is rarely longer, a damaged file's keys may be."""
+"""Most characters of an error's word: a path is rarely longer, a damaged file's keys may be."""
 _LONGEST_MESSAGE = 4000
-"""Characters of an error: the longest of ours, which lists all known formats, has half of them."""
+"""Most characters of an error: the longest of ours, which lists all known formats, has half of
+them."""
 _LONG_WORD = re.compile(rf"\S{{{_LONGEST_WORD + 1},}}")
 
 
 class UserError(Exception):
-    """The user's input is wrong: one line that says where, what, and what would be right.
+    """Error for wrong input: one line that says where, what, and what would be right.
 
     The command line prints the message and exits with status 2; any other exception is our defect.
-    What a message repeats of the input may be endless or hold line breaks, so words and messages
-    are cut, and characters that steer a terminal are spelled out.
+    Input that a message repeats may be endless or hold line breaks, so words and messages are cut,
+    and characters that steer a terminal are escaped.
     """
 
     def __init__(self, message: str) -> None:
@@ -29,15 +30,15 @@ class UserError(Exception):
 
 
 class LostError(Exception):
-    """What the program was using is gone, such as a cluster: one line that says what, and what that
-    means.
+    """Error for a lost resource, such as a cluster: one line that says what was lost and what
+    follows.
 
     The command line prints the message and exits with status 1.
     """
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of an error message: the nearest known word, or all of them when none is near.
+    """End an error message with the nearest known word, or with all of them when none is near.
 
     >>> did_you_mean("zpf", ["uniform", "zipf"])
     "did you mean 'zipf'?"

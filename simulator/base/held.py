@@ -1,7 +1,7 @@
-"""Folders that belong to a process while it lives, and what dead processes left of theirs.
+"""Folders that belong to a running process, and folders that dead processes left behind.
 
-Each holds a lock file, which the system lets go of however its process ends. What has no lock file
-is nobody's here: it is left alone.
+Each holds a lock file, which the operating system releases however its process ends. A folder
+without a lock file is not ours and is left alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ _LOCK = "moesim.lock"
 
 @contextlib.contextmanager
 def hold_folder(prefix: str, place: Path) -> Iterator[Path]:
-    """A new folder of this process's in ``place``, which is removed afterwards as far as it can be.
+    """Make a new folder of this process in ``place``, which is removed afterwards as far as it can
+    be.
 
     Raises:
         OSError: if it cannot be made.
@@ -38,8 +39,8 @@ def hold_folder(prefix: str, place: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def take_abandoned(prefix: str, place: Path) -> Iterator[list[Path]]:
-    """Folders in ``place`` whose process is dead; while the context lasts nobody else takes
-    them.
+    """Lock and list the folders in ``place`` whose process is dead; no other process takes them
+    during this context.
     """
     with contextlib.ExitStack() as locks:
         yield [
@@ -61,7 +62,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 @contextlib.contextmanager
 def _try_lock(path: Path) -> Iterator[bool]:
-    """Whether the lock was free, and is held now."""
+    """Try to take a lock for this context, and yield whether it was free."""
     try:
         lock = path.open()
     except OSError:  # there is none, or it is another user's

@@ -1,4 +1,4 @@
-"""Read columns of a Parquet file: what its metadata claims is bounded, since a few bytes of it can
+"""Columns of a Parquet file, read within bounds on what its metadata claims: a few bytes of it can
 mean billions of equal values.
 """
 
@@ -13,14 +13,14 @@ from simulator.base.reading import refuse_damage
 from simulator.base.unpacking import check_claim
 
 MAGIC = b"PAR1"
-"""First bytes of a Parquet file."""
+"""Magic number: the first bytes of a Parquet file."""
 _TEXTS = ("string", "large_string")
 _VALUE_BYTES = 8
-"""Bytes of a decoded number; texts are kept by number, each different one once."""
+"""Bytes of a decoded number; texts are dictionary-encoded, each different one once."""
 
 
 def column_names(data: bytes, where: str) -> tuple[str, ...]:
-    """Names of the columns of a file's content.
+    """Read the names of the columns from a file's contents.
 
     Raises:
         UserError: if it is damaged.
@@ -30,7 +30,7 @@ def column_names(data: bytes, where: str) -> tuple[str, ...]:
 
 
 def read_columns(data: bytes, names: Sequence[str], where: str) -> Any:
-    """The named columns as a ``pyarrow.Table``, those of texts as dictionaries.
+    """Read columns as a ``pyarrow.Table``, with texts as dictionaries.
 
     Args:
         data: the file's content.
@@ -53,7 +53,9 @@ def read_columns(data: bytes, names: Sequence[str], where: str) -> Any:
 
 
 def _open(data: bytes, texts: Sequence[str]) -> Any:
-    """Untyped, as all that is pyarrow's: what it exports is not declared as a strict check asks."""
+    """Open a Parquet file, untyped: pyarrow's exports are not declared as a strict
+    type check asks.
+    """
     pa, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     return parquet.ParquetFile(pa.BufferReader(data), read_dictionary=list(texts))
 

@@ -1,4 +1,4 @@
-"""Where results lie, beside their place, before they are whole."""
+"""Temporary folders for unfinished results, beside their final place."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _NEW, _OLD = "new", "old"
 
 @contextlib.contextmanager
 def hold_partial(place: Path) -> Iterator[Path]:
-    """A folder in ``place`` for what is not whole yet; it is gone afterwards, and so is what killed
-    processes left there of theirs.
+    """Make a folder in ``place`` for unfinished results; it is removed afterwards, together with
+    those that killed processes left there.
 
     Raises:
         OSError: if it cannot be made.
@@ -30,8 +30,7 @@ def hold_partial(place: Path) -> Iterator[Path]:
 
 
 def replace_whole(partial: Path, target: Path) -> None:
-    """Move what ``partial / "new"`` holds to ``target``; what was there comes back where that
-    fails.
+    """Move ``partial / "new"`` to ``target``; a former target comes back where that fails.
 
     Args:
         partial: of :func:`hold_partial`, beside the target.
@@ -39,19 +38,19 @@ def replace_whole(partial: Path, target: Path) -> None:
     try:
         if target.exists():
             target.replace(partial / _OLD)
-        new_of(partial).replace(target)
+        new_path(partial).replace(target)
     finally:
         if not target.exists() and (partial / _OLD).exists():
             (partial / _OLD).replace(target)
 
 
-def new_of(partial: Path) -> Path:
-    """What is to be written before :func:`replace_whole`."""
+def new_path(partial: Path) -> Path:
+    """Path to write to before :func:`replace_whole`."""
     return partial / _NEW
 
 
 def _holds_both(folder: Path) -> bool:
-    """Whether its process was killed between the two moves of :func:`replace_whole`, so that what
-    was there before lies nowhere else.
+    """Whether a process was killed between the two moves of :func:`replace_whole`, so that the
+    former results lie nowhere else.
     """
     return (folder / _NEW).exists() and (folder / _OLD).exists()

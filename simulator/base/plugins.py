@@ -1,8 +1,8 @@
-"""File name = plug-in name: ``simulator/policies/routing/zipf.py`` holds one frozen model, and
-``kind = "zipf"`` selects it.
+"""Plug-ins by file name: ``simulator/policies/routing/zipf.py`` holds one frozen model, and ``kind
+= "zipf"`` selects it.
 
 There is no registry: a file that appears in a family's folder is found. A kind with a dot in it
-(``"my_package.my_policy"``) loads a user's own module, if :mod:`simulator.base.trust` lets it.
+(``"my_package.my_policy"``) loads a user's own module, if :mod:`simulator.base.trust` allows it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from simulator.base.frozen import Frozen, validate
 from simulator.base.text import shorten
 
 _CHECKED: dict[tuple[str, str], type[Frozen]] = {}
-"""Shipped policies by family and kind, which keep their protocol: a plan builds them ten thousand
+"""Shipped policies by family and kind whose protocol was checked: a plan builds them ten thousand
 times."""
 
 
@@ -31,8 +31,8 @@ _ROOMS = ("simulator.policies", "simulator.workload", "simulator", "simulator.co
 
 @cache
 def package_of(family: str) -> ModuleType:
-    """The package of ``family`` (such as ``"routing"`` or ``"cost.comm"``): its files are its
-    kinds, its protocol is what they keep.
+    """Find the package of ``family`` (such as ``"routing"`` or ``"cost.comm"``): its files are its
+    kinds, its protocol is their interface.
 
     Raises:
         ModuleNotFoundError: if no room holds it, which is a defect.
@@ -49,8 +49,8 @@ def package_of(family: str) -> ModuleType:
 
 @cache
 def available(family: str) -> tuple[str, ...]:
-    """The kinds of ``family`` (such as ``"routing"`` or ``"cost.comm"``): its files, less those
-    that begin with ``_``.
+    """List the kinds of ``family`` (such as ``"routing"`` or ``"cost.comm"``): its files, except
+    those that begin with ``_``.
     """
     return tuple(
         sorted(
@@ -62,7 +62,7 @@ def available(family: str) -> tuple[str, ...]:
 
 
 def policy_class(family: str, kind: str, where: str) -> type[Frozen]:
-    """The one public :class:`Frozen` that the file of ``kind`` defines.
+    """Find the one public :class:`Frozen` that the file of ``kind`` defines.
 
     Args:
         where: the file (and section) that errors name.
@@ -77,7 +77,8 @@ def policy_class(family: str, kind: str, where: str) -> type[Frozen]:
 
 
 def find_class(family: str, kind: str) -> type[Frozen]:
-    """What :func:`policy_class` finds; its errors leave the place to the caller.
+    """Find the class of a kind as :func:`policy_class` does; its errors leave the place to the
+    caller.
 
     Raises:
         UserError: if there is no such kind, or a user's module cannot be imported, defines none or
@@ -130,8 +131,8 @@ def _user_module(family: str, kind: str) -> ModuleType:
 
 @cache
 def _protocol(family: str) -> type:
-    """What the files of a family keep: the one public protocol or abstract model in its package, or
-    the ``...Policy`` where there are several.
+    """Find the interface of a family's files: the one public protocol or abstract model in its
+    package, or the ``...Policy`` where there are several.
     """
     package = package_of(family)
     protocols = [
@@ -150,9 +151,9 @@ def _protocol(family: str) -> type:
 
 
 def _lacking(cls: type[Frozen], protocol: type) -> str:
-    """What ``cls`` lacks of ``protocol``, in words; empty where it lacks nothing."""
+    """Say what ``cls`` lacks of ``protocol``; empty where it lacks nothing."""
     if inspect.isabstract(protocol):
-        return _left_open(cls, protocol)
+        return _find_abstract(cls, protocol)
     bases = [base for base in protocol.__mro__ if getattr(base, "_is_protocol", False)]
     for name in dict.fromkeys(
         name for base in bases for name in (*vars(base), *inspect.get_annotations(base))
@@ -173,8 +174,8 @@ def _lacking(cls: type[Frozen], protocol: type) -> str:
     return ""
 
 
-def _left_open(cls: type[Frozen], base: type) -> str:
-    """What ``cls`` does not answer of the abstract model ``base``, in words."""
+def _find_abstract(cls: type[Frozen], base: type) -> str:
+    """Say what ``cls`` leaves abstract of ``base``; empty where it leaves nothing."""
     if not issubclass(cls, base):
         return f"must be derived from {base.__module__}.{base.__name__}"
     for name in sorted(cls.__abstractmethods__):
@@ -186,7 +187,7 @@ def _left_open(cls: type[Frozen], base: type) -> str:
 
 
 def _call(name: str, function: Any) -> str:
-    """A method with its arguments, as it is called."""
+    """Write a method with its arguments, as it is called."""
     return f"{name}({', '.join(list(inspect.signature(function).parameters)[1:])})"
 
 

@@ -1,4 +1,4 @@
-"""What long work says of where it is: one protocol for whoever shows it, from reader to search."""
+"""Progress reports of long work: one protocol for every display, from file readers to searches."""
 
 from __future__ import annotations
 
@@ -7,29 +7,30 @@ from functools import partial
 from typing import Protocol
 
 CountDone = Callable[[int], None]
-"""Told how many are done, by work that knows neither its own name nor how much there is."""
+"""Callback with the number of items done, for work that knows neither its own name nor its
+total."""
 
 
 class Progress(Protocol):
-    """Told what is being done, how much of it is done, and how much there is."""
+    """Callback with the name of a part of the work, how much of it is done, and its total."""
 
     def __call__(self, name: str, done: int, total: int | None, best: str = "", /) -> None:
-        """Show it.
+        """Show progress.
 
         Args:
             name: of this part of the work; another name begins another part.
-            total: ``None`` where nobody knows.
-            best: the best that was found so far, in words, where something is searched for.
+            total: ``None`` where it is unknown.
+            best: the best result so far, in words, of a search.
         """
         ...
 
 
 def show_nothing(name: str, done: int, total: int | None, best: str = "", /) -> None:
-    """A :class:`Progress` that nobody looks at."""
+    """Show no progress."""
 
 
 def count_part(progress: Progress, name: str, total: int | None) -> CountDone:
-    """The part called ``name``, which counts to ``total``; shown at 0 from now on."""
+    """Begin the part called ``name``, which counts to ``total``, and show it at 0."""
     progress(name, 0, total)
     return partial(_show, progress, name, total)
 

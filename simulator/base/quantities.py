@@ -1,4 +1,4 @@
-"""The quantities that files speak of: each has a unit, a lowest and a highest value, and is named
+"""Quantities of configuration files: each has a unit, a lowest and a highest value, and is named
 here once.
 
 The ranges are far wider than anything that exists, and narrow enough that what lies inside them can
@@ -13,10 +13,10 @@ from typing import Annotated, Any
 from pydantic import Field
 
 YEAR_S = 366 * 86_400.0
-"""Longest time, seconds: three times the longest published trace (BurstGPT, 121 days). An hour in
-microseconds is a century."""
+"""Longest time, seconds: three times the longest published trace (BurstGPT, 121 days). An hour
+written in microseconds would be a century."""
 MOST_REQUESTS = 50_000_000
-"""More than any trace published."""
+"""Most requests of a run: more than any published trace has."""
 MOST_TOKENS = 1 << 24
 """Longest request, tokens: beyond the longest context of a released model (10 million)."""
 MOST_WIDTH = 1 << 20
@@ -32,8 +32,8 @@ MOST_GPUS = 100_000
 """GPUs of a cluster: that of the largest built. Each may be a replica of its own."""
 
 
-def within(lowest: float, highest: float, unit: str = "", *, above: bool = False) -> Any:
-    """A range for an annotated number, both ends inside.
+def value_range(lowest: float, highest: float, unit: str = "", *, above: bool = False) -> Any:
+    """Range of an annotated number, both ends included.
 
     Args:
         unit: in the plural, as errors and the JSON Schema say it; empty for a pure number.
@@ -50,11 +50,11 @@ _MISTAKEN = {
     ("FLOPs per second", False): "is this in TFLOP/s?",
     ("tokens", True): "is this in bytes or characters?",
 }
-"""The likely slip, by unit and whether the number is too high."""
+"""Questions about the likely slip, by unit and whether the number is too high."""
 
 
 def mistaken_unit(unit: str, *, is_high: bool) -> str:
-    """A question about the unit of a number outside its range; empty where none suggests itself.
+    """Ask about the unit of a number outside its range; empty where no slip is likely.
 
     >>> mistaken_unit("bytes", is_high=False)
     'is this in GB?'
@@ -64,91 +64,94 @@ def mistaken_unit(unit: str, *, is_high: bool) -> str:
 
 # Pure numbers
 
-Seed = Annotated[int, within(0, 2**63 - 1)]
-"""Whole number that random numbers are drawn from."""
-Ratio = Annotated[float, within(0, 1)]
-"""A share, both ends inside."""
-Share = Annotated[float, within(0, 1, above=True)]
-"""A share of something that must not be nothing."""
-Factor = Annotated[float, within(1e-6, 1e6)]
-"""What something is multiplied with."""
-Thickening = Annotated[float, within(1, 1e6)]
+Seed = Annotated[int, value_range(0, 2**63 - 1)]
+"""Whole number that seeds random numbers."""
+Ratio = Annotated[float, value_range(0, 1)]
+"""Share from 0 to 1, both included."""
+Share = Annotated[float, value_range(0, 1, above=True)]
+"""Share above 0, up to 1."""
+Factor = Annotated[float, value_range(1e-6, 1e6)]
+"""Multiplier."""
+Thickening = Annotated[float, value_range(1, 1e6)]
 """Requests for each recorded one."""
-Amount = Annotated[float, within(0, 1e18)]
-"""A fitted number with the unit of its own key, or none."""
-Extent = Annotated[float, within(0, 1e18, above=True)]
-"""An amount that must not be nothing."""
-Score = Annotated[float, within(-1e6, 1e6)]
-"""A user's own measure, or a signed relative error."""
-Spread = Annotated[float, within(0, 10)]
+Amount = Annotated[float, value_range(0, 1e18)]
+"""Fitted number with the unit of its own key, or none."""
+Extent = Annotated[float, value_range(0, 1e18, above=True)]
+"""Amount above 0."""
+Score = Annotated[float, value_range(-1e6, 1e6)]
+"""User's own measure, or a signed relative error."""
+Spread = Annotated[float, value_range(0, 10)]
 """Standard deviation of a natural logarithm; at 10 one value in three is 22,000 times the median or
 more."""
-Exponent = Annotated[float, within(0.1, 1e3)]
-"""How well two works hide behind each other: 1 = one after the other, large = the longer alone."""
-Power = Annotated[float, within(0, 20)]
-"""An exponent of a rank or a size."""
-Steps = Annotated[int, within(1, 1_000_000, "steps")]
-StepCount = Annotated[int, within(0, 1_000_000, "steps")]
-Size = Annotated[int, within(1, 1 << 40)]
-"""Extent of a table or a tile, in whole numbers."""
+Exponent = Annotated[float, value_range(0.1, 1e3)]
+"""Exponent of the overlap of two works: 1 = one after the other, large = the longer one alone."""
+Power = Annotated[float, value_range(0, 20)]
+"""Exponent of a rank or a size."""
+Steps = Annotated[int, value_range(1, 1_000_000, "steps")]
+StepCount = Annotated[int, value_range(0, 1_000_000, "steps")]
+"""Number of steps that may be 0."""
+Size = Annotated[int, value_range(1, 1 << 40)]
+"""Extent of a table or a tile, a whole number."""
 
 # Time and money
 
-Seconds = Annotated[float, within(0, YEAR_S, "seconds")]
-Duration = Annotated[float, within(1e-9, YEAR_S, "seconds")]
-"""A time that must not be nothing."""
-Price = Annotated[float, within(0, 1e6, "units of the currency")]
-Budget = Annotated[float, within(1e-6, 1e12, "units of the currency")]
+Seconds = Annotated[float, value_range(0, YEAR_S, "seconds")]
+Duration = Annotated[float, value_range(1e-9, YEAR_S, "seconds")]
+"""Time above 0."""
+Price = Annotated[float, value_range(0, 1e6, "units of the currency")]
+Budget = Annotated[float, value_range(1e-6, 1e12, "units of the currency")]
 
 # Traffic
 
-Requests = Annotated[int, within(1, MOST_REQUESTS, "requests")]
-RequestRate = Annotated[float, within(1e-6, 1e6, "requests per second")]
-Tokens = Annotated[int, within(1, MOST_TOKENS, "tokens")]
-TokenCount = Annotated[int, within(0, MOST_TOKENS, "tokens")]
-Length = Annotated[float, within(0.5, MOST_TOKENS, "tokens")]
-"""Tokens at a percentile, which need not be whole."""
-TokenRate = Annotated[float, within(1e-6, 1e12, "tokens per second")]
-TokenBudget = Annotated[int, within(1, 1 << 20, "tokens")]
-"""Tokens of one step: prices are tabled by them."""
-DraftTokens = Annotated[int, within(1, 64, "tokens")]
-"""Tokens that are drafted for a sequence at once."""
-Sequences = Annotated[int, within(1, 1 << 15, "sequences")]
-"""Sequences that are served at once: an engine's state has a row for each."""
-SequenceCount = Annotated[int, within(0, 1 << 15, "sequences")]
+Requests = Annotated[int, value_range(1, MOST_REQUESTS, "requests")]
+RequestRate = Annotated[float, value_range(1e-6, 1e6, "requests per second")]
+Tokens = Annotated[int, value_range(1, MOST_TOKENS, "tokens")]
+TokenCount = Annotated[int, value_range(0, MOST_TOKENS, "tokens")]
+Length = Annotated[float, value_range(0.5, MOST_TOKENS, "tokens")]
+"""Tokens at a percentile, not necessarily a whole number."""
+TokenRate = Annotated[float, value_range(1e-6, 1e12, "tokens per second")]
+TokenBudget = Annotated[int, value_range(1, 1 << 20, "tokens")]
+"""Tokens of one step: prices are tabulated by them."""
+DraftTokens = Annotated[int, value_range(1, 64, "tokens")]
+"""Draft tokens proposed for a sequence at once."""
+Sequences = Annotated[int, value_range(1, 1 << 15, "sequences")]
+"""Sequences served at once: an engine's state has a row for each."""
+SequenceCount = Annotated[int, value_range(0, 1 << 15, "sequences")]
+"""Number of sequences that may be 0."""
 
 # Models
 
-Width = Annotated[int, within(1, MOST_WIDTH, "numbers")]
-"""A vector's length, a vocabulary, or a number of heads."""
-WidthOrNone = Annotated[int, within(0, MOST_WIDTH, "numbers")]
-Layers = Annotated[int, within(1, MOST_LAYERS, "layers")]
-Experts = Annotated[int, within(1, MOST_EXPERTS, "experts")]
-ExpertCount = Annotated[int, within(0, MOST_EXPERTS, "experts")]
-Slots = Annotated[int, within(1, 4 * MOST_EXPERTS, "slots")]
-"""Places for experts and their copies."""
-TopK = Annotated[int, within(1, 256, "experts")]
-"""Experts of one token: 32 times what is usual."""
-Parameters = Annotated[int, within(0, 10**15, "parameters")]
-PrintedParameters = Annotated[float, within(0, 1e15, "parameters")]
+Width = Annotated[int, value_range(1, MOST_WIDTH, "numbers")]
+"""Length of a vector, size of a vocabulary, or number of heads."""
+WidthOrNone = Annotated[int, value_range(0, MOST_WIDTH, "numbers")]
+"""Width that may be 0, where a model lacks the part."""
+Layers = Annotated[int, value_range(1, MOST_LAYERS, "layers")]
+Experts = Annotated[int, value_range(1, MOST_EXPERTS, "experts")]
+ExpertCount = Annotated[int, value_range(0, MOST_EXPERTS, "experts")]
+Slots = Annotated[int, value_range(1, 4 * MOST_EXPERTS, "slots")]
+"""Slots for experts and their copies."""
+TopK = Annotated[int, value_range(1, 256, "experts")]
+"""Experts of one token, up to 32 times what is usual."""
+Parameters = Annotated[int, value_range(0, 10**15, "parameters")]
+PrintedParameters = Annotated[float, value_range(0, 1e15, "parameters")]
 
 # Machines
 
-Ranks = Annotated[int, within(1, MOST_RANKS, "GPUs")]
-Rank = Annotated[int, within(0, MOST_RANKS - 1)]
-Stages = Annotated[int, within(1, MOST_LAYERS, "stages")]
-Gpus = Annotated[int, within(1, MOST_GPUS, "GPUs")]
-Nodes = Annotated[int, within(1, MOST_GPUS, "nodes")]
-GpuCount = Annotated[int, within(0, MOST_GPUS, "GPUs")]
-MachineNumber = Annotated[int, within(0, MOST_GPUS - 1)]
-"""Which GPU or node, from 0."""
-NodeCount = Annotated[int, within(0, MOST_GPUS, "nodes")]
-Replicas = Annotated[int, within(1, MOST_GPUS, "replicas")]
-Multiprocessors = Annotated[int, within(1, 1_000_000, "multiprocessors")]
-MultiprocessorCount = Annotated[int, within(0, 1_000_000, "multiprocessors")]
-Cores = Annotated[int, within(1, 1_000_000, "cores")]
-Bytes = Annotated[float, within(0, 1e15, "bytes")]
-MemoryBytes = Annotated[float, within(1e6, 1e15, "bytes")]
-BytesPerSecond = Annotated[float, within(1e3, 1e16, "bytes per second")]
-FlopsPerSecond = Annotated[float, within(1e6, 1e21, "FLOPs per second")]
-Watts = Annotated[float, within(1e-3, 1e12, "watts")]
+Ranks = Annotated[int, value_range(1, MOST_RANKS, "GPUs")]
+Rank = Annotated[int, value_range(0, MOST_RANKS - 1)]
+Stages = Annotated[int, value_range(1, MOST_LAYERS, "stages")]
+Gpus = Annotated[int, value_range(1, MOST_GPUS, "GPUs")]
+Nodes = Annotated[int, value_range(1, MOST_GPUS, "nodes")]
+GpuCount = Annotated[int, value_range(0, MOST_GPUS, "GPUs")]
+MachineNumber = Annotated[int, value_range(0, MOST_GPUS - 1)]
+"""Index of a GPU or node, from 0."""
+NodeCount = Annotated[int, value_range(0, MOST_GPUS, "nodes")]
+Replicas = Annotated[int, value_range(1, MOST_GPUS, "replicas")]
+Multiprocessors = Annotated[int, value_range(1, 1_000_000, "multiprocessors")]
+MultiprocessorCount = Annotated[int, value_range(0, 1_000_000, "multiprocessors")]
+Cores = Annotated[int, value_range(1, 1_000_000, "cores")]
+Bytes = Annotated[float, value_range(0, 1e15, "bytes")]
+MemoryBytes = Annotated[float, value_range(1e6, 1e15, "bytes")]
+BytesPerSecond = Annotated[float, value_range(1e3, 1e16, "bytes per second")]
+FlopsPerSecond = Annotated[float, value_range(1e6, 1e21, "FLOPs per second")]
+Watts = Annotated[float, value_range(1e-3, 1e12, "watts")]

@@ -1,4 +1,6 @@
-"""Read TOML and JSON files, and open whatever a user names; every error names the file."""
+"""Reading of TOML and JSON files, and opening of any file a user names; every error
+names the file.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,15 @@ from simulator.base.errors import UserError
 from simulator.base.text import shorten
 
 MOST_BYTES = 4 << 30
-"""Bytes of the largest file that is read, unpacked: three times a week of Azure's requests, and
-what a machine of 16 GB can hold with what is made of it."""
+"""Bytes of the largest file that is read, unpacked: three times a week of Azure's requests, which a
+machine of 16 GB can hold together with the tables made of it."""
 _MOST_TEXT_BYTES = 64 << 20
-"""Bytes of the largest TOML or JSON file that describes something; the largest known has 2 MB."""
+"""Bytes of the largest TOML or JSON configuration file; the largest known has 2 MB."""
 _DEEPEST = 100
-"""Levels of tables and lists in each other; descriptions have six, and Python stops at some 900."""
+"""Deepest nesting of tables and lists; configuration files have six levels, and Python stops at
+some 900."""
 _LARGEST_WHOLE = 2**63
-"""A TOML file's whole numbers have 64 bits with sign (TOML 1.0, "Integer")."""
+"""Bound of a TOML file's whole numbers, which have 64 bits with sign (TOML 1.0, "Integer")."""
 _TOML_PLACE = re.compile(r" \(at line (\d+), column (\d+)\)$")
 _JSON_TYPES = {list: "a list", str: "a text", type(None): "null"}
 _NO_FILES = {
@@ -37,7 +40,8 @@ _NO_FILES = {
 
 
 def open_file(path: Path) -> BinaryIO:
-    """A file open for reading bytes. What could be waited for without end is no file.
+    """Open a file for reading bytes. Pipes, sockets and devices, which could block for ever, are
+    refused.
 
     Raises:
         UserError: if it is missing, a folder, a pipe or a device, or may not be read.
@@ -61,7 +65,7 @@ def open_file(path: Path) -> BinaryIO:
 
 
 def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
-    """A file's content.
+    """Read a file's contents.
 
     Raises:
         UserError: as :func:`open_file`, or if it has more than ``most`` bytes.
@@ -70,7 +74,7 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
         size = os.fstat(file.fileno()).st_size
         if size > most:
             raise UserError(
-                f"{path}: has {in_bytes(size)}, and at most {in_bytes(most)} are read; "
+                f"{path}: has {bytes_text(size)}, and at most {bytes_text(most)} are read; "
                 "name a smaller file, or a part of it"
             )
         with refuse_damage(path, "a readable file"):
@@ -79,12 +83,12 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
 
 @contextlib.contextmanager
 def refuse_damage(where: Path | str, what: str) -> Iterator[None]:
-    """Whatever a parser raises within this becomes one line: a damaged or hostile file makes each
-    library fail in its own way, and in ways that it does not document.
+    """Turn whatever a parser raises within this context into one line: a damaged or hostile file
+    makes each library fail in its own, undocumented way.
 
     Args:
         where: the file that the line names.
-        what: the file should be: ``"a numpy archive"``.
+        what: the kind of file it should be: ``"a numpy archive"``.
 
     Raises:
         UserError: for any exception but a :class:`UserError`, which passes.
@@ -104,10 +108,10 @@ def refuse_damage(where: Path | str, what: str) -> Iterator[None]:
         raise UserError(f"{where}: damaged, or not {what}: {reason}") from error
 
 
-def in_bytes(count: int) -> str:
-    """A number of bytes as a person reads it.
+def bytes_text(count: int) -> str:
+    """Write a number of bytes for people.
 
-    >>> in_bytes(550), in_bytes(64 << 20), in_bytes(3 << 29)
+    >>> bytes_text(550), bytes_text(64 << 20), bytes_text(3 << 29)
     ('550 bytes', '64 MiB', '1.5 GiB')
     """
     for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
@@ -117,14 +121,14 @@ def in_bytes(count: int) -> str:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The table in a TOML file.
+    """Read the table in a TOML file.
 
     Raises:
         UserError: if the file is missing, empty, or not text, or is not TOML (with the line), or
             holds a number or a nesting that no description has.
     """
     try:
-        table = copy.deepcopy(_parsed(read_text(path)))
+        table = copy.deepcopy(_parse(read_text(path)))
     except tomllib.TOMLDecodeError as error:
         reason, place = shorten(str(error), 200), ""
         if found := _TOML_PLACE.search(str(error)):
@@ -138,15 +142,15 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=64)
-def _parsed(text: str) -> dict[str, Any]:
-    """Parsed once: sweeps read the same few files thousands of times."""
+def _parse(text: str) -> dict[str, Any]:
+    """Parse TOML, cached: sweeps read the same few files thousands of times."""
     table = tomllib.loads(text)
     _refuse_absurd(table, _LARGEST_WHOLE)
     return table
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Read the object in a JSON file.
 
     Raises:
         UserError: if the file is missing, is not text, is not JSON (with the line), or holds no
@@ -160,7 +164,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_json(text: str | bytes, where: str) -> Any:
-    """The value that a JSON text holds.
+    """Read the value in a JSON text.
 
     Raises:
         UserError: with the line, if it is not JSON, is nested too deeply, or holds a number of
@@ -179,7 +183,7 @@ def parse_json(text: str | bytes, where: str) -> Any:
 
 
 class _RefusedError(Exception):
-    """A value is of its format, and no description holds such a one."""
+    """Value that its format allows and no configuration file holds."""
 
 
 def _why(error: Exception) -> str:
@@ -193,7 +197,7 @@ def _why(error: Exception) -> str:
 
 
 def _refuse_absurd(value: Any, largest: int | None) -> None:
-    """Refuse what would break those who use the value: by levels, not by recursion."""
+    """Refuse values that would break their users; goes level by level instead of recursing."""
     level = [("", value)]
     for _ in range(_DEEPEST):
         inner = []
@@ -212,7 +216,7 @@ def _refuse_absurd(value: Any, largest: int | None) -> None:
 
 
 def _entries(name: str, node: Any) -> Iterator[tuple[str, Any]]:
-    """What a table or list holds, an entry of a list under the list's name."""
+    """List the entries of a table or list; an entry of a list has the list's name."""
     if isinstance(node, dict):
         yield from ((str(key), child) for key, child in node.items())
     elif isinstance(node, list):
@@ -220,7 +224,7 @@ def _entries(name: str, node: Any) -> Iterator[tuple[str, Any]]:
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file.
+    """Read a UTF-8 file.
 
     Raises:
         UserError: if the file is missing, a folder, unreadable or not UTF-8 text.

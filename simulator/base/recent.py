@@ -1,4 +1,4 @@
-"""What takes long to make and is asked for again: the last so many of a kind, in one process."""
+"""Cache of the most recently used values of one kind, in one process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Value = TypeVar("Value")
 
 
 class Recent(Generic[Key, Value]):
-    """Values by a key that says everything they hang on; the one asked for longest ago goes first.
+    """Least-recently-used cache, by a key that says everything its values depend on.
 
     For one thread of one process.
 
@@ -22,7 +22,7 @@ class Recent(Generic[Key, Value]):
     """
 
     def __init__(self, most: int) -> None:
-        """Nothing is kept yet.
+        """Start an empty cache.
 
         Args:
             most: values that are kept, at least 1.
@@ -31,7 +31,7 @@ class Recent(Generic[Key, Value]):
         self._values: dict[Key, Value] = {}
 
     def get(self, key: Key, make: Callable[[], Value]) -> Value:
-        """The value of the key, made where it is not kept. What ``make`` raises is raised."""
+        """Return the value of the key, made where it is not cached. Exceptions of ``make`` pass."""
         value = self._values.pop(key) if key in self._values else make()
         while len(self._values) >= self._most:
             del self._values[next(iter(self._values))]

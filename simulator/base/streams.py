@@ -1,4 +1,4 @@
-"""Random numbers by what they are for, so that one use of chance never moves another's."""
+"""Streams of random numbers by purpose, so that one use of chance never moves another's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def open_stream(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
-    """The random numbers of one use in a run of one seed.
+    """Open the random stream of one purpose in a run of one seed.
 
     Runs of one seed share streams (common random numbers), in whatever order and on whatever
     process they are opened.

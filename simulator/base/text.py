@@ -1,6 +1,4 @@
-"""Texts that people are shown: cut where they are endless, and with what would steer a terminal
-spelled out.
-"""
+"""Texts for people: cut where they are endless, and escaped where they would steer a terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ _OBEYED = re.compile(
 
 
 def shorten(text: str, most: int = 60) -> str:
-    """The text, or its beginning and end where it has more than ``most`` characters.
+    """Shorten a text to its beginning and end where it has more than ``most`` characters.
 
     >>> shorten("a" * 20 + "b" * 20, 15)
     'aaaaaaaa...bbbb'
@@ -28,7 +26,7 @@ def shorten(text: str, most: int = 60) -> str:
 
 
 def visible(text: str) -> str:
-    """A text with escapes in place of what a terminal would obey; ends of lines stay.
+    """Escape whatever a terminal would obey; ends of lines stay.
 
     >>> visible(f"a{chr(27)}[31mb").replace(chr(92), "/")
     'a/x1b[31mb'
@@ -37,15 +35,15 @@ def visible(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """A name, or a message of one line, with escapes in place of what a terminal would obey and of
-    ends of lines.
+    """Escape whatever a terminal would obey, and ends of lines, in a name or a message
+    of one line.
     """
     return visible(text).replace("\n", "\\n")
 
 
 def first_line(error: BaseException) -> str:
-    r"""What an error says, without the trace that some libraries append; its kind if it says
-    nothing.
+    r"""First line of an error's message, without the trace that some libraries append; its type if
+    the message is empty.
 
     >>> first_line(ValueError("no such port\n  File ...")), first_line(ValueError())
     ('no such port', 'ValueError')

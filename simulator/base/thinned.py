@@ -1,4 +1,4 @@
-"""A bounded sample of what comes one after the other."""
+"""Bounded sample of a stream of items."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ Item = TypeVar("Item")
 
 
 class Thinned(Generic[Item]):
-    """Every ``n``-th of what is added; ``n`` doubles whenever there would be more than ``most``.
+    """Sample of every ``n``-th item added; ``n`` doubles whenever there would be more than
+    ``most``.
 
     >>> kept = Thinned(most=4)
     >>> for number in range(11):
@@ -24,7 +25,7 @@ class Thinned(Generic[Item]):
         self._added = 0
 
     def add(self, item: Item) -> None:
-        """Keep it, if it is its turn."""
+        """Add an item, if it is its turn."""
         if self._added % self._every == 0:
             if len(self.items) == self._most:
                 self.items = self.items[::2]

@@ -1,5 +1,5 @@
-"""Whose code may run: moesim's own, and that of installed packages; that of the current folder only
-where the user says so.
+"""Permission to run code: moesim's own and that of installed packages may run; that of the current
+folder only where the user says so.
 
 Files come from strangers: a scenario, the model or cluster that it names, and whatever else lies in
 the folder that they were unpacked in. Reading them must run none of their code. A dotted kind
@@ -43,26 +43,26 @@ _OWN = Path(__file__).resolve().parents[1]
 
 
 class _Allowed:
-    """What the command line said."""
+    """State of ``--allow-code`` in this process."""
 
     folder: Path | None = None
 
 
 def allow_code(folder: Path | None) -> None:
     """Let dotted kinds import any module that Python finds, those in ``folder`` too; ``None`` lets
-    them import installed packages alone.
+    them import installed packages only.
     """
     _Allowed.folder = folder
 
 
 def allowed_folder() -> Path | None:
-    """What :func:`allow_code` was called with last: what a worker process is told."""
+    """Folder that :func:`allow_code` was last called with, for worker processes."""
     return _Allowed.folder
 
 
 def allow_as_sender(folder: Path | None) -> None:
-    """Allow in a worker process what is allowed where its work comes from; objects of the user's
-    classes that come with the work can be unpickled.
+    """Allow in a worker process what the sender of its work allows; objects of the user's classes
+    that come with the work can be unpickled then.
     """
     allow_code(folder)
     if folder is not None:
@@ -70,8 +70,8 @@ def allow_as_sender(folder: Path | None) -> None:
 
 
 def forget_current_folder() -> None:
-    """Take the current folder off ``sys.path``, where ``python -m`` and an empty entry of
-    ``PYTHONPATH`` put it; what is imported already stays so.
+    """Remove the current folder from ``sys.path``, where ``python -m`` and an empty entry of
+    ``PYTHONPATH`` put it; modules imported already stay.
     """
     current = Path.cwd()
     if current not in _package_folders():
@@ -79,7 +79,7 @@ def forget_current_folder() -> None:
 
 
 def admit(name: str, what: str) -> None:
-    """Refuse a dotted kind whose module may not be imported; one that may be can be found then.
+    """Refuse a dotted kind whose module may not be imported; make any other importable.
 
     Args:
         name: of the module, with its dots.
@@ -106,7 +106,8 @@ def is_installed(place: Path) -> bool:
 
 def _is_trusted(place: Path) -> bool:
     """Whether a module's file needs no ``--allow-code``. An environment in the current folder
-    (``.venv``) is this interpreter's all the same; an editable project there is what is worked on.
+    (``.venv``) belongs to this interpreter; an editable project there is work in progress and does
+    not.
     """
     found = place.resolve()
     if any(map(found.is_relative_to, (_OWN, *_package_folders()))):
@@ -136,8 +137,8 @@ def _check(name: str, what: str) -> None:
 
 
 def _find(top: str) -> ModuleSpec | None:
-    """Where Python would find a module without dots, which runs nothing of it; else where it lies
-    in the current folder.
+    """Find a top-level module as Python would, without running it, or else in the
+    current folder.
     """
     try:
         spec = importlib.util.find_spec(top)
@@ -147,7 +148,7 @@ def _find(top: str) -> ModuleSpec | None:
 
 
 def _places(spec: ModuleSpec) -> list[Path]:
-    """A module's file, and every folder that a package's modules come from."""
+    """List a module's file, and every folder that a package's modules come from."""
     files = [spec.origin] if spec.has_location and spec.origin else []
     return [Path(place) for place in (*files, *(spec.submodule_search_locations or ()))]
 
@@ -159,7 +160,7 @@ def _append(folder: Path) -> None:
 
 @cache
 def _package_folders() -> frozenset[Path]:
-    """Where this interpreter's packages are installed."""
+    """Folders of this interpreter's installed packages."""
     named = [*site.getsitepackages(), *(sysconfig.get_path(key) for key in ("purelib", "platlib"))]
     if site.ENABLE_USER_SITE:
         named.append(site.getusersitepackages())

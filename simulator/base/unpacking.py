@@ -1,5 +1,5 @@
-"""Unpack gzip, xz, zstd and zip files, and bound what they may unpack to: a megabyte can hold
-gigabytes of nothing.
+"""Unpacking of gzip, xz, zstd and zip files within bounds: a megabyte can hold gigabytes of
+nothing.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from simulator.base.errors import UserError
-from simulator.base.reading import MOST_BYTES, in_bytes, open_file, read_bytes, refuse_damage
+from simulator.base.reading import MOST_BYTES, bytes_text, open_file, read_bytes, refuse_damage
 
 _FREE_BYTES = 64 << 20
-"""What any file may unpack to: nothing that a machine minds."""
+"""Bytes that any file may unpack to, harmless on any machine."""
 _MOST_RATIO = 100
-"""Unpacked bytes for each packed one: request logs reach 15, recorded experts 3, zeros 1,000."""
+"""Unpacked bytes for each packed byte: request logs reach 15, recorded experts 3, zeros 1,000."""
 _PIECE_BYTES = 1 << 20
+"""Bytes unpacked between two checks of the bound."""
 _GZIP, _XZ, _ZSTD, _ZIP = b"\x1f\x8b", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"PK\x03\x04"
 
 
 def most_unpacked(packed_bytes: int) -> int:
-    """Bytes that a packed file may unpack to, or that its headers may claim.
+    """Bytes that a packed file may unpack to, or claim in its headers.
 
     >>> most_unpacked(550) == 64 << 20, most_unpacked(1 << 20) == 100 << 20
     (True, True)
@@ -42,14 +43,14 @@ def check_claim(where: Path | str, claimed_bytes: int, packed_bytes: int) -> Non
     most = most_unpacked(packed_bytes)
     if claimed_bytes > most:
         raise UserError(
-            f"{where}: claims {in_bytes(claimed_bytes)}, and a file of {in_bytes(packed_bytes)} "
-            f"may hold {in_bytes(most)}; write it again without compression, or a part of it"
+            f"{where}: claims {bytes_text(claimed_bytes)}, and a file of "
+            f"{bytes_text(packed_bytes)} may hold {bytes_text(most)}; write it again without compression, or a part of it"
         )
 
 
 def unpack(path: Path) -> bytes:
-    """A file's content, decompressed where its first bytes say that it is packed (gzip, xz, zstd,
-    or a zip of one file that is no archive of arrays).
+    """Read a file's contents, decompressed where its first bytes say that it is packed (gzip, xz,
+    zstd, or a zip of one file that is no archive of arrays).
 
     Raises:
         UserError: if the file is missing, unreadable or damaged, or unpacks to too much.
@@ -65,7 +66,7 @@ def unpack(path: Path) -> bytes:
 
 @contextlib.contextmanager
 def open_archive(path: Path, what: str) -> Iterator[zipfile.ZipFile]:
-    """A zip archive whose members claim no more than a file of its size may; read them with
+    """Open a zip archive whose members claim no more than a file of its size may; read them with
     :func:`read_member`.
 
     Args:
@@ -82,8 +83,8 @@ def open_archive(path: Path, what: str) -> Iterator[zipfile.ZipFile]:
 
 
 def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """A member's content, which may be no longer than the archive says: read at once, it would be
-    unpacked whole before that is noticed.
+    """Read a member's contents, which may be no longer than the archive says: piece by piece, since
+    reading at once would unpack all of it first.
 
     Raises:
         ValueError: if it is longer, or packed in another way than archives of arrays are.
@@ -97,7 +98,7 @@ def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
 
 
 def _open_member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
-    """A stream of a member whose pieces are unpacked one by one, as only deflate's are."""
+    """Open a stream of a member that unpacks piece by piece, as only deflate does."""
     if archive.getinfo(name).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{name} is neither stored nor deflated")
     return archive.open(name)
@@ -127,7 +128,7 @@ def _read_bounded(path: Path, stream: IO[bytes], packed_bytes: int) -> bytes:
         unpacked.write(piece)
         if unpacked.tell() > most:
             raise UserError(
-                f"{path}: unpacks to more than {in_bytes(most)}, which is all that is taken from "
-                f"a packed file of {in_bytes(packed_bytes)}; unpack it and name what comes out"
+                f"{path}: unpacks to more than {bytes_text(most)}, which is all that is taken from "
+                f"a packed file of {bytes_text(packed_bytes)}; unpack it and name what comes out"
             )
     return unpacked.getvalue()

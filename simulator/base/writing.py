@@ -1,4 +1,4 @@
-"""Tables as TOML that reads well and differs from an earlier version only where a number moved."""
+"""TOML tables that read well and differ from an earlier version only where a number moved."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def toml_text(table: Mapping[str, Any], head: str, digits: int = DIGITS) -> str:
-    """The file's text: a comment, then the table with each table in it under its own heading. What
-    is ``None`` is left out.
+    """Write a TOML file: a comment, then the table with each table in it under its own heading.
+    ``None`` is left out.
 
     Args:
         digits: that numbers are rounded to; 17 leave them as they are.

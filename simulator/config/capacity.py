@@ -30,7 +30,7 @@ from simulator.base.quantities import (
     TokenRate,
     Tokens,
     Watts,
-    within,
+    value_range,
 )
 from simulator.config.dtypes import DType
 from simulator.config.pruning import Pruning

@@ -20,7 +20,7 @@ from simulator.base.quantities import (
     PrintedParameters,
     TokenCount,
     Width,
-    within,
+    value_range,
 )
 from simulator.base.reading import read_json, read_toml
 from simulator.config.dtypes import DType

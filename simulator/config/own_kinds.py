@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
-from simulator.base.contracts import hold, is_shipped, method_name
+from simulator.base.contracts import check_call, is_shipped, method_name
 from simulator.config.ffns import FFN
 from simulator.config.ffns.moe import MoE
 from simulator.config.linear import Linear
@@ -40,7 +40,7 @@ def _try(question: _Question, block: Mixer | FFN, hidden_size: int) -> None:
     is_property = isinstance(getattr(type(block), question.name), property)
     name = method_name(block, question.name).removesuffix("()" if is_property else "")
     wrong = f"{question.wanted}, for a hidden size of {hidden_size}"
-    hold(
+    check_call(
         name,
         partial(question.ask, block, hidden_size),
         lambda found: "" if question.is_right(found) else wrong,

@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from simulator.base.frozen import Frozen
-from simulator.base.quantities import Width, within
+from simulator.base.quantities import Width, value_range
 
-Sparsity = Annotated[float, within(0, 0.9999)]
+Sparsity = Annotated[float, value_range(0, 0.9999)]
 _INDEX_BYTES = 4
 _CSL_TILE = (128, 64)
 """Weights of a tile of Flash-LLM's format; a place in it takes 16 bits."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from simulator.base.compiled import compiled
+from simulator.base.jit import jit
 
 MEASURED_SEQUENCES = 512
 """Sequences of one batch up to which engines were measured: there predictions are as unbiased as
@@ -17,7 +17,7 @@ BEYOND_S = 2e-6
 TensorRT-LLM 0.17, with thousands of sequences, leaves for one."""
 
 
-@compiled
+@jit
 def sequences_s(count: Any, sequence_s: float) -> Any:
     """Seconds that steps with ``count`` sequences in their fullest batch take for them.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.base.compiled import borrowing
+from simulator.base.jit import jit_inner
 from simulator.config.cluster import ClusterSpec, WireSpec
 from simulator.config.deployment import PrefillPoolSpec
 from simulator.config.engine import HandOver
@@ -74,7 +74,7 @@ class Transfer:
         return self.num_layers if self.layerwise else 0
 
 
-@borrowing
+@jit_inner
 def seconds_left(busy_s: float, computing_s: float, layers: int, stages: int) -> float:
     """Seconds of ``busy_s`` on the wires that are left when the prompt, computed for
     ``computing_s``, is done.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from simulator.base.compiled import borrowing
+from simulator.base.jit import jit_inner
 from simulator.engine.state import GENERATED, NUM_OUTPUT, NUMBER, Limits, Requests
 
 _STEP, _FIRST, _SECOND = (
@@ -18,7 +18,7 @@ _27, _30, _31, _11 = (np.uint64(bits) for bits in (27, 30, 31, 11))
 _UNIT = 2.0**-53
 
 
-@borrowing
+@jit_inner
 def draw_uniform(seed: int, request: int, place: int) -> float:
     """A number from 0 to 1 of an output token: SplitMix64 (Steele, Lea and Flood, "Fast Splittable
     Pseudorandom Number Generators", OOPSLA 2014) of the request's own seed.
@@ -27,14 +27,14 @@ def draw_uniform(seed: int, request: int, place: int) -> float:
     return float(_mix(state + _STEP * np.uint64(place + 1)) >> _11) * _UNIT
 
 
-@borrowing
+@jit_inner
 def _mix(z: np.uint64) -> np.uint64:
     z = (z ^ (z >> _30)) * _FIRST
     z = (z ^ (z >> _27)) * _SECOND
     return z ^ (z >> _31)
 
 
-@borrowing
+@jit_inner
 def count_kept_tokens(requests: Requests, limits: Limits, r: int, new: int) -> int:
     """Output tokens that the request of row ``r`` gets out of a step that computes ``new`` of it:
     one, and those of its draft up to the first that is not accepted, but no more than it asked for.

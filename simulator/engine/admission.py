@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from simulator.base.compiled import borrowing
+from simulator.base.jit import jit_inner
 from simulator.engine.blocks import (
     available,
     blocks_for,
@@ -58,7 +58,7 @@ _CLIPPED_OUTPUT = 4096
 (``SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION`` in its ``environ.py``)."""
 
 
-@borrowing
+@jit_inner
 def admit(
     requests: Requests, ranks: Ranks, d: int, budget: int, limits: Limits, now_s: float
 ) -> int:
@@ -125,7 +125,7 @@ def admit(
     return budget
 
 
-@borrowing
+@jit_inner
 def _admit_ready(
     requests: Requests, ranks: Ranks, d: int, budget: int, limits: Limits, now_s: float
 ) -> int:
@@ -146,13 +146,13 @@ def _admit_ready(
     return budget
 
 
-@borrowing
+@jit_inner
 def clip_output(output: int) -> int:
     """Output tokens of a request that SGLang counts on."""
     return min(output, _CLIPPED_OUTPUT)
 
 
-@borrowing
+@jit_inner
 def count_coming(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> int:
     """Output tokens that SGLang counts on from the requests of rank ``d`` that run or have blocks:
     of those that decode a share, which follows how many it had to retract lately
@@ -169,7 +169,7 @@ def count_coming(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> in
     return int(tokens)
 
 
-@borrowing
+@jit_inner
 def _run(requests: Requests, ranks: Ranks, d: int, r: int, new: int, now_s: float) -> None:
     """The first of those that wait at rank ``d`` runs, beginning with ``new`` tokens."""
     requests.ints[r, ADMITTED] = ranks.counts[0, NUM_ADMISSIONS]

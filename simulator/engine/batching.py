@@ -10,7 +10,7 @@ which costs twenty times the arithmetic of a sequence.
 
 from __future__ import annotations
 
-from simulator.base.compiled import borrowing, merging
+from simulator.base.jit import jit_inline, jit_inner
 from simulator.engine.acceptance import count_kept_tokens
 from simulator.engine.admission import admit
 from simulator.engine.blocks import available, blocks_for, release, share_prompt, take
@@ -64,7 +64,7 @@ from simulator.results.tables import ADMISSION_LIMITS
 _KV_CACHE, _HELD_BACK = (ADMISSION_LIMITS.index(name) for name in ("kv_cache", "held_back"))
 
 
-@borrowing
+@jit_inner
 def push(requests: Requests, ranks: Ranks, clock: Clock, r: int) -> None:
     """Queue request ``r`` at the data-parallel rank with the fewest unfinished requests."""
     best, fewest = 0, _count_unfinished(ranks, 0)
@@ -83,14 +83,14 @@ def push(requests: Requests, ranks: Ranks, clock: Clock, r: int) -> None:
     )
 
 
-@borrowing
+@jit_inner
 def _count_unfinished(ranks: Ranks, d: int) -> int:
     each = ranks.each
     here = each[d, NUM_WAITING] + each[d, NUM_RUNNING]
     return int(here + each[d, NUM_IN_LINE] + each[d, NUM_RESERVED])
 
 
-@borrowing
+@jit_inner
 def is_decode(num_input: int, generated: int, computed: int) -> bool:
     """Whether a request computes its newest output token next, and drafts behind it if there are
     any, and not a chunk of a prompt or of what was preempted.
@@ -98,7 +98,7 @@ def is_decode(num_input: int, generated: int, computed: int) -> bool:
     return generated > 0 and computed + 1 == num_input + generated
 
 
-@merging
+@jit_inline
 def form_step(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> bool:
     """Fill ``ranks.chunk`` for the next step, and keep blocks for caches that are to come. Returns
     whether there is anything to compute.
@@ -110,7 +110,7 @@ def form_step(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) ->
             return bool(has_work)
 
 
-@borrowing
+@jit_inner
 def computes(ranks: Ranks, first: int, end: int) -> bool:
     """Whether any request of ranks ``first`` to ``end`` is in the step."""
     chunk, each = ranks.chunk, ranks.each
@@ -121,7 +121,7 @@ def computes(ranks: Ranks, first: int, end: int) -> bool:
     return False
 
 
-@merging
+@jit_inline
 def _fill(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> bool:
     """Fill ``ranks.chunk`` once. Returns whether any rank gave tokens away, which another lane may
     have taken back.
@@ -159,7 +159,7 @@ def _fill(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> boo
     return has_work
 
 
-@borrowing
+@jit_inner
 def _holds_prompts(ranks: Ranks, limits: Limits) -> bool:
     """Whether waiting prompts wait on, so that ranks compute them in the same step: until each has
     one, but not for ever.
@@ -180,7 +180,7 @@ def _holds_prompts(ranks: Ranks, limits: Limits) -> bool:
     return True
 
 
-@borrowing
+@jit_inner
 def _waits_for_more(requests: Requests, ranks: Ranks, limits: Limits) -> bool:
     """Whether the prompts of the only rank wait on, since they and its decodes do not fill a step
     yet, but not for ever.
@@ -203,7 +203,7 @@ def _waits_for_more(requests: Requests, ranks: Ranks, limits: Limits) -> bool:
     return True
 
 
-@borrowing
+@jit_inner
 def _schedule_running(
     requests: Requests,
     ranks: Ranks,
@@ -251,7 +251,7 @@ def _schedule_running(
     return budget
 
 
-@borrowing
+@jit_inner
 def complete_step(
     requests: Requests, ranks: Ranks, limits: Limits, clock: Clock, now_s: float
 ) -> int:

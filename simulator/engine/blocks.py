@@ -9,7 +9,7 @@ capacity.
 
 from __future__ import annotations
 
-from simulator.base.compiled import borrowing
+from simulator.base.jit import jit_inner
 from simulator.engine.state import (
     BLOCKS,
     COMPUTED,
@@ -36,19 +36,19 @@ from simulator.engine.state import (
 )
 
 
-@borrowing
+@jit_inner
 def blocks_for(tokens: int, limits: Limits) -> int:
     """KV blocks of a running sequence of ``tokens``."""
     return (tokens + limits.block_tokens - 1) // limits.block_tokens + limits.sequence_blocks
 
 
-@borrowing
+@jit_inner
 def available(ranks: Ranks, d: int, limits: Limits) -> int:
     """Blocks that are free or can be made free."""
     return int(ranks.pools[d, FREE_BLOCKS] + ranks.pools[d, NUM_EVICTABLE] * limits.prefix_blocks)
 
 
-@borrowing
+@jit_inner
 def take(ranks: Ranks, d: int, count: int, limits: Limits) -> None:
     """Take ``count`` blocks, evicting prefix blocks as needed; the caller has checked that they are
     available.
@@ -65,7 +65,7 @@ def take(ranks: Ranks, d: int, count: int, limits: Limits) -> None:
     ranks.pools[d, NUM_TAKEN] += count
 
 
-@borrowing
+@jit_inner
 def _unlink(ranks: Ranks, d: int, block: int) -> None:
     older, newer = ranks.prefixes[d, block, OLDER], ranks.prefixes[d, block, NEWER]
     ranks.prefixes[d, older, NEWER] = newer
@@ -73,7 +73,7 @@ def _unlink(ranks: Ranks, d: int, block: int) -> None:
     ranks.pools[d, NUM_EVICTABLE] -= 1
 
 
-@borrowing
+@jit_inner
 def _link_newest(ranks: Ranks, d: int, block: int) -> None:
     ends = ranks.prefixes.shape[1] - 1
     newest = ranks.prefixes[d, ends, OLDER]
@@ -84,7 +84,7 @@ def _link_newest(ranks: Ranks, d: int, block: int) -> None:
     ranks.pools[d, NUM_EVICTABLE] += 1
 
 
-@borrowing
+@jit_inner
 def hold(ranks: Ranks, d: int, block: int) -> None:
     """One more request holds a cached prefix block."""
     if ranks.prefixes[d, block, REFS] == 0:
@@ -92,14 +92,14 @@ def hold(ranks: Ranks, d: int, block: int) -> None:
     ranks.prefixes[d, block, REFS] += 1
 
 
-@borrowing
+@jit_inner
 def _let_go(ranks: Ranks, d: int, block: int) -> None:
     ranks.prefixes[d, block, REFS] -= 1
     if ranks.prefixes[d, block, REFS] == 0:
         _link_newest(ranks, d, block)
 
 
-@borrowing
+@jit_inner
 def count_hits(requests: Requests, ranks: Ranks, d: int, r: int, limits: Limits) -> int:
     """Leading prefix blocks of ``r`` that are cached and wholly inside its prompt, less the one
     with its last token.
@@ -117,7 +117,7 @@ def count_hits(requests: Requests, ranks: Ranks, d: int, r: int, limits: Limits)
     return hits
 
 
-@borrowing
+@jit_inner
 def count_idle(requests: Requests, ranks: Ranks, d: int, r: int, hits: int) -> int:
     """Those of the first ``hits`` prefix blocks of ``r`` that no request holds: holding them takes
     from what is available.
@@ -128,7 +128,7 @@ def count_idle(requests: Requests, ranks: Ranks, d: int, r: int, hits: int) -> i
     return idle
 
 
-@borrowing
+@jit_inner
 def share_prompt(
     requests: Requests, ranks: Ranks, d: int, r: int, reach: int, limits: Limits
 ) -> None:
@@ -156,7 +156,7 @@ def share_prompt(
         requests.ints[r, BLOCKS] -= limits.prefix_blocks
 
 
-@borrowing
+@jit_inner
 def release(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
     """Give back everything that ``r`` holds."""
     ranks.pools[d, FREE_BLOCKS] += requests.ints[r, BLOCKS]
@@ -167,7 +167,7 @@ def release(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
     requests.ints[r, SHARED] = 0
 
 
-@borrowing
+@jit_inner
 def keep_order(requests: Requests, ranks: Ranks, d: int, r: int, limits: Limits) -> None:
     """Remember where in the line of free blocks those of ``r`` are about to stand, which it loses
     now.
@@ -186,7 +186,7 @@ def keep_order(requests: Requests, ranks: Ranks, d: int, r: int, limits: Limits)
     )
 
 
-@borrowing
+@jit_inner
 def count_kept(requests: Requests, ranks: Ranks, r: int, d: int, hits: int, limits: Limits) -> int:
     """Blocks behind the first ``hits`` prefix blocks that ``r`` lost and nobody has taken since."""
     if requests.ints[r, KEPT_FIRST] != hits * limits.prefix_blocks:
@@ -202,7 +202,7 @@ def count_kept(requests: Requests, ranks: Ranks, r: int, d: int, hits: int, limi
     )
 
 
-@borrowing
+@jit_inner
 def take_back(requests: Requests, ranks: Ranks, r: int, d: int, count: int) -> None:
     """Take ``count`` blocks that ``r`` lost out of the line; those behind them move up."""
     if count > 0:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 
-from simulator.base.compiled import borrowing
+from simulator.base.jit import jit_inner
 from simulator.engine.blocks import release
 from simulator.engine.preemption import preempt
 from simulator.engine.state import (
@@ -46,14 +46,14 @@ from simulator.results.tables import GAP_BINS_PER_DECADE, NUM_GAP_BINS, SHORTEST
 _NEVER = 1 << 62
 
 
-@borrowing
+@jit_inner
 def find_gap_bin(gap_s: float) -> int:
     """The bin of a gap between output tokens."""
     decades = math.log10(max(gap_s, SHORTEST_GAP_S) / SHORTEST_GAP_S)
     return min(int(decades * GAP_BINS_PER_DECADE), NUM_GAP_BINS - 1)
 
 
-@borrowing
+@jit_inner
 def take_blocks(requests: Requests, ranks: Ranks, limits: Limits, d: int) -> None:
     """Give the summed decodes of rank ``d`` the KV blocks that their next tokens need; the latest
     admitted of the rank lose theirs when these run out.
@@ -68,14 +68,14 @@ def take_blocks(requests: Requests, ranks: Ranks, limits: Limits, d: int) -> Non
     pools[d, NUM_TAKEN] += ring[d, turn]
 
 
-@borrowing
+@jit_inner
 def _fitting(requests: Requests, r: int, limits: Limits) -> int:
     """Tokens that the blocks of a request hold beyond those that it had when it joined."""
     blocks = requests.ints[r, BLOCKS] - limits.sequence_blocks
     return int(blocks * limits.block_tokens - requests.ints[r, COMPUTED])
 
 
-@borrowing
+@jit_inner
 def join(requests: Requests, ranks: Ranks, limits: Limits, d: int, now_s: float) -> None:
     """Add those that stand behind the summed decodes of rank ``d``, got a token just now and want
     another.
@@ -106,7 +106,7 @@ def join(requests: Requests, ranks: Ranks, limits: Limits, d: int, now_s: float)
         ranks.emitted_s[d] = now_s
 
 
-@borrowing
+@jit_inner
 def dissolve(requests: Requests, ranks: Ranks, limits: Limits, d: int) -> None:
     """Let every request of rank ``d`` be itself again."""
     each = ranks.each
@@ -115,7 +115,7 @@ def dissolve(requests: Requests, ranks: Ranks, limits: Limits, d: int) -> None:
     each[d, NUM_DECODES] = each[d, CONTEXTS] = each[d, LONGEST] = 0
 
 
-@borrowing
+@jit_inner
 def _leave_last(requests: Requests, ranks: Ranks, limits: Limits, d: int) -> None:
     """Let the latest admitted of the summed decodes of rank ``d`` be itself again."""
     each, ticks = ranks.each, ranks.each[d, TICKS]
@@ -131,7 +131,7 @@ def _leave_last(requests: Requests, ranks: Ranks, limits: Limits, d: int) -> Non
     each[d, LONGEST], each[d, NEXT_END] = longest + ticks, next_end
 
 
-@borrowing
+@jit_inner
 def _leave(requests: Requests, ranks: Ranks, limits: Limits, d: int, r: int) -> None:
     """Write down what has become of a request since it joined."""
     ints = requests.ints
@@ -146,7 +146,7 @@ def _leave(requests: Requests, ranks: Ranks, limits: Limits, d: int, r: int) -> 
     requests.times[r, LAST_S] = ranks.emitted_s[d]
 
 
-@borrowing
+@jit_inner
 def end_decodes(
     requests: Requests, ranks: Ranks, limits: Limits, clock: Clock, d: int, now_s: float
 ) -> int:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simulator.base.compiled import borrowing
+from simulator.base.jit import jit_inner
 from simulator.engine.state import Floats, Ints
 
 ENDS, LEAVES, COMES, GOES_ON, ARRIVES, COMES_LATER, FORMS, RETURNS, FORMS_LATE = range(9)
@@ -42,25 +42,25 @@ def start_events(most: int) -> Events:
     return Events(np.empty(most), np.empty(most, dtype=np.int64), np.zeros(1, dtype=np.int64))
 
 
-@borrowing
+@jit_inner
 def code_of(kind: int, number: int) -> int:
     """The code of an event of ``number``."""
     return (kind << KIND_BITS) + number
 
 
-@borrowing
+@jit_inner
 def kind_of(code: int) -> int:
     """The kind of an event."""
     return code >> KIND_BITS
 
 
-@borrowing
+@jit_inner
 def number_of(code: int) -> int:
     """The replica or request of an event."""
     return code & ((1 << KIND_BITS) - 1)
 
 
-@borrowing
+@jit_inner
 def push_event(events: Events, at_s: float, code: int) -> None:
     """Add an event; the caller has made room."""
     times, codes = events.at_s, events.code
@@ -93,7 +93,7 @@ def find_event(events: Events, code: int) -> float | None:
     return float(events.at_s[places[0]]) if len(places) else None
 
 
-@borrowing
+@jit_inner
 def pop_event(events: Events) -> None:
     """Take the next event away."""
     times, codes = events.at_s, events.code

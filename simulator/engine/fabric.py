@@ -16,7 +16,7 @@ import simpy
 from numpy.typing import NDArray
 from simpy.events import Event, ProcessGenerator
 
-from simulator.base.compiled import compiled
+from simulator.base.jit import jit
 from simulator.cost.comm import Exchange
 
 
@@ -113,7 +113,7 @@ def fair_rates(busy_s: list[NDArray[np.float64]]) -> list[float]:
     return [float(rate) for rate in shared_rates(np.stack(busy_s))] if busy_s else []
 
 
-@compiled
+@jit
 def shared_rates(busy_FL: Any) -> Any:
     """:func:`fair_rates` for compiled code.
 
@@ -149,7 +149,7 @@ def shared_rates(busy_FL: Any) -> Any:
     return level_F * alone_F
 
 
-@compiled
+@jit
 def largest(seconds: Any) -> float:
     """The largest, or 0 of nothing."""
     found = 0.0

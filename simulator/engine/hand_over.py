@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from simulator.base.compiled import borrowing
+from simulator.base.jit import jit_inner
 from simulator.engine.blocks import release
 from simulator.engine.events import (
     ARRIVES,
@@ -62,14 +62,14 @@ class HandOver(NamedTuple):
     transfers: Transfers
 
 
-@borrowing
+@jit_inner
 def asks_first(handing: HandOver, kind: int, request: int) -> bool:
     """Whether a request that comes asks the decode pool for room before its prompt is computed."""
     transfers = handing.transfers
     return kind != COMES_LATER and transfers.reserves_first and transfers.goes_on[request]
 
 
-@borrowing
+@jit_inner
 def expect_cache(handing: HandOver, request: int) -> None:
     """Let a request ask the decode pool for room, which is to take in its prompt's cache."""
     ints, transfers = handing.pool.requests.ints, handing.transfers
@@ -78,7 +78,7 @@ def expect_cache(handing: HandOver, request: int) -> None:
     ints[request, GENERATED] = 1 - transfers.recomputes_last
 
 
-@borrowing
+@jit_inner
 def hand_on(
     events: Events,
     feed: Feed,
@@ -132,7 +132,7 @@ def hand_on(
     return True
 
 
-@borrowing
+@jit_inner
 def use_reserved(events: Events, first: Pool, handing: HandOver, replica: int) -> None:
     """Send the caches that a step of a decode replica has kept blocks for, and those requests whose
     prompts are to be computed to the first pool.
@@ -149,7 +149,7 @@ def use_reserved(events: Events, first: Pool, handing: HandOver, replica: int) -
         request = following
 
 
-@borrowing
+@jit_inner
 def send_cache(events: Events, first: Pool, handing: HandOver, request: int, now_s: float) -> None:
     """Send the cache of a prompt that is computed into the blocks that are kept for it."""
     replica = first.balance.replica_of[request]
@@ -158,7 +158,7 @@ def send_cache(events: Events, first: Pool, handing: HandOver, request: int, now
     push_event(events, max(now_s, comes_s), code_of(ARRIVES, request))
 
 
-@borrowing
+@jit_inner
 def let_go(events: Events, first: Pool, request: int, now_s: float) -> None:
     """A prompt's cache is no longer needed where it was computed; others may have its blocks."""
     ints = first.requests.ints
@@ -173,7 +173,7 @@ def let_go(events: Events, first: Pool, request: int, now_s: float) -> None:
         form_soon(events, first.clock, replica, replica, now_s, FORMS)
 
 
-@borrowing
+@jit_inner
 def give_up(events: Events, num_first: int, second: Pool, request: int, now_s: float) -> None:
     """A request is lost whose cache the decode pool was to take in."""
     requests, replica = second.requests, second.balance.replica_of[request]

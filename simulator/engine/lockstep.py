@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.base.compiled import compiled
+from simulator.base.jit import jit
 from simulator.cost.comm import Exchange
 from simulator.engine.fabric import largest, shared_rates
 from simulator.results.tables import STEP_PHASES
@@ -86,7 +86,7 @@ class Lockstep:
         return dict(zip(STEP_PHASES, phases_P.tolist(), strict=True))
 
 
-@compiled
+@jit
 def _run(
     orders_O3: Any, seconds_BR: Any, delays_F2: Any, busy_FL: Any, factor_P: Any, wait: int
 ) -> Any:
@@ -122,7 +122,7 @@ def _run(
     return phases_P
 
 
-@compiled
+@jit
 def _bring_over(
     flight: int, now_s: float, begins_F: Any, over_F: Any, left_F: Any, open_F: Any, busy_FL: Any
 ) -> float:

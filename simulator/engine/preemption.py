@@ -7,7 +7,7 @@ fewest output tokens, until the next decode step has room, and they wait last in
 
 from __future__ import annotations
 
-from simulator.base.compiled import borrowing
+from simulator.base.jit import jit_inner
 from simulator.engine.blocks import available, blocks_for, keep_order, release
 from simulator.engine.state import (
     ADMITTED,
@@ -34,7 +34,7 @@ from simulator.engine.state import (
 )
 
 
-@borrowing
+@jit_inner
 def queue_last(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
     """Let request ``r`` wait behind all others of its rank."""
     requests.ints[r, FOLLOWING] = -1
@@ -46,7 +46,7 @@ def queue_last(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
     ranks.each[d, NUM_WAITING] += 1
 
 
-@borrowing
+@jit_inner
 def queue_after_ready(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
     """Let request ``r`` wait before all of rank ``d`` but those whose caches have come."""
     each, ints = ranks.each, requests.ints
@@ -61,7 +61,7 @@ def queue_after_ready(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
     each[d, NUM_WAITING] += 1
 
 
-@borrowing
+@jit_inner
 def find_latest(requests: Requests, ranks: Ranks, d: int) -> int:
     """Where the latest admitted of the requests that share blocks with those of ``d`` runs: the
     oldest is never held up.
@@ -80,7 +80,7 @@ def find_latest(requests: Requests, ranks: Ranks, d: int) -> int:
     return best
 
 
-@borrowing
+@jit_inner
 def preempt(requests: Requests, ranks: Ranks, d: int, i: int, limits: Limits) -> None:
     """Take the blocks of the ``i``-th running request of rank ``d``, which is computed again
     later.
@@ -106,7 +106,7 @@ def preempt(requests: Requests, ranks: Ranks, d: int, i: int, limits: Limits) ->
         queue_after_ready(requests, ranks, d, r)
 
 
-@borrowing
+@jit_inner
 def retract(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> None:
     """Make room for the next decode step of rank ``d``: requests with the fewest output tokens, of
     equals those with the longest prompt, lose their blocks until it has.
@@ -144,7 +144,7 @@ def retract(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> None:
     ranks.output_share[d] = min(1.0, used / asked)
 
 
-@borrowing
+@jit_inner
 def _next_blocks(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> int:
     """KV blocks that one more token of each running request takes, and its draft."""
     running, ints = ranks.running, requests.ints

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.base.compiled import compiled
+from simulator.base.jit import jit
 
 Floats = NDArray[np.float64]
 
@@ -53,7 +53,7 @@ def first_tokens(
     return found
 
 
-@compiled
+@jit
 def _serve(
     num_ranks: int,
     most: int,
@@ -124,7 +124,7 @@ def _serve(
     return took_s
 
 
-@compiled
+@jit
 def _step_s(busy_B: Floats, each_N: Floats, seconds_BN: Floats, busy: float, each: float) -> float:
     """Linear between entries."""
     b, busy_share = _between(busy_B, busy)
@@ -135,7 +135,7 @@ def _step_s(busy_B: Floats, each_N: Floats, seconds_BN: Floats, busy: float, eac
     return float(few * (1 - busy_share) + many * busy_share)
 
 
-@compiled
+@jit
 def _between(grid: Floats, value: float) -> tuple[int, float]:
     """The entry below, and how far the value lies to the next."""
     below = 0

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.base.compiled import borrowing, merging
+from simulator.base.jit import jit_inline, jit_inner
 from simulator.engine.batching import complete_step, form_step, push
 from simulator.engine.reservations import expects_caches
 from simulator.engine.state import (
@@ -63,7 +63,7 @@ class Span(NamedTuple):
     """Whose steps they are, for the log."""
 
 
-@merging
+@jit_inline
 def take_steps(
     requests: Requests,
     ranks: Ranks,
@@ -140,14 +140,14 @@ def take_steps(
             return IN_FLIGHT, now_s, done, rows, work
 
 
-@borrowing
+@jit_inner
 def _waits(ranks: Ranks, limits: Limits, clock: Clock) -> bool:
     """Whether a replica that has nothing to compute waits for caches that come or go."""
     has_all = clock.counts[0, NUM_PUSHED] == clock.counts[0, NUM_FINISHED]
     return bool(limits.hands_over or has_all or expects_caches(ranks))
 
 
-@borrowing
+@jit_inner
 def _take(requests: Requests, ranks: Ranks, clock: Clock) -> None:
     """Queue the requests that have come since the replica's last look."""
     request = clock.counts[0, FIRST_COMING]
@@ -160,7 +160,7 @@ def _take(requests: Requests, ranks: Ranks, clock: Clock) -> None:
     clock.counts[0, COMING_TOKENS] = 0
 
 
-@borrowing
+@jit_inner
 def _end_step(
     requests: Requests, ranks: Ranks, limits: Limits, clock: Clock, now_s: float, ended: Ints
 ) -> int:

@@ -13,7 +13,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.base.compiled import borrowing
+from simulator.base.jit import jit_inner
 from simulator.engine.events import (
     ARRIVES,
     COMES,
@@ -63,7 +63,7 @@ asked; some time has passed; a step has been formed whose price the table does n
 window on the trace has no request left."""
 
 
-@borrowing
+@jit_inner
 def next_event(events: Events, feed: Feed, times: Floats) -> tuple[float, int]:
     """When something happens next, and its code; infinity where nothing does.
 
@@ -84,7 +84,7 @@ def next_event(events: Events, feed: Feed, times: Floats) -> tuple[float, int]:
     return at_s, code
 
 
-@borrowing
+@jit_inner
 def run_ahead(
     events: Events,
     feed: Feed,

@@ -11,7 +11,7 @@ the head of ``disaggregation/decode.py`` and ``prefill.py`` in its source).
 
 from __future__ import annotations
 
-from simulator.base.compiled import borrowing
+from simulator.base.jit import jit_inner
 from simulator.engine.admission import clip_output, count_coming
 from simulator.engine.blocks import available, blocks_for, release, take
 from simulator.engine.preemption import queue_after_ready
@@ -51,7 +51,7 @@ from simulator.results.tables import ADMISSION_LIMITS
 _MAX_SEQUENCES, _KV_CACHE = (ADMISSION_LIMITS.index(name) for name in ("max_sequences", "kv_cache"))
 
 
-@borrowing
+@jit_inner
 def stand_in_line(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
     """Let request ``r`` wait for blocks of rank ``d``, behind all others in line."""
     each = ranks.each
@@ -64,7 +64,7 @@ def stand_in_line(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
     each[d, NUM_IN_LINE] += 1
 
 
-@borrowing
+@jit_inner
 def reserve_blocks(requests: Requests, ranks: Ranks, d: int, limits: Limits, now_s: float) -> None:
     """Keep blocks of rank ``d`` for those in line while there is room, as for requests that are
     admitted, and chain them from ``FIRST_RESERVED`` on.
@@ -106,7 +106,7 @@ def reserve_blocks(requests: Requests, ranks: Ranks, d: int, limits: Limits, now
         ranks.counts[0, LAST_RESERVED] = r
 
 
-@borrowing
+@jit_inner
 def _leave_line(requests: Requests, ranks: Ranks, d: int, before: int) -> None:
     """The one in line of rank ``d`` that stands behind ``before`` leaves it, the first with -1."""
     each, ints = ranks.each, requests.ints
@@ -120,7 +120,7 @@ def _leave_line(requests: Requests, ranks: Ranks, d: int, before: int) -> None:
     each[d, NUM_IN_LINE] -= 1
 
 
-@borrowing
+@jit_inner
 def _count_out(requests: Requests, clock: Clock, r: int) -> None:
     """Request ``r`` is none of the replica's any more."""
     ints = requests.ints
@@ -129,13 +129,13 @@ def _count_out(requests: Requests, clock: Clock, r: int) -> None:
     clock.counts[0, OUTSTANDING_TOKENS] -= ints[r, NUM_INPUT] + ints[r, NUM_OUTPUT]
 
 
-@borrowing
+@jit_inner
 def expects_caches(ranks: Ranks) -> bool:
     """Whether caches are to come, which blocks are kept for."""
     return bool(ranks.each[:, NUM_RESERVED].any())
 
 
-@borrowing
+@jit_inner
 def take_in(requests: Requests, ranks: Ranks, r: int) -> None:
     """The cache of request ``r`` has come: it waits behind others whose caches have, and before all
     that have no blocks.
@@ -149,7 +149,7 @@ def take_in(requests: Requests, ranks: Ranks, r: int) -> None:
     each[d, NUM_READY] += 1
 
 
-@borrowing
+@jit_inner
 def give_up_line(requests: Requests, ranks: Ranks, clock: Clock, r: int) -> None:
     """No cache is to come any more for request ``r``, which is in line or about to be."""
     d = requests.ints[r, DP_RANK]
@@ -161,7 +161,7 @@ def give_up_line(requests: Requests, ranks: Ranks, clock: Clock, r: int) -> None
         _count_out(requests, clock, r)
 
 
-@borrowing
+@jit_inner
 def give_up_blocks(requests: Requests, ranks: Ranks, clock: Clock, r: int) -> None:
     """No cache is to come any more for request ``r``, which blocks are kept for."""
     each, d = ranks.each, requests.ints[r, DP_RANK]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from simulator.base.compiled import borrowing
+from simulator.base.jit import jit_inner
 from simulator.engine.events import Events, code_of, push_event
 from simulator.engine.state import (
     ARRIVAL_S,
@@ -86,7 +86,7 @@ class Feed(NamedTuple):
     """``[1]`` the pool whose balancer is asked, or the replica whose step has no price yet."""
 
 
-@borrowing
+@jit_inner
 def send_request(
     balance: Balance, clock: Clock, requests: Requests, request: int, feed: Feed
 ) -> int:
@@ -112,7 +112,7 @@ def send_request(
     return replica
 
 
-@borrowing
+@jit_inner
 def _choose(balance: Balance, clock: Clock, feed: Feed) -> int:
     counts = clock.counts
     num_replicas = len(counts)
@@ -138,7 +138,7 @@ def _choose(balance: Balance, clock: Clock, feed: Feed) -> int:
     return best
 
 
-@borrowing
+@jit_inner
 def form_soon(
     events: Events, clock: Clock, replica: int, number: int, now_s: float, kind: int
 ) -> None:
@@ -148,7 +148,7 @@ def form_soon(
         push_event(events, now_s, code_of(kind, number))
 
 
-@borrowing
+@jit_inner
 def ranks_of(ranks: Ranks, replica: int) -> Ranks:
     """The ranks of one replica."""
     return Ranks(
@@ -166,13 +166,13 @@ def ranks_of(ranks: Ranks, replica: int) -> Ranks:
     )
 
 
-@borrowing
+@jit_inner
 def clock_of(clock: Clock, replica: int) -> Clock:
     """The clock of one replica."""
     return Clock(clock.counts[replica], clock.gap_counts[replica])
 
 
-@borrowing
+@jit_inner
 def release_next(feed: Feed, requests: Requests, count: int, now_s: float) -> None:
     """Requests are done, and clients of a closed loop send others instead."""
     feed.num_done[0] += count

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.base.compiled import borrowing
+from simulator.base.jit import jit_inner
 from simulator.engine.acceptance import count_kept_tokens
 from simulator.engine.batching import is_decode
 from simulator.engine.state import (
@@ -69,7 +69,7 @@ _PREFILL, _DECODE, _RUNNING, _WAITING, _KV_USED, _LIMITED_BY = range(2, 8)
 _IMBALANCE, _READ_BYTES, _DROPPED = range(len(LOG_COLUMNS) - 3, len(LOG_COLUMNS))
 
 
-@borrowing
+@jit_inner
 def find_row(clock: Clock, log: NDArray[np.float64], rows: int) -> tuple[int, int]:
     """Which row the next step of a replica gets, its latest step having ended.
 
@@ -92,7 +92,7 @@ def find_row(clock: Clock, log: NDArray[np.float64], rows: int) -> tuple[int, in
     return row, rows
 
 
-@borrowing
+@jit_inner
 def _is_alike(run: NDArray[np.float64], step: NDArray[np.float64]) -> bool:
     """Whether a step that follows a run decodes the same number of sequences beside the same
     queue, and nothing else.
@@ -109,7 +109,7 @@ def _is_alike(run: NDArray[np.float64], step: NDArray[np.float64]) -> bool:
     )
 
 
-@borrowing
+@jit_inner
 def _add_step(run: NDArray[np.float64], step: NDArray[np.float64]) -> None:
     total_s = run[1] + step[1]
     run[_IMBALANCE] = (run[_IMBALANCE] * run[1] + step[_IMBALANCE] * step[1]) / total_s
@@ -124,7 +124,7 @@ def _add_step(run: NDArray[np.float64], step: NDArray[np.float64]) -> None:
     run[DECODES] += step[DECODES]
 
 
-@borrowing
+@jit_inner
 def observe(requests: Requests, ranks: Ranks, limits: Limits, row: NDArray[np.float64]) -> None:
     """Write what the formed step holds into columns 2 to 7 of a log row, and ``DECODES``."""
     running, chunk, each = ranks.running, ranks.chunk, ranks.each

@@ -9,7 +9,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.base.compiled import borrowing
+from simulator.base.jit import jit_inner
 from simulator.cost.engine_time import sequences_s
 from simulator.cost.kernels.context import split_s, work_s
 from simulator.engine.batching import computes, is_decode
@@ -31,7 +31,7 @@ ATTENTION = 8
 """Column of a log row that the parts of a step's time begin at."""
 
 
-@borrowing
+@jit_inner
 def price_step(
     requests: Requests, ranks: Ranks, table: StepTable, row: NDArray[np.float64]
 ) -> float:
@@ -69,7 +69,7 @@ def price_step(
     return duration_s * factor
 
 
-@borrowing
+@jit_inner
 def slow_down(row: NDArray[np.float64], factor: float, passes: float) -> None:
     """Let the parts of a step take ``factor`` times as long.
 
@@ -81,7 +81,7 @@ def slow_down(row: NDArray[np.float64], factor: float, passes: float) -> None:
     row[ATTENTION + 9] *= passes
 
 
-@borrowing
+@jit_inner
 def in_flight(
     parts: NDArray[np.float64],
     head_s: NDArray[np.float64],
@@ -126,7 +126,7 @@ def in_flight(
     return float(duration)
 
 
-@borrowing
+@jit_inner
 def _price_lane(
     requests: Requests,
     ranks: Ranks,
@@ -254,7 +254,7 @@ def _price_lane(
     return heading, fullest
 
 
-@borrowing
+@jit_inner
 def _below(grid: NDArray[np.float64], value: float) -> int:
     """Index of the grid interval that ``value`` lies in, or of the nearest one."""
     low, high = 0, len(grid) - 1
@@ -267,7 +267,7 @@ def _below(grid: NDArray[np.float64], value: float) -> int:
     return low
 
 
-@borrowing
+@jit_inner
 def _interpolate_experts(
     table: StepTable, tokens: int, share: float, beside_s: float, row: NDArray[np.float64]
 ) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.base.compiled import borrowing
+from simulator.base.jit import jit_inner
 from simulator.cost.transfer import Transfer, seconds_left
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.state import DP_RANK, FIRST_S, SCHEDULED_S, Floats, Ints, Requests
@@ -78,7 +78,7 @@ def start_transfers(
     )
 
 
-@borrowing
+@jit_inner
 def find_arrival(
     transfers: Transfers, requests: Requests, replica: int, request: int, now_s: float
 ) -> float:

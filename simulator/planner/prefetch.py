@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from simulator.base.data import looked_up_once
+from simulator.base.data import cache_lookups
 from simulator.config.capacity import Spare
 from simulator.planner.conditions import Conditions
 from simulator.planner.confidence import table_of
@@ -71,7 +71,7 @@ def tasks(
 
 def explore(trials: Trials, task: Task) -> None:
     """Explore it, for the store."""
-    with looked_up_once():
+    with cache_lookups():
         if task.change is None:
             table_of(trials, task.candidate)
         else:

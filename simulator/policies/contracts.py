@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.base.contracts import ask, has_method, hold, is_array, is_shipped, method_name
+from simulator.base.contracts import ask, check_call, has_method, is_array, is_shipped, method_name
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen, validate
 from simulator.base.quantities import Ratio, Sequences, StepCount, Steps, TokenBudget
@@ -34,8 +34,8 @@ def prepare_router(
     policy: RoutingPolicy, moe: MoE, num_layers: int, rng: np.random.Generator
 ) -> Router:
     """The policy made ready for a model."""
-    expects = has_method("topk_ids")
-    found: Router = ask(policy, "prepare", moe, num_layers, rng, expects=expects)
+    explain = has_method("topk_ids")
+    found: Router = ask(policy, "prepare", moe, num_layers, rng, explain=explain)
     return found
 
 
@@ -45,7 +45,7 @@ def draw_ids(
     """Experts of a batch of tokens in one layer, ``[T, K]``."""
     shape = (int(run_lengths.sum()), moe.top_k)
 
-    def expects(ids_TK: Any) -> str:
+    def explain(ids_TK: Any) -> str:
         fits = is_array(ids_TK, shape, whole=True) and (
             not ids_TK.size
             or (
@@ -59,7 +59,7 @@ def draw_ids(
         )
         return "" if fits else wanted
 
-    found = ask(router, "topk_ids", layer, run_lengths, rng, expects=expects)
+    found = ask(router, "topk_ids", layer, run_lengths, rng, explain=explain)
     return np.asarray(found, dtype=np.int16)
 
 
@@ -71,12 +71,12 @@ def drop_overflow(
 ) -> NDArray[np.integer[Any]]:
     """Experts of a step's tokens in one layer, ``[T, K]``, with -1 for those that are dropped."""
 
-    def expects(keep_TK: Any) -> str:
+    def explain(keep_TK: Any) -> str:
         fits = isinstance(keep_TK, np.ndarray) and keep_TK.dtype == np.bool_
         fits = fits and keep_TK.shape == topk_ids_TK.shape
         return "" if fits else f"bools of shape {topk_ids_TK.shape}"
 
-    found = ask(policy, "keep", topk_ids_TK, source_T, num_experts, expects=expects)
+    found = ask(policy, "keep", topk_ids_TK, source_T, num_experts, explain=explain)
     return np.where(found, topk_ids_TK, -1)
 
 
@@ -85,7 +85,7 @@ def place_experts(
 ) -> Placed:
     """Where the experts of every layer lie."""
 
-    def expects(placed: Any) -> str:
+    def explain(placed: Any) -> str:
         fits = isinstance(placed, Placed) and _holds_all(placed, load_LE.shape, num_ranks)
         layers, experts = load_LE.shape
         wanted = (
@@ -95,7 +95,7 @@ def place_experts(
         )
         return "" if fits else wanted
 
-    return _as_whole_numbers(ask(policy, "place", load_LE, num_ranks, rng, expects=expects))
+    return _as_whole_numbers(ask(policy, "place", load_LE, num_ranks, rng, explain=explain))
 
 
 def _as_whole_numbers(placed: Placed) -> Placed:
@@ -129,7 +129,7 @@ def count_copies(
     """Hidden vectors that each rank sends to each other one, ``[R, R]``."""
     num_ranks = len(node_R)
 
-    def expects(copies_SR: Any) -> str:
+    def explain(copies_SR: Any) -> str:
         fits = is_array(copies_SR, (num_ranks, num_ranks), whole=False) and not (
             (copies_SR < 0).any() or np.diagonal(copies_SR).any()
         )
@@ -139,7 +139,7 @@ def count_copies(
         )
         return "" if fits else wanted
 
-    found = ask(policy, "copies", rank_TK, source_T, node_R, expects=expects)
+    found = ask(policy, "copies", rank_TK, source_T, node_R, explain=explain)
     return np.asarray(found, dtype=np.float64)
 
 
@@ -148,7 +148,7 @@ def list_rows(
 ) -> Rows:
     """What a rank sends for its tokens."""
 
-    def expects(rows: Any) -> str:
+    def explain(rows: Any) -> str:
         fits = isinstance(rows, Rows) and all(
             is_array(values, shape, whole=True)
             and (not values.size or (values.min() >= low and values.max() < high))
@@ -164,7 +164,7 @@ def list_rows(
         )
         return "" if fits else wanted
 
-    found: Rows = ask(policy, "rows", rank_TK, node_R, expects=expects)
+    found: Rows = ask(policy, "rows", rank_TK, node_R, explain=explain)
     return found
 
 
@@ -174,14 +174,14 @@ def prepare_balancer(
     """The policy made ready for one run."""
     has_choose = has_method("choose")
 
-    def expects(found: Any) -> str:
+    def explain(found: Any) -> str:
         if not isinstance(found, Rule):
             return has_choose(found)
         loads = found[:2]
         are_whole = all(isinstance(load, int) and load >= 0 for load in loads)
         return "" if are_whole else "a Rule whose loads are whole numbers of at least 0"
 
-    found: Rule | LoadBalancer = ask(policy, "prepare", num_replicas, rng, expects=expects)
+    found: Rule | LoadBalancer = ask(policy, "prepare", num_replicas, rng, explain=explain)
     return found
 
 
@@ -212,12 +212,12 @@ def choose_replica(
 ) -> int:
     """Replica of the next request."""
 
-    def expects(chosen: Any) -> str:
+    def explain(chosen: Any) -> str:
         is_whole = isinstance(chosen, int | np.integer) and not isinstance(chosen, bool)
         fits = is_whole and 0 <= chosen < len(outstanding)
         return "" if fits else f"a whole number from 0 to {len(outstanding) - 1}"
 
-    return int(ask(balancer, "choose", outstanding, outstanding_tokens, expects=expects))
+    return int(ask(balancer, "choose", outstanding, outstanding_tokens, explain=explain))
 
 
 def list_changes(
@@ -225,10 +225,10 @@ def list_changes(
 ) -> Iterator[Change]:
     """What breaks and what comes back, in order of time."""
 
-    def expects(found: Any) -> str:
+    def explain(found: Any) -> str:
         return "" if isinstance(found, Iterator) else "an iterator of Change"
 
-    changes: Iterator[Change] = ask(policy, "changes", machines, rng, expects=expects)
+    changes: Iterator[Change] = ask(policy, "changes", machines, rng, explain=explain)
     return changes if is_shipped(type(policy)) else _hold_changes(policy, machines, changes)
 
 
@@ -239,7 +239,7 @@ def _hold_changes(
     name = method_name(policy, "changes")
     now_s = 0.0
 
-    def expects(found: Any) -> str:
+    def explain(found: Any) -> str:
         fits = found is None or (
             isinstance(found, Change)
             and found.pool in machines
@@ -257,7 +257,7 @@ def _hold_changes(
         return "" if fits else f"a Change at {now_s:g} s or later, of {known}"
 
     while True:
-        change = hold(name, lambda: next(changes, None), expects)
+        change = check_call(name, lambda: next(changes, None), explain)
         if change is None:
             return
         now_s = change.at_s
@@ -267,10 +267,10 @@ def _hold_changes(
 def list_looks(policy: RebalancingPolicy) -> Iterator[float]:
     """When a rebalancing policy is asked, in order of time."""
 
-    def expects(found: Any) -> str:
+    def explain(found: Any) -> str:
         return "" if isinstance(found, Iterator) else "an iterator of seconds"
 
-    looks: Iterator[float] = ask(policy, "looks", expects=expects)
+    looks: Iterator[float] = ask(policy, "looks", explain=explain)
     return looks if is_shipped(type(policy)) else _hold_looks(policy, looks)
 
 
@@ -279,7 +279,7 @@ def _hold_looks(policy: RebalancingPolicy, looks: Iterator[float]) -> Iterator[f
     name = method_name(policy, "looks")
     now_s: float | None = None
 
-    def expects(found: Any) -> str:
+    def explain(found: Any) -> str:
         fits = found is None or (
             isinstance(found, float | int)
             and 0 <= found < float("inf")
@@ -288,7 +288,7 @@ def _hold_looks(policy: RebalancingPolicy, looks: Iterator[float]) -> Iterator[f
         return "" if fits else "seconds from 0 on" if now_s is None else f"seconds after {now_s:g}"
 
     while True:
-        found = hold(name, lambda: next(looks, None), expects)
+        found = check_call(name, lambda: next(looks, None), explain)
         if found is None:
             return
         now_s = float(found)
@@ -302,7 +302,7 @@ def decide_placement(
     before = load.placed
     slots_R = _count_slots(before)
 
-    def expects(placed: Any) -> str:
+    def explain(placed: Any) -> str:
         fits = placed is None or (
             isinstance(placed, Placed)
             and _holds_all(placed, load.load_LE.shape, before.num_ranks)
@@ -316,7 +316,7 @@ def decide_placement(
         )
         return "" if fits else wanted
 
-    found = ask(policy, "decide", load, rng, expects=expects)
+    found = ask(policy, "decide", load, rng, explain=explain)
     return None if found is None else _as_whole_numbers(found)
 
 
@@ -350,10 +350,10 @@ class _RulesRange(Frozen):
 def make_rules(policy: SchedulingPolicy) -> Rules:
     """The policy as numbers."""
 
-    def expects(rules: Any) -> str:
+    def explain(rules: Any) -> str:
         return "" if isinstance(rules, Rules) else "simulator.policies.scheduling.Rules"
 
-    found: Rules = ask(policy, "rules", expects=expects)
+    found: Rules = ask(policy, "rules", explain=explain)
     if not is_shipped(type(policy)):
         validate(_RulesRange, found._asdict(), method_name(policy, "rules"))
     return found
@@ -362,7 +362,7 @@ def make_rules(policy: SchedulingPolicy) -> Rules:
 def make_drafts(policy: SpeculationPolicy, num_layers: int) -> Drafts:
     """The policy as numbers."""
 
-    def expects(drafts: Any) -> str:
+    def explain(drafts: Any) -> str:
         fits = (
             isinstance(drafts, Drafts)
             and len(drafts.accepted) <= _MOST_DRAFTED
@@ -375,14 +375,14 @@ def make_drafts(policy: SpeculationPolicy, num_layers: int) -> Drafts:
         )
         return "" if fits else wanted
 
-    found: Drafts = ask(policy, "drafts", num_layers, expects=expects)
+    found: Drafts = ask(policy, "drafts", num_layers, explain=explain)
     return found
 
 
 def wire_cluster(policy: TopologyPolicy, cluster: ClusterSpec, num_ranks: int) -> Fabric:
     """The links of the first ``num_ranks`` GPUs of a cluster."""
 
-    def expects(fabric: Any) -> str:
+    def explain(fabric: Any) -> str:
         fits = (
             isinstance(fabric, Fabric)
             and is_array(fabric.node_R, (num_ranks,), whole=True)
@@ -396,5 +396,5 @@ def wire_cluster(policy: TopologyPolicy, cluster: ClusterSpec, num_ranks: int) -
         )
         return "" if fits else wanted
 
-    found: Fabric = ask(policy, "wire", cluster, num_ranks, expects=expects)
+    found: Fabric = ask(policy, "wire", cluster, num_ranks, explain=explain)
     return found

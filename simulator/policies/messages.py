@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.base.compiled import compiled
+from simulator.base.jit import jit
 
 Floats = NDArray[np.float64]
 
@@ -89,7 +89,7 @@ class Messages(NamedTuple):
         return np.asarray(found_L * self.unit)
 
 
-@compiled
+@jit
 def _list_messages(number_SR: Any) -> Any:
     num_messages = np.count_nonzero(number_SR)
     # One place more, since a pair that sends nothing is written too, and then written over: a
@@ -107,7 +107,7 @@ def _list_messages(number_SR: Any) -> Any:
     return source_M[:-1], destination_M[:-1], number_M[:-1]
 
 
-@compiled
+@jit
 def _sum_by_rank(source_M: Any, destination_M: Any, number_M: Any, node_R: Any) -> Any:
     sums_4R = np.zeros((4, len(node_R)))
     for message in range(len(number_M)):
@@ -120,7 +120,7 @@ def _sum_by_rank(source_M: Any, destination_M: Any, number_M: Any, node_R: Any) 
     return sums_4R
 
 
-@compiled
+@jit
 def _sum_by_link(
     source_M: Any, destination_M: Any, number_M: Any, path_SRH: Any, num_links: int
 ) -> Any:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.base.compiled import compiled
+from simulator.base.jit import jit
 
 
-@compiled
+@jit
 def count_copies(
     rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], num_ranks: int, only_distinct: bool
 ) -> NDArray[np.float64]:
@@ -35,7 +35,7 @@ def count_copies(
     return copies_SR
 
 
-@compiled
+@jit
 def count_arrivals(rank_TK: NDArray[np.int64], num_ranks: int) -> NDArray[np.float64]:
     """Tokens that have experts on each rank, ``[R]``."""
     arrivals_R = np.zeros(num_ranks)
@@ -49,7 +49,7 @@ def count_arrivals(rank_TK: NDArray[np.int64], num_ranks: int) -> NDArray[np.flo
     return arrivals_R
 
 
-@compiled
+@jit
 def count_stays(
     rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], num_ranks: int
 ) -> NDArray[np.float64]:
@@ -63,7 +63,7 @@ def count_stays(
     return stays_R
 
 
-@compiled
+@jit
 def count_forwarded(
     rank_TK: NDArray[np.int64],
     source_T: NDArray[np.int64],

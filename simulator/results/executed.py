@@ -26,7 +26,7 @@ from typing import Any
 
 import pandas as pd
 
-from simulator.base.spreadsheet import with_texts, write_csv
+from simulator.base.spreadsheet import restore_texts, write_csv
 from simulator.results.folder import check_writable, chrome_trace, replace_folder
 from simulator.results.run_file import read_run, write_run
 from simulator.results.shown_steps import shown_step
@@ -167,9 +167,9 @@ def read(folder: Path) -> Executed:
     }
     return Executed(
         run=run,
-        summary=with_texts(
+        summary=restore_texts(
             pd.read_csv(folder / "summary.csv", keep_default_na=False, na_values=["nan", ""])
         ),
-        faults=with_texts(pd.read_csv(folder / "faults.csv")),
+        faults=restore_texts(pd.read_csv(folder / "faults.csv")),
         **tables,
     )

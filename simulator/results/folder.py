@@ -28,8 +28,8 @@ import pandas as pd
 
 from simulator.base.columns import Columns
 from simulator.base.errors import UserError
-from simulator.base.partial import hold_partial, new_of, replace_whole
-from simulator.base.spreadsheet import with_texts, write_csv
+from simulator.base.partial import hold_partial, new_path, replace_whole
+from simulator.base.spreadsheet import restore_texts, write_csv
 from simulator.results.long_tables import read_long, write_long
 from simulator.results.run_file import read_run, write_run
 from simulator.results.shown_steps import step_text
@@ -125,7 +125,7 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with hold_partial(target.parent) as partial:
-            fill(new_of(partial))
+            fill(new_path(partial))
             replace_whole(partial, target)
     except OSError as error:
         raise UserError(f"--out {folder}: cannot be written: {error.strerror or error}") from error
@@ -316,7 +316,7 @@ def _read_summary(path: Path) -> pd.DataFrame:
     """The table with every digit that was written, and names as they are (``NA`` and ``1`` are
     names too).
     """
-    texts = with_texts(pd.read_csv(path, dtype=str, keep_default_na=False))
+    texts = restore_texts(pd.read_csv(path, dtype=str, keep_default_na=False))
     numbers = {
         key: [float(value or "nan") for value in texts[key]]
         for key in texts.columns

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from simulator.base.errors import UserError
-from simulator.base.spreadsheet import with_texts, write_csv
+from simulator.base.spreadsheet import restore_texts, write_csv
 from simulator.results.folder import FILES
 from simulator.results.metrics import METRICS
 from simulator.results.run_file import read_run, write_run
@@ -162,7 +162,7 @@ def read(folder: Path) -> Sweep:
     """
     try:
         run = read_run(folder)
-        table = with_texts(
+        table = restore_texts(
             pd.read_csv(
                 folder / TABLE,
                 dtype=dict.fromkeys(("point", "deployment"), str),

@@ -71,7 +71,9 @@ class Sequences(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """Batch of one step, one entry for each data-parallel rank; a decode is a chunk of one token."""
+    """Batch of one step, one entry for each data-parallel rank; a decode is a chunk of
+    one token.
+    """
 
     new_tokens: tuple[NDArray[np.int64], ...]
     """For each rank, new tokens of every sequence in the step."""

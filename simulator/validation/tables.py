@@ -14,7 +14,7 @@ import pandas as pd
 
 from simulator.base.errors import UserError
 from simulator.base.reading import open_file
-from simulator.base.spreadsheet import with_texts, write_csv
+from simulator.base.spreadsheet import restore_texts, write_csv
 from simulator.base.unpacking import unpack
 
 ENDINGS = (".csv", ".csv.gz", ".parquet")
@@ -93,7 +93,7 @@ def read_table(path: Path, most_rows: int | None = None) -> Table:
     if texts.empty:
         raise UserError(f"{path}: has no rows, read as {what}")
     if what != "Parquet":
-        texts = with_texts(texts)
+        texts = restore_texts(texts)
     texts.columns = [str(name).strip() for name in texts.columns]
     if twice := _twice(list(texts.columns) if what == "Parquet" else _header(data)):
         raise UserError(f"{path}: two columns are called '{twice}'; rename one")

@@ -9,14 +9,14 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.base.compiled import borrowing, compiled
+from simulator.base.jit import jit, jit_inner
 
 NO_WINDOW = 1 << 40
 """Stands for an unlimited window in compiled code; small enough that a window times the tokens of
 an entry stays an int64."""
 
 
-@borrowing
+@jit_inner
 def pairs(context: int, new: int, window: int, compression: int) -> float:
     """Count (query, key) pairs when ``new`` tokens follow ``context`` earlier ones: token ``t``
     (from 1) attends to ``min(t / compression, window)`` entries.
@@ -40,7 +40,7 @@ def pairs(context: int, new: int, window: int, compression: int) -> float:
     return (first + full) * 0.5 * rising / compression + float(window) * (new - rising)
 
 
-@borrowing
+@jit_inner
 def entries(context: int, new: int, window: int, compression: int) -> float:
     """Count cached entries that a step must read (or write) for one sequence: all that its new
     tokens attend to, each once.
@@ -54,7 +54,7 @@ def entries(context: int, new: int, window: int, compression: int) -> float:
     return min(seen, float(window) + (new - 1) / compression)
 
 
-@compiled
+@jit
 def total_pairs(
     context: NDArray[np.int64], new: NDArray[np.int64], window: int, compression: int
 ) -> float:
@@ -65,7 +65,7 @@ def total_pairs(
     return total
 
 
-@borrowing
+@jit_inner
 def add_sums(
     sums: NDArray[np.float64],
     context: int,
@@ -85,7 +85,7 @@ def add_sums(
     sums[5] = max(sums[5], min((context + new) / compression, float(window)))
 
 
-@borrowing
+@jit_inner
 def add_decodes(
     sums: NDArray[np.float64], count: int, contexts: int, longest: int, tile_rows: float
 ) -> None:
@@ -120,7 +120,7 @@ def total_sums(
     return sums
 
 
-@compiled
+@jit
 def sums_by_rank(
     context_N: NDArray[np.int64],
     new_N: NDArray[np.int64],
@@ -137,7 +137,7 @@ def sums_by_rank(
     return sums_D6
 
 
-@compiled
+@jit
 def uniform_sums(
     batch_size: NDArray[np.int64],
     context: NDArray[np.int64],

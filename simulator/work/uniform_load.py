@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.base.compiled import compiled
+from simulator.base.jit import jit
 
 _DRAWN_TOKENS = 32768
 """Tokens of all batches that an expectation is the mean of, about: large batches scatter little."""
@@ -62,7 +62,7 @@ def draw_uniform_imbalance(
     return UniformImbalance(mean, float(low), float(high))
 
 
-@compiled
+@jit
 def _busiest_over_mean(uniform_DTK: Any, rank_P: Any, num_ranks: int) -> Any:
     """Ratios of the busiest rank's pairs to the mean rank's, ``[D]``, with slots chosen by the
     first ``K`` exchanges of a Fisher-Yates shuffle.

@@ -6,16 +6,16 @@ import sys
 import pytest
 
 from simulator.base.held import hold_folder, take_abandoned
-from simulator.base.partial import hold_partial, new_of, replace_whole
+from simulator.base.partial import hold_partial, new_path, replace_whole
 from simulator.cli.console import whole_file
 
 HOLDS = """
 import sys, time
 from pathlib import Path
-from simulator.base.partial import hold_partial, new_of
+from simulator.base.partial import hold_partial, new_path
 with hold_partial(Path(sys.argv[1])) as partial:
-    new_of(partial).mkdir()
-    (new_of(partial) / "half").write_text("half")
+    new_path(partial).mkdir()
+    (new_path(partial) / "half").write_text("half")
     print(partial, flush=True)
     time.sleep(1000)
 """
@@ -80,7 +80,7 @@ def test_an_earlier_result_outlives_a_kill_between_the_two_moves(tmp_path):
         (abandoned / name).mkdir(parents=True)
     (abandoned / "moesim.lock").touch()
     with hold_partial(tmp_path) as partial:
-        new_of(partial).write_text("whole")
+        new_path(partial).write_text("whole")
         replace_whole(partial, tmp_path / "other")
     assert (abandoned / "old").is_dir()
     (abandoned / "new").rmdir()  # killed after the second: what is there is of no use

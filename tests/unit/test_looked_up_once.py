@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from simulator.base.data import available_files, looked_up_once, shipped_folder
+from simulator.base.data import available_files, cache_lookups, shipped_folder
 from simulator.base.errors import UserError
 from simulator.config.cluster import load_cluster
 from simulator.config.host import load_any_calibration
@@ -31,14 +31,14 @@ def own_model(tmp_path, monkeypatch):
     ids=["model", "cluster", "calibration"],
 )
 def test_what_is_loaded_once_is_what_is_loaded_anew(load):
-    with looked_up_once():
+    with cache_lookups():
         first = load()
         assert load() is first
     assert load() == first
 
 
 def test_what_names_another_file_is_loaded_for_itself():
-    with looked_up_once():
+    with cache_lookups():
         assert load_cluster("h100-sxm-8", "test")[0].num_gpus == 8
         assert load_cluster("h100-sxm-16", "test")[0].num_gpus == 16
         models = [load_model(name, "test").name for name in ("llama-3.1-8b", "mixtral-8x7b")]
@@ -47,19 +47,19 @@ def test_what_names_another_file_is_loaded_for_itself():
 
 def test_a_file_that_changes_or_comes_is_seen_by_the_next_search(own_model):
     text = own_model.read_text()
-    with looked_up_once():
+    with cache_lookups():
         layers = load_model("own", "test").num_layers
         own_model.write_text(text.replace("repeat = 32", "repeat = 16"))
         shutil.copy(own_model, own_model.with_name("later.toml"))
         assert load_model("own", "test").num_layers == layers == 32
         assert "later" not in available_files("workloads/models")
-    with looked_up_once():
+    with cache_lookups():
         assert load_model("own", "test").num_layers == 16
         assert "later" in available_files("workloads/models")
 
 
 def test_what_cannot_be_loaded_is_told_each_time_and_by_its_own_place():
-    with looked_up_once():
+    with cache_lookups():
         for place in ("first.toml", "second.toml"):
             with pytest.raises(UserError, match=f"^{place}: unknown model"):
                 load_model("nothing-of-that-name", place)

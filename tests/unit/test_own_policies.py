@@ -224,4 +224,4 @@ def test_the_projects_own_are_not_looked_at_again():
     for family in FAMILIES.keys() - {"rule"}:  # balancing, said in another way
         for kind in available(family):
             assert is_shipped(policy_class(family, kind, "test"))
-    assert ask(build("scheduling", {"kind": "chunked"}, "test"), "rules", expects=never)
+    assert ask(build("scheduling", {"kind": "chunked"}, "test"), "rules", explain=never)

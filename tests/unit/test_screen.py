@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rich.table import Table
 from rich.text import Text
 
-from simulator.base.spreadsheet import guarded, unguarded, with_texts, write_csv
+from simulator.base.spreadsheet import guard_text, restore_texts, unguard_text, write_csv
 from simulator.base.text import one_line, visible
 from simulator.cli import console
 from simulator.cli.run import print_run
@@ -129,8 +129,8 @@ def test_a_hostile_name_is_printed_in_the_comparison_and_comes_back_from_its_fol
 
 @given(st.text() | st.from_regex(r"'{0,3}[=+\-@\t\r].*", fullmatch=True))
 def test_a_guarded_text_is_no_formula_and_comes_back(text):
-    safe = guarded(text)
-    assert unguarded(safe) == text
+    safe = guard_text(text)
+    assert unguard_text(safe) == text
     if safe[:1] in "=+-@\t\r\n" and len(safe) > 1:
         float(safe)
     if text[:1] not in "'=+-@\t\r\n\uff1d\uff0b\uff0d\uff20":
@@ -144,11 +144,11 @@ def test_a_table_comes_back_from_its_file_and_its_numbers_are_numbers(tmp_path_f
     path = tmp_path_factory.mktemp("csv") / "t.csv"
     table = pd.DataFrame(rows, columns=["=name", "number"])
     write_csv(table, path)
-    again = with_texts(pd.read_csv(path, dtype={"'=name": str}, keep_default_na=False))
+    again = restore_texts(pd.read_csv(path, dtype={"'=name": str}, keep_default_na=False))
     pd.testing.assert_frame_equal(again, table)
     with path.open(newline="", encoding="utf-8") as file:
         for cell in (cell for row in csv.reader(file) for cell in row):
-            assert cell == guarded(cell) or unguarded(cell) != cell
+            assert cell == guard_text(cell) or unguard_text(cell) != cell
 
 
 def test_the_rows_of_validate_come_back_through_its_own_reader(tmp_path):

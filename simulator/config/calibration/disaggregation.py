@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from simulator.base.quantities import Amount, Factor, Replicas, Score, within
+from simulator.base.quantities import Amount, Factor, Replicas, Score, value_range
 from simulator.config.calibration.fit import Fit
 
 _Band = Annotated[tuple[Factor, Factor], Field(strict=False)]

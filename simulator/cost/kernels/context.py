@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.base.compiled import borrowing, compiled
+from simulator.base.jit import jit, jit_inner
 
 NUM_SUMS = 6
 
@@ -45,7 +45,7 @@ class Rates(NamedTuple):
     """Once, where the longest view has more entries than ``split_entries``."""
 
 
-@borrowing
+@jit_inner
 def split_s(rates: NDArray[np.float64], sums: NDArray[np.float64]) -> float:
     """Seconds to combine the parts of a long view, once a kernel whatever its number of
     sequences.
@@ -54,7 +54,7 @@ def split_s(rates: NDArray[np.float64], sums: NDArray[np.float64]) -> float:
     return seconds
 
 
-@borrowing
+@jit_inner
 def work_s(rates: NDArray[np.float64], sums: NDArray[np.float64]) -> float:
     """Seconds of one kernel beyond its floor.
 
@@ -76,7 +76,7 @@ def work_s(rates: NDArray[np.float64], sums: NDArray[np.float64]) -> float:
     return seconds
 
 
-@compiled
+@jit
 def kernels_s(rates_nk: NDArray[np.float64], sums_nk: NDArray[np.float64]) -> NDArray[np.float64]:
     """Seconds ``[n]`` of many kernels, floors included."""
     seconds = np.empty(len(rates_nk))

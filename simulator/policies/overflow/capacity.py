@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.base.compiled import compiled
 from simulator.base.frozen import Frozen
+from simulator.base.jit import jit
 from simulator.base.quantities import Factor
 
 
@@ -41,7 +41,7 @@ class Capacity(Frozen):
         return np.asarray(_keep_first(ids_TK, source_T, capacity_S, num_experts))
 
 
-@compiled
+@jit
 def _keep_first(
     topk_ids_TK: NDArray[np.int64],
     source_T: NDArray[np.int64],

@@ -14,7 +14,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
-from simulator.base.reading import in_bytes, read_bytes, refuse_damage
+from simulator.base.reading import bytes_text, read_bytes, refuse_damage
 from simulator.base.unpacking import open_archive, read_member
 
 _WHAT = "numpy arrays"
@@ -54,8 +54,8 @@ def _array(content: bytes, where: str) -> NDArray[Any]:
         claimed, held = math.prod(shape) * dtype.itemsize, len(content) - stream.tell()
         if claimed > held:
             raise UserError(
-                f"{where}: its header claims {in_bytes(claimed)} ({dtype} {list(shape)}), but "
-                f"{in_bytes(held)} follow; it is damaged, so write it again"
+                f"{where}: its header claims {bytes_text(claimed)} ({dtype} {list(shape)}), but "
+                f"{bytes_text(held)} follow; it is damaged, so write it again"
             )
         values = np.frombuffer(content, dtype, math.prod(shape), stream.tell())
         return values.reshape(shape, order="F" if is_fortran else "C")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.base.compiled import borrowing
+from simulator.base.jit import jit_inner
 from simulator.config.ffns.moe import MoE
 from simulator.policies.routing._select import LARGEST_INCLUSION, choose, inclusion
 
@@ -199,7 +199,7 @@ def _take_over(
     _pass_on(noise_TE, last_noise_E, holds_TE)
 
 
-@borrowing
+@jit_inner
 def _pass_on(
     noise_TE: NDArray[np.float32], last_noise_E: NDArray[np.float32], holds_TE: NDArray[np.bool_]
 ) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
-from simulator.base.reading import in_bytes
+from simulator.base.reading import bytes_text
 from simulator.base.unpacking import most_unpacked, open_archive, read_member
 
 _STORAGES = {
@@ -130,8 +130,8 @@ class _Unpickler(pickle.Unpickler):
         if claimed > self._bytes_left:
             most, held = most_unpacked(self._path.stat().st_size), self._path.stat().st_size
             raise UserError(
-                f"{self._path}: a tensor of {list(size)} makes {in_bytes(claimed)}, and the "
-                f"tensors of a file of {in_bytes(held)} may make {in_bytes(most)} together; "
+                f"{self._path}: a tensor of {list(size)} makes {bytes_text(claimed)}, and the "
+                f"tensors of a file of {bytes_text(held)} may make {bytes_text(most)} together; "
                 "save tensors that are not expanded (tensor.contiguous()), or fewer"
             )
         self._bytes_left -= claimed

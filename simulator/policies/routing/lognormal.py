@@ -11,7 +11,7 @@ from pydantic import Field
 
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
-from simulator.base.quantities import Ratio, Spread, within
+from simulator.base.quantities import Ratio, Spread, value_range
 from simulator.config.ffns.moe import MoE
 from simulator.config.routing import MEDIAN_SIGMA
 from simulator.policies.routing import Router

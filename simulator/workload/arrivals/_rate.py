@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
-from simulator.base.quantities import Duration, within
+from simulator.base.quantities import Duration, value_range
 from simulator.workload.renewal import Cv, Pattern
 
 FEWEST_REQUESTS = 0.1

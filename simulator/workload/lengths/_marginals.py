@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from simulator.base.frozen import Frozen
-from simulator.base.quantities import MOST_TOKENS, Length, Ratio, Tokens, within
+from simulator.base.quantities import MOST_TOKENS, Length, Ratio, Tokens, value_range
 
 _Z90 = 1.2815515655446004
 """90th percentile of the standard normal distribution."""
@@ -26,7 +26,7 @@ class LogNormalMarginal(Frozen):
     """Median, tokens."""
     p90: Length | None = None
     """90th percentile, tokens; give this or ``sigma``."""
-    sigma: Annotated[float, within(1e-6, 10)] | None = None
+    sigma: Annotated[float, value_range(1e-6, 10)] | None = None
     """Standard deviation of the natural logarithm; give this or ``p90``."""
     min: Tokens = 1
     """Shortest, tokens."""

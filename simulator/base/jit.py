@@ -1,7 +1,7 @@
-"""Functions that numba compiles, with a cache on disk that they can do without.
+"""Functions compiled by numba, with an optional cache on disk.
 
-What is compiled is kept in a folder of the user's by what it was compiled from, so that another
-clone, environment or installed wheel of the same sources finds it too.
+Compiled code is cached in the user's cache folder by the sources it was compiled from, so that
+another clone, environment or installed wheel of the same sources finds it too.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ Compiled = TypeVar("Compiled", bound=Callable[..., Any])
 _jit = partial(numba.njit, no_cfunc_wrapper=True)  # nobody calls them from C
 
 
-def compiled(function: Compiled) -> Compiled:
-    """The function, compiled at its first call and kept for later processes where that is possible.
+def jit(function: Compiled) -> Compiled:
+    """Compile the function at its first call, and cache it for later processes where that is
+    possible.
 
     ``numba.njit(cache=True)`` raises where its cache is full, damaged or cannot be written; this
     compiles anew.
@@ -34,9 +35,9 @@ def compiled(function: Compiled) -> Compiled:
     return _compile(function, _jit(function))
 
 
-def borrowing(function: Compiled) -> Compiled:
-    """The function, compiled as by :func:`compiled`, for one that allocates no array and returns
-    none: it borrows those that it is given.
+def jit_inner(function: Compiled) -> Compiled:
+    """Compile the function as :func:`jit` does, for one that allocates no array and returns none:
+    it borrows the arrays that it is given.
 
     Otherwise compiled code counts references to every array in every tuple at every call, which
     takes four times as long as the work of a step of the engine (measured: 830 against 190 ns for
@@ -52,8 +53,8 @@ def borrowing(function: Compiled) -> Compiled:
     return _borrow(function, inline="never")
 
 
-def merging(function: Compiled) -> Compiled:
-    """The function, compiled as by :func:`borrowing`, for a long one with a single caller.
+def jit_inline(function: Compiled) -> Compiled:
+    """Compile the function as :func:`jit_inner` does, for a long one with a single caller.
 
     It is written into that before types are found, and is not compiled by itself besides: each of
     a chain of such functions would contain the code of all below it.
@@ -70,8 +71,8 @@ def _borrow(function: Compiled, inline: str) -> Compiled:
 
 
 def _open_to_python(inner: Any, function: Callable[..., Any]) -> None:
-    """Let Python call another dispatcher of the function, whose code unpacks arguments; what was
-    compiled is found without it from the second call on.
+    """Let Python call another dispatcher of the function, whose code unpacks arguments. Later calls
+    find the compiled code without it.
     """
 
     @cache
@@ -106,8 +107,8 @@ def _compile(function: Compiled, dispatcher: Any) -> Compiled:
 
 
 def _widen_literals(get_call_template: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a call with a number in the program's text be one with any number: numba would compile
-    the function once more for each.
+    """Treat literal numbers in calls like any other number: numba would compile the function once
+    more for each.
     """
 
     def widened(args: Any, kws: Any) -> Any:
@@ -120,7 +121,7 @@ def _widen_literals(get_call_template: Callable[..., Any]) -> Callable[..., Any]
 
 
 class _Locator(_CacheLocator):  # type: ignore[misc]  # untyped
-    """The user's folder, where a function is found by what it is compiled from.
+    """Cache locator in the user's folder, by the sources that a function is compiled from.
 
     Compiled code contains that of the functions it calls, and the numbers and layouts of records
     that its module takes from others. numba looks at the function's own file only, so code of
@@ -153,7 +154,7 @@ class _Impl(CompileResultCacheImpl):  # type: ignore[misc]  # untyped
 
 
 class _Cache(FunctionCache):  # type: ignore[misc]  # untyped
-    """A cache whose faults cost time, and no more."""
+    """Cache whose failures cost time only: a damaged or unwritable one compiles anew."""
 
     _impl_class = _Impl
 
@@ -166,7 +167,7 @@ class _Cache(FunctionCache):  # type: ignore[misc]  # untyped
 
     @property
     def stamp(self) -> str:
-        """What the function is compiled from."""
+        """Digest of the sources that the function is compiled from."""
         stamp: str = self._impl.locator.stamp
         return stamp
 
@@ -195,8 +196,8 @@ def _read_digest(file: str) -> str:
 
 
 def _stamps_of_others(function: Callable[..., Any]) -> Iterator[tuple[str, object]]:
-    """What a function's module has from others, by name: compiled functions by their stamps,
-    records by their fields, and numbers.
+    """Names that a function's module takes from others, with their digests: compiled functions by
+    their stamps, records by their fields, and numbers by value.
     """
     for name, value in sorted(function.__globals__.items()):
         cache = getattr(value, "_cache", None)

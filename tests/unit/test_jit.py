@@ -13,7 +13,7 @@ from numba.core.errors import NumbaError
 from typer.testing import CliRunner
 
 from simulator.base import caches
-from simulator.base.compiled import borrowing, compiled
+from simulator.base.jit import jit, jit_inner
 from simulator.cli import app
 from simulator.engine.replicas import run_ahead
 
@@ -29,9 +29,9 @@ with warnings.catch_warnings(record=True) as said:
 print(*(warning.message for warning in said), sep="\\n")
 """
 FUNCTION = """
-from simulator.base.compiled import compiled
+from simulator.base.jit import jit
 
-@compiled
+@jit
 def doubled(x):
     return x + x
 """
@@ -85,8 +85,8 @@ def test_what_a_called_function_or_a_number_of_another_file_becomes_is_compiled_
     """numba looks at a function's own file only, and ran what it had called before."""
     (tmp_path / "twice.py").write_text(FUNCTION.replace("doubled", "twice") + "\nFACTOR = 1\n")
     (tmp_path / "doubling.py").write_text(
-        "from simulator.base.compiled import compiled\nfrom twice import FACTOR, twice\n\n"
-        "@compiled\ndef doubled(x):\n    return FACTOR * twice(x)\n"
+        "from simulator.base.jit import jit\nfrom twice import FACTOR, twice\n\n"
+        "@jit\ndef doubled(x):\n    return FACTOR * twice(x)\n"
     )
     assert run(tmp_path) == ["42 0.5", ""]
     changed = (tmp_path / "twice.py").read_text().replace("x + x", "3 * x")
@@ -109,13 +109,13 @@ def test_another_clone_of_the_same_sources_finds_what_one_has_compiled(tmp_path)
 
 
 BORROWING = """
-from simulator.base.compiled import borrowing
+from simulator.base.jit import jit_inner
 
-@borrowing
+@jit_inner
 def twice(x):
     return x + x
 
-@borrowing
+@jit_inner
 def fourfold(x):
     return twice(twice(x))
 
@@ -138,11 +138,11 @@ def test_a_borrowing_function_is_called_from_both_sides_and_kept_for_both(tmp_pa
 def test_only_what_python_calls_unpacks_its_arguments(tmp_path, monkeypatch):
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
 
-    @borrowing
+    @jit_inner
     def inner(x):
         return x + x
 
-    @borrowing
+    @jit_inner
     def outer(x):
         return inner(x)
 
@@ -159,7 +159,7 @@ def test_that_something_is_compiled_is_said_once(tmp_path, monkeypatch):
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     for _ in range(2):
         caches.tell_compiling(lambda: said.append("compiling"))
-        function = compiled(_halve)
+        function = jit(_halve)
         assert (function(4.0), function(4)) == (2.0, 2.0)
     assert said == ["compiling"]
 
@@ -202,13 +202,13 @@ def test_a_borrowing_function_counts_no_references_and_may_not_allocate():
         return pair[0][0] + pair[1][0]
 
     numbers = np.arange(3.0)
-    counting, borrows = compiled(add), borrowing(add)
+    counting, borrows = jit(add), jit_inner(add)
     assert counting((numbers, numbers)) == borrows((numbers, numbers)) == 0.0
     kinds = (numba.typeof((numbers, numbers)),)
     assert "NRT_decref" in read_code(counting, kinds)
     assert "NRT_" not in read_code(borrows, kinds)
     with pytest.raises(NumbaError):
-        borrowing(lambda count: np.zeros(count).sum())(3)
+        jit_inner(lambda count: np.zeros(count).sum())(3)
 
 
 def test_the_inner_loop_counts_no_references():
