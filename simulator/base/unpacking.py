@@ -44,7 +44,8 @@ def check_claim(where: Path | str, claimed_bytes: int, packed_bytes: int) -> Non
     if claimed_bytes > most:
         raise UserError(
             f"{where}: claims {bytes_text(claimed_bytes)}, and a file of "
-            f"{bytes_text(packed_bytes)} may hold {bytes_text(most)}; write it again without compression, or a part of it"
+            f"{bytes_text(packed_bytes)} may hold {bytes_text(most)}; write it again "
+            "without compression, or a part of it"
         )
 
 
