@@ -1,6 +1,4 @@
-"""Parallel map over all cores: this process and Ray's workers, where Ray is installed, else this
-process alone.
-"""
+"""Parallel map over all cores: this process, and Ray's workers where Ray is installed."""
 
 from __future__ import annotations
 
@@ -37,7 +35,7 @@ _GLANCE_S = 1.0
 _STOPS_S = 60.0
 """Seconds within which Ray stops, or never will; afterwards its processes end with this one."""
 _SHORT_S = 0.3
-"""Seconds of a list below which starting workers is not worth while."""
+"""Seconds of work below which starting workers does not pay."""
 
 
 def num_cores() -> int:
@@ -60,7 +58,7 @@ def sweep(
 
 
 def use_workers(workers: Workers | int | None) -> contextlib.AbstractContextManager[Workers]:
-    """Use a worker pool that exists, which stays open, or open a new one of so many processes."""
+    """Use a worker pool that exists and stays open, or open one of so many processes."""
     return contextlib.nullcontext(workers) if isinstance(workers, Workers) else Workers(workers)
 
 
