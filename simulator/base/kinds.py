@@ -55,7 +55,7 @@ class OneOf:
         )
 
         def pick(value: Any, choose: ValidatorFunctionWrapHandler) -> Any:
-            return value if isinstance(value, source) else self._own(value) or choose(value)
+            return value if isinstance(value, source) else self._build_own(value) or choose(value)
 
         # Written by its own class and not as one of the alternatives, which lack a user's.
         by_class = core_schema.wrap_serializer_function_ser_schema(
@@ -69,7 +69,7 @@ class OneOf:
         schema = handler(core)
         return {"family": self.family, "oneOf": [*schema["oneOf"], OWN_KIND]}
 
-    def _own(self, table: Any) -> Frozen | None:
+    def _build_own(self, table: Any) -> Frozen | None:
         """A user's own kind; ``None`` where the table names none."""
         kind = table.get("kind") if isinstance(table, dict) else None
         if not isinstance(kind, str) or "." not in kind:

@@ -190,7 +190,7 @@ class Power(Frozen):
     price_per_kwh: Price = 0.0
     """Price of one kilowatt-hour, in ``currency``; 0 where the price of a GPU-hour includes
     electricity."""
-    overhead: Annotated[float, within(1, 100)] = 1.3
+    overhead: Annotated[float, value_range(1, 100)] = 1.3
     """Ratio of the power of the whole machine room to that of the GPUs' boards."""
     currency: str = "USD"
     """Currency of the price."""

@@ -55,9 +55,9 @@ class LayerRun(Frozen):
 class Published(Frozen):
     """What the model's makers print about its size."""
 
-    total_parameters: Annotated[float, within(1, 1e15, "parameters")]
+    total_parameters: Annotated[float, value_range(1, 1e15, "parameters")]
     """Number of parameters that the makers print."""
-    active_parameters: Annotated[float, within(1, 1e15, "parameters")] | None = None
+    active_parameters: Annotated[float, value_range(1, 1e15, "parameters")] | None = None
     """Number of parameters of one token that the makers print; absent = they print none."""
     total_rounded_to: PrintedParameters = 0.0
     """Value of the last digit that the makers print of the parameters, where it is coarser than 2 %
@@ -93,7 +93,7 @@ class ModelSpec(Frozen):
     """Whether the output matrix is the embedding table."""
     num_positions: TokenCount = 0
     """Number of learned position embeddings (GPT-3); 0 for rotary ones."""
-    norm_vectors: Annotated[int, within(1, 2, "vectors")] = 1
+    norm_vectors: Annotated[int, value_range(1, 2, "vectors")] = 1
     """Vectors of ``hidden_size`` in one norm: 1 for RMSNorm, 2 for LayerNorm."""
     num_extra_parameters: Parameters = 0
     """Parameters in no block, used by every token (hyper-connections and the like)."""
@@ -101,7 +101,7 @@ class ModelSpec(Frozen):
     """Number format of the weights as released; a deployment may say otherwise."""
     expert_dtype: DType | None = None
     """Number format of routed experts, where they are stored differently (gpt-oss: mxfp4)."""
-    max_context_tokens: Annotated[int, within(1, 1 << 40, "tokens")] | None = None
+    max_context_tokens: Annotated[int, value_range(1, 1 << 40, "tokens")] | None = None
     """Longest context of the model, tokens; absent = not known."""
     active_counts_embedding: bool = True
     """Whether the makers' count of active parameters includes the input embedding table."""

@@ -29,7 +29,7 @@ class DisaggregationFit(Fit):
     """90th percentile of the absolute relative error of the time to first token, as a share."""
     unsaid_workers: Replicas
     """Decode workers of a deployment whose source does not say how many there are."""
-    unsaid_drafts: Annotated[float, within(1.0, 1e3, "tokens")]
+    unsaid_drafts: Annotated[float, value_range(1.0, 1e3, "tokens")]
     """Tokens that a sequence gets of one step of such a deployment, if its model can draft them:
     some draft without saying so, so this lies between one and what drafts keep."""
     unsaid_band: _Band

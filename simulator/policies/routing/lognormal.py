@@ -33,10 +33,10 @@ class Lognormal(Frozen):
     sigma: Spread = Field(default=MEDIAN_SIGMA, examples=[0.65])
     """Spread (standard deviation of the logarithm) of popularity; 0 is uniform. Absent = the median
     of measured models."""
-    num_domains: Annotated[int, within(1, 4096, "kinds of text")] = 1
+    num_domains: Annotated[int, value_range(1, 4096, "kinds of text")] = 1
     """Number of kinds of text, each with its own popularity; every run of tokens is of one of them,
     drawn evenly."""
-    persistence: Annotated[float, within(0, 0.999)] = 0.0
+    persistence: Annotated[float, value_range(0, 0.999)] = 0.0
     """Probability that a token keeps an expert of the previous token in its run, so the share of
     experts that consecutive tokens have in common. The part that popularity and affinity cause by
     themselves counts towards it, and is its floor."""

@@ -42,7 +42,7 @@ class Window(Frozen):
 
     duration_s: Duration
     """Seconds that the window lasts."""
-    rate_per_s: Annotated[float, within(0, 1e6, "requests per second")]
+    rate_per_s: Annotated[float, value_range(0, 1e6, "requests per second")]
     """Mean requests per second; 0 where nobody asks."""
     cv: Cv = 1.0
     """Coefficient of variation of the gaps in the window."""
@@ -55,7 +55,7 @@ class Swing(Frozen):
     (Ornstein-Uhlenbeck).
     """
 
-    std: Annotated[float, within(1e-6, 1e3)]
+    std: Annotated[float, value_range(1e-6, 1e3)]
     """Standard deviation of the multiplier."""
     time_s: Duration
     """Seconds after which the correlation of its logarithm has fallen to 1/e."""
@@ -75,7 +75,7 @@ class Pauses(Frozen):
     between them.
     """
 
-    share: Annotated[float, within(1e-6, 0.999999)]
+    share: Annotated[float, value_range(1e-6, 0.999999)]
     """Share of the time that is silent."""
     mean_s: Duration
     """Mean length of a silence, seconds."""
