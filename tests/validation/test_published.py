@@ -18,6 +18,7 @@ from simulator.validation.published._scores import figures, ratio
 from simulator.validation.published._splits import RELEASE_UNSAID, SAME_RELEASE, Pair, pairs, trends
 from simulator.validation.serving.points import read_point
 from simulator.validation.suites import published_orders
+from tests.shared import shared_file
 
 pytestmark = pytest.mark.xdist_group(
     "published"
@@ -51,16 +52,17 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def mlperf(folder):
     rows = table("mlperf_inference.csv")
-    return answered(folder, rows[(rows["submitter"] == "NVIDIA") & (rows["nodes"] == "1")])
+    chosen = rows["machine"].str.startswith("v4.1 NVIDIA ") & (rows["nodes"] == "1")
+    return answered(folder, rows[chosen])
 
 
 @pytest.fixture(scope="module")
 def trtllm(folder):
     rows = table("trtllm_max_throughput.csv")
     chosen = (
-        rows["parallelism"].isin(["TP1", "TP2", "TP8"])
-        & rows["isl"].isin(["1000", "128"])
-        & rows["osl"].isin(["1000", "2048"])
+        rows["tp"].isin(["1", "2", "8"])
+        & rows["input"].isin(["1000", "128"])
+        & rows["output"].isin(["1000", "2048"])
     )
     return answered(folder, rows[chosen])
 
@@ -98,6 +100,29 @@ def test_every_shipped_table_has_its_topic():
         assert topic_of(set(table(name).columns)) == topic
 
 
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [
+        ("alltoall.csv", "latency_us"),
+        ("mlperf_inference.csv", "tokens_per_s"),
+        ("routing_skew.csv", "value"),
+        ("serving.csv", "value"),
+        ("trtllm_max_throughput.csv", "value"),
+    ],
+)
+def test_shipped_figures_are_those_of_their_sources(name, column):
+    """The rows as they were read in the sources; ``derived`` ones come of a bandwidth there."""
+    source = pd.read_csv(shared_file(f"measurements/published/{name}"), dtype=str)
+    ours = table(name)
+    assert len(source) == len(ours)
+    read = pd.to_numeric(source[column], errors="coerce").to_numpy()
+    kept = pd.to_numeric(ours["value"], errors="coerce").to_numpy()
+    is_derived = ours.get("derived", pd.Series("", index=ours.index)).eq("true").to_numpy()
+    np.testing.assert_array_equal(kept[~is_derived], read[~is_derived])
+    assert np.isnan(read[is_derived]).all()
+    assert (source["source"].str.replace(" @", "@") == ours["source"]).all()
+
+
 def test_a_table_of_no_topic_is_refused(folder):
     with pytest.raises(UserError, match="no published topic"):
         answered(folder, pd.DataFrame({"id": ["C01"], "topic": ["all-to-all"], "target": ["77"]}))
@@ -117,19 +142,21 @@ def test_every_row_has_an_answer_or_a_reason(made, request):
 
 def test_rows_of_unknown_models_gpus_and_splits_are_answered_one_by_one(folder):
     rows = table("trtllm_max_throughput.csv")
-    one = rows[(rows["model"] == "LLaMA v3.1 8B") & (rows["isl"] == "1000")].iloc[0]
+    one = rows[(rows["model"] == "llama-3.1-8b") & (rows["input"] == "1000")].iloc[0]
     other = {
         "known": {},
         "model": {"model": "GPT-9 1T"},
         "gpu": {"gpu": "TPU v9"},
-        "split": {"parallelism": "PP4"},
-        "length": {"isl": "nan"},
+        "split": {"pp": "4"},
+        "length": {"input": "nan"},
         "format": {"precision": "?"},
         "H200": {"gpu": "H200-141GB"},
-        "A100": {"gpu": "A100-80GB", "precision": "FP16"},
-        "heads": {"parallelism": "TP64"},
+        "A100": {"gpu": "A100-80GB", "precision": "bf16"},
+        "heads": {"tp": "64"},
     }
-    found = answered(folder, pd.DataFrame([{**one, **change} for change in other.values()])).table
+    found = answered(
+        folder, pd.DataFrame([{**one, **change} for change in other.values()]).fillna("")
+    ).table
     good = is_answered(found["status"])
     assert dict(zip(other, good, strict=True)) == {
         **dict.fromkeys(other, False),
@@ -141,17 +168,13 @@ def test_rows_of_unknown_models_gpus_and_splits_are_answered_one_by_one(folder):
 
 def test_the_same_cases_give_the_same_numbers(folder):
     rows = table("trtllm_max_throughput.csv")
-    rows = rows[
-        (rows["model"] == "Mixtral 8x7B") & (rows["parallelism"] == "TP2") & (rows["isl"] == "1000")
-    ]
+    rows = rows[(rows["model"] == "mixtral-8x7b") & (rows["tp"] == "2") & (rows["input"] == "1000")]
     assert np.array_equal(*(answered(folder, rows).table["predicted"] for _ in range(2)))
 
 
 def test_measured_figures_are_not_looked_at(folder):
     rows = table("trtllm_max_throughput.csv")
-    rows = rows[
-        (rows["model"] == "Mixtral 8x7B") & (rows["parallelism"] == "TP2") & (rows["isl"] == "1000")
-    ]
+    rows = rows[(rows["model"] == "mixtral-8x7b") & (rows["tp"] == "2") & (rows["input"] == "1000")]
     without = answered(folder, rows.drop(columns="value"))
     assert without.rows.empty
     assert np.array_equal(without.table["predicted"], answered(folder, rows).table["predicted"])
@@ -178,8 +201,8 @@ def test_mlperf_splits_are_found(mlperf):
             strict=True,
         )
     )
-    assert because["mixtral-8x7b", "Offline"].startswith("8 replicas of TP 1")
-    assert because["llama2-70b-99.9", "Offline"].startswith("4 replicas of TP 2")
+    assert because["mixtral-8x7b", "offline"].startswith("8 replicas of TP 1")
+    assert because["llama-2-70b", "offline"].startswith("4 replicas of TP 2")
 
 
 def test_mlperf_advantage_of_the_mixture_of_experts(mlperf):
@@ -203,8 +226,8 @@ def test_tensorrt_llm_memory_cliff(trtllm):
     """Llama-3.1-70B at 1,000/1,000: 840 tokens/s on one H100, whose weights leave little cache, and
     4,391 on two: 5.2 times.
     """
-    rows = trtllm.table.set_index(["model", "parallelism", "isl"])["predicted"]
-    two, one = (rows["LLaMA v3.1 70B", split, "1000"] for split in ("TP2", "TP1"))
+    rows = trtllm.table.set_index(["model", "tp", "input"])["predicted"]
+    two, one = (rows["llama-3.1-70b", split, "1000"] for split in ("2", "1"))
     assert two / one == pytest.approx(4390.53 / 839.97, rel=0.25)
 
 
@@ -257,8 +280,8 @@ def test_a_server_rate_lasts(mlperf):
             strict=True,
         )
     )
-    for model in ("llama2-70b-99.9", "mixtral-8x7b"):
-        assert value[model, "Server"] < 1.10 * value[model, "Offline"]
+    for model in ("llama-2-70b", "mixtral-8x7b"):
+        assert value[model, "server"] < 1.10 * value[model, "offline"]
 
 
 def test_what_both_figures_share_is_no_error_of_their_ratio():
@@ -267,9 +290,8 @@ def test_what_both_figures_share_is_no_error_of_their_ratio():
             Part(name, share, 0.8, 1.25)
             for name, share in zip(("attention", "dense", "experts"), shares, strict=True)
         )
-        return figures(
-            ["g"], ["s"], ["q"], ["u"], pd.Series([1.0]), [Reply(1.0, 0.8, 1.25, "ok", parts=parts)]
-        ).iloc[0]
+        row = {"group": "g", "case": "s", "quantity": "q", "unit": "u", "value": 1.0}
+        return figures(pd.DataFrame([row]), [Reply(1.0, 0.8, 1.25, "ok", parts=parts)]).iloc[0]
 
     def width(above, below):
         row = ratio("g", "s", "ratio", above, below)

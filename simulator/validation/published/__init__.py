@@ -1,9 +1,9 @@
 """Published end-to-end figures beside what the product's own specs, plans, cost models and engine
 give for the same case.
 
-One topic a file: a frozen model that knows a table's columns and answers its rows. Nothing is
-fitted on these figures. The shipped cases lie in ``workloads/validation``; ``moesim validate
-published FILE`` takes a table of the same columns.
+One topic a file: a frozen model that knows the columns of a row and answers it. Nothing is fitted
+on these figures. The shipped tables lie in ``workloads/validation``, whose README describes their
+columns; ``moesim validate published FILE`` takes a table of the same ones.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ from simulator.base.errors import UserError
 from simulator.base.plugins import available, build
 from simulator.base.progress import Progress, show_nothing
 from simulator.results.scores import SCORE_COLUMNS
-from simulator.validation.tables import read_table
+from simulator.validation.tables import Table, read_table
 
 _FAMILY = "validation.published"
 _DATA = "workloads/validation"
+FIGURE_COLUMNS = ("group", "case", "quantity", "unit", "source")
+"""Columns of every table of figures beside those of its topic. The figure itself is in ``value``,
+and ``refused`` says why a row is not modelled."""
 BY_LOAD = ", by load"
 """How a group ends that compares what load does to a ratio."""
 SAME_RELEASE, RELEASE_UNSAID = "experts spread : split", "experts spread : split, a release unsaid"
@@ -78,23 +81,20 @@ class Reply(NamedTuple):
             "unsupported: " + _PLACE.sub("", " ".join(why.split())),
         )
 
-    @classmethod
-    def of(cls, found: Reply | UserError) -> Reply:
-        """What was found, or why nothing was."""
-        return found if isinstance(found, Reply) else cls.unsupported(str(found))
-
 
 class Topic(Protocol):
     """A file in this folder: a frozen pydantic model without fields."""
 
-    columns: tuple[str, ...]
-    """What a table must have to be of this topic."""
-
-    def replies(self, table: pd.DataFrame, tick: Progress) -> list[Reply]:
-        """An answer to every row. The measured figures are not looked at."""
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that a table must have to be of this topic."""
         ...
 
-    def scores(self, table: pd.DataFrame, replies: list[Reply]) -> pd.DataFrame:
+    def replies(self, table: Table, tick: Progress) -> list[Reply]:
+        """Reply to every row. The measured figures are not looked at."""
+        ...
+
+    def scores(self, table: Table, replies: list[Reply]) -> pd.DataFrame:
         """:data:`simulator.results.scores.SCORE_COLUMNS` without ``suite``: rows that have a
         figure, and ratios between them.
         """
@@ -152,11 +152,8 @@ def _answer(path: Path, tick: Progress) -> Published:
         wanted = "; ".join(f"{topic}: {', '.join(_topic(topic).columns)}" for topic in topics())
         raise UserError(f"{path}: its columns are those of no published topic ({wanted})")
     topic = _topic(name)
-    replies = topic.replies(read.values, tick)
-    answers = pd.DataFrame(replies, columns=list(Reply._fields), index=read.texts.index).drop(
-        columns="parts"
-    )
-    rows = topic.scores(read.values, replies)
-    rows.insert(0, "suite", "published")
+    replies = topic.replies(read, tick)
+    answers = pd.DataFrame(replies, index=read.texts.index).drop(columns="parts")
+    rows = topic.scores(read, replies).assign(suite="published")
     table = pd.concat([read.texts.assign(topic=name), answers], axis=1)
     return Published(str(path), table, rows[list(SCORE_COLUMNS)].reset_index(drop=True))

@@ -8,49 +8,40 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from simulator.base.errors import UserError
 from simulator.config.model import load_model
 from simulator.results.scores import is_answered
 from simulator.validation import OK
 from simulator.validation.published import Part, Reply
-from simulator.validation.published._names import model_name
+from simulator.validation.serving.models import find_model
 
 Row = dict[str, Any]
 """A figure or a ratio, by :data:`simulator.results.scores.SCORE_COLUMNS`."""
-_FIELDS = ["group", "subject", "quantity", "unit", "measured", "predicted", "low", "high", "status"]
+FIELDS = ["group", "subject", "quantity", "unit", "measured", "predicted", "low", "high", "status"]
+"""Columns of a table of scores, less the suite."""
 
 
-def figures(
-    groups: Sequence[str],
-    subjects: Sequence[str],
-    quantities: Sequence[str],
-    units: Sequence[str],
-    measured: pd.Series,
-    replies: list[Reply],
-) -> pd.DataFrame:
-    """A row for each reply whose figure was measured."""
-    rows = pd.DataFrame(
-        {
-            "group": list(groups),
-            "subject": list(subjects),
-            "quantity": list(quantities),
-            "unit": list(units),
-            "measured": pd.to_numeric(measured, errors="coerce").to_numpy(float),
-            "predicted": [reply.predicted for reply in replies],
-            "low": [reply.low for reply in replies],
-            "high": [reply.high for reply in replies],
-            "status": [reply.status for reply in replies],
-            "parts": [reply.parts for reply in replies],
-        }
-    )
-    kept: pd.DataFrame = rows[np.isfinite(rows["measured"]) & (rows["measured"] > 0)]
-    return kept.reset_index(drop=True)
+def figures(table: pd.DataFrame, replies: list[Reply]) -> pd.DataFrame:
+    """A row for each reply whose figure was measured, then the ratio of each mixture of experts to
+    each dense model of the same ``machine``.
+
+    Args:
+        table: the columns of :data:`~simulator.validation.published.FIGURE_COLUMNS`, ``value``,
+            and for ratios ``machine`` and ``model``.
+    """
+    if "value" not in table:
+        return pd.DataFrame(columns=FIELDS)
+    given = table.rename(columns={"case": "subject"})
+    rows = pd.concat([given, pd.DataFrame(replies, index=table.index)], axis=1)
+    rows["measured"] = pd.to_numeric(table["value"], errors="coerce").astype(float)
+    rows = rows[np.isfinite(rows["measured"]) & (rows["measured"] > 0)]
+    ratios = _mixture_ratios(rows) if "machine" in table else []
+    return with_ratios(rows[[*FIELDS, "parts"]].reset_index(drop=True), ratios)
 
 
 def ratio(group: str, subject: str, quantity: str, above: pd.Series, below: pd.Series) -> Row:
     """The row of ``above / below``, two rows of figures of one engine on one machine."""
-    answered = bool(is_answered(pd.Series([above["status"], below["status"]])).all())
     statuses = [str(row["status"]) for row in (above, below)]
+    answered = bool(is_answered(pd.Series(statuses)).all())
     status = next((text for text in statuses if text.startswith("unsupported")), None)
     status = status or next((text for text in statuses if text != OK), OK)
     predicted = above["predicted"] / below["predicted"] if answered else np.nan
@@ -95,50 +86,30 @@ def _merged(parts: Sequence[Part]) -> list[Part]:
     found: dict[str, Part] = {}
     for part in parts:
         known = found.get(part.entry)
-        found[part.entry] = (
-            part if known is None else known._replace(share=known.share + part.share)
-        )
+        found[part.entry] = known._replace(share=known.share + part.share) if known else part
     return list(found.values())
 
 
-def mixture_ratios(
-    group: str, rows: pd.DataFrame, models: pd.Series, machines: Sequence[str]
-) -> list[Row]:
-    """Of each mixture of experts to each dense model on the same machine, where ``subject`` is the
-    model, a space, the machine.
-    """
-    keyed = {str(row["subject"]): row for _, row in rows.iterrows()}
-    names = [str(model) for model in models.unique()]
+def _mixture_ratios(rows: pd.DataFrame) -> list[Row]:
+    rows = rows[rows["machine"] != ""].drop_duplicates(["machine", "subject"], keep="last")
+    is_mixture = rows["model"].map({name: _is_mixture(name) for name in rows["model"].unique()})
     found = []
-    for machine in dict.fromkeys(machines):
-        for above in filter(_is_mixture, names):
-            for below in (name for name in names if not _is_mixture(name)):
-                one, other = keyed.get(f"{above} {machine}"), keyed.get(f"{below} {machine}")
-                if one is not None and other is not None:
-                    found.append(
-                        ratio(
-                            f"{group} MoE : dense",
-                            f"{above} : {below} {machine}",
-                            "ratio",
-                            one,
-                            other,
-                        )
-                    )
+    for machine, own in rows.groupby("machine", sort=False):
+        for _, above in own[is_mixture[own.index]].iterrows():
+            for _, below in own[~is_mixture[own.index]].iterrows():
+                name = str(above["subject"]).removesuffix(str(machine)).strip()
+                group = f"{str(above['group']).split()[0]} MoE : dense"
+                found.append(ratio(group, f"{name} : {below['subject']}", "ratio", above, below))
     return found
 
 
-def _is_mixture(model: str) -> bool:
-    try:
-        name = model_name(model)
-        return load_model(name, name).moe is not None
-    except UserError:
-        return False
+def _is_mixture(text: str) -> bool:
+    model = find_model(text)
+    return model is not None and load_model(model.model, text).moe is not None
 
 
 def with_ratios(rows: pd.DataFrame, ratios: list[Row]) -> pd.DataFrame:
     """Figures, then ratios."""
-    return (
-        pd.concat([rows, pd.DataFrame(ratios, columns=_FIELDS)], ignore_index=True)
-        if ratios
-        else rows
-    )
+    if not ratios:
+        return rows
+    return pd.concat([rows, pd.DataFrame(ratios, columns=FIELDS)], ignore_index=True)

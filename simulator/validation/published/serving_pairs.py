@@ -21,10 +21,11 @@ from simulator.config.model import load_model
 from simulator.results.scores import is_answered
 from simulator.validation import OK, Answers, serving
 from simulator.validation.published import Reply
-from simulator.validation.published._scores import figures, ratio, with_ratios
+from simulator.validation.published._scores import FIELDS, ratio, with_ratios
 from simulator.validation.published._splits import pairs, trends
 from simulator.validation.serving.models import find_model
 from simulator.validation.serving.points import Point, UnreadableError, read_point
+from simulator.validation.tables import Table
 
 _TTFT, _TPOT = "silicon_ttft_ms", "silicon_tpot_ms"
 
@@ -34,7 +35,8 @@ class ServingPairs(Frozen):
 
     columns: ClassVar[tuple[str, ...]] = serving.COLUMNS
 
-    def replies(self, table: pd.DataFrame, tick: Progress) -> list[Reply]:
+    def replies(self, read: Table, tick: Progress) -> list[Reply]:
+        table = read.values
         points = _points(table)
         splits = [(pair.spread, pair.split) for pair in pairs(_mixtures(points), _ids(table))]
         wanted = sorted(
@@ -60,8 +62,8 @@ class ServingPairs(Frozen):
                 replies[place] = _reply(point, answers, number)
         return replies
 
-    def scores(self, table: pd.DataFrame, replies: list[Reply]) -> pd.DataFrame:
-        nothing = figures([], [], [], [], pd.Series(dtype=float), [])
+    def scores(self, read: Table, replies: list[Reply]) -> pd.DataFrame:
+        table, nothing = read.values, pd.DataFrame(columns=FIELDS)
         if not {_TTFT, _TPOT} <= set(table.columns):
             return nothing
         points = _points(table)

@@ -13,12 +13,13 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from simulator.base.errors import UserError
 from simulator.base.progress import CountDone
 from simulator.parallel.workers import sweep
 from simulator.validation import OK, Answers, Measure
 from simulator.validation.error_bands import ASSUMED, Band
 from simulator.validation.serving.answer import Answer, answer_points
-from simulator.validation.serving.deployments import UnanswerableError, table_key
+from simulator.validation.serving.deployments import table_key
 from simulator.validation.serving.points import COLUMNS, Point, UnreadableError, read_point
 
 __all__ = ["COLUMNS", "MEASURES", "Group", "answer", "answer_group", "groups"]
@@ -45,7 +46,7 @@ def groups(table: pd.DataFrame) -> tuple[list[Group], dict[int, str]]:
         try:
             point = read_point({str(name): value for name, value in row.items()})
             found.setdefault(table_key(point), []).append((place, point))
-        except (UnreadableError, UnanswerableError) as error:
+        except (UnreadableError, UserError) as error:
             refused[place] = f"unsupported: {error}"
     made = [Group(key, *zip(*members, strict=True)) for key, members in found.items()]
     return sorted(made, key=_effort, reverse=True), refused

@@ -24,7 +24,6 @@ from simulator.validation import OK
 from simulator.validation.hardware import accelerator_name
 from simulator.validation.serving.deployments import (
     Deployment,
-    UnanswerableError,
     deployment_of,
     is_tight,
     plan_of,
@@ -167,7 +166,7 @@ def _decodes(alone: Point, num_input: int, num_output: int) -> tuple[Decodes, De
 def _table_of(key: str, most_tokens: int) -> StepTable:
     plan = plan_of(key)
     if isinstance(plan, str):
-        raise UnanswerableError(plan)
+        raise UserError(plan)
     return make_table(Prices(plan.placement, most_tokens))
 
 
@@ -258,7 +257,7 @@ def _batched(plan: DeploymentPlan, found: Deployment) -> DeploymentPlan:
     place = "serving point"
     calibration = load_any_calibration(placement.accelerator.calibration, place)
     if isinstance(calibration, HostCalibration):
-        raise UnanswerableError("a machine's own calibration has no engines")
+        raise UserError("a machine's own calibration has no engines")
     scheduling = resolve_scheduling(
         found.spec.scheduling,
         found.spec.engine,

@@ -8,16 +8,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from simulator.base.data import available_files
 from simulator.base.errors import UserError
 from simulator.base.frozen import Policy
 from simulator.config.accelerator import load_accelerator
 from simulator.config.calibration.engine import release_of
-from simulator.config.cluster import default_num_gpus, read_cluster_table
 from simulator.config.deployment import DeploymentSpec, ParallelSpec
 from simulator.config.model import ModelSpec, load_model
 from simulator.deployment.plan import DeploymentPlan, make_plan
-from simulator.validation.hardware import accelerator_name
+from simulator.validation.hardware import accelerator_name, cluster_of
 from simulator.validation.serving.drafts import drafts, speculation_of
 from simulator.validation.serving.models import find_model, release_format
 from simulator.validation.serving.points import Point
@@ -49,10 +47,6 @@ _TIGHT = {"memory_fraction": 0.97, "free_memory_fraction": None, "activation_byt
 
 _PROMPT_TRTLLM = (1, 2, 0)
 """Release of TensorRT-LLM from which first tokens do not wait for a whole interval of streaming."""
-
-
-class UnanswerableError(Exception):
-    """Why a point cannot be simulated, in words."""
 
 
 class Deployment(NamedTuple):
@@ -90,17 +84,17 @@ def deployment_of(point: Point) -> Deployment:
     """What the point's decode pool, or only pool, runs.
 
     Raises:
-        UnanswerableError: if the engine, the GPU or the model is unknown, or there is no such
+        UserError: if the engine, the GPU or the model is unknown, or there is no such
             cluster.
     """
     if point.engine not in _ENGINES:
-        raise UnanswerableError(f"engine '{point.engine}' is not one of {', '.join(_ENGINES)}")
+        raise UserError(f"engine '{point.engine}' is not one of {', '.join(_ENGINES)}")
     accelerator = accelerator_name(point.system)
     if accelerator is None:
-        raise UnanswerableError(f"no accelerator file for '{point.system}'")
+        raise UserError(f"no accelerator file for '{point.system}'")
     found = find_model(point.repository)
     if found is None:
-        raise UnanswerableError(f"no model file for '{point.repository}'")
+        raise UserError(f"no model file for '{point.repository}'")
     guesses = () if found.is_listed else (f"'{point.repository}' is taken for {found.model}",)
     if point.engine == "sglang" and point.is_ranged and not point.version:
         guesses = (
@@ -120,7 +114,7 @@ def deployment_of(point: Point) -> Deployment:
     spec = DeploymentSpec(
         name="point",
         model=found.model,
-        cluster=_cluster(accelerator, pool.num_ranks),
+        cluster=cluster_of(accelerator, pool.num_ranks),
         parallel=ParallelSpec(
             tp=pool.tp, attention_dp=pool.attention_dp, ep=pool.ep if is_moe else None, pp=pool.pp
         ),
@@ -156,25 +150,6 @@ def _formats(point: Point, model: ModelSpec) -> tuple[str, str]:
     if weights == "nvfp4" and model.moe is not None and model.has_latent_cache:
         weights = "bf16"
     return weights, experts
-
-
-@cache
-def _cluster(accelerator: str, num_gpus: int) -> str:
-    """The smallest cluster of that accelerator with enough GPUs; its own file where several have
-    it.
-    """
-    files = available_files("cluster_configs")
-    fitting = []
-    for stem in files:
-        table = read_cluster_table(stem, files)
-        if table.get("accelerator") != accelerator:
-            continue
-        sizes = table.get("sizes") or []
-        named = [(size, f"{stem}-{size}") for size in sizes] or [(default_num_gpus(table), stem)]
-        fitting += [(size, stem != accelerator, name) for size, name in named if size >= num_gpus]
-    if not fitting:
-        raise UnanswerableError(f"no cluster of {num_gpus} {accelerator} in cluster_configs")
-    return min(fitting)[2]
 
 
 def _vllm(point: Point, _: ModelSpec) -> dict[str, Any]:
@@ -287,7 +262,7 @@ def table_key(point: Point) -> str:
     """The point's deployment as JSON, without what a plan and its step table do not depend on.
 
     Raises:
-        UnanswerableError: as :func:`deployment_of`.
+        UserError: as :func:`deployment_of`.
     """
     spec = deployment_of(point).spec
     plain = spec.model_copy(

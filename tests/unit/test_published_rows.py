@@ -1,0 +1,105 @@
+"""Rows of published tables: read strictly, or refused with a reason that names the column."""
+
+import pandas as pd
+import pytest
+
+from simulator.base.data import shipped_folder
+from simulator.validation.published import topic_of, topics
+from simulator.validation.published.trtllm import TrtLLM
+from simulator.validation.published.wide_ep import WideEP
+from simulator.validation.tables import Table, read_table, values_of
+
+SHIPPED = shipped_folder() / "workloads" / "validation"
+RAW = "measurements/published"
+
+
+def read(topic, row):
+    return topic()._read(row)
+
+
+def shipped(name, row=0):
+    table = pd.read_csv(SHIPPED / name, dtype=str, keep_default_na=False)
+    return table.iloc[row].to_dict()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"model": "GPT-9 1T"}, "no model file for 'GPT-9 1T'"),
+        ({"gpu": "TPU v9"}, "no accelerator file for 'TPU v9'"),
+        ({"gpu": "A100-40GB"}, "no accelerator file for 'A100-40GB'"),
+        ({"precision": "half"}, "precision must be"),
+        ({"tp": "0"}, 'tp must be above 0, got "0"'),
+        ({"tp": "1.5"}, "tp must be"),
+        ({"input": "nan"}, "input must be"),
+        ({"output": ""}, "missing key 'output'"),
+        ({"pp": "4"}, "pp = 4 is not modelled"),
+        ({"refused": "it was withdrawn"}, "it was withdrawn"),
+    ],
+)
+def test_a_wrong_cell_is_named(changes, reason):
+    found = read(TrtLLM, {**shipped("trtllm_max_throughput.csv"), **changes})
+    assert reason in str(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("h100-sxm", "h100-sxm"),
+        ("H100-80GB", "h100-sxm"),
+        ("NVIDIA A100-PCIe-80GB", "a100-pcie"),
+        ("AMD Instinct MI300X 192GB HBM3", "mi300x"),
+    ],
+)
+def test_gpus_may_be_called_as_their_makers_do(text, name):
+    assert read(TrtLLM, {**shipped("trtllm_max_throughput.csv"), "gpu": text}).gpu == name
+
+
+def test_models_may_be_called_by_a_repository():
+    row = {**shipped("trtllm_max_throughput.csv"), "model": "nvidia/Llama-3.1-70B-Instruct-FP8"}
+    assert read(TrtLLM, row).model == "llama-3.1-70b"
+
+
+def test_a_gain_compares_two_systems_that_differ_in_what_the_row_says():
+    rows = pd.read_csv(SHIPPED / "serving.csv", dtype=str, keep_default_na=False)
+    rows = rows.set_index("case", drop=False)
+    case, other = read(WideEP, rows.loc["EPLB decode speedup"].to_dict()).parts()
+    assert case.eplb
+    assert other == case.model_copy(update={"eplb": False})
+    case, other = read(WideEP, rows.loc["SGLang TP16 baseline prefill ratio"].to_dict()).parts()
+    assert (case.num_gpus, case.ep, case.sequences, case.new) == (32, 32, 4, 4096)
+    assert (other.num_gpus, other.ep, other.sequences, other.new, other.context) == (
+        *(16, 1, 1, 512),
+        1792,
+    )
+    (one,) = read(WideEP, rows.loc["SGLang decode EP72"].to_dict()).parts()
+    assert (one.num_gpus, one.sequences, one.new, one.context) == (72, 256, 1, 2050)
+
+
+def test_what_is_compared_must_be_said():
+    row = shipped("serving.csv")
+    assert "per must be" in str(read(WideEP, {**row, "per": "watt"}))
+    assert "balanced" in str(read(WideEP, {**row, "balanced": "?"}))
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.csv")), ids=lambda path: path.name)
+def test_every_shipped_row_is_read_or_says_why_not(path):
+    """A damaged cell must not hide among rows that are refused on purpose."""
+    table = read_table(path)
+    assert topic_of(set(table.values.columns)) in topics()
+    if "case" in table.texts:
+        assert (table.texts[["group", "case", "quantity", "unit", "source"]] != "").all().all()
+        assert table.texts["licence"].ne("").all()
+        assert not table.texts["case"].duplicated().any()
+
+
+@pytest.mark.parametrize("topic", [TrtLLM, WideEP])
+def test_rows_are_read_alike_from_texts_and_from_numbers(topic):
+    name = {TrtLLM: "trtllm_max_throughput.csv", WideEP: "serving.csv"}[topic]
+    texts = read_table(SHIPPED / name).texts
+    numbers = Table(values_of(texts), values_of(texts))
+    for written, typed in zip(
+        texts.to_dict("records"), numbers.texts.to_dict("records"), strict=True
+    ):
+        one, other = read(topic, written), read(topic, typed)
+        assert one == other or str(one) == str(other)
