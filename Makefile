@@ -7,7 +7,7 @@ WORKERS := -n auto --maxprocesses 8
 # A test that compiles the engine, before others and beside what needs it not: workers that come to it at once would each do so.
 COMPILES := tests/unit/test_kill.py::test_a_run_says_what_stopped_and_what_became_of_the_requests
 
-.PHONY: run quick test soak check golden moved report calibrate-published bench bench-twin bench-plan test-ray-beside-load clean
+.PHONY: run quick test soak check docs pictures golden moved report calibrate-published bench bench-twin bench-plan test-ray-beside-load clean
 
 run: .venv/installed
 	$(BIN)/moesim run mixtral_vs_llama2
@@ -31,11 +31,20 @@ soak: .venv/tested
 	  || { echo "again with the same cases: make soak SEED=$(SEED)"; exit 1; }
 
 check: .venv/tested
-	$(BIN)/ruff format --check simulator tests
-	$(BIN)/ruff check simulator tests
+	$(BIN)/ruff format --check simulator tests docs
+	$(BIN)/ruff check simulator tests docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/codespell README.md DESIGN.md CHANGELOG.md CONTRIBUTING.md docs simulator tests workloads cluster_configs
+
+# The written pages with a reference made from the program, as HTML; a warning is an error.
+docs: .venv/docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+# The pictures of the README, from a committed report.
+pictures: .venv/tested .venv/browser
+	$(BIN)/python docs/images/shoot.py
 
 # Recompute the committed numbers; read the difference before committing it.
 golden: .venv/tested
@@ -91,6 +100,10 @@ test-ray-beside-load: .venv/tested
 	$(BIN)/python -m pip install --quiet --editable '.[real]' --group dev
 	touch $@
 
+.venv/docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --group docs
+	touch $@
+
 # A browser for the report's tests: any that is there, else Debian's where this runs as root with apt.
 .venv/browser: .venv/bin/python
 	@if command -v chromium chromium-browser google-chrome google-chrome-stable chrome >/dev/null 2>&1; then true; \
@@ -100,4 +113,4 @@ test-ray-beside-load: .venv/tested
 	@touch $@
 
 clean:
-	rm -rf .venv reports/out build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .numba_cache
+	rm -rf .venv reports/out docs/_build docs/reference/generated build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .numba_cache

@@ -55,7 +55,7 @@ def test_an_accelerator_a_cluster_and_a_model_of_the_users_own(tmp_path):
     assert all("H900" in entry["accelerator"] for entry in facts.values())
 
 
-ROUTING = (PROJECT / "CONTRIBUTING.md").read_text().split("```python\n")[1].split("```")[0]
+ROUTING = (PROJECT / "docs/guides/routing.md").read_text().split("```python\n")[1].split("```")[0]
 """The example of a policy, as people read it."""
 
 FIGURE = '''"""How many requests."""

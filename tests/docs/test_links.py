@@ -1,15 +1,21 @@
 """Links lead somewhere, and what a page calls a file is one."""
 
 import re
+from pathlib import Path
 
 import pytest
 
+from tests.docs.blocks import File, read_steps
 from tests.docs.pages import PAGES, ROOT, name_page, read_links
 
 PATH = re.compile(
     r"`((?:[a-z_]+/)+[A-Za-z_0-9.-]+\.(?:py|toml|json|csv|npz|md|cff|yml|ipynb))`", re.ASCII
 )
 """A file in a folder, as code."""
+OWN = {"x", "NAME"} | {
+    Path(step.path).stem for page in PAGES for step in read_steps(page) if isinstance(step, File)
+}
+"""Files that a reader writes."""
 FOLDERS = {
     path.name for path in (*ROOT.iterdir(), *(ROOT / "simulator").iterdir()) if path.is_dir()
 }
@@ -32,11 +38,11 @@ def test_files_that_are_named_are_there(page):
     if page.name == "CHANGELOG.md":
         return  # tells of what is gone, too
     text = re.sub(r"(?ms)^```.*?^```", "", page.read_text(encoding="utf-8"))
-    named = {path for path in PATH.findall(text) if path.split("/")[0] in FOLDERS - {"out"}}
+    named = {path for path in PATH.findall(text) if path.split("/")[0] in FOLDERS}
     lost = [
         path
         for path in sorted(named)
         if not ((ROOT / path).exists() or (ROOT / "simulator" / path).exists())
-        and not re.search(r"/(x|my_\w+|mine|neighbours|_build|out)[./]", path)
+        and Path(path).stem not in OWN
     ]
     assert not lost, f"{name_page(page)} names files that are not there: {', '.join(lost)}"

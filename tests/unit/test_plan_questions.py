@@ -28,7 +28,7 @@ from simulator.planner.why_not import _missing, _ruled_out, nearest, of_each_mod
 from simulator.scenario.question import load_question
 from tests.unit.test_plan_cli import QUESTION
 
-README = Path(__file__).parents[2] / "README.md"
+GUIDE = Path(__file__).parents[2] / "docs/planning.md"
 
 
 @pytest.fixture
@@ -355,13 +355,8 @@ def test_a_kind_of_machines_in_the_question_is_known_to_check_list_and_schema(mo
         assert moesim("check", name)[0] == 0
 
 
-def test_the_example_of_the_readme_can_be_copied(tmp_path):
-    section = (
-        README.read_text(encoding="utf-8")
-        .partition("## How many GPUs, and which")[2]
-        .partition("\n## ")[0]
-    )
-    text = re.search(r"```toml\n(.*?)```", section, re.DOTALL)[1]
+def test_the_example_of_the_guide_can_be_copied(tmp_path):
+    text = re.search(r"```toml\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)[1]
     path = tmp_path / "copied.toml"
     path.write_text(text, encoding="utf-8")
     question, _ = load_question(str(path), [])

@@ -1,0 +1,112 @@
+"""The reference, written from the program before Sphinx reads it: keys, commands, metrics and
+everything that ``moesim list`` lists.
+
+A page is a function from the program to Markdown, so that none of it can be out of date.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parents[1] / "reference" / "generated"
+"""Where pages are written; git ignores it."""
+
+
+def escape(text: str) -> str:
+    """A text as one cell of a table: reStructuredText's literals as Markdown's, on one line."""
+    text = re.sub(r":[a-z:]+:`~?([^`]+)`", r"`\1`", text)
+    text = text.replace("``", "`").replace("|", "\\|")
+    return " ".join(text.split())
+
+
+def tabulate(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+    lines = [list(head), *map(list, rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join(f"| {' | '.join(map(escape, line))} |" for line in lines) + "\n"
+
+
+def describe_metrics() -> str:
+    """Every column of ``summary.csv``."""
+    from simulator.results.metrics import METRICS
+
+    rows = (
+        (f"`{name}`", one.label, one.unit or "-", one.definition, one.better or "-")
+        for name, one in METRICS.items()
+    )
+    return (
+        "# Metrics\n\nThe columns of `summary.csv`, in its order. Units are SI; what is undefined "
+        "for a deployment is empty.\n\n"
+        + tabulate(("column", "name", "unit", "definition", "better"), rows)
+    )
+
+
+def describe_commands() -> str:
+    """Every command of ``moesim`` with its arguments and options."""
+    import typer.main
+
+    from simulator.cli import app
+
+    text = "# Command line\n\n`moesim COMMAND --help` says the same.\n"
+    return text + "".join(_describe_command("moesim", typer.main.get_command(app)))
+
+
+def _describe_command(path: str, command: Any) -> Iterable[str]:
+    children: Mapping[str, Any] = getattr(command, "commands", {})
+    if path != "moesim":
+        yield f"\n{'#' * len(path.split())} `{path}`\n\n{_plain(command.help or '')}\n"
+        rows = [_describe_parameter(one) for one in command.params if one.name != "help"]
+        if rows:
+            yield "\n" + tabulate(("argument or option", "what it is"), rows)
+    for name, child in children.items():
+        yield from _describe_command(f"{path} {name}", child)
+
+
+def _describe_parameter(one: Any) -> tuple[str, str]:
+    if one.param_type_name == "argument":
+        name = (one.metavar or one.name).upper()
+        return f"`{name}`" if one.required else f"`[{name}]`", one.help or ""
+    names = ", ".join((*one.opts, *one.secondary_opts))
+    takes = f" {one.metavar}" if one.metavar else ""
+    return f"`{names}{takes}`", one.help or ""
+
+
+def _plain(text: str) -> str:
+    return "\n".join(line.strip() for line in text.replace("``", "`").splitlines())
+
+
+def describe_catalogue() -> str:
+    """Everything that has a name: models, machines, workloads, policies."""
+    from simulator.commands.catalogue import catalogue
+
+    parts = ["# What ships\n\n`moesim list FAMILY` prints the same.\n"]
+    for family, entries in catalogue(None).items():
+        rows = ((f"`{name}`", text) for name, text in entries.items())
+        parts.append(f"\n## {family}\n\n{tabulate(('name', 'what it is'), rows)}")
+    return "".join(parts)
+
+
+PAGES = {
+    "metrics": describe_metrics,
+    "commands": describe_commands,
+    "catalogue": describe_catalogue,
+}
+"""Generated pages by name."""
+
+
+def write_pages(folder: Path = FOLDER) -> None:
+    """Write every page whose text has changed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, describe in PAGES.items():
+        path, text = folder / f"{name}.md", describe()
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Sphinx's entry."""
+    app.connect("builder-inited", lambda _: write_pages())
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
