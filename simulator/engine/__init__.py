@@ -1,3 +1,3 @@
-"""Virtual time. SimPy owns the clock; the compiled parts decide what is in a step and, at the
-``step`` fidelity, loop over steps.
+"""Execution of deployments in virtual time. SimPy owns the clock; compiled code batches requests
+and, at the ``step`` fidelity, loops over steps.
 """

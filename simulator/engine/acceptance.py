@@ -1,7 +1,7 @@
-"""Which tokens of a draft are kept. Compiled.
+"""Acceptance of draft tokens in speculative decoding. Compiled.
 
-Each draw depends on the seed, the request and its place in the output alone, so that a request
-keeps the same tokens whichever batches it is in, at every fidelity.
+Each draw depends only on the seed, the request and the token's position in the output, so that a
+request keeps the same tokens whichever batches it is in, at every fidelity.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ _STEP, _FIRST, _SECOND = (
 )
 _27, _30, _31, _11 = (np.uint64(bits) for bits in (27, 30, 31, 11))
 _UNIT = 2.0**-53
+"""Distance of neighbouring doubles of 53 random bits."""
 
 
 @jit_inner
 def draw_uniform(seed: int, request: int, place: int) -> float:
-    """A number from 0 to 1 of an output token: SplitMix64 (Steele, Lea and Flood, "Fast Splittable
-    Pseudorandom Number Generators", OOPSLA 2014) of the request's own seed.
+    """Draw a number from 0 to 1 for one output token: SplitMix64 (Steele, Lea and Flood, "Fast
+    Splittable Pseudorandom Number Generators", OOPSLA 2014), seeded for the request.
     """
     state = _mix(np.uint64(seed) + _STEP * np.uint64(request + 1))
     return float(_mix(state + _STEP * np.uint64(place + 1)) >> _11) * _UNIT
@@ -36,8 +37,9 @@ def _mix(z: np.uint64) -> np.uint64:
 
 @jit_inner
 def count_kept_tokens(requests: Requests, limits: Limits, r: int, new: int) -> int:
-    """Output tokens that the request of row ``r`` gets out of a step that computes ``new`` of it:
-    one, and those of its draft up to the first that is not accepted, but no more than it asked for.
+    """Count the output tokens that the request in row ``r`` gets from a step that computes ``new``
+    of its tokens: one, and its draft tokens up to the first that is not accepted, at most the
+    request's remaining output.
     """
     ints = requests.ints
     left = ints[r, NUM_OUTPUT] - ints[r, GENERATED]

@@ -1,7 +1,7 @@
-"""Which waiting requests a step admits. Compiled.
+"""Admission of waiting requests to a step. Compiled.
 
-Engines differ in what must have room in the KV cache before a request may start; the first chunk's
-blocks are what it takes in any case, but where its whole output is reserved.
+Engines differ in what must fit in the KV cache before a request may start. The blocks allocated are
+those of its first chunk, unless its whole output is reserved.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import math
 
 from simulator.base.jit import jit_inner
 from simulator.engine.blocks import (
-    available,
+    allocate_blocks,
     blocks_for,
+    count_available,
     count_hits,
     count_idle,
     count_kept,
-    hold,
+    hold_block,
+    reclaim_blocks,
     share_prompt,
-    take,
-    take_back,
 )
 from simulator.engine.state import (
     ADMITTED,
@@ -54,7 +54,7 @@ _MAX_SEQUENCES, _KV_CACHE, _TOKEN_BUDGET = (
     ADMISSION_LIMITS.index(name) for name in ("max_sequences", "kv_cache", "token_budget")
 )
 _CLIPPED_OUTPUT = 4096
-"""Most output tokens of one request that SGLang counts on
+"""Most output tokens of one request that SGLang's admission assumes
 (``SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION`` in its ``environ.py``)."""
 
 
@@ -62,8 +62,8 @@ _CLIPPED_OUTPUT = 4096
 def admit(
     requests: Requests, ranks: Ranks, d: int, budget: int, limits: Limits, now_s: float
 ) -> int:
-    """Admit waiting requests in order while tokens, places and blocks last. Returns the tokens
-    left.
+    """Admit waiting requests in order while tokens, sequence slots and KV blocks last. Returns the
+    remaining token budget.
     """
     pool = d % len(ranks.pools)
     budget = _admit_ready(requests, ranks, d, budget, limits, now_s)
@@ -101,7 +101,7 @@ def admit(
         asked = blocks_for(room, limits) - in_use * limits.prefix_blocks
         if ranks.each[d, NUM_RUNNING] > 0:
             asked += limits.watermark_blocks
-        has_blocks = asked <= available(ranks, pool, limits)
+        has_blocks = asked <= count_available(ranks, pool, limits)
         fits_budget = new <= budget or budget == limits.rules.token_budget
         if not has_blocks or not fits_budget:
             ranks.each[d, STOPPED_BY] = _TOKEN_BUDGET if has_blocks else _KV_CACHE
@@ -109,10 +109,10 @@ def admit(
             return budget
         start = requests.prefix_starts[r]
         for i in range(start, start + hits):
-            hold(ranks, pool, requests.prefix_ids[i])
-        take_back(requests, ranks, r, pool, kept)
+            hold_block(ranks, pool, requests.prefix_ids[i])
+        reclaim_blocks(requests, ranks, r, pool, kept)
         need = blocks_for(reach, limits) - hits * limits.prefix_blocks
-        take(ranks, pool, need - kept, limits)
+        allocate_blocks(ranks, pool, need - kept, limits)
         requests.ints[r, BLOCKS] = need
         requests.ints[r, SHARED] = hits
         requests.ints[r, COMPUTED] = computed
@@ -129,8 +129,8 @@ def admit(
 def _admit_ready(
     requests: Requests, ranks: Ranks, d: int, budget: int, limits: Limits, now_s: float
 ) -> int:
-    """Admit requests whose caches have come into the blocks that were kept for them. Returns the
-    tokens left.
+    """Admit requests whose transferred caches have arrived in their reserved blocks. Returns the
+    remaining token budget.
     """
     each, ints = ranks.each, requests.ints
     while each[d, NUM_READY] > 0 and each[d, NUM_RUNNING] < limits.rules.max_sequences:
@@ -148,15 +148,15 @@ def _admit_ready(
 
 @jit_inner
 def clip_output(output: int) -> int:
-    """Output tokens of a request that SGLang counts on."""
+    """Output tokens of a request that SGLang's admission assumes."""
     return min(output, _CLIPPED_OUTPUT)
 
 
 @jit_inner
 def count_coming(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> int:
-    """Output tokens that SGLang counts on from the requests of rank ``d`` that run or have blocks:
-    of those that decode a share, which follows how many it had to retract lately
-    (``PrefillAdder``).
+    """Count the output tokens that SGLang's admission assumes for the requests of rank ``d`` that
+    run or have reserved blocks: of decoding ones only a share, which follows how many were
+    retracted lately (``PrefillAdder``).
     """
     if limits.rules.output_share == 0:
         return 0
@@ -171,7 +171,7 @@ def count_coming(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> in
 
 @jit_inner
 def _run(requests: Requests, ranks: Ranks, d: int, r: int, new: int, now_s: float) -> None:
-    """The first of those that wait at rank ``d`` runs, beginning with ``new`` tokens."""
+    """Start the first waiting request of rank ``d`` with ``new`` tokens."""
     requests.ints[r, ADMITTED] = ranks.counts[0, NUM_ADMISSIONS]
     ranks.counts[0, NUM_ADMISSIONS] += 1
     if math.isnan(requests.times[r, SCHEDULED_S]):

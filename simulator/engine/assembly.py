@@ -1,4 +1,4 @@
-"""What a run leaves: tables of requests and steps, and a step of each kind run again rank by
+"""Record of a run: tables of requests and steps, and one shown step of each kind, repeated rank by
 rank.
 """
 
@@ -25,7 +25,7 @@ from simulator.results.tables import (
 
 
 def make_record(served: Served) -> DeploymentRecord:
-    """Put a run's rows together; replicas are numbered on from pool to pool.
+    """Assemble a run's record; replicas are numbered on from pool to pool.
 
     Raises:
         UserError: if no step was taken.
@@ -51,7 +51,7 @@ def make_record(served: Served) -> DeploymentRecord:
             float(served.costs["read_bytes"][is_own].sum()) * pool.plan.placement.layout.num_gpus
         )
         found = probe(pool.plan, pool.prices, own, requests, served.by_ranks.get(name))
-        probes.append(found if name == "both" else found.only(name))
+        probes.append(found if name == "both" else found.select_phase(name))
     gaps = sum(
         (pool.clock.gap_counts.sum(axis=0) for pool in served.pools.values()),
         np.zeros(NUM_GAP_BINS, dtype=np.int64),
@@ -65,29 +65,29 @@ def make_record(served: Served) -> DeploymentRecord:
             else nan
         )
 
-    def named(frame: pd.DataFrame) -> pd.DataFrame:
+    def add_name(frame: pd.DataFrame) -> pd.DataFrame:
         named_frame = frame.copy(deep=False)
         named_frame.insert(0, "deployment", plan.name)
         return named_frame
 
-    def together(table: str) -> pd.DataFrame:
+    def join_probes(table: str) -> pd.DataFrame:
         frames = [getattr(found, table) for found in probes]
-        return named(pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0])
+        return add_name(pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0])
 
     return DeploymentRecord(
         name=plan.name,
         requests=requests,
         steps=steps,
-        ranks=together("ranks"),
-        experts=named(probes[0].experts),
-        traffic=together("traffic"),
-        spans=together("spans"),
+        ranks=join_probes("ranks"),
+        experts=add_name(probes[0].experts),
+        traffic=join_probes("traffic"),
+        spans=join_probes("spans"),
         itl=Gaps(gaps),
         load_imbalance=mean_over_time(served.costs["load_imbalance"].to_numpy()),
         uniform_imbalance=mean_over_time(uniform_S),
         read_bytes=read_bytes,
         dropped_share=_share_dropped(plan, steps, served.costs),
-        moves=named(served.moves_table()),
+        moves=add_name(served.moves_table()),
         changes=served.list_changes(),
         rebalances=served.rebalances,
         shown_steps={phase: step for found in probes for phase, step in found.shown_steps.items()},
@@ -95,9 +95,7 @@ def make_record(served: Served) -> DeploymentRecord:
 
 
 def _share_dropped(plan: DeploymentPlan, steps: Columns, costs: Columns) -> float:
-    """Share of token-expert pairs that were dropped, over all layers and steps; NaN where none can
-    be.
-    """
+    """Share of token-expert pairs dropped, over all layers and steps; NaN where none can be."""
     placement = plan.placement
     moe, experts = placement.model.moe, placement.experts
     if moe is None or experts is None or not may_drop(experts.overflow):
@@ -108,8 +106,8 @@ def _share_dropped(plan: DeploymentPlan, steps: Columns, costs: Columns) -> floa
 
 
 def _tokens_of_batches(plan: DeploymentPlan, steps: Columns) -> Floats:
-    """Tokens of a batch that passes the routed experts in each step, ``[S]``: a pipeline's batches
-    in flight and the halves of two-batch overlap are taken to be alike.
+    """Tokens of one batch that passes the routed experts in each step, ``[S]``: a pipeline's
+    batches in flight and the halves of two-batch overlap are assumed equal.
     """
     halves = 2 if plan.spec.overlap == "two_batch" else 1
     of_decode = 1 + plan.placement.drafts.num_tokens

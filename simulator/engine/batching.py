@@ -1,10 +1,9 @@
-"""What is in a step, and what follows from it: continuous batching with KV admission and
+"""Continuous batching: the contents of each step and their consequences, with KV admission and
 preemption. Compiled.
 
-All fidelities call these same functions, so that they differ in how long a step takes and in
-nothing else.
+All fidelities call these same functions, so that they differ only in the duration of a step.
 
-Arrays that a loop uses are named before it: numba counts references at each look into a tuple,
+Arrays that a loop uses are named before it: numba counts references at each access to a tuple,
 which costs twenty times the arithmetic of a sequence.
 """
 
@@ -13,12 +12,18 @@ from __future__ import annotations
 from simulator.base.jit import jit_inline, jit_inner
 from simulator.engine.acceptance import count_kept_tokens
 from simulator.engine.admission import admit
-from simulator.engine.blocks import available, blocks_for, release, share_prompt, take
+from simulator.engine.blocks import (
+    allocate_blocks,
+    blocks_for,
+    count_available,
+    release,
+    share_prompt,
+)
 from simulator.engine.decodes import (
-    dissolve,
+    dissolve_sums,
     end_decodes,
     find_gap_bin,
-    join,
+    join_sums,
     take_blocks,
 )
 from simulator.engine.preemption import find_latest, preempt, queue_last, retract
@@ -65,7 +70,7 @@ _KV_CACHE, _HELD_BACK = (ADMISSION_LIMITS.index(name) for name in ("kv_cache", "
 
 
 @jit_inner
-def push(requests: Requests, ranks: Ranks, clock: Clock, r: int) -> None:
+def queue_request(requests: Requests, ranks: Ranks, clock: Clock, r: int) -> None:
     """Queue request ``r`` at the data-parallel rank with the fewest unfinished requests."""
     best, fewest = 0, _count_unfinished(ranks, 0)
     for d in range(1, len(ranks.each)):
@@ -92,16 +97,16 @@ def _count_unfinished(ranks: Ranks, d: int) -> int:
 
 @jit_inner
 def is_decode(num_input: int, generated: int, computed: int) -> bool:
-    """Whether a request computes its newest output token next, and drafts behind it if there are
-    any, and not a chunk of a prompt or of what was preempted.
+    """Whether a request's next token is its newest output token (with draft tokens behind it, if
+    any), as opposed to a chunk of a prompt or of a preempted context.
     """
     return generated > 0 and computed + 1 == num_input + generated
 
 
 @jit_inline
 def form_step(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> bool:
-    """Fill ``ranks.chunk`` for the next step, and keep blocks for caches that are to come. Returns
-    whether there is anything to compute.
+    """Fill ``ranks.chunk`` for the next step, and reserve blocks for caches that are to arrive.
+    Returns whether there is anything to compute.
     """
     while True:
         has_work = _fill(requests, ranks, limits, now_s)
@@ -123,8 +128,8 @@ def computes(ranks: Ranks, first: int, end: int) -> bool:
 
 @jit_inline
 def _fill(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> bool:
-    """Fill ``ranks.chunk`` once. Returns whether any rank gave tokens away, which another lane may
-    have taken back.
+    """Fill ``ranks.chunk`` once. Returns whether any rank scheduled tokens, which another lane's
+    preemption may have taken back since.
     """
     chunk, each = ranks.chunk, ranks.each
     has_work = False
@@ -135,7 +140,7 @@ def _fill(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> boo
     for d in range(len(each)):
         budget = limits.rules.token_budget
         if each[d, NUM_DECODES] > budget:
-            dissolve(requests, ranks, limits, d)
+            dissolve_sums(requests, ranks, limits, d)
         if each[d, NUM_DECODES] > 0:
             take_blocks(requests, ranks, limits, d)
             budget -= each[d, NUM_DECODES]
@@ -161,8 +166,8 @@ def _fill(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> boo
 
 @jit_inner
 def _holds_prompts(ranks: Ranks, limits: Limits) -> bool:
-    """Whether waiting prompts wait on, so that ranks compute them in the same step: until each has
-    one, but not for ever.
+    """Whether waiting prompts are held back until each rank has one, so that all compute prompts in
+    the same step; for ``balance_steps`` steps at most.
     """
     waiting = running = 0
     for d in range(len(ranks.each)):
@@ -182,8 +187,8 @@ def _holds_prompts(ranks: Ranks, limits: Limits) -> bool:
 
 @jit_inner
 def _waits_for_more(requests: Requests, ranks: Ranks, limits: Limits) -> bool:
-    """Whether the prompts of the only rank wait on, since they and its decodes do not fill a step
-    yet, but not for ever.
+    """Whether prompts of the only rank are held back because they and its decodes do not fill a
+    step yet; for ``wait_steps`` steps at most.
     """
     running, r = ranks.each[0, NUM_RUNNING], ranks.each[0, HEAD]
     if r < 0:
@@ -213,8 +218,8 @@ def _schedule_running(
     prompts: bool,
     decodes: bool,
 ) -> int:
-    """Give running requests their tokens in order of admission; the latest admitted lose their
-    blocks when these run out.
+    """Schedule the tokens of running requests in order of admission; the latest admitted lose their
+    blocks when blocks run out.
     """
     running, chunk, each = ranks.running, ranks.chunk, ranks.each
     ints = requests.ints
@@ -236,13 +241,13 @@ def _schedule_running(
             - ints[r, SHARED] * limits.prefix_blocks
         )
         if need > 0:
-            while need > available(ranks, pool, limits):
+            while need > count_available(ranks, pool, limits):
                 latest = find_latest(requests, ranks, d)
                 last = each[latest, NUM_RUNNING] - 1
                 preempt(requests, ranks, latest, last, limits)
                 if latest == d and last == i:
                     return budget
-            take(ranks, pool, need, limits)
+            allocate_blocks(ranks, pool, need, limits)
             ints[r, BLOCKS] += need
         share_prompt(requests, ranks, pool, r, ints[r, COMPUTED] + new, limits)
         chunk[d, i] = new
@@ -255,7 +260,9 @@ def _schedule_running(
 def complete_step(
     requests: Requests, ranks: Ranks, limits: Limits, clock: Clock, now_s: float
 ) -> int:
-    """The step has run: count its tokens, emit, finish. Returns how many requests finished."""
+    """Complete a step: count its tokens, emit outputs, finish requests. Returns how many requests
+    finished.
+    """
     running, chunk, each = ranks.running, ranks.chunk, ranks.each
     ints = requests.ints
     times = requests.times
@@ -308,7 +315,7 @@ def complete_step(
                 kept += 1
         each[d, NUM_RUNNING] = kept
         if limits.sums_decodes and each[d, NUM_DECODES] < kept:
-            join(requests, ranks, limits, d, now_s)
+            join_sums(requests, ranks, limits, d, now_s)
         if kept == 0 and each[d, NUM_WAITING] == 0:
             ranks.output_share[d] = limits.rules.output_share
     clock.counts[0, NUM_FINISHED] += finished

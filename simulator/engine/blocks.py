@@ -1,10 +1,10 @@
-"""KV blocks of one data-parallel rank ``d``, shared by the lanes of a pipeline: taking, giving
-back, and prefix blocks. Compiled.
+"""KV blocks of one data-parallel rank ``d``, shared by the lanes of a pipeline: allocation,
+release, and prefix caching. Compiled.
 
 A prefix block is cached while a request holds it and afterwards until its blocks are needed; the
-least recently used goes first, and of one request's blocks the deepest first (vLLM's automatic
-prefix caching). Conserved: free blocks + blocks that requests hold alone + cached prefix blocks =
-capacity.
+least recently used is evicted first, and of one request's blocks the deepest first (vLLM's
+automatic prefix caching). Conserved: free blocks + blocks that requests hold alone + cached prefix
+blocks = capacity.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ from simulator.engine.state import (
 
 @jit_inner
 def blocks_for(tokens: int, limits: Limits) -> int:
-    """KV blocks of a running sequence of ``tokens``."""
+    """Number of KV blocks of a running sequence of ``tokens``."""
     return (tokens + limits.block_tokens - 1) // limits.block_tokens + limits.sequence_blocks
 
 
 @jit_inner
-def available(ranks: Ranks, d: int, limits: Limits) -> int:
-    """Blocks that are free or can be made free."""
+def count_available(ranks: Ranks, d: int, limits: Limits) -> int:
+    """Number of blocks that are free or can be freed by eviction."""
     return int(ranks.pools[d, FREE_BLOCKS] + ranks.pools[d, NUM_EVICTABLE] * limits.prefix_blocks)
 
 
 @jit_inner
-def take(ranks: Ranks, d: int, count: int, limits: Limits) -> None:
-    """Take ``count`` blocks, evicting prefix blocks as needed; the caller has checked that they are
-    available.
+def allocate_blocks(ranks: Ranks, d: int, count: int, limits: Limits) -> None:
+    """Allocate ``count`` blocks, evicting prefix blocks as needed; the caller has checked that
+    enough are available.
     """
     ends = ranks.prefixes.shape[1] - 1
     while ranks.pools[d, FREE_BLOCKS] < count:
@@ -85,15 +85,15 @@ def _link_newest(ranks: Ranks, d: int, block: int) -> None:
 
 
 @jit_inner
-def hold(ranks: Ranks, d: int, block: int) -> None:
-    """One more request holds a cached prefix block."""
+def hold_block(ranks: Ranks, d: int, block: int) -> None:
+    """Add a reference of one more request to a cached prefix block."""
     if ranks.prefixes[d, block, REFS] == 0:
         _unlink(ranks, d, block)
     ranks.prefixes[d, block, REFS] += 1
 
 
 @jit_inner
-def _let_go(ranks: Ranks, d: int, block: int) -> None:
+def _release_block(ranks: Ranks, d: int, block: int) -> None:
     ranks.prefixes[d, block, REFS] -= 1
     if ranks.prefixes[d, block, REFS] == 0:
         _link_newest(ranks, d, block)
@@ -101,8 +101,8 @@ def _let_go(ranks: Ranks, d: int, block: int) -> None:
 
 @jit_inner
 def count_hits(requests: Requests, ranks: Ranks, d: int, r: int, limits: Limits) -> int:
-    """Leading prefix blocks of ``r`` that are cached and wholly inside its prompt, less the one
-    with its last token.
+    """Count the leading prefix blocks of ``r`` that are cached and wholly inside its prompt,
+    without the one that holds its last token.
     """
     if limits.prefix_tokens == 0:
         return 0
@@ -119,8 +119,8 @@ def count_hits(requests: Requests, ranks: Ranks, d: int, r: int, limits: Limits)
 
 @jit_inner
 def count_idle(requests: Requests, ranks: Ranks, d: int, r: int, hits: int) -> int:
-    """Those of the first ``hits`` prefix blocks of ``r`` that no request holds: holding them takes
-    from what is available.
+    """Count those of the first ``hits`` prefix blocks of ``r`` that no request holds: holding them
+    takes from the available blocks.
     """
     start, idle = requests.prefix_starts[r], 0
     for i in range(start, start + hits):
@@ -134,7 +134,7 @@ def share_prompt(
 ) -> None:
     """Put the whole prefix blocks among the first ``reach`` tokens of a prompt into the cache.
 
-    They are there for others from the step that computes them on, as in vLLM, where a step's
+    Other requests find them from the step that computes them on, as in vLLM, where a step's
     requests may read what others write in it.
     """
     if limits.prefix_tokens == 0:
@@ -158,23 +158,23 @@ def share_prompt(
 
 @jit_inner
 def release(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
-    """Give back everything that ``r`` holds."""
+    """Release all blocks that ``r`` holds."""
     ranks.pools[d, FREE_BLOCKS] += requests.ints[r, BLOCKS]
     requests.ints[r, BLOCKS] = 0
     start = requests.prefix_starts[r]
     for i in range(requests.ints[r, SHARED] - 1, -1, -1):
-        _let_go(ranks, d, requests.prefix_ids[start + i])
+        _release_block(ranks, d, requests.prefix_ids[start + i])
     requests.ints[r, SHARED] = 0
 
 
 @jit_inner
 def keep_order(requests: Requests, ranks: Ranks, d: int, r: int, limits: Limits) -> None:
-    """Remember where in the line of free blocks those of ``r`` are about to stand, which it loses
-    now.
+    """Remember the positions in the free queue that the blocks of ``r``, which it is about to lose,
+    will get.
 
-    Blocks are taken from the front of the line and given back at its end, the last of a sequence
-    first, so that its beginning stays for longest. A place is how many blocks have been taken once
-    it is at the front. Only full blocks are found again.
+    Blocks are taken from the front of the free queue and appended at its end, the last of a
+    sequence first, so that its beginning stays longest. A position is the number of blocks that
+    have been taken once it is at the front. Only full blocks are found again.
     """
     first = requests.ints[r, SHARED] * limits.prefix_blocks
     full = min(requests.ints[r, COMPUTED] // limits.block_tokens - first, requests.ints[r, BLOCKS])
@@ -188,7 +188,9 @@ def keep_order(requests: Requests, ranks: Ranks, d: int, r: int, limits: Limits)
 
 @jit_inner
 def count_kept(requests: Requests, ranks: Ranks, r: int, d: int, hits: int, limits: Limits) -> int:
-    """Blocks behind the first ``hits`` prefix blocks that ``r`` lost and nobody has taken since."""
+    """Count the blocks behind the first ``hits`` prefix blocks that ``r`` lost and no request has
+    taken since.
+    """
     if requests.ints[r, KEPT_FIRST] != hits * limits.prefix_blocks:
         return 0
     return int(
@@ -203,8 +205,8 @@ def count_kept(requests: Requests, ranks: Ranks, r: int, d: int, hits: int, limi
 
 
 @jit_inner
-def take_back(requests: Requests, ranks: Ranks, r: int, d: int, count: int) -> None:
-    """Take ``count`` blocks that ``r`` lost out of the line; those behind them move up."""
+def reclaim_blocks(requests: Requests, ranks: Ranks, r: int, d: int, count: int) -> None:
+    """Reclaim ``count`` blocks that ``r`` lost from the free queue; those behind them move up."""
     if count > 0:
         ranks.pools[d, FREE_BLOCKS] -= count
         for lane in range(d, len(ranks.each), len(ranks.pools)):

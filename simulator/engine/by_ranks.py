@@ -16,7 +16,7 @@ from simulator.engine.fabric import FluidWires, Wires
 from simulator.engine.message import MessageWires
 from simulator.engine.rank import StepTimes, run_step
 from simulator.engine.state import Ranks, Requests
-from simulator.engine.step_price import ATTENTION, in_flight, slow_down
+from simulator.engine.step_price import ATTENTION, price_pipeline, slow_down
 from simulator.engine.taken import TakenStep, TakenSteps
 from simulator.results.tables import STEP_PHASES
 from simulator.step.loads import measure_loads
@@ -26,9 +26,7 @@ from simulator.step.program import Batch, PricedBatch
 
 
 def read_batches(requests: Requests, ranks: Ranks) -> list[Batch]:
-    """What the formed step of a replica computes: one batch for each lane that has something to
-    compute.
-    """
+    """Read the formed step of a replica: one batch for each lane that has something to compute."""
     num_dp = len(ranks.free_blocks)
     found = [
         _read_batch(requests, ranks, range(first, first + num_dp))
@@ -61,7 +59,9 @@ def _read_batch(requests: Requests, ranks: Ranks, lane: range) -> Batch:
 
 
 class ByRanks:
-    """Every rank a process; messages or fluids between them, as the wires are."""
+    """Execution of a pool's steps with a process for each rank, over fluid or
+    message-level wires.
+    """
 
     def __init__(
         self,
@@ -69,10 +69,10 @@ class ByRanks:
         make_wires: Callable[[simpy.Environment], Wires],
         stream: str = "steps",
     ) -> None:
-        """Nothing runs yet.
+        """Prepare the execution; nothing runs yet.
 
         Args:
-            stream: names the random numbers, of which each step of each replica has its own.
+            stream: name of the random stream, of which each step of each replica has its own.
         """
         self.prices = prices
         self.make_wires = make_wires
@@ -80,7 +80,7 @@ class ByRanks:
         self.taken = TakenSteps()
 
     def use_prices(self, prices: Prices) -> None:
-        """Let steps that are formed from now on cost something else."""
+        """Use other prices for steps that are formed from now on."""
         self.prices = prices
 
     def take_step(
@@ -91,12 +91,12 @@ class ByRanks:
         batches: list[Batch],
         row: NDArray[np.float64],
     ) -> ProcessGenerator:
-        """Let a formed step happen in virtual time, and fill in its log row from column 1. The
+        """Execute a formed step in virtual time, and fill in its log row from column 1. The
         process's value is the :class:`~simulator.engine.taken.TakenStep`.
 
         Args:
             replica: among those of its pool.
-            number: how many steps the replica took before.
+            number: steps that the replica took before.
             batches: of each lane that has something to compute.
         """
         prices = self.prices
@@ -119,7 +119,7 @@ class ByRanks:
             row[ATTENTION:] = parts[0]
         else:
             sends_s = np.array([prices.sends_s(int(batch.tokens_d.max())) for batch in batches])
-            in_flight(parts, head_s, sends_s, placement.layout.pp, *prices.stage_shares, row)
+            price_pipeline(parts, head_s, sends_s, placement.layout.pp, *prices.stage_shares, row)
             yield env.timeout(max(0.0, row[0] + _parts_s(row) - env.now))
         row[1] = env.now - row[0]
         if placement.drafts.num_tokens:
@@ -133,7 +133,7 @@ class ByRanks:
     def run_batch(
         self, env: simpy.Environment, priced: PricedBatch, *, keep_spans: bool = False
     ) -> ProcessGenerator:
-        """One batch through all layers, on wires of its own; the process's value is its
+        """Execute one batch through all layers, on wires of its own; the process's value is its
         :class:`~simulator.engine.rank.StepTimes`.
         """
         placement = self.prices.placement
@@ -148,7 +148,7 @@ class ByRanks:
 
 
 def start_ranks_of(prices: Prices, fidelity: Literal["rank", "message"], stream: str) -> ByRanks:
-    """What runs a pool's steps at a fidelity that simulates ranks."""
+    """Make the executor of a pool's steps at a fidelity that simulates ranks."""
     make_messages = partial(MessageWires, fabric=prices.placement.fabric)
     return ByRanks(prices, FluidWires if fidelity == "rank" else make_messages, stream)
 

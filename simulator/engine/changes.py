@@ -1,4 +1,4 @@
-"""Replicas stop and start while others serve: what one of them had is given back."""
+"""Stops and starts of replicas during a run, and the return of a stopped replica's requests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.engine.decodes import dissolve
+from simulator.engine.decodes import dissolve_sums
 from simulator.engine.events import (
     ARRIVES,
     COMES_LATER,
@@ -45,8 +45,9 @@ from simulator.policies.failures import Change
 from simulator.results.tables import STEP_PHASES
 
 _CACHE = (COMPUTED, TRANSFERRED, BLOCKS, SHARED, KEPT_FIRST, KEPT_BLOCKS, KEPT_END)
-"""What a request has in the caches of its replica."""
+"""Columns of a request's state in the caches of its replica."""
 _OF_PROMPT = (FIRST_S, LAST_S, FINISH_S)
+"""Columns that a request has once its prompt is computed."""
 _PREFILL_TOKENS, _DECODE_TOKENS, _READ_BYTES, _DROPPED_PAIRS = (
     LOG_COLUMNS.index(name)
     for name in ("prefill_tokens", "decode_tokens", "read_bytes", "dropped_pairs")
@@ -54,21 +55,21 @@ _PREFILL_TOKENS, _DECODE_TOKENS, _READ_BYTES, _DROPPED_PAIRS = (
 
 
 class Changed(NamedTuple):
-    """What happened to replicas, and to what they had."""
+    """Change of replicas, and the requests that they had."""
 
     change: Change
     given_back: dict[int, Ints]
-    """By replica of the pool that it made a difference to, the requests that it had, by their
-    numbers in the trace."""
+    """Requests of each replica whose state the change made a difference to, by their numbers in the
+    trace."""
 
     @property
-    def again(self) -> list[int]:
-        """Requests that are to be sent again."""
+    def to_resend(self) -> list[int]:
+        """Requests to be sent again, by their numbers in the trace."""
         return [int(request) for found in self.given_back.values() for request in found]
 
 
 def apply_change(change: Change, place: int, pools: Sequence[PoolState], events: Events) -> Changed:
-    """Let replicas of a pool stop or start.
+    """Stop or start replicas of a pool.
 
     Steps that they had under way have been cut off before.
 
@@ -96,19 +97,19 @@ def apply_change(change: Change, place: int, pools: Sequence[PoolState], events:
 
 
 def send_again(rows: Sequence[int], place: int, at_s: float, events: Events) -> None:
-    """Let requests come once more to a pool, in order of number."""
+    """Schedule the requests to arrive again at a pool, in order of number."""
     kind = COMES_LATER if place == 0 else GOES_ON
     for request in sorted(rows):
         push_event(events, at_s, code_of(kind, request))
 
 
 def _stop(pool: PoolState, replica: int) -> Ints:
-    """Let a replica be gone, and its caches with it. Returns the rows of the requests that it had,
-    which keep the tokens that they got and nothing else.
+    """Stop a replica, whose caches are lost. Returns the rows of its requests, which keep the
+    tokens they have emitted and nothing else.
     """
     ranks, clock, requests = pool.ranks_of(replica), pool.clock_of(replica), pool.requests
     for d in np.flatnonzero(ranks.num_decodes):
-        dissolve(requests, ranks, pool.limits, int(d))
+        dissolve_sums(requests, ranks, pool.limits, int(d))
     found = [ranks.running[d, :count] for d, count in enumerate(ranks.num_running)]
     queues = [(int(head), int(n)) for head, n in zip(ranks.head, ranks.num_waiting, strict=True)]
     queues.append((int(clock.first_coming[0]), int(clock.num_coming[0])))
@@ -127,8 +128,8 @@ def _stop(pool: PoolState, replica: int) -> Ints:
 
 
 def _call_off(pool: PoolState, replica: int, events: Events) -> Ints:
-    """Requests whose caches a decode replica was to take in: these stay where they are, and ask
-    another replica for room.
+    """Take back requests whose caches were to be transferred to a decode replica: the caches stay
+    where they are, and the requests ask another replica for room.
     """
     requests = pool.requests
     is_own = (pool.replica_of == replica) & (requests.stage != HERE) & np.isnan(requests.lost_s)
@@ -142,8 +143,8 @@ def _call_off(pool: PoolState, replica: int, events: Events) -> Ints:
 
 
 def _lose_kept(pool: PoolState, replica: int, events: Events) -> Ints:
-    """Prompts whose caches a prefill replica kept: they do not arrive, and are to be computed
-    again.
+    """Drop prompts whose caches a prefill replica kept for transfer; they are to be
+    computed again.
     """
     requests = pool.requests
     is_kept = (requests.blocks + requests.shared > 0) & ~np.isnan(requests.finish_s)
@@ -165,8 +166,8 @@ def _lose_caches(pool: PoolState, given_back: Ints) -> None:
 
 
 def cut_row(row: NDArray[np.float64], at_s: float) -> None:
-    """Let a step end early: the time until then is spent as the whole step's would have been, and
-    no token comes of it.
+    """Cut a step short: the time until then is spent in the proportions of the whole step, and it
+    emits no tokens.
     """
     share = max(0.0, at_s - row[0]) / row[1]
     row[1] *= share

@@ -1,4 +1,4 @@
-"""Cores that ranks share, where a machine has fewer of them than ranks."""
+"""CPU cores that ranks share, where a machine has fewer cores than ranks."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from simulator.policies.messages import Messages
 
 
 class SharedCores:
-    """Ranks that compute share the cores evenly, none getting more than one: what an operating
-    system's scheduler aims at.
+    """Even sharing of cores by the ranks that compute, none getting more than one, as an operating
+    system's scheduler approximates.
 
     Computing is a fluid like an exchange: it crosses the rank's own core and the pool of all cores.
     """
@@ -23,7 +23,7 @@ class SharedCores:
         self._num_ranks, self._num_cores = num_ranks, num_cores
 
     def work(self, rank: int, seconds: float) -> Event:
-        """Compute what takes ``seconds`` on a core of one's own."""
+        """Compute for a rank what takes ``seconds`` on a core of its own."""
         busy_s = np.zeros(self._num_ranks + 1)
         busy_s[rank] = seconds
         busy_s[-1] = seconds / self._num_cores

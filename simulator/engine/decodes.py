@@ -1,13 +1,13 @@
-"""Decodes of a rank as sums: how many there are, how long their contexts are together, who ends
-next. Compiled.
+"""Decodes of a data-parallel rank as sums: their number, total context and next end. Compiled.
 
-Requests that decode do the same in every step, so they are not looked at one by one: their rank
-counts its steps, and a request is what it was when it joined and the steps since. They stand first
-among those that run, in order of admission; others (prompts, and decodes behind an unfinished
-prompt) follow and are looked at. Who loses its blocks leaves the sums; where a step has fewer
-tokens than there are decodes, the sums are dissolved and every request is itself again.
+Decoding requests do the same in every step, so they are not visited one by one: their rank counts
+its steps, and a request's state is its state when it joined plus the steps since. Summed decodes
+come first among the running requests, in order of admission; others (prompts, and decodes behind an
+unfinished prompt) follow and are visited each. A request that loses its blocks leaves the sums;
+where a step has fewer tokens than there are decodes, the sums are dissolved and every request has
+its own state again.
 
-Sums are of whole numbers, so a step costs the same to the last bit as if each were looked at.
+Sums are of whole numbers, so a step costs the same to the last bit as if each request were visited.
 """
 
 from __future__ import annotations
@@ -44,41 +44,42 @@ from simulator.engine.state import (
 from simulator.results.tables import GAP_BINS_PER_DECADE, NUM_GAP_BINS, SHORTEST_GAP_S
 
 _NEVER = 1 << 62
+"""Step number beyond any run's, of decodes that do not end."""
 
 
 @jit_inner
 def find_gap_bin(gap_s: float) -> int:
-    """The bin of a gap between output tokens."""
+    """Histogram bin of a gap between output tokens."""
     decades = math.log10(max(gap_s, SHORTEST_GAP_S) / SHORTEST_GAP_S)
     return min(int(decades * GAP_BINS_PER_DECADE), NUM_GAP_BINS - 1)
 
 
 @jit_inner
 def take_blocks(requests: Requests, ranks: Ranks, limits: Limits, d: int) -> None:
-    """Give the summed decodes of rank ``d`` the KV blocks that their next tokens need; the latest
-    admitted of the rank lose theirs when these run out.
+    """Allocate the KV blocks that the next tokens of the summed decodes of rank ``d`` need; the
+    latest admitted requests of the rank lose theirs when blocks run out.
     """
     each, pools, ring = ranks.each, ranks.pools, ranks.ring
     turn = each[d, TICKS] % limits.block_tokens
     while ring[d, turn] > pools[d, FREE_BLOCKS]:
         if each[d, NUM_RUNNING] == each[d, NUM_DECODES]:
-            _leave_last(requests, ranks, limits, d)
+            _leave_sums_last(requests, ranks, limits, d)
         preempt(requests, ranks, d, each[d, NUM_RUNNING] - 1, limits)
     pools[d, FREE_BLOCKS] -= ring[d, turn]
     pools[d, NUM_TAKEN] += ring[d, turn]
 
 
 @jit_inner
-def _fitting(requests: Requests, r: int, limits: Limits) -> int:
-    """Tokens that the blocks of a request hold beyond those that it had when it joined."""
+def _count_spare_tokens(requests: Requests, r: int, limits: Limits) -> int:
+    """Tokens that a request's blocks can hold beyond those it had when it joined the sums."""
     blocks = requests.ints[r, BLOCKS] - limits.sequence_blocks
     return int(blocks * limits.block_tokens - requests.ints[r, COMPUTED])
 
 
 @jit_inner
-def join(requests: Requests, ranks: Ranks, limits: Limits, d: int, now_s: float) -> None:
-    """Add those that stand behind the summed decodes of rank ``d``, got a token just now and want
-    another.
+def join_sums(requests: Requests, ranks: Ranks, limits: Limits, d: int, now_s: float) -> None:
+    """Add to the summed decodes of rank ``d`` the requests behind them that got a token just now
+    and want another.
     """
     each, ints = ranks.each, requests.ints
     while each[d, NUM_DECODES] < each[d, NUM_RUNNING]:
@@ -89,7 +90,10 @@ def join(requests: Requests, ranks: Ranks, limits: Limits, d: int, now_s: float)
             or requests.times[r, LAST_S] != now_s
         ):
             return
-        left, fitting = ints[r, NUM_OUTPUT] - ints[r, GENERATED], _fitting(requests, r, limits)
+        left, fitting = (
+            ints[r, NUM_OUTPUT] - ints[r, GENERATED],
+            _count_spare_tokens(requests, r, limits),
+        )
         if fitting < left:
             if fitting >= limits.block_tokens:
                 return
@@ -107,21 +111,21 @@ def join(requests: Requests, ranks: Ranks, limits: Limits, d: int, now_s: float)
 
 
 @jit_inner
-def dissolve(requests: Requests, ranks: Ranks, limits: Limits, d: int) -> None:
-    """Let every request of rank ``d`` be itself again."""
+def dissolve_sums(requests: Requests, ranks: Ranks, limits: Limits, d: int) -> None:
+    """Give every request of rank ``d`` its own state again."""
     each = ranks.each
     for i in range(each[d, NUM_DECODES]):
-        _leave(requests, ranks, limits, d, ranks.running[d, i])
+        _leave_sums(requests, ranks, limits, d, ranks.running[d, i])
     each[d, NUM_DECODES] = each[d, CONTEXTS] = each[d, LONGEST] = 0
 
 
 @jit_inner
-def _leave_last(requests: Requests, ranks: Ranks, limits: Limits, d: int) -> None:
-    """Let the latest admitted of the summed decodes of rank ``d`` be itself again."""
+def _leave_sums_last(requests: Requests, ranks: Ranks, limits: Limits, d: int) -> None:
+    """Give the latest admitted of the summed decodes of rank ``d`` its own state again."""
     each, ticks = ranks.each, ranks.each[d, TICKS]
     last = each[d, NUM_DECODES] - 1
     r = ranks.running[d, last]
-    _leave(requests, ranks, limits, d, r)
+    _leave_sums(requests, ranks, limits, d, r)
     longest, next_end = -ticks, _NEVER
     for i in range(last):
         longest = max(longest, ranks.starts[d, i])
@@ -132,11 +136,11 @@ def _leave_last(requests: Requests, ranks: Ranks, limits: Limits, d: int) -> Non
 
 
 @jit_inner
-def _leave(requests: Requests, ranks: Ranks, limits: Limits, d: int, r: int) -> None:
-    """Write down what has become of a request since it joined."""
+def _leave_sums(requests: Requests, ranks: Ranks, limits: Limits, d: int, r: int) -> None:
+    """Write the state of a request that leaves the sums."""
     ints = requests.ints
     steps = ranks.each[d, TICKS] - ints[r, JOINED]
-    fitting = _fitting(requests, r, limits)
+    fitting = _count_spare_tokens(requests, r, limits)
     if fitting < ints[r, NUM_OUTPUT] - ints[r, GENERATED]:
         ranks.ring[d, (ints[r, JOINED] + fitting) % limits.block_tokens] -= 1
         if steps > fitting:
@@ -150,8 +154,8 @@ def _leave(requests: Requests, ranks: Ranks, limits: Limits, d: int, r: int) -> 
 def end_decodes(
     requests: Requests, ranks: Ranks, limits: Limits, clock: Clock, d: int, now_s: float
 ) -> int:
-    """Finish those of the summed decodes of rank ``d`` that have got their last token. Returns how
-    many go on.
+    """Finish those summed decodes of rank ``d`` that have got their last token. Returns how many go
+    on.
     """
     each, ints = ranks.each, requests.ints
     running, ends, starts = ranks.running[d], ranks.ends[d], ranks.starts[d]
@@ -164,7 +168,7 @@ def end_decodes(
             running[kept], ends[kept], starts[kept] = r, ends[i], starts[i]
             kept += 1
             continue
-        _leave(requests, ranks, limits, d, r)
+        _leave_sums(requests, ranks, limits, d, r)
         each[d, CONTEXTS] -= ints[r, COMPUTED]
         requests.times[r, FINISH_S] = now_s
         each[d, IS_FULL] = False

@@ -1,10 +1,10 @@
-"""What is going to happen at known times, the next first: a binary heap in arrays. Compiled.
+"""Queue of future events, the next first: a binary heap in arrays. Compiled.
 
-Events of one instant happen in one order at every fidelity: steps end; prompts that ended leave;
-requests come to the first pool, and to the decode pool; caches arrive there; requests come to the
-first pool later than they were sent; replicas form steps. Last
-come the requests of a closed loop whose clients need no time to send them, which so miss the step
-that is formed at the end of another request; replicas that were idle form a step for these.
+Events at one instant happen in the same order at every fidelity: steps end; prompts that ended
+leave; requests arrive at the first pool, and at the decode pool; caches arrive there; requests
+arrive again at the first pool; replicas form steps. Last come the requests of a closed loop whose
+clients need no time to send them, which so miss the step that is formed at the end of another
+request; idle replicas form a step for these.
 """
 
 from __future__ import annotations
@@ -18,51 +18,52 @@ from simulator.base.jit import jit_inner
 from simulator.engine.state import Floats, Ints
 
 ENDS, LEAVES, COMES, GOES_ON, ARRIVES, COMES_LATER, FORMS, RETURNS, FORMS_LATE = range(9)
-"""Kinds of events, in their order at one instant: a replica's step ends, a prompt that ended
-leaves, a request comes, a request comes to the decode pool, its prompt's cache arrives there, a
-request comes to the first pool once more or when the decode pool has room, a replica forms a step,
-a request comes from a client that has just got an answer, and a replica forms a step for such
-requests."""
+"""Kinds of events, in their order at one instant: a replica's step ends; a prompt that ended
+leaves; a request arrives at the first pool; a request arrives at the decode pool; its prompt's
+cache arrives there; a request arrives at the first pool again, or once the decode pool has room; a
+replica forms a step; a request arrives from a client that has just got an answer; a replica forms a
+step for such requests."""
 KIND_BITS = 40
-"""Bits of a code below its kind: the number of a replica or of a request."""
+"""Bits of an event's code below its kind, which hold the number of a replica or request."""
 
 
 class Events(NamedTuple):
-    """A heap."""
+    """Binary heap of events."""
 
     at_s: Floats
     code: Ints
-    """Kind and number of each, which order events of one instant."""
+    """Time of each event, seconds."""
+    """Kind and number of each event, which order events at one instant."""
     num_left: Ints
-    """``[1]`` how many there are."""
+    """``[1]`` number of events."""
 
 
 def start_events(most: int) -> Events:
-    """No event, and room for ``most`` at once."""
+    """Make an empty heap with space for ``most`` events."""
     return Events(np.empty(most), np.empty(most, dtype=np.int64), np.zeros(1, dtype=np.int64))
 
 
 @jit_inner
 def code_of(kind: int, number: int) -> int:
-    """The code of an event of ``number``."""
+    """Encode an event by its kind and the number of its replica or request."""
     return (kind << KIND_BITS) + number
 
 
 @jit_inner
 def kind_of(code: int) -> int:
-    """The kind of an event."""
+    """Kind of an event, from its code."""
     return code >> KIND_BITS
 
 
 @jit_inner
 def number_of(code: int) -> int:
-    """The replica or request of an event."""
+    """Number of an event's replica or request, from its code."""
     return code & ((1 << KIND_BITS) - 1)
 
 
 @jit_inner
 def push_event(events: Events, at_s: float, code: int) -> None:
-    """Add an event; the caller has made room."""
+    """Add an event; the caller has made space."""
     times, codes = events.at_s, events.code
     place = events.num_left[0]
     events.num_left[0] += 1
@@ -76,7 +77,7 @@ def push_event(events: Events, at_s: float, code: int) -> None:
 
 
 def remove_events(events: Events, codes: Sequence[int]) -> int:
-    """Take the events of some codes away, whenever they are. Returns how many there were."""
+    """Remove the events of some codes, whatever their time. Returns how many there were."""
     count = int(events.num_left[0])
     at_s, code = events.at_s[:count].copy(), events.code[:count].copy()
     kept = np.flatnonzero(~np.isin(code, np.asarray(codes, dtype=np.int64)))
@@ -87,7 +88,7 @@ def remove_events(events: Events, codes: Sequence[int]) -> int:
 
 
 def find_event(events: Events, code: int) -> float | None:
-    """When the event of a code happens; ``None`` if there is none."""
+    """Find the time of the event of a code; ``None`` if there is none."""
     count = int(events.num_left[0])
     places = np.flatnonzero(events.code[:count] == code)
     return float(events.at_s[places[0]]) if len(places) else None
@@ -95,7 +96,7 @@ def find_event(events: Events, code: int) -> float | None:
 
 @jit_inner
 def pop_event(events: Events) -> None:
-    """Take the next event away."""
+    """Remove the next event."""
     times, codes = events.at_s, events.code
     events.num_left[0] -= 1
     count = events.num_left[0]

@@ -1,5 +1,5 @@
-"""The routed experts' part of the ``step`` fidelity's table: each entry is filled by some runs of
-MoE layers at the ``rank`` fidelity.
+"""Routed experts' part of the ``step`` fidelity's table: each entry is filled by some runs of MoE
+layers at the ``rank`` fidelity.
 """
 
 from __future__ import annotations
@@ -20,33 +20,32 @@ from simulator.step.program import Busy, Operation, Together
 from simulator.step.two_batch import first_half, interleave
 
 EXPERT_PHASES = ("experts", "dispatch", "combine", "wait")
+"""Phases of an entry's seconds, in their order."""
 NUM_COLUMNS = len(EXPERT_PHASES) + 3
-"""Numbers of an entry: seconds by phase, imbalance, bytes read, and token-expert pairs dropped."""
+"""Values of an entry: seconds by phase, imbalance, bytes read, and token-expert pairs dropped."""
 _GROWTHS = ((512, 1.3), (4096, 1.6), (1 << 60, 2.5))
-"""Up to so many tokens, the ratio of neighbouring entries; linear in between. Beyond some hundred
-tokens each expert has its share and prices are nearly straight lines; the pool's 4,096 tokens stand
-for more of them in proportion."""
+"""Ratios of neighbouring entries' numbers of tokens, each up to a number of tokens; prices are
+linear in between. Beyond some hundred tokens each expert has its share and prices are nearly
+straight lines; the pool's 4,096 tokens represent larger batches in proportion."""
 _SHARES = (1.0, 1.25, 1.6, 3.0, 8.0)
-"""Tokens of the fullest data-parallel rank over the mean rank's."""
+"""Ratios of the fullest data-parallel rank's tokens to the mean rank's."""
 BESIDES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.4, 2.0, 4.0)
-"""With two-batch overlap, what else a half computes in a layer with experts (mixer, dense blocks,
-all-reduces) over what its exchanges take alone: what is left to wait for falls along straight
-lines, and to nothing where there is enough to compute."""
+"""Ratios, with two-batch overlap, of a half's other computation in a layer with experts (mixer,
+dense blocks, all-reduces) to the time of its exchanges alone. The time left to wait for falls along
+straight lines, and to nothing where there is enough to compute."""
 _DRAWN_TOKENS = 10240
-"""Tokens of all draws of an entry, about: many tokens are their own mean, and a few have little to
-do with each other."""
+"""Approximate number of tokens in all draws of an entry: many tokens average out in one draw, and
+few need many draws."""
 _FEWEST_DRAWS, _MOST_DRAWS = 14, 96
-"""Draws that an entry is the mean of, each of one layer and of tokens of its own. Between seeds the
-entries of DeepSeek-V3 over 32 ranks then scatter by 0.3 % at the median and 1 % at most; one draw
-of 20 layers scattered by 0.9 % and 2.5 %."""
+"""Fewest and most draws averaged in an entry, each of one layer and of tokens of its own. Between
+seeds the entries of DeepSeek-V3 over 32 ranks then scatter by 0.3 % at the median and 1 % at most;
+one draw of 20 layers scattered by 0.9 % and 2.5 %."""
 _STARTS = 32
-"""Places where layers that stand for all may begin, of which the best is taken."""
+"""Number of systematic samples of layers, of which the most typical is taken."""
 
 
 def list_entries(prices: Prices) -> tuple[Floats, Floats, int]:
-    """``expert_tokens`` and ``expert_shares`` of a table, and how much else a half may compute
-    beside: how many of :data:`BESIDES`.
-    """
+    """List a table's ``expert_tokens`` and ``expert_shares``, and count its :data:`BESIDES`."""
     layout = prices.placement.layout
     if prices.placement.experts is None:
         return np.zeros(0), np.ones(1), 1
@@ -57,27 +56,28 @@ def list_entries(prices: Prices) -> tuple[Floats, Floats, int]:
         else [1.0]
     )
     totals = sorted({*_grid(prices.max_tokens * layout.attention_dp), *_edges(prices)})
-    return np.array(totals, dtype=np.float64), np.array(shares), len(_besides_of(prices))
+    return np.array(totals, dtype=np.float64), np.array(shares), len(_list_besides(prices))
 
 
 def price_entry(prices: Prices, tokens_d: Ints, stream: str) -> tuple[float, Floats]:
-    """:func:`price_experts` of draws of their own for so many tokens on each data-parallel rank.
+    """Price the experts for so many tokens on each data-parallel rank, from draws of the entry's
+    own (:func:`price_experts`).
 
     Args:
-        stream: names the random numbers, of which every entry has its own.
+        stream: name of the random stream, of which every entry has its own.
     """
     total, fullest = int(tokens_d.sum()), int(tokens_d.max())
     rng = prices.placement.rng(stream, total, fullest)
     places = _draw_places(prices.experts.imbalance_L, total, rng)
-    return price_experts(prices, tokens_d, places, _besides_of(prices))
+    return price_experts(prices, tokens_d, places, _list_besides(prices))
 
 
-def _besides_of(prices: Prices) -> tuple[float, ...]:
+def _list_besides(prices: Prices) -> tuple[float, ...]:
     return BESIDES if prices.halved_layers else (0.0,)
 
 
 def _edges(prices: Prices) -> list[int]:
-    """Totals on both sides of where the dispatch policy begins to send tokens in another way."""
+    """Total numbers of tokens on both sides of each change of the dispatch policy's method."""
     placement = prices.placement
     layout = placement.layout
     if placement.experts is None or not layout.travels:
@@ -101,9 +101,9 @@ def _grid(largest: int) -> list[int]:
     return grid
 
 
-def spread(total: int, share: float, num_ranks: int) -> Ints:
-    """``total`` tokens over ranks, the first holding ``share`` times the mean (or as near as whole
-    tokens allow), the rest even.
+def spread_tokens(total: int, share: float, num_ranks: int) -> Ints:
+    """Spread ``total`` tokens over ranks: the first holds ``share`` times the mean (or as near as
+    whole tokens allow), the rest are even.
     """
     fullest = min(total, max(-(-total // num_ranks), round(share * total / num_ranks)))
     tokens_d = np.zeros(num_ranks, dtype=np.int64)
@@ -117,8 +117,8 @@ def spread(total: int, share: float, num_ranks: int) -> Ints:
 def _draw_places(
     imbalance_L: Floats, total: int, rng: np.random.Generator
 ) -> list[tuple[int, int]]:
-    """Layers, and where in their pools of recorded choices an entry's tokens begin: many where a
-    step's few tokens differ most.
+    """Draw layers, and indices in their pools of recorded choices at which an entry's tokens begin:
+    more where a step has few tokens, whose draws differ most.
     """
     count = min(max(_DRAWN_TOKENS // total, _FEWEST_DRAWS), _MOST_DRAWS)
     offsets = rng.integers(POOL_TOKENS, size=count)
@@ -126,13 +126,12 @@ def _draw_places(
 
 
 def _choose_layers(imbalance_L: Floats, count: int) -> Ints:
-    """``count`` layers that stand for all, those beyond the model's own number a second time and
-    more often.
+    """Choose ``count`` layers that represent all of a model, some repeatedly where it has fewer.
 
     Layers differ in which experts are popular, and so in how unevenly ranks are loaded, which is
-    nearly all that tells them apart once a step has some hundred tokens. So they are spaced evenly
-    over their order by that (systematic sampling), beginning where their mean imbalance is nearest
-    to that of all layers: a dozen of DeepSeek-V3's 58 are then as good as all.
+    nearly all that distinguishes them once a step has some hundred tokens. They are therefore
+    spaced evenly in the order of their imbalance (systematic sampling), beginning where their mean
+    imbalance is nearest to that of all layers: a dozen of DeepSeek-V3's 58 are then as good as all.
     """
     num_layers, ranked = len(imbalance_L), np.argsort(imbalance_L, kind="stable")
     starts = (np.arange(_STARTS) + 0.5) / _STARTS
@@ -147,17 +146,17 @@ def price_experts(
     places: Sequence[tuple[int, int]],
     besides: tuple[float, ...] = (0.0,),
 ) -> tuple[float, Floats]:
-    """Run MoE layers for ``tokens_d`` tokens at the ``rank`` fidelity, one after another, which
-    stand for all layers of the model.
+    """Run MoE layers that represent all of the model for ``tokens_d`` tokens at the ``rank``
+    fidelity, one after another.
 
     Args:
-        places: MoE layer, and where in its pool of recorded choices the tokens begin.
-        besides: with two-batch overlap, what else a half computes in all layers, in what its
-            exchanges take alone.
+        places: MoE layer, and index of the first token in its pool of recorded choices.
+        besides: with two-batch overlap, the ratios of a half's other computation in all layers to
+            the time of its exchanges alone.
 
     Returns:
-        What a half's exchanges take alone, and for each of ``besides`` the seconds of
-        ``EXPERT_PHASES``, imbalance, bytes read and token-expert pairs dropped.
+        Seconds of a half's exchanges alone, and for each of ``besides`` the seconds of
+            ``EXPERT_PHASES``, imbalance, bytes read and token-expert pairs dropped.
     """
     is_split = bool(prices.halved_layers) and int(tokens_d.max()) > 1
     parts = [first_half(tokens_d), tokens_d - first_half(tokens_d)] if is_split else [tokens_d]
@@ -191,8 +190,8 @@ def price_experts(
 def _measure_loads(
     prices: Prices, parts: list[Ints], steps: list[list[ExpertStep]]
 ) -> tuple[float, float, float]:
-    """Mean load imbalance, and in all layers the bytes of weights that the mean rank reads and the
-    token-expert pairs that are dropped.
+    """Measure the mean load imbalance, and over all layers the bytes of weights that the mean rank
+    reads and the token-expert pairs dropped.
     """
     num_layers = prices.placement.model.num_moe_layers
     imbalance, read_bytes = 0.0, (len(parts) - 1) * prices.overlapped_bytes
@@ -234,11 +233,11 @@ def _run_passes(
 
 
 def _pass_through(num_layers: int, num_draws: int) -> list[Sequence[int]]:
-    """Draws that follow each other as layers of one step do, so that what its first and last layer
-    have nothing beside counts about as often as it does there.
+    """List draws that follow each other as the layers of one step do, so that its first and last
+    layer, which overlap with less, count about as often as in a step.
 
-    More draws than layers are dealt out to several passes, fewer come several times in one: passes
-    are as nearly as long as the model as whole numbers of either allow, within a third.
+    More draws than layers are dealt out to several passes; fewer come several times in one. The
+    length of a pass is as near to the model's as whole numbers allow, within a third.
     """
     if num_draws > num_layers:
         num_passes = round(num_draws / num_layers)
@@ -247,8 +246,8 @@ def _pass_through(num_layers: int, num_draws: int) -> list[Sequence[int]]:
 
 
 def _expert_program(prices: Prices, steps: list[ExpertStep], beside_s: float) -> list[Operation]:
-    """One MoE layer after another, each behind ``beside_s`` of other work, which counts as
-    ``attention``.
+    """Program of one MoE layer after another, each behind ``beside_s`` seconds of other work, which
+    counts as ``attention``.
     """
     num_ranks = prices.placement.layout.num_ranks
     program: list[Operation] = []

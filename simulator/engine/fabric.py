@@ -1,5 +1,5 @@
-"""The ``rank`` fidelity's wires: each exchange is one fluid over all its links, and exchanges share
-links max-min fairly.
+"""Wires of the ``rank`` fidelity: each exchange is one fluid over all its links, and exchanges
+share links max-min fairly.
 
 All messages of an exchange progress together and end together, as in a coflow scheduled with
 minimum allocation (Chowdhury et al., "Efficient Coflow Scheduling with Varys", SIGCOMM 2014), so an
@@ -21,7 +21,7 @@ from simulator.cost.comm import Exchange
 
 
 class Wires(Protocol):
-    """Carries exchanges in virtual time."""
+    """Transport of exchanges in virtual time."""
 
     def carry(self, exchange: Exchange) -> Event:
         """Start an exchange; the event succeeds when its last byte has arrived."""
@@ -33,13 +33,13 @@ class _Flow:
     busy_s: NDArray[np.float64]
     done: Event
     remaining: float = 1.0
-    """Share of the exchange still to carry."""
+    """Share of the exchange still to be carried."""
     rate: float = field(default=0.0)
-    """Share carried each second."""
+    """Share of the exchange carried per second."""
 
 
 class FluidWires:
-    """Carries exchanges as fluids; rates change when one begins or ends."""
+    """Transport of exchanges as fluids, whose rates change when one begins or ends."""
 
     def __init__(self, env: simpy.Environment) -> None:
         self.env = env
@@ -53,9 +53,9 @@ class FluidWires:
             return self.env.timeout(exchange.latency_s)
         if not self._flows and exchange.latency_s == 0.0:
             return self._start(exchange.busy_s)
-        return self.env.process(self._after_latency(exchange))
+        return self.env.process(self._start_after_latency(exchange))
 
-    def _after_latency(self, exchange: Exchange) -> ProcessGenerator:
+    def _start_after_latency(self, exchange: Exchange) -> ProcessGenerator:
         yield self.env.timeout(exchange.latency_s)
         yield self._start(exchange.busy_s)
 
@@ -89,8 +89,8 @@ class FluidWires:
             self.env.process(self._wake(first_s, due, self._round))
 
     def _wake(self, delay_s: float, due: list[_Flow], round_: int) -> ProcessGenerator:
-        """End the flows that are due. What is left of them is rounding: late in a run the clock
-        cannot tell 10 us to 1e-9 of it.
+        """End the flows that are due. The remainder is rounding: late in a run the clock cannot
+        resolve 10 us to 1e-9 of it.
         """
         yield self.env.timeout(delay_s)
         if round_ != self._round:
@@ -115,7 +115,7 @@ def fair_rates(busy_s: list[NDArray[np.float64]]) -> list[float]:
 
 @jit
 def shared_rates(busy_FL: Any) -> Any:
-    """:func:`fair_rates` for compiled code.
+    """Max-min fair rates of fluids over links, for compiled code (:func:`fair_rates`).
 
     All rates rise together, in proportion to what each fluid would reach alone, until a link is
     full; the fluids on it keep their rate and the rest rise on (progressive filling; Bertsekas and
@@ -151,7 +151,7 @@ def shared_rates(busy_FL: Any) -> Any:
 
 @jit
 def largest(seconds: Any) -> float:
-    """The largest, or 0 of nothing."""
+    """Largest value, or 0 of an empty array."""
     found = 0.0
     for value in seconds:
         found = max(found, value)

@@ -1,4 +1,4 @@
-"""What single steps take, rank by rank: the prediction beside a real execution."""
+"""Predicted times of single steps, rank by rank, to compare with a real execution."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ from simulator.step.program import Batch
 
 
 class EvenStep(NamedTuple):
-    """A step over sequences that are alike, spread over the data-parallel ranks."""
+    """Step over sequences that are alike, spread over the data-parallel ranks."""
 
     sequences_d: tuple[int, ...]
-    """Of each data-parallel rank."""
+    """Sequences of each data-parallel rank."""
     new_tokens: int
+    """New tokens of each sequence."""
     context_tokens: int
+    """Tokens of each sequence in the cache."""
     offset: int
-    """Where in the plan's pool of expert choices its tokens begin."""
+    """Index of the step's first token in the plan's pool of expert choices."""
 
     def batch(self) -> Batch:
-        """As the simulator's engine forms them."""
+        """Batch of the step, as the simulator's engine forms it."""
         is_decode = self.new_tokens == 1 and self.context_tokens > 0
         return Batch(
             new_tokens=tuple(

@@ -1,5 +1,5 @@
-"""What happens between a prefill pool and a decode pool: a cache is sent when it is computed and
-the decode pool has room for it, and kept where it was computed until it is there. Compiled.
+"""Hand-over from a prefill pool to a decode pool: a cache is sent when it is computed and the
+decode pool has room for it, and kept by the prefill pool until it has arrived. Compiled.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from simulator.engine.transfers import Transfers, find_arrival
 
 
 class HandOver(NamedTuple):
-    """Where requests go on to when their prompts are computed, and the wires there."""
+    """Decode pool that requests go to once their prompts are computed, and the wires to it."""
 
     pool: Pool
     """The decode pool."""
@@ -64,14 +64,14 @@ class HandOver(NamedTuple):
 
 @jit_inner
 def asks_first(handing: HandOver, kind: int, request: int) -> bool:
-    """Whether a request that comes asks the decode pool for room before its prompt is computed."""
+    """Whether an arriving request asks the decode pool for room before its prompt is computed."""
     transfers = handing.transfers
     return kind != COMES_LATER and transfers.reserves_first and transfers.goes_on[request]
 
 
 @jit_inner
 def expect_cache(handing: HandOver, request: int) -> None:
-    """Let a request ask the decode pool for room, which is to take in its prompt's cache."""
+    """Queue a request for room in the decode pool, which is to receive its prompt's cache."""
     ints, transfers = handing.pool.requests.ints, handing.transfers
     ints[request, STAGE] = IN_LINE
     ints[request, TRANSFERRED] = ints[request, NUM_INPUT] - transfers.recomputes_last
@@ -79,7 +79,7 @@ def expect_cache(handing: HandOver, request: int) -> None:
 
 
 @jit_inner
-def hand_on(
+def handle_hand_over(
     events: Events,
     feed: Feed,
     first: Pool,
@@ -88,8 +88,9 @@ def hand_on(
     request: int,
     now_s: float,
 ) -> bool:
-    """Let a prompt that ended leave, a request come to the decode pool, or its cache come there.
-    Returns whether it has happened, for which a balancer in Python may have to be asked.
+    """Handle the event of a prompt that leaves, a request that arrives at the decode pool, or its
+    cache that arrives there. Returns whether it was handled; a balancer in Python may have to be
+    asked first.
     """
     pool, transfers = handing.pool, handing.transfers
     requests, num_first = pool.requests, len(first.clock.counts)
@@ -97,9 +98,9 @@ def hand_on(
         pop_event(events)
         stage = requests.ints[request, STAGE]
         if requests.times[request, LOST_S] >= 0:
-            let_go(events, first, request, now_s)
+            release_sent(events, first, request, now_s)
         elif not transfers.goes_on[request]:
-            let_go(events, first, request, now_s)
+            release_sent(events, first, request, now_s)
             release_next(feed, first.requests, 1, now_s)
         elif stage == RESERVED:
             send_cache(events, first, handing, request, now_s)
@@ -109,7 +110,7 @@ def hand_on(
         return True
     if kind == ARRIVES:
         pop_event(events)
-        let_go(events, first, request, now_s)
+        release_sent(events, first, request, now_s)
         replica = pool.balance.replica_of[request]
         take_in(requests, ranks_of(pool.ranks, replica), request)
         form_soon(events, pool.clock, replica, num_first + replica, now_s, FORMS)
@@ -125,7 +126,7 @@ def hand_on(
     if replica < 0:
         requests.times[request, LOST_S] = now_s
         if first.requests.times[request, FIRST_S] >= 0:  # else it leaves when it is computed
-            let_go(events, first, request, now_s)
+            release_sent(events, first, request, now_s)
         release_next(feed, first.requests, 1, now_s)
     else:
         form_soon(events, pool.clock, replica, num_first + replica, now_s, FORMS)
@@ -134,8 +135,8 @@ def hand_on(
 
 @jit_inner
 def use_reserved(events: Events, first: Pool, handing: HandOver, replica: int) -> None:
-    """Send the caches that a step of a decode replica has kept blocks for, and those requests whose
-    prompts are to be computed to the first pool.
+    """Send the caches that a step of a decode replica has reserved blocks for; requests among them
+    whose prompts are not computed yet go to the first pool.
     """
     counts, requests = handing.pool.ranks.counts[replica], handing.pool.requests
     request = counts[0, FIRST_RESERVED]
@@ -151,7 +152,7 @@ def use_reserved(events: Events, first: Pool, handing: HandOver, replica: int) -
 
 @jit_inner
 def send_cache(events: Events, first: Pool, handing: HandOver, request: int, now_s: float) -> None:
-    """Send the cache of a prompt that is computed into the blocks that are kept for it."""
+    """Send the cache of a computed prompt into the blocks reserved for it."""
     replica = first.balance.replica_of[request]
     comes_s = find_arrival(handing.transfers, first.requests, replica, request, now_s)
     handing.pool.requests.times[request, ARRIVAL_S] = comes_s
@@ -159,8 +160,8 @@ def send_cache(events: Events, first: Pool, handing: HandOver, request: int, now
 
 
 @jit_inner
-def let_go(events: Events, first: Pool, request: int, now_s: float) -> None:
-    """A prompt's cache is no longer needed where it was computed; others may have its blocks."""
+def release_sent(events: Events, first: Pool, request: int, now_s: float) -> None:
+    """Release the blocks of a prompt whose cache is no longer needed where it was computed."""
     ints = first.requests.ints
     if ints[request, BLOCKS] == 0 and ints[request, SHARED] == 0:
         return
@@ -174,8 +175,8 @@ def let_go(events: Events, first: Pool, request: int, now_s: float) -> None:
 
 
 @jit_inner
-def give_up(events: Events, num_first: int, second: Pool, request: int, now_s: float) -> None:
-    """A request is lost whose cache the decode pool was to take in."""
+def drop_lost(events: Events, num_first: int, second: Pool, request: int, now_s: float) -> None:
+    """Drop a lost request whose cache the decode pool was to receive."""
     requests, replica = second.requests, second.balance.replica_of[request]
     requests.times[request, LOST_S] = now_s
     if replica < 0:

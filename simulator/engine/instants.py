@@ -1,4 +1,4 @@
-"""The instants at which SimPy lets something happen, and what comes before what at one of them."""
+"""Instants at which SimPy resumes the run, and their order."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import simpy
 from simpy.events import Event, EventPriority
 
 LAST, CHANGE, AGAIN = EventPriority(2), EventPriority(3), EventPriority(4)
-"""Behind everything else that SimPy does at an instant, so that all steps that end then have ended;
-behind that, where something changes; and when all of that instant has changed."""
+"""Priorities after SimPy's own events of an instant, so that all steps that end then have ended:
+for looking at the loop, for changes, and for what follows once all of that instant has changed."""
 
 
 class Instants:
-    """Virtual time, and the instants at which the compiled loop is to be looked at."""
+    """Virtual time, and the instants at which the compiled loop is to run."""
 
     def __init__(self) -> None:
         # As a float, for compiled code would be compiled once more for whole numbers.
@@ -21,19 +21,19 @@ class Instants:
         self._looks_s: set[float] = set()
 
     def wait_until(self, at_s: float, priority: EventPriority) -> Event:
-        """An event of that instant, or of the present one where that is over."""
+        """Make an event at an instant, or at the present one if that has passed."""
         event = Event(self.env)
         event._ok, event._value = True, None
         self.env.schedule(event, priority=priority, delay=max(0.0, at_s - self.env.now))
         return event
 
     def call_at(self, at_s: float, priority: EventPriority, call: Callable[[], None]) -> None:
-        """Have something called at an instant."""
+        """Schedule a call at an instant."""
         self.wait_until(at_s, priority).callbacks = [lambda _: call()]
 
     def look_at(self, at_s: float, look: Callable[[float], None]) -> None:
-        """Have the loop looked at when everything else at an instant has happened; once, however
-        often it is asked for.
+        """Schedule a look at the loop after everything else at an instant; once, however often it
+        is requested.
         """
         if at_s in self._looks_s:
             return

@@ -1,4 +1,4 @@
-"""What batching goes by, for one plan and one trace."""
+"""Limits of batching, for one plan and one trace."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from simulator.workload.traces import RequestTrace
 
 
 def make_limits(plan: DeploymentPlan, trace: RequestTrace) -> Limits:
-    """What batching goes by: the scheduling policy's rules and the cache's blocks.
+    """Collect the limits of batching: the scheduling policy's rules and the cache's blocks.
 
     Prefix blocks are whole KV blocks: where the trace's do not divide, KV blocks are cut to their
     common divisor. Models that carry a state, or whose every layer keeps a window only, have
     nothing that grows by prefix blocks, and share none.
 
     The batches that a pipeline keeps in flight have equal parts of a data-parallel rank's limit on
-    sequences, as SGLang's have; vLLM's limit is of all of them together, too.
+    sequences, as in SGLang; vLLM's limit applies to all of them together, too.
     """
     placement = plan.placement
     capacity = plan.serving.capacity
@@ -54,7 +54,7 @@ def make_limits(plan: DeploymentPlan, trace: RequestTrace) -> Limits:
 
 
 def scaled_blocks(plan: DeploymentPlan, limits: Limits) -> int:
-    """KV blocks of a rank, in blocks of ``limits``."""
+    """Number of KV blocks of a rank, in blocks of ``limits``."""
     if not plan.serving.capacity.cache.bytes_per_token:
         return plan.serving.capacity.num_blocks
     return plan.serving.capacity.num_blocks * (

@@ -1,9 +1,9 @@
-"""All ranks of a step in one compiled loop, for programs in which every exchange joins all ranks:
-what filling the tables takes.
+"""Execution of all ranks of a step in one compiled loop, for programs in which every exchange joins
+all ranks: most of the time of filling tables.
 
-The same times as :mod:`simulator.engine.rank`, which a test holds it to, without events: what each
-rank computes is added to a vector of clocks, and exchanges under way, which may share the wires,
-are brought forward only as far as a rank waits for one.
+Its times equal those of :mod:`simulator.engine.rank`, which a test checks, without events: each
+rank's computation is added to a vector of clocks, and exchanges in flight, which may share the
+wires, are advanced only as far as a rank waits for one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PHASES = {phase: number for number, phase in enumerate(STEP_PHASES)}
 
 
 class Lockstep:
-    """A program, ready to run."""
+    """Program of a step, prepared for running."""
 
     def __init__(self, program: list[Operation], num_ranks: int) -> None:
         orders: list[tuple[int, int, int]] = []
@@ -67,8 +67,8 @@ class Lockstep:
             busy_L[: way.busy_s.size] = way.busy_s
 
     def run(self, attention: float = 1.0) -> dict[str, float]:
-        """Seconds of the program by phase, mean over ranks, the wait for the last rank at its end
-        included.
+        """Seconds of the program by phase, mean over ranks, including the wait for the last rank at
+        its end.
 
         Args:
             attention: what the seconds of that phase are multiplied by.
@@ -126,7 +126,9 @@ def _run(
 def _bring_over(
     flight: int, now_s: float, begins_F: Any, over_F: Any, left_F: Any, open_F: Any, busy_FL: Any
 ) -> float:
-    """Let exchanges under way share the wires until ``flight`` is over, and say when that is."""
+    """Advance exchanges that share the wires until ``flight`` has ended. Returns the time at which
+    it ends.
+    """
     while open_F[flight]:
         num_flowing, next_s = 0, np.inf
         flowing_F = np.empty(len(open_F), dtype=np.int64)

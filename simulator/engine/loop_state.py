@@ -1,5 +1,5 @@
-"""What the compiled loop works on: the pools with their window on the trace, how requests come to
-them, and the events.
+"""State that the compiled loop works on: the pools with their window on the trace, the arrival of
+requests, and the events.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from simulator.engine.windows import ROWS, move_events, move_window
 from simulator.workload.traces import RequestTrace
 
 POOLS: tuple[str, ...] = ("both", "prefill", "decode")
-"""Names of pools, that which requests come to first before the other."""
+"""Names of pools; requests arrive at the earlier ones first."""
 _NEVER = 1 << 62
 
 
 class LoopState:
-    """The arguments of :func:`simulator.engine.replicas.run_ahead`."""
+    """Arguments of :func:`simulator.engine.replicas.run_ahead`."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class LoopState:
         tables: Mapping[str, StepTable],
         ingress_delay_s: float,
     ) -> None:
-        """The first requests of the trace have rows; none has come.
+        """Give the first requests of the trace rows; none has arrived.
 
         Args:
             ingress_delay_s: seconds from the client to the scheduler.
@@ -62,16 +62,16 @@ class LoopState:
 
     @property
     def num_rows(self) -> int:
-        """Requests in the window."""
+        """Number of requests in the window."""
         return len(self.first.requests.times)
 
     @property
     def is_done(self) -> bool:
-        """Whether no request needs anything more."""
+        """Whether every request is finished or lost."""
         return bool(self.feed.num_done[0] == self.trace.num_requests)
 
     def move_window(self, count: int) -> None:
-        """Let the first rows go, and add rows for the next requests of the trace."""
+        """Drop the first rows, and add rows for the next requests of the trace."""
         begin, stay = self.num_read, self.num_rows - count
         concurrency = self.trace.concurrency or 0
         end = min(begin + max(ROWS, stay // 4, concurrency + 1), self.trace.num_requests)
@@ -103,7 +103,7 @@ class LoopState:
         feed.used_up[0] = _NEVER if is_last else num_rows - spare
 
     def _use_rows(self) -> None:
-        """Let compiled code work on the rows that the pools have now."""
+        """Pass the rows that the pools have now to compiled code."""
         first = self.pools[0]
         self.first = self.first._replace(requests=first.requests, balance=first.balance)
         if self.handing is None or self._transfers is None:
@@ -118,7 +118,7 @@ class LoopState:
         self.handing = HandOver(decode, transfers)
 
     def balance_again(self, place: int) -> None:
-        """Replicas of a pool have stopped or started."""
+        """Balance over the living replicas of a pool, after some stopped or started."""
         pool = self.pools[place]
         self._replace_pool(place, self.pool_at(place)._replace(balance=pool.balance_again()))
         if place == 1 and self.handing is not None and self.plan.transfer is not None:
@@ -127,11 +127,11 @@ class LoopState:
             self.handing = self.handing._replace(transfers=transfers)
 
     def use_table(self, place: int, table: StepTable) -> None:
-        """Let steps of a pool that are formed from now on cost something else."""
+        """Use another table for steps of a pool that are formed from now on."""
         self._replace_pool(place, self.pool_at(place)._replace(table=table))
 
     def pool_at(self, place: int) -> Pool:
-        """A pool as compiled code sees it."""
+        """Pool at a place, as compiled code sees it."""
         if place == 0:
             return self.first
         assert self.handing is not None
@@ -148,7 +148,9 @@ class LoopState:
         return replica + place * self.pools[0].num_replicas
 
     def find_replica(self, number: int) -> tuple[int, int]:
-        """Place of the pool and replica in it, by the number among those of all pools."""
+        """Find the place of the pool and the replica in it, by the number among those
+        of all pools.
+        """
         place = int(number >= self.pools[0].num_replicas)
         return place, number - place * self.pools[0].num_replicas
 

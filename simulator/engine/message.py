@@ -1,4 +1,4 @@
-"""The ``message`` fidelity's wires: every message is a process that crosses its links in parcels,
+"""Wires of the ``message`` fidelity: every message is a process that crosses its links in parcels,
 queueing at each.
 
 The reference that the ``rank`` fidelity is tested against. Slow on purpose: at 32 ranks an exchange
@@ -17,12 +17,12 @@ from simulator.policies.topology import Fabric
 
 _PARCELS = 8
 """Parcels that a message is cut into. A link serves waiting parcels in turn, so messages that share
-it progress together, and the last parcel's extra hops cost an eighth of a message and not a whole
-one."""
+it progress together, and the last parcel's extra hops cost an eighth of a message instead of a
+whole one."""
 
 
 class MessageWires:
-    """Carries every message on its own. A link is busy with one parcel at a time, first come, first
+    """Transport of every message on its own. A link carries one parcel at a time, first come, first
     served.
     """
 
@@ -56,11 +56,8 @@ class MessageWires:
         yield self.env.all_of(messages)
 
     def _order(self, source: int) -> list[int]:
-        """Receivers in the order in which a sender turns to them: from its own place in its own and
-        each following node on.
-
-        So that senders do not all call on the same receiver first, as they would if each began with
-        rank 0.
+        """Order in which a sender serves its receivers: from its own place in its own and each
+        following node on, so that senders do not all begin with rank 0.
         """
         node_R = self.fabric.node_R
         size = int((node_R == node_R[0]).sum())
@@ -76,8 +73,8 @@ class MessageWires:
     def _message(
         self, path: list[int], num_bytes: float, seconds_per_byte_L: NDArray[np.float64]
     ) -> ProcessGenerator:
-        """Hand the parcels to the first link one after another; each finds its own way through the
-        rest.
+        """Hand the parcels to the first link one after another; each crosses the rest of the path
+        by itself.
         """
         parcel = num_bytes / _PARCELS
         arrivals = []

@@ -1,4 +1,4 @@
-"""Equal replicas behind one load balancer: their state when nothing has come."""
+"""Pool of equal replicas behind one load balancer: its state, and its start."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from simulator.workload.requests import longest_tokens
 from simulator.workload.traces import RequestTrace, cut_trace
 
 _LONGEST_RING = 4096
-"""Tokens of the largest KV blocks whose taking is counted ahead."""
+"""Most tokens of a KV block for which block allocation is counted ahead."""
 
 
 class PoolState:
-    """The replicas of one plan, and the requests as far as this pool serves them."""
+    """Replicas of one plan, and the requests as far as this pool serves them."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class PoolState:
         limits: Limits | None = None,
         stream: str = "balancing",
     ) -> None:
-        """No request has come, nor has one of the trace a row
+        """Start a pool without requests; none of the trace has a row yet
         (:func:`simulator.engine.windows.move_window`).
 
         Args:
@@ -83,16 +83,16 @@ class PoolState:
 
     @cached_property
     def prices(self) -> Prices:
-        """What the pool's steps are made of, up to the largest."""
+        """Prices of the pool's steps, up to the largest."""
         return Prices(self.plan.placement, self.max_tokens)
 
     @property
     def replica_of(self) -> Ints:
-        """``[N]`` where each request was sent last, -1 for nowhere."""
+        """Replica that each request was sent to last, ``[N]``; -1 for none."""
         return self.balance.replica_of
 
     def begin_requests(self, first: int, end: int) -> Requests:
-        """Rows for some requests of the trace, by their numbers in it."""
+        """Make rows for some requests of the trace, by their numbers in it."""
         return start_requests(
             cut_trace(self._trace, first, end),
             with_prefixes=self.limits.prefix_tokens > 0,
@@ -100,19 +100,19 @@ class PoolState:
         )
 
     def hold_rows(self, requests: Requests, replica_of: Ints) -> None:
-        """Go on with other rows, and with where their requests were sent."""
+        """Replace the rows, and the replicas that their requests were sent to."""
         self.requests, self._replica_of = requests, replica_of
         self.balance = self.balance._replace(replica_of=replica_of)
 
     def with_table(self, table: StepTable) -> Pool:
-        """The pool as compiled code sees it."""
+        """Make the pool as compiled code sees it."""
         limits = self.limits._replace(sums_decodes=self._may_sum_decodes and sums_contexts(table))
         return Pool(self.requests, self.ranks, self.clock, limits, table, self.balance)
 
     @property
     def _may_sum_decodes(self) -> bool:
-        """Whether all that decode get a token in every step, and none of their blocks are others'
-        too.
+        """Whether decodes may be summed: all decoding requests get a token in every step, and none
+        shares its blocks.
         """
         limits = self.limits
         return (
@@ -125,13 +125,13 @@ class PoolState:
         )
 
     def place_experts(self, placed: Placed) -> None:
-        """Let the experts of all replicas lie elsewhere; prices are of that then."""
+        """Move the experts of all replicas; later prices are of the new placement."""
         placement = place_again(self.plan.placement, placed)
         self.plan = replace(self.plan, placement=placement)
         self.__dict__.pop("prices", None)  # where they were asked for
 
     def choose(self) -> int:
-        """The replica that the user's own balancer chooses for the next request."""
+        """Choose the replica for the next request with the user's own balancer."""
         assert not isinstance(self._balancer, Rule)
         clock = self.clock
         outstanding = clock.num_pushed - clock.num_finished + clock.num_coming
@@ -142,11 +142,11 @@ class PoolState:
 
     @property
     def num_living(self) -> int:
-        """Replicas that have not stopped."""
+        """Number of replicas that have not stopped."""
         return len(self._living)
 
     def balance_again(self) -> Balance:
-        """Start to balance over the replicas that are there now, after some stopped or started."""
+        """Start a balancer over the living replicas, after some stopped or started."""
         self._num_changes += 1
         self._living = np.flatnonzero(~self.clock.is_gone[:, 0].astype(bool))
         self._balancer, self.balance = self._start_balance()
@@ -175,16 +175,16 @@ class PoolState:
         )
 
     def ranks_of(self, replica: int) -> Ranks:
-        """The ranks of one replica."""
+        """Ranks of one replica."""
         return Ranks._make(array[replica] for array in self.ranks)
 
     def clock_of(self, replica: int) -> Clock:
-        """The clock of one replica."""
+        """Clock of one replica."""
         return Clock._make(array[replica] for array in self.clock)
 
 
 def start_pools(plan: DeploymentPlan, trace: RequestTrace) -> dict[str, PoolState]:
-    """The pools of a plan by name: ``both`` for one that computes prompts and decodes, else
+    """Make the pools of a plan by name: ``both`` for one that computes prompts and decodes, else
     ``decode`` and ``prefill``.
 
     Raises:
@@ -203,5 +203,5 @@ def start_pools(plan: DeploymentPlan, trace: RequestTrace) -> dict[str, PoolStat
 
 
 def _repeat(arrays: Iterable[NDArray[Any]], count: int) -> Iterator[NDArray[Any]]:
-    """The arrays of each of ``count`` replicas, with an axis more."""
+    """Repeat arrays for ``count`` replicas, along a new first axis."""
     return (np.repeat(array[None], count, axis=0) for array in arrays)

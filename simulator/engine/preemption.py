@@ -1,14 +1,14 @@
-"""Who loses its KV blocks when these run out. Compiled.
+"""Preemption: requests that lose their KV blocks when these run out. Compiled.
 
-vLLM takes those of the request that was admitted last, which waits first in line afterwards; what
-of its blocks nobody has taken by then is found again. SGLang takes those of the requests with the
-fewest output tokens, until the next decode step has room, and they wait last in line.
+vLLM preempts the request that was admitted last, which then waits first in the queue; those of its
+blocks that no request has taken by then are found again. SGLang retracts the requests with the
+fewest output tokens, until the next decode step has room, and they wait last in the queue.
 """
 
 from __future__ import annotations
 
 from simulator.base.jit import jit_inner
-from simulator.engine.blocks import available, blocks_for, keep_order, release
+from simulator.engine.blocks import blocks_for, count_available, keep_order, release
 from simulator.engine.state import (
     ADMITTED,
     BLOCKS,
@@ -36,7 +36,7 @@ from simulator.engine.state import (
 
 @jit_inner
 def queue_last(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
-    """Let request ``r`` wait behind all others of its rank."""
+    """Queue request ``r`` behind all others of its rank."""
     requests.ints[r, FOLLOWING] = -1
     if ranks.each[d, TAIL] < 0:
         ranks.each[d, HEAD] = r
@@ -48,7 +48,9 @@ def queue_last(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
 
 @jit_inner
 def queue_after_ready(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
-    """Let request ``r`` wait before all of rank ``d`` but those whose caches have come."""
+    """Queue request ``r`` before all others of rank ``d`` except those whose transferred caches
+    have arrived.
+    """
     each, ints = ranks.each, requests.ints
     if each[d, NUM_READY] == 0:
         ints[r, FOLLOWING] = each[d, HEAD]
@@ -63,8 +65,8 @@ def queue_after_ready(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
 
 @jit_inner
 def find_latest(requests: Requests, ranks: Ranks, d: int) -> int:
-    """Where the latest admitted of the requests that share blocks with those of ``d`` runs: the
-    oldest is never held up.
+    """Find the lane in which the latest admitted request runs, of those that share blocks with lane
+    ``d``: the oldest is never preempted.
     """
     running, each, ints = ranks.running, ranks.each, requests.ints
     num_pools = len(ranks.pools)
@@ -82,9 +84,7 @@ def find_latest(requests: Requests, ranks: Ranks, d: int) -> int:
 
 @jit_inner
 def preempt(requests: Requests, ranks: Ranks, d: int, i: int, limits: Limits) -> None:
-    """Take the blocks of the ``i``-th running request of rank ``d``, which is computed again
-    later.
-    """
+    """Preempt the ``i``-th running request of rank ``d``, which is computed again later."""
     running, chunk = ranks.running, ranks.chunk
     r, pool = running[d, i], d % len(ranks.pools)
     if limits.rules.finds_preempted:
@@ -109,19 +109,19 @@ def preempt(requests: Requests, ranks: Ranks, d: int, i: int, limits: Limits) ->
 @jit_inner
 def retract(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> None:
     """Make room for the next decode step of rank ``d``: requests with the fewest output tokens, of
-    equals those with the longest prompt, lose their blocks until it has.
+    equals those with the longest prompt, are retracted until it fits.
 
-    The share of outputs that admission counts on follows: what those that are left have used of
-    their limits so far, or after a step without retraction a little less than before
-    (SGLang's ``retract_decode`` and ``NewTokenRatioTracker``).
+    The share of outputs that admission assumes is updated: to the share of their limits that the
+    remaining requests have used so far, or after a step without retraction to a little less than
+    before (SGLang's ``retract_decode`` and ``NewTokenRatioTracker``).
     """
     if ranks.each[d, NUM_RUNNING] == 0:
         return
     running, ints = ranks.running, requests.ints
     pool, retracted = d % len(ranks.pools), False
-    while ranks.each[d, NUM_RUNNING] > 1 and _next_blocks(requests, ranks, d, limits) > available(
-        ranks, pool, limits
-    ):
+    while ranks.each[d, NUM_RUNNING] > 1 and _next_blocks(
+        requests, ranks, d, limits
+    ) > count_available(ranks, pool, limits):
         victim = 0
         for i in range(1, ranks.each[d, NUM_RUNNING]):
             r, best = running[d, i], running[d, victim]
@@ -146,7 +146,9 @@ def retract(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> None:
 
 @jit_inner
 def _next_blocks(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> int:
-    """KV blocks that one more token of each running request takes, and its draft."""
+    """Count the KV blocks that the next token of each running request takes, with its
+    draft tokens.
+    """
     running, ints = ranks.running, requests.ints
     count = 0
     for i in range(ranks.each[d, NUM_RUNNING]):

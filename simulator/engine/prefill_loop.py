@@ -1,7 +1,7 @@
-"""A prefill pool under a closed loop, step by step: how long prompts wait and are computed.
+"""Prefill pool under a closed loop, simulated step by step: waiting and computing times of prompts.
 
-Decoding is one time for each request here, so that only prompts' steps are left, which thousands
-of requests in flight take seconds for, where both pools would take minutes.
+Decoding is one given time for each request here, so that only steps of prompts are left: thousands
+of requests in flight take seconds, where simulating both pools would take minutes.
 """
 
 from __future__ import annotations
@@ -17,39 +17,40 @@ from simulator.base.jit import jit
 Floats = NDArray[np.float64]
 
 _COMES, _ENDS = 0, 1
-"""What happens: a request comes, a worker's step ends."""
+"""Kinds of events: a request arrives, a worker's step ends."""
 
 
 class Prompts(NamedTuple):
-    """What a prefill worker's steps take with prompts of one length."""
+    """Durations of a prefill worker's steps with prompts of one length."""
 
     num_ranks: int
     """Data-parallel ranks of a worker, which step together."""
     most: int
-    """Prompts of a rank in one step, at most."""
+    """Most prompts of a rank in one step."""
     busy_B: Floats
-    """Ranks that have prompts, ascending ..."""
+    """Grid of numbers of ranks that have prompts, ascending, ``[B]``."""
     each_N: Floats
-    """... and prompts that each of them has, ascending."""
+    """Grid of prompts that each of these ranks has, ascending, ``[N]``."""
     seconds_BN: Floats
+    """Seconds of a step at each grid point, ``[B, N]``."""
 
     def most_per_s(self) -> float:
-        """Prompts a second of one worker that always has enough of them."""
+        """Prompts per second of one worker that always has enough of them."""
         return float(np.max(self.busy_B[-1] * self.each_N / self.seconds_BN[-1]))
 
 
 def first_tokens(
-    prompts: Prompts, workers: int, concurrency: int, count: int, away_s: Floats
+    prompts: Prompts, workers: int, concurrency: int, count: int, decode_s: Floats
 ) -> Floats:
-    """``[count]`` seconds from each request's arrival at the pool to the end of its prompt.
+    """Seconds from each request's arrival at the pool to the end of its prompt, ``[count]``.
 
-    All of ``concurrency`` come at once, each further one when another has been away for its time
-    (of decoding). A request goes to the worker, and there to the rank, with the fewest prompts.
+    All of ``concurrency`` arrive at once, each further one when another has decoded for its time. A
+    request goes to the worker, and there to the rank, with the fewest prompts.
 
     Args:
-        away_s: ``[count]``.
+        decode_s: seconds between the end of a prompt and the end of its request, ``[count]``.
     """
-    found: Floats = _serve(*prompts, workers, concurrency, count, away_s)
+    found: Floats = _serve(*prompts, workers, concurrency, count, decode_s)
     return found
 
 
@@ -63,7 +64,7 @@ def _serve(
     workers: int,
     concurrency: int,
     count: int,
-    away_s: Floats,
+    decode_s: Floats,
 ) -> Floats:
     came_s, took_s = np.zeros(count), np.zeros(count)
     behind = np.full(count, -1, dtype=np.int64)  # the next request in a rank's queue
@@ -97,7 +98,7 @@ def _serve(
                     request = computed[which, place]
                     took_s[request] = now_s - came_s[request]
                     if started < count:
-                        heapq.heappush(events, (float(now_s + away_s[request]), _COMES, started))
+                        heapq.heappush(events, (float(now_s + decode_s[request]), _COMES, started))
                         started += 1
                 num_computed[which] = 0
                 is_touched[which] = True
@@ -126,9 +127,9 @@ def _serve(
 
 @jit
 def _step_s(busy_B: Floats, each_N: Floats, seconds_BN: Floats, busy: float, each: float) -> float:
-    """Linear between entries."""
-    b, busy_share = _between(busy_B, busy)
-    n, each_share = _between(each_N, each)
+    """Seconds of a step, linear between grid points."""
+    b, busy_share = _locate(busy_B, busy)
+    n, each_share = _locate(each_N, each)
     next_b, next_n = min(b + 1, len(busy_B) - 1), min(n + 1, len(each_N) - 1)
     few = seconds_BN[b, n] * (1 - each_share) + seconds_BN[b, next_n] * each_share
     many = seconds_BN[next_b, n] * (1 - each_share) + seconds_BN[next_b, next_n] * each_share
@@ -136,8 +137,8 @@ def _step_s(busy_B: Floats, each_N: Floats, seconds_BN: Floats, busy: float, eac
 
 
 @jit
-def _between(grid: Floats, value: float) -> tuple[int, float]:
-    """The entry below, and how far the value lies to the next."""
+def _locate(grid: Floats, value: float) -> tuple[int, float]:
+    """Find the grid point below a value, and the value's relative distance to the next."""
     below = 0
     while below < len(grid) - 2 and grid[below + 1] <= value:
         below += 1

@@ -1,8 +1,8 @@
-"""A decode step and a step with prompt tokens, rank by rank: what the report shows of ranks,
-experts, traffic and time inside a step.
+"""Shown steps: a decode step and a step with prompt tokens, rank by rank, from which reports draw
+ranks, experts, traffic and the time inside a step.
 
-Where ranks were simulated they are steps that the run took, run once more with everything kept.
-The ``step`` fidelity knows a step's tokens but not which rank had them, so it shows representative
+Where ranks were simulated they are steps that the run took, run again with everything kept. The
+``step`` fidelity knows a step's tokens but not which rank had them, so it shows representative
 steps: as many tokens as one of its own, spread evenly over the ranks.
 """
 
@@ -38,7 +38,9 @@ from simulator.step.program import Batch, PricedBatch
 
 @dataclass(frozen=True)
 class Probe:
-    """Tables of :mod:`simulator.results.tables`, without the deployment's name."""
+    """Tables of :mod:`simulator.results.tables` for the shown steps, without the
+    deployment's name.
+    """
 
     ranks: pd.DataFrame
     experts: pd.DataFrame
@@ -46,8 +48,8 @@ class Probe:
     spans: pd.DataFrame
     shown_steps: dict[str, ShownStep]
 
-    def only(self, phase: str) -> Probe:
-        """The step of one phase."""
+    def select_phase(self, phase: str) -> Probe:
+        """Select the step of one phase."""
         ranks, traffic, spans = (
             t[t["phase"] == phase].reset_index(drop=True)
             for t in (self.ranks, self.traffic, self.spans)
@@ -57,13 +59,13 @@ class Probe:
 
 
 class _Chosen(NamedTuple):
-    """A batch to be shown."""
+    """Batch to be shown."""
 
     batch: Batch
     offset: int
-    """Where in the pool of expert choices its tokens begin."""
+    """Index of its first token in the pool of expert choices."""
     taken: TakenStep | None
-    """The run's step that it is of; ``None`` for a representative one."""
+    """Step of the run that it belongs to; ``None`` for a representative one."""
 
 
 def probe(
@@ -73,13 +75,13 @@ def probe(
     requests: Columns,
     by_ranks: ByRanks | None,
 ) -> Probe:
-    """Run a decode step and a step with prompt tokens again, rank by rank: of each kind, one that
-    is as long as the step in which its time passes at the median.
+    """Run a decode step and a step with prompt tokens again, rank by rank: of each kind, one as
+    long as the step at the median of the time spent in its kind.
 
     Args:
         steps: the run's log.
-        requests: what it served, for the typical context of a sequence.
-        by_ranks: what ran the steps, where ranks were simulated.
+        requests: served by the run, for the typical context of a sequence.
+        by_ranks: executor of the run's steps, where ranks were simulated.
     """
     ranks, traffic, spans = [], [], []
     shown: dict[str, ShownStep] = {}
@@ -116,7 +118,7 @@ def _frame(rows: Sequence[tuple[object, ...]], columns: list[str]) -> pd.DataFra
 
 
 class _Median(NamedTuple):
-    """A row of steps, by its columns in the log."""
+    """Row of equal steps, by its columns in the log."""
 
     duration_s: float
     num_steps: int
@@ -125,9 +127,9 @@ class _Median(NamedTuple):
 
 
 def _medians(steps: Columns) -> Iterator[tuple[str, _Median]]:
-    """The step of each kind at the median of the time that steps of its kind take: half of that
-    time passes in steps that are no longer. The median of their number would be a short one, where
-    many short steps stand beside a few that take all the time.
+    """Yield for each kind the step at the median of the time spent in steps of its kind: half of
+    that time passes in steps that are no longer. The median over steps would be a short one, where
+    many short steps accompany a few that take all the time.
     """
     has_prompts = (steps["prefill_tokens"] > 0).to_numpy()
     decodes = ~has_prompts & (steps["decodes"] > 0).to_numpy()
@@ -142,8 +144,8 @@ def _medians(steps: Columns) -> Iterator[tuple[str, _Median]]:
 
 
 def _representative(plan: DeploymentPlan, step: _Median, requests: Columns) -> _Chosen:
-    """A batch of as many tokens as the run's step, spread evenly over the data-parallel ranks (of
-    one of a pipeline's lanes), all with a typical context.
+    """Make a batch of as many tokens as the run's step (of one lane of a pipeline), spread evenly
+    over the data-parallel ranks, all with a typical context.
     """
     context = max(1, int((requests["num_input"] + requests["num_output"] / 2).mean()))
     pp, prompts = plan.placement.layout.pp, int(step.prefill_tokens)
@@ -154,7 +156,7 @@ def _representative(plan: DeploymentPlan, step: _Median, requests: Columns) -> _
 
 
 def _fullest(taken: TakenStep) -> _Chosen:
-    """A step's batch; of those that a pipeline has in flight, the one with most tokens."""
+    """Choose a step's batch; of those that a pipeline has in flight, the one with most tokens."""
     tokens = [int(batch.tokens_d.sum()) for batch in taken.batches]
     lane = tokens.index(max(tokens))
     return _Chosen(taken.batches[lane], taken.offsets[lane], taken)
@@ -179,8 +181,8 @@ def _describe(plan: DeploymentPlan, chosen: _Chosen, first_replica: int) -> Show
 
 
 def _find_median_of_time(duration_s: Floats, num_steps: Ints) -> int:
-    """The row of steps that are as long as the step in which half of the time has passed, shorter
-    ones first.
+    """Find the row of steps as long as the step at which half of the time has passed, shorter ones
+    first.
     """
     order = np.argsort(duration_s / num_steps, kind="stable")
     passed_s = np.cumsum(duration_s[order])

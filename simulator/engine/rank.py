@@ -1,5 +1,5 @@
-"""Run one step with every rank as a SimPy process: it computes, meets the others of its group,
-exchanges, and goes on.
+"""Execution of one step with every rank as a SimPy process: it computes, meets the others of its
+group, exchanges, and goes on.
 """
 
 from __future__ import annotations
@@ -18,46 +18,46 @@ from simulator.step.program import Busy, Finish, Operation, Start, Together
 
 
 class Span(NamedTuple):
-    """What a rank did for a while."""
+    """Activity of one rank for a while."""
 
     rank: int
     phase: str
     layer: int
+    """Layer, -1 outside of layers."""
     start_s: float
+    """Seconds from the start of the step."""
     duration_s: float
 
 
 @dataclass
 class StepTimes:
-    """Where a step's time went: seconds by phase, mean over ranks; they add up to the step's
-    duration.
-    """
+    """Times of one step: seconds by phase, mean over ranks, which add up to the step's duration."""
 
     phases: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEP_PHASES, 0.0))
     spans: list[Span] | None = None
-    """Every rank's timeline, when asked for."""
+    """Timeline of every rank, if requested."""
 
     @property
     def duration_s(self) -> float:
-        """Length of the step."""
+        """Seconds of the step."""
         return sum(self.phases.values())
 
 
 class _Meeting:
-    """One group at one operation: when the last of them comes, the exchange starts; all leave when
-    it ends.
+    """Meeting of one group at one operation: when the last member arrives, the exchange starts; all
+    leave when it ends.
     """
 
     def __init__(self, env: simpy.Environment, size: int, exchange: Exchange) -> None:
         self.missing = size
         self.exchange = exchange
         self.started_s = 0.0
-        """When the last of them comes, as far as is known."""
+        """Time at which the last member arrives, as far as is known."""
         self.over: Event = env.event()
 
 
 class _Work(NamedTuple):
-    """What each rank computes."""
+    """Computation of each rank."""
 
     phase: str
     layer: int
@@ -65,16 +65,16 @@ class _Work(NamedTuple):
 
 
 class _Appointment(NamedTuple):
-    """Where groups of ranks meet, or wait for what they started."""
+    """Operation at which groups of ranks meet, or wait for what they started."""
 
     phase: str
     layer: int
     meeting_R: list[_Meeting]
-    """The meeting that each rank comes to, its group's."""
+    """Meeting of each rank's group, ``[R]``."""
     comes: bool
-    """Whether a rank is awaited here: not where it waits for what it started."""
+    """Whether a rank is awaited here, as opposed to waiting for an exchange that it started."""
     waits: bool
-    """Whether a rank waits until the exchange is over."""
+    """Whether a rank waits until the exchange has ended."""
 
 
 def run_step(
@@ -106,7 +106,7 @@ def run_step(
 def _arrange(
     env: simpy.Environment, program: list[Operation], num_ranks: int
 ) -> list[_Work | _Appointment]:
-    """The program as its ranks look at it, each with its own group's meetings."""
+    """Translate a program for its ranks, each with its own group's meetings."""
     turns: list[_Work | _Appointment] = []
     started: dict[int, list[_Meeting]] = {}
     for operation in program:
@@ -128,7 +128,7 @@ def _arrange(
 def _make_meetings(
     env: simpy.Environment, operation: Together | Start, num_ranks: int
 ) -> list[_Meeting]:
-    """The meeting of each rank's group."""
+    """Make the meetings of an operation, one for each rank's group, ``[R]``."""
     meeting_of: dict[int, _Meeting] = {}
     for group, exchange in zip(operation.groups, operation.exchanges, strict=True):
         meeting_of |= dict.fromkeys(group, _Meeting(env, len(group), exchange))
@@ -136,7 +136,7 @@ def _make_meetings(
 
 
 def finish_step(env: simpy.Environment, step: ProcessGenerator) -> StepTimes:
-    """Let virtual time run until the step is over."""
+    """Run virtual time until the step has ended."""
     process = env.process(step)
     env.run(process)
     if not isinstance(process.value, StepTimes):
@@ -153,8 +153,8 @@ def _rank(
     num_ranks: int,
     times: StepTimes,
 ) -> ProcessGenerator:
-    """The life of one rank through the step. Nobody else is concerned by what it computes between
-    two meetings, so it says at once when it will come to the next.
+    """Process of one rank through the step. Its computation between two meetings concerns no other
+    rank, so it announces at once when it will arrive at the next.
     """
     started_s = busy_until_s = env.now
 

@@ -1,6 +1,4 @@
-"""Experts that are placed anew while a deployment serves: from what the policy is told to what the
-move takes.
-"""
+"""Rebalancing of experts during a run: the load given to the policy, and the cost of moving."""
 
 from __future__ import annotations
 
@@ -19,8 +17,8 @@ from simulator.work.memory import expert_bytes_per_layer
 
 
 def expect_load(placement: Placement, at_s: float, num_tokens: int) -> ExpertLoad:
-    """What ``num_tokens`` tokens are expected to have chosen, by the pool that steps take theirs
-    from.
+    """Expected load of each expert after ``num_tokens`` tokens, from the pool that steps take their
+    choices from.
     """
     experts, moe = placement.experts, placement.model.moe
     assert experts is not None
@@ -42,14 +40,14 @@ def moves_any(placement: Placement, placed: Placed) -> bool:
 
 
 def place_again(placement: Placement, placed: Placed) -> Placement:
-    """The placement with its experts elsewhere."""
+    """Replace the placement of the experts."""
     assert placement.experts is not None
     return replace(placement, experts=replace(placement.experts, placed=placed))
 
 
 def price_move(placement: Placement, placed: Placed, at_s: float, pool: str) -> ExpertsMoved:
-    """Copies, bytes and seconds of moving the experts of one replica, whose links carry nothing
-    else meanwhile.
+    """Price moving the experts of one replica, whose links carry nothing else meanwhile: copies,
+    bytes and seconds.
 
     All layers travel in one exchange. A rank of a split expert gets its part from the same part of
     another copy.

@@ -1,4 +1,4 @@
-"""What one replica does until something happens elsewhere: step after step. Compiled."""
+"""Steps of one replica until an event elsewhere. Compiled."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.base.jit import jit_inline, jit_inner
-from simulator.engine.batching import complete_step, form_step, push
+from simulator.engine.batching import complete_step, form_step, queue_request
 from simulator.engine.reservations import expects_caches
 from simulator.engine.state import (
     COMING_TOKENS,
@@ -37,30 +37,32 @@ from simulator.engine.step_price import price_step
 from simulator.engine.table import StepTable
 
 PAUSE = 3_000_000
-"""Sequences in steps, and fifty for each step, after which the loop returns: about a tenth of a
-second."""
+"""Work after which the loop returns, in sequences of steps plus :data:`_STEP` for each step: about
+a tenth of a second."""
 _STEP = 50
+"""Work of one step beside its sequences, in the unit of :data:`PAUSE`."""
 
 
 IDLE, FORMS_NEXT, IN_FLIGHT, UNPRICED = range(4)
-"""What is next for a replica: nothing, a step that is formed, the end of one, the price of one."""
+"""Next event of a replica: none, a step to be formed, the end of a step, or a step to be priced."""
 
 
 class Span(NamedTuple):
-    """How long a replica is looked at."""
+    """Span of time in which a replica takes steps."""
 
     ends: bool
     """Whether a step of it ends at the beginning."""
     start_s: float
     next_s: float
-    """When something happens elsewhere."""
+    """Time of the next event elsewhere, seconds."""
     until_s: float
-    """Steps that end later stay under way."""
+    """Time until which steps end, seconds; later ones stay in flight."""
     prices_steps: bool
-    """Whether a table says what steps take."""
+    """Whether a table prices the steps."""
     pool: int
+    """Place of the pool, for the log."""
     replica: int
-    """Whose steps they are, for the log."""
+    """Number of the replica in its pool, for the log."""
 
 
 @jit_inline
@@ -76,17 +78,17 @@ def take_steps(
     log: NDArray[np.float64],
     rows: int,
 ) -> tuple[int, float, int, int, int]:
-    """End the step of a replica, if one is under way, and form and end others for as long as
-    nothing happens elsewhere.
+    """End a replica's step in flight, if there is one, and form and end others until an event
+    elsewhere.
 
     Args:
-        stops: whether a finished request makes something happen elsewhere.
-        ended: room for the requests that finish in a step, where they are asked for.
+        stops: whether a finished request causes an event elsewhere.
+        ended: space for the requests that finish in a step, where they are wanted.
         log: rows for steps, of which ``rows`` are taken.
 
     Returns:
-        What is next for the replica, and when; how many requests finished; how many rows are taken;
-        and what was done, in the unit of ``PAUSE``.
+        Next event of the replica, and its time; number of finished requests; number of rows taken;
+            and work done, in the unit of ``PAUSE``.
     """
     now_s, done, work = span.start_s, 0, 0
     ends = span.ends
@@ -142,19 +144,19 @@ def take_steps(
 
 @jit_inner
 def _waits(ranks: Ranks, limits: Limits, clock: Clock) -> bool:
-    """Whether a replica that has nothing to compute waits for caches that come or go."""
+    """Whether a replica with nothing to compute waits for caches that arrive or leave."""
     has_all = clock.counts[0, NUM_PUSHED] == clock.counts[0, NUM_FINISHED]
     return bool(limits.hands_over or has_all or expects_caches(ranks))
 
 
 @jit_inner
 def _take(requests: Requests, ranks: Ranks, clock: Clock) -> None:
-    """Queue the requests that have come since the replica's last look."""
+    """Queue the requests that have arrived since the replica's last step."""
     request = clock.counts[0, FIRST_COMING]
     for _ in range(clock.counts[0, NUM_COMING]):
         following = requests.ints[request, FOLLOWING]
         if not requests.times[request, LOST_S] >= 0:
-            push(requests, ranks, clock, request)
+            queue_request(requests, ranks, clock, request)
         request = following
     clock.counts[0, NUM_COMING] = 0
     clock.counts[0, COMING_TOKENS] = 0
@@ -167,7 +169,7 @@ def _end_step(
     """Complete the step of a replica. Returns how many requests finished.
 
     Args:
-        ended: room for these, where they are asked for.
+        ended: space for these, where they are wanted.
     """
     if len(ended) == 0:
         return int(complete_step(requests, ranks, limits, clock, now_s))

@@ -1,9 +1,9 @@
-"""All replicas of all pools between two changes, in one compiled loop over what happens next.
+"""Compiled event loop over all replicas of all pools between two changes.
 
 The loop takes the next event, lets it happen, and goes on until nothing is left to do before a
-given time, or until it needs something that it cannot do itself: more room for the log, what a step
-takes where ranks are simulated, the choice of a balancer in Python. Who called it sees to that and
-calls again.
+given time, or until it needs something that it cannot do itself: more space for the log, the
+duration of a step where ranks are simulated, the choice of a balancer in Python. The caller
+provides it and calls again.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from simulator.engine.events import (
 from simulator.engine.hand_over import (
     HandOver,
     asks_first,
+    drop_lost,
     expect_cache,
-    give_up,
-    hand_on,
+    handle_hand_over,
     use_reserved,
 )
 from simulator.engine.replica import FORMS_NEXT, IN_FLIGHT, PAUSE, UNPRICED, Span, take_steps
@@ -57,15 +57,15 @@ from simulator.engine.state import (
 )
 
 DONE, LOG_FULL, STEP_FORMED, ASKS, PAUSED, PRICE_WANTED, USED_UP = range(7)
-"""Why the loop returned: nothing happens until the given time, or no request needs anything more;
-the log has no row left; a step has been formed whose end is not known; a balancer in Python is
-asked; some time has passed; a step has been formed whose price the table does not have yet; the
-window on the trace has no request left."""
+"""Reasons why the loop returned: nothing happens until the given time, or every request is done;
+the log is full; a step has been formed whose end is not known; a balancer in Python is asked; a
+slice of time has passed; a step has been formed whose table entry is not filled; the window on the
+trace has no request left."""
 
 
 @jit_inner
 def next_event(events: Events, feed: Feed, times: Floats) -> tuple[float, int]:
-    """When something happens next, and its code; infinity where nothing does.
+    """Find the time and code of the next event; infinity where there is none.
 
     Args:
         times: of requests at the first pool.
@@ -98,15 +98,15 @@ def run_ahead(
     """Let everything happen up to ``until_s``, that instant included.
 
     Args:
-        first: the pool that requests come to.
-        handing: the pool that they go on to when their prompts are computed, ``None`` where there
-            is none: numba compiles the loop without it then.
+        first: pool that requests arrive at.
+        handing: pool that they go to once their prompts are computed, ``None`` where there is none:
+            numba compiles the loop without it then.
         log: ``[steps, columns]`` rows for steps that are formed, of which ``rows`` are taken.
-        prices_steps: whether tables say what steps take; else each is reported, and whoever called
-            adds the event of its end.
+        prices_steps: whether tables price the steps; otherwise each step is reported, and the
+            caller adds the event of its end.
 
     Returns:
-        Why it returned, and how many rows of the log are taken.
+        Reason for the return, and number of log rows taken.
     """
     requests, clock, balance = first.requests, first.clock, first.balance
     num_first, work = len(clock.counts), 0
@@ -164,7 +164,7 @@ def run_ahead(
             continue
         if handing is not None:
             if kind in (LEAVES, GOES_ON, ARRIVES):
-                if not hand_on(events, feed, first, handing, kind, number, at_s):
+                if not handle_hand_over(events, feed, first, handing, kind, number, at_s):
                     return ASKS, rows
                 continue
             if asks_first(handing, kind, number):
@@ -189,5 +189,5 @@ def run_ahead(
             continue
         requests.times[number, LOST_S] = at_s
         if handing is not None:
-            give_up(events, num_first, handing.pool, number, at_s)
+            drop_lost(events, num_first, handing.pool, number, at_s)
         release_next(feed, requests, 1, at_s)

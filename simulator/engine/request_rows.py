@@ -1,4 +1,4 @@
-"""What has become of the requests in the window, a row each as tables have them."""
+"""Rows of the table of requests, from the state of those in the window."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def read_requests(
     pools: Mapping[str, PoolState],
     ingress_delay_s: float,
 ) -> pd.DataFrame:
-    """``REQUEST_COLUMNS`` but the deployment, of the requests that the pools have rows for.
+    """Read ``REQUEST_COLUMNS`` without the deployment, for the requests that the pools have rows
+    for.
 
     Args:
         pools: by name, ``both`` or ``prefill`` and ``decode``.
@@ -86,7 +87,7 @@ def _two_pools(
     finish_s = np.where(moved, decodes.finish_s, first_s)
     lost_s = np.fmax(prompts.lost_s, decodes.lost_s)
     has_left = moved & ~np.isnan(decodes.arrival_s)
-    held_s = _held_s(transfer, prompts, decodes)
+    held_s = _ready_waits_s(transfer, prompts, decodes)
     waits_s = _room_waits_s(transfer, prompts, decodes, held_s, sent_s + ingress_delay_s)
     num_bytes = [transfer.num_bytes(int(tokens)) for tokens in prompts.num_input]
     return pd.DataFrame(
@@ -114,8 +115,8 @@ def _two_pools(
     )
 
 
-def _held_s(transfer: Transfer, prompts: Requests, decodes: Requests) -> Floats:
-    """Seconds for which caches that were ready to leave waited for room in the decode pool."""
+def _ready_waits_s(transfer: Transfer, prompts: Requests, decodes: Requests) -> Floats:
+    """Seconds that caches ready to leave waited for room in the decode pool."""
     ready_s = prompts.first_s + transfer.handshake_s
     held_s: Floats = np.maximum(decodes.reserved_s - ready_s, 0.0)
     return held_s
@@ -124,7 +125,7 @@ def _held_s(transfer: Transfer, prompts: Requests, decodes: Requests) -> Floats:
 def _room_waits_s(
     transfer: Transfer, prompts: Requests, decodes: Requests, held_s: Floats, asked_s: Floats
 ) -> Floats:
-    """Seconds for which requests waited for room in the decode pool, computed or not."""
+    """Seconds that requests waited for room in the decode pool, computed or not."""
     if not transfer.reserves_first:
         return held_s
     first_s = np.fmax(prompts.first_s, asked_s)
@@ -134,13 +135,15 @@ def _room_waits_s(
 
 
 def _count_retries(requests: Requests) -> Ints:
-    """Times that each request was sent again: not when it was given back and nobody was there."""
+    """Count how often each request was sent again, without those given back when no replica was
+    left.
+    """
     found: Ints = requests.retries - ((requests.retries > 0) & ~np.isnan(requests.lost_s))
     return found
 
 
 def _outcomes(finish_s: Floats, lost_s: Floats) -> pd.Series:
-    """What became of each request, one of :data:`~simulator.results.tables.OUTCOMES`."""
+    """Outcome of each request, one of :data:`~simulator.results.tables.OUTCOMES`."""
     codes = np.where(np.isnan(finish_s), OUTCOMES.index("unfinished"), OUTCOMES.index("finished"))
     codes[~np.isnan(lost_s)] = OUTCOMES.index("lost")
     return pd.Series(pd.Categorical.from_codes(codes.astype("int8"), dtype=_OUTCOME))

@@ -1,19 +1,19 @@
-"""KV blocks of a decode pool for caches that are computed elsewhere. Compiled.
+"""Reserved KV blocks of a decode pool for caches that are computed elsewhere. Compiled.
 
-A cache is sent when it is computed and a rank of the decode pool has blocks for it, which it keeps
-from then on; until it is there the prefill pool keeps its own. Where no rank has room, prompts so
-stay where they were computed, and fill that pool too. In line are those that have no blocks yet,
-first come, first served, behind requests of the rank that have lost theirs.
+A cache is sent when it is computed and a rank of the decode pool has blocks for it, which it
+reserves from then on; until the cache has arrived the prefill pool keeps its own copy. Where no
+rank has room, prompts so stay where they were computed, and fill that pool too. Requests without
+blocks queue first come, first served, behind requests of the rank that have been preempted.
 
-vLLM and TensorRT-LLM ask for blocks when the prompt is computed, SGLang before (the life cycles at
-the head of ``disaggregation/decode.py`` and ``prefill.py`` in its source).
+vLLM and TensorRT-LLM ask for blocks when the prompt is computed, SGLang before (see the life cycles
+at the head of ``disaggregation/decode.py`` and ``prefill.py`` in its source).
 """
 
 from __future__ import annotations
 
 from simulator.base.jit import jit_inner
 from simulator.engine.admission import clip_output, count_coming
-from simulator.engine.blocks import available, blocks_for, release, take
+from simulator.engine.blocks import allocate_blocks, blocks_for, count_available, release
 from simulator.engine.preemption import queue_after_ready
 from simulator.engine.state import (
     BLOCKS,
@@ -53,7 +53,7 @@ _MAX_SEQUENCES, _KV_CACHE = (ADMISSION_LIMITS.index(name) for name in ("max_sequ
 
 @jit_inner
 def stand_in_line(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
-    """Let request ``r`` wait for blocks of rank ``d``, behind all others in line."""
+    """Queue request ``r`` for blocks of rank ``d``, behind all others."""
     each = ranks.each
     requests.ints[r, FOLLOWING] = -1
     if each[d, LAST_IN_LINE] < 0:
@@ -66,8 +66,8 @@ def stand_in_line(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
 
 @jit_inner
 def reserve_blocks(requests: Requests, ranks: Ranks, d: int, limits: Limits, now_s: float) -> None:
-    """Keep blocks of rank ``d`` for those in line while there is room, as for requests that are
-    admitted, and chain them from ``FIRST_RESERVED`` on.
+    """Reserve blocks of rank ``d`` for queued requests while there is room, by the rules of
+    admission, and chain these requests from ``FIRST_RESERVED`` on.
     """
     each, ints = ranks.each, requests.ints
     pool = d % len(ranks.pools)
@@ -87,12 +87,12 @@ def reserve_blocks(requests: Requests, ranks: Ranks, d: int, limits: Limits, now
         asked = blocks_for(room, limits)
         if each[d, NUM_RUNNING] + each[d, NUM_RESERVED] > 0:
             asked += limits.watermark_blocks
-        if asked > available(ranks, pool, limits):
+        if asked > count_available(ranks, pool, limits):
             each[d, STOPPED_BY] = _KV_CACHE
             return
         _leave_line(requests, ranks, d, -1)
         need = blocks_for(reach, limits)
-        take(ranks, pool, need, limits)
+        allocate_blocks(ranks, pool, need, limits)
         ints[r, BLOCKS] = need
         ints[r, STAGE] = RESERVED
         requests.times[r, RESERVED_S] = now_s
@@ -108,7 +108,9 @@ def reserve_blocks(requests: Requests, ranks: Ranks, d: int, limits: Limits, now
 
 @jit_inner
 def _leave_line(requests: Requests, ranks: Ranks, d: int, before: int) -> None:
-    """The one in line of rank ``d`` that stands behind ``before`` leaves it, the first with -1."""
+    """Remove from the queue of rank ``d`` the request behind ``before``, or the first if that is
+    -1.
+    """
     each, ints = ranks.each, requests.ints
     leaves = each[d, FIRST_IN_LINE] if before < 0 else ints[before, FOLLOWING]
     if before < 0:
@@ -122,7 +124,7 @@ def _leave_line(requests: Requests, ranks: Ranks, d: int, before: int) -> None:
 
 @jit_inner
 def _count_out(requests: Requests, clock: Clock, r: int) -> None:
-    """Request ``r`` is none of the replica's any more."""
+    """Remove request ``r`` from the replica's counts."""
     ints = requests.ints
     ints[r, STAGE] = HERE
     clock.counts[0, NUM_FINISHED] += 1
@@ -131,14 +133,14 @@ def _count_out(requests: Requests, clock: Clock, r: int) -> None:
 
 @jit_inner
 def expects_caches(ranks: Ranks) -> bool:
-    """Whether caches are to come, which blocks are kept for."""
+    """Whether caches are to arrive, which blocks are reserved for."""
     return bool(ranks.each[:, NUM_RESERVED].any())
 
 
 @jit_inner
 def take_in(requests: Requests, ranks: Ranks, r: int) -> None:
-    """The cache of request ``r`` has come: it waits behind others whose caches have, and before all
-    that have no blocks.
+    """Queue request ``r``, whose cache has arrived, behind others with caches and before all
+    requests without blocks.
     """
     each, ints = ranks.each, requests.ints
     d = ints[r, DP_RANK]
@@ -151,7 +153,9 @@ def take_in(requests: Requests, ranks: Ranks, r: int) -> None:
 
 @jit_inner
 def give_up_line(requests: Requests, ranks: Ranks, clock: Clock, r: int) -> None:
-    """No cache is to come any more for request ``r``, which is in line or about to be."""
+    """Cancel the wait of request ``r`` for blocks, which is queued or about to be: its cache will
+    not arrive.
+    """
     d = requests.ints[r, DP_RANK]
     before, other = -1, ranks.each[d, FIRST_IN_LINE]
     while other >= 0 and other != r:
@@ -163,7 +167,7 @@ def give_up_line(requests: Requests, ranks: Ranks, clock: Clock, r: int) -> None
 
 @jit_inner
 def give_up_blocks(requests: Requests, ranks: Ranks, clock: Clock, r: int) -> None:
-    """No cache is to come any more for request ``r``, which blocks are kept for."""
+    """Cancel the reserved blocks of request ``r``: its cache will not arrive."""
     each, d = ranks.each, requests.ints[r, DP_RANK]
     release(requests, ranks, d % len(ranks.pools), r)
     each[d, IS_FULL] = False

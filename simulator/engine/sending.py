@@ -1,4 +1,4 @@
-"""Where requests go: pools of equal replicas, their balancers as numbers, and how requests come.
+"""Sending of requests to replicas: pools, load balancers as numbers, and the arrival of requests.
 Compiled.
 """
 
@@ -35,63 +35,66 @@ class Pool(NamedTuple):
     """Equal replicas behind one load balancer."""
 
     requests: Requests
-    """The trace's, as far as they are served here: a prefill pool's have one output token."""
+    """Requests of the trace as far as this pool serves them: those of a prefill pool have one
+    output token."""
     ranks: Ranks
-    """``[M, ...]`` of all replicas."""
+    """Ranks of all replicas, ``[M, ...]``."""
     clock: Clock
-    """``[M, ...]``."""
+    """Clocks of all replicas, ``[M, ...]``."""
     limits: Limits
     table: StepTable
     balance: Balance
 
 
 class Balance(NamedTuple):
-    """Which replica of a pool gets a request, as numbers."""
+    """Load balancer of a pool, as numbers."""
 
     per_request: int
-    """See :class:`simulator.policies.balancing.Rule`."""
+    """Weight of an outstanding request (:class:`simulator.policies.balancing.Rule`)."""
     per_token: int
+    """Weight of an outstanding token (:class:`simulator.policies.balancing.Rule`)."""
     turns: Ints
-    """``[N]`` replica of each of the trace's requests by the order in which they come; empty where
-    load decides."""
+    """``[N]`` replica of each of the trace's requests in order of arrival; empty where load
+    decides."""
     is_asked: bool
     """Whether a balancer in Python chooses."""
     num_sent: Ints
-    """``[1]`` requests so far."""
+    """``[1]`` requests sent so far."""
     replica_of: Ints
-    """``[rows]`` where each request went."""
+    """``[rows]`` replica that each request was sent to."""
 
 
 class Feed(NamedTuple):
-    """How requests come to the first pool, by rows of the window on the trace."""
+    """Arrival of requests at the first pool, by rows of the window on the trace."""
 
     num_come: Ints
-    """``[1]`` the row of the next request that comes."""
+    """``[1]`` row of the next request to arrive."""
     num_released: Ints
     """``[1]`` rows of requests whose arrival is known: all of an open loop."""
     is_closed: bool
-    """Whether a request is released by the end of another."""
+    """Whether the end of a request releases another (closed loop)."""
     ingress_delay_s: float
-    """From the end of one request of a closed loop to the next one's arrival."""
+    """Seconds from the end of one request of a closed loop to the next one's arrival."""
     num_done: Ints
-    """``[1]`` requests that need nothing more ..."""
+    """``[1]`` requests that are finished or lost."""
     num_requests: int
-    """... of all of the trace."""
+    """Requests of the whole trace."""
     chosen: Ints
-    """``[1]`` the replica that a balancer in Python has chosen, or -1."""
+    """``[1]`` replica that a balancer in Python has chosen, or -1."""
     used_up: Ints
-    """``[1]`` how many may come before the window on the trace needs more rows
+    """``[1]`` requests that may arrive before the window on the trace needs more rows
     (:mod:`simulator.engine.windows`)."""
     asks: Ints
-    """``[1]`` the pool whose balancer is asked, or the replica whose step has no price yet."""
+    """``[1]`` place of the pool whose balancer is asked, or number of the replica whose step has no
+    price yet."""
 
 
 @jit_inner
 def send_request(
     balance: Balance, clock: Clock, requests: Requests, request: int, feed: Feed
 ) -> int:
-    """Give a request to the replica that the balancer chooses, which looks at it when it forms a
-    step. Returns its number, -1 where none is left.
+    """Send a request to the replica that the balancer chooses, which queues it when it forms a
+    step. Returns the replica's number, -1 where none is left.
     """
     replica = _choose(balance, clock, feed)
     feed.chosen[0] = -1
@@ -142,7 +145,7 @@ def _choose(balance: Balance, clock: Clock, feed: Feed) -> int:
 def form_soon(
     events: Events, clock: Clock, replica: int, number: int, now_s: float, kind: int
 ) -> None:
-    """Let a replica form a step at this instant, unless one is under way."""
+    """Let a replica form a step at this instant, unless one is in flight."""
     if not clock.counts[replica, 0, IS_BUSY]:
         clock.counts[replica, 0, IS_BUSY] = True
         push_event(events, now_s, code_of(kind, number))
@@ -150,7 +153,7 @@ def form_soon(
 
 @jit_inner
 def ranks_of(ranks: Ranks, replica: int) -> Ranks:
-    """The ranks of one replica."""
+    """Ranks of one replica."""
     return Ranks(
         ranks.each[replica],
         ranks.running[replica],
@@ -168,13 +171,13 @@ def ranks_of(ranks: Ranks, replica: int) -> Ranks:
 
 @jit_inner
 def clock_of(clock: Clock, replica: int) -> Clock:
-    """The clock of one replica."""
+    """Clock of one replica."""
     return Clock(clock.counts[replica], clock.gap_counts[replica])
 
 
 @jit_inner
 def release_next(feed: Feed, requests: Requests, count: int, now_s: float) -> None:
-    """Requests are done, and clients of a closed loop send others instead."""
+    """Count ``count`` requests as done, and let clients of a closed loop send others instead."""
     feed.num_done[0] += count
     if feed.is_closed:
         for _ in range(min(count, len(requests.times) - feed.num_released[0])):

@@ -1,4 +1,4 @@
-"""What is left when a trace has been served."""
+"""Results of serving a trace, before they are assembled into a record."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from simulator.results.tables import ADMISSION_LIMITS, MOVE_COLUMNS, ExpertsMove
 
 
 class Rows(NamedTuple):
-    """What a run leaves, as it was put away."""
+    """Rows of a run, stored part by part."""
 
     requests: Spool
     steps: Spool
@@ -28,49 +28,51 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class Served:
-    """Requests, steps and what their ranks did."""
+    """Requests and steps of a run, and the state that it ended in."""
 
     plan: DeploymentPlan
     pools: dict[str, PoolState]
-    """By name, ``both`` for one that computes prompts and decodes, else ``decode`` and
+    """Pools by name, ``both`` for one that computes prompts and decodes, else ``decode`` and
     ``prefill``; with the last rows of the window on the trace."""
     by_ranks: dict[str, ByRanks]
-    """What ran the steps of each, where ranks were simulated."""
+    """Executors of each pool's steps, where ranks were simulated."""
     rows: Rows
     ingress_delay_s: float
-    """From the client to the scheduler."""
+    """Seconds from the client to the scheduler."""
     changed: tuple[Changed, ...] = ()
     """Stops and starts of replicas, in order of time."""
     rebalances: tuple[ExpertsMoved, ...] = ()
     """Moves of experts, in order of time."""
     until_s: float | None = None
-    """When it was ended, if not when all was done."""
+    """Time at which the run was ended, seconds; ``None`` where it ended with all requests done."""
 
     @cached_property
     def requests(self) -> Columns:
-        """``REQUEST_COLUMNS`` but the deployment, in order of number."""
+        """Table of requests with ``REQUEST_COLUMNS`` without the deployment, in order of number."""
         return self.rows.requests.close()
 
     @cached_property
     def steps(self) -> Columns:
-        """``STEP_COLUMNS`` but the deployment, those of a replica in order of their start; replica
-        after replica within each part that was put away at once.
+        """Table of steps with ``STEP_COLUMNS`` without the deployment, those of a replica in order
+        of their start; replica after replica within each part that was stored at once.
         """
         return self.rows.steps.close()
 
     @cached_property
     def costs(self) -> Columns:
-        """:data:`~simulator.engine.step_rows.COST_COLUMNS` of each of the steps."""
+        """Table of :data:`~simulator.engine.step_rows.COST_COLUMNS`, a row for each of
+        the steps.
+        """
         return self.rows.costs.close()
 
     def requests_table(self) -> pd.DataFrame:
-        """All requests as one frame."""
+        """Read all requests as one data frame."""
         return read_whole(self.requests)
 
     def steps_of(self, name: str) -> pd.DataFrame:
-        """The steps of a pool as one frame, replica after replica, with the columns ``replica``
-        (among those of the pool), ``num_steps``, ``decodes`` and
-        :data:`~simulator.engine.step_log.LOG_COLUMNS`, ``limited_by`` by its place.
+        """Read the steps of a pool as one data frame, replica after replica, with the columns
+        ``replica`` (its number in the pool), ``num_steps``, ``decodes`` and
+        :data:`~simulator.engine.step_log.LOG_COLUMNS`, ``limited_by`` as an index.
         """
         steps = pd.concat([read_whole(self.steps), read_whole(self.costs)], axis=1)
         steps = steps[steps["pool"] == name].sort_values("replica", kind="stable")
@@ -81,7 +83,9 @@ class Served:
         return steps[columns].reset_index(drop=True)
 
     def moves_table(self) -> pd.DataFrame:
-        """``MOVE_COLUMNS`` but the deployment, in order of time."""
+        """Table of requests moved between replicas, with ``MOVE_COLUMNS`` without the deployment,
+        in order of time.
+        """
         rows = [
             (int(request), self._number_of(changed.change.pool, replica), changed.change.at_s)
             for changed in self.changed
@@ -93,7 +97,7 @@ class Served:
         )
 
     def list_changes(self) -> tuple[ReplicasChanged, ...]:
-        """What happened to replicas, in order of time."""
+        """List the stops and starts of replicas, in order of time."""
         return tuple(
             ReplicasChanged(
                 at_s=changed.change.at_s,

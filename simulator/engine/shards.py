@@ -1,6 +1,8 @@
-"""Replicas that nothing joins, served apart: where a balancer does not look at load, it is known
-before anything is served where every request goes, so that each range of replicas is a deployment
-of its own, and what comes of all is what comes of the whole.
+"""Shards: independent replicas of a deployment, served in parallel.
+
+Where a balancer does not look at load, the replica of every request is known before anything is
+served, so that each range of replicas is a deployment of its own, and their merged results are
+those of the whole.
 """
 
 from __future__ import annotations
@@ -35,23 +37,23 @@ class Shard:
     plan: DeploymentPlan
     trace: RequestTrace
     first: int
-    """Number of the first of them in the deployment."""
+    """Number of the shard's first replica in the deployment."""
 
 
 class ServedShard(NamedTuple):
-    """What came of a shard, as one process gives it to another; replicas are numbered from 0."""
+    """Results of a shard, as one process gives them to another; replicas are numbered from 0."""
 
     requests: Columns
     steps: Columns
     costs: Columns
     gap_counts: Ints
-    """``[M, NUM_GAP_BINS]``."""
+    """Histograms of gaps between output tokens, ``[M, NUM_GAP_BINS]``."""
     ingress_delay_s: float
-    """See :class:`~simulator.engine.served.Served`."""
+    """Seconds from the client to the scheduler."""
 
 
 class _Chosen:
-    """A balancing policy that has chosen already."""
+    """Balancing policy with a fixed choice for every request."""
 
     needs_load = False
 
@@ -63,8 +65,9 @@ class _Chosen:
 
 
 def split_replicas(plan: DeploymentPlan, trace: RequestTrace, most: int) -> list[Shard]:
-    """Up to ``most`` shards, of equally many replicas; none where it would not be several, or
-    where anything joins replicas: load, a closed loop, another pool, failures, experts that move.
+    """Split a deployment into up to ``most`` shards of equally many replicas; none where there
+    would be only one, or where replicas are coupled: by load, a closed loop, another pool,
+    failures, or experts that move.
     """
     count = min(most, plan.serving.replicas)
     if count < 2 or not _are_apart(plan, trace):
@@ -77,7 +80,7 @@ def split_replicas(plan: DeploymentPlan, trace: RequestTrace, most: int) -> list
 
 
 def _are_apart(plan: DeploymentPlan, trace: RequestTrace) -> bool:
-    """Whether replicas have nothing to do with each other once it is known who gets what."""
+    """Whether replicas are independent of each other once every request has its replica."""
     stays = next(list_looks(plan.serving.rebalancing), None) is None
     is_open = trace.concurrency is None and trace.num_requests > 0
     return plan.prefill is None and is_open and not plan.failures and stays
@@ -95,8 +98,9 @@ def serve_shard(shard: Shard, progress: CountDone, fill: MakeTable) -> ServedSha
     """Serve a shard at the ``step`` fidelity.
 
     Args:
-        progress: as of :func:`simulator.engine.timeline.serve`.
-        fill: likewise; the tables of all shards have the same entries.
+        progress: as in :func:`simulator.engine.timeline.serve`.
+        fill: as in :func:`simulator.engine.timeline.serve`; the tables of all shards have the same
+            entries.
     """
     served = serve(shard.plan, shard.trace, progress=progress, fill=fill)
     gap_counts = served.pools["both"].clock.gap_counts
@@ -111,7 +115,8 @@ def merge_shards(
     shards: Sequence[Shard],
     served: Sequence[ServedShard],
 ) -> Served:
-    """What :func:`~simulator.engine.timeline.serve` returns for the whole deployment.
+    """Merge the shards' results into those that :func:`~simulator.engine.timeline.serve` returns
+    for the whole deployment.
 
     Steps are replica after replica in all, also where they come in several parts.
     """
@@ -120,21 +125,21 @@ def merge_shards(
     steps = (
         frame
         for shard, one in zip(shards, served, strict=True)
-        for frame in _shifted(one.steps, shard.first)
+        for frame in _shift_replicas(one.steps, shard.first)
     )
     costs = (frame for one in served for frame in list_frames(one.costs))
     rows = Rows(_merge_requests(trace, shards, served), _spool(steps), _spool(costs))
     return Served(plan, {"both": pool}, {}, rows, served[0].ingress_delay_s)
 
 
-def _shifted(table: Columns, first: int) -> Iterator[pd.DataFrame]:
-    """A shard's rows with the replicas' numbers in the deployment."""
+def _shift_replicas(table: Columns, first: int) -> Iterator[pd.DataFrame]:
+    """Renumber a shard's replicas to their numbers in the deployment."""
     for frame in list_frames(table):
         yield frame.assign(replica=frame["replica"] + first)
 
 
 def _spool(frames: Iterator[pd.DataFrame]) -> Spool:
-    """Rows one behind the other, in parts as large as those of a run."""
+    """Spool rows one after the other, in parts as large as those of a run."""
     spool = Spool()
     held: list[pd.DataFrame] = []
     for frame in frames:
@@ -154,30 +159,30 @@ def _stack(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
 def _merge_requests(
     trace: RequestTrace, shards: Sequence[Shard], served: Sequence[ServedShard]
 ) -> Spool:
-    """Requests in the order of the trace, a window of it at a time."""
+    """Merge requests in the order of the trace, a window of it at a time."""
     spool = Spool()
     readers = [
-        _Reader(_shifted(one.requests, shard.first))
+        _Reader(_shift_replicas(one.requests, shard.first))
         for shard, one in zip(shards, served, strict=True)
     ]
     for begin in range(0, trace.num_requests, ROWS):
         parts = [reader.take_before(begin + ROWS) for reader in readers]
-        spool.add(partial(_in_order, parts))
+        spool.add(partial(_sort_requests, parts))
     return spool
 
 
-def _in_order(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
+def _sort_requests(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(parts).sort_values("request", ignore_index=True)
 
 
 class _Reader:
-    """Requests of a shard, of which the first are taken again and again."""
+    """Reader of a shard's requests in order."""
 
     def __init__(self, frames: Iterator[pd.DataFrame]) -> None:
         self._frames, self._left = frames, next(frames)
 
     def take_before(self, end: int) -> pd.DataFrame:
-        """Take the requests whose numbers are lower than ``end`` and that were not taken yet."""
+        """Take the requests whose numbers are below ``end`` and that were not taken yet."""
         taken = []
         while True:
             count = int(np.searchsorted(self._left["request"], end))

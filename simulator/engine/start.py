@@ -1,4 +1,4 @@
-"""The state of batching when nothing has come."""
+"""Initial state of batching."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from simulator.workload.traces import RequestTrace
 
 
 def start_requests(trace: RequestTrace, *, with_prefixes: bool, first: int = 0) -> Requests:
-    """No request has begun.
+    """Make the rows of requests that have not begun.
 
     Args:
         first: number of the first of them, where they are the end of a longer trace.
@@ -58,13 +58,13 @@ def start_ranks(
     output_share: float = 1.0,
     ring_tokens: int = 1,
 ) -> Ranks:
-    """Nothing waits, nothing runs, all blocks are free.
+    """Make idle ranks: nothing waits, nothing runs, all blocks are free.
 
     Args:
-        num_ranks: that batch on their own, in all lanes together.
-        capacity_blocks: of a data-parallel rank, for all lanes together.
+        num_ranks: ranks that batch on their own, in all lanes together.
+        capacity_blocks: KV blocks of a data-parallel rank, for all lanes together.
         num_lanes: batches of a data-parallel rank that are in flight.
-        output_share: share of the outputs of running requests that admission counts on at first.
+        output_share: share of the outputs of running requests that admission assumes at first.
         ring_tokens: tokens of a KV block where decodes may be summed.
     """
     num_pools = num_ranks // num_lanes
@@ -93,7 +93,7 @@ def start_ranks(
 
 
 def start_clock() -> Clock:
-    """Idle."""
+    """Make the clock of an idle replica."""
     clock = Clock(
         np.zeros((1, IS_PAUSED + 1), dtype=np.int64), np.zeros(NUM_GAP_BINS, dtype=np.int64)
     )

@@ -1,6 +1,6 @@
-"""The arrays that batching works on: a row for each request, data-parallel rank or block, a column
-for each number. Few arrays in few tuples, because compiled code copies tuples at every call and
-counts references to every array in them.
+"""Arrays of batching: a row for each request, data-parallel rank or block, a column for each
+number. Few arrays in few tuples, because compiled code copies tuples at every call and counts
+references to every array in them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NOTHING: Floats = np.zeros(0)
 
 
 class Column:
-    """A column of an array by its name, to read and to write outside of compiled code."""
+    """Column of an array by its name, to read and to write outside of compiled code."""
 
     def __init__(self, array: str, place: int) -> None:
         self.array, self.place = array, place
@@ -51,13 +51,12 @@ class Column:
     DOMAIN,
     NUMBER,
 ) = range(20)
-"""Columns: whole numbers of a request."""
+"""Integer columns of a request."""
 HERE, IN_LINE, RESERVED = range(3)
-"""Stages of a request of the decode pool: nothing is to come for it, it stands in line for KV
-blocks or is about to, and blocks are kept for its cache, which is on its way or not yet computed.
-"""
+"""Stages of a request in the decode pool: no cache is to arrive for it; it queues for KV blocks or
+is about to; blocks are reserved for its cache, which is in transfer or not computed yet."""
 (ARRIVAL_S, SCHEDULED_S, FIRST_S, LAST_S, FINISH_S, LOST_S, RESERVED_S) = range(7)
-"""Columns: seconds of a request."""
+"""Time columns of a request, seconds."""
 (
     HEAD,
     TAIL,
@@ -78,13 +77,13 @@ blocks or is about to, and blocks are kept for its cache, which is on its way or
     NUM_RESERVED,
     RESERVED_OUTPUT,
 ) = range(18)
-"""Columns: whole numbers of what batches on its own."""
+"""Integer columns of a data-parallel rank, or of one of its lanes in a pipeline."""
 (FREE_BLOCKS, CAPACITY_BLOCKS, NUM_EVICTABLE, NUM_TAKEN, RAN_OUT) = range(5)
-"""Columns: whole numbers of a data-parallel rank's cache."""
+"""Integer columns of a data-parallel rank's cache."""
 (REFS, IN_CACHE, OLDER, NEWER) = range(4)
-"""Columns: whole numbers of a prefix block."""
+"""Integer columns of a prefix block."""
 (HELD, NUM_ADMISSIONS, FIRST_RESERVED, LAST_RESERVED) = range(4)
-"""Columns: whole numbers of a replica's ranks together."""
+"""Integer columns of all ranks of a replica together."""
 (
     IS_BUSY,
     NUM_FINISHED,
@@ -101,21 +100,24 @@ blocks or is about to, and blocks are kept for its cache, which is on its way or
     HAS_ENDED,
     IS_PAUSED,
 ) = range(14)
-"""Columns: whole numbers of a replica."""
+"""Integer columns of a replica's clock."""
 
 
 class _RequestsArrays(NamedTuple):
     ints: Ints
+    """``[N, columns]`` integers of each request."""
     times: Floats
+    """``[N, columns]`` times of each request, seconds; NaN until they are known."""
     prefix_starts: Ints
-    """``[N + 1]`` into ``prefix_ids``."""
+    """``[N + 1]`` beginnings of each request's part of ``prefix_ids``."""
     prefix_ids: Ints
+    """Ids of prefix blocks, request after request."""
     first: int
     """Number in the trace of the request in the first row."""
 
 
 class Requests(_RequestsArrays):
-    """What is asked, and how far it is: a row for each request of a window on the trace
+    """Requests and their progress: a row for each request of a window on the trace
     (:mod:`simulator.engine.windows`), shared by all replicas of a pool.
     """
 
@@ -126,83 +128,85 @@ class Requests(_RequestsArrays):
     generated = Column("ints", GENERATED)
     """Output tokens emitted."""
     transferred_tokens = Column("ints", TRANSFERRED)
-    """Tokens whose keys and values come with the request, from a prefill pool; 0 once they are
-    lost."""
+    """Tokens whose keys and values are transferred from a prefill pool; 0 once they are lost."""
     blocks = Column("ints", BLOCKS)
-    """KV blocks held by the request alone."""
+    """KV blocks that the request alone holds."""
     shared = Column("ints", SHARED)
-    """Leading prefix blocks held together with others."""
+    """Leading prefix blocks held together with other requests."""
     cached = Column("ints", CACHED)
     """Prompt tokens found in the prefix cache at first admission."""
     preemptions = Column("ints", PREEMPTIONS)
     dp_rank = Column("ints", DP_RANK)
     following = Column("ints", FOLLOWING)
-    """Next request in the same waiting queue, or on the way to the same replica; -1 at its end."""
+    """Next request in the same queue, or on its way to the same replica; -1 at the end."""
     admitted = Column("ints", ADMITTED)
-    """How many admissions came before its latest one: which of two requests has run for longer."""
+    """Number of admissions before its latest one, which orders requests by how long they have
+    run."""
     kept_first = Column("ints", KEPT_FIRST)
-    """Where in its sequence the KV blocks begin that it lost when it was preempted."""
+    """Index in its sequence of the first KV block that it lost when it was preempted."""
     kept_blocks = Column("ints", KEPT_BLOCKS)
-    """How many of them were full."""
+    """Number of these blocks that were full."""
     kept_end = Column("ints", KEPT_END)
-    """Behind which place in the line of free blocks they stood
+    """Position in the queue of free blocks behind these blocks
     (:func:`simulator.engine.blocks.keep_order`)."""
     joined = Column("ints", JOINED)
     """Steps that its rank had counted when it joined the summed decodes
-    (:mod:`simulator.engine.decodes`), of which ``computed``, ``generated`` and ``blocks`` are."""
+    (:mod:`simulator.engine.decodes`); ``computed``, ``generated`` and ``blocks`` are of that
+    moment."""
     retries = Column("ints", RETRIES)
-    """Times that its replica was gone and it was sent to another one."""
+    """Times that its replica stopped and it was sent to another one."""
     stage = Column("ints", STAGE)
     domain = Column("ints", DOMAIN)
-    """Kind of text, by its place in :attr:`simulator.workload.traces.RequestTrace.domains`; -1
-    where none is told."""
+    """Kind of text, an index into :attr:`simulator.workload.traces.RequestTrace.domains`; -1 where
+    unknown."""
     number = Column("ints", NUMBER)
-    """Its place in the whole trace, by which chance is drawn."""
+    """Number in the whole trace, which seeds its random draws."""
     arrival_s = Column("times", ARRIVAL_S)
     scheduled_s = Column("times", SCHEDULED_S)
     first_s = Column("times", FIRST_S)
     last_s = Column("times", LAST_S)
-    """When its latest output token was emitted."""
+    """Time of its latest output token."""
     finish_s = Column("times", FINISH_S)
     lost_s = Column("times", LOST_S)
-    """When no replica was left to send it to."""
+    """Time at which no replica was left to send it to."""
     reserved_s = Column("times", RESERVED_S)
-    """When a rank of the decode pool kept KV blocks for its cache."""
+    """Time at which a rank of the decode pool reserved KV blocks for its cache."""
 
 
 class _RanksArrays(NamedTuple):
     each: Ints
-    """``[dp, columns]``."""
+    """``[dp, columns]`` integers of each rank."""
     running: Ints
-    """``[dp, max_sequences]`` requests in order of admission."""
+    """``[dp, max_sequences]`` running requests in order of admission."""
     chunk: Ints
-    """``[dp, max_sequences]`` tokens of each that the step computes; 0 = sits out."""
+    """``[dp, max_sequences]`` tokens of each that the step computes; 0 = not in this step."""
     pools: Ints
-    """``[pools, columns]``."""
+    """``[pools, columns]`` integers of each data-parallel rank's cache."""
     prefixes: Ints
-    """``[pools, U + 1, columns]``."""
+    """``[pools, U + 1, columns]`` integers of each prefix block; the last row holds the ends of the
+    eviction ring."""
     counts: Ints
-    """``[1, columns]``."""
+    """``[1, columns]`` integers of the replica."""
     output_share: Floats
-    """``[dp]`` share of the outputs of running requests that admission counts on."""
+    """``[dp]`` share of the outputs of running requests that admission assumes."""
     ring: Ints
-    """``[dp, block tokens]`` summed decodes that need a KV block in the steps whose number has this
+    """``[dp, block tokens]`` summed decodes that need a KV block in steps whose number has this
     remainder."""
     emitted_s: Floats
-    """``[dp]`` when the summed decodes got their latest tokens."""
+    """``[dp]`` time of the summed decodes' latest tokens, seconds."""
     ends: Ints
-    """``[dp, max_sequences]`` after how many steps of the rank each summed decode ends."""
+    """``[dp, max_sequences]`` step count of the rank at which each summed decode ends."""
     starts: Ints
-    """``[dp, max_sequences]`` its context less the steps that the rank had counted when it
-    joined."""
+    """``[dp, max_sequences]`` context of each summed decode when it joined, less the steps that the
+    rank had counted then."""
 
 
 class Ranks(_RanksArrays):
-    """Those of one replica that batch on their own.
+    """Ranks of one replica that batch on their own.
 
     Without a pipeline they are its attention data-parallel ranks. A pipeline of ``pp`` stages keeps
-    ``pp`` batches in flight, each in a lane of its own, and batch ``d`` is of data-parallel rank
-    ``d % pools``. Its GPUs hold the caches of all lanes, so blocks and prefixes are by
+    ``pp`` batches in flight, each in a lane of its own, and batch ``d`` belongs to data-parallel
+    rank ``d % pools``. Its GPUs hold the caches of all lanes, so blocks and prefixes are by
     data-parallel rank only.
     """
 
@@ -212,51 +216,52 @@ class Ranks(_RanksArrays):
     num_waiting = Column("each", NUM_WAITING)
     num_running = Column("each", NUM_RUNNING)
     is_full = Column("each", IS_FULL)
-    """Whether the last look found no room for one more, and nobody has left since."""
+    """Whether the last admission found no room for one more request, and none has left since."""
     stopped_by = Column("each", STOPPED_BY)
-    """What ended the step's admission, by its place in
+    """Limit that ended the step's admission, an index into
     :data:`simulator.results.tables.ADMISSION_LIMITS`."""
     num_decodes = Column("each", NUM_DECODES)
-    """The first so many of those that run are summed ..."""
+    """Number of summed decodes, which come first among the running requests."""
     contexts = Column("each", CONTEXTS)
-    """... and have so many tokens in the cache together ..."""
+    """Tokens of all summed decodes in the cache."""
     longest = Column("each", LONGEST)
-    """... the longest so many ..."""
+    """Tokens of the longest summed decode in the cache."""
     ticks = Column("each", TICKS)
-    """... after so many steps ..."""
+    """Steps that the rank has counted for its summed decodes."""
     next_end = Column("each", NEXT_END)
-    """... and the next of them ends after that many."""
+    """Value of ``ticks`` at which the next summed decode ends."""
     num_ready = Column("each", NUM_READY)
-    """The first so many of those that wait have blocks and their caches in them ..."""
+    """Number of waiting requests, the first of the queue, that have blocks and their transferred
+    caches in them."""
     last_ready = Column("each", LAST_READY)
-    """... the last of them this one."""
+    """Last of these requests."""
     num_in_line = Column("each", NUM_IN_LINE)
-    """Requests whose caches are to come and have no blocks yet, in a queue of their own."""
+    """Requests whose caches are to arrive and that have no blocks yet, in a queue of their own."""
     num_reserved = Column("each", NUM_RESERVED)
-    """Requests whose caches are to come and have blocks ..."""
+    """Requests whose caches are to arrive and that have blocks."""
     reserved_output = Column("each", RESERVED_OUTPUT)
-    """... and the output tokens that SGLang's admission counts on from them, until they run."""
+    """Output tokens of these that SGLang's admission assumes, until they run."""
     free_blocks = Column("pools", FREE_BLOCKS)
     capacity_blocks = Column("pools", CAPACITY_BLOCKS)
     num_evictable = Column("pools", NUM_EVICTABLE)
     """Prefix blocks that no request holds."""
     num_taken = Column("pools", NUM_TAKEN)
-    """KV blocks taken so far: how far the line of free blocks has moved."""
+    """KV blocks taken so far, which is how far the queue of free blocks has moved."""
     ran_out = Column("pools", RAN_OUT)
     """Whether a request has lost its blocks in this step."""
     older = Column("prefixes", OLDER)
-    """Evictable prefix blocks are a ring from the most to the least recently used, whose ends are
-    the last row."""
+    """Neighbour that was used less recently. Evictable prefix blocks form a ring from the most to
+    the least recently used, whose ends are the last row."""
     newer = Column("prefixes", NEWER)
     held = Column("counts", HELD)
     """Steps for which prompts have been held back."""
     num_admissions = Column("counts", NUM_ADMISSIONS)
-    """So far."""
+    """Admissions so far."""
     first_reserved = Column("counts", FIRST_RESERVED)
-    """The first request that the latest step has kept blocks for, -1 for none; ``following`` leads
-    on ..."""
+    """First request that the latest step has reserved blocks for, -1 for none; ``following`` leads
+    to the next."""
     last_reserved = Column("counts", LAST_RESERVED)
-    """... to the last."""
+    """Last request that the latest step has reserved blocks for."""
 
     @property
     def refs(self) -> Ints:
@@ -272,12 +277,13 @@ class Ranks(_RanksArrays):
 
 
 class Limits(NamedTuple):
-    """Numbers that batching goes by."""
+    """Limits that batching obeys."""
 
     rules: Rules
-    """The scheduling policy's, as far as they mean something here: ``max_sequences`` of one batch,
-    prompts held back only where there is something to hold them for."""
+    """Rules of the scheduling policy, as far as they apply: ``max_sequences`` of one batch, prompts
+    held back only where there is something to hold them for."""
     block_tokens: int
+    """Tokens of a KV block."""
     sequence_blocks: int
     """KV blocks that every running sequence takes whatever its length (windows, recurrent
     state)."""
@@ -291,48 +297,51 @@ class Limits(NamedTuple):
     """Tokens from which on a step is not held back any longer."""
     sums_decodes: bool = False
     """Whether decodes may be summed (:mod:`simulator.engine.decodes`): where a table prices them,
-    and nothing but their number and contexts matters."""
+    and only their number and contexts matter."""
     accepted: Floats = _NOTHING
-    """``[tokens of a draft]`` :attr:`simulator.policies.speculation.Drafts.accepted`."""
+    """Probability that each token of a draft is accepted
+    (:attr:`simulator.policies.speculation.Drafts.accepted`)."""
     draft_seed: int = 0
-    """Seed by which it is drawn which tokens of drafts are kept."""
+    """Seed of the acceptance of draft tokens."""
     hands_over: bool = False
-    """Whether finished requests keep their KV blocks until their caches are at another pool."""
+    """Whether finished requests keep their KV blocks until their caches have arrived at another
+    pool."""
 
 
 class _ClockArrays(NamedTuple):
     counts: Ints
-    """``[1, columns]``."""
+    """``[1, columns]`` integers of the replica."""
     gap_counts: Ints
-    """``[NUM_GAP_BINS]`` gaps between output tokens."""
+    """``[NUM_GAP_BINS]`` histogram of gaps between output tokens."""
 
 
 class Clock(_ClockArrays):
-    """Where a replica is."""
+    """State of a replica beside its ranks."""
 
     is_busy = Column("counts", IS_BUSY)
-    """Whether a step is under way, or about to be formed."""
+    """Whether a step is in flight, or about to be formed."""
     num_finished = Column("counts", NUM_FINISHED)
     num_pushed = Column("counts", NUM_PUSHED)
     """Requests that have been queued at a rank."""
     num_steps = Column("counts", NUM_STEPS)
     outstanding_tokens = Column("counts", OUTSTANDING_TOKENS)
-    """Prompt and output tokens of those that were queued and have not finished."""
+    """Prompt and output tokens of requests that were queued and have not finished."""
     num_coming = Column("counts", NUM_COMING)
-    """Requests that were sent here since the last look at them, and are at no rank yet ..."""
+    """Requests that were sent to the replica since its last step, and are at no rank yet."""
     first_coming = Column("counts", FIRST_COMING)
-    """... the first of them; ``following`` leads on ..."""
+    """First of these requests; ``following`` leads to the next."""
     last_coming = Column("counts", LAST_COMING)
-    """... to the last ..."""
+    """Last of these requests."""
     coming_tokens = Column("counts", COMING_TOKENS)
-    """... and their prompt and output tokens."""
+    """Prompt and output tokens of these requests."""
     run_row = Column("counts", RUN_ROW)
-    """Row of the log that may take in the latest step, once that has ended; -1 for none."""
+    """Row of the log that may absorb the latest step, once that has ended; -1 for none."""
     last_row = Column("counts", LAST_ROW)
     """Row of the latest step; -1 for none."""
     has_ended = Column("counts", HAS_ENDED)
     """Whether a request ended with the latest step."""
     is_paused = Column("counts", IS_PAUSED)
-    """For how many reasons the replica forms no step though it serves: its experts move."""
+    """Number of reasons for which the replica forms no step though it serves: its experts move."""
     is_gone = Column("counts", IS_GONE)
-    """For how many reasons the replica has stopped and is sent nothing; 0 where it serves."""
+    """Number of reasons for which the replica has stopped and gets no requests; 0 where it
+    serves."""

@@ -1,9 +1,8 @@
-"""What the log keeps of steps: a row for each, or for a run of decode steps that are alike.
-Compiled.
+"""Log of steps: a row for each, or for a run of decode steps that are alike. Compiled.
 
-Between two requests that come or end, a replica takes steps that differ in nothing but their
-contexts, which a row counts and adds up. The latest step of a replica has a row of its own, since
-it may be cut off; it joins the run before it when the next one is formed.
+Between two requests that arrive or end, a replica takes steps that differ only in their contexts,
+which a row counts and adds up. The latest step of a replica has a row of its own, since it may be
+cut short; it joins the run before it when the next one is formed.
 """
 
 from __future__ import annotations
@@ -57,27 +56,27 @@ LOG_COLUMNS = (
     "dropped_pairs",
 )
 """Columns of a step's row in the log: those of :data:`simulator.results.tables.STEP_COLUMNS`
-(``limited_by`` by its place), the expert load imbalance, the bytes of weights and cache that the
-mean rank had to read, and the token-expert pairs that were dropped in all layers."""
+(``limited_by`` as an index), the expert load imbalance, the bytes of weights and cache that the
+mean rank had to read, and the token-expert pairs dropped in all layers."""
 POOL, REPLICA, ROW_STEPS, DECODES = range(len(LOG_COLUMNS), len(LOG_COLUMNS) + 4)
-"""Columns behind these: whose step it was, how many steps the row stands for, and sequences that
-decode in them, added up."""
+"""Columns behind these: pool and replica of the step, number of steps in the row, and decoding
+sequences of these steps, added up."""
 NUM_COLUMNS = DECODES + 1
 _MOST_STEPS = 32
-"""Steps of a run, so that what grows within it (contexts, blocks in use) hardly does."""
+"""Most steps of a run, so that what grows within it (contexts, blocks in use) hardly changes."""
 _PREFILL, _DECODE, _RUNNING, _WAITING, _KV_USED, _LIMITED_BY = range(2, 8)
 _IMBALANCE, _READ_BYTES, _DROPPED = range(len(LOG_COLUMNS) - 3, len(LOG_COLUMNS))
 
 
 @jit_inner
 def find_row(clock: Clock, log: NDArray[np.float64], rows: int) -> tuple[int, int]:
-    """Which row the next step of a replica gets, its latest step having ended.
+    """Find the row for the next step of a replica, whose latest step has ended.
 
     Args:
-        rows: of the log that are taken.
+        rows: rows of the log that are taken.
 
     Returns:
-        The row, and how many are taken then.
+        Row, and number of rows taken with it.
     """
     counts = clock.counts
     run, row = counts[0, RUN_ROW], counts[0, LAST_ROW]
@@ -94,8 +93,8 @@ def find_row(clock: Clock, log: NDArray[np.float64], rows: int) -> tuple[int, in
 
 @jit_inner
 def _is_alike(run: NDArray[np.float64], step: NDArray[np.float64]) -> bool:
-    """Whether a step that follows a run decodes the same number of sequences beside the same
-    queue, and nothing else.
+    """Whether a step that follows a run decodes the same number of sequences with the same queue,
+    and nothing else.
     """
     return bool(
         run[_PREFILL] == 0
@@ -126,7 +125,7 @@ def _add_step(run: NDArray[np.float64], step: NDArray[np.float64]) -> None:
 
 @jit_inner
 def observe(requests: Requests, ranks: Ranks, limits: Limits, row: NDArray[np.float64]) -> None:
-    """Write what the formed step holds into columns 2 to 7 of a log row, and ``DECODES``."""
+    """Write the contents of the formed step into columns 2 to 7 of a log row, and ``DECODES``."""
     running, chunk, each = ranks.running, ranks.chunk, ranks.each
     ints = requests.ints
     pools = ranks.pools

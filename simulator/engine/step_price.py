@@ -28,18 +28,18 @@ from simulator.engine.table import StepTable
 from simulator.work.context import add_decodes, add_sums
 
 ATTENTION = 8
-"""Column of a log row that the parts of a step's time begin at."""
+"""First column of a log row that holds a part of a step's time."""
 
 
 @jit_inner
 def price_step(
     requests: Requests, ranks: Ranks, table: StepTable, row: NDArray[np.float64]
 ) -> float:
-    """Seconds of the formed step, NaN where an entry of the table is wanted that is not filled;
-    its parts go into the log row from :data:`ATTENTION` on.
+    """Seconds of the formed step, NaN where it needs a table entry that is not filled; its parts go
+    into the log row from :data:`ATTENTION` on.
 
     Data-parallel ranks wait for the slowest: the mean rank's time counts as work, the rest as
-    waiting. So do the lanes of a pipeline.
+    waiting. The same holds for the lanes of a pipeline.
     """
     num_dp = len(ranks.pools)
     num_lanes = len(ranks.each) // num_dp
@@ -63,7 +63,7 @@ def price_step(
     if table.wanted[0] >= 0:
         return math.nan
     parts, ends = lanes[:, ATTENTION:], (table.longest_stage, table.last_stage)
-    duration_s = float(in_flight(parts, head_s, sends_s, num_lanes, ends[0], ends[1], row))
+    duration_s = float(price_pipeline(parts, head_s, sends_s, num_lanes, ends[0], ends[1], row))
     if factor != 1.0:
         slow_down(row, factor, 1.0)
     return duration_s * factor
@@ -71,10 +71,11 @@ def price_step(
 
 @jit_inner
 def slow_down(row: NDArray[np.float64], factor: float, passes: float) -> None:
-    """Let the parts of a step take ``factor`` times as long.
+    """Multiply the parts of a step's time by ``factor``.
 
     Args:
-        passes: of the model's layers, those that draft tokens among them, which read as much each.
+        passes: passes through the model's layers, those that draft tokens included, which read as
+            many bytes each.
     """
     for c in range(8):
         row[ATTENTION + c] *= factor
@@ -82,7 +83,7 @@ def slow_down(row: NDArray[np.float64], factor: float, passes: float) -> None:
 
 
 @jit_inner
-def in_flight(
+def price_pipeline(
     parts: NDArray[np.float64],
     head_s: NDArray[np.float64],
     sends_s: NDArray[np.float64],
@@ -99,11 +100,12 @@ def in_flight(
     This is the steady state of stages that take batches in order.
 
     Args:
-        parts: ``[batches, columns]`` the log row of each from :data:`ATTENTION` on, its ways from
-            stage to stage among the collectives.
-        head_s: ``[batches]`` of ``parts``, in the last stage besides its layers.
-        sends_s: ``[batches]`` of ``parts``, on the way from stage to stage.
-        longest: share of the layers in the longest stage; ``last``, in the last.
+        parts: ``[batches, columns]`` log row of each from :data:`ATTENTION` on, with its transfers
+            from stage to stage among the collectives.
+        head_s: ``[batches]`` seconds of ``parts`` in the last stage besides its layers.
+        sends_s: ``[batches]`` seconds of ``parts`` in transfer from stage to stage.
+        longest: share of the layers in the longest stage.
+        last: share of the layers in the last stage.
     """
     alone = layers = ends = engine = 0.0
     num_busy = 0
@@ -255,7 +257,7 @@ def _price_lane(
 
 
 @jit_inner
-def _below(grid: NDArray[np.float64], value: float) -> int:
+def _find_interval(grid: NDArray[np.float64], value: float) -> int:
     """Index of the grid interval that ``value`` lies in, or of the nearest one."""
     low, high = 0, len(grid) - 1
     while high - low > 1:
@@ -277,12 +279,12 @@ def _interpolate_experts(
     Args:
         beside_s: what a half computes beside its experts in all layers that run in halves.
     """
-    g = _below(table.expert_tokens, tokens)
+    g = _find_interval(table.expert_tokens, tokens)
     low, high = table.expert_tokens[g], table.expert_tokens[g + 1]
     a = min(max((tokens - low) / (high - low), 0.0), 1.0)
     s, b = 0, 0.0
     if len(table.expert_shares) > 1:
-        s = _below(table.expert_shares, share)
+        s = _find_interval(table.expert_shares, share)
         b = (share - table.expert_shares[s]) / (table.expert_shares[s + 1] - table.expert_shares[s])
         b = min(max(b, 0.0), 1.0)
     s2 = min(s + 1, len(table.expert_shares) - 1)
@@ -297,7 +299,7 @@ def _interpolate_experts(
         x, y = 0, 0.0
         if len(table.expert_besides) > 1:
             beside = beside_s / table.expert_alone_s[at_g, at_s]
-            x = _below(table.expert_besides, beside)
+            x = _find_interval(table.expert_besides, beside)
             y = (beside - table.expert_besides[x]) / (
                 table.expert_besides[x + 1] - table.expert_besides[x]
             )

@@ -1,5 +1,5 @@
-"""The log of steps: rows that compiled code fills, and the tables that are made of those whose
-steps have ended.
+"""Log of steps as tables: rows that compiled code fills, and tables made of those whose steps have
+ended.
 """
 
 from __future__ import annotations
@@ -15,26 +15,27 @@ from simulator.engine.step_log import DECODES, LOG_COLUMNS, NUM_COLUMNS, POOL, R
 from simulator.results.tables import ADMISSION_LIMITS, STEP_COLUMNS
 
 _LOG_ROWS = 8192
+"""Rows of one part of the log."""
 HELD_ROWS = 1 << 17
-"""Rows that are held before they are put away."""
+"""Rows held in memory before they are stored."""
 COST_COLUMNS = ("load_imbalance", "read_bytes", "dropped_pairs")
-"""Columns of the log that are no part of the table of steps."""
+"""Columns of the log that are not in the table of steps."""
 _COUNTS = ("prefill_tokens", "decode_tokens", "running", "waiting")
 
 
 class StepLog:
-    """Rows in order of their forming, those of a replica in order of their start."""
+    """Rows of steps in order of their forming, those of a replica in order of their start."""
 
     def __init__(self, put_away: Callable[[list[Floats]], None]) -> None:
-        """No step has been formed.
+        """Start an empty log.
 
         Args:
-            put_away: takes parts of the log whose steps have ended, none before an earlier one.
+            put_away: stores parts of the log whose steps have ended, none before an earlier one.
         """
         self.rows = np.empty((_LOG_ROWS, NUM_COLUMNS))
-        """Rows of the latest steps, and room for more."""
+        """Rows of the latest steps, and free ones."""
         self.num_taken = 0
-        """The first so many of ``rows`` are taken."""
+        """Number of ``rows`` that are taken."""
         self._put_away = put_away
         self._full: list[Floats] = []
         self._tokens_away = np.zeros((2, 2))
@@ -45,8 +46,7 @@ class StepLog:
         return self.num_taken == len(self.rows)
 
     def go_on(self, now_s: float, clocks: Sequence[Clock]) -> None:
-        """Begin another part behind a full one, and put away what has ended by now, if it is
-        much.
+        """Begin another part behind a full one, and store what has ended by now, if it is much.
 
         Args:
             clocks: of all pools, which name rows that later steps may join or change.
@@ -62,7 +62,7 @@ class StepLog:
                 del self._full[:count]
 
     def _begin_part(self, clocks: Sequence[Clock]) -> None:
-        """Take the rows that clocks name over into another part, so that which steps share a row
+        """Move the rows that clocks refer to into another part, so that which steps share a row
         depends on their replica alone.
         """
         full, named = self.rows, [RUN_ROW, LAST_ROW]
@@ -78,23 +78,23 @@ class StepLog:
         self._full.append(np.delete(full, carried, axis=0) if len(carried) else full)
 
     def count_tokens(self, place: int, drafted: int) -> int:
-        """Tokens that the steps of a pool have computed.
+        """Count the tokens that the steps of a pool have computed.
 
         Args:
-            drafted: tokens that are computed with each one that decodes.
+            drafted: draft tokens that are computed with each decode token.
         """
         held = _count_tokens([*self._full, self.rows[: self.num_taken]], place)
         prefilled, decodes = self._tokens_away[place] + held
         return int(prefilled + decodes * (1 + drafted))
 
     def end(self) -> None:
-        """Put away all that is left."""
+        """Store all that is left."""
         self._put_away([*self._full, self.rows[: self.num_taken]])
         self._full.clear()
 
 
 def _count_tokens(parts: Sequence[Floats], place: int) -> Floats:
-    """Prompt tokens of a pool's steps, and sequences that decode in them, ``[2]``."""
+    """Count the prompt tokens of a pool's steps, and the sequences that decode in them, ``[2]``."""
     columns = [LOG_COLUMNS.index("prefill_tokens"), DECODES]
     counts = [part[part[:, POOL] == place][:, columns].sum(axis=0) for part in parts]
     found: Floats = np.sum(counts, axis=0)
@@ -104,8 +104,8 @@ def _count_tokens(parts: Sequence[Floats], place: int) -> Floats:
 def read_steps(
     parts: Sequence[Floats], pools: Mapping[str, PoolState]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Parts of the log as ``STEP_COLUMNS`` but the deployment, replica after replica, and beside it
-    as :data:`COST_COLUMNS`.
+    """Convert parts of the log into a table of ``STEP_COLUMNS`` without the deployment, replica
+    after replica, and one of :data:`COST_COLUMNS` beside it.
     """
     log = np.concatenate(parts)
     replica, names = log[:, REPLICA].astype(np.int64), ["both"]

@@ -1,4 +1,4 @@
-"""The ``step`` fidelity's prices, in arrays for compiled code.
+"""Prices of the ``step`` fidelity, in arrays for compiled code.
 
 The routed experts' part is filled beside it, in :mod:`simulator.engine.experts_table`.
 """
@@ -15,7 +15,13 @@ from simulator.base.errors import UserError
 from simulator.cost.compute import Rates
 from simulator.cost.kernels.context import NUM_SUMS
 from simulator.deployment.placement import Placement
-from simulator.engine.experts_table import BESIDES, NUM_COLUMNS, list_entries, price_entry, spread
+from simulator.engine.experts_table import (
+    BESIDES,
+    NUM_COLUMNS,
+    list_entries,
+    price_entry,
+    spread_tokens,
+)
 from simulator.engine.state import Floats, Ints
 from simulator.engine.step_log import LOG_COLUMNS
 from simulator.step.prices import PHASES, Prices
@@ -24,84 +30,92 @@ from simulator.work.context import NO_WINDOW
 
 
 class StepTable(NamedTuple):
-    """Everything that the price of a step needs. Arrays over tokens are indexed by their number."""
+    """Price table of a pool's steps. Arrays over tokens are indexed by their number."""
 
     mixer_s: Floats
-    """``[T]`` all layers' mixers without looking back, by tokens of a data-parallel rank."""
+    """``[T]`` seconds of all layers' mixers without attention over the context, by tokens of a
+    data-parallel rank."""
     ffn_s: Floats
-    """``[T]`` all layers' feed-forward blocks without routed experts."""
+    """``[T]`` seconds of all layers' feed-forward blocks without routed experts."""
     head_s: Floats
-    """``[n]`` output matrix by sequences that get a token."""
+    """``[n]`` seconds of the output matrix by sequences that get a token."""
     collective_s: Floats
-    """``[T]`` all all-reduces of a step."""
+    """``[T]`` seconds of all all-reduces of a step."""
     halved_s: Floats
-    """``[T]`` mixers, feed-forward blocks and all-reduces of the layers that two-batch overlap runs
-    in halves; 0 without it."""
+    """``[T]`` seconds of mixers, feed-forward blocks and all-reduces of the layers that two-batch
+    overlap runs in halves; 0 without it."""
     windows: Ints
-    """``[W, 2]`` distinct ways to look back, for prefill and decode: window in entries ..."""
+    """``[W, 2]`` window in entries of each distinct kind of attention context, for prefill and
+    decode."""
     compressions: Ints
-    """``[W]`` ... tokens of an entry ..."""
+    """``[W]`` tokens of a cached entry of each kind of context."""
     tile_rows: Floats
-    """``[W, 2]`` ... and rows that are computed together."""
+    """``[W, 2]`` rows that are computed together, for each kind of context."""
     term_window: Ints
-    """``[J]`` for each context kernel: which of the ways it looks back."""
+    """``[J]`` kind of context of each context kernel."""
     term_layers: Floats
+    """``[J]`` layers of each context kernel."""
     term_halved: Floats
-    """``[J]`` of the layers, those that run in halves."""
+    """``[J]`` layers of each context kernel that run in halves."""
     term_bytes: Floats
     """``[J, 2]`` bytes of an entry in prefill and decode."""
     rates: Floats
-    """``[J, 2, :]`` the fields of :class:`simulator.cost.kernels.context.Rates`."""
+    """``[J, 2, :]`` fields of :class:`simulator.cost.kernels.context.Rates`."""
     expert_tokens: Floats
     """``[G]`` tokens of the whole replica; empty for a dense model."""
     expert_shares: Floats
-    """``[S]`` tokens of the fullest data-parallel rank over the mean."""
+    """``[S]`` ratio of the fullest data-parallel rank's tokens to the mean rank's."""
     expert_besides: Floats
     """``[B]`` seconds that a half computes beside its experts, in ``expert_alone_s``; one entry
     without two-batch overlap."""
     expert_alone_s: Floats
     """``[G, S]`` seconds of a half's exchanges by themselves in all layers."""
     expert_s: Floats
-    """``[G, S, B, 7]`` seconds of ``EXPERT_PHASES``, all layers; the mean load imbalance; bytes of
+    """``[G, S, B, 7]`` seconds of ``EXPERT_PHASES``, all layers; mean load imbalance; bytes of
     weights the mean rank reads; token-expert pairs dropped in all layers."""
     is_filled: NDArray[np.bool_]
-    """``[G, S]`` entries that are known; others are filled when a step wants them."""
+    """``[G, S]`` whether an entry is filled; others are filled when a step needs them."""
     wanted: Ints
-    """``[2]`` the entry that the latest price lacked; -1 if none."""
+    """``[2]`` entry that the latest price lacked; -1 if none."""
     weight_bytes: float
-    """Weights other than routed experts that a rank reads in every step."""
+    """Bytes of weights other than routed experts that a rank reads in every step."""
     step_s: float
+    """Seconds of engine overhead of every step."""
     sequence_s: float
+    """Seconds of engine overhead of each sequence in a step."""
     prompt_s: float
-    """Of the engine's own time, what a step with prompt tokens takes beyond one without."""
+    """Seconds of engine overhead that a step with prompt tokens takes beyond one without."""
     factor: float
-    """What every second is multiplied with."""
+    """Multiplier of all seconds."""
     decode_rows: int
-    """Most tokens of a sequence that attention kernels for decodes take: one, and a draft."""
+    """Most new tokens of a sequence that decode attention kernels take: one, and the draft
+    tokens."""
     slowdown: float
-    """:attr:`simulator.policies.speculation.Drafts.slowdown`."""
+    """Ratio of a step's time with drafting to its time without
+    (:attr:`simulator.policies.speculation.Drafts.slowdown`)."""
     sends_s: Floats
-    """``[T]`` on the way through all stages of a pipeline, by tokens of a batch's fullest
+    """``[T]`` seconds of transfers through all stages of a pipeline, by tokens of a batch's fullest
     data-parallel rank; empty without one."""
     longest_stage: float
-    """Share of the layers that the longest stage has ..."""
+    """Share of the layers in the longest stage."""
     last_stage: float
-    """... and the last one."""
+    """Share of the layers in the last stage."""
     room_for_sums: Floats
-    """``[W, 2, NUM_SUMS]`` that the price of a rank is written into meanwhile."""
+    """Scratch space ``[W, 2, NUM_SUMS]`` of a rank's price."""
     room_for_lanes: Floats
-    """``[pp, columns]`` that the rows of a pipeline's lanes are written into."""
+    """Scratch space ``[pp, columns]`` of the rows of a pipeline's lanes."""
     room_for_ends: Floats
-    """``[2, pp]`` seconds of the lanes' output matrices and of their sends, likewise."""
+    """Scratch space ``[2, pp]`` of the seconds of the lanes' output matrices and of their
+    transfers."""
 
 
 def make_table(prices: Prices, stream: str = "steps") -> StepTable:
-    """Price everything once. The routed experts take the time: a dozen to a hundred runs of a MoE
-    layer for each entry.
+    """Fill a whole table. Most of the time goes into the routed experts: a dozen to a hundred runs
+    of a MoE layer for each entry.
 
     Args:
-        stream: names the random numbers, of which every entry has its own, so that it can be filled
-            alone and in any order.
+        stream: name of the random stream, of which every entry has its own, so that it can be
+            filled alone and in any order.
     """
     table = start_table(prices)
     for g, s in np.ndindex(*table.is_filled.shape):
@@ -110,17 +124,17 @@ def make_table(prices: Prices, stream: str = "steps") -> StepTable:
 
 
 def fill_entry(table: StepTable, prices: Prices, stream: str, g: int, s: int) -> None:
-    """Price the routed experts of one number of tokens and one share of the fullest rank, and have
-    it in the table of all that share its arrays.
+    """Price the routed experts of one number of tokens and one share of the fullest rank, in the
+    table and all others that share its arrays.
 
     Args:
-        stream: as of :func:`make_table`.
+        stream: as in :func:`make_table`.
     """
     dp = prices.placement.layout.attention_dp
     total, shares = int(table.expert_tokens[g]), table.expert_shares
-    tokens_d = spread(total, float(shares[s]), dp)
+    tokens_d = spread_tokens(total, float(shares[s]), dp)
     for other in np.flatnonzero(table.is_filled[g]):
-        if (spread(total, float(shares[other]), dp) == tokens_d).all():
+        if (spread_tokens(total, float(shares[other]), dp) == tokens_d).all():
             found = table.expert_alone_s[g, other], table.expert_s[g, other]
             break
     else:
@@ -131,7 +145,9 @@ def fill_entry(table: StepTable, prices: Prices, stream: str, g: int, s: int) ->
 
 
 def start_table(prices: Prices) -> StepTable:
-    """Price everything but the routed experts, whose entries are filled by :func:`fill_entry`."""
+    """Price everything except the routed experts, whose entries are filled by
+    :func:`fill_entry`.
+    """
     placement = prices.placement
     layout = placement.layout
     if placement.calibration.shared_cores is not None:
@@ -213,7 +229,7 @@ def start_table(prices: Prices) -> StepTable:
 
 
 def change_engine(table: StepTable, placement: Placement) -> StepTable:
-    """The table with the engine's own time of a placement that is otherwise the one it is of."""
+    """Replace the engine overhead in a table by that of a placement that is otherwise the same."""
     engine = placement.calibration.engine
     return table._replace(
         step_s=engine.step_s, sequence_s=engine.sequence_s, prompt_s=placement.prompt_s
@@ -221,20 +237,24 @@ def change_engine(table: StepTable, placement: Placement) -> StepTable:
 
 
 def _layers_s(block_s: Floats, num_layers: int, num_halved: int) -> Floats:
-    """All layers of one block, of which ``num_halved`` run once for each half of the tokens."""
+    """Seconds of all layers of one block, of which ``num_halved`` run once for each half of the
+    tokens.
+    """
     rows = np.arange(len(block_s), dtype=np.int64)
     halves_s: Floats = block_s[first_half(rows)] + block_s[rows - first_half(rows)]
     return block_s * (num_layers - num_halved) + halves_s * num_halved
 
 
 def _all_reduce_s(prices: Prices) -> Floats:
-    """Each number of tokens is priced: which protocol is fastest changes with the size."""
+    """Seconds of all-reduces for each number of tokens: the fastest protocol changes
+    with the size.
+    """
     return prices.all_reduces_s(np.arange(prices.max_tokens + 1))
 
 
 def sums_contexts(table: StepTable) -> bool:
-    """Whether the price of decodes depends on their number, the sum of their contexts and the
-    longest alone: no layer has a window or compresses, and whole rows are computed together.
+    """Whether the price of decodes depends only on their number, the sum of their contexts and the
+    longest: no layer has a window or compresses, and whole rows are computed together.
     """
     rows = table.tile_rows[:, 1]
     return bool(
@@ -246,14 +266,14 @@ def sums_contexts(table: StepTable) -> bool:
 
 
 def slow_table(table: StepTable, factor: float) -> StepTable:
-    """A step table whose every second is multiplied with ``factor``; entries that are filled in one
-    are there in the other.
+    """Multiply every second of a table by ``factor``; filled entries stay shared with
+    the original.
     """
     return table._replace(factor=table.factor * factor)
 
 
 def empty_table() -> StepTable:
-    """A table without entries, for fidelities that simulate the ranks of each step."""
+    """Make a table without entries, for fidelities that simulate the ranks of each step."""
     nothing = np.zeros(0)
     return StepTable(
         mixer_s=nothing,

@@ -1,4 +1,6 @@
-"""Steps that a run took at a fidelity that knows each rank's batch, so that they can be shown."""
+"""Sample of the steps that a run took at a fidelity that knows each rank's batch, kept
+to be shown.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from simulator.base.thinned import Thinned
 from simulator.step.program import Batch
 
 _MOST_KEPT = 256
-"""Steps of a kind that are kept, spread evenly over the run; a batch of 32 ranks takes some 50
+"""Most steps of a kind that are kept, spread evenly over the run; a batch of 32 ranks takes some 50
 kB."""
 
 
@@ -16,19 +18,19 @@ class TakenStep(NamedTuple):
     """One step of one replica."""
 
     replica: int
-    """Among the replicas of its pool."""
+    """Number of the replica in its pool."""
     number: int
-    """How many steps the replica took before."""
+    """Steps that the replica took before."""
     start_s: float
     duration_s: float
     batches: tuple[Batch, ...]
-    """The batch of each lane of a pipeline that had something to compute; else one."""
+    """Batch of each lane of a pipeline that had something to compute; otherwise one."""
     offsets: tuple[int, ...]
-    """Where in the pool of expert choices the tokens of each batch begin."""
+    """Index of each batch's first token in the pool of expert choices."""
 
 
 class TakenSteps:
-    """Steps of a run by the phase that they are shown as."""
+    """Sample of a run's steps, by the phase that they are shown as."""
 
     def __init__(self) -> None:
         self._by_phase: dict[str, Thinned[TakenStep]] = {
@@ -36,12 +38,12 @@ class TakenSteps:
         }
 
     def add(self, step: TakenStep) -> None:
-        """Keep a step for a while."""
+        """Add a step to the sample."""
         has_prompts = any(not flags.all() for batch in step.batches for flags in batch.is_decode)
         self._by_phase["prefill" if has_prompts else "decode"].add(step)
 
     def nearest(self, phase: str, duration_s: float) -> TakenStep:
-        """The kept step whose duration is nearest; the earliest of equals.
+        """Find the kept step whose duration is nearest; the earliest of equals.
 
         Raises:
             ValueError: if the run took no step of the phase.

@@ -1,8 +1,8 @@
-"""Serve a trace: SimPy owns virtual time and what changes a deployment, and one compiled loop
-everything routine.
+"""Timeline of a run: SimPy owns virtual time and the changes of a deployment, and one compiled loop
+does everything routine.
 
 At the ``step`` fidelity the loop runs ahead to the next change. Where ranks are simulated it forms
-and completes the steps, and SimPy says when they end.
+and completes the steps, and SimPy times them.
 """
 
 from __future__ import annotations
@@ -55,9 +55,10 @@ from simulator.workload.traces import RequestTrace
 
 Fidelity = Literal["step", "rank", "message"]
 MakeTable = Callable[[PoolState, str], StepTable]
-"""Starts a pool's table; entries that it lacks are filled with the random numbers of the stream."""
+"""Factory of a pool's table; entries that it lacks are filled with the random numbers of the named
+stream."""
 STREAMS = {"both": "steps", "decode": "steps", "prefill": "prefill steps"}
-"""Names of the random numbers of each pool's steps."""
+"""Names of the random streams of each pool's steps."""
 
 
 def run_plan(
@@ -67,7 +68,7 @@ def run_plan(
     progress: CountDone = lambda _: None,
     fill: MakeTable = lambda pool, _: start_table(pool.prices),
 ) -> DeploymentRecord:
-    """Serve the whole trace and return what happened, with steps of each kind shown.
+    """Serve the whole trace and return a record of the run, with steps of each kind shown.
 
     Args:
         fill: makes the tables of the ``step`` fidelity, such as slower ones.
@@ -124,13 +125,13 @@ def serve(
 
 @dataclass
 class _UnderWay:
-    """A step of a fidelity that simulates ranks."""
+    """Step in flight, at a fidelity that simulates ranks."""
 
     row: NDArray[np.float64]
     ended: Event
-    """Waited for where experts are to move behind it."""
+    """Event of its end, awaited where experts are to move behind it."""
     cut_s: float | None = None
-    """When its replica stopped."""
+    """Time at which its replica stopped."""
 
 
 class _Timeline:
@@ -152,9 +153,9 @@ class _Timeline:
         self._log = StepLog(self._put_away)
         self._rows = Rows(Spool(), Spool(), Spool())
         self._under_way: dict[int, _UnderWay] = {}
-        """By number of the replica in all pools, where ranks are simulated."""
+        """Steps in flight by number of the replica in all pools, where ranks are simulated."""
         self._num_cut = 0
-        """Steps that were cut off, and whose ranks SimPy still follows to their end."""
+        """Number of steps that were cut short, and whose ranks SimPy still follows to their end."""
         self.changed: list[Changed] = []
         self.rebalances: list[ExpertsMoved] = []
         self._waits_to_send: list[tuple[int, list[int]]] = []
@@ -188,7 +189,7 @@ class _Timeline:
             self._env.step()
 
     def close(self) -> Rows:
-        """Put away all that is left."""
+        """Store all rows that are left."""
         self._log.end()
         while self._state.num_read < self._state.trace.num_requests:
             self._put_requests_away(self._read_requests())
@@ -210,7 +211,7 @@ class _Timeline:
         self._rows.costs.add(lambda: read()[1])
 
     def _follow(self, changes: Iterator[Change]) -> ProcessGenerator:
-        """Let what a policy says happen when it says it."""
+        """Apply a failure policy's changes at their times."""
         for change in changes:
             yield self._instants.wait_until(change.at_s, CHANGE)
             if change.at_s > self._until_s:
@@ -226,10 +227,10 @@ class _Timeline:
             if not self._waits_to_send:
                 send = partial(self._send_again, change.at_s)
                 self._instants.call_at(self._env.now, AGAIN, send)
-            self._waits_to_send.append((place, self.changed[-1].again))
+            self._waits_to_send.append((place, self.changed[-1].to_resend))
 
     def _send_again(self, at_s: float) -> None:
-        """All that changes at this instant has changed."""
+        """Send the given-back requests again, after all changes of this instant."""
         for place in range(len(self._state.pools)):
             rows = [row for own, row in self._list_again() if own == place]
             send_again(rows, place, at_s, self._state.events)
@@ -238,12 +239,12 @@ class _Timeline:
             self._look_at(self._env.now)
 
     def _list_again(self) -> list[tuple[int, int]]:
-        """Place of the pool and row of each request that is to be sent again."""
+        """List the place of the pool and the row of each request that is to be sent again."""
         first = self._state.first.requests.first
         return [(place, r - first) for place, again in self._waits_to_send for r in again]
 
     def _rebalance(self, place: int, looks: Iterator[float]) -> ProcessGenerator:
-        """Ask a pool's policy when it wants to be asked, and place experts as it says."""
+        """Ask a pool's rebalancing policy at its times, and move experts as it decides."""
         pool, before = self._state.pools[place], 0
         policy, drafted = pool.plan.serving.rebalancing, pool.plan.placement.drafts.num_tokens
         for number, at_s in enumerate(looks):
@@ -259,7 +260,9 @@ class _Timeline:
                 self._move_experts(place, placed, at_s)
 
     def _move_experts(self, place: int, placed: Placed, at_s: float) -> None:
-        """Price steps with the experts where they will be; those under way keep their prices."""
+        """Price later steps with the new placement of experts; those in flight keep
+        their prices.
+        """
         pool, name = self._state.pools[place], self._state.names[place]
         if not moves_any(pool.plan.placement, placed):
             return
@@ -275,7 +278,7 @@ class _Timeline:
             self._env.process(self._pause(place, replica, moved.seconds))
 
     def _pause(self, place: int, replica: int, seconds: float) -> ProcessGenerator:
-        """Keep a replica from forming steps while its experts move, behind the step under way."""
+        """Keep a replica from forming steps while its experts move, behind the step in flight."""
         state, number = self._state, self._state.number_of(place, replica)
         if number in self._under_way:
             yield self._under_way[number].ended
@@ -290,7 +293,7 @@ class _Timeline:
             self._look_at(now_s)
 
     def _cut_step(self, place: int, replica: int, at_s: float) -> None:
-        """End the step that a replica has under way; no token comes of it."""
+        """Cut a replica's step in flight short; it emits no tokens."""
         number = self._state.number_of(place, replica)
         if self._by_ranks:
             if number in self._under_way:
@@ -329,7 +332,7 @@ class _Timeline:
                 self._progress(int(state.feed.num_done[0]))
 
     def _move_window(self) -> None:
-        """Put away the first requests that are settled, and go on with the next of the trace."""
+        """Store the first requests that are settled, and go on with the next of the trace."""
         state, requests = self._state, self._read_requests()
         again = [row for _, row in self._list_again()]
         count = count_settled(requests, state.pools, state.events, again)
@@ -356,7 +359,7 @@ class _Timeline:
         self._log.go_on(next_s, [pool.clock for pool in state.pools])
 
     def _take_step(self, row: NDArray[np.float64]) -> ProcessGenerator:
-        """A formed step at a fidelity that simulates ranks."""
+        """Execute a formed step at a fidelity that simulates ranks."""
         place, replica = int(row[POOL]), int(row[REPLICA])
         pool, number = self._state.pools[place], self._state.number_of(place, replica)
         step = self._under_way[number] = _UnderWay(row, Event(self._env))
@@ -379,7 +382,7 @@ class _Timeline:
         self._look_at(self._env.now)
 
     def _look_at(self, at_s: float) -> None:
-        """Run ahead at a time, when everything else at that instant has happened."""
+        """Run ahead at a time, after everything else at that instant."""
         self._instants.look_at(at_s, self._look)
 
     def _look(self, at_s: float) -> None:

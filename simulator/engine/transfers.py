@@ -1,5 +1,5 @@
-"""The wires between a prefill pool and a decode pool: each sending rank sends one cache after
-another, and the receiving ranks share what comes. Compiled.
+"""Transfers of caches from a prefill pool to a decode pool: each sending rank sends one cache after
+another, and the receiving ranks share the arrivals. Compiled.
 """
 
 from __future__ import annotations
@@ -17,32 +17,35 @@ from simulator.workload.traces import RequestTrace
 
 
 class Transfers(NamedTuple):
-    """What is sent, and until when wires are taken."""
+    """Caches to be sent, and occupation of the wires."""
 
     goes_on: NDArray[np.bool_]
-    """``[N]`` whether a request decodes elsewhere when its prompt is computed."""
+    """``[N]`` whether a request decodes elsewhere once its prompt is computed."""
     recomputes_last: int
     """1 where the decode pool computes the last token of a prompt again, else 0."""
     reserves_first: bool
-    """Whether a prompt is computed when the decode pool has room for its cache, and not before."""
+    """Whether a prompt is computed only once the decode pool has room for its cache."""
     send_s: Floats
-    """``[N]`` seconds of the sending GPUs' wires."""
+    """``[N]`` seconds on the sending GPUs' wires."""
     receive_s: Floats
-    """``[N]`` seconds of the receiving GPUs' wires."""
+    """``[N]`` seconds on the receiving GPUs' wires."""
     handshake_s: float
+    """Seconds of the pools' handshake about one cache."""
     latency_s: float
+    """Seconds from the last byte sent to its arrival."""
     layers: int
     """Layers that are sent one by one while the prompt is computed; 0 where all are sent at its
     end."""
     stages: int
+    """Pipeline stages that send."""
     receivers: int
     """Data-parallel ranks of all decode replicas."""
     free_s: Floats
-    """``[M, dp]`` when each sending rank's wire is free."""
+    """``[M, dp]`` times at which each sending rank's wire is free, seconds."""
     received_s: Floats
-    """``[1]`` when the receiving wires are free."""
+    """``[1]`` time at which the receiving wires are free, seconds."""
     ended: Ints
-    """Room for the prompts that end in one step."""
+    """Scratch space for the prompts that end in one step."""
 
 
 def start_transfers(
@@ -52,7 +55,7 @@ def start_transfers(
     trace: RequestTrace,
     most_ended: int,
 ) -> Transfers:
-    """Free wires.
+    """Make transfers with free wires.
 
     Args:
         most_ended: prompts that may end in one step.
@@ -82,8 +85,8 @@ def start_transfers(
 def find_arrival(
     transfers: Transfers, requests: Requests, replica: int, request: int, now_s: float
 ) -> float:
-    """When the cache of a prompt that is computed is at the decode pool, which has room for it from
-    now on; asked in order of time.
+    """Find the time at which a computed prompt's cache arrives at the decode pool, which has room
+    for it from now on; called in order of time.
     """
     ended_s, handshake_s = requests.times[request, FIRST_S], transfers.handshake_s
     computing_s = ended_s - requests.times[request, SCHEDULED_S] + handshake_s

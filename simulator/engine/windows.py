@@ -1,9 +1,9 @@
-"""A window on the trace: rows for the requests that are under way, and for those that come next.
+"""Window on the trace: rows for the requests that are in the system, and for the next to arrive.
 
-Requests are numbered, and come, in order of arrival. When those of the window have come, its first
-rows are put away, as far as their requests are settled; the others move to the front, and the next
-of the trace follow. Every place that names a request by its row is moved as far, so nothing else
-changes: the order of events at one instant is that of rows, which stays.
+Requests are numbered, and arrive, in order of arrival time. When those of the window have arrived,
+its first rows are stored, as far as their requests are settled; the others move to the front, and
+the next of the trace follow. Every place that refers to a request by its row is moved as far, so
+nothing else changes: the order of events at one instant is that of rows, which stays.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ from simulator.engine.state import (
 ROWS = 1 << 17
 """New rows of a window, unless four times as many stay, so that few are moved often."""
 _OF_REQUESTS = (LEAVES, GOES_ON, ARRIVES, COMES_LATER)
-"""Kinds of events that name a request."""
+"""Kinds of events that refer to a request."""
 _IN_RANKS = [HEAD, TAIL, LAST_READY, FIRST_IN_LINE, LAST_IN_LINE]
 _IN_COUNTS = [FIRST_RESERVED, LAST_RESERVED]
 _IN_CLOCK = [FIRST_COMING, LAST_COMING]
 
 
 def move_window(pool: PoolState, count: int, arrival_s: Floats) -> None:
-    """Let the first ``count`` rows of a pool go, and add one for each of the trace's next requests,
+    """Drop the first ``count`` rows of a pool, and add one for each of the trace's next requests,
     whose arrivals are given.
     """
     old = pool.requests
@@ -68,23 +68,25 @@ def move_window(pool: PoolState, count: int, arrival_s: Floats) -> None:
         )
     nowhere = np.full(len(arrival_s), -1, dtype=np.int64)
     pool.hold_rows(requests, np.concatenate([pool.replica_of[count:], nowhere]))
-    requests.ints[:, FOLLOWING] = _moved(requests.ints[:, FOLLOWING], count)
-    pool.ranks.running[:] = _moved(pool.ranks.running, count)
+    requests.ints[:, FOLLOWING] = _shift_rows(requests.ints[:, FOLLOWING], count)
+    pool.ranks.running[:] = _shift_rows(pool.ranks.running, count)
     for array, columns in (
         (pool.ranks.each, _IN_RANKS),
         (pool.ranks.counts, _IN_COUNTS),
         (pool.clock.counts, _IN_CLOCK),
     ):
-        array[..., columns] = _moved(array[..., columns], count)
+        array[..., columns] = _shift_rows(array[..., columns], count)
 
 
-def _moved(rows: Ints, count: int) -> Ints:
-    """Names of requests that go on; what was left of others names none."""
+def _shift_rows(rows: Ints, count: int) -> Ints:
+    """Renumber references to requests after ``count`` rows were dropped; leftover references to
+    dropped ones become -1.
+    """
     return np.maximum(rows - count, -1)
 
 
 def move_events(events: Events, count: int, most: int) -> Events:
-    """Events renumbered to where the first ``count`` rows are gone, with room for ``most``."""
+    """Renumber events after the first ``count`` rows were dropped, with space for ``most``."""
     moved, num_left = start_events(most), int(events.num_left[0])
     codes = events.code[:num_left]
     moved.at_s[:num_left] = events.at_s[:num_left]
@@ -94,15 +96,15 @@ def move_events(events: Events, count: int, most: int) -> Events:
 
 
 def _name_requests(codes: Ints) -> NDArray[np.bool_]:
-    """Which events are of requests, not of replicas."""
+    """Whether each event is of a request, not of a replica."""
     return np.isin(codes >> KIND_BITS, _OF_REQUESTS)
 
 
 def count_settled(
     requests: pd.DataFrame, pools: Sequence[PoolState], events: Events, again: Iterable[int]
 ) -> int:
-    """How many of the first rows are of requests that have finished or are lost, and that nothing
-    names any more.
+    """Count the first rows whose requests have finished or are lost, and that nothing refers to any
+    more.
 
     Args:
         requests: the rows (:func:`simulator.engine.request_rows.read_requests`).
@@ -119,7 +121,7 @@ def count_settled(
 
 
 def list_named(pool: PoolState) -> Iterator[int]:
-    """The rows of the requests that run at a pool's ranks, wait there or are about to."""
+    """List the rows of the requests that run at a pool's ranks, wait there or are about to."""
     following = pool.requests.following
     for replica in range(pool.num_replicas):
         ranks, clock = pool.ranks_of(replica), pool.clock_of(replica)
@@ -132,7 +134,7 @@ def list_named(pool: PoolState) -> Iterator[int]:
 
 
 def list_chain(following: Ints, first: int, count: int) -> Iterator[int]:
-    """The rows of a queue of ``count`` requests."""
+    """List the rows of a queue of ``count`` requests."""
     for _ in range(count):
         yield first
         first = int(following[first])

@@ -212,8 +212,8 @@ FAULTS = (
     Fault(
         "a cache leaves whether there is room for it or not",
         "simulator/engine/reservations.py",
-        "        if asked > available(ranks, pool, limits):",
-        "        if asked > available(ranks, pool, limits) + 1_000_000:",
+        "        if asked > count_available(ranks, pool, limits):",
+        "        if asked > count_available(ranks, pool, limits) + 1_000_000:",
     ),
     Fault(
         "prompts are computed before there is room",

@@ -4,9 +4,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.engine.batching import complete_step, form_step, push
+from simulator.engine.batching import complete_step, form_step, queue_request
 from simulator.engine.blocks import blocks_for
-from simulator.engine.decodes import dissolve
+from simulator.engine.decodes import dissolve_sums
 from simulator.engine.start import start_clock, start_ranks, start_requests
 from simulator.engine.step_log import NUM_COLUMNS, observe
 from simulator.work.context import NO_WINDOW, add_decodes, add_sums
@@ -43,7 +43,7 @@ class Run:
         position, now_s, count = 0, 0.0, len(self.trace.arrival_s)
         while self.clock.num_finished[0] < count:
             while position < count and self.trace.arrival_s[position] <= now_s:
-                push(self.requests, self.ranks, self.clock, position)
+                queue_request(self.requests, self.ranks, self.clock, position)
                 position += 1
             if form_step(self.requests, self.ranks, self.limits, now_s):
                 row = np.zeros(NUM_COLUMNS)
@@ -110,7 +110,7 @@ def test_sums_are_those_of_the_requests(asked, spare):
             int(ranks.contexts[0]),
             int(ranks.longest[0]),
         )
-        dissolve(requests, ranks, limits, 0)
+        dissolve_sums(requests, ranks, limits, 0)
         assert (ranks.num_decodes[0], ranks.ring.sum()) == (0, 0)
         ids = ranks.running[0, :count]
         assert contexts == requests.computed[ids].sum()

@@ -15,7 +15,7 @@ from simulator.config.workload import SLO
 from simulator.deployment.expert_plan import POOL_TOKENS
 from simulator.engine.by_ranks import ByRanks
 from simulator.engine.changes import cut_row
-from simulator.engine.experts_table import spread
+from simulator.engine.experts_table import spread_tokens
 from simulator.engine.step_log import LOG_COLUMNS, NUM_COLUMNS
 from simulator.engine.timeline import run_plan, serve
 from simulator.policies.contracts import drop_overflow
@@ -124,7 +124,7 @@ def kept_by_loops(plan, layer, offset, tokens_d, factor):
 def test_a_steps_own_tokens_are_dropped_exactly_also_beyond_the_pool(tiny, split, total):
     plan = tiny.plan("moe", overflow=capacity(0.8), **split)
     prices, top_k = Prices(plan.placement, 16_384), plan.placement.model.moe.top_k
-    tokens_d = spread(total, 1.5, plan.placement.layout.attention_dp)
+    tokens_d = spread_tokens(total, 1.5, plan.placement.layout.attention_dp)
     for layer, offset in ((0, 5), (3, 4000)):
         kept = kept_by_loops(plan, layer, offset, tokens_d, 0.8)
         step = prices.expert_step(layer, tokens_d, offset)
@@ -144,7 +144,7 @@ def test_a_steps_own_tokens_are_dropped_exactly_also_beyond_the_pool(tiny, split
 def test_dropping_sends_computes_and_reads_no_more(tiny, split):
     steps = [
         Prices(tiny.plan("moe", overflow=overflow, **split).placement, 4096).expert_step(
-            1, spread(700, 1.5, split.get("attention_dp", 1)), 17
+            1, spread_tokens(700, 1.5, split.get("attention_dp", 1)), 17
         )
         for overflow in (None, capacity(1.5), capacity(1.0), capacity(0.3))
     ]
@@ -162,7 +162,7 @@ def test_dropping_sends_computes_and_reads_no_more(tiny, split):
 def test_a_step_with_room_for_all_costs_what_it_costs_without_a_capacity(tiny, split, total):
     free, roomy = (
         Prices(tiny.plan("moe", overflow=overflow, **split).placement, 16_384).expert_step(
-            2, spread(total, 1.5, split.get("attention_dp", 1)), 99
+            2, spread_tokens(total, 1.5, split.get("attention_dp", 1)), 99
         )
         for overflow in (None, capacity(8.0))  # 16 experts, 2 a token
     )
@@ -188,7 +188,7 @@ class Nobody:
 def test_a_step_that_drops_everything_computes_sends_and_reads_nothing(tiny, split):
     plan = tiny.plan("moe", dispatch={"kind": "per_rank"}, **split)
     plan = change_plan(plan, experts=replace(plan.placement.experts, overflow=Nobody()))
-    tokens_d = spread(700, 1.5, plan.placement.layout.attention_dp)
+    tokens_d = spread_tokens(700, 1.5, plan.placement.layout.attention_dp)
     step = Prices(plan.placement, 4096).expert_step(1, tokens_d, 17)
     assert step.dropped_pairs == 700 * plan.placement.model.moe.top_k
     assert not step.pairs_R.any()

@@ -16,11 +16,11 @@ from simulator.base.errors import UserError
 from simulator.config.deployment import ParallelSpec
 from simulator.config.model import load_model
 from simulator.deployment.memory import check_requests
-from simulator.engine.batching import complete_step, computes, form_step, push
+from simulator.engine.batching import complete_step, computes, form_step, queue_request
 from simulator.engine.start import start_clock, start_ranks, start_requests
 from simulator.engine.state import Limits
 from simulator.engine.step_log import LOG_COLUMNS
-from simulator.engine.step_price import ATTENTION, in_flight
+from simulator.engine.step_price import ATTENTION, price_pipeline
 from simulator.engine.timeline import run_plan
 from simulator.policies.scheduling import Rules
 from simulator.results.tables import STEP_PHASES
@@ -68,7 +68,7 @@ def lockstep_s(layers_rb, head_rb, sends_rb, engine_rb, counts):
         parts = np.zeros((pp, 10))
         parts[:, 0], parts[:, 1], parts[:, 6], parts[:, 7] = layers, head, sends, engine
         row = np.zeros(len(LOG_COLUMNS))
-        step_s = in_flight(
+        step_s = price_pipeline(
             parts, head, sends, pp, max(counts) / sum(counts), counts[-1] / sum(counts), row
         )
         assert row[ATTENTION : ATTENTION + 8].sum() == pytest.approx(step_s)
@@ -328,7 +328,7 @@ def test_lanes_that_take_each_others_blocks_lose_none_and_all_end(seed):
     requests, clock = start_requests(trace, with_prefixes=False), start_clock()
     ranks = start_ranks(dp * pp, rules.max_sequences, capacity, 0, pp, rules.output_share)
     for request in range(count):
-        push(requests, ranks, clock, request)
+        queue_request(requests, ranks, clock, request)
     for step in range(10_000):
         assert form_step(requests, ranks, limits, float(step))
         assert computes(ranks, 0, dp * pp)

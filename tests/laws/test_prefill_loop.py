@@ -20,9 +20,9 @@ def prompts(num_ranks=1, most=1, step_s=0.5):
     )
 
 
-def served(given, workers=1, concurrency=1, rounds=8, away_s=1.0):
+def served(given, workers=1, concurrency=1, rounds=8, decode_s=1.0):
     count = concurrency * rounds
-    return first_tokens(given, workers, concurrency, count, np.full(count, away_s))
+    return first_tokens(given, workers, concurrency, count, np.full(count, decode_s))
 
 
 def test_a_lone_request_takes_its_step():
@@ -77,7 +77,7 @@ def test_a_full_pool_is_as_fast_as_its_steps():
     """With nothing between requests, each waits for all others: as many steps as there are requests
     in flight (Little's law).
     """
-    took = served(prompts(), concurrency=6, away_s=0.0)
+    took = served(prompts(), concurrency=6, decode_s=0.0)
     np.testing.assert_allclose(took[6:], 6 * 0.5)
 
 

@@ -42,7 +42,7 @@ def draw_apart(tiny, seed):
     return plan, dataclasses.replace(trace, concurrency=None, domain=domain, domains=("a", "b"))
 
 
-def hand_on(value):
+def handle_hand_over(value):
     """What another process gets."""
     return pickle.loads(pickle.dumps(value))
 
@@ -51,8 +51,10 @@ def serve_apart(tiny, plan, trace, most):
     """Served in shards, each as if in a process of its own, and put together."""
     split = split_replicas(plan, trace, most)
     assert len(split) == min(most, plan.serving.replicas)
-    served = [serve_shard(hand_on(shard), lambda _: None, tiny.tables.fill) for shard in split]
-    return merge_shards(plan, trace, split, [hand_on(one) for one in served])
+    served = [
+        serve_shard(handle_hand_over(shard), lambda _: None, tiny.tables.fill) for shard in split
+    ]
+    return merge_shards(plan, trace, split, [handle_hand_over(one) for one in served])
 
 
 @seeds(8400, 8)

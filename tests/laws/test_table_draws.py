@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.base.streams import open_stream
-from simulator.engine.experts_table import _choose_layers, _pass_through, spread
+from simulator.engine.experts_table import _choose_layers, _pass_through, spread_tokens
 from simulator.engine.table import make_table
 from simulator.step.prices import Prices
 from tests.cases import cases
@@ -63,7 +63,7 @@ def test_entries_scatter_little_between_streams(tiny):
 @given(st.integers(1, 5000), st.integers(1, 16), st.data())
 def test_tokens_are_spread_evenly_beside_the_rank_that_has_most(total, num_ranks, data):
     share = data.draw(st.floats(1, num_ranks))
-    tokens_d = spread(total, share, num_ranks)
+    tokens_d = spread_tokens(total, share, num_ranks)
     assert (tokens_d.sum(), len(tokens_d)) == (total, num_ranks)
     assert tokens_d[0] == tokens_d.max()
     assert abs(tokens_d[0] - share * total / num_ranks) <= 1

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.base import plugins
-from simulator.engine.experts_table import spread
+from simulator.engine.experts_table import spread_tokens
 from simulator.step.operations import step_operations
 from simulator.step.prices import Prices
 from simulator.step.program import Batch, Busy
@@ -92,7 +92,7 @@ def test_skew_never_lowers_the_slowest_ranks_pairs(tiny, tokens):
         prices = Prices(plan.placement, 4096)
         layers = range(plan.placement.model.num_moe_layers)
         steps = [
-            prices.expert_step(layer, spread(tokens, 1.0, 4), 997 * draw)
+            prices.expert_step(layer, spread_tokens(tokens, 1.0, 4), 997 * draw)
             for layer in layers
             for draw in range(8)
         ]
@@ -111,7 +111,7 @@ def test_pairs_are_conserved_however_experts_are_placed_and_split(
     plan = tiny.plan("moe", tp=tp, attention_dp=attention_dp, ep=ep, placement={"kind": placement})
     prices, moe = Prices(plan.placement, 8192), plan.placement.model.moe
     for total in (1, 5, 777, 4096, 9000):
-        step = prices.expert_step(1, spread(total, 1.5, attention_dp), 123)
+        step = prices.expert_step(1, spread_tokens(total, 1.5, attention_dp), 123)
         pairs = step.pairs_R.sum() / plan.placement.layout.moe_tp
         # Beyond the pool the tokens of each slot are scaled and rounded: half a token each.
         assert abs(pairs - total * moe.top_k) <= (0 if total <= 4096 else moe.num_experts / 2)

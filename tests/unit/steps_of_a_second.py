@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from hypothesis import strategies as st
 
-from simulator.engine.batching import complete_step, form_step, is_decode, push
+from simulator.engine.batching import complete_step, form_step, is_decode, queue_request
 from simulator.engine.start import start_clock, start_ranks, start_requests
 from simulator.engine.state import Limits
 from simulator.policies.scheduling import Rules
@@ -96,7 +96,7 @@ def serve(asked, limits, capacity, num_ranks=1):
     while clock.num_finished[0] < len(asked):
         assert len(steps) < most_steps, "no progress"
         while position < len(asked) and trace.arrival_s[position] <= now_s:
-            push(requests, ranks, clock, position)
+            queue_request(requests, ranks, clock, position)
             position += 1
         if form_step(requests, ranks, limits, now_s):
             steps.append(check_step(requests, ranks, limits, now_s))

@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.engine.blocks import (
-    available,
+    allocate_blocks,
     blocks_for,
+    count_available,
     count_hits,
     count_kept,
-    hold,
+    hold_block,
     keep_order,
+    reclaim_blocks,
     release,
     share_prompt,
-    take,
-    take_back,
 )
 from simulator.engine.preemption import queue_last
 from simulator.engine.start import start_ranks, start_requests
@@ -51,9 +51,9 @@ def compute(cache, r, hits=0):
     """A prompt is computed: its blocks are taken and shared."""
     requests, ranks = cache
     for block in requests.prefix_ids[requests.prefix_starts[r] :][:hits]:
-        hold(ranks, 0, block)
+        hold_block(ranks, 0, block)
     requests.shared[r] = hits
-    take(ranks, 0, 6 - 2 * hits, LIMITS)
+    allocate_blocks(ranks, 0, 6 - 2 * hits, LIMITS)
     requests.blocks[r] = 6 - 2 * hits
     share_prompt(requests, ranks, 0, r, 24, LIMITS)
 
@@ -73,9 +73,11 @@ def test_a_computed_prompt_moves_from_its_request_to_the_cache(cache):
     requests, ranks = cache
     assert cached(cache) == [0, 1, 2]
     assert (requests.blocks[0], requests.shared[0], ranks.free_blocks[0]) == (0, 3, 4)
-    assert available(ranks, 0, LIMITS) == 4  # held by the request that runs, so none can be evicted
+    assert (
+        count_available(ranks, 0, LIMITS) == 4
+    )  # held by the request that runs, so none can be evicted
     release(requests, ranks, 0, 0)
-    assert available(ranks, 0, LIMITS) == 10
+    assert count_available(ranks, 0, LIMITS) == 10
     assert ranks.free_blocks[0] == 4
 
 
@@ -91,11 +93,11 @@ def test_the_block_with_the_last_prompt_token_is_computed_again(cache):
 def test_the_deepest_block_goes_first(cache):
     compute(cache, 0)
     release(cache[0], cache[1], 0, 0)
-    take(cache[1], 0, 5, LIMITS)
+    allocate_blocks(cache[1], 0, 5, LIMITS)
     assert cached(cache) == [0, 1]
-    take(cache[1], 0, 1, LIMITS)  # the evicted prefix block left one KV block
+    allocate_blocks(cache[1], 0, 1, LIMITS)  # the evicted prefix block left one KV block
     assert cached(cache) == [0, 1]
-    take(cache[1], 0, 1, LIMITS)
+    allocate_blocks(cache[1], 0, 1, LIMITS)
     assert cached(cache) == [0]
 
 
@@ -105,7 +107,7 @@ def test_what_a_request_holds_is_not_evicted(cache):
     compute(cache, 1, hits=2)
     assert cached(cache) == [0, 1, 2, 3]
     assert cache[1].refs[0].tolist() == [1, 1, 0, 1]
-    take(cache[1], 0, available(cache[1], 0, LIMITS), LIMITS)
+    allocate_blocks(cache[1], 0, count_available(cache[1], 0, LIMITS), LIMITS)
     assert cached(cache) == [0, 1, 3]
 
 
@@ -187,10 +189,10 @@ def test_what_is_found_again_is_what_a_line_of_blocks_still_holds(moves):
         if max(count, kept) > ranks.free_blocks[0]:
             continue
         _leave_queue(requests, ranks, r)
-        take_back(requests, ranks, r, 0, kept)
+        reclaim_blocks(requests, ranks, r, 0, kept)
         assert kept == line.find(r)
         line.forget(r)
-        take(ranks, 0, max(count, kept) - kept, limits)
+        allocate_blocks(ranks, 0, max(count, kept) - kept, limits)
         line.take(max(count, kept) - kept)
         requests.blocks[r] = max(count, kept)
         assert ranks.free_blocks[0] == len(line.free)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from simulator.engine.batching import complete_step, form_step, push
+from simulator.engine.batching import complete_step, form_step, queue_request
 from simulator.engine.start import start_clock, start_ranks, start_requests
 from simulator.workload.traces import RequestTrace
 from tests.unit.steps_of_a_second import make_limits
@@ -38,7 +38,7 @@ def count_preemptions(watermark, seed):
     now_s = 0
     while clock.num_finished[0] < NUM_REQUESTS:
         for r in range(clock.num_pushed[0], min(CONCURRENCY + clock.num_finished[0], NUM_REQUESTS)):
-            push(requests, ranks, clock, r)
+            queue_request(requests, ranks, clock, r)
         form_step(requests, ranks, limits, now_s)
         now_s += 1
         complete_step(requests, ranks, limits, clock, now_s)
