@@ -31,7 +31,7 @@ def grid(table: pd.DataFrame, row: str, column: str, value: str) -> NDArray[np.f
     return filled
 
 
-def load_map(load: NDArray[np.float64], column: str, hover: str) -> go.Figure:
+def load_map(load: NDArray[np.float64], column: str, hover: str, height: int = 300) -> go.Figure:
     """Load over the layer's mean, a row a layer, on a logarithmic scale that is the same in every
     heat map.
 
@@ -42,7 +42,7 @@ def load_map(load: NDArray[np.float64], column: str, hover: str) -> go.Figure:
         column: what a column is, such as ``Expert``.
         hover: what is counted, such as ``tokens``.
     """
-    drawn = style.figure(f"{column} (index)", "MoE layer (index)", height=300)
+    drawn = style.figure(f"{column} (index)", "MoE layer (index)", height)
     powers = [-3, -2, -1, 0, 1, 2, 3]
     bar: dict[str, Any] = {
         "tickvals": powers,

@@ -7,11 +7,9 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable
 
+from markupsafe import Markup
 
-class Markup(str):
-    """HTML as it is; any other string is text."""
-
-    __slots__ = ()
+__all__ = ["Markup", "join", "tag", "text"]
 
 
 def text(child: str) -> Markup:

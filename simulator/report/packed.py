@@ -8,9 +8,8 @@ import gzip
 from functools import cache
 
 import numpy as np
+from markupsafe import Markup
 from plotly.offline import get_plotlyjs
-
-from simulator.report.markup import Markup
 
 _DIGITS = np.array([code for code in range(ord("#"), ord("y")) if code != ord("<")], np.uint8)
 """The 85 digits: printable, without what could begin a tag or end the element."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from simulator.report import plan_candidates, plan_tables, tables
 from simulator.report.cards import Cards, drawn_sections
+from simulator.report.deployment_tables import describe_making
 from simulator.report.document import described, document, facts_list, in_sections
 from simulator.report.gallery import plots
 from simulator.report.markup import Markup, join, tag
@@ -236,7 +237,7 @@ def _made(answer: dict[str, Any], run: dict[str, Any]) -> Markup:
     seed = run.get("seed", answer.get("seed"))
     # The time that it took is left to run.json, so that two plans of one seed give the same page.
     made = {
-        key: value for key, value in tables.made_of(run).items() if key not in ("Started", "Took")
+        key: value for key, value in describe_making(run).items() if key not in ("Started", "Took")
     }
     facts = facts_list({"Command": run.get("command"), "Seed": seed, **made})
     if not run.get("question"):

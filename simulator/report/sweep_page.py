@@ -5,20 +5,23 @@ over seeds.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from simulator.report import style, tables
-from simulator.report.cards import Cards
-from simulator.report.document import described, document, facts_list, in_sections
-from simulator.report.markup import Markup, join, tag
+from simulator.report import style
+from simulator.report.deployment_tables import (
+    describe_making,
+    name_deployments,
+    split_at_rumours,
+)
+from simulator.report.figure_cards import FigureCards, pair_up
+from simulator.report.rendering import render_page
 from simulator.results.formats import (
     KEY_METRICS,
     TIMES,
-    UNDEFINED,
     heading_unit,
     metric,
     time_axis,
@@ -33,36 +36,35 @@ _SPREAD = " Whiskers reach from the lowest to the highest seed."
 _WIDE = 20.0
 """Longest over shortest time from which on an axis is logarithmic."""
 _MOST_TICKS = 8
-_ALL = (
-    "Mean over seeds, and behind it the standard deviation of single seeds. Each point is a run of "
-    "its own, whose page lies in the folder points."
-)
 
 
 def render(sweep: Sweep) -> str:
     """The page as one HTML document."""
-    cards = Cards()
+    cards, run = FigureCards(), sweep.run
     headline, reasons = tell_sweep(sweep)
-    sections: list[tuple[str, Markup]] = []
-    if drawn := list(_cards(cards, sweep)):
-        sections.append(("What moves", tag("div", *drawn, class_="cards")))
-    sections.append(("All settings", described(_ALL, _table(sweep))))
-    if refused := _refused(sweep):
-        sections.append(("Refused", refused))
-    sections.append(("How this sweep was made", _made(sweep)))
-    name = str(sweep.run["name"])
-    listed = [tag("li", tables.marked(sweep, reason)) for reason in reasons]
-    header = tag(
-        "header",
-        tag("p", f"{name} \N{MIDDLE DOT} sweep", class_="eyebrow"),
-        tag("h1", tables.marked(sweep, headline)),
-        *([tag("ul", *listed, class_="reasons")] if listed else []),
-        facts_list(_facts(sweep), "setting"),
+    metrics = [*KEY_METRICS, *(["num_lost"] if sweep.table["num_lost"].any() else [])]
+    return render_page(
+        "sweep.html",
+        str(run["name"]),
+        cards,
+        headline=split_at_rumours(headline, sweep),
+        reasons=[split_at_rumours(reason, sweep) for reason in reasons],
+        setting=_describe_setting(sweep),
+        moves=pair_up(cards, list(_draw_metrics(sweep))),
+        names=name_deployments(sweep),
+        metrics=[METRICS[key].label for key in metrics],
+        rows=list(_list_rows(sweep, metrics)),
+        refused=[point for point in run["points"] if "refusal" in point],
+        done=[point for point in run["points"] if "refusal" not in point],
+        making={
+            "Command": run.get("command"),
+            "Fidelity": run.get("fidelity"),
+            **describe_making(run),
+        },
     )
-    return document(name, in_sections(header, sections), cards.payload)
 
 
-def _facts(sweep: Sweep) -> dict[str, str]:
+def _describe_setting(sweep: Sweep) -> dict[str, str]:
     points = sweep.run["points"]
     seeds = sorted({point["seed"] for point in points})
     return {
@@ -72,16 +74,14 @@ def _facts(sweep: Sweep) -> dict[str, str]:
     }
 
 
-def _cards(cards: Cards, sweep: Sweep) -> Iterator[Markup]:
-    """A figure a metric that moves; none where nothing was swept but seeds."""
+def _draw_metrics(sweep: Sweep) -> Iterator[tuple[str, str, go.Figure]]:
+    """Title, caption and figure of each metric that moves; none where only seeds were swept."""
     has_seeds = len({point["seed"] for point in sweep.run["points"]}) > 1
-    found = [(name, drawn) for name in _FIGURES if (drawn := _figure(sweep, name)) is not None]
-    for place, (name, drawn) in enumerate(found):
-        definition = METRICS[name].definition
-        said = f"{definition[0].upper()}{definition[1:]}." + _SPREAD * has_seeds
-        # The last of an odd number takes its row alone.
-        has_neighbour = place < len(found) - len(found) % 2
-        yield cards.card(METRICS[name].label, said, {"": drawn}, spans_half=has_neighbour)
+    for name in _FIGURES:
+        if (drawn := _figure(sweep, name)) is not None:
+            definition = METRICS[name].definition
+            caption = f"{definition[0].upper()}{definition[1:]}." + _SPREAD * has_seeds
+            yield METRICS[name].label, caption, drawn
 
 
 def _figure(sweep: Sweep, name: str) -> go.Figure | None:
@@ -180,54 +180,30 @@ def _points(
             yield value, float(own.mean()), float(own.min()), float(own.max())
 
 
-def _table(sweep: Sweep) -> Markup:
-    shown = (*KEY_METRICS, *(["num_lost"] if sweep.table["num_lost"].any() else []))
-    head = ["Setting", "Deployment", *(METRICS[name].label for name in shown)]
-    rows = []
+class _Mean(NamedTuple):
+    """A metric over seeds."""
+
+    num_seeds: int
+    """Seeds that have a value."""
+    raw: float
+    shown: str
+    spread: str
+    """Standard deviation of single seeds; empty where it is undefined."""
+
+
+def _list_rows(sweep: Sweep, metrics: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Rows of the table: the setting at its first deployment, and a mean a metric."""
     for setting in sweep.settings:
-        at = sweep.rows_at(setting)
-        for place, deployment in enumerate(dict.fromkeys(at["deployment"])):
-            own = at[at["deployment"] == deployment]
-            said = setting_text(setting) or "as written"
-            rows.append(
-                tag(
-                    "tr",
-                    tag("th", "" if place else said, scope="row"),
-                    tag("th", tables.name_with_mark(sweep, str(deployment)), scope="row"),
-                    *(_cell(sweep, own, str(deployment), name) for name in shown),
-                )
-            )
-    return tables.table(head, rows, "metrics", "All settings")
+        said = setting_text(setting) or "as written"
+        for deployment, own in sweep.rows_at(setting).groupby("deployment", sort=False):
+            currency = str(style.facts(sweep, str(deployment)).get("currency") or "")
+            means = {name: _average(own, name, currency) for name in metrics}
+            yield {"setting": said, "deployment": str(deployment), "means": means}
+            said = ""
 
 
-def _cell(sweep: Sweep, rows: pd.DataFrame, deployment: str, name: str) -> Markup:
-    mean, spread, count = measure_spread(rows, name)
-    currency = str(style.facts(sweep, deployment).get("currency") or "")
-    if not count:
-        return tag("td", UNDEFINED)
-    shown = [f"{metric(name, mean, currency)} {heading_unit(name)}".rstrip()]
-    behind = (
-        [tag("span", f"± {metric(name, spread, currency)}", class_="hint")]
-        if math.isfinite(spread)
-        else []
-    )
-    return tag("td", *shown, *behind, data_metric=name, data_value=repr(mean))
-
-
-def _refused(sweep: Sweep) -> Markup | None:
-    refused = [point for point in sweep.run["points"] if "refusal" in point]
-    if not refused:
-        return None
-    return tag("ul", *(tag("li", f"{p['point']}: {p['refusal']}") for p in refused))
-
-
-def _made(sweep: Sweep) -> Markup:
-    run = sweep.run
-    facts = {"Command": run.get("command"), "Fidelity": run.get("fidelity"), **tables.made_of(run)}
-    links = [
-        tag("li", tag("a", point["point"], href=f"points/{point['point']}/report.html"))
-        for point in run["points"]
-        if "refusal" not in point
-    ]
-    listed = tag("details", tag("summary", "The pages of all points"), tag("ul", *links))
-    return join([facts_list(facts), listed])
+def _average(rows: pd.DataFrame, name: str, currency: str) -> _Mean:
+    mean, spread, num_seeds = measure_spread(rows, name)
+    shown = f"{metric(name, mean, currency)} {heading_unit(name)}".rstrip()
+    behind = f"± {metric(name, spread, currency)}" if math.isfinite(spread) else ""
+    return _Mean(num_seeds, mean, shown, behind)

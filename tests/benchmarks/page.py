@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 
-from simulator.report import style, tables
-from simulator.report.cards import Cards
-from simulator.report.document import described, document, facts_list, in_sections
-from simulator.report.markup import Markup, tag
-from simulator.report.scoreboard_tables import verdict
+from simulator.report import style
+from simulator.report.deployment_tables import describe_making
+from simulator.report.figure_cards import Card, FigureCards, pair_up
+from simulator.report.rendering import environment, render_page
+from simulator.report.texts import count
 from simulator.results.formats import num_bytes, parameters, time_ticks
 from tests.benchmarks.collect import title_of
 from tests.benchmarks.rows import (
@@ -26,23 +27,6 @@ from tests.benchmarks.rows import (
     tell_value,
 )
 
-_TARGETS = (
-    "What was asked of the engine when it was rebuilt around one clock, and what was found here. "
-    "A ratio is over the revision before that, measured in turns with this one."
-)
-_GROWTH = (
-    "CPU time over a size, both on logarithmic axes: medians as points, and the straight line "
-    "through them, whose slope is the exponent: 1 where cost grows as the size does, 0 where it "
-    "does not grow."
-)
-_FIGURES = (
-    "CPU time is that of one process. Where several rounds are named, a figure is their median, "
-    "and what stands beside it was measured in turns with it. A ratio above 1 is in our favour."
-)
-_BUSY = (
-    "Other programs ran when this began: caches and clocks were shared, so that everything reads "
-    "slower than on an idle machine. Ratios were measured in turns."
-)
 _BUSY_LOAD = 0.5
 """Load average from which on somebody else was at work."""
 _HEIGHT = 320
@@ -50,38 +34,48 @@ _HEIGHT = 320
 
 def render(bench: Bench) -> str:
     """The page as one HTML document."""
-    cards = Cards()
-    sections: list[tuple[str, Markup]] = []
-    if bench.with_target:
-        sections.append(("Targets", described(_TARGETS, _targets_table(bench.with_target))))
-    if bench.growths:
-        sections.append(("How cost grows", described(_GROWTH, _growth_cards(cards, bench.growths))))
-    sections.append(("Every figure", described(_FIGURES, _figures_table(bench.rows))))
-    sections.append(("How this was made", facts_list(_making(bench))))
-    return document("Benchmark", in_sections(_header(bench), sections), cards.payload)
+    cards = FigureCards()
+    template = Path(__file__).with_name("bench.html").read_text(encoding="utf-8")
+    return render_page(
+        environment().from_string(template),
+        "Benchmark",
+        cards,
+        headline=tell_headline(bench),
+        missed=_list_missed(bench),
+        setting=_describe_setting(bench),
+        was_busy=_was_busy(bench.made["machine"]),
+        targets=bench.with_target,
+        growth=_draw_growths(cards, bench.growths),
+        figures={title_of(kind): rows for kind, rows in by_kind(bench.rows).items()},
+        making=_making(bench),
+        remark=_remark,
+        tell_judged=tell_judged,
+        tell_ratio=tell_ratio,
+        tell_target=tell_target,
+        tell_value=tell_value,
+    )
 
 
 def tell_headline(bench: Bench) -> str:
     """How many targets are met."""
     judged = [row for row in bench.with_target if row.is_met is not None]
     if not judged:
-        count = len(bench.rows)
-        return f"{count} {'figure' if count == 1 else 'figures'}; no target could be judged."
+        return f"{count(len(bench.rows), 'figure')}; no target could be judged."
     met = sum(row.is_met is True for row in judged)
     return f"{met} of {len(judged)} targets that could be judged are met."
 
 
-def _header(bench: Bench) -> Markup:
-    missed = [
-        tag(
-            "li",
-            f"Missed: {row.name}, {row.measure}: {tell_judged(row)}; asked {tell_target(row)}.",
-        )
+def _list_missed(bench: Bench) -> list[str]:
+    return [
+        f"Missed: {row.name}, {row.measure}: {tell_judged(row)}; asked {tell_target(row)}."
         for row in bench.with_target
         if row.is_met is False
     ]
+
+
+def _describe_setting(bench: Bench) -> dict[str, object]:
     machine = bench.made["machine"]
-    facts = {
+    return {
         "Processor": machine["processor"],
         "Cores": machine["cores"],
         "Memory": num_bytes(machine["memory_bytes"]),
@@ -89,35 +83,11 @@ def _header(bench: Bench) -> Markup:
         "Revision": bench.made["revision"],
         "Effort": bench.made["effort"],
     }
-    return tag(
-        "header",
-        tag("p", "Benchmark", class_="eyebrow"),
-        tag("h1", tell_headline(bench)),
-        *([tag("ul", *missed, class_="reasons")] if missed else []),
-        facts_list(facts, "setting"),
-        *([tag("p", _BUSY, class_="notice")] if _was_busy(machine) else []),
-    )
 
 
 def _was_busy(machine: dict[str, Any]) -> bool:
     """Whether others kept half of a core or more."""
     return bool(machine["load_average_1_min"] >= _BUSY_LOAD)
-
-
-def _targets_table(rows: Sequence[Row]) -> Markup:
-    made = [
-        tag(
-            "tr",
-            tag("td", f"{row.name}: {row.measure}"),
-            tag("td", tell_judged(row), class_="value", data_label="Found"),
-            tag("td", tell_target(row), class_="value", data_label="Asked"),
-            tag("td", verdict(row.is_met), class_="value", data_label="Verdict"),
-            tag("td", _remark(row), data_label="Remark"),
-        )
-        for row in rows
-    ]
-    head = ["What", "Found", "Asked", "Verdict", "Remark"]
-    return tables.table(head, made, "assumptions stack", "Targets")
 
 
 def _remark(row: Row) -> str:
@@ -130,18 +100,15 @@ def _remark(row: Row) -> str:
     return f"{own} over {other} of {row.beside}"
 
 
-def _growth_cards(cards: Cards, growths: Sequence[Growth]) -> Markup:
+def _draw_growths(cards: FigureCards, growths: Sequence[Growth]) -> list[Card]:
     by_size: dict[str, list[Growth]] = {}
     for growth in growths:
         by_size.setdefault(growth.along, []).append(growth)
     drawn = []
-    for place, (along, own) in enumerate(by_size.items()):
+    for along, own in by_size.items():
         said = "; ".join(f"{growth.name}: exponent {growth.exponent:.2f}" for growth in own)
-        # The last of an odd number takes its row alone.
-        has_neighbour = place < len(by_size) - len(by_size) % 2
-        title = f"Over {along}"
-        drawn.append(cards.card(title, f"{said}.", {"": _draw(own)}, spans_half=has_neighbour))
-    return tag("div", *drawn, class_="cards")
+        drawn.append((f"Over {along}", f"{said}.", _draw(own)))
+    return pair_up(cards, drawn)
 
 
 def _draw(growths: Sequence[Growth]) -> go.Figure:
@@ -193,37 +160,11 @@ def _line(growth: Growth, sizes: Sequence[float]) -> list[float]:
     return [math.exp(mean_y + growth.exponent * (math.log(size) - mean_x)) for size in sizes]
 
 
-def _figures_table(rows: Sequence[Row]) -> Markup:
-    head = ["What", "Figure", "Beside", "Ratio", "Rounds", "Note"]
-    made = []
-    for kind, own in by_kind(rows).items():
-        title = tag("span", title_of(kind))
-        made.append(
-            tag("tr", tag("th", title, colspan=len(head), scope="rowgroup"), class_="group")
-        )
-        made += [_figure_row(row) for row in own]
-    return tables.table(head, made, "assumptions stack", "Every figure")
-
-
-def _figure_row(row: Row) -> Markup:
-    beside = f"{tell_value(row.beside_value, row.unit)} {row.beside}" if row.beside else ""
-    ratio = tell_ratio(row.ratio) if row.beside else ""
-    return tag(
-        "tr",
-        tag("td", row.name, tag("span", row.measure, class_="hint")),
-        tag("td", tell_value(row.value, row.unit), class_="value", data_label="Figure"),
-        tag("td", beside, data_label="Beside"),
-        tag("td", ratio, class_=bool(ratio) and "value", data_label="Ratio"),
-        tag("td", f"{row.rounds}", class_="value", data_label="Rounds"),
-        tag("td", row.note, data_label="Note"),
-    )
-
-
 def _making(bench: Bench) -> dict[str, object]:
     made, machine = bench.made, bench.made["machine"]
     return {
         "Command": made["command"],
         "Processor": f"{machine['processor']}, {machine['cores']} cores",
         "System": machine["system"],
-        **tables.made_of(made),
+        **describe_making(made),
     }

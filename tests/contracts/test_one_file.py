@@ -143,6 +143,7 @@ def test_the_wheel_holds_its_data_and_runs_from_any_folder(tmp_path):
         "_data/workloads/models/mixtral-8x7b.toml",
         "_data/cluster_configs/h100-sxm.toml",
         "report/page.css",
+        "report/templates/run.html",
     ):
         assert (target / "simulator" / path).is_file()
     elsewhere = tmp_path / "elsewhere"

@@ -115,7 +115,7 @@ def test_traces_are_generated_described_and_converted(moesim, tmp_path):
 
 
 def test_help_is_quick_because_it_loads_nothing_heavy():
-    heavy = ("torch", "ray", "numba", "pandas", "plotly", "simpy", "scipy")
+    heavy = ("torch", "ray", "numba", "pandas", "plotly", "simpy", "scipy", "jinja2")
     program = (
         "import sys\nsys.argv = ['moesim', '--help']\nfrom simulator.cli import main\n"
         f"try:\n    main()\nexcept SystemExit:\n    pass\nprint([n for n in {heavy} if n in "

@@ -1,0 +1,161 @@
+"""Figures as cards on a page: their headings, their legends, and what the page's script draws."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import plotly.graph_objects as go
+import plotly.io as pio
+from markupsafe import Markup
+
+from simulator.report import style
+from simulator.report.gallery import Figure, Subject_contra, Width, plots
+from simulator.report.texts import shorten
+
+
+class Plot(NamedTuple):
+    """A plot of a card."""
+
+    anchor: str
+    heading: Markup
+    """Text above the plot; empty where it needs none."""
+    label: str
+    """Title and heading for screen readers."""
+    height: int
+    """Pixels."""
+
+
+class Key(NamedTuple):
+    """An entry of a legend: a button that hides and shows a name in all plots of its card."""
+
+    name: str
+    title: str
+    label: str
+    """The title cut to a phone's width."""
+    swatch: str
+    """CSS of its patch of colour."""
+    is_star: bool
+
+
+class Card(NamedTuple):
+    """A figure with its caption and its legend."""
+
+    title: str
+    definition: str
+    plots: list[Plot]
+    legend: list[Key]
+    width: Width
+    """Of each plot on a wide screen."""
+    spans_half: bool = False
+    """Whether it leaves half of its row to a neighbour."""
+
+
+class FigureCards:
+    """The figures of one page: the cards that its template shows and the payload of its script."""
+
+    def __init__(self) -> None:
+        self.payload: dict[str, Any] = {"templates": style.TEMPLATES, "plots": []}
+        self.missing: list[Figure[Any]] = []
+        """Figures that this subject has nothing to draw for."""
+
+    def card(
+        self,
+        title: str,
+        definition: str,
+        drawn: Mapping[str, go.Figure],
+        width: Width = "full",
+        spans_half: bool = False,
+    ) -> Card:
+        """Make a card and add its plots to the payload.
+
+        Args:
+            drawn: the plots by heading, which is HTML; empty for a plot that needs none.
+            width: of each of several plots on a wide screen.
+            spans_half: whether the card leaves half of its row to a neighbour.
+        """
+        shown = [
+            Plot(
+                self._add(plot),
+                Markup(heading),
+                ", ".join(filter(None, [title, html.unescape(heading)])),
+                int(plot.layout.height or 320),
+            )
+            for heading, plot in drawn.items()
+        ]
+        width = width if len(shown) > 1 else "full"
+        return Card(title, definition, shown, _list_keys(drawn.values()), width, spans_half)
+
+    def draw(
+        self, figures: Sequence[Figure[Subject_contra]], subject: Subject_contra
+    ) -> dict[str, list[Card]]:
+        """Draw figures as cards by section, which stands where its first figure does; those that
+        show nothing are :attr:`missing`.
+        """
+        by_section: dict[str, list[tuple[Figure[Any], dict[str, go.Figure]]]] = {}
+        for figure in figures:
+            if drawn := plots(figure, subject):
+                by_section.setdefault(figure.section, []).append((figure, drawn))
+            else:
+                self.missing.append(figure)
+        return {title: self._in_rows(drawn) for title, drawn in by_section.items()}
+
+    def _in_rows(self, drawn: Sequence[tuple[Figure[Any], dict[str, go.Figure]]]) -> list[Card]:
+        """Cards of one section: two halves share a row, and one without a neighbour takes all of
+        it.
+        """
+        is_half = [figure.width == "half" and len(found) == 1 for figure, found in drawn] + [False]
+        cards: list[Card] = []
+        is_second = False
+        for place, (figure, found) in enumerate(drawn):
+            spans_half = is_half[place] and (is_second or is_half[place + 1])
+            card = self.card(figure.title, figure.definition, found, figure.width, spans_half)
+            cards.append(card)
+            is_second = spans_half and not is_second
+        return cards
+
+    def _add(self, plot: go.Figure) -> str:
+        anchor = f"plot-{len(self.payload['plots'])}"
+        drawn = json.loads(pio.to_json(plot, validate=False))
+        drawn["layout"].pop("template", None)
+        self.payload["plots"].append(
+            {"id": anchor, "data": drawn["data"], "layout": drawn["layout"]}
+        )
+        return anchor
+
+
+def pair_up(cards: FigureCards, figures: Sequence[tuple[str, str, go.Figure]]) -> list[Card]:
+    """Cards of titles, captions and single plots, two to a row; the last of an odd number takes its
+    row alone.
+    """
+    even = len(figures) - len(figures) % 2
+    return [
+        cards.card(title, definition, {"": drawn}, spans_half=place < even)
+        for place, (title, definition, drawn) in enumerate(figures)
+    ]
+
+
+def _list_keys(drawn: Iterable[go.Figure]) -> list[Key]:
+    traces = [
+        trace
+        for plot in drawn
+        for trace in plot.data
+        if trace.type in ("scatter", "bar") and trace.name and trace.showlegend is not False
+    ]
+    stars = {t.name for t in traces if t.type == "scatter" and t.marker.symbol == "star"}
+    keys: dict[str, Key] = {}
+    for trace in traces:
+        colour, is_striped = (
+            (trace.line.color, trace.line.dash not in (None, "solid"))
+            if trace.type == "scatter"
+            else (trace.marker.color, bool(trace.marker.pattern.shape))
+        )
+        title = html.unescape(trace.name)
+        swatch = style.swatch(str(colour), is_striped)
+        keys.setdefault(
+            trace.name,
+            Key(trace.name, title, shorten(title, 34), swatch, trace.name in stars),
+        )
+    return list(keys.values())

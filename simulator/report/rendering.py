@@ -1,0 +1,101 @@
+"""Pages by Jinja2 templates: each is one file that opens offline, with its style, its script and,
+compressed, Plotly and the figures within it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from simulator.report.figure_cards import FigureCards
+from simulator.report.packed import packed, packed_plotly
+from simulator.report.texts import count, percent, shorten
+from simulator.results.formats import TIMES, UNDEFINED, number, parameters, seconds
+
+_HERE = Path(__file__).parent
+
+
+class Contents:
+    """Anchors of a page's sections by title, in the order of the page."""
+
+    def __init__(self) -> None:
+        self._anchors: dict[str, str] = {}
+
+    def add(self, title: str) -> str:
+        """Add a section and return its anchor.
+
+        >>> Contents().add("Models and deployments")
+        'models-and-deployments'
+        """
+        return self._anchors.setdefault(title, re.sub(r"[^a-z]+", "-", title.lower()).strip("-"))
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return iter(self._anchors.items())
+
+
+def render_page(template: str | Template, name: str, cards: FigureCards, **shown: Any) -> str:
+    """Render a page as one HTML document.
+
+    Args:
+        template: file in the folder of templates, or one that is loaded.
+        name: subject of the page, for its title.
+        cards: figures that the page's script draws.
+        shown: variables of the template.
+    """
+    payload = json.dumps(cards.payload, allow_nan=False, separators=(",", ":"))
+    return (
+        environment()
+        .get_template(template)
+        .render(
+            name=name,
+            cards=cards,
+            contents=Contents(),
+            packed=[packed("payload", payload), packed_plotly()],
+            **shown,
+        )
+    )
+
+
+@cache
+def environment() -> Environment:
+    """The environment of all templates: it escapes, and refuses names that are not given."""
+    made = Environment(
+        loader=PackageLoader("simulator.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    made.filters.update(
+        count=count,
+        json=_write_json,
+        number=number,
+        parameters=parameters,
+        percent=percent,
+        seconds=seconds,
+        shorten=shorten,
+    )
+    made.tests.update(finite=_is_finite)
+    made.globals.update(TIMES=TIMES, UNDEFINED=UNDEFINED, asset=_read_asset)
+    return made
+
+
+def _read_asset(name: str) -> Markup:
+    return Markup((_HERE / name).read_text(encoding="utf-8"))
+
+
+def _write_json(value: object) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, default=str)
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)

@@ -1,0 +1,51 @@
+"""Short texts of pages: names that fit a phone, counts and percentages."""
+
+from __future__ import annotations
+
+import math
+
+from simulator.results.formats import UNDEFINED
+from simulator.results.judgement import digits_beside
+
+
+def shorten(text: str, length: int = 44) -> str:
+    """Cut a text in its middle to a phone's width: names of variants differ at the end.
+
+    >>> shorten("a deployment with a very long name, no. 3", 24)
+    'a deployment…name, no. 3'
+    """
+    if len(text) <= length:
+        return text
+    end = length // 2 - 1
+    return f"{text[: length - 1 - end].rstrip()}…{text[-end:].lstrip()}"
+
+
+def count(number: int, noun: str) -> str:
+    """A number of things.
+
+    >>> count(1, "row"), count(1200, "row")
+    ('1 row', '1,200 rows')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def percent(value: float, *limits: float, digits: int = 1, signed: bool = False) -> str:
+    """A share or an error, with as many digits as show on which side of a limit it lies.
+
+    >>> percent(0.0812), percent(0.5, signed=True), percent(12.34), percent(0.25004, 0.25)
+    ('8.1 %', '+50.0 %', '1,234 %', '25.004 %')
+    """
+    if not math.isfinite(value):
+        return UNDEFINED
+    digits = digits_beside(value, *limits, digits=0 if abs(value) >= 1 else digits)
+    return minus(f"{100 * value:{'+' if signed else ''},.{digits}f} %")
+
+
+def minus(text: str) -> str:
+    """A number's text with a minus sign in place of its hyphen."""
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def keep_units(text: str) -> str:
+    """A text with every number and its percent sign on one line."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
