@@ -7,7 +7,7 @@ WORKERS := -n auto --maxprocesses 8
 # A test that compiles the engine, before others and beside what needs it not: workers that come to it at once would each do so.
 COMPILES := tests/unit/test_kill.py::test_a_run_says_what_stopped_and_what_became_of_the_requests
 
-.PHONY: run quick test soak check docs pictures golden moved report calibrate-published bench bench-twin bench-plan test-ray-beside-load clean
+.PHONY: run quick test soak check docs pictures release golden moved report calibrate-published bench bench-twin bench-plan test-ray-beside-load clean
 
 run: .venv/installed
 	$(BIN)/moesim run mixtral_vs_llama2
@@ -31,8 +31,8 @@ soak: .venv/tested
 	  || { echo "again with the same cases: make soak SEED=$(SEED)"; exit 1; }
 
 check: .venv/tested
-	$(BIN)/ruff format --check simulator tests docs
-	$(BIN)/ruff check simulator tests docs
+	$(BIN)/ruff format --check simulator tests docs .ci
+	$(BIN)/ruff check simulator tests docs .ci
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/codespell README.md DESIGN.md CHANGELOG.md CONTRIBUTING.md docs simulator tests workloads cluster_configs
@@ -45,6 +45,12 @@ docs: .venv/docs
 # The pictures of the README, from a committed report.
 pictures: .venv/tested .venv/browser
 	$(BIN)/python docs/images/shoot.py
+
+# A release but for pushing it (make release VERSION=0.2.0): a clean tree and a green check, the version, changelog and citation, the
+# wheel and the sdist in dist/, a commit and a tag.
+release: .venv/tested
+	@test -n "$(VERSION)" || { echo "say which: make release VERSION=0.2.0"; exit 2; }
+	$(BIN)/python .ci/release.py $(VERSION)
 
 # Recompute the committed numbers; read the difference before committing it.
 golden: .venv/tested

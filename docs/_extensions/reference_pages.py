@@ -7,6 +7,7 @@ A page is a function from the program to Markdown, so that none of it can be out
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,62 @@ def describe_catalogue() -> str:
     return "".join(parts)
 
 
+def describe_files() -> dict[str, str]:
+    """A page for each kind of file, and one for each family of policies: every key."""
+    from simulator.commands.reference import describe_keys
+
+    families = describe_keys()
+    files = families.pop("files")
+    pages = {f"files/{_slug(name)}": _describe_file(name, kind) for name, kind in files.items()}
+    return pages | {
+        f"policies/{_slug(family)}": _describe_family(family, kinds)
+        for family, kinds in families.items()
+    }
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def _describe_file(name: str, kind: Any) -> str:
+    return (
+        f"# {name.capitalize()}\n\n{_paragraphs(kind.description)}\n\n`moesim schema "
+        f"{shlex.quote(name)}` prints the JSON Schema.\n\n{_tabulate_keys(kind.keys)}"
+    )
+
+
+def _describe_family(family: str, kinds: Mapping[str, Any]) -> str:
+    parts = [f"# {family.replace('.', ' ').replace('_', ' ').capitalize()}\n"]
+    for name, kind in kinds.items():
+        parts.append(f"\n## `{name}`\n\n{_paragraphs(kind.description)}\n\n")
+        parts.append(_tabulate_keys(kind.keys) if kind.keys else "It has no keys.\n")
+    return "".join(parts)
+
+
+def _paragraphs(text: str) -> str:
+    return "\n\n".join(map(escape, text.split("\n\n"))).replace("\\|", "|")
+
+
+def _tabulate_keys(keys: Iterable[Any]) -> str:
+    rows = [
+        (
+            f"`{key.path}`",
+            key.type,
+            " ".join(filter(None, (key.bounds, key.unit))) or "-",
+            _say_default(key.default),
+            key.description or "-",
+        )
+        for key in keys
+    ]
+    return tabulate(("key", "type", "range and unit", "default", "what it is"), rows)
+
+
+def _say_default(default: str | None) -> str:
+    if default is None:
+        return "**required**"
+    return default if default in ("absent", "") else f"`{default}`"
+
+
 PAGES = {
     "metrics": describe_metrics,
     "commands": describe_commands,
@@ -99,9 +156,12 @@ PAGES = {
 
 def write_pages(folder: Path = FOLDER) -> None:
     """Write every page whose text has changed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, describe in PAGES.items():
-        path, text = folder / f"{name}.md", describe()
+    texts = {name: describe() for name, describe in PAGES.items()} | describe_files()
+    for stale in {*folder.rglob("*.md")} - {folder / f"{name}.md" for name in texts}:
+        stale.unlink()
+    for name, text in texts.items():
+        path = folder / f"{name}.md"
+        path.parent.mkdir(parents=True, exist_ok=True)
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
 

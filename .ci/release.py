@@ -1,0 +1,108 @@
+"""``make release VERSION=0.2.0``: everything of a release but pushing it.
+
+A clean tree whose check is green gets the version, the changelog's unreleased section becomes that
+of the version, CITATION.cff follows, the wheel and the sdist are built into dist/, and all of it is
+committed and tagged. What fails on the way leaves the files as they were.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+VERSION_FILE = Path("simulator/__init__.py")
+CHANGELOG = Path("CHANGELOG.md")
+CITATION = Path("CITATION.cff")
+CHANGED = (VERSION_FILE, CHANGELOG, CITATION)
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+
+
+class RefusedError(Exception):
+    """Why there is no release."""
+
+
+def release(version: str, check: str) -> None:
+    """Prepare a release in the current folder.
+
+    Raises:
+        RefusedError: if the version is none or not the next, the tree is not clean, the check fails
+            or nothing is unreleased.
+    """
+    _look_at(version)
+    if subprocess.run(shlex.split(check), check=False).returncode:
+        raise RefusedError(f"'{check}' failed; nothing was changed")
+    if _git("status", "--porcelain"):
+        raise RefusedError(f"'{check}' left changes behind: commit or remove them first")
+    texts = _edit(version, f"{datetime.now(UTC):%Y-%m-%d}")
+    try:
+        for path, text in texts.items():
+            path.write_text(text, encoding="utf-8")
+        subprocess.run([sys.executable, "-m", "hatchling", "build"], check=True)
+        _git("commit", "--quiet", "--message", f"Version {version}", *map(str, CHANGED))
+    except (OSError, subprocess.CalledProcessError) as error:
+        _git("restore", "--staged", "--worktree", *map(str, CHANGED))
+        raise RefusedError(f"{error}; files are as they were") from error
+    _git("tag", "--annotate", f"v{version}", "--message", f"moesim {version}")
+
+
+def _look_at(version: str) -> None:
+    if not _VERSION.fullmatch(version):
+        raise RefusedError(f"a version has three numbers, such as 0.2.0, not {version!r}")
+    now = _find_version(VERSION_FILE.read_text(encoding="utf-8"))
+    if [*map(int, version.split("."))] <= [*map(int, now.split("."))]:
+        raise RefusedError(f"version {version} does not follow {now}")
+    if _git("tag", "--list", f"v{version}"):
+        raise RefusedError(f"tag v{version} is there already")
+    if _git("status", "--porcelain"):
+        raise RefusedError("the tree has changes: commit or remove them first")
+
+
+def _edit(version: str, date: str) -> dict[Path, str]:
+    """Texts of the files with the new version."""
+    texts = {path: path.read_text(encoding="utf-8") for path in CHANGED}
+    texts[VERSION_FILE] = texts[VERSION_FILE].replace(
+        f'__version__ = "{_find_version(texts[VERSION_FILE])}"', f'__version__ = "{version}"'
+    )
+    head, title, rest = texts[CHANGELOG].partition("## Unreleased\n")
+    if not title or rest.lstrip().startswith("## ") or not rest.strip():
+        raise RefusedError(f"{CHANGELOG}: nothing stands under '## Unreleased'")
+    texts[CHANGELOG] = f"{head}{title}\n## {version} - {date}\n{rest}"
+    cited = re.sub(r"(?m)^version: .*$", f"version: {version}", texts[CITATION])
+    texts[CITATION] = re.sub(r"(?m)^date-released: .*$", f'date-released: "{date}"', cited)
+    return texts
+
+
+def _find_version(text: str) -> str:
+    found = re.search(r'__version__ = "([\d.]+)"', text)
+    if found is None:
+        raise RefusedError(f"{VERSION_FILE} states no version")
+    return found[1]
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def main() -> None:
+    """Read the command line; exit status 2 where there is no release."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("version", help="three numbers, such as 0.2.0")
+    parser.add_argument("--check", default="make check test", help="command that must succeed")
+    asked = parser.parse_args()
+    try:
+        release(asked.version, asked.check)
+    except RefusedError as error:
+        sys.exit(f"no release: {error}")
+    print(
+        f"v{asked.version} is committed, tagged and in dist/; git push --follow-tags publishes it"
+    )
+
+
+if __name__ == "__main__":
+    main()
