@@ -112,12 +112,12 @@ def _calibrate_cpu(out_file: Path, ranks: list[int] | None) -> None:
 
 
 def _calibrate_published(folder: Path, out_folder: Path, names: tuple[str, ...]) -> None:
-    from simulator.calibration.fits import fitted_files
+    from simulator.calibration.published import fit_files
 
     if out_folder.exists() and not out_folder.is_dir():
         raise UserError(f"--out {out_folder}: is a file; name a folder")
     with console.progress(unit="tables", waiting="reading") as tick:
-        files = fitted_files(folder, names, tick)
+        files = fit_files(folder, names, tick)
     for path, text in files.items():
         target = out_folder / path
         target.parent.mkdir(parents=True, exist_ok=True)

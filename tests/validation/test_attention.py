@@ -13,8 +13,10 @@ import pytest
 
 from simulator.base.data import shipped_folder
 from simulator.base.errors import UserError
+from simulator.calibration.published import fit_table
 from simulator.config.calibration import load_calibration
 from simulator.validation import OK
+from simulator.validation.kernels import attention, mla
 from simulator.validation.kernels.attention import Attention
 from simulator.validation.kernels.mla import Mla
 from tests.shared import shared_file
@@ -127,11 +129,9 @@ def test_errors_in_the_committed_tables_are_those_of_shapes_that_were_left_out()
 @pytest.mark.parametrize("number", [1, pytest.param(None, marks=pytest.mark.soak, id="all")])
 def test_the_committed_tables_are_what_the_command_fits(number, monkeypatch):
     """So many of the entries of each kind, of which each takes the same way."""
-    from simulator.calibration.fits import _latent, attention
-
-    monkeypatch.setattr(attention, "_GIVEN", attention._GIVEN[:number])
-    monkeypatch.setattr(_latent, "_JOBS", _latent._JOBS[:number])
-    for family, tables in attention.fit(shared_file("measurements")).items():
+    for family in (attention, mla):
+        monkeypatch.setattr(family, "_JOBS", family._JOBS[:number])
+    for family, tables in fit_table("attention", shared_file("measurements")).items():
         committed = load_calibration(family, "test").attention
         for engine, entries in tables.items():
             for name, entry in entries.items():

@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 
 from simulator.base.errors import UserError
-from simulator.calibration.fits import gemm as fits
+from simulator.calibration.published import fit_table
 from simulator.config.calibration import load_calibration
 from simulator.validation import OK
+from simulator.validation.kernels import gemm
 from simulator.validation.kernels.gemm import Gemm
 from tests.shared import shared_file
 
@@ -62,8 +63,8 @@ def test_dense_products(gpu, dtype, median, tail):
 @pytest.mark.parametrize("number", [1, pytest.param(None, marks=pytest.mark.soak, id="all")])
 def test_the_committed_tables_are_what_the_command_fits(number, monkeypatch):
     """So many of the formats, of which each takes the same way."""
-    monkeypatch.setattr(fits, "_JOBS", fits._JOBS[:number])
-    for family, tables in fits.fit(shared_file("measurements")).items():
+    monkeypatch.setattr(gemm, "_JOBS", gemm._JOBS[:number])
+    for family, tables in fit_table("gemm", shared_file("measurements")).items():
         committed = load_calibration(family, "test").gemm
         for engine, entries in tables.items():
             for dtype, entry in entries.items():

@@ -1,13 +1,17 @@
-"""Kernel and exchange timings, one family a file: how its tables are read, and how a row is priced.
+"""Kernel and exchange timings, one family a file: which columns it reads, how a row is priced,
+which coefficients the price has, and how they are fitted.
 
-``moesim validate kernels FAMILY TABLE`` takes the family of that name. Tables have the columns that
-NVIDIA's aiconfigurator-core 0.12.0 (Apache-2.0) writes, since whoever times kernels for a planner
-has them.
+``moesim validate kernels FAMILY TABLE`` takes the family of that name, and ``moesim calibrate
+published FOLDER`` fits all of them. Tables have the columns that NVIDIA's aiconfigurator-core
+0.12.0 (Apache-2.0) writes, since whoever times kernels for a planner has them. Files that begin
+with ``_`` hold what families share: ``_answering`` and ``_fitting`` all of them, the others those
+of one kind.
 """
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import pandas as pd
 
@@ -18,12 +22,26 @@ class KernelFamily(Protocol):
     """A file in this folder: a frozen pydantic model without fields."""
 
     columns: tuple[str, ...]
-    """What a table must have; the measured columns may be missing."""
+    """Columns that a table must have; the measured ones may be missing."""
     measures: tuple[Measure, ...]
+    """Columns that hold what was measured."""
+    calibrates: str
+    """Table of a calibration that the fit fills, such as ``gemm``."""
+    sources: tuple[str, ...]
+    """Files of the measurements that the shipped calibrations are fitted on."""
 
     def answer(self, table: pd.DataFrame) -> Answers:
         """Price every row, vectorised where rows are many: 100,000 rows take seconds. Measured
         columns are not looked at.
+        """
+        ...
+
+    def fit(self, tables: Sequence[pd.DataFrame]) -> dict[str, dict[str, Any]]:
+        """Fit the coefficients: entries of ``calibrates`` by calibration (``hopper``) and engine,
+        as nested dictionaries for TOML. Each says how far off it is on shapes that were left out.
+
+        Args:
+            tables: of ``sources``, in their order. A GPU or format that they lack has no entry.
         """
         ...
 

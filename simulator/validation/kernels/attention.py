@@ -1,5 +1,5 @@
 """Grouped-query and multi-head attention, one kernel a row, the writing of new keys and values into
-the cache included.
+the cache included; fits the entries of the table ``attention`` for any engine.
 
 A row of the context phase has ``isl`` new tokens behind ``step`` cached ones in each sequence; one
 of the generation phase likewise, with one new token. A sequence with one new token is computed by
@@ -16,116 +16,157 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from simulator.base.frozen import Frozen
+from simulator.config.accelerator import AcceleratorSpec
+from simulator.config.calibration import Calibration
 from simulator.config.mixers.gqa import GroupedQueryAttention
 from simulator.validation import Answers, Measure, require
-from simulator.validation.context import (
+from simulator.validation.extrapolation import Doubt, of_hardware
+from simulator.validation.hardware import calibrated
+from simulator.validation.kernels import _answering as answering
+from simulator.validation.kernels import _fitting as fitting
+from simulator.validation.kernels._answering import Estimate
+from simulator.validation.kernels._context import (
+    BEHIND,
     KV_FORMATS,
+    MEASURED,
     PHASES,
     Batches,
     Phase,
+    Timed,
     context_s,
-    fill,
     whole_sizes,
 )
-from simulator.validation.extrapolation import Doubt, of_hardware
-from simulator.validation.hardware import calibrated
+from simulator.validation.kernels._fitting import ANY, GPUS, SOURCE, Floats, Tables, Values
 from simulator.work.context_kernels import ContextKernel, context_kernel
 
-SIZES = ("batch_size", "isl", "step", "num_heads", "num_key_value_heads", "head_dim", "window_size")
-_SHAPE = SIZES[3:]
+_HEADS = ("num_heads", "num_key_value_heads", "head_dim", "window_size")
+_SIZES = ("batch_size", "isl", "step", *_HEADS)
+_KERNEL = list(_HEADS)
+"""Columns that tell kernels apart."""
 _COMPUTED = ("bfloat16", "float16", "half", "bf16", "fp16")
-_MEASURED = ("bf16", "fp16", "fp8")
-_ANY = "any"
-_ENGINES = (_ANY, "nan", "vllm")
-"""Where a table says no engine, its kernels are vLLM's."""
+"""Formats that the measured kernels compute in."""
+_ENGINES = (ANY, "nan", "vllm")
+"""Engines whose kernels were measured: where a table says no engine, its kernels are vLLM's."""
+
+_FOLDS = 6
+"""Parts of the head shapes, each of which is left out once."""
+_START: dict[Phase, Values] = {
+    "prefill": {
+        "compute_fraction": 0.6,
+        "softmax_s": 3e-11,
+        "memory_fraction": 0.8,
+        "floor_s": 10e-6,
+        "row_s": 1e-8,
+        "append_s": 1e-9,
+    },
+    "decode": {
+        "compute_fraction": 0.4,
+        "memory_fraction": 0.9,
+        "floor_s": 10e-6,
+        "overlap": 1.5,
+        "row_s": 1e-8,
+        "sequence_s": 1e-6,
+        "append_s": 1e-9,
+        "split_s": 2e-6,
+    },
+}
+"""Coefficients that are fitted, and where the search for them starts."""
+_GROUPED = {"tile_rows": 32, "longest_rows": 128.0}
+_TILED = {"tile_rows": 128, "longest_rows": 128.0}
+_WINDOWED = {"window_block": 128.0, "split_entries": 128.0}
+_JOBS: tuple[tuple[str, Phase, str, dict[str, Any]], ...] = (
+    ("h100", "prefill", "bf16", _GROUPED),
+    ("h100", "prefill", "fp8", _GROUPED),
+    ("h100", "decode", "bf16", _WINDOWED),
+    ("h100", "decode", "fp8", _WINDOWED),
+    ("b200", "prefill", "bf16", _TILED),
+    ("b200", "prefill", "fp8", {**_TILED, "computed_as": "fp8"}),
+    ("b200", "decode", "bf16", {"split_entries": 256.0}),
+    ("b200", "decode", "fp8", {"split_entries": 256.0}),
+)
+"""How kernels divide their work. Hopper's put the query heads of a group into one tile, so that few
+tokens fill it; on H100 an fp8 cache makes nothing faster than bf16 arithmetic could be."""
 
 
 class Attention(Frozen):
     """Grouped-query and multi-head attention, full or over a sliding window."""
 
-    columns: ClassVar[tuple[str, ...]] = ("gpu", "phase", "kv_cache_dtype", *SIZES)
+    columns: ClassVar[tuple[str, ...]] = ("gpu", "phase", "kv_cache_dtype", *_SIZES)
     measures: ClassVar[tuple[Measure, ...]] = (Measure("kernel", "latency_ms", 1e-3),)
+    calibrates: ClassVar[str] = "attention"
+    sources: ClassVar[tuple[str, ...]] = ("attention.csv.gz",)
 
     def answer(self, table: pd.DataFrame) -> Answers:
         require(table, self.columns, "attention table")
         answers = Answers.unsupported(len(table), len(self.measures))
-        sizes, wrong = whole_sizes(table, SIZES, ("step", "window_size"))
-        new, phase = sizes[1], table["phase"].map(str).to_numpy(dtype=object)
-        names = pd.DataFrame(
-            {
-                "gpu": table["gpu"].map(str).to_numpy(dtype=object),
-                "engine": table["engine"].map(str).to_numpy(dtype=object)
-                if "engine" in table.columns
-                else _ANY,
-                "phase": phase,
-                "kv": table["kv_cache_dtype"].map(str).to_numpy(dtype=object),
-                "computed": table["attn_dtype"].map(str).to_numpy(dtype=object)
-                if "attn_dtype" in table.columns
-                else "bfloat16",
-                "is_one": new == 1,
-                **dict(zip(_SHAPE, sizes[3:], strict=True)),
-                "wrong": wrong,
-            }
-        )
-        codes, found = pd.factorize(pd.MultiIndex.from_frame(names))
-        order = np.argsort(codes, kind="stable")
-        ends = np.cumsum(np.bincount(codes, minlength=len(found)))
-        for key, places in zip(found, np.split(order, ends[:-1]), strict=True):
-            self._answer_group(answers, places, sizes[:, places], key)
+        sizes, wrong = whole_sizes(table, _SIZES, ("step", "window_size"))
+        absent = {"engine": ANY, "attn_dtype": "bfloat16"}
+        keys = answering.words(table, "gpu", "phase", "kv_cache_dtype", **absent)
+        keys = keys.assign(is_one=sizes[1] == 1, **dict(zip(_KERNEL, sizes[3:], strict=True)))
+        for key, places in answering.group_rows(keys.assign(wrong=wrong)):
+            gpu, phase, kv, engine, computed, is_one, *shape, why = key
+            label = [gpu, engine * (engine != ANY), PHASES.get(phase, phase)]
+            label = [word for word in (*label, KV_FORMATS.get(kv, kv)) if word]
+            reason = _refusal(gpu, engine, phase, kv, shape, why)
+            answering.name_group(answers, places, " ".join(label), reason)
+            found = calibrated(gpu, engine)
+            if not reason and found is not None:
+                kernel_phase: Phase = "decode" if is_one else PHASES[phase]
+                dtypes = (KV_FORMATS[kv], computed)
+                estimate = _estimate(*found, engine, kernel_phase, dtypes, sizes[:, places])
+                answering.fill(answers, places, estimate)
         return answers
 
-    def _answer_group(
-        self,
-        answers: Answers,
-        places: NDArray[np.intp],
-        sizes: NDArray[np.float64],
-        key: tuple[Any, ...],
-    ) -> None:
-        gpu, engine, phase, kv, computed, is_one, *shape, wrong = key
-        label = " ".join(
-            word
-            for word in (
-                gpu,
-                "" if engine == _ANY else engine,
-                PHASES.get(phase, phase),
-                KV_FORMATS.get(kv, kv),
-            )
-            if word
-        )
-        reason = _refusal(gpu, engine, phase, kv, shape, wrong)
-        for place in places:
-            answers.group[place] = label
-            answers.status[place] = f"unsupported: {reason}"
-        hardware = calibrated(gpu, engine)
-        if reason or hardware is None:
-            return
-        accelerator, calibration = hardware
-        kernel_phase: Phase = "decode" if is_one else PHASES[phase]
-        fit = calibration.attention_fit(kernel_phase, KV_FORMATS[kv], is_latent=False)
-        looking = kernel_of_shape([int(size) for size in shape], KV_FORMATS[kv])
-        batches = batches_of(sizes)
-        seconds = context_s(batches, [(accelerator, fit, looking, kernel_phase)])
-        doubts = of_hardware(fit, accelerator, "attention kernels")
-        if fit.kind != "assumed" and computed not in _COMPUTED:
+    def fit(self, tables: Sequence[pd.DataFrame]) -> Tables:
+        (rows,) = tables
+        # A prompt of one token runs the kernels for decode.
+        is_decode = (rows["phase"].map(PHASES) == "decode") | (rows["isl"] == 1)
+        found: Tables = {}
+        for gpu, phase, kv, given in _JOBS:
+            is_kind = (rows["gpu"] == gpu) & (rows["kv_cache_dtype"].map(KV_FORMATS) == kv)
+            own = rows[is_kind & (is_decode == (phase == "decode"))].reset_index(drop=True)
+            if len(own):
+                entries = found.setdefault(GPUS[gpu][0], {ANY: {}})[ANY]
+                name = phase if kv == "bf16" else f"{phase}_{kv}"
+                entries[name] = _fit_entry(own, gpu, phase, kv, given)
+        return found
+
+
+def _estimate(
+    accelerator: AcceleratorSpec,
+    calibration: Calibration,
+    engine: str,
+    phase: Phase,
+    dtypes: tuple[str, str],
+    sizes: Floats,
+) -> Estimate:
+    """Seconds of rows of one kernel.
+
+    Args:
+        dtypes: of the cache, and of what is computed.
+        sizes: columns ``[c, n]``.
+    """
+    kv, computed = dtypes
+    fit = calibration.attention_fit(phase, kv, is_latent=False)
+    shape = sizes[3:, 0].astype(int).tolist()
+    seconds = context_s(
+        _batches(sizes, 0), [(accelerator, fit, _kernel_of_shape(shape, kv), phase)]
+    )
+    doubts = of_hardware(fit, accelerator, "attention kernels")
+    if fit.kind != "assumed":
+        if computed not in _COMPUTED:
             doubts.append(Doubt(f"attention computed in {computed} was not measured"))
-        if fit.kind != "assumed" and KV_FORMATS[kv] not in _MEASURED:
-            doubts.append(Doubt(f"a cache in {KV_FORMATS[kv]} was not measured"))
-        if fit.kind != "assumed" and engine not in _ENGINES:
+        if kv not in MEASURED:
+            doubts.append(Doubt(f"a cache in {kv} was not measured"))
+        if engine not in _ENGINES:
             doubts.append(Doubt(f"kernels of {engine} were not measured, vLLM's were"))
-        quantities = dict(zip(SIZES, sizes, strict=True)) | {"context": sizes[1] + sizes[2]}
-        fill(
-            answers,
-            places,
-            seconds,
-            fit,
-            quantities,
-            doubts,
-            (sizes[2] > 0) & (kernel_phase == "prefill"),
-        )
+    quantities = dict(zip(_SIZES, sizes, strict=True)) | {"context": sizes[1] + sizes[2]}
+    is_behind = (sizes[2] > 0) & (phase == "prefill")
+    return Estimate(seconds, fit, doubts, quantities, [(BEHIND, is_behind)])
 
 
-def kernel_of_shape(shape: Sequence[int], kv_dtype: str) -> ContextKernel:
-    """What one layer of such a kernel does.
+def _kernel_of_shape(shape: Sequence[int], kv_dtype: str) -> ContextKernel:
+    """Work of one layer's kernel.
 
     Args:
         shape: heads, key-value heads, their size, and the window (0 for none).
@@ -141,26 +182,43 @@ def kernel_of_shape(shape: Sequence[int], kv_dtype: str) -> ContextKernel:
     return context_kernel(mixer.context_terms()[0], 1, kv_dtype)
 
 
-def batches_of(sizes: NDArray[np.float64], which: int | NDArray[np.int64] = 0) -> Batches:
-    """Rows of :data:`SIZES` as batches."""
+def _batches(sizes: Floats, kernels: int | NDArray[np.int64]) -> Batches:
+    """Batches of columns ``[c, n]``, each for one of some kernels."""
     batch_size, new, context = sizes[:3].astype(np.int64)
-    return Batches(
-        batch_size,
-        context,
-        new,
-        np.broadcast_to(np.asarray(which, dtype=np.int64), batch_size.shape),
-    )
+    places = np.broadcast_to(np.asarray(kernels, dtype=np.int64), batch_size.shape)
+    return Batches(batch_size, context, new, places)
 
 
 def _refusal(gpu: str, engine: str, phase: str, kv: str, shape: list[float], wrong: str) -> str:
     if calibrated(gpu, engine) is None:
-        return f"no calibrated accelerator '{gpu}'"
+        return answering.unknown_gpu(gpu)
     if phase not in PHASES:
-        return f"no phase '{phase}'; known: {', '.join(PHASES)}"
+        return answering.unknown_name("phase", phase, PHASES)
     if kv not in KV_FORMATS:
-        return f"no cache format '{kv}'; known: {', '.join(KV_FORMATS)}"
-    if wrong:
-        return wrong
-    if shape[0] % shape[1]:
+        return answering.unknown_name("cache format", kv, KV_FORMATS)
+    if not wrong and shape[0] % shape[1]:
         return "num_key_value_heads does not divide num_heads"
-    return ""
+    return wrong
+
+
+def _fit_entry(
+    rows: pd.DataFrame, gpu: str, phase: Phase, kv: str, given: dict[str, Any]
+) -> dict[str, Any]:
+    shapes = rows.groupby(_KERNEL[:3]).ngroup().to_numpy()
+    kernels = rows[_KERNEL].drop_duplicates().reset_index(drop=True)
+    which = rows.merge(kernels.reset_index(), on=_KERNEL, how="left")["index"].to_numpy()
+    timed = Timed(
+        fitting.timed_on(gpu),
+        [_kernel_of_shape([int(size) for size in row], kv) for row in kernels.to_numpy()],
+        phase,
+        _batches(rows[list(_SIZES)].to_numpy(dtype=float).T, which),
+        rows["latency_ms"].to_numpy() / 1e3,
+        beside_s=np.zeros(len(rows)),
+        is_module=np.zeros(len(rows), dtype=bool),
+    )
+    source = (
+        f"{len(rows):,} {phase} attention kernels on {gpu.upper()} with a {kv} "
+        f"cache, {shapes.max() + 1} head shapes, {SOURCE}"
+    )
+    sizes = {name: rows[name] for name in ("batch_size", "num_heads", "head_dim")}
+    return timed.entry(source, _START[phase], given, shapes, _FOLDS, **sizes)

@@ -1,5 +1,5 @@
 """The routed experts of the busiest rank, with and without EPLB's copies of hot experts
-(TensorRT-LLM's wide expert parallelism).
+(TensorRT-LLM's wide expert parallelism); fits its entries of the table ``grouped_gemm``.
 
 ``distribution`` ends in ``_eplb`` where experts were placed by the policy ``eplb`` on ``num_slots``
 slots, for the very loads that were then timed. ``rank0_num_tokens``, where a table has it, says how
@@ -8,30 +8,25 @@ many tokens reached the rank.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import ClassVar
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
 from simulator.policies.placement import eplb as placement
 from simulator.policies.placement.contiguous import Contiguous
 from simulator.validation import Answers, Measure, require
-from simulator.validation.kernels._power_law import NUM_DRAWS, expert_tokens, exponent
-from simulator.validation.routed import (
-    DOMAIN,
-    NOT_WHOLE,
-    SHAPES,
-    Layers,
-    columns,
-    loads,
-    price,
-    read_sizes,
-)
-from simulator.validation.sizes import LARGEST
+from simulator.validation.kernels import _answering as answering
+from simulator.validation.kernels import _experts as experts
+from simulator.validation.kernels._experts import NOT_WHOLE, SHAPES, Layers, Sizes
+from simulator.validation.kernels._experts_fit import fit_entries
+from simulator.validation.kernels._fitting import Floats, Tables
+from simulator.validation.kernels._power_law import expert_tokens, exponent
+from simulator.validation.sizes import LARGEST, numbers
 from simulator.work.slots import SlotMap
 
 _ENGINE, _KERNELS = "trtllm", "-wide-ep"
@@ -47,50 +42,50 @@ class Eplb(Frozen):
 
     columns: ClassVar[tuple[str, ...]] = ("gpu", "moe_dtype", "distribution", *_SIZES, *SHAPES)
     measures: ClassVar[tuple[Measure, ...]] = (Measure("kernel", "latency_ms", 1e-3),)
+    calibrates: ClassVar[str] = "grouped_gemm"
+    sources: ClassVar[tuple[str, ...]] = ("moe_eplb_trtllm.csv.gz",)
 
     def answer(self, table: pd.DataFrame) -> Answers:
         require(table, self.columns, "eplb table")
-        layers, reasons = layers_of(table)
-        return price(table, kernels_of(table), layers, reasons)
+        layers, reasons = _layers_of(table)
+        return experts.answer(table, _kernels_of(table), layers, reasons)
+
+    def fit(self, tables: Sequence[pd.DataFrame]) -> Tables:
+        (table,) = tables
+        model = table["hidden_size"].astype(str) + "x" + table["num_experts"].astype(str)
+        table = table.assign(engine=_ENGINE, model=model, is_fitted=True, is_generic=False)
+        return fit_entries(table, _layers_of(table)[0], _kernels_of(table))
 
 
-def kernels_of(table: pd.DataFrame) -> list[str]:
+def _kernels_of(table: pd.DataFrame) -> list[str]:
     """The calibration's name for the engine of each row."""
-    engines = table["engine"].map(str) if "engine" in table.columns else [_ENGINE] * len(table)
-    return [f"{engine}{_KERNELS}" for engine in engines]
+    return [f"{engine}{_KERNELS}" for engine in answering.words(table, engine=_ENGINE)["engine"]]
 
 
-def layers_of(table: pd.DataFrame) -> tuple[Layers, list[str]]:
-    """The layers of a table's rows, and for each why it has none, or nothing."""
-    sizes_5, shapes_3, wrong = read_sizes(table, _SIZES)
-    is_whole = wrong == ""
-    keys = pd.DataFrame(np.where(is_whole, sizes_5, 0.0).T)
-    keys["distribution"] = table["distribution"].map(str).to_numpy()
-    codes, found = pd.factorize(
-        pd.Series(list(keys.itertuples(index=False, name=None)), dtype=object)
-    )
+def _layers_of(table: pd.DataFrame) -> tuple[Layers, list[str]]:
+    """Layers of a table's rows, and for each why it has none, or nothing."""
+    sizes = Sizes.read(table, _SIZES)
+    own = sizes.by_name
+    keys = sizes.keys(_SIZES).assign(distribution=table["distribution"].map(str).to_numpy())
+    codes, found = pd.factorize(pd.MultiIndex.from_frame(keys))
     cases = [_case(*key) for key in found]
-    load = loads(codes, [rows_DG for rows_DG, _ in cases], NUM_DRAWS)
-    arrived = (
-        columns(table, (_ARRIVED,))[0] if _ARRIVED in table.columns else np.full(len(table), np.nan)
-    )
-    arrived = np.where((arrived >= 0) & (arrived <= LARGEST), arrived, sizes_5[0])
-    choices = np.maximum(load.rows, (arrived * sizes_5[2])[:, None])
-    sizes = dict(zip(DOMAIN, (sizes_5[0], sizes_5[1], sizes_5[3]), strict=False))
-    reasons = [why or cases[code][1] for why, code in zip(wrong, codes, strict=True)]
-    return Layers.build(table, shapes_3, is_whole, choices, load, sizes), reasons
+    load = experts.load_of(codes, [rows_DG for rows_DG, _ in cases])
+    arrived = np.full(len(table), np.nan)
+    if _ARRIVED in table.columns:
+        arrived = numbers(table, (_ARRIVED,))[_ARRIVED]
+    arrived = np.where((arrived >= 0) & (arrived <= LARGEST), arrived, own["num_tokens"])
+    choices = np.maximum(load.rows, (arrived * own["topk"])[:, None])
+    reasons = [why or cases[code][1] for why, code in zip(sizes.wrong, codes, strict=True)]
+    return sizes.layers(load, choices), reasons
 
 
 def _case(
-    tokens: float, experts: float, topk: float, ranks: float, slots: float, distribution: str
-) -> tuple[NDArray[np.float64], str]:
+    num_tokens: int, num_experts: int, top_k: int, num_ranks: int, num_slots: int, distribution: str
+) -> tuple[Floats, str]:
     """Rows of every slot of the busiest rank, ``[D, G]``; none and the reason, where there is
     nothing to draw from.
     """
     nothing = np.ones((1, 1))
-    num_tokens, num_experts, top_k, num_ranks, num_slots = (
-        int(size) for size in (tokens, experts, topk, ranks, slots)
-    )
     if num_tokens < 1:
         return nothing, NOT_WHOLE
     alpha, reason = exponent(distribution.removesuffix(_COPIES))
@@ -119,7 +114,7 @@ def _rows(
     num_ranks: int,
     num_slots: int | None,
     alpha: float | None,
-) -> NDArray[np.float64]:
+) -> Floats:
     tokens_DE = expert_tokens(num_tokens, num_experts, top_k, alpha)
     policy = Contiguous() if num_slots is None else placement.Eplb(num_slots=num_slots)
     placed = policy.place(tokens_DE, num_ranks, np.random.default_rng(0))

@@ -9,6 +9,7 @@ takes one; both get the same prediction, the faster kernel's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -16,8 +17,12 @@ import pandas as pd
 
 from simulator.base.frozen import Frozen
 from simulator.validation import Answers, Measure, require
-from simulator.validation.kernels._power_law import NUM_DRAWS, Case, exponent, rank_rows
-from simulator.validation.routed import DOMAIN, NOT_WHOLE, Layers, loads, price, read_sizes
+from simulator.validation.kernels import _answering as answering
+from simulator.validation.kernels import _experts as experts
+from simulator.validation.kernels._experts import NOT_WHOLE, Layers, Sizes
+from simulator.validation.kernels._experts_fit import fit_entries
+from simulator.validation.kernels._fitting import Tables
+from simulator.validation.kernels._power_law import Case, exponent, rank_rows
 
 _SIZES = ("num_tokens", "num_experts", "topk", "moe_ep_size")
 _NOTHING = Case(1, 1, 1, 1, None)
@@ -44,27 +49,35 @@ class Moe(Frozen):
         *("moe_tp_size", "moe_ep_size", "distribution", "num_tokens"),
     )
     measures: ClassVar[tuple[Measure, ...]] = (Measure("kernel", "latency_ms", 1e-3),)
+    calibrates: ClassVar[str] = "grouped_gemm"
+    sources: ClassVar[tuple[str, ...]] = ("moe_grouped_gemm.csv.gz", "moe_wide_ep_sglang.csv.gz")
 
     def answer(self, table: pd.DataFrame) -> Answers:
         require(table, self.columns, "moe table")
-        layers, reasons = layers_of(table)
-        answers = price(table, kernels_of(table), layers, reasons)
+        layers, reasons = _layers_of(table)
+        answers = experts.answer(table, _kernels_of(table), layers, reasons)
         versions = [name for name in ("engine_ver", "phase", "is_gated") if name in table.columns]
         for place in np.flatnonzero(table.duplicated([*self.columns, *versions], keep=False)):
             answers.group[place] += ", by two kernels"
         return answers
 
+    def fit(self, tables: Sequence[pd.DataFrame]) -> Tables:
+        table = pd.concat(tables, ignore_index=True)
+        table["phase"] = table["phase"].fillna("")
+        # Of rows that were timed twice, with two kernels, the faster one is fitted, since engines
+        # choose; both count as errors.
+        twice = table.groupby([*self.columns, "phase", "engine_ver"], dropna=False)["latency_ms"]
+        table["is_fitted"] = table.index.isin(twice.idxmin())
+        table["is_generic"] = table["phase"] == ""
+        return fit_entries(table, _layers_of(table)[0], _kernels_of(table))
 
-def kernels_of(table: pd.DataFrame) -> list[str]:
+
+def _kernels_of(table: pd.DataFrame) -> list[str]:
     """The calibration's name for the engine of each row: SGLang runs other kernels behind DeepEP,
     one for each phase.
     """
-    nothing = pd.Series("", index=table.index)
-    phases, versions = (
-        table[name].map(str) if name in table.columns else nothing
-        for name in ("phase", "engine_ver")
-    )
-    return [_kernels(*row) for row in zip(table["engine"].map(str), phases, versions, strict=True)]
+    names = answering.words(table, "engine", phase="", engine_ver="")
+    return [_kernels(*row) for row in names.itertuples(index=False)]
 
 
 def _kernels(engine: str, phase: str, version: str) -> str:
@@ -79,52 +92,38 @@ def _kernels(engine: str, phase: str, version: str) -> str:
     )
 
 
-def layers_of(table: pd.DataFrame) -> tuple[Layers, list[str]]:
-    """The layers of a table's rows, and for each why it has none, or nothing."""
-    sizes_4, shapes_3, wrong = read_sizes(table, _SIZES)
-    is_whole = wrong == ""
-    engines = kernels_of(table)
-    keys = pd.DataFrame(dict(zip(_SIZES, np.where(is_whole, sizes_4, 0.0), strict=True)))
-    keys["hidden"], keys["engine"], keys["distribution"] = (
-        shapes_3[0],
-        engines,
-        table["distribution"].map(str).to_numpy(),
+def _layers_of(table: pd.DataFrame) -> tuple[Layers, list[str]]:
+    """Layers of a table's rows, and for each why it has none, or nothing."""
+    sizes, engines = Sizes.read(table, _SIZES), _kernels_of(table)
+    own, dtypes = sizes.by_name, table["moe_dtype"].map(str)
+    keys = sizes.keys((*_SIZES, "hidden_size")).assign(
+        engine=engines,
+        distribution=table["distribution"].map(str).to_numpy(),
+        is_grouped=[pair == _GROUPED for pair in zip(engines, dtypes, strict=True)],
     )
-    keys["is_grouped"] = [
-        pair == _GROUPED for pair in zip(engines, table["moe_dtype"].map(str), strict=True)
-    ]
-    codes, found = pd.factorize(
-        pd.Series(list(keys.itertuples(index=False, name=None)), dtype=object)
-    )
+    codes, found = pd.factorize(pd.MultiIndex.from_frame(keys))
     cases = [_case(*key) for key in found]
-    load = loads(codes, [rank_rows(case) for case, _ in cases], NUM_DRAWS)
+    load = experts.load_of(codes, [rank_rows(case) for case, _ in cases])
     # DeepEP's layout for few tokens brings a rank the rows of its experts only; elsewhere its
     # kernels see whole tokens.
-    sees_rows = np.array([engine.endswith("-decode") for engine in engines], dtype=bool)
-    choices = np.where(
-        sees_rows[:, None], load.rows, np.maximum(load.rows, (sizes_4[0] * sizes_4[2])[:, None])
-    )
-    sizes = dict(zip(DOMAIN, (sizes_4[0], sizes_4[1], sizes_4[3]), strict=False))
-    reasons = [why or cases[code][1] for why, code in zip(wrong, codes, strict=True)]
-    return Layers.build(table, shapes_3, is_whole, choices, load, sizes), reasons
+    sees_rows = np.array([engine.endswith("-decode") for engine in engines], dtype=bool)[:, None]
+    pairs = (own["num_tokens"] * own["topk"])[:, None]
+    choices = np.where(sees_rows, load.rows, np.maximum(load.rows, pairs))
+    reasons = [why or cases[code][1] for why, code in zip(sizes.wrong, codes, strict=True)]
+    return sizes.layers(load, choices), reasons
 
 
 def _case(
-    tokens: float,
-    experts: float,
-    topk: float,
-    ranks: float,
-    hidden: float,
+    num_tokens: int,
+    num_experts: int,
+    top_k: int,
+    num_ranks: int,
+    hidden: int,
     engine: str,
     distribution: str,
     is_grouped: bool,
 ) -> tuple[Case, str]:
-    """What the rows of a table's row follow from; anything and the reason, where there is nothing
-    to follow from.
-    """
-    num_tokens, num_experts, top_k, num_ranks = (
-        int(size) for size in (tokens, experts, topk, ranks)
-    )
+    """Case of a table's row; any, and the reason, where it has none."""
     if num_tokens < 1:
         return _NOTHING, NOT_WHOLE
     if num_ranks > num_experts or top_k > num_experts:

@@ -6,7 +6,7 @@ of points whose whole model or whole GPU was left out.
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,11 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from simulator.calibration.fits import COMMAND
-from simulator.calibration.fits._engine_points import LOAD, Points, simulate
+from simulator.calibration.serving._engine_points import LOAD, Points, simulate
 from simulator.config.calibration.engine import engine_key, release_of
 
-_TABLE = "serving_points.csv.gz"
+COMMAND = "moesim calibrate published"
+sources = ("serving_points.csv.gz",)
 _SOURCE = "NVIDIA aiconfigurator-core 0.12.0, Apache-2.0"
 _COEFFICIENTS = ("step_s", "sequence_s", "first_token_s", "stream_s")
 _START = np.array([1e-3, 2e-5, 4e-2, 1e-3])
@@ -43,9 +43,10 @@ releases: from 27,451 tokens/s to 16,052. Which release had which kernels is not
 middle is taken."""
 
 
-def fit(folder: Path) -> dict[str, dict[str, Any]]:
+def fit(tables: Sequence[pd.DataFrame]) -> dict[str, dict[str, Any]]:
     """The table of every calibration that has serving points."""
-    return fit_points(simulate(pd.read_csv(folder / _TABLE)))
+    (table,) = tables
+    return fit_points(simulate(table))
 
 
 def fit_points(points: Points) -> dict[str, dict[str, Any]]:

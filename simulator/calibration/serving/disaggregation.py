@@ -8,15 +8,13 @@ reported is of points whose whole GPU was left out; nearly all are of one model.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from simulator.calibration.fits import COMMAND
 from simulator.config.accelerator import load_accelerator
 from simulator.parallel.workers import sweep
 from simulator.validation.hardware import accelerator_name
@@ -25,7 +23,8 @@ from simulator.validation.serving.answer import pools_or_reason
 from simulator.validation.serving.deployments import deployment_of
 from simulator.validation.serving.disagg import Load, Pools, latencies_with
 
-_TABLE = "serving_points.csv.gz"
+COMMAND = "moesim calibrate published"
+sources = ("serving_points.csv.gz",)
 _SOURCE = "NVIDIA aiconfigurator-core 0.12.0, Apache-2.0"
 _ANY = "any"
 _WORKERS = (1, 2, 3, 4, 6, 8)
@@ -65,9 +64,10 @@ class Assumed(NamedTuple):
         return np.array(latencies_with(pools, point.load, drafts), dtype=float)
 
 
-def fit(folder: Path) -> dict[str, dict[str, Any]]:
+def fit(tables: Sequence[pd.DataFrame]) -> dict[str, dict[str, Any]]:
     """The table of every calibration that has such points."""
-    return fit_points(load_points(pd.read_csv(folder / _TABLE)))
+    (table,) = tables
+    return fit_points(load_points(table))
 
 
 def fit_points(points: list[Loaded]) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,199 @@
+"""Attention kernels of batches whose sequences are alike, as tables time them: priced by the
+simulator's own formula, and the search for its coefficients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from simulator.config.accelerator import AcceleratorSpec
+from simulator.config.calibration import AttentionFit
+from simulator.cost.kernels.attention import context_rates
+from simulator.cost.kernels.context import kernels_s
+from simulator.validation.extrapolation import OUTSIDE, Doubt
+from simulator.validation.kernels import _fitting as fitting
+from simulator.validation.kernels._fitting import Chosen, Floats, Groups, Values
+from simulator.validation.sizes import numbers, refusals
+from simulator.work.context import uniform_sums
+from simulator.work.context_kernels import ContextKernel
+
+Phase = Literal["prefill", "decode"]
+Ints = NDArray[np.int64]
+
+KV_FORMATS = {
+    "bfloat16": "bf16",
+    "float16": "fp16",
+    "half": "fp16",
+    "bf16": "bf16",
+    "fp16": "fp16",
+    "fp8": "fp8",
+    "int8": "int8",
+}
+"""Names in tables: the format here."""
+MEASURED = ("bf16", "fp16", "fp8")
+"""Formats of a cache that were measured."""
+BEHIND = Doubt("tokens cached before a prompt were not measured", OUTSIDE)
+_SCALE = 0.1
+"""Error of the logarithm beyond which errors count linearly."""
+_MOST_EVALUATIONS = 60
+"""Evaluations after which a search stops: coefficients move in the third digit by then."""
+_BOUNDS = {
+    "compute_fraction": (0.05, 1.0),
+    "memory_fraction": (0.05, 1.0),
+    "overlap": (1.0, 6.0),
+    "longest_rows": (1.0, 256.0),
+    "module_s": (1e-7, 1e-3),
+}
+"""Possible coefficients; others are searched far around their start."""
+_MOST_SEQUENCES = 2.0**20
+_MOST_TOKENS = 2.0**31
+"""Of one batch: at 128 bytes each they fill the memory of the largest GPU."""
+PHASES: dict[str, Phase] = {
+    "context_attention": "prefill",
+    "generation_attention": "decode",
+    "context_mla": "prefill",
+    "generation_mla": "decode",
+    "mla_context_module": "prefill",
+    "mla_generation_module": "decode",
+    "context": "prefill",
+    "generation": "decode",
+}
+
+
+class Batches(NamedTuple):
+    """Batches ``[n]`` of equal sequences, and which kernel each is for."""
+
+    batch_size: Ints
+    context: Ints
+    """Tokens of a sequence that are in the cache already."""
+    new: Ints
+    kernel: Ints
+    """Place in a list of kernels."""
+
+    def take(self, rows: NDArray[np.bool_]) -> Batches:
+        """Some of them."""
+        return Batches(*(column[rows] for column in self))
+
+
+def context_s(
+    batches: Batches, kernels: Sequence[tuple[AcceleratorSpec, AttentionFit, ContextKernel, Phase]]
+) -> NDArray[np.float64]:
+    """Seconds ``[n]`` of each batch's kernel."""
+    rates = [context_rates(*kernel) for kernel in kernels]
+    windows = np.array(
+        [
+            k.window + int(rate.window_block)
+            for (_, _, k, _), rate in zip(kernels, rates, strict=True)
+        ],
+        dtype=np.int64,
+    )
+    compressions = np.array([k.compression for _, _, k, _ in kernels], dtype=np.int64)
+    rates_nk = np.array(rates)[batches.kernel]
+    tile_rows = np.array([rate.tile_rows for rate in rates])
+    which = batches.kernel
+    sums_nk = uniform_sums(
+        batches.batch_size,
+        batches.context,
+        batches.new,
+        windows[which],
+        compressions[which],
+        tile_rows[which],
+    )
+    seconds: NDArray[np.float64] = kernels_s(rates_nk, sums_nk)
+    return seconds
+
+
+def whole_sizes(
+    table: pd.DataFrame, columns: Sequence[str], may_be_none: Sequence[str]
+) -> tuple[NDArray[np.float64], NDArray[np.object_]]:
+    """Columns ``[c, n]`` without fractions, and why each row's are no sizes of a kernel, or ``""``.
+
+    Args:
+        columns: ``batch_size``, ``isl`` and ``step`` among them.
+        may_be_none: those that may be 0.
+    """
+    sizes = numbers(table, columns)
+    wrong = refusals(sizes, dict.fromkeys(may_be_none, 0.0), {"batch_size": _MOST_SEQUENCES})
+    whole = np.floor(np.stack([np.where(wrong == "", values, 1.0) for values in sizes.values()]))
+    named = dict(zip(columns, whole, strict=True))
+    is_full = named["batch_size"] * (named["isl"] + named["step"]) > _MOST_TOKENS
+    wrong[is_full & (wrong == "")] = (
+        f"batch_size times isl + step is above {_MOST_TOKENS:,.0f} tokens, "
+        "more than any cache holds"
+    )
+    return whole, wrong
+
+
+class Timed(NamedTuple):
+    """Measured batches of one kind of kernel on one accelerator."""
+
+    accelerator: AcceleratorSpec
+    kernels: Sequence[ContextKernel]
+    phase: Phase
+    batches: Batches
+    measured_s: Floats
+    beside_s: Floats
+    """Seconds that are priced already: matrix products of a block that was timed whole."""
+    is_module: Chosen
+    """Whether a whole block was timed."""
+
+    def predict(self, fit: AttentionFit, rows: Chosen) -> Floats:
+        """Seconds of some rows."""
+        kernels = [(self.accelerator, fit, kernel, self.phase) for kernel in self.kernels]
+        module_s = np.where(self.is_module[rows], fit.module_s, 0.0)
+        return context_s(self.batches.take(rows), kernels) + self.beside_s[rows] + module_s
+
+    def solve(self, start: Values, given: dict[str, Any], rows: Chosen) -> AttentionFit:
+        """Fit the coefficients of ``start`` to some rows, beside those that are given."""
+
+        def build(values: Values) -> AttentionFit:
+            return AttentionFit.model_construct(kind="fitted", source="", **given | values)
+
+        bounds = {
+            name: _BOUNDS.get(name, (value * 1e-6, value * 1e4)) for name, value in start.items()
+        }
+        return build(
+            fitting.search(
+                lambda values: self.predict(build(values), rows),
+                self.measured_s[rows],
+                start,
+                bounds,
+                _SCALE,
+                max_nfev=_MOST_EVALUATIONS,
+            ).values
+        )
+
+    def entry(
+        self,
+        source: str,
+        start: Values,
+        given: dict[str, Any],
+        shapes: Groups,
+        num_folds: int,
+        **sizes: Any,
+    ) -> dict[str, Any]:
+        """Entry of a calibration, whole shapes left out in turn.
+
+        Args:
+            shapes: number of each row's shape, from 0.
+            sizes: of the rows, by the names of the entry's domain.
+        """
+        fitted = self.solve(start, given, np.ones(len(shapes), dtype=bool))
+        begun = {name: getattr(fitted, name) for name in start}
+        predicted = fitting.leave_out(
+            fitting.make_folds(shapes, num_folds),
+            lambda seen, held: self.predict(self.solve(begun, given, seen), held),
+        )
+        seen = self.batches.new + self.batches.context
+        return fitting.entry(
+            source,
+            self.accelerator,
+            fitting.residuals(self.measured_s, predicted),
+            **{name: value for name, value in fitted if name in start or name in given},
+            domain=fitting.domain_of({**sizes, "context": seen}),
+        )
