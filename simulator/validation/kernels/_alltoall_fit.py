@@ -279,7 +279,7 @@ def _solve(kernels: _Kernels, names: tuple[str, ...], timed: _Timed) -> Exchange
         start,
         {name: _COEFFICIENTS[name][1:] for name in names},
         _SCALE,
-        diff_step=np.full(len(names), _STEP),
+        diff_step=_STEP,
     ).values
     nothing = {
         name: 0.0

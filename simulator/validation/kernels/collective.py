@@ -18,12 +18,7 @@ from numpy.typing import NDArray
 from simulator.base.frozen import Frozen
 from simulator.config.accelerator import AcceleratorSpec, load_accelerator
 from simulator.config.calibration import Calibration
-from simulator.config.calibration.collective import (
-    Algorithm,
-    CollectiveFit,
-    ProtocolFit,
-    passes_of,
-)
+from simulator.config.calibration.collective import Algorithm, CollectiveFit, ProtocolFit, passes_of
 from simulator.config.cluster import ClusterSpec
 from simulator.validation import Answers, Measure, require
 from simulator.validation.extrapolation import Doubt, of_hardware
@@ -356,7 +351,7 @@ def _solve(start: dict[str, _Start], timed: _Timed, chosen: Chosen) -> Collectiv
             dict(zip(bounds, (numbers * factors).tolist(), strict=True)),
             bounds,
             _SCALE,
-            diff_step=np.full(len(bounds), _STEP),
+            diff_step=_STEP,
         )
         for factors in _starts(len(start))
     ]
@@ -398,5 +393,5 @@ def _fit_launch(fitted: CollectiveFit, eager: _Timed) -> Values:
         start,
         dict.fromkeys(start, (0.0, np.inf)),
         _SCALE,
-        diff_step=np.full(len(start), _STEP),
+        diff_step=_STEP,
     ).values

@@ -257,7 +257,7 @@ def _fit_entry(job: _Job, rows: pd.DataFrame, given: dict[str, Any]) -> dict[str
             start,
             {name: _BOUNDS.get(name, _ANYWHERE) for name in start},
             _SCALE,
-            diff_step=np.full(len(start), _STEP),
+            diff_step=_STEP,
         ).values
         if "min_split_k" in found:
             found["min_split_k"] = round(found["min_split_k"])
