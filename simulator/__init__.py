@@ -1,8 +1,84 @@
 """moesim: which serves your traffic better, a mixture-of-experts model or a dense one, and on what.
 
+The command line as functions: :func:`load_scenario` and :func:`run`, :func:`load_question` and
+:func:`plan`, :func:`sweep`, :func:`execute`, :func:`validate`, :func:`check`, :func:`catalogue`;
+what they return is written by :func:`write_results`, read back by :func:`load_results` and shown by
+:func:`build_report`. Nothing is imported before it is used.
+
 Data flows one way: ``config`` (inert descriptions), ``workload`` and ``policies`` -> ``work``
 (exact counts) -> ``cost`` and ``step`` (seconds) -> ``deployment`` (frozen) -> ``engine`` (virtual
 time) or ``runtime`` (real shards) -> ``results`` -> ``report``.
 """
 
+from __future__ import annotations
+
+import importlib
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Executed",
+    "LostError",
+    "Question",
+    "Results",
+    "Scenario",
+    "Scoreboard",
+    "Sweep",
+    "UserError",
+    "__version__",
+    "allow_code",
+    "build_report",
+    "catalogue",
+    "check",
+    "describe_columns",
+    "describe_keys",
+    "execute",
+    "load_question",
+    "load_results",
+    "load_scenario",
+    "plan",
+    "run",
+    "schema_of",
+    "sweep",
+    "validate",
+    "write_results",
+]
+
+_HOMES = {
+    "base.errors": ("LostError", "UserError"),
+    "base.trust": ("allow_code",),
+    "commands.capacity": ("plan",),
+    "commands.catalogue": ("catalogue",),
+    "commands.check": ("check",),
+    "commands.execute": ("execute",),
+    "commands.reference": ("describe_keys",),
+    "commands.report": ("build_report",),
+    "commands.results_folder": ("load_results", "write_results"),
+    "commands.run": ("run",),
+    "commands.schema": ("schema_of",),
+    "commands.sweep": ("sweep",),
+    "commands.validate": ("validate",),
+    "config.capacity": ("Question",),
+    "results.columns_text": ("describe_columns",),
+    "results.executed": ("Executed",),
+    "results.folder": ("Results",),
+    "results.scores": ("Scoreboard",),
+    "results.sweep": ("Sweep",),
+    "scenario.question": ("load_question",),
+    "scenario.scenario": ("Scenario", "load_scenario"),
+}
+"""Public names by the module that defines them, which is imported when one is first used; type
+checkers read ``__init__.pyi``."""
+
+
+def __getattr__(name: str) -> object:
+    home = next((home for home, names in _HOMES.items() if name in names), None)
+    if home is None:
+        raise AttributeError(f"module 'simulator' has no attribute '{name}'")
+    found = getattr(importlib.import_module(f"simulator.{home}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from simulator.base.errors import UserError
 from simulator.base.held import hold_folder, take_abandoned
 
 _PREFIX = ".moesim-partial-"
@@ -27,6 +29,29 @@ def hold_partial(place: Path) -> Iterator[Path]:
                 shutil.rmtree(folder, ignore_errors=True)
     with hold_folder(_PREFIX, place) as folder:
         yield folder
+
+
+@contextlib.contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """A path to write to, which becomes ``target`` when all went well.
+
+    Raises:
+        UserError: if ``target`` is a folder or cannot be written.
+    """
+    if target.is_dir():
+        raise UserError(f"{target}: is a folder; name a file to write")
+    if not target.parent.is_dir():
+        raise UserError(f"{target}: the folder {target.parent} does not exist")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise UserError(f"{target}: no permission to write in {target.parent}")
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(hold_partial(target.parent))
+        except OSError as error:
+            raise UserError(f"{target}: cannot be written: {error.strerror}") from None
+        partial = folder / f"new{target.suffix}"
+        yield partial
+        os.replace(partial, target)
 
 
 def replace_whole(partial: Path, target: Path) -> None:

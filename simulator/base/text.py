@@ -51,15 +51,20 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def toml_text(value: Any) -> str:
+def inline_toml(value: Any) -> str:
     """A value as TOML, in one line.
 
-    >>> toml_text({"kind": "zipf", "exponent": 1.2, "flags": [True, 3]})
+    >>> inline_toml({"kind": "zipf", "exponent": 1.2, "flags": [True, 3]})
     '{ kind = "zipf", exponent = 1.2, flags = [true, 3] }'
     """
     if isinstance(value, dict):
-        inner = ", ".join(f"{key} = {toml_text(each)}" for key, each in value.items())
+        inner = ", ".join(f"{key} = {inline_toml(each)}" for key, each in value.items())
         return f"{{ {inner} }}" if inner else "{}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(toml_text, value)) + "]"
-    return json.dumps(value, ensure_ascii=False)
+        return "[" + ", ".join(map(inline_toml, value)) + "]"
+    return json.dumps(value, ensure_ascii=False, default=_make_plain)
+
+
+def _make_plain(value: Any) -> Any:
+    """A number of NumPy as one of Python; anything else as a text, such as a path."""
+    return value.item() if hasattr(value, "item") else str(value)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from simulator.base.errors import UserError
+from simulator.base.partial import whole_file
 from simulator.cli import console
 
 _FOLDER = Path("cluster_configs/calibration")
@@ -92,7 +93,7 @@ def _calibrate_cpu(out_file: Path, ranks: list[int] | None) -> None:
 
     out_file.parent.mkdir(parents=True, exist_ok=True)
     with (
-        console.whole_file(out_file) as partial,
+        whole_file(out_file) as partial,
         console.progress(unit="parts", waiting="starting Ray") as tick,
         connect() as nodes,
     ):
@@ -121,7 +122,7 @@ def _calibrate_published(folder: Path, out_folder: Path, names: tuple[str, ...])
     for path, text in files.items():
         target = out_folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        with console.whole_file(target) as partial:
+        with whole_file(target) as partial:
             partial.write_text(text, encoding="utf-8")
         console.err.print(f"calibration: {target}", highlight=False, soft_wrap=True, markup=False)
     for name in dict.fromkeys(path.parts[0] for path in files if len(path.parts) > 1):

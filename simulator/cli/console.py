@@ -1,14 +1,11 @@
-"""What every command prints with and asks for: the two streams, common options, rows, bars and
-whole files.
-"""
+"""What every command prints with and asks for: the two streams, common options, rows and bars."""
 
 from __future__ import annotations
 
 import json
-import os
 import textwrap
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +17,6 @@ from rich.text import Text
 
 from simulator.base import trust
 from simulator.base.errors import UserError
-from simulator.base.partial import hold_partial
 from simulator.base.progress import Progress
 from simulator.base.text import one_line
 from simulator.cli.progress_lines import Lines, keep_saying, tell_time
@@ -157,25 +153,6 @@ def plain(value: object) -> str:
     if isinstance(value, list):
         return "; ".join(map(str, value)) or "-"
     return "-" if value is None else str(value)
-
-
-@contextmanager
-def whole_file(target: Path) -> Iterator[Path]:
-    """A path to write to, which becomes ``target`` when all went well."""
-    if target.is_dir():
-        raise UserError(f"{target}: is a folder; name a file to write")
-    if not target.parent.is_dir():
-        raise UserError(f"{target}: the folder {target.parent} does not exist")
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise UserError(f"{target}: no permission to write in {target.parent}")
-    with ExitStack() as stack:
-        try:
-            folder = stack.enter_context(hold_partial(target.parent))
-        except OSError as error:
-            raise UserError(f"{target}: cannot be written: {error.strerror}") from None
-        partial = folder / f"new{target.suffix}"
-        yield partial
-        os.replace(partial, target)
 
 
 def show_warning(message: Warning | str, *_: object, **__: object) -> None:

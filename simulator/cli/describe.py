@@ -57,7 +57,7 @@ def check(
     """Say whether a file is right, down to every name in it and whether the models fit their GPUs;
     runs nothing.
     """
-    from simulator.commands.check import check_file
+    from simulator.commands.check import check as check_file
 
     found = check_file(file, overrides or [])
     if as_json:

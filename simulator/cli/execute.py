@@ -54,25 +54,24 @@ def execute(
             "--simulated-nodes and --address: nodes are simulated on this machine or found in a "
             "cluster; give one of them"
         )
-    from simulator.commands.execute import execute_scenario
+    from simulator.commands.execute import execute as execute_scenario
     from simulator.report.execution import render
     from simulator.report.execution_verdict import verdict
     from simulator.results.executed import write
     from simulator.results.folder import check_writable
     from simulator.scenario.scenario import load_scenario
 
-    loaded, path = load_scenario(scenario, overrides or [], seed)
-    folder = out_folder or Path("reports/out") / f"{path.stem}_executed"
+    loaded = load_scenario(scenario, overrides or [], seed)
+    folder = out_folder or Path("reports/out") / f"{Path(loaded.where).stem}_executed"
     check_writable(folder)
     with console.progress(unit="steps", waiting="checking models and clusters") as tick:
         executed = execute_scenario(
             loaded,
-            path,
             backend=backend,
             simulated_nodes=simulated_nodes,
             address=address,
             names=deployments or (),
-            tick=tick,
+            progress=tick,
         )
         tick("writing the report", 0, None)
         write(executed, folder, render)

@@ -62,11 +62,12 @@ def plan(
     from simulator.planner.store import Store
     from simulator.results.provenance import Provenance
     from simulator.runtime import require
-    from simulator.scenario.question import load_question, routing_notes
+    from simulator.scenario.question import list_routing_notes, load_question
 
     if address is not None:
         require("ray", "--address")
-    loaded, path = load_question(question, overrides or [], seed)
+    loaded = load_question(question, overrides or [], seed)
+    path = Path(loaded.where)
     folder = out_folder or Path("reports/out") / f"{path.stem}_plan"
     check_writable(folder)
     store = Store(cache or findings_folder())
@@ -75,9 +76,7 @@ def plan(
         counted = _Counted(bars)
         try:
             made = Provenance.begin()
-            answer = plan_capacity(
-                loaded, path.resolve().parent, store, counted, workers, address, folder
-            )
+            answer = plan_capacity(loaded, loaded.folder, store, counted, workers, address, folder)
             bars("writing the report", 0, None)
             write(answer, describe_run(loaded, made), folder)
         except UserError as error:
@@ -89,7 +88,7 @@ def plan(
         console.emit(answer)
     else:
         print_plan(answer, console.out.width if console.out.is_terminal else None)
-    console.say_notes(routing_notes(loaded, path.resolve().parent))
+    console.say_notes(list_routing_notes(loaded))
     console.err.print(
         counted.simulated(str(store.folder)), highlight=False, soft_wrap=True, markup=False
     )

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from simulator.base.errors import UserError
+from simulator.base.partial import whole_file
 from simulator.cli import console
 from simulator.cli.console import Address, AllowCode, AsJson, Seed, Set, SimulatedNodes
 
@@ -71,9 +72,7 @@ def train(
 
     with ExitStack() as stack:
         # All files or none: each is renamed to its name when all are written.
-        partial = {
-            what: stack.enter_context(console.whole_file(file)) for what, file in files.items()
-        }
+        partial = {what: stack.enter_context(whole_file(file)) for what, file in files.items()}
         with console.progress("steps", "reading text") as tick:
             made = train_and_record(
                 text, 2.0 if minutes is None else minutes, steps, tokens, seed or 0, tick
@@ -106,7 +105,7 @@ def transformers(
     from simulator.commands.record_trace import describe, record_transformers
     from simulator.runtime.recording.trace_file import write_recording
 
-    with console.whole_file(target) as partial:
+    with whole_file(target) as partial:
         with console.progress("tokens", "reading text") as tick:
             recording = record_transformers(model, text, tokens, seed or 0, tick)
         write_recording(recording, partial)
@@ -137,11 +136,11 @@ def runtime(
     from simulator.runtime.recording.trace_file import write_recording
     from simulator.scenario.scenario import load_scenario
 
-    loaded, path = load_scenario(scenario, overrides or [], seed)
-    with console.whole_file(target) as partial:
+    loaded = load_scenario(scenario, overrides or [], seed)
+    with whole_file(target) as partial:
         with console.progress("steps", "checking the scenario") as tick:
             recording = record_runtime(
-                loaded, path, deployment, text, tokens, simulated_nodes, address, tick
+                loaded, deployment, text, tokens, simulated_nodes, address, tick
             )
         write_recording(recording, partial)
     _print_recording(target, describe(recording), as_json)

@@ -14,7 +14,6 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from simulator.base.errors import UserError
 from simulator.cli import console
 from simulator.cli.console import Address, AllowCode, AsJson, Out, Seed, Set, Workers
 
@@ -68,8 +67,6 @@ def run(
     scenario are served one after another, or with --workers or --address at the same time; so are
     replicas of a long run whose balancer does not look at load.
     """
-    if fidelity not in ("step", "rank", "message"):
-        raise UserError(f"--fidelity {fidelity or repr(fidelity)}: must be step, rank or message")
     if sweep or seeds > 1 or len(scenario) > 1:
         _run_sweep(
             scenario,
@@ -84,21 +81,21 @@ def run(
             as_json,
         )
         return
-    if address is not None:
-        from simulator.runtime import require
-
-        require("ray", "--address")
-    from simulator.commands.run import run_scenario
+    from simulator.commands.run import check_fidelity
+    from simulator.commands.run import run as run_scenario
     from simulator.report.page import render
     from simulator.results.folder import check_writable, write
     from simulator.scenario.scenario import load_scenario
 
-    loaded, path = load_scenario(scenario[0], overrides or [], seed)
-    folder = out_folder or Path("reports/out") / path.stem
+    level = check_fidelity(fidelity)
+    loaded = load_scenario(scenario[0], overrides or [], seed)
+    folder = out_folder or Path("reports/out") / Path(loaded.where).stem
     check_writable(folder)
     processes = 1 if workers is None and address is None else workers
     with console.progress("requests" if processes == 1 else "deployments") as tick:
-        results = run_scenario(loaded, path, fidelity, tick, processes, address)  # type: ignore[arg-type]
+        results = run_scenario(
+            loaded, fidelity=level, workers=processes, address=address, progress=tick
+        )
         tick("writing the report", 0, None)
         write(results, folder, render)
     notes = [*results.run["workload"]["notes"], *results.run["notes"]]
@@ -132,18 +129,24 @@ def _run_sweep(
     address: str | None,
     as_json: bool,
 ) -> None:
-    from simulator.commands.sweep import list_points, run_sweep
-    from simulator.results.sweep import check_writable
+    from simulator.commands.run import check_fidelity
+    from simulator.commands.sweep import sweep
     from simulator.results.sweep_text import tell_sweep
-    from simulator.runtime import require
 
-    if address is not None:
-        require("ray", "--address")
-    points, values = list_points(scenarios, overrides, keys, seed, num_seeds)
     folder = out_folder or Path("reports/out") / f"{Path(scenarios[0]).stem}_sweep"
-    check_writable(folder)
     with console.progress("points") as tick:
-        found = run_sweep(points, values, folder, fidelity, workers, address, tick)  # type: ignore[arg-type]
+        found = sweep(
+            scenarios,
+            folder,
+            keys,
+            overrides=overrides,
+            seed=seed,
+            num_seeds=num_seeds,
+            fidelity=check_fidelity(fidelity),
+            workers=workers,
+            address=address,
+            progress=tick,
+        )
     headline, reasons = tell_sweep(found)
     if as_json:
         rows = json.loads(found.table.to_json(orient="records", double_precision=15))
@@ -206,125 +209,12 @@ def report(
     """Build the report again from results folders of moesim run, or from one of a sweep, of moesim
     execute or of moesim plan.
     """
-    from simulator.report.page import render
-    from simulator.results.folder import merge, read
-    from simulator.results.verdict import with_verdict
+    from simulator.commands.report import build_report
 
-    if any(map(_is_plan, folders)):
-        _report_plan(folders, out_file, as_json)
-        return
-    if any(map(_is_sweep, folders)):
-        _report_sweep(folders, out_file, as_json)
-        return
-    executed = [folder for folder in folders if _is_executed(folder)]
-    if len(executed) == 1 == len(folders):
-        _report_executed(folders[0], out_file, as_json)
-        return
-    if executed:
-        others = [folder for folder in folders if folder not in executed]
-        mixed = f", and {others[0]} of moesim run" if others else ""
-        raise UserError(
-            f"{executed[0]}: is a folder of moesim execute{mixed}; name one such folder alone, "
-            "or several of moesim run"
-        )
-    results = with_verdict(merge([(folder, read(folder)) for folder in folders]))
-    target = out_file or folders[0] / ("report.html" if len(folders) == 1 else "comparison.html")
-    with console.whole_file(target) as partial:
-        partial.write_text(render(results), encoding="utf-8")
+    made = build_report(folders, out_file)
     if as_json:
-        console.emit({"report": str(target), "verdict": results.run["verdict"]})
-    console.err.print(f"report: {target}", highlight=False, soft_wrap=True, markup=False)
-
-
-def _is_executed(folder: Path) -> bool:
-    """Whether a folder is of ``moesim execute``, which names the machine; one that cannot be read
-    is left to the reader of runs.
-    """
-    try:
-        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(run, dict) and "machine" in run
-
-
-def _report_executed(folder: Path, out_file: Path | None, as_json: bool) -> None:
-    from simulator.report.execution import render
-    from simulator.report.execution_verdict import verdict
-    from simulator.results.executed import read
-
-    try:
-        executed = read(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder}: is not a whole results folder: {' '.join(str(error).split())}"
-        ) from error
-    target = out_file or folder / "report.html"
-    page, found = render(executed), verdict(executed)
-    with console.whole_file(target) as partial:
-        partial.write_text(page, encoding="utf-8")
-    if as_json:
-        console.emit(
-            {
-                "report": str(target),
-                "verdict": {"headline": found.headline, "reasons": found.reasons},
-            }
-        )
-    console.err.print(f"report: {target}", highlight=False, soft_wrap=True, markup=False)
-
-
-def _is_plan(folder: Path) -> bool:
-    """As :func:`simulator.commands.plan.is_plan`, which is not imported for this: it brings the
-    engine along.
-    """
-    return (folder / "plan.json").is_file()
-
-
-def _is_sweep(folder: Path) -> bool:
-    """Whether a folder is of a sweep, found out without pandas."""
-    return (folder / "sweep.csv").is_file()
-
-
-def _report_sweep(folders: list[Path], out_file: Path | None, as_json: bool) -> None:
-    from simulator.report.sweep_page import render
-    from simulator.results.sweep import read
-    from simulator.results.sweep_text import tell_sweep
-
-    if len(folders) > 1:
-        sweep = next(filter(_is_sweep, folders))
-        raise UserError(f"{sweep}: is a folder of a sweep; name it alone, or folders of its points")
-    found = read(folders[0])
-    target = out_file or folders[0] / "report.html"
-    with console.whole_file(target) as partial:
-        partial.write_text(render(found), encoding="utf-8")
-    headline, reasons = tell_sweep(found)
-    if as_json:
-        verdict = {"headline": headline, "reasons": reasons}
-        console.emit({"report": str(target), "verdict": verdict})
-    console.err.print(f"report: {target}", highlight=False, soft_wrap=True, markup=False)
-
-
-def _report_plan(folders: list[Path], out_file: Path | None, as_json: bool) -> None:
-    from simulator.commands.plan import read
-    from simulator.report.plan_page import render
-
-    if len(folders) > 1:
-        plan = next(filter(_is_plan, folders))
-        raise UserError(
-            f"{plan}: is a folder of moesim plan; name one such folder alone, "
-            "or several of moesim run"
-        )
-    answer, run = read(folders[0])
-    target = out_file or folders[0] / "report.html"
-    with console.whole_file(target) as partial:
-        partial.write_text(render(answer, run), encoding="utf-8")
-    if as_json:
-        console.emit(
-            {
-                "report": str(target),
-                "verdict": {"headline": answer["headline"], "reasons": answer["reasons"]},
-            }
-        )
-    console.err.print(f"report: {target}", highlight=False, soft_wrap=True, markup=False)
+        console.emit({"report": str(made.file), "verdict": made.verdict})
+    console.err.print(f"report: {made.file}", highlight=False, soft_wrap=True, markup=False)
 
 
 def print_run(results: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from simulator.base.errors import UserError, did_you_mean
+from simulator.base.partial import whole_file
 from simulator.cli import console, record
 from simulator.cli.console import AllowCode, AsJson, Seed
 
@@ -98,7 +99,7 @@ def _write_trace(source: str, seed: int | None, target: Path, strict: bool) -> N
 
     if target.suffix not in (".parquet", ".csv"):
         raise UserError(f"{target}: must end in .parquet or .csv, which says the format to write")
-    with console.whole_file(target) as partial:
+    with whole_file(target) as partial:
         trace = _load_trace(source, seed, strict)
         write_table(trace, partial)
     console.say_notes(trace.notes)

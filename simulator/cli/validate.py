@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from simulator.base.errors import UserError
+from simulator.base.partial import whole_file
 from simulator.cli import console
 from simulator.cli.console import AllowCode, AsJson
 from simulator.cli.scoreboard import as_numbers, print_board
@@ -182,8 +183,8 @@ def _answer_one(
     if out_file is not None and table is not None and out_file.resolve() == table.resolve():
         raise UserError(f"--out {out_file}: is the table itself; name another file")
     with ExitStack() as files:
-        rows_file = out_file and files.enter_context(console.whole_file(out_file))
-        page_file = report and files.enter_context(console.whole_file(report))
+        rows_file = out_file and files.enter_context(whole_file(out_file))
+        page_file = report and files.enter_context(whole_file(report))
         with (
             console.progress(
                 unit="rows", waiting=f"reading {table or 'published figures'}"

@@ -12,7 +12,7 @@ from simulator.base.frozen import validate
 from simulator.base.plugins import build
 from simulator.base.quantities import MOST_RANKS
 from simulator.base.reading import read_json, read_toml
-from simulator.commands.run import notes_on, prepare_run
+from simulator.commands.run import list_notes, prepare_run
 from simulator.config import cluster as clusters
 from simulator.config.accelerator import AcceleratorSpec, load_accelerator
 from simulator.config.calibration import CalibrationFile, read_calibration
@@ -23,8 +23,9 @@ from simulator.config.model import load_model
 from simulator.config.routing import routing_note
 from simulator.config.workload import WorkloadSpec
 from simulator.policies.contracts import make_rules, wire_cluster
-from simulator.scenario.question import load_question, requests_of, routing_notes
+from simulator.scenario.question import list_routing_notes, load_open_requests, load_question
 from simulator.scenario.scenario import load_scenario
+from simulator.scenario.user_table import Overrides
 from simulator.workload.requests import load_requests
 
 _TELLING_KEYS = {
@@ -65,21 +66,24 @@ class _Found(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def check_file(name: str, overrides: list[str]) -> Checked:
-    """Check a file of any kind, told by its keys.
+def check(name: str | Path, overrides: Overrides = ()) -> Checked:
+    """Check a file of any kind, down to every name in it and whether models fit their GPUs, without
+    running anything.
 
     Args:
         name: a path, or the name of a shipped scenario or plan.
-        overrides: as for :func:`simulator.scenario.scenario.load_scenario`; for scenarios and plans
-            only.
+        overrides: as for :func:`load_scenario`; for scenarios and plans only.
 
     Raises:
-        UserError: with what is wrong.
+        UserError: naming the key, its value and what would be right.
+
+    >>> check("mixtral_vs_llama2").kind
+    'scenario'
     """
-    path = Path(name)
+    path, stem = Path(name), str(name)
     for family in ("workloads", "workloads/plans"):
-        if not path.is_file() and name in available_files(family):
-            path = available_files(family)[name]
+        if not path.is_file() and stem in available_files(family):
+            path = available_files(family)[stem]
     if path.suffix == ".json":
         read_json(path)
         kind = "model"
@@ -91,15 +95,16 @@ def check_file(name: str, overrides: list[str]) -> Checked:
         raise UserError(f"{path}: is no file that moesim knows; a key would tell its kind ({keys})")
     if overrides and kind not in ("scenario", "plan"):
         raise UserError(
-            f"--set {overrides[0]}: overrides a scenario's or a plan's keys, but {path} is a {kind}"
+            f"--set {next(iter(overrides))}: overrides a scenario's or a plan's keys, "
+            f"but {path} is a {kind}"
         )
     found = _CHECKS[kind](path, overrides)
     return Checked(str(path), kind, found.details, found.notes)
 
 
-def _check_scenario(path: Path, overrides: list[str]) -> _Found:
-    scenario, _ = load_scenario(str(path), overrides)
-    plans, trace = prepare_run(scenario, path)
+def _check_scenario(path: Path, overrides: Overrides) -> _Found:
+    scenario = load_scenario(path, overrides)
+    plans, trace = prepare_run(scenario)
     fits = "; ".join(
         (
             f"{p.name}: {p.num_gpus} GPUs, KV cache "
@@ -108,12 +113,12 @@ def _check_scenario(path: Path, overrides: list[str]) -> _Found:
         for p in plans
     )
     details = f", {trace.num_requests:,} requests; {fits}"
-    return _Found(details, (*trace.notes, *notes_on(scenario, plans, trace)))
+    return _Found(details, (*trace.notes, *list_notes(scenario, plans, trace)))
 
 
-def _check_plan(path: Path, overrides: list[str]) -> _Found:
-    question, _ = load_question(str(path), overrides)
-    trace = requests_of(question, path.resolve().parent, f"{path} [workload]")
+def _check_plan(path: Path, overrides: Overrides) -> _Found:
+    question = load_question(path, overrides)
+    trace = load_open_requests(question, question.folder, f"{path} [workload]")
     lasts_s = float(trace.arrival_s[-1] - trace.arrival_s[0])
     models, clusters = (
         ", ".join(dict.fromkeys(names))
@@ -123,10 +128,10 @@ def _check_plan(path: Path, overrides: list[str]) -> _Found:
         f", {trace.num_requests:,} requests in {lasts_s:,.0f} s; models: {models}; "
         f"clusters: {clusters}"
     )
-    return _Found(details, tuple(routing_notes(question, path.resolve().parent)))
+    return _Found(details, tuple(list_routing_notes(question)))
 
 
-def _check_workload(path: Path, _: list[str]) -> _Found:
+def _check_workload(path: Path, _: Overrides) -> _Found:
     trace = load_requests(WorkloadSpec(requests=str(path.resolve())), Path.cwd(), 0, str(path))
     return _Found(
         f", {trace.num_requests:,} requests, {trace.num_input.mean():,.0f} tokens in "
@@ -134,7 +139,7 @@ def _check_workload(path: Path, _: list[str]) -> _Found:
     )
 
 
-def _check_model(path: Path, _: list[str]) -> _Found:
+def _check_model(path: Path, _: Overrides) -> _Found:
     model = load_model(str(path), str(path))
     if model.routing is not None and model.moe is not None:
         build("routing", model.routing, f"{path} [routing]")
@@ -147,13 +152,13 @@ def _check_model(path: Path, _: list[str]) -> _Found:
     )
 
 
-def _check_accelerator(path: Path, _: list[str]) -> _Found:
+def _check_accelerator(path: Path, _: Overrides) -> _Found:
     found = validate(AcceleratorSpec, {"name": path.stem, **read_toml(path)}, str(path))
     load_any_calibration(found.calibration, str(path))
     return _Found(f", {found.title}")
 
 
-def _check_engine(path: Path, _: list[str]) -> _Found:
+def _check_engine(path: Path, _: Overrides) -> _Found:
     found = read_engine(path)
     for tier in found.tiers:
         for more in ({}, tier.offline):
@@ -161,17 +166,17 @@ def _check_engine(path: Path, _: list[str]) -> _Found:
     return _Found(f", {found.title}; {len(found.tiers)} sizes of GPU memory")
 
 
-def _check_calibration(path: Path, _: list[str]) -> _Found:
+def _check_calibration(path: Path, _: Overrides) -> _Found:
     return _Found(f", {validate(CalibrationFile, read_calibration(path), str(path)).title}")
 
 
-def _check_host_calibration(path: Path, _: list[str]) -> _Found:
+def _check_host_calibration(path: Path, _: Overrides) -> _Found:
     found = validate(HostCalibration, read_toml(path), str(path))
     ranks = ", ".join(str(entry.num_ranks) for entry in found.collectives)
     return _Found(f", {found.title}, of {found.machine}; collectives of {ranks or 'no'} ranks")
 
 
-def _check_cluster(path: Path, _: list[str]) -> _Found:
+def _check_cluster(path: Path, _: Overrides) -> _Found:
     table = clusters.read_cluster_table(
         path.stem, {**available_files("cluster_configs"), path.stem: path}
     )
@@ -186,7 +191,7 @@ def _check_cluster(path: Path, _: list[str]) -> _Found:
     return _Found(f", {found.title}; {', '.join(map(str, sizes))} GPUs")
 
 
-_CHECKS: dict[str, Callable[[Path, list[str]], _Found]] = {
+_CHECKS: dict[str, Callable[[Path, Overrides], _Found]] = {
     "scenario": _check_scenario,
     "plan": _check_plan,
     "workload": _check_workload,

@@ -5,7 +5,7 @@ simulator.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,7 @@ from simulator.results.executed import RANK_COLUMNS, STEP_COLUMNS, Executed, Sho
 from simulator.results.provenance import Provenance
 from simulator.results.shown_steps import SHOWN
 from simulator.runtime import require
-from simulator.scenario.scenario import Scenario
+from simulator.scenario.scenario import Scenario, load_scenario
 
 if TYPE_CHECKING:  # they import torch and Ray
     from simulator.runtime.backend import Backend, Site
@@ -51,24 +51,26 @@ _STRIDE = 997
 """Places in the pool of expert choices between two steps' beginnings."""
 
 
-def execute_scenario(
-    scenario: Scenario,
-    path: Path,
+def execute(
+    scenario: Scenario | str | Path | Mapping[str, Any],
     *,
     backend: str = "ray",
     simulated_nodes: int | None = None,
     address: str | None = None,
     names: Sequence[str] = (),
-    tick: Progress = show_nothing,
+    progress: Progress = show_nothing,
 ) -> Executed:
-    """Run every deployment of a scenario for real.
+    """Run every deployment of a scenario for real, on PyTorch shards, beside its prediction.
 
     Args:
-        path: the scenario's file; paths in it are relative to its folder.
-        backend: ``ray``, or ``in_process`` for ranks that are threads of this process.
-        simulated_nodes: spread the ranks over so many raylets on this machine.
-        address: of a Ray cluster to use.
-        names: of the deployments to run; by default all.
+        scenario: as :func:`load_scenario` takes it, which also overrides keys.
+        backend: ``ray`` for ranks that are Ray actors, or ``in_process`` for ranks that are
+            threads of this process.
+        simulated_nodes: number of Ray nodes on this machine to spread the ranks over.
+        address: Ray cluster (``host:port``) to use; ``None`` = Ray is started here.
+        names: deployments to run; by default all.
+        progress: called with the name of a part of the work, how many of its steps are done, and
+            how many there are.
 
     Raises:
         LostError: if the cluster is lost, or steps fail again and again.
@@ -82,16 +84,17 @@ def execute_scenario(
     from simulator.runtime.sites import open_site
 
     made = Provenance.begin()
-    folder = path.resolve().parent
+    if not isinstance(scenario, Scenario):
+        scenario = load_scenario(scenario)
     plans = [
-        make_plan(deployment, scenario.seed, str(path), folder)
-        for deployment in _choose(scenario, names, path)
+        make_plan(deployment, scenario.seed, scenario.where, scenario.folder)
+        for deployment in _choose_deployments(scenario, names)
     ]
-    jobs = [make_job(plan, folder) for plan in plans]
+    jobs = [make_job(plan, scenario.folder) for plan in plans]
     for plan in plans:
         _check_measured(plan)
     if backend == "ray":
-        _check_transport(scenario.execution, path)
+        _check_transport(scenario.execution, scenario.where)
         _check_faults(scenario.execution, plans, simulated_nodes)
     elif scenario.execution.faults:
         raise UserError(
@@ -101,11 +104,11 @@ def execute_scenario(
     tables: dict[str, list[pd.DataFrame]] = {
         name: [] for name in ("summary", "steps", "ranks", "spans", "faults")
     }
-    tick("starting Ray" if backend == "ray" else "starting threads", 0, None)
+    progress("starting Ray" if backend == "ray" else "starting threads", 0, None)
     running = ""
     try:
         with open_site(backend, simulated_nodes, address) as site:
-            runner = _Runner(site, scenario.execution, tick)
+            runner = _Runner(site, scenario.execution, progress)
             try:
                 for plan, job in zip(plans, jobs, strict=True):
                     running = f" while '{plan.name}' ran"
@@ -131,13 +134,14 @@ def execute_scenario(
     return Executed(run=run, **joined)
 
 
-def _choose(scenario: Scenario, names: Sequence[str], path: Path) -> list[DeploymentSpec]:
-    """The deployments of these names, in the scenario's order; all of them without any."""
+def _choose_deployments(scenario: Scenario, names: Sequence[str]) -> list[DeploymentSpec]:
+    """Deployments of these names, in the scenario's order; all of them without any."""
     known = [deployment.name for deployment in scenario.deployments]
     for name in names:
         if name not in known:
             raise UserError(
-                f"--deployment {name}: {path} has none of that name; {did_you_mean(name, known)}"
+                f"--deployment {name}: {scenario.where} has none of that name; "
+                f"{did_you_mean(name, known)}"
             )
     return [entry for entry in scenario.deployments if not names or entry.name in names]
 
@@ -151,8 +155,8 @@ def _check_measured(plan: DeploymentPlan) -> None:
         _ = placement.calibration.collectives
 
 
-def _check_transport(execution: ExecutionSpec, path: Path) -> None:
-    where = f"{path} [execution.transport]"
+def _check_transport(execution: ExecutionSpec, file: str) -> None:
+    where = f"{file} [execution.transport]"
     if not build("runtime.transport", execution.transport, where).joins_processes:
         raise UserError(
             f"{where}: '{execution.transport['kind']}' joins threads of one process, "

@@ -249,7 +249,6 @@ def record_transformers(
 
 def record_runtime(
     scenario: Scenario,
-    path: Path,
     deployment: str | None,
     text: Path | None,
     tokens: int,
@@ -260,7 +259,6 @@ def record_runtime(
     """Record what the routers of a deployment choose while its shards run for real.
 
     Args:
-        path: the scenario's file.
         deployment: its name; ``None`` for the first one with experts.
         text: a folder of text files; ``None`` for Python's standard library.
         tokens: at least so many.
@@ -276,17 +274,16 @@ def record_runtime(
     from simulator.runtime.ray_backend import RayBackend
     from simulator.runtime.recording.shards import record_shards
 
-    folder = path.resolve().parent
     names = [entry.name for entry in scenario.deployments]
     if deployment is not None and deployment not in names:
         raise UserError(
-            f"--deployment {deployment}: {path} has none of that "
+            f"--deployment {deployment}: {scenario.where} has none of that "
             f"name; {did_you_mean(deployment, names)}"
         )
     chosen = [entry for entry in scenario.deployments if deployment in (None, entry.name)]
-    plans = [make_plan(entry, scenario.seed, str(path), folder) for entry in chosen]
+    plans = [make_plan(entry, scenario.seed, scenario.where, scenario.folder) for entry in chosen]
     plan = next((plan for plan in plans if plan.placement.experts is not None), plans[0])
-    job = make_job(plan, folder)
+    job = make_job(plan, scenario.folder)
     texts, description = read_texts(text, scenario.seed)
     drawn = (
         "weights drawn from the seed"

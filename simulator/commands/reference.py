@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from simulator.base.text import toml_text
+from simulator.base.text import inline_toml
 from simulator.commands.catalogue import POLICIES
 from simulator.commands.schema import FILES, schema_of
 
@@ -148,9 +148,9 @@ class _Reader:
         if "family" in node:
             return f"table of {_name_of(node['family'])}"
         if "const" in node:
-            return toml_text(node["const"])
+            return inline_toml(node["const"])
         if "enum" in node:
-            return " or ".join(map(toml_text, node["enum"]))
+            return " or ".join(map(inline_toml, node["enum"]))
         if node.get("type") in ("array", "object") and (inner := _inner(node)):
             types = dict.fromkeys(
                 self._type_of(part) for one in inner for part in self._alternatives(one)
@@ -195,4 +195,4 @@ def _default_of(node: _Node, parts: list[_Node]) -> str:
     if default is None:
         return "absent"
     is_own = any("properties" in part for part in parts) and "family" not in parts[0]
-    return "" if is_own and isinstance(default, dict) else toml_text(default)
+    return "" if is_own and isinstance(default, dict) else inline_toml(default)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
+from simulator.base.errors import UserError
 from simulator.base.progress import Progress, show_nothing
 from simulator.commands.deployments import Question, serve_deployments
 from simulator.deployment.facts import facts_of
@@ -21,27 +23,28 @@ from simulator.results.folder import Results, gather
 from simulator.results.provenance import Provenance
 from simulator.results.shown_steps import describe_record
 from simulator.results.verdict import verdict
-from simulator.scenario.scenario import Scenario
+from simulator.runtime import require
+from simulator.scenario.scenario import Scenario, load_scenario
 from simulator.workload.requests import describe, load_requests, longest_tokens
 from simulator.workload.traces import RequestTrace
 
 
-def prepare_run(scenario: Scenario, path: Path) -> tuple[list[DeploymentPlan], RequestTrace]:
-    """The plans of all deployments, and the requests that they are asked.
+def prepare_run(scenario: Scenario) -> tuple[list[DeploymentPlan], RequestTrace]:
+    """Make the plans of all deployments, and load the requests that they serve.
 
     Raises:
-        UserError: as :func:`run_scenario`.
+        UserError: as :func:`run`.
     """
-    folder = path.resolve().parent
     plans = [
-        make_plan(deployment, scenario.seed, str(path), folder)
+        make_plan(deployment, scenario.seed, scenario.where, scenario.folder)
         for deployment in scenario.deployments
     ]
-    trace = load_requests(scenario.workload, folder, scenario.seed, f"{path} [workload]")
+    place = f"{scenario.where} [workload]"
+    trace = load_requests(scenario.workload, scenario.folder, scenario.seed, place)
     for pool in (pool for plan in plans for pool in plan.pools):
         try_policies(pool)
     for plan in plans:
-        where = f"{path} [deployments '{plan.name}']"
+        where = f"{scenario.where} [deployments '{plan.name}']"
         check_requests(
             plan.serving.capacity, longest_tokens(trace) + plan.placement.drafts.num_tokens, where
         )
@@ -51,10 +54,8 @@ def prepare_run(scenario: Scenario, path: Path) -> tuple[list[DeploymentPlan], R
     return plans, trace
 
 
-def notes_on(scenario: Scenario, plans: list[DeploymentPlan], trace: RequestTrace) -> list[str]:
-    """What may keep deployments from starting, what a run takes for granted, and what it leaves out
-    of account.
-    """
+def list_notes(scenario: Scenario, plans: list[DeploymentPlan], trace: RequestTrace) -> list[str]:
+    """Notes on a run: reasons why a deployment may not start, assumptions, and things left out."""
     longest = longest_tokens(trace)
     notes = [
         note
@@ -79,34 +80,58 @@ def notes_on(scenario: Scenario, plans: list[DeploymentPlan], trace: RequestTrac
     return list(dict.fromkeys(notes))
 
 
-def run_scenario(
-    scenario: Scenario,
-    path: Path,
+def run(
+    scenario: Scenario | str | Path | Mapping[str, Any],
+    *,
     fidelity: Fidelity = "step",
-    tick: Progress = show_nothing,
     workers: int | None = 1,
     address: str | None = None,
+    progress: Progress = show_nothing,
 ) -> Results:
-    """Serve the scenario's workload on every deployment, with the same arrivals.
+    """Serve a scenario's workload on each of its deployments, with the same arrivals.
 
     Args:
-        path: the scenario's file; paths in it are relative to its folder.
+        scenario: as :func:`load_scenario` takes it, which also overrides keys.
+        fidelity: ``step`` prices whole steps (fast); ``rank`` and ``message`` simulate each rank,
+            and each message between ranks (for small traces).
         workers: processes that deployments, and shards of long ones, are spread over, with the same
             results; ``None`` = one a core, or one a CPU of the cluster.
-        address: of a Ray cluster (``host:port``) whose nodes serve deployments.
+        address: Ray cluster (``host:port``) whose nodes serve deployments.
+        progress: called with the name of a part of the work, how much of it is done, and how much
+            there is.
 
     Raises:
         UserError: if anything that the scenario names is wrong or does not fit, or the cluster
             cannot be joined. All deployments are checked before one runs.
+
+    >>> results = run({
+    ...     "workload": {
+    ...         "requests": {
+    ...             "arrivals": {"kind": "poisson", "rate_per_s": 4.0},
+    ...             "lengths": {"kind": "fixed", "num_input": 64, "num_output": 8},
+    ...         },
+    ...         "num_requests": 5,
+    ...     },
+    ...     "deployments": [
+    ...         {"name": "one GPU", "model": "olmoe-1b-7b", "cluster": "h100-sxm-8"},
+    ...     ],
+    ... })
+    >>> results.summary["num_requests"].tolist()
+    [5.0]
     """
+    check_fidelity(fidelity)
+    if address is not None:
+        require("ray", "--address")
+    if not isinstance(scenario, Scenario):
+        scenario = load_scenario(scenario)
     made = Provenance.begin()
-    plans, trace = prepare_run(scenario, path)
+    plans, trace = prepare_run(scenario)
     slo = scenario.workload.slo
-    question = Question(trace, fidelity, slo, scenario.seed, str(path))
-    served = serve_deployments(plans, question, tick, workers, address)
+    question = Question(trace, fidelity, slo, scenario.seed, scenario.where)
+    served = serve_deployments(plans, question, progress, workers, address)
     records = [one.record for one in served]
     requests = scenario.workload.requests
-    run: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "name": scenario.name,
         "seed": scenario.seed,
         "fidelity": fidelity,
@@ -121,12 +146,25 @@ def run_scenario(
             plan.name: facts_of(plan) | describe_record(record)
             for plan, record in zip(plans, records, strict=True)
         },
-        "notes": notes_on(scenario, plans, trace),
+        "notes": list_notes(scenario, plans, trace),
         "scenario": scenario.model_dump(mode="json"),
     }
     summary = pd.concat([one.summary for one in served], ignore_index=True)
-    results = gather(run, summary, records)
+    results = gather(facts, summary, records)
     drawn = {plan.name: one.drawn for plan, one in zip(plans, served, strict=True)}
-    run["bands"] = make_bands(drawn, trace.num_requests)
-    run["verdict"] = verdict(results)
-    return replace(results, run=run | made.describe())
+    facts["bands"] = make_bands(drawn, trace.num_requests)
+    facts["verdict"] = verdict(results)
+    return replace(results, run=facts | made.describe())
+
+
+def check_fidelity(name: str) -> Fidelity:
+    """Refuse a name that is no fidelity.
+
+    Raises:
+        UserError: naming those that there are.
+    """
+    known: tuple[Fidelity, ...] = get_args(Fidelity)
+    for fidelity in known:
+        if name == fidelity:
+            return fidelity
+    raise UserError(f"--fidelity {name or repr(name)}: must be step, rank or message")

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import shlex
 import tempfile
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,8 +15,9 @@ import pandas as pd
 from simulator.base import trust
 from simulator.base.errors import UserError
 from simulator.base.progress import Progress, count_part, show_nothing
-from simulator.base.text import one_line, toml_text
-from simulator.commands.run import run_scenario
+from simulator.base.text import inline_toml, one_line
+from simulator.commands.run import check_fidelity, run
+from simulator.commands.sweep_points import Point, SweptKeys, list_points
 from simulator.engine.timeline import Fidelity
 from simulator.parallel.workers import Workers
 from simulator.report.page import render
@@ -27,28 +25,9 @@ from simulator.results import sweep as sweeps
 from simulator.results.folder import replace_folder, write
 from simulator.results.provenance import Provenance
 from simulator.results.sweep import Sweep, order_columns
-from simulator.results.sweep_text import value_text
+from simulator.runtime import require
 from simulator.scenario.scenario import load_scenario
-
-_SCENARIO = "scenario"
-"""Key that stands for the file, where there are several."""
-_MOST_POINTS = 1_000
-"""Folders of a sweep: each has some three megabytes, the page with its plots among them."""
-_LONGEST_NAME = 100
-"""Characters of a point's folder."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """One run of a sweep."""
-
-    name: str
-    """Name of its folder."""
-    scenario: str
-    overrides: tuple[str, ...]
-    seed: int
-    setting: tuple[tuple[str, Any], ...]
-    """The swept keys with their values."""
+from simulator.scenario.user_table import Overrides, override_texts
 
 
 @dataclass(frozen=True)
@@ -64,58 +43,48 @@ class _Done:
     files: dict[str, bytes]
 
 
-def list_points(
-    scenarios: Sequence[str],
-    overrides: Sequence[str],
-    keys: Sequence[str],
-    seed: int | None,
-    num_seeds: int,
-) -> tuple[list[Point], dict[str, list[Any]]]:
-    """Every combination of scenarios, swept values and seeds, and the values of each swept key.
+def sweep(
+    scenarios: str | Path | Sequence[str | Path],
+    folder: str | Path,
+    keys: SweptKeys = (),
+    *,
+    overrides: Overrides = (),
+    seed: int | None = None,
+    num_seeds: int = 1,
+    fidelity: Fidelity = "step",
+    workers: int | None = None,
+    address: str | None = None,
+    progress: Progress = show_nothing,
+) -> Sweep:
+    """Run every combination of scenarios, swept values and seeds, and write a folder with a results
+    folder for each and a report over all.
 
     Args:
-        overrides: ``path=value`` texts that hold for all points.
-        keys: ``path=value,value`` texts.
-        seed: the first one; by default each scenario's own.
+        scenarios: paths of TOML files, or names of shipped ones.
+        folder: folder to write; an earlier sweep in it is replaced.
+        keys: values by dotted path, ``{"workload.rate_scale": [1.0, 2.0]}``; several keys are
+            combined.
+        overrides: keys that hold for all points, as of :func:`load_scenario`.
+        seed: first seed; ``None`` = each scenario's own.
+        num_seeds: number of seeds, counted on from the first.
+        fidelity: as of :func:`run`.
+        workers: processes; ``None`` = one a core, or one a CPU of the cluster.
+        address: Ray cluster (``host:port``) whose nodes run points.
+        progress: called with the name of a part of the work, how many points are done, and how many
+            there are.
 
     Raises:
-        UserError: if a text names nothing, a key comes twice, there are too many points, or a
-            scenario does not exist or takes no such value.
+        UserError: if a scenario or a value is wrong, every point is refused, the cluster cannot be
+            joined, or the folder holds something else.
     """
-    twice = [name for number, name in enumerate(scenarios) if name in scenarios[:number]]
-    if twice:
-        raise UserError(f"{twice[0]}: is named twice; --seeds N runs it with several seeds")
-    swept = dict(map(_read_key, keys))
-    if len(swept) < len(keys):
-        raise UserError("--sweep: a key is named twice; give all its values at once")
-    num_points = len(scenarios) * num_seeds
-    for given in swept.values():
-        num_points *= len(given)
-    if num_points > _MOST_POINTS:
-        raise UserError(
-            f"--sweep: {num_points:,} points, must be at most {_MOST_POINTS:,}; sweep fewer values"
-        )
-    values: dict[str, list[Any]] = {_SCENARIO: list(scenarios)} if len(scenarios) > 1 else {}
-    values |= swept
-    points: list[Point] = []
-    for scenario, *chosen in itertools.product(scenarios, *swept.values()):
-        setting = dict(zip(swept, chosen, strict=True))
-        texts = (*overrides, *(f"{key}={toml_text(value)}" for key, value in setting.items()))
-        loaded, path = load_scenario(scenario, list(texts), seed)
-        if len(scenarios) > 1:
-            setting = {_SCENARIO: scenario, **setting}
-        for number in range(num_seeds):
-            own = loaded.seed + number
-            points.append(
-                Point(
-                    _name(len(points), path.stem, setting, own if num_seeds > 1 else None),
-                    scenario,
-                    texts,
-                    own,
-                    tuple(setting.items()),
-                )
-            )
-    return points, values
+    check_fidelity(fidelity)
+    if address is not None:
+        require("ray", "--address")
+    names = [scenarios] if isinstance(scenarios, str | Path) else scenarios
+    points, values = list_points(
+        list(map(str, names)), override_texts(overrides), keys, seed, num_seeds
+    )
+    return run_sweep(points, values, Path(folder), fidelity, workers, address, progress)
 
 
 def run_sweep(
@@ -128,12 +97,13 @@ def run_sweep(
     tick: Progress = show_nothing,
 ) -> Sweep:
     """Run all points, on this machine's cores or on a Ray cluster's nodes, and write the folder.
-    What comes out does not depend on how many processes there are.
+    Results do not depend on the number of processes.
 
-    A point that is refused (a model that does not fit, say) is told as such, and the others go on.
+    A point that is refused (a model that does not fit, say) is reported as such, and the others go
+    on.
 
     Args:
-        keys: the values of each swept key.
+        keys: values of each swept key.
         workers: processes; by default one a core, or one a CPU of the cluster.
 
     Raises:
@@ -202,8 +172,8 @@ def _run_points(
 
 def _run_point(point: Point, fidelity: Fidelity) -> _Done:
     try:
-        scenario, path = load_scenario(point.scenario, list(point.overrides), point.seed)
-        results = run_scenario(scenario, path, fidelity)
+        scenario = load_scenario(point.scenario, point.overrides, point.seed)
+        results = run(scenario, fidelity=fidelity)
     except UserError as error:
         return _Done(point.name, {"refusal": one_line(str(error))}, None, {})
     results.run["command"] = _command(point, fidelity)
@@ -234,57 +204,9 @@ def _command(point: Point, fidelity: Fidelity) -> str:
     return shlex.join(words + (["--fidelity", fidelity] if fidelity != "step" else []))
 
 
-def _read_key(text: str) -> tuple[str, list[Any]]:
-    """The key and its values in ``path=value,value``.
-
-    >>> _read_key("workload.rate_scale=1,2.5")
-    ('workload.rate_scale', [1, 2.5])
-    >>> _read_key("deployments.0.engine=vllm,sglang")
-    ('deployments.0.engine', ['vllm', 'sglang'])
-    """
-    key, equals, values = text.partition("=")
-    if not equals or not key.strip() or not values.strip():
-        raise UserError(
-            f"--sweep {text}: must be path=value,value, such as workload.rate_scale=1,2,4"
-        )
-    try:
-        found = tomllib.loads(f"values = [{values}]")["values"]
-    except tomllib.TOMLDecodeError:
-        found = [_read_value(value.strip()) for value in values.split(",")]
-    found = json.loads(json.dumps(found, default=str))  # dates are texts
-    if key.strip() == "seed":
-        raise UserError(f"--sweep {text}: seeds are asked for by --seeds N")
-    if any(value == "" for value in found):
-        raise UserError(f"--sweep {text}: there is an empty value among them")
-    again = [value for number, value in enumerate(found) if value in found[:number]]
-    if again:
-        raise UserError(f"--sweep {text}: {again[0]!r} is named twice")
-    return key.strip(), found
-
-
-def _read_value(text: str) -> Any:
-    """A TOML value, or a text without quotes."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
 def _shown(setting: Mapping[str, Any]) -> dict[str, Any]:
     """Values as a cell of a table holds them: numbers and texts as they are, the rest as TOML."""
     return {
-        key: value if isinstance(value, int | float | str) else toml_text(value)
+        key: value if isinstance(value, int | float | str) else inline_toml(value)
         for key, value in setting.items()
     }
-
-
-def _name(number: int, stem: str, setting: Mapping[str, Any], seed: int | None) -> str:
-    """A point's folder: its number, so that names differ, and what it is in letters that any file
-    system takes.
-    """
-    parts = [stem, *(f"{key.split('.')[-1]}-{value_text(value)}" for key, value in setting.items())]
-    parts += [] if seed is None else [f"seed-{seed}"]
-    letters = "".join(c if c.isalnum() or c in "-._" else "-" for c in "_".join(parts))
-    while "--" in letters:
-        letters = letters.replace("--", "-")
-    return f"{number:03}_{letters}"[:_LONGEST_NAME].rstrip("-._")

@@ -34,6 +34,7 @@ from simulator.base.quantities import (
 )
 from simulator.config.dtypes import DType
 from simulator.config.pruning import Pruning
+from simulator.config.user_file import UserFile
 from simulator.config.workload import WorkloadSpec
 
 RankNumbers = Annotated[tuple[Ranks, ...], Field(strict=False, min_length=1)]
@@ -274,8 +275,8 @@ class Crossover(Frozen):
     """Networks of the map: factors on the rate of all wires."""
 
 
-class Question(Frozen):
-    """What ``moesim plan`` takes."""
+class Question(UserFile):
+    """Question of ``moesim plan``: traffic, targets, candidate models and machines, and limits."""
 
     name: str
     """Name of the question; absent = the file's."""

@@ -12,7 +12,7 @@ import numpy as np
 from simulator.base.errors import UserError
 from simulator.config.capacity import Percentiles, Question
 from simulator.planner.traffic import LEAST_STAYS, Traffic, busiest, led
-from simulator.scenario.question import requests_of
+from simulator.scenario.question import load_open_requests
 from simulator.workload.traces import RequestTrace
 
 _STAYS = 8.0
@@ -118,4 +118,4 @@ def _typical(limits: Percentiles) -> float | None:
 
 
 def _open_loop(question: Question, folder: Path) -> RequestTrace:
-    return requests_of(question, folder, "plan [workload]")
+    return load_open_requests(question, folder, "plan [workload]")

@@ -27,7 +27,8 @@ from typing import Any
 import pandas as pd
 
 from simulator.base.spreadsheet import restore_texts, write_csv
-from simulator.results.folder import check_writable, chrome_trace, replace_folder
+from simulator.results.chrome_trace import chrome_trace
+from simulator.results.folder import check_writable, replace_folder
 from simulator.results.run_file import read_run, write_run
 from simulator.results.shown_steps import shown_step
 from simulator.results.tables import STEP_PHASES
@@ -94,7 +95,7 @@ class ShownTimeline:
 
 @dataclass(frozen=True)
 class Executed:
-    """A finished execution."""
+    """A finished execution: measured steps beside predicted ones, and how they were made."""
 
     run: dict[str, Any]
     summary: pd.DataFrame

@@ -26,10 +26,12 @@ from typing import Any
 
 import pandas as pd
 
-from simulator.base.columns import Columns
+from simulator.base.columns import Columns, read_whole
 from simulator.base.errors import UserError
 from simulator.base.partial import hold_partial, new_path, replace_whole
 from simulator.base.spreadsheet import restore_texts, write_csv
+from simulator.results.chrome_trace import chrome_trace
+from simulator.results.columns_text import describe_columns
 from simulator.results.long_tables import read_long, write_long
 from simulator.results.run_file import read_run, write_run
 from simulator.results.shown_steps import step_text
@@ -50,12 +52,14 @@ FILES = {
 
 @dataclass(frozen=True)
 class Results:
-    """A run as it lies in its folder."""
+    """A finished run: its facts and its verdict, and tables of all deployments."""
 
     run: dict[str, Any]
-    """``run.json``."""
+    """Facts of the run, as ``run.json`` has them: ``verdict`` with its ``headline`` and
+    ``reasons``, ``notes``, ``deployments`` by name, the resolved ``scenario``, and how it was
+    made."""
     summary: pd.DataFrame
-    """``summary.csv``: a row a deployment, in the scenario's order."""
+    """Metrics, a row for each deployment, in the scenario's order; NaN where one is undefined."""
     requests: Mapping[str, Columns]
     """``REQUEST_COLUMNS`` by deployment."""
     steps: Mapping[str, Columns]
@@ -72,6 +76,26 @@ class Results:
         :data:`simulator.results.token_time.COLUMNS`.
         """
         return make_token_time(self.requests, self.steps, self.moves)
+
+    def frame(self, table: str) -> pd.DataFrame:
+        """One table of all deployments, whose first column is ``deployment``.
+
+        Args:
+            table: ``summary`` (a row for each deployment), ``requests`` (a row for each request),
+                ``steps`` (a row for each step of an engine, or run of equal ones), ``token_time``,
+                ``ranks``, ``experts``, ``traffic``, ``spans`` or ``moves``.
+                :func:`describe_columns` tells the meaning and unit of their columns.
+
+        Raises:
+            UserError: if there is no such table.
+        """
+        columns = list(describe_columns(table))
+        if table not in LONG_TABLES:
+            frame: pd.DataFrame = getattr(self, table)
+            return frame
+        long: Mapping[str, Columns] = getattr(self, table)
+        parts = [read_whole(rows).assign(deployment=name) for name, rows in long.items()]
+        return pd.concat(parts, ignore_index=True)[columns]
 
     @property
     def is_open(self) -> bool:
@@ -323,42 +347,3 @@ def _read_summary(path: Path) -> pd.DataFrame:
         if key != "deployment"
     }
     return pd.DataFrame({"deployment": texts["deployment"], **numbers})
-
-
-def chrome_trace(spans: pd.DataFrame, title: Callable[[str, str], str]) -> dict[str, Any]:
-    """The spans in Chrome's trace-event format: a process a deployment and step, a thread a rank,
-    microseconds.
-
-    Args:
-        title: of the step of a deployment and phase.
-    """
-    events: list[dict[str, Any]] = []
-    for number, ((deployment, phase), group) in enumerate(
-        spans.groupby(["deployment", "phase"], sort=False)
-    ):
-        events.append(
-            {
-                "ph": "M",
-                "pid": number,
-                "tid": 0,
-                "name": "process_name",
-                "args": {"name": f"{deployment}: {title(str(deployment), str(phase))}"},
-            }
-        )
-        for rank in sorted(group["rank"].unique()):
-            thread = {
-                "ph": "M",
-                "pid": number,
-                "tid": int(rank),
-                "name": "thread_name",
-                "args": {"name": f"rank {rank}"},
-            }
-            events.append(thread)
-        columns = (
-            group[column].tolist() for column in ("rank", "name", "layer", "start_s", "duration_s")
-        )
-        for rank, name, layer, start_s, duration_s in zip(*columns, strict=True):
-            event = {"ph": "X", "pid": number, "tid": int(rank), "name": name, "cat": name}
-            event |= {"ts": start_s * 1e6, "dur": duration_s * 1e6, "args": {"layer": int(layer)}}
-            events.append(event)
-    return {"traceEvents": events, "displayTimeUnit": "ms"}

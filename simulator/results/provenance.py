@@ -39,12 +39,19 @@ class Provenance:
             packages: whose versions count besides those that every result rests on.
         """
         return {
-            "command": shlex.join(["moesim", *sys.argv[1:]]),
+            "command": _find_command(),
             "started": self.started.isoformat(timespec="seconds"),
             "wall_s": round(time.perf_counter() - self.clock_s, 3),
             "versions": _find_versions(*_PACKAGES, *packages),
             "revision": find_revision(),
         }
+
+
+def _find_command() -> str:
+    """Command line of this process, or the words for a program that imports ``simulator``."""
+    program = Path(sys.argv[0])
+    is_command = program.stem == "moesim" or program.parent.name in ("simulator", "cli")
+    return shlex.join(["moesim", *sys.argv[1:]]) if is_command else "Python: import simulator"
 
 
 def _find_versions(*packages: str) -> dict[str, str]:

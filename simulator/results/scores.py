@@ -37,7 +37,7 @@ where ``status`` begins with ``unsupported``.
 
 @dataclass(frozen=True)
 class Scoreboard:
-    """What ``moesim validate`` found."""
+    """Predictions beside measurements: rows, fits, the order of models, and how they were made."""
 
     run: dict[str, Any]
     """Command, versions, when, the tables that were read and those that were not, and why."""

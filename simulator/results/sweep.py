@@ -33,7 +33,7 @@ _FIXED = ("point", "seed", "deployment")
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep as it lies in its folder."""
+    """A finished sweep: its points, and the metrics of each point and deployment."""
 
     run: dict[str, Any]
     """``run.json``: ``keys`` (swept keys by name, each with its values in order), ``points`` (a

@@ -4,10 +4,11 @@ up.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from simulator.base.errors import UserError
-from simulator.base.frozen import validate
 from simulator.base.plugins import build
 from simulator.config.calibration import CalibrationFile
 from simulator.config.capacity import Question
@@ -15,36 +16,50 @@ from simulator.config.cluster import load_kind
 from simulator.config.host import load_any_calibration
 from simulator.config.model import load_model
 from simulator.config.routing import routing_note, usual_routing
-from simulator.scenario.scenario import read_named
+from simulator.scenario.user_table import Overrides, read_user_table
 from simulator.workload.requests import load_requests
 from simulator.workload.traces import RequestTrace
 
 
 def load_question(
-    name: str, overrides: list[str], seed: int | None = None
-) -> tuple[Question, Path]:
-    """The question in a file, or a shipped one by name, and the file.
+    source: Question | str | Path | Mapping[str, Any],
+    overrides: Overrides = (),
+    seed: int | None = None,
+) -> Question:
+    """Read a plan's question, validate it, and look up every name in it.
 
     Args:
-        overrides: ``path=value`` texts, as of a scenario (``workload.rate_scale=2``,
-            ``clusters.0.price_per_gpu_hour=2.1``).
+        source: path of a TOML file, name of a shipped one, or the same keys as a table. A question
+            is changed by ``overrides``.
+        overrides: values by dotted path, ``{"clusters.0.price_per_gpu_hour": 2.1}``, or texts as of
+            the command line.
+        seed: seed of all random numbers; ``None`` = the question's own.
 
     Raises:
         UserError: if the file is missing or wrong, names what does not exist, or an override names
             no place.
+
+    >>> load_question("azure_conv", {"workload.rate_scale": 2.0}).workload.rate_scale
+    2.0
     """
-    table, path, where = read_named(name, overrides, seed, "workloads/plans", "plan")
-    if "deployments" in table:
-        raise UserError(
-            f"{where}: is a scenario, which moesim run takes; a plan has [targets], "
-            "[[models]] and [[clusters]] instead of [[deployments]]"
+    if isinstance(source, Question):
+        found = read_user_table(
+            source.model_dump(mode="json", exclude_unset=True), overrides, seed, "", ""
         )
-    question = validate(Question, table, where)
-    _check_names(question, path.resolve().parent, where)
-    return question, path
+        found = found._replace(where=source.where, folder=source.folder)
+    else:
+        found = read_user_table(source, overrides, seed, "workloads/plans", "plan")
+    if "deployments" in found.table:
+        raise UserError(
+            f"{found.where}{found.changed}: is a scenario, which moesim run takes; a plan has "
+            "[targets], [[models]] and [[clusters]] instead of [[deployments]]"
+        )
+    question = Question.read(*found)
+    _check_names(question, f"{found.where}{found.changed}")
+    return question
 
 
-def _check_names(question: Question, folder: Path, where: str) -> None:
+def _check_names(question: Question, where: str) -> None:
     """Refuse models, machines, engines and policies that do not exist, before anything is
     computed.
     """
@@ -61,7 +76,7 @@ def _check_names(question: Question, folder: Path, where: str) -> None:
     known = [one for one in calibrations if isinstance(one, CalibrationFile)]
     for number, candidate in enumerate(question.models):
         place = f"{where} [{_entry('models', number, len(question.models))}]"
-        model = load_model(candidate.model, place, folder)
+        model = load_model(candidate.model, place, question.folder)
         if candidate.routing is not None:
             if model.moe is None:
                 raise UserError(
@@ -78,11 +93,11 @@ def _check_names(question: Question, folder: Path, where: str) -> None:
             raise refusals[0]
 
 
-def routing_notes(question: Question, folder: Path) -> list[str]:
-    """What is taken for granted of the routing of the question's models, a line a model."""
+def list_routing_notes(question: Question) -> list[str]:
+    """Assumptions about the routing of the question's models, a line for each model."""
     notes = []
     for candidate in question.models:
-        model = load_model(candidate.model, "[models]", folder)
+        model = load_model(candidate.model, "[models]", question.folder)
         if model.moe is not None:
             given = candidate.routing, "the plan"
             own = model.routing, model.routing_source
@@ -95,8 +110,8 @@ def _entry(key: str, number: int, count: int) -> str:
     return f"{key} entry {number + 1} of {count}"
 
 
-def requests_of(question: Question, folder: Path, where: str) -> RequestTrace:
-    """The requests of a question's workload.
+def load_open_requests(question: Question, folder: Path, where: str) -> RequestTrace:
+    """Requests of a question's workload, which arrive by the clock.
 
     Raises:
         UserError: if the workload is wrong, is a closed loop, whose rate follows from the

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from simulator.base.data import available_files, find_file
-from simulator.base.errors import UserError, did_you_mean
-from simulator.base.frozen import Frozen, validate
+from simulator.base.errors import UserError
 from simulator.base.quantities import Seed
-from simulator.base.reading import read_toml
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.execution import ExecutionSpec
+from simulator.config.user_file import UserFile
 from simulator.config.workload import WorkloadSpec
+from simulator.scenario.user_table import Overrides, read_user_table
 
 
-class Scenario(Frozen):
-    """What ``moesim run`` and ``moesim execute`` take."""
+class Scenario(UserFile):
+    """Input of ``moesim run`` and ``moesim execute``: one workload, and the deployments to compare
+    on it.
+    """
 
     name: str
     """Name of the scenario; absent = the file's."""
@@ -44,98 +45,36 @@ class Scenario(Frozen):
 
 
 def load_scenario(
-    name: str, overrides: list[str], seed: int | None = None
-) -> tuple[Scenario, Path]:
-    """The scenario in a file, or a shipped one by name, and the file.
+    source: Scenario | str | Path | Mapping[str, Any],
+    overrides: Overrides = (),
+    seed: int | None = None,
+) -> Scenario:
+    """Read a scenario, validate it, and override its keys.
 
     Args:
-        overrides: ``path=value`` texts; the path is dotted (``workload.num_requests``,
-            ``deployments.0.parallel.tp``; ``*`` means every deployment) and the value is TOML, or a
-            bare text.
+        source: path of a TOML file, name of a shipped one, or the same keys as a table (paths in
+            it are relative to the current folder). A scenario is changed by ``overrides``.
+        overrides: values by dotted path, ``{"workload.num_requests": 1000}``; ``*`` means every
+            entry of a list: ``{"deployments.*.engine": "sglang"}``. Or texts as of the command
+            line: ``["workload.num_requests=1000"]``.
+        seed: seed of all random numbers; ``None`` = the scenario's own.
 
     Raises:
         UserError: if the file is missing or wrong, or an override names no place.
+
+    >>> scenario = load_scenario("mixtral_vs_llama2", {"workload.num_requests": 100}, seed=7)
+    >>> scenario.workload.num_requests, scenario.seed
+    (100, 7)
     """
-    table, path, where = read_named(name, overrides, seed, "workloads", "scenario")
-    if "deployments" not in table and ("targets" in table or "clusters" in table):
-        raise UserError(
-            f"{where}: is a plan, which moesim plan takes; a scenario has [[deployments]]"
+    if isinstance(source, Scenario):
+        found = read_user_table(
+            source.model_dump(mode="json", exclude_unset=True), overrides, seed, "", ""
         )
-    return validate(Scenario, table, where), path
-
-
-def read_named(
-    name: str, overrides: list[str], seed: int | None, family: str, noun: str
-) -> tuple[dict[str, Any], Path, str]:
-    """The table in a file, or in a shipped one by name, with what is overridden; the file; and what
-    errors call it.
-
-    Raises:
-        UserError: as :func:`load_scenario`.
-    """
-    path = Path(name)
-    if path.suffix != ".toml" and not path.is_file():
-        if name in available_files(family):
-            path = find_file(family, name, name)
-        elif not path.exists():
-            raise UserError(
-                f"{name}: no such file, and no shipped {noun} of that "
-                f"name; {did_you_mean(name, available_files(family))}"
-            )
-    if path.suffix == ".json":
+        return Scenario.read(found.table, source.where, source.folder, found.changed)
+    found = read_user_table(source, overrides, seed, "workloads", "scenario")
+    if "deployments" not in found.table and ("targets" in found.table or "clusters" in found.table):
         raise UserError(
-            f"{path}: a {noun} is a TOML file; a model's config.json is named by "
-            f"a {noun}'s model key"
+            f"{found.where}{found.changed}: is a plan, which moesim plan takes; "
+            "a scenario has [[deployments]]"
         )
-    table = read_toml(path)
-    table.setdefault("name", path.stem)
-    for override in overrides:
-        _override(table, override)
-    if seed is not None:
-        table["seed"] = seed
-    changed = " with --set " + " --set ".join(overrides) if overrides else ""
-    return table, path, f"{path}{changed}"
-
-
-def _override(table: dict[str, Any], override: str) -> None:
-    path, equals, text = override.partition("=")
-    keys = path.strip().split(".")
-    if not equals or not all(keys):
-        raise UserError(f"--set {override}: must be path=value, such as workload.num_requests=1000")
-    if not text.strip():
-        raise UserError(f'--set {override}: has no value behind the =; an empty text is ""')
-    _put(table, [key.strip() for key in keys], _value(text.strip(), override), override)
-
-
-def _value(text: str, override: str) -> Any:
-    """A TOML value; what is none is a text without quotes, unless it looks like a list, a table or
-    a quoted text.
-    """
-    try:
-        found = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError as error:
-        if text[0] in "[{\"'":
-            raise UserError(f"--set {override}: {text} is not a TOML value: {error}") from None
-        return text
-    return found["value"] if len(found) == 1 else text
-
-
-def _put(node: Any, keys: list[str], value: Any, override: str) -> None:
-    key, rest = keys[0], keys[1:]
-    if isinstance(node, list):
-        if key != "*" and not (key.isdecimal() and int(key) < len(node)):
-            numbers = "0" if len(node) < 2 else f"a number from 0 to {len(node) - 1}"
-            raise UserError(f"--set {override}: '{key}' must be {numbers}, or * for every entry")
-        for entry in range(len(node)) if key == "*" else [int(key)]:
-            if rest:
-                _put(node[entry], rest, value, override)
-            else:
-                node[entry] = value
-    elif not isinstance(node, dict):
-        raise UserError(
-            f"--set {override}: '{key}' lies inside a value that is not a table; shorten the path"
-        )
-    elif rest:
-        _put(node.setdefault(key, {}), rest, value, override)
-    else:
-        node[key] = value
+    return Scenario.read(*found)

@@ -59,8 +59,8 @@ def screened(plan):
     """Deployments judged a second by one core, pairs of pools counted as one each; what models draw
     is part of the time.
     """
-    question, path = load_question(plan, [], None)
-    folder = path.resolve().parent
+    question = load_question(plan)
+    folder = question.folder
     question, _ = lasting(question, folder)
     space, traffic = Space(question, folder), traffic_of(question, folder)
     began_s = time.process_time()

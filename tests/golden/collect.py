@@ -95,8 +95,8 @@ def number_all(cases: list[Case], workers: int) -> list[pd.DataFrame]:
 
 
 def _serve(case: Case) -> Iterator[dict[str, Any]]:
-    scenario, path = load_scenario(*case.source)
-    folder = path.resolve().parent
+    scenario = load_scenario(*case.source)
+    folder = scenario.folder
     trace = load_requests(scenario.workload, folder, scenario.seed)
     for spec in scenario.deployments:
         frozen = make_plan(spec, scenario.seed, case.name, folder)
@@ -178,8 +178,8 @@ def _digest(*arrays: np.ndarray[Any, Any]) -> str:
 
 
 def _answer(case: Case) -> pd.DataFrame:
-    question, path = load_question(*case.source)
-    answer = plan_capacity(question, path.resolve().parent, Store(None), workers=1)
+    question = load_question(*case.source)
+    answer = plan_capacity(question, question.folder, Store(None), workers=1)
     answer.pop("handover")  # texts that name the version and the day
     best = answer["recommended"]
     counts = {name: answer[name] for name in ("num_legal", "num_ruled_out", "num_simulated")}

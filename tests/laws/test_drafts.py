@@ -222,8 +222,8 @@ def test_a_cache_without_room_for_the_longest_draft_is_refused_before_anything_r
         lambda capacity, tokens, where: asked.append(tokens),
     )
     module = 'deployments.0.speculation={kind="module",tokens=3,accepted=0.7}'
-    scenario, path = load_scenario("mixtral_vs_llama2", ["workload.num_requests=20", module])
-    plans, trace = prepare_run(scenario, path)
+    scenario = load_scenario("mixtral_vs_llama2", ["workload.num_requests=20", module])
+    plans, trace = prepare_run(scenario)
     longest = int((trace.num_input + trace.num_output).max())
     assert asked == [longest + 3, longest]
     for plan, tokens in zip(plans, asked, strict=True):

@@ -12,8 +12,8 @@ import pytest
 from simulator.base.data import available_files
 from simulator.base.errors import UserError
 from simulator.base.reading import read_json, read_toml
-from simulator.commands.check import check_file
-from simulator.commands.run import run_scenario
+from simulator.commands.check import check as check_file
+from simulator.commands.run import run as run_scenario
 from simulator.config.model import load_model
 from simulator.scenario.scenario import load_scenario
 from simulator.workload.requests import describe, fano_factor
@@ -183,12 +183,12 @@ def test_a_scenario_that_check_accepts_runs(tmp_path):
         refusals.append(refusal(check_file, str(path), [override]))
         if refusals[-1]:
             continue
-        scenario, _ = load_scenario(str(path), [override])
+        scenario = load_scenario(str(path), [override])
         asked = scenario.workload.requests
         lengths = asked["lengths"]
         steps = (scenario.workload.num_requests or 5) * lengths["num_output"]
         if steps <= MOST_STEPS:
-            results = run_scenario(scenario, path)
+            results = run_scenario(scenario)
             served = results.summary["output_tokens_per_s"].iloc[0]
             assert math.isfinite(served), override
     assert any(refusals)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from simulator.base.columns import StoredColumns
-from simulator.commands.run import run_scenario
+from simulator.commands.run import run as run_scenario
 from simulator.engine import loop_state, step_rows
 from simulator.report.page import render
 from simulator.results.folder import read, write
@@ -22,7 +22,7 @@ def write_run(path, out, monkeypatch, rows):
     if rows:
         monkeypatch.setattr(loop_state, "ROWS", rows)
         monkeypatch.setattr(step_rows, "HELD_ROWS", 0)
-    results = run_scenario(load_scenario(str(path), ["workload.num_requests=60"])[0], path)
+    results = run_scenario(load_scenario(path, ["workload.num_requests=60"]))
     write(results, out, lambda _: "")
     return results
 

@@ -18,7 +18,7 @@ from simulator.base.data import available_files
 from simulator.base.errors import UserError
 from simulator.base.frozen import validate
 from simulator.base.reading import read_toml
-from simulator.commands.check import check_file
+from simulator.commands.check import check as check_file
 from simulator.commands.schema import FILES
 from simulator.config.calibration import read_calibration
 from simulator.config.ffns.moe import MoE

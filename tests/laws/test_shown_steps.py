@@ -7,9 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from simulator.commands.run import run_scenario
+from simulator.commands.run import run as run_scenario
 from simulator.engine.by_ranks import ByRanks
-from simulator.scenario.scenario import load_scenario
 from tests.small_scenario import small_scenario
 
 SPLIT = {
@@ -126,7 +125,7 @@ def test_of_pools_each_shows_a_step_of_its_own(tiny):
 def test_run_json_says_which_steps_the_tables_are_of(tmp_path, fidelity):
     path = tmp_path / "small.toml"
     path.write_text(small_scenario("mixtral-8x7b", 4))
-    results = run_scenario(load_scenario(str(path), [])[0], path, fidelity)
+    results = run_scenario(path, fidelity=fidelity)
     shown = json.loads(json.dumps(results.run, allow_nan=False))["deployments"]["own"][
         "shown_steps"
     ]

@@ -13,6 +13,7 @@ import pytest
 from simulator.report.page import render
 from simulator.results import folder as results_module
 from simulator.results import formats
+from simulator.results.chrome_trace import chrome_trace
 from simulator.results.folder import Results
 from simulator.results.metrics import METRICS
 from tests.report.made_up_runs import RUNS
@@ -153,7 +154,7 @@ def test_imbalance_is_set_against_that_of_uniform_routing(page):
 
 
 def test_chrome_trace_is_valid(runs):
-    made = results_module.chrome_trace(runs["plain"].spans, lambda *which: " ".join(which))
+    made = chrome_trace(runs["plain"].spans, lambda *which: " ".join(which))
     trace = json.loads(json.dumps(made, allow_nan=False))
     assert trace["traceEvents"]
     last: dict[tuple[int, int], float] = {}

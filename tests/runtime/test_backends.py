@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from simulator.base.errors import LostError, UserError
-from simulator.commands.execute import execute_scenario
+from simulator.commands.execute import execute as execute_scenario
 from simulator.results.executed import STEP_COLUMNS, SUMMARY_COLUMNS
 from simulator.runtime.in_process import InProcessBackend
 from simulator.runtime.job import Step
@@ -17,21 +17,20 @@ MORE = ["execution.steps=3", "execution.warm_up=1", "execution.sequences=8", "ex
 @pytest.fixture
 def scenario():
     def load(*overrides):
-        loaded, path = load_scenario("moe_vs_dense_local", [*MORE, *overrides])
-        return loaded, path, [deployment.name for deployment in loaded.deployments]
+        loaded = load_scenario("moe_vs_dense_local", [*MORE, *overrides])
+        return loaded, [deployment.name for deployment in loaded.deployments]
 
     return load
 
 
 def test_threads_execute_a_scenario_and_equal_one_process(scenario):
-    loaded, path, names = scenario()
+    loaded, names = scenario()
     ticks = []
     found = execute_scenario(
         loaded,
-        path,
         backend="in_process",
         names=names[:2],
-        tick=lambda name, done, total, best="": ticks.append((name, done, total)),
+        progress=lambda name, done, total, best="": ticks.append((name, done, total)),
     )
     assert list(found.steps.columns) == list(STEP_COLUMNS)
     assert list(found.summary.columns) == list(SUMMARY_COLUMNS)
@@ -46,22 +45,22 @@ def test_threads_execute_a_scenario_and_equal_one_process(scenario):
 
 
 def test_threads_refuse_faults_and_say_what_would_do(scenario):
-    loaded, path, _ = scenario("execution.faults=[{ step = 1, rank = 0 }]")
+    loaded, _ = scenario("execution.faults=[{ step = 1, rank = 0 }]")
     with pytest.raises(UserError, match="leave them out, or use --backend ray"):
-        execute_scenario(loaded, path, backend="in_process")
+        execute_scenario(loaded, backend="in_process")
 
 
 def test_failures_are_not_executed_and_faults_are_named_instead(scenario):
     kill = 'deployments.*.failures=[{ kind = "kill", at_s = 1.0, gpu = 0 }]'
-    loaded, path, _ = scenario(kill)
+    loaded, _ = scenario(kill)
     with pytest.raises(UserError, match="failures can be simulated, but not executed"):
-        execute_scenario(loaded, path, backend="in_process")
+        execute_scenario(loaded, backend="in_process")
 
 
 def test_threads_that_are_not_waited_for_say_what_to_raise(scenario):
-    loaded, path, names = scenario("execution.timeout_s=1e-9")
+    loaded, names = scenario("execution.timeout_s=1e-9")
     with pytest.raises(LostError, match=f"while '{names[0]}' ran: .*raise execution.timeout_s"):
-        execute_scenario(loaded, path, backend="in_process", names=names[:1])
+        execute_scenario(loaded, backend="in_process", names=names[:1])
 
 
 def test_a_thread_that_fails_is_named_and_not_waited_for():

@@ -14,7 +14,7 @@ from simulator import runtime
 from simulator.base import plugins
 from simulator.base.errors import UserError
 from simulator.base.frozen import validate
-from simulator.commands.check import check_file
+from simulator.commands.check import check as check_file
 from simulator.commands.record_trace import train_and_record, write_training
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.model import load_model

@@ -57,7 +57,7 @@ def test_a_defect_is_ours_with_a_traceback(moesim, monkeypatch):
     def broken(*_, **__):
         raise ZeroDivisionError("made for the test")
 
-    monkeypatch.setattr("simulator.commands.run.run_scenario", broken)
+    monkeypatch.setattr("simulator.commands.run.run", broken)
     code, _, err = moesim("run", *SHORT)
     assert code == 1
     assert "ZeroDivisionError" in err

@@ -8,7 +8,7 @@ import pytest
 from simulator.base.data import available_files
 from simulator.base.errors import UserError
 from simulator.base.frozen import validate
-from simulator.commands.check import check_file
+from simulator.commands.check import check as check_file
 from simulator.config.accelerator import load_accelerator
 from simulator.config.capacity import Question
 from simulator.config.deployment import DeploymentSpec

@@ -12,7 +12,7 @@ import pytest
 
 from simulator.base.data import find_file
 from simulator.base.frozen import validate
-from simulator.commands.run import run_scenario
+from simulator.commands.run import run as run_scenario
 from simulator.config.capacity import Question
 from simulator.deployment.plan import make_plan
 from simulator.planner.answer import summary
@@ -68,7 +68,7 @@ def loaded(text, folder):
 @pytest.mark.slow
 def test_the_scenario_runs_and_meets_the_targets(found, tmp_path):
     evaluations = recommended(found)
-    scenario, path = loaded(scenario_text(found, evaluations), tmp_path)
+    scenario = loaded(scenario_text(found, evaluations), tmp_path)
     assert scenario.deployments[0] == deployment_of(
         found, found.evaluations[0], scenario.deployments[0].name
     )
@@ -76,13 +76,13 @@ def test_the_scenario_runs_and_meets_the_targets(found, tmp_path):
     assert {spec.model for spec in scenario.deployments[:2]} == {"gpt-oss-20b", "qwen3-8b"}, (
         "the best MoE and the best dense one"
     )
-    results = run_scenario(scenario, path)
+    results = run_scenario(scenario)
     requests = results.requests[scenario.deployments[0].name]
     assert outcome(requests, found.question.targets, scenario.workload.slo).met
 
 
 def test_the_traffic_is_the_plans(found, tmp_path):
-    scenario, _ = loaded(scenario_text(found, recommended(found)), tmp_path)
+    scenario = loaded(scenario_text(found, recommended(found)), tmp_path)
     assert scenario.workload.rate_scale == 1.2345678901
     same(load_requests(scenario.workload, tmp_path, scenario.seed), found.traffic.trace)
 
@@ -129,7 +129,7 @@ def test_the_busiest_stretch_is_cut_out_of_the_source(workload, tmp_path, found)
     there = tmp_path / "out"
     there.mkdir()
     for folder in (None, there):
-        scenario, _ = loaded(scenario_text(asked, recommended(found), folder), there)
+        scenario = loaded(scenario_text(asked, recommended(found), folder), there)
         got = load_requests(scenario.workload, there, scenario.seed)
         assert (
             0
@@ -168,7 +168,7 @@ def test_a_stretch_is_found_behind_others_that_begin_alike(tmp_path):
 
 def test_limits_are_the_highest_percentiles_unless_the_question_has_its_own(found, tmp_path):
     text = scenario_text(found, recommended(found))
-    scenario, _ = loaded(text, tmp_path)
+    scenario = loaded(text, tmp_path)
     assert (
         scenario.workload.slo.ttft_s,
         scenario.workload.slo.tpot_s,
@@ -176,15 +176,15 @@ def test_limits_are_the_highest_percentiles_unless_the_question_has_its_own(foun
     ) == (2.0, 0.05, None)
     assert "# workload.slo.ttft_s is the plan's target for the p90." in text
     own = found._replace(question=found.question.model_copy(update={"workload": found.question.workload.model_copy(update={("slo"): scenario.workload.slo.model_copy(update={("ttft_s"): 9.0})})}))  # fmt: skip
-    assert loaded(scenario_text(own, recommended(found)), tmp_path)[0].workload.slo.ttft_s == 9.0
+    assert loaded(scenario_text(own, recommended(found)), tmp_path).workload.slo.ttft_s == 9.0
 
 
 def test_the_scenario_carries_the_plans_price(found, tmp_path):
-    scenario, path = loaded(scenario_text(found, recommended(found)), tmp_path)
+    scenario = loaded(scenario_text(found, recommended(found)), tmp_path)
     assert {spec.price_per_gpu_hour for spec in scenario.deployments} == {2.5}
-    plan = make_plan(scenario.deployments[0], scenario.seed, "test", path.parent)
+    plan = make_plan(scenario.deployments[0], scenario.seed, "test", scenario.folder)
     assert plan.placement.cluster.price_per_gpu_hour == 2.5
-    assert make_plan(scenario.deployments[0].model_copy(update={"price_per_gpu_hour": None}), 0, "test", path.parent).placement.cluster.price_per_gpu_hour == 2.99  # fmt: skip
+    assert make_plan(scenario.deployments[0].model_copy(update={"price_per_gpu_hour": None}), 0, "test", scenario.folder).placement.cluster.price_per_gpu_hour == 2.99  # fmt: skip
 
 
 def test_what_a_scenario_cannot_say_is_a_comment(found):
@@ -267,7 +267,7 @@ def test_every_model_that_meets_the_targets_is_started():
 
 def test_the_answer_holds_scenarios_that_load(found, tmp_path):
     files = {
-        one["file"]: loaded(one["text"], tmp_path)[0]
+        one["file"]: loaded(one["text"], tmp_path)
         for one in summary(found)["handover"]["scenarios"]
     }
     assert list(files) == ["recommended.toml", "compared.toml"]
@@ -296,7 +296,7 @@ def test_pools_survive_the_file(found, tmp_path):
     pools = dataclasses.replace(
         found.evaluations[0], candidate=Candidate(*candidate), cluster_size=ClusterSize(2, 1, 1)
     )
-    scenario, _ = loaded(scenario_text(found, [pools]), tmp_path)
+    scenario = loaded(scenario_text(found, [pools]), tmp_path)
     assert scenario.deployments[0] == deployment_of(found, pools, scenario.deployments[0].name)
     assert scenario.deployments[0].prefill.scheduling["token_budget"] == 4096
     assert [one.name for one in commands(found, pools)][-1] == "router in front of all servers"
@@ -312,12 +312,11 @@ def test_a_path_of_a_model_holds_from_where_the_file_lies(tmp_path):
     out.mkdir(parents=True)
     text = scenario_text(found, recommended(found), out)
     assert 'model = "../../models/own.toml"' in text
-    scenario, path = loaded(text, out)
+    scenario = loaded(text, out)
     assert run_scenario(
         scenario.model_copy(
             update={"workload": scenario.workload.model_copy(update={"num_requests": 20})}
-        ),
-        path,
+        )
     )
 
 

@@ -6,8 +6,7 @@ import sys
 import pytest
 
 from simulator.base.held import hold_folder, take_abandoned
-from simulator.base.partial import hold_partial, new_path, replace_whole
-from simulator.cli.console import whole_file
+from simulator.base.partial import hold_partial, new_path, replace_whole, whole_file
 
 HOLDS = """
 import sys, time

@@ -6,10 +6,9 @@ import pytest
 
 from simulator.base.errors import UserError
 from simulator.base.plugins import build
-from simulator.commands.run import run_scenario
+from simulator.commands.run import run as run_scenario
 from simulator.policies.failures import Change, Machines
 from simulator.results.formats import seconds_text
-from simulator.scenario.scenario import load_scenario
 from tests.small_scenario import small_scenario
 
 POOLS = {"decode": Machines(2, 4, 8, "a"), "prefill": Machines(3, 2, 4, "b")}
@@ -67,7 +66,7 @@ def test_what_is_not_there_is_refused_with_its_place(tmp_path, keys, said):
 def run(tmp_path, more, ranks=4):
     path = tmp_path / "scenario.toml"
     path.write_text(small_scenario("stdlib-moe", ranks, more=more))
-    return run_scenario(load_scenario(str(path), [])[0], path)
+    return run_scenario(path)
 
 
 def test_a_run_says_what_stopped_and_what_became_of_the_requests(tmp_path):
@@ -117,7 +116,7 @@ def test_who_loses_requests_is_not_better_whatever_the_latencies(tmp_path):
     whole = text[text.index("[[deployments]]") :]
     dies = whole.replace('"own"', '"dies"') + 'failures = [{ kind = "kill", at_s = 0.06, gpu = 0 }]'
     path.write_text(text.replace('"own"', '"stays"') + dies)
-    results = run_scenario(load_scenario(str(path), [])[0], path)
+    results = run_scenario(path)
     assert results.run["verdict"]["winner"] == "stays"
     assert "it loses none, dies" in results.run["verdict"]["headline"]
     rows = results.summary.set_index("deployment")

@@ -7,9 +7,9 @@ import pytest
 
 from simulator.base.errors import UserError
 from simulator.base.reading import read_toml
-from simulator.commands.check import check_file
+from simulator.commands.check import check as check_file
 from simulator.commands.new import FOLDERS, template_of, write_new
-from simulator.commands.run import run_scenario
+from simulator.commands.run import run as run_scenario
 from simulator.config.cluster import load_cluster
 from simulator.config.model import load_model
 from simulator.scenario.scenario import load_scenario
@@ -60,8 +60,8 @@ def test_what_is_written_is_found_by_its_name():
 @pytest.mark.slow
 def test_a_new_scenario_runs():
     path = write_new("scenario", "mine")
-    scenario, _ = load_scenario(str(path), ["workload.num_requests=10"])
-    results = run_scenario(scenario, path)
+    scenario = load_scenario(str(path), ["workload.num_requests=10"])
+    results = run_scenario(scenario)
     assert len(results.summary) == 2
     assert np.isfinite(results.summary["output_tokens_per_s"]).all()
 

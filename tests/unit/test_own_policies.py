@@ -8,7 +8,7 @@ from simulator.base import trust
 from simulator.base.contracts import ask, is_shipped
 from simulator.base.errors import UserError
 from simulator.base.plugins import available, build, policy_class
-from simulator.commands.check import check_file
+from simulator.commands.check import check as check_file
 from tests.small_scenario import small_scenario
 
 SCENARIO = small_scenario("stdlib-moe", 4)

@@ -146,7 +146,7 @@ def test_simulations_that_were_kept_are_counted_aloud(tmp_path):
     """A second search of the same question takes all from the store, and says so."""
     asked = tmp_path / "tiny.toml"
     asked.write_text(QUESTION, encoding="utf-8")
-    question, _ = load_question(str(asked), [])
+    question = load_question(str(asked), [])
     said = []
     for _ in range(2):
         counted = _Counted(lambda *_: None)

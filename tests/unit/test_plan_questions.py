@@ -359,7 +359,7 @@ def test_the_example_of_the_guide_can_be_copied(tmp_path):
     text = re.search(r"```toml\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)[1]
     path = tmp_path / "copied.toml"
     path.write_text(text, encoding="utf-8")
-    question, _ = load_question(str(path), [])
+    question = load_question(str(path), [])
     assert Space(question, tmp_path).machines[0].sizes
     commented = [
         line.removeprefix("# ") for line in text.splitlines() if line.startswith("# requests = ")
@@ -368,4 +368,4 @@ def test_the_example_of_the_guide_can_be_copied(tmp_path):
     path.write_text(
         re.sub(r"(?m)^requests = .*$", generator.replace("\\", "\\\\"), text), encoding="utf-8"
     )
-    assert isinstance(load_question(str(path), [])[0].workload.requests, dict)
+    assert isinstance(load_question(str(path), []).workload.requests, dict)

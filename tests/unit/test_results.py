@@ -9,13 +9,13 @@ import pytest
 
 from simulator.base.errors import UserError
 from simulator.cli.run import report
+from simulator.results.chrome_trace import chrome_trace
 from simulator.results.folder import (
     LONG_TABLES,
     SHORT_TABLES,
     TABLES,
     Results,
     check_writable,
-    chrome_trace,
     merge,
     read,
     write,

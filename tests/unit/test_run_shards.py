@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from simulator.commands import deployments
-from simulator.commands.run import run_scenario
+from simulator.commands.run import run as run_scenario
 from simulator.engine.shards import merge_shards, serve_shard, split_replicas
 from simulator.engine.timeline import serve
 from simulator.parallel.workers import Workers
@@ -52,10 +52,10 @@ def check_equal(one, other):
 
 
 def test_a_run_in_shards_is_the_run_of_the_whole(scenario, monkeypatch):
-    whole = run_scenario(*scenario)
+    whole = run_scenario(scenario)
     split_short(monkeypatch)
     told = []
-    check_equal(whole, run_scenario(*scenario, tick=lambda *said: told.append(said)))
+    check_equal(whole, run_scenario(scenario, progress=lambda *said: told.append(said)))
     done = [done for name, done, _, *_ in told if name == "own"]
     assert done == sorted(done)
     assert done[-1] == 40
@@ -64,7 +64,7 @@ def test_a_run_in_shards_is_the_run_of_the_whole(scenario, monkeypatch):
 def test_a_step_of_ranks_is_not_split(scenario, monkeypatch):
     split_short(monkeypatch)
     monkeypatch.setattr(deployments, "split_replicas", None)
-    assert run_scenario(*scenario, fidelity="rank").run["fidelity"] == "rank"
+    assert run_scenario(scenario, fidelity="rank").run["fidelity"] == "rank"
 
 
 @pytest.mark.ray
@@ -72,7 +72,7 @@ def test_shards_write_the_same_bytes_with_one_process_and_two(scenario, monkeypa
     split_short(monkeypatch)
     folders = [tmp_path / "one", tmp_path / "two"]
     for folder, workers in zip(folders, (1, 2), strict=True):
-        write(run_scenario(*scenario, workers=workers), folder, lambda _: "")
+        write(run_scenario(scenario, workers=workers), folder, lambda _: "")
     names = [path.name for path in folders[0].iterdir() if path.suffix in (".csv", ".parquet")]
     assert {"requests.parquet", "steps.parquet", "summary.csv"} <= set(names)
     assert filecmp.cmpfiles(*folders, names, shallow=False) == (names, [], [])

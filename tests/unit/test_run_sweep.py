@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from simulator.base.errors import UserError
-from simulator.commands.run import run_scenario
+from simulator.commands.run import run as run_scenario
 from simulator.commands.sweep import list_points, run_sweep
 from simulator.report.sweep_page import render
 from simulator.results.folder import LONG_TABLES, SHORT_TABLES
@@ -85,8 +85,8 @@ def test_a_point_is_the_run_that_its_command_makes_and_refused_ones_are_told(sce
     assert [("refusal" in point) for point in found.run["points"]] == [False, False, True, True]
     assert "needs 16 GPUs" in found.run["points"][2]["refusal"]
     for point in points[:2]:
-        loaded, path = load_scenario(scenario, list(point.overrides), point.seed)
-        alone = run_scenario(loaded, path).summary
+        loaded = load_scenario(scenario, list(point.overrides), point.seed)
+        alone = run_scenario(loaded).summary
         row = found.table[found.table["point"] == point.name]
         pd.testing.assert_frame_equal(
             row[list(METRICS)].reset_index(drop=True), alone[list(METRICS)], check_exact=True
@@ -156,8 +156,8 @@ def test_as_many_processes_as_you_like_write_the_same_bytes(scenario, tmp_path):
 
 @pytest.mark.ray
 def test_deployments_are_served_at_the_same_time_with_the_same_results():
-    scenario, path = load_scenario("mixtral_vs_llama2", ["workload.num_requests=60"])
-    alone, together = (run_scenario(scenario, path, workers=workers) for workers in (1, 2))
+    scenario = load_scenario("mixtral_vs_llama2", ["workload.num_requests=60"])
+    alone, together = (run_scenario(scenario, workers=workers) for workers in (1, 2))
     for name in SHORT_TABLES:
         pd.testing.assert_frame_equal(
             getattr(alone, name), getattr(together, name), check_exact=True

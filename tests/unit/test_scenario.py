@@ -13,7 +13,7 @@ SHIPPED = "mixtral_vs_llama2"
 
 
 def load(*overrides):
-    return load_scenario(SHIPPED, list(overrides))[0]
+    return load_scenario(SHIPPED, list(overrides))
 
 
 def refusal(*overrides):
@@ -39,7 +39,7 @@ def test_overrides_reach_every_place():
 
 def test_the_seed_option_wins_over_the_file():
     assert load().seed == 7
-    assert load_scenario(SHIPPED, ["seed=8"], 9)[0].seed == 9
+    assert load_scenario(SHIPPED, ["seed=8"], 9).seed == 9
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_folder_does_not_hide_a_shipped_scenario(tmp_path, monkeypatch):
 def test_a_name_is_taken_from_the_file_where_it_gives_none(tmp_path):
     path = tmp_path / "short.toml"
     path.write_text('[workload]\nrequests="x"\n[[deployments]]\nname="a"\nmodel="m"\ncluster="c"\n')
-    assert load_scenario(str(path), [])[0].name == "short"
+    assert load_scenario(str(path), []).name == "short"
 
 
 class Part(Frozen):

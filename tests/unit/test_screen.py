@@ -87,7 +87,7 @@ def test_a_defect_is_told_without_what_the_terminal_would_obey(moesim, monkeypat
     def broken(*_, **__):
         raise ZeroDivisionError("\x1b[31m")
 
-    monkeypatch.setattr("simulator.commands.run.run_scenario", broken)
+    monkeypatch.setattr("simulator.commands.run.run", broken)
     code, _, err = moesim("run", "mixtral_vs_llama2")
     assert code == 1
     assert r"ZeroDivisionError: \x1b[31m" in err

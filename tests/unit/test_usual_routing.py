@@ -11,8 +11,8 @@ import pytest
 from simulator.base.data import available_files
 from simulator.base.plugins import build
 from simulator.base.reading import read_toml
-from simulator.commands.check import check_file
-from simulator.commands.run import run_scenario
+from simulator.commands.check import check as check_file
+from simulator.commands.run import run as run_scenario
 from simulator.config.model import load_model
 from simulator.config.routing import MEDIAN_SIGMA, routing_note, usual_routing
 from simulator.deployment.facts import facts_of
@@ -61,8 +61,8 @@ def test_a_config_json_runs_as_check_says_and_its_routing_is_called_assumed(own)
     found = check_file(str(own), [])
     assert any(f"sigma {MEDIAN_SIGMA}, the median of seven" in note for note in found.notes)
     assert check_file(str(own.parent / "config.json"), []).notes
-    scenario, _ = load_scenario(str(own), [])
-    run = run_scenario(scenario, own).run
+    scenario = load_scenario(str(own), [])
+    run = run_scenario(scenario).run
     assert run["notes"] == list(found.notes)
     facts = run["deployments"]["own"]
     assert facts["routing"] == f"lognormal (sigma {MEDIAN_SIGMA})"
@@ -73,7 +73,7 @@ def test_a_config_json_runs_as_check_says_and_its_routing_is_called_assumed(own)
 
 def test_what_is_assumed_is_less_even_than_uniform(own):
     def busiest(*overrides):
-        scenario, _ = load_scenario(str(own), list(overrides))
+        scenario = load_scenario(str(own), list(overrides))
         plan = make_plan(scenario.deployments[0], scenario.seed, "test", own.parent)
         return max(np.bincount(ids.ravel()).max() for ids in plan.placement.experts.topk_ids_LTK)
 

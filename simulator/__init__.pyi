@@ -1,0 +1,51 @@
+from simulator.base.errors import LostError, UserError
+from simulator.base.trust import allow_code
+from simulator.commands.capacity import plan
+from simulator.commands.catalogue import catalogue
+from simulator.commands.check import check
+from simulator.commands.execute import execute
+from simulator.commands.reference import describe_keys
+from simulator.commands.report import build_report
+from simulator.commands.results_folder import load_results, write_results
+from simulator.commands.run import run
+from simulator.commands.schema import schema_of
+from simulator.commands.sweep import sweep
+from simulator.commands.validate import validate
+from simulator.config.capacity import Question
+from simulator.results.columns_text import describe_columns
+from simulator.results.executed import Executed
+from simulator.results.folder import Results
+from simulator.results.scores import Scoreboard
+from simulator.results.sweep import Sweep
+from simulator.scenario.question import load_question
+from simulator.scenario.scenario import Scenario, load_scenario
+
+__version__: str
+
+__all__ = [
+    "Executed",
+    "LostError",
+    "Question",
+    "Results",
+    "Scenario",
+    "Scoreboard",
+    "Sweep",
+    "UserError",
+    "__version__",
+    "allow_code",
+    "build_report",
+    "catalogue",
+    "check",
+    "describe_columns",
+    "describe_keys",
+    "execute",
+    "load_question",
+    "load_results",
+    "load_scenario",
+    "plan",
+    "run",
+    "schema_of",
+    "sweep",
+    "validate",
+    "write_results",
+]

@@ -1,0 +1,136 @@
+"""``moesim report``: the report of results folders, built again from what lies in them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from simulator.base.errors import UserError
+from simulator.base.partial import whole_file
+
+
+class Report(NamedTuple):
+    """A report that was written."""
+
+    file: Path
+    """HTML file."""
+    verdict: dict[str, Any]
+    """Findings: at least ``headline`` and ``reasons``."""
+
+
+class _Page(NamedTuple):
+    html: str
+    verdict: dict[str, Any]
+
+
+def build_report(
+    folders: str | Path | Sequence[str | Path], file: str | Path | None = None
+) -> Report:
+    """Build the report again from results folders of :func:`run`, or from one of :func:`sweep`,
+    :func:`execute` or :func:`plan`.
+
+    Args:
+        folders: results folders; several runs of one workload are compared in one report.
+        file: HTML file to write; ``None`` = ``report.html`` (of several folders:
+            ``comparison.html``) in the first folder.
+
+    Raises:
+        UserError: if a folder holds no results, they cannot be compared, or the file cannot be
+            written.
+    """
+    paths = [Path(one) for one in ([folders] if isinstance(folders, str | Path) else folders)]
+    page = _build_page(paths)
+    name = "report.html" if len(paths) == 1 else "comparison.html"
+    target = paths[0] / name if file is None else Path(file)
+    with whole_file(target) as partial:
+        partial.write_text(page.html, encoding="utf-8")
+    return Report(target, page.verdict)
+
+
+def _build_page(folders: list[Path]) -> _Page:
+    """Page of the kind that the folders hold, found out without the engine or pandas."""
+    for is_kind, build, command in (
+        (_is_plan, _build_plan, "moesim plan"),
+        (_is_sweep, _build_sweep, "a sweep"),
+        (_is_executed, _build_executed, "moesim execute"),
+    ):
+        found = [folder for folder in folders if is_kind(folder)]
+        if found and len(folders) > 1:
+            raise UserError(_tell_mixed(found[0], folders, command))
+        if found:
+            return build(found[0])
+    return _build_runs(folders)
+
+
+def _tell_mixed(found: Path, folders: list[Path], command: str) -> str:
+    if command == "a sweep":
+        return f"{found}: is a folder of a sweep; name it alone, or folders of its points"
+    runs = [folder for folder in folders if not _is_executed(folder)]
+    mixed = f", and {runs[0]} of moesim run" if command == "moesim execute" and runs else ""
+    return (
+        f"{found}: is a folder of {command}{mixed}; name one such folder alone, "
+        "or several of moesim run"
+    )
+
+
+def _is_plan(folder: Path) -> bool:
+    return (folder / "plan.json").is_file()
+
+
+def _is_sweep(folder: Path) -> bool:
+    return (folder / "sweep.csv").is_file()
+
+
+def _is_executed(folder: Path) -> bool:
+    """Whether a folder is of ``moesim execute``, which names the machine; one that cannot be read
+    is left to the reader of runs.
+    """
+    try:
+        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(run, dict) and "machine" in run
+
+
+def _build_runs(folders: list[Path]) -> _Page:
+    from simulator.report.page import render
+    from simulator.results.folder import merge, read
+    from simulator.results.verdict import with_verdict
+
+    results = with_verdict(merge([(folder, read(folder)) for folder in folders]))
+    return _Page(render(results), results.run["verdict"])
+
+
+def _build_plan(folder: Path) -> _Page:
+    from simulator.commands.plan import read
+    from simulator.report.plan_page import render
+
+    answer, run = read(folder)
+    return _Page(render(answer, run), {key: answer[key] for key in ("headline", "reasons")})
+
+
+def _build_sweep(folder: Path) -> _Page:
+    from simulator.report.sweep_page import render
+    from simulator.results.sweep import read
+    from simulator.results.sweep_text import tell_sweep
+
+    found = read(folder)
+    headline, reasons = tell_sweep(found)
+    return _Page(render(found), {"headline": headline, "reasons": reasons})
+
+
+def _build_executed(folder: Path) -> _Page:
+    from simulator.report.execution import render
+    from simulator.report.execution_verdict import verdict
+    from simulator.results.executed import read
+
+    try:
+        executed = read(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder}: is not a whole results folder: {' '.join(str(error).split())}"
+        ) from error
+    found = verdict(executed)
+    return _Page(render(executed), {"headline": found.headline, "reasons": found.reasons})

@@ -1,0 +1,43 @@
+"""What every file that a command takes has in common: the place where it was read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import PrivateAttr
+
+from simulator.base.frozen import Frozen, validate
+
+
+class UserFile(Frozen):
+    """A scenario or a question, with the place where it was read."""
+
+    _where: str = PrivateAttr(default="scenario")
+    _folder: Path = PrivateAttr(default_factory=Path.cwd)
+
+    @property
+    def where(self) -> str:
+        """Path of its file, or what else errors call it."""
+        return self._where
+
+    @property
+    def folder(self) -> Path:
+        """Folder that paths in it are relative to."""
+        return self._folder
+
+    @classmethod
+    def read(cls, table: dict[str, Any], where: str, folder: Path, changed: str = "") -> Self:
+        """Validate a table.
+
+        Args:
+            where: path of its file, or what else errors call it.
+            folder: folder that paths in the table are relative to.
+            changed: what errors say behind ``where`` of the keys that were overridden.
+
+        Raises:
+            UserError: naming the key, its value and what would be right.
+        """
+        found = validate(cls, table, f"{where}{changed}")
+        found._where, found._folder = where, folder
+        return found

@@ -1,0 +1,209 @@
+"""The Python API does what the command line does, from tables as from files."""
+
+import json
+
+import pandas as pd
+import pytest
+
+import simulator
+
+SCENARIO = {
+    "name": "tiny",
+    "workload": {
+        "requests": {
+            "arrivals": {"kind": "poisson", "rate_per_s": 50.0},
+            "lengths": {"kind": "fixed", "num_input": 100, "num_output": 4},
+        },
+        "num_requests": 5,
+    },
+    "deployments": [
+        {
+            "name": "own",
+            "model": "stdlib-moe",
+            "cluster": "h100-sxm-8",
+            "parallel": {"attention_dp": 4, "ep": 4},
+            "scheduling": {"kind": "chunked", "token_budget": 128, "max_sequences": 8},
+        }
+    ],
+}
+TOML = """
+[workload]
+num_requests = 5
+[workload.requests]
+arrivals = { kind = "poisson", rate_per_s = 50.0 }
+lengths = { kind = "fixed", num_input = 100, num_output = 4 }
+[[deployments]]
+name = "own"
+model = "stdlib-moe"
+cluster = "h100-sxm-8"
+parallel = { attention_dp = 4, ep = 4 }
+scheduling = { kind = "chunked", token_budget = 128, max_sequences = 8 }
+"""
+QUESTION = {
+    "name": "tiny",
+    "seed": 3,
+    "workload": {
+        "requests": {
+            "num_requests": 60,
+            "arrivals": {"kind": "poisson", "rate_per_s": 20.0},
+            "lengths": {"kind": "fixed", "num_input": 512, "num_output": 64},
+        }
+    },
+    "targets": {"ttft_s": {"p90": 1.0}, "tpot_s": {"p90": 0.05}},
+    "models": [{"model": "qwen3-8b"}],
+    "clusters": [{"cluster": "h100-sxm", "max_gpus": 2, "price_per_gpu_hour": 2.5}],
+    "space": {
+        "tp": [1],
+        "attention_dp": [1],
+        "pp": [1],
+        "token_budgets": [2048],
+        "disaggregate": False,
+    },
+    "crossover": {"inputs": [1024], "outputs": [1024], "batches": [1.0], "times_s": [0.05]},
+}
+
+
+@pytest.fixture(scope="module")
+def results():
+    return simulator.run(SCENARIO)
+
+
+def test_a_table_runs_as_its_file_does_on_the_command_line(results, moesim, tmp_path):
+    (tmp_path / "tiny.toml").write_text(TOML, encoding="utf-8")
+    code, out, err = moesim("run", "tiny.toml", "--json")
+    assert code == 0, err
+    said = json.loads(out)
+    own = json.loads(results.summary.to_json(orient="records", double_precision=15))
+    assert said["summary"] == own
+    assert said["verdict"] == results.run["verdict"]
+    assert results.run["command"] == "Python: import simulator"
+
+
+def test_overrides_are_values_by_path_or_texts():
+    by_path = simulator.load_scenario(
+        SCENARIO,
+        {
+            "workload.num_requests": 3,
+            "deployments.*.routing": {"kind": "zipf", "exponent": 0.5},
+            "deployments.0.engine": "sglang",
+        },
+        seed=9,
+    )
+    texts = [
+        "workload.num_requests=3",
+        'deployments.*.routing={ kind = "zipf", exponent = 0.5 }',
+        "deployments.0.engine=sglang",
+    ]
+    by_text = simulator.load_scenario(SCENARIO, texts, seed=9)
+    assert by_path.model_dump() == by_text.model_dump()
+    assert by_path.seed == 9
+    assert by_path.deployments[0].engine == "sglang"
+    assert simulator.load_scenario(SCENARIO).workload.num_requests == 5, "the table is not changed"
+
+
+def test_a_scenario_is_changed_and_keeps_its_place(tmp_path):
+    path = tmp_path / "tiny.toml"
+    path.write_text(TOML, encoding="utf-8")
+    first = simulator.load_scenario(path)
+    changed = simulator.load_scenario(first, {"deployments.0.parallel.tp": 2})
+    assert changed.deployments[0].parallel.tp == 2
+    assert (changed.where, changed.folder) == (str(path), tmp_path.resolve())
+    assert first.deployments[0].parallel.tp == 1
+    unchanged = simulator.load_scenario(first)
+    assert unchanged.model_dump() == first.model_dump()
+
+
+def test_wrong_input_is_one_error_that_says_what_would_be_right():
+    with pytest.raises(simulator.UserError, match=r"scenario .*unknown key 'num_request'"):
+        simulator.run({**SCENARIO, "workload": {**SCENARIO["workload"], "num_request": 1}})
+    with pytest.raises(simulator.UserError, match="None is no value"):
+        simulator.load_scenario(SCENARIO, {"workload.num_requests": None})
+    with pytest.raises(simulator.UserError, match="no such file, and no shipped scenario"):
+        simulator.load_scenario("mixtral_vs_lama")
+    with pytest.raises(simulator.UserError, match="must be step, rank or message"):
+        simulator.run(SCENARIO, fidelity="steps")
+    with pytest.raises(simulator.UserError, match="plan: is a scenario, which moesim run takes"):
+        simulator.load_question(SCENARIO)
+    with pytest.raises(simulator.UserError, match="unknown table 'request'; did you mean"):
+        simulator.describe_columns("request")
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "summary",
+        "requests",
+        "steps",
+        "token_time",
+        "ranks",
+        "experts",
+        "traffic",
+        "spans",
+        "moves",
+    ],
+)
+def test_every_table_is_a_frame_of_described_columns(results, table):
+    frame = results.frame(table)
+    assert isinstance(frame, pd.DataFrame)
+    assert list(frame.columns) == list(simulator.describe_columns(table))
+    assert frame.columns[0] == "deployment"
+    seconds = [name for name in frame.columns if name.endswith("_s") and "_per_" not in name]
+    assert all("[s]" in simulator.describe_columns(table)[name] for name in seconds)
+    if table == "requests":
+        assert len(frame) == 5
+
+
+def test_results_are_written_read_and_reported(results, tmp_path):
+    page = simulator.write_results(results, tmp_path / "run")
+    assert page == tmp_path / "run" / "report.html"
+    again = simulator.load_results(tmp_path / "run")
+    pd.testing.assert_frame_equal(again.frame("requests"), results.frame("requests"))
+    made = simulator.build_report(tmp_path / "run", tmp_path / "page.html")
+    assert made.file.read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
+    assert made.verdict == results.run["verdict"]
+
+
+def test_progress_is_told_and_an_interrupt_in_it_ends_the_run():
+    told = []
+    simulator.run(SCENARIO, progress=lambda name, done, total, *_: told.append((name, done, total)))
+    assert ("own", 5, 5) in told
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        simulator.run(SCENARIO, progress=interrupt)
+
+
+def test_a_sweep_takes_values_by_path(tmp_path):
+    path = tmp_path / "tiny.toml"
+    path.write_text(TOML, encoding="utf-8")
+    found = simulator.sweep(
+        path,
+        tmp_path / "out",
+        {"workload.rate_scale": [1.0, 2.0]},
+        overrides={"workload.num_requests": 3},
+        workers=1,
+    )
+    assert found.table["workload.rate_scale"].tolist() == [1.0, 2.0]
+    assert found.table["num_requests"].tolist() == [3.0, 3.0]
+    assert simulator.build_report(tmp_path / "out").verdict["headline"]
+    with pytest.raises(simulator.UserError, match="there is an empty value"):
+        simulator.sweep(path, tmp_path / "out", {"workload.rate_scale": []})
+
+
+@pytest.mark.slow
+def test_a_question_is_answered_and_its_folder_written(tmp_path):
+    answer = simulator.plan(QUESTION, folder=tmp_path / "plan", cache=tmp_path / "kept", workers=1)
+    assert (tmp_path / "plan" / "report.html").exists()
+    assert answer == json.loads((tmp_path / "plan" / "plan.json").read_text(encoding="utf-8"))
+
+
+def test_a_file_is_checked_and_what_there_is_is_listed(tmp_path):
+    path = tmp_path / "tiny.toml"
+    path.write_text(TOML, encoding="utf-8")
+    assert simulator.check(path).kind == "scenario"
+    with pytest.raises(simulator.UserError, match="tp"):
+        simulator.check(path, {"deployments.0.parallel.tp": 0})
+    assert "zipf" in simulator.catalogue("routing")["routing"]
+    assert "Router" not in simulator.schema_of("scenario")["properties"]
