@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 import plotly.io as pio
 
 from simulator.report import style
-from simulator.report.gallery import Figure, Subject_contra, plots
+from simulator.report.gallery import Figure, Subject, plots
 from simulator.report.markup import Markup, join, tag
 
 
@@ -70,7 +70,7 @@ class Cards:
 
 
 def drawn_sections(
-    cards: Cards, figures: Sequence[Figure[Subject_contra]], shown: Subject_contra
+    cards: Cards, figures: Sequence[Figure[Subject]], shown: Subject
 ) -> list[tuple[str, Markup]]:
     """Title and content of each section; a section stands where its first figure does.
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import plotly.graph_objects as go
 import plotly.io as pio
 from markupsafe import Markup
 
 from simulator.report import style
-from simulator.report.gallery import Figure, Subject_contra, Width, plots
+from simulator.report.gallery import Figure, Subject, Width, plots
 from simulator.report.texts import shorten
+
+_DIGITS = 6
+"""Digits of a number in a plot: a timeline that begins late on its axis shows that many."""
 
 
 class Plot(NamedTuple):
@@ -88,9 +94,7 @@ class FigureCards:
         width = width if len(shown) > 1 else "full"
         return Card(title, definition, shown, _list_keys(drawn.values()), width, spans_half)
 
-    def draw(
-        self, figures: Sequence[Figure[Subject_contra]], subject: Subject_contra
-    ) -> dict[str, list[Card]]:
+    def draw(self, figures: Sequence[Figure[Subject]], subject: Subject) -> dict[str, list[Card]]:
         """Draw figures as cards by section, which stands where its first figure does; those that
         show nothing are :attr:`missing`.
         """
@@ -118,7 +122,9 @@ class FigureCards:
 
     def _add(self, plot: go.Figure) -> str:
         anchor = f"plot-{len(self.payload['plots'])}"
-        drawn = json.loads(pio.to_json(plot, validate=False))
+        drawn = json.loads(
+            pio.to_json(plot, validate=False), parse_float=_round, object_hook=_unpack
+        )
         drawn["layout"].pop("template", None)
         self.payload["plots"].append(
             {"id": anchor, "data": drawn["data"], "layout": drawn["layout"]}
@@ -159,3 +165,23 @@ def _list_keys(drawn: Iterable[go.Figure]) -> list[Key]:
             Key(trace.name, title, shorten(title, 34), swatch, trace.name in stars),
         )
     return list(keys.values())
+
+
+def _unpack(found: dict[str, Any]) -> Any:
+    """Numbers of a typed array as a list: digits that a plot shows take fewer bytes than all
+    bits.
+    """
+    if "bdata" not in found:
+        return found
+    array = np.frombuffer(base64.b64decode(found["bdata"]), found["dtype"])
+    shape = [int(size) for size in str(found.get("shape", array.size)).split(",")]
+    if array.dtype.kind != "f":
+        return array.reshape(shape).tolist()
+    rounded = np.array([_round(value) for value in array.tolist()], object)
+    return rounded.reshape(shape).tolist()
+
+
+def _round(value: float | str) -> float | None:
+    """A number with :data:`_DIGITS`; None where it is undefined."""
+    rounded = float(f"{float(value):.{_DIGITS}g}")
+    return rounded if math.isfinite(rounded) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,16 +10,34 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from simulator.report import style
+from simulator.report.style import Shown
 from simulator.results.formats import TIMES
+from simulator.results.shown_steps import shown_step
 
 SKEW = (
     "The dotted line is what uniform routing gives by chance at as many tokens; the shade from "
     "it up to the mean of the layers is the skew of the routing."
 )
-"""What the line and the shade of :func:`add_imbalance` are."""
+"""Caption of the line and the shade of :func:`add_imbalance`."""
 _SHADE = 0.22
 _HALF_WIDTH = 0.3
 """Half the width of the mark of a single layer, in layers."""
+
+
+def draw_imbalance(shown: Shown, step: str, ratios: Mapping[str, pd.Series]) -> go.Figure:
+    """Curves of deployments over layers with their skew.
+
+    Args:
+        step: phase or kind of the step that is shown.
+        ratios: pairs of the busiest rank over the mean rank's, by deployment and layer.
+    """
+    label, line = style.labels(shown), style.lines(shown)
+    drawn = style.figure("MoE layer (index)", "Busiest over mean rank (ratio)", height=240)
+    for name, ratio in ratios.items():
+        uniform = shown_step(shown.run, name, step)["uniform_imbalance"]
+        add_imbalance(drawn, ratio, uniform, label[name], line[name])
+    drawn.update_yaxes(rangemode="tozero", nticks=6)
+    return drawn.update_xaxes(nticks=9)
 
 
 def add_imbalance(
@@ -29,8 +48,8 @@ def add_imbalance(
     Args:
         ratio: pairs of the busiest rank over the mean rank's, by layer.
         uniform: fields of :class:`~simulator.work.uniform_load.UniformImbalance`.
-        label: of the deployment.
-        line: of the deployment.
+        label: name of the deployment.
+        line: look of the deployment's curves.
     """
     layers, values = ratio.index.to_numpy(float), ratio.to_numpy(np.float64)
     names = [f"layer {layer}" for layer in ratio.index]
@@ -43,7 +62,7 @@ def add_imbalance(
     hidden = {"name": label, "showlegend": False, "mode": "lines"}
     drawn.add_scatter(
         x=np.concatenate([layers, layers[::-1]]),
-        y=np.float32(np.concatenate([chance, skewed])),
+        y=np.concatenate([chance, skewed]),
         line={"width": 0, "color": line["color"]},
         fill="toself",
         fillcolor=style.faded(line["color"], _SHADE),
@@ -52,7 +71,7 @@ def add_imbalance(
     )
     drawn.add_scatter(
         x=layers,
-        y=np.float32(chance),
+        y=chance,
         line=line | {"dash": "dot", "width": 1.5},
         hovertemplate=(
             f"uniform routing: %{{y:.2f}}{TIMES}, in nine of ten batches "
@@ -62,7 +81,7 @@ def add_imbalance(
     )
     drawn.add_scatter(
         x=layers,
-        y=np.float32(values),
+        y=values,
         name=label,
         line=line,
         mode="lines",

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import plotly.graph_objects as go
 
+from simulator.report.texts import shorten
 from simulator.results.tables import STEP_PHASES
 
 DEPLOYMENT_COLOURS = (
@@ -78,16 +79,8 @@ def labels(results: Shown) -> dict[str, str]:
 
 
 def short(label: str, length: int = 44) -> str:
-    """A label cut in its middle to a phone's width: names of variants differ at the end.
-
-    >>> short("a deployment with a very long name, no. 3", 24)
-    'a deployment…name, no. 3'
-    """
-    text = html.unescape(label)
-    if len(text) <= length:
-        return label
-    end = length // 2 - 1
-    return html.escape(f"{text[: length - 1 - end].rstrip()}…{text[-end:].lstrip()}", quote=False)
+    """An escaped label cut in its middle."""
+    return html.escape(shorten(html.unescape(label), length), quote=False)
 
 
 def colours(results: Shown) -> dict[str, str]:

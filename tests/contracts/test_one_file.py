@@ -60,22 +60,19 @@ ROUTING = (PROJECT / "docs/guides/routing.md").read_text().split("```python\n")[
 
 FIGURE = '''"""How many requests."""
 
-from typing import ClassVar
-
 import plotly.graph_objects as go
 
-from simulator.base.frozen import Frozen
+from simulator.report.gallery import Figure
 
 
-class Number(Frozen):
+class Number(Figure):
     """One bar."""
 
-    title: ClassVar[str] = "A figure from one new file"
-    section: ClassVar[str] = "Mine"
-    definition: ClassVar[str] = "Requests that were served."
-    absent: ClassVar[str] = "There is always one."
-    order: ClassVar[int] = 999
-    width: ClassVar[str] = "full"
+    title = "A figure from one new file"
+    section = "Mine"
+    definition = "Requests that were served."
+    absent = "There is always one."
+    order = 999
 
     def draw(self, results):
         return go.Figure(go.Bar(x=results.deployments, y=results.summary["num_requests"]))

@@ -55,7 +55,7 @@ def schemas():
     """Every kind of file, and every policy that a file may name."""
     found = {f"a {kind}": schema_of(kind) for kind in FILES}
     for family in POLICIES.values():
-        for kind in available(family):
+        for kind in available(family) if family != "report.figures" else ():
             found[f"{family} {kind}"] = policy_class(family, kind, "test").model_json_schema()
     return found
 

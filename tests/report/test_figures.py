@@ -10,15 +10,15 @@ import pytest
 
 from simulator.base import plugins
 from simulator.report import style
-from simulator.report.figures import Figure
+from simulator.report.figures import figures
 from simulator.report.figures._curves import mean_in_bins, peak_in_bins, quantiles
-from simulator.report.gallery import plots
+from simulator.report.gallery import Figure, plots
 from simulator.results.folder import Results
 
 
-@pytest.fixture(params=plugins.available("report.figures"))
+@pytest.fixture(params=figures(), ids=lambda figure: type(figure).__name__)
 def figure(request: pytest.FixtureRequest) -> Figure:
-    return plugins.build("report.figures", {"kind": request.param}, "test")
+    return request.param
 
 
 def test_figure_introduces_itself(figure):
@@ -32,10 +32,10 @@ def test_figure_introduces_itself(figure):
     assert isinstance(figure.order, int)
 
 
-def test_orders_differ():
-    kinds = plugins.available("report.figures")
-    orders = [plugins.policy_class("report.figures", kind, "test").order for kind in kinds]
-    assert len(set(orders)) == len(orders)
+def test_every_file_is_a_figure_and_orders_differ():
+    orders = [figure.order for figure in figures()]
+    assert len(orders) == len(plugins.available("report.figures")) == len(set(orders))
+    assert orders == sorted(orders)
 
 
 def test_figure_draws_a_full_run(figure, runs):

@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from simulator.base import plugins
 from simulator.report.gallery import plots
+from simulator.report.plan_figures import figures
 from simulator.report.plan_page import render
 from tests.report.pages import payload_of
 from tests.report.plan_answers import HOSTILE, RUN, TRAFFIC, answer, banded, row
@@ -288,9 +288,8 @@ def test_models_that_cannot_are_shown_at_their_nearest_with_what_stops_them():
         assert said in section(page, "ruled-out")
 
 
-@pytest.mark.parametrize("kind", plugins.available("report.plan_figures"))
-def test_figures_introduce_themselves_and_draw_numbers_only(kind):
-    figure = plugins.build("report.plan_figures", {"kind": kind}, "test")
+@pytest.mark.parametrize("figure", figures())
+def test_figures_introduce_themselves_and_draw_numbers_only(figure):
     assert figure.title[0].isupper()
     assert figure.definition.endswith(".")
     assert figure.absent.endswith(".")

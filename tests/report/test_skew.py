@@ -24,10 +24,10 @@ def drawn(ratios):
 @given(st.lists(st.floats(1.0, 8.0), min_size=1, max_size=12))
 def test_the_shade_reaches_from_chance_to_the_mean_of_the_layers_above_it(ratios):
     shade, chance, curve = drawn(ratios)
-    assert set(chance.y) == {np.float32(UNIFORM["mean"])}
-    assert sorted(set(curve.y)) == sorted(set(np.float32(ratios)))
+    assert set(chance.y) == {UNIFORM["mean"]}
+    assert sorted(set(curve.y)) == sorted(set(ratios))
     half = len(shade.y) // 2
-    assert set(shade.y[:half]) == {np.float32(UNIFORM["mean"])}
+    assert set(shade.y[:half]) == {UNIFORM["mean"]}
     assert shade.y[half:] == pytest.approx(max(np.mean(ratios), UNIFORM["mean"]))
     assert [trace.name for trace in (shade, chance, curve)] == ["a"] * 3
     assert [trace.showlegend for trace in (shade, chance, curve)] == [False, False, None]

@@ -1,17 +1,11 @@
-"""The figures of the page of ``moesim execute``, one a file."""
+"""Figures of the page of an execution, one a file: a new file is a new figure."""
 
 from __future__ import annotations
 
-from typing import Protocol
-
-from simulator.report import gallery
+from simulator.report.gallery import Figure, load_figures
 from simulator.results.executed import Executed
 
 
-class Figure(gallery.Figure[Executed], Protocol):
-    """What a file in this folder holds."""
-
-
-def figures() -> list[Figure]:
+def figures() -> list[Figure[Executed]]:
     """Every figure, in the order of the page."""
-    return gallery.in_order("report.execution_figures")
+    return load_figures("report.execution_figures")

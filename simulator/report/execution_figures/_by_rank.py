@@ -6,6 +6,7 @@ import plotly.graph_objects as go
 
 from simulator.report import style
 from simulator.report.execution_numbers import HIGH, LOW, TITLES, kinds
+from simulator.report.marks import whiskers
 from simulator.results.executed import Executed
 from simulator.results.formats import number
 
@@ -40,15 +41,7 @@ def bars(executed: Executed, column: str, title: str, unit: str) -> dict[str, go
                 y=mean.to_numpy(float),
                 name=label[name],
                 marker=marker[name] | {"line": {"width": 0}},
-                error_y={
-                    "type": "data",
-                    "symmetric": False,
-                    "array": (high - mean).clip(lower=0).to_numpy(float),
-                    "arrayminus": (mean - low).clip(lower=0).to_numpy(float),
-                    "color": style.MUTED,
-                    "thickness": 1.5,
-                    "width": 4,
-                },
+                error_y=whiskers(mean, low, high, color=style.MUTED, thickness=1.5, width=4),
                 customdata=[number(value) for value in mean],
                 hovertemplate=f"rank %{{x}}: %{{customdata}} {unit}<extra>{label[name]}</extra>",
             )

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from typing import ClassVar, Literal
-
 import plotly.graph_objects as go
 
-from simulator.base.frozen import Frozen
 from simulator.report import style
 from simulator.report.execution_numbers import TITLES, kinds, phase_medians_s, row
+from simulator.report.gallery import Figure
+from simulator.report.marks import add_agreement, log_axis
 from simulator.results.executed import Executed
-from simulator.results.formats import log_ticks, seconds
+from simulator.results.formats import seconds
 from simulator.results.tables import STEP_PHASES
 
 BANDS = (0.25, 0.1)
@@ -21,26 +19,25 @@ _LEAST = 1e-3
 stretch the axes."""
 
 
-class Accuracy(Frozen):
+class Accuracy(Figure[Executed]):
     """A point a deployment and phase on logarithmic axes; a plot a kind of step."""
 
-    title: ClassVar[str] = "Prediction against measurement"
-    section: ClassVar[str] = "Predicted against measured"
-    definition: ClassVar[str] = (
+    title = "Prediction against measurement"
+    section = "Predicted against measured"
+    definition = (
         "Medians over steps, a point a deployment and phase; on the line they agree, "
         "and the bands are 10 % and 25 % off. Phases that are zero in either, "
         "or below a thousandth of the step, are left out."
     )
-    absent: ClassVar[str] = "No phase was both measured and predicted."
-    order: ClassVar[int] = 21
-    width: ClassVar[Literal["full", "half", "quarter"]] = "half"
+    absent = "No phase was both measured and predicted."
+    order = 21
 
     def draw(self, executed: Executed) -> dict[str, go.Figure]:
-        plots = {}
-        for kind in kinds(executed):
-            if points := _points(executed, kind):
-                plots[TITLES[kind]] = _scatter(executed, points)
-        return plots
+        return {
+            TITLES[kind]: _scatter(executed, points)
+            for kind in kinds(executed)
+            if (points := _points(executed, kind))
+        }
 
 
 def _points(executed: Executed, kind: str) -> list[tuple[str, str, float, float]]:
@@ -67,23 +64,9 @@ def _scatter(executed: Executed, points: list[tuple[str, str, float, float]]) ->
     label = style.labels(executed)
     every_ms = [1e3 * value for _, _, *pair in points for value in pair]
     low, high = min(every_ms) / 1.6, max(every_ms) * 1.6
-    axis = {"type": "log", "range": [math.log10(low), math.log10(high)], **log_ticks(low, high)}
+    axis = log_axis(low, high)
     drawn = style.figure("Measured (ms)", "Predicted (ms)", height=380, xaxis=axis, yaxis=axis)
-    for band in BANDS:
-        y = [low * (1 - band), high * (1 - band), high * (1 + band), low * (1 + band)]
-        drawn.add_scatter(
-            x=[low, high, high, low],
-            y=y,
-            fill="toself",
-            fillcolor="rgba(128,139,153,0.16)",
-            mode="none",
-            hoverinfo="skip",
-            showlegend=False,
-        )
-    line = {"color": style.MUTED, "width": 1, "dash": "dot"}
-    drawn.add_scatter(
-        x=[low, high], y=[low, high], mode="lines", line=line, hoverinfo="skip", showlegend=False
-    )
+    add_agreement(drawn, low, high, BANDS)
     for phase, colour in {_STEP: style.MUTED, **style.PHASE_COLOURS}.items():
         own = [
             (name, measured_s, predicted_s)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 import plotly.graph_objects as go
 
-from simulator.base.frozen import Frozen
 from simulator.report import style
 from simulator.report.execution_numbers import TITLES, kinds, phase_medians_s
+from simulator.report.gallery import Figure
+from simulator.report.marks import add_name
 from simulator.results.executed import SOURCES, Executed
 from simulator.results.formats import seconds, time_axis
 from simulator.results.tables import STEP_PHASES
@@ -17,19 +16,18 @@ _PITCH = 3.1
 """Between two deployments, in bars: two of them, and a line for the name."""
 
 
-class Phases(Frozen):
+class Phases(Figure[Executed]):
     """Two stacked bars a deployment, the measured one above the predicted one; a plot a kind of
     step.
     """
 
-    title: ClassVar[str] = "A step by phase"
-    section: ClassVar[str] = "Predicted against measured"
-    definition: ClassVar[str] = (
+    title = "A step by phase"
+    section = "Predicted against measured"
+    definition = (
         "Median over steps of the time in each phase, mean over ranks; measured above predicted."
     )
-    absent: ClassVar[str] = "No step was run."
-    order: ClassVar[int] = 20
-    width: ClassVar[Literal["full", "half", "quarter"]] = "half"
+    absent = "No step was run."
+    order = 20
 
     def draw(self, executed: Executed) -> dict[str, go.Figure]:
         return {TITLES[kind]: _pairs(executed, kind) for kind in kinds(executed)}
@@ -37,14 +35,17 @@ class Phases(Frozen):
 
 def _pairs(executed: Executed, kind: str) -> go.Figure:
     label = style.labels(executed)
-    bars: list[tuple[float, str, str, dict[str, float]]] = []
-    names = [
-        name for name in executed.deployments if phase_medians_s(executed, name, kind, "measured")
+    own = [
+        (name, source, phase_medians_s(executed, name, kind, source))
+        for name in executed.deployments
+        for source in SOURCES
     ]
-    for place, name in enumerate(names):
-        for below, source in enumerate(SOURCES):
-            if medians_s := phase_medians_s(executed, name, kind, source):
-                bars.append((_PITCH * place + below, name, source, medians_s))
+    names = [name for name, source, medians_s in own if source == "measured" and medians_s]
+    bars = [
+        (_PITCH * names.index(name) + SOURCES.index(source), name, source, medians_s)
+        for name, source, medians_s in own
+        if name in names and medians_s
+    ]
     longest_s = max((sum(medians_s.values()) for *_, medians_s in bars), default=0.0) or 1.0
     unit_s, unit = time_axis(longest_s)
     drawn = style.figure(
@@ -68,10 +69,7 @@ def _pairs(executed: Executed, kind: str) -> go.Figure:
             ),
         )
     for place, name in enumerate(names):
-        y = _PITCH * place - 0.5
-        drawn.add_annotation(
-            x=0, y=y, xanchor="left", yanchor="bottom", text=style.short(label[name])
-        )
+        add_name(drawn, _PITCH * place - 0.5, label[name])
     drawn.update_yaxes(
         range=[_PITCH * len(names) - 1.2, -1.6],
         tickvals=[y for y, *_ in bars],

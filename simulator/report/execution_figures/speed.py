@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 import numpy as np
 import plotly.graph_objects as go
 
-from simulator.base.frozen import Frozen
 from simulator.report import style
 from simulator.report.execution_numbers import TITLES, kinds, row, spread_s
+from simulator.report.gallery import Figure
+from simulator.report.marks import add_name, whiskers
 from simulator.results.executed import Executed
 from simulator.results.formats import number
 
 BAR_PIXELS = 54
 _DIAMOND = "\N{WHITE DIAMOND}"
+_PREDICTED = {
+    "symbol": "diamond",
+    "size": 12,
+    "color": "#FFFFFF",
+    "line": {"color": "#1A2230", "width": 2},
+}
 
 
-class Speed(Frozen):
+class Speed(Figure[Executed]):
     """A bar a deployment with its spread, and a diamond where it was predicted; a plot a kind of
     step.
     """
 
-    title: ClassVar[str] = "Tokens per second"
-    section: ClassVar[str] = "Speed"
-    definition: ClassVar[str] = (
+    title = "Tokens per second"
+    section = "Speed"
+    definition = (
         "Bars: measured, new tokens of a step over its median duration. Whiskers: "
         "from the 10th to the 90th percentile of steps, less those in which shards were "
         "lost. Diamonds: predicted."
     )
-    absent: ClassVar[str] = "No step was run."
-    order: ClassVar[int] = 10
-    width: ClassVar[Literal["full", "half", "quarter"]] = "half"
+    absent = "No step was run."
+    order = 10
 
     def draw(self, executed: Executed) -> dict[str, go.Figure]:
         return {TITLES[kind]: _bars(executed, kind) for kind in kinds(executed)}
@@ -44,9 +48,8 @@ def _bars(executed: Executed, kind: str) -> go.Figure:
         for name in executed.deployments
         if (found := row(executed, name, kind)) is not None
     ]
-    drawn = style.figure(
-        "Tokens per second (1/s)", "", height=60 + BAR_PIXELS * len(shown), bargap=0.6, margin_l=12
-    )
+    height = 60 + BAR_PIXELS * len(shown)
+    drawn = style.figure("Tokens per second (1/s)", "", height, bargap=0.6, margin_l=12)
     ends = [1e-9]
     for place, (name, found) in enumerate(shown):
         measured, predicted = float(found["tokens_per_s"]), float(found["predicted_tokens_per_s"])
@@ -66,15 +69,7 @@ def _bars(executed: Executed, kind: str) -> go.Figure:
             name=label[name],
             showlegend=False,
             marker=marker[name] | {"line": {"width": 0}},
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": [max(high - measured, 0.0)],
-                "arrayminus": [max(measured - low, 0.0)],
-                "color": style.MUTED,
-                "thickness": 2,
-                "width": 6,
-            },
+            error_x=whiskers(measured, low, high, color=style.MUTED, thickness=2, width=6),
             hovertemplate=f"{said}<extra>{label[name]}</extra>",
         )
         drawn.add_scatter(
@@ -83,17 +78,10 @@ def _bars(executed: Executed, kind: str) -> go.Figure:
             name=label[name],
             showlegend=False,
             mode="markers",
-            marker={
-                "symbol": "diamond",
-                "size": 12,
-                "color": "#FFFFFF",
-                "line": {"color": "#1A2230", "width": 2},
-            },
+            marker=_PREDICTED,
             hovertemplate=f"{said}<extra>{label[name]}</extra>",
         )
-        drawn.add_annotation(
-            x=0, y=place - 0.22, xanchor="left", yanchor="bottom", text=style.short(label[name], 34)
-        )
+        add_name(drawn, place - 0.22, label[name], 34)
         numbers = f"<b>{number(measured)}</b> · {_DIAMOND} {number(predicted)}"
         drawn.add_annotation(
             x=1, xref="paper", y=place - 0.22, xanchor="right", yanchor="bottom", text=numbers

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import html
-from typing import ClassVar, Literal
 
 import plotly.graph_objects as go
 
-from simulator.base.frozen import Frozen
 from simulator.report import style
 from simulator.report.execution_numbers import TITLES, kind_of_step, kinds, steps
+from simulator.report.gallery import Figure
 from simulator.results.executed import Executed
 from simulator.results.formats import log_ticks, seconds, time_axis
 
@@ -18,19 +17,18 @@ _WIDE = 12.0
 _FAULT = "#D7263D"
 
 
-class Steps(Frozen):
+class Steps(Figure[Executed]):
     """A curve a deployment, a plot a kind of step; faults are crosses."""
 
-    title: ClassVar[str] = "Duration of every step"
-    section: ClassVar[str] = "Step by step"
-    definition: ClassVar[str] = (
+    title = "Duration of every step"
+    section = "Step by step"
+    definition = (
         "Measured steps in their order, without those that warmed up; "
         "a cross marks a step in which shards were lost, whose time is that of the last try, "
         "without the recovery."
     )
-    absent: ClassVar[str] = "No step was run."
-    order: ClassVar[int] = 50
-    width: ClassVar[Literal["full", "half", "quarter"]] = "half"
+    absent = "No step was run."
+    order = 50
 
     def draw(self, executed: Executed) -> dict[str, go.Figure]:
         return {TITLES[kind]: _curves(executed, kind) for kind in kinds(executed)}
@@ -38,12 +36,9 @@ class Steps(Frozen):
 
 def _curves(executed: Executed, kind: str) -> go.Figure:
     label, line = style.labels(executed), style.lines(executed)
-    every_s = executed.steps[
-        (executed.steps["kind"] == kind) & (executed.steps["source"] == "measured")
-    ]["duration_s"]
-    shortest_s, longest_s = (
-        (float(every_s.min()), float(every_s.max())) if len(every_s) else (0.0, 0.0)
-    )
+    is_shown = (executed.steps["kind"] == kind) & (executed.steps["source"] == "measured")
+    every_s = executed.steps.loc[is_shown, "duration_s"].astype(float)
+    shortest_s, longest_s = (every_s.min(), every_s.max()) if len(every_s) else (0.0, 0.0)
     unit_s, unit = time_axis(longest_s)
     drawn = style.figure("Step (number)", f"Duration ({unit})", height=300)
     for name in executed.deployments:
@@ -85,17 +80,12 @@ def _add_faults(
     label = style.labels(executed)
     heights, texts = [], []
     for fault in faults:
-        own = steps(executed, str(fault["deployment"]), kind)
+        name = str(fault["deployment"])
+        own = steps(executed, name, kind)
         found = own.loc[own["number"] == int(fault["step"]), "duration_s"]
         heights.append((float(found.iloc[0]) if len(found) else floor_s) / unit_s)
-        name = label.get(str(fault["deployment"]), "")
-        texts.append(
-            [
-                html.escape(str(fault["what"]), quote=False),
-                seconds(float(fault["recovery_s"])),
-                name,
-            ]
-        )
+        what = html.escape(str(fault["what"]), quote=False)
+        texts.append([what, seconds(float(fault["recovery_s"])), label.get(name, "")])
     drawn.add_scatter(
         x=[int(fault["step"]) for fault in faults],
         y=heights,

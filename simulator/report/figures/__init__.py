@@ -1,17 +1,11 @@
-"""The figures of the report, one a file: a new file is a new figure on the page."""
+"""Figures of the page of a run, one a file: a new file is a new figure."""
 
 from __future__ import annotations
 
-from typing import Protocol
-
-from simulator.report import gallery
+from simulator.report.gallery import Figure, load_figures
 from simulator.results.folder import Results
 
 
-class Figure(gallery.Figure[Results], Protocol):
-    """What a file in this folder holds."""
-
-
-def figures() -> list[Figure]:
+def figures() -> list[Figure[Results]]:
     """Every figure, in the order of the page."""
-    return gallery.in_order("report.figures")
+    return load_figures("report.figures")

@@ -4,7 +4,7 @@ does not bloat the page.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -46,23 +46,25 @@ def quantiles(values: Array) -> tuple[Array, Array]:
 
 
 def distribution(
-    results: Results, values: Mapping[str, Array], what: str, target_s: float | None
+    results: Results, measure: Callable[[Columns], Array], what: str, target: str
 ) -> go.Figure | None:
     """The share of requests whose latency is at most ``x``, a curve a deployment.
 
     Args:
-        values: seconds, by deployment.
+        measure: seconds of each request.
         what: short name of the latency.
-        target_s: the latency target, drawn as a line.
+        target: key of the latency target, which is drawn as a line.
     """
-    defined = {name: value[np.isfinite(value)] for name, value in values.items()}
-    defined = {name: value for name, value in defined.items() if len(value)}
+    every = {name: measure(requests) for name, requests in results.requests.items()}
+    defined = {
+        name: found for name, value in every.items() if len(found := value[np.isfinite(value)])
+    }
     if not defined:
         return None
+    target_s = (results.run.get("slo") or {}).get(target)
     pooled = np.concatenate(list(defined.values()))
-    low, high = float(pooled.min()), float(pooled.max())
-    if target_s is not None:
-        low, high = min(low, target_s), max(high, target_s)
+    ends = [pooled.min(), pooled.max(), *([] if target_s is None else [target_s])]
+    low, high = float(min(ends)), float(max(ends))
     is_log = low > 0 and high > 8 * low
     # Over decades no unit suits all ticks, so each has its own.
     unit_s, unit = (1.0, "s") if is_log else time_axis(float(np.quantile(pooled, 0.9)))
@@ -71,8 +73,8 @@ def distribution(
     for name, value in defined.items():
         x, share = quantiles(value)
         drawn.add_scatter(
-            x=np.float32(x / unit_s),
-            y=np.float32(share),
+            x=x / unit_s,
+            y=share,
             customdata=[seconds(float(time_s)) for time_s in x],
             name=label[name],
             line=line[name] | {"shape": "hv"},
@@ -80,11 +82,8 @@ def distribution(
             hovertemplate="%{y:.1%} of requests within %{customdata}",
         )
     if is_log:
-        drawn.update_xaxes(
-            type="log",
-            range=[np.log10(low) - 0.05, np.log10(high) + 0.1],
-            **time_ticks(low * 0.9, high * 1.25),
-        )
+        edges = [np.log10(low) - 0.05, np.log10(high) + 0.1]
+        drawn.update_xaxes(type="log", range=edges, **time_ticks(low * 0.9, high * 1.25))
     else:
         pad = 0.05 * (high - low or high or 1.0)
         drawn.update_xaxes(
@@ -100,15 +99,8 @@ def _target_line(drawn: go.Figure, x: float, text: str) -> None:
     left, right = drawn.layout.xaxis.range
     along = ((np.log10(x) if drawn.layout.xaxis.type == "log" else x) - left) / (right - left)
     side = "left" if along > 0.8 else "right" if along < 0.2 else "center"
-    drawn.add_shape(
-        type="line",
-        x0=x,
-        x1=x,
-        y0=0,
-        y1=1,
-        yref="paper",
-        line={"color": style.MUTED, "dash": "dot", "width": 1.5},
-    )
+    line = {"color": style.MUTED, "dash": "dot", "width": 1.5}
+    drawn.add_shape(type="line", x0=x, x1=x, y0=0, y1=1, yref="paper", line=line)
     # A shape takes a value on a logarithmic axis, an annotation its logarithm: a trace at the same
     # place avoids the difference.
     drawn.add_scatter(
@@ -136,7 +128,7 @@ def over_time(
 
     Args:
         y: title of the vertical axis.
-        in_bins: of a deployment's steps, its name and the bins' edges: the quantity in each bin.
+        in_bins: the quantity in each bin, by a deployment's steps, its name and the bins' edges.
         hover: Plotly's template for the value.
     """
     drawn_of = {name: steps for name, steps in results.steps.items() if len(steps)}
@@ -163,11 +155,11 @@ def over_time(
         # The bin in which the run ends is only partly covered: its mean would look like a drop.
         shown = edges_s[1:] <= end_s[name]
         shown[0] = True
-        middles = np.float32(((edges_s[:-1] + edges_s[1:]) / 2 / unit_s)[shown])
+        middles = ((edges_s[:-1] + edges_s[1:]) / 2 / unit_s)[shown]
         common = {"x": middles, "name": label[name]}
         drawn.add_scatter(
             **common,
-            y=np.float32(bins.mean[shown]),
+            y=bins.mean[shown],
             line=line[name] | {"width": 1.6},
             mode="lines" if shown.sum() > 12 else "lines+markers",
             hovertemplate=f"{hover} at %{{x:.3~g}} {unit}",
@@ -175,7 +167,7 @@ def over_time(
         if bins.peak is not None:
             drawn.add_scatter(
                 **common,
-                y=np.float32(bins.peak[shown]),
+                y=bins.peak[shown],
                 line=line[name] | {"width": 0.7},
                 opacity=0.65,
                 mode="lines",
@@ -206,10 +198,21 @@ def _mark_changes(drawn: go.Figure, results: Results, unit_s: float) -> None:
             )
 
 
-def level_in_bins(steps: Columns, column: str, edges_s: Array) -> Bins:
-    """Mean and peak of a step's column in each bin, replicas added up."""
-    level = steps[column].to_numpy(float)
-    return Bins(mean_in_bins(steps, level, edges_s), peak_in_bins(steps, level, edges_s))
+def level_over_time(
+    results: Results, column: str, y: str, hover: str, is_mean: bool = False
+) -> go.Figure | None:
+    """Mean and peak of a step's column over time.
+
+    Args:
+        is_mean: take the mean over replicas, which are else added up.
+    """
+
+    def in_bins(steps: Columns, _: str, edges_s: Array) -> Bins:
+        replicas = max(steps["replica"].nunique(), 1) if is_mean else 1
+        level = steps[column].to_numpy(float) / replicas
+        return Bins(mean_in_bins(steps, level, edges_s), peak_in_bins(steps, level, edges_s))
+
+    return over_time(results, y, in_bins, hover)
 
 
 def peak_in_bins(steps: Columns, value: Array, edges_s: Array) -> Array:
@@ -260,8 +263,3 @@ def mean_in_bins(steps: Columns, value: Array, edges_s: Array) -> Array:
         integral = np.c_[np.r_[0.0, area[:-1]], area].ravel()
         total += np.diff(np.interp(edges_s, times_s, integral, left=0.0))
     return total / np.diff(edges_s)
-
-
-def events_in_bins(times_s: Array, amounts: Array, edges_s: Array) -> Array:
-    """Amount a second in each bin of things that happen at moments."""
-    return np.histogram(times_s, bins=edges_s, weights=amounts)[0] / np.diff(edges_s)

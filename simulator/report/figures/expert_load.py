@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 import plotly.graph_objects as go
 
-from simulator.base.frozen import Frozen
 from simulator.report import style
+from simulator.report.gallery import Figure
 from simulator.report.heat import grid, load_map
 from simulator.results.folder import Results
 
 
-class ExpertLoad(Frozen):
+class ExpertLoad(Figure[Results]):
     """A heat map a mixture-of-experts deployment: layer by logical expert."""
 
-    title: ClassVar[str] = "Load of each expert"
-    section: ClassVar[str] = "Experts and ranks"
-    definition: ClassVar[str] = (
+    title = "Load of each expert"
+    section = "Experts and ranks"
+    definition = (
         "Tokens that each logical expert gets over the mean of its layer: red is popular, "
         "blue is idle, and the scale is the same everywhere."
     )
-    absent: ClassVar[str] = "No deployment in this run recorded routed experts."
-    order: ClassVar[int] = 40
-    width: ClassVar[Literal["full", "half", "quarter"]] = "half"
+    absent = "No deployment in this run recorded routed experts."
+    order = 40
 
     def draw(self, results: Results) -> dict[str, go.Figure]:
         label = style.labels(results)

@@ -2,48 +2,38 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
+import pandas as pd
 import plotly.graph_objects as go
 
-from simulator.base.frozen import Frozen
 from simulator.report import style
 from simulator.report.figures._bars import stacked
+from simulator.report.gallery import Figure
 from simulator.results.folder import Results
 from simulator.results.formats import bytes_axis, num_bytes
 
+_PARTS = {"weights_bytes": "weights", "kv_bytes": "KV cache", "reserve_bytes": "reserve"}
 
-class Memory(Frozen):
+
+class Memory(Figure[Results]):
     """A stacked bar a deployment."""
 
-    title: ClassVar[str] = "Memory of one accelerator"
-    section: ClassVar[str] = "Memory"
-    definition: ClassVar[str] = (
+    title = "Memory of one accelerator"
+    section = "Memory"
+    definition = (
         "Bytes per accelerator that hold weights, that are left for the KV cache (how many "
         "requests fit), and that are kept in reserve."
     )
-    absent: ClassVar[str] = "The run does not say what its memory holds."
-    order: ClassVar[int] = 90
-    width: ClassVar[Literal["full", "half", "quarter"]] = "full"
+    absent = "The run does not say what its memory holds."
+    order = 90
+    width = "full"
 
     def draw(self, results: Results) -> go.Figure | None:
         held = {name: style.facts(results, name).get("memory") for name in results.deployments}
         memory = {name: table for name, table in held.items() if table}
         if not memory:
             return None
-        keys = {"weights": "weights_bytes", "KV cache": "kv_bytes", "reserve": "reserve_bytes"}
-        sizes = {
-            part: [float(table.get(key) or 0) for table in memory.values()]
-            for part, key in keys.items()
-        }
-        unit_bytes, unit = bytes_axis(max(sum(part) for part in zip(*sizes.values(), strict=True)))
-        parts = {part: [size / unit_bytes for size in values] for part, values in sizes.items()}
-        texts = {part: [num_bytes(size) for size in values] for part, values in sizes.items()}
-        return stacked(
-            results,
-            list(memory),
-            parts,
-            style.MEMORY_COLOURS,
-            f"Memory of one accelerator ({unit})",
-            texts,
-        )
+        sizes = pd.DataFrame.from_dict(memory, orient="index").reindex(columns=list(_PARTS))
+        sizes = sizes.rename(columns=_PARTS).astype(float).fillna(0.0)
+        unit_bytes, unit = bytes_axis(float(sizes.sum(axis=1).max()))
+        title = f"Memory of one accelerator ({unit})"
+        return stacked(results, sizes, style.MEMORY_COLOURS, title, num_bytes, unit_bytes)

@@ -2,40 +2,31 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
-import numpy as np
 import plotly.graph_objects as go
-from numpy.typing import NDArray
 
 from simulator.base.columns import Columns, Picked
-from simulator.base.frozen import Frozen
-from simulator.report.figures._curves import distribution
+from simulator.report.figures._curves import Array, distribution
+from simulator.report.gallery import Figure
 from simulator.results.folder import Results
 
 
-class Tpot(Frozen):
+class Tpot(Figure[Results]):
     """The cumulative distribution, a curve a deployment, with the target."""
 
-    title: ClassVar[str] = "Time per output token"
-    section: ClassVar[str] = "Latency"
-    definition: ClassVar[str] = (
+    title = "Time per output token"
+    section = "Latency"
+    definition = (
         "Share of requests whose time per output token, (E2E - TTFT) "
         "/ (output tokens - 1), is at most x."
     )
-    absent: ClassVar[str] = (
-        "No request has two output tokens, so time per output token is undefined."
-    )
-    order: ClassVar[int] = 21
-    width: ClassVar[Literal["full", "half", "quarter"]] = "half"
+    absent = "No request has two output tokens, so time per output token is undefined."
+    order = 21
 
     def draw(self, results: Results) -> go.Figure | None:
-        values = {name: self._values(requests) for name, requests in results.requests.items()}
-        return distribution(results, values, "TPOT", (results.run.get("slo") or {}).get("tpot_s"))
+        return distribution(results, _tpot_s, "TPOT", "tpot_s")
 
-    @staticmethod
-    def _values(requests: Columns) -> NDArray[np.float64]:
-        several = Picked(requests, (requests["num_output"] > 1).to_numpy())
-        return (
-            (several["finish_s"] - several["first_token_s"]) / (several["num_output"] - 1)
-        ).to_numpy(float)
+
+def _tpot_s(requests: Columns) -> Array:
+    several = Picked(requests, (requests["num_output"] > 1).to_numpy())
+    decoding_s = several["finish_s"] - several["first_token_s"]
+    return (decoding_s / (several["num_output"] - 1)).to_numpy(float)

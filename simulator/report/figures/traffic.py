@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
-from simulator.base.frozen import Frozen
 from simulator.report import style
+from simulator.report.gallery import Figure
 from simulator.report.heat import integer_axes
 from simulator.report.shown_steps import WHICH, heading
 from simulator.results.folder import Results
@@ -21,18 +19,17 @@ MAX_CELLS = 64
 """Ranks on a side; more are added up in equal groups."""
 
 
-class Traffic(Frozen):
+class Traffic(Figure[Results]):
     """Dispatch and combine side by side, a plot a deployment and phase."""
 
-    title: ClassVar[str] = "Bytes from rank to rank"
-    section: ClassVar[str] = "Traffic between ranks"
-    definition: ClassVar[str] = (
+    title = "Bytes from rank to rank"
+    section = "Traffic between ranks"
+    definition = (
         "Bytes that each rank sends to each other rank in a mean MoE layer of one step; "
         f"what stays on a rank is no traffic. {WHICH}"
     )
-    absent: ClassVar[str] = "No tokens travel between ranks in this run."
-    order: ClassVar[int] = 60
-    width: ClassVar[Literal["full", "half", "quarter"]] = "half"
+    absent = "No tokens travel between ranks in this run."
+    order = 60
 
     def draw(self, results: Results) -> dict[str, go.Figure]:
         return {
@@ -50,40 +47,23 @@ def _pair(table: pd.DataFrame) -> go.Figure:
     }
     largest = max(float(np.nanmax(matrix, initial=0)) for matrix in matrices.values())
     unit_bytes, unit = bytes_axis(largest)
+    titles = list(matrices)
     drawn = make_subplots(
-        cols=len(matrices),
-        subplot_titles=list(matrices),
-        shared_yaxes=True,
-        horizontal_spacing=0.06,
+        cols=len(titles), subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.06
     )
     what = "rank" if group == 1 else f"group of {group} ranks"
+    whose = "rank (index)" if group == 1 else f"ranks (groups of {group})"
     for column, (direction, matrix) in enumerate(matrices.items(), start=1):
-        drawn.add_heatmap(
-            z=np.float32(matrix / unit_bytes),
-            coloraxis="coloraxis",
-            hovertemplate=(
-                f"{what} %{{y}} to {what} %{{x}}<br>%{{z:.3~g}} {unit}<extra>{direction}</extra>"
-            ),
-            row=1,
-            col=column,
-        )
-        integer_axes(drawn, *matrix.shape, row=1, col=column)
-        drawn.update_xaxes(
-            title_text="To rank (index)" if group == 1 else f"To ranks (groups of {group})",
-            row=1,
-            col=column,
-        )
-        drawn.update_xaxes(
-            constrain="domain", matches="x" if column > 1 else None, row=1, col=column
-        )
+        hover = f"{what} %{{y}} to {what} %{{x}}<br>%{{z:.3~g}} {unit}<extra>{direction}</extra>"
+        at = {"row": 1, "col": column}
+        z = matrix / unit_bytes
+        drawn.add_heatmap(z=z, coloraxis="coloraxis", hovertemplate=hover, **at)
+        integer_axes(drawn, *matrix.shape, **at)
+        matches = "x" if column > 1 else None
+        drawn.update_xaxes(title_text=f"To {whose}", constrain="domain", matches=matches, **at)
     # Squares, so that a row and a column weigh the same.
     drawn.update_yaxes(constrain="domain", constraintoward="top")
-    drawn.update_yaxes(scaleanchor="x", row=1, col=1)
-    drawn.update_yaxes(
-        title_text="From rank (index)" if group == 1 else f"From ranks (groups of {group})",
-        row=1,
-        col=1,
-    )
+    drawn.update_yaxes(scaleanchor="x", title_text=f"From {whose}", row=1, col=1)
     scale = {
         "colorscale": style.AMOUNT_COLOURS,
         "cmin": 0,

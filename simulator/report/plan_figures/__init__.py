@@ -1,16 +1,12 @@
-"""The figures of the page of ``moesim plan``, one a file; each draws from the answer."""
+"""Figures of the page of a plan, one a file: a new file is a new figure."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
-from simulator.report import gallery
-
-
-class Figure(gallery.Figure[dict[str, Any]], Protocol):
-    """What a file in this folder holds."""
+from simulator.report.gallery import Figure, load_figures
 
 
-def figures() -> list[Figure]:
+def figures() -> list[Figure[Any]]:
     """Every figure, in the order of the page."""
-    return gallery.in_order("report.plan_figures")
+    return load_figures("report.plan_figures")

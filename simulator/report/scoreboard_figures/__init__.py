@@ -1,17 +1,11 @@
-"""The figures of the page of ``moesim validate``, one a file."""
+"""Figures of the page of the accuracy, one a file: a new file is a new figure."""
 
 from __future__ import annotations
 
-from typing import Protocol
-
-from simulator.report import gallery
+from simulator.report.gallery import Figure, load_figures
 from simulator.results.scores import Scoreboard
 
 
-class Figure(gallery.Figure[Scoreboard], Protocol):
-    """What a file in this folder holds."""
-
-
-def figures() -> list[Figure]:
+def figures() -> list[Figure[Scoreboard]]:
     """Every figure, in the order of the page."""
-    return gallery.in_order("report.scoreboard_figures")
+    return load_figures("report.scoreboard_figures")

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
+from numpy.typing import NDArray
 
 from simulator.report import style
 from simulator.results.scores import Scoreboard, is_answered, title_of
@@ -24,8 +28,30 @@ def parts(board: Scoreboard) -> Iterator[tuple[str, pd.DataFrame]]:
 
 
 def answered(rows: pd.DataFrame) -> pd.DataFrame:
-    """Those with a prediction, which have an error."""
+    """Rows with a prediction, which have an error."""
     return rows[is_answered(rows["status"]) & (rows["predicted"] > 0) & (rows["measured"] > 0)]
+
+
+def ratios(board: Scoreboard) -> dict[str, NDArray[np.float64]]:
+    """Predictions over measurements of each suite's quantity that has some."""
+    found = {title: answered(rows) for title, rows in parts(board)}
+    return {
+        title: (rows["predicted"] / rows["measured"]).to_numpy(float)
+        for title, rows in found.items()
+        if len(rows)
+    }
+
+
+def share_figure(num_bars: int, **layout: Any) -> go.Figure:
+    """An empty figure of bars whose lengths are shares of rows."""
+    return style.figure(
+        "Share of rows",
+        "",
+        90 + 28 * num_bars,
+        xaxis={"range": [0, 1.04], "tickformat": ".0%", "dtick": 0.25},
+        yaxis={"autorange": "reversed"},
+        **layout,
+    )
 
 
 def lines(board: Scoreboard) -> dict[str, dict[str, object]]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import html
-import math
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from simulator.base.frozen import Frozen
 from simulator.report import style
+from simulator.report.gallery import Figure
+from simulator.report.marks import add_agreement, log_axis
 from simulator.report.scoreboard_figures._rows import (
     STATUS_COLOURS,
     STATUS_NAMES,
@@ -19,7 +19,8 @@ from simulator.report.scoreboard_figures._rows import (
     parts,
     status_of,
 )
-from simulator.results.formats import log_ticks, number, seconds, time_axis
+from simulator.report.texts import count, shorten
+from simulator.results.formats import number, seconds, time_axis
 from simulator.results.scores import Scoreboard
 
 _BAND = 0.25
@@ -32,19 +33,18 @@ _MARGIN = {"t": 36, "r": 30}
 a telephone."""
 
 
-class Scatter(Frozen):
+class Scatter(Figure[Scoreboard]):
     """A point a measurement on logarithmic axes; a plot a suite and quantity."""
 
-    title: ClassVar[str] = "Prediction against measurement"
-    section: ClassVar[str] = "Predicted against measured"
-    definition: ClassVar[str] = (
+    title = "Prediction against measurement"
+    section = "Predicted against measured"
+    definition = (
         "A point a measured row, on logarithmic axes; on the line they agree, "
         f"and the band is {100 * _BAND:.0f} % off either way. Of more than {_MOST_POINTS} rows as "
         "many were drawn at random."
     )
-    absent: ClassVar[str] = "No measured row was answered."
-    order: ClassVar[int] = 10
-    width: ClassVar[Literal["full", "half", "quarter"]] = "half"
+    absent = "No measured row was answered."
+    order = 10
 
     def draw(self, board: Scoreboard) -> dict[str, go.Figure]:
         found = {title: answered(rows) for title, rows in parts(board)}
@@ -56,7 +56,7 @@ class Scatter(Frozen):
 
 
 def _heading(title: str, rows: pd.DataFrame) -> str:
-    return f"{html.escape(title)}, {len(rows):,} {'row' if len(rows) == 1 else 'rows'}"
+    return f"{html.escape(title)}, {count(len(rows), 'row')}"
 
 
 def _sampled(rows: pd.DataFrame) -> pd.DataFrame:
@@ -68,38 +68,18 @@ def _plot(rows: pd.DataFrame) -> go.Figure:
     both = rows[["measured", "predicted"]].to_numpy(float)
     size, name = time_axis(float(np.median(both))) if unit == "s" else (1.0, unit)
     low, high = float(both.min()) / size / 1.5, float(both.max()) / size * 1.5
-    axis = {"type": "log", "range": [math.log10(low), math.log10(high)], **log_ticks(low, high)}
-    drawn = style.figure(
-        f"Measured ({name})",
-        f"Predicted ({name})",
-        height=_HEIGHT,
-        margin=_MARGIN,
-        xaxis=axis,
-        yaxis=axis,
-    )
-    # On logarithmic axes an error either way is a straight strip.
-    ends = np.array([low, high])
-    drawn.add_scatter(
-        x=[low, high, high, low],
-        y=[*(ends * (1 - _BAND)), *(ends[::-1] * (1 + _BAND))],
-        fill="toself",
-        fillcolor="rgba(128,139,153,0.16)",
-        mode="none",
-        hoverinfo="skip",
-        showlegend=False,
-    )
-    line = {"color": style.MUTED, "width": 1, "dash": "dot"}
-    drawn.add_scatter(
-        x=[low, high], y=[low, high], mode="lines", line=line, hoverinfo="skip", showlegend=False
-    )
+    axis = log_axis(low, high)
+    titles = f"Measured ({name})", f"Predicted ({name})"
+    drawn = style.figure(*titles, _HEIGHT, margin=_MARGIN, xaxis=axis, yaxis=axis)
+    add_agreement(drawn, low, high, [_BAND])
     statuses = status_of(rows)
     for status in ("ok", "extrapolated"):
         own = rows[statuses == status]
         if own.empty:
             continue
         drawn.add_scatter(
-            x=_short(own["measured"] / size),
-            y=_short(own["predicted"] / size),
+            x=(own["measured"] / size).to_numpy(float),
+            y=(own["predicted"] / size).to_numpy(float),
             name=STATUS_NAMES[status],
             mode="markers",
             line={"color": STATUS_COLOURS[status]},
@@ -110,11 +90,6 @@ def _plot(rows: pd.DataFrame) -> go.Figure:
     return drawn
 
 
-def _short(values: pd.Series) -> list[float]:
-    """Four digits are more than a plot shows."""
-    return [float(f"{value:.4g}") for value in values]
-
-
 def _said(row: dict[Any, Any], unit: str) -> str:
     measured, predicted = float(row["measured"]), float(row["predicted"])
     shown = [
@@ -122,7 +97,7 @@ def _said(row: dict[Any, Any], unit: str) -> str:
         for value in (measured, predicted)
     ]
     group, subject = (
-        style.short(html.escape(str(row[key]), quote=False), _LONGEST_NAME)
+        html.escape(shorten(str(row[key]), _LONGEST_NAME), quote=False)
         for key in ("group", "subject")
     )
     return (
