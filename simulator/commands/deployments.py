@@ -27,7 +27,7 @@ from simulator.engine.shards import (
 )
 from simulator.engine.timeline import Fidelity, run_plan
 from simulator.parallel.workers import Workers
-from simulator.planner.run_bands import FigureSamples, Tables, draw_figures
+from simulator.planner.uncertainty.run_bands import FigureSamples, StepTables, draw_figures
 from simulator.results.metrics import summarise
 from simulator.results.tables import DeploymentRecord
 from simulator.workload.traces import RequestTrace
@@ -81,7 +81,7 @@ def serve_deployments(
         UserError: if no request of a deployment finishes, or the cluster cannot be joined.
     """
     split = [_split(plan, question) for plan in plans]
-    tables = [Tables() for _ in plans]
+    tables = [StepTables() for _ in plans]
     tasks: list[_Task] = []
     for plan, shards, own in zip(plans, split, tables, strict=True):
         tasks += _list_shard_tasks(shards, question, own) or [
@@ -118,7 +118,9 @@ def _call(task: _Task) -> Any:
     return task(tick=show_nothing)
 
 
-def _list_shard_tasks(shards: Sequence[Shard], question: Question, tables: Tables) -> list[_Task]:
+def _list_shard_tasks(
+    shards: Sequence[Shard], question: Question, tables: StepTables
+) -> list[_Task]:
     tasks: list[_Task] = []
     before = 0
     for shard in shards:
@@ -128,7 +130,7 @@ def _list_shard_tasks(shards: Sequence[Shard], question: Question, tables: Table
 
 
 def _serve_shard(
-    shard: Shard, before: int, total: int, tables: Tables, tick: Progress
+    shard: Shard, before: int, total: int, tables: StepTables, tick: Progress
 ) -> ServedShard:
     """Serve a shard.
 
@@ -139,7 +141,7 @@ def _serve_shard(
     def show(done: int) -> None:
         tick(shard.plan.name, before + done, total)
 
-    return serve_shard(shard, show, tables.slowed(1.0))
+    return serve_shard(shard, show, tables.slow(1.0))
 
 
 def _put_together(
@@ -147,7 +149,7 @@ def _put_together(
     question: Question,
     shards: Sequence[Shard],
     served: Sequence[ServedShard],
-    tables: Tables,
+    tables: StepTables,
     tick: Progress,
 ) -> ServedDeployment:
     record = make_record(merge_shards(plan, question.trace, shards, served))
@@ -155,10 +157,10 @@ def _put_together(
 
 
 def _serve_whole(
-    plan: DeploymentPlan, question: Question, tables: Tables, tick: Progress
+    plan: DeploymentPlan, question: Question, tables: StepTables, tick: Progress
 ) -> ServedDeployment:
     shown = count_part(tick, plan.name, question.trace.num_requests)
-    record = run_plan(plan, question.trace, question.fidelity, shown, tables.slowed(1.0))
+    record = run_plan(plan, question.trace, question.fidelity, shown, tables.slow(1.0))
     return _sum_up(plan, question, record, tables, tick)
 
 
@@ -166,7 +168,7 @@ def _sum_up(
     plan: DeploymentPlan,
     question: Question,
     record: DeploymentRecord,
-    tables: Tables,
+    tables: StepTables,
     tick: Progress,
 ) -> ServedDeployment:
     if not (record.requests["outcome"] == "finished").any():

@@ -18,7 +18,7 @@ from simulator.deployment.notes import memory_notes, notes_of, scheduling_notes,
 from simulator.deployment.own_policies import try_policies
 from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.engine.timeline import Fidelity
-from simulator.planner.run_bands import make_bands
+from simulator.planner.uncertainty.run_bands import make_bands
 from simulator.results.folder import Results, gather
 from simulator.results.provenance import Provenance
 from simulator.results.shown_steps import describe_record

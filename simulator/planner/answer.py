@@ -17,7 +17,7 @@ from simulator.planner.explore import resize_candidate
 from simulator.planner.handover import handover
 from simulator.planner.losses import whole_nodes
 from simulator.planner.pareto import pareto
-from simulator.planner.row_bands import held
+from simulator.planner.samples import name_band
 from simulator.planner.search import SearchResult
 from simulator.planner.sizes import around
 from simulator.planner.why_not import nearest, of_each_model
@@ -29,7 +29,7 @@ def summary(
     """The answer as JSON: numbers, no objects.
 
     Args:
-        doubts: what :func:`simulator.planner.uncertainty.doubts` found, to be part of it.
+        doubts: of :func:`simulator.planner.uncertainty.assessment.assess`, to be part of it.
         target: as of :func:`simulator.planner.handover.scenario_text`.
     """
     met = [evaluation for evaluation in result.evaluations if evaluation.cluster_size is not None]
@@ -82,7 +82,7 @@ def summary(
         sure = choices.get("confidence") or {}
         ends = sure.get("headroom_low"), sure.get("headroom_high")
         answer["recommended"] = (
-            rows[0] | {"headroom": room} | (held("headroom", room, ends) if sure else {})
+            rows[0] | {"headroom": room} | (name_band("headroom", room, ends) if sure else {})
         )
         answer["sizes"] = choices.pop("sizes") if "sizes" in choices else around(result, met[0])
         answer["basis"] = basis(result)

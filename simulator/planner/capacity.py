@@ -15,7 +15,7 @@ from simulator.parallel.workers import Workers
 from simulator.planner.answer import summary
 from simulator.planner.search import search
 from simulator.planner.store import Store, program
-from simulator.planner.uncertainty import doubts
+from simulator.planner.uncertainty.assessment import assess
 
 
 def plan_capacity(
@@ -45,7 +45,7 @@ def plan_capacity(
     )
     with Workers(workers, address, ready) as pool:
         found = search(question, folder, store, tick, pool)
-        choices = doubts(found, store, tick, pool)
+        choices = assess(found, store, tick, pool)
         pool.shut_down()
         answer = summary(found, choices, target)
     found_answer: dict[str, Any] = _finite(answer)

@@ -1,23 +1,49 @@
-"""What if: the same question under other conditions, as a question again.
+"""Trials under changed conditions, each stored: what sensitivities, bands and losses are made of.
 
-``apply(Conditions(network=0.5), question, folder)`` is a :class:`Question` like any other: pass it
-to :func:`~simulator.planner.search.search`, or make a :class:`~simulator.planner.space.Space` of
-it, and every result (kept findings and filled tables too) follows, since all are keyed by what is
-asked. ``unchanged`` says which models keep their skew because it was recorded, not drawn.
+``apply_conditions(Conditions(network=0.5), question, folder)`` is a :class:`Question` like any
+other: pass it to :func:`~simulator.planner.search.search`, or make a
+:class:`~simulator.planner.space.Space` of it, and every result follows, since all are keyed by what
+is asked.
 """
 
 from __future__ import annotations
 
+import math
+import zlib
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from simulator.base.frozen import Policy
-from simulator.config.capacity import CandidateModel, Question
+from simulator.config.capacity import CandidateModel, Percentiles, Question, Spare
 from simulator.config.model import load_model
 from simulator.config.routing import usual_routing
+from simulator.config.workload import SLO
+from simulator.planner.explore import ClusterSize, Evaluation, Explorer
+from simulator.planner.requests import is_generated, traffic_of
+from simulator.planner.screen import Candidate
+from simulator.planner.search import identity
 from simulator.planner.space import Space
+from simulator.planner.store import Store, key_of
+from simulator.planner.stored import STORED_EVALUATION, STORED_OUTCOME, StoredEvaluation
+from simulator.planner.traffic import Traffic, subset
+from simulator.planner.trial import Outcome
 
-_SKEW = ("sigma", "exponent")
+MOST_REQUESTS, MOST_STAYS = 3_000, 2.0
+"""Length of the busiest stretch that is looked at, at the traffic that was asked for; it lasts
+longer where requests stay for long."""
+SHORT_REQUESTS = 2_000
+"""Requests of that stretch where traffic itself is varied over two orders of magnitude."""
+_BLOCKS = 20
+"""Blocks that a recorded trace is cut into to be resampled: long enough to keep most of what makes
+arrivals bursty."""
+_NUM_CACHED = 32
+"""Spaces and stretches of traffic in memory: some more than a question has conditions."""
+_LEVELS = ("p99", "p95", "p90", "p50", "mean")
+_SKEW_KEYS = ("sigma", "exponent")
 """Keys of routing policies that say how unevenly experts are popular; 0 is evenly."""
 
 
@@ -25,87 +51,279 @@ class Conditions(NamedTuple):
     """Factors on what a question takes as given; 1 = as asked."""
 
     rate: float = 1.0
-    """The same requests come so many times as fast."""
+    """Factor on the requests' rate."""
     prompts: float = 1.0
-    """Prompts are so many times as long."""
+    """Factor on the length of prompts."""
     network: float = 1.0
-    """Every wire, inside fast domains and between them, carries so many times as many bytes a
-    second; latencies stay."""
+    """Factor on the bytes a second of every wire, inside fast domains and between them; latencies
+    stay."""
     skew: float = 1.0
-    """On the spread of the logarithm of the experts' popularity (or on the exponent of a power
-    law)."""
+    """Factor on the spread of the logarithm of the experts' popularity (or on the exponent of a
+    power law)."""
     price: float = 1.0
-    """Of a GPU-hour."""
+    """Factor on the price of a GPU-hour."""
 
 
-def apply(conditions: Conditions, question: Question, folder: Path) -> Question:
+class Change(NamedTuple):
+    """Differences from the question under which a trial is made."""
+
+    conditions: Conditions = Conditions()
+    slower: float = 1.0
+    """Factor on the seconds of every step that the calibration says."""
+    resample: int = 0
+    """Number of another sample of requests and of the experts' choices; 0 = as asked."""
+    spare: Spare | None = None
+    """GPUs and nodes that may be lost; absent = as asked."""
+    most: int = MOST_REQUESTS
+    """Requests of the stretch that is looked at, at the rate that was asked for."""
+
+
+AS_ASKED = Change()
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Trials of one question's candidates."""
+
+    text: str
+    """The question as JSON."""
+    folder: str
+    """Folder that paths in the question are relative to."""
+    place: str | None
+    """Folder of the store."""
+    default: Change = AS_ASKED
+    """Change where none is asked for."""
+
+    def find(self, candidate: Candidate, change: Change | None = None) -> Evaluation:
+        """Find the smallest cluster on which a candidate meets the targets."""
+        explorer = self.open_explorer(candidate, change)
+        stored = self._store.recall(
+            self._key(explorer, change, "what if"),
+            STORED_EVALUATION,
+            lambda: StoredEvaluation.strip(explorer.find()),
+        )
+        machines = explorer.space.machines[candidate.shape.machines]
+        return stored.restore(candidate, machines.gpu_hour)
+
+    def trial(
+        self, candidate: Candidate, cluster_size: ClusterSize, change: Change | None = None
+    ) -> Outcome:
+        """Serve the traffic with so many replicas of a candidate."""
+        explorer = self.open_explorer(candidate, change)
+        return self._store.recall(
+            self._key(explorer, change, "trial", cluster_size),
+            STORED_OUTCOME,
+            lambda: explorer.trial(cluster_size),
+        )
+
+    def open_explorer(self, candidate: Candidate, change: Change | None = None) -> Explorer:
+        """Trials of a candidate, whose search begins where the change in traffic would put it."""
+        change = change or self.default
+        factors = change.conditions
+        space = _make_space(
+            self.text,
+            self.folder,
+            factors._replace(rate=1.0, prompts=1.0, price=1.0),
+            change.spare,
+        )
+        traffic = _make_traffic(
+            self.text, self.folder, factors.rate, factors.prompts, change.resample, change.most
+        )
+        context = space.models[candidate.shape.model].max_context_tokens
+        if factors.prompts != 1 and context is not None:
+            traffic = _cut_prompts(traffic, context)
+        more = factors.rate * change.slower
+        prompts = candidate.prefill_replicas * more * factors.prompts
+        begun = candidate._replace(
+            replicas=max(1, math.ceil(candidate.replicas * more)),
+            prefill_replicas=max(1, math.ceil(prompts)),
+        )
+        seed = _reseed(space.question.seed, change.resample)
+        return Explorer(space, begun, traffic, seed, change.slower)
+
+    @property
+    def space(self) -> Space:
+        """The question's space, in which every request has limits of its own."""
+        return _make_space(self.text, self.folder, Conditions(), None)
+
+    @property
+    def _store(self) -> Store:
+        return Store(None if self.place is None else Path(self.place))
+
+    def _key(self, explorer: Explorer, change: Change | None, *what: Any) -> str:
+        known = identity(explorer.space, explorer.traffic, explorer.candidate)
+        return key_of(known, *what, change or self.default)
+
+
+def apply_conditions(conditions: Conditions, question: Question, folder: Path) -> Question:
     """The question under other conditions.
 
     Raises:
         UserError: if a model or cluster is unknown.
     """
+    asked, rate = question.workload, conditions.rate
     workload: dict[str, Any] = {
-        "rate_scale": question.workload.rate_scale * conditions.rate,
-        "prompt_scale": question.workload.prompt_scale * conditions.prompts,
+        "rate_scale": asked.rate_scale * rate,
+        "prompt_scale": asked.prompt_scale * conditions.prompts,
     }
-    if (
-        question.workload.duration_s is not None
-    ):  # of the run: the same requests, not as many seconds of faster ones
-        workload["duration_s"] = question.workload.duration_s / conditions.rate
-    changes: dict[str, Any] = {
-        "workload": question.workload.model_copy(update=workload),
-        "models": tuple(_skewed(one, conditions.skew, folder) for one in question.models),
-        "peak_s": None if question.peak_s is None else question.peak_s / conditions.rate,
-    }
-    prices = (
-        [machines.price_per_gpu_hour for machines in Space(question, folder).machines]
-        if conditions.price != 1
-        else []
-    )
-    changes["clusters"] = tuple(
+    if asked.duration_s is not None:  # the same requests, not as many seconds of faster ones
+        workload["duration_s"] = asked.duration_s / rate
+    prices = [offer.price_per_gpu_hour for offer in question.clusters]
+    if conditions.price != 1:
+        known = Space(question, folder).machines
+        prices = [machines.price_per_gpu_hour * conditions.price for machines in known]
+    clusters = tuple(
         offer.model_copy(
             update={
                 "network_speed": offer.network_speed * conditions.network,
-                "price_per_gpu_hour": prices[n] * conditions.price
-                if prices
-                else offer.price_per_gpu_hour,
+                "price_per_gpu_hour": price,
             }
         )
-        for n, offer in enumerate(question.clusters)
+        for offer, price in zip(question.clusters, prices, strict=True)
     )
-    return question.model_copy(update=changes)
+    return question.model_copy(
+        update={
+            "workload": asked.model_copy(update=workload),
+            "models": tuple(_skew(one, conditions.skew, folder) for one in question.models),
+            "peak_s": None if question.peak_s is None else question.peak_s / rate,
+            "clusters": clusters,
+        }
+    )
 
 
-def unchanged(conditions: Conditions, question: Question, folder: Path) -> list[str]:
-    """MoE models whose skew :func:`apply` cannot change: their experts' popularity was recorded, or
-    a policy is not known.
+def list_recorded_skews(question: Question, folder: Path) -> list[str]:
+    """MoE models whose skew :func:`apply_conditions` cannot change: their experts' popularity was
+    recorded, or a policy is not known.
     """
-    if conditions.skew == 1:
-        return []
     return [
         one.model
         for one in question.models
-        if (routing := _routing(one, folder)) and not _spread(routing)
+        if (routing := _read_routing(one, folder)) and not _skew_keys(routing)
     ]
 
 
-def _skewed(one: CandidateModel, factor: float, folder: Path) -> CandidateModel:
-    if factor == 1:
-        return one
-    routing = _routing(one, folder)
+def _skew(one: CandidateModel, factor: float, folder: Path) -> CandidateModel:
+    routing = None if factor == 1 else _read_routing(one, folder)
     if routing is None:
         return one
-    return one.model_copy(
-        update={"routing": {**routing, **{key: routing[key] * factor for key in _spread(routing)}}}
-    )
+    changed = {key: routing[key] * factor for key in _skew_keys(routing)}
+    return one.model_copy(update={"routing": {**routing, **changed}})
 
 
-def _routing(one: CandidateModel, folder: Path) -> Policy | None:
+def _read_routing(one: CandidateModel, folder: Path) -> Policy | None:
     """The routing that a model is planned with; ``None`` of a dense one."""
     given = one.routing or load_model(one.model, "plan [models]", folder).routing
     return usual_routing(given, "")[0] if given else None
 
 
-def _spread(routing: Policy) -> list[str]:
-    """Keys of a policy that hold its skew."""
-    return [key for key in _SKEW if isinstance(routing.get(key), int | float)]
+def _skew_keys(routing: Policy) -> list[str]:
+    return [key for key in _SKEW_KEYS if isinstance(routing.get(key), int | float)]
+
+
+def choose_slo(question: Question) -> SLO:
+    """Limits of each request: the workload's own, or else those that the targets set at the highest
+    percentile.
+    """
+    own = question.workload.slo
+    if any((own.ttft_s, own.tpot_s, own.e2e_s)):
+        return own
+    targets = question.targets
+    return SLO(
+        ttft_s=_strictest(targets.ttft_s),
+        tpot_s=_strictest(targets.tpot_s),
+        e2e_s=_strictest(targets.e2e_s),
+    )
+
+
+def _strictest(limits: Percentiles) -> float | None:
+    given = limits.limits()
+    return next((given[level] for level in _LEVELS if level in given), None)
+
+
+def price_evaluation(space: Space, evaluation: Evaluation) -> float:
+    """Cost per hour, with electricity where that is paid apart; infinite where nothing was
+    found.
+    """
+    if evaluation.cluster_size is None:
+        return math.inf
+    return (
+        evaluation.cluster_size.size * space.machines[evaluation.candidate.shape.machines].gpu_hour
+    )
+
+
+def is_whole(traffic: Traffic, most: int = MOST_REQUESTS) -> bool:
+    """Whether all requests are looked at rather than the busiest stretch of them."""
+    return traffic.busiest(most, MOST_STAYS).num_requests == traffic.num_requests
+
+
+def describe_stretch(trials: Trials, candidate: Candidate) -> str:
+    """A sentence on the requests that trials are of; empty where these are all."""
+    traffic = trials.open_explorer(candidate, AS_ASKED).traffic
+    whole = trials.open_explorer(candidate, Change(most=2**62)).traffic
+    if is_whole(whole):
+        return ""
+    return (
+        f"On the busiest stretch of the traffic, {traffic.num_requests:,} "
+        f"of {whole.num_requests:,} requests."
+    )
+
+
+def _reseed(seed: int, resample: int) -> int:
+    return zlib.crc32(f"{seed} draw {resample}".encode()) if resample else seed
+
+
+@lru_cache(maxsize=4)
+def _read_question(text: str) -> Question:
+    return Question.model_validate_json(text)
+
+
+@lru_cache(maxsize=_NUM_CACHED)
+def _make_space(text: str, folder: str, conditions: Conditions, spare: Spare | None) -> Space:
+    question = apply_conditions(conditions, _read_question(text), Path(folder))
+    workload = question.workload.model_copy(update={"slo": choose_slo(question)})
+    changes = {"workload": workload, "spare": question.spare if spare is None else spare}
+    return Space(question.model_copy(update=changes), Path(folder))
+
+
+@lru_cache(maxsize=_NUM_CACHED)
+def _make_traffic(
+    text: str, folder: str, rate: float, prompts: float, resample: int, most: int
+) -> Traffic:
+    """The busiest stretch of the requests, at another rate for as long."""
+    asked = _read_question(text)
+    question = apply_conditions(Conditions(prompts=prompts), asked, Path(folder))
+    if is_generated(asked):
+        question = question.model_copy(update={"seed": _reseed(question.seed, resample)})
+    traffic = _read_traffic(question.model_dump_json(), folder)
+    if resample and not is_generated(asked):
+        traffic = _resample_blocks(traffic, np.random.default_rng([asked.seed, resample]))
+    return traffic.busiest(most, MOST_STAYS).at_rate(rate)
+
+
+@lru_cache(maxsize=4)
+def _read_traffic(text: str, folder: str) -> Traffic:
+    return traffic_of(_read_question(text), Path(folder))
+
+
+def _resample_blocks(traffic: Traffic, rng: np.random.Generator) -> Traffic:
+    """Another sample of recorded requests: blocks of neighbouring ones drawn with replacement, each
+    with its own gaps.
+    """
+    trace, lead = traffic.trace, traffic.lead
+    count = min(_BLOCKS, traffic.num_requests)
+    edges = np.linspace(lead, trace.num_requests, count + 1).astype(np.int64)
+    blocks = rng.integers(count, size=count)
+    chosen = np.concatenate([np.arange(lead), *(np.arange(edges[b], edges[b + 1]) for b in blocks)])
+    gaps_s = np.diff(trace.arrival_s, prepend=trace.arrival_s[0])[chosen]
+    arrival_s = np.cumsum(gaps_s) - gaps_s[0]
+    return Traffic.of(replace(subset(trace, chosen), arrival_s=arrival_s), lead, traffic.stay_s)
+
+
+def _cut_prompts(traffic: Traffic, context: int) -> Traffic:
+    """Traffic with prompts cut to what a model takes in with its output."""
+    trace = traffic.trace
+    room = np.maximum(1, context - trace.num_output)
+    if bool((trace.num_input <= room).all()):
+        return traffic
+    cut = replace(trace, num_input=np.minimum(trace.num_input, room))
+    return Traffic.of(cut, traffic.lead, traffic.stay_s)

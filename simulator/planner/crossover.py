@@ -5,7 +5,7 @@ per token, and each at its full load. At every point each model has the best of 
 deciding term is the one in which the winner saves most GPU-seconds of an output token; room for the
 cache decides where the loser would need it to hold as many sequences as the winner. A ratio's band
 and ``moe_wins_probability`` are of the calibration's error alone
-(:mod:`simulator.planner.ratio_band`).
+(:mod:`~simulator.planner.calibration_error`).
 """
 
 from __future__ import annotations
@@ -20,12 +20,16 @@ import numpy as np
 
 from simulator.config.capacity import Crossover, Question
 from simulator.deployment.plan import make_plan
+from simulator.planner.calibration_error import (
+    compare_speeds,
+    include_one,
+    read_bands,
+    read_error,
+)
 from simulator.planner.closed_form import Curve
-from simulator.planner.conditions import Conditions, apply
+from simulator.planner.conditions import Conditions, apply_conditions
 from simulator.planner.crossover_text import flips
-from simulator.planner.ratio_band import error_of, margin
 from simulator.planner.ruled_out import Ruled
-from simulator.planner.samples import around_one, bands_of
 from simulator.planner.screen import by_cost
 from simulator.planner.search import SearchResult
 from simulator.planner.space import ReplicaShape, Space
@@ -128,7 +132,7 @@ def crossover(
     narrow = _narrowed(question, folder, machines)
     shapes: list[list[ReplicaShape]] = []
     for network in asked.networks:
-        space = Space(apply(Conditions(network=network), narrow, folder), folder)
+        space = Space(apply_conditions(Conditions(network=network), narrow, folder), folder)
         shapes = shapes or [_shapes(space, model, machines, asked) for model in models]
         sides = [_Side(space, model, plans) for model, plans in zip(models, shapes, strict=True)]
         names = {
@@ -301,13 +305,12 @@ def _row(
         return row | ({} if winner is None else {"winner": _name(winner), "deciding_term": missing})
     ratio = moe.tokens_per_s / dense.tokens_per_s
     row["ratio"] = _rounded(ratio)
-    sure = margin(
-        ratio,
-        *(
-            error_of(one.steady.plan, one.loads.terms[:, 0], _gives(one, time_s))
-            for one in (moe, dense)
-        ),
+    moe_error, dense_error = (
+        read_error(one.steady.plan, one.loads.terms[:, 0], one.steady.plan.prefill is not None)
+        for one in (moe, dense)
     )
+    elasticities = _gives(moe, time_s), _gives(dense, time_s)
+    sure = compare_speeds(ratio, moe_error, dense_error, elasticities)
     for name, value in (
         ("ratio_low", sure.low),
         ("ratio_high", sure.high),
@@ -327,7 +330,7 @@ def _gives(point: Point, time_s: float) -> float:
     """
     if math.isinf(time_s):
         return 1.0
-    edges = around_one(bands_of(point.steady.plan, False).token)
+    edges = include_one(read_bands(point.steady.plan, False).token)
     faster, slower = (_most_within([point.steady], time_s / edge) for edge in edges)
     if faster is None or slower is None:
         return math.inf

@@ -1,5 +1,5 @@
-"""What a deployment would need if steps took longer, in closed form: for all that is not simulated
-again and again.
+"""GPUs that a deployment would need if steps took longer, in closed form: for all that is not
+simulated again and again.
 
 The screen's curves say what a replica carries by how far latencies may go. Their limits are
 stretched until the closed form needs just as many replicas as simulation found, the least stretch
@@ -17,38 +17,37 @@ from typing import NamedTuple
 import numpy as np
 
 from simulator.deployment.plan import DeploymentPlan, make_plan
-from simulator.planner.closed_form import Curve
-from simulator.planner.explore import Evaluation
-from simulator.planner.judge import Judge, Served
-from simulator.planner.samples import (
-    DRAWS,
+from simulator.planner.calibration_error import (
+    CalibrationError,
+    Edges,
     Floats,
-    Table,
-    around_one,
-    bands_of,
-    kernels_of,
-    own_of,
+    include_one,
+    read_error,
 )
+from simulator.planner.closed_form import Curve
+from simulator.planner.conditions import AS_ASKED, Change, Trials
+from simulator.planner.explore import ClusterSize, Evaluation
+from simulator.planner.judge import Judge, Served
+from simulator.planner.samples import RESAMPLES, GpuDemand
 from simulator.planner.screen import Candidate
-from simulator.planner.space import ReplicaShape, Space
-from simulator.planner.traffic import Traffic
-from simulator.planner.whatif import AS_ASKED, Change, Trials
+from simulator.planner.space import ReplicaShape
 
-_FACTORS = 27
-_FURTHEST = 2.6
-"""Standard deviations to which factors are tabulated."""
-_BATCHES = 24
+_SCORES = np.linspace(-2.6, 2.6, 27)
+"""Standard deviations of the calibration's error at which demand is tabulated."""
+_NUM_BATCHES = 24
+"""Batches among which the typical decode step is looked for."""
 _NEARLY = 1 - 1e-6
-"""As much as one replica fewer would need, and not quite."""
+"""Share of what one replica fewer would need, which is not quite enough."""
 _ROUNDING = 1e-9
+"""Share of a replica that is put down to rounding."""
 _BUSIEST = 0.97
-"""Of what a replica carries at the most: where the closed form puts one that simulation finds able
-to carry its share."""
+"""Share of the most that a replica carries: where the closed form puts one that simulation finds
+able to carry its share."""
 
 
 class ReplicaCapacity(NamedTuple):
-    """What a replica of one pool, or of both phases, carries by how far its latencies go; ``[n]``
-    each, rising.
+    """Rates that a replica of one pool, or of both phases, carries by how far its latencies go;
+    ``[n]`` each, rising.
     """
 
     ranks: int
@@ -59,7 +58,7 @@ class ReplicaCapacity(NamedTuple):
     tpot_s: Floats
     ttft_s: Floats
 
-    def carries(self, slower: float, slack: float) -> float:
+    def find_rate(self, slower: float, slack: float) -> float:
         """Requests a second with all limits kept; 0 where they cannot be.
 
         Args:
@@ -75,11 +74,11 @@ class ReplicaCapacity(NamedTuple):
         part = math.log(limit / low) / math.log(high / low) if low > 0 else 0.0
         return float(self.rates[n - 1] ** (1 - part) * self.rates[n] ** part) / slower
 
-    def fitted(self, least: float, most: float) -> tuple[float, float]:
+    def fit(self, least: float, most: float) -> tuple[float, float]:
         """Slack and factor with which it carries at least ``least`` and less than ``most`` requests
         a second; 1 where it does.
         """
-        carried = self.carries(1.0, 1.0)
+        carried = self.find_rate(1.0, 1.0)
         if least <= carried < most:
             return 1.0, 1.0
         wanted = least if carried < least else most * _NEARLY
@@ -92,69 +91,67 @@ class ReplicaCapacity(NamedTuple):
             low, high = self.rates[n - 1], self.rates[n]
             part = math.log(wanted / low) / math.log(high / low)
             slack = float(self.needs[n - 1] ** (1 - part) * self.needs[n] ** part)
-        return slack, wanted / self.carries(1.0, slack)
+        return slack, wanted / self.find_rate(1.0, slack)
 
-    def latencies(self, rate: float, slower: float) -> tuple[float, float]:
-        """Time per token and to the first token at so many requests a second; the second without
-        bound where they are too many.
+    def estimate_latencies(self, rate: float, slower: float) -> tuple[float, float]:
+        """Seconds per token and to the first token at so many requests a second; the latter without
+        bound where these are too many.
         """
         scale = max(1.0, rate / (_BUSIEST * float(self.rates[-1])))
         at = math.log(rate * slower)
         tpot_s, ttft_s = (
-            slower * float(np.interp(at, np.log(self.rates * scale), v))
-            for v in (self.tpot_s, self.ttft_s)
+            slower * float(np.interp(at, np.log(self.rates * scale), known_s))
+            for known_s in (self.tpot_s, self.ttft_s)
         )
         return tpot_s, ttft_s if rate * slower <= scale * self.rates[-1] else math.inf
 
 
-class Pool(NamedTuple):
+class FittedPool(NamedTuple):
     """Replicas of one kind, fitted to how many of them were found to do."""
 
-    reach: ReplicaCapacity
+    capacity: ReplicaCapacity
     replicas: int
     slack: float
     scale: float
     loads: tuple[float, ...]
-    """With each of :data:`DRAWS`: load of a replica over the load with the sample asked for."""
+    """Load of a replica with each of :data:`RESAMPLES` over the load with the sample asked for."""
 
-    def needed(self, rate_per_s: float, slower: float) -> int:
-        """Replicas; 0 where none keeps the limits."""
-        carried = self.scale * self.reach.carries(slower, self.slack)
+    def count_replicas(self, rate_per_s: float, slower: float) -> int:
+        """Replicas that are needed; 0 where none keeps the limits."""
+        carried = self.scale * self.capacity.find_rate(slower, self.slack)
         return max(1, math.ceil(rate_per_s / carried * (1 - _ROUNDING))) if carried > 0 else 0
 
 
 class Estimate(NamedTuple):
     """One deployment, in closed form."""
 
-    table: Table
-    factors: dict[str, tuple[float, float]]
-    """By latency (``tpot_s``): what its figure is multiplied with at the low and the high end of
-    the calibration's band."""
-    kept: tuple[float, ...] = ()
-    """Share of the requests that keep their limits at both ends, where that is a target: simulated,
-    there is no closed form of it."""
+    demand: GpuDemand
+    factors: dict[str, Edges]
+    """Factors on a latency's (``tpot_s``) figure at the low and the high end of the calibration's
+    band."""
+    attainment: Edges | None = None
+    """Shares of the requests that keep their limits at both ends, where that is a target:
+    simulated, there is no closed form of it."""
 
 
-def empty_table(curve: Curve, plan: DeploymentPlan, candidate: Candidate) -> Table:
-    """What a deployment's errors are, without what it needs."""
-    bands = bands_of(plan, candidate.prefill is not None)
-    most = min(candidate.budget, plan.serving.rules.max_sequences)
-    return Table(*bands, step_parts(curve, most, candidate.tpot_s), [], [], own=own_of(plan))
+def estimate_error(
+    curve: Curve, most_sequences: int, tpot_s: float, is_pooled: bool
+) -> CalibrationError:
+    """The error of a deployment whose decode step takes as long as a time per token.
 
-
-def step_parts(curve: Curve, most_sequences: int, tpot_s: float) -> dict[str, float]:
-    """Shares of the decode step that takes as long as a time per token, by what they have in common
-    with other deployments.
+    Args:
+        is_pooled: whether prompts have a pool of their own.
     """
-    plan, batches = curve.plan, np.geomspace(1, max(2, most_sequences), _BATCHES)
-    terms = curve.terms(batches, np.zeros(_BATCHES), 0.0)
+    batches = np.geomspace(1, max(2, most_sequences), _NUM_BATCHES)
+    terms = curve.terms(batches, np.zeros(_NUM_BATCHES), 0.0)
     place = int(np.argmin(np.abs(terms.total - tpot_s)))
-    total = float(terms.total[place])
-    return {
-        name: float(seconds[place]) / total
-        for name, seconds in zip(kernels_of(plan), terms, strict=True)
-        if seconds[place] > 0
-    }
+    return read_error(curve.plan, np.array(terms)[:, place], is_pooled)
+
+
+def estimate_candidate_error(curve: Curve, candidate: Candidate) -> CalibrationError:
+    """The error of a candidate, at the time per token that the screen expects."""
+    most = min(candidate.budget, curve.plan.serving.rules.max_sequences)
+    return estimate_error(curve, most, candidate.tpot_s, candidate.prefill is not None)
 
 
 class Estimator:
@@ -162,18 +159,18 @@ class Estimator:
     share what they have in common.
     """
 
-    def __init__(self, trials: Trials, change: Change = AS_ASKED, samples: bool = False) -> None:
-        """Args: samples: whether tables are of other samples of requests too."""
-        self._trials, self._change = trials, change
-        self._draws = DRAWS if samples else ()
+    def __init__(self, trials: Trials, change: Change = AS_ASKED, resamples: bool = False) -> None:
+        """Args: resamples: whether demand is tabulated for other samples of requests too."""
+        self._trials = trials
+        numbers = (change.resample, *(RESAMPLES if resamples else ()))
+        self._changes = [change._replace(resample=number) for number in numbers]
         self._judges: list[Judge] = []
-        self._kept: dict[
-            tuple[ReplicaShape, int, str], tuple[DeploymentPlan, Curve, list[Served]]
-        ] = {}
+        """For the change's own requests, and for other samples of them."""
+        self._known: dict[tuple[ReplicaShape, int, str], tuple[Curve, list[Served]]] = {}
 
     def estimate(self, evaluation: Evaluation, rate_per_s: float | None = None) -> Estimate | None:
-        """An evaluation's closed form; ``None`` where nothing was found, or the closed form knows
-        no load that the targets allow.
+        """Estimate an evaluation's demand; ``None`` where nothing was found, or the closed form
+        knows no load that the targets allow.
 
         Args:
             rate_per_s: of the requests that the evaluation is about; absent = of the change's own
@@ -182,102 +179,115 @@ class Estimator:
         candidate, cluster_size = evaluation.candidate, evaluation.cluster_size
         if cluster_size is None:
             return None
-        space, traffic = self._world(candidate)
+        explorers = [self._trials.open_explorer(candidate, change) for change in self._changes]
+        space, traffic = explorers[0].space, explorers[0].traffic
+        if not self._judges:
+            self._judges = [Judge(space, one.traffic) for one in explorers]
         rate = traffic.rate_per_s if rate_per_s is None else rate_per_s
-        machines = space.machines[candidate.shape.machines]
-        spare = space.spare_gpus(candidate.shape, candidate.prefill)
-        pools: list[Pool] = []
         sides = [("both", candidate.shape, cluster_size.replicas)]
         if candidate.prefill is not None:
             sides = [
                 ("prefill", candidate.prefill, cluster_size.prefill_replicas),
                 ("decode", candidate.shape, cluster_size.replicas),
             ]
+        pools: list[FittedPool] = []
         for phase, shape, replicas in sides:
-            plan, curve, served = self._served(candidate, shape, phase)
-            reaches = [
-                _reach(judge, shape, one) for judge, one in zip(self._judges, served, strict=True)
-            ]
-            if any(reach is None for reach in reaches):
+            curve, served = self._serve(candidate, shape, phase)
+            fewer = self._count_fewer(candidate, cluster_size, replicas)
+            pool = self._fit_pool(shape, served, replicas, fewer, rate)
+            if pool is None:
                 return None
-            fewer = replicas - 1
-            if candidate.prefill is None:
-                smaller = [size for size in machines.sizes if size < cluster_size.size]
-                fewer = max(0, smaller[-1] - spare) // shape.num_ranks if smaller else 0
-            pools.append(
-                _pool(
-                    [reach for reach in reaches if reach],
-                    replicas,
-                    fewer,
-                    rate,
-                    [one.traffic for one in self._judges],
-                )
-            )
-        table = empty_table(curve, plan, candidate)
+            pools.append(pool)
+        error = estimate_candidate_error(curve, candidate)
+        slower = sorted({1.0, *(math.exp(error.middle + z * error.spread) for z in _SCORES)})
 
-        def gpus(slower: float, loads: Sequence[float]) -> int:
+        def count_gpus(factor: float, loads: Sequence[float]) -> int:
             counts = [
-                pool.needed(rate * load, slower) for pool, load in zip(pools, loads, strict=True)
+                pool.count_replicas(rate * load, factor)
+                for pool, load in zip(pools, loads, strict=True)
             ]
-            total = sum(count * pool.reach.ranks for count, pool in zip(counts, pools, strict=True))
-            return (
-                (space.held(total, candidate.shape, candidate.prefill) or 0) if all(counts) else 0
-            )
+            total = sum(n * pool.capacity.ranks for n, pool in zip(counts, pools, strict=True))
+            size = space.held(total, candidate.shape, candidate.prefill) if all(counts) else None
+            return size or 0
 
-        slower = sorted(
-            {
-                1.0,
-                *(
-                    math.exp(table.middle + z * table.spread)
-                    for z in np.linspace(-_FURTHEST, _FURTHEST, _FACTORS)
-                ),
-            }
+        gpus, *others = (
+            [count_gpus(factor, loads) for factor in slower]
+            for loads in ([1.0] * len(pools), *zip(*(pool.loads for pool in pools), strict=True))
         )
-        table = table._replace(
-            slower=slower,
-            gpus=[gpus(factor, [1.0] * len(pools)) for factor in slower],
-            by_sample=tuple(
-                [gpus(factor, [pool.loads[n] for pool in pools]) for factor in slower]
-                for n in range(len(self._draws))
-            ),
-        )
-        return Estimate(table, _factors(pools, rate, table, traffic.num_output))
+        demand = GpuDemand(error, slower, gpus, by_resample=tuple(others))
+        return Estimate(demand, _estimate_factors(pools, rate, error, traffic.num_output))
 
-    def _world(self, candidate: Candidate) -> tuple[Space, Traffic]:
-        """The space and the traffic of the change, and judges for these and for other samples."""
-        explorer = self._trials.explorer(candidate, self._change)
-        if not self._judges:
-            others = [
-                self._trials.explorer(candidate, self._change._replace(draw=draw)).traffic
-                for draw in self._draws
-            ]
-            self._judges = [
-                Judge(explorer.space, traffic) for traffic in (explorer.traffic, *others)
-            ]
-        return explorer.space, explorer.traffic
-
-    def _served(
+    def _serve(
         self, candidate: Candidate, shape: ReplicaShape, phase: str
-    ) -> tuple[DeploymentPlan, Curve, list[Served]]:
+    ) -> tuple[Curve, list[Served]]:
+        """The curve of the change's own requests, and a replica under rising loads of each
+        sample.
+        """
         key = (shape, candidate.budget, phase)
-        if key not in self._kept:
+        if key not in self._known:
             space = self._judges[0].space
             plan = make_plan(space.spec(shape, None), space.question.seed, "plan", space.folder)
             curves = [judge.curve(shape, plan) for judge in self._judges]
-            served = []
-            for judge, curve in zip(self._judges, curves, strict=True):
-                if phase == "both":
-                    served.append(judge.both(plan, curve, candidate.budget))
-                elif phase == "prefill":
-                    served.append(judge.prefilling(plan, curve, candidate.budget))
-                else:
-                    served.append(judge.decoding(plan, curve))
-            self._kept[key] = (plan, curves[0], served)
-        return self._kept[key]
+            self._known[key] = (
+                curves[0],
+                [
+                    _serve_phase(judge, phase, plan, curve, candidate.budget)
+                    for judge, curve in zip(self._judges, curves, strict=True)
+                ],
+            )
+        return self._known[key]
+
+    def _count_fewer(self, candidate: Candidate, cluster_size: ClusterSize, replicas: int) -> int:
+        """The most replicas that are known not to do: those of the next smaller cluster."""
+        if candidate.prefill is not None:
+            return replicas - 1
+        space, shape = self._judges[0].space, candidate.shape
+        sizes = space.machines[shape.machines].sizes
+        smaller = max((size for size in sizes if size < cluster_size.size), default=None)
+        if smaller is None:
+            return 0
+        return max(0, smaller - space.spare_gpus(shape)) // shape.num_ranks
+
+    def _fit_pool(
+        self,
+        shape: ReplicaShape,
+        served: Sequence[Served],
+        replicas: int,
+        fewer: int,
+        rate_per_s: float,
+    ) -> FittedPool | None:
+        """Replicas of which ``fewer`` do not do; ``None`` where one can go on under no load."""
+        capacities = [
+            measure_capacity(judge, shape, one)
+            for judge, one in zip(self._judges, served, strict=True)
+        ]
+        known = [capacity for capacity in capacities if capacity is not None]
+        if len(known) < len(capacities):
+            return None
+        most = rate_per_s / fewer if fewer else math.inf
+        slack, scale = known[0].fit(rate_per_s / max(replicas, 1), most)
+        rates = [judge.traffic.rate_per_s for judge in self._judges]
+        carried = [capacity.find_rate(1.0, slack) for capacity in known]
+        loads = (
+            rate / rates[0] * carried[0] / able if able > 0 else math.inf
+            for rate, able in zip(rates[1:], carried[1:], strict=True)
+        )
+        finite = tuple(load if math.isfinite(load) else 1.0 for load in loads)
+        return FittedPool(known[0], max(replicas, 1), slack, scale, finite)
 
 
-def _reach(judge: Judge, shape: ReplicaShape, served: Served) -> ReplicaCapacity | None:
-    """Of a replica; ``None`` where it can go on under no load."""
+def _serve_phase(
+    judge: Judge, phase: str, plan: DeploymentPlan, curve: Curve, budget: int
+) -> Served:
+    if phase == "both":
+        return judge.both(plan, curve, budget)
+    return (
+        judge.prefilling(plan, curve, budget) if phase == "prefill" else judge.decoding(plan, curve)
+    )
+
+
+def measure_capacity(judge: Judge, shape: ReplicaShape, served: Served) -> ReplicaCapacity | None:
+    """Capacity of a replica; ``None`` where it can go on under no load."""
     kept = served.possible & (served.rates > 0)
     if not kept.any():
         return None
@@ -286,58 +296,35 @@ def _reach(judge: Judge, shape: ReplicaShape, served: Served) -> ReplicaCapacity
     limits = judge.space.question.targets.e2e_s.limits().values()
     if limits:
         needs = np.maximum(needs, (ttft_s + judge.traffic.num_output * tpot_s) / min(limits))
-    rising = np.maximum.accumulate
-    return ReplicaCapacity(
-        shape.num_ranks, rising(served.rates[kept]), rising(needs), rising(tpot_s), rising(ttft_s)
+    rising = (
+        np.maximum.accumulate(values) for values in (served.rates[kept], needs, tpot_s, ttft_s)
     )
+    return ReplicaCapacity(shape.num_ranks, *rising)
 
 
-def _pool(
-    reaches: list[ReplicaCapacity],
-    replicas: int,
-    fewer: int,
-    rate_per_s: float,
-    traffic: list[Traffic],
-) -> Pool:
-    """Replicas of which ``fewer`` do not do."""
-    slack, scale = reaches[0].fitted(
-        rate_per_s / max(replicas, 1), rate_per_s / fewer if fewer else math.inf
-    )
-    carried = [reach.carries(1.0, slack) for reach in reaches]
-    loads = tuple(
-        other.rate_per_s / traffic[0].rate_per_s * carried[0] / able if able > 0 else math.inf
-        for other, able in zip(traffic[1:], carried[1:], strict=True)
-    )
-    return Pool(
-        reaches[0],
-        max(replicas, 1),
-        slack,
-        scale,
-        tuple(load if math.isfinite(load) else 1.0 for load in loads),
-    )
-
-
-def _factors(
-    pools: list[Pool], rate_per_s: float, table: Table, num_output: float
-) -> dict[str, tuple[float, float]]:
-    """What the calibration's band makes of a deployment's latencies at the size that it has: queues
+def _estimate_factors(
+    pools: Sequence[FittedPool], rate_per_s: float, error: CalibrationError, num_output: float
+) -> dict[str, Edges]:
+    """Factors of the calibration's band on a deployment's latencies at the size that it has: queues
     grow faster than steps.
     """
 
-    def latencies(slower: float) -> tuple[float, float]:
-        found = [pool.reach.latencies(rate_per_s / pool.replicas, slower) for pool in pools]
+    def estimate(slower: float) -> tuple[float, float]:
+        found = [
+            pool.capacity.estimate_latencies(rate_per_s / pool.replicas, slower) for pool in pools
+        ]
         return found[-1][0], found[0][1]
 
-    base, low, high = latencies(1.0), *(latencies(edge) for edge in table.edges)
+    base, low, high = (estimate(factor) for factor in (1.0, *error.edges))
     tpot, ttft = (
         (one / own, other / own) if own > 0 else (1.0, 1.0)
         for own, one, other in zip(base, low, high, strict=True)
     )
-    edges = around_one(table.ttft_band)
+    edges = include_one(error.bands.first_token)
     ttft = (min(ttft[0], edges[0]), max(ttft[1], edges[1]))
     parts = (base[1], num_output * base[0])
-    e2e = [
+    low_e2e, high_e2e = (
         (parts[0] * first + parts[1] * later) / max(sum(parts), 1e-12)
         for first, later in zip(ttft, tpot, strict=True)
-    ]
-    return {"tpot_s": tpot, "ttft_s": ttft, "e2e_s": (e2e[0], e2e[1])}
+    )
+    return {"tpot_s": tpot, "ttft_s": ttft, "e2e_s": (low_e2e, high_e2e)}

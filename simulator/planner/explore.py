@@ -16,7 +16,7 @@ from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.engine.pool import PoolState
 from simulator.engine.table import StepTable, slow_table, start_table
 from simulator.engine.timeline import serve
-from simulator.planner.miss_probability import risk
+from simulator.planner.calibration_error import compute_miss_probability
 from simulator.planner.screen import Candidate
 from simulator.planner.space import Space
 from simulator.planner.traffic import Traffic
@@ -62,7 +62,7 @@ class Evaluation:
     was_stored: bool = field(default=False, compare=False)
     """Whether it was found by an earlier search."""
     risk: float = 0.0
-    """See :func:`simulator.planner.miss_probability.risk`."""
+    """See :func:`simulator.planner.calibration_error.compute_miss_probability`."""
 
 
 def resize_candidate(evaluation: Evaluation) -> Candidate:
@@ -233,7 +233,7 @@ class Explorer:
             self.trial(cluster_size),
         )
         plan = self.plan(ClusterSize(0, 1, 1 if self.candidate.prefill is not None else 0))
-        missing = risk(plan, found, longest_tokens(self.traffic.trace))
+        missing = compute_miss_probability(plan, found, longest_tokens(self.traffic.trace))
         return Evaluation(
             self.candidate,
             cluster_size,

@@ -10,11 +10,11 @@ from typing import Any
 
 from simulator.config.capacity import Spare
 from simulator.deployment.plan import make_plan
+from simulator.planner.conditions import Change, Trials, price_evaluation
 from simulator.planner.explore import ClusterSize, Evaluation
 from simulator.planner.machines import Machines
 from simulator.planner.screen import Candidate
 from simulator.planner.trial import Outcome
-from simulator.planner.whatif import AS_ASKED, Change, Trials, cost_of, gpu_hour
 
 LOST = (Spare(gpus=1), Spare(nodes=1), Spare(nodes=2))
 """The losses that are looked at."""
@@ -30,12 +30,12 @@ def with_losses(
 
     Replicas lie on GPUs in order, those for prompts first. A replica with a lost GPU is gone,
     whichever of its GPUs it was; what stands idle takes the lost ones' places. Goodput counts
-    requests that keep :func:`~simulator.planner.whatif.promise`. With more lost nothing is counted
-    better than with less, since a balancer could leave replicas idle: the trials' noise is not a
-    gain.
+    requests that keep :func:`~simulator.planner.conditions.choose_slo`. With more lost
+    nothing is counted better than with less, since a balancer could leave replicas idle: the
+    trials' noise is not a gain.
     """
     machines = trials.space.machines[candidate.shape.machines]
-    rate = trials.explorer(candidate, AS_ASKED).traffic.rate_per_s
+    rate = trials.open_explorer(candidate).traffic.rate_per_s
     host_gpus = trials.space.host_gpus(candidate.shape, candidate.prefill)
     rows = [_row(trials, candidate, machines, rate, Spare(), [cluster_size], cluster_size.size)]
     for lost in LOST:
@@ -173,9 +173,9 @@ def spare_nodes(trials: Trials, candidate: Candidate) -> list[dict[str, Any]]:
         change = Change(spare=spare)
         evaluation = trials.find(candidate, change)
         size = evaluation.cluster_size.size if evaluation.cluster_size is not None else None
-        cost = cost_of(trials.space, evaluation) if size is not None else None
+        cost = price_evaluation(trials.space, evaluation) if size is not None else None
         base = cost if spare == Spare() else base
-        host_gpus = trials.explorer(candidate, change).space.host_gpus(
+        host_gpus = trials.open_explorer(candidate, change).space.host_gpus(
             candidate.shape, candidate.prefill
         )
         rows.append(
@@ -229,10 +229,10 @@ def idle_costs(trials: Trials, first: Evaluation, copying: Evaluation | None) ->
     )
     return {
         "unused_gpus": unused,
-        "unused_cost_per_hour": unused * gpu_hour(space, candidate.shape.machines),
+        "unused_cost_per_hour": unused * space.machines[candidate.shape.machines].gpu_hour,
         "held_back": str(space.question.spare) if held_back else "",
         "held_back_gpus": held_back,
-        "held_back_cost_per_hour": held_back * gpu_hour(space, candidate.shape.machines),
+        "held_back_cost_per_hour": held_back * space.machines[candidate.shape.machines].gpu_hour,
         "spare_experts": None
         if copying is None or copying.cluster_size is None
         else _spare_experts(trials, copying.candidate, copying.cluster_size),
@@ -259,7 +259,7 @@ def _spare_experts(
     )
     bytes_per_gpu = with_copies.weights_bytes - without.weights_bytes
     share = bytes_per_gpu / with_copies.total_bytes
-    cost = cost_of(space, trials.find(candidate._replace(shape=plain)))
+    cost = price_evaluation(space, trials.find(candidate._replace(shape=plain)))
     return {
         "deployment": space.text(shape),
         "slots": shape.slots - moe.num_experts,
@@ -269,7 +269,7 @@ def _spare_experts(
         "cost_per_hour": share
         * cluster_size.replicas
         * shape.num_ranks
-        * gpu_hour(space, shape.machines),
+        * space.machines[shape.machines].gpu_hour,
         "cache_tokens_forgone": without.tokens - with_copies.tokens,
         "cost_per_hour_without": cost if math.isfinite(cost) else None,
     }

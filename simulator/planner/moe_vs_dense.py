@@ -8,16 +8,26 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from simulator.planner.conditions import Conditions
-from simulator.planner.confidence import Costs
+from simulator.planner.calibration_error import Floats
+from simulator.planner.conditions import (
+    SHORT_REQUESTS,
+    Change,
+    Conditions,
+    Trials,
+    price_evaluation,
+)
 from simulator.planner.estimate import Estimator
 from simulator.planner.evaluations import best_of_each, row_of
 from simulator.planner.explore import Evaluation
-from simulator.planner.row_bands import costs_band, held, ratio_band
-from simulator.planner.samples import Floats, Table
+from simulator.planner.samples import (
+    CostSamples,
+    GpuDemand,
+    find_band,
+    find_ratio_band,
+    name_band,
+)
 from simulator.planner.screen import Candidate, by_cost
 from simulator.planner.search import SearchResult
-from simulator.planner.whatif import SHORT_REQUESTS, Change, Trials, cost_of, gpu_hour
 from simulator.results.formats import TIMES
 
 RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -86,7 +96,9 @@ def _expected(result: SearchResult, candidate: Candidate, rate: float) -> tuple[
         gpus += math.ceil(candidate.prefill_replicas * rate) * candidate.prefill.num_ranks
     held = result.space.held(gpus, candidate.shape, candidate.prefill)
     return (
-        math.inf if held is None else held * gpu_hour(result.space, candidate.shape.machines),
+        math.inf
+        if held is None
+        else held * result.space.machines[candidate.shape.machines].gpu_hour,
         gpus,
         *by_cost(candidate),
     )
@@ -106,7 +118,7 @@ class CheapestAtRate(NamedTuple):
 
     cost: float
     evaluation: Evaluation
-    table: Table | None
+    demand: GpuDemand | None
     """Of what it needs if steps take longer."""
 
 
@@ -126,7 +138,7 @@ def over_rates(trials: Trials, moe: Rivals, dense: Rivals) -> dict[str, Any]:
     def at(one: RateTrial) -> CheapestAtRate:
         estimate = Estimator(trials, one.change).estimate(one.evaluation)
         return CheapestAtRate(
-            one.cost, one.evaluation, None if estimate is None else estimate.table
+            one.cost, one.evaluation, None if estimate is None else estimate.demand
         )
 
     points = [(rate, at(first), at(second)) for rate in RATES for first, second in [tried(rate)]]
@@ -173,10 +185,12 @@ def _tried(trials: Trials, candidate: Candidate, rate: float) -> RateTrial:
     times, change = _change(candidate, rate)
     evaluation = trials.find(candidate, change)
     if evaluation.cluster_size is None or times == 1:
-        return RateTrial(cost_of(trials.space, evaluation), evaluation, change)
+        return RateTrial(price_evaluation(trials.space, evaluation), evaluation, change)
     size = trials.space.held(evaluation.num_gpus * times, candidate.shape, candidate.prefill)
     return RateTrial(
-        math.inf if size is None else size * gpu_hour(trials.space, candidate.shape.machines),
+        math.inf
+        if size is None
+        else size * trials.space.machines[candidate.shape.machines].gpu_hour,
         evaluation,
         change,
     )
@@ -192,7 +206,7 @@ def moe_vs_dense(
     result: SearchResult,
     rates: dict[str, Any] | None,
     sensitivities: list[dict[str, Any]],
-    costs: Costs,
+    costs: CostSamples,
     bands: Mapping[Candidate, dict[str, Any]],
 ) -> dict[str, Any] | None:
     """The comparison; ``None`` where nothing meets the targets.
@@ -211,7 +225,7 @@ def moe_vs_dense(
         )
 
     def drawn(evaluation: Evaluation | None) -> Floats | None:
-        return None if evaluation is None else costs.of(evaluation)
+        return None if evaluation is None else costs.draw_costs(evaluation)
 
     moe, dense = best_of_kind(result, "MoE"), best_of_kind(result, "dense")
     pruned = best_of_kind(result, "pruned")
@@ -238,9 +252,11 @@ def moe_vs_dense(
         "dense": row(dense),
         "pruned": row(pruned),
         "pruned_cost_ratio": pruned_ratio,
-        **held("pruned_cost_ratio", pruned_ratio, ratio_band(drawn(pruned), drawn(dense))),
+        **name_band(
+            "pruned_cost_ratio", pruned_ratio, find_ratio_band(drawn(pruned), drawn(dense))
+        ),
         "cost_ratio": ratio,
-        **held("cost_ratio", ratio, ratio_band(drawn(moe), drawn(dense))),
+        **name_band("cost_ratio", ratio, find_ratio_band(drawn(moe), drawn(dense))),
         "rates": points,
         "flips": flips,
         "text": _text(result, moe, dense, ratio, points, flips),
@@ -248,7 +264,11 @@ def moe_vs_dense(
 
 
 def _point(
-    result: SearchResult, costs: Costs, rate: float, moe: CheapestAtRate, dense: CheapestAtRate
+    result: SearchResult,
+    costs: CostSamples,
+    rate: float,
+    moe: CheapestAtRate,
+    dense: CheapestAtRate,
 ) -> dict[str, Any]:
     """Both kinds at one rate, with bands in closed form."""
     ratio = moe.cost / dense.cost if 0 < dense.cost < math.inf and moe.cost < math.inf else None
@@ -256,18 +276,18 @@ def _point(
     point: dict[str, Any] = {"rate": rate, "requests_per_s": rate * result.traffic.rate_per_s}
     for name, one, draws in zip(("moe", "dense"), (moe, dense), drawn, strict=True):
         cost = one.cost if math.isfinite(one.cost) else None
-        point |= {f"{name}_cost_per_hour": cost} | held(
-            f"{name}_cost_per_hour", cost or None, costs_band(draws)
+        point |= {f"{name}_cost_per_hour": cost} | name_band(
+            f"{name}_cost_per_hour", cost or None, find_band(draws)
         )
-    return point | {"cost_ratio": ratio} | held("cost_ratio", ratio, ratio_band(*drawn))
+    return point | {"cost_ratio": ratio} | name_band("cost_ratio", ratio, find_ratio_band(*drawn))
 
 
-def _drawn(result: SearchResult, costs: Costs, one: CheapestAtRate) -> Floats | None:
+def _drawn(result: SearchResult, costs: CostSamples, one: CheapestAtRate) -> Floats | None:
     """``[n]`` draws of what it costs; of GPUs where machines cost nothing. Only with a table: what
     is asked for is another rate.
     """
-    drawn = None if one.table is None else costs.of(one.evaluation, one.table)
-    full = cost_of(result.space, one.evaluation)
+    drawn = None if one.demand is None else costs.draw_costs(one.evaluation, one.demand)
+    full = price_evaluation(result.space, one.evaluation)
     return None if drawn is None else drawn * (one.cost / full if 0 < full < math.inf else 1.0)
 
 
@@ -275,7 +295,7 @@ def _over(result: SearchResult, one: Evaluation | None, dense: Evaluation | None
     """What it costs over the best whole dense model's cost; of GPUs where machines cost nothing."""
     if one is None or dense is None:
         return None
-    cost, least = cost_of(result.space, one), cost_of(result.space, dense)
+    cost, least = price_evaluation(result.space, one), price_evaluation(result.space, dense)
     if least > 0:
         return cost / least
     return (
@@ -312,7 +332,7 @@ def _text(
     names = (models[moe.candidate.shape.model].name, models[dense.candidate.shape.model].name)
     if ratio is None:
         return f"{names[0]} and {names[1]} have no price to compare."
-    if cost_of(result.space, dense) == 0:
+    if price_evaluation(result.space, dense) == 0:
         return (
             f"At the same targets {names[0]} (MoE) takes {ratio:.2f}{TIMES} the GPUs of {names[1]} "
             "(dense), which cost nothing."

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from simulator.deployment.plan import make_plan
+from simulator.planner.calibration_error import include_one, read_bands
 from simulator.planner.evaluations import text_of
 from simulator.planner.explore import Evaluation
-from simulator.planner.samples import around_one, bands_of
 from simulator.planner.search import SearchResult
 from simulator.planner.space import ReplicaShape
 from simulator.planner.speeds import Speed
@@ -101,7 +101,7 @@ def _edges(result: SearchResult, shape: ReplicaShape, is_pooled: bool) -> tuple[
     """The band of a step's seconds over the predicted ones."""
     space = result.space
     plan = make_plan(space.spec(shape, None), result.question.seed, "plan", space.folder)
-    return around_one(bands_of(plan, is_pooled).token)
+    return include_one(read_bands(plan, is_pooled).token)
 
 
 def _closed(

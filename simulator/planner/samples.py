@@ -1,240 +1,100 @@
-"""Joint draws of what the calibration may be off, and of which sample of requests comes: what
-everything that is compared shares.
-
-The calibration's error is one factor on all of a step's seconds, log-normal with the band of
-measured over predicted times per token of the serving engine (whole models and GPUs left out of the
-fit). It is made up of a factor for each term of the step (weights, products, cache, ...), all
-equally uncertain. Two deployments share half of the variance of a term that the same kernels of the
-same engine on the same family of accelerators compute, and err together as far as these terms make
-up their steps; the other half is each one's own.
-
-That is held against measured serving points (``python tests/validation/test_order_probabilities.py
-TABLE``; 1,483 points of three engines on three GPUs, in 15,759 pairs of the same lengths and load;
-most are in the fits). Deployments said to be faster with a probability of 55, 65, 75, 86, 93 and 97
-% are in 53, 63, 71, 86, 91 and 96 % of cases, Brier score 0.054, and the 80 % band of the ratio of
-two times per token holds 79 % of the ratios. Of one engine, GPU and model it holds 85 %; it would
-56 % were all shared, and 90 % were nothing.
+"""Joint samples of what the calibration may be off, and of which sample of requests comes: what all
+deployments that are compared share; and quantiles and probabilities over them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simulator.base.streams import open_stream
-from simulator.config.calibration import Fit
-from simulator.deployment.plan import DeploymentPlan
-from simulator.planner.closed_form import Terms
+from simulator.planner.calibration_error import CalibrationError, Edges, Floats
+from simulator.planner.explore import Evaluation
+from simulator.planner.screen import Candidate
+from simulator.planner.search import SearchResult
 
-Floats = NDArray[np.float64]
+Band = tuple[float | None, float | None]
+"""Ends of a figure's band; ``None`` where there is none, or where it is infinite."""
 
-ASSUMED = (0.5, 2.0)
-"""Where nothing was measured: a factor of two either way."""
-DRAWS = (1, 2, 3)
-"""Other samples of requests and of experts' choices."""
-NUM_DRAWS = 4000
-SHARED = 0.5
-"""Of the variance of a term's error, what the same kernels have in common wherever they run."""
-Z_80 = 1.2816
-"""Standard deviations either way that hold 80 %."""
+RESAMPLES = (1, 2, 3)
+"""Other samples of requests and of experts' choices; 0 is the one that was asked for."""
+NUM_SAMPLES = 4000
 
 
-class Table(NamedTuple):
-    """What one deployment needs if steps take so many times as long."""
+class GpuDemand(NamedTuple):
+    """GPUs that one deployment needs if steps take so many times as long."""
 
-    band: tuple[float, float]
-    """10th and 90th percentile of measured over predicted time per token."""
-    ttft_band: tuple[float, float]
-    source: str
-    parts: dict[str, float]
-    """Share of the step by whose error it is."""
+    error: CalibrationError
     slower: list[float]
-    """Rising."""
+    """Factors on the steps' seconds, rising."""
     gpus: list[int]
-    """Of the smallest cluster; 0 where not even the largest meets the targets."""
+    """GPUs of the smallest cluster at each factor; 0 where not even the largest meets the
+    targets."""
     noise: tuple[float, ...] = ()
-    """GPUs with each of :data:`DRAWS` over those with the sample asked for; empty = the same."""
-    by_sample: tuple[list[int], ...] = ()
-    """``gpus`` with each of :data:`DRAWS`, where that was tabulated instead."""
-    own: str = ""
-    """Whose error it has that is not its kernels', see :func:`own_of`; empty = nobody's, all is
-    shared."""
+    """GPUs with each of :data:`RESAMPLES` over those with the sample asked for; empty = the
+    same."""
+    by_resample: tuple[list[int], ...] = ()
+    """``gpus`` with each of :data:`RESAMPLES`, where that was tabulated instead."""
 
     @property
-    def middle(self) -> float:
-        """Of the logarithm of the factor, likewise."""
-        return math.log(self.band[0] * self.band[1]) / 2
-
-    @property
-    def spread(self) -> float:
-        """Its standard deviation."""
-        return math.log(self.band[1] / self.band[0]) / 2 / Z_80
-
-    @property
-    def edges(self) -> tuple[float, float]:
-        """The band, stretched to 1 where the fit is biased: what was predicted lies within its own
-        band.
-        """
-        return around_one(self.band)
+    def base(self) -> int:
+        """GPUs that are needed as the calibration has it."""
+        return self.gpus[self.slower.index(1.0)]
 
 
-def around_one(band: tuple[float, float]) -> tuple[float, float]:
-    """A band of factors that holds 1.
-
-    >>> around_one((0.8, 1.1)), around_one((1.02, 1.4))
-    ((0.8, 1.1), (1.0, 1.4))
+class ErrorSamples:
+    """Samples of calibration errors, the same for everything that is compared; another question's
+    seed gives others.
     """
-    return min(band[0], 1.0), max(band[1], 1.0)
 
-
-class LatencyBands(NamedTuple):
-    """80 % of measured over predicted latencies of one deployment."""
-
-    token: tuple[float, float]
-    """Edges of the band of the time per token."""
-    first_token: tuple[float, float]
-    """Edges of the band of the time to first token."""
-    source: str
-
-
-def bands_of(plan: DeploymentPlan, is_pooled: bool) -> LatencyBands:
-    """The bands of the engine, or of its pools of prefill and decode, where these are known.
-
-    Args:
-        is_pooled: whether prompts have a pool of their own, which a plan in closed form does not
-            say.
-    """
-    pools = plan.placement.calibration.pools if is_pooled else None
-    fit = pools or plan.placement.calibration.engine
-    return LatencyBands(_measured(fit.band, fit), _measured(fit.ttft_band, fit), fit.source)
-
-
-def _measured(band: tuple[float, float] | None, fit: Fit) -> tuple[float, float]:
-    """A fit's band; :data:`ASSUMED` where nothing was measured."""
-    return ASSUMED if band is None or fit.kind == "assumed" else band
-
-
-def kernels_of(plan: DeploymentPlan) -> tuple[str, ...]:
-    """For each of :class:`~simulator.planner.closed_form.Terms`, whose error it has: deployments
-    with the same name err together there.
-    """
-    placement = plan.placement
-    experts = "" if placement.model.moe is None else f" of {placement.model.name}"
-    formats, wires = (
-        placement.precision,
-        "nodes" if placement.layout.num_gpus > placement.cluster.gpus_per_node else "one node",
-    )
-    apart = {
-        "weights": f"{formats.weights} {formats.experts}{experts}",
-        "products": f"{formats.weights} {formats.experts}{experts}",
-        "cache": formats.kv,
-        "prompts": formats.kv,
-        "waiting": placement.model.name,
-        "exchanges": wires,
-        "all_reduces": wires,
-        "host": "",
-    }
-    return tuple(
-        f"{name} {apart.get(name, '')} {placement.accelerator.calibration} {plan.spec.engine}"
-        for name in Terms._fields
-    )
-
-
-def own_of(plan: DeploymentPlan) -> str:
-    """What names a deployment's own error: of what differs in its cache's format or its batching
-    only, it is the same.
-    """
-    placement = plan.placement
-    layout, formats = placement.layout, placement.precision
-    split = f"TP {layout.tp} DP {layout.attention_dp} EP {layout.ep} PP {layout.pp}"
-    return (
-        f"{placement.model.name} {formats.weights} {formats.experts} {split} "
-        f"{placement.accelerator.name} {plan.spec.engine}"
-    )
-
-
-def loading(parts: Mapping[str, float], own: str = "") -> dict[str, float]:
-    """How far each error moves the whole, all terms equally uncertain: squares add up to 1,
-    whatever the step is made of.
-
-    Args:
-        own: the name of a deployment's own error.
-
-    >>> loading({"weights": 0.6, "cache": 0.8})
-    {'weights': 0.6, 'cache': 0.8}
-    """
-    scale = math.sqrt(sum(share**2 for share in parts.values()) / (SHARED if own else 1.0))
-    return {name: share / scale for name, share in parts.items()} | (
-        {own: math.sqrt(1 - SHARED)} if own else {}
-    )
-
-
-def first_token_off(table: Table, score: Floats) -> Floats:
-    """Logarithm of measured over predicted time to first token, so many standard deviations off."""
-    low, high = (math.log(edge) for edge in table.ttft_band)
-    return (low + high) / 2 + (high - low) / 2 / Z_80 * score
-
-
-class Draws:
-    """The same numbers for everything that is compared; another question's seed gives others."""
-
-    def __init__(self, seed: int, count: int = NUM_DRAWS) -> None:
+    def __init__(self, seed: int, count: int = NUM_SAMPLES) -> None:
         self._seed = seed
         self.count = count
         self._normals: dict[str, Floats] = {}
-        self.sample = self._stream("samples").integers(len(DRAWS) + 1, size=count)
+        self.resample = self._open("samples").integers(len(RESAMPLES) + 1, size=count)
         """``[n]``: which sample of requests comes; 0 is the one that was asked for."""
 
-    def _stream(self, name: str) -> np.random.Generator:
+    def _open(self, name: str) -> np.random.Generator:
         return open_stream(self._seed, f"confidence {name}")
 
-    def _normal(self, name: str) -> Floats:
-        if name not in self._normals:
-            self._normals[name] = self._stream(name).standard_normal(self.count)
-        return self._normals[name]
-
-    def score(self, table: Table) -> Floats:
+    def draw_scores(self, error: CalibrationError) -> Floats:
         """``[n]`` standard deviations that a deployment's steps are off."""
         total = np.zeros(self.count)
-        for name, weight in loading(table.parts, table.own).items():
-            total += weight * self._normal(name)
+        for name, weight in error.weights.items():
+            if name not in self._normals:
+                self._normals[name] = self._open(name).standard_normal(self.count)
+            total += weight * self._normals[name]
         return total
 
-    def slowness(self, table: Table) -> Floats:
-        """``[n]`` measured over predicted."""
-        return np.exp(table.middle + table.spread * self.score(table))
+    def draw_slowness(self, error: CalibrationError) -> Floats:
+        """``[n]`` measured over predicted seconds of a step."""
+        return np.exp(error.middle + error.spread * self.draw_scores(error))
 
-    def gpus(self, table: Table, sizes: tuple[int, ...]) -> Floats:
+    def draw_gpus(self, demand: GpuDemand, sizes: tuple[int, ...]) -> Floats:
         """``[n]`` GPUs that are needed; infinite where nothing meets the targets.
 
         Args:
             sizes: that the cluster comes in, rising.
         """
-        slower = self.slowness(table)
-        if not table.by_sample:
-            as_slow = np.array(
-                [
-                    (1.0, 1.0),
-                    *(_as_slow(table, ratio) for ratio in table.noise or (1.0,) * len(DRAWS)),
-                ]
-            )
-            return np.asarray(
-                gpus_at(table, sizes, slower * as_slow[self.sample, 0]) * as_slow[self.sample, 1]
-            )
+        slower = self.draw_slowness(demand.error)
+        if not demand.by_resample:
+            noise = (1.0, *(demand.noise or (1.0,) * len(RESAMPLES)))
+            as_slow = np.array([_convert_noise(demand, ratio) for ratio in noise])[self.resample]
+            needed = interpolate_gpus(demand, sizes, slower * as_slow[:, 0])
+            return np.asarray(needed * as_slow[:, 1])
         found = np.empty(self.count)
-        for number, gpus in enumerate((table.gpus, *table.by_sample)):
-            here = self.sample == number
-            found[here] = gpus_at(table._replace(gpus=gpus), sizes, slower[here])
+        for number, gpus in enumerate((demand.gpus, *demand.by_resample)):
+            here = self.resample == number
+            found[here] = interpolate_gpus(demand._replace(gpus=gpus), sizes, slower[here])
         return found
 
 
-def _as_slow(table: Table, ratio: float) -> tuple[float, float]:
-    """How many times as long steps would have to take for a deployment to need ``ratio`` times the
-    GPUs.
+def _convert_noise(demand: GpuDemand, ratio: float) -> tuple[float, float]:
+    """Factor on the steps' seconds with which a deployment needs ``ratio`` times the GPUs.
 
     A sample that is harder counts as that: the two together need what the sum of both needs, not
     one rounded size times another.
@@ -242,52 +102,74 @@ def _as_slow(table: Table, ratio: float) -> tuple[float, float]:
     Returns:
         That factor, and 1; or 1 and ``ratio``, where nothing that was tried needs so many.
     """
-    place = table.slower.index(1.0)
-    wanted = table.gpus[place] * ratio
+    slower, gpus, place = demand.slower, demand.gpus, demand.slower.index(1.0)
+    wanted = gpus[place] * ratio
     if ratio > 1:
-        beyond = next(
-            (n for n in range(place + 1, len(table.gpus)) if table.gpus[n] >= wanted), None
-        )
-        return (
-            (1.0, ratio)
-            if beyond is None
-            else (math.sqrt(table.slower[beyond - 1] * table.slower[beyond]), 1.0)
-        )
-    if ratio < 1:
-        beyond = next((n for n in reversed(range(place)) if 0 < table.gpus[n] <= wanted), None)
-        return (
-            (1.0, ratio)
-            if beyond is None
-            else (math.sqrt(table.slower[beyond + 1] * table.slower[beyond]), 1.0)
-        )
-    return 1.0, 1.0
+        tried, inward = range(place + 1, len(gpus)), -1
+        beyond = next((n for n in tried if gpus[n] >= wanted), None)
+    else:
+        tried, inward = range(place - 1, -1, -1), 1
+        beyond = next((n for n in tried if ratio < 1 and 0 < gpus[n] <= wanted), None)
+    if beyond is None:
+        return 1.0, ratio
+    return math.sqrt(slower[beyond + inward] * slower[beyond]), 1.0
 
 
-def gpus_at(table: Table, sizes: tuple[int, ...], slower: Floats) -> Floats:
+def interpolate_gpus(demand: GpuDemand, sizes: tuple[int, ...], slower: Floats) -> Floats:
     """GPUs needed if steps take so many times as long: between what was tried, the next size there
     is. Never fewer if slower.
     """
-    needed = np.maximum.accumulate(
-        np.array([number or math.inf for number in table.gpus], dtype=np.float64)
-    )
-    tried = np.log(table.slower)
-    at = np.log(slower)
-    known = np.isfinite(needed)
-    if not known.any():
+    needed = np.maximum.accumulate(np.array([number or math.inf for number in demand.gpus]))
+    tried, at = np.log(demand.slower), np.log(slower)
+    num_known = int(np.isfinite(needed).sum())
+    if not num_known:
         return np.full(len(slower), np.inf)
-    between = np.interp(at, tried[known], needed[known])
-    held = np.array(sizes, dtype=np.float64)
-    rounded = held[np.minimum(np.searchsorted(held, between * (1 - 1e-9)), len(held) - 1)]
-    last = int(known.sum()) - 1
-    limit = (tried[last] + tried[last + 1]) / 2 if last + 1 < len(tried) else math.inf
-    return np.where(at <= limit, rounded, np.inf)
+    between = np.interp(at, tried[:num_known], needed[:num_known])
+    offered = np.array(sizes, dtype=np.float64)
+    places = np.minimum(np.searchsorted(offered, between * (1 - 1e-9)), len(offered) - 1)
+    limit = math.inf
+    if num_known < len(tried):
+        limit = (tried[num_known - 1] + tried[num_known]) / 2
+    return np.where(at <= limit, offered[places], np.inf)
 
 
-def band_of(values: Floats) -> tuple[float | None, float | None]:
-    """10th and 90th percentile, of values that were drawn; ``None`` where infinite, or where there
-    are none.
+class CostSamples:
+    """Samples of what deployments need and cost, the same for all of them."""
+
+    def __init__(self, result: SearchResult, demands: Mapping[Candidate, GpuDemand]) -> None:
+        self.errors = ErrorSamples(result.question.seed)
+        self.demands = demands
+        self._machines = result.space.machines
+        self._is_free = all(machines.gpu_hour == 0 for machines in self._machines)
+
+    def draw_gpus(self, evaluation: Evaluation, demand: GpuDemand | None = None) -> Floats | None:
+        """``[n]`` GPUs that a deployment needs, infinite where nothing meets the targets; ``None``
+        where that is not known.
+
+        Args:
+            demand: under other conditions than those that were asked for.
+        """
+        demand = demand or self.demands.get(evaluation.candidate)
+        if demand is None or evaluation.cluster_size is None:
+            return None
+        sizes = self._machines[evaluation.candidate.shape.machines].sizes
+        scale = evaluation.cluster_size.size / demand.base if demand.base else 1.0
+        return self.errors.draw_gpus(demand, sizes) * scale
+
+    def draw_costs(self, evaluation: Evaluation, demand: GpuDemand | None = None) -> Floats | None:
+        """``[n]`` costs per hour, known as :meth:`draw_gpus` is; GPUs where machines cost
+        nothing.
+        """
+        gpus = self.draw_gpus(evaluation, demand)
+        price = self._machines[evaluation.candidate.shape.machines].gpu_hour
+        return None if gpus is None else gpus * (1.0 if self._is_free else price)
+
+
+def find_band(values: Floats | None) -> Band:
+    """10th and 90th percentile of values that were drawn; without ends where they are infinite, or
+    where there are none.
     """
-    if not len(values):
+    if values is None or not len(values):
         return None, None
     low, high = (
         float(np.quantile(values, q, method=m))  # type: ignore[call-overload]
@@ -296,20 +178,58 @@ def band_of(values: Floats) -> tuple[float | None, float | None]:
     return (low if math.isfinite(low) else None), (high if math.isfinite(high) else None)
 
 
-def share(is_so: NDArray[np.bool_], mine: Floats, theirs: Floats) -> float:
-    """Of the draws; where both fail neither is better."""
+def find_ratio_band(costs: Floats | None, others: Floats | None) -> Band:
+    """Band of the ratio of two costs in the same samples."""
+    return find_band(None if costs is None or others is None else divide_costs(costs, others))
+
+
+def divide_costs(costs: Floats, others: Floats) -> Floats:
+    """Ratios in the samples in which the others meet the targets; infinite where they alone do."""
+    kept = np.isfinite(others) & (others > 0)
+    return np.asarray(costs[kept] / others[kept])
+
+
+def name_band(
+    name: str, value: float | None, band: Iterable[float | None]
+) -> dict[str, float | None]:
+    """Keys of a figure's band, stretched to hold the figure.
+
+    >>> name_band("gpus", 8.0, (9.0, None))
+    {'gpus_low': 8.0, 'gpus_high': None}
+    """
+    low, high = band
+    if value is None:
+        return {}
+    return {
+        f"{name}_low": None if low is None else min(low, value),
+        f"{name}_high": None if high is None else max(high, value),
+    }
+
+
+def widen_band(value: float, band: Edges, scatter: float) -> Edges:
+    """A band that holds the value, with independent scatter either way; not below 0.
+
+    >>> widen_band(10.0, (7.0, 12.0), 4.0)
+    (5.0, 14.47213595499958)
+    """
+    below, above = max(0.0, value - band[0]), max(0.0, band[1] - value)
+    return max(0.0, value - math.hypot(below, scatter)), value + math.hypot(above, scatter)
+
+
+def count_share(is_so: NDArray[np.bool_], mine: Floats, theirs: Floats) -> float:
+    """Share of the samples in which something is so; where both fail neither is better."""
     return float(
         (is_so & np.isfinite(mine)).mean() + (np.isinf(mine) & np.isinf(theirs)).mean() / 2
     )
 
 
-def firsts(costs: Floats) -> Floats:
-    """``[m]`` share of draws in which each of ``[m, n]`` costs is the least; of those that are
+def count_cheapest(costs: Floats) -> Floats:
+    """``[m]`` share of samples in which each of ``[m, n]`` costs is the least; of those that are
     equal, the one listed first.
 
-    Shares add up to 1 less the draws in which nothing meets the targets.
+    Shares add up to 1 less the samples in which nothing meets the targets.
 
-    >>> firsts(np.array([[1.0, 3.0, np.inf], [1.0, 2.0, np.inf]]))
+    >>> count_cheapest(np.array([[1.0, 3.0, np.inf], [1.0, 2.0, np.inf]]))
     array([0.33333333, 0.33333333])
     """
     best = np.argmin(costs, axis=0)
@@ -317,11 +237,11 @@ def firsts(costs: Floats) -> Floats:
     return np.asarray(np.bincount(best[some], minlength=len(costs)) / costs.shape[1])
 
 
-def none_cheaper(costs: Floats) -> Floats:
-    """``[m]`` share of draws in which none of ``[m, n]`` costs less: those that are equal count
+def count_none_cheaper(costs: Floats) -> Floats:
+    """``[m]`` share of samples in which none of ``[m, n]`` costs less: those that are equal count
     each.
 
-    >>> none_cheaper(np.array([[1.0, 3.0], [1.0, 2.0]]))
+    >>> count_none_cheaper(np.array([[1.0, 3.0], [1.0, 2.0]]))
     array([0.5, 1. ])
     """
     return np.asarray((np.isfinite(costs) & (costs <= costs.min(axis=0))).mean(axis=1))

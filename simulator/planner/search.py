@@ -29,7 +29,7 @@ from simulator.planner.ruled_out import Ruled
 from simulator.planner.screen import Candidate, Screened, by_cost, parts, screen
 from simulator.planner.space import Space
 from simulator.planner.store import Store, key_of
-from simulator.planner.stored import STORED_EVALUATION, as_json, restore_evaluation
+from simulator.planner.stored import STORED_EVALUATION, StoredEvaluation
 from simulator.planner.traffic import Traffic
 
 KEPT = "kept from before"
@@ -326,12 +326,12 @@ def _explored(
     known = store.get(key, STORED_EVALUATION)
     if known is not None:
         return replace(
-            restore_evaluation(known, candidate, space.machines[candidate.shape.machines].gpu_hour),
+            known.restore(candidate, space.machines[candidate.shape.machines].gpu_hour),
             was_stored=True,
         )
     with cache_lookups():
         found = Explorer(space, candidate, traffic, space.question.seed).find()
-    store.put(key, as_json(found))
+    store.put(key, StoredEvaluation.strip(found), STORED_EVALUATION)
     return found
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from simulator.planner.calibration_error import compute_miss_probability
 from simulator.planner.evaluations import explorer, text_of
 from simulator.planner.explore import ClusterSize, Evaluation
-from simulator.planner.miss_probability import risk
 from simulator.planner.search import SearchResult, best_first
 from simulator.workload.requests import longest_tokens
 
@@ -79,7 +79,7 @@ def _best_on(result: SearchResult, first: Evaluation, size: int) -> Evaluation |
             there = one.cluster_size._replace(size=size, replicas=replicas)
             trials = explorer(result, one)
             outcome = trials.trial(there)
-            missing = risk(
+            missing = compute_miss_probability(
                 trials.plan(ClusterSize(0, 1)), outcome, longest_tokens(trials.traffic.trace)
             )
             cost, used = size * machines.gpu_hour, replicas * ranks

@@ -107,13 +107,21 @@ class Store:
         except ValueError:
             return None
 
-    def put(self, key: str, value: Any) -> None:
+    def recall(self, key: str, shape: TypeAdapter[Value], make: Callable[[], Value]) -> Value:
+        """Read what was kept under a key, or make and keep it."""
+        value = self.get(key, shape)
+        if value is None:
+            value = make()
+            self.put(key, value, shape)
+        return value
+
+    def put(self, key: str, value: Value, shape: TypeAdapter[Value]) -> None:
         """Keep a value, where that is possible. Readers see the whole of it or nothing, whenever
         the process is killed.
         """
         if self.folder is None or self.has_failed:
             return
-        row = (key, json.dumps(value), int(time.time()))
+        row = (key, shape.dump_json(value).decode(), int(time.time()))
 
         def write(database: sqlite3.Connection) -> None:
             database.execute(_TABLE)

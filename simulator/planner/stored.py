@@ -1,11 +1,11 @@
-"""Findings and outcomes as the store keeps them, and what makes one of another shape be refused."""
+"""Evaluations and outcomes as the store keeps them; what has another shape is refused."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from pydantic import TypeAdapter
+from pydantic import ConfigDict, TypeAdapter
 
 from simulator.planner.explore import ClusterSize, Evaluation
 from simulator.planner.screen import Candidate
@@ -24,30 +24,21 @@ class StoredEvaluation(NamedTuple):
     most: ClusterSize | None
     risk: float
 
+    @classmethod
+    def strip(cls, evaluation: Evaluation) -> StoredEvaluation:
+        """The parts of an evaluation that are stored."""
+        return cls(*(getattr(evaluation, name) for name in cls._fields))
 
-STORED_EVALUATION = TypeAdapter(StoredEvaluation)
-STORED_OUTCOME = TypeAdapter(Outcome)
+    def restore(self, candidate: Candidate, gpu_hour: float) -> Evaluation:
+        """The evaluation that was stored.
 
-
-def strip_evaluation(evaluation: Evaluation) -> StoredEvaluation:
-    """What is kept of an evaluation."""
-    return StoredEvaluation(*(getattr(evaluation, name) for name in StoredEvaluation._fields))
-
-
-def as_json(evaluation: Evaluation) -> dict[str, Any]:
-    """An evaluation as the store keeps it: ``STORED_EVALUATION`` reads it."""
-    return {
-        **strip_evaluation(evaluation)._asdict(),
-        "outcome": evaluation.outcome and evaluation.outcome._asdict(),
-        "below": evaluation.below and evaluation.below._asdict(),
-    }
+        Args:
+            gpu_hour: price of a GPU-hour now.
+        """
+        cost_per_hour = self.cluster_size.size * gpu_hour if self.cluster_size else math.inf
+        return Evaluation(candidate=candidate, cost_per_hour=cost_per_hour, **self._asdict())
 
 
-def restore_evaluation(kept: StoredEvaluation, candidate: Candidate, gpu_hour: float) -> Evaluation:
-    """The evaluation that was kept.
-
-    Args:
-        gpu_hour: what a GPU costs now.
-    """
-    cost_per_hour = kept.cluster_size.size * gpu_hour if kept.cluster_size else math.inf
-    return Evaluation(candidate=candidate, cost_per_hour=cost_per_hour, **kept._asdict())
+_INFINITE = ConfigDict(ser_json_inf_nan="constants")
+STORED_EVALUATION = TypeAdapter(StoredEvaluation, config=_INFINITE)
+STORED_OUTCOME = TypeAdapter(Outcome, config=_INFINITE)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from simulator.planner.row_bands import held
+from simulator.planner.samples import name_band
 from tests.laws.tiny_question import answer
 
 
@@ -24,7 +24,7 @@ def test_every_band_holds_its_figure():
     for one, low, high in banded:
         assert low is None or low <= one * (1 + 1e-12)
         assert high is None or one <= high * (1 + 1e-12)
-    assert held("gpus", None, (1.0, 2.0)) == {}
+    assert name_band("gpus", None, (1.0, 2.0)) == {}
 
 
 def test_every_deployment_has_bands():

@@ -8,15 +8,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from simulator.planner.confidence import table_of
-from simulator.planner.estimate import Estimator, Pool, ReplicaCapacity, _factors, _reach
+from simulator.planner.estimate import (
+    Estimator,
+    FittedPool,
+    ReplicaCapacity,
+    _estimate_factors,
+    measure_capacity,
+)
 from simulator.planner.evaluations import best_of_each
 from simulator.planner.judge import Served
 from simulator.planner.pareto import pareto
-from simulator.planner.samples import gpus_at
+from simulator.planner.samples import interpolate_gpus
 from simulator.planner.sizes import around
-from simulator.planner.whatif import AS_ASKED
-from tests.laws.tiny_question import candidate, found, table, trials
+from simulator.planner.uncertainty.confidence import simulate_demand
+from tests.laws.tiny_question import candidate, error, found, trials
 
 
 @pytest.mark.parametrize(
@@ -26,21 +31,21 @@ def test_a_closed_form_is_fitted_to_what_was_found(least, most):
     reach = ReplicaCapacity(
         1, np.array([1.0, 2.0, 4.0, 8.0]), np.array([0.5, 0.7, 1.1, 1.9]), np.ones(4), np.ones(4)
     )
-    slack, scale = reach.fitted(least, most)
-    assert least * (1 - 1e-9) <= scale * reach.carries(1.0, slack) < most
-    carried = [reach.carries(slower, slack) for slower in (0.5, 0.8, 1.0, 1.2, 2.0, 9.0)]
+    slack, scale = reach.fit(least, most)
+    assert least * (1 - 1e-9) <= scale * reach.find_rate(1.0, slack) < most
+    carried = [reach.find_rate(slower, slack) for slower in (0.5, 0.8, 1.0, 1.2, 2.0, 9.0)]
     assert carried == sorted(carried, reverse=True)
     assert carried[-1] == 0.0
-    assert reach.fitted(2.5, 4.0) == (1.0, 1.0)
+    assert reach.fit(2.5, 4.0) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize(("least", "most"), [(1.2, 1.5), (4.5, 6.0), (8.0, 8.5)])
 def test_looser_limits_are_all_it_takes_between_the_loads_that_were_tried(least, most):
     rates = np.array([1.0, 2.5, 4.0, 9.0])
     reach = ReplicaCapacity(1, rates, np.array([0.5, 0.7, 1.1, 1.9]), np.ones(4), np.ones(4))
-    slack, scale = reach.fitted(least, most)
+    slack, scale = reach.fit(least, most)
     assert scale == pytest.approx(1)
-    assert min(abs(reach.carries(1.0, slack) - edge) for edge in (least, most)) < 1e-5
+    assert min(abs(reach.find_rate(1.0, slack) - edge) for edge in (least, most)) < 1e-5
 
 
 @pytest.mark.parametrize("rate", [0.3, 10.0, 100.0, 900.0])
@@ -49,8 +54,10 @@ def test_a_closed_form_needs_what_was_found(rate, replicas, fewer):
     reach = ReplicaCapacity(
         1, np.array([1.0, 2.0, 4.0, 8.0]), np.array([0.5, 0.7, 1.1, 1.9]), np.ones(4), np.ones(4)
     )
-    slack, scale = reach.fitted(rate / replicas, rate / fewer if fewer else math.inf)
-    assert fewer < Pool(reach, replicas, slack, scale, ()).needed(rate, 1.0) <= replicas
+    slack, scale = reach.fit(rate / replicas, rate / fewer if fewer else math.inf)
+    assert (
+        fewer < FittedPool(reach, replicas, slack, scale, ()).count_replicas(rate, 1.0) <= replicas
+    )
 
 
 @pytest.mark.parametrize("band", [(1.0, 1.0), (0.2, 5.0)])
@@ -58,10 +65,13 @@ def test_first_tokens_come_as_steps_do_or_as_their_own_band_says(band):
     """Whichever is the wider."""
     rates, ttft_s = np.array([1.0, 2.5, 4.0, 9.0]), np.array([0.1, 0.15, 0.3, 2.0])
     reach = ReplicaCapacity(1, rates, np.array([0.5, 0.7, 1.1, 1.9]), np.full(4, 0.01), ttft_s)
-    pool = Pool(reach, 2, 1.0, 1.0, ())
-    own = table((0.8, 1.25))._replace(ttft_band=band)
-    steps = [reach.latencies(3.0, edge)[1] / reach.latencies(3.0, 1.0)[1] for edge in own.edges]
-    low, high = _factors([pool], 6.0, own, 100.0)["ttft_s"]
+    pool = FittedPool(reach, 2, 1.0, 1.0, ())
+    own = error((0.8, 1.25), band)
+    steps = [
+        reach.estimate_latencies(3.0, edge)[1] / reach.estimate_latencies(3.0, 1.0)[1]
+        for edge in own.edges
+    ]
+    low, high = _estimate_factors([pool], 6.0, own, 100.0)["ttft_s"]
     assert (low, high) == pytest.approx((min(steps[0], band[0]), max(steps[1], band[1])))
 
 
@@ -69,8 +79,8 @@ def test_latencies_at_a_load_that_was_tried_are_those_found_there():
     rates, times = np.array([1.0, 2.5, 4.0]), np.array([[0.01, 0.02, 0.03], [0.1, 0.15, 0.3]])
     reach = ReplicaCapacity(1, rates, np.array([0.5, 0.7, 1.1]), *times)
     for rate, expected in zip((0.5, *rates[:2]), (times[:, 0], *times.T[:2]), strict=True):
-        assert reach.latencies(rate, 1.0) == pytest.approx(tuple(expected))
-        steps_twice_as_long = reach.latencies(rate / 2, 2.0)
+        assert reach.estimate_latencies(rate, 1.0) == pytest.approx(tuple(expected))
+        steps_twice_as_long = reach.estimate_latencies(rate / 2, 2.0)
         assert steps_twice_as_long == pytest.approx(tuple(2 * expected))
 
 
@@ -80,9 +90,9 @@ def test_a_closed_form_is_of_the_requests_that_were_asked_for():
             space=trials().space, curve=lambda *_: name, decoding=lambda _, curve: f"by {curve}"
         )
 
-    estimator, asked = Estimator(trials(), samples=True), candidate(1)
+    estimator, asked = Estimator(trials(), resamples=True), candidate(1)
     estimator._judges = [judge("own"), judge("other")]
-    _, curve, served = estimator._served(asked, asked.shape, "decode")
+    curve, served = estimator._serve(asked, asked.shape, "decode")
     assert (curve, served) == ("own", ["by own", "by other"])
 
 
@@ -94,10 +104,10 @@ def test_a_replica_reaches_from_the_first_load_that_it_serves():
     )
     rates, possible = np.array([0.0, 2.0, 3.0, 5.0]), np.array([True, True, True, False])
     served = Served(rates, 0.01 * np.arange(4), 0.4 * np.arange(4), possible, rates)
-    reach = _reach(judge, candidate(1).shape, served)
+    reach = measure_capacity(judge, candidate(1).shape, served)
     np.testing.assert_array_equal(reach.rates, [2.0, 3.0])
     np.testing.assert_allclose(reach.needs, [0.4, 0.8])
-    assert _reach(judge, candidate(1).shape, served._replace(possible=rates < 1)) is None
+    assert measure_capacity(judge, candidate(1).shape, served._replace(possible=rates < 1)) is None
 
 
 def test_the_figure_of_speeds_has_the_fastest_and_the_most_productive():
@@ -118,13 +128,13 @@ def test_the_next_larger_cluster_has_as_many_replicas_as_it_holds():
 
 def test_a_closed_form_starts_where_simulation_is_and_never_falls():
     for estimate, evaluation in [
-        (Estimator(trials(), samples=True).estimate(one), one) for one in found().evaluations
+        (Estimator(trials(), resamples=True).estimate(one), one) for one in found().evaluations
     ]:
         if evaluation.cluster_size is None:
             continue
-        own = estimate.table
-        assert own.gpus[own.slower.index(1.0)] == evaluation.cluster_size.size
-        for gpus in (own.gpus, *own.by_sample):
+        own = estimate.demand
+        assert own.base == evaluation.cluster_size.size
+        for gpus in (own.gpus, *own.by_resample):
             needed = [number or math.inf for number in gpus]
             assert needed == sorted(needed)
         for low, high in estimate.factors.values():
@@ -136,15 +146,15 @@ def test_a_closed_form_is_near_what_simulation_finds():
     load takes.
     """
     for model in range(2):
-        evaluation = trials().find(candidate(model), AS_ASKED)
-        simulated = table_of(trials(), evaluation.candidate)
-        closed = Estimator(trials()).estimate(evaluation).table
+        evaluation = trials().find(candidate(model))
+        simulated = simulate_demand(trials(), evaluation.candidate)
+        closed = Estimator(trials()).estimate(evaluation).demand
         sizes = found().space.machines[0].sizes
         for factor in simulated.slower:
-            if not simulated.edges[0] <= factor <= simulated.edges[1]:
+            if not simulated.error.edges[0] <= factor <= simulated.error.edges[1]:
                 continue
             true = simulated.gpus[simulated.slower.index(factor)]
             low, high = (
-                gpus_at(closed, sizes, np.array([factor * off]))[0] for off in (0.85, 1.15)
+                interpolate_gpus(closed, sizes, np.array([factor * off]))[0] for off in (0.85, 1.15)
             )
             assert low <= true <= high

@@ -8,29 +8,39 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from simulator.planner.confidence import ComparedChoices, Costs, over
+from simulator.planner.calibration_error import compare_speeds, read_error
 from simulator.planner.explore import ClusterSize, Evaluation
 from simulator.planner.moe_vs_dense import _expected, _name, _tried
-from simulator.planner.ratio_band import Error, error_of, margin
-from simulator.planner.row_bands import rows
-from simulator.planner.samples import Table, band_of, firsts, none_cheaper, share
-from simulator.planner.sensitivity import _ratio
-from tests.laws.tiny_question import candidate, costs, found, table, trials
+from simulator.planner.samples import (
+    CostSamples,
+    GpuDemand,
+    count_cheapest,
+    count_none_cheaper,
+    count_share,
+    divide_costs,
+    find_band,
+)
+from simulator.planner.uncertainty.bands import add_probabilities
+from simulator.planner.uncertainty.sensitivity import _divide
+from tests.laws.tiny_question import candidate, costs, demand, error, found, trials
 
 
 def test_what_is_shared_cancels_and_the_rest_does_not():
     """The same deployment twice: a ratio of 1 in every draw; with errors of its own or other
     kernels the ratio has a band.
     """
-    mine, same = costs(table(own="mine"), table(own="mine"))
-    assert band_of(over(mine, same)) == (1.0, 1.0)
-    assert (share(mine <= same, mine, same), share(mine < same, mine, same)) == (1.0, 0.0)
+    mine, same = costs(demand(own="mine"), demand(own="mine"))
+    assert find_band(divide_costs(mine, same)) == (1.0, 1.0)
+    assert (count_share(mine <= same, mine, same), count_share(mine < same, mine, same)) == (
+        1.0,
+        0.0,
+    )
     widths = []
-    for other in (table(own="theirs"), table(own="theirs", parts={"b": 1.0})):
-        mine, theirs = costs(table(own="mine"), other)
-        low, high = band_of(over(mine, theirs))
+    for other in (demand(own="theirs"), demand(own="theirs", parts={"b": 1.0})):
+        mine, theirs = costs(demand(own="mine"), other)
+        low, high = find_band(divide_costs(mine, theirs))
         widths.append(high / low)
-        assert share(mine < theirs, mine, theirs) == pytest.approx(0.5, abs=0.05)
+        assert count_share(mine < theirs, mine, theirs) == pytest.approx(0.5, abs=0.05)
     assert 1.1 < widths[0] < widths[1]
 
 
@@ -40,15 +50,16 @@ def test_what_errs_together_does_not_change_the_order():
     """
 
     def probability(parts):
-        near = Table((0.5, 2.0), (0.5, 2.0), "", {"a": 1.0}, [0.1, 1.0, 10.0], [1, 16, 64])
+        slower = [0.1, 1.0, 10.0]
+        near = GpuDemand(error((0.5, 2.0)), slower, [1, 16, 64])
+        far = GpuDemand(error((0.5, 2.0), parts=parts), slower, [2, 24, 64])
         candidates = candidate(0), candidate(1)
         evaluations = [
             Evaluation(one, ClusterSize(size, size), None, float(size), size)
             for one, size in zip(candidates, (16, 24), strict=True)
         ]
-        tables = near, near._replace(parts=parts, gpus=[2, 24, 64])
-        drawn = Costs(found(), dict(zip(candidates, tables, strict=True)))
-        mine, theirs = (drawn.of(evaluation) for evaluation in evaluations)
+        drawn = CostSamples(found(), dict(zip(candidates, (near, far), strict=True)))
+        mine, theirs = (drawn.draw_costs(evaluation) for evaluation in evaluations)
         return float((mine <= theirs).mean())
 
     assert probability({"a": 1.0}) == 1.0
@@ -56,27 +67,25 @@ def test_what_errs_together_does_not_change_the_order():
 
 
 def test_a_model_and_itself_are_alike_for_sure():
-    one = Error({"a": 0.6, "mine": 0.8}, 0.1, 0.2)
-    assert margin(1.0, one, one) == (1.0, 1.0, 0.5)
-    apart = margin(1.0, one, one._replace(weights={"a": 0.6, "theirs": 0.8}))
+    one = error((0.7, 1.6), parts={"a": 0.6}, own="mine")
+    assert compare_speeds(1.0, one, one) == (1.0, 1.0, 0.5)
+    apart = compare_speeds(1.0, one, one._replace(own="theirs"))
     assert apart.low < 1.0 < apart.high
     assert apart.above == pytest.approx(0.5)
-    assert margin(1.2, one, one._replace(gives=math.inf)) == (None, None, None)
-    nearer, further = (
-        margin(1.1, one, one._replace(weights={"b": 1.0})),
-        margin(1.4, one, one._replace(weights={"b": 1.0})),
-    )
+    assert compare_speeds(1.2, one, one, (1.0, math.inf)) == (None, None, None)
+    other = error((0.7, 1.6), parts={"b": 1.0})
+    nearer, further = (compare_speeds(ratio, one, other) for ratio in (1.1, 1.4))
     assert 0.5 < nearer.above < further.above < 1.0
 
 
 def test_somebody_is_first_wherever_anybody_is():
     drawn = np.exp(np.random.default_rng(1).standard_normal((5, 2000)))
     drawn[:, :100] = np.inf
-    assert firsts(drawn).sum() == pytest.approx(0.95)
-    assert none_cheaper(drawn) == pytest.approx(firsts(drawn))
+    assert count_cheapest(drawn).sum() == pytest.approx(0.95)
+    assert count_none_cheaper(drawn) == pytest.approx(count_cheapest(drawn))
     twice = np.concatenate([drawn, drawn])
-    assert firsts(twice) == pytest.approx([*firsts(drawn), *np.zeros(5)])
-    assert none_cheaper(twice) == pytest.approx(np.tile(none_cheaper(drawn), 2))
+    assert count_cheapest(twice) == pytest.approx([*count_cheapest(drawn), *np.zeros(5)])
+    assert count_none_cheaper(twice) == pytest.approx(np.tile(count_none_cheaper(drawn), 2))
 
 
 def test_a_deployment_that_is_there_twice_is_as_likely_the_best():
@@ -88,15 +97,10 @@ def test_a_deployment_that_is_there_twice_is_as_likely_the_best():
             Evaluation(first.candidate._replace(budget=1024), *list(vars(first).values())[1:]),
         ]
     )
-    own = table(own="mine")
-    drawn = Costs(doubled, {evaluation.candidate: own for evaluation in doubled.evaluations})
-    compared = ComparedChoices(first, None, None, None, {first.candidate: own}, [], [], (1.0, 1.0))
-    bands = rows(
-        doubled,
-        compared._replace(slowed=[{"slower": 1.0, "measured": {}, "ratios": {}}]),
-        drawn,
-        {},
-    )
+    evaluations, own = doubled.evaluations, demand(own="mine")
+    drawn = CostSamples(doubled, {evaluation.candidate: own for evaluation in evaluations})
+    bands = {evaluation.candidate: {} for evaluation in evaluations}
+    add_probabilities(bands, evaluations, drawn)
     assert [one["is_best_probability"] for one in bands.values()] == [1.0, 0.0]
     assert [one["none_cheaper_probability"] for one in bands.values()] == [1.0, 1.0]
 
@@ -109,9 +113,9 @@ def test_pools_and_plain_replicas_of_as_many_gpus_can_be_ordered():
 
 def test_an_error_is_that_of_the_shares_of_a_step_however_long_it_takes(tiny):
     plan, terms = tiny.plan("moe", attention_dp=4, ep=4), np.arange(1.0, 9.0)
-    short, long = (error_of(plan, terms * seconds) for seconds in (1e-4, 3.0))
+    short, long = (read_error(plan, terms * seconds, False) for seconds in (1e-4, 3.0))
     assert short.weights == pytest.approx(long.weights)
-    assert short[1:] == pytest.approx(long[1:])
+    assert (short.bands, short.own) == (long.bands, long.own)
 
 
 @pytest.mark.parametrize(
@@ -126,11 +130,11 @@ def test_machines_that_cost_nothing_are_compared_by_their_number():
         evaluation = SimpleNamespace(cluster_size=None if size is None else ClusterSize(size, 1))
         return SimpleNamespace(cost=cost, evaluation=evaluation)
 
-    assert _ratio(priced(3.0, 8), priced(2.0, 1)) == 1.5
-    assert _ratio(priced(0.0, 8), priced(0.0, 2)) == 4.0
-    assert _ratio(priced(3.0, 8), priced(0.0, 2)) is None
-    assert _ratio(priced(0.0, None), priced(0.0, 2)) is None
-    assert _ratio(priced(0.0, 8), priced(0.0, None)) is None
+    assert _divide(priced(3.0, 8), priced(2.0, 1)) == 1.5
+    assert _divide(priced(0.0, 8), priced(0.0, 2)) == 4.0
+    assert _divide(priced(3.0, 8), priced(0.0, 2)) is None
+    assert _divide(priced(0.0, None), priced(0.0, 2)) is None
+    assert _divide(priced(0.0, 8), priced(0.0, None)) is None
 
 
 @pytest.mark.parametrize(

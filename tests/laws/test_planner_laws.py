@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 
 from simulator.base.frozen import validate
 from simulator.config.capacity import Question, Spare
-from simulator.planner.conditions import Conditions
+from simulator.planner.conditions import (
+    Change,
+    Conditions,
+    Trials,
+    _resample_blocks,
+    choose_slo,
+)
 from simulator.planner.explore import ClusterSize, Evaluation, Explorer
 from simulator.planner.losses import idle_costs, left_of, spare_nodes, with_losses
 from simulator.planner.moe_vs_dense import RATES
@@ -25,8 +31,7 @@ from simulator.planner.space import ReplicaShape
 from simulator.planner.store import Store
 from simulator.planner.traffic import Traffic
 from simulator.planner.trial import Outcome
-from simulator.planner.uncertainty import doubts
-from simulator.planner.whatif import AS_ASKED, Change, Trials, _in_blocks, promise
+from simulator.planner.uncertainty.assessment import assess
 from simulator.workload.requests import load_requests
 from tests.findings_database import read_findings
 from tests.laws import tiny_question
@@ -103,7 +108,7 @@ def test_longer_prompts_never_cost_less_and_fit_the_context():
         asked.find(candidate(DENSE))
     )
     model = asked.space.models[DENSE]
-    far = asked.explorer(candidate(DENSE), Change(Conditions(prompts=10_000.0))).traffic.trace
+    far = asked.open_explorer(candidate(DENSE), Change(Conditions(prompts=10_000.0))).traffic.trace
     assert int((far.num_input + far.num_output).max()) == model.max_context_tokens
 
 
@@ -303,16 +308,16 @@ def test_copies_of_experts_cost_their_share_of_every_replica():
 
 
 def test_requests_are_promised_what_targets_ask_for():
-    assert promise(question()).tpot_s == 0.02
-    assert promise(question(targets={"e2e_s": {"p50": 1.0, "p99": 4.0}})).e2e_s == 4.0
+    assert choose_slo(question()).tpot_s == 0.02
+    assert choose_slo(question(targets={"e2e_s": {"p50": 1.0, "p99": 4.0}})).e2e_s == 4.0
     own = question(workload={**QUESTION["workload"], "slo": {"ttft_s": 1.0}})
-    assert (promise(own).ttft_s, promise(own).tpot_s) == (1.0, None)
+    assert (choose_slo(own).ttft_s, choose_slo(own).tpot_s) == (1.0, None)
 
 
 def test_another_sample_of_a_recorded_trace_has_the_same_requests():
     trace = load_requests(question().workload, Path(), 3)
     trace = replace(trace, num_input=np.arange(trace.num_requests) + 1)
-    again = _in_blocks(Traffic.of(trace, 20, 0.5), np.random.default_rng(1))
+    again = _resample_blocks(Traffic.of(trace, 20, 0.5), np.random.default_rng(1))
     np.testing.assert_array_equal(again.trace.num_input[:20], trace.num_input[:20])
     assert set(again.trace.num_input[20:]) <= set(trace.num_input[20:])
     assert (again.trace.num_requests, again.lead) == (trace.num_requests, 20)
@@ -327,11 +332,11 @@ def found():
 
 @lru_cache(maxsize=1)
 def all_doubts():
-    return doubts(found(), Store(None), workers=1)
+    return assess(found(), Store(None), workers=1)
 
 
 def test_the_same_question_has_the_same_doubts(tmp_path):
-    anew, kept = (doubts(found(), Store(tmp_path), workers=1) for _ in range(2))
+    anew, kept = (assess(found(), Store(tmp_path), workers=1) for _ in range(2))
     assert len({json.dumps(answer, sort_keys=True) for answer in (all_doubts(), anew, kept)}) == 1
     assert read_findings(tmp_path)
 
@@ -373,4 +378,4 @@ def test_doubts_are_whole():
 
 def test_as_asked_is_what_the_search_found():
     best = found().evaluations[0]
-    assert trials().find(best.candidate, AS_ASKED).cluster_size == best.cluster_size
+    assert trials().find(best.candidate).cluster_size == best.cluster_size

@@ -10,7 +10,7 @@ import pytest
 
 from simulator.base.errors import UserError
 from simulator.engine.timeline import serve
-from simulator.planner.run_bands import Tables
+from simulator.planner.uncertainty.run_bands import StepTables
 from simulator.policies.failures import Change
 from simulator.policies.placement import Placed
 from tests.cases import seeds
@@ -86,10 +86,10 @@ def test_steps_cost_what_they_would_have_cost_had_experts_always_been_there(tiny
 
 
 def test_tables_that_runs_share_know_where_experts_lie(tiny):
-    plan, trace, tables = moving(tiny, 0.03, 0.06), tiny.trace(60, 900.0), Tables()
+    plan, trace, tables = moving(tiny, 0.03, 0.06), tiny.trace(60, 900.0), StepTables()
     known = serve(plan, trace).requests_table()
     for _ in range(2):
-        found = serve(plan, trace, fill=tables.slowed(1.0)).requests_table()
+        found = serve(plan, trace, fill=tables.slow(1.0)).requests_table()
         pd.testing.assert_frame_equal(found, known, check_exact=True)
 
 

@@ -8,12 +8,12 @@ import pytest
 from simulator.config.workload import SLO
 from simulator.deployment.facts import facts_of
 from simulator.engine.timeline import run_plan
-from simulator.planner.run_bands import (
+from simulator.planner.uncertainty.run_bands import (
     MOST_REQUESTS,
-    Tables,
-    _chances,
+    StepTables,
+    _compare,
+    _extrapolate,
     _move,
-    _widen,
     draw_figures,
     make_bands,
 )
@@ -35,7 +35,7 @@ def bands_for(plans, trace, slo=NO_TARGETS, seed=1):
 
 def make_from(plans, trace, slo, seed, summary, records):
     drawn = {
-        plan.name: draw_figures(plan, trace, slo, seed, own, record, Tables())
+        plan.name: draw_figures(plan, trace, slo, seed, own, record, StepTables())
         for plan, (_, own), record in zip(plans, summary.iterrows(), records, strict=True)
     }
     return make_bands(drawn, trace.num_requests)
@@ -184,10 +184,10 @@ def test_figures_lie_on_lines_between_the_speeds_that_were_tried_and_beyond_them
     tried, at = np.array([-1.0, 0.0, 1.0]), np.array([-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5])
     shares = np.array([0.7, 0.6, 0.2])
     on_lines = [0.75, 0.7, 0.65, 0.6, 0.4, 0.2, 0.0]
-    assert _widen(0.6, tried, shares, at, "slo_attainment") == pytest.approx(on_lines)
+    assert _extrapolate(0.6, tried, shares, at, "slo_attainment") == pytest.approx(on_lines)
     times = np.exp(np.array([1.0, 2.0, 5.0]))
     on_lines = np.exp([0.5, 1.0, 1.5, 2.0, 3.5, 5.0, 6.5])
-    assert _widen(times[1], tried, times, at, "tpot_p50_s") == pytest.approx(on_lines)
+    assert _extrapolate(times[1], tried, times, at, "tpot_p50_s") == pytest.approx(on_lines)
 
 
 def test_the_better_of_two_figures_is_the_lower_one_unless_higher_is_better():
@@ -196,4 +196,4 @@ def test_the_better_of_two_figures_is_the_lower_one_unless_higher_is_better():
         {"tpot_p50_s": one, "slo_attainment": one, "latency": one} for one in (low, high)
     )
     chances = {"tpot_p50_s": 0.625, "slo_attainment": 0.375, "latency": 0.625}
-    assert _chances(mine, theirs) == chances
+    assert _compare(mine, theirs) == chances

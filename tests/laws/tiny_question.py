@@ -9,15 +9,15 @@ import numpy as np
 from simulator.base.frozen import validate
 from simulator.config.capacity import Question
 from simulator.planner.answer import summary
-from simulator.planner.confidence import Costs
+from simulator.planner.calibration_error import CalibrationError, LatencyBands
+from simulator.planner.conditions import Trials
 from simulator.planner.explore import ClusterSize, Evaluation
-from simulator.planner.samples import Table
+from simulator.planner.samples import CostSamples, GpuDemand
 from simulator.planner.screen import Candidate
 from simulator.planner.search import search
 from simulator.planner.space import ReplicaShape
 from simulator.planner.store import Store
-from simulator.planner.uncertainty import doubts
-from simulator.planner.whatif import Trials
+from simulator.planner.uncertainty.assessment import assess
 
 QUESTION = {
     "name": "tiny",
@@ -59,18 +59,16 @@ def candidate(model, tp=1, prefill=None):
     )
 
 
-def table(band=(0.8, 1.5), own="", parts=None, least=1):
-    """A table of a deployment that needs GPUs in proportion to its steps' seconds."""
+def error(token=(0.8, 1.5), first_token=None, source="", parts=None, own=""):
+    """A calibration's error of one term alone, or of several."""
+    bands = LatencyBands(token, first_token or token, source)
+    return CalibrationError(bands, parts or {"a": 1.0}, own)
+
+
+def demand(least=1, **keys):
+    """Demand of a deployment that needs GPUs in proportion to its steps' seconds."""
     slower = np.exp(np.linspace(-2, 2, 201)).tolist()
-    return Table(
-        band,
-        band,
-        "",
-        parts or {"a": 1.0},
-        slower,
-        [max(least, round(400 * factor)) for factor in slower],
-        own=own,
-    )
+    return GpuDemand(error(**keys), slower, [max(least, round(400 * factor)) for factor in slower])
 
 
 @lru_cache(maxsize=1)
@@ -80,7 +78,7 @@ def found():
 
 @lru_cache(maxsize=1)
 def answer():
-    return summary(found(), doubts(found(), Store(None), workers=1))
+    return summary(found(), assess(found(), Store(None), workers=1))
 
 
 @lru_cache(maxsize=1)
@@ -95,9 +93,9 @@ def trials():
     return Trials(found().question.model_dump_json(), str(Path()), None)
 
 
-def costs(*tables):
-    """Draws of the costs of deployments with these tables."""
-    candidates = [candidate(model) for model in range(2)][: len(tables)]
+def costs(*demands):
+    """Samples of the costs of deployments with these demands."""
+    candidates = [candidate(model) for model in range(2)][: len(demands)]
     evaluations = [Evaluation(one, ClusterSize(400, 400), None, 400.0, 400) for one in candidates]
-    drawn = Costs(roomy(), dict(zip(candidates, tables, strict=True)))
-    return [drawn.of(evaluation) for evaluation in evaluations]
+    drawn = CostSamples(roomy(), dict(zip(candidates, demands, strict=True)))
+    return [drawn.draw_costs(evaluation) for evaluation in evaluations]

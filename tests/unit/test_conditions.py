@@ -9,7 +9,7 @@ from simulator.base.frozen import validate
 from simulator.config.capacity import Question
 from simulator.config.deployment import DeploymentSpec
 from simulator.deployment.plan import make_plan
-from simulator.planner.conditions import Conditions, apply, unchanged
+from simulator.planner.conditions import Conditions, apply_conditions, list_recorded_skews
 from simulator.planner.requests import traffic_of
 from simulator.planner.ruled_out import Ruled
 from simulator.planner.space import Space
@@ -36,13 +36,13 @@ def question(**keys):
 
 
 def test_nothing_changed_is_the_same_question():
-    assert apply(Conditions(), question(), HERE) == question()
+    assert apply_conditions(Conditions(), question(), HERE) == question()
 
 
 def test_faster_traffic_is_the_same_requests():
     asked, fast = (
         traffic_of(question(), HERE),
-        traffic_of(apply(Conditions(rate=2.0), question(), HERE), HERE),
+        traffic_of(apply_conditions(Conditions(rate=2.0), question(), HERE), HERE),
     )
     assert fast.rate_per_s == pytest.approx(2 * asked.rate_per_s)
     np.testing.assert_array_equal(
@@ -51,12 +51,12 @@ def test_faster_traffic_is_the_same_requests():
 
 
 def test_prompts_grow_and_outputs_stay():
-    longer = traffic_of(apply(Conditions(prompts=4.0), question(), HERE), HERE)
+    longer = traffic_of(apply_conditions(Conditions(prompts=4.0), question(), HERE), HERE)
     assert (longer.num_input, longer.num_output) == (1200, 50)
 
 
 def test_wires_carry_half_and_start_as_late():
-    halved = apply(Conditions(network=0.5), question(), HERE)
+    halved = apply_conditions(Conditions(network=0.5), question(), HERE)
     plans = [
         next(plan for shape, plan in Space(asked, HERE).shapes(0, 0, Ruled()) if shape.ep == 8)
         for asked in (question(), halved)
@@ -86,7 +86,7 @@ def test_both_pools_of_a_deployment_get_the_changed_wires():
 
 
 def test_skew_is_the_spread_of_popularity():
-    doubled = apply(Conditions(skew=2.0), question(), HERE)
+    doubled = apply_conditions(Conditions(skew=2.0), question(), HERE)
     drawn = Space(question(), HERE).models[0].routing
     assert doubled.models[0].routing == drawn | {"sigma": 2 * drawn["sigma"]}
     assert doubled.models[1].routing is None
@@ -96,12 +96,12 @@ def test_recorded_skew_is_said_to_stay():
     recorded = question(
         models=[{"model": "gpt-oss-20b", "routing": {"kind": "replay", "trace": "x.npz"}}]
     )
-    assert unchanged(Conditions(skew=2.0), recorded, HERE) == ["gpt-oss-20b"]
-    assert apply(Conditions(skew=2.0), recorded, HERE) == recorded
+    assert list_recorded_skews(recorded, HERE) == ["gpt-oss-20b"]
+    assert apply_conditions(Conditions(skew=2.0), recorded, HERE) == recorded
 
 
 def test_prices_fall_wherever_they_come_from():
-    cheaper = apply(Conditions(price=0.7), question(), HERE)
+    cheaper = apply_conditions(Conditions(price=0.7), question(), HERE)
     before, after = (
         Space(asked, HERE).machines[0].price_per_gpu_hour for asked in (question(), cheaper)
     )

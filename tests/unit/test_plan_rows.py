@@ -10,22 +10,25 @@ from simulator.planner.conditions import Conditions
 from simulator.planner.evaluations import priced
 from simulator.planner.explore import ClusterSize, Evaluation
 from simulator.planner.moe_vs_dense import CheapestAtRate, _change, _cheaper, _point
-from simulator.planner.sensitivity import Priced, _brief, _row
 from simulator.planner.trial import Outcome
-from simulator.planner.uncertainty import _first_choice
+from simulator.planner.uncertainty.sensitivity import Priced, Sensitivity
 from simulator.planner.why_not import _missing
-from tests.laws.tiny_question import candidate, table, trials
+from tests.laws.tiny_question import candidate, demand, trials
 
 MOE, DENSE = 0, 1
 TRAFFIC = SimpleNamespace(
     rate_per_s=5.0, num_input=30.0, num_output=10.0, share_beyond=lambda _: 0.0
 )
-UNKNOWN = SimpleNamespace(of=lambda *_: None)
+UNKNOWN = SimpleNamespace(draw_costs=lambda *_: None)
 
 
 def found():
     space = trials().space
     return SimpleNamespace(space=space, question=space.question, traffic=TRAFFIC)
+
+
+def sensitivity():
+    return Sensitivity(found(), {}, UNKNOWN)
 
 
 def evaluation(model=MOE, size=8, cost=36.0, outcome=None, **keys):
@@ -89,12 +92,12 @@ def test_both_kinds_at_one_rate_have_costs_and_their_ratio(dense, ratio):
 
 
 def test_a_ratio_at_one_rate_has_a_band_where_both_kinds_have_tables():
-    drawn = SimpleNamespace(of=lambda *_: np.array([20.0, 30.0]))
+    drawn = SimpleNamespace(draw_costs=lambda *_: np.array([20.0, 30.0]))
     point = _point(
         found(),
         drawn,
         2.0,
-        *(CheapestAtRate(6.0, evaluation(one), table()) for one in (MOE, DENSE)),
+        *(CheapestAtRate(6.0, evaluation(one), demand()) for one in (MOE, DENSE)),
     )
     assert (point["cost_ratio_low"], point["cost_ratio_high"]) == (1.0, 1.0)
 
@@ -106,7 +109,7 @@ def test_a_ratio_at_one_rate_has_a_band_where_both_kinds_have_tables():
 def test_a_row_compares_both_kinds_only_where_both_are_found(costs, ratio):
     base = Priced(evaluation(), 3.0)
     met = [Priced(evaluation(model), cost) for model, cost in costs.items()]
-    row = _row(found(), UNKNOWN, "traffic", "twice the traffic", met, base, "")
+    row = sensitivity().describe("traffic", "twice the traffic", met, base, "")
     assert row["cost_moe_over_dense"] == ratio
     assert row["cost_ratio"] == (1.0 if met else None)
     for name, model in (("best_moe", MOE), ("best_dense", DENSE)):
@@ -116,16 +119,12 @@ def test_a_row_compares_both_kinds_only_where_both_are_found(costs, ratio):
 @pytest.mark.parametrize(("cost", "has_band"), [(3.0, True), (0.0, False)])
 def test_machines_that_cost_nothing_have_no_band_of_their_cost(cost, has_band):
     one = Priced(evaluation(), cost)
-    row = _row(found(), UNKNOWN, "price", "GPUs 30 % cheaper", [one], one, "")
+    row = sensitivity().describe("price", "GPUs 30 % cheaper", [one], one, "")
     assert ("cost_per_hour_low" in row) == has_band
 
 
 def test_in_brief_a_deployment_is_its_model_gpus_and_cost():
-    assert _brief(found(), None) is None
-    assert _brief(found(), Priced(evaluation(size=None), math.inf)) is None
-    brief = _brief(found(), Priced(evaluation(DENSE), 3.0))
+    assert sensitivity()._summarise(None) is None
+    assert sensitivity()._summarise(Priced(evaluation(size=None), math.inf)) is None
+    brief = sensitivity()._summarise(Priced(evaluation(DENSE), 3.0))
     assert (brief["model"], brief["gpus"], brief["cost_per_hour"]) == ("llama-3.1-8b", 8, 3.0)
-
-
-def test_nothing_is_asked_of_a_first_choice_without_a_size():
-    assert _first_choice(None, evaluation(size=None), None, (), False) == {}

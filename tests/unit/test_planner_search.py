@@ -14,17 +14,17 @@ from pathlib import Path
 import pytest
 
 from simulator.config.capacity import Question
+from simulator.planner.calibration_error import compute_miss_probability
 from simulator.planner.capacity import plan_capacity
 from simulator.planner.explore import ClusterSize, Evaluation, Explorer, _first
 from simulator.planner.judge import Judge
-from simulator.planner.miss_probability import risk
 from simulator.planner.requests import lasting, traffic_of
 from simulator.planner.ruled_out import Ruled
 from simulator.planner.screen import Candidate
 from simulator.planner.search import best_first, identity, search
 from simulator.planner.space import ReplicaShape, Space
 from simulator.planner.store import Store, key_of
-from simulator.planner.stored import STORED_EVALUATION, as_json, restore_evaluation
+from simulator.planner.stored import STORED_EVALUATION, StoredEvaluation
 from simulator.planner.trial import Outcome
 from tests.findings_database import query, read_findings
 
@@ -180,8 +180,12 @@ def test_a_killed_search_goes_on_where_it_was(fresh, tmp_path):
     found = search(asked, Path(), Store(folder), workers=1)
     more = query(folder, "SELECT rowid, digest, value FROM findings")
     assert set(more) > set(done)
-    assert [json.dumps([f.candidate, as_json(f)]) for f in found.evaluations] == [
-        json.dumps([f.candidate, as_json(f)]) for f in fresh.evaluations
+    assert [
+        (f.candidate, STORED_EVALUATION.dump_json(StoredEvaluation.strip(f)))
+        for f in found.evaluations
+    ] == [
+        (f.candidate, STORED_EVALUATION.dump_json(StoredEvaluation.strip(f)))
+        for f in fresh.evaluations
     ]
 
 
@@ -321,8 +325,9 @@ def test_what_was_missed_is_kept_with_the_size_it_was_missed_at():
     missed = found.evaluations[0]
     assert missed.cluster_size is None
     assert missed.most is not None
-    kept = STORED_EVALUATION.validate_json(json.dumps(as_json(missed)), strict=True)
-    again = restore_evaluation(kept, missed.candidate, 1.0)
+    text = STORED_EVALUATION.dump_json(StoredEvaluation.strip(missed))
+    kept = STORED_EVALUATION.validate_json(text, strict=True)
+    again = kept.restore(missed.candidate, 1.0)
     assert (again.most, again.why) == (missed.most, missed.why)
 
 
@@ -351,7 +356,9 @@ def test_what_is_likely_to_miss_a_target_says_so():
         space, Candidate(shape, 2048, None, 1, 0, 0.0, 0.0, 0, 0, 0.0, 0.0), traffic, 1
     )
     loose, tight = (
-        risk(made, Outcome({"tpot_s.p90": ratio, "ttft_s.p90": 0.01}, {}, 1.0, math.nan), 100)
+        compute_miss_probability(
+            made, Outcome({"tpot_s.p90": ratio, "ttft_s.p90": 0.01}, {}, 1.0, math.nan), 100
+        )
         for ratio in (0.2, 0.999)
     )
     assert loose < 0.01

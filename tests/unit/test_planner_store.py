@@ -18,7 +18,7 @@ from simulator.planner.explore import ClusterSize, Evaluation
 from simulator.planner.screen import Candidate
 from simulator.planner.space import ReplicaShape
 from simulator.planner.store import Store, key_of
-from simulator.planner.stored import STORED_EVALUATION, as_json, restore_evaluation
+from simulator.planner.stored import STORED_EVALUATION, StoredEvaluation
 from simulator.planner.trial import Outcome
 from tests.findings_database import query, read_findings
 
@@ -43,16 +43,20 @@ FINDING = Evaluation(
     4,
     tried=((ClusterSize(4, 4), 0.5),),
 )
-KEPT = as_json(FINDING)
+KEPT = StoredEvaluation.strip(FINDING)
+JSON = json.loads(STORED_EVALUATION.dump_json(KEPT))
+OUTCOME = KEPT._fields.index("outcome")
 DAMAGED = {
-    "cut short": json.dumps(KEPT)[:-5],
-    "no object": "[1, 2]",
-    "a key less": json.dumps({key: KEPT[key] for key in KEPT if key != "risk"}),
-    "a key more": json.dumps({**KEPT, "colour": "red"}),
-    "a text for a number": json.dumps({**KEPT, "cluster_size": [4, "2", 0]}),
-    "an outcome of another shape": json.dumps({**KEPT, "outcome": {"ratios": {"backlog": 0.5}}}),
+    "cut short": json.dumps(JSON)[:-5],
+    "no evaluation": "[1, 2]",
+    "a field less": json.dumps(JSON[:-1]),
+    "a field more": json.dumps([*JSON, "red"]),
+    "a text for a number": json.dumps([[4, "2", 0], *JSON[1:]]),
+    "an outcome of another shape": json.dumps(
+        [*JSON[:OUTCOME], {"ratios": {"backlog": 0.5}}, *JSON[OUTCOME + 1 :]]
+    ),
     "an outcome of no target": json.dumps(
-        {**KEPT, "outcome": {**KEPT["outcome"], "ratios": {}, "measured": {}}}
+        [*JSON[:OUTCOME], [{}, {}, *JSON[OUTCOME][2:]], *JSON[OUTCOME + 1 :]]
     ),
     "not UTF-8": b"\xff{}",
 }
@@ -61,9 +65,9 @@ DAMAGED = {
 @pytest.mark.parametrize("damage", DAMAGED)
 def test_what_was_kept_in_another_shape_is_done_again(tmp_path, damage):
     store, key = Store(tmp_path), key_of("x")
-    store.put(key, KEPT)
-    found = store.get(key, STORED_EVALUATION)
-    assert json.dumps(as_json(restore_evaluation(found, OPTION, 1.0))) == json.dumps(KEPT)
+    store.put(key, KEPT, STORED_EVALUATION)
+    found = StoredEvaluation.strip(store.get(key, STORED_EVALUATION).restore(OPTION, 1.0))
+    assert STORED_EVALUATION.dump_json(found) == STORED_EVALUATION.dump_json(KEPT)
     query(tmp_path, "UPDATE findings SET value = ?", DAMAGED[damage])
     assert store.get(key, STORED_EVALUATION) is None
 
@@ -72,7 +76,7 @@ def test_what_was_kept_in_another_shape_is_done_again(tmp_path, damage):
 def test_a_damaged_database_is_set_aside_and_said_once(tmp_path, damage):
     store, file = Store(tmp_path), tmp_path / DATABASE
     for n in range(50):
-        store.put(key_of(n), KEPT)
+        store.put(key_of(n), KEPT, STORED_EVALUATION)
     whole = file.read_bytes()
     page, half = b"\xa5" * 4096, len(whole) // 2 // 4096 * 4096
     damaged = {
@@ -85,7 +89,7 @@ def test_a_damaged_database_is_set_aside_and_said_once(tmp_path, damage):
         assert store.get(key_of(1), STORED_EVALUATION) is None
     assert len(said) == 1
     assert (tmp_path / f"{DATABASE}.damaged").read_bytes() == damaged
-    store.put(key_of(1), KEPT)
+    store.put(key_of(1), KEPT, STORED_EVALUATION)
     assert store.get(key_of(1), STORED_EVALUATION) is not None
     assert not store.has_failed
 
@@ -93,7 +97,7 @@ def test_a_damaged_database_is_set_aside_and_said_once(tmp_path, damage):
 def test_a_damaged_database_does_not_cost_what_is_written_next(tmp_path):
     (tmp_path / DATABASE).write_bytes(b"\xa5" * 4096)
     with pytest.warns(RuntimeWarning, match="was set aside"):
-        Store(tmp_path).put(key_of("x"), KEPT)
+        Store(tmp_path).put(key_of("x"), KEPT, STORED_EVALUATION)
     assert list(read_findings(tmp_path)) == [key_of("x")]
 
 
@@ -105,7 +109,7 @@ from simulator.planner.store import Store
 store, shape = Store(Path(sys.argv[1])), TypeAdapter(list[str])
 for n in range(int(sys.argv[3])):
     key = hashlib.sha256(f"{sys.argv[2]} {n}".encode()).hexdigest()
-    store.put(key, [key] * (n % 200))
+    store.put(key, [key] * (n % 200), shape)
     print(key, flush=True)
     assert store.get(key, shape) == [key] * (n % 200)
 assert not store.has_failed
@@ -153,19 +157,19 @@ def test_killed_processes_lose_only_what_they_were_writing(tmp_path):
     assert said <= found
     assert len(found) <= len(said) + len(writers)
     store = Store(tmp_path)
-    store.put(key_of("x"), KEPT)
+    store.put(key_of("x"), KEPT, STORED_EVALUATION)
     assert store.get(key_of("x"), STORED_EVALUATION) is not None
 
 
 def test_the_longest_unused_half_goes_where_there_is_too_much(tmp_path, monkeypatch):
     store = Store(tmp_path)
     for n in range(40):
-        store.put(key_of(n), KEPT)
+        store.put(key_of(n), KEPT, STORED_EVALUATION)
     query(tmp_path, "UPDATE findings SET last_used_s = rowid")
     for n in range(10):
         assert store.get(key_of(n), STORED_EVALUATION) is not None  # is used now
     monkeypatch.setattr("simulator.planner.store._MOST_BYTES", 8192)
-    store.put(key_of("x"), KEPT)
+    store.put(key_of("x"), KEPT, STORED_EVALUATION)
     assert set(read_findings(tmp_path)) == {key_of(n) for n in [*range(10), *range(30, 40), "x"]}
 
 
@@ -186,9 +190,9 @@ def test_a_full_disk_is_said_once_and_costs_only_what_would_have_been_kept(tmp_p
         full_disk(),
         pytest.warns(RuntimeWarning, match=r"cannot be written any more \(disk I/O") as said,
     ):
-        store.put(key_of("x"), KEPT)
+        store.put(key_of("x"), KEPT, STORED_EVALUATION)
     with full_disk():
-        Store(tmp_path).put(key_of("y"), KEPT)  # a warning would be an error
+        Store(tmp_path).put(key_of("y"), KEPT, STORED_EVALUATION)  # a warning would be an error
     assert len(said) == 1
     assert store.has_failed
     assert store.get(key_of("x"), STORED_EVALUATION) is None

@@ -4,7 +4,7 @@ import pytest
 
 from simulator.config.calibration import PriceKey
 from simulator.deployment.fits import fits_of, price_key_of
-from simulator.planner.samples import bands_of
+from simulator.planner.calibration_error import read_bands
 from simulator.validation.published._serve import parts_of
 from simulator.validation.published._step import run_one
 
@@ -81,8 +81,8 @@ def test_a_step_of_prompts_has_the_band_of_attention_over_prompts():
 def test_latencies_of_pools_have_the_bands_of_pools(tiny):
     plan = tiny.plan("dense", prefill={"parallel": {"tp": 1}, "replicas": 1})
     engine, pools = plan.placement.calibration.engine, plan.placement.calibration.pools
-    assert bands_of(plan, True) == (pools.band, pools.ttft_band, pools.source)
-    assert bands_of(plan, False) == (engine.band, engine.ttft_band, engine.source)
+    assert read_bands(plan, True) == (pools.band, pools.ttft_band, pools.source)
+    assert read_bands(plan, False) == (engine.band, engine.ttft_band, engine.source)
     assert pools.band != engine.band
 
 

@@ -18,7 +18,7 @@ from simulator.commands.run import run as run_scenario
 from simulator.engine.shards import merge_shards, serve_shard, split_replicas
 from simulator.engine.timeline import serve
 from simulator.parallel.workers import Workers
-from simulator.planner.run_bands import Tables
+from simulator.planner.uncertainty.run_bands import StepTables
 from simulator.results.folder import LONG_TABLES, SHORT_TABLES, write
 from simulator.scenario.scenario import load_scenario
 from tests.laws.test_windows import check_same
@@ -79,15 +79,15 @@ def test_shards_write_the_same_bytes_with_one_process_and_two(scenario, monkeypa
 
 
 def test_tables_are_handed_on_empty_since_they_may_be_filled_meanwhile(tiny):
-    tables = Tables()
+    tables = StepTables()
     plan = tiny.plan("moe", attention_dp=4, ep=4, num_layers=2)
-    serve(plan, tiny.trace(4), fill=tables.slowed(1.0))
-    assert pickle.dumps(tables) == pickle.dumps(Tables())
+    serve(plan, tiny.trace(4), fill=tables.slow(1.0))
+    assert pickle.dumps(tables) == pickle.dumps(StepTables())
 
 
 def serve_or_die(folder, home, shard):
     """Serve a shard, in a process of Ray's only to die behind it."""
-    served = serve_shard(shard, lambda _: None, Tables().slowed(1.0))
+    served = serve_shard(shard, lambda _: None, StepTables().slow(1.0))
     if os.getpid() != home:
         (folder / "died").touch()
         os.kill(os.getpid(), signal.SIGKILL)

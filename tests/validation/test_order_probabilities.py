@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from simulator.planner.calibration_error import CalibrationError, compare_speeds, read_error
 from simulator.planner.closed_form import Curve
-from simulator.planner.ratio_band import Error, error_of, margin
 from simulator.planner.steady import fixed
 from simulator.validation import OK
 from simulator.validation.serving import answer
@@ -35,7 +35,7 @@ class Measured(NamedTuple):
     where: tuple
     tpot_s: float
     predicted_s: float
-    error: Error
+    error: CalibrationError
 
 
 def points_of(table, workers=None):
@@ -68,7 +68,7 @@ def points_of(table, workers=None):
                 where,
                 row["silicon_tpot_ms"] / 1e3,
                 predicted_s,
-                error_of(plan, terms),
+                read_error(plan, terms, is_pooled=False),
             )
         )
     return found
@@ -88,7 +88,7 @@ def pairs_of(points):
             if one.tpot_s == other.tpot_s:
                 continue
             # Tokens a second of the one over the other's.
-            sure = margin(other.predicted_s / one.predicted_s, one.error, other.error)
+            sure = compare_speeds(other.predicted_s / one.predicted_s, one.error, other.error)
             measured = other.tpot_s / one.tpot_s
             stated, is_so = max(sure.above, 1 - sure.above), (measured > 1) == (sure.above > 0.5)
             kind = "one model" if one.model == other.model else "two models"

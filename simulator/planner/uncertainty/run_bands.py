@@ -1,9 +1,9 @@
-"""How far off a run's figures may be, and how likely one deployment is better than another.
+"""Bands of a run's figures, and probabilities that one deployment is better than another.
 
 The engine serves the same requests with steps that take as long as at both ends of its
 calibration's band, since a queue makes more of an error than the steps themselves have. Between
-those runs figures are interpolated over draws of the error that deployments share in part
-(:mod:`simulator.planner.samples`).
+those runs figures are interpolated over samples of the error that deployments share in part
+(:mod:`~simulator.planner.samples`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from simulator.base.progress import CountDone, Progress, count_part, show_nothing
+from simulator.base.progress import Progress, count_part, show_nothing
 from simulator.config.calibration import Calibration
 from simulator.config.workload import SLO
 from simulator.deployment.placement import Placement
@@ -24,9 +24,10 @@ from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.pool import PoolState
 from simulator.engine.table import StepTable, slow_table, start_table
 from simulator.engine.timeline import MakeTable, run_plan
+from simulator.planner.calibration_error import CalibrationError, Floats, read_bands
 from simulator.planner.closed_form import Curve
-from simulator.planner.estimate import step_parts
-from simulator.planner.samples import Draws, Floats, Table, bands_of, first_token_off, own_of
+from simulator.planner.estimate import estimate_error
+from simulator.planner.samples import ErrorSamples
 from simulator.planner.traffic import Traffic, subset
 from simulator.results.metrics import (
     METRICS,
@@ -40,48 +41,49 @@ from simulator.workload.requests import longest_tokens
 from simulator.workload.traces import RequestTrace
 
 MOST_REQUESTS = 6_000
-"""Requests of a longer trace, its first, by which figures of the whole are widened: that takes as
-long as serving 18,000."""
+"""First requests of a longer trace, by which figures of the whole are widened: that takes as long
+as serving 18,000."""
 _FURTHEST = 2.5
 """Standard deviations beyond which figures are not extrapolated from the ends of the band."""
 _GRID = np.linspace(-_FURTHEST, _FURTHEST, 21)
-"""Standard deviations at which every request's latencies are reckoned."""
+"""Standard deviations at which every request's latencies are interpolated."""
 _LATENCIES = ("ttft_p50_s", "tpot_p50_s")
+"""Figures whose geometric mean is ``latency``."""
 
 
 class FigureSamples(NamedTuple):
-    """One deployment's figures in all draws, ``[n]`` each."""
+    """One deployment's figures in all samples, ``[n]`` each."""
 
     values: dict[str, Floats]
     source: str
 
 
-class Tables:
-    """Step tables of one plan, one for each place that its experts ever lie, filled once and slowed
-    as asked; another process fills its own.
+class StepTables:
+    """Step tables of one plan, one for each placement of its experts, filled once and slowed as
+    asked; another process fills its own.
     """
 
     def __init__(self) -> None:
         self._tables: dict[tuple[str, bytes], StepTable] = {}
 
-    def slowed(self, factor: float) -> MakeTable:
-        """What makes a table whose seconds are ``factor`` times as long."""
+    def slow(self, factor: float) -> MakeTable:
+        """A function that makes a table whose seconds are ``factor`` times as long."""
 
         def fill(pool: PoolState, stream: str) -> StepTable:
-            key = (stream, _digest_places(pool.plan.placement))
+            key = (stream, _digest_placement(pool.plan.placement))
             if key not in self._tables:
                 self._tables[key] = start_table(pool.prices)
             return slow_table(self._tables[key], factor)
 
         return fill
 
-    def __reduce__(self) -> tuple[type[Tables], tuple[()]]:
+    def __reduce__(self) -> tuple[type[StepTables], tuple[()]]:
         """Hand on empty tables, for this process may fill more while it hands on."""
-        return Tables, ()
+        return StepTables, ()
 
 
-def _digest_places(placement: Placement) -> bytes:
-    """A digest of where experts lie."""
+def _digest_placement(placement: Placement) -> bytes:
+    """A digest of the ranks that experts lie on."""
     if placement.experts is None:
         return b""
     placed = placement.experts.placed
@@ -95,31 +97,82 @@ def draw_figures(
     seed: int,
     own: pd.Series,
     record: DeploymentRecord | None,
-    tables: Tables,
+    tables: StepTables,
     tick: Progress = show_nothing,
 ) -> FigureSamples | None:
-    """A deployment's figures in all draws of a seed, which all deployments share; ``None`` where
+    """A deployment's figures in all samples of a seed, which all deployments share; ``None`` where
     its calibration is of one machine, whose error is shown by ``execute``.
 
     Args:
         own: the run's own figures, its row of the summary.
         record: what the plan did at the ``step`` fidelity, which is not served again where the
             whole trace is looked at; ``None`` if it ran at another one.
-        tables: what makes the deployment's step tables.
     """
     if not isinstance(plan.placement.calibration, Calibration):
         return None
-    part = trace if trace.num_requests <= MOST_REQUESTS else _begin(trace)
-    known = record if part is trace else None
-    return _draw(plan, part, slo, Draws(seed), own, known, tables, tick)
+    if trace.num_requests > MOST_REQUESTS:
+        trace, record = subset(trace, np.arange(MOST_REQUESTS)), None
+    bands = read_bands(plan, plan.prefill is not None)
+    slower = sorted({*bands.token, 1.0})
+    records = _serve_slowed(plan, trace, slower, record, tables, tick)
+    rows = [summarise([plan], [one], slo).iloc[0] for one in records]
+    served = [latencies(one.requests) for one in records]
+    place = slower.index(1.0)
+    error = _estimate_error(plan, trace, rows[place]["tpot_p50_s"])
+    score = np.clip(ErrorSamples(seed).draw_scores(error), -_FURTHEST, _FURTHEST)
+    log_slower, at = np.log(slower), error.middle + error.spread * score
+    by_request = _interpolate_requests(log_slower, served, error, slo)
+    alone = _describe(served[place], slo)
+    values: dict[str, Floats] = {}
+    for key in (key for key, described in METRICS.items() if described.better and key in own):
+        value, tried = float(own[key]), np.array([float(row[key]) for row in rows])
+        if not np.isfinite([*tried, value]).all():
+            continue
+        if key in by_request:
+            drawn = np.interp(score, _GRID, by_request[key])
+            values[key] = _move(value, drawn, alone[key], key)
+        else:
+            values[key] = _extrapolate(value, log_slower, tried, at, key)
+    medians = [values[key] for key in _LATENCIES if key in values and (values[key] > 0).all()]
+    if medians:
+        values["latency"] = np.exp(np.mean(np.log(medians), axis=0))
+    return FigureSamples(values, bands.source)
 
 
-def _begin(trace: RequestTrace) -> RequestTrace:
-    return subset(trace, np.arange(MOST_REQUESTS))
+def _serve_slowed(
+    plan: DeploymentPlan,
+    trace: RequestTrace,
+    slower: Sequence[float],
+    known: DeploymentRecord | None,
+    tables: StepTables,
+    tick: Progress,
+) -> list[DeploymentRecord]:
+    """Serve the requests with steps that take so many times as long, but for what is known."""
+    count = trace.num_requests
+    shown = count_part(tick, f"bands of {plan.name}", count * len(slower))
+    return [
+        known
+        if factor == 1.0 and known is not None
+        else run_plan(
+            plan,
+            trace,
+            "step",
+            lambda done, before=place * count: shown(before + done),  # type: ignore[misc]
+            tables.slow(factor),
+        )
+        for place, factor in enumerate(slower)
+    ]
+
+
+def _estimate_error(plan: DeploymentPlan, trace: RequestTrace, tpot_s: float) -> CalibrationError:
+    """The error of a decode step; of an equal share of everything where nothing is decoded."""
+    longest = max(longest_tokens(trace), plan.serving.rules.token_budget)
+    curve, most = Curve(plan, Traffic.of(trace), longest), plan.serving.rules.max_sequences
+    return estimate_error(curve, most, tpot_s if tpot_s > 0 else 0.0, plan.prefill is not None)
 
 
 def make_bands(drawn: Mapping[str, FigureSamples | None], num_requests: int) -> dict[str, Any]:
-    """What ``run.json`` holds of them: for each deployment the 10th and 90th percentile of each
+    """Bands as ``run.json`` holds them: for each deployment the 10th and 90th percentile of each
     figure, and for each two the probability that the first is better; empty where not all are
     known.
 
@@ -136,67 +189,20 @@ def make_bands(drawn: Mapping[str, FigureSamples | None], num_requests: int) -> 
         "num_requests": min(num_requests, MOST_REQUESTS),
         "sources": {name: one.source for name, one in known.items()},
         "deployments": {
-            name: {key: _edges(values) for key, values in one.values.items()}
+            name: {key: _find_edges(values) for key, values in one.values.items()}
             for name, one in known.items()
         },
         "better": {
             name: {
-                other: _chances(one.values, known[other].values) for other in known if other != name
+                other: _compare(one.values, known[other].values) for other in known if other != name
             }
             for name, one in known.items()
         },
     }
 
 
-def _draw(
-    plan: DeploymentPlan,
-    trace: RequestTrace,
-    slo: SLO,
-    draws: Draws,
-    own: pd.Series,
-    known: DeploymentRecord | None,
-    tables: Tables,
-    tick: Progress,
-) -> FigureSamples:
-    bands = bands_of(plan, plan.prefill is not None)
-    slower, count = sorted({*bands.token, 1.0}), trace.num_requests
-    shown = count_part(tick, f"bands of {plan.name}", count * len(slower))
-    rows: list[pd.Series] = []
-    served: list[pd.DataFrame] = []
-    for factor in slower:
-        before = len(rows) * count
-        fill = tables.slowed(factor)
-        if factor == 1.0 and known is not None:
-            record = known
-        else:
-            record = run_plan(plan, trace, "step", _count_on(shown, before), fill)
-        rows.append(summarise([plan], [record], slo).iloc[0])
-        served.append(latencies(record.requests))
-    place = slower.index(1.0)
-    table = Table(*bands, _parts(plan, trace, rows[place]["tpot_p50_s"]), [], [], own=own_of(plan))
-    score = np.clip(draws.score(table), -_FURTHEST, _FURTHEST)
-    at = table.middle + table.spread * score
-    by_request = _reckon(np.log(slower), served, table, slo)
-    alone = _describe(served[place], slo)
-    values: dict[str, Floats] = {}
-    for key, described in METRICS.items():
-        value = float(own[key]) if key in own else math.nan
-        tried = np.array([float(row[key]) for row in rows] if key in own else [math.nan])
-        if not described.better or not np.isfinite([*tried, value]).all():
-            continue
-        if key in by_request:
-            drawn = np.interp(score, _GRID, by_request[key])
-            values[key] = _move(value, drawn, alone[key], key)
-        else:
-            values[key] = _widen(value, np.log(slower), tried, at, key)
-    medians = [values[key] for key in _LATENCIES if key in values and (values[key] > 0).all()]
-    if medians:
-        values["latency"] = np.exp(np.mean(np.log(medians), axis=0))
-    return FigureSamples(values, bands.source)
-
-
-def _reckon(
-    log_slower: Floats, served: Sequence[pd.DataFrame], table: Table, slo: SLO
+def _interpolate_requests(
+    log_slower: Floats, served: Sequence[pd.DataFrame], error: CalibrationError, slo: SLO
 ) -> dict[str, Floats]:
     """Figures of all requests' latencies at every point of :data:`_GRID`.
 
@@ -213,9 +219,11 @@ def _reckon(
     alone = log_KN["ttft_s"][int(np.argmin(np.abs(log_slower)))]
     rows = []
     for score in _GRID:
-        at = table.middle + table.spread * score
-        found = {name: np.exp(_line(log_slower, values, at)) for name, values in log_KN.items()}
-        first_s = np.exp(alone + float(first_token_off(table, np.array(score))))
+        at = error.middle + error.spread * score
+        found = {
+            name: np.exp(_interpolate(log_slower, values, at)) for name, values in log_KN.items()
+        }
+        first_s = np.exp(alone + float(error.shift_first_token(np.array(score))))
         later_s = np.maximum(first_s - found["ttft_s"], 0.0)
         frame = pd.DataFrame(found)
         frame["ttft_s"] += later_s
@@ -224,7 +232,7 @@ def _reckon(
     return {key: np.array([row[key] for row in rows]) for key in rows[0]}
 
 
-def _line(tried: Floats, values_KN: Floats, at: float) -> Floats:
+def _interpolate(tried: Floats, values_KN: Floats, at: float) -> Floats:
     """``[N]`` values at a point, straight between and beyond those that were tried."""
     if len(tried) == 1:
         return np.asarray(values_KN[0])
@@ -248,19 +256,7 @@ def _move(value: float, drawn: Floats, alone: float, key: str) -> Floats:
     return np.asarray(value * drawn / alone) if alone > 0 else np.full(len(drawn), value)
 
 
-def _parts(plan: DeploymentPlan, trace: RequestTrace, tpot_s: float) -> dict[str, float]:
-    """What a decode step is made of; of an equal share of everything where nothing is decoded."""
-    longest = max(longest_tokens(trace), plan.serving.rules.token_budget)
-    curve = Curve(plan, Traffic.of(trace), longest)
-    return step_parts(curve, plan.serving.rules.max_sequences, tpot_s if tpot_s > 0 else 0.0)
-
-
-def _count_on(shown: CountDone, before: int) -> CountDone:
-    """What counts requests that are served behind ``before`` others."""
-    return lambda done: shown(before + done)
-
-
-def _widen(value: float, tried: Floats, values: Floats, at: Floats, key: str) -> Floats:
+def _extrapolate(value: float, tried: Floats, values: Floats, at: Floats, key: str) -> Floats:
     """A figure where steps are so much slower (logarithms): the run's own, moved as far as the
     figures that were tried move, along straight lines between and beyond them; of positive figures
     but shares these are of logarithms.
@@ -282,12 +278,12 @@ def _widen(value: float, tried: Floats, values: Floats, at: Floats, key: str) ->
     return np.clip(value + moved, 0.0, 1.0 if is_share else math.inf)
 
 
-def _edges(values: Floats) -> list[float]:
+def _find_edges(values: Floats) -> list[float]:
     return [float(edge) for edge in np.quantile(values, [0.1, 0.9])]
 
 
-def _chances(mine: dict[str, Floats], theirs: dict[str, Floats]) -> dict[str, float]:
-    """The share of draws in which each of one deployment's figures is better; half of those in
+def _compare(mine: dict[str, Floats], theirs: dict[str, Floats]) -> dict[str, float]:
+    """The share of samples in which each of one deployment's figures is better; half of those in
     which both are equal.
     """
     found = {}

@@ -1,0 +1,273 @@
+"""Assessment of an answer: other conditions, lost nodes, the calibration's error and chance, all in
+one batch on all cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+from simulator.base.data import cache_lookups
+from simulator.base.progress import Progress, show_nothing
+from simulator.config.capacity import Spare
+from simulator.parallel.workers import Workers, use_workers
+from simulator.planner.conditions import Change, Conditions, Trials, describe_stretch
+from simulator.planner.crossover import crossover_of
+from simulator.planner.estimate import Estimator
+from simulator.planner.evaluations import headroom_of
+from simulator.planner.explore import Evaluation
+from simulator.planner.losses import LOST, idle_costs, spare_nodes
+from simulator.planner.moe_vs_dense import (
+    best_of_kind,
+    changes_over_rates,
+    moe_vs_dense,
+    over_rates,
+    rivals,
+)
+from simulator.planner.samples import CostSamples, GpuDemand
+from simulator.planner.screen import Candidate
+from simulator.planner.search import SearchResult, work_of
+from simulator.planner.sizes import around
+from simulator.planner.store import Store
+from simulator.planner.uncertainty.bands import (
+    RowBands,
+    add_probabilities,
+    band_losses,
+    band_spare_nodes,
+    estimate_all,
+)
+from simulator.planner.uncertainty.confidence import (
+    RESAMPLED,
+    Choices,
+    FixedSize,
+    find_second_choice,
+    simulate_demand,
+    summarise_confidence,
+    try_fixed_size,
+)
+from simulator.planner.uncertainty.sensitivity import Explored, Sensitivity, list_changes
+
+_SPARE = tuple(Change(spare=lost) for lost in (Spare(), *LOST))
+"""Changes of nothing but what may be lost."""
+_DEMAND_WORK = 5.0
+"""Explorations in a simulated demand."""
+_OTHER_WORK = 3.0
+"""Work of an exploration under other conditions over one as asked: a new step table is filled, or a
+search begins further from its end."""
+_LEAST_WORK = 0.5
+"""Work of an exploration at little traffic over one as asked."""
+
+
+class Exploration(NamedTuple):
+    """A short task: its result is stored, where the few long tasks that put them together find
+    it.
+    """
+
+    candidate: Candidate
+    change: Change | None
+    """Differences from the question; ``None`` = demand over what the calibration may be off."""
+
+    @property
+    def work(self) -> float:
+        """Rough duration, in explorations of one replica as asked."""
+        if self.change is None:
+            return work_of(self.candidate) * _DEMAND_WORK
+        conditions = self.change.conditions
+        other = _OTHER_WORK if conditions._replace(rate=1.0) != Conditions() else 1.0
+        return work_of(self.candidate) * other * max(_LEAST_WORK, conditions.rate)
+
+    def run(self, trials: Trials) -> None:
+        """Explore it, for the store."""
+        if self.change is None:
+            simulate_demand(trials, self.candidate)
+        else:
+            trials.find(self.candidate, self.change)
+
+
+class AtFirst(NamedTuple):
+    """Everything that is asked of the recommended deployment only."""
+
+    tried: FixedSize
+    losses: list[dict[str, Any]]
+    spare_nodes: list[dict[str, Any]]
+    spare: list[Explored]
+    """The evaluation of each row of ``spare_nodes``."""
+    idle: dict[str, Any]
+
+
+class _Assessment(NamedTuple):
+    """What was found about a candidate."""
+
+    explored: dict[Change, Explored]
+    demand: GpuDemand | None
+    """Simulated, as asked; of the candidates that are compared most closely."""
+    at_first: AtFirst | None = None
+
+
+def assess(
+    result: SearchResult,
+    store: Store,
+    tick: Progress = show_nothing,
+    workers: Workers | int | None = None,
+) -> dict[str, Any]:
+    """``sensitivity``, ``losses``, ``spare_nodes``, ``idle``, ``confidence`` and ``moe_vs_dense``
+    of an answer; and ``bands``.
+
+    With these, since they take as long and all cores share them, its ``crossover``, ``sizes`` and
+    ``headroom``.
+
+    The bands are keys for the row of every deployment that meets the targets, in the evaluations'
+    order. Empty where none does.
+    """
+    met = [evaluation for evaluation in result.evaluations if evaluation.cluster_size is not None]
+    if not met:
+        return {}
+    first, moe, dense = met[0], best_of_kind(result, "MoE"), best_of_kind(result, "dense")
+    choices = Choices(first, find_second_choice(met), moe, dense)
+    changes = list_changes(result)
+    folder = None if store.folder is None else str(store.folder)
+    trials = Trials(result.question.model_dump_json(), str(result.space.folder), folder)
+    assess_one = partial(_assess_candidate, trials, choices, changes)
+    jobs: dict[Any, Callable[[], Any]] = {}
+    rates: list[tuple[Candidate, Change]] = []
+    if moe is not None and dense is not None:
+        both = rivals(result, moe), rivals(result, dense)
+        rates, jobs["rates"] = changes_over_rates(*both), partial(over_rates, trials, *both)
+    copying = next((one for one in met if one.candidate.shape.slots), None)
+    jobs |= {
+        first.candidate: partial(_assess_first, assess_one, trials, first, copying),
+        "crossover": partial(crossover_of, result),
+        "estimates": partial(estimate_all, trials, met, result.traffic.rate_per_s),
+        "headroom": partial(headroom_of, result, first),
+        "sizes": partial(around, result, first),
+    }
+    others = [one for one in dict.fromkeys([*changes, *choices.candidates]) if one not in jobs]
+    jobs |= {candidate: partial(assess_one, candidate) for candidate in others}
+    explorations = [] if folder is None else _list_explorations(changes, choices, rates)
+    done = _run_all(jobs, trials, explorations, tick, workers)
+    assessed: dict[Candidate, _Assessment] = {one: done[one] for one in (first.candidate, *others)}
+    estimates = dict(zip((one.candidate for one in met), done["estimates"], strict=True))
+    demands = {one: estimate.demand for one, estimate in estimates.items() if estimate is not None}
+    demands |= {one: found.demand for one, found in assessed.items() if found.demand is not None}
+    costs, at_first = CostSamples(result, demands), assessed[first.candidate].at_first
+    if at_first is None:
+        raise ValueError("nothing is known of the first choice")
+    bander = RowBands(result, first.candidate, at_first.tried, costs, estimates)
+    bands = {evaluation.candidate: bander.band_row(evaluation) for evaluation in met}
+    add_probabilities(bands, met, costs)
+    explored = {one: assessed[one].explored for one in changes}
+    stretch = describe_stretch(trials, first.candidate)
+    rows = Sensitivity(result, explored, costs, stretch).list_rows()
+    return {
+        "sensitivity": rows,
+        "losses": at_first.losses,
+        "idle": at_first.idle,
+        **{name: done[name] for name in ("crossover", "headroom", "sizes")},
+        "spare_nodes": band_spare_nodes(at_first.spare_nodes, at_first.spare, costs),
+        "confidence": summarise_confidence(result, choices, at_first.tried, costs),
+        "moe_vs_dense": moe_vs_dense(result, done.get("rates"), rows, costs, bands),
+        "bands": [bands[evaluation.candidate] for evaluation in met],
+    }
+
+
+def _list_explorations(
+    changes: Mapping[Candidate, Iterable[Change]],
+    choices: Choices,
+    rates: Iterable[tuple[Candidate, Change]],
+) -> list[Exploration]:
+    """All that will be asked for: many short tasks of which all cores have some until the end."""
+    asked: list[tuple[Candidate, Change | None]] = [
+        *((candidate, change) for candidate, some in changes.items() for change in some),
+        *((candidate, None) for candidate in choices.candidates),
+        *((candidate, change) for candidate in choices.resampled for change in RESAMPLED),
+        *((choices.first.candidate, change) for change in _SPARE),
+        *rates,
+    ]
+    return [Exploration(*one) for one in dict.fromkeys(asked)]
+
+
+def _run_all(
+    jobs: Mapping[Any, Callable[[], Any]],
+    trials: Trials,
+    explorations: list[Exploration],
+    tick: Progress,
+    workers: Workers | int | None,
+) -> dict[Any, Any]:
+    """Results of all jobs, which find those of the explorations in the store."""
+    name, count, before = "trying what the answer hangs on", len(jobs), len(explorations)
+    tick(name, 0, before + count)
+    with use_workers(workers) as pool:
+        pool.map(
+            partial(_explore, trials),
+            explorations,
+            lambda n: tick(name, n, before + count),
+            group=attrgetter("candidate"),
+            weight=attrgetter("work"),
+        )
+        done = pool.map(
+            _run_job, list(jobs.values()), lambda n: tick(name, before + n, before + count)
+        )
+    return dict(zip(jobs, done, strict=True))
+
+
+def _explore(trials: Trials, exploration: Exploration) -> None:
+    with cache_lookups():
+        exploration.run(trials)
+
+
+def _run_job(job: Callable[[], Any]) -> Any:
+    with cache_lookups():
+        return job()
+
+
+def _assess_candidate(
+    trials: Trials,
+    choices: Choices,
+    changes: Mapping[Candidate, Iterable[Change]],
+    candidate: Candidate,
+) -> _Assessment:
+    """Explore one candidate under every change, and its demand: together, as they share what was
+    filled.
+    """
+    explored = _explore_changes(trials, candidate, changes.get(candidate, ()))
+    if candidate not in choices.candidates:
+        return _Assessment(explored, None)
+    demand = simulate_demand(trials, candidate, resamples=candidate in choices.resampled)
+    return _Assessment(explored, demand)
+
+
+def _assess_first(
+    assess_one: Callable[[Candidate], _Assessment],
+    trials: Trials,
+    first: Evaluation,
+    copying: Evaluation | None,
+) -> _Assessment:
+    """Explore the recommended deployment.
+
+    Args:
+        copying: the best deployment with copies of experts.
+    """
+    candidate, size, known = first.candidate, first.cluster_size, assess_one(first.candidate)
+    if size is None or known.demand is None:
+        raise ValueError("the first choice has no size")
+    at_first = AtFirst(
+        try_fixed_size(trials, candidate, size, known.demand),
+        band_losses(trials, candidate, size, known.demand),
+        spare_nodes(trials, candidate),
+        list(_explore_changes(trials, candidate, _SPARE).values()),
+        idle_costs(trials, first, copying),
+    )
+    return known._replace(at_first=at_first)
+
+
+def _explore_changes(
+    trials: Trials, candidate: Candidate, changes: Iterable[Change]
+) -> dict[Change, Explored]:
+    explored = {}
+    for change in changes:
+        evaluation = trials.find(candidate, change)
+        estimate = Estimator(trials, change).estimate(evaluation)
+        explored[change] = Explored(evaluation, estimate and estimate.demand)
+    return explored

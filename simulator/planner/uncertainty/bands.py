@@ -1,0 +1,235 @@
+"""Bands of every figure of an answer: 80 % of what the calibration's error and other samples make
+of it.
+
+``x_low`` and ``x_high`` beside a figure ``x`` hold it; ``None`` is an end that there is none of,
+where no cluster within the limits would do or queues would grow without bound. Deployments that
+were not simulated with the calibration off are estimated in closed form
+(:mod:`~simulator.planner.estimate`); ``band`` says which. Probabilities are shares of
+joint samples (:mod:`~simulator.planner.samples`): ``is_best_probability`` of those in
+which a deployment is the cheapest, of which the one that the plan lists first is taken where
+several cost the same, so that they add up to 1 less the samples in which nothing meets the targets;
+``none_cheaper_probability`` of those in which nothing costs less, which counts all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from simulator.planner.calibration_error import Z_80, Edges, Floats
+from simulator.planner.conditions import Change, Trials, describe_stretch
+from simulator.planner.estimate import Estimate, Estimator
+from simulator.planner.evaluations import row_of
+from simulator.planner.explore import ClusterSize, Evaluation
+from simulator.planner.losses import with_losses
+from simulator.planner.samples import (
+    CostSamples,
+    GpuDemand,
+    count_cheapest,
+    count_none_cheaper,
+    find_band,
+    name_band,
+    widen_band,
+)
+from simulator.planner.screen import Candidate
+from simulator.planner.search import SearchResult
+from simulator.planner.uncertainty.confidence import RESAMPLED, FixedSize, band_figures
+
+SIMULATED, CLOSED = "simulated", "closed form"
+_GROWING = (
+    "gpus",
+    "cost_per_hour",
+    "cost_power_per_hour",
+    "cost_per_million_output_tokens",
+    "cost_per_million_tokens",
+    "cost_joules_per_output_token",
+)
+"""Figures that grow as the cluster does."""
+_LATENCIES = ("tpot_s", "ttft_s", "e2e_s")
+_SHARE = "attainment"
+_TOKENS = "output_tokens_per_s"
+
+
+def estimate_all(
+    trials: Trials, evaluations: Sequence[Evaluation], rate_per_s: float
+) -> list[Estimate | None]:
+    """The closed form of each evaluation about all requests, with other samples.
+
+    Args:
+        rate_per_s: of all requests.
+    """
+    estimator = Estimator(trials, resamples=True)
+    found = [estimator.estimate(evaluation, rate_per_s) for evaluation in evaluations]
+    if trials.space.question.targets.attainment is None:
+        return found
+    return [
+        one and one._replace(attainment=_simulate_attainment(trials, evaluation, one.demand))
+        for one, evaluation in zip(found, evaluations, strict=True)
+    ]
+
+
+def _simulate_attainment(trials: Trials, evaluation: Evaluation, demand: GpuDemand) -> Edges | None:
+    if evaluation.cluster_size is None:
+        return None
+    fast, slow = (
+        trials.trial(evaluation.candidate, evaluation.cluster_size, Change(slower=edge))
+        for edge in demand.error.edges
+    )
+    return fast.measured[_SHARE], slow.measured[_SHARE]
+
+
+class RowBands:
+    """Bands of the figures of every deployment that meets the targets."""
+
+    def __init__(
+        self,
+        result: SearchResult,
+        first: Candidate,
+        tried: FixedSize,
+        costs: CostSamples,
+        estimates: Mapping[Candidate, Estimate | None],
+    ) -> None:
+        """Args: tried: the first choice at its size."""
+        self._result, self._first, self._costs, self._estimates = result, first, costs, estimates
+        self._figures = band_figures(costs.demands[first], tried)
+        self._scatters = {
+            name: scatter / self._figures[name]["value"]
+            for name, scatter in tried.scatters.items()
+            if self._figures[name]["value"] > 0
+        }
+        """Scatter between samples of the first choice's figures, as shares of them."""
+
+    def band_row(self, evaluation: Evaluation) -> dict[str, Any]:
+        """Bands of one deployment's figures."""
+        candidate, gpus = evaluation.candidate, self._costs.draw_gpus(evaluation)
+        if evaluation.cluster_size is None or gpus is None:
+            return {"band": None}
+        row, size = row_of(self._result, evaluation), evaluation.cluster_size.size
+        estimate, (low, high) = self._estimates.get(candidate), find_band(gpus)
+        is_closed = self._costs.demands[candidate].by_resample
+        bands: dict[str, Any] = {"band": CLOSED if is_closed else SIMULATED}
+        for name in _GROWING:
+            ends = (None if end is None else row[name] * end / size for end in (low, high))
+            bands |= name_band(name, row[name], ends)
+        if candidate == self._first:
+            bands |= self._band_tried(row)
+        elif estimate is not None:
+            bands |= self._band_latencies(row, estimate)
+        if _SHARE in row and estimate and estimate.attainment and f"{_SHARE}_low" not in bands:
+            bands |= name_band(_SHARE, row[_SHARE], self._widen(row, _SHARE, estimate.attainment))
+        if bands.get(f"{_SHARE}_high") is not None:
+            bands[f"{_SHARE}_high"] = min(1.0, bands[f"{_SHARE}_high"])
+        if f"{_TOKENS}_low" not in bands:
+            made, spread = row[_TOKENS], row[_TOKENS] * self._scatters.get(_TOKENS, 0.0)
+            bands |= name_band(_TOKENS, made, (max(0.0, made - spread), made + spread))
+        per_gpu = row[f"{_TOKENS}_per_gpu"]
+        ends = (0.0 if end is None else per_gpu * size / end for end in (high, low))
+        return bands | name_band(f"{_TOKENS}_per_gpu", per_gpu, ends)
+
+    def _band_tried(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Bands of the first choice, those of the stretch that was looked at scaled to all
+        requests.
+        """
+        bands: dict[str, Any] = {}
+        for name, one in self._figures.items():
+            if row.get(name) is not None and one["value"] > 0:
+                ends = (row[name] * (one[end] / one["value"]) for end in ("low", "high"))
+                bands |= name_band(name, row[name], ends)
+        return bands
+
+    def _band_latencies(self, row: Mapping[str, Any], estimate: Estimate) -> dict[str, Any]:
+        bands: dict[str, Any] = {}
+        for name in (name for name in row if name.startswith(_LATENCIES)):
+            low, high = estimate.factors[name.split(".")[0]]
+            band = self._widen(row, name, (row[name] * low, row[name] * high))
+            ends = (end if math.isfinite(end) else None for end in band)
+            bands |= name_band(name, row[name], ends)
+        return bands
+
+    def _widen(self, row: Mapping[str, Any], name: str, band: Edges) -> Edges:
+        value = row[name]
+        return widen_band(value, (min(band), max(band)), value * self._scatters.get(name, 0.0))
+
+
+def add_probabilities(
+    bands: Mapping[Candidate, dict[str, Any]], met: Sequence[Evaluation], costs: CostSamples
+) -> None:
+    """Add how likely each deployment is the cheapest of all.
+
+    Args:
+        bands: of each of ``met``.
+    """
+    drawn = {one.candidate: costs.draw_costs(one) for one in met}
+    known = {candidate: cost for candidate, cost in drawn.items() if cost is not None}
+    if not known:
+        return
+    together = np.array(list(known.values()))
+    shares = count_cheapest(together), count_none_cheaper(together)
+    for candidate, best, least in zip(known, *shares, strict=True):
+        bands[candidate]["is_best_probability"] = float(best)
+        bands[candidate]["none_cheaper_probability"] = float(least)
+
+
+def band_losses(
+    trials: Trials, candidate: Candidate, cluster_size: ClusterSize, demand: GpuDemand
+) -> list[dict[str, Any]]:
+    """Rows of :func:`~simulator.planner.losses.with_losses` with bands: of the calibration's ends,
+    and of other samples.
+    """
+
+    def lose(change: Change) -> list[dict[str, Any]]:
+        return with_losses(replace(trials, default=change), candidate, cluster_size)
+
+    nearest = (
+        min(demand.slower, key=lambda factor, edge=edge: abs(factor - edge))  # type: ignore[misc]
+        for edge in demand.error.edges
+    )
+    slowed = [lose(Change(slower=factor)) for factor in dict.fromkeys(nearest)]
+    resampled = [lose(change) for change in RESAMPLED]
+    rows = with_losses(trials, candidate, cluster_size)
+    for n, row in enumerate(rows):
+        for name in ("goodput_per_s", _SHARE):
+            value = row[name]
+            if value is None:
+                continue
+            edges, drawn = (
+                [value, *(other[n][name] for other in others if other[n][name] is not None)]
+                for others in (slowed, resampled)
+            )
+            low, high = widen_band(value, (min(edges), max(edges)), Z_80 * float(np.std(drawn)))
+            row |= name_band(name, value, (low, min(1.0, high) if name == _SHARE else high))
+        row["note"] = describe_stretch(trials, candidate)
+    return rows
+
+
+def band_spare_nodes(
+    rows: Sequence[dict[str, Any]],
+    found: Sequence[tuple[Evaluation, GpuDemand | None]],
+    costs: CostSamples,
+) -> list[dict[str, Any]]:
+    """Rows of :func:`~simulator.planner.losses.spare_nodes` with bands in closed form.
+
+    Args:
+        found: by row.
+    """
+    banded: list[dict[str, Any]] = []
+    base: Floats | None = None
+    for row, (evaluation, demand) in zip(rows, found, strict=True):
+        gpus = None if demand is None else costs.draw_gpus(evaluation, demand)
+        drawn = None if demand is None else costs.draw_costs(evaluation, demand)
+        base = base if banded else drawn
+        extra = None
+        if drawn is not None and base is not None:
+            both = np.isfinite(drawn) & np.isfinite(base)
+            extra = drawn[both] - base[both]
+        banded.append(
+            row
+            | name_band("gpus", row["gpus"], find_band(gpus))
+            | name_band("cost_per_hour", row["cost_per_hour"] or None, find_band(drawn))
+            | name_band("extra_cost_per_hour", row["extra_cost_per_hour"] or None, find_band(extra))
+        )
+    return banded

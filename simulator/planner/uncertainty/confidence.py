@@ -1,0 +1,334 @@
+"""Confidence in the choice: bands of its figures, and probabilities that it is right.
+
+The few deployments that are compared most closely are simulated with the calibration off by what it
+may be off (:mod:`~simulator.planner.calibration_error`), and with other samples of
+requests and of experts' choices; :mod:`~simulator.planner.uncertainty.bands` gives all other
+figures theirs.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from simulator.planner.calibration_error import Z_80, compute_start_probability
+from simulator.planner.closed_form import Curve
+from simulator.planner.conditions import Change, Trials, is_whole
+from simulator.planner.estimate import estimate_candidate_error
+from simulator.planner.evaluations import explorer, text_of
+from simulator.planner.explore import ClusterSize, Evaluation
+from simulator.planner.headroom import headroom
+from simulator.planner.samples import (
+    RESAMPLES,
+    CostSamples,
+    ErrorSamples,
+    GpuDemand,
+    count_share,
+    find_band,
+    find_ratio_band,
+    widen_band,
+)
+from simulator.planner.screen import Candidate
+from simulator.planner.search import SearchResult
+from simulator.planner.trial import BACKLOG, Outcome
+from simulator.workload.requests import longest_tokens
+
+_SCORES = (-2.3, -Z_80, Z_80, 2.3)
+"""Standard deviations at which demand is simulated, besides what the calibration says."""
+_BISECTIONS = 2
+"""Bisections between the slowest calibration that meets the targets and the first that does not."""
+_LOAD_STEP = 1.04
+"""Ratio between traffic that is carried and that is not, of headroom at the band's ends."""
+RESAMPLED = tuple(Change(resample=number) for number in RESAMPLES)
+"""Changes of nothing but the sample of requests and of the experts' choices."""
+_LEAST_RATIO = 1e-9
+"""Measured over limit at the least, so that it has a logarithm."""
+_METHOD: tuple[dict[str, Any], ...] = (
+    {
+        "name": "errors in common",
+        "low": None,
+        "high": None,
+        "text": (
+            "Deployments that run the same kernels of one engine on one family of GPUs share half "
+            "of the variance of each part of a step; the rest is each one's own"
+        ),
+    },
+    {
+        "name": "closed form",
+        "low": None,
+        "high": None,
+        "text": (
+            "Only the first choices are simulated with the calibration off and with other "
+            "samples; bands of all others are estimated from the average load, "
+            "without other choices of experts"
+        ),
+    },
+)
+"""How bands are made."""
+
+
+def simulate_demand(trials: Trials, candidate: Candidate, resamples: bool = False) -> GpuDemand:
+    """GPUs that a deployment needs over what its calibration may be off.
+
+    Args:
+        resamples: whether other samples of requests count.
+    """
+
+    def size(change: Change) -> int:
+        found = trials.find(candidate, change).cluster_size
+        return 0 if found is None else found.size
+
+    opened = trials.open_explorer(candidate)
+    plan = opened.plan(ClusterSize(0, 1, 1 if candidate.prefill is not None else 0))
+    error = estimate_candidate_error(Curve(plan, opened.traffic, candidate.budget), candidate)
+    slower = sorted({1.0, *(math.exp(error.middle + z * error.spread) for z in _SCORES)})
+    gpus = [size(Change(slower=factor)) for factor in slower]
+    for _ in range(_BISECTIONS):
+        edge = next((n for n in range(1, len(slower)) if gpus[n - 1] and not gpus[n]), None)
+        if edge is None:
+            break
+        slower.insert(edge, math.sqrt(slower[edge - 1] * slower[edge]))
+        gpus.insert(edge, size(Change(slower=slower[edge])))
+    demand = GpuDemand(error, slower, gpus)
+    if not resamples:
+        return demand
+    sizes = [size(change) for change in RESAMPLED]
+    return demand._replace(noise=_compare_samples(demand.base, sizes))
+
+
+def _compare_samples(base: int, sizes: list[int]) -> tuple[float, ...]:
+    """GPUs that are needed with other samples over those with the one asked for.
+
+    Infinite with a sample for which no size is enough; 1 where there is none for the one asked for.
+    """
+    return tuple((size or math.inf) / base if base else 1.0 for size in sizes)
+
+
+class FixedSize(NamedTuple):
+    """Trials of a deployment at the size that was found for it."""
+
+    slowed: dict[float, Outcome]
+    """Outcomes by factor on the steps' seconds, as of its demand."""
+    resampled: tuple[Outcome, ...]
+    """Outcomes with each of :data:`RESAMPLES`."""
+    headroom: tuple[float, float]
+    """Times the traffic that it carries where the calibration is too fast and too slow."""
+
+    def find_nearest(self, factor: float) -> Outcome:
+        """The outcome whose factor is nearest."""
+        return self.slowed[min(self.slowed, key=lambda one: abs(one - factor))]
+
+    @property
+    def scatters(self) -> dict[str, float]:
+        """80 % of a figure's scatter between samples, either way."""
+        return {
+            name: Z_80
+            * float(np.std([value, *(list_figures(one)[name] for one in self.resampled)]))
+            for name, value in list_figures(self.slowed[1.0]).items()
+        }
+
+
+def list_figures(outcome: Outcome) -> dict[str, float]:
+    """What users see of an outcome."""
+    figures = {"output_tokens_per_s": outcome.output_tokens_per_s} | outcome.measured
+    return {name: value for name, value in figures.items() if name != BACKLOG}
+
+
+def try_fixed_size(
+    trials: Trials, candidate: Candidate, size: ClusterSize, demand: GpuDemand
+) -> FixedSize:
+    """Try a deployment at its size with slower steps and other samples."""
+    slowed = {
+        factor: trials.trial(candidate, size, Change(slower=factor)) for factor in demand.slower
+    }
+    fast, slow = (
+        headroom(trials.open_explorer(candidate, Change(slower=factor)), size, _LOAD_STEP)
+        for factor in demand.error.bands.token
+    )
+    resampled = tuple(trials.trial(candidate, size, change) for change in RESAMPLED)
+    return FixedSize(slowed, resampled, (fast, slow))
+
+
+class Choices(NamedTuple):
+    """The choices that are compared most closely."""
+
+    first: Evaluation
+    second: Evaluation | None
+    """The next one that is another deployment: other machines, model, format or split."""
+    moe: Evaluation | None
+    dense: Evaluation | None
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """Candidates whose demand is simulated, each once."""
+        chosen = (one for one in self if one is not None)
+        return tuple(dict.fromkeys(evaluation.candidate for evaluation in chosen))
+
+    @property
+    def resampled(self) -> tuple[Candidate, ...]:
+        """Candidates of which other samples are simulated."""
+        return tuple(one.candidate for one in self[:2] if one is not None)
+
+
+def find_second_choice(met: list[Evaluation]) -> Evaluation | None:
+    """The cheapest deployment that differs from the first in more than a setting.
+
+    Args:
+        met: those that meet the targets, the best first.
+    """
+
+    def describe(evaluation: Evaluation) -> tuple[Any, ...]:
+        shape, prefill = evaluation.candidate.shape, evaluation.candidate.prefill
+        plain = shape._replace(
+            kv_dtype="", slots=0, overlap="", dispatch_dtype="", placement="", max_sequences=0
+        )
+        return (*plain, prefill and (prefill.tp, prefill.attention_dp, prefill.pp))
+
+    return next((one for one in met[1:] if describe(one) != describe(met[0])), None)
+
+
+def summarise_confidence(
+    result: SearchResult, choices: Choices, tried: FixedSize, costs: CostSamples
+) -> dict[str, Any]:
+    """Bands of the recommended deployment's figures, and probabilities that the choice is right.
+
+    ``beats_second`` counts samples in which the first costs no more than the second (a deployment
+    beats itself in all), ``cheaper_than_second`` those in which it costs less (in none).
+
+    Args:
+        tried: of the recommended deployment.
+    """
+    first = choices.first
+    mine, demand = costs.draw_costs(first), costs.demands[first.candidate]
+    if mine is None or first.cluster_size is None:
+        raise ValueError("the first choice has no demand")
+    opened = explorer(result, first)
+    plan, longest = opened.plan(first.cluster_size), longest_tokens(opened.traffic.trace)
+    starts = compute_start_probability(plan, longest)
+    low, high = find_band(mine)
+    answer: dict[str, Any] = {
+        "cost_low": low,
+        "cost_high": high,
+        "fails": float(np.isinf(mine).mean()),
+        "starts": starts,
+        "meets_targets": starts * _compute_meet_probability(demand, tried, costs.errors),
+        "headroom_low": min(tried.headroom),
+        "headroom_high": max(tried.headroom),
+        "beats_second": None,
+        "cheaper_than_second": None,
+        "second": None,
+        "moe_beats_dense": None,
+        "figures": band_figures(demand, tried),
+        "sources": [
+            *_list_sources(result, demand),
+            *_list_other_calibrations(result, demand, costs),
+            *_METHOD,
+        ],
+    }
+    if choices.second is not None and (theirs := costs.draw_costs(choices.second)) is not None:
+        answer |= {
+            "beats_second": count_share(mine <= theirs, mine, theirs),
+            "cheaper_than_second": count_share(mine < theirs, mine, theirs),
+            "second": text_of(result, choices.second),
+        }
+    moe, dense = (
+        None if one is None else costs.draw_costs(one) for one in (choices.moe, choices.dense)
+    )
+    if moe is not None and dense is not None:
+        low, high = find_ratio_band(moe, dense)
+        answer |= {
+            "moe_beats_dense": count_share(moe < dense, moe, dense),
+            "moe_costs_no_more_than_dense": count_share(moe <= dense, moe, dense),
+            "cost_moe_over_dense_low": low,
+            "cost_moe_over_dense_high": high,
+        }
+    return answer
+
+
+def _compute_meet_probability(demand: GpuDemand, tried: FixedSize, errors: ErrorSamples) -> float:
+    """Probability that the recommended size, as it is, meets all targets."""
+    score, slowness = errors.draw_scores(demand.error), errors.draw_slowness(demand.error)
+    base = tried.slowed[1.0].ratios
+    kept = np.full(errors.count, True)
+    for name in base:
+        least = max(base[name], _LEAST_RATIO)
+        ratios = np.maximum.accumulate(
+            [max(one.ratios[name], _LEAST_RATIO) for one in tried.slowed.values()]
+        )
+        drawn = np.interp(np.log(slowness), np.log(list(tried.slowed)), np.log(ratios))
+        others = [max(one.ratios[name], _LEAST_RATIO) / least for one in tried.resampled]
+        if name.startswith("ttft"):
+            drawn = np.maximum(drawn, math.log(least) + demand.error.shift_first_token(score))
+        kept &= drawn + np.log([1.0, *others])[errors.resample] <= _LEAST_RATIO
+    return float(kept.mean())
+
+
+def band_figures(demand: GpuDemand, tried: FixedSize) -> dict[str, dict[str, float]]:
+    """80 % bands of what the recommended size does: the calibration's, widened by how other samples
+    scatter.
+    """
+    edges = [list_figures(tried.find_nearest(edge)) for edge in demand.error.bands.token]
+    scatters, bands = tried.scatters, {}
+    for name, value in list_figures(tried.slowed[1.0]).items():
+        ends = [edge[name] for edge in edges]
+        if name.startswith("ttft"):
+            ends += [value * edge for edge in demand.error.bands.first_token]
+        low, high = widen_band(value, (min(ends), max(ends)), scatters[name])
+        bands[name] = {"value": value, "low": low, "high": high}
+    return bands
+
+
+def _list_sources(result: SearchResult, demand: GpuDemand) -> list[dict[str, Any]]:
+    noise, bands = (1.0, *demand.noise), demand.error.bands
+    samples = f"{len(RESAMPLES)} other samples of requests and of experts' choices"
+    if not result.traffic.trace.provenance.startswith("generated"):
+        samples = (
+            f"{len(RESAMPLES)} other samples of experts' choices and of the trace's blocks, "
+            "drawn with replacement"
+        )
+    stretch = "" if is_whole(result.traffic) else ", on the busiest stretch of the traffic"
+    texts = {
+        "calibration, time per token": (
+            bands.token,
+            f"Measured over predicted, 80 % of cases: {bands.source}",
+        ),
+        "calibration, time to first token": (
+            bands.first_token,
+            "Measured over predicted, 80 % of cases, of the same points",
+        ),
+        "samples": (
+            (min(noise), max(noise)),
+            f"GPUs needed with {samples}, over those with the sample asked for{stretch}",
+        ),
+    }
+    return [
+        {"name": name, "low": low, "high": high, "text": text}
+        for name, ((low, high), text) in texts.items()
+    ]
+
+
+def _list_other_calibrations(
+    result: SearchResult, first: GpuDemand, costs: CostSamples
+) -> list[dict[str, Any]]:
+    """Calibrations of the deployments that have another than the first choice."""
+    named: dict[tuple[tuple[float, float], str], dict[str, None]] = {}
+    for evaluation in result.evaluations:
+        demand = costs.demands.get(evaluation.candidate)
+        if evaluation.cluster_size is None or demand is None:
+            continue
+        bands, shape = demand.error.bands, evaluation.candidate.shape
+        if bands.source != first.error.bands.source:
+            machines = result.space.machines[shape.machines].offer.cluster
+            text = f"{result.space.models[shape.model].name} on {machines}"
+            named.setdefault((bands.token, bands.source), {}).setdefault(text)
+    return [
+        {
+            "name": f"time per token of {', '.join(texts)}",
+            "low": low,
+            "high": high,
+            "text": f"Measured over predicted, 80 % of cases: {source}",
+        }
+        for ((low, high), source), texts in named.items()
+    ]

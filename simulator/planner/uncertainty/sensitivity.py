@@ -1,0 +1,267 @@
+"""Sensitivity of the choice: the same question with more traffic, longer prompts, slower wires,
+more skew or other prices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from simulator.planner.calibration_error import Floats
+from simulator.planner.conditions import (
+    AS_ASKED,
+    Change,
+    Conditions,
+    list_recorded_skews,
+    price_evaluation,
+)
+from simulator.planner.evaluations import best_of_each, text_of
+from simulator.planner.explore import Evaluation
+from simulator.planner.samples import (
+    CostSamples,
+    GpuDemand,
+    find_band,
+    find_ratio_band,
+    name_band,
+)
+from simulator.planner.screen import Candidate
+from simulator.planner.search import SearchResult
+
+_PRICE_CUT = 1 - 0.7
+"""Share by which the price of a GPU-hour is lower."""
+_MOST_CANDIDATES = 6
+"""Candidates that are explored again: about as many as cores of a small machine."""
+
+
+class Explored(NamedTuple):
+    """A candidate under one change."""
+
+    evaluation: Evaluation
+    demand: GpuDemand | None
+    """GPUs that it needs if steps take longer, under the change, in closed form."""
+
+
+class Priced(NamedTuple):
+    """An evaluation with its cost per hour under the prices that are looked at."""
+
+    evaluation: Evaluation
+    cost: float
+    demand: GpuDemand | None = None
+
+
+class WhatIf(NamedTuple):
+    """One thing that may turn out differently."""
+
+    name: str
+    text: str
+    change: Change
+
+
+WHAT_IFS = (
+    WhatIf("traffic", "twice the traffic", Change(Conditions(rate=2.0))),
+    WhatIf("prompts", "prompts four times as long", Change(Conditions(prompts=4.0))),
+    WhatIf("network", "a network half as fast", Change(Conditions(network=0.5))),
+    WhatIf("skew", "twice the skew of experts", Change(Conditions(skew=2.0))),
+)
+"""Those that take simulation; prices take none."""
+
+
+def list_changes(result: SearchResult) -> dict[Candidate, list[Change]]:
+    """Changes under which candidates are explored again: the best of every model, and then the best
+    of other kinds. A dense model has no skew.
+    """
+    chosen = dict.fromkeys(one.candidate for one in best_of_each(result).values())
+    seen = {_kind(candidate) for candidate in chosen}
+    for evaluation in result.evaluations:
+        kind = _kind(evaluation.candidate)
+        is_new = evaluation.cluster_size is not None and kind not in seen
+        if is_new and len(chosen) < _MOST_CANDIDATES:
+            chosen.setdefault(evaluation.candidate)
+            seen.add(kind)
+    return {
+        candidate: [
+            AS_ASKED,
+            *(
+                one.change
+                for one in WHAT_IFS
+                if one.name != "skew" or result.space.models[candidate.shape.model].moe is not None
+            ),
+        ]
+        for candidate in chosen
+    }
+
+
+def _kind(candidate: Candidate) -> tuple[int, int, bool]:
+    return (candidate.shape.model, candidate.shape.machines, candidate.prefill is None)
+
+
+class Sensitivity:
+    """Rows for changes of one question: what is best then, what it costs, and whether that is
+    another choice than without the change.
+
+    Bands are of the deployments that a row names, with the calibration off by as much under the
+    change as without it.
+    """
+
+    def __init__(
+        self,
+        result: SearchResult,
+        explored: Mapping[Candidate, Mapping[Change, Explored]],
+        costs: CostSamples,
+        stretch: str = "",
+    ) -> None:
+        """Args: explored: under all of :func:`list_changes`. stretch: which requests that is of."""
+        self._result, self._explored, self._costs, self._stretch = result, explored, costs, stretch
+
+    def list_rows(self) -> list[dict[str, Any]]:
+        """All rows; none where nothing meets the targets as asked."""
+        base = _find_cheapest(self._price_under(AS_ASKED))
+        if base is None:
+            return []
+        rows = [
+            self.describe(one.name, one.text, self._price_under(one.change), base, self._note(one))
+            for one in WHAT_IFS
+        ]
+        machines = self._result.space.machines
+        rows.append(self._cut_prices("price", "GPUs 30 % cheaper", range(len(machines))))
+        for place, one in enumerate(machines if len(machines) > 1 else ()):
+            if one.price_per_gpu_hour > 0:
+                cluster = one.offer.cluster
+                text = f"GPUs of {cluster} 30 % cheaper"
+                rows.append(self._cut_prices(f"price of {cluster}", text, [place]))
+        return rows
+
+    def _price_under(self, change: Change) -> list[Priced]:
+        found = (known.get(change, known[AS_ASKED]) for known in self._explored.values())
+        return [Priced(one.evaluation, self._price(one.evaluation), one.demand) for one in found]
+
+    def _price(self, evaluation: Evaluation) -> float:
+        return price_evaluation(self._result.space, evaluation)
+
+    def _cut_prices(self, name: str, text: str, cheaper: Collection[int]) -> dict[str, Any]:
+        """Other prices of machines, not of electricity: everything that was found is compared
+        again.
+        """
+        machines = self._result.space.machines
+        known = [Priced(one, self._price(one)) for one in self._result.evaluations]
+        changed = []
+        for evaluation, cost, _ in known:
+            size, place = evaluation.cluster_size, evaluation.candidate.shape.machines
+            if size is not None and place in cheaper:
+                cost -= _PRICE_CUT * size.size * machines[place].price_per_gpu_hour
+            changed.append(Priced(evaluation, cost))
+        base = _find_cheapest(known)
+        if base is None:
+            raise ValueError("nothing was found")
+        return self.describe(name, text, changed, base, "")
+
+    def describe(
+        self, name: str, text: str, priced: Sequence[Priced], base: Priced, note: str
+    ) -> dict[str, Any]:
+        """The row of one change.
+
+        Args:
+            priced: all deployments under the change.
+            base: the best one without it.
+        """
+        best = _find_cheapest(priced)
+        moe, dense = (self._find_best(priced, kind) for kind in ("MoE", "dense"))
+        nothing = f"no deployment that was tried meets the targets then. {note}".strip()
+        row: dict[str, Any] = {
+            "name": name,
+            "change": text,
+            "cost_per_hour": None if best is None else best.cost,
+            "base_cost_per_hour": base.cost,
+            "cost_ratio": _divide(best, base),
+            "deployment": None if best is None else text_of(self._result, best.evaluation),
+            "flips": best is None or _choice(best.evaluation) != _choice(base.evaluation),
+            "best_moe": self._summarise(moe),
+            "best_dense": self._summarise(dense),
+            "cost_moe_over_dense": _divide(moe, dense),
+            "note": note if best is not None else nothing,
+        }
+        mine, theirs = self._draw_costs(best), self._draw_costs(base)
+        if best is not None and best.cost > 0:
+            row |= name_band("cost_per_hour", best.cost, find_band(mine))
+        row |= name_band("cost_ratio", row["cost_ratio"], find_ratio_band(mine, theirs))
+        band = find_ratio_band(self._draw_costs(moe), self._draw_costs(dense))
+        return row | name_band("cost_moe_over_dense", row["cost_moe_over_dense"], band)
+
+    def _find_best(self, priced: Sequence[Priced], kind: str) -> Priced | None:
+        space = self._result.space
+        return _find_cheapest(
+            [one for one in priced if space.kind(one.evaluation.candidate.shape) == kind]
+        )
+
+    def _draw_costs(self, one: Priced | None) -> Floats | None:
+        """``[n]`` samples of what a deployment costs; of GPUs where machines cost nothing."""
+        drawn = None if one is None else self._costs.draw_costs(one.evaluation, one.demand)
+        if one is None or drawn is None:
+            return None
+        full = self._price(one.evaluation)
+        return drawn * (one.cost / full if full > 0 else 1.0)
+
+    def _summarise(self, priced: Priced | None) -> dict[str, Any] | None:
+        if priced is None or priced.evaluation.cluster_size is None:
+            return None
+        return {
+            "model": self._result.space.models[priced.evaluation.candidate.shape.model].name,
+            "deployment": text_of(self._result, priced.evaluation),
+            "gpus": priced.evaluation.cluster_size.size,
+            "cost_per_hour": priced.cost,
+        }
+
+    def _note(self, one: WhatIf) -> str:
+        """Restrictions of a row, in sentences."""
+        parts = [self._stretch] if self._stretch else []
+        if one.name == "prompts":
+            parts += self._note_cuts(one.change.conditions.prompts)
+        if one.name == "skew":
+            parts += self._note_skews()
+        return " ".join(parts)
+
+    def _note_cuts(self, factor: float) -> list[str]:
+        trace, notes = self._result.traffic.trace, []
+        for model in self._result.space.models:
+            if model.max_context_tokens is None:
+                continue
+            tokens = trace.num_input * factor + trace.num_output
+            share = float((tokens > model.max_context_tokens).mean())
+            if share > 0:
+                few = "fewer than 0.1 %" if share < 0.001 else f"{100 * share:.1f} %"
+                notes.append(
+                    f"{model.name}: {few} of prompts are cut, so that they fit its context "
+                    f"of {model.max_context_tokens:,} tokens."
+                )
+        return notes
+
+    def _note_skews(self) -> list[str]:
+        space = self._result.space
+        if all(model.moe is None for model in space.models):
+            return ["No model routes tokens to experts."]
+        return [
+            f"Not applicable to {name}, whose experts' popularity was recorded, not drawn."
+            for name in list_recorded_skews(space.question, space.folder)
+        ]
+
+
+def _choice(evaluation: Evaluation) -> tuple[int, int]:
+    return (evaluation.candidate.shape.model, evaluation.candidate.shape.machines)
+
+
+def _find_cheapest(known: Sequence[Priced]) -> Priced | None:
+    """The first of the cheapest, of which the one that takes up fewest GPUs."""
+    met = [one for one in known if one.evaluation.cluster_size is not None]
+    return min(met, key=lambda one: (one.cost, one.evaluation.num_gpus), default=None)
+
+
+def _divide(one: Priced | None, other: Priced | None) -> float | None:
+    """Ratio of two costs; of GPUs where machines cost nothing."""
+    if one is None or other is None:
+        return None
+    if other.cost > 0:
+        return one.cost / other.cost
+    sizes = one.evaluation.cluster_size, other.evaluation.cluster_size
+    if one.cost != 0 or sizes[0] is None or sizes[1] is None:
+        return None
+    return sizes[0].size / sizes[1].size
