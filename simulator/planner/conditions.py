@@ -78,7 +78,7 @@ class Change(NamedTuple):
     """Requests of the stretch that is looked at, at the rate that was asked for."""
 
 
-AS_ASKED = Change()
+AS_ASKED: Change = Change()
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from simulator.planner.machines import Machines
 from simulator.planner.screen import Candidate
 from simulator.planner.trial import Outcome
 
-LOST = (Spare(gpus=1), Spare(nodes=1), Spare(nodes=2))
+LOST: tuple[Spare, ...] = (Spare(gpus=1), Spare(nodes=1), Spare(nodes=2))
 """The losses that are looked at."""
 _MOST_UNITS_IN_PAIRS = 128
 """GPUs or nodes of which every combination is tried; of more, the first ones are lost."""

@@ -20,7 +20,7 @@ from simulator.planner.search import SearchResult
 Band = tuple[float | None, float | None]
 """Ends of a figure's band; ``None`` where there is none, or where it is infinite."""
 
-RESAMPLES = (1, 2, 3)
+RESAMPLES: tuple[int, ...] = (1, 2, 3)
 """Other samples of requests and of experts' choices; 0 is the one that was asked for."""
 NUM_SAMPLES = 4000
 

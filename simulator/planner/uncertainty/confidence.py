@@ -41,7 +41,7 @@ _BISECTIONS = 2
 """Bisections between the slowest calibration that meets the targets and the first that does not."""
 _LOAD_STEP = 1.04
 """Ratio between traffic that is carried and that is not, of headroom at the band's ends."""
-RESAMPLED = tuple(Change(resample=number) for number in RESAMPLES)
+RESAMPLED: tuple[Change, ...] = tuple(Change(resample=number) for number in RESAMPLES)
 """Changes of nothing but the sample of requests and of the experts' choices."""
 _LEAST_RATIO = 1e-9
 """Measured over limit at the least, so that it has a logarithm."""
