@@ -1,1 +1,1 @@
-"""Seconds for a piece of work on a piece of hardware. No clock, no policy decides anything here."""
+"""Seconds of a piece of work on a piece of hardware. No clock, and no policy decisions."""

@@ -1,4 +1,4 @@
-"""The engine's own time for the sequences of a step, in compiled code: of one step or of many."""
+"""Engine overhead for the sequences of a step, in compiled code: of one step or of many."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import numpy as np
 from simulator.base.jit import jit
 
 MEASURED_SEQUENCES = 512
-"""Sequences of one batch up to which engines were measured: there predictions are as unbiased as
+"""Most sequences of one batch for which engines were measured: there predictions are as unbiased as
 with few (median of predicted over measured time per token 1.00 on 23 serving points from 300
 on)."""
 BEYOND_S = 2e-6
-"""Seconds that each sequence beyond these adds at most: what the published maximum throughput of
+"""Most seconds for each further sequence: as much as the published maximum throughput of
 TensorRT-LLM 0.17, with thousands of sequences, leaves for one."""
 
 
 @jit
 def sequences_s(count: Any, sequence_s: float) -> Any:
-    """Seconds that steps with ``count`` sequences in their fullest batch take for them.
+    """Seconds of engine overhead of steps with ``count`` sequences in their fullest batch.
 
     Args:
-        sequence_s: seconds for one, as far as it was measured.
+        sequence_s: seconds for one sequence, as far as it was measured.
     """
     beyond = np.maximum(count - MEASURED_SEQUENCES, 0)
     return (count - beyond) * sequence_s + beyond * min(sequence_s, BEYOND_S)

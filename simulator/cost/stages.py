@@ -1,4 +1,4 @@
-"""Handing hidden vectors from one pipeline stage to the next."""
+"""Transfers of hidden vectors from one pipeline stage to the next."""
 
 from __future__ import annotations
 
@@ -16,33 +16,34 @@ from simulator.work.layout import Layout
 Floats = NDArray[np.float64]
 
 VECTORS = 2
-"""Hidden vectors of a token that cross: the block's output and the residual beside it (vLLM's
+"""Hidden vectors of a token that are sent: the block's output and the residual beside it (vLLM's
 ``IntermediateTensors``, SGLang's ``PPProxyTensors``)."""
 _OPERATION = "all_gather"
-"""An all-gather of two GPUs puts on each wire what a send does, and is what was measured."""
+"""Collective that was measured in place of a send: an all-gather of two GPUs puts the same bytes on
+each wire."""
 
 
 @dataclass(frozen=True)
 class Crossing:
-    """From one stage to the next, each rank to its counterpart, all at once."""
+    """Transfer from one stage to the next, each rank to its counterpart, all at once."""
 
     port_bytes_per_s: float
-    """Peak of the busiest wire over what each rank sends."""
+    """Peak bytes per second of the busiest wire, for each byte that each rank sends."""
     is_between_nodes: bool
 
 
 @dataclass(frozen=True)
 class Sends:
-    """All crossings of a replica's pipeline."""
+    """Transfers between all stages of a replica's pipeline."""
 
     crossings: tuple[Crossing, ...]
     fit: CollectiveFit
 
     def seconds(self, num_bytes: Floats) -> Floats:
-        """All crossings one after the other.
+        """Seconds of all transfers, one after the other.
 
         Args:
-            num_bytes: ``[n]`` that each rank sends at each crossing.
+            num_bytes: bytes that each rank sends in each transfer, ``[n]``.
         """
         total = np.zeros(len(num_bytes))
         for crossing in self.crossings:
@@ -63,10 +64,10 @@ class Sends:
 
 
 def make_sends(layout: Layout, fabric: Fabric, calibration: Calibration) -> Sends:
-    """Price the crossings of one replica.
+    """Price the transfers between stages of one replica.
 
     Args:
-        fabric: of all GPUs of the replica.
+        fabric: links between all GPUs of the replica.
     """
     peaks_L = np.array([link.bytes_per_s for link in fabric.links])
     ranks = np.arange(layout.num_ranks)

@@ -1,4 +1,4 @@
-"""Moving the KV cache of a prompt from the replica that computed it to the one that decodes."""
+"""Transfer of a prompt's KV cache from the replica that computed it to the one that decodes."""
 
 from __future__ import annotations
 
@@ -17,34 +17,35 @@ from simulator.work.memory import CacheSize
 
 @dataclass(frozen=True)
 class Transfer:
-    """Caches on one kind of wire. Each data-parallel rank sends one after the other, its
-    tensor-parallel ranks in parallel.
+    """Transfers of caches over one kind of wire. Each data-parallel rank sends one cache after the
+    other, its tensor-parallel ranks in parallel.
     """
 
     sent: CacheSize
-    """What each sending GPU puts on its wire."""
+    """Cache of a sequence that each sending GPU puts on its wire."""
     received: CacheSize
-    """What each receiving GPU stores: exactly its share of the sequence's cache."""
+    """Cache of a sequence that each receiving GPU stores: exactly its share."""
     receivers: int
-    """GPUs that store a share."""
+    """GPUs that store a share of one cache."""
     decode_dp: int
     """Data-parallel ranks of a decode replica, which receive at the same time."""
     wire: str
     """``scale_up`` or ``scale_out``."""
     bytes_per_s: float
-    """Achieved by one GPU."""
+    """Bytes per second achieved by one GPU."""
     latency_s: float
-    """Seconds of a transfer beside those in which wires are busy."""
+    """Seconds of a transfer in which no wire is busy."""
     handshake_s: float
     """Seconds from the end of a prompt until its cache leaves."""
     recomputes_last: bool
-    """See :class:`~simulator.config.engine.HandOver`."""
+    """Whether the decode pool computes the last token of a prompt again
+    (:class:`~simulator.config.engine.HandOver`)."""
     reserves_first: bool
-    """Whether a prompt is computed when the decode pool has room for its cache, and not before."""
+    """Whether a prompt is computed only once the decode pool has room for its cache."""
     num_layers: int
     layerwise: bool
     stages: int = 1
-    """Of the prefill pool's pipeline, each of which computes and sends its own layers."""
+    """Pipeline stages of the prefill pool, each of which computes and sends its own layers."""
 
     def num_bytes(self, num_tokens: int) -> float:
         """Bytes of a prompt's cache on all receiving GPUs."""
@@ -58,12 +59,14 @@ class Transfer:
         """Seconds for which the receiving GPUs' wires are busy."""
         return self.received.bytes_for(num_tokens) / self.bytes_per_s
 
-    def goes_on(self, num_output: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """``[N]`` whether requests of so many output tokens go on to the decode pool."""
+    def is_transferred(self, num_output: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether requests of so many output tokens go on to the decode pool, ``[N]``."""
         return (num_output > 1) | self.recomputes_last
 
-    def left(self, busy_s: float, computing_s: float) -> float:
-        """:func:`seconds_left` of these wires."""
+    def left_s(self, busy_s: float, computing_s: float) -> float:
+        """Seconds that these wires are still busy when the prompt is done
+        (:func:`seconds_left`).
+        """
         return float(seconds_left(busy_s, computing_s, self.layers, self.stages))
 
     @property
@@ -79,12 +82,13 @@ def seconds_left(busy_s: float, computing_s: float, layers: int, stages: int) ->
     """Seconds of ``busy_s`` on the wires that are left when the prompt, computed for
     ``computing_s``, is done.
 
-    Layer by layer, the last layer's cache is always left, and the wires carry what they can of the
-    others meanwhile.
+    Sent layer by layer, the last layer's cache is always left, and the wires carry as much as they
+    can of the others meanwhile.
 
     Args:
-        layers: that are sent one by one; 0 where all are sent at the prompt's end.
-        stages: of the prefill pool's pipeline, each of which computes and sends its own layers.
+        layers: layers that are sent one by one; 0 where all are sent at the prompt's end.
+        stages: pipeline stages of the prefill pool, each of which computes and sends its own
+            layers.
     """
     if layers == 0:
         return busy_s
@@ -102,14 +106,15 @@ def make_transfer(
 ) -> Transfer:
     """Price transfers from a prefill pool to a decode pool.
 
-    The fast wires carry them where both pools lie in one fast domain, else the wires between
-    domains do.
+    The fast wires carry them where both pools lie in one fast domain, otherwise the wires between
+    domains.
 
     Args:
-        clusters: of the prefill and of the decode pool, likewise below.
-        cache: of a sequence on one GPU of the decode pool.
-        num_gpus: of both pools.
-        hand_over: what the engine does between them.
+        clusters: of the prefill and of the decode pool.
+        layouts: of the prefill and of the decode pool.
+        cache: cache of a sequence on one GPU of the decode pool.
+        num_gpus: GPUs of both pools.
+        hand_over: the engine's protocol between them.
     """
     prefill, decode = clusters
     in_one_domain = prefill.name == decode.name and num_gpus <= decode.gpus_per_node

@@ -1,1 +1,1 @@
-"""A deployment frozen: every policy built, every expert placed, every check passed."""
+"""Frozen plans of deployments: every policy built, every expert placed, every check passed."""

@@ -1,4 +1,4 @@
-"""The routed experts of a plan: which experts tokens choose, and where the experts lie."""
+"""Routed experts of a plan: the choices of tokens, and the placement of experts."""
 
 from __future__ import annotations
 
@@ -26,32 +26,35 @@ from simulator.policies.placement import Placed, PlacementPolicy
 from simulator.work.layout import Layout
 
 POOL_TOKENS = 4096
-"""Tokens whose expert choices are drawn once for each MoE layer; steps take theirs from this pool,
-larger ones scale it up, or go round it where choices are dropped."""
+"""Tokens whose expert choices are drawn once for each MoE layer; steps take their choices from this
+pool. Larger steps scale it up, or wrap around it where choices are dropped."""
 _RUN_TOKENS = 256
 """Tokens of one run in the pool: consecutive tokens of one sequence, as far as the routing policy
 lets them share experts."""
 _MOST_PAIRS = 1 << 25
-"""Token-expert pairs of a step that are counted one by one: 256 MiB an array, and more than 8,192
-tokens on each of 320 ranks have with eight experts each."""
+"""Most token-expert pairs of a step that are counted one by one: 256 MiB an array, and more than
+8,192 tokens on each of 320 ranks have with eight experts each."""
 _PLACED = Recent[tuple[Any, ...], Placed](most=256)
+"""Placements made lately, shared by plans that place the same loads alike."""
 _POOLS = Recent[tuple[str, int, str, int], tuple[NDArray[np.int16], NDArray[np.float64]]](most=32)
+"""Choices and loads drawn lately, shared by plans of the same model, routing and seed."""
 
 
 @dataclass(frozen=True)
 class ExpertPlan:
-    """The routed experts of a plan."""
+    """Routed experts of a plan."""
 
     topk_ids_LTK: NDArray[np.int16]
-    """The pool, ``[L, POOL_TOKENS, K]``, in an order in which neighbours are independent (a decode
-    batch)."""
+    """Pool of expert choices, ``[L, POOL_TOKENS, K]``, in an order in which neighbours are
+    independent (a decode batch)."""
     placed: Placed
-    """On the ``ep`` expert-parallel ranks."""
+    """Placement on the ``ep`` expert-parallel ranks."""
     overflow: OverflowPolicy
     dispatch: DispatchPolicy
     routing: Policy
-    """The policy's table, the model's default filled in."""
+    """Table of the routing policy, with the model's default filled in."""
     routing_source: str
+    """Source of the routing's parameters, for notes."""
 
 
 def plan_experts(
@@ -86,10 +89,10 @@ def plan_experts(
     routing, source = usual_routing(*((spec.routing, "the scenario") if spec.routing else own))
     routing = _with_path(routing, folder)
     pools = _Pools(moe, model.num_moe_layers, routing, seed, f"{place} [routing]")
-    today_LTK, load_LE = pools.drawn_before() if pools.follow_from_the_seed else pools.draw()
+    today_LTK, load_LE = pools.draw_once() if pools.is_seed_only else pools.draw()
     return ExpertPlan(
         topk_ids_LTK=today_LTK,
-        placed=pools.placed(spec.placement, load_LE, layout.ep, place),
+        placed=pools.place_all(spec.placement, load_LE, layout.ep, place),
         overflow=_build_overflow(spec, token_budget * layout.attention_dp * moe.top_k, place),
         dispatch=build("dispatch", spec.dispatch or {}, f"{place} [dispatch]"),
         routing=routing,
@@ -98,7 +101,7 @@ def plan_experts(
 
 
 def _build_overflow(spec: DeploymentSpec, most_pairs: int, place: str) -> OverflowPolicy:
-    """The policy, for steps of up to ``most_pairs`` token-expert pairs."""
+    """Build the overflow policy, for steps of up to ``most_pairs`` token-expert pairs."""
     where = f"{place} [overflow]"
     policy: OverflowPolicy = build("overflow", spec.overflow or {"kind": "none"}, where)
     if may_drop(policy) and most_pairs > _MOST_PAIRS:
@@ -111,8 +114,8 @@ def _build_overflow(spec: DeploymentSpec, most_pairs: int, place: str) -> Overfl
 
 @dataclass(frozen=True)
 class _Pools:
-    """The expert choices of a plan: today's tokens, and yesterday's loads, which placements go
-    by.
+    """Draws of a plan's expert choices: those of its tokens, and earlier loads, which placements
+    are made for.
     """
 
     moe: MoE
@@ -122,8 +125,10 @@ class _Pools:
     place: str
 
     @property
-    def follow_from_the_seed(self) -> bool:
-        """Whether they can be shared: the policy is shipped and reads no file."""
+    def is_seed_only(self) -> bool:
+        """Whether draws depend on the seed and the model alone, and can be shared: the policy is
+        shipped and reads no file.
+        """
         kind = self.routing.get("kind")
         fields = [value for key, value in self.routing.items() if key != "kind"]
         return (
@@ -133,7 +138,7 @@ class _Pools:
         )
 
     def draw(self) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
-        """``topk_ids_LTK`` and ``load_LE``."""
+        """Draw ``topk_ids_LTK`` and ``load_LE``."""
         seed, moe, layers = self.seed, self.moe, range(self.num_layers)
         policy = build("routing", self.routing, self.place)
         router = prepare_router(policy, moe, self.num_layers, open_stream(seed, "routing"))
@@ -148,11 +153,13 @@ class _Pools:
             load_LE[layer] = np.bincount(ids.ravel(), minlength=moe.num_experts)
         return np.stack(today), load_LE
 
-    def placed(self, policy: Policy, load_LE: NDArray[np.float64], ep: int, place: str) -> Placed:
-        """Where experts are; once for all plans that place the same loads alike."""
+    def place_all(
+        self, policy: Policy, load_LE: NDArray[np.float64], ep: int, place: str
+    ) -> Placed:
+        """Place the experts; once for all plans that place the same loads alike."""
         built: PlacementPolicy = build("placement", policy, f"{place} [placement]")
         make = partial(place_experts, built, load_LE, ep, open_stream(self.seed, "placement"))
-        if not self.follow_from_the_seed or "." in policy["kind"]:
+        if not self.is_seed_only or "." in policy["kind"]:
             return make()
         return _PLACED.get((*self._key, repr(sorted(policy.items())), ep), make)
 
@@ -165,9 +172,9 @@ class _Pools:
             self.seed,
         )
 
-    def drawn_before(self) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
-        """The same, drawn once for all plans that ask for it: splits of one model share it, and
-        drawing takes seconds.
+    def draw_once(self) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
+        """Draw once for all plans that ask for the same: splits of one model share draws, which
+        take seconds.
         """
         return _POOLS.get(self._key, self._draw_for_all)
 
@@ -178,7 +185,7 @@ class _Pools:
 
 
 def _with_path(routing: Policy, folder: Path) -> Policy:
-    """Paths are relative to the scenario's folder."""
+    """Resolve a recorded routing's path, which is relative to the scenario's folder."""
     trace: Any = routing.get("trace")
     if isinstance(trace, str) and (folder / trace).exists():
         return {**routing, "trace": str(folder / trace)}

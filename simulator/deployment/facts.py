@@ -1,5 +1,5 @@
-"""What the report says about a deployment: the model's counts, the memory, the policies, and what
-every number rests on.
+"""Facts about a deployment for the report: the model's counts, memory, policies, and the source of
+every number.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from simulator.deployment.plan import DeploymentPlan
 
 
 def facts_of(plan: DeploymentPlan) -> dict[str, Any]:
-    """The deployment's entry in ``run.json``; plain numbers and texts."""
+    """Collect the deployment's entry in ``run.json``; plain numbers and texts."""
     placement = plan.placement
     model, experts = placement.model, placement.experts
     capacity = plan.serving.capacity
@@ -71,20 +71,22 @@ def facts_of(plan: DeploymentPlan) -> dict[str, Any]:
 
 
 def _scheduling_text(plan: DeploymentPlan) -> str:
-    """The policy with the keys that its file or its engine sets, and its two limits."""
+    """Describe the scheduling policy with the keys that its file or its engine sets, and its two
+    limits.
+    """
     rules = plan.serving.rules
     limits = {"token_budget": rules.token_budget, "max_sequences": rules.max_sequences}
     return policy_text({**(plan.spec.scheduling or {}), **limits})
 
 
 def policy_text(policy: Policy) -> str:
-    """A policy's table for people: ``lognormal (sigma 1.06, affinity 0.5)``."""
+    """Describe a policy's table for people: ``lognormal (sigma 1.06, affinity 0.5)``."""
     fields = ", ".join(f"{key} {value}" for key, value in policy.items() if key != "kind")
     return f"{policy['kind']} ({fields})" if fields else str(policy["kind"])
 
 
 def warnings_of(plan: DeploymentPlan) -> list[str]:
-    """What a reader must know before believing the numbers."""
+    """List warnings that a reader must know before believing the numbers."""
     placement = plan.placement
     found = []
     model = placement.model
@@ -122,7 +124,7 @@ def warnings_of(plan: DeploymentPlan) -> list[str]:
 
 
 def _pruning_warnings(plan: DeploymentPlan) -> list[str]:
-    """Where products with pruned matrices are priced beyond what was measured."""
+    """Warn where products with pruned matrices are priced beyond what was measured."""
     pruning, fit = plan.spec.pruning, fits_of(plan).get("pruned matrices")
     if pruning is None or not isinstance(fit, PrunedFit):
         return []
@@ -244,8 +246,8 @@ def _assumptions(plan: DeploymentPlan) -> list[dict[str, str]]:
 
 
 def _prefill_assumptions(plan: DeploymentPlan) -> list[dict[str, str]]:
-    """What a prefill pool's prices rest on beyond the decode pool's, and the transfers between
-    them.
+    """List the assumptions of a prefill pool's prices beyond the decode pool's, and of the
+    transfers between them.
     """
     transfer, pool = plan.transfer, plan.spec.prefill
     if plan.prefill is None or transfer is None or pool is None:
@@ -302,7 +304,7 @@ _SHARES = {
 
 
 def _memory_row(plan: DeploymentPlan) -> Policy:
-    """What of a GPU's memory the KV cache does not get, and how far logs are from that."""
+    """Describe the memory of a GPU that the KV cache does not get, and how far logs are from it."""
     capacity, spec = plan.serving.capacity, plan.spec
     value = (
         f"{capacity.step_bytes / 1e9:.1f} GB a GPU for the largest step, communication and "

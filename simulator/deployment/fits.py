@@ -1,6 +1,4 @@
-"""The calibration entries that a plan's prices come from: what its error bands and its warnings
-rest on.
-"""
+"""Calibration entries that a plan's prices, error bands and warnings are based on."""
 
 from __future__ import annotations
 
@@ -10,7 +8,7 @@ from simulator.policies.dispatch import kernels_of
 
 
 def fits_of(plan: DeploymentPlan) -> dict[str, Fit]:
-    """The entries that price a plan, by what they price (``attention in decode``).
+    """Find the calibration entries that price a plan, by what they price (``attention in decode``).
 
     Raises:
         UserError: if a machine's calibration has no collectives of so many ranks.
@@ -19,7 +17,7 @@ def fits_of(plan: DeploymentPlan) -> dict[str, Fit]:
 
 
 def price_key_of(plan: DeploymentPlan) -> PriceKey:
-    """What a plan's prices are asked of."""
+    """Describe a plan by what its calibration entries are looked up with."""
     placement = plan.placement
     experts, precision = placement.experts, placement.precision
     return PriceKey(

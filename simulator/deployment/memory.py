@@ -1,5 +1,5 @@
-"""Does it fit? Weights, activations and KV cache against memory, and what would fit if it does
-not.
+"""Memory check of a deployment: weights, activations and KV cache against a GPU's memory, and
+alternatives that would fit.
 """
 
 from __future__ import annotations
@@ -22,53 +22,59 @@ from simulator.work.memory import CacheSize, Precision, cache_size, weight_bytes
 from simulator.work.workspace import expert_workspace_bytes, forward_bytes, logits_bytes
 
 IsLegal = Callable[[Layout, Precision], bool]
+"""Test whether an engine starts with a split and number formats."""
 _Z_90 = 1.2815515655446004
+"""90th percentile of the standard normal distribution."""
 _NO_WORKSPACE = ("mxfp4", "mxfp4_mxfp8")
 """Formats of experts whose kernels (Triton's ``matmul_ogs``) have no workspace of their own."""
 _FEWER_SEQUENCES = (512, 256, 128, 64)
+"""Smaller limits on sequences that are suggested where a deployment does not fit."""
 _UNKNOWN = MemoryRules(kind="of_total", generations=(), off_gib=(0, 0))
-"""Rules where no file holds: nine tenths of the whole."""
+"""Rules for engines that no file describes: nine tenths of the whole memory."""
 _UNKNOWN_STEP_BYTES = 2e9
-"""Assumed."""
+"""Bytes of the largest step of such engines, assumed."""
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """Memory of one GPU, in bytes, and the KV blocks that follow from it."""
+    """Memory of one GPU, in bytes, and its KV blocks."""
 
     total_bytes: float
     weights_bytes: float
     reserve_bytes: float
-    """Activations, and what the memory fraction leaves to the driver and the framework."""
+    """Activations, and memory that the memory fraction leaves to the driver and the framework."""
     kv_bytes: float
-    """What is left for the KV cache and recurrent state."""
+    """Memory left for the KV cache and recurrent state."""
     cache: CacheSize
+    """Cache of one sequence on one GPU."""
     block_tokens: int
+    """Tokens of a KV block."""
     kind: str = "of_total"
-    """What ``share`` is a share of: see :class:`~simulator.config.engine_memory.MemoryRules`."""
+    """Meaning of ``share``, see :class:`~simulator.config.engine_memory.MemoryRules`."""
     share: float = 1.0
+    """Share of memory that the engine uses, by ``kind``."""
     step_bytes: float = 0.0
-    """What the engine holds for its largest step, communication and libraries."""
+    """Bytes that the engine holds for its largest step, communication and libraries."""
     off_bytes: tuple[float, float] = (0.0, 0.0)
-    """10th and 90th percentile of what a log has over ``kv_bytes``."""
+    """10th and 90th percentile of the cache in engines' logs less ``kv_bytes``, bytes."""
 
     @property
     def block_bytes(self) -> float:
-        """Bytes of one KV block on one rank; a model without growing caches counts its state in
+        """Bytes of one KV block on one rank. A model without growing caches counts its state in
         single bytes.
         """
         return max(1.0, self.cache.bytes_per_token * self.block_tokens)
 
     @property
     def num_blocks(self) -> int:
-        """KV blocks of one attention data-parallel rank, for the requests of all batches in
-        flight.
+        """KV blocks of one attention data-parallel rank, for the requests of all
+        batches in flight.
         """
         return int(self.kv_bytes // self.block_bytes)
 
     @property
     def sequence_blocks(self) -> int:
-        """Blocks that every running sequence takes whatever its length."""
+        """KV blocks that every running sequence takes whatever its length."""
         return -int(-self.cache.bytes_per_sequence // self.block_bytes)
 
     @property
@@ -77,7 +83,7 @@ class Capacity:
         return max(0, self.num_blocks - self.sequence_blocks) * self.block_tokens
 
     def blocks_for(self, num_tokens: int) -> int:
-        """Blocks that a sequence of ``num_tokens`` takes."""
+        """KV blocks of a sequence of ``num_tokens``."""
         growing = -(-num_tokens // self.block_tokens) if self.cache.bytes_per_token else 0
         return growing + self.sequence_blocks
 
@@ -92,7 +98,7 @@ def check_memory(
     where: str,
     is_legal: IsLegal = lambda _layout, _precision: True,
 ) -> Capacity:
-    """What each GPU holds.
+    """Divide a GPU's memory, and refuse a deployment that does not fit.
 
     Args:
         is_legal: whether the engine starts with a split and formats.
@@ -115,7 +121,7 @@ def check_memory(
         f"({_gb(capacity.weights_bytes)} of weights in {dtypes}, "
         f"{_gb(capacity.step_bytes)} for activations, {_gb(sequence_bytes)} for one sequence), "
         f"{accelerator.title} has {_gb(available)} ({_share_text(capacity, available)}); "
-        + _what_would_fit(spec, model, accelerator, layout, precision, rules, is_legal)
+        + _suggest_fit(spec, model, accelerator, layout, precision, rules, is_legal)
     )
 
 
@@ -130,8 +136,8 @@ def _share_text(capacity: Capacity, available: float) -> str:
 
 
 def start_probability(capacity: Capacity, longest_tokens: int) -> float:
-    """How probable it is that an engine starts: that its KV cache holds the longest request, going
-    by how far logs are from the rules, as of a normal distribution.
+    """Probability that an engine starts: that its KV cache holds the longest request, from a normal
+    distribution of the differences between logs and the rules.
     """
     low, high = capacity.off_bytes
     room = capacity.kv_bytes - capacity.blocks_for(longest_tokens) * capacity.block_bytes
@@ -160,7 +166,9 @@ def _least_tokens(model: ModelSpec) -> int:
 
 
 def does_fit(capacity: Capacity, model: ModelSpec) -> bool:
-    """Whether the KV cache holds one sequence of 2,048 tokens, or of all that the model takes."""
+    """Whether the KV cache holds one sequence of 2,048 tokens, or of the model's
+    longest context.
+    """
     return capacity.kv_bytes >= capacity.cache.bytes_for(_least_tokens(model))
 
 
@@ -172,7 +180,7 @@ def capacity_of(
     precision: Precision,
     rules: Rules,
 ) -> Capacity:
-    """Memory of one GPU as the engine divides it, whether the model fits or not."""
+    """Divide the memory of one GPU as the engine does, whether the model fits or not."""
     memory = memory_rules(spec.engine, accelerator)
     total = accelerator.servable_memory_bytes
     num_slots = spec.placement.get("num_slots")
@@ -221,8 +229,8 @@ def capacity_of(
 def step_bytes(
     memory: MemoryRules, model: ModelSpec, layout: Layout, rules: Rules, precision: Precision
 ) -> float:
-    """Bytes that an engine holds for its largest step: the more of drawing tokens and of the
-    layers, the experts' workspace, and captured graphs.
+    """Bytes that an engine holds for its largest step: the larger of sampling and of the layers
+    with the experts' workspace, and captured graphs.
     """
     sequences = min(rules.max_sequences, rules.token_budget)
     if not memory.generations:
@@ -236,15 +244,15 @@ def step_bytes(
 
 
 def memory_rules(engine: str, accelerator: AcceleratorSpec) -> MemoryRules:
-    """The rules of an engine's release; for engines and accelerators that no file was read for,
-    nine tenths of the whole less 2 GB.
+    """Find the memory rules of an engine's release; engines and accelerators that no file describes
+    get nine tenths of the whole less 2 GB.
     """
     spec = find_engine(engine)
     found = None if spec is None else spec.memory
     return found if found and accelerator.calibration in found.generations else _UNKNOWN
 
 
-def _what_would_fit(
+def _suggest_fit(
     spec: DeploymentSpec,
     model: ModelSpec,
     accelerator: AcceleratorSpec,
@@ -297,10 +305,10 @@ def _smallest_split(
     rules: Rules,
     is_legal: IsLegal,
 ) -> tuple[str, int] | None:
-    """The smallest multiple of the layout that fits and that the model can be split into."""
+    """Find the smallest multiple of the layout that fits and that the model can be split into."""
     factor = 1
     while layout.num_gpus * factor <= MOST_RANKS:
-        for grown, text in _grown(layout, model, factor):
+        for grown, text in _grow_layout(layout, model, factor):
             is_possible = uneven_heads(model, grown.tp) is None and (
                 model.moe is None or grown.ep <= model.moe.num_experts
             )
@@ -312,9 +320,9 @@ def _smallest_split(
     return None
 
 
-def _grown(layout: Layout, model: ModelSpec, factor: int) -> Iterator[tuple[Layout, str]]:
-    """Layouts of ``factor`` times the ranks, likeliest first: more of what spreads the weights now,
-    experts or else heads.
+def _grow_layout(layout: Layout, model: ModelSpec, factor: int) -> Iterator[tuple[Layout, str]]:
+    """Yield layouts of ``factor`` times the ranks, likeliest first: more of what spreads the
+    weights now, experts or else heads.
     """
     spreads = layout.ep > 1
     if spreads and layout.attention_dp == 1:

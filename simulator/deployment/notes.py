@@ -1,4 +1,4 @@
-"""What a plan takes for granted that its author may not know."""
+"""Notes about defaults of a plan that its author may not know."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from simulator.policies.scheduling import Rules
 
 
 def notes_of(plan: DeploymentPlan) -> list[str]:
-    """A sentence for each default that decides, and for each setting without effect."""
+    """Write a sentence for each default that matters, and for each setting without effect."""
     placement = plan.placement
     if placement.experts is None:
         return []
@@ -32,11 +32,11 @@ def notes_of(plan: DeploymentPlan) -> list[str]:
 
 
 def start_notes(plan: DeploymentPlan, longest_tokens: int, part: str = "") -> list[str]:
-    """A sentence where a pool may not start, going by how far logs of engines are from the memory
-    that is counted.
+    """Write a sentence where a pool may not start, from how far engines' logs are from the counted
+    memory.
 
     Args:
-        part: what stands behind the deployment's name, such as ``, prefill``.
+        part: text behind the deployment's name, such as ``, prefill``.
     """
     capacity = plan.serving.capacity
     probability = start_probability(capacity, longest_tokens)
@@ -59,11 +59,11 @@ _SURER = {
     "before_loading": "a larger memory_fraction, or more GPUs",
     "left": "a larger free_memory_fraction, or more GPUs",
 }
-"""What leaves more for the KV cache, by the rule that divides memory."""
+"""Settings that leave more for the KV cache, by the rule that divides memory."""
 
 
 def _copies_note(plan: DeploymentPlan) -> str | None:
-    """``eplb`` is known for its copies of hot experts, and makes none unless it is given slots."""
+    """Note that ``eplb`` without slots makes no copies of hot experts, which it is known for."""
     policy, moe, experts = plan.spec.placement, plan.placement.model.moe, plan.placement.experts
     if experts is None or moe is None or policy.get("kind") != "eplb":
         return None
@@ -78,7 +78,7 @@ def _copies_note(plan: DeploymentPlan) -> str | None:
 
 
 def _block_note(plan: DeploymentPlan) -> str | None:
-    """Some kernels take scales of whole blocks only."""
+    """Note that scales are refined where kernels take scales of whole blocks only."""
     placement = plan.placement
     block = refined_block(plan.spec.engine, placement.model, placement.layout, placement.precision)
     if block is None:
@@ -96,26 +96,28 @@ def _block_note(plan: DeploymentPlan) -> str | None:
 
 
 _STARTS = 0.95
-"""A deployment that is less likely to start is noted."""
+"""Probability of starting below which a deployment is noted."""
 _COMMON: Policy = {"token_budget": 8192, "max_sequences": 256}
+"""Limits of all scheduling policies up to schema 2 of results."""
 _BEFORE: dict[str, Policy] = {
     "chunked": {**_COMMON, "reserve_full_isl": False, "watermark": 0.01},
     "prefill_first": {**_COMMON, "counts_output": False, "watermark": 0.01},
     "no_evict": {**_COMMON, "max_sequences": 2048},
 }
-"""What a key of a policy was, up to schema 2 of results, where nobody wrote it."""
+"""Defaults of scheduling policies up to schema 2 of results, by kind."""
 _UNWRITTEN: Policy = {"kind": "chunked", **_BEFORE["chunked"]}
-"""The scheduling of a deployment that named none, whatever its engine ..."""
+"""Scheduling of a deployment that named none up to schema 2, whatever its engine."""
 _UNWRITTEN_PREFILL: Policy = {
     "kind": "prefill_first",
     **_BEFORE["prefill_first"],
     "splits_prompts": True,
 }
-"""... and of a prefill pool."""
+"""Scheduling of a prefill pool that named none up to schema 2."""
 
 
 def scheduling_notes(specs: Sequence[DeploymentSpec], plans: Sequence[DeploymentPlan]) -> list[str]:
-    """How pools batch whose files leave it to defaults that have changed, and what restores these.
+    """Describe the scheduling of pools whose files leave it to defaults that have changed, and the
+    keys that restore the older ones.
 
     Args:
         specs: the plans' deployments as they were written.
@@ -137,12 +139,12 @@ def scheduling_notes(specs: Sequence[DeploymentSpec], plans: Sequence[Deployment
 
 
 _MEMORY_BEFORE = "memory_fraction = 0.9, activation_bytes = 2e9"
-"""How the memory of a deployment that named neither was divided, up to schema 3 of results."""
+"""Keys that divide memory as up to schema 3 of results, for a deployment that names neither."""
 
 
 def memory_notes(specs: Sequence[DeploymentSpec], plans: Sequence[DeploymentPlan]) -> list[str]:
-    """How deployments whose files leave it to the default, which has changed, divide a GPU's
-    memory, and what restores the older one.
+    """Describe the memory of deployments whose files leave it to a default that has changed, and
+    the keys that restore the older one.
 
     Args:
         specs: the plans' deployments as they were written.
@@ -170,7 +172,9 @@ def memory_notes(specs: Sequence[DeploymentSpec], plans: Sequence[DeploymentPlan
 
 
 def _complete(own: Policy) -> Policy | None:
-    """A policy with the defaults of before; ``None`` for one that was not there, or had none."""
+    """Complete a policy with its earlier defaults; ``None`` for one that did not exist, or had
+    none.
+    """
     kind = own.get("kind")
     return {"kind": kind, **_BEFORE[kind], **own} if kind in _BEFORE else None
 
@@ -180,12 +184,12 @@ def _rules_of(policy: Policy) -> Rules:
 
 
 def _comparable(rules: Rules) -> Rules:
-    """Rules without what no key decides."""
+    """Remove the rules that no key decides."""
     return rules._replace(finds_preempted=False)
 
 
 def _say_scheduling(pool: DeploymentPlan) -> str:
-    """How a pool batches, and on whose word."""
+    """Describe the scheduling of a pool, and whose defaults it follows."""
     engine, rules, kind = (
         find_engine(pool.spec.engine),
         pool.serving.rules,

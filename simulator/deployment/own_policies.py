@@ -1,5 +1,5 @@
-"""A user's own policies tried on a few tokens before anything runs, so that ``check`` refuses what
-``run`` would.
+"""Trial of a user's own policies on a few tokens before anything runs, so that ``check`` refuses
+what ``run`` would.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from simulator.policies.contracts import (
 from simulator.policies.dispatch import policy_at, sees
 
 _TOKENS = 8
-"""Tokens that overflow and dispatch are tried on, requests that a balancer is, and changes that
-a failure is asked for: as many as a step of few requests has."""
+"""Tokens that overflow and dispatch are tried on, requests that a balancer is, and changes that a
+failure policy is asked for: as many as a step of few requests has."""
 _SEES = ("arrivals", "rows", "all")
+"""Valid values of a dispatch policy's ``sees``."""
 
 
 def try_policies(plan: DeploymentPlan) -> None:
-    """Ask the plan's own policies once for what a run asks them in every step.
+    """Ask the plan's own policies once for everything that a run asks them.
 
     Raises:
         UserError: naming the policy, and what it must return.

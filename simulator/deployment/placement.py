@@ -1,4 +1,4 @@
-"""What a replica is made of, and where its parts lie."""
+"""Parts of a replica, and their places."""
 
 from __future__ import annotations
 
@@ -28,13 +28,12 @@ from simulator.work.layout import Layout
 from simulator.work.memory import Precision
 
 _FABRICS = Recent[tuple[str, int], Fabric](most=256)
+"""Links of replicas built lately, shared by plans on the same machines."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """What one replica is made of and where its parts lie. What a step costs depends on nothing
-    else.
-    """
+    """Parts of one replica and their places, which alone decide the price of a step."""
 
     name: str
     """The deployment's name, for errors."""
@@ -45,36 +44,37 @@ class Placement:
     layout: Layout
     precision: Precision
     pruning: Pruning | None
-    """How linear layers are pruned, ``None`` if they are not."""
+    """Pruning of linear layers, ``None`` if they are not pruned."""
     overlap: Literal["none", "two_batch"]
-    """``two_batch`` where half a step computes while the other half's tokens travel."""
+    """Overlap of communication: with ``two_batch``, half a step computes while the other half's
+    tokens travel."""
     drafts: Drafts
-    """What steps verify besides one token of each sequence."""
+    """Draft tokens that steps verify besides one token of each sequence."""
     experts: ExpertPlan | None
-    """``None`` for a dense model."""
+    """Routed experts; ``None`` for a dense model."""
     fabric: Fabric
-    """The links between the ranks of the replica."""
+    """Links between the ranks of the replica."""
     compute: ComputeModel
     comm: CommModel
     sends: Sends | None
-    """From each stage of a pipeline to the next; ``None`` without one."""
+    """Transfers between the stages of a pipeline; ``None`` without one."""
     seed: int
 
     @property
     def prompt_s(self) -> float:
-        """Seconds of the engine's own that a step with prompt tokens takes beyond one without."""
+        """Seconds of engine overhead that a step with prompt tokens takes beyond one without."""
         engine = self.calibration.engine
         return engine.prompt_s(self.model.num_layers, self.model.num_moe_layers)
 
     def rng(self, purpose: str, *numbers: int) -> np.random.Generator:
-        """The random numbers of one use, which deployments of one seed share
+        """Open the random stream of one purpose, which deployments of one seed share
         (:func:`~simulator.base.streams.open_stream`).
         """
         return open_stream(self.seed, purpose, *numbers)
 
 
 def wire_links(cluster: ClusterSpec, num_ranks: int, place: str) -> Fabric:
-    """The links of a replica; once for all plans on the same machines."""
+    """Build the links of a replica; once for all plans on the same machines."""
     key = (cluster.model_dump_json(exclude={"name", "num_gpus"}), num_ranks)
     where = f"{place}: cluster '{cluster.name}' [topology]"
     return _FABRICS.get(
@@ -84,7 +84,7 @@ def wire_links(cluster: ClusterSpec, num_ranks: int, place: str) -> Fabric:
 
 
 def choose_precision(spec: DeploymentSpec, model: ModelSpec) -> Precision:
-    """The number formats of weights, cache and exchanged vectors, the model's own where the
+    """Choose the number formats of weights, cache and exchanged vectors: the model's own where the
     deployment names none.
     """
     weights = spec.weight_dtype or model.weight_dtype

@@ -1,8 +1,8 @@
-"""The frozen plan: a deployment with every policy built, every expert placed, and every check
-passed. Backends execute it.
+"""Frozen plan: a deployment with every policy built, every expert placed, and every check passed.
+Backends execute it.
 
-It has two parts: what is placed (:mod:`simulator.deployment.placement`), which prices are of, and
-how it serves.
+It has two parts: the placement (:mod:`simulator.deployment.placement`), which prices depend on, and
+the serving rules.
 """
 
 from __future__ import annotations
@@ -44,35 +44,35 @@ from simulator.work.memory import CacheSize, Precision, cache_size
 
 @dataclass(frozen=True)
 class Serving:
-    """How a pool of replicas serves: numbers and policies that no step's price depends on."""
+    """Serving rules of a pool of replicas: numbers and policies that no step's price depends on."""
 
     replicas: int
     rules: Rules
-    """What a step may take in, by the scheduling policy."""
+    """Limits of a step, from the scheduling policy."""
     balancing: BalancingPolicy
     capacity: Capacity
-    """What the memory of a GPU holds, and what is left for the KV cache."""
+    """Memory of a GPU, and its part for the KV cache."""
     rebalancing: RebalancingPolicy
-    """When its experts are placed anew."""
+    """Policy that rebalances experts during a run."""
 
 
 @dataclass(frozen=True)
 class DeploymentPlan:
-    """What to execute: what is placed, how it serves, and what happens to it meanwhile."""
+    """Plan to execute: placement, serving rules, and changes during the run."""
 
     spec: DeploymentSpec
     placement: Placement
     serving: Serving
     prefill: DeploymentPlan | None = None
-    """The pool that computes prompts, where this one only decodes."""
+    """Pool that computes prompts, where this one only decodes."""
     transfer: Transfer | None = None
-    """How caches pass from the prefill pool to this one."""
+    """Transfers of caches from the prefill pool to this one."""
     failures: tuple[FailurePolicy, ...] = ()
-    """What breaks while it serves, in either pool."""
+    """Failures during the run, in either pool."""
 
     @property
     def pools(self) -> tuple[DeploymentPlan, ...]:
-        """The plan itself, and its prefill pool's."""
+        """Plans of this pool and of its prefill pool."""
         return (self,) if self.prefill is None else (self, self.prefill)
 
     @property
@@ -87,7 +87,7 @@ class DeploymentPlan:
 
     @property
     def machines(self) -> dict[str, Machines]:
-        """The GPUs of each pool, by its name: ``both``, or ``decode`` and ``prefill``."""
+        """GPUs of each pool, by its name: ``both``, or ``decode`` and ``prefill``."""
         names = ("both",) if self.prefill is None else ("decode", "prefill")
         found: dict[str, Machines] = {}
         for name, pool in zip(names, self.pools, strict=True):
@@ -103,7 +103,7 @@ class DeploymentPlan:
         return found
 
     def list_failures(self) -> list[Iterator[Change]]:
-        """What breaks and what comes back, of each policy in order of time."""
+        """List the failures and recoveries of each policy, in order of time."""
         return [
             list_changes(policy, self.machines, self.placement.rng("failures", number))
             for number, policy in enumerate(self.failures)
@@ -175,7 +175,7 @@ def _make_pools(spec: DeploymentSpec, seed: int, place: str, folder: Path) -> De
 def _make_pool(
     spec: DeploymentSpec, seed: int, place: str, folder: Path, taken_gpus: int
 ) -> DeploymentPlan:
-    """One pool of replicas on a cluster of which ``taken_gpus`` serve another one."""
+    """Build one pool of replicas on a cluster of which ``taken_gpus`` serve another one."""
     model = load_model(spec.model, place, folder)
     cluster, accelerator = load_cluster(spec.cluster, place)
     cluster = cluster.with_speed(spec.network_speed).with_price(spec.price_per_gpu_hour)
@@ -268,8 +268,8 @@ def _check_start(
     place: str,
     calibration: CalibrationFile | HostCalibration,
 ) -> Capacity:
-    """Refuse what the engine does not start with, and what does not fit; what either message names
-    does both.
+    """Refuse splits that the engine does not start with, and deployments that do not fit; the
+    alternatives in either message satisfy both.
     """
 
     def is_legal(other: Layout, formats: Precision) -> bool:
@@ -286,7 +286,9 @@ def _check_start(
 
 
 def _mean_cache(plan: DeploymentPlan) -> CacheSize:
-    """Of one sequence on a GPU: the mean one, where stages of a pipeline keep different layers."""
+    """Cache of one sequence on a GPU: the mean GPU's, where stages of a pipeline keep different
+    layers.
+    """
     pp = plan.placement.layout.pp
     if pp == 1:
         return plan.serving.capacity.cache

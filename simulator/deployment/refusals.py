@@ -1,4 +1,4 @@
-"""What cannot be simulated together is refused before anything is built."""
+"""Refusals of combinations that cannot be simulated, before anything is built."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from simulator.work.layout import Layout
 from simulator.work.memory import Precision
 
 _MOST_SEQUENCES = 1 << 26
-"""Sequences at once of all replicas: a GiB of the engine's state."""
+"""Most sequences at once of all replicas: a GiB of the engine's state."""
 
 
 def check_sequences(replicas: int, layout: Layout, rules: Rules, place: str) -> None:
@@ -33,7 +33,7 @@ def check_drafts(
     calibration: CalibrationFile | HostCalibration,
     place: str,
 ) -> None:
-    """Refuse what drafts cannot be simulated with."""
+    """Refuse deployments with drafts that are not simulated."""
     where = f"{place} [speculation]: drafts"
     if layout.pp > 1:
         raise UserError(f"{where} in a pipeline are not simulated; leave pp or speculation out")
@@ -49,7 +49,7 @@ def check_drafts(
 
 
 def check_rebalancing(spec: DeploymentSpec, layout: Layout, where: str) -> None:
-    """Refuse to move experts where none can, or where moving them is not simulated."""
+    """Refuse to rebalance experts where none can move, or where moving them is not simulated."""
     if spec.rebalancing["kind"] == "none":
         return
     if not layout.travels:
@@ -71,7 +71,7 @@ def check_stages(
     rules: Rules,
     place: str,
 ) -> None:
-    """Refuse what a pipeline cannot be simulated with."""
+    """Refuse pipelines that are not simulated."""
     if layout.pp == 1:
         return
     ranks, per_node, where = (

@@ -26,7 +26,7 @@ def check_splits(
     place: str,
     fits: Callable[[DeploymentSpec, Layout, Precision], bool],
 ) -> None:
-    """Refuse what the engine's release refuses; engines without a file refuse nothing.
+    """Refuse splits that the engine's release refuses; engines without a file refuse nothing.
 
     Args:
         fits: whether a deployment fits in memory.
@@ -55,8 +55,8 @@ def find_refusal(
     layout: Layout,
     precision: Precision,
 ) -> str | None:
-    """Why the engine does not start with a split and formats; ``None`` where it does, or where no
-    file knows the engine.
+    """Find the reason why the engine does not start with a split and formats; ``None`` where it
+    does, or where no file describes the engine.
     """
     engine = find_engine(spec.engine)
     if engine is None:
@@ -74,8 +74,8 @@ def find_refusal(
 def refined_block(
     engine: str, model: ModelSpec, layout: Layout, precision: Precision
 ) -> int | None:
-    """The block that the scales of routed experts are refined to; ``None`` where they are left as
-    released.
+    """Find the block that the scales of routed experts are refined to; ``None`` where they are left
+    as released.
     """
     found, moe = find_engine(engine), model.moe
     rule = None if found is None else found.splits.weights.get(precision.experts)
@@ -113,10 +113,10 @@ def _caches(
             yield f"{begin} for latent attention ('{name}')"
         sizes, heads = limits.head_sizes, mixer.kv_heads
         if heads is not None and sizes and heads.size not in sizes:
-            yield f"{begin} for heads of {heads.size} ('{name}'), only of {_listed(sizes)}"
+            yield f"{begin} for heads of {heads.size} ('{name}'), only of {_join_numbers(sizes)}"
 
 
-def _listed(numbers: tuple[int, ...]) -> str:
+def _join_numbers(numbers: tuple[int, ...]) -> str:
     return ", ".join(map(str, numbers))
 
 
@@ -147,7 +147,7 @@ def _slots(
 def _blocks(
     engine: EngineSpec, model: ModelSpec, layout: Layout, precision: Precision
 ) -> Iterator[str]:
-    """Parts of matrices that are no whole blocks of scales."""
+    """Yield parts of matrices that are no whole blocks of scales."""
     rules, moe = engine.splits.weights, model.moe
     weights, experts = rules.get(precision.weights), rules.get(precision.experts)
     if weights is not None:
@@ -164,8 +164,8 @@ def _blocks(
 def _others(
     spec: DeploymentSpec, model: ModelSpec, layout: Layout, precision: Precision
 ) -> Iterator[tuple[str, str, DeploymentSpec, Layout, Precision]]:
-    """Deployments near one, the nearest first, each with the key that differs and how it would be
-    written: fewer tensor-parallel ranks, experts spread further, slots for copies, a wider cache.
+    """Yield deployments near one, the nearest first, each with the key that differs and its text:
+    fewer tensor-parallel ranks, experts spread further, slots for copies, a wider cache.
     """
     for tp in range(layout.tp - 1, 0, -1):
         ep = min(layout.ep, tp * layout.attention_dp)
@@ -203,9 +203,9 @@ def _say_blocks(dtype: str, what: str, width: int, ranks: int, least: int) -> st
 
 
 def _matrix_widths(model: ModelSpec) -> Iterator[tuple[str, int]]:
-    """What tensor parallelism splits of attention, dense blocks and shared experts, each width
-    once. The inputs of the matrix that ends a block are as wide as what the others put out, but for
-    keys and values, which are repeated where ranks outnumber their heads.
+    """Yield the widths that tensor parallelism splits, of attention, dense blocks and shared
+    experts, each once. The inputs of the matrix that ends a block are as wide as the outputs of the
+    others, except for keys and values, which are repeated where ranks outnumber their heads.
     """
     seen: set[int] = set()
     for kind in (model.mixers, model.ffns):

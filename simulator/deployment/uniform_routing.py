@@ -1,5 +1,5 @@
-"""A plan's imbalance between ranks, were its routing uniform: what chance alone gives at a batch,
-against which the skew of the plan's own routing shows.
+"""Imbalance of a plan under uniform routing: the part that chance alone gives at a batch size, to
+compare with the skew of the plan's own routing.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from simulator.deployment.plan import DeploymentPlan
 from simulator.work.uniform_load import UniformImbalance, draw_uniform_imbalance
 
 _GRID = np.unique(np.geomspace(1, POOL_TOKENS, 29).astype(np.int64))
-"""Tokens at which expectations are drawn for many batches at once; between neighbours, at most a
-factor of 1.5 apart, they follow a straight line over the logarithm of the tokens."""
+"""Numbers of tokens at which expectations are drawn for many batches at once; between neighbours,
+at most a factor of 1.5 apart, they follow a straight line over the logarithm of the tokens."""
 
 
 def uniform_imbalance(plan: DeploymentPlan, num_tokens: int) -> UniformImbalance | None:
-    """The imbalance of one batch of ``num_tokens`` under uniform routing, on the plan's own
+    """Draw the imbalance of one batch of ``num_tokens`` under uniform routing, on the plan's own
     experts, ranks and placement; ``None`` for a dense model.
 
-    A batch above the pool's tokens is made of these in proportion, and scatters as they do.
+    A batch above the pool's tokens is represented by these in proportion, and scatters as they do.
     """
     placement = plan.placement
     if placement.experts is None or placement.model.moe is None:
@@ -37,7 +37,7 @@ def uniform_imbalance(plan: DeploymentPlan, num_tokens: int) -> UniformImbalance
 def mean_uniform_imbalances(
     plan: DeploymentPlan, tokens_S: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Expectations of :func:`uniform_imbalance` for many batches, ``[S]``; NaN for a dense model.
+    """Expected imbalance of many batches under uniform routing, ``[S]``; NaN for a dense model.
 
     Args:
         tokens_S: tokens of each batch, at least 1.

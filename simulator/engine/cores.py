@@ -27,4 +27,4 @@ class SharedCores:
         busy_s = np.zeros(self._num_ranks + 1)
         busy_s[rank] = seconds
         busy_s[-1] = seconds / self._num_cores
-        return self._wires.carry(Exchange(0.0, busy_s, Messages.none()))
+        return self._wires.carry(Exchange(0.0, busy_s, Messages.empty()))

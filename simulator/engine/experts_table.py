@@ -257,7 +257,5 @@ def _expert_program(prices: Prices, steps: list[ExpertStep], beside_s: float) ->
         if (
             not prices.placement.layout.travels
         ):  # ranks meet in the all-reduce that follows, priced elsewhere
-            program.append(
-                Together("wait", layer, (tuple(range(num_ranks)),), (Exchange.nothing(),))
-            )
+            program.append(Together("wait", layer, (tuple(range(num_ranks)),), (Exchange.empty(),)))
     return program

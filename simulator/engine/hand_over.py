@@ -66,7 +66,7 @@ class HandOver(NamedTuple):
 def asks_first(handing: HandOver, kind: int, request: int) -> bool:
     """Whether an arriving request asks the decode pool for room before its prompt is computed."""
     transfers = handing.transfers
-    return kind != COMES_LATER and transfers.reserves_first and transfers.goes_on[request]
+    return kind != COMES_LATER and transfers.reserves_first and transfers.is_transferred[request]
 
 
 @jit_inner
@@ -99,7 +99,7 @@ def handle_hand_over(
         stage = requests.ints[request, STAGE]
         if requests.times[request, LOST_S] >= 0:
             release_sent(events, first, request, now_s)
-        elif not transfers.goes_on[request]:
+        elif not transfers.is_transferred[request]:
             release_sent(events, first, request, now_s)
             release_next(feed, first.requests, 1, now_s)
         elif stage == RESERVED:

@@ -111,7 +111,7 @@ class LoopState:
         pool, rows = self.pools[1], slice(first.requests.first, self.num_read)
         decode = self.handing.pool._replace(requests=pool.requests, balance=pool.balance)
         transfers = self.handing.transfers._replace(
-            goes_on=self._transfers.goes_on[rows],
+            is_transferred=self._transfers.is_transferred[rows],
             send_s=self._transfers.send_s[rows],
             receive_s=self._transfers.receive_s[rows],
         )

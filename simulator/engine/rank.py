@@ -92,7 +92,7 @@ def run_step(
         shared_cores: cores that all ranks compute on, where there are fewer than ranks.
     """
     times = StepTimes(spans=[] if keep_spans else None)
-    everyone = Together("wait", -1, (tuple(range(num_ranks)),), (Exchange.nothing(),))
+    everyone = Together("wait", -1, (tuple(range(num_ranks)),), (Exchange.empty(),))
     turns = _arrange(env, [*program, everyone], num_ranks)
     cores = None if shared_cores is None else SharedCores(env, num_ranks, shared_cores)
     ranks = [

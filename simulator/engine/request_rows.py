@@ -82,7 +82,7 @@ def _two_pools(
     ingress_delay_s: float,
 ) -> pd.DataFrame:
     prompts, decodes = prefill.requests, decode.requests
-    moved = transfer.goes_on(decodes.num_output)
+    moved = transfer.is_transferred(decodes.num_output)
     first_s = np.where(moved, decodes.first_s, prompts.first_s)
     finish_s = np.where(moved, decodes.finish_s, first_s)
     lost_s = np.fmax(prompts.lost_s, decodes.lost_s)

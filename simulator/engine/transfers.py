@@ -19,7 +19,7 @@ from simulator.workload.traces import RequestTrace
 class Transfers(NamedTuple):
     """Caches to be sent, and occupation of the wires."""
 
-    goes_on: NDArray[np.bool_]
+    is_transferred: NDArray[np.bool_]
     """``[N]`` whether a request decodes elsewhere once its prompt is computed."""
     recomputes_last: int
     """1 where the decode pool computes the last token of a prompt again, else 0."""
@@ -61,7 +61,7 @@ def start_transfers(
         most_ended: prompts that may end in one step.
     """
     return Transfers(
-        goes_on=wires.goes_on(trace.num_output),
+        is_transferred=wires.is_transferred(trace.num_output),
         recomputes_last=int(wires.recomputes_last),
         reserves_first=wires.reserves_first,
         send_s=np.array(

@@ -43,7 +43,7 @@ class Messages(NamedTuple):
     unit: float = 1.0
 
     @classmethod
-    def none(cls) -> Messages:
+    def empty(cls) -> Messages:
         """No messages, of no ranks."""
         return cls.from_matrix(np.zeros((0, 0)))
 

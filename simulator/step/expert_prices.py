@@ -159,7 +159,7 @@ class ExpertPrices:
         rows_RG = slots.rows(slot_TK, scale)
         if not layout.travels:
             all_P = np.full(slots.num_ranks, float(tokens.total))
-            return _Counts(rows_RG, dropped_pairs, all_P, Messages.none(), all_P)
+            return _Counts(rows_RG, dropped_pairs, all_P, Messages.empty(), all_P)
         rank_TK = slots.ranks(slot_TK)
         arrivals_P = count_arrivals(rank_TK, slots.num_ranks) * scale
         rank_TK = spread_over_parts(rank_TK, layout.moe_tp)
@@ -208,7 +208,7 @@ class ExpertPrices:
         """Price dispatch, combine and packing of each layer."""
         placement, layout = self._placement, self._placement.layout
         if not layout.travels:
-            return [_Ways(Exchange.nothing(), Exchange.nothing())] * len(counts)
+            return [_Ways(Exchange.empty(), Exchange.empty())] * len(counts)
         out = self._vectors(tokens_d, policy, placement.precision.dispatch, _TRAVELLING_BYTES)
         back = self._vectors(tokens_d, policy, placement.precision.combine, BYTES_PER_ELEMENT)
         dispatches = placement.comm.exchanges(

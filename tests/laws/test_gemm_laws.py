@@ -66,7 +66,7 @@ def test_copies_in_one_kernel_cost_no_more_than_kernels_one_after_the_other(entr
 def test_a_mixture_of_shapes_is_priced_like_each_alone(entry, shapes):
     accelerator, dtype, fit = entry
     m, k, n = np.array(shapes, dtype=float).T
-    together = product_s(accelerator, fit, m, k, n, Operands.of(accelerator, dtype))
+    together = product_s(accelerator, fit, m, k, n, Operands.from_format(accelerator, dtype))
     np.testing.assert_allclose(together, [one(entry, *shape) for shape in shapes], rtol=1e-12)
     assert np.isfinite(together).all()
     assert ((together == 0) == (m == 0)).all()

@@ -149,7 +149,7 @@ def test_all_ranks_in_one_process_take_the_times_of_a_process_each(tiny, split, 
 
 exchanges = st.builds(
     lambda latency_s, busy_s, stagger_s: Exchange(
-        latency_s, np.array(busy_s), Messages.none(), stagger_s
+        latency_s, np.array(busy_s), Messages.empty(), stagger_s
     ),
     st.sampled_from([0.0, 0.3]),
     st.lists(st.sampled_from([0.0, 0.5, 1.0, 3.0]), min_size=2, max_size=2),
@@ -184,7 +184,7 @@ def program_of(parts):
 
 
 LONG, SHORT, EMPTY = (
-    Exchange(0.0, np.array([busy_s, 0.0]), Messages.none()) for busy_s in (3.0, 1.0, 0.0)
+    Exchange(0.0, np.array([busy_s, 0.0]), Messages.empty()) for busy_s in (3.0, 1.0, 0.0)
 )
 
 

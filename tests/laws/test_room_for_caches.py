@@ -60,7 +60,7 @@ def test_no_cache_holds_more_than_its_blocks_while_others_wait(tiny, seed):
     blocks = np.array([plan.serving.capacity.blocks_for(int(tokens)) for tokens in trace.num_input])
     reserved_s, arrived_s = decode.requests.reserved_s, decode.requests.arrival_s
     moved = ~np.isnan(reserved_s)
-    assert (moved == plan.transfer.goes_on(trace.num_output)).all()
+    assert (moved == plan.transfer.is_transferred(trace.num_output)).all()
     kept = moved & (decode.requests.preemptions == 0)
     at_decode = count_most(decode, blocks, reserved_s, decode.requests.finish_s, kept)
     assert max(at_decode, default=0) <= decode.ranks.capacity_blocks.max()
@@ -77,7 +77,7 @@ def test_a_cache_leaves_when_it_is_computed_and_there_is_room(tiny, seed):
     served = tiny.serve(plan, trace)
     transfer, table = plan.transfer, served.requests_table()
     decode, prefill = served.pools["decode"].requests, served.pools["prefill"].requests
-    moved = transfer.goes_on(trace.num_output)
+    moved = transfer.is_transferred(trace.num_output)
     asked_s = table["arrival_s"].to_numpy() + served.ingress_delay_s
     if not transfer.reserves_first:
         asked_s = prefill.first_s + transfer.handshake_s

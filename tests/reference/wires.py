@@ -31,8 +31,8 @@ class Wires:
         assert prompt.finish_s is not None
         assert prompt.scheduled_s is not None
         computing_s = prompt.finish_s - prompt.scheduled_s + transfer.handshake_s
-        send_s = transfer.left(transfer.send_s(prompt.num_input), computing_s)
-        receive_s = transfer.left(transfer.receive_s(prompt.num_input), computing_s)
+        send_s = transfer.left_s(transfer.send_s(prompt.num_input), computing_s)
+        receive_s = transfer.left_s(transfer.receive_s(prompt.num_input), computing_s)
         sender = prompt.replica, prompt.rank % self._senders
         ready_s = max(prompt.finish_s + transfer.handshake_s, now_s)
         start_s = max(ready_s, self._free_s[sender])

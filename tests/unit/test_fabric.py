@@ -15,7 +15,7 @@ from tests.cases import cases
 
 
 def exchange(*busy_s, latency_s=0.0):
-    return Exchange(latency_s, np.array(busy_s, dtype=np.float64), Messages.none())
+    return Exchange(latency_s, np.array(busy_s, dtype=np.float64), Messages.empty())
 
 
 def carried(*starts):
@@ -109,7 +109,7 @@ def ends_s(flows, now_s=0.0):
     found = [0.0] * len(flows)
 
     def carry(number, busy_s):
-        yield wires.carry(Exchange(1e-5, busy_s, Messages.none()))
+        yield wires.carry(Exchange(1e-5, busy_s, Messages.empty()))
         found[number] = env.now - now_s
 
     for number, busy_s in enumerate(flows):

@@ -51,8 +51,8 @@ def test_two_clusters_exchange_at_the_pace_of_the_slower_ones_wires(wires):
 
 def test_a_stage_sends_beside_its_own_share_of_the_computing():
     """Each of four stages has 2 s of 8 s of computing, in which its wires carry 2 of 10 s."""
-    assert replace(TRANSFER, stages=4).left(10.0, 8.0) == pytest.approx(8.0)
-    assert TRANSFER.left(10.0, 8.0) == pytest.approx(2.0)
+    assert replace(TRANSFER, stages=4).left_s(10.0, 8.0) == pytest.approx(8.0)
+    assert TRANSFER.left_s(10.0, 8.0) == pytest.approx(2.0)
 
 
 seconds = st.floats(0.0, 100.0)
@@ -65,6 +65,6 @@ def test_a_pipeline_leaves_what_each_of_its_stages_would_leave_by_itself(
 ):
     whole = replace(TRANSFER, num_layers=layers * stages, stages=stages)
     stage = replace(TRANSFER, num_layers=layers)
-    left_s = whole.left(busy_s, computing_s * stages)
-    assert left_s == pytest.approx(stage.left(busy_s, computing_s))
+    left_s = whole.left_s(busy_s, computing_s * stages)
+    assert left_s == pytest.approx(stage.left_s(busy_s, computing_s))
     assert busy_s / layers - 1e-9 <= left_s <= busy_s

@@ -1,4 +1,4 @@
-"""How long ranks take to exchange data. One cost model a file."""
+"""Cost models of communication between ranks, one in a file."""
 
 from __future__ import annotations
 
@@ -20,26 +20,27 @@ Operation = Literal["dispatch", "combine", "all_reduce"]
 
 @dataclass(frozen=True)
 class Exchange:
-    """One collective, priced: a latency, then seconds of work for every link."""
+    """Price of one collective operation: a latency, then seconds of work for every link."""
 
     latency_s: float
+    """Seconds before the first byte arrives."""
     busy_s: NDArray[np.float64]
-    """``[links]``: seconds that each link needs for its bytes when nothing else uses it."""
+    """Seconds that each link needs for its bytes when nothing else uses it, ``[links]``."""
     sent: Messages
     """Bytes from rank to rank."""
     stagger_s: float = 0.0
-    """What ranks with equal work wait for the last of them, by chance."""
+    """Mean seconds that ranks with equal work wait for the last of them, by chance."""
     held_s: float = 0.0
-    """How long its kernels keep a GPU from computing something else that overlaps it, in seconds of
-    the whole GPU."""
+    """Seconds for which the exchange's kernels keep the whole GPU from computing something that
+    overlaps it."""
     is_direct: bool = False
     """Whether each message leaves by its sender's own card
     (:attr:`simulator.policies.topology.Fabric.direct`)."""
 
     @classmethod
-    def nothing(cls) -> Exchange:
-        """No data, no time."""
-        return cls(0.0, np.zeros(0), Messages.none())
+    def empty(cls) -> Exchange:
+        """Make an exchange without data, which takes no time."""
+        return cls(0.0, np.zeros(0), Messages.empty())
 
     @property
     def bytes_SR(self) -> NDArray[np.float64]:
@@ -48,7 +49,7 @@ class Exchange:
 
     @property
     def alone_s(self) -> float:
-        """Time of the exchange when it has the links to itself: waiting for the last rank, latency,
+        """Seconds of the exchange when no other uses the links: waiting for the last rank, latency,
         and the busiest link.
         """
         return (
@@ -59,27 +60,25 @@ class Exchange:
 
 
 class Vectors(NamedTuple):
-    """What the bytes of a dispatch or combine are: tokens' hidden vectors, moved by certain
-    kernels.
-    """
+    """Contents of a dispatch or combine: tokens' hidden vectors, and the kernels that move them."""
 
     kernels: str
-    """Which constants of the calibration hold: ``low_latency``, ``normal``, ..., or
-    ``collective``."""
+    """Name of the calibrated kernels: ``low_latency``, ``normal``, ..., or ``collective``."""
     vector_bytes: float
+    """Bytes of one hidden vector."""
     tokens_R: NDArray[np.float64]
-    """``[R]``: tokens that each rank sends away, or gets back."""
+    """Tokens that each rank sends, or gets back, ``[R]``."""
     num_experts: int
-    """Slots of experts on all ranks."""
+    """Expert slots on all ranks."""
 
 
 class CommModel(Protocol):
-    """A communication policy made ready for one fabric."""
+    """Communication policy prepared for one fabric."""
 
     def exchange(
         self, operation: Operation, sent: Messages, vectors: Vectors | None = None
     ) -> Exchange:
-        """Ranks send each other bytes, all at once.
+        """Price ranks that send each other bytes, all at once.
 
         Args:
             vectors: what the bytes are; without it only the wires and the latency count.
@@ -92,33 +91,35 @@ class CommModel(Protocol):
     def exchanges(
         self, operation: Operation, sent_X: Sequence[Messages], vectors: Vectors
     ) -> list[Exchange]:
-        """:meth:`exchange` for each of many exchanges of the same tokens."""
+        """Price many exchanges of the same tokens: :meth:`exchange` of each."""
         ...
 
     def all_reduce(self, num_bytes: float, ranks: tuple[int, ...]) -> Exchange:
-        """Sum ``num_bytes`` over a group of ranks, the result on each."""
+        """Price the sum of ``num_bytes`` over a group of ranks, with the result on each."""
         ...
 
     def all_reduces_s(
         self, num_bytes: NDArray[np.float64], ranks: tuple[int, ...]
     ) -> NDArray[np.float64]:
-        """Time of each of many all-reduces that have the links to themselves:
-        ``all_reduce(...).alone_s``, at once.
+        """Seconds of many all-reduces, each without others on the links:
+        ``all_reduce(...).alone_s`` for all sizes at once.
         """
         ...
 
     def latency_s(self, operation: Operation, num_nodes: int, num_ranks: int) -> float:
-        """Latency of one operation."""
+        """Seconds of latency of one operation."""
         ...
 
 
 class CommPolicy(Protocol):
-    """A file in this folder: a frozen pydantic model whose fields are its configuration keys."""
+    """Interface of the files in this folder: a frozen pydantic model whose fields are its
+    configuration keys.
+    """
 
     def prepare(
         self, fabric: Fabric, calibration: Calibration | HostRates, accelerator: AcceleratorSpec
     ) -> CommModel:
-        """Price exchanges on ``fabric``, whose ranks are GPUs like ``accelerator``.
+        """Prepare to price exchanges on ``fabric``, whose ranks are GPUs like ``accelerator``.
 
         Raises:
             UserError: if the calibration is of another kind than this model needs.

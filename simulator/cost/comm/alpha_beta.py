@@ -1,10 +1,10 @@
-"""Latency by number of nodes, plus the busiest link's bytes over its achieved rate (Hockney's
-alpha-beta model, per link).
+"""Alpha-beta model of communication: latency by number of nodes, plus the busiest link's bytes over
+its achieved rate (Hockney's model, per link).
 
-The kernels of an exchange also copy: their multiprocessors' work hides behind the wires or the
-other way round, as the calibration says
-(:class:`simulator.config.calibration.exchange.ExchangeFit`). An all-reduce is the faster of the
-engine's own kernel and NCCL's operation, which is what engines choose between.
+The kernels of an exchange also copy: the calibration says how far this work of their
+multiprocessors overlaps the wires (:class:`simulator.config.calibration.exchange.ExchangeFit`). An
+all-reduce is the faster of the engine's own kernel and NCCL's operation, which engines choose
+between.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ Floats = NDArray[np.float64]
 COLLECTIVE = "collective"
 """Kernels of an exchange that is a library's all-gather and reduce-scatter."""
 LOW_LATENCY = "low_latency"
+"""Kernels of DeepEP for few tokens, whose start is priced where the contents are unknown."""
 _COLLECTIVES: dict[str, str] = {"dispatch": "all_gather", "combine": "reduce_scatter"}
 _CUSTOM, _ALL_REDUCE = "custom_all_reduce", "all_reduce"
 
@@ -61,7 +62,7 @@ class AlphaBeta(Frozen):
 
 @dataclass(frozen=True)
 class AlphaBetaModel:
-    """:class:`AlphaBeta` on one fabric."""
+    """Alpha-beta model prepared for one fabric."""
 
     fabric: Fabric
     calibration: Calibration
@@ -72,7 +73,7 @@ class AlphaBetaModel:
         self, operation: Operation, sent: Messages, vectors: Vectors | None = None
     ) -> Exchange:
         if not len(sent.number_M):
-            return Exchange.nothing()
+            return Exchange.empty()
         if vectors is not None:
             return self.exchanges(operation, [sent], vectors)[0]
         fit = self._exchange_fit(operation, LOW_LATENCY)
@@ -87,7 +88,7 @@ class AlphaBetaModel:
         self, operation: Operation, sent_X: Sequence[Messages], vectors: Vectors
     ) -> list[Exchange]:
         if vectors.kernels == COLLECTIVE:
-            return [self._gathered(operation, sent) for sent in sent_X]
+            return [self._price_gathered(operation, sent) for sent in sent_X]
         fit, multiprocessors = (
             self._exchange_fit(operation, vectors.kernels),
             self.accelerator.num_multiprocessors,
@@ -127,39 +128,39 @@ class AlphaBetaModel:
         return [
             Exchange(float(latency_s), busy_L, sent, held_s=float(held_s), is_direct=True)
             if wires_s > 0
-            else Exchange.nothing()
+            else Exchange.empty()
             for latency_s, busy_L, sent, held_s, wires_s in zip(
                 latency_X, slowed_XL, sent_X, held_X, wires_X, strict=True
             )
         ]
 
     def _achieved_L(self, fit: ExchangeFit, operation: Operation) -> Floats:
-        """Bytes a second that each link carries."""
+        """Bytes per second that each link achieves, ``[links]``."""
         rate = self.policy.dispatch_rate if operation == "dispatch" else self.policy.combine_rate
         return self._peaks_L * np.where(
             self._is_scale_up_L, fit.scale_up_fraction, fit.scale_out_fraction * rate
         )
 
-    def _gathered(self, operation: Operation, sent: Messages) -> Exchange:
-        """All ranks' tokens to all, or their sums back: a library's collective, whose parts are as
-        large as the largest.
+    def _price_gathered(self, operation: Operation, sent: Messages) -> Exchange:
+        """Price an exchange by collectives of a library: all ranks' tokens to all, or their sums
+        back, each part as large as the largest.
         """
         if not len(sent.number_M):
-            return Exchange.nothing()
+            return Exchange.empty()
         name, everyone = _COLLECTIVES[operation], tuple(range(self.fabric.num_ranks))
         size = np.array([float(sent.number_M.max()) * sent.unit * len(everyone)])
         start_s, *busiest_s = (
             float(part[0])
             for part in self._parts_s(self._collective_fit(name), name, size, everyone)
         )
-        links_s = self._loaded(self.fabric.sum_by_link(sent) / self._peaks_L, busiest_s)
+        links_s = self._spread_over_links(self.fabric.sum_by_link(sent) / self._peaks_L, busiest_s)
         # Engines overlap kernels that are made for it only, so these hold the GPU throughout.
         return Exchange(start_s, links_s, sent, held_s=start_s + float(links_s.max()))
 
     def all_reduce(self, num_bytes: float, ranks: tuple[int, ...]) -> Exchange:
-        """The fastest of the protocols that the engine and NCCL have for it."""
+        """Price an all-reduce by the fastest of the protocols of the engine and NCCL."""
         if len(ranks) == 1 or num_bytes == 0:
-            return Exchange.nothing()
+            return Exchange.empty()
         ways = (
             self._collective(fit, _ALL_REDUCE, num_bytes, ranks)
             for fit in self._all_reduce_fits(ranks)
@@ -183,11 +184,11 @@ class AlphaBetaModel:
         )
         ring, per_byte_L = self._ring(ranks)
         sent = ring.times(passes_of(name) * (len(ranks) - 1) / len(ranks) * num_bytes)
-        return Exchange(start_s, self._loaded(per_byte_L, busiest_s), sent)
+        return Exchange(start_s, self._spread_over_links(per_byte_L, busiest_s), sent)
 
-    def _loaded(self, load_L: Floats, busiest_s: list[float]) -> Floats:
-        """Seconds of every link in proportion to its load, the busiest inside domains and between
-        as given.
+    def _spread_over_links(self, load_L: Floats, busiest_s: list[float]) -> Floats:
+        """Seconds of every link in proportion to its load, given those of the busiest link inside
+        domains and between.
         """
         links_s = np.zeros(len(load_L))
         for here, seconds in zip(self._kinds, busiest_s, strict=True):
@@ -199,8 +200,8 @@ class AlphaBetaModel:
     def _parts_s(
         self, fit: CollectiveFit, name: str, num_bytes: Floats, ranks: tuple[int, ...]
     ) -> tuple[Floats, Floats, Floats]:
-        """Latency, and seconds of the busiest link inside domains and between, for messages of many
-        sizes.
+        """Seconds of latency, of the busiest link inside domains and of the busiest between, for
+        messages of many sizes.
         """
         size, passes = len(ranks), passes_of(name)
         nodes = len(np.unique(self.fabric.node_R[list(ranks)]))
@@ -224,7 +225,8 @@ class AlphaBetaModel:
         return start_s, carry_s if inside_s else np.zeros(len(num_bytes)), out_s
 
     def _ring(self, ranks: tuple[int, ...]) -> tuple[Messages, Floats]:
-        """One byte from each rank to the next, and the seconds of every link for it, at its peak.
+        """Route one byte from each rank to the next around a ring: the messages, and the seconds of
+        every link at its peak.
 
         Between domains NCCL forms as many rings as a domain has cards for the group; each takes its
         share of the byte, and enters and leaves every domain by another card.
@@ -246,7 +248,7 @@ class AlphaBetaModel:
 
     @cached_property
     def _rings(self) -> dict[tuple[int, ...], tuple[Messages, Floats]]:
-        """Those of groups that were asked for."""
+        """Rings of the groups priced so far."""
         return {}
 
     def latency_s(self, operation: Operation, num_nodes: int, num_ranks: int) -> float:
@@ -280,7 +282,7 @@ class AlphaBetaModel:
 
     @cached_property
     def _kinds(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Links inside domains, and between."""
+        """Masks of the links inside domains, and of those between."""
         return self._is_scale_up_L, ~self._is_scale_up_L
 
     def _exchange_fit(self, operation: Operation, kernels: str) -> ExchangeFit:
@@ -303,7 +305,7 @@ class AlphaBetaModel:
         return known[name]
 
     def _all_reduce_fits(self, ranks: tuple[int, ...]) -> list[CollectiveFit]:
-        """NCCL, and inside one domain the engine's own kernel."""
+        """Calibrated all-reduces: NCCL's, and inside one domain the engine's own kernel."""
         fits = [self._collective_fit(_ALL_REDUCE)]
         in_one = len(np.unique(self.fabric.node_R[list(ranks)])) == 1
         return fits + (

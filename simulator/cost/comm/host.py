@@ -1,5 +1,5 @@
-"""Exchanges between processes of one machine, interpolated from what ``moesim calibrate`` measured
-there.
+"""Exchanges between processes of one machine, interpolated from measurements of ``moesim
+calibrate`` there.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Host(Frozen):
 
 @dataclass(frozen=True)
 class HostCommModel:
-    """:class:`Host` for one plan."""
+    """Measured exchanges prepared for one plan."""
 
     fabric: Fabric
     rates: HostRates
@@ -64,7 +64,7 @@ class HostCommModel:
     def all_reduce(self, num_bytes: float, ranks: tuple[int, ...]) -> Exchange:
         size = len(ranks)
         if size == 1 or num_bytes == 0:
-            return Exchange.nothing()
+            return Exchange.empty()
         neighbours = zip(ranks, ranks[1:] + ranks[:1], strict=True)
         ring = dict.fromkeys(neighbours, 2.0 * (size - 1) / size * num_bytes)
         sent = Messages.from_pairs(self.fabric.num_ranks, ring)

@@ -1,4 +1,4 @@
-"""How long kernels take. One cost model a file."""
+"""Cost models of computation, one in a file."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from simulator.work.context_kernels import ContextKernel
 __all__ = ["ComputeModel", "ComputePolicy", "Phase", "Rates"]
 
 Phase = Literal["prefill", "decode"]
-"""A sequence with one new token is computed by the kernels for decode, whatever the token is
-for."""
+"""Phase whose kernels compute a sequence: a sequence with one new token is computed by the decode
+kernels, whatever the token is for."""
 
 
 class ComputeModel(Protocol):
-    """A compute policy made ready for one accelerator."""
+    """Compute policy prepared for one accelerator."""
 
     def gemm_s(
         self,
@@ -36,7 +36,7 @@ class ComputeModel(Protocol):
         ``rows``; 0 for no rows.
 
         Args:
-            dtype: of the weights.
+            dtype: number format of the weights.
             copies: equal matrices that run as one batch.
         """
         ...
@@ -51,21 +51,21 @@ class ComputeModel(Protocol):
         kernels: str | None = None,
         choices_R: NDArray[np.float64] | None = None,
     ) -> NDArray[np.float64]:
-        """Seconds ``[R]`` of one kernel a rank in which group ``g`` (an expert) has ``rows_RG[r,
-        g]`` tokens.
+        """Seconds ``[R]`` of one kernel on each rank in which group ``g`` (an expert) has
+        ``rows_RG[r, g]`` tokens.
 
         Args:
-            num_experts: of the whole layer, by which engines choose kernels; absent = many.
-            kernels: of the exchange that brings the rows, whose layout the experts' kernels must
-                take; absent = none.
+            num_experts: experts of the whole layer, by which engines choose kernels; absent = many.
+            kernels: kernels of the exchange that brings the rows, whose layout the experts' kernels
+                must take; absent = none.
             choices_R: token-expert pairs of all tokens that each rank sees; absent = those of its
                 own experts.
         """
         ...
 
     def context_rates(self, kernel: ContextKernel, phase: Phase) -> Rates:
-        """How fast a kernel looks back at the context. The engine's compiled loop evaluates these,
-        so the form is fixed.
+        """Coefficients of a kernel that reads the attention context. The engine's compiled loop
+        evaluates them, so the form is fixed.
         """
         ...
 
@@ -80,13 +80,13 @@ class ComputeModel(Protocol):
         ...
 
     def ffn_s(self, rows: NDArray[np.int64], hidden_size: int, width: int) -> NDArray[np.float64]:
-        """Seconds that a dense block or a shared expert takes beyond its matrices."""
+        """Seconds of a dense block or a shared expert beyond its matrices."""
         ...
 
     def router_s(
         self, rows: NDArray[np.int64], hidden_size: int, num_experts: int
     ) -> NDArray[np.float64]:
-        """Seconds that choosing experts takes beyond the router's matrix."""
+        """Seconds of choosing experts beyond the router's matrix."""
         ...
 
     def expert_moves_s(
@@ -100,15 +100,15 @@ class ComputeModel(Protocol):
         num_experts: int | None = None,
         kernels: str | None = None,
     ) -> NDArray[np.float64]:
-        """Seconds ``[R]`` that routed experts take beyond their matrices: sorting rows by expert,
-        the activation, and back.
+        """Seconds ``[R]`` of routed experts beyond their matrices: sorting rows by expert, the
+        activation, and adding up.
 
         Args:
             pairs_R: rows of each rank's experts.
             choices_R: token-expert pairs of all tokens that each rank sees: where every rank sees
                 every token, those of other ranks' experts too.
             touched_R: experts of each rank that have rows.
-            dtype: of the experts' weights.
+            dtype: number format of the experts' weights.
         """
         ...
 
@@ -116,7 +116,7 @@ class ComputeModel(Protocol):
         self, choices_R: NDArray[np.float64], rows_R: NDArray[np.float64], hidden_size: int
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
         """Seconds ``[R]`` that each rank takes to pack its rows before they travel, and to add up
-        what comes back.
+        the outputs that come back.
 
         ``None`` where the kernels of the exchange do both.
 
@@ -143,12 +143,14 @@ class ComputeModel(Protocol):
 
 
 class ComputePolicy(Protocol):
-    """A file in this folder: a frozen pydantic model whose fields are its configuration keys."""
+    """Interface of the files in this folder: a frozen pydantic model whose fields are its
+    configuration keys.
+    """
 
     def prepare(
         self, accelerator: AcceleratorSpec, calibration: Calibration | HostRates
     ) -> ComputeModel:
-        """Price kernels on ``accelerator``.
+        """Prepare to price kernels on ``accelerator``.
 
         Raises:
             UserError: if the calibration is of another kind than this model needs.

@@ -1,8 +1,8 @@
-"""Times of a machine whose ranks are processes on its cores, interpolated from what ``moesim
-calibrate`` measured there.
+"""Measured times of a machine whose ranks are processes on its cores, interpolated from
+measurements of ``moesim calibrate`` there.
 
 Kernels run one after the other, so a block takes the sum of its parts: each matrix from a table of
-measured products, and what is around them from sums fitted on whole blocks.
+measured products, and the rest from sums fitted on whole blocks.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Host(Frozen):
 
 @dataclass(frozen=True)
 class HostModel:
-    """:class:`Host` for one plan."""
+    """Measured times prepared for one plan."""
 
     rates: HostRates
 

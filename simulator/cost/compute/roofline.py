@@ -1,5 +1,5 @@
-"""Roofline with floors and tile quantisation (Williams et al. 2009; NVIDIA, "Matrix Multiplication
-Background").
+"""Roofline model with floors and tile quantisation (Williams et al. 2009; NVIDIA, "Matrix
+Multiplication Background").
 
 A matrix product takes ``floor + (compute^p + memory^p)^(1/p) + quantise``: computing whole output
 tiles, streaming the operands, and, for formats that need it, a pass that converts the input.
@@ -28,7 +28,7 @@ from simulator.cost.kernels.pruned import pruned_s
 from simulator.work.context_kernels import ContextKernel
 
 _STREAM_PASSES = 8.0
-"""Times that a layer's small kernels (two norms, two residuals) read or write the hidden
+"""Number of times that a layer's small kernels (two norms, two residuals) read or write the hidden
 vectors."""
 
 
@@ -48,7 +48,7 @@ class Roofline(Frozen):
 
 @dataclass(frozen=True)
 class RooflineModel:
-    """:class:`Roofline` on one accelerator."""
+    """Roofline model on one accelerator."""
 
     accelerator: AcceleratorSpec
     calibration: Calibration

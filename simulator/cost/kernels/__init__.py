@@ -1,1 +1,1 @@
-"""What one kernel takes on one GPU: seconds from counts, peaks and a few fitted coefficients."""
+"""Prices of single kernels on one GPU: seconds from counts, peaks and a few fitted coefficients."""

@@ -1,4 +1,4 @@
-"""Attention over the context: what a kernel's coefficients make of the accelerator's peaks.
+"""Coefficients of attention kernels, from fits and the accelerator's peaks.
 
 Pairs are computed by matrix products and exponentials that overlap, so both matter: heads of 64 do
 half of the products of heads of 128, and as many exponentials. A sequence's last query tokens must
@@ -17,10 +17,11 @@ from simulator.cost.kernels.context import Rates
 from simulator.work.context_kernels import ContextKernel
 
 _HIDING = 3.0
-"""Exponent of products and exponentials, as of compute and memory in dense products."""
+"""Exponent of the overlap of products and exponentials, the same as of compute and memory in dense
+products."""
 _APPEND_THREADS = 512
-"""vLLM's kernel that writes keys and values into the cache runs a block of at most so many threads
-for each token, each writing one number or more: ``reshape_and_cache_flash``. What one of 512 takes
+"""Most threads of the block that vLLM's ``reshape_and_cache_flash`` runs for each token written
+into the cache, each thread writing one element or more. Beyond 512 elements the time of a thread
 grows no longer with the width."""
 
 
@@ -30,7 +31,7 @@ def context_rates(
     kernel: ContextKernel,
     phase: Literal["prefill", "decode"],
 ) -> Rates:
-    """How fast one kernel looks back."""
+    """Coefficients of one kernel that reads the attention context."""
     is_prompt = phase == "prefill" and not fit.absorbs
     flops, entry_bytes, token_bytes = (
         (kernel.prefill_flops, kernel.prefill_bytes, kernel.prefill_token_bytes)

@@ -1,8 +1,8 @@
-"""What looking back at the context takes, from sums over the sequences of a step. Compiled, for the
+"""Seconds of attention over the context, from sums over the sequences of a step. Compiled, for the
 engine's inner loop.
 
-All fidelities and the scoreboard evaluate :func:`work_s`; the compute models say its coefficients
-(:class:`Rates`).
+All fidelities and the scoreboard evaluate :func:`work_s`; the compute models provide its
+coefficients (:class:`Rates`).
 """
 
 from __future__ import annotations
@@ -15,39 +15,43 @@ from numpy.typing import NDArray
 from simulator.base.jit import jit, jit_inner
 
 NUM_SUMS = 6
+"""Sums over a step's sequences that a kernel's time depends on."""
 
 
 class Rates(NamedTuple):
-    """Of one kernel on one rank, in one layer. Seconds are those of the whole accelerator."""
+    """Coefficients of one kernel on one rank, in one layer: seconds of the whole accelerator."""
 
     floor_s: float
+    """Seconds of a call."""
     pair_s: float = 0.0
-    """For a (query, key) pair, all heads."""
+    """Seconds for a (query, key) pair, all heads."""
     longest_s: float = 0.0
-    """For each entry that the longest view has."""
+    """Seconds for each entry of the longest attended context."""
     entry_s: float = 0.0
-    """For a cached entry, read once."""
+    """Seconds for a cached entry, read once."""
     token_s: float = 0.0
-    """For a new token."""
+    """Seconds for a new token."""
     row_s: float = 0.0
-    """For a row: a new token, those included that fill up a sequence's last tile."""
+    """Seconds for a row: a new token, or one that fills up a sequence's last tile."""
     sequence_s: float = 0.0
-    """For a sequence."""
+    """Seconds for a sequence."""
     overlap: float = 1.0
-    """Exponent: 1 where the three parts run one after the other, large where the longest hides the
-    rest."""
+    """Exponent of overlap: 1 where the three parts run one after the other, large where the longest
+    hides the rest."""
     tile_rows: float = 1.0
     """Rows of a tile."""
     window_block: float = 0.0
     """Entries that a kernel reads beyond a sliding window."""
     split_entries: float = 0.0
+    """Entries beyond which a context is split over multiprocessors."""
     split_s: float = 0.0
-    """Once, where the longest view has more entries than ``split_entries``."""
+    """Seconds to combine the parts, once where the longest context has more entries than
+    ``split_entries``."""
 
 
 @jit_inner
 def split_s(rates: NDArray[np.float64], sums: NDArray[np.float64]) -> float:
-    """Seconds to combine the parts of a long view, once a kernel whatever its number of
+    """Seconds to combine the parts of a long context, once for a kernel whatever its number of
     sequences.
     """
     seconds: float = rates[11] if sums[5] > rates[10] else 0.0
@@ -59,9 +63,9 @@ def work_s(rates: NDArray[np.float64], sums: NDArray[np.float64]) -> float:
     """Seconds of one kernel beyond its floor.
 
     Args:
-        rates: the fields of :class:`Rates`.
-        sums: over the sequences, ``[NUM_SUMS]``: pairs, entries, tokens, rows, sequences; last, the
-            longest view (not a sum).
+        rates: fields of :class:`Rates`.
+        sums: sums over the sequences, ``[NUM_SUMS]``: pairs, entries, tokens, rows, sequences; the
+            last is no sum but the longest attended context, in entries.
     """
     compute = sums[0] * rates[1] + sums[5] * rates[2]
     stream = sums[1] * rates[3]
@@ -78,7 +82,7 @@ def work_s(rates: NDArray[np.float64], sums: NDArray[np.float64]) -> float:
 
 @jit
 def kernels_s(rates_nk: NDArray[np.float64], sums_nk: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Seconds ``[n]`` of many kernels, floors included."""
+    """Seconds of many kernels, floors included, ``[n]``."""
     seconds = np.empty(len(rates_nk))
     for i in range(len(rates_nk)):
         seconds[i] = rates_nk[i, 0] + work_s(rates_nk[i], sums_nk[i])

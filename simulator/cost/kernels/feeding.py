@@ -1,4 +1,4 @@
-"""How far small tiles are held up by feeding a multiprocessor, not by its multiplying."""
+"""Time of small tiles that is loading operands into a multiprocessor instead of multiplying."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from numpy.typing import ArrayLike, NDArray
 from simulator.config.accelerator import AcceleratorSpec
 
 _MEASURED_FLOPS_PER_S = 989e12 / 132
-"""Of a multiprocessor of H100 in 16 bits: the least of the GPUs that fits are of. Times of small
-tiles are theirs."""
+"""FLOPs per second of a multiprocessor of H100 in 16 bits, the least of the GPUs whose small tiles
+were measured."""
 _LEAST_ROWS = 8
-"""To which few rows are padded: the narrowest side of a tensor core's product."""
+"""Rows that fewer are padded to: the narrowest side of a tensor core's product."""
 
 
 def feeding_share(accelerator: AcceleratorSpec) -> float:
-    """Of the time that a small tile takes beyond its multiplications, what it takes on this GPU, as
-    a share of multiplying there.
+    """Share of a small tile's extra time (beyond its multiplications) that remains on this GPU.
 
     Loading operands and waiting for them takes a multiprocessor as long where its tensor cores are
-    slower (H20 has a quarter of H100's), so beside slower ones it is less. At most one: faster
+    slower (H20 has a quarter of H100's), so relative to multiplying it is less. At most 1: faster
     tensor cores are fed faster too, as B200's fit shows.
     """
     return min(
@@ -28,8 +27,8 @@ def feeding_share(accelerator: AcceleratorSpec) -> float:
 
 
 def padded_share(rows: ArrayLike, tile_rows: int) -> NDArray[np.float64]:
-    """Of a tile, what is multiplied where a product has fewer rows: rounded up to powers of two,
-    eight and more.
+    """Share of a tile that is multiplied where a product has fewer rows: rounded up to powers of
+    two, eight or more.
 
     >>> padded_share([1, 9, 16, 64, 100], 64)
     array([0.125, 0.25 , 0.25 , 1.   , 1.   ])

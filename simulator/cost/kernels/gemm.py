@@ -14,30 +14,31 @@ from simulator.cost.kernels.feeding import feeding_share, padded_share
 
 _TILES = ((16, 128), (32, 128), (64, 64), (64, 128), (128, 128), (128, 256), (256, 128))
 """Output tiles (rows, columns) that GEMM libraries choose from; the fastest one is taken, as their
-heuristics mean to."""
+heuristics intend."""
 _LARGEST = 1 / 128 + 1 / 256
+"""Reciprocal sizes of the largest tile's sides, added up."""
 _TILE_NUMBERS = 128 * 128
-"""Of the result that a multiprocessor computes at a time in a large product."""
+"""Elements of the result that a multiprocessor computes at a time in a large product."""
 _QUANTISED = 2048.0
-"""Numbers of a row that a block of vLLM's quantising kernel converts at a time: its times jump
+"""Elements of a row that a block of vLLM's quantising kernel converts at a time: its times jump
 there, on H100 and B200."""
 
 
 class Operands(NamedTuple):
-    """What a format means to a product."""
+    """Properties of a number format in a product."""
 
     flops_per_s: float
-    """Peak rate of the accelerator for it."""
+    """Peak FLOPs per second of the accelerator in the format."""
     weight_bytes: float
-    """Of one weight, its share of the scales included."""
+    """Bytes of one weight, including its share of the scales."""
     input_bytes: float
-    """Of a number of the input, as the product reads it."""
+    """Bytes of an element of the input, as the product reads it."""
     feeding: float
-    """What few rows take of a whole tile's time at the least, see :func:`feeding_share`; 1 where
+    """Least share of a whole tile's time that few rows take, see :func:`feeding_share`; 1 where
     tiles are never cut."""
 
     @classmethod
-    def of(cls, accelerator: AcceleratorSpec, dtype: str) -> Operands:
+    def from_format(cls, accelerator: AcceleratorSpec, dtype: str) -> Operands:
         rate, num_bytes = accelerator.flops_per_s(dtype), BYTES_PER_ELEMENT[dtype]
         return cls(rate, num_bytes, INPUT_BYTES.get(dtype, 2.0), feeding_share(accelerator))
 
@@ -55,7 +56,13 @@ def gemm_s(
     kernel; 0 for no rows.
     """
     return product_s(
-        accelerator, fit, rows, in_features, out_features, Operands.of(accelerator, dtype), copies
+        accelerator,
+        fit,
+        rows,
+        in_features,
+        out_features,
+        Operands.from_format(accelerator, dtype),
+        copies,
     )
 
 
@@ -68,7 +75,9 @@ def product_s(
     operands: Operands,
     copies: int = 1,
 ) -> NDArray[np.float64]:
-    """Likewise for any mixture of shapes: rows and features are broadcast against each other."""
+    """Seconds of products of any mixture of shapes: rows and features are broadcast against each
+    other.
+    """
     m, k, n = (np.asarray(size, dtype=np.float64) for size in (rows, in_features, out_features))
     bytes_per_s = accelerator.memory_bytes_per_s * fit.memory_fraction
     num_bytes = k * n * operands.weight_bytes + m * (k * operands.input_bytes + n * 2.0)

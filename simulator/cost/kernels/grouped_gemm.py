@@ -1,5 +1,5 @@
-"""The routed experts of a rank: one kernel that multiplies each expert's rows by its own matrix,
-and the passes around two of them.
+"""Routed experts of a rank: one kernel that multiplies each expert's rows by its own matrix, and
+the passes around two such kernels.
 """
 
 from __future__ import annotations
@@ -15,24 +15,26 @@ from simulator.config.dtypes import BYTES_PER_ELEMENT, INPUT_BYTES
 from simulator.cost.kernels.feeding import feeding_share
 
 _TILE_COLUMNS = 128
+"""Columns of an output tile."""
 
 
 class Load(NamedTuple):
-    """What a price depends on of the rows of each expert; the arrays have one shape, an entry a
-    rank.
+    """Rows of the experts as far as prices depend on them; the arrays have one shape, an entry for
+    each rank.
     """
 
     rows: NDArray[np.float64]
+    """Rows of all experts."""
     touched: NDArray[np.float64]
-    """Experts with rows."""
+    """Number of experts with rows."""
     slots: NDArray[np.float64]
-    """Experts, with rows or without."""
+    """Number of experts, with rows or without."""
     tiles: dict[int, NDArray[np.float64]]
-    """Tiles of so many rows: each expert's own, the last one not full."""
+    """Number of tiles by rows of a tile: each expert has its own, the last one not full."""
 
     @classmethod
-    def of(cls, rows_RG: NDArray[np.float64], tile_rows: tuple[int, ...]) -> Load:
-        """Of the experts on the last axis."""
+    def from_rows(cls, rows_RG: NDArray[np.float64], tile_rows: tuple[int, ...]) -> Load:
+        """Count the rows of the experts on the last axis."""
         rows = rows_RG.sum(axis=-1)
         tiles = {size: np.ceil(rows_RG / size).sum(axis=-1) for size in tile_rows}
         return cls(
@@ -44,17 +46,17 @@ class Load(NamedTuple):
 
 
 class Operands(NamedTuple):
-    """What a format means to a product."""
+    """Properties of a number format in a product."""
 
     flops_per_s: float
-    """Peak rate of the accelerator for it."""
+    """Peak FLOPs per second of the accelerator in the format."""
     weight_bytes: float
-    """Of one weight, its share of the scales included."""
+    """Bytes of one weight, including its share of the scales."""
     input_bytes: float
-    """Of a number of the input, as the product reads it."""
+    """Bytes of an element of the input, as the product reads it."""
 
     @classmethod
-    def of(cls, accelerator: AcceleratorSpec, fit: GroupedGemmFit, dtype: str) -> Operands:
+    def from_format(cls, accelerator: AcceleratorSpec, fit: GroupedGemmFit, dtype: str) -> Operands:
         return cls(
             accelerator.flops_per_s(fit.computes_in or dtype),
             BYTES_PER_ELEMENT[dtype],
@@ -71,13 +73,13 @@ def grouped_gemm_s(
     dtype: str,
     choices_R: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float64]:
-    """Seconds ``[R]`` of one kernel a rank in which group ``g`` (an expert) has ``rows_RG[r, g]``
-    tokens; 0 without any.
+    """Seconds ``[R]`` of one kernel on each rank in which group ``g`` (an expert) has ``rows_RG[r,
+    g]`` tokens; 0 without any.
 
     Args:
         choices_R: token-expert pairs of all tokens that each rank sees; absent = the rows alone.
     """
-    load = Load.of(rows_RG, fit.tile_rows)
+    load = Load.from_rows(rows_RG, fit.tile_rows)
     seen_R = load.rows if choices_R is None else choices_R
     return product_s(
         accelerator,
@@ -85,7 +87,7 @@ def grouped_gemm_s(
         load,
         in_features,
         out_features,
-        Operands.of(accelerator, fit, dtype),
+        Operands.from_format(accelerator, fit, dtype),
         seen_R,
     )
 
@@ -99,8 +101,8 @@ def product_s(
     operands: Operands,
     choices: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Likewise for any mixture of shapes: loads, choices and features are broadcast against each
-    other.
+    """Seconds of grouped products of any mixture of shapes: loads, choices and features are
+    broadcast against each other.
     """
     k, n = np.asarray(in_features, dtype=np.float64), np.asarray(out_features, dtype=np.float64)
     bytes_per_s = accelerator.memory_bytes_per_s * fit.memory_fraction
@@ -136,13 +138,13 @@ def moves_s(
     hidden_size: ArrayLike,
     width: ArrayLike,
 ) -> NDArray[np.float64]:
-    """Seconds of the activation between the two kernels, and of sorting rows by expert and adding
+    """Seconds of the activation between the two kernels, of sorting rows by expert, and of adding
     them up again.
 
     Args:
-        rows: of the rank's experts.
+        rows: rows of the rank's experts.
         choices: token-expert pairs of all tokens that the rank sees, ``rows`` among them.
-        width: of an expert, or of the rank's part of it.
+        width: inner width of an expert, or of the rank's part of it.
     """
     rows, choices = np.asarray(rows, dtype=np.float64), np.asarray(choices, dtype=np.float64)
     row_bytes = (3.0 * np.asarray(width) + 4.0 * np.asarray(hidden_size)) * 2.0
@@ -152,8 +154,8 @@ def moves_s(
 
 
 def _slowdown(reread: float, tile_rows: int, feeding: float) -> float:
-    """Of a small tile against one of 128 x 128; a multiprocessor whose tensor cores are slower
-    waits less for operands.
+    """Ratio of a small tile's time per result to that of one of 128 x 128; a multiprocessor with
+    slower tensor cores waits less for operands.
     """
     slowdown = (1 + reread * (1 / tile_rows + 1 / _TILE_COLUMNS)) / (1 + reread * 2 / _TILE_COLUMNS)
     return max(min(slowdown, 1.0), slowdown * feeding)

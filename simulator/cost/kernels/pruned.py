@@ -22,18 +22,18 @@ def pruned_s(
     dtype: str,
     pruning: Pruning,
 ) -> NDArray[np.float64]:
-    """Seconds of ``rows x in_features @ in_features x out_features`` with what pruning left of the
-    second matrix; 0 for no rows.
+    """Seconds of ``rows x in_features @ in_features x out_features`` with the remaining values of
+    the second, pruned matrix; 0 for no rows.
 
-    The roofline of the whole product with the bytes that are stored, indices included, and the rate
-    at which the kernel multiplies.
+    It is the roofline of the whole product with the stored bytes, indices included, and the rate at
+    which the kernel multiplies.
 
     Args:
-        whole: of products with whole matrices of the format.
+        whole: fit of products with whole matrices of the format.
     """
     size = in_features * out_features
     share = pruning.num_stored(out_features, in_features) / size if fit.skips_zeros else 1.0
-    operands = Operands.of(accelerator, dtype)
+    operands = Operands.from_format(accelerator, dtype)
     operands = operands._replace(
         flops_per_s=operands.flops_per_s * fit.compute_ratio / max(share, 1.0 / size),
         weight_bytes=stored_bytes(pruning, out_features, in_features, BYTES_PER_ELEMENT[dtype])

@@ -196,7 +196,7 @@ def _estimate(
 ) -> Estimate:
     m, k, n = (sizes[name] for name in ("m", "k", "n"))
     fit = calibration.matrices(dtype)
-    operands = Operands.of(accelerator, dtype)
+    operands = Operands.from_format(accelerator, dtype)
     if measured_as in _WEIGHT_ONLY:
         operands = operands._replace(flops_per_s=accelerator.bf16_flops_per_s, input_bytes=2.0)
     seconds = product_s(accelerator, fit, m, k, n, operands)
@@ -247,7 +247,7 @@ def _fit_entry(job: _Job, rows: pd.DataFrame, given: dict[str, Any]) -> dict[str
 
     def predict(fit: GemmFit, chosen: Chosen) -> Floats:
         m, n, k = (values[chosen] for values in sizes.values())
-        seconds = product_s(accelerator, fit, m, k, n, Operands.of(accelerator, job.dtype))
+        seconds = product_s(accelerator, fit, m, k, n, Operands.from_format(accelerator, job.dtype))
         return seconds if fit.eager is None else with_launch_s(fit.eager, seconds, m, k, n)
 
     def solve(chosen: Chosen) -> GemmFit:
