@@ -1,4 +1,4 @@
-"""Plans executed for real: PyTorch shards in one process, or on Ray actors; and what they teach the
+"""Real execution of plans: PyTorch shards in one process, or on Ray actors; and recordings for the
 simulator, as files.
 """
 
@@ -20,10 +20,10 @@ _INSTALL = {
 
 
 def require(package: str, what: str = "this command") -> None:
-    """Refuse to go on without an optional package; it is looked for, not imported.
+    """Refuse to continue without an optional package; it is looked for, not imported.
 
     Args:
-        what: needs it, as the error's subject.
+        what: part that needs it, as the error's subject.
 
     Raises:
         UserError: with the command that installs it.

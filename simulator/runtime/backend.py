@@ -1,4 +1,4 @@
-"""Who runs a plan's steps for real: the ranks' shards, wherever they are, behind one face."""
+"""Interface of backends, which run a plan's steps for real on the ranks' shards."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from simulator.runtime.shard import ShardStep
 
 
 class Backend(Protocol):
-    """The shards of a deployment's ranks."""
+    """Shards of a deployment's ranks."""
 
     attempt_began_s: float
-    """When the step that ran last was begun for the last time, by :func:`time.perf_counter`."""
+    """Time at which the last step was begun for the last time, by :func:`time.perf_counter`."""
 
     @property
     def faults(self) -> Sequence[Fault]:
-        """What has failed so far and was recovered from."""
+        """Failures so far that the run recovered from."""
         ...
 
     def load(self, job: Job) -> list[int]:
-        """Build every rank's part of the model. Returns the parameters on each."""
+        """Build every rank's part of the model. Returns the number of parameters on each."""
         ...
 
     def step(self, step: Step) -> list[ShardStep]:
-        """Run a step on all ranks. Returns what each measured and computed.
+        """Run a step on all ranks. Returns the measurements and outputs of each.
 
         Raises:
             LostError: if it fails again and again.
@@ -40,16 +40,16 @@ class Backend(Protocol):
         ...
 
     def close(self) -> None:
-        """End what was started."""
+        """Release everything that was started."""
         ...
 
 
 class Site(Protocol):
-    """Where backends are started."""
+    """Machine or cluster where backends are started."""
 
     @property
     def description(self) -> str:
-        """What it is, for the record of the run."""
+        """Description for the record of the run."""
         ...
 
     def start(self, plan: DeploymentPlan, execution: ExecutionSpec) -> Backend:
@@ -57,5 +57,5 @@ class Site(Protocol):
         ...
 
     def fits(self, backend: Backend, plan: DeploymentPlan) -> bool:
-        """Whether shards that were started for another plan do for this one."""
+        """Whether shards that were started for another plan can run this one."""
         ...

@@ -1,4 +1,4 @@
-"""A rank's part of every layer, and one forward pass through them with the other ranks."""
+"""Parts of a model on one rank, and one forward pass through them with the other ranks."""
 
 from __future__ import annotations
 
@@ -36,17 +36,21 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 @dataclass
 class Pass:
-    """What one forward pass leaves behind."""
+    """Results of one forward pass."""
 
     hidden_TH: Tensor
+    """Hidden vectors of the rank's tokens."""
     topk_ids_LTK: list[NDArray[np.int64] | None] = field(default_factory=list)
+    """Experts used by the rank's tokens, by layer."""
     pairs_L: list[int] = field(default_factory=list)
+    """Token-expert pairs that the rank computed, by MoE layer."""
     rows_LR: list[list[int]] = field(default_factory=list)
+    """Rows sent to each rank, by MoE layer."""
 
 
 class ExpertLayer(nn.Module):
-    """A rank's experts of one MoE layer, the router (a copy on each rank) and its part of the
-    shared expert.
+    """One rank's share of an MoE layer: its experts, the router (a copy on each rank) and its part
+    of the shared expert.
     """
 
     def __init__(self, job: Job, moe: MoE, rank: int, layer: int, moe_layer: int) -> None:
@@ -78,7 +82,7 @@ class ExpertLayer(nn.Module):
         timeline: Timeline,
         done: Pass,
     ) -> Tensor:
-        """What the layer adds to every token, a partial sum where tokens do not travel."""
+        """Compute the layer's output for every token, a partial sum where tokens do not travel."""
         with timeline.busy("dense", self.layer):
             normed = norm(x_TH)
             planned_TK = self.job.topk_ids_TK(self.moe_layer, step.offset + first_token, len(x_TH))
@@ -104,8 +108,8 @@ class ExpertLayer(nn.Module):
         timeline: Timeline,
         done: Pass,
     ) -> Tensor:
-        """Every rank has every token: it computes the pairs of its own experts, and the all-reduce
-        behind adds them up.
+        """Compute the pairs of this rank's own experts, where every rank has every token; the
+        all-reduce behind adds them up.
         """
         with timeline.busy("experts", self.layer):
             rank_TK, local_TK = self.map.choices(ids_TK, first_token)
@@ -130,7 +134,7 @@ class ExpertLayer(nn.Module):
         timeline: Timeline,
         done: Pass,
     ) -> Tensor:
-        """Tokens go to the ranks of their experts and come back."""
+        """Send tokens to the ranks of their experts, compute, and bring the outputs back."""
         num_ranks = self.job.layout.num_ranks
         with timeline.busy("experts", self.layer):
             rank_TK, local_TK = self.map.choices(ids_TK, first_token)
@@ -153,7 +157,7 @@ class ExpertLayer(nn.Module):
 
 
 class RankModel(nn.Module):
-    """Everything that one rank holds of a model."""
+    """One rank's part of a whole model."""
 
     def __init__(self, job: Job, rank: int) -> None:
         super().__init__()
@@ -207,10 +211,10 @@ class RankModel(nn.Module):
         transport: Transport,
         timeline: Timeline,
     ) -> Pass:
-        """One forward pass; every rank records the same operations in the same order.
+        """Run one forward pass; every rank records the same operations in the same order.
 
         Args:
-            first_token: place of this rank's first token in the whole batch.
+            first_token: index of this rank's first token in the whole batch.
         """
         layout = self.job.layout
         with timeline.busy("dense", -1):
@@ -264,7 +268,7 @@ class RankModel(nn.Module):
 
 
 def _as(module: nn.Module, kind: type[AnyModule]) -> AnyModule:
-    """The module as what it is: a ModuleDict forgets."""
+    """Check the type of a module, which ``ModuleDict`` does not declare."""
     if not isinstance(module, kind):
         raise TypeError(f"expected {kind.__name__}, found {type(module).__name__}")
     return module

@@ -1,5 +1,5 @@
-"""Tokens travel to their experts and back: which rows a rank sends, and what it does with those it
-gets.
+"""Exchange of tokens with their experts' ranks: rows that a rank sends, and tokens in the rows it
+receives.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from simulator.work.slots import SlotMap, spread_over_parts
 
 
 class ExpertMap:
-    """Where the slots of one MoE layer lie, rank by rank."""
+    """Ranks and local slots of one MoE layer's experts."""
 
     def __init__(self, job: Job, moe_layer: int) -> None:
         if job.experts is None or job.moe is None:
@@ -48,7 +48,7 @@ class ExpertMap:
         expert that is split must be reached on each of its ranks.
 
         Args:
-            first_token: place of the first token in the whole batch; copies of an expert take turns
+            first_token: index of the first token in the whole batch; copies of an expert take turns
                 by it.
         """
         slot_TK = self.slots.slots(topk_ids_TK, first_token)
@@ -58,30 +58,33 @@ class ExpertMap:
 
 @dataclass(frozen=True)
 class Outgoing:
-    """A rank's rows, in the order of the ranks they go to."""
+    """Rows that a rank sends, in the order of the receiving ranks."""
 
     payload_NB: Tensor
     """``uint8``: the hidden vector, then local slots, then weights."""
     token_N: Tensor
+    """Token of each row."""
     rows_R: list[int]
     """Rows for each rank."""
 
 
 @dataclass(frozen=True)
 class Incoming:
-    """What a rank got, as the tokens of its slots."""
+    """Tokens that a rank received, by slot."""
 
     x_PH: Tensor
-    """A token for each pair of row and slot, in the order of slots."""
+    """Hidden vector of each pair of row and slot, in the order of slots."""
     rows_P: list[int]
+    """Number of pairs of each slot."""
     row_P: Tensor
-    """Which row each comes from."""
+    """Row that each pair comes from."""
     weight_P: Tensor
+    """Weight of each pair."""
     num_rows: int
 
 
 class Packer:
-    """Packs rows into bytes and reads them again, so that one exchange carries everything."""
+    """Packing of rows into bytes, so that one exchange carries vectors, slots and weights."""
 
     def __init__(self, job: Job) -> None:
         self.hidden_size = job.model.hidden_size
@@ -101,11 +104,11 @@ class Packer:
         rows: Rows,
         num_ranks: int,
     ) -> Outgoing:
-        """Rows for other ranks.
+        """Pack the rows for other ranks.
 
         Args:
-            weight_TK: of the token's experts; of the choices where experts are split, a column a
-                choice.
+            weight_TK: weights of the token's experts; where experts are split, a column for each
+                part.
         """
         order = np.argsort(rows.rank_N, kind="stable")
         token_N, choice_NW = rows.token_N[order], rows.choice_NW[order]
@@ -131,7 +134,7 @@ class Packer:
         return self._hidden_bytes + 8 * width
 
     def unpack(self, payload_NB: Tensor, num_slots: int) -> Incoming:
-        """The tokens of this rank's slots, sorted by slot."""
+        """Unpack the tokens of this rank's slots, sorted by slot."""
         num_rows, num_bytes = payload_NB.shape
         width = (num_bytes - self._hidden_bytes) // 8
         hidden, slots, weights = payload_NB.split([self._hidden_bytes, 4 * width, 4 * width], dim=1)
@@ -149,7 +152,7 @@ class Packer:
         )
 
     def answer(self, expert_PH: Tensor, incoming: Incoming) -> Tensor:
-        """The weighted sum of each row's experts, ``[N, H]`` in the format of the way back."""
+        """Weighted sum of each row's experts, ``[N, H]``, in the combine format."""
         weighted = expert_PH * incoming.weight_P.to(expert_PH.dtype)[:, None]
         result = expert_PH.new_zeros(incoming.num_rows, self.hidden_size).index_add_(
             0, incoming.row_P, weighted
@@ -157,6 +160,6 @@ class Packer:
         return result.to(self.back_dtype)
 
     def gather(self, answer_NH: Tensor, outgoing: Outgoing, num_tokens: int) -> Tensor:
-        """The sum of each token's rows, ``[T, H]``."""
+        """Sum of each token's rows, ``[T, H]``."""
         result = answer_NH.new_zeros(num_tokens, self.hidden_size, dtype=self.compute_dtype)
         return result.index_add_(0, outgoing.token_N, answer_NH.to(self.compute_dtype))

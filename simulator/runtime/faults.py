@@ -1,4 +1,4 @@
-"""What goes wrong while shards run, and what is written down about it."""
+"""Failures of shards during execution, planned or not, and their record."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ FAULT_COLUMNS = {
     "what": "what happened",
     "recovery_s": "from noticing it until all ranks were ready again",
 }
+"""Columns of the table of failures, with their descriptions."""
 
 
 class Fault(NamedTuple):
-    """One failure that was recovered from: ``FAULT_COLUMNS``."""
+    """One failure that the run recovered from: ``FAULT_COLUMNS``."""
 
     deployment: str
     step: int
@@ -26,7 +27,7 @@ class Fault(NamedTuple):
 
 
 class ShardsLostError(Exception):
-    """Some ranks cannot go on."""
+    """Error that some ranks cannot go on."""
 
     def __init__(
         self, died: set[int], hung: set[int], complaints: list[str], waited_s: float | None
@@ -35,7 +36,7 @@ class ShardsLostError(Exception):
         self.died = died
         self.hung = hung
         self.complaints = complaints
-        """What the other ranks said."""
+        """Errors that the other ranks reported."""
         self.waited_s = waited_s
         """Seconds that ranks had to answer each other; ``None`` where they had no limit."""
 
@@ -43,9 +44,7 @@ class ShardsLostError(Exception):
 def take_due(
     planned: list[FaultSpec], step: int, attempt: int, *, in_recovery: bool = False
 ) -> list[FaultSpec]:
-    """Faults planned for a step's first attempt, which are taken off the list: each happens
-    once.
-    """
+    """Take the faults planned for a step's first attempt off the list: each happens once."""
     due = [
         fault
         for fault in planned

@@ -1,5 +1,5 @@
-"""Whether a Ray cluster's head still answers. Without it Ray's compiled code ends this program by
-itself, in silence, after a minute.
+"""Check that a Ray cluster's head still answers. Without it Ray's compiled code ends this program
+silently after a minute.
 """
 
 from __future__ import annotations
@@ -12,30 +12,31 @@ import threading
 from collections.abc import Callable, Iterator
 
 _EVERY_S = 1.0
-"""Seconds between two looks: the head is told to be lost long before Ray gives up on it."""
+"""Seconds between two checks, so that a loss is reported long before Ray gives up on the head."""
 _TRIES = 2
-"""Looks in a row in which nobody answers, after which the head counts as lost."""
+"""Checks without an answer in a row after which the head counts as lost."""
 ANSWER_S = 5.0
-"""Seconds after which an address that has not answered is nobody's. Who listens there answers at
-once, however busy the machine is: the system does it."""
+"""Seconds after which an address that has not answered has no listener. The operating system
+answers for a listener at once, however busy the machine is."""
 
 
 class Head:
-    """What a cluster hangs on: its address, and what this process started of it."""
+    """Head of a cluster: its address, and the process here that it depends on."""
 
     def __init__(self, address: str, has_ended: Callable[[], bool] = lambda: False) -> None:
-        """Nothing is watched yet.
+        """Prepare to watch the head.
 
         Args:
-            address: of the server that knows all of its nodes (``host:port``).
-            has_ended: whether a process has, without which nothing goes on here.
+            address: of the server that knows all of the cluster's nodes (``host:port``).
+            has_ended: whether a process that this connection depends on has ended.
         """
         self.address, self._has_ended = address, has_ended
         self.lost: str | None = None
-        """What is lost, as a sentence without its end; ``None`` while nothing is."""
+        """Description of the loss, as a sentence without its end; ``None`` while nothing is
+        lost."""
 
     def look(self) -> None:
-        """See whether it is still there, now."""
+        """Check now that the head is still there."""
         if self._has_ended():
             self.lost = "its raylet, which this process was connected to, has ended"
         elif not any(answers(self.address) for _ in range(_TRIES)):
@@ -43,7 +44,9 @@ class Head:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Look now and then; in the main thread a loss interrupts the context, as SIGTERM does."""
+        """Check regularly within this context; in the main thread a loss interrupts it, as SIGTERM
+        does.
+        """
         is_main = threading.current_thread() is threading.main_thread()
         left = threading.Event()
 
@@ -64,7 +67,7 @@ class Head:
 
 
 def answers(address: str) -> bool:
-    """Whether anybody listens at ``host:port``."""
+    """Whether a server listens at ``host:port``."""
     try:
         knock(address)
     except OSError:
@@ -73,10 +76,10 @@ def answers(address: str) -> bool:
 
 
 def knock(address: str) -> None:
-    """Connect to ``host:port``, and go away again.
+    """Connect to ``host:port``, and disconnect again.
 
     Raises:
-        OSError: if nobody listens there.
+        OSError: if no server listens there.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():

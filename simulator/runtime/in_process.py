@@ -1,6 +1,4 @@
-"""All ranks as threads of this process: the backend of tests, and of ``execute`` where ray is not
-wanted.
-"""
+"""Backend with all ranks as threads of this process, for tests and for ``execute`` without Ray."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ from simulator.runtime.transport.in_process import InProcess
 
 
 class InProcessBackend:
-    """``size`` shards, each in its own thread."""
+    """Backend of ``size`` shards, each in its own thread."""
 
     def __init__(self, size: int, timeout_s: float = 30.0) -> None:
         self.faults: Sequence[Fault] = ()
@@ -34,7 +32,7 @@ class InProcessBackend:
             shard.join({"kind": "in_process"}, self._room, timeout_s)
 
     def load(self, job: Job) -> list[int]:
-        """Build every rank's part of the model; parameters on each."""
+        """Build every rank's part of the model. Returns the number of parameters on each."""
         self._patience.forget()
         return [shard.load(job) for shard in self.shards]
 

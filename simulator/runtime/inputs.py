@@ -1,4 +1,4 @@
-"""What steps read: token ids and caches, drawn from the seed, so that any process can draw them
+"""Inputs of steps: token ids and caches, drawn from the seed, so that any process can draw them
 again.
 """
 
@@ -20,8 +20,8 @@ _KEPT = 4
 
 
 def token_ids(job: Job, step: Step) -> Tensor:
-    """Ids of all ranks' new tokens, sequence after sequence: of the job's text where it has one,
-    else drawn.
+    """Ids of all ranks' new tokens, sequence after sequence: from the job's text where it has one,
+    otherwise drawn.
     """
     if job.texts:
         turn, which = divmod(step.number, len(job.texts))
@@ -34,8 +34,8 @@ def token_ids(job: Job, step: Step) -> Tensor:
 
 
 class Contexts:
-    """What mixers keep of contexts. What stands in a cache does not change the work, so it is drawn
-    rather than computed.
+    """Caches of the context for mixers. Their contents do not change the work, so they are drawn
+    instead of computed.
     """
 
     def __init__(self, job: Job, rank: int, device: torch.device) -> None:
@@ -43,7 +43,7 @@ class Contexts:
         self._kept: dict[tuple[int, int, int], list[Cached]] = {}
 
     def of(self, step: Step, first: int, end: int) -> list[Cached]:
-        """Caches of sequences ``first`` to ``end - 1``, one a layer with a mixer."""
+        """Caches of sequences ``first`` to ``end - 1``, one for each layer with a mixer."""
         key = (step.context_tokens, first, end)
         if key not in self._kept:
             if len(self._kept) >= _KEPT:

@@ -1,4 +1,4 @@
-"""What a shard is told: the part of a plan that real execution needs, small enough to send to every
+"""Job of a shard: the part of a plan that real execution needs, small enough to send to every
 process.
 """
 
@@ -32,10 +32,10 @@ TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.flo
 
 @dataclass(frozen=True)
 class RoutedExperts:
-    """Where the experts of every MoE layer lie, and which of them the tokens choose."""
+    """Placement of the experts of every MoE layer, and the choices of tokens."""
 
     topk_ids_LTK: NDArray[np.int16] | None
-    """The plan's pool of choices; ``None`` = the router's own choice counts."""
+    """Plan's pool of choices; ``None`` where the router chooses."""
     placed: Placed
     dispatch: ExecutableDispatch
     overflow: OverflowPolicy = field(default_factory=Dropless)
@@ -43,7 +43,7 @@ class RoutedExperts:
 
 @dataclass(frozen=True)
 class Job:
-    """One deployment for real."""
+    """One deployment to be executed."""
 
     name: str
     model: ModelSpec
@@ -57,19 +57,20 @@ class Job:
     seed: int
     weights: str | None
     texts: tuple[NDArray[np.uint8], ...] = ()
-    """Bytes to read instead of drawn token ids; each step reads the next text in turn."""
+    """Texts whose bytes are read instead of drawn token ids; each step reads the next text in
+    turn."""
 
     @property
     def moe(self) -> MoE | None:
-        """The model's experts."""
+        """Routed experts of the model; ``None`` for a dense one."""
         return self.model.moe
 
     def dense_part(self, rank: int) -> Part:
-        """The rank's part of what tensor parallelism splits."""
+        """Rank's part of layers that tensor parallelism splits."""
         return Part(rank % self.layout.tp, self.layout.tp) if self.layout.tp > 1 else WHOLE
 
     def expert_part(self, rank: int) -> Part:
-        """The rank's part of its experts."""
+        """Rank's part of its experts."""
         return (
             Part(rank % self.layout.moe_tp, self.layout.moe_tp) if self.layout.moe_tp > 1 else WHOLE
         )
@@ -79,7 +80,7 @@ class Job:
         return Part(rank // self.layout.tp, self.layout.attention_dp).bounds(num_sequences)
 
     def topk_ids_TK(self, moe_layer: int, offset: int, num_tokens: int) -> NDArray[np.int64] | None:
-        """Choices of a layer's tokens, from place ``offset`` of the pool on, as the simulator takes
+        """Choices of a layer's tokens, from index ``offset`` of the pool on, as the simulator takes
         them.
         """
         if self.experts is None or self.experts.topk_ids_LTK is None:
@@ -93,10 +94,10 @@ class Job:
     def drop_overflow(
         self, topk_ids_TK: NDArray[np.int64], source_T: NDArray[np.int64]
     ) -> NDArray[np.int64]:
-        """The choices, with -1 for those that experts have no room for.
+        """Replace choices over their experts' capacity by -1.
 
         Args:
-            source_T: data-parallel group that each token is of, ``[T]``.
+            source_T: data-parallel group of each token, ``[T]``.
         """
         if self.experts is None or self.moe is None or not may_drop(self.experts.overflow):
             return topk_ids_TK
@@ -104,7 +105,7 @@ class Job:
         return kept_TK.astype(np.int64)
 
     def find_sources(self, step: Step) -> NDArray[np.int64]:
-        """Data-parallel group that each of a step's tokens is of, ``[T]``."""
+        """Data-parallel group of each of a step's tokens, ``[T]``."""
         groups = np.arange(self.layout.attention_dp)
         bounds = [self.sequences(d * self.layout.tp, step.num_sequences) for d in groups.tolist()]
         tokens_d = [(end - first) * step.new_tokens for first, end in bounds]
@@ -112,13 +113,13 @@ class Job:
 
 
 def make_job(plan: DeploymentPlan, folder: Path) -> Job:
-    """The job of a plan.
+    """Make the job of a plan.
 
     Args:
-        folder: what the path of a weights file is relative to.
+        folder: folder that the path of a weights file is relative to.
 
     Raises:
-        UserError: if the plan has something that is simulated only.
+        UserError: if the plan has something that is only simulated.
     """
     placement = plan.placement
     where, spec, layout = f"deployment '{plan.name}'", plan.spec, placement.layout
@@ -204,13 +205,15 @@ class Step:
     """One forward pass over new tokens of equal sequences."""
 
     number: int
-    """Inputs and caches are drawn from it and the job's seed."""
+    """Number that seeds inputs and caches, together with the job's seed."""
     num_sequences: int
-    """Over all ranks."""
+    """Sequences over all ranks."""
     new_tokens: int
+    """New tokens of each sequence."""
     context_tokens: int
+    """Tokens of each sequence in the cache."""
     offset: int
-    """Where in the pool of expert choices its tokens begin."""
+    """Index of its first token in the pool of expert choices."""
     keeps_output: bool = False
     """Whether hidden vectors and the experts used are returned."""
 

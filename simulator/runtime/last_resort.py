@@ -1,5 +1,5 @@
-"""An interrupt ends the program even while Ray's compiled code waits, where Python's own handlers
-never get their turn.
+"""Watchdog that ends the program after an interrupt even while Ray's compiled code waits, where
+Python's own handlers never run.
 """
 
 from __future__ import annotations
@@ -19,24 +19,26 @@ from simulator.runtime.orphans import Process, find_started_by, kill_left
 from simulator.runtime.ray_files import remove
 
 _ENDS_S = 30.0
-"""What was interrupted has ended by then of its own accord, also on a machine with several times
-more to do than it has cores."""
+"""Seconds after which an interrupted program has ended by itself, also on a machine with several
+times more to do than it has cores."""
 _STOPS = bytes([signal.SIGINT, signal.SIGTERM])
+"""Signals that interrupt the program."""
 _STATUS = 130
+"""Exit status of an interrupted program."""
 _SAID = "stopped; nothing was written (Ray did not answer, and was killed)\n"
 
 
 @contextlib.contextmanager
 def ends_though_stuck(folder: Path | None) -> Iterator[None]:
-    """After SIGINT or SIGTERM the context is left within :data:`_ENDS_S` seconds; if not, whatever
-    was started within is killed, the folder is removed, and the process ends with status 130.
+    """Leave the context within :data:`_ENDS_S` seconds after SIGINT or SIGTERM; otherwise kill what
+    was started within, remove the folder, and end the process with status 130.
 
     Python runs a handler only between two of its own instructions. A thread of its own hears of
-    every signal at once, from a socket that the C handler writes into. Only the main thread can
-    ask for that; in any other the context does nothing.
+    every signal at once, from a socket that the C handler writes into. Only the main thread can ask
+    for that; in any other the context does nothing.
 
     Args:
-        folder: holds what Ray writes; ``None`` where a cluster of the user's does the work.
+        folder: folder that Ray writes to; ``None`` where a cluster of the user's does the work.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,4 +1,4 @@
-"""How much of the machines' cores other programs take while shards run."""
+"""Load of other programs on the machines' cores while shards run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from simulator.runtime.backend import Backend
 
 _IDLE = ("idle", "iowait", "guest", "guest_nice")
-"""Kinds of processor time that are no work, or are counted in another kind already."""
+"""Kinds of processor time that are idle, or are counted in another kind already."""
 
 
 class Use(NamedTuple):
@@ -26,14 +26,14 @@ class Use(NamedTuple):
     pid: int
     num_cores: int
     busy_s: float
-    """Processor seconds that everybody on the machine has used."""
+    """Processor seconds that all processes of the machine have used."""
     own_s: float
     """Processor seconds that this process has used."""
     now_s: float
 
 
 def read_use(shard: Shard) -> Use:
-    """What the shard's process and its machine have used so far."""
+    """Read the processor time that the shard's process and its machine have used so far."""
     pid, machine = shard.process()
     times = importlib.import_module("psutil").cpu_times()._asdict()
     busy_s = sum(seconds for name, seconds in times.items() if name not in _IDLE)
@@ -42,12 +42,12 @@ def read_use(shard: Shard) -> Use:
 
 
 def others_share(before: Sequence[Use], after: Sequence[Use]) -> float:
-    """Share of the cores that other programs took between two readings, of the machine on which it
-    was most; NaN without time between them.
+    """Share of the cores that other programs took between two readings, on the machine where it was
+    largest; NaN without time between them.
 
     Args:
         before: a reading of every process of ours.
-        after: another reading of each; a process that is new has done all its work since.
+        after: another reading of each; a new process has done all its work since.
     """
     began = {(use.machine, use.pid): use for use in before}
     ended = {(use.machine, use.pid): use for use in after}  # ranks may be threads of one process
@@ -65,14 +65,14 @@ def others_share(before: Sequence[Use], after: Sequence[Use]) -> float:
 
 
 class LoadMeter:
-    """Reads the clocks of all ranks and of this process, from its making on."""
+    """Meter that reads the clocks of all ranks and of this process, from its creation on."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._before = self._read()
 
     def others_share(self) -> float:
-        """See :func:`others_share`."""
+        """Share of the cores that other programs have taken since the meter was created."""
         return others_share(self._before, self._read())
 
     def _read(self) -> list[Use]:

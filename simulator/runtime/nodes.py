@@ -1,5 +1,5 @@
-"""The machines that shards run on: this one, this one as several simulated nodes, or a Ray cluster
-of the user's.
+"""Machines that shards run on: this one, this one as several simulated nodes, or a Ray cluster of
+the user's.
 """
 
 from __future__ import annotations
@@ -33,18 +33,19 @@ def _mark(number: int) -> str:
 
 @dataclass
 class Nodes:
-    """A connection to Ray."""
+    """Connection to Ray."""
 
     simulated: Cluster | None = None
     head: Head | None = None
-    """Once there is one."""
+    """Head of the cluster, once there is one."""
     _simulated_nodes: list[Any] = field(default_factory=list)
     _killed: set[str] = field(default_factory=set)
-    """Ray itself notices a node's death only after its heartbeats have failed to come."""
+    """Ids of nodes that were killed: Ray itself notices a node's death only after missed
+    heartbeats."""
 
     @property
     def is_lost(self) -> bool:
-        """Whether the cluster is gone, so that what is asked of it is answered by nobody."""
+        """Whether the cluster is lost, so that requests to it are never answered."""
         return self.head is not None and self.head.lost is not None
 
     @property
@@ -71,13 +72,13 @@ class Nodes:
         )
 
     def resources(self, number: int) -> dict[str, float]:
-        """What a placement asks for to land on node ``number`` of the plan: on a simulated node,
-        its own mark.
+        """Resources that place a process on node ``number`` of the plan: on a simulated node, its
+        own mark.
         """
         return {} if self.simulated is None else {_mark(number): 0.001}
 
     def id_of(self, number: int) -> str | None:
-        """Id of a simulated node; ``None`` once it was killed.
+        """Find the id of a simulated node; ``None`` once it was killed.
 
         Raises:
             UserError: if there is no such node.
@@ -91,8 +92,8 @@ class Nodes:
         return None if node is None else str(node.node_id)
 
     def spread(self, node_R: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Node of each rank: as the plan says, or evenly over the simulated nodes, which the plan
-        knows nothing of.
+        """Assign each rank to a node: as the plan says, or evenly over the simulated nodes, which
+        the plan does not know.
         """
         if self.simulated is None:
             return node_R
@@ -119,14 +120,13 @@ def connect(
     SIGTERM, and where Ray hangs.
 
     Args:
-        simulated_nodes: start so many raylets on this machine, each a node to Ray.
-        address: of a running cluster (``host:port``); no process of it is touched.
-        cores: how many of this machine's to use, where Ray is started here as one node; by default
-            all.
+        simulated_nodes: number of raylets to start on this machine, each a node to Ray.
+        address: address of a running cluster (``host:port``); no process of it is touched.
+        cores: cores of this machine to use, where Ray is started here as one node; by default all.
 
     Raises:
         UserError: if the cluster cannot be joined.
-        LostError: if it is gone before the context ends.
+        LostError: if it is lost before the context ends.
     """
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     nodes = Nodes()
@@ -187,7 +187,7 @@ def connect(
 
 
 def _find_loss(nodes: Nodes, error: BaseException) -> str | None:
-    """What was lost of the cluster, of which an error is a consequence then."""
+    """Describe the loss of the cluster that caused an error, if it did."""
     if nodes.head is None:
         return None
     if not isinstance(error, KeyboardInterrupt):  # one of the watcher's comes after a loss
@@ -196,14 +196,14 @@ def _find_loss(nodes: Nodes, error: BaseException) -> str | None:
 
 
 def _has_ended(nodes: Nodes) -> bool:
-    """Whether the raylet has ended that this process was connected to, and had started."""
+    """Whether the raylet that this process started and was connected to has ended."""
     node = ray_worker._global_node if nodes.simulated is None else nodes.simulated.head_node
     started = [] if node is None else node.all_processes.get("raylet", [])
     return any(one.process.poll() is not None for one in started)
 
 
 def _own_raylets(nodes: Nodes) -> list[int]:
-    """Process of each raylet that was started here; none of a cluster that was joined."""
+    """List the processes of raylets that were started here; none of a cluster that was joined."""
     own = [ray_worker._global_node] if nodes.simulated is None else nodes.simulated.list_all_nodes()
     return [
         started.process.pid
@@ -235,8 +235,8 @@ def _join(address: str, quiet: dict[str, Any]) -> None:
 
 
 def _show_token_where_asked(address: str) -> None:
-    """``ray start`` asks for this machine's token as soon as there is one, but ``ray.init`` does
-    not show it by itself.
+    """Show a cluster this machine's token, which ``ray start`` asks for as soon as there is one,
+    but ``ray.init`` does not show by itself.
     """
     with contextlib.suppress(ImportError):  # older versions of Ray know no tokens
         from ray._private.authentication import authentication_token_setup as tokens

@@ -1,5 +1,5 @@
-"""Processes that outlive, for a while, the one that started them: Ray's agents look for their
-raylet only now and then.
+"""Processes that outlive, for a while, the one that started them: Ray's agents check for their
+raylet only from time to time.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 Process = tuple[int, str]
-"""A process by its id and the time of its start: ids are given again."""
+"""Process by its id and start time: ids are reused."""
 
 
 def find_started_by(pids: Iterable[int]) -> set[Process]:
-    """What processes started, and what those started."""
+    """Find all descendants of some processes."""
     table, found, parents = _read_table(), set[Process](), set(pids)
     while parents:
         children = {(pid, start) for pid, (parent, start) in table.items() if parent in parents}
@@ -27,7 +27,7 @@ def find_started_by(pids: Iterable[int]) -> set[Process]:
 
 
 def find_writers(folder: Path) -> set[Process]:
-    """Other processes that have a file below a folder open to write; none where there is no
+    """Find other processes that have a file below a folder open to write; none where there is no
     ``/proc``.
     """
     found = {pid for pid in _pids() if pid != os.getpid() and _writes_below(folder, pid)}
@@ -40,7 +40,7 @@ def _pids() -> list[int]:
 
 
 def _writes_below(folder: Path, pid: int) -> bool:
-    """Whether a process has a file of a folder open, and not to read it only."""
+    """Whether a process has a file of a folder open for writing."""
     with contextlib.suppress(OSError):  # it has ended, or is another user's
         return any(
             os.readlink(entry).startswith(f"{folder}/") and entry.lstat().st_mode & stat.S_IWUSR
@@ -50,7 +50,7 @@ def _writes_below(folder: Path, pid: int) -> bool:
 
 
 def kill_left(processes: set[Process]) -> None:
-    """Kill those that still run."""
+    """Kill those processes that still run."""
     table = _read_table() if processes else {}
     for pid, start in processes:
         if pid in table and table[pid][1] == start:
@@ -59,7 +59,7 @@ def kill_left(processes: set[Process]) -> None:
 
 
 def _read_table() -> dict[int, tuple[int, str]]:
-    """Parent and time of start of every process; empty where there is no ``ps``."""
+    """Read the parent and start time of every process; empty where there is no ``ps``."""
     try:
         said = subprocess.run(
             ["ps", "-axo", "pid=,ppid=,lstart="], capture_output=True, text=True, check=False

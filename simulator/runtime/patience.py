@@ -1,29 +1,30 @@
-"""How long ranks may keep each other waiting before one of them is taken for hung."""
+"""Timeouts after which a rank that keeps the others waiting counts as hung."""
 
 from __future__ import annotations
 
 _FIRST = 10
-"""Times the time that was asked for, which the first step of a kind may take: its kernels are
-loaded, its caches filled, and nothing is known yet of how long it takes here."""
+"""Multiple of the requested timeout for the first step of a kind: its kernels are loaded, its
+caches filled, and its duration is still unknown."""
 _SLOWEST = 5
-"""Times the slowest step of a kind so far: on a busy machine healthy steps differ by as much."""
+"""Multiple of the slowest step of a kind so far: on a busy machine healthy steps differ by as
+much."""
 
 
 class Patience:
-    """Learns from the steps of one job; a deployment that takes long gets more of it."""
+    """Timeouts learned from the steps of one job; slow deployments get longer ones."""
 
     def __init__(self, least_s: float) -> None:
-        """Nothing is known yet.
+        """Start without measurements.
 
         Args:
-            least_s: that ranks may always wait, in seconds.
+            least_s: shortest timeout, seconds.
         """
         self.least_s = least_s
         self._slowest_s: dict[str, float] = {}
 
     @property
     def first_s(self) -> float:
-        """Seconds that ranks may wait for what was not measured yet."""
+        """Seconds that ranks may wait for steps that were not measured yet."""
         return _FIRST * self.least_s
 
     def of(self, kind: str) -> float:
@@ -32,9 +33,9 @@ class Patience:
         return self.first_s if slowest_s is None else max(self.least_s, _SLOWEST * slowest_s)
 
     def learn(self, kind: str, took_s: float) -> None:
-        """A step of a kind was finished."""
+        """Record the duration of a finished step of a kind."""
         self._slowest_s[kind] = max(took_s, self._slowest_s.get(kind, 0.0))
 
     def forget(self) -> None:
-        """Another job's steps take another time, and so do ranks that are new."""
+        """Forget all durations: another job's steps take another time, and so do new ranks."""
         self._slowest_s.clear()

@@ -1,5 +1,5 @@
-"""Every rank as a Ray actor. Ranks that die or hang are replaced, and the step they were in is run
-again.
+"""Backend with every rank as a Ray actor. Ranks that die or hang are replaced, and their step is
+run again.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from simulator.runtime.transport import Meeting, PeerLostError
 RemoteShard = ray.remote(Shard)
 
 _START_S = 120.0
-"""Longest that actors may take to start: every one imports PyTorch."""
+"""Longest start of actors, seconds: each imports PyTorch."""
 _GRACE_S = 30.0
-"""After one rank has died, the others have this long to say that they miss it. They do so at once,
-but on a machine with twice as many busy processes as cores one was seen to need over 10 s."""
+"""Seconds after a rank's death within which the others report that they miss it. They do so at
+once, but on a machine with twice as many busy processes as cores one was seen to need over 10 s."""
 _HUNG_GRACE_S = 3.0
-"""After one rank has waited in vain, the others that waited have this long to say so."""
+"""Seconds after one rank has waited in vain within which the others that waited report it."""
 _MOST_RECOVERIES = 8
-"""Failures of one step before it is given up: something is broken that replacing does not mend."""
+"""Failures of one step before it is given up: replacing ranks does not help then."""
 
 
 def _allow(_: Shard, folder: Path | None) -> None:
@@ -49,10 +49,10 @@ def _allow(_: Shard, folder: Path | None) -> None:
 
 
 class RayBackend:
-    """``size`` shards on Ray actors."""
+    """Backend of ``size`` shards on Ray actors."""
 
     def __init__(self, nodes: Nodes, node_R: NDArray[np.int64], execution: ExecutionSpec) -> None:
-        """Start the actors where the plan says, and let them meet.
+        """Start the actors where the plan places them, and connect them.
 
         Args:
             node_R: node of each rank; ranks of one node share a Ray node, ranks of different nodes
@@ -67,7 +67,7 @@ class RayBackend:
         self.has_planned_faults = bool(execution.faults)
         self.faults: list[Fault] = []
         self.attempt_began_s = 0.0
-        """When the step that ran last was begun for the last time, after every recovery in it."""
+        """Time at which the last step was begun for the last time, after every recovery in it."""
         self.on_fault: Callable[[Fault], None] = lambda _: None
         self._job: Job | None = None
         self._groups: list[PlacementGroup] = []
@@ -109,7 +109,7 @@ class RayBackend:
         self._greet(range(self.size))
 
     def _share(self, num_ranks: int) -> dict[str, float]:
-        """What so many ranks ask a node for."""
+        """Resources that so many ranks need of a node."""
         return {"CPU": self._cpus * num_ranks} | ({"GPU": float(num_ranks)} if self._gpus else {})
 
     def _wait_for(self, group: PlacementGroup, what: str) -> None:
@@ -131,7 +131,7 @@ class RayBackend:
         self._pids[rank] = 0
 
     def _greet(self, ranks: Any) -> None:
-        """Learn each rank's process and clock, and share out the cores of each machine."""
+        """Read each rank's process and clock, and divide the cores of each machine."""
         own_boot = Shard(0, 1).process()[1]
         found = self._ask({rank: self._actors[rank].process.remote() for rank in ranks}, _START_S)
         self._started_on |= {rank: self._node_of(rank) for rank in found}
@@ -181,12 +181,12 @@ class RayBackend:
 
     @property
     def ranks_per_machine(self) -> list[int]:
-        """Ranks that share the cores of each rank's machine."""
+        """Number of ranks that share the cores of each rank's machine."""
         on_machine = Counter(self._boots.values())
         return [on_machine[self._boots[rank]] for rank in range(self.size)]
 
     def load(self, job: Job) -> list[int]:
-        """Build every rank's part of the model; parameters on each."""
+        """Build every rank's part of the model. Returns the number of parameters on each."""
         self._job = job
         self._patience.forget()
         found = self._ask({rank: actor.load.remote(job) for rank, actor in self._ranks}, None)
@@ -243,11 +243,11 @@ class RayBackend:
         timeout_s: float | None,
         break_now: list[FaultSpec] | None = None,
     ) -> dict[int, Any]:
-        """Every rank's answer.
+        """Collect every rank's answer.
 
         Args:
-            timeout_s: for all of them together; a rank that says itself that another did not come
-                does so after this time.
+            timeout_s: for all of them together; a rank that reports that another did not come does
+                so after this time.
 
         Raises:
             ShardsLostError: naming the ranks that died, and those that are hung: they answer
@@ -310,7 +310,7 @@ class RayBackend:
             ray.kill(self._actors[rank])
 
     def _recover(self, step: Step, lost: ShardsLostError) -> None:
-        """Replace ranks until all have met again, and write down what happened."""
+        """Replace ranks until all have met again, and record the fault."""
         began_s = time.perf_counter()
         for attempt in range(_MOST_RECOVERIES):
             gone = sorted(lost.died | lost.hung)
@@ -371,7 +371,7 @@ class RayBackend:
         return node
 
     def _replace(self, ranks: list[int]) -> None:
-        """Start ranks anew: in their old place where its node lives, else wherever there is
+        """Start ranks again: in their old place where its node lives, otherwise wherever there is
         room.
         """
         alive = self.nodes.alive
@@ -389,7 +389,7 @@ class RayBackend:
             self._greet(ranks)
 
     def close(self) -> None:
-        """Stop the actors and give back their places, unless the cluster is gone."""
+        """Stop the actors and release their places, unless the cluster is lost."""
         if self.nodes.is_lost:
             return
         for actor in self._actors:

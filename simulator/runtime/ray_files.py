@@ -1,5 +1,5 @@
-"""What Ray writes beside its work, kept apart from other clusters of this machine: sessions,
-sockets, logs, address and token.
+"""Files of Ray (sessions, sockets, logs, address and token), kept apart from other clusters of this
+machine.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _PREFIX = "moesim-"
 _ENDS_S = 10.0
 """Seconds after which Ray's processes have ended and write nothing any more."""
 _VARIABLES = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_TMPDIR")
-"""What leads Ray to a cluster, and what it sets itself when it starts one."""
+"""Environment variables that lead Ray to a cluster, or that it sets when it starts one."""
 
 
 @contextlib.contextmanager
 def keep_variables() -> Iterator[None]:
-    """Put back Ray's own variables of the environment in the end; within, none of them names a
+    """Restore Ray's own environment variables in the end; within the context, none of them names a
     cluster.
     """
     before = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
@@ -43,8 +43,8 @@ def keep_variables() -> Iterator[None]:
 
 @contextlib.contextmanager
 def own_ray_files() -> Iterator[Path]:
-    """A new temporary folder in which clusters that this process starts put all that they write; it
-    is gone afterwards.
+    """Make a new temporary folder for all files of clusters that this process starts; it is removed
+    afterwards.
 
     Otherwise Ray would write its cluster's address over that of the user's own cluster, and a token
     into the home folder, which ``ray start`` asks for from then on.
@@ -63,8 +63,8 @@ def own_ray_files() -> Iterator[Path]:
 
 
 def remove_dead_clusters() -> None:
-    """End what is left of clusters whose process was killed, so that it could not end them itself:
-    Ray's agents, which may go on for ever, and their folder.
+    """Remove the remains of clusters whose process was killed before it could end them: Ray's
+    agents, which may go on for ever, and their folder.
     """
     with take_abandoned(_PREFIX, _find_short_place()) as folders:
         for folder in folders:
@@ -73,8 +73,8 @@ def remove_dead_clusters() -> None:
 
 
 def _find_short_place() -> Path:
-    """Where the user wants temporary files, unless the sockets' paths would become too long
-    there.
+    """Find the folder for temporary files, unless the sockets' paths would become too
+    long there.
     """
     wanted = os.path.abspath(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
     is_short = len(os.fsencode(wanted)) + len(f"/{_PREFIX}12345678") <= _LONGEST_BYTES
@@ -82,7 +82,7 @@ def _find_short_place() -> Path:
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder that processes which are just ending may still write into."""
+    """Remove a folder that ending processes may still write into."""
     until_s = time.monotonic() + _ENDS_S
     while folder.exists() and time.monotonic() < until_s:
         shutil.rmtree(folder, ignore_errors=True)

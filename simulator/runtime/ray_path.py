@@ -1,4 +1,4 @@
-"""What Ray's workers find modules in."""
+"""Module search path of Ray's workers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from simulator.base.trust import is_installed
 
 
 class WithoutCurrentFolder(JobConfig):
-    """A job whose workers search for modules where any Python process does.
+    """Job whose workers search for modules where any Python process does.
 
     Ray itself would put the current folder and the script's in front of everything else, so that a
     stray ``numpy.py`` beside a scenario ran in every worker. Where moesim is not installed but

@@ -10,7 +10,7 @@ from simulator.runtime.ray_backend import RayBackend
 
 
 class RaySite:
-    """The nodes of a Ray cluster."""
+    """Nodes of a Ray cluster, where shards run."""
 
     def __init__(self, nodes: Nodes) -> None:
         self._nodes = nodes
@@ -18,11 +18,13 @@ class RaySite:
         self.description = f"{count} {'simulated nodes' if nodes.simulated else 'node(s)'}"
 
     def start(self, plan: DeploymentPlan, execution: ExecutionSpec) -> RayBackend:
-        """Start actors where the plan says."""
+        """Start actors where the plan places them."""
         return RayBackend(self._nodes, self._nodes.spread(plan.placement.fabric.node_R), execution)
 
     def fits(self, backend: Backend, plan: DeploymentPlan) -> bool:
-        """Whether its actors are where the plan wants them, and no fault is planned for them."""
+        """Whether a backend's actors are where the plan places them, and no fault is planned for
+        them.
+        """
         assert isinstance(backend, RayBackend)
         wanted = self._nodes.spread(plan.placement.fabric.node_R)
         return list(backend.node_R) == list(wanted) and not backend.has_planned_faults

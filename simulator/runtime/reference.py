@@ -1,4 +1,6 @@
-"""The same step in one process, with one whole model: what every distributed run must equal."""
+"""Reference of a step in one process, with one whole model, which every distributed run
+must equal.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from simulator.work.layout import Layout
 
 
 class Reference:
-    """A job's whole model."""
+    """Whole model of a job."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -28,7 +30,7 @@ class Reference:
         self._contexts = Contexts(_whole(job), 0, torch.device("cpu"))
 
     def hidden(self, step: Step) -> NDArray[np.float32]:
-        """Hidden vectors behind the last norm of all tokens, ``[T, H]``."""
+        """Hidden vectors of all tokens behind the last norm, ``[T, H]``."""
         job = self.job
         chunk = Chunk(step.num_sequences, step.new_tokens, step.context_tokens)
         ids = [
@@ -51,5 +53,5 @@ class Reference:
 
 
 def _whole(job: Job) -> Job:
-    """The job on one rank."""
+    """Put the job on one rank."""
     return replace(job, layout=Layout(1, 1, 1))

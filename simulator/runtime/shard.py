@@ -1,5 +1,5 @@
-"""One rank's shard of a model, as a plain class: it runs in a thread, in a Ray actor, or wherever
-it is put.
+"""Shard of a model on one rank, as a plain class: it runs in a thread, in a Ray actor, or
+elsewhere.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ from simulator.runtime.transport import Transport
 
 @dataclass(frozen=True)
 class ShardStep:
-    """What a rank hands back of a step."""
+    """Results of a step on one rank."""
 
     rank: int
     moments: list[Moment]
+    """Operations of the step with their times."""
     num_tokens: int
     """New tokens of the rank's own sequences."""
     pairs_L: list[int]
@@ -39,14 +40,14 @@ class ShardStep:
     rows_LR: list[list[int]]
     """Rows that it sent to each rank, by MoE layer; empty where tokens do not travel."""
     hidden_TH: NDArray[np.float32] | None
-    """Hidden vectors behind the last norm of its own sequences' tokens, where the step keeps its
+    """Hidden vectors of its own sequences' tokens behind the last norm, where the step keeps its
     output."""
     topk_ids_LTK: NDArray[np.int16] | None
     """Experts used by those tokens, -1 where a choice was dropped."""
 
 
 class Shard:
-    """Rank ``rank`` of ``size``."""
+    """Shard of rank ``rank`` of ``size``."""
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
@@ -57,22 +58,22 @@ class Shard:
         self._contexts: Contexts | None = None
 
     def process(self) -> tuple[int, str]:
-        """The process that the shard lives in, and what clock it reads: processes of one boot share
-        it.
+        """Process of the shard, and the boot that its clock belongs to: processes of one boot share
+        a clock.
         """
         boot = Path("/proc/sys/kernel/random/boot_id")
         return os.getpid(), boot.read_text().strip() if boot.exists() else f"{os.uname().nodename}"
 
     def use_threads(self, number: int) -> None:
-        """Threads that the rank's kernels may use."""
+        """Set the number of threads of the rank's kernels."""
         torch.set_num_threads(number)
 
     def clock_s(self) -> float:
-        """The clock of the shard's moments."""
+        """Read the clock of the shard's moments, seconds."""
         return time.perf_counter()
 
     def join(self, transport: dict[str, Any], address: Any, timeout_s: float) -> None:
-        """Meet the other ranks, leaving an earlier meeting behind."""
+        """Meet the other ranks, leaving an earlier meeting."""
         if self._transport is not None:
             self._transport.close()
             self._transport = None
@@ -98,10 +99,10 @@ class Shard:
         """Run one forward pass with the other ranks.
 
         Args:
-            timeout_s: that each exchange of it may take; by default as long as the last step's.
+            timeout_s: seconds that each exchange of it may take; by default those of the last step.
 
         Raises:
-            PeerLostError: if another rank is gone, or does not come in time.
+            PeerLostError: if another rank is lost, or does not come in time.
         """
         job, model, transport = self._job, self._model, self._transport
         if job is None or model is None or transport is None or self._contexts is None:
@@ -144,7 +145,7 @@ class Shard:
 
     @property
     def transport(self) -> Transport:
-        """The rank's end of what joins it to the others."""
+        """Rank's end of the transport to the others."""
         if self._transport is None:
             raise RuntimeError(f"rank {self.rank} has not met the others")
         return self._transport
@@ -156,7 +157,5 @@ class Shard:
 
 
 def threads_per_rank(ranks_on_machine: int) -> int:
-    """Threads of each rank's kernels: the cores, shared out; one where there are more ranks than
-    cores.
-    """
+    """Threads of each rank's kernels: an equal part of the cores, at least one."""
     return max(1, (os.cpu_count() or 1) // ranks_on_machine)

@@ -1,4 +1,4 @@
-"""Places where shards run: threads of this process, or actors on the nodes of a Ray cluster."""
+"""Sites where shards run: threads of this process, or actors on the nodes of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _open_ray(simulated_nodes: int | None, address: str | None) -> Iterator[Site
 def open_site(
     kind: str, simulated_nodes: int | None, address: str | None
 ) -> AbstractContextManager[Site]:
-    """A place for shards: ``ray`` (actors, on this machine or a cluster) or ``in_process``.
+    """Open a site for shards: ``ray`` (actors, on this machine or a cluster) or ``in_process``.
 
     Raises:
         UserError: on entering, if a cluster cannot be joined.

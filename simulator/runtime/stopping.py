@@ -1,4 +1,4 @@
-"""A polite kill ends a command as Ctrl-C does, so that what it started is stopped."""
+"""Handling of SIGTERM like Ctrl-C, so that what a command started is stopped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def stops_on_terminate() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt; only in the main thread, since no other can set a
+    """Turn SIGTERM into KeyboardInterrupt; only in the main thread, since no other can set a
     handler.
     """
 

@@ -1,4 +1,4 @@
-"""When each rank did what: the same operations in the same order on every rank, as in the
+"""Timeline of each rank's operations: the same in the same order on every rank, as in the
 simulator's programs.
 """
 
@@ -21,14 +21,14 @@ class Moment(NamedTuple):
     phase: str
     layer: int
     is_together: bool
-    """Whether the ranks of a group meet in it, so that the first to come waits for the last."""
+    """Whether the ranks of a group meet in it, so that the first to arrive waits for the last."""
     start_s: float
     end_s: float
 
 
 class Timeline:
-    """Collects a rank's moments. Each begins where the last one ended, so that no time of a step is
-    left out.
+    """Recorder of a rank's operations. Each begins where the last one ended, so that no time of a
+    step is left out.
     """
 
     def __init__(self) -> None:
@@ -37,13 +37,13 @@ class Timeline:
 
     @contextmanager
     def busy(self, phase: str, layer: int) -> Iterator[None]:
-        """The rank computes on its own."""
+        """Record computation of the rank on its own."""
         yield
         self._end(phase, layer, is_together=False)
 
     @contextmanager
     def together(self, phase: str, layer: int) -> Iterator[None]:
-        """The rank meets the others of its group."""
+        """Record an exchange of the rank with the others of its group."""
         yield
         self._end(phase, layer, is_together=True)
 
@@ -54,22 +54,22 @@ class Timeline:
 
 @dataclass(frozen=True)
 class Measured:
-    """Where a step's time went."""
+    """Measured times of a step."""
 
     duration_s: float
-    """From the first rank's start to the last one's end."""
+    """Seconds from the first rank's start to the last one's end."""
     phases: dict[str, float]
-    """Seconds by phase, mean over ranks; they add up to the step's length."""
+    """Seconds by phase, mean over ranks, which add up to the step's duration."""
     spans: list[tuple[int, str, int, float, float]]
-    """Rank, phase, layer, start and length, from the step's start on."""
+    """Rank, phase, layer, start and duration of each operation, seconds from the step's start."""
 
 
 def combine(moments_R: list[list[Moment]], groups: tuple[tuple[int, ...], ...]) -> Measured:
-    """Put the ranks' moments together, with the waits in them told apart: an exchange begins when
-    its last rank has come.
+    """Combine the ranks' operations and separate the waits in them: an exchange begins when its
+    last rank has arrived.
 
     Args:
-        moments_R: of each rank, on one clock.
+        moments_R: operations of each rank, on one clock.
         groups: ranks that meet in an exchange.
     """
     num_ranks = len(moments_R)
@@ -100,7 +100,7 @@ def combine(moments_R: list[list[Moment]], groups: tuple[tuple[int, ...], ...]) 
 
 
 def layer_seconds(moments_R: list[list[Moment]], layer: int, phases: tuple[str, ...]) -> float:
-    """Length of some phases of one layer: from the first rank's start to the last one's end."""
+    """Seconds of some phases of one layer: from the first rank's start to the last one's end."""
     own = [
         moment
         for moments in moments_R

@@ -1,4 +1,4 @@
-"""The blocks of a model as PyTorch modules, built from the same specs that the simulator counts.
+"""Blocks of a model as PyTorch modules, built from the same specs that the simulator counts.
 
 Every module can be one tensor-parallel rank's part of its block
 (:class:`~simulator.runtime.layers.part.Part`); its result is then a partial sum that the ranks of

@@ -1,4 +1,4 @@
-"""Routed experts: any of a layer's experts, side by side, each multiplying its own tokens."""
+"""Routed experts of a layer, side by side, each multiplying its own tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from simulator.runtime.layers.weights import Weights, empty, fill
 
 
 class Experts(nn.Module):
-    """The experts of some slots of one layer (``P`` slots, several of which may hold copies of one
+    """Experts of some slots of one layer (``P`` slots, several of which may hold copies of one
     expert).
     """
 
@@ -56,11 +56,11 @@ class Experts(nn.Module):
                 fill(self.down_bias[slot], weights.tensor(f"{name}.{expert}.down_bias", (hidden,)))
 
     def forward(self, x_NH: Tensor, rows_P: list[int]) -> Tensor:
-        """Each slot's tokens through its expert.
+        """Pass each slot's tokens through its expert.
 
         Args:
             x_NH: tokens in the order of slots.
-            rows_P: how many belong to each slot; add up to ``N``.
+            rows_P: number of tokens of each slot; they add up to ``N``.
 
         Returns:
             ``[N, H]``, a partial sum where the experts are split.
@@ -83,8 +83,8 @@ class Experts(nn.Module):
 
 
 def activate(up: Tensor, is_gated: bool) -> Tensor:
-    """SwiGLU (Shazeer, arXiv:2002.05202), the gate being the first half; GELU where there is no
-    gate.
+    """SwiGLU activation (Shazeer, arXiv:2002.05202), with the gate in the first half; GELU where
+    there is no gate.
     """
     if not is_gated:
         return functional.gelu(up)

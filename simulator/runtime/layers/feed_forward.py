@@ -1,4 +1,4 @@
-"""A feed-forward network that every token uses: a dense block or a shared expert."""
+"""Feed-forward network that every token uses: a dense block or a shared expert."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class FeedForward(FFNLayer):
         return self.part.cut_gated(matrix, self.is_gated) if is_up else self.part.cut(matrix, 1)
 
     def forward(self, x_TH: Tensor) -> Tensor:
-        """``[T, H]``, a partial sum where the block is split."""
+        """Output of the block, ``[T, H]``; a partial sum where it is split."""
         return self._multiply(
             self.down,
             activate(self._multiply(self.up, x_TH, self.up_bias), self.is_gated),
@@ -89,8 +89,8 @@ class FeedForward(FFNLayer):
 
 
 def _check_whole_blocks(bounds: tuple[int, int], pruning: Pruning) -> None:
-    """A rank's part of a pruned block begins and ends between blocks, or it would store more than
-    its share.
+    """Refuse parts of a pruned block that do not begin and end between blocks, since they would
+    store more than their share.
     """
     size = (
         pruning.block_size

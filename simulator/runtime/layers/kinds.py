@@ -1,5 +1,5 @@
-"""What the PyTorch layer of a kind offers, and how it is found: in the file that is called as the
-kind's description in ``simulator/config`` is.
+"""Interfaces of the PyTorch layers of each kind, and their lookup: a kind's layer is in the file
+with the name of its description in ``simulator/config``.
 """
 
 from __future__ import annotations
@@ -21,17 +21,15 @@ from simulator.runtime.layers.part import WHOLE, Part
 from simulator.runtime.layers.weights import Weights
 
 Cached = tuple[Tensor, ...]
-"""What a mixer keeps of the contexts of some sequences: tensors whose meaning is its own."""
+"""Cache of a mixer for the contexts of some sequences: tensors whose meaning is the mixer's own."""
 Drop = Callable[[Tensor], Tensor]
-"""From ``topk_ids_TK`` to the same with -1 for choices that experts have no room for."""
+"""Function that replaces choices over their experts' capacity by -1 in ``topk_ids_TK``."""
 Draw = Callable[[tuple[int, ...]], Tensor]
-"""Numbers of a shape, in fp32 on the CPU, drawn for one sequence and layer."""
+"""Function that draws numbers of a shape, in fp32 on the CPU, for one sequence and layer."""
 
 
 class Chunk(NamedTuple):
-    """New tokens of sequences that are alike: a part of their prompts, or one token each in
-    decode.
-    """
+    """New tokens of equal sequences: a part of their prompts, or one token each in decode."""
 
     num_sequences: int
     new_tokens: int
@@ -51,7 +49,7 @@ class MixerLayer(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def check(cls, spec: Any, where: str) -> None:
-        """Refuse a mixer of the kind of which the layer lacks a part.
+        """Refuse a mixer that the layer lacks a part of.
 
         Raises:
             UserError: naming the part.
@@ -62,10 +60,10 @@ class MixerLayer(nn.Module, ABC):
     def draw_cache(
         cls, spec: Any, context_tokens: int, part: Part, draws: Sequence[Draw]
     ) -> Cached:
-        """A part's cache of contexts of so many tokens.
+        """Draw a part's cache of contexts of so many tokens.
 
         Args:
-            draws: one a sequence; a sequence's numbers do not depend on the part.
+            draws: one for each sequence; a sequence's numbers do not depend on the part.
         """
 
     @abstractmethod
@@ -74,7 +72,7 @@ class MixerLayer(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x_TH: Tensor, chunk: Chunk, cache: Cached | None = None) -> Tensor:
-        """New tokens look at the context and at the new ones before them.
+        """Attend from new tokens to the context and to the new ones before them.
 
         Args:
             x_TH: sequence after sequence, ``chunk.num_tokens`` in all.
@@ -86,12 +84,12 @@ class MixerLayer(nn.Module, ABC):
 
 
 class FFNLayer(nn.Module, ABC):
-    """One rank's part of a feed-forward block, built as ``layer(spec, hidden_size, part)``; a kind
-    that can be pruned takes the pruning behind them.
+    """Rank's part of a feed-forward block, built as ``layer(spec, hidden_size, part)``; a kind that
+    can be pruned takes the pruning behind them.
 
-    It is called with ``x_TH`` and returns ``[T, H]``, a partial sum where it is split; one with
-    routed experts takes ``topk_ids_TK`` and a :data:`Drop` too, ``None`` where there is none, and
-    returns the ids that were used beside its result.
+    Called with ``x_TH`` it returns ``[T, H]``, a partial sum where it is split; a layer with routed
+    experts also takes ``topk_ids_TK`` and a :data:`Drop`, ``None`` where there is none, and returns
+    the ids that were used beside its result.
     """
 
     @abstractmethod
@@ -105,7 +103,7 @@ class FFNLayer(nn.Module, ABC):
 
 
 def mixer_layer(mixer: Mixer, where: str) -> type[MixerLayer]:
-    """The layer that runs a mixer.
+    """Find the layer class of a mixer.
 
     Raises:
         UserError: if its kind has none, or the layer lacks a part of it.
@@ -116,7 +114,7 @@ def mixer_layer(mixer: Mixer, where: str) -> type[MixerLayer]:
 
 
 def ffn_layer(ffn: FFN, where: str) -> type[FFNLayer]:
-    """The layer that runs a feed-forward block.
+    """Find the layer class of a feed-forward block.
 
     Raises:
         UserError: if its kind has none.
@@ -128,7 +126,7 @@ def ffn_layer(ffn: FFN, where: str) -> type[FFNLayer]:
 def build_ffn(
     ffn: FFN, hidden_size: int, pruning: Pruning | None, where: str, part: Part = WHOLE
 ) -> FFNLayer:
-    """A rank's part of a feed-forward block, pruned where its kind can be.
+    """Build a rank's part of a feed-forward block, pruned where its kind can be.
 
     Raises:
         UserError: if its kind has no layer.
@@ -139,7 +137,7 @@ def build_ffn(
 
 
 def _find(family: str, kind: str, base: type[nn.Module], where: str) -> Any:
-    """The one public class derived from ``base`` in the file of ``kind``."""
+    """Find the one public class derived from ``base`` in the file of ``kind``."""
     package = f"runtime.layers.{family}"
     known = available(package)
     if kind not in known:

@@ -1,4 +1,4 @@
-"""One tensor-parallel rank's part of a block."""
+"""Part of a block on one tensor-parallel rank."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Part:
-    """Part ``rank`` of ``size``; the whole block by default. Features that do not divide go to the
-    first parts.
+    """Part ``rank`` of ``size``; the whole block by default. Features that do not divide evenly go
+    to the first parts.
     """
 
     rank: int = 0
@@ -28,18 +28,18 @@ class Part:
         return first, first + share + (self.rank < extra)
 
     def num(self, num_features: int) -> int:
-        """Features of this part."""
+        """Number of features of this part."""
         first, end = self.bounds(num_features)
         return end - first
 
     def cut(self, matrix: Tensor, dim: int = 0) -> Tensor:
-        """The part's share of a matrix along ``dim``."""
+        """Cut the part's share of a matrix along ``dim``."""
         first, end = self.bounds(matrix.shape[dim])
         return matrix.narrow(dim, first, end - first)
 
     def cut_gated(self, matrix: Tensor, is_gated: bool) -> Tensor:
-        """The part's share of the rows of a gate stacked on an up projection, ``[2F, H]``: the same
-        features of both.
+        """Cut the part's share of the rows of a gate stacked on an up projection, ``[2F, H]``: the
+        same features of both.
         """
         if not is_gated:
             return self.cut(matrix)
@@ -48,3 +48,4 @@ class Part:
 
 
 WHOLE = Part()
+"""Part that is the whole block."""

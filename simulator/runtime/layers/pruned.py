@@ -1,5 +1,5 @@
-"""Pruned matrices: zeros are not stored, and not multiplied where the device has a kernel that can
-leave them out.
+"""Pruned matrices: zeros are not stored, and not multiplied where the device has a kernel that
+skips them.
 
 | kind | stored | multiplied |
 |---|---|---|
@@ -22,7 +22,7 @@ from simulator.config.pruning import Block, Pruning, TwoFour, Unstructured
 
 
 def kept(matrix: Tensor, pruning: Pruning) -> Tensor:
-    """Which weights of a whole matrix are left, ``bool [out, in]``: the largest, exactly
+    """Choose the remaining weights of a whole matrix, ``bool [out, in]``: the largest, exactly
     ``pruning.num_stored`` of them.
 
     Raises:
@@ -68,10 +68,10 @@ class PrunedMatrix(nn.Module):
         self._place: Tensor = torch.empty(0)
 
     def store(self, matrix: Tensor, mask: Tensor, like: Tensor) -> None:
-        """Keep the weights of a matrix (or of a rank's part of it) that its mask leaves.
+        """Store the weights of a matrix (or of a rank's part of it) that its mask keeps.
 
         Args:
-            like: its device and number format are taken over.
+            like: tensor whose device and number format are used.
         """
         if (
             not like.is_cuda
@@ -94,8 +94,8 @@ class PrunedMatrix(nn.Module):
                 self._store_indexed(weights, mask.to(weights.device), self.pruning)
 
     def _store_indexed(self, weights: Tensor, mask: Tensor, pruning: Unstructured | Block) -> None:
-        """The places come from the mask, so that a weight that is left and happens to be zero is
-        stored like any other.
+        """Store weights by the mask's indices, so that a remaining weight that happens to be zero
+        is stored like any other.
 
         Indices have 32 bits: half the bytes of 64, and 20 % faster on few tokens.
         """
@@ -119,7 +119,7 @@ class PrunedMatrix(nn.Module):
         self._place = (place[..., 0] * 4 + place[..., 1]).to(torch.uint8)
 
     def forward(self, x_TI: Tensor) -> Tensor:
-        """``x @ matrix.T``, ``[T, out]``."""
+        """Product ``x @ matrix.T``, ``[T, out]``."""
         if isinstance(self.pruning, TwoFour):
             return functional.linear(x_TI, self._matrix if x_TI.is_cuda else self._expanded())
         if len(x_TI) == 0:
@@ -134,7 +134,7 @@ class PrunedMatrix(nn.Module):
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes that the matrix takes, indices included."""
+        """Bytes of the stored matrix, indices included."""
         if isinstance(self.pruning, TwoFour):
             # On CUDA the matrix is a wrapper as large as the dense one; it holds packed weights,
             # and places beside or in them.

@@ -1,4 +1,4 @@
-"""The router: which experts a token goes to, and with what weight."""
+"""Router: the experts of each token, and their weights."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from simulator.config.ffns.moe import MoE
 from simulator.runtime.layers.weights import Weights, empty, fill
 
 _GROUP_VOTERS = 2
-"""Experts whose scores add up to their group's (DeepSeek-V3, arXiv:2412.19437)."""
+"""Number of experts whose scores are summed into their group's score (DeepSeek-V3,
+arXiv:2412.19437)."""
 
 
 class Router(nn.Module):
-    """Scores every expert and takes the best ``top_k``; weights are the chosen scores, made to add
-    up to one.
+    """Router that scores every expert and takes the best ``top_k``; weights are the chosen scores,
+    normalised to sum to one.
     """
 
     def __init__(self, moe: MoE, hidden_size: int) -> None:
@@ -47,8 +48,8 @@ class Router(nn.Module):
         return topk_ids_TK, (weight_TK / weight_TK.sum(dim=1, keepdim=True)).to(x_TH.dtype)
 
     def scores(self, x_TH: Tensor) -> Tensor:
-        """Scores of every expert, positive, in fp32: softmax's add up to one, the others stand
-        alone.
+        """Scores of every expert, positive, in fp32: those of softmax sum to one, the others are
+        independent.
         """
         logit_TE = functional.linear(x_TH, self.weight).float()
         if self.moe.scoring == "softmax":
@@ -64,10 +65,10 @@ class Router(nn.Module):
         )  # replayed experts may all have a score of zero, and weights are divided by their sum
 
     def choose(self, score_TE: Tensor) -> Tensor:
-        """Ids of the best ``top_k``. A bias moves the choice but not the weights, as in balancing
-        without an auxiliary loss.
+        """Choose the ids of the best ``top_k``. A bias moves the choice but not the weights, as in
+        balancing without an auxiliary loss.
 
-        With groups, only the experts of the best ``num_limited_groups`` groups stand for choice.
+        With groups, only experts of the best ``num_limited_groups`` groups can be chosen.
         """
         moe = self.moe
         if self.bias is not None:

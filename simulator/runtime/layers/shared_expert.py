@@ -1,4 +1,4 @@
-"""The shared experts of a mixture of experts."""
+"""Shared experts of a mixture of experts."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from simulator.runtime.layers.weights import Weights, empty, fill
 
 
 class SharedExpert(nn.Module):
-    """The shared experts of a layer, as one block as wide as all of them, with a learned scalar
-    gate where the model has one.
+    """Shared experts of a layer, as one block as wide as all of them, with a learned scalar gate
+    where the model has one.
     """
 
     def __init__(self, moe: MoE, hidden_size: int, part: Part = WHOLE) -> None:
@@ -34,7 +34,7 @@ class SharedExpert(nn.Module):
             fill(self.gate, weights.tensor(f"{name}.gate", tuple(self.gate.shape)))
 
     def forward(self, x_TH: Tensor) -> Tensor:
-        """``[T, H]``, a partial sum where the block is split."""
+        """Output of the block, ``[T, H]``; a partial sum where it is split."""
         result: Tensor = self.block(x_TH)
         return (
             result if self.gate is None else result * functional.linear(x_TH, self.gate).sigmoid()

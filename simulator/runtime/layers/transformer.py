@@ -1,5 +1,5 @@
-"""A whole small transformer in one process: the reference that distributed runs must equal, and
-what is trained.
+"""Whole small transformer in one process: the reference that distributed runs must equal, and the
+model that is trained.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from simulator.runtime.layers.kinds import Cached, Chunk, Drop, build_ffn, ffn_l
 from simulator.runtime.layers.weights import Weights, empty, fill
 
 NORM_EPSILON = 1e-6
+"""Constant in the norm's denominator."""
 
 
 class Norm(nn.Module):
@@ -32,12 +33,12 @@ class Norm(nn.Module):
         fill(self.weight, weights.tensor(name, tuple(self.weight.shape)))
 
     def forward(self, x_TH: Tensor) -> Tensor:
-        """``[T, H]``."""
+        """Normalised vectors, ``[T, H]``."""
         return functional.rms_norm(x_TH, self.weight.shape, self.weight, NORM_EPSILON)
 
 
 def check_executable(model: ModelSpec) -> None:
-    """Refuse a model of which these layers lack a part.
+    """Refuse a model that these layers lack a part of.
 
     Raises:
         UserError: naming the part.
@@ -81,7 +82,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Every layer of a :class:`~simulator.config.model.ModelSpec`."""
+    """Model with every layer of a :class:`~simulator.config.model.ModelSpec`."""
 
     def __init__(self, model: ModelSpec, pruning: Pruning | None = None) -> None:
         super().__init__()
@@ -109,8 +110,8 @@ class Transformer(nn.Module):
                 yield block
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every weight under the name that :class:`~simulator.runtime.layers.weights.Weights` knows
-        it by; each expert on its own.
+        """Yield every weight under its name in :class:`~simulator.runtime.layers.weights.Weights`;
+        each expert on its own.
         """
         owners = dict(self.named_modules())
         for path, parameter in self.named_parameters():
@@ -133,16 +134,16 @@ class Transformer(nn.Module):
         topk_ids_LTK: Tensor | None = None,
         drop: Drop | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Hidden vectors of every new token behind the last norm, and the experts that were used.
+        """Compute hidden vectors of every new token behind the last norm.
 
         Args:
             token_ids_T: sequence after sequence.
-            caches: one a layer with a mixer, in order; needed where the chunk has context.
+            caches: one for each layer with a mixer, in order; needed where the chunk has context.
             topk_ids_LTK: experts to use instead of the routers' choice, by MoE layer.
-            drop: what is dropped of the choices of a layer; by default nothing.
+            drop: function that drops choices of a layer; by default none are dropped.
 
         Returns:
-            ``[T, H]``, and ``topk_ids_LTK`` (``[0, T, 0]`` for a dense model).
+            ``[T, H]``, and the used ``topk_ids_LTK`` (``[0, T, 0]`` for a dense model).
         """
         x_TH = self.embedding[token_ids_T]
         used: list[Tensor] = []
@@ -168,5 +169,5 @@ class Transformer(nn.Module):
         return self.norm(x_TH), ids_LTK
 
     def logits(self, hidden_TH: Tensor) -> Tensor:
-        """``[T, vocabulary]`` from hidden vectors behind the last norm."""
+        """Logits ``[T, vocabulary]`` from hidden vectors behind the last norm."""
         return functional.linear(hidden_TH, self.embedding if self.head is None else self.head)

@@ -1,4 +1,4 @@
-"""Where a module's weights come from: drawn from a seed, or read from a safetensors file.
+"""Sources of weights: drawn from a seed, or read from a safetensors file.
 
 Names are the same for both: ``embedding``, ``layers.<i>.mixer.qkv``,
 ``layers.<i>.ffn.experts.<e>.up``, ``head`` and so on. A matrix is ``[out_features, in_features]``,
@@ -19,10 +19,10 @@ from simulator.base.errors import UserError
 
 
 class Weights(Protocol):
-    """A source of weights."""
+    """Source of weights."""
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """The weight called ``name``, in fp32 on the CPU.
+        """Read the weight called ``name``, in fp32 on the CPU.
 
         Raises:
             UserError: if the source has none of that name and shape.
@@ -31,8 +31,8 @@ class Weights(Protocol):
 
 
 class SeededWeights:
-    """Drawn anew for each name: what a weight is depends on the seed and its name alone, so an
-    expert is the same on any rank.
+    """Weights drawn from a seed: a weight depends on the seed and its name alone, so an expert is
+    the same on any rank.
 
     Matrices are normal with variance ``1 / in_features``, which keeps activations near one; norms
     are one, biases zero.
@@ -51,7 +51,7 @@ class SeededWeights:
 
 
 class SafetensorsWeights:
-    """Read from a file that :func:`save_weights` wrote, or any with the same names."""
+    """Weights from a file that :func:`save_weights` wrote, or any with the same names."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -72,12 +72,12 @@ class SafetensorsWeights:
 
 
 def weights_from(path: str | None, seed: int) -> Weights:
-    """The file's weights, or the seed's where no file is given."""
+    """Open the file's weights, or the seed's where no file is given."""
     return SeededWeights(seed) if path is None else SafetensorsWeights(Path(path))
 
 
 def empty(*shape: int) -> nn.Parameter:
-    """A weight that is yet to be loaded."""
+    """Make a parameter whose weight is loaded later."""
     return nn.Parameter(torch.empty(shape))
 
 

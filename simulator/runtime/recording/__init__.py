@@ -1,3 +1,3 @@
-"""Recordings of expert choices, made here: by training a small model, or by running one of the
+"""Recordings of expert choices, made by training a small model, or by running one of the
 ``transformers`` library.
 """

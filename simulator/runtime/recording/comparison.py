@@ -1,4 +1,6 @@
-"""What the training curves say: which model learned faster, in words that the numbers decide."""
+"""Comparison of training curves: which model learned faster, in sentences that the
+numbers decide.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +19,19 @@ _WORDS = {
     SAME_ACTIVE: "dense model of the same active size",
 }
 _CLEAR = 2.0
-"""Standard errors from which on a difference is called one."""
+"""Standard errors above which a difference is stated."""
 
 
 SAME_TOKENS, SAME_TIME = "same tokens", "same time"
-"""The two runs: all models for as many steps, and the dense ones anew for as long as the mixture of
-experts computed."""
+"""Names of the two runs: all models for the same number of steps, and the dense ones again for as
+long as the mixture of experts computed."""
 
 
 @dataclass(frozen=True)
 class Above:
-    """A held-out loss less the mixture of experts', on the same sequences, in nats a byte."""
+    """Held-out loss less that of the mixture of experts, on the same sequences, in nats
+    per byte.
+    """
 
     loss: float
     error: float | None
@@ -41,26 +45,25 @@ class Above:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One model at the end, beside the mixture of experts."""
+    """Result of one model, beside the mixture of experts."""
 
     model: str
     num_parameters: int
     num_active_parameters: int
     tokens: int
-    """Of every model in the first run."""
+    """Tokens of every model in the first run."""
     seconds: float
-    """Of its own steps, for those tokens."""
+    """Seconds of the model's own steps for those tokens."""
     train_loss: float
     held_out_loss: float
     above_moe: Above
     same_time_tokens: int
-    """Tokens that it saw in as much time as the mixture of experts had computed, and what came of
-    it."""
+    """Tokens that it was trained on in as much time as the mixture of experts had computed."""
     same_time_loss: float
     same_time_above_moe: Above
     seconds_to_moe_loss: float | None
-    """When it reached the mixture of experts' last loss, in the faster of both runs; ``None`` if it
-    did not."""
+    """Seconds at which it reached the mixture of experts' last loss, in the faster of both runs;
+    ``None`` if it did not."""
 
 
 def outcomes(
@@ -68,7 +71,7 @@ def outcomes(
     curve: pd.DataFrame,
     loss_Q: dict[str, dict[str, NDArray[np.float64]]],
 ) -> list[Outcome]:
-    """A row a model, the mixture of experts first.
+    """Compare the models, the mixture of experts first.
 
     Args:
         curve: columns ``run``, ``model``, ``step``, ``tokens``, ``seconds``, ``train_loss``,
@@ -115,8 +118,8 @@ def _above(loss_Q: NDArray[np.float64], moe_Q: NDArray[np.float64]) -> Above:
 
 
 def reached(seconds: NDArray[np.float64], loss: NDArray[np.float64], target: float) -> float | None:
-    """When a curve first is at ``target`` or below, on straight lines between its points; ``None``
-    if it never is.
+    """Find the time at which a curve first reaches ``target`` or less, linear between its points;
+    ``None`` if it never does.
 
     >>> reached(np.array([0.0, 10.0, 20.0]), np.array([4.0, 3.0, 2.0]), 2.5)
     15.0
@@ -132,7 +135,7 @@ def reached(seconds: NDArray[np.float64], loss: NDArray[np.float64], target: flo
 
 
 def headline(rows: list[Outcome]) -> str:
-    """The result in a sentence, whichever way it came out."""
+    """State the result in a sentence, whichever way it came out."""
     moe, total, active = (
         next(row for row in rows if row.model == name) for name in (MOE, SAME_TOTAL, SAME_ACTIVE)
     )
@@ -145,7 +148,7 @@ def headline(rows: list[Outcome]) -> str:
 
 
 def findings(rows: list[Outcome]) -> list[str]:
-    """What else the numbers say, and what they cannot."""
+    """State further results, and what the numbers cannot say."""
     moe, *twins = rows
     said = [f"{_time(row)}." for row in twins]
     same = [f"the {_WORDS[row.model]} {_difference(row.above_moe)}" for row in twins]
@@ -168,7 +171,7 @@ def findings(rows: list[Outcome]) -> list[str]:
 
 
 def _fastest(moe: Outcome, *twins: Outcome) -> str:
-    """Who learned most in the same time, and by how much that is more than chance."""
+    """Say which model learned most in the same time, and whether that is more than chance."""
     best = min((moe, *twins), key=lambda row: row.same_time_loss)
     if best is moe:
         level = [row for row in twins if not row.same_time_above_moe.is_clear]

@@ -1,4 +1,4 @@
-"""Text to train on and to record: files by domain, read as bytes, with whole files held out.
+"""Text for training and recording: files by domain, read as bytes, with whole files held out.
 
 The text on every machine is Python's standard library. A domain is a kind of text whose words
 differ from the others' (tests, tables of characters, documentation); experts that specialise show
@@ -22,14 +22,17 @@ from simulator.base.streams import open_stream
 Bytes = NDArray[np.uint8]
 
 MAX_DOMAINS = 8
-"""The smallest domains beyond are one, :data:`OTHER`, so that each has enough text to be seen in
-training."""
+"""Most domains; the smallest ones beyond are merged into :data:`OTHER`, so that each has enough
+text for training."""
 OTHER = "other"
 TOP = "top level"
-"""Domain of the files that lie in no subfolder."""
+"""Domain of files that lie in no subfolder."""
 _MAX_DOMAIN_BYTES = 1_000_000
+"""Bytes of a domain that are used at most."""
 _MIN_DOMAIN_BYTES = 30_000
+"""Bytes of a domain below which it is merged into others."""
 _HELD_OUT_SHARE = 0.15
+"""Share of each domain that is held out."""
 _SKIPPED_FOLDERS = {"__pycache__", "site-packages", "dist-packages", "node_modules"}
 _STDLIB_SUFFIXES = {".py", ".txt", ".rst"}
 _STDLIB_THEMES = {
@@ -56,13 +59,13 @@ _STDLIB_THEMES = {
     "test": "tests",
     "unittest": "tests",
 }
-"""Theme of a package; modules that lie at the top are ``modules``, packages of no theme are
+"""Theme of a package of the standard library; modules at its top are ``modules``, other packages
 :data:`OTHER`."""
 
 
 @dataclass(frozen=True)
 class DomainText:
-    """One domain's files, joined."""
+    """Files of one domain, joined."""
 
     training: Bytes
     held_out: Bytes
@@ -74,22 +77,21 @@ class Corpus:
 
     domains: dict[str, DomainText]
     description: str
-    """Where the text is from."""
+    """Description of the text's source."""
 
     @property
     def num_training_bytes(self) -> int:
-        """Of all domains."""
+        """Training bytes of all domains."""
         return sum(len(text.training) for text in self.domains.values())
 
 
 def read_corpus(folder: Path | None, seed: int, context: int) -> Corpus:
-    """Files by domain, some of each held out.
+    """Read files by domain, some of each held out.
 
     Args:
         folder: text files; a first-level subfolder is a domain. ``None`` is Python's standard
             library, by theme.
-        seed: chooses the files that are read where there are more than enough, and those that are
-            held out.
+        seed: chooses the files that are read where there are more than enough, and those held out.
         context: tokens of a sequence; a domain needs several times that, in at least two files.
 
     Raises:
@@ -112,8 +114,8 @@ def read_corpus(folder: Path | None, seed: int, context: int) -> Corpus:
 
 
 def read_texts(folder: Path | None, seed: int) -> tuple[dict[str, bytes], str]:
-    """All text by domain, nothing held out (for a model that was trained elsewhere), and where it
-    is from.
+    """Read all text by domain, none held out (for a model that was trained elsewhere), and describe
+    its source.
 
     Raises:
         UserError: if there is no such folder, or no text in it.
@@ -151,7 +153,7 @@ def _files_by_domain(folder: Path | None) -> tuple[dict[str, list[Path]], str]:
 def _grouped(
     root: Path, theme: Callable[[Path], str], suffixes: set[str] | None
 ) -> dict[str, list[Path]]:
-    """Files by domain; domains that are small, or beyond :data:`MAX_DOMAINS`, are one."""
+    """Group files by domain; small domains, and those beyond :data:`MAX_DOMAINS`, are merged."""
     domains: dict[str, list[Path]] = {}
     for path in _files(root, suffixes):
         domains.setdefault(theme(path.relative_to(root)), []).append(path)
@@ -171,7 +173,7 @@ def _grouped(
 
 
 def _files(root: Path, suffixes: set[str] | None) -> Iterator[Path]:
-    """Readable files in a fixed order, symbolic links and hidden ones left out."""
+    """Yield readable files in a fixed order, without symbolic links and hidden files."""
     for place, folders, names in os.walk(root):
         folders[:] = sorted(
             name for name in folders if name not in _SKIPPED_FOLDERS and not name.startswith(".")
@@ -219,9 +221,7 @@ def _stdlib_theme(relative: Path) -> str:
 
 
 def _chosen(files: list[Path], seed: int, name: str) -> list[bytes]:
-    """Contents of files in an order that the seed decides, until a domain's largest size is
-    reached.
-    """
+    """Read files in an order that the seed decides, up to a domain's largest size."""
     order = open_stream(seed, name).permutation(len(files))
     contents: list[bytes] = []
     total = 0
@@ -240,7 +240,7 @@ def _needed(context: int) -> int:
 
 
 def _split(contents: list[bytes], context: int) -> DomainText | None:
-    """Whole files held out until they are a share of the domain; ``None`` where one side would have
+    """Hold whole files out until they are a share of the domain; ``None`` where one side would have
     too little.
     """
     total = sum(map(len, contents))

@@ -1,10 +1,10 @@
-"""Expert choices of a mixture-of-experts model of the ``transformers`` library, recorded by hooks
-on its routers.
+"""Recording of expert choices of a mixture-of-experts model of the ``transformers`` library, by
+hooks on its routers.
 
-A router is a module called ``gate`` or ``router`` beside one called ``experts``. One that returns
-expert ids (all of transformers 5, DeepSeek's before) is believed; of one that returns logits (Llama
-4; Mixtral, OLMoE and Qwen before) the ``top_k`` largest are taken, which is the choice of every
-router without groups and biases.
+A router is a module called ``gate`` or ``router`` beside one called ``experts``. Ids that a router
+returns (all of transformers 5, DeepSeek's before) are used; from logits (Llama 4; Mixtral, OLMoE
+and Qwen before) the ``top_k`` largest are taken, which is the choice of every router without groups
+and biases.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from simulator.base.progress import Progress
 from simulator.runtime.recording.trace_file import Recording
 
 MAX_CONTEXT = 512
-"""Tokens of a recorded sequence at most."""
+"""Most tokens of a recorded sequence."""
 _ROUTERS = {"gate", "router"}
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -40,12 +40,12 @@ _TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "
 def record_transformers(
     name: str, texts: dict[str, bytes], num_tokens: int, where: str, tick: Progress
 ) -> Recording:
-    """Run a model over text, and keep what its routers choose.
+    """Run a model over text, and record its routers' choices.
 
     Args:
         name: a folder, or a name on the Hugging Face Hub.
-        texts: by domain; as many tokens of each, where it has them.
-        where: the text is from, for the provenance.
+        texts: text by domain; the same number of tokens of each, where it has them.
+        where: source of the text, for the provenance.
 
     Raises:
         UserError: if the model cannot be loaded, has no router that is understood, or the text is
@@ -92,7 +92,7 @@ def record_transformers(
 
 
 def routed_ids(model: Any, token_ids: list[int]) -> NDArray[np.int16]:
-    """The experts that a model's routers choose for a sequence, ``topk_ids_LTK``.
+    """Experts that a model's routers choose for a sequence, ``topk_ids_LTK``.
 
     Raises:
         UserError: if it has no router, or one that is not understood.
@@ -104,7 +104,7 @@ def routed_ids(model: Any, token_ids: list[int]) -> NDArray[np.int16]:
 
 @contextmanager
 def _listening(model: Any) -> Iterator[list[Tensor]]:
-    """Hooks on every router, which add its choice, ``[T, K]``, to the list."""
+    """Hook every router, so that its choices, ``[T, K]``, are appended to the list."""
     chosen: list[Tensor] = []
     hooks = []
     for owner in model.modules():
@@ -181,7 +181,7 @@ def _loaded(name: str) -> Any:
 
 
 def _tokenizer(name: str) -> tuple[Any, str]:
-    """The model's tokenizer and what it is; ``None`` for a folder without one."""
+    """Load the model's tokenizer and describe it; ``None`` for a folder without one."""
     from transformers import AutoTokenizer
 
     folder = Path(name)
@@ -206,7 +206,7 @@ def _token_ids(text: bytes, tokenizer: Any, vocab_size: int) -> list[int]:
 
 
 def _number(config: Any, names: tuple[str, ...], where: str) -> int:
-    """The first of some keys that a configuration has.
+    """Read the first of some keys that a configuration has.
 
     Raises:
         UserError: if it has none.

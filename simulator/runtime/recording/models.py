@@ -1,5 +1,5 @@
-"""The three models that are trained side by side: a mixture of experts, and two dense ones of its
-total and its active size.
+"""Three models that are trained side by side: a mixture of experts, and two dense ones of its total
+and its active size.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from simulator.config.ffns.dense import DenseFFN
 from simulator.config.model import ModelSpec
 
 NUM_BYTES = 256
-"""The vocabulary: every byte is a token."""
+"""Size of the vocabulary: every byte is a token."""
 MOE, SAME_TOTAL, SAME_ACTIVE = "mixture of experts", "dense, same total", "dense, same active"
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The mixture of experts; the dense models differ from it in their feed-forward blocks only.
+    """Shape of the mixture of experts; the dense models differ from it in their feed-forward blocks
+    only.
 
-    Small enough that two cores train all three in two minutes, with as many experts as give a
-    recording something to tell.
+    Small enough that two cores train all three in two minutes, with enough experts for a recording
+    to show imbalance.
     """
 
     hidden_size: int = 128
@@ -31,7 +32,7 @@ class Shape:
     num_experts: int = 16
     top_k: int = 2
     intermediate_size: int = 128
-    """Of one expert."""
+    """Inner width of one expert."""
     context: int = 128
     """Tokens of a sequence."""
     batch: int = 8
@@ -39,15 +40,16 @@ class Shape:
 
     @property
     def tokens_per_step(self) -> int:
-        """Of a batch."""
+        """Tokens of a batch."""
         return self.context * self.batch
 
 
 def three_models(shape: Shape, name: str) -> dict[str, ModelSpec]:
-    """The mixture of experts and its dense twins.
+    """Make the mixture of experts and its two dense counterparts.
 
-    A twin's feed-forward block is as wide as all experts, or as the ``top_k`` that a token uses,
-    plus what the router's matrix is worth; so the counts agree to within one neuron a layer.
+    The feed-forward block of a dense one is as wide as all experts, or as the ``top_k`` that a
+    token uses, plus the equivalent of the router's matrix; so the parameter counts agree to within
+    one neuron in each layer.
     """
     experts = {
         "kind": "moe",
@@ -64,7 +66,7 @@ def three_models(shape: Shape, name: str) -> dict[str, ModelSpec]:
 
 
 def _dense(shape: Shape, name: str, num_parameters: int) -> ModelSpec:
-    """The dense model whose count comes nearest to ``num_parameters``."""
+    """Find the dense model whose count comes nearest to ``num_parameters``."""
     narrowest = _model(shape, name, {"kind": "dense", "intermediate_size": 1})
     per_neuron = shape.num_layers * DenseFFN(kind="dense", intermediate_size=1).num_parameters(
         shape.hidden_size
@@ -95,11 +97,11 @@ def _model(shape: Shape, name: str, ffn: dict[str, Any]) -> ModelSpec:
 
 
 def model_toml(model: ModelSpec, title: str, trace: str, source: str) -> str:
-    """A mixture of experts as a model file that every command takes.
+    """Write a mixture of experts as a model file that every command reads.
 
     Args:
-        trace: the recording that its routing replays; relative to the scenario's folder.
-        source: where weights and routing come from, in a sentence.
+        trace: recording that its routing replays; relative to the scenario's folder.
+        source: source of weights and routing, in a sentence.
     """
     moe = model.moe
     assert moe is not None
@@ -143,5 +145,5 @@ shape = {_text(source)}
 
 
 def _text(words: str) -> str:
-    """A TOML basic string, whose escapes are those of JSON."""
+    """Write a TOML basic string, whose escapes are those of JSON."""
     return json.dumps(words, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""What the routers of a deployment choose while its shards run for real."""
+"""Recording of the choices of a deployment's routers while its shards run for real."""
 
 from __future__ import annotations
 
@@ -25,11 +25,10 @@ def record_shards(
     provenance: str,
     tick: Progress,
 ) -> Recording:
-    """Run prompts through the shards, the routers choosing for themselves, until enough tokens are
-    recorded.
+    """Run prompts through the shards, with the routers choosing, until enough tokens are recorded.
 
     Args:
-        texts: by domain; each step reads the next one in turn, every byte a token.
+        texts: text by domain; each step reads the next one in turn, every byte a token.
 
     Raises:
         UserError: if the deployment has no experts, or its scenario no prompts.

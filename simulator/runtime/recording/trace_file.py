@@ -1,4 +1,4 @@
-"""A recording of expert choices, and its file, which ``routing = { kind = "replay", trace = ... }``
+"""Recording of expert choices, and its file, which ``routing = { kind = "replay", trace = ... }``
 reads.
 """
 
@@ -14,25 +14,25 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Recording:
-    """What the routers of a model chose for some text."""
+    """Choices of a model's routers for some text."""
 
     topk_ids_LTK: NDArray[Any]
-    """Sequence after sequence."""
+    """Choices, sequence after sequence."""
     seq_lens_Q: NDArray[np.int64]
     """Tokens of each sequence."""
     domain_Q: list[str]
     """Kind of text of each sequence."""
     num_experts: int
     provenance: str
-    """How it was made: model, text, seed, versions."""
+    """Origin: model, text, seed, versions."""
 
     @property
     def domains(self) -> list[str]:
-        """In the order in which they come."""
+        """Kinds of text, in order of appearance."""
         return list(dict.fromkeys(self.domain_Q))
 
     def load(self, domain: str | None = None) -> NDArray[np.float64]:
-        """How often each expert was chosen over the layer's mean, ``[L, E]``.
+        """Ratio of each expert's choices to the layer's mean, ``[L, E]``.
 
         Args:
             domain: one kind of text only.
@@ -49,12 +49,12 @@ class Recording:
 
     @property
     def imbalance(self) -> float:
-        """Load of a layer's busiest expert over the mean, mean over layers."""
+        """Ratio of a layer's busiest expert to its mean expert, averaged over layers."""
         return float(self.load().max(axis=1).mean())
 
 
 def write_recording(recording: Recording, path: Path) -> None:
-    """Write the ``.npz``; the same recording gives the same bytes."""
+    """Write the ``.npz`` file; the same recording gives the same bytes."""
     id_type = np.uint8 if recording.num_experts <= 1 << 8 else np.int16
     with path.open("wb") as file:
         np.savez_compressed(

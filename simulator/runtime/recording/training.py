@@ -1,12 +1,12 @@
 """Training of small byte-level language models side by side: the same batches in the same order,
 each model on its own clock.
 
-The models take turns, so nobody gets an idle machine, and who begins changes from step to step.
-Everything else is the same for all: seed, AdamW (Loshchilov and Hutter, arXiv:1711.05101), a
-learning rate that rises over a few steps and falls like a cosine (arXiv:1608.03983), and clipped
+The models take turns, so that all share the machine's conditions, and the order changes from step
+to step. Everything else is the same for all: seed, AdamW (Loshchilov and Hutter, arXiv:1711.05101),
+a learning rate that rises over a few steps and falls like a cosine (arXiv:1608.03983), and clipped
 gradients (Pascanu et al., arXiv:1211.5063). The mixture of experts has an auxiliary loss for
 balance besides: Switch Transformer's (Fedus et al., arXiv:2101.03961, equations 4 to 6), with top-k
-as in GShard (arXiv:2006.16668). Losses that are reported are cross-entropies, in nats a byte.
+as in GShard (arXiv:2006.16668). Reported losses are cross-entropies, in nats per byte.
 """
 
 from __future__ import annotations
@@ -34,30 +34,33 @@ from simulator.runtime.recording.models import Shape
 
 MIXTURE_NAME = "byte-moe"
 _WARM_UP_ROUNDS = 2
+"""Rounds before timing, which load kernels and fill caches."""
 _EVALUATION_SEQUENCES = 32
-"""Sequences that are evaluated at a time."""
+"""Sequences that are evaluated at once."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How all models are trained. None of it was tuned for one of them."""
+    """Hyperparameters of all models; none was tuned for one of them."""
 
     learning_rate: float = 3e-3
-    """At its highest."""
+    """Highest learning rate."""
     last_learning_rate: float = 3e-4
+    """Learning rate of the last step."""
     warm_up_share: float = 0.05
     """Share of the steps in which the learning rate rises."""
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.1
-    """Of matrices."""
+    """Weight decay of matrices."""
     gradient_norm: float = 1.0
+    """Norm that gradients are clipped to."""
     balance: float = 0.01
-    """Weight of the auxiliary loss; Switch Transformer's."""
+    """Weight of the auxiliary loss, as in Switch Transformer."""
     num_evaluations: int = 12
-    """Evenly over the steps, besides the one before the first."""
+    """Evaluations, evenly over the steps, besides the one before the first."""
 
     def rate(self, step: int, num_steps: int) -> float:
-        """The learning rate of a step, counted from 0.
+        """Learning rate of a step, counted from 0.
 
         >>> [round(Recipe().rate(step, 100), 5) for step in (0, 4, 5, 99)]
         [0.0006, 0.003, 0.003, 0.0003]
@@ -74,12 +77,11 @@ class Recipe:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Sequences that no model is trained on: the loss is measured, and the routing recorded, on the
-    same ones.
-    """
+    """Sequences that no model is trained on: for measuring the loss and recording the routing."""
 
     tokens_QS: NDArray[np.uint8]
-    """``S`` is one more than the context: the last byte is predicted only."""
+    """Bytes of each sequence; ``S`` is one more than the context: the last byte is only
+    predicted."""
     domain_Q: list[str]
 
     @property
@@ -90,42 +92,42 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Point:
-    """One model after so many steps: a row of the curve."""
+    """One model after some steps: a row of the curve."""
 
     model: str
     step: int
     tokens: int
     wall_seconds: float
-    """Spent in this model's own steps (forward, backward and optimiser); evaluations are not in
-    it."""
+    """Wall seconds of this model's own steps (forward, backward and optimiser) without
+    evaluations."""
     cpu_seconds: float
-    """Processor time of the same, of all threads: what to compare where other programs had the
-    cores meanwhile."""
+    """Processor seconds of the same steps, over all threads: to be compared where other programs
+    used the cores meanwhile."""
     train_loss: float
-    """Mean over the steps since the last point; NaN before the first step."""
+    """Mean training loss over the steps since the last point; NaN before the first step."""
     held_out_loss: float
 
 
 @dataclass
 class _Trained:
-    """A model in training."""
+    """Model in training."""
 
     transformer: Transformer
     optimiser: torch.optim.Optimizer
     batches: np.random.Generator
-    """Each model draws the same ones."""
+    """Random stream of batches, the same for each model."""
     routed: list[tuple[Router, Tensor]] = field(default_factory=list)
-    """What each router of the last forward pass saw."""
+    """Routers of the last forward pass, with their inputs."""
     losses: list[float] = field(default_factory=list)
-    """Since the last point."""
+    """Training losses since the last point."""
     step_s: list[float] = field(default_factory=list)
-    """Wall time of every step."""
+    """Wall seconds of every step."""
     cpu_seconds: float = 0.0
 
 
 def held_out(corpus: Corpus, context: int, num_tokens: int) -> HeldOut:
-    """About ``num_tokens`` tokens of held-out text, as many of each domain where there is enough,
-    in sequences evenly spaced.
+    """Choose about ``num_tokens`` tokens of held-out text, the same number of each domain where
+    there is enough, in evenly spaced sequences.
     """
     length = context + 1
     wanted = max(1, round(num_tokens / context / len(corpus.domains)))
@@ -140,7 +142,9 @@ def held_out(corpus: Corpus, context: int, num_tokens: int) -> HeldOut:
 
 
 class Training:
-    """Several models on the same batches; ``run`` trains them, ``curve`` says how they did."""
+    """Training of several models on the same batches: ``run`` trains them, ``curve`` holds their
+    losses.
+    """
 
     def __init__(
         self,
@@ -159,8 +163,8 @@ class Training:
         self._models = {name: _begin(model, seed, self.recipe) for name, model in models.items()}
 
     def time_a_step(self) -> tuple[dict[str, float], float]:
-        """Seconds of a step of each model, and of an evaluation of all; nothing is learned. Pays
-        what is slow only once, too.
+        """Measure the seconds of a step of each model, and of an evaluation of all, without
+        learning; also warms up.
         """
         batch = self._batch(np.random.default_rng(0))
         step_s: dict[str, float] = dict.fromkeys(self._models, math.inf)
@@ -204,17 +208,19 @@ class Training:
                 yield done + 1
 
     def transformer(self, name: str) -> Transformer:
-        """A model as it is now."""
+        """Transformer of a model in its present state."""
         return self._models[name].transformer
 
     def median_step_s(self) -> dict[str, float]:
-        """Wall time of each model's median step. All steps do the same work, so the others were
-        held up by other programs.
+        """Wall seconds of each model's median step. All steps do the same work, so longer ones were
+        slowed down by other programs.
         """
         return {name: float(np.median(trained.step_s)) for name, trained in self._models.items()}
 
     def _batch(self, rng: np.random.Generator) -> Tensor:
-        """``[batch, context + 1]`` bytes; each sequence is of a domain drawn evenly."""
+        """Draw a batch, ``[batch, context + 1]`` bytes; the domain of each sequence is drawn
+        evenly.
+        """
         texts = [text.training for text in self.corpus.domains.values()]
         length = self.shape.context + 1
         sequences = []
@@ -286,7 +292,7 @@ class Training:
 
 
 def route(transformer: Transformer, tokens_QS: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The experts that a mixture of experts chooses for every byte of the sequences but the last.
+    """Experts that a mixture of experts chooses for every byte of the sequences except the last.
 
     Returns:
         ``topk_ids_LTK``, sequence after sequence.
@@ -298,12 +304,12 @@ def route(transformer: Transformer, tokens_QS: NDArray[np.uint8]) -> NDArray[np.
 
 
 def balance_loss(score_TE: Tensor, topk_ids_TK: Tensor) -> Tensor:
-    """Switch Transformer's auxiliary loss: 1 for even loads, up to ``E`` where all tokens like one
-    expert.
+    """Auxiliary loss of Switch Transformer: 1 for even loads, up to ``E`` where all tokens choose
+    one expert.
 
     Args:
         score_TE: softmax over the experts.
-        topk_ids_TK: those that were chosen.
+        topk_ids_TK: experts that were chosen.
     """
     num_experts = score_TE.shape[1]
     share_E = topk_ids_TK.flatten().bincount(minlength=num_experts) / topk_ids_TK.numel()
@@ -311,7 +317,7 @@ def balance_loss(score_TE: Tensor, topk_ids_TK: Tensor) -> Tensor:
 
 
 def how_computed() -> str:
-    """What the numbers of a run depend on besides its seed."""
+    """Describe the conditions that a run's numbers depend on besides its seed."""
     return f"torch {torch.__version__}, {torch.get_num_threads()} threads"
 
 
@@ -335,7 +341,7 @@ def _begin(model: ModelSpec, seed: int, recipe: Recipe) -> _Trained:
 
 
 def _evaluated(num_steps: int, num_evaluations: int) -> set[int]:
-    """Steps after which a model is evaluated: evenly, the last one included.
+    """List the steps after which a model is evaluated: evenly spaced, the last one included.
 
     >>> sorted(_evaluated(40, 3))
     [0, 13, 27, 40]
@@ -349,8 +355,8 @@ def _chunk(batch: Tensor) -> Chunk:
 
 @contextmanager
 def _reproducible() -> Iterator[None]:
-    """The same sums in the same order every time: adding up gradients of one row from several
-    threads is not, otherwise.
+    """Sum in the same order every time within this context: gradients of one row are otherwise
+    added up by several threads in any order.
     """
     deterministic: Any = (
         torch.utils.deterministic

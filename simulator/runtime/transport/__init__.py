@@ -1,4 +1,4 @@
-"""How shards exchange data. One transport a file; a scenario's ``execution.transport`` names it."""
+"""Transports between shards, one in a file; a scenario's ``execution.transport`` names it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ from torch import Tensor
 
 
 class PeerLostError(Exception):
-    """An exchange could not be finished: another rank is gone, or did not come in time."""
+    """Error that an exchange could not be finished: another rank is lost, or did not
+    come in time.
+    """
 
 
 class Transport(Protocol):
-    """One rank's end. Every rank of a group calls the same operations in the same order."""
+    """One rank's end of a transport. Every rank of a group calls the same operations in the same
+    order.
+    """
 
     def all_to_all(
         self, send: Tensor, send_rows_R: list[int], receive_rows_R: list[int] | None = None
     ) -> tuple[Tensor, list[int]]:
-        """Rows to every rank and from every rank.
+        """Send rows to every rank and receive rows from every rank.
 
         Args:
             send: ``[N, ...]``, in the order of the ranks the rows go to.
@@ -34,7 +38,7 @@ class Transport(Protocol):
         ...
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        """The sum over the ranks; ``x`` may be changed."""
+        """Sum over the ranks; ``x`` may be changed."""
         ...
 
     def barrier(self) -> None:
@@ -42,7 +46,7 @@ class Transport(Protocol):
         ...
 
     def wait_at_most(self, timeout_s: float) -> None:
-        """From here on, another rank is missed after so long."""
+        """Set the seconds after which another rank counts as missing."""
         ...
 
     def close(self) -> None:
@@ -51,26 +55,28 @@ class Transport(Protocol):
 
 
 class Meeting(Protocol):
-    """What the driver keeps alive while the ranks use it."""
+    """Meeting point of the ranks, which the driver keeps alive while they use it."""
 
     @property
     def address(self) -> Any:
-        """What each rank is sent to find the others."""
+        """Address that each rank needs to find the others."""
         ...
 
     def abort(self) -> None:
-        """A rank is gone: let nobody wait for it, if that can be helped."""
+        """Let no rank wait for one that is lost, if possible."""
         ...
 
 
 class TransportPolicy(Protocol):
-    """A file in this folder: a frozen pydantic model whose fields are its configuration keys."""
+    """Interface of the files in this folder: a frozen pydantic model whose fields are its
+    configuration keys.
+    """
 
     joins_processes: ClassVar[bool]
     """Whether its ranks may be processes, on one machine or several."""
 
     def meeting(self, size: int, timeout_s: float) -> Meeting:
-        """Prepare a place for the ranks to meet, in the driver's process. Called again after every
+        """Prepare a meeting point for the ranks, in the driver's process. Called again after every
         failure.
         """
         ...

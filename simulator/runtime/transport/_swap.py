@@ -1,4 +1,4 @@
-"""Exchanges built from one primitive: give every rank one thing, get one from each."""
+"""Exchanges built from one primitive: give every rank one tensor, get one from each."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 class SwapTransport(ABC):
-    """A transport that can only swap."""
+    """Transport whose only primitive is a swap."""
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
 
     @abstractmethod
     def swap(self, give_R: list[Tensor]) -> list[Tensor]:
-        """Give ``give_R[r]`` to rank ``r``; get what each rank gave to this one."""
+        """Give ``give_R[r]`` to rank ``r``; return what each rank gave to this one."""
 
     def all_to_all(
         self, send: Tensor, send_rows_R: list[int], receive_rows_R: list[int] | None = None

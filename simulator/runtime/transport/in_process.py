@@ -1,4 +1,4 @@
-"""Ranks that are threads of one process: for tests, and for machines without ray."""
+"""Transport between threads of one process: for tests, and for machines without Ray."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from simulator.runtime.transport._swap import SwapTransport
 
 
 class Room:
-    """Where the threads meet."""
+    """Meeting point of the threads."""
 
     @property
     def address(self) -> Room:
-        """The room itself: nothing has to be sent."""
+        """Meeting point itself: nothing has to be sent."""
         return self
 
     def abort(self) -> None:
-        """Let nobody wait any longer."""
+        """Let no thread wait any longer."""
         self.barrier.abort()
 
     def __init__(self, size: int, timeout_s: float) -> None:
@@ -31,7 +31,7 @@ class Room:
 
 
 class InProcess(Frozen):
-    """Tensors are handed over in memory, without a copy."""
+    """Transport that hands tensors over in memory, without a copy."""
 
     joins_processes: ClassVar[bool] = False
 
@@ -43,7 +43,7 @@ class InProcess(Frozen):
 
 
 class InProcessTransport(SwapTransport):
-    """One thread's end."""
+    """One thread's end of the transport."""
 
     def __init__(self, room: Room, rank: int, size: int) -> None:
         super().__init__(rank, size)

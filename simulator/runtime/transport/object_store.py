@@ -1,5 +1,5 @@
-"""Through Ray's object store, where no process group can form. Slower: every exchange asks an actor
-who has come.
+"""Transport through Ray's object store, where no process group can form. Slower: every exchange
+asks an actor for the others' rows.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from simulator.runtime.transport import PeerLostError
 from simulator.runtime.transport._swap import SwapTransport
 
 _PATIENCE_S = 5.0
-"""A switchboard says itself that a rank did not come; only if it does not answer either is it given
-up after this."""
+"""Seconds beyond a rank's own timeout after which a switchboard that does not answer is given up;
+normally it reports missing ranks itself."""
 
 
 class ObjectStore(Frozen):
-    """Rows lie in the object store of the node that has them, and are fetched by the node that
-    needs them.
+    """Transport whose rows lie in the object store of the node that has them, and are fetched by
+    the node that needs them.
     """
 
     joins_processes: ClassVar[bool] = True
@@ -35,18 +35,18 @@ class ObjectStore(Frozen):
 
 
 class Desk:
-    """The driver's end: owns the switchboard."""
+    """Driver's end: owner of the switchboard."""
 
     def __init__(self, size: int) -> None:
         self.address = ray.remote(Switchboard).options(num_cpus=0).remote(size)
 
     def abort(self) -> None:
-        """Let nobody wait any longer."""
+        """Let no rank wait any longer."""
         ray.kill(self.address)
 
 
 class Switchboard:
-    """Tells every rank where the others' rows lie, once all have come."""
+    """Actor that tells every rank where the others' rows lie, once all have arrived."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -80,7 +80,7 @@ class Switchboard:
 
 
 class ObjectStoreTransport(SwapTransport):
-    """One actor's end."""
+    """One actor's end of the transport."""
 
     def __init__(self, switchboard: Any, rank: int, size: int, timeout_s: float) -> None:
         super().__init__(rank, size)

@@ -1,4 +1,4 @@
-"""``torch.distributed``: gloo between CPUs, NCCL between GPUs."""
+"""Transport by ``torch.distributed``: gloo between CPUs, NCCL between GPUs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from simulator.runtime.transport import PeerLostError
 
 
 class Address(NamedTuple):
-    """Where the ranks find each other."""
+    """Address at which the ranks find each other."""
 
     host: str
     port: int
 
 
 class ProcessGroup(Frozen):
-    """One process group over all ranks, formed anew after every failure."""
+    """Transport by one process group over all ranks, formed again after every failure."""
 
     joins_processes: ClassVar[bool] = True
 
@@ -38,9 +38,7 @@ class ProcessGroup(Frozen):
 
 
 class Listener:
-    """The driver's end: a store that the ranks come to. It only introduces them; no tokens pass
-    through it.
-    """
+    """Driver's end: a store through which the ranks find each other; no tokens pass through it."""
 
     def __init__(self, size: int, timeout_s: float) -> None:
         host = _own_address()
@@ -52,13 +50,13 @@ class Listener:
 
     def abort(self) -> None:
         """End the introductions: ranks that still wait for each other give up. Connections to a
-        process that is gone break anyway.
+        lost process break anyway.
         """
         self._store = None
 
 
 def _own_address() -> str:
-    """The address that other machines reach this one by; no packet is sent to find it."""
+    """Find the address that other machines reach this one by, without sending a packet."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("10.255.255.255", 1))
@@ -68,7 +66,7 @@ def _own_address() -> str:
 
 
 class ProcessGroupTransport:
-    """One process's end."""
+    """One process's end of the transport."""
 
     def __init__(self, address: Address, rank: int, size: int, timeout_s: float) -> None:
         self.rank, self.size = rank, size
@@ -120,5 +118,7 @@ class ProcessGroupTransport:
 
 
 def _lost(rank: int, doing: str, error: Exception) -> PeerLostError:
-    """The first line of the library's message; the rest is its own stack."""
+    """Make an error from the first line of the library's message; the rest is its own
+    stack trace.
+    """
     return PeerLostError(f"rank {rank}, {doing}: {first_line(error)}")

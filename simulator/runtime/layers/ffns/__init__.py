@@ -1,1 +1,1 @@
-"""Feed-forward blocks as PyTorch layers, one kind a file: those that can be executed."""
+"""Feed-forward blocks that can be executed, as PyTorch layers, one kind in a file."""

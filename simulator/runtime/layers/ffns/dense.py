@@ -9,7 +9,7 @@ from simulator.runtime.layers.part import WHOLE, Part
 
 
 class Dense(FeedForward):
-    """The block of a dense layer."""
+    """Feed-forward block of a dense layer."""
 
     def __init__(
         self,

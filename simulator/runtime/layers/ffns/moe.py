@@ -15,8 +15,8 @@ from simulator.runtime.layers.weights import Weights
 
 
 class MixtureOfExperts(FFNLayer):
-    """All of a layer's experts in one process: what the distributed runs are compared with, and
-    what is trained. A part has the same features of every expert.
+    """All experts of a layer in one process: the reference of distributed runs, and the layer that
+    is trained. A part has the same features of every expert.
     """
 
     def __init__(self, spec: MoE, hidden_size: int, part: Part = WHOLE) -> None:
@@ -35,7 +35,7 @@ class MixtureOfExperts(FFNLayer):
     def forward(
         self, x_TH: Tensor, topk_ids_TK: Tensor | None = None, drop: Drop | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Every token through its experts, but for the choices that are dropped.
+        """Pass every token through its experts, except for dropped choices.
 
         Returns:
             ``[T, H]``, and the ids that were used, ``[T, K]``.

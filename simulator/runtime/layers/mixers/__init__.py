@@ -1,1 +1,1 @@
-"""Mixers as PyTorch layers, one kind a file: those that can be executed."""
+"""Mixers that can be executed, as PyTorch layers, one kind in a file."""

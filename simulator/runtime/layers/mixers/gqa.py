@@ -16,6 +16,7 @@ from simulator.runtime.layers.part import WHOLE, Part
 from simulator.runtime.layers.weights import Weights, empty, fill
 
 _ROPE_BASE = 10_000.0
+"""Base of rotary positions (Su et al., arXiv:2104.09864)."""
 
 
 class Cache(NamedTuple):
@@ -102,7 +103,7 @@ class Attention(MixerLayer):
         return functional.linear(mixed.reshape(len(x_TH), -1), self.output, self.output_bias)
 
     def _look(self, query: Tensor, key: Tensor, value: Tensor, chunk: Chunk) -> Tensor:
-        """Attention, ``[sequences, new, heads, head size]``."""
+        """Attention output, ``[sequences, new, heads, head size]``."""
         window = self.spec.window
         is_windowed = window is not None and chunk.context_tokens + chunk.new_tokens > window
         group = self.num_heads // self.num_kv_heads
@@ -126,7 +127,7 @@ class Attention(MixerLayer):
 
 
 def _mask(chunk: Chunk, window: int | None, device: torch.device) -> Tensor:
-    """Which entries each new token may see, ``bool [new, context + new]``."""
+    """Mask of the entries that each new token may attend to, ``bool [new, context + new]``."""
     position = torch.arange(
         chunk.context_tokens, chunk.context_tokens + chunk.new_tokens, device=device
     )[:, None]
