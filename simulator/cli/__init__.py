@@ -23,7 +23,7 @@ from simulator.base.text import one_line
 from simulator.base.trust import forget_current_folder
 from simulator.cli import cache, calibrate, console, describe, execute, plan, run, trace, validate
 from simulator.runtime.ray_files import remove_dead_clusters
-from simulator.runtime.stopping import stops_on_terminate
+from simulator.runtime.stopping import stop_on_terminate
 
 app = typer.Typer(
     name="moesim",
@@ -49,7 +49,7 @@ def main() -> None:
     forget_current_folder()
     warnings.showwarning = console.show_warning
     tell_compiling(console.show_compiling)
-    with stops_on_terminate():
+    with stop_on_terminate():
         _run()
 
 

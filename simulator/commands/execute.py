@@ -262,7 +262,7 @@ class _Runner:
             # A recovery is no part of a step; it stands in the table of faults.
             wall_s = time.perf_counter() - backend.attempt_began_s
             if step.keeps_output:
-                differences[kind] = largest_difference(plan, shards, reference.hidden(step))
+                differences[kind] = largest_difference(plan, shards, reference.hidden_vectors(step))
             if counts:
                 measured = combine_moments(plan, shards)
                 measured.phases["overhead"] += max(0.0, wall_s - measured.duration_s)

@@ -108,14 +108,13 @@ def train_and_record(
     from simulator.runtime.recording.training import (
         MIXTURE_NAME,
         Training,
-        held_out,
-        how_computed,
+        describe_computation,
         route,
     )
 
     shape = shape or Shape()
     corpus = read_corpus(text, seed, shape.context)
-    held = held_out(corpus, shape.context, tokens)
+    held = choose_held_out(corpus, shape.context, tokens)
     models = three_models(shape, MIXTURE_NAME)
     training = Training(models, corpus, held, shape, seed, recipe)
     if steps is None:
@@ -147,7 +146,7 @@ def train_and_record(
         num_experts=shape.num_experts,
         provenance=(
             f"moesim {__version__} trace record train --steps {steps} --tokens {tokens} "
-            f"--seed {seed}; {how_computed()}. A byte-level mixture of experts "
+            f"--seed {seed}; {describe_computation()}. A byte-level mixture of experts "
             f"({moe.num_parameters:,} parameters, {moe.num_active_parameters:,} "
             f"active; {shape.num_layers} layers, {shape.num_experts} experts, top-{shape.top_k}) "
             f"trained on {moe.tokens:,} tokens of {corpus.description} "

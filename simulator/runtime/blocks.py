@@ -142,12 +142,12 @@ class ExpertLayer(nn.Module):
             outgoing = self.packer.pack(
                 x_TH, weight_TK.repeat_interleave(self.map.moe_tp, dim=1), local_TK, rows, num_ranks
             )
-        with timeline.together("dispatch", self.layer):
+        with timeline.meet("dispatch", self.layer):
             received, rows_R = transport.all_to_all(outgoing.payload_NB, outgoing.rows_R)
         with timeline.busy("experts", self.layer):
             incoming = self.packer.unpack(received, len(self.experts.expert_P))
             answer = self.packer.answer(self.experts(incoming.x_PH, incoming.rows_P), incoming)
-        with timeline.together("combine", self.layer):
+        with timeline.meet("combine", self.layer):
             returned, _ = transport.all_to_all(answer, rows_R, outgoing.rows_R)
         with timeline.busy("experts", self.layer):
             result = self.packer.gather(returned, outgoing, len(x_TH))
@@ -194,12 +194,12 @@ class RankModel(nn.Module):
         if self.head is not None:
             fill(self.head, part.cut(weights.tensor("head", (model.vocab_size, model.hidden_size))))
         for layer, mixer in self.mixers.items():
-            _as(mixer, MixerLayer).load(weights, f"layers.{layer}.mixer")  # type: ignore[type-abstract]
-            _as(self.mixer_norms[layer], Norm).load(weights, f"layers.{layer}.mixer_norm")
+            _check_kind(mixer, MixerLayer).load(weights, f"layers.{layer}.mixer")  # type: ignore[type-abstract]
+            _check_kind(self.mixer_norms[layer], Norm).load(weights, f"layers.{layer}.mixer_norm")
         for layer, ffn in self.ffns.items():
-            block = ffn if isinstance(ffn, ExpertLayer) else _as(ffn, FFNLayer)  # type: ignore[type-abstract]
+            block = ffn if isinstance(ffn, ExpertLayer) else _check_kind(ffn, FFNLayer)  # type: ignore[type-abstract]
             block.load(weights, f"layers.{layer}.ffn", self.embedding)
-            _as(self.ffn_norms[layer], Norm).load(weights, f"layers.{layer}.ffn_norm")
+            _check_kind(self.ffn_norms[layer], Norm).load(weights, f"layers.{layer}.ffn_norm")
 
     def run(
         self,
@@ -234,7 +234,7 @@ class RankModel(nn.Module):
                 x_TH = self._add(x_TH, mixed, layer, layout.tp > 1, transport, timeline)
             if key not in self.ffns:
                 continue
-            norm, ffn = _as(self.ffn_norms[key], Norm), self.ffns[key]
+            norm, ffn = _check_kind(self.ffn_norms[key], Norm), self.ffns[key]
             if isinstance(ffn, ExpertLayer):
                 added = ffn.run(norm, x_TH, step, first_token, transport, timeline, done)
             else:
@@ -262,12 +262,12 @@ class RankModel(nn.Module):
         timeline: Timeline,
     ) -> Tensor:
         if is_partial:
-            with timeline.together("collective", layer):
+            with timeline.meet("collective", layer):
                 added = transport.all_reduce(added.contiguous())
         return x_TH + added
 
 
-def _as(module: nn.Module, kind: type[AnyModule]) -> AnyModule:
+def _check_kind(module: nn.Module, kind: type[AnyModule]) -> AnyModule:
     """Check the type of a module, which ``ModuleDict`` does not declare."""
     if not isinstance(module, kind):
         raise TypeError(f"expected {kind.__name__}, found {type(module).__name__}")

@@ -43,7 +43,7 @@ class Head:
             self.lost = f"its head at {self.address} does not answer any more"
 
     @contextlib.contextmanager
-    def watched(self) -> Iterator[None]:
+    def watch_until_lost(self) -> Iterator[None]:
         """Check regularly within this context; in the main thread a loss interrupts it, as SIGTERM
         does.
         """

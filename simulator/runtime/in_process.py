@@ -43,7 +43,7 @@ class InProcessBackend:
             LostError: if a rank kept the others waiting for too long. They cannot meet again.
         """
         self.attempt_began_s = time.perf_counter()
-        timeout_s = self._patience.of(step.kind)
+        timeout_s = self._patience.limit_s(step.kind)
         futures = [self._threads.submit(self._run, shard, step, timeout_s) for shard in self.shards]
         errors = [error for future in futures if (error := future.exception()) is not None]
         for error in errors:  # what went wrong first, not that the others missed a rank

@@ -42,7 +42,7 @@ class Contexts:
         self.job, self.part, self.device = job, job.dense_part(rank), device
         self._kept: dict[tuple[int, int, int], list[Cached]] = {}
 
-    def of(self, step: Step, first: int, end: int) -> list[Cached]:
+    def draw_caches(self, step: Step, first: int, end: int) -> list[Cached]:
         """Caches of sequences ``first`` to ``end - 1``, one for each layer with a mixer."""
         key = (step.context_tokens, first, end)
         if key not in self._kept:

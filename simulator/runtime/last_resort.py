@@ -29,7 +29,7 @@ _SAID = "stopped; nothing was written (Ray did not answer, and was killed)\n"
 
 
 @contextlib.contextmanager
-def ends_though_stuck(folder: Path | None) -> Iterator[None]:
+def end_though_stuck(folder: Path | None) -> Iterator[None]:
     """Leave the context within :data:`_ENDS_S` seconds after SIGINT or SIGTERM; otherwise kill what
     was started within, remove the folder, and end the process with status 130.
 

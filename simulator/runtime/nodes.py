@@ -20,11 +20,11 @@ from ray.cluster_utils import Cluster
 from simulator.base.errors import LostError, UserError
 from simulator.base.text import first_line
 from simulator.runtime.head import ANSWER_S, Head, knock
-from simulator.runtime.last_resort import ends_though_stuck
+from simulator.runtime.last_resort import end_though_stuck
 from simulator.runtime.orphans import find_started_by, kill_left
-from simulator.runtime.ray_files import keep_variables, own_ray_files
+from simulator.runtime.ray_files import isolate_ray_files, keep_variables
 from simulator.runtime.ray_path import WithoutCurrentFolder
-from simulator.runtime.stopping import stops_on_terminate
+from simulator.runtime.stopping import stop_on_terminate
 
 
 def _mark(number: int) -> str:
@@ -144,9 +144,9 @@ def connect(
     os.environ.setdefault("RAY_worker_niceness", "0")
     # A cluster of the user's has its own folder, which the driver learns from it.
     with (
-        stops_on_terminate(),
-        own_ray_files() if address is None else keep_variables() as folder,
-        ends_though_stuck(folder),
+        stop_on_terminate(),
+        isolate_ray_files() if address is None else keep_variables() as folder,
+        end_though_stuck(folder),
     ):
         _read_variables_anew()
         try:
@@ -167,7 +167,7 @@ def connect(
                 raise KeyboardInterrupt from None
             nodes.head = Head(ray.get_runtime_context().gcs_address, lambda: _has_ended(nodes))
             # Once more: Ray puts a handler of its own in place, which ends the process at once.
-            with stops_on_terminate(), nodes.head.watched():
+            with stop_on_terminate(), nodes.head.watch_until_lost():
                 yield nodes
         except (Exception, KeyboardInterrupt) as error:
             if (lost := _find_loss(nodes, error)) is None:
@@ -176,7 +176,7 @@ def connect(
         finally:
             # Agents that are still being started when their raylet is killed would write into the
             # folder after it was removed.
-            agents = find_started_by(_own_raylets(nodes))
+            agents = find_started_by(_list_own_raylets(nodes))
             ray.shutdown()
             if nodes.simulated is not None:
                 with contextlib.suppress(
@@ -202,7 +202,7 @@ def _has_ended(nodes: Nodes) -> bool:
     return any(one.process.poll() is not None for one in started)
 
 
-def _own_raylets(nodes: Nodes) -> list[int]:
+def _list_own_raylets(nodes: Nodes) -> list[int]:
     """List the processes of raylets that were started here; none of a cluster that was joined."""
     own = [ray_worker._global_node] if nodes.simulated is None else nodes.simulated.list_all_nodes()
     return [

@@ -27,7 +27,7 @@ class Patience:
         """Seconds that ranks may wait for steps that were not measured yet."""
         return _FIRST * self.least_s
 
-    def of(self, kind: str) -> float:
+    def limit_s(self, kind: str) -> float:
         """Seconds that ranks may wait in a step of a kind."""
         slowest_s = self._slowest_s.get(kind)
         return self.first_s if slowest_s is None else max(self.least_s, _SLOWEST * slowest_s)

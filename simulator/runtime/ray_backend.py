@@ -211,7 +211,7 @@ class RayBackend:
         """
         for attempt in range(_MOST_RECOVERIES):
             self.attempt_began_s = time.perf_counter()
-            timeout_s = self._patience.of(step.kind)
+            timeout_s = self._patience.limit_s(step.kind)
             try:
                 found = self._ask(
                     {rank: one.step.remote(step, timeout_s) for rank, one in self._ranks},
@@ -223,12 +223,12 @@ class RayBackend:
                 self._patience.forget()
                 continue
             self._patience.learn(step.kind, time.perf_counter() - self.attempt_began_s)
-            return [self._on_own_clock(found[rank]) for rank in range(self.size)]
+            return [self._shift_to_own_clock(found[rank]) for rank in range(self.size)]
         raise LostError(
             f"step {step.number} failed {_MOST_RECOVERIES} times: {self.faults[-1].what}"
         )
 
-    def _on_own_clock(self, found: ShardStep) -> ShardStep:
+    def _shift_to_own_clock(self, found: ShardStep) -> ShardStep:
         offset_s = self._offset_s[found.rank]
         if offset_s:
             found.moments[:] = [

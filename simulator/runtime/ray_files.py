@@ -42,7 +42,7 @@ def keep_variables() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def own_ray_files() -> Iterator[Path]:
+def isolate_ray_files() -> Iterator[Path]:
     """Make a new temporary folder for all files of clusters that this process starts; it is removed
     afterwards.
 

@@ -29,7 +29,7 @@ class Reference:
             self.model.load(weights_from(job.weights, job.seed))
         self._contexts = Contexts(_whole(job), 0, torch.device("cpu"))
 
-    def hidden(self, step: Step) -> NDArray[np.float32]:
+    def hidden_vectors(self, step: Step) -> NDArray[np.float32]:
         """Hidden vectors of all tokens behind the last norm, ``[T, H]``."""
         job = self.job
         chunk = Chunk(step.num_sequences, step.new_tokens, step.context_tokens)
@@ -38,7 +38,9 @@ class Reference:
             for layer in range(job.model.num_moe_layers)
         ]
         known = [torch.from_numpy(ids_TK) for ids_TK in ids if ids_TK is not None]
-        caches = self._contexts.of(step, 0, step.num_sequences) if step.context_tokens else None
+        caches = (
+            self._contexts.draw_caches(step, 0, step.num_sequences) if step.context_tokens else None
+        )
         source_T = job.find_sources(step)
 
         def drop(ids_TK: Tensor) -> Tensor:

@@ -117,7 +117,7 @@ class Shard:
             self.device
         )
         caches: list[Cached] | None = (
-            self._contexts.of(step, first, end) if step.context_tokens else None
+            self._contexts.draw_caches(step, first, end) if step.context_tokens else None
         )
         with torch.inference_mode():
             transport.barrier()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def stops_on_terminate() -> Iterator[None]:
+def stop_on_terminate() -> Iterator[None]:
     """Turn SIGTERM into KeyboardInterrupt; only in the main thread, since no other can set a
     handler.
     """

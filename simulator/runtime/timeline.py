@@ -42,7 +42,7 @@ class Timeline:
         self._end(phase, layer, is_together=False)
 
     @contextmanager
-    def together(self, phase: str, layer: int) -> Iterator[None]:
+    def meet(self, phase: str, layer: int) -> Iterator[None]:
         """Record an exchange of the rank with the others of its group."""
         yield
         self._end(phase, layer, is_together=True)

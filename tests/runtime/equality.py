@@ -69,14 +69,14 @@ def check(job, backend, reference, steps=STEPS, tolerance=FP32):
 
 def check_step(job, step, outs, reference, tolerance=FP32):
     found = hidden(job, outs)
-    expected = reference.hidden(step)
+    expected = reference.hidden_vectors(step)
     assert found.shape == expected.shape == (step.num_tokens, job.model.hidden_size)
     assert np.isfinite(expected).all()
     assert np.abs(found - expected).max() <= tolerance
     check_laws(job, step, outs)
 
 
-def hidden(job, outs):
+def hidden_vectors(job, outs):
     """Hidden vectors of all tokens, in their order; the ranks of a tensor-parallel group have the
     same.
     """

@@ -221,8 +221,8 @@ def test_a_pruned_dense_model_equals_the_whole_pruned_model(real, pruning, tp):
         real.job(real.plan({"has_bias": True}, tp=tp)), pruning=PRUNING[pruning]
     )
     check_job(with_noise(pruned, real.folder))
-    whole = Reference(dataclasses.replace(pruned, pruning=None)).hidden(prompts())
-    assert np.abs(Reference(pruned).hidden(prompts()) - whole).max() > 100 * FP32
+    whole = Reference(dataclasses.replace(pruned, pruning=None)).hidden_vectors(prompts())
+    assert np.abs(Reference(pruned).hidden_vectors(prompts()) - whole).max() > 100 * FP32
 
 
 @pytest.mark.parametrize(

@@ -40,14 +40,14 @@ with connect():
 ENDS = """
 import signal, socket, threading
 from simulator.runtime import last_resort
-from simulator.runtime.last_resort import ends_though_stuck
+from simulator.runtime.last_resort import end_though_stuck
 
 last_resort._ENDS_S = 1.0
 heard, told = socket.socketpair()
 told.setblocking(False)
 signal.set_wakeup_fd(told.fileno())
 try:
-    with ends_though_stuck(None):
+    with end_though_stuck(None):
         signal.raise_signal(signal.SIGINT)
 except KeyboardInterrupt:
     print("interrupted", list(heard.recv(9)), signal.set_wakeup_fd(-1) == told.fileno())

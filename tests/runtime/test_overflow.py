@@ -41,7 +41,7 @@ def test_shards_drop_what_the_whole_model_drops(real, split, factor, kind):
     check_job(by_its_router(job))
     step = prompts(sequences=8, tokens=16)
     free = dataclasses.replace(job, experts=dataclasses.replace(job.experts, overflow=Dropless()))
-    dropped = Reference(job).hidden(step) - Reference(free).hidden(step)
+    dropped = Reference(job).hidden_vectors(step) - Reference(free).hidden_vectors(step)
     assert np.abs(dropped).max() > 0.01  # or it would be no test
 
 

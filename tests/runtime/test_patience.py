@@ -16,18 +16,18 @@ def test_no_step_that_is_as_fast_as_the_slowest_is_given_up_and_none_sooner_than
     least_s, took_s
 ):
     patience = Patience(least_s)
-    assert patience.of("decode") == patience.first_s > least_s
+    assert patience.limit_s("decode") == patience.first_s > least_s
     for one_s in took_s:
         patience.learn("decode", one_s)
-    assert patience.of("decode") >= max(least_s, 2 * max(took_s))
-    assert patience.of("prompt") == patience.first_s
+    assert patience.limit_s("decode") >= max(least_s, 2 * max(took_s))
+    assert patience.limit_s("prompt") == patience.first_s
     patience.forget()
-    assert patience.of("decode") == patience.first_s
+    assert patience.limit_s("decode") == patience.first_s
 
 
 def test_a_step_that_was_slow_once_gives_the_next_ones_time():
     patience = Patience(30.0)
     patience.learn("decode", 0.1)
-    assert patience.of("decode") == 30.0
+    assert patience.limit_s("decode") == 30.0
     patience.learn("decode", 40.0)
-    assert patience.of("decode") == pytest.approx(200.0)
+    assert patience.limit_s("decode") == pytest.approx(200.0)

@@ -15,7 +15,7 @@ from simulator.config.pruning import Block, TwoFour, Unstructured
 from simulator.runtime.layers.feed_forward import FeedForward
 from simulator.runtime.layers.kinds import Chunk
 from simulator.runtime.layers.part import Part
-from simulator.runtime.layers.pruned import PrunedMatrix, kept
+from simulator.runtime.layers.pruned import PrunedMatrix, choose_kept
 from simulator.runtime.layers.transformer import Transformer
 from simulator.runtime.layers.weights import SeededWeights
 from tests.runtime.small_models import SPECS, inputs, tokens
@@ -38,7 +38,7 @@ PRUNINGS = {
 @pytest.mark.parametrize("pruning", PRUNINGS.values(), ids=PRUNINGS)
 def test_the_largest_weights_are_left_and_as_many_as_the_spec_counts(pruning):
     matrix = inputs(24, 40)
-    mask = kept(matrix, pruning)
+    mask = choose_kept(matrix, pruning)
     assert int(mask.sum()) == pruning.num_stored(24, 40)
     if isinstance(pruning, Unstructured):
         sizes, left = matrix.abs().flatten()[None], mask.flatten()[None]
@@ -74,7 +74,7 @@ def test_a_pruned_matrix_stores_what_the_spec_counts_and_multiplies_like_the_mas
     matrix, x_TI = inputs(24, 40), inputs(num_tokens, 40, seed=2)
     if zeros:
         matrix[:12] = 0
-    mask, pruned = kept(matrix, pruning), PrunedMatrix(pruning)
+    mask, pruned = choose_kept(matrix, pruning), PrunedMatrix(pruning)
     pruned.store(matrix, mask, x_TI)
     assert pruned.num_stored == pruning.num_stored(24, 40)
     assert pruned.stored_bytes == 4 * pruning.num_stored(24, 40) + index_share(
@@ -99,12 +99,14 @@ def test_the_parts_of_a_pruned_block_add_up_to_the_masked_one(pruning, num_token
     noise, x_TH = Noise(), inputs(num_tokens, 24)
     rows = 32 if is_gated else 16
     up, down = noise.tensor("f.up", (rows, 24)), noise.tensor("f.down", (24, 16))
-    hidden = functional.linear(x_TH, up * kept(up, pruning), noise.tensor("f.up_bias", (rows,)))
+    hidden = functional.linear(
+        x_TH, up * choose_kept(up, pruning), noise.tensor("f.up_bias", (rows,))
+    )
     hidden = (
         functional.silu(hidden[:, :16]) * hidden[:, 16:] if is_gated else functional.gelu(hidden)
     )
     expected = functional.linear(
-        hidden, down * kept(down, pruning), noise.tensor("f.down_bias", (24,))
+        hidden, down * choose_kept(down, pruning), noise.tensor("f.down_bias", (24,))
     )
     # Whole, even, and where weights have no blocks uneven parts, with parts that have no features
     # at all.
@@ -129,14 +131,14 @@ def test_the_parts_of_a_pruned_block_add_up_to_the_masked_one(pruning, num_token
 def test_pruned_experts_in_half_precision_are_multiplied_or_refused_by_name():
     matrix, x_TI = inputs(24, 40), inputs(3, 40, seed=2).bfloat16()
     two_four = PrunedMatrix(PRUNINGS["two_four"])
-    mask = kept(matrix, two_four.pruning)
+    mask = choose_kept(matrix, two_four.pruning)
     two_four.store(matrix, mask, x_TI)
     torch.testing.assert_close(two_four(x_TI), x_TI @ (matrix * mask).bfloat16().T)
     assert two_four.stored_bytes == (2 + 0.5) * 480
     for name in ("unstructured 0.5", "block 0.5"):
         pruned = PrunedMatrix(PRUNINGS[name])
         with pytest.raises(UserError, match=f"'{pruned.pruning.kind}' needs fp32 on a CPU"):
-            pruned.store(matrix, kept(matrix, pruned.pruning), x_TI)
+            pruned.store(matrix, choose_kept(matrix, pruned.pruning), x_TI)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +159,7 @@ def test_a_split_through_blocks_is_refused(name, width, ranks):
 )
 def test_a_matrix_that_is_not_made_of_whole_blocks_is_refused(name, shape):
     with pytest.raises(UserError, match=r"needs matrices of whole . x 4 blocks, got \[\d, \d\]"):
-        kept(inputs(*shape), PRUNINGS[name])
+        choose_kept(inputs(*shape), PRUNINGS[name])
 
 
 def test_a_pruned_model_prunes_its_dense_blocks_and_nothing_else():

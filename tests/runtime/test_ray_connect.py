@@ -22,7 +22,7 @@ from simulator.parallel.workers import Workers
 from simulator.planner.capacity import _ready
 from simulator.planner.store import program
 from simulator.runtime.nodes import connect
-from simulator.runtime.ray_files import own_ray_files
+from simulator.runtime.ray_files import isolate_ray_files
 from tests.runtime.processes import (
     NOWHERE,
     PATIENCE_S,
@@ -84,7 +84,7 @@ def test_where_sockets_would_have_too_long_a_path_another_folder_is_taken(tmp_pa
     long = tmp_path / ("long" * 10)
     long.mkdir()
     monkeypatch.setenv("RAY_TMPDIR", str(long))
-    with own_ray_files() as folder:
+    with isolate_ray_files() as folder:
         assert long not in folder.parents
         assert folder.is_dir()
     assert not folder.exists()

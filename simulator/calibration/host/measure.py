@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from simulator.config.pruning import Pruning
-from simulator.runtime.layers.pruned import PrunedMatrix, kept
+from simulator.runtime.layers.pruned import PrunedMatrix, choose_kept
 from simulator.runtime.shard import Shard
 
 _PASSES = 5
@@ -85,7 +85,7 @@ def pruned_ratios(
         pruned = []
         for matrix in matrices:
             holder = PrunedMatrix(pruning)
-            holder.store(matrix, kept(matrix, pruning), matrix)
+            holder.store(matrix, choose_kept(matrix, pruning), matrix)
             pruned.append(holder)
         found = []
         for number in rows:

@@ -10,7 +10,7 @@ from simulator.config.pruning import Block, Pruning, TwoFour
 from simulator.runtime.layers.experts import activate
 from simulator.runtime.layers.kinds import FFNLayer
 from simulator.runtime.layers.part import WHOLE, Part
-from simulator.runtime.layers.pruned import PrunedMatrix, kept
+from simulator.runtime.layers.pruned import PrunedMatrix, choose_kept
 from simulator.runtime.layers.weights import Weights, empty, fill
 
 
@@ -58,7 +58,7 @@ class FeedForward(FFNLayer):
                 if holder.pruning is not None:
                     # The whole matrix decides what is left, so that pruning does not depend on how
                     # the matrix is split.
-                    holder.store(own, self._cut(kept(matrix, holder.pruning), is_up), like)
+                    holder.store(own, self._cut(choose_kept(matrix, holder.pruning), is_up), like)
             else:
                 fill(holder, own)
         if self.up_bias is not None:

@@ -21,7 +21,7 @@ from simulator.base.errors import UserError
 from simulator.config.pruning import Block, Pruning, TwoFour, Unstructured
 
 
-def kept(matrix: Tensor, pruning: Pruning) -> Tensor:
+def choose_kept(matrix: Tensor, pruning: Pruning) -> Tensor:
     """Choose the remaining weights of a whole matrix, ``bool [out, in]``: the largest, exactly
     ``pruning.num_stored`` of them.
 
@@ -121,12 +121,12 @@ class PrunedMatrix(nn.Module):
     def forward(self, x_TI: Tensor) -> Tensor:
         """Product ``x @ matrix.T``, ``[T, out]``."""
         if isinstance(self.pruning, TwoFour):
-            return functional.linear(x_TI, self._matrix if x_TI.is_cuda else self._expanded())
+            return functional.linear(x_TI, self._matrix if x_TI.is_cuda else self._expand())
         if len(x_TI) == 0:
             return x_TI.new_zeros(0, self._matrix.shape[0])
         return (self._matrix @ x_TI.T).T
 
-    def _expanded(self) -> Tensor:
+    def _expand(self) -> Tensor:
         rows = len(self._matrix)
         fours = self._matrix.new_zeros(rows, self._place.shape[1], 4)
         place = torch.stack([self._place // 4, self._place % 4], dim=2).long()

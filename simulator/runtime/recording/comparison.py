@@ -90,7 +90,9 @@ def outcomes(
         }
         last = by_run[SAME_TOKENS].iloc[-1]
         times = [
-            reached(own["seconds"].to_numpy(float), own["held_out_loss"].to_numpy(float), target)
+            find_time_reached(
+                own["seconds"].to_numpy(float), own["held_out_loss"].to_numpy(float), target
+            )
             for own in by_run.values()
         ]
         row = Outcome(
@@ -101,27 +103,29 @@ def outcomes(
             seconds=float(last["seconds"]),
             train_loss=float(last["train_loss"]),
             held_out_loss=float(last["held_out_loss"]),
-            above_moe=_above(loss_Q[SAME_TOKENS][name], moe_Q),
+            above_moe=_compare_losses(loss_Q[SAME_TOKENS][name], moe_Q),
             same_time_tokens=int(by_run[second]["tokens"].iloc[-1]),
             same_time_loss=float(by_run[second]["held_out_loss"].iloc[-1]),
-            same_time_above_moe=_above(loss_Q[second][name], moe_Q),
+            same_time_above_moe=_compare_losses(loss_Q[second][name], moe_Q),
             seconds_to_moe_loss=min((time for time in times if time is not None), default=None),
         )
         rows.append(row)
     return rows
 
 
-def _above(loss_Q: NDArray[np.float64], moe_Q: NDArray[np.float64]) -> Above:
+def _compare_losses(loss_Q: NDArray[np.float64], moe_Q: NDArray[np.float64]) -> Above:
     above_Q = loss_Q - moe_Q
     error = float(above_Q.std(ddof=1) / math.sqrt(len(above_Q))) if len(above_Q) > 1 else None
     return Above(float(above_Q.mean()), error)
 
 
-def reached(seconds: NDArray[np.float64], loss: NDArray[np.float64], target: float) -> float | None:
+def find_time_reached(
+    seconds: NDArray[np.float64], loss: NDArray[np.float64], target: float
+) -> float | None:
     """Find the time at which a curve first reaches ``target`` or less, linear between its points;
     ``None`` if it never does.
 
-    >>> reached(np.array([0.0, 10.0, 20.0]), np.array([4.0, 3.0, 2.0]), 2.5)
+    >>> find_time_reached(np.array([0.0, 10.0, 20.0]), np.array([4.0, 3.0, 2.0]), 2.5)
     15.0
     """
     is_there = loss <= target

@@ -100,7 +100,7 @@ def read_corpus(folder: Path | None, seed: int, context: int) -> Corpus:
     domains, description = _files_by_domain(folder)
     found: dict[str, DomainText] = {}
     for name, files in domains.items():
-        split = _split(_chosen(files, seed, name), context)
+        split = _split(_choose_contents(files, seed, name), context)
         if split is not None:
             found[name] = split
     if not found:
@@ -122,7 +122,8 @@ def read_texts(folder: Path | None, seed: int) -> tuple[dict[str, bytes], str]:
     """
     domains, description = _files_by_domain(folder)
     return {
-        name: b"\n".join(_chosen(files, seed, name)) for name, files in sorted(domains.items())
+        name: b"\n".join(_choose_contents(files, seed, name))
+        for name, files in sorted(domains.items())
     }, description
 
 
@@ -130,7 +131,7 @@ def _files_by_domain(folder: Path | None) -> tuple[dict[str, list[Path]], str]:
     if folder is None:
         root = Path(sysconfig.get_path("stdlib"))
         version = sysconfig.get_python_version()
-        domains = _grouped(root, _stdlib_theme, _STDLIB_SUFFIXES)
+        domains = _group_files(root, _stdlib_theme, _STDLIB_SUFFIXES)
         if not domains:
             raise UserError(
                 f"{root}: Python's standard library has no sources here; "
@@ -141,7 +142,7 @@ def _files_by_domain(folder: Path | None) -> tuple[dict[str, list[Path]], str]:
         raise UserError(f"--text {folder}: no such folder")
     if not folder.is_dir():
         raise UserError(f"--text {folder}: is a file; name a folder of text files")
-    domains = _grouped(folder, _subfolder, None)
+    domains = _group_files(folder, _subfolder, None)
     if not domains:
         raise UserError(
             f"--text {folder}: no text in it; name a folder of UTF-8 text files, "
@@ -150,7 +151,7 @@ def _files_by_domain(folder: Path | None) -> tuple[dict[str, list[Path]], str]:
     return domains, f"--text {folder}"
 
 
-def _grouped(
+def _group_files(
     root: Path, theme: Callable[[Path], str], suffixes: set[str] | None
 ) -> dict[str, list[Path]]:
     """Group files by domain; small domains, and those beyond :data:`MAX_DOMAINS`, are merged."""
@@ -220,7 +221,7 @@ def _stdlib_theme(relative: Path) -> str:
     return _STDLIB_THEMES.get(relative.parts[0], OTHER)
 
 
-def _chosen(files: list[Path], seed: int, name: str) -> list[bytes]:
+def _choose_contents(files: list[Path], seed: int, name: str) -> list[bytes]:
     """Read files in an order that the seed decides, up to a domain's largest size."""
     order = open_stream(seed, name).permutation(len(files))
     contents: list[bytes] = []
@@ -258,10 +259,10 @@ def _split(contents: list[bytes], context: int) -> DomainText | None:
             training.append(content)
     if min(taken, total - taken) < _needed(context):
         return None
-    return DomainText(_joined(training), _joined(held_out))
+    return DomainText(_join_contents(training), _join_contents(held_out))
 
 
-def _joined(contents: list[bytes]) -> Bytes:
+def _join_contents(contents: list[bytes]) -> Bytes:
     return np.frombuffer(b"\n".join(contents), dtype=np.uint8)
 
 

@@ -53,7 +53,7 @@ def record_transformers(
     """
     import transformers
 
-    model = _loaded(name)
+    model = _load_model(name)
     config = model.config.get_text_config()
     tokenizer, tokenised = _tokenizer(name)
     longest = int(getattr(config, "max_position_embeddings", MAX_CONTEXT))
@@ -97,13 +97,13 @@ def routed_ids(model: Any, token_ids: list[int]) -> NDArray[np.int16]:
     Raises:
         UserError: if it has no router, or one that is not understood.
     """
-    with _listening(model) as chosen, torch.no_grad():
+    with _hook_routers(model) as chosen, torch.no_grad():
         model(input_ids=torch.tensor([token_ids], device=model.device), use_cache=False)
     return torch.stack([ids_TK.cpu() for ids_TK in chosen]).to(torch.int16).numpy()
 
 
 @contextmanager
-def _listening(model: Any) -> Iterator[list[Tensor]]:
+def _hook_routers(model: Any) -> Iterator[list[Tensor]]:
     """Hook every router, so that its choices, ``[T, K]``, are appended to the list."""
     chosen: list[Tensor] = []
     hooks = []
@@ -159,7 +159,7 @@ def _keeper(model: Any, chosen: list[Tensor]) -> Callable[[nn.Module, Any, Any],
     return keep
 
 
-def _loaded(name: str) -> Any:
+def _load_model(name: str) -> Any:
     from transformers import AutoModelForCausalLM
 
     if (

@@ -125,7 +125,7 @@ class _Trained:
     cpu_seconds: float = 0.0
 
 
-def held_out(corpus: Corpus, context: int, num_tokens: int) -> HeldOut:
+def choose_held_out(corpus: Corpus, context: int, num_tokens: int) -> HeldOut:
     """Choose about ``num_tokens`` tokens of held-out text, the same number of each domain where
     there is enough, in evenly spaced sequences.
     """
@@ -191,7 +191,8 @@ class Training:
         """
         names, num_rounds = list(self._models), max(steps.values())
         evaluated = {
-            name: _evaluated(number, self.recipe.num_evaluations) for name, number in steps.items()
+            name: _list_evaluations(number, self.recipe.num_evaluations)
+            for name, number in steps.items()
         }
         with _reproducible():
             for name in names:
@@ -316,7 +317,7 @@ def balance_loss(score_TE: Tensor, topk_ids_TK: Tensor) -> Tensor:
     return num_experts * (share_E * score_TE.mean(dim=0)).sum()
 
 
-def how_computed() -> str:
+def describe_computation() -> str:
     """Describe the conditions that a run's numbers depend on besides its seed."""
     return f"torch {torch.__version__}, {torch.get_num_threads()} threads"
 
@@ -340,10 +341,10 @@ def _begin(model: ModelSpec, seed: int, recipe: Recipe) -> _Trained:
     return trained
 
 
-def _evaluated(num_steps: int, num_evaluations: int) -> set[int]:
+def _list_evaluations(num_steps: int, num_evaluations: int) -> set[int]:
     """List the steps after which a model is evaluated: evenly spaced, the last one included.
 
-    >>> sorted(_evaluated(40, 3))
+    >>> sorted(_list_evaluations(40, 3))
     [0, 13, 27, 40]
     """
     return {round(share * num_steps) for share in np.linspace(0, 1, num_evaluations + 1)}

@@ -41,7 +41,7 @@ class Listener:
     """Driver's end: a store through which the ranks find each other; no tokens pass through it."""
 
     def __init__(self, size: int, timeout_s: float) -> None:
-        host = _own_address()
+        host = _find_own_address()
         store = TCPStore(
             host, 0, size + 1, True, datetime.timedelta(seconds=timeout_s), wait_for_workers=False
         )
@@ -55,7 +55,7 @@ class Listener:
         self._store = None
 
 
-def _own_address() -> str:
+def _find_own_address() -> str:
     """Find the address that other machines reach this one by, without sending a packet."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
@@ -82,7 +82,7 @@ class ProcessGroupTransport:
                 backend, store=store, rank=rank, world_size=size, timeout=timeout
             )
         except RuntimeError as error:
-            raise _lost(rank, "forming the process group", error) from None
+            raise _make_lost_error(rank, "forming the process group", error) from None
 
     def all_to_all(
         self, send: Tensor, send_rows_R: list[int], receive_rows_R: list[int] | None = None
@@ -114,10 +114,10 @@ class ProcessGroupTransport:
         try:
             operation(*arguments)
         except RuntimeError as error:
-            raise _lost(self.rank, operation.__name__, error) from None
+            raise _make_lost_error(self.rank, operation.__name__, error) from None
 
 
-def _lost(rank: int, doing: str, error: Exception) -> PeerLostError:
+def _make_lost_error(rank: int, doing: str, error: Exception) -> PeerLostError:
     """Make an error from the first line of the library's message; the rest is its own
     stack trace.
     """
