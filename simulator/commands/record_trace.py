@@ -108,6 +108,7 @@ def train_and_record(
     from simulator.runtime.recording.training import (
         MIXTURE_NAME,
         Training,
+        choose_held_out,
         describe_computation,
         route,
     )

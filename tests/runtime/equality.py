@@ -76,7 +76,7 @@ def check_step(job, step, outs, reference, tolerance=FP32):
     check_laws(job, step, outs)
 
 
-def hidden_vectors(job, outs):
+def hidden(job, outs):
     """Hidden vectors of all tokens, in their order; the ranks of a tensor-parallel group have the
     same.
     """
