@@ -21,12 +21,12 @@ _WIDTH = 120
 
 def as_numbers(board: Any) -> dict[str, Any]:
     """The scoreboard for another program: not a number is null."""
-    from simulator.results.judgement import judged
-    from simulator.results.scores import grouped, reasons
+    from simulator.results.judgement import judge_targets
+    from simulator.results.scores import reasons, score_groups
 
     tables = {
-        "scores": grouped(board.rows),
-        "targets": judged(board),
+        "scores": score_groups(board.rows),
+        "targets": judge_targets(board),
         "unsupported": reasons(board.rows, "unsupported"),
         "extrapolated": reasons(board.rows, "extrapolated"),
     }
@@ -45,8 +45,8 @@ def print_board(board: Any) -> None:
     """The scores of each suite, its targets, what the words mean, and what cannot be answered or
     compared and why.
     """
-    from simulator.results.judgement import IN_SAMPLE, judged, tally
-    from simulator.results.scores import grouped, reasons, remarks, score
+    from simulator.results.judgement import IN_SAMPLE, judge_targets, tally
+    from simulator.results.scores import reasons, remarks, score, score_groups
 
     out = console.out if console.out.is_terminal else Screen(width=_WIDTH)
     if board.rows.empty and not remarks(board):
@@ -56,7 +56,7 @@ def print_board(board: Any) -> None:
             soft_wrap=True,
         )
     if len(board.rows):
-        by_group = grouped(board.rows)
+        by_group = score_groups(board.rows)
         for row in score(board.rows, ["suite", "quantity"]).to_dict("records"):
             own = by_group[
                 (by_group["suite"] == row["suite"]) & (by_group["quantity"] == row["quantity"])
@@ -68,7 +68,7 @@ def print_board(board: Any) -> None:
             )
         out.print(_LEGEND, highlight=False)
         out.print()
-        targets = judged(board)
+        targets = judge_targets(board)
         if len(targets):
             out.print(_targets_table(targets))
             if counted := tally(targets):

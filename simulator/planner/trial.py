@@ -14,7 +14,7 @@ from pydantic import Field
 
 from simulator.config.capacity import Targets
 from simulator.config.workload import SLO
-from simulator.results.metrics import latencies, meets
+from simulator.results.metrics import is_in_time, latencies
 
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 _WORST = 1e9
@@ -93,7 +93,7 @@ def outcome(
             )
             measured[f"{name}.{level}"], ratios[f"{name}.{level}"] = found, found / limit
     tokens_per_s = _tokens_per_s(requests) / share
-    kept = meets(latency, slo)
+    kept = is_in_time(latency, slo)
     if targets.attainment is not None:
         found = float(kept.mean())
         measured["attainment"] = found

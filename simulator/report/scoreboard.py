@@ -19,7 +19,7 @@ from simulator.report.scoreboard_tables import (
     list_worst,
 )
 from simulator.report.texts import keep_units, percent
-from simulator.results.judgement import IN_SAMPLE, judged, tally
+from simulator.results.judgement import IN_SAMPLE, judge_targets, tally
 from simulator.results.scores import Scoreboard, is_answered, reasons, remarks
 
 _MOST_MISSED = 6
@@ -78,7 +78,7 @@ def headline(board: Scoreboard) -> str:
             np.abs(answered["predicted"].to_numpy(float) / answered["measured"].to_numpy(float) - 1)
         )
     )
-    found = tally(judged(board))
+    found = tally(judge_targets(board))
     said = f"Half of {len(answered):,} predictions are within {percent(error)} of what was measured"
     if board.in_sample():
         said += ", in sample" if board.is_in_sample(board.rows).all() else ", partly in sample"
@@ -90,7 +90,7 @@ def _list_missed(board: Scoreboard) -> list[str]:
     if board.rows.empty:
         return []
     missed = []
-    for row in judged(board).to_dict("records"):
+    for row in judge_targets(board).to_dict("records"):
         if row["met"] is False:
             found = row["found"]
             if row["left_out"] and row["in_sample"]:

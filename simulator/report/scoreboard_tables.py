@@ -11,8 +11,8 @@ import pandas as pd
 
 from simulator.report.texts import count, keep_units
 from simulator.results.formats import UNDEFINED, number, seconds
-from simulator.results.judgement import judged
-from simulator.results.scores import Scoreboard, grouped, score, title_of, worst
+from simulator.results.judgement import judge_targets
+from simulator.results.scores import Scoreboard, score, score_groups, title_of, worst
 
 _MOST_GROUPS = 25
 _WORST_ROWS = 3
@@ -40,7 +40,7 @@ def list_targets(board: Scoreboard) -> list[dict[Any, Any]]:
     """Targets that the rows can be held to, as :func:`judged` has them, with each number and its
     unit on one line.
     """
-    rows = judged(board).to_dict("records")
+    rows = judge_targets(board).to_dict("records")
     for row in rows:
         row |= {key: _shorten_errors(row[key]) for key in ("what", "asked", "found", "left_out")}
     return rows
@@ -53,7 +53,7 @@ def _shorten_errors(text: str) -> str:
 
 def list_scores(board: Scoreboard) -> Iterator[dict[Any, Any]]:
     """Rows of errors: each suite's own numbers, then its groups, the worst first."""
-    by_group = grouped(board.rows)
+    by_group = score_groups(board.rows)
     no_target = {"target_median": math.nan, "target_p90": math.nan, "within_target": None}
     for total in score(board.rows, ["suite", "quantity"]).to_dict("records"):
         is_own = by_group["suite"].eq(total["suite"]) & by_group["quantity"].eq(total["quantity"])

@@ -1,1 +1,1 @@
-"""What a run leaves: its tables, the numbers that people compare, its folder, and its verdict."""
+"""Results of a run: tables, metrics, the results folder, and the verdict."""

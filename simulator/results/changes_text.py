@@ -1,5 +1,5 @@
-"""Sentences on replicas that stopped and started while a deployment served, on work that was done
-again, and on prompts that found no room to decode.
+"""Sentences on replicas that stopped and started during a run, on repeated work, and on prompts
+that waited for room to decode.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from simulator.results.folder import Results
 from simulator.results.formats import seconds_text
 
 _NUM_NAMED = 3
-"""Changes that are named one by one."""
+"""Number of changes that are described one by one."""
 _AGAIN = 0.02
-"""Share of the prompt work that is done again from which on it is worth a word."""
+"""Share of repeated prompt work above which it is mentioned."""
 _ROOM_WAIT = 0.1
-"""Wait for room to decode, as a share of the time to first token, from which on it is worth one."""
+"""Ratio of the wait for room to decode to the time to first token above which it is mentioned."""
 
 
 def tell_changes(results: Results, name: str, row: pd.Series, short: str) -> str | None:
-    """When which replicas stopped and started, and what became of the requests that they had;
+    """Describe the stops and starts of replicas, and the fate of the requests that they had;
     ``None`` where nothing changed.
 
     Args:
-        row: the deployment's own in ``summary.csv``.
-        short: what the deployment is called in sentences.
+        row: the deployment's row of ``summary.csv``.
+        short: name of the deployment in sentences.
     """
     changes = results.run["deployments"][name].get("changes") or []
     if not changes:
@@ -53,7 +53,7 @@ def tell_changes(results: Results, name: str, row: pd.Series, short: str) -> str
 
 
 def tell_change(change: dict[str, Any]) -> str:
-    """One change, such as ``replica 1 stops at 30 s with 41 requests``."""
+    """Describe one change, such as ``replica 1 stops at 30 s with 41 requests``."""
     replicas, count = change["replicas"], int(change["num_requests"])
     one = len(replicas) == 1
     kind = "prefill " if change["pool"] == "prefill" else ""
@@ -66,8 +66,8 @@ def tell_change(change: dict[str, Any]) -> str:
 
 
 def tell_recomputation(row: pd.Series, short: str) -> str | None:
-    """A sentence on work that is done again for requests that lost their KV blocks; ``None`` where
-    it is too little.
+    """Describe repeated work for requests that lost their KV blocks; ``None`` where it is too
+    little.
     """
     share = float(row["recomputed_share"])
     if np.isnan(share) or share < _AGAIN or not row["num_preemptions"]:
@@ -86,8 +86,8 @@ def tell_recomputation(row: pd.Series, short: str) -> str | None:
 
 
 def tell_room_wait(row: pd.Series, short: str) -> str | None:
-    """A sentence on prompts that wait for KV blocks or a place in the decode pool; ``None`` where
-    they hardly do.
+    """Describe the wait of prompts for KV blocks or a place in the decode pool; ``None`` where it
+    is short.
     """
     wait_s, first_s = float(row["room_wait_mean_s"]), float(row["ttft_mean_s"])
     if not wait_s > _ROOM_WAIT * first_s:

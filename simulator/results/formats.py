@@ -1,5 +1,5 @@
-"""How numbers read on the page: three significant digits, SI prefixes, a dash where a number is
-undefined.
+"""Formats of numbers on the page: three significant digits, SI prefixes, a dash for undefined
+values.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ KEY_METRICS = (
     "slo_attainment",
     "cost_per_million_tokens",
 )
-"""What the short comparison shows; the full table shows all of ``METRICS``."""
+"""Metrics of the short comparison; the full table shows all of ``METRICS``."""
 
 _SHARE_DIGITS = 9
-"""Digits of a share; what lies behind them is rounding of a sum of times."""
+"""Digits of a share that are kept; the rest is rounding of a sum of times."""
 _TIMES = ((1e-6, "µs"), (1e-3, "ms"), (1.0, "s"))
 _LONG_TIMES = ((60.0, "min"), (3600.0, "h"))
 _BYTES = ((1.0, "B"), (1e3, "kB"), (1e6, "MB"), (1e9, "GB"), (1e12, "TB"), (1e15, "PB"))
@@ -32,7 +32,8 @@ _COUNTS = ((1.0, ""), (1e3, "k"), (1e6, "M"), (1e9, "B"), (1e12, "T"))
 
 
 def number(value: float, keep_zeros: bool = False) -> str:
-    """Three significant digits, never fewer than the whole part, commas between thousands.
+    """Write three significant digits, never fewer than the whole part, with commas between
+    thousands.
 
     Args:
         keep_zeros: write trailing zeros too, so that the numbers of a table line up.
@@ -59,7 +60,7 @@ def number(value: float, keep_zeros: bool = False) -> str:
     return text if keep_zeros else text.rstrip("0").rstrip(".")
 
 
-def _scaled(value: float, scales: tuple[tuple[float, str], ...]) -> tuple[float, str]:
+def _choose_scale(value: float, scales: tuple[tuple[float, str], ...]) -> tuple[float, str]:
     rounded = float(f"{abs(value):.2e}")  # so that 999.9 ms becomes 1 s
     return next(((size, name) for size, name in reversed(scales) if rounded >= size), scales[0])
 
@@ -69,12 +70,12 @@ def _with_unit(
 ) -> str:
     if not math.isfinite(value):
         return UNDEFINED
-    size, name = _scaled(value, scales)
+    size, name = _choose_scale(value, scales)
     return f"{number(value / size, keep_zeros)}{space}{name}".rstrip()
 
 
 def seconds(value: float, keep_zeros: bool = False) -> str:
-    """A time in the unit that reads best.
+    """Write a time in the unit that reads best.
 
     >>> [seconds(v) for v in (16.3e-6, 0.0123, 0.9999, 75.0)]
     ['16.3 µs', '12.3 ms', '1 s', '75 s']
@@ -83,7 +84,7 @@ def seconds(value: float, keep_zeros: bool = False) -> str:
 
 
 def seconds_text(value: float) -> str:
-    """A time in a sentence, three digits: ``8.04 ms``, ``1.2 s``, ``31.6 min``."""
+    """Write a time for a sentence, three digits: ``8.04 ms``, ``1.2 s``, ``31.6 min``."""
     if math.isnan(value):
         return "undefined"
     for limit, scale, unit in (
@@ -98,7 +99,7 @@ def seconds_text(value: float) -> str:
 
 
 def num_bytes(value: float) -> str:
-    """Bytes with an SI prefix.
+    """Write a number of bytes with an SI prefix.
 
     >>> num_bytes(80e9)
     '80 GB'
@@ -107,7 +108,7 @@ def num_bytes(value: float) -> str:
 
 
 def parameters(value: float) -> str:
-    """A parameter count as people write it.
+    """Write a parameter count for people.
 
     >>> parameters(46_702_792_704)
     '46.7B'
@@ -116,18 +117,18 @@ def parameters(value: float) -> str:
 
 
 def time_axis(largest_s: float) -> tuple[float, str]:
-    """The unit (its seconds, its name) for an axis that reaches ``largest_s``.
+    """Choose the unit (its seconds, its name) for an axis that reaches ``largest_s``.
 
     >>> time_axis(0.08), time_axis(4.0), time_axis(1800.0)
     ((0.001, 'ms'), (1.0, 's'), (60.0, 'min'))
     """
     scales = _TIMES + tuple((size, name) for size, name in _LONG_TIMES if largest_s > 5 * size)
-    return _scaled(largest_s, scales) if math.isfinite(largest_s) else (1.0, "s")
+    return _choose_scale(largest_s, scales) if math.isfinite(largest_s) else (1.0, "s")
 
 
 def time_ticks(low_s: float, high_s: float) -> dict[str, list[float] | list[str]]:
-    """Ticks of a logarithmic axis of times in seconds, each with the unit that reads best, few
-    enough for a phone.
+    """Choose ticks of a logarithmic axis of times in seconds, each with the unit that reads best,
+    few enough for a phone.
 
     >>> time_ticks(0.0004, 700)["ticktext"]
     ['1 ms', '10 ms', '100 ms', '1 s', '10 s', '100 s']
@@ -142,13 +143,13 @@ def time_ticks(low_s: float, high_s: float) -> dict[str, list[float] | list[str]
 
 
 def bytes_axis(largest: float) -> tuple[float, str]:
-    """The unit (its bytes, its name) for an axis that reaches ``largest`` bytes."""
-    return _scaled(largest, _BYTES) if math.isfinite(largest) else (1.0, "B")
+    """Choose the unit (its bytes, its name) for an axis that reaches ``largest`` bytes."""
+    return _choose_scale(largest, _BYTES) if math.isfinite(largest) else (1.0, "B")
 
 
 def log_ticks(low: float, high: float) -> dict[str, list[float] | list[str]]:
-    """Ticks of a logarithmic axis from ``low`` to ``high``: 1, 2, 5, 10 and so on, or powers of ten
-    over a wide range.
+    """Choose ticks of a logarithmic axis from ``low`` to ``high``: 1, 2, 5, 10 and so on, or powers
+    of ten over a wide range.
 
     >>> log_ticks(0.9, 21)["ticktext"], log_ticks(0.1, 1e4)["ticktext"]
     (['1', '2', '5', '10', '20'], ['0.1', '1', '10', '100', '1,000', '10,000'])
@@ -161,7 +162,7 @@ def log_ticks(low: float, high: float) -> dict[str, list[float] | list[str]]:
 
 
 def metric(name: str, value: float, currency: str) -> str:
-    """The value of a column of ``summary.csv``, with the unit that :func:`heading_unit` leaves to
+    """Write a value of a column of ``summary.csv``, with its unit unless :func:`heading_unit` has
     it.
 
     >>> metric("slo_attainment", 0.987, ""), metric("ttft_p50_s", 1.5, "")
@@ -188,8 +189,8 @@ def metric(name: str, value: float, currency: str) -> str:
 
 
 def heading_unit(name: str) -> str:
-    """The unit that stands once, beside the metric's label; times, shares and prices carry theirs
-    in each value.
+    """Unit that stands once, beside the metric's label; times, shares and prices have theirs in
+    each value.
 
     >>> heading_unit("goodput_per_s"), heading_unit("ttft_p50_s")
     ('request/s', '')
@@ -199,7 +200,7 @@ def heading_unit(name: str) -> str:
 
 
 def better_way(name: str, *, is_open: bool) -> str:
-    """``higher`` or ``lower``; empty where a metric is no contest.
+    """Direction that is better, ``higher`` or ``lower``; empty where neither is.
 
     >>> [better_way("output_tokens_per_s", is_open=is_open) for is_open in (True, False)]
     ['', 'higher']
@@ -208,8 +209,8 @@ def better_way(name: str, *, is_open: bool) -> str:
 
 
 def winners(name: str, values: Iterable[float], *, is_open: bool) -> set[int]:
-    """Positions of the best values of a metric, those that read the same as the best one included;
-    none where there is nothing to compare, all read the same, or the metric is no contest.
+    """Positions of the best values of a metric, including those that read the same as the best one;
+    none where there is nothing to compare, all read the same, or neither direction is better.
 
     Args:
         is_open: requests arrive by the clock, so that how many are served is given, not won.

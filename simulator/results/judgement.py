@@ -1,4 +1,4 @@
-"""Which targets the predictions of a scoreboard keep."""
+"""Verdicts on the targets of a scoreboard's predictions."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ IN_SAMPLE = (
 )
 
 
-def judged(board: Scoreboard) -> pd.DataFrame:
-    """A row a target: ``what``, ``asked``, ``found``, ``left_out`` in words, ``rows``, ``met``
-    (``None``: nothing to judge), ``in_sample``.
+def judge_targets(board: Scoreboard) -> pd.DataFrame:
+    """Judge every target, a row each: ``what``, ``asked``, ``found``, ``left_out`` in words,
+    ``rows``, ``met`` (``None``: nothing to judge), ``in_sample``.
 
-    ``found`` is of the rows themselves. Where those are in sample, ``met`` goes by ``left_out``,
-    which is what the calibrations say of whole models, shapes and GPUs left out of their fits, of
-    ``left_out_rows`` rows, and empty where none says anything. Rows that are in sample and rows
-    that are not are judged apart.
+    ``found`` is about the rows themselves. Where those are in sample, ``met`` is decided by
+    ``left_out``: the errors that the calibrations state for whole models, shapes and GPUs left out
+    of their fits, from ``left_out_rows`` rows; it is empty where none are stated. Rows in sample
+    and rows out of sample are judged apart.
     """
     found = [
         *_errors_judged(board),
@@ -47,7 +47,7 @@ def judged(board: Scoreboard) -> pd.DataFrame:
 
 
 class Judged(NamedTuple):
-    """A target, as :func:`judged` has it."""
+    """Verdict on a target, a row of :func:`judge_targets`."""
 
     what: str
     asked: str
@@ -157,10 +157,10 @@ _TOO_FEW = "; too few rows to say"
 
 
 def tally(found: pd.DataFrame) -> str:
-    """How many targets are met, by what they were judged on; empty where none was.
+    """Count the targets that are met, by the rows they were judged on; empty where none was.
 
     Args:
-        found: :func:`judged`.
+        found: :func:`judge_targets`.
 
     >>> columns = ["in_sample", "left_out", "met"]
     >>> left_out = [(True, "median 9 %", True), (True, "median 9 %", False)]
@@ -202,7 +202,7 @@ def _errors(scores: Mapping[Any, Any] | None, target: Target) -> str:
 
 
 def percent_of(share: float, *limits: float, digits: int = 1) -> str:
-    """A share with as many digits as show on which side of each limit it lies.
+    """Write a share with as many digits as show on which side of each limit it lies.
 
     >>> [percent_of(share, 0.25) for share in (0.2503, 0.25004, 0.25)]
     ['25.03 %', '25.004 %', '25.0 %']
@@ -213,8 +213,8 @@ def percent_of(share: float, *limits: float, digits: int = 1) -> str:
 
 
 def digits_beside(share: float, *limits: float, digits: int = 1) -> int:
-    """How many digits of a share's percentage show on which side of each limit it lies, at least
-    ``digits``.
+    """Number of digits of a share's percentage that show on which side of each limit it lies, at
+    least ``digits``.
     """
     most = digits + 4
     for tried in range(digits, most):

@@ -1,5 +1,5 @@
-"""Tables of requests and steps in a results folder: one Parquet file for all deployments, whose row
-groups are of one deployment each, so that a run of many requests is written and read in parts.
+"""Long tables of a results folder (requests and steps): one Parquet file for all deployments, whose
+row groups are of one deployment each, so that a run of many requests is written and read in parts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from simulator.base.columns import Columns, ParquetParts, StoredColumns, list_fr
 
 
 def write_long(tables: Mapping[str, Columns], path: Path) -> None:
-    """Write the table of each deployment behind that of the one before."""
+    """Write the tables of the deployments one after another."""
     parts = ParquetParts(path)
     for deployment, columns in tables.items():
         for frame in list_frames(columns):
@@ -24,7 +24,8 @@ def write_long(tables: Mapping[str, Columns], path: Path) -> None:
 
 
 def read_long(path: Path, deployments: Sequence[str]) -> dict[str, Columns]:
-    """The table of each deployment: a frame where all are short, else columns in the file.
+    """Read the table of each deployment: a data frame where all are short, otherwise columns in the
+    file.
 
     Raises:
         ValueError: if it is damaged.
@@ -42,7 +43,7 @@ def read_long(path: Path, deployments: Sequence[str]) -> dict[str, Columns]:
 
 
 def _find_owner(group: Any) -> str | None:
-    """The only deployment that a row group is of, as far as its statistics say."""
+    """Find the only deployment of a row group, as far as its statistics say."""
     found = group.column(0).statistics
     return found.min if found is not None and found.min == found.max else None
 

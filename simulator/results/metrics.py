@@ -1,5 +1,5 @@
-"""Every number that people compare, defined once. ``METRICS`` is the glossary; :func:`summarise`
-makes ``summary.csv``.
+"""Definitions of all metrics. ``METRICS`` is the glossary; :func:`summarise` makes
+``summary.csv``.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class Metric(NamedTuple):
     label: str
     unit: str
     definition: str
-    """One line, for captions and the report's glossary."""
+    """Definition in one line, for captions and the report's glossary."""
     better: str
-    """``higher``, ``lower`` or empty, where more is neither."""
+    """Direction that is better: ``higher``, ``lower``, or empty where neither is."""
     is_given: bool = False
-    """Whether requests that arrive by the clock decide it, as long as they are kept up with."""
+    """Whether the arrivals of an open loop decide it, as long as the deployment keeps up."""
 
 
 METRICS: dict[str, Metric] = {
@@ -202,13 +202,14 @@ METRICS: dict[str, Metric] = {
         is_given=True,
     ),
 }
+"""Metrics by name, in the order of ``summary.csv``'s columns."""
 
 
 def summarise(
     plans: Sequence[DeploymentPlan], records: Sequence[DeploymentRecord], slo: SLO
 ) -> pd.DataFrame:
-    """``summary.csv``: a row a deployment, the columns of :data:`METRICS`; what is undefined is
-    NaN.
+    """Summarise the deployments in a row each, with the columns of :data:`METRICS`; undefined
+    values are NaN.
     """
     rows = []
     for plan, record in zip(plans, records, strict=True):
@@ -222,8 +223,8 @@ def summarise(
 
 
 def latencies(requests: Columns) -> pd.DataFrame:
-    """``ttft_s``, ``tpot_s`` and ``e2e_s`` of every request; NaN for those that did not finish, and
-    TPOT for those of one output token.
+    """Latencies ``ttft_s``, ``tpot_s`` and ``e2e_s`` of every request; NaN for those that did not
+    finish, and TPOT for those of one output token.
     """
     later_tokens = requests["num_output"] - 1
     tpot_s = (requests["finish_s"] - requests["first_token_s"]) / later_tokens.where(
@@ -257,9 +258,9 @@ def describe_latencies(latency: pd.DataFrame) -> dict[str, float]:
     return found
 
 
-def meets(latency: pd.DataFrame, slo: SLO) -> pd.Series:
-    """Whether each request met every target that is set; one of one token cannot miss the TPOT
-    target, one that did not finish meets none.
+def is_in_time(latency: pd.DataFrame, slo: SLO) -> pd.Series:
+    """Whether each request met every target that is set; a request of one token cannot miss the
+    TPOT target, one that did not finish meets none.
     """
     met = latency["e2e_s"].notna()
     for name in ("ttft_s", "tpot_s", "e2e_s"):
@@ -320,10 +321,10 @@ def _measure(plan: DeploymentPlan, record: DeploymentRecord, slo: SLO) -> dict[s
 def _measure_latencies(
     requests: Columns, slo: SLO, num_ended: int, duration_s: float
 ) -> dict[str, float]:
-    """Latencies, and which of those that ended met the targets."""
+    """Measure the latencies, and the share of ended requests that met the targets."""
     latency = latencies(requests)
     has_slo = any(limit is not None for limit in (slo.ttft_s, slo.tpot_s, slo.e2e_s))
-    met = float(meets(latency, slo).sum())
+    met = float(is_in_time(latency, slo).sum())
     return {
         **describe_latencies(latency),
         "slo_attainment": _ratio(met, num_ended) if has_slo else np.nan,
@@ -332,13 +333,13 @@ def _measure_latencies(
 
 
 def _ratio(part: float, whole: float) -> float:
-    """NaN of nothing, such as where no request finished."""
+    """Ratio, NaN where the whole is 0, such as where no request finished."""
     return float(part) / float(whole) if whole else np.nan
 
 
 def _recomputed_share(plan: DeploymentPlan, requests: Columns, steps: Columns) -> float:
-    """What is computed beyond each prompt once, over all that is computed as prompts are; the last
-    token that a decode pool computes again for every prompt is not lost work.
+    """Share of prompt computation beyond each prompt once; the last token that a decode pool
+    computes again for every prompt is not counted as repeated.
     """
     once = float((requests["num_input"] - requests["num_cached"]).sum())
     if plan.transfer is not None and plan.transfer.recomputes_last:
@@ -347,7 +348,7 @@ def _recomputed_share(plan: DeploymentPlan, requests: Columns, steps: Columns) -
 
 
 def _busy_gpus(plan: DeploymentPlan, steps: Columns) -> list[tuple[DeploymentPlan, float]]:
-    """Each pool, and its GPUs times the seconds of its steps."""
+    """Each pool, with its GPUs times the seconds of its steps."""
     if plan.prefill is None:
         return [(plan, plan.placement.layout.num_gpus * float(steps["duration_s"].sum()))]
     is_prompts = steps["pool"] == "prefill"

@@ -1,4 +1,4 @@
-"""What experts without room leave out, in a sentence."""
+"""Sentence on choices dropped by experts over their capacity."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import pandas as pd
 
 
 def tell_drops(row: pd.Series, short: str) -> str | None:
-    """The share of choices that were dropped, and what that means; ``None`` where none can be.
+    """Describe the share of choices that were dropped, and its consequence; ``None`` where none can
+    be.
 
     Args:
-        row: of ``summary.csv``.
+        row: the deployment's row of ``summary.csv``.
         short: the deployment's name.
     """
     share = float(row["dropped_share"])

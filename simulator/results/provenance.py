@@ -1,4 +1,4 @@
-"""How a result was made, besides its input: by which command and program, when, for how long."""
+"""Provenance of a result besides its input: command, program versions, time and duration."""
 
 from __future__ import annotations
 
@@ -16,27 +16,28 @@ from typing import Any
 from simulator import __version__
 
 _PACKAGES = ("numba", "numpy", "pandas", "plotly", "pyarrow", "pydantic", "scipy", "simpy")
+"""Packages that can move numbers, whose versions are recorded."""
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """The making of one result, from when it began."""
+    """Provenance of one result, from its beginning."""
 
     started: datetime.datetime
     clock_s: float
-    """Reading of :func:`time.perf_counter` at its beginning."""
+    """Reading of :func:`time.perf_counter` at the beginning."""
 
     @classmethod
     def begin(cls) -> Provenance:
-        """A result whose making begins now."""
+        """Begin a result now."""
         return cls(datetime.datetime.now(datetime.UTC), time.perf_counter())
 
     def describe(self, *packages: str) -> dict[str, Any]:
-        """What ``run.json`` says of it: ``command``, ``started``, ``wall_s`` (seconds until now),
-        ``versions`` and ``revision``.
+        """Describe the provenance for ``run.json``: ``command``, ``started``, ``wall_s`` (seconds
+        until now), ``versions`` and ``revision``.
 
         Args:
-            packages: whose versions count besides those that every result rests on.
+            packages: further packages whose versions are recorded.
         """
         return {
             "command": _find_command(),
@@ -55,13 +56,13 @@ def _find_command() -> str:
 
 
 def _find_versions(*packages: str) -> dict[str, str]:
-    """The versions of everything that can move a number."""
+    """Find the versions of all packages that can move a number."""
     own = {"moesim": __version__, "python": platform.python_version()}
     return own | {package: importlib.metadata.version(package) for package in packages}
 
 
 def find_revision() -> str | None:
-    """The commit of the checkout that runs, with ``+`` for changes on top; ``None`` outside a
+    """Find the commit of the running checkout, with ``+`` for changes on top; ``None`` outside a
     checkout, also where moesim is installed in a folder of another project's.
     """
     try:
@@ -72,7 +73,7 @@ def find_revision() -> str | None:
 
 
 def _ask_git(*arguments: str) -> str:
-    """What git prints in this file's folder."""
+    """Run git in this file's folder and return its output."""
     command = ["git", "-C", str(Path(__file__).parent), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
     return done.stdout.strip()

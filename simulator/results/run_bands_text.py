@@ -1,4 +1,6 @@
-"""Sentences on how far off a run's figures may be, and how likely one deployment is better."""
+"""Sentences on the uncertainty of a run's figures, and on the probability that one deployment is
+better.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +12,16 @@ from simulator.results.formats import metric, seconds_text
 from simulator.results.metrics import METRICS
 
 SURE = 0.9
-"""A winner that is less likely to be one says so in the headline."""
+"""Probability below which the headline mentions a winner's uncertainty."""
 _NEVER = 0.005
+"""Probability that reads as 0 %."""
 _SHOWN = {"ttft_p50_s": "TTFT p50", "tpot_p50_s": "TPOT p50"}
 
 
 def chance_of(results: Results, first: str, second: str, has_targets: bool) -> float | None:
-    """How probable it is that a deployment serves the traffic better than another one: by the share
-    of requests in time where targets are asked for, and by both latencies where none are or where
-    as many are in time; ``None`` where it was not drawn for both.
+    """Find the probability that a deployment serves the traffic better than another one: by the
+    share of requests in time where targets are set, and by both latencies where none are or where
+    the shares are equal; ``None`` where it was not drawn for both.
     """
     chances = _bands(results).get("better", {}).get(first, {}).get(second)
     if chances is None:
@@ -29,7 +32,7 @@ def chance_of(results: Results, first: str, second: str, has_targets: bool) -> f
 
 
 def tell_chance(chance: float) -> str:
-    """A probability in words.
+    """Write a probability in words.
 
     >>> tell_chance(0.934), tell_chance(1.0), tell_chance(0.001)
     ('93 %', 'more than 99 %', 'less than 1 %')
@@ -40,11 +43,11 @@ def tell_chance(chance: float) -> str:
 
 
 def tell_bands(results: Results, short: dict[str, str], chance: str) -> str | None:
-    """The 80 % bands of the median latencies, and the chance that the better one is; ``None`` where
-    nothing was drawn.
+    """Describe the 80 % bands of the median latencies, and the probability that the better one is
+    better; ``None`` where nothing was drawn.
 
     Args:
-        chance: a sentence's beginning on which deployment is better with which probability; empty
+        chance: beginning of a sentence on which deployment is better with which probability; empty
             for a single one.
     """
     names = [name for name in results.deployments if name in _bands(results).get("deployments", {})]
@@ -65,8 +68,8 @@ def tell_bands(results: Results, short: dict[str, str], chance: str) -> str | No
 
 
 def band_text(results: Results, deployment: str, key: str, value: float, currency: str) -> str:
-    """A figure's 80 % band as a table shows it; empty where there is none, where arrivals decide
-    the figure, or where both ends read as it does.
+    """Write a figure's 80 % band for a table; empty where there is none, where arrivals decide the
+    figure, or where both ends read the same as the figure.
     """
     if METRICS[key].is_given and results.is_open:
         return ""
@@ -80,9 +83,8 @@ def band_text(results: Results, deployment: str, key: str, value: float, currenc
 def edges_of(
     results: Results, deployment: str, key: str, value: float
 ) -> tuple[float, float] | None:
-    """The 10th and 90th percentile of what a figure may be, widened to the figure itself where all
-    of what was measured elsewhere lies on one side of its prediction; ``None`` where nothing was
-    drawn.
+    """Find the 10th and 90th percentile of a figure, widened to the figure itself where all
+    measurements elsewhere lie on one side of its prediction; ``None`` where nothing was drawn.
     """
     edges = _bands(results).get("deployments", {}).get(deployment, {}).get(key)
     if edges is None or not all(map(math.isfinite, (*edges, value))):

@@ -1,4 +1,4 @@
-"""``run.json`` of every results folder: how it was made, and in which schema."""
+"""File ``run.json`` of every results folder: its provenance and schema."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from simulator.base.errors import UserError
 SCHEMA = 6
 """Schema of the folders that this version writes, and the only one that it reads: it counts up
 whenever a file, a column or a key that a reader needs is added, renamed or given another meaning.
-Folders that name none are of schema 1."""
+Folders that name none have schema 1."""
 _FILE = "run.json"
 _KEY = "schema"
 
@@ -28,7 +28,7 @@ def write_run(run: dict[str, Any], folder: Path) -> None:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """What :func:`write_run` was given.
+    """Read the table that :func:`write_run` was given.
 
     Raises:
         UserError: if another version wrote it in another schema.
@@ -45,7 +45,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def _describe_other(written: object, run: dict[str, Any]) -> str:
-    """Which version wrote another schema, which is read now, and what would do."""
+    """Describe which version wrote another schema, which schema is read now, and the remedy."""
     versions = run.get("versions")
     writer = versions.get("moesim") if isinstance(versions, dict) else None
     revision = f" (revision {run['revision']})" if run.get("revision") else ""

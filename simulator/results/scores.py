@@ -156,7 +156,7 @@ def right_order(
     return int(far.sum()), int((same & far).sum())
 
 
-def grouped(rows: pd.DataFrame) -> pd.DataFrame:
+def score_groups(rows: pd.DataFrame) -> pd.DataFrame:
     """:func:`score` by suite, quantity and group, with ``target_median``, ``target_p90`` and
     ``within_target``; worst first in a suite.
 

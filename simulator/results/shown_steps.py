@@ -1,6 +1,4 @@
-"""Which steps a folder shows rank by rank, as its ``run.json`` tells it, and how those of a run
-are called.
-"""
+"""Shown steps of a results folder, as recorded in its ``run.json``, and their names."""
 
 from __future__ import annotations
 
@@ -17,8 +15,8 @@ SHOWN = "shown_steps"
 
 
 def describe_record(record: DeploymentRecord) -> dict[str, Any]:
-    """What ``run.json`` says of a deployment's shown steps, of replicas that stopped or started,
-    and of experts that moved.
+    """Describe a deployment's shown steps, stopped or started replicas, and moved experts for
+    ``run.json``.
     """
     return {
         SHOWN: {phase: asdict(step) for phase, step in record.shown_steps.items()},
@@ -28,7 +26,7 @@ def describe_record(record: DeploymentRecord) -> dict[str, Any]:
 
 
 def shown_step(run: dict[str, Any], deployment: str, phase: str) -> dict[str, Any]:
-    """The fields of one shown step.
+    """Find the fields of one shown step.
 
     Raises:
         KeyError: if it shows no step of the phase.
@@ -38,7 +36,7 @@ def shown_step(run: dict[str, Any], deployment: str, phase: str) -> dict[str, An
 
 
 def step_text(run: dict[str, Any], deployment: str, phase: str) -> str:
-    """A shown step by its phase, and where the run took it by its number, replica and time.
+    """Name a shown step by its phase, and where the run took it by its number, replica and time.
 
     >>> step = {"source": "run", "number": 7, "replica": 0, "start_s": 1.5, "num_batches": 1}
     >>> step_text({"deployments": {"a": {SHOWN: {"decode": step}}}}, "a", "decode")

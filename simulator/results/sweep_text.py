@@ -1,4 +1,4 @@
-"""What a sweep says in sentences: who serves the traffic better at which settings, and how far
+"""Sentences on a sweep: which deployment serves the traffic better at which settings, and how far
 seeds differ.
 """
 
@@ -14,15 +14,15 @@ from simulator.results.metrics import METRICS
 from simulator.results.sweep import Sweep, measure_spread
 
 _WIDE = 0.05
-"""Spread of a figure over its mean from which on a single seed says little."""
+"""Spread of a figure over its mean above which a single seed says little."""
 _MOST_TOLD = 12
-"""Settings whose winner is told one by one."""
+"""Most settings whose winner is stated one by one."""
 _NONE = "none is better (a tie or a trade-off)"
 _SPREAD_OF = ("ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s", "output_tokens_per_s")
 
 
 def value_text(value: Any) -> str:
-    """A swept value as people read it.
+    """Write a swept value for people.
 
     >>> value_text(2.0), value_text("vllm"), value_text({"kind": "zipf"})
     ('2.0', 'vllm', '{"kind": "zipf"}')
@@ -31,7 +31,7 @@ def value_text(value: Any) -> str:
 
 
 def setting_text(setting: Mapping[str, Any]) -> str:
-    """A setting by the last part of each key, or by the whole key where that says too little.
+    """Name a setting by the last part of each key, or by the whole key where that is ambiguous.
 
     >>> setting_text({"workload.rate_scale": 2, "deployments.0.engine": "vllm"})
     'rate_scale = 2, engine = vllm'
@@ -47,7 +47,7 @@ def setting_text(setting: Mapping[str, Any]) -> str:
 
 
 def tell_sweep(sweep: Sweep) -> tuple[str, list[str]]:
-    """A headline, and what else there is to say."""
+    """Write a headline, and further sentences."""
     reasons = []
     refused = [point for point in sweep.run["points"] if "refusal" in point]
     if refused:
@@ -76,7 +76,7 @@ def tell_sweep(sweep: Sweep) -> tuple[str, list[str]]:
 
 
 def _tell_seeds(winners: Mapping[str, int]) -> str:
-    """A headline where there is one setting."""
+    """Write a headline where there is one setting."""
     total = sum(winners.values())
     if len(winners) > 1:
         return (
@@ -92,7 +92,9 @@ def _tell_best(best: str, where: str) -> str:
 
 
 def _winners_at(sweep: Sweep, setting: Mapping[str, Any]) -> dict[str, int]:
-    """For how many seeds each deployment is better at a setting; empty where there is one only."""
+    """Count the seeds with which each deployment is better at a setting; empty where there is one
+    deployment.
+    """
     found: dict[str, int] = {}
     for point in sweep.points_at(setting):
         rivals = (sweep.table["point"] == point["point"]).sum()
@@ -111,7 +113,7 @@ def _tell_winners(winners: Mapping[str, int]) -> str:
 
 
 def _tell_spread(sweep: Sweep) -> str | None:
-    """The figure that seeds differ in most, over all settings."""
+    """Describe the figure that seeds differ in most, over all settings."""
     widest = (0.0, "")
     for setting in sweep.settings:
         rows = sweep.rows_at(setting)
@@ -134,7 +136,7 @@ def _tell_spread(sweep: Sweep) -> str | None:
 
 
 def _tell_range(sweep: Sweep) -> str:
-    """From where to where the medians of a single deployment move."""
+    """Describe the range of the medians of a single deployment."""
     pieces = []
     for name in ("ttft_p50_s", "tpot_p50_s"):
         values = sweep.table[name].dropna()

@@ -1,5 +1,5 @@
-"""The rows that a run produces. Every backend (SimPy, compiled fast path, in-process, Ray) returns
-these and nothing else.
+"""Tables that a run produces. Every backend (SimPy, compiled, in-process, Ray) returns these and
+nothing else.
 
 Tables of requests and steps, which may be long, are read a column at a time
 (:mod:`simulator.base.columns`); the others are pandas frames. In these, and in every file, the
@@ -28,22 +28,22 @@ STEP_PHASES = (
     "collective",
     "overhead",
 )
-"""Where a step's time goes, along the critical path; the eight add up to the step.
+"""Phases of a step's time, along the critical path; the eight add up to the step.
 
 ``attention`` mixers with their projections; ``dense`` feed-forward blocks that every token uses
 (dense layers, shared experts, router) and the output head; ``experts`` routed experts, mean over
 ranks; ``dispatch`` and ``combine`` the two all-to-alls; ``wait`` for the slowest rank (slowest
 minus mean, attention and experts together); ``collective`` tensor-parallel all-reduces and, in a
-pipeline, the way to the next stage; ``overhead`` the engine's own time between forward passes.
-"""
+pipeline, transfers to the next stage; ``overhead`` the engine's own time between forward passes."""
 
 ADMISSION_LIMITS = ("none", "max_sequences", "kv_cache", "token_budget", "held_back")
-"""What can keep waiting requests waiting: nothing, since none wait; places for sequences; blocks of
-the KV cache; the tokens of a step; or a policy that holds prompts back until more have come."""
+"""Limits that keep waiting requests waiting: none, since none wait; the number of sequences; blocks
+of the KV cache; the tokens of a step; or a policy that holds prompts back until more have
+arrived."""
 
 OUTCOMES = ("finished", "lost", "unfinished")
-"""What becomes of a request: it gets all its tokens; no replica was there to send it to; or the run
-was ended before."""
+"""Outcomes of a request: it got all its tokens; no replica was left to send it to; or the run ended
+before."""
 
 REQUEST_COLUMNS = {
     "deployment": "name of the deployment",
@@ -80,6 +80,7 @@ REQUEST_COLUMNS = {
     ),
     "transfer_bytes": "of its KV cache that went there, on all receiving ranks",
 }
+"""Columns of the table of requests, with their descriptions."""
 STEP_COLUMNS = {
     "deployment": "name of the deployment",
     "replica": (
@@ -113,12 +114,14 @@ STEP_COLUMNS = {
     ),
     **{f"{phase}_s": f"part of the duration: {phase}" for phase in STEP_PHASES},
 }
+"""Columns of the table of steps, with their descriptions."""
 MOVE_COLUMNS = {
     "deployment": "name of the deployment",
     "request": "index in the trace",
     "replica": "replica that stopped while it had the request",
     "at_s": "when it stopped",
 }
+"""Columns of the table of requests that lost their replica, with their descriptions."""
 RANK_COLUMNS = {
     "deployment": "name of the deployment",
     "phase": "'decode' or 'prefill': which of the shown steps (ShownStep)",
@@ -128,12 +131,14 @@ RANK_COLUMNS = {
     "experts_s": "time of its expert computation",
     "wait_s": "time it waited for the slowest rank",
 }
+"""Columns of the table of ranks, with their descriptions."""
 EXPERT_COLUMNS = {
     "deployment": "name of the deployment",
     "layer": "index among the MoE layers",
     "expert": "logical expert",
     "load": "its tokens over the layer's mean, 1.0 = even",
 }
+"""Columns of the table of experts, with their descriptions."""
 TRAFFIC_COLUMNS = {
     "deployment": "name of the deployment",
     "phase": "'decode' or 'prefill': which of the shown steps (ShownStep)",
@@ -144,6 +149,7 @@ TRAFFIC_COLUMNS = {
         "bytes in one mean MoE layer of the step; same-rank copies are not traffic and left out"
     ),
 }
+"""Columns of the table of traffic, with their descriptions."""
 SPAN_COLUMNS = {
     "deployment": "name of the deployment",
     "phase": "'decode' or 'prefill': which of the shown steps (ShownStep)",
@@ -153,24 +159,26 @@ SPAN_COLUMNS = {
     "start_s": "since the start of the step",
     "duration_s": "length",
 }
+"""Columns of the table of spans, with their descriptions."""
 
 
 GAP_BINS_PER_DECADE = 500
-"""Gaps between tokens are kept as a histogram: 500 bins a decade are 0.46 % wide."""
+"""Bins of the histogram of gaps between tokens for each factor of ten: 500 are 0.46 % wide."""
 SHORTEST_GAP_S = 1e-6
+"""Lower edge of the histogram, seconds."""
 NUM_GAP_BINS = 10 * GAP_BINS_PER_DECADE
-"""From a microsecond to ten thousand seconds."""
+"""Number of bins: from a microsecond to ten thousand seconds."""
 
 
 @dataclass(frozen=True)
 class Gaps:
-    """A histogram of the gaps between output tokens, in logarithmic bins."""
+    """Histogram of the gaps between output tokens, in logarithmic bins."""
 
     counts: NDArray[np.int64]
 
     def quantile_s(self, level: float) -> float:
-        """The gap below which the share ``level`` of all gaps lies, to the middle of its bin (0.23
-        %); NaN without any.
+        """Gap below which the share ``level`` of all gaps lies, seconds, to the middle of its bin
+        (0.23 %); NaN without any.
         """
         total = int(self.counts.sum())
         if total == 0:
@@ -181,21 +189,21 @@ class Gaps:
 
 @dataclass(frozen=True)
 class ShownStep:
-    """The step of one phase that the tables of ranks, traffic and spans are of; under
-    ``shown_steps`` of the deployment in ``run.json``.
+    """Step of one phase shown in the tables of ranks, traffic and spans; under ``shown_steps`` of
+    the deployment in ``run.json``.
     """
 
     source: str
-    """``run``: the run took it as it stands; ``representative``: as many tokens as a step of the
-    run, spread evenly over the data-parallel ranks, all sequences with a typical context."""
+    """Source of the step: ``run``: the run took it; ``representative``: as many tokens as a step of
+    the run, spread evenly over the data-parallel ranks, all sequences with a typical context."""
     replica: int | None
-    """Replica that took the step, as in ``STEP_COLUMNS``; ``None``, as what follows, for a
-    representative step."""
+    """Replica that took the step, as in ``STEP_COLUMNS``; ``None`` for a representative step, as
+    are the next three fields."""
     number: int | None
-    """How many steps the replica took before."""
+    """Steps that the replica took before."""
     start_s: float | None
     duration_s: float | None
-    """Start and length of the step, seconds, as in ``STEP_COLUMNS``."""
+    """Start and duration of the step, seconds, as in ``STEP_COLUMNS``."""
     num_batches: int
     """Batches that the replica's pipeline keeps in flight, of which the fullest is shown."""
     prefill_tokens: list[int]
@@ -203,7 +211,7 @@ class ShownStep:
     decode_tokens: list[int]
     """Sequences that get one more token, by data-parallel rank."""
     uniform_imbalance: UniformImbalance | None
-    """What uniform routing gives at these tokens by chance
+    """Imbalance that uniform routing gives at these tokens by chance
     (:mod:`simulator.deployment.uniform_routing`); ``None`` for a dense model."""
 
 
@@ -215,69 +223,70 @@ class ReplicasChanged:
 
     at_s: float
     pool: str
-    """Their pool, named as in ``STEP_COLUMNS``."""
+    """Pool of the replicas, named as in ``STEP_COLUMNS``."""
     starts: bool
-    """Whether they serve from then on; else they stopped."""
+    """Whether they serve from then on; otherwise they stopped."""
     replicas: list[int]
-    """Replicas that it made a difference to, numbered as in ``STEP_COLUMNS``."""
+    """Replicas whose state changed, numbered as in ``STEP_COLUMNS``."""
     num_requests: int
     """Requests that they had, which went to others or were lost."""
 
 
 @dataclass(frozen=True)
 class ExpertsMoved:
-    """Experts that were placed anew at one instant, in each replica of a pool; under
-    ``rebalances`` of the deployment in ``run.json``.
+    """Experts moved at one instant, in each replica of a pool; under ``rebalances`` of the
+    deployment in ``run.json``.
     """
 
     at_s: float
-    """When it was decided; a replica's experts move when the step that it has under way ends."""
+    """Time of the decision, seconds; a replica's experts move when its step in flight ends."""
     pool: str
-    """Their pool, named as in ``STEP_COLUMNS``."""
+    """Pool of the replicas, named as in ``STEP_COLUMNS``."""
     num_experts: int
     """Copies of experts that travelled between the ranks of one replica, over all layers."""
     num_bytes: float
-    """Bytes of their weights."""
+    """Bytes of weights of these copies."""
     seconds: float
-    """How long each replica formed no step."""
+    """Seconds for which each replica formed no step."""
 
 
 @dataclass(frozen=True)
 class DeploymentRecord:
-    """What one deployment's run produced."""
+    """Record of one deployment's run."""
 
     name: str
     requests: Columns
-    """``REQUEST_COLUMNS`` but the deployment, one row a request; times that never came are NaN."""
+    """Requests with ``REQUEST_COLUMNS`` without the deployment, one row each; times that never came
+    are NaN."""
     steps: Columns
-    """``STEP_COLUMNS`` but the deployment, one row a step of an engine, or a run of steps that are
-    alike."""
+    """Steps with ``STEP_COLUMNS`` without the deployment, one row for each step of an engine, or
+    for a run of equal steps."""
     ranks: pd.DataFrame
-    """``RANK_COLUMNS`` of ``shown_steps``; empty for a dense model."""
+    """Ranks of ``shown_steps`` with ``RANK_COLUMNS``; empty for a dense model."""
     experts: pd.DataFrame
-    """``EXPERT_COLUMNS``; empty for a dense model."""
+    """Loads of experts with ``EXPERT_COLUMNS``; empty for a dense model."""
     traffic: pd.DataFrame
-    """``TRAFFIC_COLUMNS`` of ``shown_steps``; empty where no tokens travel."""
+    """Traffic of ``shown_steps`` with ``TRAFFIC_COLUMNS``; empty where no tokens travel."""
     spans: pd.DataFrame
-    """``SPAN_COLUMNS``, the timeline of ``shown_steps``."""
+    """Timeline of ``shown_steps`` with ``SPAN_COLUMNS``."""
     itl: Gaps
     """Gaps between output tokens, pooled over requests."""
     load_imbalance: float
-    """Tokens of the busiest rank over the mean rank's, mean over MoE layers and busy time; NaN for
-    a dense model."""
+    """Ratio of the busiest rank's tokens to the mean rank's, averaged over MoE layers and busy
+    time; NaN for a dense model."""
     uniform_imbalance: float
-    """What ``load_imbalance`` would be by chance alone, were routing uniform at the same batches;
-    NaN for a dense model."""
+    """Value of ``load_imbalance`` by chance alone, were routing uniform at the same batches; NaN
+    for a dense model."""
     read_bytes: float
-    """Weights and cache that all ranks of all replicas had to read, in bytes."""
+    """Bytes of weights and cache that all ranks of all replicas had to read."""
     dropped_share: float
-    """Token-expert pairs that were dropped, over all of them; NaN where no overflow policy drops
-    any."""
+    """Share of token-expert pairs that were dropped; NaN where no overflow policy drops any."""
     moves: pd.DataFrame
-    """``MOVE_COLUMNS``, one row for each time that a request's replica stopped."""
+    """Moves of requests with ``MOVE_COLUMNS``, one row for each time that a request's replica
+    stopped."""
     changes: tuple[ReplicasChanged, ...]
-    """What happened to replicas, in order of time."""
+    """Stops and starts of replicas, in order of time."""
     rebalances: tuple[ExpertsMoved, ...]
-    """When experts were placed anew, in order of time."""
+    """Moves of experts, in order of time."""
     shown_steps: dict[str, ShownStep]
-    """By phase, the steps that ``ranks``, ``traffic`` and ``spans`` are of."""
+    """Steps shown in ``ranks``, ``traffic`` and ``spans``, by phase."""

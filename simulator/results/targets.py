@@ -1,4 +1,4 @@
-"""How far off predictions may be, and what else is asked of them."""
+"""Accuracy targets of predictions, and further requirements."""
 
 from __future__ import annotations
 
@@ -13,19 +13,23 @@ MOE, DENSE = "MoE", "dense"
 
 
 class Target(NamedTuple):
-    """How far off predictions may be: limits of the absolute relative error."""
+    """Accuracy target: limits of the absolute relative error."""
 
     what: str
     suites: tuple[str, ...]
     median: float
+    """Limit of the median error."""
     p90: float
+    """Limit of the 90th percentile of the errors."""
     quantity: str = ""
-    """Of rows with this quantity only; empty for all."""
+    """Quantity of the rows that the target is about; empty for all."""
     word: str = ""
-    """Of rows whose group has this word only; empty for all."""
+    """Word in the group of the rows that the target is about; empty for all."""
 
     def covers(self, rows: pd.DataFrame) -> pd.Series:
-        """Which rows of a table with ``suite``, ``quantity`` and ``group`` it speaks of."""
+        """Whether the target is about each row of a table with ``suite``, ``quantity`` and
+        ``group``.
+        """
         covered = rows["suite"].isin(self.suites)
         if self.quantity:
             covered &= rows["quantity"] == self.quantity
@@ -51,22 +55,21 @@ TARGETS = (
     Target("Published throughput", ("published",), 0.12, 0.25, "throughput"),
     Target("MoE : dense ratio on one machine", ("published",), 0.08, 0.15, "ratio", MOE),
 )
-"""They hold for models and GPUs that no calibration has seen, and are not to be moved."""
+"""Targets for models and GPUs that no calibration has seen; they are not to be moved."""
 LEAST_RIGHT_ORDER = 0.90
-"""Share of pairs of deployments, more than 10 % apart, whose order is right."""
+"""Share of pairs of deployments, more than 10 % apart, whose predicted order must be right."""
 BANDS_HOLD = (0.75, 0.85)
-"""Share of measurements inside their 80 % bands."""
+"""Share of measurements that must lie inside their 80 % bands."""
 LEAST_COMPARED = 20
-"""Pairs, or measurements with a band, below which a share of them says nothing."""
+"""Number of pairs, or of measurements with a band, below which a share of them says nothing."""
 _BY_CHANCE = 0.05
-"""How often a band that holds what it is meant to may be called wrong, were rows independent of
-each other."""
+"""Probability of wrongly calling a right band wrong, were rows independent of each other."""
 LEAST_ANSWERED = {"serving": 0.90}
 """Share of a suite's rows that must have a prediction."""
 
 
 def target_of(suite: str, quantity: str, group: str) -> Target | None:
-    """The target that a group of rows is held to."""
+    """Find the target of a group of rows."""
     one = pd.DataFrame({"suite": [suite], "quantity": [quantity], "group": [group]})
     return next((target for target in TARGETS if target.covers(one).item()), None)
 
@@ -81,8 +84,8 @@ def is_met(median: float, p90: float, target: Target | None) -> bool | None:
 
 
 def bands_hold(inside: int, count: int) -> bool:
-    """Whether ``inside`` of ``count`` measurements in their bands is what :data:`BANDS_HOLD` asks,
-    with room for chance.
+    """Whether ``inside`` of ``count`` measurements in their bands satisfy :data:`BANDS_HOLD`,
+    allowing for chance.
 
     >>> bands_hold(18, 20), bands_hold(10, 20)
     (True, False)

@@ -1,4 +1,4 @@
-"""Where the time of an output token goes: every step of a run, by what it computes and by phase,
+"""Decomposition of the time of an output token: every step of a run, by its contents and by phase,
 so that the parts add up to the time per output token.
 """
 
@@ -14,10 +14,10 @@ from simulator.base.columns import Columns, Picked
 from simulator.results.tables import STEP_PHASES
 
 KINDS = ("decode", "mixed", "prefill", "cut")
-"""Steps that compute output tokens only, prompts beside them, or prompts only, for which requests
-with tokens to come wait; and those that were cut off, since their replica stopped."""
+"""Kinds of steps: with output tokens only, with prompts besides, with prompts only, for which
+requests with tokens to come wait; and those that were cut short, since their replica stopped."""
 _ROUNDING_S = 1e-9
-"""What a sum of two times may be off by; no step is as short."""
+"""Rounding error of a sum of two times, seconds; no step is as short."""
 COLUMNS = {
     "deployment": "name of the deployment",
     "kind": "'decode', 'mixed', 'prefill' or 'cut' steps",
@@ -26,11 +26,12 @@ COLUMNS = {
     **{f"{phase}_s": f"seconds of an output token in such steps: {phase}" for phase in STEP_PHASES},
     "token_s": "seconds of an output token in all",
 }
-"""Seconds are a mean over all output tokens of the deployment but each request's first."""
+"""Columns of ``token_time.csv``. Seconds are a mean over all output tokens of the deployment except
+each request's first."""
 
 
 def kinds_of(steps: Columns) -> NDArray[np.str_]:
-    """What each step computes, one of :data:`KINDS`.
+    """Classify each step as one of :data:`KINDS`.
 
     >>> tokens = {"prefill_tokens": [0, 5, 5, 0], "decode_tokens": [3, 3, 0, 0]}
     >>> kinds_of(pd.DataFrame(tokens)).tolist()
@@ -44,15 +45,16 @@ def kinds_of(steps: Columns) -> NDArray[np.str_]:
 def make_token_time(
     requests: Mapping[str, Columns], steps: Mapping[str, Columns], moves: pd.DataFrame
 ) -> pd.DataFrame:
-    """A row a deployment and kind of step, the columns of :data:`COLUMNS`.
+    """Decompose the token time: a row for each deployment and kind of step, the columns of
+    :data:`COLUMNS`.
 
     From its first token to its last a request is in, or waits for, the steps of one replica, one
-    after another; where that replica stops, those of the next. So the length of each step, times
+    after another; where that replica stops, those of the next. So the duration of each step, times
     the requests that have their first token and not their last, adds up to the time that all tokens
-    but the first took. A request that comes in the middle of a step counts for what is left of it.
+    except the first took. A request that arrives in the middle of a step counts for the rest of it.
 
     Args:
-        requests: ``REQUEST_COLUMNS`` by deployment; those count that finished.
+        requests: ``REQUEST_COLUMNS`` by deployment; those that finished count.
         steps: ``STEP_COLUMNS`` by deployment.
         moves: ``MOVE_COLUMNS``.
     """
@@ -100,8 +102,8 @@ def _rows(requests: Columns, steps: Columns, moves: pd.DataFrame) -> Iterator[di
 
 
 def _count_going(requests: Columns, steps: Columns) -> NDArray[np.int64]:
-    """Requests of each step's replica that have their first token and not their last while it
-    runs.
+    """Count the requests of each step's replica that have their first token and not their last
+    while it runs.
     """
     going = np.zeros(len(steps), dtype=np.int64)
     of_steps, of_requests = (table["replica"].to_numpy() for table in (steps, requests))
@@ -117,8 +119,8 @@ def _count_going(requests: Columns, steps: Columns) -> NDArray[np.int64]:
 
 
 def _list_stays(requests: pd.DataFrame, moves: pd.DataFrame) -> pd.DataFrame:
-    """Where requests were from their first token to their last: a row for each replica after
-    another, with the columns ``replica``, ``begun_s`` and ``ended_s``.
+    """List the replicas of requests from their first token to their last: a row for each replica
+    after another, with the columns ``replica``, ``begun_s`` and ``ended_s``.
     """
     last = requests[["request", "replica"]].assign(at_s=requests["finish_s"])
     stays = pd.concat([moves[["request", "replica", "at_s"]], last])
@@ -131,7 +133,7 @@ def _list_stays(requests: pd.DataFrame, moves: pd.DataFrame) -> pd.DataFrame:
 
 
 def _weigh_stays(stays: pd.DataFrame, steps: Columns) -> NDArray[np.float64]:
-    """Share of each step that stays at its replica cover, added up over them."""
+    """Share of each step that stays at its replica cover, added up over the stays."""
     weight = np.zeros(len(steps))
     replicas = steps["replica"].to_numpy()
     for replica, own in stays.groupby("replica"):

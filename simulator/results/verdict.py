@@ -1,4 +1,6 @@
-"""The answer in a sentence: which deployment serves the traffic better, by how much, and why."""
+"""Verdict of a run in sentences: which deployment serves the traffic better, by how
+much, and why.
+"""
 
 from __future__ import annotations
 
@@ -19,36 +21,37 @@ from simulator.results.tables import STEP_PHASES
 from simulator.results.why import PHASE_WORDS, SAME, explain
 
 _ATTAINMENT_STEP = 0.005
-"""Shares of requests in time that differ by less than half a percentage point count as equal."""
+"""Difference between shares of requests in time below which they count as equal."""
 _QUEUE = 0.5
-"""Requests waiting on average from which a queue is worth a word."""
+"""Requests waiting on average above which a queue is mentioned."""
 _FULL = 0.9
-"""Share of the KV cache from which on there is little room left."""
+"""Share of the KV cache above which there is little room left."""
 _OFTEN = 0.1
-"""Share of the time in which requests wait from which on what they wait for is named."""
+"""Share of the time in which requests wait above which the reason is named."""
 _LIMIT_WORDS = {
     "max_sequences": "for one of the {max_sequences}places of a rank (max_sequences)",
     "kv_cache": "for blocks of the KV cache",
     "token_budget": "for a part of a step's {token_budget}tokens (token_budget)",
     "held_back": "since prompts are held back until more have come",
 }
+"""Words for what requests wait for, by :data:`~simulator.results.tables.ADMISSION_LIMITS`."""
 _LIMIT_FACTS = ("max_sequences", "token_budget")
 _LOAD = ("load_imbalance", "uniform_imbalance", "dropped_share")
 _EVEN = 1.005
-"""Load of the busiest rank over the mean rank's that still reads as even."""
+"""Ratio of the busiest rank's load to the mean rank's below which it counts as even."""
 _NO_SKEW = 0.02
-"""Share of what chance alone gives by which a run's imbalance may differ from it without a skew:
-the run's own draws scatter by as much."""
+"""Relative difference to the imbalance of uniform routing below which a run has no skew: the run's
+own draws scatter by as much."""
 _IN_TIME = 0.99
-"""Share of requests in time from which on targets count as kept."""
+"""Share of requests in time above which targets count as met."""
 _LATE = 1.02
-"""A run that lasts longer than its arrivals by this factor (and a mean request) has fallen
+"""Ratio of a run's duration to that of its arrivals (and a mean request) above which it has fallen
 behind."""
 
 
 def verdict(results: Results) -> dict[str, Any]:
-    """``{"headline", "reasons", "winner"}`` of a run; the winner is ``None`` for a tie, a trade-off
-    or a single deployment.
+    """Judge a run: ``{"headline", "reasons", "winner"}``; the winner is ``None`` for a tie, a
+    trade-off or a single deployment.
     """
     rows = {str(row["deployment"]): row for _, row in results.summary.iterrows()}
     short = short_names(results)
@@ -80,13 +83,13 @@ def verdict(results: Results) -> dict[str, Any]:
         }
     ranked = sorted(rows, key=lambda name: _order(rows[name]))
     best, second = ranked[:2]
-    if abs(_attained(rows[best]) - _attained(rows[second])) < _ATTAINMENT_STEP and _latency(
-        rows[second]
-    ) < _latency(rows[best]):
+    if abs(
+        _share_attained(rows[best]) - _share_attained(rows[second])
+    ) < _ATTAINMENT_STEP and _latency(rows[second]) < _latency(rows[best]):
         best, second = second, best  # the shares lie on either side of a step's edge
     headline, winner = _compare(best, rows[best], second, rows[second], short)
     has_targets = not np.isnan(float(rows[best]["slo_attainment"]))
-    gap = abs(_attained(rows[best]) - _attained(rows[second]))
+    gap = abs(_share_attained(rows[best]) - _share_attained(rows[second]))
     differs = gap >= _ATTAINMENT_STEP
     chance = None  # of losses no error is known
     if has_targets or not differs:
@@ -129,7 +132,9 @@ def _bands(results: Results, short: dict[str, str], better: str) -> list[str]:
 
 
 def _headroom(rows: dict[str, pd.Series], short: dict[str, str]) -> str:
-    """What is left where no requests wait; that there is room for more is the targets' to say."""
+    """Describe the headroom where no requests wait; the targets decide whether there is room for
+    more.
+    """
     peaks = {short[name]: float(row["kv_used_max"]) for name, row in rows.items()}
     full = ", ".join(f"{_percent(peak)} ({name})" for name, peak in peaks.items())
     keeps = all(float(row["slo_attainment"]) >= _IN_TIME for row in rows.values())
@@ -141,13 +146,12 @@ def _headroom(rows: dict[str, pd.Series], short: dict[str, str]) -> str:
 
 
 def with_verdict(results: Results) -> Results:
-    """The results with their verdict made again, for runs put together."""
+    """Judge results again, after runs were merged."""
     return replace(results, run={**results.run, "verdict": verdict(results)})
 
 
 def short_names(results: Results) -> dict[str, str]:
-    """For each deployment its name, or what stands before its first comma where that tells the
-    deployments apart.
+    """Shorten each deployment's name to the part before its first comma where that is unambiguous.
 
     A rumour keeps its whole name, by which the page marks it.
     """
@@ -163,17 +167,17 @@ def short_names(results: Results) -> dict[str, str]:
 
 
 def _order(row: pd.Series) -> tuple[float, float]:
-    """Share of requests in time, then latency."""
-    return -round(_attained(row) / _ATTAINMENT_STEP), _latency(row)
+    """Sort key: share of requests in time, then latency."""
+    return -round(_share_attained(row) / _ATTAINMENT_STEP), _latency(row)
 
 
-def _attained(row: pd.Series) -> float:
-    """Share of requests in time; without targets, of those that are not lost."""
+def _share_attained(row: pd.Series) -> float:
+    """Share of requests in time; without targets, share of those that are not lost."""
     attained = float(row["slo_attainment"])
-    return _kept(row) if np.isnan(attained) else attained
+    return _share_kept(row) if np.isnan(attained) else attained
 
 
-def _kept(row: pd.Series) -> float:
+def _share_kept(row: pd.Series) -> float:
     """Share of requests that are not lost."""
     lost = float(row["num_lost"])
     return 1.0 if np.isnan(lost) or not lost else 1.0 - lost / (lost + float(row["num_requests"]))
@@ -198,7 +202,7 @@ def _compare(
             f"against {_share(missed)} with {loser}"
         )
         return f"{winner} serves this traffic better: {shares} ({numbers}).", best
-    if not has_targets and _kept(first) - _kept(second) >= _ATTAINMENT_STEP:
+    if not has_targets and _share_kept(first) - _share_kept(second) >= _ATTAINMENT_STEP:
         numbers = _pairs(first, second, ("ttft", "tpot"))
         few, many = (_count(int(row["num_lost"]), "request") for row in (first, second))
         return (
@@ -248,7 +252,7 @@ def _ratio(second: pd.Series, first: pd.Series, key: str) -> float:
 
 
 def _pairs(first: pd.Series, second: pd.Series, latencies: tuple[str, ...]) -> str:
-    """Medians against medians; those that neither has are left out."""
+    """Compare medians, without those that neither deployment has."""
     times = {name: [float(row[f"{name}_p50_s"]) for row in (first, second)] for name in latencies}
     return ", ".join(
         f"{name.upper()} p50 {' against '.join(map(seconds_text, pair))}"
@@ -278,8 +282,8 @@ def _decodes(results: Results, name: str) -> Columns:
 
 
 def _queue(results: Results, name: str, row: pd.Series, short: str) -> str | None:
-    """Whether requests pile up, and what they wait for, which says more of headroom than how busy
-    an engine is: it is always busy.
+    """Describe a queue and what its requests wait for. It says more of headroom than how busy an
+    engine is, which is always busy.
     """
     steps, requests = results.steps[name], results.requests[name]
     waiting = float((steps["waiting"] * steps["duration_s"]).sum() / steps["duration_s"].sum())
@@ -299,7 +303,9 @@ def _queue(results: Results, name: str, row: pd.Series, short: str) -> str | Non
 
 
 def _limits(steps: Columns, facts: dict[str, Any]) -> str:
-    """What requests wait for, with its share of the time in which any waits, the longest first."""
+    """Describe what requests wait for, with its share of the time in which any waits, the longest
+    first.
+    """
     has_pools = (steps["pool"] != "both").any()  # each has limits of its own
     numbers = {key: "" if has_pools else f"{facts[key]:,} " for key in _LIMIT_FACTS}
     queued = Picked(steps, (steps["waiting"] > 0).to_numpy())
@@ -314,7 +320,7 @@ def _limits(steps: Columns, facts: dict[str, Any]) -> str:
 
 
 def _inside(results: Results, name: str, row: pd.Series, short: str) -> str:
-    """What a deployment's steps are spent on."""
+    """Describe the composition of a deployment's steps."""
     facts = results.run["deployments"][name]
     decodes = _decodes(results, name)
     active, total = (parameters(facts[f"{name}_parameters"]) for name in ("active", "total"))
@@ -336,7 +342,7 @@ def _inside(results: Results, name: str, row: pd.Series, short: str) -> str:
 
 
 def _load(imbalance: float, uniform: float, dropped: float) -> str:
-    """How unevenly ranks are loaded, and how much of that is more than chance."""
+    """Describe the load imbalance of ranks, and its part beyond chance."""
     if not imbalance > _EVEN:
         return ""
     said = f" Its busiest rank computes {imbalance:.2f} times the mean rank's tokens"
@@ -390,7 +396,7 @@ def _percent(share: float) -> str:
 
 
 def _share(share: float) -> str:
-    """A share of requests for people: never all or none unless it is."""
+    """Write a share of requests for people: never all or none unless it is."""
     if share == 1.0:
         return "100 %"
     if share == 0.0:

@@ -1,5 +1,5 @@
-"""Why one deployment's output tokens take less time than another's: terms that add up to the
-difference, over all steps of the run.
+"""Reasons why one deployment's output tokens take less time than another's: terms that add up to
+the difference, over all steps of the run.
 """
 
 from __future__ import annotations
@@ -22,39 +22,41 @@ PHASE_WORDS = {
     "collective": "all-reduces",
     "overhead": "the engine's own overhead",
 }
+"""Words for the phases of a step."""
 SAME = 1.02
-"""Times within 2 % count as equal: closer than the fidelities agree among themselves."""
+"""Ratio of times below which they count as equal: closer than the fidelities agree among
+themselves."""
 _WORTH_SAYING = 0.05
-"""Share of the longer time from which on a term is named."""
+"""Share of the longer time above which a term is named."""
 _NUM_NAMED = 2
-"""Terms that are named on either side."""
+"""Number of terms that are named on either side."""
 _MUCH = 0.2
-"""Share of an output token's time from which on steps that compute prompts are worth a word."""
+"""Share of an output token's time above which steps that compute prompts are mentioned."""
 _UNITS = ((1e-6, "us"), (1e-3, "ms"), (1.0, "s"), (60.0, "min"), (3600.0, "h"))
 
 
 class Terms(NamedTuple):
-    """A difference in seconds, and what it is made of, in whole last digits of one unit, so that
-    what is shown adds up.
+    """Difference in seconds and its terms, in whole last digits of one unit, so that the shown
+    numbers add up.
     """
 
     unit: str
     digits: int
     total: float
     gained: dict[str, float]
-    """Phases that the quicker one spends less on, the largest first."""
+    """Phases that the quicker deployment spends less on, the largest first."""
     lost: dict[str, float]
     """Phases that it spends more on, as positive numbers."""
     rest: float
-    """What all other phases differ by."""
+    """Difference of all other phases."""
 
     def text(self, value: float) -> str:
-        """A number of the difference with its unit."""
+        """Write a number of the difference with its unit."""
         return f"{value:,.{self.digits}f} {self.unit}"
 
 
 def explain(token_time: pd.DataFrame, best: str, second: str, short: dict[str, str]) -> list[str]:
-    """What makes an output token of one deployment quicker than one of the other; empty where
+    """Explain why an output token of one deployment is quicker than one of the other; empty where
     either has none.
 
     Args:
@@ -90,7 +92,7 @@ def phase_seconds(token_time: pd.DataFrame, name: str) -> dict[str, float]:
 
 
 def split_difference(quick: dict[str, float], slow: dict[str, float]) -> Terms:
-    """The terms of ``sum(slow) - sum(quick)``: the two largest on either side, and the rest.
+    """Split ``sum(slow) - sum(quick)`` into terms: the two largest on either side, and the rest.
 
     >>> quick, slow = {"experts": 0.010, "wait": 0.004}, {"experts": 0.030, "wait": 0.001}
     >>> terms = split_difference(quick, slow)
@@ -101,22 +103,24 @@ def split_difference(quick: dict[str, float], slow: dict[str, float]) -> Terms:
     unit, digits = _scale(longest_s, longest_s - sum(quick.values()))
     scale = _unit_s(unit)
 
-    def shown(time_s: float) -> float:
+    def to_scale(time_s: float) -> float:
         return round(time_s / scale, digits)
 
     # Both totals are shown, so the difference is that of what is shown.
-    total = shown(longest_s) - shown(sum(quick.values()))
+    total = to_scale(longest_s) - to_scale(sum(quick.values()))
     saved = sorted(((slow[phase] - quick[phase], phase) for phase in slow), reverse=True)
     named = [entry for entry in saved if abs(entry[0]) > _WORTH_SAYING * longest_s]
-    gained = {phase: shown(saved_s) for saved_s, phase in named if saved_s > 0}
-    lost = {phase: shown(-saved_s) for saved_s, phase in reversed(named) if saved_s < 0}
+    gained = {phase: to_scale(saved_s) for saved_s, phase in named if saved_s > 0}
+    lost = {phase: to_scale(-saved_s) for saved_s, phase in reversed(named) if saved_s < 0}
     gained, lost = (dict(list(side.items())[:_NUM_NAMED]) for side in (gained, lost))
     rest = round(total - sum(gained.values()) + sum(lost.values()), digits)
     return Terms(unit, digits, round(total, digits), gained, lost, rest + 0.0)
 
 
 def _scale(longest_s: float, difference_s: float) -> tuple[str, int]:
-    """The unit in which a time reads best, and digits that show a difference to a hundredth."""
+    """Choose the unit in which a time reads best, and digits that show a difference to
+    a hundredth.
+    """
     unit_s, unit = next(
         (entry for entry in reversed(_UNITS) if longest_s >= 1.5 * entry[0]), _UNITS[0]
     )

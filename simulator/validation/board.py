@@ -19,10 +19,10 @@ from simulator.base.progress import Progress, show_nothing
 from simulator.base.spreadsheet import write_csv
 from simulator.config.calibration import CalibrationFile, Fit, load_calibration
 from simulator.results.folder import replace_folder
-from simulator.results.judgement import judged
+from simulator.results.judgement import judge_targets
 from simulator.results.provenance import Provenance
 from simulator.results.run_file import write_run
-from simulator.results.scores import SCORE_COLUMNS, Scoreboard, grouped, reasons
+from simulator.results.scores import SCORE_COLUMNS, Scoreboard, reasons, score_groups
 from simulator.validation.left_out import left_out
 from simulator.validation.suites import Answered, answer, answer_published, tables_in
 
@@ -171,8 +171,8 @@ def write(board: Scoreboard, folder: Path, render: Callable[[Scoreboard], str]) 
     def fill(new: Path) -> None:
         new.mkdir()
         write_run(board.run, new)
-        write_csv(grouped(board.rows), new / "scores.csv", float_format="%.6g")
-        write_csv(judged(board), new / "targets.csv")
+        write_csv(score_groups(board.rows), new / "scores.csv", float_format="%.6g")
+        write_csv(judge_targets(board), new / "targets.csv")
         write_csv(pd.concat(why, ignore_index=True), new / "reasons.csv")
         board.rows.to_parquet(new / "rows.parquet", index=False)
         (new / "report.html").write_text(page, encoding="utf-8")

@@ -11,8 +11,8 @@ import pytest
 
 from simulator.report.scoreboard import render
 from simulator.report.scoreboard_figures import figures
-from simulator.results.judgement import judged
-from simulator.results.scores import SCORE_COLUMNS, Scoreboard, grouped, reasons
+from simulator.results.judgement import judge_targets
+from simulator.results.scores import SCORE_COLUMNS, Scoreboard, reasons, score_groups
 from tests.report.pages import payload_of
 
 pytestmark = pytest.mark.xdist_group("pages")  # one browser, and each page rendered once
@@ -110,9 +110,9 @@ def board(suites=tuple(SUITES), count=400, **changes):
 def test_it_says_the_numbers_and_escapes_the_names():
     made = board()
     page = render(made)
-    for row in grouped(made.rows).to_dict("records"):
+    for row in score_groups(made.rows).to_dict("records"):
         assert f"{100 * row['median']:.1f} %" in page
-    for row in judged(made).to_dict("records"):
+    for row in judge_targets(made).to_dict("records"):
         assert (
             row["what"]
             .replace("'", "&#39;")

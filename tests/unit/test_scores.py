@@ -5,11 +5,10 @@ import pandas as pd
 import pytest
 
 from simulator.config.calibration import load_calibration
-from simulator.results.judgement import judged, percent_of, tally
+from simulator.results.judgement import judge_targets, percent_of, tally
 from simulator.results.scores import (
     SCORE_COLUMNS,
     Scoreboard,
-    grouped,
     order_of,
     reasons,
     score,
@@ -70,7 +69,7 @@ def test_groups_come_worst_first_and_are_held_to_their_targets():
             rows((1.0, 5.0, "ok"), suite="somebody's"),
         ]
     )
-    found = grouped(made)
+    found = score_groups(made)
     assert found["group"].tolist()[2] == "h100 vllm dense"
     met = dict(
         zip(
@@ -102,7 +101,7 @@ def test_the_board_is_judged_by_shares_too():
     board = Scoreboard(
         {}, rows(*every), order=pd.DataFrame([{"suite": "serving", "pairs": 20, "right": 16}])
     )
-    found = judged(board).set_index("what")
+    found = judge_targets(board).set_index("what")
     assert found["met"].to_dict() == {
         "Serving TPOT, MoE": True,
         "Rows of serving that are answered": True,
@@ -110,8 +109,8 @@ def test_the_board_is_judged_by_shares_too():
         "80 % bands of serving hold": True,
     }
     assert found.loc["80 % bands of serving hold", "found"] == "80.0 %"
-    assert judged(Scoreboard({}, rows().iloc[:0])).empty
-    narrow = judged(Scoreboard({}, rows(*[(1.0, 1.5, "ok")] * 40))).set_index("what")
+    assert judge_targets(Scoreboard({}, rows().iloc[:0])).empty
+    narrow = judge_targets(Scoreboard({}, rows(*[(1.0, 1.5, "ok")] * 40))).set_index("what")
     assert not narrow.loc["80 % bands of serving hold", "met"]
 
 
@@ -121,7 +120,7 @@ def test_few_rows_are_no_verdict_on_bands_and_order():
         rows(*[(1.0, 1.5, "ok")] * 19),
         order=pd.DataFrame([{"suite": "serving", "pairs": 19, "right": 0}]),
     )
-    found = judged(board).set_index("what")
+    found = judge_targets(board).set_index("what")
     for what in (
         "80 % bands of serving hold",
         "Order of two deployments of serving that differ by > 10 %",
@@ -153,11 +152,11 @@ def test_targets_met_are_counted_by_what_they_are_judged_on():
     )
     known = rows(*[(1.0, 1.05, "ok")] * 4)
     assert (
-        tally(judged(Scoreboard(run, known, left_out=stated)))
+        tally(judge_targets(Scoreboard(run, known, left_out=stated)))
         == "targets with models left out: 0 of 1 met; in sample only: 1 of 1 met"
     )
-    assert tally(judged(Scoreboard({}, known, left_out=stated))) == "targets: 2 of 2 met"
-    both = judged(
+    assert tally(judge_targets(Scoreboard({}, known, left_out=stated))) == "targets: 2 of 2 met"
+    both = judge_targets(
         Scoreboard(run, pd.concat([known, known.assign(source="mine.csv")]), left_out=stated)
     )
     errors = both[both["what"] == "Serving TPOT, MoE"]
@@ -217,7 +216,7 @@ def test_words_of_groups_are_whole():
 
 def test_digits_show_on_which_side_of_a_limit_a_share_lies():
     made = rows(*[(1.0, 1.0, "ok")] * 8, (1.0, 1.3003, "ok"), (1.0, 1.3003, "ok"))
-    found = judged(Scoreboard({}, made)).set_index("what").loc["Serving TPOT, MoE"]
+    found = judge_targets(Scoreboard({}, made)).set_index("what").loc["Serving TPOT, MoE"]
     assert (found["found"], found["asked"], found["met"]) == (
         "median 0.0 %, p90 30.03 %",
         "median 12 %, p90 30 %",
@@ -245,7 +244,7 @@ def test_targets_are_judged_by_what_was_left_out_only_where_rows_are_in_sample(i
         ]
     )
     found = (
-        judged(Scoreboard(run, rows(*[(1.0, 1.05, "ok")] * 4), left_out=stated))
+        judge_targets(Scoreboard(run, rows(*[(1.0, 1.05, "ok")] * 4), left_out=stated))
         .set_index("what")
         .loc["Serving TPOT, MoE"]
     )

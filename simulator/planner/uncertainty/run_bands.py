@@ -33,7 +33,6 @@ from simulator.results.metrics import (
     METRICS,
     describe_latencies,
     latencies,
-    meets,
     summarise,
 )
 from simulator.results.tables import DeploymentRecord
@@ -243,7 +242,7 @@ def _interpolate(tried: Floats, values_KN: Floats, at: float) -> Floats:
 
 def _describe(latency: pd.DataFrame, slo: SLO) -> dict[str, float]:
     """Figures of requests' latencies, shares in time included."""
-    share = float(meets(latency, slo).mean())
+    share = float(is_in_time(latency, slo).mean())
     return {**describe_latencies(latency), "slo_attainment": share, "goodput_per_s": share}
 
 
