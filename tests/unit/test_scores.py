@@ -12,6 +12,7 @@ from simulator.results.scores import (
     order_of,
     reasons,
     score,
+    score_groups,
     worst,
 )
 from simulator.results.targets import DENSE, MOE, TARGETS, bands_hold, target_of

@@ -32,6 +32,7 @@ from simulator.planner.traffic import Traffic, subset
 from simulator.results.metrics import (
     METRICS,
     describe_latencies,
+    is_in_time,
     latencies,
     summarise,
 )
