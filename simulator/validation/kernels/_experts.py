@@ -95,7 +95,7 @@ class Layers:
         """Seconds ``[n]`` of two kernels and the passes around them, as the simulator prices a
         layer; mean over the draws.
         """
-        operands = Operands.of(accelerator, fit, dtype)
+        operands = Operands.from_format(accelerator, fit, dtype)
         hidden, width = self.hidden[:, None], self.width[:, None]
         up_s = product_s(
             accelerator, fit, self.load, hidden, self.up_features[:, None], operands, self.choices
@@ -160,7 +160,7 @@ def load_of(codes: Places, rows_of: Sequence[Floats]) -> Load:
         codes: place of each table row's case in ``rows_of``.
         rows_of: rows ``[D, G]`` of each case, or ``[1, G]`` where nothing is drawn.
     """
-    found = [Load.of(rows_DG, _TILE_ROWS) for rows_DG in rows_of]
+    found = [Load.from_rows(rows_DG, _TILE_ROWS) for rows_DG in rows_of]
 
     def column(values: list[Floats]) -> Floats:
         table = np.zeros((len(values), NUM_DRAWS))
