@@ -35,8 +35,8 @@ def figures(table: pd.DataFrame, replies: list[Reply]) -> pd.DataFrame:
     rows["measured"] = pd.to_numeric(table["value"], errors="coerce").astype(float)
     rows = rows[np.isfinite(rows["measured"]) & (rows["measured"] > 0)]
     ratios = _mixture_ratios(rows) if "machine" in table else []
-    rows = rows[[*FIELDS, "parts"]].reset_index(drop=True)
-    return pd.concat([rows, make_rows(ratios)], ignore_index=True) if ratios else rows
+    found: pd.DataFrame = rows[[*FIELDS, "parts"]].reset_index(drop=True)
+    return pd.concat([found, make_rows(ratios)], ignore_index=True) if ratios else found
 
 
 def ratio(group: str, subject: str, quantity: str, above: pd.Series, below: pd.Series) -> Row:
