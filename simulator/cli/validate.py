@@ -99,7 +99,7 @@ def validate(
     if history is not None:
         read_history(history)  # a damaged one is told before minutes of work
     with ExitStack() as files:
-        document = accuracy and files.enter_context(console.whole_file(accuracy))
+        document = accuracy and files.enter_context(whole_file(accuracy))
         with console.progress(unit="rows", waiting="looking for tables of measurements") as tick:
             board = everything(measurements, tick)
             if history is not None:

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import html
-from typing import ClassVar, Literal
 
 import plotly.graph_objects as go
 
-from simulator.base.frozen import Frozen
 from simulator.report import style
+from simulator.report.gallery import Figure
 from simulator.results.scores import Scoreboard
 from simulator.results.targets import TARGETS
 
 _TARGETS = [target.what for target in TARGETS]
 
 
-class History(Frozen):
+class History(Figure[Scoreboard]):
     """A line for each target: median error of unseen rows over the runs of a history."""
 
-    title: ClassVar[str] = "Median error over time"
-    section: ClassVar[str] = "History"
-    definition: ClassVar[str] = (
+    title = "Median error over time"
+    section = "History"
+    definition = (
         "Each mark is a run that was added to the history, by its date and revision; errors are "
         "of models, shapes and GPUs left out of the fits, and of published figures."
     )
-    absent: ClassVar[str] = "No history was named: moesim validate --history FILE keeps one."
-    order: ClassVar[int] = 60
-    width: ClassVar[Literal["full", "half", "quarter"]] = "full"
+    absent = "No history was named: moesim validate --history FILE keeps one."
+    order = 60
+    width = "full"
 
     def draw(self, board: Scoreboard) -> go.Figure | None:
         if board.history.empty:
