@@ -83,7 +83,8 @@ accuracy: .venv/installed
 	$(BIN)/moesim validate $(if $(wildcard $(MEASUREMENTS)),--measurements $(MEASUREMENTS)) --accuracy docs/accuracy.md --history reports/history/accuracy.jsonl
 
 # How fast the simulator is here: ratios, ns a step, bytes a request, exponents; reports/out/bench/bench.html. Nothing else should run
-# meanwhile. About five minutes; BENCH="--quick" takes one, BENCH="--only serving plan" runs what it names.
+# meanwhile. About five minutes; BENCH="--quick" takes one, BENCH="--only serving plan" runs what it names. Figures of every call are
+# added to reports/history/benchmarks.jsonl, and the page draws those of this processor over revisions.
 bench: .venv/tested
 	$(BIN)/python -m tests.benchmarks $(BENCH)
 
