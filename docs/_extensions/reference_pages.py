@@ -127,23 +127,20 @@ def _paragraphs(text: str) -> str:
 
 
 def _tabulate_keys(keys: Iterable[Any]) -> str:
-    rows = [
-        (
-            f"`{key.path}`",
-            key.type,
-            " ".join(filter(None, (key.bounds, key.unit))) or "-",
-            _say_default(key.default),
-            key.description or "-",
-        )
-        for key in keys
-    ]
-    return tabulate(("key", "type", "range and unit", "default", "what it is"), rows)
+    rows = ((f"`{key.path}`", key.description or "-", _say_values(key)) for key in keys)
+    return tabulate(("key", "what it is", "values"), rows)
+
+
+def _say_values(key: Any) -> str:
+    """Type, range with unit, and default of a key."""
+    bounds = " ".join(filter(None, (key.bounds, key.unit)))
+    return "; ".join(filter(None, (key.type, bounds, _say_default(key.default))))
 
 
 def _say_default(default: str | None) -> str:
     if default is None:
         return "**required**"
-    return default if default in ("absent", "") else f"`{default}`"
+    return "" if default in ("absent", "") else f"default `{default}`"
 
 
 PAGES = {
