@@ -45,6 +45,25 @@ def describe_metrics() -> str:
     )
 
 
+TABLES = ("requests", "steps", "token_time", "ranks", "experts", "traffic", "spans", "moves")
+"""Tables of a results folder beside ``summary.csv``."""
+
+
+def describe_tables() -> str:
+    """Every column of a run's tables."""
+    from simulator import describe_columns
+
+    parts = [
+        "# Tables of a run\n\nThe Parquet files of a results folder (`token_time` is a CSV), and "
+        'the frames of `Results.frame("requests")` and the others; `summary.csv` is in '
+        "[metrics](metrics.md). Times are seconds of virtual time since the first arrival.\n"
+    ]
+    for name in TABLES:
+        rows = ((f"`{column}`", text) for column, text in describe_columns(name).items())
+        parts.append(f"\n## `{name}`\n\n{tabulate(('column', 'what it is'), rows)}")
+    return "".join(parts)
+
+
 def describe_commands() -> str:
     """Every command of ``moesim`` with its arguments and options."""
     import typer.main
@@ -145,6 +164,7 @@ def _say_default(default: str | None) -> str:
 
 PAGES = {
     "metrics": describe_metrics,
+    "tables": describe_tables,
     "commands": describe_commands,
     "catalogue": describe_catalogue,
 }
