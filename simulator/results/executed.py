@@ -98,12 +98,18 @@ class Executed:
     """A finished execution: measured steps beside predicted ones, and how they were made."""
 
     run: dict[str, Any]
+    """Facts of the execution as ``run.json`` has them, among them the machine, ``deployments`` by
+    name, the resolved ``scenario``, and how it was made."""
     summary: pd.DataFrame
+    """Metrics of each deployment and kind of step, measured and predicted."""
     steps: pd.DataFrame
+    """Durations and phases in seconds, a row for each measured or predicted step."""
     ranks: pd.DataFrame
+    """Computed pairs and sent vectors, a row for each step, rank and MoE layer."""
     spans: pd.DataFrame
     """``SPAN_COLUMNS`` of :mod:`simulator.results.tables`; ``phase`` is ``"<kind>, <source>"``."""
     faults: pd.DataFrame
+    """Faults, a row for each, with the seconds that recovery took."""
 
     @property
     def deployments(self) -> list[str]:

@@ -55,20 +55,28 @@ class Results:
     """A finished run: its facts and its verdict, and tables of all deployments."""
 
     run: dict[str, Any]
-    """Facts of the run, as ``run.json`` has them: ``verdict`` with its ``headline`` and
-    ``reasons``, ``notes``, ``deployments`` by name, the resolved ``scenario``, and how it was
+    """Facts of the run as ``run.json`` has them, among them ``verdict`` (``headline`` and
+    ``reasons``), ``notes``, ``deployments`` by name, the resolved ``scenario``, and how it was
     made."""
     summary: pd.DataFrame
     """Metrics, a row for each deployment, in the scenario's order; NaN where one is undefined."""
     requests: Mapping[str, Columns]
-    """``REQUEST_COLUMNS`` by deployment."""
+    """Columns of each deployment's requests, a row for each request; :meth:`frame` gives one
+    table."""
     steps: Mapping[str, Columns]
-    """``STEP_COLUMNS`` by deployment."""
+    """Columns of each deployment's engine steps, a row for each step or run of equal ones;
+    :meth:`frame` gives one table."""
     moves: pd.DataFrame
+    """Requests whose replica stopped, a row for each time."""
     ranks: pd.DataFrame
+    """Computed pairs and times of the ranks in the shown steps, a row for each rank and MoE
+    layer."""
     experts: pd.DataFrame
+    """Load of the experts over the mean, a row for each expert and MoE layer."""
     traffic: pd.DataFrame
+    """Bytes between ranks in the shown steps, a row for each pair of ranks and direction."""
     spans: pd.DataFrame
+    """Timeline of the shown steps, a row for each thing that a rank did."""
 
     @cached_property
     def token_time(self) -> pd.DataFrame:

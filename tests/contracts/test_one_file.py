@@ -141,6 +141,8 @@ def test_the_wheel_holds_its_data_and_runs_from_any_folder(tmp_path):
         "_data/cluster_configs/h100-sxm.toml",
         "report/page.css",
         "report/templates/run.html",
+        "py.typed",
+        "__init__.pyi",
     ):
         assert (target / "simulator" / path).is_file()
     elsewhere = tmp_path / "elsewhere"

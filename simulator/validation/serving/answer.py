@@ -22,7 +22,6 @@ from simulator.results.targets import DENSE, MOE
 from simulator.step.prices import Prices
 from simulator.validation import OK
 from simulator.validation.hardware import accelerator_name
-from simulator.validation.serving.campaigns import DEFAULT
 from simulator.validation.serving.deployments import (
     Deployment,
     deployment_of,
@@ -118,8 +117,8 @@ def _alone(point: Point, pool: Pool) -> Point:
     return point._replace(
         decode=pool._replace(workers=1, batch=None),
         prefill=None,
-        campaign=DEFAULT,
-        is_drafted=False,
+        is_ranged=False,
+        is_dated=False,
         says_workers=False,
         shortest=1.0,
         num_output=1,
