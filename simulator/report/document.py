@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from simulator.report.markup import Markup, join, tag
-from simulator.report.packed import packed, packed_plotly
+from simulator.report.packed import pack_plotly, pack_text
 
-_HERE = Path(__file__).parent
+_HERE = Path(__file__).parent / "assets"
 # Nothing may be fetched or sent: the page must read the same on a plane, and say nothing to anyone.
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
@@ -40,8 +40,8 @@ def document(name: str, main: Markup, payload: Mapping[str, Any]) -> str:
     ]
     no_scripts = tag("noscript", tag("p", _NO_SCRIPTS, class_="notice no-scripts", role="alert"))
     scripts = [
-        packed("payload", json.dumps(payload, allow_nan=False, separators=(",", ":"))),
-        packed_plotly(),
+        pack_text("payload", json.dumps(payload, allow_nan=False, separators=(",", ":"))),
+        pack_plotly(),
         tag("script", Markup((_HERE / "page.js").read_text(encoding="utf-8"))),
     ]
     return (

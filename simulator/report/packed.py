@@ -1,36 +1,38 @@
-"""What a page carries compressed, and its script unpacks: Plotly, which is 5 MB, and what is drawn
-with it.
-"""
+"""Plotly and the figures of a page as compressed elements, which its script unpacks."""
 
 from __future__ import annotations
 
 import gzip
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
+_PLOTLY = Path(__file__).parent / "assets/plotly-cartesian.min.js.gz"
 _DIGITS = np.array([code for code in range(ord("#"), ord("y")) if code != ord("<")], np.uint8)
 """The 85 digits: printable, without what could begin a tag or end the element."""
 
 
-def packed(name: str, text: str) -> Markup:
+def pack_text(name: str, text: str) -> Markup:
     """A text as an element of a data type, which the browser does not run: gzip in base 85, which
     takes a sixteenth less than base 64.
 
     Args:
         name: the element's id.
     """
-    compressed = gzip.compress(text.encode(), compresslevel=6, mtime=0)
-    kind = f'type="application/gzip" id="{name}" data-bytes="{len(compressed)}"'
-    return Markup(f"<script {kind}>{_base85(compressed)}</script>")
+    return _pack(name, gzip.compress(text.encode(), compresslevel=9, mtime=0))
 
 
 @cache
-def packed_plotly() -> Markup:
+def pack_plotly() -> Markup:
     """Plotly's script, which is the same on every page."""
-    return packed("plotly", get_plotlyjs())
+    return _pack("plotly", _PLOTLY.read_bytes())
+
+
+def _pack(name: str, compressed: bytes) -> Markup:
+    kind = f'type="application/gzip" id="{name}" data-bytes="{len(compressed)}"'
+    return Markup(f"<script {kind}>{_base85(compressed)}</script>")
 
 
 def _base85(data: bytes) -> str:

@@ -16,11 +16,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from simulator.report.figure_cards import FigureCards
-from simulator.report.packed import packed, packed_plotly
+from simulator.report.packed import pack_plotly, pack_text
 from simulator.report.texts import count, percent, shorten
 from simulator.results.formats import TIMES, UNDEFINED, number, parameters, seconds
 
-_HERE = Path(__file__).parent
+_ASSETS = Path(__file__).parent / "assets"
 
 
 class Contents:
@@ -58,7 +58,7 @@ def render_page(template: str | Template, name: str, cards: FigureCards, **shown
             name=name,
             cards=cards,
             contents=Contents(),
-            packed=[packed("payload", payload), packed_plotly()],
+            packed=[pack_text("payload", payload), pack_plotly()],
             **shown,
         )
     )
@@ -90,7 +90,7 @@ def environment() -> Environment:
 
 
 def _read_asset(name: str) -> Markup:
-    return Markup((_HERE / name).read_text(encoding="utf-8"))
+    return Markup((_ASSETS / name).read_text(encoding="utf-8"))
 
 
 def _write_json(value: object) -> str:

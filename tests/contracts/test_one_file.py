@@ -139,7 +139,8 @@ def test_the_wheel_holds_its_data_and_runs_from_any_folder(tmp_path):
     for path in (
         "_data/workloads/models/mixtral-8x7b.toml",
         "_data/cluster_configs/h100-sxm.toml",
-        "report/page.css",
+        "report/assets/page.css",
+        "report/assets/plotly-cartesian.min.js.gz",
         "report/templates/run.html",
         "py.typed",
         "__init__.pyi",

@@ -6,9 +6,9 @@ import gzip
 import json
 import re
 
-MOST_BYTES = 2_100_000
+MOST_BYTES = 900_000
 """Bytes of a page: what mail servers and chat windows take without a word, and Plotly alone is
-1.84 MB of it."""
+0.6 MB of it."""
 FEW_DEPLOYMENTS = 4
 """Deployments that a page of at most :data:`MOST_BYTES` compares."""
 BYTES_OF_A_DEPLOYMENT = 51_000
