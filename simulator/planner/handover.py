@@ -21,7 +21,7 @@ from simulator.config.workload import SLO, WorkloadSpec
 from simulator.deployment.plan import make_plan
 from simulator.planner.evaluations import best_of_each, deployment_of, text_of
 from simulator.planner.explore import Evaluation
-from simulator.planner.launch import Command, launch
+from simulator.planner.launch import Command, list_commands
 from simulator.planner.search import SearchResult
 from simulator.workload.requests import load_requests, source_arrivals_s
 
@@ -283,7 +283,7 @@ def commands(result: SearchResult, evaluation: Evaluation) -> list[Command]:
     plan = make_plan(spec, result.question.seed, "plan", result.space.folder)
     trace = result.traffic.trace
     host_gpus = result.space.host_gpus(evaluation.candidate.shape, evaluation.candidate.prefill)
-    return launch(
+    return list_commands(
         plan,
         spec.model,
         int(trace.num_input.max()),

@@ -11,7 +11,15 @@ from typing import NamedTuple
 from simulator.base.plugins import available, build
 from simulator.config.pruning import pruning_text
 from simulator.deployment.plan import DeploymentPlan
-from simulator.planner.serving import Engine, Place, Role, Server, Weights, places, weights_of
+from simulator.planner.serving import (
+    Engine,
+    Place,
+    Role,
+    Server,
+    Weights,
+    find_weights,
+    place_replicas,
+)
 
 _NAMES: dict[Role, str] = {
     "both": "server",
@@ -20,29 +28,29 @@ _NAMES: dict[Role, str] = {
 }
 
 _HOST_GPUS = 8
-"""That one machine holds at most; larger fast domains are racks of them."""
+"""GPUs that one machine holds at most; larger fast domains are racks of them."""
 
 
 class Command(NamedTuple):
     """One line (or a file and a line) for a shell."""
 
     name: str
-    """What it starts, and where."""
+    """Servers that it starts, and their hosts."""
     command: str
     not_expressed: tuple[str, ...] = ()
     flags_read: str = ""
-    """In which release its flags were read, when and where, in a sentence; empty without a
+    """Release in which its flags were read, with day and files, in a sentence; empty without a
     command."""
 
 
-def launch(
+def list_commands(
     plan: DeploymentPlan,
     model: str,
     longest_prompt: int,
     longest_tokens: int,
     host_gpus: int | None = None,
 ) -> list[Command]:
-    """What starts all servers of a deployment, and the router in front of them.
+    """The commands that start all servers of a deployment, and the router in front of them.
 
     Args:
         model: how the deployment names its model.
@@ -51,97 +59,84 @@ def launch(
         host_gpus: GPUs that are rented on one node; absent = whole nodes of the cluster.
     """
     spec = plan.spec
-    name = spec.engine.partition("@")[0]
+    name, balancing = spec.engine.partition("@")[0], spec.balancing["kind"]
     if name not in available("planner.serving"):
         known = ", ".join(available("planner.serving"))
-        return [
-            Command(
-                "servers",
-                "",
-                (f"No commands are known for the engine '{spec.engine}', only for {known}.",),
-            )
-        ]
+        note = f"No commands are known for the engine '{spec.engine}', only for {known}."
+        return [Command("servers", "", (note,))]
     engine: Engine = build("planner.serving", {"kind": name}, "plan")
-    weights = weights_of(plan, model, engine.quantises)
-    pools: list[tuple[Role, DeploymentPlan]] = (
-        [("both", plan)]
-        if plan.prefill is None
-        else [("prompts", plan.prefill), ("decoding", plan)]
-    )
-    node_gpus = host_gpus or min(
-        plan.placement.cluster.gpus_per_node, plan.placement.cluster.num_gpus
-    )
-    placed = places(
-        [(role, pool.serving.replicas, pool.placement.layout.num_gpus) for role, pool in pools],
+    weights = find_weights(plan, model, engine.quantises)
+    pools: dict[Role, DeploymentPlan] = {"both": plan}
+    if plan.prefill is not None:
+        pools = {"prompts": plan.prefill, "decoding": plan}
+    cluster = plan.placement.cluster
+    node_gpus = host_gpus or min(cluster.gpus_per_node, cluster.num_gpus)
+    placed = place_replicas(
+        [
+            (role, pool.serving.replicas, pool.placement.layout.num_gpus)
+            for role, pool in pools.items()
+        ],
         node_gpus,
     )
     given: list[Command] = []
-    for role, pool in pools:
+    for role, pool in pools.items():
         server = Server(pool, role, weights, longest_prompt, longest_tokens)
-        said = [*engine.not_expressed(server), *_said(server)]
-        given += _started(engine, server, placed[role], tuple(said))
-    given = [one._replace(flags_read=engine.server_program.said) for one in given]
-    fronts = {
-        role: [(place.hosts[0], place.first_gpu) for place in group]
-        for role, group in placed.items()
+        notes = (*engine.list_unexpressed(server), *_list_notes(server))
+        given += _start_pool(engine, server, placed[role], notes)
+    given = [one._replace(flags_read=engine.server_program.sentence) for one in given]
+    servers = {
+        role: [(place.hosts[0], place.first_gpu) for place in places]
+        for role, places in placed.items()
     }
-    command = (
-        engine.router(fronts, spec.balancing["kind"]) if sum(map(len, fronts.values())) > 1 else ""
+    is_single = sum(map(len, servers.values())) == 1
+    if not is_single and (command := engine.start_router(servers, balancing)):
+        notes = tuple(filter(None, [engine.describe_router(balancing)]))
+        flags_read = engine.router_program.sentence
+        given.append(Command("router in front of all servers", command, notes, flags_read))
+    general = (
+        *_describe_weights(weights, spec.engine),
+        *_describe_cluster(plan, node_gpus, placed),
     )
-    if command:
-        unbalanced = engine.unbalanced(spec.balancing["kind"])
-        said = [unbalanced] if unbalanced else []
-        flags_read = engine.router_program.said
-        given.append(Command("router in front of all servers", command, tuple(said), flags_read))
-    general = (*_about(weights, spec.engine), *_general(plan, node_gpus, placed))
     return [given[0]._replace(not_expressed=(*general, *given[0].not_expressed)), *given[1:]]
 
 
-def _started(
-    engine: Engine, server: Server, where: list[Place], said: tuple[str, ...]
+def _start_pool(
+    engine: Engine, server: Server, places: list[Place], notes: tuple[str, ...]
 ) -> list[Command]:
     """The commands of one pool: one for all replicas that differ in their host only."""
-    name = _NAMES[server.role]
-    first = where[0]
-    nodes = engine.nodes_to_start(first)
+    name, first = _NAMES[server.role], places[0]
     if len(first.hosts) > 1:
-        span = f"{first.hosts[0]} to {first.hosts[-1]}"
-        if len(where) > 1:
-            others = ", ".join(place.hosts[0] for place in where[1:])
-            said = (
-                *said,
-                (
-                    f"The other {name}s begin on {others}: the same commands with "
-                    "their own nodes' names."
-                ),
+        others = ", ".join(place.hosts[0] for place in places[1:])
+        if others:
+            notes += (
+                f"The other {name}s begin on {others}: the same commands with "
+                "their own nodes' names.",
             )
-        names = [
-            f"{name} on {span}" + (f": node {n + 1} of {nodes}" if nodes > 1 else "")
-            for n in range(nodes)
-        ]
         return [
-            Command(text, engine.start(server, first, n), said if n == 0 else ())
-            for n, text in enumerate(names)
+            Command(text, engine.start_server(server, first, n), () if n else notes)
+            for n, text in enumerate(_name_nodes(name, first, engine.count_starts(first)))
         ]
-    alike: dict[tuple[int, ...], list[Place]] = {}
-    for place in where:
-        alike.setdefault(place.gpus, []).append(place)
+    alike: dict[tuple[int, ...], list[str]] = {}
+    for place in places:
+        alike.setdefault(place.gpus, []).append(place.hosts[0])
     given: list[Command] = []
-    for gpus, group in alike.items():
-        hosts = [place.hosts[0] for place in group]
+    for gpus, hosts in alike.items():
         on = hosts[0] if len(hosts) == 1 else f"each of {len(hosts)} nodes ({', '.join(hosts)})"
         which = f", GPU{'s' if len(gpus) > 1 else ''} {', '.join(map(str, gpus))}" if gpus else ""
-        given.append(
-            Command(
-                f"{name} on {on}{which}",
-                engine.start(server, group[0], 0),
-                said if not given else (),
-            )
-        )
+        place = next(one for one in places if one.gpus == gpus)
+        command = engine.start_server(server, place, 0)
+        given.append(Command(f"{name} on {on}{which}", command, () if given else notes))
     return given
 
 
-def _about(weights: Weights, engine: str) -> Iterator[str]:
+def _name_nodes(name: str, place: Place, count: int) -> list[str]:
+    span = f"{name} on {place.hosts[0]} to {place.hosts[-1]}"
+    if count == 1:
+        return [span]
+    return [f"{span}: node {n + 1} of {count}" for n in range(count)]
+
+
+def _describe_weights(weights: Weights, engine: str) -> Iterator[str]:
     if weights.note:
         yield weights.note
     if "@" in engine:
@@ -151,8 +146,8 @@ def _about(weights: Weights, engine: str) -> Iterator[str]:
         )
 
 
-def _said(server: Server) -> Iterator[str]:
-    """What no engine's flags say."""
+def _list_notes(server: Server) -> Iterator[str]:
+    """Choices and limits that no engine's flags express, in sentences."""
     plan = server.plan
     if plan.spec.pruning is not None:
         yield (
@@ -191,8 +186,10 @@ def _said(server: Server) -> Iterator[str]:
     )
 
 
-def _general(plan: DeploymentPlan, node_gpus: int, placed: Mapping[Role, list[Place]]) -> list[str]:
-    """About the cluster as a whole."""
+def _describe_cluster(
+    plan: DeploymentPlan, node_gpus: int, placed: Mapping[Role, list[Place]]
+) -> list[str]:
+    """Sentences on the cluster as a whole."""
     placement = plan.placement
     said = []
     left = placement.cluster.num_gpus - plan.num_gpus

@@ -13,7 +13,7 @@ import yaml
 
 from simulator.base.errors import UserError
 from simulator.base.plugins import build
-from simulator.planner.launch import launch
+from simulator.planner.launch import list_commands
 from tests.unit.test_serving_commands import ENGINES, SPLITS, launched, plan
 
 CHOICES = [
@@ -163,7 +163,7 @@ def test_where_flags_were_read_is_said_of_every_command(engine):
         assert ".py" in program.source
     for one in given:
         program, _ = find_program(programs_of(engine), shlex.split(one.command.splitlines()[-1]))
-        assert one.flags_read == program.said
+        assert one.flags_read == program.sentence
         assert program.release in one.flags_read
 
 
@@ -178,13 +178,15 @@ CONTEXT_FLAGS = {"vllm": "--max-model-len", "sglang": "--context-length", "trtll
 def test_the_longest_sequence_is_the_traffics_and_never_above_the_models(engine, longest, context):
     made = plan(engine, (1, 1, 1), replicas=1)
     assert made.placement.model.max_context_tokens == 131_072
-    command = launch(made, made.spec.model, 1, longest)[0].command.splitlines()[-1]
+    command = list_commands(made, made.spec.model, 1, longest)[0].command.splitlines()[-1]
     assert dict(flags_of(shlex.split(command)))[CONTEXT_FLAGS[engine]] == [str(context)]
 
 
 def test_requests_beyond_the_models_context_are_told():
     made = plan("vllm", (1, 1, 1), replicas=1)
-    command, sentences, _ = launch(made, made.spec.model, 1, 200_000)[0][1:]
+    command, sentences, _ = list_commands(made, made.spec.model, 1, 200_000)[0][1:]
     assert "--max-model-len 131072" in command
     assert "The longest request has 200,000 tokens" in " ".join(sentences)
-    assert "longest request" not in " ".join(launch(made, made.spec.model, 1, 9)[0].not_expressed)
+    assert "longest request" not in " ".join(
+        list_commands(made, made.spec.model, 1, 9)[0].not_expressed
+    )

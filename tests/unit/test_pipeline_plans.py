@@ -18,7 +18,7 @@ from simulator.planner import ruled_out
 from simulator.planner.closed_form import Curve
 from simulator.planner.explore import Explorer
 from simulator.planner.judge import Judge
-from simulator.planner.launch import launch
+from simulator.planner.launch import list_commands
 from simulator.planner.requests import lasting, traffic_of
 from simulator.planner.ruled_out import Ruled
 from simulator.planner.screen import Candidate
@@ -210,7 +210,7 @@ def test_stages_are_a_flag_of_every_engine(engine, split, gpus):
     }
     table["scheduling"] = {"kind": "chunked", "token_budget": 2048, "max_sequences": 256}
     plan = make_plan(validate(DeploymentSpec, table, "test"), 1, "test", Path())
-    given = launch(plan, "qwen3-32b", 3000, 4000)
+    given = list_commands(plan, "qwen3-32b", 3000, 4000)
     words = [shlex.split(one.command.splitlines()[-1]) for one in given]
     tp, pp, sequences = {
         "vllm": ("--tensor-parallel-size", "--pipeline-parallel-size", ("--max-num-seqs", 256)),

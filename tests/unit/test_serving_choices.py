@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from simulator.planner.serving.trtllm import _free_memory
+from simulator.planner.serving.trtllm import find_free_share
 from tests.unit.test_serving_commands import flags, launched, said
 
 
@@ -63,4 +63,4 @@ def test_trtllm_gives_the_cache_its_share_of_what_is_free_rounded_down(kv_bytes,
     sizes = {"total_bytes": 80e9, "weights_bytes": 37e9, "step_bytes": 3e9, "kv_bytes": kv_bytes}
     capacity = SimpleNamespace(kind="tokens", **sizes)
     plan = SimpleNamespace(serving=SimpleNamespace(capacity=capacity))
-    assert _free_memory(SimpleNamespace(plan=plan)) == share
+    assert find_free_share(SimpleNamespace(plan=plan)) == share

@@ -16,9 +16,9 @@ from simulator.base.frozen import validate
 from simulator.base.plugins import available
 from simulator.config.deployment import DeploymentSpec
 from simulator.deployment.plan import make_plan
-from simulator.planner.launch import launch
-from simulator.planner.serving import Server, Weights, places, weights_of
-from simulator.planner.serving.vllm import _memory
+from simulator.planner.launch import list_commands
+from simulator.planner.serving import Server, Weights, find_weights, place_replicas
+from simulator.planner.serving.vllm import find_memory_share
 from tests.parts import change_plan
 
 ENGINES = available("planner.serving")
@@ -41,7 +41,7 @@ def plan(engine="vllm", split=(1, 1, 1), gpus=8, model="gpt-oss-20b", **keys):
 
 def launched(*arguments, **keys):
     made = plan(*arguments, **keys)
-    return launch(made, made.spec.model, 3000, 4000)
+    return list_commands(made, made.spec.model, 3000, 4000)
 
 
 def flags(command):
@@ -128,18 +128,18 @@ def test_batches_are_each_ranks_in_vllm_and_trtllm_and_all_ranks_in_sglang():
 def test_memory_is_what_the_plan_gives_to_weights_and_cache():
     made = {engine: plan(engine, (1, 1, 1), replicas=1) for engine in ENGINES}
     found = {
-        engine: flags(launch(one, one.spec.model, 100, 200)[0].command)
+        engine: flags(list_commands(one, one.spec.model, 100, 200)[0].command)
         for engine, one in made.items()
     }
     capacity = made["vllm"].serving.capacity
     assert float(found["vllm"]["--gpu-memory-utilization"]) == capacity.share == 0.92
     share = float(found["sglang"]["--mem-fraction-static"])
     assert share == made["sglang"].serving.capacity.share
-    written = launch(made["trtllm"], made["trtllm"].spec.model, 100, 200)[0].command
+    written = list_commands(made["trtllm"], made["trtllm"].spec.model, 100, 200)[0].command
     share = float(re.search(r"free_gpu_memory_fraction: (\S+)", written)[1])
     assert share == made["trtllm"].serving.capacity.share == 0.9
     assert all(
-        f"{one.serving.capacity.tokens:,}" in said(launch(one, one.spec.model, 100, 200))
+        f"{one.serving.capacity.tokens:,}" in said(list_commands(one, one.spec.model, 100, 200))
         for one in made.values()
     )
 
@@ -280,8 +280,8 @@ def test_every_node_of_a_server_finds_the_first_one(engine, split):
 
 def test_a_share_of_memory_that_was_not_given_is_what_the_plan_uses_rounded_down():
     used = {"weights_bytes": 40e9, "step_bytes": 3.3e9, "kv_bytes": 30e9, "total_bytes": 80e9}
-    assert _memory(SimpleNamespace(kind="of_free", share=0.9, **used)) == 0.916
-    assert _memory(SimpleNamespace(kind="of_total", share=0.9, **used)) == 0.9
+    assert find_memory_share(SimpleNamespace(kind="of_free", share=0.9, **used)) == 0.916
+    assert find_memory_share(SimpleNamespace(kind="of_total", share=0.9, **used)) == 0.9
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -310,7 +310,7 @@ def test_a_rack_is_more_than_one_machine():
     made = plan("vllm", (1, 1, 1), replicas=1)
     rack = made.placement.cluster.model_copy(update={"gpus_per_node": 72, "num_gpus": 72})
     assert "Where its machines hold fewer" in said(
-        launch(change_plan(made, cluster=rack), "gpt-oss-20b", 1, 1)
+        list_commands(change_plan(made, cluster=rack), "gpt-oss-20b", 1, 1)
     )
 
 
@@ -334,7 +334,7 @@ def test_replicas_of_several_nodes_are_started_alike():
 
 def test_an_engine_without_commands_says_so():
     made = plan("vllm", (1, 1, 1), replicas=1)
-    given = launch(
+    given = list_commands(
         dataclasses.replace(made, spec=made.spec.model_copy(update={"engine": "other@2"})),
         "gpt-oss-20b",
         1,
@@ -357,7 +357,7 @@ def test_an_engine_without_commands_says_so():
     ],
 )
 def test_weights_are_those_published_or_must_be_made(model, dtype, path, quantises, note):
-    found = weights_of(plan(model=model, weight_dtype=dtype, replicas=1), model)
+    found = find_weights(plan(model=model, weight_dtype=dtype, replicas=1), model)
     assert (found.path, found.quantises) == (path, quantises)
     assert (note in found.note) if note else not found.note
 
@@ -369,7 +369,7 @@ def test_an_engine_that_cannot_quantise_is_given_weights_that_are():
 
 
 def test_whole_nodes_first_then_what_is_left_of_others():
-    placed = places([("prompts", 3, 4), ("decoding", 1, 16)], 8)
+    placed = place_replicas([("prompts", 3, 4), ("decoding", 1, 16)], 8)
     assert placed["decoding"][0].hosts == ("node0", "node1")
     assert [(place.hosts, place.gpus) for place in placed["prompts"]] == [
         (("node2",), (0, 1, 2, 3)),

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import ClassVar, Literal, NamedTuple, Protocol
 
 from simulator.deployment.plan import DeploymentPlan
 
 Role = Literal["both", "prompts", "decoding"]
-"""What a server computes."""
-
-
+"""Phases that a server computes."""
+Address = tuple[str, int]
+"""Host of a server and number of its first GPU."""
 Values = Literal["none", "whole", "share", "boolean", "text", "json"] | tuple[str, ...]
-"""What may stand behind a flag: nothing, a whole number, a number above 0 and up to 1, ``true`` or
-``false``, any text, a JSON object, or one of some words."""
+"""Words that may stand behind a flag: nothing, a whole number, a number above 0 and up to 1,
+``true`` or ``false``, any text, a JSON object, or one of some words."""
 
 CONTEXT_STEP = 1024
 """Tokens that the longest sequence of a server is rounded up to a multiple of: room for what a chat
@@ -29,7 +30,7 @@ template adds to a prompt."""
 
 
 class Program(NamedTuple):
-    """A program that commands start, and what one release of it takes."""
+    """A program that commands start, with the flags that one release of it takes."""
 
     begins: tuple[str, ...]
     """The words that start it, before its flags."""
@@ -38,7 +39,7 @@ class Program(NamedTuple):
     read_on: str
     """The day on which the flags were read (ISO 8601)."""
     source: str
-    """Where they were read."""
+    """The files in which the flags were read."""
     flags: Mapping[str, Values]
     """Every flag that a command of ours may have, and what may follow it."""
     settings: Mapping[str, Values] = {}
@@ -46,28 +47,28 @@ class Program(NamedTuple):
     file."""
 
     @property
-    def said(self) -> str:
+    def sentence(self) -> str:
         """The release that the flags are of, and their source, in a sentence."""
         return f"Flags of {self.title} {self.release}, read on {self.read_on} in {self.source}."
 
 
 class Weights(NamedTuple):
-    """Where a model's weights come from."""
+    """Source of a model's weights."""
 
     path: str
     """A repository (``owner/name``) or a folder."""
     quantises: bool = False
     """Whether 16-bit weights are cut to fp8 as they are loaded."""
     note: str = ""
-    """What is to be done or known about them; empty where nothing is."""
+    """Instructions or restrictions; empty where there are none."""
 
 
 class Place(NamedTuple):
-    """Where one replica runs."""
+    """Hosts and GPUs of one replica."""
 
     hosts: tuple[str, ...]
     gpus: tuple[int, ...]
-    """Of each host; empty = all."""
+    """Numbers of the GPUs of each host; empty = all."""
     first_gpu: int = 0
 
 
@@ -75,13 +76,13 @@ class Server(NamedTuple):
     """One replica to be started."""
 
     plan: DeploymentPlan
-    """Of its pool."""
+    """Plan of its pool."""
     role: Role
     weights: Weights
     longest_prompt: int
-    """Tokens of the traffic's longest prompt ..."""
+    """Tokens of the traffic's longest prompt."""
     longest_tokens: int
-    """... and of its longest request, output included."""
+    """Tokens of the traffic's longest request, output included."""
 
     @property
     def context_tokens(self) -> int:
@@ -107,19 +108,14 @@ class Server(NamedTuple):
     @property
     def num_slots(self) -> int:
         """Places for experts in all; 0 of a dense model."""
-        return (
-            0
-            if self.plan.placement.experts is None
-            else self.plan.placement.experts.placed.expert_LP.shape[1]
-        )
+        experts = self.plan.placement.experts
+        return 0 if experts is None else experts.placed.expert_LP.shape[1]
 
     @property
     def is_placed_by_load(self) -> bool:
         """Whether experts are somewhere else than in the order of their index."""
-        return (
-            self.plan.placement.experts is not None
-            and self.plan.spec.placement["kind"] != "contiguous"
-        )
+        spec, placement = self.plan.spec, self.plan.placement
+        return placement.experts is not None and spec.placement["kind"] != "contiguous"
 
     @property
     def is_amd(self) -> bool:
@@ -131,39 +127,39 @@ class Engine(Protocol):
     """A file in this folder: a frozen pydantic model."""
 
     server_program: ClassVar[Program]
-    """What :meth:`start` starts."""
+    """Program of :meth:`start_server`."""
     router_program: ClassVar[Program]
-    """What :meth:`router` starts."""
+    """Program of :meth:`start_router`."""
     quantises: bool
     """Whether 16-bit weights can be cut to fp8 as they are loaded."""
 
-    def start(self, server: Server, place: Place, node: int) -> str:
+    def start_server(self, server: Server, place: Place, node: int) -> str:
         """The command that starts a replica's part on one of its nodes."""
         ...
 
-    def nodes_to_start(self, place: Place) -> int:
-        """On how many of a replica's nodes a command is given."""
+    def count_starts(self, place: Place) -> int:
+        """Number of a replica's nodes on which a command is given."""
         ...
 
-    def router(self, fronts: Mapping[Role, list[tuple[str, int]]], balancing: str) -> str:
-        """The command that spreads requests over servers (host and number of the first GPU of
-        each); empty where there is none.
+    def start_router(self, servers: Mapping[Role, list[Address]], balancing: str) -> str:
+        """The command that spreads requests over servers; empty where there is none."""
+        ...
+
+    def describe_router(self, balancing: str) -> str:
+        """Difference of its router from the plan's balancer, in a sentence; empty where there is
+        none.
         """
         ...
 
-    def unbalanced(self, balancing: str) -> str:
-        """How its router differs from the plan's balancer, in a sentence; empty where it does
-        not.
-        """
-        ...
-
-    def not_expressed(self, server: Server) -> list[str]:
-        """What the plan takes and the engine's flags do not say, in sentences."""
+    def list_unexpressed(self, server: Server) -> list[str]:
+        """Choices of the plan that the engine's flags do not express, in sentences."""
         ...
 
 
-def two_at_random(balancing: str) -> str:
-    """Of a router whose nearest policy is the power of two choices."""
+def compare_two_at_random(balancing: str) -> str:
+    """The difference of a router whose nearest policy is the power of two choices, in a
+    sentence.
+    """
     if balancing in ("round_robin", "random"):
         return ""
     return (
@@ -172,20 +168,52 @@ def two_at_random(balancing: str) -> str:
     )
 
 
-def words(environment: Mapping[str, object], command: Iterable[object]) -> str:
-    """A line for the shell."""
+def write_line(
+    program: Program,
+    arguments: Iterable[object],
+    flags: Mapping[str, object],
+    environment: Mapping[str, object] = MappingProxyType({}),
+) -> str:
+    """A line for the shell.
+
+    Args:
+        arguments: words that stand before the flags.
+        flags: values by flag; ``True`` stands alone, several stand one behind the other, and flags
+            that are ``None`` or ``False`` are left out.
+    """
+    words = [*program.begins, *arguments]
+    for flag, value in flags.items():
+        if value is not None and value is not False:
+            several = value if isinstance(value, tuple | list) else (value,)
+            words += [flag, *(() if value is True else several)]
+    return join_words(words, environment)
+
+
+def join_words(words: Iterable[object], environment: Mapping[str, object]) -> str:
+    """A line for the shell, whose environment stands before its words."""
     given = [f"{name}={shlex.quote(str(value))}" for name, value in environment.items()]
-    return " ".join([*given, *(shlex.quote(str(word)) for word in command)])
+    return " ".join([*given, *(shlex.quote(str(word)) for word in words)])
 
 
-def visible(place: Place) -> dict[str, object]:
+def list_urls(servers: Iterable[Address], find_port: Callable[[int], int]) -> list[str]:
+    """URLs of servers.
+
+    Args:
+        find_port: port by the number of a server's first GPU.
+    """
+    return [f"http://{host}:{find_port(gpu)}" for host, gpu in servers]
+
+
+def restrict_gpus(place: Place) -> dict[str, object]:
     """The environment that keeps a replica to its GPUs."""
     return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, place.gpus))} if place.gpus else {}
 
 
-def places(pools: Iterable[tuple[Role, int, int]], gpus_per_node: int) -> dict[Role, list[Place]]:
-    """Where replicas of some pools run: the largest first, each on whole nodes or on the first node
-    with room.
+def place_replicas(
+    pools: Iterable[tuple[Role, int, int]], gpus_per_node: int
+) -> dict[Role, list[Place]]:
+    """Places of the replicas of some pools: the largest first, each on whole nodes or on the first
+    node with room.
 
     Args:
         pools: role, replicas, GPUs of a replica.
@@ -216,7 +244,7 @@ _NARROW = ("nvfp4", "mxfp4", "mxfp4_mxfp8", "int4")
 """Formats that published weights keep to experts or feed-forward blocks."""
 
 
-def format_of(repository: str, released: str) -> str:
+def guess_format(repository: str, released: str) -> str:
     """The number format of a repository's weights by its name, or as the model is released."""
     owner, _, name = repository.lower().partition("/")
     if re.search(r"nvfp4|-fp4", name):
@@ -230,7 +258,7 @@ def format_of(repository: str, released: str) -> str:
     return "bf16" if "bf16" in name else released
 
 
-def weights_of(plan: DeploymentPlan, named: str, can_quantise: bool = True) -> Weights:
+def find_weights(plan: DeploymentPlan, named: str, can_quantise: bool = True) -> Weights:
     """The repository that holds a plan's weights, or what must be made first.
 
     Args:
@@ -239,32 +267,23 @@ def weights_of(plan: DeploymentPlan, named: str, can_quantise: bool = True) -> W
     """
     model, wanted = plan.placement.model, plan.placement.precision
     released = model.expert_dtype or model.weight_dtype
-    formats = {repository: format_of(repository, released) for repository in model.repositories}
+    formats = {repository: guess_format(repository, released) for repository in model.repositories}
     target = wanted.experts if model.moe is not None else wanted.weights
     if not formats:
         folder = named.rpartition("/")[0] if named.endswith(".json") else ""
         note = (
-            ""
-            if folder
-            else (
-                f"The file of {model.name} names no repository; put the path of its weights in "
-                f"place of {model.name}."
-            )
+            f"The file of {model.name} names no repository; put the path of its weights in "
+            f"place of {model.name}."
         )
-        return Weights(folder or model.name, note=note)
-    found = next((name for name, held in formats.items() if _same(held, target)), None)
+        return Weights(folder) if folder else Weights(model.name, note=note)
+    found = next((name for name, held in formats.items() if _is_same(held, target)), None)
     if found is not None:
-        mixed = target in _NARROW and wanted.weights == target and model.weight_dtype != target
-        notes = (
-            [
-                (
-                    f"{found} leaves some matrices in wider formats; "
-                    f"the plan counts all of them in {target}."
-                )
-            ]
-            if mixed
-            else []
-        )
+        notes = []
+        if target in _NARROW and wanted.weights == target and model.weight_dtype != target:
+            notes.append(
+                f"{found} leaves some matrices in wider formats; "
+                f"the plan counts all of them in {target}."
+            )
         if model.name.lower() not in found.lower():
             notes.append(
                 f"{found} has the matrices of {model.name} and is not that release: "
@@ -274,23 +293,19 @@ def weights_of(plan: DeploymentPlan, named: str, can_quantise: bool = True) -> W
         return Weights(found, note=" ".join(notes))
     first = next((name for name, held in formats.items() if held in _WIDE), None)
     if target == "fp8" and first is not None and can_quantise:
-        return Weights(
-            first,
-            True,
+        note = (
             f"{first} is cut to fp8 as it is loaded, which takes room for its "
-            "16-bit weights meanwhile.",
+            "16-bit weights meanwhile."
         )
-    own = f"./{model.name}-{target}"
-    source = first or next(iter(formats))
-    return Weights(
-        own,
-        note=(
-            f"No published weights of {model.name} in {target} are known: "
-            f"make them from {source} as {own} first."
-        ),
+        return Weights(first, True, note)
+    own, source = f"./{model.name}-{target}", first or next(iter(formats))
+    note = (
+        f"No published weights of {model.name} in {target} are known: "
+        f"make them from {source} as {own} first."
     )
+    return Weights(own, note=note)
 
 
-def _same(held: str, target: str) -> bool:
+def _is_same(held: str, target: str) -> bool:
     alike = {"fp16": "bf16", "mxfp4_mxfp8": "mxfp4"}
     return alike.get(held, held) == alike.get(target, target)

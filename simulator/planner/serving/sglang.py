@@ -15,10 +15,20 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from simulator.base.frozen import Frozen
-from simulator.planner.serving import Place, Program, Role, Server, two_at_random, visible, words
+from simulator.planner.serving import (
+    Address,
+    Place,
+    Program,
+    Role,
+    Server,
+    compare_two_at_random,
+    list_urls,
+    restrict_gpus,
+    write_line,
+)
 
 _LOW_LATENCY_TOKENS = 128
-"""That low-latency kernels take from a rank, unless an environment variable says more."""
+"""Tokens that low-latency kernels take from a rank, unless an environment variable says more."""
 _MOST_LOW_LATENCY_TOKENS = 1024
 _PREFILL_TOKENS = 16384
 """Default of ``--max-prefill-tokens``."""
@@ -27,6 +37,7 @@ _CACHE = {"bf16": "bf16", "fp8": "fp8_e4m3", "nvfp4": "nvfp4"}
 _SENT = ("bf16", "fp8", "int8", "nvfp4")
 """Formats that DeepEP's dispatcher sends tokens in."""
 _POLICIES = {"round_robin": "round_robin", "random": "random"}
+_SIDES: dict[Role, str] = {"prompts": "prefill", "decoding": "decode"}
 
 _SERVER = Program(
     begins=("python", "-m", "sglang.launch_server"),
@@ -93,125 +104,80 @@ class Sglang(Frozen):
     router_program: ClassVar[Program] = _ROUTER
     quantises: bool = True
 
-    def nodes_to_start(self, place: Place) -> int:
+    def count_starts(self, place: Place) -> int:
         return len(place.hosts)
 
-    def start(self, server: Server, place: Place, node: int) -> str:
+    def start_server(self, server: Server, place: Place, node: int) -> str:
         plan, layout = server.plan, server.plan.placement.layout
-        budget, sequences = (
-            plan.serving.rules.token_budget * layout.attention_dp,
-            plan.serving.rules.max_sequences * layout.attention_dp,
-        )
-        environment = visible(place)
-        command: list[object] = [*_SERVER.begins, "--model-path", server.weights.path]
-        command += [
-            "--host",
-            "0.0.0.0",
-            "--port",
-            _port(place.first_gpu),
-            "--tp-size",
-            layout.num_ranks,
-        ]
-        if layout.attention_dp > 1:
-            command += ["--attn-dp-size", layout.attention_dp, "--enable-dp-lm-head"]
-            if layout.tp == 1 and any(
-                ffn.experts is None for ffn in plan.placement.model.ffns.values()
-            ):
-                command += ["--moe-dense-tp-size", 1]
-        if layout.ep > 1:
-            command += ["--ep-size", layout.ep]
-        if layout.pp > 1:
-            command += ["--pp-size", layout.pp]
-        if _uses_deepep(server):
-            mode = {"both": "auto", "prompts": "normal", "decoding": "low_latency"}[server.role]
-            command += [
-                "--moe-a2a-backend",
-                "mori" if server.is_amd else "deepep",
-                "--deepep-mode",
-                mode,
-            ]
-            if (
-                plan.placement.precision.dispatch != "fp8"
-                and plan.placement.precision.dispatch in _SENT
-            ):
-                command += ["--deepep-dispatcher-output-dtype", plan.placement.precision.dispatch]
-            if _needs_room(server):
-                most = min(plan.serving.rules.max_sequences, _MOST_LOW_LATENCY_TOKENS)
-                environment["SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK"] = most
-        if len(place.hosts) > 1:
-            command += [
-                "--nnodes",
-                len(place.hosts),
-                "--node-rank",
-                node,
-                "--dist-init-addr",
-                f"{place.hosts[0]}:5000",
-            ]
-        command += [
-            "--chunked-prefill-size",
-            budget if plan.serving.rules.splits_prompts else -1,
-            "--max-running-requests",
-            sequences,
-        ]
-        if (
-            plan.serving.rules.token_budget > _PREFILL_TOKENS
-            or not plan.serving.rules.splits_prompts
-        ):
-            command += ["--max-prefill-tokens", plan.serving.rules.token_budget]
-        command += ["--context-length", server.context_tokens]
-        command += [
-            "--mem-fraction-static",
-            _memory(server),
-            "--kv-cache-dtype",
-            _CACHE.get(plan.placement.precision.kv, "auto"),
-        ]
-        if server.is_placed_by_load:
-            command += ["--ep-num-redundant-experts", server.spare_experts, "--enable-eplb"]
-        if plan.spec.overlap == "two_batch":
-            command.append("--enable-two-batch-overlap")
-        if server.weights.quantises:
-            command += ["--quantization", "fp8"]
-        if not plan.spec.prefix_caching:
-            command.append("--disable-radix-cache")
-        if plan.serving.rules.mixes_phases:
-            command.append("--enable-mixed-chunk")
-        if plan.serving.rules.poll_steps > 1:
-            command += ["--scheduler-recv-interval", plan.serving.rules.poll_steps]
-        if server.role != "both":
-            mode = "prefill" if server.role == "prompts" else "decode"
-            command += [
-                "--disaggregation-mode",
-                mode,
-                "--disaggregation-transfer-backend",
-                "mooncake",
-            ]
-        if server.role == "prompts":
-            command += ["--disaggregation-bootstrap-port", _BOOTSTRAP_PORT + place.first_gpu]
-        return words(environment, command)
+        rules, precision, ranks = plan.serving.rules, plan.placement.precision, layout.attention_dp
+        spans, sends, is_pooled = len(place.hosts) > 1, _uses_deepep(server), server.role != "both"
+        has_dense = any(ffn.experts is None for ffn in plan.placement.model.ffns.values())
+        is_sent = precision.dispatch in _SENT and precision.dispatch != "fp8"
+        is_large = rules.token_budget > _PREFILL_TOKENS or not rules.splits_prompts
+        mode = {"both": "auto", "prompts": "normal", "decoding": "low_latency"}[server.role]
+        flags = {
+            "--model-path": server.weights.path,
+            "--host": "0.0.0.0",
+            "--port": _find_port(place.first_gpu),
+            "--tp-size": layout.num_ranks,
+            "--attn-dp-size": ranks if ranks > 1 else None,
+            "--enable-dp-lm-head": ranks > 1,
+            "--moe-dense-tp-size": 1 if ranks > 1 and layout.tp == 1 and has_dense else None,
+            "--ep-size": layout.ep if layout.ep > 1 else None,
+            "--pp-size": layout.pp if layout.pp > 1 else None,
+            "--moe-a2a-backend": ("mori" if server.is_amd else "deepep") if sends else None,
+            "--deepep-mode": mode if sends else None,
+            "--deepep-dispatcher-output-dtype": precision.dispatch if sends and is_sent else None,
+            "--nnodes": len(place.hosts) if spans else None,
+            "--node-rank": node if spans else None,
+            "--dist-init-addr": f"{place.hosts[0]}:5000" if spans else None,
+            "--chunked-prefill-size": rules.token_budget * ranks if rules.splits_prompts else -1,
+            "--max-running-requests": rules.max_sequences * ranks,
+            "--max-prefill-tokens": rules.token_budget if is_large else None,
+            "--context-length": server.context_tokens,
+            "--mem-fraction-static": find_memory_share(server),
+            "--kv-cache-dtype": _CACHE.get(precision.kv, "auto"),
+            "--ep-num-redundant-experts": server.spare_experts
+            if server.is_placed_by_load
+            else None,
+            "--enable-eplb": server.is_placed_by_load,
+            "--enable-two-batch-overlap": plan.spec.overlap == "two_batch",
+            "--quantization": "fp8" if server.weights.quantises else None,
+            "--disable-radix-cache": not plan.spec.prefix_caching,
+            "--enable-mixed-chunk": rules.mixes_phases,
+            "--scheduler-recv-interval": rules.poll_steps if rules.poll_steps > 1 else None,
+            "--disaggregation-mode": _SIDES.get(server.role),
+            "--disaggregation-transfer-backend": "mooncake" if is_pooled else None,
+            "--disaggregation-bootstrap-port": _BOOTSTRAP_PORT + place.first_gpu
+            if server.role == "prompts"
+            else None,
+        }
+        environment = restrict_gpus(place)
+        if _needs_room(server):
+            most = min(rules.max_sequences, _MOST_LOW_LATENCY_TOKENS)
+            environment["SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK"] = most
+        return write_line(_SERVER, [], flags, environment)
 
-    def router(self, fronts: Mapping[Role, list[tuple[str, int]]], balancing: str) -> str:
-        command: list[object] = [*_ROUTER.begins, "--host", "0.0.0.0", "--port", 8000]
-        command += ["--policy", _POLICIES.get(balancing, "power_of_two")]
-        if "both" in fronts:
-            return words(
-                {},
-                [
-                    *command,
-                    "--worker-urls",
-                    *(f"http://{host}:{_port(gpu)}" for host, gpu in fronts["both"]),
-                ],
+    def start_router(self, servers: Mapping[Role, list[Address]], balancing: str) -> str:
+        flags: dict[str, object] = {
+            "--host": "0.0.0.0",
+            "--port": 8000,
+            "--policy": _POLICIES.get(balancing, "power_of_two"),
+        }
+        if "both" in servers:
+            return write_line(
+                _ROUTER, [], flags | {"--worker-urls": list_urls(servers["both"], _find_port)}
             )
-        command.append("--pd-disaggregation")
-        for host, gpu in fronts["prompts"]:
-            command += ["--prefill", f"http://{host}:{_port(gpu)}", _BOOTSTRAP_PORT + gpu]
-        for host, gpu in fronts["decoding"]:
-            command += ["--decode", f"http://{host}:{_port(gpu)}"]
-        return words({}, command)
+        line = write_line(_ROUTER, [], flags | {"--pd-disaggregation": True})
+        prompts = zip(list_urls(servers["prompts"], _find_port), servers["prompts"], strict=True)
+        prefills = (f"--prefill {url} {_BOOTSTRAP_PORT + gpu}" for url, (_, gpu) in prompts)
+        decodes = (f"--decode {url}" for url in list_urls(servers["decoding"], _find_port))
+        return " ".join([line, *prefills, *decodes])
 
-    def unbalanced(self, balancing: str) -> str:
-        return two_at_random(balancing)
+    def describe_router(self, balancing: str) -> str:
+        return compare_two_at_random(balancing)
 
-    def not_expressed(self, server: Server) -> list[str]:
+    def list_unexpressed(self, server: Server) -> list[str]:
         plan, layout = server.plan, server.plan.placement.layout
         said = []
         if server.travels and not _uses_deepep(server):
@@ -240,9 +206,9 @@ class Sglang(Frozen):
         return said
 
 
-def _port(first_gpu: int) -> int:
-    """One for each replica of a host; with attention data parallelism a server takes those above it
-    for its ranks.
+def _find_port(first_gpu: int) -> int:
+    """Port of a replica, another for each of a host; with attention data parallelism a server takes
+    those above it for its ranks.
     """
     return 30000 + 300 * first_gpu
 
@@ -268,14 +234,12 @@ def _needs_room(server: Server) -> bool:
     )
 
 
-def _memory(server: Server) -> float:
+def find_memory_share(server: Server) -> float:
     """Share of a GPU that weights and cache take, rounded down: activations come out of the
     rest.
     """
     capacity = server.plan.serving.capacity
     if capacity.kind == "before_loading":
         return capacity.share
-    return (
-        math.floor((capacity.weights_bytes + capacity.kv_bytes) / capacity.total_bytes * 1000)
-        / 1000
-    )
+    used = capacity.weights_bytes + capacity.kv_bytes
+    return math.floor(used / capacity.total_bytes * 1000) / 1000

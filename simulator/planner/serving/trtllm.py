@@ -13,10 +13,25 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from simulator.base.frozen import Frozen
-from simulator.planner.serving import Place, Program, Role, Server, visible, words
+from simulator.planner.serving import (
+    Address,
+    Place,
+    Program,
+    Role,
+    Server,
+    join_words,
+    restrict_gpus,
+    write_line,
+)
 
 _POLICIES = {"least_outstanding": False, "least_tokens": True}
 """Balancers that its router has: whether loads are counted in tokens rather than requests."""
+_FILES: dict[Role, str] = {
+    "both": "trtllm.yml",
+    "prompts": "prompts.yml",
+    "decoding": "decoding.yml",
+}
+"""Settings beside the command, by what a server computes."""
 _POOL: dict[str, Any] = {
     "num_instances": "whole",
     "urls": "text",
@@ -86,76 +101,52 @@ class Trtllm(Frozen):
     router_program: ClassVar[Program] = _ROUTER
     quantises: bool = False
 
-    def nodes_to_start(self, place: Place) -> int:
+    def count_starts(self, place: Place) -> int:
         return 1  # the launcher starts the others
 
-    def start(self, server: Server, place: Place, node: int) -> str:
+    def start_server(self, server: Server, place: Place, node: int) -> str:
         plan, layout = server.plan, server.plan.placement.layout
-        file = {"both": "trtllm.yml", "prompts": "prompts.yml", "decoding": "decoding.yml"}[
-            server.role
-        ]
-        command: list[object] = []
-        if len(place.hosts) > 1:
-            each = layout.num_gpus // len(place.hosts)
-            command += [
-                "srun",
-                "-N",
-                len(place.hosts),
-                "-w",
-                ",".join(place.hosts),
-                "--ntasks",
-                layout.num_gpus,
-            ]
-            command += ["--ntasks-per-node", each, "--mpi=pmix", "trtllm-llmapi-launch"]
-        command += [
-            *_SERVER.begins,
-            server.weights.path,
-            "--host",
-            "0.0.0.0",
-            "--port",
-            _port(place.first_gpu),
-        ]
-        command += ["--tp_size", layout.num_ranks]
-        if layout.pp > 1:
-            command += ["--pp_size", layout.pp]
-        if plan.placement.model.moe is not None:
-            command += ["--ep_size", layout.ep]
-        sequences = max(1, plan.serving.rules.max_sequences // layout.pp)  # of each batch in flight
-        command += [
-            "--max_batch_size",
-            sequences,
-            "--max_num_tokens",
-            plan.serving.rules.token_budget,
-        ]
-        command += ["--max_seq_len", server.context_tokens, "--extra_llm_api_options", file]
-        return f"{_written(file, _candidates(server))}\n{words(visible(place), command)}"
+        rules, spans = plan.serving.rules, len(place.hosts) > 1
+        file = _FILES[server.role]
+        launcher: list[object] = ["srun", "-N", len(place.hosts), "-w", ",".join(place.hosts)]
+        launcher += ["--ntasks", layout.num_gpus]
+        launcher += ["--ntasks-per-node", layout.num_gpus // len(place.hosts)]
+        launcher += ["--mpi=pmix", "trtllm-llmapi-launch"]
+        flags = {
+            "--host": "0.0.0.0",
+            "--port": _find_port(place.first_gpu),
+            "--tp_size": layout.num_ranks,
+            "--pp_size": layout.pp if layout.pp > 1 else None,
+            "--ep_size": None if plan.placement.model.moe is None else layout.ep,
+            "--max_batch_size": max(1, rules.max_sequences // layout.pp),  # of each in flight
+            "--max_num_tokens": rules.token_budget,
+            "--max_seq_len": server.context_tokens,
+            "--extra_llm_api_options": file,
+        }
+        line = write_line(_SERVER, [server.weights.path], flags)
+        start = join_words(launcher if spans else [], restrict_gpus(place))
+        return f"{_write_file(file, _make_settings(server))}\n{f'{start} {line}'.lstrip()}"
 
-    def router(self, fronts: Mapping[Role, list[tuple[str, int]]], balancing: str) -> str:
-        if "both" in fronts:
+    def start_router(self, servers: Mapping[Role, list[Address]], balancing: str) -> str:
+        if "both" in servers:
             return ""
-        found: dict[str, Any] = {"hostname": "0.0.0.0", "port": 9000}
-        for key, role in (("context_servers", "prompts"), ("generation_servers", "decoding")):
-            urls = [f"{host}:{_port(gpu)}" for host, gpu in fronts[role]]  # type: ignore[index]
-            found[key] = {"num_instances": len(urls), "urls": urls}
+        settings: dict[str, Any] = {"hostname": "0.0.0.0", "port": 9000}
+        pools: dict[str, Role] = {"context_servers": "prompts", "generation_servers": "decoding"}
+        for key, role in pools.items():
+            urls = [f"{host}:{_find_port(gpu)}" for host, gpu in servers[role]]
+            settings[key] = {"num_instances": len(urls), "urls": urls}
             if balancing in _POLICIES:
-                found[key]["router"] = {
-                    "type": "load_balancing",
-                    "use_tokens": _POLICIES[balancing],
-                }
-        return (
-            f"{_written('disaggregated.yml', found)}\n"
-            f"{words({}, [*_ROUTER.begins, '-c', 'disaggregated.yml'])}"
-        )
+                router = {"type": "load_balancing", "use_tokens": _POLICIES[balancing]}
+                settings[key]["router"] = router
+        file = "disaggregated.yml"
+        return f"{_write_file(file, settings)}\n{write_line(_ROUTER, [], {'-c': file})}"
 
-    def unbalanced(self, balancing: str) -> str:
-        known = (*_POLICIES, "round_robin")
-        return (
-            ""
-            if balancing in known
-            else f"The plan's balancer is '{balancing}'; requests go round in turn instead."
-        )
+    def describe_router(self, balancing: str) -> str:
+        if balancing in (*_POLICIES, "round_robin"):
+            return ""
+        return f"The plan's balancer is '{balancing}'; requests go round in turn instead."
 
-    def not_expressed(self, server: Server) -> list[str]:
+    def list_unexpressed(self, server: Server) -> list[str]:
         plan, layout = server.plan, server.plan.placement.layout
         said = []
         if layout.attention_dp > 1 and layout.tp > 1:
@@ -195,7 +186,7 @@ class Trtllm(Frozen):
         return said
 
 
-def _candidates(server: Server) -> dict[str, Any]:
+def _make_settings(server: Server) -> dict[str, Any]:
     plan = server.plan
     found: dict[str, Any] = {"enable_chunked_prefill": plan.serving.rules.splits_prompts}
     if plan.placement.layout.attention_dp > 1:
@@ -207,7 +198,7 @@ def _candidates(server: Server) -> dict[str, Any]:
             }
     cache: dict[str, Any] = {
         "enable_block_reuse": plan.spec.prefix_caching,
-        "free_gpu_memory_fraction": _free_memory(server),
+        "free_gpu_memory_fraction": find_free_share(server),
     }
     if plan.placement.precision.kv in ("fp8", "nvfp4"):
         cache["dtype"] = plan.placement.precision.kv
@@ -225,13 +216,13 @@ def _candidates(server: Server) -> dict[str, Any]:
     return found
 
 
-def _port(first_gpu: int) -> int:
-    """One for each replica of a host."""
+def _find_port(first_gpu: int) -> int:
+    """Port of a replica, another for each of a host."""
     return 8000 + first_gpu
 
 
-def _free_memory(server: Server) -> float:
-    """Share of what weights and activations leave that the cache takes."""
+def find_free_share(server: Server) -> float:
+    """Share that the cache takes of what weights and activations leave."""
     capacity = server.plan.serving.capacity
     if capacity.kind == "left":
         return capacity.share
@@ -239,7 +230,7 @@ def _free_memory(server: Server) -> float:
     return math.floor(min(1.0, capacity.kv_bytes / free) * 1000) / 1000
 
 
-def _written(file: str, table: Mapping[str, Any]) -> str:
+def _write_file(file: str, table: Mapping[str, Any]) -> str:
     """The shell's lines that write a YAML file."""
     return "\n".join([f"cat > {file} <<'EOF'", *_yaml(table, ""), "EOF"])
 
@@ -252,7 +243,6 @@ def _yaml(table: Mapping[str, Any], indent: str) -> list[str]:
         elif isinstance(value, list):
             lines += [f"{indent}{key}:", *(f"{indent}  - {entry}" for entry in value)]
         else:
-            lines.append(
-                f"{indent}{key}: {str(value).lower() if isinstance(value, bool) else value}"
-            )
+            text = str(value).lower() if isinstance(value, bool) else value
+            lines.append(f"{indent}{key}: {text}")
     return lines

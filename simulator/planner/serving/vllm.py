@@ -15,7 +15,17 @@ from typing import ClassVar
 
 from simulator.base.frozen import Frozen
 from simulator.deployment.memory import Capacity
-from simulator.planner.serving import Place, Program, Role, Server, two_at_random, visible, words
+from simulator.planner.serving import (
+    Address,
+    Place,
+    Program,
+    Role,
+    Server,
+    compare_two_at_random,
+    list_urls,
+    restrict_gpus,
+    write_line,
+)
 
 _EXCHANGES = {
     "all_gather": "allgather_reducescatter",
@@ -99,109 +109,72 @@ class Vllm(Frozen):
     router_program: ClassVar[Program] = _ROUTER
     quantises: bool = True
 
-    def nodes_to_start(self, place: Place) -> int:
+    def count_starts(self, place: Place) -> int:
         return len(place.hosts)
 
-    def start(self, server: Server, place: Place, node: int) -> str:
+    def start_server(self, server: Server, place: Place, node: int) -> str:
         plan, layout = server.plan, server.plan.placement.layout
-        environment = visible(place)
-        command: list[object] = [*_SERVER.begins, server.weights.path]
-        if node == 0:
-            command += ["--port", _port(place.first_gpu)]
-        command += ["--tensor-parallel-size", layout.tp]
-        if layout.attention_dp > 1:
-            command += ["--data-parallel-size", layout.attention_dp]
-        if layout.pp > 1:
-            command += ["--pipeline-parallel-size", layout.pp]
-        if len(place.hosts) > 1 and layout.attention_dp == 1:
-            command += [
-                "--nnodes",
-                len(place.hosts),
-                "--node-rank",
-                node,
-                "--master-addr",
-                place.hosts[0],
-            ]
-            command += ["--headless"] if node else []
-        elif len(place.hosts) > 1:
-            on_each = layout.attention_dp // len(place.hosts)
-            command += [
-                "--data-parallel-size-local",
-                on_each,
-                "--data-parallel-address",
-                place.hosts[0],
-            ]
-            command += ["--data-parallel-rpc-port", _RPC_PORT]
-            if node:
-                command += ["--data-parallel-start-rank", node * on_each, "--headless"]
-        if layout.ep > 1:
-            command.append("--enable-expert-parallel")
-        if server.travels:
-            command += ["--all2all-backend", _exchange(server)]
-        command += [
-            "--max-num-batched-tokens",
-            plan.serving.rules.token_budget,
-            "--max-num-seqs",
-            _sequences(server),
-        ]
-        command += [
-            "--gpu-memory-utilization",
-            _memory(plan.serving.capacity),
-            "--kv-cache-dtype",
-            _CACHE.get(plan.placement.precision.kv, "auto"),
-        ]
-        command += ["--max-model-len", server.context_tokens]
-        if server.is_placed_by_load:
-            command += [
-                "--enable-eplb",
-                "--eplb-config",
-                json.dumps({"num_redundant_experts": server.spare_experts}),
-            ]
-        if plan.spec.overlap == "two_batch" and _exchange(server) in _OVERLAPPING:
-            command.append("--enable-dbo")
-        if server.weights.quantises:
-            command += ["--quantization", "fp8"]
-        if not plan.spec.prefix_caching:
-            command.append("--no-enable-prefix-caching")
-        if server.role != "both":
-            side = {
-                "VLLM_NIXL_SIDE_CHANNEL_HOST": place.hosts[node],
-                "VLLM_NIXL_SIDE_CHANNEL_PORT": _SIDE_PORT + place.first_gpu,
-            }
-            environment |= side
-            role = "kv_producer" if server.role == "prompts" else "kv_consumer"
-            command += [
-                "--kv-transfer-config",
-                json.dumps({"kv_connector": "NixlConnector", "kv_role": role}),
-            ]
-        return words(environment, command)
-
-    def router(self, fronts: Mapping[Role, list[tuple[str, int]]], balancing: str) -> str:
-        urls = {
-            role: [f"http://{host}:{_port(gpu)}" for host, gpu in found]
-            for role, found in fronts.items()
+        rules, is_pooled = plan.serving.rules, server.role != "both"
+        spans, ranks = len(place.hosts) > 1, layout.attention_dp
+        shares_ranks = spans and ranks > 1
+        on_each = ranks // len(place.hosts)
+        side = {
+            "VLLM_NIXL_SIDE_CHANNEL_HOST": place.hosts[node],
+            "VLLM_NIXL_SIDE_CHANNEL_PORT": _SIDE_PORT + place.first_gpu,
         }
-        command: list[object] = [
-            *_ROUTER.begins,
-            "--host",
-            "0.0.0.0",
-            "--port",
-            30000,
-            "--policy",
-            _POLICIES.get(balancing, "power_of_two"),
-        ]
-        if "both" in urls:
-            return words({}, [*command, "--worker-urls", *urls["both"]])
-        command.append("--vllm-pd-disaggregation")
-        for flag, role in (("--prefill", "prompts"), ("--decode", "decoding")):
-            for url in urls[role]:  # type: ignore[index]
-                command += [flag, url]
-        return words({}, command)
+        hides = plan.spec.overlap == "two_batch" and _find_exchange(server) in _OVERLAPPING
+        kv_role = "kv_producer" if server.role == "prompts" else "kv_consumer"
+        transfer = json.dumps({"kv_connector": "NixlConnector", "kv_role": kv_role})
+        balancer = json.dumps({"num_redundant_experts": server.spare_experts})
+        flags = {
+            "--port": None if node else _find_port(place.first_gpu),
+            "--tensor-parallel-size": layout.tp,
+            "--data-parallel-size": ranks if ranks > 1 else None,
+            "--pipeline-parallel-size": layout.pp if layout.pp > 1 else None,
+            "--nnodes": len(place.hosts) if spans and not shares_ranks else None,
+            "--node-rank": node if spans and not shares_ranks else None,
+            "--master-addr": place.hosts[0] if spans and not shares_ranks else None,
+            "--data-parallel-size-local": on_each if shares_ranks else None,
+            "--data-parallel-address": place.hosts[0] if shares_ranks else None,
+            "--data-parallel-rpc-port": _RPC_PORT if shares_ranks else None,
+            "--data-parallel-start-rank": node * on_each if shares_ranks and node else None,
+            "--headless": spans and node > 0,
+            "--enable-expert-parallel": layout.ep > 1,
+            "--all2all-backend": _find_exchange(server) if server.travels else None,
+            "--max-num-batched-tokens": rules.token_budget,
+            "--max-num-seqs": _count_sequences(server),
+            "--gpu-memory-utilization": find_memory_share(plan.serving.capacity),
+            "--kv-cache-dtype": _CACHE.get(plan.placement.precision.kv, "auto"),
+            "--max-model-len": server.context_tokens,
+            "--enable-eplb": server.is_placed_by_load,
+            "--eplb-config": balancer if server.is_placed_by_load else None,
+            "--enable-dbo": hides,
+            "--quantization": "fp8" if server.weights.quantises else None,
+            "--no-enable-prefix-caching": not plan.spec.prefix_caching,
+            "--kv-transfer-config": transfer if is_pooled else None,
+        }
+        environment = restrict_gpus(place) | (side if is_pooled else {})
+        return write_line(_SERVER, [server.weights.path], flags, environment)
 
-    def unbalanced(self, balancing: str) -> str:
-        return two_at_random(balancing)
+    def start_router(self, servers: Mapping[Role, list[Address]], balancing: str) -> str:
+        flags: dict[str, object] = {
+            "--host": "0.0.0.0",
+            "--port": 30000,
+            "--policy": _POLICIES.get(balancing, "power_of_two"),
+        }
+        if "both" in servers:
+            return write_line(
+                _ROUTER, [], flags | {"--worker-urls": list_urls(servers["both"], _find_port)}
+            )
+        line = write_line(_ROUTER, [], flags | {"--vllm-pd-disaggregation": True})
+        prompts = (f"--prefill {url}" for url in list_urls(servers["prompts"], _find_port))
+        decoding = (f"--decode {url}" for url in list_urls(servers["decoding"], _find_port))
+        return " ".join([line, *prompts, *decoding])
 
-    def not_expressed(self, server: Server) -> list[str]:
+    def describe_router(self, balancing: str) -> str:
+        return compare_two_at_random(balancing)
+
+    def list_unexpressed(self, server: Server) -> list[str]:
         plan, layout = server.plan, server.plan.placement.layout
         said = []
         if 1 < layout.ep < layout.num_ranks:
@@ -218,7 +191,7 @@ class Vllm(Frozen):
             said.append(
                 "The plan exchanges tokens with low-latency kernels in steps of up to 128 tokens "
                 "a rank and with normal ones in larger steps; a vLLM server has one kind for all, "
-                f"here {_exchange(server)}."
+                f"here {_find_exchange(server)}."
             )
         if server.travels:
             said.append(
@@ -231,13 +204,13 @@ class Vllm(Frozen):
                 "vLLM gives each batch whatever waits when it is formed, "
                 "so that others may be emptier."
             )
-        if plan.spec.overlap == "two_batch" and _exchange(server) not in _OVERLAPPING:
+        if plan.spec.overlap == "two_batch" and _find_exchange(server) not in _OVERLAPPING:
             said.append(
                 "The plan overlaps two halves of a batch, which vLLM does with DeepEP's exchanges "
-                f"only: those by {_exchange(server)} are not hidden."
+                f"only: those by {_find_exchange(server)} are not hidden."
             )
         rules, kv = plan.serving.rules, plan.placement.precision.kv
-        if _sequences(server) < rules.max_sequences:
+        if _count_sequences(server) < rules.max_sequences:
             said.append(
                 f"The plan lets {rules.max_sequences} requests run at once in steps of "
                 f"{rules.token_budget} tokens; vLLM lets no more run than a step has tokens."
@@ -249,7 +222,7 @@ class Vllm(Frozen):
         return said
 
 
-def _exchange(server: Server) -> str:
+def _find_exchange(server: Server) -> str:
     if not server.travels:
         return _EXCHANGES["all_gather"]  # vLLM's own choice, where no flag says another
     kind = (server.plan.spec.dispatch or {}).get("kind")
@@ -258,19 +231,19 @@ def _exchange(server: Server) -> str:
     return _ON_AMD.get(exchange, exchange) if server.is_amd else exchange
 
 
-def _sequences(server: Server) -> int:
+def _count_sequences(server: Server) -> int:
     """Requests at once of a data-parallel rank; vLLM refuses to start with more than tokens of a
     step.
     """
     return min(server.plan.serving.rules.max_sequences, server.plan.serving.rules.token_budget)
 
 
-def _port(first_gpu: int) -> int:
-    """One for each replica of a host."""
+def _find_port(first_gpu: int) -> int:
+    """Port of a replica, another for each of a host."""
     return 8000 + first_gpu
 
 
-def _memory(capacity: Capacity) -> float:
+def find_memory_share(capacity: Capacity) -> float:
     """Share of a GPU's memory that the engine may use, rounded down where it was not given so."""
     if capacity.kind == "of_total":
         return capacity.share
