@@ -75,8 +75,16 @@ MEASUREMENTS ?= $(or $(MOESIM_MEASUREMENTS),../shared/measurements)
 calibrate-published: .venv/installed
 	$(BIN)/moesim calibrate published $(MEASUREMENTS)
 
+# How far predictions are from measurements, for this revision: the tables of docs/accuracy.md, and a line more in the history. Minutes for
+# what ships; the rest where there is a folder of measurements, about half an hour.
+.PHONY: accuracy
+accuracy: .venv/installed
+	mkdir -p docs
+	$(BIN)/moesim validate $(if $(wildcard $(MEASUREMENTS)),--measurements $(MEASUREMENTS)) --accuracy docs/accuracy.md --history reports/history/accuracy.jsonl
+
 # How fast the simulator is here: ratios, ns a step, bytes a request, exponents; reports/out/bench/bench.html. Nothing else should run
-# meanwhile. About five minutes; BENCH="--quick" takes one, BENCH="--only serving plan" runs what it names.
+# meanwhile. About five minutes; BENCH="--quick" takes one, BENCH="--only serving plan" runs what it names. Figures of every call are
+# added to reports/history/benchmarks.jsonl, and the page draws those of this processor over revisions.
 bench: .venv/tested
 	$(BIN)/python -m tests.benchmarks $(BENCH)
 

@@ -32,6 +32,7 @@ default_role = "any"
 
 html_theme = "furo"
 html_title = f"moesim {release}"
+html_static_path, html_css_files = ["_static"], ["wide.css"]
 html_copy_source = False
 pygments_style, pygments_dark_style = "friendly", "monokai"
 html_theme_options = {"source_directory": "docs/"}

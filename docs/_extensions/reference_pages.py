@@ -45,6 +45,25 @@ def describe_metrics() -> str:
     )
 
 
+TABLES = ("requests", "steps", "token_time", "ranks", "experts", "traffic", "spans", "moves")
+"""Tables of a results folder beside ``summary.csv``."""
+
+
+def describe_tables() -> str:
+    """Every column of a run's tables."""
+    from simulator import describe_columns
+
+    parts = [
+        "# Tables of a run\n\nThe Parquet files of a results folder (`token_time` is a CSV), and "
+        'the frames of `Results.frame("requests")` and the others; `summary.csv` is in '
+        "[metrics](metrics.md). Times are seconds of virtual time since the first arrival.\n"
+    ]
+    for name in TABLES:
+        rows = ((f"`{column}`", text) for column, text in describe_columns(name).items())
+        parts.append(f"\n## `{name}`\n\n{tabulate(('column', 'what it is'), rows)}")
+    return "".join(parts)
+
+
 def describe_commands() -> str:
     """Every command of ``moesim`` with its arguments and options."""
     import typer.main
@@ -127,27 +146,25 @@ def _paragraphs(text: str) -> str:
 
 
 def _tabulate_keys(keys: Iterable[Any]) -> str:
-    rows = [
-        (
-            f"`{key.path}`",
-            key.type,
-            " ".join(filter(None, (key.bounds, key.unit))) or "-",
-            _say_default(key.default),
-            key.description or "-",
-        )
-        for key in keys
-    ]
-    return tabulate(("key", "type", "range and unit", "default", "what it is"), rows)
+    rows = ((f"`{key.path}`", key.description or "-", _say_values(key)) for key in keys)
+    return tabulate(("key", "what it is", "values"), rows)
+
+
+def _say_values(key: Any) -> str:
+    """Type, range with unit, and default of a key."""
+    bounds = " ".join(filter(None, (key.bounds, key.unit)))
+    return "; ".join(filter(None, (key.type, bounds, _say_default(key.default))))
 
 
 def _say_default(default: str | None) -> str:
     if default is None:
         return "**required**"
-    return default if default in ("absent", "") else f"`{default}`"
+    return "" if default in ("absent", "") else f"default `{default}`"
 
 
 PAGES = {
     "metrics": describe_metrics,
+    "tables": describe_tables,
     "commands": describe_commands,
     "catalogue": describe_catalogue,
 }

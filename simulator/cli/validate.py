@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,6 +62,21 @@ def validate(
             "--out", metavar="DIR", help="Folder to write; by default reports/out/validate."
         ),
     ] = None,
+    accuracy: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.md",
+            help="Markdown document to write: the accuracy in tables of one number per cell. "
+            "In a document that is there, only those tables are replaced.",
+        ),
+    ] = None,
+    history: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.jsonl",
+            help="Append date, revision and accuracy to this file, and draw all of it on the page.",
+        ),
+    ] = None,
     allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
@@ -68,20 +84,32 @@ def validate(
     folder.
     """
     if context.invoked_subcommand is not None:
-        given = {"--out": out_folder is not None, "--json": as_json}
+        given = {"--out": out_folder, "--json": as_json, "--accuracy": accuracy}
+        given = {name: bool(value) for name, value in {**given, "--history": history}.items()}
         if misplaced := [name for name, is_given in given.items() if is_given]:
             raise UserError(f"{misplaced[0]}: must stand behind '{context.invoked_subcommand}'")
         return
     from simulator.report.scoreboard import render
     from simulator.results.folder import check_writable
+    from simulator.validation.accuracy import append_history, read_history, update_document
     from simulator.validation.board import everything, write
 
     folder = out_folder or Path("reports/out/validate")
     check_writable(folder)
-    with console.progress(unit="rows", waiting="looking for tables of measurements") as tick:
-        board = everything(measurements, tick)
-        tick("writing the report", 0, None)
-        write(board, folder, render)
+    if history is not None:
+        read_history(history)  # a damaged one is told before minutes of work
+    with ExitStack() as files:
+        document = accuracy and files.enter_context(whole_file(accuracy))
+        with console.progress(unit="rows", waiting="looking for tables of measurements") as tick:
+            board = everything(measurements, tick)
+            if history is not None:
+                append_history(history, board)
+                board = replace(board, history=read_history(history))
+            tick("writing the report", 0, None)
+            write(board, folder, render)
+        if accuracy and document:
+            old = accuracy.read_text(encoding="utf-8") if accuracy.exists() else ""
+            document.write_text(update_document(old, board), encoding="utf-8")
     if as_json:
         console.emit({"folder": str(folder), **as_numbers(board)})
     else:

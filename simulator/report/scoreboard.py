@@ -37,6 +37,7 @@ _IN_SAMPLE = (
 def render(board: Scoreboard) -> str:
     """The page as one HTML document."""
     cards, has_rows, in_sample = FigureCards(), bool(len(board.rows)), board.in_sample()
+    shown = [figure for figure in figures() if figure.section != "History" or len(board.history)]
     return render_page(
         "scoreboard.html",
         "Accuracy",
@@ -48,7 +49,7 @@ def render(board: Scoreboard) -> str:
         has_rows=has_rows,
         targets_lead=f"{_TARGETS} {_IN_SAMPLE}" if in_sample else _TARGETS,
         targets=list_targets(board) if has_rows else [],
-        drawn=cards.draw(figures(), board) if has_rows else {},
+        drawn=cards.draw(shown, board) if has_rows else {},
         words=WORDS,
         scores=list(list_scores(board)) if has_rows else [],
         unanswered={

@@ -51,6 +51,9 @@ class Scoreboard:
     left_out: pd.DataFrame = field(default_factory=pd.DataFrame)
     """``what`` of a target, ``rows``, ``fits``, ``missed``, ``median`` and ``p90``: what the
     calibrations say of their errors on models, shapes and GPUs that were left out of their fits."""
+    history: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """``date``, ``revision``, ``what`` and the errors of earlier runs and this one, where a history
+    is kept."""
 
     def is_in_sample(self, rows: pd.DataFrame) -> pd.Series:
         """Which of these rows are of a table that the calibrations were fitted on."""

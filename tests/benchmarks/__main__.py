@@ -17,6 +17,8 @@ from tests.benchmarks.machine import describe_machine, describe_making
 from tests.benchmarks.rows import Bench, Row, tell_ratio, tell_target, tell_value, tell_verdict
 
 OUT = Path("reports/out/bench")
+HISTORY = Path("reports/history/benchmarks.jsonl")
+"""Figures of every call, which git keeps."""
 
 
 def measure_all(effort: Effort, only: list[str] | None) -> Bench:
@@ -75,7 +77,7 @@ def main() -> None:
     """Measure, print and write."""
     asked = parse_arguments()
     bench = measure_all(QUICK if asked.quick else FULL, asked.only)
-    write_files(bench, asked.out)
+    write_files(bench, asked.out, HISTORY)
     print(f"\n{asked.out / 'bench.html'}", file=sys.stderr)
 
 

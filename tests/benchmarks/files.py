@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from tests.benchmarks.history import append_history, read_history
 from tests.benchmarks.page import render
 from tests.benchmarks.rows import Bench
 
@@ -21,11 +22,14 @@ def as_dict(bench: Bench) -> dict[str, Any]:
     }
 
 
-def write_files(bench: Bench, folder: Path) -> None:
-    """Write all three."""
+def write_files(bench: Bench, folder: Path, history: Path) -> None:
+    """Add the figures to a history, and write all three."""
+    append_history(bench, history)
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(as_dict(bench), indent=2, ensure_ascii=False, allow_nan=False)
     (folder / "bench.json").write_text(text + "\n", encoding="utf-8")
     table = pd.DataFrame([row.as_dict() for row in bench.rows])
     table.to_csv(folder / "bench.csv", index=False, float_format="%.6g")
-    (folder / "bench.html").write_text(render(bench), encoding="utf-8")
+    (folder / "bench.html").write_text(
+        render(bench, read_history(history, bench)), encoding="utf-8"
+    )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import plotly.graph_objects as go
 
 from simulator.report import style
@@ -16,6 +17,7 @@ from simulator.report.rendering import environment, render_page
 from simulator.report.texts import count
 from simulator.results.formats import num_bytes, parameters, time_ticks
 from tests.benchmarks.collect import title_of
+from tests.benchmarks.history import draw_history
 from tests.benchmarks.rows import (
     Bench,
     Growth,
@@ -32,8 +34,12 @@ _BUSY_LOAD = 0.5
 _HEIGHT = 320
 
 
-def render(bench: Bench) -> str:
-    """The page as one HTML document."""
+def render(bench: Bench, history: pd.DataFrame) -> str:
+    """The page as one HTML document.
+
+    Args:
+        history: what :func:`tests.benchmarks.history.read_history` reads.
+    """
     cards = FigureCards()
     template = Path(__file__).with_name("bench.html").read_text(encoding="utf-8")
     return render_page(
@@ -46,6 +52,7 @@ def render(bench: Bench) -> str:
         was_busy=_was_busy(bench.made["machine"]),
         targets=bench.with_target,
         growth=_draw_growths(cards, bench.growths),
+        history=draw_history(cards, history),
         figures={title_of(kind): rows for kind, rows in by_kind(bench.rows).items()},
         making=_making(bench),
         remark=_remark,

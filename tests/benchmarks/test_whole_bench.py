@@ -48,7 +48,7 @@ def tiny_bench():
 @pytest.fixture(scope="module")
 def folder(tiny_bench, tmp_path_factory):
     out = tmp_path_factory.mktemp("bench")
-    write_files(tiny_bench, out)
+    write_files(tiny_bench, out, out / "history.jsonl")
     return out
 
 

@@ -2,7 +2,8 @@
 
 A file is a fenced block whose first line is a comment with its path (``# my_package/mine.py``), or
 one behind a line that ends in its path and a colon. Commands stand in ``console`` blocks behind a
-dollar; ``...`` in what they print stands for anything, and one without output only has to succeed.
+dollar, over several lines where these end in a backslash; ``...`` in what they print stands for
+anything, and one without output only has to succeed.
 """
 
 import doctest
@@ -49,7 +50,7 @@ def read_steps(page):
 
 def _read_commands(text):
     for part in re.split(r"(?m)^\$ ", text)[1:]:
-        words, _, printed = part.partition("\n")
+        words, _, printed = part.replace("\\\n", "").partition("\n")
         yield Command(words, printed)
 
 

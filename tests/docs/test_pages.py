@@ -1,5 +1,6 @@
 """Everything that the pages tell a reader to write and to run does what they say."""
 
+import doctest
 import importlib
 import shlex
 import sys
@@ -68,6 +69,19 @@ def test_a_page_can_be_followed_to_the_letter(page, reader):
         printed = reader(step)
         if not isinstance(step, File):
             assert not (difference := step.tell_difference(printed)), difference
+
+
+SESSIONS = [page for page in PAGES if "```pycon" in page.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("page", SESSIONS, ids=name_page)
+def test_a_session_of_python_goes_as_it_is_shown(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = doctest.testfile(
+        str(page), module_relative=False, optionflags=doctest.ELLIPSIS
+    )  # fmt: skip
+    assert found.attempted
+    assert not found.failed
 
 
 SYNOPSES = sorted({line for page in PAGES for line in list_synopses(page)})

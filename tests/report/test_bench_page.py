@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.benchmarks.history import append_history, read_history
 from tests.benchmarks.page import render, tell_headline
 from tests.benchmarks.rows import Bench, Growth, Row, tell_value
 from tests.report.test_browser import DESK, PHONE, Opened
@@ -30,6 +31,7 @@ MADE = {
 }
 
 
+NOTHING = read_history(Path("nowhere"), Bench(MADE))
 ROWS = (
     Row("serving", "dense", "requests", "1/s", 5e5, "higher", "before", 1e5, 4.0, "ratio", 5),
     Row("serving", "dense", "a step", "ns", 1234.5, rounds=5, note="40,000 steps"),
@@ -57,7 +59,7 @@ def bench() -> Bench:
 
 
 def test_the_page_has_every_row(bench):
-    shown = html.unescape(re.sub(r"<[^>]*>", "\n", render(bench)))
+    shown = html.unescape(re.sub(r"<[^>]*>", "\n", render(bench, NOTHING)))
     assert len(bench.rows) == len(ROWS) + len(GROWTHS)
     for row in bench.rows:
         assert f"\n{row.name}\n" in shown
@@ -66,7 +68,7 @@ def test_the_page_has_every_row(bench):
 
 
 def test_the_page_says_what_is_missed_and_where(bench):
-    page = render(bench)
+    page = render(bench, NOTHING)
     assert tell_headline(bench) == "2 of 3 targets that could be judged are met."
     assert page.count("Missed: ") == 1
     assert "Missed: slow &lt;one&gt;, CPU time: 3 s; asked ≤ 2 s." in page
@@ -77,20 +79,38 @@ def test_the_page_says_what_is_missed_and_where(bench):
 def test_without_targets_there_is_none_to_judge():
     few = Bench(MADE, [ROWS[1]])
     assert tell_headline(few) == "1 figure; no target could be judged."
-    assert "Targets" not in render(few)
+    assert "Targets" not in render(few, NOTHING)
 
 
 @pytest.mark.parametrize("load", [0.1, 12.6])
 def test_a_busy_machine_is_told(load):
     machine: dict[str, Any] = {**MADE["machine"], "load_average_1_min": load}
-    page = render(Bench({**MADE, "machine": machine}, [ROWS[1]]))
+    page = render(Bench({**MADE, "machine": machine}, [ROWS[1]]), NOTHING)
     assert ("Other programs ran" in page) is (load > 1)
+
+
+def test_figures_of_earlier_calls_on_this_processor_are_drawn(bench, tmp_path):
+    history = tmp_path / "new" / "history.jsonl"
+    append_history(bench, history)
+    assert "Over revisions" not in render(bench, read_history(history, bench))
+    later = Bench(
+        {**MADE, "started": "2026-02-01T00:00:00+00:00", "revision": "4567def"}, bench.rows
+    )
+    append_history(later, history)
+    elsewhere = Bench({**MADE, "machine": {**MADE["machine"], "processor": "another"}}, bench.rows)
+    append_history(elsewhere, history)
+    found = read_history(history, bench)
+    assert list(found["revision"].unique()) == ["0123abc", "4567def"]
+    assert len(found) == 2 * sum(row.value is not None for row in bench.rows)
+    shown = html.unescape(re.sub(r"<[^>]*>", "\n", render(bench, found)))
+    assert "Over revisions" in shown
+    assert "\nslow <one>: CPU time\n" in shown
 
 
 @pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
 def test_the_page_opens_on_a_desk_and_on_a_phone(browser, bench, tmp_path: Path, viewport):
     file = tmp_path / "bench.html"
-    file.write_text(render(bench), encoding="utf-8")
+    file.write_text(render(bench, NOTHING), encoding="utf-8")
     opened = Opened(browser, file, viewport, has_touch=viewport is PHONE)
     assert opened.problems == []
     assert opened.page.locator(".js-plotly-plot").count() == 3

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from simulator.report.gallery import plots
 from simulator.report.scoreboard import render
 from simulator.report.scoreboard_figures import figures
 from simulator.results.judgement import judge_targets
@@ -212,7 +213,7 @@ def test_it_opens_offline_and_draws_everything(browser, tmp_path, width):
     opened.wait_for_selector("html[data-drawn]", state="attached", timeout=60_000)
     assert problems == []
     assert opened.locator(".js-plotly-plot").count() == sum(
-        len(figure.draw(made)) for figure in figures()
+        len(plots(figure, made)) for figure in figures()
     )
     assert opened.evaluate("document.documentElement.scrollWidth") <= width
     drawn = opened.locator(".js-plotly-plot").first

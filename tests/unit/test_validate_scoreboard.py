@@ -97,6 +97,22 @@ def test_alone_it_answers_what_ships_and_says_what_was_not_read(moesim, tmp_path
 
 
 @pytest.mark.slow
+def test_accuracy_and_history_are_written_beside_the_scoreboard(moesim, tmp_path, no_published):
+    arguments = ("validate", "--accuracy", "accuracy.md", "--history", "past/accuracy.jsonl")
+    for _ in range(2):
+        assert moesim(*arguments)[0] == 0
+    text = (tmp_path / "accuracy.md").read_text()
+    assert text.count("<!-- accuracy: published -->") == 1
+    assert "| Published throughput | 1 | 10.0 % | 10.0 % | 100.0 % |" in text
+    assert len((tmp_path / "past" / "accuracy.jsonl").read_text().splitlines()) == 2
+    page = (tmp_path / "reports" / "out" / "validate" / "report.html").read_text()
+    assert "Median error over time" in page
+    code, _, err = moesim("validate", "--history", "x.jsonl", "published")
+    assert code == 2
+    assert "--history: must stand behind 'published'" in err
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["option", "environment"])
 def test_tables_of_a_folder_are_told_by_their_columns(
     moesim, gemm_table, tmp_path, monkeypatch, no_published, how

@@ -111,7 +111,7 @@ def _simulated(group: Group) -> list[NDArray[np.float64] | None]:
         ):
             found.append(None)
             continue
-        load = (one.point._replace(repository="", is_dated=False), str(one.found.spec.scheduling))
+        load = (one.point._replace(repository="", is_drafted=False), str(one.found.spec.scheduling))
         try:
             if load not in known:
                 known[load] = _parts(sums(one.plan, one.table, one.point), one.point)

@@ -29,13 +29,14 @@ def figures(table: pd.DataFrame, replies: list[Reply]) -> pd.DataFrame:
             and for ratios ``machine`` and ``model``.
     """
     if "value" not in table:
-        return pd.DataFrame(columns=FIELDS)
+        return make_rows([])
     given = table.rename(columns={"case": "subject"})
     rows = pd.concat([given, pd.DataFrame(replies, index=table.index)], axis=1)
     rows["measured"] = pd.to_numeric(table["value"], errors="coerce").astype(float)
     rows = rows[np.isfinite(rows["measured"]) & (rows["measured"] > 0)]
     ratios = _mixture_ratios(rows) if "machine" in table else []
-    return with_ratios(rows[[*FIELDS, "parts"]].reset_index(drop=True), ratios)
+    found: pd.DataFrame = rows[[*FIELDS, "parts"]].reset_index(drop=True)
+    return pd.concat([found, make_rows(ratios)], ignore_index=True) if ratios else found
 
 
 def ratio(group: str, subject: str, quantity: str, above: pd.Series, below: pd.Series) -> Row:
@@ -108,8 +109,7 @@ def _is_mixture(text: str) -> bool:
     return model is not None and load_model(model.model, text).moe is not None
 
 
-def with_ratios(rows: pd.DataFrame, ratios: list[Row]) -> pd.DataFrame:
-    """Figures, then ratios."""
-    if not ratios:
-        return rows
-    return pd.concat([rows, pd.DataFrame(ratios, columns=FIELDS)], ignore_index=True)
+def make_rows(found: Sequence[Row]) -> pd.DataFrame:
+    """Ratios as a table of scores."""
+    rows = pd.DataFrame(found, columns=FIELDS)
+    return rows.astype(dict.fromkeys(("measured", "predicted", "low", "high"), float))

@@ -21,7 +21,7 @@ from simulator.config.model import load_model
 from simulator.results.scores import is_answered
 from simulator.validation import OK, Answers, serving
 from simulator.validation.published import Reply
-from simulator.validation.published._scores import FIELDS, ratio, with_ratios
+from simulator.validation.published._scores import make_rows, ratio
 from simulator.validation.published._splits import pairs, trends
 from simulator.validation.serving.models import find_model
 from simulator.validation.serving.points import Point, UnreadableError, read_point
@@ -63,9 +63,9 @@ class ServingPairs(Frozen):
         return replies
 
     def scores(self, read: Table, replies: list[Reply]) -> pd.DataFrame:
-        table, nothing = read.values, pd.DataFrame(columns=FIELDS)
+        table = read.values
         if not {_TTFT, _TPOT} <= set(table.columns):
-            return nothing
+            return make_rows([])
         points = _points(table)
         measured = [
             _tokens_per_s(point, float(ttft) / 1e3, float(tpot) / 1e3)
@@ -105,7 +105,7 @@ class ServingPairs(Frozen):
                         below,
                     )
                 )
-        return with_ratios(nothing, found) if found else nothing
+        return make_rows(found)
 
 
 def _points(table: pd.DataFrame) -> list[Point | None]:
@@ -170,7 +170,7 @@ def _sides(points: list[Point | None]) -> dict[Hashable, tuple[list[int], list[i
             precision,
             point.num_input,
             point.num_output,
-            point.is_ranged,
+            point.campaign,
         )
 
     found: dict[Hashable, tuple[list[int], list[int]]] = {}

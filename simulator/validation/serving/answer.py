@@ -22,6 +22,7 @@ from simulator.results.targets import DENSE, MOE
 from simulator.step.prices import Prices
 from simulator.validation import OK
 from simulator.validation.hardware import accelerator_name
+from simulator.validation.serving.campaigns import DEFAULT
 from simulator.validation.serving.deployments import (
     Deployment,
     deployment_of,
@@ -117,8 +118,8 @@ def _alone(point: Point, pool: Pool) -> Point:
     return point._replace(
         decode=pool._replace(workers=1, batch=None),
         prefill=None,
-        is_ranged=False,
-        is_dated=False,
+        campaign=DEFAULT,
+        is_drafted=False,
         says_workers=False,
         shortest=1.0,
         num_output=1,

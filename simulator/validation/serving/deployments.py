@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 
 from simulator.base.errors import UserError
 from simulator.base.frozen import Policy
-from simulator.config.accelerator import load_accelerator
+from simulator.config.accelerator import AcceleratorSpec, load_accelerator
 from simulator.config.calibration.engine import release_of
 from simulator.config.deployment import DeploymentSpec, ParallelSpec
 from simulator.config.model import ModelSpec, load_model
 from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.validation.hardware import accelerator_name, cluster_of
+from simulator.validation.serving.campaigns import Rule, When, campaigns
 from simulator.validation.serving.drafts import drafts, speculation_of
 from simulator.validation.serving.models import find_model, release_format
 from simulator.validation.serving.points import Point
@@ -43,10 +44,6 @@ _BLOCK_SCALED_RELEASES = ("qwen",)
 """Owners whose ``-FP8`` repositories hold one scale for each 128 x 128 block."""
 _TIGHT = {"memory_fraction": 0.97, "free_memory_fraction": None, "activation_bytes": 0.5e9}
 """Memory of a deployment that fits only just."""
-
-
-_PROMPT_TRTLLM = (1, 2, 0)
-"""Release of TensorRT-LLM from which first tokens do not wait for a whole interval of streaming."""
 
 
 class Deployment(NamedTuple):
@@ -87,8 +84,9 @@ def deployment_of(point: Point) -> Deployment:
         UserError: if the engine, the GPU or the model is unknown, or there is no such
             cluster.
     """
-    if point.engine not in _ENGINES:
-        raise UserError(f"engine '{point.engine}' is not one of {', '.join(_ENGINES)}")
+    engines = campaigns()[point.campaign].engines
+    if point.engine not in engines:
+        raise UserError(f"engine '{point.engine}' is not one of {', '.join(engines)}")
     accelerator = accelerator_name(point.system)
     if accelerator is None:
         raise UserError(f"no accelerator file for '{point.system}'")
@@ -96,20 +94,12 @@ def deployment_of(point: Point) -> Deployment:
     if found is None:
         raise UserError(f"no model file for '{point.repository}'")
     guesses = () if found.is_listed else (f"'{point.repository}' is taken for {found.model}",)
-    if point.engine == "sglang" and point.is_ranged and not point.version:
-        guesses = (
-            *guesses,
-            (
-                "kernels of an SGLang whose release is not said may be compiled while the "
-                "first requests wait"
-            ),
-        )
+    model = load_model(found.model, "serving point")
+    guesses = (*guesses, *(rule.guess for rule in _rules(point, model) if rule.guess))
     if point.decode.pp > 1:
         guesses = (*guesses, "no measured point had pipeline stages")
-    model = load_model(found.model, "serving point")
     weights, experts = _formats(point, model)
     pool = point.decode
-    engine = _ENGINES[point.engine](point, model)
     is_moe = model.moe is not None
     spec = DeploymentSpec(
         name="point",
@@ -124,7 +114,7 @@ def deployment_of(point: Point) -> Deployment:
         expert_dtype=experts if is_moe else None,  # type: ignore[arg-type]
         dispatch={"kind": "per_rank"},
         speculation=speculation_of(point, model),
-        **engine,
+        **_engine_settings(point, model),
     )
     return Deployment(spec, model, guesses)
 
@@ -152,110 +142,54 @@ def _formats(point: Point, model: ModelSpec) -> tuple[str, str]:
     return weights, experts
 
 
-def _vllm(point: Point, _: ModelSpec) -> dict[str, Any]:
-    """Prompts in chunks beside decodes: 2,048 tokens a step, InferenceX 8,192
-    (``--max-num-batched-tokens``).
-    """
-    budget = 8192 if point.is_ranged else 2048
-    return {
-        "scheduling": {
-            "kind": "chunked",
-            "token_budget": budget,
-            "max_sequences": max(256, point.concurrency),
-        }
-    }
-
-
-def _sglang(point: Point, _: ModelSpec) -> dict[str, Any]:
-    """SGLang: prompts first, in chunks and steps of their own while decodes wait."""
-    return {
-        "scheduling": {
-            "kind": "prefill_first",
-            "token_budget": 16384,
-            "max_sequences": max(256, point.concurrency),
-            "splits_prompts": True,
-            "poll_steps": _poll_steps(point),
-        },
-        "memory_fraction": 0.88,
-    }
-
-
-def _poll_steps(point: Point) -> int:
-    """InferenceX starts SGLang on Blackwell with ``--scheduler-recv-interval`` 10 below 16 requests
-    in flight, and 30 from there.
-    """
-    accelerator = load_accelerator(accelerator_name(point.system) or "", "serving point")
-    if not point.is_ranged or accelerator.fp4_flops_per_s is None:
-        return 1
-    return 10 if point.concurrency < 16 else 30
-
-
-def _trtllm(point: Point, model: ModelSpec) -> dict[str, Any]:
-    """TensorRT-LLM: whole prompts beside decodes, room for the whole output reserved, 8-bit keys
-    and values with 8- or 4-bit weights.
-    """
-    # Prompts are not cut, so a step must hold one beside the decodes.
-    budget = max(8192, point.num_input + _decode_tokens(point, model))
-    scheduling: Policy = {
-        "kind": "no_evict",
-        "token_budget": budget,
-        "max_sequences": max(256, point.concurrency),
-    }
-    if point.is_ranged:
-        scheduling |= _inferencex(point) if model.moe is None else _inferencex_experts(point, model)
-    found: dict[str, Any] = {"scheduling": scheduling, "free_memory_fraction": 0.85}
-    if _FORMATS.get(point.gemm_format.lower()) in ("fp8", "fp8_block", "nvfp4"):
-        found["kv_dtype"] = "fp8"
-    return found
-
-
-def _inferencex(point: Point) -> dict[str, Any]:
-    """InferenceX starts TensorRT-LLM for dense models with ``--max_num_tokens 16384``.
-
-    With 1,024 tokens in and out on fewer than eight GPUs its scripts hold prompts back for 20
-    steps, or until steps are 0.9 full.
-    """
-    found: dict[str, Any] = {"token_budget": 16384}
-    if point.num_input == point.num_output == 1024 and point.decode.tp < 8:
-        found |= {"wait_steps": 20, "wait_share": 0.9}
-    return found
-
-
-def _decode_tokens(point: Point, model: ModelSpec) -> int:
-    """Tokens of a step in which all requests decode, each with its draft."""
-    return point.concurrency * (1 + drafts(point, model))
-
-
-def _inferencex_experts(point: Point, model: ModelSpec) -> dict[str, Any]:
-    """For models with experts with room for one prompt beside the decodes: its scripts'
-    ``MAX_NUM_TOKENS``.
-    """
-    found: dict[str, Any] = {
-        "token_budget": -(-(_decode_tokens(point, model) + point.num_input + 64) // 64) * 64
-    }
-    if point.decode.attention_dp > 1:  # enable_balance with timeout_iters = 60
-        found["balance_steps"] = 60
+def _engine_settings(point: Point, model: ModelSpec) -> dict[str, Any]:
+    """Scheduling, and other keys of the deployment, as the point's campaign starts its engine."""
+    decode_tokens = point.concurrency * (1 + drafts(point, model))
+    scheduling: Policy = {}
+    found: dict[str, Any] = {"scheduling": scheduling}
+    for rule in _rules(point, model):
+        if budget := rule.budget:
+            wanted = point.num_input + decode_tokens + budget.margin
+            rounded = -(-wanted // budget.multiple) * budget.multiple
+            scheduling["token_budget"] = max(budget.least, rounded)
+        scheduling |= rule.scheduling
+        found |= rule.deployment
+    scheduling["max_sequences"] = max(scheduling["max_sequences"], point.concurrency)
     return found
 
 
 def stream_interval(point: Point, model: ModelSpec) -> int:
-    """Steps of a request up to the first token that its client sees.
+    """Steps of a request up to the first token that its client sees."""
+    return max((rule.stream_interval for rule in _rules(point, model)), default=1)
 
-    InferenceX starts TensorRT-LLM with ``stream_interval: 10``. Releases before 1.2 let the first
-    token wait for the nine behind it too, unless other processes stream
-    (``num_postprocess_workers``), as its scripts for dense models have it.
-    """
-    is_late = (
-        point.engine == "trtllm"
-        and point.is_ranged
-        and model.moe is not None
-        and release_of(point.version) < _PROMPT_TRTLLM
+
+def _rules(point: Point, model: ModelSpec) -> list[Rule]:
+    """Rules of the point's campaign for its engine that hold for it."""
+    rules = campaigns()[point.campaign].engines.get(point.engine, ())
+    return [rule for rule in rules if _holds(rule.when, point, model)]
+
+
+def _holds(when: When, point: Point, model: ModelSpec) -> bool:
+    facts = {
+        "experts": model.moe is not None,
+        "says_release": bool(point.version),
+        "data_parallel": point.decode.attention_dp > 1,
+        "num_input": point.num_input,
+        "num_output": point.num_output,
+        "fp4": _accelerator(point.system).fp4_flops_per_s is not None,
+    }
+    return (
+        all(getattr(when, name) in (None, fact) for name, fact in facts.items())
+        and (not when.weights or _FORMATS.get(point.gemm_format.lower()) in when.weights)
+        and (when.tp_below is None or point.decode.tp < when.tp_below)
+        and (when.concurrency_below is None or point.concurrency < when.concurrency_below)
+        and point.concurrency >= when.concurrency_from
+        and (not when.release_below or release_of(point.version) < when.release_below)
     )
-    return 10 if is_late else 1
 
 
-_ENGINES = {"vllm": _vllm, "sglang": _sglang, "trtllm": _trtllm}
-"""Engines whose batching is known."""
+def _accelerator(system: str) -> AcceleratorSpec:
+    return load_accelerator(accelerator_name(system) or "", "serving point")
 
 
 def table_key(point: Point) -> str:

@@ -22,19 +22,14 @@ from simulator.engine.start import start_ranks, start_requests
 from simulator.engine.step_log import LOG_COLUMNS
 from simulator.engine.step_price import price_step
 from simulator.engine.table import StepTable
-from simulator.validation.serving.load import ROUNDS, Latencies, weights_of
-from simulator.validation.serving.points import SHORTEST, Point, Pool
+from simulator.validation.serving.campaigns import campaigns
+from simulator.validation.serving.load import Latencies, weights_of
+from simulator.validation.serving.points import Point, Pool
 from simulator.workload.traces import RequestTrace
 
-_BUSIEST, _MOST_WORKERS = 0.9, 8
-"""Share of their time that prefill workers compute, at most, and how many there are, where the
-table says neither."""
-_MANY = 128
-"""Requests in flight for each decode worker from which it is taken to have attention data
-parallelism. Of the 92 points of DeepSeek that say, all but one of the 55 split by heads have fewer,
-and 32 of the 37 others as many or more."""
 _FEW_ROUNDS, _MANY_IN_FLIGHT = 4, 512
-"""Rounds that are served with that many requests in flight and more, and stand for all."""
+"""Rounds that are served with that many requests in flight and more, and stand for all; all are
+served with fewer."""
 _MOST_SEQUENCES = 2048
 """Of a data-parallel rank; beyond that a step is taken to be as long."""
 _SETTLES = 3
@@ -45,10 +40,10 @@ def assumed_pool(point: Point, unsaid_workers: int) -> Pool:
     """The decode pool where the table does not say how many workers it has, nor whether attention
     is data-parallel.
     """
-    pool = point.decode
+    pool, assumed = point.decode, campaigns()[point.campaign].pools
     workers = min(unsaid_workers, point.concurrency)
     ranks = pool.num_ranks
-    if pool.attention_dp > 1 or point.concurrency < _MANY * workers:
+    if pool.attention_dp > 1 or point.concurrency < assumed.data_parallel_from * workers:
         return pool._replace(workers=workers)
     return Pool(1, ranks, ranks, workers, pool.batch)
 
@@ -116,15 +111,18 @@ class Load(NamedTuple):
     concurrency: int
     num_input: int
     num_output: int
+    campaign: str
+    """File of ``workloads/campaigns`` that says how requests were sent."""
 
     @classmethod
     def of(cls, point: Point) -> Load:
-        """Of a point, whose lengths lie between the shortest and what is asked for."""
+        """Load of a point, whose lengths lie between the shortest and what is asked for."""
         share = (1 + point.shortest) / 2
         return cls(
             point.concurrency,
             max(1, round(point.num_input * share)),
             max(2, round(point.num_output * share)),
+            point.campaign,
         )
 
 
@@ -217,17 +215,20 @@ def serve(pools: Pools, load: Load, per_step: float) -> Served:
     Args:
         per_step: tokens that a sequence gets of a decode step.
     """
+    campaign = campaigns()[load.campaign]
+    assumed, rounds = campaign.pools, campaign.client.rounds
     room, more = pools.decodes.ranks * pools.decodes.room, load.num_output - 1
     concurrency = min(load.concurrency, room)
     token_s = pools.decodes.token_s(concurrency) / per_step
     workers = (
-        min(_MOST_WORKERS, _wanted_workers(pools, load, per_step))
+        min(assumed.most_workers, _wanted_workers(pools, load, per_step))
         if pools.workers is None
         else pools.workers
     )
     workers = min(workers, concurrency)  # others would never have a prompt
-    count = concurrency * (_FEW_ROUNDS if concurrency >= _MANY_IN_FLIGHT else ROUNDS)
-    spread = np.random.default_rng(0).uniform(SHORTEST, 1.0, size=count) / ((1 + SHORTEST) / 2)
+    count = concurrency * (_FEW_ROUNDS if concurrency >= _MANY_IN_FLIGHT else rounds)
+    shortest = assumed.shortest
+    spread = np.random.default_rng(0).uniform(shortest, 1.0, size=count) / ((1 + shortest) / 2)
     for _ in range(_SETTLES):
         took_s = first_tokens(pools.prompts, workers, concurrency, count, spread * token_s * more)
         decoding_s, steady_s = token_s * more, float(took_s[concurrency:].mean())
@@ -235,15 +236,16 @@ def serve(pools: Pools, load: Load, per_step: float) -> Served:
             pools.decodes.token_s(concurrency * decoding_s / (decoding_s + steady_s)) / per_step
         )
     waits_s = (load.concurrency - concurrency) * (steady_s + token_s * more) / concurrency
-    return Served(waits_s, float(took_s @ weights_of(count, concurrency)), token_s)
+    return Served(waits_s, float(took_s @ weights_of(count, concurrency, rounds)), token_s)
 
 
 def _wanted_workers(pools: Pools, load: Load, per_step: float) -> int:
-    """Prefill workers that keep up with the decode pool at :data:`_BUSIEST`."""
+    """Prefill workers that keep up with the decode pool, each busy as much as it may be."""
+    busiest = campaigns()[load.campaign].pools.busiest
     concurrency = min(load.concurrency, pools.decodes.ranks * pools.decodes.room)
     token_s = pools.decodes.token_s(concurrency) / per_step
     wanted_per_s = concurrency / (token_s * (load.num_output - 1))
-    return max(1, math.ceil(wanted_per_s / (_BUSIEST * pools.prompts.most_per_s())))
+    return max(1, math.ceil(wanted_per_s / (busiest * pools.prompts.most_per_s())))
 
 
 def latencies(pools: Pools, load: Load, fit: DisaggregationFit) -> Latencies:
@@ -266,7 +268,8 @@ def with_enough_workers(pools: Pools, load: Load, fit: DisaggregationFit) -> flo
     decodes, per_step = pools.decodes, fit.unsaid_drafts if pools.may_draft else 1.0
     more = decodes._replace(ranks=max(decodes.ranks, math.ceil(load.concurrency / decodes.room)))
     wanted = _wanted_workers(pools._replace(decodes=more), load, per_step)
-    if more.ranks == decodes.ranks and wanted <= _MOST_WORKERS:
+    most_workers = campaigns()[load.campaign].pools.most_workers
+    if more.ranks == decodes.ranks and wanted <= most_workers:
         return None
     return latencies(pools._replace(decodes=more, workers=wanted), load, fit).ttft_s
 

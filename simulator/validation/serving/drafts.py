@@ -1,20 +1,14 @@
 """What a serving point was drafted with: DeepSeek's multi-token-prediction module.
 
-Where tables of serving points do not say whether drafts were on, TensorRT-LLM's InferenceX runs
-tell by their release: with one model, split, load and release, dated lists and numbered
-configurations differ by 1.4 to 1.9 times in TPOT, and so do the last two releases.
+Where a table does not say whether drafts were on, the point's campaign may tell by its release.
 """
 
 from __future__ import annotations
 
 from simulator.base.frozen import Policy
 from simulator.config.model import ModelSpec
-from simulator.validation.serving.points import DRAFTED, Point
-
-ACCEPTED = 0.62
-"""Probability that a token of a draft is kept, given that those before it were. Set by hand: with
-it 150 points of DeepSeek-R1 with drafts, on B200 and H200 by TensorRT-LLM, are neither too fast nor
-too slow at the median."""
+from simulator.validation.serving.campaigns import campaigns
+from simulator.validation.serving.points import Point
 
 
 def speculation_of(point: Point, model: ModelSpec) -> Policy:
@@ -22,7 +16,8 @@ def speculation_of(point: Point, model: ModelSpec) -> Policy:
     drafted = drafts(point, model)
     if not drafted:
         return {"kind": "none"}
-    return {"kind": "module", "tokens": drafted, "accepted": ACCEPTED}
+    accepted = campaigns()[point.campaign].drafts.accepted
+    return {"kind": "module", "tokens": drafted, "accepted": accepted}
 
 
 def drafts(point: Point, model: ModelSpec) -> int:
@@ -31,14 +26,15 @@ def drafts(point: Point, model: ModelSpec) -> int:
     """
     if point.drafted is not None:
         return point.drafted
-    return DRAFTED if _suggests_drafts(point, model) else 0
+    return campaigns()[point.campaign].drafts.tokens if _suggests_drafts(point, model) else 0
 
 
 def doubts_of_drafts(point: Point, model: ModelSpec) -> tuple[str, ...]:
     """What is guessed about drafts."""
     if point.drafted is None:
         return ("drafts guessed from the release",) if _suggests_drafts(point, model) else ()
-    is_set = point.engine == "trtllm" and has_drafts(model) and point.drafted == DRAFTED
+    known = campaigns()[point.campaign].drafts
+    is_set = point.engine in known.engines and has_drafts(model) and point.drafted == known.tokens
     return (
         ()
         if is_set or not point.drafted
@@ -47,14 +43,7 @@ def doubts_of_drafts(point: Point, model: ModelSpec) -> tuple[str, ...]:
 
 
 def _suggests_drafts(point: Point, model: ModelSpec) -> bool:
-    if (
-        point.engine != "trtllm"
-        or not point.is_ranged
-        or not has_drafts(model)
-        or point.prefill is not None
-    ):
-        return False
-    return point.version.endswith(".post3") or (point.is_dated and point.version.startswith("1.1."))
+    return point.is_drafted and has_drafts(model) and point.prefill is None
 
 
 def has_drafts(model: ModelSpec) -> bool:

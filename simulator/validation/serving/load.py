@@ -15,23 +15,17 @@ from numpy.typing import NDArray
 from simulator.config.calibration.engine import release_of
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.table import StepTable
+from simulator.validation.serving.campaigns import campaigns
 from simulator.validation.serving.closed_loop import serve_closed_loop
 from simulator.validation.serving.deployments import stream_interval
 from simulator.validation.serving.points import Point
 from simulator.validation.serving.sums import sums_of
 from simulator.workload.traces import RequestTrace
 
-ROUNDS = 10
-"""Requests of a measurement over its concurrency (InferenceX: ``--num-prompts`` is 10 times
-``--max-concurrency``)."""
 _FEW_ROUNDS = 4
 _MANY_TOKENS = 2_000_000
 """Output tokens beyond which fewer rounds are simulated, and the middle ones stand for those left
 out."""
-_JITTER = 0.1
-"""Equal requests would begin and end together for ever, which measured ones do not: clients and
-streams delay some. A spread of their output lengths by so much either way stands for that; without
-it the first tokens of TensorRT-LLM come up to twice too late."""
 _OVERLAPPING_SGLANG = (0, 5, 6)
 """Release from which SGLang's requests no longer stay in step. Before, what waited was computed
 together and then decoded together."""
@@ -49,8 +43,9 @@ class Latencies(NamedTuple):
 
 def trace_of(point: Point) -> RequestTrace:
     """The requests of a measurement, or of enough of its rounds."""
-    is_long = ROUNDS * point.concurrency * point.num_output > _MANY_TOKENS
-    count = point.concurrency * (_FEW_ROUNDS if is_long else ROUNDS)
+    client = campaigns()[point.campaign].client
+    is_long = client.rounds * point.concurrency * point.num_output > _MANY_TOKENS
+    count = point.concurrency * (_FEW_ROUNDS if is_long else client.rounds)
     rng = np.random.default_rng(0)
 
     def lengths(longest: int, spread: float = 0.0) -> NDArray[np.int64]:
@@ -65,7 +60,7 @@ def trace_of(point: Point) -> RequestTrace:
     return RequestTrace(
         arrival_s=np.zeros(count),
         num_input=lengths(point.num_input),
-        num_output=lengths(point.num_output, 0.0 if _is_in_step(point) else _JITTER),
+        num_output=lengths(point.num_output, 0.0 if _is_in_step(point) else client.jitter),
         provenance="the load of a serving point",
         has_arrivals=False,
         concurrency=point.concurrency,
@@ -76,14 +71,21 @@ def _is_in_step(point: Point) -> bool:
     return point.engine == "sglang" and () < release_of(point.version) < _OVERLAPPING_SGLANG
 
 
-def weights_of(count: int, concurrency: int) -> NDArray[np.float64]:
+def _rounds(point: Point) -> int:
+    return campaigns()[point.campaign].client.rounds
+
+
+def weights_of(count: int, concurrency: int, all_rounds: int) -> NDArray[np.float64]:
     """What each request counts in a mean over all rounds: those of middle rounds stand for the ones
     that were not simulated.
+
+    Args:
+        all_rounds: requests of the measurement over its concurrency.
     """
     weights = np.ones(count)
     rounds = count // concurrency
-    if 2 < rounds < ROUNDS:
-        weights[concurrency : count - concurrency] = (ROUNDS - 2) / (rounds - 2)
+    if 2 < rounds < all_rounds:
+        weights[concurrency : count - concurrency] = (all_rounds - 2) / (rounds - 2)
     return np.asarray(weights / weights.sum())
 
 
@@ -98,7 +100,9 @@ def sums(plan: DeploymentPlan, table: StepTable, point: Point) -> NDArray[np.flo
     served = serve_closed_loop(
         plan, table._replace(step_s=0.0, sequence_s=1.0, prompt_s=0.0), trace
     )
-    found = sums_of(served, trace.num_output, weights_of(trace.num_requests, point.concurrency))
+    found = sums_of(
+        served, trace.num_output, weights_of(trace.num_requests, point.concurrency, _rounds(point))
+    )
     return np.array(_as_streamed(found[0], found[1], point, plan))
 
 
@@ -114,7 +118,7 @@ def measure(plan: DeploymentPlan, table: StepTable, point: Point) -> Latencies:
     """
     trace, engine = trace_of(point), plan.placement.calibration.engine
     served = serve_closed_loop(plan, table, trace)
-    weights = weights_of(trace.num_requests, point.concurrency)
+    weights = weights_of(trace.num_requests, point.concurrency, _rounds(point))
     has_tpot = np.isfinite(served.tpot_s)
     tpot_s = (
         float(np.average(served.tpot_s[has_tpot], weights=weights[has_tpot]))

@@ -21,30 +21,19 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from simulator.validation.serving.campaigns import Campaign, campaigns, find_campaign
+
 COLUMNS = ("id", "backend", "model_path", "system", "mode", "isl", "osl")
 """A table must have these; ``backend_version``, ``gemm_quant_mode``, ``moe_quant_mode``,
 ``precision``, ``batch_size`` and the sizes of splits are used where they are, and
 :data:`LOAD_COLUMNS`."""
-LOAD_COLUMNS = ("length_range", "concurrency", "speculative")
-"""Optional: the shortest length over the longest, requests in flight, and whether decodes verify
-drafts (``true``, ``false``, or how many tokens a draft has)."""
-SHORTEST = 0.8
-"""Of the length that is asked for, where an id is one of InferenceX's (``--random-range-ratio
-0.8``)."""
-DRAFTED = 3
-"""Tokens of a draft where nothing else is said (InferenceX: ``num_nextn_predict_layers: 3``)."""
-_SPECULATIVE = {
-    "true": DRAFTED,
-    "yes": DRAFTED,
-    "on": DRAFTED,
-    "false": 0,
-    "no": 0,
-    "off": 0,
-    "none": 0,
-}
+LOAD_COLUMNS = ("length_range", "concurrency", "speculative", "campaign")
+"""Optional: the shortest length over the longest, requests in flight, whether decodes verify drafts
+(``true``, ``false``, or how many tokens a draft has), and a file of ``workloads/campaigns``."""
+_DRAFTED_WORDS, _UNDRAFTED_WORDS = ("true", "yes", "on"), ("false", "no", "off", "none")
+"""Words of a column that say whether decodes verify drafts."""
 _MOST_DRAFTED = 16
 _CONCURRENCY = re.compile(r"_c(\d+)(?:_|$)")
-_DATED = re.compile(r"20\d\d_\d\d_\d\d_")
 _SPLIT_IN_ID = re.compile(r"_tp(\d+)(?:_0)?(?:_ep(\d+))?")
 
 
@@ -82,11 +71,10 @@ class Point(NamedTuple):
     decode: Pool
     """The only pool of an aggregated deployment."""
     prefill: Pool | None
-    is_ranged: bool
-    """Whether the id is one of InferenceX's, which starts engines in ways of its own and draws
-    lengths from a range."""
-    is_dated: bool
-    """Whether the id begins with the day of the run."""
+    campaign: str
+    """File of ``workloads/campaigns``: how the engine was started, and requests were sent."""
+    is_drafted: bool
+    """Whether the campaign's runs of that release had drafts though no table says so."""
     says_workers: bool
     """Whether the table says how many workers the pools of a disaggregated deployment have."""
     shortest: float = 1.0
@@ -121,9 +109,11 @@ def read_point(row: dict[str, Any]) -> Point:
         prefill, decode = _pool(row, "prefill_", name), _pool(row, "decode_", name)
         if max(prefill.pp, decode.pp) > 1:
             raise UnreadableError("pools with pipeline parallelism are not compared")
+    campaign = _campaign(row, name)
+    engine, version = _text(row.get("backend")).lower(), _text(row.get("backend_version"))
     return Point(
-        engine=_text(row.get("backend")).lower(),
-        version=_text(row.get("backend_version")),
+        engine=engine,
+        version=version,
         repository=_text(row.get("model_path")),
         system=_text(row.get("system")),
         gemm_format=_text(row.get("gemm_quant_mode")) or _text(row.get("precision")),
@@ -133,35 +123,33 @@ def read_point(row: dict[str, Any]) -> Point:
         concurrency=_concurrency(row, name, decode),
         decode=decode,
         prefill=prefill,
-        is_ranged=is_ranged(name),
-        is_dated=_DATED.match(name) is not None,
+        campaign=campaign,
+        is_drafted=_is_drafted(campaigns()[campaign], engine, version, name),
         says_workers=None
         not in (_whole(row, "prefill_num_workers"), _whole(row, "decode_num_workers")),
-        shortest=_shortest(row, name),
-        drafted=_drafted(row),
+        shortest=_shortest(row, campaigns()[campaign]),
+        drafted=_drafted(row, campaigns()[campaign]),
     )
 
 
-def is_ranged(name: str) -> bool:
-    """Whether an id is one of InferenceX's: it begins with the day of the run or ends with the
-    number of a configuration.
-
-    Its client draws lengths between 0.8 and 1 of what is asked for; the others send equal lengths.
-
-    >>> is_ranged("2026_04_06_llama_3_1_70b_h100_sxm_vllm_fp8_agg_1024x1024_c16_tp4_ep1_260")
-    True
-    >>> is_ranged("dsr1_b200_agg_c4_cfg202")
-    True
-    >>> is_ranged("qwen3_32b_h100_sxm_vllm_agg_4000x1000_c_tp8_0_epnone_1")
-    False
-    """
-    return bool(_DATED.match(name) or re.search(r"_cfg\d+$", name))
+def _campaign(row: dict[str, Any], name: str) -> str:
+    said = _text(row.get("campaign")) or find_campaign(name)
+    if said not in campaigns():
+        raise UnreadableError(f"campaign '{said}' is not one of {', '.join(campaigns())}")
+    return said
 
 
-def _shortest(row: dict[str, Any], name: str) -> float:
+def _is_drafted(campaign: Campaign, engine: str, version: str, name: str) -> bool:
+    return any(
+        runs.engine == engine and re.search(runs.release, version) and re.search(runs.ids, name)
+        for runs in campaign.drafted
+    )
+
+
+def _shortest(row: dict[str, Any], campaign: Campaign) -> float:
     said = _text(row.get("length_range"))
     if not said:
-        return SHORTEST if is_ranged(name) else 1.0
+        return campaign.client.shortest
     shortest = _number(row, "length_range")
     if shortest is None or not 0 < shortest <= 1:
         raise UnreadableError(
@@ -171,9 +159,11 @@ def _shortest(row: dict[str, Any], name: str) -> float:
     return shortest
 
 
-def _drafted(row: dict[str, Any]) -> int | None:
+def _drafted(row: dict[str, Any], campaign: Campaign) -> int | None:
     said = _text(row.get("speculative")).lower()
-    tokens = _SPECULATIVE.get(said, _whole(row, "speculative"))
+    if said in (*_DRAFTED_WORDS, *_UNDRAFTED_WORDS):
+        return campaign.drafts.tokens if said in _DRAFTED_WORDS else 0
+    tokens = _whole(row, "speculative")
     if said and (tokens is None or not 0 <= tokens <= _MOST_DRAFTED):
         raise UnreadableError(
             f"speculative '{said}' is neither true, false nor a number of draft tokens "

@@ -1,0 +1,112 @@
+"""Campaigns of serving points: a file each, which claims rows and says how they were measured."""
+
+import pytest
+
+from simulator.base.errors import UserError
+from simulator.validation.serving import campaigns as module
+from simulator.validation.serving.campaigns import DEFAULT, campaigns, find_campaign
+from simulator.validation.serving.deployments import deployment_of, stream_interval
+from simulator.validation.serving.drafts import drafts
+from simulator.validation.serving.points import UnreadableError, read_point
+
+OWN = """
+title = "Ours"
+source = "scripts of ours"
+ids = ['^ours_']
+
+[client]
+shortest = 0.5
+rounds = 3
+source = "a load generator of ours"
+
+[[engines.trtllm]]
+when = { experts = true }
+stream_interval = 4
+source = "streams every four steps"
+
+[[engines.trtllm]]
+budget = { margin = 100, multiple = 256 }
+source = "one prompt and 100 tokens, a multiple of 256"
+"""
+
+
+def point(name, **changes):
+    row = {
+        "id": name, "backend": "trtllm", "backend_version": "1.1.0", "system": "b200_sxm",
+        "model_path": "deepseek-ai/DeepSeek-R1", "mode": "agg", "isl": 1024, "osl": 1024,
+        "batch_size": 8, "tp_size": 8, "moe_tp_size": 1, "moe_ep_size": 8, "precision": "nvfp4",
+    }  # fmt: skip
+    return read_point({**row, **changes})
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A folder of somebody's own, with a campaign in it."""
+    folder = tmp_path / "workloads" / "campaigns"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    cached = (module.campaigns, deployment_of)
+    for function in cached:
+        function.cache_clear()
+    yield folder / "ours.toml"
+    for function in cached:
+        function.cache_clear()
+
+
+def settings(made):
+    return deployment_of(made).spec.scheduling
+
+
+def test_a_new_campaign_is_a_file(own):
+    own.write_text(OWN)
+    made = point("ours_1")
+    assert made.campaign == "ours"
+    assert made.shortest == 0.5
+    assert campaigns()["ours"].client.jitter == campaigns()[DEFAULT].client.jitter
+    assert settings(made)["token_budget"] == 1280  # 1,024 + 8 + 100
+    assert stream_interval(made, deployment_of(made).model) == 4
+    assert stream_interval(point("other"), deployment_of(made).model) == 1
+
+
+def test_a_column_comes_before_the_id():
+    assert point("dsr1_cfg1").campaign == "inferencex"
+    assert point("dsr1_cfg1", campaign="default").campaign == DEFAULT
+    with pytest.raises(UnreadableError, match="campaign 'mine' is not one of default, inferencex"):
+        point("dsr1_cfg1", campaign="mine")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (("rounds = 3", "rounds = 0"), "rounds must be"),
+        (('source = "streams every four steps"', ""), "missing key"),
+        (("experts", "expert"), "unknown key 'expert'; did you mean 'experts'"),
+    ],
+)
+def test_a_wrong_file_says_where(own, change, reason):
+    own.write_text(OWN.replace(*change))
+    with pytest.raises(UserError, match=r"ours\.toml") as found:
+        find_campaign("ours_1")
+    assert reason in str(found.value)
+
+
+def test_facts_of_inferencex():
+    plain, ranged = point("mine"), point("dsr1_cfg1")
+    assert (plain.shortest, ranged.shortest) == (1.0, 0.8)
+    assert settings(plain)["token_budget"] == 8192
+    assert settings(ranged)["token_budget"] == 1152  # 1,024 + 8 + 64, rounded up to 64
+    model = deployment_of(ranged).model
+    assert [stream_interval(one, model) for one in (plain, ranged)] == [1, 10]
+    assert stream_interval(point("dsr1_cfg1", backend_version="1.2.0"), model) == 1
+    dated = point("2026_04_06_dsr1_c8_1")
+    assert [drafts(one, model) for one in (plain, ranged, dated)] == [0, 0, 3]
+    assert drafts(point("dsr1_cfg1", backend_version="1.2.0rc6.post3"), model) == 3
+
+
+def test_sglang_polls_less_on_blackwell_at_load():
+    def poll_steps(concurrency, system):
+        made = point("dsr1_cfg1", backend="sglang", system=system, concurrency=concurrency)
+        return settings(made)["poll_steps"]
+
+    assert [poll_steps(load, "b200_sxm") for load in (8, 16)] == [10, 30]
+    assert poll_steps(16, "h200_sxm") == 1
