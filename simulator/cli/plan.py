@@ -6,7 +6,7 @@ import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -16,13 +16,14 @@ from simulator.base.text import one_line
 from simulator.cli import console
 from simulator.cli.console import Address, AllowCode, AsJson, Out, Seed, Set, Workers
 
+if TYPE_CHECKING:
+    from simulator.results.answer import Answer
+
 _RUNNERS_UP = 4
 _REASONS = 5
 NOTHING_MEETS = 3
 """Exit status where the question was answered, and the answer is that no deployment meets the
 targets within the limits."""
-_MANY = 10
-"""Times a limit from which on it is not said in hundredths."""
 _NARROWEST = 26
 """Columns that a deployment's text must have beside the numbers; with fewer it stands above
 them."""
@@ -85,7 +86,7 @@ def plan(
             kept = counted.kept(str(store.folder), has_failed=store.has_failed)
             raise console.StoppedError(kept) from None
     if as_json:
-        console.emit(answer)
+        console.emit(answer.model_dump(mode="json"))
     else:
         print_plan(answer, console.out.width if console.out.is_terminal else None)
     console.say_notes(list_routing_notes(loaded))
@@ -95,7 +96,7 @@ def plan(
     console.err.print(
         f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True, markup=False
     )
-    if not answer.get("recommended"):
+    if answer.recommended is None:
         raise typer.Exit(NOTHING_MEETS)
 
 
@@ -145,56 +146,52 @@ class _Counted:
         )
 
 
-def print_plan(answer: dict[str, Any], width: int | None) -> None:
+def print_plan(answer: Answer, width: int | None) -> None:
     """The answer in sentences, the recommended deployment beside what else would do, and what was
     ruled out.
 
     Args:
         width: of the terminal; None where another program reads, which needs no line broken.
     """
-    _say(_filled(answer["headline"], width), "bold")
-    for reason in answer["reasons"]:
+    _say(_filled(answer.headline, width), "bold")
+    for reason in answer.reasons:
         _say(_filled(reason, width, "- ", "  "))
     for line in _candidates(answer, width):
         console.out.print(line, soft_wrap=True, highlight=False)
-    ruled = sorted(
-        (row for row in answer.get("ruled_out", []) if row["count"]), key=lambda row: -row["count"]
-    )
+    ruled = sorted((row for row in answer.ruled_out if row.count), key=lambda row: -row.count)
     if ruled:
-        judged = answer["num_legal"] + answer["num_ruled_out"]
-        _say(f"\nRuled out: {answer['num_ruled_out']:,} of {judged:,} deployments", "bold")
-        count_width = len(f"{ruled[0]['count']:,}")
+        judged = answer.num_legal + answer.num_ruled_out
+        _say(f"\nRuled out: {answer.num_ruled_out:,} of {judged:,} deployments", "bold")
+        count_width = len(f"{ruled[0].count:,}")
         for row in ruled[:_REASONS]:
-            count = f"{row['count']:,}".rjust(count_width)
-            _say(_filled(row["reason"], width, f"{count}  ", " " * (count_width + 2)))
+            count = f"{row.count:,}".rjust(count_width)
+            _say(_filled(row.reason, width, f"{count}  ", " " * (count_width + 2)))
 
 
-def _candidates(answer: dict[str, Any], width: int | None) -> Iterator[Text]:
+def _candidates(answer: Answer, width: int | None) -> Iterator[Text]:
     """A row a deployment under the headings of its numbers, the text of the deployment last."""
     from simulator.report.plan_candidates import groups
-    from simulator.results.plan_text import amount, percent, target_short, times, value_text
+    from simulator.results.plan_text import amount, share, target_short, value_text
 
-    limits, currency = answer.get("targets", {}), answer.get("currency", "USD")
+    currency = answer.currency
     head = [
         f"{currency}/hour",
         f"{currency}/1M out",
         "GPUs",
-        *map(target_short, limits),
+        *map(target_short, answer.targets),
         "tightest",
     ]
     found = list(groups(answer, _RUNNERS_UP))
-    nearest = (answer.get("why_not") or {}).get("row")
-    if nearest and not found:
-        found = [("Nearest, as large as the limits allow", [nearest])]
     cells = {
         id(row): [
-            amount(row["cost_per_hour"]),
-            amount(row["cost_per_million_output_tokens"]),
-            f"{row['gpus']:,}",
-            *(value_text(name, row[name]) if row.get(name) is not None else "-" for name in limits),
-            percent(row["worst_ratio"])
-            if row["worst_ratio"] < _MANY
-            else times(row["worst_ratio"]),
+            amount(row.cost_per_hour),
+            amount(row.cost_per_million_output_tokens),
+            f"{row.gpus:,}",
+            *(
+                "-" if (value := row.measured(name)) is None else value_text(name, value)
+                for name in answer.targets
+            ),
+            share(row.worst_ratio),
         ]
         for _, rows in found
         for row in rows
@@ -216,13 +213,13 @@ def _candidates(answer: dict[str, Any], width: int | None) -> Iterator[Text]:
         for row in rows:
             line = numbers(cells[id(row)])
             if not beside:
-                yield Text(_filled(row["deployment"], width, "  ", "  "))
+                yield Text(_filled(row.deployment, width, "  ", "  "))
                 yield Text(line)
                 continue
             first, *more = (
-                textwrap.wrap(row["deployment"], room, break_on_hyphens=False)
+                textwrap.wrap(row.deployment, room, break_on_hyphens=False)
                 if room
-                else [one_line(row["deployment"])]
+                else [one_line(row.deployment)]
             )
             yield Text(f"{line}  {first}")
             for part in more:

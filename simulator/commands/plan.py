@@ -19,12 +19,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+from pydantic import ValidationError
 
 from simulator.base.errors import UserError
 from simulator.base.spreadsheet import write_csv
 from simulator.config.capacity import Question
 from simulator.report.plan_page import render
+from simulator.results.answer import Answer
+from simulator.results.answer.parts import Part, make_table
 from simulator.results.folder import check_writable as check_results
 from simulator.results.folder import replace_folder
 from simulator.results.provenance import Provenance
@@ -33,6 +35,8 @@ from simulator.results.run_file import read_run, write_run
 _TABLES = ("candidates", "pareto", "ruled_out", "sensitivity", "losses")
 _MAPS = ("cells", "at_same_time", "at_full_load")
 """Tables of the crossover map."""
+_ALWAYS = ("candidates", "pareto", "ruled_out")
+"""Tables that are written without rows too, since every answer has them."""
 _FIXED = frozenset({"plan.json", "crossover.csv", *(f"{name}.csv" for name in _TABLES)})
 
 
@@ -57,7 +61,7 @@ def check_writable(folder: Path) -> None:
     check_results(folder, _FIXED | _scenarios_in(folder) if is_plan(folder) else frozenset())
 
 
-def write(answer: dict[str, Any], run: dict[str, Any], folder: Path) -> None:
+def write(answer: Answer, run: dict[str, Any], folder: Path) -> None:
     """Write the folder under a temporary name and rename it when it is whole; an earlier plan of
     that name is replaced.
 
@@ -70,25 +74,26 @@ def write(answer: dict[str, Any], run: dict[str, Any], folder: Path) -> None:
     replace_folder(folder, lambda new: _fill(new, answer, run, page))
 
 
-def _fill(folder: Path, answer: dict[str, Any], run: dict[str, Any], page: str) -> None:
+def _fill(folder: Path, answer: Answer, run: dict[str, Any], page: str) -> None:
     folder.mkdir()
     write_run(run, folder)
-    text = json.dumps(answer, indent=1, allow_nan=False)
+    text = json.dumps(answer.model_dump(mode="json"), indent=1, allow_nan=False)
     (folder / "plan.json").write_text(text + "\n", encoding="utf-8")
     for name in _TABLES:
-        if name in ("candidates", "pareto", "ruled_out") or answer.get(name):
-            write_csv(pd.json_normalize(answer.get(name) or []), folder / f"{name}.csv")
-    if answer.get("crossover"):
-        maps = [
-            {"reading": name, **row} for name in _MAPS for row in answer["crossover"].get(name, [])
-        ]
-        write_csv(pd.json_normalize(maps), folder / "crossover.csv")
-    for scenario in _scenarios(answer):
-        (folder / scenario["file"]).write_text(scenario["text"], encoding="utf-8")
+        rows: tuple[Part, ...] = getattr(answer, name)
+        if rows or name in _ALWAYS:
+            write_csv(make_table(rows), folder / f"{name}.csv")
+    if answer.crossover is not None:
+        points = [(name, point) for name in _MAPS for point in getattr(answer.crossover, name)]
+        table = make_table([point for _, point in points])
+        table.insert(0, "reading", [name for name, _ in points])
+        write_csv(table, folder / "crossover.csv")
+    for scenario in answer.handover.scenarios if answer.handover else ():
+        (folder / scenario.file).write_text(scenario.text, encoding="utf-8")
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
-def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read(folder: Path) -> tuple[Answer, dict[str, Any]]:
     """The answer of a folder, and how it was made.
 
     Raises:
@@ -96,28 +101,24 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     try:
         run = read_run(folder)
-        answer = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-        if not isinstance(answer, dict) or "headline" not in answer:
-            raise ValueError("plan.json holds no answer")
+        return _read_answer(folder), run
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        reason = f"plan.json holds no answer: {where}: {problem['msg']}"
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{folder}: is not a whole folder of moesim plan: {' '.join(str(error).split())}"
-        ) from error
-    return answer, run
+        reason = " ".join(str(error).split())
+    raise UserError(f"{folder}: is not a whole folder of moesim plan: {reason}")
 
 
-def _scenarios(answer: dict[str, Any]) -> list[dict[str, str]]:
-    return list((answer.get("handover") or {}).get("scenarios") or [])
+def _read_answer(folder: Path) -> Answer:
+    return Answer.model_validate_json((folder / "plan.json").read_bytes())
 
 
 def _scenarios_in(folder: Path) -> frozenset[str]:
     """Scenario files that the plan in a folder wrote."""
     try:
-        return frozenset(
-            scenario["file"]
-            for scenario in _scenarios(
-                json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-            )
-        )
-    except (OSError, ValueError, AttributeError, TypeError, KeyError):
+        handed = _read_answer(folder).handover
+    except (OSError, ValueError):
         return frozenset()
+    return frozenset(scenario.file for scenario in handed.scenarios) if handed else frozenset()

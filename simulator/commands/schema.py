@@ -15,6 +15,7 @@ from simulator.config.engine import EngineSpec
 from simulator.config.host import HostCalibration
 from simulator.config.model import ModelSpec
 from simulator.config.workload import NamedWorkloadSpec
+from simulator.results.answer import Answer
 from simulator.scenario.scenario import Scenario
 
 FILES: dict[str, type[BaseModel]] = {
@@ -27,6 +28,7 @@ FILES: dict[str, type[BaseModel]] = {
     "engine": EngineSpec,
     "calibration": CalibrationFile,
     "host calibration": HostCalibration,
+    "answer": Answer,
 }
 """Model that validates each kind of file."""
 

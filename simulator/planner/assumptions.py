@@ -1,26 +1,22 @@
-"""What the numbers rest on: measured, fitted, published or assumed, and what was outside the
-measurements.
-"""
+"""Assumptions and warnings that an answer rests on."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from simulator.deployment.facts import facts_of
 from simulator.planner.evaluations import best_of_each, explorer, text_of
 from simulator.planner.search import SearchResult
+from simulator.results.answer import Basis
 
 
-def basis(result: SearchResult) -> dict[str, dict[str, Any]]:
+def state_basis(result: SearchResult) -> dict[str, Basis]:
     """By deployment, of the best of every model: the assumptions and warnings that a run of it
     would state.
     """
     stated = {}
     for evaluation in best_of_each(result).values():
-        if evaluation.cluster_size is None:
-            continue
-        facts = facts_of(explorer(result, evaluation).plan(evaluation.cluster_size))
-        stated[text_of(result, evaluation)] = {
-            key: facts[key] for key in ("assumptions", "warnings", "is_rumour", "model_title")
-        }
+        if evaluation.cluster_size is not None:
+            facts = facts_of(explorer(result, evaluation).plan(evaluation.cluster_size))
+            stated[text_of(result, evaluation)] = Basis.model_validate(
+                {key: facts[key] for key in Basis.model_fields}
+            )
     return stated

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from simulator.base.errors import UserError
 from simulator.base.progress import Progress, show_nothing
 from simulator.config.capacity import Question
 from simulator.parallel.workers import Workers
-from simulator.planner.answer import summary
+from simulator.planner.answer import make_answer
 from simulator.planner.search import search
 from simulator.planner.store import Store, program
 from simulator.planner.uncertainty.assessment import assess
+from simulator.results.answer import Answer
 
 
 def plan_capacity(
@@ -26,7 +25,7 @@ def plan_capacity(
     workers: int | None = None,
     address: str | None = None,
     target: Path | None = None,
-) -> dict[str, Any]:
+) -> Answer:
     """The answer, which is the same for the same question, seed and version.
 
     Args:
@@ -47,9 +46,7 @@ def plan_capacity(
         found = search(question, folder, store, tick, pool)
         choices = assess(found, store, tick, pool)
         pool.shut_down()
-        answer = summary(found, choices, target)
-    found_answer: dict[str, Any] = _finite(answer)
-    return found_answer
+        return make_answer(found, choices, target)
 
 
 def _ready(here: tuple[str, str, str, Path | None] | None) -> None:
@@ -70,12 +67,3 @@ def _ready(here: tuple[str, str, str, Path | None] | None) -> None:
         raise UserError(
             f"--address: node '{node}' has another version of moesim, or other models or clusters"
         )
-
-
-def _finite(value: Any) -> Any:
-    """The value with ``None`` for numbers that JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -5,16 +5,16 @@ per token, and each at its full load. At every point each model has the best of 
 deciding term is the one in which the winner saves most GPU-seconds of an output token; room for the
 cache decides where the loser would need it to hold as many sequences as the winner. A ratio's band
 and ``moe_wins_probability`` are of the calibration's error alone
-(:mod:`~simulator.planner.calibration_error`).
+(:mod:`simulator.planner.calibration_error`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -28,12 +28,20 @@ from simulator.planner.calibration_error import (
 )
 from simulator.planner.closed_form import Curve
 from simulator.planner.conditions import Conditions, apply_conditions
-from simulator.planner.crossover_text import flips
 from simulator.planner.ruled_out import Ruled
 from simulator.planner.screen import by_cost
 from simulator.planner.search import SearchResult
 from simulator.planner.space import ReplicaShape, Space
 from simulator.planner.steady import Loads, Steady, fixed
+from simulator.results.answer.crossover import (
+    CrossoverMap,
+    FullPoint,
+    LoadPoint,
+    MapModels,
+    MapPoint,
+    SpeedPoint,
+)
+from simulator.results.plan_sentences.crossover import describe_flips
 
 TERMS: dict[str, str] = {
     "weights": "weight streaming",
@@ -55,6 +63,35 @@ the same number of GPUs."""
 _ALIKE = 0.005
 """Models that differ by less in tokens a second are alike."""
 _DIGITS = 5
+"""Digits of the map's numbers: more than any model's error leaves sure."""
+
+AnyPoint = TypeVar("AnyPoint", bound=MapPoint)
+
+
+class Place(NamedTuple):
+    """Two models, the requests and the network of some points of the map."""
+
+    moe: str
+    """Name of the mixture of experts."""
+    dense: str
+    """Name of the dense model."""
+    input: int
+    """Prompt tokens of a request."""
+    output: int
+    """Output tokens of a request."""
+    network: float
+    """Factor on the network's speed."""
+
+
+class Readings(NamedTuple):
+    """Points of the three readings, under the names that they have in the map."""
+
+    cells: list[LoadPoint]
+    """Points at the same load."""
+    at_same_time: list[SpeedPoint]
+    """Points at the same time per token."""
+    at_full_load: list[FullPoint]
+    """Points with each model at its full load."""
 
 
 class Point(NamedTuple):
@@ -77,7 +114,7 @@ class Point(NamedTuple):
         return float(self.loads.sequences[0])
 
 
-def crossover_of(result: SearchResult) -> dict[str, Any] | None:
+def map_crossover(result: SearchResult) -> CrossoverMap | None:
     """The map of a plan: its best MoE and its best dense model, on the machines of the best;
     ``None`` where the limits allow none.
     """
@@ -115,64 +152,67 @@ def crossover_of(result: SearchResult) -> dict[str, Any] | None:
 
 def crossover(
     question: Question, folder: Path, models: Sequence[int], machines: int
-) -> dict[str, Any] | None:
-    """The map as JSON; ``None`` where the models are all of one kind.
+) -> CrossoverMap | None:
+    """The map; ``None`` where the models are all of one kind.
 
     Args:
-        models: indices into the question's models, unless its ``[crossover]`` names others;
-            likewise the machines.
+        models: indices into the question's models, unless its ``[crossover]`` names others.
+        machines: index into the question's clusters, unless its ``[crossover]`` names another.
     """
     asked = question.crossover
     if asked.models is not None:
         models = [n for n, one in enumerate(question.models) if one.model in asked.models]
     if asked.cluster is not None:
         machines = [one.cluster for one in question.clusters].index(asked.cluster)
-    rows: dict[str, list[dict[str, Any]]] = {"cells": [], "at_same_time": [], "at_full_load": []}
-    names: dict[str, list[str]] = {}
-    narrow = _narrowed(question, folder, machines)
+    found = Readings([], [], [])
+    names = MapModels(moe=(), dense=())
+    narrow = _narrow(question, folder, machines)
     shapes: list[list[ReplicaShape]] = []
     for network in asked.networks:
         space = Space(apply_conditions(Conditions(network=network), narrow, folder), folder)
         shapes = shapes or [_shapes(space, model, machines, asked) for model in models]
         sides = [_Side(space, model, plans) for model, plans in zip(models, shapes, strict=True)]
-        names = {
-            "moe": [side.name for side in sides if side.is_moe],
-            "dense": [side.name for side in sides if not side.is_moe],
-        }
-        if not names["moe"] or not names["dense"]:
+        names = MapModels(
+            moe=tuple(side.name for side in sides if side.is_moe),
+            dense=tuple(side.name for side in sides if not side.is_moe),
+        )
+        if not names.moe or not names.dense:
             return None
         for num_input, num_output in product(asked.inputs, asked.outputs):
-            place = {"input": num_input, "output": num_output, "network": network}
-            steady = [side.at(num_input, num_output) for side in sides]
-            for moe, dense in product(range(len(sides)), repeat=2):
-                if sides[moe].is_moe and not sides[dense].is_moe:
-                    here = {"moe": sides[moe].name, "dense": sides[dense].name, **place}
-                    for name, found in compared(steady[moe], steady[dense], asked).items():
-                        rows[name] += [here | row for row in found]
-    answer = {
-        "models": names,
-        "cluster": question.clusters[machines].cluster,
-        "terms": [*TERMS.values(), MEMORY],
-        **rows,
-    }
-    return answer | {"flips": flips(answer)}
+            steady = [(side, side.at(num_input, num_output)) for side in sides]
+            for (moe, first), (dense, second) in product(steady, repeat=2):
+                if moe.is_moe and not dense.is_moe:
+                    place = Place(moe.name, dense.name, num_input, num_output, network)
+                    here = compare_models(first, second, asked, place)
+                    found.cells.extend(here.cells)
+                    found.at_same_time.extend(here.at_same_time)
+                    found.at_full_load.extend(here.at_full_load)
+    answer = CrossoverMap(
+        models=names,
+        cluster=question.clusters[machines].cluster,
+        terms=(*TERMS.values(), MEMORY),
+        cells=tuple(found.cells),
+        at_same_time=tuple(found.at_same_time),
+        at_full_load=tuple(found.at_full_load),
+    )
+    return answer.model_copy(update={"flips": describe_flips(answer)})
 
 
-def compared(
-    moe: list[Steady], dense: list[Steady], asked: Crossover
-) -> dict[str, list[dict[str, Any]]]:
-    """Rows of the three readings for two models with requests of one length; each is given by its
+def compare_models(
+    moe: list[Steady], dense: list[Steady], asked: Crossover, place: Place
+) -> Readings:
+    """Points of the three readings for two models with requests of one length; each is given by its
     splits.
     """
     alike = [
-        (size, _of_size(moe, size), _of_size(dense, size))
+        (size, _select_size(moe, size), _select_size(dense, size))
         for size in sorted({one.plan.placement.layout.num_ranks for one in dense})
     ]
     pairs = [
         (BEST, None, moe, dense),
         *((ALIKE, size, first, second) for size, first, second in alike if first and second),
     ]
-    rows: dict[str, list[dict[str, Any]]] = {"cells": [], "at_same_time": [], "at_full_load": []}
+    found = Readings([], [], [])
     batches = np.array(asked.batches)
     dense_loads = [one.at(batches) for one in dense]
     for ep in asked.eps:
@@ -181,20 +221,21 @@ def compared(
         for n, batch in enumerate(asked.batches if splits else ()):
             first, second = _best_at(splits, loads, n), _best_at(dense, dense_loads, n)
             missing = _too_many(splits if first is None else dense, batch)
-            rows["cells"].append({"batch_per_gpu": batch, "ep": ep} | _row(first, second, missing))
+            keys: dict[str, object] = {"batch_per_gpu": batch, "ep": ep}
+            found.cells.append(_compare(LoadPoint, place, keys, first, second, missing))
     for pairing, size, firsts, seconds in pairs:
-        here = {"pairing": pairing, "gpus": size}
+        keys = {"pairing": pairing, "gpus": size}
         for time_s in asked.times_s:
             first, second = _most_within(firsts, time_s), _most_within(seconds, time_s)
             missing = _slowest_term(firsts if first is None else seconds)
-            rows["at_same_time"].append(
-                here | {"time_per_token_s": time_s} | _row(first, second, missing, time_s)
+            timed = {**keys, "time_per_token_s": time_s}
+            found.at_same_time.append(
+                _compare(SpeedPoint, place, timed, first, second, missing, time_s)
             )
         first, second = _most_within(firsts), _most_within(seconds)
-        rows["at_full_load"].append(
-            here | _row(first, second, WEIGHTS if not firsts or not seconds else MEMORY)
-        )
-    return rows
+        missing = MEMORY if firsts and seconds else WEIGHTS
+        found.at_full_load.append(_compare(FullPoint, place, keys, first, second, missing))
+    return found
 
 
 class _Side:
@@ -237,7 +278,7 @@ def _shapes(space: Space, model: int, machines: int, asked: Crossover) -> list[R
     ]
 
 
-def _narrowed(question: Question, folder: Path, machines: int) -> Question:
+def _narrow(question: Question, folder: Path, machines: int) -> Question:
     """The question without what the map does not cover."""
     per_node = Space(question, folder).machines[machines].spec.gpus_per_node
     most = min(question.space.max_gpus_per_replica, max(per_node, *question.crossover.eps))
@@ -252,8 +293,8 @@ def _narrowed(question: Question, folder: Path, machines: int) -> Question:
     return question.model_copy(update={"space": space})
 
 
-def _of_size(splits: list[Steady], num_gpus: int) -> list[Steady]:
-    """Those without attention data parallelism over so many GPUs."""
+def _select_size(splits: list[Steady], num_gpus: int) -> list[Steady]:
+    """The splits without attention data parallelism over so many GPUs."""
     return [one for one in splits if one.shape.attention_dp == 1 and one.shape.tp == num_gpus]
 
 
@@ -279,44 +320,63 @@ def _most_within(splits: list[Steady], time_s: float = math.inf) -> Point | None
     return max(found, key=lambda point: point.tokens_per_s, default=None)
 
 
-def _row(
-    moe: Point | None, dense: Point | None, missing: str, time_s: float = math.inf
-) -> dict[str, Any]:
-    """Two points held against each other.
+def _compare(
+    cls: type[AnyPoint],
+    place: Place,
+    keys: Mapping[str, object],
+    moe: Point | None,
+    dense: Point | None,
+    missing: str,
+    time_s: float = math.inf,
+) -> AnyPoint:
+    """Two models against each other at one point of the map.
 
     Args:
+        keys: fields of the reading.
         missing: what keeps a model from the place, where it has no point.
-        time_s: that a token may take: slower models have less load then.
+        time_s: seconds that a token may take: slower models have less load then.
     """
-    row: dict[str, Any] = {"fits": moe is not None and dense is not None}
+    row: dict[str, object] = {**place._asdict(), **keys, "fits": None not in (moe, dense)}
     for kind, point in (("moe", moe), ("dense", dense)):
-        row[f"{kind}_tokens_per_s_gpu"] = None if point is None else _rounded(point.tokens_per_s)
-        requests = 0.0 if point is None else point.tokens_per_s / point.steady.traffic.num_output
-        row[f"{kind}_requests_per_s_gpu"] = None if point is None else _rounded(requests)
-        row[f"{kind}_sequences_per_gpu"] = None if point is None else _rounded(point.sequences)
-        row[f"{kind}_time_per_token_s"] = (
-            None if point is None else _rounded(float(point.loads.step_s[0]))
-        )
-        row[f"{kind}_split"] = None if point is None else point.steady.split
-    row |= {"ratio": None, "ratio_low": None, "ratio_high": None, "moe_wins_probability": None}
-    row |= {"winner": None, "deciding_term": None, "share": None}
-    if moe is None or dense is None:
-        winner = moe or dense
-        return row | ({} if winner is None else {"winner": _name(winner), "deciding_term": missing})
+        if point is not None:
+            row |= _describe_side(kind, point)
+    if moe is not None and dense is not None:
+        row |= _decide(moe, dense, time_s)
+    elif (winner := moe or dense) is not None:
+        row |= {"winner": _name(winner), "deciding_term": missing}
+    return cls.model_validate(row)
+
+
+def _describe_side(kind: str, point: Point) -> dict[str, object]:
+    """The fields of one model."""
+    made = point.tokens_per_s
+    return {
+        f"{kind}_tokens_per_s_gpu": _rounded(made),
+        f"{kind}_requests_per_s_gpu": _rounded(made / point.steady.traffic.num_output),
+        f"{kind}_sequences_per_gpu": _rounded(point.sequences),
+        f"{kind}_time_per_token_s": _rounded(float(point.loads.step_s[0])),
+        f"{kind}_split": point.steady.split,
+    }
+
+
+def _decide(moe: Point, dense: Point, time_s: float) -> dict[str, object]:
+    """The ratio with its band, the winner, and what decides."""
     ratio = moe.tokens_per_s / dense.tokens_per_s
-    row["ratio"] = _rounded(ratio)
     moe_error, dense_error = (
         read_error(one.steady.plan, one.loads.terms[:, 0], one.steady.plan.prefill is not None)
         for one in (moe, dense)
     )
     elasticities = _gives(moe, time_s), _gives(dense, time_s)
     sure = compare_speeds(ratio, moe_error, dense_error, elasticities)
-    for name, value in (
-        ("ratio_low", sure.low),
-        ("ratio_high", sure.high),
-        ("moe_wins_probability", sure.above),
-    ):
-        row[name] = None if value is None else round(_rounded(value), 6)
+    row: dict[str, object] = {
+        name: None if value is None else round(_rounded(value), 6)
+        for name, value in (
+            ("ratio_low", sure.low),
+            ("ratio_high", sure.high),
+            ("moe_wins_probability", sure.above),
+        )
+    }
+    row["ratio"] = _rounded(ratio)
     if abs(ratio - 1) < _ALIKE:
         return row
     winner, loser = (moe, dense) if ratio > 1 else (dense, moe)

@@ -1,15 +1,19 @@
-"""What a finding comes to: its deployment, in words, its price, its headroom, and its row of the
-answer.
-"""
+"""Deployment, words, price, headroom and row of an evaluation."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from simulator.config.deployment import DeploymentSpec
 from simulator.planner.explore import ClusterSize, Evaluation, Explorer, deployment
 from simulator.planner.headroom import headroom
 from simulator.planner.search import SearchResult
+from simulator.results.answer import DeploymentRow
+
+NO_BANDS: Mapping[str, Any] = MappingProxyType({})
+"""Bands of a row whose figures have none."""
 
 
 class Priced(NamedTuple):
@@ -105,29 +109,35 @@ def text_of(result: SearchResult, evaluation: Evaluation) -> str:
     )
 
 
-def row_of(result: SearchResult, evaluation: Evaluation) -> dict[str, Any]:
-    """An evaluation with a size: what it is, what it costs, what was measured."""
+def row_of(
+    result: SearchResult, evaluation: Evaluation, bands: Mapping[str, Any] = NO_BANDS
+) -> DeploymentRow:
+    """The row of an evaluation with a size: what it is, what it costs, what was measured.
+
+    Args:
+        bands: ends of the figures' bands (``gpus_low``), and how they were made.
+    """
     cluster_size, outcome = evaluation.cluster_size, evaluation.outcome
     if cluster_size is None or outcome is None:
         raise ValueError("nothing was found")
-    machines = result.space.machines[evaluation.candidate.shape.machines]
-    return {
+    space, shape = result.space, evaluation.candidate.shape
+    model, variant = space.models[shape.model], space.variants[shape.model]
+    prices = {f"cost_{name}": one for name, one in priced(result, evaluation)._asdict().items()}
+    row = {
         "deployment": text_of(result, evaluation),
-        "model": result.space.models[evaluation.candidate.shape.model].name,
-        "is_moe": result.space.models[evaluation.candidate.shape.model].moe is not None,
-        "kind": result.space.kind(evaluation.candidate.shape),
-        "is_pruned": result.space.variants[evaluation.candidate.shape.model].pruning is not None,
-        "quality": result.space.variants[evaluation.candidate.shape.model].quality,
-        "cluster": machines.named(cluster_size.size),
+        "model": model.name,
+        "is_moe": model.moe is not None,
+        "kind": space.kind(shape),
+        "is_pruned": variant.pruning is not None,
+        "quality": variant.quality,
+        "cluster": space.machines[shape.machines].named(cluster_size.size),
         "gpus": cluster_size.size,
         "gpus_used": evaluation.num_gpus,
         "replicas": cluster_size.replicas,
         "prefill_replicas": cluster_size.prefill_replicas,
         "token_budget": evaluation.candidate.budget,
-        "too_long_share": result.traffic.share_beyond(
-            result.space.models[evaluation.candidate.shape.model].max_context_tokens
-        ),
-        **{f"cost_{name}": value for name, value in priced(result, evaluation)._asdict().items()},
+        "too_long_share": result.traffic.share_beyond(model.max_context_tokens),
+        **prices,
         "worst_target": outcome.tightest,
         "worst_ratio": outcome.worst,
         **outcome.measured,
@@ -135,3 +145,4 @@ def row_of(result: SearchResult, evaluation: Evaluation) -> dict[str, Any]:
         "output_tokens_per_s": outcome.output_tokens_per_s,
         "output_tokens_per_s_per_gpu": outcome.output_tokens_per_s / cluster_size.size,
     }
+    return DeploymentRow.model_validate({**row, **bands})

@@ -23,6 +23,7 @@ from simulator.planner.evaluations import best_of_each, deployment_of, text_of
 from simulator.planner.explore import Evaluation
 from simulator.planner.launch import Command, list_commands
 from simulator.planner.search import SearchResult
+from simulator.results.answer.handover import Handover, ScenarioFile, ServingCommand
 from simulator.workload.requests import load_requests, source_arrivals_s
 
 RECOMMENDED, COMPARED = "recommended.toml", "compared.toml"
@@ -51,9 +52,9 @@ def recommended(result: SearchResult) -> list[Evaluation]:
     return unique[:_MOST_RECOMMENDED]
 
 
-def handover(result: SearchResult, target: Path | None = None) -> dict[str, Any]:
+def hand_over(result: SearchResult, target: Path | None = None) -> Handover:
     """Scenario files, and the commands of every model's best deployment that meets the targets, the
-    best first, as JSON.
+    best first.
 
     Args:
         target: the folder that the files will be written to, as of :func:`scenario_text`.
@@ -62,24 +63,24 @@ def handover(result: SearchResult, target: Path | None = None) -> dict[str, Any]
     files = {RECOMMENDED: evaluations[:1]} | (
         {COMPARED: evaluations} if len(evaluations) > 1 else {}
     )
-    return {
-        "scenarios": [
-            {"file": file, "text": scenario_text(result, shown, target)}
+    return Handover(
+        scenarios=tuple(
+            ScenarioFile(file=file, text=scenario_text(result, shown, target))
             for file, shown in files.items()
-        ],
-        "commands": [
-            {
-                "deployment": text_of(result, evaluation),
-                "name": f"{text_of(result, evaluation)}: {one.name}",
-                "model": name,
-                "command": one.command,
-                "not_expressed": list(one.not_expressed),
-                "flags_read": one.flags_read,
-            }
+        ),
+        commands=tuple(
+            ServingCommand(
+                deployment=(deployment := text_of(result, evaluation)),
+                name=f"{deployment}: {one.name}",
+                model=name,
+                command=one.command,
+                not_expressed=one.not_expressed,
+                flags_read=one.flags_read,
+            )
             for name, evaluation in best_of_each(result).items()
             for one in commands(result, evaluation)
-        ],
-    }
+        ),
+    )
 
 
 def deployments(result: SearchResult, evaluations: list[Evaluation]) -> list[DeploymentSpec]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 from simulator.config.capacity import Spare
 from simulator.deployment.plan import make_plan
@@ -187,18 +187,24 @@ def spare_nodes(trials: Trials, candidate: Candidate) -> list[dict[str, Any]]:
                 "nodes": None if size is None else -(-size // host_gpus),
                 "cost_per_hour": cost,
                 "extra_cost_per_hour": None if cost is None or base is None else cost - base,
-                **whole_nodes(machines, host_gpus, evaluation.num_gpus, spare),
+                **whole_nodes(machines, host_gpus, evaluation.num_gpus, spare)._asdict(),
                 "why": evaluation.why,
             }
         )
     return rows
 
 
-def whole_nodes(
-    machines: Machines, host_gpus: int, num_gpus: int, lost: Spare
-) -> dict[str, float | None]:
-    """What whole nodes with replicas side by side would take; ``None`` where a node is one already,
-    or where that is beyond the limits.
+class WholeNodes(NamedTuple):
+    """A cluster of whole nodes; ``None`` where a node is one already, or beyond the limits."""
+
+    gpus_in_whole_nodes: int | None
+    """GPUs of the cluster."""
+    cost_per_hour_in_whole_nodes: float | None
+    """Cost per hour."""
+
+
+def whole_nodes(machines: Machines, host_gpus: int, num_gpus: int, lost: Spare) -> WholeNodes:
+    """The cluster of whole nodes with replicas side by side.
 
     Args:
         host_gpus: GPUs that are rented on one node.
@@ -210,7 +216,7 @@ def whole_nodes(
         spare = lost.nodes * per_node + lost.gpus * host_gpus
         gpus = machines.in_whole_nodes(num_gpus + spare)
     cost = None if gpus is None else gpus * machines.gpu_hour
-    return {"gpus_in_whole_nodes": gpus, "cost_per_hour_in_whole_nodes": cost}
+    return WholeNodes(gpus, cost)
 
 
 def idle_costs(trials: Trials, first: Evaluation, copying: Evaluation | None) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""MoE against dense at the same targets: how much dearer the other kind is, and where that turns
-round.
+"""Mixtures of experts against dense models at the same targets: how much dearer the other kind is,
+and where that turns round.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from simulator.planner.calibration_error import Floats
@@ -28,7 +28,9 @@ from simulator.planner.samples import (
 )
 from simulator.planner.screen import Candidate, by_cost
 from simulator.planner.search import SearchResult
-from simulator.results.formats import TIMES
+from simulator.results.answer import Comparison, DeploymentRow, SensitivityRow
+from simulator.results.answer.certainty import Flip, RatePoint
+from simulator.results.plan_sentences.comparison import compare_kinds, state_only_kind
 
 RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Times the traffic that was asked for."""
@@ -122,7 +124,27 @@ class CheapestAtRate(NamedTuple):
     """Of what it needs if steps take longer."""
 
 
-def over_rates(trials: Trials, moe: Rivals, dense: Rivals) -> dict[str, Any]:
+class Turn(NamedTuple):
+    """A rate at which the cheaper kind changes."""
+
+    rate: float
+    """Times the planned traffic."""
+    before: str
+    """The cheaper kind at lower rates: moe or dense."""
+    after: str
+    """The cheaper kind at higher rates."""
+
+
+class OverRates(NamedTuple):
+    """Both kinds over several rates."""
+
+    points: list[tuple[float, CheapestAtRate, CheapestAtRate]]
+    """Rate, the cheapest mixture of experts and the cheapest dense model."""
+    turns: list[Turn]
+    """Rates at which the cheaper kind changes."""
+
+
+def over_rates(trials: Trials, moe: Rivals, dense: Rivals) -> OverRates:
     """Costs of both kinds over :data:`RATES`, and the rates at which the cheaper kind changes."""
 
     def tried(rate: float) -> tuple[RateTrial, RateTrial]:
@@ -142,7 +164,7 @@ def over_rates(trials: Trials, moe: Rivals, dense: Rivals) -> dict[str, Any]:
         )
 
     points = [(rate, at(first), at(second)) for rate in RATES for first, second in [tried(rate)]]
-    flips: list[dict[str, Any]] = []
+    turns: list[Turn] = []
     last: tuple[float, str] | None = None
     for rate, first, second in points:
         cheaper = _cheaper(first.cost, second.cost)
@@ -153,9 +175,9 @@ def over_rates(trials: Trials, moe: Rivals, dense: Rivals) -> dict[str, Any]:
             for _ in range(_BISECTIONS):
                 middle = math.sqrt(low * high)
                 low, high = (middle, high) if _cheaper(*costs(middle)) == last[1] else (low, middle)
-            flips.append({"rate": math.sqrt(low * high), "from": last[1], "to": cheaper})
+            turns.append(Turn(math.sqrt(low * high), last[1], cheaper))
         last = (rate, cheaper)
-    return {"points": points, "flips": flips}
+    return OverRates(points, turns)
 
 
 def changes_over_rates(moe: Rivals, dense: Rivals) -> list[tuple[Candidate, Change]]:
@@ -202,65 +224,87 @@ def _cheaper(moe: float, dense: float) -> str:
     return "moe" if moe < dense else "dense"
 
 
-def moe_vs_dense(
+def compare_at_targets(
     result: SearchResult,
-    rates: dict[str, Any] | None,
-    sensitivities: list[dict[str, Any]],
+    rates: OverRates | None,
+    sensitivities: Sequence[SensitivityRow],
     costs: CostSamples,
     bands: Mapping[Candidate, dict[str, Any]],
-) -> dict[str, Any] | None:
+) -> Comparison | None:
     """The comparison; ``None`` where nothing meets the targets.
 
     Args:
-        rates: what :func:`over_rates` found, where there are both kinds.
+        rates: both kinds at other rates, where there are both.
         sensitivities: rows of the sensitivity.
-        bands: of deployments' figures.
+        bands: ends of the bands of deployments' figures.
     """
-
-    def row(evaluation: Evaluation | None) -> dict[str, Any] | None:
-        return (
-            None
-            if evaluation is None
-            else row_of(result, evaluation) | bands.get(evaluation.candidate, {})
-        )
-
-    def drawn(evaluation: Evaluation | None) -> Floats | None:
-        return None if evaluation is None else costs.draw_costs(evaluation)
-
-    moe, dense = best_of_kind(result, "MoE"), best_of_kind(result, "dense")
-    pruned = best_of_kind(result, "pruned")
+    best = {kind: best_of_kind(result, kind) for kind in ("MoE", "dense", "pruned")}
+    moe, dense, pruned = best.values()
     if moe is None and dense is None:
         return None
-    ratio, pruned_ratio = _over(result, moe, dense), _over(result, pruned, dense)
-    points = [_point(result, costs, *point) for point in (rates["points"] if rates else [])]
-    flips = [
-        {**flip, "what": "traffic", "requests_per_s": flip["rate"] * result.traffic.rate_per_s}
-        for flip in (rates["flips"] if rates else [])
-    ]
-    flips += [
-        {
-            "what": row["name"],
-            "change": row["change"],
-            "from": _name(ratio),
-            "to": _name(row["cost_moe_over_dense"]),
-        }
-        for row in sensitivities
-        if _turns(ratio, row["cost_moe_over_dense"])
-    ]
-    return {
-        "moe": row(moe),
-        "dense": row(dense),
-        "pruned": row(pruned),
-        "pruned_cost_ratio": pruned_ratio,
-        **name_band(
-            "pruned_cost_ratio", pruned_ratio, find_ratio_band(drawn(pruned), drawn(dense))
-        ),
-        "cost_ratio": ratio,
-        **name_band("cost_ratio", ratio, find_ratio_band(drawn(moe), drawn(dense))),
-        "rates": points,
-        "flips": flips,
-        "text": _text(result, moe, dense, ratio, points, flips),
+    drawn = {kind: None if one is None else costs.draw_costs(one) for kind, one in best.items()}
+    rows = {
+        kind.lower(): None if one is None else row_of(result, one, bands.get(one.candidate, {}))
+        for kind, one in best.items()
     }
+    ratio, pruned_ratio = _over(result, moe, dense), _over(result, pruned, dense)
+    points = [_point(result, costs, *point) for point in (rates.points if rates else [])]
+    flips = [*_list_turns(result, rates), *_list_flips(ratio, sensitivities)]
+    return Comparison.model_validate(
+        {
+            **rows,
+            "pruned_cost_ratio": pruned_ratio,
+            **name_band(
+                "pruned_cost_ratio", pruned_ratio, find_ratio_band(drawn["pruned"], drawn["dense"])
+            ),
+            "cost_ratio": ratio,
+            **name_band("cost_ratio", ratio, find_ratio_band(drawn["MoE"], drawn["dense"])),
+            "rates": points,
+            "flips": flips,
+            "text": _text(result, rows["moe"], rows["dense"], ratio, points, flips),
+        }
+    )
+
+
+def _list_turns(result: SearchResult, rates: OverRates | None) -> list[Flip]:
+    return [
+        Flip(
+            what="traffic",
+            before=turn.before,
+            after=turn.after,
+            rate=turn.rate,
+            requests_per_s=turn.rate * result.traffic.rate_per_s,
+        )
+        for turn in (rates.turns if rates else [])
+    ]
+
+
+def _list_flips(ratio: float | None, sensitivities: Sequence[SensitivityRow]) -> list[Flip]:
+    """Changes other than of the traffic at which the cheaper kind changes."""
+    return [
+        Flip(
+            what=row.name,
+            change=row.change,
+            before=_name(ratio),
+            after=_name(row.cost_moe_over_dense),
+        )
+        for row in sensitivities
+        if _turns(ratio, row.cost_moe_over_dense)
+    ]
+
+
+def _text(
+    result: SearchResult,
+    moe: DeploymentRow | None,
+    dense: DeploymentRow | None,
+    ratio: float | None,
+    points: list[RatePoint],
+    flips: list[Flip],
+) -> str:
+    if moe is None or dense is None:
+        listed = [model.moe is not None for model in result.space.models]
+        return state_only_kind(moe is not None, listed)
+    return compare_kinds(moe, dense, ratio, points, flips)
 
 
 def _point(
@@ -269,7 +313,7 @@ def _point(
     rate: float,
     moe: CheapestAtRate,
     dense: CheapestAtRate,
-) -> dict[str, Any]:
+) -> RatePoint:
     """Both kinds at one rate, with bands in closed form."""
     ratio = moe.cost / dense.cost if 0 < dense.cost < math.inf and moe.cost < math.inf else None
     drawn = [_drawn(result, costs, one) for one in (moe, dense)]
@@ -279,7 +323,8 @@ def _point(
         point |= {f"{name}_cost_per_hour": cost} | name_band(
             f"{name}_cost_per_hour", cost or None, find_band(draws)
         )
-    return point | {"cost_ratio": ratio} | name_band("cost_ratio", ratio, find_ratio_band(*drawn))
+    banded = name_band("cost_ratio", ratio, find_ratio_band(*drawn))
+    return RatePoint.model_validate({**point, "cost_ratio": ratio, **banded})
 
 
 def _drawn(result: SearchResult, costs: CostSamples, one: CheapestAtRate) -> Floats | None:
@@ -311,70 +356,3 @@ def _turns(ratio: float | None, other: float | None) -> bool:
 
 def _name(ratio: float | None) -> str:
     return "moe" if ratio is not None and ratio < 1 else "dense"
-
-
-def _text(
-    result: SearchResult,
-    moe: Evaluation | None,
-    dense: Evaluation | None,
-    ratio: float | None,
-    points: list[dict[str, Any]],
-    flips: list[dict[str, Any]],
-) -> str:
-    models = result.space.models
-    if moe is None or dense is None:
-        absent, present = (
-            ("mixture-of-experts", "dense") if moe is None else ("dense", "mixture-of-experts")
-        )
-        listed = any((model.moe is not None) == (moe is None) for model in models)
-        why = "meets the targets within the limits" if listed else "is among the models"
-        return f"No {absent} model {why}, so a {present} one is the only choice."
-    names = (models[moe.candidate.shape.model].name, models[dense.candidate.shape.model].name)
-    if ratio is None:
-        return f"{names[0]} and {names[1]} have no price to compare."
-    if price_evaluation(result.space, dense) == 0:
-        return (
-            f"At the same targets {names[0]} (MoE) takes {ratio:.2f}{TIMES} the GPUs of {names[1]} "
-            "(dense), which cost nothing."
-        )
-    if ratio == 1:
-        said = f"At the same targets {names[0]} (MoE) and {names[1]} (dense) cost the same"
-    else:
-        said = (
-            f"At the same targets {names[0]} (MoE) costs {ratio:.2f}{TIMES} "
-            f"what {names[1]} (dense) does"
-        )
-    return f"{said}; {_where(points, flips)}."
-
-
-def _within(least: str, most: str) -> str:
-    return least if least == most else f"between {least} and {most}"
-
-
-def _where(points: list[dict[str, Any]], flips: list[dict[str, Any]]) -> str:
-    kinds = {"moe": "MoE", "dense": "dense"}
-    turned = [
-        (
-            f"at {flip['rate']:.2g}{TIMES} the traffic ({flip['requests_per_s']:.3g} requests/s) "
-            f"from {kinds[flip['from']]} to {kinds[flip['to']]}"
-        )
-        for flip in flips
-        if flip["what"] == "traffic"
-    ]
-    turned += [
-        f"with {flip['change']} to {kinds[flip['to']]}"
-        for flip in flips
-        if flip["what"] != "traffic"
-    ]
-    if turned:
-        return "the cheaper kind changes " + " and ".join(turned)
-    ratios = [point["cost_ratio"] for point in points if point["cost_ratio"] is not None]
-    if not ratios:
-        return "nothing that was tried changes that"
-    least, most = f"{min(ratios):.2f}", f"{max(ratios):.2f}"
-    stays = (
-        "both go on costing the same"
-        if least == most == "1.00"
-        else f"the MoE's cost stays {_within(least, most)} of the dense model's"
-    )
-    return f"from {RATES[0]:g}{TIMES} to {RATES[-1]:g}{TIMES} the traffic {stays}"

@@ -1,19 +1,22 @@
-"""What can be had at which speed: output tokens/s of a GPU, and their price, against output
-tokens/s of a user.
+"""The Pareto front of an answer: output tokens per second of a GPU, and their price, against output
+tokens per second of a user.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
 
 from simulator.deployment.plan import make_plan
 from simulator.planner.calibration_error import include_one, read_bands
-from simulator.planner.evaluations import text_of
 from simulator.planner.explore import Evaluation
+from simulator.planner.screen import Candidate
 from simulator.planner.search import SearchResult
 from simulator.planner.space import ReplicaShape
 from simulator.planner.speeds import Speed
+from simulator.results.answer import DeploymentRow, ParetoPoint
 
 _MOST_POINTS = 24
 """Of one model on one kind of machines: as many as a figure can tell apart."""
@@ -28,21 +31,23 @@ class _Value(NamedTuple):
     low: float | None = None
     high: float | None = None
 
-    def keys(self, name: str) -> dict[str, float | None]:
-        """Of an answer's row."""
+    def name_keys(self, name: str) -> dict[str, float | None]:
+        """The fields of a point that hold the figure and its band."""
         return {name: self.value} | (
             {}
             if self.low is None and self.high is None
             else {f"{name}_low": self.low, f"{name}_high": self.high}
         )
 
-    def over(self, value: float) -> _Value:
+    def divide(self, value: float) -> _Value:
         """``value`` divided by the figure."""
         low, high = (value / end if end else None for end in (self.low, self.high))
         return _Value(value / self.value, 0.0 if high is None and low is not None else high, low)
 
 
-def pareto(result: SearchResult, bands: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
+def find_pareto(
+    result: SearchResult, rows: Mapping[Candidate, DeploymentRow]
+) -> tuple[ParetoPoint, ...]:
     """Points that no other of the same model on the same machines beats in both, and what was
     simulated.
 
@@ -53,39 +58,40 @@ def pareto(result: SearchResult, bands: Sequence[Mapping[str, Any]] = ()) -> lis
     of the whole cluster, paid for at the traffic's rate.
 
     Args:
-        bands: of the deployments that meet the targets, in the evaluations' order.
+        rows: of the deployments that meet the targets.
     """
-    points: list[dict[str, Any]] = []
+    points: list[ParetoPoint] = []
     for screened in result.screened.values():
-        front = _unbeaten([*((speed, None) for speed in screened.front), *screened.pooled])
+        front = _thin(_drop_beaten([*((one, None) for one in screened.front), *screened.pooled]))
         edges = {
             is_pooled: _edges(result, front[0][0].shape, is_pooled)
             for is_pooled in {prefill is not None for _, prefill in front}
         }
-        chosen = (
-            sorted(
-                {
-                    round(place * (len(front) - 1) / (_MOST_POINTS - 1))
-                    for place in range(_MOST_POINTS)
-                }
-            )
-            if front
-            else []
-        )
         points += [
-            _closed(result, speed, prefill, edges[prefill is not None])
-            for speed, prefill in (front[n] for n in chosen)
+            _describe_closed(result, speed, prefill, edges[prefill is not None])
+            for speed, prefill in front
         ]
-    met = [evaluation for evaluation in result.evaluations if evaluation.cluster_size is not None]
-    for evaluation, band in zip(met, bands or [{}] * len(met), strict=True):
-        point = _simulated(result, evaluation, band)
-        points += [] if point is None else [point]
-    return points
+    simulated = (
+        _describe_simulated(result, evaluation, rows[evaluation.candidate])
+        for evaluation in result.evaluations
+        if evaluation.cluster_size is not None
+    )
+    return (*points, *(point for point in simulated if point is not None))
 
 
-def _unbeaten(
-    points: list[tuple[Speed, ReplicaShape | None]],
-) -> list[tuple[Speed, ReplicaShape | None]]:
+_Paired = tuple[Speed, ReplicaShape | None]
+"""A speed, and the replica of the pool for prompts, where they have one."""
+
+
+def _thin(front: list[_Paired]) -> list[_Paired]:
+    """As many points of a front as a figure can tell apart, evenly from end to end."""
+    if not front:
+        return []
+    places = np.linspace(0, len(front) - 1, _MOST_POINTS)
+    return [front[n] for n in sorted({round(place) for place in places.tolist()})]
+
+
+def _drop_beaten(points: list[_Paired]) -> list[_Paired]:
     """Points that no other beats in both, the fastest for a user first."""
     best, found = 0.0, []
     for point in sorted(
@@ -104,67 +110,72 @@ def _edges(result: SearchResult, shape: ReplicaShape, is_pooled: bool) -> tuple[
     return include_one(read_bands(plan, is_pooled).token)
 
 
-def _closed(
+def _describe_closed(
     result: SearchResult, speed: Speed, prefill: ReplicaShape | None, edges: tuple[float, float]
-) -> dict[str, Any]:
-    shape, space = speed.shape, result.space
-    text = (
-        f"{space.text(shape)}, {speed.sequences:.3g} sequences a "
-        f"rank, {speed.budget:,} tokens a step"
+) -> ParetoPoint:
+    space = result.space
+    text = f"{space.text(speed.shape)}, {speed.sequences:.3g} sequences a rank, " + (
+        f"{speed.budget:,} tokens a step"
+        if prefill is None
+        else f"prompts on {space.split(prefill)}"
     )
-    if prefill is not None:
-        text = (
-            f"{space.text(shape)}, {speed.sequences:.3g} sequences a rank, prompts "
-            f"on {space.split(prefill)}"
-        )
     per_user, per_gpu = (
         _Value(value, value / edges[1], value / edges[0])
         for value in (speed.per_user, speed.per_gpu)
     )
-    return _point(result, shape, text, per_user, per_gpu, "closed form") | {
-        "is_pooled": prefill is not None
-    }
+    return _make_point(
+        result, speed.shape, text, per_user, per_gpu, "closed form", is_pooled=prefill is not None
+    )
 
 
-def _simulated(
-    result: SearchResult, evaluation: Evaluation, band: Mapping[str, Any]
-) -> dict[str, Any] | None:
-    """An evaluation; ``None`` where no target says how fast a user's text comes."""
-    cluster_size, outcome = evaluation.cluster_size, evaluation.outcome
-    if cluster_size is None or outcome is None:
-        return None
-    name = next((name for name in _SPEEDS if outcome.measured.get(name)), None)
+def _describe_simulated(
+    result: SearchResult, evaluation: Evaluation, row: DeploymentRow
+) -> ParetoPoint | None:
+    """The point of an evaluation; ``None`` where no target says how fast a user's text comes."""
+    name = next((name for name in _SPEEDS if row.measured(name)), None)
     if name is None:
         return None
-    tpot_s = _Value(outcome.measured[name], band.get(f"{name}_low"), band.get(f"{name}_high"))
-    made = "output_tokens_per_s_per_gpu"
-    per_gpu = _Value(
-        outcome.output_tokens_per_s / cluster_size.size,
-        band.get(f"{made}_low"),
-        band.get(f"{made}_high"),
+    return _make_point(
+        result,
+        evaluation.candidate.shape,
+        f"{row.deployment}, {row.token_budget:,} tokens a step",
+        _read_value(row, name).divide(1.0),
+        _read_value(row, "output_tokens_per_s_per_gpu"),
+        "simulated",
+        is_pooled=evaluation.candidate.prefill is not None,
     )
-    text = f"{text_of(result, evaluation)}, {evaluation.candidate.budget:,} tokens a step"
-    point = _point(result, evaluation.candidate.shape, text, tpot_s.over(1.0), per_gpu, "simulated")
-    return point | {"is_pooled": evaluation.candidate.prefill is not None}
 
 
-def _point(
+def _read_value(row: DeploymentRow, name: str) -> _Value:
+    ends = row.__pydantic_extra__
+    return _Value(row.measured(name) or 0.0, ends.get(f"{name}_low"), ends.get(f"{name}_high"))
+
+
+def _make_point(
     result: SearchResult,
     shape: ReplicaShape,
     text: str,
     per_user: _Value,
     per_gpu: _Value,
     kind: str,
-) -> dict[str, Any]:
-    spec, machines = result.space.models[shape.model], result.space.machines[shape.machines]
-    return {
-        "model": spec.name,
-        "is_moe": spec.moe is not None,
-        "is_pruned": result.space.variants[shape.model].pruning is not None,
-        "cluster": machines.offer.cluster,
-        "deployment": text,
-        **per_user.keys("tokens_per_s_user"),
-        **per_gpu.keys("tokens_per_s_gpu"),
-        **per_gpu.over(machines.gpu_hour / 3600 * 1e6).keys("cost_per_million_output_tokens"),
-        "kind": kind,
-    }
+    *,
+    is_pooled: bool,
+) -> ParetoPoint:
+    space, machines = result.space, result.space.machines[shape.machines]
+    model = space.models[shape.model]
+    return ParetoPoint.model_validate(
+        {
+            "model": model.name,
+            "is_moe": model.moe is not None,
+            "is_pruned": space.variants[shape.model].pruning is not None,
+            "cluster": machines.offer.cluster,
+            "deployment": text,
+            **per_user.name_keys("tokens_per_s_user"),
+            **per_gpu.name_keys("tokens_per_s_gpu"),
+            **per_gpu.divide(machines.gpu_hour / 3600 * 1e6).name_keys(
+                "cost_per_million_output_tokens"
+            ),
+            "kind": kind,
+            "is_pooled": is_pooled,
+        }
+    )

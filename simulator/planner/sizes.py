@@ -1,62 +1,62 @@
-"""The sizes around the recommended one: what fails on the next smaller cluster, and what the next
+"""Sizes next to the recommended one: what fails on the next smaller cluster, and what the next
 larger one brings.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from simulator.planner.calibration_error import compute_miss_probability
 from simulator.planner.evaluations import explorer, text_of
 from simulator.planner.explore import ClusterSize, Evaluation
 from simulator.planner.search import SearchResult, best_first
+from simulator.results.answer.deployments import LargerSize, Sizes, SmallerSize
 from simulator.workload.requests import longest_tokens
 
 _TRIED = 4
 """Deployments that are simulated on the next larger size, besides the recommended one."""
 
 
-def around(result: SearchResult, evaluation: Evaluation) -> dict[str, Any]:
-    """The next smaller and the next larger size of the recommended cluster; each ``None`` where
-    there is none within the limits.
+def find_sizes(result: SearchResult, evaluation: Evaluation) -> Sizes:
+    """The next smaller and the next larger size of the recommended cluster; ``None`` where there
+    is none within the limits.
 
     On the larger one the best of several deployments is named: the recommended one and the
     runners-up on the same machines, with as many replicas as the cluster holds. Pools are not sized
     anew for it, so they count only where that is their own size.
     """
-    cluster_size, machines = (
-        evaluation.cluster_size,
-        result.space.machines[evaluation.candidate.shape.machines],
+    machines = result.space.machines[evaluation.candidate.shape.machines]
+    if evaluation.cluster_size is None:
+        return Sizes()
+    place = machines.sizes.index(evaluation.cluster_size.size)
+    below = evaluation.below if place else None
+    larger = machines.sizes[place + 1 : place + 2]
+    return Sizes(
+        smaller=None
+        if below is None
+        else SmallerSize(
+            gpus=machines.sizes[place - 1],
+            worst_target=below.tightest,
+            worst_ratio=below.worst,
+            measured=below.measured[below.tightest],
+        ),
+        larger=_describe_larger(result, evaluation, larger[0]) if larger else None,
     )
-    if cluster_size is None:
-        return {}
-    place = machines.sizes.index(cluster_size.size)
-    smaller: dict[str, Any] | None = None
-    larger: dict[str, Any] | None = None
-    if place and evaluation.below is not None:
-        below = evaluation.below
-        target = below.tightest
-        smaller = {
-            "gpus": machines.sizes[place - 1],
-            "worst_target": target,
-            "worst_ratio": below.worst,
-            "measured": below.measured[target],
-        }
-    if place + 1 < len(machines.sizes):
-        size = machines.sizes[place + 1]
-        larger = {"gpus": size, "cost_per_hour": size * machines.gpu_hour}
-        best = _best_on(result, evaluation, size)
-        if best is not None and best.outcome is not None:
-            larger |= {
-                "deployment": text_of(result, best),
-                "worst_target": best.outcome.tightest,
-                "worst_ratio": best.outcome.worst,
-            }
-    return {"smaller": smaller, "larger": larger}
 
 
-def _best_on(result: SearchResult, first: Evaluation, size: int) -> Evaluation | None:
+def _describe_larger(result: SearchResult, evaluation: Evaluation, size: int) -> LargerSize:
+    best = _find_best(result, evaluation, size)
+    outcome = None if best is None else best.outcome
+    return LargerSize(
+        gpus=size,
+        cost_per_hour=size * result.space.machines[evaluation.candidate.shape.machines].gpu_hour,
+        deployment=None if best is None else text_of(result, best),
+        worst_target=None if outcome is None else outcome.tightest,
+        worst_ratio=None if outcome is None else outcome.worst,
+    )
+
+
+def _find_best(result: SearchResult, first: Evaluation, size: int) -> Evaluation | None:
     """The best deployment on the first one's machines at another size; ``None`` where none that was
     tried meets the targets there.
     """

@@ -1,55 +1,51 @@
-"""Why a model of the list, or all of them, cannot do the job: which limit stops it, and by how much
-it misses.
+"""Reasons why a model of the list, or all of them, cannot do the job: the limit that stops it, and
+by how much it misses.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import replace
-from typing import Any
 
 from simulator.planner.evaluations import best_of_each, row_of, text_of
 from simulator.planner.explore import Evaluation
 from simulator.planner.ruled_out import MEMORY, TOO_LARGE, Ruled
 from simulator.planner.search import SearchResult
-from simulator.planner.words import missed
+from simulator.results.answer import WhyNot
+from simulator.results.plan_sentences.headline import state_shortfall
 
 
-def nearest(result: SearchResult) -> dict[str, Any]:
-    """Of the deployments that miss a target, the one that misses least: which target, by how much,
-    and what the deployment is.
-
-    Where nothing could be run at all, ``text`` says why, and there is no ``row``.
+def find_nearest(result: SearchResult) -> WhyNot:
+    """Of the deployments that miss a target, the one that misses least; where nothing could be run
+    at all, the reason for that.
     """
-    best = _nearest(result, range(len(result.space.models)))
-    if best is None:
-        texts = {
-            result.space.models[n].name: _ruled_out(result, n)
-            for n in range(len(result.space.models))
-        }
-        reasons = dict.fromkeys(texts.values())
-        if len(reasons) == 1:
-            return {"text": next(iter(reasons))}
-        return {"text": "; ".join(f"{name}: {text}" for name, text in texts.items())}
-    return _missing(result, best)
+    numbers = range(len(result.space.models))
+    best = _find_nearest(result, numbers)
+    if best is not None:
+        return _describe_miss(result, best)
+    texts = {result.space.models[n].name: _find_reason(result, n) for n in numbers}
+    if len(set(texts.values())) == 1:
+        return WhyNot(text=next(iter(texts.values())))
+    return WhyNot(text="; ".join(f"{name}: {text}" for name, text in texts.items()))
 
 
-def of_each_model(result: SearchResult) -> dict[str, dict[str, Any]]:
-    """By name, of every model that no deployment meets the targets with: what stops it, as
-    :func:`nearest`.
-    """
+def explain_models(result: SearchResult) -> dict[str, WhyNot]:
+    """By name, of every model that no deployment meets the targets with: what stops it."""
     met = best_of_each(result)
-    told: dict[str, dict[str, Any]] = {}
+    stopped: dict[str, WhyNot] = {}
     for number, model in enumerate(result.space.models):
         if model.name not in met:
-            best = _nearest(result, [number])
-            told[model.name] = (
-                {"text": _ruled_out(result, number)} if best is None else _missing(result, best)
+            best = _find_nearest(result, [number])
+            stopped[model.name] = (
+                WhyNot(text=_find_reason(result, number))
+                if best is None
+                else _describe_miss(result, best)
             )
-    return told
+    return stopped
 
 
-def _nearest(result: SearchResult, models: Any) -> Evaluation | None:
+def _find_nearest(result: SearchResult, models: Collection[int]) -> Evaluation | None:
     tried = [
         one
         for one in result.evaluations
@@ -62,8 +58,8 @@ def _nearest(result: SearchResult, models: Any) -> Evaluation | None:
     )
 
 
-def _missing(result: SearchResult, evaluation: Evaluation) -> dict[str, Any]:
-    """What a deployment misses on the largest cluster within the limits."""
+def _describe_miss(result: SearchResult, evaluation: Evaluation) -> WhyNot:
+    """The target that a deployment misses on the largest cluster within the limits."""
     outcome, most = evaluation.outcome, evaluation.most
     if outcome is None or most is None:
         raise ValueError("nothing was measured")
@@ -75,27 +71,26 @@ def _missing(result: SearchResult, evaluation: Evaluation) -> dict[str, Any]:
     there = replace(
         evaluation, cluster_size=most, cost_per_hour=most.size * machines.gpu_hour, num_gpus=used
     )
-    allowed = ""
+    most_of = ""
     if most.size == machines.sizes[-1]:
-        allowed = (
-            f", all that {machines.bound} allows"
+        most_of = (
+            f"all that {machines.bound} allows"
             if machines.bound
-            else f", the most that {machines.offer.cluster} comes in"
+            else f"the most that {machines.offer.cluster} comes in"
         )
     target = outcome.tightest
-    number = "1 GPU" if most.size == 1 else f"{most.size:,} GPUs"
-    return {
-        "deployment": text_of(result, there),
-        "target": target,
-        "measured": outcome.measured[target],
-        "times_over": outcome.worst,
-        "bound": machines.bound,
-        "row": row_of(result, there),
-        "text": f"{missed(target, outcome.worst)} on {number}{allowed}",
-    }
+    return WhyNot(
+        deployment=text_of(result, there),
+        target=target,
+        measured=outcome.measured[target],
+        times_over=outcome.worst,
+        bound=machines.bound,
+        row=row_of(result, there),
+        text=state_shortfall(target, outcome.worst, most.size, most_of),
+    )
 
 
-def _ruled_out(result: SearchResult, model: int) -> str:
+def _find_reason(result: SearchResult, model: int) -> str:
     """The reason that says most of why no deployment of a model came as far as a simulation."""
     total = Ruled()
     for (number, _), part in result.screened.items():

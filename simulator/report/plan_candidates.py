@@ -4,14 +4,16 @@ it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from simulator.report import style, tables
 from simulator.report.markup import Markup, join, tag
 from simulator.report.model_colours import colour_of, is_striped
-from simulator.report.plan_bands import band, between, has_bands
+from simulator.report.plan_bands import between, with_band
+from simulator.results.answer import Answer, DeploymentRow
+from simulator.results.answer.parts import has_bands
 from simulator.results.formats import UNDEFINED, number
 from simulator.results.plan_text import (
     amount,
@@ -26,55 +28,53 @@ from simulator.results.plan_text import (
 MOST_RUNNERS_UP = 8
 
 
-def runners_up(answer: dict[str, Any]) -> list[dict[str, Any]]:
+def runners_up(answer: Answer) -> list[DeploymentRow]:
     """The candidates behind the recommended one; of several that differ in the step's budget only,
     the best.
     """
-    best = answer.get("recommended") or {}
-    found: dict[str, dict[str, Any]] = {}
-    for row in answer.get("candidates", []):
-        if row["deployment"] != best.get("deployment"):
-            found.setdefault(row["deployment"], row)
+    best = answer.recommended and answer.recommended.deployment
+    found: dict[str, DeploymentRow] = {}
+    for row in answer.candidates:
+        if row.deployment != best:
+            found.setdefault(row.deployment, row)
     return list(found.values())
 
 
-def other_models(answer: dict[str, Any]) -> list[dict[str, Any]]:
-    """The best of the models that are not recommended, the cheapest first."""
-    best = answer.get("recommended") or {}
-    rows = [
-        row
-        for row in answer.get("best_of_each_model", {}).values()
-        if row["model"] != best.get("model")
-    ]
-    return sorted(rows, key=lambda row: (row["cost_per_hour"], row["gpus"]))
-
-
 def groups(
-    answer: dict[str, Any], most: int = MOST_RUNNERS_UP
-) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """What is shown of the candidates, under which heading; no deployment twice."""
-    if answer.get("recommended"):
-        yield "Recommended", [answer["recommended"]]
-    others = other_models(answer)
-    named = {row["deployment"] for row in others}
-    behind = [row for row in runners_up(answer) if row["deployment"] not in named][:most]
+    answer: Answer, most: int = MOST_RUNNERS_UP
+) -> Iterator[tuple[str, Sequence[DeploymentRow]]]:
+    """What is shown of the candidates, under which heading; no deployment twice. Where none meets
+    the targets, what comes nearest.
+    """
+    if answer.recommended is not None:
+        yield "Recommended", [answer.recommended]
+    others = answer.other_models()
+    named = {row.deployment for row in others}
+    behind = [row for row in runners_up(answer) if row.deployment not in named][:most]
     if behind:
         yield "Runners-up", behind
     if others:
         yield "Best of the other models", others
+    nearest = _nearest(answer)
+    if nearest is not None and not (answer.recommended or behind or others):
+        yield "Nearest, as large as the limits allow", [nearest]
 
 
-def costs_table(answer: dict[str, Any]) -> Markup | None:
+def _nearest(answer: Answer) -> DeploymentRow | None:
+    return None if answer.why_not is None else answer.why_not.row
+
+
+def costs_table(answer: Answer) -> Markup | None:
     """The recommended deployment, the runners-up and the best of each other model, or what comes
     nearest: a row each.
     """
-    found = list(groups(answer))
-    nearest = (answer.get("why_not") or {}).get("row")
-    if not found and nearest:
-        found = [("Nearest, as large as the limits allow", [nearest])]
-    missing = [
-        row for row in _missing(answer) if row["deployment"] != (nearest or {}).get("deployment")
-    ]
+    found, nearest = list(groups(answer)), _nearest(answer)
+    reasons = {
+        why.row.deployment: why
+        for why in answer.why_not_models.values()
+        if why.row and (nearest is None or why.row.deployment != nearest.deployment)
+    }
+    missing = [why.row for why in reasons.values() if why.row]
     if missing:
         found.append(("Models that miss a target, as large as the limits allow", missing))
     if not found:
@@ -88,37 +88,25 @@ def costs_table(answer: dict[str, Any]) -> Markup | None:
             tag("tr", tag("th", above, scope="colgroup", colspan=len(head)), class_="group")
         )
         for row in own:
+            why = reasons.get(row.deployment) if own is missing else None
             cells = [tag("td", column.cell(row), data_label=column.brief) for column in columns]
-            is_estimated = row.get("band") not in (None, "simulated")
-            rows.append(
-                tag(
-                    "tr",
-                    tag("th", *_named(answer, row), scope="row"),
-                    *cells,
-                    class_="estimated" if is_estimated else False,
-                )
-            )
+            named = tag("th", *_named(answer, row, "" if why is None else why.text), scope="row")
+            estimated = "estimated" if row.is_estimated else False
+            rows.append(tag("tr", named, *cells, class_=estimated))
     return tables.table(head, rows, "metrics numbers plan stack", "The candidates")
 
 
-def _missing(answer: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of each model that cannot, the nearest deployment, and what it misses."""
-    told = (answer.get("why_not_models") or {}).values()
-    return [{**why["row"], "why": why.get("text")} for why in told if why.get("row")]
-
-
-def _named(answer: dict[str, Any], row: dict[str, Any]) -> list[Markup]:
+def _named(answer: Answer, row: DeploymentRow, why: str) -> list[Markup]:
     patch = style.swatch(colour_of(answer, row), is_striped(row))
     name = tag(
         "span",
         tag("span", class_="swatch", style=patch),
-        tag("span", row["deployment"], class_="name"),
+        tag("span", row.deployment, class_="name"),
         class_="deployment",
     )
-    hints = [kind_of(row)]
-    hints += [f"{row['token_budget']:,} tokens a step"] if row.get("token_budget") else []
-    why = [tag("span", str(row["why"]), class_="hint")] if row.get("why") else []
-    return [name, tag("span", ", ".join(hints), class_="hint"), *why]
+    hints = [kind_of(row), *([f"{row.token_budget:,} tokens a step"] if row.token_budget else [])]
+    said = [", ".join(hints), *([why] if why else [])]
+    return [name, *(tag("span", text, class_="hint") for text in said)]
 
 
 class _Column(NamedTuple):
@@ -126,13 +114,13 @@ class _Column(NamedTuple):
     hint: str
     brief: str
     """Above each cell, where a phone shows no header."""
-    cell: Callable[[dict[str, Any]], Markup]
+    cell: Callable[[DeploymentRow], Markup]
 
 
-def _columns(answer: dict[str, Any], shown: list[dict[str, Any]]) -> list[_Column]:
+def _columns(answer: Answer, shown: list[DeploymentRow]) -> list[_Column]:
     """What the rows have to show."""
-    currency, limits = answer.get("currency", "USD"), answer.get("targets", {})
-    has_power = any(row.get("cost_power_per_hour") for row in shown)
+    currency = answer.currency
+    has_power = any(row.cost_power_per_hour for row in shown)
     columns = [
         _Column(
             "Cost per hour",
@@ -154,23 +142,16 @@ def _columns(answer: dict[str, Any], shown: list[dict[str, Any]]) -> list[_Colum
         ),
         _Column("GPUs", "", "GPUs", partial(_figure, "gpus", lambda count: f"{count:,.0f}")),
     ]
-    for name, limit in limits.items():
-        text = partial(value_text, name)
-        columns.append(
-            _Column(
-                target_short(name),
-                f"limit {text(limit)}",
-                target_short(name),
-                partial(_figure, name, text),
-            )
-        )
+    for name, limit in answer.targets.items():
+        text, short = partial(value_text, name), target_short(name)
+        columns.append(_Column(short, f"limit {text(limit)}", short, partial(_figure, name, text)))
     columns.append(_Column("Tightest", "of its limit", "tightest", _tightest))
-    if any(row.get("is_best_probability") is not None for row in shown):
+    if any(row.is_best_probability is not None for row in shown):
         columns.append(_Column("Chance", "of being the cheapest", "chance cheapest", _chance))
-    if any(row.get("cost_joules_per_output_token") for row in shown):
+    if any(row.cost_joules_per_output_token for row in shown):
         joules = partial(_figure, "cost_joules_per_output_token", partial(number, keep_zeros=True))
         columns.append(_Column("Energy", "J per token out", "J/token out", joules))
-    if any(row.get("quality") is not None for row in shown):
+    if any(row.quality is not None for row in shown):
         columns.append(
             _Column("Quality", "as stated", "quality", partial(_figure, "quality", number))
         )
@@ -181,28 +162,23 @@ def _head(title: str, hint: str) -> Markup:
     return join([title, *([tag("span", hint, class_="hint")] if hint else [])])
 
 
-def _figure(key: str, text: Callable[[float], str], row: dict[str, Any]) -> Markup:
+def _figure(name: str, text: Callable[[float], str], row: DeploymentRow) -> Markup:
     """A figure with its band below."""
-    if row.get(key) is None:
+    value = row.measured(name)
+    if value is None:
         return join([UNDEFINED])
-    cases = between(band(row, key), text)
-    return join([text(row[key]), *([tag("span", cases, class_="hint band")] if cases else [])])
+    return with_band(text(value), between(row.band_of(name), text))
 
 
-def _tightest(row: dict[str, Any]) -> Markup:
-    if row.get("worst_ratio") is None:
-        return join([UNDEFINED])
+def _tightest(row: DeploymentRow) -> Markup:
     return join(
-        [
-            share(row["worst_ratio"]),
-            tag("span", target_short(str(row.get("worst_target") or "")), class_="hint"),
-        ]
+        [share(row.worst_ratio), tag("span", target_short(row.worst_target), class_="hint")]
     )
 
 
-def _chance(row: dict[str, Any]) -> Markup:
+def _chance(row: DeploymentRow) -> Markup:
     """How probable it is that a row is the cheapest; of rows that cost the same the first is."""
-    first, least = row.get("is_best_probability"), row.get("none_cheaper_probability")
+    first, least = row.is_best_probability, row.none_cheaper_probability
     if first is None:
         return join([UNDEFINED])
     tied = least is not None and chance(least) != chance(first)
@@ -214,25 +190,21 @@ def _chance(row: dict[str, Any]) -> Markup:
     )
 
 
-def _cost(answer: dict[str, Any], row: dict[str, Any]) -> Markup:
+def _cost(answer: Answer, row: DeploymentRow) -> Markup:
     """A cost per hour, with how much more than the recommended deployment's it is, and its band."""
-    best = answer.get("recommended") or {}
-    value, cheapest = row.get("cost_per_hour"), best.get("cost_per_hour")
-    if value is None:
-        return join([UNDEFINED])
-    found = band(row, "cost_per_hour")
-    if found is None and row is best and value:
+    best, value = answer.recommended, row.cost_per_hour
+    found = row.band_of("cost_per_hour")
+    if found is None and row is best and value and answer.confidence is not None:
         # Where machines have no price this band is one of GPUs.
-        found = band(answer.get("confidence") or {}, "cost")
-    more = f"+{percent(value / cheapest - 1)}" if cheapest and value / cheapest >= 1.005 else ""
-    hints = [tag("span", more, class_="hint")] if more else []
-    cases = between(found, amount)
-    return join(
-        [amount(value), *hints, *([tag("span", cases, class_="hint band")] if cases else [])]
-    )
+        found = answer.confidence.cost_band
+    ratio = value / best.cost_per_hour if best is not None and best.cost_per_hour else 0.0
+    more = [tag("span", f"+{percent(ratio - 1)}", class_="hint")] if ratio >= 1.005 else []
+    return with_band(join([amount(value), *more]), between(found, amount))
 
 
-def is_banded(answer: dict[str, Any]) -> bool:
+def is_banded(answer: Answer) -> bool:
     """Whether any figure of the table of candidates has a band."""
-    rows = [row for _, own in groups(answer) for row in own]
-    return has_bands(rows) or between(band(answer.get("confidence") or {}, "cost"), amount) != ""
+    sure = answer.confidence
+    return has_bands([row for _, rows in groups(answer) for row in rows]) or (
+        sure is not None and between(sure.cost_band, amount) != ""
+    )

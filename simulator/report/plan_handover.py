@@ -5,30 +5,31 @@ flags do not express.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Sequence
+from itertools import groupby
 
 from simulator.report.markup import Markup, join, tag
+from simulator.results.answer.handover import Handover, ScenarioFile, ServingCommand
 
 _WIDEST = 76
 """Letters of a command's line; a longer one goes on below."""
 
 
-def handover(answer: dict[str, Any]) -> Markup | None:
+def handover(found: Handover | None) -> Markup | None:
     """The scenario files, and by deployment the commands that start its servers; None without
     either.
     """
-    found = answer.get("handover") or {}
-    scenarios = found.get("scenarios", [])
-    by_deployment: dict[str, list[dict[str, Any]]] = {}
-    for row in found.get("commands", []):
-        by_deployment.setdefault(str(row["deployment"]), []).append(row)
-    blocks = [_scenarios(scenarios)] if scenarios else []
+    if found is None:
+        return None
+    by_deployment: dict[str, list[ServingCommand]] = {}
+    for row in found.commands:
+        by_deployment.setdefault(row.deployment, []).append(row)
+    blocks = [_scenarios(found.scenarios)] if found.scenarios else []
     blocks += [_commands(name, rows) for name, rows in by_deployment.items()]
     return join(blocks) if blocks else None
 
 
-def _scenarios(scenarios: list[dict[str, str]]) -> Markup:
+def _scenarios(scenarios: Sequence[ScenarioFile]) -> Markup:
     said = tag(
         "p",
         "The planned traffic on these deployments, to be simulated again in detail.",
@@ -36,21 +37,19 @@ def _scenarios(scenarios: list[dict[str, str]]) -> Markup:
     )
     parts: list[Markup] = []
     for scenario in scenarios:
-        parts.append(copyable(scenario["file"], f"moesim run {scenario['file']}"))
+        parts.append(copyable(scenario.file, f"moesim run {scenario.file}"))
         parts.append(
             tag(
                 "details",
-                tag("summary", f"What {scenario['file']} holds"),
-                copyable("The file", scenario["text"]),
+                tag("summary", f"What {scenario.file} holds"),
+                copyable("The file", scenario.text),
             )
         )
     return tag("article", tag("h3", "Scenario files"), said, *parts, class_="card handover")
 
 
-def _commands(deployment: str, rows: list[dict[str, Any]]) -> Markup:
-    notes = list(
-        dict.fromkeys(str(note) for row in rows for note in row.get("not_expressed") or [])
-    )
+def _commands(deployment: str, rows: list[ServingCommand]) -> Markup:
+    notes = dict.fromkeys(note for row in rows for note in row.not_expressed)
     parts = (
         [
             tag("h4", "What the flags do not express"),
@@ -59,9 +58,9 @@ def _commands(deployment: str, rows: list[dict[str, Any]]) -> Markup:
         if notes
         else []
     )
-    sources = dict.fromkeys(row["flags_read"] for row in rows if row.get("flags_read"))
+    sources = dict.fromkeys(row.flags_read for row in rows if row.flags_read)
     parts += [tag("p", " ".join(sources), class_="definition")] if sources else []
-    for first, *alike in _alike([row for row in rows if row["command"]]):
+    for first, *alike in _alike([row for row in rows if row.command]):
         parts.append(_command(deployment, first))
         if alike:
             what = "1 more like it" if len(alike) == 1 else f"{len(alike)} more like it"
@@ -73,29 +72,21 @@ def _commands(deployment: str, rows: list[dict[str, Any]]) -> Markup:
     return tag("article", tag("h3", deployment), *parts, class_="card handover")
 
 
-def _command(deployment: str, row: dict[str, Any]) -> Markup:
+def _command(deployment: str, row: ServingCommand) -> Markup:
     name = _name(deployment, row)
-    return copyable(f"{name[:1].upper()}{name[1:]}", by_flag(str(row["command"])))
+    return copyable(f"{name[:1].upper()}{name[1:]}", by_flag(row.command))
 
 
-def _name(deployment: str, row: dict[str, Any]) -> str:
-    return str(row["name"]).removeprefix(f"{deployment}: ")
+def _name(deployment: str, row: ServingCommand) -> str:
+    return row.name.removeprefix(f"{deployment}: ")
 
 
-def _alike(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+def _alike(rows: list[ServingCommand]) -> list[list[ServingCommand]]:
     """Runs of commands that differ in numbers only: the servers of one kind."""
-    run: list[dict[str, Any]] = []
-    for row in rows:
-        if run and _shape(row) != _shape(run[0]):
-            yield run
-            run = []
-        run.append(row)
-    if run:
-        yield run
-
-
-def _shape(row: dict[str, Any]) -> str:
-    return re.sub(r"[0-9]+(,[0-9]+)*", "0", str(row["command"]))
+    return [
+        list(run)
+        for _, run in groupby(rows, lambda row: re.sub(r"[0-9]+(,[0-9]+)*", "0", row.command))
+    ]
 
 
 def by_flag(command: str) -> str:

@@ -14,12 +14,15 @@ from simulator.report.document import described, document, facts_list, in_sectio
 from simulator.report.gallery import plots
 from simulator.report.markup import Markup, join, tag
 from simulator.report.model_colours import colour_of, is_striped, model_of
-from simulator.report.plan_bands import band, between, has_bands
+from simulator.report.plan_bands import between
 from simulator.report.plan_figures import figures
 from simulator.report.plan_handover import handover
 from simulator.report.plan_sensitivity import confidence
-from simulator.report.plan_traffic import traffic_section, warning
+from simulator.report.plan_traffic import traffic_section
+from simulator.results.answer import Answer
+from simulator.results.answer.parts import has_bands
 from simulator.results.formats import UNDEFINED, number
+from simulator.results.plan_sentences.traffic import warn_of_short_traffic
 from simulator.results.plan_text import limit_text, percent
 
 _CANDIDATES = (
@@ -56,11 +59,11 @@ class _Stated(NamedTuple):
     deployments: list[str]
 
 
-def render(answer: dict[str, Any], run: dict[str, Any]) -> str:
+def render(answer: Answer, run: dict[str, Any]) -> str:
     """The page as one HTML document.
 
     Args:
-        answer: of :func:`simulator.planner.answer.summary`; what it lacks is left out.
+        answer: what was found; what it lacks is left out.
         run: how it was made: ``command``, ``seed``, ``versions``, ``revision``.
     """
     cards = Cards()
@@ -88,7 +91,7 @@ def render(answer: dict[str, Any], run: dict[str, Any]) -> str:
         sections.append((title, join([*_lead(answer, title), content, *below])))
     said = {
         "How sure this is": (_CONFIDENCE, confidence(answer)),
-        "Hand-over": (_HANDOVER, handover(answer)),
+        "Hand-over": (_HANDOVER, handover(answer.handover)),
         "The traffic": (_TRAFFIC, traffic_section(answer)),
     }
     sections += [
@@ -96,31 +99,25 @@ def render(answer: dict[str, Any], run: dict[str, Any]) -> str:
         for title, (lead, content) in said.items()
         if content is not None
     ]
-    if answer.get("basis"):
+    if answer.basis:
         sections.append(("What the numbers rest on", _basis(answer)))
     sections.append(("How this plan was made", _made(answer, run)))
-    name = str(answer.get("name") or "plan")
-    return document(name, in_sections(_hero(answer, name), sections), cards.payload)
+    return document(answer.name, in_sections(_hero(answer), sections), cards.payload)
 
 
-def _bands(answer: dict[str, Any]) -> str:
+def _bands(answer: Answer) -> str:
     """What the ranges in the table of candidates are, where it has some."""
     if not plan_candidates.is_banded(answer):
         return ""
     shown = [row for _, rows in plan_candidates.groups(answer) for row in rows]
-    return _RANGES + (
-        _ESTIMATED if any(row.get("band") not in (None, "simulated") for row in shown) else ""
-    )
+    return _RANGES + (_ESTIMATED if any(row.is_estimated for row in shown) else "")
 
 
-def _lead(answer: dict[str, Any], title: str) -> list[Markup]:
+def _lead(answer: Answer, title: str) -> list[Markup]:
     """What a section's whiskers, shades and question marks mean, where it has some."""
     parts, said = _BANDED.get(title, ((), ""))
-    return (
-        [tag("p", said, class_="lead")]
-        if any(has_bands(answer.get(part)) for part in parts)
-        else []
-    )
+    has_some = any(has_bands(getattr(answer, part)) for part in parts)
+    return [tag("p", said, class_="lead")] if has_some else []
 
 
 _WHISKERS = "Whiskers and shades hold 80 % of cases."
@@ -137,89 +134,64 @@ _BANDED = {
 """By section the parts of the answer whose bands it shows, and how."""
 
 
-def _hero(answer: dict[str, Any], name: str) -> Markup:
-    reasons = [tag("li", str(reason)) for reason in answer.get("reasons") or []]
+def _hero(answer: Answer) -> Markup:
+    said = warn_of_short_traffic(answer.traffic)
+    alert = tag("p", tag("b", "Warning: "), said, " ", _LINK, class_="alert", role="alert")
+    reasons = tag("ul", *(tag("li", reason) for reason in answer.reasons), class_="reasons")
     return tag(
         "header",
-        tag("p", f"{name} \N{MIDDLE DOT} plan", class_="eyebrow"),
-        tag("h1", str(answer.get("headline") or "No answer.")),
-        *(
-            [tag("p", tag("b", "Warning: "), said, " ", _LINK, class_="alert", role="alert")]
-            if (said := warning(answer))
-            else []
-        ),
-        *([tag("ul", *reasons, class_="reasons")] if reasons else []),
+        tag("p", f"{answer.name} \N{MIDDLE DOT} plan", class_="eyebrow"),
+        tag("h1", answer.headline or "No answer."),
+        *([alert] if said else []),
+        *([reasons] if answer.reasons else []),
         facts_list(_setting(answer), "setting"),
         *_notice(answer),
     )
 
 
-def _setting(answer: dict[str, Any]) -> dict[str, Any]:
-    traffic, best = answer.get("traffic") or {}, answer.get("recommended") or {}
-    shown: dict[str, Any] = {}
-    if traffic:
+def _setting(answer: Answer) -> dict[str, str]:
+    traffic, best = answer.traffic, answer.recommended
+    shown: dict[str, str] = {}
+    if traffic is not None:
         shown["Traffic"] = (
-            f"{number(traffic['rate_per_s'])} requests/s, {traffic['num_requests']:,} judged"
+            f"{number(traffic.rate_per_s)} requests/s, {traffic.num_requests:,} judged"
         )
-        shown["Mean tokens"] = (
-            f"{number(traffic['mean_input'])} in, {number(traffic['mean_output'])} out"
-        )
-    shown["Targets"] = (
-        ", ".join(limit_text(name, limit) for name, limit in answer.get("targets", {}).items())
-        or UNDEFINED
-    )
-    if "num_legal" in answer:
-        shown["Deployments judged"] = f"{answer['num_legal'] + answer.get('num_ruled_out', 0):,}"
-    if answer.get("num_simulated"):
-        reused = (
-            f", {answer['num_reused']:,} of them kept from before"
-            if answer.get("num_reused")
-            else ""
-        )
-        shown["Simulations"] = f"{answer['num_simulated']:,}{reused}"
-    if best.get("headroom"):
-        cases = between(band(best, "headroom"), lambda times: percent(times - 1))
-        shown["Headroom"] = (
-            f"{percent(best['headroom'] - 1)} more traffic{f' ({cases})' if cases else ''}"
-        )
+        shown["Mean tokens"] = f"{number(traffic.mean_input)} in, {number(traffic.mean_output)} out"
+    limits = [limit_text(name, limit) for name, limit in answer.targets.items()]
+    shown["Targets"] = ", ".join(limits) or UNDEFINED
+    shown["Deployments judged"] = f"{answer.num_legal + answer.num_ruled_out:,}"
+    if answer.num_simulated:
+        shown["Simulations"] = f"{answer.num_simulated:,}"
+    if best is not None and best.headroom:
+        cases = between(best.band_of("headroom"), lambda times: percent(times - 1))
+        more = f" ({cases})" if cases else ""
+        shown["Headroom"] = f"{percent(best.headroom - 1)} more traffic{more}"
     return shown | plan_tables.sizes_list(answer)
 
 
-def _notice(answer: dict[str, Any]) -> list[Markup]:
-    count = len(
-        {
-            warning
-            for stated in (answer.get("basis") or {}).values()
-            for warning in stated.get("warnings") or []
-        }
-    )
+def _notice(answer: Answer) -> list[Markup]:
+    count = len({warning for stated in answer.basis.values() for warning in stated.warnings})
     if not count:
         return []
     said = "1 warning" if count == 1 else f"{count} warnings"
-    return [
-        tag(
-            "p",
-            tag("a", f"{said} about what these numbers rest on", href="#what-the-numbers-rest-on"),
-            class_="notice",
-        )
-    ]
+    link = tag("a", f"{said} about what these numbers rest on", href="#what-the-numbers-rest-on")
+    return [tag("p", link, class_="notice")]
 
 
-def _basis(answer: dict[str, Any]) -> Markup:
+def _basis(answer: Answer) -> Markup:
     """The warnings, what was assumed, and folded away what was measured or published; under the
     models' own colours.
     """
-    stated = answer["basis"]
-    models = {name: model_of(answer, name) for name in stated}
-    short = [model["model"] if model else name for name, model in models.items()]
+    models = {name: model_of(answer, name) for name in answer.basis}
+    short = [model.model if model else name for name, model in models.items()]
     named: dict[str, dict[str, Any]] = {}
-    for (name, facts), label in zip(stated.items(), short, strict=True):
+    for (name, facts), label in zip(answer.basis.items(), short, strict=True):
         model = models[name]
         look = (
             {"colour": colour_of(answer, model), "is_striped": is_striped(model)} if model else {}
         )
         # A deployment is called by its model where it is the only one of it.
-        named[label if short.count(label) == 1 else name] = {**facts, **look}
+        named[label if short.count(label) == 1 else name] = {**facts.model_dump(), **look}
     shown = _Stated({"deployments": named}, list(named))
     parts = [tables.warnings_list(shown), tables.assumptions_table(shown, kinds=tables.KINDS[:1])]
     if (rest := tables.assumptions_table(shown, kinds=tables.KINDS[1:])) is not None:
@@ -233,13 +205,14 @@ def _basis(answer: dict[str, Any]) -> Markup:
     return described(_BASIS, join(part for part in parts if part is not None))
 
 
-def _made(answer: dict[str, Any], run: dict[str, Any]) -> Markup:
-    seed = run.get("seed", answer.get("seed"))
+def _made(answer: Answer, run: dict[str, Any]) -> Markup:
     # The time that it took is left to run.json, so that two plans of one seed give the same page.
     made = {
         key: value for key, value in describe_making(run).items() if key not in ("Started", "Took")
     }
-    facts = facts_list({"Command": run.get("command"), "Seed": seed, **made})
+    facts = facts_list(
+        {"Command": run.get("command"), "Seed": run.get("seed", answer.seed), **made}
+    )
     if not run.get("question"):
         return facts
     question = json.dumps(run["question"], indent=2, ensure_ascii=False)

@@ -1,91 +1,79 @@
-"""How sure a plan is: bands of its cost and latencies, chances, and what they are made of."""
+"""Confidence of a plan on its page: bands of its cost and latencies, chances, and their sources."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from simulator.report.document import facts_list
 from simulator.report.markup import Markup, join, tag
-from simulator.report.plan_bands import Band, band, between
+from simulator.report.plan_bands import between
 from simulator.report.plan_tables import listed
+from simulator.results.answer import Answer, Confidence
+from simulator.results.answer.certainty import FigureBand
+from simulator.results.answer.parts import Band, make_band
 from simulator.results.formats import TIMES, number
 from simulator.results.plan_text import hourly, percent, target_text, times, value_text
 
 
-def confidence(answer: dict[str, Any]) -> Markup | None:
+def confidence(answer: Answer) -> Markup | None:
     """The band of the cost and of the latencies, and what they are made of; None where it was not
     worked out.
     """
-    found = answer.get("confidence") or {}
-    if not found:
+    sure = answer.confidence
+    if sure is None:
         return None
-    shown = {
-        "Cost, 80 % of cases": _between(
-            found.get("cost_low"), found.get("cost_high"), lambda v: hourly(answer, v)
-        ),
-        "Meets every target as it is": _share(found.get("meets_targets")),
-        "Needs more than the limits allow": _share(found.get("fails") or None),
-        "Headroom, 80 % of cases": _between(
-            found.get("headroom_low"), found.get("headroom_high"), times
-        ),
-        "Costs no more than the second choice": _share(found.get("beats_second")),
-        "Costs less than the second choice": _share(found.get("cheaper_than_second")),
-        "The second choice": str(found.get("second") or ""),
-        "MoE costs no more than dense": _share(found.get("moe_costs_no_more_than_dense")),
-        "MoE is cheaper than dense": _share(found.get("moe_beats_dense")),
-        "Cost of MoE over dense, 80 % of cases": _moe_over_dense(answer),
-    }
-    parts = [facts_list(shown)]
-    if found.get("figures"):
-        rows = [_figure(answer, name) for name in found["figures"]]
-        parts.append(
-            listed(["Figure", "Simulated", "80 % of cases"], rows, ["", "value", "value"], "Bands")
-        )
-    if found.get("sources"):
+    parts = [facts_list(_facts(answer, sure))]
+    if sure.figures:
+        rows = [_figure(answer, name, one) for name, one in sure.figures.items()]
+        head = ["Figure", "Simulated", "80 % of cases"]
+        parts.append(listed(head, rows, ["", "value", "value"], "Bands"))
+    if sure.sources:
         rows = [
-            [
-                str(source.get("name")),
-                _between(source.get("low"), source.get("high"), lambda v: f"{number(v)}{TIMES}"),
-                str(source.get("text") or ""),
-            ]
-            for source in found["sources"]
+            [one.name, _between(one.low, one.high, lambda v: f"{number(v)}{TIMES}"), one.text]
+            for one in sure.sources
         ]
-        parts.append(
-            listed(
-                ["Source of doubt", "Factor", "What it is"],
-                rows,
-                ["", "value", "source"],
-                "Sources",
-            )
-        )
+        head = ["Source of doubt", "Factor", "What it is"]
+        parts.append(listed(head, rows, ["", "value", "source"], "Sources"))
     first, *others = parts
     return join([first, *(tag("div", part, class_="below") for part in others)])
 
 
-def _figure(answer: dict[str, Any], name: str) -> list[str]:
+def _facts(answer: Answer, sure: Confidence) -> dict[str, str]:
+    return {
+        "Cost, 80 % of cases": _between(sure.cost_low, sure.cost_high, partial(hourly, answer)),
+        "Meets every target as it is": _share(sure.meets_targets),
+        "Needs more than the limits allow": _share(sure.fails or None),
+        "Headroom, 80 % of cases": _between(sure.headroom_low, sure.headroom_high, times),
+        "Costs no more than the second choice": _share(sure.beats_second),
+        "Costs less than the second choice": _share(sure.cheaper_than_second),
+        "The second choice": sure.second or "",
+        "MoE costs no more than dense": _share(sure.moe_costs_no_more_than_dense),
+        "MoE is cheaper than dense": _share(sure.moe_beats_dense),
+        "Cost of MoE over dense, 80 % of cases": _moe_over_dense(answer, sure),
+    }
+
+
+def _figure(answer: Answer, name: str, found: FigureBand) -> list[str]:
     """A figure of the recommended deployment with its band: that of its row, where the row has
     one.
     """
-    row, found = answer.get("recommended") or {}, answer["confidence"]["figures"][name]
     text = partial(value_text, name)
-    own = band(row, name)
-    value, cases = row.get(name), own
-    if own is None or value is None:
-        value, cases = (
-            found["value"],
-            band({"value_low": found["low"], "value_high": found["high"]}, "value"),
-        )
+    value: float | None = found.value
+    cases: Band | None = found.band
+    row = answer.recommended
+    if row is not None and row.band_of(name) is not None:
+        value, cases = row.measured(name), row.band_of(name)
+    value = found.value if value is None else value
     return [target_text(name), text(value), between(cases, text) or text(value)]
 
 
-def _moe_over_dense(answer: dict[str, Any]) -> str:
-    found = answer.get("confidence") or {}
-    said = _between(
-        found.get("cost_moe_over_dense_low"), found.get("cost_moe_over_dense_high"), times
+def _moe_over_dense(answer: Answer, sure: Confidence) -> str:
+    compared = answer.moe_vs_dense
+    band = None if compared is None else compared.band_of("cost_ratio")
+    return between(band, times) or _between(
+        sure.cost_moe_over_dense_low, sure.cost_moe_over_dense_high, times
     )
-    return between(band(answer.get("moe_vs_dense") or {}, "cost_ratio"), times) or said
 
 
 def _between(low: float | None, high: float | None, text: Callable[[float], str]) -> str:
@@ -93,7 +81,7 @@ def _between(low: float | None, high: float | None, text: Callable[[float], str]
         return ""
     if high is None:
         return f"{text(low)} to no cluster within the limits"
-    return between(Band(low, high), text) or text(low)
+    return between(make_band(low, high), text) or text(low)
 
 
 def _share(value: float | None) -> str:

@@ -5,36 +5,37 @@ what was ruled out.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from simulator.report import tables
 from simulator.report.document import facts_list
-from simulator.report.markup import Markup, join, tag
-from simulator.report.plan_bands import band, between
+from simulator.report.markup import Markup, tag
+from simulator.report.plan_bands import between, with_band
+from simulator.results.answer import Answer, SpareRow
+from simulator.results.answer.failures import SpareExperts
 from simulator.results.formats import UNDEFINED, number
-from simulator.results.plan_text import amount, money, target_text, times, value_text
+from simulator.results.plan_text import (
+    amount,
+    count,
+    count_gpus,
+    money,
+    per_hour,
+    target_text,
+    times,
+    value_text,
+)
 
 _MOST_REASONS = 40
 _MOST_FLIPS = 4
 
 
-def cannot_list(answer: dict[str, Any]) -> Markup | None:
+def cannot_list(answer: Answer) -> Markup | None:
     """Models and machines that were never tried, and why; None where there are none."""
-    models = {
-        name: why["text"]
-        for name, why in (answer.get("why_not_models") or {}).items()
-        if not why.get("row")
-    }
-    said = models | (answer.get("clusters_ruled_out") or {})
-    return (
-        tag(
-            "ul",
-            *(tag("li", tag("b", name), f": {why}") for name, why in said.items()),
-            class_="notes",
-        )
-        if said
-        else None
-    )
+    models = {name: why.text for name, why in answer.why_not_models.items() if not why.row}
+    items = [
+        tag("li", tag("b", name), f": {why}")
+        for name, why in (models | answer.clusters_ruled_out).items()
+    ]
+    return tag("ul", *items, class_="notes") if items else None
 
 
 def listed(
@@ -60,14 +61,12 @@ def listed(
     return tables.table(head, made, "assumptions stack", label)
 
 
-def reasons_table(answer: dict[str, Any]) -> Markup | None:
+def reasons_table(answer: Answer) -> Markup | None:
     """Why candidates were ruled out, how many, and one of them; None where none was."""
-    found = sorted(
-        (row for row in answer.get("ruled_out", []) if row["count"]), key=lambda row: -row["count"]
-    )
+    found = sorted((row for row in answer.ruled_out if row.count), key=lambda row: -row.count)
     if not found:
         return None
-    rows = [[row["reason"], f"{row['count']:,}", row["example"]] for row in found[:_MOST_REASONS]]
+    rows = [[row.reason, f"{row.count:,}", row.example] for row in found[:_MOST_REASONS]]
     return listed(
         ["Why", "Candidates", "Such as"],
         rows,
@@ -76,30 +75,26 @@ def reasons_table(answer: dict[str, Any]) -> Markup | None:
     )
 
 
-def sensitivity_table(answer: dict[str, Any]) -> Markup | None:
+def sensitivity_table(answer: Answer) -> Markup | None:
     """Under each change the best deployment, and what to know about it; None where none was
     tried.
     """
-    found, currency = answer.get("sensitivity") or [], answer.get("currency", "USD")
-    if not found:
+    if not answer.sensitivity:
         return None
-    has_notes = any(row.get("note") for row in found)
+    has_notes = any(row.note for row in answer.sensitivity)
     rows = []
-    for row in found:
-        cost = (
-            money(row["cost_per_hour"], currency)
-            if row.get("cost_per_hour") is not None
-            else UNDEFINED
-        )
-        ratio = times(row["cost_ratio"]) if row.get("cost_ratio") else UNDEFINED
-        best = str(row.get("deployment") or "none within the limits")
+    for row in answer.sensitivity:
+        ratio = times(row.cost_ratio) if row.cost_ratio else UNDEFINED
+        best = row.deployment or "none within the limits"
         cells = [
-            str(row["change"]),
-            _with_band(cost, between(band(row, "cost_per_hour"), amount)),
-            _with_band(ratio, between(band(row, "cost_ratio"), times)),
-            f"{best} (another choice)" if row.get("flips") and row.get("deployment") else best,
+            row.change,
+            with_band(
+                _cost(answer, row.cost_per_hour), between(row.band_of("cost_per_hour"), amount)
+            ),
+            with_band(ratio, between(row.band_of("cost_ratio"), times)),
+            f"{best} (another choice)" if row.flips and row.deployment else best,
         ]
-        rows.append([*cells, *([str(row.get("note") or "")] if has_notes else [])])
+        rows.append([*cells, *([row.note] if has_notes else [])])
     head = [
         "Change",
         "Cost per hour",
@@ -111,42 +106,29 @@ def sensitivity_table(answer: dict[str, Any]) -> Markup | None:
     return listed(head, rows, classes, "The best deployment under each change")
 
 
-def _with_band(said: str, cases: str) -> Markup:
-    return join([said, *([tag("span", cases, class_="hint band")] if cases else [])])
+def _cost(answer: Answer, cost: float | None) -> str:
+    return UNDEFINED if cost is None else money(cost, answer.currency)
 
 
-def spare_table(answer: dict[str, Any]) -> Markup | None:
+def spare_table(answer: Answer) -> Markup | None:
     """The cluster that keeps every target with GPUs or nodes lost; None where it was not looked
     for.
     """
-    found, currency = answer.get("spare_nodes") or [], answer.get("currency", "USD")
-    if not found:
+    if not answer.spare_nodes:
         return None
     rows = []
-    for row in found:
+    for row in answer.spare_nodes:
         held = (
-            f"{_many(row['gpus'], 'GPU')} on {_many(row['nodes'], 'node')}"
-            if row.get("gpus")
-            else UNDEFINED
+            f"{count_gpus(row.gpus)} on {count(row.nodes or 0, 'node')}" if row.gpus else UNDEFINED
         )
-        if row.get("gpus_in_whole_nodes"):
-            held += f"; in whole nodes {_many(row['gpus_in_whole_nodes'], 'GPU')}"
-            held += f", {money(row['cost_per_hour_in_whole_nodes'], currency)} per hour"
-        cost = (
-            money(row["cost_per_hour"], currency)
-            if row.get("cost_per_hour") is not None
-            else UNDEFINED
+        if row.gpus_in_whole_nodes:
+            held += f"; in whole nodes {count_gpus(row.gpus_in_whole_nodes)}"
+            held += f", {per_hour(row.cost_per_hour_in_whole_nodes or 0.0, answer)}"
+        cost = with_band(
+            _cost(answer, row.cost_per_hour), between(row.band_of("cost_per_hour"), amount)
         )
-        extra = row.get("extra_cost_per_hour")
-        more = (
-            str(row.get("why") or "")
-            if extra is None
-            else money(extra, currency)
-            if extra
-            else UNDEFINED
-        )
-        cost = _with_band(cost, between(band(row, "cost_per_hour"), amount))
-        rows.append([row["lost"], held, cost, more])
+        more = row.why if row.extra_cost_per_hour is None else _extra(answer, row)
+        rows.append([row.lost, held, cost, more])
     head = ["What may be lost", "Smallest cluster", "Cost per hour", "For the spare"]
     return listed(
         head,
@@ -156,42 +138,47 @@ def spare_table(answer: dict[str, Any]) -> Markup | None:
     )
 
 
-def losses_note(answer: dict[str, Any]) -> Markup | None:
+def _extra(answer: Answer, row: SpareRow) -> str:
+    return _cost(answer, row.extra_cost_per_hour or None)
+
+
+def losses_note(answer: Answer) -> Markup | None:
     """Of which requests the losses are; None where of all."""
-    notes = dict.fromkeys(str(row["note"]) for row in answer.get("losses") or [] if row.get("note"))
+    notes = dict.fromkeys(row.note for row in answer.losses if row.note)
     return tag("p", " ".join(notes), class_="lead") if notes else None
 
 
-def _many(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
-def idle_list(answer: dict[str, Any]) -> Markup | None:
+def idle_list(answer: Answer) -> Markup | None:
     """What is paid for and stands idle; None where nothing does."""
-    found, currency = answer.get("idle") or {}, answer.get("currency", "USD")
+    found = answer.idle
+    if found is None:
+        return None
     shown: dict[str, str] = {}
-    if found.get("unused_gpus"):
-        cost = money(found["unused_cost_per_hour"], currency)
-        shown["GPUs that no replica uses"] = f"{found['unused_gpus']:,}, {cost} per hour"
-    if found.get("held_back_gpus"):
-        cost = money(found["held_back_cost_per_hour"], currency)
-        held_back = f"{found['held_back_gpus']:,}, so that {found['held_back']} may be lost"
-        shown["GPUs held back for failures"] = f"{held_back}; {cost} per hour"
-    for key, value in (found.get("spare_experts") or {}).items():
-        if isinstance(value, str | int | float) and not isinstance(value, bool):
-            name = str(key).replace("_", " ").removesuffix(" per hour")
-            said = (
-                money(value, currency) + " per hour"
-                if "cost" in key and not isinstance(value, str)
-                else _plain(value)
-            )
-            shown[f"Spare experts: {name}"] = said
+    if found.unused_gpus:
+        cost = per_hour(found.unused_cost_per_hour, answer)
+        shown["GPUs that no replica uses"] = f"{found.unused_gpus:,}, {cost}"
+    if found.held_back_gpus:
+        cost = per_hour(found.held_back_cost_per_hour, answer)
+        held_back = f"{found.held_back_gpus:,}, so that {found.held_back} may be lost"
+        shown["GPUs held back for failures"] = f"{held_back}; {cost}"
+    shown |= _describe_copies(answer, found.spare_experts)
     return facts_list(shown) if shown else None
 
 
-def flips_list(answer: dict[str, Any]) -> list[Markup]:
+def _describe_copies(answer: Answer, copies: SpareExperts | None) -> dict[str, str]:
+    """Facts on the memory that copies of experts take, under the names of their fields."""
+    shown = {}
+    for key, value in ({} if copies is None else copies.model_dump()).items():
+        if value is not None:
+            name = key.replace("_", " ").removesuffix(" per hour")
+            said = number(value) if isinstance(value, float) else str(value)
+            shown[f"Spare experts: {name}"] = per_hour(value, answer) if "cost" in key else said
+    return shown
+
+
+def flips_list(answer: Answer) -> list[Markup]:
     """Where the winner changes, in sentences; most of them folded away."""
-    said = [str(sentence) for sentence in (answer.get("crossover") or {}).get("flips") or []]
+    said = () if answer.crossover is None else answer.crossover.flips
     if not said:
         return []
     first, rest = said[:_MOST_FLIPS], said[_MOST_FLIPS:]
@@ -205,24 +192,16 @@ def flips_list(answer: dict[str, Any]) -> list[Markup]:
     return [tag("div", shown, *more, class_="flips")]
 
 
-def _plain(value: Any) -> str:
-    return number(value) if isinstance(value, float) else str(value)
-
-
-def sizes_list(answer: dict[str, Any]) -> dict[str, str]:
+def sizes_list(answer: Answer) -> dict[str, str]:
     """The next smaller and the next larger size, as facts."""
-    sizes, currency = answer.get("sizes") or {}, answer.get("currency", "USD")
-    shown = {}
-    if smaller := sizes.get("smaller"):
-        over = value_text(smaller["worst_target"], smaller["measured"])
-        shown["Next size down"] = (
-            f"{smaller['gpus']} GPUs: {target_text(smaller['worst_target'])} would be {over}"
-        )
-    if larger := sizes.get("larger"):
-        cost = (
-            f", {money(larger['cost_per_hour'], currency)} per hour"
-            if larger["cost_per_hour"]
-            else ""
-        )
-        shown["Next size up"] = f"{larger['gpus']} GPUs{cost}"
+    shown: dict[str, str] = {}
+    if answer.sizes is None:
+        return shown
+    if (smaller := answer.sizes.smaller) is not None:
+        over = value_text(smaller.worst_target, smaller.measured)
+        target = target_text(smaller.worst_target)
+        shown["Next size down"] = f"{smaller.gpus} GPUs: {target} would be {over}"
+    if (larger := answer.sizes.larger) is not None:
+        cost = f", {per_hour(larger.cost_per_hour, answer)}" if larger.cost_per_hour else ""
+        shown["Next size up"] = f"{larger.gpus} GPUs{cost}"
     return shown

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import html
 import textwrap
-from typing import Any
+from typing import Protocol
 
+from simulator.results.answer import Answer, DeploymentRow
+from simulator.results.answer.crossover import MapPoint
+from simulator.results.answer.deployments import BACKLOG
 from simulator.results.formats import TIMES, number, seconds
 
 _TARGETS = {
@@ -14,7 +17,7 @@ _TARGETS = {
     "e2e_s": "time to the last token",
     "attainment": "share of requests within their limits",
     "output_tokens_per_s": "output tokens per second",
-    "backlog": "backlog of requests",
+    BACKLOG: "backlog of requests",
 }
 _SHORT = {
     "ttft_s": "TTFT",
@@ -22,7 +25,7 @@ _SHORT = {
     "e2e_s": "E2E",
     "attainment": "within limits",
     "output_tokens_per_s": "output tokens/s",
-    "backlog": "backlog",
+    BACKLOG: "backlog",
 }
 _NO_BOUND = 1e6
 _HOVER_WIDTH = 44
@@ -55,7 +58,7 @@ def value_text(name: str, value: float) -> str:
     >>> value_text("ttft_s.p90", 0.125), value_text("attainment", 0.987)
     ('125 ms', '98.7 %')
     """
-    if name in ("attainment", "backlog"):
+    if name in ("attainment", BACKLOG):
         return f"{number(100 * value)} %"
     return seconds(value) if "_s." in name else f"{number(value)} tokens/s"
 
@@ -92,17 +95,16 @@ def money(value: float, currency: str) -> str:
     return f"{amount(value)} {currency}"
 
 
-def hourly(answer: dict[str, Any], value: float) -> str:
-    """A cost of a band: per hour, or GPUs where machines have no price.
+def per_hour(value: float, answer: Answer) -> str:
+    """A cost per hour in the plan's currency."""
+    return f"{money(value, answer.currency)} per hour"
 
-    >>> hourly({"recommended": {"cost_per_hour": 5.0}, "currency": "EUR"}, 5.0)
-    '5.00 EUR per hour'
-    >>> hourly({"recommended": {"cost_per_hour": 0}}, 8.0)
-    '8 GPUs'
-    """
-    if (answer.get("recommended") or {}).get("cost_per_hour") == 0:
+
+def hourly(answer: Answer, value: float) -> str:
+    """An end of the cost's band: per hour, or GPUs where machines have no price."""
+    if answer.recommended is not None and answer.recommended.cost_per_hour == 0:
         return f"{number(value)} {'GPU' if value == 1 else 'GPUs'}"
-    return f"{money(value, answer.get('currency', 'USD'))} per hour"
+    return per_hour(value, answer)
 
 
 def times(ratio: float) -> str:
@@ -138,25 +140,9 @@ def chance(value: float) -> str:
     return "> 99 %" if 0.99 < value < 1 else percent(value)
 
 
-def is_clear(row: dict[str, Any]) -> bool:
-    """Whether the band of a row's ratio, if it has one, lies on one side of equal.
-
-    >>> is_clear({"ratio": 1.1, "ratio_low": 0.9, "ratio_high": 1.3})
-    False
-    >>> is_clear({"ratio": 1.4, "ratio_low": 1.1, "ratio_high": None}), is_clear({"ratio": 1.1})
-    (True, True)
-    """
-    low, high = row.get("ratio_low"), row.get("ratio_high")
-    return (low is None and high is None) or (low or 0.0) > 1 or (high is not None and high < 1)
-
-
-def doubt(row: dict[str, Any]) -> str:
-    """What stands behind a ratio that is not clear.
-
-    >>> doubt({"ratio": 1.1, "ratio_low": 0.9, "ratio_high": 1.3}), doubt({"ratio": 1.1})
-    (' ?', '')
-    """
-    return "" if is_clear(row) else " ?"
+def doubt(point: MapPoint) -> str:
+    """The mark behind a ratio that is not clear."""
+    return "" if point.is_clear else " ?"
 
 
 def share(ratio: float) -> str:
@@ -168,16 +154,46 @@ def share(ratio: float) -> str:
     return percent(ratio) if ratio < 10 else times(ratio)
 
 
-def gpus(row: dict[str, Any]) -> str:
+def count(number_of: int, what: str) -> str:
+    """A number of things.
+
+    >>> count(1, "node"), count(1200, "node")
+    ('1 node', '1,200 nodes')
+    """
+    return f"{number_of:,} {what}{'' if number_of == 1 else 's'}"
+
+
+def count_gpus(number_of: int) -> str:
+    """A number of GPUs."""
+    return count(number_of, "GPU")
+
+
+def gpus(row: DeploymentRow) -> str:
     """Machines of a row: ``2 GPUs (h100-sxm-2)``."""
-    return f"{row['gpus']} {'GPU' if row['gpus'] == 1 else 'GPUs'} ({row['cluster']})"
+    return f"{row.gpus} {'GPU' if row.gpus == 1 else 'GPUs'} ({row.cluster})"
 
 
-def kind_of(row: dict[str, Any]) -> str:
+class OfModel(Protocol):
+    """A row of a model."""
+
+    @property
+    def model(self) -> str:
+        """Name of the model."""
+
+    @property
+    def is_moe(self) -> bool:
+        """Whether it is a mixture of experts."""
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether weights of it are pruned."""
+
+
+def kind_of(row: OfModel) -> str:
     """What a row's model is: one of :data:`KINDS`."""
-    if row.get("is_pruned") or row.get("pruning"):
+    if row.is_pruned:
         return "pruned"
-    return "MoE" if row.get("is_moe") else "dense"
+    return "MoE" if row.is_moe else "dense"
 
 
 def hover(first: str, *lines: str) -> str:

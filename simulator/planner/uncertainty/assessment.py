@@ -14,7 +14,7 @@ from simulator.base.progress import Progress, show_nothing
 from simulator.config.capacity import Spare
 from simulator.parallel.workers import Workers, use_workers
 from simulator.planner.conditions import Change, Conditions, Trials, describe_stretch
-from simulator.planner.crossover import crossover_of
+from simulator.planner.crossover import map_crossover
 from simulator.planner.estimate import Estimator
 from simulator.planner.evaluations import headroom_of
 from simulator.planner.explore import Evaluation
@@ -22,14 +22,14 @@ from simulator.planner.losses import LOST, idle_costs, spare_nodes
 from simulator.planner.moe_vs_dense import (
     best_of_kind,
     changes_over_rates,
-    moe_vs_dense,
+    compare_at_targets,
     over_rates,
     rivals,
 )
 from simulator.planner.samples import CostSamples, GpuDemand
 from simulator.planner.screen import Candidate
 from simulator.planner.search import SearchResult, work_of
-from simulator.planner.sizes import around
+from simulator.planner.sizes import find_sizes
 from simulator.planner.store import Store
 from simulator.planner.uncertainty.bands import (
     RowBands,
@@ -48,6 +48,7 @@ from simulator.planner.uncertainty.confidence import (
     try_fixed_size,
 )
 from simulator.planner.uncertainty.sensitivity import Explored, Sensitivity, list_changes
+from simulator.results.answer import SensitivityRow
 
 _SPARE = tuple(Change(spare=lost) for lost in (Spare(), *LOST))
 """Changes of nothing but what may be lost."""
@@ -138,10 +139,10 @@ def assess(
     copying = next((one for one in met if one.candidate.shape.slots), None)
     jobs |= {
         first.candidate: partial(_assess_first, assess_one, trials, first, copying),
-        "crossover": partial(crossover_of, result),
+        "crossover": partial(map_crossover, result),
         "estimates": partial(estimate_all, trials, met, result.traffic.rate_per_s),
         "headroom": partial(headroom_of, result, first),
-        "sizes": partial(around, result, first),
+        "sizes": partial(find_sizes, result, first),
     }
     others = [one for one in dict.fromkeys([*changes, *choices.candidates]) if one not in jobs]
     jobs |= {candidate: partial(assess_one, candidate) for candidate in others}
@@ -159,7 +160,10 @@ def assess(
     add_probabilities(bands, met, costs)
     explored = {one: assessed[one].explored for one in changes}
     stretch = describe_stretch(trials, first.candidate)
-    rows = Sensitivity(result, explored, costs, stretch).list_rows()
+    rows = [
+        SensitivityRow.model_validate(row)
+        for row in Sensitivity(result, explored, costs, stretch).list_rows()
+    ]
     return {
         "sensitivity": rows,
         "losses": at_first.losses,
@@ -167,7 +171,7 @@ def assess(
         **{name: done[name] for name in ("crossover", "headroom", "sizes")},
         "spare_nodes": band_spare_nodes(at_first.spare_nodes, at_first.spare, costs),
         "confidence": summarise_confidence(result, choices, at_first.tried, costs),
-        "moe_vs_dense": moe_vs_dense(result, done.get("rates"), rows, costs, bands),
+        "moe_vs_dense": compare_at_targets(result, done.get("rates"), rows, costs, bands),
         "bands": [bands[evaluation.candidate] for evaluation in met],
     }
 

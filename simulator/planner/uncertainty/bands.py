@@ -108,7 +108,7 @@ class RowBands:
         candidate, gpus = evaluation.candidate, self._costs.draw_gpus(evaluation)
         if evaluation.cluster_size is None or gpus is None:
             return {"band": None}
-        row, size = row_of(self._result, evaluation), evaluation.cluster_size.size
+        row, size = row_of(self._result, evaluation).model_dump(), evaluation.cluster_size.size
         estimate, (low, high) = self._estimates.get(candidate), find_band(gpus)
         is_closed = self._costs.demands[candidate].by_resample
         bands: dict[str, Any] = {"band": CLOSED if is_closed else SIMULATED}

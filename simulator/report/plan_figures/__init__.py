@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from simulator.report.gallery import Figure, load_figures
+from simulator.results.answer import Answer
 
 
-def figures() -> list[Figure[Any]]:
+def figures() -> list[Figure[Answer]]:
     """Every figure, in the order of the page."""
     return load_figures("report.plan_figures")

@@ -6,28 +6,48 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
 from simulator.report import style
 from simulator.report.model_colours import SYMBOLS, by_label, colour_of, line_of
-from simulator.report.plan_bands import band, between, whiskers
+from simulator.report.plan_bands import between, whiskers
+from simulator.results.answer import Answer, DeploymentRow, ParetoPoint
+from simulator.results.answer.parts import Band
 from simulator.results.formats import log_ticks, number, seconds
-from simulator.results.plan_text import amount, hover, kind_of, money, target_short, value_text
+from simulator.results.plan_text import (
+    amount,
+    count_gpus,
+    hover,
+    kind_of,
+    money,
+    per_hour,
+    target_short,
+    value_text,
+)
 
 _SHADE = 0.14
 """How much of a line's band shows."""
 
 
-def simulated(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those that were simulated."""
-    return [point for point in points if point["kind"] == "simulated"]
+class Axis(NamedTuple):
+    """A figure of the points along an axis."""
 
+    figure: str
+    """The point's field."""
+    change: Callable[[float], float] | None = None
+    """Into another unit, where the axis has one."""
 
-def closed_form(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those of the screen."""
-    return [point for point in points if point["kind"] != "simulated"]
+    def value(self, point: ParetoPoint) -> float:
+        """Where a point lies."""
+        value: float = getattr(point, self.figure)
+        return value if self.change is None else self.change(value)
+
+    def band(self, point: ParetoPoint) -> Band | None:
+        """The band of that."""
+        found = point.band_of(self.figure)
+        return found if self.change is None or found is None else found.mapped(self.change)
 
 
 def log_axis(values: Sequence[float], least: float = 0.0, most: float = math.inf) -> dict[str, Any]:
@@ -42,20 +62,14 @@ ZOOMED: dict[str, Any] = {"margin_t": 34, "meta": {"toolbar": "wide"}}
 """Layout of a plot that is zoomed into: the toolbar stands above the points."""
 
 
-def add(
-    drawn: go.Figure, answer: dict[str, Any], points: list[dict[str, Any]], x: str, y: str
-) -> None:
-    """Lines, marks and the star.
-
-    Args:
-        points: those of one plot.
-        x: key of the horizontal axis; likewise y.
-    """
+def add(drawn: go.Figure, answer: Answer, points: list[ParetoPoint], x: Axis, y: Axis) -> None:
+    """Lines, marks and the star of the points of one plot."""
     for label, own in by_label(points).items():
         line, symbol = line_of(answer, own[0]), SYMBOLS[kind_of(own[0])]
-        front, tried = (
-            sorted(closed_form(own), key=lambda point: (point[x], point[y])),
-            simulated(own),
+        tried = [point for point in own if point.is_simulated]
+        front = sorted(
+            (point for point in own if not point.is_simulated),
+            key=lambda point: (x.value(point), y.value(point)),
         )
         if front:
             _shade(drawn, front, x, y, label, line["color"])
@@ -102,46 +116,41 @@ def add(
         )
 
 
-def recommended(answer: dict[str, Any], points: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+def recommended(answer: Answer, points: Sequence[ParetoPoint]) -> ParetoPoint | None:
     """The recommended deployment among the points that were simulated."""
-    best = answer.get("recommended") or {}
+    best = answer.recommended
+    if best is None:
+        return None
     found = [
         point
-        for point in simulated(points)
-        if point["deployment"].startswith(str(best.get("deployment")))
+        for point in points
+        if point.is_simulated and point.deployment.startswith(best.deployment)
     ]
-    return next(
-        (point for point in found if point["deployment"] == _text(best)),
-        found[0] if found else None,
-    )
+    exact = (point for point in found if point.deployment == _text(best))
+    return next(exact, found[0] if found else None)
 
 
-def _text(row: dict[str, Any]) -> str:
+def _text(row: DeploymentRow) -> str:
     """A candidate as points are called."""
-    return f"{row.get('deployment')}, {row.get('token_budget', 0):,} tokens a step"
+    return f"{row.deployment}, {row.token_budget:,} tokens a step"
 
 
 def _shade(
-    drawn: go.Figure, front: list[dict[str, Any]], x: str, y: str, label: str, colour: str
+    drawn: go.Figure, front: list[ParetoPoint], x: Axis, y: Axis, label: str, colour: str
 ) -> None:
     """The band of a line, from the low ends to the high ones; it hides with the line."""
     bands = [
-        (point[x], found)
+        (x.value(point), found)
         for point in front
-        if (found := band(point, y)) and 0 < found.low < found.high < math.inf
+        if (found := y.band(point)) and 0 < found.low < found.high < math.inf
     ]
     if len(bands) < 2:
         return
-    places = [place for place, _ in bands]
+    there = [(place, found.low) for place, found in bands]
+    back = [(place, found.high) for place, found in reversed(bands)]
     drawn.add_scatter(
-        x=[_digits(place) for place in [*places, *reversed(places)]],
-        y=[
-            _digits(end)
-            for end in [
-                *(found.low for _, found in bands),
-                *(found.high for _, found in reversed(bands)),
-            ]
-        ],
+        x=[_digits(place) for place, _ in (*there, *back)],
+        y=[_digits(end) for _, end in (*there, *back)],
         name=label,
         showlegend=False,
         mode="lines",
@@ -152,20 +161,20 @@ def _shade(
     )
 
 
-def _whiskers(points: list[dict[str, Any]], x: str, y: str, colour: str) -> dict[str, Any]:
+def _whiskers(points: list[ParetoPoint], x: Axis, y: Axis, colour: str) -> dict[str, Any]:
     found = {
-        f"error_{axis}": whiskers(
-            [point[key] for point in points], [band(point, key) for point in points], colour
+        f"error_{name}": whiskers(
+            [axis.value(point) for point in points], [axis.band(point) for point in points], colour
         )
-        for axis, key in (("x", x), ("y", y))
+        for name, axis in (("x", x), ("y", y))
     }
     return {name: bars for name, bars in found.items() if bars}
 
 
-def _places(points: list[dict[str, Any]], x: str, y: str, answer: dict[str, Any]) -> dict[str, Any]:
+def _places(points: list[ParetoPoint], x: Axis, y: Axis, answer: Answer) -> dict[str, Any]:
     return {
-        "x": [_digits(point[x]) for point in points],
-        "y": [_digits(point[y]) for point in points],
+        "x": [_digits(x.value(point)) for point in points],
+        "y": [_digits(y.value(point)) for point in points],
         "text": [said(point, answer) for point in points],
         "hovertemplate": "%{text}<extra></extra>",
     }
@@ -176,52 +185,48 @@ def _digits(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def said(point: dict[str, Any], answer: dict[str, Any]) -> str:
+def said(point: ParetoPoint, answer: Answer) -> str:
     """A point's hover text: the whole deployment, what it does and costs, and what was measured of
     it.
     """
-    currency, cost = answer.get("currency", "USD"), point.get("cost_per_million_output_tokens")
-    speed = point["tokens_per_s_user"]
+    speed, cost = point.tokens_per_s_user, point.cost_per_million_output_tokens
     lines = [
-        point["deployment"],
+        point.deployment,
         (
             f"{number(speed)} tokens/s a "
             f"user{_cases(point, 'tokens_per_s_user', number)}, {seconds(1 / speed)} a token"
         ),
         (
-            f"{number(point['tokens_per_s_gpu'])} tokens/s a "
+            f"{number(point.tokens_per_s_gpu)} tokens/s a "
             f"GPU{_cases(point, 'tokens_per_s_gpu', number)}"
         ),
     ]
     if cost:
         lines.append(
-            f"{money(cost, currency)} per 1M tokens "
+            f"{money(cost, answer.currency)} per 1M tokens "
             f"out{_cases(point, 'cost_per_million_output_tokens', amount)}"
         )
-    if point["kind"] != "simulated":
+    if not point.is_simulated:
         return hover(*lines, "closed form, a busy replica")
     return hover(*lines, *_measured(point, answer), "simulated at the planned traffic")
 
 
-def _cases(point: dict[str, Any], key: str, text: Callable[[float], str]) -> str:
-    found = between(band(point, key), text)
+def _cases(point: ParetoPoint, figure: str, text: Callable[[float], str]) -> str:
+    found = between(point.band_of(figure), text)
     return f" ({found})" if found else ""
 
 
-def _measured(point: dict[str, Any], answer: dict[str, Any]) -> list[str]:
+def _measured(point: ParetoPoint, answer: Answer) -> list[str]:
     """What the table says of this deployment too."""
-    row = next(
-        (row for row in answer.get("candidates", []) if _text(row) == point["deployment"]), None
-    )
+    row = next((row for row in answer.candidates if _text(row) == point.deployment), None)
     if row is None:
         return []
-    cluster = f"{row['gpus']:,} {'GPU' if row['gpus'] == 1 else 'GPUs'}"
-    if row.get("cost_per_hour"):
-        cluster += f", {money(row['cost_per_hour'], answer.get('currency', 'USD'))} per hour"
-    limits = answer.get("targets", {})
+    cluster = count_gpus(row.gpus)
+    if row.cost_per_hour:
+        cluster += f", {per_hour(row.cost_per_hour, answer)}"
     kept = [
-        f"{target_short(name)} {value_text(name, row[name])}"
-        for name in limits
-        if row.get(name) is not None
+        f"{target_short(name)} {value_text(name, value)}"
+        for name in answer.targets
+        if (value := row.measured(name)) is not None
     ]
     return [cluster, ", ".join(kept)] if kept else [cluster]

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 
 from simulator.report import style
-from simulator.report.plan_bands import Band, whiskers
+from simulator.report.plan_bands import whiskers
+from simulator.results.answer.parts import Band
 
 INK = "#748091"
 """Of bars that stand for no model: read on light and on dark."""
@@ -102,7 +103,7 @@ def _add_whiskers(drawn: go.Figure, rows: Sequence[Row]) -> None:
     banded = [
         (place, row)
         for place, row in zip(centres(rows), rows, strict=True)
-        if row.band and row.band.low < row.band.high
+        if row.band and row.band.is_wide
     ]
     if not banded:
         return

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import plotly.graph_objects as go
 
 from simulator.report import style
 from simulator.report.model_colours import by_label
-from simulator.report.plan_bands import band
 from simulator.report.plan_figures import _points
 from simulator.report.plan_figures._wide import Wide
+from simulator.results.answer import Answer, ParetoPoint
 
-_COST, _SPEED = "cost_per_million_output_tokens", "ms_per_token"
-
+_COST = _points.Axis("cost_per_million_output_tokens")
+_SPEED = _points.Axis("tokens_per_s_user", lambda tokens_per_s: 1000 / tokens_per_s)
+"""Milliseconds per output token."""
 _REACH = 50.0
 """Tokens that cost more times as much as the cheapest lie beyond the plot's upper edge."""
 
@@ -32,27 +33,24 @@ class CostLatency(Wide):
     absent: ClassVar[str] = "The machines have no price."
     order: ClassVar[int] = 21
 
-    def draw(self, answer: dict[str, Any]) -> go.Figure | None:
-        points = [_timed(point) for point in answer.get("pareto", []) if point.get(_COST, 0) > 0]
+    def draw(self, answer: Answer) -> go.Figure | None:
+        points = [point for point in answer.pareto if point.cost_per_million_output_tokens > 0]
         if not points:
             return None
         limits = [
-            1000 * limit
-            for name, limit in answer.get("targets", {}).items()
-            if name.startswith("tpot_s.")
+            1000 * limit for name, limit in answer.targets.items() if name.startswith("tpot_s.")
         ]
-        kept = _points.simulated(points)
-        for own in by_label(_points.closed_form(points)).values():
+        kept = [point for point in points if point.is_simulated]
+        for own in by_label([point for point in points if not point.is_simulated]).values():
             kept += _cheapest(own)
-        currency = answer.get("currency", "USD")
-        costs = [point[_COST] for point in kept]
+        costs = [_COST.value(point) for point in kept]
         axes = {
-            "xaxis": _points.log_axis([*(point[_SPEED] for point in kept), *limits]),
+            "xaxis": _points.log_axis([*(_SPEED.value(point) for point in kept), *limits]),
             "yaxis": _points.log_axis(costs, most=min(costs) * _REACH),
         }
         drawn = style.figure(
             "Time per output token (ms)",
-            f"Cost of a million output tokens ({currency})",
+            f"Cost of a million output tokens ({answer.currency})",
             416,
             **axes,
             **_points.ZOOMED,
@@ -63,27 +61,11 @@ class CostLatency(Wide):
         return drawn
 
 
-def _timed(point: dict[str, Any]) -> dict[str, Any]:
-    """A point with its time per output token, and the band of it."""
-    found = band(point, "tokens_per_s_user")
-    low, high = found.mapped(_milliseconds) if found else (None, None)
-    return {
-        **point,
-        _SPEED: _milliseconds(point["tokens_per_s_user"]),
-        f"{_SPEED}_low": low,
-        f"{_SPEED}_high": high,
-    }
-
-
-def _milliseconds(tokens_per_s: float) -> float:
-    return 1000 / tokens_per_s
-
-
-def _cheapest(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _cheapest(points: list[ParetoPoint]) -> list[ParetoPoint]:
     """Points that no other beats in speed and cost, the fastest first."""
     best, found = float("inf"), []
-    for point in sorted(points, key=lambda p: (p[_SPEED], p[_COST])):
-        if point[_COST] < best:
-            best = point[_COST]
+    for point in sorted(points, key=lambda p: (_SPEED.value(p), _COST.value(p))):
+        if _COST.value(point) < best:
+            best = _COST.value(point)
             found.append(point)
     return found

@@ -11,10 +11,12 @@ from typing import Any, ClassVar, NamedTuple
 import plotly.graph_objects as go
 
 from simulator.report import style
-from simulator.report.plan_bands import band, between
+from simulator.report.plan_bands import between
 from simulator.report.plan_figures._wide import Wide
+from simulator.results.answer import Answer
+from simulator.results.answer.crossover import FullPoint, MapPoint, Side, SpeedPoint
 from simulator.results.formats import TIMES, number, seconds
-from simulator.results.plan_text import chance, doubt, hover, is_clear, percent, times
+from simulator.results.plan_text import chance, doubt, hover, percent, times
 
 _REACH = 2.0
 """Doublings either way that the colours tell apart."""
@@ -42,44 +44,40 @@ _TERMS = {
 }
 """Terms in words that fit a cell on a phone; the hover says them whole."""
 
-Row = dict[str, Any]
-
 
 class _Reading(NamedTuple):
     """One way to hold two models against each other."""
 
-    rows: str
-    """Key in the map."""
+    points: str
+    """The map's field."""
     heading: str
     axis: str
     """Title of the horizontal axis."""
-    column: Callable[[Row], str]
-    order: Callable[[Row], Any]
-    choices: dict[str, Callable[[Row], str]]
+    column: Callable[[Any], str]
+    order: Callable[[Any], Any]
+    choices: dict[str, Callable[[Any], str]]
     """By name, what the reader can choose among."""
 
 
-def _network(row: Row) -> str:
-    return "as it is" if row["network"] == 1 else f"{number(row['network'])}{TIMES} as fast"
+def _network(row: MapPoint) -> str:
+    return "as it is" if row.network == 1 else f"{number(row.network)}{TIMES} as fast"
 
 
-def _splits(row: Row) -> str:
-    return "best" if not row.get("gpus") else f"TP {row['gpus']}"
+def _splits(row: SpeedPoint | FullPoint) -> str:
+    return f"TP {row.gpus}" if row.gpus else "best"
 
 
-_PAIR: dict[str, Callable[[Row], str]] = {
-    "Models": lambda row: f"{row['moe']} against {row['dense']}"
-}
+_PAIR: dict[str, Callable[[Any], str]] = {"Models": lambda row: f"{row.moe} against {row.dense}"}
 _READINGS = (
     _Reading(
         "cells",
         "At the same load",
         "Sequences decoding on each GPU",
-        lambda row: number(row["batch_per_gpu"]),
-        lambda row: row["batch_per_gpu"],
+        lambda row: number(row.batch_per_gpu),
+        lambda row: row.batch_per_gpu,
         {
             **_PAIR,
-            "Experts": lambda row: f"EP {row['ep']}" if row["ep"] > 1 else "no EP",
+            "Experts": lambda row: f"EP {row.ep}" if row.ep > 1 else "no EP",
             "Network": _network,
         },
     ),
@@ -87,8 +85,8 @@ _READINGS = (
         "at_same_time",
         "At the same speed for a user",
         "Time per output token that is allowed",
-        lambda row: seconds(row["time_per_token_s"]),
-        lambda row: row["time_per_token_s"],
+        lambda row: seconds(row.time_per_token_s),
+        lambda row: row.time_per_token_s,
         {**_PAIR, "Splits": _splits, "Network": _network},
     ),
     _Reading(
@@ -96,7 +94,7 @@ _READINGS = (
         "Each at its full load",
         "Splits: best of each model, or TP of both",
         _splits,
-        lambda row: row.get("gpus") or 0,
+        lambda row: row.gpus or 0,
         {**_PAIR, "Network": _network},
     ),
 )
@@ -116,20 +114,18 @@ class Crossover(Wide):
     absent: ClassVar[str] = "There is no pair of an MoE and a dense model."
     order: ClassVar[int] = 30
 
-    def draw(self, answer: dict[str, Any]) -> dict[str, go.Figure]:
-        found = answer.get("crossover") or {}
-        return {
-            reading.heading: _plot(reading, found[reading.rows])
-            for reading in _READINGS
-            if found.get(reading.rows)
-        }
+    def draw(self, answer: Answer) -> dict[str, go.Figure]:
+        if answer.crossover is None:
+            return {}
+        readings = [(one, getattr(answer.crossover, one.points)) for one in _READINGS]
+        return {one.heading: _plot(one, points) for one, points in readings if points}
 
 
-def _plot(reading: _Reading, rows: Sequence[Row]) -> go.Figure:
+def _plot(reading: _Reading, rows: Sequence[MapPoint]) -> go.Figure:
     columns = list(dict.fromkeys(reading.column(row) for row in sorted(rows, key=reading.order)))
     lengths = list(
         dict.fromkeys(
-            _lengths(row) for row in sorted(rows, key=lambda row: (row["input"], row["output"]))
+            _lengths(row) for row in sorted(rows, key=lambda row: (row.input, row.output))
         )
     )
     drawn = style.figure(
@@ -140,7 +136,7 @@ def _plot(reading: _Reading, rows: Sequence[Row]) -> go.Figure:
         for name, text in reading.choices.items()
     }
     first = {name: _usual(name, options) for name, options in values.items()}
-    by_choice: dict[tuple[str, ...], list[Row]] = {}
+    by_choice: dict[tuple[str, ...], list[MapPoint]] = {}
     for row in rows:
         by_choice.setdefault(tuple(text(row) for text in reading.choices.values()), []).append(row)
     ticks = [-2, -1, 0, 1, 2]
@@ -195,35 +191,30 @@ def _usual(name: str, options: list[str]) -> str:
     return "as it is" if name == "Network" and "as it is" in options else options[0]
 
 
-def _lengths(row: Row) -> str:
-    return f"{_thousands(row['input'])}/{_thousands(row['output'])}"
+def _lengths(row: MapPoint) -> str:
+    return f"{_thousands(row.input)}/{_thousands(row.output)}"
 
 
 def _thousands(tokens: int) -> str:
     return f"{tokens // 1024}k" if tokens % 1024 == 0 else f"{tokens:,}"
 
 
-def _colour(row: Row | None) -> float | None:
-    if row is None:
+def _colour(row: MapPoint | None) -> float | None:
+    if row is None or (row.ratio is None and row.winner is None):
         return None
-    if row["ratio"] is None:
-        return None if row["winner"] is None else _REACH if row["winner"] == row["moe"] else -_REACH
-    return round(max(-_REACH, min(_REACH, math.log2(row["ratio"]))), 3)
+    if row.ratio is None:
+        return _REACH if row.winner == row.moe else -_REACH
+    return round(max(-_REACH, min(_REACH, math.log2(row.ratio))), 3)
 
 
-def _cell(row: Row | None) -> str:
+def _cell(row: MapPoint | None) -> str:
     """What stands in a cell: the ratio, and what decides, in words short enough for a phone."""
-    if row is None:
+    if row is None or (row.ratio is None and row.winner is None):
         return ""
-    if row["ratio"] is None:
-        return (
-            ""
-            if row["winner"] is None
-            else f"only<br>{'MoE' if row['winner'] == row['moe'] else 'dense'}"
-        )
-    term = str(row["deciding_term"] or "")
-    ratio = _ratio(row["ratio"])
-    said = f"<b>{ratio}</b>" if is_clear(row) else f"{ratio}{doubt(row)}"
+    if row.ratio is None:
+        return f"only<br>{'MoE' if row.winner == row.moe else 'dense'}"
+    term, ratio = row.deciding_term or "", _ratio(row.ratio)
+    said = f"<b>{ratio}</b>" if row.is_clear else f"{ratio}{doubt(row)}"
     return f"{said}{f'<br>{_TERMS.get(term, term)}' if term else ''}"
 
 
@@ -231,29 +222,28 @@ def _ratio(ratio: float) -> str:
     return f"{ratio:.2f}{TIMES}" if ratio < 10 else f"{ratio:.0f}{TIMES}"
 
 
-def _said(row: Row | None, length: str) -> str:
+def _said(row: MapPoint | None, length: str) -> str:
     if row is None:
         return ""
-    lines = [f"{row['moe']} against {row['dense']}, {length}"]
-    for name in ("moe", "dense"):
-        made = row[f"{name}_tokens_per_s_gpu"]
-        if made is None:
-            lines.append(f"{row[name]}: does not fit")
-            continue
-        held = number(row[f"{name}_sequences_per_gpu"])
-        speed = seconds(row[f"{name}_time_per_token_s"])
-        lines.append(
-            f"{row[name]} ({row[f'{name}_split']}): {number(made)} tokens/s a GPU, {held} "
-            f"sequences a GPU, {speed} a token"
-        )
-    if row["winner"] is None:
-        lines.append("alike" if row["ratio"] else "neither fits")
+    lines = [f"{row.moe} against {row.dense}, {length}", *map(_describe_side, row.sides)]
+    if row.winner is None:
+        lines.append("alike" if row.ratio else "neither fits")
     else:
-        by = f" by {times(max(row['ratio'], 1 / row['ratio']))}" if row["ratio"] else ""
-        share = f" ({percent(row['share'])} of what it saves)" if row.get("share") else ""
-        lines.append(f"{row['winner']} wins{by}; what decides: {row['deciding_term']}{share}")
-    if cases := between(band(row, "ratio"), _ratio):
-        lines.append(f"80 % of cases: {cases}{'' if is_clear(row) else ', either may win'}")
-    if row.get("moe_wins_probability") is not None:
-        lines.append(f"{row['moe']} wins in {chance(row['moe_wins_probability'])} of cases")
+        by = f" by {times(max(row.ratio, 1 / row.ratio))}" if row.ratio else ""
+        share = f" ({percent(row.share)} of what it saves)" if row.share else ""
+        lines.append(f"{row.winner} wins{by}; what decides: {row.deciding_term}{share}")
+    if cases := between(row.band_of("ratio"), _ratio):
+        lines.append(f"80 % of cases: {cases}{'' if row.is_clear else ', either may win'}")
+    if row.moe_wins_probability is not None:
+        lines.append(f"{row.moe} wins in {chance(row.moe_wins_probability)} of cases")
     return hover(*lines)
+
+
+def _describe_side(side: Side) -> str:
+    if side.tokens_per_s_gpu is None:
+        return f"{side.name}: does not fit"
+    return (
+        f"{side.name} ({side.split}): {number(side.tokens_per_s_gpu)} tokens/s a GPU, "
+        f"{number(side.sequences_per_gpu or 0.0)} sequences a GPU, "
+        f"{seconds(side.time_per_token_s or 0.0)} a token"
+    )

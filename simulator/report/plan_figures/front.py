@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import plotly.graph_objects as go
 
@@ -11,7 +11,9 @@ from simulator.base.frozen import Frozen
 from simulator.report import style
 from simulator.report.gallery import Width
 from simulator.report.plan_figures import _points
+from simulator.results.answer import Answer
 
+_USER, _GPU = _points.Axis("tokens_per_s_user"), _points.Axis("tokens_per_s_gpu")
 _REACH = 100.0
 """A GPU that makes less than its share of the best one's tokens serves one user alone, which nobody
 plans for."""
@@ -34,16 +36,16 @@ class Front(Frozen):
     order: ClassVar[int] = 20
     width: ClassVar[Width] = "third"
 
-    def draw(self, answer: dict[str, Any]) -> dict[str, go.Figure]:
-        points = [point for point in answer.get("pareto", []) if point["tokens_per_s_gpu"] > 0]
+    def draw(self, answer: Answer) -> dict[str, go.Figure]:
+        points = [point for point in answer.pareto if point.tokens_per_s_gpu > 0]
         if not points:
             return {}
-        made = [point["tokens_per_s_gpu"] for point in points]
+        made = [_GPU.value(point) for point in points]
         axes = {
-            "xaxis": _points.log_axis([point["tokens_per_s_user"] for point in points]),
+            "xaxis": _points.log_axis([_USER.value(point) for point in points]),
             "yaxis": _points.log_axis(made, least=max(made) / _REACH),
         }
-        clusters = list(dict.fromkeys(point["cluster"] for point in points))
+        clusters = list(dict.fromkeys(point.cluster for point in points))
         plots = {}
         for cluster in clusters:
             drawn = style.figure(
@@ -53,12 +55,7 @@ class Front(Frozen):
                 **axes,
                 **_points.ZOOMED,
             )
-            _points.add(
-                drawn,
-                answer,
-                [p for p in points if p["cluster"] == cluster],
-                "tokens_per_s_user",
-                "tokens_per_s_gpu",
-            )
+            here = [point for point in points if point.cluster == cluster]
+            _points.add(drawn, answer, here, _USER, _GPU)
             plots[html.escape(cluster) if len(clusters) > 1 else ""] = drawn
         return plots

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import plotly.graph_objects as go
 
 from simulator.report import style
 from simulator.report.model_colours import colour_of
-from simulator.report.plan_bands import band, between
+from simulator.report.plan_bands import between
 from simulator.report.plan_figures import _rows
 from simulator.report.plan_figures._wide import Wide
+from simulator.results.answer import Answer, LossRow
 from simulator.results.formats import number
 from simulator.results.plan_text import hover, percent
 
@@ -28,26 +28,26 @@ class Losses(Wide):
     absent: ClassVar[str] = "No loss was simulated."
     order: ClassVar[int] = 50
 
-    def draw(self, answer: dict[str, Any]) -> go.Figure | None:
-        rows = answer.get("losses") or []
+    def draw(self, answer: Answer) -> go.Figure | None:
         key = next(
-            (key for key in _AXES if rows and all(_is_number(row.get(key)) for row in rows)), None
+            (key for key in _AXES if all(_value(row, key) is not None for row in answer.losses)),
+            None,
         )
-        if key is None:
+        if key is None or not answer.losses:
             return None
-        best = answer.get("recommended")
+        best = answer.recommended
         colour = colour_of(answer, best) if best else _rows.INK
         bars = [
             _rows.Row(
-                title=_lost(row),
+                title=f"{row.lost} lost",
                 said=_short(row, key),
-                end=row[key],
+                end=_value(row, key) or 0.0,
                 hover=_said(row),
                 colour=colour,
-                is_hollow=not row.get("met"),
-                band=band(row, key),
+                is_hollow=not row.met,
+                band=row.band_of(key),
             )
-            for row in rows
+            for row in answer.losses
         ]
         high = 1.05 * max(_rows.reach(bars), 1.0 if key == "worst_ratio" else 1e-9)
         drawn = _rows.plot(bars, _AXES[key], range=[0, high], nticks=6)
@@ -60,27 +60,6 @@ _AXES = {
     "goodput_per_s": "Requests within their limits (1/s)",
     "worst_ratio": "Tightest target over its limit",
 }
-
-
-def _is_number(value: Any) -> bool:
-    return value is not None and math.isfinite(value)
-
-
-def _lost(row: dict[str, Any]) -> str:
-    return f"{row['lost']} lost"
-
-
-def _short(row: dict[str, Any], key: str) -> str:
-    if row.get("text"):
-        return str(row["text"])
-    made = (
-        f"{number(row[key])} requests/s"
-        if key == "goodput_per_s"
-        else f"{percent(row[key])} of the limit"
-    )
-    return f"{made}, {'every target met' if row.get('met') else 'a target missed'}"
-
-
 _SAID = {
     "goodput_per_s": "{} requests/s within their limits",
     "attainment": "{} of requests within their limits",
@@ -88,13 +67,28 @@ _SAID = {
 }
 
 
-def _said(row: dict[str, Any]) -> str:
-    said = [f"{row.get('gpus_left', 0):,} GPUs left"]
+def _value(row: LossRow, key: str) -> float | None:
+    found: float | None = getattr(row, key)
+    return found
+
+
+def _short(row: LossRow, key: str) -> str:
+    if row.text:
+        return row.text
+    value = _value(row, key) or 0.0
+    made = (
+        f"{number(value)} requests/s"
+        if key == "goodput_per_s"
+        else f"{percent(value)} of the limit"
+    )
+    return f"{made}, {'every target met' if row.met else 'a target missed'}"
+
+
+def _said(row: LossRow) -> str:
+    said = [f"{row.gpus_left:,} GPUs left"]
     for key, form in _SAID.items():
-        if _is_number(row.get(key)):
+        if (value := _value(row, key)) is not None:
             text = number if key == "goodput_per_s" else percent
-            cases = between(band(row, key), text)
-            said.append(
-                form.format(text(row[key])) + (f"; 80 % of cases: {cases}" if cases else "")
-            )
-    return hover(_lost(row), *said)
+            cases = between(row.band_of(key), text)
+            said.append(form.format(text(value)) + (f"; 80 % of cases: {cases}" if cases else ""))
+    return hover(f"{row.lost} lost", *said)

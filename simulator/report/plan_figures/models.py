@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import html
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import plotly.graph_objects as go
 
 from simulator.report.model_colours import colour_of, is_striped, label_of
-from simulator.report.plan_bands import band, between
+from simulator.report.plan_bands import between
 from simulator.report.plan_figures import _rows
 from simulator.report.plan_figures._wide import Wide
-from simulator.results.plan_text import amount, gpus, hover, money, times
+from simulator.results.answer import Answer
+from simulator.results.plan_text import amount, gpus, hover, per_hour, times
 
 
 class Models(Wide):
@@ -27,36 +28,30 @@ class Models(Wide):
     absent: ClassVar[str] = "No model meets the targets."
     order: ClassVar[int] = 10
 
-    def draw(self, answer: dict[str, Any]) -> go.Figure | None:
+    def draw(self, answer: Answer) -> go.Figure | None:
         rows = sorted(
-            answer.get("best_of_each_model", {}).values(),
-            key=lambda row: (row["cost_per_hour"], row["gpus"]),
+            answer.best_of_each_model.values(), key=lambda row: (row.cost_per_hour, row.gpus)
         )
         if len(rows) < 2:
             return None
-        currency = answer.get("currency", "USD")
-        is_priced = rows[-1]["cost_per_hour"] > 0
+        is_priced = rows[-1].cost_per_hour > 0
         key = "cost_per_hour" if is_priced else "gpus"
-        first, bars = rows[0][key], []
-        for row in rows:
-            against = f", {times(row[key] / first)}" if row is not rows[0] and first else ""
-            said = f"{money(row[key], currency)} per hour" if is_priced else gpus(row)
-            found = band(row, key)
-            cases = between(found, amount)
+        values = [row.cost_per_hour if is_priced else float(row.gpus) for row in rows]
+        bars = []
+        for row, value in zip(rows, values, strict=True):
+            said = per_hour(value, answer) if is_priced else gpus(row)
+            said += f", {times(value / values[0])}" if row is not rows[0] and values[0] else ""
+            cases = between(row.band_of(key), amount)
             bars.append(
                 _rows.Row(
                     title=html.unescape(label_of(row)),
-                    said=f"{said}{against}",
-                    end=row[key],
-                    hover=hover(
-                        row["deployment"],
-                        f"{said}{against}",
-                        f"80 % of cases: {cases}" if cases else "",
-                    ),
+                    said=said,
+                    end=value,
+                    hover=hover(row.deployment, said, f"80 % of cases: {cases}" if cases else ""),
                     colour=colour_of(answer, row),
                     is_striped=is_striped(row),
-                    band=found,
+                    band=row.band_of(key),
                 )
             )
-        axis = f"Cost per hour ({currency})" if is_priced else "GPUs"
+        axis = f"Cost per hour ({answer.currency})" if is_priced else "GPUs"
         return _rows.plot(bars, axis, range=[0, 1.02 * _rows.reach(bars)], nticks=6)

@@ -5,16 +5,18 @@ changes.
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import plotly.graph_objects as go
 
 from simulator.report import style
-from simulator.report.plan_bands import band, between, whiskers
+from simulator.report.plan_bands import between, whiskers
 from simulator.report.plan_figures import _rows
 from simulator.report.plan_figures._wide import Wide
+from simulator.results.answer import Answer
+from simulator.results.answer.certainty import RatePoint
 from simulator.results.formats import log_ticks, number
-from simulator.results.plan_text import amount, hover, money, times
+from simulator.results.plan_text import amount, hover, per_hour, times
 
 
 class Rates(Wide):
@@ -31,18 +33,14 @@ class Rates(Wide):
     absent: ClassVar[str] = "There is no pair of an MoE and a dense model."
     order: ClassVar[int] = 11
 
-    def draw(self, answer: dict[str, Any]) -> go.Figure | None:
-        found = (answer.get("moe_vs_dense") or {}).get("rates") or []
-        rows = sorted(
-            (row for row in found if row.get("cost_ratio")), key=lambda row: row["requests_per_s"]
-        )
+    def draw(self, answer: Answer) -> go.Figure | None:
+        points = () if answer.moe_vs_dense is None else answer.moe_vs_dense.rates
+        rows = sorted((row for row in points if row.cost_ratio), key=lambda row: row.requests_per_s)
         if len(rows) < 2:
             return None
-        rates, ratios = (
-            [_digits(row["requests_per_s"]) for row in rows],
-            [_digits(row["cost_ratio"]) for row in rows],
-        )
-        bands = [band(row, "cost_ratio") for row in rows]
+        rates = [_digits(row.requests_per_s) for row in rows]
+        ratios = [_digits(row.cost_ratio or 0.0) for row in rows]
+        bands = [row.band_of("cost_ratio") for row in rows]
         ends = [
             1.0,
             *ratios,
@@ -76,7 +74,7 @@ class Rates(Wide):
             hovertemplate="%{text}<extra></extra>",
         )
         drawn.add_hline(y=1, line={"color": style.MUTED, "width": 1})
-        planned = next((row["requests_per_s"] for row in rows if row.get("rate") == 1), None)
+        planned = next((row.requests_per_s for row in rows if row.rate == 1), None)
         if planned:
             drawn.add_vline(x=planned, line={"color": style.MUTED, "width": 1, "dash": "dot"})
         return drawn
@@ -86,28 +84,19 @@ def _digits(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def _cases(row: dict[str, Any], key: str) -> str:
-    found = between(band(row, key), amount)
-    return f" ({found})" if found else ""
-
-
-def _said(row: dict[str, Any], answer: dict[str, Any]) -> str:
-    currency = answer.get("currency", "USD")
+def _said(row: RatePoint, answer: Answer) -> str:
     costs = [
-        f"{name}: {money(row[key], currency)} per hour{_cases(row, key)}"
-        for name, key in (("MoE", "moe_cost_per_hour"), ("dense", "dense_cost_per_hour"))
-        if row.get(key) is not None
+        f"{name}: {per_hour(cost, answer)}{f' ({cases})' if cases else ''}"
+        for name, cost, cases in (
+            ("MoE", row.moe_cost_per_hour, between(row.band_of("moe_cost_per_hour"), amount)),
+            ("dense", row.dense_cost_per_hour, between(row.band_of("dense_cost_per_hour"), amount)),
+        )
+        if cost is not None
     ]
-    cases = between(band(row, "cost_ratio"), times)
-    ratio = f"MoE costs {times(row['cost_ratio'])} what dense does"
-    head = (
-        f"{number(row['requests_per_s'])} requests/s, {times(row['rate'])} the planned traffic"
-        if row.get("rate")
-        else ""
-    )
+    cases = between(row.band_of("cost_ratio"), times)
     return hover(
-        head or f"{number(row['requests_per_s'])} requests/s",
-        ratio,
+        f"{number(row.requests_per_s)} requests/s, {times(row.rate)} the planned traffic",
+        f"MoE costs {times(row.cost_ratio or 0.0)} what dense does",
         *costs,
         f"80 % of cases: {cases}" if cases else "",
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import plotly.graph_objects as go
 
 from simulator.report.plan_figures import _rows
 from simulator.report.plan_figures._wide import Wide
+from simulator.results.answer import Answer
 from simulator.results.formats import log_ticks
 from simulator.results.plan_text import hover
 
@@ -26,22 +27,19 @@ class RuledOut(Wide):
     absent: ClassVar[str] = "No candidate was ruled out."
     order: ClassVar[int] = 60
 
-    def draw(self, answer: dict[str, Any]) -> go.Figure | None:
-        found = sorted(
-            (row for row in answer.get("ruled_out", []) if row["count"]),
-            key=lambda row: -row["count"],
-        )[:_MOST]
+    def draw(self, answer: Answer) -> go.Figure | None:
+        found = sorted((row for row in answer.ruled_out if row.count), key=lambda row: -row.count)
         if not found:
             return None
-        high = max(10.0, 1.3 * found[0]["count"])
+        high = max(10.0, 1.3 * found[0].count)
         bars = [
             _rows.Row(
-                title=f"{row['count']:,}",
-                said=row["reason"],
-                end=row["count"],
-                hover=hover(row["reason"], f"{row['count']:,} candidates, such as", row["example"]),
+                title=f"{row.count:,}",
+                said=row.reason,
+                end=row.count,
+                hover=hover(row.reason, f"{row.count:,} candidates, such as", row.example),
             )
-            for row in found
+            for row in found[:_MOST]
         ]
         span = {"range": [math.log10(_LEAST), math.log10(high)]}
         return _rows.plot(

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import plotly.graph_objects as go
 
 from simulator.report import style
 from simulator.report.model_colours import SYMBOLS, colour_of, is_striped, label_of, model_of
-from simulator.report.plan_bands import band, between
+from simulator.report.plan_bands import between
 from simulator.report.plan_figures import _rows
 from simulator.report.plan_figures._wide import Wide
-from simulator.results.plan_text import hover, kind_of, money, times
+from simulator.results.answer import Answer, SensitivityRow
+from simulator.results.plan_text import hover, kind_of, per_hour, times
 
 
 class Sensitivity(Wide):
@@ -28,20 +29,11 @@ class Sensitivity(Wide):
     absent: ClassVar[str] = "No change was tried."
     order: ClassVar[int] = 40
 
-    def draw(self, answer: dict[str, Any]) -> go.Figure | None:
-        rows = [
-            row
-            for row in answer.get("sensitivity") or []
-            if row.get("cost_ratio") or not row.get("deployment")
-        ]
-        if not any(row.get("cost_ratio") for row in rows):
+    def draw(self, answer: Answer) -> go.Figure | None:
+        rows = [row for row in answer.sensitivity if row.cost_ratio or not row.deployment]
+        if not any(row.cost_ratio for row in rows):
             return None
-        rows = sorted(
-            rows,
-            key=lambda row: (
-                -abs(math.log(row["cost_ratio"])) if row.get("cost_ratio") else -math.inf
-            ),
-        )
+        rows.sort(key=lambda row: -abs(math.log(row.cost_ratio)) if row.cost_ratio else -math.inf)
         bars = [_bar(answer, row) for row in rows]
         ends = [end for bar in bars for end in (bar.end, *(bar.band or ())) if 0 < end < math.inf]
         reach = max([1.5, *ends, *(1 / end for end in ends)]) * 1.1
@@ -52,7 +44,7 @@ class Sensitivity(Wide):
         won = [
             (place, bar, row)
             for place, bar, row in zip(places, bars, rows, strict=True)
-            if row.get("cost_ratio")
+            if row.cost_ratio
         ]
         drawn.add_scatter(
             x=[float(f"{bar.end:.4g}") for _, bar, _ in won],
@@ -71,34 +63,33 @@ class Sensitivity(Wide):
         return drawn
 
 
-def _bar(answer: dict[str, Any], row: dict[str, Any]) -> _rows.Row:
-    ratio, cost = row.get("cost_ratio"), row.get("cost_per_hour")
-    best = model_of(answer, str(row.get("deployment") or "")) if ratio else None
+def _bar(answer: Answer, row: SensitivityRow) -> _rows.Row:
+    ratio, deployment = row.cost_ratio, row.deployment or ""
+    best = model_of(answer, deployment) if ratio else None
     said = (
         "no deployment within the limits"
         if not ratio
-        else times(ratio) + (", another choice" if row.get("flips") else "")
+        else times(ratio) + (", another choice" if row.flips else "")
     )
-    found = band(row, "cost_ratio")
-    cases = between(found, times)
+    cases = between(row.band_of("cost_ratio"), times)
     lines = [
         said,
-        f"{money(cost, answer.get('currency', 'USD'))} per hour" if cost else "",
+        per_hour(row.cost_per_hour, answer) if row.cost_per_hour else "",
         f"80 % of cases: {cases}" if cases else "",
-        str(row.get("deployment") or ""),
+        deployment,
     ]
     return _rows.Row(
-        title=str(row["change"]),
+        title=row.change,
         said=said,
         end=ratio or 1.0,
-        hover=hover(str(row["change"]), *lines),
+        hover=hover(row.change, *lines),
         colour=colour_of(answer, best) if best else style.MUTED,
         is_striped=best is not None and is_striped(best),
-        band=found if ratio else None,
+        band=row.band_of("cost_ratio") if ratio else None,
         name=label_of(best) if best else "",
     )
 
 
-def _symbol(answer: dict[str, Any], row: dict[str, Any]) -> str:
-    best = model_of(answer, str(row.get("deployment") or ""))
+def _symbol(answer: Answer, row: SensitivityRow) -> str:
+    best = model_of(answer, row.deployment or "")
     return SYMBOLS[kind_of(best)] if best else "circle"

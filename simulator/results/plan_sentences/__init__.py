@@ -1,0 +1,1 @@
+"""Sentences of a plan's answer, from its numbers alone."""

@@ -1,0 +1,92 @@
+"""Sentences on how sure an answer is: its headroom, the band of its cost, and its odds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from simulator.results.answer import Answer, Confidence, RecommendedRow
+from simulator.results.formats import TIMES
+from simulator.results.plan_text import chance, hourly
+
+ALIKE = 0.005
+"""Share by which costs may differ and be the same in words, which have two digits."""
+_NEVER = 0.005
+"""Probability below which there is none in words, which have whole hundredths."""
+_MOST_HEADROOM = 7.9
+"""Headroom from which on the search for it stopped."""
+_STARTS = 0.95
+"""Probability of starting below which that is said before anything else."""
+
+
+def tell_start(answer: Answer) -> Iterator[str]:
+    """A sentence where the memory of a GPU may not do."""
+    sure = None if answer.confidence is None else answer.confidence.starts
+    if sure is not None and sure < _STARTS:
+        yield (
+            f"It may not start: that its weights and one of the longest requests fit in a GPU's "
+            f"memory has a probability of {chance(sure)}, going by logs of engines."
+        )
+
+
+def tell_headroom(best: RecommendedRow) -> Iterator[str]:
+    """How much more traffic the recommended deployment would carry."""
+    if best.headroom is None:
+        return
+    if best.headroom >= _MOST_HEADROOM:
+        yield f"It would carry 8{TIMES} this traffic or more with all targets met."
+    elif best.headroom < 1.02:
+        yield "It has no headroom: a little more traffic, and a target is missed."
+    else:
+        band = best.band_of("headroom") or (best.headroom, best.headroom)
+        low, high = (f"{end:.2f}" for end in band)
+        is_wide = low != high and math.isfinite(band[1])
+        sure = f"; 80 % band: {low}{TIMES} to {high}{TIMES}" if is_wide else ""
+        yield f"It would carry {best.headroom:.2f}{TIMES} this traffic with all targets met{sure}."
+
+
+def tell_confidence(answer: Answer) -> Iterator[str]:
+    """The band of the cost, and how likely the first choice is the best."""
+    if answer.confidence is not None:
+        yield from _tell_cost(answer, answer.confidence)
+        yield from _tell_second(answer.confidence)
+
+
+def _tell_cost(answer: Answer, sure: Confidence) -> Iterator[str]:
+    low, high = sure.cost_low, sure.cost_high
+    if low is None:
+        return
+    if high is None:
+        ends = f"{hourly(answer, low)} to no cluster within the limits is enough"
+    elif abs(high - low) <= ALIKE * abs(low):
+        ends = f"{hourly(answer, low)} at both ends"
+    else:
+        ends = f"{hourly(answer, low)} to {hourly(answer, high)}"
+    meets = (
+        ""
+        if sure.meets_targets is None
+        else f"; as it is, it meets every target with a probability of {chance(sure.meets_targets)}"
+    )
+    yield f"80 % band of the cost, from what the simulator may be off: {ends}{meets}."
+
+
+def _tell_second(sure: Confidence) -> Iterator[str]:
+    share, less = sure.beats_second, sure.cheaper_than_second
+    if share is None:
+        return
+    second = f", {sure.second}," if sure.second else ""
+    if less is not None and less < _NEVER and share > 1 - _NEVER:
+        yield (
+            f"It costs as much as the second choice{second} whatever the simulator may be off; "
+            "the order is by what is safer and simpler."
+        )
+    elif less is not None and chance(less) != chance(share):
+        yield (
+            f"It costs less than the second choice{second} with a probability "
+            f"of {chance(less)}, and no more with {chance(share)}."
+        )
+    else:
+        yield (
+            f"It costs {'no more' if less is None else 'less'} than the second choice{second} "
+            f"with a probability of {chance(share)}."
+        )

@@ -1,0 +1,93 @@
+"""Sentences on what of a recommended cluster stands idle, and on what is left when GPUs or nodes
+are lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from simulator.results.answer import Answer, DeploymentRow, SpareGpus, SpareRow
+from simulator.results.plan_text import count, count_gpus, per_hour, percent
+
+
+def explain_idle(answer: Answer, best: DeploymentRow) -> Iterator[str]:
+    """Why the cluster is as large as it is, and why some of its GPUs stand idle."""
+    if answer.spare.lost:
+        yield _explain_spare(answer, best.gpus)
+    idle = 0 if best.gpus_used is None else best.gpus - best.gpus_used
+    if idle <= 0:
+        return
+    kept = min(answer.spare.gpus, idle)
+    if idle > kept:
+        why = "the cluster comes in no smaller size, and another replica there would add headroom"
+        why = f"{kept} of them are what may be lost; {why}" if kept else why
+    else:
+        why = (
+            "they are what may be lost; every figure is without them, and replicas there make "
+            "all of it faster until then"
+        )
+    yield f"{idle} of its {best.gpus} GPUs {'stands' if idle == 1 else 'stand'} idle: {why}."
+
+
+def explain_losses(answer: Answer) -> Iterator[str]:
+    """The most that may be lost with every target still met, what the next loss does, and what it
+    would take to stand that.
+    """
+    rows = [row for row in answer.losses if row.nodes_lost or row.gpus_lost]
+    kept = [row for row in rows if row.met]
+    if kept:
+        yield f"With {kept[-1].lost} lost it still meets every target."
+    missed = next((row for row in rows if not row.met), None)
+    if missed is None or any(row.nodes_lost for row in kept):
+        return
+    if missed.text:
+        said = f"With {missed.lost} lost {missed.text}"
+    else:
+        served = (
+            ""
+            if missed.attainment is None
+            else f": {percent(missed.attainment)} of requests are served within their limits"
+        )
+        said = f"With {missed.lost} lost a target is missed{served}"
+    spare = _find_spare(answer, missed.lost)
+    if spare is not None and spare.gpus:
+        said += f"; to keep every target then takes {state_cluster(answer, spare)}"
+        said += _state_whole_nodes(answer, spare)
+    yield f"{said}."
+
+
+def _find_spare(answer: Answer, lost: str) -> SpareRow | None:
+    return next((row for row in answer.spare_nodes if row.lost == lost), None)
+
+
+def _explain_spare(answer: Answer, size: int) -> str:
+    """What may be lost, and what would do if nothing were."""
+    spare = answer.spare
+    alone = f", each replica on one of {spare.nodes} nodes" if spare.is_spread else ""
+    said = f"The cluster has {count_gpus(size)}{alone}, since {spare.lost} may be lost"
+    said += _state_whole_nodes(answer, spare)
+    without = _find_spare(answer, "nothing")
+    if without is not None and without.gpus:
+        cost = _state_cost(answer, without.cost_per_hour)
+        said += f"; without the spare {count_gpus(without.gpus)} would do{cost}"
+    return f"{said}."
+
+
+def state_cluster(answer: Answer, row: SpareRow) -> str:
+    """A cluster with its nodes and cost."""
+    cost = _state_cost(answer, row.cost_per_hour)
+    return f"{count_gpus(row.gpus or 0)} on {count(row.nodes or 0, 'node')}{cost}"
+
+
+def _state_whole_nodes(answer: Answer, row: SpareRow | SpareGpus) -> str:
+    """What whole nodes would take, after a semicolon; empty where the cluster has them already."""
+    if not row.gpus_in_whole_nodes:
+        return ""
+    cost = _state_cost(answer, row.cost_per_hour_in_whole_nodes)
+    whole = count_gpus(row.gpus_in_whole_nodes)
+    return f"; where only whole nodes are rented it takes {whole}{cost}"
+
+
+def _state_cost(answer: Answer, cost: float | None) -> str:
+    """A cost after a comma; empty where there is none."""
+    return f", {per_hour(cost, answer)}" if cost else ""

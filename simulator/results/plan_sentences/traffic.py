@@ -1,0 +1,72 @@
+"""Sentences on the requests that a plan was judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from simulator.results.answer import Answer, DeploymentRow, TrafficFacts
+from simulator.results.formats import number, seconds
+
+_OFTEN_PREEMPTED = 0.02
+"""Share of requests computed again from which on it is worth a word: less is lost in the noise."""
+
+
+def tell_traffic(answer: Answer, best: DeploymentRow) -> Iterator[str]:
+    """What to know about the requests that everything was simulated on."""
+    traffic = answer.traffic
+    if traffic is not None and traffic.is_steady is False:
+        yield (
+            f"The {traffic.num_requests:,} requests arrive "
+            f"within {seconds(traffic.lasts_s or 0.0)}, which is too short for a steady "
+            "state: traffic that goes on may need more."
+        )
+    if best.preempted_share >= _OFTEN_PREEMPTED:
+        yield (
+            f"{100 * best.preempted_share:.0f} % of the requests lose their KV blocks to others "
+            "and are computed again, which the latencies contain: fewer sequences at once "
+            "(space.max_sequences) or more memory would spare that work."
+        )
+    if best.too_long_share:
+        share = (
+            "fewer than 0.1 %"
+            if best.too_long_share < 0.001
+            else f"{100 * best.too_long_share:.1f} %"
+        )
+        yield (
+            f"{share} of the requests are longer than {best.model}'s context, "
+            "and are counted as served."
+        )
+
+
+def explain_traffic(traffic: TrafficFacts) -> Iterator[str]:
+    """How the judged requests were chosen."""
+    if traffic.lead_requests:
+        yield (
+            f"The first {traffic.lead_requests:,} requests are served and not judged: "
+            "a cluster that starts empty looks faster than it is."
+        )
+    if traffic.stay_s and traffic.lasts_s is not None:
+        steady = {True: ": long enough for a steady state", False: ": too short for a steady state"}
+        yield (
+            f"A request stays {seconds(traffic.stay_s)} where the targets are just kept; "
+            f"those that are judged arrive over {number(traffic.lasts_s / traffic.stay_s)} times "
+            f"as long{'' if traffic.is_steady is None else steady[traffic.is_steady]}."
+        )
+    if traffic.lengthened_from:
+        yield (
+            f"The workload asks for {traffic.lengthened_from:,} requests; more were generated, "
+            "so that it lasts long enough."
+        )
+
+
+def warn_of_short_traffic(traffic: TrafficFacts | None) -> str:
+    """The warning that the traffic is too short to judge by; empty where it is not."""
+    if traffic is None or traffic.is_steady is not False:
+        return ""
+    lasts = f" of {seconds(traffic.lasts_s)}" if traffic.lasts_s is not None else ""
+    stay = f", while one request stays {seconds(traffic.stay_s)}" if traffic.stay_s else ""
+    return (
+        "The traffic is too short to show a steady state: its requests arrive within a "
+        f"stretch{lasts}{stay}. Under load that lasts, more GPUs may be needed than this plan "
+        "says. Plan with a longer trace, or a longer peak."
+    )
