@@ -90,7 +90,7 @@ def schema(
     what: Annotated[
         str,
         typer.Argument(
-            help="scenario, plan, workload, model, accelerator, cluster, engine or calibration."
+            help="scenario, plan, workload, model, accelerator, cluster, engine, calibration, answer."
         ),
     ] = "scenario",
 ) -> None:

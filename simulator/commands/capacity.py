@@ -14,6 +14,7 @@ from simulator.commands.plan import check_writable, describe_run, write
 from simulator.config.capacity import Question
 from simulator.planner.capacity import plan_capacity
 from simulator.planner.store import Store
+from simulator.results.answer import Answer
 from simulator.results.provenance import Provenance
 from simulator.runtime import require
 from simulator.scenario.question import load_question
@@ -27,7 +28,7 @@ def plan(
     workers: int | None = None,
     address: str | None = None,
     progress: Progress = show_nothing,
-) -> dict[str, Any]:
+) -> Answer:
     """Find the cheapest deployments, MoE or dense, that meet latency targets for a workload.
 
     The answer is the same for the same question, seed and version. A search that is interrupted

@@ -28,9 +28,10 @@ FILES: dict[str, type[BaseModel]] = {
     "engine": EngineSpec,
     "calibration": CalibrationFile,
     "host calibration": HostCalibration,
-    "answer": Answer,
 }
 """Model that validates each kind of file."""
+WRITTEN: dict[str, type[BaseModel]] = {"answer": Answer}
+"""Model of each kind of file that is written, not read: ``plan.json`` of ``moesim plan``."""
 
 _SAID_BY_THE_NAME = ("name", "num_gpus")
 """Keys that a file may leave to its name, and a cluster to the name of its size."""
@@ -43,9 +44,10 @@ def schema_of(kind: str) -> dict[str, Any]:
     Raises:
         UserError: if there is no such kind.
     """
-    if kind not in FILES:
-        raise UserError(f"schema: unknown kind '{kind}'; {did_you_mean(kind, FILES)}")
-    schema = FILES[kind].model_json_schema()
+    kinds = FILES | WRITTEN
+    if kind not in kinds:
+        raise UserError(f"schema: unknown kind '{kind}'; {did_you_mean(kind, kinds)}")
+    schema = kinds[kind].model_json_schema()
     required = [key for key in schema.pop("required", ()) if key not in _SAID_BY_THE_NAME]
     if kind == "calibration":  # its other tables may be files of the folder beside it
         required = ["title"]

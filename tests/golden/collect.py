@@ -179,8 +179,9 @@ def _digest(*arrays: np.ndarray[Any, Any]) -> str:
 
 def _answer(case: Case) -> pd.DataFrame:
     question = load_question(*case.source)
-    answer = plan_capacity(question, question.folder, Store(None), workers=1)
-    answer.pop("handover")  # texts that name the version and the day
+    found = plan_capacity(question, question.folder, Store(None), workers=1)
+    # What is handed over names the version and the day; what is absent is no number.
+    answer = found.model_dump(mode="json", exclude={"handover"}, exclude_none=True)
     best = answer["recommended"]
     counts = {name: answer[name] for name in ("num_legal", "num_ruled_out", "num_simulated")}
     row = {
@@ -200,9 +201,9 @@ def _answer(case: Case) -> pd.DataFrame:
 
 
 def _floats(value: Any) -> Iterator[float]:
-    """Every number of a nested answer, in its order."""
+    """Every number of a nested answer, in the order of its keys' names."""
     if isinstance(value, dict):
-        value = value.values()
+        value = [value[key] for key in sorted(value)]
     if isinstance(value, Real) and not isinstance(value, bool):
         yield float(value)
     elif hasattr(value, "__iter__") and not isinstance(value, str):

@@ -3,7 +3,7 @@
 import pytest
 
 from simulator.planner.samples import name_band
-from tests.laws.tiny_question import answer
+from tests.laws.tiny_question import answer_table
 
 
 def figures(value):
@@ -19,7 +19,7 @@ def figures(value):
 
 
 def test_every_band_holds_its_figure():
-    banded = [(one, low, high) for one, low, high in figures(answer()) if one is not None]
+    banded = [(one, low, high) for one, low, high in figures(answer_table()) if one is not None]
     assert len(banded) > 100
     for one, low, high in banded:
         assert low is None or low <= one * (1 + 1e-12)
@@ -37,30 +37,30 @@ def test_every_deployment_has_bands():
         "tpot_s.p90",
     }
     everywhere = [
-        *answer()["candidates"],
-        *answer()["best_of_each_model"].values(),
-        answer()["moe_vs_dense"]["moe"],
+        *answer_table()["candidates"],
+        *answer_table()["best_of_each_model"].values(),
+        answer_table()["moe_vs_dense"]["moe"],
     ]
     for row in everywhere:
         assert row["band"] in ("simulated", "closed form")
         assert all(f"{name}_low" in row for name in named)
-    assert sum(row["is_best_probability"] for row in answer()["candidates"]) == pytest.approx(
+    assert sum(row["is_best_probability"] for row in answer_table()["candidates"]) == pytest.approx(
         1.0, abs=0.02
     )
     assert all(
         row["none_cheaper_probability"] >= row["is_best_probability"]
-        for row in answer()["candidates"]
+        for row in answer_table()["candidates"]
     )
     for name in ("cost_ratio", "cost_per_hour"):
-        assert all(f"{name}_low" in row for row in answer()["sensitivity"])
-    assert all("goodput_per_s_low" in row and "note" in row for row in answer()["losses"])
-    assert all("gpus_low" in row for row in answer()["spare_nodes"])
+        assert all(f"{name}_low" in row for row in answer_table()["sensitivity"])
+    assert all("goodput_per_s_low" in row and "note" in row for row in answer_table()["losses"])
+    assert all("gpus_low" in row for row in answer_table()["spare_nodes"])
     assert (
-        answer()["recommended"]["headroom_low"]
-        <= answer()["recommended"]["headroom"]
-        <= answer()["recommended"]["headroom_high"]
+        answer_table()["recommended"]["headroom_low"]
+        <= answer_table()["recommended"]["headroom"]
+        <= answer_table()["recommended"]["headroom_high"]
     )
-    points = answer()["pareto"]
+    points = answer_table()["pareto"]
     assert {point["kind"] for point in points} == {"closed form", "simulated"}
     assert all(
         point["tokens_per_s_user_low"]
@@ -71,7 +71,7 @@ def test_every_deployment_has_bands():
 
 
 def test_what_a_gpu_makes_falls_as_more_of_them_are_needed():
-    for row in answer()["candidates"]:
+    for row in answer_table()["candidates"]:
         made = row["output_tokens_per_s_per_gpu"] * row["gpus"]
         for one, other in (("low", "high"), ("high", "low")):
             gpus = row[f"gpus_{other}"]
@@ -80,14 +80,14 @@ def test_what_a_gpu_makes_falls_as_more_of_them_are_needed():
 
 
 def test_a_change_of_the_plan_costs_so_many_times_as_much():
-    rows = [row for row in answer()["sensitivity"] if row["cost_per_hour"] is not None]
+    rows = [row for row in answer_table()["sensitivity"] if row["cost_per_hour"] is not None]
     assert rows
     for row in rows:
         assert row["cost_ratio"] == pytest.approx(row["cost_per_hour"] / row["base_cost_per_hour"])
 
 
 def test_a_cell_of_the_map_has_a_band():
-    cells = [row for row in answer()["crossover"]["cells"] if row["fits"]]
+    cells = [row for row in answer_table()["crossover"]["cells"] if row["fits"]]
     assert cells
     for row in cells:
         assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
@@ -95,6 +95,8 @@ def test_a_cell_of_the_map_has_a_band():
             row["moe_tokens_per_s_gpu"], rel=1e-3
         )
     same_time = [
-        row for row in answer()["crossover"]["at_same_time"] if row["ratio_low"] is not None
+        row
+        for row in answer_table()["crossover"]["at_same_time"]
+        if row["ratio"] is not None and row.get("ratio_low") is not None
     ]
     assert all(row["ratio_low"] <= row["ratio"] <= row["ratio_high"] for row in same_time)

@@ -17,11 +17,10 @@ from simulator.planner.estimate import (
 )
 from simulator.planner.evaluations import best_of_each
 from simulator.planner.judge import Served
-from simulator.planner.pareto import pareto
 from simulator.planner.samples import interpolate_gpus
-from simulator.planner.sizes import around
+from simulator.planner.sizes import find_sizes
 from simulator.planner.uncertainty.confidence import simulate_demand
-from tests.laws.tiny_question import candidate, error, found, trials
+from tests.laws.tiny_question import answer, candidate, error, found, trials
 
 
 @pytest.mark.parametrize(
@@ -111,19 +110,19 @@ def test_a_replica_reaches_from_the_first_load_that_it_serves():
 
 
 def test_the_figure_of_speeds_has_the_fastest_and_the_most_productive():
-    points = [point for point in pareto(found()) if point["kind"] == "closed form"]
+    points = [point for point in answer().pareto if not point.is_simulated]
     for screened in found().screened.values():
         speeds = [*screened.front, *(speed for speed, _ in screened.pooled)]
         for name in ("user", "gpu"):
-            shown = [point[f"tokens_per_s_{name}"] for point in points]
+            shown = [getattr(point, f"tokens_per_s_{name}") for point in points]
             most = max(getattr(speed, f"per_{name}") for speed in speeds)
             assert min(abs(one / most - 1) for one in shown) < 1e-9
 
 
 def test_the_next_larger_cluster_has_as_many_replicas_as_it_holds():
     for first in best_of_each(found()).values():
-        larger = around(found(), first)["larger"]
-        assert f"{larger['gpus']} replicas" in larger["deployment"]
+        larger = find_sizes(found(), first).larger
+        assert f"{larger.gpus} replicas" in larger.deployment
 
 
 def test_a_closed_form_starts_where_simulation_is_and_never_falls():

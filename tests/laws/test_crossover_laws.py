@@ -1,6 +1,5 @@
 """Laws of the map of where a mixture of experts wins."""
 
-import json
 import re
 from pathlib import Path
 
@@ -15,18 +14,28 @@ from simulator.config.capacity import Crossover, Question
 from simulator.config.engine import find_hand_over
 from simulator.cost.kernels.context import kernels_s
 from simulator.planner.closed_form import Curve
-from simulator.planner.crossover import ALIKE, BEST, MEMORY, WEIGHTS, compared, crossover
-from simulator.planner.crossover_text import flips
+from simulator.planner.crossover import (
+    ALIKE,
+    BEST,
+    MEMORY,
+    WEIGHTS,
+    Place,
+    compare_models,
+    crossover,
+)
 from simulator.planner.judge import Judge, Rates, Served
 from simulator.planner.ruled_out import Ruled
 from simulator.planner.space import ReplicaShape, Space
 from simulator.planner.steady import Steady, fixed
 from simulator.report.plan_figures.crossover import _cell
+from simulator.results.answer.crossover import CrossoverMap, FullPoint, LoadPoint
+from simulator.results.plan_sentences.crossover import describe_flips
 from simulator.step.prices import Prices
 from simulator.work.context import total_sums
 from tests.cases import cases
 
 HERE = Path()
+PLACE = Place("moe", "dense", 512, 256, 1.0)
 BUDGET = 2048
 ASKED = Crossover(batches=(1.0, 8.0, 32.0), eps=(1, 4))
 WORKLOAD = {
@@ -181,72 +190,73 @@ def test_the_map_and_the_screen_agree_on_a_step(engine):
 
 @pytest.mark.parametrize("pair", [("dense", "dense"), ("one-expert", "dense")])
 def test_a_model_ties_with_itself_and_one_expert_with_the_dense_block(tiny, pair):
-    rows = compared(*([steady(tiny.plan(name))] for name in pair), ASKED)
-    assert [row["pairing"] for row in rows["at_full_load"]] == [BEST, ALIKE]
-    for row in [*rows["cells"], *rows["at_same_time"], *rows["at_full_load"]]:
-        assert row["ratio"] == pytest.approx(1, abs=0.02 if pair[0] != pair[1] else 0)
+    rows = compare_models(*([steady(tiny.plan(name))] for name in pair), ASKED, PLACE)
+    assert [row.pairing for row in rows.at_full_load] == [BEST, ALIKE]
+    for row in [*rows.cells, *rows.at_same_time, *rows.at_full_load]:
+        assert row.ratio == pytest.approx(1, abs=0.02 if pair[0] != pair[1] else 0)
     if pair[0] == pair[1]:
-        assert {row["winner"] for part in rows.values() for row in part} == {None}
+        assert {row.winner for part in rows for row in part} == {None}
 
 
 def test_a_faster_network_never_lowers_the_mixture_of_experts(found):
     places = ("input", "output", "batch_per_gpu", "ep", "pairing", "gpus", "time_per_token_s")
     for name in ("cells", "at_same_time", "at_full_load"):
         by_place = {}
-        for row in found[name]:
-            by_place.setdefault(tuple(row.get(key) for key in places), []).append(row)
+        for row in getattr(found, name):
+            by_place.setdefault(tuple(getattr(row, key, None) for key in places), []).append(row)
         assert all(len(rows) == 3 for rows in by_place.values())
         for rows in by_place.values():
-            made = [row["moe_tokens_per_s_gpu"] or 0.0 for row in rows]
+            made = [row.moe_tokens_per_s_gpu or 0.0 for row in rows]
             assert made == sorted(made), rows
 
 
 def test_every_row_says_who_wins_and_why(found):
-    terms = {*found["terms"], "context length", "tokens of a step", WEIGHTS}
+    terms = {*found.terms, "context length", "tokens of a step", WEIGHTS}
     for name in ("cells", "at_same_time", "at_full_load"):
-        for row in found[name]:
-            assert (row["ratio"] is not None) == row["fits"]
-            if row["winner"] is not None:
-                assert row["deciding_term"] in terms
-                assert not row["fits"] or (row["ratio"] > 1) == (row["winner"] == row["moe"])
+        for row in getattr(found, name):
+            assert (row.ratio is not None) == row.fits
+            if row.winner is not None:
+                assert row.deciding_term in terms
+                assert not row.fits or (row.ratio > 1) == (row.winner == row.moe)
 
 
 def test_each_model_is_given_its_best_split(found):
     for name in ("at_same_time", "at_full_load"):
-        for row in found[name]:
-            if row["pairing"] == ALIKE and row["fits"]:
+        for row in getattr(found, name):
+            if row.pairing == ALIKE and row.fits:
                 best = next(
                     other
-                    for other in found[name]
-                    if other["pairing"] == BEST
+                    for other in getattr(found, name)
+                    if other.pairing == BEST
                     and all(
-                        other.get(key) == row.get(key)
+                        getattr(other, key, None) == getattr(row, key, None)
                         for key in ("input", "output", "network", "time_per_token_s")
                     )
                 )
-                assert best["moe_tokens_per_s_gpu"] >= row["moe_tokens_per_s_gpu"]
-                assert best["dense_tokens_per_s_gpu"] >= row["dense_tokens_per_s_gpu"]
+                assert best.moe_tokens_per_s_gpu >= row.moe_tokens_per_s_gpu
+                assert best.dense_tokens_per_s_gpu >= row.dense_tokens_per_s_gpu
 
 
 def test_the_same_question_has_the_same_map(found):
-    assert json.dumps(crossover(question(), HERE, [0, 1], 0)) == json.dumps(found)
+    again = crossover(question(), HERE, [0, 1], 0)
+    assert again.model_dump_json() == found.model_dump_json()
 
 
 def test_a_smaller_cache_holds_fewer_and_decides_where_it_is_all_that_differs(tiny):
     plan = tiny.plan("moe", attention_dp=4, ep=4)
     roomy, cramped = (steady(tiny.with_blocks(plan, blocks)) for blocks in (4000, 400))
     assert cramped.most < roomy.most
-    rows = compared([roomy], [cramped], Crossover(batches=(20.0,), eps=(4,)))
-    assert rows["at_full_load"][0]["deciding_term"] == MEMORY
-    assert rows["at_full_load"][0]["ratio"] > 1
-    assert rows["cells"][0]["fits"] is False
-    assert rows["cells"][0]["deciding_term"] == MEMORY
+    rows = compare_models([roomy], [cramped], Crossover(batches=(20.0,), eps=(4,)), PLACE)
+    assert rows.at_full_load[0].deciding_term == MEMORY
+    assert rows.at_full_load[0].ratio > 1
+    assert rows.cells[0].fits is False
+    assert rows.cells[0].deciding_term == MEMORY
 
 
 def test_requests_longer_than_the_context_have_no_place():
     asked = question(crossover={**QUESTION["crossover"], "inputs": [200_000], "networks": [1.0]})
-    cells = crossover(asked, HERE, [0, 1], 0)["cells"]
-    assert {(row["winner"], row["fits"]) for row in cells} == {(None, False)}
+    cells = crossover(asked, HERE, [0, 1], 0).cells
+    assert {(row.winner, row.fits) for row in cells} == {(None, False)}
 
 
 def test_two_dense_models_have_no_map():
@@ -296,14 +306,7 @@ def test_flips_say_where_the_winner_changes():
         }
         for output, ratio, winner in ((1024, 1.2, "M"), (8192, 0.7, "D"))
     ]
-    said = flips(
-        {
-            "models": {"moe": ["M"], "dense": ["D"]},
-            "cells": cells,
-            "at_same_time": [],
-            "at_full_load": full,
-        }
-    )
+    said = read(cells, full)
     assert [text.replace("\N{MULTIPLICATION SIGN}", "x") for text in said] == [
         (
             "M against D, 1k/1k at the same load: D up to 4 sequences a GPU (0.5 to 0.8x, "
@@ -319,7 +322,7 @@ def test_flips_say_where_the_winner_changes():
 def uncertain_rows(ratios, widths, **axis):
     """Rows of one pair and length, along an axis; a width of 0 is no band."""
     ((name, values),) = axis.items()
-    place = {"moe": "M", "dense": "D", "input": 1024, "output": 1024, "network": 1.0}
+    place = {"moe": "M", "dense": "D", "input": 1024, "output": 1024, "network": 1.0, "fits": True}
     rows = []
     for value, ratio, width in zip(values, ratios, widths, strict=True):
         row = {"ratio": ratio, "winner": "M" if ratio > 1 else "D", "deciding_term": "compute"}
@@ -331,8 +334,8 @@ def uncertain_rows(ratios, widths, **axis):
 
 def read(cells=(), full=()):
     models = {"moe": ["M"], "dense": ["D"]}
-    found = {"models": models, "cells": list(cells), "at_same_time": [], "at_full_load": list(full)}
-    return flips(found)
+    found = {"models": models, "cells": cells, "at_full_load": full}
+    return list(describe_flips(CrossoverMap.model_validate(found)))
 
 
 RATIOS = st.lists(
@@ -347,7 +350,7 @@ RATIOS = st.lists(
 def test_readings_of_the_map_are_as_unsure_as_its_cells(found):
     ratios, widths = zip(*found, strict=True)
     cells = uncertain_rows(ratios, widths, batch_per_gpu=range(1, len(found) + 1))
-    cells = [row | {"ep": 8} for row in cells]
+    cells = [LoadPoint.model_validate(row | {"ep": 8}) for row in cells]
     marked = sum(" ?" in _cell(row) for row in cells)
     (said,) = read(cells=cells)
     alone = said.count("\N{MULTIPLICATION SIGN} ?")
@@ -361,11 +364,11 @@ def test_each_ratio_that_is_read_alone_carries_the_mark_of_its_cell(found):
     ratios, widths = zip(*found, strict=True)
     sizes = [1024 * 2**n for n in range(len(found))]
     full = [
-        row | {"gpus": 8, "output": size}
-        for row, size in zip(uncertain_rows(ratios, widths, order=sizes), sizes, strict=True)
+        FullPoint.model_validate(row | {"gpus": 8})
+        for row in uncertain_rows(ratios, widths, output=sizes)
     ]
     said = read(full=full)
-    if len({row["winner"] for row in full}) < 2:
+    if len({row.winner for row in full}) < 2:
         assert said == []
     else:
         assert said[0].count(" ?") == sum(" ?" in _cell(row) for row in full)

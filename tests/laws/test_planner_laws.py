@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from pydantic_core import to_jsonable_python
 
 from simulator.base.frozen import validate
 from simulator.config.capacity import Question, Spare
@@ -337,23 +338,24 @@ def all_doubts():
 
 def test_the_same_question_has_the_same_doubts(tmp_path):
     anew, kept = (assess(found(), Store(tmp_path), workers=1) for _ in range(2))
-    assert len({json.dumps(answer, sort_keys=True) for answer in (all_doubts(), anew, kept)}) == 1
+    texts = (to_jsonable_python(answer) for answer in (all_doubts(), anew, kept))
+    assert len({json.dumps(text, sort_keys=True) for text in texts}) == 1
     assert read_findings(tmp_path)
 
 
 def test_doubts_are_whole():
     answer = all_doubts()
-    assert [row["name"] for row in answer["sensitivity"]] == [
+    assert [row.name for row in answer["sensitivity"]] == [
         "traffic",
         "prompts",
         "network",
         "skew",
         "price",
     ]
-    by_name = {row["name"]: row for row in answer["sensitivity"]}
-    assert by_name["price"]["cost_ratio"] == pytest.approx(0.7)
-    assert by_name["traffic"]["cost_ratio"] >= 1.0
-    assert not by_name["price"]["flips"]
+    by_name = {row.name: row for row in answer["sensitivity"]}
+    assert by_name["price"].cost_ratio == pytest.approx(0.7)
+    assert by_name["traffic"].cost_ratio >= 1.0
+    assert not by_name["price"].flips
     certain = answer["confidence"]
     assert certain["cost_low"] <= certain["cost_high"]
     assert certain["headroom_low"] <= certain["headroom_high"]
@@ -362,16 +364,13 @@ def test_doubts_are_whole():
     for figure in certain["figures"].values():
         assert figure["low"] <= figure["value"] <= figure["high"]
     compared = answer["moe_vs_dense"]
-    assert (
-        compared["cost_ratio"]
-        == compared["moe"]["cost_per_hour"] / compared["dense"]["cost_per_hour"]
-    )
-    assert [point["rate"] for point in compared["rates"]] == list(RATES)
+    assert compared.cost_ratio == compared.moe.cost_per_hour / compared.dense.cost_per_hour
+    assert [point.rate for point in compared.rates] == list(RATES)
     for kind in ("moe", "dense"):
         costs = [
-            point[f"{kind}_cost_per_hour"]
-            for point in compared["rates"]
-            if point[f"{kind}_cost_per_hour"] is not None
+            getattr(point, f"{kind}_cost_per_hour")
+            for point in compared.rates
+            if getattr(point, f"{kind}_cost_per_hour") is not None
         ]
         assert costs == sorted(costs)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from simulator.base.frozen import validate
 from simulator.config.capacity import Question
-from simulator.planner.answer import summary
+from simulator.planner.answer import make_answer
 from simulator.planner.calibration_error import CalibrationError, LatencyBands
 from simulator.planner.conditions import Trials
 from simulator.planner.explore import ClusterSize, Evaluation
@@ -78,7 +78,13 @@ def found():
 
 @lru_cache(maxsize=1)
 def answer():
-    return summary(found(), assess(found(), Store(None), workers=1))
+    return make_answer(found(), assess(found(), Store(None), workers=1))
+
+
+@lru_cache(maxsize=1)
+def answer_table():
+    """The answer as plan.json holds it."""
+    return answer().model_dump(mode="json")
 
 
 @lru_cache(maxsize=1)

@@ -9,6 +9,7 @@ import pytest
 
 from simulator import report
 from simulator.report import execution, page, plan_page, scoreboard
+from simulator.results.answer import Answer
 from tests.report import made_up_executions, made_up_runs, plan_answers
 from tests.report.pages import MOST_BYTES, payload_of, unpacked
 from tests.report.test_scoreboard import board
@@ -19,7 +20,9 @@ pytestmark = pytest.mark.xdist_group("pages")  # one browser, and each page rend
 KINDS = {
     "run": lambda: page.render(made_up_runs.plain()),
     "execution": lambda: execution.render(made_up_executions.CASES["all"]()),
-    "plan": lambda: plan_page.render(plan_answers.answer(), plan_answers.RUN),
+    "plan": lambda: plan_page.render(
+        Answer.model_validate(plan_answers.answer()), plan_answers.RUN
+    ),
     "validation": lambda: scoreboard.render(board()),
     "training": training_page,
 }

@@ -7,6 +7,7 @@ import pytest
 from simulator.report.gallery import plots
 from simulator.report.plan_figures import figures
 from simulator.report.plan_page import render
+from simulator.results.answer import Answer
 from tests.report.plan_answers import RUN, TRAFFIC, answer, banded
 
 pytestmark = pytest.mark.xdist_group("pages")  # one browser, and each page rendered once
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.xdist_group("pages")  # one browser, and each page rend
 def test_it_opens_offline_and_its_lists_and_buttons_work(browser, tmp_path, width):
     made = answer()
     file = tmp_path / "report.html"
-    file.write_text(render(made, RUN), encoding="utf-8")
+    file.write_text(render(Answer.model_validate(made), RUN), encoding="utf-8")
     context = browser.new_context(viewport={"width": width, "height": 900})
     context.set_offline(True)
     page = context.new_page()
@@ -26,7 +27,7 @@ def test_it_opens_offline_and_its_lists_and_buttons_work(browser, tmp_path, widt
     page.goto(file.as_uri())
     page.wait_for_selector("html[data-drawn]", state="attached", timeout=60_000)
     assert page.evaluate("document.querySelectorAll('.js-plotly-plot').length") == sum(
-        len(plots(f, made)) for f in figures()
+        len(plots(f, Answer.model_validate(made))) for f in figures()
     )
     scrolled, shown = page.evaluate(
         "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
@@ -85,7 +86,7 @@ def test_on_a_phone_nothing_is_cut_or_covered_and_bands_and_warning_show(browser
     for point in made["pareto"]:
         point["deployment"] += f", {tokens:,} tokens a step"
     file = tmp_path / "report.html"
-    file.write_text(render(made, RUN), encoding="utf-8")
+    file.write_text(render(Answer.model_validate(made), RUN), encoding="utf-8")
     context = browser.new_context(viewport={"width": 390, "height": 900})
     page = context.new_page()
     page.goto(file.as_uri())

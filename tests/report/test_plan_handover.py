@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from simulator.report.plan_handover import by_flag, handover
+from simulator.results.answer import Handover
 
 
 def test_servers_that_differ_in_numbers_only_are_folded():
@@ -27,7 +28,7 @@ def test_servers_that_differ_in_numbers_only_are_folded():
             "not_expressed": ["as on all"],
         }
     )
-    shown = handover({"handover": {"commands": commands}})
+    shown = handover(Handover.model_validate({"commands": commands}))
     assert shown.count("as on all") == 1
     assert "3 more like it: server 1, server 2, ..." in shown
     assert shown.count("<pre") == 4 + 1
@@ -38,7 +39,7 @@ def test_where_the_flags_were_read_is_said_once():
         {"deployment": "d", "name": f"d: {n}", "command": "serve", "flags_read": "Flags of 1.2."}
         for n in range(2)
     ]
-    assert handover({"handover": {"commands": rows}}).count("Flags of 1.2.") == 1
+    assert handover(Handover.model_validate({"commands": rows})).count("Flags of 1.2.") == 1
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,16 @@ import re
 
 import pytest
 
+from simulator.report import plan_page
 from simulator.report.gallery import plots
 from simulator.report.plan_figures import figures
-from simulator.report.plan_page import render
+from simulator.results.answer import Answer
 from tests.report.pages import payload_of
 from tests.report.plan_answers import HOSTILE, RUN, TRAFFIC, answer, banded, row
+
+
+def render(table, run):
+    return plan_page.render(Answer.model_validate(table), run)
 
 
 def section(page, anchor):
@@ -231,10 +236,10 @@ def test_an_impossible_plan_has_a_page():
     assert "No deployment meets every target." in page
     assert "The candidates" not in page
     missed = row(HOSTILE, True, 8, 23.92, worst_target="backlog", worst_ratio=12.3)
-    for nearest in (missed, {"deployment": "x", "model": "x", "is_moe": True}):
-        shown = section(render(made | {"why_not": {"row": nearest}}, {}), "the-candidates")
-        assert "Nearest, as large as the limits allow" in shown
-        assert "12\N{MULTIPLICATION SIGN}" in shown or nearest is not missed
+    why_not = {"text": "falls behind what comes", "row": missed}
+    shown = section(render(made | {"why_not": why_not}, {}), "the-candidates")
+    assert "Nearest, as large as the limits allow" in shown
+    assert "12\N{MULTIPLICATION SIGN}" in shown
 
 
 def test_machines_without_a_price_are_counted_instead():
@@ -293,8 +298,8 @@ def test_figures_introduce_themselves_and_draw_numbers_only(figure):
     assert figure.title[0].isupper()
     assert figure.definition.endswith(".")
     assert figure.absent.endswith(".")
-    assert plots(figure, {}) == {}
-    assert plots(figure, answer())
+    assert plots(figure, Answer(name="p")) == {}
+    assert plots(figure, Answer.model_validate(answer()))
 
 
 def test_the_map_offers_what_is_no_axis_and_shows_one_combination():

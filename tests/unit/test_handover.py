@@ -3,7 +3,6 @@ targets when it is run.
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,14 +14,14 @@ from simulator.base.frozen import validate
 from simulator.commands.run import run as run_scenario
 from simulator.config.capacity import Question
 from simulator.deployment.plan import make_plan
-from simulator.planner.answer import summary
+from simulator.planner.answer import make_answer
 from simulator.planner.evaluations import best_of_each, deployment_of, priced
 from simulator.planner.explore import ClusterSize
 from simulator.planner.handover import (
     _peak,
     commands,
     deployments,
-    handover,
+    hand_over,
     recommended,
     scenario_text,
 )
@@ -33,6 +32,7 @@ from simulator.planner.space import ReplicaShape
 from simulator.planner.store import Store
 from simulator.planner.traffic import led
 from simulator.planner.trial import outcome
+from simulator.results.answer import Handover
 from simulator.scenario.scenario import load_scenario
 from simulator.workload.requests import load_requests, source_arrivals_s
 
@@ -218,7 +218,7 @@ def test_electricity_is_that_of_the_whole_cluster_by_the_kilowatt_hour(found):
 
 
 def test_nothing_is_lost_where_nobody_asks_what_happens_then(found):
-    assert summary(found)["spare"]["lost"] == ""
+    assert make_answer(found).spare.lost == ""
 
 
 def test_a_stretch_that_is_asked_for_is_not_made_longer():
@@ -238,9 +238,9 @@ def test_names_differ_and_nothing_is_there_twice(found):
 
 
 def test_commands_are_those_of_each_models_engine(found):
-    given = handover(found)
-    assert {one["command"].split()[0] for one in given["commands"]} == {"vllm", "python"}
-    assert json.loads(json.dumps(given)) == given == handover(found)
+    given = hand_over(found)
+    assert {one.command.split()[0] for one in given.commands} == {"vllm", "python"}
+    assert Handover.model_validate_json(given.model_dump_json()) == given == hand_over(found)
 
 
 @pytest.mark.slow
@@ -249,15 +249,15 @@ def test_every_model_that_meets_the_targets_is_started():
     models = [{"model": name, "weight_dtypes": ["bf16"]} for name in names[1:]]
     space = {**QUESTION["space"], "tp": [1]}
     found = found_of(models=[{"model": names[0], "quality": 0.7}, *models], space=space)
-    given = handover(found)["commands"]
-    assert {one["model"] for one in given} == set(names)
-    assert given[0]["model"] == next(iter(best_of_each(found)))
+    given = hand_over(found).commands
+    assert {one.model for one in given} == set(names)
+    assert given[0].model == next(iter(best_of_each(found)))
     weights = {"gpt-oss-20b": "openai/gpt-oss-20b", "qwen3-8b": "Qwen/Qwen3-8B"}
     for one in given:
-        assert weights.get(one["model"], "Llama-3.1-8B") in one["command"]
-        assert "--max-model-len" in one["command"]
-        assert "vLLM 0.33.0" in one["flags_read"]
-    unscored = [text for text in summary(found)["reasons"] if "quality score" in text]
+        assert weights.get(one.model, "Llama-3.1-8B") in one.command
+        assert "--max-model-len" in one.command
+        assert "vLLM 0.33.0" in one.flags_read
+    unscored = [text for text in make_answer(found).reasons if "quality score" in text]
     assert unscored == [
         "No quality score is given for "
         f"{', '.join(name for name in best_of_each(found) if name != names[0])}: "
@@ -267,8 +267,7 @@ def test_every_model_that_meets_the_targets_is_started():
 
 def test_the_answer_holds_scenarios_that_load(found, tmp_path):
     files = {
-        one["file"]: loaded(one["text"], tmp_path)
-        for one in summary(found)["handover"]["scenarios"]
+        one.file: loaded(one.text, tmp_path) for one in make_answer(found).handover.scenarios
     }
     assert list(files) == ["recommended.toml", "compared.toml"]
     assert files["recommended.toml"].deployments == files["compared.toml"].deployments[:1]
@@ -281,12 +280,12 @@ def test_the_answer_holds_scenarios_that_load(found, tmp_path):
 def test_a_comparison_is_handed_over_only_where_there_is_one(monkeypatch, count, files):
     inside = "simulator.planner.handover"
     monkeypatch.setattr(f"{inside}.recommended", lambda _: list(range(count)))
-    monkeypatch.setattr(f"{inside}.scenario_text", lambda _, shown, target: (shown, target))
-    given = handover(SimpleNamespace(evaluations=[]), Path("out"))
-    assert {one["file"]: one["text"] for one in given["scenarios"]} == {
-        name: (shown, Path("out")) for name, shown in files.items()
+    monkeypatch.setattr(f"{inside}.scenario_text", lambda _, shown, target: f"{shown} {target}")
+    given = hand_over(SimpleNamespace(evaluations=[]), Path("out"))
+    assert {one.file: one.text for one in given.scenarios} == {
+        name: f"{shown} out" for name, shown in files.items()
     }
-    assert given["commands"] == []
+    assert given.commands == ()
 
 
 def test_pools_survive_the_file(found, tmp_path):

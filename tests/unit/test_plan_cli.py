@@ -12,8 +12,11 @@ import pytest
 from simulator.base.data import find_file
 from simulator.cli.plan import _Counted
 from simulator.commands import plan as planned
-from simulator.planner import search, words
+from simulator.planner import search
 from simulator.planner.store import Store
+from simulator.results.answer import Answer
+from simulator.results.plan_sentences import headline as headlines
+from simulator.results.plan_sentences import reasons as sentences
 from simulator.scenario.question import load_question
 from tests.findings_database import read_findings
 from tests.report.plan_answers import answer, row
@@ -77,17 +80,17 @@ def test_it_prints_the_answer_and_writes_a_folder_that_report_and_run_take(plan,
     assert code == 0, err
     folder = tmp_path / "reports/out/tiny_plan"
     answer, run = planned.read(folder)
-    assert out.startswith(answer["headline"])
-    best = answer["recommended"]
-    assert best["deployment"] in out
-    assert f"{best['cost_per_hour']:.2f}" in out
+    assert out.startswith(answer.headline)
+    best = answer.recommended
+    assert best.deployment in out
+    assert f"{best.cost_per_hour:.2f}" in out
     assert re.search(r"USD/hour +USD/1M out +GPUs +TTFT p90 +TPOT p90 +tightest +deployment", out)
     assert "best so far: " in err
     assert "\n2 simulated\n" in err
     assert f"report: {folder.relative_to(tmp_path)}/report.html" in err
-    assert run["seed"] == answer["seed"] == 3
+    assert run["seed"] == answer.seed == 3
     table = pd.read_csv(folder / "candidates.csv")
-    assert list(table["cost_per_hour"]) == [row["cost_per_hour"] for row in answer["candidates"]]
+    assert list(table["cost_per_hour"]) == [row.cost_per_hour for row in answer.candidates]
     written = {
         "pareto.csv",
         "ruled_out.csv",
@@ -104,7 +107,7 @@ def test_it_prints_the_answer_and_writes_a_folder_that_report_and_run_take(plan,
     }
     code, printed, err = plan("--json", "--cache", "another")
     assert code == 0, err
-    assert json.loads(printed) == answer
+    assert json.loads(printed) == answer.model_dump(mode="json")
     assert {
         entry.name: entry.read_bytes()
         for entry in folder.iterdir()
@@ -116,7 +119,7 @@ def test_it_prints_the_answer_and_writes_a_folder_that_report_and_run_take(plan,
     (folder / "report.html").unlink()
     code, _, err = moesim("report", folder)
     assert code == 0, err
-    assert answer["headline"] in (folder / "report.html").read_text(encoding="utf-8").replace(
+    assert answer.headline in (folder / "report.html").read_text(encoding="utf-8").replace(
         "&#x27;", "'"
     )
     code, _, err = moesim("report", folder, folder)
@@ -175,11 +178,11 @@ def test_impossible_targets_get_an_answer(plan, tmp_path):
         "output token (p90) by"
     )
     answer, _ = planned.read(tmp_path / "reports/out/tiny_plan")
-    assert "recommended" not in answer
-    row = answer["why_not"]["row"]
+    assert answer.recommended is None
+    row = answer.why_not.row
     assert "Nearest, as large as the limits allow:" in out
-    assert f"{row['cost_per_hour']:.2f}  " in out
-    assert row["deployment"] in out
+    assert f"{row.cost_per_hour:.2f}  " in out
+    assert row.deployment in out
     assert "Traceback" not in err
 
 
@@ -205,6 +208,14 @@ def test_ctrl_c_keeps_what_is_done(plan, tmp_path, monkeypatch):
     assert len(read_findings(tmp_path / "kept")) == 1
 
 
+def headline(table):
+    return headlines.headline(Answer.model_validate(table))
+
+
+def reasons(table):
+    return sentences.reasons(Answer.model_validate(table))
+
+
 def rows(moe_cost, dense_cost):
     def row(model, is_moe, cost):
         return {
@@ -218,6 +229,7 @@ def rows(moe_cost, dense_cost):
     models = [{"name": "moe", "is_moe": True}, {"name": "dense", "is_moe": False}]
     targets = {"tpot_s.p90": 0.05, "ttft_s.p90": 1.0}
     return {
+        "name": "tiny plan",
         "recommended": best | {"headroom": 1.3},
         "best_of_each_model": found,
         "models": models,
@@ -243,18 +255,18 @@ def rows(moe_cost, dense_cost):
     ],
 )
 def test_the_headline_holds_the_kinds_against_each_other(moe, dense, said):
-    assert said in words.headline(rows(moe, dense))
+    assert said in headline(rows(moe, dense))
 
 
 def test_the_headline_says_what_the_list_cannot_do():
     answer = rows(10.0, 20.0)
     del answer["best_of_each_model"]["dense"]
-    assert words.headline(answer).endswith("no dense model of the list does (dense).")
-    assert "10.00 EUR per hour, 1.00 EUR per million output tokens" in words.headline(answer)
+    assert headline(answer).endswith("no dense model of the list does (dense).")
+    assert "10.00 EUR per hour, 1.00 EUR per million output tokens" in headline(answer)
 
 
 def test_the_reasons_say_what_binds_and_what_is_left():
-    said = words.reasons(rows(10.0, 20.0))
+    said = reasons(rows(10.0, 20.0))
     assert any(
         line.startswith("What binds is the time per output token (p90): 45 ms, limit 50 ms")
         for line in said
@@ -262,7 +274,7 @@ def test_the_reasons_say_what_binds_and_what_is_left():
     assert any("1.30\N{MULTIPLICATION SIGN} this traffic" in line for line in said)
     easy = rows(10.0, 20.0)
     easy["recommended"] |= {"worst_ratio": 0.33, "tpot_s.p90": 0.0165}
-    (line,) = [line for line in words.reasons(easy) if "limit 50 ms" in line]
+    (line,) = [line for line in reasons(easy) if "limit 50 ms" in line]
     assert line.startswith(
         "Closest to its limit is the time per output token (p90): 16.5 ms, limit 50 ms"
     )
@@ -285,9 +297,9 @@ def test_bands_sizes_and_reasons_are_said_plainly():
     }  # fmt: skip
     assert (
         "no dense model of the list does (dense misses TPOT by 1.2x on 8 GPUs, all that limits.gpus = 8 allows)"
-        in words.headline(answer)
+        in headline(answer)
     )
-    said = " ".join(words.reasons(answer))
+    said = " ".join(reasons(answer))
     assert (
         "80 % band of the cost, from what the simulator may be off: 10.00 EUR per hour at both ends"
         in said
@@ -298,7 +310,7 @@ def test_bands_sizes_and_reasons_are_said_plainly():
     )
     answer["confidence"] = {"cost_low": 10.0, "cost_high": None}
     assert "10.00 EUR per hour to no cluster within the limits is enough" in " ".join(
-        words.reasons(answer)
+        reasons(answer)
     )
 
 
@@ -309,17 +321,17 @@ def test_machines_and_models_that_are_ruled_out_are_named():
     answer["clusters_ruled_out"] = {
         "h200-sxm": "even 1 GPU of h200-sxm would cost 9.00 EUR per hour"
     }
-    said = words.reasons(answer)
+    said = reasons(answer)
     assert "other is ruled out: its weights do not fit." in said
     assert "h200-sxm is ruled out: even 1 GPU of h200-sxm would cost 9.00 EUR per hour." in said
 
 
 def test_what_the_traffic_hides_is_said():
     answer = rows(10.0, 20.0)
-    assert not any("steady state" in line or "context" in line for line in words.reasons(answer))
-    answer["traffic"] = {"is_steady": False, "num_requests": 60, "lasts_s": 3.0}
+    assert not any("steady state" in line or "context" in line for line in reasons(answer))
+    answer["traffic"] = {"rate_per_s": 20.0, "is_steady": False, "num_requests": 60, "lasts_s": 3.0}
     answer["recommended"] |= {"too_long_share": 0.0004, "preempted_share": 0.37}
-    said = words.reasons(answer)
+    said = reasons(answer)
     assert any(line.startswith("37 % of the requests lose their KV blocks") for line in said)
     assert any(
         line.startswith("The 60 requests arrive within 3 s, which is too short for a steady state")
@@ -350,14 +362,14 @@ def test_a_tie_with_the_second_choice_is_no_win(less, no_more, said):
     answer = rows(10.0, 20.0) | {
         "confidence": {"second": "other", "beats_second": no_more, "cheaper_than_second": less}
     }
-    assert said in words.reasons(answer)
+    assert said in reasons(answer)
 
 
 def test_headroom_has_its_band():
     answer = rows(10.0, 20.0)
     answer["recommended"] |= {"headroom_low": 1.1, "headroom_high": 1.6}
     assert "It would carry 1.30x this traffic with all targets met; 80 % band: 1.10x to 1.60x." in [
-        line.replace("\N{MULTIPLICATION SIGN}", "x") for line in words.reasons(answer)
+        line.replace("\N{MULTIPLICATION SIGN}", "x") for line in reasons(answer)
     ]
 
 
@@ -368,7 +380,7 @@ def test_a_spare_is_named_as_the_cause_of_the_size():
     answer["spare_nodes"] = [
         {"lost": "nothing", "nodes_lost": 0, "gpus_lost": 0, "gpus": 1, "cost_per_hour": 0.625}
     ]
-    said = words.reasons(answer)
+    said = reasons(answer)
     assert (
         "The cluster has 16 GPUs, since 1 node may be lost; without the spare 1 GPU would do, 0.625 EUR per hour."
         in said
@@ -379,7 +391,7 @@ def test_a_spare_is_named_as_the_cause_of_the_size():
     answer["spare"], answer["recommended"]["gpus_used"] = {"lost": "", "gpus": 0}, 12
     assert any(
         line.startswith("4 of its 16 GPUs stand idle: the cluster comes in no smaller size")
-        for line in words.reasons(answer)
+        for line in reasons(answer)
     )
 
 
@@ -396,6 +408,6 @@ def test_a_quality_that_nobody_gave_is_not_taken_for_an_equal_one(scores, said):
     made = answer(best_of_each_model={
         name: row(name, name == "a", 2, 5.98, quality=score) for name, score in scores.items()
     })  # fmt: skip
-    told = [reason for reason in words.reasons(made) if "quality" in reason]
+    told = [reason for reason in reasons(made) if "quality" in reason]
     assert len(told) == (said is not None)
     assert all(reason.startswith(said) for reason in told)

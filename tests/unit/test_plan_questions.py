@@ -14,7 +14,7 @@ from simulator.base.errors import UserError
 from simulator.base.frozen import validate
 from simulator.config.capacity import Question
 from simulator.planner import ruled_out as reasons
-from simulator.planner.answer import _num_simulated
+from simulator.planner.answer import _count_simulated
 from simulator.planner.explore import ClusterSize, Evaluation
 from simulator.planner.moe_vs_dense import rivals
 from simulator.planner.requests import traffic_of
@@ -24,7 +24,7 @@ from simulator.planner.search import search
 from simulator.planner.space import ReplicaShape, Space
 from simulator.planner.store import Store
 from simulator.planner.trial import Outcome
-from simulator.planner.why_not import _missing, _ruled_out, nearest, of_each_model
+from simulator.planner.why_not import _describe_miss, _find_reason, explain_models, find_nearest
 from simulator.scenario.question import load_question
 from tests.unit.test_plan_cli import QUESTION
 
@@ -136,7 +136,7 @@ def test_a_budget_for_nothing_is_an_answer(ask):
         "per hour is the limit"
     )
     assert answer["headline"] == f"No deployment within the limits meets every target: {reason}."
-    assert "recommended" not in answer
+    assert answer["recommended"] is None
     assert answer["why_not_models"]["qwen3-8b"]["text"] == reason
 
 
@@ -197,7 +197,7 @@ def test_a_deployment_is_counted_once_and_compared_once_whatever_size_it_has():
         clusters=[{"cluster": "h100-sxm", "max_gpus": 8}], targets={"tpot_s": {"p90": 0.012}}
     )
     best = next(one for one in few.evaluations if one.cluster_size is not None)
-    assert _num_simulated(few) == len(few.first)
+    assert _count_simulated(few) == len(few.first)
     here = (best.candidate.shape.model, best.candidate.shape.machines)
     expected = best.candidate._replace(replicas=best.candidate.replicas + 1)
     screened = few.screened[here]._replace(candidates=[expected])
@@ -208,9 +208,11 @@ def test_a_deployment_is_counted_once_and_compared_once_whatever_size_it_has():
         cluster_size=ClusterSize(8, 3),
     )
     again = replace(moved, candidate=moved.candidate._replace(replicas=3))
-    assert _num_simulated(few._replace(first=[moved], evaluations=[again])) == 1
+    assert _count_simulated(few._replace(first=[moved], evaluations=[again])) == 1
     assert (
-        _num_simulated(few._replace(first=[moved], evaluations=[replace(again, cost_per_hour=1.0)]))
+        _count_simulated(
+            few._replace(first=[moved], evaluations=[replace(again, cost_per_hour=1.0)])
+        )
         == 2
     )
 
@@ -244,17 +246,17 @@ def test_every_model_that_does_not_do_has_its_reason():
         models=[{"model": "qwen3-8b"}, {"model": "llama-3.1-405b"}],
         targets={"tpot_s": {"p90": 0.001}},
     )
-    told = of_each_model(answer)
-    assert told["llama-3.1-405b"]["text"].startswith(reasons.MEMORY)
+    told = explain_models(answer)
+    assert told["llama-3.1-405b"].text.startswith(reasons.MEMORY)
     missing = told["qwen3-8b"]
-    assert missing["target"] == "tpot_s.p90"
-    assert missing["times_over"] > 1
-    assert "on 2 GPUs, all that max_gpus = 2 allows" in missing["text"]
-    assert nearest(answer) == missing
-    row = missing["row"]
-    assert (row["gpus"], row["replicas"]) == (2, 2)
-    assert row["cost_per_hour"] == 2 * answer.space.machines[0].gpu_hour
-    assert row["worst_ratio"] == missing["times_over"]
+    assert missing.target == "tpot_s.p90"
+    assert missing.times_over > 1
+    assert "on 2 GPUs, all that max_gpus = 2 allows" in missing.text
+    assert find_nearest(answer) == missing
+    row = missing.row
+    assert (row.gpus, row.replicas) == (2, 2)
+    assert row.cost_per_hour == 2 * answer.space.machines[0].gpu_hour
+    assert row.worst_ratio == missing.times_over
 
 
 def test_both_pools_of_what_misses_a_target_take_up_gpus():
@@ -264,9 +266,9 @@ def test_both_pools_of_what_misses_a_target_take_up_gpus():
     outcome = Outcome({"tpot_s.p90": 1.5}, {"tpot_s.p90": 0.075}, 1.0, 1.0)
     missed = Evaluation(candidate, None, outcome, float("inf"), 0, most=ClusterSize(32, 5, 3))
     space, traffic = Space(asked, Path()), traffic_of(asked, Path())
-    told = _missing(SimpleNamespace(question=asked, space=space, traffic=traffic), missed)
-    assert told["row"]["gpus_used"] == 5 * 2 + 3 * 4
-    assert told["deployment"].endswith("on 32 x h100-sxm, 22 of 32 GPUs used")
+    told = _describe_miss(SimpleNamespace(question=asked, space=space, traffic=traffic), missed)
+    assert told.row.gpus_used == 5 * 2 + 3 * 4
+    assert told.deployment.endswith("on 32 x h100-sxm, 22 of 32 GPUs used")
 
 
 def test_the_reason_of_a_model_is_its_own():
@@ -276,7 +278,7 @@ def test_the_reason_of_a_model_is_its_own():
 
     tried = [one(1, None, ""), one(1, None, "too long"), one(0, "measured", "missed")]
     found = SimpleNamespace(screened={}, evaluations=tried)
-    assert [_ruled_out(found, model) for model in (0, 1)] == ["nothing was tried", "too long"]
+    assert [_find_reason(found, model) for model in (0, 1)] == ["nothing was tried", "too long"]
 
 
 @pytest.mark.parametrize("telling", ["TOO_FEW", "TOO_SLOW", "MEMORY", "TOO_LARGE"])
@@ -291,7 +293,7 @@ def test_a_reason_about_splits_never_hides_one_about_limits(telling):
     assert ruled.telling() == getattr(reasons, telling)
 
 
-def test_a_model_whose_context_is_too_short_is_ruled_out():
+def test_a_model_whose_context_is_too_short_is_find_reason():
     requests = TABLE["workload"]["requests"] | {
         "lengths": {"kind": "fixed", "num_input": 50_000, "num_output": 64}
     }
@@ -299,7 +301,7 @@ def test_a_model_whose_context_is_too_short_is_ruled_out():
         workload={"requests": requests | {"num_requests": 4}}, targets={"ttft_s": {"p90": 600.0}}
     )
     assert (
-        of_each_model(answer)["qwen3-8b"]["text"]
+        explain_models(answer)["qwen3-8b"].text
         == "100 % of the requests are longer than its context of 40,960 tokens"
     )
 

@@ -12,7 +12,7 @@ from simulator.planner.explore import ClusterSize, Evaluation
 from simulator.planner.moe_vs_dense import CheapestAtRate, _change, _cheaper, _point
 from simulator.planner.trial import Outcome
 from simulator.planner.uncertainty.sensitivity import Priced, Sensitivity
-from simulator.planner.why_not import _missing
+from simulator.planner.why_not import _describe_miss
 from tests.laws.tiny_question import candidate, demand, trials
 
 MOE, DENSE = 0, 1
@@ -54,12 +54,12 @@ def test_what_is_missed_is_told_with_the_gpus_that_replicas_take_up():
     missed = evaluation(
         size=None, cost=math.inf, outcome=measured(1.5, 50.0), most=ClusterSize(64, 60)
     )
-    told = _missing(found(), missed)
-    assert (told["row"]["gpus"], told["row"]["gpus_used"]) == (64, 60)
-    assert (told["target"], told["times_over"]) == ("tpot_s.p90", 1.5)
-    assert "64 GPUs, all that " in told["text"]
-    elsewhere = _missing(found(), Evaluation(**vars(missed) | {"most": ClusterSize(32, 32)}))
-    assert elsewhere["text"].endswith(" on 32 GPUs")
+    told = _describe_miss(found(), missed)
+    assert (told.row.gpus, told.row.gpus_used) == (64, 60)
+    assert (told.target, told.times_over) == ("tpot_s.p90", 1.5)
+    assert "64 GPUs, all that " in told.text
+    elsewhere = _describe_miss(found(), Evaluation(**vars(missed) | {"most": ClusterSize(32, 32)}))
+    assert elsewhere.text.endswith(" on 32 GPUs")
 
 
 def test_only_pools_are_explored_at_a_part_of_much_traffic():
@@ -85,10 +85,10 @@ def test_the_cheaper_kind_costs_less(moe, dense, cheaper):
 def test_both_kinds_at_one_rate_have_costs_and_their_ratio(dense, ratio):
     sides = CheapestAtRate(6.0, evaluation(), None), CheapestAtRate(dense, evaluation(DENSE), None)
     point = _point(found(), UNKNOWN, 2.0, *sides)
-    assert (point["rate"], point["requests_per_s"]) == (2.0, 10.0)
-    assert point["moe_cost_per_hour"] == 6.0
-    assert point["dense_cost_per_hour"] == (4.0 if ratio else None)
-    assert point["cost_ratio"] == ratio
+    assert (point.rate, point.requests_per_s) == (2.0, 10.0)
+    assert point.moe_cost_per_hour == 6.0
+    assert point.dense_cost_per_hour == (4.0 if ratio else None)
+    assert point.cost_ratio == ratio
 
 
 def test_a_ratio_at_one_rate_has_a_band_where_both_kinds_have_tables():
@@ -99,7 +99,7 @@ def test_a_ratio_at_one_rate_has_a_band_where_both_kinds_have_tables():
         2.0,
         *(CheapestAtRate(6.0, evaluation(one), demand()) for one in (MOE, DENSE)),
     )
-    assert (point["cost_ratio_low"], point["cost_ratio_high"]) == (1.0, 1.0)
+    assert point.band_of("cost_ratio") == (1.0, 1.0)
 
 
 @pytest.mark.parametrize(

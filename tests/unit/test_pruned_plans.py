@@ -89,7 +89,7 @@ def test_the_pruned_model_is_found_at_least_as_cheap_where_its_kernels_are_faste
         if evaluation.cluster_size is not None
     ]
     cheapest = {
-        kind: min(row["cost_per_hour"] for row in rows if row["kind"] == kind)
+        kind: min(row.cost_per_hour for row in rows if row.kind == kind)
         for kind in ("dense", "pruned")
     }
     assert cheapest["pruned"] <= cheapest["dense"]
@@ -98,7 +98,7 @@ def test_the_pruned_model_is_found_at_least_as_cheap_where_its_kernels_are_faste
         for evaluation in found.evaluations
         if found.space.kind(evaluation.candidate.shape) == "pruned"
     )
-    assert row_of(found, best)["model"] == "llama-3.1-8b (2:4)"
+    assert row_of(found, best).model == "llama-3.1-8b (2:4)"
     assert 'kind = "two_four"' in scenario_text(found, [best])
     assert "pruned already (2:4)" in " ".join(commands(found, best)[0].not_expressed)
 

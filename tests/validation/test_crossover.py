@@ -54,9 +54,7 @@ def question(engine, kv_dtype, **space):
 @pytest.mark.parametrize("kv_dtype", ["bf16", "fp8"])
 def test_over_one_box_by_tensor_parallelism_the_winner_changes_with_the_output(engine, kv_dtype):
     found = crossover(question(engine, kv_dtype, tp=[8], attention_dp=[1]), Path(), [0, 1], 0)
-    ratios = {
-        row["output"]: row["ratio"] for row in found["at_full_load"] if row["pairing"] == ALIKE
-    }
+    ratios = {row.output: row.ratio for row in found.at_full_load if row.pairing == ALIKE}
     assert ratios[8192] < 1 < ratios[1024]
 
 
@@ -67,7 +65,5 @@ def test_with_the_best_splits_it_does_not():
         [0, 1],
         0,
     )
-    assert all(row["ratio"] > 1 for row in found["at_full_load"] if row["pairing"] == BEST)
-    assert all(
-        row["ratio"] < 1 and row["deciding_term"] == "weight streaming" for row in found["cells"]
-    )
+    assert all(row.ratio > 1 for row in found.at_full_load if row.pairing == BEST)
+    assert all(row.ratio < 1 and row.deciding_term == "weight streaming" for row in found.cells)
