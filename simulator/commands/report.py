@@ -108,7 +108,9 @@ def _build_plan(folder: Path) -> _Page:
     from simulator.report.plan_page import render
 
     answer, run = read(folder)
-    return _Page(render(answer, run), {"headline": answer.headline, "reasons": list(answer.reasons)})
+    return _Page(
+        render(answer, run), {"headline": answer.headline, "reasons": list(answer.reasons)}
+    )
 
 
 def _build_sweep(folder: Path) -> _Page:

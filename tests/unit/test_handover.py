@@ -266,9 +266,7 @@ def test_every_model_that_meets_the_targets_is_started():
 
 
 def test_the_answer_holds_scenarios_that_load(found, tmp_path):
-    files = {
-        one.file: loaded(one.text, tmp_path) for one in make_answer(found).handover.scenarios
-    }
+    files = {one.file: loaded(one.text, tmp_path) for one in make_answer(found).handover.scenarios}
     assert list(files) == ["recommended.toml", "compared.toml"]
     assert files["recommended.toml"].deployments == files["compared.toml"].deployments[:1]
 
