@@ -14,16 +14,9 @@ from simulator.config.capacity import Crossover, Question
 from simulator.config.engine import find_hand_over
 from simulator.cost.kernels.context import kernels_s
 from simulator.planner.closed_form import Curve
-from simulator.planner.crossover import (
-    ALIKE,
-    BEST,
-    MEMORY,
-    WEIGHTS,
-    Place,
-    compare_models,
-    crossover,
-)
+from simulator.planner.crossover import crossover
 from simulator.planner.judge import Judge, Rates, Served
+from simulator.planner.map_points import ALIKE, BEST, MEMORY, WEIGHTS, Place, compare_models
 from simulator.planner.ruled_out import Ruled
 from simulator.planner.space import ReplicaShape, Space
 from simulator.planner.steady import Steady, fixed

@@ -15,7 +15,8 @@ import pytest
 
 from simulator.base.frozen import validate
 from simulator.config.capacity import Question
-from simulator.planner.crossover import ALIKE, BEST, crossover
+from simulator.planner.crossover import crossover
+from simulator.planner.map_points import ALIKE, BEST
 
 
 def question(engine, kv_dtype, **space):
