@@ -111,13 +111,13 @@ def _widen_literals(get_call_template: Callable[..., Any]) -> Callable[..., Any]
     more for each.
     """
 
-    def widened(args: Any, kws: Any) -> Any:
+    def widen(args: Any, kws: Any) -> Any:
         return get_call_template(
             tuple(types.unliteral(one) for one in args),
             {name: types.unliteral(one) for name, one in kws.items()},
         )
 
-    return widened
+    return widen
 
 
 class _Locator(_CacheLocator):  # type: ignore[misc]  # untyped

@@ -125,13 +125,13 @@ def print_rows(rows: dict[str, str]) -> None:
 
 def print_verdict(headline: str, reasons: Iterable[str]) -> None:
     """The finding in bold, and a line for each of its reasons."""
-    out.print(_wrapped(headline, ""), style="bold", highlight=False, soft_wrap=True, markup=False)
+    out.print(_wrap(headline, ""), style="bold", highlight=False, soft_wrap=True, markup=False)
     for reason in reasons:
-        out.print(_wrapped(reason, "  "), highlight=False, soft_wrap=True, markup=False)
+        out.print(_wrap(reason, "  "), highlight=False, soft_wrap=True, markup=False)
     out.print()
 
 
-def _wrapped(text: str, indent: str) -> str:
+def _wrap(text: str, indent: str) -> str:
     first = "- " if indent else ""
     return (
         textwrap.fill(text, out.width, initial_indent=first, subsequent_indent=indent)

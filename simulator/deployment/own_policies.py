@@ -20,7 +20,7 @@ from simulator.policies.contracts import (
     list_turns,
     prepare_balancer,
 )
-from simulator.policies.dispatch import policy_at, sees
+from simulator.policies.dispatch import find_kernel_input, policy_at
 
 _TOKENS = 8
 """Tokens that overflow and dispatch are tried on, requests that a balancer is, and changes that a
@@ -69,9 +69,11 @@ def _try_dispatch(plan: DeploymentPlan) -> None:
     assert placement.experts is not None
     assert placement.model.moe is not None
     policy = policy_at(placement.experts.dispatch, 1)
-    if sees(policy) not in _SEES:
+    if find_kernel_input(policy) not in _SEES:
         name = method_name(policy, "sees").removesuffix("()")
-        raise UserError(f"{name} must be one of {', '.join(_SEES)}; is {sees(policy)!r}")
+        raise UserError(
+            f"{name} must be one of {', '.join(_SEES)}; is {find_kernel_input(policy)!r}"
+        )
     ranks, top_k = placement.layout.num_ranks, placement.model.moe.top_k
     rank_TK = np.arange(_TOKENS * top_k).reshape(_TOKENS, top_k) % ranks
     count_copies(policy, rank_TK, np.arange(_TOKENS) % ranks, placement.fabric.node_R)

@@ -1,1 +1,1 @@
-"""What is chosen: one folder a family, one policy a file."""
+"""Policies: one package for each family, one file for each policy."""

@@ -1,5 +1,5 @@
-"""Policies asked for what their families promise; a user's own is held to it, and every function
-here raises the ``UserError`` of :func:`simulator.base.contracts.ask` where it breaks a promise.
+"""Calls of policies, with checks of what their families promise. Every function here raises the
+``UserError`` of :func:`simulator.base.contracts.ask` where a user's own policy breaks a promise.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from simulator.policies.speculation import Drafts, SpeculationPolicy
 from simulator.policies.topology import Fabric, TopologyPolicy
 
 _MOST_DRAFTED = 64
+"""Most tokens of a draft: engines draft fewer than ten."""
 
 
 def prepare_router(
     policy: RoutingPolicy, moe: MoE, num_layers: int, rng: np.random.Generator
 ) -> Router:
-    """The policy made ready for a model."""
+    """Prepare a routing policy for a model."""
     explain = has_method("topk_ids")
     found: Router = ask(policy, "prepare", moe, num_layers, rng, explain=explain)
     return found
@@ -42,7 +43,7 @@ def prepare_router(
 def draw_ids(
     router: Router, layer: int, run_lengths: NDArray[np.int64], rng: np.random.Generator, moe: MoE
 ) -> NDArray[np.int16]:
-    """Experts of a batch of tokens in one layer, ``[T, K]``."""
+    """Draw the experts of a batch of tokens in one layer, ``[T, K]``."""
     shape = (int(run_lengths.sum()), moe.top_k)
 
     def explain(ids_TK: Any) -> str:
@@ -69,7 +70,7 @@ def drop_overflow(
     source_T: NDArray[np.int64],
     num_experts: int,
 ) -> NDArray[np.integer[Any]]:
-    """Experts of a step's tokens in one layer, ``[T, K]``, with -1 for those that are dropped."""
+    """Replace dropped experts of a step's tokens in one layer by -1, ``[T, K]``."""
 
     def explain(keep_TK: Any) -> str:
         fits = isinstance(keep_TK, np.ndarray) and keep_TK.dtype == np.bool_
@@ -83,7 +84,7 @@ def drop_overflow(
 def place_experts(
     policy: PlacementPolicy, load_LE: NDArray[np.float64], num_ranks: int, rng: np.random.Generator
 ) -> Placed:
-    """Where the experts of every layer lie."""
+    """Place the experts of every layer."""
 
     def explain(placed: Any) -> str:
         fits = isinstance(placed, Placed) and _holds_all(placed, load_LE.shape, num_ranks)
@@ -126,7 +127,7 @@ def count_copies(
     source_T: NDArray[np.int64],
     node_R: NDArray[np.int64],
 ) -> NDArray[np.float64]:
-    """Hidden vectors that each rank sends to each other one, ``[R, R]``."""
+    """Count the hidden vectors that each rank sends to each other one, ``[R, R]``."""
     num_ranks = len(node_R)
 
     def explain(copies_SR: Any) -> str:
@@ -146,7 +147,7 @@ def count_copies(
 def list_rows(
     policy: ExecutableDispatch, rank_TK: NDArray[np.int64], node_R: NDArray[np.int64]
 ) -> Rows:
-    """What a rank sends for its tokens."""
+    """List the rows that a rank sends for its tokens."""
 
     def explain(rows: Any) -> str:
         fits = isinstance(rows, Rows) and all(
@@ -171,7 +172,7 @@ def list_rows(
 def prepare_balancer(
     policy: BalancingPolicy, num_replicas: int, rng: np.random.Generator
 ) -> Rule | LoadBalancer:
-    """The policy made ready for one run."""
+    """Prepare a balancing policy for one run."""
     has_choose = has_method("choose")
 
     def explain(found: Any) -> str:
@@ -188,7 +189,7 @@ def prepare_balancer(
 def list_turns(
     policy: BalancingPolicy, rule: Rule, num_requests: int, num_replicas: int
 ) -> NDArray[np.int64]:
-    """``[N]`` replicas of requests in the order in which they come; empty where load decides.
+    """List the replicas of requests in order of arrival, ``[N]``; empty where load decides.
 
     Raises:
         UserError: if the policy is a user's own, and they are no replicas.
@@ -210,7 +211,7 @@ def list_turns(
 def choose_replica(
     balancer: LoadBalancer, outstanding: NDArray[np.int64], outstanding_tokens: NDArray[np.int64]
 ) -> int:
-    """Replica of the next request."""
+    """Choose the replica of the next request."""
 
     def explain(chosen: Any) -> str:
         is_whole = isinstance(chosen, int | np.integer) and not isinstance(chosen, bool)
@@ -223,7 +224,7 @@ def choose_replica(
 def list_changes(
     policy: FailurePolicy, machines: Mapping[str, Machines], rng: np.random.Generator
 ) -> Iterator[Change]:
-    """What breaks and what comes back, in order of time."""
+    """Yield a policy's failures and recoveries, in order of time."""
 
     def explain(found: Any) -> str:
         return "" if isinstance(found, Iterator) else "an iterator of Change"
@@ -235,7 +236,7 @@ def list_changes(
 def _hold_changes(
     policy: FailurePolicy, machines: Mapping[str, Machines], changes: Iterator[Change]
 ) -> Iterator[Change]:
-    """A user's own changes, each looked at when it is asked for."""
+    """Check a user's own changes, each when it is taken."""
     name = method_name(policy, "changes")
     now_s = 0.0
 
@@ -265,7 +266,7 @@ def _hold_changes(
 
 
 def list_looks(policy: RebalancingPolicy) -> Iterator[float]:
-    """When a rebalancing policy is asked, in order of time."""
+    """Yield the times at which a rebalancing policy is asked, in order."""
 
     def explain(found: Any) -> str:
         return "" if isinstance(found, Iterator) else "an iterator of seconds"
@@ -275,7 +276,7 @@ def list_looks(policy: RebalancingPolicy) -> Iterator[float]:
 
 
 def _hold_looks(policy: RebalancingPolicy, looks: Iterator[float]) -> Iterator[float]:
-    """A user's own seconds, each looked at when it is asked for."""
+    """Check a user's own times, each when it is taken."""
     name = method_name(policy, "looks")
     now_s: float | None = None
 
@@ -298,7 +299,7 @@ def _hold_looks(policy: RebalancingPolicy, looks: Iterator[float]) -> Iterator[f
 def decide_placement(
     policy: RebalancingPolicy, load: ExpertLoad, rng: np.random.Generator
 ) -> Placed | None:
-    """Where experts are to lie from now on; ``None`` where they are."""
+    """Decide the next placement of experts; ``None`` to leave them."""
     before = load.placed
     slots_R = _count_slots(before)
 
@@ -327,7 +328,7 @@ def _count_slots(placed: Placed) -> NDArray[np.int64]:
 
 
 class _RulesRange(Frozen):
-    """The ranges of :class:`~simulator.policies.scheduling.Rules`."""
+    """Ranges of :class:`~simulator.policies.scheduling.Rules`."""
 
     token_budget: TokenBudget
     max_sequences: Sequences
@@ -348,7 +349,7 @@ class _RulesRange(Frozen):
 
 
 def make_rules(policy: SchedulingPolicy) -> Rules:
-    """The policy as numbers."""
+    """Read the rules of a scheduling policy."""
 
     def explain(rules: Any) -> str:
         return "" if isinstance(rules, Rules) else "simulator.policies.scheduling.Rules"
@@ -360,7 +361,7 @@ def make_rules(policy: SchedulingPolicy) -> Rules:
 
 
 def make_drafts(policy: SpeculationPolicy, num_layers: int) -> Drafts:
-    """The policy as numbers."""
+    """Read the drafts of a speculation policy."""
 
     def explain(drafts: Any) -> str:
         fits = (
@@ -380,7 +381,7 @@ def make_drafts(policy: SpeculationPolicy, num_layers: int) -> Drafts:
 
 
 def wire_cluster(policy: TopologyPolicy, cluster: ClusterSpec, num_ranks: int) -> Fabric:
-    """The links of the first ``num_ranks`` GPUs of a cluster."""
+    """Build the links of the first ``num_ranks`` GPUs of a cluster."""
 
     def explain(fabric: Any) -> str:
         fits = (

@@ -1,5 +1,5 @@
-"""What ranks send each other in one exchange, without the pairs that send nothing: a thousand ranks
-have a million pairs, of which a step's tokens join some ten thousand.
+"""Messages between ranks in one exchange, without the pairs that send nothing: a thousand ranks
+have a million pairs, of which a step's tokens use some ten thousand.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Floats = NDArray[np.float64]
 
 
 class ByRank(NamedTuple):
-    """What each rank sends and receives, ``[R]`` each."""
+    """Amounts that each rank sends and receives, ``[R]`` each."""
 
     sent_R: Floats
     received_R: Floats
@@ -29,59 +29,62 @@ class ByRank(NamedTuple):
 class Messages(NamedTuple):
     """Messages of one exchange, at most one from each rank to each other one.
 
-    What they hold is a number of units (whole vectors mostly, so that sums are exact in any order)
-    times what a unit is: bytes, or tokens that one stands for.
+    Amounts are a number of units (whole vectors mostly, so that sums are exact in any order) times
+    the size of a unit: bytes, or tokens that one stands for.
     """
 
     num_ranks: int
     source_M: NDArray[np.int32]
     """Rank that sends each message."""
     destination_M: NDArray[np.int32]
-    """Rank that receives it."""
+    """Rank that receives each message."""
     number_M: Floats
-    """Units that it holds."""
+    """Units in each message."""
     unit: float = 1.0
+    """Size of a unit."""
 
     @classmethod
     def empty(cls) -> Messages:
-        """No messages, of no ranks."""
+        """Make an exchange without messages and ranks."""
         return cls.from_matrix(np.zeros((0, 0)))
 
     @classmethod
     def from_matrix(cls, number_SR: Floats) -> Messages:
-        """One message for each pair of ranks that sends anything, by sender, then receiver."""
+        """Make one message for each pair of ranks that sends anything, by sender, then receiver."""
         return cls(len(number_SR), *_list_messages(np.ascontiguousarray(number_SR)))
 
     @classmethod
     def from_pairs(cls, num_ranks: int, number_of: Mapping[tuple[int, int], float]) -> Messages:
-        """A message for each pair of sender and receiver, in their order."""
+        """Make a message for each pair of sender and receiver, in their order."""
         pairs = np.array(sorted(number_of), dtype=np.int32).reshape(-1, 2)
         numbers = np.array([number_of[pair] for pair in sorted(number_of)], dtype=np.float64)
         return cls(num_ranks, pairs[:, 0].copy(), pairs[:, 1].copy(), numbers)
 
     @property
     def matrix_SR(self) -> Floats:
-        """What each rank sends to each other one, ``[R, R]``."""
+        """Amount that each rank sends to each other one, ``[R, R]``."""
         number_SR = np.zeros((self.num_ranks, self.num_ranks))
         number_SR[self.source_M, self.destination_M] = self.number_M
         return number_SR * self.unit
 
     def times(self, factor: float) -> Messages:
-        """Messages whose units are ``factor`` times what they were."""
+        """Scale the units of all messages by ``factor``."""
         return self._replace(unit=self.unit * factor)
 
     def reverse(self) -> Messages:
-        """The way back."""
+        """Reverse all messages."""
         return self._replace(source_M=self.destination_M, destination_M=self.source_M)
 
     def sum_by_rank(self, node_R: NDArray[np.int64]) -> ByRank:
-        """What each rank sends and receives; ``node_R`` is the node that each is on."""
+        """Sum the amounts that each rank sends and receives; ``node_R`` is the node of
+        each rank.
+        """
         sums_4R = _sum_by_rank(self.source_M, self.destination_M, self.number_M, node_R)
         return ByRank(*(sums_4R * self.unit))
 
     def sum_by_link(self, path_SRH: NDArray[np.int64], num_links: int) -> Floats:
-        """What crosses each link, ``[links]``; ``path_SRH`` has the links from rank to rank, padded
-        with -1.
+        """Sum the amounts that cross each link, ``[links]``; ``path_SRH`` has the links from rank
+        to rank, padded with -1.
         """
         found_L = _sum_by_link(
             self.source_M, self.destination_M, self.number_M, path_SRH, num_links

@@ -1,5 +1,5 @@
-"""Counting that the dispatch policies share. Compiled: a plan counts some ten thousand batches of
-thousands of tokens.
+"""Counts of tokens and copies for the dispatch policies. Compiled: a plan counts some ten thousand
+batches of thousands of tokens.
 
 Each rank (or node) remembers the last token that reached it, by which a token's second expert there
 is known. A pair that was dropped has the rank -1 and counts nowhere.
@@ -17,8 +17,8 @@ from simulator.base.jit import jit
 def count_copies(
     rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], num_ranks: int, only_distinct: bool
 ) -> NDArray[np.float64]:
-    """Copies from each rank to each other one, ``[R, R]``: one for each expert, or one for each
-    distinct rank of a token's experts.
+    """Count copies from each rank to each other one, ``[R, R]``: one for each expert, or one for
+    each distinct rank of a token's experts.
     """
     copies_SR = np.zeros((num_ranks, num_ranks))
     last_R = np.full(num_ranks, -1)
@@ -37,7 +37,7 @@ def count_copies(
 
 @jit
 def count_arrivals(rank_TK: NDArray[np.int64], num_ranks: int) -> NDArray[np.float64]:
-    """Tokens that have experts on each rank, ``[R]``."""
+    """Count tokens that have experts on each rank, ``[R]``."""
     arrivals_R = np.zeros(num_ranks)
     last_R = np.full(num_ranks, -1)
     for t in range(rank_TK.shape[0]):
@@ -53,7 +53,7 @@ def count_arrivals(rank_TK: NDArray[np.int64], num_ranks: int) -> NDArray[np.flo
 def count_stays(
     rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], num_ranks: int
 ) -> NDArray[np.float64]:
-    """Tokens of each rank that have experts on their own rank, ``[R]``."""
+    """Count tokens of each rank that have experts on their own rank, ``[R]``."""
     stays_R = np.zeros(num_ranks)
     for t in range(rank_TK.shape[0]):
         for k in range(rank_TK.shape[1]):
@@ -70,7 +70,7 @@ def count_forwarded(
     node_R: NDArray[np.int64],
     ranks_per_node: int,
 ) -> NDArray[np.float64]:
-    """Copies where each other node gets one, on the rank of the source's own position, which
+    """Count copies where each other node gets one, on the rank of the source's own position, which
     forwards it inside the node.
     """
     num_ranks = len(node_R)

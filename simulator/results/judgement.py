@@ -63,7 +63,7 @@ def _errors_judged(board: Scoreboard) -> Iterator[Judged]:
     stated = {row["what"]: row for row in board.left_out.to_dict("records")}
     known = board.is_in_sample(board.rows)
     for target in TARGETS:
-        covered = target.covers(board.rows)
+        covered = target.select_rows(board.rows)
         for in_sample in (True, False):
             own = board.rows[covered & (known == in_sample)]
             if own.empty:

@@ -26,7 +26,7 @@ class Target(NamedTuple):
     word: str = ""
     """Word in the group of the rows that the target is about; empty for all."""
 
-    def covers(self, rows: pd.DataFrame) -> pd.Series:
+    def select_rows(self, rows: pd.DataFrame) -> pd.Series:
         """Whether the target is about each row of a table with ``suite``, ``quantity`` and
         ``group``.
         """
@@ -71,7 +71,7 @@ LEAST_ANSWERED = {"serving": 0.90}
 def target_of(suite: str, quantity: str, group: str) -> Target | None:
     """Find the target of a group of rows."""
     one = pd.DataFrame({"suite": [suite], "quantity": [quantity], "group": [group]})
-    return next((target for target in TARGETS if target.covers(one).item()), None)
+    return next((target for target in TARGETS if target.select_rows(one).item()), None)
 
 
 def is_met(median: float, p90: float, target: Target | None) -> bool | None:

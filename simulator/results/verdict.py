@@ -55,7 +55,7 @@ def verdict(results: Results) -> dict[str, Any]:
     """
     rows = {str(row["deployment"]): row for _, row in results.summary.iterrows()}
     short = short_names(results)
-    insides = [_inside(results, name, rows[name], short[name]) for name in rows]
+    insides = [_describe_steps(results, name, rows[name], short[name]) for name in rows]
     queues = [text for name in rows if (text := _queue(results, name, rows[name], short[name]))]
     again = [
         text
@@ -319,7 +319,7 @@ def _limits(steps: Columns, facts: dict[str, Any]) -> str:
     return " and ".join(named)
 
 
-def _inside(results: Results, name: str, row: pd.Series, short: str) -> str:
+def _describe_steps(results: Results, name: str, row: pd.Series, short: str) -> str:
     """Describe the composition of a deployment's steps."""
     facts = results.run["deployments"][name]
     decodes = _decodes(results, name)

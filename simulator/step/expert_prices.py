@@ -18,7 +18,7 @@ from simulator.cost.comm import Exchange, Vectors
 from simulator.deployment.expert_plan import ExpertPlan
 from simulator.deployment.placement import Placement
 from simulator.policies.contracts import count_copies
-from simulator.policies.dispatch import DispatchPolicy, policy_at, sees
+from simulator.policies.dispatch import DispatchPolicy, find_kernel_input, policy_at
 from simulator.policies.messages import Messages
 from simulator.policies.token_counts import count_arrivals, count_stays
 from simulator.step.expert_choices import ChoosingTokens
@@ -195,7 +195,7 @@ class ExpertPrices:
         """Token-expert pairs that the expert kernels of each expert-parallel rank are given, ``[Y,
         P]``.
         """
-        seen = sees(policy) if self._placement.layout.travels else "all"
+        seen = find_kernel_input(policy) if self._placement.layout.travels else "all"
         if seen == "rows":
             return np.asarray(rows_YPG.sum(axis=2))
         if seen == "arrivals":

@@ -59,7 +59,7 @@ def left_out(rows: pd.DataFrame, calibrations: Mapping[str, CalibrationFile]) ->
     """
     found = []
     for target in TARGETS:
-        own = rows[target.covers(rows)]
+        own = rows[target.select_rows(rows)]
         named = _calibrations(own["group"].astype(str).unique()) if len(own) else set()
         parts = [
             part

@@ -64,7 +64,7 @@ class SlotMap:
         """Expert-parallel rank of every token-expert pair, ``[T, K]``."""
         return np.asarray(self._rank_P1.take(slot_TK))
 
-    def shared(self, tokens_E: NDArray[np.float64]) -> NDArray[np.float64]:
+    def share_tokens(self, tokens_E: NDArray[np.float64]) -> NDArray[np.float64]:
         """Tokens of every slot, ``rows_RG`` (``G`` slots of a rank), from the tokens of each
         expert: its copies take turns, so they share evenly.
         """

@@ -1,1 +1,1 @@
-"""What is asked: when requests come, how long they are, and the traces that say both."""
+"""Workloads: arrival times and lengths of requests, and the traces that hold both."""

@@ -1,5 +1,5 @@
-"""Which requests can be served in virtual time: spans and lengths that arrays and whole numbers
-hold.
+"""Bounds on requests that can be served in virtual time: spans and lengths that arrays and whole
+numbers hold.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from simulator.workload.traces import RequestTrace
 
 
 def check_bounds(trace: RequestTrace, where: str) -> RequestTrace:
-    """The trace, if it can be served.
+    """Check that a trace can be served, and return it.
 
     Args:
-        where: what errors name: its file, or the section that generates it.
+        where: its file, or the section that generates it, for errors.
 
     Raises:
         UserError: if there are more than 50 million requests, they span more than a year, or one is

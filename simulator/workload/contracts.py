@@ -1,6 +1,6 @@
-"""Arrival processes and length distributions asked for what they promise; a user's own is held to
-it, and both functions raise the ``UserError`` of :func:`simulator.base.contracts.ask` where it
-breaks a promise.
+"""Calls of arrival processes and length distributions, with checks of what they promise. Both
+functions raise the ``UserError`` of :func:`simulator.base.contracts.ask` where a user's own breaks
+a promise.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from simulator.workload.lengths import LengthDistribution
 def draw_arrivals(
     process: ArrivalProcess, num_requests: int, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Sorted arrival times in seconds, ``[num_requests]``."""
+    """Draw sorted arrival times in seconds, ``[num_requests]``."""
 
     def explain(arrival_s: Any) -> str:
         fits = is_array(arrival_s, (num_requests,), whole=False) and not (
@@ -34,7 +34,7 @@ def draw_arrivals(
 def draw_lengths(
     distribution: LengthDistribution, num_requests: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """``(num_input, num_output)``, each ``[num_requests]``."""
+    """Draw ``(num_input, num_output)``, each ``[num_requests]``."""
 
     def explain(lengths: Any) -> str:
         fits = (

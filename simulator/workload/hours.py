@@ -1,4 +1,4 @@
-"""How a trace's rate changes over hours."""
+"""Request rate of a trace by hour."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from simulator.workload.traces import RequestTrace
 
 _HOUR_S = 3600.0
 _MOST_HOURS = 24 * 366
-"""Hours that are listed: a year; what is longer has its times in another unit."""
+"""Most hours that are listed: a year; a longer trace has its times in another unit."""
 
 
 def describe_hours(trace: RequestTrace) -> dict[str, Any]:
-    """Requests by hour and the busiest hour, for people.
+    """Count requests by hour and find the busiest hour, for people.
 
     Keys: ``requests_by_hour``, one number for each hour from the first request on, the last of
     which is not whole; ``busiest_hour``: ``{start_s, num_requests, rate_per_s}`` of the 3,600 s
-    from a request on that have the most. Nothing without arrival times.
+    from a request on that have the most. Empty without arrival times.
     """
     if not trace.has_arrivals or trace.concurrency is not None or not trace.num_requests:
         return {}

@@ -1,4 +1,4 @@
-"""Which format a file is of, judged by its content; every format is asked."""
+"""Reading of trace files, whose format is found by their content; every format is asked."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from simulator.base.reading import refuse_damage
 from simulator.workload.bounds import check_bounds
 from simulator.workload.traces import RequestTrace, TraceFormat
 from simulator.workload.traces.request_log import names_in
-from simulator.workload.unpacking import csv_header, head_of, json_keys, unpacked
+from simulator.workload.unpacking import csv_header, head_of, json_keys, read_unpacked
 
 ANY_LOG = "request_log"
-"""The format that is asked when no other fits: the others know the units of their source."""
+"""Format that is asked when no other fits: the others know the units of their source."""
 
 
 def read_trace(path: Path, *, strict: bool = False) -> RequestTrace:
@@ -27,7 +27,7 @@ def read_trace(path: Path, *, strict: bool = False) -> RequestTrace:
             it wrong, or it cannot be served (:func:`~simulator.workload.bounds.check_bounds`).
     """
     path = Path(path)
-    data = unpacked(path)
+    data = read_unpacked(path)
     with refuse_damage(path, "a request trace"):
         trace = _format_of(path, head_of(data)).read(path, data)
     if strict and trace.repairs:
@@ -43,7 +43,9 @@ def _format_of(path: Path, head: bytes) -> TraceFormat:
     any_log = formats.pop(ANY_LOG)
     fitting = [kind for kind, reader in formats.items() if reader.recognises(path, head)]
     if len(fitting) > 1:
-        raise UserError(f"{path}: could be any of {', '.join(fitting)}; {_seen(path, head)}")
+        raise UserError(
+            f"{path}: could be any of {', '.join(fitting)}; {_describe_contents(path, head)}"
+        )
     if fitting:
         return formats[fitting[0]]
     if any_log.recognises(path, head):
@@ -51,12 +53,12 @@ def _format_of(path: Path, head: bytes) -> TraceFormat:
     names = "" if path.is_dir() else f" (found are {names_in(path, head)})"
     layouts = "; ".join(f"{kind}: {reader.layout}" for kind, reader in formats.items())
     raise UserError(
-        f"{path}: not a request trace of a known format; {_seen(path, head)}; a log needs columns "
+        f"{path}: not a request trace of a known format; {_describe_contents(path, head)}; a log needs columns "
         f"of arrival, prompt and output tokens{names}; other formats are {layouts}"
     )
 
 
-def _seen(path: Path, head: bytes) -> str:
+def _describe_contents(path: Path, head: bytes) -> str:
     if path.is_dir():
         names = sorted(child.name for child in path.iterdir())
         return f"it is a folder of {len(names)} entries ({_some(names)})"

@@ -1,6 +1,4 @@
-"""From the ``[workload]`` table to the requests that a run serves; and the statistics that describe
-them.
-"""
+"""Requests that a run serves, from the ``[workload]`` table; and statistics that describe them."""
 
 from __future__ import annotations
 
@@ -42,14 +40,14 @@ _FAMILY = "workloads/requests"
 def load_requests(
     spec: WorkloadSpec, folder: Path, seed: int, where: str = "[workload]"
 ) -> RequestTrace:
-    """The requests that a workload means: the same for every deployment compared, and the same for
-    the same seed.
+    """Load the requests of a workload: the same for every deployment compared, and for the same
+    seed.
 
     Args:
-        folder: what relative paths are relative to: the scenario's folder.
+        folder: the scenario's folder, which relative paths are relative to.
         seed: of the run. Arrivals and lengths are drawn from their own streams, so changing one
             leaves the other alone.
-        where: what errors name, for what has no file of its own.
+        where: place in errors about what has no file of its own.
 
     Raises:
         UserError: if the name or file is unknown or wrong, arrivals are missing, or nothing is left
@@ -71,7 +69,7 @@ def load_requests(
             str(path),
             f"generated like {named.title or path.stem} ({path.stem})",
         )
-    trace = _recorded(path, spec, seed, where)
+    trace = _read_recorded(path, spec, seed, where)
     if spec.arrivals is not None:
         process = _build("arrivals", spec.arrivals, folder, f"{where} arrivals")
         drawn = draw_arrivals(process, trace.num_requests, open_stream(seed, "arrivals"))
@@ -92,23 +90,23 @@ def load_requests(
     if spec.num_requests is not None and spec.num_requests > trace.num_requests:
         note = f"{spec.num_requests} requests were asked for; the source has {trace.num_requests}"
         trace = replace(trace, notes=(*trace.notes, note))
-    return _limited(trace, spec, spec.num_requests, _source_duration_s(spec), where)
+    return _apply_limits(trace, spec, spec.num_requests, _source_duration_s(spec), where)
 
 
 def source_arrivals_s(
     spec: WorkloadSpec, folder: Path, seed: int, where: str = "[workload]"
 ) -> NDArray[np.float64]:
-    """Arrival times in the source's own time, those before ``start_s`` included: what a later
-    ``start_s`` is chosen from.
+    """Arrival times in the source's own time, including those before ``start_s``, from which a
+    later ``start_s`` can be chosen.
 
-    Of a file all; of a generator up to the last request that the workload takes.
+    All of a file; of a generator up to the last request that the workload takes.
     """
     if isinstance(spec.requests, dict):
         generator, beside = validate(GeneratorSpec, spec.requests, f"{where} requests"), folder
     else:
         path = _path_of(spec.requests, folder, where)
         if path.suffix != ".toml":
-            trace = _recorded(path, spec, seed, where)
+            trace = _read_recorded(path, spec, seed, where)
             if spec.arrivals is None:
                 return trace.arrival_s
             process = _build("arrivals", spec.arrivals, folder, f"{where} arrivals")
@@ -121,8 +119,8 @@ def source_arrivals_s(
     return _enough_arrivals(process, spec.start_s, num_requests, duration_s, seed, where)
 
 
-def _recorded(path: Path, spec: WorkloadSpec, seed: int, where: str) -> RequestTrace:
-    """The requests in a file, thickened as the workload asks."""
+def _read_recorded(path: Path, spec: WorkloadSpec, seed: int, where: str) -> RequestTrace:
+    """Read the requests of a file, thickened as the workload asks."""
     trace = read_trace(path, strict=spec.strict)
     if spec.thickening == 1.0:
         return trace
@@ -198,7 +196,7 @@ def describe(trace: RequestTrace) -> dict[str, Any]:
 
 
 def longest_tokens(trace: RequestTrace) -> int:
-    """Prompt and output tokens of the longest request, of the whole trace where these are part of
+    """Prompt and output tokens of the longest request, of the whole trace where this is a part of
     one.
     """
     if trace.part_of is not None:
@@ -228,7 +226,7 @@ def fano_factor(arrival_s: NDArray[np.float64], window_s: float) -> float | None
 
 
 def _path_of(requests: str, folder: Path, where: str) -> Path:
-    """A shipped (or the user's own) named workload's TOML file, or the path of a trace."""
+    """Find a shipped (or the user's own) named workload's TOML file, or the path of a trace."""
     named = available_files(_FAMILY)
     if requests in named:
         return named[requests]
@@ -271,7 +269,7 @@ def _generate(
         provenance=f"{provenance}, seed {seed}",
         concurrency=process.concurrency,
     )
-    return _limited(trace, spec, num_requests, duration_s, where)
+    return _apply_limits(trace, spec, num_requests, duration_s, where)
 
 
 def _enough_arrivals(
@@ -282,7 +280,7 @@ def _enough_arrivals(
     seed: int,
     where: str,
 ) -> NDArray[np.float64]:
-    """Draw, twice as many each time, until what is asked for is covered."""
+    """Draw arrivals, twice as many each time, until the requested number or span is covered."""
     drawn = num_requests or 1024
     while drawn <= MOST_REQUESTS:
         arrival_s = draw_arrivals(process, drawn, open_stream(seed, "arrivals"))
@@ -300,14 +298,16 @@ def _enough_arrivals(
     )
 
 
-def _limited(
+def _apply_limits(
     trace: RequestTrace,
     spec: WorkloadSpec,
     num_requests: int | None,
     duration_s: float | None,
     where: str,
 ) -> RequestTrace:
-    """The stretch that is asked for, in the time of the run: from 0 at its first request."""
+    """Cut the requested part out of a trace, in the time of the run: from 0 at its
+    first request.
+    """
     if trace.concurrency is not None and (
         spec.rate_scale != 1.0 or spec.start_s or duration_s is not None
     ):
@@ -346,8 +346,8 @@ def _source_duration_s(spec: WorkloadSpec) -> float | None:
 
 
 def _build(family: str, table: Policy, folder: Path, where: str) -> Any:
-    """Build a policy; a ``path`` in its table is relative to the folder of the file that says
-    so.
+    """Build a policy; a ``path`` in its table is relative to the folder of the file
+    that names it.
     """
     path = table.get("path")
     if isinstance(path, str):

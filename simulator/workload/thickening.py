@@ -15,18 +15,18 @@ from numpy.typing import NDArray
 from simulator.workload.traces import RequestTrace, take_requests
 
 _NEIGHBOURS = 64
-"""Recorded requests around a moment that one drawn for it may be like: enough to mix lengths, and
-few minutes of any trace published."""
+"""Number of recorded requests around a moment that a request drawn for it may resemble: enough to
+mix lengths, and few minutes of any published trace."""
 
 
 def thicken(trace: RequestTrace, factor: float, rng: np.random.Generator) -> RequestTrace:
-    """The trace with ``factor`` times as many requests: the recorded ones, and ones drawn between
-    them.
+    """Make a trace with ``factor`` times as many requests: the recorded ones, and ones drawn
+    between them.
 
-    Between any two recorded arrivals equally many are drawn in the mean, so that the rate of any
-    stretch of time grows alike. Each has the lengths of a recorded request near it in time; of its
-    prefix blocks it shares those that recorded requests share. A larger factor draws what a smaller
-    one draws, and more.
+    Between any two recorded arrivals equally many are drawn on average, so that the rate grows
+    alike at any time. Each has the lengths of a recorded request near it in time; of its prefix
+    blocks it shares those that recorded requests share. A larger factor draws what a smaller one
+    draws, and more.
 
     Args:
         factor: at least 1.
@@ -58,8 +58,8 @@ def thicken(trace: RequestTrace, factor: float, rng: np.random.Generator) -> Req
 
 
 def _own_prefixes(taken: RequestTrace, is_drawn: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Blocks of the requests: a drawn one has blocks of its own where the one that it is like has
-    them alone.
+    """Renumber prefix blocks: a drawn request has blocks of its own where the one that it resembles
+    shares them with no other.
     """
     if not taken.prefix_block_tokens:
         return taken.prefix_ids

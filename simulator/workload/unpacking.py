@@ -1,4 +1,4 @@
-"""Bytes of a trace file, however it is packed; and what its beginning looks like."""
+"""Bytes of a trace file, however it is packed; and its beginning."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from simulator.base.errors import UserError
 from simulator.base.unpacking import unpack
 
 HEAD_BYTES = 65_536
-"""Bytes of a head that is cut off."""
+"""Bytes of a file's head."""
 _BOM = b"\xef\xbb\xbf"
 
 
-def unpacked(path: Path) -> bytes:
-    """The file's content, decompressed where it is packed, without a byte order mark; nothing of a
-    folder.
+def read_unpacked(path: Path) -> bytes:
+    """Read a file's contents, decompressed where it is packed, without a byte order mark; empty for
+    a folder.
 
     Raises:
         UserError: if the file is missing, unreadable, damaged or empty, or unpacks to too much.
@@ -33,8 +33,8 @@ def unpacked(path: Path) -> bytes:
 
 
 def head_of(data: bytes) -> bytes:
-    """What a format is told by: the first 64 KiB; all of a Parquet file, whose columns are named at
-    its end.
+    """Beginning of a file by which its format is recognised: the first 64 KiB; all of a Parquet
+    file, whose columns are named at its end.
     """
     return data if data.startswith(parquet.MAGIC) else data[:HEAD_BYTES]
 
@@ -55,8 +55,8 @@ def csv_header(head: bytes) -> tuple[str, ...]:
 
 
 def json_rows(head: bytes) -> list[dict[str, Any]]:
-    """Up to 200 JSON objects from the first lines, as far as lines are whole and hold one object
-    each.
+    """Read up to 200 JSON objects from the first lines, as far as lines are whole and hold one
+    object each.
     """
     if not head.lstrip().startswith(b"{"):
         return []
@@ -78,8 +78,8 @@ def json_rows(head: bytes) -> list[dict[str, Any]]:
 
 
 def json_keys(head: bytes) -> set[str]:
-    """Keys of the first JSON line; where that line is too long to be whole, every key seen in the
-    head.
+    """Find the keys of the first JSON line; where that line is too long to be whole, every key seen
+    in the head.
     """
     rows = json_rows(head)
     if rows:

@@ -21,7 +21,7 @@ from simulator.base.frozen import validate
 from simulator.base.reading import read_toml
 from simulator.config.workload import NamedWorkloadSpec, WorkloadSpec
 from simulator.workload.requests import describe, load_requests, read_trace
-from simulator.workload.unpacking import head_of, unpacked
+from simulator.workload.unpacking import head_of, read_unpacked
 
 ROOT = Path(__file__).parents[2]
 
@@ -120,7 +120,7 @@ class TestTraceFormats:
         path = tmp_path / name
         path.write_bytes(FOREIGN[name])
         assert not plugins.build("traces", {"kind": kind}, "test").recognises(
-            path, head_of(unpacked(path))
+            path, head_of(read_unpacked(path))
         )
 
     def test_it_does_not_recognise_any_folder(self, kind, tmp_path):

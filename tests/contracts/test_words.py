@@ -20,9 +20,11 @@ DONE = (
     "deployment",
     "engine",
     "parallel",
+    "policies",
     "runtime",
     "step",
     "work",
+    "workload",
 )
 """Rooms whose words are in order: more may be added, none taken away."""
 _BEGINS_BADLY = re.compile(

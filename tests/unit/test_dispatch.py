@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.policies.dispatch import kernels_of, limits_of, policy_at, sees
+from simulator.policies.dispatch import find_kernel_input, kernels_of, limits_of, policy_at
 from simulator.policies.dispatch.all_gather import AllGather
 from simulator.policies.dispatch.deepep_auto import DeepepAuto
 from simulator.policies.dispatch.per_expert import PerExpert
@@ -46,7 +46,9 @@ def test_one_token_by_every_policy():
 
 def test_kernels_see_the_tokens_that_arrive_or_rows_or_all():
     assert count_arrivals(np.array([[0, 2, 2, 3], [2, 2, 1, 1]]), 4).tolist() == [1, 1, 2, 1]
-    assert [sees(policy) for policy in (PerExpert(), PerRank(), PerNode(), AllGather())] == [
+    assert [
+        find_kernel_input(policy) for policy in (PerExpert(), PerRank(), PerNode(), AllGather())
+    ] == [
         "rows",
         "arrivals",
         "arrivals",

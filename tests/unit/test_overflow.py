@@ -60,7 +60,7 @@ def test_steps_too_large_to_be_counted_are_refused_in_words(tiny):
 
 def test_policies_are_listed_with_what_they_are():
     found = catalogue("overflow")["overflow"]
-    assert found["none"].startswith("Nothing is dropped")
+    assert found["none"].startswith("No overflow: every expert computes")
     assert found["capacity"].endswith("(GShard, Switch).")
 
 

@@ -17,7 +17,7 @@ from simulator.planner.traffic import subset
 from simulator.workload.reading import ANY_LOG
 from simulator.workload.requests import describe, read_trace
 from simulator.workload.traces.table import write_table
-from simulator.workload.unpacking import head_of, unpacked
+from simulator.workload.unpacking import head_of, read_unpacked
 from tests.shared import shared_file
 from tests.unit.trace_texts import AZURE, BENCH, MOONCAKE, lines, read, written
 
@@ -111,7 +111,7 @@ def test_every_real_file_is_of_exactly_one_format(folder):
     ]
     assert files
     for path in files:
-        head = head_of(unpacked(path))
+        head = head_of(read_unpacked(path))
         fitting = [
             k
             for k in plugins.available("traces")

@@ -1,7 +1,7 @@
-"""Which replica gets a request. One policy a file.
+"""Load balancing of requests over replicas, one policy in a file.
 
-A policy says its choice as numbers, which the engine's compiled loop follows; or it is an object of
-the user's own, which is asked for each request.
+A policy states its choice as numbers, which the engine's compiled loop follows; or it is an object
+of the user's own, which is asked for each request.
 """
 
 from __future__ import annotations
@@ -14,23 +14,22 @@ from numpy.typing import NDArray
 
 
 class Rule(NamedTuple):
-    """A choice as numbers: the replica with the least load, ties to the first; or one that was
-    chosen before anything was known.
-    """
+    """Choice as numbers: the replica with the least load, ties to the first; or a fixed order."""
 
     per_request: int = 0
-    """Load of an unfinished request, whatever its length ..."""
+    """Load of an unfinished request, whatever its length."""
     per_token: int = 0
-    """... and of each of its prompt and output tokens."""
+    """Load of each prompt and output token of an unfinished request."""
     turns: Callable[[int], NDArray[np.int64]] | None = None
-    """Without regard to load: the replicas of so many requests, in the order in which they come."""
+    """Function that returns the replicas of so many requests in order of arrival, without regard to
+    load."""
 
 
 class LoadBalancer(Protocol):
-    """A balancing policy of the user's own, made ready for one run."""
+    """User's own balancing policy, prepared for one run."""
 
     def choose(self, outstanding: NDArray[np.int64], outstanding_tokens: NDArray[np.int64]) -> int:
-        """Replica for the next request.
+        """Choose the replica for the next request.
 
         Args:
             outstanding: requests that each replica has and has not finished.
@@ -40,7 +39,9 @@ class LoadBalancer(Protocol):
 
 
 class BalancingPolicy(Protocol):
-    """A file in this folder: a frozen pydantic model whose fields are its configuration keys."""
+    """Interface of the files in this folder: a frozen pydantic model whose fields are its
+    configuration keys.
+    """
 
     needs_load: bool
     """Whether the choice depends on the replicas' load."""

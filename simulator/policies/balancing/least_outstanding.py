@@ -1,4 +1,4 @@
-"""To the replica with the fewest unfinished requests."""
+"""Balancing to the replica with the fewest unfinished requests."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""To the replica with the fewest unfinished tokens, output lengths known (an oracle's bound on what
-balancing can give).
+"""Balancing to the replica with the fewest unfinished tokens, output lengths known (an oracle's
+bound on what balancing can give).
 """
 
 from __future__ import annotations

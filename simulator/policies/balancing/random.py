@@ -1,4 +1,4 @@
-"""To a replica drawn at random."""
+"""Balancing to a replica drawn at random."""
 
 from __future__ import annotations
 

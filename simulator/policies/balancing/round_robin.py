@@ -1,4 +1,4 @@
-"""To each replica in turn."""
+"""Balancing to each replica in turn."""
 
 from __future__ import annotations
 

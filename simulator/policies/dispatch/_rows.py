@@ -1,4 +1,4 @@
-"""Listing that the dispatch policies share."""
+"""Rows that several dispatch policies send."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from simulator.policies.dispatch import Rows
 
 
 def row_per_rank(rank_TK: NDArray[np.int64]) -> Rows:
-    """A row for each distinct rank of a token's experts, for all of its experts there."""
+    """List a row for each distinct rank of a token's experts, for all of its experts there."""
     top_k = rank_TK.shape[1]
     is_same_TKK = rank_TK[:, :, None] == rank_TK[:, None, :]
     is_first_TK = (rank_TK >= 0) & ~np.tril(is_same_TKK, -1).any(axis=2)

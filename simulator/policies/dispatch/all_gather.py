@@ -1,5 +1,5 @@
-"""Every token to every rank (all-gather), partial results back (reduce-scatter): no top-k factor,
-no skew.
+"""Dispatch of every token to every rank (all-gather), with partial results back (reduce-scatter):
+no top-k factor, no skew.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class AllGather(Frozen):
     """
 
     kernels: ClassVar[str] = "collective"
-    """Priced as a library's all-gather there and reduce-scatter back."""
+    """Kernels that price it: a library's all-gather and reduce-scatter."""
     sees: ClassVar[str] = "all"
 
     def copies(

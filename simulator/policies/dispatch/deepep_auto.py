@@ -1,5 +1,5 @@
-"""DeepEP as engines run it: low-latency kernels for few tokens a rank, normal ones for many
-(SGLang's ``--deepep-mode auto``).
+"""Dispatch by DeepEP as engines run it: low-latency kernels for few tokens on a rank, normal ones
+for many (SGLang's ``--deepep-mode auto``).
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ class DeepepAuto(Frozen):
 
     @property
     def limits(self) -> tuple[int, ...]:
-        """Where low-latency kernels end."""
+        """Most tokens of the mean rank for low-latency kernels."""
         return (self.low_latency_tokens,)
 
-    def at(self, tokens: int) -> DispatchPolicy:
+    def policy_for(self, tokens: int) -> DispatchPolicy:
         return PerExpert() if tokens <= self.low_latency_tokens else PerNode()
 
     def copies(
         self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]
     ) -> NDArray[np.float64]:
-        return self.at(-(-len(source_T) // len(node_R))).copies(rank_TK, source_T, node_R)
+        return self.policy_for(-(-len(source_T) // len(node_R))).copies(rank_TK, source_T, node_R)
 
     def rows(self, rank_TK: NDArray[np.int64], node_R: NDArray[np.int64]) -> Rows:
         PerNode().rows(

@@ -1,4 +1,6 @@
-"""One copy for every chosen expert, straight to its rank (DeepEP's low-latency kernels)."""
+"""Dispatch of one copy for every chosen expert, straight to its rank (DeepEP's low-latency
+kernels).
+"""
 
 from __future__ import annotations
 

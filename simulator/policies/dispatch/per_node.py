@@ -1,5 +1,5 @@
-"""One copy for every node that holds any of the token's experts, forwarded inside it (DeepEP's
-normal kernels).
+"""Dispatch of one copy for every node that holds any of the token's experts, forwarded inside it
+(DeepEP's normal kernels).
 """
 
 from __future__ import annotations

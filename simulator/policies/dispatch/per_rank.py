@@ -1,4 +1,4 @@
-"""One copy for every rank that holds any of the token's experts."""
+"""Dispatch of one copy for every rank that holds any of the token's experts."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""What breaks while a deployment serves, and when it is back. One policy a file.
+"""Failures and recoveries during a run, one policy in a file.
 
-Changes of one instant happen together, behind everything else of that instant.
+Changes at one instant happen together, behind everything else of that instant.
 
-A policy says what happens to which replicas when, as data; the engine lets it happen. What a
-replica had then goes to the others: requests keep the output tokens that were sent, their caches
-are lost, and prompts and tokens are computed again where they go. With no replica there they are
-lost; a client of a closed loop then sends its next request at once.
+A policy states as data which replicas stop or start when; the engine applies it. The requests of a
+stopped replica go to the others: they keep the output tokens that were sent, their caches are lost,
+and prompts and tokens are computed again where they go. With no replica left they are lost; a
+client of a closed loop then sends its next request at once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 
 class Machines(NamedTuple):
-    """The GPUs of one pool of replicas, numbered replica after replica; the nodes of a cluster are
+    """GPUs of one pool of replicas, numbered replica after replica; the nodes of a cluster are
     filled in that order, by the deployment's own pool first.
     """
 
@@ -25,7 +25,7 @@ class Machines(NamedTuple):
     gpus_per_replica: int
     gpus_per_node: int
     cluster: str = ""
-    """Whose nodes they are on."""
+    """Cluster whose nodes they are on."""
     first_gpu: int = 0
     """GPUs of the cluster that another pool has before them."""
 
@@ -52,29 +52,29 @@ class Machines(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What happens to some replicas of a pool at one instant, behind everything else that happens
-    at it.
-    """
+    """Stop or start of some replicas of a pool at one instant, behind everything else at it."""
 
     at_s: float
     """Seconds since the first arrival."""
     pool: str
     """``both``, or ``prefill`` and ``decode`` where these are pools of their own."""
     replicas: tuple[int, ...]
-    """By number in their pool."""
+    """Numbers of the replicas in their pool."""
     starts: bool
-    """Whether one reason for them to stop is gone, else there is one more. With none left they
+    """Whether one reason for them to stop is gone; otherwise there is one more. With none left they
     serve, with empty caches."""
 
 
 class FailurePolicy(Protocol):
-    """A file in this folder: a frozen pydantic model whose fields are its configuration keys."""
+    """Interface of the files in this folder: a frozen pydantic model whose fields are its
+    configuration keys.
+    """
 
     def changes(
         self, machines: Mapping[str, Machines], rng: np.random.Generator
     ) -> Iterator[Change]:
-        """What happens, in order of time; it may go on for ever, since a run takes no more than it
-        needs.
+        """Yield stops and starts, in order of time, possibly without end: a run takes no more than
+        it needs.
 
         Args:
             machines: by the name of each pool.

@@ -1,4 +1,4 @@
-"""A GPU or a node is lost at a given second, and every replica that has a part on it."""
+"""Loss of a GPU or a node at a given second, with every replica that has a part on it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from simulator.policies.failures import Change, Machines
 
 
 class Kill(Frozen):
-    """What it had in flight is cut off at that instant, and noticed at once."""
+    """Failure that cuts off the work in flight at that instant, and is noticed at once."""
 
     at_s: Seconds
     """Seconds since the first arrival."""
@@ -61,7 +61,7 @@ class Kill(Frozen):
         return iter(found)
 
     def _times(self) -> list[tuple[float, bool]]:
-        """When something happens, and whether it is that replicas serve again."""
+        """Times of the stop and the restart, each with whether replicas serve again."""
         stops = [(self.at_s, False)]
         return stops if self.restart_s is None else [*stops, (self.at_s + self.restart_s, True)]
 

@@ -1,5 +1,5 @@
-"""An expert takes so many of a rank's tokens, the first ones, and drops those behind them (GShard,
-Switch).
+"""Capacity of experts: an expert takes a number of a rank's tokens, the first ones, and drops those
+behind them (GShard, Switch).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _keep_first(
     capacity_S: NDArray[np.float64],
     num_experts: int,
 ) -> NDArray[np.bool_]:
-    """Pairs that find room, in the order of tokens."""
+    """Choose the pairs that find room, in the order of tokens."""
     keep_TK = np.zeros(topk_ids_TK.shape, dtype=np.bool_)
     taken_SE = np.zeros((len(capacity_S), num_experts), dtype=np.int64)
     for t in range(topk_ids_TK.shape[0]):

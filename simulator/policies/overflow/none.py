@@ -1,4 +1,4 @@
-"""Nothing is dropped: every expert computes all tokens that choose it, as serving engines do."""
+"""No overflow: every expert computes all tokens that choose it, as serving engines do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which rank holds which expert. One policy a file."""
+"""Placement of experts on ranks, one policy in a file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ class Placed:
 
 
 class PlacementPolicy(Protocol):
-    """A file in this folder: a frozen pydantic model whose fields are its configuration keys."""
+    """Interface of the files in this folder: a frozen pydantic model whose fields are its
+    configuration keys.
+    """
 
     def place(
         self, load_LE: NDArray[np.float64], num_ranks: int, rng: np.random.Generator

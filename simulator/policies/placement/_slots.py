@@ -1,4 +1,4 @@
-"""How many slots each rank has when the experts do not divide evenly."""
+"""Slots of each rank where the experts do not divide evenly."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from simulator.policies.placement import Placed
 
 
 def slots_per_rank(num_slots: int, num_ranks: int) -> NDArray[np.int64]:
-    """Slots of each rank, ``[R]``: as even as can be, the first ranks one more.
+    """Slots of each rank, ``[R]``: as even as possible, the first ranks one more.
 
     >>> slots_per_rank(10, 4).tolist()
     [3, 3, 2, 2]
@@ -24,6 +24,6 @@ def slots_per_rank(num_slots: int, num_ranks: int) -> NDArray[np.int64]:
 
 
 def in_blocks(expert_LP: NDArray[np.int64], num_ranks: int) -> Placed:
-    """Cut each layer's list of experts into one block a rank."""
+    """Cut each layer's list of experts into one block for each rank."""
     rank_P = np.repeat(np.arange(num_ranks), slots_per_rank(expert_LP.shape[1], num_ranks))
     return Placed(expert_LP, np.tile(rank_P, (len(expert_LP), 1)), num_ranks)

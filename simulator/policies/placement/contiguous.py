@@ -1,4 +1,6 @@
-"""Experts in their own order, one block a rank: what serving engines do unless told otherwise."""
+"""Placement of experts in their own order, one block for each rank: the default of
+serving engines.
+"""
 
 from __future__ import annotations
 

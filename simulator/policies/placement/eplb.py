@@ -62,23 +62,25 @@ class Eplb(Frozen):
 def _place_layer(
     load_E: NDArray[np.float64], num_slots: int, num_groups: int, num_nodes: int, num_ranks: int
 ) -> NDArray[np.int64]:
-    """Expert of every slot, ``[P]``, the slots of rank 0 first."""
+    """Place the experts of one layer: the expert of every slot, ``[P]``, the slots of
+    rank 0 first.
+    """
     group_size = len(load_E) // num_groups
     members_GX = np.arange(len(load_E)).reshape(num_groups, group_size)
-    groups_of_node = _packed(load_E[members_GX].sum(axis=1), num_nodes)
+    groups_of_node = _pack(load_E[members_GX].sum(axis=1), num_nodes)
     chosen = []
     for groups in groups_of_node:
         expert_X = members_GX[groups].reshape(-1)
         copy_S, share_S = _with_copies(load_E[expert_X], num_slots // num_nodes)
-        chosen += [expert_X[copy_S[slots]] for slots in _packed(share_S, num_ranks // num_nodes)]
+        chosen += [expert_X[copy_S[slots]] for slots in _pack(share_S, num_ranks // num_nodes)]
     return np.concatenate(chosen)
 
 
 def _with_copies(
     load_X: NDArray[np.float64], num_slots: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Which of the experts each slot holds, and its share of the load: every spare slot goes to the
-    most loaded copies.
+    """Assign an expert and its share of the load to each slot: every spare slot goes to the most
+    loaded copies.
     """
     copies_X = np.ones(len(load_X), dtype=np.int64)
     spare = []
@@ -90,9 +92,9 @@ def _with_copies(
     return expert_S, (load_X / copies_X)[expert_S]
 
 
-def _packed(load_N: NDArray[np.float64], num_packs: int) -> list[list[int]]:
-    """Items of every pack, equally many: the heaviest first, each into the least loaded pack that
-    has room.
+def _pack(load_N: NDArray[np.float64], num_packs: int) -> list[list[int]]:
+    """Pack items, equally many in each pack: the heaviest first, each into the least loaded pack
+    that has room.
     """
     room = len(load_N) // num_packs
     packs: list[list[int]] = [[] for _ in range(num_packs)]

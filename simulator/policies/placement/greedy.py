@@ -1,4 +1,4 @@
-"""Heaviest expert first, each to the least loaded rank: balance without copies."""
+"""Placement of the heaviest expert first, each to the least loaded rank: balance without copies."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ class Greedy(Frozen):
 
 
 def _heaviest_first(load_LE: NDArray[np.float64], num_ranks: int) -> NDArray[np.int64]:
-    """Rank of every expert, ``[L, E]``; all layers advance together."""
+    """Place the heaviest experts first: the rank of every expert, ``[L, E]``; all layers advance
+    together.
+    """
     num_layers, num_experts = load_LE.shape
     base, num_larger = divmod(num_experts, num_ranks)
     layers = np.arange(num_layers)

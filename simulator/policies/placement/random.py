@@ -1,4 +1,4 @@
-"""Experts shuffled, every layer its own way."""
+"""Placement of experts in random order, different in every layer."""
 
 from __future__ import annotations
 

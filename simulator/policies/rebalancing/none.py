@@ -1,4 +1,4 @@
-"""Experts stay where the placement policy put them."""
+"""No rebalancing: experts stay where the placement policy put them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Which experts each token uses. One policy a file; what all of them return is ``topk_ids``, as a
-real router does.
+"""Routing of tokens to experts, one policy in a file; all of them return ``topk_ids``, as a real
+router does.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from simulator.config.ffns.moe import MoE
 
 
 class Router(Protocol):
-    """A routing policy made ready for one model: it has drawn (or read) what is fixed, such as
-    expert popularity.
+    """Routing policy prepared for one model: whatever is fixed, such as expert popularity, has been
+    drawn or read.
     """
 
     def topk_ids(
         self, layer: int, run_lengths: NDArray[np.int64], rng: np.random.Generator
     ) -> NDArray[np.int16]:
-        """Experts of a batch of tokens in one MoE layer.
+        """Choose the experts of a batch of tokens in one MoE layer.
 
         Args:
             layer: index among the MoE layers, ``0 <= layer < L``.
@@ -36,7 +36,9 @@ class Router(Protocol):
 
 
 class RoutingPolicy(Protocol):
-    """A file in this folder: a frozen pydantic model whose fields are its configuration keys."""
+    """Interface of the files in this folder: a frozen pydantic model whose fields are its
+    configuration keys.
+    """
 
     def prepare(self, moe: MoE, num_layers: int, rng: np.random.Generator) -> Router:
         """Fix what does not change from batch to batch (popularity per layer and domain, or the

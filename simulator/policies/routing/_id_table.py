@@ -1,5 +1,5 @@
-"""Reads expert ids from a table, CSV (also packed) or Parquet: a row for each expert that a token
-chose in a layer.
+"""Tables of expert ids, CSV (also packed) or Parquet: a row for each expert that a token chose in a
+layer.
 
 | column | |
 |---|---|
@@ -30,8 +30,8 @@ _SEQUENCE = "sequence"
 
 
 def is_id_table(path: Path) -> bool:
-    """Whether the name says so: ``.csv``, ``.csv.gz`` (or ``.xz``, ``.zst``, ``.zip``) or
-    ``.parquet``.
+    """Whether a file's name is that of a table: ``.csv``, ``.csv.gz`` (or ``.xz``, ``.zst``,
+    ``.zip``) or ``.parquet``.
     """
     return path.suffix in (".csv", ".parquet") or Path(path.stem).suffix == ".csv"
 
@@ -73,7 +73,7 @@ def read_id_table(path: Path) -> Tokens:
 
 
 def _read_columns(path: Path) -> dict[str, NDArray[np.int64]]:
-    """The columns as whole numbers, by name."""
+    """Read the columns as whole numbers, by name."""
     data = unpack(path)
     is_parquet = data.startswith(parquet.MAGIC)
     names = parquet.column_names(data, str(path)) if is_parquet else _header(data)
@@ -94,7 +94,7 @@ def _header(data: bytes) -> tuple[str, ...]:
 
 
 def _csv(data: bytes, wanted: list[str]) -> Any:
-    """Untyped, as all that is pyarrow's."""
+    """Read CSV columns, untyped as all that is pyarrow's."""
     pa, csv = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.csv")
     options = csv.ConvertOptions(
         include_columns=wanted, column_types={name: pa.int64() for name in wanted}

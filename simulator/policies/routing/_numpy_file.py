@@ -1,5 +1,5 @@
-"""Reads numpy's ``.npz`` and ``.npy`` files without trusting what their headers claim: an array is
-as large as the bytes that are there.
+"""Files of numpy, ``.npz`` and ``.npy``, read without trusting what their headers claim: an array
+is as large as the bytes that are there.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from simulator.base.unpacking import open_archive, read_member
 
 _WHAT = "numpy arrays"
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-"""By version of the format; version 3 differs in names of fields, which no recording has."""
+"""Readers of headers by version of the format; version 3 differs in names of fields, which no
+recording has."""
 
 
 def load_arrays(path: Path, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
-    """Arrays of a ``.npz``, those called by one of ``names``; the one of a ``.npy`` as ``ids``.
+    """Read arrays of a ``.npz``, those called by one of ``names``; the one of a ``.npy`` as
+    ``ids``.
 
     Raises:
         UserError: if the file is missing or damaged, or a header claims more than there is.

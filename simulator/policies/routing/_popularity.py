@@ -1,4 +1,4 @@
-"""The router behind every kind that knows popularities only: it draws experts token by token."""
+"""Router of every policy that knows popularities only: it draws experts token by token."""
 
 from __future__ import annotations
 
@@ -16,35 +16,36 @@ _CHUNK_SCORES = 1 << 19
 cache."""
 
 MAX_TOPICS = 16
-"""Topics that affinity groups the experts of a layer into; DeepSeek-V2-Lite's 64 experts then fall
-in fours."""
+"""Most topics that affinity groups the experts of a layer into; DeepSeek-V2-Lite's 64 experts then
+fall in fours."""
 
 
 @dataclass(frozen=True)
 class PopularityRouter:
-    """Draws ``K`` distinct experts a token, each with the chance that its popularity asks for.
+    """Router that draws ``K`` distinct experts for each token, each with the probability of its
+    popularity.
 
-    A token's score of an expert is the log-odds of the expert's chance plus logistic noise, and the
-    ``K`` best win: Pareto sampling (Rosén 1997, "On sampling with probability proportional to
-    size"), whose inclusion chances are within 1-3 % of those asked for. Drawing one after the other
-    in proportion to popularity (Gumbel top-k) would flatten it by 5-15 %. Only with ``K = 1`` is
-    that exact, and it is what is done then: the score is the log of the chance plus Gumbel noise.
+    A token's score of an expert is the log-odds of the expert's probability plus logistic noise,
+    and the ``K`` best win: Pareto sampling (Rosén 1997, "On sampling with probability proportional
+    to size"), whose inclusion probabilities are within 1-3 % of those asked for. Drawing one after
+    the other in proportion to popularity (Gumbel top-k) would flatten it by 5-15 %. With ``K = 1``
+    that is exact, and used: the score is the log of the probability plus Gumbel noise.
     """
 
     moe: MoE
     handicap_DLCE: NDArray[np.float32]
-    """What the noise is multiplied by to give the key ``exp(-score)``, for each domain, layer,
-    topic and expert: the odds against the expert, ``(1 - p) / p``, or ``1 / p`` where ``K = 1``."""
+    """Factor of the noise that gives the key ``exp(-score)``, for each domain, layer, topic and
+    expert: the odds against the expert, ``(1 - p) / p``, or ``1 / p`` where ``K = 1``."""
     topic_cdf_DLC: NDArray[np.float64]
-    """Cumulative chance of the topics, for each domain and layer."""
+    """Cumulative probability of the topics, for each domain and layer."""
     hold: float = 0.0
-    """Chance that a token takes over the previous token's noise for an expert, and its topic. What
-    is held does not depend on the outcome, so popularity is the same with and without."""
+    """Probability that a token keeps the previous token's noise for an expert, and its topic.
+    Keeping does not depend on the outcome, so popularity is the same with and without."""
 
     def topk_ids(
         self, layer: int, run_lengths: NDArray[np.int64], rng: np.random.Generator
     ) -> NDArray[np.int16]:
-        """See :class:`simulator.policies.routing.Router`."""
+        """Choose the experts of a batch of tokens (:class:`simulator.policies.routing.Router`)."""
         lengths = run_lengths[run_lengths > 0]
         num_tokens = int(lengths.sum())
         is_first_T = np.zeros(num_tokens, dtype=bool)
@@ -70,8 +71,8 @@ class PopularityRouter:
         return topk_ids_TK
 
     def _noise(self, num_tokens: int, rng: np.random.Generator) -> NDArray[np.float32]:
-        """``exp`` of minus the noise: the odds of a uniform number, or an exponential one where ``K
-        = 1``.
+        """Draw ``exp`` of minus the noise: the odds of a uniform number, or an exponential one
+        where ``K = 1``.
         """
         shape = (num_tokens, self.moe.num_experts)
         if self.moe.top_k == 1:
@@ -104,7 +105,7 @@ class PopularityRouter:
 
 
 def by_popularity(moe: MoE, share_DLE: NDArray[np.float64]) -> PopularityRouter:
-    """A router whose tokens are independent, with these shares of the token-expert pairs (any
+    """Make a router whose tokens are independent, with these shares of the token-expert pairs (any
     scale).
     """
     chance_DLE = inclusion(share_DLE, moe.top_k)
@@ -116,12 +117,12 @@ def by_popularity(moe: MoE, share_DLE: NDArray[np.float64]) -> PopularityRouter:
 def with_affinity(
     moe: MoE, share_DLE: NDArray[np.float64], affinity: float, rng: np.random.Generator
 ) -> PopularityRouter:
-    """A router whose experts of one topic are used together, with nearly the shares that are asked
-    for.
+    """Make a router whose experts of one topic are used together, with nearly the shares that are
+    asked for.
 
     The experts of every layer are dealt into topics; a token has one topic, drawn in proportion to
-    the topic's popularity, and picks an expert from the topic with chance ``affinity``, else from
-    the whole layer.
+    the topic's popularity, and picks an expert from the topic with probability ``affinity``,
+    otherwise from the whole layer.
     """
     num_topics = min(MAX_TOPICS, moe.num_experts // 2)
     if affinity == 0 or num_topics < 2:
@@ -155,11 +156,11 @@ def with_affinity(
 def with_persistence(
     router: PopularityRouter, persistence: float, rng: np.random.Generator
 ) -> PopularityRouter:
-    """The router, holding just as much from token to token that consecutive tokens share
-    ``persistence`` of their experts.
+    """Make the router keep enough from token to token that consecutive tokens share ``persistence``
+    of their experts.
 
-    How much they share when a given amount is held has no closed form with groups and topics, so it
-    is tried on a sample. Where popularity alone makes tokens share more than that, nothing is held.
+    The share that follows from a probability of keeping has no closed form with groups and topics,
+    so it is measured on a sample. Where popularity alone makes tokens share more, nothing is kept.
     """
     holds = np.linspace(0.0, 0.99, 12)
     num_layers = router.handicap_DLCE.shape[1]
@@ -170,7 +171,7 @@ def with_persistence(
 
 
 def _shared_experts(router: PopularityRouter, layers: NDArray[np.int64], seed: int) -> float:
-    """Share of its experts that a token has in common with the one before, mean over ``layers``."""
+    """Share of a token's experts that the token before has too, mean over ``layers``."""
     rng = np.random.default_rng(seed)
     # Some 20,000 pairs in all, so that the share is known to within a percent.
     run_lengths = np.full(1 + 512 // (len(layers) * router.moe.top_k), 40, dtype=np.int64)
@@ -203,8 +204,8 @@ def _take_over(
 def _pass_on(
     noise_TE: NDArray[np.float32], last_noise_E: NDArray[np.float32], holds_TE: NDArray[np.bool_]
 ) -> None:
-    """Replace, in place, what is held by the row before, which has been through this itself: row by
-    row, in a loop of numpy's it took a third of drawing.
+    """Replace, in place, kept values by those of the row before, after its own replacement: row by
+    row in compiled code, since a loop of numpy's took a third of drawing.
     """
     for t in range(len(noise_TE)):
         previous_E = noise_TE[t - 1] if t else last_noise_E

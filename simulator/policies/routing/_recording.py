@@ -1,6 +1,4 @@
-"""What a recorded routing is, once it is read from whichever file it came in, and whether it fits a
-model.
-"""
+"""Recorded routing, read from whichever file it came in, and its check against a model."""
 
 from __future__ import annotations
 
@@ -16,8 +14,8 @@ from simulator.config.ffns.moe import MoE
 LayerChoice = Literal["exact", "nearest"]
 
 _PAIRS_TO_SEE_ALL = 16
-"""Recorded pairs per expert and layer from which on the highest expert id must have been seen in
-some layer."""
+"""Recorded pairs per expert and layer above which the highest expert id must have been seen in some
+layer."""
 
 
 @dataclass(frozen=True)
@@ -25,28 +23,26 @@ class Tokens:
     """Expert ids of recorded tokens, as a router gave them."""
 
     ids_LTK: NDArray[np.int64]
-    """A row with a negative id in any layer is padding."""
+    """Expert ids; a row with a negative id in any layer is padding."""
     sequence_T: NDArray[np.int64]
     """Number of the sequence that each token belongs to; the tokens of a sequence follow each
     other."""
     layers: tuple[int, ...] | None = None
-    """Which of the model's MoE layers were recorded; ``None`` = all."""
+    """Indices of the model's MoE layers that were recorded; ``None`` = all."""
     num_experts: int | None = None
     """Experts of the recorded model, where the file says so."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How often each expert was chosen; per domain where the file has several."""
+    """Counts of each expert's choices; per domain where the file has several."""
 
     count_DLE: NDArray[np.float64]
     layers: tuple[int, ...] | None = None
 
 
 def without_padding(tokens: Tokens) -> Tokens:
-    """The recording without layers that recorded nothing (a serving engine's dense layers) and
-    without padding tokens.
-    """
+    """Remove layers that recorded nothing (a serving engine's dense layers) and padding tokens."""
     is_recorded_LT: NDArray[np.bool_] = tokens.ids_LTK.min(axis=2) >= 0
     if is_recorded_LT.all():
         return tokens
@@ -66,7 +62,7 @@ def check_tokens(
     """Check that the recording is of a model of this shape.
 
     Returns:
-        ``row_L``: which recorded layer stands for each layer of the model.
+        ``row_L``: recorded layer that stands for each layer of the model.
 
     Raises:
         UserError: if it has other experts, top-k or layers, or its ids make no sense.
@@ -103,8 +99,8 @@ def check_tokens(
 def check_counts(
     counts: Counts, moe: MoE, num_layers: int, choice: LayerChoice, where: str
 ) -> NDArray[np.int64]:
-    """As :func:`check_tokens`, for a table of counts, which cannot say its top-k but can contradict
-    it.
+    """Check a table of counts as :func:`check_tokens` does tokens; it cannot say its top-k but can
+    contradict it.
 
     Raises:
         UserError: if it has other experts or layers, or an expert was chosen more often than top-k

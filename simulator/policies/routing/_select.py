@@ -1,6 +1,4 @@
-"""How a token picks its experts from random scores: the one place where all synthetic routers
-choose, groups included.
-"""
+"""Choice of a token's experts from random scores, for all synthetic routers, groups included."""
 
 from __future__ import annotations
 
@@ -10,16 +8,15 @@ from numpy.typing import NDArray
 from simulator.config.ffns.moe import MoE
 
 LARGEST_INCLUSION = 0.98
-"""No expert is asked for by more than this share of the tokens: a router's score is never
-certain."""
+"""Largest share of the tokens that may choose one expert: a router's score is never certain."""
 
 _SMALLEST_SHARE = 1e-9
-"""An expert that was never seen still has a finite weight, so that ``K`` experts can always be
-found."""
+"""Smallest share of an expert that was never seen, so that ``K`` experts can always be found."""
 
 
 def inclusion(share_E: NDArray[np.float64], top_k: int) -> NDArray[np.float64]:
-    """Chance that a token uses each expert, from the experts' shares of all token-expert pairs.
+    """Probability that a token uses each expert, from the experts' shares of all token-expert
+    pairs.
 
     The chances are ``top_k`` times the shares, and sum to ``top_k``. What exceeds
     :data:`LARGEST_INCLUSION` is spread over the other experts in proportion to their shares.
@@ -44,7 +41,8 @@ def inclusion(share_E: NDArray[np.float64], top_k: int) -> NDArray[np.float64]:
 
 
 def choose(keys_TE: NDArray[np.float32], moe: MoE) -> NDArray[np.int16]:
-    """The ``K`` experts with the smallest keys of every token, within the model's group limit.
+    """Choose the ``K`` experts with the smallest keys of every token, within the model's group
+    limit.
 
     A key is ``exp(-score)``. With groups, a token first keeps the ``num_limited_groups`` groups
     whose two best scores have the largest sum, then picks its experts among those (DeepSeek-V3,

@@ -1,5 +1,5 @@
-"""The files of SGLang's expert distribution recorder (``--expert-distribution-recorder-mode``),
-read into one recording.
+"""Files of SGLang's expert distribution recorder (``--expert-distribution-recorder-mode``), read
+into one recording.
 
 ``stat`` writes counts of logical experts, ``[steps, layers, experts]``, already summed over ranks.
 ``per_pass`` and ``per_token`` write one record a forward pass, of one rank, in terms of *physical*
@@ -22,15 +22,16 @@ from simulator.policies.routing._recording import Counts, Tokens
 Phase = Literal["prefill", "decode"]
 
 _FORWARD_MODES: dict[int, Phase] = {1: "prefill", 2: "decode"}
-"""``ForwardMode.EXTEND`` and ``DECODE`` of SGLang; others (idle, mixed) belong to neither phase."""
+"""Phases of SGLang's ``ForwardMode.EXTEND`` and ``DECODE``; others (idle, mixed) belong to
+neither."""
 
 _FEW_VALUES = 1 << 23
-"""Values that passes may have together however they come (64 MiB); beyond, a small file that refers
-to one tensor a million times would become large."""
+"""Values that passes may have together however they are shared (64 MiB); beyond, a small file that
+refers to one tensor a million times would become large."""
 
 
 def read_sglang(saved: Any, phase: Phase | None, where: str) -> Tokens | Counts:
-    """A recording or counts from what the recorder saved.
+    """Read a recording or counts from what the recorder saved.
 
     Args:
         saved: the object in the file, with numpy arrays for tensors.
@@ -72,7 +73,7 @@ def read_sglang(saved: Any, phase: Phase | None, where: str) -> Tokens | Counts:
 
 @contextlib.contextmanager
 def _naming(where: str) -> Iterator[None]:
-    """Within this, what a record is not becomes an error that names the recorder."""
+    """Turn errors about a record's layout into one that names the recorder, within this context."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -82,7 +83,7 @@ def _naming(where: str) -> Iterator[None]:
 
 
 def _numbers(value: Any) -> NDArray[Any]:
-    """A tensor, or a list of whole numbers; lists of lists could refer to each other without
+    """Read a tensor, or a list of whole numbers; lists of lists could refer to each other without
     end.
     """
     if isinstance(value, list) and all(isinstance(entry, int) for entry in value):
@@ -104,7 +105,7 @@ def _experts_of_slots(value: Any) -> NDArray[np.int64]:
 
 
 def _of_each(records: list[dict[str, Any]], key: str) -> list[NDArray[np.int64]]:
-    """One tensor a record."""
+    """Read one tensor of each record."""
     tensors = [_numbers(record[key]) for record in records]
     different = {id(tensor): tensor.size for tensor in tensors}
     if sum(tensor.size for tensor in tensors) > max(_FEW_VALUES, 2 * sum(different.values())):

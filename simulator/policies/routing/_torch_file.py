@@ -1,9 +1,9 @@
-"""Reads what ``torch.save`` wrote, without torch: tensors become numpy arrays, and nothing in the
-file can run code.
+"""Files written by ``torch.save``, read without torch: tensors become numpy arrays, and nothing in
+the file can run code.
 
 The format is a zip archive with one pickle, which refers to raw storages that lie beside it. Only
-the handful of names that a dictionary of tensors needs are allowed in the pickle; this is what
-``torch.load(weights_only=True)`` does.
+the handful of names that a dictionary of tensors needs are allowed in the pickle, as in
+``torch.load(weights_only=True)``.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ _STORAGES = {
 
 
 _MEMO = ("PUT", "BINPUT", "LONG_BINPUT")
-"""Opcodes that keep a value under a number, for which the unpickler makes room up to it."""
+"""Opcodes that store a value under a number, up to which the unpickler allocates space."""
 
 
 def load_torch_file(path: Path) -> Any:
-    """The object saved in ``path``, its tensors as numpy arrays.
+    """Read the object saved in ``path``, its tensors as numpy arrays.
 
     Raises:
         UserError: if the file is not there, is not such a file, is damaged, holds anything but
@@ -60,8 +60,8 @@ def load_torch_file(path: Path) -> Any:
 
 
 def _check_program(program: bytes, path: Path) -> None:
-    """Refuse a pickle that claims texts longer than it is, or room for values that it cannot
-    have.
+    """Refuse a pickle that claims texts longer than it is, or space for values that it
+    cannot have.
     """
     for opcode, argument, _ in pickletools.genops(program):
         if opcode.name in _MEMO and not 0 <= int(argument or 0) <= len(program):
@@ -93,7 +93,7 @@ class _Unpickler(pickle.Unpickler):
         if module == "torch" and name in _STORAGES:
             return _STORAGES[name]
         if (module, name) not in allowed:
-            raise self._refused(
+            raise self._make_refusal(
                 f"it holds a {module}.{name}; only plain data and whole-number or "
                 "floating-point tensors are read"
             )
@@ -102,7 +102,7 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> NDArray[Any]:
         marker, code, key, _, num_elements = pid
         if marker != "storage" or not isinstance(code, str) or not isinstance(key, str):
-            raise self._refused("it refers to something that is not a tensor's storage")
+            raise self._make_refusal("it refers to something that is not a tensor's storage")
         if key not in self._storages:
             self._storages[key] = read_member(self._archive, f"{self._folder}data/{key}")
         dtype = np.dtype(code).newbyteorder(self._byte_order)
@@ -116,16 +116,16 @@ class _Unpickler(pickle.Unpickler):
         stride: tuple[int, ...],
         *_ignored: Any,
     ) -> NDArray[Any]:
-        """A view of a storage as torch describes it, copied so that it stands on its own: with a
+        """Read a view of a storage as torch describes it, copied so that it is independent: with a
         stride of 0 one value is a tensor of any size.
         """
         if not isinstance(storage, np.ndarray):
-            raise self._refused("a tensor has no storage")
+            raise self._make_refusal("a tensor has no storage")
         if len(size) != len(stride) or min((offset, *size, *stride)) < 0:
-            raise self._refused("a tensor has an impossible shape")
+            raise self._make_refusal("a tensor has an impossible shape")
         last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
         if 0 not in size and last >= len(storage):
-            raise self._refused("a tensor reaches beyond its storage")
+            raise self._make_refusal("a tensor reaches beyond its storage")
         claimed = math.prod(size) * storage.itemsize
         if claimed > self._bytes_left:
             most, held = most_unpacked(self._path.stat().st_size), self._path.stat().st_size
@@ -140,5 +140,5 @@ class _Unpickler(pickle.Unpickler):
         view = np.lib.stride_tricks.as_strided(start, shape=size, strides=strides, writeable=False)
         return view.astype(storage.dtype.newbyteorder("="))
 
-    def _refused(self, reason: str) -> UserError:
+    def _make_refusal(self, reason: str) -> UserError:
         return UserError(f"{self._path}: refused: {reason}")

@@ -1,5 +1,5 @@
-"""Reads a recorded routing from a file: per-token ids (``.npz``, ``.npy``, ``.pt``, ``.csv``,
-``.parquet``) or counts (``.npz``, ``.json``, ``.pt``).
+"""Files of recorded routing: per-token ids (``.npz``, ``.npy``, ``.pt``, ``.csv``, ``.parquet``) or
+counts (``.npz``, ``.json``, ``.pt``).
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from simulator.policies.routing._sglang import Phase, read_sglang
 from simulator.policies.routing._torch_file import load_torch_file
 
 _ARRAYS = ("ids", "counts", "seq_lens", "domain", "phase", "layers", "num_experts")
-"""What an archive of arrays may hold; others are left unread."""
+"""Arrays of an archive that are read; others are not."""
 _HIGHEST_ID = 2**15 - 1
-"""A router's choices have 16 bits; the largest published model has 1,024 experts."""
+"""Largest expert id: a router's choices have 16 bits; the largest published model has 1,024
+experts."""
 _WHAT = "a recording of expert choices"
 
 
@@ -79,8 +80,8 @@ def _refuse_choice(where: str, reason: str, **wanted: str | None) -> None:
 
 
 def _saved_arrays(saved: Any) -> dict[str, NDArray[Any]]:
-    """Arrays of ``torch.save(ids)`` or ``torch.save({"ids": ids, ...})``; none in what a recorder
-    wrote.
+    """Find the arrays of ``torch.save(ids)`` or ``torch.save({"ids": ids, ...})``; none in what a
+    recorder wrote.
     """
     if isinstance(saved, np.ndarray):
         return {"ids": saved}
@@ -172,7 +173,7 @@ def _has_tokens_first(
 def _is_wanted(
     arrays: dict[str, NDArray[Any]], key: str, wanted: str, num_sequences: int, where: str
 ) -> NDArray[np.bool_]:
-    """Sequences whose ``key`` (one text for all, or one a sequence) is ``wanted``."""
+    """Whether each sequence's ``key`` (one text for all, or one for each) is ``wanted``."""
     if key not in arrays:
         raise UserError(
             f"{where}: {key} = '{wanted}' cannot be selected: the recording has no array '{key}'"
@@ -235,8 +236,8 @@ def _one_model(models: Any, moe: MoE, model: str | None, where: str) -> Any:
 
 
 def _stack(counted: Any, domain: str | None, where: str) -> NDArray[np.float64]:
-    """``count_DLE`` from one table ``[L, E]`` (or ``[steps, L, E]``, which is summed), or from one
-    a domain.
+    """Stack ``count_DLE`` from one table ``[L, E]`` (or ``[steps, L, E]``, which is summed), or
+    from one for each domain.
     """
     if isinstance(counted, dict):
         if domain is not None and domain not in counted:

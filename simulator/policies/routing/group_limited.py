@@ -1,5 +1,5 @@
-"""Group-limited routing on a model that was not trained with it: what if its tokens stayed in a few
-groups of experts?
+"""Group-limited routing on a model that was not trained with it: tokens stay in a few groups of
+experts.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Popularity is log-normal, and tokens and experts keep company: the synthetic router that looks
-like measured ones.
+"""Log-normal popularity, with persistence and affinity: the synthetic router that resembles
+measured ones.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from simulator.policies.routing import Router
 from simulator.policies.routing._popularity import MAX_TOPICS, with_affinity, with_persistence
 
 _MOST_CHANCES = 1 << 25
-"""Chances that are held at once, by domain, layer, topic and expert: 256 MiB, of which drawing
+"""Most probabilities held at once, by domain, layer, topic and expert: 256 MiB, of which drawing
 takes a few."""
 
 

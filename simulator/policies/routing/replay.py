@@ -1,4 +1,4 @@
-"""The expert choices that a real model made, from a recording."""
+"""Replay of the expert choices that a real model made, from a recording."""
 
 from __future__ import annotations
 
@@ -26,12 +26,11 @@ from simulator.policies.routing._trace_files import read_trace
 
 
 class Replay(Frozen):
-    """Replays recorded tokens, or draws independent tokens with recorded popularity where only
+    """Routing by recorded tokens, or by independent tokens with recorded popularity where only
     counts were kept.
 
-    A run of tokens is consecutive tokens of the recording from a random place on, so what
-    neighbours share is real. A recording of other experts, top-k or layers than the model's is
-    refused.
+    A run of tokens is consecutive tokens of the recording from a random place on, so neighbours
+    share real experts. A recording of other experts, top-k or layers than the model's is refused.
     """
 
     trace: str = Field(min_length=1)
@@ -62,12 +61,12 @@ class Replay(Frozen):
             return by_popularity(moe, recorded.count_DLE[:, row_L])
         recorded = without_padding(recorded)
         row_L = check_tokens(recorded, moe, num_layers, self.layers, self.trace)
-        return _RecordedRouter.of(recorded, row_L)
+        return _RecordedRouter.from_tokens(recorded, row_L)
 
 
 @dataclass(frozen=True)
 class _RecordedRouter:
-    """Hands out recorded tokens."""
+    """Router that returns recorded tokens."""
 
     ids_LTK: NDArray[np.int16]
     row_L: NDArray[np.int64]
@@ -77,7 +76,7 @@ class _RecordedRouter:
     """First token of each sequence."""
 
     @classmethod
-    def of(cls, tokens: Tokens, row_L: NDArray[np.int64]) -> _RecordedRouter:
+    def from_tokens(cls, tokens: Tokens, row_L: NDArray[np.int64]) -> _RecordedRouter:
         start_Q = np.flatnonzero(np.diff(tokens.sequence_T, prepend=-1))
         lengths = np.diff(start_Q, append=len(tokens.sequence_T))
         return cls(
@@ -87,9 +86,9 @@ class _RecordedRouter:
     def topk_ids(
         self, layer: int, run_lengths: NDArray[np.int64], rng: np.random.Generator
     ) -> NDArray[np.int16]:
-        """See :class:`simulator.policies.routing.Router`. Which tokens are drawn does not depend on
-        the layer: calls for two layers with streams in the same state return the two layers'
-        choices for the same tokens.
+        """Choose the experts of a batch of tokens (:class:`simulator.policies.routing.Router`). The
+        drawn tokens do not depend on the layer: calls for two layers with streams in the same state
+        return the two layers' choices for the same tokens.
         """
         topk_ids_TK: NDArray[np.int16] = self.ids_LTK[
             self.row_L[layer], self._tokens(run_lengths, rng)
@@ -99,7 +98,7 @@ class _RecordedRouter:
     def _tokens(
         self, run_lengths: NDArray[np.int64], rng: np.random.Generator
     ) -> NDArray[np.int64]:
-        """Recorded tokens ``[T]``: each run starts anywhere, evenly, and goes on with another
+        """Draw recorded tokens, ``[T]``: each run starts anywhere, evenly, and goes on with another
         sequence where its own ends.
         """
         run_N = np.flatnonzero(run_lengths)

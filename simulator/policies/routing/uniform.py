@@ -1,4 +1,4 @@
-"""Every expert is equally likely: what a perfectly balanced model would do."""
+"""Uniform routing: every expert is equally likely, as in a perfectly balanced model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Popularity falls as a power of the rank."""
+"""Zipf routing: popularity falls as a power of the rank."""
 
 from __future__ import annotations
 

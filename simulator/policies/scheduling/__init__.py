@@ -1,5 +1,5 @@
-"""How a step is filled. A policy says it as numbers, which the engine's one compiled loop follows.
-One policy a file.
+"""Scheduling of steps. A policy states its rules as numbers, which the engine's one compiled loop
+follows; one policy in a file.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from typing import NamedTuple, Protocol
 
 
 class Rules(NamedTuple):
-    """What the batching loop needs to know, per attention data-parallel rank."""
+    """Rules of the batching loop, for each attention data-parallel rank."""
 
     token_budget: int
-    """Tokens computed in one step at most."""
+    """Most tokens computed in one step."""
     max_sequences: int
-    """Requests that may hold KV blocks at once; of all batches that a pipeline has in flight
+    """Most requests that may hold KV blocks at once; of all batches that a pipeline has in flight
     together."""
     mixes_phases: bool
     """Whether prompt chunks and decodes share a step; if not, prompts go first and decodes wait."""
@@ -29,34 +29,36 @@ class Rules(NamedTuple):
     watermark: float = 0.0
     """Share of the KV blocks that admission leaves free while other requests run."""
     finds_preempted: bool = False
-    """Whether a request that lost its blocks finds those again that nobody has taken, given prefix
-    caching."""
+    """Whether a preempted request finds those of its blocks again that no request has taken, given
+    prefix caching."""
     output_share: float = 0.0
-    """Share of the outputs of running requests that admission counts on at first, besides the whole
-    output of the one that comes; the requests with the fewest output tokens then lose their blocks
-    first. 0 = outputs are not counted on, and the latest admitted loses them."""
+    """Share of the outputs of running requests that admission assumes at first, besides the whole
+    output of the arriving request; the requests with the fewest output tokens are then preempted
+    first. 0 = outputs are not assumed, and the latest admitted is preempted."""
     least_output_share: float = 0.0
-    """Below which that share does not fall."""
+    """Lower bound of that share."""
     output_share_decay: float = 0.0
-    """What every decode step without a lost request takes off it."""
+    """Decrease of that share in every decode step without a lost request."""
     retract_steps: int = 0
-    """Output tokens beyond those it has that each request counts for when the share is set anew,
-    after others lost their blocks."""
+    """Output tokens beyond its present ones that each request counts for when the share is set
+    again, after others lost their blocks."""
     poll_steps: int = 1
-    """Steps from one look at the queue of new requests to the next."""
+    """Steps between two polls of the queue of new requests."""
     balance_steps: int = 0
-    """With attention data parallelism: steps for which ranks that decode hold prompts back until
-    every rank has one."""
+    """Steps for which decoding ranks hold prompts back until every rank has one, with attention
+    data parallelism."""
     wait_steps: int = 0
-    """Without it: steps for which prompts are held back beside decodes, until they fill the
-    step."""
+    """Steps for which prompts are held back beside decodes until they fill the step, without
+    attention data parallelism."""
     wait_share: float = 0.0
-    """Of the budget: a step that is as full as that is not held back any longer."""
+    """Share of the token budget above which a step is not held back any longer."""
 
 
 class SchedulingPolicy(Protocol):
-    """A file in this folder: a frozen pydantic model whose fields are its configuration keys."""
+    """Interface of the files in this folder: a frozen pydantic model whose fields are its
+    configuration keys.
+    """
 
     def rules(self) -> Rules:
-        """The policy as numbers."""
+        """Return the policy as numbers."""
         ...

@@ -9,7 +9,7 @@ from simulator.base.quantities import Factor, Ratio, Sequences, Steps, TokenBudg
 from simulator.policies.scheduling import Rules
 
 _OUTPUT_SHARE, _LEAST_OF_SHARE, _DECAY_STEPS, _RETRACT_STEPS = 0.7, 0.14, 600, 20
-"""SGLang's ``SGLANG_INIT_NEW_TOKEN_RATIO``, ``_MIN_NEW_TOKEN_RATIO_FACTOR``,
+"""Defaults of SGLang's ``SGLANG_INIT_NEW_TOKEN_RATIO``, ``_MIN_NEW_TOKEN_RATIO_FACTOR``,
 ``_NEW_TOKEN_RATIO_DECAY_STEPS`` and ``SGLANG_RETRACT_DECODE_STEPS`` (``environ.py``, 0.5.20)."""
 
 

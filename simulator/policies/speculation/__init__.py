@@ -1,5 +1,5 @@
-"""How output tokens are drafted, several of which a step verifies at once. One policy a file; what
-it says is numbers, which the engine's compiled loop follows.
+"""Speculative decoding: drafts of output tokens that a step verifies at once. A policy states its
+drafts as numbers, which the engine's compiled loop follows; one policy in a file.
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from typing import NamedTuple, Protocol
 
 
 class Drafts(NamedTuple):
-    """What drafts save and take, as numbers."""
+    """Drafts of a policy as numbers: acceptance and cost."""
 
     accepted: tuple[float, ...] = ()
-    """Probability that each token of a draft is kept, given that all before it were; as many as a
-    draft has tokens, none without drafts."""
+    """Probability that each token of a draft is accepted, given that all before it were; one for
+    each token of a draft, none without drafts."""
     pass_share: float = 0.0
-    """Seconds in which one more token of all drafts is found, over those of the step that verifies
+    """Ratio of the time to find one more token of all drafts to that of the step that verifies
     them: ``c`` of Leviathan et al. (arXiv:2211.17192)."""
 
     @property
@@ -24,12 +24,12 @@ class Drafts(NamedTuple):
 
     @property
     def slowdown(self) -> float:
-        """Seconds of a step with its drafts over those without."""
+        """Ratio of a step's time with its drafts to its time without."""
         return 1.0 + self.num_tokens * self.pass_share
 
     @property
     def mean_kept(self) -> float:
-        """Output tokens that a sequence gets in a step on the mean, far from its end.
+        """Mean number of output tokens that a sequence gets in a step, far from its end.
 
         >>> Drafts(accepted=(0.5, 0.5)).mean_kept
         1.75
@@ -42,11 +42,14 @@ class Drafts(NamedTuple):
 
 
 NO_DRAFTS = Drafts()
+"""Drafts of a deployment without speculation."""
 
 
 class SpeculationPolicy(Protocol):
-    """A file in this folder: a frozen pydantic model whose fields are its configuration keys."""
+    """Interface of the files in this folder: a frozen pydantic model whose fields are its
+    configuration keys.
+    """
 
     def drafts(self, num_layers: int) -> Drafts:
-        """The policy as numbers, for a model of so many layers."""
+        """Return the policy as numbers, for a model of so many layers."""
         ...

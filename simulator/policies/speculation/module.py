@@ -1,4 +1,4 @@
-"""A small module beside the model drafts tokens one after the other: DeepSeek-V3's multi-token
+"""Drafting by a small module beside the model, one token after the other: DeepSeek-V3's multi-token
 prediction (arXiv:2412.19437, 2.2), EAGLE (arXiv:2401.15077).
 """
 
@@ -10,8 +10,8 @@ from simulator.policies.speculation import Drafts
 
 
 class Module(Frozen):
-    """Its passes are over the same sequences as the step that verifies, and take as long for each
-    of its layers as that step does for one of the model's.
+    """Module whose passes are over the same sequences as the verifying step; each of its layers
+    takes as long as one of the model's in that step.
     """
 
     tokens: DraftTokens = 1

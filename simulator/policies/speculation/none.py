@@ -1,4 +1,4 @@
-"""Every step finds one token of a sequence."""
+"""No speculation: every step finds one token of a sequence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which wires join the GPUs, and which of them a message crosses. One topology a file."""
+"""Topologies: the wires that join the GPUs, and the paths of messages; one topology in a file."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ class Link(NamedTuple):
 
     name: str
     kind: str
-    """``scale_up`` inside a fast domain, ``scale_out`` between domains: what calibration speaks
-    of."""
+    """Kind of the wire, as calibrations distinguish them: ``scale_up`` inside a fast domain,
+    ``scale_out`` between domains."""
     bytes_per_s: float
-    """Peak."""
+    """Peak bytes per second."""
     latency_s: float
+    """Seconds of latency."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,13 @@ class Fabric:
     node_R: NDArray[np.int64]
     """Fast domain of each rank."""
     own_card_SRH: NDArray[np.int64] | None = None
-    """Likewise for messages that GPUs hand to their own cards, where the topology's paths leave by
-    other ones."""
+    """Paths as in ``path_SRH`` of messages that GPUs hand to their own cards, where the topology's
+    paths leave by other ones."""
 
     @cached_property
     def direct(self) -> Fabric:
-        """The same wires for kernels that post to the GPU's own card, whatever the library for
-        collectives does.
+        """Fabric of kernels that post to the GPU's own card, whatever the library for collectives
+        does.
         """
         return (
             self
@@ -52,24 +53,26 @@ class Fabric:
 
     @property
     def num_ranks(self) -> int:
-        """``R``."""
+        """Number of ranks, ``R``."""
         return len(self.node_R)
 
     @property
     def num_nodes(self) -> int:
-        """``N``, fast domains that the ranks lie in."""
+        """Number of fast domains that the ranks lie in, ``N``."""
         return len(np.unique(self.node_R))
 
     def sum_by_link(self, sent: Messages) -> NDArray[np.float64]:
-        """What crosses each link, ``[links]``, in what the messages are counted in."""
+        """Sum the amounts that cross each link, ``[links]``, in the unit of the messages."""
         return sent.sum_by_link(self.path_SRH, len(self.links))
 
 
 class TopologyPolicy(Protocol):
-    """A file in this folder: a frozen pydantic model whose fields are its configuration keys."""
+    """Interface of the files in this folder: a frozen pydantic model whose fields are its
+    configuration keys.
+    """
 
     def wire(self, cluster: ClusterSpec, num_ranks: int) -> Fabric:
-        """Join the first ``num_ranks`` GPUs of ``cluster``.
+        """Build the links of the first ``num_ranks`` GPUs of ``cluster``.
 
         Raises:
             UserError: if the topology cannot be built on this cluster.

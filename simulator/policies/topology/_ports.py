@@ -1,5 +1,5 @@
-"""What all topologies build from: a port a GPU into the fast domain and, where there are several
-domains, one out of it.
+"""Ports that all topologies build from: for each GPU one into the fast domain and, where there are
+several domains, one out of it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from simulator.policies.topology import Fabric, Link
 
 
 class Wiring:
-    """Collects links and paths, then freezes them into a :class:`Fabric`."""
+    """Collector of links and paths, which :meth:`freeze` makes a :class:`Fabric`."""
 
     def __init__(self, cluster: ClusterSpec, num_ranks: int) -> None:
         self.cluster = cluster
@@ -25,8 +25,8 @@ class Wiring:
     def ports(
         self, kind: str, wire: WireSpec, count: int, label: str = "gpu", width: float = 1.0
     ) -> tuple[list[int], list[int]]:
-        """``count`` pairs of links of one kind: their indices out and in. ``width`` is wires in a
-        bundle.
+        """Add ``count`` pairs of links of one kind and return their indices, out and in. ``width``
+        is the number of wires in a bundle.
         """
         first = len(self._links)
         for direction in ("out", "in"):
@@ -42,15 +42,17 @@ class Wiring:
         return list(range(first, first + count)), list(range(first + count, first + 2 * count))
 
     def path(self, source: int, destination: int, *links: int) -> None:
-        """Say which links a message crosses."""
+        """Set the links that a message crosses."""
         self._paths[source, destination] = links
 
     def own_card_path(self, source: int, destination: int, *links: int) -> None:
-        """Likewise for one that leaves by its sender's own card, where that is not the path."""
+        """Set the links of a message that leaves by its sender's own card, where that is not the
+        path.
+        """
         self._own_card[source, destination] = links
 
     def pairs(self) -> list[tuple[int, int]]:
-        """Every ordered pair of different ranks."""
+        """List every ordered pair of different ranks."""
         return [(s, r) for s in range(self.num_ranks) for r in range(self.num_ranks) if s != r]
 
     @property
@@ -60,9 +62,7 @@ class Wiring:
 
     @property
     def scale_out(self) -> WireSpec:
-        """The wire between domains; the cluster's own check makes it exist where there are
-        several.
-        """
+        """Wire between domains; the cluster's own check makes it exist where there are several."""
         if self.cluster.scale_out is None:
             raise ValueError(f"cluster {self.cluster.name} has several nodes but no scale_out")
         return self.cluster.scale_out

@@ -107,7 +107,7 @@ def read_corpus(folder: Path | None, seed: int, context: int) -> Corpus:
         num_files, num_bytes = _size(domains)
         raise UserError(
             f"{description}: too little text: {num_bytes:,} bytes in {num_files} text files; at "
-            f"least {2 * _needed(context):,} bytes are needed, in two files or more of a "
+            f"least {2 * _bytes_needed(context):,} bytes are needed, in two files or more of a "
             "subfolder (a domain)"
         )
     return Corpus(dict(sorted(found.items())), description)
@@ -235,7 +235,7 @@ def _choose_contents(files: list[Path], seed: int, name: str) -> list[bytes]:
     return contents
 
 
-def _needed(context: int) -> int:
+def _bytes_needed(context: int) -> int:
     """Bytes that a domain needs on each side of the split: a few sequences."""
     return 4 * (context + 1)
 
@@ -245,7 +245,7 @@ def _split(contents: list[bytes], context: int) -> DomainText | None:
     too little.
     """
     total = sum(map(len, contents))
-    wanted = max(_HELD_OUT_SHARE * total, _needed(context))
+    wanted = max(_HELD_OUT_SHARE * total, _bytes_needed(context))
     held_out: list[bytes] = []
     training: list[bytes] = []
     taken = 0
@@ -257,7 +257,7 @@ def _split(contents: list[bytes], context: int) -> DomainText | None:
             taken += len(content)
         else:
             training.append(content)
-    if min(taken, total - taken) < _needed(context):
+    if min(taken, total - taken) < _bytes_needed(context):
         return None
     return DomainText(_join_contents(training), _join_contents(held_out))
 

@@ -120,6 +120,6 @@ def _rows(
     placed = policy.place(tokens_DE, num_ranks, np.random.default_rng(0))
     found = []
     for draw, tokens_E in enumerate(tokens_DE):
-        rows_RG = SlotMap(placed, draw, num_experts).shared(tokens_E)
+        rows_RG = SlotMap(placed, draw, num_experts).share_tokens(tokens_E)
         found.append(rows_RG[rows_RG.sum(axis=1).argmax()])
     return np.stack(found)

@@ -1,4 +1,4 @@
-"""When requests arrive. One process a file."""
+"""Arrival processes of requests, one in a file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 
 class ArrivalProcess(Protocol):
-    """A file in this folder: a frozen pydantic model whose fields are its configuration keys."""
+    """Interface of the files in this folder: a frozen pydantic model whose fields are its
+    configuration keys.
+    """
 
     @property
     def concurrency(self) -> int | None:
@@ -17,7 +19,7 @@ class ArrivalProcess(Protocol):
         ...
 
     def arrival_s(self, num_requests: int, rng: np.random.Generator) -> NDArray[np.float64]:
-        """Sorted arrival times in seconds of ``num_requests`` requests, the first at its own gap
-        from 0.
+        """Draw sorted arrival times in seconds of ``num_requests`` requests, the first at its own
+        gap from 0.
         """
         ...

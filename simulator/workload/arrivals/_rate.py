@@ -1,5 +1,5 @@
-"""A request rate that wanders: the building blocks of :mod:`simulator.workload.arrivals.modulated`
-and :mod:`~.windowed`.
+"""Modulated request rates: the building blocks of :mod:`simulator.workload.arrivals.modulated` and
+:mod:`~.windowed`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from simulator.workload.renewal import Cv, Pattern
 
 FEWEST_REQUESTS = 0.1
 """Mean requests of one round (all windows, or a span) below which drawing them window by window
-would take for ever."""
+would not end."""
 
 _MOST_WINDOWS = 10_000_000
-"""Windows that are drawn one by one: a minute of work."""
+"""Most windows that are drawn one by one: a minute of work."""
 
 
 def check_windows(num_requests: int, requests_per_round: float, windows_per_round: int) -> None:

@@ -1,4 +1,4 @@
-"""How long prompts and answers are. One distribution a file."""
+"""Length distributions of prompts and answers, one in a file."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 
 
 class LengthDistribution(Protocol):
-    """A file in this folder: a frozen pydantic model whose fields are its configuration keys."""
+    """Interface of the files in this folder: a frozen pydantic model whose fields are its
+    configuration keys.
+    """
 
     def draw(
         self, num_requests: int, rng: np.random.Generator
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """``(num_input, num_output)`` of ``num_requests`` requests, all at least 1."""
+        """Draw ``(num_input, num_output)`` of ``num_requests`` requests, all at least 1."""
         ...

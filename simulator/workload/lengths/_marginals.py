@@ -78,7 +78,7 @@ class QuantileMarginal(Frozen):
             raise ValueError("lengths must not fall as the probability rises")
         return self
 
-    def at(self, u: NDArray[np.float64]) -> NDArray[np.int64]:
+    def at_probability(self, u: NDArray[np.float64]) -> NDArray[np.int64]:
         """Token counts at probabilities ``u``."""
         return as_tokens(np.exp(np.interp(u, self.probabilities, np.log(self.lengths))))
 
@@ -86,9 +86,9 @@ class QuantileMarginal(Frozen):
         """Token counts at standard normal deviates ``z``."""
         from scipy.special import ndtr
 
-        return self.at(ndtr(z))
+        return self.at_probability(ndtr(z))
 
 
 def as_tokens(lengths: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Whole tokens, at least 1."""
+    """Round to whole tokens, at least 1."""
     return np.maximum(1, np.rint(lengths)).astype(np.int64)

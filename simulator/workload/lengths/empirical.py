@@ -52,7 +52,7 @@ class Empirical(Frozen):
         """``(num_input, num_output)``, each ``[num_requests]``."""
         u = rng.random((num_requests, 2))
         if self.input is not None and self.output is not None:
-            return self.input.at(u[:, 0]), self.output.at(u[:, 1])
+            return self.input.at_probability(u[:, 0]), self.output.at_probability(u[:, 1])
         source = read_trace(Path(str(self.path)))
         rows = (u * source.num_requests).astype(np.int64)
         return source.num_input[rows[:, 0]], source.num_output[rows[:, 1]]

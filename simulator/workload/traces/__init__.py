@@ -1,5 +1,5 @@
-"""Request traces: who asked for how many tokens, when. One file format a file; a format is known by
-content, not by name.
+"""Request traces: arrival times and numbers of tokens. One file format in a file; a format is
+recognised by content, not by name.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class PartOf:
-    """What some requests of a trace need to know of the whole, to be served as they are there."""
+    """Facts about a whole trace that some of its requests need, to be served as they are there."""
 
     numbers: NDArray[np.int64]
-    """Places of the requests in the whole; sorted."""
+    """Indices of the requests in the whole trace; sorted."""
     longest_tokens: int
     """Prompt and output tokens of the longest request of the whole."""
 
 
 @dataclass(frozen=True)
 class RequestTrace:
-    """Requests in order of arrival. Arrays have one entry a request."""
+    """Requests in order of arrival. Arrays have one entry for each request."""
 
     arrival_s: NDArray[np.float64]
     """Seconds since the first request; sorted. All zero where the source has lengths only."""
@@ -33,7 +33,7 @@ class RequestTrace:
     num_output: NDArray[np.int64]
     """Generated tokens, at least 1."""
     provenance: str
-    """Where it comes from, for the report."""
+    """Source of the trace, for the report."""
     has_arrivals: bool = True
     """False where the source lists lengths only, so that arrivals must come from a generator."""
     concurrency: int | None = None
@@ -49,16 +49,16 @@ class RequestTrace:
     domains: tuple[str, ...] = ()
     """Kinds of text that the source tells apart; empty where it tells none."""
     domain: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    """``[N]`` which of them each request is of, by its place, -1 for none; empty without any."""
+    """Index of each request's kind of text, ``[N]``, -1 for none; empty without any."""
     notes: tuple[str, ...] = ()
-    """What a reader dropped, repaired or assumed, in words for the user ("7 rows of 0 tokens left
-    out")."""
+    """Notes on rows that a reader dropped, repaired or assumed, for the user ("7 rows of 0 tokens
+    left out")."""
     repairs: tuple[str, ...] = ()
-    """What was wrong with the file and has been repaired, beyond what its source is known for:
-    rows left out, rows sorted. Each says where ("line 3: ..."), and is refused where the user asks
-    for a file without any."""
+    """Defects of the file that were repaired, beyond those its source is known for: rows left out,
+    rows sorted. Each names its place ("line 3: ..."), and is refused where the user asks for a file
+    without any."""
     part_of: PartOf | None = None
-    """The trace that these are some requests of, if they are."""
+    """Whole trace that these requests are a part of, if they are."""
 
     @property
     def num_requests(self) -> int:
@@ -67,10 +67,10 @@ class RequestTrace:
 
 
 class TraceFormat(Protocol):
-    """A file in this folder: a frozen pydantic model without fields."""
+    """Interface of the files in this folder: a frozen pydantic model without fields."""
 
     layout: ClassVar[str]
-    """What such a file looks like, for who has another: ``"CSV TIMESTAMP, ContextTokens"``."""
+    """Layout of such a file, for users who have another: ``"CSV TIMESTAMP, ContextTokens"``."""
 
     def recognises(self, path: Path, head: bytes) -> bool:
         """Whether the file (or folder, then ``head`` is empty) is of this format, judged by its
@@ -92,8 +92,8 @@ class TraceFormat(Protocol):
 
 
 def cut_trace(trace: RequestTrace, first: int, end: int) -> RequestTrace:
-    """The requests from ``first`` up to ``end``, whose prefix blocks keep their numbers; without
-    copies.
+    """Cut the requests from ``first`` up to ``end``, whose prefix blocks keep their numbers;
+    without copies.
     """
     has_prefixes, part = trace.prefix_block_tokens > 0, trace.part_of
     return replace(
@@ -108,8 +108,8 @@ def cut_trace(trace: RequestTrace, first: int, end: int) -> RequestTrace:
 
 
 def take_requests(trace: RequestTrace, rows: NDArray[np.int64]) -> RequestTrace:
-    """The requests of the given rows, in that order, each with all that it has; their arrivals and
-    their places in a whole stay as they are.
+    """Take the requests of the given rows, in that order, with all their data; their arrivals and
+    their indices in a whole trace are unchanged.
     """
     starts, ids, part = trace.prefix_starts, trace.prefix_ids, trace.part_of
     if trace.prefix_block_tokens:
@@ -127,7 +127,7 @@ def take_requests(trace: RequestTrace, rows: NDArray[np.int64]) -> RequestTrace:
 
 
 def pick_requests(trace: RequestTrace, rows: NDArray[np.int64]) -> RequestTrace:
-    """Some requests of a whole trace in its order, which are served as they are there."""
+    """Pick some requests of a whole trace in its order, which are served as they are there."""
     longest = int((trace.num_input + trace.num_output).max())
     return replace(take_requests(trace, rows), part_of=PartOf(rows, longest))
 
@@ -135,7 +135,7 @@ def pick_requests(trace: RequestTrace, rows: NDArray[np.int64]) -> RequestTrace:
 def take_prefixes(
     starts: NDArray[np.int64], ids: NDArray[np.int64], rows: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Prefix blocks of the given rows, in that order, numbered densely from 0."""
+    """Take the prefix blocks of the given rows, in that order, numbered densely from 0."""
     lengths = np.diff(starts)[rows]
     new_starts = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
     offsets = np.arange(new_starts[-1]) - np.repeat(new_starts[:-1] - starts[:-1][rows], lengths)

@@ -1,4 +1,4 @@
-"""Arrow's readers, imported when a file is read: commands that read none start faster."""
+"""Readers of Arrow, imported only when a file is read: commands that read none start faster."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def arrow(module: str | None = None) -> Any:
-    """``pyarrow``, or a module of it. Untyped: what pyarrow exports is not declared in a way that a
-    strict type check accepts.
+    """Import ``pyarrow``, or a module of it, untyped: its exports are not declared as a strict type
+    check asks.
     """
     return importlib.import_module(f"pyarrow.{module}" if module else "pyarrow")

@@ -1,4 +1,4 @@
-"""From columns to a :class:`RequestTrace`, with every row checked."""
+"""Conversion of columns to a :class:`RequestTrace`, with every row checked."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from simulator.workload.traces import RequestTrace, take_prefixes
 from simulator.workload.traces._rows import LONGEST_TEXT
 
 _MOST_UNUSABLE = 0.5
-"""Share of rows that may be left out; a file with more is rather of another layout."""
+"""Largest share of rows that may be left out; a file with more probably has another layout."""
 _MOST_TOKENS = 2**40
-"""Tokens of a prompt or an answer beyond which a number is a time or an id in the wrong column."""
+"""Tokens of a prompt or an answer above which a number is a time or an id in the wrong column."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RawRequests:
-    """What a reader took from a file, and what its columns are called there (for messages)."""
+    """Columns that a reader took from a file, and their names there (for messages)."""
 
     path: Path
     title: str
-    """What the format is called, for the provenance."""
+    """Name of the format, for the provenance."""
     line: Callable[[int], str]
-    """Where the ``i``-th row stands in the file: ``"line 7"``."""
+    """Function that names the ``i``-th row's place in the file: ``"line 7"``."""
     time_s: NDArray[np.float64] | None
     """Seconds from any origin; ``None`` where the source has lengths only."""
     num_input: NDArray[np.int64]
@@ -36,25 +36,25 @@ class RawRequests:
     names: tuple[str, str, str]
     """Column names of time, input and output."""
     drops_empty: bool = False
-    """Whether rows of 0 tokens are known in this source (failed requests)."""
+    """Whether rows of 0 tokens are normal in this source (failed requests)."""
     unusable: tuple[str, ...] = ()
-    """A line for each row that could not be read: where it stands, and what is wrong with it."""
+    """Message for each row that could not be read: its place, and the problem."""
     sorts: bool = False
-    """Whether rows out of order are known in this source (measured starts)."""
+    """Whether rows out of order are normal in this source (measured starts)."""
     prefix_block_tokens: int = 0
     prefix_starts: NDArray[np.int64] | None = None
     prefix_ids: NDArray[np.int64] | None = None
     domain: NDArray[Any] | None = None
-    """Kind of text of each request, by name; an empty one is none."""
+    """Kind of text of each request, by name; empty for none."""
     notes: tuple[str, ...] = ()
 
 
-def checked(raw: RawRequests) -> RequestTrace:
-    """The trace, its times counted from the first request and its prefix blocks numbered from 0.
+def make_trace(raw: RawRequests) -> RequestTrace:
+    """Make the trace, with times counted from the first request and prefix blocks numbered from 0.
 
     Rows whose time is not finite or that have fewer than 1 token are left out, rows out of order
-    sorted, and both counted in the notes; in :attr:`RequestTrace.repairs` too, unless the source is
-    known for them.
+    sorted, and both counted in the notes; in :attr:`RequestTrace.repairs` too, unless they are
+    normal in the source.
 
     Raises:
         UserError: if there is no request, or most rows cannot be used.
@@ -96,7 +96,7 @@ def checked(raw: RawRequests) -> RequestTrace:
 def _usable_rows(
     raw: RawRequests, time_s: NDArray[np.float64], notes: list[str], repairs: list[str]
 ) -> NDArray[np.int64]:
-    """Numbers of the rows that are requests; what is left out is added to the notes and repairs."""
+    """Numbers of the usable rows; rows left out are added to the notes and repairs."""
     wrong, problems = _unusable(raw, time_s)
     num_rows = len(raw.unusable) + len(time_s)
     num_wrong = len(raw.unusable) + int(wrong.sum())
@@ -116,8 +116,8 @@ def _usable_rows(
 
 
 def _unusable(raw: RawRequests, time_s: NDArray[np.float64]) -> tuple[NDArray[np.bool_], list[str]]:
-    """Which of the rows read cannot be used, and the first problem of each kind, those of rows not
-    read among them.
+    """Whether each row read cannot be used, and the first problem of each kind, including those of
+    rows not read.
     """
     lowest = 0 if raw.drops_empty else 1
     checks: list[tuple[str, NDArray[Any], NDArray[np.bool_], str]] = [
@@ -143,7 +143,7 @@ def _in_order(
     notes: list[str],
     repairs: list[str],
 ) -> NDArray[np.int64]:
-    """The rows by their times; that some were not is added to the notes and repairs."""
+    """Sort the rows by time; rows out of order are added to the notes and repairs."""
     back = np.flatnonzero(np.diff(time_s[rows]) < 0)
     if not len(back):
         return rows

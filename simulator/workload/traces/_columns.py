@@ -1,4 +1,4 @@
-"""Read named columns from CSV or JSON lines: fast where the file is right, with the line and the
+"""Named columns of CSV or JSON lines, read fast where the file is right, with the line and the
 value where it is not.
 
 Arrow reads the file first. Whatever it refuses is read again line by line, which either finds the
@@ -30,8 +30,8 @@ _JSON_BLOCK_BYTES = 1 << 26
 
 
 def read_csv(path: Path, data: bytes, kinds: dict[str, Kind]) -> Rows:
-    """The columns named in ``kinds``, found by their header. A row that has too few or too many
-    fields, or a value of another kind, is left out.
+    """Read the columns named in ``kinds``, found by their header. A row that has too few or too
+    many fields, or a value of another kind, is left out.
 
     Raises:
         UserError: if the file is not a table of UTF-8 text.
@@ -60,8 +60,8 @@ def read_csv(path: Path, data: bytes, kinds: dict[str, Kind]) -> Rows:
 
 
 def read_json_lines(data: bytes, kinds: dict[str, Kind]) -> Rows:
-    """The keys named in ``kinds`` of every line; those that are not JSON objects with these keys
-    are left out.
+    """Read the keys named in ``kinds`` of every line; lines that are not JSON objects with these
+    keys are left out.
     """
     # Arrow does not check that texts are UTF-8, and takes a time for a number or a text, not both.
     if {"text", "time"} & set(kinds.values()):
@@ -104,7 +104,7 @@ def read_json_lines(data: bytes, kinds: dict[str, Kind]) -> Rows:
 
 
 def _line_of(data: bytes, row: int, header_lines: int) -> int:
-    """Line (from 1) of the ``row``-th row (from 0), blank lines not being rows."""
+    """Line (from 1) of the ``row``-th row (from 0); blank lines are not rows."""
     seen = -1 - header_lines
     for number, line in enumerate(data.split(b"\n"), start=1):
         seen += bool(line.strip())

@@ -1,5 +1,5 @@
-"""What logs call the three things that a request trace needs, written without capitals, spaces and
-signs: ``Prompt Tokens``, ``promptTokens`` and ``usage.prompt_tokens`` are one name.
+"""Names in logs of the three columns that a request trace needs, written without capitals, spaces
+and signs: ``Prompt Tokens``, ``promptTokens`` and ``usage.prompt_tokens`` are one name.
 
 From the responses of OpenAI, Anthropic and Gemini, from the logs of LiteLLM, OpenRouter, Langfuse
 and Helicone, from OpenTelemetry's ``gen_ai`` attributes and OpenInference, and from benchmark tools
@@ -41,19 +41,19 @@ EXAMPLES = {
     "prompt tokens": "prompt_tokens, input_tokens, context_tokens, input_length",
     "output tokens": "completion_tokens, output_tokens, generated_tokens, output_length",
 }
-"""For who has named them otherwise; all are in the module."""
+"""Examples for users whose columns have other names; all are in the module."""
 _SIGNS = re.compile(r"[\W_]+")
 
 
 class Names(NamedTuple):
-    """What a file's columns are called; ``None`` where there is none of a kind."""
+    """Names of a file's columns; ``None`` where there is none of a kind."""
 
     arrival: str | None
     num_input: str | None
     num_output: str | None
 
     def __str__(self) -> str:
-        """What was found and what was not, in words."""
+        """Describe the columns that were found, and those that were not."""
         pairs = zip(EXAMPLES.items(), self, strict=True)
         return ", ".join(
             f"{what}: '{name}'" if name else f"{what}: none, such as {examples}"
@@ -62,7 +62,7 @@ class Names(NamedTuple):
 
 
 def find_names(columns: Iterable[str]) -> Names:
-    """The columns that a log's name stands for; of several the one that is listed first.
+    """Find the columns by a log's names; of several the one that is listed first.
 
     >>> find_names(["id", "startTime", "usage.prompt_tokens", "Completion Tokens"])
     Names(arrival='startTime', num_input='usage.prompt_tokens', num_output='Completion Tokens')

@@ -1,5 +1,5 @@
 """JSON lines ``timestamp, input_length, output_length, hash_ids``: one layout that three sources
-use with other units.
+use with different units.
 
 Mooncake: milliseconds and blocks of 512 tokens. Bailian and vLLM's timed traces: seconds and blocks
 of 16. The wrong block size would shorten prompts 32 times, and the wrong unit stretch the time
@@ -15,7 +15,7 @@ import numpy as np
 
 from simulator.base.errors import UserError
 from simulator.workload.traces import RequestTrace
-from simulator.workload.traces._check import RawRequests, checked
+from simulator.workload.traces._check import RawRequests, make_trace
 from simulator.workload.traces._columns import read_json_lines
 from simulator.workload.traces._rows import Kind, Rows
 from simulator.workload.unpacking import head_of, json_keys, json_rows
@@ -56,7 +56,7 @@ def read_prefix_lines(
         )
     if with_blocks:
         _check_blocks(path, rows, block_tokens)
-    return checked(
+    return make_trace(
         RawRequests(
             path=path,
             title=title,

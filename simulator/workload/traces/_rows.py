@@ -1,5 +1,5 @@
-"""Read named values from a table row by row: slower than Arrow, and able to say which row cannot be
-used and why.
+"""Named values of a table, read row by row: slower than Arrow, but with the place and the problem
+of each row that cannot be used.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from simulator.base.errors import UserError
 
 Kind = Literal["int", "float", "clock", "time", "ids", "text"]
-"""``clock``: wall-clock time, given as nanoseconds since 1970. ``time``: as it stands in the file,
-for :func:`~simulator.workload.traces._times.read_times`. ``ids``: a list of block ids in each row,
-given as two columns, ``NAME`` (all ids) and ``NAME_starts`` (``[N + 1]``)."""
+"""Kinds of values. ``clock``: wall-clock time, given as nanoseconds since 1970. ``time``: as
+written in the file, for :func:`~simulator.workload.traces._times.read_times`. ``ids``: a list of
+block ids in each row, given as two columns, ``NAME`` (all ids) and ``NAME_starts`` (``[N +
+1]``)."""
 LONGEST_TEXT = 64
-"""Characters of a time or a name; in Parquet one text can stand in a million rows."""
+"""Most characters of a time or a name; in Parquet one text can stand in a million rows."""
 Columns = dict[str, NDArray[Any]]
 _WORDS = {
     "int": "a whole number",
@@ -37,25 +38,25 @@ _DTYPES: dict[Kind, Any] = {"float": np.float64, "text": object, "time": object}
 UTC = re.compile(r"(Z|\+00:00)$")
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d{1,9})?")
 _Row = tuple[int, dict[str, Any] | str]
-"""Line in the file, and its values by name or why there are none."""
+"""Line in the file, and its values by name or the reason why there are none."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a file that can be used."""
+    """Usable rows of a file."""
 
     columns: Columns
     line: Callable[[int], str]
-    """Where the ``i``-th of them stands in the file: ``"line 7"``."""
+    """Function that names the ``i``-th row's place in the file: ``"line 7"``."""
     unusable: tuple[str, ...] = ()
-    """A line for each row that is left out: where it stands, and what is wrong with it."""
+    """Message for each row that is left out: its place, and the problem."""
 
-    def without(self, wrong: NDArray[np.bool_], problem: Callable[[int], str]) -> Rows:
-        """The rows that are not wrong, of columns with one entry a row.
+    def leave_out(self, wrong: NDArray[np.bool_], problem: Callable[[int], str]) -> Rows:
+        """Leave out wrong rows, of columns with one entry for each row.
 
         Args:
-            wrong: ``[N]``.
-            problem: what is wrong with the ``i``-th row.
+            wrong: whether each row is wrong, ``[N]``.
+            problem: function that describes the problem of the ``i``-th row.
         """
         kept = np.flatnonzero(~wrong)
         new = tuple(f"{self.line(i)}: {problem(i)}" for i in np.flatnonzero(wrong).tolist())
@@ -67,7 +68,7 @@ class Rows:
 
 
 def csv_rows(path: Path, data: bytes) -> Iterator[_Row]:
-    """The rows of a CSV file, by the names in its first line.
+    """Yield the rows of a CSV file, by the names in its first line.
 
     Raises:
         UserError: if it is not UTF-8 text, or a quotation does not end.
@@ -97,7 +98,7 @@ def csv_rows(path: Path, data: bytes) -> Iterator[_Row]:
 
 
 def json_objects(data: bytes) -> Iterator[_Row]:
-    """The objects of JSON lines."""
+    """Yield the objects of JSON lines."""
     for number, line in enumerate(data.split(b"\n"), start=1):
         if not line.strip():
             continue
@@ -115,8 +116,8 @@ def _type(value: Any) -> str:
 
 
 def gather(rows: Iterable[_Row], kinds: dict[str, Kind]) -> Rows:
-    """Columns of the values named in ``kinds``; a row that lacks one, or has one of another kind,
-    is left out.
+    """Gather columns of the values named in ``kinds``; a row that lacks one, or has one of another
+    kind, is left out.
     """
     found: dict[str, list[Any]] = {name: [] for name in kinds}
     lines: list[int] = []
@@ -142,7 +143,7 @@ def gather(rows: Iterable[_Row], kinds: dict[str, Kind]) -> Rows:
 
 
 def _values(row: dict[str, Any], kinds: dict[str, Kind]) -> list[Any] | str:
-    """The row's values, or what is wrong with one."""
+    """Find the row's values, or the problem of one."""
     values = []
     for name, kind in kinds.items():
         try:
@@ -158,7 +159,9 @@ def _values(row: dict[str, Any], kinds: dict[str, Kind]) -> list[Any] | str:
 
 
 def _lookup(row: dict[str, Any], name: str) -> Any:
-    """A value by its name, or by the names of a table and of the value in it (``usage.tokens``)."""
+    """Look up a value by its name, or by the names of a table and of the value in it
+    (``usage.tokens``).
+    """
     if name in row:
         return row[name]
     table, _, key = name.partition(".")
@@ -203,6 +206,6 @@ def _whole(value: Any) -> int:
 
 
 def _dense(ids: list[int]) -> NDArray[np.int64]:
-    """Ids renumbered from 0 in order of appearance (they may be hashes wider than 64 bits)."""
+    """Renumber ids from 0 in order of appearance (they may be hashes wider than 64 bits)."""
     number: dict[int, int] = {}
     return np.array([number.setdefault(block, len(number)) for block in ids], np.int64)

@@ -1,4 +1,4 @@
-"""Read named columns from CSV or Parquet, whichever the first bytes say."""
+"""Named columns of CSV or Parquet, recognised by the first bytes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from simulator.workload.unpacking import csv_header
 
 
 def column_names(path: Path, head: bytes) -> tuple[str, ...]:
-    """Names in the header of a CSV file, or in the schema of a Parquet file; none where it is
-    neither.
+    """Read the names in the header of a CSV file, or in the schema of a Parquet file; none where it
+    is neither.
 
     Args:
-        head: as :func:`~simulator.workload.unpacking.head_of` gives it.
+        head: beginning of the file, from :func:`~simulator.workload.unpacking.head_of`.
     """
     if not head.startswith(parquet.MAGIC):
         return csv_header(head)
@@ -29,7 +29,7 @@ def column_names(path: Path, head: bytes) -> tuple[str, ...]:
 
 
 def read_table(path: Path, data: bytes, kinds: dict[str, Kind]) -> Rows:
-    """The columns named in ``kinds``; rows that lack a value are left out.
+    """Read the columns named in ``kinds``; rows that lack a value are left out.
 
     Raises:
         UserError: if the file is damaged, or a column of a Parquet file is of another kind.
@@ -83,7 +83,7 @@ def _column(path: Path, name: str, kind: Kind, column: Any) -> Columns:
 
 
 def _times(path: Path, name: str, column: Any) -> NDArray[Any]:
-    """Numbers, moments (``datetime64``) or texts."""
+    """Read numbers, moments (``datetime64``) or texts."""
     types = arrow("types")
     if types.is_dictionary(column.type):
         column = _short_texts(path, name, column, "times")
@@ -93,7 +93,7 @@ def _times(path: Path, name: str, column: Any) -> NDArray[Any]:
 
 
 def _short_texts(path: Path, name: str, column: Any, wanted: str) -> Any:
-    """A column as texts; long ones that many rows share would fill the memory."""
+    """Read a column as texts; long ones that many rows share would fill the memory."""
     pa, different = arrow(), column
     if arrow("types").is_dictionary(column.type):
         different = pa.concat_arrays([chunk.dictionary for chunk in column.chunks])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 CHARACTERS_PER_TOKEN = 4.0
-"""Rule of thumb for English under byte-pair tokenizers with 32k to 200k entries (OpenAI's tokenizer
-page says the same). Wrong by 10-30 % for code, and by a factor of two or more for Chinese: count
-tokens with the model's own tokenizer where it matters."""
+"""Characters of a token, a rule of thumb for English under byte-pair tokenizers with 32k to 200k
+entries (OpenAI's tokenizer page says the same). Wrong by 10-30 % for code, and by a factor of two
+or more for Chinese: count tokens with the model's own tokenizer where it matters."""
 
 APPROXIMATION = (
     f"tokens estimated from text at {CHARACTERS_PER_TOKEN:g} characters each; "
@@ -14,7 +14,7 @@ APPROXIMATION = (
 
 
 def estimated_tokens(text: str) -> int:
-    """Tokens in a text, at least 1.
+    """Estimate the tokens in a text, at least 1.
 
     >>> estimated_tokens("a question of 32 characters long")
     8

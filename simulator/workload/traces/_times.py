@@ -1,4 +1,4 @@
-"""Times as logs write them: ISO 8601, or a number of some unit since 1970 or since the start.
+"""Times in logs: ISO 8601, or a number of some unit since 1970 or since the start.
 
 The unit of a number is what the column's name ends in (``arrival_ms``); else what makes it a moment
 between 1973 and 5138, since seconds, milliseconds, microseconds and nanoseconds since 1970 lie a
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RULE = "must be an ISO 8601 time, or a number of seconds, ms, us or ns"
-"""What a time that is refused should be."""
+"""Rule that a refused time breaks."""
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _UNITS = {
     "seconds": "s",
@@ -34,7 +34,7 @@ _SUFFIX = re.compile(r"(?:[_\s.(]([A-Za-z]+)|(?<=[a-z])([A-Z][a-z]+))\)?$")
 
 
 def split_unit(name: str) -> tuple[str, str | None]:
-    """A column's name without the unit that it ends in, and the unit.
+    """Split a column's name into the name without its unit, and the unit.
 
     >>> split_unit("arrival_ms"), split_unit("startTimeNs"), split_unit("created_at")
     (('arrival', 'ms'), ('startTime', 'ns'), ('created_at', None))
@@ -45,11 +45,12 @@ def split_unit(name: str) -> tuple[str, str | None]:
 
 
 def read_times(values: NDArray[Any], name: str) -> tuple[NDArray[np.float64], str]:
-    """Seconds from any origin, not a number where a value is no time; and how they were read.
+    """Read seconds from any origin, not a number where a value is no time; and describe how they
+    were read.
 
     Args:
         values: texts, numbers or moments (``datetime64``).
-        name: the column's, which may end in a unit.
+        name: name of the column, which may end in a unit.
     """
     numbers = None if values.dtype.kind == "M" else _numbers(values)
     if numbers is None or 2 * np.isfinite(numbers).sum() < len(numbers):
@@ -72,8 +73,8 @@ def read_times(values: NDArray[Any], name: str) -> tuple[NDArray[np.float64], st
 
 
 def _from_first(values: NDArray[Any], numbers: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Numbers from the first of them on: whole ones exactly, as nanoseconds since 1970 have more
-    digits than a floating-point number.
+    """Count numbers from the first of them on: whole ones exactly, as nanoseconds since 1970 have
+    more digits than a floating-point number.
     """
     try:
         whole = values.astype(np.int64)

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
-from simulator.workload.traces._check import RawRequests, checked
+from simulator.workload.traces._check import RawRequests, make_trace
 from simulator.workload.traces._columns import read_csv
 from simulator.workload.traces._rows import Kind
 from simulator.workload.unpacking import csv_header
@@ -44,7 +44,7 @@ class Azure(Frozen):
                 ),
             )
         ticks_ns = rows.columns["TIMESTAMP"]
-        return checked(
+        return make_trace(
             RawRequests(
                 path=path,
                 title="Azure LLM inference trace, CC-BY-4.0",

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
-from simulator.workload.traces._check import RawRequests, checked
+from simulator.workload.traces._check import RawRequests, make_trace
 from simulator.workload.traces._columns import read_csv
 from simulator.workload.traces._rows import Kind
 from simulator.workload.unpacking import csv_header
@@ -32,7 +32,7 @@ class Lengths(Frozen):
     def read(self, path: Path, data: bytes) -> RequestTrace:
         """Read all pairs."""
         rows = read_csv(path, data, _COLUMNS)
-        return checked(
+        return make_trace(
             RawRequests(
                 path=path,
                 title="request lengths",

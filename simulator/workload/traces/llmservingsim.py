@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
-from simulator.workload.traces._check import RawRequests, checked
+from simulator.workload.traces._check import RawRequests, make_trace
 from simulator.workload.traces._columns import read_json_lines
 from simulator.workload.unpacking import head_of, json_keys
 
@@ -44,7 +44,7 @@ class LLMServingSim(Frozen):
             },
         )
         times = rows.columns[time_name]
-        return checked(
+        return make_trace(
             RawRequests(
                 path=path,
                 title="LLMServingSim workload" if is_workload else "LLMServingSim benchmark log",

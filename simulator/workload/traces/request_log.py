@@ -1,8 +1,8 @@
-"""Anybody's log of requests: CSV, Parquet or JSON lines with columns for the arrival, the prompt's
-tokens and the output's tokens, under the names that logs use, and perhaps ``domain``.
+"""Logs of requests of any origin: CSV, Parquet or JSON lines with columns for the arrival, the
+prompt's tokens and the output's tokens, under the names that logs use, and perhaps ``domain``.
 
 Times are ISO 8601, or seconds, milliseconds, microseconds or nanoseconds, and a note says as what
-they were read. Without times there are lengths only. Asked last: what has a format of its own is
+they were read. Without times there are lengths only. Asked last: a file in a format of its own is
 read by that.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
-from simulator.workload.traces._check import RawRequests, checked
+from simulator.workload.traces._check import RawRequests, make_trace
 from simulator.workload.traces._columns import read_json_lines
 from simulator.workload.traces._names import EXAMPLES, Names, find_names
 from simulator.workload.traces._rows import Kind, Rows
@@ -26,7 +26,7 @@ from simulator.workload.unpacking import head_of, json_rows
 
 
 class RequestLog(Frozen):
-    """Arrivals and token counts, found by what their columns are called."""
+    """Arrivals and token counts, found by the names of their columns."""
 
     layout: ClassVar[str] = "CSV, Parquet or JSON lines with " + "; ".join(
         f"{what} ({examples})" for what, examples in EXAMPLES.items()
@@ -54,9 +54,9 @@ class RequestLog(Frozen):
             times = rows.columns[arrival]
             time_s, note = read_times(times, arrival)
             is_no_time = np.isnan(time_s)
-            rows = rows.without(is_no_time, lambda row: f"{arrival} {RULE}, got '{times[row]}'")
+            rows = rows.leave_out(is_no_time, lambda row: f"{arrival} {RULE}, got '{times[row]}'")
             time_s = time_s[~is_no_time]
-        return checked(_raw(path, rows, time_s, (arrival or "", num_input, num_output), note))
+        return make_trace(_raw(path, rows, time_s, (arrival or "", num_input, num_output), note))
 
 
 def _raw(
@@ -81,7 +81,7 @@ def _raw(
 
 
 def names_in(path: Path, head: bytes) -> Names:
-    """The columns that a file has of the three; the values of a JSON line may lie in a table
+    """Find which of the three columns a file has; the values of a JSON line may lie in a table
     (``usage.prompt_tokens``).
     """
     objects = json_rows(head)[:1]

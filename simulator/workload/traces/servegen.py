@@ -27,13 +27,13 @@ from simulator.base.frozen import Frozen
 from simulator.base.reading import read_text
 from simulator.workload.renewal import fill_window
 from simulator.workload.traces import RequestTrace
-from simulator.workload.traces._check import RawRequests, checked
+from simulator.workload.traces._check import RawRequests, make_trace
 
 _MEMBER = re.compile(r"chunk-(\d+)-(trace\.csv|dataset\.json)$")
 _SEED = zlib.crc32(b"servegen")
-"""Reading a file takes no seed and must give the same requests each time."""
+"""Seed of reading, which has no seed of its own and must give the same requests each time."""
 _MOST_DRAWN = 50_000_000
-"""Requests of all clients together; the largest published day has 30 million."""
+"""Most requests of all clients together; the largest published day has 30 million."""
 
 
 class _Window(NamedTuple):
@@ -83,7 +83,7 @@ class ServeGen(Frozen):
                     raise UserError(f"{path}: client {client} has no chunk-{client}-{kind}")
             windows = _windows(f"{path}, chunk-{client}-trace.csv", texts[client, "trace.csv"])
             pdfs = _pdfs(f"{path}, chunk-{client}-dataset.json", texts[client, "dataset.json"])
-            expected += _expected(windows)
+            expected += _expected_requests(windows)
             if not expected <= _MOST_DRAWN:
                 raise UserError(
                     f"{path}: the rates of client {client} and those before it mean "
@@ -94,7 +94,7 @@ class ServeGen(Frozen):
             )
         merged = np.concatenate([np.zeros(0), *times])
         order = np.argsort(merged, kind="stable")
-        return checked(
+        return make_trace(
             RawRequests(
                 path=path,
                 title="requests drawn from ServeGen clients",
@@ -192,7 +192,7 @@ def _pdfs(where: str, text: str) -> list[tuple[float, _Pdf, _Pdf]]:
 
 
 def _pdf(text: str) -> _Pdf:
-    """The table in ``"{45: 0.25, 46: 0.75}"``; read as numbers, since evaluating megabytes of text
+    """Read the table in ``"{45: 0.25, 46: 0.75}"`` as numbers, since evaluating megabytes of text
     is slow and unsafe.
     """
     pairs = np.array(text.strip().strip("{}").replace(":", ",").split(","), np.float64).reshape(
@@ -211,8 +211,8 @@ def _durations_s(windows: list[_Window]) -> list[float]:
     return [*between, between[0] if between else 600.0][: len(windows)]
 
 
-def _expected(windows: list[_Window]) -> float:
-    """Requests that a client's windows mean."""
+def _expected_requests(windows: list[_Window]) -> float:
+    """Expected number of requests in a client's windows."""
     lasting = zip(windows, _durations_s(windows), strict=True)
     return sum(window.rate_per_s * duration_s for window, duration_s in lasting)
 

@@ -13,7 +13,7 @@ from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
 from simulator.base.reading import parse_json
 from simulator.workload.traces import RequestTrace
-from simulator.workload.traces._check import RawRequests, checked
+from simulator.workload.traces._check import RawRequests, make_trace
 from simulator.workload.traces._text import APPROXIMATION, estimated_tokens
 
 
@@ -49,7 +49,7 @@ class ShareGPT(Frozen):
                 f"{len(texts) - len(pairs)} of {len(texts)} conversations of fewer "
                 "than two turns left out"
             )
-        return checked(
+        return make_trace(
             RawRequests(
                 path=path,
                 title="ShareGPT conversations",

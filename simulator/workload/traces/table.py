@@ -17,7 +17,7 @@ from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
 from simulator.workload.traces._arrow import arrow
-from simulator.workload.traces._check import RawRequests, checked
+from simulator.workload.traces._check import RawRequests, make_trace
 from simulator.workload.traces._rows import Kind
 from simulator.workload.traces._tables import column_names, read_table
 from simulator.workload.unpacking import head_of
@@ -27,7 +27,7 @@ _PREFIXES: dict[str, Kind] = {"prefix_block_tokens": "int", "prefix_ids": "ids"}
 
 
 class Table(Frozen):
-    """What :func:`write_table` writes, and what a user's own script can easily write."""
+    """Table that :func:`write_table` writes, and that a user's own script can easily write."""
 
     layout: ClassVar[str] = "CSV or Parquet num_input, num_output and perhaps arrival_s"
 
@@ -56,7 +56,7 @@ class Table(Frozen):
             raise UserError(
                 f"{path}: prefix_block_tokens must be the same number, at least 1, in every row"
             )
-        return checked(
+        return make_trace(
             RawRequests(
                 path=path,
                 title="request table",

@@ -17,13 +17,13 @@ from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
 from simulator.base.reading import parse_json
 from simulator.workload.traces import RequestTrace
-from simulator.workload.traces._check import RawRequests, checked
+from simulator.workload.traces._check import RawRequests, make_trace
 from simulator.workload.unpacking import json_keys
 
 
 class VllmBench(Frozen):
-    """What a benchmark sent: measured start times where the file has them, else a closed loop or
-    lengths only.
+    """Requests that a benchmark sent: measured start times where the file has them, otherwise a
+    closed loop or lengths only.
 
     With ``request_rate`` "inf" and a ``max_concurrency`` the start times are the server's doing and
     not the workload's, so the trace is a closed loop of that concurrency. Failed requests (0 output
@@ -65,7 +65,7 @@ class VllmBench(Frozen):
             time_s = _numbers(path, result, "start_times", len(num_input))
         else:
             notes.append("the result has no start_times (an older vLLM): lengths only")
-        trace = checked(
+        trace = make_trace(
             RawRequests(
                 path=path,
                 title="vLLM benchmark result",

@@ -9,7 +9,7 @@ import numpy as np
 
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
-from simulator.workload.traces._check import RawRequests, checked
+from simulator.workload.traces._check import RawRequests, make_trace
 from simulator.workload.traces._columns import read_json_lines
 from simulator.workload.traces._text import APPROXIMATION, estimated_tokens
 from simulator.workload.unpacking import json_keys
@@ -40,7 +40,7 @@ class VllmCustom(Frozen):
                 told from its prompt.
         """
         rows = read_json_lines(data, {"prompt": "text", "output_tokens": "int"})
-        return checked(
+        return make_trace(
             RawRequests(
                 path=path,
                 title="vLLM custom data set",
