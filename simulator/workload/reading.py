@@ -43,9 +43,7 @@ def _format_of(path: Path, head: bytes) -> TraceFormat:
     any_log = formats.pop(ANY_LOG)
     fitting = [kind for kind, reader in formats.items() if reader.recognises(path, head)]
     if len(fitting) > 1:
-        raise UserError(
-            f"{path}: could be any of {', '.join(fitting)}; {_describe_contents(path, head)}"
-        )
+        raise UserError(f"{path}: could be any of {', '.join(fitting)}; {_describe(path, head)}")
     if fitting:
         return formats[fitting[0]]
     if any_log.recognises(path, head):
@@ -53,12 +51,12 @@ def _format_of(path: Path, head: bytes) -> TraceFormat:
     names = "" if path.is_dir() else f" (found are {names_in(path, head)})"
     layouts = "; ".join(f"{kind}: {reader.layout}" for kind, reader in formats.items())
     raise UserError(
-        f"{path}: not a request trace of a known format; {_describe_contents(path, head)}; a log needs columns "
+        f"{path}: not a request trace of a known format; {_describe(path, head)}; a log needs columns "
         f"of arrival, prompt and output tokens{names}; other formats are {layouts}"
     )
 
 
-def _describe_contents(path: Path, head: bytes) -> str:
+def _describe(path: Path, head: bytes) -> str:
     if path.is_dir():
         names = sorted(child.name for child in path.iterdir())
         return f"it is a folder of {len(names)} entries ({_some(names)})"
