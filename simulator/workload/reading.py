@@ -51,8 +51,8 @@ def _format_of(path: Path, head: bytes) -> TraceFormat:
     names = "" if path.is_dir() else f" (found are {names_in(path, head)})"
     layouts = "; ".join(f"{kind}: {reader.layout}" for kind, reader in formats.items())
     raise UserError(
-        f"{path}: not a request trace of a known format; {_describe(path, head)}; a log needs columns "
-        f"of arrival, prompt and output tokens{names}; other formats are {layouts}"
+        f"{path}: not a request trace of a known format; {_describe(path, head)}; a log needs "
+        f"columns of arrival, prompt and output tokens{names}; other formats are {layouts}"
     )
 
 
