@@ -1,4 +1,4 @@
-"""What is kept in a folder of the user's until it is cleared, and could be made anew."""
+"""Caches in a folder of the user's, kept until they are cleared; all can be made again."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import NamedTuple
 from platformdirs import user_cache_path
 
 DATABASE = "findings.sqlite"
-"""The file that findings of searches are kept in."""
+"""File that keeps the evaluations of searches."""
 _told: list[Callable[[], None]] = []
 
 
 class Kept(NamedTuple):
-    """What a cache holds."""
+    """Size of a cache."""
 
     folder: Path
     num_files: int
@@ -23,13 +23,13 @@ class Kept(NamedTuple):
 
 
 def compiled_folder() -> Path:
-    """Where compiled functions are kept: in ``$NUMBA_CACHE_DIR``, or the user's cache folder."""
+    """Folder of compiled functions: in ``$NUMBA_CACHE_DIR``, or the user's cache folder."""
     own = os.environ.get("NUMBA_CACHE_DIR")
     return Path(own) / "moesim" if own else _user_folder() / "compiled"
 
 
 def findings_folder() -> Path:
-    """Where findings of searches are kept: ``$MOESIM_CACHE``, or the user's cache folder."""
+    """Folder of searches' evaluations: ``$MOESIM_CACHE``, or the user's cache folder."""
     own = os.environ.get("MOESIM_CACHE")
     return Path(own) if own else _user_folder() / "plan"
 
@@ -39,7 +39,7 @@ def _user_folder() -> Path:
 
 
 def list_caches() -> dict[str, list[Path]]:
-    """The files of each cache by its name; what others have put there is left out."""
+    """List the files of each cache by its name, without files that others have put there."""
     compiled = compiled_folder()
     return {
         "compiled functions": [*compiled.glob("*.nbi"), *compiled.glob("*.nbc")],
@@ -51,7 +51,7 @@ def list_caches() -> dict[str, list[Path]]:
 
 
 def measure_caches() -> dict[str, Kept]:
-    """How large each cache is."""
+    """Measure the size of each cache."""
     folders = dict(zip(list_caches(), (compiled_folder(), findings_folder()), strict=True))
     return {
         name: Kept(folders[name], len(files), sum(path.stat().st_size for path in files))
@@ -60,7 +60,7 @@ def measure_caches() -> dict[str, Kept]:
 
 
 def clear_caches() -> dict[str, Kept]:
-    """Remove the files of all caches, and say what was there.
+    """Remove the files of all caches, and return the sizes that they had.
 
     Raises:
         OSError: if a file cannot be removed.
@@ -78,6 +78,6 @@ def tell_compiling(tell: Callable[[], None]) -> None:
 
 
 def say_compiling() -> None:
-    """A function is about to be compiled."""
+    """Announce that a function is about to be compiled."""
     if _told:
         _told.pop()()

@@ -1,5 +1,5 @@
-"""The base of every description and policy: frozen, strict, no unknown keys; and how a wrong one is
-reported.
+"""Base class of every configuration record and policy: frozen, strict, no unknown keys; and the
+errors for wrong ones.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from simulator.base.text import shorten
 
 
 class Frozen(BaseModel):
-    """An inert, validated record: fields are its configuration keys, nothing happens when it is
-    made.
+    """Validated record without behaviour: its fields are its configuration keys, and making one
+    does nothing else.
     """
 
     model_config = ConfigDict(
@@ -58,7 +58,7 @@ _PHRASES = {
     "too_short": "a list of at least {min_length} entries",
     "too_long": "a list of at most {max_length} entries",
 }
-"""What a key ``must be``, by pydantic's name of the problem."""
+"""Phrases after ``must be``, by pydantic's name of the problem."""
 
 
 def validate(cls: type[AnyFrozen], table: object, where: str) -> AnyFrozen:
@@ -118,8 +118,8 @@ def _describe(cls: type[BaseModel], error: ValidationError, table: object, where
 
 
 def _causes(problems: list[ErrorDetails]) -> list[ErrorDetails]:
-    """The problems, the likeliest cause first: an unknown key causes a missing one, and a list
-    lacks the entries that have problems of their own.
+    """Sort the problems, the likeliest cause first: an unknown key causes a missing one. A list's
+    own problem is dropped where its entries have some.
     """
     paths = [problem["loc"] for problem in problems]
     own = [
@@ -136,7 +136,7 @@ def _lies_below(path: tuple[int | str, ...], above: tuple[int | str, ...]) -> bo
 
 
 def _missing(problems: list[ErrorDetails], table: object) -> str:
-    """All keys that are missing beside the first one, so that a file is completed in one go."""
+    """Name all keys missing beside the first one, so that a file is completed in one go."""
     beside = problems[0]["loc"][:-1]
     keys = [
         ".".join(_locate(table, problem["loc"], "")[1])
@@ -147,7 +147,7 @@ def _missing(problems: list[ErrorDetails], table: object) -> str:
 
 
 def _phrase(cls: type[BaseModel], problem: ErrorDetails) -> str:
-    """What a key must be: ``at most 1,024 GPUs``."""
+    """Say what a key must be: ``at most 1,024 GPUs``."""
     limits = {
         name: f"{limit:,.8g}" if isinstance(limit, int | float) else limit
         for name, limit in problem.get("ctx", {}).items()
@@ -158,14 +158,14 @@ def _phrase(cls: type[BaseModel], problem: ErrorDetails) -> str:
 
 
 def _unit(cls: type[BaseModel], path: tuple[int | str, ...]) -> str:
-    """The unit of the number that ``path`` leads to; empty where it has none."""
+    """Unit of the number at ``path``; empty where it has none."""
     units = [node["unit"] for node in _nodes_at(cls, path) if "unit" in node]
     return str(units[0]) if units else ""
 
 
 def _locate(table: object, path: tuple[int | str, ...], where: str) -> tuple[str, list[str]]:
-    """The place in words, down to the last entry of a list of tables (by its name where it has
-    one), and the keys below it.
+    """Describe a place in words, down to the last entry of a list of tables (by its name where it
+    has one), and list the keys below it.
 
     What pydantic puts into a path beside keys (the type that it tried, a validator) is left out: it
     is no place in the file.
@@ -194,14 +194,14 @@ def _locate(table: object, path: tuple[int | str, ...], where: str) -> tuple[str
 
 
 def _keys_at(cls: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """Known keys of the (possibly nested) model that ``path`` leads to; of all candidates where it
-    is a union.
+    """Known keys of the (possibly nested) model at ``path``; of all alternatives where it is a
+    union.
     """
     return sorted({key for node in _nodes_at(cls, path) for key in node.get("properties", {})})
 
 
 def _nodes_at(cls: type[BaseModel], path: tuple[int | str, ...]) -> list[dict[str, Any]]:
-    """The JSON Schema of what ``path`` leads to; of all candidates where it is a union."""
+    """JSON Schema nodes at ``path``; of all alternatives where it is a union."""
     schema = _describe_keys(cls)
     definitions = schema.get("$defs", {})
     nodes = [schema]
@@ -240,7 +240,7 @@ def _resolve(node: Any, definitions: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _show(value: object) -> str:
-    """A value as the file would write it."""
+    """Write a value as a file would."""
     if isinstance(value, float):
         return str(value)
     try:

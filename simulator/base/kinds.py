@@ -39,7 +39,7 @@ OWN_KIND: JsonSchemaValue = {
 
 @dataclass(frozen=True)
 class OneOf:
-    """Marks a field whose table, with its ``kind``, describes a member of ``family``."""
+    """Annotation of a field whose table, with its ``kind``, describes a member of ``family``."""
 
     family: str
 
@@ -70,7 +70,7 @@ class OneOf:
         return {"family": self.family, "oneOf": [*schema["oneOf"], OWN_KIND]}
 
     def _build_own(self, table: Any) -> Frozen | None:
-        """A user's own kind; ``None`` where the table names none."""
+        """Build a user's own kind; ``None`` where the table names none."""
         kind = table.get("kind") if isinstance(table, dict) else None
         if not isinstance(kind, str) or "." not in kind:
             return None
@@ -82,8 +82,8 @@ class OneOf:
 
 @dataclass(frozen=True)
 class PolicyOf:
-    """Marks a ``{ kind = "...", ... }`` table that :func:`simulator.base.plugins.build` makes a
-    policy of ``family`` from.
+    """Annotation of a ``{ kind = "...", ... }`` table that :func:`simulator.base.plugins.build`
+    makes a policy of ``family`` from.
     """
 
     family: str
@@ -107,8 +107,8 @@ class PolicyOf:
 
 @dataclass(frozen=True)
 class KindByName:
-    """Marks a table with no key but ``kind``, of a ``family`` whose files import packages that need
-    not be installed: they are listed, not imported.
+    """Annotation of a table with no key but ``kind``, of a ``family`` whose files import packages
+    that need not be installed: they are listed, not imported.
     """
 
     family: str
@@ -139,7 +139,7 @@ def _constant(kind: str) -> JsonSchemaValue:
 
 @dataclass(frozen=True)
 class TableOf:
-    """Marks a table that is validated as ``model`` later, where its file is known."""
+    """Annotation of a table that is validated as ``model`` later, where its file is known."""
 
     model: type[Frozen]
 

@@ -1,4 +1,4 @@
-"""What every command prints with and asks for: the two streams, common options, rows and bars."""
+"""Output and common options of every command: the two streams, rows and bars."""
 
 from __future__ import annotations
 
@@ -102,14 +102,14 @@ def emit(value: Any) -> None:
 
 
 def say_notes(notes: Iterable[str]) -> None:
-    """Say on standard error what was taken for granted, a line each."""
+    """Say on standard error which defaults were used, a line each."""
     for note in notes:
         err.print(f"note: {note}", style="yellow", highlight=False, soft_wrap=True, markup=False)
 
 
 def print_rows(rows: dict[str, str]) -> None:
-    """A name and what it is; long texts are wrapped on a terminal, and stay on one line where
-    another program reads.
+    """Print names with their descriptions; long texts are wrapped on a terminal, and stay on one
+    line where another program reads.
     """
     name_width = max((len(one_line(name)) for name in rows), default=0) + 2
     for name, text in rows.items():
@@ -124,7 +124,7 @@ def print_rows(rows: dict[str, str]) -> None:
 
 
 def print_verdict(headline: str, reasons: Iterable[str]) -> None:
-    """The finding in bold, and a line for each of its reasons."""
+    """Print the finding in bold, and a line for each of its reasons."""
     out.print(_wrap(headline, ""), style="bold", highlight=False, soft_wrap=True, markup=False)
     for reason in reasons:
         out.print(_wrap(reason, "  "), highlight=False, soft_wrap=True, markup=False)
@@ -141,7 +141,7 @@ def _wrap(text: str, indent: str) -> str:
 
 
 def plain(value: object) -> str:
-    """A value as a person reads it."""
+    """Write a value for people."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
@@ -156,7 +156,7 @@ def plain(value: object) -> str:
 
 
 def show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    """Print what the program warns of in one line, as :func:`warnings.showwarning` is called."""
+    """Print a warning in one line; called like :func:`warnings.showwarning`."""
     err.print(f"warning: {message}", style="yellow", highlight=False, soft_wrap=True, markup=False)
 
 
@@ -167,11 +167,11 @@ def show_compiling() -> None:
 
 
 class StoppedError(Exception):
-    """Ctrl-C, where something that was done is kept; its text says what."""
+    """Error for Ctrl-C where some results are kept; its text names them."""
 
 
 class _Bars(RichProgress):
-    """Bars, and under them the best that was found so far."""
+    """Progress bars, and under them the best result so far."""
 
     best = ""
 
@@ -182,7 +182,7 @@ class _Bars(RichProgress):
 
 
 class _TimeColumn(ProgressColumn):
-    """How long a part has taken, and how long it takes on."""
+    """Column of a bar with the elapsed time of a part, and an estimate of the rest."""
 
     def render(self, task: Task) -> Text:
         elapsed_s = task.finished_time if task.finished else task.elapsed

@@ -1,5 +1,5 @@
-"""What is done of long work and how long the rest takes, in lines: for a pipe, on which no bar can
-be drawn.
+"""Progress of long work and estimates of the rest, in lines: for a pipe, on which no bar can be
+drawn.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ EVERY_S = 10.0
 """Seconds without a line after which one comes: often enough for a person to see that it goes
 on, and 360 lines in an hour's log."""
 _GLANCE_S = 1.0
-"""Seconds between two looks at whether a line is due."""
+"""Seconds between two checks whether a line is due."""
 
 
 def tell_time(elapsed_s: float, done: int, total: int | None) -> str:
-    """How long a part has taken and, going by what is done of it, how long it takes on.
+    """Describe the elapsed time of a part and, from its progress, an estimate of the rest.
 
     Args:
-        done: items of the part's ``total``; ``None`` where nobody knows how many there are.
+        done: items done of the part's ``total``; ``None`` where the total is unknown.
 
     >>> tell_time(12.0, 3, 9), tell_time(12.0, 0, 9), tell_time(12.0, 9, 9)
     ('12 s so far, about 24 s left', '12 s so far', '12 s')
@@ -39,8 +39,8 @@ def tell_time(elapsed_s: float, done: int, total: int | None) -> str:
 
 
 class Lines:
-    """A :class:`~simulator.base.progress.Progress` that says what each part has to do, and where it
-    is when nothing was said for ten seconds.
+    """Printer of :class:`~simulator.base.progress.Progress` that announces each part, and its
+    progress when nothing was printed for ten seconds.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Lines:
             self._print(f"best so far: {best}")
 
     def say_if_due(self) -> None:
-        """Say where the part is, unless a line came a short while ago."""
+        """Print the progress of the part, unless a line came a short while ago."""
         if self._clock() - self._said_s < EVERY_S:
             return
         name, done, total = self._now
@@ -90,7 +90,7 @@ class Lines:
 
 @contextmanager
 def keep_saying(lines: Lines) -> Iterator[None]:
-    """Let lines come when they are due, however long the work goes without a word."""
+    """Print lines when they are due, however long the work goes without a word."""
     is_over = threading.Event()
 
     def look() -> None:

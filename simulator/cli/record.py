@@ -31,7 +31,7 @@ Text = Annotated[
 ]
 Tokens = Annotated[int, typer.Option("--tokens", metavar="N", help="Tokens to record.")]
 _BESIDE = {"curve": ".csv", "page": ".html", "model": ".toml"}
-"""What is written beside the recording."""
+"""Suffixes of the files written beside the recording."""
 
 
 @app.command()
@@ -162,7 +162,7 @@ def _check_suffix(path: Path, suffix: str) -> None:
 
 
 def _print_training(made: Any) -> None:
-    """The headline, the table, and what else the numbers say."""
+    """Print the headline, the table, and further findings."""
     console.out.print(made.headline, style="bold", highlight=False, markup=False)
     console.out.print()
     head = (

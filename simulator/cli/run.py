@@ -18,7 +18,7 @@ from simulator.cli import console
 from simulator.cli.console import Address, AllowCode, AsJson, Out, Seed, Set, Workers
 
 _SETTING_METRICS = ("ttft_p50_s", "tpot_p50_s", "output_tokens_per_s", "slo_attainment")
-"""What is printed of each setting of a sweep."""
+"""Metrics printed for each setting of a sweep."""
 _LONGEST_NAME = 22
 """Characters of a line of a deployment's name over its column."""
 
@@ -226,8 +226,8 @@ def print_run(results: Any) -> None:
 
 
 def _comparison(results: Any, width: int) -> Iterator[Text]:
-    """The key metrics, a column a deployment, the best in bold; as many columns side by side as fit
-    in ``width``.
+    """Lay out the key metrics, a column for each deployment, the best in bold; as many columns side
+    by side as fit in ``width``.
     """
     from simulator.results.formats import KEY_METRICS, heading_unit, metric, winners
     from simulator.results.metrics import METRICS

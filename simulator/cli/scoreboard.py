@@ -1,4 +1,4 @@
-"""The scoreboard of ``moesim validate`` in a terminal, and as JSON."""
+"""Scoreboard of ``moesim validate`` in a terminal, and as JSON."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from simulator.cli.screen import Screen
 _GROUPS_SHOWN = 12
 _REASONS_SHOWN = 15
 _WIDTH = 120
-"""Of a table where no terminal says how wide it is."""
+"""Columns of a table where no terminal says how wide it is."""
 
 
 def as_numbers(board: Any) -> dict[str, Any]:
-    """The scoreboard for another program: not a number is null."""
+    """Convert the scoreboard for another program: not a number is null."""
     from simulator.results.judgement import judge_targets
     from simulator.results.scores import reasons, score_groups
 
@@ -42,8 +42,8 @@ def as_numbers(board: Any) -> dict[str, Any]:
 
 
 def print_board(board: Any) -> None:
-    """The scores of each suite, its targets, what the words mean, and what cannot be answered or
-    compared and why.
+    """Print the scores of each suite, its targets, the meaning of the words, and the rows that
+    cannot be answered or compared, with reasons.
     """
     from simulator.results.judgement import IN_SAMPLE, judge_targets, tally
     from simulator.results.scores import reasons, remarks, score, score_groups
@@ -153,7 +153,7 @@ def _cells(row: dict[Any, Any]) -> list[str]:
 
 
 def percent(value: float, *limits: float, digits: int = 0, sign: str = "") -> str:
-    """A share or an error, with as many digits as show on which side of a limit it lies.
+    """Write a share or an error, with as many digits as show on which side of a limit it lies.
 
     >>> percent(0.0812, digits=1), percent(12.3, digits=1), percent(0.253, 0.25)
     ('8.1%', '1230%', '25.3%')

@@ -1,4 +1,4 @@
-"""A console that shows what it is given and obeys none of it.
+"""Console that shows what it is given and obeys none of it.
 
 Names come from files of strangers: a deployment's may hold a sequence that sets the terminal's
 title or moves its cursor, or be ``[red]`` or ``:fire:``. Control characters are shown as Python
@@ -18,21 +18,23 @@ from simulator.base.text import visible
 
 
 class Screen(Console):
-    """A :class:`rich.console.Console` without markup, emoji and highlighting, on which control
-    characters of what is printed are visible.
+    """Console (:class:`rich.console.Console`) without markup, emoji and highlighting, on which
+    control characters of what is printed are visible.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Rich would leave some control characters out."""
+        """Escape control characters that Rich would leave in."""
         return super().render_str(visible(text), **options)
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
-        """What is printed passes here, tables and bars included; Rich's own control codes stay."""
+        """Escape everything that is printed, tables and bars included; Rich's own control codes
+        stay.
+        """
         for segment in super().render(renderable, options):
             if segment.control:
                 yield segment

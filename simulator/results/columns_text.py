@@ -1,4 +1,4 @@
-"""What the columns of a run's tables mean, with their units."""
+"""Meanings of the columns of a run's tables, with their units."""
 
 from __future__ import annotations
 

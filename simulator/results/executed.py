@@ -1,5 +1,5 @@
-"""The results folder of ``moesim execute``: what was measured beside what was predicted, of the
-same steps of the same plans.
+"""Results folder of ``moesim execute``: measurements and predictions of the same steps of the same
+plans.
 
 | file | holds |
 |---|---|
@@ -35,11 +35,11 @@ from simulator.results.tables import STEP_PHASES
 from simulator.work.uniform_load import UniformImbalance
 
 KINDS = {"prompt": "prompts", "decode": "decode"}
-"""Kinds of step, and what people call them."""
+"""Kinds of step, with their names for people."""
 SOURCES = ("measured", "predicted")
 BUSY = 0.1
-"""Share of a machine's cores from which on what other programs take of them is worth a word:
-measured steps vary by as much by themselves."""
+"""Share of a machine's cores above which their use by other programs is mentioned: measured steps
+vary by as much by themselves."""
 STEP_COLUMNS = {
     "deployment": "name of the deployment",
     "kind": "'prompt' or 'decode'",
@@ -83,14 +83,15 @@ SUMMARY_COLUMNS = {
 
 @dataclass(frozen=True)
 class ShownTimeline:
-    """The step of one kind whose timeline is kept; under ``shown_steps`` of the deployment in
+    """Step of one kind whose timeline is kept; under ``shown_steps`` of the deployment in
     ``run.json``.
     """
 
     number: int
     """Number of the step at the median of the measured times of its kind."""
     uniform_imbalance: UniformImbalance | None
-    """What uniform routing gives at the kind's tokens by chance; ``None`` for a dense model."""
+    """Imbalance that uniform routing gives at the kind's tokens by chance; ``None`` for a dense
+    model."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,8 @@ class Executed:
 
 
 def describe_load(executed: Executed) -> str | None:
-    """What to know where other programs took more of the cores than while the machine was
-    calibrated; ``None`` where they did not.
+    """Warn where other programs took more of the cores than while the machine was calibrated;
+    ``None`` where they did not.
     """
     more = executed.summary["others_share"] - executed.summary["calibrated_others_share"]
     if not (more >= BUSY).any():

@@ -1,4 +1,4 @@
-"""The results folder of a run: written whole or not at all, and read back by the report.
+"""Results folder of a run: written whole or not at all, and read back by the report.
 
 | file | holds |
 |---|---|
@@ -80,9 +80,7 @@ class Results:
 
     @cached_property
     def token_time(self) -> pd.DataFrame:
-        """Where the time of an output token goes:
-        :data:`simulator.results.token_time.COLUMNS`.
-        """
+        """Table of the time of an output token: :data:`simulator.results.token_time.COLUMNS`."""
         return make_token_time(self.requests, self.steps, self.moves)
 
     def frame(self, table: str) -> pd.DataFrame:
@@ -107,7 +105,7 @@ class Results:
 
     @property
     def is_open(self) -> bool:
-        """Whether requests arrived by the clock, not when others ended."""
+        """Whether requests arrived by the clock (open loop), not when others ended."""
         return (self.run.get("workload") or {}).get("concurrency") is None
 
     @property
@@ -117,7 +115,7 @@ class Results:
 
 
 def gather(run: dict[str, Any], summary: pd.DataFrame, records: list[DeploymentRecord]) -> Results:
-    """Put the deployments' tables together."""
+    """Combine the deployments' tables."""
     requests = {record.name: record.requests for record in records}
     steps = {record.name: record.steps for record in records}
     short = {
@@ -183,8 +181,8 @@ def _fill(folder: Path, results: Results, page: str) -> None:
 
 
 def merge(runs: list[tuple[Path, Results]]) -> Results:
-    """Several runs as one, for one report. Deployments of one name are told apart by their
-    folder's.
+    """Merge several runs into one, for one report. Deployments of the same name are distinguished
+    by their folder's.
 
     The verdict is left out, being about one run's deployments only.
 
@@ -264,7 +262,7 @@ def _rename_bands(bands: dict[str, Any] | None, new_name: dict[str, str]) -> dic
 
 
 def _labels(folders: list[Path]) -> list[str]:
-    """The shortest ends of the folders' paths that differ."""
+    """Shortest ends of the folders' paths that differ."""
     for depth in range(1, max(len(folder.parts) for folder in folders)):
         labels = ["/".join(folder.parts[-depth:]) for folder in folders]
         if len(set(labels)) == len(labels):
@@ -345,7 +343,7 @@ def read(folder: Path) -> Results:
 
 
 def _read_summary(path: Path) -> pd.DataFrame:
-    """The table with every digit that was written, and names as they are (``NA`` and ``1`` are
+    """Read the table with every digit that was written, and names unchanged (``NA`` and ``1`` are
     names too).
     """
     texts = restore_texts(pd.read_csv(path, dtype=str, keep_default_na=False))

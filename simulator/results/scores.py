@@ -1,6 +1,4 @@
-"""How far predictions are from measurements: one table for every suite, and the few numbers that
-people compare.
-"""
+"""Scores of predictions against measurements: one table for every suite, and summary statistics."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ SCORE_COLUMNS = (
     "high",
     "status",
 )
-"""Of the long table: one row for each measured quantity.
+"""Columns of the long table, which has one row for each measured quantity.
 
 ``group`` is what errors are reported by (a GPU and a dtype, an engine), ``subject`` names the row
 for people. ``predicted``, ``low`` and ``high`` are in the unit of ``measured``, and not a number
@@ -40,23 +38,23 @@ class Scoreboard:
     """Predictions beside measurements: rows, fits, the order of models, and how they were made."""
 
     run: dict[str, Any]
-    """Command, versions, when, the tables that were read and those that were not, and why."""
+    """Command, versions, time, and the tables that were read and those that were not, with
+    reasons."""
     rows: pd.DataFrame
-    """:data:`SCORE_COLUMNS`, and ``source``: the file of a row."""
+    """Rows with :data:`SCORE_COLUMNS`, and ``source``: the file of a row."""
     fits: pd.DataFrame = field(default_factory=pd.DataFrame)
-    """What the calibrations say of themselves: a row a fit."""
+    """Errors that the calibrations state, a row for each fit."""
     order: pd.DataFrame = field(default_factory=pd.DataFrame)
-    """``suite``, ``pairs`` and ``right``: how many pairs of deployments were compared, and whose
-    order is right."""
+    """Order of deployments: ``suite``, ``pairs`` compared and ``right`` ones among them."""
     left_out: pd.DataFrame = field(default_factory=pd.DataFrame)
-    """``what`` of a target, ``rows``, ``fits``, ``missed``, ``median`` and ``p90``: what the
-    calibrations say of their errors on models, shapes and GPUs that were left out of their fits."""
+    """Errors that the calibrations state for models, shapes and GPUs left out of their fits:
+    ``what`` of a target, ``rows``, ``fits``, ``missed``, ``median`` and ``p90``."""
     history: pd.DataFrame = field(default_factory=pd.DataFrame)
-    """``date``, ``revision``, ``what`` and the errors of earlier runs and this one, where a history
-    is kept."""
+    """Errors of earlier runs and this one, with ``date``, ``revision`` and ``what``, where a
+    history is kept."""
 
     def is_in_sample(self, rows: pd.DataFrame) -> pd.Series:
-        """Which of these rows are of a table that the calibrations were fitted on."""
+        """Whether each of these rows is of a table that the calibrations were fitted on."""
         known = {table["source"] for table in self.run.get("tables", []) if table.get("in_sample")}
         return (
             rows["source"].isin(known)
@@ -65,13 +63,13 @@ class Scoreboard:
         )
 
     def in_sample(self, rows: pd.DataFrame | None = None) -> bool:
-        """Whether any of these rows, or any at all, is."""
+        """Whether any of these rows, by default of all rows, is in sample."""
         return bool(self.is_in_sample(self.rows if rows is None else rows).any())
 
 
 def remarks(board: Scoreboard) -> list[str]:
-    """Sentences on rows that are answered but not compared, a table and column each, and on those
-    that count more than once.
+    """Write sentences on rows that are answered but not compared, for each table and column, and on
+    rows that count more than once.
     """
     said = []
     for table in board.run.get("tables", []):
@@ -93,7 +91,7 @@ def remarks(board: Scoreboard) -> list[str]:
 
 
 def title_of(suite: str, quantity: str) -> str:
-    """What a suite's quantity is called: a kernel's time needs no name of its own.
+    """Name a suite's quantity: a kernel's time needs no name of its own.
 
     >>> title_of("gemm", "kernel"), title_of("serving", "tpot")
     ('gemm', 'serving tpot')
@@ -102,7 +100,7 @@ def title_of(suite: str, quantity: str) -> str:
 
 
 def is_answered(status: pd.Series) -> pd.Series:
-    """Which rows have a prediction: ``ok`` or ``extrapolated``."""
+    """Whether each row has a prediction: ``ok`` or ``extrapolated``."""
     return ~status.str.startswith("unsupported")
 
 
@@ -149,8 +147,8 @@ def score(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 def right_order(
     measured: np.ndarray, predicted: np.ndarray, least: float = 0.10
 ) -> tuple[int, int]:
-    """Pairs that differ by more than ``least`` when measured, and how many of them the prediction
-    puts in the same order.
+    """Count the pairs that differ by more than ``least`` when measured, and those that the
+    prediction puts in the same order.
     """
     a, b = np.triu_indices(len(measured), 1)
     ratio = np.maximum(measured[a], measured[b]) / np.minimum(measured[a], measured[b])
@@ -160,12 +158,12 @@ def right_order(
 
 
 def score_groups(rows: pd.DataFrame) -> pd.DataFrame:
-    """:func:`score` by suite, quantity and group, with ``target_median``, ``target_p90`` and
+    """Score by suite, quantity and group, with ``target_median``, ``target_p90`` and
     ``within_target``; worst first in a suite.
 
-    ``within_target`` is of the errors on these very rows, in sample or not, and so no verdict on a
-    target (:func:`~simulator.results.judgement.judged`); it is ``None`` where there is no target or
-    no row was answered.
+    ``within_target`` is about the errors on these very rows, in sample or not, and so no verdict on
+    a target (:func:`~simulator.results.judgement.judge_targets`); it is ``None`` where there is no
+    target or no row was answered.
     """
     found = score(rows, ["suite", "quantity", "group"])
     targets = [
@@ -191,11 +189,11 @@ def score_groups(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def reasons(rows: pd.DataFrame, status: str, most: int = 20) -> pd.DataFrame:
-    """Why rows are ``unsupported`` or ``extrapolated``: ``suite``, ``reason`` and ``rows``, the
-    most frequent first.
+    """Count the reasons why rows are ``unsupported`` or ``extrapolated``: ``suite``, ``reason`` and
+    ``rows``, the most frequent first.
 
     Args:
-        most: a suite with more reasons than this has them told apart without their numbers.
+        most: number of reasons of a suite above which they are merged by leaving out their numbers.
     """
     of_status = rows[rows["status"].str.startswith(status)]
     which = of_status.groupby(
@@ -232,7 +230,9 @@ def reasons(rows: pd.DataFrame, status: str, most: int = 20) -> pd.DataFrame:
 
 
 def worst(rows: pd.DataFrame, most: int) -> pd.DataFrame:
-    """The answered rows of each suite and quantity that are furthest off, as a ratio either way."""
+    """Find the answered rows of each suite and quantity with the largest errors, as a ratio either
+    way.
+    """
     answered = rows[is_answered(rows["status"]) & (rows["predicted"] > 0)]
     off = np.abs(
         np.log(answered["predicted"].to_numpy(float) / answered["measured"].to_numpy(float))
@@ -242,12 +242,13 @@ def worst(rows: pd.DataFrame, most: int) -> pd.DataFrame:
 
 
 def order_of(suite: str, rows: pd.DataFrame, rivals: Sequence[Hashable]) -> dict[str, object]:
-    """How many pairs among rows of the same ``rivals`` differ when measured, and how many are
+    """Count the pairs among rows of the same ``rivals`` that differ when measured, and those
     predicted in the same order.
 
     Args:
         rows: of one suite and quantity.
-        rivals: for each row what it is compared within, such as a GPU, a model and a load.
+        rivals: for each row the group that it is compared within, such as a GPU, a model and a
+            load.
     """
     answered = (is_answered(rows["status"]) & rows["predicted"].notna()).to_numpy(bool)
     number = {rival: place for place, rival in enumerate(dict.fromkeys(rivals))}

@@ -1,5 +1,5 @@
-"""What a sweep leaves: a row a point and deployment, and for each setting the mean and the spread
-over seeds.
+"""Results of a sweep: a row for each point and deployment, and for each setting the mean and the
+spread over seeds.
 
 | file | holds |
 |---|---|
@@ -40,7 +40,7 @@ class Sweep:
     dict each: ``point``, the keys' values, ``seed``, and either ``winner`` and ``headline`` or
     ``refusal``), ``name``, ``deployments`` by name, and how it was made."""
     table: pd.DataFrame
-    """``sweep.csv``."""
+    """Contents of ``sweep.csv``."""
 
     @property
     def keys(self) -> dict[str, list[Any]]:
@@ -50,12 +50,12 @@ class Sweep:
 
     @property
     def deployments(self) -> list[str]:
-        """Names of all deployments, in the order in which they come."""
+        """Names of all deployments, in order of appearance."""
         return list(dict.fromkeys(self.table["deployment"].astype(str)))
 
     @property
     def settings(self) -> list[dict[str, Any]]:
-        """Each combination of the keys' values that some point has, once for all its seeds."""
+        """Combinations of the keys' values that some point has, each once for all its seeds."""
         found = {
             repr([point[key] for key in self.keys]): {key: point[key] for key in self.keys}
             for point in self.run["points"]
@@ -63,12 +63,12 @@ class Sweep:
         return list(found.values())
 
     def rows_at(self, setting: Mapping[str, Any]) -> pd.DataFrame:
-        """The rows of a setting, all seeds and deployments."""
+        """Rows of a setting, all seeds and deployments."""
         names = {point["point"] for point in self.points_at(setting)}
         return self.table[self.table["point"].isin(names)]
 
     def points_at(self, setting: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """The points of a setting, one a seed."""
+        """Points of a setting, one for each seed."""
         return [
             point
             for point in self.run["points"]
@@ -77,8 +77,8 @@ class Sweep:
 
 
 def measure_spread(rows: pd.DataFrame, metric: str) -> tuple[float, float, int]:
-    """Mean of a metric over seeds, its standard deviation (with n - 1; NaN of one seed), and how
-    many seeds have a value.
+    """Mean of a metric over seeds, its standard deviation (with n - 1; NaN of one seed), and number
+    of seeds with a value.
 
     >>> measure_spread(pd.DataFrame({"ttft_p50_s": [1.0, 3.0, np.nan]}), "ttft_p50_s")
     (2.0, 1.4142135623730951, 2)
@@ -91,7 +91,7 @@ def measure_spread(rows: pd.DataFrame, metric: str) -> tuple[float, float, int]:
 
 
 def order_columns(table: pd.DataFrame, keys: Mapping[str, Any]) -> pd.DataFrame:
-    """The columns as ``sweep.csv`` has them."""
+    """Order the columns for ``sweep.csv``."""
     return table[["point", *keys, "seed", "deployment", *METRICS]]
 
 
@@ -118,7 +118,7 @@ def check_writable(folder: Path) -> None:
 
 
 def _list_foreign(points: Path) -> Iterator[str]:
-    """What lies among the points and is no part of a run."""
+    """Yield files among the points that are not part of a run."""
     for entry in points.iterdir():
         if not entry.is_dir():
             yield entry.name
@@ -129,15 +129,15 @@ def _list_foreign(points: Path) -> Iterator[str]:
 
 
 def is_sweep(folder: Path) -> bool:
-    """Whether a folder is of a sweep."""
+    """Whether a folder holds a sweep."""
     return (folder / TABLE).is_file()
 
 
 def write_point(folder: Path, name: str, files: dict[str, bytes]) -> None:
-    """Write the folder of a point, and let go of its files.
+    """Write the folder of a point, and release its files.
 
     Args:
-        folder: of the sweep.
+        folder: folder of the sweep.
     """
     if files:
         own = folder / "points" / name
@@ -148,7 +148,7 @@ def write_point(folder: Path, name: str, files: dict[str, bytes]) -> None:
 
 
 def write(sweep: Sweep, folder: Path, page: str) -> None:
-    """Write what is over all points into the folder."""
+    """Write the files over all points into the folder."""
     write_run(sweep.run, folder)
     write_csv(sweep.table, folder / TABLE)
     (folder / "report.html").write_text(page, encoding="utf-8")

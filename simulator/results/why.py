@@ -155,7 +155,9 @@ def _tell_terms(terms: Terms) -> str:
 def _tell_prompts(
     token_time: pd.DataFrame, names: tuple[str, ...], short: dict[str, str]
 ) -> list[str]:
-    """How much of an output token's time passes in steps that compute prompts, where it is much."""
+    """Describe the share of an output token's time in steps that compute prompts, where it is
+    large.
+    """
     shares = {}
     for name in names:
         own = token_time[token_time["deployment"] == name].set_index("kind")["token_s"]
