@@ -52,7 +52,7 @@ def _rows_of(board: Scoreboard) -> Iterator[dict[str, Any]]:
     known = board.is_in_sample(board.rows)
     stated = {row["what"]: row for row in board.left_out.to_dict("records")}
     for target in TARGETS:
-        covered = target.covers(board.rows)
+        covered = target.select_rows(board.rows)
         if covered.any():
             part = _PUBLISHED if target.suites == (_PUBLISHED,) else _MEASURED
             numbers = _numbers(board.rows[covered], known[covered], stated.get(target.what))
