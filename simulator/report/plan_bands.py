@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from simulator.report.markup import Markup, join, tag
 from simulator.results.answer.parts import Band
 
 _BEYOND = 1000.0
 """Times its value at which a whisker without an end stops: far off any plot."""
+
+
+class Cell(NamedTuple):
+    """A text of a table with what stands below it."""
+
+    text: str
+    hint: str = ""
+    band: str = ""
+    """Its band in words; empty where it has none."""
 
 
 def between(found: Band | None, text: Callable[[float], str]) -> str:
@@ -36,11 +44,6 @@ def between(found: Band | None, text: Callable[[float], str]) -> str:
     )
 
 
-def with_band(said: str, cases: str) -> Markup:
-    """A figure with its band below, where it has one."""
-    return join([said, *([tag("span", cases, class_="hint band")] if cases else [])])
-
-
 def whiskers(values: Sequence[float], bands: Sequence[Band | None], colour: str) -> dict[str, Any]:
     """Error bars of a trace: ``error_x`` or ``error_y``; empty where no point has a band.
 
@@ -51,12 +54,10 @@ def whiskers(values: Sequence[float], bands: Sequence[Band | None], colour: str)
     if not any(found and found.is_wide for found in bands):
         return {}
     pairs = list(zip(values, bands, strict=True))
-    up = [_digits(max(_end(found, value) - value, 0.0)) if found else 0.0 for value, found in pairs]
-    down = [_digits(max(value - found.low, 0.0)) if found else 0.0 for value, found in pairs]
     return {
         "type": "data",
-        "array": up,
-        "arrayminus": down,
+        "array": [max(_end(found, value) - value, 0.0) if found else 0.0 for value, found in pairs],
+        "arrayminus": [max(value - found.low, 0.0) if found else 0.0 for value, found in pairs],
         "thickness": 1.5,
         "width": 4,
         "color": colour,
@@ -66,7 +67,3 @@ def whiskers(values: Sequence[float], bands: Sequence[Band | None], colour: str)
 def _end(found: Band, value: float) -> float:
     """Where a whisker ends: one without an end runs off the plot."""
     return found.high if math.isfinite(found.high) else _BEYOND * value
-
-
-def _digits(value: float) -> float:
-    return float(f"{value:.4g}")

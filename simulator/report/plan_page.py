@@ -1,30 +1,42 @@
-"""The page of ``moesim plan``: the answer in a sentence, and everything it rests on below; drawn
-from the answer alone.
-"""
+"""The page of ``moesim plan``, drawn from the answer alone."""
 
 from __future__ import annotations
 
-import json
 from typing import Any, NamedTuple
 
-from simulator.report import plan_candidates, plan_tables, tables
-from simulator.report.cards import Cards, drawn_sections
-from simulator.report.deployment_tables import describe_making
-from simulator.report.document import described, document, facts_list, in_sections
-from simulator.report.gallery import plots
-from simulator.report.markup import Markup, join, tag
+from simulator.report.deployment_tables import (
+    KINDS,
+    describe_making,
+    list_assumptions,
+    list_warnings,
+    name_deployments,
+)
+from simulator.report.figure_cards import FigureCards
 from simulator.report.model_colours import colour_of, is_striped, model_of
 from simulator.report.plan_bands import between
+from simulator.report.plan_candidates import CandidatesTable, list_candidates
 from simulator.report.plan_figures import figures
-from simulator.report.plan_handover import handover
-from simulator.report.plan_sensitivity import confidence
-from simulator.report.plan_traffic import traffic_section
+from simulator.report.plan_handover import describe_handover
+from simulator.report.plan_sensitivity import describe_confidence
+from simulator.report.plan_tables import (
+    list_idle,
+    list_not_tried,
+    list_reasons,
+    list_sensitivity,
+    list_sizes,
+    list_spare,
+    note_losses,
+)
+from simulator.report.plan_traffic import describe_traffic
+from simulator.report.rendering import render_page
 from simulator.results.answer import Answer
 from simulator.results.answer.parts import has_bands
 from simulator.results.formats import UNDEFINED, number
-from simulator.results.plan_sentences.traffic import warn_of_short_traffic
+from simulator.results.plan_sentences.traffic import explain_traffic, warn_of_short_traffic
 from simulator.results.plan_text import limit_text, percent
 
+_MOST_FLIPS = 4
+"""Readings of the map that are not folded away."""
 _CANDIDATES = (
     "Costs are those of the whole cluster over the tokens that the traffic asks for, "
     "idle time included. Latencies are simulated on all requests. "
@@ -34,26 +46,22 @@ _CANDIDATES = (
 )
 _RANGES = " Ranges below a figure hold 80 % of cases."
 _ESTIMATED = " Those in italics are estimated in closed form."
-_HANDOVER = (
-    "The scenario files lie beside this page; moesim run takes them as they are. "
-    "The serving commands start the best deployment of every model that meets the targets."
-)
-_BASIS = (
-    "Every number that the plan took from elsewhere: what was assumed, then what was fitted, "
-    "measured or published."
-)
-_TRAFFIC = "The requests that every deployment was judged by."
-_CONFIDENCE = (
-    "How far the answer could be off: from the calibration's error, other samples of requests and "
-    "other samples of experts' choices. Bands hold 80 % of cases."
-)
-
-
-_LINK = tag("a", "About the traffic", href="#the-traffic")
+_WHISKERS = "Whiskers and shades hold 80 % of cases."
+_BANDED = {
+    "Models against each other": (("best_of_each_model", "moe_vs_dense"), _WHISKERS),
+    "Speed and cost": (("pareto",), _WHISKERS),
+    "Where MoE wins": (
+        ("crossover",),
+        "A question mark behind a ratio: in 80 % of cases either kind may win.",
+    ),
+    "What if": (("sensitivity",), _WHISKERS),
+    "When nodes fail": (("losses",), _WHISKERS),
+}
+"""Parts of the answer whose bands a section shows, and how, by its title."""
 
 
 class _Stated(NamedTuple):
-    """What the numbers rest on, as the tables of a run's page read it."""
+    """What the numbers rest on, as tables of deployments read it."""
 
     run: dict[str, Any]
     deployments: list[str]
@@ -66,90 +74,55 @@ def render(answer: Answer, run: dict[str, Any]) -> str:
         answer: what was found; what it lacks is left out.
         run: how it was made: ``command``, ``seed``, ``versions``, ``revision``.
     """
-    cards = Cards()
-    # A plan that was asked for less has less to show: no line says what is missing.
-    shown = [figure for figure in figures() if plots(figure, answer)]
-    drawn = dict(drawn_sections(cards, shown, answer))
-    sections: list[tuple[str, Markup]] = []
-    if (costs := plan_candidates.costs_table(answer)) is not None:
-        sections.append(("The candidates", described(_CANDIDATES + _bands(answer), costs)))
-    further = {
-        "What if": [plan_tables.sensitivity_table(answer)],
-        "When nodes fail": [
-            plan_tables.losses_note(answer),
-            plan_tables.spare_table(answer),
-            plan_tables.idle_list(answer),
-        ],
-        "Ruled out": [plan_tables.cannot_list(answer), plan_tables.reasons_table(answer)],
-    }
-    if "Where MoE wins" in drawn:
-        drawn["Where MoE wins"] = join([*plan_tables.flips_list(answer), drawn["Where MoE wins"]])
-    for title, content in drawn.items():
-        below = [
-            tag("div", part, class_="below") for part in further.get(title, []) if part is not None
-        ]
-        sections.append((title, join([*_lead(answer, title), content, *below])))
-    said = {
-        "How sure this is": (_CONFIDENCE, confidence(answer)),
-        "Hand-over": (_HANDOVER, handover(answer.handover)),
-        "The traffic": (_TRAFFIC, traffic_section(answer)),
-    }
-    sections += [
-        (title, described(lead, content))
-        for title, (lead, content) in said.items()
-        if content is not None
-    ]
-    if answer.basis:
-        sections.append(("What the numbers rest on", _basis(answer)))
-    sections.append(("How this plan was made", _made(answer, run)))
-    return document(answer.name, in_sections(_hero(answer), sections), cards.payload)
-
-
-def _bands(answer: Answer) -> str:
-    """What the ranges in the table of candidates are, where it has some."""
-    if not plan_candidates.is_banded(answer):
-        return ""
-    shown = [row for _, rows in plan_candidates.groups(answer) for row in rows]
-    return _RANGES + (_ESTIMATED if any(row.is_estimated for row in shown) else "")
-
-
-def _lead(answer: Answer, title: str) -> list[Markup]:
-    """What a section's whiskers, shades and question marks mean, where it has some."""
-    parts, said = _BANDED.get(title, ((), ""))
-    has_some = any(has_bands(getattr(answer, part)) for part in parts)
-    return [tag("p", said, class_="lead")] if has_some else []
-
-
-_WHISKERS = "Whiskers and shades hold 80 % of cases."
-_BANDED = {
-    "Models against each other": (("best_of_each_model", "moe_vs_dense"), _WHISKERS),
-    "Speed and cost": (("pareto",), _WHISKERS),
-    "Where MoE wins": (
-        ("crossover",),
-        "A question mark behind a ratio: in 80 % of cases either kind may win.",
-    ),
-    "What if": (("sensitivity",), _WHISKERS),
-    "When nodes fail": (("losses",), _WHISKERS),
-}
-"""By section the parts of the answer whose bands it shows, and how."""
-
-
-def _hero(answer: Answer) -> Markup:
-    said = warn_of_short_traffic(answer.traffic)
-    alert = tag("p", tag("b", "Warning: "), said, " ", _LINK, class_="alert", role="alert")
-    reasons = tag("ul", *(tag("li", reason) for reason in answer.reasons), class_="reasons")
-    return tag(
-        "header",
-        tag("p", f"{answer.name} \N{MIDDLE DOT} plan", class_="eyebrow"),
-        tag("h1", answer.headline or "No answer."),
-        *([alert] if said else []),
-        *([reasons] if answer.reasons else []),
-        facts_list(_setting(answer), "setting"),
-        *_notice(answer),
+    cards, candidates, stated = FigureCards(), list_candidates(answer), _stated(answer)
+    return render_page(
+        "plan.html",
+        answer.name,
+        cards,
+        headline=answer.headline or "No answer.",
+        warning=warn_of_short_traffic(answer.traffic),
+        reasons=answer.reasons,
+        setting=_describe_setting(answer) | list_sizes(answer),
+        candidates=candidates,
+        candidates_lead=_explain(candidates),
+        # A plan that was asked for less has less to show: no line says what is missing.
+        drawn=cards.draw(figures(), answer),
+        leads={title: _lead(answer, title) for title in _BANDED},
+        flips=() if answer.crossover is None else answer.crossover.flips,
+        most_flips=_MOST_FLIPS,
+        sensitivity=list_sensitivity(answer),
+        losses_note=note_losses(answer),
+        spare=list_spare(answer),
+        idle=list_idle(answer),
+        not_tried=list_not_tried(answer),
+        ruled_out=list_reasons(answer),
+        confidence=describe_confidence(answer),
+        handover=describe_handover(answer.handover),
+        traffic=describe_traffic(answer.traffic),
+        traffic_notes=[] if answer.traffic is None else explain_traffic(answer.traffic),
+        names=name_deployments(stated),
+        warnings=list_warnings(stated),
+        assumed=list_assumptions(stated, KINDS[:1]),
+        known=list_assumptions(stated, KINDS[1:]),
+        making=_describe_making(answer, run),
+        question=run.get("question"),
     )
 
 
-def _setting(answer: Answer) -> dict[str, str]:
+def _explain(candidates: CandidatesTable | None) -> str:
+    """What the table of candidates shows, and what its ranges are where it has some."""
+    if candidates is None or not candidates.is_banded:
+        return _CANDIDATES
+    return _CANDIDATES + _RANGES + (_ESTIMATED if candidates.has_estimates else "")
+
+
+def _lead(answer: Answer, title: str) -> str:
+    """What a section's whiskers, shades and question marks mean; empty where it has none."""
+    parts, said = _BANDED[title]
+    return said if any(has_bands(getattr(answer, part)) for part in parts) else ""
+
+
+def _describe_setting(answer: Answer) -> dict[str, str]:
     traffic, best = answer.traffic, answer.recommended
     shown: dict[str, str] = {}
     if traffic is not None:
@@ -166,63 +139,28 @@ def _setting(answer: Answer) -> dict[str, str]:
         cases = between(best.band_of("headroom"), lambda times: percent(times - 1))
         more = f" ({cases})" if cases else ""
         shown["Headroom"] = f"{percent(best.headroom - 1)} more traffic{more}"
-    return shown | plan_tables.sizes_list(answer)
+    return shown
 
 
-def _notice(answer: Answer) -> list[Markup]:
-    count = len({warning for stated in answer.basis.values() for warning in stated.warnings})
-    if not count:
-        return []
-    said = "1 warning" if count == 1 else f"{count} warnings"
-    link = tag("a", f"{said} about what these numbers rest on", href="#what-the-numbers-rest-on")
-    return [tag("p", link, class_="notice")]
-
-
-def _basis(answer: Answer) -> Markup:
-    """The warnings, what was assumed, and folded away what was measured or published; under the
-    models' own colours.
+def _stated(answer: Answer) -> _Stated:
+    """The facts of each deployment under its model's own colour; a deployment is called by its
+    model where it is the only one of it.
     """
     models = {name: model_of(answer, name) for name in answer.basis}
     short = [model.model if model else name for name, model in models.items()]
     named: dict[str, dict[str, Any]] = {}
     for (name, facts), label in zip(answer.basis.items(), short, strict=True):
-        model = models[name]
-        look = (
-            {"colour": colour_of(answer, model), "is_striped": is_striped(model)} if model else {}
-        )
-        # A deployment is called by its model where it is the only one of it.
-        named[label if short.count(label) == 1 else name] = {**facts.model_dump(), **look}
-    shown = _Stated({"deployments": named}, list(named))
-    parts = [tables.warnings_list(shown), tables.assumptions_table(shown, kinds=tables.KINDS[:1])]
-    if (rest := tables.assumptions_table(shown, kinds=tables.KINDS[1:])) is not None:
-        parts.append(
-            tag(
-                "details",
-                tag("summary", "What was fitted, measured or published"),
-                tag("div", rest, class_="below"),
-            )
-        )
-    return described(_BASIS, join(part for part in parts if part is not None))
+        shown = facts.model_dump()
+        if (model := models[name]) is not None:
+            shown |= {"colour": colour_of(answer, model), "is_striped": is_striped(model)}
+        named[label if short.count(label) == 1 else name] = shown
+    return _Stated({"deployments": named}, list(named))
 
 
-def _made(answer: Answer, run: dict[str, Any]) -> Markup:
-    # The time that it took is left to run.json, so that two plans of one seed give the same page.
-    made = {
-        key: value for key, value in describe_making(run).items() if key not in ("Started", "Took")
-    }
-    facts = facts_list(
-        {"Command": run.get("command"), "Seed": run.get("seed", answer.seed), **made}
-    )
-    if not run.get("question"):
-        return facts
-    question = json.dumps(run["question"], indent=2, ensure_ascii=False)
-    return join(
-        [
-            facts,
-            tag(
-                "details",
-                tag("summary", "The question as it was resolved"),
-                tag("pre", question, tabindex=0),
-            ),
-        ]
-    )
+def _describe_making(answer: Answer, run: dict[str, Any]) -> dict[str, Any]:
+    """What is needed to make the plan again: the time that it took is left to ``run.json``, so
+    that two plans of one seed give the same page.
+    """
+    made = describe_making(run)
+    del made["Started"], made["Took"]
+    return {"Command": run.get("command"), "Seed": run.get("seed", answer.seed), **made}

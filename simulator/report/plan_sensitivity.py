@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
-from simulator.report.document import facts_list
-from simulator.report.markup import Markup, join, tag
 from simulator.report.plan_bands import between
-from simulator.report.plan_tables import listed
+from simulator.report.plan_tables import Listed
 from simulator.results.answer import Answer, Confidence
 from simulator.results.answer.certainty import FigureBand
 from simulator.results.answer.parts import Band, make_band
@@ -16,27 +15,33 @@ from simulator.results.formats import TIMES, number
 from simulator.results.plan_text import hourly, percent, target_text, times, value_text
 
 
-def confidence(answer: Answer) -> Markup | None:
+class ConfidenceView(NamedTuple):
+    """Confidence of a plan."""
+
+    facts: dict[str, str]
+    figures: Listed | None
+    sources: Listed | None
+
+
+def describe_confidence(answer: Answer) -> ConfidenceView | None:
     """The band of the cost and of the latencies, and what they are made of; None where it was not
     worked out.
     """
     sure = answer.confidence
     if sure is None:
         return None
-    parts = [facts_list(_facts(answer, sure))]
-    if sure.figures:
-        rows = [_figure(answer, name, one) for name, one in sure.figures.items()]
-        head = ["Figure", "Simulated", "80 % of cases"]
-        parts.append(listed(head, rows, ["", "value", "value"], "Bands"))
-    if sure.sources:
-        rows = [
-            [one.name, _between(one.low, one.high, lambda v: f"{number(v)}{TIMES}"), one.text]
-            for one in sure.sources
-        ]
-        head = ["Source of doubt", "Factor", "What it is"]
-        parts.append(listed(head, rows, ["", "value", "source"], "Sources"))
-    first, *others = parts
-    return join([first, *(tag("div", part, class_="below") for part in others)])
+    figures = [_figure(answer, name, one) for name, one in sure.figures.items()]
+    sources = [
+        [one.name, _between(one.low, one.high, lambda v: f"{number(v)}{TIMES}"), one.text]
+        for one in sure.sources
+    ]
+    columns = {"Figure": "", "Simulated": "value", "80 % of cases": "value"}
+    of_source = {"Source of doubt": "", "Factor": "value", "What it is": "source"}
+    return ConfidenceView(
+        _facts(answer, sure),
+        Listed("Bands", columns, figures) if figures else None,
+        Listed("Sources", of_source, sources) if sources else None,
+    )
 
 
 def _facts(answer: Answer, sure: Confidence) -> dict[str, str]:

@@ -141,7 +141,7 @@ def test_the_wheel_holds_its_data_and_runs_from_any_folder(tmp_path):
         "_data/cluster_configs/h100-sxm.toml",
         "report/assets/page.css",
         "report/assets/plotly-cartesian.min.js.gz",
-        "report/templates/run.html",
+        "report/templates/plan.html",
         "py.typed",
         "__init__.pyi",
     ):

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from simulator.report.plan_handover import by_flag, handover
+from simulator.report.plan_handover import by_flag, describe_handover
 from simulator.results.answer import Handover
 
 
@@ -28,10 +28,13 @@ def test_servers_that_differ_in_numbers_only_are_folded():
             "not_expressed": ["as on all"],
         }
     )
-    shown = handover(Handover.model_validate({"commands": commands}))
-    assert shown.count("as on all") == 1
-    assert "3 more like it: server 1, server 2, ..." in shown
-    assert shown.count("<pre") == 4 + 1
+    (shown,) = describe_handover(Handover.model_validate({"commands": commands})).servers
+    assert shown.notes == ["as on all"]
+    servers, router = shown.commands
+    assert servers.summary == "3 more like it: server 1, server 2, ..."
+    assert [one.title for one in servers.others] == ["Server 1", "Server 2", "Server 3"]
+    assert router.first.text == "route --port 30000"
+    assert not router.others
 
 
 def test_where_the_flags_were_read_is_said_once():
@@ -39,7 +42,8 @@ def test_where_the_flags_were_read_is_said_once():
         {"deployment": "d", "name": f"d: {n}", "command": "serve", "flags_read": "Flags of 1.2."}
         for n in range(2)
     ]
-    assert handover(Handover.model_validate({"commands": rows})).count("Flags of 1.2.") == 1
+    (shown,) = describe_handover(Handover.model_validate({"commands": rows})).servers
+    assert shown.sources == ["Flags of 1.2."]
 
 
 @pytest.mark.parametrize(

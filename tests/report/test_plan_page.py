@@ -42,7 +42,7 @@ def test_it_says_the_numbers_and_escapes_the_names():
     assert "81 % probable" in section(page, "how-sure-this-is")
     assert "47.84 USD" in section(page, "when-nodes-fail")
     assert "moesim run recommended.toml" in section(page, "hand-over")
-    assert "vllm serve &#x27;&lt;x&gt;&#x27;" in section(page, "hand-over")
+    assert "vllm serve &#39;&lt;x&gt;&#39;" in section(page, "hand-over")
     assert "no cache" in section(page, "hand-over")
     assert "does not fit in memory" in section(page, "ruled-out")
     assert "moesim plan p.toml" in section(page, "how-this-plan-was-made")

@@ -149,8 +149,8 @@ def _shade(
     there = [(place, found.low) for place, found in bands]
     back = [(place, found.high) for place, found in reversed(bands)]
     drawn.add_scatter(
-        x=[_digits(place) for place, _ in (*there, *back)],
-        y=[_digits(end) for _, end in (*there, *back)],
+        x=[place for place, _ in (*there, *back)],
+        y=[end for _, end in (*there, *back)],
         name=label,
         showlegend=False,
         mode="lines",
@@ -173,16 +173,11 @@ def _whiskers(points: list[ParetoPoint], x: Axis, y: Axis, colour: str) -> dict[
 
 def _places(points: list[ParetoPoint], x: Axis, y: Axis, answer: Answer) -> dict[str, Any]:
     return {
-        "x": [_digits(x.value(point)) for point in points],
-        "y": [_digits(y.value(point)) for point in points],
+        "x": [x.value(point) for point in points],
+        "y": [y.value(point) for point in points],
         "text": [said(point, answer) for point in points],
         "hovertemplate": "%{text}<extra></extra>",
     }
-
-
-def _digits(value: float) -> float:
-    """Four digits are more than a plot shows."""
-    return float(f"{value:.4g}")
 
 
 def said(point: ParetoPoint, answer: Answer) -> str:

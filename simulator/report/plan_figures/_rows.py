@@ -61,7 +61,7 @@ def plot(rows: Sequence[Row], axis: str, start: float = 0.0, **xaxis: Any) -> go
             orientation="h",
             y=[place],
             width=[_BAR],
-            x=[_digits(row.end - start)],
+            x=[row.end - start],
             base=[start],
             name=row.name or None,
             showlegend=bool(row.name),
@@ -107,7 +107,7 @@ def _add_whiskers(drawn: go.Figure, rows: Sequence[Row]) -> None:
     ]
     if not banded:
         return
-    ends = [_digits(row.end) for _, row in banded]
+    ends = [row.end for _, row in banded]
     # A light edge below a dark line is seen on every bar, on light and on dark.
     for colour, thickness, size in ((_EDGE, 5.0, 9), (_LINE_INK, 1.5, 5)):
         drawn.add_scatter(
@@ -184,7 +184,3 @@ def _label(row: Row) -> str:
     if behind:
         lines[-1] += f"  {rest.pop(0)}"
     return "<br>".join(filter(None, lines + rest))
-
-
-def _digits(value: float) -> float:
-    return float(f"{value:.5g}")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import plotly.graph_objects as go
 
 from simulator.report import style
+from simulator.report.gallery import Figure
 from simulator.report.model_colours import by_label
 from simulator.report.plan_figures import _points
-from simulator.report.plan_figures._wide import Wide
 from simulator.results.answer import Answer, ParetoPoint
 
 _COST = _points.Axis("cost_per_million_output_tokens")
@@ -19,19 +17,20 @@ _REACH = 50.0
 """Tokens that cost more times as much as the cheapest lie beyond the plot's upper edge."""
 
 
-class CostLatency(Wide):
+class CostLatency(Figure[Answer]):
     """A line a model, over all machines: the cheapest tokens at each speed."""
 
-    title: ClassVar[str] = "Cost against latency"
-    section: ClassVar[str] = "Speed and cost"
-    definition: ClassVar[str] = (
+    title = "Cost against latency"
+    section = "Speed and cost"
+    definition = (
         "Cost of a million output tokens against milliseconds between them, over all machines, "
         "on logarithmic axes; lower and further left is better. "
         "Lines are busy GPUs in closed form; large marks pay for the idle share of their cluster "
         "at the planned traffic too, so they lie higher. The dotted line is the target."
     )
-    absent: ClassVar[str] = "The machines have no price."
-    order: ClassVar[int] = 21
+    absent = "The machines have no price."
+    order = 21
+    width = "full"
 
     def draw(self, answer: Answer) -> go.Figure | None:
         points = [point for point in answer.pareto if point.cost_per_million_output_tokens > 0]

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
 from simulator.report import style
+from simulator.report.gallery import Figure
 from simulator.report.plan_bands import between
-from simulator.report.plan_figures._wide import Wide
 from simulator.results.answer import Answer
 from simulator.results.answer.crossover import FullPoint, MapPoint, Side, SpeedPoint
 from simulator.results.formats import TIMES, number, seconds
@@ -100,19 +100,20 @@ _READINGS = (
 )
 
 
-class Crossover(Wide):
+class Crossover(Figure[Answer]):
     """A heat map a reading."""
 
-    title: ClassVar[str] = "Where the mixture of experts wins"
-    section: ClassVar[str] = "Where MoE wins"
-    definition: ClassVar[str] = (
+    title = "Where the mixture of experts wins"
+    section = "Where MoE wins"
+    definition = (
         "Output tokens per second of a GPU, the mixture of experts' over the dense model's, "
         "in closed form: violet where the mixture of experts makes more, tan where the dense "
         "model does, empty where neither fits. Under each ratio stands what decides. A row is a "
         "length of prompt and of answer."
     )
-    absent: ClassVar[str] = "There is no pair of an MoE and a dense model."
-    order: ClassVar[int] = 30
+    absent = "There is no pair of an MoE and a dense model."
+    order = 30
+    width = "full"
 
     def draw(self, answer: Answer) -> dict[str, go.Figure]:
         if answer.crossover is None:

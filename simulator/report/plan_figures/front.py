@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import html
-from typing import ClassVar
 
 import plotly.graph_objects as go
 
-from simulator.base.frozen import Frozen
 from simulator.report import style
-from simulator.report.gallery import Width
+from simulator.report.gallery import Figure
 from simulator.report.plan_figures import _points
 from simulator.results.answer import Answer
 
@@ -19,12 +17,12 @@ _REACH = 100.0
 plans for."""
 
 
-class Front(Frozen):
+class Front(Figure[Answer]):
     """A line a model: the deployments that no other beats in both; a plot a kind of machines."""
 
-    title: ClassVar[str] = "Tokens of a GPU against tokens of a user"
-    section: ClassVar[str] = "Speed and cost"
-    definition: ClassVar[str] = (
+    title = "Tokens of a GPU against tokens of a user"
+    section = "Speed and cost"
+    definition = (
         "Output tokens per second, on logarithmic axes; further up is cheaper, "
         "further right is faster for the reader. Lines are the best that each model can do on "
         "busy GPUs, in closed form, whatever the targets, with GPUs of their own for prompts "
@@ -32,9 +30,9 @@ class Front(Frozen):
         "on a cluster that is paid for whole. Hover or tap for the whole deployment; "
         "pareto.csv holds every point."
     )
-    absent: ClassVar[str] = "No deployment was judged."
-    order: ClassVar[int] = 20
-    width: ClassVar[Width] = "third"
+    absent = "No deployment was judged."
+    order = 20
+    width = "third"
 
     def draw(self, answer: Answer) -> dict[str, go.Figure]:
         points = [point for point in answer.pareto if point.tokens_per_s_gpu > 0]

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import plotly.graph_objects as go
 
 from simulator.report import style
+from simulator.report.gallery import Figure
 from simulator.report.model_colours import colour_of
 from simulator.report.plan_bands import between
 from simulator.report.plan_figures import _rows
-from simulator.report.plan_figures._wide import Wide
 from simulator.results.answer import Answer, LossRow
 from simulator.results.formats import number
 from simulator.results.plan_text import hover, percent
 
 
-class Losses(Wide):
+class Losses(Figure[Answer]):
     """A bar for each loss of GPUs or nodes."""
 
-    title: ClassVar[str] = "When GPUs or nodes are lost"
-    section: ClassVar[str] = "When nodes fail"
-    definition: ClassVar[str] = (
+    title = "When GPUs or nodes are lost"
+    section = "When nodes fail"
+    definition = (
         "The recommended deployment on what is left of its cluster, at the same traffic: "
         "filled bars where every target is still met, hollow ones where one is missed."
     )
-    absent: ClassVar[str] = "No loss was simulated."
-    order: ClassVar[int] = 50
+    absent = "No loss was simulated."
+    order = 50
+    width = "full"
 
     def draw(self, answer: Answer) -> go.Figure | None:
         key = next(

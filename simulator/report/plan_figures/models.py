@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import html
-from typing import ClassVar
 
 import plotly.graph_objects as go
 
+from simulator.report.gallery import Figure
 from simulator.report.model_colours import colour_of, is_striped, label_of
 from simulator.report.plan_bands import between
 from simulator.report.plan_figures import _rows
-from simulator.report.plan_figures._wide import Wide
 from simulator.results.answer import Answer
 from simulator.results.plan_text import amount, gpus, hover, per_hour, times
 
 
-class Models(Wide):
+class Models(Figure[Answer]):
     """A bar a model."""
 
-    title: ClassVar[str] = "The cheapest deployment of each model"
-    section: ClassVar[str] = "Models against each other"
-    definition: ClassVar[str] = (
+    title = "The cheapest deployment of each model"
+    section = "Models against each other"
+    definition = (
         "Cost per hour of the cheapest cluster on which the model meets every target; "
         "striped bars are dense models. Models that are not shown do not meet every target on any "
         "cluster within the limits."
     )
-    absent: ClassVar[str] = "No model meets the targets."
-    order: ClassVar[int] = 10
+    absent = "No model meets the targets."
+    order = 10
+    width = "full"
 
     def draw(self, answer: Answer) -> go.Figure | None:
         rows = sorted(

@@ -5,41 +5,41 @@ changes.
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 import plotly.graph_objects as go
 
 from simulator.report import style
+from simulator.report.gallery import Figure
 from simulator.report.plan_bands import between, whiskers
 from simulator.report.plan_figures import _rows
-from simulator.report.plan_figures._wide import Wide
 from simulator.results.answer import Answer
 from simulator.results.answer.certainty import RatePoint
 from simulator.results.formats import log_ticks, number
 from simulator.results.plan_text import amount, hover, per_hour, times
 
 
-class Rates(Wide):
+class Rates(Figure[Answer]):
     """A line: the best mixture of experts' cost over the best dense model's."""
 
-    title: ClassVar[str] = "MoE over dense, as the traffic grows"
-    section: ClassVar[str] = "Models against each other"
-    definition: ClassVar[str] = (
+    title = "MoE over dense, as the traffic grows"
+    section = "Models against each other"
+    definition = (
         "Cost per hour of the cheapest mixture of experts over that of the cheapest dense model "
         "at the same targets, each on the cluster that it needs at that traffic, "
         "on logarithmic axes. Below the line at 1 the mixture of experts is cheaper. "
         "The dotted line is the planned traffic."
     )
-    absent: ClassVar[str] = "There is no pair of an MoE and a dense model."
-    order: ClassVar[int] = 11
+    absent = "There is no pair of an MoE and a dense model."
+    order = 11
+    width = "full"
 
     def draw(self, answer: Answer) -> go.Figure | None:
         points = () if answer.moe_vs_dense is None else answer.moe_vs_dense.rates
         rows = sorted((row for row in points if row.cost_ratio), key=lambda row: row.requests_per_s)
         if len(rows) < 2:
             return None
-        rates = [_digits(row.requests_per_s) for row in rows]
-        ratios = [_digits(row.cost_ratio or 0.0) for row in rows]
+        rates = [row.requests_per_s for row in rows]
+        ratios = [row.cost_ratio or 0.0 for row in rows]
         bands = [row.band_of("cost_ratio") for row in rows]
         ends = [
             1.0,
@@ -78,10 +78,6 @@ class Rates(Wide):
         if planned:
             drawn.add_vline(x=planned, line={"color": style.MUTED, "width": 1, "dash": "dot"})
         return drawn
-
-
-def _digits(value: float) -> float:
-    return float(f"{value:.4g}")
 
 
 def _said(row: RatePoint, answer: Answer) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 import plotly.graph_objects as go
 
+from simulator.report.gallery import Figure
 from simulator.report.plan_figures import _rows
-from simulator.report.plan_figures._wide import Wide
 from simulator.results.answer import Answer
 from simulator.results.formats import log_ticks
 from simulator.results.plan_text import hover
@@ -18,14 +17,15 @@ _LEAST = 0.7
 """Where bars begin: one candidate shows."""
 
 
-class RuledOut(Wide):
+class RuledOut(Figure[Answer]):
     """A bar a reason."""
 
-    title: ClassVar[str] = "Candidates ruled out, by reason"
-    section: ClassVar[str] = "Ruled out"
-    definition: ClassVar[str] = "How many candidates each reason ruled out, on a logarithmic axis."
-    absent: ClassVar[str] = "No candidate was ruled out."
-    order: ClassVar[int] = 60
+    title = "Candidates ruled out, by reason"
+    section = "Ruled out"
+    definition = "How many candidates each reason ruled out, on a logarithmic axis."
+    absent = "No candidate was ruled out."
+    order = 60
+    width = "full"
 
     def draw(self, answer: Answer) -> go.Figure | None:
         found = sorted((row for row in answer.ruled_out if row.count), key=lambda row: -row.count)

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 import plotly.graph_objects as go
 
 from simulator.report import style
+from simulator.report.gallery import Figure
 from simulator.report.model_colours import SYMBOLS, colour_of, is_striped, label_of, model_of
 from simulator.report.plan_bands import between
 from simulator.report.plan_figures import _rows
-from simulator.report.plan_figures._wide import Wide
 from simulator.results.answer import Answer, SensitivityRow
 from simulator.results.plan_text import hover, kind_of, per_hour, times
 
 
-class Sensitivity(Wide):
+class Sensitivity(Figure[Answer]):
     """A bar a change: the cost of the best answer under it, over today's."""
 
-    title: ClassVar[str] = "What the cost hangs on"
-    section: ClassVar[str] = "What if"
-    definition: ClassVar[str] = (
+    title = "What the cost hangs on"
+    section = "What if"
+    definition = (
         "Each change alone, with the best deployment chosen anew: its cost per hour over today's, "
         "on a logarithmic axis, the largest change first; dearer to the right, "
         "cheaper to the left. Colours are those of the models that are then the best choice."
     )
-    absent: ClassVar[str] = "No change was tried."
-    order: ClassVar[int] = 40
+    absent = "No change was tried."
+    order = 40
+    width = "full"
 
     def draw(self, answer: Answer) -> go.Figure | None:
         rows = [row for row in answer.sensitivity if row.cost_ratio or not row.deployment]
@@ -47,7 +47,7 @@ class Sensitivity(Wide):
             if row.cost_ratio
         ]
         drawn.add_scatter(
-            x=[float(f"{bar.end:.4g}") for _, bar, _ in won],
+            x=[bar.end for _, bar, _ in won],
             y=[place for place, _, _ in won],
             mode="markers",
             marker={
