@@ -15,7 +15,10 @@ from simulator.validation import Answers, Measure
 
 _SPLIT, _SPREAD, _LOAD = "moe_tp_size", "moe_ep_size", "num_tokens"
 _FAR = 1.10
-_FEWEST_LOADS = 3
+"""Ratio from which two times differ by more than measurements scatter."""
+FEWEST_LOADS = 3
+"""Loads that a trend needs: two make a line of any two numbers."""
+_BOTH = ["measured", "predicted"]
 
 
 def split_orders(
@@ -41,11 +44,15 @@ def split_orders(
         sort=False,
         dropna=False,
     )
-    over_load = [_over_load(own) for _, own in series if own[_LOAD].nunique() >= _FEWEST_LOADS]
-    changes = pd.DataFrame(over_load, columns=["measured", "predicted"])
+    over_load = [
+        load_trend(own[_LOAD], own[_BOTH])
+        for _, own in series
+        if own[_LOAD].nunique() >= FEWEST_LOADS
+    ]
+    changes = pd.DataFrame(over_load, columns=_BOTH)
     return (
-        {"suite": f"{suite}, experts spread against split,", **_agreeing(both)},
-        {"suite": f"{suite}, their ratio at much load against at little,", **_agreeing(changes)},
+        {"suite": f"{suite}, experts spread against split,", **count_sides(both)},
+        {"suite": f"{suite}, their ratio at much load against at little,", **count_sides(changes)},
     )
 
 
@@ -78,20 +85,21 @@ def _pairs(
     return found
 
 
-def _over_load(own: pd.DataFrame) -> tuple[float, float]:
-    """How many times larger a ratio is at its largest load than at its smallest, by its slope over
-    all, measured and predicted.
+def load_trend(loads: pd.Series, ratios: pd.DataFrame) -> tuple[float, float]:
+    """How many times larger each of two ratios is at its largest load than at its smallest, by the
+    slope of its logarithm over that of all loads.
     """
-    load = np.log(own[_LOAD].to_numpy(float))
-    slopes = np.polyfit(load, np.log(own[["measured", "predicted"]].to_numpy(float)), 1)[0]
-    measured, predicted = np.exp(slopes * (load.max() - load.min()))
-    return float(measured), float(predicted)
+    logs = np.log(loads.to_numpy(float))
+    slopes = np.polyfit(logs, np.log(ratios.to_numpy(float)), 1)[0]
+    measured, predicted = np.exp(slopes * (logs.max() - logs.min())).tolist()
+    return measured, predicted
 
 
-def _agreeing(ratios: pd.DataFrame) -> dict[str, object]:
+def count_sides(ratios: pd.DataFrame) -> dict[str, int]:
+    """How many measured ratios are more than 10 % from one, and how many of them are predicted on
+    the same side.
+    """
     measured, predicted = ratios["measured"].to_numpy(float), ratios["predicted"].to_numpy(float)
     far = np.maximum(measured, 1 / measured) > _FAR
-    return {
-        "pairs": int(far.sum()),
-        "right": int((far & ((measured > 1) == (predicted > 1))).sum()),
-    }
+    right = far & ((measured > 1) == (predicted > 1))
+    return {"pairs": int(far.sum()), "right": int(right.sum())}

@@ -20,7 +20,7 @@ from simulator.validation import Answers, Measure, require, score_rows, with_ans
 from simulator.validation.cells import spelled, told
 from simulator.validation.kernels import KernelFamily, layouts_of, measures_of
 from simulator.validation.known_rows import is_known
-from simulator.validation.splits import split_orders
+from simulator.validation.splits import count_sides, split_orders
 from simulator.validation.tables import ENDINGS, Table, format_of, read_table
 
 _FAMILIES = "validation.kernels"
@@ -194,19 +194,7 @@ def published_orders(rows: pd.DataFrame) -> tuple[dict[str, object], ...]:
         (f"{PUBLISHED}, {RELEASE_UNSAID},", is_unsaid),
         (f"{PUBLISHED}, spread : split at much load against at little,", is_trend),
     )
-    return tuple({"suite": name, **_sides(ratios[chosen])} for name, chosen in kinds)
-
-
-def _sides(ratios: pd.DataFrame) -> dict[str, object]:
-    """How many ratios are more than 10 % from one, and how many of them are predicted on the same
-    side.
-    """
-    measured, predicted = ratios["measured"].to_numpy(float), ratios["predicted"].to_numpy(float)
-    far = np.maximum(measured, 1 / measured) > 1.1
-    return {
-        "pairs": int(far.sum()),
-        "right": int((far & ((measured > 1) == (predicted > 1))).sum()),
-    }
+    return tuple({"suite": name, **count_sides(ratios[chosen])} for name, chosen in kinds)
 
 
 def _answered(

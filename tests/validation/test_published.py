@@ -15,8 +15,13 @@ from simulator.base.errors import UserError
 from simulator.results.scores import SCORE_COLUMNS, is_answered
 from simulator.validation.published import Part, Reply, run, topic_of, topics
 from simulator.validation.published._scores import figures, ratio
-from simulator.validation.published._splits import RELEASE_UNSAID, SAME_RELEASE, Pair, pairs, trends
-from simulator.validation.serving.points import read_point
+from simulator.validation.published._splits import (
+    RELEASE_UNSAID,
+    SAME_RELEASE,
+    split_pairs,
+    trends,
+)
+from simulator.validation.published.serving_pairs import read_points
 from simulator.validation.suites import published_orders
 from tests.shared import shared_file
 
@@ -313,10 +318,7 @@ def test_pairs_of_splits_are_alike_in_all_else():
         }  # fmt: skip
 
     def found(*rows):
-        return [
-            pair.group
-            for pair in pairs([read_point(one) for one in rows], [one["id"] for one in rows])
-        ]
+        return split_pairs(read_points(pd.DataFrame(rows)))["group"].tolist()
 
     split = row("a", "0.12.0", "split")
     assert found(split, row("a", "0.12.0", "spread")) == [SAME_RELEASE]
@@ -329,21 +331,17 @@ def test_pairs_of_splits_are_alike_in_all_else():
 
 
 def test_the_trend_with_load_is_that_of_all_loads():
-    def compared(load, measured, predicted):
-        figure = {
-            "group": SAME_RELEASE,
-            "predicted": predicted,
-            "low": predicted / 2,
-            "high": predicted * 2,
-            "status": "ok",
-        }
-        series = ("a", "a", read_point(table("serving_pairs.csv").iloc[0].to_dict()))
-        return Pair(0, 1, series, load, SAME_RELEASE), {**figure, "measured": measured}
+    def compared(loads, measured, predicted):
+        pairs = pd.DataFrame({"load": loads, "measured": measured, "predicted": predicted})
+        alike = {"group": SAME_RELEASE, "series": 0, "sweep": "a", "ranks": 8, "status": "ok"}
+        return pairs.assign(**alike, low=pairs["predicted"] / 2, high=pairs["predicted"] * 2)
 
-    (row,) = trends([compared(load, load**0.5, load**-0.5) for load in (4, 16, 64)])
+    loads = np.array([4, 16, 64])
+    (row,) = trends(compared(loads, loads**0.5, loads**-0.5))
     assert row["measured"] == pytest.approx(4.0)
     assert row["predicted"] == pytest.approx(0.25)
-    assert trends([compared(load, 1.0, 1.0) for load in (4, 16)]) == []
+    assert row["subject"] == "EP : TP, c64 over c4, a on 8"
+    assert list(trends(compared(loads[:2], 1.0, 1.0))) == []
 
 
 @pytest.fixture(scope="module")

@@ -50,23 +50,27 @@ from simulator.validation.serving.load import Latencies, measure
 from simulator.validation.serving.novelty import novelty_of
 from simulator.validation.serving.points import Point, Pool
 
-_NAN = float("nan")
-_DEEPEP = {"kind": "deepep_auto"}
+_DEEPEP = {"dispatch": {"kind": "deepep_auto"}}
 
 
 class Answer(NamedTuple):
-    """What is said of one point."""
+    """Reply to one point; times are means in seconds."""
 
     ttft_s: float
     tpot_s: float
     status: str
     group: str
     ttft_band: tuple[float, float] | None = None
-    """What predictions are multiplied with for their 80 % band; ``None`` where nothing was
+    """Factors on predictions at the ends of their 80 % band; ``None`` where nothing was
     measured."""
     tpot_band: tuple[float, float] | None = None
     widens: bool = True
     """Whether bands widen where the status says extrapolated; not where they are of such points."""
+
+    @classmethod
+    def refuse(cls, why: object, group: str) -> Answer:
+        """No answer, and why."""
+        return cls(float("nan"), float("nan"), f"unsupported: {why}", group)
 
 
 class Prepared(NamedTuple):
@@ -85,18 +89,13 @@ def prepare(points: Sequence[Point]) -> Iterator[Prepared]:
     """
     found = [deployment_of(point) for point in points]
     plan = plan_of(table_key(points[0]))
-    if isinstance(plan, DeploymentPlan) and is_tight(plan):
-        found = [
-            one._replace(
-                guesses=(*one.guesses, "its weights leave less room than the engine holds back")
-            )
-            for one in found
-        ]
     if isinstance(plan, str):
-        yield from (
-            Prepared(point, one, plan, None) for point, one in zip(points, found, strict=True)
-        )
+        for point, one in zip(points, found, strict=True):
+            yield Prepared(point, one, plan, None)
         return
+    if is_tight(plan):
+        guess = "its weights leave less room than the engine holds back"
+        found = [one._replace(guesses=(*one.guesses, guess)) for one in found]
     plans = [_batched(plan, one) for one in found]
     table = make_table(Prices(plan.placement, max(map(_most_tokens, points, plans))))
     for point, one, own in zip(points, found, plans, strict=True):
@@ -128,47 +127,44 @@ def _alone(point: Point, pool: Pool) -> Point:
     )
 
 
-def half_of(alone: Point) -> Half | str:
-    """One pool of a disaggregated point, or why it cannot be priced."""
+def half_of(alone: Point) -> Half:
+    """One pool of a disaggregated point.
+
+    Raises:
+        UserError: if it cannot be priced.
+    """
     found, key = deployment_of(alone), table_key(alone)
     if found.model.moe is not None and is_behind_exchange(alone):
-        found = found._replace(spec=found.spec.model_copy(update={"dispatch": _DEEPEP}))
-        key = (
-            DeploymentSpec.model_validate_json(key)
-            .model_copy(update={"dispatch": _DEEPEP})
-            .model_dump_json()
-        )
-    plan = plan_of(key)
-    if isinstance(plan, str):
-        return plan
-    own = _batched(plan, found)
+        found = found._replace(spec=found.spec.model_copy(update=_DEEPEP))
+        key = DeploymentSpec.model_validate_json(key).model_copy(update=_DEEPEP).model_dump_json()
+    own = _batched(_plan(key), found)
     most_tokens = max(_most_tokens(alone, own), most_decode_tokens(own))
     table = change_engine(_table_of(key, most_tokens), own.placement)
     return Half(own, table, alone.decode)
 
 
 @lru_cache(maxsize=64)
-def _prompts(alone: Point, num_input: int) -> tuple[Prompts, float, DeploymentPlan] | str:
+def _prompts(alone: Point, num_input: int) -> tuple[Prompts, float, DeploymentPlan]:
     half = half_of(alone)
-    return (
-        half
-        if isinstance(half, str)
-        else (prompts_of(half, num_input), transfer_s(half, num_input), half.plan)
-    )
+    return prompts_of(half, num_input), transfer_s(half, num_input), half.plan
 
 
 @lru_cache(maxsize=64)
-def _decodes(alone: Point, num_input: int, num_output: int) -> tuple[Decodes, DeploymentPlan] | str:
+def _decodes(alone: Point, num_input: int, num_output: int) -> tuple[Decodes, DeploymentPlan]:
     half = half_of(alone)
-    return half if isinstance(half, str) else (decodes_of(half, num_input, num_output), half.plan)
+    return decodes_of(half, num_input, num_output), half.plan
 
 
 @lru_cache(maxsize=8)
 def _table_of(key: str, most_tokens: int) -> StepTable:
+    return make_table(Prices(_plan(key).placement, most_tokens))
+
+
+def _plan(key: str) -> DeploymentPlan:
     plan = plan_of(key)
     if isinstance(plan, str):
         raise UserError(plan)
-    return make_table(Prices(plan.placement, most_tokens))
+    return plan
 
 
 def answer_points(points: Sequence[Point]) -> list[Answer]:
@@ -195,6 +191,13 @@ def pools_or_reason(
     Args:
         unsaid_workers: decode workers where the table does not say.
     """
+    try:
+        return _pools(point, prefill, unsaid_workers)
+    except UserError as error:
+        return str(error)
+
+
+def _pools(point: Point, prefill: Pool, unsaid_workers: int) -> tuple[Pools, DeploymentPlan]:
     load, model = Load.of(point), deployment_of(point).model
     pool = (
         point.decode
@@ -202,32 +205,28 @@ def pools_or_reason(
         else assumed_pool(point, unsaid_workers)
     )
     # Nothing decodes where prompts are computed, so nothing is drafted there.
-    first = _prompts(_alone(point._replace(drafted=0), prefill), load.num_input)
-    second = _decodes(_alone(point, pool), load.num_input, load.num_output)
-    if isinstance(first, str) or isinstance(second, str):
-        return first if isinstance(first, str) else str(second)
+    alone = _alone(point._replace(drafted=0), prefill)
+    prompts, moves_s, first_plan = _prompts(alone, load.num_input)
+    decodes, plan = _decodes(_alone(point, pool), load.num_input, load.num_output)
     workers = prefill.workers if point.says_workers else None
     may_draft = workers is None and point.drafted is None and has_drafts(model)
-    hand_over = find_hand_over(first[2].spec.engine)
-    own_s = first[2].placement.calibration.engine.first_token_s + hand_over.handshake_s
+    hand_over = find_hand_over(first_plan.spec.engine)
+    own_s = first_plan.placement.calibration.engine.first_token_s + hand_over.handshake_s
     steps = 2.0 if hand_over.recomputes_last else 1.0
-    decodes, plan = second[0].of(pool.workers), second[1]
-    return Pools(first[0], decodes, workers, first[1], own_s, steps, may_draft), plan
+    decodes = decodes.of(pool.workers)
+    return Pools(prompts, decodes, workers, moves_s, own_s, steps, may_draft), plan
 
 
 def _answer_pools(point: Point, prefill: Pool) -> Answer:
     found = deployment_of(point)
     group, fit = _group(point, found), _pools_fit(point)
     if fit is None:
-        return Answer(
-            _NAN,
-            _NAN,
-            f"unsupported: nothing is known of pools of prefill and decode on {point.system}",
-            group,
-        )
-    pools = pools_or_reason(point, prefill, fit.unsaid_workers)
-    if isinstance(pools, str):
-        return Answer(_NAN, _NAN, f"unsupported: {pools}", group)
+        why = f"nothing is known of pools of prefill and decode on {point.system}"
+        return Answer.refuse(why, group)
+    try:
+        pools = _pools(point, prefill, fit.unsaid_workers)
+    except UserError as error:
+        return Answer.refuse(error, group)
     seconds = latencies(pools[0], Load.of(point), fit)
     bands = (fit.ttft_band, fit.band)
     if not point.says_workers:
@@ -254,40 +253,30 @@ def _batched(plan: DeploymentPlan, found: Deployment) -> DeploymentPlan:
     """The plan with the batching and the engine version of a deployment that it is otherwise the
     plan of.
     """
-    placement = plan.placement
-    place = "serving point"
+    placement, place = plan.placement, "serving point"
     calibration = load_any_calibration(placement.accelerator.calibration, place)
     if isinstance(calibration, HostCalibration):
         raise UserError("a machine's own calibration has no engines")
+    spec, dp = found.spec, placement.layout.attention_dp
     scheduling = resolve_scheduling(
-        found.spec.scheduling,
-        found.spec.engine,
-        placement.accelerator,
-        placement.layout.attention_dp,
-        found.spec.usage,
+        spec.scheduling, spec.engine, placement.accelerator, dp, spec.usage
     )
     rules = build("scheduling", scheduling, place).rules()
-    return DeploymentPlan(
-        found.spec,
-        replace(
-            plan.placement,
-            overlap=found.spec.overlap,
-            calibration=calibration.on(found.spec.engine),
-        ),
-        replace(plan.serving, rules=rules),
-    )
+    own = replace(placement, overlap=spec.overlap, calibration=calibration.on(spec.engine))
+    return DeploymentPlan(spec, own, replace(plan.serving, rules=rules))
 
 
 def _answer(one: Prepared, known: dict[object, Latencies | str]) -> Answer:
     point, found = one.point, one.found
     group = _group(point, found)
     if isinstance(one.plan, str) or one.table is None:
-        return Answer(_NAN, _NAN, f"unsupported: {one.plan}", group)
+        return Answer.refuse(one.plan, group)
     load = (
         point.concurrency,
         point.num_input,
         point.num_output,
         point.shortest,
+        point.campaign,
         found.spec.model_dump_json(),
     )
     if load not in known:
@@ -297,18 +286,11 @@ def _answer(one: Prepared, known: dict[object, Latencies | str]) -> Answer:
             known[load] = str(error)
     seconds = known[load]
     if isinstance(seconds, str):
-        return Answer(_NAN, _NAN, f"unsupported: {seconds}", group)
+        return Answer.refuse(seconds, group)
     engine = one.plan.placement.calibration.engine
     status, widens = _status(found, point, one.plan)
-    return Answer(
-        seconds.ttft_s,
-        seconds.tpot_s,
-        status,
-        group,
-        engine.ttft_band,
-        engine.band,
-        widens and engine.band is not None,
-    )
+    widens = widens and engine.band is not None
+    return Answer(*seconds, status, group, engine.ttft_band, engine.band, widens)
 
 
 def _status(found: Deployment, point: Point, plan: DeploymentPlan) -> tuple[str, bool]:
@@ -319,7 +301,5 @@ def _status(found: Deployment, point: Point, plan: DeploymentPlan) -> tuple[str,
 
 
 def _group(point: Point, found: Deployment) -> str:
-    return (
-        f"{point.system.lower().removesuffix('_sxm')} {point.engine} "
-        f"{MOE if found.model.moe else DENSE}"
-    )
+    kind = MOE if found.model.moe else DENSE
+    return f"{point.system.lower().removesuffix('_sxm')} {point.engine} {kind}"
