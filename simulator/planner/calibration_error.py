@@ -36,7 +36,7 @@ Edges = tuple[float, float]
 """10th and 90th percentile."""
 
 ASSUMED: Edges = (0.5, 2.0)
-"""Where nothing was measured: a factor of two either way."""
+"""Band where nothing was measured: a factor of two either way."""
 SHARED = 0.5
 """Share of the variance of a term's error that the same kernels have in common wherever they
 run."""

@@ -1,4 +1,4 @@
-"""What a replica's steps take, in closed form: the planner's screen goes by these instead of
+"""Seconds of a replica's steps, in closed form: the planner's screen goes by these instead of
 forming steps.
 
 Every number comes from the same prices as the engine's; what is left out is chance: batches are
@@ -30,19 +30,19 @@ _EXPERT_POINTS = 8
 
 
 class Terms(NamedTuple):
-    """What a step's seconds go to; their sum is the step. ``[n]`` each."""
+    """Parts of a step's seconds, whose sum is the step; ``[n]`` each."""
 
     weights: Floats
     """Streaming weights from memory: of all blocks, and of the mean rank's experts."""
     products: Floats
-    """What matrix products take beyond that, since many tokens share the weights."""
+    """Matrix products beyond that, since many tokens share the weights."""
     cache: Floats
     """Reading the KV cache in decode."""
     prompts: Floats
     """Looking back in prompts."""
     waiting: Floats
-    """What the rank with most work for its experts takes longer than the mean one, and a pipeline's
-    longest stage than others."""
+    """Excess of the rank with most work for its experts over the mean one, and of a pipeline's
+    longest stage over others."""
     exchanges: Floats
     """Tokens on their way to experts and back, as far as nothing is computed meanwhile."""
     all_reduces: Floats
@@ -61,10 +61,10 @@ class _Experts(NamedTuple):
 
     tokens: Floats
     busiest_s: Floats
-    """Of the rank that the others wait for."""
+    """Seconds of the rank that the others wait for."""
     mean_s: Floats
     streaming_s: Floats
-    """Of the mean rank's seconds, those that its weights take to be read."""
+    """Part of the mean rank's seconds in which its weights are read."""
     exchanges_s: Floats
 
 
@@ -152,12 +152,12 @@ class Curve:
             )
             mean_s = float(step.experts_R.mean())
             rows = float(step.pairs_R.mean()) * expert_bytes / step.read_bytes
-            streaming_s = mean_s * float(self._streaming(dtype, np.array(rows)))
+            streaming_s = mean_s * float(self._share_streaming(dtype, np.array(rows)))
             exchanges_s = step.dispatch.alone_s + step.combine.alone_s
             found[:, place] = step.experts_R.max(), mean_s, streaming_s, exchanges_s
         return _Experts(tokens.astype(np.float64), *(found * model.num_moe_layers))
 
-    def _streaming(self, dtype: str, rows: Floats) -> Floats:
+    def _share_streaming(self, dtype: str, rows: Floats) -> Floats:
         """Share of matrix products' seconds that reading the weights explains: a roofline of the
         accelerator's peaks.
 
@@ -207,7 +207,7 @@ class Curve:
         tokens = np.maximum(decodes + prompts * prompt_tokens, 1.0)
         logits = np.clip(decodes + prompts, 1, self.max_tokens)
         computing = (
-            self._at(tokens, self._blocks_s)
+            self._interpolate(tokens, self._blocks_s)
             + self.attention_s("decode", decodes)
             + self.attention_s("prefill", prompts)
         )
@@ -216,20 +216,22 @@ class Curve:
         exchanges = np.interp(tokens, routed.tokens, routed.exchanges_s)
         if self.plan.spec.overlap == "two_batch":
             halves = np.maximum(tokens / 2, 1.0)
-            computing += 2 * self._at(halves, self._blocks_s) - self._at(tokens, self._blocks_s)
+            computing += 2 * self._interpolate(halves, self._blocks_s) - self._interpolate(
+                tokens, self._blocks_s
+            )
             experts = 2 * np.interp(halves, routed.tokens, routed.busiest_s)
             exchanges = 2 * np.interp(halves, routed.tokens, routed.exchanges_s)
             busy = np.maximum(computing + experts, exchanges)
         else:
             busy = computing + experts + exchanges
-        head, own = self._at(logits, self._prices.head_s), self._own_s(decodes, prompts)
+        head, own = self._interpolate(logits, self._prices.head_s), self._host_s(decodes, prompts)
         if self.plan.placement.layout.pp == 1:
             return np.asarray(busy + head + own)
-        alone = busy + head + own + self._at(tokens, self._sends_s)
-        return alone + self._held_up_s(alone, busy, head, own)
+        alone = busy + head + own + self._interpolate(tokens, self._sends_s)
+        return alone + self._pipeline_wait_s(alone, busy, head, own)
 
-    def _held_up_s(self, alone: Floats, layers: Floats, head: Floats, own: Floats) -> Floats:
-        """What a batch of a pipeline waits where the longest stage, or the engine, has not done
+    def _pipeline_wait_s(self, alone: Floats, layers: Floats, head: Floats, own: Floats) -> Floats:
+        """Wait of a batch of a pipeline for the longest stage, or the engine, that has not done
         with the others in flight.
         """
         longest, last = self._prices.stage_shares
@@ -240,45 +242,45 @@ class Curve:
         return np.asarray(np.maximum(busiest - alone, 0.0), dtype=np.float64)
 
     def terms(self, decodes: Floats, prompts: Floats, prompt_tokens: float) -> Terms:
-        """What :meth:`step_s` of the same arguments goes to."""
+        """Parts of :meth:`step_s` of the same arguments."""
         tokens = np.maximum(decodes + prompts * prompt_tokens, 1.0)
         logits = np.clip(decodes + prompts, 1, self.max_tokens)
         routed, parts = self._experts, 2 if self.plan.spec.overlap == "two_batch" else 1
         each = np.maximum(tokens / parts, 1.0)
-        share = self._streaming(self.plan.placement.precision.weights, each)
-        head = self._at(logits, self._prices.head_s)
-        head_share = self._streaming("bf16", logits)
-        matrices = parts * self._at(each, self._matrices_s)
+        share = self._share_streaming(self.plan.placement.precision.weights, each)
+        head = self._interpolate(logits, self._prices.head_s)
+        head_share = self._share_streaming("bf16", logits)
+        matrices = parts * self._interpolate(each, self._matrices_s)
         streaming, mean, busiest, exchanges = (
             parts * np.interp(each, routed.tokens, seconds)
             for seconds in (routed.streaming_s, routed.mean_s, routed.busiest_s, routed.exchanges_s)
         )
-        cache, looking = self.attention_s("decode", decodes), self.attention_s("prefill", prompts)
-        all_reduces = parts * self._at(each, self._all_reduces_s)
+        cache, prompts_s = self.attention_s("decode", decodes), self.attention_s("prefill", prompts)
+        all_reduces = parts * self._interpolate(each, self._all_reduces_s)
         if parts == 2:  # one half computes meanwhile
             exchanges = np.maximum(
-                exchanges - (matrices + busiest + cache + looking + all_reduces), 0.0
+                exchanges - (matrices + busiest + cache + prompts_s + all_reduces), 0.0
             )
-        own, waiting = self._own_s(decodes, prompts), busiest - mean
+        own, waiting = self._host_s(decodes, prompts), busiest - mean
         if self.plan.placement.layout.pp > 1:
-            layers = matrices + busiest + cache + looking + all_reduces + exchanges
-            all_reduces = all_reduces + self._at(tokens, self._sends_s)
-            alone = layers + head + own + self._at(tokens, self._sends_s)
-            waiting = waiting + self._held_up_s(alone, layers, head, own)
+            layers = matrices + busiest + cache + prompts_s + all_reduces + exchanges
+            all_reduces = all_reduces + self._interpolate(tokens, self._sends_s)
+            alone = layers + head + own + self._interpolate(tokens, self._sends_s)
+            waiting = waiting + self._pipeline_wait_s(alone, layers, head, own)
         return Terms(
             weights=matrices * share + head * head_share + streaming,
             products=matrices * (1 - share) + head * (1 - head_share) + mean - streaming,
             cache=cache,
-            prompts=looking,
+            prompts=prompts_s,
             waiting=waiting,
             exchanges=exchanges,
             all_reduces=all_reduces,
             host=own,
         )
 
-    def _own_s(self, decodes: Floats, prompts: Floats) -> Floats:
+    def _host_s(self, decodes: Floats, prompts: Floats) -> Floats:
         """The engine's own seconds."""
         return self._prices.overheads_s(decodes + np.ceil(prompts), np.minimum(prompts, 1.0))
 
-    def _at(self, tokens: Floats, seconds: Floats) -> Floats:
+    def _interpolate(self, tokens: Floats, seconds: Floats) -> Floats:
         return np.interp(tokens, self._grid, seconds)

@@ -40,7 +40,7 @@ class ClusterSize(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What exploring one deployment found."""
+    """Result of exploring one deployment."""
 
     candidate: Candidate
     cluster_size: ClusterSize | None
@@ -50,7 +50,7 @@ class Evaluation:
     all."""
     cost_per_hour: float
     num_gpus: int
-    """That its replicas take up, of the cluster's."""
+    """GPUs of the cluster that its replicas take up."""
     tried: tuple[tuple[ClusterSize, float], ...] = ()
     """Every trial: the worst target's ratio."""
     why: str = ""
@@ -58,7 +58,7 @@ class Evaluation:
     below: Outcome | None = None
     """On the next smaller cluster that was tried: what fails there."""
     most: ClusterSize | None = None
-    """What ``outcome`` is of where there is no size: as much as the limits allow."""
+    """Size that ``outcome`` is of where none is enough: as much as the limits allow."""
     was_stored: bool = field(default=False, compare=False)
     """Whether it was found by an earlier search."""
     risk: float = 0.0
@@ -86,125 +86,100 @@ class Explorer:
     slower: float = 1.0
     """All of a step's seconds are multiplied with this: how far off the calibration may be."""
     _known: dict[tuple[ClusterSize, int], Outcome] = field(default_factory=dict)
-    """By replicas, and the share of the requests that they served."""
+    """Outcomes by replicas, and by the parts of the requests of which they served one."""
 
     def find(self) -> Evaluation:
-        """Bracket and bisect."""
-        sizes = self.space.sizes(self.candidate.shape, self.candidate.prefill)
+        """Find the smallest size that meets all targets: bracket and bisect."""
         try:
-            return self._pools() if self.candidate.prefill is not None else self._alike(sizes)
+            return self._find_replicas() if self.candidate.prefill is None else self._find_pools()
         except UserError as error:
-            return Evaluation(
-                self.candidate,
-                None,
-                None,
-                float("inf"),
-                0,
-                self._tried,
-                str(error).split("]: ", 1)[-1],
-            )
+            return self._refuse(str(error).split("]: ", 1)[-1], self._tried)
+
+    def _refuse(self, why: str, tried: tuple[tuple[ClusterSize, float], ...] = ()) -> Evaluation:
+        return Evaluation(self.candidate, None, None, math.inf, 0, tried, why)
 
     @property
     def _tried(self) -> tuple[tuple[ClusterSize, float], ...]:
         return tuple(
             (
-                cluster_size._replace(
-                    replicas=cluster_size.replicas * parts,
-                    prefill_replicas=cluster_size.prefill_replicas * parts,
+                one._replace(
+                    replicas=one.replicas * parts, prefill_replicas=one.prefill_replicas * parts
                 ),
                 found.worst,
             )
-            for (cluster_size, parts), found in self._known.items()
+            for (one, parts), found in self._known.items()
         )
 
-    def _usable(self, size: int) -> int:
+    def _count_usable(self, size: int) -> int:
         """GPUs that are left of a cluster when what may be lost is lost."""
         return size - self.space.spare_gpus(self.candidate.shape, self.candidate.prefill)
 
-    def _alike(self, sizes: tuple[int, ...]) -> Evaluation:
+    def _find_replicas(self) -> Evaluation:
         """Replicas that do both phases, as many as the cluster holds."""
-        ranks = self.candidate.shape.num_ranks
-        sizes = tuple(size for size in sizes if self._usable(size) >= ranks)
+        shape = self.candidate.shape
+        counts = [
+            ClusterSize(size, self._count_usable(size) // shape.num_ranks)
+            for size in self.space.sizes(shape)
+        ]
+        sizes = [one for one in counts if one.replicas >= 1]
         if not sizes:
-            return Evaluation(
-                self.candidate,
-                None,
-                None,
-                float("inf"),
-                0,
-                (),
-                f"no cluster of the limits is left without {self.space.question.spare}",
-            )
-
-        def cluster_size(size: int) -> ClusterSize:
-            return ClusterSize(size, self._usable(size) // ranks)
-
-        wanted = self.candidate.replicas * ranks
-        start = next(
-            (n for n, size in enumerate(sizes) if self._usable(size) >= wanted), len(sizes) - 1
-        )
-        found = _first(len(sizes), start, lambda n: self.trial(cluster_size(sizes[n])).met)
+            spare = self.space.question.spare
+            return self._refuse(f"no cluster of the limits is left without {spare}")
+        wanted = self.candidate.replicas
+        start = next((n for n, one in enumerate(sizes) if one.replicas >= wanted), len(sizes) - 1)
+        found = _find_first(len(sizes), start, lambda n: self.trial(sizes[n]).met)
         if found is None:
-            return self._missed(cluster_size(sizes[-1]))
-        best = cluster_size(sizes[found])
-        below = self.trial(cluster_size(sizes[found - 1])) if found else None
-        return self._met(best, best.replicas * ranks, below)
+            return self._record_miss(sizes[-1])
+        below = self.trial(sizes[found - 1]) if found else None
+        return self._record_size(sizes[found], sizes[found].replicas * shape.num_ranks, below)
 
-    def _pools(self) -> Evaluation:
+    def _find_pools(self) -> Evaluation:
         """A pool for each phase, each as small as its targets allow."""
         machines, candidate = self.space.machines[self.candidate.shape.machines], self.candidate
         if candidate.prefill is None:
             raise ValueError("there is no prefill pool")
         ranks = candidate.prefill.num_ranks, candidate.shape.num_ranks
-        room = self._usable(machines.sizes[-1])
+        room = self._count_usable(machines.sizes[-1])
         most = (room - ranks[1]) // ranks[0], (room - ranks[0]) // ranks[1]
         if min(most) < 1:
-            return Evaluation(
-                candidate,
-                None,
-                None,
-                float("inf"),
-                0,
-                (),
-                "the two pools do not fit within the limits",
-            )
+            return self._refuse("the two pools do not fit within the limits")
         first, second = min(candidate.prefill_replicas, most[0]), min(candidate.replicas, most[1])
-        for _ in range(
-            2
-        ):  # decoding hardly depends on how prompts are computed, so twice is enough
-            others = second
-            found = _first(
-                most[0],
-                first - 1,
-                lambda n, d=others: self._keeps(n + 1, ClusterSize(0, d, n + 1), _FIRST),  # type: ignore[misc]
-            )
-            first = most[0] if found is None else found + 1
-            prompts = first
-            found = _first(
-                most[1],
-                second - 1,
-                lambda n, p=prompts: self._keeps(n + 1, ClusterSize(0, n + 1, p), _LATER),  # type: ignore[misc]
-            )
-            second = most[1] if found is None else found + 1
-        best = self._held(first, second)
-        more = 1
-        while (
-            best is not None and not (found_there := self.trial(best)).met
-        ):  # its parts did better than the whole, by chance
-            of_prompts = found_there.missed_by(_FIRST) > found_there.missed_by(_LATER)
+        for _ in range(2):  # decoding hardly depends on how prompts are computed: twice is enough
+            first = self._find_pool("prefill_replicas", most[0], first, second, _FIRST)
+            second = self._find_pool("replicas", most[1], second, first, _LATER)
+        best = self._fit_pools(first, second)
+        more = 1  # the parts may do better than the whole, by chance
+        while best is not None and not (whole := self.trial(best)).met:
+            of_prompts = whole.missed_by(_FIRST) > whole.missed_by(_LATER)
             first, second = (first + more, second) if of_prompts else (first, second + more)
-            best, more = self._held(first, second), 2 * more
+            best, more = self._fit_pools(first, second), 2 * more
         if best is None:
             first = min(first, most[0])
-            return self._missed(
-                ClusterSize(
-                    machines.sizes[-1], max(1, (room - first * ranks[0]) // ranks[1]), first
-                )
-            )
-        return self._met(best, first * ranks[0] + second * ranks[1], None)
+            left = max(1, (room - first * ranks[0]) // ranks[1])
+            return self._record_miss(ClusterSize(machines.sizes[-1], left, first))
+        return self._record_size(best, first * ranks[0] + second * ranks[1], None)
 
-    def _held(self, first: int, second: int) -> ClusterSize | None:
-        """So many replicas of each pool on the smallest cluster that holds them."""
+    def _find_pool(
+        self, name: str, most: int, start: int, others: int, targets: tuple[str, ...]
+    ) -> int:
+        """The fewest replicas of a pool that keep the targets which it decides; ``most`` where none
+        do.
+
+        Args:
+            start: replicas that are tried first.
+            others: replicas of the other pool.
+        """
+        both = ClusterSize(0, others, others)
+
+        def keeps(place: int) -> bool:
+            tried = both._replace(**{name: place + 1})
+            return self._keeps_targets(place + 1, tried, targets)
+
+        found = _find_first(most, start - 1, keeps)
+        return most if found is None else found + 1
+
+    def _fit_pools(self, first: int, second: int) -> ClusterSize | None:
+        """Replicas of each pool on the smallest cluster that holds them."""
         candidate = self.candidate
         if candidate.prefill is None:
             raise ValueError("there is no prefill pool")
@@ -212,14 +187,14 @@ class Explorer:
         size = self.space.held(num_gpus, candidate.shape, candidate.prefill)
         return None if size is None else ClusterSize(size, second, first)
 
-    def _keeps(self, parts: int, cluster_size: ClusterSize, names: tuple[str, ...]) -> bool:
+    def _keeps_targets(self, parts: int, cluster_size: ClusterSize, names: tuple[str, ...]) -> bool:
         """Whether the pool that is split into its ``parts`` replicas keeps the targets that it
         decides, with its part of the other.
         """
         replicas, prompts = (
             -(-number // parts) for number in (cluster_size.replicas, cluster_size.prefill_replicas)
         )
-        found = self._tried_once(ClusterSize(0, replicas, prompts), parts)
+        found = self._serve_once(ClusterSize(0, replicas, prompts), parts)
         other = {
             name: ratio
             for name, ratio in found.ratios.items()
@@ -227,51 +202,47 @@ class Explorer:
         }
         return max(found.missed_by(names), *other.values(), 0.0) <= 1.0
 
-    def _met(self, cluster_size: ClusterSize, num_gpus: int, below: Outcome | None) -> Evaluation:
-        price, found = (
-            self.space.machines[self.candidate.shape.machines].gpu_hour,
-            self.trial(cluster_size),
-        )
+    def _record_size(
+        self, cluster_size: ClusterSize, num_gpus: int, below: Outcome | None
+    ) -> Evaluation:
+        found = self.trial(cluster_size)
         plan = self.plan(ClusterSize(0, 1, 1 if self.candidate.prefill is not None else 0))
-        missing = compute_miss_probability(plan, found, longest_tokens(self.traffic.trace))
         return Evaluation(
             self.candidate,
             cluster_size,
             found,
-            cluster_size.size * price,
+            cluster_size.size * self.space.machines[self.candidate.shape.machines].gpu_hour,
             num_gpus,
             self._tried,
             below=below,
-            risk=missing,
+            risk=compute_miss_probability(plan, found, longest_tokens(self.traffic.trace)),
         )
 
-    def _missed(self, largest: ClusterSize) -> Evaluation:
+    def _record_miss(self, largest: ClusterSize) -> Evaluation:
         found = self.trial(largest)
         name = found.tightest
         why = (
             f"misses {name} by {found.worst:.2f}x on the largest cluster within the limits "
             f"({largest.size} GPUs)"
         )
-        return Evaluation(
-            self.candidate, None, found, float("inf"), 0, self._tried, why, most=largest
-        )
+        return Evaluation(self.candidate, None, found, math.inf, 0, self._tried, why, most=largest)
 
     def trial(self, cluster_size: ClusterSize) -> Outcome:
         """Serve the traffic with so many replicas: each of them, or each set of both pools that is
         alike, gets its share.
         """
         if self.candidate.prefill is None:
-            return self._tried_once(
+            return self._serve_once(
                 cluster_size._replace(size=0, replicas=1), cluster_size.replicas
             )
         parts = math.gcd(cluster_size.replicas, cluster_size.prefill_replicas)
-        return self._tried_once(
+        return self._serve_once(
             ClusterSize(0, cluster_size.replicas // parts, cluster_size.prefill_replicas // parts),
             parts,
         )
 
-    def _tried_once(self, cluster_size: ClusterSize, parts: int) -> Outcome:
-        """What so many replicas do with every n-th request of ``parts``."""
+    def _serve_once(self, cluster_size: ClusterSize, parts: int) -> Outcome:
+        """Serve every n-th request of ``parts`` with so many replicas, once."""
         if (cluster_size, parts) not in self._known:
             self._known[cluster_size, parts] = self._serve(cluster_size, parts)
         return self._known[cluster_size, parts]
@@ -279,7 +250,7 @@ class Explorer:
     def _serve(self, cluster_size: ClusterSize, parts: int) -> Outcome:
         question = self.space.question
         trace, lead = self.traffic.share(parts)
-        requests = serve(self.plan(cluster_size), trace, fill=self._table).requests_table()
+        requests = serve(self.plan(cluster_size), trace, fill=self._fill_table).requests_table()
         return outcome(
             requests.iloc[lead:],
             question.targets,
@@ -288,8 +259,8 @@ class Explorer:
             self.traffic.stay_s,
         )
 
-    def _table(self, pool: PoolState, stream: str) -> StepTable:
-        """Filled once for all replicas of a shape, whatever pool they are paired with."""
+    def _fill_table(self, pool: PoolState, stream: str) -> StepTable:
+        """A table that is filled once for all replicas of a shape, whatever their pool."""
         plan = pool.plan
         spec = plan.spec.model_dump_json(
             exclude={"name", "cluster", "replicas", "balancing", "prefill"}
@@ -302,8 +273,8 @@ class Explorer:
         return slow_table(table, self.slower)
 
     def plan(self, cluster_size: ClusterSize) -> DeploymentPlan:
-        """Of so many replicas, each sent every n-th request of n: what a balancer that keeps them
-        even comes to.
+        """The plan of so many replicas, each sent every n-th request of n: what a balancer that
+        keeps them even comes to.
         """
         spec = deployment(self.space, self.candidate, cluster_size)
         return make_plan(
@@ -349,7 +320,7 @@ def deployment(
     return spec.model_copy(update={"prefill": pool})
 
 
-def _first(count: int, start: int, is_met: Callable[[int], bool]) -> int | None:
+def _find_first(count: int, start: int, is_met: Callable[[int], bool]) -> int | None:
     """The first of ``count`` rising places where a monotone condition holds, looked for around
     ``start``; ``None`` without one.
     """

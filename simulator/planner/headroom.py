@@ -14,8 +14,8 @@ _COARSE = 1.25
 
 
 def headroom(explorer: Explorer, cluster_size: ClusterSize | None, step: float = _STEP) -> float:
-    """How many times the traffic the replicas still carry with all targets met; up to 8, and 0
-    below an eighth.
+    """Times the traffic that the replicas still carry with all targets met; up to 8, and 0 below an
+    eighth.
 
     Requests come so much faster, and again and again, so that they last as long as before.
 

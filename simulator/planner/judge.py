@@ -1,4 +1,4 @@
-"""What one replica carries, in closed form.
+"""Rates that one replica carries, in closed form.
 
 In the steady state a replica with ``b`` sequences decoding on each data-parallel rank starts ``b /
 O`` prompts a step (``O`` mean output tokens), so everything follows from ``b``: the step's seconds,
@@ -22,15 +22,15 @@ from simulator.planner.space import ReplicaShape, Space
 from simulator.planner.traffic import Traffic
 
 SLACK = 1.5
-"""How much better than on average a deployment may turn out: factor on latencies' targets in the
-optimistic reading."""
+"""Factor on latencies' targets in the optimistic reading: as much better than on average a
+deployment may turn out."""
 _BATCHES = 24
 _HIGHEST_LOAD = 0.95
-"""Of what the engine could carry if requests came as evenly as they are served."""
+"""Share of what the engine could carry if requests came as evenly as they are served."""
 
 
 class Rates(NamedTuple):
-    """What one replica carries: as estimated, and read optimistically. Requests a second; 0 where a
+    """Requests a second that one replica carries, as estimated and read optimistically; 0 where a
     target cannot be kept.
     """
 
@@ -89,8 +89,8 @@ class Judge:
     def _loads(
         self, plan: DeploymentPlan, curve: Curve, budget: int
     ) -> tuple[Floats, Floats, Floats, NDArray[np.bool_]]:
-        """By sequences on a data-parallel rank: these, seconds a token, to the first token, and
-        whether the budget suffices.
+        """Sequences on a data-parallel rank, with seconds a token, to the first token, and whether
+        the budget suffices.
         """
         traffic = self.traffic
         batches = self._batches(plan)

@@ -10,7 +10,7 @@ from simulator.config.capacity import CandidateCluster, Question
 from simulator.config.cluster import ClusterSpec, load_kind
 
 WHERE = "plan"
-"""What errors of a question begin with."""
+"""First words of errors about a question."""
 
 
 class Machines(NamedTuple):
@@ -23,9 +23,9 @@ class Machines(NamedTuple):
     price_per_gpu_hour: float
     watts_per_gpu: float
     gpu_hour: float
-    """What a GPU costs an hour: its price, and its electricity where that is paid apart."""
+    """Cost of a GPU-hour: its price, and its electricity where that is paid apart."""
     bound: str = ""
-    """Which of the limits sets the largest size; empty where it is the largest that the file
+    """Limit that sets the largest size; empty where it is the largest that the file
     lists."""
     beyond: str = ""
     """Why no size at all can be used; empty where one can."""
@@ -45,7 +45,7 @@ class Machines(NamedTuple):
 
 
 def machines_of(offer: CandidateCluster, question: Question) -> Machines:
-    """What a cluster that is offered costs, and the sizes that all limits allow.
+    """Read the price of a cluster that is offered, and the sizes that all limits allow.
 
     Raises:
         UserError: if the cluster is unknown or has no price.

@@ -1,4 +1,4 @@
-"""From a question's workload to the traffic that is planned for: made long enough to be steady, cut
+"""Traffic that is planned for, from a question's workload: made long enough to be steady, cut
 to its peak.
 """
 

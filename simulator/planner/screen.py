@@ -33,20 +33,21 @@ class Candidate(NamedTuple):
     budget: int
     prefill: ReplicaShape | None
     replicas: int
-    """As estimated; of the decode pool where prompts have their own."""
+    """Estimated replicas; those that decode where prompts have their own pool."""
     prefill_replicas: int
     cost_per_hour: float
-    """Of the cluster that holds them."""
+    """Cost of the cluster that holds them."""
     least_cost_per_hour: float
-    """Read optimistically; likewise below."""
+    """Cost where the deployment does better than on average."""
     gpus: int
     least_gpus: int
+    """GPUs where the deployment does better than on average."""
     tpot_s: float
     ttft_s: float
 
 
 class Screened(NamedTuple):
-    """What is left of one model on one kind of machines."""
+    """Candidates of one model on one kind of machines."""
 
     candidates: list[Candidate]
     """The cheapest, and those that might be when read optimistically; the cheapest first."""
@@ -54,10 +55,10 @@ class Screened(NamedTuple):
     """Deployments that could keep the targets."""
     ruled: Ruled
     front: list[Speed]
-    """The Pareto front of replicas for both phases ..."""
+    """Pareto front of replicas for both phases."""
     pooled: list[tuple[Speed, ReplicaShape]]
-    """... and of those that only decode, with the prefill pool that keeps the targets in fewest
-    GPU-seconds a prompt."""
+    """Pareto front of replicas that only decode, with the prefill pool that keeps the targets in
+    fewest GPU-seconds a prompt."""
 
 
 def screen(space: Space, traffic: Traffic, model: int, machines: int) -> Screened:
@@ -101,8 +102,8 @@ def screen(space: Space, traffic: Traffic, model: int, machines: int) -> Screene
         curve = judge.curve(shape, plan)
         for budget in budgets if has_room else ():
             served = judge.both(plan, curve, budget)
-            _add(candidates, space, traffic, shape, budget, judge.best(served), ruled)
-            speeds.append(_speeds(traffic, served, shape, budget))
+            _add_candidate(candidates, space, traffic, shape, budget, judge.best(served), ruled)
+            speeds.append(_measure_speeds(traffic, served, shape, budget))
         if asked.disaggregate:
             prefilling, decoding = (
                 judge.best(judge.prefilling(plan, curve, budgets[-1])),
@@ -112,7 +113,7 @@ def screen(space: Space, traffic: Traffic, model: int, machines: int) -> Screene
                 prompts, decodes, loads = pools.setdefault(
                     (shape.weight_dtype, shape.kv_dtype, sent), ([], [], [])
                 )
-                if shape.max_sequences == usual_sequences and shape.placement == _usual_placement(
+                if shape.max_sequences == usual_sequences and shape.placement == _choose_placement(
                     space, shape
                 ):  # a prefill pool has the decode pool's placement
                     prompts.append((shape, prefilling, budgets[-1]))
@@ -122,7 +123,7 @@ def screen(space: Space, traffic: Traffic, model: int, machines: int) -> Screene
     num_legal = len(candidates)
     pooled: list[Speeds] = []
     for prompts, decodes, loads in pools.values():
-        found, number = _pairs(space, traffic, prompts, decodes, ruled)
+        found, number = _pair_pools(space, traffic, prompts, decodes, ruled)
         candidates += found
         num_legal += number
         able = [
@@ -131,10 +132,10 @@ def screen(space: Space, traffic: Traffic, model: int, machines: int) -> Screene
             if rates.likely > 0
         ]
         for (shape, _), served in zip(decodes, loads, strict=True) if able else ():
-            pooled.append(_speeds(traffic, served, shape, min(able)[2], min(able)))
+            pooled.append(_measure_speeds(traffic, served, shape, min(able)[2], min(able)))
     front = [speed for speed, _ in pareto(speeds)]
     return Screened(
-        _kept(candidates),
+        _choose_candidates(candidates),
         num_legal,
         ruled,
         front,
@@ -142,32 +143,30 @@ def screen(space: Space, traffic: Traffic, model: int, machines: int) -> Screene
     )
 
 
-def _usual_placement(space: Space, shape: ReplicaShape) -> str:
-    """Where experts are that were placed before anything was known of their load: in order, unless
-    that is not among what was asked for.
+def _choose_placement(space: Space, shape: ReplicaShape) -> str:
+    """Placement of experts before anything is known of their load: in order, unless that is not
+    among what was asked for.
     """
     is_chosen = shape.ep > 1 and not shape.slots
     placements = space.question.space.placements
     return "eplb" if is_chosen and "contiguous" not in placements else "contiguous"
 
 
-def _speeds(
+def _measure_speeds(
     traffic: Traffic,
     served: Served,
     shape: ReplicaShape,
     budget: int,
     prefill: tuple[float, ReplicaShape, int] | None = None,
 ) -> Speeds:
-    """Of a replica with what else its GPUs' users take: GPU-seconds of a prompt in a pool for
-    prompts.
-    """
+    """Speeds of a replica, for whose users a pool for prompts may take further GPU-seconds."""
     kept = served.possible
     seconds, prompts = (0.0, None) if prefill is None else prefill[:2]
     per_gpu = traffic.num_output / (shape.num_ranks / served.rates[kept] + seconds)
     return Speeds(1 / served.tpot_s[kept], per_gpu, served.batches[kept], shape, budget, prompts)
 
 
-def _kept(candidates: list[Candidate]) -> list[Candidate]:
+def _choose_candidates(candidates: list[Candidate]) -> list[Candidate]:
     """The cheapest as estimated, and those that could be cheapest."""
     likely = sorted(candidates, key=by_cost)[:_KEPT]
     hopeful = sorted(candidates, key=lambda candidate: (candidate.least_gpus, *by_cost(candidate)))[
@@ -181,7 +180,7 @@ def by_cost(candidate: Candidate) -> tuple[Any, ...]:
     return (
         candidate.cost_per_hour,
         candidate.gpus,
-        parts(candidate),
+        count_features(candidate),
         candidate.least_gpus,
         candidate.prefill or (),
         candidate.shape,
@@ -189,8 +188,8 @@ def by_cost(candidate: Candidate) -> tuple[Any, ...]:
     )
 
 
-def parts(candidate: Candidate) -> int:
-    """How many things a deployment has that a plain one has not: a pool for prompts, stages, moved
+def count_features(candidate: Candidate) -> int:
+    """Number of features that a plain deployment has not: a pool for prompts, stages, moved
     experts, overlapping halves.
     """
     shape = candidate.shape
@@ -198,7 +197,7 @@ def parts(candidate: Candidate) -> int:
     return (candidate.prefill is not None) + (shape.pp > 1) + moved + (shape.overlap != "none")
 
 
-def _add(
+def _add_candidate(
     candidates: list[Candidate],
     space: Space,
     traffic: Traffic,
@@ -239,7 +238,7 @@ def _add(
     )
 
 
-def _pairs(
+def _pair_pools(
     space: Space,
     traffic: Traffic,
     prompts: list[tuple[ReplicaShape, Rates, int]],
@@ -259,7 +258,9 @@ def _pairs(
         [[space.spare_gpus(shape, prefill) for shape, _ in decodes] for prefill, _, _ in prompts]
     )
 
-    def needed(rates: list[float], ranks: list[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def count_gpus(
+        rates: list[float], ranks: list[int]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         with np.errstate(divide="ignore"):
             replicas = np.ceil(np.minimum(traffic.rate_per_s / np.array(rates), 1e6)).astype(
                 np.int64
@@ -267,11 +268,11 @@ def _pairs(
         return replicas, replicas * np.array(ranks)
 
     first = [
-        needed([getattr(r, name) for _, r, _ in prompts], [d.num_ranks for d, _, _ in prompts])
+        count_gpus([getattr(r, name) for _, r, _ in prompts], [d.num_ranks for d, _, _ in prompts])
         for name in ("likely", "most")
     ]
     second = [
-        needed([getattr(r, name) for _, r in decodes], [d.num_ranks for d, _ in decodes])
+        count_gpus([getattr(r, name) for _, r in decodes], [d.num_ranks for d, _ in decodes])
         for name in ("likely", "most")
     ]
     gpus, least = (first[n][1][:, None] + second[n][1][None, :] for n in range(2))

@@ -1,5 +1,5 @@
-"""From a question to findings: screen the whole space, simulate what is left, spend most on what
-looks best.
+"""Search from a question to evaluations: screen the whole space, simulate what is left, spend most
+on what looks best.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from simulator.parallel.workers import Workers, use_workers
 from simulator.planner.explore import Evaluation, Explorer, resize_candidate
 from simulator.planner.requests import lasting, traffic_of
 from simulator.planner.ruled_out import Ruled
-from simulator.planner.screen import Candidate, Screened, by_cost, parts, screen
+from simulator.planner.screen import Candidate, Screened, by_cost, count_features, screen
 from simulator.planner.space import Space
 from simulator.planner.store import Store, key_of
 from simulator.planner.stored import STORED_EVALUATION, StoredEvaluation
 from simulator.planner.traffic import Traffic
 
 KEPT = "kept from before"
-"""What a :class:`~simulator.base.progress.Progress` is told of evaluations that an earlier search
-had made."""
+"""Name under which a :class:`~simulator.base.progress.Progress` counts evaluations of an earlier
+search."""
 _SHORT_REQUESTS, _SHORT_STAYS = 2000, 2.0
 """Requests of the first round's stretch of traffic, or longer where they stay for long; the second
 has all."""
@@ -51,10 +51,10 @@ class SearchResult(NamedTuple):
     """Everything that a search found."""
 
     question: Question
-    """With as many requests as a steady state takes, see
+    """The question with as many requests as a steady state takes, see
     :func:`simulator.planner.requests.lasting`."""
     asked_requests: int | None
-    """Of the workload, where it got more."""
+    """Requests of the workload as asked, where it got more."""
     space: Space
     traffic: Traffic
     screened: dict[tuple[int, int], Screened]
@@ -113,24 +113,26 @@ def _search(
     parts = list(product(range(len(space.models)), range(len(space.machines))))
     name = "screening models on machines"
     tick(name, 0, len(parts))
-    task = partial(_screened, text, str(folder))
+    task = partial(_screen_part, text, str(folder))
     judged = pool.map(
         task,
         parts,
         lambda n: tick(name, n, len(parts)),
         group=itemgetter(0),
-        weight=partial(_screen_weight, space),
+        weight=partial(_estimate_screen_work, space),
     )
     screened = dict(zip(parts, judged, strict=True))
     possible = {
         candidate.shape.model for part in screened.values() for candidate in part.candidates
     }
-    candidates = shortlist(screened) + hopeless(
+    candidates = shortlist(screened) + choose_hopeless(
         space, {key: part for key, part in screened.items() if key[0] not in possible}
     )
     first = _explore(space, text, store, candidates, True, tick, pool)
-    chosen = finalists(first)
-    if _short(traffic).num_requests == traffic.num_requests:  # the first round had all requests
+    chosen = choose_finalists(first)
+    if (
+        _cut_traffic(traffic).num_requests == traffic.num_requests
+    ):  # the first round had all requests
         evaluations = [evaluation for evaluation in first if evaluation.candidate in chosen]
     else:
         begun = {evaluation.candidate: resize_candidate(evaluation) for evaluation in first}
@@ -151,13 +153,13 @@ def _search(
     )
 
 
-def _short(traffic: Traffic) -> Traffic:
+def _cut_traffic(traffic: Traffic) -> Traffic:
     return traffic.busiest(_SHORT_REQUESTS, _SHORT_STAYS)
 
 
 def shortlist(screened: dict[tuple[int, int], Screened]) -> list[Candidate]:
-    """What is simulated: the cheapest, and the best of every model on every kind of machines with
-    and without a prefill pool.
+    """Candidates of the first round: the cheapest, and the best of every model on every kind of
+    machines with and without a prefill pool.
 
     Of one such kind a few at most: the screen judges splits of one model on the same machines
     alike, and what it may misjudge is rather the model, the machines, or that there are pools.
@@ -175,9 +177,9 @@ def shortlist(screened: dict[tuple[int, int], Screened]) -> list[Candidate]:
     return list(chosen)
 
 
-def hopeless(space: Space, screened: dict[tuple[int, int], Screened]) -> list[Candidate]:
-    """Of models that cannot keep the targets: deployments from the fastest to the most productive,
-    each as large as the limits allow.
+def choose_hopeless(space: Space, screened: dict[tuple[int, int], Screened]) -> list[Candidate]:
+    """Candidates of models that cannot keep the targets: deployments from the fastest to the most
+    productive, each as large as the limits allow.
 
     They are simulated to say which target fails, and by how much.
     """
@@ -198,8 +200,8 @@ def hopeless(space: Space, screened: dict[tuple[int, int], Screened]) -> list[Ca
     return list(chosen)
 
 
-def finalists(first: list[Evaluation]) -> list[Candidate]:
-    """What is simulated on all requests: the best, and the best of every model and of every kind of
+def choose_finalists(first: list[Evaluation]) -> list[Candidate]:
+    """Candidates of the second round: the best, and the best of every model and of every kind of
     machines.
     """
     ordered = sorted(first, key=best_first)
@@ -229,7 +231,7 @@ def best_first(evaluation: Evaluation) -> tuple[Any, ...]:
     tight = max(0, math.ceil(round(10 * worst, 6) - 8)) if worst <= 1 else worst
     candidate = evaluation.candidate
     told = (
-        parts(candidate),
+        count_features(candidate),
         candidate.gpus,
         worst,
         evaluation.num_gpus,
@@ -252,7 +254,7 @@ def _explore(
     name = f"simulating deployments on {'the busiest stretch' if is_short else 'all requests'}"
     tick(name, 0, len(candidates))
     place = None if store.folder is None else str(store.folder)
-    task = partial(_explored, text, str(space.folder), place, is_short)
+    task = partial(_explore_candidate, text, str(space.folder), place, is_short)
     met: list[Evaluation] = []
     kept: list[Evaluation] = []
 
@@ -263,9 +265,9 @@ def _explore(
             met[:] = [min([*met, evaluation], key=best_first)]
 
     def done(count: int) -> None:
-        tick(name, count, len(candidates), _best_so_far(space, met[0]) if met else "")
+        tick(name, count, len(candidates), _describe_best(space, met[0]) if met else "")
 
-    found = pool.map(task, candidates, done, seen, model_of, work_of)
+    found = pool.map(task, candidates, done, seen, model_of, estimate_work)
     if kept:
         tick(KEPT, len(kept), len(kept))
     return found
@@ -276,7 +278,7 @@ def model_of(candidate: Candidate) -> int:
     return candidate.shape.model
 
 
-def work_of(candidate: Candidate) -> float:
+def estimate_work(candidate: Candidate) -> float:
     """Roughly how long its trials take: pools have two sizes to find, and serve every request;
     lockstep of experts is drawn.
     """
@@ -284,11 +286,11 @@ def work_of(candidate: Candidate) -> float:
     return (1 if candidate.prefill is None else 3) + sum(shape.ep > 1 for shape in pools)
 
 
-def _screen_weight(space: Space, part: tuple[int, int]) -> float:
+def _estimate_screen_work(space: Space, part: tuple[int, int]) -> float:
     return 1.0 if space.models[part[0]].moe is None else 10.0
 
 
-def _best_so_far(space: Space, evaluation: Evaluation) -> str:
+def _describe_best(space: Space, evaluation: Evaluation) -> str:
     machines, gpus = (
         space.machines[evaluation.candidate.shape.machines],
         evaluation.cluster_size.size if evaluation.cluster_size is not None else 0,
@@ -304,23 +306,23 @@ def _best_so_far(space: Space, evaluation: Evaluation) -> str:
 
 
 @lru_cache(maxsize=2)
-def _world(text: str, folder: str, is_short: bool) -> tuple[Space, Traffic]:
+def _read_world(text: str, folder: str, is_short: bool) -> tuple[Space, Traffic]:
     question = Question.model_validate_json(text)
     traffic = traffic_of(question, Path(folder))
-    return Space(question, Path(folder)), _short(traffic) if is_short else traffic
+    return Space(question, Path(folder)), _cut_traffic(traffic) if is_short else traffic
 
 
-def _screened(text: str, folder: str, part: tuple[int, int]) -> Screened:
-    space, traffic = _world(text, folder, False)
+def _screen_part(text: str, folder: str, part: tuple[int, int]) -> Screened:
+    space, traffic = _read_world(text, folder, False)
     with cache_lookups():
         return screen(space, traffic, *part)
 
 
-def _explored(
+def _explore_candidate(
     text: str, folder: str, place: str | None, is_short: bool, candidate: Candidate
 ) -> Evaluation:
     """One evaluation, from the store where it is there."""
-    space, traffic = _world(text, folder, is_short)
+    space, traffic = _read_world(text, folder, is_short)
     store = Store(None if place is None else Path(place))
     key = key_of(identity(space, traffic, candidate))
     known = store.get(key, STORED_EVALUATION)
@@ -354,8 +356,10 @@ def identity(space: Space, traffic: Traffic, candidate: Candidate) -> list[Any]:
         space.models[shape.model].model_dump(mode="json"),
         variant.entry.model_dump(mode="json", exclude={"quality", "pruned_quality", "prunings"}),
         variant.pruning and variant.pruning.model_dump(mode="json"),
-        _own_code(space.models[shape.model]),
-        _files(variant.entry.routing or space.models[shape.model].routing or {}, space.folder),
+        _digest_own_code(space.models[shape.model]),
+        _digest_files(
+            variant.entry.routing or space.models[shape.model].routing or {}, space.folder
+        ),
         machines.spec.model_dump(
             mode="json", exclude={"price_per_gpu_hour", "currency", "sources"}
         ),
@@ -367,14 +371,14 @@ def identity(space: Space, traffic: Traffic, candidate: Candidate) -> list[Any]:
     ]
 
 
-def _own_code(model: ModelSpec) -> list[str]:
+def _digest_own_code(model: ModelSpec) -> list[str]:
     """Digests of a user's own files of mixers and feed-forward blocks."""
     blocks = (*model.mixers.values(), *model.ffns.values())
     files = {inspect.getfile(type(block)) for block in blocks if not is_shipped(type(block))}
     return [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in sorted(files)]
 
 
-def _files(table: Policy, folder: Path) -> list[str]:
+def _digest_files(table: Policy, folder: Path) -> list[str]:
     """Digests of the files that a policy reads."""
     paths = [
         folder / value

@@ -45,8 +45,9 @@ class ReplicaShape(NamedTuple):
     """One replica of a deployment."""
 
     model: int
-    """Index into the space's candidates; likewise the machines'."""
+    """Index into the space's models."""
     machines: int
+    """Index into the space's machines."""
     tp: int
     attention_dp: int
     ep: int
@@ -60,19 +61,19 @@ class ReplicaShape(NamedTuple):
     dispatch_dtype: str = ""
     """Empty = as engines do with the weights' format, or nothing travels."""
     placement: str = "contiguous"
-    """Of experts without copies."""
+    """Placement of experts without copies."""
     max_sequences: int = 0
     """Sequences at once of a data-parallel rank; 0 = as many as the engine starts with."""
 
     @property
     def num_ranks(self) -> int:
-        """GPUs."""
+        """GPUs of a replica."""
         return self.tp * self.attention_dp * self.pp
 
     @property
     def kernels(self) -> ReplicaShape:
-        """What the blocks of a step take as long as: without what changes the cache, the batches
-        and their way through the layers.
+        """The shape whose blocks of a step take as long: without what changes the cache, the
+        batches and their way through the layers.
         """
         return self._replace(kv_dtype="", overlap="", pp=1, max_sequences=0)
 
@@ -95,7 +96,7 @@ class Space:
             for each in one.prunings
         ]
         self.models = [
-            _named(load_model(one.entry.model, f"{WHERE} [models]", folder), one.pruning)
+            _name_pruned(load_model(one.entry.model, f"{WHERE} [models]", folder), one.pruning)
             for one in self.variants
         ]
         self.machines = [machines_of(offer, question) for offer in question.clusters]
@@ -106,10 +107,10 @@ class Space:
         """Every possible shape of a model on some machines with the plan of one replica; the
         others are told to ``ruled``.
         """
-        if (reason := self._too_poor(self.variants[model])) is not None:
+        if (reason := self._check_quality(self.variants[model])) is not None:
             ruled.out(reason, self.models[model].name)
             return
-        for shape in self._splits(model, self.variants[model].entry, machines, ruled):
+        for shape in self._list_shapes(model, self.variants[model].entry, machines, ruled):
             try:
                 plan = make_plan(
                     self.spec(shape, budget=None), self.question.seed, WHERE, self.folder
@@ -120,13 +121,15 @@ class Space:
             yield shape, plan
 
     def kind(self, shape: ReplicaShape) -> str:
-        """What a shape's model is, for people: ``MoE``, ``dense`` or ``pruned``."""
+        """Kind of a shape's model, for people: ``MoE``, ``dense`` or ``pruned``."""
         if self.variants[shape.model].pruning is not None:
             return "pruned"
         return "dense" if self.models[shape.model].moe is None else "MoE"
 
     def num_splits(self, number: int) -> int:
-        """Of a model, before any was ruled out: tensor and data parallelism and formats."""
+        """Number of a model's splits before any was ruled out: tensor and data parallelism and
+        formats.
+        """
         space, one = self.question.space, self.variants[number].entry
         return (
             len(space.tp)
@@ -135,7 +138,7 @@ class Space:
             * len(one.kv_dtypes or ("bf16",))
         )
 
-    def _too_poor(self, variant: ModelVariant) -> str | None:
+    def _check_quality(self, variant: ModelVariant) -> str | None:
         least = self.question.limits.min_quality
         if least is None:
             return None
@@ -183,7 +186,7 @@ class Space:
         host_gpus = self.host_gpus(shape, prefill)
         return tuple(size for size in sizes if most is None or -(-size // host_gpus) <= most)
 
-    def _splits(
+    def _list_shapes(
         self, number: int, one: CandidateModel, place: int, ruled: Ruled
     ) -> Iterator[ReplicaShape]:
         space, model, machines = self.question.space, self.models[number], self.machines[place]
@@ -194,13 +197,13 @@ class Space:
             return
         for tp, dp in product(space.tp, space.attention_dp):
             split = f"{model.name}, TP {tp} x attention DP {dp} on {machines.offer.cluster}"
-            reason = self._impossible(model, machines, tp, dp)
+            reason = self._check_split(model, machines, tp, dp)
             if reason is not None:
                 ruled.out(reason, split, len(weights) * len(caches))
                 continue
-            eps = self._eps(model, tp * dp)
+            eps = self._list_ep_sizes(model, tp * dp)
             for pp in space.pp:
-                reason = self._no_pipeline(model, machines, tp, dp, pp)
+                reason = self._check_pipeline(model, machines, tp, dp, pp)
                 if reason is not None:
                     ruled.out(reason, f"{split}, PP {pp}", len(weights) * len(caches) * len(eps))
                     continue
@@ -211,7 +214,7 @@ class Space:
                     overlaps = space.overlap if travels else ("none",)
                     sent = one.dispatch_dtypes or ("",) if travels else ("",)
                     for (slots, placement), overlap, dispatch in product(
-                        self._placed(model, ep), overlaps, sent
+                        self._list_placements(model, ep), overlaps, sent
                     ):
                         yield ReplicaShape(
                             number,
@@ -229,7 +232,7 @@ class Space:
                             most,
                         )
 
-    def _impossible(self, model: ModelSpec, machines: Machines, tp: int, dp: int) -> str | None:
+    def _check_split(self, model: ModelSpec, machines: Machines, tp: int, dp: int) -> str | None:
         per_node = machines.spec.gpus_per_node
         if model.moe is None and dp > 1:
             return ALIKE
@@ -243,7 +246,7 @@ class Space:
             return PART_OF_A_NODE
         return None
 
-    def _no_pipeline(
+    def _check_pipeline(
         self, model: ModelSpec, machines: Machines, tp: int, dp: int, pp: int
     ) -> str | None:
         """Why a split that is possible has no stages; ``None`` where it has."""
@@ -268,7 +271,7 @@ class Space:
         ]
         return STAGES_IN_A_NODE if further and machines.spec.topology["kind"] != "pcie" else None
 
-    def _eps(self, model: ModelSpec, num_ranks: int) -> list[int]:
+    def _list_ep_sizes(self, model: ModelSpec, num_ranks: int) -> list[int]:
         if model.moe is None:
             return [1]
         wanted = self.question.space.ep or ("off", "all")
@@ -277,7 +280,7 @@ class Space:
             found.append(num_ranks)
         return found
 
-    def _placed(self, model: ModelSpec, ep: int) -> list[tuple[int, str]]:
+    def _list_placements(self, model: ModelSpec, ep: int) -> list[tuple[int, str]]:
         """Slots for experts, which loads fill; or 0 and where the experts are, one a slot."""
         if model.moe is None or ep == 1:
             return [(0, "contiguous")]
@@ -330,7 +333,7 @@ class Space:
             placement={"kind": "eplb", "num_slots": shape.slots}
             if shape.slots
             else {"kind": shape.placement},
-            scheduling=scheduling(
+            scheduling=choose_scheduling(
                 one.engine, budget or max(self.question.space.token_budgets), shape.max_sequences
             ),
             overlap=shape.overlap,  # type: ignore[arg-type]
@@ -340,7 +343,7 @@ class Space:
         )
 
     def text(self, shape: ReplicaShape) -> str:
-        """In words, for tables."""
+        """A shape in words, for tables."""
         machines = self.machines[shape.machines]
         kv = f", {shape.kv_dtype} cache" if shape.kv_dtype != "bf16" else ""
         kv += f", sends {shape.dispatch_dtype}" if shape.dispatch_dtype else ""
@@ -363,7 +366,7 @@ class Space:
         )
 
     def split(self, shape: ReplicaShape) -> str:
-        """How a replica is split, in words."""
+        """The split of a replica, in words."""
         model = self.models[shape.model]
         split = [f"TP {shape.tp}"] if shape.tp > 1 or shape.attention_dp == 1 else []
         if shape.attention_dp > 1:
@@ -381,8 +384,8 @@ class Space:
         return ", ".join(split)
 
 
-def scheduling(engine: str, budget: int, max_sequences: int) -> Policy:
-    """What a shape changes of how its engine batches by itself."""
+def choose_scheduling(engine: str, budget: int, max_sequences: int) -> Policy:
+    """Keys in which a shape's batching differs from its engine's own."""
     changes: Policy = {"token_budget": budget}
     if max_sequences:
         changes["max_sequences"] = max_sequences
@@ -391,7 +394,7 @@ def scheduling(engine: str, budget: int, max_sequences: int) -> Policy:
     return changes
 
 
-def _named(model: ModelSpec, pruning: Pruning | None) -> ModelSpec:
+def _name_pruned(model: ModelSpec, pruning: Pruning | None) -> ModelSpec:
     return (
         model
         if pruning is None

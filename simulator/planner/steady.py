@@ -23,28 +23,30 @@ from simulator.planner.traffic import Traffic
 from simulator.workload.traces import RequestTrace
 
 _FULL = 0.95
-"""Of the cache's blocks and of a step's tokens: what is used in the mean where requests do not come
-evenly."""
+"""Share of the cache's blocks and of a step's tokens that is used in the mean where requests do not
+come evenly."""
 _POINTS = 48
+"""Loads on a replica's curve: neighbours differ by some 10 %."""
 _LEAST = 0.25
+"""Sequences on a GPU at the least load."""
 
 
 class Loads(NamedTuple):
     """A replica under several loads; ``[n]`` each."""
 
     sequences: Floats
-    """On a GPU."""
+    """Sequences on a GPU."""
     step_s: Floats
     """Seconds a token of one user, prompts of others included."""
     tokens_per_s: Floats
-    """Output of a GPU."""
+    """Output tokens a second of a GPU."""
     terms: Floats
     """``[8, n]`` GPU-seconds of an output token, by :class:`Terms`."""
     fits: NDArray[np.bool_]
     """Whether the cache holds them and a step can take their tokens."""
 
     def only(self, n: int) -> Loads:
-        """The ``n``-th."""
+        """The ``n``-th load."""
         here = slice(n, n + 1)
         return Loads(
             self.sequences[here],
@@ -61,7 +63,7 @@ class Steady:
 
     shape: ReplicaShape
     split: str
-    """In words."""
+    """The split in words."""
     curve: Curve
     traffic: Traffic
     budget: int
@@ -69,7 +71,7 @@ class Steady:
 
     @property
     def plan(self) -> DeploymentPlan:
-        """Of one replica."""
+        """Plan of one replica."""
         return self.curve.plan
 
     @cached_property
@@ -96,7 +98,7 @@ class Steady:
 
     @cached_property
     def curve_points(self) -> Loads:
-        """From few sequences to as many as the cache holds."""
+        """Loads from few sequences to as many as the cache holds."""
         return self.at(
             np.geomspace(min(_LEAST, self.most / 2), self.most, _POINTS)
             if self.most
@@ -104,7 +106,7 @@ class Steady:
         )
 
     def at(self, sequences: Floats) -> Loads:
-        """With so many sequences on each GPU."""
+        """Loads with so many sequences on each GPU."""
         layout = self.plan.placement.layout
         ranks = sequences * layout.tp
         terms, stays = self._step(ranks)
@@ -115,8 +117,8 @@ class Steady:
         return Loads(sequences, step_s, made / layout.num_ranks / step_s, per_token, fits)
 
     def _step(self, ranks: Floats) -> tuple[Terms, NDArray[np.bool_]]:
-        """What a step with the prompts that come during it takes, for sequences on a data-parallel
-        rank; whether that can go on.
+        """Parts of a step with the prompts that come during it, for sequences on a data-parallel
+        rank; and whether that can go on.
         """
         num_input, prompts = self.traffic.num_input, ranks / self.traffic.num_output
         if self.plan.serving.rules.mixes_phases:

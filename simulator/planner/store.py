@@ -42,7 +42,7 @@ CREATE TABLE IF NOT EXISTS findings (
 _BUSY_S = 60.0
 """Wait for other processes, whose transactions take a millisecond; a longer one is stuck."""
 _MOST_BYTES = 512 * 2**20
-"""Of the database; some 200,000 evaluations, of hundreds of questions."""
+"""Size of the database; some 200,000 evaluations, of hundreds of questions."""
 _REFRESH_S = 24 * 3600
 """Time of last use is written down once a day, so that reading hardly ever writes."""
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)

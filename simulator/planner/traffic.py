@@ -25,7 +25,7 @@ the time is start and end."""
 _SAMPLED = 256
 """Requests whose lengths stand for all in the screen."""
 _LEAST_REQUESTS = 200
-"""Judged, of traffic that is thinned out."""
+"""Requests that are judged of traffic that is thinned out."""
 
 
 class Traffic(NamedTuple):
@@ -33,22 +33,22 @@ class Traffic(NamedTuple):
 
     trace: RequestTrace
     lead: int
-    """So many of them, the first, are served and not judged. What follows in this tuple is of the
-    others."""
+    """First requests that are served and not judged; means and samples are of the others."""
     stay_s: float
     """Seconds that a mean request stays where the targets are just kept."""
     rate_per_s: float
     num_input: float
     """Mean prompt tokens."""
     num_output: float
+    """Mean output tokens."""
     prompts: NDArray[np.int64]
-    """A sample's prompt lengths ..."""
+    """Prompt lengths of a sample."""
     contexts: NDArray[np.int64]
-    """... and contexts halfway through the output, each as often as its output is long."""
+    """Contexts of a sample halfway through the output, each as often as its output is long."""
 
     @classmethod
     def of(cls, trace: RequestTrace, lead: int = 0, stay_s: float = 0.0) -> Traffic:
-        """Of a trace with arrivals."""
+        """Traffic of a trace with arrivals."""
         num_input, num_output = trace.num_input[lead:], trace.num_output[lead:]
         count = len(num_input)
         places = np.linspace(0, count - 1, min(_SAMPLED, count)).astype(np.int64)
@@ -69,16 +69,16 @@ class Traffic(NamedTuple):
 
     @property
     def num_requests(self) -> int:
-        """That are judged."""
+        """Requests that are judged."""
         return self.trace.num_requests - self.lead
 
     @property
     def duration_s(self) -> float:
-        """In which they arrive."""
+        """Seconds in which the judged requests arrive."""
         return float(self.trace.arrival_s[-1] - self.trace.arrival_s[self.lead])
 
     def share_beyond(self, context: int | None) -> float:
-        """Of the requests that are longer than a model's context, output included."""
+        """Share of the requests that are longer than a model's context, output included."""
         return (
             0.0
             if context is None
@@ -92,7 +92,7 @@ class Traffic(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """Of every request: what evaluations about this traffic are kept under."""
+        """Digest of every request, under which evaluations about this traffic are stored."""
         trace = self.trace
         found = hashlib.sha256(repr((self.lead, self.stay_s, trace.prefix_block_tokens)).encode())
         for values in (
@@ -106,8 +106,8 @@ class Traffic(NamedTuple):
         return found.hexdigest()
 
     def share(self, parts: int) -> tuple[RequestTrace, int]:
-        """What one of ``parts`` replicas gets, every n-th request of n, as a balancer that keeps
-        them even would send; and its lead.
+        """Requests of one of ``parts`` replicas, every n-th of n, as a balancer that keeps them
+        even would send; and its lead.
         """
         first = self.lead % parts  # so that the first request that is judged is among them
         chosen = np.arange(first, self.trace.num_requests, parts)
@@ -145,7 +145,7 @@ class Traffic(NamedTuple):
                 math.ceil(factor * (lead_s + self.duration_s) / max(self.duration_s + gap_s, 1e-9))
                 + 1
             )
-            trace = _repeated(self.trace, self.lead, times, self.duration_s + gap_s)
+            trace = _repeat(self.trace, self.lead, times, self.duration_s + gap_s)
             judged = trace.num_requests - round(self.num_requests * factor)
         arrival_s = trace.arrival_s - trace.arrival_s[judged]
         arrival_s = arrival_s * (
@@ -188,7 +188,7 @@ def busiest(
     return best, int(ends[best])
 
 
-def _repeated(trace: RequestTrace, lead: int, times: int, period_s: float) -> RequestTrace:
+def _repeat(trace: RequestTrace, lead: int, times: int, period_s: float) -> RequestTrace:
     """The trace with all behind its lead-in ``times`` over; prefixes are shared within each time,
     not between them.
     """

@@ -27,23 +27,23 @@ deployment that keeps up ..."""
 _CHANCE = 4.0
 """... and so many times the square root of their number besides, which comes and goes by chance."""
 _FEWEST_REQUESTS = 40
-"""With fewer, growth cannot be told from chance."""
+"""Fewest requests of which growth can be told from chance."""
 _EARLY, _LATE = 0.05, 0.95
 """Quantiles of the times at which requests end, between which tokens are counted: not while the
 last few run out."""
 
 
 class Outcome(NamedTuple):
-    """What a trial measured."""
+    """Figures that a trial measured."""
 
     ratios: Annotated[dict[str, float], Field(min_length=1)]
-    """By target (``ttft_s.p90``): measured over its limit; above 1 is missed. Of shares and rates
-    the other way round."""
+    """Measured over limit by target (``ttft_s.p90``), limit over measured of shares and rates;
+    above 1 is missed."""
     measured: dict[str, float]
-    """By target, in its own unit."""
+    """Measured values by target, in its own unit."""
     output_tokens_per_s: float
     kept_share: float
-    """Of the requests, those that keep the workload's SLO; NaN without one."""
+    """Share of the requests that keep the workload's SLO; NaN without one."""
     preempted_share: float = 0.0
     """Share of the requests that lost their KV blocks to others and were computed again."""
 
@@ -54,7 +54,7 @@ class Outcome(NamedTuple):
 
     @property
     def worst(self) -> float:
-        """Of the target that was missed by most, or kept by least."""
+        """Ratio of the target that was missed by most, or kept by least."""
         return max(self.ratios.values())
 
     @property
@@ -97,11 +97,11 @@ def outcome(
     if targets.attainment is not None:
         found = float(kept.mean())
         measured["attainment"] = found
-        ratios["attainment"] = _missing(1 - found, 1 - targets.attainment)
+        ratios["attainment"] = _compare_shares(1 - found, 1 - targets.attainment)
     if targets.output_tokens_per_s is not None:
         measured["output_tokens_per_s"] = tokens_per_s
         ratios["output_tokens_per_s"] = targets.output_tokens_per_s / tokens_per_s
-    measured[BACKLOG], ratios[BACKLOG] = _backlog(requests, stay_s)
+    measured[BACKLOG], ratios[BACKLOG] = _measure_backlog(requests, stay_s)
     has_slo = any((slo.ttft_s, slo.tpot_s, slo.e2e_s))
     return Outcome(
         ratios,
@@ -129,9 +129,9 @@ def _tokens_per_s(requests: pd.DataFrame) -> float:
     return float(tokens[within].sum()) / max(float(late - early), 1e-9)
 
 
-def _backlog(requests: pd.DataFrame, stay_s: float) -> tuple[float, float]:
-    """By how much more requests are being served in the last quarter of the arrivals' time than in
-    the second one.
+def _measure_backlog(requests: pd.DataFrame, stay_s: float) -> tuple[float, float]:
+    """Growth of the requests that are being served from the second to the last quarter of the
+    arrivals' time.
 
     In a steady state as many leave as come. Where they do not, the difference grows with the
     traffic that is too much, whatever the latencies of those that get their turn.
@@ -146,7 +146,7 @@ def _backlog(requests: pd.DataFrame, stay_s: float) -> tuple[float, float]:
     if len(arrival_s) < _FEWEST_REQUESTS or span <= 0:
         return 0.0, 0.0
     second, last = (
-        _being_served(arrival_s, finish_s, begin + start * span, begin + stop * span)
+        _count_served(arrival_s, finish_s, begin + start * span, begin + stop * span)
         for start, stop in ((0.25, 0.5), (0.75, 1.0))
     )
     coming = len(arrival_s) / 2
@@ -157,7 +157,7 @@ def _backlog(requests: pd.DataFrame, stay_s: float) -> tuple[float, float]:
     return grown, grown / allowed
 
 
-def _being_served(
+def _count_served(
     arrival_s: NDArray[np.float64], finish_s: NDArray[np.float64], begin: float, end: float
 ) -> float:
     """Mean number of requests that have come and not left, between two times."""
@@ -165,7 +165,7 @@ def _being_served(
     return float(np.maximum(inside, 0.0).sum()) / (end - begin)
 
 
-def _missing(found: float, allowed: float) -> float:
+def _compare_shares(found: float, allowed: float) -> float:
     """Requests that miss their limits over those that may."""
     if allowed > 0:
         return found / allowed

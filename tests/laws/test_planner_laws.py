@@ -182,8 +182,8 @@ def test_a_part_of_two_pools_has_the_fewest_replicas_that_all_parts_make_up_for(
         tried.append((cluster_size, in_parts))
         return Outcome({"tpot_s.p90": 0.5}, {}, 1.0, 1.0)
 
-    explorer._tried_once = kept
-    assert explorer._keeps(parts, ClusterSize(0, replicas, prompts), ("tpot_s",))
+    explorer._serve_once = kept
+    assert explorer._keeps_targets(parts, ClusterSize(0, replicas, prompts), ("tpot_s",))
     [(part, in_parts)] = tried
     assert in_parts == parts
     for number, whole in ((part.replicas, replicas), (part.prefill_replicas, prompts)):
@@ -203,9 +203,9 @@ def test_a_pool_is_split_into_its_own_replicas_and_found_at_the_fewest_that_do()
         assert parts == (cluster_size.prefill_replicas if of_prompts else cluster_size.replicas)
         return parts >= (3 if of_prompts else 5)
 
-    explorer._keeps = keeps
+    explorer._keeps_targets = keeps
     explorer.trial = lambda cluster_size: Outcome({"tpot_s.p90": 0.5}, {}, 1.0, 1.0)
-    explorer._met = lambda cluster_size, num_gpus, below: (cluster_size[1:], num_gpus)
+    explorer._record_size = lambda cluster_size, num_gpus, below: (cluster_size[1:], num_gpus)
     assert explorer.find() == ((5, 3), 5 * 2 + 3 * 4)
 
 
@@ -216,9 +216,9 @@ def test_a_pool_that_is_too_small_grows_by_twice_as_much_each_time():
         tried.append((cluster_size.replicas, cluster_size.prefill_replicas))
         return Outcome({"tpot_s.p90": 10 / cluster_size.replicas, "ttft_s.p90": 0.5}, {}, 1.0, 1.0)
 
-    explorer._keeps = lambda *_: True
+    explorer._keeps_targets = lambda *_: True
     explorer.trial = trial
-    explorer._met = lambda cluster_size, *_: cluster_size.replicas
+    explorer._record_size = lambda cluster_size, *_: cluster_size.replicas
     assert explorer.find() == 16
     assert tried == [(1, 1), (2, 1), (4, 1), (8, 1), (16, 1)]
 

@@ -183,7 +183,7 @@ def test_impossible_targets_get_an_answer(plan, tmp_path):
 
 
 def test_ctrl_c_keeps_what_is_done(plan, tmp_path, monkeypatch):
-    explored = search._explored
+    explored = search._explore_candidate
     calls = []
 
     def interrupted(*arguments):
@@ -192,7 +192,7 @@ def test_ctrl_c_keeps_what_is_done(plan, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return explored(*arguments)
 
-    monkeypatch.setattr(search, "_explored", interrupted)
+    monkeypatch.setattr(search, "_explore_candidate", interrupted)
     monkeypatch.delitem(
         sys.modules, "ray", raising=False
     )  # with it, the command would end the process that the tests are in

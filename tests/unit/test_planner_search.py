@@ -16,7 +16,7 @@ import pytest
 from simulator.config.capacity import Question
 from simulator.planner.calibration_error import compute_miss_probability
 from simulator.planner.capacity import plan_capacity
-from simulator.planner.explore import ClusterSize, Evaluation, Explorer, _first
+from simulator.planner.explore import ClusterSize, Evaluation, Explorer, _find_first
 from simulator.planner.judge import Judge
 from simulator.planner.requests import lasting, traffic_of
 from simulator.planner.ruled_out import Ruled
@@ -281,7 +281,9 @@ def test_a_search_goes_on_without_a_store_that_cannot_be_written(fresh, tmp_path
 @pytest.mark.parametrize("count", [1, 2, 7, 40])
 def test_bisection_finds_the_first_place_wherever_it_begins(count):
     for first, start in itertools.product(range(count + 1), range(count)):
-        assert _first(count, start, lambda n, f=first: n >= f) == (first if first < count else None)
+        assert _find_first(count, start, lambda n, f=first: n >= f) == (
+            first if first < count else None
+        )
 
 
 def evaluation(worst, *, cost=10.0, gpus=4, used=4, slots=0, pool=False, risk=0.0):

@@ -11,8 +11,8 @@ from simulator.config.capacity import Question
 from simulator.planner.judge import Rates
 from simulator.planner.requests import traffic_of
 from simulator.planner.ruled_out import TOO_FEW, TOO_SLOW, Ruled
-from simulator.planner.screen import Screened, _add, _pairs, screen
-from simulator.planner.search import hopeless
+from simulator.planner.screen import Screened, _add_candidate, _pair_pools, screen
+from simulator.planner.search import choose_hopeless
 from simulator.planner.space import ReplicaShape, Space
 from simulator.planner.speeds import Speed
 
@@ -86,7 +86,7 @@ def test_a_placement_that_is_asked_for_takes_no_pools_from_designs_that_have_no_
 def test_what_keeps_no_target_costs_the_largest_cluster_within_the_limits():
     space = Space(question(limits={"nodes": 4}, spare={"nodes": 1}), HERE)
     front = [Speed(100.0, 1.0, replica(), 1000, 1.0)]
-    (one,) = hopeless(space, {(0, 0): Screened([], 0, Ruled(), front, [])})
+    (one,) = choose_hopeless(space, {(0, 0): Screened([], 0, Ruled(), front, [])})
     largest = max(space.sizes(replica()))
     assert largest < space.machines[0].sizes[-1]
     assert one.cost_per_hour == largest * space.machines[0].gpu_hour
@@ -112,7 +112,7 @@ def test_a_pair_of_pools_is_possible_up_to_the_last_gpu_that_is_not_held_free(
     for rate, expected in ((last_rate, 1), (too_little, 0)):
         ruled = Ruled()
         prompts = [(replica(), Rates(rate, rate, 0.0, 0.1), 2048)]
-        found, number = _pairs(space, traffic, prompts, decodes, ruled)
+        found, number = _pair_pools(space, traffic, prompts, decodes, ruled)
         assert len(found) == number == expected
         assert ruled.counts == ({} if expected else {TOO_FEW: 1})
 
@@ -127,7 +127,7 @@ def test_of_what_keeps_no_target_the_ends_and_the_middle_are_simulated_at_the_la
     front = [
         Speed(100.0 - place, 1.0 + place, replica(), 1000 + place, 1.0) for place in range(count)
     ]
-    found = hopeless(space, {(0, 0): Screened([], 0, Ruled(), front, [])})
+    found = choose_hopeless(space, {(0, 0): Screened([], 0, Ruled(), front, [])})
     assert [one.budget - 1000 for one in found] == chosen
     for one in found:
         assert (one.replicas, one.gpus) == (64, 64)
@@ -149,7 +149,9 @@ def test_replicas_carry_the_traffic_as_likely_as_not_or_read_optimistically(
     """96 requests a second on at most 64 GPUs."""
     space = Space(question(), HERE)
     traffic, candidates, ruled = traffic_of(question(), HERE)._replace(rate_per_s=96.0), [], Ruled()
-    _add(candidates, space, traffic, replica(), 2048, Rates(likely, most, 0.01, 0.1), ruled)
+    _add_candidate(
+        candidates, space, traffic, replica(), 2048, Rates(likely, most, 0.01, 0.1), ruled
+    )
     assert [one.replicas for one in candidates] == replicas
     assert ruled.counts == ({} if reason is None else {reason: 1})
 

@@ -45,7 +45,7 @@ _CACHE = {"bf16": "bfloat16", "fp16": "float16", "fp8": "fp8", "nvfp4": "nvfp4"}
 _POLICIES = {"round_robin": "round_robin", "random": "random"}
 _RPC_PORT = 13345
 _SIDE_PORT = 5600
-"""Of NIXL's handshake; each data-parallel rank of a node takes the next one."""
+"""Port of NIXL's handshake; each data-parallel rank of a node takes the next one."""
 
 _SERVER = Program(
     begins=("vllm", "serve"),

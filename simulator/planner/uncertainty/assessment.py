@@ -28,7 +28,7 @@ from simulator.planner.moe_vs_dense import (
 )
 from simulator.planner.samples import CostSamples, GpuDemand
 from simulator.planner.screen import Candidate
-from simulator.planner.search import SearchResult, work_of
+from simulator.planner.search import SearchResult, estimate_work
 from simulator.planner.sizes import find_sizes
 from simulator.planner.store import Store
 from simulator.planner.uncertainty.bands import (
@@ -74,10 +74,10 @@ class Exploration(NamedTuple):
     def work(self) -> float:
         """Rough duration, in explorations of one replica as asked."""
         if self.change is None:
-            return work_of(self.candidate) * _DEMAND_WORK
+            return estimate_work(self.candidate) * _DEMAND_WORK
         conditions = self.change.conditions
         other = _OTHER_WORK if conditions._replace(rate=1.0) != Conditions() else 1.0
-        return work_of(self.candidate) * other * max(_LEAST_WORK, conditions.rate)
+        return estimate_work(self.candidate) * other * max(_LEAST_WORK, conditions.rate)
 
     def run(self, trials: Trials) -> None:
         """Explore it, for the store."""
@@ -99,7 +99,7 @@ class AtFirst(NamedTuple):
 
 
 class _Assessment(NamedTuple):
-    """What was found about a candidate."""
+    """Everything that is asked of one candidate."""
 
     explored: dict[Change, Explored]
     demand: GpuDemand | None

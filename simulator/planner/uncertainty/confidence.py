@@ -66,7 +66,7 @@ _METHOD: tuple[dict[str, Any], ...] = (
         ),
     },
 )
-"""How bands are made."""
+"""Sentences on how bands are made."""
 
 
 def simulate_demand(trials: Trials, candidate: Candidate, resamples: bool = False) -> GpuDemand:
@@ -131,7 +131,7 @@ class FixedSize(NamedTuple):
 
 
 def list_figures(outcome: Outcome) -> dict[str, float]:
-    """What users see of an outcome."""
+    """Figures of an outcome that users see."""
     figures = {"output_tokens_per_s": outcome.output_tokens_per_s} | outcome.measured
     return {name: value for name, value in figures.items() if name != BACKLOG}
 

@@ -63,7 +63,7 @@ WHAT_IFS = (
     WhatIf("network", "a network half as fast", Change(Conditions(network=0.5))),
     WhatIf("skew", "twice the skew of experts", Change(Conditions(skew=2.0))),
 )
-"""Those that take simulation; prices take none."""
+"""Changes that take simulation; prices take none."""
 
 
 def list_changes(result: SearchResult) -> dict[Candidate, list[Change]]:
