@@ -1,1 +1,3 @@
-"""What a command does, from its input to its folder, without a word printed."""
+"""Commands from their input to their folder, without a word printed; the public functions among
+them are the Python API.
+"""

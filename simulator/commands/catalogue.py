@@ -1,4 +1,4 @@
-"""What there is to choose from, found by looking: data files, and the policies in their folders."""
+"""Catalogue of data files and policies, found by looking in their folders."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def _files(folder: str) -> dict[str, str]:
 
 
 def _headline(path: Path) -> str:
-    """What the file says it is; what is wrong with one that cannot be read, for the others are
-    still there to choose from.
+    """Title of a file, or the reason why it cannot be read: the others are still there to choose
+    from.
     """
     try:
         table = read_toml(path)

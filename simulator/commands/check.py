@@ -56,9 +56,9 @@ class Checked(NamedTuple):
     file: str
     kind: str
     details: str
-    """What there is to say about it, to be put behind the kind."""
+    """Facts about the file, to be put behind the kind."""
     notes: tuple[str, ...] = ()
-    """What is taken for granted where it is used."""
+    """Assumptions made where the file is used."""
 
 
 class _Found(NamedTuple):

@@ -44,7 +44,7 @@ _Task = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Question:
-    """What all deployments are asked."""
+    """Requests and settings that all deployments share."""
 
     trace: RequestTrace
     fidelity: Fidelity
@@ -56,7 +56,7 @@ class Question:
 
 @dataclass(frozen=True)
 class ServedDeployment:
-    """What came of a deployment."""
+    """Results of a deployment."""
 
     record: DeploymentRecord
     summary: pd.DataFrame

@@ -187,7 +187,7 @@ def _check_faults(
 
 
 def _calibration(plans: list[DeploymentPlan]) -> dict[str, Any]:
-    """What the predictions rest on."""
+    """Describe the calibration that predictions rest on."""
     from simulator.config.host import HostRates
 
     found = plans[0].placement.calibration

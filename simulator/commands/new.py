@@ -14,7 +14,7 @@ FOLDERS = {
     "cluster": Path("cluster_configs"),
     "model": Path("workloads/models"),
 }
-"""Where a file of each kind is written, from the current folder: where its name is found."""
+"""Folder of each kind of file, from the current folder: where its name is found."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 

@@ -64,7 +64,7 @@ class TrainedRecording:
         return findings(self.outcomes)
 
     def summary(self) -> dict[str, Any]:
-        """What ``--json`` prints."""
+        """Numbers that ``--json`` prints."""
         return {
             "headline": self.headline,
             "findings": self.findings,
@@ -313,7 +313,7 @@ def record_runtime(
 
 
 def describe(recording: Recording) -> dict[str, Any]:
-    """What a recording holds, in numbers."""
+    """Describe a recording in numbers."""
     num_layers, num_tokens, top_k = recording.topk_ids_LTK.shape
     return {
         "moe_layers": num_layers,

@@ -1,5 +1,5 @@
-"""Every key that a file may hold, as data for the reference of the documentation: family, kind,
-key, type, unit, bounds, default, description.
+"""Reference of every key that a file may hold, as data: family, kind, key, type, unit, bounds,
+default, description.
 
 All of it is read off the JSON Schemas (:mod:`simulator.commands.schema`), so that a policy that is
 added as one file is in the reference, too.
@@ -25,7 +25,7 @@ _TYPES = {
 
 
 class Key(NamedTuple):
-    """One key of a table."""
+    """Key of a table."""
 
     path: str
     """Dotted path in the table: ``parallel.tp``, ``deployments[].name`` for each entry of a list,
@@ -44,7 +44,7 @@ class Key(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """One kind of file, or one policy of a family."""
+    """Kind of file, or policy of a family."""
 
     name: str
     """Name that ``moesim schema`` takes, or the value of ``kind``."""
@@ -54,7 +54,7 @@ class Kind(NamedTuple):
 
 
 def describe_keys() -> dict[str, dict[str, Kind]]:
-    """All kinds by family: ``files`` first, then the families of policies that files name.
+    """List all kinds by family: ``files`` first, then the families of policies that files name.
 
     >>> zipf = describe_keys()["routing"]["zipf"]
     >>> [(key.path, key.type, key.bounds) for key in zipf.keys]

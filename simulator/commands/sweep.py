@@ -32,7 +32,7 @@ from simulator.scenario.user_table import Overrides, override_texts
 
 @dataclass(frozen=True)
 class _Done:
-    """What came of a point."""
+    """Results of a point."""
 
     name: str
     """Name of the point's folder."""
@@ -197,7 +197,7 @@ def _run_point(point: Point, fidelity: Fidelity) -> _Done:
 
 
 def _command(point: Point, fidelity: Fidelity) -> str:
-    """What makes a point again by itself."""
+    """Command line that makes a point again by itself."""
     words = ["moesim", "run", point.scenario, "--seed", str(point.seed)]
     words += [word for override in point.overrides for word in ("--set", override)]
     words += [trust.FLAG] if trust.allowed_folder() is not None else []

@@ -27,7 +27,7 @@ _LONGEST_NAME = 100
 
 @dataclass(frozen=True)
 class Point:
-    """One run of a sweep."""
+    """Run of a sweep at one setting and seed."""
 
     name: str
     """Name of its folder."""

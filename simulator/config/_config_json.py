@@ -16,7 +16,9 @@ Table = dict[str, Any]
 
 
 class Convention(NamedTuple):
-    """What the modelling code of an architecture fixes and its ``config.json`` does not say."""
+    """Facts that the modelling code of an architecture fixes and its ``config.json`` does not
+    say.
+    """
 
     qk_norm: str | None = None
     """``head``: one norm of ``head_size`` for queries and one for keys; ``all``: over all heads;
@@ -39,7 +41,7 @@ class Convention(NamedTuple):
     """The default of ``tie_word_embeddings``; ``None``: the key must be there."""
     is_rms_norm: bool = True
     full_attention_every: int | None = None
-    """Every how many layers one has full attention among sliding or chunked ones."""
+    """Number of layers from one with full attention to the next, among sliding or chunked ones."""
     active_counts_embedding: bool = True
     """Whether its makers count the input embedding among the active parameters, as far as their
     printed figures tell."""
@@ -119,7 +121,7 @@ class ConfigKeys:
         return None
 
     def error(self, message: str) -> UserError:
-        """What to raise about these keys: the message behind the name of the file."""
+        """Error about these keys: the message behind the name of the file."""
         return UserError(f"{self.path}: {message}")
 
     def size(self, *keys: str) -> int:

@@ -23,7 +23,8 @@ _ARITHMETIC = {
     "mxfp4": "fp4",
     "nvfp4": "fp4",
 }
-"""What multiplies each format where hardware can; others are expanded to 16 bits everywhere."""
+"""Arithmetic that multiplies each format where hardware has it; others are expanded to 16 bits
+everywhere."""
 
 
 class AcceleratorSpec(Frozen):

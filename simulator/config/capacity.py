@@ -62,12 +62,12 @@ class Percentiles(Frozen):
     """Limit on the 99th percentile over requests, seconds; absent = none."""
 
     def limits(self) -> dict[str, float]:
-        """Those that are given."""
+        """Limits that are given, seconds by name."""
         return {name: value for name, value in self.model_dump().items() if value is not None}
 
 
 class Targets(Frozen):
-    """What a deployment must do for the workload."""
+    """Latency and throughput that a deployment must reach for the workload."""
 
     ttft_s: Percentiles = Percentiles()
     """Limits on the time to first token, queueing included, seconds."""
@@ -145,7 +145,7 @@ class CandidateCluster(Frozen):
 
 
 class Limits(Frozen):
-    """What must not be exceeded."""
+    """Limits on size, power, cost and quality."""
 
     gpus: Gpus | None = None
     """Most GPUs of the deployment; absent = no limit."""
@@ -161,7 +161,8 @@ class Limits(Frozen):
 
 
 class Spare(Frozen):
-    """What is held free for failures: all targets are still met when these are lost at once (N+k).
+    """Machines held free for failures: all targets are still met when these are lost at once
+    (N+k).
 
     A replica that loses a GPU is gone until it starts again elsewhere. A lost GPU takes the place
     of one replica, or of one node where a replica fills several. A lost node takes all its GPUs;
@@ -186,7 +187,7 @@ class Spare(Frozen):
 
 
 class Power(Frozen):
-    """What electricity costs; 0 where the price of a GPU-hour includes it."""
+    """Price of electricity; 0 where the price of a GPU-hour includes it."""
 
     price_per_kwh: Price = 0.0
     """Price of one kilowatt-hour, in ``currency``; 0 where the price of a GPU-hour includes
@@ -198,7 +199,7 @@ class Power(Frozen):
 
 
 class Space(Frozen):
-    """What is tried. Combinations that are impossible are left out, with the reason."""
+    """Configurations that are tried. Impossible combinations are left out, with the reason."""
 
     tp: RankNumbers = (1, 2, 4, 8)
     """Tensor-parallel sizes to try, GPUs."""

@@ -25,7 +25,7 @@ _FAMILY = "cluster_configs"
 
 
 class WireSpec(Frozen):
-    """One kind of wire, seen from one GPU."""
+    """Wire of one kind, seen from one GPU."""
 
     bytes_per_s: BytesPerSecond
     """Peak rate in one direction of one GPU's port, bytes per second."""
@@ -34,8 +34,8 @@ class WireSpec(Frozen):
 
 
 class ClusterSpec(Frozen):
-    """One machine or several, all alike. ``num_gpus`` is set by the name: ``h100-sxm-32`` is four
-    nodes of ``h100-sxm``.
+    """Machines of one kind. ``num_gpus`` is set by the name: ``h100-sxm-32`` is four nodes of
+    ``h100-sxm``.
     """
 
     name: str
@@ -107,7 +107,7 @@ class ClusterSpec(Frozen):
 
 
 def available_clusters() -> list[str]:
-    """Every cluster name that :func:`load_cluster` takes."""
+    """List every cluster name that :func:`load_cluster` takes."""
     tables = _readable_tables(available_files(_FAMILY))
     return [name for stem, table in tables.items() for name in _names(stem, table)]
 

@@ -25,8 +25,8 @@ from simulator.config.pruning import Pruning
 
 
 class ParallelSpec(Frozen):
-    """How one replica is split over its GPUs: ``tp x attention_dp`` ranks, whose routed experts
-    form groups of ``ep``, in each of ``pp`` stages.
+    """Split of one replica over its GPUs: ``tp x attention_dp`` ranks, whose routed experts form
+    groups of ``ep``, in each of ``pp`` stages.
     """
 
     tp: Ranks = 1
@@ -94,7 +94,7 @@ class PrefillPoolSpec(Frozen):
 
 
 class DeploymentSpec(Frozen):
-    """One entry of a scenario's ``deployments``."""
+    """Deployment of a scenario: a model on a cluster, its split and its policies."""
 
     name: str = Field(min_length=1)
     """Name of the deployment, which differs from the others'."""

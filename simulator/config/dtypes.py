@@ -33,5 +33,5 @@ INPUT_BYTES: dict[str, float] = {
     "nvfp4": 0.5625,
     "mxfp4_mxfp8": 1.0 + 1.0 / 32,
 }
-"""Of a number in a product's input as the product reads it; others stay in 16 bits, as with
-weight-only formats."""
+"""Bytes of a number in a product's input as the product reads it; formats without an entry stay in
+16 bits, as with weight-only formats."""

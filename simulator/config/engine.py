@@ -1,5 +1,5 @@
-"""What a serving engine does by itself: how it batches without flags, hands prompts over between
-pools, refuses splits and divides memory. One file for each release from which on that changed.
+"""Behaviour of a serving engine that no flag asks for: how it batches, hands prompts over between
+pools, refuses splits and divides memory. A file holds from one release on until the next file's.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Usage = Literal["server", "offline"]
 
 
 class Tier(Frozen):
-    """What an engine starts with on GPUs of some memory."""
+    """Starting values of an engine on GPUs of some memory."""
 
     least_memory_bytes: Bytes = 0.0
     """Least memory of a GPU in bytes, as its driver shows it."""
@@ -40,7 +40,7 @@ class Tier(Frozen):
 
 
 class WithAttentionDP(Frozen):
-    """What attention data parallelism changes."""
+    """Changes that attention data parallelism brings."""
 
     conservativeness: Factor | None = None
     """Factor that replaces the scheduling policy's key of that name; absent = none."""
@@ -49,9 +49,7 @@ class WithAttentionDP(Frozen):
 
 
 class HandOver(Frozen):
-    """What a request meets between a prefill pool and a decode pool beside queues, steps and
-    wires.
-    """
+    """Passage of a request from a prefill pool to a decode pool, beside queues, steps and wires."""
 
     handshake_s: Seconds = 0.0
     """Seconds from the end of the prompt until its cache leaves, once a request: a second way over
@@ -65,7 +63,7 @@ class HandOver(Frozen):
 
 
 class EngineSpec(Frozen):
-    """One release of a serving engine, and those behind it up to the next file's."""
+    """Release of a serving engine, and those after it up to the next file's."""
 
     title: str
     """Name of the release, for reports."""
@@ -138,8 +136,8 @@ def resolve_scheduling(
 
 
 def find_hand_over(engine: str) -> HandOver:
-    """What a request meets between the pools of ``vllm`` or ``vllm@0.19.1``; nothing but queues,
-    steps and wires where the engine has no file.
+    """Find the passage between the pools of ``vllm`` or ``vllm@0.19.1``; nothing but queues, steps
+    and wires where the engine has no file.
     """
     spec = find_engine(engine)
     return HandOver() if spec is None else spec.hand_over
@@ -163,7 +161,7 @@ def find_engine(engine: str) -> EngineSpec | None:
 
 @cache
 def read_engine(path: Path) -> EngineSpec:
-    """One file, with what it takes from the file that it is based on.
+    """Read one file, completed from the file that it is based on.
 
     Raises:
         UserError: if it is wrong, or based on none.

@@ -1,4 +1,4 @@
-"""How a serving engine divides a GPU's memory when it starts, as its files in
+"""Division of a GPU's memory by a serving engine when it starts, as its files in
 ``cluster_configs/engines`` have it.
 """
 
@@ -18,7 +18,7 @@ _Off = Annotated[tuple[_Gibibytes, _Gibibytes], Field(strict=False)]
 
 
 class Padding(Frozen):
-    """What the widths of routed experts are rounded up to a multiple of."""
+    """Numbers that the widths of routed experts are rounded up to a multiple of."""
 
     intermediate: Width = 1
     """Number that a rank's part of the intermediate width is rounded up to a multiple of."""
@@ -27,7 +27,9 @@ class Padding(Frozen):
 
 
 class Reserve(Frozen):
-    """What SGLang keeps free on GPUs of some memory: ``share`` is what is left of the whole."""
+    """Memory that SGLang keeps free on GPUs of some memory: ``share`` is what is left of the
+    whole.
+    """
 
     least_memory_bytes: Bytes = 0.0
     """Least memory of a GPU, bytes."""
@@ -42,7 +44,7 @@ class Reserve(Frozen):
 
 
 class MemoryRules(Frozen):
-    """What of a GPU's memory the KV cache gets.
+    """Rules for the part of a GPU's memory that the KV cache gets.
 
     ``of_total`` (vLLM): a share of the whole, less weights, what a step of the largest size was
     seen to take, and what lies outside PyTorch. ``before_loading`` (SGLang): a share of what was

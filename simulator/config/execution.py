@@ -1,4 +1,4 @@
-"""What ``moesim execute`` runs of a scenario: two kinds of step, how often, and what is broken on
+"""Steps that ``moesim execute`` runs of a scenario: two kinds, how often, and what is broken on
 purpose.
 """
 

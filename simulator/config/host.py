@@ -126,7 +126,7 @@ class ExchangeTable(Fit):
 
 
 class KernelTables(Frozen):
-    """What one rank computes, while every core is busy with ranks like it."""
+    """Times of one rank's computation while every core is busy with ranks like it."""
 
     num_threads: Cores
     """Threads of each rank."""
@@ -156,7 +156,7 @@ class KernelTables(Frozen):
 
 
 class Collectives(Frozen):
-    """What ``num_ranks`` ranks do together on this machine."""
+    """Times of collectives of ``num_ranks`` ranks on this machine."""
 
     num_ranks: Ranks
     """Ranks that took part."""
@@ -184,7 +184,7 @@ class Pruned(Fit):
 
 
 class HostCalibration(Frozen):
-    """One file: what the shards take on one machine."""
+    """Times of the shards on one machine, in one file."""
 
     title: str
     """Name of the calibration, for reports."""
@@ -213,7 +213,7 @@ class HostCalibration(Frozen):
     dispatch: ClassVar[Policy] = {"kind": "per_node"}
 
     def on(self, num_ranks: int, working_bytes: float) -> HostRates:
-        """What holds for one plan.
+        """Choose the tables for one plan.
 
         Args:
             num_ranks: on the machine.

@@ -152,7 +152,7 @@ def _mixer_order(read: ConfigKeys, num_layers: int) -> list[str]:
 
 
 def _every(read: ConfigKeys, name: str, num_layers: int, key: str) -> list[str]:
-    """All layers are called ``name`` but every n-th, which has full attention."""
+    """List ``name`` for all layers but every n-th, which has full attention."""
     interval = read.size_or(read.convention.full_attention_every or 0, key)
     if interval == 0:
         raise read.error(

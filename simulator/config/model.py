@@ -53,7 +53,7 @@ class LayerRun(Frozen):
 
 
 class Published(Frozen):
-    """What the model's makers print about its size."""
+    """Size of the model as its makers print it."""
 
     total_parameters: Annotated[float, value_range(1, 1e15, "parameters")]
     """Number of parameters that the makers print."""
@@ -227,7 +227,7 @@ class ModelSpec(Frozen):
 
     @property
     def num_parameters(self) -> int:
-        """All parameters, embeddings included, multi-token-prediction modules excluded."""
+        """Number of parameters, embeddings included, multi-token-prediction modules excluded."""
         return self._num_parameters(active_only=False)
 
     @property

@@ -19,7 +19,7 @@ from simulator.config.mixers import ContextTerm, KVHeads, Mixer
 class _Question(NamedTuple):
     name: str
     ask: Callable[[Any, int], Any]
-    """What a block answers for a hidden size."""
+    """Function that asks a block for its answer at a hidden size."""
     wanted: str
     is_right: Callable[[Any], bool]
 

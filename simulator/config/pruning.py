@@ -34,7 +34,7 @@ class Unstructured(Frozen):
 
     @property
     def kernels(self) -> str:
-        """What multiplies with such matrices, as calibrations name it."""
+        """Name of the kernels for such matrices in calibrations."""
         return self.format
 
     def num_stored(self, out_features: int, in_features: int) -> int:
@@ -62,7 +62,7 @@ class Unstructured(Frozen):
 
 
 class TwoFour(Frozen):
-    """Of each four neighbours in a row the two largest are left: the format of NVIDIA's sparse
+    """The two largest of each four neighbours in a row are left: the format of NVIDIA's sparse
     tensor cores.
     """
 
@@ -71,7 +71,7 @@ class TwoFour(Frozen):
 
     @property
     def kernels(self) -> str:
-        """What multiplies with such matrices, as calibrations name it."""
+        """Name of the kernels for such matrices in calibrations."""
         return self.kind
 
     @property
@@ -128,8 +128,8 @@ Pruning = Annotated[Unstructured | TwoFour | Block, Field(discriminator="kind")]
 def stored_bytes(
     pruning: Pruning, out_features: int, in_features: int, weight_bytes: float
 ) -> float:
-    """What a pruned matrix takes: the weights that are left, ``weight_bytes`` each, and where they
-    lie.
+    """Bytes of a pruned matrix: the weights that are left, ``weight_bytes`` each, and their
+    places.
     """
     return pruning.num_stored(out_features, in_features) * weight_bytes + pruning.index_bytes(
         out_features, in_features
@@ -137,7 +137,7 @@ def stored_bytes(
 
 
 def pruning_text(pruning: Pruning) -> str:
-    """For names of models: ``2:4``, ``70 % sparse, bitmap``."""
+    """Pruning in words for names of models: ``2:4``, ``70 % sparse, bitmap``."""
     if isinstance(pruning, TwoFour):
         return "2:4"
     stored_as = (

@@ -1,4 +1,4 @@
-"""How unevenly the experts of a model are used where nobody has said so."""
+"""Default skew of expert popularity, for models whose routing nobody has measured."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def usual_routing(routing: Policy | None, source: str) -> tuple[Policy, str]:
 
 
 def routing_note(model: str, source: str) -> str | None:
-    """What to say of a model whose routing is assumed; ``None`` where it was given."""
+    """Note on a model whose routing is assumed; ``None`` where it was given."""
     if source != ASSUMED_SOURCE and _SOURCED.format(sigma=MEDIAN_SIGMA) not in source:
         return None
     return (

@@ -1,4 +1,4 @@
-"""Which splits and number formats a serving engine refuses, as its files in
+"""Splits and number formats that a serving engine refuses, as its files in
 ``cluster_configs/engines`` have it.
 """
 
@@ -40,7 +40,9 @@ class CacheHeads(Frozen):
 
 
 class Splits(Frozen):
-    """What an engine refuses to start with. What is not named here is not refused."""
+    """Splits and number formats that an engine refuses to start with; everything else is
+    accepted.
+    """
 
     generations: _Names = ()
     """Generations of accelerators (names of their calibrations) that it runs on; empty = any."""

@@ -1,4 +1,4 @@
-"""What every file that a command takes has in common: the place where it was read."""
+"""Base of the files that commands take, which know where they were read."""
 
 from __future__ import annotations
 

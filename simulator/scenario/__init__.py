@@ -1,1 +1,1 @@
-"""What a user writes and a command reads: scenarios and questions."""
+"""Scenarios and questions: what a user writes and a command reads."""

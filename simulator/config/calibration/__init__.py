@@ -1,5 +1,5 @@
-"""What is achieved of the peaks: data files in ``cluster_configs/calibration``, fitted on
-measurements or assumed, and said so.
+"""Achieved shares of the peaks: data files in ``cluster_configs/calibration``, fitted on
+measurements or assumed, and said to be.
 
 A calibration is ``NAME.toml``, and beside it a folder ``NAME/`` whose files hold one table each
 (``NAME/gemm.toml`` is ``gemm``): what a command fits is written there, and what a person wrote
@@ -61,7 +61,7 @@ kernels, which SGLang and vLLM share, and TensorRT-LLM's."""
 
 
 class Calibration(Frozen):
-    """What one engine achieves on one accelerator family."""
+    """Achieved rates and overheads of one engine on one accelerator family."""
 
     compute: ClassVar[Policy] = {"kind": "roofline"}
     communication: ClassVar[Policy] = {"kind": "alpha_beta"}
@@ -101,16 +101,16 @@ class Calibration(Frozen):
         return pruned_entry(self.pruned, kernels, dtype)
 
     def matrices(self, dtype: str) -> GemmFit:
-        """The fit for dense matrices of ``dtype``, or the one that the file names for others (its
-        ``kind`` says "assumed").
+        """Find the fit for dense matrices of ``dtype``, or the one that the file names for others
+        (its ``kind`` says "assumed").
         """
         return _entry(self.gemm, dtype)
 
     def experts(
         self, dtype: str, num_experts: int | None = None, kernels: str | None = None
     ) -> GroupedGemmFit:
-        """Likewise for routed experts, which engines run by other kernels where an exchange brings
-        their rows, or they are few.
+        """Find the fit for routed experts of ``dtype``, which engines run by other kernels where an
+        exchange brings their rows, or they are few.
 
         Entries named ``<dtype>_<kernels>`` hold behind an exchange, ``<dtype>_few`` for layers of
         few experts.
@@ -199,8 +199,8 @@ _ENGINES = ("vllm", "sglang", "trtllm")
 
 
 class CalibrationFile(Frozen):
-    """One accelerator family, for all engines: each table has an entry ``any``, and one for each
-    engine that differs.
+    """Achieved rates and overheads on one accelerator family, for all engines: each table has an
+    entry ``any``, and one for each engine that differs.
     """
 
     compute: ClassVar[Policy] = Calibration.compute
@@ -232,7 +232,7 @@ class CalibrationFile(Frozen):
     without an entry were measured by nobody."""
 
     def pools(self, engine: str) -> DisaggregationFit | None:
-        """What is known of an engine's pools of prefill and decode, or of any engine's."""
+        """Find the entry for an engine's pools of prefill and decode, or for any engine's."""
         return self.disaggregation.get(engine, self.disaggregation.get(ANY))
 
     def check_engine(self, engine: str, where: str) -> None:
@@ -248,7 +248,7 @@ class CalibrationFile(Frozen):
             )
 
     def on(self, engine: str) -> Calibration:
-        """What ``engine`` achieves: its own entries, and those of any engine where it has none.
+        """Choose an engine's own entries, and those of any engine where it has none.
 
         Args:
             engine: a name, or ``name@version``; only the engine's own time differs by version.
@@ -309,8 +309,8 @@ def _entry(table: dict[str, AnyFit], dtype: str) -> AnyFit:
 def pruned_entry(
     table: dict[str, dict[str, PrunedFit]], kernels: str, dtype: str
 ) -> PrunedFit | None:
-    """Of a calibration's pruned matrices, those stored for ``kernels``; ``None`` where nobody has
-    measured such products.
+    """Find the fit for pruned matrices stored for ``kernels``; ``None`` where nobody has measured
+    such products.
     """
     return table.get(kernels, {}).get("bf16" if dtype == "fp16" else dtype)
 

@@ -8,7 +8,7 @@ from simulator.config.dtypes import DType
 
 
 class AttentionFit(Fit):
-    """What one kernel achieves, over all sequences of a step: ``floor + (compute^overlap +
+    """Time of one attention kernel over all sequences of a step: ``floor + (compute^overlap +
     stream^overlap + setup^overlap)^(1/overlap)``.
 
     ``compute`` is the work on (query, key) pairs, ``stream`` reads the cache, ``setup`` is what

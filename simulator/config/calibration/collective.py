@@ -35,7 +35,7 @@ def wire_share(algorithm: Algorithm, num_ranks: ArrayLike) -> Floats:
 
 
 class ProtocolFit(Frozen):
-    """One way to do a collective: ``latency + bytes / rate``."""
+    """Time of a collective by one protocol: ``latency + bytes / rate``."""
 
     algorithm: Algorithm = "ring"
     """Way that the message takes: round a ring, through a switch that adds up, or read at once by
@@ -73,7 +73,7 @@ class ProtocolFit(Frozen):
 
 
 class CollectiveFit(Fit):
-    """One operation of one library."""
+    """Time of one collective operation of one library."""
 
     protocols: Annotated[dict[str, ProtocolFit], Field(min_length=1)]
     """Protocols by name; the fastest one that is used is taken, as the library's tuner means to.
@@ -124,7 +124,7 @@ class CollectiveFit(Fit):
     def eagerly_s(
         self, graph_s: ArrayLike, num_bytes: ArrayLike, memory_bytes_per_s: float
     ) -> Floats:
-        """The same, launched from Python: the message is first copied, read once and written
+        """Seconds when launched from Python: the message is first copied, read once and written
         once.
         """
         copy_s = 2.0 * np.asarray(num_bytes, dtype=float) / memory_bytes_per_s

@@ -1,4 +1,4 @@
-"""How far measured pools of prefill and decode workers are from what their steps take."""
+"""Ratio of measured to predicted times of pools of prefill and decode workers."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class EngineFit(Fit):
     """Releases of the engine whose points are in the fit."""
 
     def prompt_s(self, num_layers: int, num_moe_layers: int) -> float:
-        """What a step with prompt tokens takes beyond one without.
+        """Seconds that a step with prompt tokens takes beyond one without.
 
         Args:
             num_moe_layers: of ``num_layers``, those with routed experts.
@@ -73,8 +73,8 @@ def engine_fit(table: dict[str, EngineFit], engine: str, otherwise: EngineFit) -
 
 
 def engine_key(keys: tuple[str, ...], engine: str) -> str | None:
-    """Of the entries of a table the one for an engine and version: its newest release that is not
-    newer than the version.
+    """Find the key of an engine and version: its newest release that is not newer than the
+    version.
 
     >>> engine_key(("vllm", "trtllm", "trtllm@1.0.0", "trtllm@1.2.0"), "trtllm@1.1.0rc2")
     'trtllm@1.0.0'

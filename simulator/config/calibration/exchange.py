@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 
 
 class Load(NamedTuple):
-    """What one exchange moves, seen from its busiest rank. Numbers, or arrays of exchanges that
+    """Load of one exchange, seen from its busiest rank. Numbers, or arrays of exchanges that
     broadcast together.
     """
 
@@ -24,9 +24,9 @@ class Load(NamedTuple):
     copies: ArrayLike
     """Vectors that its multiprocessors send, over any wire."""
     crossing: ArrayLike
-    """Of these, the ones that leave the fast domain."""
+    """Vectors among ``copies`` that leave the fast domain."""
     vector_bytes: ArrayLike
-    """One vector as it travels, scales included."""
+    """Bytes of one vector as it travels, scales included."""
     num_experts: ArrayLike
     """Experts of the layer that have a buffer of their own: copies of replicated ones count."""
     num_nodes: ArrayLike
@@ -177,7 +177,7 @@ def by_experts(num_experts: ArrayLike, num_multiprocessors: ArrayLike) -> Floats
 
 
 def doublings(number: ArrayLike) -> Floats:
-    """How often 1 is doubled to reach ``number``.
+    """Number of times that 1 is doubled to reach ``number``.
 
     >>> doublings([1, 2, 3, 8]).tolist()
     [0.0, 1.0, 2.0, 3.0]

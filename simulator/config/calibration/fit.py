@@ -1,6 +1,4 @@
-"""What every calibrated number carries: where it comes from, where it holds, and how far off it
-is.
-"""
+"""Origin, range and error of a calibrated number."""
 
 from __future__ import annotations
 
@@ -48,7 +46,7 @@ class Fit(Frozen):
     quantity's unit; outside of it a result is extrapolated, and said to be."""
 
     def outside(self, **quantities: float) -> list[str]:
-        """Of the given quantities the names of those that lie outside the measured range."""
+        """List the names of the given quantities that lie outside the measured range."""
         return [
             name
             for name, value in quantities.items()

@@ -1,4 +1,4 @@
-"""What a price was asked of, as far as a calibration tells deployments apart."""
+"""Facts of a deployment that decide which calibration entries price it."""
 
 from __future__ import annotations
 
@@ -31,4 +31,4 @@ class PriceKey(NamedTuple):
     is_latent: bool
     """Whether the cache holds latent vectors (MLA)."""
     pruning: Pruning | None
-    """How the matrices of dense feed-forward blocks are pruned; ``None`` where they are whole."""
+    """Pruning of the matrices of dense feed-forward blocks; ``None`` where they are whole."""

@@ -7,8 +7,8 @@ from simulator.config.calibration.fit import Fit
 
 
 class PrunedFit(Fit):
-    """What a kernel for pruned matrices achieves of what the one for whole matrices of the format
-    does.
+    """Achieved rates of a kernel for pruned matrices over those of the kernel for whole matrices of
+    the format.
 
     Stated against the whole product, since that is what is published, and since the ratio holds
     where peaks differ.

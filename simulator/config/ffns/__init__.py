@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class FFN(Frozen, ABC):
-    """What every kind answers; the name of its file is its ``kind``."""
+    """Base of every kind of feed-forward block; the name of a kind's file is its ``kind``."""
 
     kind: str
     """Kind of feed-forward block."""
@@ -47,12 +47,14 @@ class FFN(Frozen, ABC):
         return 0
 
     def num_parameters(self, hidden_size: int) -> int:
-        """All parameters of the block, every routed expert included."""
+        """Number of parameters of the block, every routed expert included."""
         every = 0 if self.experts is None else self.experts.num_experts
         return self._num_with(every, hidden_size)
 
     def num_active_parameters(self, hidden_size: int) -> int:
-        """The parameters that one token uses: ``top_k`` of the routed experts, and all else."""
+        """Number of parameters that one token uses: ``top_k`` of the routed experts, and everything
+        else.
+        """
         chosen = 0 if self.experts is None else self.experts.top_k
         return self._num_with(chosen, hidden_size)
 

@@ -11,7 +11,7 @@ from simulator.config.linear import Linear
 def make_linears(
     hidden_size: int, intermediate_size: int, is_gated: bool, name: str
 ) -> tuple[Linear, ...]:
-    """Its matrices; a gate is stacked on the projection up."""
+    """Make the matrices of the network; a gate is stacked on the projection up."""
     up = 2 * intermediate_size if is_gated else intermediate_size
     return (
         Linear(f"{name} up", hidden_size, up, "column"),

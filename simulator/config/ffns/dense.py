@@ -12,7 +12,7 @@ from simulator.config.linear import Linear
 
 
 class DenseFFN(FFN):
-    """One feed-forward network that every token uses."""
+    """Feed-forward network that every token uses."""
 
     kind: Literal["dense"]
     """Dense feed-forward block."""

@@ -18,7 +18,7 @@ from simulator.config.linear import Linear
 
 
 class ContextTerm(NamedTuple):
-    """One way a layer reads earlier tokens. A (query, key) *pair* is one query token looking at one
+    """Read of earlier tokens by a layer. A (query, key) *pair* is one query token looking at one
     cached entry.
     """
 
@@ -58,7 +58,7 @@ class KVHeads(NamedTuple):
 
 
 class Mixer(Frozen, ABC):
-    """What every kind answers; the name of its file is its ``kind``."""
+    """Base of every kind of mixer; the name of a kind's file is its ``kind``."""
 
     norms: Parameters = 0
     """Number of norm weights that the kind does not imply (norms on queries and keys, a norm behind
@@ -83,7 +83,9 @@ class Mixer(Frozen, ABC):
         return None
 
     def context_terms(self) -> tuple[ContextTerm, ...]:
-        """What looking back costs; empty for a layer that carries a fixed state instead."""
+        """Costs of attention over the context; empty for a layer that carries a fixed state
+        instead.
+        """
         return ()
 
     @property
@@ -106,7 +108,7 @@ class Mixer(Frozen, ABC):
         return 0.0
 
     def num_parameters(self, hidden_size: int) -> int:
-        """All parameters of the mixer, without the layer's own norm."""
+        """Number of parameters of the mixer, without the layer's own norm."""
         return sum(
             linear.num_parameters for linear in self.linears(hidden_size)
         ) + self.num_small_parameters(hidden_size)
