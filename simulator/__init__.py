@@ -1,7 +1,7 @@
 """moesim: which serves your traffic better, a mixture-of-experts model or a dense one, and on what.
 
 The command line as functions: :func:`load_scenario` and :func:`run`, :func:`load_question` and
-:func:`plan`, :func:`sweep`, :func:`execute`, :func:`validate`, :func:`check`, :func:`catalogue`;
+:func:`plan`, :func:`sweep`, :func:`execute`, :func:`validate`, :func:`check`, :func:`list_kinds`;
 what they return is written by :func:`write_results`, read back by :func:`load_results` and shown by
 :func:`build_report`. Nothing is imported before it is used.
 
@@ -28,17 +28,17 @@ __all__ = [
     "__version__",
     "allow_code",
     "build_report",
-    "catalogue",
     "check",
     "describe_columns",
     "describe_keys",
     "execute",
+    "list_kinds",
     "load_question",
     "load_results",
     "load_scenario",
+    "make_schema",
     "plan",
     "run",
-    "schema_of",
     "sweep",
     "validate",
     "write_results",
@@ -48,14 +48,14 @@ _HOMES = {
     "base.errors": ("LostError", "UserError"),
     "base.trust": ("allow_code",),
     "commands.capacity": ("plan",),
-    "commands.catalogue": ("catalogue",),
+    "commands.catalogue": ("list_kinds",),
     "commands.check": ("check",),
     "commands.execute": ("execute",),
     "commands.reference": ("describe_keys",),
     "commands.report": ("build_report",),
     "commands.results_folder": ("load_results", "write_results"),
     "commands.run": ("run",),
-    "commands.schema": ("schema_of",),
+    "commands.schema": ("make_schema",),
     "commands.sweep": ("sweep",),
     "commands.validate": ("validate",),
     "config.capacity": ("Question",),

@@ -1,14 +1,14 @@
 from simulator.base.errors import LostError, UserError
 from simulator.base.trust import allow_code
 from simulator.commands.capacity import plan
-from simulator.commands.catalogue import catalogue
+from simulator.commands.catalogue import list_kinds
 from simulator.commands.check import check
 from simulator.commands.execute import execute
 from simulator.commands.reference import describe_keys
 from simulator.commands.report import build_report
 from simulator.commands.results_folder import load_results, write_results
 from simulator.commands.run import run
-from simulator.commands.schema import schema_of
+from simulator.commands.schema import make_schema
 from simulator.commands.sweep import sweep
 from simulator.commands.validate import validate
 from simulator.config.capacity import Question
@@ -34,17 +34,17 @@ __all__ = [
     "__version__",
     "allow_code",
     "build_report",
-    "catalogue",
     "check",
     "describe_columns",
     "describe_keys",
     "execute",
+    "list_kinds",
     "load_question",
     "load_results",
     "load_scenario",
+    "make_schema",
     "plan",
     "run",
-    "schema_of",
     "sweep",
     "validate",
     "write_results",

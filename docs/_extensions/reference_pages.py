@@ -100,10 +100,10 @@ def _plain(text: str) -> str:
 
 def describe_catalogue() -> str:
     """Everything that has a name: models, machines, workloads, policies."""
-    from simulator.commands.catalogue import catalogue
+    from simulator.commands.catalogue import list_kinds
 
     parts = ["# What ships\n\n`moesim list FAMILY` prints the same.\n"]
-    for family, entries in catalogue(None).items():
+    for family, entries in list_kinds(None).items():
         rows = ((f"`{name}`", text) for name, text in entries.items())
         parts.append(f"\n## {family}\n\n{tabulate(('name', 'what it is'), rows)}")
     return "".join(parts)

@@ -25,9 +25,9 @@ def list_(
     """List what there is: scenarios, plans, workloads, models, clusters, accelerators and every
     kind of policy.
     """
-    from simulator.commands.catalogue import catalogue
+    from simulator.commands.catalogue import list_kinds
 
-    found = catalogue(family)
+    found = list_kinds(family)
     if as_json:
         console.emit(found)
     elif markdown:
@@ -96,6 +96,6 @@ def schema(
     ] = "scenario",
 ) -> None:
     """Print the JSON Schema of a kind of file, for editors."""
-    from simulator.commands.schema import schema_of
+    from simulator.commands.schema import make_schema
 
-    print(json.dumps(schema_of(what), indent=1))  # noqa: T201
+    print(json.dumps(make_schema(what), indent=1))  # noqa: T201

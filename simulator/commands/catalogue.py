@@ -47,16 +47,23 @@ POLICIES = {
 """Families of one kind a file: as ``list`` calls them, and as their packages are called."""
 
 
-def catalogue(family: str | None = None) -> dict[str, dict[str, str]]:
-    """For each family (or the one named) its entries, each with a line that says what it is.
+def list_kinds(family: str | None = None) -> dict[str, dict[str, str]]:
+    """List the entries of each family, each with a line that describes it: data files by name, and
+    policies by kind.
+
+    Args:
+        family: one family, such as ``models``, ``clusters`` or ``routing``; ``None`` = all.
 
     Raises:
         UserError: if there is no such family.
+
+    >>> list(list_kinds("overflow")["overflow"])
+    ['capacity', 'none']
     """
     families: dict[str, Callable[[], dict[str, str]]] = {
-        **{name: partial(_files, folder) for name, folder in _DATA.items()},
-        "clusters": _clusters,
-        **{name: partial(_policies, package) for name, package in POLICIES.items()},
+        **{name: partial(_list_files, folder) for name, folder in _DATA.items()},
+        "clusters": _list_clusters,
+        **{name: partial(_list_policies, package) for name, package in POLICIES.items()},
     }
     if family is None:
         return {name: entries() for name, entries in families.items()}
@@ -65,11 +72,11 @@ def catalogue(family: str | None = None) -> dict[str, dict[str, str]]:
     return {family: families[family]()}
 
 
-def _files(folder: str) -> dict[str, str]:
-    return {name: _headline(path) for name, path in available_files(folder).items()}
+def _list_files(folder: str) -> dict[str, str]:
+    return {name: _read_headline(path) for name, path in available_files(folder).items()}
 
 
-def _headline(path: Path) -> str:
+def _read_headline(path: Path) -> str:
     """Title of a file, or the reason why it cannot be read: the others are still there to choose
     from.
     """
@@ -83,7 +90,7 @@ def _headline(path: Path) -> str:
     )
 
 
-def _clusters() -> dict[str, str]:
+def _list_clusters() -> dict[str, str]:
     """Clusters by family, the sizes together: naming all would fill pages."""
     files = available_files("cluster_configs")
     names = available_clusters()
@@ -95,16 +102,16 @@ def _clusters() -> dict[str, str]:
             if name.startswith(f"{stem}-") and name.removeprefix(f"{stem}-").isdecimal()
         ]
         if stem in names or not sizes:
-            found[stem] = _headline(path)
+            found[stem] = _read_headline(path)
         if sizes:
-            found[f"{stem}-N"] = f"{_headline(path)}; N = {_sizes_text(sizes)}"
+            found[f"{stem}-N"] = f"{_read_headline(path)}; N = {_describe_sizes(sizes)}"
     return found
 
 
-def _sizes_text(sizes: list[int]) -> str:
+def _describe_sizes(sizes: list[int]) -> str:
     """Sizes in words, a long even tail shortened.
 
-    >>> _sizes_text([1, 2, 4, 8, 16, 24, 32, 40])
+    >>> _describe_sizes([1, 2, 4, 8, 16, 24, 32, 40])
     '1, 2, 4, 8, 16, ..., 40'
     """
     first = len(sizes) - 1
@@ -118,7 +125,7 @@ def _sizes_text(sizes: list[int]) -> str:
     return ", ".join(shown)
 
 
-def _policies(package: str) -> dict[str, str]:
+def _list_policies(package: str) -> dict[str, str]:
     found = {}
     for kind in available(package):
         module = importlib.import_module(f"{package_of(package).__name__}.{kind}")

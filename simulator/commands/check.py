@@ -180,7 +180,7 @@ def _check_cluster(path: Path, _: Overrides) -> _Found:
     table = clusters.read_cluster_table(
         path.stem, {**available_files("cluster_configs"), path.stem: path}
     )
-    table.setdefault("num_gpus", clusters.default_num_gpus(table))
+    table.setdefault("num_gpus", clusters.choose_num_gpus(table))
     found = validate(ClusterSpec, {**table, "name": path.stem}, str(path))
     load_accelerator(found.accelerator, str(path))
     sizes = found.sizes or (found.num_gpus,)

@@ -87,7 +87,7 @@ def serve_deployments(
         tasks += _list_shard_tasks(shards, question, own) or [
             partial(_serve_whole, plan, question, own)
         ]
-    found = iter(_do(tasks, tick, workers, address))
+    found = iter(_run_tasks(tasks, tick, workers, address))
     return [
         _put_together(plan, question, shards, [next(found) for _ in shards], own, tick)
         if shards
@@ -103,7 +103,7 @@ def _split(plan: DeploymentPlan, question: Question) -> list[Shard]:
     return split_replicas(plan, question.trace, most)
 
 
-def _do(
+def _run_tasks(
     tasks: Sequence[_Task], tick: Progress, workers: int | None, address: str | None
 ) -> list[Any]:
     """What comes of all tasks, in their order."""
@@ -111,10 +111,10 @@ def _do(
         return [task(tick=tick) for task in tasks]
     shown = count_part(tick, "deployments and parts of them", len(tasks))
     with Workers(min(workers, len(tasks)) if workers else None, address) as pool:
-        return pool.map(_call, tasks, shown)
+        return pool.map(_run_task, tasks, shown)
 
 
-def _call(task: _Task) -> Any:
+def _run_task(task: _Task) -> Any:
     return task(tick=show_nothing)
 
 

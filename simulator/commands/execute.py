@@ -21,10 +21,10 @@ from simulator.commands.execute_tables import (
     choose_median,
     combine_moments,
     largest_difference,
-    predicted_span_rows,
-    rank_rows,
-    span_rows,
-    step_row,
+    make_predicted_span_rows,
+    make_rank_rows,
+    make_span_rows,
+    make_step_row,
     summarise,
 )
 from simulator.config.deployment import DeploymentSpec
@@ -123,7 +123,7 @@ def execute(
         "seed": scenario.seed,
         **made.describe("torch", *(["ray"] if backend == "ray" else [])),
         "machine": runner.machine,
-        "calibration": _calibration(plans),
+        "calibration": _describe_calibration(plans),
         "nodes": site.description,
         "deployments": {
             plan.name: facts_of(plan) | {SHOWN: runner.shown[plan.name]} for plan in plans
@@ -179,14 +179,14 @@ def _check_faults(
                 f"execution.faults: node {fault.node} cannot be killed: "
                 f"start it with --simulated-nodes {fault.node + 1} or more"
             )
-        if fault.step > _steps(execution)[-1][1].number:
+        if fault.step > _list_steps(execution)[-1][1].number:
             raise UserError(
                 f"execution.faults: step {fault.step}: the last one "
-                f"is {_steps(execution)[-1][1].number}"
+                f"is {_list_steps(execution)[-1][1].number}"
             )
 
 
-def _calibration(plans: list[DeploymentPlan]) -> dict[str, Any]:
+def _describe_calibration(plans: list[DeploymentPlan]) -> dict[str, Any]:
     """Describe the calibration that predictions rest on."""
     from simulator.config.host import HostRates
 
@@ -200,7 +200,7 @@ def _calibration(plans: list[DeploymentPlan]) -> dict[str, Any]:
     return {"title": found.title, "machine": None, "source": ""}
 
 
-def _calibrated_share(plan: DeploymentPlan) -> float:
+def _find_calibrated_share(plan: DeploymentPlan) -> float:
     """Share of the cores that other programs took while the machine was calibrated; 0 where the
     calibration does not say.
     """
@@ -226,7 +226,7 @@ class _Runner:
         if self._backend is not None:
             self._backend.close()
 
-    def _ready(self, plan: DeploymentPlan) -> Backend:
+    def _prepare_backend(self, plan: DeploymentPlan) -> Backend:
         if self._backend is not None and self.site.fits(self._backend, plan):
             return self._backend
         self.close()
@@ -240,7 +240,7 @@ class _Runner:
         from simulator.runtime.reference import Reference
 
         execution = self.execution
-        backend = self._ready(plan)
+        backend = self._prepare_backend(plan)
         total = (execution.steps + execution.warm_up) * (
             bool(execution.prompts) + bool(execution.sequences)
         )
@@ -255,7 +255,7 @@ class _Runner:
         meters: dict[str, LoadMeter] = {}
         others: dict[str, float] = {}
         reference = Reference(job)
-        for done, (kind, step, counts) in enumerate(_steps(execution)):
+        for done, (kind, step, counts) in enumerate(_list_steps(execution)):
             if counts and kind not in meters:
                 meters[kind] = LoadMeter(backend)
             shards = backend.step(step)
@@ -268,29 +268,30 @@ class _Runner:
                 measured.phases["overhead"] += max(0.0, wall_s - measured.duration_s)
                 duration_s = max(wall_s, measured.duration_s)
                 rows.append(
-                    step_row(plan.name, kind, "measured", step, duration_s, measured.phases)
+                    make_step_row(plan.name, kind, "measured", step, duration_s, measured.phases)
                 )
                 kept = timed.setdefault(kind, Thinned(_MOST_TIMELINES))
                 kept.add(Timed(step.number, duration_s, measured.spans))
-                ranks += rank_rows(plan.name, kind, step, shards)
-                if step.number == _last(execution, kind):
+                ranks += make_rank_rows(plan.name, kind, step, shards)
+                if step.number == _find_last(execution, kind):
                     others[kind] = meters[kind].others_share()
             self.tick(plan.name, done + 1, total)
         medians = {kind: choose_median(kept.items) for kind, kept in timed.items()}
         spans += [
-            span_rows(plan.name, f"{kind}, measured", step.spans) for kind, step in medians.items()
+            make_span_rows(plan.name, f"{kind}, measured", step.spans)
+            for kind, step in medians.items()
         ]
-        counted = [(kind, step) for kind, step, counts in _steps(execution) if counts]
+        counted = [(kind, step) for kind, step, counts in _list_steps(execution) if counts]
         for (kind, step), times in zip(
             counted,
-            forecast(plan, [_even(plan, step) for _, step in counted], keep_spans=True),
+            forecast(plan, [_spread_evenly(plan, step) for _, step in counted], keep_spans=True),
             strict=True,
         ):
             rows.append(
-                step_row(plan.name, kind, "predicted", step, times.duration_s, times.phases)
+                make_step_row(plan.name, kind, "predicted", step, times.duration_s, times.phases)
             )
             if step.number == medians[kind].number:
-                spans.append(predicted_span_rows(plan.name, f"{kind}, predicted", times))
+                spans.append(make_predicted_span_rows(plan.name, f"{kind}, predicted", times))
         self.shown[plan.name] = {
             kind: asdict(
                 ShownTimeline(medians[kind].number, uniform_imbalance(plan, step.num_tokens))
@@ -307,14 +308,14 @@ class _Runner:
                 [{**fault._asdict(), "ranks": " ".join(map(str, fault.ranks))} for fault in faults],
                 columns=list(_FAULTS),
             ),
-            "summary": summarise(plan, table, differences, others, _calibrated_share(plan)),
+            "summary": summarise(plan, table, differences, others, _find_calibrated_share(plan)),
         }
 
 
 _FAULTS = ("deployment", "step", "ranks", "what", "recovery_s")
 
 
-def _steps(execution: ExecutionSpec) -> list[tuple[str, Step, bool]]:
+def _list_steps(execution: ExecutionSpec) -> list[tuple[str, Step, bool]]:
     """Kind, step, and whether it counts; the first of each kind is checked against the
     reference.
     """
@@ -339,11 +340,11 @@ def _steps(execution: ExecutionSpec) -> list[tuple[str, Step, bool]]:
     return found
 
 
-def _last(execution: ExecutionSpec, kind: str) -> int:
-    return max(int(step.number) for other, step, _ in _steps(execution) if other == kind)
+def _find_last(execution: ExecutionSpec, kind: str) -> int:
+    return max(int(step.number) for other, step, _ in _list_steps(execution) if other == kind)
 
 
-def _even(plan: DeploymentPlan, step: Step) -> EvenStep:
+def _spread_evenly(plan: DeploymentPlan, step: Step) -> EvenStep:
     from simulator.runtime.layers.part import Part
 
     dp = plan.placement.layout.attention_dp

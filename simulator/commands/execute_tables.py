@@ -29,7 +29,7 @@ def combine_moments(plan: DeploymentPlan, shards: list[Any]) -> Any:
     return combine([shard.moments for shard in shards], groups)
 
 
-def step_row(
+def make_step_row(
     deployment: str, kind: str, source: str, step: Any, duration_s: float, phases: dict[str, float]
 ) -> dict[str, Any]:
     """A row of ``STEP_COLUMNS``."""
@@ -45,7 +45,9 @@ def step_row(
     )
 
 
-def rank_rows(deployment: str, kind: str, step: Any, shards: list[Any]) -> list[dict[str, Any]]:
+def make_rank_rows(
+    deployment: str, kind: str, step: Any, shards: list[Any]
+) -> list[dict[str, Any]]:
     """Rows of ``RANK_COLUMNS``, one a rank and MoE layer."""
     found = []
     for shard in shards:
@@ -57,7 +59,7 @@ def rank_rows(deployment: str, kind: str, step: Any, shards: list[Any]) -> list[
     return found
 
 
-def span_rows(
+def make_span_rows(
     deployment: str, phase: str, spans: list[tuple[int, str, int, float, float]]
 ) -> pd.DataFrame:
     """``SPAN_COLUMNS`` of one step."""
@@ -66,9 +68,9 @@ def span_rows(
     return table.assign(deployment=deployment, phase=phase)[list(SPAN_COLUMNS)]
 
 
-def predicted_span_rows(deployment: str, phase: str, times: StepTimes) -> pd.DataFrame:
+def make_predicted_span_rows(deployment: str, phase: str, times: StepTimes) -> pd.DataFrame:
     """``SPAN_COLUMNS`` of one step as it was predicted."""
-    return span_rows(
+    return make_span_rows(
         deployment,
         phase,
         [(s.rank, s.phase, s.layer, s.start_s, s.duration_s) for s in times.spans or []],
@@ -121,7 +123,7 @@ def summarise(
             for source in ("measured", "predicted")
         }
         tokens, share = int(own["tokens"].iloc[0]), others.get(kind, float("nan"))
-        total, active = _parameters(plan)
+        total, active = _count_parameters(plan)
         values = (
             plan.name,
             kind,
@@ -130,7 +132,7 @@ def summarise(
             seconds["measured"],
             seconds["predicted"],
             seconds["predicted"] / seconds["measured"] - 1,
-            seconds["predicted"] / (seconds["measured"] * _left(share, calibrated_share)) - 1,
+            seconds["predicted"] / (seconds["measured"] * _share_left(share, calibrated_share)) - 1,
             share,
             calibrated_share,
             differences.get(kind, float("nan")),
@@ -141,7 +143,7 @@ def summarise(
     return pd.DataFrame(rows)
 
 
-def _parameters(plan: DeploymentPlan) -> tuple[int, int]:
+def _count_parameters(plan: DeploymentPlan) -> tuple[int, int]:
     """Parameters and active ones, less those that pruning took."""
     model, pruning = plan.placement.model, plan.spec.pruning
     gone = 0
@@ -156,7 +158,7 @@ def _parameters(plan: DeploymentPlan) -> tuple[int, int]:
     return model.num_parameters - gone, model.num_active_parameters - gone
 
 
-def _left(share: float, calibrated_share: float) -> float:
+def _share_left(share: float, calibrated_share: float) -> float:
     """Cores that other programs left to the ranks, over those that they left while the machine was
     calibrated; 1 where either is unknown.
     """

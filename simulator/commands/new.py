@@ -18,7 +18,7 @@ FOLDERS = {
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-def template_of(kind: str) -> str:
+def read_template(kind: str) -> str:
     """The text of a kind of file, with ``NAME`` for its name.
 
     Raises:
@@ -35,7 +35,7 @@ def write_new(kind: str, name: str) -> Path:
     Raises:
         UserError: if there is no such kind, the name is none, or the file is there already.
     """
-    text = template_of(kind)
+    text = read_template(kind)
     stem = name.removesuffix(".toml")
     if not _NAME.fullmatch(stem):
         raise UserError(

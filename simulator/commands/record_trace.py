@@ -120,7 +120,7 @@ def train_and_record(
     training = Training(models, corpus, held, shape, seed, recipe)
     if steps is None:
         tick("timing the first steps", 0, None)
-        steps = _steps_in(minutes * 60, *training.time_a_step(), training.recipe.num_evaluations)
+        steps = _count_steps(minutes * 60, *training.time_a_step(), training.recipe.num_evaluations)
     _train(
         training,
         dict.fromkeys(models, steps),
@@ -136,7 +136,8 @@ def train_and_record(
     again = Training({name: models[name] for name in dense}, corpus, held, shape, seed, recipe)
     _train(again, dense, "training the dense ones for the same time", tick)
     curve = pd.concat(
-        [_curve(training, SAME_TOKENS, step_s), _curve(again, SAME_TIME, step_s)], ignore_index=True
+        [_make_curve(training, SAME_TOKENS, step_s), _make_curve(again, SAME_TIME, step_s)],
+        ignore_index=True,
     )
     rows = outcomes(models, curve, {SAME_TOKENS: training.loss_Q, SAME_TIME: again.loss_Q})
     moe = rows[0]
@@ -159,7 +160,7 @@ def train_and_record(
     return TrainedRecording(recording, models, curve, rows, training)
 
 
-def _steps_in(
+def _count_steps(
     limit_s: float, step_s: dict[str, float], evaluation_s: float, num_evaluations: int
 ) -> int:
     """Steps of the first run that leave time for the second one, in which each dense model computes
@@ -177,7 +178,7 @@ def _train(training: Training, steps: dict[str, int], label: str, tick: Progress
         tick(label, done, num_rounds)
 
 
-def _curve(training: Training, run: str, step_s: dict[str, float]) -> pd.DataFrame:
+def _make_curve(training: Training, run: str, step_s: dict[str, float]) -> pd.DataFrame:
     curve = pd.DataFrame([dataclasses.asdict(point) for point in training.curve])
     curve.insert(0, "run", run)
     curve.insert(4, "seconds", curve["step"] * curve["model"].map(step_s))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from simulator.base.text import inline_toml
 from simulator.commands.catalogue import POLICIES
-from simulator.commands.schema import FILES, schema_of
+from simulator.commands.schema import FILES, make_schema
 
 _Node = dict[str, Any]
 _TYPES = {
@@ -62,7 +62,7 @@ def describe_keys() -> dict[str, dict[str, Kind]]:
     """
     found: dict[str, dict[str, Kind]] = {"files": {}}
     for name in FILES:
-        schema = schema_of(name)
+        schema = make_schema(name)
         _Reader(schema.get("$defs", {}), found).read_file(name, schema)
     return found
 

@@ -37,7 +37,7 @@ _SAID_BY_THE_NAME = ("name", "num_gpus")
 """Keys that a file may leave to its name, and a cluster to the name of its size."""
 
 
-def schema_of(kind: str) -> dict[str, Any]:
+def make_schema(kind: str) -> dict[str, Any]:
     """JSON Schema of one kind of file, with the unit of numbers under the keyword ``unit`` and the
     family of policies under ``family``.
 

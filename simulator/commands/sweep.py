@@ -150,7 +150,7 @@ def _run_points(
     tables = []
     for point, one in zip(points, done, strict=True):
         if one.summary is not None:
-            own = {"point": point.name, **_shown(dict(point.setting)), "seed": point.seed}
+            own = {"point": point.name, **_show_setting(dict(point.setting)), "seed": point.seed}
             tables.append(one.summary.assign(**own))
     deployments: dict[str, Any] = {}
     for one in done:
@@ -176,7 +176,7 @@ def _run_point(point: Point, fidelity: Fidelity) -> _Done:
         results = run(scenario, fidelity=fidelity)
     except UserError as error:
         return _Done(point.name, {"refusal": one_line(str(error))}, None, {})
-    results.run["command"] = _command(point, fidelity)
+    results.run["command"] = _make_command(point, fidelity)
     with tempfile.TemporaryDirectory(prefix="moesim-point-") as place:
         write(results, Path(place) / "point", render)
         files = {path.name: path.read_bytes() for path in (Path(place) / "point").iterdir()}
@@ -196,7 +196,7 @@ def _run_point(point: Point, fidelity: Fidelity) -> _Done:
     return _Done(point.name, facts, results.summary, files)
 
 
-def _command(point: Point, fidelity: Fidelity) -> str:
+def _make_command(point: Point, fidelity: Fidelity) -> str:
     """Command line that makes a point again by itself."""
     words = ["moesim", "run", point.scenario, "--seed", str(point.seed)]
     words += [word for override in point.overrides for word in ("--set", override)]
@@ -204,7 +204,7 @@ def _command(point: Point, fidelity: Fidelity) -> str:
     return shlex.join(words + (["--fidelity", fidelity] if fidelity != "step" else []))
 
 
-def _shown(setting: Mapping[str, Any]) -> dict[str, Any]:
+def _show_setting(setting: Mapping[str, Any]) -> dict[str, Any]:
     """Values as a cell of a table holds them: numbers and texts as they are, the rest as TOML."""
     return {
         key: value if isinstance(value, int | float | str) else inline_toml(value)

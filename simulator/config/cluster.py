@@ -108,11 +108,11 @@ class ClusterSpec(Frozen):
 
 def available_clusters() -> list[str]:
     """List every cluster name that :func:`load_cluster` takes."""
-    tables = _readable_tables(available_files(_FAMILY))
-    return [name for stem, table in tables.items() for name in _names(stem, table)]
+    tables = _read_tables(available_files(_FAMILY))
+    return [name for stem, table in tables.items() for name in _list_names(stem, table)]
 
 
-def _readable_tables(files: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+def _read_tables(files: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
     """Tables by file, without those that cannot be read: one is told of when it is asked for."""
     found = {}
     for stem in files:
@@ -141,10 +141,10 @@ def _load_cluster(name: str, where: str) -> tuple[ClusterSpec, AcceleratorSpec]:
     elif sized and sized[1] in files:
         stem, size = sized[1], int(sized[2])
     else:
-        raise UserError(f"{where}: unknown cluster '{name}'; {_suggestion(name, files)}")
+        raise UserError(f"{where}: unknown cluster '{name}'; {_suggest(name, files)}")
     table = read_cluster_table(stem, files)
-    has_bare_name = stem in _names(stem, table)
-    table.setdefault("num_gpus", default_num_gpus(table))
+    has_bare_name = stem in _list_names(stem, table)
+    table.setdefault("num_gpus", choose_num_gpus(table))
     cluster = validate(ClusterSpec, {**table, "name": stem}, str(files[stem]))
     in_words = ", ".join(map(str, cluster.sizes))
     if size is None and not has_bare_name:
@@ -182,7 +182,7 @@ def load_kind(stem: str, where: str) -> tuple[ClusterSpec, AcceleratorSpec]:
         nearest = "choose one of: " + ", ".join(holding) if holding else did_you_mean(stem, files)
         raise UserError(f"{where}: unknown cluster '{stem}'; {nearest}")
     table = read_cluster_table(stem, files)
-    table.setdefault("num_gpus", default_num_gpus(table))
+    table.setdefault("num_gpus", choose_num_gpus(table))
     cluster = validate(ClusterSpec, {**table, "name": stem}, str(files[stem]))
     return cluster, load_accelerator(cluster.accelerator, str(files[stem]))
 
@@ -219,7 +219,7 @@ def read_cluster_table(
     return merged
 
 
-def _names(stem: str, table: Mapping[str, Any]) -> list[str]:
+def _list_names(stem: str, table: Mapping[str, Any]) -> list[str]:
     """The names that a file answers to; a wrong ``sizes`` is reported when the file is loaded."""
     sizes = table.get("sizes")
     if not isinstance(sizes, list) or not sizes:
@@ -228,21 +228,21 @@ def _names(stem: str, table: Mapping[str, Any]) -> list[str]:
     return bare + [f"{stem}-{size}" for size in sizes]
 
 
-def default_num_gpus(table: Mapping[str, Any]) -> int:
+def choose_num_gpus(table: Mapping[str, Any]) -> int:
     """GPUs where a name gives no size: the first size listed, else one node."""
     sizes = table.get("sizes")
     candidates = [*(sizes if isinstance(sizes, list) else []), table.get("gpus_per_node")]
     return next((n for n in candidates if type(n) is int), 1)
 
 
-def _suggestion(name: str, files: Mapping[str, Path]) -> str:
+def _suggest(name: str, files: Mapping[str, Path]) -> str:
     """The names that hold what was written, or the nearest one, or each file with its sizes left
     open (all names are too many).
     """
     word = name.lower()
     patterns = [
-        stem if stem in _names(stem, table) else f"{stem}-<GPUs>"
-        for stem, table in _readable_tables(files).items()
+        stem if stem in _list_names(stem, table) else f"{stem}-<GPUs>"
+        for stem, table in _read_tables(files).items()
     ]
     holding = [pattern for pattern in patterns if word and word in pattern]
     near = difflib.get_close_matches(word, available_clusters(), n=1, cutoff=0.7)

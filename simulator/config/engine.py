@@ -17,7 +17,7 @@ from simulator.base.kinds import PolicyOf
 from simulator.base.quantities import Bytes, Factor, Seconds
 from simulator.base.reading import read_toml
 from simulator.config.accelerator import AcceleratorSpec
-from simulator.config.calibration.engine import engine_key, release_of
+from simulator.config.calibration.engine import find_engine_key, parse_release
 from simulator.config.engine_memory import MemoryRules
 from simulator.config.splits import Splits
 
@@ -152,10 +152,10 @@ def find_engine(engine: str) -> EngineSpec | None:
     own = {f"{name}@{one.release}": one for one in files if one.engine == name}
     if not own:
         return None
-    by_age = sorted(own, key=lambda key: release_of(own[key].release))
-    key = engine_key(tuple(own), engine) if version else None
+    by_age = sorted(own, key=lambda key: parse_release(own[key].release))
+    key = find_engine_key(tuple(own), engine) if version else None
     if key is None:
-        key = by_age[0] if release_of(version) else by_age[-1]
+        key = by_age[0] if parse_release(version) else by_age[-1]
     return own[key]
 
 
@@ -182,14 +182,14 @@ def _read_table(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     files = available_files(_FAMILY)
     if not isinstance(earlier, str) or files.get(earlier) in (None, path, *above):
         raise UserError(f"{path}: based_on names no other engine file: {earlier!r}")
-    return _merged(_read_table(files[earlier], (path, *above)), dict(table))
+    return _merge_tables(_read_table(files[earlier], (path, *above)), dict(table))
 
 
-def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def _merge_tables(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """Tables key by key; anything else of ``above`` stands for what was below."""
     found = dict(below)
     for key, value in above.items():
         old: Any = below.get(key)
         nested = isinstance(old, dict) and isinstance(value, dict)
-        found[key] = _merged(old, value) if nested else value
+        found[key] = _merge_tables(old, value) if nested else value
     return found

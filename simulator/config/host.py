@@ -22,7 +22,7 @@ from simulator.config.calibration import (
     EngineFit,
     Fit,
     PriceKey,
-    calibration_parts,
+    list_calibration_files,
     read_calibration,
 )
 
@@ -55,10 +55,10 @@ class MatrixTable(Fit):
         Beyond the largest table entries, time grows in proportion.
         """
         cube = np.log(np.array(self.seconds))
-        by_size = _between(
+        by_size = _interpolate(
             np.log(np.array(self.working_bytes)), cube, np.log(max(working_bytes, 1.0)), clip=True
         )
-        by_rows = _between(np.log(np.array(self.sizes)), by_size, np.log(size), clip=False)
+        by_rows = _interpolate(np.log(np.array(self.sizes)), by_size, np.log(size), clip=False)
         known = np.log(np.array(self.rows))
         wanted = np.log(np.maximum(rows, 1.0))
         found = np.exp(np.interp(wanted, known, by_rows))
@@ -66,7 +66,7 @@ class MatrixTable(Fit):
         return np.where(rows > 0, found, 0.0)
 
 
-def _between(
+def _interpolate(
     points: NDArray[np.float64], values: NDArray[np.float64], at: float, *, clip: bool
 ) -> NDArray[np.float64]:
     """Values along the first axis, linear between ``points``; beyond the last one in proportion,
@@ -301,16 +301,16 @@ def load_any_calibration(name: str, where: str) -> CalibrationFile | HostCalibra
 
     def load() -> CalibrationFile | HostCalibration:
         path = find_file("cluster_configs/calibration", name, where)
-        return _load(path, *_state_of(path))
+        return _load(path, *_list_states(path))
 
     return load_once(("calibration", name), load)
 
 
-def _state_of(path: Path) -> tuple[tuple[str, int, int], ...]:
+def _list_states(path: Path) -> tuple[tuple[str, int, int], ...]:
     """Name, time and size of a calibration's files: while these stay, so does what is in them."""
     return tuple(
         (str(part), part.stat().st_mtime_ns, part.stat().st_size)
-        for part in calibration_parts(path)
+        for part in list_calibration_files(path)
     )
 
 

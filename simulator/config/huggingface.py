@@ -62,8 +62,8 @@ def model_table(config: Table, path: Path) -> Table:
         raise read.error(
             f"num_hidden_layers must be at most {MOST_LAYERS:,} layers, got {num_layers:,}"
         )
-    weight_dtype, expert_dtype = _dtypes(read)
-    mixer_names, ffn_names = _mixer_order(read, num_layers), _ffn_order(read, num_layers)
+    weight_dtype, expert_dtype = _read_dtypes(read)
+    mixer_names, ffn_names = _list_mixers(read, num_layers), _list_ffns(read, num_layers)
     mixers = {
         name: _MIXERS[name.partition("-")[0]](read, name, hidden_size)
         for name in dict.fromkeys(mixer_names)
@@ -93,7 +93,7 @@ def model_table(config: Table, path: Path) -> Table:
         "ffns": ffns,
         "layers": [{"pattern": list(zip(mixer_names, ffn_names, strict=True))}],
         "ties_embeddings": ties,
-        "num_extra_parameters": _hyper_connections(read, hidden_size, num_layers),
+        "num_extra_parameters": _count_hyper_connections(read, hidden_size, num_layers),
         "weight_dtype": weight_dtype,
         "active_counts_embedding": read.convention.active_counts_embedding,
         "active_counts_head": read.convention.active_counts_head,
@@ -110,7 +110,7 @@ def model_table(config: Table, path: Path) -> Table:
 # The order of the layers
 
 
-def _mixer_order(read: ConfigKeys, num_layers: int) -> list[str]:
+def _list_mixers(read: ConfigKeys, num_layers: int) -> list[str]:
     """The name of every layer's mixer, as :data:`_MIXERS` reads it."""
     hybrid = read.per_layer("hybrid_override_pattern", num_layers)
     types = read.per_layer("layer_types", num_layers)
@@ -132,26 +132,26 @@ def _mixer_order(read: ConfigKeys, num_layers: int) -> list[str]:
         known = {f"{name}_attention": name for name in ("full", "sliding", "chunked", "linear")}
         return _translate(read, "layer_types", types, known)
     if read.find("full_attention_interval") is not None:
-        return _every(read, "linear", num_layers, "full_attention_interval")
+        return _list_mixed(read, "linear", num_layers, "full_attention_interval")
     if read.find("attention_chunk_size") is not None:
         if read.find(
             "no_rope_layers"
         ):  # 0 marks the layers without positions, which see everything (Llama 4)
             rotary = read.per_layer("no_rope_layers", num_layers) or ()
             return _translate(read, "no_rope_layers", rotary, {1: "chunked", 0: "full"})
-        return _every(read, "chunked", num_layers, "no_rope_layer_interval")
+        return _list_mixed(read, "chunked", num_layers, "no_rope_layer_interval")
     if read.find("sliding_window") is None or not read.flag("use_sliding_window", default=True):
         return ["full"] * num_layers
     if (
         read.find("sliding_window_pattern") is not None
         or read.convention.full_attention_every is not None
     ):
-        return _every(read, "sliding", num_layers, "sliding_window_pattern")
+        return _list_mixed(read, "sliding", num_layers, "sliding_window_pattern")
     first_sliding = read.size_or(0, "max_window_layers") if read.find("use_sliding_window") else 0
     return ["full" if layer < first_sliding else "sliding" for layer in range(num_layers)]
 
 
-def _every(read: ConfigKeys, name: str, num_layers: int, key: str) -> list[str]:
+def _list_mixed(read: ConfigKeys, name: str, num_layers: int, key: str) -> list[str]:
     """List ``name`` for all layers but every n-th, which has full attention."""
     interval = read.size_or(read.convention.full_attention_every or 0, key)
     if interval == 0:
@@ -173,7 +173,7 @@ def _translate(
     return [known[value] for value in values]
 
 
-def _ffn_order(read: ConfigKeys, num_layers: int) -> list[str]:
+def _list_ffns(read: ConfigKeys, num_layers: int) -> list[str]:
     """The name of every layer's feed-forward block: ``dense``, ``moe``, ``moe-hashed`` or
     ``none``.
     """
@@ -189,11 +189,11 @@ def _ffn_order(read: ConfigKeys, num_layers: int) -> list[str]:
     num_hashed = read.size_or(0, "num_hash_layers")
     return [
         ("moe-hashed" if layer < num_hashed else "moe") if is_sparse else "dense"
-        for layer, is_sparse in enumerate(_sparse_layers(read, num_layers))
+        for layer, is_sparse in enumerate(_find_sparse_layers(read, num_layers))
     ]
 
 
-def _sparse_layers(read: ConfigKeys, num_layers: int) -> list[bool]:
+def _find_sparse_layers(read: ConfigKeys, num_layers: int) -> list[bool]:
     """Whether each layer has routed experts, in the three ways that configurations say so."""
     frequency = read.find("moe_layer_freq")
     if isinstance(frequency, list):
@@ -217,7 +217,7 @@ def _sparse_layers(read: ConfigKeys, num_layers: int) -> list[bool]:
     ]
 
 
-def _hyper_connections(read: ConfigKeys, hidden_size: int, num_layers: int) -> int:
+def _count_hyper_connections(read: ConfigKeys, hidden_size: int, num_layers: int) -> int:
     """Parameters of manifold-constrained hyper-connections (arXiv:2512.24880), two a layer and one
     before the output.
 
@@ -256,7 +256,7 @@ _QUANTIZED = {
 }
 
 
-def _dtypes(read: ConfigKeys) -> tuple[str, str]:
+def _read_dtypes(read: ConfigKeys) -> tuple[str, str]:
     """Formats of the weights and of the routed experts as released."""
     quantization = read.find("quantization_config")
     if quantization is None:
@@ -268,7 +268,7 @@ def _dtypes(read: ConfigKeys) -> tuple[str, str]:
             )
         experts = weight
     else:
-        experts = _quantized(read, quantization)
+        experts = _read_quantized(read, quantization)
         kept = [
             *(quantization.get("modules_to_not_convert") or ()),
             *(quantization.get("ignore") or ()),
@@ -284,7 +284,7 @@ def _dtypes(read: ConfigKeys) -> tuple[str, str]:
     return weight, experts if named is None else _DTYPES[str(named)]
 
 
-def _quantized(read: ConfigKeys, quantization: Any) -> str:
+def _read_quantized(read: ConfigKeys, quantization: Any) -> str:
     if not isinstance(quantization, dict):
         raise read.error(f"quantization_config must be a table, got {quantization!r}")
     method, group = quantization.get("quant_method"), quantization

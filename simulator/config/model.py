@@ -28,7 +28,7 @@ from simulator.config.ffns import FFN
 from simulator.config.ffns.moe import MoE
 from simulator.config.mixers import Mixer
 from simulator.config.own_kinds import try_kinds
-from simulator.config.routing import usual_routing
+from simulator.config.routing import complete_routing
 
 _MOST_MODEL_EXPERTS = 1 << 18
 """Experts of all layers together, 18 times those of DeepSeek-V3: popularities are
@@ -277,26 +277,26 @@ def load_model(name: str, where: str, folder: Path | None = None) -> ModelSpec:
 
 def _load_model(name: str, where: str, folder: Path | None) -> ModelSpec:
     if name.endswith((".toml", ".json")):
-        path = _existing(name, folder)
+        path = _find_path(name, folder)
         if path.suffix == ".json":
             from simulator.config.huggingface import model_table
 
-            return _routed(validate(ModelSpec, model_table(read_json(path), path), str(path)))
+            return _complete(validate(ModelSpec, model_table(read_json(path), path), str(path)))
     else:
         path = find_file("workloads/models", name, where)
     table = read_toml(path)
     table.setdefault("name", path.stem)
-    return _routed(validate(ModelSpec, table, str(path)))
+    return _complete(validate(ModelSpec, table, str(path)))
 
 
-def _routed(model: ModelSpec) -> ModelSpec:
+def _complete(model: ModelSpec) -> ModelSpec:
     """The model with what is assumed of its routing where its file does not say."""
     if model.moe is None:
         return model
-    routing, source = usual_routing(model.routing, model.routing_source)
+    routing, source = complete_routing(model.routing, model.routing_source)
     return model.model_copy(update={"routing": routing, "routing_source": source})
 
 
-def _existing(name: str, folder: Path | None) -> Path:
+def _find_path(name: str, folder: Path | None) -> Path:
     beside = (folder or Path()) / name
     return beside if beside.exists() else Path(name)

@@ -16,7 +16,7 @@ ASSUMED_SOURCE = (
 _SOURCED = "; sigma is assumed: {sigma}, the median of seven models (0.1 to 1.2)"
 
 
-def usual_routing(routing: Policy | None, source: str) -> tuple[Policy, str]:
+def complete_routing(routing: Policy | None, source: str) -> tuple[Policy, str]:
     """A routing policy's table and where it comes from, completed by what is assumed: the whole of
     it, or the ``sigma`` that a ``lognormal`` one leaves out.
     """

@@ -18,7 +18,7 @@ from simulator.base.streams import open_stream
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.ffns.moe import MoE
 from simulator.config.model import ModelSpec
-from simulator.config.routing import usual_routing
+from simulator.config.routing import complete_routing
 from simulator.policies.contracts import draw_ids, place_experts, prepare_router
 from simulator.policies.dispatch import DispatchPolicy
 from simulator.policies.overflow import OverflowPolicy, may_drop
@@ -86,7 +86,7 @@ def plan_experts(
                 )
         return None
     own = (model.routing, model.routing_source)
-    routing, source = usual_routing(*((spec.routing, "the scenario") if spec.routing else own))
+    routing, source = complete_routing(*((spec.routing, "the scenario") if spec.routing else own))
     routing = _with_path(routing, folder)
     pools = _Pools(moe, model.num_moe_layers, routing, seed, f"{place} [routing]")
     today_LTK, load_LE = pools.draw_once() if pools.is_seed_only else pools.draw()

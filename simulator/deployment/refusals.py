@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from simulator.base.errors import UserError
-from simulator.config.calibration import CalibrationFile, pruned_entry
+from simulator.config.calibration import CalibrationFile, find_pruned_fit
 from simulator.config.cluster import ClusterSpec
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.host import HostCalibration
@@ -125,7 +125,7 @@ def check_pruning(
             )
         return
     table, dtype = calibration.pruned, precision.weights
-    if pruned_entry(table, pruning.kernels, dtype) is None:
+    if find_pruned_fit(table, pruning.kernels, dtype) is None:
         known = ", ".join(
             f"{kernels} ({', '.join(sorted(dtypes))})" for kernels, dtypes in sorted(table.items())
         )

@@ -20,7 +20,7 @@ import numpy as np
 from simulator.base.frozen import Policy
 from simulator.config.capacity import CandidateModel, Percentiles, Question, Spare
 from simulator.config.model import load_model
-from simulator.config.routing import usual_routing
+from simulator.config.routing import complete_routing
 from simulator.config.workload import SLO
 from simulator.planner.explore import ClusterSize, Evaluation, Explorer
 from simulator.planner.requests import is_generated, traffic_of
@@ -213,7 +213,7 @@ def _skew(one: CandidateModel, factor: float, folder: Path) -> CandidateModel:
 def _read_routing(one: CandidateModel, folder: Path) -> Policy | None:
     """The routing that a model is planned with; ``None`` of a dense one."""
     given = one.routing or load_model(one.model, "plan [models]", folder).routing
-    return usual_routing(given, "")[0] if given else None
+    return complete_routing(given, "")[0] if given else None
 
 
 def _skew_keys(routing: Policy) -> list[str]:

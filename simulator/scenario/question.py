@@ -15,7 +15,7 @@ from simulator.config.capacity import Question
 from simulator.config.cluster import load_kind
 from simulator.config.host import load_any_calibration
 from simulator.config.model import load_model
-from simulator.config.routing import routing_note, usual_routing
+from simulator.config.routing import complete_routing, routing_note
 from simulator.scenario.user_table import Overrides, read_user_table
 from simulator.workload.requests import load_requests
 from simulator.workload.traces import RequestTrace
@@ -65,7 +65,7 @@ def _check_names(question: Question, where: str) -> None:
     """
     calibrations = []
     for number, offer in enumerate(question.clusters):
-        place = f"{where} [{_entry('clusters', number, len(question.clusters))}]"
+        place = f"{where} [{_name_entry('clusters', number, len(question.clusters))}]"
         cluster, accelerator = load_kind(offer.cluster, place)
         if offer.price_per_gpu_hour is None and cluster.price_per_gpu_hour is None:
             raise UserError(
@@ -75,7 +75,7 @@ def _check_names(question: Question, where: str) -> None:
         calibrations.append(load_any_calibration(accelerator.calibration, place))
     known = [one for one in calibrations if isinstance(one, CalibrationFile)]
     for number, candidate in enumerate(question.models):
-        place = f"{where} [{_entry('models', number, len(question.models))}]"
+        place = f"{where} [{_name_entry('models', number, len(question.models))}]"
         model = load_model(candidate.model, place, question.folder)
         if candidate.routing is not None:
             if model.moe is None:
@@ -101,12 +101,12 @@ def list_routing_notes(question: Question) -> list[str]:
         if model.moe is not None:
             given = candidate.routing, "the plan"
             own = model.routing, model.routing_source
-            _, source = usual_routing(*(given if candidate.routing else own))
+            _, source = complete_routing(*(given if candidate.routing else own))
             notes.append(routing_note(model.title or model.name, source))
     return [note for note in notes if note is not None]
 
 
-def _entry(key: str, number: int, count: int) -> str:
+def _name_entry(key: str, number: int, count: int) -> str:
     return f"{key} entry {number + 1} of {count}"
 
 

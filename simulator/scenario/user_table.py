@@ -106,7 +106,7 @@ def _override_all(table: dict[str, Any], overrides: Overrides) -> list[str]:
         keys = _split_path(path if equals else "", text)
         if not value.strip():
             raise UserError(f'--set {text}: has no value behind the =; an empty text is ""')
-        _put(table, keys, _read_value(value.strip(), text), text)
+        _replace(table, keys, _read_value(value.strip(), text), text)
     return texts
 
 
@@ -130,7 +130,7 @@ def _read_value(text: str, override: str) -> Any:
     return found["value"] if len(found) == 1 else text
 
 
-def _put(node: Any, keys: list[str], value: Any, override: str) -> None:
+def _replace(node: Any, keys: list[str], value: Any, override: str) -> None:
     key, rest = keys[0], keys[1:]
     if isinstance(node, list):
         if key != "*" and not (key.isdecimal() and int(key) < len(node)):
@@ -138,7 +138,7 @@ def _put(node: Any, keys: list[str], value: Any, override: str) -> None:
             raise UserError(f"--set {override}: '{key}' must be {numbers}, or * for every entry")
         for entry in range(len(node)) if key == "*" else [int(key)]:
             if rest:
-                _put(node[entry], rest, value, override)
+                _replace(node[entry], rest, value, override)
             else:
                 node[entry] = value
     elif not isinstance(node, dict):
@@ -146,6 +146,6 @@ def _put(node: Any, keys: list[str], value: Any, override: str) -> None:
             f"--set {override}: '{key}' lies inside a value that is not a table; shorten the path"
         )
     elif rest:
-        _put(node.setdefault(key, {}), rest, value, override)
+        _replace(node.setdefault(key, {}), rest, value, override)
     else:
         node[key] = value

@@ -10,7 +10,7 @@ from simulator.base.data import available_files
 from simulator.base.errors import UserError
 from simulator.config.accelerator import AcceleratorSpec, load_accelerator
 from simulator.config.calibration import Calibration, CalibrationFile, load_calibration
-from simulator.config.cluster import default_num_gpus, read_cluster_table
+from simulator.config.cluster import choose_num_gpus, read_cluster_table
 
 _SAYS_NOTHING = re.compile(
     r"nvidia|amd|instinct|geforce|tesla|quadro|gpu|tensor|core|blackwell|hopper|server|edition|workstation|oam|ac|hbm\d\w*|nvl\d+|sxm\d*"
@@ -96,7 +96,7 @@ def cluster_of(accelerator: str, num_gpus: int) -> str:
         if table.get("accelerator") != accelerator:
             continue
         sizes = table.get("sizes") or []
-        named = [(size, f"{stem}-{size}") for size in sizes] or [(default_num_gpus(table), stem)]
+        named = [(size, f"{stem}-{size}") for size in sizes] or [(choose_num_gpus(table), stem)]
         fitting += [(size, stem != accelerator, name) for size, name in named if size >= num_gpus]
     if not fitting:
         raise UserError(f"no cluster of {num_gpus} {accelerator} in cluster_configs")

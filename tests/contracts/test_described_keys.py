@@ -9,9 +9,9 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from simulator.base.data import shipped_folder
-from simulator.commands.new import FOLDERS, template_of
+from simulator.commands.new import FOLDERS, read_template
 from simulator.commands.reference import describe_keys
-from simulator.commands.schema import FILES, schema_of
+from simulator.commands.schema import FILES, make_schema
 
 FORBIDDEN = (
     "Of",
@@ -92,7 +92,7 @@ def test_every_kind_of_every_family_is_described():
 
 
 def validator(kind):
-    schema = schema_of(kind)
+    schema = make_schema(kind)
     Draft202012Validator.check_schema(schema)
     return Draft202012Validator(schema)
 
@@ -110,7 +110,7 @@ def test_the_schema_accepts_the_shipped_files(kind):
 
 @pytest.mark.parametrize("kind", FOLDERS)
 def test_the_schema_accepts_what_new_writes(kind):
-    table = tomllib.loads(template_of(kind).replace("NAME", "mine"))
+    table = tomllib.loads(read_template(kind).replace("NAME", "mine"))
     assert [error.json_path for error in validator(kind).iter_errors(table)] == []
 
 

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 from simulator.base import quantities
 from simulator.base.plugins import available, policy_class
 from simulator.commands.catalogue import POLICIES
-from simulator.commands.schema import FILES, schema_of
+from simulator.commands.schema import FILES, make_schema
 
 LOW, HIGH = {"minimum", "exclusiveMinimum"}, {"maximum", "exclusiveMaximum"}
 UNITS = {
@@ -53,7 +53,7 @@ def numbers(schema, definitions, key=""):
 
 def schemas():
     """Every kind of file, and every policy that a file may name."""
-    found = {f"a {kind}": schema_of(kind) for kind in FILES}
+    found = {f"a {kind}": make_schema(kind) for kind in FILES}
     for family in POLICIES.values():
         for kind in available(family) if family != "report.figures" else ():
             found[f"{family} {kind}"] = policy_class(family, kind, "test").model_json_schema()

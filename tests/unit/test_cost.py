@@ -231,13 +231,13 @@ def test_the_busiest_ranks_crossing_copies_count_whether_it_sends_or_receives_th
     assert fit.crossing_byte_s > 0
     load = Load(0.0, 8000.0, 8000.0, vector_bytes, 256, num_nodes=2)
     wires_s = 8000 * vector_bytes / (50e9 * fit.scale_out_fraction)
-    carry_s = fit.hidden_s(fit.copying_s(load, 132), wires_s)
+    carry_s = fit.overlapped_s(fit.copying_s(load, 132), wires_s)
     priced = comm.exchange(
         "combine",
         Messages.from_matrix(copies_SR * vector_bytes),
         Vectors("normal", vector_bytes, np.zeros(16), 256),
     )
-    expected_s = fit.start_s(load) + fit.told_s(load, carry_s, 132) + carry_s
+    expected_s = fit.start_s(load) + fit.announce_s(load, carry_s, 132) + carry_s
     assert priced.alone_s == pytest.approx(float(expected_s))
 
 

@@ -19,7 +19,7 @@ from simulator.base import unpacking
 from simulator.base.errors import UserError
 from simulator.base.reading import open_file, read_json, read_toml
 from simulator.base.unpacking import unpack
-from simulator.commands.catalogue import catalogue
+from simulator.commands.catalogue import list_kinds
 from simulator.config.ffns.moe import MoE
 from simulator.policies.routing.replay import Replay
 from tests.unit.torch_files import torch_archive
@@ -192,7 +192,7 @@ def test_one_broken_file_does_not_hide_the_others(tmp_path, monkeypatch, capsys)
     os.mkfifo(tmp_path / "workloads" / "pipe.toml")
     (tmp_path / "workloads" / "broken.toml").write_text("a = [[")
     monkeypatch.chdir(tmp_path)
-    found = catalogue()
+    found = list_kinds()
     assert "the link points to nothing" in found["models"]["dangling"]
     assert "the link points to nothing" in found["clusters"]["dangling"]
     assert "is a pipe" in found["scenarios"]["pipe"]

@@ -8,7 +8,7 @@ import pytest
 from simulator.base.errors import UserError
 from simulator.base.reading import read_toml
 from simulator.commands.check import check as check_file
-from simulator.commands.new import FOLDERS, template_of, write_new
+from simulator.commands.new import FOLDERS, read_template, write_new
 from simulator.commands.run import run as run_scenario
 from simulator.config.cluster import load_cluster
 from simulator.config.model import load_model
@@ -35,7 +35,7 @@ OFFERED = re.compile(r"# (?!based_on|num_shared|shared_)(\w+ = .*)")
 
 @pytest.mark.parametrize("kind", FOLDERS)
 def test_every_key_that_is_commented_out_would_be_taken(kind):
-    lines = template_of(kind).replace("NAME", "tried").splitlines()
+    lines = read_template(kind).replace("NAME", "tried").splitlines()
     offered = [number for number, line in enumerate(lines) if OFFERED.fullmatch(line)]
     assert offered
     for number in offered:

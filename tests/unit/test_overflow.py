@@ -8,7 +8,7 @@ import pytest
 
 from simulator.base.errors import UserError
 from simulator.base.plugins import build
-from simulator.commands.catalogue import catalogue
+from simulator.commands.catalogue import list_kinds
 from simulator.deployment.facts import facts_of
 from simulator.policies.overflow import may_drop
 from simulator.policies.overflow.capacity import Capacity
@@ -59,7 +59,7 @@ def test_steps_too_large_to_be_counted_are_refused_in_words(tiny):
 
 
 def test_policies_are_listed_with_what_they_are():
-    found = catalogue("overflow")["overflow"]
+    found = list_kinds("overflow")["overflow"]
     assert found["none"].startswith("No overflow: every expert computes")
     assert found["capacity"].endswith("(GShard, Switch).")
 

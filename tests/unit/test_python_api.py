@@ -206,5 +206,5 @@ def test_a_file_is_checked_and_what_there_is_is_listed(tmp_path):
     assert simulator.check(path).kind == "scenario"
     with pytest.raises(simulator.UserError, match="tp"):
         simulator.check(path, {"deployments.0.parallel.tp": 0})
-    assert "zipf" in simulator.catalogue("routing")["routing"]
-    assert "Router" not in simulator.schema_of("scenario")["properties"]
+    assert "zipf" in simulator.list_kinds("routing")["routing"]
+    assert "Router" not in simulator.make_schema("scenario")["properties"]

@@ -14,7 +14,7 @@ from simulator.base.reading import read_toml
 from simulator.commands.check import check as check_file
 from simulator.commands.run import run as run_scenario
 from simulator.config.model import load_model
-from simulator.config.routing import MEDIAN_SIGMA, routing_note, usual_routing
+from simulator.config.routing import MEDIAN_SIGMA, complete_routing, routing_note
 from simulator.deployment.facts import facts_of
 from simulator.deployment.notes import notes_of
 from simulator.deployment.plan import make_plan
@@ -85,7 +85,7 @@ def test_lognormal_without_sigma_is_completed_and_said(own):
     assert any("sigma" in note for note in check_file(str(own), [override]).notes)
     notes = check_file(str(own), [override.replace("2 }", "2, sigma = 0.4 }")]).notes
     assert not any("sigma" in note for note in notes)
-    routing, source = usual_routing({"kind": "lognormal"}, "the scenario")
+    routing, source = complete_routing({"kind": "lognormal"}, "the scenario")
     assert routing["sigma"] == MEDIAN_SIGMA
     assert source.startswith("the scenario; sigma is assumed")
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from simulator.config.calibration.engine import engine_key
+from simulator.config.calibration.engine import find_engine_key
 from simulator.engine.table import make_table
 from simulator.results.scores import is_answered
 from simulator.step.prices import Prices
@@ -119,7 +119,8 @@ def test_names_of_repositories():
 def test_releases_take_the_newest_entry_that_is_not_newer():
     keys = ("any", "trtllm", "trtllm@1.0.0", "trtllm@1.2.0")
     assert [
-        engine_key(keys, f"trtllm@{v}") for v in ("1.2.0rc6.post3", "1.1.0", "1.3.1", "0.9", "")
+        find_engine_key(keys, f"trtllm@{v}")
+        for v in ("1.2.0rc6.post3", "1.1.0", "1.3.1", "0.9", "")
     ] == [
         "trtllm@1.2.0",
         "trtllm@1.0.0",

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from simulator.calibration.serving._engine_points import LOAD, Points, simulate
-from simulator.config.calibration.engine import engine_key, release_of
+from simulator.config.calibration.engine import find_engine_key, parse_release
 
 COMMAND = "moesim calibrate published"
 sources = ("serving_points.csv.gz",)
@@ -151,11 +151,11 @@ def _is_borrowed(key: str, own: set[str]) -> bool:
     if engine != _COMPILED.partition("@")[0]:
         return False
     releases = [
-        release_of(one.partition("@")[2])
+        parse_release(one.partition("@")[2])
         for one in own
         if one.startswith(f"{engine}@") and not one.endswith(_ALL)
     ]
-    return bool(releases) and release_of(release) < min(releases)
+    return bool(releases) and parse_release(release) < min(releases)
 
 
 def predicted(points: Points, fitted: Fitted) -> NDArray[np.float64]:
@@ -168,7 +168,7 @@ def predicted(points: Points, fitted: Fitted) -> NDArray[np.float64]:
     for calibration, engine, version in zip(
         points.calibration, points.engine, points.version, strict=True
     ):
-        key = engine_key(keys[calibration], f"{engine}@{version}") or _ANY
+        key = find_engine_key(keys[calibration], f"{engine}@{version}") or _ANY
         values.append(fitted.get((calibration, key), fitted[_POOLED, key]))
     whole = np.concatenate([np.ones((len(values), 1)), np.array(values)], axis=1)
     return np.asarray(np.einsum("nmk,nk->nm", points.parts, whole))
@@ -183,12 +183,12 @@ def _members(points: Points, key: str) -> NDArray[np.bool_]:
     engine, _, release = key.partition("@")
     if key == _ANY:
         return np.ones(len(points.engine), dtype=bool)
-    wanted = release_of(release)
+    wanted = parse_release(release)
     of_engine = np.asarray(points.engine == engine)
     if key.endswith(_ALL):
         return of_engine
     found = of_engine & np.array(
-        [release_of(version) == wanted for version in points.version], dtype=bool
+        [parse_release(version) == wanted for version in points.version], dtype=bool
     )
     return found if wanted or found.sum() >= _LEAST_ROWS else of_engine
 
@@ -221,7 +221,7 @@ def _keys(points: Points) -> list[str]:
     keys = [_ANY]
     for engine in map(str, np.unique(points.engine)):
         keys += [engine + _ALL, engine]
-        releases = [release_of(version) for version in points.version[points.engine == engine]]
+        releases = [parse_release(version) for version in points.version[points.engine == engine]]
         enough = sorted(
             {release for release in releases if release and releases.count(release) >= _LEAST_ROWS}
         )
@@ -287,7 +287,7 @@ def _known(points: Points) -> dict[str, Any]:
         "gpus": sorted(map(str, np.unique(points.system))),
         "releases": [
             ".".join(map(str, release))
-            for release in sorted({release_of(version) for version in points.version} - {()})
+            for release in sorted({parse_release(version) for version in points.version} - {()})
         ],
         "domain": {name: (int(low[i]), int(high[i])) for i, name in enumerate(LOAD)},
     }

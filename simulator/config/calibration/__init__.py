@@ -18,7 +18,7 @@ from simulator.base.reading import read_toml
 from simulator.config.calibration.attention import AttentionFit
 from simulator.config.calibration.collective import CollectiveFit, ProtocolFit
 from simulator.config.calibration.disaggregation import DisaggregationFit
-from simulator.config.calibration.engine import EngineFit, engine_fit
+from simulator.config.calibration.engine import EngineFit, find_engine_fit
 from simulator.config.calibration.exchange import ExchangeFit
 from simulator.config.calibration.fit import Fit, Kind
 from simulator.config.calibration.gemm import GemmFit
@@ -98,13 +98,13 @@ class Calibration(Frozen):
         """The fit for pruned matrices stored for ``kernels``; ``None`` where nobody has measured
         such products.
         """
-        return pruned_entry(self.pruned, kernels, dtype)
+        return find_pruned_fit(self.pruned, kernels, dtype)
 
     def matrices(self, dtype: str) -> GemmFit:
         """Find the fit for dense matrices of ``dtype``, or the one that the file names for others
         (its ``kind`` says "assumed").
         """
-        return _entry(self.gemm, dtype)
+        return _find_entry(self.gemm, dtype)
 
     def experts(
         self, dtype: str, num_experts: int | None = None, kernels: str | None = None
@@ -119,7 +119,7 @@ class Calibration(Frozen):
         few = self.grouped_gemm.get(f"{dtype}_few")
         if behind is None and num_experts is not None and num_experts <= FEW_EXPERTS:
             behind = few
-        return behind or _entry(self.grouped_gemm, dtype)
+        return behind or _find_entry(self.grouped_gemm, dtype)
 
     def attention_fit(
         self,
@@ -241,7 +241,7 @@ class CalibrationFile(Frozen):
         Raises:
             UserError: naming those that are known.
         """
-        known = _engines(self)
+        known = _list_engines(self)
         if engine.partition("@")[0] not in known | {ANY}:
             raise UserError(
                 f"{where}: unknown engine '{engine}'; {did_you_mean(engine, sorted(known))}"
@@ -256,20 +256,20 @@ class CalibrationFile(Frozen):
         named, engine = engine, engine.partition("@")[0]
         return Calibration(
             title=self.title,
-            gemm=_of(self.gemm, engine),
-            grouped_gemm=_of(self.grouped_gemm, engine)
-            | _behind_exchanges(self.grouped_gemm, engine),
-            attention=_of(self.attention, engine),
-            expanded=_expanded(self.attention, engine),
+            gemm=_choose_engine(self.gemm, engine),
+            grouped_gemm=_choose_engine(self.grouped_gemm, engine)
+            | _list_behind_exchanges(self.grouped_gemm, engine),
+            attention=_choose_engine(self.attention, engine),
+            expanded=_list_expanding(self.attention, engine),
             exchange=self.exchange,
-            collective=_of(self.collective, engine),
-            engine=engine_fit(self.engine, named, self.engine[ANY]),
+            collective=_choose_engine(self.collective, engine),
+            engine=find_engine_fit(self.engine, named, self.engine[ANY]),
             pools=self.pools(engine),
             pruned=self.pruned,
         )
 
 
-def _engines(file: CalibrationFile) -> set[str]:
+def _list_engines(file: CalibrationFile) -> set[str]:
     tables: tuple[dict[str, Any], ...] = (
         file.gemm,
         file.grouped_gemm,
@@ -284,7 +284,9 @@ def _engines(file: CalibrationFile) -> set[str]:
     } | set(_ENGINES)
 
 
-def _expanded(table: dict[str, dict[str, AttentionFit]], engine: str) -> dict[str, AttentionFit]:
+def _list_expanding(
+    table: dict[str, dict[str, AttentionFit]], engine: str
+) -> dict[str, AttentionFit]:
     """Any engine's kernels that expand keys and values, for those of ``engine`` that do not."""
     own, others = table.get(engine, {}), table[ANY]
     return {
@@ -294,7 +296,7 @@ def _expanded(table: dict[str, dict[str, AttentionFit]], engine: str) -> dict[st
     }
 
 
-def _behind_exchanges(table: dict[str, dict[str, AnyFit]], engine: str) -> dict[str, AnyFit]:
+def _list_behind_exchanges(table: dict[str, dict[str, AnyFit]], engine: str) -> dict[str, AnyFit]:
     """Entries for experts whose rows an exchange brings, named by its kernels."""
     found: dict[str, AnyFit] = {}
     for kernels, measured_as in _BEHIND.get(engine, _BEHIND[ANY]).items():
@@ -302,11 +304,11 @@ def _behind_exchanges(table: dict[str, dict[str, AnyFit]], engine: str) -> dict[
     return found
 
 
-def _entry(table: dict[str, AnyFit], dtype: str) -> AnyFit:
+def _find_entry(table: dict[str, AnyFit], dtype: str) -> AnyFit:
     return next(table[name] for name in (dtype, _LIKE.get(dtype, dtype), "other") if name in table)
 
 
-def pruned_entry(
+def find_pruned_fit(
     table: dict[str, dict[str, PrunedFit]], kernels: str, dtype: str
 ) -> PrunedFit | None:
     """Find the fit for pruned matrices stored for ``kernels``; ``None`` where nobody has measured
@@ -315,11 +317,11 @@ def pruned_entry(
     return table.get(kernels, {}).get("bf16" if dtype == "fp16" else dtype)
 
 
-def _of(table: dict[str, dict[str, AnyFit]], engine: str) -> dict[str, AnyFit]:
+def _choose_engine(table: dict[str, dict[str, AnyFit]], engine: str) -> dict[str, AnyFit]:
     return {**table[ANY], **table.get(engine, {})}
 
 
-def calibration_parts(path: Path) -> list[Path]:
+def list_calibration_files(path: Path) -> list[Path]:
     """The files of a calibration: its own, and those of its folder."""
     return [path, *sorted(path.with_suffix("").glob("*.toml"))]
 
@@ -331,7 +333,7 @@ def read_calibration(path: Path) -> dict[str, Any]:
         UserError: if a file is no TOML, or the same table is in both.
     """
     table = read_toml(path)
-    for part in calibration_parts(path)[1:]:
+    for part in list_calibration_files(path)[1:]:
         if part.stem in table:
             raise UserError(f"{path}: [{part.stem}] is in {part} too; keep one")
         table[part.stem] = read_toml(part)

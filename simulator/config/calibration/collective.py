@@ -121,7 +121,7 @@ class CollectiveFit(Fit):
             carry_P, best, axis=0
         )[0]
 
-    def eagerly_s(
+    def eager_launch_s(
         self, graph_s: ArrayLike, num_bytes: ArrayLike, memory_bytes_per_s: float
     ) -> Floats:
         """Seconds when launched from Python: the message is first copied, read once and written
@@ -131,6 +131,6 @@ class CollectiveFit(Fit):
         return np.maximum(self.eager_s, np.asarray(graph_s) + self.eager_more_s + copy_s)
 
 
-def passes_of(operation: str) -> float:
+def count_passes(operation: str) -> float:
     """Times that a message goes round: an all-reduce adds up and hands out."""
     return PASSES.get(operation, 1.0)

@@ -66,40 +66,40 @@ class EngineFit(Fit):
         return num_layers * self.prompt_layer_s + num_moe_layers * self.prompt_expert_layer_s
 
 
-def engine_fit(table: dict[str, EngineFit], engine: str, otherwise: EngineFit) -> EngineFit:
-    """The entry of an engine and version, see :func:`engine_key`."""
-    key = engine_key(tuple(table), engine)
+def find_engine_fit(table: dict[str, EngineFit], engine: str, otherwise: EngineFit) -> EngineFit:
+    """The entry of an engine and version, see :func:`find_engine_key`."""
+    key = find_engine_key(tuple(table), engine)
     return otherwise if key is None else table[key]
 
 
-def engine_key(keys: tuple[str, ...], engine: str) -> str | None:
+def find_engine_key(keys: tuple[str, ...], engine: str) -> str | None:
     """Find the key of an engine and version: its newest release that is not newer than the
     version.
 
-    >>> engine_key(("vllm", "trtllm", "trtllm@1.0.0", "trtllm@1.2.0"), "trtllm@1.1.0rc2")
+    >>> find_engine_key(("vllm", "trtllm", "trtllm@1.0.0", "trtllm@1.2.0"), "trtllm@1.1.0rc2")
     'trtllm@1.0.0'
-    >>> engine_key(("vllm", "trtllm", "trtllm@1.0.0"), "trtllm@0.8.1")
+    >>> find_engine_key(("vllm", "trtllm", "trtllm@1.0.0"), "trtllm@0.8.1")
     'trtllm'
-    >>> engine_key(("vllm",), "mine") is None
+    >>> find_engine_key(("vllm",), "mine") is None
     True
     """
     name, _, version = engine.partition("@")
-    wanted = release_of(version)
+    wanted = parse_release(version)
     older = [
         key
         for key in keys
-        if key.startswith(f"{name}@") and wanted and release_of(key.partition("@")[2]) <= wanted
+        if key.startswith(f"{name}@") and wanted and parse_release(key.partition("@")[2]) <= wanted
     ]
     if older:
-        return max(older, key=lambda key: release_of(key.partition("@")[2]))
+        return max(older, key=lambda key: parse_release(key.partition("@")[2]))
     return name if name in keys else None
 
 
-def release_of(version: str) -> tuple[int, ...]:
+def parse_release(version: str) -> tuple[int, ...]:
     """The first three numbers of a version, the third 0 where it has two; empty where it does not
     begin with two.
 
-    >>> release_of("1.2.0rc6.post2"), release_of("nightly")
+    >>> parse_release("1.2.0rc6.post2"), parse_release("nightly")
     ((1, 2, 0), ())
     """
     found = re.match(r"v?(\d+)\.(\d+)(?:\.(\d+))?", version)

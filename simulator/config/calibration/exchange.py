@@ -113,7 +113,7 @@ class ExchangeFit(Fit):
             np.asarray(load.vector_bytes, dtype=float),
             np.asarray(load.copies, dtype=float),
         )
-        held = self._held(load, num_multiprocessors, num_sms)
+        held = self._count_held(load, num_multiprocessors, num_sms)
         work = np.asarray(load.tokens, dtype=float) * (
             self.token_s + self.token_byte_s * vector_bytes
         )
@@ -128,7 +128,7 @@ class ExchangeFit(Fit):
         )
         return np.asarray(work / held, dtype=np.float64)
 
-    def hidden_s(self, copying_s: ArrayLike, wires_s: ArrayLike) -> Floats:
+    def overlapped_s(self, copying_s: ArrayLike, wires_s: ArrayLike) -> Floats:
         """Copying and wires together."""
         copying, wires = np.asarray(copying_s, dtype=float), np.asarray(wires_s, dtype=float)
         longer = np.maximum(np.maximum(copying, wires), 1e-30)
@@ -137,7 +137,7 @@ class ExchangeFit(Fit):
         ) ** (1.0 / self.overlap)
         return np.asarray(total, dtype=np.float64)
 
-    def told_s(
+    def announce_s(
         self,
         load: Load,
         carrying_s: ArrayLike,
@@ -154,20 +154,20 @@ class ExchangeFit(Fit):
         walked = (
             self.notify_token_s
             * np.asarray(load.tokens, dtype=float)
-            / self._held(load, num_multiprocessors, num_sms)
+            / self._count_held(load, num_multiprocessors, num_sms)
         )
         return np.asarray(np.where(nodes > 1, told + walked, 0.0), dtype=np.float64)
 
-    def _held(self, load: Load, num_multiprocessors: ArrayLike, num_sms: ArrayLike) -> Floats:
+    def _count_held(self, load: Load, num_multiprocessors: ArrayLike, num_sms: ArrayLike) -> Floats:
         """Multiprocessors that the kernels hold."""
-        usual = self.num_sms or by_experts(load.num_experts, num_multiprocessors)
+        usual = self.num_sms or count_multiprocessors(load.num_experts, num_multiprocessors)
         return np.where(np.asarray(num_sms) > 0, num_sms, usual)
 
 
-def by_experts(num_experts: ArrayLike, num_multiprocessors: ArrayLike) -> Floats:
+def count_multiprocessors(num_experts: ArrayLike, num_multiprocessors: ArrayLike) -> Floats:
     """Multiprocessors of a kernel that gives each the same whole number of experts.
 
-    >>> by_experts([8, 128, 160, 256], 132).tolist()
+    >>> count_multiprocessors([8, 128, 160, 256], 132).tolist()
     [8.0, 128.0, 80.0, 128.0]
     """
     experts = np.maximum(np.asarray(num_experts, dtype=float), 1.0)

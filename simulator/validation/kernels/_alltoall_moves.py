@@ -81,7 +81,7 @@ class Moves(NamedTuple):
             self.scale_up_s / fit.scale_up_fraction, self.scale_out_s / fit.scale_out_fraction
         )
         copying = fit.copying_s(self.load, accelerator.num_multiprocessors, self.num_sms)
-        return fit.hidden_s(copying, wires)
+        return fit.overlapped_s(copying, wires)
 
     def transfer_s(self, fit: ExchangeFit, accelerator: AcceleratorSpec) -> Floats:
         """Seconds of the transfer alone, as kernel timings see it."""
@@ -91,7 +91,7 @@ class Moves(NamedTuple):
     def notify_s(self, fit: ExchangeFit, accelerator: AcceleratorSpec) -> Floats:
         """Seconds of telling how much will come."""
         carrying_s = self.carry_s(fit, accelerator)
-        return fit.told_s(self.load, carrying_s, accelerator.num_multiprocessors, self.num_sms)
+        return fit.announce_s(self.load, carrying_s, accelerator.num_multiprocessors, self.num_sms)
 
 
 def read_moves(rows: pd.DataFrame, accelerator: str, dispatch: str, groups: str) -> Moves:

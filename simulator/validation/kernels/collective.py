@@ -18,7 +18,12 @@ from numpy.typing import NDArray
 from simulator.base.frozen import Frozen
 from simulator.config.accelerator import AcceleratorSpec, load_accelerator
 from simulator.config.calibration import Calibration
-from simulator.config.calibration.collective import Algorithm, CollectiveFit, ProtocolFit, passes_of
+from simulator.config.calibration.collective import (
+    Algorithm,
+    CollectiveFit,
+    ProtocolFit,
+    count_passes,
+)
 from simulator.config.cluster import ClusterSpec
 from simulator.validation import Answers, Measure, require
 from simulator.validation.extrapolation import Doubt, of_hardware
@@ -117,10 +122,10 @@ class _Rows(NamedTuple):
 
     def seconds(self, fit: CollectiveFit, accelerator: AcceleratorSpec, port: float) -> Floats:
         """Seconds ``[n]`` over a port of so many bytes per second."""
-        passes = passes_of(self.operation)
+        passes = count_passes(self.operation)
         total = np.add(*fit.parts_s(self.num_bytes, self.num_ranks, passes, port))
         if self.is_eager:
-            return fit.eagerly_s(total, self.num_bytes, accelerator.memory_bytes_per_s)
+            return fit.eager_launch_s(total, self.num_bytes, accelerator.memory_bytes_per_s)
         return np.asarray(total)
 
     def take(self, chosen: Places | Chosen) -> _Rows:
@@ -305,8 +310,8 @@ def _fit_entry(timed: _Timed, eager: _Timed | None) -> dict[str, Any]:
     within = np.abs(1 / ratios - 1)
     launched = {} if eager is None else _fit_launch(fitted, eager)
     if eager is not None:
-        eagerly_s = eager.rows.seconds(fitted.model_copy(update=launched), accelerator, port)
-        ratios = np.concatenate([ratios, eager.measured_s / eagerly_s])
+        eager_launch_s = eager.rows.seconds(fitted.model_copy(update=launched), accelerator, port)
+        ratios = np.concatenate([ratios, eager.measured_s / eager_launch_s])
     library = f"{rows.engine}'s own all-reduce" if is_own else f"NCCL {rows.entry}"
     source = (
         f"{len(measured):,} timings of {library}, {', '.join(sorted(map(str, timed.releases)))}, "

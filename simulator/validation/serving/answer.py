@@ -11,7 +11,7 @@ from simulator.base.errors import UserError
 from simulator.base.plugins import build
 from simulator.config.accelerator import load_accelerator
 from simulator.config.calibration.disaggregation import DisaggregationFit
-from simulator.config.calibration.engine import release_of
+from simulator.config.calibration.engine import parse_release
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.engine import find_hand_over, resolve_scheduling
 from simulator.config.host import HostCalibration, load_any_calibration
@@ -112,7 +112,7 @@ def _most_tokens(point: Point, plan: DeploymentPlan) -> int:
 def _alone(point: Point, pool: Pool) -> Point:
     """One worker of a pool as a deployment, whatever the load."""
     version = (
-        "" if point.engine == "trtllm" and release_of(point.version) < (1,) else point.version
+        "" if point.engine == "trtllm" and parse_release(point.version) < (1,) else point.version
     )  # of Dynamo, not of the engine
     return point._replace(
         decode=pool._replace(workers=1, batch=None),

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from simulator.base.errors import UserError
 from simulator.base.frozen import Policy
 from simulator.config.accelerator import AcceleratorSpec, load_accelerator
-from simulator.config.calibration.engine import release_of
+from simulator.config.calibration.engine import parse_release
 from simulator.config.deployment import DeploymentSpec, ParallelSpec
 from simulator.config.model import ModelSpec, load_model
 from simulator.deployment.plan import DeploymentPlan, make_plan
@@ -184,7 +184,7 @@ def _holds(when: When, point: Point, model: ModelSpec) -> bool:
         and (when.tp_below is None or point.decode.tp < when.tp_below)
         and (when.concurrency_below is None or point.concurrency < when.concurrency_below)
         and point.concurrency >= when.concurrency_from
-        and (not when.release_below or release_of(point.version) < when.release_below)
+        and (not when.release_below or parse_release(point.version) < when.release_below)
     )
 
 

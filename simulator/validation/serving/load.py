@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.config.calibration.engine import release_of
+from simulator.config.calibration.engine import parse_release
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.table import StepTable
 from simulator.validation.serving.campaigns import campaigns
@@ -68,7 +68,7 @@ def trace_of(point: Point) -> RequestTrace:
 
 
 def _is_in_step(point: Point) -> bool:
-    return point.engine == "sglang" and () < release_of(point.version) < _OVERLAPPING_SGLANG
+    return point.engine == "sglang" and () < parse_release(point.version) < _OVERLAPPING_SGLANG
 
 
 def _rounds(point: Point) -> int:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from simulator.base.data import available_files
 from simulator.base.errors import UserError
 from simulator.config.calibration import ANY, load_calibration
-from simulator.config.calibration.engine import EngineFit, release_of
+from simulator.config.calibration.engine import EngineFit, parse_release
 from simulator.config.host import HostCalibration, load_any_calibration
 from simulator.deployment.plan import DeploymentPlan
 from simulator.validation.serving.points import Point
@@ -47,7 +47,7 @@ def novelty_of(point: Point, plan: DeploymentPlan) -> Novelty:
         held.append(f"no serving points of {placement.model.title or plan.spec.model} were fitted")
     if every.gpus and placement.accelerator.name not in every.gpus:
         held.append(f"no serving points on {placement.accelerator.title} were fitted")
-    release = ".".join(map(str, release_of(point.version)))
+    release = ".".join(map(str, parse_release(point.version)))
     if placement.calibration.engine.kind == "assumed":
         of_release = every.kind != "assumed" and release
         wider.append(
