@@ -106,7 +106,7 @@ def _split(plan: DeploymentPlan, question: Question) -> list[Shard]:
 def _run_tasks(
     tasks: Sequence[_Task], tick: Progress, workers: int | None, address: str | None
 ) -> list[Any]:
-    """What comes of all tasks, in their order."""
+    """Run all tasks, and return their results in the same order."""
     if workers == 1 and address is None:
         return [task(tick=tick) for task in tasks]
     shown = count_part(tick, "deployments and parts of them", len(tasks))

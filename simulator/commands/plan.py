@@ -41,7 +41,7 @@ _FIXED = frozenset({"plan.json", "crossover.csv", *(f"{name}.csv" for name in _T
 
 
 def describe_run(question: Question, made: Provenance) -> dict[str, Any]:
-    """What ``run.json`` says of a plan: its question, and how it was made."""
+    """Describe a plan for ``run.json``: its question, and how it was made."""
     own = {"name": question.name, "seed": question.seed}
     return own | made.describe() | {"question": question.model_dump(mode="json")}
 

@@ -60,7 +60,7 @@ class TrainedRecording:
 
     @property
     def findings(self) -> list[str]:
-        """What else the numbers say."""
+        """Further findings of the comparison, a sentence each."""
         return findings(self.outcomes)
 
     def summary(self) -> dict[str, Any]:

@@ -91,6 +91,8 @@ class _Reader:
 
     def _make_key(self, path: str, node: _Node, is_required: bool) -> Key:
         parts = list(self._alternatives(node))
+        # Pydantic leaves out what would repeat the description of the table itself.
+        described = node.get("description") or parts[0].get("description", "")
         units = [part["unit"] for part in self._numbers(node) if "unit" in part]
         bounds = [text for text in map(_bounds_of, self._numbers(node)) if text]
         return Key(
@@ -99,7 +101,7 @@ class _Reader:
             units[0] if units else "",
             bounds[0] if bounds else "",
             None if is_required else _default_of(node, parts),
-            " ".join(node.get("description", "").split()),
+            " ".join(described.split()),
         )
 
     def _alternatives(self, node: _Node) -> Iterator[_Node]:

@@ -212,7 +212,7 @@ class HostCalibration(Frozen):
     communication: ClassVar[Policy] = {"kind": "host"}
     dispatch: ClassVar[Policy] = {"kind": "per_node"}
 
-    def on(self, num_ranks: int, working_bytes: float) -> HostRates:
+    def choose_tables(self, num_ranks: int, working_bytes: float) -> HostRates:
         """Choose the tables for one plan.
 
         Args:
@@ -262,7 +262,7 @@ class HostRates:
             )
         return found[0]
 
-    def fits(self, key: PriceKey) -> dict[str, Fit]:
+    def list_fits(self, key: PriceKey) -> dict[str, Fit]:
         """The entries that a plan's prices use, by what they price.
 
         Raises:

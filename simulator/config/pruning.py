@@ -100,7 +100,7 @@ class Block(Frozen):
 
     @property
     def kernels(self) -> str:
-        """What multiplies with such matrices, as calibrations name it."""
+        """Name of the kernels for such matrices in calibrations."""
         return self.kind
 
     def num_stored(self, out_features: int, in_features: int) -> int:

@@ -13,7 +13,7 @@ def fits_of(plan: DeploymentPlan) -> dict[str, Fit]:
     Raises:
         UserError: if a machine's calibration has no collectives of so many ranks.
     """
-    return plan.placement.calibration.fits(price_key_of(plan))
+    return plan.placement.calibration.list_fits(price_key_of(plan))
 
 
 def price_key_of(plan: DeploymentPlan) -> PriceKey:

@@ -222,9 +222,9 @@ def _make_pool(
     fabric = wire_links(cluster, layout.num_ranks, place)
     capacity = _check_start(spec, model, accelerator, layout, precision, rules, place, loaded)
     calibration = (
-        loaded.on(layout.num_ranks, capacity.weights_bytes * layout.num_ranks)
+        loaded.choose_tables(layout.num_ranks, capacity.weights_bytes * layout.num_ranks)
         if isinstance(loaded, HostCalibration)
-        else loaded.on(spec.engine)
+        else loaded.choose_engine(spec.engine)
     )
     sends = None
     if layout.pp > 1 and isinstance(calibration, Calibration):

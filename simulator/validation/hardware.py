@@ -113,7 +113,7 @@ def calibrated(gpu: str, engine: str) -> tuple[AcceleratorSpec, Calibration] | N
         return None
     accelerator = load_accelerator(name, f"GPU '{gpu}'")
     try:
-        return accelerator, load_calibration(accelerator.calibration, name).on(engine)
+        return accelerator, load_calibration(accelerator.calibration, name).choose_engine(engine)
     except UserError:  # a machine that moesim calibrate timed: it has tables of its own
         return None
 

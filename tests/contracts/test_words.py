@@ -16,12 +16,15 @@ HOUSE = Path(__file__).parents[2] / "simulator"
 
 DONE = (
     "base",
+    "commands",
+    "config",
     "cost",
     "deployment",
     "engine",
     "parallel",
     "policies",
     "runtime",
+    "scenario",
     "step",
     "work",
     "workload",

@@ -54,7 +54,7 @@ for name in NAMES:
     accelerator = load_accelerator(name, "test")
     calibration = load_calibration(accelerator.calibration, "test")
     MODELS |= {
-        (name, engine): Roofline().prepare(accelerator, calibration.on(engine))
+        (name, engine): Roofline().prepare(accelerator, calibration.choose_engine(engine))
         for engine in ENGINES
     }
 

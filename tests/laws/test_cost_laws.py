@@ -31,7 +31,7 @@ groups = st.lists(st.integers(0, 3000), min_size=2, max_size=16)
 
 def prepare(accelerator):
     return Roofline().prepare(
-        accelerator, load_calibration(accelerator.calibration, "test").on("any")
+        accelerator, load_calibration(accelerator.calibration, "test").choose_engine("any")
     )
 
 
@@ -118,7 +118,7 @@ def test_no_product_beats_the_vendor_peaks(accelerator, dtype, num_rows, in_feat
 
 def wired(num_gpus, topology):
     cluster, accelerator = load_cluster(f"h100-sxm-{num_gpus}", "test")
-    calibration = load_calibration(accelerator.calibration, "test").on("any")
+    calibration = load_calibration(accelerator.calibration, "test").choose_engine("any")
     return AlphaBeta().prepare(topology.wire(cluster, num_gpus), calibration, accelerator)
 
 
@@ -167,7 +167,7 @@ def test_what_a_rank_sends_and_gets_crosses_its_own_card(operation, kernels, see
 @given(st.sampled_from(["dispatch", "combine"]), st.floats(0.1, 1.0))
 def test_an_older_library_is_never_faster_and_only_between_nodes(operation, rate):
     cluster, accelerator = load_cluster("h100-sxm-16", "test")
-    calibration = load_calibration(accelerator.calibration, "test").on("sglang")
+    calibration = load_calibration(accelerator.calibration, "test").choose_engine("sglang")
     vectors = Vectors("normal", 7392.0, np.full(16, 4096.0), 256)
     older = AlphaBeta(dispatch_rate=rate, combine_rate=rate)
     for num_ranks in (8, 16):

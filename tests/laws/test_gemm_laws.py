@@ -75,7 +75,7 @@ def test_a_mixture_of_shapes_is_priced_like_each_alone(entry, shapes):
 @pytest.mark.parametrize("rows", [64, 128])
 def test_the_next_larger_tile_takes_longer_where_columns_are_few(rows):
     accelerator = load_accelerator("h100-sxm", "test")
-    fit = load_any_calibration("hopper", "test").on("any").matrices("fp8")
+    fit = load_any_calibration("hopper", "test").choose_engine("any").matrices("fp8")
     deep = one((accelerator, "fp8", fit), rows + 1, 65_536, 128) / one(
         (accelerator, "fp8", fit), rows, 65_536, 128
     )
@@ -90,6 +90,10 @@ def test_few_rows_are_read_as_fast_as_memory_is_where_tensor_cores_are_slow(dtyp
     seconds = []
     for name in ("h20-sxm", "h100-sxm"):
         accelerator = load_accelerator(name, "test")
-        fit = load_any_calibration(accelerator.calibration, "test").on("any").matrices(dtype)
+        fit = (
+            load_any_calibration(accelerator.calibration, "test")
+            .choose_engine("any")
+            .matrices(dtype)
+        )
         seconds.append(one((accelerator, dtype, fit), rows, 8192, 8192))
     assert seconds[0] < seconds[1]

@@ -46,7 +46,7 @@ BY_SPARSITY = [case for case in MEASURED if case.values[1] != "two_four"]
 
 def model_of(accelerator):
     return RooflineModel(
-        accelerator, load_any_calibration(accelerator.calibration, "test").on("vllm")
+        accelerator, load_any_calibration(accelerator.calibration, "test").choose_engine("vllm")
     )
 
 

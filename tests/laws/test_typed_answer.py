@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from simulator.base.frozen import validate
-from simulator.commands.schema import schema_of
+from simulator.commands.schema import make_schema
 from simulator.config.capacity import Question
 from simulator.planner.answer import make_answer
 from simulator.planner.search import search
@@ -24,7 +24,7 @@ from tests.laws.tiny_question import QUESTION, answer
 from tests.report import plan_answers
 
 OPTIONAL = sorted(plan_answers.answer().keys() - {"name"})
-SCHEMA = jsonschema.Draft202012Validator(schema_of("answer"))
+SCHEMA = jsonschema.Draft202012Validator(make_schema("answer"))
 
 
 def survives(made):

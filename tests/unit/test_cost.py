@@ -42,13 +42,13 @@ FAMILIES = [
 def model(name="h100-sxm"):
     accelerator = load_accelerator(name, "test")
     return Roofline().prepare(
-        accelerator, load_calibration(accelerator.calibration, "test").on("any")
+        accelerator, load_calibration(accelerator.calibration, "test").choose_engine("any")
     )
 
 
 def fabric(num_gpus, topology=None):
     cluster, accelerator = load_cluster(f"h100-sxm-{num_gpus}", "test")
-    calibration = load_calibration(accelerator.calibration, "test").on("any")
+    calibration = load_calibration(accelerator.calibration, "test").choose_engine("any")
     return AlphaBeta().prepare(
         (topology or Rails()).wire(cluster, num_gpus), calibration, accelerator
     )
@@ -56,7 +56,7 @@ def fabric(num_gpus, topology=None):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_calibration_that_an_accelerator_names_is_plausible(family):
-    calibration = load_calibration(family, "test").on("any")
+    calibration = load_calibration(family, "test").choose_engine("any")
     kernels = [
         *calibration.gemm.values(),
         *calibration.grouped_gemm.values(),
@@ -82,7 +82,7 @@ def test_a_dtype_without_an_entry_is_priced_by_other():
     fit = GemmFit(
         kind="assumed", source="test", compute_fraction=0.5, memory_fraction=0.5, floor_s=0.0
     )
-    calibration = load_calibration("hopper", "test").on("any")
+    calibration = load_calibration("hopper", "test").choose_engine("any")
     changed = Calibration.model_validate({**dict(calibration), "gemm": {"other": fit}})
     assert changed.matrices("int8") is fit
 
@@ -197,7 +197,7 @@ def test_an_exchange_takes_its_latency_and_its_busiest_link():
 def test_latency_grows_with_the_doublings_of_the_nodes():
     comm, fit = (
         fabric(32),
-        load_calibration("hopper", "test").on("any").exchange["low_latency"]["dispatch"],
+        load_calibration("hopper", "test").choose_engine("any").exchange["low_latency"]["dispatch"],
     )
     assert comm.latency_s("dispatch", 4, 32) == pytest.approx(
         fit.scale_out_latency_s + 2 * fit.latency_per_doubling_s
@@ -294,14 +294,14 @@ def test_a_ring_at_its_rate_sends_nearly_twice_the_data_over_each_link():
 
 
 def test_prompts_are_served_by_kernels_that_expand_where_those_that_were_timed_absorb():
-    calibration = load_calibration("hopper", "test").on("sglang")
+    calibration = load_calibration("hopper", "test").choose_engine("sglang")
     timed = calibration.attention_fit("prefill", "bf16", is_latent=True)
     served = calibration.attention_fit("prefill", "bf16", is_latent=True, is_served=True)
     assert timed.absorbs
     assert not served.absorbs
     decode = calibration.attention_fit("decode", "bf16", is_latent=True)
     assert calibration.attention_fit("decode", "bf16", is_latent=True, is_served=True) is decode
-    assert load_calibration("hopper", "test").on("vllm").expanded == {}
+    assert load_calibration("hopper", "test").choose_engine("vllm").expanded == {}
 
 
 def test_a_library_that_is_not_known_between_domains_has_the_whole_of_their_wires():

@@ -162,7 +162,7 @@ def test_a_number_of_ranks_that_was_not_measured_is_refused_with_what_to_do(loca
     ):
         seconds_of(local("dense", num_ranks=1), 4) and local(
             "dense", num_ranks=1, parallel={"attention_dp": 1}
-        ).placement.calibration.host.on(16, 1.0).collectives
+        ).placement.calibration.host.choose_tables(16, 1.0).collectives
 
 
 def test_pruned_blocks_store_less_and_are_priced_from_measured_products(local):

@@ -99,5 +99,5 @@ def test_a_plan_is_priced_by_the_entries_of_its_key(tiny):
     key = price_key_of(plan)
     assert (key.cache, key.is_latent, key.travels, key.is_split) == ("fp8", True, True, True)
     assert key.kernels == ("low_latency", "normal")
-    assert fits_of(plan) == plan.placement.calibration.fits(key)
+    assert fits_of(plan) == plan.placement.calibration.list_fits(key)
     assert not price_key_of(tiny.plan("dense")).is_latent

@@ -87,7 +87,7 @@ def test_kernels_whose_tiles_hold_an_even_share_pay_for_choices_of_other_ranks_e
     accelerator = load_accelerator("h100-sxm", "test")
     fastest = (
         load_calibration("hopper", "test")
-        .on("vllm")
+        .choose_engine("vllm")
         .experts("fp8_block")
         .model_copy(update={"tile_holds_share": False})
     )

@@ -38,7 +38,7 @@ LARGE_OPT = [
 
 def speed_up(gpu, dtype, rows, matrices, pruning):
     accelerator = load_accelerator(gpu, "test")
-    calibration = load_calibration(accelerator.calibration, "test").on("vllm")
+    calibration = load_calibration(accelerator.calibration, "test").choose_engine("vllm")
     # Inputs came in the weights' format.
     whole = calibration.matrices(dtype).model_copy(
         update={"quantise_bytes": 0.0, "quantise_row_s": 0.0, "quantise_block_s": 0.0}
@@ -102,7 +102,7 @@ def test_spinfer_on_rtx_4090():
 def test_sparse_marlin_is_5_times_as_fast_as_fp16_with_few_tokens_and_twice_with_many():
     """Groups of 128, 2:4, int4, on RTX 3090 (Sparse-Marlin's README), here on A100."""
     accelerator = load_accelerator("a100-sxm", "test")
-    calibration = load_calibration("ampere", "test").on("vllm")
+    calibration = load_calibration("ampere", "test").choose_engine("vllm")
     rows, (n, k) = np.array([16.0, 4096.0]), (73728, 18432)
     half = gemm_s(accelerator, calibration.matrices("bf16"), rows, k, n, "bf16")
     fit = calibration.pruned_matrices("two_four", "int4")

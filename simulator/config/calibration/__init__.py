@@ -152,7 +152,7 @@ class Calibration(Frozen):
             self.expanded.get(found, self.attention[found]) if is_served else self.attention[found]
         )
 
-    def fits(self, key: PriceKey) -> dict[str, Fit]:
+    def list_fits(self, key: PriceKey) -> dict[str, Fit]:
         """The entries that a plan's prices use, by what they price."""
         found: dict[str, Fit] = {f"{key.weights} matrices": self.matrices(key.weights)}
         pruning = key.pruning
@@ -247,7 +247,7 @@ class CalibrationFile(Frozen):
                 f"{where}: unknown engine '{engine}'; {did_you_mean(engine, sorted(known))}"
             )
 
-    def on(self, engine: str) -> Calibration:
+    def choose_engine(self, engine: str) -> Calibration:
         """Choose an engine's own entries, and those of any engine where it has none.
 
         Args:
@@ -256,13 +256,13 @@ class CalibrationFile(Frozen):
         named, engine = engine, engine.partition("@")[0]
         return Calibration(
             title=self.title,
-            gemm=_choose_engine(self.gemm, engine),
-            grouped_gemm=_choose_engine(self.grouped_gemm, engine)
+            gemm=_merge_any(self.gemm, engine),
+            grouped_gemm=_merge_any(self.grouped_gemm, engine)
             | _list_behind_exchanges(self.grouped_gemm, engine),
-            attention=_choose_engine(self.attention, engine),
+            attention=_merge_any(self.attention, engine),
             expanded=_list_expanding(self.attention, engine),
             exchange=self.exchange,
-            collective=_choose_engine(self.collective, engine),
+            collective=_merge_any(self.collective, engine),
             engine=find_engine_fit(self.engine, named, self.engine[ANY]),
             pools=self.pools(engine),
             pruned=self.pruned,
@@ -317,7 +317,7 @@ def find_pruned_fit(
     return table.get(kernels, {}).get("bf16" if dtype == "fp16" else dtype)
 
 
-def _choose_engine(table: dict[str, dict[str, AnyFit]], engine: str) -> dict[str, AnyFit]:
+def _merge_any(table: dict[str, dict[str, AnyFit]], engine: str) -> dict[str, AnyFit]:
     return {**table[ANY], **table.get(engine, {})}
 
 

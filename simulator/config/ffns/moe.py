@@ -50,7 +50,7 @@ class MoE(FFN):
     """Number of groups that a token may choose its experts from."""
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _check_sizes(self) -> Self:
         if self.top_k > self.num_experts:
             raise ValueError(
                 f"top_k ({self.top_k}) must be between 1 and num_experts ({self.num_experts})"

@@ -51,7 +51,7 @@ class CompressedAttention(Mixer):
     """Numbers of a head that carry the rotary position."""
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _check_sizes(self) -> Self:
         if self.index is not None and not self.compression:
             raise ValueError(
                 "index selects among compressed entries, so compression must be above 0"

@@ -212,7 +212,7 @@ def _estimate(
     layers: Layers,
 ) -> Estimate:
     fit = calibration.experts(dtype, few)
-    similar = seen().on(engine).experts(dtype, few)
+    similar = seen().choose_engine(engine).experts(dtype, few)
     file = load_calibration(accelerator.calibration, accelerator.calibration)
     hardware = of_hardware(fit, accelerator, f"{dtype} experts", dtype)
     return Estimate(

@@ -202,7 +202,7 @@ def _estimate(
     seconds = product_s(accelerator, fit, m, k, n, operands)
     if fit.eager is not None and engine == _EAGER_ENGINE:
         seconds = with_launch_s(fit.eager, seconds, m, k, n)
-    similar = seen().on(engine).matrices(dtype)
+    similar = seen().choose_engine(engine).matrices(dtype)
     hardware = of_hardware(fit, accelerator, f"{dtype} products", dtype)
     return Estimate(
         seconds,

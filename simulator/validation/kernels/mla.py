@@ -351,7 +351,7 @@ def _fit_entry(job: _Job, rows: pd.DataFrame, known: dict[str, Any]) -> dict[str
 def _beside_s(job: _Job, rows: pd.DataFrame, is_module: Chosen) -> Floats:
     """Seconds ``[n]`` of the matrix products of blocks; 0 for kernels alone."""
     accelerator = fitting.timed_on(job.gpu)
-    calibration = load_calibration(accelerator.calibration, job.gpu).on(job.engine)
+    calibration = load_calibration(accelerator.calibration, job.gpu).choose_engine(job.engine)
     beside_s = np.zeros(len(rows))
     tokens = (rows["batch_size"] * rows["isl"]).to_numpy()
     blocks = rows.loc[is_module, ["gemm_type", "num_heads"]]
