@@ -131,6 +131,6 @@ class CollectiveFit(Fit):
         return np.maximum(self.eager_s, np.asarray(graph_s) + self.eager_more_s + copy_s)
 
 
-def count_passes(operation: str) -> float:
+def passes_of(operation: str) -> float:
     """Times that a message goes round: an all-reduce adds up and hands out."""
     return PASSES.get(operation, 1.0)

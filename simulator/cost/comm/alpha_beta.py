@@ -23,7 +23,7 @@ from simulator.base.frozen import Frozen
 from simulator.base.quantities import Factor
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import Calibration, CollectiveFit, ExchangeFit
-from simulator.config.calibration.collective import count_passes
+from simulator.config.calibration.collective import passes_of
 from simulator.config.calibration.exchange import Load, doublings
 from simulator.config.host import HostRates
 from simulator.cost.comm import Exchange, Operation, Vectors
@@ -183,7 +183,7 @@ class AlphaBetaModel:
             float(part[0]) for part in self._parts_s(fit, name, np.array([num_bytes]), ranks)
         )
         ring, per_byte_L = self._ring(ranks)
-        sent = ring.times(count_passes(name) * (len(ranks) - 1) / len(ranks) * num_bytes)
+        sent = ring.times(passes_of(name) * (len(ranks) - 1) / len(ranks) * num_bytes)
         return Exchange(start_s, self._spread_over_links(per_byte_L, busiest_s), sent)
 
     def _spread_over_links(self, load_L: Floats, busiest_s: list[float]) -> Floats:
@@ -203,7 +203,7 @@ class AlphaBetaModel:
         """Seconds of latency, of the busiest link inside domains and of the busiest between, for
         messages of many sizes.
         """
-        size, passes = len(ranks), count_passes(name)
+        size, passes = len(ranks), passes_of(name)
         nodes = len(np.unique(self.fabric.node_R[list(ranks)]))
         _, per_byte_L = self._ring(ranks)
         inside, between = self._kinds

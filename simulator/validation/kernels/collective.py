@@ -18,12 +18,7 @@ from numpy.typing import NDArray
 from simulator.base.frozen import Frozen
 from simulator.config.accelerator import AcceleratorSpec, load_accelerator
 from simulator.config.calibration import Calibration
-from simulator.config.calibration.collective import (
-    Algorithm,
-    CollectiveFit,
-    ProtocolFit,
-    count_passes,
-)
+from simulator.config.calibration.collective import Algorithm, CollectiveFit, ProtocolFit, passes_of
 from simulator.config.cluster import ClusterSpec
 from simulator.validation import Answers, Measure, require
 from simulator.validation.extrapolation import Doubt, of_hardware
@@ -122,7 +117,7 @@ class _Rows(NamedTuple):
 
     def seconds(self, fit: CollectiveFit, accelerator: AcceleratorSpec, port: float) -> Floats:
         """Seconds ``[n]`` over a port of so many bytes per second."""
-        passes = count_passes(self.operation)
+        passes = passes_of(self.operation)
         total = np.add(*fit.parts_s(self.num_bytes, self.num_ranks, passes, port))
         if self.is_eager:
             return fit.eager_launch_s(total, self.num_bytes, accelerator.memory_bytes_per_s)

@@ -262,7 +262,9 @@ def _batched(plan: DeploymentPlan, found: Deployment) -> DeploymentPlan:
         spec.scheduling, spec.engine, placement.accelerator, dp, spec.usage
     )
     rules = build("scheduling", scheduling, place).rules()
-    own = replace(placement, overlap=spec.overlap, calibration=calibration.choose_engine(spec.engine))
+    own = replace(
+        placement, overlap=spec.overlap, calibration=calibration.choose_engine(spec.engine)
+    )
     return DeploymentPlan(spec, own, replace(plan.serving, rules=rules))
 
 
