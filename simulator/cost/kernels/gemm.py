@@ -38,8 +38,11 @@ class Operands(NamedTuple):
     tiles are never cut."""
 
     @classmethod
-    def from_format(cls, accelerator: AcceleratorSpec, dtype: str) -> Operands:
-        rate, num_bytes = accelerator.flops_per_s(dtype), BYTES_PER_ELEMENT[dtype]
+    def from_format(
+        cls, accelerator: AcceleratorSpec, dtype: str, computes_in: str | None = None
+    ) -> Operands:
+        """Look up a format; ``computes_in`` is the one that kernels convert it to, if they do."""
+        rate, num_bytes = accelerator.flops_per_s(computes_in or dtype), BYTES_PER_ELEMENT[dtype]
         return cls(rate, num_bytes, INPUT_BYTES.get(dtype, 2.0), feeding_share(accelerator))
 
 

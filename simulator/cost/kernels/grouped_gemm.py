@@ -11,8 +11,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import GroupedGemmFit
-from simulator.config.dtypes import BYTES_PER_ELEMENT, INPUT_BYTES
-from simulator.cost.kernels.feeding import feeding_share
 
 _TILE_COLUMNS = 128
 """Columns of an output tile."""
@@ -45,25 +43,6 @@ class Load(NamedTuple):
         )
 
 
-class Operands(NamedTuple):
-    """Properties of a number format in a product."""
-
-    flops_per_s: float
-    """Peak FLOPs per second of the accelerator in the format."""
-    weight_bytes: float
-    """Bytes of one weight, including its share of the scales."""
-    input_bytes: float
-    """Bytes of an element of the input, as the product reads it."""
-
-    @classmethod
-    def from_format(cls, accelerator: AcceleratorSpec, fit: GroupedGemmFit, dtype: str) -> Operands:
-        return cls(
-            accelerator.flops_per_s(fit.computes_in or dtype),
-            BYTES_PER_ELEMENT[dtype],
-            INPUT_BYTES.get(dtype, 2.0),
-        )
-
-
 def grouped_gemm_s(
     accelerator: AcceleratorSpec,
     fit: GroupedGemmFit,
@@ -87,7 +66,7 @@ def grouped_gemm_s(
         load,
         in_features,
         out_features,
-        Operands.from_format(accelerator, fit, dtype),
+        Operands.from_format(accelerator, dtype, fit.computes_in),
         seen_R,
     )
 
@@ -112,12 +91,15 @@ def product_s(
     columns = np.ceil(n / _TILE_COLUMNS)
     busy_s = np.full(np.broadcast(load.rows, k, n).shape, np.inf)
     share = choices / np.maximum(load.slots, 1.0)
-    feeding = feeding_share(accelerator)
     for tile_rows in fit.tile_rows:
         tiles = load.tiles[tile_rows]
         depth = np.maximum(tiles * columns * (k / accelerator.num_multiprocessors), least)
         compute_s = depth * (
-            2.0 * tile_rows * _TILE_COLUMNS * _slowdown(fit.tile_reread, tile_rows, feeding) / rate
+            2.0
+            * tile_rows
+            * _TILE_COLUMNS
+            * _slowdown(fit.tile_reread, tile_rows, operands.feeding)
+            / rate
         )
         read = load.touched + fit.weight_reread * (tiles - load.touched)
         memory_s = (read * (k * n * operands.weight_bytes) + input_bytes) / bytes_per_s

@@ -41,10 +41,6 @@ class Drafts(NamedTuple):
         return kept
 
 
-NO_DRAFTS = Drafts()
-"""Drafts of a deployment without speculation."""
-
-
 class SpeculationPolicy(Protocol):
     """Interface of the files in this folder: a frozen pydantic model whose fields are its
     configuration keys.

@@ -18,7 +18,8 @@ from simulator.config.calibration import (
     GroupedGemmFit,
     load_calibration,
 )
-from simulator.cost.kernels.grouped_gemm import Load, Operands, moves_s, product_s
+from simulator.cost.kernels.gemm import Operands
+from simulator.cost.kernels.grouped_gemm import Load, moves_s, product_s
 from simulator.validation import Answers
 from simulator.validation.extrapolation import Doubt, of_hardware
 from simulator.validation.hardware import calibrated, seen
@@ -95,7 +96,7 @@ class Layers:
         """Seconds ``[n]`` of two kernels and the passes around them, as the simulator prices a
         layer; mean over the draws.
         """
-        operands = Operands.from_format(accelerator, fit, dtype)
+        operands = Operands.from_format(accelerator, dtype, fit.computes_in)
         hidden, width = self.hidden[:, None], self.width[:, None]
         up_s = product_s(
             accelerator, fit, self.load, hidden, self.up_features[:, None], operands, self.choices

@@ -7,6 +7,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.frozen import Frozen
+
 
 class ArrivalProcess(Protocol):
     """Interface of the files in this folder: a frozen pydantic model whose fields are its
@@ -23,3 +25,12 @@ class ArrivalProcess(Protocol):
         gap from 0.
         """
         ...
+
+
+class OpenLoop(Frozen):
+    """Base of processes whose requests arrive by the clock, however many are in flight."""
+
+    @property
+    def concurrency(self) -> int | None:
+        """Requests kept in flight: ``None``, since nothing bounds them."""
+        return None

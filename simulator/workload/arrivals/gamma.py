@@ -6,12 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 
-from simulator.base.frozen import Frozen
 from simulator.base.quantities import RequestRate
+from simulator.workload.arrivals import OpenLoop
 from simulator.workload.renewal import Cv, unit_gaps
 
 
-class Gamma(Frozen):
+class Gamma(OpenLoop):
     """Independent Gamma gaps of shape ``1 / cv^2``. vLLM's ``--burstiness`` is that shape."""
 
     model_config = ConfigDict(
@@ -24,10 +24,6 @@ class Gamma(Frozen):
     """Mean requests per second."""
     cv: Cv
     """Coefficient of variation of the gaps: standard deviation over mean."""
-
-    @property
-    def concurrency(self) -> int | None:
-        return None
 
     def arrival_s(self, num_requests: int, rng: np.random.Generator) -> NDArray[np.float64]:
         """Sorted arrival times in seconds, ``[num_requests]``."""

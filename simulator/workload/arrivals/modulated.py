@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, model_validator
 
-from simulator.base.frozen import Frozen
 from simulator.base.quantities import Duration, Factor, RequestRate
+from simulator.workload.arrivals import OpenLoop
 from simulator.workload.arrivals._rate import FEWEST_REQUESTS, Pauses, Swing, check_windows
 from simulator.workload.renewal import Cv, fill_window
 
@@ -21,7 +21,7 @@ _CELLS_PER_SCALE = 8
 _MAX_CELLS = 5_000_000
 
 
-class Modulated(Frozen):
+class Modulated(OpenLoop):
     """A Gamma renewal process run by a clock that speeds up and slows down with the rate.
 
     A span of ``span_s`` seconds is cut into as many equal parts as ``profile`` has entries (one
@@ -73,10 +73,6 @@ class Modulated(Frozen):
                 "keep the ratio below 500000"
             )
         return self
-
-    @property
-    def concurrency(self) -> int | None:
-        return None
 
     def arrival_s(self, num_requests: int, rng: np.random.Generator) -> NDArray[np.float64]:
         """Sorted arrival times in seconds, ``[num_requests]``."""

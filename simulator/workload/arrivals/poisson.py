@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 
-from simulator.base.frozen import Frozen
 from simulator.base.quantities import RequestRate
+from simulator.workload.arrivals import OpenLoop
 
 
-class Poisson(Frozen):
+class Poisson(OpenLoop):
     """Exponential gaps: CV 1, and a variance-to-mean ratio (Fano factor) of 1 in windows of any
     length.
     """
@@ -19,10 +19,6 @@ class Poisson(Frozen):
 
     rate_per_s: RequestRate
     """Mean requests per second."""
-
-    @property
-    def concurrency(self) -> int | None:
-        return None
 
     def arrival_s(self, num_requests: int, rng: np.random.Generator) -> NDArray[np.float64]:
         """Sorted arrival times in seconds, ``[num_requests]``."""

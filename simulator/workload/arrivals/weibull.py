@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, model_validator
 
-from simulator.base.frozen import Frozen
 from simulator.base.quantities import RequestRate
+from simulator.workload.arrivals import OpenLoop
 from simulator.workload.renewal import Cv, unit_gaps, weibull_shape
 
 
-class Weibull(Frozen):
+class Weibull(OpenLoop):
     """Independent Weibull gaps whose shape is solved from the CV."""
 
     model_config = ConfigDict(
@@ -33,10 +33,6 @@ class Weibull(Frozen):
     def _cv_is_reachable(self) -> Self:
         weibull_shape(self.cv)
         return self
-
-    @property
-    def concurrency(self) -> int | None:
-        return None
 
     def arrival_s(self, num_requests: int, rng: np.random.Generator) -> NDArray[np.float64]:
         """Sorted arrival times in seconds, ``[num_requests]``."""

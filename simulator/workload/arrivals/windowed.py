@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, model_validator
 
-from simulator.base.frozen import Frozen
+from simulator.workload.arrivals import OpenLoop
 from simulator.workload.arrivals._rate import FEWEST_REQUESTS, Window, check_windows
 from simulator.workload.renewal import fill_window, weibull_shape
 
 
-class Windowed(Frozen):
+class Windowed(OpenLoop):
     """Windows one after the other, from the first again after the last (ServeGen, arXiv
     2505.09999).
     """
@@ -51,10 +51,6 @@ class Windowed(Frozen):
     def _requests_per_round(self) -> float:
         """Mean requests of all windows together."""
         return sum(window.rate_per_s * window.duration_s for window in self.windows)
-
-    @property
-    def concurrency(self) -> int | None:
-        return None
 
     def arrival_s(self, num_requests: int, rng: np.random.Generator) -> NDArray[np.float64]:
         """Sorted arrival times in seconds, ``[num_requests]``."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
 from simulator.workload.traces import RequestTrace, take_prefixes
-from simulator.workload.traces._rows import LONGEST_TEXT
+from simulator.workload.traces._rows import LONGEST_TEXT, Rows
 
 _MOST_UNUSABLE = 0.5
 """Largest share of rows that may be left out; a file with more probably has another layout."""
@@ -33,7 +33,7 @@ class RawRequests:
     """Seconds from any origin; ``None`` where the source has lengths only."""
     num_input: NDArray[np.int64]
     num_output: NDArray[np.int64]
-    names: tuple[str, str, str]
+    names: tuple[str, ...]
     """Column names of time, input and output."""
     drops_empty: bool = False
     """Whether rows of 0 tokens are normal in this source (failed requests)."""
@@ -47,6 +47,37 @@ class RawRequests:
     domain: NDArray[Any] | None = None
     """Kind of text of each request, by name; empty for none."""
     notes: tuple[str, ...] = ()
+
+
+def trace_from_rows(
+    path: Path,
+    title: str,
+    rows: Rows,
+    names: tuple[str, ...],
+    time_s: NDArray[np.float64] | None,
+    **more: Any,
+) -> RequestTrace:
+    """Make the trace of a file's usable rows.
+
+    Args:
+        names: column names of time, input and output.
+        time_s: seconds from any origin; ``None`` where the source has lengths only.
+        more: further fields of :class:`RawRequests`; ``num_input`` is by default the column of
+            its name.
+    """
+    more.setdefault("num_input", rows.columns[names[1]])
+    return make_trace(
+        RawRequests(
+            path=path,
+            title=title,
+            line=rows.line,
+            unusable=rows.unusable,
+            time_s=time_s,
+            names=names,
+            num_output=rows.columns[names[2]],
+            **more,
+        )
+    )
 
 
 def make_trace(raw: RawRequests) -> RequestTrace:

@@ -15,7 +15,7 @@ import numpy as np
 
 from simulator.base.errors import UserError
 from simulator.workload.traces import RequestTrace
-from simulator.workload.traces._check import RawRequests, make_trace
+from simulator.workload.traces._check import trace_from_rows
 from simulator.workload.traces._columns import read_json_lines
 from simulator.workload.traces._rows import Kind, Rows
 from simulator.workload.unpacking import head_of, json_keys, json_rows
@@ -56,23 +56,17 @@ def read_prefix_lines(
         )
     if with_blocks:
         _check_blocks(path, rows, block_tokens)
-    return make_trace(
-        RawRequests(
-            path=path,
-            title=title,
-            line=rows.line,
-            unusable=rows.unusable,
-            time_s=(timestamps - timestamps[:1]) * seconds_per_tick,
-            num_input=columns["input_length"],
-            num_output=columns["output_length"],
-            names=("timestamp", "input_length", "output_length"),
-            prefix_block_tokens=block_tokens if with_blocks else 0,
-            prefix_starts=columns.get("hash_ids_starts"),
-            prefix_ids=columns.get("hash_ids"),
-            notes=(
-                f"timestamps read as {'seconds' if seconds_per_tick == 1.0 else 'milliseconds'}",
-            ),
-        )
+    unit = "seconds" if seconds_per_tick == 1.0 else "milliseconds"
+    return trace_from_rows(
+        path,
+        title,
+        rows,
+        ("timestamp", "input_length", "output_length"),
+        (timestamps - timestamps[:1]) * seconds_per_tick,
+        prefix_block_tokens=block_tokens if with_blocks else 0,
+        prefix_starts=columns.get("hash_ids_starts"),
+        prefix_ids=columns.get("hash_ids"),
+        notes=(f"timestamps read as {unit}",),
     )
 
 

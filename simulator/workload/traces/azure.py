@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
-from simulator.workload.traces._check import RawRequests, make_trace
+from simulator.workload.traces._check import trace_from_rows
 from simulator.workload.traces._columns import read_csv
 from simulator.workload.traces._rows import Kind
 from simulator.workload.unpacking import csv_header
@@ -44,16 +44,6 @@ class Azure(Frozen):
                 ),
             )
         ticks_ns = rows.columns["TIMESTAMP"]
-        return make_trace(
-            RawRequests(
-                path=path,
-                title="Azure LLM inference trace, CC-BY-4.0",
-                line=rows.line,
-                unusable=rows.unusable,
-                time_s=(ticks_ns - ticks_ns[:1]) / 1e9,
-                num_input=rows.columns["ContextTokens"],
-                num_output=rows.columns["GeneratedTokens"],
-                names=("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
-                notes=notes,
-            )
-        )
+        names, time_s = tuple(_COLUMNS), (ticks_ns - ticks_ns[:1]) / 1e9
+        title = "Azure LLM inference trace, CC-BY-4.0"
+        return trace_from_rows(path, title, rows, names, time_s, notes=notes)

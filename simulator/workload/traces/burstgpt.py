@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
-from simulator.workload.traces._check import RawRequests, make_trace
+from simulator.workload.traces._check import trace_from_rows
 from simulator.workload.traces._columns import read_csv
 from simulator.workload.traces._rows import Kind
 from simulator.workload.unpacking import csv_header
@@ -37,16 +37,7 @@ class BurstGPT(Frozen):
     def read(self, path: Path, data: bytes) -> RequestTrace:
         """Read the whole trace."""
         rows = read_csv(path, data, _COLUMNS)
-        return make_trace(
-            RawRequests(
-                path=path,
-                title="BurstGPT trace",
-                line=rows.line,
-                unusable=rows.unusable,
-                time_s=rows.columns["Timestamp"],
-                num_input=rows.columns["Request tokens"],
-                num_output=rows.columns["Response tokens"],
-                names=("Timestamp", "Request tokens", "Response tokens"),
-                drops_empty=True,
-            )
+        time_s = rows.columns["Timestamp"]
+        return trace_from_rows(
+            path, "BurstGPT trace", rows, tuple(_COLUMNS), time_s, drops_empty=True
         )

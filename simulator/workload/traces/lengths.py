@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
-from simulator.workload.traces._check import RawRequests, make_trace
+from simulator.workload.traces._check import trace_from_rows
 from simulator.workload.traces._columns import read_csv
 from simulator.workload.traces._rows import Kind
 from simulator.workload.unpacking import csv_header
@@ -32,15 +32,5 @@ class Lengths(Frozen):
     def read(self, path: Path, data: bytes) -> RequestTrace:
         """Read all pairs."""
         rows = read_csv(path, data, _COLUMNS)
-        return make_trace(
-            RawRequests(
-                path=path,
-                title="request lengths",
-                line=rows.line,
-                unusable=rows.unusable,
-                time_s=None,
-                num_input=rows.columns["num_prefill_tokens"],
-                num_output=rows.columns["num_decode_tokens"],
-                names=("", "num_prefill_tokens", "num_decode_tokens"),
-            )
-        )
+        names = ("", "num_prefill_tokens", "num_decode_tokens")
+        return trace_from_rows(path, "request lengths", rows, names, None)

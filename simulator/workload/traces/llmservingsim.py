@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
-from simulator.workload.traces._check import RawRequests, make_trace
+from simulator.workload.traces._check import trace_from_rows
 from simulator.workload.traces._columns import read_json_lines
 from simulator.workload.unpacking import head_of, json_keys
 
@@ -44,16 +44,7 @@ class LLMServingSim(Frozen):
             },
         )
         times = rows.columns[time_name]
-        return make_trace(
-            RawRequests(
-                path=path,
-                title="LLMServingSim workload" if is_workload else "LLMServingSim benchmark log",
-                line=rows.line,
-                unusable=rows.unusable,
-                time_s=(times - times[:1]) / 1e9 if is_workload else times,
-                num_input=rows.columns["input_toks"],
-                num_output=rows.columns["output_toks"],
-                names=(time_name, "input_toks", "output_toks"),
-                sorts=not is_workload,
-            )
-        )
+        title = "LLMServingSim workload" if is_workload else "LLMServingSim benchmark log"
+        names = (time_name, "input_toks", "output_toks")
+        time_s = (times - times[:1]) / 1e9 if is_workload else times
+        return trace_from_rows(path, title, rows, names, time_s, sorts=not is_workload)

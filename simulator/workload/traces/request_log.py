@@ -16,10 +16,10 @@ import numpy as np
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
-from simulator.workload.traces._check import RawRequests, make_trace
+from simulator.workload.traces._check import trace_from_rows
 from simulator.workload.traces._columns import read_json_lines
 from simulator.workload.traces._names import EXAMPLES, Names, find_names
-from simulator.workload.traces._rows import Kind, Rows
+from simulator.workload.traces._rows import Kind
 from simulator.workload.traces._tables import column_names, read_table
 from simulator.workload.traces._times import RULE, read_times
 from simulator.workload.unpacking import head_of, json_rows
@@ -56,28 +56,15 @@ class RequestLog(Frozen):
             is_no_time = np.isnan(time_s)
             rows = rows.leave_out(is_no_time, lambda row: f"{arrival} {RULE}, got '{times[row]}'")
             time_s = time_s[~is_no_time]
-        return make_trace(_raw(path, rows, time_s, (arrival or "", num_input, num_output), note))
-
-
-def _raw(
-    path: Path,
-    rows: Rows,
-    time_s: np.typing.NDArray[np.float64] | None,
-    names: tuple[str, str, str],
-    note: str,
-) -> RawRequests:
-    return RawRequests(
-        path=path,
-        title="request log",
-        line=rows.line,
-        unusable=rows.unusable,
-        time_s=time_s,
-        num_input=rows.columns[names[1]],
-        num_output=rows.columns[names[2]],
-        names=names,
-        domain=rows.columns.get("domain"),
-        notes=(f"prompt tokens from {names[1]}, output tokens from {names[2]}; {note}",),
-    )
+        return trace_from_rows(
+            path,
+            "request log",
+            rows,
+            (arrival or "", num_input, num_output),
+            time_s,
+            domain=rows.columns.get("domain"),
+            notes=(f"prompt tokens from {num_input}, output tokens from {num_output}; {note}",),
+        )
 
 
 def names_in(path: Path, head: bytes) -> Names:

@@ -17,7 +17,7 @@ from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
 from simulator.workload.traces._arrow import arrow
-from simulator.workload.traces._check import RawRequests, make_trace
+from simulator.workload.traces._check import trace_from_rows
 from simulator.workload.traces._rows import Kind
 from simulator.workload.traces._tables import column_names, read_table
 from simulator.workload.unpacking import head_of
@@ -56,21 +56,16 @@ class Table(Frozen):
             raise UserError(
                 f"{path}: prefix_block_tokens must be the same number, at least 1, in every row"
             )
-        return make_trace(
-            RawRequests(
-                path=path,
-                title="request table",
-                line=rows.line,
-                unusable=rows.unusable,
-                time_s=columns.get("arrival_s"),
-                num_input=columns["num_input"],
-                num_output=columns["num_output"],
-                names=("arrival_s", "num_input", "num_output"),
-                prefix_block_tokens=int(blocks[0]) if len(blocks) else 0,
-                prefix_starts=columns.get("prefix_ids_starts"),
-                prefix_ids=columns.get("prefix_ids"),
-                domain=columns.get("domain"),
-            )
+        return trace_from_rows(
+            path,
+            "request table",
+            rows,
+            ("arrival_s", "num_input", "num_output"),
+            columns.get("arrival_s"),
+            prefix_block_tokens=int(blocks[0]) if len(blocks) else 0,
+            prefix_starts=columns.get("prefix_ids_starts"),
+            prefix_ids=columns.get("prefix_ids"),
+            domain=columns.get("domain"),
         )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
-from simulator.workload.traces._check import RawRequests, make_trace
+from simulator.workload.traces._check import trace_from_rows
 from simulator.workload.traces._columns import read_json_lines
 from simulator.workload.traces._text import APPROXIMATION, estimated_tokens
 from simulator.workload.unpacking import json_keys
@@ -40,18 +40,13 @@ class VllmCustom(Frozen):
                 told from its prompt.
         """
         rows = read_json_lines(data, {"prompt": "text", "output_tokens": "int"})
-        return make_trace(
-            RawRequests(
-                path=path,
-                title="vLLM custom data set",
-                line=rows.line,
-                unusable=rows.unusable,
-                time_s=None,
-                num_input=np.array(
-                    [estimated_tokens(prompt) for prompt in rows.columns["prompt"]], np.int64
-                ),
-                num_output=rows.columns["output_tokens"],
-                names=("", "prompt", "output_tokens"),
-                notes=(f"prompt {APPROXIMATION}",),
-            )
+        num_input = [estimated_tokens(prompt) for prompt in rows.columns["prompt"]]
+        return trace_from_rows(
+            path,
+            "vLLM custom data set",
+            rows,
+            ("", "prompt", "output_tokens"),
+            None,
+            num_input=np.array(num_input, np.int64),
+            notes=(f"prompt {APPROXIMATION}",),
         )
