@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import GroupedGemmFit
+from simulator.cost.kernels.gemm import Operands
 
 _TILE_COLUMNS = 128
 """Columns of an output tile."""
