@@ -28,7 +28,7 @@ autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
-default_role = "any"
+default_role = "code"
 
 html_theme = "furo"
 html_title = f"moesim {release}"

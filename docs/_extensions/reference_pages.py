@@ -183,7 +183,16 @@ def write_pages(folder: Path = FOLDER) -> None:
             path.write_text(text, encoding="utf-8")
 
 
+def keep_colons(_: Any, what: str, *about: Any) -> None:
+    """Keep napoleon from taking what stands before the first colon of an attribute for its type:
+    behind an empty comment it looks for none.
+    """
+    if what in ("attribute", "property"):
+        about[-1][:0] = ["..", ""]
+
+
 def setup(app: Any) -> dict[str, bool]:
     """Sphinx's entry."""
     app.connect("builder-inited", lambda _: write_pages())
+    app.connect("autodoc-process-docstring", keep_colons, priority=400)  # before napoleon's 500
     return {"parallel_read_safe": True, "parallel_write_safe": True}
