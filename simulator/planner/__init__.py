@@ -1,3 +1,3 @@
-"""Which deployment, on what, how many: a space, a closed-form screen, simulation of what is left,
-and the answer.
+"""Choice of a deployment, its machines and their number: a space, a closed-form screen, simulation
+of what is left, and the answer.
 """

@@ -128,10 +128,10 @@ def read_bands(plan: DeploymentPlan, is_pooled: bool) -> LatencyBands:
     """
     pools = plan.placement.calibration.pools if is_pooled else None
     fit = pools or plan.placement.calibration.engine
-    return LatencyBands(_measured(fit.band, fit), _measured(fit.ttft_band, fit), fit.source)
+    return LatencyBands(_read_band(fit.band, fit), _read_band(fit.ttft_band, fit), fit.source)
 
 
-def _measured(band: Edges | None, fit: Fit) -> Edges:
+def _read_band(band: Edges | None, fit: Fit) -> Edges:
     """A fit's band; :data:`ASSUMED` where nothing was measured."""
     return ASSUMED if band is None or fit.kind == "assumed" else band
 

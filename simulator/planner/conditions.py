@@ -138,7 +138,7 @@ class Trials:
             replicas=max(1, math.ceil(candidate.replicas * more)),
             prefill_replicas=max(1, math.ceil(prompts)),
         )
-        seed = _reseed(space.question.seed, change.resample)
+        seed = _derive_seed(space.question.seed, change.resample)
         return Explorer(space, begun, traffic, seed, change.slower)
 
     @property
@@ -268,7 +268,7 @@ def describe_stretch(trials: Trials, candidate: Candidate) -> str:
     )
 
 
-def _reseed(seed: int, resample: int) -> int:
+def _derive_seed(seed: int, resample: int) -> int:
     return zlib.crc32(f"{seed} draw {resample}".encode()) if resample else seed
 
 
@@ -293,7 +293,7 @@ def _make_traffic(
     asked = _read_question(text)
     question = apply_conditions(Conditions(prompts=prompts), asked, Path(folder))
     if is_generated(asked):
-        question = question.model_copy(update={"seed": _reseed(question.seed, resample)})
+        question = question.model_copy(update={"seed": _derive_seed(question.seed, resample)})
     traffic = _read_traffic(question.model_dump_json(), folder)
     if resample and not is_generated(asked):
         traffic = _resample_blocks(traffic, np.random.default_rng([asked.seed, resample]))
@@ -316,7 +316,9 @@ def _resample_blocks(traffic: Traffic, rng: np.random.Generator) -> Traffic:
     chosen = np.concatenate([np.arange(lead), *(np.arange(edges[b], edges[b + 1]) for b in blocks)])
     gaps_s = np.diff(trace.arrival_s, prepend=trace.arrival_s[0])[chosen]
     arrival_s = np.cumsum(gaps_s) - gaps_s[0]
-    return Traffic.of(replace(subset(trace, chosen), arrival_s=arrival_s), lead, traffic.stay_s)
+    return Traffic.measure(
+        replace(subset(trace, chosen), arrival_s=arrival_s), lead, traffic.stay_s
+    )
 
 
 def _cut_prompts(traffic: Traffic, context: int) -> Traffic:
@@ -326,4 +328,4 @@ def _cut_prompts(traffic: Traffic, context: int) -> Traffic:
     if bool((trace.num_input <= room).all()):
         return traffic
     cut = replace(trace, num_input=np.minimum(trace.num_input, room))
-    return Traffic.of(cut, traffic.lead, traffic.stay_s)
+    return Traffic.measure(cut, traffic.lead, traffic.stay_s)

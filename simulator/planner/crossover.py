@@ -23,7 +23,7 @@ from simulator.planner.ruled_out import Ruled
 from simulator.planner.screen import by_cost
 from simulator.planner.search import SearchResult
 from simulator.planner.space import ReplicaShape, Space
-from simulator.planner.steady import Steady, fixed
+from simulator.planner.steady import Steady, make_fixed_traffic
 from simulator.results.answer.crossover import CrossoverMap, MapModels
 from simulator.results.plan_sentences.crossover import describe_flips
 
@@ -129,7 +129,7 @@ class _Side:
     def at(self, num_input: int, num_output: int) -> list[Steady]:
         """The splits with requests of one length."""
         traffic, budget = (
-            fixed(num_input, num_output),
+            make_fixed_traffic(num_input, num_output),
             max(self._space.question.space.token_budgets),
         )
         found = []

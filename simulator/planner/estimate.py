@@ -207,7 +207,11 @@ class Estimator:
                 for pool, load in zip(pools, loads, strict=True)
             ]
             total = sum(n * pool.capacity.ranks for n, pool in zip(counts, pools, strict=True))
-            size = space.held(total, candidate.shape, candidate.prefill) if all(counts) else None
+            size = (
+                space.find_cluster(total, candidate.shape, candidate.prefill)
+                if all(counts)
+                else None
+            )
             return size or 0
 
         gpus, *others = (

@@ -101,9 +101,9 @@ def text_of(result: SearchResult, evaluation: Evaluation) -> str:
     if candidate.prefill is None:
         many = "1 replica" if cluster_size.replicas == 1 else f"{cluster_size.replicas} replicas"
         split = space.split(candidate.shape)
-        return f"{space.formatted(candidate.shape)}, {many} of {split} on {where}"
+        return f"{space.name_model(candidate.shape)}, {many} of {split} on {where}"
     return (
-        f"{space.formatted(candidate.shape)}, {cluster_size.prefill_replicas} for prompts "
+        f"{space.name_model(candidate.shape)}, {cluster_size.prefill_replicas} for prompts "
         f"of {space.split(candidate.prefill)} and {cluster_size.replicas} for decoding "
         f"of {space.split(candidate.shape)} on {where}"
     )
@@ -130,7 +130,7 @@ def row_of(
         "kind": space.kind(shape),
         "is_pruned": variant.pruning is not None,
         "quality": variant.quality,
-        "cluster": space.machines[shape.machines].named(cluster_size.size),
+        "cluster": space.machines[shape.machines].name_size(cluster_size.size),
         "gpus": cluster_size.size,
         "gpus_used": evaluation.num_gpus,
         "replicas": cluster_size.replicas,

@@ -46,8 +46,8 @@ class Evaluation:
     cluster_size: ClusterSize | None
     """The smallest cluster that meets all targets; ``None`` where not even the largest does."""
     outcome: Outcome | None
-    """There, or on the largest cluster; ``None`` where the deployment cannot run the workload at
-    all."""
+    """Outcome there, or on the largest cluster; ``None`` where the deployment cannot run the
+    workload at all."""
     cost_per_hour: float
     num_gpus: int
     """GPUs of the cluster that its replicas take up."""
@@ -150,7 +150,7 @@ class Explorer:
         best = self._fit_pools(first, second)
         more = 1  # the parts may do better than the whole, by chance
         while best is not None and not (whole := self.trial(best)).met:
-            of_prompts = whole.missed_by(_FIRST) > whole.missed_by(_LATER)
+            of_prompts = whole.find_worst(_FIRST) > whole.find_worst(_LATER)
             first, second = (first + more, second) if of_prompts else (first, second + more)
             best, more = self._fit_pools(first, second), 2 * more
         if best is None:
@@ -184,7 +184,7 @@ class Explorer:
         if candidate.prefill is None:
             raise ValueError("there is no prefill pool")
         num_gpus = first * candidate.prefill.num_ranks + second * candidate.shape.num_ranks
-        size = self.space.held(num_gpus, candidate.shape, candidate.prefill)
+        size = self.space.find_cluster(num_gpus, candidate.shape, candidate.prefill)
         return None if size is None else ClusterSize(size, second, first)
 
     def _keeps_targets(self, parts: int, cluster_size: ClusterSize, names: tuple[str, ...]) -> bool:
@@ -200,7 +200,7 @@ class Explorer:
             for name, ratio in found.ratios.items()
             if not name.startswith((*_FIRST, *_LATER))
         }
-        return max(found.missed_by(names), *other.values(), 0.0) <= 1.0
+        return max(found.find_worst(names), *other.values(), 0.0) <= 1.0
 
     def _record_size(
         self, cluster_size: ClusterSize, num_gpus: int, below: Outcome | None

@@ -39,7 +39,7 @@ class Machines(NamedTuple):
         per_node = self.spec.gpus_per_node
         return next((n for n in self.sizes if n >= num_gpus and n % per_node == 0), None)
 
-    def named(self, size: int) -> str:
+    def name_size(self, size: int) -> str:
         """The cluster's name with its number of GPUs."""
         return f"{self.offer.cluster}-{size}" if self.spec.sizes else self.offer.cluster
 

@@ -107,10 +107,10 @@ def compare_models(
     ]
     found = Readings([], [], [])
     batches = np.array(asked.batches)
-    dense_loads = [one.at(batches) for one in dense]
+    dense_loads = [one.load(batches) for one in dense]
     for ep in asked.eps:
         splits = [one for one in moe if one.shape.ep == ep]
-        loads = [one.at(batches) for one in splits]
+        loads = [one.load(batches) for one in splits]
         for n, batch in enumerate(asked.batches if splits else ()):
             first, second = _best_at(splits, loads, n), _best_at(dense, dense_loads, n)
             missing = _too_many(splits if first is None else dense, batch)
@@ -139,7 +139,7 @@ def _select_size(splits: list[Steady], num_gpus: int) -> list[Steady]:
 def _best_at(splits: list[Steady], loads: list[Loads], n: int) -> Point | None:
     """The split that makes most of the ``n``-th load."""
     found = [
-        Point(one, part.only(n), False)
+        Point(one, part.select(n), False)
         for one, part in zip(splits, loads, strict=True)
         if part.fits[n]
     ]
@@ -154,7 +154,7 @@ def _most_within(splits: list[Steady], time_s: float = math.inf) -> Point | None
         made = np.where(loads.fits & (loads.step_s <= time_s), loads.tokens_per_s, 0.0)
         if made.any():
             best = int(made.argmax())
-            found.append(Point(one, loads.only(best), best == len(made) - 1))
+            found.append(Point(one, loads.select(best), best == len(made) - 1))
     return max(found, key=lambda point: point.tokens_per_s, default=None)
 
 
@@ -245,7 +245,7 @@ def deciding(winner: Point, loser: Point) -> tuple[str, float]:
     if loser.is_full and winner.sequences > loser.sequences:
         # What it would spend if it could hold as many: the rest is for want of room.
         per_rank = steady.budget / (1 + steady.traffic.num_input / steady.traffic.num_output)
-        roomy = steady.at(
+        roomy = steady.load(
             np.array(
                 [
                     min(

@@ -96,7 +96,7 @@ def _expected(result: SearchResult, candidate: Candidate, rate: float) -> tuple[
     gpus = math.ceil(candidate.replicas * rate) * candidate.shape.num_ranks
     if candidate.prefill is not None:
         gpus += math.ceil(candidate.prefill_replicas * rate) * candidate.prefill.num_ranks
-    held = result.space.held(gpus, candidate.shape, candidate.prefill)
+    held = result.space.find_cluster(gpus, candidate.shape, candidate.prefill)
     return (
         math.inf
         if held is None
@@ -208,7 +208,9 @@ def _tried(trials: Trials, candidate: Candidate, rate: float) -> RateTrial:
     evaluation = trials.find(candidate, change)
     if evaluation.cluster_size is None or times == 1:
         return RateTrial(price_evaluation(trials.space, evaluation), evaluation, change)
-    size = trials.space.held(evaluation.num_gpus * times, candidate.shape, candidate.prefill)
+    size = trials.space.find_cluster(
+        evaluation.num_gpus * times, candidate.shape, candidate.prefill
+    )
     return RateTrial(
         math.inf
         if size is None

@@ -76,7 +76,7 @@ def traffic_of(question: Question, folder: Path) -> Traffic:
             )
         return peak
     is_long = trace.arrival_s[-1] >= LEAST_STAYS * stay_s
-    return Traffic.of(
+    return Traffic.measure(
         trace,
         min(int(np.searchsorted(trace.arrival_s, stay_s)), trace.num_requests - 2)
         if is_long

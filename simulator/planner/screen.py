@@ -215,7 +215,7 @@ def _add_candidate(
         for rate in (found.likely, found.most)
     )
     held, least_held = (
-        space.held(number * shape.num_ranks, shape) for number in (replicas or least, least)
+        space.find_cluster(number * shape.num_ranks, shape) for number in (replicas or least, least)
     )
     if least_held is None:
         ruled.out(TOO_FEW, f"{space.text(shape)}: {least * shape.num_ranks:,} GPUs or more")

@@ -258,16 +258,16 @@ def _explore(
     met: list[Evaluation] = []
     kept: list[Evaluation] = []
 
-    def seen(evaluation: Evaluation) -> None:
+    def note(evaluation: Evaluation) -> None:
         if evaluation.was_stored:
             kept.append(evaluation)
         if evaluation.cluster_size is not None:
             met[:] = [min([*met, evaluation], key=best_first)]
 
-    def done(count: int) -> None:
+    def show(count: int) -> None:
         tick(name, count, len(candidates), _describe_best(space, met[0]) if met else "")
 
-    found = pool.map(task, candidates, done, seen, model_of, estimate_work)
+    found = pool.map(task, candidates, show, note, model_of, estimate_work)
     if kept:
         tick(KEPT, len(kept), len(kept))
     return found
@@ -291,18 +291,12 @@ def _estimate_screen_work(space: Space, part: tuple[int, int]) -> float:
 
 
 def _describe_best(space: Space, evaluation: Evaluation) -> str:
-    machines, gpus = (
-        space.machines[evaluation.candidate.shape.machines],
-        evaluation.cluster_size.size if evaluation.cluster_size is not None else 0,
-    )
-    price = (
-        f"{evaluation.cost_per_hour:,.2f} {space.question.power.currency} per hour, "
-        if evaluation.cost_per_hour
-        else ""
-    )
-    return (
-        f"{price}{space.formatted(evaluation.candidate.shape)} on {gpus} x {machines.offer.cluster}"
-    )
+    shape, size = evaluation.candidate.shape, evaluation.cluster_size
+    where = f"{0 if size is None else size.size} x {space.machines[shape.machines].offer.cluster}"
+    price = ""
+    if evaluation.cost_per_hour:
+        price = f"{evaluation.cost_per_hour:,.2f} {space.question.power.currency} per hour, "
+    return f"{price}{space.name_model(shape)} on {where}"
 
 
 @lru_cache(maxsize=2)

@@ -171,7 +171,7 @@ class Space:
         largest = max(shape.num_ranks, prefill.num_ranks if prefill is not None else 0)
         return spare.nodes * self.host_gpus(shape, prefill) + spare.gpus * min(largest, per_node)
 
-    def held(
+    def find_cluster(
         self, num_gpus: int, shape: ReplicaShape, prefill: ReplicaShape | None = None
     ) -> int | None:
         """The smallest cluster with so many GPUs left when what may be lost is lost."""
@@ -317,7 +317,7 @@ class Space:
         return DeploymentSpec(
             name=name or self.text(shape),
             model=one.model,
-            cluster=machines.named(held),
+            cluster=machines.name_size(held),
             parallel=ParallelSpec(
                 tp=shape.tp,
                 attention_dp=shape.attention_dp,
@@ -352,9 +352,9 @@ class Space:
             if len(self.question.space.max_sequences or ()) > 1
             else ""
         )
-        return f"{self.formatted(shape)}{kv}, {self.split(shape)} on {machines.offer.cluster}"
+        return f"{self.name_model(shape)}{kv}, {self.split(shape)} on {machines.offer.cluster}"
 
-    def formatted(self, shape: ReplicaShape) -> str:
+    def name_model(self, shape: ReplicaShape) -> str:
         """The model and the format of its weights."""
         model = self.models[shape.model]
         released = model.expert_dtype or model.weight_dtype

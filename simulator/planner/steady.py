@@ -45,7 +45,7 @@ class Loads(NamedTuple):
     fits: NDArray[np.bool_]
     """Whether the cache holds them and a step can take their tokens."""
 
-    def only(self, n: int) -> Loads:
+    def select(self, n: int) -> Loads:
         """The ``n``-th load."""
         here = slice(n, n + 1)
         return Loads(
@@ -99,13 +99,13 @@ class Steady:
     @cached_property
     def curve_points(self) -> Loads:
         """Loads from few sequences to as many as the cache holds."""
-        return self.at(
+        return self.load(
             np.geomspace(min(_LEAST, self.most / 2), self.most, _POINTS)
             if self.most
             else np.zeros(0)
         )
 
-    def at(self, sequences: Floats) -> Loads:
+    def load(self, sequences: Floats) -> Loads:
         """Loads with so many sequences on each GPU."""
         layout = self.plan.placement.layout
         ranks = sequences * layout.tp
@@ -140,7 +140,7 @@ class Steady:
         return step, pause.total * times < _FULL * step.total
 
 
-def fixed(num_input: int, num_output: int) -> Traffic:
+def make_fixed_traffic(num_input: int, num_output: int) -> Traffic:
     """Requests that are all alike."""
     alike = np.full(2, num_input, dtype=np.int64), np.full(2, num_output, dtype=np.int64)
-    return Traffic.of(RequestTrace(np.arange(2.0), *alike, provenance="all alike"))
+    return Traffic.measure(RequestTrace(np.arange(2.0), *alike, provenance="all alike"))

@@ -47,8 +47,8 @@ class Traffic(NamedTuple):
     """Contexts of a sample halfway through the output, each as often as its output is long."""
 
     @classmethod
-    def of(cls, trace: RequestTrace, lead: int = 0, stay_s: float = 0.0) -> Traffic:
-        """Traffic of a trace with arrivals."""
+    def measure(cls, trace: RequestTrace, lead: int = 0, stay_s: float = 0.0) -> Traffic:
+        """Measure the rate and the lengths of a trace with arrivals."""
         num_input, num_output = trace.num_input[lead:], trace.num_output[lead:]
         count = len(num_input)
         places = np.linspace(0, count - 1, min(_SAMPLED, count)).astype(np.int64)
@@ -155,7 +155,7 @@ class Traffic(NamedTuple):
         )
         first = int(np.searchsorted(arrival_s, -lead_s * (1 + 1e-9)))
         changed = subset(replace(trace, arrival_s=arrival_s), np.arange(first, trace.num_requests))
-        return Traffic.of(changed, judged - first, self.stay_s)
+        return Traffic.measure(changed, judged - first, self.stay_s)
 
     @property
     def _tokens(self) -> NDArray[np.int64]:
@@ -167,7 +167,7 @@ def led(trace: RequestTrace, first: int, last: int, stay_s: float) -> Traffic:
     before them.
     """
     begin = int(np.searchsorted(trace.arrival_s, trace.arrival_s[first] - stay_s))
-    return Traffic.of(subset(trace, np.arange(begin, last)), first - begin, stay_s)
+    return Traffic.measure(subset(trace, np.arange(begin, last)), first - begin, stay_s)
 
 
 def subset(trace: RequestTrace, chosen: NDArray[np.int64]) -> RequestTrace:

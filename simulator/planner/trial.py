@@ -62,7 +62,7 @@ class Outcome(NamedTuple):
         """The name of that target."""
         return max(self.ratios, key=self.ratios.__getitem__)
 
-    def missed_by(self, prefixes: tuple[str, ...]) -> float:
+    def find_worst(self, prefixes: tuple[str, ...]) -> float:
         """The worst ratio of targets whose names begin so; 0 where there are none."""
         return max(
             (ratio for name, ratio in self.ratios.items() if name.startswith(prefixes)), default=0.0

@@ -19,7 +19,7 @@ from simulator.planner.judge import Judge, Rates, Served
 from simulator.planner.map_points import ALIKE, BEST, MEMORY, WEIGHTS, Place, compare_models
 from simulator.planner.ruled_out import Ruled
 from simulator.planner.space import ReplicaShape, Space
-from simulator.planner.steady import Steady, fixed
+from simulator.planner.steady import Steady, make_fixed_traffic
 from simulator.report.plan_figures.crossover import _cell
 from simulator.results.answer.crossover import CrossoverMap, FullPoint, LoadPoint
 from simulator.results.plan_sentences.crossover import describe_flips
@@ -68,7 +68,7 @@ def steady(plan, num_input=512, num_output=256):
     shape = ReplicaShape(
         0, 0, layout.tp, layout.attention_dp, layout.ep, "", "bf16", 0, plan.spec.overlap
     )
-    traffic = fixed(num_input, num_output)
+    traffic = make_fixed_traffic(num_input, num_output)
     return Steady(shape, "split", Curve(plan, traffic, BUDGET), traffic, BUDGET)
 
 
@@ -82,7 +82,7 @@ def steady(plan, num_input=512, num_output=256):
     ],
 )
 def test_terms_are_the_step(tiny, name, split):
-    curve = Curve(tiny.plan(name, **split), fixed(512, 256), BUDGET)
+    curve = Curve(tiny.plan(name, **split), make_fixed_traffic(512, 256), BUDGET)
     decodes = np.geomspace(0.25, 256, 12)
     for prompts in (np.zeros(12), decodes / 256):
         terms = curve.terms(decodes, prompts, 512.0)
@@ -93,7 +93,7 @@ def test_terms_are_the_step(tiny, name, split):
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 @pytest.mark.parametrize("name", ["dense", "sliding-moe", "latent-moe", "compressed-moe"])
 def test_equal_sequences_look_back_as_their_batch_does(tiny, name, phase):
-    plan, traffic = tiny.plan(name), fixed(512, 256)
+    plan, traffic = tiny.plan(name), make_fixed_traffic(512, 256)
     curve, prices = Curve(plan, traffic, BUDGET), Prices(plan.placement, BUDGET)
     context, new = (0, 512) if phase == "prefill" else (traffic.contexts[0], 1)
     for number in (1, 3, 40):
@@ -115,7 +115,7 @@ def test_equal_sequences_look_back_as_their_batch_does(tiny, name, phase):
 def test_what_a_replica_carries_is_what_it_holds_over_how_long_it_stays(tiny, split):
     """Little's law, of sequences that decode and of prompts that are computed."""
     plan = tiny.plan("moe", **split)
-    traffic = fixed(512, 256)
+    traffic = make_fixed_traffic(512, 256)
     judge, curve = Judge(Space(question(), HERE), traffic), Curve(plan, traffic, BUDGET)
     decoding, prefilling = judge.decoding(plan, curve), judge.prefilling(plan, curve, BUDGET)
     for served, stay_s in (
@@ -131,7 +131,7 @@ def test_what_a_replica_carries_is_what_it_holds_over_how_long_it_stays(tiny, sp
 
 
 def test_prompts_wait_as_in_a_queue_of_equal_services(tiny):
-    plan, traffic = tiny.plan("moe"), fixed(512, 256)
+    plan, traffic = tiny.plan("moe"), make_fixed_traffic(512, 256)
     judge, curve = Judge(Space(question(), HERE), traffic), Curve(plan, traffic, BUDGET)
     served = judge.prefilling(plan, curve, BUDGET)
     handshake_s = find_hand_over(plan.spec.engine).handshake_s
@@ -146,7 +146,7 @@ def test_prompts_wait_as_in_a_queue_of_equal_services(tiny):
 
 @pytest.mark.parametrize("num_input", [600, 512, 3000])
 def test_a_full_step_has_parts_of_prompts_but_never_less_than_one(tiny, num_input):
-    traffic = fixed(num_input, 256)
+    traffic = make_fixed_traffic(num_input, 256)
     judge, curve = Judge(Space(question(), HERE), traffic), Curve(tiny.plan("moe"), traffic, BUDGET)
     together = max(1.0, BUDGET / num_input)
     [step_s] = curve.step_s(np.zeros(1), np.array([together]), num_input)
@@ -154,7 +154,7 @@ def test_a_full_step_has_parts_of_prompts_but_never_less_than_one(tiny, num_inpu
 
 
 def test_where_no_load_keeps_the_targets_the_lightest_is_shown():
-    judge = Judge(Space(question(), HERE), fixed(512, 256))
+    judge = Judge(Space(question(), HERE), make_fixed_traffic(512, 256))
     loads, always = np.array([1.0, 2.0, 4.0]), np.full(3, True)
     slow = Served(loads, np.array([9.0, 10.0, 11.0]), np.array([1.0, 2.0, 3.0]), always, loads)
     assert judge.best(slow) == Rates(0.0, 0.0, 9.0, 1.0)
@@ -164,7 +164,7 @@ def test_where_no_load_keeps_the_targets_the_lightest_is_shown():
 
 @pytest.mark.parametrize(("budget", "steps"), [(512, 1), (511, 2), (200, 3)])
 def test_a_prompt_alone_takes_as_many_steps_as_it_has_parts(tiny, budget, steps):
-    traffic = fixed(512, 256)
+    traffic = make_fixed_traffic(512, 256)
     judge, curve = Judge(Space(question(), HERE), traffic), Curve(tiny.plan("moe"), traffic, BUDGET)
     [part_s] = curve.step_s(np.zeros(1), np.array([budget / 512]), 512.0)
     assert judge.alone_s(curve, budget) == pytest.approx(steps * part_s)
@@ -173,11 +173,11 @@ def test_a_prompt_alone_takes_as_many_steps_as_it_has_parts(tiny, budget, steps)
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])
 def test_the_map_and_the_screen_agree_on_a_step(engine):
     asked = question(models=[{"model": "gpt-oss-20b", "engine": engine}])
-    space, traffic = Space(asked, HERE), fixed(512, 256)
+    space, traffic = Space(asked, HERE), make_fixed_traffic(512, 256)
     shape, plan = next((d, p) for d, p in space.shapes(0, 0, Ruled()) if d.ep == 4)
     curve = Curve(plan, traffic, 2048)
     batches, step_s, _, _ = Judge(space, traffic)._loads(plan, curve, 2048)
-    ours = Steady(shape, "", curve, traffic, 2048).at(batches / plan.placement.layout.tp)
+    ours = Steady(shape, "", curve, traffic, 2048).load(batches / plan.placement.layout.tp)
     np.testing.assert_allclose(ours.step_s, step_s, rtol=1e-9)
 
 

@@ -13,7 +13,7 @@ from simulator.engine.step_price import price_step
 from simulator.engine.table import make_table
 from simulator.engine.timeline import run_plan
 from simulator.planner.closed_form import Curve
-from simulator.planner.steady import fixed
+from simulator.planner.steady import make_fixed_traffic
 from simulator.step.prices import Prices
 from simulator.workload.traces import RequestTrace
 from tests.cases import seeds
@@ -136,7 +136,7 @@ def price_decodes(plan, table, count, context):
 @pytest.mark.parametrize("place", range(len(SPLITS)))
 def test_the_closed_form_is_the_table_on_even_batches(tiny, place):
     name, split = SPLITS[place]
-    plan, traffic = tiny.plan(name, **split), fixed(512, 256)
+    plan, traffic = tiny.plan(name, **split), make_fixed_traffic(512, 256)
     curve, table = Curve(plan, traffic, 2048), make_table(Prices(plan.placement, 2048))
     context = int(traffic.contexts.mean())
     # Of two halves that hide behind each other it knows the longer alone.

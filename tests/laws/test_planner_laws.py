@@ -162,7 +162,7 @@ def test_what_is_held_free_stands_what_may_be_lost(replicas, tp, nodes, gpus, is
     space = trials(spare=lost.model_dump()).space
     asked = candidate(DENSE, tp=tp, prefill=candidate(DENSE, tp=tp).shape if is_pair else None)
     both = replicas * (2 if is_pair else 1)
-    size = space.held(both * tp, asked.shape, asked.prefill)
+    size = space.find_cluster(both * tp, asked.shape, asked.prefill)
     assume(size is not None)
     cluster_size = ClusterSize(size, replicas, replicas if is_pair else 0)
     host_gpus = space.host_gpus(asked.shape, asked.prefill)
@@ -318,7 +318,7 @@ def test_requests_are_promised_what_targets_ask_for():
 def test_another_sample_of_a_recorded_trace_has_the_same_requests():
     trace = load_requests(question().workload, Path(), 3)
     trace = replace(trace, num_input=np.arange(trace.num_requests) + 1)
-    again = _resample_blocks(Traffic.of(trace, 20, 0.5), np.random.default_rng(1))
+    again = _resample_blocks(Traffic.measure(trace, 20, 0.5), np.random.default_rng(1))
     np.testing.assert_array_equal(again.trace.num_input[:20], trace.num_input[:20])
     assert set(again.trace.num_input[20:]) <= set(trace.num_input[20:])
     assert (again.trace.num_requests, again.lead) == (trace.num_requests, 20)

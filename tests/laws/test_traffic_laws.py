@@ -117,7 +117,7 @@ def test_what_is_planned_does_not_hang_on_how_many_requests_were_asked_for():
 @given(st.floats(0.1, 9.0), st.integers(0, 3))
 def test_traffic_lasts_as_long_at_any_rate(factor, seed):
     trace = recorded(seed=seed)
-    traffic = Traffic.of(trace, 40, 3.0)
+    traffic = Traffic.measure(trace, 40, 3.0)
     other = traffic.at_rate(factor)
     assert other.rate_per_s == pytest.approx(factor * traffic.rate_per_s, rel=1e-6)
     if factor * traffic.num_requests > 200:
@@ -134,7 +134,7 @@ def test_traffic_lasts_as_long_at_any_rate(factor, seed):
 def test_the_sample_is_what_lies_in_the_cache_halfway_in_order(lengths):
     """Brute force: every output token brings its request's context."""
     num_input, num_output = np.array(lengths).T
-    traffic = Traffic.of(
+    traffic = Traffic.measure(
         RequestTrace(np.arange(float(len(lengths))), num_input, num_output, "made up")
     )
     halfway = num_input + num_output // 2
@@ -147,12 +147,12 @@ def test_the_sample_is_what_lies_in_the_cache_halfway_in_order(lengths):
 
 def test_a_burst_starts_empty_at_any_rate():
     assert all(
-        Traffic.of(recorded(), 0, 3.0).at_rate(factor).lead == 0 for factor in (0.7, 1.1, 5.0)
+        Traffic.measure(recorded(), 0, 3.0).at_rate(factor).lead == 0 for factor in (0.7, 1.1, 5.0)
     )
 
 
 def test_prefixes_are_not_shared_with_what_comes_again():
-    traffic = Traffic.of(recorded(blocks=3), 40, 3.0)
+    traffic = Traffic.measure(recorded(blocks=3), 40, 3.0)
     again = traffic.at_rate(4.0).trace
     assert len(np.unique(again.prefix_ids)) > 2 * len(np.unique(traffic.trace.prefix_ids))
     assert len(again.prefix_ids) == 3 * again.num_requests
@@ -160,14 +160,14 @@ def test_prefixes_are_not_shared_with_what_comes_again():
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 7])
 def test_a_share_is_led_in_as_the_whole_is(parts):
-    traffic = Traffic.of(recorded(), 41, 4.0)
+    traffic = Traffic.measure(recorded(), 41, 4.0)
     trace, lead = traffic.share(parts)
     assert trace.num_input[lead] == traffic.trace.num_input[41]
     assert trace.num_requests - lead == math.ceil(traffic.num_requests / parts)
 
 
 def test_a_stretch_is_behind_what_came_before_it():
-    traffic = Traffic.of(recorded(), 0, 2.0).busiest(100)
+    traffic = Traffic.measure(recorded(), 0, 2.0).busiest(100)
     assert 80 <= traffic.num_requests <= 200
     assert traffic.lead > 0
     assert traffic.trace.arrival_s[traffic.lead] == pytest.approx(2.0, abs=0.5)
@@ -175,8 +175,8 @@ def test_a_stretch_is_behind_what_came_before_it():
 
 def test_short_records_are_called_so():
     trace = recorded(count=40)
-    assert not Traffic.of(trace, 0, 3.0).is_steady
-    assert Traffic.of(trace, 0, 0.5).is_steady
+    assert not Traffic.measure(trace, 0, 3.0).is_steady
+    assert Traffic.measure(trace, 0, 0.5).is_steady
 
 
 @pytest.mark.parametrize(("slots", "keeps_up"), [(30, True), (24, True), (18, False), (12, False)])
@@ -291,7 +291,7 @@ def test_stays_follow_from_what_is_asked_for():
 @pytest.mark.parametrize("factor", [1.5, 4.0])
 def test_requests_come_as_evenly_where_they_come_again(factor):
     even = replace(recorded(200), arrival_s=np.arange(200) / 7.0)
-    gaps_s = np.diff(Traffic.of(even, 0, 3.0).at_rate(factor).trace.arrival_s)
+    gaps_s = np.diff(Traffic.measure(even, 0, 3.0).at_rate(factor).trace.arrival_s)
     assert gaps_s == pytest.approx(gaps_s.mean(), rel=1e-6)
 
 

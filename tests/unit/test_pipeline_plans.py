@@ -23,7 +23,7 @@ from simulator.planner.requests import lasting, traffic_of
 from simulator.planner.ruled_out import Ruled
 from simulator.planner.screen import Candidate
 from simulator.planner.space import Space
-from simulator.planner.steady import fixed
+from simulator.planner.steady import make_fixed_traffic
 from simulator.workload.traces import RequestTrace
 from tests.single_steps import take_apart
 
@@ -120,7 +120,7 @@ def test_the_closed_form_is_what_the_engine_does(cluster, split, sequences):
     steps = take_apart(run_plan(plan, trace).steps)
     middle = steps.iloc[len(steps) // 4 : -len(steps) // 4]
     curve, at = (
-        Curve(plan, fixed(600, 200), 2048),
+        Curve(plan, make_fixed_traffic(600, 200), 2048),
         (np.array([float(sequences)]), np.array([sequences / 200]), 600.0),
     )
     assert curve.step_s(*at)[0] == pytest.approx(middle["duration_s"].mean(), rel=0.12)

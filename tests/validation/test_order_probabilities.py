@@ -16,7 +16,7 @@ import pytest
 
 from simulator.planner.calibration_error import CalibrationError, compare_speeds, read_error
 from simulator.planner.closed_form import Curve
-from simulator.planner.steady import fixed
+from simulator.planner.steady import make_fixed_traffic
 from simulator.validation import OK
 from simulator.validation.serving import answer
 from simulator.validation.serving.deployments import plan_of, table_key
@@ -54,7 +54,7 @@ def points_of(table, workers=None):
         plan = plan_of(table_key(point))
         key = (table_key(point), point.num_input, point.num_output)
         if key not in curves:
-            curves[key] = Curve(plan, fixed(point.num_input, point.num_output), 2048)
+            curves[key] = Curve(plan, make_fixed_traffic(point.num_input, point.num_output), 2048)
         sequences = np.array([max(1.0, point.concurrency / plan.placement.layout.attention_dp)])
         terms = np.array(
             curves[key].terms(sequences, sequences / point.num_output, float(point.num_input))

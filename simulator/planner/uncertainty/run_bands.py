@@ -167,7 +167,7 @@ def _serve_slowed(
 def _estimate_error(plan: DeploymentPlan, trace: RequestTrace, tpot_s: float) -> CalibrationError:
     """The error of a decode step; of an equal share of everything where nothing is decoded."""
     longest = max(longest_tokens(trace), plan.serving.rules.token_budget)
-    curve, most = Curve(plan, Traffic.of(trace), longest), plan.serving.rules.max_sequences
+    curve, most = Curve(plan, Traffic.measure(trace), longest), plan.serving.rules.max_sequences
     return estimate_error(curve, most, tpot_s if tpot_s > 0 else 0.0, plan.prefill is not None)
 
 
