@@ -21,6 +21,8 @@ from simulator.results.plan_text import chance, doubt, hover, percent, times
 _REACH = 2.0
 """Doublings either way that the colours tell apart."""
 _ROW_PIXELS = 44
+_LEAST_ROWS = 3
+"""Rows for which a map has room: titles of axes do not fit beside fewer."""
 _INK = "#1A2230"
 _COLOURS = [
     [0.0, "#CFA75B"],
@@ -130,7 +132,9 @@ def _plot(reading: _Reading, rows: Sequence[MapPoint]) -> go.Figure:
         )
     )
     drawn = style.figure(
-        reading.axis, "Prompt/answer (tokens)", height=96 + _ROW_PIXELS * len(lengths)
+        reading.axis,
+        "Prompt/answer (tokens)",
+        height=96 + _ROW_PIXELS * max(len(lengths), _LEAST_ROWS),
     )
     values = {
         name: list(dict.fromkeys(text(row) for row in rows))

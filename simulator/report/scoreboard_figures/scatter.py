@@ -20,7 +20,7 @@ from simulator.report.scoreboard_figures._rows import (
     status_of,
 )
 from simulator.report.texts import count, shorten
-from simulator.results.formats import number, seconds, time_axis
+from simulator.results.formats import log_ticks, number, parameters, seconds, time_axis
 from simulator.results.scores import Scoreboard
 
 _BAND = 0.25
@@ -68,7 +68,7 @@ def _plot(rows: pd.DataFrame) -> go.Figure:
     both = rows[["measured", "predicted"]].to_numpy(float)
     size, name = time_axis(float(np.median(both))) if unit == "s" else (1.0, unit)
     low, high = float(both.min()) / size / 1.5, float(both.max()) / size * 1.5
-    axis = log_axis(low, high)
+    axis = log_axis(low, high, _ticks)
     titles = f"Measured ({name})", f"Predicted ({name})"
     drawn = style.figure(*titles, _HEIGHT, margin=_MARGIN, xaxis=axis, yaxis=axis)
     add_agreement(drawn, low, high, [_BAND])
@@ -88,6 +88,16 @@ def _plot(rows: pd.DataFrame) -> go.Figure:
             hovertemplate="%{text}<extra></extra>",
         )
     return drawn
+
+
+def _ticks(low: float, high: float) -> dict[str, list[Any]]:
+    """Ticks whose large numbers fit a phone."""
+    ticks: dict[str, list[Any]] = log_ticks(low, high)
+    values = ticks["tickvals"]
+    texts = [
+        parameters(v) if v >= 1e4 else t for v, t in zip(values, ticks["ticktext"], strict=True)
+    ]
+    return {"tickvals": values, "ticktext": texts}
 
 
 def _said(row: dict[Any, Any], unit: str) -> str:
