@@ -1,1 +1,1 @@
-"""What is learned from measurements: published kernels and servers, and this machine's own."""
+"""Lessons of measurements: published kernels and servers, and this machine's own."""

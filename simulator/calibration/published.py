@@ -90,7 +90,7 @@ def fit_files(
     for number, name in enumerate(wanted):
         tick(f"fitting {name}", 0, None)
         for calibration, table in fit_table(name, folder).items():
-            files[Path(calibration) / f"{name}.toml"] = toml_text(_checked(name, table), _HEAD)
+            files[Path(calibration) / f"{name}.toml"] = toml_text(_check(name, table), _HEAD)
         tick(f"fitting {name}", 1, 1)
         tick("tables", number + 1, len(wanted))
     if not names and (sketches := _sketches(folder)):
@@ -132,7 +132,7 @@ def _sketches(folder: Path) -> dict[str, Any]:
     }
 
 
-def _checked(name: str, table: dict[str, Any]) -> dict[str, Any]:
+def _check(name: str, table: dict[str, Any]) -> dict[str, Any]:
     """The table, after it was read as the simulator will read it."""
     kind: Any = CalibrationFile.model_fields[name].annotation
     try:

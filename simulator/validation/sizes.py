@@ -11,12 +11,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 LARGEST = 2.0**24
-"""Of tokens, features, sequences: several times what any table holds, and far from what overflows
-an integer or fills a memory."""
+"""Most tokens, features or sequences: several times what any table holds, and far from what
+overflows an integer or fills a memory."""
 MOST_RANKS = 512.0
-"""Of one exchange or collective: its links are counted pair by pair."""
+"""Most ranks of one exchange or collective: its links are counted pair by pair."""
 MOST_EXPERTS, MOST_CHOICES = 2048.0, 256.0
-"""Of a layer, and of a token."""
+"""Most experts of a layer, and of a token."""
 
 
 def numbers(table: pd.DataFrame, columns: Sequence[str]) -> dict[str, NDArray[np.float64]]:

@@ -1,5 +1,5 @@
-"""What uniformly random expert choices put on each rank and wire: through the dispatch policies and
-topologies of the simulator.
+"""Traffic that uniformly random expert choices put on each rank and wire, through the dispatch
+policies and topologies of the simulator.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class Routed(NamedTuple):
     copies: float
     """Vectors that a rank sends."""
     crossing: float
-    """Of these, those that leave the fast domain."""
+    """Vectors among them that leave the fast domain."""
     scale_up_s: float
     """Seconds that the busiest kind of wire inside domains takes for one byte of each vector, at
     its peak."""
     scale_out_s: float
-    """Likewise between domains."""
+    """Seconds of the busiest kind of wire between domains."""
     num_nodes: int
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from simulator.config.calibration import CalibrationFile, load_calibration
 from simulator.validation import Answers
-from simulator.validation.kernels import measures_of
+from simulator.validation.kernels import layouts_of, measures_of
 from simulator.validation.suites import families, family_of, suite_of
 from simulator.validation.tables import read_table, values_of
 
@@ -123,3 +124,54 @@ def test_a_gpu_that_nobody_knows_is_not_answered(name):
     assert all(
         text.startswith("unsupported: ") and "rubin_ultra" in text for text in answers.status
     )
+
+
+@pytest.mark.parametrize("name", families())
+def test_a_family_says_what_it_reads_and_which_table_it_fits(name):
+    family = family_of(name)
+    assert family.calibrates in CalibrationFile.model_fields
+    assert family.sources
+    assert all(required and measured for required, measured in layouts_of(family))
+
+
+def told_by_known_parameters(family, source):
+    """Rows of one engine and format of experts on H100 that take what the shipped calibration says,
+    to the last digit; none where a source has no sample.
+    """
+    path = SAMPLES / Path(source).name.removesuffix(".gz")
+    if not path.exists():
+        return None
+    table = read_table(path).values.query("gpu == 'h100'")
+    for column in [name for name in ("engine", "moe_dtype") if name in table.columns]:
+        table = table[table[column] == table[column].mode()[0]]
+    table = table.reset_index(drop=True)
+    answers = family.answer(table)
+    for number, measure in enumerate(measures_of(family, table)):
+        table[measure.column] = answers.seconds[:, number] / measure.unit_s
+    return table[[status == "ok" for status in answers.status]].reset_index(drop=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", families())
+def test_a_fit_gets_known_parameters_back(name):
+    family = family_of(name)
+    told = [told_by_known_parameters(family, source) for source in family.sources]
+    drawn = next(table for table in told if table is not None)
+    fitted = family.fit([drawn.iloc[:0] if table is None else table for table in told])
+    assert list(fitted) == ["hopper"], "what was not measured has no entry"
+    shipped = getattr(load_calibration("hopper", "test"), family.calibrates)
+    errors, ratios = [], []
+    for engine, entries in fitted["hopper"].items():
+        for key, entry in entries.items():
+            if entry["kind"] == "assumed" or key not in shipped[engine]:
+                continue
+            known = shipped[engine][key].model_dump()
+            errors.append(entry["median_error"])
+            ratios += [
+                entry[field] / known[field]
+                for field in set(entry) - {"num_rows", "median_error", "p90_error", "bias"}
+                if isinstance(entry[field], float) and known.get(field)
+            ]
+    assert np.median(errors) <= 0.005
+    # Coefficients can stand in for each other where rows are few, so not all come back.
+    assert np.mean(np.abs(np.array(ratios) - 1) <= 0.02) >= 0.25

@@ -16,6 +16,7 @@ HOUSE = Path(__file__).parents[2] / "simulator"
 
 DONE = (
     "base",
+    "calibration",
     "commands",
     "config",
     "cost",
@@ -26,6 +27,7 @@ DONE = (
     "runtime",
     "scenario",
     "step",
+    "validation/kernels",
     "work",
     "workload",
 )

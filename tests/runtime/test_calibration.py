@@ -3,6 +3,7 @@
 # ruff: noqa: E402 (what follows needs torch, and is skipped without)
 
 import tomllib
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ def test_a_fit_finds_the_constant_and_the_slopes_though_some_samples_were_held_u
         product_s = float(MATRIX.seconds_for(np.array([rows]), 1000, 1000)[0])
         seconds = (2e-4 + 3e-8 * values + product_s) * (1 + noise * rng.standard_normal())
         held_up = 5.0 if rng.random() < 0.05 else 1.0
-        samples.add(seconds * held_up, 1000, [(rows, 1000, 1.0)], values=values)
+        samples.add(seconds * held_up, 1000, [(rows, 1000)], values=values)
     found = fit_steps(samples, MATRIX, ("values",), "a test")
     assert found.seconds["call"] == pytest.approx(2e-4, rel=0.05)
     assert found.seconds["values"] == pytest.approx(3e-8, rel=0.05)
@@ -84,17 +85,7 @@ def test_an_exchange_is_a_latency_a_rate_and_a_wait_that_more_work_does_not_expl
     ],
 )
 def test_every_moment_of_a_timed_model_is_explained(shape, kinds, num_ranks):
-    samples = {
-        name: Samples()
-        for name in (
-            *("prompt", "decode", "ffn", "router", "experts", "pack", "unpack"),
-            *(
-                name + suffix
-                for name in ("dispatch", "combine", "collective")
-                for suffix in ("", " wait")
-            ),
-        )
-    }
+    samples = defaultdict(Samples)
     job = shape.job(num_ranks, np.random.default_rng(0))
     backend = InProcessBackend(num_ranks)
     backend.load(job)

@@ -12,12 +12,13 @@ from simulator.calibration.host.layers import Samples
 from simulator.config.host import ExchangeTable, MatrixTable, Steps
 
 _NUM_BYTES = (0.0, 1e5, 1e6, 1e7)
-"""Where an exchange's line is written down."""
+"""Bytes at which an exchange's line is written down."""
 _FAR_KERNEL, _FAR_EXCHANGE = 0.1, 1.0
 """Relative errors from which on a sample is far off. What a rank computes takes the same time
 again, and what takes longer was held up by others; an exchange that takes longer is one of its own
 kind, so more of them count in full."""
 _ROUNDS = 25
+"""Rounds of reweighting: weights move by less than measurements repeat long before."""
 
 
 def fit_steps(
@@ -27,44 +28,34 @@ def fit_steps(
     source: str,
     known: dict[str, float] | None = None,
 ) -> Steps:
-    """What moments take beyond their matrices.
+    """Fit seconds of moments beyond their matrices.
 
     Args:
         names: amounts that it may depend on; a constant is always among them.
         known: seconds of amounts that are known already, and taken off.
     """
-    expected = np.array(
-        [
-            sum(
-                float(matrix.seconds_for(np.array([rows]), size, working)[0]) * count
-                for rows, size, count in entry
-            )
-            + sum(
-                seconds * (1.0 if name == "call" else amounts[name])
-                for name, seconds in (known or {}).items()
-            )
-            for entry, working, amounts in zip(
-                samples.matrices, samples.working_bytes, samples.amounts, strict=True
-            )
-        ]
-    )
-    seconds, error = _fit(samples, names, expected, _FAR_KERNEL)
+    expected = np.zeros(len(samples.rows))
+    for place, sample in enumerate(samples.rows):
+        for rows, size in sample.matrices:
+            product_s = matrix.seconds_for(np.array([rows]), size, sample.working_bytes)
+            expected[place] += product_s[0]
+        for name, seconds in (known or {}).items():
+            expected[place] += seconds * (1.0 if name == "call" else sample.amounts[name])
+    found, error = _fit(samples, names, expected, _FAR_KERNEL)
     return Steps(
         kind="fitted",
         source=source,
         median_error=error,
-        seconds=dict(zip(("call", *names), (float(value) for value in seconds), strict=True)),
+        seconds=dict(zip(("call", *names), found.tolist(), strict=True)),
     )
 
 
 def fit_exchange(samples: Samples, waits: Samples, source: str) -> ExchangeTable:
-    """A latency, and seconds by the busiest rank's bytes; and what ranks wait for each other
+    """Fit a latency, seconds by the busiest rank's bytes, and what ranks wait for each other
     without having more work.
     """
-    (call_s, byte_s), error = _fit(
-        samples, ("bytes",), np.zeros(len(samples.seconds)), _FAR_EXCHANGE
-    )
-    (stagger_s, _), _ = _fit(waits, ("spread",), np.zeros(len(waits.seconds)), _FAR_EXCHANGE)
+    (call_s, byte_s), error = _fit(samples, ("bytes",), 0.0, _FAR_EXCHANGE)
+    (stagger_s, _), _ = _fit(waits, ("spread",), 0.0, _FAR_EXCHANGE)
     seconds = tuple(float(call_s + byte_s * num_bytes) for num_bytes in _NUM_BYTES)
     return ExchangeTable(
         kind="fitted",
@@ -77,7 +68,7 @@ def fit_exchange(samples: Samples, waits: Samples, source: str) -> ExchangeTable
 
 
 def _fit(
-    samples: Samples, names: tuple[str, ...], expected: NDArray[np.float64], far: float
+    samples: Samples, names: tuple[str, ...], expected: NDArray[np.float64] | float, far: float
 ) -> tuple[NDArray[np.float64], float]:
     """Seconds of a constant and of each amount, and the median relative error.
 
@@ -87,7 +78,7 @@ def _fit(
     """
     measured = np.array(samples.seconds)
     columns = np.array(
-        [[1.0, *(amounts.get(name, 0.0) for name in names)] for amounts in samples.amounts]
+        [[1.0, *(row.amounts.get(name, 0.0) for name in names)] for row in samples.rows]
     )
     scale = np.maximum(columns.max(axis=0), 1e-30)
     predicted, weight = measured, np.ones(len(measured))

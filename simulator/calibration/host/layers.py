@@ -4,12 +4,12 @@ is explained by.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from simulator.base.frozen import validate
 from simulator.config.model import ModelSpec
@@ -24,8 +24,16 @@ REPEATS = 8
 """Times that each kind of step is run, each time with other tokens: the same ones again would find
 their experts in a cache."""
 _LAYERS = 2
-_HEADS = 4
-_SPLIT_HEAD_SIZE = 32
+"""Layers of a timed model: the second one finds caches as a model's layers do."""
+_HEADS, _SPLIT_HEAD_SIZE = 4, 32
+"""Heads of a whole model, and the size of a head of one that is split, which has one for each
+rank."""
+_VALUE_BYTES = 4.0
+"""Bytes of a number in single precision, which shards compute in."""
+_CLOCK_S = 1e-6
+"""Shortest that is told from nothing."""
+_PACKED = ("pack", "experts", "unpack")
+"""Moments of a rank's experts where rows are exchanged."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +49,16 @@ class Shape:
     is_split: bool = False
     """Whether the ranks split the model as tensor parallelism does, rather than the sequences."""
 
+    @property
+    def matrices(self) -> tuple[int, int]:
+        """Weights of the matrices of a block or an expert: gate and value in one, and back."""
+        return 2 * self.hidden_size * self.width, self.hidden_size * self.width
+
     def model(self, num_ranks: int) -> ModelSpec:
         """Attention and feed-forward block, twice, and next to no vocabulary."""
         ffn: dict[str, Any] = {"kind": "dense", "intermediate_size": self.width}
         if self.num_experts:
-            ffn = {
-                "kind": "moe",
-                "num_experts": self.num_experts,
-                "top_k": self.top_k,
-                "intermediate_size": self.width,
-            }
+            ffn |= {"kind": "moe", "num_experts": self.num_experts, "top_k": self.top_k}
         heads, head_size = (
             (num_ranks, _SPLIT_HEAD_SIZE) if self.is_split else (_HEADS, self.hidden_size // _HEADS)
         )
@@ -66,7 +74,7 @@ class Shape:
         return validate(ModelSpec, table, "calibration")
 
     def job(self, num_ranks: int, rng: np.random.Generator) -> Job:
-        """On ``num_ranks`` data-parallel ranks, experts spread evenly and chosen with a mild
+        """Job on ``num_ranks`` data-parallel ranks, experts spread evenly and chosen with a mild
         skew.
         """
         experts = None
@@ -99,7 +107,7 @@ class Shape:
         )
 
     def every_step(self, num_ranks: int) -> Iterator[Step]:
-        """Its steps over all ranks, each several times; the first of each is for warming up."""
+        """Steps over all ranks, each several times; the first of each is for warming up."""
         for kind, (sequences, new, context) in enumerate(self.steps):
             for repeat in range(REPEATS + 1):
                 number = kind * (REPEATS + 1) + repeat
@@ -107,198 +115,162 @@ class Shape:
                 yield Step(number, total, new, context, offset=997 * number)
 
 
+class Sample(NamedTuple):
+    """Measured seconds of one moment, and what they are explained by."""
+
+    seconds: float
+    working_bytes: float
+    """Bytes of weights that all ranks of the machine use in turn."""
+    matrices: Sequence[tuple[float, int]]
+    """Products in it: rows, and weights of the matrix."""
+    amounts: dict[str, float]
+
+
 @dataclass
 class Samples:
-    """Measured seconds of one kind of moment, and what they are explained by."""
+    """Samples of one kind of moment."""
 
-    seconds: list[float] = field(default_factory=list)
-    amounts: list[dict[str, float]] = field(default_factory=list)
-    matrices: list[list[tuple[float, int, float]]] = field(default_factory=list)
-    """Products in it: rows, weights of the matrix, and how many such products."""
-    working_bytes: list[float] = field(default_factory=list)
+    rows: list[Sample] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> list[float]:
+        """Measured seconds of each."""
+        return [row.seconds for row in self.rows]
 
     def add(
         self,
         seconds: float,
         working_bytes: float,
-        matrices: list[tuple[float, int, float]],
+        matrices: Sequence[tuple[float, int]] = (),
         **amounts: float,
     ) -> None:
         """Note one."""
-        self.seconds.append(seconds)
-        self.amounts.append(amounts)
-        self.matrices.append(matrices)
-        self.working_bytes.append(working_bytes)
+        self.rows.append(Sample(seconds, working_bytes, matrices, amounts))
 
 
 def collect(
     samples: dict[str, Samples], shape: Shape, job: Job, step: Step, run: list[ShardStep]
 ) -> None:
     """Explain the moments of a step."""
-    num_ranks, hidden = job.layout.num_ranks, shape.hidden_size
-    working = (
-        4.0 * job.model.num_parameters * (1 if shape.num_experts or shape.is_split else num_ranks)
-    )
-    _exchanges(samples, shape, step, run, working)
-    if shape.is_split:
-        return
-    for rank, shard in enumerate(run):
-        tokens = shard.num_tokens
-        if tokens == 0:
-            continue
-        for layer in range(_LAYERS):
-            own: dict[str, list[float]] = {"attention": [], "dense": [], "experts": []}
-            for moment in shard.moments:
-                if moment.layer == layer and moment.phase in own:
-                    own[moment.phase].append(moment.end_s - moment.start_s)
-            _attention(samples, shape, job, step, tokens, own["attention"][0], working)
-            values = float(tokens * hidden)
-            if not shape.num_experts:
-                matrices = [
-                    (float(tokens), 2 * hidden * shape.width, 1.0),
-                    (float(tokens), hidden * shape.width, 1.0),
-                ]
-                samples["ffn"].add(
-                    own["dense"][0],
-                    working,
-                    matrices,
-                    values=values,
-                    hidden=float(tokens * shape.width),
-                )
-                continue
-            router = [(float(tokens), hidden * shape.num_experts, 1.0)]
-            samples["router"].add(
-                own["dense"][0],
-                working,
-                router,
-                values=values,
-                scores=float(tokens * shape.num_experts),
-            )
-            _experts(samples, shape, job, step, rank, layer, shard, own["experts"], working)
-
-
-def _exchanges(
-    samples: dict[str, Samples], shape: Shape, step: Step, run: list[ShardStep], working: float
-) -> None:
-    """An exchange lasts from its last rank's coming, mean over ranks, and is explained by the
-    busiest rank's bytes.
-
-    What the mean rank waits for the last one has two reasons: more work (``spread``, over the
-    mean), and chance.
-    """
+    collector = _Collector(samples, shape, job, step, run)
     for number, moment in enumerate(run[0].moments):
-        if not moment.is_together:
-            continue
-        met_s = max(shard.moments[number].start_s for shard in run)
-        waited_s = met_s - float(np.mean([shard.moments[number].start_s for shard in run]))
+        if moment.is_together:
+            collector.add_exchange(number, moment.phase, moment.layer)
+    if not shape.is_split and step.num_tokens:
+        for rank, shard in enumerate(run):
+            for layer in range(_LAYERS if shard.num_tokens else 0):
+                collector.add_layer(rank, layer)
+
+
+@dataclass(frozen=True)
+class _Collector:
+    """One step of a timed model, whose moments become samples."""
+
+    samples: dict[str, Samples]
+    shape: Shape
+    job: Job
+    step: Step
+    run: list[ShardStep]
+
+    def _add(
+        self,
+        kind: str,
+        seconds: float,
+        matrices: Sequence[tuple[float, int]] = (),
+        **amounts: float,
+    ) -> None:
+        """Note a moment."""
+        model, shape = self.job.model, self.shape
+        copies = 1 if shape.num_experts or shape.is_split else len(self.run)
+        working_bytes = _VALUE_BYTES * model.num_parameters * copies
+        self.samples[kind].add(seconds, working_bytes, matrices, **amounts)
+
+    def add_exchange(self, number: int, phase: str, layer: int) -> None:
+        """Note an exchange, which lasts from its last rank's coming, mean over ranks, and is
+        explained by the busiest rank's bytes.
+
+        What the mean rank waits for the last one has two reasons: more work (``spread``, over the
+        mean), and chance.
+        """
+        starts = [shard.moments[number].start_s for shard in self.run]
+        ends = [shard.moments[number].end_s for shard in self.run]
+        met_s, hidden = max(starts), self.shape.hidden_size
         spread = 0.0
-        if moment.phase == "combine":
-            pairs_R = [shard.pairs_L[moment.layer] for shard in run]
-            spread = (max(pairs_R) - sum(pairs_R) / len(pairs_R)) * float(
-                shape.hidden_size * shape.width
-            )
-        samples[f"{moment.phase} wait"].add(max(waited_s, 1e-6), working, [], spread=spread)
-        seconds = float(np.mean([max(shard.moments[number].end_s - met_s, 1e-6) for shard in run]))
-        if moment.phase == "collective":
-            num_bytes = 4.0 * shape.hidden_size * step.num_tokens
-        else:
-            row_bytes = 4.0 * shape.hidden_size
-            rows_SR = np.array([shard.rows_LR[moment.layer] for shard in run], dtype=float)
+        if phase == "combine":
+            pairs_R = [shard.pairs_L[layer] for shard in self.run]
+            over = max(pairs_R) - sum(pairs_R) / len(pairs_R)
+            spread = over * float(hidden * self.shape.width)
+        self._add(f"{phase} wait", max(met_s - float(np.mean(starts)), _CLOCK_S), spread=spread)
+        vectors = self.step.num_tokens
+        if phase != "collective":
+            rows_SR = np.array([shard.rows_LR[layer] for shard in self.run], dtype=float)
             np.fill_diagonal(rows_SR, 0.0)
-            num_bytes = row_bytes * max(rows_SR.sum(axis=0).max(), rows_SR.sum(axis=1).max())
-        samples[moment.phase].add(seconds, working, [], bytes=float(num_bytes))
+            vectors = max(rows_SR.sum(axis=0).max(), rows_SR.sum(axis=1).max())
+        seconds = float(np.mean([max(end_s - met_s, _CLOCK_S) for end_s in ends]))
+        self._add(phase, seconds, bytes=float(_VALUE_BYTES * hidden * vectors))
 
+    def add_layer(self, rank: int, layer: int) -> None:
+        """Note what one rank computes in a layer."""
+        shape, shard = self.shape, self.run[rank]
+        own: dict[str, list[float]] = defaultdict(list)
+        for moment in shard.moments:
+            if moment.layer == layer:
+                own[moment.phase].append(moment.end_s - moment.start_s)
+        tokens, hidden = float(shard.num_tokens), shape.hidden_size
+        self._add_attention(shard.num_tokens, own["attention"][0])
+        values = tokens * hidden
+        if shape.num_experts:
+            scores, router = tokens * shape.num_experts, [(tokens, hidden * shape.num_experts)]
+            self._add("router", own["dense"][0], router, values=values, scores=scores)
+            self._add_experts(rank, layer, own["experts"])
+        else:
+            matrices = [(tokens, size) for size in shape.matrices]
+            self._add("ffn", own["dense"][0], matrices, values=values, hidden=tokens * shape.width)
 
-def _attention(
-    samples: dict[str, Samples],
-    shape: Shape,
-    job: Job,
-    step: Step,
-    tokens: int,
-    seconds: float,
-    working: float,
-) -> None:
-    mixer = next(iter(job.model.mixers.values()))
-    matrices = [
-        (float(tokens), linear.num_parameters, 1.0) for linear in mixer.linears(shape.hidden_size)
-    ]
-    term = mixer.context_terms()[0]
-    sequences = tokens // step.new_tokens
-    values = float(tokens * shape.hidden_size)
-    heads = float(tokens * mixer.linears(shape.hidden_size)[0].out_features)
-    if step.kind == "decode":
-        entries = sequences * (step.context_tokens + 1)
-        samples["decode"].add(
-            seconds,
-            working,
+    def _add_attention(self, tokens: int, seconds: float) -> None:
+        """Note a rank's attention, of prompts or of decoding."""
+        mixer, step = next(iter(self.job.model.mixers.values())), self.step
+        linears = mixer.linears(self.shape.hidden_size)
+        matrices = [(float(tokens), linear.num_parameters) for linear in linears]
+        term, sequences = mixer.context_terms()[0], tokens // step.new_tokens
+        values = float(tokens * self.shape.hidden_size)
+        heads = float(tokens * linears[0].out_features)
+        if step.kind == "decode":
+            entries = sequences * (step.context_tokens + 1)
+            num_bytes = entries * term.cached_elements_per_entry * _VALUE_BYTES
+            self._add("decode", seconds, matrices, values=values, heads=heads, bytes=num_bytes)
+        else:
+            pairs = sequences * step.new_tokens * (step.new_tokens + 1) / 2
+            flops = pairs * term.prefill_flops_per_pair
+            self._add("prompt", seconds, matrices, values=values, heads=heads, flops=flops)
+
+    def _add_experts(self, rank: int, layer: int, seconds: list[float]) -> None:
+        """Note a rank's experts, and their packing where rows are exchanged."""
+        shape, shard = self.shape, self.run[rank]
+        ids_TK = self.job.topk_ids_TK(layer, self.step.offset, self.step.num_tokens)
+        if ids_TK is None:
+            raise ValueError("experts of a timed model are planned")
+        rows_E = np.bincount(ids_TK.ravel(), minlength=shape.num_experts)
+        own_E = rows_E[np.arange(shape.num_experts) * len(self.run) // shape.num_experts == rank]
+        matrices = [(float(rows), size) for rows in own_E if rows for size in shape.matrices]
+        pairs = float(own_E.sum())
+        self._add(
+            "experts",
+            seconds[len(seconds) // 2],
             matrices,
-            values=values,
-            heads=heads,
-            bytes=entries * term.cached_elements_per_entry * 4,
+            touched=float((own_E > 0).sum()),
+            values=pairs * shape.hidden_size,
+            hidden=pairs * shape.width,
         )
-        return
-    pairs = sequences * step.new_tokens * (step.new_tokens + 1) / 2
-    samples["prompt"].add(
-        seconds,
-        working,
-        matrices,
-        values=values,
-        heads=heads,
-        flops=pairs * term.prefill_flops_per_pair,
-    )
-
-
-def _experts(
-    samples: dict[str, Samples],
-    shape: Shape,
-    job: Job,
-    step: Step,
-    rank: int,
-    layer: int,
-    run: ShardStep,
-    seconds: list[float],
-    working: float,
-) -> None:
-    hidden, num_ranks = shape.hidden_size, job.layout.num_ranks
-    if step.num_tokens == 0:
-        return
-    rows_E = _rows(job, step, layer)
-    own_E = rows_E[
-        [e for e in range(shape.num_experts) if e * num_ranks // shape.num_experts == rank]
-    ]
-    matrices = [
-        (float(rows), size, 1.0)
-        for rows in own_E
-        if rows
-        for size in (2 * hidden * shape.width, hidden * shape.width)
-    ]
-    pairs, touched = float(own_E.sum()), float((own_E > 0).sum())
-    middle = seconds[0] if len(seconds) == 1 else seconds[1]
-    samples["experts"].add(
-        middle,
-        working,
-        matrices,
-        touched=touched,
-        values=pairs * hidden,
-        hidden=pairs * shape.width,
-    )
-    if len(seconds) == 3:
-        num_bytes = 4.0 * hidden * sum(run.rows_LR[layer])
-        samples["pack"].add(
-            seconds[0], working, [], choices=float(run.num_tokens * shape.top_k), bytes=num_bytes
-        )
-        samples["unpack"].add(seconds[2], working, [], bytes=num_bytes)
-
-
-def _rows(job: Job, step: Step, layer: int) -> NDArray[np.int64]:
-    ids_TK = job.topk_ids_TK(layer, step.offset, step.num_tokens)
-    if ids_TK is None or job.moe is None:
-        raise ValueError("experts of a timed model are planned")
-    return np.bincount(ids_TK.ravel(), minlength=job.moe.num_experts)
+        if len(seconds) == len(_PACKED):
+            num_bytes = _VALUE_BYTES * shape.hidden_size * sum(shard.rows_LR[layer])
+            choices = float(shard.num_tokens * shape.top_k)
+            self._add("pack", seconds[0], choices=choices, bytes=num_bytes)
+            self._add("unpack", seconds[2], bytes=num_bytes)
 
 
 def shapes() -> Iterator[Shape]:
-    """Models that are timed: small enough to take seconds, apart enough to tell constants from
+    """Models to time: small enough to take seconds, apart enough to tell constants from
     slopes.
     """
     prompts = ((1, 1, 0), (4, 4, 0), (4, 32, 0), (16, 64, 0))

@@ -1,4 +1,4 @@
-"""What is timed on a shard. Every rank calls the same function at once, so that they share caches,
+"""Timings on a shard. Every rank calls the same function at once, so that they share caches,
 memory and cores as in a step.
 """
 
@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import cycle, islice
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 from simulator.config.pruning import Pruning
@@ -41,37 +41,9 @@ def matrix_seconds(
         found = []
         for number in rows:
             inputs = {width: torch.randn(number, width) for shape in shapes for width in shape}
-            turn = _Turn(matrices, inputs)
-            found.append(_seconds(turn.run))
+            calls = [partial(functional.linear, inputs[m.shape[1]], m) for m in matrices]
+            found.append(_seconds(calls))
     return found
-
-
-class _Turn:
-    """Uses matrices one after the other, going on where the last timing ended."""
-
-    def __init__(self, matrices: list[Tensor], inputs: dict[int, Tensor]) -> None:
-        self.matrices, self.inputs, self.next = matrices, inputs, 0
-
-    def run(self, times: int) -> None:
-        for _ in range(times):
-            matrix = self.matrices[self.next]
-            functional.linear(self.inputs[matrix.shape[1]], matrix)
-            self.next = (self.next + 1) % len(self.matrices)
-
-
-def _seconds(run: Callable[[int], None]) -> float:
-    """Seconds of one run, as the median of some timings of several."""
-    run(2)
-    started_s = time.perf_counter()
-    run(2)
-    once_s = max((time.perf_counter() - started_s) / 2, 1e-7)
-    times = max(2, min(2000, int(_PASS_S / once_s)))
-    found = []
-    for _ in range(_PASSES):
-        started_s = time.perf_counter()
-        run(times)
-        found.append((time.perf_counter() - started_s) / times)
-    return statistics.median(found)
 
 
 def pruned_ratios(
@@ -82,27 +54,27 @@ def pruned_ratios(
     """
     with torch.inference_mode():
         matrices = [torch.randn(shape) for _ in range(4)]
-        pruned = []
-        for matrix in matrices:
-            holder = PrunedMatrix(pruning)
+        pruned = [PrunedMatrix(pruning) for _ in matrices]
+        for holder, matrix in zip(pruned, matrices, strict=True):
             holder.store(matrix, choose_kept(matrix, pruning), matrix)
-            pruned.append(holder)
         found = []
         for number in rows:
             x = torch.randn(number, shape[1])
-            whole_s = _seconds(
-                partial(_each, functional.linear, [(x, matrix) for matrix in matrices])
-            )
-            found.append(
-                _seconds(partial(_each, _apply, [(holder, x) for holder in pruned])) / whole_s
-            )
+            whole_s = _seconds([partial(functional.linear, x, matrix) for matrix in matrices])
+            found.append(_seconds([partial(holder, x) for holder in pruned]) / whole_s)
     return found
 
 
-def _each(function: Callable[..., object], arguments: list[tuple[object, ...]], times: int) -> None:
-    for number in range(times):
-        function(*arguments[number % len(arguments)])
+def _seconds(calls: Sequence[Callable[[], object]]) -> float:
+    """Seconds of one call of several that take turns, as the median of some timings of many."""
+    turns = cycle(calls)
 
+    def time_calls(times: int) -> float:
+        started_s = time.perf_counter()
+        for call in islice(turns, times):
+            call()
+        return (time.perf_counter() - started_s) / times
 
-def _apply(holder: PrunedMatrix, x: Tensor) -> object:
-    return holder(x)
+    time_calls(2)
+    times = max(2, min(2000, int(_PASS_S / max(time_calls(2), 1e-7))))
+    return statistics.median(time_calls(times) for _ in range(_PASSES))

@@ -7,12 +7,15 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import re
 import statistics
 import time
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.stats import gmean
 
 from simulator.base.progress import CountDone, Progress, show_nothing
 from simulator.calibration.host.fit import fit_exchange, fit_steps
@@ -37,18 +40,6 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 SIZES = (1 << 13, 1 << 16, 1 << 18, 1 << 20, 1 << 22)
 WORKING_BYTES = (1 << 20, 1 << 23, 3 << 23, 3 << 24, 3 << 26)
 """1 MB lies in a core's own cache, 192 MB in none."""
-_EXCHANGES = ("dispatch", "combine", "collective")
-_MOMENTS = (
-    "prompt",
-    "decode",
-    "ffn",
-    "router",
-    "experts",
-    "pack",
-    "unpack",
-    *_EXCHANGES,
-    *(f"{name} wait" for name in _EXCHANGES),
-)
 _MOST_WORK = 1 << 32
 """Multiply-adds beyond which a product is not timed but extrapolated from fewer rows."""
 _PRUNED: tuple[Pruning, ...] = (
@@ -60,24 +51,17 @@ _PRUNED: tuple[Pruning, ...] = (
 
 def machine() -> str:
     """The processor and its cores, as a name to tell machines apart by."""
-    name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            line.split(":", 1)[1].strip()
-            for line in info.read_text().splitlines()
-            if line.startswith("model name")
-        ]
-        name = names[0] if names else name
+    text = info.read_text() if info.exists() else ""
+    found = re.search(r"^model name\s*:\s*(.+?)\s*$", text, re.MULTILINE)
+    name = found[1] if found else platform.processor() or platform.machine()
     return f"{name}, {os.cpu_count()} cores"
 
 
 def default_ranks() -> list[int]:
     """Numbers of ranks to time: doublings up to the cores, and once beyond them."""
     cores = os.cpu_count() or 1
-    return [1 << power for power in range(12) if 1 << power <= cores] + [
-        2 * cores if cores > 1 else 2
-    ]
+    return [*(1 << power for power in range(12) if 1 << power <= cores), 2 * cores]
 
 
 def calibrate(nodes: Nodes, ranks: list[int], tick: Progress = show_nothing) -> HostCalibration:
@@ -98,30 +82,27 @@ def calibrate(nodes: Nodes, ranks: list[int], tick: Progress = show_nothing) -> 
     total = sum(_num_parts(number, cores, most) for number in set(ranks))
     done = 0
 
-    def finished(parts: int) -> None:
+    def report(parts: int) -> None:
         nonlocal done
         done += parts
         tick("timing this machine", done, total)
 
-    finished(0)
+    report(0)
     for num_ranks in sorted(set(ranks)):
         backend = RayBackend(nodes, np.zeros(num_ranks, dtype=np.int64), ExecutionSpec())
         try:
             meter = LoadMeter(backend)
-            samples, overhead_s = _run_layers(backend, finished)
+            samples, overhead_s = _run_layers(backend, report)
             others.append(meter.others_share())
             if num_ranks <= cores:
                 overheads_s.append(overhead_s)
-                matrix = _matrix(backend, source, finished)
-                kernels.setdefault(
-                    max(1, cores // num_ranks),
-                    _kernels(samples, matrix, max(1, cores // num_ranks), source),
-                )
+                matrix, threads = _matrix(backend, source, report), cores // num_ranks
+                kernels.setdefault(threads, _kernels(samples, matrix, threads, source))
             if num_ranks > 1:
                 collectives.append(_collectives(samples, num_ranks, source))
             if num_ranks == most:
-                pruned = [_pruned(backend, pruning, source) for pruning in _PRUNED]
-                finished(1)
+                pruned = [_time_pruned(backend, pruning, source) for pruning in _PRUNED]
+                report(1)
         finally:
             backend.close()
     step_s = statistics.median(overheads_s) if overheads_s else 0.0
@@ -152,14 +133,14 @@ def _num_parts(num_ranks: int, cores: int, most: int) -> int:
     )
 
 
-def _run_layers(backend: RayBackend, finished: CountDone) -> tuple[dict[str, Samples], float]:
+def _run_layers(backend: RayBackend, report: CountDone) -> tuple[dict[str, Samples], float]:
     """Samples of every kind of moment, and seconds to start a step and hear of its end."""
-    samples = {name: Samples() for name in _MOMENTS}
+    samples: dict[str, Samples] = defaultdict(Samples)
     overheads_s = []
     rng = np.random.default_rng(0)
     for shape in shapes():
         if shape.is_split and backend.size == 1:
-            finished(1)
+            report(1)
             continue
         job = shape.job(backend.size, rng)
         backend.load(job)
@@ -168,12 +149,11 @@ def _run_layers(backend: RayBackend, finished: CountDone) -> tuple[dict[str, Sam
             run = backend.step(step)
             elapsed_s = time.perf_counter() - started_s
             if step.number % (REPEATS + 1):
-                inside_s = max(r.moments[-1].end_s for r in run) - min(
-                    r.moments[0].start_s for r in run
-                )
+                ended_s = max(shard.moments[-1].end_s for shard in run)
+                inside_s = ended_s - min(shard.moments[0].start_s for shard in run)
                 overheads_s.append(elapsed_s - inside_s)
                 collect(samples, shape, job, step, run)
-        finished(1)
+        report(1)
     return samples, statistics.median(overheads_s)
 
 
@@ -186,18 +166,14 @@ def _kernels(
     prompt = steps("prompt", "values", "heads", "flops")
     mixer = {name: prompt.seconds[name] for name in ("call", "values", "heads")}
     decode = fit_steps(samples["decode"], matrix, ("bytes",), source, known=mixer)
-    nothing = Steps(
-        kind="fitted",
-        source="one rank packs nothing",
-        seconds={"call": 0.0, "choices": 0.0, "bytes": 0.0},
-    )
+    free = {"call": 0.0, "choices": 0.0, "bytes": 0.0}
+    nothing = Steps(kind="fitted", source="one rank packs nothing", seconds=free)
+    alone = {"call": 0.0, "flops": prompt.seconds["flops"]}
     return KernelTables(
         num_threads=threads,
         matrix=matrix,
         mixer=prompt.model_copy(update={"seconds": mixer}),
-        prompt=prompt.model_copy(
-            update={"seconds": {"call": 0.0, "flops": prompt.seconds["flops"]}}
-        ),
+        prompt=prompt.model_copy(update={"seconds": alone}),
         decode=decode,
         ffn=steps("ffn", "values", "hidden"),
         router=steps("router", "values", "scores"),
@@ -207,7 +183,7 @@ def _kernels(
     )
 
 
-def _matrix(backend: RayBackend, source: str, finished: CountDone) -> MatrixTable:
+def _matrix(backend: RayBackend, source: str, report: CountDone) -> MatrixTable:
     seconds = []
     for working in WORKING_BYTES:
         by_size = []
@@ -217,7 +193,7 @@ def _matrix(backend: RayBackend, source: str, finished: CountDone) -> MatrixTabl
             found += [found[-1] * rows / timed[-1] for rows in ROWS[len(timed) :]]
             by_size.append(tuple(found))
         seconds.append(tuple(by_size))
-        finished(1)
+        report(1)
     return MatrixTable(
         kind="measured",
         source=source,
@@ -229,19 +205,18 @@ def _matrix(backend: RayBackend, source: str, finished: CountDone) -> MatrixTabl
 
 
 def _collectives(samples: dict[str, Samples], num_ranks: int, source: str) -> Collectives:
+    dispatch, combine, all_reduce = (
+        fit_exchange(samples[name], samples[f"{name} wait"], source)
+        for name in ("dispatch", "combine", "collective")
+    )
     return Collectives(
-        num_ranks=num_ranks,
-        dispatch=fit_exchange(samples["dispatch"], samples["dispatch wait"], source),
-        combine=fit_exchange(samples["combine"], samples["combine wait"], source),
-        all_reduce=fit_exchange(samples["collective"], samples["collective wait"], source),
+        num_ranks=num_ranks, dispatch=dispatch, combine=combine, all_reduce=all_reduce
     )
 
 
-def _pruned(backend: RayBackend, pruning: Pruning, source: str) -> Pruned:
+def _time_pruned(backend: RayBackend, pruning: Pruning, source: str) -> Pruned:
     rows = ROWS[::2]
-    ratio = np.exp(
-        np.mean(np.log(backend.apply(pruned_ratios, rows, pruning, (2048, 256))), axis=0)
-    )
+    ratio = gmean(backend.apply(pruned_ratios, rows, pruning, (2048, 256)), axis=0)
     return Pruned(
         kind="measured",
         source=source,

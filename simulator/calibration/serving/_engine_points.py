@@ -14,17 +14,18 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
+from simulator.calibration.serving._measured import read_measured
 from simulator.config.accelerator import load_accelerator
 from simulator.parallel.workers import sweep
 from simulator.validation.hardware import accelerator_name
-from simulator.validation.serving import MEASURES, Group, groups
+from simulator.validation.serving import Group, groups
 from simulator.validation.serving.answer import prepare
 from simulator.validation.serving.deployments import deployment_of
 from simulator.validation.serving.load import sums
 from simulator.validation.serving.points import Point
 
 LOAD = ("isl", "osl", "concurrency")
-"""What the domain of an entry is of: tokens in, tokens out, requests in flight."""
+"""Quantities of an entry's domain: tokens in, tokens out, requests in flight."""
 _STALLED = ("sglang", "")
 """Engine and release of points that are left out: seconds before the first tokens whatever the
 load, so one wait of a minute in each run (kernels compiled while the first requests wait), which
@@ -41,33 +42,35 @@ class Points:
     system: NDArray[np.object_]
     calibration: NDArray[np.object_]
     parts: NDArray[np.float64]
-    """``[n, 2, 5]`` for TTFT and TPOT: seconds of kernels, and what each coefficient is multiplied
-    with."""
+    """Terms ``[n, 2, 5]`` of TTFT and TPOT: seconds of kernels, and the factor of each
+    coefficient."""
     measured: NDArray[np.float64]
     """``[n, 2]`` seconds."""
     file: NDArray[np.object_]
-    """The model's, which says what a prediction was not fitted on."""
+    """File of the model, which tells a prediction that was not fitted on it."""
     is_moe: NDArray[np.bool_]
     load: NDArray[np.float64]
     """``[n, 3]``: :data:`LOAD`."""
 
     def where(self, chosen: NDArray[np.bool_]) -> Points:
-        """Some of them."""
+        """Select some of the points."""
         return Points(**{field.name: getattr(self, field.name)[chosen] for field in fields(self)})
 
 
+_KINDS = (*[object] * 5, float, float, object, bool, float)
+"""Types of the columns of :class:`Points`."""
+
+
 def simulate(table: pd.DataFrame) -> Points:
-    """Every aggregated point of a table that can be simulated."""
-    made, _ = groups(table[table["mode"] == "agg"].reset_index(drop=True))
+    """Simulate every aggregated point of a table that can be."""
     table = table[table["mode"] == "agg"].reset_index(drop=True)
+    made, _ = groups(table)
     rows: list[tuple[Any, ...]] = []
-    for group, found in zip(made, sweep(_simulated, made), strict=True):
+    for group, found in zip(made, sweep(_simulate_group, made), strict=True):
         for place, point, parts in zip(group.rows, group.points, found, strict=True):
             if parts is None:
                 continue
-            measured = [
-                float(table[measure.column].iloc[place]) * measure.unit_s for measure in MEASURES
-            ]
+            measured = read_measured(table, place)
             gpu = accelerator_name(point.system) or ""
             calibration = load_accelerator(gpu, point.system).calibration
             model = point.repository.rsplit("/", 1)[-1].replace("-R1", "-V3")  # one shape
@@ -77,28 +80,12 @@ def simulate(table: pd.DataFrame) -> Points:
             rows.append(
                 (point.engine, point.version, model, gpu, calibration, parts, measured, *known)
             )
-    columns = [np.array(column, dtype=object) for column in list(zip(*rows, strict=True))[:5]]
-    seconds = [np.array([row[place] for row in rows], dtype=float) for place in (5, 6)]
-    files, is_moe, loads = (
-        np.array([row[place] for row in rows], dtype=kind)
-        for place, kind in ((7, object), (8, bool), (9, float))
-    )
-    return Points(
-        columns[0],
-        columns[1],
-        columns[2],
-        columns[3],
-        columns[4],
-        seconds[0],
-        seconds[1],
-        files,
-        is_moe,
-        loads,
-    )
+    columns = zip(zip(*rows, strict=True), _KINDS, strict=True)
+    return Points(*(np.array(column, dtype=kind) for column, kind in columns))
 
 
-def _simulated(group: Group) -> list[NDArray[np.float64] | None]:
-    """``[2, 5]`` of every point of a group; ``None`` where it cannot be simulated or is left
+def _simulate_group(group: Group) -> list[NDArray[np.float64] | None]:
+    """Terms ``[2, 5]`` of every point of a group; ``None`` where it cannot be simulated or is left
     out.
     """
     found: list[NDArray[np.float64] | None] = []

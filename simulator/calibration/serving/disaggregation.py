@@ -1,4 +1,4 @@
-"""Makes the table ``disaggregation`` from disaggregated serving points: how far measured pools of
+"""Fit of the table ``disaggregation`` on disaggregated serving points: how far measured pools of
 workers are from what their steps and their engine's hand-over take.
 
 Points that do not say how many workers they had give what is assumed of them, by engine. What is
@@ -15,18 +15,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from simulator.calibration.serving._measured import ANY, COMMAND, SOURCE, read_measured, residuals
 from simulator.config.accelerator import load_accelerator
 from simulator.parallel.workers import sweep
 from simulator.validation.hardware import accelerator_name
-from simulator.validation.serving import MEASURES, Group, groups
+from simulator.validation.serving import Group, groups
 from simulator.validation.serving.answer import pools_or_reason
 from simulator.validation.serving.deployments import deployment_of
 from simulator.validation.serving.disagg import Load, Pools, latencies_with
 
-COMMAND = "moesim calibrate published"
 sources = ("serving_points.csv.gz",)
-_SOURCE = "NVIDIA aiconfigurator-core 0.12.0, Apache-2.0"
-_ANY = "any"
 _WORKERS = (1, 2, 3, 4, 6, 8)
 """Decode workers that are tried where the table does not say."""
 _LEAST_ROWS = 12
@@ -52,113 +50,101 @@ class Loaded(NamedTuple):
 
 
 class Assumed(NamedTuple):
-    """What is assumed of points of one engine that do not say their workers."""
+    """Assumption about points of one engine that do not say their workers."""
 
     unsaid_workers: int
     unsaid_drafts: float
 
-    def predicted(self, point: Loaded) -> NDArray[np.float64]:
-        """``[2]`` TTFT and TPOT."""
+    def predict(self, point: Loaded) -> NDArray[np.float64]:
+        """Seconds of TTFT and TPOT, ``[2]``."""
         pools = point.pools.get(self.unsaid_workers, next(iter(point.pools.values())))
         drafts = self.unsaid_drafts if pools.may_draft else 1.0
         return np.array(latencies_with(pools, point.load, drafts), dtype=float)
 
 
 def fit(tables: Sequence[pd.DataFrame]) -> dict[str, dict[str, Any]]:
-    """The table of every calibration that has such points."""
+    """Fit the table of every calibration that has such points."""
     (table,) = tables
     return fit_points(load_points(table))
 
 
 def fit_points(points: list[Loaded]) -> dict[str, dict[str, Any]]:
-    """What is assumed of every engine, and how far off it is on every GPU family, by what was
-    assumed without that GPU.
+    """Assume workers of every engine, and score that on every GPU family, by what was assumed
+    without the GPU.
     """
-    ratios_N2 = cross_validated(points)
-    fitted = assumptions(points)
+    ratios_N2 = cross_validate(points)
+    fitted = assume_workers(points)
     tables: dict[str, dict[str, Any]] = {}
     for calibration in sorted({point.calibration for point in points}):
         tables[calibration] = {}
         for key in sorted(fitted):
             said_N2, unsaid_N2 = (
-                _judged(points, ratios_N2, is_said, calibration, key) for is_said in (True, False)
+                _select(points, ratios_N2, is_said, calibration, key) for is_said in (True, False)
             )
             own = [
                 point
                 for point in points
-                if key in (_ANY, point.engine) and point.calibration == calibration
+                if key in (ANY, point.engine) and point.calibration == calibration
             ]
             tables[calibration][key] = _entry(key, calibration, fitted[key], said_N2, unsaid_N2) | {
-                "models": _often(point.model for point in points),
-                "gpus": _often(point.gpu for point in own),
+                "models": _frequent(point.model for point in points),
+                "gpus": _frequent(point.gpu for point in own),
             }
     return tables
 
 
-def _often(names: Iterable[str]) -> tuple[str, ...]:
-    """Those with enough points."""
+def _frequent(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of enough points."""
     return tuple(sorted(name for name, count in Counter(names).items() if count >= _LEAST_ROWS))
 
 
 def load_points(table: pd.DataFrame) -> list[Loaded]:
-    """Every disaggregated point of a table that can be simulated."""
+    """Disaggregated points of a table that can be simulated."""
     table = table[table["mode"] == "disagg"].reset_index(drop=True)
     made, _ = groups(table)
     found: list[Loaded] = []
     for group, pools in zip(made, sweep(_pools, made), strict=True):
         for place, point, some in zip(group.rows, group.points, pools, strict=True):
             if some:
-                measured = [
-                    float(table[measure.column].iloc[place]) * measure.unit_s
-                    for measure in MEASURES
-                ]
                 gpu = accelerator_name(point.system) or ""
                 calibration = load_accelerator(gpu, point.system).calibration
-                model = deployment_of(point).spec.model
-                found.append(
-                    Loaded(
-                        point.engine,
-                        model,
-                        gpu,
-                        calibration,
-                        Load.of(point),
-                        some,
-                        (measured[0], measured[1]),
-                    )
-                )
+                model, load = deployment_of(point).spec.model, Load.of(point)
+                measured = read_measured(table, place)
+                known = (point.engine, model, gpu, calibration, load, some, measured)
+                found.append(Loaded(*known))
     return found
 
 
 def _pools(group: Group) -> list[dict[int, Pools]]:
-    """Of every point of a group; empty where it cannot be simulated."""
+    """Pools of every point of a group, by decode workers; none where it cannot be simulated."""
     found: list[dict[int, Pools]] = []
     for point in group.points:
-        tried = (1,) if point.says_workers or point.prefill is None else _WORKERS
-        made = (
-            {workers: pools_or_reason(point, point.prefill, workers) for workers in tried}
+        tried = (1,) if point.says_workers else _WORKERS
+        made = {
+            workers: pools_or_reason(point, point.prefill, workers)
+            for workers in tried
             if point.prefill
-            else {}
-        )
+        }
         found.append(
             {workers: pools[0] for workers, pools in made.items() if not isinstance(pools, str)}
         )
     return found
 
 
-def assumptions(points: list[Loaded]) -> dict[str, Assumed]:
-    """What points that do not say their workers are best answered with, by engine; of all engines
-    together under :data:`_ANY`.
+def assume_workers(points: list[Loaded]) -> dict[str, Assumed]:
+    """Workers and drafts that points which do not say theirs are best answered with, by engine; of
+    all engines together under :data:`ANY`.
     """
     unsaid = [point for point in points if not point.is_said]
-    found = {_ANY: Assumed(*_guessed(unsaid))}
+    found = {ANY: Assumed(*_guess(unsaid))}
     for engine in sorted({point.engine for point in points}):
         own = [point for point in unsaid if point.engine == engine]
         if len(own) >= _LEAST_ROWS:
-            found[engine] = Assumed(*_guessed(own))
+            found[engine] = Assumed(*_guess(own))
     return found
 
 
-def _guessed(points: list[Loaded]) -> tuple[int, float]:
+def _guess(points: list[Loaded]) -> tuple[int, float]:
     """Decode workers and tokens of a step that the times per token of points which do not say
     theirs are best answered with.
     """
@@ -175,25 +161,23 @@ def _guessed(points: list[Loaded]) -> tuple[int, float]:
     return min(found)[1:]
 
 
-def cross_validated(points: list[Loaded]) -> NDArray[np.float64]:
-    """``[N, 2]`` predicted over measured TTFT and TPOT of points, each GPU left out in turn."""
+def cross_validate(points: list[Loaded]) -> NDArray[np.float64]:
+    """Predicted over measured TTFT and TPOT ``[N, 2]`` of points, each GPU left out in turn."""
     ratios_N2 = np.full((len(points), 2), np.nan)
     for gpu in sorted({point.gpu for point in points}):
-        fitted = assumptions([point for point in points if point.gpu != gpu])
+        fitted = assume_workers([point for point in points if point.gpu != gpu])
         for place, point in enumerate(points):
             if point.gpu == gpu:
-                own = fitted.get(point.engine, fitted[_ANY])
-                ratios_N2[place] = own.predicted(point) / point.measured
+                own = fitted.get(point.engine, fitted[ANY])
+                ratios_N2[place] = own.predict(point) / point.measured
     return ratios_N2
 
 
-def _judged(
+def _select(
     points: list[Loaded], ratios_N2: NDArray[np.float64], is_said: bool, calibration: str, key: str
 ) -> NDArray[np.float64]:
-    """Of an entry's points on its GPUs; where those are few, of all of its engine's."""
-    of_key = np.array(
-        [point.is_said == is_said and key in (_ANY, point.engine) for point in points]
-    )
+    """Ratios of an entry's points on its GPUs; where those are few, of all of its engine's."""
+    of_key = np.array([point.is_said == is_said and key in (ANY, point.engine) for point in points])
     here = of_key & np.array([point.calibration == calibration for point in points])
     return np.asarray(ratios_N2[here if here.sum() >= _LEAST_ROWS else of_key])
 
@@ -205,35 +189,22 @@ def _entry(
     said_N2: NDArray[np.float64],
     unsaid_N2: NDArray[np.float64],
 ) -> dict[str, Any]:
-    what = "all engines" if key == _ANY else key
-    off, unsaid_off = np.abs(said_N2 - 1), np.abs(unsaid_N2 - 1)
+    what = "all engines" if key == ANY else key
+    source = (
+        f"{len(said_N2)} disaggregated serving points of {what} that say their workers "
+        f"and {len(unsaid_N2)} that do not, {calibration} or, where those are few, "
+        f"all GPUs, {SOURCE}; cross-validated by leaving out each GPU, nearly all being "
+        "of one model, DeepSeek-V3"
+    )
+    unsaid = {f"unsaid_{name}": value for name, value in residuals(unsaid_N2).items()}
+    unsaid.pop("unsaid_bias")
     return {
         "kind": "fitted",
-        "source": (
-            f"{len(said_N2)} disaggregated serving points of {what} that say their workers "
-            f"and {len(unsaid_N2)} that do not, {calibration} or, where those are few, "
-            f"all GPUs, {_SOURCE}; cross-validated by leaving out each GPU, nearly all being "
-            "of one model, DeepSeek-V3"
-        ),
+        "source": source,
         "command": COMMAND,
         "num_rows": len(said_N2),
-        "median_error": float(np.median(off[:, 1])),
-        "p90_error": float(np.quantile(off[:, 1], 0.9)),
-        "bias": float(np.median(said_N2[:, 1] - 1)),
-        "band": _band(said_N2[:, 1]),
-        "ttft_band": _band(said_N2[:, 0]),
+        **residuals(said_N2),
         "ttft_bias": float(np.median(1 / said_N2[:, 0]) - 1),
-        "ttft_median_error": float(np.median(off[:, 0])),
-        "ttft_p90_error": float(np.quantile(off[:, 0], 0.9)),
-        "unsaid_band": _band(unsaid_N2[:, 1]),
-        "unsaid_ttft_band": _band(unsaid_N2[:, 0]),
-        "unsaid_median_error": float(np.median(unsaid_off[:, 1])),
-        "unsaid_p90_error": float(np.quantile(unsaid_off[:, 1], 0.9)),
-        "unsaid_ttft_median_error": float(np.median(unsaid_off[:, 0])),
-        "unsaid_ttft_p90_error": float(np.quantile(unsaid_off[:, 0], 0.9)),
-    } | values._asdict()
-
-
-def _band(ratios: NDArray[np.float64]) -> tuple[float, float]:
-    """10th and 90th percentile of measured over predicted."""
-    return float(np.quantile(1 / ratios, 0.1)), float(np.quantile(1 / ratios, 0.9))
+        **unsaid,
+        **values._asdict(),
+    }

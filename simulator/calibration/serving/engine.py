@@ -1,4 +1,4 @@
-"""Fits the table ``engine`` on serving points: the engine's own time, by engine and release.
+"""Fit of the table ``engine`` on serving points: the engine's own time, by engine and release.
 
 TTFT and TPOT of every simulated point are linear in the coefficients. What is reported of a fit is
 of points whose whole model or whole GPU was left out.
@@ -15,17 +15,18 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from simulator.calibration.serving._engine_points import LOAD, Points, simulate
+from simulator.calibration.serving._measured import ANY, COMMAND, SOURCE, residuals
 from simulator.config.calibration.engine import find_engine_key, parse_release
 
-COMMAND = "moesim calibrate published"
 sources = ("serving_points.csv.gz",)
-_SOURCE = "NVIDIA aiconfigurator-core 0.12.0, Apache-2.0"
 _COEFFICIENTS = ("step_s", "sequence_s", "first_token_s", "stream_s")
 _START = np.array([1e-3, 2e-5, 4e-2, 1e-3])
+"""Start of the search: the order of magnitude of what fits of single engines find."""
 _LARGEST = np.array([2e-2, 1e-3, 0.4, 1e-2])
+"""Bounds of the search: ten times and more of where it begins."""
 _PULL = 0.3
-"""How strongly a fit is drawn to the one above it, for each of the coefficients in units of where
-the search starts."""
+"""Strength by which a fit is drawn to the one above it, for each of the coefficients in units of
+where the search starts."""
 _SCALE = 0.1
 """Errors (of the logarithm) beyond this count linearly: a point may have run in a way that its row
 does not say."""
@@ -33,9 +34,9 @@ _LEAST_ROWS = 20
 """An engine's release with fewer points is priced as the engine."""
 _WEIGHTS = np.array([1.0, 1.5])
 """Weights of errors of TTFT and TPOT in the fit: times per token repeat better."""
-_ANY, _ALL, _POOLED = "any", "@all", ""
-"""Names of pooled fits: of every engine; of every release of an engine, which stands in no table;
-of every calibration."""
+_ALL, _POOLED = "@all", ""
+"""Names of pooled fits: of every release of an engine, which stands in no table; of every
+calibration."""
 _COMPILED, _COMPILED_SEQUENCE_S = "trtllm@0.17.0", 2e-6
 _EARLIEST, _EARLIEST_EXPERTS = "trtllm@0.0.0", 2.35**0.5
 """With 2.35 Mixtral-8x7B on two H100 (128 tokens in, 128 out) slows down as published between
@@ -44,23 +45,23 @@ middle is taken."""
 
 
 def fit(tables: Sequence[pd.DataFrame]) -> dict[str, dict[str, Any]]:
-    """The table of every calibration that has serving points."""
+    """Fit the table of every calibration that has serving points."""
     (table,) = tables
     return fit_points(simulate(table))
 
 
 def fit_points(points: Points) -> dict[str, dict[str, Any]]:
-    """Coefficients of every engine and release, and how far off they are on models and GPUs that
-    they were not fitted on.
+    """Fit every engine and release, and score the fits on models and GPUs that they had not
+    seen.
     """
-    ratios = cross_validated(points)
-    fitted = _coefficients(points)
+    ratios = cross_validate(points)
+    fitted = _fit_all(points)
     tables: dict[str, dict[str, Any]] = {}
     for calibration in map(str, np.unique(points.calibration)):
         entries = {}
-        for key in _keys_of(fitted, calibration):
+        for key in _entries_of(fitted, calibration):
             values = fitted.get((calibration, key), fitted[_POOLED, key])
-            members = _members(points, key)
+            members = _select(points, key)
             here = members & (points.calibration == calibration)
             is_own = (calibration, key) in fitted
             judged = ratios[:, here if here.sum() >= _LEAST_ROWS else members]
@@ -68,18 +69,20 @@ def fit_points(points: Points) -> dict[str, dict[str, Any]]:
             entries[key] = _entry(
                 key, calibration if is_own else "all GPUs", values, int(fitted_on.sum()), judged
             )
-            entries[key] |= _known(points.where(fitted_on))
-        entries[_ANY] |= {"left_out": _left_out(points, ratios, points.calibration == calibration)}
+            entries[key] |= _describe(points.where(fitted_on))
+        entries[ANY] |= {
+            "left_out": _score_left_out(points, ratios, points.calibration == calibration)
+        }
         every = f"trtllm{_ALL}"
         if "trtllm" in entries:
             later = fitted.get((calibration, every), fitted[_POOLED, every])
-            entries[_COMPILED] = _compiled(dict(zip(_COEFFICIENTS, map(float, later), strict=True)))
-            entries[_EARLIEST] = _earliest(entries[_COMPILED])
+            entries[_COMPILED] = _assume_compiled(_name_coefficients(later))
+            entries[_EARLIEST] = _assume_earliest(entries[_COMPILED])
         tables[calibration] = entries
     return tables
 
 
-def _compiled(later: dict[str, Any]) -> dict[str, Any]:
+def _assume_compiled(later: dict[str, Any]) -> dict[str, Any]:
     """TensorRT-LLM before 1.0, of which there are no points: later releases prepare each request in
     Python, these did in C++.
     """
@@ -96,7 +99,7 @@ def _compiled(later: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _earliest(compiled: dict[str, Any]) -> dict[str, Any]:
+def _assume_earliest(compiled: dict[str, Any]) -> dict[str, Any]:
     """TensorRT-LLM before 0.17, whose kernels for routed experts were not measured but in one
     published figure.
     """
@@ -112,28 +115,27 @@ def _earliest(compiled: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def cross_validated(points: Points) -> NDArray[np.float64]:
-    """``[2, n, 2]`` predicted over measured, without the point's own model in the fit, and without
-    its own GPU.
+def cross_validate(points: Points) -> NDArray[np.float64]:
+    """Predicted over measured seconds ``[2, n, 2]``, without the point's own model in the fit, and
+    without its own GPU.
     """
     ratios = np.full((2, len(points.engine), 2), np.nan)
     for split, names in enumerate((points.model, points.system)):
         for name in np.unique(names):
             out = names == name
             ratios[split, out] = (
-                predicted(points.where(out), _coefficients(points.where(~out)))
-                / points.measured[out]
+                predict(points.where(out), _fit_all(points.where(~out))) / points.measured[out]
             )
     return ratios
 
 
 Fitted = dict[tuple[str, str], NDArray[np.float64]]
-"""By calibration, or all of them together, and by engine and release."""
+"""Coefficients by calibration, or all of them together, and by engine and release."""
 
 
-def _keys_of(fitted: Fitted, calibration: str) -> tuple[str, ...]:
-    """The entries of a calibration: releases that were measured on its GPUs, or all where nothing
-    was measured on them.
+def _entries_of(fitted: Fitted, calibration: str) -> tuple[str, ...]:
+    """Names of a calibration's entries: releases that were measured on its GPUs, or all where
+    nothing was measured on them.
 
     Of TensorRT-LLM also those of other GPUs that are older than these: what is older still has
     assumed entries, which would answer for them. Other engines' older releases are better told by
@@ -158,30 +160,30 @@ def _is_borrowed(key: str, own: set[str]) -> bool:
     return bool(releases) and parse_release(release) < min(releases)
 
 
-def predicted(points: Points, fitted: Fitted) -> NDArray[np.float64]:
-    """``[n, 2]`` seconds."""
+def predict(points: Points, fitted: Fitted) -> NDArray[np.float64]:
+    """Seconds ``[n, 2]`` to the first token, and a token."""
     keys = {
-        calibration: _keys_of(fitted, calibration)
+        calibration: _entries_of(fitted, calibration)
         for calibration in map(str, np.unique(points.calibration))
     }
     values = []
     for calibration, engine, version in zip(
         points.calibration, points.engine, points.version, strict=True
     ):
-        key = find_engine_key(keys[calibration], f"{engine}@{version}") or _ANY
+        key = find_engine_key(keys[calibration], f"{engine}@{version}") or ANY
         values.append(fitted.get((calibration, key), fitted[_POOLED, key]))
     whole = np.concatenate([np.ones((len(values), 1)), np.array(values)], axis=1)
     return np.asarray(np.einsum("nmk,nk->nm", points.parts, whole))
 
 
-def _members(points: Points, key: str) -> NDArray[np.bool_]:
-    """The points of an entry: of a release, of an engine whose release is not said, of everything.
+def _select(points: Points, key: str) -> NDArray[np.bool_]:
+    """Points of an entry: of a release, of an engine whose release is not said, of everything.
 
     Where too few of an engine's points do not say their release, all of the engine's are taken for
     it.
     """
     engine, _, release = key.partition("@")
-    if key == _ANY:
+    if key == ANY:
         return np.ones(len(points.engine), dtype=bool)
     wanted = parse_release(release)
     of_engine = np.asarray(points.engine == engine)
@@ -193,7 +195,7 @@ def _members(points: Points, key: str) -> NDArray[np.bool_]:
     return found if wanted or found.sum() >= _LEAST_ROWS else of_engine
 
 
-def _coefficients(points: Points) -> Fitted:
+def _fit_all(points: Points) -> Fitted:
     """Fit the coefficients of any engine, of each engine, and of each release with enough points;
     for one calibration where it has enough itself.
 
@@ -201,24 +203,23 @@ def _coefficients(points: Points) -> Fitted:
     an engine's to all engines', a release's to its engine's, one calibration's to that of all.
     """
     found: Fitted = {}
-    for key in _keys(points):
-        members = _members(points, key)
-        above = _ANY if key.endswith(_ALL) else key.partition("@")[0] + _ALL
+    for key in _names_of_fits(points):
+        members = _select(points, key)
+        above = ANY if key.endswith(_ALL) else key.partition("@")[0] + _ALL
         for calibration in (_POOLED, *map(str, np.unique(points.calibration[members]))):
-            own = (
-                members if calibration == _POOLED else members & (points.calibration == calibration)
-            )
+            is_here = points.calibration == calibration
+            own = members & (is_here | (calibration == _POOLED))
             if own.sum() < _LEAST_ROWS:
                 continue
-            higher = ((_POOLED, key),) if key == _ANY else ((calibration, above), (_POOLED, above))
+            higher = ((_POOLED, key),) if key == ANY else ((calibration, above), (_POOLED, above))
             prior = next((found[place] for place in higher if place in found), _START)
-            found[calibration, key] = _fitted(points.where(own), prior)
+            found[calibration, key] = _solve(points.where(own), prior)
         found.setdefault((_POOLED, key), found.get((_POOLED, above), _START))
     return found
 
 
-def _keys(points: Points) -> list[str]:
-    keys = [_ANY]
+def _names_of_fits(points: Points) -> list[str]:
+    keys = [ANY]
     for engine in map(str, np.unique(points.engine)):
         keys += [engine + _ALL, engine]
         releases = [parse_release(version) for version in points.version[points.engine == engine]]
@@ -229,7 +230,7 @@ def _keys(points: Points) -> list[str]:
     return keys
 
 
-def _fitted(points: Points, prior: NDArray[np.float64]) -> NDArray[np.float64]:
+def _solve(points: Points, prior: NDArray[np.float64]) -> NDArray[np.float64]:
     """Least squares on the logarithms of both latencies; models and GPUs with many points do not
     drown the others.
     """
@@ -239,13 +240,13 @@ def _fitted(points: Points, prior: NDArray[np.float64]) -> NDArray[np.float64]:
     log_measured = np.log(points.measured)
     centre = prior / _START
 
-    def off(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    def weigh_errors(values: NDArray[np.float64]) -> NDArray[np.float64]:
         whole = np.concatenate([[1.0], values * _START])
         errors = ((np.log(points.parts @ whole) - log_measured) * weight).ravel()
         return np.concatenate([errors, _PULL * (values - centre)])
 
     found = least_squares(
-        off,
+        weigh_errors,
         np.maximum(centre, 1e-3),
         bounds=(0.0, _LARGEST / _START),
         loss="soft_l1",
@@ -257,30 +258,28 @@ def _fitted(points: Points, prior: NDArray[np.float64]) -> NDArray[np.float64]:
 def _entry(
     key: str, where: str, values: NDArray[np.float64], num_rows: int, ratios: NDArray[np.float64]
 ) -> dict[str, Any]:
-    ratios = ratios.reshape(-1, 2)
-    off = np.abs(ratios - 1)
-    what = "all engines" if key == _ANY else key.replace("@", " ")
-    found: dict[str, Any] = {
+    what = "all engines" if key == ANY else key.replace("@", " ")
+    return {
         "kind": "fitted",
         "source": (
             f"{num_rows} serving points of {what} on {where}, time to first token and time per "
-            f"token, {_SOURCE}; cross-validated by leaving out each model and each GPU"
+            f"token, {SOURCE}; cross-validated by leaving out each model and each GPU"
         ),
         "command": COMMAND,
         "num_rows": num_rows,
-        "median_error": float(np.nanmedian(off[:, 1])),
-        "p90_error": float(np.nanquantile(off[:, 1], 0.9)),
-        "bias": float(np.nanmedian(ratios[:, 1] - 1)),
-        "band": _band(ratios[:, 1]),
-        "ttft_band": _band(ratios[:, 0]),
-        "ttft_median_error": float(np.nanmedian(off[:, 0])),
-        "ttft_p90_error": float(np.nanquantile(off[:, 0], 0.9)),
+        **residuals(ratios.reshape(-1, 2)),
+        **_name_coefficients(values),
+        "layer_s": 0.0,
     }
-    return found | dict(zip(_COEFFICIENTS, map(float, values), strict=True)) | {"layer_s": 0.0}
 
 
-def _known(points: Points) -> dict[str, Any]:
-    """What the points of an entry were measured on."""
+def _name_coefficients(values: NDArray[np.float64]) -> dict[str, float]:
+    """Coefficients by name."""
+    return dict(zip(_COEFFICIENTS, values.tolist(), strict=True))
+
+
+def _describe(points: Points) -> dict[str, Any]:
+    """Models, GPUs, releases and loads that the points of an entry were measured on."""
     low, high = points.load.min(axis=0), points.load.max(axis=0)
     return {
         "models": sorted(map(str, np.unique(points.file))),
@@ -293,10 +292,10 @@ def _known(points: Points) -> dict[str, Any]:
     }
 
 
-def _left_out(
+def _score_left_out(
     points: Points, ratios: NDArray[np.float64], here: NDArray[np.bool_]
 ) -> dict[str, tuple[int, float, float]]:
-    """What the entries of a calibration make of points without their model, and without their GPU,
+    """Points, median error and 90th percentile of fits without their model, and without their GPU,
     by what is asked of them.
     """
     asked = {
@@ -314,8 +313,3 @@ def _left_out(
                 float(np.nanquantile(off, 0.9)),
             )
     return found
-
-
-def _band(ratios: NDArray[np.float64]) -> tuple[float, float]:
-    """10th and 90th percentile of measured over predicted."""
-    return float(np.nanquantile(1 / ratios, 0.1)), float(np.nanquantile(1 / ratios, 0.9))

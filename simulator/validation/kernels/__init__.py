@@ -53,7 +53,7 @@ class _MeasuresByTable(Protocol):
     """
 
     def measures_of(self, table: pd.DataFrame, where: str) -> tuple[Measure, ...]:
-        """What ``table`` measures, by its columns.
+        """Measures of ``table``, by its columns.
 
         Args:
             where: what errors call it.
@@ -86,7 +86,7 @@ def layouts_of(family: KernelFamily) -> list[tuple[tuple[str, ...], tuple[str, .
 def measures_of(
     family: KernelFamily, table: pd.DataFrame, where: str = "table"
 ) -> tuple[Measure, ...]:
-    """What ``family`` answers for ``table``: columns of its ``Answers``, in order.
+    """Measures that ``family`` answers for ``table``: columns of its ``Answers``, in order.
 
     Args:
         where: what errors call the table.

@@ -114,7 +114,7 @@ _COEFFICIENTS = {
     "scale_up_fraction": (0.6, 0.1, 1.0),
     "scale_out_fraction": (0.9, 0.3, 1.0),
 }
-"""Where the search for a coefficient starts, and its least and largest value."""
+"""Start of the search for a coefficient, and its least and largest value."""
 _FORWARDED = ("forward_byte_s", "crossing_byte_s")
 _ACROSS = ("scale_out_latency_s", "latency_per_doubling_s", "scale_out_fraction", *_FORWARDED)
 _ASSUMED_ACROSS = {

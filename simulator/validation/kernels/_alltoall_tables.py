@@ -114,14 +114,14 @@ def parts_of(table: pd.DataFrame) -> Iterator[Part]:
     measures_of(table, "all-to-all table")
     columns = set(map(str, table.columns))
     if columns >= set(_LOW_LATENCY):
-        yield from _deepep(table, "normal" if columns >= set(_NORMAL) else "low_latency")
+        yield from _deepep_rows(table, "normal" if columns >= set(_NORMAL) else "low_latency")
     elif columns >= set(_BACKENDS):
-        yield from _backends(table)
+        yield from _backend_rows(table)
     else:
-        yield from _published(table)
+        yield from _published_rows(table)
 
 
-def _deepep(table: pd.DataFrame, kernels: str) -> Iterator[Part]:
+def _deepep_rows(table: pd.DataFrame, kernels: str) -> Iterator[Part]:
     """Rows of DeepEP's own benchmark, both operations in each."""
     table = table.rename(columns={"num_token": "num_tokens", "num_topk": "topk"})
     for (gpu, engine), places in answering.group_rows(
@@ -143,10 +143,10 @@ def _deepep(table: pd.DataFrame, kernels: str) -> Iterator[Part]:
             if kernels == "low_latency":
                 yield part._replace(measure=number, measured=f"{part.operation}_avg_t_us")
             else:
-                yield from _normal(part, 2 * number)
+                yield from _normal_rows(part, 2 * number)
 
 
-def _normal(part: Part, measure: int) -> Iterator[Part]:
+def _normal_rows(part: Part, measure: int) -> Iterator[Part]:
     """Telling how much will come, and the transfer."""
     is_large = part.moves.num_ranks == _CONGESTED_NODES * _GPUS_PER_NODE
     tokens = np.where(is_large, part.moves.load.tokens, 0)
@@ -163,11 +163,11 @@ def _normal(part: Part, measure: int) -> Iterator[Part]:
     )
 
 
-def _backends(table: pd.DataFrame) -> Iterator[Part]:
+def _backend_rows(table: pd.DataFrame) -> Iterator[Part]:
     """Rows of engines' own kernels, one operation in each."""
     keys = answering.words(table, "gpu", "comm_backend", "phase", "comm_dtype", engine=ANY)
     for (gpu, backend, phase, dtype, engine), places in answering.group_rows(keys):
-        kernels, sent_as = _sent_as(backend, phase, dtype.lower())
+        kernels, sent_as = _format_sent(backend, phase, dtype.lower())
         guess = ""
         if sent_as not in VALUE_BYTES:
             guess, sent_as = f"'{dtype}' priced as bfloat16", "bfloat16"
@@ -182,7 +182,7 @@ def _backends(table: pd.DataFrame) -> Iterator[Part]:
         yield part._replace(measured="latency", guess=guess)
 
 
-def _sent_as(backend: str, phase: str, dtype: str) -> tuple[str, str]:
+def _format_sent(backend: str, phase: str, dtype: str) -> tuple[str, str]:
     """Kernels of a backend, and the format that they send."""
     if dtype == "default":
         is_wide = phase == "combine" or backend.endswith("ht") or "v2" in backend
@@ -194,7 +194,7 @@ def _sent_as(backend: str, phase: str, dtype: str) -> tuple[str, str]:
     return backend, "bfloat16"  # results are not quantised
 
 
-def _published(table: pd.DataFrame) -> Iterator[Part]:
+def _published_rows(table: pd.DataFrame) -> Iterator[Part]:
     """Figures of DeepEP's and TensorRT-LLM's own pages: DeepSeek-V3's shape."""
     for key, places in answering.group_rows(
         answering.words(table, "library", "hardware", "mode", "op")

@@ -52,7 +52,7 @@ _BOUNDS = {
 """Possible coefficients; others are searched far around their start."""
 _MOST_SEQUENCES = 2.0**20
 _MOST_TOKENS = 2.0**31
-"""Of one batch: at 128 bytes each they fill the memory of the largest GPU."""
+"""Tokens of one batch: at 128 bytes each they fill the memory of the largest GPU."""
 PHASES: dict[str, Phase] = {
     "context_attention": "prefill",
     "generation_attention": "decode",

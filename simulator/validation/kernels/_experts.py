@@ -69,7 +69,7 @@ class Layers:
     sizes: dict[str, Floats]
     """Quantities of a fit's domain, ``[n]`` each."""
 
-    def of(self, places: Places | Chosen) -> Layers:
+    def take(self, places: Places | Chosen) -> Layers:
         """Select some of the rows."""
 
         def select(values: Floats) -> Floats:
@@ -84,7 +84,7 @@ class Layers:
             {name: select(values) for name, values in self.sizes.items()},
         )
 
-    def averaged(self) -> Layers:
+    def average_draws(self) -> Layers:
         """Replace the draws by their mean, as the only draw."""
 
         def mean(values_nD: Floats) -> Floats:
@@ -199,7 +199,7 @@ def answer(
         is_few = layers.sizes["experts"][places] <= FEW_EXPERTS
         for few, some in ((None, places[~is_few]), (FEW_EXPERTS, places[is_few])):
             if found is not None and len(some):
-                estimate = _estimate(*found, engine, dtype, few, layers.of(some))
+                estimate = _estimate(*found, engine, dtype, few, layers.take(some))
                 answering.fill(answers, some, estimate)
     return answers
 

@@ -75,7 +75,7 @@ run other kernels for them."""
 
 
 class Tiling(NamedTuple):
-    """How a kernel cuts the rows of an expert."""
+    """Cuts of an expert's rows into tiles."""
 
     tile_rows: tuple[int, ...]
     tile_holds_share: bool = False
@@ -111,17 +111,19 @@ class _Timed:
     def measured_s(self) -> Floats:
         return self.table["latency_ms"].to_numpy(dtype=float) / 1e3
 
-    def of(self, places: Places | Chosen) -> _Timed:
+    def take(self, places: Places | Chosen) -> _Timed:
         """Select some of the rows."""
-        return _Timed(self.accelerator, self.dtype, self.table.iloc[places], self.layers.of(places))
+        return _Timed(
+            self.accelerator, self.dtype, self.table.iloc[places], self.layers.take(places)
+        )
 
     def sample(self) -> _Timed:
         """Draw at most so many of the rows that are fitted as a search looks at, each with the mean
         of its draws.
         """
         fitted = np.flatnonzero(self.table["is_fitted"].to_numpy())
-        few = self.of(fitted[np.random.default_rng(_SEED).permutation(len(fitted))[:_SEARCHED]])
-        return _Timed(few.accelerator, few.dtype, few.table, few.layers.averaged())
+        few = self.take(fitted[np.random.default_rng(_SEED).permutation(len(fitted))[:_SEARCHED]])
+        return _Timed(few.accelerator, few.dtype, few.table, few.layers.average_draws())
 
     def seconds(self, fit: GroupedGemmFit) -> Floats:
         """Seconds ``[n]`` of the rows."""
@@ -170,14 +172,14 @@ class _Solution:
     """Name of what was left out in turn."""
 
     @classmethod
-    def of(cls, timed: _Timed) -> _Solution:
+    def solve(cls, timed: _Timed) -> _Solution:
         costs = [timed.solve(tiling, _START, _FEW_STEPS).cost for tiling in _TILINGS]
         tiling = _TILINGS[int(np.argmin(costs))]
         values = timed.solve(tiling, _START).values
 
         def predict(seen: Chosen, held: Chosen) -> Floats:
-            found = timed.of(seen).solve(tiling, values).values
-            return timed.of(held).seconds(timed.build(tiling, found))
+            found = timed.take(seen).solve(tiling, values).values
+            return timed.take(held).seconds(timed.build(tiling, found))
 
         folds, left_out = timed.folds()
         return cls(timed, tiling, values, fitting.leave_out(folds, predict), left_out)
@@ -229,7 +231,7 @@ def fit_entries(table: pd.DataFrame, layers: Layers, kernels: list[str]) -> Tabl
             some = own.index[is_generic if engine == ANY else own["kernels"] == engine].to_numpy()
             if not len(some):
                 continue
-            timed = _Timed(fitting.timed_on(gpu), dtype, table.iloc[some], layers.of(some))
+            timed = _Timed(fitting.accelerator_of(gpu), dtype, table.iloc[some], layers.take(some))
             entries = found.setdefault(GPUS[gpu][0], {}).setdefault(engine, {})
             entries |= _fit_format(timed, may_split=engine != ANY)
     for engines in found.values():
@@ -242,10 +244,10 @@ def fit_entries(table: pd.DataFrame, layers: Layers, kernels: list[str]) -> Tabl
 
 def _fit_format(timed: _Timed, *, may_split: bool) -> dict[str, dict[str, Any]]:
     """Entries of one format: one for all layers, or one for those of few experts besides."""
-    whole = _Solution.of(timed)
+    whole = _Solution.solve(timed)
     is_few = timed.layers.sizes["experts"] <= FEW_EXPERTS
     if may_split and is_few.any() and not is_few.all():
-        parts = [_Solution.of(timed.of(~is_few)), _Solution.of(timed.of(is_few))]
+        parts = [_Solution.solve(timed.take(~is_few)), _Solution.solve(timed.take(is_few))]
         apart = np.concatenate([part.error for part in parts])
         if np.median(apart) < _BETTER * np.median(whole.error):
             many, few = (part.entry() for part in parts)

@@ -15,7 +15,7 @@ from simulator.config.accelerator import AcceleratorSpec, load_accelerator
 
 COMMAND = "moesim calibrate published"
 SOURCE = "NVIDIA aiconfigurator-core 0.12.0, Apache-2.0"
-"""Where the timings of kernels come from."""
+"""Source of the timings of kernels."""
 GPUS = {"h100": ("hopper", "h100-sxm"), "b200": ("blackwell", "b200-sxm")}
 """Calibration and accelerator of the GPUs that were timed, by their names in tables."""
 ANY = "any"
@@ -37,13 +37,13 @@ Values = dict[str, float]
 
 
 class Solution(NamedTuple):
-    """Coefficients that fit best, rounded, and what the search minimised."""
+    """Coefficients that fit best, round_off, and what the search minimised."""
 
     values: Values
     cost: float
 
 
-def rounded(value: float) -> float:
+def round_off(value: float) -> float:
     """Round to the digits that a coefficient is known to."""
     return float(f"{value:.{_DIGITS}g}")
 
@@ -77,7 +77,7 @@ def search(
         errors, first, bounds=(lowest, highest), loss="soft_l1", f_scale=scale, **options
     )
     found = zip(start, np.exp(best.x).tolist(), strict=True)
-    return Solution({name: rounded(value) for name, value in found}, float(best.cost))
+    return Solution({name: round_off(value) for name, value in found}, float(best.cost))
 
 
 def make_folds(shapes: Groups, num_folds: int) -> Groups:
@@ -105,16 +105,16 @@ def residuals(measured_s: Floats, predicted_s: Floats) -> dict[str, Any]:
     error = predicted_s / measured_s - 1
     return {
         "num_rows": len(error),
-        "median_error": rounded(float(np.median(np.abs(error)))),
-        "p90_error": rounded(float(np.quantile(np.abs(error), 0.9))),
-        "bias": rounded(float(np.median(error))),
+        "median_error": round_off(float(np.median(np.abs(error)))),
+        "p90_error": round_off(float(np.quantile(np.abs(error), 0.9))),
+        "bias": round_off(float(np.median(error))),
         "band": band_of(measured_s / predicted_s),
     }
 
 
 def band_of(ratios: Floats) -> list[float]:
     """10th and 90th percentile of measured over predicted seconds."""
-    return [rounded(float(value)) for value in np.quantile(ratios, [0.1, 0.9])]
+    return [round_off(float(value)) for value in np.quantile(ratios, [0.1, 0.9])]
 
 
 def entry(
@@ -139,7 +139,7 @@ def assume(
     """
     kept = {name: value for name, value in fitted.items() if name in names}
     for name in ("compute_fraction", "memory_fraction"):
-        kept[name] = rounded(kept[name] * share)
+        kept[name] = round_off(kept[name] * share)
     return {"kind": "assumed", "source": source, **kept}
 
 
@@ -148,6 +148,6 @@ def domain_of(columns: Mapping[str, ArrayLike]) -> dict[str, list[int]]:
     return {name: [int(np.min(values)), int(np.max(values))] for name, values in columns.items()}
 
 
-def timed_on(gpu: str) -> AcceleratorSpec:
+def accelerator_of(gpu: str) -> AcceleratorSpec:
     """Accelerator that a table of timings calls ``gpu``."""
     return load_accelerator(GPUS[gpu][1], gpu)

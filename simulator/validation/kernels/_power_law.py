@@ -1,4 +1,4 @@
-"""How many tokens each expert gets in the benchmarks that timed routed experts, and so each slot of
+"""Tokens of each expert in the benchmarks that timed routed experts, and so each slot of
 the rank that was timed.
 
 Tables name a distribution, not counts. What reproduces the measured ratios of skewed to balanced
@@ -31,7 +31,7 @@ _SEED = 20
 
 
 class Case(NamedTuple):
-    """What the rows of each expert follow from."""
+    """Benchmark of one table row, which the rows of each expert follow from."""
 
     num_tokens: int
     num_experts: int
@@ -75,7 +75,7 @@ def rank_rows(case: Case) -> NDArray[np.float64]:
     tokens_DE = expert_tokens(case.num_tokens, case.num_experts, case.top_k, case.alpha)
     rank_E = Contiguous().place(tokens_DE[:1], case.num_ranks, np.random.default_rng(0)).rank_LP[0]
     if case.in_blocks and case.alpha is None:
-        return _filled_in_blocks(case, int((rank_E == 0).sum()))
+        return _fill_blocks(case, int((rank_E == 0).sum()))
     found = []
     for tokens_E in tokens_DE:
         rows_R = np.bincount(rank_E, weights=tokens_E, minlength=case.num_ranks)
@@ -90,7 +90,7 @@ def rank_rows(case: Case) -> NDArray[np.float64]:
                 tokens_E[busiest[:size]],
                 tokens_E[first[:size]],
             )
-            tokens_E, timed = _limited(case, swapped), 0
+            tokens_E, timed = _limit_groups(case, swapped), 0
         rows_G = tokens_E[rank_E == timed]
         if case.keeps_remote and case.num_ranks > 1:
             arriving = min(float(case.num_tokens), float(rows_G.sum()))
@@ -123,15 +123,17 @@ def expert_tokens(
         if power == 0
         else (low**power + (high**power - low**power) * uniform_DE) ** (1 / power)
     )
-    share_DE = _at_most(loads_DE / loads_DE.sum(axis=1, keepdims=True) * pairs, float(num_tokens))
+    share_DE = _cap_shares(
+        loads_DE / loads_DE.sum(axis=1, keepdims=True) * pairs, float(num_tokens)
+    )
     # Rounded up or down at random, so that the total stays: the whole numbers that the running sum
     # passes.
     passed_DE = np.floor(np.cumsum(share_DE, axis=1) + rng.random((NUM_DRAWS, 1)))
     return np.diff(passed_DE, axis=1, prepend=0.0)
 
 
-def _at_most(share_DE: NDArray[np.float64], most: float) -> NDArray[np.float64]:
-    """The same totals with no share above ``most``: what is above goes to the others in
+def _cap_shares(share_DE: NDArray[np.float64], most: float) -> NDArray[np.float64]:
+    """Shares with the totals kept and none above ``most``: the rest goes to the others in
     proportion.
     """
     for _ in range(32):
@@ -156,7 +158,7 @@ def _balanced_ids(num_tokens: int, num_experts: int, top_k: int) -> NDArray[np.i
     return ids % num_experts
 
 
-def _limited(case: Case, tokens_E: NDArray[np.float64]) -> NDArray[np.float64]:
+def _limit_groups(case: Case, tokens_E: NDArray[np.float64]) -> NDArray[np.float64]:
     """Tokens of every expert after a router that keeps each token within a few groups.
 
     The benchmark wishes for experts by scoring them 1 and all others 0. Groups are chosen by their
@@ -190,7 +192,7 @@ def _limited(case: Case, tokens_E: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.rint(counts_E * (case.num_tokens / sampled)), dtype=np.float64)
 
 
-def _filled_in_blocks(case: Case, num_slots: int) -> NDArray[np.float64]:
+def _fill_blocks(case: Case, num_slots: int) -> NDArray[np.float64]:
     rows = case.num_tokens * case.top_k / case.num_ranks
     rows_G = np.clip(rows - _ROWS_OF_A_BLOCK * np.arange(num_slots), 0.0, float(_ROWS_OF_A_BLOCK))
     return np.asarray(

@@ -31,8 +31,8 @@ from simulator.validation.kernels._fitting import ANY, Tables
 _OWNERS = {"low_latency": ("sglang", ANY, "nan"), "normal": ("sglang", ANY, "nan")}
 """Engines that kernels were measured with, where the kernels' name does not say it."""
 _NOTIFY_WIDER = 4.0
-"""How much wider, in log space, the band of telling how much will come is than the transfer's,
-where it has none of its own: it holds ranks' waits for each other."""
+"""Widening, in log space, of the transfer's band to that of telling how much will come, where it
+has none of its own: it holds ranks' waits for each other."""
 
 
 class Alltoall(Frozen):

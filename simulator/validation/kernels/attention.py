@@ -84,7 +84,7 @@ _JOBS: tuple[tuple[str, Phase, str, dict[str, Any]], ...] = (
     ("b200", "decode", "bf16", {"split_entries": 256.0}),
     ("b200", "decode", "fp8", {"split_entries": 256.0}),
 )
-"""How kernels divide their work. Hopper's put the query heads of a group into one tile, so that few
+"""Division of work by kernels. Hopper's put the query heads of a group into one tile, so that few
 tokens fill it; on H100 an fp8 cache makes nothing faster than bf16 arithmetic could be."""
 
 
@@ -208,7 +208,7 @@ def _fit_entry(
     kernels = rows[_KERNEL].drop_duplicates().reset_index(drop=True)
     which = rows.merge(kernels.reset_index(), on=_KERNEL, how="left")["index"].to_numpy()
     timed = Timed(
-        fitting.timed_on(gpu),
+        fitting.accelerator_of(gpu),
         [_kernel_of_shape([int(size) for size in row], kv) for row in kernels.to_numpy()],
         phase,
         _batches(rows[list(_SIZES)].to_numpy(dtype=float).T, which),

@@ -72,7 +72,7 @@ class _Start(NamedTuple):
     algorithm: Algorithm
     numbers: tuple[float, float, float, float]
     limit: float | None = None
-    """Its ``max_bytes_times_ranks``."""
+    """Value of ``max_bytes_times_ranks``."""
 
 
 _RINGS = {

@@ -30,7 +30,7 @@ from simulator.validation.sizes import LARGEST, numbers
 from simulator.work.slots import SlotMap
 
 _ENGINE, _KERNELS = "trtllm", "-wide-ep"
-"""What runs the table's kernels where it does not say, and what the calibration calls them: they
+"""Engine of the table's kernels where it does not say, and the calibration's suffix for them: they
 differ from those of ``moe``."""
 _COPIES = "_eplb"
 _SIZES = ("num_tokens", "num_experts", "topk", "moe_ep_size", "num_slots")

@@ -230,12 +230,12 @@ def with_launch_s(eager: EagerLaunch, kernel_s: Floats, m: Floats, k: Floats, n:
 
 
 def _fit_entry(job: _Job, rows: pd.DataFrame, given: dict[str, Any]) -> dict[str, Any]:
-    accelerator = fitting.timed_on(job.gpu)
+    accelerator = fitting.accelerator_of(job.gpu)
     measured = rows["latency_ms"].to_numpy() / 1e3
     sizes = {name: rows[name].to_numpy(dtype=float) for name in ("m", "n", "k")}
     start = job.start | (_EAGER if job.is_eager else {})
 
-    def built(values: Values) -> GemmFit:
+    def build(values: Values) -> GemmFit:
         launch: dict[str, Any] = {name: values[name] for name in _EAGER if job.is_eager}
         own = {name: value for name, value in values.items() if name not in _EAGER}
         return GemmFit.model_construct(
@@ -252,7 +252,7 @@ def _fit_entry(job: _Job, rows: pd.DataFrame, given: dict[str, Any]) -> dict[str
 
     def solve(chosen: Chosen) -> GemmFit:
         found = fitting.search(
-            lambda values: predict(built(values), chosen),
+            lambda values: predict(build(values), chosen),
             measured[chosen],
             start,
             {name: _BOUNDS.get(name, _ANYWHERE) for name in start},
@@ -261,7 +261,7 @@ def _fit_entry(job: _Job, rows: pd.DataFrame, given: dict[str, Any]) -> dict[str
         ).values
         if "min_split_k" in found:
             found["min_split_k"] = round(found["min_split_k"])
-        return built(found)
+        return build(found)
 
     shapes = rows.groupby(["n", "k"]).ngroup().to_numpy()
     predicted = fitting.leave_out(

@@ -107,7 +107,7 @@ class _Job(NamedTuple):
     given: dict[str, Any] = {}
     """Fields that are known."""
     computed: str = ""
-    """Where an engine has kernels that compute in several formats: the other one."""
+    """The other format, of an engine with kernels that compute in several."""
     converts: bool = False
     """Whether the cache is converted before it is read."""
 
@@ -197,7 +197,7 @@ class Mla(Frozen):
 
 
 class _Case(NamedTuple):
-    """What rows of one kernel or block have in common, named as in their table."""
+    """Common values of rows of one kernel or block, named as in their table."""
 
     accelerator: AcceleratorSpec
     calibration: Calibration
@@ -324,7 +324,7 @@ def _fit_entry(job: _Job, rows: pd.DataFrame, known: dict[str, Any]) -> dict[str
     is_module = rows["phase"].str.endswith("module").to_numpy()
     batch_size, context, new = rows[["batch_size", "step", "isl"]].to_numpy().T
     timed = Timed(
-        fitting.timed_on(job.gpu),
+        fitting.accelerator_of(job.gpu),
         [_kernel_of_shape(int(num_heads), job.kv) for num_heads in heads],
         job.phase,
         Batches(batch_size, context, new, which),
@@ -350,7 +350,7 @@ def _fit_entry(job: _Job, rows: pd.DataFrame, known: dict[str, Any]) -> dict[str
 
 def _beside_s(job: _Job, rows: pd.DataFrame, is_module: Chosen) -> Floats:
     """Seconds ``[n]`` of the matrix products of blocks; 0 for kernels alone."""
-    accelerator = fitting.timed_on(job.gpu)
+    accelerator = fitting.accelerator_of(job.gpu)
     calibration = load_calibration(accelerator.calibration, job.gpu).choose_engine(job.engine)
     beside_s = np.zeros(len(rows))
     tokens = (rows["batch_size"] * rows["isl"]).to_numpy()
