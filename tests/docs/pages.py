@@ -7,7 +7,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     path
     for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "reports/README.md")
-    if "_build" not in path.parts
+    if not {"_build", "generated"} & {*path.parts}
 )
 """Everything that people read in Markdown."""
 
