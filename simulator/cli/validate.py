@@ -115,22 +115,22 @@ def validate(
     else:
         print_board(board)
     for name, why in board.run["skipped"].items():
-        console.err.print(
-            f"skipped: {name}: {why}", style="yellow", highlight=False, soft_wrap=True, markup=False
-        )
-    console.err.print(
-        f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True, markup=False
-    )
+        _say(f"skipped: {name}: {why}", "yellow")
+    _say(f"report: {folder / 'report.html'}")
+
+
+def _say(text: str, style: str = "") -> None:
+    console.err.print(text, style=style, highlight=False, soft_wrap=True, markup=False)
 
 
 class _WithColumns(TyperCommand):
     """Help that ends with the columns of every family, which are looked up when somebody asks."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        from simulator.validation.suites import columns_told
+        from simulator.validation.suites import describe_columns
 
         # Typer keeps lines apart that an empty one is between.
-        self.epilog = "\n\n".join(["Columns of a table:", *columns_told()])
+        self.epilog = "\n\n".join(["Columns of a table:", *describe_columns()])
         super().format_help(ctx, formatter)
 
 
@@ -200,7 +200,7 @@ def _answer_one(
     """Answer one table, and write and print what was found; files are written when all went
     well.
     """
-    from simulator.validation.board import described, scoreboard
+    from simulator.validation.board import describe_run, scoreboard
     from simulator.validation.tables import ENDINGS, write_table
 
     if out_file is not None and not out_file.name.endswith(ENDINGS):
@@ -213,12 +213,8 @@ def _answer_one(
     with ExitStack() as files:
         rows_file = out_file and files.enter_context(whole_file(out_file))
         page_file = report and files.enter_context(whole_file(report))
-        with (
-            console.progress(
-                unit="rows", waiting=f"reading {table or 'published figures'}"
-            ) as tick,
-            described() as run,
-        ):
+        waiting = f"reading {table or 'published figures'}"
+        with console.progress(unit="rows", waiting=waiting) as tick, describe_run() as run:
             answered = answer(tick)
         board = scoreboard([answered], run)
         if rows_file:
@@ -233,11 +229,6 @@ def _answer_one(
         print_board(board)
     if out_file is not None:
         count = len(answered.table)
-        console.err.print(
-            f"{count:,} {'row' if count == 1 else 'rows'}: {out_file}",
-            highlight=False,
-            soft_wrap=True,
-            markup=False,
-        )
+        _say(f"{count:,} {'row' if count == 1 else 'rows'}: {out_file}")
     if report is not None:
-        console.err.print(f"report: {report}", highlight=False, soft_wrap=True, markup=False)
+        _say(f"report: {report}")

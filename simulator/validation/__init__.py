@@ -35,7 +35,7 @@ class Measure(NamedTuple):
 
 @dataclass(frozen=True)
 class Answers:
-    """What a suite says about ``n`` rows with ``M`` measures each. Seconds are not a number where
+    """Answers of a suite to ``n`` rows with ``M`` measures each. Seconds are not a number where
     unsupported.
     """
 

@@ -20,8 +20,9 @@ from simulator.results.targets import TARGETS
 
 _NUMBERS = ("rows", "median", "p90", "unseen_rows", "unseen_median", "unseen_p90", "covered")
 COLUMNS = ("part", "what", *_NUMBERS, "command")
-"""Of the table: errors on rows that the calibrations were fitted on, and on ``unseen`` ones: those
-of published figures, on which nothing is fitted, and of models, shapes and GPUs left out."""
+"""Columns of the table: errors on rows that the calibrations were fitted on, and on ``unseen``
+ones: those of published figures, on which nothing is fitted, and of models, shapes and GPUs left
+out."""
 _PUBLISHED, _MEASURED = "published", "measured"
 _HEADS = {
     "rows": "rows",

@@ -54,7 +54,7 @@ def everything(folder: Path | None, tick: Progress = show_nothing) -> Scoreboard
     Raises:
         UserError: if there is no such folder.
     """
-    with described() as run:
+    with describe_run() as run:
         found, skipped = (
             ({}, {"kernels and serving": NO_MEASUREMENTS}) if folder is None else tables_in(folder)
         )
@@ -69,9 +69,9 @@ def everything(folder: Path | None, tick: Progress = show_nothing) -> Scoreboard
 
 
 @contextmanager
-def described() -> Iterator[dict[str, Any]]:
-    """What :attr:`simulator.results.scores.Scoreboard.run` says of how it was made; the time it
-    took is there at the end.
+def describe_run() -> Iterator[dict[str, Any]]:
+    """Facts of a run for :attr:`simulator.results.scores.Scoreboard.run`; its time is there at the
+    end.
     """
     made = Provenance.begin()
     run = {"name": "validate"} | made.describe()
@@ -117,7 +117,7 @@ def scoreboard(parts: Sequence[Answered], run: dict[str, Any]) -> Scoreboard:
 
 
 def _calibrations() -> dict[str, CalibrationFile]:
-    """Those of accelerator families, by name."""
+    """Calibrations of accelerator families, by name."""
     found = {}
     for name in available_files("cluster_configs/calibration"):
         try:

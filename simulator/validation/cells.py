@@ -14,7 +14,7 @@ from simulator.validation.hardware import accelerator_name, near_accelerators
 
 _SPELLINGS = {"bf16": "bfloat16", "fp16": "float16"}
 _ENDS_OF_FORMATS = ("_dtype", "gemm_type")
-"""Of columns that hold number formats."""
+"""Ends of the names of columns that hold number formats."""
 _NO_NUMBER = re.compile(r"unsupported: (\w+) is not a number")
 _NO_GPU = re.compile(r"unsupported: no (?:calibrated accelerator|accelerator file for) '(.*)'")
 _NO_FORMAT = "unsupported: no number format ''"
@@ -28,41 +28,41 @@ _WRITTEN_AS = {
 _GPU_COLUMNS = ("gpu", "system", "hardware")
 
 
-def spelled(values: pd.DataFrame) -> pd.DataFrame:
+def spell_formats(values: pd.DataFrame) -> pd.DataFrame:
     """A table whose number formats are spelled as those that measured write them.
 
     >>> table = pd.DataFrame({"gpu": ["H100"] * 3, "gemm_dtype": ["bf16", "FP8", "BFLOAT16"]})
-    >>> spelled(table).to_dict("list")
+    >>> spell_formats(table).to_dict("list")
     {'gpu': ['H100', 'H100', 'H100'], 'gemm_dtype': ['bfloat16', 'fp8', 'bfloat16']}
     """
     found = values.copy(deep=False)
     for name in found.columns:
         if str(name).endswith(_ENDS_OF_FORMATS):
-            found[name] = found[name].astype(object).map(_spelled)
+            found[name] = found[name].astype(object).map(_spell)
     return found
 
 
-def _spelled(cell: object) -> object:
+def _spell(cell: object) -> object:
     return _SPELLINGS.get(cell.lower(), cell.lower()) if isinstance(cell, str) else cell
 
 
-def told(status: Sequence[str], texts: pd.DataFrame) -> list[str]:
+def explain_statuses(status: Sequence[str], texts: pd.DataFrame) -> list[str]:
     """Statuses that quote the cell they are about, and name GPUs that may have been meant.
 
     Args:
         texts: :attr:`simulator.validation.tables.Table.texts`, a row a status.
 
     >>> no_number = "unsupported: m is not a number"
-    >>> told(["ok", no_number, no_number], pd.DataFrame({"m": ["8", "abc", ""]}))
+    >>> explain_statuses(["ok", no_number, no_number], pd.DataFrame({"m": ["8", "abc", ""]}))
     ['ok', 'unsupported: m is not a number: abc', 'unsupported: m is empty']
     """
     return [
-        _told(said, texts, row) if said.startswith("unsupported") else said
+        _explain(said, texts, row) if said.startswith("unsupported") else said
         for row, said in enumerate(status)
     ]
 
 
-def _told(said: str, texts: pd.DataFrame, row: int) -> str:
+def _explain(said: str, texts: pd.DataFrame, row: int) -> str:
     if found := _NO_NUMBER.fullmatch(said):
         column = _written(found[1], texts)
         return f"unsupported: {_of_number(column, _cell(texts, column, row))}" if column else said

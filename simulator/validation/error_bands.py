@@ -1,4 +1,4 @@
-"""From a prediction to its 80 % band: what the calibration's residuals say, wider where nothing was
+"""80 % bands of predictions: those of the calibration's residuals, wider where nothing was
 measured.
 
 A band is a pair of factors that a prediction is multiplied with. It widens in log space about its
@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from simulator.config.calibration.fit import Fit
 
 _EXTRAPOLATED = 2.0
-"""How much wider, in log space, a band is outside the measured domain."""
+"""Factor on a band's width in log space outside the measured domain."""
 _LEAST_EXTRAPOLATED = 1.2
 """Least factor either way there: a table that scatters little says nothing of what it does not
 hold. Half, in logarithms, of what H100 and B200 differ by at the median where one is priced by the
@@ -23,7 +23,7 @@ other's fit."""
 
 
 class Band(NamedTuple):
-    """What a prediction is multiplied with for its low and its high."""
+    """Factors on a prediction for its low and its high."""
 
     low: float
     high: float
@@ -40,7 +40,7 @@ class Band(NamedTuple):
         return ASSUMED if fit is None or fit.band is None else cls(*fit.band)
 
     def widened(self, by: float = _EXTRAPOLATED) -> Band:
-        """The same about its middle, ``by`` times as wide in log space.
+        """Band about the same middle, ``by`` times as wide in log space.
 
         >>> Band(0.8, 1.25).widened()
         Band(low=0.64, high=1.5625, is_assumed=False)
@@ -49,7 +49,7 @@ class Band(NamedTuple):
         wide = (self.high / self.low) ** (by / 2)
         return Band(round(middle / wide, 12), round(middle * wide, 12), self.is_assumed)
 
-    def around(
+    def limits_of(
         self, seconds: ArrayLike, is_extrapolated: ArrayLike = False
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Low and high of predictions of any shape; a prediction lies within its own band, even
@@ -88,5 +88,5 @@ class Band(NamedTuple):
 
 
 ASSUMED = Band(0.5, 2.0, is_assumed=True)
-"""Where numbers are assumed and nothing was measured: a factor of two either way, which is a guess
-too."""
+"""Band of assumed numbers, of which nothing was measured: a factor of two either way, which is a
+guess too."""

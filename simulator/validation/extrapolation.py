@@ -23,12 +23,12 @@ from simulator.validation import OK
 from simulator.validation.error_bands import Band
 
 SIBLING = 2.0
-"""How much wider, in log space, a band is on another GPU of the family that was measured; likewise
-below."""
+"""Factor on a band's width in log space on another GPU of the family that was measured."""
 OUTSIDE = 2.0
-"""Outside the measured range of sizes."""
+"""Factor on a band's width outside the measured range of sizes."""
 OTHER_KERNELS = 3.0
-"""Where the kernels of another engine, or of another number format, were measured."""
+"""Factor on a band's width where the kernels of another engine, or of another number format, were
+measured."""
 ASSUMED = 1.0
 """Nothing was measured: an assumed entry's band is as wide already as that asks for, and
 :func:`no_narrower` than where more is known."""
@@ -127,7 +127,7 @@ def no_narrower(
 
 
 def outside_of(fit: Fit, **quantities: NDArray[np.float64]) -> dict[str, NDArray[np.bool_]]:
-    """By quantity that the fit has a range of, which rows lie outside of it."""
+    """Rows outside the fit's range, by each quantity that it has a range of."""
     return {
         name: (values < fit.domain[name][0]) | (values > fit.domain[name][1])
         for name, values in quantities.items()

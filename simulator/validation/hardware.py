@@ -19,7 +19,7 @@ _SAYS_NOTHING = re.compile(
 are."""
 _MEMORY = re.compile(r"(\d+)gi?b")
 _NEAR = 0.7
-"""Of names, as :mod:`difflib` counts it."""
+"""Least likeness of two names, as :mod:`difflib` counts it."""
 _FOLDER = "cluster_configs/accelerators"
 _SAME_MEMORY = 0.1
 """Names round what files give exactly; 40 GB are not 80."""
@@ -75,7 +75,7 @@ def _words(gpu: str) -> list[str]:
 
 
 def _telling(words: list[str]) -> list[str]:
-    """Those of a GPU's name that tell files apart."""
+    """Words of a GPU's name that tell files apart."""
     return [
         word for word in words if not _SAYS_NOTHING.fullmatch(word) and not _MEMORY.fullmatch(word)
     ]
@@ -120,5 +120,5 @@ def calibrated(gpu: str, engine: str) -> tuple[AcceleratorSpec, Calibration] | N
 
 @cache
 def seen() -> CalibrationFile:
-    """What the family of GPUs achieves of which most was measured."""
+    """Calibration of the family of GPUs of which most was measured."""
     return load_calibration(_SEEN, _SEEN)

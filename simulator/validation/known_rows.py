@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from simulator.base.data import search_folders
 
 FILE = Path("fitted_rows.json")
-"""Beside the calibrations."""
+"""File beside the calibrations."""
 _FOLDER = "cluster_configs/calibration"
 _KEPT = 192
 """Hashes of a table."""
@@ -28,7 +28,7 @@ _SEVERAL = np.uint64(0x9E3779B97F4A7C15)
 
 
 def sketch(values: pd.DataFrame) -> dict[str, Any]:
-    """What is kept of a table: its columns, how many rows it has, and the smallest hashes of rows.
+    """Sketch of a table: its columns, how many rows it has, and the smallest hashes of rows.
 
     Args:
         values: :attr:`simulator.validation.tables.Table.values`.
@@ -61,7 +61,7 @@ def _overlaps(values: pd.DataFrame, kept: dict[str, Any]) -> bool:
 
 
 def _sketches() -> list[dict[str, Any]]:
-    """Of the user's own calibrations where there are some, else of those that ship."""
+    """Sketches of the user's own calibrations where there are some, else of those that ship."""
     paths = [folder / FILE for folder in search_folders(_FOLDER) if (folder / FILE).is_file()]
     return list(json.loads(paths[0].read_text(encoding="utf-8")).values()) if paths else []
 

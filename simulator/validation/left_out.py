@@ -1,5 +1,5 @@
-"""How far off calibrations are on models, shapes and GPUs that were left out of their fits, put
-together for each target.
+"""Errors of calibrations on models, shapes and GPUs that were left out of their fits, put together
+for each target.
 
 Entries of a calibration state a median and a 90th percentile each. What a target asks is of all
 their rows, so the entries' errors are taken to be spread log-normally through those two points and
@@ -42,7 +42,7 @@ _AT_90 = float(norm.ppf(0.9))
 
 
 class Residuals(NamedTuple):
-    """Of one fit, on what was left out of it."""
+    """Errors of one fit on what was left out of it."""
 
     rows: float
     median: float
@@ -74,16 +74,17 @@ def left_out(rows: pd.DataFrame, calibrations: Mapping[str, CalibrationFile]) ->
                     int(sum(part.rows for part in parts)),
                     len(parts),
                     missed,
-                    *mixed(parts),
+                    *mix_residuals(parts),
                 )
             )
     return pd.DataFrame(found, columns=list(COLUMNS))
 
 
-def mixed(parts: Iterable[Residuals]) -> tuple[float, float]:
+def mix_residuals(parts: Iterable[Residuals]) -> tuple[float, float]:
     """Median and 90th percentile of all rows together.
 
-    >>> [round(value, 3) for value in mixed([Residuals(10, 0.05, 0.2), Residuals(30, 0.05, 0.2)])]
+    >>> parts = [Residuals(10, 0.05, 0.2), Residuals(30, 0.05, 0.2)]
+    >>> [round(value, 3) for value in mix_residuals(parts)]
     [0.05, 0.2]
     """
     rows, medians, tails = (
@@ -98,7 +99,7 @@ def mixed(parts: Iterable[Residuals]) -> tuple[float, float]:
 
 
 def _calibrations(groups: Iterable[str]) -> set[str]:
-    """Of the GPUs that groups begin with."""
+    """Names of the calibrations of the GPUs that groups begin with."""
     found = set()
     for gpu in {group.split()[0] for group in groups if group.strip()}:
         name = accelerator_name(gpu)
@@ -129,12 +130,12 @@ def _residuals(calibration: CalibrationFile, target: Target) -> list[Residuals]:
                 is_wanted = table != "attention" or name.startswith(_LATENT) == (
                     "mla" in target.suites
                 )
-                if is_wanted and not is_pooled and (said := _said(fit)):
+                if is_wanted and not is_pooled and (said := _residuals_of(fit)):
                     found.append(said)
     return found
 
 
-def _said(fit: Fit | EngineFit) -> Residuals | None:
+def _residuals_of(fit: Fit | EngineFit) -> Residuals | None:
     if (
         fit.kind == "assumed"
         or fit.num_rows is None

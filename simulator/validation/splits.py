@@ -24,7 +24,7 @@ _BOTH = ["measured", "predicted"]
 def split_orders(
     suite: str, values: pd.DataFrame, columns: tuple[str, ...], measure: Measure, answers: Answers
 ) -> tuple[dict[str, object], ...]:
-    """How many pairs, and how many series of pairs over load, differ by over 10 % when measured,
+    """Number of pairs, and of series of pairs over load, differ by over 10 % when measured,
     and in how many the prediction agrees.
 
     Entries of a scoreboard's ``order``; none where a table has no pairs.
@@ -86,7 +86,7 @@ def _pairs(
 
 
 def load_trend(loads: pd.Series, ratios: pd.DataFrame) -> tuple[float, float]:
-    """How many times larger each of two ratios is at its largest load than at its smallest, by the
+    """Factors by which two ratios are larger at their largest load than at their smallest, by the
     slope of its logarithm over that of all loads.
     """
     logs = np.log(loads.to_numpy(float))
@@ -96,8 +96,8 @@ def load_trend(loads: pd.Series, ratios: pd.DataFrame) -> tuple[float, float]:
 
 
 def count_sides(ratios: pd.DataFrame) -> dict[str, int]:
-    """How many measured ratios are more than 10 % from one, and how many of them are predicted on
-    the same side.
+    """Count the measured ratios that are more than 10 % from one, and those of them that are
+    predicted on the same side.
     """
     measured, predicted = ratios["measured"].to_numpy(float), ratios["predicted"].to_numpy(float)
     far = np.maximum(measured, 1 / measured) > _FAR

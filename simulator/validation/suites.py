@@ -17,7 +17,7 @@ from simulator.base.plugins import available, build
 from simulator.base.progress import Progress, show_nothing
 from simulator.results.scores import is_answered, order_of, worst
 from simulator.validation import Answers, Measure, require, score_rows, with_answers
-from simulator.validation.cells import spelled, told
+from simulator.validation.cells import explain_statuses, spell_formats
 from simulator.validation.kernels import KernelFamily, layouts_of, measures_of
 from simulator.validation.known_rows import is_known
 from simulator.validation.splits import count_sides, split_orders
@@ -44,14 +44,14 @@ class Answered:
     order: tuple[dict[str, object], ...] = ()
     """Whether deployments stand in the right order: :func:`simulator.results.scores.order_of`."""
     unusable: dict[str, int] = field(default_factory=dict)
-    """How many rows have no usable number in a measured column, by its name: they are answered, but
+    """Rows without a usable number in a measured column, by its name: they are answered, but
     not compared."""
     lacking: tuple[str, ...] = ()
     """Measured columns that the table does not have."""
     spare: tuple[str, ...] = ()
     """Columns that may have been meant by those."""
     repeated: int = 0
-    """How many rows are the same as an earlier one in every cell."""
+    """Rows that are the same as an earlier one in every cell."""
     in_sample: bool = False
     """Whether its rows are among those that the calibrations were fitted on."""
 
@@ -71,7 +71,7 @@ def family_of(name: str) -> KernelFamily:
     return family
 
 
-def columns_told() -> list[str]:
+def describe_columns() -> list[str]:
     """A line for each kind of table of each family: columns that it must have, and those with what
     was measured.
     """
@@ -93,7 +93,7 @@ def answer_kernels(name: str, path: Path, tick: Progress = show_nothing) -> Answ
     require(table.values, family.columns, str(path))
     measures = measures_of(family, table.values, str(path))
     tick(f"{name}: {path.name}", 0, len(table.values))
-    answers = family.answer(spelled(table.values))
+    answers = family.answer(spell_formats(table.values))
     found = _answered(name, path, table, measures, answers, family.columns)
     tick(f"{name}: {path.name}", len(table.values), len(table.values))
     return (
@@ -248,7 +248,7 @@ def _answered(
 
 
 def _spare(lacking: Sequence[str], others: list[str]) -> tuple[str, ...]:
-    """Those of other columns whose names are near those that a table lacks, else the first few."""
+    """Those other columns whose names are near those that a table lacks, else the first few."""
     near = [
         name
         for column in lacking
@@ -282,8 +282,8 @@ def _numbers(values: pd.DataFrame, measures: tuple[Measure, ...]) -> dict[str, p
 
 
 def _with_statuses(answers: Answers, texts: pd.DataFrame) -> Answers:
-    """The same with rows that have no finite answer called unsupported, and why in words; and no
-    seconds in rows that are.
+    """Call rows without a finite answer unsupported, with the reason in words, and leave no seconds
+    in them.
     """
     finite = np.asarray(np.isfinite(answers.seconds).any(axis=1))
     said = is_answered(pd.Series(answers.status, dtype=object)).to_numpy(bool)
@@ -295,7 +295,7 @@ def _with_statuses(answers: Answers, texts: pd.DataFrame) -> Answers:
     seconds, low, high = (
         np.where(nothing, np.nan, part) for part in (answers.seconds, answers.low, answers.high)
     )
-    return Answers(seconds, low, high, told(status, texts), answers.group)
+    return Answers(seconds, low, high, explain_statuses(status, texts), answers.group)
 
 
 def tables_in(folder: Path) -> tuple[dict[Path, str], dict[str, str]]:

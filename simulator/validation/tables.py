@@ -18,7 +18,7 @@ from simulator.base.spreadsheet import restore_texts, write_csv
 from simulator.base.unpacking import unpack
 
 ENDINGS = (".csv", ".csv.gz", ".parquet")
-"""Of files to write, which say their format by it; read is whatever a file holds."""
+"""Ends of names of files to write, which say their format; read is whatever a file holds."""
 _PARQUET, _GZIP = b"PAR1", b"\x1f\x8b"
 """First bytes of a file."""
 Format = Literal["CSV", "gzipped CSV", "Parquet"]
@@ -52,14 +52,14 @@ class Table:
     """A file's rows twice."""
 
     texts: pd.DataFrame
-    """As they stand in the file, to be written out again digit for digit."""
+    """Cells as they stand in the file, to be written out again digit for digit."""
     values: pd.DataFrame
     """Columns of numbers, which are finite or not a number where a cell is empty, does not fit its
     column or is absurd; and columns of texts, which are empty where a cell is."""
 
 
 def format_of(path: Path) -> Format:
-    """What a file holds, by its first bytes; the name may say something else."""
+    """Format of a file by its first bytes; the name may say something else."""
     with open_file(path) as file:
         first = file.read(4)
     return "Parquet" if first == _PARQUET else "gzipped CSV" if first.startswith(_GZIP) else "CSV"

@@ -22,7 +22,9 @@ _TOKENS, _TOKENS_A_RANK, _SEED = 8192, 32, 7
 
 
 class Routed(NamedTuple):
-    """For each token of every rank, on average over ranks, since random choices favour none."""
+    """Traffic for each token of every rank, on average over ranks, since random choices favour
+    none.
+    """
 
     copies: float
     """Vectors that a rank sends."""

@@ -16,7 +16,7 @@ from simulator.results.scores import (
     worst,
 )
 from simulator.results.targets import DENSE, MOE, TARGETS, bands_hold, target_of
-from simulator.validation.left_out import Residuals, left_out, mixed
+from simulator.validation.left_out import Residuals, left_out, mix_residuals
 
 
 def rows(*entries, suite="serving", quantity="tpot", group="h100 vllm MoE"):
@@ -259,16 +259,16 @@ def test_targets_are_judged_by_what_was_left_out_only_where_rows_are_in_sample(i
 
 def test_errors_of_fits_mix_by_rows():
     near, far = Residuals(900, 0.04, 0.1), Residuals(100, 0.4, 1.0)
-    median, p90 = mixed([near, far])
+    median, p90 = mix_residuals([near, far])
     assert 0.04 < median < 0.05
     assert 0.1 < p90 < 0.5
-    assert mixed([near]) == pytest.approx((0.04, 0.1), rel=0.01)
+    assert mix_residuals([near]) == pytest.approx((0.04, 0.1), rel=0.01)
     rng = np.random.default_rng(0)
     parts = [
         np.abs(rng.normal(0, scale, count))
         for scale, count in ((0.05, 6000), (0.2, 3000), (0.01, 1000))
     ]
-    said = mixed(
+    said = mix_residuals(
         [
             Residuals(len(part), float(np.median(part)), float(np.quantile(part, 0.9)))
             for part in parts

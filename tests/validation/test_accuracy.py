@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from simulator.validation.accuracy import accuracy_table, markdown_of
-from simulator.validation.board import described, scoreboard
+from simulator.validation.board import describe_run, scoreboard
 from simulator.validation.suites import answer_published
 
 pytestmark = pytest.mark.xdist_group("published")
@@ -15,7 +15,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "accuracy.md"
 
 @pytest.fixture(scope="module")
 def board():
-    with described() as run:
+    with describe_run() as run:
         return scoreboard([answer_published(None)], run)
 
 

@@ -19,6 +19,7 @@ from simulator.base.errors import UserError
 from simulator.base.plugins import available, build
 from simulator.base.progress import Progress, show_nothing
 from simulator.results.scores import SCORE_COLUMNS
+from simulator.validation import OK
 from simulator.validation.tables import Table, read_table
 
 _FAMILY = "validation.published"
@@ -27,11 +28,11 @@ FIGURE_COLUMNS = ("group", "case", "quantity", "unit", "source")
 """Columns of every table of figures beside those of its topic. The figure itself is in ``value``,
 and ``refused`` says why a row is not modelled."""
 BY_LOAD = ", by load"
-"""How a group ends that compares what load does to a ratio."""
+"""End of the name of a group that compares what load does to a ratio."""
 SAME_RELEASE, RELEASE_UNSAID = "experts spread : split", "experts spread : split, a release unsaid"
 """Groups of pairs whose releases are known to be one, and of pairs where one does not say it."""
 _PLACE = re.compile(r"^published( \[[^]]*\])*: ")
-"""What errors begin with that name the deployment made for a row."""
+"""Begin of errors that name the deployment made for a row."""
 
 
 class Published(NamedTuple):
@@ -49,18 +50,19 @@ class Published(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What one calibration entry prices of a figure's time."""
+    """Part of a figure's time that one calibration entry prices."""
 
     entry: str
     share: float
-    """Of the time."""
+    """Share of the time."""
     low: float
-    """What the entry's times are multiplied with for their low; likewise for their high."""
+    """Factor on the entry's times for their low."""
     high: float
+    """Factor on the entry's times for their high."""
 
 
 class Reply(NamedTuple):
-    """What a topic says about one row, in the unit of the row's figure."""
+    """Answer of a topic to one row, in the unit of the row's figure."""
 
     predicted: float
     low: float
@@ -68,7 +70,7 @@ class Reply(NamedTuple):
     status: str
     because: str = ""
     parts: tuple[Part, ...] = ()
-    """What the time is made of, where that is known: two figures err together in the parts that
+    """Parts of the time, where they are known: two figures err together in the parts that
     they share."""
 
     @classmethod
@@ -80,6 +82,15 @@ class Reply(NamedTuple):
             float("nan"),
             "unsupported: " + _PLACE.sub("", " ".join(why.split())),
         )
+
+
+def extrapolate(status: str, why: str) -> str:
+    """Add a reason to a status, which is an extrapolation then.
+
+    >>> extrapolate("ok", "a guess"), extrapolate("extrapolated: far", "a guess")
+    ('extrapolated: a guess', 'extrapolated: far; a guess')
+    """
+    return f"extrapolated: {why}" if status == OK else f"{status}; {why}"
 
 
 class Topic(Protocol):

@@ -1,4 +1,4 @@
-"""What the queries of MLPerf Inference's language benchmarks look like:
+"""Queries of MLPerf Inference's language benchmarks:
 ``workloads/validation/mlperf.toml``.
 """
 
@@ -16,12 +16,13 @@ from simulator.workload.lengths.lognormal import LogNormal
 
 
 class Benchmark(Frozen):
-    """What every submission of one benchmark serves."""
+    """Queries that every submission of one benchmark serves."""
 
     lengths: LogNormal
     ttft_s: Duration | None = None
-    """99th percentile that the server scenario allows; likewise below."""
+    """99th percentile of the time to first token that the server scenario allows."""
     tpot_s: Duration | None = None
+    """99th percentile of the time per output token that the server scenario allows."""
     max_sequences: Sequences = 1024
     token_budget: TokenBudget = 8192
     source: str = Field(min_length=1)
@@ -36,7 +37,7 @@ class Benchmarks(Frozen):
 
 @cache
 def benchmarks() -> dict[str, Benchmark]:
-    """By the name that results give them, without what follows it (``llama2-70b`` for
+    """Benchmarks by the name that results give them, without what follows it (``llama2-70b`` for
     ``llama2-70b-99.9``).
     """
     path = find_file("workloads/validation", "mlperf", "MLPerf")

@@ -1,4 +1,4 @@
-"""What a deployment reaches when requests are queued: the plan, its step table and the compiled
+"""Throughput of a deployment when requests are queued: the plan, its step table and the compiled
 engine, no formula beside them.
 """
 
@@ -139,8 +139,8 @@ def status_of(plan: DeploymentPlan) -> str:
 
 
 def band_of(plan: DeploymentPlan, shares: Mapping[str, float]) -> tuple[float, float]:
-    """What a time is multiplied with for its low and its high: the bands of its parts, which err
-    together, by their shares.
+    """Factors on a time for its low and its high: the bands of its parts, which err together, by
+    their shares.
     """
     parts = parts_of(plan, shares)
     total = sum(part.share for part in parts)
@@ -169,7 +169,7 @@ def parts_of(plan: DeploymentPlan, shares: Mapping[str, float]) -> tuple[Part, .
 
 
 def _entries_of(plan: DeploymentPlan) -> dict[str, str]:
-    """By phase, the calibration entry that prices it."""
+    """Calibration entry that prices each phase."""
     experts = f"{plan.placement.precision.experts} experts"
     return {
         "attention": "attention in decode",

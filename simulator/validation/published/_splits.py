@@ -75,8 +75,8 @@ def sweep_of(name: str) -> str:
 
 
 def trends(pairs: pd.DataFrame) -> Iterator[Row]:
-    """For each series of at least three loads, how many times larger the ratio is at its largest
-    load than at its smallest.
+    """Trend of each series of at least three loads: how many times larger the ratio is at its
+    largest load than at its smallest.
 
     By the slope of the ratio's logarithm over the load's, so that the direction rests on all
     points.

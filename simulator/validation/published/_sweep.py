@@ -38,12 +38,12 @@ def answers(
     ordered = sorted(groups.values(), key=len, reverse=True)
     total = sum(map(len, ordered))
 
-    def told(done: int) -> None:
+    def count(done: int) -> None:
         tick(what, sum(map(len, ordered[:done])), total)
 
     tick(what, 0, total)
     found = sweep(
-        partial(_all, answer), ordered, told, workers=1 if len(ordered) < _FEWEST_GROUPS else None
+        partial(_all, answer), ordered, count, workers=1 if len(ordered) < _FEWEST_GROUPS else None
     )
     return {
         case: one

@@ -15,9 +15,8 @@ from pydantic import Field
 from simulator.base.errors import UserError
 from simulator.config.dtypes import DType
 from simulator.results.metrics import latencies
-from simulator.validation import OK
 from simulator.validation.hardware import cluster_of
-from simulator.validation.published import Part, Reply
+from simulator.validation.published import Part, Reply, extrapolate
 from simulator.validation.published._queries import Benchmark, benchmarks
 from simulator.validation.published._rows import Case, Count, GpuName, ModelName, RowTopic
 from simulator.validation.published._serve import Served, serve
@@ -39,6 +38,7 @@ _EITHER_WAY = (27451 / 16052) ** 0.5
 """Mixtral-8x7B on two H100 by TensorRT-LLM 0.17 over an earlier release (tokens/s, 128 in, 128
 out): expert kernels of a release between them are taken to be half way, and may be as at either
 end."""
+_UNMEASURED = "expert kernels of TensorRT-LLM before release 0.17 were measured in one figure only"
 Limit = Annotated[float, Field(gt=0)] | None
 """Latency limit, milliseconds."""
 
@@ -81,12 +81,23 @@ class MLPerf(RowTopic):
         return case.model_copy(update={"gpus_per_node": 1})
 
     def predict(self, case: _Row) -> Reply:
-        return _answer(case)
+        value, served = _best_split(case)
+        reply, tp = served.reply(value), served.plan.placement.layout.tp
+        if case.engine == _BEFORE_MEASURED and served.plan.placement.experts is not None:
+            unknown = Part("early expert kernels", 1.0, 1 / _EITHER_WAY, _EITHER_WAY)
+            reply = reply._replace(
+                low=reply.low / _EITHER_WAY,
+                high=reply.high * _EITHER_WAY,
+                status=extrapolate(reply.status, _UNMEASURED),
+                parts=(*reply.parts, unknown),
+            )
+        because = f"{case.gpus_per_node // tp} replicas of TP {tp}; {reply.because}"
+        return reply._replace(because=because)
 
 
-def _answer(case: _Row) -> Reply:
-    """The best of the splits that fit, since submissions are tuned: replicas of 1, 2, 4, ...
-    GPUs.
+def _best_split(case: _Row) -> tuple[float, Served]:
+    """Output tokens per second of a node by the best of the splits that fit, since submissions are
+    tuned: replicas of 1, 2, 4, ... GPUs.
     """
     whys = []
     best: tuple[float, Served] | None = None
@@ -104,23 +115,7 @@ def _answer(case: _Row) -> Reply:
         best = value, served
     if best is None:
         raise UserError(whys[-1] if whys else "no split fits")
-    reply = best[1].reply(best[0])
-    if case.engine == _BEFORE_MEASURED and best[1].plan.placement.experts is not None:
-        why = "expert kernels of TensorRT-LLM before release 0.17 were measured in one figure only"
-        status = f"extrapolated: {why}" if reply.status == OK else f"{reply.status}; {why}"
-        unknown = Part("early expert kernels", 1.0, 1 / _EITHER_WAY, _EITHER_WAY)
-        reply = reply._replace(
-            low=reply.low / _EITHER_WAY,
-            high=reply.high * _EITHER_WAY,
-            status=status,
-            parts=(*reply.parts, unknown),
-        )
-    return reply._replace(
-        because=(
-            f"{case.gpus_per_node // best[1].plan.placement.layout.tp} replicas of "
-            f"TP {best[1].plan.placement.layout.tp}; {reply.because}"
-        )
-    )
+    return best
 
 
 @lru_cache(maxsize=8)

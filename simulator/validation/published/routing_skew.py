@@ -1,4 +1,4 @@
-"""How unevenly tokens fall on ranks and on expert slots: the model's default routing through a
+"""Imbalance of tokens over ranks and expert slots: the model's default routing through a
 placement.
 """
 

@@ -22,7 +22,7 @@ from simulator.config.model import load_model
 from simulator.validation import OK
 from simulator.validation.error_bands import Band
 from simulator.validation.hardware import cluster_of
-from simulator.validation.published import Reply
+from simulator.validation.published import Reply, extrapolate
 from simulator.validation.published._rows import Case, Count, GpuName, ModelName, RowTopic
 from simulator.validation.published._serve import band_of, make, status_of
 from simulator.validation.published._step import run_one
@@ -214,12 +214,9 @@ def _run(case: _Case) -> _Rate:
     if case.two_batch:
         wide = Band(low, high).widened()
         low, high = wide.low, wide.high
-        status = f"{'extrapolated: ' if status == OK else f'{status}; '}{_TIMED_ALONE}"
-    in_node = (
-        4
-        if step.plan.placement.cluster.gpus_per_node > 8
-        else step.plan.placement.cluster.gpus_per_node
-    )
+        status = extrapolate(status, _TIMED_ALONE)
+    gpus_per_node = step.plan.placement.cluster.gpus_per_node
+    in_node = 4 if gpus_per_node > 8 else gpus_per_node
     because = f"{sequences} sequences a GPU, {step.because}"
     return _Rate(sequences * case.emitted / step.seconds, in_node, low, high, status, because)
 
@@ -233,7 +230,7 @@ def _ratio(above: _Rate, below: _Rate, assumed: str) -> Reply:
     value = above.tokens_per_s / below.tokens_per_s
     status = next((rate.status for rate in (above, below) if rate.status != OK), OK)
     if assumed:
-        status = f"{'extrapolated: ' if status == OK else f'{status}; '}{assumed}"
+        status = extrapolate(status, assumed)
     logs = (max(math.log(rate.high), -math.log(rate.low)) for rate in (above, below))
     wide = math.exp(math.hypot(*logs))
     because = f"{above.because} against {below.because}"

@@ -85,7 +85,7 @@ def answer(
             for m, (seconds, band) in enumerate(
                 ((one.ttft_s, one.ttft_band), (one.tpot_s, one.tpot_band))
             ):
-                low, high = (Band(*band) if band else ASSUMED).around(
+                low, high = (Band(*band) if band else ASSUMED).limits_of(
                     seconds, one.widens and one.status != OK
                 )
                 answers.seconds[place, m], answers.low[place, m], answers.high[place, m] = (

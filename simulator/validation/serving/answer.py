@@ -79,7 +79,7 @@ class Prepared(NamedTuple):
     point: Point
     found: Deployment
     plan: DeploymentPlan | str
-    """Or why there is none."""
+    """Plan, or the reason why there is none."""
     table: StepTable | None
 
 
@@ -103,7 +103,7 @@ def prepare(points: Sequence[Point]) -> Iterator[Prepared]:
 
 
 def _most_tokens(point: Point, plan: DeploymentPlan) -> int:
-    """Of one step of a data-parallel rank."""
+    """Largest number of tokens of one step of a data-parallel rank."""
     rules = plan.serving.rules
     longest = point.num_input + point.num_output + plan.placement.drafts.num_tokens
     return rules.token_budget if rules.splits_prompts else max(rules.token_budget, longest)
@@ -185,8 +185,8 @@ def answer_points(points: Sequence[Point]) -> list[Answer]:
 def pools_or_reason(
     point: Point, prefill: Pool, unsaid_workers: int
 ) -> tuple[Pools, DeploymentPlan] | str:
-    """Both pools of a disaggregated point, ready to be loaded, and the second one's plan; or why
-    there are none.
+    """Pools of a disaggregated point, ready to be loaded, and the second one's plan; or why there
+    are none.
 
     Args:
         unsaid_workers: decode workers where the table does not say.

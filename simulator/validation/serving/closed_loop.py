@@ -18,7 +18,7 @@ from simulator.workload.traces import RequestTrace
 
 
 class ClosedLoop(NamedTuple):
-    """What became of each request, and the steps."""
+    """Latencies of each request, and the steps."""
 
     ttft_s: NDArray[np.float64]
     tpot_s: NDArray[np.float64]

@@ -47,7 +47,7 @@ _TIGHT = {"memory_fraction": 0.97, "free_memory_fraction": None, "activation_byt
 
 
 class Deployment(NamedTuple):
-    """What to simulate, and what of it was guessed."""
+    """Deployment to simulate, and what of it was guessed."""
 
     spec: DeploymentSpec
     model: ModelSpec
@@ -78,7 +78,7 @@ def is_tight(plan: DeploymentPlan) -> bool:
 
 @cache
 def deployment_of(point: Point) -> Deployment:
-    """What the point's decode pool, or only pool, runs.
+    """Deployment that the point's decode pool, or only pool, runs.
 
     Raises:
         UserError: if the engine, the GPU or the model is unknown, or there is no such

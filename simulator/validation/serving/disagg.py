@@ -31,7 +31,7 @@ _FEW_ROUNDS, _MANY_IN_FLIGHT = 4, 512
 """Rounds that are served with that many requests in flight and more, and stand for all; all are
 served with fewer."""
 _MOST_SEQUENCES = 2048
-"""Of a data-parallel rank; beyond that a step is taken to be as long."""
+"""Most sequences of a data-parallel rank; beyond that a step is taken to be as long."""
 _SETTLES = 3
 """Times that the share of requests which decode is found again."""
 
@@ -90,23 +90,23 @@ class Decodes(NamedTuple):
     """The decode pool: seconds of a step by sequences of a data-parallel rank."""
 
     ranks: int
-    """Of all workers."""
+    """Data-parallel ranks of all workers."""
     room: int
     """Sequences that the cache of a rank holds."""
     counts_C: NDArray[np.int64]
     seconds_C: NDArray[np.float64]
 
     def of(self, workers: int) -> Decodes:
-        """So many such workers."""
+        """Decodes on ``workers`` such workers."""
         return self._replace(ranks=self.ranks * workers)
 
     def token_s(self, decoding: float) -> float:
-        """With so many sequences in the pool."""
+        """Seconds of a token with ``decoding`` sequences in the pool."""
         return float(np.interp(decoding / self.ranks, self.counts_C, self.seconds_C))
 
 
 class Load(NamedTuple):
-    """What both pools are loaded with, in means."""
+    """Load of both pools, in means."""
 
     concurrency: int
     num_input: int
@@ -132,7 +132,7 @@ class Pools(NamedTuple):
     prompts: Prompts
     decodes: Decodes
     workers: int | None
-    """That compute prompts; ``None`` where the table does not say."""
+    """Workers that compute prompts; ``None`` where the table does not say."""
     transfer_s: float
     own_s: float
     """Seconds before a first token beside queues, steps and wires."""
@@ -198,14 +198,14 @@ class Served(NamedTuple):
     """Means over all requests, seconds."""
 
     waits_s: float
-    """For room in the decode pool, before a prompt is computed."""
+    """Wait for room in the decode pool, before a prompt is computed."""
     in_pool_s: float
-    """From arrival in the prefill pool to the end of the prompt."""
+    """Time from arrival in the prefill pool to the end of the prompt."""
     token_s: float
 
 
 def serve(pools: Pools, load: Load, per_step: float) -> Served:
-    """Both pools under a load. Where the table does not say otherwise, as many workers compute
+    """Serve a load by both pools. Where the table does not say otherwise, as many workers compute
     prompts as keep up.
 
     A request is taken in when the decode pool has room for its cache, as SGLang does it:

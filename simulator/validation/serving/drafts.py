@@ -1,4 +1,4 @@
-"""What a serving point was drafted with: DeepSeek's multi-token-prediction module.
+"""Drafts of a serving point: DeepSeek's multi-token-prediction module.
 
 Where a table does not say whether drafts were on, the point's campaign may tell by its release.
 """
@@ -30,7 +30,7 @@ def drafts(point: Point, model: ModelSpec) -> int:
 
 
 def doubts_of_drafts(point: Point, model: ModelSpec) -> tuple[str, ...]:
-    """What is guessed about drafts."""
+    """Guesses about drafts, in words."""
     if point.drafted is None:
         return ("drafts guessed from the release",) if _suggests_drafts(point, model) else ()
     known = campaigns()[point.campaign].drafts

@@ -76,7 +76,7 @@ def _rounds(point: Point) -> int:
 
 
 def weights_of(count: int, concurrency: int, all_rounds: int) -> NDArray[np.float64]:
-    """What each request counts in a mean over all rounds: those of middle rounds stand for the ones
+    """Weight of each request in a mean over all rounds: those of middle rounds stand for the ones
     that were not simulated.
 
     Args:
@@ -90,7 +90,7 @@ def weights_of(count: int, concurrency: int, all_rounds: int) -> NDArray[np.floa
 
 
 def sums(plan: DeploymentPlan, table: StepTable, point: Point) -> NDArray[np.float64]:
-    """What the point's latencies consist of, see
+    """Parts of the point's latencies, see
     :func:`~simulator.validation.serving.sums.sums_of`.
 
     Raises:
@@ -130,7 +130,7 @@ def measure(plan: DeploymentPlan, table: StepTable, point: Point) -> Latencies:
 
 
 def _as_streamed(ttft: T, tpot: T, point: Point, plan: DeploymentPlan) -> tuple[T, T]:
-    """What clients see where the first token comes together with some that follow it."""
+    """Latencies that clients see where the first token comes together with some that follow it."""
     more_steps = stream_interval(point, plan.placement.model) - 1
     more = min(more_steps * plan.placement.drafts.mean_kept, point.num_output - 1)
     if more == 0:

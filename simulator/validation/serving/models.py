@@ -1,4 +1,4 @@
-"""Which model file a Hugging Face repository is, and in which format its matrices are released."""
+"""Model files of Hugging Face repositories, and formats that their matrices are released in."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FORMATS = {
     "w4a16": "int4",
     "bf16": "bf16",
 }
-"""What the end of a repository's name says of its format."""
+"""Format by the end of a repository's name."""
 _SUFFIXES = re.compile(
     r"-(v\d+(\.\d+)?|v\d+-\d+|hf|base|chat|instruct|thinking|it|\d{4}|fp8(-block|-dynamic)?|nvfp4|mxfp4|fp4|bf16|int4|awq|gptq(-int4)?|w4a16)$"
 )

@@ -1,4 +1,4 @@
-"""What of a serving point lies outside the points that the engines' own times were fitted on."""
+"""Novelty of a serving point beside the points that the engines' own times were fitted on."""
 
 from __future__ import annotations
 
@@ -27,14 +27,12 @@ class Novelty(NamedTuple):
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Both."""
+        """Reasons of both kinds."""
         return (*self.held, *self.wider)
 
 
 def novelty_of(point: Point, plan: DeploymentPlan) -> Novelty:
-    """What of a point the fits of its engine have not seen; nothing where they do not say what they
-    have seen.
-    """
+    """Novelty of a point to the fits of its engine; none where they do not say what they saw."""
     placement = plan.placement
     fits = _fits(placement.accelerator.calibration)
     if (

@@ -44,7 +44,7 @@ class Pool(NamedTuple):
     attention_dp: int
     ep: int
     workers: int = 1
-    """Where the table says; else one."""
+    """Number of workers where the table says it; else one."""
     batch: float | None = None
     """Requests of one attention data-parallel rank, where the table says."""
     pp: int = 1
@@ -56,15 +56,16 @@ class Pool(NamedTuple):
 
 
 class Point(NamedTuple):
-    """What was measured."""
+    """Measured point."""
 
     engine: str
     version: str
     repository: str
     system: str
     gemm_format: str
-    """As the table writes it; empty where it does not. Likewise of experts."""
+    """Format of dense matrices as the table writes it; empty where it does not."""
     moe_format: str
+    """Format of experts as the table writes it; empty where it does not."""
     num_input: int
     num_output: int
     concurrency: int
@@ -78,8 +79,8 @@ class Point(NamedTuple):
     says_workers: bool
     """Whether the table says how many workers the pools of a disaggregated deployment have."""
     shortest: float = 1.0
-    """Of the lengths that are asked for; lengths are drawn from there to 1, and 1 is of equal
-    ones."""
+    """Shortest length over the one that is asked for; lengths are drawn between, and are equal
+    where it is 1."""
     drafted: int | None = None
     """Tokens of a draft that each decode verifies, 0 without; ``None`` where the table does not
     say."""

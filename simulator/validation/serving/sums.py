@@ -1,4 +1,4 @@
-"""Where the time of a point goes: what its TTFT and TPOT owe to kernels and to each of the engine's
+"""Parts of the time of a point: what its TTFT and TPOT owe to kernels and to each of the engine's
 own coefficients.
 
 With a fixed number of requests in flight, which requests share a step does not depend on how long
@@ -47,8 +47,8 @@ def sums_of(
         if has_more.any()
         else 0 * weights
     )
-    of_ttft = _held(len(start_s), arrives, first, weights)
-    of_tpot = _held(len(start_s), first + 1, last, share)
+    of_ttft = _sum_weights(len(start_s), arrives, first, weights)
+    of_tpot = _sum_weights(len(start_s), first + 1, last, share)
     sequences = served.steps[:, _OVERHEAD]
     parts = np.stack(
         [
@@ -62,11 +62,11 @@ def sums_of(
     return np.stack([of_ttft @ parts, of_tpot @ parts])
 
 
-def _held(
+def _sum_weights(
     num_steps: int, begin: NDArray[np.int64], last: NDArray[np.int64], weights: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """For each row of steps the weight of the requests that it is part of: from row ``begin`` to
-    ``last``, both inside.
+    """Weight of the requests that each row of steps is part of: from row ``begin`` to ``last``,
+    both inside.
     """
     change = np.zeros(num_steps + 2)
     np.add.at(change, np.minimum(begin, num_steps), weights)
