@@ -18,6 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from simulator.base.errors import UserError, did_you_mean
+from simulator.results.scores import SCORE_COLUMNS
 
 OK = "ok"
 _COVERAGE_COLUMNS = ("low", "high")
@@ -120,4 +121,5 @@ def score_rows(
             }
         )
         found.append(rows[np.isfinite(rows["measured"])])
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+    nothing = pd.DataFrame(columns=list(SCORE_COLUMNS))
+    return pd.concat(found, ignore_index=True) if found else nothing

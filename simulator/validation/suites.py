@@ -96,11 +96,10 @@ def answer_kernels(name: str, path: Path, tick: Progress = show_nothing) -> Answ
     answers = family.answer(spell_formats(table.values))
     found = _answered(name, path, table, measures, answers, family.columns)
     tick(f"{name}: {path.name}", len(table.values), len(table.values))
-    return (
-        replace(found, order=split_orders(name, table.values, family.columns, measures[0], answers))
-        if measures
-        else found
-    )
+    if not measures:
+        return found
+    order = split_orders(name, table.values, family.columns, measures[0], answers)
+    return replace(found, order=order)
 
 
 def answer_serving(path: Path, tick: Progress = show_nothing) -> Answered:
@@ -113,11 +112,9 @@ def answer_serving(path: Path, tick: Progress = show_nothing) -> Answered:
 
     table = read_table(path)
     require(table.values, serving.COLUMNS, str(path))
-    num_rows = len(table.values)
-    tick(f"{SERVING}: {path.name}", 0, num_rows)
-    answers = serving.answer(
-        table.values, lambda done: tick(f"{SERVING}: {path.name}", done, num_rows)
-    )
+    what, num_rows = f"{SERVING}: {path.name}", len(table.values)
+    tick(what, 0, num_rows)
+    answers = serving.answer(table.values, lambda done: tick(what, done, num_rows))
     found = _answered(SERVING, path, table, serving.MEASURES, answers, ())
     return replace(found, order=(serving_order(table.values, answers),))
 
@@ -131,9 +128,8 @@ def answer_published(file: Path | None, tick: Progress = show_nothing) -> Answer
     from simulator.validation import published
 
     found = published.run(file, tick)
-    return Answered(
-        PUBLISHED, found.source, found.table, found.rows, order=published_orders(found.rows)
-    )
+    order = published_orders(found.rows)
+    return Answered(PUBLISHED, found.source, found.table, found.rows, order=order)
 
 
 def answer(suite: str, path: Path, tick: Progress = show_nothing) -> Answered:
@@ -153,27 +149,13 @@ def serving_order(values: pd.DataFrame, answers: Answers) -> dict[str, object]:
 
     made, _ = serving.groups(values)
     load = {
-        place: (
-            point.system,
-            point.repository,
-            point.num_input,
-            point.num_output,
-            point.concurrency,
-        )
+        place: (point.system, point.repository, *point.asked)
         for group in made
         for place, point in zip(group.rows, group.points, strict=True)
     }
-    rows = score_rows(
-        SERVING, values.reset_index(drop=True), serving.MEASURES[1:], _only(answers, 1)
-    )
+    rows = score_rows(SERVING, values.reset_index(drop=True), serving.MEASURES, answers)
+    rows = rows[rows["quantity"] == "tpot"]
     return order_of(SERVING, rows, [load.get(int(place)) for place in rows["subject"]])
-
-
-def _only(answers: Answers, measure: int) -> Answers:
-    seconds, low, high = (
-        part[:, [measure]] for part in (answers.seconds, answers.low, answers.high)
-    )
-    return Answers(seconds, low, high, answers.status, answers.group)
 
 
 def published_orders(rows: pd.DataFrame) -> tuple[dict[str, object], ...]:

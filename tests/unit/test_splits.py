@@ -6,8 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from simulator.base.data import shipped_folder
 from simulator.validation import Answers, Measure
 from simulator.validation.splits import split_orders
+from simulator.validation.suites import serving_order
 
 COLUMNS = ("gpu", "moe_tp_size", "moe_ep_size", "num_tokens")
 MEASURE = Measure("kernel", "latency_ms", 1e-3)
@@ -72,3 +74,12 @@ def test_tables_without_splits_have_no_order():
         )
         == ()
     )
+
+
+def test_serving_points_that_nobody_timed_have_no_order():
+    points = pd.read_csv(shipped_folder() / "workloads" / "validation" / "serving_pairs.csv").head(
+        2
+    )
+    untimed = points.drop(columns=["silicon_ttft_ms", "silicon_tpot_ms"])
+    found = serving_order(untimed, Answers.unsupported(2, 2))
+    assert found == {"suite": "serving", "pairs": 0, "right": 0}

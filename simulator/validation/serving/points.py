@@ -85,6 +85,11 @@ class Point(NamedTuple):
     """Tokens of a draft that each decode verifies, 0 without; ``None`` where the table does not
     say."""
 
+    @property
+    def asked(self) -> tuple[int, int, int]:
+        """Tokens in and out, and requests in flight."""
+        return self.num_input, self.num_output, self.concurrency
+
 
 class UnreadableError(ValueError):
     """A row that does not say what ran."""
