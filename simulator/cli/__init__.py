@@ -36,6 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _INTERRUPTED = 130
+"""Exit status after Ctrl-C or SIGTERM: 128 plus the number of SIGINT, as shells have it."""
 _OBJECTS_A_LOOK = 50_000
 """Objects that are made between two looks for cycles of garbage. Of what is imported all stays, and
 looking through it after every 700 took a seventh of a short run."""

@@ -14,7 +14,9 @@ from simulator.cli import console
 from simulator.cli.screen import Screen
 
 _GROUPS_SHOWN = 12
+"""Groups of a suite that are printed, the worst first."""
 _REASONS_SHOWN = 15
+"""Reasons of a suite that are printed, the most frequent first."""
 _WIDTH = 120
 """Columns of a table where no terminal says how wide it is."""
 

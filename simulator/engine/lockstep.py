@@ -20,6 +20,7 @@ from simulator.results.tables import STEP_PHASES
 from simulator.step.program import Busy, Finish, Operation, Start, Together
 
 _BUSY, _START, _FINISH = 0, 1, 2
+"""Kinds of operations in compiled code."""
 _PHASES = {phase: number for number, phase in enumerate(STEP_PHASES)}
 
 

@@ -21,6 +21,7 @@ from simulator.workload.traces import RequestTrace
 POOLS: tuple[str, ...] = ("both", "prefill", "decode")
 """Names of pools; requests arrive at the earlier ones first."""
 _NEVER = 1 << 62
+"""Number of arrivals that is never reached, where the trace has no further request."""
 
 
 class LoopState:

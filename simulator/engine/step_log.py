@@ -62,6 +62,7 @@ POOL, REPLICA, ROW_STEPS, DECODES = range(len(LOG_COLUMNS), len(LOG_COLUMNS) + 4
 """Columns behind these: pool and replica of the step, number of steps in the row, and decoding
 sequences of these steps, added up."""
 NUM_COLUMNS = DECODES + 1
+"""Columns of a log row in all."""
 _MOST_STEPS = 32
 """Most steps of a run, so that what grows within it (contexts, blocks in use) hardly changes."""
 _PREFILL, _DECODE, _RUNNING, _WAITING, _KV_USED, _LIMITED_BY = range(2, 8)

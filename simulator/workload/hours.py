@@ -9,6 +9,7 @@ import numpy as np
 from simulator.workload.traces import RequestTrace
 
 _HOUR_S = 3600.0
+"""Seconds of an hour."""
 _MOST_HOURS = 24 * 366
 """Most hours that are listed: a year; a longer trace has its times in another unit."""
 

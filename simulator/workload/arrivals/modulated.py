@@ -19,6 +19,7 @@ from simulator.workload.renewal import Cv, fill_window
 _CELLS_PER_SCALE = 8
 """Steps of the wandering rate within the shortest time-scale."""
 _MAX_CELLS = 5_000_000
+"""Most steps of the rate in a span: 40 MB an array, and a second of drawing."""
 
 
 class Modulated(OpenLoop):

@@ -15,6 +15,7 @@ from simulator.workload.traces._prefix_lines import KEYS, has_blocks_of, read_pr
 from simulator.workload.unpacking import json_keys
 
 _BLOCK_TOKENS = 512
+"""Tokens of a prefix block in the published traces."""
 
 
 class Mooncake(Frozen):
