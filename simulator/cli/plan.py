@@ -119,7 +119,9 @@ class _Counted:
         self._bars(name, done, total, best)
 
     def simulated(self, folder: str) -> str:
-        """How many deployments were simulated, and how many of them by an earlier search."""
+        """Describe how many deployments were simulated, and how many of them by an
+        earlier search.
+        """
         done = sum(
             count for name, (count, _) in self._simulations.items() if name.startswith("simulating")
         )
@@ -127,7 +129,7 @@ class _Counted:
         return f"{done - self._kept:,} simulated{kept}"
 
     def kept(self, folder: str, *, has_failed: bool) -> str:
-        """What there is when the search is stopped.
+        """Describe the results kept when the search is stopped.
 
         Args:
             has_failed: whether the folder could not be written any more.

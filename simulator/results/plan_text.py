@@ -1,4 +1,4 @@
-"""How a plan's numbers read, on the page and in its sentences."""
+"""Formats of a plan's numbers, on the page and in its sentences."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def limit_text(name: str, limit: float) -> str:
 
 
 def amount(value: float) -> str:
-    """Of money: cents where they show.
+    """Write an amount of money: cents where they show.
 
     >>> amount(5.98), amount(0.39816), amount(23920.0), amount(0.0)
     ('5.98', '0.398', '23,920', '0')
@@ -108,7 +108,7 @@ def hourly(answer: Answer, value: float) -> str:
 
 
 def times(ratio: float) -> str:
-    """How many times as much; ``far`` where there is no telling.
+    """Write a ratio as a multiple; ``far`` where it is unbounded.
 
     >>> [times(ratio).replace(TIMES, "x") for ratio in (1.04, 1.5, 12.34, 1e9)]
     ['1.04x', '1.5x', '12x', 'far']
@@ -146,7 +146,7 @@ def doubt(point: MapPoint) -> str:
 
 
 def share(ratio: float) -> str:
-    """Of a limit: in hundredths, or how many times as much.
+    """Write a share of a limit: in hundredths, or as a multiple.
 
     >>> share(0.5), share(51.9).replace(TIMES, "x")
     ('50 %', '52x')
@@ -190,7 +190,7 @@ class OfModel(Protocol):
 
 
 def kind_of(row: OfModel) -> str:
-    """What a row's model is: one of :data:`KINDS`."""
+    """Kind of a row's model, one of :data:`KINDS`."""
     if row.is_pruned:
         return "pruned"
     return "MoE" if row.is_moe else "dense"

@@ -97,7 +97,7 @@ class Answer(Part):
     models: tuple[ModelEntry, ...] = ()
     """Models of the question, whole and pruned."""
     spare: SpareGpus = SpareGpus()
-    """What the recommended cluster holds free for failures."""
+    """GPUs that the recommended cluster holds free for failures."""
     clusters: tuple[str, ...] = ()
     """Names of the kinds of machines."""
     num_simulated: int = 0
@@ -113,7 +113,7 @@ class Answer(Part):
     clusters_ruled_out: dict[str, str] = {}
     """Reasons by kind of machines that the limits exclude."""
     why_not_models: dict[str, WhyNot] = {}
-    """What stops each model with which no deployment meets the targets."""
+    """Obstacle of each model with which no deployment meets the targets."""
     best_of_each_model: dict[str, DeploymentRow] = {}
     """The cheapest deployment of each model that meets the targets."""
     candidates: tuple[DeploymentRow, ...] = ()
@@ -121,33 +121,34 @@ class Answer(Part):
     pareto: tuple[ParetoPoint, ...] = ()
     """Speed for a user against what a GPU makes."""
     crossover: CrossoverMap | None = None
-    """Where a mixture of experts beats a dense model; null without a pair of them."""
+    """Map of the loads at which a mixture of experts beats a dense model; null without a pair of
+    them."""
     recommended: RecommendedRow | None = None
     """The recommended deployment; null where none meets the targets."""
     sizes: Sizes | None = None
     """The clusters next to the recommended one in size."""
     basis: dict[str, Basis] = {}
-    """What the numbers of the best deployment of each model rest on, by deployment."""
+    """Sources of the numbers of the best deployment of each model, by deployment."""
     handover: Handover | None = None
     """Scenario files, and commands that start the servers."""
     why_not: WhyNot | None = None
-    """What stops every deployment, where none meets the targets."""
+    """Obstacle of every deployment, where none meets the targets."""
     sensitivity: tuple[SensitivityRow, ...] = ()
     """The best deployment under changes of the question."""
     losses: tuple[LossRow, ...] = ()
     """The recommended deployment with GPUs or nodes lost."""
     idle: Idle | None = None
-    """What of the recommended cluster stands idle."""
+    """Idle part of the recommended cluster."""
     spare_nodes: tuple[SpareRow, ...] = ()
     """Clusters that keep every target with GPUs or nodes lost."""
     confidence: Confidence | None = None
-    """How sure the recommendation is."""
+    """Confidence in the recommendation."""
     moe_vs_dense: Comparison | None = None
     """Mixtures of experts against dense models at the same targets."""
     headline: str = ""
     """The answer in a sentence."""
     reasons: tuple[str, ...] = ()
-    """What else a buyer asks, a sentence each."""
+    """Further answers to a buyer's questions, a sentence each."""
 
     def other_models(self) -> list[DeploymentRow]:
         """The best deployments of the models that are not recommended, the cheapest first."""

@@ -1,5 +1,5 @@
-"""How sure an answer is, and what it hangs on: confidence, sensitivity, and mixtures of experts
-against dense models at the same targets.
+"""Certainty of an answer: confidence, sensitivity, and mixtures of experts against dense models at
+the same targets.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ class FigureBand(Part):
     """A figure of the recommended deployment with its 80 % band, in its unit."""
 
     value: float
-    """What was simulated."""
+    """Simulated value, in the target's unit."""
     low: float | None = None
     """Lower end of the band."""
     high: float | None = None
@@ -30,13 +30,13 @@ class Source(Part):
     """A source of doubt."""
 
     name: str = ""
-    """What it is called."""
+    """Name of the source."""
     low: float | None = None
     """Lower end of its 80 % band, as a factor."""
     high: float | None = None
     """Upper end of its 80 % band, as a factor."""
     text: str = ""
-    """What it is, in words."""
+    """Description in words."""
 
 
 class Confidence(Part):
@@ -73,7 +73,7 @@ class Confidence(Part):
     figures: dict[str, FigureBand] = {}
     """Figures of the recommended deployment by name."""
     sources: tuple[Source, ...] = ()
-    """Where the doubt comes from."""
+    """Sources of the uncertainty."""
 
     @property
     def cost_band(self) -> Band | None:
@@ -98,7 +98,7 @@ class SensitivityRow(Banded):
     """The best deployment under one change of the question."""
 
     name: str = ""
-    """What is changed."""
+    """Name of the change."""
     change: str
     """The change in words."""
     cost_per_hour: float | None = None
@@ -118,7 +118,7 @@ class SensitivityRow(Banded):
     cost_moe_over_dense: float | None = None
     """Cost of the first over that of the second."""
     note: str = ""
-    """What to know about the row."""
+    """Note about the row."""
 
 
 class RatePoint(Banded):
@@ -140,7 +140,7 @@ class Flip(Part):
     """A change at which the cheaper kind of model changes."""
 
     what: str
-    """What is changed: "traffic", or the name of a sensitivity row."""
+    """Changed quantity: "traffic", or the name of a sensitivity row."""
     before: str = Field(validation_alias=AliasChoices("before", "from"))
     """The cheaper kind before: moe or dense."""
     after: str = Field(validation_alias=AliasChoices("after", "to"))
@@ -169,6 +169,6 @@ class Comparison(Banded):
     rates: tuple[RatePoint, ...] = ()
     """Both kinds at several rates of requests."""
     flips: tuple[Flip, ...] = ()
-    """Where the cheaper kind changes."""
+    """Points at which the cheaper kind changes."""
     text: str = ""
     """The comparison in a sentence."""

@@ -64,7 +64,7 @@ class MapPoint(Banded):
     winner: str | None = None
     """Name of the model that makes more; null where both are alike or neither fits."""
     deciding_term: str | None = None
-    """What decides: the part of a step, or the kind of memory, in which the winner saves most."""
+    """Deciding term: the part of a step, or the kind of memory, in which the winner saves most."""
     share: float | None = None
     """Share of the deciding term in all that the winner saves."""
 
@@ -108,7 +108,7 @@ class SpeedPoint(MapPoint):
     """Both models at the same time per output token."""
 
     pairing: str = ""
-    """Which splits are compared: the best of each, or the same tensor parallelism."""
+    """Splits that are compared: the best of each, or the same tensor parallelism."""
     gpus: int | None = None
     """GPUs of tensor parallelism on both sides; null for the best of each."""
     time_per_token_s: float
@@ -119,7 +119,7 @@ class FullPoint(MapPoint):
     """Both models, each at its full load."""
 
     pairing: str = ""
-    """Which splits are compared: the best of each, or the same tensor parallelism."""
+    """Splits that are compared: the best of each, or the same tensor parallelism."""
     gpus: int | None = None
     """GPUs of tensor parallelism on both sides; null for the best of each."""
 
@@ -141,7 +141,7 @@ class CrossoverMap(Part):
     cluster: str = ""
     """Name of the kind of machines."""
     terms: tuple[str, ...] = ()
-    """What may decide, in the order of a step."""
+    """Terms that may decide, in the order of a step."""
     cells: tuple[LoadPoint, ...] = ()
     """Points at the same load of a GPU."""
     at_same_time: tuple[SpeedPoint, ...] = ()

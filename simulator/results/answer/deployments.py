@@ -63,7 +63,7 @@ class DeploymentRow(Banded):
     output_tokens_per_s_per_gpu: float = 0.0
     """Output tokens per second of one GPU."""
     band: str | None = None
-    """How the bands were made: "simulated" or "closed form"; null without bands."""
+    """Method of the bands: "simulated" or "closed form"; null without bands."""
     is_best_probability: float | None = None
     """Probability that the deployment is the cheapest; of equals the first counts."""
     none_cheaper_probability: float | None = None
@@ -74,7 +74,7 @@ class DeploymentRow(Banded):
         return super().has_figure(name) or name.partition(".")[0] in _TARGETS
 
     def measured(self, target: str) -> float | None:
-        """What was measured for a target, in its unit; ``None`` where nothing was."""
+        """Find the value measured for a target, in its unit; ``None`` where there is none."""
         found: float | None = getattr(self, target, None)
         return found
 
@@ -92,7 +92,7 @@ class RecommendedRow(DeploymentRow):
 
 
 class WhyNot(Part):
-    """What stops a model, or every model of a plan."""
+    """Obstacle that stops a model, or every model of a plan."""
 
     text: str
     """The reason in words."""
@@ -101,7 +101,7 @@ class WhyNot(Part):
     target: str | None = None
     """Name of the target that it misses by most."""
     measured: float | None = None
-    """What was measured for that target, in its unit."""
+    """Value that was measured for that target, in its unit."""
     times_over: float | None = None
     """Measured over limit of that target."""
     bound: str = ""
@@ -130,7 +130,7 @@ class ParetoPoint(Banded):
     cost_per_million_output_tokens: float = 0.0
     """Cost of a million output tokens, in the plan's currency."""
     kind: str
-    """How it was found: "closed form" or "simulated"."""
+    """Method by which it was found: "closed form" or "simulated"."""
     is_pooled: bool = False
     """Whether prompts have GPUs of their own."""
 
@@ -150,7 +150,7 @@ class SmallerSize(Part):
     worst_ratio: float
     """Measured over limit of that target."""
     measured: float
-    """What was measured for that target, in its unit."""
+    """Value that was measured for that target, in its unit."""
 
 
 class LargerSize(Part):

@@ -6,10 +6,10 @@ from simulator.results.answer.parts import Banded, Part
 
 
 class SpareGpus(Part):
-    """What the recommended cluster holds free for failures."""
+    """GPUs that the recommended cluster holds free for failures."""
 
     lost: str = ""
-    """What may be lost, in words; empty where nothing may."""
+    """Machines that may be lost, in words; empty where none may."""
     gpus: int = 0
     """GPUs that are held free."""
     nodes: int | None = None
@@ -26,7 +26,7 @@ class LossRow(Banded):
     """The recommended deployment with GPUs or nodes lost, at its worst."""
 
     lost: str
-    """What is lost, in words."""
+    """Machines that are lost, in words."""
     nodes_lost: int = 0
     """Nodes lost."""
     gpus_lost: int = 0
@@ -50,16 +50,16 @@ class LossRow(Banded):
     met: bool = False
     """Whether every target is met."""
     text: str = ""
-    """What happens, where no figure says it."""
+    """Consequence in words, where no figure says it."""
     note: str = ""
-    """Which requests the row is of."""
+    """Requests that the row is about."""
 
 
 class SpareRow(Banded):
     """The smallest cluster that keeps every target with GPUs or nodes lost."""
 
     lost: str
-    """What may be lost, in words."""
+    """Machines that may be lost, in words."""
     nodes_lost: int = 0
     """Nodes that may be lost."""
     gpus_lost: int = 0
@@ -102,14 +102,14 @@ class SpareExperts(Part):
 
 
 class Idle(Part):
-    """What of the recommended cluster stands idle."""
+    """Idle part of the recommended cluster."""
 
     unused_gpus: int = 0
     """GPUs that no replica uses, besides those held back."""
     unused_cost_per_hour: float = 0.0
     """Cost per hour of these, in the plan's currency."""
     held_back: str = ""
-    """What may be lost, in words."""
+    """Machines that may be lost, in words."""
     held_back_gpus: int = 0
     """GPUs that are held back for failures."""
     held_back_cost_per_hour: float = 0.0

@@ -1,4 +1,4 @@
-"""What an answer hands over: scenario files and commands; and what its numbers rest on."""
+"""Hand-over of an answer: scenario files and commands; and the sources of its numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class ScenarioFile(Part):
     file: str
     """Name of the file beside the answer."""
     text: str
-    """What the file holds, in TOML."""
+    """Contents of the file, in TOML."""
 
 
 class ServingCommand(Part):
@@ -20,13 +20,13 @@ class ServingCommand(Part):
     deployment: str
     """The deployment in words."""
     name: str
-    """What the command starts, and where."""
+    """Name of the server that the command starts, and its place."""
     model: str = ""
     """Name of the model."""
     command: str
     """The command for a shell."""
     not_expressed: tuple[str, ...] = ()
-    """What the flags do not express, a sentence each."""
+    """Settings that the flags do not express, a sentence each."""
     flags_read: str = ""
     """In which release the flags were read, when and where."""
 
@@ -44,22 +44,22 @@ class Assumption(Part):
     """A number that was taken from elsewhere."""
 
     what: str
-    """What the number is of."""
+    """Quantity that the number is about."""
     value: str
     """The number in words, with its unit."""
     kind: str
-    """How sure it is: assumed, fitted, measured or published."""
+    """Certainty of the number: assumed, fitted, measured or published."""
     source: str
-    """Where it was taken from."""
+    """Source of the number."""
 
 
 class Basis(Part):
-    """What a deployment's numbers rest on."""
+    """Sources of a deployment's numbers."""
 
     assumptions: tuple[Assumption, ...] = ()
     """Numbers that were taken from elsewhere."""
     warnings: tuple[str, ...] = ()
-    """What lies outside of measurements."""
+    """Conditions that lie outside of measurements."""
     is_rumour: bool = False
     """Whether the model's sizes are not published."""
     model_title: str = ""

@@ -30,7 +30,7 @@ def tell_start(answer: Answer) -> Iterator[str]:
 
 
 def tell_headroom(best: RecommendedRow) -> Iterator[str]:
-    """How much more traffic the recommended deployment would carry."""
+    """Tell how much more traffic the recommended deployment would carry."""
     if best.headroom is None:
         return
     if best.headroom >= _MOST_HEADROOM:

@@ -61,7 +61,7 @@ def _find_spare(answer: Answer, lost: str) -> SpareRow | None:
 
 
 def _explain_spare(answer: Answer, size: int) -> str:
-    """What may be lost, and what would do if nothing were."""
+    """Explain which machines may be lost, and which cluster would do if none were."""
     spare = answer.spare
     alone = f", each replica on one of {spare.nodes} nodes" if spare.is_spread else ""
     said = f"The cluster has {count_gpus(size)}{alone}, since {spare.lost} may be lost"
@@ -80,7 +80,7 @@ def state_cluster(answer: Answer, row: SpareRow) -> str:
 
 
 def _state_whole_nodes(answer: Answer, row: SpareRow | SpareGpus) -> str:
-    """What whole nodes would take, after a semicolon; empty where the cluster has them already."""
+    """Tell the size in whole nodes, after a semicolon; empty where the cluster has them already."""
     if not row.gpus_in_whole_nodes:
         return ""
     cost = _state_cost(answer, row.cost_per_hour_in_whole_nodes)

@@ -104,7 +104,9 @@ def _compare_best(answer: Answer, best: DeploymentRow) -> str:
 
 
 def _state_stop(why: WhyNot | None) -> str:
-    """What stops a model, behind its name: what it misses, or what no deployment of it passes."""
+    """State the obstacle of a model, behind its name: the target that it misses, or the check that
+    no deployment of it passes.
+    """
     if why is None:
         return ""
     return f" {why.text}" if why.target else f": {why.text}"

@@ -1,4 +1,4 @@
-"""What a buyer asks beside the headline, a sentence each."""
+"""Sentences on a buyer's questions beside the headline."""
 
 from __future__ import annotations
 

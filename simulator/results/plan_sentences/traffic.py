@@ -12,7 +12,7 @@ _OFTEN_PREEMPTED = 0.02
 
 
 def tell_traffic(answer: Answer, best: DeploymentRow) -> Iterator[str]:
-    """What to know about the requests that everything was simulated on."""
+    """Describe the requests that everything was simulated on."""
     traffic = answer.traffic
     if traffic is not None and traffic.is_steady is False:
         yield (
@@ -39,7 +39,7 @@ def tell_traffic(answer: Answer, best: DeploymentRow) -> Iterator[str]:
 
 
 def explain_traffic(traffic: TrafficFacts) -> Iterator[str]:
-    """How the judged requests were chosen."""
+    """Describe the choice of the judged requests."""
     if traffic.lead_requests:
         yield (
             f"The first {traffic.lead_requests:,} requests are served and not judged: "
