@@ -83,7 +83,7 @@ def plan(
         except UserError as error:
             raise UserError(re.sub(r"^plan(?=[: ])", str(path), str(error))) from None
         except KeyboardInterrupt:
-            kept = counted.kept(str(store.folder), has_failed=store.has_failed)
+            kept = counted.tell_kept(str(store.folder), has_failed=store.has_failed)
             raise console.StoppedError(kept) from None
     if as_json:
         console.emit(answer.model_dump(mode="json"))
@@ -91,7 +91,7 @@ def plan(
         print_plan(answer, console.out.width if console.out.is_terminal else None)
     console.say_notes(list_routing_notes(loaded))
     console.err.print(
-        counted.simulated(str(store.folder)), highlight=False, soft_wrap=True, markup=False
+        counted.tell_simulated(str(store.folder)), highlight=False, soft_wrap=True, markup=False
     )
     console.err.print(
         f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True, markup=False
@@ -118,7 +118,7 @@ class _Counted:
             self._simulations[name] = (done, total)
         self._bars(name, done, total, best)
 
-    def simulated(self, folder: str) -> str:
+    def tell_simulated(self, folder: str) -> str:
         """Describe how many deployments were simulated, and how many of them by an
         earlier search.
         """
@@ -128,7 +128,7 @@ class _Counted:
         kept = f", {self._kept:,} kept from before in {folder}" if self._kept else ""
         return f"{done - self._kept:,} simulated{kept}"
 
-    def kept(self, folder: str, *, has_failed: bool) -> str:
+    def tell_kept(self, folder: str, *, has_failed: bool) -> str:
         """Describe the results kept when the search is stopped.
 
         Args:
@@ -155,9 +155,9 @@ def print_plan(answer: Answer, width: int | None) -> None:
     Args:
         width: of the terminal; None where another program reads, which needs no line broken.
     """
-    _say(_filled(answer.headline, width), "bold")
+    _say(_fill_text(answer.headline, width), "bold")
     for reason in answer.reasons:
-        _say(_filled(reason, width, "- ", "  "))
+        _say(_fill_text(reason, width, "- ", "  "))
     for line in _candidates(answer, width):
         console.out.print(line, soft_wrap=True, highlight=False)
     ruled = sorted((row for row in answer.ruled_out if row.count), key=lambda row: -row.count)
@@ -167,7 +167,7 @@ def print_plan(answer: Answer, width: int | None) -> None:
         count_width = len(f"{ruled[0].count:,}")
         for row in ruled[:_REASONS]:
             count = f"{row.count:,}".rjust(count_width)
-            _say(_filled(row.reason, width, f"{count}  ", " " * (count_width + 2)))
+            _say(_fill_text(row.reason, width, f"{count}  ", " " * (count_width + 2)))
 
 
 def _candidates(answer: Answer, width: int | None) -> Iterator[Text]:
@@ -190,7 +190,7 @@ def _candidates(answer: Answer, width: int | None) -> Iterator[Text]:
             amount(row.cost_per_million_output_tokens),
             f"{row.gpus:,}",
             *(
-                "-" if (value := row.measured(name)) is None else value_text(name, value)
+                "-" if (value := row.measured_value(name)) is None else value_text(name, value)
                 for name in answer.targets
             ),
             share(row.worst_ratio),
@@ -215,7 +215,7 @@ def _candidates(answer: Answer, width: int | None) -> Iterator[Text]:
         for row in rows:
             line = numbers(cells[id(row)])
             if not beside:
-                yield Text(_filled(row.deployment, width, "  ", "  "))
+                yield Text(_fill_text(row.deployment, width, "  ", "  "))
                 yield Text(line)
                 continue
             first, *more = (
@@ -228,7 +228,7 @@ def _candidates(answer: Answer, width: int | None) -> Iterator[Text]:
                 yield Text(" " * indent + part)
 
 
-def _filled(text: str, width: int | None, first: str = "", others: str = "") -> str:
+def _fill_text(text: str, width: int | None, first: str = "", others: str = "") -> str:
     if width is None:
         return first + one_line(text)
     return textwrap.fill(

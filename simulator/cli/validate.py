@@ -173,8 +173,8 @@ def serving(
     _answer_one(lambda tick: answer_serving(table, tick), table, out_file, report, as_json)
 
 
-@app.command()
-def published(
+@app.command("published")
+def validate_published(
     file: Annotated[
         Path | None,
         typer.Argument(metavar="[FILE]", help="Published figures; by default those that ship."),

@@ -132,7 +132,7 @@ def _describe_simulated(
     result: SearchResult, evaluation: Evaluation, row: DeploymentRow
 ) -> ParetoPoint | None:
     """The point of an evaluation; ``None`` where no target says how fast a user's text comes."""
-    name = next((name for name in _SPEEDS if row.measured(name)), None)
+    name = next((name for name in _SPEEDS if row.measured_value(name)), None)
     if name is None:
         return None
     return _make_point(
@@ -148,7 +148,9 @@ def _describe_simulated(
 
 def _read_value(row: DeploymentRow, name: str) -> _Value:
     ends = row.__pydantic_extra__
-    return _Value(row.measured(name) or 0.0, ends.get(f"{name}_low"), ends.get(f"{name}_high"))
+    return _Value(
+        row.measured_value(name) or 0.0, ends.get(f"{name}_low"), ends.get(f"{name}_high")
+    )
 
 
 def _make_point(

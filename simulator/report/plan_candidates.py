@@ -157,7 +157,7 @@ def _column(title: str, hint: str, brief: str, name: str, text: Callable[[float]
 
 def _figure(name: str, text: Callable[[float], str], row: DeploymentRow) -> Cell:
     """A figure with its band below."""
-    value = row.measured(name)
+    value = row.measured_value(name)
     if value is None:
         return Cell(UNDEFINED)
     return Cell(text(value), band=between(row.band_of(name), text))

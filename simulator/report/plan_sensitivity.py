@@ -68,7 +68,7 @@ def _figure(answer: Answer, name: str, found: FigureBand) -> list[str]:
     cases: Band | None = found.band
     row = answer.recommended
     if row is not None and row.band_of(name) is not None:
-        value, cases = row.measured(name), row.band_of(name)
+        value, cases = row.measured_value(name), row.band_of(name)
     value = found.value if value is None else value
     return [target_text(name), text(value), between(cases, text) or text(value)]
 

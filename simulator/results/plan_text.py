@@ -202,11 +202,11 @@ def hover(first: str, *lines: str) -> str:
     >>> hover("a & b", "", "1 GPU")
     '<b>a &amp; b</b><br>1 GPU'
     """
-    bold = [f"<b>{html.escape(part, quote=False)}</b>" for part in _wrapped(first)]
+    bold = [f"<b>{html.escape(part, quote=False)}</b>" for part in _wrap(first)]
     return "<br>".join(
-        [*bold, *(html.escape(part, quote=False) for line in lines for part in _wrapped(line))]
+        [*bold, *(html.escape(part, quote=False) for line in lines for part in _wrap(line))]
     )
 
 
-def _wrapped(line: str) -> list[str]:
+def _wrap(line: str) -> list[str]:
     return textwrap.wrap(line, _HOVER_WIDTH, break_on_hyphens=False)

@@ -17,6 +17,7 @@ HOUSE = Path(__file__).parents[2] / "simulator"
 DONE = (
     "base",
     "calibration",
+    "cli",
     "commands",
     "config",
     "cost",
@@ -24,6 +25,7 @@ DONE = (
     "engine",
     "parallel",
     "policies",
+    "results",
     "runtime",
     "scenario",
     "step",

@@ -150,7 +150,7 @@ def test_simulations_that_were_kept_are_counted_aloud(tmp_path):
     for _ in range(2):
         counted = _Counted(lambda *_: None)
         search.search(question, tmp_path, Store(tmp_path / "kept"), counted, workers=1)
-        said.append(counted.simulated("kept"))
+        said.append(counted.tell_simulated("kept"))
     assert said == ["2 simulated", "0 simulated, 2 kept from before in kept"]
 
 

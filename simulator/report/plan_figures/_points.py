@@ -47,7 +47,7 @@ class Axis(NamedTuple):
     def band(self, point: ParetoPoint) -> Band | None:
         """The band of that."""
         found = point.band_of(self.figure)
-        return found if self.change is None or found is None else found.mapped(self.change)
+        return found if self.change is None or found is None else found.map_ends(self.change)
 
 
 def log_axis(values: Sequence[float], least: float = 0.0, most: float = math.inf) -> dict[str, Any]:
@@ -222,6 +222,6 @@ def _measured(point: ParetoPoint, answer: Answer) -> list[str]:
     kept = [
         f"{target_short(name)} {value_text(name, value)}"
         for name in answer.targets
-        if (value := row.measured(name)) is not None
+        if (value := row.measured_value(name)) is not None
     ]
     return [cluster, ", ".join(kept)] if kept else [cluster]

@@ -73,7 +73,7 @@ class DeploymentRow(Banded):
         """Whether a figure of that name may stand in the row."""
         return super().has_figure(name) or name.partition(".")[0] in _TARGETS
 
-    def measured(self, target: str) -> float | None:
+    def measured_value(self, target: str) -> float | None:
         """Find the value measured for a target, in its unit; ``None`` where there is none."""
         found: float | None = getattr(self, target, None)
         return found

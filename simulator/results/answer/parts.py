@@ -23,10 +23,10 @@ class Band(NamedTuple):
         """Whether the ends differ, so that the band shows."""
         return self.low < self.high
 
-    def mapped(self, change: Callable[[float], float]) -> Band:
+    def map_ends(self, change: Callable[[float], float]) -> Band:
         """The band in another unit, or upside down; an end that there is none of stays one.
 
-        >>> Band(20.0, 50.0).mapped(lambda tokens_per_s: 1000 / tokens_per_s)
+        >>> Band(20.0, 50.0).map_ends(lambda tokens_per_s: 1000 / tokens_per_s)
         Band(low=20.0, high=50.0)
         """
         ends = [

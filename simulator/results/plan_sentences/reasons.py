@@ -60,7 +60,7 @@ def _tell_targets(answer: Answer, best: RecommendedRow) -> Iterator[str]:
             f"{'asked' if is_floor(name) else 'limit'} {value_text(name, limit)}"
         )
         for name, limit in sorted(answer.targets.items(), key=lambda it: it[0] != best.worst_target)
-        if (value := best.measured(name)) is not None
+        if (value := best.measured_value(name)) is not None
     ]
     if kept:
         first = "What binds is" if best.worst_ratio >= _BINDS else "Closest to its limit is"
