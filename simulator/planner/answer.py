@@ -88,9 +88,7 @@ def _recommend(
     """The parts that an answer with a recommendation has."""
     room = parts.pop("headroom") if "headroom" in parts else headroom_of(result, first)
     sure = parts.get("confidence")
-    ends = (
-        name_band("headroom", room, (sure["headroom_low"], sure["headroom_high"])) if sure else {}
-    )
+    ends = name_band("headroom", room, (sure.headroom_low, sure.headroom_high)) if sure else {}
     return {
         "recommended": {**rows[first.candidate].model_dump(), "headroom": room, **ends},
         "sizes": parts["sizes"] if "sizes" in parts else find_sizes(result, first),

@@ -17,6 +17,7 @@ from simulator.planner.samples import (
     interpolate_gpus,
 )
 from simulator.planner.uncertainty.confidence import _compare_samples, _list_other_calibrations
+from simulator.results.answer.certainty import Source
 from tests.laws.tiny_question import MANY, candidate, demand, error, trials
 
 
@@ -95,10 +96,10 @@ def test_calibrations_are_told_of_all_that_meets_the_targets_with_another_than_t
     demands = {first: own, same: own, other: theirs, missed: nobodys}
     asked = SimpleNamespace(evaluations=evaluations, space=trials().space)
     assert _list_other_calibrations(asked, own, SimpleNamespace(demands=demands)) == [
-        {
-            "name": "time per token of llama-3.1-8b on h100-sxm",
-            "low": 0.9,
-            "high": 1.2,
-            "text": "Measured over predicted, 80 % of cases: of another",
-        }
+        Source(
+            name="time per token of llama-3.1-8b on h100-sxm",
+            low=0.9,
+            high=1.2,
+            text="Measured over predicted, 80 % of cases: of another",
+        )
     ]

@@ -110,21 +110,21 @@ def test_a_row_compares_both_kinds_only_where_both_are_found(costs, ratio):
     base = Priced(evaluation(), 3.0)
     met = [Priced(evaluation(model), cost) for model, cost in costs.items()]
     row = sensitivity().describe("traffic", "twice the traffic", met, base, "")
-    assert row["cost_moe_over_dense"] == ratio
-    assert row["cost_ratio"] == (1.0 if met else None)
+    assert row.cost_moe_over_dense == ratio
+    assert row.cost_ratio == (1.0 if met else None)
     for name, model in (("best_moe", MOE), ("best_dense", DENSE)):
-        assert (row[name] is not None) == (model in costs)
+        assert (getattr(row, name) is not None) == (model in costs)
 
 
 @pytest.mark.parametrize(("cost", "has_band"), [(3.0, True), (0.0, False)])
 def test_machines_that_cost_nothing_have_no_band_of_their_cost(cost, has_band):
     one = Priced(evaluation(), cost)
     row = sensitivity().describe("price", "GPUs 30 % cheaper", [one], one, "")
-    assert ("cost_per_hour_low" in row) == has_band
+    assert ("cost_per_hour_low" in row.model_dump()) == has_band
 
 
 def test_in_brief_a_deployment_is_its_model_gpus_and_cost():
     assert sensitivity()._summarise(None) is None
     assert sensitivity()._summarise(Priced(evaluation(size=None), math.inf)) is None
     brief = sensitivity()._summarise(Priced(evaluation(DENSE), 3.0))
-    assert (brief["model"], brief["gpus"], brief["cost_per_hour"]) == ("llama-3.1-8b", 8, 3.0)
+    assert (brief.model, brief.gpus, brief.cost_per_hour) == ("llama-3.1-8b", 8, 3.0)

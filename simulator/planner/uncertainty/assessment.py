@@ -48,7 +48,6 @@ from simulator.planner.uncertainty.confidence import (
     try_fixed_size,
 )
 from simulator.planner.uncertainty.sensitivity import Explored, Sensitivity, list_changes
-from simulator.results.answer import SensitivityRow
 
 _SPARE = tuple(Change(spare=lost) for lost in (Spare(), *LOST))
 """Changes of nothing but what may be lost."""
@@ -160,10 +159,7 @@ def assess(
     add_probabilities(bands, met, costs)
     explored = {one: assessed[one].explored for one in changes}
     stretch = describe_stretch(trials, first.candidate)
-    rows = [
-        SensitivityRow.model_validate(row)
-        for row in Sensitivity(result, explored, costs, stretch).list_rows()
-    ]
+    rows = Sensitivity(result, explored, costs, stretch).list_rows()
     return {
         "sensitivity": rows,
         "losses": at_first.losses,

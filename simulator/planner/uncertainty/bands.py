@@ -97,9 +97,9 @@ class RowBands:
         self._result, self._first, self._costs, self._estimates = result, first, costs, estimates
         self._figures = band_figures(costs.demands[first], tried)
         self._scatters = {
-            name: scatter / self._figures[name]["value"]
+            name: scatter / self._figures[name].value
             for name, scatter in tried.scatters.items()
-            if self._figures[name]["value"] > 0
+            if self._figures[name].value > 0
         }
         """Scatter between samples of the first choice's figures, as shares of them."""
 
@@ -136,8 +136,8 @@ class RowBands:
         """
         bands: dict[str, Any] = {}
         for name, one in self._figures.items():
-            if row.get(name) is not None and one["value"] > 0:
-                ends = (row[name] * (one[end] / one["value"]) for end in ("low", "high"))
+            if row.get(name) is not None and one.value > 0 and one.band is not None:
+                ends = (row[name] * (end / one.value) for end in one.band)
                 bands |= name_band(name, row[name], ends)
         return bands
 

@@ -33,6 +33,7 @@ from simulator.planner.samples import (
 from simulator.planner.screen import Candidate
 from simulator.planner.search import SearchResult
 from simulator.planner.trial import BACKLOG, Outcome
+from simulator.results.answer.certainty import Confidence, FigureBand, Source
 from simulator.workload.requests import longest_tokens
 
 _SCORES = (-2.3, -Z_80, Z_80, 2.3)
@@ -45,26 +46,18 @@ RESAMPLED: tuple[Change, ...] = tuple(Change(resample=number) for number in RESA
 """Changes of nothing but the sample of requests and of the experts' choices."""
 _LEAST_RATIO = 1e-9
 """Measured over limit at the least, so that it has a logarithm."""
-_METHOD: tuple[dict[str, Any], ...] = (
-    {
-        "name": "errors in common",
-        "low": None,
-        "high": None,
-        "text": (
-            "Deployments that run the same kernels of one engine on one family of GPUs share half "
-            "of the variance of each part of a step; the rest is each one's own"
-        ),
-    },
-    {
-        "name": "closed form",
-        "low": None,
-        "high": None,
-        "text": (
-            "Only the first choices are simulated with the calibration off and with other "
-            "samples; bands of all others are estimated from the average load, "
-            "without other choices of experts"
-        ),
-    },
+_METHOD = (
+    Source(
+        name="errors in common",
+        text="Deployments that run the same kernels of one engine on one family of GPUs share half "
+        "of the variance of each part of a step; the rest is each one's own",
+    ),
+    Source(
+        name="closed form",
+        text="Only the first choices are simulated with the calibration off and with other "
+        "samples; bands of all others are estimated from the average load, "
+        "without other choices of experts",
+    ),
 )
 """Sentences on how bands are made."""
 
@@ -191,7 +184,7 @@ def find_second_choice(met: list[Evaluation]) -> Evaluation | None:
 
 def summarise_confidence(
     result: SearchResult, choices: Choices, tried: FixedSize, costs: CostSamples
-) -> dict[str, Any]:
+) -> Confidence:
     """Bands of the recommended deployment's figures, and probabilities that the choice is right.
 
     ``beats_second`` counts samples in which the first costs no more than the second (a deployment
@@ -208,27 +201,24 @@ def summarise_confidence(
     plan, longest = opened.plan(first.cluster_size), longest_tokens(opened.traffic.trace)
     starts = compute_start_probability(plan, longest)
     low, high = find_band(mine)
-    answer: dict[str, Any] = {
-        "cost_low": low,
-        "cost_high": high,
-        "fails": float(np.isinf(mine).mean()),
-        "starts": starts,
-        "meets_targets": starts * _compute_meet_probability(demand, tried, costs.errors),
-        "headroom_low": min(tried.headroom),
-        "headroom_high": max(tried.headroom),
-        "beats_second": None,
-        "cheaper_than_second": None,
-        "second": None,
-        "moe_beats_dense": None,
-        "figures": band_figures(demand, tried),
-        "sources": [
+    answer = Confidence(
+        cost_low=low,
+        cost_high=high,
+        fails=float(np.isinf(mine).mean()),
+        starts=starts,
+        meets_targets=starts * _compute_meet_probability(demand, tried, costs.errors),
+        headroom_low=min(tried.headroom),
+        headroom_high=max(tried.headroom),
+        figures=band_figures(demand, tried),
+        sources=(
             *_list_sources(result, demand),
             *_list_other_calibrations(result, demand, costs),
             *_METHOD,
-        ],
-    }
+        ),
+    )
+    compared: dict[str, Any] = {}
     if choices.second is not None and (theirs := costs.draw_costs(choices.second)) is not None:
-        answer |= {
+        compared |= {
             "beats_second": count_share(mine <= theirs, mine, theirs),
             "cheaper_than_second": count_share(mine < theirs, mine, theirs),
             "second": text_of(result, choices.second),
@@ -238,13 +228,13 @@ def summarise_confidence(
     )
     if moe is not None and dense is not None:
         low, high = find_ratio_band(moe, dense)
-        answer |= {
+        compared |= {
             "moe_beats_dense": count_share(moe < dense, moe, dense),
             "moe_costs_no_more_than_dense": count_share(moe <= dense, moe, dense),
             "cost_moe_over_dense_low": low,
             "cost_moe_over_dense_high": high,
         }
-    return answer
+    return answer.model_copy(update=compared)
 
 
 def _compute_meet_probability(demand: GpuDemand, tried: FixedSize, errors: ErrorSamples) -> float:
@@ -265,7 +255,7 @@ def _compute_meet_probability(demand: GpuDemand, tried: FixedSize, errors: Error
     return float(kept.mean())
 
 
-def band_figures(demand: GpuDemand, tried: FixedSize) -> dict[str, dict[str, float]]:
+def band_figures(demand: GpuDemand, tried: FixedSize) -> dict[str, FigureBand]:
     """80 % bands of what the recommended size does: the calibration's, widened by how other samples
     scatter.
     """
@@ -276,11 +266,11 @@ def band_figures(demand: GpuDemand, tried: FixedSize) -> dict[str, dict[str, flo
         if name.startswith("ttft"):
             ends += [value * edge for edge in demand.error.bands.first_token]
         low, high = widen_band(value, (min(ends), max(ends)), scatters[name])
-        bands[name] = {"value": value, "low": low, "high": high}
+        bands[name] = FigureBand(value=value, low=low, high=high)
     return bands
 
 
-def _list_sources(result: SearchResult, demand: GpuDemand) -> list[dict[str, Any]]:
+def _list_sources(result: SearchResult, demand: GpuDemand) -> list[Source]:
     noise, bands = (1.0, *demand.noise), demand.error.bands
     samples = f"{len(RESAMPLES)} other samples of requests and of experts' choices"
     if not result.traffic.trace.provenance.startswith("generated"):
@@ -304,14 +294,14 @@ def _list_sources(result: SearchResult, demand: GpuDemand) -> list[dict[str, Any
         ),
     }
     return [
-        {"name": name, "low": low, "high": high, "text": text}
+        Source(name=name, low=low, high=high, text=text)
         for name, ((low, high), text) in texts.items()
     ]
 
 
 def _list_other_calibrations(
     result: SearchResult, first: GpuDemand, costs: CostSamples
-) -> list[dict[str, Any]]:
+) -> list[Source]:
     """Calibrations of the deployments that have another than the first choice."""
     named: dict[tuple[tuple[float, float], str], dict[str, None]] = {}
     for evaluation in result.evaluations:
@@ -324,11 +314,11 @@ def _list_other_calibrations(
             text = f"{result.space.models[shape.model].name} on {machines}"
             named.setdefault((bands.token, bands.source), {}).setdefault(text)
     return [
-        {
-            "name": f"time per token of {', '.join(texts)}",
-            "low": low,
-            "high": high,
-            "text": f"Measured over predicted, 80 % of cases: {source}",
-        }
+        Source(
+            name=f"time per token of {', '.join(texts)}",
+            low=low,
+            high=high,
+            text=f"Measured over predicted, 80 % of cases: {source}",
+        )
         for ((low, high), source), texts in named.items()
     ]

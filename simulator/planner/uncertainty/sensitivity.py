@@ -26,6 +26,7 @@ from simulator.planner.samples import (
 )
 from simulator.planner.screen import Candidate
 from simulator.planner.search import SearchResult
+from simulator.results.answer.certainty import Brief, SensitivityRow
 
 _PRICE_CUT = 1 - 0.7
 """Share by which the price of a GPU-hour is lower."""
@@ -113,7 +114,7 @@ class Sensitivity:
         """Args: explored: under all of :func:`list_changes`. stretch: which requests that is of."""
         self._result, self._explored, self._costs, self._stretch = result, explored, costs, stretch
 
-    def list_rows(self) -> list[dict[str, Any]]:
+    def list_rows(self) -> list[SensitivityRow]:
         """All rows; none where nothing meets the targets as asked."""
         base = _find_cheapest(self._price_under(AS_ASKED))
         if base is None:
@@ -138,7 +139,7 @@ class Sensitivity:
     def _price(self, evaluation: Evaluation) -> float:
         return price_evaluation(self._result.space, evaluation)
 
-    def _cut_prices(self, name: str, text: str, cheaper: Collection[int]) -> dict[str, Any]:
+    def _cut_prices(self, name: str, text: str, cheaper: Collection[int]) -> SensitivityRow:
         """Other prices of machines, not of electricity: everything that was found is compared
         again.
         """
@@ -157,7 +158,7 @@ class Sensitivity:
 
     def describe(
         self, name: str, text: str, priced: Sequence[Priced], base: Priced, note: str
-    ) -> dict[str, Any]:
+    ) -> SensitivityRow:
         """The row of one change.
 
         Args:
@@ -185,7 +186,8 @@ class Sensitivity:
             row |= name_band("cost_per_hour", best.cost, find_band(mine))
         row |= name_band("cost_ratio", row["cost_ratio"], find_ratio_band(mine, theirs))
         band = find_ratio_band(self._draw_costs(moe), self._draw_costs(dense))
-        return row | name_band("cost_moe_over_dense", row["cost_moe_over_dense"], band)
+        row |= name_band("cost_moe_over_dense", row["cost_moe_over_dense"], band)
+        return SensitivityRow.model_validate(row)
 
     def _find_best(self, priced: Sequence[Priced], kind: str) -> Priced | None:
         space = self._result.space
@@ -201,15 +203,15 @@ class Sensitivity:
         full = self._price(one.evaluation)
         return drawn * (one.cost / full if full > 0 else 1.0)
 
-    def _summarise(self, priced: Priced | None) -> dict[str, Any] | None:
+    def _summarise(self, priced: Priced | None) -> Brief | None:
         if priced is None or priced.evaluation.cluster_size is None:
             return None
-        return {
-            "model": self._result.space.models[priced.evaluation.candidate.shape.model].name,
-            "deployment": text_of(self._result, priced.evaluation),
-            "gpus": priced.evaluation.cluster_size.size,
-            "cost_per_hour": priced.cost,
-        }
+        return Brief(
+            model=self._result.space.models[priced.evaluation.candidate.shape.model].name,
+            deployment=text_of(self._result, priced.evaluation),
+            gpus=priced.evaluation.cluster_size.size,
+            cost_per_hour=priced.cost,
+        )
 
     def _note(self, one: WhatIf) -> str:
         """Restrictions of a row, in sentences."""
