@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import itertools
 import statistics
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from simulator.report import style
 from simulator.report.execution_numbers import kinds, row, spread_s, tidy
+from simulator.report.texts import count
 from simulator.results.executed import KINDS, Executed
 from simulator.results.formats import TIMES, number, parameters, seconds
 
@@ -42,20 +43,18 @@ def verdict(executed: Executed) -> Verdict:
     moes, dense, pruned = _roles(executed)
     machine = str(executed.run.get("machine") or "machine not recorded")
     first, *others = kinds(executed) or ["prompt"]
-    if moes and dense:
-        said, reasons = _against_dense(executed, moes, dense, first, others)
-    else:
-        said, reasons = (
-            _ranking(executed, first),
-            [f"{KINDS[kind].capitalize()}: {_ranking(executed, kind)}." for kind in others],
-        )
-    reasons += [
-        *_pruned(executed, dense, pruned),
-        *_prediction(executed),
-        *_reference(executed),
-        *_faults(executed),
+    said, *reasons = _against_dense(executed, moes, dense) or [
+        _ranking(executed, first),
+        *(f"{KINDS[kind].capitalize()}: {_ranking(executed, kind)}." for kind in others),
     ]
-    return Verdict(f"On this machine ({machine}) {said}.", [*reasons, *_noise(executed)])
+    reasons += [
+        *_against_whole(executed, dense, pruned),
+        *_prediction(executed),
+        _reference(executed),
+        *_faults(executed),
+        *_noise(executed),
+    ]
+    return Verdict(f"On this machine ({machine}) {said}.", reasons)
 
 
 def _roles(executed: Executed) -> tuple[list[str], list[str], list[str]]:
@@ -66,57 +65,47 @@ def _roles(executed: Executed) -> tuple[list[str], list[str], list[str]]:
     return moes, [name for name in facts if name not in moes and name not in pruned], pruned
 
 
-def _against_dense(
-    executed: Executed, moes: list[str], dense: list[str], first: str, others: list[str]
-) -> tuple[str, list[str]]:
-    """The first mixture of experts against every dense model in the headline, and what is left in
-    sentences.
+def _against_dense(executed: Executed, moes: list[str], dense: list[str]) -> list[str]:
+    """The first mixture of experts against every dense model, and what is left in sentences; none
+    where there are no two to compare.
     """
-    subject = {name: "the MoE" if len(moes) == 1 else name for name in moes}
-    if len({style.facts(executed, name).get("num_gpus") for name in (*moes, *dense)}) > 1:
-        subject = {
-            name: f"{words} (on {_ranks(executed, name)})" for name, words in subject.items()
-        }
+    ranks = {style.facts(executed, name).get("num_gpus") for name in (*moes, *dense)}
+    on = {name: f" (on {_ranks(executed, name)})" if len(ranks) > 1 else "" for name in moes}
     sentences = [
-        f"{subject[moe]} {_VERBS[kind]} {compared}"
-        for kind in (first, *others)
+        f"{'the MoE' if len(moes) == 1 else moe}{on[moe]} {_VERBS[kind]} {compared}"
+        for kind in kinds(executed)
         for moe in moes
         if (compared := _compared(executed, moe, dense, kind))
     ]
-    if not sentences:
-        return _ranking(executed, first), []
     said = [f"{text[0].upper()}{text[1:]}." for text in sentences[1:]]
-    return sentences[0], [*said, *_predicted_ratios(executed, moes[0], dense, (first, *others))]
+    return [*sentences[:1], *said, *(_predicted_ratios(executed, moes, dense) if sentences else [])]
 
 
 def _compared(executed: Executed, moe: str, dense: list[str], kind: str) -> str:
     """How fast a mixture of experts is beside each dense model; empty where they ran no such
     steps.
     """
-    words = _descriptions(
-        executed, moe, [name for name in dense if row(executed, name, kind) is not None]
-    )
     if row(executed, moe, kind) is None:
         return ""
+    ran = [name for name in dense if row(executed, name, kind) is not None]
     return _listed(
         [
             _as_fast(_ratio(executed, moe, name, kind)[0], described)
-            for name, described in words.items()
+            for name, described in _descriptions(executed, moe, ran).items()
         ]
     )
 
 
-def _predicted_ratios(
-    executed: Executed, moe: str, dense: list[str], every: tuple[str, ...]
-) -> list[str]:
-    """The same ratios as they were predicted, in the same order."""
+def _predicted_ratios(executed: Executed, moes: list[str], dense: list[str]) -> Iterator[str]:
+    """The ratios of the first mixture of experts as they were predicted, in the same order."""
     said = []
-    for kind in every:
-        ratios = [_ratio(executed, moe, name, kind)[1] for name in dense]
+    for kind in kinds(executed):
+        ratios = [_ratio(executed, moes[0], name, kind)[1] for name in dense]
         if numbers := [f"{number(ratio)}{TIMES}" for ratio in ratios if np.isfinite(ratio)]:
             said.append(f"{' and '.join(numbers)} for {KINDS[kind]}")
-    of = f" of {moe}" if len(_roles(executed)[0]) > 1 else ""
-    return [f"The prediction of these ratios{of} was {', and '.join(said)}."] if said else []
+    of = f" of {moes[0]}" if len(moes) > 1 else ""
+    if said:
+        yield f"The prediction of these ratios{of} was {', and '.join(said)}."
 
 
 def _descriptions(executed: Executed, moe: str, dense: list[str]) -> dict[str, str]:
@@ -211,17 +200,13 @@ def _ranking(executed: Executed, kind: str) -> str:
     )
 
 
-def _pruned(executed: Executed, dense: list[str], pruned: list[str]) -> list[str]:
-    """Each pruned model against the one it was pruned from, or else what it computed."""
+def _against_whole(executed: Executed, dense: list[str], pruned: list[str]) -> Iterator[str]:
+    """Each pruned model against the one it was pruned from."""
+    model = {name: style.facts(executed, name).get("model") for name in (*dense, *pruned)}
     sentences = []
     for name in pruned:
-        model = style.facts(executed, name).get("model")
-        whole = next(
-            (other for other in dense if style.facts(executed, other).get("model") == model), None
-        )
-        if whole is None:
-            continue
-        ratios = {kind: _ratio(executed, name, whole, kind)[0] for kind in kinds(executed)}
+        whole = next((other for other in dense if model[other] == model[name]), None)
+        ratios = {kind: _ratio(executed, name, whole or "", kind)[0] for kind in kinds(executed)}
         said = [
             f"{KINDS[kind]} {number(ratio)}{TIMES}"
             for kind, ratio in ratios.items()
@@ -229,51 +214,38 @@ def _pruned(executed: Executed, dense: list[str], pruned: list[str]) -> list[str
         ]
         if said:
             sentences.append(f"{name}: {' and '.join(said)}")
-    return (
-        [
-            (
-                "Pruned models against the speed of the one that they were pruned "
-                f"from: {'; '.join(sentences)}."
-            )
-        ]
-        if sentences
-        else []
-    )
+    if sentences:
+        yield (
+            "Pruned models against the speed of the one that they were pruned "
+            f"from: {'; '.join(sentences)}."
+        )
 
 
-def _prediction(executed: Executed) -> list[str]:
+def _prediction(executed: Executed) -> Iterator[str]:
     """How far the prediction was, and whether it puts deployments in the right order."""
-    errors = {
-        (str(r["deployment"]), str(r["kind"])): float(r["error"])
-        for r in executed.summary.to_dict("records")
-    }
-    errors = {key: error for key, error in errors.items() if np.isfinite(error)}
-    if not errors:
-        return []
-    (name, kind), worst = max(errors.items(), key=lambda item: abs(item[1]))
+    rows = executed.summary.astype({"error": float})
+    rows = rows[np.isfinite(rows["error"])].reset_index(drop=True)
+    if rows.empty:
+        return
+    errors = rows["error"].abs()
+    name, kind, error = rows.loc[errors.idxmax(), ["deployment", "kind", "error"]]
+    worst = _off(error)
     if len(errors) == 1:
-        return [f"The predicted duration of a step is {_off(worst)}."]
-    middle = statistics.median(abs(error) for error in errors.values())
-    of = (
-        f"{len(executed.deployments)} deployments"
-        if len(executed.deployments) > 1
-        else "one deployment"
-    )
-    kinds_text = (
-        f"{len(kinds(executed))} kinds of step" if len(kinds(executed)) > 1 else "one kind of step"
-    )
-    sentence = (
-        f"The predicted duration of a step is off by {100 * middle:.0f} % (median of the absolute "
-        f"errors over {of} and {kinds_text}); furthest for {KINDS[kind]} of {name}, "
-        f"which is {_off(worst)}."
-    )
+        yield f"The predicted duration of a step is {worst}."
+        return
+    several, num_kinds = len(executed.deployments), len(kinds(executed))
+    of = f"{several} deployments" if several > 1 else "one deployment"
+    of_kinds = f"{num_kinds} kinds of step" if num_kinds > 1 else "one kind of step"
     right, total = _order(executed)
-    pairs = "pair" if total == 1 else "pairs"
     order = (
-        f" Of {total} {pairs} whose measured speeds differ by more than {_EQUAL:.0%}, "
-        f"it puts {right} in the right order."
+        f" Of {count(total, 'pair')} whose measured speeds differ by more than "
+        f"{100 * _EQUAL:.0f} %, it puts {right} in the right order."
     )
-    return [sentence + (order.replace("%", " %", 1) if total else "")]
+    yield (
+        f"The predicted duration of a step is off by {100 * errors.median():.0f} % (median "
+        f"of the absolute errors over {of} and {of_kinds}); furthest for {KINDS[kind]} of {name}, "
+        f"which is {worst}.{order if total else ''}"
+    )
 
 
 def _order(executed: Executed) -> tuple[int, int]:
@@ -301,58 +273,49 @@ def _off(error: float) -> str:
     return f"{100 * abs(error):.0f} % too {'long' if error > 0 else 'short'}"
 
 
-def _reference(executed: Executed) -> list[str]:
+def _reference(executed: Executed) -> str:
     """Whether the distributed runs compute what one process does."""
-    found: list[Any] = executed.summary["largest_difference"].to_list()
-    known = [float(value) for value in found if value is not None and np.isfinite(float(value))]
-    if not known:
-        return [
-            (
-                "The distributed runs were not compared with a one-process reference (they need a "
-                "step of warm-up for that)."
-            )
-        ]
-    worst = max(known)
-    part = "" if len(known) == len(found) else f" ({len(known)} of {len(found)} were compared)"
-    if worst < _EXACT:
-        return [
-            (
-                "The distributed runs equal the one-process reference: "
-                f"no hidden value differs by more than {worst:.1e}{part}."
-            )
-        ]
-    return [
-        (
-            "The distributed runs do not equal the one-process reference: "
-            f"hidden values differ by up to {worst:.1e}{part}."
+    found = executed.summary["largest_difference"].astype(float)
+    known = found[np.isfinite(found)]
+    if known.empty:
+        return (
+            "The distributed runs were not compared with a one-process reference (they need a "
+            "step of warm-up for that)."
         )
-    ]
+    part = "" if len(known) == len(found) else f" ({len(known)} of {len(found)} were compared)"
+    if known.max() < _EXACT:
+        return (
+            "The distributed runs equal the one-process reference: "
+            f"no hidden value differs by more than {known.max():.1e}{part}."
+        )
+    return (
+        "The distributed runs do not equal the one-process reference: "
+        f"hidden values differ by up to {known.max():.1e}{part}."
+    )
 
 
-def _faults(executed: Executed) -> list[str]:
-    count = len(executed.faults)
-    if not count:
-        return []
-    slowest = seconds(float(executed.faults["recovery_s"].max()))
-    shards = "Shards were lost once" if count == 1 else f"Shards were lost {count} times"
-    return [f"{shards}; every step was finished, after at most {slowest} of recovery."]
+def _faults(executed: Executed) -> Iterator[str]:
+    if num_faults := len(executed.faults):
+        slowest = seconds(float(executed.faults["recovery_s"].max()))
+        often = "once" if num_faults == 1 else f"{num_faults} times"
+        yield (
+            f"Shards were lost {often}; every step was finished, after at most {slowest} of "
+            "recovery."
+        )
 
 
-def _noise(executed: Executed) -> list[str]:
+def _noise(executed: Executed) -> Iterator[str]:
     """How much the steps of one kind vary, where that limits what the numbers can tell."""
-    factors = {}
-    for name in executed.deployments:
-        for kind in kinds(executed):
-            low_s, high_s = spread_s(executed, name, kind)
-            if low_s > 0:
-                factors[name, kind] = high_s / low_s
-    if not factors or max(factors.values()) < _SPREAD:
-        return []
-    (name, kind), worst = max(factors.items(), key=lambda item: item[1])
-    middle = statistics.median(factors.values())
-    return [
-        (
+    spreads = {
+        (name, kind): spread_s(executed, name, kind)
+        for name in executed.deployments
+        for kind in kinds(executed)
+    }
+    factors = {key: high_s / low_s for key, (low_s, high_s) in spreads.items() if low_s > 0}
+    if factors and max(factors.values()) >= _SPREAD:
+        (name, kind), worst = max(factors.items(), key=lambda item: item[1])
+        middle = statistics.median(factors.values())
+        yield (
             f"Steps vary: the 90th percentile is {number(middle)}{TIMES} the 10th in the median, "
             f"and {number(worst)}{TIMES} for {KINDS[kind]} of {name}; small differences say little."
         )
-    ]

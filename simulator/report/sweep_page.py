@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -18,6 +19,7 @@ from simulator.report.deployment_tables import (
     split_at_rumours,
 )
 from simulator.report.figure_cards import FigureCards, pair_up
+from simulator.report.marks import log_axis, whiskers
 from simulator.report.rendering import render_page
 from simulator.results.formats import (
     KEY_METRICS,
@@ -103,24 +105,16 @@ def _figure(sweep: Sweep, name: str) -> go.Figure | None:
             if not points:
                 continue
             x, *columns = (list(column) for column in zip(*points, strict=True))
-            mean, low, high = ([value / scale for value in column] for column in columns)
-            behind = f", {setting_text(other)}" if other else ""
+            mean, low, high = (np.divide(column, scale) for column in columns)
+            said = label[deployment] + (f", {setting_text(other)}" if other else "")
             drawn.add_scatter(
                 x=x if is_number else [value_text(value) for value in x],
                 y=mean,
-                error_y={
-                    "type": "data",
-                    "symmetric": False,
-                    "array": [top - m for top, m in zip(high, mean, strict=True)],
-                    "arrayminus": [m - bottom for bottom, m in zip(low, mean, strict=True)],
-                    "thickness": 1.2,
-                    "width": 3,
-                },
-                name=label[deployment] + behind,
+                error_y=whiskers(mean, low, high, thickness=1.2, width=3),
+                name=said,
                 line=line[deployment] | {"dash": style.DASHES[number % len(style.DASHES)]},
                 mode="lines+markers",
-                hovertemplate=f"%{{y:,.4~g}} {unit} at %{{x}}<extra>{label[deployment]}"
-                f"{behind}</extra>",
+                hovertemplate=f"%{{y:,.4~g}} {unit} at %{{x}}<extra>{said}</extra>",
             )
     _scale_y(drawn, sweep, name)
     if is_number and len(values) <= _MOST_TICKS:
@@ -151,12 +145,11 @@ def _is_wide(sweep: Sweep, name: str) -> bool:
 
 
 def _scale_y(drawn: go.Figure, sweep: Sweep, name: str) -> None:
-    if not _is_wide(sweep, name):
+    if _is_wide(sweep, name):
+        values = sweep.table[name]
+        drawn.update_yaxes(log_axis(values.min() / 1.3, values.max() * 1.3, time_ticks))
+    else:
         drawn.update_yaxes(rangemode="tozero", nticks=6)
-        return
-    low, high = float(sweep.table[name].min()) / 1.3, float(sweep.table[name].max()) * 1.3
-    edges = [math.log10(low), math.log10(high)]
-    drawn.update_yaxes(type="log", range=edges, **time_ticks(low, high))
 
 
 def _others(sweep: Sweep, along: str) -> list[dict[str, Any]]:
@@ -164,8 +157,7 @@ def _others(sweep: Sweep, along: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for setting in sweep.settings:
         other = {key: value for key, value in setting.items() if key != along}
-        if other not in found:
-            found.append(other)
+        found += [] if other in found else [other]
     return found
 
 

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 
 from simulator.report import style
+from simulator.report.marks import log_axis
 from simulator.report.model_colours import SYMBOLS, by_label, colour_of, line_of
 from simulator.report.plan_bands import between, whiskers
 from simulator.results.answer import Answer, DeploymentRow, ParetoPoint
 from simulator.results.answer.parts import Band
-from simulator.results.formats import log_ticks, number, seconds
+from simulator.results.formats import number, seconds
 from simulator.results.plan_text import (
     amount,
     count_gpus,
@@ -50,12 +51,12 @@ class Axis(NamedTuple):
         return found if self.change is None or found is None else found.map_ends(self.change)
 
 
-def log_axis(values: Sequence[float], least: float = 0.0, most: float = math.inf) -> dict[str, Any]:
+def axis_of(values: Sequence[float], least: float = 0.0, most: float = math.inf) -> dict[str, Any]:
     """A logarithmic axis that holds all values from ``least`` to ``most``; what lies beyond is seen
     when the reader zooms out.
     """
     low, high = max(min(values), least) / 1.25, min(max(values), most) * 1.25
-    return {"type": "log", "range": [math.log10(low), math.log10(high)], **log_ticks(low, high)}
+    return log_axis(low, high)
 
 
 ZOOMED: dict[str, Any] = {"margin_t": 34, "meta": {"toolbar": "wide"}}

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 
 from simulator.report import style
+from simulator.report.marks import log_axis
 from simulator.report.plan_bands import whiskers
 from simulator.results.answer.parts import Band
+from simulator.results.formats import TIMES
 
 INK = "#748091"
 """Of bars that stand for no model: read on light and on dark."""
@@ -24,6 +26,11 @@ _WIDTH = 45
 """Letters of a label's line that fit a phone."""
 _LINE, _BAR, _GAP = 16, 20, 12
 """Pixels."""
+
+
+_ROUND = (1, 2, 0.5, 4, 0.25, 10, 0.1, 3, 0.7, 1.5)
+_TICKS = (*_ROUND, 0.8, 1.25, 6, 20, 50, 0.05, 0.02, 100, 0.9, 1.1)
+"""Ticks of ratios, the most wanted first."""
 
 
 class Row(NamedTuple):
@@ -101,24 +108,21 @@ def _layout(rows: Sequence[Row]) -> tuple[list[float], float]:
 
 def _add_whiskers(drawn: go.Figure, rows: Sequence[Row]) -> None:
     banded = [
-        (place, row)
+        (place, row.end, row.band)
         for place, row in zip(centres(rows), rows, strict=True)
         if row.band and row.band.is_wide
     ]
     if not banded:
         return
-    ends = [row.end for _, row in banded]
+    places, ends, bands = map(list, zip(*banded, strict=True))
     # A light edge below a dark line is seen on every bar, on light and on dark.
     for colour, thickness, size in ((_EDGE, 5.0, 9), (_LINE_INK, 1.5, 5)):
         drawn.add_scatter(
             x=ends,
-            y=[place for place, _ in banded],
+            y=places,
             mode="markers",
             marker={"color": colour, "size": size},
-            error_x={
-                **whiskers(ends, [row.band for _, row in banded], colour),
-                "thickness": thickness,
-            },
+            error_x=whiskers(ends, bands, colour) | {"thickness": thickness},
             showlegend=False,
             hoverinfo="skip",
         )
@@ -134,39 +138,17 @@ def reach(rows: Sequence[Row]) -> float:
 
 def ratio_axis(low: float, high: float) -> dict[str, Any]:
     """A logarithmic axis of ratios with ticks far enough apart for a phone."""
-    span = math.log(high / low)
+    return log_axis(low, high, _ratio_ticks)
+
+
+def _ratio_ticks(low: float, high: float) -> dict[str, list[float] | list[str]]:
     ticks: list[float] = []
-    for tick in (
-        1,
-        2,
-        0.5,
-        4,
-        0.25,
-        10,
-        0.1,
-        3,
-        0.7,
-        1.5,
-        0.8,
-        1.25,
-        6,
-        20,
-        50,
-        0.05,
-        0.02,
-        100,
-        0.9,
-        1.1,
-    ):
-        apart = all(abs(math.log(tick / other)) >= 0.13 * span for other in ticks)
+    for tick in _TICKS:
+        apart = all(abs(math.log(tick / other)) >= 0.13 * math.log(high / low) for other in ticks)
         if low <= tick <= high and apart:
             ticks.append(tick)
-    return {
-        "type": "log",
-        "range": [math.log10(low), math.log10(high)],
-        "tickvals": sorted(ticks),
-        "ticktext": [f"{tick:g}\N{MULTIPLICATION SIGN}" for tick in sorted(ticks)],
-    }
+    ticks.sort()
+    return {"tickvals": ticks, "ticktext": [f"{tick:g}{TIMES}" for tick in ticks]}
 
 
 def _label(row: Row) -> str:

@@ -6,6 +6,7 @@ import plotly.graph_objects as go
 
 from simulator.report import style
 from simulator.report.gallery import Figure
+from simulator.report.marks import DOTTED
 from simulator.report.model_colours import by_label
 from simulator.report.plan_figures import _points
 from simulator.results.answer import Answer, ParetoPoint
@@ -44,8 +45,8 @@ class CostLatency(Figure[Answer]):
             kept += _cheapest(own)
         costs = [_COST.value(point) for point in kept]
         axes = {
-            "xaxis": _points.log_axis([*(_SPEED.value(point) for point in kept), *limits]),
-            "yaxis": _points.log_axis(costs, most=min(costs) * _REACH),
+            "xaxis": _points.axis_of([*(_SPEED.value(point) for point in kept), *limits]),
+            "yaxis": _points.axis_of(costs, most=min(costs) * _REACH),
         }
         drawn = style.figure(
             "Time per output token (ms)",
@@ -56,7 +57,7 @@ class CostLatency(Figure[Answer]):
         )
         _points.add(drawn, answer, kept, _SPEED, _COST)
         for limit in limits:
-            drawn.add_vline(x=limit, line={"color": style.MUTED, "width": 1, "dash": "dot"})
+            drawn.add_vline(x=limit, line=DOTTED)
         return drawn
 
 

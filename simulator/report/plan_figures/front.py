@@ -40,8 +40,8 @@ class Front(Figure[Answer]):
             return {}
         made = [_GPU.value(point) for point in points]
         axes = {
-            "xaxis": _points.log_axis([_USER.value(point) for point in points]),
-            "yaxis": _points.log_axis(made, least=max(made) / _REACH),
+            "xaxis": _points.axis_of([_USER.value(point) for point in points]),
+            "yaxis": _points.axis_of(made, least=max(made) / _REACH),
         }
         clusters = list(dict.fromkeys(point.cluster for point in points))
         plots = {}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
-from simulator.report import style
 from simulator.report.gallery import Figure
+from simulator.report.marks import DOTTED
 from simulator.report.model_colours import colour_of
 from simulator.report.plan_bands import between
 from simulator.report.plan_figures import _rows
@@ -51,7 +51,7 @@ class Losses(Figure[Answer]):
         high = 1.05 * max(_rows.reach(bars), 1.0 if key == "worst_ratio" else 1e-9)
         drawn = _rows.plot(bars, _AXES[key], range=[0, high], nticks=6)
         if key == "worst_ratio":
-            drawn.add_vline(x=1, line={"color": style.MUTED, "width": 1, "dash": "dot"})
+            drawn.add_vline(x=1, line=DOTTED)
         return drawn
 
 

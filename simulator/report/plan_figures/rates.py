@@ -10,11 +10,12 @@ import plotly.graph_objects as go
 
 from simulator.report import style
 from simulator.report.gallery import Figure
+from simulator.report.marks import DOTTED, log_axis
 from simulator.report.plan_bands import between, whiskers
 from simulator.report.plan_figures import _rows
 from simulator.results.answer import Answer
 from simulator.results.answer.certainty import RatePoint
-from simulator.results.formats import log_ticks, number
+from simulator.results.formats import number
 from simulator.results.plan_text import amount, hover, per_hour, times
 
 
@@ -46,22 +47,11 @@ class Rates(Figure[Answer]):
             *ratios,
             *(end for found in bands if found for end in found if 0 < end < math.inf),
         ]
-        axis = {**_rows.ratio_axis(min(ends) / 1.3, max(ends) * 1.3), "fixedrange": True}
-        low, high = rates[0] / 1.2, rates[-1] * 1.2
-        across = {
-            "type": "log",
-            "range": [math.log10(low), math.log10(high)],
-            **log_ticks(low, high),
-            "fixedrange": True,
-        }
-        drawn = style.figure(
-            "Traffic (requests/s)",
-            "Cost, MoE over dense",
-            280,
-            xaxis=across,
-            yaxis=axis,
-            meta={"toolbar": False},
-        )
+        axis = _rows.ratio_axis(min(ends) / 1.3, max(ends) * 1.3)
+        across = log_axis(rates[0] / 1.2, rates[-1] * 1.2)
+        titles = "Traffic (requests/s)", "Cost, MoE over dense"
+        drawn = style.figure(*titles, 280, xaxis=across, yaxis=axis, meta={"toolbar": False})
+        drawn.update_xaxes(fixedrange=True).update_yaxes(fixedrange=True)
         drawn.add_scatter(
             x=rates,
             y=ratios,
@@ -76,7 +66,7 @@ class Rates(Figure[Answer]):
         drawn.add_hline(y=1, line={"color": style.MUTED, "width": 1})
         planned = next((row.requests_per_s for row in rows if row.rate == 1), None)
         if planned:
-            drawn.add_vline(x=planned, line={"color": style.MUTED, "width": 1, "dash": "dot"})
+            drawn.add_vline(x=planned, line=DOTTED)
         return drawn
 
 
