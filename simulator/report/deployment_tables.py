@@ -84,7 +84,7 @@ class Assumption(NamedTuple):
 
 
 def name_deployments(shown: Shown) -> dict[str, Name]:
-    """How tables name each deployment."""
+    """Names of the deployments in tables."""
     return {
         name: Name(name, swatch, bool(style.facts(shown, name).get("is_rumour")))
         for name, swatch in style.swatches(shown).items()
@@ -246,7 +246,7 @@ def list_warnings(shown: Shown) -> dict[str, list[str]]:
 
 
 def describe_making(run: Mapping[str, Any]) -> dict[str, Any]:
-    """When a run was made, how long it took, and of which versions."""
+    """Facts on when a run was made, how long it took, and of which versions."""
     took_s, versions = run.get("wall_s"), run.get("versions") or {}
     return {
         "Started": run.get("started"),

@@ -67,7 +67,7 @@ def _steps(execution: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _describe_making(run: dict[str, Any], execution: dict[str, Any]) -> dict[str, Any]:
-    """What is needed to make the execution again."""
+    """Facts that are needed to make the execution again."""
     return {
         "Command": run.get("command"),
         "Seed": run.get("seed"),

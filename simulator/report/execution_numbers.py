@@ -1,6 +1,4 @@
-"""What the page of ``moesim execute`` computes from its tables, for its sentences and its figures
-alike.
-"""
+"""Numbers of the page of ``moesim execute``, for its sentences and its figures alike."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ LOW, HIGH = 0.1, 0.9
 
 
 def tidy(executed: Executed) -> Executed:
-    """The same with names of deployments as texts, and numbers as numbers.
+    """Make names of deployments texts, and numbers numbers.
 
     A name such as ``1`` is read from a file as a number, and a table to which a deployment adds
     nothing may hold its numbers as objects.
@@ -59,8 +57,7 @@ def steps(executed: Executed, deployment: str, kind: str, source: str = "measure
 
 
 def spread_s(executed: Executed, deployment: str, kind: str) -> tuple[float, float]:
-    """Between which durations the measured steps lie, but for a tenth at either end; NaN without
-    any.
+    """10th and 90th percentile of the durations of measured steps; NaN without any.
 
     Steps in which shards were lost are left out: new shards run their first one then.
     """

@@ -86,7 +86,7 @@ def _number(row: dict[Any, Any], key: str, is_best: bool) -> Value:
 
 
 def list_faults(executed: Executed) -> list[dict[Any, Any]]:
-    """What went wrong, in order."""
+    """Faults in their order."""
     return [
         {
             **fault,

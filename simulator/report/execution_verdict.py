@@ -1,5 +1,5 @@
-"""What an execution showed, in sentences: how fast which model was, how far the prediction, and
-whether the shards were right.
+"""Sentences on an execution: speeds of the models, errors of the prediction, equality with one
+process.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ _SAME = 0.15
 _EQUAL = 0.05
 """Speeds that differ by less than this share count as equal."""
 _SPREAD = 1.2
-"""From this factor between the 10th and 90th percentile of steps on, the spread is worth a
-sentence."""
+"""Least factor between the 10th and 90th percentile of steps that is worth a sentence."""
 _EXACT = 1e-3
 """Hidden values are of order one, and fp32 sums in another order differ by less than this."""
 _VERBS = {"prompt": "computes prompts", "decode": "decodes"}
@@ -38,7 +37,7 @@ class Verdict:
 
 
 def verdict(executed: Executed) -> Verdict:
-    """What the measurement says, whichever way it came out."""
+    """Tell what the measurement says, whichever way it came out."""
     executed = tidy(executed)
     moes, dense, pruned = _roles(executed)
     machine = str(executed.run.get("machine") or "machine not recorded")
@@ -82,9 +81,7 @@ def _against_dense(executed: Executed, moes: list[str], dense: list[str]) -> lis
 
 
 def _compared(executed: Executed, moe: str, dense: list[str], kind: str) -> str:
-    """How fast a mixture of experts is beside each dense model; empty where they ran no such
-    steps.
-    """
+    """Compare a mixture of experts with each dense model; empty where they ran no such steps."""
     if row(executed, moe, kind) is None:
         return ""
     ran = [name for name in dense if row(executed, name, kind) is not None]
@@ -109,8 +106,8 @@ def _predicted_ratios(executed: Executed, moes: list[str], dense: list[str]) -> 
 
 
 def _descriptions(executed: Executed, moe: str, dense: list[str]) -> dict[str, str]:
-    """What each dense model is to a mixture of experts: its twin in all parameters, in active ones,
-    or just itself.
+    """Describe each dense model beside a mixture of experts: its twin in all parameters, in active
+    ones, or just itself.
     """
     own = style.facts(executed, moe)
     twins = {
@@ -141,9 +138,7 @@ def _ranks(executed: Executed, name: str) -> str:
 
 
 def _ratio(executed: Executed, one: str, other: str, kind: str) -> tuple[float, float]:
-    """How many times as fast one deployment is as another, measured and predicted; NaN where that
-    is undefined.
-    """
+    """Speed of one deployment over another, measured and predicted; NaN where that is undefined."""
     found = []
     for column in ("tokens_per_s", "predicted_tokens_per_s"):
         mine, its = (row(executed, name, kind) for name in (one, other))
@@ -222,7 +217,7 @@ def _against_whole(executed: Executed, dense: list[str], pruned: list[str]) -> I
 
 
 def _prediction(executed: Executed) -> Iterator[str]:
-    """How far the prediction was, and whether it puts deployments in the right order."""
+    """Tell the errors of the prediction, and whether it puts deployments in the right order."""
     rows = executed.summary.astype({"error": float})
     rows = rows[np.isfinite(rows["error"])].reset_index(drop=True)
     if rows.empty:
@@ -274,7 +269,7 @@ def _off(error: float) -> str:
 
 
 def _reference(executed: Executed) -> str:
-    """Whether the distributed runs compute what one process does."""
+    """Tell whether the distributed runs compute what one process does."""
     found = executed.summary["largest_difference"].astype(float)
     known = found[np.isfinite(found)]
     if known.empty:
@@ -305,7 +300,7 @@ def _faults(executed: Executed) -> Iterator[str]:
 
 
 def _noise(executed: Executed) -> Iterator[str]:
-    """How much the steps of one kind vary, where that limits what the numbers can tell."""
+    """Tell the spread of the steps of one kind where that limits what the numbers can tell."""
     spreads = {
         (name, kind): spread_s(executed, name, kind)
         for name in executed.deployments

@@ -54,7 +54,7 @@ class Card(NamedTuple):
     plots: list[Plot]
     legend: list[Key]
     width: Width
-    """Of each plot on a wide screen."""
+    """Width of each plot on a wide screen."""
     spans_half: bool = False
     """Whether it leaves half of its row to a neighbour."""
 

@@ -1,4 +1,4 @@
-"""What several figures draw: spreads, names above bars, and how far predictions are off."""
+"""Marks of several figures: spreads, names above bars, agreement with measurements."""
 
 from __future__ import annotations
 

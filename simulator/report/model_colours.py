@@ -1,4 +1,4 @@
-"""How models look: a colour each on the whole page, and a line and a mark for what they are (MoE,
+"""Look of models: a colour each on the whole page, and a line and a mark for what they are (MoE,
 dense, pruned).
 """
 
@@ -33,7 +33,7 @@ def colours(answer: Answer) -> dict[str, str]:
 
 
 def colour_of(answer: Answer, row: OfModel) -> str:
-    """That of a row's model; a model that the answer does not list is grey."""
+    """The colour of a row's model; a model that the answer does not list is grey."""
     return colours(answer).get(row.model, style.MUTED)
 
 

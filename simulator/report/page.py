@@ -65,7 +65,7 @@ def _describe_setting(
 
 
 def _describe_making(run: dict[str, Any], workload: dict[str, Any]) -> dict[str, Any]:
-    """What is needed to make the run again."""
+    """Facts that are needed to make the run again."""
     return {
         "Command": run.get("command"),
         "Seed": run.get("seed"),

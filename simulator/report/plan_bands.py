@@ -18,7 +18,7 @@ class Cell(NamedTuple):
     text: str
     hint: str = ""
     band: str = ""
-    """Its band in words; empty where it has none."""
+    """Band in words; empty where there is none."""
 
 
 def between(found: Band | None, text: Callable[[float], str]) -> str:
@@ -65,5 +65,5 @@ def whiskers(values: Sequence[float], bands: Sequence[Band | None], colour: str)
 
 
 def _end(found: Band, value: float) -> float:
-    """Where a whisker ends: one without an end runs off the plot."""
+    """The end of a whisker: one without an end runs off the plot."""
     return found.high if math.isfinite(found.high) else _BEYOND * value

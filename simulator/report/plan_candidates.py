@@ -168,7 +168,7 @@ def _tightest(row: DeploymentRow) -> Cell:
 
 
 def _chance(row: DeploymentRow) -> Cell:
-    """How probable it is that a row is the cheapest; of rows that cost the same the first is."""
+    """Probability that a row is the cheapest; of rows that cost the same the first is."""
     first, least = row.is_best_probability, row.none_cheaper_probability
     if first is None:
         return Cell(UNDEFINED)

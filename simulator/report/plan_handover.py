@@ -30,18 +30,18 @@ class Alike(NamedTuple):
 
 
 class Servers(NamedTuple):
-    """How the servers of a deployment are started."""
+    """Commands that start the servers of a deployment."""
 
     deployment: str
     notes: list[str]
-    """What flags do not express."""
+    """Notes on what flags do not express."""
     sources: list[str]
-    """Where flags were read."""
+    """Releases and pages that flags were read from."""
     commands: list[Alike]
 
 
 class HandoverView(NamedTuple):
-    """What a plan hands over."""
+    """Scenario files and serving commands of a plan."""
 
     scenarios: Sequence[ScenarioFile]
     servers: list[Servers]

@@ -61,7 +61,7 @@ _BANDED = {
 
 
 class _Stated(NamedTuple):
-    """What the numbers rest on, as tables of deployments read it."""
+    """Facts that the numbers rest on, as tables of deployments read them."""
 
     run: dict[str, Any]
     deployments: list[str]
@@ -110,14 +110,14 @@ def render(answer: Answer, run: dict[str, Any]) -> str:
 
 
 def _explain(candidates: CandidatesTable | None) -> str:
-    """What the table of candidates shows, and what its ranges are where it has some."""
+    """Lead of the table of candidates, with what its ranges are where it has some."""
     if candidates is None or not candidates.is_banded:
         return _CANDIDATES
     return _CANDIDATES + _RANGES + (_ESTIMATED if candidates.has_estimates else "")
 
 
 def _lead(answer: Answer, title: str) -> str:
-    """What a section's whiskers, shades and question marks mean; empty where it has none."""
+    """Meaning of a section's whiskers, shades and question marks; empty where it has none."""
     parts, said = _BANDED[title]
     return said if any(has_bands(getattr(answer, part)) for part in parts) else ""
 
@@ -158,8 +158,8 @@ def _stated(answer: Answer) -> _Stated:
 
 
 def _describe_making(answer: Answer, run: dict[str, Any]) -> dict[str, Any]:
-    """What is needed to make the plan again: the time that it took is left to ``run.json``, so
-    that two plans of one seed give the same page.
+    """Facts that are needed to make the plan again: the time that it took is left to ``run.json``,
+    so that two plans of one seed give the same page.
     """
     made = describe_making(run)
     del made["Started"], made["Took"]

@@ -42,7 +42,7 @@ def list_not_tried(answer: Answer) -> dict[str, str]:
 
 
 def list_reasons(answer: Answer) -> Listed | None:
-    """Why candidates were ruled out, how many, and one of them; None where none was."""
+    """Candidates that were ruled out by reason, with one of them; None where none was."""
     found = sorted((row for row in answer.ruled_out if row.count), key=lambda row: -row.count)
     if not found:
         return None
@@ -52,9 +52,7 @@ def list_reasons(answer: Answer) -> Listed | None:
 
 
 def list_sensitivity(answer: Answer) -> Listed | None:
-    """Under each change the best deployment, and what to know about it; None where none was
-    tried.
-    """
+    """The best deployment under each change, with what to know; None where none was tried."""
     if not answer.sensitivity:
         return None
     columns = {

@@ -96,7 +96,7 @@ def _amount(value: float, unit: str) -> str:
 
 
 def group_fits(fits: pd.DataFrame) -> dict[str, list[dict[Any, Any]]]:
-    """What calibrations say of their own errors, by calibration and table."""
+    """Errors that calibrations state of themselves, by calibration and table."""
     if fits.empty:
         return {}
     return {

@@ -10,7 +10,7 @@ WHICH = (
     "Headings say which step of the run it is, or that it is representative: as many tokens as a "
     "step of the run, spread evenly over the ranks."
 )
-"""What figures of single steps say of their headings."""
+"""Caption of the headings of figures of single steps."""
 
 
 def heading(results: Results, name: str, phase: str) -> str:

@@ -96,6 +96,6 @@ def add_imbalance(
 
 
 def _excess(skew: float) -> str:
-    """How far a layer is from what chance gives."""
+    """Distance of a layer from what chance gives, in words."""
     side = "above" if skew >= 0 else "below"
     return f"{abs(skew):.2f} {side} uniform routing"

@@ -18,8 +18,8 @@ MAX_BARS = 400
 
 
 def cut_to_layers(spans: pd.DataFrame, max_bars: int = MAX_BARS) -> tuple[pd.DataFrame, str]:
-    """As many of the first layers as fit in ``max_bars``, of at most ``MAX_RANKS`` ranks; and the
-    words for what that is.
+    """Cut spans to the first layers that fit in ``max_bars``, on at most ``MAX_RANKS`` ranks, and
+    say so in words.
     """
     ranks = np.sort(spans["rank"].unique())
     on_ranks = spans[spans["rank"].isin(ranks[:MAX_RANKS])]

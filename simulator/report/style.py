@@ -49,7 +49,7 @@ AMOUNT_COLOURS = "Cividis"
 
 
 class Shown(Protocol):
-    """What any results folder says about its deployments, simulated or executed."""
+    """Results of any kind, simulated or executed, that name their deployments."""
 
     @property
     def run(self) -> dict[str, Any]:
@@ -63,7 +63,7 @@ class Shown(Protocol):
 
 
 def facts(results: Shown, name: str) -> dict[str, Any]:
-    """What ``run.json`` says about a deployment; empty where it says nothing."""
+    """Facts of ``run.json`` about a deployment; empty where it has none."""
     return dict(results.run.get("deployments", {}).get(name) or {})
 
 
@@ -93,7 +93,7 @@ def colours(results: Shown) -> dict[str, str]:
 
 
 def _rounds(results: Shown) -> dict[str, int]:
-    """How many times the colours had run out before each deployment."""
+    """Number of times that the colours had run out before each deployment."""
     return {name: i // len(DEPLOYMENT_COLOURS) for i, name in enumerate(results.deployments)}
 
 

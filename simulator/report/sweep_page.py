@@ -123,7 +123,7 @@ def _figure(sweep: Sweep, name: str) -> go.Figure | None:
 
 
 def _axis(sweep: Sweep, name: str) -> tuple[float, str]:
-    """What a metric's values are divided by on an axis, and the unit that they have then."""
+    """Divisor of a metric's values on an axis, and their unit then."""
     described = METRICS[name]
     if _is_wide(sweep, name):
         return 1.0, "time"
@@ -164,7 +164,7 @@ def _others(sweep: Sweep, along: str) -> list[dict[str, Any]]:
 def _points(
     sweep: Sweep, deployment: str, name: str, along: str, other: Mapping[str, Any]
 ) -> Iterator[tuple[Any, float, float, float]]:
-    """Where a line goes: the value swept, and mean, lowest and highest over seeds."""
+    """Points of a line: the value swept, and mean, lowest and highest over seeds."""
     for value in sweep.keys[along]:
         rows = sweep.rows_at({along: value, **other})
         own = rows[rows["deployment"] == deployment][name].dropna()

@@ -1,4 +1,4 @@
-"""Where a step's time went, and where it was predicted to go."""
+"""Time of a step by phase, measured and predicted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from simulator.results.formats import seconds, time_axis
 from simulator.results.tables import STEP_PHASES
 
 _PITCH = 3.1
-"""Between two deployments, in bars: two of them, and a line for the name."""
+"""Distance of two deployments in bars: two of them, and a line for the name."""
 
 
 class Phases(Figure[Executed]):

@@ -1,4 +1,4 @@
-"""How much each rank computed."""
+"""Token-expert pairs that each rank computed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much each rank sent."""
+"""Hidden vectors that each rank sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many tokens a second each deployment computed."""
+"""Tokens per second of each deployment."""
 
 from __future__ import annotations
 

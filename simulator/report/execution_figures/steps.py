@@ -1,4 +1,4 @@
-"""How long each step took, one after the other."""
+"""Duration of each step, one after the other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from simulator.results.executed import Executed
 from simulator.results.formats import log_ticks, seconds, time_axis
 
 _WIDE = 12.0
-"""From this factor between the longest and the shortest step on, a logarithmic axis shows both."""
+"""Least factor between the longest and the shortest step that takes a logarithmic axis."""
 _FAULT = "#D7263D"
 
 

@@ -1,4 +1,4 @@
-"""Which experts the tokens go to."""
+"""Load of each expert."""
 
 from __future__ import annotations
 

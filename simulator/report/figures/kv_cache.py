@@ -1,4 +1,4 @@
-"""How full the KV cache is, over the run."""
+"""Share of the KV cache in use, over the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the memory of an accelerator holds."""
+"""Contents of the memory of an accelerator."""
 
 from __future__ import annotations
 

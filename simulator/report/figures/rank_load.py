@@ -1,4 +1,4 @@
-"""How evenly the placement spreads that load over ranks."""
+"""Load of each rank: how evenly the placement spreads experts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the time of the shown steps goes, in seconds."""
+"""Time of the shown steps by phase, in seconds."""
 
 from __future__ import annotations
 

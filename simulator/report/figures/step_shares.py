@@ -1,4 +1,4 @@
-"""Where the time of all steps goes."""
+"""Time of all steps by phase."""
 
 from __future__ import annotations
 

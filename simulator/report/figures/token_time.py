@@ -1,4 +1,4 @@
-"""Where the time of an output token goes, in seconds, over all steps of the run."""
+"""Time of an output token by phase and kind of step, in seconds, over all steps of the run."""
 
 from __future__ import annotations
 

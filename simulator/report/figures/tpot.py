@@ -1,4 +1,4 @@
-"""How time per output token is spread over requests."""
+"""Distribution of time per output token over requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the all-to-alls carry between ranks."""
+"""Bytes of the all-to-alls between ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How time to first token is spread over requests."""
+"""Distribution of time to first token over requests."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from simulator.results.plan_text import (
 )
 
 _SHADE = 0.14
-"""How much of a line's band shows."""
+"""Opacity of a line's band."""
 
 
 class Axis(NamedTuple):
@@ -38,10 +38,10 @@ class Axis(NamedTuple):
     figure: str
     """The point's field."""
     change: Callable[[float], float] | None = None
-    """Into another unit, where the axis has one."""
+    """Conversion into another unit, where the axis has one."""
 
     def value(self, point: ParetoPoint) -> float:
-        """Where a point lies."""
+        """Place of a point on the axis."""
         value: float = getattr(point, self.figure)
         return value if self.change is None else self.change(value)
 
@@ -213,7 +213,7 @@ def _cases(point: ParetoPoint, figure: str, text: Callable[[float], str]) -> str
 
 
 def _measured(point: ParetoPoint, answer: Answer) -> list[str]:
-    """What the table says of this deployment too."""
+    """Facts of the table of candidates on this deployment."""
     row = next((row for row in answer.candidates if _text(row) == point.deployment), None)
     if row is None:
         return []

@@ -19,9 +19,9 @@ from simulator.results.answer.parts import Band
 from simulator.results.formats import TIMES
 
 INK = "#748091"
-"""Of bars that stand for no model: read on light and on dark."""
+"""Colour of bars that stand for no model: seen on light and on dark."""
 _LINE_INK, _EDGE = "#2B3544", "rgba(255,255,255,0.6)"
-"""Of whiskers."""
+"""Colours of whiskers."""
 _WIDTH = 45
 """Letters of a label's line that fit a phone."""
 _LINE, _BAR, _GAP = 16, 20, 12
@@ -38,18 +38,18 @@ class Row(NamedTuple):
 
     title: str
     said: str
-    """Behind the title."""
+    """Text behind the title."""
     end: float
-    """Of the bar."""
+    """End of the bar."""
     hover: str
-    """HTML."""
+    """Hover text as HTML."""
     colour: str = INK
     is_striped: bool = False
     is_hollow: bool = False
     band: Band | None = None
-    """Of the bar's end."""
+    """Band of the bar's end."""
     name: str = ""
-    """In the legend, as HTML; none where empty."""
+    """Name in the legend as HTML; no entry where empty."""
 
 
 def plot(rows: Sequence[Row], axis: str, start: float = 0.0, **xaxis: Any) -> go.Figure:
@@ -90,7 +90,7 @@ def plot(rows: Sequence[Row], axis: str, start: float = 0.0, **xaxis: Any) -> go
 
 
 def centres(rows: Sequence[Row]) -> list[float]:
-    """Where the bars lie on the vertical axis."""
+    """Places of the bars on the vertical axis."""
     return _layout(rows)[0]
 
 
@@ -129,7 +129,7 @@ def _add_whiskers(drawn: go.Figure, rows: Sequence[Row]) -> None:
 
 
 def reach(rows: Sequence[Row]) -> float:
-    """Where the longest bar ends, or its whisker."""
+    """End of the longest bar or whisker."""
     return max(
         max(row.end, row.band.high if row.band and math.isfinite(row.band.high) else row.end)
         for row in rows

@@ -1,4 +1,4 @@
-"""What a token costs against how fast it comes."""
+"""Cost of a token against its latency."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Where a mixture of experts beats a dense model: heat maps over load or speed and sequence length,
-with choices for the rest.
+"""Crossover of mixtures of experts and dense models: heat maps over load or speed and
+sequence length, with choices for the rest.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class _Reading(NamedTuple):
     column: Callable[[Any], str]
     order: Callable[[Any], Any]
     choices: dict[str, Callable[[Any], str]]
-    """By name, what the reader can choose among."""
+    """Texts that the reader can choose among, by the name of the choice."""
 
 
 def _network(row: MapPoint) -> str:
@@ -192,7 +192,7 @@ def _plot(reading: _Reading, rows: Sequence[MapPoint]) -> go.Figure:
 
 
 def _usual(name: str, options: list[str]) -> str:
-    """What is shown first."""
+    """Option that is shown first."""
     return "as it is" if name == "Network" and "as it is" in options else options[0]
 
 
@@ -213,7 +213,7 @@ def _colour(row: MapPoint | None) -> float | None:
 
 
 def _cell(row: MapPoint | None) -> str:
-    """What stands in a cell: the ratio, and what decides, in words short enough for a phone."""
+    """Text of a cell: the ratio, and what decides, in words short enough for a phone."""
     if row is None or (row.ratio is None and row.winner is None):
         return ""
     if row.ratio is None:

@@ -1,4 +1,4 @@
-"""What is left when nodes fail."""
+"""Capacity that is left when nodes fail."""
 
 from __future__ import annotations
 

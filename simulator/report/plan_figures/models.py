@@ -1,4 +1,4 @@
-"""What the best deployment of each model costs."""
+"""Cost of the best deployment of each model."""
 
 from __future__ import annotations
 

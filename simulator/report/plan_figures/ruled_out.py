@@ -1,4 +1,4 @@
-"""How many candidates were ruled out, by reason."""
+"""Number of candidates that were ruled out, by reason."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from simulator.results.plan_text import hover
 
 _MOST = 10
 _LEAST = 0.7
-"""Where bars begin: one candidate shows."""
+"""Start of the bars: one candidate shows."""
 
 
 class RuledOut(Figure[Answer]):

@@ -1,4 +1,4 @@
-"""What the cost hangs on: the answer under other conditions."""
+"""Sensitivity of the cost: the answer under other conditions."""
 
 from __future__ import annotations
 

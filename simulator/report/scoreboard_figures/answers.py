@@ -1,4 +1,4 @@
-"""How many rows have an answer, and what kind of answer."""
+"""Share of rows that have an answer, by its kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether predictions are too long or too short."""
+"""Bias: predictions that are too long or too short."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the bands hold."""
+"""Coverage of the bands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many rows are how far off."""
+"""Distribution of absolute errors over rows."""
 
 from __future__ import annotations
 

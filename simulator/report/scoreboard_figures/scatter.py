@@ -25,7 +25,7 @@ from simulator.results.scores import Scoreboard
 
 _BAND = 0.25
 _MOST_POINTS = 700
-"""Of a plot, drawn at random: a page of all would not open."""
+"""Most points of a plot, drawn at random: a page of all would not open."""
 _LONGEST_NAME = 70
 _HEIGHT = 364
 _MARGIN = {"t": 36, "r": 30}
