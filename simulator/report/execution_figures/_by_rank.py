@@ -11,7 +11,7 @@ from simulator.results.executed import Executed
 from simulator.results.formats import number
 
 
-def bars(executed: Executed, column: str, title: str, unit: str) -> dict[str, go.Figure]:
+def draw_bars(executed: Executed, column: str, title: str, unit: str) -> dict[str, go.Figure]:
     """A bar a rank and deployment with its spread over steps; a plot a kind of step, none where
     nothing was counted.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
-from simulator.report.execution_figures._by_rank import bars
+from simulator.report.execution_figures._by_rank import draw_bars
 from simulator.report.gallery import Figure
 from simulator.results.executed import Executed
 
@@ -23,4 +23,4 @@ class RankPairs(Figure[Executed]):
     order = 40
 
     def draw(self, executed: Executed) -> dict[str, go.Figure]:
-        return bars(executed, "num_pairs", "Pairs (per layer and step)", "pairs")
+        return draw_bars(executed, "num_pairs", "Pairs (per layer and step)", "pairs")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
-from simulator.report.execution_figures._by_rank import bars
+from simulator.report.execution_figures._by_rank import draw_bars
 from simulator.report.gallery import Figure
 from simulator.results.executed import Executed
 
@@ -22,4 +22,4 @@ class RankRows(Figure[Executed]):
     order = 42
 
     def draw(self, executed: Executed) -> dict[str, go.Figure]:
-        return bars(executed, "num_rows", "Rows (per layer and step)", "hidden vectors")
+        return draw_bars(executed, "num_rows", "Rows (per layer and step)", "hidden vectors")

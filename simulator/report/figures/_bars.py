@@ -14,7 +14,7 @@ from simulator.results.folder import Results
 BAR_PIXELS = 54
 
 
-def stacked(
+def draw_stacked(
     results: Results,
     lengths: pd.DataFrame,
     colours: Mapping[str, str],

@@ -45,7 +45,7 @@ def quantiles(values: Array) -> tuple[Array, Array]:
     return np.quantile(ordered, share), share
 
 
-def distribution(
+def draw_distribution(
     results: Results, measure: Callable[[Columns], Array], what: str, target: str
 ) -> go.Figure | None:
     """The share of requests whose latency is at most ``x``, a curve a deployment.
@@ -116,7 +116,7 @@ def _target_line(drawn: go.Figure, x: float, text: str) -> None:
     drawn.update_layout(margin_t=26)
 
 
-def over_time(
+def draw_over_time(
     results: Results,
     y: str,
     in_bins: Callable[[Columns, str, Array], Bins],
@@ -198,7 +198,7 @@ def _mark_changes(drawn: go.Figure, results: Results, unit_s: float) -> None:
             )
 
 
-def level_over_time(
+def draw_level(
     results: Results, column: str, y: str, hover: str, is_mean: bool = False
 ) -> go.Figure | None:
     """Mean and peak of a step's column over time.
@@ -212,7 +212,7 @@ def level_over_time(
         level = steps[column].to_numpy(float) / replicas
         return Bins(mean_in_bins(steps, level, edges_s), peak_in_bins(steps, level, edges_s))
 
-    return over_time(results, y, in_bins, hover)
+    return draw_over_time(results, y, in_bins, hover)
 
 
 def peak_in_bins(steps: Columns, value: Array, edges_s: Array) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
-from simulator.report.figures._curves import level_over_time
+from simulator.report.figures._curves import draw_level
 from simulator.report.gallery import Figure
 from simulator.results.folder import Results
 
@@ -23,5 +23,5 @@ class KvCache(Figure[Results]):
 
     def draw(self, results: Results) -> go.Figure | None:
         title, hover = "KV blocks in use (share)", "%{y:.1%} in use"
-        drawn = level_over_time(results, "kv_used", title, hover, is_mean=True)
+        drawn = draw_level(results, "kv_used", title, hover, is_mean=True)
         return None if drawn is None else drawn.update_yaxes(tickformat=".2~%")

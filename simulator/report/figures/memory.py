@@ -6,7 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from simulator.report import style
-from simulator.report.figures._bars import stacked
+from simulator.report.figures._bars import draw_stacked
 from simulator.report.gallery import Figure
 from simulator.results.folder import Results
 from simulator.results.formats import bytes_axis, num_bytes
@@ -36,4 +36,4 @@ class Memory(Figure[Results]):
         sizes = sizes.rename(columns=_PARTS).astype(float).fillna(0.0)
         unit_bytes, unit = bytes_axis(float(sizes.sum(axis=1).max()))
         title = f"Memory of one accelerator ({unit})"
-        return stacked(results, sizes, style.MEMORY_COLOURS, title, num_bytes, unit_bytes)
+        return draw_stacked(results, sizes, style.MEMORY_COLOURS, title, num_bytes, unit_bytes)

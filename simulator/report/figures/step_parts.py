@@ -5,7 +5,7 @@ from __future__ import annotations
 import plotly.graph_objects as go
 
 from simulator.report import style
-from simulator.report.figures._bars import stacked
+from simulator.report.figures._bars import draw_stacked
 from simulator.report.gallery import Figure
 from simulator.report.shown_steps import WHICH, shared_heading
 from simulator.results.folder import Results
@@ -37,7 +37,7 @@ class StepParts(Figure[Results]):
             mean_s = mean_s.fillna(0.0)
             unit_s, unit = time_axis(float(mean_s.sum(axis=1).max()))
             title = f"{str(phase).capitalize()} step ({unit})"
-            plots[shared_heading(results, names, str(phase))] = stacked(
+            plots[shared_heading(results, names, str(phase))] = draw_stacked(
                 results, mean_s, style.PHASE_COLOURS, title, seconds, unit_s
             )
         return plots

@@ -5,7 +5,7 @@ from __future__ import annotations
 import plotly.graph_objects as go
 
 from simulator.report import style
-from simulator.report.figures._bars import stacked
+from simulator.report.figures._bars import draw_stacked
 from simulator.report.gallery import Figure
 from simulator.results.folder import Results
 from simulator.results.formats import number
@@ -32,7 +32,7 @@ class StepShares(Figure[Results]):
         shares = shares.rename(columns=columns).dropna(how="all").fillna(0.0)
         if shares.empty:
             return None
-        drawn = stacked(results, shares, style.PHASE_COLOURS, "Step time (share)", _percent)
+        drawn = draw_stacked(results, shares, style.PHASE_COLOURS, "Step time (share)", _percent)
         drawn.update_xaxes(tickformat=".2~%")
         return drawn
 

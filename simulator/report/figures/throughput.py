@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from simulator.base.columns import Columns
-from simulator.report.figures._curves import Array, Bins, mean_in_bins, over_time
+from simulator.report.figures._curves import Array, Bins, draw_over_time, mean_in_bins
 from simulator.report.gallery import Figure
 from simulator.results.folder import Results
 
@@ -31,4 +31,4 @@ class Throughput(Figure[Results]):
             first = np.histogram(first_s, edges_s)[0] / np.diff(edges_s)
             return Bins(mean_in_bins(steps, rate, edges_s) + first, None)
 
-        return over_time(results, "Output throughput (token/s)", count, "%{y:,.4~r} token/s")
+        return draw_over_time(results, "Output throughput (token/s)", count, "%{y:,.4~r} token/s")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import plotly.graph_objects as go
 
 from simulator.report import style
-from simulator.report.figures._bars import stacked
+from simulator.report.figures._bars import draw_stacked
 from simulator.report.gallery import Figure
 from simulator.results.folder import Results
 from simulator.results.formats import seconds, time_axis
@@ -42,7 +42,7 @@ class TokenTime(Figure[Results]):
         unit_s, unit = time_axis(float(by_kind.sum(axis=1).max()))
         colours, title = style.PHASE_COLOURS | _KIND_COLOURS, f"Time of an output token ({unit})"
         return {
-            heading: stacked(results, parts, colours, title, seconds, unit_s)
+            heading: draw_stacked(results, parts, colours, title, seconds, unit_s)
             for heading, parts in (
                 ("By what ranks do", by_phase),
                 ("By what steps compute", by_kind),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import plotly.graph_objects as go
 
 from simulator.base.columns import Columns, Picked
-from simulator.report.figures._curves import Array, distribution
+from simulator.report.figures._curves import Array, draw_distribution
 from simulator.report.gallery import Figure
 from simulator.results.folder import Results
 
@@ -23,7 +23,7 @@ class Tpot(Figure[Results]):
     order = 21
 
     def draw(self, results: Results) -> go.Figure | None:
-        return distribution(results, _tpot_s, "TPOT", "tpot_s")
+        return draw_distribution(results, _tpot_s, "TPOT", "tpot_s")
 
 
 def _tpot_s(requests: Columns) -> Array:

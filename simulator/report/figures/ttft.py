@@ -5,7 +5,7 @@ from __future__ import annotations
 import plotly.graph_objects as go
 
 from simulator.base.columns import Columns
-from simulator.report.figures._curves import Array, distribution
+from simulator.report.figures._curves import Array, draw_distribution
 from simulator.report.gallery import Figure
 from simulator.results.folder import Results
 
@@ -23,7 +23,7 @@ class Ttft(Figure[Results]):
     order = 20
 
     def draw(self, results: Results) -> go.Figure | None:
-        return distribution(results, _ttft_s, "TTFT", "ttft_s")
+        return draw_distribution(results, _ttft_s, "TTFT", "ttft_s")
 
 
 def _ttft_s(requests: Columns) -> Array:

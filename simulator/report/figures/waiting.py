@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
-from simulator.report.figures._curves import level_over_time
+from simulator.report.figures._curves import draw_level
 from simulator.report.gallery import Figure
 from simulator.results.folder import Results
 
@@ -22,4 +22,4 @@ class Waiting(Figure[Results]):
     order = 31
 
     def draw(self, results: Results) -> go.Figure | None:
-        return level_over_time(results, "waiting", "Waiting (requests)", "%{y:,.3~r} waiting")
+        return draw_level(results, "waiting", "Waiting (requests)", "%{y:,.3~r} waiting")
