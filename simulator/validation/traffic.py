@@ -19,6 +19,7 @@ from simulator.policies.messages import Messages
 from simulator.policies.topology import Fabric
 
 _TOKENS, _TOKENS_A_RANK, _SEED = 8192, 32, 7
+"""Tokens that are routed at least, in all and of each rank, and the seed of their choices."""
 
 
 class Routed(NamedTuple):

@@ -37,7 +37,9 @@ from simulator.runtime.nodes import Nodes
 from simulator.runtime.ray_backend import RayBackend
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+"""Rows of the products that are timed: those of steps of one token to a long prompt."""
 SIZES = (1 << 13, 1 << 16, 1 << 18, 1 << 20, 1 << 22)
+"""Weights of the matrices that are timed: those of models that a machine without GPU runs."""
 WORKING_BYTES = (1 << 20, 1 << 23, 3 << 23, 3 << 24, 3 << 26)
 """1 MB lies in a core's own cache, 192 MB in none."""
 _MOST_WORK = 1 << 32

@@ -38,6 +38,7 @@ _ALL, _POOLED = "@all", ""
 """Names of pooled fits: of every release of an engine, which stands in no table; of every
 calibration."""
 _COMPILED, _COMPILED_SEQUENCE_S = "trtllm@0.17.0", 2e-6
+"""Release that prepared requests in C++, and its assumed seconds of a sequence."""
 _EARLIEST, _EARLIEST_EXPERTS = "trtllm@0.0.0", 2.35**0.5
 """With 2.35 Mixtral-8x7B on two H100 (128 tokens in, 128 out) slows down as published between
 releases: from 27,451 tokens/s to 16,052. Which release had which kernels is not known, so the

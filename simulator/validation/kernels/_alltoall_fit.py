@@ -122,7 +122,10 @@ _ASSUMED_ACROSS = {
     "latency_per_doubling_s": 1e-5,
     "scale_out_fraction": 0.9,
 }
+"""Across nodes where no kernels of the library were timed on several: near what a combine of
+Hopper's normal kernels takes."""
 _TELL = {"notify_s": 1e-5, "notify_per_doubling_s": 2e-5}
+"""Start of the search for what both operations take to tell how much will come."""
 _NOTIFY = {
     "dispatch": _TELL | {"notify_fraction": 0.001},
     "combine": _TELL | {"notify_token_s": 2e-7},

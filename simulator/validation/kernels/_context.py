@@ -51,6 +51,7 @@ _BOUNDS = {
 }
 """Possible coefficients; others are searched far around their start."""
 _MOST_SEQUENCES = 2.0**20
+"""Most sequences of one batch: far more than any cache holds."""
 _MOST_TOKENS = 2.0**31
 """Tokens of one batch: at 128 bytes each they fill the memory of the largest GPU."""
 PHASES: dict[str, Phase] = {

@@ -26,6 +26,7 @@ from simulator.validation.kernels._fitting import (
 )
 
 _SEED = 7
+"""Seed of the rows that a search looks at; any would do."""
 _SCALE = 0.08
 """Error of the logarithm beyond which errors count linearly: draws of skewed loads differ from
 those that were timed."""
@@ -38,35 +39,23 @@ _STEPS, _FEW_STEPS = 40, 12
 """Evaluations of a search, and of one that only tells sets of tiles apart."""
 _COMPUTES_IN: dict[str, DType] = {"int4": "bf16", "mxfp4": "bf16"}
 """Weight-only formats."""
-_START = {
-    "compute_fraction": 0.5,
-    "memory_fraction": 0.85,
-    "floor_s": 1e-5,
-    "slot_s": 3e-8,
-    "touched_s": 1e-8,
-    "overlap": 3.0,
-    "least_depth": 2048.0,
-    "tile_reread": 40.0,
-    "weight_reread": 0.1,
-    "pair_passes": 1.0,
-    "choice_passes": 0.2,
+_COEFFICIENTS = {
+    "compute_fraction": (0.5, 0.02, 0.98),
+    "memory_fraction": (0.85, 0.1, 0.98),
+    "floor_s": (1e-5, 1e-6, 1e-3),
+    "slot_s": (3e-8, 1e-11, 2e-6),
+    "touched_s": (1e-8, 1e-11, 1e-5),
+    "overlap": (3.0, 1.2, 6.0),
+    "least_depth": (2048.0, 64.0, 16384.0),
+    "tile_reread": (40.0, 1.0, 300.0),
+    "weight_reread": (0.1, 1e-3, 1.0),
+    "pair_passes": (1.0, 0.01, 10.0),
+    "choice_passes": (0.2, 3e-3, 5.0),
 }
-"""Coefficients that are fitted, and where the search for them starts."""
-_BOUNDS = {
-    "compute_fraction": (0.02, 0.98),
-    "memory_fraction": (0.1, 0.98),
-    "floor_s": (1e-6, 1e-3),
-    "slot_s": (1e-11, 2e-6),
-    "touched_s": (1e-11, 1e-5),
-    "overlap": (1.2, 6.0),
-    "least_depth": (64.0, 16384.0),
-    "tile_reread": (1.0, 300.0),
-    "weight_reread": (1e-3, 1.0),
-    "pair_passes": (0.01, 10.0),
-    "choice_passes": (3e-3, 5.0),
-}
-"""Possible coefficients: they can stand in for each other, and the ends of their trade are no
-machine."""
+"""Start of the search for a coefficient, and its least and largest value: they can stand in for
+each other, and the ends of their trade are no machine."""
+_START = {name: start for name, (start, _, _) in _COEFFICIENTS.items()}
+_BOUNDS = {name: (least, most) for name, (_, least, most) in _COEFFICIENTS.items()}
 _WEIGHT_ONLY_SHARE = 0.9
 """Share of what bf16 kernels reach of the peaks that weight-only kernels are assumed to reach."""
 _BETTER = 0.85

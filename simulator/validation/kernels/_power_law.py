@@ -18,16 +18,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.policies.placement.contiguous import Contiguous
+from simulator.validation.kernels._fitting import Floats
 
 NUM_DRAWS = 4
+"""Draws of a skewed load, whose mean is taken: tables say a law, not the draw that was timed."""
 _BALANCED, _POWER_LAW = ("balanced", "uniform"), "power_law_"
 _MOST_SKEWED = 10.0
+"""Least exponent that is refused: far steeper than any that was timed."""
 _MOST_SHARE, _FEWEST, _MOST_FEW = 0.8, 0.01, 2.0
+"""Ends of the density that loads are drawn from, as above."""
 _SAMPLED_TOKENS = 512
 """A router that limits groups is followed token by token; larger batches are scaled up from so
 many."""
 _ROWS_OF_A_BLOCK = 128
+"""Rows of a block of DeepGEMM's contiguous layout."""
 _SEED = 20
+"""Seed of the draws; any would do."""
 
 
 class Case(NamedTuple):
@@ -58,19 +64,16 @@ def exponent(distribution: str) -> tuple[float | None, str]:
     """
     if distribution in _BALANCED:
         return None, ""
+    before, is_power_law, text = distribution.partition(_POWER_LAW)
     try:
-        alpha = (
-            float(distribution.removeprefix(_POWER_LAW))
-            if distribution.startswith(_POWER_LAW)
-            else 0.0
-        )
+        alpha = float(text) if is_power_law and not before else 0.0
     except ValueError:
         alpha = 0.0
     return (alpha, "") if 0 < alpha < _MOST_SKEWED else (None, f"no distribution '{distribution}'")
 
 
 @cache
-def rank_rows(case: Case) -> NDArray[np.float64]:
+def rank_rows(case: Case) -> Floats:
     """Rows of every slot of the timed rank, ``[D, G]``, one line a draw."""
     tokens_DE = expert_tokens(case.num_tokens, case.num_experts, case.top_k, case.alpha)
     rank_E = Contiguous().place(tokens_DE[:1], case.num_ranks, np.random.default_rng(0)).rank_LP[0]
@@ -84,13 +87,9 @@ def rank_rows(case: Case) -> NDArray[np.float64]:
             # The busiest rank's experts change places with the first rank's, which matters to a
             # router that breaks ties by place.
             first, busiest = np.flatnonzero(rank_E == 0), np.flatnonzero(rank_E == timed)
-            size = min(len(first), len(busiest))
-            swapped = tokens_E.copy()
-            swapped[first[:size]], swapped[busiest[:size]] = (
-                tokens_E[busiest[:size]],
-                tokens_E[first[:size]],
-            )
-            tokens_E, timed = _limit_groups(case, swapped), 0
+            size, places = min(len(first), len(busiest)), np.arange(case.num_experts)
+            places[first[:size]], places[busiest[:size]] = busiest[:size], first[:size]
+            tokens_E, timed = _limit_groups(case, tokens_E[places]), 0
         rows_G = tokens_E[rank_E == timed]
         if case.keeps_remote and case.num_ranks > 1:
             arriving = min(float(case.num_tokens), float(rows_G.sum()))
@@ -100,39 +99,33 @@ def rank_rows(case: Case) -> NDArray[np.float64]:
 
 
 @cache
-def expert_tokens(
-    num_tokens: int, num_experts: int, top_k: int, alpha: float | None
-) -> NDArray[np.float64]:
+def expert_tokens(num_tokens: int, num_experts: int, top_k: int, alpha: float | None) -> Floats:
     """Tokens of every expert, ``[D, E]``; one draw where nothing is drawn."""
     if alpha is None:
-        rounds, rest = divmod(
-            num_tokens, num_experts
-        )  # after as many tokens as experts it begins again
+        # After as many tokens as experts it begins again.
+        rounds, rest = divmod(num_tokens, num_experts)
         ids_TK = _balanced_ids(rest + num_experts * min(rounds, 1), num_experts, top_k)
         counts_E = np.bincount(ids_TK.ravel(), minlength=num_experts).astype(np.float64)
         return (counts_E + float(top_k * max(rounds - 1, 0)))[None]
     rng = np.random.default_rng([_SEED, num_tokens, num_experts, top_k, round(alpha * 1000)])
     pairs = num_tokens * top_k
-    low, high = (
-        (1.0, max(_MOST_SHARE * num_tokens, 2.0)) if pairs > num_experts else (_FEWEST, _MOST_FEW)
-    )
+    low, high = _FEWEST, _MOST_FEW
+    if pairs > num_experts:
+        low, high = 1.0, max(_MOST_SHARE * num_tokens, 2.0)
     uniform_DE = rng.random((NUM_DRAWS, num_experts))
     power = 1.0 - alpha
-    loads_DE = (
-        low * (high / low) ** uniform_DE
-        if power == 0
-        else (low**power + (high**power - low**power) * uniform_DE) ** (1 / power)
-    )
-    share_DE = _cap_shares(
-        loads_DE / loads_DE.sum(axis=1, keepdims=True) * pairs, float(num_tokens)
-    )
+    loads_DE = low * (high / low) ** uniform_DE
+    if power != 0:
+        loads_DE = (low**power + (high**power - low**power) * uniform_DE) ** (1 / power)
+    share_DE = loads_DE / loads_DE.sum(axis=1, keepdims=True) * pairs
+    share_DE = _cap_shares(share_DE, float(num_tokens))
     # Rounded up or down at random, so that the total stays: the whole numbers that the running sum
     # passes.
     passed_DE = np.floor(np.cumsum(share_DE, axis=1) + rng.random((NUM_DRAWS, 1)))
     return np.diff(passed_DE, axis=1, prepend=0.0)
 
 
-def _cap_shares(share_DE: NDArray[np.float64], most: float) -> NDArray[np.float64]:
+def _cap_shares(share_DE: Floats, most: float) -> Floats:
     """Shares with the totals kept and none above ``most``: the rest goes to the others in
     proportion.
     """
@@ -158,7 +151,7 @@ def _balanced_ids(num_tokens: int, num_experts: int, top_k: int) -> NDArray[np.i
     return ids % num_experts
 
 
-def _limit_groups(case: Case, tokens_E: NDArray[np.float64]) -> NDArray[np.float64]:
+def _limit_groups(case: Case, tokens_E: Floats) -> Floats:
     """Tokens of every expert after a router that keeps each token within a few groups.
 
     The benchmark wishes for experts by scoring them 1 and all others 0. Groups are chosen by their
@@ -189,10 +182,10 @@ def _limit_groups(case: Case, tokens_E: NDArray[np.float64]) -> NDArray[np.float
     score_TE = np.where(np.repeat(kept_TG, size, axis=1), wished_TE, -1.0)
     chosen_TK = np.argsort(-score_TE, axis=1, kind="stable")[:, :top_k]
     counts_E = np.bincount(chosen_TK.ravel(), minlength=num_experts).astype(np.float64)
-    return np.asarray(np.rint(counts_E * (case.num_tokens / sampled)), dtype=np.float64)
+    return np.asarray(np.rint(counts_E * (case.num_tokens / sampled)))
 
 
-def _fill_blocks(case: Case, num_slots: int) -> NDArray[np.float64]:
+def _fill_blocks(case: Case, num_slots: int) -> Floats:
     rows = case.num_tokens * case.top_k / case.num_ranks
     rows_G = np.clip(rows - _ROWS_OF_A_BLOCK * np.arange(num_slots), 0.0, float(_ROWS_OF_A_BLOCK))
     return np.asarray(

@@ -74,6 +74,7 @@ _START: dict[Phase, Values] = {
 _GROUPED = {"tile_rows": 32, "longest_rows": 128.0}
 _TILED = {"tile_rows": 128, "longest_rows": 128.0}
 _WINDOWED = {"window_block": 128.0, "split_entries": 128.0}
+"""Rows of a tile, entries beyond a window and entries of a split view, by kernels."""
 _JOBS: tuple[tuple[str, Phase, str, dict[str, Any]], ...] = (
     ("h100", "prefill", "bf16", _GROUPED),
     ("h100", "prefill", "fp8", _GROUPED),

@@ -73,10 +73,12 @@ _PRODUCT = {
 _REREAD, _FLOOR, _SPLIT = {"reread": 40.0}, {"floor_s": 4e-6}, {"min_split_k": 4096.0}
 _ROWS, _BLOCKS = {"quantise_row_s": 3e-7}, {"quantise_block_s": 6e-7}
 _EAGER = dict.fromkeys(EagerLaunch.model_fields, 1e-4)
+"""Start of the search for the time between kernels that Python launches."""
 _BF16 = _PRODUCT | _REREAD | _FLOOR | _SPLIT
 _PER_TENSOR = _PRODUCT | _FLOOR | _ROWS | _BLOCKS
 _PER_BLOCK = _PRODUCT | _REREAD | {"quantise_bytes": 4.0}
 _ANYWHERE = (1e-12, 1e12)
+"""Bounds of other coefficients: as good as none."""
 _BOUNDS = {
     "compute_fraction": (0.1, 1.0),
     "memory_fraction": (0.1, 1.0),

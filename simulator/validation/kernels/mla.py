@@ -92,6 +92,7 @@ _MODULE = {"module_s": 1e-5}
 _SPLIT_ENTRIES = {"h100": 128.0, "b200": 256.0}
 """Entries of the cache from which on a view is split in decode: times jump there."""
 _PASSES = {"entry_passes": 10.0}
+"""In the place of the memory rate where a cache is converted before it is read."""
 _BEFORE_CONVERTING = 0.87
 """Share of the memory rate that SGLang's kernels reach where they need not convert: what is taken
 while the passes are searched for."""

@@ -31,11 +31,13 @@ _DEEPSEEK = (7168, 256, 8)
 """Hidden size, experts and experts a token of DeepSeek-V3, whose router keeps a token within 4 of 8
 groups. TensorRT-LLM's benchmark routes without that limit, but for one format."""
 _GROUPS = (8, 4)
+"""Groups of DeepSeek-V3's experts, and how many of them a token may use."""
 _GROUPED = ("trtllm", "nvfp4")
 """Engine and format of kernels that choose experts themselves: under balance they read at up to 11
 TB/s of B200's 8, had they all experts to read, and less by what a router leaves out that keeps
 tokens within half of eight groups."""
 _FEW_EXPERTS = 8
+"""Up to so many experts SGLang's kernel also computes the choices of other ranks' experts."""
 _SLOWER = "0.5.6"
 """A release of SGLang whose experts behind DeepEP's layout for many tokens take half a millisecond
 longer to start."""
