@@ -357,12 +357,12 @@ def test_doubts_are_whole():
     assert by_name["traffic"].cost_ratio >= 1.0
     assert not by_name["price"].flips
     certain = answer["confidence"]
-    assert certain["cost_low"] <= certain["cost_high"]
-    assert certain["headroom_low"] <= certain["headroom_high"]
-    assert 0 <= certain["meets_targets"] <= 1
-    assert 0 <= certain["moe_beats_dense"] <= certain["moe_costs_no_more_than_dense"] <= 1
-    for figure in certain["figures"].values():
-        assert figure["low"] <= figure["value"] <= figure["high"]
+    assert certain.cost_low <= certain.cost_high
+    assert certain.headroom_low <= certain.headroom_high
+    assert 0 <= certain.meets_targets <= 1
+    assert 0 <= certain.moe_beats_dense <= certain.moe_costs_no_more_than_dense <= 1
+    for figure in certain.figures.values():
+        assert figure.low <= figure.value <= figure.high
     compared = answer["moe_vs_dense"]
     assert compared.cost_ratio == compared.moe.cost_per_hour / compared.dense.cost_per_hour
     assert [point.rate for point in compared.rates] == list(RATES)
