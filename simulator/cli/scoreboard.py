@@ -60,14 +60,10 @@ def print_board(board: Any) -> None:
     if len(board.rows):
         by_group = score_groups(board.rows)
         for row in score(board.rows, ["suite", "quantity"]).to_dict("records"):
-            own = by_group[
-                (by_group["suite"] == row["suite"]) & (by_group["quantity"] == row["quantity"])
-            ]
-            out.print(
-                _scores_table(
-                    row, own, board.in_sample(board.rows[board.rows["suite"] == row["suite"]])
-                )
-            )
+            is_suite = by_group["suite"] == row["suite"]
+            own = by_group[is_suite & (by_group["quantity"] == row["quantity"])]
+            in_sample = board.in_sample(board.rows[board.rows["suite"] == row["suite"]])
+            out.print(_scores_table(row, own, in_sample))
         out.print(_LEGEND, highlight=False)
         out.print()
         targets = judge_targets(board)
@@ -100,28 +96,16 @@ def _scores_table(total: dict[Any, Any], groups: Any, in_sample: bool) -> Table:
     title = title_of(total["suite"], total["quantity"])
     drawn = Table(title=f"{title}, in sample" if in_sample else title, **_LOOK)
     drawn.add_column("worst first", overflow="fold", min_width=11)
-    for heading in (
-        "rows",
-        "median",
-        "mean",
-        "p90",
-        "bias",
-        "no\nanswer",
-        "extra-\npol.",
-        "in\nband",
-    ):
+    errors = ("rows", "median", "mean", "p90", "bias")
+    for heading in (*errors, "no\nanswer", "extra-\npol.", "in\nband"):
         drawn.add_column(heading, justify="right", no_wrap=True)
     drawn.add_column("target", justify="right", no_wrap=True)
     drawn.add_column("within\ntarget\nhere", no_wrap=True)
     for row in groups.head(_GROUPS_SHOWN).to_dict("records"):
-        target = (
-            ""
-            if math.isnan(row["target_median"])
-            else f"{row['target_median'] * 100:.0f}/{row['target_p90'] * 100:.0f}"
-        )
-        drawn.add_row(
-            str(row["group"]) or "all", *_cells(row), target, _verdict(row["within_target"])
-        )
+        limits = (100 * row["target_median"], 100 * row["target_p90"])
+        target = "" if math.isnan(limits[0]) else "{:.0f}/{:.0f}".format(*limits)
+        name, met = str(row["group"]) or "all", _verdict(row["within_target"])
+        drawn.add_row(name, *_cells(row), target, met)
     if len(groups) > _GROUPS_SHOWN:
         drawn.add_row(Text(f"... and {len(groups) - _GROUPS_SHOWN} better groups", style="dim"))
     if len(groups) > 1:
@@ -214,9 +198,6 @@ def _reasons_table(found: Any) -> Table:
         drawn.add_row(row["suite"], f"{row['rows']:,}", row["reason"])
     if len(found) > _REASONS_SHOWN:
         rest = found.iloc[_REASONS_SHOWN:]
-        drawn.add_row(
-            "",
-            f"{int(rest['rows'].sum()):,}",
-            Text(f"... {len(rest)} further reasons", style="dim"),
-        )
+        more = Text(f"... {len(rest)} further reasons", style="dim")
+        drawn.add_row("", f"{int(rest['rows'].sum()):,}", more)
     return drawn

@@ -8,7 +8,6 @@ such points are taken.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
 import pandas as pd
@@ -18,11 +17,11 @@ from simulator.base.progress import CountDone
 from simulator.parallel.workers import sweep
 from simulator.validation import OK, Answers, Measure
 from simulator.validation.error_bands import ASSUMED, Band
-from simulator.validation.serving.answer import Answer, answer_points
+from simulator.validation.serving.answer import answer_points
 from simulator.validation.serving.deployments import table_key
 from simulator.validation.serving.points import COLUMNS, Point, UnreadableError, read_point
 
-__all__ = ["COLUMNS", "MEASURES", "Group", "answer", "answer_group", "groups"]
+__all__ = ["COLUMNS", "MEASURES", "Group", "answer", "groups"]
 
 MEASURES = (Measure("ttft", "silicon_ttft_ms", 1e-3), Measure("tpot", "silicon_tpot_ms", 1e-3))
 
@@ -57,11 +56,6 @@ def _effort(group: Group) -> int:
     return sum(point.concurrency * point.num_output for point in group.points)
 
 
-def answer_group(group: Group) -> list[Answer]:
-    """TTFT, TPOT and status of every point of a group."""
-    return answer_points(group.points)
-
-
 def answer(
     table: pd.DataFrame,
     progress: CountDone = lambda _: None,
@@ -78,23 +72,19 @@ def answer(
     for place, reason in refused.items():
         answers.status[place] = reason
     sizes = [len(group.rows) for group in made]
-    found = sweep(answer_group, made, partial(_tick, progress, sizes, len(refused)), workers)
+
+    def count(done: int) -> None:
+        progress(len(refused) + sum(sizes[:done]))
+
+    found = sweep(answer_points, [group.points for group in made], count, workers)
     for group, answered in zip(made, found, strict=True):
         for place, one in zip(group.rows, answered, strict=True):
             answers.status[place], answers.group[place] = one.status, one.group
-            for m, (seconds, band) in enumerate(
+            is_wide = one.widens and one.status != OK
+            for m, (seconds, factors) in enumerate(
                 ((one.ttft_s, one.ttft_band), (one.tpot_s, one.tpot_band))
             ):
-                low, high = (Band(*band) if band else ASSUMED).limits_of(
-                    seconds, one.widens and one.status != OK
-                )
-                answers.seconds[place, m], answers.low[place, m], answers.high[place, m] = (
-                    seconds,
-                    low,
-                    high,
-                )
+                band = Band(*factors) if factors else ASSUMED
+                answers.seconds[place, m] = seconds
+                answers.low[place, m], answers.high[place, m] = band.limits_of(seconds, is_wide)
     return answers
-
-
-def _tick(progress: CountDone, sizes: list[int], refused: int, done: int) -> None:
-    progress(refused + sum(sizes[:done]))
