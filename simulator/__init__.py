@@ -17,6 +17,7 @@ import importlib
 __version__ = "0.1.0"
 
 __all__ = [
+    "Answer",
     "Executed",
     "LostError",
     "Question",
@@ -59,6 +60,7 @@ _HOMES = {
     "commands.sweep": ("sweep",),
     "commands.validate": ("validate",),
     "config.capacity": ("Question",),
+    "results.answer": ("Answer",),
     "results.columns_text": ("describe_columns",),
     "results.executed": ("Executed",),
     "results.folder": ("Results",),

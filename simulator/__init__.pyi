@@ -12,6 +12,7 @@ from simulator.commands.schema import make_schema
 from simulator.commands.sweep import sweep
 from simulator.commands.validate import validate
 from simulator.config.capacity import Question
+from simulator.results.answer import Answer
 from simulator.results.columns_text import describe_columns
 from simulator.results.executed import Executed
 from simulator.results.folder import Results
@@ -23,6 +24,7 @@ from simulator.scenario.scenario import Scenario, load_scenario
 __version__: str
 
 __all__ = [
+    "Answer",
     "Executed",
     "LostError",
     "Question",

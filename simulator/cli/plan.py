@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from simulator.base.errors import UserError
 from simulator.base.text import one_line
 from simulator.cli import console
 from simulator.cli.console import Address, AllowCode, AsJson, Out, Seed, Set, Workers
@@ -58,30 +56,24 @@ def plan(
     wrong.
     """
     from simulator.base.caches import findings_folder
-    from simulator.commands.plan import check_writable, describe_run, write
-    from simulator.planner.capacity import plan_capacity
+    from simulator.commands.capacity import plan as answer_question
     from simulator.planner.store import Store
-    from simulator.results.provenance import Provenance
-    from simulator.runtime import require
     from simulator.scenario.question import list_routing_notes, load_question
 
-    if address is not None:
-        require("ray", "--address")
     loaded = load_question(question, overrides or [], seed)
-    path = Path(loaded.where)
-    folder = out_folder or Path("reports/out") / f"{path.stem}_plan"
-    check_writable(folder)
+    folder = out_folder or Path("reports/out") / f"{Path(loaded.where).stem}_plan"
     store = Store(cache or findings_folder())
-    store.check_writable()
     with console.progress("", "reading models, clusters and requests") as bars:
         counted = _Counted(bars)
         try:
-            made = Provenance.begin()
-            answer = plan_capacity(loaded, loaded.folder, store, counted, workers, address, folder)
-            bars("writing the report", 0, None)
-            write(answer, describe_run(loaded, made), folder)
-        except UserError as error:
-            raise UserError(re.sub(r"^plan(?=[: ])", str(path), str(error))) from None
+            answer = answer_question(
+                loaded,
+                folder=folder,
+                cache=store,
+                workers=workers,
+                address=address,
+                progress=counted,
+            )
         except KeyboardInterrupt:
             kept = counted.tell_kept(str(store.folder), has_failed=store.has_failed)
             raise console.StoppedError(kept) from None

