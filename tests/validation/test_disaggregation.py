@@ -16,10 +16,10 @@ from simulator.policies.speculation import Drafts
 from simulator.validation import OK
 from simulator.validation.serving import answer
 from simulator.validation.serving.answer import _alone, half_of, pools_or_reason
+from simulator.validation.serving.campaigns import campaigns
 from simulator.validation.serving.disagg import Load, serve
-from simulator.validation.serving.drafts import ACCEPTED
 from simulator.validation.serving.load import trace_of, weights_of
-from simulator.validation.serving.points import DRAFTED, read_point
+from simulator.validation.serving.points import read_point
 from tests.parts import change_plan
 from tests.shared import shared_file
 
@@ -61,7 +61,8 @@ def test_more_requests_in_flight_wait_longer():
 
 def test_a_step_with_drafts_gives_no_more_than_they_keep():
     drafting, without = answered(row(speculative="true"), row(speculative="false")).seconds
-    most_kept = Drafts((ACCEPTED,) * DRAFTED).mean_kept
+    known = campaigns()["inferencex"].drafts
+    most_kept = Drafts((known.accepted,) * known.tokens).mean_kept
     assert without[1] / most_kept < drafting[1] < without[1]
     assert drafting[0] == pytest.approx(without[0], rel=0.2), "nothing decodes in the prefill pool"
 
