@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
-# One a core; beyond eight each only compiles the same functions again.
+# One a core (tests/suite.py); beyond eight each only compiles the same functions again.
 WORKERS := -n auto --maxprocesses 8
 # A test that compiles the engine, before others and beside what needs it not: workers that come to it at once would each do so.
 COMPILES := tests/unit/test_kill.py::test_a_run_says_what_stopped_and_what_became_of_the_requests
@@ -17,12 +17,12 @@ quick: .venv/tested
 	$(PYTEST) $(WORKERS) --part light tests/unit tests/contracts
 
 # Everything but what only `make soak` runs. What share of the code the light tests run is counted, and may not fall; counting makes
-# them take half as long again, for which the heavy ones have no time.
+# tests take half as long again, for which the rest has no time.
 test: .venv/tested .venv/browser
 	$(PYTEST) $(WORKERS) $(COMPILES) --doctest-modules simulator
-	$(PYTEST) $(WORKERS) --part light --cov --cov-report= tests/unit tests/contracts tests/laws
+	$(PYTEST) $(WORKERS) --part light --cov --cov-report= tests/unit tests/contracts
 	@$(BIN)/coverage report --sort=cover --fail-under=0 2>/dev/null | head -n 12
-	$(PYTEST) $(WORKERS) --dist loadgroup --part heavy tests
+	$(PYTEST) $(WORKERS) --dist loadgroup --part rest tests
 
 # Every law on ten times as many cases as `make test`; Hypothesis draws its own anew for each seed, laws by number go on counting.
 SEED ?= 1

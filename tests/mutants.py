@@ -52,6 +52,7 @@ from coverage import CoverageData
 from hypothesis import Phase, settings
 
 import tests.cases  # noqa: F401 - its profile is changed below
+from tests.suite import NOT_LIGHT
 
 ROOT = Path(__file__).parents[1]
 ROOMS = (
@@ -186,7 +187,7 @@ def find_reached(folder: Path, rooms: Sequence[str], tests: Sequence[str]) -> No
     """
     os.environ["COVERAGE_FILE"] = str(folder / "reached")
     listen, say = _FORK.Pipe(duplex=False)
-    options = ["--part", "light", "--cov-context=test", "--cov-report="]
+    options = ["-m", f"not ({' or '.join(NOT_LIGHT)})", "--cov-context=test", "--cov-report="]
     options += [f"--cov={room}" for room in rooms]
     process = _FORK.Process(target=_run, args=([*options, *tests], say, _Limit()))
     process.start()

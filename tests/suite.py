@@ -2,6 +2,7 @@
 needs nothing big.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from tests.shared import ABSENT, SHARED
 
 HEAVY = ("ray", "torch", "playwright")
 """Packages that no light test may import."""
-LIGHT = ("unit", "contracts", "laws")
+LIGHT = ("unit", "contracts")
 """Folders that have light tests."""
 NOT_LIGHT = ("ray", "torch", "browser", "slow", "soak")
 _LEFT_OUT = pytest.StashKey[int]()
@@ -20,10 +21,16 @@ _LEFT_OUT = pytest.StashKey[int]()
 
 def pytest_addoption(parser):
     told = (
-        "light: unit and contract tests and laws that need no Ray, torch or browser, "
-        "nor over a second; heavy: all others"
+        "light: unit and contract tests that need no Ray, torch or browser, nor over a second; "
+        "rest: all others"
     )
-    parser.addoption("--part", choices=("light", "heavy"), help=told)
+    parser.addoption("--part", choices=("light", "rest"), help=told)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """One worker a core, and one more where tests wait for processes, clocks and browsers."""
+    return len(os.sched_getaffinity(0)) + (config.getoption("part") == "rest")
 
 
 def pytest_itemcollected(item):
