@@ -100,13 +100,11 @@ def _calibrate_cpu(out_file: Path, ranks: list[int] | None) -> None:
         found = time_machine(nodes, ranks or default_ranks(), tick)
         partial.write_text(calibration_toml(found), encoding="utf-8")
     if (found.others_share or 0.0) >= BUSY:
-        console.err.print(
-            f"note: other programs took {found.others_share:.0%} of this machine's cores "
-            "meanwhile, so these times are too long; calibrate again when it is idle",
-            style="yellow",
-            highlight=False,
-            soft_wrap=True,
+        note = (
+            f"other programs took {found.others_share:.0%} of this machine's cores "
+            "meanwhile, so these times are too long; calibrate again when it is idle"
         )
+        console.say_notes([note])
     console.err.print(
         f"calibration of {found.machine}: {out_file}", highlight=False, soft_wrap=True, markup=False
     )
@@ -125,12 +123,9 @@ def _calibrate_published(folder: Path, out_folder: Path, names: tuple[str, ...])
         with whole_file(target) as partial:
             partial.write_text(text, encoding="utf-8")
         console.err.print(f"calibration: {target}", highlight=False, soft_wrap=True, markup=False)
-    for name in dict.fromkeys(path.parts[0] for path in files if len(path.parts) > 1):
-        if not (out_folder / f"{name}.toml").is_file():
-            console.err.print(
-                f"note: {out_folder / name} is read beside a "
-                f"file {out_folder / name}.toml, which is not there",
-                style="yellow",
-                highlight=False,
-                soft_wrap=True,
-            )
+    folders = dict.fromkeys(out_folder / path.parts[0] for path in files if len(path.parts) > 1)
+    console.say_notes(
+        f"{folder} is read beside a file {folder}.toml, which is not there"
+        for folder in folders
+        if not folder.with_name(f"{folder.name}.toml").is_file()
+    )

@@ -4,7 +4,7 @@ simulator's own formula, and the search for its coefficients.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -35,7 +35,7 @@ KV_FORMATS = {
     "int8": "int8",
 }
 """Names in tables: the format here."""
-MEASURED = ("bf16", "fp16", "fp8")
+_MEASURED = ("bf16", "fp16", "fp8")
 """Formats of a cache that were measured."""
 BEHIND = Doubt("tokens cached before a prompt were not measured", OUTSIDE)
 _SCALE = 0.1
@@ -128,6 +128,16 @@ def whole_sizes(
         "more than any cache holds"
     )
     return whole, wrong
+
+
+def doubt_formats(computed: str, known: Sequence[str], kv_dtype: str) -> Iterator[Doubt]:
+    """Doubts about what a measured kernel computes in, where it is none of the ``known`` formats,
+    and about its cache.
+    """
+    if computed not in known:
+        yield Doubt(f"attention computed in {computed} was not measured")
+    if kv_dtype not in _MEASURED:
+        yield Doubt(f"a cache in {kv_dtype} was not measured")
 
 
 class Timed(NamedTuple):

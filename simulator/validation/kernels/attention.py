@@ -28,12 +28,12 @@ from simulator.validation.kernels._answering import Estimate
 from simulator.validation.kernels._context import (
     BEHIND,
     KV_FORMATS,
-    MEASURED,
     PHASES,
     Batches,
     Phase,
     Timed,
     context_s,
+    doubt_formats,
     whole_sizes,
 )
 from simulator.validation.kernels._fitting import ANY, GPUS, SOURCE, Floats, Tables, Values
@@ -155,10 +155,7 @@ def _estimate(
     )
     doubts = of_hardware(fit, accelerator, "attention kernels")
     if fit.kind != "assumed":
-        if computed not in _COMPUTED:
-            doubts.append(Doubt(f"attention computed in {computed} was not measured"))
-        if kv not in MEASURED:
-            doubts.append(Doubt(f"a cache in {kv} was not measured"))
+        doubts += doubt_formats(computed, _COMPUTED, kv)
         if engine not in _ENGINES:
             doubts.append(Doubt(f"kernels of {engine} were not measured, vLLM's were"))
     quantities = dict(zip(_SIZES, sizes, strict=True)) | {"context": sizes[1] + sizes[2]}

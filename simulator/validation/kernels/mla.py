@@ -34,12 +34,12 @@ from simulator.validation.kernels._answering import Estimate
 from simulator.validation.kernels._context import (
     BEHIND,
     KV_FORMATS,
-    MEASURED,
     PHASES,
     Batches,
     Phase,
     Timed,
     context_s,
+    doubt_formats,
     whole_sizes,
 )
 from simulator.validation.kernels._fitting import ANY, GPUS, SOURCE, Chosen, Floats, Tables, Values
@@ -235,10 +235,7 @@ class _Case(NamedTuple):
         dtype, timed = _GEMM_FORMATS.get(self.weights, "bf16"), _TIMED.get(self.engine)
         if self.is_module and self.calibration.matrices(dtype).kind == "assumed":
             doubts.append(Doubt(f"no measured {dtype} products on its family"))
-        if self.computed not in _COMPUTED:
-            doubts.append(Doubt(f"attention computed in {self.computed} was not measured"))
-        if kv not in MEASURED:
-            doubts.append(Doubt(f"a cache in {kv} was not measured"))
+        doubts += doubt_formats(self.computed, _COMPUTED, kv)
         if timed is None:
             why = f"kernels of {self.engine} were not measured, TensorRT-LLM's were"
             doubts.append(Doubt(why))
