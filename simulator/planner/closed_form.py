@@ -133,11 +133,7 @@ class Curve:
         placement = self.plan.placement
         if self._like is not None:
             return self._like._experts
-        model, layout, dtype = (
-            placement.model,
-            placement.layout,
-            placement.precision.experts,
-        )
+        model, layout, dtype = (placement.model, placement.layout, placement.precision.experts)
         tokens = np.unique(
             np.rint(np.geomspace(1, self.max_tokens, _EXPERT_POINTS)).astype(np.int64)
         )

@@ -121,10 +121,7 @@ class Trials:
         change = change or self.default
         factors = change.conditions
         space = _make_space(
-            self.text,
-            self.folder,
-            factors._replace(rate=1.0, prompts=1.0, price=1.0),
-            change.spare,
+            self.text, self.folder, factors._replace(rate=1.0, prompts=1.0, price=1.0), change.spare
         )
         traffic = _make_traffic(
             self.text, self.folder, factors.rate, factors.prompts, change.resample, change.most

@@ -11,12 +11,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from simulator.config.capacity import Crossover
-from simulator.planner.calibration_error import (
-    compare_speeds,
-    include_one,
-    read_bands,
-    read_error,
-)
+from simulator.planner.calibration_error import compare_speeds, include_one, read_bands, read_error
 from simulator.planner.steady import Loads, Steady
 from simulator.results.answer.crossover import FullPoint, LoadPoint, MapPoint, SpeedPoint
 

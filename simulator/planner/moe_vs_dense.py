@@ -19,13 +19,7 @@ from simulator.planner.conditions import (
 from simulator.planner.estimate import Estimator
 from simulator.planner.evaluations import best_of_each, row_of
 from simulator.planner.explore import Evaluation
-from simulator.planner.samples import (
-    CostSamples,
-    GpuDemand,
-    find_band,
-    find_ratio_band,
-    name_band,
-)
+from simulator.planner.samples import CostSamples, GpuDemand, find_band, find_ratio_band, name_band
 from simulator.planner.screen import Candidate, by_cost
 from simulator.planner.search import SearchResult
 from simulator.results.answer import Comparison, DeploymentRow, SensitivityRow

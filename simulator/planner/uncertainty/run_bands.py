@@ -29,13 +29,7 @@ from simulator.planner.closed_form import Curve
 from simulator.planner.estimate import estimate_error
 from simulator.planner.samples import ErrorSamples
 from simulator.planner.traffic import Traffic, subset
-from simulator.results.metrics import (
-    METRICS,
-    describe_latencies,
-    is_in_time,
-    latencies,
-    summarise,
-)
+from simulator.results.metrics import METRICS, describe_latencies, is_in_time, latencies, summarise
 from simulator.results.tables import DeploymentRecord
 from simulator.workload.requests import longest_tokens
 from simulator.workload.traces import RequestTrace

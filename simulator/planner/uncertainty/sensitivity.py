@@ -17,13 +17,7 @@ from simulator.planner.conditions import (
 )
 from simulator.planner.evaluations import best_of_each, text_of
 from simulator.planner.explore import Evaluation
-from simulator.planner.samples import (
-    CostSamples,
-    GpuDemand,
-    find_band,
-    find_ratio_band,
-    name_band,
-)
+from simulator.planner.samples import CostSamples, GpuDemand, find_band, find_ratio_band, name_band
 from simulator.planner.screen import Candidate
 from simulator.planner.search import SearchResult
 from simulator.results.answer.certainty import Brief, SensitivityRow

@@ -5,14 +5,7 @@ from __future__ import annotations
 from simulator.results.answer import Answer, DeploymentRow, WhyNot
 from simulator.results.answer.deployments import BACKLOG
 from simulator.results.plan_sentences.confidence import ALIKE
-from simulator.results.plan_text import (
-    chance,
-    count_gpus,
-    gpus,
-    money,
-    target_text,
-    times,
-)
+from simulator.results.plan_text import chance, count_gpus, gpus, money, target_text, times
 
 _SURE = 0.8
 """Probability below which the first sentence says how likely a recommendation is to hold."""
