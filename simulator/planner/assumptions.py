@@ -9,8 +9,8 @@ from simulator.results.answer import Basis
 
 
 def state_basis(result: SearchResult) -> dict[str, Basis]:
-    """By deployment, of the best of every model: the assumptions and warnings that a run of it
-    would state.
+    """Assumptions and warnings that runs of the best deployment of every model would state, by
+    deployment.
     """
     stated = {}
     for evaluation in best_of_each(result).values():

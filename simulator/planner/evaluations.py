@@ -17,7 +17,7 @@ NO_BANDS: Mapping[str, Any] = MappingProxyType({})
 
 
 class Priced(NamedTuple):
-    """What an evaluation costs."""
+    """Prices of an evaluation, in the plan's currency."""
 
     per_hour: float
     power_per_hour: float
@@ -63,7 +63,7 @@ def explorer(result: SearchResult, evaluation: Evaluation) -> Explorer:
 
 
 def headroom_of(result: SearchResult, evaluation: Evaluation) -> float:
-    """How many times the traffic an evaluation still carries at its size."""
+    """Times the traffic that an evaluation still carries at its size."""
     return headroom(explorer(result, evaluation), evaluation.cluster_size)
 
 
@@ -75,7 +75,7 @@ def deployment_of(result: SearchResult, evaluation: Evaluation, name: str = "") 
 
 
 def best_of_each(result: SearchResult) -> dict[str, Evaluation]:
-    """By model, the cheapest deployment that meets the targets."""
+    """The cheapest deployment of each model that meets the targets, by the model's name."""
     best: dict[str, Evaluation] = {}
     for evaluation in result.evaluations:
         if evaluation.cluster_size is not None:

@@ -1,7 +1,7 @@
-"""What is handed over: recommendations as a scenario that ``moesim run`` takes as it is, and as
-commands that start the servers.
+"""Recommendations as a scenario that ``moesim run`` takes as it is, and as commands that start the
+servers.
 
-What the commands cannot say is said in sentences beside them.
+Sentences beside the commands say what these cannot express.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def scenario_text(
 
 
 def _entry(spec: DeploymentSpec, base: Path, folder: Path | None) -> dict[str, Any]:
-    """What differs from the defaults, with paths that hold from where the file lies."""
+    """The entry of a deployment without defaults, with paths that hold from where the file lies."""
     changes: dict[str, Any] = {}
     if spec.model.endswith((".toml", ".json")):
         changes["model"] = _path(spec.model, base, folder)
@@ -279,7 +279,7 @@ def _slo(result: SearchResult, comments: list[str]) -> SLO:
 
 
 def commands(result: SearchResult, evaluation: Evaluation) -> list[Command]:
-    """What starts an evaluation's servers, and the router in front of them."""
+    """Commands that start an evaluation's servers, and the router in front of them."""
     spec = deployment_of(result, evaluation)
     plan = make_plan(spec, result.question.seed, "plan", result.space.folder)
     trace = result.traffic.trace

@@ -1,4 +1,4 @@
-"""What is left when GPUs or nodes are lost, which cluster would do with them lost, and what stands
+"""Deployments with GPUs or nodes lost, clusters that would do with them lost, and GPUs that stand
 idle for that.
 """
 
@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from simulator.config.capacity import Spare
 from simulator.deployment.plan import make_plan
@@ -15,6 +15,8 @@ from simulator.planner.explore import ClusterSize, Evaluation
 from simulator.planner.machines import Machines
 from simulator.planner.screen import Candidate
 from simulator.planner.trial import Outcome
+from simulator.results.answer import Idle, LossRow, SpareRow
+from simulator.results.answer.failures import SpareExperts
 
 LOST: tuple[Spare, ...] = (Spare(gpus=1), Spare(nodes=1), Spare(nodes=2))
 """The losses that are looked at."""
@@ -22,9 +24,7 @@ _MOST_UNITS_IN_PAIRS = 128
 """GPUs or nodes of which every combination is tried; of more, the first ones are lost."""
 
 
-def with_losses(
-    trials: Trials, candidate: Candidate, cluster_size: ClusterSize
-) -> list[dict[str, Any]]:
+def with_losses(trials: Trials, candidate: Candidate, cluster_size: ClusterSize) -> list[LossRow]:
     """A row for nothing lost and for each of :data:`LOST`, at its worst: the GPUs or nodes whose
     loss hurts most.
 
@@ -42,19 +42,25 @@ def with_losses(
         left = cluster_size.size - lost.nodes * host_gpus - lost.gpus
         remaining = [] if left <= 0 else left_of(candidate, cluster_size, lost, host_gpus)
         row = _row(trials, candidate, machines, rate, lost, remaining, max(left, 0))
-        before = rows[-1]
-        for name, worse in (("goodput_per_s", min), ("attainment", min), ("worst_ratio", max)):
-            if row[name] is not None and before[name] is not None:
-                row[name] = worse(row[name], before[name])
-        row["met"] = row["met"] and before["met"]
-        rows.append(row)
+        rows.append(_bound_row(row, rows[-1]))
     return rows
+
+
+def _bound_row(row: LossRow, before: LossRow) -> LossRow:
+    """A row that is nowhere better than the one with less lost."""
+    bounded = {
+        name: worse(mine, theirs)
+        for name, worse in (("goodput_per_s", min), ("attainment", min), ("worst_ratio", max))
+        if (mine := getattr(row, name)) is not None
+        and (theirs := getattr(before, name)) is not None
+    }
+    return row.model_copy(update={**bounded, "met": row.met and before.met})
 
 
 def left_of(
     candidate: Candidate, cluster_size: ClusterSize, lost: Spare, host_gpus: int
 ) -> list[ClusterSize]:
-    """Which replicas may be left of a deployment when some GPUs or some nodes are lost: every
+    """Replicas that may be left of a deployment when some GPUs or some nodes are lost: every
     outcome that no other is worse than.
 
     Args:
@@ -109,36 +115,24 @@ def _row(
     lost: Spare,
     remaining: list[ClusterSize],
     gpus: int,
-) -> dict[str, Any]:
+) -> LossRow:
     serving = [
         one
         for one in remaining
         if one.replicas and (candidate.prefill is None or one.prefill_replicas)
     ]
-    row: dict[str, Any] = {
-        "lost": str(lost),
-        "nodes_lost": lost.nodes,
-        "gpus_lost": lost.gpus,
-        "gpus_left": gpus,
-        "node_gpus": machines.spec.gpus_per_node,
-    }
+    row = LossRow(
+        lost=str(lost),
+        nodes_lost=lost.nodes,
+        gpus_lost=lost.gpus,
+        gpus_left=gpus,
+        node_gpus=machines.spec.gpus_per_node,
+        goodput_per_s=0.0,
+        attainment=0.0,
+        text="nothing is left that could serve",
+    )
     if not remaining or len(serving) < len(remaining):
-        nothing = {
-            "replicas_left": 0,
-            "prefill_replicas_left": 0,
-            "goodput_per_s": 0.0,
-            "attainment": 0.0,
-        }
-        return (
-            row
-            | nothing
-            | {
-                "worst_target": None,
-                "worst_ratio": None,
-                "met": False,
-                "text": "nothing is left that could serve",
-            }
-        )
+        return row
     outcomes = [(one, trials.trial(candidate, one)) for one in serving]
     shares = [
         outcome.kept_share if math.isfinite(outcome.kept_share) else None for _, outcome in outcomes
@@ -148,19 +142,21 @@ def _row(
         key=lambda item: (-(item[1] if item[1] is not None else 0.0), item[0][1].worst),
     )
     hardest: Outcome = max((outcome for _, outcome in outcomes), key=lambda one: one.worst)
-    return row | {
-        "replicas_left": worst.replicas,
-        "prefill_replicas_left": worst.prefill_replicas,
-        "goodput_per_s": None if share is None else share * rate,
-        "attainment": share,
-        "worst_target": hardest.tightest,
-        "worst_ratio": hardest.worst,
-        "met": all(one.met for _, one in outcomes),
-        "text": "",
-    }
+    return row.model_copy(
+        update={
+            "replicas_left": worst.replicas,
+            "prefill_replicas_left": worst.prefill_replicas,
+            "goodput_per_s": None if share is None else share * rate,
+            "attainment": share,
+            "worst_target": hardest.tightest,
+            "worst_ratio": hardest.worst,
+            "met": all(one.met for _, one in outcomes),
+            "text": "",
+        }
+    )
 
 
-def spare_nodes(trials: Trials, candidate: Candidate) -> list[dict[str, Any]]:
+def spare_nodes(trials: Trials, candidate: Candidate) -> list[SpareRow]:
     """N+k: the cluster that keeps all targets with nothing and with each of :data:`LOST` lost; and
     what that costs more.
 
@@ -179,17 +175,17 @@ def spare_nodes(trials: Trials, candidate: Candidate) -> list[dict[str, Any]]:
             candidate.shape, candidate.prefill
         )
         rows.append(
-            {
-                "lost": str(spare),
-                "nodes_lost": spare.nodes,
-                "gpus_lost": spare.gpus,
-                "gpus": size,
-                "nodes": None if size is None else -(-size // host_gpus),
-                "cost_per_hour": cost,
-                "extra_cost_per_hour": None if cost is None or base is None else cost - base,
+            SpareRow(
+                lost=str(spare),
+                nodes_lost=spare.nodes,
+                gpus_lost=spare.gpus,
+                gpus=size,
+                nodes=None if size is None else -(-size // host_gpus),
+                cost_per_hour=cost,
+                extra_cost_per_hour=None if cost is None or base is None else cost - base,
                 **whole_nodes(machines, host_gpus, evaluation.num_gpus, spare)._asdict(),
-                "why": evaluation.why,
-            }
+                why=evaluation.why,
+            )
         )
     return rows
 
@@ -219,9 +215,9 @@ def whole_nodes(machines: Machines, host_gpus: int, num_gpus: int, lost: Spare) 
     return WholeNodes(gpus, cost)
 
 
-def idle_costs(trials: Trials, first: Evaluation, copying: Evaluation | None) -> dict[str, Any]:
-    """What stands idle: GPUs that no replica of the first choice uses, besides those held back, and
-    memory of copies of experts.
+def idle_costs(trials: Trials, first: Evaluation, copying: Evaluation | None) -> Idle:
+    """Idle parts of a cluster: GPUs that no replica of the first choice uses, besides those held
+    back, and memory of copies of experts.
 
     Args:
         copying: the best deployment with copies, which need not be the first choice.
@@ -233,21 +229,22 @@ def idle_costs(trials: Trials, first: Evaluation, copying: Evaluation | None) ->
         if first.cluster_size is None
         else max(0, first.cluster_size.size - first.num_gpus - held_back)
     )
-    return {
-        "unused_gpus": unused,
-        "unused_cost_per_hour": unused * space.machines[candidate.shape.machines].gpu_hour,
-        "held_back": str(space.question.spare) if held_back else "",
-        "held_back_gpus": held_back,
-        "held_back_cost_per_hour": held_back * space.machines[candidate.shape.machines].gpu_hour,
-        "spare_experts": None
+    hourly = space.machines[candidate.shape.machines].gpu_hour
+    return Idle(
+        unused_gpus=unused,
+        unused_cost_per_hour=unused * hourly,
+        held_back=str(space.question.spare) if held_back else "",
+        held_back_gpus=held_back,
+        held_back_cost_per_hour=held_back * hourly,
+        spare_experts=None
         if copying is None or copying.cluster_size is None
         else _spare_experts(trials, copying.candidate, copying.cluster_size),
-    }
+    )
 
 
 def _spare_experts(
     trials: Trials, candidate: Candidate, cluster_size: ClusterSize
-) -> dict[str, Any] | None:
+) -> SpareExperts | None:
     """Slots that hold copies; ``None`` where there are none.
 
     They compute no more than before, since copies share the tokens of one expert: what they take is
@@ -266,16 +263,16 @@ def _spare_experts(
     bytes_per_gpu = with_copies.weights_bytes - without.weights_bytes
     share = bytes_per_gpu / with_copies.total_bytes
     cost = price_evaluation(space, trials.find(candidate._replace(shape=plain)))
-    return {
-        "deployment": space.text(shape),
-        "slots": shape.slots - moe.num_experts,
-        "share_of_slots": 1 - moe.num_experts / shape.slots,
-        "bytes_per_gpu": bytes_per_gpu,
-        "share_of_memory": share,
-        "cost_per_hour": share
+    return SpareExperts(
+        deployment=space.text(shape),
+        slots=shape.slots - moe.num_experts,
+        share_of_slots=1 - moe.num_experts / shape.slots,
+        bytes_per_gpu=bytes_per_gpu,
+        share_of_memory=share,
+        cost_per_hour=share
         * cluster_size.replicas
         * shape.num_ranks
         * space.machines[shape.machines].gpu_hour,
-        "cache_tokens_forgone": without.tokens - with_copies.tokens,
-        "cost_per_hour_without": cost if math.isfinite(cost) else None,
-    }
+        cache_tokens_forgone=without.tokens - with_copies.tokens,
+        cost_per_hour_without=cost if math.isfinite(cost) else None,
+    )

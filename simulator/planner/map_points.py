@@ -28,9 +28,9 @@ TERMS: dict[str, str] = {
 """Names of :class:`simulator.planner.closed_form.Terms`, in its order."""
 MEMORY = "KV memory"
 WEIGHTS = "memory for weights"
-"""What a model does not even have."""
+"""Room that a model lacks which does not even load."""
 BEST, ALIKE = "best of each", "same tensor parallelism"
-"""Which splits are compared: each model's best, or replicas without attention data parallelism over
+"""Splits that are compared: each model's best, or replicas without attention data parallelism over
 the same number of GPUs."""
 _ALIKE = 0.005
 """Models that differ by less in tokens a second are alike."""
@@ -67,22 +67,22 @@ class Readings(NamedTuple):
 
 
 class Point(NamedTuple):
-    """What a model does somewhere on the map."""
+    """A model at one point of the map."""
 
     steady: Steady
     loads: Loads
-    """Of one load."""
+    """Figures of one load."""
     is_full: bool
     """Whether the cache holds no more."""
 
     @property
     def tokens_per_s(self) -> float:
-        """Of a GPU."""
+        """Output tokens per second of one GPU."""
         return float(self.loads.tokens_per_s[0])
 
     @property
     def sequences(self) -> float:
-        """On a GPU."""
+        """Sequences decoding on one GPU."""
         return float(self.loads.sequences[0])
 
 
@@ -218,8 +218,8 @@ def _decide(moe: Point, dense: Point, time_s: float) -> dict[str, object]:
 
 
 def _gives(point: Point, time_s: float) -> float:
-    """By how many per cent fewer tokens a model makes where its steps take one per cent longer and
-    a token may not.
+    """Per cent fewer tokens that a model makes where its steps take one per cent longer and a token
+    may not.
     """
     if math.isinf(time_s):
         return 1.0
@@ -270,7 +270,7 @@ def _too_many(splits: list[Steady], batch: float) -> str:
 
 
 def _slowest_term(splits: list[Steady]) -> str:
-    """What keeps the fastest split from being faster."""
+    """The term that keeps the fastest split from being faster."""
     found = [
         (float(one.curve_points.step_s[0]), one.curve_points.terms[:, 0])
         for one in splits

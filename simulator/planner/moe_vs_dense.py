@@ -49,12 +49,12 @@ class Rivals(NamedTuple):
     now: Candidate
     """The best at the traffic that was asked for."""
     little: Candidate
-    """What the screen expects to be best at the least traffic ..."""
+    """The one that the screen expects to be best at the least traffic."""
     much: Candidate
-    """... and at the most."""
+    """The one that the screen expects to be best at the most traffic."""
 
     def at(self, rate: float) -> tuple[Candidate, ...]:
-        """Those that may be best."""
+        """Candidates that may be best at a rate."""
         other = self.little if rate < 1 else self.much if rate > 1 else self.now
         return (self.now,) if other == self.now else (self.now, other)
 
@@ -86,7 +86,7 @@ def _is_alike(one: Candidate, other: Candidate) -> bool:
 
 
 def _expected(result: SearchResult, candidate: Candidate, rate: float) -> tuple[Any, ...]:
-    """What a candidate would cost at another rate, going by the screen."""
+    """Cost of a candidate at another rate, going by the screen."""
     gpus = math.ceil(candidate.replicas * rate) * candidate.shape.num_ranks
     if candidate.prefill is not None:
         gpus += math.ceil(candidate.prefill_replicas * rate) * candidate.prefill.num_ranks
@@ -101,21 +101,23 @@ def _expected(result: SearchResult, candidate: Candidate, rate: float) -> tuple[
 
 
 class RateTrial(NamedTuple):
-    """What a candidate costs at some rate."""
+    """A candidate at some rate."""
 
     cost: float
+    """Cost per hour, in the plan's currency."""
     evaluation: Evaluation
     change: Change
-    """That it was found under."""
+    """Change of the question that the evaluation was found under."""
 
 
 class CheapestAtRate(NamedTuple):
     """The cheapest of a kind at some rate."""
 
     cost: float
+    """Cost per hour, in the plan's currency."""
     evaluation: Evaluation
     demand: GpuDemand | None
-    """Of what it needs if steps take longer."""
+    """GPUs that it needs if steps take longer."""
 
 
 class Turn(NamedTuple):
@@ -175,9 +177,7 @@ def over_rates(trials: Trials, moe: Rivals, dense: Rivals) -> OverRates:
 
 
 def changes_over_rates(moe: Rivals, dense: Rivals) -> list[tuple[Candidate, Change]]:
-    """What :func:`over_rates` explores for certain; between two rates it explores what it has
-    to.
-    """
+    """Explorations that :func:`over_rates` asks for in any case; others lie between two rates."""
     return [
         (one, _change(one, rate)[1])
         for rate in RATES
@@ -187,7 +187,7 @@ def changes_over_rates(moe: Rivals, dense: Rivals) -> list[tuple[Candidate, Chan
 
 
 def _change(candidate: Candidate, rate: float) -> tuple[int, Change]:
-    """At which traffic a candidate is explored for a rate, and how many times that must be taken.
+    """Times the cluster of an exploration, and the change that it is under, for a rate.
 
     Pools are sized for a part of much traffic: trials of them serve every request, and larger pools
     are hardly better used.
@@ -333,7 +333,7 @@ def _drawn(result: SearchResult, costs: CostSamples, one: CheapestAtRate) -> Flo
 
 
 def _over(result: SearchResult, one: Evaluation | None, dense: Evaluation | None) -> float | None:
-    """What it costs over the best whole dense model's cost; of GPUs where machines cost nothing."""
+    """Cost over that of the best whole dense model; ratio of GPUs where machines cost nothing."""
     if one is None or dense is None:
         return None
     cost, least = price_evaluation(result.space, one), price_evaluation(result.space, dense)

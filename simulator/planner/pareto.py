@@ -19,7 +19,7 @@ from simulator.planner.speeds import Speed
 from simulator.results.answer import DeploymentRow, ParetoPoint
 
 _MOST_POINTS = 24
-"""Of one model on one kind of machines: as many as a figure can tell apart."""
+"""Points of one model on one kind of machines that a figure can tell apart."""
 _SPEEDS = ("tpot_s.p50", "tpot_s.mean", "tpot_s.p90", "tpot_s.p95", "tpot_s.p99")
 """Targets that tell how fast a user's text comes; the first that was asked for."""
 
@@ -84,7 +84,7 @@ _Paired = tuple[Speed, ReplicaShape | None]
 
 
 def _thin(front: list[_Paired]) -> list[_Paired]:
-    """As many points of a front as a figure can tell apart, evenly from end to end."""
+    """Points of a front that a figure can tell apart, evenly from end to end."""
     if not front:
         return []
     places = np.linspace(0, len(front) - 1, _MOST_POINTS)

@@ -11,19 +11,20 @@ from simulator.planner.space import ReplicaShape
 
 
 class Speed(NamedTuple):
-    """How fast a replica that is kept busy is, whatever the targets."""
+    """Speed of a replica that is kept busy, whatever the targets."""
 
     per_user: float
-    """Output tokens/s; likewise of a GPU."""
+    """Output tokens per second of one user."""
     per_gpu: float
+    """Output tokens per second of one GPU."""
     shape: ReplicaShape
     budget: int
     sequences: float
-    """On a data-parallel rank."""
+    """Sequences decoding on one data-parallel rank."""
 
 
 class Speeds(NamedTuple):
-    """The same of one replica under several loads; ``[n]`` each."""
+    """Speeds of one replica under several loads; ``[n]`` each."""
 
     per_user: Floats
     per_gpu: Floats
@@ -31,7 +32,7 @@ class Speeds(NamedTuple):
     shape: ReplicaShape
     budget: int
     prefill: ReplicaShape | None = None
-    """What computes the prompts, where that is another pool."""
+    """The replica that computes the prompts, where that is another pool."""
 
 
 def pareto(speeds: list[Speeds]) -> list[tuple[Speed, ReplicaShape | None]]:

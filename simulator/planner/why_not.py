@@ -17,8 +17,8 @@ from simulator.results.plan_sentences.headline import state_shortfall
 
 
 def find_nearest(result: SearchResult) -> WhyNot:
-    """Of the deployments that miss a target, the one that misses least; where nothing could be run
-    at all, the reason for that.
+    """The deployment that misses a target by least; where nothing could be run at all, the reason
+    for that.
     """
     numbers = range(len(result.space.models))
     best = _find_nearest(result, numbers)
@@ -31,7 +31,7 @@ def find_nearest(result: SearchResult) -> WhyNot:
 
 
 def explain_models(result: SearchResult) -> dict[str, WhyNot]:
-    """By name, of every model that no deployment meets the targets with: what stops it."""
+    """The reason against every model that no deployment meets the targets with, by name."""
     met = best_of_each(result)
     stopped: dict[str, WhyNot] = {}
     for number, model in enumerate(result.space.models):

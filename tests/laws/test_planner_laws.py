@@ -116,36 +116,36 @@ def test_longer_prompts_never_cost_less_and_fit_the_context():
 def test_losing_a_node_never_raises_goodput():
     asked = trials(targets={"tpot_s": {"p90": 0.02}, "ttft_s": {"p90": 0.1}})
     rows = with_losses(asked, candidate(DENSE, tp=8), ClusterSize(24, 3))
-    assert [row["lost"] for row in rows] == ["nothing", "1 GPU", "1 node", "2 nodes"]
-    assert [row["replicas_left"] for row in rows] == [3, 2, 2, 1]
+    assert [row.lost for row in rows] == ["nothing", "1 GPU", "1 node", "2 nodes"]
+    assert [row.replicas_left for row in rows] == [3, 2, 2, 1]
     for name in ("goodput_per_s", "attainment"):
-        values = [row[name] for row in rows]
+        values = [getattr(row, name) for row in rows]
         assert values == sorted(values, reverse=True)
-    worst = [row["worst_ratio"] for row in rows]
+    worst = [row.worst_ratio for row in rows]
     assert worst == sorted(worst)
     gpu, node = with_losses(asked, candidate(DENSE, tp=8), ClusterSize(8, 1))[1:3]
     for nothing, gpus in ((gpu, 7), (node, 0)):
-        found = nothing["met"], nothing["goodput_per_s"], nothing["gpus_left"]
+        found = nothing.met, nothing.goodput_per_s, nothing.gpus_left
         assert found == (False, 0.0, gpus)
 
 
 def test_more_spare_never_needs_fewer_machines():
     rows = spare_nodes(trials(), candidate(MOE, tp=8))
-    sizes = [row["gpus"] for row in rows]
+    sizes = [row.gpus for row in rows]
     assert sizes == sorted(sizes)
-    assert all(later["gpus"] >= 8 * (later["nodes_lost"] + 1) for later in rows)
-    assert not any(row["gpus_in_whole_nodes"] for row in rows), "they are whole nodes"
+    assert all(later.gpus >= 8 * (later.nodes_lost + 1) for later in rows)
+    assert not any(row.gpus_in_whole_nodes for row in rows), "they are whole nodes"
 
 
 def test_a_replica_of_one_gpu_survives_a_node_on_another_one():
     """Two GPUs on two nodes, not two nodes of eight; both are told."""
     none, gpu, node, nodes = spare_nodes(trials(), candidate(DENSE))
-    assert (none["gpus"], none["nodes"], none["gpus_in_whole_nodes"]) == (1, 1, None)
-    assert (gpu["gpus"], gpu["nodes"]) == (2, 1)
-    assert (node["gpus"], node["nodes"], node["gpus_in_whole_nodes"]) == (2, 2, 16)
-    assert node["cost_per_hour_in_whole_nodes"] == pytest.approx(8 * node["cost_per_hour"])
+    assert (none.gpus, none.nodes, none.gpus_in_whole_nodes) == (1, 1, None)
+    assert (gpu.gpus, gpu.nodes) == (2, 1)
+    assert (node.gpus, node.nodes, node.gpus_in_whole_nodes) == (2, 2, 16)
+    assert node.cost_per_hour_in_whole_nodes == pytest.approx(8 * node.cost_per_hour)
     # Three GPUs are not offered.
-    assert (nodes["gpus"], nodes["nodes"], nodes["gpus_in_whole_nodes"]) == (4, 4, 24)
+    assert (nodes.gpus, nodes.nodes, nodes.gpus_in_whole_nodes) == (4, 4, 24)
 
 
 @given(
@@ -279,18 +279,18 @@ def test_copies_of_experts_take_memory():
         for number, one in ((1, split), (2, copying))
     ]
     idle = idle_costs(trials(), *found)
-    spare = idle["spare_experts"]
-    assert (idle["unused_gpus"], spare["slots"]) == (4, 8)
-    assert spare["share_of_slots"] == pytest.approx(0.2)
-    assert 0 < spare["share_of_memory"] < 0.2
-    assert spare["cache_tokens_forgone"] > 0
-    assert idle_costs(trials(), found[0], None)["spare_experts"] is None
+    spare = idle.spare_experts
+    assert (idle.unused_gpus, spare.slots) == (4, 8)
+    assert spare.share_of_slots == pytest.approx(0.2)
+    assert 0 < spare.share_of_memory < 0.2
+    assert spare.cache_tokens_forgone > 0
+    assert idle_costs(trials(), found[0], None).spare_experts is None
     held_back = idle_costs(
         trials(spare={"nodes": 1}),
         replace(found[0], cluster_size=ClusterSize(16, 4), num_gpus=4),
         None,
     )
-    assert (held_back["unused_gpus"], held_back["held_back_gpus"]) == (8, 4), (
+    assert (held_back.unused_gpus, held_back.held_back_gpus) == (8, 4), (
         "what is held back is counted once"
     )
 
@@ -301,10 +301,10 @@ def test_copies_of_experts_cost_their_share_of_every_replica():
     space, nothing = trials().space, Evaluation(copying, None, None, np.inf, 0)
     stand_in = SimpleNamespace(space=space, find=lambda _: nothing)
     first = replace(nothing, cluster_size=ClusterSize(16, 3), num_gpus=12)
-    spare = idle_costs(stand_in, first, first)["spare_experts"]
-    assert spare["cost_per_hour_without"] is None
-    assert spare["cost_per_hour"] == pytest.approx(
-        spare["share_of_memory"] * 12 * space.machines[0].gpu_hour
+    spare = idle_costs(stand_in, first, first).spare_experts
+    assert spare.cost_per_hour_without is None
+    assert spare.cost_per_hour == pytest.approx(
+        spare.share_of_memory * 12 * space.machines[0].gpu_hour
     )
 
 

@@ -48,6 +48,7 @@ from simulator.planner.uncertainty.confidence import (
     try_fixed_size,
 )
 from simulator.planner.uncertainty.sensitivity import Explored, Sensitivity, list_changes
+from simulator.results.answer import Idle, LossRow, SpareRow
 
 _SPARE = tuple(Change(spare=lost) for lost in (Spare(), *LOST))
 """Changes of nothing but what may be lost."""
@@ -90,11 +91,11 @@ class AtFirst(NamedTuple):
     """Everything that is asked of the recommended deployment only."""
 
     tried: FixedSize
-    losses: list[dict[str, Any]]
-    spare_nodes: list[dict[str, Any]]
+    losses: list[LossRow]
+    spare_nodes: list[SpareRow]
     spare: list[Explored]
     """The evaluation of each row of ``spare_nodes``."""
-    idle: dict[str, Any]
+    idle: Idle
 
 
 class _Assessment(NamedTuple):

@@ -38,6 +38,7 @@ from simulator.planner.samples import (
 from simulator.planner.screen import Candidate
 from simulator.planner.search import SearchResult
 from simulator.planner.uncertainty.confidence import RESAMPLED, FixedSize, band_figures
+from simulator.results.answer import LossRow, SpareRow
 
 SIMULATED, CLOSED = "simulated", "closed form"
 _GROWING = (
@@ -176,12 +177,12 @@ def add_probabilities(
 
 def band_losses(
     trials: Trials, candidate: Candidate, cluster_size: ClusterSize, demand: GpuDemand
-) -> list[dict[str, Any]]:
+) -> list[LossRow]:
     """Rows of :func:`~simulator.planner.losses.with_losses` with bands: of the calibration's ends,
     and of other samples.
     """
 
-    def lose(change: Change) -> list[dict[str, Any]]:
+    def lose(change: Change) -> list[LossRow]:
         return with_losses(replace(trials, default=change), candidate, cluster_size)
 
     nearest = (
@@ -190,33 +191,34 @@ def band_losses(
     )
     slowed = [lose(Change(slower=factor)) for factor in dict.fromkeys(nearest)]
     resampled = [lose(change) for change in RESAMPLED]
-    rows = with_losses(trials, candidate, cluster_size)
+    rows, note = with_losses(trials, candidate, cluster_size), describe_stretch(trials, candidate)
     for n, row in enumerate(rows):
+        changes: dict[str, Any] = {"note": note}
         for name in ("goodput_per_s", _SHARE):
-            value = row[name]
+            value = getattr(row, name)
             if value is None:
                 continue
             edges, drawn = (
-                [value, *(other[n][name] for other in others if other[n][name] is not None)]
+                [value, *(one for other in others if (one := getattr(other[n], name)) is not None)]
                 for others in (slowed, resampled)
             )
             low, high = widen_band(value, (min(edges), max(edges)), Z_80 * float(np.std(drawn)))
-            row |= name_band(name, value, (low, min(1.0, high) if name == _SHARE else high))
-        row["note"] = describe_stretch(trials, candidate)
+            changes |= name_band(name, value, (low, min(1.0, high) if name == _SHARE else high))
+        rows[n] = row.model_copy(update=changes)
     return rows
 
 
 def band_spare_nodes(
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[SpareRow],
     found: Sequence[tuple[Evaluation, GpuDemand | None]],
     costs: CostSamples,
-) -> list[dict[str, Any]]:
+) -> list[SpareRow]:
     """Rows of :func:`~simulator.planner.losses.spare_nodes` with bands in closed form.
 
     Args:
         found: by row.
     """
-    banded: list[dict[str, Any]] = []
+    banded: list[SpareRow] = []
     base: Floats | None = None
     for row, (evaluation, demand) in zip(rows, found, strict=True):
         gpus = None if demand is None else costs.draw_gpus(evaluation, demand)
@@ -226,10 +228,10 @@ def band_spare_nodes(
         if drawn is not None and base is not None:
             both = np.isfinite(drawn) & np.isfinite(base)
             extra = drawn[both] - base[both]
-        banded.append(
-            row
-            | name_band("gpus", row["gpus"], find_band(gpus))
-            | name_band("cost_per_hour", row["cost_per_hour"] or None, find_band(drawn))
-            | name_band("extra_cost_per_hour", row["extra_cost_per_hour"] or None, find_band(extra))
-        )
+        bands = {
+            **name_band("gpus", row.gpus, find_band(gpus)),
+            **name_band("cost_per_hour", row.cost_per_hour or None, find_band(drawn)),
+            **name_band("extra_cost_per_hour", row.extra_cost_per_hour or None, find_band(extra)),
+        }
+        banded.append(row.model_copy(update=bands))
     return banded

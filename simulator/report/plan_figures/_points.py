@@ -46,7 +46,7 @@ class Axis(NamedTuple):
         return value if self.change is None else self.change(value)
 
     def band(self, point: ParetoPoint) -> Band | None:
-        """The band of that."""
+        """Band of a point's coordinate."""
         found = point.band_of(self.figure)
         return found if self.change is None or found is None else found.map_ends(self.change)
 

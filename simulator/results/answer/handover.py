@@ -28,7 +28,7 @@ class ServingCommand(Part):
     not_expressed: tuple[str, ...] = ()
     """Settings that the flags do not express, a sentence each."""
     flags_read: str = ""
-    """In which release the flags were read, when and where."""
+    """Release that the flags were read in, with date and place."""
 
 
 class Handover(Part):
