@@ -144,11 +144,8 @@ class Space:
             return None
         if variant.quality is None:
             return f"it has no quality score, which limits.min_quality = {least:g} asks for"
-        return (
-            f"its quality score is below limits.min_quality = {least:g}"
-            if variant.quality < least
-            else None
-        )
+        is_poor = variant.quality < least
+        return f"its quality score is below limits.min_quality = {least:g}" if is_poor else None
 
     def host_gpus(self, shape: ReplicaShape, prefill: ReplicaShape | None = None) -> int:
         """GPUs that are lost with one node.
@@ -216,21 +213,8 @@ class Space:
                     for (slots, placement), overlap, dispatch in product(
                         self._list_placements(model, ep), overlaps, sent
                     ):
-                        yield ReplicaShape(
-                            number,
-                            place,
-                            tp,
-                            dp,
-                            ep,
-                            weight,
-                            cache,
-                            slots,
-                            overlap,
-                            pp,
-                            dispatch,
-                            placement,
-                            most,
-                        )
+                        first = (number, place, tp, dp, ep, weight, cache, slots)
+                        yield ReplicaShape(*first, overlap, pp, dispatch, placement, most)
 
     def _check_split(self, model: ModelSpec, machines: Machines, tp: int, dp: int) -> str | None:
         per_node = machines.spec.gpus_per_node
@@ -252,10 +236,8 @@ class Space:
         """Why a split that is possible has no stages; ``None`` where it has."""
         if pp == 1:
             return None
-        per_node, most = (
-            machines.spec.gpus_per_node,
-            min(self.question.space.max_gpus_per_replica, machines.sizes[-1]),
-        )
+        per_node = machines.spec.gpus_per_node
+        most = min(self.question.space.max_gpus_per_replica, machines.sizes[-1])
         if dp > 1:
             return STAGES_BESIDE_DP
         if pp > model.num_layers:
@@ -287,11 +269,8 @@ class Space:
         found: list[tuple[int, str]] = []
         for share in self.question.space.redundant_experts:
             slots = -(-round(model.moe.num_experts * (1 + share)) // ep) * ep if share else 0
-            found += (
-                [(slots, "contiguous")]
-                if slots
-                else [(0, placement) for placement in self.question.space.placements]
-            )
+            placements = ("contiguous",) if slots else self.question.space.placements
+            found += [(slots, placement) for placement in placements]
         return list(dict.fromkeys(found))
 
     def spec(
@@ -345,14 +324,14 @@ class Space:
     def text(self, shape: ReplicaShape) -> str:
         """A shape in words, for tables."""
         machines = self.machines[shape.machines]
-        kv = f", {shape.kv_dtype} cache" if shape.kv_dtype != "bf16" else ""
-        kv += f", sends {shape.dispatch_dtype}" if shape.dispatch_dtype else ""
-        kv += (
-            f", {shape.max_sequences} sequences"
-            if len(self.question.space.max_sequences or ()) > 1
-            else ""
-        )
-        return f"{self.name_model(shape)}{kv}, {self.split(shape)} on {machines.offer.cluster}"
+        parts = [self.name_model(shape)]
+        if shape.kv_dtype != "bf16":
+            parts.append(f"{shape.kv_dtype} cache")
+        if shape.dispatch_dtype:
+            parts.append(f"sends {shape.dispatch_dtype}")
+        if len(self.question.space.max_sequences or ()) > 1:
+            parts.append(f"{shape.max_sequences} sequences")
+        return f"{', '.join(parts)}, {self.split(shape)} on {machines.offer.cluster}"
 
     def name_model(self, shape: ReplicaShape) -> str:
         """The model and the format of its weights."""
@@ -360,10 +339,8 @@ class Space:
         released = model.expert_dtype or model.weight_dtype
         entry = self.variants[shape.model].entry
         engines = {one.engine for one in self.question.models if one.model == entry.model}
-        return (
-            f"{model.name} "
-            f"{shape.weight_dtype or released}{f' in {entry.engine}' if len(engines) > 1 else ''}"
-        )
+        engine = f" in {entry.engine}" if len(engines) > 1 else ""
+        return f"{model.name} {shape.weight_dtype or released}{engine}"
 
     def split(self, shape: ReplicaShape) -> str:
         """The split of a replica, in words."""
@@ -395,8 +372,6 @@ def choose_scheduling(engine: str, budget: int, max_sequences: int) -> Policy:
 
 
 def _name_pruned(model: ModelSpec, pruning: Pruning | None) -> ModelSpec:
-    return (
-        model
-        if pruning is None
-        else model.model_copy(update={"name": f"{model.name} ({pruning_text(pruning)})"})
-    )
+    if pruning is None:
+        return model
+    return model.model_copy(update={"name": f"{model.name} ({pruning_text(pruning)})"})
