@@ -149,7 +149,7 @@ def test_an_answer_repeats_itself_whoever_works_on_it(tmp_path):
     first = plan_capacity(asked, Path(), Store(tmp_path / "a"), workers=1)
     again = plan_capacity(asked, Path(), Store(tmp_path / "b"), workers=2)
     kept = plan_capacity(asked, Path(), Store(tmp_path / "a"), workers=1)
-    assert json.dumps(first) == json.dumps(again) == json.dumps(kept)
+    assert first.model_dump_json() == again.model_dump_json() == kept.model_dump_json()
 
 
 @pytest.mark.slow
