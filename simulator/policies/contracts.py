@@ -1,6 +1,5 @@
-"""Calls of policies, with checks of what their families promise. Every function here raises the
-``UserError`` of :func:`simulator.base.contracts.ask` where a user's own policy breaks a promise.
-"""
+"""Calls of policies, checked against what their families promise; a user's own policy that breaks
+a promise is refused with the ``UserError`` of :func:`simulator.base.contracts.ask`."""
 
 from __future__ import annotations
 

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 from simulator.report import style
 from simulator.report.style import Shown
-from simulator.report.texts import count, minus
+from simulator.report.texts import minus
 from simulator.results.folder import Results
 from simulator.results.formats import (
     TIMES,
     better_way,
+    count,
     heading_unit,
     metric,
     num_bytes,

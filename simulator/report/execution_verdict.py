@@ -13,9 +13,8 @@ import numpy as np
 
 from simulator.report import style
 from simulator.report.execution_numbers import kinds, row, spread_s, tidy
-from simulator.report.texts import count
 from simulator.results.executed import KINDS, Executed
-from simulator.results.formats import TIMES, number, parameters, seconds
+from simulator.results.formats import TIMES, count, number, parameters, seconds
 
 _SAME = 0.15
 """Models whose parameters differ by less than this share have "as many"."""

@@ -13,16 +13,8 @@ from simulator.report.model_colours import colour_of, is_striped
 from simulator.report.plan_bands import Cell, between
 from simulator.results.answer import Answer, DeploymentRow
 from simulator.results.answer.parts import has_bands
-from simulator.results.formats import UNDEFINED, number
-from simulator.results.plan_text import (
-    amount,
-    chance,
-    kind_of,
-    percent,
-    share,
-    target_short,
-    value_text,
-)
+from simulator.results.formats import UNDEFINED, number, percent
+from simulator.results.plan_text import amount, chance, kind_of, share, target_short, value_text
 
 MOST_RUNNERS_UP = 8
 _MISSED = "Models that miss a target, as large as the limits allow"

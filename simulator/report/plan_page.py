@@ -31,9 +31,9 @@ from simulator.report.plan_traffic import describe_traffic
 from simulator.report.rendering import render_page
 from simulator.results.answer import Answer
 from simulator.results.answer.parts import has_bands
-from simulator.results.formats import UNDEFINED, number
+from simulator.results.formats import UNDEFINED, number, percent
 from simulator.results.plan_sentences.traffic import explain_traffic, warn_of_short_traffic
-from simulator.results.plan_text import limit_text, percent
+from simulator.results.plan_text import limit_text
 
 _MOST_FLIPS = 4
 """Readings of the map that are not folded away."""

@@ -11,8 +11,8 @@ from simulator.report.plan_tables import Listed
 from simulator.results.answer import Answer, Confidence
 from simulator.results.answer.certainty import FigureBand
 from simulator.results.answer.parts import Band, make_band
-from simulator.results.formats import TIMES, number
-from simulator.results.plan_text import hourly, percent, target_text, times, value_text
+from simulator.results.formats import TIMES, number, percent
+from simulator.results.plan_text import hourly, target_text, times, value_text
 
 
 class ConfidenceView(NamedTuple):

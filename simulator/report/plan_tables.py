@@ -10,10 +10,9 @@ from typing import NamedTuple
 from simulator.report.plan_bands import Cell, between
 from simulator.results.answer import Answer, SensitivityRow, SpareRow
 from simulator.results.answer.failures import SpareExperts
-from simulator.results.formats import UNDEFINED, number
+from simulator.results.formats import UNDEFINED, count, number
 from simulator.results.plan_text import (
     amount,
-    count,
     count_gpus,
     money,
     per_hour,

@@ -17,8 +17,8 @@ from markupsafe import Markup
 
 from simulator.report.figure_cards import FigureCards
 from simulator.report.packed import pack_plotly, pack_text
-from simulator.report.texts import count, percent, shorten
-from simulator.results.formats import TIMES, UNDEFINED, number, parameters, seconds
+from simulator.report.texts import percent, shorten
+from simulator.results.formats import TIMES, UNDEFINED, count, number, parameters, seconds
 
 _ASSETS = Path(__file__).parent / "assets"
 

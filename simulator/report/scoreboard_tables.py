@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from simulator.report.texts import count, keep_units
-from simulator.results.formats import UNDEFINED, number, seconds
+from simulator.report.texts import keep_units
+from simulator.results.formats import UNDEFINED, count, number, seconds
 from simulator.results.judgement import judge_targets
 from simulator.results.scores import Scoreboard, score, score_groups, title_of, worst
 

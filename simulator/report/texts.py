@@ -20,15 +20,6 @@ def shorten(text: str, length: int = 44) -> str:
     return f"{text[: length - 1 - end].rstrip()}…{text[-end:].lstrip()}"
 
 
-def count(number: int, noun: str) -> str:
-    """A number of things.
-
-    >>> count(1, "row"), count(1200, "row")
-    ('1 row', '1,200 rows')
-    """
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def percent(value: float, *limits: float, digits: int = 1, signed: bool = False) -> str:
     """A share or an error, with as many digits as show on which side of a limit it lies.
 

@@ -107,6 +107,24 @@ def num_bytes(value: float) -> str:
     return _with_unit(value, _BYTES, " ")
 
 
+def count(number_of: int, noun: str) -> str:
+    """Write a number of things.
+
+    >>> count(1, "node"), count(1200, "node")
+    ('1 node', '1,200 nodes')
+    """
+    return f"{number_of:,} {noun}{'' if number_of == 1 else 's'}"
+
+
+def percent(share: float) -> str:
+    """Write a share in whole hundredths.
+
+    >>> percent(0.627)
+    '63 %'
+    """
+    return f"{100 * share:.0f} %"
+
+
 def parameters(value: float) -> str:
     """Write a parameter count for people.
 

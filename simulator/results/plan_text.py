@@ -9,7 +9,7 @@ from typing import Protocol
 from simulator.results.answer import Answer, DeploymentRow
 from simulator.results.answer.crossover import MapPoint
 from simulator.results.answer.deployments import BACKLOG
-from simulator.results.formats import TIMES, number, seconds
+from simulator.results.formats import TIMES, count, number, percent, seconds
 
 _TARGETS = {
     "ttft_s": "time to first token",
@@ -119,15 +119,6 @@ def times(ratio: float) -> str:
     return f"{ratio:,.{digits}f}{TIMES}"
 
 
-def percent(value: float) -> str:
-    """A share, in whole hundredths.
-
-    >>> percent(0.627)
-    '63 %'
-    """
-    return f"{100 * value:.0f} %"
-
-
 def chance(value: float) -> str:
     """A probability in whole hundredths; what is not quite certain or not quite impossible reads
     so.
@@ -152,15 +143,6 @@ def share(ratio: float) -> str:
     ('50 %', '52x')
     """
     return percent(ratio) if ratio < 10 else times(ratio)
-
-
-def count(number_of: int, what: str) -> str:
-    """A number of things.
-
-    >>> count(1, "node"), count(1200, "node")
-    ('1 node', '1,200 nodes')
-    """
-    return f"{number_of:,} {what}{'' if number_of == 1 else 's'}"
 
 
 def count_gpus(number_of: int) -> str:

@@ -14,7 +14,7 @@ from simulator.base.columns import Columns, Picked
 from simulator.cost.engine_time import BEYOND_S, MEASURED_SEQUENCES
 from simulator.results.changes_text import tell_changes, tell_recomputation, tell_room_wait
 from simulator.results.folder import Results
-from simulator.results.formats import parameters, seconds_text
+from simulator.results.formats import count, parameters, percent, seconds_text
 from simulator.results.overflow_text import tell_drops
 from simulator.results.run_bands_text import SURE, chance_of, tell_bands, tell_chance
 from simulator.results.tables import STEP_PHASES
@@ -136,7 +136,7 @@ def _headroom(rows: dict[str, pd.Series], short: dict[str, str]) -> str:
     more.
     """
     peaks = {short[name]: float(row["kv_used_max"]) for name, row in rows.items()}
-    full = ", ".join(f"{_percent(peak)} ({name})" for name, peak in peaks.items())
+    full = ", ".join(f"{percent(peak)} ({name})" for name, peak in peaks.items())
     keeps = all(float(row["slo_attainment"]) >= _IN_TIME for row in rows.values())
     room = ", so there is room for more traffic" if keeps and max(peaks.values()) < _FULL else ""
     return (
@@ -204,7 +204,7 @@ def _compare(
         return f"{winner} serves this traffic better: {shares} ({numbers}).", best
     if not has_targets and _share_kept(first) - _share_kept(second) >= _ATTAINMENT_STEP:
         numbers = _pairs(first, second, ("ttft", "tpot"))
-        few, many = (_count(int(row["num_lost"]), "request") for row in (first, second))
+        few, many = (count(int(row["num_lost"]), "request") for row in (first, second))
         return (
             f"{winner} serves this traffic better: it loses "
             f"{few if first['num_lost'] else 'none'}, {loser} {many} ({numbers}).",
@@ -272,7 +272,7 @@ def _numbers(row: pd.Series) -> str:
         f"TTFT p50 {seconds_text(float(row['ttft_p50_s']))}, TPOT "
         f"p50 {seconds_text(float(row['tpot_p50_s']))} "
         f"and {float(row['output_tokens_per_s']):,.0f} output tokens/s "
-        f"on {_count(int(row['num_gpus']), 'GPU')}{targets}"
+        f"on {count(int(row['num_gpus']), 'GPU')}{targets}"
     )
 
 
@@ -292,11 +292,11 @@ def _queue(results: Results, name: str, row: pd.Series, short: str) -> str | Non
     arrivals_s = float(requests["arrival_s"].max())
     facts = results.run["deployments"][name]
     wait = f"on average, {_limits(steps, facts)}"
-    kept = f"its KV cache is {_percent(row['kv_used_max'])} full at the peak"
+    kept = f"its KV cache is {percent(row['kv_used_max'])} full at the peak"
     if float(row["duration_s"]) > _LATE * arrivals_s + float(row["e2e_p50_s"]) and arrivals_s > 0:
         late = seconds_text(float(row["duration_s"]) - arrivals_s)
         return (
-            f"{short} is overloaded: {_count(round(waiting), 'request')} wait {wait}; "
+            f"{short} is overloaded: {count(round(waiting), 'request')} wait {wait}; "
             f"it ends {late} after the last arrival, and {kept}."
         )
     return f"{short} queues at times: {waiting:.1f} requests wait {wait}; {kept}."
@@ -312,7 +312,7 @@ def _limits(steps: Columns, facts: dict[str, Any]) -> str:
     shares = queued["duration_s"].groupby(queued["limited_by"], observed=True).sum()
     shares = (shares / shares.sum()).sort_values(ascending=False, kind="stable")
     named = [
-        f"{_LIMIT_WORDS[str(limit)].format(**numbers)} ({_percent(share)} of that time)"
+        f"{_LIMIT_WORDS[str(limit)].format(**numbers)} ({percent(share)} of that time)"
         for limit, share in shares.items()
         if share >= _OFTEN
     ]
@@ -336,7 +336,7 @@ def _describe_steps(results: Results, name: str, row: pd.Series, short: str) -> 
     shares = sorted(((float(row[f"{phase}_share"]), phase) for phase in STEP_PHASES), reverse=True)[
         :3
     ]
-    spent = ", ".join(f"{PHASE_WORDS[phase]} {_percent(share)}" for share, phase in shares)
+    spent = ", ".join(f"{PHASE_WORDS[phase]} {percent(share)}" for share, phase in shares)
     load = _load(*(float(row[key]) for key in _LOAD))
     return f"{short} uses {size} for each token.{step} Of its step time: {spent}.{load}"
 
@@ -364,7 +364,7 @@ def _notes(results: Results, short: dict[str, str]) -> list[str]:
     if len(set(gpus.values())) > 1:
         notes.append(
             "Not the same hardware: "
-            + ", ".join(f"{name} has {_count(count, 'GPU')}" for name, count in gpus.items())
+            + ", ".join(f"{name} has {count(num, 'GPU')}" for name, num in gpus.items())
             + "."
         )
     for name in results.deployments:
@@ -385,14 +385,6 @@ def _notes(results: Results, short: dict[str, str]) -> list[str]:
         if facts[name]["is_rumour"]
     ]
     return notes
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
 
 
 def _share(share: float) -> str:

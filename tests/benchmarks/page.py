@@ -14,8 +14,7 @@ from simulator.report import style
 from simulator.report.deployment_tables import describe_making
 from simulator.report.figure_cards import Card, FigureCards, pair_up
 from simulator.report.rendering import environment, render_page
-from simulator.report.texts import count
-from simulator.results.formats import num_bytes, parameters, time_ticks
+from simulator.results.formats import count, num_bytes, parameters, time_ticks
 from tests.benchmarks.collect import title_of
 from tests.benchmarks.history import draw_history
 from tests.benchmarks.rows import (

@@ -15,8 +15,8 @@ from simulator.report.gallery import Figure
 from simulator.report.plan_bands import between
 from simulator.results.answer import Answer
 from simulator.results.answer.crossover import FullPoint, MapPoint, Side, SpeedPoint
-from simulator.results.formats import TIMES, number, seconds
-from simulator.results.plan_text import chance, doubt, hover, percent, times
+from simulator.results.formats import TIMES, number, percent, seconds
+from simulator.results.plan_text import chance, doubt, hover, times
 
 _REACH = 2.0
 """Doublings either way that the colours tell apart."""

@@ -10,8 +10,8 @@ from simulator.report.model_colours import colour_of
 from simulator.report.plan_bands import between
 from simulator.report.plan_figures import _rows
 from simulator.results.answer import Answer, LossRow
-from simulator.results.formats import number
-from simulator.results.plan_text import hover, percent
+from simulator.results.formats import number, percent
+from simulator.results.plan_text import hover
 
 
 class Losses(Figure[Answer]):

@@ -19,8 +19,8 @@ from simulator.report.scoreboard_figures._rows import (
     parts,
     status_of,
 )
-from simulator.report.texts import count, shorten
-from simulator.results.formats import log_ticks, number, parameters, seconds, time_axis
+from simulator.report.texts import shorten
+from simulator.results.formats import count, log_ticks, number, parameters, seconds, time_axis
 from simulator.results.scores import Scoreboard
 
 _BAND = 0.25

@@ -7,7 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from simulator.results.answer import Answer, DeploymentRow, SpareGpus, SpareRow
-from simulator.results.plan_text import count, count_gpus, per_hour, percent
+from simulator.results.formats import count, percent
+from simulator.results.plan_text import count_gpus, per_hour
 
 
 def explain_idle(answer: Answer, best: DeploymentRow) -> Iterator[str]:

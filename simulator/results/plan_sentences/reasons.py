@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from simulator.results.answer import Answer, RecommendedRow
 from simulator.results.answer.deployments import BACKLOG
+from simulator.results.formats import percent
 from simulator.results.plan_sentences.confidence import tell_confidence, tell_headroom, tell_start
 from simulator.results.plan_sentences.failures import explain_idle, explain_losses
 from simulator.results.plan_sentences.headline import (
@@ -15,14 +16,7 @@ from simulator.results.plan_sentences.headline import (
     state_price,
 )
 from simulator.results.plan_sentences.traffic import tell_traffic
-from simulator.results.plan_text import (
-    count_gpus,
-    is_floor,
-    per_hour,
-    percent,
-    target_text,
-    value_text,
-)
+from simulator.results.plan_text import count_gpus, is_floor, per_hour, target_text, value_text
 
 _BINDS = 0.9
 """Share of its limit from which on a target is what decides; below it is merely the closest."""
