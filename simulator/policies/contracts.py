@@ -1,5 +1,4 @@
-"""Calls of policies, checked against what their families promise; a user's own policy that breaks
-a promise is refused with the ``UserError`` of :func:`simulator.base.contracts.ask`."""
+"""Calls of policies that refuse, as a ``UserError``, what breaks the promises of their family."""
 
 from __future__ import annotations
 
