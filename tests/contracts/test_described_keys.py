@@ -31,7 +31,7 @@ FORBIDDEN = (
 )
 """Words that no phrase begins with which stands alone."""
 PURE = re.compile(
-    "share|factor|ratio|number|times|probabilit|coefficient|exponent|power|seed|deviation|score|"
+    "share|factor|ratio|number|times|probability|probabilities|coefficient|exponent|power|seed|deviation|score|"
     "correlation|percentile|relative|unit|gib|mib|seconds|bytes|tokens|rows|features|sequences|"
     "gpus|nodes|replicas|requests|deployments|candidates|slots|cost|joules|measured over|band",
     re.IGNORECASE,
