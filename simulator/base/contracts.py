@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from simulator.base.errors import UserError
+
+_PROJECT = Path(__file__).parents[1]
 
 
 def ask(policy: object, method: str, *arguments: Any, explain: Callable[[Any], str]) -> Any:
@@ -89,9 +92,17 @@ def has_method(method: str) -> Callable[[Any], str]:
 
 
 def _place_of(error: Exception) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if frame.filename != __file__]
+    """Name the last line of the user's own code, else of any, that an error passed through."""
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__
+    ]
+    own = [frame for frame in frames if not _is_installed(Path(frame.filename))] or frames
     return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+
+
+def _is_installed(file: Path) -> bool:
+    """Whether a file is part of the project or of an installed package."""
+    return _PROJECT in file.parents or "site-packages" in file.parts
 
 
 def _describe(found: object) -> str:

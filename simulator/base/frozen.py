@@ -112,7 +112,8 @@ def _describe(cls: type[BaseModel], error: ValidationError, table: object, where
         phrases or [first["msg"].removeprefix("Input should be ").strip()]
     )
     if kind in ("tuple_type", "list_type") and isinstance(value, dict):
-        reason += f" of tables; write [[{key}]] with two brackets"
+        tables = [part for part in first["loc"] if isinstance(part, str)]
+        reason += f" of tables; write [[{'.'.join(tables)}]] with two brackets"
     doubt = mistaken_unit(_unit(cls, first["loc"]), is_high=kind.startswith("less_than"))
     return f"{where}: {key} {reason}, got {_show(value)}" + (f"; {doubt}" if doubt else "")
 

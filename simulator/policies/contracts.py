@@ -251,9 +251,9 @@ def _hold_changes(
             )
         )
         known = " or ".join(
-            f"{pool} with replicas 0 to {own.num_replicas - 1}" for pool, own in machines.items()
+            f"'{pool}' with replicas 0 to {own.num_replicas - 1}" for pool, own in machines.items()
         )
-        return "" if fits else f"a Change at {now_s:g} s or later, of {known}"
+        return "" if fits else f"a Change at {now_s:g} s or later, of pool {known}"
 
     while True:
         change = check_call(name, lambda: next(changes, None), explain)

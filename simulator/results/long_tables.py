@@ -12,13 +12,26 @@ from typing import Any
 import pandas as pd
 
 from simulator.base.columns import Columns, ParquetParts, StoredColumns, list_frames
+from simulator.base.errors import UserError
 
 
 def write_long(tables: Mapping[str, Columns], path: Path) -> None:
-    """Write the tables of the deployments one after another."""
+    """Write the tables of the deployments one after another.
+
+    Raises:
+        UserError: if they have different columns.
+    """
     parts = ParquetParts(path)
+    written: list[str] = []
     for deployment, columns in tables.items():
         for frame in list_frames(columns):
+            names = frame.columns.tolist()
+            written = written or names
+            if other := sorted({*written} ^ {*names}):
+                raise UserError(
+                    f"{path.stem} of '{deployment}': only some deployments have a column "
+                    f"'{other[0]}'; add it to all of them, or to the table that frame() returns"
+                )
             parts.add(frame, deployment=deployment)
     parts.close()
 

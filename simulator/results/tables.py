@@ -66,7 +66,7 @@ REQUEST_COLUMNS = {
     "num_cached": "prompt tokens found in the prefix cache",
     "num_preemptions": "times it lost its KV blocks and was computed again",
     "num_retries": "times that its replica was gone and it was sent to another one",
-    "outcome": "one of OUTCOMES",
+    "outcome": f"one of {', '.join(OUTCOMES)}",
     "prefill_replica": (
         "replica of the prefill pool that computed its prompt, -1 without such a pool"
     ),
@@ -110,7 +110,8 @@ STEP_COLUMNS = {
     ),
     "kv_used": "share of KV blocks in use, mean over ranks, in the last of the steps",
     "limited_by": (
-        "what kept the longest queue waiting, one of ADMISSION_LIMITS; 'none' where none waits"
+        f"what kept the longest queue waiting, one of {', '.join(ADMISSION_LIMITS)}; "
+        "'none' where none waits"
     ),
     **{f"{phase}_s": f"part of the duration: {phase}" for phase in STEP_PHASES},
 }

@@ -157,10 +157,10 @@ WRONG = [
     ("scheduling", "Rules(0, 64, True, True)", "token_budget must be at least 1 tokens", "got 0"),
     ("scheduling", "Rules(64.0, 64, True, True)", "token_budget must be a whole number", "64.0"),
     ("failures", "[]", "an iterator of Change", "list []"),
-    ("failures", "iter([7])", "a Change at 0 s or later, of both", "int 7"),
+    ("failures", "iter([7])", "a Change at 0 s or later, of pool 'both'", "int 7"),
     ("failures", "iter([Change(1.0, 'both', (2,), False)])", "replicas 0 to 1", "Change("),
     ("failures", "iter([Change(1.0, 'both', (0.5,), False)])", "replicas 0 to 1", "(0.5,)"),
-    ("failures", "iter([Change(1.0, 'decode', (0,), False)])", "both with", "Change("),
+    ("failures", "iter([Change(1.0, 'decode', (0,), False)])", "'both' with", "Change("),
     ("failures", "(Change(1.0 - n, 'both', (0,), False) for n in (0, 1))", "1 s or", "Change("),
     ("failures", "(1 / n for n in (0,))", "failed (", "ZeroDivisionError"),
     ("rebalancing", "[1.0]", "an iterator of seconds", "list [1.0]"),
@@ -215,6 +215,12 @@ def test_a_policy_that_breaks_its_contract_is_named(own, family, returned, wante
     assert "\n" not in said
     for words in (FAMILIES[family][1], f".{family}.", wanted, found):
         assert words in said
+
+
+def test_what_fails_is_placed_in_the_users_file_though_a_package_raised(own, tmp_path):
+    with pytest.raises(UserError, match=r"routing\.py, line \d+\): LinAlgError") as refused:
+        own("routing", "np.linalg.inv(np.zeros(3))")
+    assert str(tmp_path) in str(refused.value)
 
 
 def test_the_projects_own_are_not_looked_at_again():

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 import simulator
+from simulator.results.long_tables import read_long, write_long
 
 SCENARIO = {
     "name": "tiny",
@@ -161,6 +162,15 @@ def test_results_are_written_read_and_reported(results, tmp_path):
     made = simulator.build_report(tmp_path / "run", tmp_path / "page.html")
     assert made.file.read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
     assert made.verdict == results.run["verdict"]
+
+
+def test_a_column_of_ones_own_is_in_all_deployments_or_refused(results, tmp_path):
+    table = next(iter(results.requests.values()))
+    more = table.assign(mine=1.0)
+    with pytest.raises(simulator.UserError, match="only some deployments have a column 'mine'"):
+        write_long({"one": table, "two": more}, tmp_path / "requests.parquet")
+    write_long({"one": more, "two": more}, tmp_path / "requests.parquet")
+    assert read_long(tmp_path / "requests.parquet", ["one", "two"])["two"]["mine"].eq(1.0).all()
 
 
 def test_progress_is_told_and_an_interrupt_in_it_ends_the_run():
