@@ -1,5 +1,6 @@
 """Recordings made here: trained models, their twins, and the files that a training leaves."""
 
+import html
 import tomllib
 from pathlib import Path
 
@@ -165,7 +166,7 @@ def test_the_same_seed_gives_the_same_recording_and_another_seed_another(made, t
 def test_the_page_says_the_result_and_fetches_nothing(files, made):
     page = files["page"].read_text(encoding="utf-8")
     assert made.headline in page
-    assert "default-src &#x27;none&#x27;" in page
+    assert "default-src 'none'" in html.unescape(page)
     payload = payload_of(page)
     assert len(payload["plots"]) == 2 + 1 + len(WORDS)
     assert [len(plot["data"]) for plot in payload["plots"]] == [5, 5, 1, 1, 1]
