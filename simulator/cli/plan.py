@@ -85,6 +85,14 @@ def plan(
     console.err.print(
         counted.tell_simulated(str(store.folder)), highlight=False, soft_wrap=True, markup=False
     )
+    if answer.traffic is not None:
+        console.err.print(
+            f"judged by {answer.traffic.num_requests:,} requests at "
+            f"{answer.traffic.rate_per_s:.3g} a second on average (seed {answer.seed})",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
     console.err.print(
         f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True, markup=False
     )

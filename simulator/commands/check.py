@@ -22,6 +22,7 @@ from simulator.config.host import HostCalibration, load_any_calibration
 from simulator.config.model import load_model
 from simulator.config.routing import routing_note
 from simulator.config.workload import WorkloadSpec
+from simulator.deployment.facts import describe_layout
 from simulator.policies.contracts import make_rules, wire_cluster
 from simulator.scenario.question import list_routing_notes, load_open_requests, load_question
 from simulator.scenario.scenario import load_scenario
@@ -107,7 +108,7 @@ def _check_scenario(path: Path, overrides: Overrides) -> _Found:
     plans, trace = prepare_run(scenario)
     fits = "; ".join(
         (
-            f"{p.name}: {p.num_gpus} GPUs, KV cache "
+            f"{p.name}: {p.num_gpus} GPUs ({describe_layout(p)}), KV cache "
             f"of {p.serving.capacity.tokens * p.placement.layout.attention_dp:,} tokens a replica"
         )
         for p in plans

@@ -31,7 +31,7 @@ def facts_of(plan: DeploymentPlan) -> dict[str, Any]:
         "accelerator": placement.accelerator.title,
         "num_gpus": plan.num_gpus,
         "replicas": sum(pool.serving.replicas for pool in plan.pools),
-        "layout": _layout_text(plan),
+        "layout": describe_layout(plan),
         "routing": policy_text(experts.routing) if experts else None,
         "routing_source": " ".join(experts.routing_source.split()) if experts else None,
         "overflow": policy_text(plan.spec.overflow) if plan.spec.overflow else None,
@@ -325,7 +325,8 @@ def _memory_row(plan: DeploymentPlan) -> Policy:
     return {"what": "memory held back", "value": value, "kind": kind, "source": source}
 
 
-def _layout_text(plan: DeploymentPlan) -> str:
+def describe_layout(plan: DeploymentPlan) -> str:
+    """Describe the split of each pool and its number of replicas: ``TP 8, 1 replica``."""
     texts = []
     for pool in plan.pools:
         count = pool.serving.replicas
