@@ -50,7 +50,7 @@ class Lines:
         say: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Nothing is said yet.
+        """Start without a line said.
 
         Args:
             unit: what is counted, in the plural.

@@ -233,7 +233,7 @@ class HostRates:
     num_ranks: int
     working_bytes: float
     pools: ClassVar[None] = None
-    """Nothing is known of pools of prefill and decode."""
+    """None: pools of prefill and decode are not timed on a host."""
 
     @property
     def engine(self) -> EngineFit:

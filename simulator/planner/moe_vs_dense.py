@@ -132,7 +132,7 @@ class Turn(NamedTuple):
 
 
 class OverRates(NamedTuple):
-    """Both kinds over several rates."""
+    """The cheapest mixture of experts and dense model at several rates of requests."""
 
     points: list[tuple[float, CheapestAtRate, CheapestAtRate]]
     """Rate, the cheapest mixture of experts and the cheapest dense model."""
@@ -310,7 +310,9 @@ def _point(
     moe: CheapestAtRate,
     dense: CheapestAtRate,
 ) -> RatePoint:
-    """Both kinds at one rate, with bands in closed form."""
+    """Compare the cheapest mixture of experts and dense model at one rate of requests, with bands
+    in closed form.
+    """
     ratio = moe.cost / dense.cost if 0 < dense.cost < math.inf and moe.cost < math.inf else None
     drawn = [_drawn(result, costs, one) for one in (moe, dense)]
     point: dict[str, Any] = {"rate": rate, "requests_per_s": rate * result.traffic.rate_per_s}

@@ -21,7 +21,7 @@ Band = tuple[float | None, float | None]
 """Ends of a figure's band; ``None`` where there is none, or where it is infinite."""
 
 RESAMPLES: tuple[int, ...] = (1, 2, 3)
-"""Other samples of requests and of experts' choices; 0 is the one that was asked for."""
+"""Numbers of further samples of requests and of experts' choices; 0 is the one asked for."""
 NUM_SAMPLES = 4000
 
 

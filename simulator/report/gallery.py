@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from abc import ABC, abstractmethod
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import plotly.graph_objects as go
@@ -19,7 +20,7 @@ Subject = TypeVar("Subject")
 """Subject of a page: the results of a run, an execution, a scoreboard."""
 
 
-class Figure(Generic[Subject]):
+class Figure(ABC, Generic[Subject]):
     """A figure of a page: the one public class of its file; files that begin with ``_`` hold shared
     drawing code.
     """
@@ -35,13 +36,13 @@ class Figure(Generic[Subject]):
     """Place on the page; a section stands where its first figure does."""
     width: Width = "half"
 
+    @abstractmethod
     def draw(self, subject: Subject, /) -> Drawn:
         """Draw the figure.
 
         Trace names become the legend, which the page draws; deployments take their label and colour
         from :mod:`simulator.report.style`; axis titles end in their unit in parentheses.
         """
-        raise NotImplementedError
 
 
 def load_figures(family: str) -> list[Figure[Any]]:

@@ -52,7 +52,7 @@ class Answers:
 
     @classmethod
     def unsupported(cls, num_rows: int, num_measures: int) -> Answers:
-        """Nothing answered yet; a suite fills in what it can."""
+        """Rows without answers, which a suite fills in."""
         nothing = np.full((num_rows, num_measures), np.nan)
         return cls(
             nothing, nothing.copy(), nothing.copy(), ["unsupported"] * num_rows, [""] * num_rows

@@ -52,8 +52,8 @@ class Band(NamedTuple):
     def limits_of(
         self, seconds: ArrayLike, is_extrapolated: ArrayLike = False
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Low and high of predictions of any shape; a prediction lies within its own band, even
-        where the fit is biased.
+        """Lower and upper ends, in seconds, of the bands of predictions of any shape; a prediction
+        lies within its own band, even where the fit is biased.
 
         Args:
             is_extrapolated: which of them lie outside the measured domain; of the same shape, or
@@ -66,7 +66,8 @@ class Band(NamedTuple):
     def spread(
         self, seconds: ArrayLike, wider: ArrayLike
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Likewise, ``wider`` times as wide each (:mod:`simulator.validation.extrapolation`).
+        """Lower and upper ends, in seconds, of bands that are ``wider`` times as wide as the fit's
+        (:mod:`simulator.validation.extrapolation`).
 
         Where a fit's residuals lie on one side of its predictions, so does its band, which is then
         stretched to the prediction: such a prediction is the very low or high. It says that

@@ -30,7 +30,7 @@ OTHER_KERNELS = 3.0
 """Factor on a band's width where the kernels of another engine, or of another number format, were
 measured."""
 ASSUMED = 1.0
-"""Nothing was measured: an assumed entry's band is as wide already as that asks for, and
+"""Doubt without any measurement: an assumed entry's band is as wide already as that asks for, and
 :func:`no_narrower` than where more is known."""
 
 

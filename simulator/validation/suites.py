@@ -230,7 +230,7 @@ def _answered(
 
 
 def _spare(lacking: Sequence[str], others: list[str]) -> tuple[str, ...]:
-    """Those other columns whose names are near those that a table lacks, else the first few."""
+    """Columns whose names are near those that a table lacks, else its first few."""
     near = [
         name
         for column in lacking

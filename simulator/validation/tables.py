@@ -44,7 +44,7 @@ _WORDS_OF_TEXTS = {
 0.10 is not 0.1."""
 
 _ABSURD = 1e15
-"""Nothing that is counted or timed is so large, and whole numbers below it are exact."""
+"""Largest number of a cell: no count or time is larger, and whole numbers up to it are exact."""
 
 
 @dataclass(frozen=True)

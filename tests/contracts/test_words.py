@@ -33,10 +33,11 @@ DONE = (
     "work",
     "workload",
 )
-"""Rooms whose words are in order: more may be added, none taken away."""
+"""Rooms whose functions are named so: more may be added, none taken away."""
+ROOMS = sorted(path.name for path in HOUSE.iterdir() if (path / "__init__.py").is_file())
 _BEGINS_BADLY = re.compile(
     r"(Of|Likewise|That|So|The same|Same|Those|These|This|They|Their|There|As|It|Its|And|Also|But"
-    r"|Or|Then|What|Where|Which|How|When|Who)\b"
+    r"|Or|Then|Both|Either|Neither|Nothing|Such|What|Where|Which|How|When|Who)\b"
 )
 _PARTICLES = frozenset(
     [
@@ -219,7 +220,7 @@ def _trees(room: str) -> Iterator[tuple[str, ast.Module]]:
         yield str(path.relative_to(HOUSE)), ast.parse(path.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("room", DONE)
+@pytest.mark.parametrize("room", ROOMS)
 def test_docstrings_stand_alone(room):
     wrong = [
         f"{name}:{text.lineno}: {' '.join(text.value.split())[:70]}"

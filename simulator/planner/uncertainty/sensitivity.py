@@ -134,8 +134,8 @@ class Sensitivity:
         return price_evaluation(self._result.space, evaluation)
 
     def _cut_prices(self, name: str, text: str, cheaper: Collection[int]) -> SensitivityRow:
-        """Other prices of machines, not of electricity: everything that was found is compared
-        again.
+        """Compare everything that was found at other prices of machines; electricity costs the
+        same.
         """
         machines = self._result.space.machines
         known = [Priced(one, self._price(one)) for one in self._result.evaluations]

@@ -7,7 +7,7 @@ from simulator.policies.speculation import Drafts
 
 
 class NoDrafts(Frozen):
-    """Nothing is drafted."""
+    """No drafts: every decode makes one token."""
 
     def drafts(self, num_layers: int) -> Drafts:
         return Drafts()

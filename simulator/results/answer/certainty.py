@@ -22,7 +22,7 @@ class FigureBand(Part):
 
     @property
     def band(self) -> Band | None:
-        """Both ends."""
+        """80 % band of the value, in the target's unit; ``None`` where there is none."""
         return make_band(self.low, self.high)
 
 
@@ -116,13 +116,13 @@ class SensitivityRow(Banded):
     best_dense: Brief | None = None
     """The best dense model then."""
     cost_moe_over_dense: float | None = None
-    """Cost of the first over that of the second."""
+    """Cost of the cheapest mixture of experts over that of the cheapest dense model."""
     note: str = ""
     """Note about the row."""
 
 
 class RatePoint(Banded):
-    """Both kinds of models at one rate of requests."""
+    """The cheapest mixture of experts and dense model at one rate of requests."""
 
     rate: float
     """Times the planned traffic."""
@@ -133,7 +133,7 @@ class RatePoint(Banded):
     dense_cost_per_hour: float | None = None
     """Cost per hour of the cheapest dense model."""
     cost_ratio: float | None = None
-    """Cost of the first over that of the second."""
+    """Cost of the cheapest mixture of experts over that of the cheapest dense model."""
 
 
 class Flip(Part):
@@ -167,7 +167,7 @@ class Comparison(Banded):
     cost_ratio: float | None = None
     """Cost of the cheapest mixture of experts over that of the cheapest dense model."""
     rates: tuple[RatePoint, ...] = ()
-    """Both kinds at several rates of requests."""
+    """The cheapest mixture of experts and dense model at several rates of requests."""
     flips: tuple[Flip, ...] = ()
     """Points at which the cheaper kind changes."""
     text: str = ""

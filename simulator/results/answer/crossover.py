@@ -96,7 +96,7 @@ class MapPoint(Banded):
 
 
 class LoadPoint(MapPoint):
-    """Both models at the same load of a GPU."""
+    """A mixture of experts and a dense model at the same number of sequences on a GPU."""
 
     batch_per_gpu: float
     """Sequences decoding on one GPU."""
@@ -105,7 +105,7 @@ class LoadPoint(MapPoint):
 
 
 class SpeedPoint(MapPoint):
-    """Both models at the same time per output token."""
+    """A mixture of experts and a dense model at the same time per output token, in seconds."""
 
     pairing: str = ""
     """Splits that are compared: the best of each, or the same tensor parallelism."""
@@ -116,7 +116,7 @@ class SpeedPoint(MapPoint):
 
 
 class FullPoint(MapPoint):
-    """Both models, each at its full load."""
+    """A mixture of experts and a dense model, each at its full load."""
 
     pairing: str = ""
     """Splits that are compared: the best of each, or the same tensor parallelism."""

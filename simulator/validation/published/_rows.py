@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping
 from typing import Annotated, Any, ClassVar
 
@@ -56,7 +57,7 @@ class Case(Frozen):
         return found
 
 
-class RowTopic(Frozen):
+class RowTopic(Frozen, ABC):
     """Topic whose rows are answered independently of each other."""
 
     row: ClassVar[type[Case]]
@@ -70,17 +71,17 @@ class RowTopic(Frozen):
         required = (field.alias or name for name, field in fields if field.is_required())
         return (*FIGURE_COLUMNS, *required)
 
+    @abstractmethod
     def predict(self, case: Any) -> Any:
         """Answer to one case.
 
         Raises:
             UserError: if its deployment is impossible.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def plan_key(self, case: Any) -> Hashable:
         """Whatever cases of one plan have in common: they are answered in one process."""
-        raise NotImplementedError
 
     def replies(self, table: Table, tick: Progress) -> list[Reply]:
         """Reply to every row, each different case answered once, on all cores."""
