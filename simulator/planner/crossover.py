@@ -93,7 +93,7 @@ def crossover(
         if not names.moe or not names.dense:
             return None
         for num_input, num_output in product(asked.inputs, asked.outputs):
-            steady = [(side, side.at(num_input, num_output)) for side in sides]
+            steady = [(side, side.find_steady(num_input, num_output)) for side in sides]
             for (moe, first), (dense, second) in product(steady, repeat=2):
                 if moe.is_moe and not dense.is_moe:
                     place = Place(moe.name, dense.name, num_input, num_output, network)
@@ -126,7 +126,7 @@ class _Side:
             for shape in shapes
         ]
 
-    def at(self, num_input: int, num_output: int) -> list[Steady]:
+    def find_steady(self, num_input: int, num_output: int) -> list[Steady]:
         """The splits with requests of one length."""
         traffic, budget = (
             make_fixed_traffic(num_input, num_output),

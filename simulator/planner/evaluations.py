@@ -28,7 +28,7 @@ class Priced(NamedTuple):
     joules_per_output_token: float
 
 
-def priced(result: SearchResult, evaluation: Evaluation) -> Priced:
+def price_cluster(result: SearchResult, evaluation: Evaluation) -> Priced:
     """Prices at the traffic's mean rate, the whole cluster paid for.
 
     Power is that of the boards at their limit, times the machine room's overhead: an upper bound.
@@ -122,7 +122,9 @@ def row_of(
         raise ValueError("nothing was found")
     space, shape = result.space, evaluation.candidate.shape
     model, variant = space.models[shape.model], space.variants[shape.model]
-    prices = {f"cost_{name}": one for name, one in priced(result, evaluation)._asdict().items()}
+    prices = {
+        f"cost_{name}": one for name, one in price_cluster(result, evaluation)._asdict().items()
+    }
     row = {
         "deployment": text_of(result, evaluation),
         "model": model.name,

@@ -34,7 +34,7 @@ _EXACT = 17
 """Digits that leave a number as it is."""
 
 
-def recommended(result: SearchResult) -> list[Evaluation]:
+def choose_handed_over(result: SearchResult) -> list[Evaluation]:
     """The evaluations worth handing over, the best first: overall, of the MoE models, of the dense
     ones, and runners-up.
     """
@@ -59,7 +59,7 @@ def hand_over(result: SearchResult, target: Path | None = None) -> Handover:
     Args:
         target: the folder that the files will be written to, as of :func:`scenario_text`.
     """
-    evaluations = recommended(result)
+    evaluations = choose_handed_over(result)
     files = {RECOMMENDED: evaluations[:1]} | (
         {COMPARED: evaluations} if len(evaluations) > 1 else {}
     )

@@ -40,7 +40,7 @@ def with_losses(trials: Trials, candidate: Candidate, cluster_size: ClusterSize)
     rows = [_row(trials, candidate, machines, rate, Spare(), [cluster_size], cluster_size.size)]
     for lost in LOST:
         left = cluster_size.size - lost.nodes * host_gpus - lost.gpus
-        remaining = [] if left <= 0 else left_of(candidate, cluster_size, lost, host_gpus)
+        remaining = [] if left <= 0 else list_survivors(candidate, cluster_size, lost, host_gpus)
         row = _row(trials, candidate, machines, rate, lost, remaining, max(left, 0))
         rows.append(_bound_row(row, rows[-1]))
     return rows
@@ -57,7 +57,7 @@ def _bound_row(row: LossRow, before: LossRow) -> LossRow:
     return row.model_copy(update={**bounded, "met": row.met and before.met})
 
 
-def left_of(
+def list_survivors(
     candidate: Candidate, cluster_size: ClusterSize, lost: Spare, host_gpus: int
 ) -> list[ClusterSize]:
     """Replicas that may be left of a deployment when some GPUs or some nodes are lost: every

@@ -184,10 +184,10 @@ def _describe_side(kind: str, point: Point) -> dict[str, object]:
     """The fields of one model."""
     made = point.tokens_per_s
     return {
-        f"{kind}_tokens_per_s_gpu": _rounded(made),
-        f"{kind}_requests_per_s_gpu": _rounded(made / point.steady.traffic.num_output),
-        f"{kind}_sequences_per_gpu": _rounded(point.sequences),
-        f"{kind}_time_per_token_s": _rounded(float(point.loads.step_s[0])),
+        f"{kind}_tokens_per_s_gpu": _round_ratio(made),
+        f"{kind}_requests_per_s_gpu": _round_ratio(made / point.steady.traffic.num_output),
+        f"{kind}_sequences_per_gpu": _round_ratio(point.sequences),
+        f"{kind}_time_per_token_s": _round_ratio(float(point.loads.step_s[0])),
         f"{kind}_split": point.steady.split,
     }
 
@@ -199,25 +199,25 @@ def _decide(moe: Point, dense: Point, time_s: float) -> dict[str, object]:
         read_error(one.steady.plan, one.loads.terms[:, 0], one.steady.plan.prefill is not None)
         for one in (moe, dense)
     )
-    elasticities = _gives(moe, time_s), _gives(dense, time_s)
+    elasticities = _find_elasticity(moe, time_s), _find_elasticity(dense, time_s)
     sure = compare_speeds(ratio, moe_error, dense_error, elasticities)
     row: dict[str, object] = {
-        name: None if value is None else round(_rounded(value), 6)
+        name: None if value is None else round(_round_ratio(value), 6)
         for name, value in (
             ("ratio_low", sure.low),
             ("ratio_high", sure.high),
             ("moe_wins_probability", sure.above),
         )
     }
-    row["ratio"] = _rounded(ratio)
+    row["ratio"] = _round_ratio(ratio)
     if abs(ratio - 1) < _ALIKE:
         return row
     winner, loser = (moe, dense) if ratio > 1 else (dense, moe)
     term, share = deciding(winner, loser)
-    return row | {"winner": _name(winner), "deciding_term": term, "share": _rounded(share)}
+    return row | {"winner": _name(winner), "deciding_term": term, "share": _round_ratio(share)}
 
 
-def _gives(point: Point, time_s: float) -> float:
+def _find_elasticity(point: Point, time_s: float) -> float:
     """Per cent fewer tokens that a model makes where its steps take one per cent longer and a token
     may not.
     """
@@ -287,5 +287,5 @@ def _name(point: Point) -> str:
     return point.steady.plan.placement.model.name
 
 
-def _rounded(value: float) -> float:
+def _round_ratio(value: float) -> float:
     return float(f"{value:.{_DIGITS}g}")

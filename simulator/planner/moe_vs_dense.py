@@ -53,7 +53,7 @@ class Rivals(NamedTuple):
     much: Candidate
     """The one that the screen expects to be best at the most traffic."""
 
-    def at(self, rate: float) -> tuple[Candidate, ...]:
+    def select_at(self, rate: float) -> tuple[Candidate, ...]:
         """Candidates that may be best at a rate."""
         other = self.little if rate < 1 else self.much if rate > 1 else self.now
         return (self.now,) if other == self.now else (self.now, other)
@@ -69,7 +69,7 @@ def rivals(result: SearchResult, best: Evaluation) -> Rivals:
         if result.space.kind(one.shape) == kind
     ]
     little, much = (
-        min(kept, key=lambda one: _expected(result, one, rate), default=best.candidate)
+        min(kept, key=lambda one: _estimate_cost(result, one, rate), default=best.candidate)
         for rate in (RATES[0], RATES[-1])
     )
     return Rivals(
@@ -85,7 +85,7 @@ def _is_alike(one: Candidate, other: Candidate) -> bool:
     return (one.shape, one.budget, one.prefill) == (other.shape, other.budget, other.prefill)
 
 
-def _expected(result: SearchResult, candidate: Candidate, rate: float) -> tuple[Any, ...]:
+def _estimate_cost(result: SearchResult, candidate: Candidate, rate: float) -> tuple[Any, ...]:
     """Cost of a candidate at another rate, going by the screen."""
     gpus = math.ceil(candidate.replicas * rate) * candidate.shape.num_ranks
     if candidate.prefill is not None:
@@ -143,23 +143,28 @@ class OverRates(NamedTuple):
 def over_rates(trials: Trials, moe: Rivals, dense: Rivals) -> OverRates:
     """Costs of both kinds over :data:`RATES`, and the rates at which the cheaper kind changes."""
 
-    def tried(rate: float) -> tuple[RateTrial, RateTrial]:
+    def try_rate(rate: float) -> tuple[RateTrial, RateTrial]:
         first, second = (
-            [_tried(trials, one, rate) for one in kind.at(rate)] for kind in (moe, dense)
+            [_try_candidate(trials, one, rate) for one in kind.select_at(rate)]
+            for kind in (moe, dense)
         )
         return min(first, key=lambda one: one.cost), min(second, key=lambda one: one.cost)
 
     def costs(rate: float) -> tuple[float, float]:
-        first, second = tried(rate)
+        first, second = try_rate(rate)
         return first.cost, second.cost
 
-    def at(one: RateTrial) -> CheapestAtRate:
+    def estimate_demand(one: RateTrial) -> CheapestAtRate:
         estimate = Estimator(trials, one.change).estimate(one.evaluation)
         return CheapestAtRate(
             one.cost, one.evaluation, None if estimate is None else estimate.demand
         )
 
-    points = [(rate, at(first), at(second)) for rate in RATES for first, second in [tried(rate)]]
+    points = [
+        (rate, estimate_demand(first), estimate_demand(second))
+        for rate in RATES
+        for first, second in [try_rate(rate)]
+    ]
     turns: list[Turn] = []
     last: tuple[float, str] | None = None
     for rate, first, second in points:
@@ -182,7 +187,7 @@ def changes_over_rates(moe: Rivals, dense: Rivals) -> list[tuple[Candidate, Chan
         (one, _change(one, rate)[1])
         for rate in RATES
         for kind in (moe, dense)
-        for one in kind.at(rate)
+        for one in kind.select_at(rate)
     ]
 
 
@@ -196,7 +201,7 @@ def _change(candidate: Candidate, rate: float) -> tuple[int, Change]:
     return times, Change(Conditions(rate=rate / times), most=SHORT_REQUESTS)
 
 
-def _tried(trials: Trials, candidate: Candidate, rate: float) -> RateTrial:
+def _try_candidate(trials: Trials, candidate: Candidate, rate: float) -> RateTrial:
     """A candidate at another rate."""
     times, change = _change(candidate, rate)
     evaluation = trials.find(candidate, change)
@@ -243,7 +248,7 @@ def compare_at_targets(
         kind.lower(): None if one is None else row_of(result, one, bands.get(one.candidate, {}))
         for kind, one in best.items()
     }
-    ratio, pruned_ratio = _over(result, moe, dense), _over(result, pruned, dense)
+    ratio, pruned_ratio = _divide_costs(result, moe, dense), _divide_costs(result, pruned, dense)
     points = [_point(result, costs, *point) for point in (rates.points if rates else [])]
     flips = [*_list_turns(result, rates), *_list_flips(ratio, sensitivities)]
     return Comparison.model_validate(
@@ -314,7 +319,7 @@ def _point(
     in closed form.
     """
     ratio = moe.cost / dense.cost if 0 < dense.cost < math.inf and moe.cost < math.inf else None
-    drawn = [_drawn(result, costs, one) for one in (moe, dense)]
+    drawn = [_draw_costs(result, costs, one) for one in (moe, dense)]
     point: dict[str, Any] = {"rate": rate, "requests_per_s": rate * result.traffic.rate_per_s}
     for name, one, draws in zip(("moe", "dense"), (moe, dense), drawn, strict=True):
         cost = one.cost if math.isfinite(one.cost) else None
@@ -325,7 +330,7 @@ def _point(
     return RatePoint.model_validate({**point, "cost_ratio": ratio, **banded})
 
 
-def _drawn(result: SearchResult, costs: CostSamples, one: CheapestAtRate) -> Floats | None:
+def _draw_costs(result: SearchResult, costs: CostSamples, one: CheapestAtRate) -> Floats | None:
     """``[n]`` draws of what it costs; of GPUs where machines cost nothing. Only with a table: what
     is asked for is another rate.
     """
@@ -334,7 +339,9 @@ def _drawn(result: SearchResult, costs: CostSamples, one: CheapestAtRate) -> Flo
     return None if drawn is None else drawn * (one.cost / full if 0 < full < math.inf else 1.0)
 
 
-def _over(result: SearchResult, one: Evaluation | None, dense: Evaluation | None) -> float | None:
+def _divide_costs(
+    result: SearchResult, one: Evaluation | None, dense: Evaluation | None
+) -> float | None:
     """Cost over that of the best whole dense model; ratio of GPUs where machines cost nothing."""
     if one is None or dense is None:
         return None

@@ -41,7 +41,7 @@ class Ruled:
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
 
-    def out(self, reason: str, example: str, count: int = 1) -> None:
+    def leave_out(self, reason: str, example: str, count: int = 1) -> None:
         """Leave some out."""
         if not count:
             return

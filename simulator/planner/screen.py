@@ -84,7 +84,7 @@ def screen(space: Space, traffic: Traffic, model: int, machines: int) -> Screene
         text = (
             f"{100 * share:.0f} % of the requests are longer than its context of {context:,} tokens"
         )
-        ruled.out(text, space.models[model].name, space.num_splits(model))
+        ruled.leave_out(text, space.models[model].name, space.num_splits(model))
         return Screened([], 0, ruled, [], [])
     longest, longest_prompt = (
         int((traffic.trace.num_input + traffic.trace.num_output).max()),
@@ -96,7 +96,7 @@ def screen(space: Space, traffic: Traffic, model: int, machines: int) -> Screene
             capacity.blocks_for(most) <= capacity.num_blocks for most in (longest, longest_prompt)
         )
         if not has_room:
-            ruled.out(NO_CACHE, space.text(shape), len(budgets))
+            ruled.leave_out(NO_CACHE, space.text(shape), len(budgets))
         if not has_prompts_room:
             continue
         curve = judge.curve(shape, plan)
@@ -208,7 +208,7 @@ def _add_candidate(
 ) -> None:
     machines = space.machines[shape.machines]
     if found.most == 0:
-        ruled.out(TOO_SLOW, space.text(shape))
+        ruled.leave_out(TOO_SLOW, space.text(shape))
         return
     replicas, least = (
         math.ceil(traffic.rate_per_s / rate) if rate > 0 else 0
@@ -218,7 +218,7 @@ def _add_candidate(
         space.find_cluster(number * shape.num_ranks, shape) for number in (replicas or least, least)
     )
     if least_held is None:
-        ruled.out(TOO_FEW, f"{space.text(shape)}: {least * shape.num_ranks:,} GPUs or more")
+        ruled.leave_out(TOO_FEW, f"{space.text(shape)}: {least * shape.num_ranks:,} GPUs or more")
         return
     price, most = machines.gpu_hour, machines.sizes[-1]
     candidates.append(
@@ -287,7 +287,7 @@ def _pair_pools(
             f"{space.text(decodes[d][0])}, prompts "
             f"on {space.split(prompts[p][0])}: {int(least[p, d]):,} GPUs or more"
         )
-        ruled.out(TOO_FEW, example, possible.size - number)
+        ruled.leave_out(TOO_FEW, example, possible.size - number)
     order = np.lexsort((least[possible], gpus[possible], held[possible]))[:_KEPT]
     hopeful = np.lexsort((gpus[possible], least[possible]))[: _KEPT // 2]
     places = np.argwhere(possible)[np.unique(np.concatenate([order, hopeful]))]

@@ -74,7 +74,7 @@ class SearchResult(NamedTuple):
         total = Ruled()
         for part in self.screened.values():
             for reason, count in part.ruled.counts.items():
-                total.out(reason, part.ruled.examples[reason], count)
+                total.leave_out(reason, part.ruled.examples[reason], count)
         return total
 
 

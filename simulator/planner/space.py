@@ -108,7 +108,7 @@ class Space:
         others are told to ``ruled``.
         """
         if (reason := self._check_quality(self.variants[model])) is not None:
-            ruled.out(reason, self.models[model].name)
+            ruled.leave_out(reason, self.models[model].name)
             return
         for shape in self._list_shapes(model, self.variants[model].entry, machines, ruled):
             try:
@@ -116,7 +116,7 @@ class Space:
                     self.spec(shape, budget=None), self.question.seed, WHERE, self.folder
                 )
             except UserError as error:
-                ruled.out(reason_of(str(error)), self.text(shape))
+                ruled.leave_out(reason_of(str(error)), self.text(shape))
                 continue
             yield shape, plan
 
@@ -190,19 +190,21 @@ class Space:
         weights = one.weight_dtypes or ("",)
         caches = one.kv_dtypes or ("bf16",)
         if machines.beyond:
-            ruled.out(machines.beyond, model.name, self.num_splits(number))
+            ruled.leave_out(machines.beyond, model.name, self.num_splits(number))
             return
         for tp, dp in product(space.tp, space.attention_dp):
             split = f"{model.name}, TP {tp} x attention DP {dp} on {machines.offer.cluster}"
             reason = self._check_split(model, machines, tp, dp)
             if reason is not None:
-                ruled.out(reason, split, len(weights) * len(caches))
+                ruled.leave_out(reason, split, len(weights) * len(caches))
                 continue
             eps = self._list_ep_sizes(model, tp * dp)
             for pp in space.pp:
                 reason = self._check_pipeline(model, machines, tp, dp, pp)
                 if reason is not None:
-                    ruled.out(reason, f"{split}, PP {pp}", len(weights) * len(caches) * len(eps))
+                    ruled.leave_out(
+                        reason, f"{split}, PP {pp}", len(weights) * len(caches) * len(eps)
+                    )
                     continue
                 for ep, weight, cache, most in product(
                     eps, weights, caches, space.max_sequences or (0,)

@@ -96,7 +96,7 @@ def _find_reason(result: SearchResult, model: int) -> str:
     for (number, _), part in result.screened.items():
         if number == model:
             for reason, count in part.ruled.counts.items():
-                total.out(reason, part.ruled.examples[reason], count)
+                total.leave_out(reason, part.ruled.examples[reason], count)
     telling = total.telling()
     failed = next(
         (

@@ -178,19 +178,23 @@ def _state(facts: dict[str, Any], key: str, with_published: bool) -> Fact:
         kind = "mixture of experts" if facts.get("is_moe") else "dense"
         return Fact(str(value), badge=kind, is_rumour=bool(facts.get("is_rumour")))
     if key in ("total_parameters", "active_parameters"):
-        note = _against_published(float(value), _published(facts, key)) if with_published else ""
+        note = (
+            _compare_with_published(float(value), _published_count(facts, key))
+            if with_published
+            else ""
+        )
         return Fact(parameters(float(value)), note=note)
     return Fact(_FACT_TEXTS.get(key, lambda _: str(value))(facts))
 
 
-def _published(facts: dict[str, Any], key: str) -> float | None:
+def _published_count(facts: dict[str, Any], key: str) -> float | None:
     """The count that a model's authors publish; all parameters of a dense model are active."""
     if key == "active_parameters" and (facts.get("published_active") or facts.get("is_moe")):
         return facts.get("published_active")
     return facts.get("published_total")
 
 
-def _against_published(counted: float, published: float | None) -> str:
+def _compare_with_published(counted: float, published: float | None) -> str:
     if not published:
         return "none published"
     percent = 100 * (counted / published - 1)

@@ -73,18 +73,18 @@ def _against_dense(executed: Executed, moes: list[str], dense: list[str]) -> lis
         f"{'the MoE' if len(moes) == 1 else moe}{on[moe]} {_VERBS[kind]} {compared}"
         for kind in kinds(executed)
         for moe in moes
-        if (compared := _compared(executed, moe, dense, kind))
+        if (compared := _compare_with_dense(executed, moe, dense, kind))
     ]
     said = [f"{text[0].upper()}{text[1:]}." for text in sentences[1:]]
     return [*sentences[:1], *said, *(_predicted_ratios(executed, moes, dense) if sentences else [])]
 
 
-def _compared(executed: Executed, moe: str, dense: list[str], kind: str) -> str:
+def _compare_with_dense(executed: Executed, moe: str, dense: list[str], kind: str) -> str:
     """Compare a mixture of experts with each dense model; empty where they ran no such steps."""
     if row(executed, moe, kind) is None:
         return ""
     ran = [name for name in dense if row(executed, name, kind) is not None]
-    return _listed(
+    return _join_parts(
         [
             _as_fast(_ratio(executed, moe, name, kind)[0], described)
             for name, described in _descriptions(executed, moe, ran).items()
@@ -163,7 +163,7 @@ def _as_fast(ratio: float, other: str) -> str:
     )
 
 
-def _listed(parts: list[str]) -> str:
+def _join_parts(parts: list[str]) -> str:
     """Parts of a sentence, put together.
 
     >>> _listed(["a", "b", "c"]), _listed(["a", "b"]), _listed(["a"])
@@ -223,7 +223,7 @@ def _prediction(executed: Executed) -> Iterator[str]:
         return
     errors = rows["error"].abs()
     name, kind, error = rows.loc[errors.idxmax(), ["deployment", "kind", "error"]]
-    worst = _off(error)
+    worst = _error_text(error)
     if len(errors) == 1:
         yield f"The predicted duration of a step is {worst}."
         return
@@ -256,7 +256,7 @@ def _order(executed: Executed) -> tuple[int, int]:
     return right, total
 
 
-def _off(error: float) -> str:
+def _error_text(error: float) -> str:
     """A signed error of a duration in words.
 
     >>> _off(-0.231), _off(0.5), _off(0.001)

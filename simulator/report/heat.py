@@ -49,7 +49,7 @@ def load_map(load: NDArray[np.float64], column: str, hover: str, height: int = 3
         "ticktext": [f"{factor}{TIMES}" for factor in ("≤ ⅛", "¼", "½", "1", "2", "4", "≥ 8")],
     }
     drawn.add_heatmap(
-        customdata=[[_shown(value) for value in row] for row in load.tolist()],
+        customdata=[[_format_value(value) for value in row] for row in load.tolist()],
         meta={"colour_limit": MAX_FACTOR},
         zmin=powers[0],
         zmax=powers[-1],
@@ -64,7 +64,7 @@ def load_map(load: NDArray[np.float64], column: str, hover: str, height: int = 3
     return drawn
 
 
-def _shown(load: float) -> float | None:
+def _format_value(load: float) -> float | None:
     return round(load, 2) if math.isfinite(load) else None
 
 

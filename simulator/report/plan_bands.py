@@ -21,15 +21,15 @@ class Cell(NamedTuple):
     """Band in words; empty where there is none."""
 
 
-def between(found: Band | None, text: Callable[[float], str]) -> str:
+def band_text(found: Band | None, text: Callable[[float], str]) -> str:
     """A band in words, a unit that both ends have said once; empty where there is none, or where
     both ends read the same.
 
-    >>> between(Band(1.0, 2.0), lambda value: f"{value:g} ms")
+    >>> band_text(Band(1.0, 2.0), lambda value: f"{value:g} ms")
     '1 to 2 ms'
-    >>> between(Band(1.0, 1.0), str), between(None, str)
+    >>> band_text(Band(1.0, 1.0), str), band_text(None, str)
     ('', '')
-    >>> between(Band(1.0, math.inf), str), between(Band(0.0, 2.0), str)
+    >>> band_text(Band(1.0, math.inf), str), band_text(Band(0.0, 2.0), str)
     ('1.0 or more', '0.0 to 2.0')
     """
     if found is None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from simulator.report import style
 from simulator.report.model_colours import colour_of, is_striped
-from simulator.report.plan_bands import Cell, between
+from simulator.report.plan_bands import Cell, band_text
 from simulator.results.answer import Answer, DeploymentRow
 from simulator.results.answer.parts import has_bands
 from simulator.results.formats import UNDEFINED, number, percent
@@ -152,7 +152,7 @@ def _figure(name: str, text: Callable[[float], str], row: DeploymentRow) -> Cell
     value = row.measured_value(name)
     if value is None:
         return Cell(UNDEFINED)
-    return Cell(text(value), band=between(row.band_of(name), text))
+    return Cell(text(value), band=band_text(row.band_of(name), text))
 
 
 def _tightest(row: DeploymentRow) -> Cell:
@@ -177,12 +177,12 @@ def _cost(answer: Answer, row: DeploymentRow) -> Cell:
         found = answer.confidence.cost_band
     ratio = value / best.cost_per_hour if best is not None and best.cost_per_hour else 0.0
     more = f"+{percent(ratio - 1)}" if ratio >= 1.005 else ""
-    return Cell(amount(value), more, between(found, amount))
+    return Cell(amount(value), more, band_text(found, amount))
 
 
 def _is_banded(answer: Answer) -> bool:
     """Whether any figure of the table has a band."""
     sure = answer.confidence
     return has_bands([row for _, rows in groups(answer) for row in rows]) or (
-        sure is not None and between(sure.cost_band, amount) != ""
+        sure is not None and band_text(sure.cost_band, amount) != ""
     )

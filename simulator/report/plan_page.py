@@ -13,7 +13,7 @@ from simulator.report.deployment_tables import (
 )
 from simulator.report.figure_cards import FigureCards
 from simulator.report.model_colours import colour_of, is_striped, model_of
-from simulator.report.plan_bands import between
+from simulator.report.plan_bands import band_text
 from simulator.report.plan_candidates import CandidatesTable, list_candidates
 from simulator.report.plan_figures import figures
 from simulator.report.plan_handover import describe_handover
@@ -74,7 +74,7 @@ def render(answer: Answer, run: dict[str, Any]) -> str:
         answer: what was found; what it lacks is left out.
         run: how it was made: ``command``, ``seed``, ``versions``, ``revision``.
     """
-    cards, candidates, stated = FigureCards(), list_candidates(answer), _stated(answer)
+    cards, candidates, stated = FigureCards(), list_candidates(answer), _list_facts(answer)
     return render_page(
         "plan.html",
         answer.name,
@@ -136,13 +136,13 @@ def _describe_setting(answer: Answer) -> dict[str, str]:
     if answer.num_simulated:
         shown["Simulations"] = f"{answer.num_simulated:,}"
     if best is not None and best.headroom:
-        cases = between(best.band_of("headroom"), lambda times: percent(times - 1))
+        cases = band_text(best.band_of("headroom"), lambda times: percent(times - 1))
         more = f" ({cases})" if cases else ""
         shown["Headroom"] = f"{percent(best.headroom - 1)} more traffic{more}"
     return shown
 
 
-def _stated(answer: Answer) -> _Stated:
+def _list_facts(answer: Answer) -> _Stated:
     """The facts of each deployment under its model's own colour; a deployment is called by its
     model where it is the only one of it.
     """

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from simulator.report.plan_bands import between
+from simulator.report.plan_bands import band_text
 from simulator.report.plan_tables import Listed
 from simulator.results.answer import Answer, Confidence
 from simulator.results.answer.certainty import FigureBand
@@ -32,7 +32,7 @@ def describe_confidence(answer: Answer) -> ConfidenceView | None:
         return None
     figures = [_figure(answer, name, one) for name, one in sure.figures.items()]
     sources = [
-        [one.name, _between(one.low, one.high, lambda v: f"{number(v)}{TIMES}"), one.text]
+        [one.name, _format_band(one.low, one.high, lambda v: f"{number(v)}{TIMES}"), one.text]
         for one in sure.sources
     ]
     columns = {"Figure": "", "Simulated": "value", "80 % of cases": "value"}
@@ -46,10 +46,10 @@ def describe_confidence(answer: Answer) -> ConfidenceView | None:
 
 def _facts(answer: Answer, sure: Confidence) -> dict[str, str]:
     return {
-        "Cost, 80 % of cases": _between(sure.cost_low, sure.cost_high, partial(hourly, answer)),
+        "Cost, 80 % of cases": _format_band(sure.cost_low, sure.cost_high, partial(hourly, answer)),
         "Meets every target as it is": _share(sure.meets_targets),
         "Needs more than the limits allow": _share(sure.fails or None),
-        "Headroom, 80 % of cases": _between(sure.headroom_low, sure.headroom_high, times),
+        "Headroom, 80 % of cases": _format_band(sure.headroom_low, sure.headroom_high, times),
         "Costs no more than the second choice": _share(sure.beats_second),
         "Costs less than the second choice": _share(sure.cheaper_than_second),
         "The second choice": sure.second or "",
@@ -70,23 +70,23 @@ def _figure(answer: Answer, name: str, found: FigureBand) -> list[str]:
     if row is not None and row.band_of(name) is not None:
         value, cases = row.measured_value(name), row.band_of(name)
     value = found.value if value is None else value
-    return [target_text(name), text(value), between(cases, text) or text(value)]
+    return [target_text(name), text(value), band_text(cases, text) or text(value)]
 
 
 def _moe_over_dense(answer: Answer, sure: Confidence) -> str:
     compared = answer.moe_vs_dense
     band = None if compared is None else compared.band_of("cost_ratio")
-    return between(band, times) or _between(
+    return band_text(band, times) or _format_band(
         sure.cost_moe_over_dense_low, sure.cost_moe_over_dense_high, times
     )
 
 
-def _between(low: float | None, high: float | None, text: Callable[[float], str]) -> str:
+def _format_band(low: float | None, high: float | None, text: Callable[[float], str]) -> str:
     if low is None:
         return ""
     if high is None:
         return f"{text(low)} to no cluster within the limits"
-    return between(make_band(low, high), text) or text(low)
+    return band_text(make_band(low, high), text) or text(low)
 
 
 def _share(value: float | None) -> str:

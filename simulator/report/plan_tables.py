@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from simulator.report.plan_bands import Cell, between
+from simulator.report.plan_bands import Cell, band_text
 from simulator.results.answer import Answer, SensitivityRow, SpareRow
 from simulator.results.answer.failures import SpareExperts
 from simulator.results.formats import UNDEFINED, count, number
@@ -69,7 +69,7 @@ def list_sensitivity(answer: Answer) -> Listed | None:
         cells: list[str | Cell] = [
             row.change,
             _cost(answer, row),
-            Cell(ratio, band=between(row.band_of("cost_ratio"), times)),
+            Cell(ratio, band=band_text(row.band_of("cost_ratio"), times)),
             f"{row.deployment or 'none within the limits'}{another}",
             row.note,
         ]
@@ -79,7 +79,7 @@ def list_sensitivity(answer: Answer) -> Listed | None:
 
 def _cost(answer: Answer, row: SensitivityRow | SpareRow) -> Cell:
     return Cell(
-        _money(answer, row.cost_per_hour), band=between(row.band_of("cost_per_hour"), amount)
+        _money(answer, row.cost_per_hour), band=band_text(row.band_of("cost_per_hour"), amount)
     )
 
 

@@ -65,7 +65,7 @@ def add_imbalance(
         y=np.concatenate([chance, skewed]),
         line={"width": 0, "color": line["color"]},
         fill="toself",
-        fillcolor=style.faded(line["color"], _SHADE),
+        fillcolor=style.fade_colour(line["color"], _SHADE),
         hoverinfo="skip",
         **hidden,
     )

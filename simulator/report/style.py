@@ -115,10 +115,10 @@ def markers(results: Shown) -> dict[str, dict[str, Any]]:
     }
 
 
-def faded(colour: str, share: float) -> str:
+def fade_colour(colour: str, share: float) -> str:
     """A colour that lets what is behind it through.
 
-    >>> faded("#0077BB", 0.2)
+    >>> fade_colour("#0077BB", 0.2)
     'rgba(0,119,187,0.2)'
     """
     red, green, blue = (int(colour[n : n + 2], 16) for n in (1, 3, 5))

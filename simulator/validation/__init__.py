@@ -51,7 +51,7 @@ class Answers:
     """``[n]``: what errors are reported by, such as a GPU, an engine and a dtype."""
 
     @classmethod
-    def unsupported(cls, num_rows: int, num_measures: int) -> Answers:
+    def make_unsupported(cls, num_rows: int, num_measures: int) -> Answers:
         """Rows without answers, which a suite fills in."""
         nothing = np.full((num_rows, num_measures), np.nan)
         return cls(

@@ -23,7 +23,7 @@ from simulator.results.judgement import judge_targets
 from simulator.results.provenance import Provenance
 from simulator.results.run_file import write_run
 from simulator.results.scores import SCORE_COLUMNS, Scoreboard, reasons, score_groups
-from simulator.validation.left_out import left_out
+from simulator.validation.left_out import judge_left_out
 from simulator.validation.suites import Answered, answer, answer_published, tables_in
 
 _FIT_COLUMNS = (
@@ -112,7 +112,11 @@ def scoreboard(parts: Sequence[Answered], run: dict[str, Any]) -> Scoreboard:
     # one speaks for itself.
     seen = rows[rows["source"].isin([part.source for part in parts if part.in_sample])]
     return Scoreboard(
-        {**run, "tables": tables}, rows, fits(calibrations), order, left_out(seen, calibrations)
+        {**run, "tables": tables},
+        rows,
+        list_fit_residuals(calibrations),
+        order,
+        judge_left_out(seen, calibrations),
     )
 
 
@@ -129,7 +133,7 @@ def _calibrations() -> dict[str, CalibrationFile]:
     return found
 
 
-def fits(calibrations: Mapping[str, CalibrationFile]) -> pd.DataFrame:
+def list_fit_residuals(calibrations: Mapping[str, CalibrationFile]) -> pd.DataFrame:
     """A row for each fit on measurements, with its cross-validated residuals."""
     found: list[tuple[Any, ...]] = []
     for name, calibration in calibrations.items():

@@ -64,7 +64,7 @@ def explain_statuses(status: Sequence[str], texts: pd.DataFrame) -> list[str]:
 
 def _explain(said: str, texts: pd.DataFrame, row: int) -> str:
     if found := _NO_NUMBER.fullmatch(said):
-        column = _written(found[1], texts)
+        column = _write_cell(found[1], texts)
         return f"unsupported: {_of_number(column, _cell(texts, column, row))}" if column else said
     if found := _NO_GPU.fullmatch(said):
         column = next((name for name in _GPU_COLUMNS if name in texts.columns), None)
@@ -78,7 +78,7 @@ def _explain(said: str, texts: pd.DataFrame, row: int) -> str:
     return said
 
 
-def _written(column: str, texts: pd.DataFrame) -> str | None:
+def _write_cell(column: str, texts: pd.DataFrame) -> str | None:
     return next(
         (name for name in (column, *_WRITTEN_AS.get(column, ())) if name in texts.columns), None
     )

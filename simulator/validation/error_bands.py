@@ -31,18 +31,18 @@ class Band(NamedTuple):
     """Whether no measurement stands behind it."""
 
     @classmethod
-    def of(cls, fit: Fit | None) -> Band:
+    def from_fit(cls, fit: Fit | None) -> Band:
         """The band of a fit's residuals; :data:`ASSUMED` where it has none.
 
-        >>> Band.of(None)
+        >>> Band.from_fit(None)
         Band(low=0.5, high=2.0, is_assumed=True)
         """
         return ASSUMED if fit is None or fit.band is None else cls(*fit.band)
 
-    def widened(self, by: float = _EXTRAPOLATED) -> Band:
+    def widen(self, by: float = _EXTRAPOLATED) -> Band:
         """Band about the same middle, ``by`` times as wide in log space.
 
-        >>> Band(0.8, 1.25).widened()
+        >>> Band(0.8, 1.25).widen()
         Band(low=0.64, high=1.5625, is_assumed=False)
         """
         middle = float(np.sqrt(self.low * self.high))

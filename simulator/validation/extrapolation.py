@@ -122,7 +122,7 @@ def no_narrower(
     """
     others = [] if seen.kind == "assumed" else [Doubt("another GPU of the family", SIBLING)]
     _, wider = settle(len(seconds), [*doubts, *others], outside)
-    low, high = Band.of(seen).spread(seconds, wider)
+    low, high = Band.from_fit(seen).spread(seconds, wider)
     return np.minimum(band[0], low), np.maximum(band[1], high)
 
 

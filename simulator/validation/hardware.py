@@ -104,7 +104,7 @@ def cluster_of(accelerator: str, num_gpus: int) -> str:
 
 
 @cache
-def calibrated(gpu: str, engine: str) -> tuple[AcceleratorSpec, Calibration] | None:
+def find_calibrated(gpu: str, engine: str) -> tuple[AcceleratorSpec, Calibration] | None:
     """The accelerator that a table calls ``gpu`` and what ``engine`` achieves on it; ``None`` where
     either is unknown.
     """
@@ -119,6 +119,6 @@ def calibrated(gpu: str, engine: str) -> tuple[AcceleratorSpec, Calibration] | N
 
 
 @cache
-def seen() -> CalibrationFile:
+def find_most_measured() -> CalibrationFile:
     """Calibration of the family of GPUs of which most was measured."""
     return load_calibration(_SEEN, _SEEN)

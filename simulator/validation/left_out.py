@@ -49,7 +49,7 @@ class Residuals(NamedTuple):
     p90: float
 
 
-def left_out(rows: pd.DataFrame, calibrations: Mapping[str, CalibrationFile]) -> pd.DataFrame:
+def judge_left_out(rows: pd.DataFrame, calibrations: Mapping[str, CalibrationFile]) -> pd.DataFrame:
     """:data:`COLUMNS` for every target that some rows are held to and some calibration says
     something of.
 

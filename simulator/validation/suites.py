@@ -94,7 +94,7 @@ def answer_kernels(name: str, path: Path, tick: Progress = show_nothing) -> Answ
     measures = measures_of(family, table.values, str(path))
     tick(f"{name}: {path.name}", 0, len(table.values))
     answers = family.answer(spell_formats(table.values))
-    found = _answered(name, path, table, measures, answers, family.columns)
+    found = _join_answers(name, path, table, measures, answers, family.columns)
     tick(f"{name}: {path.name}", len(table.values), len(table.values))
     if not measures:
         return found
@@ -115,7 +115,7 @@ def answer_serving(path: Path, tick: Progress = show_nothing) -> Answered:
     what, num_rows = f"{SERVING}: {path.name}", len(table.values)
     tick(what, 0, num_rows)
     answers = serving.answer(table.values, lambda done: tick(what, done, num_rows))
-    found = _answered(SERVING, path, table, serving.MEASURES, answers, ())
+    found = _join_answers(SERVING, path, table, serving.MEASURES, answers, ())
     return replace(found, order=(serving_order(table.values, answers),))
 
 
@@ -179,7 +179,7 @@ def published_orders(rows: pd.DataFrame) -> tuple[dict[str, object], ...]:
     return tuple({"suite": name, **count_sides(ratios[chosen])} for name, chosen in kinds)
 
 
-def _answered(
+def _join_answers(
     suite: str,
     path: Path,
     table: Table,
@@ -200,7 +200,7 @@ def _answered(
         first = dict.fromkeys(
             [*columns, *(name for name in table.texts.columns if name not in measured)]
         )
-        rows = _named(
+        rows = _name_rows(
             rows[rows["measured"] > 0].reset_index(drop=True),
             table.texts,
             tuple(first)[: max(len(columns), _COLUMNS_TOLD)],
@@ -239,7 +239,7 @@ def _spare(lacking: Sequence[str], others: list[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(near or others[:_COLUMNS_TOLD])) if lacking else ()
 
 
-def _named(rows: pd.DataFrame, texts: pd.DataFrame, columns: tuple[str, ...]) -> pd.DataFrame:
+def _name_rows(rows: pd.DataFrame, texts: pd.DataFrame, columns: tuple[str, ...]) -> pd.DataFrame:
     """The rows under their ids; without ids, those that are furthest off with what is in them,
     since they will be looked at.
     """

@@ -69,7 +69,7 @@ def fabric_of(accelerator: str, num_ranks: int) -> Fabric | None:
 
 
 @cache
-def routed(
+def draw_choices(
     accelerator: str,
     num_ranks: int,
     dispatch: str,

@@ -10,7 +10,7 @@ import pytest
 
 from simulator.planner.calibration_error import compare_speeds, read_error
 from simulator.planner.explore import ClusterSize, Evaluation
-from simulator.planner.moe_vs_dense import _expected, _name, _tried
+from simulator.planner.moe_vs_dense import _estimate_cost, _name, _try_candidate
 from simulator.planner.samples import (
     CostSamples,
     GpuDemand,
@@ -108,7 +108,9 @@ def test_a_deployment_that_is_there_twice_is_as_likely_the_best():
 def test_pools_and_plain_replicas_of_as_many_gpus_can_be_ordered():
     plain, pooled = candidate(0)._replace(replicas=2), candidate(0, prefill=candidate(0).shape)
     for rate in (0.125, 1.0, 8.0):
-        assert sorted([pooled, plain], key=lambda one: _expected(found(), one, rate))[0] == plain
+        assert (
+            sorted([pooled, plain], key=lambda one: _estimate_cost(found(), one, rate))[0] == plain
+        )
 
 
 def test_an_error_is_that_of_the_shares_of_a_step_however_long_it_takes(tiny):
@@ -157,4 +159,4 @@ def test_pools_cost_as_many_times_their_part_and_nothing_found_is_never_affordab
     one, asked = candidate(0, prefill=candidate(0).shape if has_pool else None), trials()
     evaluation = Evaluation(one, cluster_size, None, math.inf, 0 if cluster_size is None else 9)
     stand_in = SimpleNamespace(space=asked.space, find=lambda *_: evaluation)
-    assert _tried(stand_in, one, rate).cost == gpus * asked.space.machines[0].gpu_hour
+    assert _try_candidate(stand_in, one, rate).cost == gpus * asked.space.machines[0].gpu_hour

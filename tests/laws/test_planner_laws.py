@@ -24,7 +24,7 @@ from simulator.planner.conditions import (
     choose_slo,
 )
 from simulator.planner.explore import ClusterSize, Evaluation, Explorer
-from simulator.planner.losses import idle_costs, left_of, spare_nodes, with_losses
+from simulator.planner.losses import idle_costs, list_survivors, spare_nodes, with_losses
 from simulator.planner.moe_vs_dense import RATES
 from simulator.planner.screen import Candidate
 from simulator.planner.search import search
@@ -168,7 +168,7 @@ def test_what_is_held_free_stands_what_may_be_lost(replicas, tp, nodes, gpus, is
     host_gpus = space.host_gpus(asked.shape, asked.prefill)
     # The spare GPUs are replicas' places too: with all of them filled, the rest is enough.
     full = cluster_size._replace(replicas=size // tp - cluster_size.prefill_replicas)
-    for left in left_of(asked, full, lost, host_gpus):
+    for left in list_survivors(asked, full, lost, host_gpus):
         assert left.replicas + left.prefill_replicas >= both
 
 
@@ -242,33 +242,41 @@ def test_what_no_cluster_has_room_for_has_no_size_and_takes_up_nothing(prefill):
 
 def test_which_replicas_are_left():
     one, two = Spare(nodes=1), Spare(nodes=2)
-    assert left_of(candidate(DENSE, tp=8), ClusterSize(32, 4), one, 8) == [ClusterSize(32, 3)]
+    assert list_survivors(candidate(DENSE, tp=8), ClusterSize(32, 4), one, 8) == [
+        ClusterSize(32, 3)
+    ]
     # Four replicas on a node go together, and a replica over two nodes goes when either does.
-    assert left_of(candidate(DENSE, tp=2), ClusterSize(16, 8), one, 8) == [ClusterSize(16, 4)]
-    assert left_of(candidate(MOE, attention_dp=16), ClusterSize(64, 4), two, 8) == [
+    assert list_survivors(candidate(DENSE, tp=2), ClusterSize(16, 8), one, 8) == [
+        ClusterSize(16, 4)
+    ]
+    assert list_survivors(candidate(MOE, attention_dp=16), ClusterSize(64, 4), two, 8) == [
         ClusterSize(64, 2)
     ]
     # A node that stands idle takes the lost one's place.
-    assert left_of(candidate(DENSE, tp=8), ClusterSize(32, 3), one, 8) == [ClusterSize(32, 3)]
-    assert left_of(candidate(DENSE, tp=8), ClusterSize(32, 3), two, 8) == [ClusterSize(32, 2)]
+    assert list_survivors(candidate(DENSE, tp=8), ClusterSize(32, 3), one, 8) == [
+        ClusterSize(32, 3)
+    ]
+    assert list_survivors(candidate(DENSE, tp=8), ClusterSize(32, 3), two, 8) == [
+        ClusterSize(32, 2)
+    ]
     # Of pools either may lose, and both outcomes are looked at.
     pools = candidate(DENSE, tp=8, prefill=candidate(DENSE, tp=8).shape)
-    assert left_of(pools, ClusterSize(40, 3, 2), one, 8) == [
+    assert list_survivors(pools, ClusterSize(40, 3, 2), one, 8) == [
         ClusterSize(40, 3, 1),
         ClusterSize(40, 2, 2),
     ]
     # A lost GPU takes its replica with it, unless as many GPUs as that has stand idle.
-    assert left_of(candidate(DENSE, tp=2), ClusterSize(16, 8), Spare(gpus=1), 8) == [
+    assert list_survivors(candidate(DENSE, tp=2), ClusterSize(16, 8), Spare(gpus=1), 8) == [
         ClusterSize(16, 7)
     ]
-    assert left_of(candidate(DENSE, tp=2), ClusterSize(16, 7), Spare(gpus=1), 8) == [
+    assert list_survivors(candidate(DENSE, tp=2), ClusterSize(16, 7), Spare(gpus=1), 8) == [
         ClusterSize(16, 7)
     ]
-    assert left_of(candidate(DENSE, tp=4), ClusterSize(8, 1), Spare(gpus=2), 8) == [
+    assert list_survivors(candidate(DENSE, tp=4), ClusterSize(8, 1), Spare(gpus=2), 8) == [
         ClusterSize(8, 0)
     ]
     # Replicas on nodes of their own are lost one by one.
-    assert left_of(candidate(DENSE), ClusterSize(4, 4), one, 1) == [ClusterSize(4, 3)]
+    assert list_survivors(candidate(DENSE), ClusterSize(4, 4), one, 1) == [ClusterSize(4, 3)]
 
 
 def test_copies_of_experts_take_memory():

@@ -15,14 +15,14 @@ from simulator.commands.run import run as run_scenario
 from simulator.config.capacity import Question
 from simulator.deployment.plan import make_plan
 from simulator.planner.answer import make_answer
-from simulator.planner.evaluations import best_of_each, deployment_of, priced
+from simulator.planner.evaluations import best_of_each, deployment_of, price_cluster
 from simulator.planner.explore import ClusterSize
 from simulator.planner.handover import (
     _peak,
+    choose_handed_over,
     commands,
     deployments,
     hand_over,
-    recommended,
     scenario_text,
 )
 from simulator.planner.requests import lasting, traffic_of
@@ -67,7 +67,7 @@ def loaded(text, folder):
 
 @pytest.mark.slow
 def test_the_scenario_runs_and_meets_the_targets(found, tmp_path):
-    evaluations = recommended(found)
+    evaluations = choose_handed_over(found)
     scenario = loaded(scenario_text(found, evaluations), tmp_path)
     assert scenario.deployments[0] == deployment_of(
         found, found.evaluations[0], scenario.deployments[0].name
@@ -82,7 +82,7 @@ def test_the_scenario_runs_and_meets_the_targets(found, tmp_path):
 
 
 def test_the_traffic_is_the_plans(found, tmp_path):
-    scenario = loaded(scenario_text(found, recommended(found)), tmp_path)
+    scenario = loaded(scenario_text(found, choose_handed_over(found)), tmp_path)
     assert scenario.workload.rate_scale == 1.2345678901
     same(load_requests(scenario.workload, tmp_path, scenario.seed), found.traffic.trace)
 
@@ -129,7 +129,7 @@ def test_the_busiest_stretch_is_cut_out_of_the_source(workload, tmp_path, found)
     there = tmp_path / "out"
     there.mkdir()
     for folder in (None, there):
-        scenario = loaded(scenario_text(asked, recommended(found), folder), there)
+        scenario = loaded(scenario_text(asked, choose_handed_over(found), folder), there)
         got = load_requests(scenario.workload, there, scenario.seed)
         assert (
             0
@@ -167,7 +167,7 @@ def test_a_stretch_is_found_behind_others_that_begin_alike(tmp_path):
 
 
 def test_limits_are_the_highest_percentiles_unless_the_question_has_its_own(found, tmp_path):
-    text = scenario_text(found, recommended(found))
+    text = scenario_text(found, choose_handed_over(found))
     scenario = loaded(text, tmp_path)
     assert (
         scenario.workload.slo.ttft_s,
@@ -176,11 +176,13 @@ def test_limits_are_the_highest_percentiles_unless_the_question_has_its_own(foun
     ) == (2.0, 0.05, None)
     assert "# workload.slo.ttft_s is the plan's target for the p90." in text
     own = found._replace(question=found.question.model_copy(update={"workload": found.question.workload.model_copy(update={("slo"): scenario.workload.slo.model_copy(update={("ttft_s"): 9.0})})}))  # fmt: skip
-    assert loaded(scenario_text(own, recommended(found)), tmp_path).workload.slo.ttft_s == 9.0
+    assert (
+        loaded(scenario_text(own, choose_handed_over(found)), tmp_path).workload.slo.ttft_s == 9.0
+    )
 
 
 def test_the_scenario_carries_the_plans_price(found, tmp_path):
-    scenario = loaded(scenario_text(found, recommended(found)), tmp_path)
+    scenario = loaded(scenario_text(found, choose_handed_over(found)), tmp_path)
     assert {spec.price_per_gpu_hour for spec in scenario.deployments} == {2.5}
     plan = make_plan(scenario.deployments[0], scenario.seed, "test", scenario.folder)
     assert plan.placement.cluster.price_per_gpu_hour == 2.5
@@ -190,7 +192,7 @@ def test_the_scenario_carries_the_plans_price(found, tmp_path):
 def test_what_a_scenario_cannot_say_is_a_comment(found):
     asked, text = (
         found.question.workload,
-        scenario_text(found._replace(asked_requests=9), recommended(found)),
+        scenario_text(found._replace(asked_requests=9), choose_handed_over(found)),
     )
     assert (
         f"# The plan's workload asks for 9 requests; these are {asked.num_requests:,}, so that a steady state shows."
@@ -199,7 +201,7 @@ def test_what_a_scenario_cannot_say_is_a_comment(found):
     power = found.question.power.model_copy(update={"price_per_kwh": 0.2})
     asked = found._replace(question=found.question.model_copy(update={"power": power}))
     assert "# The plan pays for electricity apart, which a run does not." in scenario_text(
-        asked, recommended(found)
+        asked, choose_handed_over(found)
     )
     first = found.evaluations[0]
     assert first.num_gpus == first.cluster_size.size
@@ -213,8 +215,8 @@ def test_electricity_is_that_of_the_whole_cluster_by_the_kilowatt_hour(found):
     asked = found._replace(question=found.question.model_copy(update={"power": power}))
     first = found.evaluations[0]
     watts = first.cluster_size.size * found.space.machines[0].watts_per_gpu
-    assert priced(asked, first).power_per_hour == pytest.approx(0.2 * watts / 1000)
-    assert priced(found, first).power_per_hour == 0
+    assert price_cluster(asked, first).power_per_hour == pytest.approx(0.2 * watts / 1000)
+    assert price_cluster(found, first).power_per_hour == 0
 
 
 def test_nothing_is_lost_where_nobody_asks_what_happens_then(found):
@@ -232,8 +234,8 @@ def test_names_differ_and_nothing_is_there_twice(found):
     many = [*found.evaluations, *found.evaluations]
     names = [spec.name for spec in deployments(found, many)]
     assert len(set(names)) == len(names)
-    assert len({evaluation.candidate for evaluation in recommended(found)}) == len(
-        recommended(found)
+    assert len({evaluation.candidate for evaluation in choose_handed_over(found)}) == len(
+        choose_handed_over(found)
     )
 
 
@@ -307,7 +309,7 @@ def test_a_path_of_a_model_holds_from_where_the_file_lies(tmp_path):
     found = found_of(tmp_path, models=models, space={**QUESTION["space"], "tp": [1]})
     out = tmp_path / "out" / "deep"
     out.mkdir(parents=True)
-    text = scenario_text(found, recommended(found), out)
+    text = scenario_text(found, choose_handed_over(found), out)
     assert 'model = "../../models/own.toml"' in text
     scenario = loaded(text, out)
     assert run_scenario(

@@ -201,7 +201,7 @@ def test_a_deployment_is_counted_once_and_compared_once_whatever_size_it_has():
     here = (best.candidate.shape.model, best.candidate.shape.machines)
     expected = best.candidate._replace(replicas=best.candidate.replicas + 1)
     screened = few.screened[here]._replace(candidates=[expected])
-    assert rivals(few._replace(screened={here: screened}), best).at(8.0) == (best.candidate,)
+    assert rivals(few._replace(screened={here: screened}), best).select_at(8.0) == (best.candidate,)
     moved = replace(
         few.first[0],
         candidate=few.first[0].candidate._replace(replicas=7),
@@ -285,11 +285,11 @@ def test_the_reason_of_a_model_is_its_own():
 def test_a_reason_about_splits_never_hides_one_about_limits(telling):
     ruled = Ruled()
     for structural in ("ALIKE", "HEADS", "LEAVES_NODE", "PART_OF_A_NODE"):
-        ruled.out(getattr(reasons, structural), "", 1000)
+        ruled.leave_out(getattr(reasons, structural), "", 1000)
     assert ruled.telling() != reasons.ALIKE
-    ruled.out("a reason of an engine's own", "", 5)
+    ruled.leave_out("a reason of an engine's own", "", 5)
     assert ruled.telling() == "a reason of an engine's own"
-    ruled.out(getattr(reasons, telling), "", 1)
+    ruled.leave_out(getattr(reasons, telling), "", 1)
     assert ruled.telling() == getattr(reasons, telling)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from simulator.planner.conditions import Conditions
-from simulator.planner.evaluations import priced
+from simulator.planner.evaluations import price_cluster
 from simulator.planner.explore import ClusterSize, Evaluation
 from simulator.planner.moe_vs_dense import CheapestAtRate, _change, _cheaper, _point
 from simulator.planner.trial import Outcome
@@ -45,7 +45,7 @@ def measured(ratio, tokens_per_s):
 )
 def test_tokens_that_nobody_gets_are_not_counted(outcome, served):
     """36 USD an hour for 50 output tokens and 150 of prompts a second."""
-    cost = priced(found(), evaluation(outcome=outcome))
+    cost = price_cluster(found(), evaluation(outcome=outcome))
     assert cost.per_million_output_tokens == pytest.approx(200 / served)
     assert cost.per_million_tokens == pytest.approx(50 / served)
 

@@ -16,7 +16,7 @@ from simulator.results.scores import (
     worst,
 )
 from simulator.results.targets import DENSE, MOE, TARGETS, bands_hold, target_of
-from simulator.validation.left_out import Residuals, left_out, mix_residuals
+from simulator.validation.left_out import Residuals, judge_left_out, mix_residuals
 
 
 def rows(*entries, suite="serving", quantity="tpot", group="h100 vllm MoE"):
@@ -280,7 +280,7 @@ def test_errors_of_fits_mix_by_rows():
 
 def test_left_out_looks_at_calibrations_of_the_rows_gpus_and_at_engines_own_entries():
     calibrations = {name: load_calibration(name, "test") for name in ("hopper", "blackwell")}
-    hopper = left_out(
+    hopper = judge_left_out(
         rows((1.0, 1.0, "ok"), suite="gemm", quantity="kernel", group="h100 bf16"), calibrations
     )
     both = pd.concat(
@@ -290,8 +290,8 @@ def test_left_out_looks_at_calibrations_of_the_rows_gpus_and_at_engines_own_entr
         ]
     )
     assert hopper["what"].tolist() == ["Dense GEMM kernels"]
-    assert hopper["rows"].item() < left_out(both, calibrations)["rows"].item()
-    experts = left_out(
+    assert hopper["rows"].item() < judge_left_out(both, calibrations)["rows"].item()
+    experts = judge_left_out(
         rows((1.0, 1.0, "ok"), suite="moe", quantity="kernel", group="h100 sglang bf16"),
         calibrations,
     )
@@ -308,6 +308,6 @@ def test_left_out_looks_at_calibrations_of_the_rows_gpus_and_at_engines_own_entr
     assert experts["fits"].item() == len(fitted) - len(
         [name for name in pooled if table["any"][name].kind != "assumed"]
     )
-    assert left_out(
+    assert judge_left_out(
         rows((1.0, 1.0, "ok"), suite="gemm", quantity="kernel", group="rubin bf16"), calibrations
     ).empty

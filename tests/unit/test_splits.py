@@ -67,7 +67,7 @@ def test_rows_without_an_answer_or_a_number_are_no_pair():
 
 
 def test_tables_without_splits_have_no_order():
-    answers = Answers.unsupported(1, 1)
+    answers = Answers.make_unsupported(1, 1)
     assert (
         split_orders(
             "gemm", pd.DataFrame({"m": [1], "latency_ms": [1.0]}), ("m",), MEASURE, answers
@@ -81,5 +81,5 @@ def test_serving_points_that_nobody_timed_have_no_order():
         2
     )
     untimed = points.drop(columns=["silicon_ttft_ms", "silicon_tpot_ms"])
-    found = serving_order(untimed, Answers.unsupported(2, 2))
+    found = serving_order(untimed, Answers.make_unsupported(2, 2))
     assert found == {"suite": "serving", "pairs": 0, "right": 0}

@@ -13,7 +13,7 @@ import pytest
 from simulator.base.errors import UserError
 from simulator.validation.kernels import measures_of
 from simulator.validation.kernels.alltoall import Alltoall
-from simulator.validation.traffic import routed
+from simulator.validation.traffic import draw_choices
 from tests.shared import shared_file
 
 FAMILY = Alltoall()
@@ -93,15 +93,15 @@ def test_fewer_multiprocessors_never_copy_faster():
 
 
 def test_copies_follow_from_the_policy_and_the_nodes():
-    one_an_expert = routed("h100-sxm", 32, "per_expert", 256, 8, 1, 1)
-    one_a_node = routed("h100-sxm", 32, "per_node", 256, 8, 1, 1)
+    one_an_expert = draw_choices("h100-sxm", 32, "per_expert", 256, 8, 1, 1)
+    one_a_node = draw_choices("h100-sxm", 32, "per_node", 256, 8, 1, 1)
     assert one_an_expert.copies == pytest.approx(8 * 31 / 32, rel=0.01)
     assert one_an_expert.crossing == pytest.approx(8 * 24 / 32, rel=0.01)
     # Of 4 nodes 8 random experts touch 4 (1 - (3/4)^8) = 3.6, a quarter of them at home.
     assert one_a_node.crossing == pytest.approx(3.6 * 3 / 4, rel=0.01)
     assert one_a_node.scale_out_s == pytest.approx(one_a_node.crossing / 50e9, rel=1e-6)
-    limited = routed("h100-sxm", 64, "per_node", 256, 8, 8, 4)
-    assert limited.crossing < routed("h100-sxm", 64, "per_node", 256, 8, 1, 1).crossing
+    limited = draw_choices("h100-sxm", 64, "per_node", 256, 8, 8, 4)
+    assert limited.crossing < draw_choices("h100-sxm", 64, "per_node", 256, 8, 1, 1).crossing
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def test_pools_agree_with_the_engines_own():
     tpot_s = (
         (found["finish_s"] - found["first_token_s"]) / (found["num_output"] - 1)
     ).to_numpy() @ weights
-    served = serve(pools_or_reason(point, point.prefill, 1)[0], Load.of(point), 1.0)
+    served = serve(pools_or_reason(point, point.prefill, 1)[0], Load.from_point(point), 1.0)
     assert served.in_pool_s == pytest.approx(prompt_s @ weights, rel=0.15)
     assert served.token_s == pytest.approx(tpot_s, rel=0.05)
 

@@ -108,7 +108,7 @@ def load_points(table: pd.DataFrame) -> list[Loaded]:
             if some:
                 gpu = accelerator_name(point.system) or ""
                 calibration = load_accelerator(gpu, point.system).calibration
-                model, load = deployment_of(point).spec.model, Load.of(point)
+                model, load = deployment_of(point).spec.model, Load.from_point(point)
                 measured = read_measured(table, place)
                 known = (point.engine, model, gpu, calibration, load, some, measured)
                 found.append(Loaded(*known))

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from simulator.report import style
 from simulator.report.marks import log_axis
 from simulator.report.model_colours import SYMBOLS, by_label, colour_of, line_of
-from simulator.report.plan_bands import between, whiskers
+from simulator.report.plan_bands import band_text, whiskers
 from simulator.results.answer import Answer, DeploymentRow, ParetoPoint
 from simulator.results.answer.parts import Band
 from simulator.results.formats import number, seconds
@@ -98,7 +98,7 @@ def add(drawn: go.Figure, answer: Answer, points: list[ParetoPoint], x: Axis, y:
                 line=line,
                 marker=look,
             )
-    best = recommended(answer, points)
+    best = draw_recommended(answer, points)
     if best is not None:
         colour = colour_of(answer, best)
         # In its model's colour: a colour means a model on the whole page, a star means recommended.
@@ -117,7 +117,7 @@ def add(drawn: go.Figure, answer: Answer, points: list[ParetoPoint], x: Axis, y:
         )
 
 
-def recommended(answer: Answer, points: Sequence[ParetoPoint]) -> ParetoPoint | None:
+def draw_recommended(answer: Answer, points: Sequence[ParetoPoint]) -> ParetoPoint | None:
     """The recommended deployment among the points that were simulated."""
     best = answer.recommended
     if best is None:
@@ -157,7 +157,7 @@ def _shade(
         mode="lines",
         line={"width": 0, "color": colour},
         fill="toself",
-        fillcolor=style.faded(colour, _SHADE),
+        fillcolor=style.fade_colour(colour, _SHADE),
         hoverinfo="skip",
     )
 
@@ -204,15 +204,15 @@ def said(point: ParetoPoint, answer: Answer) -> str:
         )
     if not point.is_simulated:
         return hover(*lines, "closed form, a busy replica")
-    return hover(*lines, *_measured(point, answer), "simulated at the planned traffic")
+    return hover(*lines, *_list_facts(point, answer), "simulated at the planned traffic")
 
 
 def _cases(point: ParetoPoint, figure: str, text: Callable[[float], str]) -> str:
-    found = between(point.band_of(figure), text)
+    found = band_text(point.band_of(figure), text)
     return f" ({found})" if found else ""
 
 
-def _measured(point: ParetoPoint, answer: Answer) -> list[str]:
+def _list_facts(point: ParetoPoint, answer: Answer) -> list[str]:
     """Facts of the table of candidates on this deployment."""
     row = next((row for row in answer.candidates if _text(row) == point.deployment), None)
     if row is None:

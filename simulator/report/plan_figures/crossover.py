@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 
 from simulator.report import style
 from simulator.report.gallery import Figure
-from simulator.report.plan_bands import between
+from simulator.report.plan_bands import band_text
 from simulator.results.answer import Answer
 from simulator.results.answer.crossover import FullPoint, MapPoint, Side, SpeedPoint
 from simulator.results.formats import TIMES, number, percent, seconds
@@ -237,7 +237,7 @@ def _said(row: MapPoint | None, length: str) -> str:
         by = f" by {times(max(row.ratio, 1 / row.ratio))}" if row.ratio else ""
         share = f" ({percent(row.share)} of what it saves)" if row.share else ""
         lines.append(f"{row.winner} wins{by}; what decides: {row.deciding_term}{share}")
-    if cases := between(row.band_of("ratio"), _ratio):
+    if cases := band_text(row.band_of("ratio"), _ratio):
         lines.append(f"80 % of cases: {cases}{'' if row.is_clear else ', either may win'}")
     if row.moe_wins_probability is not None:
         lines.append(f"{row.moe} wins in {chance(row.moe_wins_probability)} of cases")

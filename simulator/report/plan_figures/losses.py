@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from simulator.report.gallery import Figure
 from simulator.report.marks import DOTTED
 from simulator.report.model_colours import colour_of
-from simulator.report.plan_bands import between
+from simulator.report.plan_bands import band_text
 from simulator.report.plan_figures import _rows
 from simulator.results.answer import Answer, LossRow
 from simulator.results.formats import number, percent
@@ -88,6 +88,6 @@ def _said(row: LossRow) -> str:
     for key, form in _SAID.items():
         if (value := _value(row, key)) is not None:
             text = number if key == "goodput_per_s" else percent
-            cases = between(row.band_of(key), text)
+            cases = band_text(row.band_of(key), text)
             said.append(form.format(text(value)) + (f"; 80 % of cases: {cases}" if cases else ""))
     return hover(f"{row.lost} lost", *said)

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from simulator.report.gallery import Figure
 from simulator.report.model_colours import colour_of, is_striped, label_of
-from simulator.report.plan_bands import between
+from simulator.report.plan_bands import band_text
 from simulator.report.plan_figures import _rows
 from simulator.results.answer import Answer
 from simulator.results.plan_text import amount, gpus, hover, per_hour, times
@@ -41,7 +41,7 @@ class Models(Figure[Answer]):
         for row, value in zip(rows, values, strict=True):
             said = per_hour(value, answer) if is_priced else gpus(row)
             said += f", {times(value / values[0])}" if row is not rows[0] and values[0] else ""
-            cases = between(row.band_of(key), amount)
+            cases = band_text(row.band_of(key), amount)
             bars.append(
                 _rows.Row(
                     title=html.unescape(label_of(row)),

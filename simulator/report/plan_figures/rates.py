@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from simulator.report import style
 from simulator.report.gallery import Figure
 from simulator.report.marks import DOTTED, log_axis
-from simulator.report.plan_bands import between, whiskers
+from simulator.report.plan_bands import band_text, whiskers
 from simulator.report.plan_figures import _rows
 from simulator.results.answer import Answer
 from simulator.results.answer.certainty import RatePoint
@@ -74,12 +74,16 @@ def _said(row: RatePoint, answer: Answer) -> str:
     costs = [
         f"{name}: {per_hour(cost, answer)}{f' ({cases})' if cases else ''}"
         for name, cost, cases in (
-            ("MoE", row.moe_cost_per_hour, between(row.band_of("moe_cost_per_hour"), amount)),
-            ("dense", row.dense_cost_per_hour, between(row.band_of("dense_cost_per_hour"), amount)),
+            ("MoE", row.moe_cost_per_hour, band_text(row.band_of("moe_cost_per_hour"), amount)),
+            (
+                "dense",
+                row.dense_cost_per_hour,
+                band_text(row.band_of("dense_cost_per_hour"), amount),
+            ),
         )
         if cost is not None
     ]
-    cases = between(row.band_of("cost_ratio"), times)
+    cases = band_text(row.band_of("cost_ratio"), times)
     return hover(
         f"{number(row.requests_per_s)} requests/s, {times(row.rate)} the planned traffic",
         f"MoE costs {times(row.cost_ratio or 0.0)} what dense does",

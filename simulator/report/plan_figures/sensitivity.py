@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from simulator.report import style
 from simulator.report.gallery import Figure
 from simulator.report.model_colours import SYMBOLS, colour_of, is_striped, label_of, model_of
-from simulator.report.plan_bands import between
+from simulator.report.plan_bands import band_text
 from simulator.report.plan_figures import _rows
 from simulator.results.answer import Answer, SensitivityRow
 from simulator.results.plan_text import hover, kind_of, per_hour, times
@@ -71,7 +71,7 @@ def _bar(answer: Answer, row: SensitivityRow) -> _rows.Row:
         if not ratio
         else times(ratio) + (", another choice" if row.flips else "")
     )
-    cases = between(row.band_of("cost_ratio"), times)
+    cases = band_text(row.band_of("cost_ratio"), times)
     lines = [
         said,
         per_hour(row.cost_per_hour, answer) if row.cost_per_hour else "",

@@ -27,14 +27,14 @@ def parts(board: Scoreboard) -> Iterator[tuple[str, pd.DataFrame]]:
         yield title_of(str(suite), str(quantity)), own
 
 
-def answered(rows: pd.DataFrame) -> pd.DataFrame:
+def select_answered(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows with a prediction, which have an error."""
     return rows[is_answered(rows["status"]) & (rows["predicted"] > 0) & (rows["measured"] > 0)]
 
 
 def ratios(board: Scoreboard) -> dict[str, NDArray[np.float64]]:
     """Predictions over measurements of each suite's quantity that has some."""
-    found = {title: answered(rows) for title, rows in parts(board)}
+    found = {title: select_answered(rows) for title, rows in parts(board)}
     return {
         title: (rows["predicted"] / rows["measured"]).to_numpy(float)
         for title, rows in found.items()

@@ -15,8 +15,8 @@ from simulator.report.marks import add_agreement, log_axis
 from simulator.report.scoreboard_figures._rows import (
     STATUS_COLOURS,
     STATUS_NAMES,
-    answered,
     parts,
+    select_answered,
     status_of,
 )
 from simulator.report.texts import shorten
@@ -47,9 +47,9 @@ class Scatter(Figure[Scoreboard]):
     order = 10
 
     def draw(self, board: Scoreboard) -> dict[str, go.Figure]:
-        found = {title: answered(rows) for title, rows in parts(board)}
+        found = {title: select_answered(rows) for title, rows in parts(board)}
         return {
-            _heading(title, rows): _plot(_sampled(rows))
+            _heading(title, rows): _plot(_sample_rows(rows))
             for title, rows in found.items()
             if len(rows)
         }
@@ -59,7 +59,7 @@ def _heading(title: str, rows: pd.DataFrame) -> str:
     return f"{html.escape(title)}, {count(len(rows), 'row')}"
 
 
-def _sampled(rows: pd.DataFrame) -> pd.DataFrame:
+def _sample_rows(rows: pd.DataFrame) -> pd.DataFrame:
     return rows if len(rows) <= _MOST_POINTS else rows.sample(_MOST_POINTS, random_state=0)
 
 

@@ -14,7 +14,7 @@ from simulator.config.calibration.exchange import ExchangeFit, Load
 from simulator.validation.kernels._answering import Places
 from simulator.validation.kernels._fitting import Chosen, Floats
 from simulator.validation.sizes import MOST_CHOICES, MOST_EXPERTS, MOST_RANKS, numbers, refusals
-from simulator.validation.traffic import routed
+from simulator.validation.traffic import draw_choices
 
 _SCALE_BYTES = 4 / 128
 """An fp32 scale for 128 values goes with fp8."""
@@ -117,7 +117,7 @@ def read_moves(rows: pd.DataFrame, accelerator: str, dispatch: str, groups: str)
     )
     found = np.full((len(shapes), 5), np.nan)
     for s, (r, h, k, e) in enumerate(shapes.astype(int).tolist()):
-        one = routed(accelerator, r, dispatch, e, k, *_limit(groups, r, h, k, e))
+        one = draw_choices(accelerator, r, dispatch, e, k, *_limit(groups, r, h, k, e))
         if one is not None:
             found[s] = one
     copies, crossing, up, out, nodes = found[shape.ravel()].T

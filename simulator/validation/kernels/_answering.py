@@ -88,7 +88,7 @@ def fill(answers: Answers, places: Places, estimate: Estimate, measure: int = 0)
         outside_of(fit, **estimate.quantities),
         estimate.doubts_of_some,
     )
-    low, high = (estimate.band or Band.of(fit)).spread(seconds, wider)
+    low, high = (estimate.band or Band.from_fit(fit)).spread(seconds, wider)
     if fit.kind == "assumed" and estimate.similar is not None:
         other, doubts = estimate.similar
         outside = outside_of(other, **estimate.quantities)

@@ -22,7 +22,7 @@ from simulator.cost.kernels.gemm import Operands
 from simulator.cost.kernels.grouped_gemm import Load, moves_s, product_s
 from simulator.validation import Answers
 from simulator.validation.extrapolation import Doubt, of_hardware
-from simulator.validation.hardware import calibrated, seen
+from simulator.validation.hardware import find_calibrated, find_most_measured
 from simulator.validation.kernels import _answering as answering
 from simulator.validation.kernels._answering import Estimate, Places
 from simulator.validation.kernels._fitting import Chosen, Floats
@@ -186,10 +186,10 @@ def answer(
         kernels: the calibration's name for the engine of each row.
         reasons: why a row has no layer, or nothing.
     """
-    answers = Answers.unsupported(len(table), 1)
+    answers = Answers.make_unsupported(len(table), 1)
     keys = answering.words(table, "gpu", "moe_dtype").assign(kernels=kernels)
     for (gpu, measured_as, engine), places in answering.group_rows(keys):
-        dtype, found = FORMATS.get(measured_as, ""), calibrated(gpu, engine)
+        dtype, found = FORMATS.get(measured_as, ""), find_calibrated(gpu, engine)
         whole = answering.unknown_gpu(gpu) if found is None else ""
         if found and not dtype:
             whole = answering.unknown_name("number format", measured_as, FORMATS)
@@ -213,7 +213,7 @@ def _estimate(
     layers: Layers,
 ) -> Estimate:
     fit = calibration.experts(dtype, few)
-    similar = seen().choose_engine(engine).experts(dtype, few)
+    similar = find_most_measured().choose_engine(engine).experts(dtype, few)
     file = load_calibration(accelerator.calibration, accelerator.calibration)
     hardware = of_hardware(fit, accelerator, f"{dtype} experts", dtype)
     return Estimate(
@@ -221,7 +221,7 @@ def _estimate(
         fit,
         hardware + _doubts(fit, file, engine, dtype),
         layers.sizes,
-        similar=(similar, _doubts(similar, seen(), engine, dtype)),
+        similar=(similar, _doubts(similar, find_most_measured(), engine, dtype)),
     )
 
 

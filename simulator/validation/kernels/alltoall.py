@@ -21,7 +21,7 @@ from simulator.config.calibration.exchange import ExchangeFit
 from simulator.validation import Answers, Measure
 from simulator.validation.error_bands import Band
 from simulator.validation.extrapolation import Doubt, of_hardware
-from simulator.validation.hardware import calibrated
+from simulator.validation.hardware import find_calibrated
 from simulator.validation.kernels import _answering as answering
 from simulator.validation.kernels._alltoall_fit import fit_tables
 from simulator.validation.kernels._alltoall_tables import LAYOUTS, Part, measures_of, parts_of
@@ -55,7 +55,7 @@ class Alltoall(Frozen):
         return measures_of(table, where)
 
     def answer(self, table: pd.DataFrame) -> Answers:
-        answers = Answers.unsupported(len(table), len(self.measures_of(table)))
+        answers = Answers.make_unsupported(len(table), len(self.measures_of(table)))
         for part in parts_of(table):
             _answer(answers, part)
         return answers
@@ -65,7 +65,7 @@ class Alltoall(Frozen):
 
 
 def _answer(answers: Answers, part: Part) -> None:
-    found = calibrated(part.gpu, part.engine)
+    found = find_calibrated(part.gpu, part.engine)
     kernels: dict[Any, ExchangeFit] = found[1].exchange.get(part.kernels, {}) if found else {}
     fit = kernels.get(part.operation)
     reasons: Any = part.moves.wrong
@@ -80,11 +80,11 @@ def _answer(answers: Answers, part: Part) -> None:
 
 
 def _estimate(part: Part, fit: ExchangeFit, accelerator: AcceleratorSpec) -> Estimate:
-    load, band = part.moves.load, Band.of(fit)
+    load, band = part.moves.load, Band.from_fit(fit)
     seconds = part.moves.transfer_s(fit, accelerator)
     if part.is_notify:
         seconds = part.moves.notify_s(fit, accelerator)
-        band = Band(*fit.notify_band) if fit.notify_band else band.widened(_NOTIFY_WIDER)
+        band = Band(*fit.notify_band) if fit.notify_band else band.widen(_NOTIFY_WIDER)
     doubts = [Doubt(part.guess)] if part.guess else []
     doubts += of_hardware(fit, accelerator, f"{part.kernels} kernels")
     if fit.kind != "assumed" and part.engine not in _OWNERS.get(part.kernels, (part.engine,)):

@@ -21,7 +21,7 @@ from simulator.config.calibration import Calibration
 from simulator.config.mixers.gqa import GroupedQueryAttention
 from simulator.validation import Answers, Measure, require
 from simulator.validation.extrapolation import Doubt, of_hardware
-from simulator.validation.hardware import calibrated
+from simulator.validation.hardware import find_calibrated
 from simulator.validation.kernels import _answering as answering
 from simulator.validation.kernels import _fitting as fitting
 from simulator.validation.kernels._answering import Estimate
@@ -99,7 +99,7 @@ class Attention(Frozen):
 
     def answer(self, table: pd.DataFrame) -> Answers:
         require(table, self.columns, "attention table")
-        answers = Answers.unsupported(len(table), len(self.measures))
+        answers = Answers.make_unsupported(len(table), len(self.measures))
         sizes, wrong = whole_sizes(table, _SIZES, ("step", "window_size"))
         absent = {"engine": ANY, "attn_dtype": "bfloat16"}
         keys = answering.words(table, "gpu", "phase", "kv_cache_dtype", **absent)
@@ -110,7 +110,7 @@ class Attention(Frozen):
             label = [word for word in (*label, KV_FORMATS.get(kv, kv)) if word]
             reason = _refusal(gpu, engine, phase, kv, shape, why)
             answering.name_group(answers, places, " ".join(label), reason)
-            found = calibrated(gpu, engine)
+            found = find_calibrated(gpu, engine)
             if not reason and found is not None:
                 kernel_phase: Phase = "decode" if is_one else PHASES[phase]
                 dtypes = (KV_FORMATS[kv], computed)
@@ -188,7 +188,7 @@ def _batches(sizes: Floats, kernels: int | NDArray[np.int64]) -> Batches:
 
 
 def _refusal(gpu: str, engine: str, phase: str, kv: str, shape: list[float], wrong: str) -> str:
-    if calibrated(gpu, engine) is None:
+    if find_calibrated(gpu, engine) is None:
         return answering.unknown_gpu(gpu)
     if phase not in PHASES:
         return answering.unknown_name("phase", phase, PHASES)

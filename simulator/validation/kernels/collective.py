@@ -22,7 +22,7 @@ from simulator.config.calibration.collective import Algorithm, CollectiveFit, Pr
 from simulator.config.cluster import ClusterSpec
 from simulator.validation import Answers, Measure, require
 from simulator.validation.extrapolation import Doubt, of_hardware
-from simulator.validation.hardware import accelerator_name, calibrated
+from simulator.validation.hardware import accelerator_name, find_calibrated
 from simulator.validation.kernels import _answering as answering
 from simulator.validation.kernels import _fitting as fitting
 from simulator.validation.kernels._answering import Estimate, Places
@@ -138,7 +138,7 @@ class Collective(Frozen):
     sources: ClassVar[tuple[str, ...]] = ("nccl.csv.gz", "custom_allreduce.csv.gz")
 
     def answer(self, table: pd.DataFrame) -> Answers:
-        answers = Answers.unsupported(len(table), len(self.measures))
+        answers = Answers.make_unsupported(len(table), len(self.measures))
         for rows in _rows_of(table):
             _answer(answers, rows)
         return answers
@@ -165,7 +165,7 @@ class Collective(Frozen):
 
 
 def _answer(answers: Answers, rows: _Rows) -> None:
-    found = calibrated(rows.gpu, rows.engine)
+    found = find_calibrated(rows.gpu, rows.engine)
     cluster = cluster_of(rows.accelerator) if rows.accelerator else None
     library = rows.engine if rows.entry.startswith("custom") else "nccl"
     reasons: Any = rows.wrong

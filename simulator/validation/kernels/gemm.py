@@ -22,7 +22,7 @@ from simulator.config.calibration.gemm import EagerLaunch, GemmFit
 from simulator.cost.kernels.gemm import Operands, product_s
 from simulator.validation import Answers, Measure, require
 from simulator.validation.extrapolation import Doubt, of_hardware
-from simulator.validation.hardware import calibrated, seen
+from simulator.validation.hardware import find_calibrated, find_most_measured
 from simulator.validation.kernels import _answering as answering
 from simulator.validation.kernels import _fitting as fitting
 from simulator.validation.kernels._answering import Estimate
@@ -142,7 +142,7 @@ class Gemm(Frozen):
 
     def answer(self, table: pd.DataFrame) -> Answers:
         require(table, self.columns, "gemm table")
-        answers = Answers.unsupported(len(table), len(self.measures))
+        answers = Answers.make_unsupported(len(table), len(self.measures))
         sizes = numbers(table, ("m", "k", "n"))
         wrong = refusals(sizes)
         for key, places in answering.group_rows(
@@ -150,7 +150,7 @@ class Gemm(Frozen):
         ):
             gpu, measured_as, engine = key
             dtype, guess = _FORMATS.get(measured_as, ("", ""))
-            found = calibrated(gpu, engine)
+            found = find_calibrated(gpu, engine)
             reason = answering.unknown_gpu(gpu) if found is None else ""
             if found and not dtype:
                 reason = answering.unknown_name("number format", measured_as, _FORMATS)
@@ -204,7 +204,7 @@ def _estimate(
     seconds = product_s(accelerator, fit, m, k, n, operands)
     if fit.eager is not None and engine == _EAGER_ENGINE:
         seconds = with_launch_s(fit.eager, seconds, m, k, n)
-    similar = seen().choose_engine(engine).matrices(dtype)
+    similar = find_most_measured().choose_engine(engine).matrices(dtype)
     hardware = of_hardware(fit, accelerator, f"{dtype} products", dtype)
     return Estimate(
         seconds,
@@ -267,7 +267,8 @@ def _fit_entry(job: _Job, rows: pd.DataFrame, given: dict[str, Any]) -> dict[str
 
     shapes = rows.groupby(["n", "k"]).ngroup().to_numpy()
     predicted = fitting.leave_out(
-        fitting.make_folds(shapes, _FOLDS), lambda seen, held: predict(solve(seen), held)
+        fitting.make_folds(shapes, _FOLDS),
+        lambda find_most_measured, held: predict(solve(find_most_measured), held),
     )
     fitted = solve(np.ones(len(rows), dtype=bool))
     source = (

@@ -27,7 +27,7 @@ from simulator.config.mixers.mla import LatentAttention
 from simulator.cost.compute.roofline import RooflineModel
 from simulator.validation import Answers, Measure, require
 from simulator.validation.extrapolation import Doubt, of_hardware
-from simulator.validation.hardware import calibrated
+from simulator.validation.hardware import find_calibrated
 from simulator.validation.kernels import _answering as answering
 from simulator.validation.kernels import _fitting as fitting
 from simulator.validation.kernels._answering import Estimate
@@ -161,7 +161,7 @@ class Mla(Frozen):
 
     def answer(self, table: pd.DataFrame) -> Answers:
         require(table, self.columns, "mla table")
-        answers = Answers.unsupported(len(table), len(self.measures))
+        answers = Answers.make_unsupported(len(table), len(self.measures))
         sizes, wrong = whole_sizes(table, _SIZES, ("step",))
         absent = {"mla_dtype": "nan", "gemm_type": "nan"}
         keys = answering.words(table, "gpu", "engine", "phase", "kv_cache_dtype", **absent)
@@ -172,7 +172,7 @@ class Mla(Frozen):
             reason = _refusal(gpu, engine, phase, kv, weights if block else "bfloat16", why)
             group = f"{gpu} {engine} {PHASES.get(phase, phase)}{block}"
             answering.name_group(answers, places, group, reason)
-            found = calibrated(gpu, engine)
+            found = find_calibrated(gpu, engine)
             if not reason and found is not None:
                 kernel_phase: Phase = "decode" if is_one else PHASES[phase]
                 case = _Case(*found, engine, kernel_phase, kv, computed, weights, bool(block))
@@ -283,7 +283,7 @@ def _products_s(
 
 
 def _refusal(gpu: str, engine: str, phase: str, kv: str, weights: str, wrong: str) -> str:
-    if calibrated(gpu, engine) is None:
+    if find_calibrated(gpu, engine) is None:
         return answering.unknown_gpu(gpu)
     if phase not in PHASES:
         return answering.unknown_name("phase", phase, PHASES)

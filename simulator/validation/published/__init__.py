@@ -74,7 +74,7 @@ class Reply(NamedTuple):
     they share."""
 
     @classmethod
-    def unsupported(cls, why: str) -> Reply:
+    def refuse_row(cls, why: str) -> Reply:
         """A row that cannot be answered, and why."""
         return cls(
             float("nan"),
@@ -135,14 +135,14 @@ def run(file: Path | None, tick: Progress = show_nothing) -> Published:
     """
     if file is not None:
         return _answer(file, tick)
-    found = [_answer(path, tick) for path in _shipped()]
+    found = [_answer(path, tick) for path in _list_shipped()]
     table = pd.concat([part.table for part in found], ignore_index=True)
     return Published(
         "shipped cases", table, pd.concat([part.rows for part in found], ignore_index=True)
     )
 
 
-def _shipped() -> list[Path]:
+def _list_shipped() -> list[Path]:
     """The shipped tables; the user's own of the same name win."""
     files: dict[str, Path] = {}
     for folder in search_folders(_DATA):

@@ -15,7 +15,7 @@ from simulator.base.progress import Progress
 from simulator.validation.hardware import accelerator_name
 from simulator.validation.published import FIGURE_COLUMNS, Reply
 from simulator.validation.published._scores import figures
-from simulator.validation.published._sweep import answers
+from simulator.validation.published._sweep import answer_cases
 from simulator.validation.serving.models import find_model
 from simulator.validation.tables import Table
 
@@ -87,7 +87,7 @@ class RowTopic(Frozen, ABC):
         """Reply to every row, each different case answered once, on all cores."""
         rows = [self._read(cells) for cells in table.texts.to_dict("records")]
         cases = [part for row in rows if isinstance(row, Case) for part in row.parts()]
-        found = answers(cases, self.predict, self.plan_key, self.title, tick)
+        found = answer_cases(cases, self.predict, self.plan_key, self.title, tick)
         return [_reply(row, found) for row in rows]
 
     def scores(self, table: Table, replies: list[Reply]) -> pd.DataFrame:
@@ -110,7 +110,7 @@ def _is_empty(cell: Any) -> bool:
 
 def _reply(row: Case | UserError, found: Mapping[Case, Any]) -> Reply:
     if isinstance(row, UserError):
-        return Reply.unsupported(str(row))
+        return Reply.refuse_row(str(row))
     parts = [found[part] for part in row.parts()]
     wrong = next((part for part in parts if isinstance(part, UserError)), None)
-    return row.join(*parts) if wrong is None else Reply.unsupported(str(wrong))
+    return row.join(*parts) if wrong is None else Reply.refuse_row(str(wrong))

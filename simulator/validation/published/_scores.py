@@ -67,7 +67,9 @@ def _wide(above: pd.Series, below: pd.Series) -> float:
     both alike, so that what counts is by how much its shares differ; errors of different entries
     are independent. Else those of the two figures are taken as independent.
     """
-    both = [{part.entry: part for part in _merged(row.get("parts", ()))} for row in (above, below)]
+    both = [
+        {part.entry: part for part in _merge_parts(row.get("parts", ()))} for row in (above, below)
+    ]
     if not all(both):
         ends = [
             np.hypot(*(np.log(row[end] / row["predicted"]) for row in (above, below)))
@@ -82,7 +84,7 @@ def _wide(above: pd.Series, below: pd.Series) -> float:
     return float(np.linalg.norm(wide))
 
 
-def _merged(parts: Sequence[Part]) -> list[Part]:
+def _merge_parts(parts: Sequence[Part]) -> list[Part]:
     """One part for each entry: phases that an entry prices together."""
     found: dict[str, Part] = {}
     for part in parts:

@@ -196,4 +196,4 @@ def _band_of_fit(fit: Fit) -> Band:
     if fit.band is None and fit.p90_error is None and fit.median_error is not None:
         wide = 1.0 + _OF_MEDIAN * fit.median_error
         return Band(1.0 / wide, wide)
-    return Band.of(fit)
+    return Band.from_fit(fit)

@@ -18,7 +18,7 @@ _FEWEST_GROUPS = 4
 """Fewer are answered in this process: starting others takes seconds."""
 
 
-def answers(
+def answer_cases(
     cases: Sequence[Case],
     answer: Callable[[Case], Answer],
     shared: Callable[[Case], Hashable],

@@ -45,7 +45,7 @@ class Alltoall(Frozen):
 def _reply(answers: Answers, row: int) -> Reply:
     status = answers.status[row]
     if status.startswith("unsupported"):
-        return Reply.unsupported(status.removeprefix("unsupported").lstrip(": "))
+        return Reply.refuse_row(status.removeprefix("unsupported").lstrip(": "))
     parts = (answers.seconds, answers.low, answers.high)
     value, low, high = (float(part[row, 0]) * _US_PER_S for part in parts)
     return Reply(value, low, high, status, answers.group[row])

@@ -105,7 +105,7 @@ def _best_split(case: _Row) -> tuple[float, Served]:
         if case.gpus_per_node % tp:
             continue
         try:
-            value, served = _reached(case.model_copy(update={"gpus_per_node": tp}))
+            value, served = _find_throughput(case.model_copy(update={"gpus_per_node": tp}))
         except UserError as error:
             whys.append(str(error))
             continue
@@ -119,7 +119,7 @@ def _best_split(case: _Row) -> tuple[float, Served]:
 
 
 @lru_cache(maxsize=8)
-def _reached(case: _Row) -> tuple[float, Served]:
+def _find_throughput(case: _Row) -> tuple[float, Served]:
     """Output tokens per second of one replica, which takes all GPUs of the case."""
     benchmark = _benchmark(case)
     deployment = _deployment(case)
@@ -131,7 +131,7 @@ def _reached(case: _Row) -> tuple[float, Served]:
         offline = serve(deployment, *_queries(benchmark, count))
         return offline.output_per_s, offline
     changes = {"scenario": "offline", "ttft_limit_ms": None, "tpot_limit_ms": None}
-    _, offline = _reached(case.model_copy(update=changes))
+    _, offline = _find_throughput(case.model_copy(update=changes))
     limits = (
         case.ttft_limit_ms / 1e3 if case.ttft_limit_ms else benchmark.ttft_s,
         case.tpot_limit_ms / 1e3 if case.tpot_limit_ms else benchmark.tpot_s,

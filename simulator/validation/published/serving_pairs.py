@@ -42,7 +42,7 @@ class ServingPairs(Frozen):
         splits = split_pairs(points)[["spread", "split"]].to_numpy().ravel().tolist()
         sides = (place for pair in _model_pairs(points) for side in pair for place in side)
         wanted = sorted({*splits, *sides})
-        replies = [Reply.unsupported("a pair of its kind is not in the table")] * len(read.values)
+        replies = [Reply.refuse_row("a pair of its kind is not in the table")] * len(read.values)
         if not wanted:
             return replies
         chosen, what = read.values.iloc[wanted].reset_index(drop=True), "pairs of serving points"
@@ -52,7 +52,7 @@ class ServingPairs(Frozen):
             point, status = points.loc[place, "point"], answers.status[number]
             value, fast, slow = (_tokens_per_s(point, *part[number]) for part in parts)
             replies[place] = (
-                Reply.unsupported(status.removeprefix("unsupported: "))
+                Reply.refuse_row(status.removeprefix("unsupported: "))
                 if status.startswith("unsupported")
                 else Reply(value, slow, fast, status, "output tokens a second of a GPU")
             )

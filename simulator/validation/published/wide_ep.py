@@ -212,7 +212,7 @@ def _run(case: _Case) -> _Rate:
     low, high = band_of(step.plan, step.shares)
     status = status_of(step.plan)
     if case.two_batch:
-        wide = Band(low, high).widened()
+        wide = Band(low, high).widen()
         low, high = wide.low, wide.high
         status = extrapolate(status, _TIMED_ALONE)
     gpus_per_node = step.plan.placement.cluster.gpus_per_node

@@ -67,7 +67,7 @@ def answer(
         progress: told how many rows are done.
         workers: processes; ``None`` = one a core.
     """
-    answers = Answers.unsupported(len(table), len(MEASURES))
+    answers = Answers.make_unsupported(len(table), len(MEASURES))
     made, refused = groups(table)
     for place, reason in refused.items():
         answers.status[place] = reason

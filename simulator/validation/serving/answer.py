@@ -96,7 +96,7 @@ def prepare(points: Sequence[Point]) -> Iterator[Prepared]:
     if is_tight(plan):
         guess = "its weights leave less room than the engine holds back"
         found = [one._replace(guesses=(*one.guesses, guess)) for one in found]
-    plans = [_batched(plan, one) for one in found]
+    plans = [_change_batching(plan, one) for one in found]
     table = make_table(Prices(plan.placement, max(map(_most_tokens, points, plans))))
     for point, one, own in zip(points, found, plans, strict=True):
         yield Prepared(point, one, own, change_engine(table, own.placement))
@@ -137,7 +137,7 @@ def half_of(alone: Point) -> Half:
     if found.model.moe is not None and is_behind_exchange(alone):
         found = found._replace(spec=found.spec.model_copy(update=_DEEPEP))
         key = DeploymentSpec.model_validate_json(key).model_copy(update=_DEEPEP).model_dump_json()
-    own = _batched(_plan(key), found)
+    own = _change_batching(_plan(key), found)
     most_tokens = max(_most_tokens(alone, own), most_decode_tokens(own))
     table = change_engine(_table_of(key, most_tokens), own.placement)
     return Half(own, table, alone.decode)
@@ -198,7 +198,7 @@ def pools_or_reason(
 
 
 def _pools(point: Point, prefill: Pool, unsaid_workers: int) -> tuple[Pools, DeploymentPlan]:
-    load, model = Load.of(point), deployment_of(point).model
+    load, model = Load.from_point(point), deployment_of(point).model
     pool = (
         point.decode
         if point.says_workers or model.moe is None
@@ -213,7 +213,7 @@ def _pools(point: Point, prefill: Pool, unsaid_workers: int) -> tuple[Pools, Dep
     hand_over = find_hand_over(first_plan.spec.engine)
     own_s = first_plan.placement.calibration.engine.first_token_s + hand_over.handshake_s
     steps = 2.0 if hand_over.recomputes_last else 1.0
-    decodes = decodes.of(pool.workers)
+    decodes = decodes.on_workers(pool.workers)
     return Pools(prompts, decodes, workers, moves_s, own_s, steps, may_draft), plan
 
 
@@ -227,11 +227,11 @@ def _answer_pools(point: Point, prefill: Pool) -> Answer:
         pools = _pools(point, prefill, fit.unsaid_workers)
     except UserError as error:
         return Answer.refuse(error, group)
-    seconds = latencies(pools[0], Load.of(point), fit)
+    seconds = latencies(pools[0], Load.from_point(point), fit)
     bands = (fit.ttft_band, fit.band)
     if not point.says_workers:
         low, high = fit.unsaid_ttft_band
-        fewer_s = with_enough_workers(pools[0], Load.of(point), fit)
+        fewer_s = with_enough_workers(pools[0], Load.from_point(point), fit)
         bands = (
             (low * min(1.0, fewer_s / seconds.ttft_s) if fewer_s else low, high),
             fit.unsaid_band,
@@ -249,7 +249,7 @@ def _pools_fit(point: Point) -> DisaggregationFit | None:
     return None if isinstance(calibration, HostCalibration) else calibration.pools(point.engine)
 
 
-def _batched(plan: DeploymentPlan, found: Deployment) -> DeploymentPlan:
+def _change_batching(plan: DeploymentPlan, found: Deployment) -> DeploymentPlan:
     """The plan with the batching and the engine version of a deployment that it is otherwise the
     plan of.
     """

@@ -96,7 +96,7 @@ class Decodes(NamedTuple):
     counts_C: NDArray[np.int64]
     seconds_C: NDArray[np.float64]
 
-    def of(self, workers: int) -> Decodes:
+    def on_workers(self, workers: int) -> Decodes:
         """Decodes on ``workers`` such workers."""
         return self._replace(ranks=self.ranks * workers)
 
@@ -115,7 +115,7 @@ class Load(NamedTuple):
     """File of ``workloads/campaigns`` that says how requests were sent."""
 
     @classmethod
-    def of(cls, point: Point) -> Load:
+    def from_point(cls, point: Point) -> Load:
         """Load of a point, whose lengths lie between the shortest and what is asked for."""
         share = (1 + point.shortest) / 2
         return cls(

@@ -103,7 +103,7 @@ def sums(plan: DeploymentPlan, table: StepTable, point: Point) -> NDArray[np.flo
     found = sums_of(
         served, trace.num_output, weights_of(trace.num_requests, point.concurrency, _rounds(point))
     )
-    return np.array(_as_streamed(found[0], found[1], point, plan))
+    return np.array(_stream_latencies(found[0], found[1], point, plan))
 
 
 def measure(plan: DeploymentPlan, table: StepTable, point: Point) -> Latencies:
@@ -125,11 +125,11 @@ def measure(plan: DeploymentPlan, table: StepTable, point: Point) -> Latencies:
         if has_tpot.any()
         else float("nan")
     )
-    ttft_s, tpot_s = _as_streamed(float(served.ttft_s @ weights), tpot_s, point, plan)
+    ttft_s, tpot_s = _stream_latencies(float(served.ttft_s @ weights), tpot_s, point, plan)
     return Latencies(ttft_s + engine.first_token_s + point.concurrency * engine.stream_s, tpot_s)
 
 
-def _as_streamed(ttft: T, tpot: T, point: Point, plan: DeploymentPlan) -> tuple[T, T]:
+def _stream_latencies(ttft: T, tpot: T, point: Point, plan: DeploymentPlan) -> tuple[T, T]:
     """Latencies that clients see where the first token comes together with some that follow it."""
     more_steps = stream_interval(point, plan.placement.model) - 1
     more = min(more_steps * plan.placement.drafts.mean_kept, point.num_output - 1)

@@ -34,7 +34,7 @@ class Novelty(NamedTuple):
 def novelty_of(point: Point, plan: DeploymentPlan) -> Novelty:
     """Novelty of a point to the fits of its engine; none where they do not say what they saw."""
     placement = plan.placement
-    fits = _fits(placement.accelerator.calibration)
+    fits = _list_fits(placement.accelerator.calibration)
     if (
         fits is None or point.prefill is not None
     ):  # pools have a fit of their own, which says what it has seen
@@ -66,7 +66,7 @@ def novelty_of(point: Point, plan: DeploymentPlan) -> Novelty:
 
 
 @cache
-def _fits(name: str) -> dict[str, EngineFit] | None:
+def _list_fits(name: str) -> dict[str, EngineFit] | None:
     """The engines' own times in a calibration; ``None`` where it is a machine's own."""
     calibration = load_any_calibration(name, "serving point")
     return None if isinstance(calibration, HostCalibration) else calibration.engine

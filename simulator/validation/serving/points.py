@@ -134,7 +134,7 @@ def read_point(row: dict[str, Any]) -> Point:
         says_workers=None
         not in (_whole(row, "prefill_num_workers"), _whole(row, "decode_num_workers")),
         shortest=_shortest(row, campaigns()[campaign]),
-        drafted=_drafted(row, campaigns()[campaign]),
+        drafted=_read_drafts(row, campaigns()[campaign]),
     )
 
 
@@ -165,7 +165,7 @@ def _shortest(row: dict[str, Any], campaign: Campaign) -> float:
     return shortest
 
 
-def _drafted(row: dict[str, Any], campaign: Campaign) -> int | None:
+def _read_drafts(row: dict[str, Any], campaign: Campaign) -> int | None:
     said = _text(row.get("speculative")).lower()
     if said in (*_DRAFTED_WORDS, *_UNDRAFTED_WORDS):
         return campaign.drafts.tokens if said in _DRAFTED_WORDS else 0
