@@ -279,7 +279,7 @@ def test_the_answer_holds_scenarios_that_load(found, tmp_path):
 )
 def test_a_comparison_is_handed_over_only_where_there_is_one(monkeypatch, count, files):
     inside = "simulator.planner.handover"
-    monkeypatch.setattr(f"{inside}.recommended", lambda _: list(range(count)))
+    monkeypatch.setattr(f"{inside}.choose_handed_over", lambda _: list(range(count)))
     monkeypatch.setattr(f"{inside}.scenario_text", lambda _, shown, target: f"{shown} {target}")
     given = hand_over(SimpleNamespace(evaluations=[]), Path("out"))
     assert {one.file: one.text for one in given.scenarios} == {
