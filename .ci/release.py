@@ -2,7 +2,7 @@
 
 A clean tree whose check is green gets the version, the changelog's unreleased section becomes that
 of the version, CITATION.cff follows, the wheel and the sdist are built into dist/, and all of it is
-committed and tagged. What fails on the way leaves the files as they were.
+committed and tagged. What fails before the commit leaves the files as they were.
 """
 
 from __future__ import annotations
@@ -44,10 +44,13 @@ def release(version: str, check: str) -> None:
             path.write_text(text, encoding="utf-8")
         subprocess.run([sys.executable, "-m", "hatchling", "build"], check=True)
         _git("commit", "--quiet", "--message", f"Version {version}", *map(str, CHANGED))
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, subprocess.CalledProcessError, RefusedError) as error:
         _git("restore", "--staged", "--worktree", *map(str, CHANGED))
         raise RefusedError(f"{error}; files are as they were") from error
-    _git("tag", "--annotate", f"v{version}", "--message", f"moesim {version}")
+    try:
+        _git("tag", "--annotate", f"v{version}", "--message", f"moesim {version}")
+    except RefusedError as error:
+        raise RefusedError(f"{error}; the version is committed, but has no tag") from error
 
 
 def _look_at(version: str) -> None:
@@ -85,7 +88,9 @@ def _find_version(text: str) -> str:
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], check=True, capture_output=True, text=True)
+    done = subprocess.run(["git", *arguments], check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise RefusedError(f"git {arguments[0]}: {done.stderr.strip()}")
     return done.stdout.strip()
 
 
@@ -93,7 +98,7 @@ def main() -> None:
     """Read the command line; exit status 2 where there is no release."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("version", help="three numbers, such as 0.2.0")
-    parser.add_argument("--check", default="make check test", help="command that must succeed")
+    parser.add_argument("--check", default="bash .ci/run", help="command that must succeed")
     asked = parser.parse_args()
     try:
         release(asked.version, asked.check)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,8 @@ from platformdirs import user_cache_path
 
 DATABASE = "findings.sqlite"
 """File that keeps the evaluations of searches."""
+_DATABASE_FILES = (DATABASE, f"{DATABASE}-journal", f"{DATABASE}.damaged")
+"""The database of searches, the journal of a write under way, and a damaged one set aside."""
 _told: list[Callable[[], None]] = []
 
 
@@ -44,8 +47,12 @@ def list_caches() -> dict[str, list[Path]]:
     return {
         "compiled functions": [*compiled.glob("*.nbi"), *compiled.glob("*.nbc")],
         "findings of searches": [
-            *findings_folder().glob(f"{DATABASE}*"),
-            *findings_folder().glob(f"??/{'[0-9a-f]' * 64}.json"),  # of earlier versions
+            *(path for path in map(findings_folder().joinpath, _DATABASE_FILES) if path.exists()),
+            *(  # of earlier versions
+                path
+                for path in findings_folder().glob(f"??/{'[0-9a-f]' * 64}.json")
+                if path.stem.startswith(path.parent.name)
+            ),
         ],
     }
 
@@ -54,9 +61,16 @@ def measure_caches() -> dict[str, Kept]:
     """Measure the size of each cache."""
     folders = dict(zip(list_caches(), (compiled_folder(), findings_folder()), strict=True))
     return {
-        name: Kept(folders[name], len(files), sum(path.stat().st_size for path in files))
+        name: Kept(folders[name], len(files), sum(map(_measure, files)))
         for name, files in list_caches().items()
     }
+
+
+def _measure(file: Path) -> int:
+    """Bytes of a file; 0 where it has gone since it was listed, as a database's journal does."""
+    with suppress(FileNotFoundError):
+        return file.stat().st_size
+    return 0
 
 
 def clear_caches() -> dict[str, Kept]:

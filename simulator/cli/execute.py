@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from simulator.base.errors import UserError
 from simulator.base.text import one_line
 from simulator.cli import console
 from simulator.cli.console import Address, AllowCode, AsJson, Out, Seed, Set, SimulatedNodes
@@ -44,16 +43,6 @@ def execute(
     """Run every deployment of a scenario for real, on PyTorch shards in Ray actors or in threads of
     this process, beside the simulator's prediction.
     """
-    if backend not in ("ray", "in_process"):
-        raise UserError(f"--backend {backend or repr(backend)}: must be ray or in_process")
-    for option, value in (("--simulated-nodes", simulated_nodes), ("--address", address)):
-        if backend == "in_process" and value is not None:
-            raise UserError(f"{option}: --backend in_process has no nodes; leave one of them out")
-    if simulated_nodes is not None and address is not None:
-        raise UserError(
-            "--simulated-nodes and --address: nodes are simulated on this machine or found in a "
-            "cluster; give one of them"
-        )
     from simulator.commands.execute import execute as execute_scenario
     from simulator.report.execution import render
     from simulator.report.execution_verdict import verdict

@@ -77,6 +77,7 @@ def execute(
         UserError: if PyTorch or Ray are missing, or anything that the scenario names is wrong or
             can only be simulated.
     """
+    _check_backend(backend, simulated_nodes, address)
     require("torch")
     if backend == "ray":
         require("ray")
@@ -153,6 +154,19 @@ def _check_measured(plan: DeploymentPlan) -> None:
     placement = plan.placement
     if isinstance(placement.calibration, HostRates) and placement.layout.num_ranks > 1:
         _ = placement.calibration.collectives
+
+
+def _check_backend(backend: str, simulated_nodes: int | None, address: str | None) -> None:
+    if backend not in ("ray", "in_process"):
+        raise UserError(f"--backend {backend or repr(backend)}: must be ray or in_process")
+    for option, value in (("--simulated-nodes", simulated_nodes), ("--address", address)):
+        if backend == "in_process" and value is not None:
+            raise UserError(f"{option}: --backend in_process has no nodes; leave one of them out")
+    if simulated_nodes is not None and address is not None:
+        raise UserError(
+            "--simulated-nodes and --address: nodes are simulated on this machine or found in a "
+            "cluster; give one of them"
+        )
 
 
 def _check_transport(execution: ExecutionSpec, file: str) -> None:

@@ -26,6 +26,7 @@ from simulator.base.spreadsheet import write_csv
 from simulator.config.capacity import Question
 from simulator.report.plan_page import render
 from simulator.results.answer import Answer
+from simulator.results.answer.handover import COMPARED, RECOMMENDED
 from simulator.results.answer.parts import Part, make_table
 from simulator.results.folder import check_writable as check_results
 from simulator.results.folder import replace_folder
@@ -37,7 +38,9 @@ _MAPS = ("cells", "at_same_time", "at_full_load")
 """Tables of the crossover map."""
 _ALWAYS = ("candidates", "pareto", "ruled_out")
 """Tables that are written without rows too, since every answer has them."""
-_FIXED = frozenset({"plan.json", "crossover.csv", *(f"{name}.csv" for name in _TABLES)})
+_FIXED = frozenset(
+    {"plan.json", "crossover.csv", RECOMMENDED, COMPARED, *(f"{name}.csv" for name in _TABLES)}
+)
 
 
 def describe_run(question: Question, made: Provenance) -> dict[str, Any]:
@@ -58,7 +61,7 @@ def check_writable(folder: Path) -> None:
     Raises:
         UserError: with what stands in the way.
     """
-    check_results(folder, _FIXED | _scenarios_in(folder) if is_plan(folder) else frozenset())
+    check_results(folder, _FIXED if is_plan(folder) else frozenset())
 
 
 def write(answer: Answer, run: dict[str, Any], folder: Path) -> None:
@@ -113,12 +116,3 @@ def read(folder: Path) -> tuple[Answer, dict[str, Any]]:
 
 def _read_answer(folder: Path) -> Answer:
     return Answer.model_validate_json((folder / "plan.json").read_bytes())
-
-
-def _scenarios_in(folder: Path) -> frozenset[str]:
-    """Scenario files that the plan in a folder wrote."""
-    try:
-        handed = _read_answer(folder).handover
-    except (OSError, ValueError):
-        return frozenset()
-    return frozenset(scenario.file for scenario in handed.scenarios) if handed else frozenset()

@@ -240,8 +240,8 @@ def _pass_through(num_layers: int, num_draws: int) -> list[Sequence[int]]:
     length of a pass is as near to the model's as whole numbers allow, within a third.
     """
     if num_draws > num_layers:
-        passes_of = round(num_draws / num_layers)
-        return [range(first, num_draws, passes_of) for first in range(passes_of)]
+        num_passes = round(num_draws / num_layers)
+        return [range(first, num_draws, num_passes) for first in range(num_passes)]
     return [list(range(num_draws)) * round(num_layers / num_draws)]
 
 

@@ -77,8 +77,9 @@ class Curve:
         """Price the blocks of a step at a few numbers of tokens.
 
         Args:
-            like: of a plan with the same kernels (:attr:`simulator.planner.space.Design.kernels`):
-                blocks and experts take as long.
+            like: of a plan with the same kernels
+                (:attr:`simulator.planner.space.ReplicaShape.kernels`): blocks and experts take as
+                long.
         """
         self.plan = plan
         self.max_tokens = max_tokens

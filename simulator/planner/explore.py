@@ -20,7 +20,8 @@ from simulator.planner.calibration_error import compute_miss_probability
 from simulator.planner.screen import Candidate
 from simulator.planner.space import Space
 from simulator.planner.traffic import Traffic
-from simulator.planner.trial import BACKLOG, Outcome, outcome
+from simulator.planner.trial import Outcome, outcome
+from simulator.results.answer.deployments import BACKLOG
 from simulator.workload.requests import longest_tokens
 
 _FIRST, _LATER = ("ttft_s", "e2e_s", BACKLOG), ("tpot_s", "e2e_s", BACKLOG)

@@ -23,10 +23,15 @@ from simulator.planner.evaluations import best_of_each, deployment_of, text_of
 from simulator.planner.explore import Evaluation
 from simulator.planner.launch import Command, list_commands
 from simulator.planner.search import SearchResult
-from simulator.results.answer.handover import Handover, ScenarioFile, ServingCommand
+from simulator.results.answer.handover import (
+    COMPARED,
+    RECOMMENDED,
+    Handover,
+    ScenarioFile,
+    ServingCommand,
+)
 from simulator.workload.requests import load_requests, source_arrivals_s
 
-RECOMMENDED, COMPARED = "recommended.toml", "compared.toml"
 """Scenario files beside the plan's other results: the first choice, and all that are recommended
 side by side."""
 _MOST_RECOMMENDED = 5

@@ -14,13 +14,12 @@ from pydantic import Field
 
 from simulator.config.capacity import Targets
 from simulator.config.workload import SLO
+from simulator.results.answer.deployments import BACKLOG
 from simulator.results.metrics import is_in_time, latencies
 
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 _WORST = 1e9
 """Measured over limit, of a target that has no bound."""
-BACKLOG = "backlog"
-"""The name of the implied target."""
 _GROWTH = 0.05
 """Share of the requests by which those that are being served may grow over half of the time, for a
 deployment that keeps up ..."""

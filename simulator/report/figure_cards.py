@@ -18,7 +18,7 @@ from simulator.report import style
 from simulator.report.gallery import Figure, Subject, Width, plots
 from simulator.report.texts import shorten
 
-_DIGITS = 6
+_DIGITS = 10
 """Digits of a number in a plot: a timeline that begins late on its axis shows that many."""
 
 

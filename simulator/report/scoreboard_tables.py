@@ -37,8 +37,8 @@ WORDS = {
 
 
 def list_targets(board: Scoreboard) -> list[dict[Any, Any]]:
-    """Targets that the rows can be held to, as :func:`judged` has them, with each number and its
-    unit on one line.
+    """Targets that the rows can be held to, as :func:`~simulator.results.judgement.judge_targets`
+    has them, errors as median / 90th percentile, each number and its unit on one line.
     """
     rows = judge_targets(board).to_dict("records")
     for row in rows:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 import pandas as pd
@@ -78,12 +79,14 @@ def render(
     )
 
 
-def _curves(curve: pd.DataFrame, models: Iterable[str], column: str, title: str) -> go.Figure:
+def _curves(curve: pd.DataFrame, models: pd.Series, column: str, title: str) -> go.Figure:
     """The loss of every model but for the untrained one's, which would flatten the rest."""
     drawn = style.figure(title, _LOSS, height=340)
     trained = curve[curve["tokens"] > 0]
-    for dash, (run, of_run) in zip(style.DASHES, trained.groupby("run", sort=False), strict=False):
-        for colour, name in zip(style.DEPLOYMENT_COLOURS, models, strict=False):
+    for dash, (run, of_run) in zip(
+        cycle(style.DASHES), trained.groupby("run", sort=False), strict=False
+    ):
+        for colour, name in zip(cycle(style.DEPLOYMENT_COLOURS), models, strict=False):
             own = of_run[of_run["model"] == name]
             if own.empty:
                 continue

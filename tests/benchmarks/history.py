@@ -4,6 +4,7 @@ them.
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,13 +77,14 @@ def draw_history(cards: FigureCards, history: pd.DataFrame) -> list[Card]:
 
 def _draw(own: pd.DataFrame) -> go.Figure:
     drawn = style.figure("Revision", "Times as good as at first", _HEIGHT)
-    for number, (name, line) in enumerate(own.groupby("figure", sort=False)):
+    for number, (figure, line) in enumerate(own.groupby("figure", sort=False)):
+        name = html.escape(str(figure), quote=False)
         colour = style.DEPLOYMENT_COLOURS[number % len(style.DEPLOYMENT_COLOURS)]
         gain = line["value"] / line["value"].iloc[0]
         drawn.add_scatter(
             x=[f"{day[:10]} {revision}" for day, revision in zip(line["date"], line["revision"], strict=True)],
             y=gain if line["better"].iloc[0] == "higher" else 1.0 / gain,
-            name=str(name),
+            name=name,
             mode="lines+markers",
             line={"color": colour},
             text=[tell_value(value, unit) for value, unit in zip(line["value"], line["unit"], strict=True)],

@@ -29,7 +29,7 @@ def timed(plan, workers):
     """Wall seconds of the command, its own CPU seconds, and the answer."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        candidates = [
+        options = [
             "--workers",
             str(workers),
             "--cache",
@@ -41,7 +41,7 @@ def timed(plan, workers):
         before = os.times()
         began_s = time.perf_counter()
         said = subprocess.run(
-            [sys.executable, "-m", "simulator", "plan", plan, *candidates],
+            [sys.executable, "-m", "simulator", "plan", plan, *options],
             capture_output=True,
             check=True,
         )

@@ -48,3 +48,18 @@ def test_the_picture_shows_the_layers_from_the_bottom_up():
     assert set(rooms) == set(level) - {"__main__"}
     for earlier, later in itertools.pairwise(rooms):
         assert level[earlier] <= level[later], f"{earlier} is drawn below {later}"
+
+
+def test_what_is_amended_says_so_in_both():
+    texts = {int(path.name[:4]): path.read_text(encoding="utf-8") for path in DECISIONS}
+    amended, amends = (
+        {
+            (number, int(other))
+            for number, text in texts.items()
+            for line in re.findall(rf"(?m)^- {field}: .*$", text)
+            for other in re.findall(r"\[(\d+)\]", line)
+        }
+        for field in ("Status", "Amends")
+    )
+    assert amended
+    assert amended == {(old, new) for new, old in amends}

@@ -1,10 +1,12 @@
 """Campaigns of serving points: a file each, which claims rows and says how they were measured."""
 
+import pandas as pd
 import pytest
 
 from simulator.base.errors import UserError
 from simulator.validation.serving import campaigns as module
-from simulator.validation.serving.campaigns import DEFAULT, campaigns, find_campaign
+from simulator.validation.serving import groups
+from simulator.validation.serving.campaigns import DEFAULT, find_campaign, load_campaigns
 from simulator.validation.serving.deployments import deployment_of, stream_interval
 from simulator.validation.serving.drafts import drafts
 from simulator.validation.serving.points import UnreadableError, read_point
@@ -45,7 +47,7 @@ def own(tmp_path, monkeypatch):
     folder = tmp_path / "workloads" / "campaigns"
     folder.mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    cached = (module.campaigns, deployment_of)
+    cached = (module.load_campaigns, deployment_of)
     for function in cached:
         function.cache_clear()
     yield folder / "ours.toml"
@@ -62,7 +64,7 @@ def test_a_new_campaign_is_a_file(own):
     made = point("ours_1")
     assert made.campaign == "ours"
     assert made.shortest == 0.5
-    assert campaigns()["ours"].client.jitter == campaigns()[DEFAULT].client.jitter
+    assert load_campaigns()["ours"].client.jitter == load_campaigns()[DEFAULT].client.jitter
     assert settings(made)["token_budget"] == 1280  # 1,024 + 8 + 100
     assert stream_interval(made, deployment_of(made).model) == 4
     assert stream_interval(point("other"), deployment_of(made).model) == 1
@@ -80,6 +82,7 @@ def test_a_column_comes_before_the_id():
     [
         (("rounds = 3", "rounds = 0"), "rounds must be"),
         (('source = "streams every four steps"', ""), "missing key"),
+        (("'^ours_'", "'(ours_'"), "is no regular expression"),
         (("experts", "expert"), "unknown key 'expert'; did you mean 'experts'"),
     ],
 )
@@ -88,6 +91,25 @@ def test_a_wrong_file_says_where(own, change, reason):
     with pytest.raises(UserError, match=r"ours\.toml") as found:
         find_campaign("ours_1")
     assert reason in str(found.value)
+
+
+def test_a_wrong_file_refuses_a_table_as_a_whole(own):
+    own.write_text(OWN.replace("rounds = 3", "rounds = 0"))
+    with pytest.raises(UserError, match=r"ours\.toml.*rounds must be"):
+        groups(pd.DataFrame([{"id": "other"}]))
+
+
+def test_rules_that_set_no_limit_of_sequences_are_named(own):
+    own.write_text(
+        OWN
+        + """
+[[engines.lmdeploy]]
+scheduling = { kind = "chunked", token_budget = 100 }
+source = "made up"
+"""
+    )
+    with pytest.raises(UserError, match=r"campaign 'ours'.*engines\.lmdeploy.*max_sequences"):
+        deployment_of(point("ours_1", backend="lmdeploy", backend_version="0.1.0"))
 
 
 def test_facts_of_inferencex():

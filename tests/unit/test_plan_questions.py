@@ -293,7 +293,7 @@ def test_a_reason_about_splits_never_hides_one_about_limits(telling):
     assert ruled.telling() == getattr(reasons, telling)
 
 
-def test_a_model_whose_context_is_too_short_is_find_reason():
+def test_a_model_whose_context_is_too_short_is_ruled_out():
     requests = TABLE["workload"]["requests"] | {
         "lengths": {"kind": "fixed", "num_input": 50_000, "num_output": 64}
     }

@@ -16,7 +16,7 @@ from simulator.policies.speculation import Drafts
 from simulator.validation import OK
 from simulator.validation.serving import answer
 from simulator.validation.serving.answer import _alone, half_of, pools_or_reason
-from simulator.validation.serving.campaigns import campaigns
+from simulator.validation.serving.campaigns import load_campaigns
 from simulator.validation.serving.disagg import Load, serve
 from simulator.validation.serving.load import trace_of, weights_of
 from simulator.validation.serving.points import read_point
@@ -61,7 +61,7 @@ def test_more_requests_in_flight_wait_longer():
 
 def test_a_step_with_drafts_gives_no_more_than_they_keep():
     drafting, without = answered(row(speculative="true"), row(speculative="false")).seconds
-    known = campaigns()["inferencex"].drafts
+    known = load_campaigns()["inferencex"].drafts
     most_kept = Drafts((known.accepted,) * known.tokens).mean_kept
     assert without[1] / most_kept < drafting[1] < without[1]
     assert drafting[0] == pytest.approx(without[0], rel=0.2), "nothing decodes in the prefill pool"

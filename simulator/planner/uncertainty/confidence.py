@@ -32,8 +32,9 @@ from simulator.planner.samples import (
 )
 from simulator.planner.screen import Candidate
 from simulator.planner.search import SearchResult
-from simulator.planner.trial import BACKLOG, Outcome
+from simulator.planner.trial import Outcome
 from simulator.results.answer.certainty import Confidence, FigureBand, Source
+from simulator.results.answer.deployments import BACKLOG
 from simulator.workload.requests import longest_tokens
 
 _SCORES = (-2.3, -Z_80, Z_80, 2.3)

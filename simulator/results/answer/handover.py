@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from simulator.results.answer.parts import Part
 
+RECOMMENDED, COMPARED = "recommended.toml", "compared.toml"
+"""Scenario files of a plan's folder: the best deployment, and the best of several models."""
+
 
 class ScenarioFile(Part):
     """A scenario that ``moesim run`` takes as it is."""

@@ -24,7 +24,8 @@ class Band(NamedTuple):
         return self.low < self.high
 
     def map_ends(self, change: Callable[[float], float]) -> Band:
-        """The band in another unit, or upside down; an end that there is none of stays one.
+        """The band of a falling function of the figure, such as time per token of tokens a
+        second; an end of 0 becomes infinite, an infinite one 0.
 
         >>> Band(20.0, 50.0).map_ends(lambda tokens_per_s: 1000 / tokens_per_s)
         Band(low=20.0, high=50.0)

@@ -38,7 +38,7 @@ Values = dict[str, float]
 
 
 class Solution(NamedTuple):
-    """Coefficients that fit best, round_off, and what the search minimised."""
+    """Coefficients that fit best, rounded, and what the search minimised."""
 
     values: Values
     cost: float

@@ -34,7 +34,7 @@ def figures(table: pd.DataFrame, replies: list[Reply]) -> pd.DataFrame:
     rows = pd.concat([given, pd.DataFrame(replies, index=table.index)], axis=1)
     rows["measured"] = pd.to_numeric(table["value"], errors="coerce").astype(float)
     rows = rows[np.isfinite(rows["measured"]) & (rows["measured"] > 0)]
-    ratios = _mixture_ratios(rows) if "machine" in table else []
+    ratios = _mixture_ratios(rows) if {"machine", "model"} <= set(table) else []
     found: pd.DataFrame = rows[[*FIELDS, "parts"]].reset_index(drop=True)
     return pd.concat([found, make_rows(ratios)], ignore_index=True) if ratios else found
 

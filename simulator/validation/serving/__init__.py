@@ -18,6 +18,7 @@ from simulator.parallel.workers import sweep
 from simulator.validation import OK, Answers, Measure
 from simulator.validation.error_bands import ASSUMED, Band
 from simulator.validation.serving.answer import answer_points
+from simulator.validation.serving.campaigns import load_campaigns
 from simulator.validation.serving.deployments import table_key
 from simulator.validation.serving.points import COLUMNS, Point, UnreadableError, read_point
 
@@ -39,6 +40,7 @@ def groups(table: pd.DataFrame) -> tuple[list[Group], dict[int, str]]:
     """The rows by what is shared between them, the dearest group first; and why others cannot be
     answered, by place.
     """
+    load_campaigns()  # a wrong file is refused as a whole, not row by row
     found: dict[str, list[tuple[int, Point]]] = {}
     refused: dict[int, str] = {}
     for place, row in enumerate(table.to_dict("records")):

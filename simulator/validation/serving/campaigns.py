@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
 
 from simulator.base.data import available_files
 from simulator.base.frozen import Frozen, Policy, validate
@@ -46,13 +46,25 @@ class Drafts(Frozen):
     source: str = Field(min_length=1)
 
 
+def _check_pattern(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+    return pattern
+
+
+Pattern = Annotated[str, AfterValidator(_check_pattern)]
+"""Regular expression of Python's ``re``."""
+
+
 class DraftedRuns(Frozen):
     """Runs that had drafts although their table does not say so."""
 
     engine: str
-    release: str
+    release: Pattern
     """Regular expression that finds the release."""
-    ids: str = ""
+    ids: Pattern = ""
     """Regular expression that finds the row's id."""
 
 
@@ -119,7 +131,7 @@ class Campaign(Frozen):
 
     title: str
     source: str = Field(min_length=1)
-    ids: tuple[str, ...] = Field((), strict=False)
+    ids: tuple[Pattern, ...] = Field((), strict=False)
     """Regular expressions, one of which finds the id of each of its rows."""
     client: Client
     drafts: Drafts
@@ -129,7 +141,7 @@ class Campaign(Frozen):
 
 
 @cache
-def campaigns() -> dict[str, Campaign]:
+def load_campaigns() -> dict[str, Campaign]:
     """Every campaign by the name of its file.
 
     Raises:
@@ -154,7 +166,7 @@ def find_campaign(row_id: str) -> str:
     """
     claims = (
         name
-        for name, campaign in campaigns().items()
+        for name, campaign in load_campaigns().items()
         if any(re.search(pattern, row_id) for pattern in campaign.ids)
     )
     return next(claims, DEFAULT)

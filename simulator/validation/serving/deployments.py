@@ -16,7 +16,7 @@ from simulator.config.deployment import DeploymentSpec, ParallelSpec
 from simulator.config.model import ModelSpec, load_model
 from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.validation.hardware import accelerator_name, cluster_of
-from simulator.validation.serving.campaigns import Rule, When, campaigns
+from simulator.validation.serving.campaigns import Rule, When, load_campaigns
 from simulator.validation.serving.drafts import drafts, speculation_of
 from simulator.validation.serving.models import find_model, release_format
 from simulator.validation.serving.points import Point
@@ -84,7 +84,7 @@ def deployment_of(point: Point) -> Deployment:
         UserError: if the engine, the GPU or the model is unknown, or there is no such
             cluster.
     """
-    engines = campaigns()[point.campaign].engines
+    engines = load_campaigns()[point.campaign].engines
     if point.engine not in engines:
         raise UserError(f"engine '{point.engine}' is not one of {', '.join(engines)}")
     accelerator = accelerator_name(point.system)
@@ -154,6 +154,11 @@ def _engine_settings(point: Point, model: ModelSpec) -> dict[str, Any]:
             scheduling["token_budget"] = max(budget.least, rounded)
         scheduling |= rule.scheduling
         found |= rule.deployment
+    if "max_sequences" not in scheduling:
+        raise UserError(
+            f"campaign '{point.campaign}': no rule of engines.{point.engine} sets "
+            "scheduling.max_sequences for this point"
+        )
     scheduling["max_sequences"] = max(scheduling["max_sequences"], point.concurrency)
     return found
 
@@ -165,7 +170,7 @@ def stream_interval(point: Point, model: ModelSpec) -> int:
 
 def _rules(point: Point, model: ModelSpec) -> list[Rule]:
     """Rules of the point's campaign for its engine that hold for it."""
-    rules = campaigns()[point.campaign].engines.get(point.engine, ())
+    rules = load_campaigns()[point.campaign].engines.get(point.engine, ())
     return [rule for rule in rules if _holds(rule.when, point, model)]
 
 

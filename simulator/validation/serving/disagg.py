@@ -22,7 +22,7 @@ from simulator.engine.start import start_ranks, start_requests
 from simulator.engine.step_log import LOG_COLUMNS
 from simulator.engine.step_price import price_step
 from simulator.engine.table import StepTable
-from simulator.validation.serving.campaigns import campaigns
+from simulator.validation.serving.campaigns import load_campaigns
 from simulator.validation.serving.load import Latencies, weights_of
 from simulator.validation.serving.points import Point, Pool
 from simulator.workload.traces import RequestTrace
@@ -40,7 +40,7 @@ def assumed_pool(point: Point, unsaid_workers: int) -> Pool:
     """The decode pool where the table does not say how many workers it has, nor whether attention
     is data-parallel.
     """
-    pool, assumed = point.decode, campaigns()[point.campaign].pools
+    pool, assumed = point.decode, load_campaigns()[point.campaign].pools
     workers = min(unsaid_workers, point.concurrency)
     ranks = pool.num_ranks
     if pool.attention_dp > 1 or point.concurrency < assumed.data_parallel_from * workers:
@@ -215,7 +215,7 @@ def serve(pools: Pools, load: Load, per_step: float) -> Served:
     Args:
         per_step: tokens that a sequence gets of a decode step.
     """
-    campaign = campaigns()[load.campaign]
+    campaign = load_campaigns()[load.campaign]
     assumed, rounds = campaign.pools, campaign.client.rounds
     room, more = pools.decodes.ranks * pools.decodes.room, load.num_output - 1
     concurrency = min(load.concurrency, room)
@@ -226,7 +226,7 @@ def serve(pools: Pools, load: Load, per_step: float) -> Served:
         else pools.workers
     )
     workers = min(workers, concurrency)  # others would never have a prompt
-    count = concurrency * (_FEW_ROUNDS if concurrency >= _MANY_IN_FLIGHT else rounds)
+    count = concurrency * (min(_FEW_ROUNDS, rounds) if concurrency >= _MANY_IN_FLIGHT else rounds)
     shortest = assumed.shortest
     spread = np.random.default_rng(0).uniform(shortest, 1.0, size=count) / ((1 + shortest) / 2)
     for _ in range(_SETTLES):
@@ -241,7 +241,7 @@ def serve(pools: Pools, load: Load, per_step: float) -> Served:
 
 def _wanted_workers(pools: Pools, load: Load, per_step: float) -> int:
     """Prefill workers that keep up with the decode pool, each busy as much as it may be."""
-    busiest = campaigns()[load.campaign].pools.busiest
+    busiest = load_campaigns()[load.campaign].pools.busiest
     concurrency = min(load.concurrency, pools.decodes.ranks * pools.decodes.room)
     token_s = pools.decodes.token_s(concurrency) / per_step
     wanted_per_s = concurrency / (token_s * (load.num_output - 1))
@@ -268,7 +268,7 @@ def with_enough_workers(pools: Pools, load: Load, fit: DisaggregationFit) -> flo
     decodes, per_step = pools.decodes, fit.unsaid_drafts if pools.may_draft else 1.0
     more = decodes._replace(ranks=max(decodes.ranks, math.ceil(load.concurrency / decodes.room)))
     wanted = _wanted_workers(pools._replace(decodes=more), load, per_step)
-    most_workers = campaigns()[load.campaign].pools.most_workers
+    most_workers = load_campaigns()[load.campaign].pools.most_workers
     if more.ranks == decodes.ranks and wanted <= most_workers:
         return None
     return latencies(pools._replace(decodes=more, workers=wanted), load, fit).ttft_s

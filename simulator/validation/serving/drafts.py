@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from simulator.base.frozen import Policy
 from simulator.config.model import ModelSpec
-from simulator.validation.serving.campaigns import campaigns
+from simulator.validation.serving.campaigns import load_campaigns
 from simulator.validation.serving.points import Point
 
 
@@ -16,7 +16,7 @@ def speculation_of(point: Point, model: ModelSpec) -> Policy:
     drafted = drafts(point, model)
     if not drafted:
         return {"kind": "none"}
-    accepted = campaigns()[point.campaign].drafts.accepted
+    accepted = load_campaigns()[point.campaign].drafts.accepted
     return {"kind": "module", "tokens": drafted, "accepted": accepted}
 
 
@@ -26,14 +26,14 @@ def drafts(point: Point, model: ModelSpec) -> int:
     """
     if point.drafted is not None:
         return point.drafted
-    return campaigns()[point.campaign].drafts.tokens if _suggests_drafts(point, model) else 0
+    return load_campaigns()[point.campaign].drafts.tokens if _suggests_drafts(point, model) else 0
 
 
 def doubts_of_drafts(point: Point, model: ModelSpec) -> tuple[str, ...]:
     """Guesses about drafts, in words."""
     if point.drafted is None:
         return ("drafts guessed from the release",) if _suggests_drafts(point, model) else ()
-    known = campaigns()[point.campaign].drafts
+    known = load_campaigns()[point.campaign].drafts
     is_set = point.engine in known.engines and has_drafts(model) and point.drafted == known.tokens
     return (
         ()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from simulator.config.calibration.engine import parse_release
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.table import StepTable
-from simulator.validation.serving.campaigns import campaigns
+from simulator.validation.serving.campaigns import load_campaigns
 from simulator.validation.serving.closed_loop import serve_closed_loop
 from simulator.validation.serving.deployments import stream_interval
 from simulator.validation.serving.points import Point
@@ -43,9 +43,9 @@ class Latencies(NamedTuple):
 
 def trace_of(point: Point) -> RequestTrace:
     """The requests of a measurement, or of enough of its rounds."""
-    client = campaigns()[point.campaign].client
+    client = load_campaigns()[point.campaign].client
     is_long = client.rounds * point.concurrency * point.num_output > _MANY_TOKENS
-    count = point.concurrency * (_FEW_ROUNDS if is_long else client.rounds)
+    count = point.concurrency * (min(_FEW_ROUNDS, client.rounds) if is_long else client.rounds)
     rng = np.random.default_rng(0)
 
     def lengths(longest: int, spread: float = 0.0) -> NDArray[np.int64]:
@@ -72,7 +72,7 @@ def _is_in_step(point: Point) -> bool:
 
 
 def _rounds(point: Point) -> int:
-    return campaigns()[point.campaign].client.rounds
+    return load_campaigns()[point.campaign].client.rounds
 
 
 def weights_of(count: int, concurrency: int, all_rounds: int) -> NDArray[np.float64]:

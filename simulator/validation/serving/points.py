@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from simulator.validation.serving.campaigns import Campaign, campaigns, find_campaign
+from simulator.validation.serving.campaigns import Campaign, find_campaign, load_campaigns
 
 COLUMNS = ("id", "backend", "model_path", "system", "mode", "isl", "osl")
 """A table must have these; ``backend_version``, ``gemm_quant_mode``, ``moe_quant_mode``,
@@ -130,18 +130,18 @@ def read_point(row: dict[str, Any]) -> Point:
         decode=decode,
         prefill=prefill,
         campaign=campaign,
-        is_drafted=_is_drafted(campaigns()[campaign], engine, version, name),
+        is_drafted=_is_drafted(load_campaigns()[campaign], engine, version, name),
         says_workers=None
         not in (_whole(row, "prefill_num_workers"), _whole(row, "decode_num_workers")),
-        shortest=_shortest(row, campaigns()[campaign]),
-        drafted=_read_drafts(row, campaigns()[campaign]),
+        shortest=_shortest(row, load_campaigns()[campaign]),
+        drafted=_read_drafts(row, load_campaigns()[campaign]),
     )
 
 
 def _campaign(row: dict[str, Any], name: str) -> str:
     said = _text(row.get("campaign")) or find_campaign(name)
-    if said not in campaigns():
-        raise UnreadableError(f"campaign '{said}' is not one of {', '.join(campaigns())}")
+    if said not in load_campaigns():
+        raise UnreadableError(f"campaign '{said}' is not one of {', '.join(load_campaigns())}")
     return said
 
 
