@@ -75,7 +75,7 @@ MEASUREMENTS ?= $(or $(MOESIM_MEASUREMENTS),../shared/measurements)
 calibrate-published: .venv/installed
 	$(BIN)/moesim calibrate published $(MEASUREMENTS)
 
-# How far predictions are from measurements, for this revision: the tables of docs/accuracy.md, and a line more in the history. Minutes for
+# How far predictions are from measurements, for this revision: the generated tables of docs/accuracy.md, and a line more in the history. Minutes for
 # what ships; the rest where there is a folder of measurements, about half an hour.
 .PHONY: accuracy
 accuracy: .venv/installed

@@ -2,8 +2,8 @@
 
 The command line as functions: :func:`load_scenario` and :func:`run`, :func:`load_question` and
 :func:`plan`, :func:`sweep`, :func:`execute`, :func:`validate`, :func:`check`, :func:`list_kinds`;
-what they return is written by :func:`write_results`, read back by :func:`load_results` and shown by
-:func:`build_report`. Nothing is imported before it is used.
+results of a run are written by :func:`write_results` and read back by :func:`load_results`, folders
+of any kind are shown by :func:`build_report`. Nothing is imported before it is used.
 
 Data flows one way: ``config`` (inert descriptions), ``workload`` and ``policies`` -> ``work``
 (exact counts) -> ``cost`` and ``step`` (seconds) -> ``deployment`` (frozen) -> ``engine`` (virtual

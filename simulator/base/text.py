@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _OBEYED = re.compile(
     # Control characters but the line's end; what turns the direction of text or breaks its line;
     # what stands for a byte of a file's name that is no text.
@@ -54,17 +56,36 @@ def first_line(error: BaseException) -> str:
 def inline_toml(value: Any) -> str:
     """A value as TOML, in one line.
 
-    >>> inline_toml({"kind": "zipf", "exponent": 1.2, "flags": [True, 3]})
-    '{ kind = "zipf", exponent = 1.2, flags = [true, 3] }'
+    Raises:
+        ValueError: if it is, or has in it, ``None``, which TOML does not know.
+
+    >>> inline_toml({"kind": "zipf", "exponent": 1.2, "flags": [True, 3], "gpt-4.1": float("inf")})
+    '{ kind = "zipf", exponent = 1.2, flags = [true, 3], "gpt-4.1" = inf }'
     """
+    value = make_plain(value)
+    if value is None:
+        raise ValueError("None is no value that a file can hold")
     if isinstance(value, dict):
-        inner = ", ".join(f"{key} = {inline_toml(each)}" for key, each in value.items())
+        inner = ", ".join(
+            f"{toml_key(str(key))} = {inline_toml(each)}" for key, each in value.items()
+        )
         return f"{{ {inner} }}" if inner else "{}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(inline_toml, value)) + "]"
-    return json.dumps(value, ensure_ascii=False, default=_make_plain)
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _make_plain(value: Any) -> Any:
-    """A number of NumPy as one of Python; anything else as a text, such as a path."""
-    return value.item() if hasattr(value, "item") else str(value)
+def toml_key(key: str) -> str:
+    """A key as TOML, in quotes where it needs them.
+
+    >>> toml_key("tp"), toml_key("gpt-4.1")
+    ('tp', '"gpt-4.1"')
+    """
+    return key if _BARE_KEY.fullmatch(key) else json.dumps(key, ensure_ascii=False)
+
+
+def make_plain(value: Any) -> Any:
+    """A number or an array of NumPy as Python's own; anything else as it is."""
+    return value.tolist() if type(value).__module__ == "numpy" else value

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from simulator.base.text import toml_key
+
 DIGITS = 4
 """Significant digits of a number: measurements do not repeat to more."""
-_BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def toml_text(table: Mapping[str, Any], head: str, digits: int = DIGITS) -> str:
@@ -37,9 +37,9 @@ def toml_text(table: Mapping[str, Any], head: str, digits: int = DIGITS) -> str:
 def _table(table: Mapping[str, Any], path: tuple[str, ...], digits: int) -> Iterator[str]:
     for key, value in table.items():
         if value is not None and not isinstance(value, Mapping) and not _is_tables(value):
-            yield f"{_key(key)} = {_value(value, digits)}"
+            yield f"{toml_key(key)} = {_value(value, digits)}"
     for key, value in table.items():
-        heading = ".".join(map(_key, (*path, key)))
+        heading = ".".join(map(toml_key, (*path, key)))
         if isinstance(value, Mapping):
             if not value or not all(isinstance(entry, Mapping) for entry in value.values()):
                 yield f"\n[{heading}]"
@@ -52,10 +52,6 @@ def _table(table: Mapping[str, Any], path: tuple[str, ...], digits: int) -> Iter
 
 def _is_tables(value: object) -> bool:
     return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], Mapping)
-
-
-def _key(key: str) -> str:
-    return key if _BARE.fullmatch(key) else json.dumps(key, ensure_ascii=False)
 
 
 def _value(value: object, digits: int) -> str:

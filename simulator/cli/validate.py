@@ -45,6 +45,13 @@ TableFile = Annotated[
 ]
 
 
+def _place(option: str, suite: str) -> str:
+    """Say where an option belongs that stands before the name of a suite."""
+    if option in ("--accuracy", "--history"):
+        return f"is of 'moesim validate' as a whole; leave out '{suite}'"
+    return f"must stand behind '{suite}'"
+
+
 @app.callback()
 def validate(
     context: typer.Context,
@@ -87,7 +94,7 @@ def validate(
         given = {"--out": out_folder, "--json": as_json, "--accuracy": accuracy}
         given = {name: bool(value) for name, value in {**given, "--history": history}.items()}
         if misplaced := [name for name, is_given in given.items() if is_given]:
-            raise UserError(f"{misplaced[0]}: must stand behind '{context.invoked_subcommand}'")
+            raise UserError(f"{misplaced[0]}: {_place(misplaced[0], context.invoked_subcommand)}")
         return
     from simulator.report.scoreboard import render
     from simulator.results.folder import check_writable

@@ -12,6 +12,7 @@ from simulator.base.errors import UserError
 from simulator.base.progress import Progress, show_nothing
 from simulator.commands.plan import check_writable, describe_run, write
 from simulator.config.capacity import Question
+from simulator.parallel.cores import check_count
 from simulator.planner.capacity import plan_capacity
 from simulator.planner.store import Store
 from simulator.results.answer import Answer
@@ -41,12 +42,14 @@ def plan(
         workers: processes; ``None`` = one a core, or one a CPU of the cluster.
         address: Ray cluster (``host:port``) whose nodes simulate.
         progress: called with the name of a part of the work, how much of it is done, how much there
-            is, and the best deployment so far.
+            is (``None`` where that is unknown) and, in a search, the best deployment so far, which
+            is absent elsewhere: ``progress(name, done, total, best="")``.
 
     Raises:
         UserError: if the question is wrong, the cluster cannot be joined, or a folder cannot be
             written.
     """
+    check_count(workers)
     if address is not None:
         require("ray", "--address")
     if not isinstance(question, Question):

@@ -41,6 +41,8 @@ def build_report(
             written.
     """
     paths = [Path(one) for one in ([folders] if isinstance(folders, str | Path) else folders)]
+    if not paths:
+        raise UserError("name at least one results folder")
     page = _build_page(paths)
     name = "report.html" if len(paths) == 1 else "comparison.html"
     target = paths[0] / name if file is None else Path(file)

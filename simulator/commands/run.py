@@ -18,6 +18,7 @@ from simulator.deployment.notes import memory_notes, notes_of, scheduling_notes,
 from simulator.deployment.own_policies import try_policies
 from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.engine.timeline import Fidelity
+from simulator.parallel.cores import check_count
 from simulator.planner.uncertainty.run_bands import make_bands
 from simulator.results.folder import Results, gather
 from simulator.results.provenance import Provenance
@@ -120,6 +121,7 @@ def run(
     [5.0]
     """
     check_fidelity(fidelity)
+    check_count(workers)
     if address is not None:
         require("ray", "--address")
     if not isinstance(scenario, Scenario):

@@ -19,6 +19,7 @@ from simulator.base.text import inline_toml, one_line
 from simulator.commands.run import check_fidelity, run
 from simulator.commands.sweep_points import Point, SweptKeys, list_points
 from simulator.engine.timeline import Fidelity
+from simulator.parallel.cores import check_count
 from simulator.parallel.workers import Workers
 from simulator.report.page import render
 from simulator.results import sweep as sweeps
@@ -78,6 +79,7 @@ def sweep(
             joined, or the folder holds something else.
     """
     check_fidelity(fidelity)
+    check_count(workers)
     if address is not None:
         require("ray", "--address")
     names = [scenarios] if isinstance(scenarios, str | Path) else scenarios

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from simulator.base.errors import UserError
-from simulator.base.text import inline_toml
+from simulator.base.text import inline_toml, make_plain
 from simulator.results.sweep_text import value_text
 from simulator.scenario.scenario import load_scenario
 
@@ -56,6 +56,10 @@ def list_points(
         UserError: if a text names nothing, a key comes twice, there are too many points, or a
             scenario does not exist or takes no such value.
     """
+    if not scenarios or num_seeds < 1:
+        raise UserError(
+            f"a sweep needs a scenario and a seed, got {len(scenarios)} and {num_seeds}"
+        )
     twice = [name for number, name in enumerate(scenarios) if name in scenarios[:number]]
     if twice:
         raise UserError(f"{twice[0]}: is named twice; --seeds N runs it with several seeds")
@@ -126,7 +130,9 @@ def _check_values(key: str, values: Sequence[Any], text: str) -> list[Any]:
     Raises:
         UserError: if they cannot be swept.
     """
-    found: list[Any] = json.loads(json.dumps(values, default=str))
+    found: list[Any] = json.loads(json.dumps(list(map(make_plain, values)), default=str))
+    if None in found:
+        raise UserError(f"--sweep {text}: None is no value that a file can hold")
     if key == "seed":
         raise UserError(f"--sweep {text}: seeds are asked for by --seeds N")
     if not found or any(value == "" for value in found):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from simulator.base.frozen import Policy
 from simulator.base.plugins import build
+from simulator.base.text import inline_toml
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.engine import find_engine
 from simulator.config.routing import routing_note
@@ -131,7 +131,7 @@ def scheduling_notes(specs: Sequence[DeploymentSpec], plans: Sequence[Deployment
         for pool, name, own, unwritten in written:
             before = unwritten if own is None else _complete(own)
             if before is not None and _rules_of(before) != _comparable(pool.serving.rules):
-                found.setdefault((_say_scheduling(pool), _toml(before)), []).append(name)
+                found.setdefault((_say_scheduling(pool), inline_toml(before)), []).append(name)
     return [
         f"scheduling of {', '.join(names)}: {now}. Before, it was scheduling = {before}"
         for (now, before), names in found.items()
@@ -200,7 +200,3 @@ def _say_scheduling(pool: DeploymentPlan) -> str:
         f"{kind['kind']}, {rules.token_budget:,} tokens a step, {rules.max_sequences:,} sequences, "
         f"by the file's keys and else as {name} starts on {pool.placement.accelerator.title}"
     )
-
-
-def _toml(policy: Policy) -> str:
-    return "{ " + ", ".join(f"{key} = {json.dumps(each)}" for key, each in policy.items()) + " }"

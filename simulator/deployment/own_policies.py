@@ -68,7 +68,11 @@ def _try_dispatch(plan: DeploymentPlan) -> None:
     placement = plan.placement
     assert placement.experts is not None
     assert placement.model.moe is not None
-    policy = policy_at(placement.experts.dispatch, 1)
+    whole = placement.experts.dispatch
+    if hasattr(whole, "limits") and not hasattr(whole, "policy_for"):
+        name = method_name(whole, "policy_for")
+        raise UserError(f"{name} is missing: a policy with 'limits' says by it what holds when")
+    policy = policy_at(whole, 1)
     if find_kernel_input(policy) not in _SEES:
         name = method_name(policy, "sees").removesuffix("()")
         raise UserError(

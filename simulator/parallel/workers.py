@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
 import sys
 import threading
 import warnings
@@ -17,6 +16,7 @@ from simulator.base.progress import CountDone
 from simulator.base.text import first_line
 from simulator.base.trust import allow_as_sender, allowed_folder
 from simulator.parallel.actors import call, end_actors, start_actors, wait_for
+from simulator.parallel.cores import count_cores
 from simulator.parallel.work_list import WorkList
 from simulator.runtime.stopping import stop_on_terminate
 
@@ -38,11 +38,6 @@ _SHORT_S = 0.3
 """Seconds of work below which starting workers does not pay."""
 
 
-def num_cores() -> int:
-    """Count the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def sweep(
     function: Callable[[Item], Result],
     items: Sequence[Item],
@@ -53,7 +48,7 @@ def sweep(
     """Map the function over all items, in their order: :meth:`Workers.map` with a worker pool of
     its own.
     """
-    with Workers(min(workers or num_cores(), len(items))) as pool:
+    with Workers(min(workers or count_cores(), len(items))) as pool:
         return pool.map(function, items, tick, seen)
 
 
@@ -89,7 +84,7 @@ class Workers:
                 others run, instead of on this machine.
             ready: called first in each of the others; what it raises is raised here.
         """
-        self._count = count or (num_cores() if address is None else None)
+        self._count = count or (count_cores() if address is None else None)
         self._address = address
         self._ready = ready
         self._changed = threading.Condition()

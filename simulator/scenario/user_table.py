@@ -54,6 +54,10 @@ def read_user_table(
         table, where, folder = copy.deepcopy(dict(source)), noun, Path.cwd()
         table.setdefault("name", noun)
     else:
+        if not isinstance(source, str | Path):
+            raise UserError(
+                f"a {noun} is a path, a shipped name or a table, not {type(source).__name__}"
+            )
         path = _find(str(source), family, noun)
         table, where, folder = read_toml(path), str(path), path.resolve().parent
         table.setdefault("name", path.stem)
@@ -86,16 +90,23 @@ def override_texts(overrides: Overrides) -> list[str]:
     """Overrides as ``path=value`` texts of the command line.
 
     Raises:
-        UserError: if a value is ``None``, which TOML does not have.
+        UserError: if a value is or has ``None``, which TOML does not have.
 
     >>> override_texts({"workload.rate_scale": 2.0, "deployments.*.engine": "sglang"})
     ['workload.rate_scale=2.0', 'deployments.*.engine="sglang"']
     """
+    if isinstance(overrides, str):
+        return [overrides]
     if isinstance(overrides, Mapping):
-        if nothing := [path for path, value in overrides.items() if value is None]:
-            raise UserError(f"--set {nothing[0]}: None is no value that a file can hold")
-        return [f"{path}={inline_toml(value)}" for path, value in overrides.items()]
+        return [_override_text(path, value) for path, value in overrides.items()]
     return list(overrides)
+
+
+def _override_text(path: str, value: Any) -> str:
+    try:
+        return f"{path}={inline_toml(value)}"
+    except ValueError as error:
+        raise UserError(f"--set {path}: {error}") from None
 
 
 def _override_all(table: dict[str, Any], overrides: Overrides) -> list[str]:

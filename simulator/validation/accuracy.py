@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from simulator.base.errors import UserError
+from simulator.base.text import first_line
 from simulator.results.judgement import percent_of
 from simulator.results.scores import Scoreboard, score
 from simulator.results.targets import TARGETS
@@ -149,12 +150,16 @@ def read_history(path: Path) -> pd.DataFrame:
     :data:`COLUMNS`; empty where there is no such file.
 
     Raises:
-        UserError: if a line is none of :func:`append_history`.
+        UserError: if the file cannot be read, or a line is none of :func:`append_history`.
     """
     if not path.exists():
         return pd.DataFrame()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: is no history that can be read: {first_line(error)}") from error
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         try:
             run = json.loads(line)
             made = {"date": run["date"], "revision": run["revision"]}

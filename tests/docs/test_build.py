@@ -14,7 +14,7 @@ PAGES = ROOT / "docs/reference/generated"
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """The folder of generated pages; Sphinx has read all pages, and `make docs` writes HTML."""
-    pytest.importorskip("sphinx")
+    pytest.importorskip("sphinx", reason="needs pip install --group docs")
     folder = tmp_path_factory.mktemp("pages")
     options = ["-W", "--keep-going", "-q", "-b", "dummy"]
     command = [sys.executable, "-m", "sphinx", *options, ROOT / "docs", folder]

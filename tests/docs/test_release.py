@@ -39,9 +39,9 @@ def release(folder, version, check="true"):
 @pytest.fixture
 def clone(tmp_path):
     """A clone of the project in which what is changed here is committed."""
-    pytest.importorskip("hatchling")
+    pytest.importorskip("hatchling", reason="needs pip install --group dev")
     if not (ROOT / ".git").exists():
-        pytest.skip("no clone of a repository")
+        pytest.skip("needs a git checkout: the source distribution has no history to tag")
     folder = tmp_path / "clone"
     git(tmp_path, "clone", "--quiet", "--no-tags", str(ROOT), str(folder))
     for name in ABOUT:

@@ -223,6 +223,17 @@ def test_what_fails_is_placed_in_the_users_file_though_a_package_raised(own, tmp
     assert str(tmp_path) in str(refused.value)
 
 
+def test_limits_without_what_holds_beyond_them_are_refused(own, monkeypatch):
+    template, asked, key = FAMILIES["dispatch"]
+    limited = template.replace(
+        "    def copies", "    limits: tuple[int, ...] = (64,)\n\n    def copies"
+    )
+    assert limited != template
+    monkeypatch.setitem(FAMILIES, "dispatch", (limited, asked, key))
+    with pytest.raises(UserError, match=r"Own\.policy_for\(\) is missing"):
+        own("dispatch", RIGHT["dispatch"])
+
+
 def test_the_projects_own_are_not_looked_at_again():
     def never(found):
         raise AssertionError

@@ -121,6 +121,8 @@ def test_it_prints_the_answer_and_writes_a_folder_that_report_and_run_take(plan,
     code, _, err = moesim("report", folder, folder)
     assert code == 2
     assert "is a folder of moesim plan" in err
+    (folder / "plan.json").write_text('{"of": "another version"}')
+    planned.check_writable(folder)
     code, _, err = moesim("run", folder / "recommended.toml", "--out", "again")
     assert code == 0, err
 

@@ -2,11 +2,14 @@
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 
 import simulator
+from simulator.commands.sweep_points import _check_values
 from simulator.results.long_tables import read_long, write_long
+from simulator.scenario.user_table import override_texts
 
 SCENARIO = {
     "name": "tiny",
@@ -171,6 +174,31 @@ def test_a_column_of_ones_own_is_in_all_deployments_or_refused(results, tmp_path
         write_long({"one": table, "two": more}, tmp_path / "requests.parquet")
     write_long({"one": more, "two": more}, tmp_path / "requests.parquet")
     assert read_long(tmp_path / "requests.parquet", ["one", "two"])["two"]["mine"].eq(1.0).all()
+
+
+def test_what_the_command_line_refuses_is_refused_here(tmp_path):
+    executed, run, sweep = "moe_vs_dense_local", simulator.run, simulator.sweep
+    for call, words in (
+        (lambda: simulator.execute(executed, backend="rya"), "must be ray or in_process"),
+        (lambda: simulator.execute(executed, backend="in_process", simulated_nodes=2), "no nodes"),
+        (lambda: simulator.execute(executed, simulated_nodes=2, address="a:1"), "give one of them"),
+        (lambda: run(SCENARIO, workers=0), "must be at least 1"),
+        (lambda: simulator.plan("azure_conv", workers=0), "must be at least 1"),
+        (lambda: sweep([], tmp_path / "out", {}), "needs a scenario"),
+        (lambda: sweep("gpt_oss_vs_qwen3_32b", tmp_path / "out", {}, num_seeds=0), "a seed"),
+        (lambda: simulator.build_report([]), "at least one results folder"),
+        (lambda: run(simulator.load_question("azure_conv")), "not Question"),
+        (lambda: simulator.load_scenario(SCENARIO, {"workload.slo": {"ttft_s": None}}), "None is"),
+    ):
+        with pytest.raises(simulator.UserError, match=words):
+            call()
+
+
+def test_numbers_of_numpy_and_keys_in_quotes_are_values(tmp_path):
+    found = simulator.load_scenario(SCENARIO, {"workload.num_requests": np.int64(3)})
+    assert found.workload.num_requests == 3
+    assert override_texts({"a": {"gpt-4.1": np.array([1, 2])}}) == ['a={ "gpt-4.1" = [1, 2] }']
+    assert _check_values("n", [np.int64(3), np.float64(0.5)], "n") == [3, 0.5]
 
 
 def test_progress_is_told_and_an_interrupt_in_it_ends_the_run():

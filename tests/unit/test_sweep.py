@@ -93,7 +93,7 @@ def test_one_core_or_no_ray_starts_nothing(monkeypatch):
     monkeypatch.setattr(
         "simulator.parallel.workers.Workers._start", lambda _: pytest.fail("Ray was started")
     )
-    monkeypatch.setattr("simulator.parallel.workers.num_cores", lambda: 1)
+    monkeypatch.setattr("simulator.parallel.workers.count_cores", lambda: 1)
     assert sweep(squared, [1, 2]) == [1, 4]
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     assert sweep(squared, [1, 2], workers=2) == [1, 4]

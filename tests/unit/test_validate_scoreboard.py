@@ -109,7 +109,13 @@ def test_accuracy_and_history_are_written_beside_the_scoreboard(moesim, tmp_path
     assert "Median error over time" in page
     code, _, err = moesim("validate", "--history", "x.jsonl", "published")
     assert code == 2
-    assert "--history: must stand behind 'published'" in err
+    assert "--history: is of 'moesim validate' as a whole; leave out 'published'" in err
+    code, _, err = moesim("validate", "--json", "published")
+    assert code == 2
+    assert "--json: must stand behind 'published'" in err
+    code, _, err = moesim("validate", "--history", tmp_path)
+    assert code == 2
+    assert "is no history that can be read" in err
 
 
 @pytest.mark.slow
