@@ -100,6 +100,15 @@ def test_chances_of_two_add_up_and_equals_are_even(tiny):
             for key, chance in chances.items():
                 assert chance + better[other][name][key] == pytest.approx(1.0)
     assert all(chance == pytest.approx(0.5) for chance in better["one"]["same"].values())
+    orders = {tuple(chances) for by_other in better.values() for chances in by_other.values()}
+    assert orders == {tuple(better["one"]["same"])}, "a set's order changes from process to process"
+
+
+def test_chances_are_told_in_the_order_of_the_figures():
+    values = np.array([1.0, 2.0])
+    mine = dict.fromkeys(("ttft_p50_s", "goodput_per_s", "e2e_p50_s", "tpot_p99_s"), values)
+    theirs = dict.fromkeys(reversed(mine), values)
+    assert list(_compare(mine, theirs)) == list(mine)
 
 
 def quick_and_slow(tiny, band):

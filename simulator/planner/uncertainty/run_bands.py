@@ -281,7 +281,7 @@ def _compare(mine: dict[str, Floats], theirs: dict[str, Floats]) -> dict[str, fl
     which both are equal.
     """
     found = {}
-    for key in mine.keys() & theirs.keys():
+    for key in filter(theirs.__contains__, mine):  # in one order, whatever the hash seed
         is_higher = key in METRICS and METRICS[key].better == "higher"
         gap = (mine[key] - theirs[key]) * (1 if is_higher else -1)
         equal = np.isclose(mine[key], theirs[key], rtol=1e-9, atol=1e-12)
