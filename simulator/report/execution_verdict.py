@@ -166,8 +166,8 @@ def _as_fast(ratio: float, other: str) -> str:
 def _join_parts(parts: list[str]) -> str:
     """Parts of a sentence, put together.
 
-    >>> _listed(["a", "b", "c"]), _listed(["a", "b"]), _listed(["a"])
-    ('a, b, and c', 'a, and b', 'a')
+    >>> [_join_parts(["a", "b", "c"][:number]) for number in (3, 2, 1)]
+    ['a, b, and c', 'a, and b', 'a']
     """
     return ", and ".join(filter(None, (", ".join(parts[:-1]), parts[-1]))) if parts else ""
 
@@ -259,7 +259,7 @@ def _order(executed: Executed) -> tuple[int, int]:
 def _error_text(error: float) -> str:
     """A signed error of a duration in words.
 
-    >>> _off(-0.231), _off(0.5), _off(0.001)
+    >>> _error_text(-0.231), _error_text(0.5), _error_text(0.001)
     ('23 % too short', '50 % too long', 'right within 1 %')
     """
     if abs(error) < 0.01:
