@@ -9,10 +9,10 @@ runs it, so this module stands in front of that import:
 - A module of an *installed* package is imported: one in a folder of this interpreter's packages
   (``site-packages``), or in a project that is installed in editable mode and does not lie in the
   current folder. Whoever installed it trusts it.
-- Everything else needs ``--allow-code``, which is given on the command line and nowhere else: no
-  file can grant it. That is the current folder, what ``PYTHONPATH`` leads to, Python's standard
-  library (importing a module of it may open a browser), and any ``__main__``, which is a program
-  and not a policy.
+- Everything else needs ``--allow-code``, which is given on the command line, or
+  :func:`allow_code`, which a program calls: no file can grant it. That is the current folder, what
+  ``PYTHONPATH`` leads to, Python's standard library (importing a module of it may open a browser),
+  and any ``__main__``, which is a program and not a policy.
 
 The current folder is never on ``sys.path`` by itself, where a file that is called like an optional
 dependency would be imported by whoever looks for that. ``--allow-code`` appends it behind
@@ -48,11 +48,16 @@ class _Allowed:
     folder: Path | None = None
 
 
-def allow_code(folder: Path | None) -> None:
-    """Let dotted kinds import any module that Python finds, those in ``folder`` too; ``None`` lets
-    them import installed packages only.
+def allow_code(folder: str | Path | bool | None = True) -> None:
+    """Let dotted kinds import any module that Python finds, those in a folder too.
+
+    Args:
+        folder: ``True`` = the current folder, as with ``--allow-code``; ``False`` or ``None`` =
+            installed packages only, and no folder.
     """
-    _Allowed.folder = folder
+    if isinstance(folder, bool):
+        folder = Path.cwd() if folder else None
+    _Allowed.folder = None if folder is None else Path(folder)
 
 
 def allowed_folder() -> Path | None:
@@ -132,7 +137,7 @@ def _check(name: str, what: str) -> None:
     place = places[0] if places else "Python itself"
     raise UserError(
         f"{what} would run code: importing '{name}' from {place}, which {reason}; "
-        f"if you trust it, say {FLAG}"
+        f"if you trust it, say {FLAG}, or simulator.allow_code() in Python"
     )
 
 

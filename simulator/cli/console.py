@@ -79,7 +79,7 @@ Set = Annotated[
 
 
 def _allow_code(is_allowed: bool) -> bool:
-    trust.allow_code(Path.cwd() if is_allowed else None)
+    trust.allow_code(is_allowed)
     return is_allowed
 
 

@@ -90,8 +90,8 @@ def schema(
     what: Annotated[
         str,
         typer.Argument(
-            help="scenario, plan, workload, model, accelerator, cluster, engine, "
-            "calibration or answer."
+            help="scenario, plan, workload, model, accelerator, cluster, engine, calibration, "
+            "'host calibration' or answer."
         ),
     ] = "scenario",
 ) -> None:

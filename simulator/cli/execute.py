@@ -44,26 +44,21 @@ def execute(
     this process, beside the simulator's prediction.
     """
     from simulator.commands.execute import execute as execute_scenario
-    from simulator.report.execution import render
     from simulator.report.execution_verdict import verdict
-    from simulator.results.executed import write
-    from simulator.results.folder import check_writable
     from simulator.scenario.scenario import load_scenario
 
     loaded = load_scenario(scenario, overrides or [], seed)
     folder = out_folder or Path("reports/out") / f"{Path(loaded.where).stem}_executed"
-    check_writable(folder)
     with console.progress(unit="steps", waiting="checking models and clusters") as tick:
         executed = execute_scenario(
             loaded,
+            folder=folder,
             backend=backend,
             simulated_nodes=simulated_nodes,
             address=address,
             names=deployments or (),
             progress=tick,
         )
-        tick("writing the report", 0, None)
-        write(executed, folder, render)
     if as_json:
         summary = json.loads(executed.summary.to_json(orient="records", double_precision=15))
         faults = json.loads(executed.faults.to_json(orient="records"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -96,27 +95,13 @@ def validate(
         if misplaced := [name for name, is_given in given.items() if is_given]:
             raise UserError(f"{misplaced[0]}: {_place(misplaced[0], context.invoked_subcommand)}")
         return
-    from simulator.report.scoreboard import render
-    from simulator.results.folder import check_writable
-    from simulator.validation.accuracy import append_history, read_history, update_document
-    from simulator.validation.board import everything, write
+    from simulator.commands.validate import validate as validate_all
 
     folder = out_folder or Path("reports/out/validate")
-    check_writable(folder)
-    if history is not None:
-        read_history(history)  # a damaged one is told before minutes of work
-    with ExitStack() as files:
-        document = accuracy and files.enter_context(whole_file(accuracy))
-        with console.progress(unit="rows", waiting="looking for tables of measurements") as tick:
-            board = everything(measurements, tick)
-            if history is not None:
-                append_history(history, board)
-                board = replace(board, history=read_history(history))
-            tick("writing the report", 0, None)
-            write(board, folder, render)
-        if accuracy and document:
-            old = accuracy.read_text(encoding="utf-8") if accuracy.exists() else ""
-            document.write_text(update_document(old, board), encoding="utf-8")
+    with console.progress(unit="rows", waiting="looking for tables of measurements") as tick:
+        board = validate_all(
+            measurements, folder=folder, accuracy=accuracy, history=history, progress=tick
+        )
     if as_json:
         console.emit({"folder": str(folder), **as_numbers(board)})
     else:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from simulator.base.data import available_files
 from simulator.base.errors import UserError
@@ -16,6 +16,7 @@ from simulator.commands.run import list_notes, prepare_run
 from simulator.config import cluster as clusters
 from simulator.config.accelerator import AcceleratorSpec, load_accelerator
 from simulator.config.calibration import CalibrationFile, read_calibration
+from simulator.config.capacity import Question
 from simulator.config.cluster import ClusterSpec
 from simulator.config.engine import read_engine
 from simulator.config.host import HostCalibration, load_any_calibration
@@ -25,7 +26,7 @@ from simulator.config.workload import WorkloadSpec
 from simulator.deployment.facts import describe_layout
 from simulator.policies.contracts import make_rules, wire_cluster
 from simulator.scenario.question import list_routing_notes, load_open_requests, load_question
-from simulator.scenario.scenario import load_scenario
+from simulator.scenario.scenario import Scenario, load_scenario
 from simulator.scenario.user_table import Overrides
 from simulator.workload.requests import load_requests
 
@@ -46,15 +47,18 @@ _TELLING_KEYS = {
 }
 """The first of these keys that a file holds tells its kind."""
 
+_TABLES = ("scenario", "plan")
+"""Kinds that may be given as a table, and whose keys may be overridden."""
 _WIRED_NODES = 16
 """Nodes that a cluster's wiring is tried on: further ones are like them, and paths grow with the
 square."""
 
 
 class Checked(NamedTuple):
-    """A file that is right."""
+    """A file or table that is right."""
 
     file: str
+    """Path of the file, or what else errors call it."""
     kind: str
     details: str
     """Facts about the file, to be put behind the kind."""
@@ -67,12 +71,15 @@ class _Found(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def check(name: str | Path, overrides: Overrides = ()) -> Checked:
+def check(
+    source: Scenario | Question | str | Path | Mapping[str, Any], overrides: Overrides = ()
+) -> Checked:
     """Check a file of any kind, down to every name in it and whether models fit their GPUs, without
     running anything.
 
     Args:
-        name: a path, or the name of a shipped scenario or plan.
+        source: a path, or the name of a shipped scenario or plan; or a scenario or plan as
+            :func:`run` and :func:`plan` take it, such as a table.
         overrides: as for :func:`load_scenario`; for scenarios and plans only.
 
     Raises:
@@ -81,30 +88,52 @@ def check(name: str | Path, overrides: Overrides = ()) -> Checked:
     >>> check("mixtral_vs_llama2").kind
     'scenario'
     """
-    path, stem = Path(name), str(name)
-    for family in ("workloads", "workloads/plans"):
-        if not path.is_file() and stem in available_files(family):
-            path = available_files(family)[stem]
-    if path.suffix == ".json":
-        read_json(path)
-        kind = "model"
+    given: object = source
+    if isinstance(source, Scenario | Question):
+        kind, place = "scenario" if isinstance(source, Scenario) else "plan", source.where
+    elif isinstance(source, Mapping):
+        kind, place = _tell_kind(source), "table"
     else:
-        table = read_calibration(path) if path.with_suffix("").is_dir() else read_toml(path)
-        kind = next((kind for key, kind in _TELLING_KEYS.items() if key in table), "")
+        given = path = _find_file(str(source))
+        kind, place = _read_kind(path), str(path)
     if not kind:
         keys = ", ".join(f"{kind}: {key}" for key, kind in _TELLING_KEYS.items())
-        raise UserError(f"{path}: is no file that moesim knows; a key would tell its kind ({keys})")
-    if overrides and kind not in ("scenario", "plan"):
+        raise UserError(
+            f"{place}: is no file that moesim knows; a key would tell its kind ({keys})"
+        )
+    if overrides and kind not in _TABLES:
         raise UserError(
             f"--set {next(iter(overrides))}: overrides a scenario's or a plan's keys, "
-            f"but {path} is a {kind}"
+            f"but {place} is a {kind}"
         )
-    found = _CHECKS[kind](path, overrides)
-    return Checked(str(path), kind, found.details, found.notes)
+    if isinstance(source, Mapping) and kind not in _TABLES:
+        raise UserError(f"{place}: {kind}s are checked as files; write it to one, and name that")
+    found = _CHECKS[kind](given, overrides)
+    return Checked(place, kind, found.details, found.notes)
 
 
-def _check_scenario(path: Path, overrides: Overrides) -> _Found:
-    scenario = load_scenario(path, overrides)
+def _find_file(name: str) -> Path:
+    """The file of a path, or of a shipped scenario or plan."""
+    path = Path(name)
+    for family in ("workloads", "workloads/plans"):
+        if not path.is_file() and name in available_files(family):
+            path = available_files(family)[name]
+    return path
+
+
+def _read_kind(path: Path) -> str:
+    if path.suffix == ".json":
+        read_json(path)
+        return "model"
+    return _tell_kind(read_calibration(path) if path.with_suffix("").is_dir() else read_toml(path))
+
+
+def _tell_kind(table: Mapping[str, Any]) -> str:
+    return next((kind for key, kind in _TELLING_KEYS.items() if key in table), "")
+
+
+def _check_scenario(source: Any, overrides: Overrides) -> _Found:
+    scenario = load_scenario(source, overrides)
     plans, trace = prepare_run(scenario)
     fits = "; ".join(
         (
@@ -117,9 +146,9 @@ def _check_scenario(path: Path, overrides: Overrides) -> _Found:
     return _Found(details, (*trace.notes, *list_notes(scenario, plans, trace)))
 
 
-def _check_plan(path: Path, overrides: Overrides) -> _Found:
-    question = load_question(path, overrides)
-    trace = load_open_requests(question, question.folder, f"{path} [workload]")
+def _check_plan(source: Any, overrides: Overrides) -> _Found:
+    question = load_question(source, overrides)
+    trace = load_open_requests(question, question.folder, f"{question.where} [workload]")
     lasts_s = float(trace.arrival_s[-1] - trace.arrival_s[0])
     models, clusters = (
         ", ".join(dict.fromkeys(names))
@@ -192,7 +221,7 @@ def _check_cluster(path: Path, _: Overrides) -> _Found:
     return _Found(f", {found.title}; {', '.join(map(str, sizes))} GPUs")
 
 
-_CHECKS: dict[str, Callable[[Path, Overrides], _Found]] = {
+_CHECKS: dict[str, Callable[[Any, Overrides], _Found]] = {
     "scenario": _check_scenario,
     "plan": _check_plan,
     "workload": _check_workload,

@@ -33,7 +33,9 @@ from simulator.deployment.facts import facts_of
 from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.deployment.uniform_routing import uniform_imbalance
 from simulator.engine.forecast import EvenStep, forecast
-from simulator.results.executed import RANK_COLUMNS, STEP_COLUMNS, Executed, ShownTimeline
+from simulator.report.execution import render
+from simulator.results.executed import RANK_COLUMNS, STEP_COLUMNS, Executed, ShownTimeline, write
+from simulator.results.folder import check_writable
 from simulator.results.provenance import Provenance
 from simulator.results.shown_steps import SHOWN
 from simulator.runtime import require
@@ -54,6 +56,7 @@ _STRIDE = 997
 def execute(
     scenario: Scenario | str | Path | Mapping[str, Any],
     *,
+    folder: str | Path | None = None,
     backend: str = "ray",
     simulated_nodes: int | None = None,
     address: str | None = None,
@@ -64,6 +67,7 @@ def execute(
 
     Args:
         scenario: as :func:`load_scenario` takes it, which also overrides keys.
+        folder: results folder to write, with the report; ``None`` = none.
         backend: ``ray`` for ranks that are Ray actors, or ``in_process`` for ranks that are
             threads of this process.
         simulated_nodes: number of Ray nodes on this machine to spread the ranks over.
@@ -74,10 +78,12 @@ def execute(
 
     Raises:
         LostError: if the cluster is lost, or steps fail again and again.
-        UserError: if PyTorch or Ray are missing, or anything that the scenario names is wrong or
-            can only be simulated.
+        UserError: if PyTorch or Ray are missing, anything that the scenario names is wrong or can
+            only be simulated, or the folder cannot be written.
     """
     _check_backend(backend, simulated_nodes, address)
+    if folder is not None:
+        check_writable(Path(folder))
     require("torch")
     if backend == "ray":
         require("ray")
@@ -132,7 +138,11 @@ def execute(
         "scenario": scenario.model_dump(mode="json"),
     }
     joined = {name: pd.concat(found, ignore_index=True) for name, found in tables.items()}
-    return Executed(run=run, **joined)
+    executed = Executed(run=run, **joined)
+    if folder is not None:
+        progress("writing the report", 0, None)
+        write(executed, Path(folder), render)
+    return executed
 
 
 def _choose_deployments(scenario: Scenario, names: Sequence[str]) -> list[DeploymentSpec]:

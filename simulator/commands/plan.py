@@ -19,19 +19,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from pydantic import ValidationError
 
-from simulator.base.errors import UserError
-from simulator.base.spreadsheet import write_csv
 from simulator.config.capacity import Question
 from simulator.report.plan_page import render
 from simulator.results.answer import Answer
 from simulator.results.answer.handover import COMPARED, RECOMMENDED
 from simulator.results.answer.parts import Part, make_table
 from simulator.results.folder import check_writable as check_results
-from simulator.results.folder import replace_folder
+from simulator.results.folder import replace_folder, write_files
 from simulator.results.provenance import Provenance
-from simulator.results.run_file import read_run, write_run
+from simulator.results.run_file import find_writer, read_run, refuse_damaged
 
 _TABLES = ("candidates", "pareto", "ruled_out", "sensitivity", "losses")
 _MAPS = ("cells", "at_same_time", "at_full_load")
@@ -49,11 +48,6 @@ def describe_run(question: Question, made: Provenance) -> dict[str, Any]:
     return own | made.describe() | {"question": question.model_dump(mode="json")}
 
 
-def is_plan(folder: Path) -> bool:
-    """Whether a folder is of ``moesim plan``."""
-    return (folder / "plan.json").is_file()
-
-
 def check_writable(folder: Path) -> None:
     """Refuse a folder that cannot be written, or holds something other than results, before any
     work is done.
@@ -61,7 +55,7 @@ def check_writable(folder: Path) -> None:
     Raises:
         UserError: with what stands in the way.
     """
-    check_results(folder, _FIXED if is_plan(folder) else frozenset())
+    check_results(folder, _FIXED if find_writer(folder) == "moesim plan" else frozenset())
 
 
 def write(answer: Answer, run: dict[str, Any], folder: Path) -> None:
@@ -78,22 +72,19 @@ def write(answer: Answer, run: dict[str, Any], folder: Path) -> None:
 
 
 def _fill(folder: Path, answer: Answer, run: dict[str, Any], page: str) -> None:
-    folder.mkdir()
-    write_run(run, folder)
     text = json.dumps(answer.model_dump(mode="json"), indent=1, allow_nan=False)
-    (folder / "plan.json").write_text(text + "\n", encoding="utf-8")
+    files: dict[str, pd.DataFrame | str] = {"plan.json": text + "\n", "report.html": page}
     for name in _TABLES:
         rows: tuple[Part, ...] = getattr(answer, name)
         if rows or name in _ALWAYS:
-            write_csv(make_table(rows), folder / f"{name}.csv")
+            files[f"{name}.csv"] = make_table(rows)
     if answer.crossover is not None:
         points = [(name, point) for name in _MAPS for point in getattr(answer.crossover, name)]
-        table = make_table([point for _, point in points])
+        files["crossover.csv"] = table = make_table([point for _, point in points])
         table.insert(0, "reading", [name for name, _ in points])
-        write_csv(table, folder / "crossover.csv")
     for scenario in answer.handover.scenarios if answer.handover else ():
-        (folder / scenario.file).write_text(scenario.text, encoding="utf-8")
-    (folder / "report.html").write_text(page, encoding="utf-8")
+        files[scenario.file] = scenario.text
+    write_files(folder, run, files)
 
 
 def read(folder: Path) -> tuple[Answer, dict[str, Any]]:
@@ -102,17 +93,12 @@ def read(folder: Path) -> tuple[Answer, dict[str, Any]]:
     Raises:
         UserError: if a file is missing or broken, or another version wrote it in another schema.
     """
-    try:
-        run = read_run(folder)
-        return _read_answer(folder), run
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        reason = f"plan.json holds no answer: {where}: {problem['msg']}"
-    except (OSError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())
-    raise UserError(f"{folder}: is not a whole folder of moesim plan: {reason}")
-
-
-def _read_answer(folder: Path) -> Answer:
-    return Answer.model_validate_json((folder / "plan.json").read_bytes())
+    with refuse_damaged(folder, "folder of moesim plan"):
+        run, text = read_run(folder), (folder / "plan.json").read_bytes()
+        try:
+            return Answer.model_validate_json(text), run
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(map(str, problem["loc"]))
+            reason = f"plan.json holds no answer: {where}: {problem['msg']}"
+            raise ValueError(reason) from None

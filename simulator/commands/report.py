@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from simulator.base.errors import UserError
 from simulator.base.partial import whole_file
+from simulator.results.run_file import find_writer
 
 
 class Report(NamedTuple):
@@ -53,47 +53,26 @@ def build_report(
 
 def _build_page(folders: list[Path]) -> _Page:
     """Page of the kind that the folders hold, found out without the engine or pandas."""
-    for is_kind, build, command in (
-        (_is_plan, _build_plan, "moesim plan"),
-        (_is_sweep, _build_sweep, "a sweep"),
-        (_is_executed, _build_executed, "moesim execute"),
-    ):
-        found = [folder for folder in folders if is_kind(folder)]
-        if found and len(folders) > 1:
-            raise UserError(_tell_mixed(found[0], folders, command))
-        if found:
-            return build(found[0])
+    writers = [find_writer(folder) for folder in folders]
+    for command, build in _BUILDERS.items():
+        if command in writers:
+            found = folders[writers.index(command)]
+            if len(folders) > 1:
+                raise UserError(f"{found}: is a folder of {_tell_mixed(command, folders, writers)}")
+            return build(found)
     return _build_runs(folders)
 
 
-def _tell_mixed(found: Path, folders: list[Path], command: str) -> str:
+def _tell_mixed(command: str, folders: list[Path], writers: list[str]) -> str:
     if command == "a sweep":
-        return f"{found}: is a folder of a sweep; name it alone, or folders of its points"
-    runs = [folder for folder in folders if not _is_executed(folder)]
+        return "a sweep; name it alone, or folders of its points"
+    runs = [
+        folder
+        for folder, writer in zip(folders, writers, strict=True)
+        if writer != "moesim execute"
+    ]
     mixed = f", and {runs[0]} of moesim run" if command == "moesim execute" and runs else ""
-    return (
-        f"{found}: is a folder of {command}{mixed}; name one such folder alone, "
-        "or several of moesim run"
-    )
-
-
-def _is_plan(folder: Path) -> bool:
-    return (folder / "plan.json").is_file()
-
-
-def _is_sweep(folder: Path) -> bool:
-    return (folder / "sweep.csv").is_file()
-
-
-def _is_executed(folder: Path) -> bool:
-    """Whether a folder is of ``moesim execute``, which names the machine; one that cannot be read
-    is left to the reader of runs.
-    """
-    try:
-        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(run, dict) and "machine" in run
+    return f"{command}{mixed}; name one such folder alone, or several of moesim run"
 
 
 def _build_runs(folders: list[Path]) -> _Page:
@@ -130,11 +109,10 @@ def _build_executed(folder: Path) -> _Page:
     from simulator.report.execution_verdict import verdict
     from simulator.results.executed import read
 
-    try:
-        executed = read(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder}: is not a whole results folder: {' '.join(str(error).split())}"
-        ) from error
+    executed = read(folder)
     found = verdict(executed)
     return _Page(render(executed), {"headline": found.headline, "reasons": found.reasons})
+
+
+_BUILDERS = {"moesim plan": _build_plan, "a sweep": _build_sweep, "moesim execute": _build_executed}
+"""Builders of the pages that show one folder, by the command that wrote it."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from simulator.base.frozen import Frozen, Policy
 from simulator.base.kinds import PolicyOf
@@ -279,6 +279,7 @@ class Crossover(Frozen):
 class Question(UserFile):
     """Question of ``moesim plan``: traffic, targets, candidate models and machines, and limits."""
 
+    _where: str = PrivateAttr(default="plan")
     name: str
     """Name of the question; absent = the file's."""
     seed: Seed = 0

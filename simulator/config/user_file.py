@@ -13,7 +13,7 @@ from simulator.base.frozen import Frozen, validate
 class UserFile(Frozen):
     """A scenario or a question, with the place where it was read."""
 
-    _where: str = PrivateAttr(default="scenario")
+    _where: str = PrivateAttr(default="file")
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
 
     @property

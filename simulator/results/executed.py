@@ -26,14 +26,16 @@ from typing import Any
 
 import pandas as pd
 
-from simulator.base.spreadsheet import restore_texts, write_csv
+from simulator.base.spreadsheet import restore_texts
 from simulator.results.chrome_trace import chrome_trace
-from simulator.results.folder import check_writable, replace_folder
-from simulator.results.run_file import read_run, write_run
+from simulator.results.folder import check_writable, replace_folder, write_files
+from simulator.results.run_file import read_run, refuse_damaged
 from simulator.results.shown_steps import shown_step
 from simulator.results.tables import STEP_PHASES
 from simulator.work.uniform_load import UniformImbalance
 
+_LONG = ("steps", "ranks", "spans")
+"""Tables that are written as Parquet."""
 KINDS = {"prompt": "prompts", "decode": "decode"}
 """Kinds of step, with their names for people."""
 SOURCES = ("measured", "predicted")
@@ -146,15 +148,15 @@ def write(executed: Executed, folder: Path, render: Callable[[Executed], str]) -
 
 
 def _fill(folder: Path, executed: Executed, page: str) -> None:
-    folder.mkdir()
-    write_run(executed.run, folder)
-    write_csv(executed.summary, folder / "summary.csv")
-    write_csv(executed.faults, folder / "faults.csv")
-    for name in ("steps", "ranks", "spans"):
-        getattr(executed, name).to_parquet(folder / f"{name}.parquet", index=False)
     trace = chrome_trace(executed.spans, partial(_title_spans, executed.run))
-    (folder / "timeline.json").write_text(json.dumps(trace), encoding="utf-8")
-    (folder / "report.html").write_text(page, encoding="utf-8")
+    files = {
+        "summary.csv": executed.summary,
+        "faults.csv": executed.faults,
+        **{f"{name}.parquet": getattr(executed, name) for name in _LONG},
+        "timeline.json": json.dumps(trace),
+        "report.html": page,
+    }
+    write_files(folder, executed.run, files)
 
 
 def _title_spans(run: dict[str, Any], deployment: str, phase: str) -> str:
@@ -166,18 +168,14 @@ def read(folder: Path) -> Executed:
     """Read a results folder of ``moesim execute``.
 
     Raises:
-        UserError: if another version wrote it in another schema.
-        OSError, ValueError, KeyError: if a file of it is missing or damaged.
+        UserError: if a file is missing or damaged, or another version wrote it in another schema.
     """
-    run = read_run(folder)
-    tables = {
-        name: pd.read_parquet(folder / f"{name}.parquet") for name in ("steps", "ranks", "spans")
-    }
-    return Executed(
-        run=run,
-        summary=restore_texts(
-            pd.read_csv(folder / "summary.csv", keep_default_na=False, na_values=["nan", ""])
-        ),
-        faults=restore_texts(pd.read_csv(folder / "faults.csv")),
-        **tables,
-    )
+    with refuse_damaged(folder):
+        return Executed(
+            run=read_run(folder),
+            summary=restore_texts(
+                pd.read_csv(folder / "summary.csv", keep_default_na=False, na_values=["nan", ""])
+            ),
+            faults=restore_texts(pd.read_csv(folder / "faults.csv")),
+            **{name: pd.read_parquet(folder / f"{name}.parquet") for name in _LONG},
+        )

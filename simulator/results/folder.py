@@ -33,7 +33,7 @@ from simulator.base.spreadsheet import restore_texts, write_csv
 from simulator.results.chrome_trace import chrome_trace
 from simulator.results.columns_text import describe_columns
 from simulator.results.long_tables import read_long, write_long
-from simulator.results.run_file import read_run, write_run
+from simulator.results.run_file import find_writer, read_run, refuse_damaged, write_run
 from simulator.results.shown_steps import step_text
 from simulator.results.tables import DeploymentRecord
 from simulator.results.token_time import make_token_time
@@ -48,6 +48,14 @@ FILES = {
     *(f"{name}.parquet" for name in TABLES),
 }
 """Names of files that a results folder may hold."""
+_OTHERS = {
+    "moesim plan": "plan.json holds its answer, which Answer.model_validate_json reads, and "
+    "build_report or moesim report shows it",
+    "a sweep": "the folders in its points are runs, and build_report or moesim report shows all",
+    "moesim execute": "build_report or moesim report shows it",
+    "moesim validate": "its tables are CSV and Parquet files, and its report.html shows them",
+}
+"""Ways to open the folders of other commands."""
 
 
 @dataclass(frozen=True)
@@ -166,18 +174,32 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
                     parent.rmdir()
 
 
+def write_files(folder: Path, run: dict[str, Any], files: Mapping[str, pd.DataFrame | str]) -> None:
+    """Make a results folder with ``run.json`` and files by name: texts, and tables as CSV or
+    Parquet.
+    """
+    folder.mkdir(exist_ok=True)
+    write_run(run, folder)
+    for name, content in files.items():
+        if isinstance(content, str):
+            (folder / name).write_text(content, encoding="utf-8")
+        elif name.endswith(".csv"):
+            write_csv(content, folder / name)
+        else:
+            content.to_parquet(folder / name, index=False)
+
+
 def _fill(folder: Path, results: Results, page: str) -> None:
-    folder.mkdir()
-    write_run(results.run, folder)
-    write_csv(results.summary, folder / "summary.csv")
-    write_csv(results.token_time, folder / "token_time.csv")
+    files = {
+        "summary.csv": results.summary,
+        "token_time.csv": results.token_time,
+        **{f"{name}.parquet": getattr(results, name) for name in SHORT_TABLES},
+        "timeline.json": json.dumps(chrome_trace(results.spans, partial(step_text, results.run))),
+        "report.html": page,
+    }
+    write_files(folder, results.run, files)
     for name in LONG_TABLES:
         write_long(getattr(results, name), folder / f"{name}.parquet")
-    for name in SHORT_TABLES:
-        getattr(results, name).to_parquet(folder / f"{name}.parquet", index=False)
-    trace = chrome_trace(results.spans, partial(step_text, results.run))
-    (folder / "timeline.json").write_text(json.dumps(trace), encoding="utf-8")
-    (folder / "report.html").write_text(page, encoding="utf-8")
 
 
 def merge(runs: list[tuple[Path, Results]]) -> Results:
@@ -327,7 +349,10 @@ def read(folder: Path) -> Results:
     """
     if not (folder / "run.json").is_file():
         raise UserError(f"{folder}: is not a results folder (no run.json in it)")
-    try:
+    writer = find_writer(folder)
+    if writer in _OTHERS:
+        raise UserError(f"{folder}: is a folder of {writer}, not of a run; {_OTHERS[writer]}")
+    with refuse_damaged(folder):
         run = read_run(folder)
         names = list(run["deployments"])
         requests, steps = (read_long(folder / f"{name}.parquet", names) for name in LONG_TABLES)
@@ -335,10 +360,6 @@ def read(folder: Path) -> Results:
         summary = _read_summary(folder / "summary.csv")
         if names != list(summary["deployment"]):
             raise ValueError("run.json and summary.csv name other deployments")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder}: is not a whole results folder: {' '.join(str(error).split())}"
-        ) from error
     return Results(run=run, summary=summary, requests=requests, steps=steps, **short)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,36 @@ whenever a file, a column or a key that a reader needs is added, renamed or give
 Folders that name none have schema 1."""
 _FILE = "run.json"
 _KEY = "schema"
+_WRITERS = {"plan.json": "moesim plan", "sweep.csv": "a sweep", "scores.csv": "moesim validate"}
+"""Commands other than ``moesim run``, by a file that only their folders have."""
+
+
+def find_writer(folder: Path) -> str:
+    """Command whose results folder this is: ``moesim plan``, ``a sweep``, ``moesim validate``,
+    ``moesim execute``, whose ``run.json`` names a machine, or ``moesim run`` where nothing tells.
+    """
+    for file, command in _WRITERS.items():
+        if (folder / file).is_file():
+            return command
+    try:
+        run = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "moesim run"
+    return "moesim execute" if isinstance(run, dict) and "machine" in run else "moesim run"
+
+
+@contextmanager
+def refuse_damaged(folder: Path, what: str = "results folder") -> Iterator[None]:
+    """Turn an error of reading a folder into one that says that it is not whole.
+
+    Args:
+        what: what the folder is, in the error.
+    """
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{folder}: is not a whole {what}: {reason}") from error
 
 
 def write_run(run: dict[str, Any], folder: Path) -> None:

@@ -21,10 +21,10 @@ import numpy as np
 import pandas as pd
 
 from simulator.base.errors import UserError
-from simulator.base.spreadsheet import restore_texts, write_csv
-from simulator.results.folder import FILES
+from simulator.base.spreadsheet import restore_texts
+from simulator.results.folder import FILES, write_files
 from simulator.results.metrics import METRICS
-from simulator.results.run_file import read_run, write_run
+from simulator.results.run_file import find_writer, read_run, refuse_damaged
 
 TABLE = "sweep.csv"
 _PARTS = {"run.json", TABLE, "report.html", "points"}
@@ -110,7 +110,7 @@ def check_writable(folder: Path) -> None:
     foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in _PARTS)
     points = folder / "points"
     foreign += sorted(f"points/{name}" for name in _list_foreign(points)) if points.is_dir() else []
-    if foreign or (any(folder.iterdir()) and not is_sweep(folder)):
+    if foreign or (any(folder.iterdir()) and find_writer(folder) != "a sweep"):
         what = f"holds '{foreign[0]}', which is no part of" if foreign else "is not"
         raise UserError(
             f"--out {folder}: {what} a sweep; name another folder, or remove what is in it"
@@ -126,11 +126,6 @@ def _list_foreign(points: Path) -> Iterator[str]:
         yield from (
             f"{entry.name}/{file.name}" for file in entry.iterdir() if file.name not in FILES
         )
-
-
-def is_sweep(folder: Path) -> bool:
-    """Whether a folder holds a sweep."""
-    return (folder / TABLE).is_file()
 
 
 def write_point(folder: Path, name: str, files: dict[str, bytes]) -> None:
@@ -149,9 +144,7 @@ def write_point(folder: Path, name: str, files: dict[str, bytes]) -> None:
 
 def write(sweep: Sweep, folder: Path, page: str) -> None:
     """Write the files over all points into the folder."""
-    write_run(sweep.run, folder)
-    write_csv(sweep.table, folder / TABLE)
-    (folder / "report.html").write_text(page, encoding="utf-8")
+    write_files(folder, sweep.run, {TABLE: sweep.table, "report.html": page})
 
 
 def read(folder: Path) -> Sweep:
@@ -160,7 +153,7 @@ def read(folder: Path) -> Sweep:
     Raises:
         UserError: if a file is missing or broken, or another version wrote it in another schema.
     """
-    try:
+    with refuse_damaged(folder, "folder of a sweep"):
         run = read_run(folder)
         table = restore_texts(
             pd.read_csv(
@@ -172,8 +165,4 @@ def read(folder: Path) -> Sweep:
         )
         if missing := {*_FIXED, *METRICS, *run["keys"]} - set(table.columns):
             raise ValueError(f"{TABLE} lacks {', '.join(sorted(missing))}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder}: is not a whole folder of a sweep: {' '.join(str(error).split())}"
-        ) from error
     return Sweep(run, table)

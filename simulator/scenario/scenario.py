@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from simulator.base.errors import UserError
 from simulator.base.quantities import Seed
@@ -22,6 +22,7 @@ class Scenario(UserFile):
     on it.
     """
 
+    _where: str = PrivateAttr(default="scenario")
     name: str
     """Name of the scenario; absent = the file's."""
     seed: Seed = 0

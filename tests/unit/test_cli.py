@@ -13,6 +13,8 @@ from rich.console import Console
 from simulator.base.data import available_files
 from simulator.cli import console
 from simulator.cli.run import print_run
+from simulator.commands.schema import FILES as KINDS
+from simulator.commands.schema import WRITTEN
 from simulator.results.folder import read
 from tests.shared import SHARED, each_shared
 
@@ -101,6 +103,8 @@ def test_check_finds_every_shipped_file_right(moesim, family):
 def test_schema_and_version(moesim):
     assert "deployments" in json.loads(moesim("schema")[1])["properties"]
     assert moesim("schema", "galaxy")[0] == 2
+    told = " ".join(moesim("schema", "--help")[1].replace("│", " ").split())
+    assert all(kind in told for kind in KINDS | WRITTEN)
     assert moesim("--version")[1].startswith("moesim ")
 
 

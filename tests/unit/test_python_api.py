@@ -1,14 +1,17 @@
 """The Python API does what the command line does, from tables as from files."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 
 import simulator
+from simulator.commands import validate as validation
 from simulator.commands.sweep_points import _check_values
 from simulator.results.long_tables import read_long, write_long
+from simulator.results.scores import SCORE_COLUMNS
 from simulator.scenario.user_table import override_texts
 
 SCENARIO = {
@@ -165,6 +168,64 @@ def test_results_are_written_read_and_reported(results, tmp_path):
     made = simulator.build_report(tmp_path / "run", tmp_path / "page.html")
     assert made.file.read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
     assert made.verdict == results.run["verdict"]
+
+
+def test_folders_of_other_commands_say_what_they_are_and_what_opens_them(results, tmp_path):
+    simulator.write_results(results, tmp_path / "run")
+    described = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    for file, text, words in (
+        ("plan.json", "{}", "of moesim plan, not of a run; .*Answer.model_validate_json"),
+        ("sweep.csv", "", "of a sweep, not of a run; the folders in its points are runs"),
+        ("scores.csv", "", "of moesim validate, not of a run; .*report.html"),
+        ("run.json", json.dumps(described | {"machine": "a"}), "of moesim execute, .*build_report"),
+    ):
+        other = tmp_path / file.replace(".", "_")
+        shutil.copytree(tmp_path / "run", other)
+        (other / file).write_text(text, encoding="utf-8")
+        with pytest.raises(simulator.UserError, match=f"is a folder {words}"):
+            simulator.load_results(other)
+
+
+def test_a_table_is_checked_as_its_file_is(tmp_path):
+    found = simulator.check(SCENARIO)
+    assert (found.file, found.kind) == ("table", "scenario")
+    path = tmp_path / "tiny.toml"
+    path.write_text(TOML, encoding="utf-8")
+    assert found.details == simulator.check(path).details
+    assert simulator.check(simulator.load_scenario(path)) == simulator.check(path)
+    assert simulator.check(QUESTION, {"seed": 1}).kind == "plan"
+    assert simulator.check(simulator.load_question(QUESTION)).file == "plan"
+    with pytest.raises(simulator.UserError, match=r"scenario .*unknown key 'num_request'"):
+        simulator.check({**SCENARIO, "workload": {**SCENARIO["workload"], "num_request": 1}})
+    with pytest.raises(simulator.UserError, match="a key would tell its kind"):
+        simulator.check({"name": "nothing"})
+    with pytest.raises(simulator.UserError, match="accelerators are checked as files"):
+        simulator.check({"memory_bytes_per_s": 1e12})
+
+
+def test_a_question_that_was_not_read_is_called_a_plan_in_errors():
+    question = simulator.Question.model_validate(QUESTION)
+    assert question.where == "plan"
+    assert simulator.Scenario.model_validate(SCENARIO).where == "scenario"
+
+
+def test_commands_write_their_folders(tmp_path, monkeypatch):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine.txt").touch()
+    for call in (
+        lambda folder: simulator.execute("moe_vs_dense_local", folder=folder),
+        lambda folder: simulator.validate(folder=folder),
+        lambda folder: simulator.plan(QUESTION, folder=folder),
+    ):
+        with pytest.raises(simulator.UserError, match=r"holds 'mine.txt', which is no part"):
+            call(tmp_path / "taken")
+    row = ("gemm", "a", "b", "kernel", "s", 1.0, 1.1, 0.9, 1.2, "ok", "gemm.csv")
+    rows = pd.DataFrame([row], columns=[*SCORE_COLUMNS, "source"])
+    board = simulator.Scoreboard({"name": "validate"}, rows)
+    monkeypatch.setattr(validation, "everything", lambda *_: board)
+    monkeypatch.setattr(validation, "render", lambda _: "page")
+    assert simulator.validate(folder=tmp_path / "scores") is board
+    assert (tmp_path / "scores" / "report.html").read_text(encoding="utf-8") == "page"
 
 
 def test_a_column_of_ones_own_is_in_all_deployments_or_refused(results, tmp_path):

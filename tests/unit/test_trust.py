@@ -66,7 +66,7 @@ def test_what_is_not_installed_is_named_and_not_run(elsewhere, kind, said):
         UserError, match=rf"^s\.toml \[routing\]: .*kind '{kind}'.*{said}"
     ) as refused:
         routing(kind)
-    assert "--allow-code" in str(refused.value)
+    assert "--allow-code, or simulator.allow_code() in Python" in str(refused.value)
     assert "\n" not in str(refused.value)
     assert not (elsewhere / "ran").exists()
     assert {
@@ -114,6 +114,15 @@ def test_allowed_code_is_looked_for_behind_everything_else_and_only_for_a_dotted
     assert type(routing("strangers.policy")).__name__ == "Neighbours"
     assert sys.path[-1] == str(elsewhere)
     assert (elsewhere / "ran").exists()
+
+
+@pytest.mark.parametrize("as_given", [str, Path, lambda _: True, None])
+def test_a_program_allows_a_folder_by_its_name_or_the_current_one(elsewhere, as_given):
+    trust.allow_code() if as_given is None else trust.allow_code(as_given(elsewhere))
+    assert trust.allowed_folder() == elsewhere
+    assert type(routing("strangers.policy")).__name__ == "Neighbours"
+    trust.allow_code(False)
+    assert trust.allowed_folder() is None
 
 
 def commands(group=None, path=()):
