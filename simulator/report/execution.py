@@ -10,7 +10,6 @@ from simulator.report.deployment_tables import (
     describe_making,
     split_at_rumours,
 )
-from simulator.report.execution_figures import figures
 from simulator.report.execution_numbers import TITLES, kinds, tidy
 from simulator.report.execution_tables import (
     COLUMNS,
@@ -21,8 +20,12 @@ from simulator.report.execution_tables import (
 )
 from simulator.report.execution_verdict import verdict
 from simulator.report.figure_cards import FigureCards
+from simulator.report.gallery import load_figures
 from simulator.report.rendering import render_page
 from simulator.results.executed import Executed, describe_load
+
+FIGURES = load_figures("report.execution_figures")
+"""Figures in the order of the page; a file without one is refused before anything is run."""
 
 _UNUSED = ("kv_tokens", "memory", "scheduling", "balancing", "topology", "replicas", "num_gpus")
 """Facts that an execution makes no use of: its steps are given, and its ranks are processes."""
@@ -42,7 +45,7 @@ def render(executed: Executed) -> str:
         setting={"Machine": run.get("machine"), "Ray": run.get("nodes"), **dict(_steps(execution))},
         calibration_warning=calibration_warning(run),
         load_warning=describe_load(executed),
-        drawn=cards.draw(figures(), executed),
+        drawn=cards.draw(FIGURES, executed),
         faults=list_faults(executed),
         columns=COLUMNS,
         kinds={kind: TITLES[kind] for kind in kinds(executed)},

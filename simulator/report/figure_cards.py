@@ -6,6 +6,7 @@ import base64
 import html
 import json
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import plotly.graph_objects as go
 import plotly.io as pio
 from markupsafe import Markup
 
+from simulator.base.text import first_line
 from simulator.report import style
 from simulator.report.gallery import Figure, Subject, Width, plots
 from simulator.report.texts import shorten
@@ -67,6 +69,8 @@ class FigureCards:
         self.payload: dict[str, Any] = {"templates": style.TEMPLATES, "plots": []}
         self.missing: list[Figure[Any]] = []
         """Figures that this subject has nothing to draw for."""
+        self.failed: dict[str, str] = {}
+        """Errors of figures that could not be drawn, by title: the page is made without them."""
 
     def card(
         self,
@@ -97,29 +101,25 @@ class FigureCards:
 
     def draw(self, figures: Sequence[Figure[Subject]], subject: Subject) -> dict[str, list[Card]]:
         """Draw figures as cards by section, which stands where its first figure does; those that
-        show nothing are :attr:`missing`.
+        show nothing are :attr:`missing`, and those that raise an error :attr:`failed`.
         """
-        by_section: dict[str, list[tuple[Figure[Any], dict[str, go.Figure]]]] = {}
+        by_section: dict[str, list[tuple[Figure[Any], Card]]] = {}
         for figure in figures:
-            if drawn := plots(figure, subject):
-                by_section.setdefault(figure.section, []).append((figure, drawn))
+            num_plots = len(self.payload["plots"])
+            try:
+                drawn = plots(figure, subject)
+                card = self.card(figure.title, figure.definition, drawn, figure.width)
+            except Exception as error:  # a figure of the user's own must not lose the results
+                del self.payload["plots"][num_plots:]
+                self.failed[figure.title] = f"{type(error).__name__}: {first_line(error)}"
+                said = f"figure '{figure.title}' is not drawn: {self.failed[figure.title]}"
+                warnings.warn(said, RuntimeWarning, stacklevel=2)
+                continue
+            if drawn:
+                by_section.setdefault(figure.section, []).append((figure, card))
             else:
                 self.missing.append(figure)
-        return {title: self._in_rows(drawn) for title, drawn in by_section.items()}
-
-    def _in_rows(self, drawn: Sequence[tuple[Figure[Any], dict[str, go.Figure]]]) -> list[Card]:
-        """Cards of one section: two halves share a row, and one without a neighbour takes all of
-        it.
-        """
-        is_half = [figure.width == "half" and len(found) == 1 for figure, found in drawn] + [False]
-        cards: list[Card] = []
-        is_second = False
-        for place, (figure, found) in enumerate(drawn):
-            spans_half = is_half[place] and (is_second or is_half[place + 1])
-            card = self.card(figure.title, figure.definition, found, figure.width, spans_half)
-            cards.append(card)
-            is_second = spans_half and not is_second
-        return cards
+        return {title: _in_rows(made) for title, made in by_section.items()}
 
     def _add(self, plot: go.Figure) -> str:
         anchor = f"plot-{len(self.payload['plots'])}"
@@ -131,6 +131,18 @@ class FigureCards:
             {"id": anchor, "data": drawn["data"], "layout": drawn["layout"]}
         )
         return anchor
+
+
+def _in_rows(made: Sequence[tuple[Figure[Any], Card]]) -> list[Card]:
+    """Cards of one section: two halves share a row, and one without a neighbour takes all of it."""
+    is_half = [figure.width == "half" and len(card.plots) == 1 for figure, card in made] + [False]
+    cards: list[Card] = []
+    is_second = False
+    for place, (_, card) in enumerate(made):
+        spans_half = is_half[place] and (is_second or is_half[place + 1])
+        cards.append(card._replace(spans_half=spans_half))
+        is_second = spans_half and not is_second
+    return cards
 
 
 def pair_up(cards: FigureCards, figures: Sequence[tuple[str, str, go.Figure]]) -> list[Card]:

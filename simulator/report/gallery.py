@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
+from types import ModuleType
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import plotly.graph_objects as go
 
 from simulator.base import plugins
+from simulator.base.errors import UserError
 
 Drawn: TypeAlias = go.Figure | dict[str, go.Figure] | None
 """One plot, several by heading (such as one a deployment), or nothing where there is nothing to
@@ -46,16 +48,37 @@ class Figure(ABC, Generic[Subject]):
 
 
 def load_figures(family: str) -> list[Figure[Any]]:
-    """Make every figure of a folder, such as ``"report.figures"``, in the order of its page."""
+    """Make every figure of a folder, such as ``"report.figures"``, in the order of its page.
+
+    Raises:
+        UserError: if a file defines no figure, or several.
+    """
     package = plugins.package_of(family).__name__
     modules = (importlib.import_module(f"{package}.{k}") for k in plugins.available(family))
+    return sorted(map(make_figure, modules), key=lambda figure: figure.order)
+
+
+def make_figure(module: ModuleType) -> Figure[Any]:
+    """Make the figure that a file defines.
+
+    Raises:
+        UserError: if it defines none, or several.
+    """
     found = [
-        member()
-        for module in modules
+        member
         for name, member in vars(module).items()
-        if isinstance(member, type) and member.__module__ == module.__name__ and name[0] != "_"
+        if isinstance(member, type)
+        and issubclass(member, Figure)
+        and member.__module__ == module.__name__
+        and name[0] != "_"
     ]
-    return sorted(found, key=lambda figure: figure.order)
+    if len(found) != 1:
+        raise UserError(
+            f"{module.__file__}: must define exactly one public class derived from "
+            f"{__name__}.Figure, found {', '.join(one.__name__ for one in found) or 'none'}"
+        )
+    figure: Figure[Any] = found[0]()
+    return figure
 
 
 def plots(figure: Figure[Subject], subject: Subject) -> dict[str, go.Figure]:

@@ -12,11 +12,14 @@ from simulator.report.deployment_tables import (
     split_at_rumours,
 )
 from simulator.report.figure_cards import FigureCards
-from simulator.report.figures import figures
+from simulator.report.gallery import load_figures
 from simulator.report.rendering import render_page
 from simulator.results.folder import Results
 from simulator.results.formats import KEY_METRICS, UNDEFINED, number, seconds
 from simulator.results.metrics import METRICS
+
+FIGURES = load_figures("report.figures")
+"""Figures in the order of the page; a file without one is refused before anything is run."""
 
 _NO_VERDICT = "No verdict: the run says nothing to compare."
 
@@ -35,7 +38,7 @@ def render(results: Results) -> str:
         notes=workload.get("notes") or [],
         key_metrics=list_metrics(results, KEY_METRICS),
         all_metrics=list_metrics(results, METRICS),
-        drawn=cards.draw(figures(), results),
+        drawn=cards.draw(FIGURES, results),
         making=_describe_making(run, workload),
         scenario=run.get("scenario") or {},
         **describe_deployments(results),

@@ -54,20 +54,18 @@ def list_candidates(answer: Answer) -> CandidatesTable | None:
     """The recommended deployment, the runners-up and the best of each other model, or what comes
     nearest; None where there is none.
     """
-    reasons = {
-        why.row.deployment: why
+    found = {title: [_view(answer, row) for row in rows] for title, rows in groups(answer)}
+    estimates = any(one.is_estimated for rows in found.values() for one in rows)
+    nearest = None if answer.why_not is None else answer.why_not.row
+    found[_MISSED] = [
+        _view(answer, why.row, why.text)
         for why in answer.why_not_models.values()
-        if why.row and why.row.deployment != _nearest_name(answer)
-    }
-    shown = dict(groups(answer))
-    missing = [why.row for why in reasons.values() if why.row]
-    every = [row for rows in (*shown.values(), missing) for row in rows]
-    if not every:
+        if why.row and not (nearest and _is_same(why.row, nearest))
+    ]
+    found = {title: rows for title, rows in found.items() if rows}
+    if not found:
         return None
-    found = {title: [_view(answer, row) for row in rows] for title, rows in shown.items()}
-    if missing:
-        found[_MISSED] = [_view(answer, row, reasons[row.deployment].text) for row in missing]
-    estimates = any(row.is_estimated for rows in shown.values() for row in rows)
+    every = [candidate.row for rows in found.values() for candidate in rows]
     return CandidatesTable(_columns(answer, every), found, _is_banded(answer), estimates)
 
 
@@ -103,9 +101,9 @@ def runners_up(answer: Answer) -> list[DeploymentRow]:
     return list(found.values())
 
 
-def _nearest_name(answer: Answer) -> str | None:
-    nearest = None if answer.why_not is None else answer.why_not.row
-    return None if nearest is None else nearest.deployment
+def _is_same(one: DeploymentRow, other: DeploymentRow) -> bool:
+    """Whether two rows are of one deployment: two models may have deployments of one text."""
+    return (one.model, one.deployment) == (other.model, other.deployment)
 
 
 def _view(answer: Answer, row: DeploymentRow, why: str = "") -> Candidate:

@@ -12,10 +12,10 @@ from simulator.report.deployment_tables import (
     name_deployments,
 )
 from simulator.report.figure_cards import FigureCards
+from simulator.report.gallery import load_figures
 from simulator.report.model_colours import colour_of, is_striped, model_of
 from simulator.report.plan_bands import band_text
 from simulator.report.plan_candidates import CandidatesTable, list_candidates
-from simulator.report.plan_figures import figures
 from simulator.report.plan_handover import describe_handover
 from simulator.report.plan_sensitivity import describe_confidence
 from simulator.report.plan_tables import (
@@ -34,6 +34,9 @@ from simulator.results.answer.parts import has_bands
 from simulator.results.formats import UNDEFINED, number, percent
 from simulator.results.plan_sentences.traffic import explain_traffic, warn_of_short_traffic
 from simulator.results.plan_text import limit_text
+
+FIGURES = load_figures("report.plan_figures")
+"""Figures in the order of the page; a file without one is refused before anything is run."""
 
 _MOST_FLIPS = 4
 """Readings of the map that are not folded away."""
@@ -86,7 +89,7 @@ def render(answer: Answer, run: dict[str, Any]) -> str:
         candidates=candidates,
         candidates_lead=_explain(candidates),
         # A plan that was asked for less has less to show: no line says what is missing.
-        drawn=cards.draw(figures(), answer),
+        drawn=cards.draw(FIGURES, answer),
         leads={title: _lead(answer, title) for title in _BANDED},
         flips=() if answer.crossover is None else answer.crossover.flips,
         most_flips=_MOST_FLIPS,

@@ -8,8 +8,8 @@ import numpy as np
 
 from simulator.report.deployment_tables import describe_making
 from simulator.report.figure_cards import FigureCards
+from simulator.report.gallery import load_figures
 from simulator.report.rendering import render_page
-from simulator.report.scoreboard_figures import figures
 from simulator.report.scoreboard_tables import (
     WORDS,
     group_fits,
@@ -21,6 +21,9 @@ from simulator.report.scoreboard_tables import (
 from simulator.report.texts import keep_units, percent
 from simulator.results.judgement import IN_SAMPLE, judge_targets, tally
 from simulator.results.scores import Scoreboard, is_answered, reasons, remarks
+
+FIGURES = load_figures("report.scoreboard_figures")
+"""Figures in the order of the page; a file without one is refused before anything is run."""
 
 _MOST_MISSED = 6
 _MOST_REASONS = 40
@@ -37,7 +40,7 @@ _IN_SAMPLE = (
 def render(board: Scoreboard) -> str:
     """The page as one HTML document."""
     cards, has_rows, in_sample = FigureCards(), bool(len(board.rows)), board.in_sample()
-    shown = [figure for figure in figures() if figure.section != "History" or len(board.history)]
+    shown = [figure for figure in FIGURES if figure.section != "History" or len(board.history)]
     return render_page(
         "scoreboard.html",
         "Accuracy",

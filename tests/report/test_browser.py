@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from simulator.report.figures import figures
 from simulator.report.gallery import plots
+from simulator.report.page import FIGURES
 from simulator.results.folder import Results
 
 pytestmark = pytest.mark.xdist_group("pages")  # one browser, and each page rendered once
@@ -53,7 +53,7 @@ def files(runs, page_of, tmp_path_factory) -> dict[str, Path]:
 
 
 def expected(run: Results) -> int:
-    return sum(len(plots(figure, run)) for figure in figures())
+    return sum(len(plots(figure, run)) for figure in FIGURES)
 
 
 @pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from simulator.base.errors import UserError
-from simulator.report.execution import render
-from simulator.report.execution_figures import figures
+from simulator.report.execution import FIGURES, render
 from simulator.report.execution_verdict import verdict
 from simulator.results import executed as executed_module
 from simulator.results.executed import BUSY, KINDS, SUMMARY_COLUMNS, describe_load
@@ -177,7 +176,7 @@ def test_a_timeline_says_which_step_it_is_of(execution_page_of, executions):
 
 
 def test_every_figure_has_a_caption_and_titled_axes(executions):
-    for figure in figures():
+    for figure in FIGURES:
         assert figure.definition.endswith(".")
         for plot in figure.draw(executions["all"]).values():
             assert re.search(r"\((\S.*)\)$", plot.layout.xaxis.title.text)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import re
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from simulator.base import plugins
-from simulator.report import style
-from simulator.report.figures import figures
+from simulator.base.errors import UserError
+from simulator.commands.results_folder import load_results, write_results
+from simulator.report import page, style
 from simulator.report.figures._curves import mean_in_bins, peak_in_bins, quantiles
-from simulator.report.gallery import Figure, plots
+from simulator.report.gallery import Figure, make_figure, plots
+from simulator.report.page import FIGURES
 from simulator.results.folder import Results
+from tests.report.pages import payload_of
 
 
-@pytest.fixture(params=figures(), ids=lambda figure: type(figure).__name__)
+@pytest.fixture(params=FIGURES, ids=lambda figure: type(figure).__name__)
 def figure(request: pytest.FixtureRequest) -> Figure:
     return request.param
 
@@ -33,9 +37,47 @@ def test_figure_introduces_itself(figure):
 
 
 def test_every_file_is_a_figure_and_orders_differ():
-    orders = [figure.order for figure in figures()]
+    orders = [figure.order for figure in FIGURES]
     assert len(orders) == len(plugins.available("report.figures")) == len(set(orders))
     assert orders == sorted(orders)
+
+
+@pytest.mark.parametrize(("names", "told"), [([], "none"), (["One", "Two"], "One, Two")])
+def test_a_file_of_no_figure_or_of_several_is_refused(names, told):
+    file = ModuleType("own_figures")
+    file.__file__ = "own_figures.py"
+    for name in [*names, "_Hidden"]:
+        made = type(name, (Figure,), {"__module__": "own_figures", "draw": lambda *_: None})
+        setattr(file, name, made)
+    file.helper, file.Figure = dict, Figure
+    with pytest.raises(UserError, match=rf"^own_figures.py: must define .*, found {told}$"):
+        make_figure(file)
+
+
+class Broken(Figure[Results]):
+    """A figure of a user's own that cannot draw."""
+
+    title, section, definition, absent, order = "Own", "Own", "What it draws.", "No.", 5
+
+    def __init__(self, drawn):
+        self.drawn = drawn
+
+    def draw(self, results):
+        return self.drawn()
+
+
+@pytest.mark.parametrize("drawn", [lambda: {}["no such column"], lambda: "a text", lambda: {"": 1}])
+def test_a_figure_that_fails_is_told_in_a_line_and_loses_nothing(
+    drawn, runs, tmp_path, monkeypatch
+):
+    whole = page.render(runs["plain"])
+    monkeypatch.setattr(page, "FIGURES", [Broken(drawn), *FIGURES])
+    with pytest.warns(RuntimeWarning, match=r"^figure 'Own' is not drawn: \w+Error: .+$"):
+        report = write_results(runs["plain"], tmp_path / "run")
+    assert load_results(tmp_path / "run").deployments == runs["plain"].deployments
+    made = report.read_text(encoding="utf-8")
+    assert "<b>Own</b>: is not drawn, " in made
+    assert payload_of(made) == payload_of(whole)
 
 
 def test_figure_draws_a_full_run(figure, runs):

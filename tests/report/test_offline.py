@@ -6,6 +6,7 @@ import gzip
 from pathlib import Path
 
 import pytest
+from plotly.offline import get_plotlyjs_version
 
 from simulator import report
 from simulator.report import execution, page, plan_page, scoreboard
@@ -74,6 +75,16 @@ def drawn(found):
 
 def gone_out(found):
     return [url for url in found.went if not url.startswith(("file:", "data:", "blob:"))]
+
+
+def test_the_script_is_of_the_plotly_that_the_figures_are_made_with():
+    """Another Plotly.js than the Python package's may not know what figures ask of it; patches of
+    one release are alike.
+    """
+    file = Path(report.__file__).parent / "assets/plotly-cartesian.min.js.gz"
+    release = ".".join(get_plotlyjs_version().split(".")[:2])
+    with gzip.open(file, "rt", encoding="utf-8") as script:
+        assert f"plotly.js (cartesian - minified) v{release}." in script.read(200)
 
 
 @pytest.mark.parametrize("kind", KINDS)

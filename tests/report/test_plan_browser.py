@@ -5,8 +5,7 @@ covered or dead.
 import pytest
 
 from simulator.report.gallery import plots
-from simulator.report.plan_figures import figures
-from simulator.report.plan_page import render
+from simulator.report.plan_page import FIGURES, render
 from simulator.results.answer import Answer
 from tests.report.plan_answers import RUN, TRAFFIC, answer, banded
 
@@ -27,7 +26,7 @@ def test_it_opens_offline_and_its_lists_and_buttons_work(browser, tmp_path, widt
     page.goto(file.as_uri())
     page.wait_for_selector("html[data-drawn]", state="attached", timeout=60_000)
     assert page.evaluate("document.querySelectorAll('.js-plotly-plot').length") == sum(
-        len(plots(f, Answer.model_validate(made))) for f in figures()
+        len(plots(f, Answer.model_validate(made))) for f in FIGURES
     )
     scrolled, shown = page.evaluate(
         "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"

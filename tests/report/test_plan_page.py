@@ -9,7 +9,7 @@ import pytest
 
 from simulator.report import plan_page
 from simulator.report.gallery import plots
-from simulator.report.plan_figures import figures
+from simulator.report.plan_page import FIGURES
 from simulator.results.answer import Answer
 from tests.report.pages import payload_of
 from tests.report.plan_answers import HOSTILE, RUN, TRAFFIC, answer, banded, row
@@ -293,7 +293,20 @@ def test_models_that_cannot_are_shown_at_their_nearest_with_what_stops_them():
         assert said in section(page, "ruled-out")
 
 
-@pytest.mark.parametrize("figure", figures())
+def test_two_models_that_miss_with_deployments_of_one_text_are_both_shown():
+    missed = {
+        name: {
+            "text": f"{name} misses it",
+            "row": row(name, False, 8, 23.92, worst_ratio=1.4, deployment="as written"),
+        }
+        for name in ("big", "bigger")
+    }
+    table = section(render(answer(why_not_models=missed), RUN), "the-candidates")
+    for name in missed:
+        assert table.count(f"{name} misses it") == 1
+
+
+@pytest.mark.parametrize("figure", FIGURES)
 def test_figures_introduce_themselves_and_draw_numbers_only(figure):
     assert figure.title[0].isupper()
     assert figure.definition.endswith(".")

@@ -10,8 +10,7 @@ import pandas as pd
 import pytest
 
 from simulator.report.gallery import plots
-from simulator.report.scoreboard import render
-from simulator.report.scoreboard_figures import figures
+from simulator.report.scoreboard import FIGURES, render
 from simulator.results.judgement import judge_targets
 from simulator.results.scores import SCORE_COLUMNS, Scoreboard, reasons, score_groups
 from tests.report.pages import payload_of
@@ -213,7 +212,7 @@ def test_it_opens_offline_and_draws_everything(browser, tmp_path, width):
     opened.wait_for_selector("html[data-drawn]", state="attached", timeout=60_000)
     assert problems == []
     assert opened.locator(".js-plotly-plot").count() == sum(
-        len(plots(figure, made)) for figure in figures()
+        len(plots(figure, made)) for figure in FIGURES
     )
     assert opened.evaluate("document.documentElement.scrollWidth") <= width
     drawn = opened.locator(".js-plotly-plot").first
