@@ -22,8 +22,8 @@ from simulator.results.targets import TARGETS
 _NUMBERS = ("rows", "median", "p90", "unseen_rows", "unseen_median", "unseen_p90", "covered")
 COLUMNS = ("part", "what", *_NUMBERS, "command")
 """Columns of the table: errors on rows that the calibrations were fitted on, and on ``unseen``
-ones: those of published figures, on which nothing is fitted, and of models, shapes and GPUs left
-out."""
+ones: those of published figures, on whose throughput nothing is fitted, and of models, shapes and
+GPUs left out."""
 _PUBLISHED, _MEASURED = "published", "measured"
 _HEADS = {
     "rows": "rows",

@@ -134,26 +134,63 @@ def test_a_family_says_what_it_reads_and_which_table_it_fits(name):
     assert all(required and measured for required, measured in layouts_of(family))
 
 
+ONE_KIND = ("engine", "engine_ver", "moe_dtype", "moe_kernel", "kernel_source", "model", "op_name")
+"""Columns that a fit tells entries apart by: rows of one entry say most of its coefficients."""
+
+
 def told_by_known_parameters(family, source):
-    """Rows of one engine and format of experts on H100 that take what the shipped calibration says,
-    to the last digit; none where a source has no sample.
+    """Sizes of a sample as rows of one engine and format of experts on H100 that take what the
+    shipped calibration says, to the last digit; none where a source has no sample.
     """
     path = SAMPLES / Path(source).name.removesuffix(".gz")
     if not path.exists():
         return None
     table = read_table(path).values.query("gpu == 'h100'")
-    for column in [name for name in ("engine", "moe_dtype") if name in table.columns]:
-        table = table[table[column] == table[column].mode()[0]]
-    table = table.reset_index(drop=True)
+    alike = [name for name in ONE_KIND if name in table.columns]
+    table = table.assign(**{name: table[name].mode()[0] for name in alike})
+    table = table.drop_duplicates(ignore_index=True)
     answers = family.answer(table)
     for number, measure in enumerate(measures_of(family, table)):
         table[measure.column] = answers.seconds[:, number] / measure.unit_s
     return table[[status == "ok" for status in answers.status]].reset_index(drop=True)
 
 
+COEFFICIENTS_BACK = {
+    # Rows of kernels whose floor hides the wires say little of the wires.
+    "alltoall": 0.95,
+    # Copies and ranks in large messages of an engine's own kernels, which a faster protocol hides.
+    "collective": 0.85,
+    # One shape, and hardly a rank without a token for each of its experts: the depth of products
+    # and the touched experts cost what the slots do.
+    "eplb": 0.7,
+    # One coefficient of rereading, which two of 42 rows show.
+    "gemm": 0.93,
+    # Arithmetic and the softmax of prompts take time in one proportion, whatever the prompts.
+    "mla": 0.85,
+    # Wide expert parallelism reads few experts and no deep products: of DeepEP's layouts the time
+    # of arithmetic and of rereading is never the longer one.
+    "moe": 0.5,
+}
+"""Share of coefficients that come back within 2 % where it is not all of them, and why: without
+noise, only what no row tells apart may be off."""
+
+
+def coefficients(entry, known):
+    """Fitted over known coefficients, by name, those of protocols too."""
+    about = {"num_rows", "median_error", "p90_error", "bias"}
+    for name in entry.keys() - about:
+        if isinstance(entry[name], dict):
+            yield from coefficients(entry[name], known.get(name) or {})
+        elif isinstance(entry[name], float) and known.get(name):
+            yield entry[name] / known[name]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", families())
 def test_a_fit_gets_known_parameters_back(name):
+    """Rows without noise: what is left out is predicted nearly to the digit, and coefficients come
+    back wherever rows tell them apart.
+    """
     family = family_of(name)
     told = [told_by_known_parameters(family, source) for source in family.sources]
     drawn = next(table for table in told if table is not None)
@@ -161,17 +198,14 @@ def test_a_fit_gets_known_parameters_back(name):
     assert list(fitted) == ["hopper"], "what was not measured has no entry"
     shipped = getattr(load_calibration("hopper", "test"), family.calibrates)
     errors, ratios = [], []
+    others = [entries for engine, entries in fitted["hopper"].items() if engine != "any"]
     for engine, entries in fitted["hopper"].items():
         for key, entry in entries.items():
-            if entry["kind"] == "assumed" or key not in shipped[engine]:
-                continue
-            known = shipped[engine][key].model_dump()
+            is_of_others = engine == "any" and any(key in own for own in others)
+            if entry["kind"] == "assumed" or key not in shipped[engine] or is_of_others:
+                continue  # what stands for any engine was told by one engine's coefficients
             errors.append(entry["median_error"])
-            ratios += [
-                entry[field] / known[field]
-                for field in set(entry) - {"num_rows", "median_error", "p90_error", "bias"}
-                if isinstance(entry[field], float) and known.get(field)
-            ]
-    assert np.median(errors) <= 0.005
-    # Coefficients can stand in for each other where rows are few, so not all come back.
-    assert np.mean(np.abs(np.array(ratios) - 1) <= 0.02) >= 0.25
+            ratios += coefficients(entry, shipped[engine][key].model_dump())
+    assert np.median(errors) <= 0.001
+    share = np.mean(np.abs(np.array(ratios) - 1) <= 0.02)
+    assert share >= COEFFICIENTS_BACK.get(name, 1.0)

@@ -11,6 +11,7 @@ from simulator.planner.evaluations import price_cluster
 from simulator.planner.explore import ClusterSize, Evaluation
 from simulator.planner.moe_vs_dense import CheapestAtRate, _change, _cheaper, _point
 from simulator.planner.trial import Outcome
+from simulator.planner.uncertainty.assessment import assess
 from simulator.planner.uncertainty.sensitivity import Priced, Sensitivity
 from simulator.planner.why_not import _describe_miss
 from tests.laws.tiny_question import candidate, demand, trials
@@ -128,3 +129,8 @@ def test_in_brief_a_deployment_is_its_model_gpus_and_cost():
     assert sensitivity()._summarise(Priced(evaluation(size=None), math.inf)) is None
     brief = sensitivity()._summarise(Priced(evaluation(DENSE), 3.0))
     assert (brief.model, brief.gpus, brief.cost_per_hour) == ("llama-3.1-8b", 8, 3.0)
+
+
+def test_nothing_is_asked_of_a_first_choice_without_a_size():
+    """No trial is run, no store asked: there are none here."""
+    assert not assess(SimpleNamespace(evaluations=[evaluation(size=None)]), None)

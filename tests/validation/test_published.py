@@ -1,5 +1,5 @@
 """Published figures against the product's own plans and engine. Tolerances stand beside what was
-seen; nothing is fitted on these.
+seen; nothing is fitted on figures of throughput.
 
 The throughput targets are a median error of 12 % and a 90th percentile of 25 %, and 8 % and 15 %
 for ratios of a mixture of experts to a dense model; ``moesim validate published`` shows them for

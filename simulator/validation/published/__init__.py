@@ -2,8 +2,10 @@
 give for the same case.
 
 One topic a file: a frozen model that knows the columns of a row and answers it. Nothing is fitted
-on these figures. The shipped tables lie in ``workloads/validation``, whose README describes their
-columns; ``moesim validate published FILE`` takes a table of the same ones.
+on figures of throughput, but that TensorRT-LLM before 0.17 is assumed by one of them (Mixtral-8x7B,
+128 tokens in and out); NVLinkOneSided's kernels are fitted on the 51 rows that are of them. The
+shipped tables lie in ``workloads/validation``, whose README describes their columns; ``moesim
+validate published FILE`` takes a table of the same ones.
 """
 
 from __future__ import annotations
