@@ -15,6 +15,7 @@ from simulator.cli import console
 from simulator.cli.console import Address, AllowCode, AsJson, Out, Seed, Set, Workers
 
 if TYPE_CHECKING:
+    from simulator.planner.store import Store
     from simulator.results.answer import Answer
 
 _RUNNERS_UP = 4
@@ -75,16 +76,13 @@ def plan(
                 progress=counted,
             )
         except KeyboardInterrupt:
-            kept = counted.tell_kept(str(store.folder), has_failed=store.has_failed)
-            raise console.StoppedError(kept) from None
+            raise console.StoppedError(counted.tell_kept(store)) from None
     if as_json:
         console.emit(answer.model_dump(mode="json"))
     else:
         print_plan(answer, console.out.width if console.out.is_terminal else None)
     console.say_notes(list_routing_notes(loaded))
-    console.err.print(
-        counted.tell_simulated(str(store.folder)), highlight=False, soft_wrap=True, markup=False
-    )
+    console.err.print(counted.tell_simulated(store), highlight=False, soft_wrap=True, markup=False)
     if answer.traffic is not None:
         console.err.print(
             f"judged by {answer.traffic.num_requests:,} requests at "
@@ -106,44 +104,35 @@ class _Counted:
     def __init__(self, bars: Any) -> None:
         self._bars = bars
         self._simulations: dict[str, tuple[int, int]] = {}
-        self._kept = 0
 
     def __call__(self, name: str, done: int, total: int | None, best: str = "", /) -> None:
-        from simulator.planner.search import KEPT
-
-        if name == KEPT:
-            self._kept += done
-            return
         if total is not None and not name.startswith("screening"):
             self._simulations[name] = (done, total)
         self._bars(name, done, total, best)
 
-    def tell_simulated(self, folder: str) -> str:
+    def tell_simulated(self, store: Store) -> str:
         """Describe how many deployments were simulated, and how many of them by an
         earlier search.
         """
+        known = store.num_recalled
         done = sum(
             count for name, (count, _) in self._simulations.items() if name.startswith("simulating")
         )
-        kept = f", {self._kept:,} kept from before in {folder}" if self._kept else ""
-        return f"{done - self._kept:,} simulated{kept}"
+        kept = f", {known:,} kept from before in {store.folder}" if known else ""
+        return f"{done - known:,} simulated{kept}"
 
-    def tell_kept(self, folder: str, *, has_failed: bool) -> str:
-        """Describe the results kept when the search is stopped.
-
-        Args:
-            has_failed: whether the folder could not be written any more.
-        """
+    def tell_kept(self, store: Store) -> str:
+        """Describe the results kept when the search is stopped."""
         done, total = (sum(counts[n] for counts in self._simulations.values()) for n in range(2))
         if not done:
             return "stopped; no simulation was done, and nothing was written"
-        if has_failed:
+        if store.has_failed:
             return (
                 f"stopped; of {done} simulations only those are kept that were done "
-                f"before {folder} could not be written any more"
+                f"before {store.folder} could not be written any more"
             )
         return (
-            f"stopped; {done} of {total} simulations are kept in {folder}: "
+            f"stopped; {done} of {total} simulations are kept in {store.folder}: "
             "run the same command to go on"
         )
 

@@ -80,6 +80,22 @@ class Targets(Frozen):
     output_tokens_per_s: TokenRate | None = None
     """Least output tokens per second of the whole deployment; absent = none."""
 
+    @property
+    def latencies(self) -> dict[str, dict[str, float]]:
+        """Limits in seconds by latency and level, the highest percentile last."""
+        own = {"ttft_s": self.ttft_s, "tpot_s": self.tpot_s, "e2e_s": self.e2e_s}
+        return {name: percentiles.limits() for name, percentiles in own.items()}
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """Limits by target (``ttft_s.p90``), in seconds, as shares or in tokens per second."""
+        others = {"attainment": self.attainment, "output_tokens_per_s": self.output_tokens_per_s}
+        return {
+            f"{name}.{level}": limit
+            for name, limits in self.latencies.items()
+            for level, limit in limits.items()
+        } | {name: limit for name, limit in others.items() if limit is not None}
+
     @field_validator("ttft_s", "tpot_s", "e2e_s", mode="before")
     @classmethod
     def _says_of_whom(cls, value: Any) -> Any:
@@ -92,15 +108,7 @@ class Targets(Frozen):
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> Self:
-        if not any(
-            (
-                self.ttft_s.limits(),
-                self.tpot_s.limits(),
-                self.e2e_s.limits(),
-                self.attainment,
-                self.output_tokens_per_s,
-            )
-        ):
+        if not self.limits:
             raise ValueError("sets no target; give one, such as tpot_s = { p90 = 0.05 }")
         return self
 
@@ -310,7 +318,7 @@ class Question(UserFile):
     @model_validator(mode="after")
     def _attainment_has_limits(self) -> Self:
         slo = self.workload.slo
-        if self.targets.attainment is not None and not any((slo.ttft_s, slo.tpot_s, slo.e2e_s)):
+        if self.targets.attainment is not None and not slo.is_set:
             raise ValueError(
                 "targets.attainment is a share of requests that keep [workload.slo], "
                 "which sets no limit"

@@ -24,6 +24,11 @@ class SLO(Frozen):
     e2e_s: Duration | None = None
     """Limit on the time from a request's arrival to its last token, seconds; absent = none."""
 
+    @property
+    def is_set(self) -> bool:
+        """Whether any limit is promised."""
+        return any((self.ttft_s, self.tpot_s, self.e2e_s))
+
 
 class GeneratorSpec(Frozen):
     """Requests made up from an arrival process and a length distribution."""

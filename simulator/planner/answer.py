@@ -4,102 +4,98 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from simulator.config.capacity import Spare
 from simulator.planner.assumptions import state_basis
-from simulator.planner.crossover import map_crossover
-from simulator.planner.evaluations import best_of_each, headroom_of, row_of
+from simulator.planner.evaluations import best_of_each, row_of
 from simulator.planner.explore import Evaluation, resize_candidate
 from simulator.planner.handover import hand_over
 from simulator.planner.losses import whole_nodes
 from simulator.planner.pareto import find_pareto
 from simulator.planner.samples import name_band
 from simulator.planner.search import SearchResult
-from simulator.planner.sizes import find_sizes
+from simulator.planner.uncertainty.assessment import Assessment, assess_alone
 from simulator.planner.why_not import explain_models, find_nearest
-from simulator.results.answer import Answer, DeploymentRow, ModelEntry, RuledOut, TrafficFacts
+from simulator.results.answer import (
+    Answer,
+    DeploymentRow,
+    ModelEntry,
+    RecommendedRow,
+    RuledOut,
+    TrafficFacts,
+)
 from simulator.results.answer.failures import SpareGpus
 from simulator.results.plan_sentences.headline import headline
 from simulator.results.plan_sentences.reasons import reasons
 
 
 def make_answer(
-    result: SearchResult, parts: dict[str, Any] | None = None, target: Path | None = None
+    result: SearchResult, found: Assessment | None = None, target: Path | None = None
 ) -> Answer:
     """The answer of a search.
 
     Args:
-        parts: what :func:`simulator.planner.uncertainty.assessment.assess` found.
+        found: what was assessed; absent = only what takes no other conditions.
         target: the folder that scenario files will be written to.
     """
-    met = [evaluation for evaluation in result.evaluations if evaluation.cluster_size is not None]
-    parts = dict(parts or {})
-    bands = parts.pop("bands", None) or [{} for _ in met]
+    found, first = found or assess_alone(result), next(iter(result.met), None)
     rows = {
-        evaluation.candidate: row_of(result, evaluation, band)
-        for evaluation, band in zip(met, bands, strict=True)
+        one.candidate: row_of(result, one, found.bands.get(one.candidate)) for one in result.met
     }
-    parts["crossover"] = parts["crossover"] if "crossover" in parts else map_crossover(result)
-    parts |= _recommend(result, met[0], rows, parts, target) if met else _refuse(result)
-    answer = Answer.model_validate(
-        {
-            "name": result.question.name,
-            "seed": result.question.seed,
-            "currency": result.question.power.currency,
-            "targets": _list_targets(result),
-            "models": [
-                ModelEntry(name=model.name, is_moe=model.moe is not None)
-                for model in result.space.models
-            ],
-            "spare": _describe_spare(result, met[0] if met else None),
-            "clusters": [machines.offer.cluster for machines in result.space.machines],
-            "num_simulated": _count_simulated(result),
-            "num_legal": result.num_legal,
-            "num_ruled_out": sum(result.ruled.counts.values()),
-            "ruled_out": [
-                RuledOut(reason=reason, count=count, example=result.ruled.examples[reason])
-                for reason, count in result.ruled.counts.items()
-            ],
-            "traffic": _describe_traffic(result),
-            "clusters_ruled_out": {
-                one.offer.cluster: one.beyond for one in result.space.machines if one.beyond
-            },
-            "why_not_models": explain_models(result),
-            "best_of_each_model": {
-                name: rows[evaluation.candidate]
-                for name, evaluation in best_of_each(result).items()
-            },
-            "candidates": tuple(rows.values()),
-            "pareto": find_pareto(result, rows),
-            **parts,
-        }
+    machines, ruled = result.space.machines, result.ruled
+    answer = Answer(
+        name=result.question.name,
+        seed=result.question.seed,
+        currency=result.question.power.currency,
+        targets=result.question.targets.limits,
+        models=tuple(
+            ModelEntry(name=model.name, is_moe=model.moe is not None)
+            for model in result.space.models
+        ),
+        spare=_describe_spare(result, first),
+        clusters=tuple(one.offer.cluster for one in machines),
+        num_simulated=_count_simulated(result),
+        num_legal=result.num_legal,
+        num_ruled_out=sum(ruled.counts.values()),
+        ruled_out=tuple(
+            RuledOut(reason=reason, count=count, example=ruled.examples[reason])
+            for reason, count in ruled.counts.items()
+        ),
+        traffic=_describe_traffic(result),
+        clusters_ruled_out={one.offer.cluster: one.beyond for one in machines if one.beyond},
+        why_not_models=explain_models(result),
+        best_of_each_model={
+            name: rows[one.candidate] for name, one in best_of_each(result).items()
+        },
+        candidates=tuple(rows.values()),
+        pareto=find_pareto(result, rows),
+        crossover=found.crossover,
+        recommended=None if first is None else _recommend(rows[first.candidate], found),
+        sizes=found.sizes,
+        basis=state_basis(result),
+        handover=None if first is None else hand_over(result, target),
+        why_not=find_nearest(result) if first is None else None,
+        sensitivity=tuple(found.sensitivity),
+        losses=tuple(found.losses),
+        idle=found.idle,
+        spare_nodes=tuple(found.spare_nodes),
+        confidence=found.confidence,
+        moe_vs_dense=found.moe_vs_dense,
     )
     return answer.model_copy(update={"headline": headline(answer), "reasons": reasons(answer)})
 
 
-def _recommend(
-    result: SearchResult,
-    first: Evaluation,
-    rows: dict[Any, DeploymentRow],
-    parts: dict[str, Any],
-    target: Path | None,
-) -> dict[str, Any]:
-    """The parts that an answer with a recommendation has."""
-    room = parts.pop("headroom") if "headroom" in parts else headroom_of(result, first)
-    sure = parts.get("confidence")
-    ends = name_band("headroom", room, (sure.headroom_low, sure.headroom_high)) if sure else {}
-    return {
-        "recommended": {**rows[first.candidate].model_dump(), "headroom": room, **ends},
-        "sizes": parts["sizes"] if "sizes" in parts else find_sizes(result, first),
-        "basis": state_basis(result),
-        "handover": hand_over(result, target),
-    }
-
-
-def _refuse(result: SearchResult) -> dict[str, Any]:
-    """The parts that an answer without a recommendation has."""
-    return {"why_not": find_nearest(result)}
+def _recommend(row: DeploymentRow, found: Assessment) -> RecommendedRow:
+    """The row of the recommended deployment, with its headroom."""
+    sure = found.confidence
+    ends = (sure.headroom_low, sure.headroom_high) if sure else None
+    return RecommendedRow.model_validate(
+        {
+            **row.model_dump(),
+            "headroom": found.headroom,
+            **(name_band("headroom", found.headroom, ends) if ends else {}),
+        }
+    )
 
 
 def _count_simulated(result: SearchResult) -> int:
@@ -118,14 +114,14 @@ def _describe_spare(result: SearchResult, best: Evaluation | None) -> SpareGpus:
     """
     lost = result.question.spare
     text = str(lost) if lost != Spare() else ""
-    if best is None or best.cluster_size is None:
+    if best is None or best.size is None:
         return SpareGpus(lost=text)
-    sides, space = (best.candidate.shape, best.candidate.prefill), result.space
-    machines, host_gpus = space.machines[best.candidate.shape.machines], space.host_gpus(*sides)
+    sides, space = best.candidate.sides, result.space
+    machines, host_gpus = space.machines_at(sides[0]), space.host_gpus(*sides)
     return SpareGpus(
         lost=text,
         gpus=space.spare_gpus(*sides),
-        nodes=-(-best.cluster_size.size // host_gpus),
+        nodes=-(-best.size // host_gpus),
         is_spread=host_gpus < machines.spec.gpus_per_node,
         **whole_nodes(machines, host_gpus, best.num_gpus, lost)._asdict(),
     )
@@ -144,15 +140,3 @@ def _describe_traffic(result: SearchResult) -> TrafficFacts:
         mean_input=traffic.num_input,
         mean_output=traffic.num_output,
     )
-
-
-def _list_targets(result: SearchResult) -> dict[str, float]:
-    """Limits by target, named as in an outcome."""
-    targets = result.question.targets
-    limits = {
-        f"{name}.{level}": limit
-        for name in ("ttft_s", "tpot_s", "e2e_s")
-        for level, limit in getattr(targets, name).limits().items()
-    }
-    shares = {"attainment": targets.attainment, "output_tokens_per_s": targets.output_tokens_per_s}
-    return limits | {name: limit for name, limit in shares.items() if limit is not None}

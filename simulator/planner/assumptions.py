@@ -13,10 +13,9 @@ def state_basis(result: SearchResult) -> dict[str, Basis]:
     deployment.
     """
     stated = {}
-    for evaluation in best_of_each(result).values():
-        if evaluation.cluster_size is not None:
-            facts = facts_of(explorer(result, evaluation).plan(evaluation.cluster_size))
-            stated[text_of(result, evaluation)] = Basis.model_validate(
-                {key: facts[key] for key in Basis.model_fields}
-            )
+    for one in best_of_each(result).values():
+        if one.cluster_size is not None:
+            facts = facts_of(explorer(result, one).plan(one.cluster_size))
+            basis = {key: facts[key] for key in Basis.model_fields}
+            stated[text_of(result, one)] = Basis.model_validate(basis)
     return stated

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from simulator.base.frozen import Policy
-from simulator.config.capacity import CandidateModel, Percentiles, Question, Spare
+from simulator.config.capacity import CandidateModel, Question, Spare
 from simulator.config.model import load_model
 from simulator.config.routing import complete_routing
 from simulator.config.workload import SLO
@@ -42,7 +42,6 @@ _BLOCKS = 20
 arrivals bursty."""
 _NUM_CACHED = 32
 """Spaces and stretches of traffic in memory: some more than a question has conditions."""
-_LEVELS = ("p99", "p95", "p90", "p50", "mean")
 _SKEW_KEYS = ("sigma", "exponent")
 """Keys of routing policies that say how unevenly experts are popular; 0 is evenly."""
 
@@ -102,8 +101,7 @@ class Trials:
             STORED_EVALUATION,
             lambda: StoredEvaluation.strip(explorer.find()),
         )
-        machines = explorer.space.machines[candidate.shape.machines]
-        return stored.restore(candidate, machines.gpu_hour)
+        return stored.restore(candidate, explorer.space.machines_at(candidate.shape).gpu_hour)
 
     def trial(
         self, candidate: Candidate, cluster_size: ClusterSize, change: Change | None = None
@@ -221,31 +219,10 @@ def choose_slo(question: Question) -> SLO:
     """Limits of each request: the workload's own, or else those that the targets set at the highest
     percentile.
     """
-    own = question.workload.slo
-    if any((own.ttft_s, own.tpot_s, own.e2e_s)):
-        return own
-    targets = question.targets
-    return SLO(
-        ttft_s=_strictest(targets.ttft_s),
-        tpot_s=_strictest(targets.tpot_s),
-        e2e_s=_strictest(targets.e2e_s),
-    )
-
-
-def _strictest(limits: Percentiles) -> float | None:
-    given = limits.limits()
-    return next((given[level] for level in _LEVELS if level in given), None)
-
-
-def price_evaluation(space: Space, evaluation: Evaluation) -> float:
-    """Cost per hour, with electricity where that is paid apart; infinite where nothing was
-    found.
-    """
-    if evaluation.cluster_size is None:
-        return math.inf
-    return (
-        evaluation.cluster_size.size * space.machines[evaluation.candidate.shape.machines].gpu_hour
-    )
+    if question.workload.slo.is_set:
+        return question.workload.slo
+    latencies = question.targets.latencies.items()
+    return SLO(**{name: list(limits.values())[-1] for name, limits in latencies if limits})
 
 
 def is_whole(traffic: Traffic, most: int = MOST_REQUESTS) -> bool:
@@ -289,10 +266,10 @@ def _make_traffic(
     """The busiest stretch of the requests, at another rate for as long."""
     asked = _read_question(text)
     question = apply_conditions(Conditions(prompts=prompts), asked, Path(folder))
-    if is_generated(asked):
+    if is_generated(asked.workload):
         question = question.model_copy(update={"seed": _derive_seed(question.seed, resample)})
     traffic = _read_traffic(question.model_dump_json(), folder)
-    if resample and not is_generated(asked):
+    if resample and not is_generated(asked.workload):
         traffic = _resample_blocks(traffic, np.random.default_rng([asked.seed, resample]))
     return traffic.busiest(most, MOST_STAYS).at_rate(rate)
 

@@ -40,17 +40,9 @@ def map_crossover(result: SearchResult) -> CrossoverMap | None:
     ]
     if not usable:
         return None
-    ordered = [
-        evaluation.candidate.shape
-        for evaluation in result.evaluations
-        if evaluation.cluster_size is not None
-    ]
-    ordered += [
-        candidate.shape
-        for candidate in sorted(
-            (o for part in result.screened.values() for o in part.candidates), key=by_cost
-        )
-    ]
+    screened = [one for part in result.screened.values() for one in part.candidates]
+    ordered = [one.candidate.shape for one in result.met]
+    ordered += [one.shape for one in sorted(screened, key=by_cost)]
     places = [(shape.model, shape.machines) for shape in ordered] + [
         (n, usable[0]) for n in range(len(space.models))
     ]

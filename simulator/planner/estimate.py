@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simulator.deployment.plan import DeploymentPlan, make_plan
+from simulator.deployment.plan import make_plan
 from simulator.planner.calibration_error import (
     CalibrationError,
     Edges,
@@ -207,11 +207,7 @@ class Estimator:
                 for pool, load in zip(pools, loads, strict=True)
             ]
             total = sum(n * pool.capacity.ranks for n, pool in zip(counts, pools, strict=True))
-            size = (
-                space.find_cluster(total, candidate.shape, candidate.prefill)
-                if all(counts)
-                else None
-            )
+            size = space.find_cluster(total, *candidate.sides) if all(counts) else None
             return size or 0
 
         gpus, *others = (
@@ -235,7 +231,7 @@ class Estimator:
             self._known[key] = (
                 curves[0],
                 [
-                    _serve_phase(judge, phase, plan, curve, candidate.budget)
+                    judge.serve(phase, plan, curve, candidate.budget)
                     for judge, curve in zip(self._judges, curves, strict=True)
                 ],
             )
@@ -246,7 +242,7 @@ class Estimator:
         if candidate.prefill is not None:
             return replicas - 1
         space, shape = self._judges[0].space, candidate.shape
-        sizes = space.machines[shape.machines].sizes
+        sizes = space.machines_at(shape).sizes
         smaller = max((size for size in sizes if size < cluster_size.size), default=None)
         if smaller is None:
             return 0
@@ -278,16 +274,6 @@ class Estimator:
         )
         finite = tuple(load if math.isfinite(load) else 1.0 for load in loads)
         return FittedPool(known[0], max(replicas, 1), slack, scale, finite)
-
-
-def _serve_phase(
-    judge: Judge, phase: str, plan: DeploymentPlan, curve: Curve, budget: int
-) -> Served:
-    if phase == "both":
-        return judge.both(plan, curve, budget)
-    return (
-        judge.prefilling(plan, curve, budget) if phase == "prefill" else judge.decoding(plan, curve)
-    )
 
 
 def measure_capacity(judge: Judge, shape: ReplicaShape, served: Served) -> ReplicaCapacity | None:

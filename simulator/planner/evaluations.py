@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from simulator.config.deployment import DeploymentSpec
 from simulator.planner.explore import ClusterSize, Evaluation, Explorer, deployment
@@ -12,49 +11,41 @@ from simulator.planner.headroom import headroom
 from simulator.planner.search import SearchResult
 from simulator.results.answer import DeploymentRow
 
-NO_BANDS: Mapping[str, Any] = MappingProxyType({})
-"""Bands of a row whose figures have none."""
+
+class FigureBands(NamedTuple):
+    """Bands of the figures of a row, and probabilities that it is the cheapest."""
+
+    method: str | None = None
+    """Method by which they were made; ``None`` without bands."""
+    ends: Mapping[str, float | None] = {}
+    """Ends by key of the row (``gpus_low``)."""
+    is_best_probability: float | None = None
+    none_cheaper_probability: float | None = None
 
 
-class Priced(NamedTuple):
-    """Prices of an evaluation, in the plan's currency."""
-
-    per_hour: float
-    power_per_hour: float
-    """Electricity, where it is paid apart: a part of it."""
-    per_million_output_tokens: float
-    per_million_tokens: float
-    """Prompts and output."""
-    joules_per_output_token: float
-
-
-def price_cluster(result: SearchResult, evaluation: Evaluation) -> Priced:
-    """Prices at the traffic's mean rate, the whole cluster paid for.
+def price_cluster(result: SearchResult, evaluation: Evaluation) -> dict[str, float]:
+    """Costs of an evaluation's row, in the plan's currency, and its energy: at the traffic's mean
+    rate, the whole cluster paid for.
 
     Power is that of the boards at their limit, times the machine room's overhead: an upper bound.
     """
-    if evaluation.cluster_size is None:
-        raise ValueError("nothing was found")
-    machines = result.space.machines[evaluation.candidate.shape.machines]
-    traffic, hourly = result.traffic, evaluation.cost_per_hour
-    watts = evaluation.cluster_size.size * machines.watts_per_gpu
-    electricity = watts / 1000 * result.question.power.price_per_kwh
+    traffic, hourly, outcome = result.traffic, evaluation.cost_per_hour, evaluation.outcome
+    machines = result.space.machines_at(evaluation.candidate.shape)
+    watts = (evaluation.size or 0) * machines.watts_per_gpu
     served = 1.0
-    if (
-        evaluation.outcome is not None and not evaluation.outcome.met
-    ):  # what falls behind is not paid for tokens that nobody gets
-        served = min(
-            1.0, evaluation.outcome.output_tokens_per_s / (traffic.rate_per_s * traffic.num_output)
-        )
+    if outcome is not None and not outcome.met:
+        # What falls behind is not paid for tokens that nobody gets.
+        asked_per_s = traffic.rate_per_s * traffic.num_output
+        served = min(1.0, outcome.output_tokens_per_s / asked_per_s)
     output_per_hour = served * traffic.rate_per_s * traffic.num_output * 3600
     all_per_hour = output_per_hour + served * traffic.rate_per_s * traffic.num_input * 3600
-    return Priced(
-        hourly,
-        electricity,
-        hourly / output_per_hour * 1e6,
-        hourly / all_per_hour * 1e6,
-        watts * 3600 / output_per_hour,
-    )
+    return {
+        "cost_per_hour": hourly,
+        "cost_power_per_hour": watts / 1000 * result.question.power.price_per_kwh,
+        "cost_per_million_output_tokens": hourly / output_per_hour * 1e6,
+        "cost_per_million_tokens": hourly / all_per_hour * 1e6,
+        "cost_joules_per_output_token": watts * 3600 / output_per_hour,
+    }
 
 
 def explorer(result: SearchResult, evaluation: Evaluation) -> Explorer:
@@ -77,9 +68,8 @@ def deployment_of(result: SearchResult, evaluation: Evaluation, name: str = "") 
 def best_of_each(result: SearchResult) -> dict[str, Evaluation]:
     """The cheapest deployment of each model that meets the targets, by the model's name."""
     best: dict[str, Evaluation] = {}
-    for evaluation in result.evaluations:
-        if evaluation.cluster_size is not None:
-            best.setdefault(result.space.models[evaluation.candidate.shape.model].name, evaluation)
+    for one in result.met:
+        best.setdefault(result.space.models[one.candidate.shape.model].name, one)
     return best
 
 
@@ -89,15 +79,10 @@ def text_of(result: SearchResult, evaluation: Evaluation) -> str:
     space = result.space
     if cluster_size is None:
         return space.text(candidate.shape)
-    machines = space.machines[candidate.shape.machines]
-    idle = (
-        cluster_size.size
-        - evaluation.num_gpus
-        - space.spare_gpus(candidate.shape, candidate.prefill)
-    )
-    where = f"{cluster_size.size} x {machines.offer.cluster}" + (
-        f", {evaluation.num_gpus} of {cluster_size.size} GPUs used" if idle > 0 else ""
-    )
+    size, used = cluster_size.size, evaluation.num_gpus
+    where = f"{size} x {space.machines_at(candidate.shape).offer.cluster}"
+    if size - used - space.spare_gpus(*candidate.sides) > 0:
+        where += f", {used} of {size} GPUs used"
     if candidate.prefill is None:
         many = "1 replica" if cluster_size.replicas == 1 else f"{cluster_size.replicas} replicas"
         split = space.split(candidate.shape)
@@ -110,21 +95,15 @@ def text_of(result: SearchResult, evaluation: Evaluation) -> str:
 
 
 def row_of(
-    result: SearchResult, evaluation: Evaluation, bands: Mapping[str, Any] = NO_BANDS
+    result: SearchResult, evaluation: Evaluation, bands: FigureBands | None = None
 ) -> DeploymentRow:
-    """The row of an evaluation with a size: what it is, what it costs, what was measured.
-
-    Args:
-        bands: ends of the figures' bands (``gpus_low``), and how they were made.
-    """
+    """The row of an evaluation with a size: what it is, what it costs, what was measured."""
     cluster_size, outcome = evaluation.cluster_size, evaluation.outcome
     if cluster_size is None or outcome is None:
         raise ValueError("nothing was found")
     space, shape = result.space, evaluation.candidate.shape
     model, variant = space.models[shape.model], space.variants[shape.model]
-    prices = {
-        f"cost_{name}": one for name, one in price_cluster(result, evaluation)._asdict().items()
-    }
+    bands = bands or FigureBands()
     row = {
         "deployment": text_of(result, evaluation),
         "model": model.name,
@@ -132,19 +111,23 @@ def row_of(
         "kind": space.kind(shape),
         "is_pruned": variant.pruning is not None,
         "quality": variant.quality,
-        "cluster": space.machines[shape.machines].name_size(cluster_size.size),
+        "cluster": space.machines_at(shape).name_size(cluster_size.size),
         "gpus": cluster_size.size,
         "gpus_used": evaluation.num_gpus,
         "replicas": cluster_size.replicas,
         "prefill_replicas": cluster_size.prefill_replicas,
         "token_budget": evaluation.candidate.budget,
         "too_long_share": result.traffic.share_beyond(model.max_context_tokens),
-        **prices,
+        **price_cluster(result, evaluation),
         "worst_target": outcome.tightest,
         "worst_ratio": outcome.worst,
         **outcome.measured,
         "preempted_share": outcome.preempted_share,
         "output_tokens_per_s": outcome.output_tokens_per_s,
         "output_tokens_per_s_per_gpu": outcome.output_tokens_per_s / cluster_size.size,
+        "band": bands.method,
+        "is_best_probability": bands.is_best_probability,
+        "none_cheaper_probability": bands.none_cheaper_probability,
+        **bands.ends,
     }
-    return DeploymentRow.model_validate({**row, **bands})
+    return DeploymentRow.model_validate(row)

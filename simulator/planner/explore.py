@@ -50,8 +50,7 @@ class Evaluation:
     """Outcome there, or on the largest cluster; ``None`` where the deployment cannot run the
     workload at all."""
     cost_per_hour: float
-    num_gpus: int
-    """GPUs of the cluster that its replicas take up."""
+    """Cost of the cluster, with electricity where that is paid apart; infinite without one."""
     tried: tuple[tuple[ClusterSize, float], ...] = ()
     """Every trial: the worst target's ratio."""
     why: str = ""
@@ -64,6 +63,16 @@ class Evaluation:
     """Whether it was found by an earlier search."""
     risk: float = 0.0
     """See :func:`simulator.planner.calibration_error.compute_miss_probability`."""
+
+    @property
+    def size(self) -> int | None:
+        """GPUs of the cluster; ``None`` without one."""
+        return None if self.cluster_size is None else self.cluster_size.size
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of the cluster that its replicas take up; 0 without one."""
+        return 0 if self.cluster_size is None else self.candidate.count_gpus(*self.cluster_size[1:])
 
 
 def resize_candidate(evaluation: Evaluation) -> Candidate:
@@ -97,7 +106,7 @@ class Explorer:
             return self._refuse(str(error).split("]: ", 1)[-1], self._tried)
 
     def _refuse(self, why: str, tried: tuple[tuple[ClusterSize, float], ...] = ()) -> Evaluation:
-        return Evaluation(self.candidate, None, None, math.inf, 0, tried, why)
+        return Evaluation(self.candidate, None, None, math.inf, tried, why)
 
     @property
     def _tried(self) -> tuple[tuple[ClusterSize, float], ...]:
@@ -113,7 +122,7 @@ class Explorer:
 
     def _count_usable(self, size: int) -> int:
         """GPUs that are left of a cluster when what may be lost is lost."""
-        return size - self.space.spare_gpus(self.candidate.shape, self.candidate.prefill)
+        return size - self.space.spare_gpus(*self.candidate.sides)
 
     def _find_replicas(self) -> Evaluation:
         """Replicas that do both phases, as many as the cluster holds."""
@@ -132,11 +141,11 @@ class Explorer:
         if found is None:
             return self._record_miss(sizes[-1])
         below = self.trial(sizes[found - 1]) if found else None
-        return self._record_size(sizes[found], sizes[found].replicas * shape.num_ranks, below)
+        return self._record_size(sizes[found], below)
 
     def _find_pools(self) -> Evaluation:
         """A pool for each phase, each as small as its targets allow."""
-        machines, candidate = self.space.machines[self.candidate.shape.machines], self.candidate
+        machines, candidate = self.space.machines_at(self.candidate.shape), self.candidate
         if candidate.prefill is None:
             raise ValueError("there is no prefill pool")
         ranks = candidate.prefill.num_ranks, candidate.shape.num_ranks
@@ -158,7 +167,7 @@ class Explorer:
             first = min(first, most[0])
             left = max(1, (room - first * ranks[0]) // ranks[1])
             return self._record_miss(ClusterSize(machines.sizes[-1], left, first))
-        return self._record_size(best, first * ranks[0] + second * ranks[1], None)
+        return self._record_size(best, None)
 
     def _find_pool(
         self, name: str, most: int, start: int, others: int, targets: tuple[str, ...]
@@ -181,11 +190,8 @@ class Explorer:
 
     def _fit_pools(self, first: int, second: int) -> ClusterSize | None:
         """Replicas of each pool on the smallest cluster that holds them."""
-        candidate = self.candidate
-        if candidate.prefill is None:
-            raise ValueError("there is no prefill pool")
-        num_gpus = first * candidate.prefill.num_ranks + second * candidate.shape.num_ranks
-        size = self.space.find_cluster(num_gpus, candidate.shape, candidate.prefill)
+        num_gpus = self.candidate.count_gpus(second, first)
+        size = self.space.find_cluster(num_gpus, *self.candidate.sides)
         return None if size is None else ClusterSize(size, second, first)
 
     def _keeps_targets(self, parts: int, cluster_size: ClusterSize, names: tuple[str, ...]) -> bool:
@@ -203,17 +209,14 @@ class Explorer:
         }
         return max(found.find_worst(names), *other.values(), 0.0) <= 1.0
 
-    def _record_size(
-        self, cluster_size: ClusterSize, num_gpus: int, below: Outcome | None
-    ) -> Evaluation:
+    def _record_size(self, cluster_size: ClusterSize, below: Outcome | None) -> Evaluation:
         found = self.trial(cluster_size)
         plan = self.plan(ClusterSize(0, 1, 1 if self.candidate.prefill is not None else 0))
         return Evaluation(
             self.candidate,
             cluster_size,
             found,
-            cluster_size.size * self.space.machines[self.candidate.shape.machines].gpu_hour,
-            num_gpus,
+            cluster_size.size * self.space.machines_at(self.candidate.shape).gpu_hour,
             self._tried,
             below=below,
             risk=compute_miss_probability(plan, found, longest_tokens(self.traffic.trace)),
@@ -226,7 +229,7 @@ class Explorer:
             f"misses {name} by {found.worst:.2f}x on the largest cluster within the limits "
             f"({largest.size} GPUs)"
         )
-        return Evaluation(self.candidate, None, found, math.inf, 0, self._tried, why, most=largest)
+        return Evaluation(self.candidate, None, found, math.inf, self._tried, why, most=largest)
 
     def trial(self, cluster_size: ClusterSize) -> Outcome:
         """Serve the traffic with so many replicas: each of them, or each set of both pools that is
@@ -266,7 +269,7 @@ class Explorer:
         spec = plan.spec.model_dump_json(
             exclude={"name", "cluster", "replicas", "balancing", "prefill"}
         )
-        machines = self.space.machines[self.candidate.shape.machines].offer.cluster
+        machines = self.space.machines_at(self.candidate.shape).offer.cluster
         # Another model, or another recording, may have the same path.
         named = plan.placement.model.model_dump_json(), str(self.space.folder)
         key = (spec, *named, machines, pool.max_tokens, stream, plan.placement.seed)
@@ -290,34 +293,20 @@ def deployment(
     space: Space, candidate: Candidate, cluster_size: ClusterSize, name: str = ""
 ) -> DeploymentSpec:
     """The deployment of a candidate with so many replicas."""
-    shape = candidate.shape
-    machines = space.machines[shape.machines]
-    size = (
-        cluster_size.size
-        or machines.holding(cluster_size.replicas * shape.num_ranks)
-        or machines.sizes[-1]
-    )
-    if candidate.prefill is None:
-        return space.spec(shape, candidate.budget, cluster_size.replicas, size, name)
-    prompts = candidate.prefill
-    needed = (
-        cluster_size.replicas * shape.num_ranks + cluster_size.prefill_replicas * prompts.num_ranks
-    )
-    size = cluster_size.size or machines.holding(needed) or machines.sizes[-1]
+    (shape, prompts), (size, replicas, prefill_replicas) = candidate.sides, cluster_size
+    machines, needed = space.machines_at(shape), candidate.count_gpus(replicas, prefill_replicas)
+    size = size or machines.holding(needed) or machines.sizes[-1]
+    if prompts is None:
+        return space.spec(shape, candidate.budget, replicas, size, name)
     first = space.spec(prompts, candidate.budget)
     pool = PrefillPoolSpec(
         parallel=first.parallel,
-        replicas=cluster_size.prefill_replicas,
+        replicas=prefill_replicas,
         scheduling=first.scheduling,
         overlap=first.overlap,
     )
-    spec = space.spec(
-        shape,
-        candidate.budget,
-        cluster_size.replicas,
-        size,
-        name or f"{space.text(shape)}, prompts on {space.split(prompts)}",
-    )
+    name = name or f"{space.text(shape)}, prompts on {space.split(prompts)}"
+    spec = space.spec(shape, candidate.budget, replicas, size, name)
     return spec.model_copy(update={"prefill": pool})
 
 

@@ -7,7 +7,7 @@ Sentences beside the commands say what these cannot express.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,15 @@ import numpy as np
 
 from simulator.base.data import available_files
 from simulator.base.writing import toml_text
-from simulator.config.capacity import Percentiles, Spare
+from simulator.config.capacity import Question, Spare
 from simulator.config.deployment import DeploymentSpec
-from simulator.config.workload import SLO, WorkloadSpec
+from simulator.config.workload import WorkloadSpec
 from simulator.deployment.plan import make_plan
+from simulator.planner.conditions import choose_slo
 from simulator.planner.evaluations import best_of_each, deployment_of, text_of
 from simulator.planner.explore import Evaluation
 from simulator.planner.launch import Command, list_commands
+from simulator.planner.requests import is_generated
 from simulator.planner.search import SearchResult
 from simulator.results.answer.handover import (
     COMPARED,
@@ -32,8 +34,6 @@ from simulator.results.answer.handover import (
 )
 from simulator.workload.requests import load_requests, source_arrivals_s
 
-"""Scenario files beside the plan's other results: the first choice, and all that are recommended
-side by side."""
 _MOST_RECOMMENDED = 5
 _EXACT = 17
 """Digits that leave a number as it is."""
@@ -43,15 +43,13 @@ def choose_handed_over(result: SearchResult) -> list[Evaluation]:
     """The evaluations worth handing over, the best first: overall, of the MoE models, of the dense
     ones, and runners-up.
     """
-    met = [evaluation for evaluation in result.evaluations if evaluation.cluster_size is not None]
-    best = list(best_of_each(result).values())
+    met, models = result.met, result.space.models
     by_kind = [
-        [f for f in best if (result.space.models[f.candidate.shape.model].moe is not None) is moe]
+        [one for one in met if (models[one.candidate.shape.model].moe is not None) is moe][:1]
         for moe in (True, False)
     ]
-    ordered = [*met[:1], *(kind[0] for kind in by_kind if kind), *met]
     unique: list[Evaluation] = []
-    for evaluation in ordered:
+    for evaluation in [*met[:1], *by_kind[0], *by_kind[1], *met]:
         if evaluation not in unique:
             unique.append(evaluation)
     return unique[:_MOST_RECOMMENDED]
@@ -115,15 +113,13 @@ def scenario_text(
     """
     question, base = result.question, result.space.folder
     workload, comments = _workload(result)
-    slo = _slo(result, comments)
+    comments += _explain_slo(question)
     if result.asked_requests is not None and question.workload.num_requests is not None:
         now = f"these are {question.workload.num_requests:,}, so that a steady state shows"
         comments.append(f"The plan's workload asks for {result.asked_requests:,} requests; {now}.")
     if question.power.price_per_kwh:
         comments.append("The plan pays for electricity apart, which a run does not.")
-    if any(
-        one.cluster_size is not None and one.num_gpus < one.cluster_size.size for one in evaluations
-    ):
+    if any(one.num_gpus < (one.size or 0) for one in evaluations):
         comments.append(
             "The plan pays for the whole cluster; a run counts the GPUs that replicas take up, "
             "so it names a lower cost."
@@ -132,7 +128,8 @@ def scenario_text(
         comments.append(
             f"The clusters hold more than the replicas take up: {question.spare} may be lost."
         )
-    workload = workload.model_copy(update={"slo": slo, **_requests(workload, base, folder)})
+    changes = {"slo": choose_slo(question), **_requests(workload, base, folder)}
+    workload = workload.model_copy(update=changes)
     table = {
         "name": f"{question.name}: recommended",
         "seed": question.seed,
@@ -240,9 +237,8 @@ def _peak(result: SearchResult) -> WorkloadSpec | None:
             "num_requests": count,
             "duration_s": None,
         }
-        if _is_generated(
-            asked
-        ):  # lengths are drawn for all requests at once, so all must still be drawn
+        if is_generated(asked):
+            # Lengths are drawn for all requests at once, so all must still be drawn.
             changes["num_requests"] = len(source_s) - begin
             if end < len(source_s):
                 half = float(source_s[end - 1] + source_s[end]) / 2
@@ -257,30 +253,12 @@ def _peak(result: SearchResult) -> WorkloadSpec | None:
     return None
 
 
-def _is_generated(workload: WorkloadSpec) -> bool:
-    requests = workload.requests
-    return (
-        isinstance(requests, dict)
-        or requests in available_files("workloads/requests")
-        or requests.endswith(".toml")
-    )
-
-
-def _slo(result: SearchResult, comments: list[str]) -> SLO:
-    """The question's, or each target's limit at its highest percentile."""
-    asked, targets = result.question.workload.slo, result.question.targets
-    if any((asked.ttft_s, asked.tpot_s, asked.e2e_s)):
-        return asked
-    limits: dict[str, float] = {}
-    for name in ("ttft_s", "tpot_s", "e2e_s"):
-        given: Percentiles = getattr(targets, name)
-        if given.limits():
-            level, limits[name] = list(given.limits().items())[-1]
-            comments.append(
-                f"workload.slo.{name} is the plan's target for "
-                f"the {'mean' if level == 'mean' else level}."
-            )
-    return SLO(**limits)
+def _explain_slo(question: Question) -> Iterator[str]:
+    """Sources of the limits of each request, where the workload sets none."""
+    if not question.workload.slo.is_set:
+        for name, limits in question.targets.latencies.items():
+            for level in list(limits)[-1:]:
+                yield f"workload.slo.{name} is the plan's target for the {level}."
 
 
 def commands(result: SearchResult, evaluation: Evaluation) -> list[Command]:
@@ -288,7 +266,7 @@ def commands(result: SearchResult, evaluation: Evaluation) -> list[Command]:
     spec = deployment_of(result, evaluation)
     plan = make_plan(spec, result.question.seed, "plan", result.space.folder)
     trace = result.traffic.trace
-    host_gpus = result.space.host_gpus(evaluation.candidate.shape, evaluation.candidate.prefill)
+    host_gpus = result.space.host_gpus(*evaluation.candidate.sides)
     return list_commands(
         plan,
         spec.model,

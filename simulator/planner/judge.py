@@ -80,6 +80,12 @@ class Judge:
         self._curves.setdefault(key, found)
         return found
 
+    def serve(self, phase: str, plan: DeploymentPlan, curve: Curve, budget: int) -> Served:
+        """A replica of a pool: of ``prefill``, ``decode``, or ``both``."""
+        if phase == "decode":
+            return self.decoding(plan, curve)
+        return (self.prefilling if phase == "prefill" else self.both)(plan, curve, budget)
+
     def both(self, plan: DeploymentPlan, curve: Curve, budget: int) -> Served:
         """A replica that computes prompts and decodes."""
         batches, step_s, ttft_s, possible = self._loads(plan, curve, budget)
@@ -200,9 +206,9 @@ class Judge:
 
 def _limits(space: Space) -> Limits:
     targets, slo = space.question.targets, space.question.workload.slo
-    ttft = [*targets.ttft_s.limits().values()]
-    tpot = [*targets.tpot_s.limits().values()]
-    if targets.attainment is not None:
-        ttft += [slo.ttft_s] if slo.ttft_s else []
-        tpot += [slo.tpot_s] if slo.tpot_s else []
-    return Limits(min(ttft, default=math.inf), min(tpot, default=math.inf))
+    has_slo = targets.attainment is not None
+    ttft_s, tpot_s = (
+        min([*limits.limits().values(), (has_slo and own_s) or math.inf])
+        for limits, own_s in ((targets.ttft_s, slo.ttft_s), (targets.tpot_s, slo.tpot_s))
+    )
+    return Limits(ttft_s, tpot_s)

@@ -8,13 +8,14 @@ import math
 from itertools import combinations
 from typing import NamedTuple
 
+import numpy as np
+
 from simulator.config.capacity import Spare
 from simulator.deployment.plan import make_plan
-from simulator.planner.conditions import Change, Trials, price_evaluation
+from simulator.planner.conditions import Change, Trials
 from simulator.planner.explore import ClusterSize, Evaluation
 from simulator.planner.machines import Machines
 from simulator.planner.screen import Candidate
-from simulator.planner.trial import Outcome
 from simulator.results.answer import Idle, LossRow, SpareRow
 from simulator.results.answer.failures import SpareExperts
 
@@ -34,14 +35,12 @@ def with_losses(trials: Trials, candidate: Candidate, cluster_size: ClusterSize)
     nothing is counted better than with less, since a balancer could leave replicas idle: the
     trials' noise is not a gain.
     """
-    machines = trials.space.machines[candidate.shape.machines]
-    rate = trials.open_explorer(candidate).traffic.rate_per_s
-    host_gpus = trials.space.host_gpus(candidate.shape, candidate.prefill)
-    rows = [_row(trials, candidate, machines, rate, Spare(), [cluster_size], cluster_size.size)]
+    host_gpus = trials.space.host_gpus(*candidate.sides)
+    rows = [_row(trials, candidate, Spare(), [cluster_size], cluster_size.size)]
     for lost in LOST:
         left = cluster_size.size - lost.nodes * host_gpus - lost.gpus
         remaining = [] if left <= 0 else list_survivors(candidate, cluster_size, lost, host_gpus)
-        row = _row(trials, candidate, machines, rate, lost, remaining, max(left, 0))
+        row = _row(trials, candidate, lost, remaining, max(left, 0))
         rows.append(_bound_row(row, rows[-1]))
     return rows
 
@@ -108,40 +107,28 @@ def list_survivors(
 
 
 def _row(
-    trials: Trials,
-    candidate: Candidate,
-    machines: Machines,
-    rate: float,
-    lost: Spare,
-    remaining: list[ClusterSize],
-    gpus: int,
+    trials: Trials, candidate: Candidate, lost: Spare, remaining: list[ClusterSize], gpus: int
 ) -> LossRow:
-    serving = [
-        one
-        for one in remaining
-        if one.replicas and (candidate.prefill is None or one.prefill_replicas)
-    ]
     row = LossRow(
         lost=str(lost),
         nodes_lost=lost.nodes,
         gpus_lost=lost.gpus,
         gpus_left=gpus,
-        node_gpus=machines.spec.gpus_per_node,
+        node_gpus=trials.space.machines_at(candidate.shape).spec.gpus_per_node,
         goodput_per_s=0.0,
         attainment=0.0,
         text="nothing is left that could serve",
     )
-    if not remaining or len(serving) < len(remaining):
-        return row
-    outcomes = [(one, trials.trial(candidate, one)) for one in serving]
-    shares = [
-        outcome.kept_share if math.isfinite(outcome.kept_share) else None for _, outcome in outcomes
+    serves = [
+        one.replicas and (candidate.prefill is None or one.prefill_replicas) for one in remaining
     ]
-    (worst, _), share = max(
-        zip(outcomes, shares, strict=True),
-        key=lambda item: (-(item[1] if item[1] is not None else 0.0), item[0][1].worst),
-    )
-    hardest: Outcome = max((outcome for _, outcome in outcomes), key=lambda one: one.worst)
+    if not remaining or not all(serves):
+        return row
+    outcomes = [(one, trials.trial(candidate, one)) for one in remaining]
+    worst, found = max(outcomes, key=lambda one: (-np.nan_to_num(one[1].kept_share), one[1].worst))
+    share = found.kept_share if math.isfinite(found.kept_share) else None
+    rate = trials.open_explorer(candidate).traffic.rate_per_s
+    hardest = max((outcome for _, outcome in outcomes), key=lambda one: one.worst)
     return row.model_copy(
         update={
             "replicas_left": worst.replicas,
@@ -162,18 +149,16 @@ def spare_nodes(trials: Trials, candidate: Candidate) -> list[SpareRow]:
 
     Where replicas are rented on nodes of their own, :func:`whole_nodes` are named beside them.
     """
-    machines = trials.space.machines[candidate.shape.machines]
+    machines = trials.space.machines_at(candidate.shape)
     rows = []
     base: float | None = None
     for spare in (Spare(), *LOST):
         change = Change(spare=spare)
         evaluation = trials.find(candidate, change)
-        size = evaluation.cluster_size.size if evaluation.cluster_size is not None else None
-        cost = price_evaluation(trials.space, evaluation) if size is not None else None
+        size = evaluation.size
+        cost = None if size is None else evaluation.cost_per_hour
         base = cost if spare == Spare() else base
-        host_gpus = trials.open_explorer(candidate, change).space.host_gpus(
-            candidate.shape, candidate.prefill
-        )
+        host_gpus = trials.open_explorer(candidate, change).space.host_gpus(*candidate.sides)
         rows.append(
             SpareRow(
                 lost=str(spare),
@@ -223,13 +208,9 @@ def idle_costs(trials: Trials, first: Evaluation, copying: Evaluation | None) ->
         copying: the best deployment with copies, which need not be the first choice.
     """
     space, candidate = trials.space, first.candidate
-    held_back = space.spare_gpus(candidate.shape, candidate.prefill)
-    unused = (
-        0
-        if first.cluster_size is None
-        else max(0, first.cluster_size.size - first.num_gpus - held_back)
-    )
-    hourly = space.machines[candidate.shape.machines].gpu_hour
+    held_back = space.spare_gpus(*candidate.sides)
+    unused = 0 if first.size is None else max(0, first.size - first.num_gpus - held_back)
+    hourly = space.machines_at(candidate.shape).gpu_hour
     return Idle(
         unused_gpus=unused,
         unused_cost_per_hour=unused * hourly,
@@ -262,7 +243,7 @@ def _spare_experts(
     )
     bytes_per_gpu = with_copies.weights_bytes - without.weights_bytes
     share = bytes_per_gpu / with_copies.total_bytes
-    cost = price_evaluation(space, trials.find(candidate._replace(shape=plain)))
+    cost = trials.find(candidate._replace(shape=plain)).cost_per_hour
     return SpareExperts(
         deployment=space.text(shape),
         slots=shape.slots - moe.num_experts,
@@ -272,7 +253,7 @@ def _spare_experts(
         cost_per_hour=share
         * cluster_size.replicas
         * shape.num_ranks
-        * space.machines[shape.machines].gpu_hour,
+        * space.machines_at(shape).gpu_hour,
         cache_tokens_forgone=without.tokens - with_copies.tokens,
         cost_per_hour_without=cost if math.isfinite(cost) else None,
     )

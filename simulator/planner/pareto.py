@@ -73,8 +73,7 @@ def find_pareto(
         ]
     simulated = (
         _describe_simulated(result, evaluation, rows[evaluation.candidate])
-        for evaluation in result.evaluations
-        if evaluation.cluster_size is not None
+        for evaluation in result.met
     )
     return (*points, *(point for point in simulated if point is not None))
 
@@ -163,7 +162,7 @@ def _make_point(
     *,
     is_pooled: bool,
 ) -> ParetoPoint:
-    space, machines = result.space, result.space.machines[shape.machines]
+    space, machines = result.space, result.space.machines_at(shape)
     model = space.models[shape.model]
     return ParetoPoint.model_validate(
         {

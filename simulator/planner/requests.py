@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from simulator.base.data import available_files
 from simulator.base.errors import UserError
-from simulator.config.capacity import Percentiles, Question
+from simulator.config.capacity import Question
+from simulator.config.workload import WorkloadSpec
 from simulator.planner.traffic import LEAST_STAYS, Traffic, busiest, led
 from simulator.scenario.question import load_open_requests
 from simulator.workload.traces import RequestTrace
@@ -35,13 +37,14 @@ def lasting(question: Question, folder: Path) -> tuple[Question, int | None]:
     Raises:
         UserError: as :func:`traffic_of`.
     """
-    if question.peak_s is not None or not is_generated(question):
+    if question.peak_s is not None or not is_generated(question.workload):
         return question, None
     trace = _open_loop(question, folder)
     stay_s = stay(question, trace)
     duration_s = max(float(trace.arrival_s[-1] - trace.arrival_s[0]), 1e-9)
     rate = (trace.num_requests - 1) / duration_s
-    levels = [1 - _LEVELS[level] for limits in _limits(question) for level in limits.limits()]
+    limits = question.targets.latencies.values()
+    levels = [1 - _LEVELS[level] for given in limits for level in given]
     if question.targets.attainment is not None:
         levels.append(1 - question.targets.attainment)
     needed = math.ceil(
@@ -85,10 +88,14 @@ def traffic_of(question: Question, folder: Path) -> Traffic:
     )
 
 
-def is_generated(question: Question) -> bool:
-    """Whether the workload can have more requests than it says."""
-    requests = question.workload.requests
-    return isinstance(requests, dict) or "." not in requests or requests.endswith(".toml")
+def is_generated(workload: WorkloadSpec) -> bool:
+    """Whether a workload's requests are drawn, so that it can have more than it says."""
+    requests = workload.requests
+    return (
+        isinstance(requests, dict)
+        or requests.endswith(".toml")
+        or requests in available_files("workloads/requests")
+    )
 
 
 def stay(question: Question, trace: RequestTrace) -> float:
@@ -98,23 +105,15 @@ def stay(question: Question, trace: RequestTrace) -> float:
     Args:
         trace: the requests, whose mean number of output tokens counts.
     """
-    ttft, tpot, e2e = (_typical(limits) for limits in _limits(question))
+    ttft, tpot, e2e = (  # the limits nearest to the medians
+        next(iter(limits.values()), None) for limits in question.targets.latencies.values()
+    )
     slo = question.workload.slo
     ttft, tpot, e2e = ttft or slo.ttft_s, tpot or slo.tpot_s, e2e or slo.e2e_s
     by_tokens = (ttft or _FIRST_TOKEN_S) + (tpot or _TOKEN_S) * float(trace.num_output.mean())
     if e2e is None:
         return by_tokens
     return e2e if tpot is None else min(e2e, by_tokens)
-
-
-def _limits(question: Question) -> tuple[Percentiles, Percentiles, Percentiles]:
-    targets = question.targets
-    return targets.ttft_s, targets.tpot_s, targets.e2e_s
-
-
-def _typical(limits: Percentiles) -> float | None:
-    """The limit nearest to the median."""
-    return next(iter(limits.limits().values()), None)
 
 
 def _open_loop(question: Question, folder: Path) -> RequestTrace:

@@ -48,6 +48,11 @@ class Ruled:
         self.counts[reason] = self.counts.get(reason, 0) + count
         self.examples.setdefault(reason, example)
 
+    def add(self, other: Ruled) -> None:
+        """Leave out what another one has left out."""
+        for reason, count in other.counts.items():
+            self.leave_out(reason, other.examples[reason], count)
+
     def telling(self) -> str | None:
         """The reason that says most about why nothing can be run; ``None`` where nothing was left
         out.

@@ -46,6 +46,33 @@ class GpuDemand(NamedTuple):
         return self.gpus[self.slower.index(1.0)]
 
 
+class Priced(NamedTuple):
+    """An evaluation at a cost, which is another than its own at other prices or other traffic."""
+
+    evaluation: Evaluation
+    cost: float
+    """Cost per hour, in the plan's currency; infinite where nothing meets the targets."""
+    demand: GpuDemand | None = None
+    """GPUs that it needs if steps take longer, under other conditions than asked."""
+
+    @property
+    def finite_cost(self) -> float | None:
+        """Cost per hour; ``None`` where nothing meets the targets."""
+        return self.cost if math.isfinite(self.cost) else None
+
+    def divide(self, other: Priced) -> float | None:
+        """Cost over another one's; ratio of GPUs where machines cost nothing."""
+        if other.cost > 0:
+            return self.cost / other.cost
+        mine, theirs = self.evaluation.size, other.evaluation.size
+        return mine / theirs if self.cost == 0 and mine and theirs else None
+
+
+def price(evaluation: Evaluation, demand: GpuDemand | None = None) -> Priced:
+    """An evaluation at its own cost."""
+    return Priced(evaluation, evaluation.cost_per_hour, demand)
+
+
 class ErrorSamples:
     """Samples of calibration errors, the same for everything that is compared; another question's
     seed gives others.
@@ -139,8 +166,8 @@ class CostSamples:
     def __init__(self, result: SearchResult, demands: Mapping[Candidate, GpuDemand]) -> None:
         self.errors = ErrorSamples(result.question.seed)
         self.demands = demands
-        self._machines = result.space.machines
-        self._is_free = all(machines.gpu_hour == 0 for machines in self._machines)
+        self._space = result.space
+        self._is_free = all(machines.gpu_hour == 0 for machines in result.space.machines)
 
     def draw_gpus(self, evaluation: Evaluation, demand: GpuDemand | None = None) -> Floats | None:
         """``[n]`` GPUs that a deployment needs, infinite where nothing meets the targets; ``None``
@@ -152,7 +179,7 @@ class CostSamples:
         demand = demand or self.demands.get(evaluation.candidate)
         if demand is None or evaluation.cluster_size is None:
             return None
-        sizes = self._machines[evaluation.candidate.shape.machines].sizes
+        sizes = self._space.machines_at(evaluation.candidate.shape).sizes
         scale = evaluation.cluster_size.size / demand.base if demand.base else 1.0
         return self.errors.draw_gpus(demand, sizes) * scale
 
@@ -161,8 +188,16 @@ class CostSamples:
         nothing.
         """
         gpus = self.draw_gpus(evaluation, demand)
-        price = self._machines[evaluation.candidate.shape.machines].gpu_hour
+        price = self._space.machines_at(evaluation.candidate.shape).gpu_hour
         return None if gpus is None else gpus * (1.0 if self._is_free else price)
+
+    def draw_priced(self, one: Priced | None) -> Floats | None:
+        """``[n]`` costs of an evaluation at a cost, known as :meth:`draw_gpus` is."""
+        drawn = None if one is None else self.draw_costs(one.evaluation, one.demand)
+        if one is None or drawn is None:
+            return None
+        own = one.evaluation.cost_per_hour
+        return drawn * (one.cost / own if 0 < own < math.inf else 1.0)
 
 
 def find_band(values: Floats | None) -> Band:

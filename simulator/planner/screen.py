@@ -45,6 +45,16 @@ class Candidate(NamedTuple):
     tpot_s: float
     ttft_s: float
 
+    @property
+    def sides(self) -> tuple[ReplicaShape, ReplicaShape | None]:
+        """Shape of its replicas, and of those that compute prompts where these are a pool."""
+        return self.shape, self.prefill
+
+    def count_gpus(self, replicas: int, prefill_replicas: int = 0) -> int:
+        """GPUs that so many replicas take up."""
+        prompts = 0 if self.prefill is None else prefill_replicas * self.prefill.num_ranks
+        return replicas * self.shape.num_ranks + prompts
+
 
 class Screened(NamedTuple):
     """Candidates of one model on one kind of machines."""
@@ -206,7 +216,7 @@ def _add_candidate(
     found: Rates,
     ruled: Ruled,
 ) -> None:
-    machines = space.machines[shape.machines]
+    machines = space.machines_at(shape)
     if found.most == 0:
         ruled.leave_out(TOO_SLOW, space.text(shape))
         return
@@ -252,7 +262,7 @@ def _pair_pools(
     decodes = [one for one in decodes if one[1].most > 0]
     if not prompts or not decodes:
         return [], 0
-    machines = space.machines[prompts[0][0].machines]
+    machines = space.machines_at(prompts[0][0])
     price, sizes = machines.gpu_hour, np.array(machines.sizes)
     spare = np.array(
         [[space.spare_gpus(shape, prefill) for shape, _ in decodes] for prefill, _, _ in prompts]

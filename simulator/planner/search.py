@@ -32,9 +32,6 @@ from simulator.planner.store import Store, key_of
 from simulator.planner.stored import STORED_EVALUATION, StoredEvaluation
 from simulator.planner.traffic import Traffic
 
-KEPT = "kept from before"
-"""Name under which a :class:`~simulator.base.progress.Progress` counts evaluations of an earlier
-search."""
 _SHORT_REQUESTS, _SHORT_STAYS = 2000, 2.0
 """Requests of the first round's stretch of traffic, or longer where they stay for long; the second
 has all."""
@@ -64,6 +61,11 @@ class SearchResult(NamedTuple):
     """On all of it; the best first."""
 
     @property
+    def met(self) -> list[Evaluation]:
+        """Evaluations of deployments that meet the targets, the best first."""
+        return [one for one in self.evaluations if one.cluster_size is not None]
+
+    @property
     def num_legal(self) -> int:
         """Deployments that were screened and could keep the targets."""
         return sum(part.num_legal for part in self.screened.values())
@@ -73,8 +75,7 @@ class SearchResult(NamedTuple):
         """Why the others were left out."""
         total = Ruled()
         for part in self.screened.values():
-            for reason, count in part.ruled.counts.items():
-                total.leave_out(reason, part.ruled.examples[reason], count)
+            total.add(part.ruled)
         return total
 
 
@@ -256,21 +257,16 @@ def _explore(
     place = None if store.folder is None else str(store.folder)
     task = partial(_explore_candidate, text, str(space.folder), place, is_short)
     met: list[Evaluation] = []
-    kept: list[Evaluation] = []
 
     def note(evaluation: Evaluation) -> None:
-        if evaluation.was_stored:
-            kept.append(evaluation)
+        store.num_recalled += evaluation.was_stored
         if evaluation.cluster_size is not None:
             met[:] = [min([*met, evaluation], key=best_first)]
 
     def show(count: int) -> None:
         tick(name, count, len(candidates), _describe_best(space, met[0]) if met else "")
 
-    found = pool.map(task, candidates, show, note, model_of, estimate_work)
-    if kept:
-        tick(KEPT, len(kept), len(kept))
-    return found
+    return pool.map(task, candidates, show, note, model_of, estimate_work)
 
 
 def model_of(candidate: Candidate) -> int:
@@ -291,8 +287,8 @@ def _estimate_screen_work(space: Space, part: tuple[int, int]) -> float:
 
 
 def _describe_best(space: Space, evaluation: Evaluation) -> str:
-    shape, size = evaluation.candidate.shape, evaluation.cluster_size
-    where = f"{0 if size is None else size.size} x {space.machines[shape.machines].offer.cluster}"
+    shape = evaluation.candidate.shape
+    where = f"{evaluation.size} x {space.machines_at(shape).offer.cluster}"
     price = ""
     if evaluation.cost_per_hour:
         price = f"{evaluation.cost_per_hour:,.2f} {space.question.power.currency} per hour, "
@@ -322,7 +318,7 @@ def _explore_candidate(
     known = store.get(key, STORED_EVALUATION)
     if known is not None:
         return replace(
-            known.restore(candidate, space.machines[candidate.shape.machines].gpu_hour),
+            known.restore(candidate, space.machines_at(candidate.shape).gpu_hour),
             was_stored=True,
         )
     with cache_lookups():
@@ -338,7 +334,7 @@ def identity(space: Space, traffic: Traffic, candidate: Candidate) -> list[Any]:
     A search that gets another model or another price therefore finds what it has done already.
     """
     question, shape = space.question, candidate.shape
-    variant, machines = space.variants[shape.model], space.machines[shape.machines]
+    variant, machines = space.variants[shape.model], space.machines_at(shape)
     prompts = candidate.prefill and candidate.prefill._replace(model=0, machines=0)
     return [
         candidate._replace(

@@ -25,10 +25,10 @@ def find_sizes(result: SearchResult, evaluation: Evaluation) -> Sizes:
     runners-up on the same machines, with as many replicas as the cluster holds. Pools are not sized
     anew for it, so they count only where that is their own size.
     """
-    machines = result.space.machines[evaluation.candidate.shape.machines]
-    if evaluation.cluster_size is None:
+    machines = result.space.machines_at(evaluation.candidate.shape)
+    if evaluation.size is None:
         return Sizes()
-    place = machines.sizes.index(evaluation.cluster_size.size)
+    place = machines.sizes.index(evaluation.size)
     below = evaluation.below if place else None
     larger = machines.sizes[place + 1 : place + 2]
     return Sizes(
@@ -49,7 +49,7 @@ def _describe_larger(result: SearchResult, evaluation: Evaluation, size: int) ->
     outcome = None if best is None else best.outcome
     return LargerSize(
         gpus=size,
-        cost_per_hour=size * result.space.machines[evaluation.candidate.shape.machines].gpu_hour,
+        cost_per_hour=size * result.space.machines_at(evaluation.candidate.shape).gpu_hour,
         deployment=None if best is None else text_of(result, best),
         worst_target=None if outcome is None else outcome.tightest,
         worst_ratio=None if outcome is None else outcome.worst,
@@ -60,17 +60,13 @@ def _find_best(result: SearchResult, first: Evaluation, size: int) -> Evaluation
     """The best deployment on the first one's machines at another size; ``None`` where none that was
     tried meets the targets there.
     """
-    machines = result.space.machines[first.candidate.shape.machines]
-    here = [
-        one
-        for one in result.evaluations
-        if one.cluster_size is not None
-        and one.candidate.shape.machines == first.candidate.shape.machines
-    ]
+    machines = result.space.machines_at(first.candidate.shape)
+    place = first.candidate.shape.machines
+    here = [one for one in result.met if one.candidate.shape.machines == place]
     tried: list[Evaluation] = []
     for one in [first, *(other for other in here if other is not first)][: 1 + _TRIED]:
-        ranks = one.candidate.shape.num_ranks
-        replicas = (size - result.space.spare_gpus(one.candidate.shape)) // ranks
+        shape = one.candidate.shape
+        replicas = (size - result.space.spare_gpus(shape)) // shape.num_ranks
         if one.cluster_size is None:
             continue
         if one.cluster_size.size == size:
@@ -82,16 +78,7 @@ def _find_best(result: SearchResult, first: Evaluation, size: int) -> Evaluation
             missing = compute_miss_probability(
                 trials.plan(ClusterSize(0, 1)), outcome, longest_tokens(trials.traffic.trace)
             )
-            cost, used = size * machines.gpu_hour, replicas * ranks
-            tried.append(
-                replace(
-                    one,
-                    cluster_size=there,
-                    outcome=outcome,
-                    cost_per_hour=cost,
-                    num_gpus=used,
-                    risk=missing,
-                )
-            )
+            found = replace(one, cluster_size=there, outcome=outcome, risk=missing)
+            tried.append(replace(found, cost_per_hour=size * machines.gpu_hour))
     met = [one for one in tried if one.outcome is not None and one.outcome.met]
     return min(met, key=best_first, default=None)

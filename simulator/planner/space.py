@@ -120,6 +120,10 @@ class Space:
                 continue
             yield shape, plan
 
+    def machines_at(self, shape: ReplicaShape) -> Machines:
+        """The machines that a shape is on."""
+        return self.machines[shape.machines]
+
     def kind(self, shape: ReplicaShape) -> str:
         """Kind of a shape's model, for people: ``MoE``, ``dense`` or ``pruned``."""
         if self.variants[shape.model].pruning is not None:
@@ -154,7 +158,7 @@ class Space:
         every replica is on a node of its own; pools stay in whole nodes, since they move caches to
         each other.
         """
-        machines = self.machines[shape.machines]
+        machines = self.machines_at(shape)
         per_node = machines.spec.gpus_per_node
         is_part = shape.num_ranks < per_node and shape.num_ranks in machines.sizes
         alone = self.question.spare.nodes and prefill is None and is_part
@@ -164,7 +168,7 @@ class Space:
         """GPUs that are held free, so that what may be lost can be: see
         :class:`~simulator.config.capacity.Spare`.
         """
-        spare, per_node = self.question.spare, self.machines[shape.machines].spec.gpus_per_node
+        spare, per_node = self.question.spare, self.machines_at(shape).spec.gpus_per_node
         largest = max(shape.num_ranks, prefill.num_ranks if prefill is not None else 0)
         return spare.nodes * self.host_gpus(shape, prefill) + spare.gpus * min(largest, per_node)
 
@@ -179,7 +183,7 @@ class Space:
         """Sizes of the cluster within the limit on nodes, of which there are more where every
         replica is on one of its own.
         """
-        sizes, most = self.machines[shape.machines].sizes, self.question.limits.nodes
+        sizes, most = self.machines_at(shape).sizes, self.question.limits.nodes
         host_gpus = self.host_gpus(shape, prefill)
         return tuple(size for size in sizes if most is None or -(-size // host_gpus) <= most)
 
@@ -289,7 +293,7 @@ class Space:
             budget: tokens of a step; absent = the largest that the question allows.
             size: GPUs of the cluster; absent = the smallest that holds them.
         """
-        one, machines = self.variants[shape.model].entry, self.machines[shape.machines]
+        one, machines = self.variants[shape.model].entry, self.machines_at(shape)
         held = size or machines.holding(replicas * shape.num_ranks)
         if held is None:
             raise UserError(
@@ -325,7 +329,7 @@ class Space:
 
     def text(self, shape: ReplicaShape) -> str:
         """A shape in words, for tables."""
-        machines = self.machines[shape.machines]
+        machines = self.machines_at(shape)
         parts = [self.name_model(shape)]
         if shape.kv_dtype != "bf16":
             parts.append(f"{shape.kv_dtype} cache")

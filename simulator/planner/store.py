@@ -65,6 +65,8 @@ class Store:
     def __init__(self, folder: Path | None) -> None:
         """Without a folder nothing is kept."""
         self.folder = folder
+        self.num_recalled = 0
+        """Evaluations that searches with this store found in it."""
 
     def check_writable(self) -> None:
         """Refuse a folder in which nothing can be kept, before any work is done.

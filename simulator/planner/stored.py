@@ -17,7 +17,6 @@ class StoredEvaluation(NamedTuple):
 
     cluster_size: ClusterSize | None
     outcome: Outcome | None
-    num_gpus: int
     tried: tuple[tuple[ClusterSize, float], ...]
     why: str
     below: Outcome | None

@@ -82,9 +82,9 @@ def outcome(
     latency = latencies(requests)
     measured: dict[str, float] = {}
     ratios: dict[str, float] = {}
-    for name in ("ttft_s", "tpot_s", "e2e_s"):
+    for name, limits in targets.latencies.items():
         values = latency[name].dropna()
-        for level, limit in getattr(targets, name).limits().items():
+        for level, limit in limits.items():
             found = (
                 float(values.mean() if level == "mean" else values.quantile(_QUANTILES[level]))
                 if len(values)
@@ -101,12 +101,11 @@ def outcome(
         measured["output_tokens_per_s"] = tokens_per_s
         ratios["output_tokens_per_s"] = targets.output_tokens_per_s / tokens_per_s
     measured[BACKLOG], ratios[BACKLOG] = _measure_backlog(requests, stay_s)
-    has_slo = any((slo.ttft_s, slo.tpot_s, slo.e2e_s))
     return Outcome(
         ratios,
         measured,
         tokens_per_s,
-        float(kept.mean()) if has_slo else math.nan,
+        float(kept.mean()) if slo.is_set else math.nan,
         float((requests["num_preemptions"] > 0).mean()),
     )
 

@@ -63,14 +63,8 @@ def _describe_miss(result: SearchResult, evaluation: Evaluation) -> WhyNot:
     outcome, most = evaluation.outcome, evaluation.most
     if outcome is None or most is None:
         raise ValueError("nothing was measured")
-    shape, prefill = evaluation.candidate.shape, evaluation.candidate.prefill
-    machines = result.space.machines[shape.machines]
-    used = most.replicas * shape.num_ranks + (
-        most.prefill_replicas * prefill.num_ranks if prefill is not None else 0
-    )
-    there = replace(
-        evaluation, cluster_size=most, cost_per_hour=most.size * machines.gpu_hour, num_gpus=used
-    )
+    machines = result.space.machines_at(evaluation.candidate.shape)
+    there = replace(evaluation, cluster_size=most, cost_per_hour=most.size * machines.gpu_hour)
     most_of = ""
     if most.size == machines.sizes[-1]:
         most_of = (
@@ -95,8 +89,7 @@ def _find_reason(result: SearchResult, model: int) -> str:
     total = Ruled()
     for (number, _), part in result.screened.items():
         if number == model:
-            for reason, count in part.ruled.counts.items():
-                total.leave_out(reason, part.ruled.examples[reason], count)
+            total.add(part.ruled)
     telling = total.telling()
     failed = next(
         (

@@ -16,6 +16,9 @@ from simulator.deployment.plan import DeploymentPlan
 from simulator.results.tables import STEP_PHASES, DeploymentRecord
 from simulator.work.flops import served_flops
 
+LATENCIES = ("ttft_s", "tpot_s", "e2e_s")
+"""Latencies of a request, seconds: to the first token, of each later token, and to the last."""
+
 
 class Metric(NamedTuple):
     """One column of ``summary.csv``."""
@@ -246,7 +249,7 @@ def describe_latencies(latency: pd.DataFrame) -> dict[str, float]:
     request has one.
     """
     found: dict[str, float] = {}
-    for name in ("ttft_s", "tpot_s", "e2e_s"):
+    for name in LATENCIES:
         stem, values = name.removesuffix("_s"), latency[name].dropna()
         levels = (50, 90, 99)
         at_levels = values.quantile([level / 100 for level in levels])  # NaN of no values
@@ -263,7 +266,7 @@ def is_in_time(latency: pd.DataFrame, slo: SLO) -> pd.Series:
     TPOT target, one that did not finish meets none.
     """
     met = latency["e2e_s"].notna()
-    for name in ("ttft_s", "tpot_s", "e2e_s"):
+    for name in LATENCIES:
         limit = getattr(slo, name)
         if limit is not None:
             met &= ~(latency[name] > limit)
@@ -323,12 +326,11 @@ def _measure_latencies(
 ) -> dict[str, float]:
     """Measure the latencies, and the share of ended requests that met the targets."""
     latency = latencies(requests)
-    has_slo = any(limit is not None for limit in (slo.ttft_s, slo.tpot_s, slo.e2e_s))
     met = float(is_in_time(latency, slo).sum())
     return {
         **describe_latencies(latency),
-        "slo_attainment": _ratio(met, num_ended) if has_slo else np.nan,
-        "goodput_per_s": met / duration_s if has_slo else np.nan,
+        "slo_attainment": _ratio(met, num_ended) if slo.is_set else np.nan,
+        "goodput_per_s": met / duration_s if slo.is_set else np.nan,
     }
 
 

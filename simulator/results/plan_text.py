@@ -8,25 +8,9 @@ from typing import Protocol
 
 from simulator.results.answer import Answer, DeploymentRow
 from simulator.results.answer.crossover import MapPoint
-from simulator.results.answer.deployments import BACKLOG
+from simulator.results.answer.deployments import BACKLOG, TARGETS
 from simulator.results.formats import TIMES, count, number, percent, seconds
 
-_TARGETS = {
-    "ttft_s": "time to first token",
-    "tpot_s": "time per output token",
-    "e2e_s": "time to the last token",
-    "attainment": "share of requests within their limits",
-    "output_tokens_per_s": "output tokens per second",
-    BACKLOG: "backlog of requests",
-}
-_SHORT = {
-    "ttft_s": "TTFT",
-    "tpot_s": "TPOT",
-    "e2e_s": "E2E",
-    "attainment": "within limits",
-    "output_tokens_per_s": "output tokens/s",
-    BACKLOG: "backlog",
-}
 _NO_BOUND = 1e6
 _HOVER_WIDTH = 44
 KINDS = ("MoE", "dense", "pruned")
@@ -39,7 +23,7 @@ def target_text(name: str) -> str:
     ('time to first token (p90)', 'share of requests within their limits')
     """
     what, _, level = name.partition(".")
-    return f"{_TARGETS.get(what, what)}{f' ({level})' if level else ''}"
+    return f"{TARGETS[what].text}{f' ({level})' if level else ''}"
 
 
 def target_short(name: str) -> str:
@@ -49,7 +33,7 @@ def target_short(name: str) -> str:
     ('TTFT p90', 'within limits')
     """
     what, _, level = name.partition(".")
-    return f"{_SHORT.get(what, what)} {level}".rstrip()
+    return f"{TARGETS[what].heading} {level}".rstrip()
 
 
 def value_text(name: str, value: float) -> str:

@@ -90,11 +90,12 @@ def test_calibrations_are_told_of_all_that_meets_the_targets_with_another_than_t
     own, theirs = demand(source="of one engine"), demand(token=(0.9, 1.2), source="of another")
     nobodys = demand(token=(0.9, 1.2), source="of nobody")
     evaluations = [
-        Evaluation(one, None if one == missed else ClusterSize(8, 8), None, 8.0, 8)
+        Evaluation(one, None if one == missed else ClusterSize(8, 8), None, 8.0)
         for one in (first, same, other, untabulated, missed)
     ]
     demands = {first: own, same: own, other: theirs, missed: nobodys}
-    asked = SimpleNamespace(evaluations=evaluations, space=trials().space)
+    met = [one for one in evaluations if one.cluster_size is not None]
+    asked = SimpleNamespace(met=met, space=trials().space)
     assert _list_other_calibrations(asked, own, SimpleNamespace(demands=demands)) == [
         Source(
             name="time per token of llama-3.1-8b on h100-sxm",

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from simulator.planner.calibration_error import compare_speeds, read_error
+from simulator.planner.evaluations import FigureBands
 from simulator.planner.explore import ClusterSize, Evaluation
 from simulator.planner.moe_vs_dense import _estimate_cost, _name, _try_candidate
 from simulator.planner.samples import (
     CostSamples,
     GpuDemand,
+    Priced,
     count_cheapest,
     count_none_cheaper,
     count_share,
@@ -21,7 +23,6 @@ from simulator.planner.samples import (
     find_band,
 )
 from simulator.planner.uncertainty.bands import add_probabilities
-from simulator.planner.uncertainty.sensitivity import _divide
 from tests.laws.tiny_question import candidate, costs, demand, error, found, trials
 
 
@@ -55,7 +56,7 @@ def test_what_errs_together_does_not_change_the_order():
         far = GpuDemand(error((0.5, 2.0), parts=parts), slower, [2, 24, 64])
         candidates = candidate(0), candidate(1)
         evaluations = [
-            Evaluation(one, ClusterSize(size, size), None, float(size), size)
+            Evaluation(one, ClusterSize(size, size), None, float(size))
             for one, size in zip(candidates, (16, 24), strict=True)
         ]
         drawn = CostSamples(found(), dict(zip(candidates, (near, far), strict=True)))
@@ -99,10 +100,10 @@ def test_a_deployment_that_is_there_twice_is_as_likely_the_best():
     )
     evaluations, own = doubled.evaluations, demand(own="mine")
     drawn = CostSamples(doubled, {evaluation.candidate: own for evaluation in evaluations})
-    bands = {evaluation.candidate: {} for evaluation in evaluations}
-    add_probabilities(bands, evaluations, drawn)
-    assert [one["is_best_probability"] for one in bands.values()] == [1.0, 0.0]
-    assert [one["none_cheaper_probability"] for one in bands.values()] == [1.0, 1.0]
+    bands = {evaluation.candidate: FigureBands() for evaluation in evaluations}
+    bands = add_probabilities(bands, evaluations, drawn)
+    assert [one.is_best_probability for one in bands.values()] == [1.0, 0.0]
+    assert [one.none_cheaper_probability for one in bands.values()] == [1.0, 1.0]
 
 
 def test_pools_and_plain_replicas_of_as_many_gpus_can_be_ordered():
@@ -120,23 +121,20 @@ def test_an_error_is_that_of_the_shares_of_a_step_however_long_it_takes(tiny):
     assert (short.bands, short.own) == (long.bands, long.own)
 
 
-@pytest.mark.parametrize(
-    ("ratio", "cheaper"), [(0.9, "moe"), (1.0, "dense"), (1.1, "dense"), (None, "dense")]
-)
+@pytest.mark.parametrize(("ratio", "cheaper"), [(0.9, "moe"), (1.0, "dense"), (1.1, "dense")])
 def test_a_ratio_below_one_is_a_cheaper_mixture_of_experts(ratio, cheaper):
     assert _name(ratio) == cheaper
 
 
 def test_machines_that_cost_nothing_are_compared_by_their_number():
     def priced(cost, size):
-        evaluation = SimpleNamespace(cluster_size=None if size is None else ClusterSize(size, 1))
-        return SimpleNamespace(cost=cost, evaluation=evaluation)
+        return Priced(SimpleNamespace(size=size), cost)
 
-    assert _divide(priced(3.0, 8), priced(2.0, 1)) == 1.5
-    assert _divide(priced(0.0, 8), priced(0.0, 2)) == 4.0
-    assert _divide(priced(3.0, 8), priced(0.0, 2)) is None
-    assert _divide(priced(0.0, None), priced(0.0, 2)) is None
-    assert _divide(priced(0.0, 8), priced(0.0, None)) is None
+    assert priced(3.0, 8).divide(priced(2.0, 1)) == 1.5
+    assert priced(0.0, 8).divide(priced(0.0, 2)) == 4.0
+    assert priced(3.0, 8).divide(priced(0.0, 2)) is None
+    assert priced(0.0, None).divide(priced(0.0, 2)) is None
+    assert priced(0.0, 8).divide(priced(0.0, None)) is None
 
 
 @pytest.mark.parametrize(
@@ -157,6 +155,8 @@ def test_pools_cost_as_many_times_their_part_and_nothing_found_is_never_affordab
     has_pool, rate, cluster_size, gpus
 ):
     one, asked = candidate(0, prefill=candidate(0).shape if has_pool else None), trials()
-    evaluation = Evaluation(one, cluster_size, None, math.inf, 0 if cluster_size is None else 9)
+    gpu_hour = asked.space.machines[0].gpu_hour
+    cost = math.inf if cluster_size is None else cluster_size.size * gpu_hour
+    evaluation = Evaluation(one, cluster_size, None, cost)
     stand_in = SimpleNamespace(space=asked.space, find=lambda *_: evaluation)
-    assert _try_candidate(stand_in, one, rate).cost == gpus * asked.space.machines[0].gpu_hour
+    assert _try_candidate(stand_in, one, rate)[0].cost == gpus * gpu_hour

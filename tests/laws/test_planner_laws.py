@@ -205,8 +205,9 @@ def test_a_pool_is_split_into_its_own_replicas_and_found_at_the_fewest_that_do()
 
     explorer._keeps_targets = keeps
     explorer.trial = lambda cluster_size: Outcome({"tpot_s.p90": 0.5}, {}, 1.0, 1.0)
-    explorer._record_size = lambda cluster_size, num_gpus, below: (cluster_size[1:], num_gpus)
-    assert explorer.find() == ((5, 3), 5 * 2 + 3 * 4)
+    explorer._record_size = lambda cluster_size, below: cluster_size[1:]
+    assert explorer.find() == (5, 3)
+    assert explorer.candidate.count_gpus(5, 3) == 5 * 2 + 3 * 4
 
 
 def test_a_pool_that_is_too_small_grows_by_twice_as_much_each_time():
@@ -236,7 +237,7 @@ def test_what_no_cluster_has_room_for_has_no_size_and_takes_up_nothing(prefill):
     asked = candidate(DENSE, tp=8, prefill=prefill)
     space = trials(spare={"nodes": 8}).space
     found = Explorer(space, asked, None, 0).find()
-    assert found == Evaluation(asked, None, None, np.inf, 0, (), found.why)
+    assert found == Evaluation(asked, None, None, np.inf, (), found.why)
     assert found.why
 
 
@@ -283,7 +284,7 @@ def test_copies_of_experts_take_memory():
     split = candidate(MOE, attention_dp=4, ep=4)
     copying = split._replace(shape=split.shape._replace(slots=40))
     found = [
-        Evaluation(one, ClusterSize(8, number), None, 0.0, 4 * number)
+        Evaluation(one, ClusterSize(8, number), None, 0.0)
         for number, one in ((1, split), (2, copying))
     ]
     idle = idle_costs(trials(), *found)
@@ -295,7 +296,7 @@ def test_copies_of_experts_take_memory():
     assert idle_costs(trials(), found[0], None).spare_experts is None
     held_back = idle_costs(
         trials(spare={"nodes": 1}),
-        replace(found[0], cluster_size=ClusterSize(16, 4), num_gpus=4),
+        replace(found[0], cluster_size=ClusterSize(16, 1)),
         None,
     )
     assert (held_back.unused_gpus, held_back.held_back_gpus) == (8, 4), (
@@ -306,9 +307,9 @@ def test_copies_of_experts_take_memory():
 def test_copies_of_experts_cost_their_share_of_every_replica():
     copying = candidate(MOE, attention_dp=4, ep=4)
     copying = copying._replace(shape=copying.shape._replace(slots=40))
-    space, nothing = trials().space, Evaluation(copying, None, None, np.inf, 0)
+    space, nothing = trials().space, Evaluation(copying, None, None, np.inf)
     stand_in = SimpleNamespace(space=space, find=lambda _: nothing)
-    first = replace(nothing, cluster_size=ClusterSize(16, 3), num_gpus=12)
+    first = replace(nothing, cluster_size=ClusterSize(16, 3))
     spare = idle_costs(stand_in, first, first).spare_experts
     assert spare.cost_per_hour_without is None
     assert spare.cost_per_hour == pytest.approx(
@@ -353,25 +354,25 @@ def test_the_same_question_has_the_same_doubts(tmp_path):
 
 def test_doubts_are_whole():
     answer = all_doubts()
-    assert [row.name for row in answer["sensitivity"]] == [
+    assert [row.name for row in answer.sensitivity] == [
         "traffic",
         "prompts",
         "network",
         "skew",
         "price",
     ]
-    by_name = {row.name: row for row in answer["sensitivity"]}
+    by_name = {row.name: row for row in answer.sensitivity}
     assert by_name["price"].cost_ratio == pytest.approx(0.7)
     assert by_name["traffic"].cost_ratio >= 1.0
     assert not by_name["price"].flips
-    certain = answer["confidence"]
+    certain = answer.confidence
     assert certain.cost_low <= certain.cost_high
     assert certain.headroom_low <= certain.headroom_high
     assert 0 <= certain.meets_targets <= 1
     assert 0 <= certain.moe_beats_dense <= certain.moe_costs_no_more_than_dense <= 1
     for figure in certain.figures.values():
         assert figure.low <= figure.value <= figure.high
-    compared = answer["moe_vs_dense"]
+    compared = answer.moe_vs_dense
     assert compared.cost_ratio == compared.moe.cost_per_hour / compared.dense.cost_per_hour
     assert [point.rate for point in compared.rates] == list(RATES)
     for kind in ("moe", "dense"):

@@ -102,6 +102,6 @@ def trials():
 def costs(*demands):
     """Samples of the costs of deployments with these demands."""
     candidates = [candidate(model) for model in range(2)][: len(demands)]
-    evaluations = [Evaluation(one, ClusterSize(400, 400), None, 400.0, 400) for one in candidates]
+    evaluations = [Evaluation(one, ClusterSize(400, 400), None, 400.0) for one in candidates]
     drawn = CostSamples(roomy(), dict(zip(candidates, demands, strict=True)))
     return [drawn.draw_costs(evaluation) for evaluation in evaluations]

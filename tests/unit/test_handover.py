@@ -206,7 +206,8 @@ def test_what_a_scenario_cannot_say_is_a_comment(found):
     first = found.evaluations[0]
     assert first.num_gpus == first.cluster_size.size
     assert "pays for the whole cluster" not in scenario_text(found, [first])
-    partly = dataclasses.replace(first, num_gpus=first.cluster_size.size - 1)
+    larger = first.cluster_size._replace(size=first.num_gpus + 1)
+    partly = dataclasses.replace(first, cluster_size=larger)
     assert "a run counts the GPUs that replicas take up" in scenario_text(found, [partly])
 
 
@@ -215,8 +216,8 @@ def test_electricity_is_that_of_the_whole_cluster_by_the_kilowatt_hour(found):
     asked = found._replace(question=found.question.model_copy(update={"power": power}))
     first = found.evaluations[0]
     watts = first.cluster_size.size * found.space.machines[0].watts_per_gpu
-    assert price_cluster(asked, first).power_per_hour == pytest.approx(0.2 * watts / 1000)
-    assert price_cluster(found, first).power_per_hour == 0
+    assert price_cluster(asked, first)["cost_power_per_hour"] == pytest.approx(0.2 * watts / 1000)
+    assert price_cluster(found, first)["cost_power_per_hour"] == 0
 
 
 def test_nothing_is_lost_where_nobody_asks_what_happens_then(found):
@@ -281,7 +282,7 @@ def test_a_comparison_is_handed_over_only_where_there_is_one(monkeypatch, count,
     inside = "simulator.planner.handover"
     monkeypatch.setattr(f"{inside}.choose_handed_over", lambda _: list(range(count)))
     monkeypatch.setattr(f"{inside}.scenario_text", lambda _, shown, target: f"{shown} {target}")
-    given = hand_over(SimpleNamespace(evaluations=[]), Path("out"))
+    given = hand_over(SimpleNamespace(met=[]), Path("out"))
     assert {one.file: one.text for one in given.scenarios} == {
         name: f"{shown} out" for name, shown in files.items()
     }

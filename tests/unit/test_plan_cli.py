@@ -148,12 +148,15 @@ def test_simulations_that_were_kept_are_counted_aloud(tmp_path):
     asked = tmp_path / "tiny.toml"
     asked.write_text(QUESTION, encoding="utf-8")
     question = load_question(str(asked), [])
-    said = []
+    said, shown = [], set()
     for _ in range(2):
-        counted = _Counted(lambda *_: None)
-        search.search(question, tmp_path, Store(tmp_path / "kept"), counted, workers=1)
-        said.append(counted.tell_simulated("kept"))
-    assert said == ["2 simulated", "0 simulated, 2 kept from before in kept"]
+        counted = _Counted(lambda name, *_: shown.add(name))
+        store = Store(tmp_path / "kept")
+        search.search(question, tmp_path, store, counted, workers=1)
+        said.append(counted.tell_simulated(store))
+    kept = f"0 simulated, 2 kept from before in {tmp_path / 'kept'}"
+    assert said == ["2 simulated", kept]
+    assert all(name.startswith(("screening ", "simulating ")) for name in shown)
 
 
 def test_a_folder_with_something_else_in_it_is_left_alone(plan, tmp_path):

@@ -264,7 +264,7 @@ def test_both_pools_of_what_misses_a_target_take_up_gpus():
     decoding, prompts = (ReplicaShape(0, 0, tp, 1, 1, "", "bf16", 0, "none") for tp in (2, 4))
     candidate = Candidate(decoding, 2048, prompts, 1, 1, 0.0, 0.0, 6, 6, 0.01, 0.1)
     outcome = Outcome({"tpot_s.p90": 1.5}, {"tpot_s.p90": 0.075}, 1.0, 1.0)
-    missed = Evaluation(candidate, None, outcome, float("inf"), 0, most=ClusterSize(32, 5, 3))
+    missed = Evaluation(candidate, None, outcome, float("inf"), most=ClusterSize(32, 5, 3))
     space, traffic = Space(asked, Path()), traffic_of(asked, Path())
     told = _describe_miss(SimpleNamespace(question=asked, space=space, traffic=traffic), missed)
     assert told.row.gpus_used == 5 * 2 + 3 * 4

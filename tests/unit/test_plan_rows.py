@@ -9,10 +9,12 @@ import pytest
 from simulator.planner.conditions import Conditions
 from simulator.planner.evaluations import price_cluster
 from simulator.planner.explore import ClusterSize, Evaluation
-from simulator.planner.moe_vs_dense import CheapestAtRate, _change, _cheaper, _point
+from simulator.planner.moe_vs_dense import _change, _cheaper, _point
+from simulator.planner.samples import Priced
+from simulator.planner.search import SearchResult
 from simulator.planner.trial import Outcome
-from simulator.planner.uncertainty.assessment import assess
-from simulator.planner.uncertainty.sensitivity import Priced, Sensitivity
+from simulator.planner.uncertainty import assessment
+from simulator.planner.uncertainty.sensitivity import Sensitivity
 from simulator.planner.why_not import _describe_miss
 from tests.laws.tiny_question import candidate, demand, trials
 
@@ -20,7 +22,7 @@ MOE, DENSE = 0, 1
 TRAFFIC = SimpleNamespace(
     rate_per_s=5.0, num_input=30.0, num_output=10.0, share_beyond=lambda _: 0.0
 )
-UNKNOWN = SimpleNamespace(draw_costs=lambda *_: None)
+UNKNOWN = SimpleNamespace(draw_priced=lambda *_: None)
 
 
 def found():
@@ -34,7 +36,7 @@ def sensitivity():
 
 def evaluation(model=MOE, size=8, cost=36.0, outcome=None, **keys):
     cluster_size = None if size is None else ClusterSize(size, size)
-    return Evaluation(candidate(model), cluster_size, outcome, cost, size or 0, **keys)
+    return Evaluation(candidate(model), cluster_size, outcome, cost, **keys)
 
 
 def measured(ratio, tokens_per_s):
@@ -47,8 +49,8 @@ def measured(ratio, tokens_per_s):
 def test_tokens_that_nobody_gets_are_not_counted(outcome, served):
     """36 USD an hour for 50 output tokens and 150 of prompts a second."""
     cost = price_cluster(found(), evaluation(outcome=outcome))
-    assert cost.per_million_output_tokens == pytest.approx(200 / served)
-    assert cost.per_million_tokens == pytest.approx(50 / served)
+    assert cost["cost_per_million_output_tokens"] == pytest.approx(200 / served)
+    assert cost["cost_per_million_tokens"] == pytest.approx(50 / served)
 
 
 def test_what_is_missed_is_told_with_the_gpus_that_replicas_take_up():
@@ -79,12 +81,12 @@ def test_only_pools_are_explored_at_a_part_of_much_traffic():
     [(1.0, 2.0, "moe"), (2.0, 1.0, "dense"), (1.0, 1.0, "same"), (math.inf, math.inf, "same")],
 )
 def test_the_cheaper_kind_costs_less(moe, dense, cheaper):
-    assert _cheaper(moe, dense) == cheaper
+    assert _cheaper(*((Priced(evaluation(), cost), None) for cost in (moe, dense))) == cheaper
 
 
 @pytest.mark.parametrize(("dense", "ratio"), [(4.0, 1.5), (math.inf, None)])
 def test_both_kinds_at_one_rate_have_costs_and_their_ratio(dense, ratio):
-    sides = CheapestAtRate(6.0, evaluation(), None), CheapestAtRate(dense, evaluation(DENSE), None)
+    sides = Priced(evaluation(), 6.0), Priced(evaluation(DENSE), dense)
     point = _point(found(), UNKNOWN, 2.0, *sides)
     assert (point.rate, point.requests_per_s) == (2.0, 10.0)
     assert point.moe_cost_per_hour == 6.0
@@ -93,12 +95,12 @@ def test_both_kinds_at_one_rate_have_costs_and_their_ratio(dense, ratio):
 
 
 def test_a_ratio_at_one_rate_has_a_band_where_both_kinds_have_tables():
-    drawn = SimpleNamespace(draw_costs=lambda *_: np.array([20.0, 30.0]))
+    drawn = SimpleNamespace(draw_priced=lambda *_: np.array([20.0, 30.0]))
     point = _point(
         found(),
         drawn,
         2.0,
-        *(CheapestAtRate(6.0, evaluation(one), demand()) for one in (MOE, DENSE)),
+        *(Priced(evaluation(one), 6.0, demand()) for one in (MOE, DENSE)),
     )
     assert point.band_of("cost_ratio") == (1.0, 1.0)
 
@@ -131,6 +133,8 @@ def test_in_brief_a_deployment_is_its_model_gpus_and_cost():
     assert (brief.model, brief.gpus, brief.cost_per_hour) == ("llama-3.1-8b", 8, 3.0)
 
 
-def test_nothing_is_asked_of_a_first_choice_without_a_size():
+def test_nothing_is_asked_of_a_first_choice_without_a_size(monkeypatch):
     """No trial is run, no store asked: there are none here."""
-    assert not assess(SimpleNamespace(evaluations=[evaluation(size=None)]), None)
+    monkeypatch.setattr(assessment, "map_crossover", lambda _: None)
+    nothing = SearchResult(None, None, None, None, {}, [], [evaluation(size=None)])
+    assert assessment.assess(nothing, None) == assessment.Assessment(None)

@@ -296,7 +296,6 @@ def evaluation(worst, *, cost=10.0, gpus=4, used=4, slots=0, pool=False, risk=0.
         ClusterSize(4, used, int(pool)),
         Outcome({"tpot_s.p90": worst}, {"tpot_s.p90": worst}, 1.0, math.nan),
         cost,
-        used,
         risk=risk,
     )
 

@@ -41,7 +41,6 @@ FINDING = Evaluation(
     ClusterSize(4, 4),
     Outcome({"tpot_s.p90": 0.5}, {"tpot_s.p90": 0.01}, 1.0, math.nan),
     40.0,
-    4,
     tried=((ClusterSize(4, 4), 0.5),),
 )
 KEPT = StoredEvaluation.strip(FINDING)

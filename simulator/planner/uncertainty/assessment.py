@@ -16,7 +16,7 @@ from simulator.parallel.workers import Workers, use_workers
 from simulator.planner.conditions import Change, Conditions, Trials, describe_stretch
 from simulator.planner.crossover import map_crossover
 from simulator.planner.estimate import Estimator
-from simulator.planner.evaluations import headroom_of
+from simulator.planner.evaluations import FigureBands, headroom_of
 from simulator.planner.explore import Evaluation
 from simulator.planner.losses import LOST, idle_costs, spare_nodes
 from simulator.planner.moe_vs_dense import (
@@ -26,7 +26,7 @@ from simulator.planner.moe_vs_dense import (
     over_rates,
     rivals,
 )
-from simulator.planner.samples import CostSamples, GpuDemand
+from simulator.planner.samples import CostSamples, GpuDemand, Priced, price
 from simulator.planner.screen import Candidate
 from simulator.planner.search import SearchResult, estimate_work
 from simulator.planner.sizes import find_sizes
@@ -47,8 +47,17 @@ from simulator.planner.uncertainty.confidence import (
     summarise_confidence,
     try_fixed_size,
 )
-from simulator.planner.uncertainty.sensitivity import Explored, Sensitivity, list_changes
-from simulator.results.answer import Idle, LossRow, SpareRow
+from simulator.planner.uncertainty.sensitivity import Sensitivity, list_changes
+from simulator.results.answer import (
+    Comparison,
+    Confidence,
+    CrossoverMap,
+    Idle,
+    LossRow,
+    SensitivityRow,
+    Sizes,
+    SpareRow,
+)
 
 _SPARE = tuple(Change(spare=lost) for lost in (Spare(), *LOST))
 """Changes of nothing but what may be lost."""
@@ -93,18 +102,43 @@ class AtFirst(NamedTuple):
     tried: FixedSize
     losses: list[LossRow]
     spare_nodes: list[SpareRow]
-    spare: list[Explored]
+    spare: list[Priced]
     """The evaluation of each row of ``spare_nodes``."""
     idle: Idle
 
 
-class _Assessment(NamedTuple):
+class _Explored(NamedTuple):
     """Everything that is asked of one candidate."""
 
-    explored: dict[Change, Explored]
+    explored: dict[Change, Priced]
     demand: GpuDemand | None
     """Simulated, as asked; of the candidates that are compared most closely."""
     at_first: AtFirst | None = None
+
+
+class Assessment(NamedTuple):
+    """Parts of an answer, named as in it, that take further trials."""
+
+    crossover: CrossoverMap | None
+    headroom: float = 0.0
+    sizes: Sizes | None = None
+    bands: Mapping[Candidate, FigureBands] = {}
+    """Bands of every deployment that meets the targets."""
+    sensitivity: list[SensitivityRow] = []
+    losses: list[LossRow] = []
+    idle: Idle | None = None
+    spare_nodes: list[SpareRow] = []
+    confidence: Confidence | None = None
+    moe_vs_dense: Comparison | None = None
+
+
+def assess_alone(result: SearchResult) -> Assessment:
+    """Assess an answer without other conditions, losses and bands."""
+    crossover = map_crossover(result)
+    if not result.met:
+        return Assessment(crossover)
+    first = result.met[0]
+    return Assessment(crossover, headroom_of(result, first), find_sizes(result, first))
 
 
 def assess(
@@ -112,19 +146,13 @@ def assess(
     store: Store,
     tick: Progress = show_nothing,
     workers: Workers | int | None = None,
-) -> dict[str, Any]:
-    """``sensitivity``, ``losses``, ``spare_nodes``, ``idle``, ``confidence`` and ``moe_vs_dense``
-    of an answer; and ``bands``.
-
-    With these, since they take as long and all cores share them, its ``crossover``, ``sizes`` and
-    ``headroom``.
-
-    The bands are keys for the row of every deployment that meets the targets, in the evaluations'
-    order. Empty where none does.
+) -> Assessment:
+    """Assess an answer; its map, sizes and headroom with all else, since they take as long and all
+    cores share them.
     """
-    met = [evaluation for evaluation in result.evaluations if evaluation.cluster_size is not None]
+    met = result.met
     if not met:
-        return {}
+        return assess_alone(result)
     first, moe, dense = met[0], best_of_kind(result, "MoE"), best_of_kind(result, "dense")
     choices = Choices(first, find_second_choice(met), moe, dense)
     changes = list_changes(result)
@@ -135,7 +163,9 @@ def assess(
     rates: list[tuple[Candidate, Change]] = []
     if moe is not None and dense is not None:
         both = rivals(result, moe), rivals(result, dense)
-        rates, jobs["rates"] = changes_over_rates(*both), partial(over_rates, trials, *both)
+        rate_per_s = result.traffic.rate_per_s
+        rates = changes_over_rates(*both)
+        jobs["rates"] = partial(over_rates, trials, rate_per_s, *both)
     copying = next((one for one in met if one.candidate.shape.slots), None)
     jobs |= {
         first.candidate: partial(_assess_first, assess_one, trials, first, copying),
@@ -148,7 +178,7 @@ def assess(
     jobs |= {candidate: partial(assess_one, candidate) for candidate in others}
     explorations = [] if folder is None else _list_explorations(changes, choices, rates)
     done = _run_all(jobs, trials, explorations, tick, workers)
-    assessed: dict[Candidate, _Assessment] = {one: done[one] for one in (first.candidate, *others)}
+    assessed: dict[Candidate, _Explored] = {one: done[one] for one in (first.candidate, *others)}
     estimates = dict(zip((one.candidate for one in met), done["estimates"], strict=True))
     demands = {one: estimate.demand for one, estimate in estimates.items() if estimate is not None}
     demands |= {one: found.demand for one, found in assessed.items() if found.demand is not None}
@@ -156,21 +186,20 @@ def assess(
     if at_first is None:
         raise ValueError("nothing is known of the first choice")
     bander = RowBands(result, first.candidate, at_first.tried, costs, estimates)
-    bands = {evaluation.candidate: bander.band_row(evaluation) for evaluation in met}
-    add_probabilities(bands, met, costs)
+    bands = add_probabilities({one.candidate: bander.band_row(one) for one in met}, met, costs)
     explored = {one: assessed[one].explored for one in changes}
     stretch = describe_stretch(trials, first.candidate)
     rows = Sensitivity(result, explored, costs, stretch).list_rows()
-    return {
-        "sensitivity": rows,
-        "losses": at_first.losses,
-        "idle": at_first.idle,
+    return Assessment(
         **{name: done[name] for name in ("crossover", "headroom", "sizes")},
-        "spare_nodes": band_spare_nodes(at_first.spare_nodes, at_first.spare, costs),
-        "confidence": summarise_confidence(result, choices, at_first.tried, costs),
-        "moe_vs_dense": compare_at_targets(result, done.get("rates"), rows, costs, bands),
-        "bands": [bands[evaluation.candidate] for evaluation in met],
-    }
+        bands=bands,
+        sensitivity=rows,
+        losses=at_first.losses,
+        idle=at_first.idle,
+        spare_nodes=band_spare_nodes(at_first.spare_nodes, at_first.spare, costs),
+        confidence=summarise_confidence(result, choices, at_first.tried, costs),
+        moe_vs_dense=compare_at_targets(result, done.get("rates"), rows, costs, bands),
+    )
 
 
 def _list_explorations(
@@ -228,23 +257,23 @@ def _assess_candidate(
     choices: Choices,
     changes: Mapping[Candidate, Iterable[Change]],
     candidate: Candidate,
-) -> _Assessment:
+) -> _Explored:
     """Explore one candidate under every change, and its demand: together, as they share what was
     filled.
     """
     explored = _explore_changes(trials, candidate, changes.get(candidate, ()))
     if candidate not in choices.candidates:
-        return _Assessment(explored, None)
+        return _Explored(explored, None)
     demand = simulate_demand(trials, candidate, resamples=candidate in choices.resampled)
-    return _Assessment(explored, demand)
+    return _Explored(explored, demand)
 
 
 def _assess_first(
-    assess_one: Callable[[Candidate], _Assessment],
+    assess_one: Callable[[Candidate], _Explored],
     trials: Trials,
     first: Evaluation,
     copying: Evaluation | None,
-) -> _Assessment:
+) -> _Explored:
     """Explore the recommended deployment.
 
     Args:
@@ -265,10 +294,10 @@ def _assess_first(
 
 def _explore_changes(
     trials: Trials, candidate: Candidate, changes: Iterable[Change]
-) -> dict[Change, Explored]:
+) -> dict[Change, Priced]:
     explored = {}
     for change in changes:
         evaluation = trials.find(candidate, change)
         estimate = Estimator(trials, change).estimate(evaluation)
-        explored[change] = Explored(evaluation, estimate and estimate.demand)
+        explored[change] = price(evaluation, estimate and estimate.demand)
     return explored

@@ -23,12 +23,13 @@ import numpy as np
 from simulator.planner.calibration_error import Z_80, Edges, Floats
 from simulator.planner.conditions import Change, Trials, describe_stretch
 from simulator.planner.estimate import Estimate, Estimator
-from simulator.planner.evaluations import row_of
+from simulator.planner.evaluations import FigureBands, row_of
 from simulator.planner.explore import ClusterSize, Evaluation
 from simulator.planner.losses import with_losses
 from simulator.planner.samples import (
     CostSamples,
     GpuDemand,
+    Priced,
     count_cheapest,
     count_none_cheaper,
     find_band,
@@ -104,15 +105,14 @@ class RowBands:
         }
         """Scatter between samples of the first choice's figures, as shares of them."""
 
-    def band_row(self, evaluation: Evaluation) -> dict[str, Any]:
+    def band_row(self, evaluation: Evaluation) -> FigureBands:
         """Bands of one deployment's figures."""
         candidate, gpus = evaluation.candidate, self._costs.draw_gpus(evaluation)
-        if evaluation.cluster_size is None or gpus is None:
-            return {"band": None}
-        row, size = row_of(self._result, evaluation).model_dump(), evaluation.cluster_size.size
-        estimate, (low, high) = self._estimates.get(candidate), find_band(gpus)
-        is_closed = self._costs.demands[candidate].by_resample
-        bands: dict[str, Any] = {"band": CLOSED if is_closed else SIMULATED}
+        size = evaluation.size
+        if size is None or gpus is None:
+            return FigureBands()
+        row, (low, high) = row_of(self._result, evaluation).model_dump(), find_band(gpus)
+        estimate, bands = self._estimates.get(candidate), dict[str, float | None]()
         for name in _GROWING:
             ends = (None if end is None else row[name] * end / size for end in (low, high))
             bands |= name_band(name, row[name], ends)
@@ -122,28 +122,32 @@ class RowBands:
             bands |= self._band_latencies(row, estimate)
         if _SHARE in row and estimate and estimate.attainment and f"{_SHARE}_low" not in bands:
             bands |= name_band(_SHARE, row[_SHARE], self._widen(row, _SHARE, estimate.attainment))
-        if bands.get(f"{_SHARE}_high") is not None:
-            bands[f"{_SHARE}_high"] = min(1.0, bands[f"{_SHARE}_high"])
+        if (most := bands.get(f"{_SHARE}_high")) is not None:
+            bands[f"{_SHARE}_high"] = min(1.0, most)
         if f"{_TOKENS}_low" not in bands:
             made, spread = row[_TOKENS], row[_TOKENS] * self._scatters.get(_TOKENS, 0.0)
             bands |= name_band(_TOKENS, made, (max(0.0, made - spread), made + spread))
         per_gpu = row[f"{_TOKENS}_per_gpu"]
         ends = (0.0 if end is None else per_gpu * size / end for end in (high, low))
-        return bands | name_band(f"{_TOKENS}_per_gpu", per_gpu, ends)
+        bands |= name_band(f"{_TOKENS}_per_gpu", per_gpu, ends)
+        is_closed = self._costs.demands[candidate].by_resample
+        return FigureBands(CLOSED if is_closed else SIMULATED, bands)
 
-    def _band_tried(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def _band_tried(self, row: Mapping[str, Any]) -> dict[str, float | None]:
         """Bands of the first choice, those of the stretch that was looked at scaled to all
         requests.
         """
-        bands: dict[str, Any] = {}
+        bands: dict[str, float | None] = {}
         for name, one in self._figures.items():
             if row.get(name) is not None and one.value > 0 and one.band is not None:
                 ends = (row[name] * (end / one.value) for end in one.band)
                 bands |= name_band(name, row[name], ends)
         return bands
 
-    def _band_latencies(self, row: Mapping[str, Any], estimate: Estimate) -> dict[str, Any]:
-        bands: dict[str, Any] = {}
+    def _band_latencies(
+        self, row: Mapping[str, Any], estimate: Estimate
+    ) -> dict[str, float | None]:
+        bands: dict[str, float | None] = {}
         for name in (name for name in row if name.startswith(_LATENCIES)):
             low, high = estimate.factors[name.split(".")[0]]
             band = self._widen(row, name, (row[name] * low, row[name] * high))
@@ -157,8 +161,8 @@ class RowBands:
 
 
 def add_probabilities(
-    bands: Mapping[Candidate, dict[str, Any]], met: Sequence[Evaluation], costs: CostSamples
-) -> None:
+    bands: dict[Candidate, FigureBands], met: Sequence[Evaluation], costs: CostSamples
+) -> dict[Candidate, FigureBands]:
     """Add how likely each deployment is the cheapest of all.
 
     Args:
@@ -167,12 +171,15 @@ def add_probabilities(
     drawn = {one.candidate: costs.draw_costs(one) for one in met}
     known = {candidate: cost for candidate, cost in drawn.items() if cost is not None}
     if not known:
-        return
+        return bands
     together = np.array(list(known.values()))
-    shares = count_cheapest(together), count_none_cheaper(together)
-    for candidate, best, least in zip(known, *shares, strict=True):
-        bands[candidate]["is_best_probability"] = float(best)
-        bands[candidate]["none_cheaper_probability"] = float(least)
+    shares = zip(count_cheapest(together), count_none_cheaper(together), strict=True)
+    return bands | {
+        candidate: bands[candidate]._replace(
+            is_best_probability=float(best), none_cheaper_probability=float(least)
+        )
+        for candidate, (best, least) in zip(known, shares, strict=True)
+    }
 
 
 def band_losses(
@@ -209,9 +216,7 @@ def band_losses(
 
 
 def band_spare_nodes(
-    rows: Sequence[SpareRow],
-    found: Sequence[tuple[Evaluation, GpuDemand | None]],
-    costs: CostSamples,
+    rows: Sequence[SpareRow], found: Sequence[Priced], costs: CostSamples
 ) -> list[SpareRow]:
     """Rows of :func:`~simulator.planner.losses.spare_nodes` with bands in closed form.
 
@@ -220,7 +225,7 @@ def band_spare_nodes(
     """
     banded: list[SpareRow] = []
     base: Floats | None = None
-    for row, (evaluation, demand) in zip(rows, found, strict=True):
+    for row, (evaluation, _, demand) in zip(rows, found, strict=True):
         gpus = None if demand is None else costs.draw_gpus(evaluation, demand)
         drawn = None if demand is None else costs.draw_costs(evaluation, demand)
         base = base if banded else drawn

@@ -305,13 +305,13 @@ def _list_other_calibrations(
 ) -> list[Source]:
     """Calibrations of the deployments that have another than the first choice."""
     named: dict[tuple[tuple[float, float], str], dict[str, None]] = {}
-    for evaluation in result.evaluations:
+    for evaluation in result.met:
         demand = costs.demands.get(evaluation.candidate)
-        if evaluation.cluster_size is None or demand is None:
+        if demand is None:
             continue
         bands, shape = demand.error.bands, evaluation.candidate.shape
         if bands.source != first.error.bands.source:
-            machines = result.space.machines[shape.machines].offer.cluster
+            machines = result.space.machines_at(shape).offer.cluster
             text = f"{result.space.models[shape.model].name} on {machines}"
             named.setdefault((bands.token, bands.source), {}).setdefault(text)
     return [

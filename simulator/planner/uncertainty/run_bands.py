@@ -29,7 +29,14 @@ from simulator.planner.closed_form import Curve
 from simulator.planner.estimate import estimate_error
 from simulator.planner.samples import ErrorSamples
 from simulator.planner.traffic import Traffic, subset
-from simulator.results.metrics import METRICS, describe_latencies, is_in_time, latencies, summarise
+from simulator.results.metrics import (
+    LATENCIES,
+    METRICS,
+    describe_latencies,
+    is_in_time,
+    latencies,
+    summarise,
+)
 from simulator.results.tables import DeploymentRecord
 from simulator.workload.requests import longest_tokens
 from simulator.workload.traces import RequestTrace
@@ -159,7 +166,9 @@ def _serve_slowed(
 
 
 def _estimate_error(plan: DeploymentPlan, trace: RequestTrace, tpot_s: float) -> CalibrationError:
-    """The error of a decode step; of an equal share of everything where nothing is decoded."""
+    """The error of the decode step that takes as long as a time per token; of the shortest step
+    where nothing is decoded.
+    """
     longest = max(longest_tokens(trace), plan.serving.rules.token_budget)
     curve, most = Curve(plan, Traffic.measure(trace), longest), plan.serving.rules.max_sequences
     return estimate_error(curve, most, tpot_s if tpot_s > 0 else 0.0, plan.prefill is not None)
@@ -208,7 +217,7 @@ def _interpolate_requests(
     """
     log_KN = {
         name: np.log(np.maximum([one[name].to_numpy(float) for one in served], 1e-12))
-        for name in ("ttft_s", "tpot_s", "e2e_s")
+        for name in LATENCIES
     }
     alone = log_KN["ttft_s"][int(np.argmin(np.abs(log_slower)))]
     rows = []

@@ -7,17 +7,17 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from simulator.planner.calibration_error import Floats
-from simulator.planner.conditions import (
-    AS_ASKED,
-    Change,
-    Conditions,
-    list_recorded_skews,
-    price_evaluation,
-)
+from simulator.planner.conditions import AS_ASKED, Change, Conditions, list_recorded_skews
 from simulator.planner.evaluations import best_of_each, text_of
 from simulator.planner.explore import Evaluation
-from simulator.planner.samples import CostSamples, GpuDemand, find_band, find_ratio_band, name_band
+from simulator.planner.samples import (
+    CostSamples,
+    Priced,
+    find_band,
+    find_ratio_band,
+    name_band,
+    price,
+)
 from simulator.planner.screen import Candidate
 from simulator.planner.search import SearchResult
 from simulator.results.answer.certainty import Brief, SensitivityRow
@@ -26,22 +26,6 @@ _PRICE_CUT = 1 - 0.7
 """Share by which the price of a GPU-hour is lower."""
 _MOST_CANDIDATES = 6
 """Candidates that are explored again: about as many as cores of a small machine."""
-
-
-class Explored(NamedTuple):
-    """A candidate under one change."""
-
-    evaluation: Evaluation
-    demand: GpuDemand | None
-    """GPUs that it needs if steps take longer, under the change, in closed form."""
-
-
-class Priced(NamedTuple):
-    """An evaluation with its cost per hour under the prices that are looked at."""
-
-    evaluation: Evaluation
-    cost: float
-    demand: GpuDemand | None = None
 
 
 class WhatIf(NamedTuple):
@@ -67,10 +51,9 @@ def list_changes(result: SearchResult) -> dict[Candidate, list[Change]]:
     """
     chosen = dict.fromkeys(one.candidate for one in best_of_each(result).values())
     seen = {_kind(candidate) for candidate in chosen}
-    for evaluation in result.evaluations:
+    for evaluation in result.met:
         kind = _kind(evaluation.candidate)
-        is_new = evaluation.cluster_size is not None and kind not in seen
-        if is_new and len(chosen) < _MOST_CANDIDATES:
+        if kind not in seen and len(chosen) < _MOST_CANDIDATES:
             chosen.setdefault(evaluation.candidate)
             seen.add(kind)
     return {
@@ -101,7 +84,7 @@ class Sensitivity:
     def __init__(
         self,
         result: SearchResult,
-        explored: Mapping[Candidate, Mapping[Change, Explored]],
+        explored: Mapping[Candidate, Mapping[Change, Priced]],
         costs: CostSamples,
         stretch: str = "",
     ) -> None:
@@ -127,24 +110,19 @@ class Sensitivity:
         return rows
 
     def _price_under(self, change: Change) -> list[Priced]:
-        found = (known.get(change, known[AS_ASKED]) for known in self._explored.values())
-        return [Priced(one.evaluation, self._price(one.evaluation), one.demand) for one in found]
-
-    def _price(self, evaluation: Evaluation) -> float:
-        return price_evaluation(self._result.space, evaluation)
+        return [known.get(change, known[AS_ASKED]) for known in self._explored.values()]
 
     def _cut_prices(self, name: str, text: str, cheaper: Collection[int]) -> SensitivityRow:
         """Compare everything that was found at other prices of machines; electricity costs the
         same.
         """
         machines = self._result.space.machines
-        known = [Priced(one, self._price(one)) for one in self._result.evaluations]
+        known = [price(one) for one in self._result.met]
         changed = []
-        for evaluation, cost, _ in known:
-            size, place = evaluation.cluster_size, evaluation.candidate.shape.machines
-            if size is not None and place in cheaper:
-                cost -= _PRICE_CUT * size.size * machines[place].price_per_gpu_hour
-            changed.append(Priced(evaluation, cost))
+        for one in known:
+            place, size = one.evaluation.candidate.shape.machines, one.evaluation.size or 0
+            cut = _PRICE_CUT * size * machines[place].price_per_gpu_hour
+            changed.append(one._replace(cost=one.cost - cut) if place in cheaper else one)
         base = _find_cheapest(known)
         if base is None:
             raise ValueError("nothing was found")
@@ -167,19 +145,19 @@ class Sensitivity:
             "change": text,
             "cost_per_hour": None if best is None else best.cost,
             "base_cost_per_hour": base.cost,
-            "cost_ratio": _divide(best, base),
+            "cost_ratio": best.divide(base) if best else None,
             "deployment": None if best is None else text_of(self._result, best.evaluation),
             "flips": best is None or _choice(best.evaluation) != _choice(base.evaluation),
             "best_moe": self._summarise(moe),
             "best_dense": self._summarise(dense),
-            "cost_moe_over_dense": _divide(moe, dense),
+            "cost_moe_over_dense": moe.divide(dense) if moe and dense else None,
             "note": note if best is not None else nothing,
         }
-        mine, theirs = self._draw_costs(best), self._draw_costs(base)
+        mine, theirs, of_moe, of_dense = map(self._costs.draw_priced, (best, base, moe, dense))
         if best is not None and best.cost > 0:
             row |= name_band("cost_per_hour", best.cost, find_band(mine))
         row |= name_band("cost_ratio", row["cost_ratio"], find_ratio_band(mine, theirs))
-        band = find_ratio_band(self._draw_costs(moe), self._draw_costs(dense))
+        band = find_ratio_band(of_moe, of_dense)
         row |= name_band("cost_moe_over_dense", row["cost_moe_over_dense"], band)
         return SensitivityRow.model_validate(row)
 
@@ -189,21 +167,13 @@ class Sensitivity:
             [one for one in priced if space.kind(one.evaluation.candidate.shape) == kind]
         )
 
-    def _draw_costs(self, one: Priced | None) -> Floats | None:
-        """``[n]`` samples of what a deployment costs; of GPUs where machines cost nothing."""
-        drawn = None if one is None else self._costs.draw_costs(one.evaluation, one.demand)
-        if one is None or drawn is None:
-            return None
-        full = self._price(one.evaluation)
-        return drawn * (one.cost / full if full > 0 else 1.0)
-
     def _summarise(self, priced: Priced | None) -> Brief | None:
-        if priced is None or priced.evaluation.cluster_size is None:
+        if priced is None or priced.evaluation.size is None:
             return None
         return Brief(
             model=self._result.space.models[priced.evaluation.candidate.shape.model].name,
             deployment=text_of(self._result, priced.evaluation),
-            gpus=priced.evaluation.cluster_size.size,
+            gpus=priced.evaluation.size,
             cost_per_hour=priced.cost,
         )
 
@@ -249,15 +219,3 @@ def _find_cheapest(known: Sequence[Priced]) -> Priced | None:
     """The first of the cheapest, of which the one that takes up fewest GPUs."""
     met = [one for one in known if one.evaluation.cluster_size is not None]
     return min(met, key=lambda one: (one.cost, one.evaluation.num_gpus), default=None)
-
-
-def _divide(one: Priced | None, other: Priced | None) -> float | None:
-    """Ratio of two costs; of GPUs where machines cost nothing."""
-    if one is None or other is None:
-        return None
-    if other.cost > 0:
-        return one.cost / other.cost
-    sizes = one.evaluation.cluster_size, other.evaluation.cluster_size
-    if one.cost != 0 or sizes[0] is None or sizes[1] is None:
-        return None
-    return sizes[0].size / sizes[1].size

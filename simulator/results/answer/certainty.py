@@ -4,8 +4,6 @@ the same targets.
 
 from __future__ import annotations
 
-from pydantic import AliasChoices, Field
-
 from simulator.results.answer.deployments import DeploymentRow
 from simulator.results.answer.parts import Band, Banded, Part, make_band
 
@@ -141,9 +139,9 @@ class Flip(Part):
 
     what: str
     """Changed quantity: "traffic", or the name of a sensitivity row."""
-    before: str = Field(validation_alias=AliasChoices("before", "from"))
+    before: str
     """The cheaper kind before: moe or dense."""
-    after: str = Field(validation_alias=AliasChoices("after", "to"))
+    after: str
     """The cheaper kind after: moe or dense."""
     rate: float | None = None
     """Times the planned traffic; null for other changes."""

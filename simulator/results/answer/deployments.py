@@ -4,11 +4,32 @@ Pareto front, and sizes of the cluster.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from simulator.results.answer.parts import Banded, Part
 
 BACKLOG = "backlog"
 """Name of the implied target: that requests leave as fast as they come."""
-_TARGETS = ("ttft_s", "tpot_s", "e2e_s", "attainment", "output_tokens_per_s", BACKLOG)
+
+
+class TargetWords(NamedTuple):
+    """Words for a target."""
+
+    text: str
+    """Words in a sentence."""
+    heading: str
+    """Heading of its column."""
+
+
+TARGETS = {
+    "ttft_s": TargetWords("time to first token", "TTFT"),
+    "tpot_s": TargetWords("time per output token", "TPOT"),
+    "e2e_s": TargetWords("time to the last token", "E2E"),
+    "attainment": TargetWords("share of requests within their limits", "within limits"),
+    "output_tokens_per_s": TargetWords("output tokens per second", "output tokens/s"),
+    BACKLOG: TargetWords("backlog of requests", "backlog"),
+}
+"""Targets by name, without the level behind a dot."""
 
 
 class DeploymentRow(Banded):
@@ -71,7 +92,7 @@ class DeploymentRow(Banded):
 
     def has_figure(self, name: str) -> bool:
         """Whether a figure of that name may stand in the row."""
-        return super().has_figure(name) or name.partition(".")[0] in _TARGETS
+        return super().has_figure(name) or name.partition(".")[0] in TARGETS
 
     def measured_value(self, target: str) -> float | None:
         """Find the value measured for a target, in its unit; ``None`` where there is none."""

@@ -22,11 +22,10 @@ Point = TypeVar("Point", bound=MapPoint)
 
 def describe_flips(found: CrossoverMap) -> tuple[str, ...]:
     """Describe the changes of the winner along loads, times per token, lengths, the network's speed
-    and expert-parallel sizes; the network as it is unless said. Winners that never change are
-    described too, where one load or one time per token follows the other.
+    and expert-parallel sizes; the network as it is unless said.
 
-    What never changes is said too, where it is one load or one time per token after the other. A
-    ratio that the map marks as uncertain carries the same mark.
+    A winner that never changes is described along loads and times per token only. A ratio that the
+    map marks as uncertain carries the same mark.
     """
     return tuple(
         f"{moe} against {dense}, {text}"
