@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 from simulator.report.deployment_tables import (
     describe_deployments,
     describe_making,
@@ -35,14 +32,14 @@ def render(executed: Executed) -> str:
     """The page as one HTML document."""
     executed = tidy(executed)
     cards, run, found = FigureCards(), executed.run, verdict(executed)
-    execution = (run.get("scenario") or {}).get("execution") or {}
     return render_page(
         "execution.html",
         str(run.get("name") or "execution"),
         cards,
         headline=split_at_rumours(found.headline, executed),
         reasons=[split_at_rumours(reason, executed) for reason in found.reasons],
-        setting={"Machine": run.get("machine"), "Ray": run.get("nodes"), **dict(_steps(execution))},
+        run=run,
+        execution=(run.get("scenario") or {}).get("execution") or {},
         calibration_warning=calibration_warning(run),
         load_warning=describe_load(executed),
         drawn=cards.draw(FIGURES, executed),
@@ -51,31 +48,6 @@ def render(executed: Executed) -> str:
         kinds={kind: TITLES[kind] for kind in kinds(executed)},
         rows=list_numbers(executed),
         calibration=describe_calibration(run),
-        making=_describe_making(run, execution),
-        scenario=run.get("scenario") or {},
+        making=describe_making(run),
         **describe_deployments(executed, left_out=_UNUSED, with_published=False),
     )
-
-
-def _steps(execution: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """The steps that were run as short facts."""
-    if prompts := execution.get("prompts"):
-        yield "Prompt step", f"{prompts:,} prompts of {execution.get('prompt_tokens'):,} tokens"
-    if sequences := execution.get("sequences"):
-        cached = f"{execution.get('context_tokens'):,} tokens in each cache"
-        yield "Decode step", f"{sequences:,} sequences, {cached}"
-    if steps := execution.get("steps"):
-        warm_up = f" after {execution['warm_up']:,} of warm-up" if execution.get("warm_up") else ""
-        yield "Steps of each kind", f"{steps:,}{warm_up}"
-
-
-def _describe_making(run: dict[str, Any], execution: dict[str, Any]) -> dict[str, Any]:
-    """Facts that are needed to make the execution again."""
-    return {
-        "Command": run.get("command"),
-        "Seed": run.get("seed"),
-        "Machine": run.get("machine"),
-        "Ray": run.get("nodes"),
-        "Transport": (execution.get("transport") or {}).get("kind"),
-        **describe_making(run),
-    }

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
+import string
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 from markupsafe import Markup
 
 _PLOTLY = Path(__file__).parent / "assets/plotly-cartesian.min.js.gz"
-_DIGITS = np.array([code for code in range(ord("#"), ord("y")) if code != ord("<")], np.uint8)
+_DIGITS = bytes(code for code in range(ord("#"), ord("y")) if code != ord("<"))
 """The 85 digits: printable, without what could begin a tag or end the element."""
+_PYTHONS = f"{string.digits}{string.ascii_letters.swapcase()}!#$%&()*+-;<=>?@^_`{{|}}~".encode()
+"""The digits of :func:`base64.b85encode`."""
 
 
 def pack_text(name: str, text: str) -> Markup:
@@ -32,13 +35,5 @@ def pack_plotly() -> Markup:
 
 def _pack(name: str, compressed: bytes) -> Markup:
     kind = f'type="application/gzip" id="{name}" data-bytes="{len(compressed)}"'
-    return Markup(f"<script {kind}>{_base85(compressed)}</script>")
-
-
-def _base85(data: bytes) -> str:
-    """Five digits, the highest first, for four bytes, filled up with zeros."""
-    words = np.frombuffer(data + bytes(-len(data) % 4), ">u4").astype(np.uint32)
-    digits = np.empty((len(words), 5), dtype=np.uint8)
-    for place in reversed(range(5)):
-        words, digits[:, place] = np.divmod(words, 85)
-    return str(_DIGITS[digits].tobytes(), "ascii")
+    digits = base64.b85encode(compressed, pad=True).translate(bytes.maketrans(_PYTHONS, _DIGITS))
+    return Markup(f"<script {kind}>{digits.decode()}</script>")

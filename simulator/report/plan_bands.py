@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from simulator.report import marks
 from simulator.results.answer.parts import Band
 
 _BEYOND = 1000.0
@@ -53,17 +54,8 @@ def whiskers(values: Sequence[float], bands: Sequence[Band | None], colour: str)
     """
     if not any(found and found.is_wide for found in bands):
         return {}
-    pairs = list(zip(values, bands, strict=True))
-    return {
-        "type": "data",
-        "array": [max(_end(found, value) - value, 0.0) if found else 0.0 for value, found in pairs],
-        "arrayminus": [max(value - found.low, 0.0) if found else 0.0 for value, found in pairs],
-        "thickness": 1.5,
-        "width": 4,
-        "color": colour,
-    }
-
-
-def _end(found: Band, value: float) -> float:
-    """The end of a whisker: one without an end runs off the plot."""
-    return found.high if math.isfinite(found.high) else _BEYOND * value
+    ends = [
+        (found.low, min(found.high, _BEYOND * value)) if found else (value, value)
+        for value, found in zip(values, bands, strict=True)
+    ]
+    return marks.whiskers(values, *zip(*ends, strict=True), color=colour, thickness=1.5, width=4)

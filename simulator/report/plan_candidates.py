@@ -33,12 +33,10 @@ class Candidate(NamedTuple):
     """A row of the table."""
 
     row: DeploymentRow
-    deployment: str
     swatch: str
     what: str
     why: str
     """The target that it misses; empty where it meets all."""
-    is_estimated: bool
 
 
 class CandidatesTable(NamedTuple):
@@ -55,7 +53,7 @@ def list_candidates(answer: Answer) -> CandidatesTable | None:
     nearest; None where there is none.
     """
     found = {title: [_view(answer, row) for row in rows] for title, rows in groups(answer)}
-    estimates = any(one.is_estimated for rows in found.values() for one in rows)
+    estimates = any(one.row.is_estimated for rows in found.values() for one in rows)
     nearest = None if answer.why_not is None else answer.why_not.row
     found[_MISSED] = [
         _view(answer, why.row, why.text)
@@ -109,7 +107,7 @@ def _is_same(one: DeploymentRow, other: DeploymentRow) -> bool:
 def _view(answer: Answer, row: DeploymentRow, why: str = "") -> Candidate:
     swatch = style.swatch(colour_of(answer, row), is_striped(row))
     budget = f", {row.token_budget:,} tokens a step" if row.token_budget else ""
-    return Candidate(row, row.deployment, swatch, kind_of(row) + budget, why, row.is_estimated)
+    return Candidate(row, swatch, kind_of(row) + budget, why)
 
 
 def _columns(answer: Answer, shown: list[DeploymentRow]) -> list[Column]:

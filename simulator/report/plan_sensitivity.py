@@ -7,7 +7,6 @@ from functools import partial
 from typing import NamedTuple
 
 from simulator.report.plan_bands import band_text
-from simulator.report.plan_tables import Listed
 from simulator.results.answer import Answer, Confidence
 from simulator.results.answer.certainty import FigureBand
 from simulator.results.answer.parts import Band, make_band
@@ -19,8 +18,10 @@ class ConfidenceView(NamedTuple):
     """Confidence of a plan."""
 
     facts: dict[str, str]
-    figures: Listed | None
-    sources: Listed | None
+    figures: list[list[str]]
+    """A row a figure of the recommended deployment: its name, its value, its band."""
+    sources: list[list[str]]
+    """A row a source of doubt: its name, its factors, its meaning."""
 
 
 def describe_confidence(answer: Answer) -> ConfidenceView | None:
@@ -30,17 +31,13 @@ def describe_confidence(answer: Answer) -> ConfidenceView | None:
     sure = answer.confidence
     if sure is None:
         return None
-    figures = [_figure(answer, name, one) for name, one in sure.figures.items()]
-    sources = [
-        [one.name, _format_band(one.low, one.high, lambda v: f"{number(v)}{TIMES}"), one.text]
-        for one in sure.sources
-    ]
-    columns = {"Figure": "", "Simulated": "value", "80 % of cases": "value"}
-    of_source = {"Source of doubt": "", "Factor": "value", "What it is": "source"}
     return ConfidenceView(
         _facts(answer, sure),
-        Listed("Bands", columns, figures) if figures else None,
-        Listed("Sources", of_source, sources) if sources else None,
+        [_figure(answer, name, one) for name, one in sure.figures.items()],
+        [
+            [one.name, _format_band(one.low, one.high, lambda v: f"{number(v)}{TIMES}"), one.text]
+            for one in sure.sources
+        ],
     )
 
 

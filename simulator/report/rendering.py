@@ -17,8 +17,16 @@ from markupsafe import Markup
 
 from simulator.report.figure_cards import FigureCards
 from simulator.report.packed import pack_plotly, pack_text
-from simulator.report.texts import percent, shorten
-from simulator.results.formats import TIMES, UNDEFINED, count, number, parameters, seconds
+from simulator.report.texts import amount, percent_beside, shorten
+from simulator.results.formats import (
+    TIMES,
+    UNDEFINED,
+    count,
+    number,
+    parameters,
+    percent,
+    seconds,
+)
 
 _ASSETS = Path(__file__).parent / "assets"
 
@@ -76,11 +84,13 @@ def environment() -> Environment:
         keep_trailing_newline=True,
     )
     made.filters.update(
+        amount=amount,
         count=count,
         json=_write_json,
         number=number,
         parameters=parameters,
         percent=percent,
+        percent_beside=percent_beside,
         seconds=seconds,
         shorten=shorten,
     )

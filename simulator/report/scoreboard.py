@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+import pandas as pd
 
 from simulator.report.deployment_tables import describe_making
 from simulator.report.figure_cards import FigureCards
 from simulator.report.gallery import load_figures
 from simulator.report.rendering import render_page
 from simulator.report.scoreboard_tables import (
-    WORDS,
     group_fits,
-    list_read,
     list_scores,
     list_targets,
     list_worst,
 )
-from simulator.report.texts import keep_units, percent
+from simulator.report.texts import keep_units, percent_beside
 from simulator.results.judgement import IN_SAMPLE, judge_targets, tally
-from simulator.results.scores import Scoreboard, is_answered, reasons, remarks
+from simulator.results.scores import Scoreboard, is_answered, reasons, remarks, title_of
 
 FIGURES = load_figures("report.scoreboard_figures")
 """Figures in the order of the page; a file without one is refused before anything is run."""
 
 _MOST_MISSED = 6
 _MOST_REASONS = 40
-_TARGETS = "Errors are median / 90th percentile of |predicted / measured - 1|."
-_IN_SAMPLE = (
-    "In sample is what was found on rows that the calibrations were fitted on. "
-    "A target is then met if the figure with models left out of the fits is within what is asked, "
-    "or, where there is none, the one on the rows. Where many fits make up a figure, "
-    "it is put together from their medians and 90th percentiles by rows. Of serving points, "
-    "it is that of aggregated ones."
-)
 
 
 def render(board: Scoreboard) -> str:
@@ -48,12 +37,12 @@ def render(board: Scoreboard) -> str:
         headline=headline(board),
         in_sample=IN_SAMPLE if in_sample else "",
         reasons=[*_list_missed(board), *remarks(board)],
-        setting=_describe_setting(board),
+        run=board.run,
+        rows=board.rows,
         has_rows=has_rows,
-        targets_lead=f"{_TARGETS} {_IN_SAMPLE}" if in_sample else _TARGETS,
+        answered=_select_answered(board),
         targets=list_targets(board) if has_rows else [],
         drawn=cards.draw(shown, board) if has_rows else {},
-        words=WORDS,
         scores=list(list_scores(board)) if has_rows else [],
         unanswered={
             status: reasons(board.rows, status).to_dict("records")
@@ -61,20 +50,23 @@ def render(board: Scoreboard) -> str:
         },
         most_reasons=_MOST_REASONS,
         worst=list_worst(board),
+        title_of=title_of,
         fits=group_fits(board.fits),
         num_fits=len(board.fits),
-        read=list(list_read(board.run)),
-        making={"Command": board.run.get("command"), **describe_making(board.run)},
+        making=describe_making(board.run),
     )
+
+
+def _select_answered(board: Scoreboard) -> pd.DataFrame:
+    """Rows that have a prediction."""
+    if board.rows.empty:
+        return board.rows
+    return board.rows[is_answered(board.rows["status"]) & board.rows["predicted"].notna()]
 
 
 def headline(board: Scoreboard) -> str:
     """The finding in a sentence."""
-    answered = (
-        board.rows[is_answered(board.rows["status"]) & board.rows["predicted"].notna()]
-        if len(board.rows)
-        else board.rows
-    )
+    answered = _select_answered(board)
     if answered.empty:
         return "No measured row was answered, so there is no error to show."
     error = float(
@@ -83,7 +75,8 @@ def headline(board: Scoreboard) -> str:
         )
     )
     found = tally(judge_targets(board))
-    said = f"Half of {len(answered):,} predictions are within {percent(error)} of what was measured"
+    within = percent_beside(error)
+    said = f"Half of {len(answered):,} predictions are within {within} of what was measured"
     if board.in_sample():
         said += ", in sample" if board.is_in_sample(board.rows).all() else ", partly in sample"
     return f"{said}; {found}." if found else f"{said}."
@@ -104,18 +97,3 @@ def _list_missed(board: Scoreboard) -> list[str]:
     if (more := len(missed) - _MOST_MISSED) > 0:
         missed[_MOST_MISSED:] = [f"{more} further targets are missed; see below."]
     return missed
-
-
-def _describe_setting(board: Scoreboard) -> dict[str, Any]:
-    rows = board.rows
-    if rows.empty:
-        return {"Tables": len(board.run.get("tables", []))}
-    return {
-        "Tables": f"{len(board.run.get('tables', [])):,}",
-        "Measured values": f"{len(rows):,}",
-        "Answered": percent(
-            float((is_answered(rows["status"]) & rows["predicted"].notna()).mean())
-        ),
-        "Extrapolated": percent(float(rows["status"].str.startswith("extrapolated").mean())),
-        "Skipped": f"{len(board.run.get('skipped', {})):,}",
-    }

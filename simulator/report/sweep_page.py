@@ -58,11 +58,8 @@ def render(sweep: Sweep) -> str:
         rows=list(_list_rows(sweep, metrics)),
         refused=[point for point in run["points"] if "refusal" in point],
         done=[point for point in run["points"] if "refusal" not in point],
-        making={
-            "Command": run.get("command"),
-            "Fidelity": run.get("fidelity"),
-            **describe_making(run),
-        },
+        run=run,
+        making=describe_making(run),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from simulator.results.formats import UNDEFINED
+from simulator.results.formats import UNDEFINED, number, seconds
 from simulator.results.judgement import digits_beside
 
 
@@ -20,16 +20,27 @@ def shorten(text: str, length: int = 44) -> str:
     return f"{text[: length - 1 - end].rstrip()}…{text[-end:].lstrip()}"
 
 
-def percent(value: float, *limits: float, digits: int = 1, signed: bool = False) -> str:
+def percent_beside(value: float, *limits: float, digits: int = 1, signed: bool = False) -> str:
     """A share or an error, with as many digits as show on which side of a limit it lies.
 
-    >>> percent(0.0812), percent(0.5, signed=True), percent(12.34), percent(0.25004, 0.25)
-    ('8.1 %', '+50.0 %', '1,234 %', '25.004 %')
+    >>> percent_beside(0.0812), percent_beside(0.5, signed=True), percent_beside(12.34)
+    ('8.1 %', '+50.0 %', '1,234 %')
+    >>> percent_beside(0.25004, 0.25)
+    '25.004 %'
     """
     if not math.isfinite(value):
         return UNDEFINED
     digits = digits_beside(value, *limits, digits=0 if abs(value) >= 1 else digits)
     return minus(f"{100 * value:{'+' if signed else ''},.{digits}f} %")
+
+
+def amount(value: float, unit: str) -> str:
+    """A value with its unit; times in the one that reads best.
+
+    >>> amount(0.0123, "s"), amount(1500.0, "tokens/s")
+    ('12.3 ms', '1,500 tokens/s')
+    """
+    return seconds(value) if unit == "s" else f"{number(value)} {unit}"
 
 
 def minus(text: str) -> str:

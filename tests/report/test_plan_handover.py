@@ -6,8 +6,10 @@ import subprocess
 
 import pytest
 
-from simulator.report.plan_handover import by_flag, describe_handover
-from simulator.results.answer import Handover
+from simulator.report.plan_handover import by_flag, list_servers
+from simulator.report.plan_page import render
+from simulator.results.answer import Answer, Handover
+from tests.report.plan_answers import RUN, answer
 
 
 def test_servers_that_differ_in_numbers_only_are_folded():
@@ -28,13 +30,14 @@ def test_servers_that_differ_in_numbers_only_are_folded():
             "not_expressed": ["as on all"],
         }
     )
-    (shown,) = describe_handover(Handover.model_validate({"commands": commands})).servers
+    (shown,) = list_servers(Handover.model_validate({"commands": commands}))
     assert shown.notes == ["as on all"]
     servers, router = shown.commands
-    assert servers.summary == "3 more like it: server 1, server 2, ..."
-    assert [one.title for one in servers.others] == ["Server 1", "Server 2", "Server 3"]
-    assert router.first.text == "route --port 30000"
-    assert not router.others
+    assert [name for name, _ in servers] == [f"server {n}" for n in range(4)]
+    assert [text for _, text in router] == ["route --port 30000"]
+    page = render(Answer.model_validate(answer(handover={"commands": commands})), RUN)
+    assert "<summary>3 more like it: server 1, server 2, ...</summary>" in page
+    assert [page.count(f"<h4>Server {n}</h4>") for n in range(4)] == [1] * 4
 
 
 def test_where_the_flags_were_read_is_said_once():
@@ -42,7 +45,7 @@ def test_where_the_flags_were_read_is_said_once():
         {"deployment": "d", "name": f"d: {n}", "command": "serve", "flags_read": "Flags of 1.2."}
         for n in range(2)
     ]
-    (shown,) = describe_handover(Handover.model_validate({"commands": rows})).servers
+    (shown,) = list_servers(Handover.model_validate({"commands": rows}))
     assert shown.sources == ["Flags of 1.2."]
 
 

@@ -19,8 +19,8 @@ from simulator.report.scoreboard_figures._rows import (
     select_answered,
     status_of,
 )
-from simulator.report.texts import shorten
-from simulator.results.formats import count, log_ticks, number, parameters, seconds, time_axis
+from simulator.report.texts import amount, shorten
+from simulator.results.formats import count, log_ticks, parameters, time_axis
 from simulator.results.scores import Scoreboard
 
 _BAND = 0.25
@@ -102,15 +102,11 @@ def _ticks(low: float, high: float) -> dict[str, list[Any]]:
 
 def _said(row: dict[Any, Any], unit: str) -> str:
     measured, predicted = float(row["measured"]), float(row["predicted"])
-    shown = [
-        seconds(value) if unit == "s" else f"{number(value)} {unit}"
-        for value in (measured, predicted)
-    ]
     group, subject = (
         html.escape(shorten(str(row[key]), _LONGEST_NAME), quote=False)
         for key in ("group", "subject")
     )
     return (
-        f"{group}<br>row {subject}<br>{shown[0]} measured, {shown[1]} predicted "
-        f"({predicted / measured - 1:+.0%})"
+        f"{group}<br>row {subject}<br>{amount(measured, unit)} measured, "
+        f"{amount(predicted, unit)} predicted ({predicted / measured - 1:+.0%})"
     )
