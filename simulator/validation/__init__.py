@@ -10,7 +10,7 @@ scoreboard's errors are theirs.
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -57,6 +57,32 @@ class Answers:
         return cls(
             nothing, nothing.copy(), nothing.copy(), ["unsupported"] * num_rows, [""] * num_rows
         )
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A table with its answers."""
+
+    suite: str
+    source: str
+    """The file, or what the rows are."""
+    table: pd.DataFrame
+    """The input's columns as they stood in the file, and the answers."""
+    rows: pd.DataFrame
+    """:data:`simulator.results.scores.SCORE_COLUMNS` of every measurement in the table."""
+    order: tuple[dict[str, object], ...] = ()
+    """Whether deployments stand in the right order: :func:`simulator.results.scores.order_of`."""
+    unusable: dict[str, int] = field(default_factory=dict)
+    """Rows without a usable number in a measured column, by its name: they are answered, but
+    not compared."""
+    lacking: tuple[str, ...] = ()
+    """Measured columns that the table does not have."""
+    spare: tuple[str, ...] = ()
+    """Columns that may have been meant by those."""
+    repeated: int = 0
+    """Rows that are the same as an earlier one in every cell."""
+    in_sample: bool = False
+    """Whether its rows are among those that the calibrations were fitted on."""
 
 
 def require(table: pd.DataFrame, columns: tuple[str, ...], where: str) -> None:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from pydantic import BaseModel
 
@@ -23,24 +22,9 @@ from simulator.results.judgement import judge_targets
 from simulator.results.provenance import Provenance
 from simulator.results.run_file import write_run
 from simulator.results.scores import SCORE_COLUMNS, Scoreboard, reasons, score_groups
+from simulator.validation import Answered
 from simulator.validation.left_out import judge_left_out
-from simulator.validation.suites import Answered, answer, answer_published, tables_in
-
-_FIT_COLUMNS = (
-    "calibration",
-    "table",
-    "entry",
-    "kind",
-    "rows",
-    "median",
-    "p90",
-    "bias",
-    "low",
-    "high",
-    "command",
-    "source",
-)
-
+from simulator.validation.suites import answer, answer_published, tables_in
 
 NO_MEASUREMENTS = (
     "no tables were given, and none ship: --measurements DIR or MOESIM_MEASUREMENTS names a "
@@ -86,12 +70,9 @@ def scoreboard(parts: Sequence[Answered], run: dict[str, Any]) -> Scoreboard:
         run: what :attr:`simulator.results.scores.Scoreboard.run` holds besides the tables that were
             read.
     """
+    nothing = pd.DataFrame(columns=[*SCORE_COLUMNS, "source"])
     filled = [part.rows.assign(source=part.source) for part in parts if not part.rows.empty]
-    rows = (
-        pd.concat(filled, ignore_index=True)
-        if filled
-        else pd.DataFrame(columns=[*SCORE_COLUMNS, "source"])
-    )
+    rows = pd.concat(filled, ignore_index=True) if filled else nothing
     tables = [
         {
             "suite": part.suite,
@@ -108,15 +89,16 @@ def scoreboard(parts: Sequence[Answered], run: dict[str, Any]) -> Scoreboard:
         [entry for part in parts for entry in part.order], columns=["suite", "pairs", "right"]
     )
     calibrations = _calibrations()
+    fits = list_fit_residuals(calibrations)
     # What fits say of rows left out of them is no figure for a table that they have not seen: that
     # one speaks for itself.
     seen = rows[rows["source"].isin([part.source for part in parts if part.in_sample])]
     return Scoreboard(
         {**run, "tables": tables},
         rows,
-        list_fit_residuals(calibrations),
+        fits,
         order,
-        judge_left_out(seen, calibrations),
+        judge_left_out(seen, calibrations, fits),
     )
 
 
@@ -135,25 +117,25 @@ def _calibrations() -> dict[str, CalibrationFile]:
 
 def list_fit_residuals(calibrations: Mapping[str, CalibrationFile]) -> pd.DataFrame:
     """A row for each fit on measurements, with its cross-validated residuals."""
-    found: list[tuple[Any, ...]] = []
-    for name, calibration in calibrations.items():
-        for path, fit in _fits_in(calibration):
-            if fit.kind != "assumed":
-                low, high = fit.band or (np.nan, np.nan)
-                numbers = (fit.num_rows, fit.median_error, fit.p90_error, fit.bias, low, high)
-                values = (np.nan if number is None else float(number) for number in numbers)
-                found.append(
-                    (
-                        name,
-                        path[0],
-                        " ".join(path[1:]),
-                        fit.kind,
-                        *values,
-                        fit.command or "",
-                        fit.source,
-                    )
-                )
-    return pd.DataFrame(found, columns=list(_FIT_COLUMNS))
+    return pd.DataFrame(
+        {
+            "calibration": name,
+            "table": path[0],
+            "entry": " ".join(path[1:]),
+            "kind": fit.kind,
+            "rows": fit.num_rows,
+            "median": fit.median_error,
+            "p90": fit.p90_error,
+            "bias": fit.bias,
+            "low": fit.band and fit.band[0],
+            "high": fit.band and fit.band[1],
+            "command": fit.command or "",
+            "source": fit.source,
+        }
+        for name, calibration in calibrations.items()
+        for path, fit in _fits_in(calibration)
+        if fit.kind != "assumed"
+    ).astype(dict.fromkeys(("rows", "median", "p90", "bias", "low", "high"), float))
 
 
 def write(board: Scoreboard, folder: Path, render: Callable[[Scoreboard], str]) -> None:

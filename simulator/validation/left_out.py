@@ -9,7 +9,6 @@ mixed by rows: within a few per cent of the figure on all rows wherever both can
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,78 +17,65 @@ from scipy.stats import norm
 
 from simulator.base.errors import UserError
 from simulator.config.accelerator import load_accelerator
-from simulator.config.calibration import CalibrationFile, EngineFit, Fit
+from simulator.config.calibration import CalibrationFile
 from simulator.results.targets import TARGETS, Target
 from simulator.validation.hardware import accelerator_name
 
 COLUMNS = ("what", "rows", "fits", "missed", "median", "p90")
 """``missed``: how many of the ``fits`` are beyond the target by themselves."""
-_TABLES = {
-    "moe": "grouped_gemm",
-    "eplb": "grouped_gemm",
-    "gemm": "gemm",
-    "attention": "attention",
-    "mla": "attention",
-} | {
-    "alltoall": "exchange",
-    "collective": "collective",
+_SUITES = {
+    "grouped_gemm": {"moe", "eplb"},
+    "gemm": {"gemm"},
+    "attention": {"attention"},
+    "latent attention": {"mla"},
+    "exchange": {"alltoall"},
+    "collective": {"collective"},
 }
-"""The table of a calibration that prices a suite of kernels."""
-_LATENT = "mla_"
-_ANY = "any"
+"""Suites of kernels that a table of a calibration prices; entries of latent attention are in the
+table ``attention``."""
+_LATENT, _ANY = "mla_", "any"
 _GRID = np.geomspace(1e-4, 30.0, 6000)
 _AT_90 = float(norm.ppf(0.9))
 
 
-class Residuals(NamedTuple):
-    """Errors of one fit on what was left out of it."""
-
-    rows: float
-    median: float
-    p90: float
-
-
-def judge_left_out(rows: pd.DataFrame, calibrations: Mapping[str, CalibrationFile]) -> pd.DataFrame:
+def judge_left_out(
+    rows: pd.DataFrame, calibrations: Mapping[str, CalibrationFile], fits: pd.DataFrame
+) -> pd.DataFrame:
     """:data:`COLUMNS` for every target that some rows are held to and some calibration says
     something of.
 
     Args:
         rows: :data:`simulator.results.scores.SCORE_COLUMNS`; only calibrations of their GPUs are
             looked at.
+        fits: :func:`simulator.validation.board.list_fit_residuals`.
     """
-    found = []
+    found, kernels = [], _list_kernel_fits(fits)
     for target in TARGETS:
         own = rows[target.select_rows(rows)]
-        named = _calibrations(own["group"].astype(str).unique()) if len(own) else set()
-        parts = [
-            part
-            for name in sorted(named & set(calibrations))
-            for part in _residuals(calibrations[name], target)
-        ]
-        if parts:
-            missed = sum(part.median > target.median or part.p90 > target.p90 for part in parts)
-            found.append(
-                (
-                    target.what,
-                    int(sum(part.rows for part in parts)),
-                    len(parts),
-                    missed,
-                    *mix_residuals(parts),
-                )
-            )
+        named = _name_calibrations(own["group"].astype(str).unique()) if len(own) else set()
+        if target.suites == ("serving",):
+            parts = _list_serving_fits(target, named, calibrations)
+        else:
+            about = [not suites.isdisjoint(target.suites) for suites in kernels["suites"]]
+            parts = kernels[np.array(about, dtype=bool) & kernels["calibration"].isin(named)]
+        if len(parts):
+            is_beyond = (parts["median"] > target.median) | (parts["p90"] > target.p90)
+            counts = int(parts["rows"].sum()), len(parts), int(is_beyond.sum())
+            found.append((target.what, *counts, *mix_residuals(parts)))
     return pd.DataFrame(found, columns=list(COLUMNS))
 
 
-def mix_residuals(parts: Iterable[Residuals]) -> tuple[float, float]:
-    """Median and 90th percentile of all rows together.
+def mix_residuals(parts: pd.DataFrame) -> tuple[float, float]:
+    """Median and 90th percentile of all rows of several fits together.
 
-    >>> parts = [Residuals(10, 0.05, 0.2), Residuals(30, 0.05, 0.2)]
+    Args:
+        parts: ``rows``, ``median`` and ``p90`` of each.
+
+    >>> parts = pd.DataFrame({"rows": [10, 30], "median": [0.05, 0.05], "p90": [0.2, 0.2]})
     >>> [round(value, 3) for value in mix_residuals(parts)]
     [0.05, 0.2]
     """
-    rows, medians, tails = (
-        np.array(column, dtype=float)[:, None] for column in zip(*parts, strict=True)
-    )
+    rows, medians, tails = parts[["rows", "median", "p90"]].to_numpy(float).T[:, :, None]
     middle = np.log(np.maximum(medians, _GRID[0]))
     spread = np.maximum(np.log(np.maximum(tails, _GRID[0])) - middle, 1e-3) / _AT_90
     share: NDArray[np.float64] = (rows * norm.cdf((np.log(_GRID) - middle) / spread)).sum(
@@ -98,7 +84,7 @@ def mix_residuals(parts: Iterable[Residuals]) -> tuple[float, float]:
     return float(np.interp(0.5, share, _GRID)), float(np.interp(0.9, share, _GRID))
 
 
-def _calibrations(groups: Iterable[str]) -> set[str]:
+def _name_calibrations(groups: Iterable[str]) -> set[str]:
     """Names of the calibrations of the GPUs that groups begin with."""
     found = set()
     for gpu in {group.split()[0] for group in groups if group.strip()}:
@@ -110,37 +96,28 @@ def _calibrations(groups: Iterable[str]) -> set[str]:
     return found
 
 
-def _residuals(calibration: CalibrationFile, target: Target) -> list[Residuals]:
-    if target.suites == ("serving",):
-        key = f"{target.quantity} {target.word}".strip()
-        return [
-            Residuals(*fit.left_out[key])
-            for name, fit in calibration.engine.items()
-            if name == _ANY and key in fit.left_out
-        ]
-    tables = {_TABLES[suite] for suite in target.suites if suite in _TABLES}
-    found = []
-    for table in tables:
-        entries = getattr(calibration, table)
-        for engine, by_name in entries.items():
-            for name, fit in by_name.items():
-                is_pooled = engine == _ANY and any(
-                    name in other for key, other in entries.items() if key != _ANY
-                )
-                is_wanted = table != "attention" or name.startswith(_LATENT) == (
-                    "mla" in target.suites
-                )
-                if is_wanted and not is_pooled and (said := _residuals_of(fit)):
-                    found.append(said)
-    return found
+def _list_kernel_fits(fits: pd.DataFrame) -> pd.DataFrame:
+    """Fits of kernels that state their errors, with the ``suites`` that they price; of a format
+    that some engine has an entry for, not the one of all engines.
+    """
+    found = fits[fits["table"].isin(_SUITES)].dropna(subset=["rows", "median", "p90"])
+    parts = found["entry"].str.split(" ", n=1)
+    found = found.assign(engine=parts.str[0], name=parts.str[1])
+    alike = ["calibration", "table", "name"]
+    is_any = found["engine"] == _ANY
+    has_engine = found.assign(own=~is_any).groupby(alike)["own"].transform("any")
+    kinds = np.where(found["name"].str.startswith(_LATENT), "latent attention", found["table"])
+    suites = pd.Series([_SUITES[kind] for kind in kinds], index=found.index, dtype=object)
+    return found.assign(suites=suites)[~(is_any & has_engine)]
 
 
-def _residuals_of(fit: Fit | EngineFit) -> Residuals | None:
-    if (
-        fit.kind == "assumed"
-        or fit.num_rows is None
-        or fit.median_error is None
-        or fit.p90_error is None
-    ):
-        return None
-    return Residuals(fit.num_rows, fit.median_error, fit.p90_error)
+def _list_serving_fits(
+    target: Target, named: set[str], calibrations: Mapping[str, CalibrationFile]
+) -> pd.DataFrame:
+    key = f"{target.quantity} {target.word}".strip()
+    found = [
+        calibrations[name].engine[_ANY].left_out.get(key)
+        for name in sorted(named & set(calibrations))
+        if _ANY in calibrations[name].engine
+    ]
+    return pd.DataFrame(filter(None, found), columns=["rows", "median", "p90"])

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +16,11 @@ from simulator.base.errors import UserError
 from simulator.base.plugins import available, build
 from simulator.base.progress import Progress, show_nothing
 from simulator.results.scores import is_answered, order_of, worst
-from simulator.validation import Answers, Measure, require, score_rows, with_answers
+from simulator.validation import Answered, Answers, Measure, require, score_rows, with_answers
 from simulator.validation.cells import explain_statuses, spell_formats
-from simulator.validation.kernels import KernelFamily, layouts_of, measures_of
+from simulator.validation.kernels import KernelFamily
 from simulator.validation.known_rows import is_known
-from simulator.validation.splits import count_sides, split_orders
+from simulator.validation.splits import split_orders
 from simulator.validation.tables import ENDINGS, Table, format_of, read_table
 
 _FAMILIES = "validation.kernels"
@@ -28,32 +28,6 @@ SERVING, PUBLISHED = "serving", "published"
 """Suites besides the families of kernels."""
 _ROWS_TO_TELL_BY = 50
 _ROWS_TOLD, _COLUMNS_TOLD = 10, 10
-
-
-@dataclass(frozen=True)
-class Answered:
-    """A table with its answers."""
-
-    suite: str
-    source: str
-    """The file, or what the rows are."""
-    table: pd.DataFrame
-    """The input's columns as they stood in the file, and the answers."""
-    rows: pd.DataFrame
-    """:data:`simulator.results.scores.SCORE_COLUMNS` of every measurement in the table."""
-    order: tuple[dict[str, object], ...] = ()
-    """Whether deployments stand in the right order: :func:`simulator.results.scores.order_of`."""
-    unusable: dict[str, int] = field(default_factory=dict)
-    """Rows without a usable number in a measured column, by its name: they are answered, but
-    not compared."""
-    lacking: tuple[str, ...] = ()
-    """Measured columns that the table does not have."""
-    spare: tuple[str, ...] = ()
-    """Columns that may have been meant by those."""
-    repeated: int = 0
-    """Rows that are the same as an earlier one in every cell."""
-    in_sample: bool = False
-    """Whether its rows are among those that the calibrations were fitted on."""
 
 
 def families() -> tuple[str, ...]:
@@ -78,7 +52,7 @@ def describe_columns() -> list[str]:
     return [
         f"{name}: {', '.join(required)}; measured, for errors: {', '.join(measured)}"
         for name in families()
-        for required, measured in layouts_of(family_of(name))
+        for required, measured in family_of(name).list_layouts()
     ]
 
 
@@ -91,7 +65,7 @@ def answer_kernels(name: str, path: Path, tick: Progress = show_nothing) -> Answ
     family = family_of(name)
     table = read_table(path)
     require(table.values, family.columns, str(path))
-    measures = measures_of(family, table.values, str(path))
+    measures = family.measures_of(table.values, str(path))
     tick(f"{name}: {path.name}", 0, len(table.values))
     answers = family.answer(spell_formats(table.values))
     found = _join_answers(name, path, table, measures, answers, family.columns)
@@ -127,9 +101,7 @@ def answer_published(file: Path | None, tick: Progress = show_nothing) -> Answer
     """
     from simulator.validation import published
 
-    found = published.run(file, tick)
-    order = published_orders(found.rows)
-    return Answered(PUBLISHED, found.source, found.table, found.rows, order=order)
+    return published.run(file, tick)
 
 
 def answer(suite: str, path: Path, tick: Progress = show_nothing) -> Answered:
@@ -156,27 +128,6 @@ def serving_order(values: pd.DataFrame, answers: Answers) -> dict[str, object]:
     rows = score_rows(SERVING, values.reset_index(drop=True), serving.MEASURES, answers)
     rows = rows[rows["quantity"] == "tpot"]
     return order_of(SERVING, rows, [load.get(int(place)) for place in rows["subject"]])
-
-
-def published_orders(rows: pd.DataFrame) -> tuple[dict[str, object], ...]:
-    """The order of the two deployments of each published ratio.
-
-    Pairs of spread and split experts of which one does not say its release may differ in more, and
-    what load does to a ratio is no pair: both are counted on their own.
-    """
-    from simulator.validation.published import BY_LOAD, RELEASE_UNSAID
-
-    ratios = rows[
-        (rows["quantity"] == "ratio") & is_answered(rows["status"]) & rows["predicted"].notna()
-    ]
-    is_trend = ratios["group"].str.endswith(BY_LOAD)
-    is_unsaid = ratios["group"].eq(RELEASE_UNSAID)
-    kinds = (
-        (PUBLISHED, ~is_trend & ~is_unsaid),
-        (f"{PUBLISHED}, {RELEASE_UNSAID},", is_unsaid),
-        (f"{PUBLISHED}, spread : split at much load against at little,", is_trend),
-    )
-    return tuple({"suite": name, **count_sides(ratios[chosen])} for name, chosen in kinds)
 
 
 def _join_answers(
@@ -340,7 +291,7 @@ def _why_none(values: pd.DataFrame) -> str:
     """Why no suite reads a table of these columns."""
     columns = set(map(str, values.columns))
     for name in families():
-        for required, measured in layouts_of(family_of(name)):
+        for required, measured in family_of(name).list_layouts():
             if set(required) <= columns:
                 return (
                     f"its columns are those of {name}, but it has none of the measured "
@@ -353,7 +304,7 @@ def _reads(family: KernelFamily, values: pd.DataFrame) -> bool:
     if not set(family.columns) <= set(values.columns):
         return False
     try:
-        measures = measures_of(family, values)
+        measures = family.measures_of(values)
     except UserError:
         return False
     return any(measure.column in values.columns for measure in measures)

@@ -10,7 +10,6 @@ import pytest
 
 from simulator.config.calibration import CalibrationFile, load_calibration
 from simulator.validation import Answers
-from simulator.validation.kernels import layouts_of, measures_of
 from simulator.validation.suites import families, family_of, suite_of
 from simulator.validation.tables import read_table, values_of
 
@@ -34,7 +33,7 @@ JUNK = ("", "unheard of", "-1", "0", "1e30", "0.5", "inf", "nan")
 def answered(name, table):
     """The family's answers, after what holds for all of them was checked."""
     family = family_of(name)
-    measures = measures_of(family, table)
+    measures = family.measures_of(table)
     answers: Answers = family.answer(table)
     shape = (len(table), len(measures))
     assert answers.seconds.shape == answers.low.shape == answers.high.shape == shape
@@ -88,7 +87,7 @@ def test_one_wrong_cell_spoils_its_own_row_only(name):
     table = values_of(texts)
     family = suite_of(table)
     before = answered(family, table)
-    measured = {measure.column for measure in measures_of(family_of(family), table)}
+    measured = {measure.column for measure in family_of(family).measures_of(table)}
     for column in table.columns.difference(measured):
         changed = texts.copy()
         changed.loc[::2, column] = np.resize(JUNK, len(texts) // 2)
@@ -102,7 +101,7 @@ def test_answers_do_not_depend_on_what_was_measured_nor_on_other_rows(name):
     table = sample(name, 200)
     family = suite_of(table)
     seconds, status = seconds_by_status(answered(family, table))
-    measured = [measure.column for measure in measures_of(family_of(family), table)]
+    measured = [measure.column for measure in family_of(family).measures_of(table)]
     wild, wild_status = seconds_by_status(
         answered(family, table.assign(**dict.fromkeys(measured, 1e9)))
     )
@@ -131,7 +130,7 @@ def test_a_family_says_what_it_reads_and_which_table_it_fits(name):
     family = family_of(name)
     assert family.calibrates in CalibrationFile.model_fields
     assert family.sources
-    assert all(required and measured for required, measured in layouts_of(family))
+    assert all(required and measured for required, measured in family.list_layouts())
 
 
 ONE_KIND = ("engine", "engine_ver", "moe_dtype", "moe_kernel", "kernel_source", "model", "op_name")
@@ -150,7 +149,7 @@ def told_by_known_parameters(family, source):
     table = table.assign(**{name: table[name].mode()[0] for name in alike})
     table = table.drop_duplicates(ignore_index=True)
     answers = family.answer(table)
-    for number, measure in enumerate(measures_of(family, table)):
+    for number, measure in enumerate(family.measures_of(table)):
         table[measure.column] = answers.seconds[:, number] / measure.unit_s
     return table[[status == "ok" for status in answers.status]].reset_index(drop=True)
 

@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 
 from simulator.base.errors import UserError
-from simulator.validation.kernels import measures_of
 from simulator.validation.kernels.alltoall import Alltoall
 from simulator.validation.traffic import draw_choices
 from tests.shared import shared_file
@@ -53,20 +52,20 @@ def seconds(table):
 
 
 def test_each_table_has_its_own_measures():
-    assert [m.column for m in measures_of(FAMILY, low_latency())] == [
+    assert [m.column for m in FAMILY.measures_of(low_latency())] == [
         "dispatch_avg_t_us",
         "combine_avg_t_us",
     ]
     normal = low_latency(dispatch_sms=20, combine_sms=20)
-    assert [m.name for m in measures_of(FAMILY, normal)] == [
+    assert [m.name for m in FAMILY.measures_of(normal)] == [
         "dispatch",
         "dispatch_notify",
         "combine",
         "combine_notify",
     ]
-    assert [m.column for m in measures_of(FAMILY, backend())] == ["latency"]
+    assert [m.column for m in FAMILY.measures_of(backend())] == ["latency"]
     with pytest.raises(UserError, match="missing column"):
-        measures_of(FAMILY, pd.DataFrame({"gpu": ["h100"]}))
+        FAMILY.measures_of(pd.DataFrame({"gpu": ["h100"]}))
 
 
 @pytest.mark.parametrize("sms", [None, 20])
@@ -163,7 +162,7 @@ def errors(table, query=None):
     rows = (rows.query(query) if query else rows).reset_index(drop=True)
     answers = FAMILY.answer(rows)
     assert not any(status.startswith("unsupported") for status in answers.status)
-    for m, measure in enumerate(measures_of(FAMILY, rows)):
+    for m, measure in enumerate(FAMILY.measures_of(rows)):
         if measure.name.endswith("notify"):
             continue
         took = rows[measure.column].to_numpy(dtype=float) * measure.unit_s

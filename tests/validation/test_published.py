@@ -13,7 +13,7 @@ import pytest
 from simulator.base.data import shipped_folder
 from simulator.base.errors import UserError
 from simulator.results.scores import SCORE_COLUMNS, is_answered
-from simulator.validation.published import Part, Reply, run, topic_of, topics
+from simulator.validation.published import Part, Reply, orders_of, run, topic_of, topics
 from simulator.validation.published._scores import figures, ratio
 from simulator.validation.published._splits import (
     RELEASE_UNSAID,
@@ -22,7 +22,6 @@ from simulator.validation.published._splits import (
     trends,
 )
 from simulator.validation.published.serving_pairs import read_points
-from simulator.validation.suites import published_orders
 from tests.shared import shared_file
 
 pytestmark = pytest.mark.xdist_group(
@@ -372,6 +371,6 @@ def test_whole_deployments_spread_experts_and_load_are_told_apart_in_order():
             "predicted": [1.2, 1.2, 0.9, 1.0],
         }
     )
-    orders = {order["suite"]: (order["pairs"], order["right"]) for order in published_orders(rows)}
+    orders = {order["suite"]: (order["pairs"], order["right"]) for order in orders_of(rows)}
     assert list(orders.values()) == [(2, 2), (1, 0), (1, 0)]
     assert next(iter(orders)) == "published"

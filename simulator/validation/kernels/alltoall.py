@@ -9,12 +9,11 @@ simulator; what they put on the busiest rank and wire is priced with the formula
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from simulator.base.frozen import Frozen
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import Calibration
 from simulator.config.calibration.exchange import ExchangeFit
@@ -22,6 +21,7 @@ from simulator.validation import Answers, Measure
 from simulator.validation.error_bands import Band
 from simulator.validation.extrapolation import Doubt, of_hardware
 from simulator.validation.hardware import find_calibrated
+from simulator.validation.kernels import KernelFamily
 from simulator.validation.kernels import _answering as answering
 from simulator.validation.kernels._alltoall_fit import fit_tables
 from simulator.validation.kernels._alltoall_tables import LAYOUTS, Part, measures_of, parts_of
@@ -35,23 +35,21 @@ _NOTIFY_WIDER = 4.0
 has none of its own: it holds ranks' waits for each other."""
 
 
-class Alltoall(Frozen):
+class Alltoall(KernelFamily):
     """Exchanges between ranks and experts."""
 
-    columns: ClassVar[tuple[str, ...]] = ()
-    layouts: ClassVar[tuple[tuple[str, ...], ...]] = LAYOUTS
-    measures: ClassVar[tuple[Measure, ...]] = ()
-    calibrates: ClassVar[str] = "exchange"
-    sources: ClassVar[tuple[str, ...]] = (
+    columns = ()
+    layouts = LAYOUTS
+    measures = ()
+    calibrates = "exchange"
+    sources = (
         "deepep_low_latency.csv.gz",
         "deepep_normal.csv.gz",
         "moe_alltoall.csv.gz",
         "published/alltoall.csv",
     )
 
-    def measures_of(
-        self, table: pd.DataFrame, where: str = "all-to-all table"
-    ) -> tuple[Measure, ...]:
+    def measures_of(self, table: pd.DataFrame, where: str = "table") -> tuple[Measure, ...]:
         return measures_of(table, where)
 
     def answer(self, table: pd.DataFrame) -> Answers:

@@ -9,19 +9,19 @@ the kernels for decode, whatever the phase is called.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from simulator.base.frozen import Frozen
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import Calibration
 from simulator.config.mixers.gqa import GroupedQueryAttention
 from simulator.validation import Answers, Measure, require
 from simulator.validation.extrapolation import Doubt, of_hardware
 from simulator.validation.hardware import find_calibrated
+from simulator.validation.kernels import KernelFamily
 from simulator.validation.kernels import _answering as answering
 from simulator.validation.kernels import _fitting as fitting
 from simulator.validation.kernels._answering import Estimate
@@ -89,13 +89,13 @@ _JOBS: tuple[tuple[str, Phase, str, dict[str, Any]], ...] = (
 tokens fill it; on H100 an fp8 cache makes nothing faster than bf16 arithmetic could be."""
 
 
-class Attention(Frozen):
+class Attention(KernelFamily):
     """Grouped-query and multi-head attention, full or over a sliding window."""
 
-    columns: ClassVar[tuple[str, ...]] = ("gpu", "phase", "kv_cache_dtype", *_SIZES)
-    measures: ClassVar[tuple[Measure, ...]] = (Measure("kernel", "latency_ms", 1e-3),)
-    calibrates: ClassVar[str] = "attention"
-    sources: ClassVar[tuple[str, ...]] = ("attention.csv.gz",)
+    columns = ("gpu", "phase", "kv_cache_dtype", *_SIZES)
+    measures = (Measure("kernel", "latency_ms", 1e-3),)
+    calibrates = "attention"
+    sources = ("attention.csv.gz",)
 
     def answer(self, table: pd.DataFrame) -> Answers:
         require(table, self.columns, "attention table")

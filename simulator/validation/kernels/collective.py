@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from simulator.base.frozen import Frozen
 from simulator.config.accelerator import AcceleratorSpec, load_accelerator
 from simulator.config.calibration import Calibration
 from simulator.config.calibration.collective import Algorithm, CollectiveFit, ProtocolFit, passes_of
@@ -23,6 +22,7 @@ from simulator.config.cluster import ClusterSpec
 from simulator.validation import Answers, Measure, require
 from simulator.validation.extrapolation import Doubt, of_hardware
 from simulator.validation.hardware import accelerator_name, find_calibrated
+from simulator.validation.kernels import KernelFamily
 from simulator.validation.kernels import _answering as answering
 from simulator.validation.kernels import _fitting as fitting
 from simulator.validation.kernels._answering import Estimate, Places
@@ -128,14 +128,14 @@ class _Rows(NamedTuple):
         return self._replace(**{name: getattr(self, name)[chosen] for name in _COLUMNS})
 
 
-class Collective(Frozen):
+class Collective(KernelFamily):
     """All-reduce, all-gather, reduce-scatter and all-to-all of equal parts."""
 
-    columns: ClassVar[tuple[str, ...]] = ("gpu", "num_gpus")
-    layouts: ClassVar[tuple[tuple[str, ...], ...]] = (_NCCL, _CUSTOM)
-    measures: ClassVar[tuple[Measure, ...]] = (Measure("latency", "latency_ms", 1e-3),)
-    calibrates: ClassVar[str] = "collective"
-    sources: ClassVar[tuple[str, ...]] = ("nccl.csv.gz", "custom_allreduce.csv.gz")
+    columns = ("gpu", "num_gpus")
+    layouts = (_NCCL, _CUSTOM)
+    measures = (Measure("latency", "latency_ms", 1e-3),)
+    calibrates = "collective"
+    sources = ("nccl.csv.gz", "custom_allreduce.csv.gz")
 
     def answer(self, table: pd.DataFrame) -> Answers:
         answers = Answers.make_unsupported(len(table), len(self.measures))

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 
 from simulator.base.errors import UserError
-from simulator.base.frozen import Frozen
 from simulator.policies.placement import eplb as placement
 from simulator.policies.placement.contiguous import Contiguous
 from simulator.validation import Answers, Measure, require
+from simulator.validation.kernels import KernelFamily
 from simulator.validation.kernels import _answering as answering
 from simulator.validation.kernels import _experts as experts
 from simulator.validation.kernels._experts import NOT_WHOLE, SHAPES, Layers, Sizes
@@ -37,13 +36,13 @@ _SIZES = ("num_tokens", "num_experts", "topk", "moe_ep_size", "num_slots")
 _ARRIVED = "rank0_num_tokens"
 
 
-class Eplb(Frozen):
+class Eplb(KernelFamily):
     """A rank's routed experts after rebalancing."""
 
-    columns: ClassVar[tuple[str, ...]] = ("gpu", "moe_dtype", "distribution", *_SIZES, *SHAPES)
-    measures: ClassVar[tuple[Measure, ...]] = (Measure("kernel", "latency_ms", 1e-3),)
-    calibrates: ClassVar[str] = "grouped_gemm"
-    sources: ClassVar[tuple[str, ...]] = ("moe_eplb_trtllm.csv.gz",)
+    columns = ("gpu", "moe_dtype", "distribution", *_SIZES, *SHAPES)
+    measures = (Measure("kernel", "latency_ms", 1e-3),)
+    calibrates = "grouped_gemm"
+    sources = ("moe_eplb_trtllm.csv.gz",)
 
     def answer(self, table: pd.DataFrame) -> Answers:
         require(table, self.columns, "eplb table")

@@ -9,12 +9,11 @@ replay CUDA graphs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from simulator.base.frozen import Frozen
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import Calibration
 from simulator.config.calibration.fit import Fit
@@ -23,6 +22,7 @@ from simulator.cost.kernels.gemm import Operands, product_s
 from simulator.validation import Answers, Measure, require
 from simulator.validation.extrapolation import Doubt, of_hardware
 from simulator.validation.hardware import find_calibrated, find_most_measured
+from simulator.validation.kernels import KernelFamily
 from simulator.validation.kernels import _answering as answering
 from simulator.validation.kernels import _fitting as fitting
 from simulator.validation.kernels._answering import Estimate
@@ -132,13 +132,13 @@ _JOBS = (
 )
 
 
-class Gemm(Frozen):
+class Gemm(KernelFamily):
     """Dense matrix products."""
 
-    columns: ClassVar[tuple[str, ...]] = ("gpu", "gemm_dtype", "m", "n", "k")
-    measures: ClassVar[tuple[Measure, ...]] = (Measure("kernel", "latency_ms", 1e-3),)
-    calibrates: ClassVar[str] = "gemm"
-    sources: ClassVar[tuple[str, ...]] = ("gemm.csv.gz",)
+    columns = ("gpu", "gemm_dtype", "m", "n", "k")
+    measures = (Measure("kernel", "latency_ms", 1e-3),)
+    calibrates = "gemm"
+    sources = ("gemm.csv.gz",)
 
     def answer(self, table: pd.DataFrame) -> Answers:
         require(table, self.columns, "gemm table")

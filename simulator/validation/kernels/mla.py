@@ -13,13 +13,12 @@ fitted first. TensorRT-LLM's entries stand for engines that have none.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from simulator.base.frozen import Frozen
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import Calibration, load_calibration
 from simulator.config.calibration.attention import AttentionFit
@@ -28,6 +27,7 @@ from simulator.cost.compute.roofline import RooflineModel
 from simulator.validation import Answers, Measure, require
 from simulator.validation.extrapolation import Doubt, of_hardware
 from simulator.validation.hardware import find_calibrated
+from simulator.validation.kernels import KernelFamily
 from simulator.validation.kernels import _answering as answering
 from simulator.validation.kernels import _fitting as fitting
 from simulator.validation.kernels._answering import Estimate
@@ -151,13 +151,13 @@ _JOBS = (
 )
 
 
-class Mla(Frozen):
+class Mla(KernelFamily):
     """Latent attention, kernels and whole blocks."""
 
-    columns: ClassVar[tuple[str, ...]] = ("gpu", "engine", "phase", "kv_cache_dtype", *_SIZES)
-    measures: ClassVar[tuple[Measure, ...]] = (Measure("kernel", "latency_ms", 1e-3),)
-    calibrates: ClassVar[str] = "attention"
-    sources: ClassVar[tuple[str, ...]] = ("mla.csv.gz",)
+    columns = ("gpu", "engine", "phase", "kv_cache_dtype", *_SIZES)
+    measures = (Measure("kernel", "latency_ms", 1e-3),)
+    calibrates = "attention"
+    sources = ("mla.csv.gz",)
 
     def answer(self, table: pd.DataFrame) -> Answers:
         require(table, self.columns, "mla table")

@@ -10,13 +10,12 @@ takes one; both get the same prediction, the faster kernel's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 
-from simulator.base.frozen import Frozen
 from simulator.validation import Answers, Measure, require
+from simulator.validation.kernels import KernelFamily
 from simulator.validation.kernels import _answering as answering
 from simulator.validation.kernels import _experts as experts
 from simulator.validation.kernels._experts import NOT_WHOLE, Layers, Sizes
@@ -43,16 +42,16 @@ _SLOWER = "0.5.6"
 longer to start."""
 
 
-class Moe(Frozen):
+class Moe(KernelFamily):
     """A rank's routed experts."""
 
-    columns: ClassVar[tuple[str, ...]] = (
+    columns = (
         *("gpu", "engine", "moe_dtype", "hidden_size", "inter_size", "topk", "num_experts"),
         *("moe_tp_size", "moe_ep_size", "distribution", "num_tokens"),
     )
-    measures: ClassVar[tuple[Measure, ...]] = (Measure("kernel", "latency_ms", 1e-3),)
-    calibrates: ClassVar[str] = "grouped_gemm"
-    sources: ClassVar[tuple[str, ...]] = ("moe_grouped_gemm.csv.gz", "moe_wide_ep_sglang.csv.gz")
+    measures = (Measure("kernel", "latency_ms", 1e-3),)
+    calibrates = "grouped_gemm"
+    sources = ("moe_grouped_gemm.csv.gz", "moe_wide_ep_sglang.csv.gz")
 
     def answer(self, table: pd.DataFrame) -> Answers:
         require(table, self.columns, "moe table")

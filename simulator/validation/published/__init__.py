@@ -20,8 +20,9 @@ from simulator.base.data import search_folders
 from simulator.base.errors import UserError
 from simulator.base.plugins import available, build
 from simulator.base.progress import Progress, show_nothing
-from simulator.results.scores import SCORE_COLUMNS
-from simulator.validation import OK
+from simulator.results.scores import SCORE_COLUMNS, is_answered
+from simulator.validation import OK, Answered
+from simulator.validation.splits import count_sides
 from simulator.validation.tables import Table, read_table
 
 _FAMILY = "validation.published"
@@ -35,20 +36,6 @@ SAME_RELEASE, RELEASE_UNSAID = "experts spread : split", "experts spread : split
 """Groups of pairs whose releases are known to be one, and of pairs where one does not say it."""
 _PLACE = re.compile(r"^published( \[[^]]*\])*: ")
 """Begin of errors that name the deployment made for a row."""
-
-
-class Published(NamedTuple):
-    """Cases answered."""
-
-    source: str
-    """The file, or what the rows are."""
-    table: pd.DataFrame
-    """The input's columns as they stood in the file, then ``predicted``, ``low`` and ``high`` in
-    the unit of the figure, ``status``, and ``because``: what the prediction rests on (batch
-    reached, KV tokens, shares of the time)."""
-    rows: pd.DataFrame
-    """:data:`simulator.results.scores.SCORE_COLUMNS`: each figure, and each ratio between two of
-    them."""
 
 
 class Part(NamedTuple):
@@ -129,19 +116,18 @@ def topic_of(columns: set[str]) -> str | None:
     return max(found)[1] if found else None
 
 
-def run(file: Path | None, tick: Progress = show_nothing) -> Published:
-    """Answer the cases in ``file``, or the shipped ones.
+def run(file: Path | None, tick: Progress = show_nothing) -> Answered:
+    """Answer the cases in ``file``, or the shipped ones: to the columns of the input come
+    ``predicted``, ``low`` and ``high`` in the unit of the figure, ``status``, and ``because``: what
+    the prediction rests on (batch reached, KV tokens, shares of the time).
 
     Raises:
         UserError: if the file cannot be read, or its columns are of no topic.
     """
-    if file is not None:
-        return _answer(file, tick)
-    found = [_answer(path, tick) for path in _list_shipped()]
-    table = pd.concat([part.table for part in found], ignore_index=True)
-    return Published(
-        "shipped cases", table, pd.concat([part.rows for part in found], ignore_index=True)
-    )
+    parts = [_answer(path, tick) for path in (_list_shipped() if file is None else [file])]
+    table, rows = (pd.concat(some, ignore_index=True) for some in zip(*parts, strict=True))
+    source = "shipped cases" if file is None else str(file)
+    return Answered("published", source, table, rows, order=orders_of(rows))
 
 
 def _list_shipped() -> list[Path]:
@@ -158,7 +144,8 @@ def _topic(name: str) -> Topic:
     return topic
 
 
-def _answer(path: Path, tick: Progress) -> Published:
+def _answer(path: Path, tick: Progress) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The table of a file with its answers, and its scores."""
     read = read_table(path)
     name = topic_of(set(read.values.columns))
     if name is None:
@@ -169,4 +156,23 @@ def _answer(path: Path, tick: Progress) -> Published:
     answers = pd.DataFrame(replies, index=read.texts.index).drop(columns="parts")
     rows = topic.scores(read, replies).assign(suite="published")
     table = pd.concat([read.texts.assign(topic=name), answers], axis=1)
-    return Published(str(path), table, rows[list(SCORE_COLUMNS)].reset_index(drop=True))
+    return table, rows[list(SCORE_COLUMNS)]
+
+
+def orders_of(rows: pd.DataFrame) -> tuple[dict[str, object], ...]:
+    """The order of the two deployments of each published ratio.
+
+    Pairs of spread and split experts of which one does not say its release may differ in more, and
+    what load does to a ratio is no pair: both are counted on their own.
+    """
+    ratios = rows[
+        (rows["quantity"] == "ratio") & is_answered(rows["status"]) & rows["predicted"].notna()
+    ]
+    is_trend = ratios["group"].str.endswith(BY_LOAD)
+    is_unsaid = ratios["group"].eq(RELEASE_UNSAID)
+    kinds = (
+        ("published", ~is_trend & ~is_unsaid),
+        (f"published, {RELEASE_UNSAID},", is_unsaid),
+        ("published, spread : split at much load against at little,", is_trend),
+    )
+    return tuple({"suite": name, **count_sides(ratios[chosen])} for name, chosen in kinds)
