@@ -16,7 +16,9 @@ from simulator.config.calibration import AttentionFit
 from simulator.cost.kernels.attention import context_rates
 from simulator.cost.kernels.context import kernels_s
 from simulator.validation.extrapolation import OUTSIDE, Doubt
+from simulator.validation.hardware import find_calibrated
 from simulator.validation.kernels import _fitting as fitting
+from simulator.validation.kernels._answering import Estimate, unknown_gpu, unknown_name
 from simulator.validation.kernels._fitting import Chosen, Floats, Groups, Values
 from simulator.validation.sizes import numbers, refusals
 from simulator.work.context import uniform_sums
@@ -76,6 +78,12 @@ class Batches(NamedTuple):
     kernel: Ints
     """Place in a list of kernels."""
 
+    @classmethod
+    def from_sizes(cls, sizes: Floats, kernel: int | NDArray[np.int64] = 0) -> Batches:
+        """Batches of columns ``[c, n]``: ``batch_size``, new tokens and context come first."""
+        batch_size, new, context = sizes[:3].astype(np.int64)
+        return cls(batch_size, context, new, np.broadcast_to(kernel, batch_size.shape))
+
     def take(self, rows: NDArray[np.bool_]) -> Batches:
         """Some of them."""
         return Batches(*(column[rows] for column in self))
@@ -86,26 +94,16 @@ def context_s(
 ) -> NDArray[np.float64]:
     """Seconds ``[n]`` of each batch's kernel."""
     rates = [context_rates(*kernel) for kernel in kernels]
-    windows = np.array(
-        [
-            k.window + int(rate.window_block)
-            for (_, _, k, _), rate in zip(kernels, rates, strict=True)
-        ],
-        dtype=np.int64,
-    )
-    compressions = np.array([k.compression for _, _, k, _ in kernels], dtype=np.int64)
-    rates_nk = np.array(rates)[batches.kernel]
+    windows = [
+        kernel.window + int(rate.window_block)
+        for (_, _, kernel, _), rate in zip(kernels, rates, strict=True)
+    ]
+    compressions = [kernel.compression for _, _, kernel, _ in kernels]
     tile_rows = np.array([rate.tile_rows for rate in rates])
-    which = batches.kernel
-    sums_nk = uniform_sums(
-        batches.batch_size,
-        batches.context,
-        batches.new,
-        windows[which],
-        compressions[which],
-        tile_rows[which],
-    )
-    seconds: NDArray[np.float64] = kernels_s(rates_nk, sums_nk)
+    windows_n, compressions_n = np.array([windows, compressions], dtype=np.int64)[:, batches.kernel]
+    loads = batches.batch_size, batches.context, batches.new
+    sums_nk = uniform_sums(*loads, windows_n, compressions_n, tile_rows[batches.kernel])
+    seconds: NDArray[np.float64] = kernels_s(np.array(rates)[batches.kernel], sums_nk)
     return seconds
 
 
@@ -128,6 +126,32 @@ def whole_sizes(
         "more than any cache holds"
     )
     return whole, wrong
+
+
+def refuse(gpu: str, engine: str, phase: str, kv: str) -> str:
+    """Reason to refuse a GPU, a phase or a cache's format that is not known, or ``""``."""
+    if find_calibrated(gpu, engine) is None:
+        return unknown_gpu(gpu)
+    if phase not in PHASES:
+        return unknown_name("phase", phase, PHASES)
+    return "" if kv in KV_FORMATS else unknown_name("cache format", kv, KV_FORMATS)
+
+
+def make_estimate(
+    seconds: Floats,
+    fit: AttentionFit,
+    doubts: Sequence[Doubt],
+    sizes: dict[str, Floats],
+    phase: Phase,
+) -> Estimate:
+    """Estimate of rows of one kernel.
+
+    Args:
+        sizes: ``isl`` and ``step`` among them.
+    """
+    quantities = sizes | {"context": sizes["isl"] + sizes["step"]}
+    is_behind = (sizes["step"] > 0) & (phase == "prefill")
+    return Estimate(seconds, fit, doubts, quantities, [(BEHIND, is_behind)])
 
 
 def doubt_formats(computed: str, known: Sequence[str], kv_dtype: str) -> Iterator[Doubt]:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import Calibration
@@ -26,7 +25,6 @@ from simulator.validation.kernels import _answering as answering
 from simulator.validation.kernels import _fitting as fitting
 from simulator.validation.kernels._answering import Estimate
 from simulator.validation.kernels._context import (
-    BEHIND,
     KV_FORMATS,
     PHASES,
     Batches,
@@ -34,6 +32,8 @@ from simulator.validation.kernels._context import (
     Timed,
     context_s,
     doubt_formats,
+    make_estimate,
+    refuse,
     whole_sizes,
 )
 from simulator.validation.kernels._fitting import ANY, GPUS, SOURCE, Floats, Tables, Values
@@ -108,7 +108,9 @@ class Attention(KernelFamily):
             gpu, phase, kv, engine, computed, is_one, *shape, why = key
             label = [gpu, engine * (engine != ANY), PHASES.get(phase, phase)]
             label = [word for word in (*label, KV_FORMATS.get(kv, kv)) if word]
-            reason = _refusal(gpu, engine, phase, kv, shape, why)
+            reason = refuse(gpu, engine, phase, kv) or why
+            if not reason and shape[0] % shape[1]:
+                reason = "num_key_value_heads does not divide num_heads"
             answering.name_group(answers, places, " ".join(label), reason)
             found = find_calibrated(gpu, engine)
             if not reason and found is not None:
@@ -150,17 +152,14 @@ def _estimate(
     kv, computed = dtypes
     fit = calibration.attention_fit(phase, kv, is_latent=False)
     shape = sizes[3:, 0].astype(int).tolist()
-    seconds = context_s(
-        _batches(sizes, 0), [(accelerator, fit, _kernel_of_shape(shape, kv), phase)]
-    )
+    kernel = (accelerator, fit, _kernel_of_shape(shape, kv), phase)
     doubts = of_hardware(fit, accelerator, "attention kernels")
     if fit.kind != "assumed":
         doubts += doubt_formats(computed, _COMPUTED, kv)
         if engine not in _ENGINES:
             doubts.append(Doubt(f"kernels of {engine} were not measured, vLLM's were"))
-    quantities = dict(zip(_SIZES, sizes, strict=True)) | {"context": sizes[1] + sizes[2]}
-    is_behind = (sizes[2] > 0) & (phase == "prefill")
-    return Estimate(seconds, fit, doubts, quantities, [(BEHIND, is_behind)])
+    seconds = context_s(Batches.from_sizes(sizes), [kernel])
+    return make_estimate(seconds, fit, doubts, dict(zip(_SIZES, sizes, strict=True)), phase)
 
 
 def _kernel_of_shape(shape: Sequence[int], kv_dtype: str) -> ContextKernel:
@@ -169,34 +168,10 @@ def _kernel_of_shape(shape: Sequence[int], kv_dtype: str) -> ContextKernel:
     Args:
         shape: heads, key-value heads, their size, and the window (0 for none).
     """
-    num_heads, num_kv_heads, head_size, window = shape
-    mixer = GroupedQueryAttention(
-        kind="gqa",
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_size=head_size,
-        window=window or None,
-    )
+    num_heads, num_kv_heads, size, window = shape
+    heads: dict[str, Any] = {"num_heads": num_heads, "num_kv_heads": num_kv_heads}
+    mixer = GroupedQueryAttention(kind="gqa", **heads, head_size=size, window=window or None)
     return context_kernel(mixer.context_terms()[0], 1, kv_dtype)
-
-
-def _batches(sizes: Floats, kernels: int | NDArray[np.int64]) -> Batches:
-    """Batches of columns ``[c, n]``, each for one of some kernels."""
-    batch_size, new, context = sizes[:3].astype(np.int64)
-    places = np.broadcast_to(np.asarray(kernels, dtype=np.int64), batch_size.shape)
-    return Batches(batch_size, context, new, places)
-
-
-def _refusal(gpu: str, engine: str, phase: str, kv: str, shape: list[float], wrong: str) -> str:
-    if find_calibrated(gpu, engine) is None:
-        return answering.unknown_gpu(gpu)
-    if phase not in PHASES:
-        return answering.unknown_name("phase", phase, PHASES)
-    if kv not in KV_FORMATS:
-        return answering.unknown_name("cache format", kv, KV_FORMATS)
-    if not wrong and shape[0] % shape[1]:
-        return "num_key_value_heads does not divide num_heads"
-    return wrong
 
 
 def _fit_entry(
@@ -209,7 +184,7 @@ def _fit_entry(
         fitting.accelerator_of(gpu),
         [_kernel_of_shape([int(size) for size in row], kv) for row in kernels.to_numpy()],
         phase,
-        _batches(rows[list(_SIZES)].to_numpy(dtype=float).T, which),
+        Batches.from_sizes(rows[list(_SIZES)].to_numpy(dtype=float).T, which),
         rows["latency_ms"].to_numpy() / 1e3,
         beside_s=np.zeros(len(rows)),
         is_module=np.zeros(len(rows), dtype=bool),

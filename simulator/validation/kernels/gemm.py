@@ -112,22 +112,15 @@ class _Job(NamedTuple):
 
 
 _FP8 = "fp8 GEMMs (one scale a tensor, the input converted first; kernels that do not split k)"
-_BLOCK_FP8: tuple[str, str, Values, str, dict[str, Any], bool] = (
-    "fp8_block",
-    "fp8_block",
-    _PER_BLOCK,
-    "block-scaled fp8 GEMMs",
-    {},
-    True,
-)
+_BLOCK_FP8 = "block-scaled fp8 GEMMs"
 _NVFP4 = "nvfp4 GEMMs (the input converted first)"
 _JOBS = (
     _Job("h100", "bfloat16", "bf16", _BF16, "bf16 GEMMs"),
     _Job("h100", "fp8", "fp8", _PER_TENSOR, _FP8, _CUTLASS),
-    _Job("h100", *_BLOCK_FP8),
+    _Job("h100", "fp8_block", "fp8_block", _PER_BLOCK, _BLOCK_FP8, is_eager=True),
     _Job("b200", "bfloat16", "bf16", _BF16, "bf16 GEMMs"),
     _Job("b200", "fp8", "fp8", _PER_TENSOR | _REREAD, _FP8),
-    _Job("b200", *_BLOCK_FP8),
+    _Job("b200", "fp8_block", "fp8_block", _PER_BLOCK, _BLOCK_FP8, is_eager=True),
     _Job("b200", "nvfp4", "nvfp4", _PER_BLOCK | _ROWS | _FLOOR, _NVFP4),
 )
 
@@ -268,7 +261,7 @@ def _fit_entry(job: _Job, rows: pd.DataFrame, given: dict[str, Any]) -> dict[str
     shapes = rows.groupby(["n", "k"]).ngroup().to_numpy()
     predicted = fitting.leave_out(
         fitting.make_folds(shapes, _FOLDS),
-        lambda find_most_measured, held: predict(solve(find_most_measured), held),
+        lambda seen, held: predict(solve(seen), held),
     )
     fitted = solve(np.ones(len(rows), dtype=bool))
     source = (

@@ -32,7 +32,6 @@ from simulator.validation.kernels import _answering as answering
 from simulator.validation.kernels import _fitting as fitting
 from simulator.validation.kernels._answering import Estimate
 from simulator.validation.kernels._context import (
-    BEHIND,
     KV_FORMATS,
     PHASES,
     Batches,
@@ -40,6 +39,8 @@ from simulator.validation.kernels._context import (
     Timed,
     context_s,
     doubt_formats,
+    make_estimate,
+    refuse,
     whole_sizes,
 )
 from simulator.validation.kernels._fitting import ANY, GPUS, SOURCE, Chosen, Floats, Tables, Values
@@ -169,7 +170,11 @@ class Mla(KernelFamily):
         for key, places in answering.group_rows(keys.assign(heads=sizes[3], wrong=wrong)):
             gpu, engine, phase, kv, computed, weights, is_one, _, why = key
             block = " block" if phase.endswith("module") else ""
-            reason = _refusal(gpu, engine, phase, kv, weights if block else "bfloat16", why)
+            reason = refuse(gpu, engine, phase, kv)
+            if not reason and block and weights not in _GEMM_FORMATS:
+                known = ", ".join(_GEMM_FORMATS)
+                reason = f"no number format '{weights}' of a block's matrices; known: {known}"
+            reason = reason or why
             group = f"{gpu} {engine} {PHASES.get(phase, phase)}{block}"
             answering.name_group(answers, places, group, reason)
             found = find_calibrated(gpu, engine)
@@ -215,18 +220,17 @@ class _Case(NamedTuple):
         computed = "fp8" if self.computed == "fp8" else ""
         fit = self.calibration.attention_fit(phase, kv, is_latent=True, computed=computed)
         num_heads = int(sizes[3, 0])
-        batch_size, new, context = sizes[:3].astype(np.int64)
-        batches = Batches(batch_size, context, new, np.zeros(len(new), dtype=np.int64))
+        batches = Batches.from_sizes(sizes)
         kernel = (self.accelerator, fit, _kernel_of_shape(num_heads, kv), phase)
         seconds = context_s(batches, [kernel])
         if self.is_module:
             hardware = (self.accelerator, self.calibration)
             dtype = _GEMM_FORMATS[self.weights]
-            products_s = _products_s(*hardware, num_heads, dtype, batch_size * new)
+            tokens = batches.batch_size * batches.new
+            products_s = _products_s(*hardware, num_heads, dtype, tokens)
             seconds = seconds + products_s + fit.module_s
-        quantities = dict(zip(_SIZES, sizes, strict=True)) | {"context": sizes[1] + sizes[2]}
-        is_behind = (context > 0) & (phase == "prefill")
-        return Estimate(seconds, fit, self._doubts(fit, kv), quantities, [(BEHIND, is_behind)])
+        named = dict(zip(_SIZES, sizes, strict=True))
+        return make_estimate(seconds, fit, self._doubts(fit, kv), named, phase)
 
     def _doubts(self, fit: AttentionFit, kv: str) -> list[Doubt]:
         doubts = of_hardware(fit, self.accelerator, "kernels of latent attention")
@@ -282,19 +286,6 @@ def _products_s(
     return np.asarray(total[place], dtype=np.float64)
 
 
-def _refusal(gpu: str, engine: str, phase: str, kv: str, weights: str, wrong: str) -> str:
-    if find_calibrated(gpu, engine) is None:
-        return answering.unknown_gpu(gpu)
-    if phase not in PHASES:
-        return answering.unknown_name("phase", phase, PHASES)
-    if kv not in KV_FORMATS:
-        return answering.unknown_name("cache format", kv, KV_FORMATS)
-    if weights not in _GEMM_FORMATS:
-        known = ", ".join(_GEMM_FORMATS)
-        return f"no number format '{weights}' of a block's matrices; known: {known}"
-    return wrong
-
-
 def _rows_of(job: _Job, rows: pd.DataFrame) -> pd.DataFrame:
     """Rows of an entry."""
     # A prompt of one token runs vLLM's kernels for decode.
@@ -320,12 +311,11 @@ def _fit_entry(job: _Job, rows: pd.DataFrame, known: dict[str, Any]) -> dict[str
     """
     heads, which = np.unique(rows["num_heads"].to_numpy(), return_inverse=True)
     is_module = rows["phase"].str.endswith("module").to_numpy()
-    batch_size, context, new = rows[["batch_size", "step", "isl"]].to_numpy().T
     timed = Timed(
         fitting.accelerator_of(job.gpu),
         [_kernel_of_shape(int(num_heads), job.kv) for num_heads in heads],
         job.phase,
-        Batches(batch_size, context, new, which),
+        Batches.from_sizes(rows[list(_SIZES)].to_numpy(dtype=float).T, which),
         rows["latency_ms"].to_numpy() / 1e3,
         _beside_s(job, rows, is_module),
         is_module,
