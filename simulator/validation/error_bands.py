@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from simulator.config.calibration.fit import Fit
 
-_EXTRAPOLATED = 2.0
+EXTRAPOLATED = 2.0
 """Factor on a band's width in log space outside the measured domain."""
 _LEAST_EXTRAPOLATED = 1.2
 """Least factor either way there: a table that scatters little says nothing of what it does not
@@ -39,7 +39,7 @@ class Band(NamedTuple):
         """
         return ASSUMED if fit is None or fit.band is None else cls(*fit.band)
 
-    def widen(self, by: float = _EXTRAPOLATED) -> Band:
+    def widen(self, by: float = EXTRAPOLATED) -> Band:
         """Band about the same middle, ``by`` times as wide in log space.
 
         >>> Band(0.8, 1.25).widen()
@@ -49,25 +49,11 @@ class Band(NamedTuple):
         wide = (self.high / self.low) ** (by / 2)
         return Band(round(middle / wide, 12), round(middle * wide, 12), self.is_assumed)
 
-    def limits_of(
-        self, seconds: ArrayLike, is_extrapolated: ArrayLike = False
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Lower and upper ends, in seconds, of the bands of predictions of any shape; a prediction
-        lies within its own band, even where the fit is biased.
-
-        Args:
-            is_extrapolated: which of them lie outside the measured domain; of the same shape, or
-                one for all.
-        """
-        return self.spread(
-            seconds, np.where(np.asarray(is_extrapolated, dtype=bool), _EXTRAPOLATED, 1.0)
-        )
-
     def spread(
         self, seconds: ArrayLike, wider: ArrayLike
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Lower and upper ends, in seconds, of bands that are ``wider`` times as wide as the fit's
-        (:mod:`simulator.validation.extrapolation`).
+        (:mod:`simulator.validation.extrapolation`), of predictions of any shape.
 
         Where a fit's residuals lie on one side of its predictions, so does its band, which is then
         stretched to the prediction: such a prediction is the very low or high. It says that

@@ -17,7 +17,7 @@ from scipy.stats import norm
 
 from simulator.base.errors import UserError
 from simulator.config.accelerator import load_accelerator
-from simulator.config.calibration import CalibrationFile
+from simulator.config.calibration import ANY, CalibrationFile
 from simulator.results.targets import TARGETS, Target
 from simulator.validation.hardware import accelerator_name
 
@@ -33,7 +33,7 @@ _SUITES = {
 }
 """Suites of kernels that a table of a calibration prices; entries of latent attention are in the
 table ``attention``."""
-_LATENT, _ANY = "mla_", "any"
+_LATENT = "mla_"
 _GRID = np.geomspace(1e-4, 30.0, 6000)
 _AT_90 = float(norm.ppf(0.9))
 
@@ -104,7 +104,7 @@ def _list_kernel_fits(fits: pd.DataFrame) -> pd.DataFrame:
     parts = found["entry"].str.split(" ", n=1)
     found = found.assign(engine=parts.str[0], name=parts.str[1])
     alike = ["calibration", "table", "name"]
-    is_any = found["engine"] == _ANY
+    is_any = found["engine"] == ANY
     has_engine = found.assign(own=~is_any).groupby(alike)["own"].transform("any")
     kinds = np.where(found["name"].str.startswith(_LATENT), "latent attention", found["table"])
     suites = pd.Series([_SUITES[kind] for kind in kinds], index=found.index, dtype=object)
@@ -116,8 +116,8 @@ def _list_serving_fits(
 ) -> pd.DataFrame:
     key = f"{target.quantity} {target.word}".strip()
     found = [
-        calibrations[name].engine[_ANY].left_out.get(key)
+        calibrations[name].engine[ANY].left_out.get(key)
         for name in sorted(named & set(calibrations))
-        if _ANY in calibrations[name].engine
+        if ANY in calibrations[name].engine
     ]
     return pd.DataFrame(filter(None, found), columns=["rows", "median", "p90"])

@@ -15,7 +15,7 @@ from simulator.engine import timeline as engine
 from simulator.policies.speculation import Drafts
 from simulator.validation import OK
 from simulator.validation.serving import answer
-from simulator.validation.serving.answer import _alone, half_of, pools_or_reason
+from simulator.validation.serving.answer import _alone, half_of, open_pools
 from simulator.validation.serving.campaigns import load_campaigns
 from simulator.validation.serving.disagg import Load, serve
 from simulator.validation.serving.load import trace_of, weights_of
@@ -150,7 +150,7 @@ def test_pools_agree_with_the_engines_own():
     tpot_s = (
         (found["finish_s"] - found["first_token_s"]) / (found["num_output"] - 1)
     ).to_numpy() @ weights
-    served = serve(pools_or_reason(point, point.prefill, 1)[0], Load.from_point(point), 1.0)
+    served = serve(open_pools(point, point.prefill, 1)[0], Load.from_point(point), 1.0)
     assert served.in_pool_s == pytest.approx(prompt_s @ weights, rel=0.15)
     assert served.token_s == pytest.approx(tpot_s, rel=0.05)
 

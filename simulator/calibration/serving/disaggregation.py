@@ -9,18 +9,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from simulator.calibration.serving._measured import ANY, COMMAND, SOURCE, read_measured, residuals
+from simulator.base.errors import UserError
+from simulator.calibration.serving._measured import read_measured, residuals
 from simulator.config.accelerator import load_accelerator
+from simulator.config.calibration import ANY
 from simulator.parallel.workers import sweep
 from simulator.validation.hardware import accelerator_name
+from simulator.validation.kernels import COMMAND, SOURCE
 from simulator.validation.serving import Group, groups
-from simulator.validation.serving.answer import pools_or_reason
+from simulator.validation.serving.answer import open_pools
 from simulator.validation.serving.deployments import deployment_of
 from simulator.validation.serving.disagg import Load, Pools, latencies_with
 
@@ -119,15 +123,12 @@ def _pools(group: Group) -> list[dict[int, Pools]]:
     """Pools of every point of a group, by decode workers; none where it cannot be simulated."""
     found: list[dict[int, Pools]] = []
     for point in group.points:
-        tried = (1,) if point.says_workers else _WORKERS
-        made = {
-            workers: pools_or_reason(point, point.prefill, workers)
-            for workers in tried
-            if point.prefill
-        }
-        found.append(
-            {workers: pools[0] for workers, pools in made.items() if not isinstance(pools, str)}
-        )
+        own: dict[int, Pools] = {}
+        for workers in (1,) if point.says_workers else _WORKERS:
+            with suppress(UserError):
+                if point.prefill:
+                    own[workers] = open_pools(point, point.prefill, workers)[0]
+        found.append(own)
     return found
 
 

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from simulator.calibration.serving._engine_points import LOAD, Points, simulate
-from simulator.calibration.serving._measured import ANY, COMMAND, SOURCE, residuals
+from simulator.calibration.serving._measured import residuals
+from simulator.config.calibration import ANY
 from simulator.config.calibration.engine import find_engine_key, parse_release
+from simulator.validation.kernels import COMMAND, SOURCE
 
 sources = ("serving_points.csv.gz",)
 _COEFFICIENTS = ("step_s", "sequence_s", "first_token_s", "stream_s")

@@ -19,6 +19,11 @@ import pandas as pd
 from simulator.base.frozen import Frozen
 from simulator.validation import Answers, Measure
 
+COMMAND = "moesim calibrate published"
+"""Command that fits calibrations on measurements."""
+SOURCE = "NVIDIA aiconfigurator-core 0.12.0, Apache-2.0"
+"""Source of the timings of kernels and of the serving points that calibrations are fitted on."""
+
 
 class KernelFamily(Frozen, ABC):
     """A file in this folder: a frozen pydantic model without fields."""

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from simulator.config.accelerator import AcceleratorSpec, load_accelerator
 from simulator.config.calibration.exchange import ExchangeFit
+from simulator.validation.kernels import SOURCE
 from simulator.validation.kernels import _fitting as fitting
 from simulator.validation.kernels._alltoall_moves import Moves
 from simulator.validation.kernels._alltoall_tables import Part, parts_of
-from simulator.validation.kernels._fitting import SOURCE, Chosen, Floats, Tables, Values
+from simulator.validation.kernels._fitting import Chosen, Floats, Tables, Values
 
 
 class _Kernels(NamedTuple):

@@ -13,12 +13,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
+from simulator.config.calibration import ANY
 from simulator.validation import Measure, require
 from simulator.validation.hardware import accelerator_name
 from simulator.validation.kernels import _answering as answering
 from simulator.validation.kernels._alltoall_moves import VALUE_BYTES, Moves, read_moves
 from simulator.validation.kernels._answering import Places
-from simulator.validation.kernels._fitting import ANY, Chosen, Floats
+from simulator.validation.kernels._fitting import Chosen, Floats
 from simulator.validation.sizes import numbers
 from simulator.validation.traffic import cluster_of
 

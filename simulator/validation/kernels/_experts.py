@@ -71,18 +71,11 @@ class Layers:
 
     def take(self, places: Places | Chosen) -> Layers:
         """Select some of the rows."""
-
-        def select(values: Floats) -> Floats:
-            return values[places]
-
-        return Layers(
-            select(self.hidden),
-            select(self.width),
-            select(self.up_features),
-            select(self.choices),
-            _change(self.load, select),
-            {name: select(values) for name, values in self.sizes.items()},
-        )
+        arrays = (self.hidden, self.width, self.up_features, self.choices)
+        load = _change(self.load, lambda values: values[places])
+        sizes = {name: values[places] for name, values in self.sizes.items()}
+        hidden, width, features, choices = (values[places] for values in arrays)
+        return Layers(hidden, width, features, choices, load, sizes)
 
     def average_draws(self) -> Layers:
         """Replace the draws by their mean, as the only draw."""

@@ -9,21 +9,13 @@ import numpy as np
 import pandas as pd
 
 from simulator.config.accelerator import AcceleratorSpec
-from simulator.config.calibration import FEW_EXPERTS, GroupedGemmFit
+from simulator.config.calibration import ANY, FEW_EXPERTS, GroupedGemmFit
 from simulator.config.dtypes import DType
+from simulator.validation.kernels import SOURCE
 from simulator.validation.kernels import _fitting as fitting
 from simulator.validation.kernels._answering import Places
 from simulator.validation.kernels._experts import FORMATS, Layers
-from simulator.validation.kernels._fitting import (
-    ANY,
-    GPUS,
-    SOURCE,
-    Chosen,
-    Floats,
-    Groups,
-    Tables,
-    Values,
-)
+from simulator.validation.kernels._fitting import GPUS, Chosen, Floats, Groups, Tables, Values
 
 _SEED = 7
 """Seed of the rows that a search looks at; any would do."""

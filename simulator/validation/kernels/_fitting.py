@@ -12,14 +12,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import least_squares
 
 from simulator.config.accelerator import AcceleratorSpec, load_accelerator
+from simulator.validation.kernels import COMMAND
 
-COMMAND = "moesim calibrate published"
-SOURCE = "NVIDIA aiconfigurator-core 0.12.0, Apache-2.0"
-"""Source of the timings of kernels."""
 GPUS = {"h100": ("hopper", "h100-sxm"), "b200": ("blackwell", "b200-sxm")}
 """Calibration and accelerator of the GPUs that were timed, by their names in tables."""
-ANY = "any"
-"""Engine of the entries that hold for engines without entries of their own."""
 _SEED = 7
 """Seed of the parts that shapes are drawn into; any would do."""
 _DIGITS = 3

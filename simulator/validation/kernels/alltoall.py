@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from simulator.config.accelerator import AcceleratorSpec
-from simulator.config.calibration import Calibration
+from simulator.config.calibration import ANY, Calibration
 from simulator.config.calibration.exchange import ExchangeFit
 from simulator.validation import Answers, Measure
 from simulator.validation.error_bands import Band
@@ -26,7 +26,7 @@ from simulator.validation.kernels import _answering as answering
 from simulator.validation.kernels._alltoall_fit import fit_tables
 from simulator.validation.kernels._alltoall_tables import LAYOUTS, Part, measures_of, parts_of
 from simulator.validation.kernels._answering import Estimate
-from simulator.validation.kernels._fitting import ANY, Tables
+from simulator.validation.kernels._fitting import Tables
 
 _OWNERS = {"low_latency": ("sglang", ANY, "nan"), "normal": ("sglang", ANY, "nan")}
 """Engines that kernels were measured with, where the kernels' name does not say it."""

@@ -15,12 +15,12 @@ import numpy as np
 import pandas as pd
 
 from simulator.config.accelerator import AcceleratorSpec
-from simulator.config.calibration import Calibration
+from simulator.config.calibration import ANY, Calibration
 from simulator.config.mixers.gqa import GroupedQueryAttention
 from simulator.validation import Answers, Measure, require
 from simulator.validation.extrapolation import Doubt, of_hardware
 from simulator.validation.hardware import find_calibrated
-from simulator.validation.kernels import KernelFamily
+from simulator.validation.kernels import SOURCE, KernelFamily
 from simulator.validation.kernels import _answering as answering
 from simulator.validation.kernels import _fitting as fitting
 from simulator.validation.kernels._answering import Estimate
@@ -36,7 +36,7 @@ from simulator.validation.kernels._context import (
     refuse,
     whole_sizes,
 )
-from simulator.validation.kernels._fitting import ANY, GPUS, SOURCE, Floats, Tables, Values
+from simulator.validation.kernels._fitting import GPUS, Floats, Tables, Values
 from simulator.work.context_kernels import ContextKernel, context_kernel
 
 _HEADS = ("num_heads", "num_key_value_heads", "head_dim", "window_size")

@@ -16,17 +16,17 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from simulator.config.accelerator import AcceleratorSpec, load_accelerator
-from simulator.config.calibration import Calibration
+from simulator.config.calibration import ANY, Calibration
 from simulator.config.calibration.collective import Algorithm, CollectiveFit, ProtocolFit, passes_of
 from simulator.config.cluster import ClusterSpec
 from simulator.validation import Answers, Measure, require
 from simulator.validation.extrapolation import Doubt, of_hardware
 from simulator.validation.hardware import accelerator_name, find_calibrated
-from simulator.validation.kernels import KernelFamily
+from simulator.validation.kernels import SOURCE, KernelFamily
 from simulator.validation.kernels import _answering as answering
 from simulator.validation.kernels import _fitting as fitting
 from simulator.validation.kernels._answering import Estimate, Places
-from simulator.validation.kernels._fitting import ANY, GPUS, SOURCE, Chosen, Floats, Tables, Values
+from simulator.validation.kernels._fitting import GPUS, Chosen, Floats, Tables, Values
 from simulator.validation.sizes import MOST_RANKS, numbers, refusals
 from simulator.validation.traffic import cluster_of
 

@@ -15,18 +15,18 @@ import numpy as np
 import pandas as pd
 
 from simulator.config.accelerator import AcceleratorSpec
-from simulator.config.calibration import Calibration
+from simulator.config.calibration import ANY, Calibration
 from simulator.config.calibration.fit import Fit
 from simulator.config.calibration.gemm import EagerLaunch, GemmFit
 from simulator.cost.kernels.gemm import Operands, product_s
 from simulator.validation import Answers, Measure, require
 from simulator.validation.extrapolation import Doubt, of_hardware
 from simulator.validation.hardware import find_calibrated, find_most_measured
-from simulator.validation.kernels import KernelFamily
+from simulator.validation.kernels import SOURCE, KernelFamily
 from simulator.validation.kernels import _answering as answering
 from simulator.validation.kernels import _fitting as fitting
 from simulator.validation.kernels._answering import Estimate
-from simulator.validation.kernels._fitting import ANY, GPUS, SOURCE, Chosen, Floats, Tables, Values
+from simulator.validation.kernels._fitting import GPUS, Chosen, Floats, Tables, Values
 from simulator.validation.sizes import numbers, refusals
 
 _EAGER_ENGINE = "vllm"

@@ -20,14 +20,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from simulator.config.accelerator import AcceleratorSpec
-from simulator.config.calibration import Calibration, load_calibration
+from simulator.config.calibration import ANY, Calibration, load_calibration
 from simulator.config.calibration.attention import AttentionFit
 from simulator.config.mixers.mla import LatentAttention
 from simulator.cost.compute.roofline import RooflineModel
 from simulator.validation import Answers, Measure, require
 from simulator.validation.extrapolation import Doubt, of_hardware
 from simulator.validation.hardware import find_calibrated
-from simulator.validation.kernels import KernelFamily
+from simulator.validation.kernels import SOURCE, KernelFamily
 from simulator.validation.kernels import _answering as answering
 from simulator.validation.kernels import _fitting as fitting
 from simulator.validation.kernels._answering import Estimate
@@ -43,7 +43,7 @@ from simulator.validation.kernels._context import (
     refuse,
     whole_sizes,
 )
-from simulator.validation.kernels._fitting import ANY, GPUS, SOURCE, Chosen, Floats, Tables, Values
+from simulator.validation.kernels._fitting import GPUS, Chosen, Floats, Tables, Values
 from simulator.work.context_kernels import ContextKernel, context_kernel
 from simulator.work.layout import shard
 

@@ -16,7 +16,7 @@ from simulator.base.errors import UserError
 from simulator.base.progress import CountDone
 from simulator.parallel.workers import sweep
 from simulator.validation import OK, Answers, Measure
-from simulator.validation.error_bands import ASSUMED, Band
+from simulator.validation.error_bands import ASSUMED, EXTRAPOLATED, Band
 from simulator.validation.serving.answer import answer_points
 from simulator.validation.serving.campaigns import load_campaigns
 from simulator.validation.serving.deployments import table_key
@@ -82,11 +82,10 @@ def answer(
     for group, answered in zip(made, found, strict=True):
         for place, one in zip(group.rows, answered, strict=True):
             answers.status[place], answers.group[place] = one.status, one.group
-            is_wide = one.widens and one.status != OK
-            for m, (seconds, factors) in enumerate(
-                ((one.ttft_s, one.ttft_band), (one.tpot_s, one.tpot_band))
-            ):
+            wider = EXTRAPOLATED if one.widens and one.status != OK else 1.0
+            answers.seconds[place] = one.ttft_s, one.tpot_s
+            for m, factors in enumerate((one.ttft_band, one.tpot_band)):
                 band = Band(*factors) if factors else ASSUMED
-                answers.seconds[place, m] = seconds
-                answers.low[place, m], answers.high[place, m] = band.limits_of(seconds, is_wide)
+                ends = band.spread(answers.seconds[place, m], wider)
+                answers.low[place, m], answers.high[place, m] = ends
     return answers

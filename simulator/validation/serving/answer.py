@@ -182,22 +182,15 @@ def answer_points(points: Sequence[Point]) -> list[Answer]:
     ]
 
 
-def pools_or_reason(
-    point: Point, prefill: Pool, unsaid_workers: int
-) -> tuple[Pools, DeploymentPlan] | str:
-    """Pools of a disaggregated point, ready to be loaded, and the second one's plan; or why there
-    are none.
+def open_pools(point: Point, prefill: Pool, unsaid_workers: int) -> tuple[Pools, DeploymentPlan]:
+    """Pools of a disaggregated point, ready to be loaded, and the second one's plan.
 
     Args:
         unsaid_workers: decode workers where the table does not say.
+
+    Raises:
+        UserError: if there are none such.
     """
-    try:
-        return _pools(point, prefill, unsaid_workers)
-    except UserError as error:
-        return str(error)
-
-
-def _pools(point: Point, prefill: Pool, unsaid_workers: int) -> tuple[Pools, DeploymentPlan]:
     load, model = Load.from_point(point), deployment_of(point).model
     pool = (
         point.decode
@@ -224,7 +217,7 @@ def _answer_pools(point: Point, prefill: Pool) -> Answer:
         why = f"nothing is known of pools of prefill and decode on {point.system}"
         return Answer.refuse(why, group)
     try:
-        pools = _pools(point, prefill, fit.unsaid_workers)
+        pools = open_pools(point, prefill, fit.unsaid_workers)
     except UserError as error:
         return Answer.refuse(error, group)
     seconds = latencies(pools[0], Load.from_point(point), fit)
