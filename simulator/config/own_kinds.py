@@ -16,10 +16,9 @@ from simulator.config.linear import Linear
 from simulator.config.mixers import ContextTerm, KVHeads, Mixer
 
 
-class _Question(NamedTuple):
-    name: str
-    ask: Callable[[Any, int], Any]
-    """Function that asks a block for its answer at a hidden size."""
+class _Answer(NamedTuple):
+    """Right answers to a question."""
+
     wanted: str
     is_right: Callable[[Any], bool]
 
@@ -32,18 +31,19 @@ def try_kinds(blocks: Iterable[Mixer | FFN], hidden_size: int) -> None:
     """
     for block in blocks:
         if not is_shipped(type(block)):
-            for question in _MIXER if isinstance(block, Mixer) else _FFN:
-                _try(question, block, hidden_size)
+            for name, answer in (_MIXER if isinstance(block, Mixer) else _FFN).items():
+                _try(block, name, answer, hidden_size)
 
 
-def _try(question: _Question, block: Mixer | FFN, hidden_size: int) -> None:
-    is_property = isinstance(getattr(type(block), question.name), property)
-    name = method_name(block, question.name).removesuffix("()" if is_property else "")
-    wrong = f"{question.wanted}, for a hidden size of {hidden_size}"
+def _try(block: Mixer | FFN, name: str, answer: _Answer, hidden_size: int) -> None:
+    is_property = isinstance(getattr(type(block), name), property)
+    given = (hidden_size,) if name in _OF_HIDDEN_SIZE else ()
     check_call(
-        name,
-        partial(question.ask, block, hidden_size),
-        lambda found: "" if question.is_right(found) else wrong,
+        method_name(block, name).removesuffix("()" if is_property else ""),
+        lambda: getattr(block, name) if is_property else getattr(block, name)(*given),
+        lambda found: (
+            "" if answer.is_right(found) else f"{answer.wanted}, for a hidden size of {hidden_size}"
+        ),
     )
 
 
@@ -81,73 +81,31 @@ def _are_heads(found: Any) -> bool:
     )
 
 
-_BOTH = (
-    _Question(
-        "linears",
-        lambda block, hidden_size: block.linears(hidden_size),
+_COUNT = _Answer("a whole number of at least 0", _is_whole)
+_OF_HIDDEN_SIZE = {
+    "linears": _Answer(
         "a tuple of Linear, whose features and copies are whole numbers of at least 1 and whose "
         "split is column, row or whole",
         _are_linears,
     ),
-    _Question(
-        "num_small_parameters",
-        lambda block, hidden_size: block.num_small_parameters(hidden_size),
-        "a whole number of at least 0",
-        _is_whole,
-    ),
-)
-_MIXER = (
-    *_BOTH,
-    _Question(
-        "split_heads",
-        lambda mixer, _: mixer.split_heads,
-        "a whole number of at least 1",
-        partial(_is_whole, least=1),
-    ),
-    _Question(
-        "kv_heads",
-        lambda mixer, _: mixer.kv_heads,
-        "KVHeads of whole numbers of at least 1, or None",
-        _are_heads,
-    ),
-    _Question(
-        "context_terms",
-        lambda mixer, _: mixer.context_terms(),
+    "num_small_parameters": _COUNT,
+}
+"""Methods of both, which take a hidden size."""
+_MIXER = {
+    **_OF_HIDDEN_SIZE,
+    "split_heads": _Answer("a whole number of at least 1", partial(_is_whole, least=1)),
+    "kv_heads": _Answer("KVHeads of whole numbers of at least 1, or None", _are_heads),
+    "context_terms": _Answer(
         "a tuple of ContextTerm, whose numbers are finite and at least 0, and num_shards, "
         "compression and window whole and at least 1",
         _are_terms,
     ),
-    _Question(
-        "state_elements",
-        lambda mixer, _: mixer.state_elements(),
-        "a whole number of at least 0",
-        _is_whole,
-    ),
-    _Question(
-        "recurrent_flops_per_token",
-        lambda mixer, _: mixer.recurrent_flops_per_token(),
-        "a finite number of at least 0",
-        _is_amount,
-    ),
-)
-_FFN = (
-    *_BOTH,
-    _Question(
-        "inner_width",
-        lambda ffn, _: ffn.inner_width,
-        "a whole number of at least 0",
-        _is_whole,
-    ),
-    _Question(
-        "experts",
-        lambda ffn, _: ffn.experts,
-        "an MoE, or None",
-        lambda found: found is None or isinstance(found, MoE),
-    ),
-    _Question(
-        "is_prunable",
-        lambda ffn, _: ffn.is_prunable,
-        "true or false",
-        lambda found: isinstance(found, bool),
-    ),
-)
+    "state_elements": _COUNT,
+    "recurrent_flops_per_token": _Answer("a finite number of at least 0", _is_amount),
+}
+_FFN = {
+    **_OF_HIDDEN_SIZE,
+    "inner_width": _COUNT,
+    "experts": _Answer("an MoE, or None", lambda found: found is None or isinstance(found, MoE)),
+    "is_prunable": _Answer("true or false", lambda found: isinstance(found, bool)),
+}

@@ -4,7 +4,8 @@ every number.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from simulator.base.frozen import Policy
 from simulator.config.calibration import CalibrationFile, CollectiveFit, ExchangeFit, Fit, PrunedFit
@@ -60,7 +61,9 @@ def facts_of(plan: DeploymentPlan) -> dict[str, Any]:
             "total_bytes": capacity.total_bytes,
         },
         "kv_tokens": capacity.tokens * placement.layout.attention_dp,
-        "assumptions": _assumptions(plan) + _prefill_assumptions(plan),
+        "assumptions": [
+            row._asdict() for row in _list_assumptions(plan) + _list_prefill_assumptions(plan)
+        ],
         "warnings": list(
             dict.fromkeys(
                 text for pool in plan.pools for text in (*notes_of(pool), *warnings_of(pool))
@@ -149,6 +152,17 @@ def _pruning_warnings(plan: DeploymentPlan) -> list[str]:
 _ENGINE = "engine overhead"
 
 
+class Assumption(NamedTuple):
+    """A number that was taken from elsewhere."""
+
+    what: str
+    value: str
+    """The number in words, with its unit."""
+    kind: str
+    """Certainty of the number: assumed, fitted, measured or published."""
+    source: str
+
+
 def _fits_other_releases(plan: DeploymentPlan) -> bool:
     """Whether the plan's accelerator family has measured points of the engine, though not of its
     release.
@@ -162,100 +176,90 @@ def _fits_other_releases(plan: DeploymentPlan) -> bool:
     )
 
 
-def _assumptions(plan: DeploymentPlan) -> list[dict[str, str]]:
+def _list_assumptions(plan: DeploymentPlan) -> list[Assumption]:
+    return [
+        *(_describe_fit(what, fit) for what, fit in fits_of(plan).items()),
+        *_describe_chances(plan),
+        *_describe_stages(plan),
+        _describe_peaks(plan),
+        _describe_memory(plan),
+        *_describe_price(plan),
+    ]
+
+
+def _describe_fit(what: str, fit: Fit) -> Assumption:
+    value = _fit_text(fit)
+    if fit.median_error is not None:
+        value += f"; median error {fit.median_error:.0%} on what it was fitted on"
+    return Assumption(what, value, fit.kind, fit.source)
+
+
+def _describe_chances(plan: DeploymentPlan) -> Iterator[Assumption]:
+    """Drafts that are kept, and experts that tokens choose."""
     placement = plan.placement
-    rows = []
-    for what, fit in fits_of(plan).items():
-        error = (
-            ""
-            if fit.median_error is None
-            else f"; median error {fit.median_error:.0%} on what it was fitted on"
-        )
-        rows.append(
-            {"what": what, "value": _fit_text(fit) + error, "kind": fit.kind, "source": fit.source}
-        )
     if placement.drafts.num_tokens:
-        rows.append(
-            {
-                "what": "drafts",
-                "value": f"{policy_text(plan.spec.speculation)}: {placement.drafts.mean_kept:.2f} "
-                "tokens a decode; the module's weights and cache take no memory",
-                "kind": "assumed",
-                "source": "the scenario: how many tokens are kept depends on model and text",
-            }
+        yield Assumption(
+            "drafts",
+            f"{policy_text(plan.spec.speculation)}: {placement.drafts.mean_kept:.2f} "
+            "tokens a decode; the module's weights and cache take no memory",
+            "assumed",
+            "the scenario: how many tokens are kept depends on model and text",
         )
     if placement.experts is not None:
-        source = " ".join(placement.experts.routing_source.split())
-        kind = (
-            "assumed"
-            if source.lower().startswith("assumed")
-            else "measured"
-            if source.startswith("Measured")
-            else "published"
-        )
-        kind = (
-            "assumed"
-            if plan.spec.routing is not None and placement.experts.routing["kind"] != "replay"
-            else kind
-        )
-        kind = "measured" if placement.experts.routing["kind"] == "replay" else kind
-        rows.append(
-            {
-                "what": "routing",
-                "value": policy_text(placement.experts.routing),
-                "kind": kind,
-                "source": source,
-            }
-        )
-    if placement.sends is not None:
-        rates = [
-            f"{crossing.port_bytes_per_s / 1e9:,.0f} GB/s" for crossing in placement.sends.crossings
-        ]
+        routing, source = placement.experts.routing, placement.experts.routing_source
+        source = " ".join(source.split())
+        if routing["kind"] == "replay":
+            kind = "measured"
+        elif plan.spec.routing is not None or source.lower().startswith("assumed"):
+            kind = "assumed"
+        else:
+            kind = "measured" if source.startswith("Measured") else "published"
+        yield Assumption("routing", policy_text(routing), kind, source)
+
+
+def _describe_stages(plan: DeploymentPlan) -> Iterator[Assumption]:
+    sends = plan.placement.sends
+    if sends is not None:
+        rates = [f"{crossing.port_bytes_per_s / 1e9:,.0f} GB/s" for crossing in sends.crossings]
         value = (
             f"as the all-gather of two GPUs over {', '.join(dict.fromkeys(rates))} a "
-            f"GPU, {placement.layout.pp - 1} times a step"
+            f"GPU, {plan.placement.layout.pp - 1} times a step"
         )
-        fit = placement.sends.fit
-        rows.append(
-            {"what": "ways between stages", "value": value, "kind": fit.kind, "source": fit.source}
-        )
-    accelerator = placement.accelerator
-    peak = accelerator.flops_per_s(placement.precision.weights)
-    rows.append(
-        {
-            "what": "accelerator peaks",
-            "value": (
-                f"{peak / 1e12:,.0f} TFLOP/s dense in {placement.precision.weights}, "
-                f"{accelerator.memory_bytes_per_s / 1e12:.2f} TB/s"
-            ),
-            "kind": "published",
-            "source": accelerator.sources.get("memory_bytes_per_s", ""),
-        }
+        yield Assumption("ways between stages", value, sends.fit.kind, sends.fit.source)
+
+
+def _describe_peaks(plan: DeploymentPlan) -> Assumption:
+    accelerator, dtype = plan.placement.accelerator, plan.placement.precision.weights
+    value = (
+        f"{accelerator.flops_per_s(dtype) / 1e12:,.0f} TFLOP/s dense in {dtype}, "
+        f"{accelerator.memory_bytes_per_s / 1e12:.2f} TB/s"
     )
-    rows.append(_memory_row(plan))
-    if placement.cluster.price_per_gpu_hour is not None:
-        price = (
-            f"{placement.cluster.price_per_gpu_hour:.2f} {placement.cluster.currency} a GPU-hour"
-        )
-        source = placement.cluster.sources.get("price_per_gpu_hour", "")
+    source = accelerator.sources.get("memory_bytes_per_s", "")
+    return Assumption("accelerator peaks", value, "published", source)
+
+
+def _describe_price(plan: DeploymentPlan) -> Iterator[Assumption]:
+    cluster = plan.placement.cluster
+    if cluster.price_per_gpu_hour is not None:
+        source = cluster.sources.get("price_per_gpu_hour", "")
         if plan.spec.price_per_gpu_hour is not None:
             source = "assumed: the deployment's own price_per_gpu_hour"
         kind = "published" if source and not source.lower().startswith("assumed") else "assumed"
-        rows.append({"what": "price", "value": price, "kind": kind, "source": source})
-    return rows
+        value = f"{cluster.price_per_gpu_hour:.2f} {cluster.currency} a GPU-hour"
+        yield Assumption("price", value, kind, source)
 
 
-def _prefill_assumptions(plan: DeploymentPlan) -> list[dict[str, str]]:
+def _list_prefill_assumptions(plan: DeploymentPlan) -> list[Assumption]:
     """List the assumptions of a prefill pool's prices beyond the decode pool's, and of the
     transfers between them.
     """
     transfer, pool = plan.transfer, plan.spec.prefill
     if plan.prefill is None or transfer is None or pool is None:
         return []
-    known = _assumptions(plan)
+    known = _list_assumptions(plan)
     rows = [
-        {**row, "what": f"{row['what']}, prefill pool"}
-        for row in _assumptions(plan.prefill)
+        row._replace(what=f"{row.what}, prefill pool")
+        for row in _list_assumptions(plan.prefill)
         if row not in known
     ]
     when = (
@@ -273,7 +277,7 @@ def _prefill_assumptions(plan: DeploymentPlan) -> list[dict[str, str]]:
         "deployment, or its default: between 87 of 100 GB/s and 190 of 400 GB/s published by "
         "Mooncake's transfer engine"
     )
-    rows.append({"what": "KV cache transfers", "value": value, "kind": "assumed", "source": source})
+    rows.append(Assumption("KV cache transfers", value, "assumed", source))
     fit = plan.prefill.placement.calibration.pools
     shown = (
         "in the decode pool's first step for a request, which computes the prompt's last token "
@@ -292,8 +296,7 @@ def _prefill_assumptions(plan: DeploymentPlan) -> list[dict[str, str]]:
             "which nothing explains"
         )
         source = f"{source}; band: {fit.source}"
-    what = "first tokens from a prefill pool"
-    return [*rows, {"what": what, "value": value, "kind": "assumed", "source": source}]
+    return [*rows, Assumption("first tokens from a prefill pool", value, "assumed", source)]
 
 
 _SHARES = {
@@ -303,7 +306,7 @@ _SHARES = {
 }
 
 
-def _memory_row(plan: DeploymentPlan) -> Policy:
+def _describe_memory(plan: DeploymentPlan) -> Assumption:
     """Describe the memory of a GPU that the KV cache does not get, and how far logs are from it."""
     capacity, spec = plan.serving.capacity, plan.spec
     value = (
@@ -322,7 +325,7 @@ def _memory_row(plan: DeploymentPlan) -> Policy:
         value += (
             f"; {whose} KV cache is {low / 1e9:+.1f} to {high / 1e9:+.1f} GB off in 80 % of cases"
         )
-    return {"what": "memory held back", "value": value, "kind": kind, "source": source}
+    return Assumption("memory held back", value, kind, source)
 
 
 def describe_layout(plan: DeploymentPlan) -> str:

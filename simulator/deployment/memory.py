@@ -6,23 +6,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from simulator.base.errors import UserError
 from simulator.base.quantities import MOST_RANKS
 from simulator.config.accelerator import AcceleratorSpec
-from simulator.config.deployment import DeploymentSpec
 from simulator.config.dtypes import BYTES_PER_ELEMENT
 from simulator.config.engine import find_engine
 from simulator.config.engine_memory import GIB, MemoryRules, Padding
 from simulator.config.model import ModelSpec
-from simulator.policies.scheduling import Rules
+from simulator.deployment.setup import Setup
 from simulator.work.layout import Layout, uneven_heads
-from simulator.work.memory import CacheSize, Precision, cache_size, weight_bytes
+from simulator.work.memory import CacheSize, cache_size, weight_bytes
 from simulator.work.workspace import expert_workspace_bytes, forward_bytes, logits_bytes
 
-IsLegal = Callable[[Layout, Precision], bool]
-"""Test whether an engine starts with a split and number formats."""
 _Z_90 = 1.2815515655446004
 """90th percentile of the standard normal distribution."""
 _NO_WORKSPACE = ("mxfp4", "mxfp4_mxfp8")
@@ -89,14 +86,7 @@ class Capacity:
 
 
 def check_memory(
-    spec: DeploymentSpec,
-    model: ModelSpec,
-    accelerator: AcceleratorSpec,
-    layout: Layout,
-    precision: Precision,
-    rules: Rules,
-    where: str,
-    is_legal: IsLegal = lambda _layout, _precision: True,
+    setup: Setup, where: str, is_legal: Callable[[Setup], bool] = lambda _: True
 ) -> Capacity:
     """Divide a GPU's memory, and refuse a deployment that does not fit.
 
@@ -108,8 +98,9 @@ def check_memory(
             fit: with what is needed, what there is, and the smallest split or narrower format that
             fits.
     """
-    capacity = capacity_of(spec, model, accelerator, layout, precision, rules)
-    if does_fit(capacity, model):
+    model, accelerator, precision = setup.model, setup.accelerator, setup.precision
+    capacity = capacity_of(setup)
+    if _does_fit(capacity, model):
         return capacity
     sequence_bytes = capacity.cache.bytes_for(_least_tokens(model))
     needed = capacity.weights_bytes + capacity.step_bytes + sequence_bytes
@@ -121,7 +112,7 @@ def check_memory(
         f"({_gb(capacity.weights_bytes)} of weights in {dtypes}, "
         f"{_gb(capacity.step_bytes)} for activations, {_gb(sequence_bytes)} for one sequence), "
         f"{accelerator.title} has {_gb(available)} ({_share_text(capacity, available)}); "
-        + _suggest_fit(spec, model, accelerator, layout, precision, rules, is_legal)
+        + _suggest_fit(setup, is_legal)
     )
 
 
@@ -165,22 +156,20 @@ def _least_tokens(model: ModelSpec) -> int:
     return min(2048, model.max_context_tokens or 2048)
 
 
-def does_fit(capacity: Capacity, model: ModelSpec) -> bool:
+def does_fit(setup: Setup) -> bool:
     """Whether the KV cache holds one sequence of 2,048 tokens, or of the model's
     longest context.
     """
+    return _does_fit(capacity_of(setup), setup.model)
+
+
+def _does_fit(capacity: Capacity, model: ModelSpec) -> bool:
     return capacity.kv_bytes >= capacity.cache.bytes_for(_least_tokens(model))
 
 
-def capacity_of(
-    spec: DeploymentSpec,
-    model: ModelSpec,
-    accelerator: AcceleratorSpec,
-    layout: Layout,
-    precision: Precision,
-    rules: Rules,
-) -> Capacity:
+def capacity_of(setup: Setup) -> Capacity:
     """Divide the memory of one GPU as the engine does, whether the model fits or not."""
+    spec, model, accelerator, layout, precision, rules = setup
     memory = memory_rules(spec.engine, accelerator)
     total = accelerator.servable_memory_bytes
     num_slots = spec.placement.get("num_slots")
@@ -199,7 +188,7 @@ def capacity_of(
     kind = memory.kind
     off = memory.generation_off_gib.get(accelerator.calibration, memory.off_gib)
     held = memory.outside_bytes(layout.num_gpus, accelerator.calibration)
-    step = step_bytes(memory, model, layout, rules, precision)
+    step = step_bytes(memory, setup)
     seen = total - memory.driver_gib * GIB
     if spec.activation_bytes is not None:  # the user's own account, of the whole memory
         kind, held, step, seen, off = "of_total", 0.0, spec.activation_bytes, total, (0.0, 0.0)
@@ -226,19 +215,18 @@ def capacity_of(
     )
 
 
-def step_bytes(
-    memory: MemoryRules, model: ModelSpec, layout: Layout, rules: Rules, precision: Precision
-) -> float:
+def step_bytes(memory: MemoryRules, setup: Setup) -> float:
     """Bytes that an engine holds for its largest step: the larger of sampling and of the layers
     with the experts' workspace, and captured graphs.
     """
+    model, layout, rules = setup.model, setup.layout, setup.rules
     sequences = min(rules.max_sequences, rules.token_budget)
     if not memory.generations:
         return _UNKNOWN_STEP_BYTES
     drawing = memory.sampler_copies * logits_bytes(model, sequences)
     layers = forward_bytes(model, layout, rules.token_budget)
     experts = 0.0
-    if memory.has_expert_workspace and precision.experts not in _NO_WORKSPACE:
+    if memory.has_expert_workspace and setup.precision.experts not in _NO_WORKSPACE:
         experts = expert_workspace_bytes(model, layout, rules.token_budget)
     return max(drawing, layers) + experts + memory.graphs_gib * GIB
 
@@ -252,15 +240,8 @@ def memory_rules(engine: str, accelerator: AcceleratorSpec) -> MemoryRules:
     return found if found and accelerator.calibration in found.generations else _UNKNOWN
 
 
-def _suggest_fit(
-    spec: DeploymentSpec,
-    model: ModelSpec,
-    accelerator: AcceleratorSpec,
-    layout: Layout,
-    precision: Precision,
-    rules: Rules,
-    is_legal: IsLegal,
-) -> str:
+def _suggest_fit(setup: Setup, is_legal: Callable[[Setup], bool]) -> str:
+    precision, rules = setup.precision, setup.rules
     dtypes = [
         dtype
         for dtype in (precision.weights, "fp8", "mxfp4")
@@ -268,22 +249,17 @@ def _suggest_fit(
     ]
     answers = []
     for sequences in _FEWER_SEQUENCES:
-        fewer = rules._replace(max_sequences=sequences)
-        if sequences < rules.max_sequences and does_fit(
-            capacity_of(spec, model, accelerator, layout, precision, fewer), model
-        ):
-            answers.append((layout.num_gpus, f"scheduling.max_sequences = {sequences}"))
+        fewer = setup._replace(rules=rules._replace(max_sequences=sequences))
+        if sequences < rules.max_sequences and does_fit(fewer):
+            answers.append((setup.layout.num_gpus, f"scheduling.max_sequences = {sequences}"))
             break
     for dtype in dict.fromkeys(dtypes):
-        tried = (
-            precision
-            if dtype == precision.weights
-            else Precision(dtype, dtype, precision.kv, precision.dispatch, precision.combine)
-        )
-        found = _smallest_split(spec, model, accelerator, layout, tried, rules, is_legal)
+        is_own = dtype == precision.weights
+        formats = precision if is_own else replace(precision, weights=dtype, experts=dtype)
+        found = _smallest_split(setup._replace(precision=formats), is_legal)
         if found is not None:
             split, num_gpus = found
-            format_ = "" if dtype == precision.weights else f' with weight_dtype = "{dtype}"'
+            format_ = "" if is_own else f' with weight_dtype = "{dtype}"'
             answers.append(
                 (num_gpus, f"{split} ({num_gpus} GPU{'s' if num_gpus > 1 else ''}){format_}")
             )
@@ -296,25 +272,16 @@ def _suggest_fit(
     return "what would fit: " + ", or ".join(text for _, text in fewest)
 
 
-def _smallest_split(
-    spec: DeploymentSpec,
-    model: ModelSpec,
-    accelerator: AcceleratorSpec,
-    layout: Layout,
-    precision: Precision,
-    rules: Rules,
-    is_legal: IsLegal,
-) -> tuple[str, int] | None:
+def _smallest_split(setup: Setup, is_legal: Callable[[Setup], bool]) -> tuple[str, int] | None:
     """Find the smallest multiple of the layout that fits and that the model can be split into."""
-    factor = 1
+    model, layout, factor = setup.model, setup.layout, 1
     while layout.num_gpus * factor <= MOST_RANKS:
         for grown, text in _grow_layout(layout, model, factor):
+            tried = setup._replace(layout=grown)
             is_possible = uneven_heads(model, grown.tp) is None and (
                 model.moe is None or grown.ep <= model.moe.num_experts
             )
-            if not is_possible or not is_legal(grown, precision):
-                continue
-            if does_fit(capacity_of(spec, model, accelerator, grown, precision, rules), model):
+            if is_possible and is_legal(tried) and does_fit(tried):
                 return text + (f", pp = {grown.pp}" if grown.pp > 1 else ""), grown.num_gpus
         factor *= 2
     return None

@@ -13,17 +13,16 @@ from pathlib import Path
 
 from simulator.base.errors import UserError
 from simulator.base.plugins import build
-from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import Calibration, CalibrationFile
 from simulator.config.cluster import load_cluster
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.engine import find_hand_over, resolve_scheduling
 from simulator.config.host import HostCalibration, load_any_calibration
-from simulator.config.model import ModelSpec, load_model
+from simulator.config.model import load_model
 from simulator.cost.stages import make_sends
 from simulator.cost.transfer import Transfer, make_transfer
 from simulator.deployment.expert_plan import plan_experts
-from simulator.deployment.memory import Capacity, capacity_of, check_memory, does_fit
+from simulator.deployment.memory import Capacity, check_memory, does_fit
 from simulator.deployment.placement import Placement, choose_precision, wire_links
 from simulator.deployment.refusals import (
     check_drafts,
@@ -32,14 +31,15 @@ from simulator.deployment.refusals import (
     check_sequences,
     check_stages,
 )
+from simulator.deployment.setup import Setup
 from simulator.deployment.splits import check_splits, find_refusal
 from simulator.policies.balancing import BalancingPolicy
 from simulator.policies.contracts import list_changes, make_drafts, make_rules
 from simulator.policies.failures import Change, FailurePolicy, Machines
 from simulator.policies.rebalancing import RebalancingPolicy
 from simulator.policies.scheduling import Rules
-from simulator.work.layout import Layout, make_layout
-from simulator.work.memory import CacheSize, Precision, cache_size
+from simulator.work.layout import make_layout
+from simulator.work.memory import CacheSize, cache_size
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,8 @@ def _make_pool(
         check_drafts(spec, layout, loaded, place)
     check_stages(spec, layout, cluster, loaded, rules, place)
     fabric = wire_links(cluster, layout.num_ranks, place)
-    capacity = _check_start(spec, model, accelerator, layout, precision, rules, place, loaded)
+    setup = Setup(spec, model, accelerator, layout, precision, rules)
+    capacity = _check_start(setup, place, loaded)
     calibration = (
         loaded.choose_tables(layout.num_ranks, capacity.weights_bytes * layout.num_ranks)
         if isinstance(loaded, HostCalibration)
@@ -259,30 +260,18 @@ def _make_pool(
 
 
 def _check_start(
-    spec: DeploymentSpec,
-    model: ModelSpec,
-    accelerator: AcceleratorSpec,
-    layout: Layout,
-    precision: Precision,
-    rules: Rules,
-    place: str,
-    calibration: CalibrationFile | HostCalibration,
+    setup: Setup, place: str, calibration: CalibrationFile | HostCalibration
 ) -> Capacity:
     """Refuse splits that the engine does not start with, and deployments that do not fit; the
     alternatives in either message satisfy both.
     """
 
-    def is_legal(other: Layout, formats: Precision) -> bool:
-        if isinstance(calibration, HostCalibration):
-            return True
-        return find_refusal(spec, model, accelerator, other, formats) is None
+    def is_legal(other: Setup) -> bool:
+        return isinstance(calibration, HostCalibration) or find_refusal(other) is None
 
-    def fits(own: DeploymentSpec, other: Layout, formats: Precision) -> bool:
-        return does_fit(capacity_of(own, model, accelerator, other, formats, rules), model)
-
-    if not is_legal(layout, precision):
-        check_splits(spec, model, accelerator, layout, precision, place, fits)
-    return check_memory(spec, model, accelerator, layout, precision, rules, place, is_legal)
+    if not is_legal(setup):
+        check_splits(setup, place, does_fit)
+    return check_memory(setup, place, is_legal)
 
 
 def _mean_cache(plan: DeploymentPlan) -> CacheSize:

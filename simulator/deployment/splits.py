@@ -8,24 +8,15 @@ from dataclasses import replace
 
 from simulator.base.errors import UserError
 from simulator.base.frozen import Policy
-from simulator.config.accelerator import AcceleratorSpec
-from simulator.config.deployment import DeploymentSpec
 from simulator.config.engine import EngineSpec, find_engine
 from simulator.config.model import ModelSpec
 from simulator.config.splits import Blocks
+from simulator.deployment.setup import Setup
 from simulator.work.layout import Layout, uneven_heads
 from simulator.work.memory import Precision
 
 
-def check_splits(
-    spec: DeploymentSpec,
-    model: ModelSpec,
-    accelerator: AcceleratorSpec,
-    layout: Layout,
-    precision: Precision,
-    place: str,
-    fits: Callable[[DeploymentSpec, Layout, Precision], bool],
-) -> None:
+def check_splits(setup: Setup, place: str, fits: Callable[[Setup], bool]) -> None:
     """Refuse splits that the engine's release refuses; engines without a file refuse nothing.
 
     Args:
@@ -34,41 +25,30 @@ def check_splits(
     Raises:
         UserError: with the rule, and what would do.
     """
-    engine = find_engine(spec.engine)
-    why = find_refusal(spec, model, accelerator, layout, precision)
+    engine, why = find_engine(setup.spec.engine), find_refusal(setup)
     if engine is None or why is None:
         return
     does: dict[str, str] = {}
-    for key, text, own, split, formats in _others(spec, model, layout, precision):
-        if key in does or find_refusal(own, model, accelerator, split, formats) is not None:
-            continue
-        if fits(own, split, formats):
+    for key, text, other in _list_others(setup):
+        if key not in does and find_refusal(other) is None and fits(other):
             does[key] = text
     named = "".join(f"; {text} does" for text in does.values())
     raise UserError(f"{place} [parallel]: {engine.title} does not start {why}{named}")
 
 
-def find_refusal(
-    spec: DeploymentSpec,
-    model: ModelSpec,
-    accelerator: AcceleratorSpec,
-    layout: Layout,
-    precision: Precision,
-) -> str | None:
+def find_refusal(setup: Setup) -> str | None:
     """Find the reason why the engine does not start with a split and formats; ``None`` where it
     does, or where no file describes the engine.
     """
-    engine = find_engine(spec.engine)
+    engine = find_engine(setup.spec.engine)
     if engine is None:
         return None
     reasons = (
-        *_generations(engine, accelerator, precision),
-        *_caches(engine, model, accelerator, precision),
-        *_heads(engine, model, layout),
-        *_slots(engine, spec, model, layout),
-        *_blocks(engine, model, layout, precision),
+        reason
+        for rule in (_generations, _caches, _heads, _slots, _blocks)
+        for reason in rule(engine, setup)
     )
-    return next(iter(reasons), None)
+    return next(reasons, None)
 
 
 def refined_block(
@@ -86,9 +66,8 @@ def refined_block(
     return block if block < rule.experts else None
 
 
-def _generations(
-    engine: EngineSpec, accelerator: AcceleratorSpec, precision: Precision
-) -> Iterator[str]:
+def _generations(engine: EngineSpec, setup: Setup) -> Iterator[str]:
+    accelerator, precision = setup.accelerator, setup.precision
     rules, generation = engine.splits, accelerator.calibration
     if rules.generations and generation not in rules.generations:
         yield f"on {accelerator.title}; it runs on {', '.join(rules.generations)}"
@@ -101,14 +80,13 @@ def _generations(
             )
 
 
-def _caches(
-    engine: EngineSpec, model: ModelSpec, accelerator: AcceleratorSpec, precision: Precision
-) -> Iterator[str]:
+def _caches(engine: EngineSpec, setup: Setup) -> Iterator[str]:
+    accelerator, precision = setup.accelerator, setup.precision
     limits = engine.splits.cache_on.get(precision.kv, {}).get(accelerator.calibration)
     if limits is None:
         return
     begin = f'with kv_dtype = "{precision.kv}" on {accelerator.title}'
-    for name, mixer in model.mixers.items():
+    for name, mixer in setup.model.mixers.items():
         if mixer.is_latent and not limits.latent:
             yield f"{begin} for latent attention ('{name}')"
         sizes, heads = limits.head_sizes, mixer.kv_heads
@@ -120,34 +98,31 @@ def _join_numbers(numbers: tuple[int, ...]) -> str:
     return ", ".join(map(str, numbers))
 
 
-def _heads(engine: EngineSpec, model: ModelSpec, layout: Layout) -> Iterator[str]:
-    if not engine.splits.kv_heads_divide:
-        return
-    for name, mixer in model.mixers.items():
+def _heads(engine: EngineSpec, setup: Setup) -> Iterator[str]:
+    tp = setup.layout.tp
+    for name, mixer in setup.model.mixers.items() if engine.splits.kv_heads_divide else ():
         heads = mixer.kv_heads
         if heads is not None:
-            few, many = sorted((heads.number, layout.tp))
+            few, many = sorted((heads.number, tp))
             if many % few:
                 yield (
-                    f"with tp = {layout.tp} and {heads.number} KV heads ('{name}'), of which "
+                    f"with tp = {tp} and {heads.number} KV heads ('{name}'), of which "
                     "one must be a multiple of the other"
                 )
 
 
-def _slots(
-    engine: EngineSpec, spec: DeploymentSpec, model: ModelSpec, layout: Layout
-) -> Iterator[str]:
-    if model.moe is None or not engine.splits.experts_divide:
+def _slots(engine: EngineSpec, setup: Setup) -> Iterator[str]:
+    moe, ep = setup.model.moe, setup.layout.ep
+    if moe is None or not engine.splits.experts_divide:
         return
-    slots = spec.placement.get("num_slots") or model.moe.num_experts
-    if isinstance(slots, int) and slots % layout.ep:
-        yield f"with {slots} slots for experts over ep = {layout.ep}, which does not divide them"
+    slots = setup.spec.placement.get("num_slots") or moe.num_experts
+    if isinstance(slots, int) and slots % ep:
+        yield f"with {slots} slots for experts over ep = {ep}, which does not divide them"
 
 
-def _blocks(
-    engine: EngineSpec, model: ModelSpec, layout: Layout, precision: Precision
-) -> Iterator[str]:
+def _blocks(engine: EngineSpec, setup: Setup) -> Iterator[str]:
     """Yield parts of matrices that are no whole blocks of scales."""
+    model, layout, precision = setup.model, setup.layout, setup.precision
     rules, moe = engine.splits.weights, model.moe
     weights, experts = rules.get(precision.weights), rules.get(precision.experts)
     if weights is not None:
@@ -161,29 +136,29 @@ def _blocks(
             yield _say_blocks(precision.experts, "an expert", width, layout.moe_tp, least)
 
 
-def _others(
-    spec: DeploymentSpec, model: ModelSpec, layout: Layout, precision: Precision
-) -> Iterator[tuple[str, str, DeploymentSpec, Layout, Precision]]:
+def _list_others(setup: Setup) -> Iterator[tuple[str, str, Setup]]:
     """Yield deployments near one, the nearest first, each with the key that differs and its text:
     fewer tensor-parallel ranks, experts spread further, slots for copies, a wider cache.
     """
+    layout, moe = setup.layout, setup.model.moe
     for tp in range(layout.tp - 1, 0, -1):
         ep = min(layout.ep, tp * layout.attention_dp)
         divide = not (layout.tp % tp or tp * layout.attention_dp % ep)
-        if divide and uneven_heads(model, tp) is None:
+        if divide and uneven_heads(setup.model, tp) is None:
             text = f"tp = {tp}" if ep == layout.ep else f"tp = {tp} with ep = {ep}"
-            yield "tp", text, spec, replace(layout, tp=tp, ep=ep), precision
-    if model.moe is not None:
-        for ep in range(min(layout.num_ranks, model.moe.num_experts), 1, -1):
+            yield "tp", text, setup._replace(layout=replace(layout, tp=tp, ep=ep))
+    if moe is not None:
+        for ep in range(min(layout.num_ranks, moe.num_experts), 1, -1):
             if layout.num_ranks % ep == 0 and ep != layout.ep:
-                yield "ep", f"ep = {ep}", spec, replace(layout, ep=ep), precision
-        slots = -(-model.moe.num_experts // layout.ep) * layout.ep
+                yield "ep", f"ep = {ep}", setup._replace(layout=replace(layout, ep=ep))
+        slots = -(-moe.num_experts // layout.ep) * layout.ep
         placement: Policy = {"kind": "eplb", "num_slots": slots}
         text = f'placement = {{ kind = "eplb", num_slots = {slots} }}'
-        own = spec.model_copy(update={"placement": placement})
-        yield "placement", text, own, layout, precision
-    if precision.kv != "bf16":
-        yield "kv_dtype", 'kv_dtype = "bf16"', spec, layout, replace(precision, kv="bf16")
+        own = setup.spec.model_copy(update={"placement": placement})
+        yield "placement", text, setup._replace(spec=own)
+    if setup.precision.kv != "bf16":
+        wide = replace(setup.precision, kv="bf16")
+        yield "kv_dtype", 'kv_dtype = "bf16"', setup._replace(precision=wide)
 
 
 def _fits(width: int, ranks: int, rule: Blocks) -> bool:

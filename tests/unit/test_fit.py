@@ -11,6 +11,7 @@ from simulator.config.accelerator import load_accelerator
 from simulator.config.deployment import DeploymentSpec, ParallelSpec
 from simulator.config.model import load_model
 from simulator.deployment.memory import Capacity, check_memory, check_requests
+from simulator.deployment.setup import Setup
 from simulator.work.layout import make_layout
 from simulator.work.memory import CacheSize, Precision, cache_size, weight_bytes
 
@@ -24,15 +25,15 @@ def capacity_of(model, accelerator, dtype="bf16", **parallel):
         name="test", model=model, cluster="unused", parallel=ParallelSpec(**parallel)
     )
     found, hardware = load_model(model, "test"), load_accelerator(accelerator, "test")
-    return check_memory(
+    setup = Setup(
         spec,
         found,
         hardware,
         make_layout(spec.parallel, found, "test"),
         precision(dtype),
         build("scheduling", {"kind": "chunked"}, "test").rules(),
-        "file.toml",
     )
+    return check_memory(setup, "file.toml")
 
 
 def test_weights_of_a_dense_model_are_its_parameters():

@@ -20,6 +20,7 @@ from simulator.deployment.memory import start_probability
 from simulator.deployment.notes import start_notes
 from simulator.deployment.placement import choose_precision
 from simulator.deployment.plan import make_plan
+from simulator.deployment.setup import Setup
 from simulator.policies.contracts import make_rules
 from simulator.work.layout import Layout
 
@@ -43,7 +44,8 @@ def capacity_of(log):
     scheduling = resolve_scheduling(asked, log.engine, accelerator, 1, "server")
     rules = make_rules(build("scheduling", {"kind": "chunked", **scheduling}, "test"))
     layout = Layout(log.tp, 1, log.ep)
-    return count_memory(spec, model, accelerator, layout, choose_precision(spec, model), rules)
+    precision = choose_precision(spec, model)
+    return count_memory(Setup(spec, model, accelerator, layout, precision, rules))
 
 
 @pytest.fixture(scope="module")

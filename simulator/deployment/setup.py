@@ -1,0 +1,23 @@
+"""Choices that decide whether a serving engine starts."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from simulator.config.accelerator import AcceleratorSpec
+from simulator.config.deployment import DeploymentSpec
+from simulator.config.model import ModelSpec
+from simulator.policies.scheduling import Rules
+from simulator.work.layout import Layout
+from simulator.work.memory import Precision
+
+
+class Setup(NamedTuple):
+    """A replica as its engine is started: model, GPU, split, number formats and batching."""
+
+    spec: DeploymentSpec
+    model: ModelSpec
+    accelerator: AcceleratorSpec
+    layout: Layout
+    precision: Precision
+    rules: Rules
