@@ -151,9 +151,10 @@ def _tabulate_keys(keys: Iterable[Any]) -> str:
 
 
 def _say_values(key: Any) -> str:
-    """Type, range with unit, and default of a key."""
+    """Type, range with unit, default and alternatives of a key."""
     bounds = " ".join(filter(None, (key.bounds, key.unit)))
-    return "; ".join(filter(None, (key.type, bounds, _say_default(key.default))))
+    within = key.within and f"in a table of `{key.within}`"
+    return "; ".join(filter(None, (key.type, bounds, _say_default(key.default), within)))
 
 
 def _say_default(default: str | None) -> str:

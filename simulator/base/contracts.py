@@ -7,6 +7,7 @@ their mistakes are reported as theirs and not found later as defects of ours.
 
 from __future__ import annotations
 
+import sysconfig
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 from simulator.base.errors import UserError
 
 _PROJECT = Path(__file__).parents[1]
+_LIBRARY = Path(sysconfig.get_path("stdlib"))
 
 
 def ask(policy: object, method: str, *arguments: Any, explain: Callable[[Any], str]) -> Any:
@@ -101,8 +103,11 @@ def _place_of(error: Exception) -> str:
 
 
 def _is_installed(file: Path) -> bool:
-    """Whether a file is part of the project or of an installed package."""
-    return _PROJECT in file.parents or "site-packages" in file.parts
+    """Whether a file is part of the project, of Python (frozen modules have no file, but a name
+    such as ``<frozen abc>``), or of an installed package.
+    """
+    shipped = {_PROJECT, _LIBRARY} & {*file.parents}
+    return bool(shipped) or "site-packages" in file.parts or not file.is_absolute()
 
 
 def _describe(found: object) -> str:

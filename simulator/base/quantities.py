@@ -90,6 +90,8 @@ Power = Annotated[float, value_range(0, 20)]
 Steps = Annotated[int, value_range(1, 1_000_000, "steps")]
 StepCount = Annotated[int, value_range(0, 1_000_000, "steps")]
 """Number of steps that may be 0."""
+StepNumber = Annotated[int, value_range(0, 1_000_000)]
+"""Index of a step, from 0."""
 Size = Annotated[int, value_range(1, 1 << 40)]
 """Extent of a table or a tile, a whole number."""
 
@@ -99,7 +101,7 @@ Seconds = Annotated[float, value_range(0, YEAR_S, "seconds")]
 Duration = Annotated[float, value_range(1e-9, YEAR_S, "seconds")]
 """Time above 0."""
 Price = Annotated[float, value_range(0, 1e6, "units of the currency")]
-Budget = Annotated[float, value_range(1e-6, 1e12, "units of the currency")]
+Budget = Annotated[float, value_range(1e-6, 1e12, "units of the currency per hour")]
 
 # Traffic
 
@@ -122,12 +124,17 @@ SequenceCount = Annotated[int, value_range(0, 1 << 15, "sequences")]
 # Models
 
 Width = Annotated[int, value_range(1, MOST_WIDTH, "numbers")]
-"""Length of a vector, size of a vocabulary, or number of heads."""
+"""Length of a vector."""
 WidthOrNone = Annotated[int, value_range(0, MOST_WIDTH, "numbers")]
 """Width that may be 0, where a model lacks the part."""
+Heads = Annotated[int, value_range(1, MOST_WIDTH, "heads")]
+TokenExtent = Annotated[int, value_range(1, MOST_WIDTH, "tokens")]
+"""Tokens of a vocabulary, or that a convolution sees."""
 Layers = Annotated[int, value_range(1, MOST_LAYERS, "layers")]
 Experts = Annotated[int, value_range(1, MOST_EXPERTS, "experts")]
 ExpertCount = Annotated[int, value_range(0, MOST_EXPERTS, "experts")]
+Groups = Annotated[int, value_range(1, MOST_EXPERTS, "groups")]
+"""Groups of a layer's experts."""
 Slots = Annotated[int, value_range(1, 4 * MOST_EXPERTS, "slots")]
 """Slots for experts and their copies."""
 TopK = Annotated[int, value_range(1, 256, "experts")]
@@ -137,9 +144,11 @@ PrintedParameters = Annotated[float, value_range(0, 1e15, "parameters")]
 
 # Machines
 
-Ranks = Annotated[int, value_range(1, MOST_RANKS, "GPUs")]
+Ranks = Annotated[int, value_range(1, MOST_RANKS, "ranks")]
 Rank = Annotated[int, value_range(0, MOST_RANKS - 1)]
 Stages = Annotated[int, value_range(1, MOST_LAYERS, "stages")]
+ReplicaGpus = Annotated[int, value_range(1, MOST_RANKS, "GPUs")]
+"""GPUs of one replica, or of one node."""
 Gpus = Annotated[int, value_range(1, MOST_GPUS, "GPUs")]
 Nodes = Annotated[int, value_range(1, MOST_GPUS, "nodes")]
 GpuCount = Annotated[int, value_range(0, MOST_GPUS, "GPUs")]

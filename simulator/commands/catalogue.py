@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
+import ast
+import importlib.util
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -126,8 +127,15 @@ def _describe_sizes(sizes: list[int]) -> str:
 
 
 def _list_policies(package: str) -> dict[str, str]:
-    found = {}
-    for kind in available(package):
-        module = importlib.import_module(f"{package_of(package).__name__}.{kind}")
-        found[kind] = " ".join((module.__doc__ or "").split("\n\n")[0].split())
-    return found
+    return {kind: describe_kind(package, kind) for kind in available(package)}
+
+
+def describe_kind(family: str, kind: str) -> str:
+    """First paragraph of the file of a kind, which is read, not imported: packages that it needs
+    need not be installed.
+    """
+    spec = importlib.util.find_spec(f"{package_of(family).__name__}.{kind}")
+    assert spec is not None, "a kind that is available has a file"
+    assert spec.origin is not None, "a kind that is available has a file"
+    text = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
+    return " ".join(text.split("\n\n")[0].split())

@@ -7,12 +7,13 @@ added as one file is in the reference, too.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from simulator.base.text import inline_toml
-from simulator.commands.catalogue import POLICIES
-from simulator.commands.schema import FILES, WRITTEN, make_schema
+from simulator.commands.catalogue import POLICIES, describe_kind
+from simulator.commands.schema import FILES, WRITTEN, describe_whole
 
 _Node = dict[str, Any]
 _TYPES = {
@@ -41,6 +42,9 @@ class Key(NamedTuple):
     """Value of an absent key as TOML; ``absent`` where the description says what that means, empty
     for a table whose keys have defaults of their own; ``None`` where the key must be given."""
     description: str
+    within: str = ""
+    """Tables that have the key, where its table is one of several alternatives and others lack it:
+    ``kind = "block"``, or the table's title in words."""
 
 
 class Kind(NamedTuple):
@@ -49,7 +53,8 @@ class Kind(NamedTuple):
     name: str
     """Name that ``moesim schema`` takes, or the value of ``kind``."""
     description: str
-    """Docstring of its class, paragraphs apart."""
+    """First paragraph of its file, for a policy, and the docstring of its class, paragraphs
+    apart."""
     keys: tuple[Key, ...]
 
 
@@ -62,8 +67,9 @@ def describe_keys() -> dict[str, dict[str, Kind]]:
     """
     found: dict[str, dict[str, Kind]] = {"files": {}}
     for name in FILES | WRITTEN:
-        schema = make_schema(name)
-        _Reader(schema.get("$defs", {}), found).read_file(name, schema)
+        schema = describe_whole(name)
+        reader = _Reader(schema.get("$defs", {}), found)
+        found["files"][name] = reader.read_kind(name, schema, schema.get("description", ""))
     return found
 
 
@@ -74,25 +80,28 @@ class _Reader:
         self._definitions = definitions
         self._found = found
 
-    def read_file(self, name: str, schema: _Node) -> None:
-        required = schema.get("required", schema.get("else", {}).get("required", ()))
-        described = {**schema, "required": required}
-        self._found["files"][name] = self._make_kind(name, described)
+    def read_kind(self, name: str, table: _Node, description: str) -> Kind:
+        """Describe a kind by its table."""
+        return Kind(name, description, tuple(self._list_keys([table], "")))
 
-    def _make_kind(self, name: str, table: _Node) -> Kind:
-        return Kind(name, table.get("description", ""), tuple(self._list_keys(table, "")))
+    def _list_keys(self, tables: list[_Node], prefix: str) -> Iterator[Key]:
+        """Keys of the alternatives that a table may be, each once."""
+        for name in dict.fromkeys(name for table in tables for name in table["properties"]):
+            having = [table for table in tables if name in table["properties"]]
+            within = "" if having == tables else " or ".join(map(_title_of, having))
+            node = _unite(name, having)
+            is_required = all(name in table.get("required", ()) for table in having)
+            yield self._make_key(f"{prefix}{name}", node, is_required, within)
+            nested: dict[str, list[_Node]] = {}
+            for behind, table in self._tables(node):
+                if table not in nested.setdefault(behind, []):
+                    nested[behind].append(table)
+            for behind, alternatives in nested.items():
+                yield from self._list_keys(alternatives, f"{prefix}{name}{behind}.")
 
-    def _list_keys(self, table: _Node, prefix: str) -> Iterator[Key]:
-        for name, node in table["properties"].items():
-            path, is_required = f"{prefix}{name}", name in table.get("required", ())
-            yield self._make_key(path, node, is_required)
-            for behind, nested in self._tables(node):
-                yield from self._list_keys(nested, f"{path}{behind}.")
-
-    def _make_key(self, path: str, node: _Node, is_required: bool) -> Key:
+    def _make_key(self, path: str, node: _Node, is_required: bool, within: str) -> Key:
         parts = list(self._alternatives(node))
-        # Pydantic leaves out what would repeat the description of the table itself.
-        described = node.get("description") or parts[0].get("description", "")
+        described = _description_of(node) or _description_of(parts[0])
         units = [part["unit"] for part in self._numbers(node) if "unit" in part]
         bounds = [text for text in map(_bounds_of, self._numbers(node)) if text]
         return Key(
@@ -101,7 +110,8 @@ class _Reader:
             units[0] if units else "",
             bounds[0] if bounds else "",
             None if is_required else _default_of(node, parts),
-            " ".join(described.split()),
+            described,
+            within,
         )
 
     def _alternatives(self, node: _Node) -> Iterator[_Node]:
@@ -118,12 +128,14 @@ class _Reader:
             yield node
 
     def _add_family(self, node: _Node) -> None:
-        kinds = self._found.setdefault(_name_of(node["family"]), {})
+        family = node["family"]
+        kinds = self._found.setdefault(_name_of(family), {})
         for option in node.get("anyOf") or node["oneOf"]:
             for table in self._alternatives(option):
                 kind = table["properties"]["kind"].get("const")
                 if kind is not None and kind not in kinds:
-                    kinds[kind] = self._make_kind(kind, table)
+                    parts = describe_kind(family, kind), table.get("description", "")
+                    kinds[kind] = self.read_kind(kind, table, "\n\n".join(filter(None, parts)))
 
     def _numbers(self, node: _Node) -> Iterator[_Node]:
         """Numbers that a node holds, those in lists and under names included."""
@@ -160,6 +172,34 @@ class _Reader:
             held = " or ".join(types)
             return f"list of {held}" if node["type"] == "array" else f"table by name of {held}"
         return _TYPES[node["type"]]
+
+
+def _unite(name: str, tables: list[_Node]) -> _Node:
+    """Node of a key that several alternatives have, with what each says of it."""
+    nodes: list[_Node] = [table["properties"][name] for table in tables]
+    if all(node == nodes[0] for node in nodes):
+        return nodes[0]
+    said = (
+        f"With ``{_title_of(table)}``: {_description_of(node)}"
+        for table, node in zip(tables, nodes, strict=True)
+    )
+    return {**nodes[0], "anyOf": nodes, "description": " ".join(said)}
+
+
+def _title_of(table: _Node) -> str:
+    """Name of one of several tables: its kind, or its title in words.
+
+    >>> _title_of({"title": "LogNormalMarginal", "properties": {}})
+    'log normal marginal'
+    """
+    kind = table["properties"].get("kind", {}).get("const")
+    words = re.sub(r"\B([A-Z])", r" \1", table["title"]).lower()
+    return words if kind is None else f"kind = {inline_toml(kind)}"
+
+
+def _description_of(node: _Node) -> str:
+    """Description in one line; empty where Pydantic leaves out what would repeat a table's."""
+    return " ".join(node.get("description", "").split())
 
 
 def _inner(node: _Node) -> list[_Node]:

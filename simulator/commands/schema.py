@@ -44,15 +44,27 @@ def make_schema(kind: str) -> dict[str, Any]:
     Raises:
         UserError: if there is no such kind.
     """
-    kinds = FILES | WRITTEN
-    if kind not in kinds:
-        raise UserError(f"schema: unknown kind '{kind}'; {did_you_mean(kind, kinds)}")
-    schema = kinds[kind].model_json_schema()
-    required = [key for key in schema.pop("required", ()) if key not in _SAID_BY_THE_NAME]
+    schema = describe_whole(kind)
+    required = schema.pop("required")
     if kind == "calibration":  # its other tables may be files of the folder beside it
         required = ["title"]
     schema |= _require(schema, required)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def describe_whole(kind: str) -> dict[str, Any]:
+    """JSON Schema of a whole file of a kind: one with all that its folder and the file that it is
+    based on may hold for it.
+
+    Raises:
+        UserError: if there is no such kind.
+    """
+    kinds = FILES | WRITTEN
+    if kind not in kinds:
+        raise UserError(f"schema: unknown kind '{kind}'; {did_you_mean(kind, kinds)}")
+    schema = kinds[kind].model_json_schema()
+    required = [key for key in schema.get("required", ()) if key not in _SAID_BY_THE_NAME]
+    return schema | {"required": required}
 
 
 def _require(schema: dict[str, Any], required: list[str]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from simulator.base.quantities import (
     Price,
     Ranks,
     Ratio,
+    ReplicaGpus,
     Score,
     Seed,
     Sequences,
@@ -127,8 +128,8 @@ class CandidateModel(Frozen):
     kv_dtypes: DTypes | None = None
     """Number formats of the KV cache to try; absent = bf16."""
     dispatch_dtypes: DTypes | None = None
-    """Number formats to try for activations on their way to experts; absent = fp8 for fp8 and fp4
-    weights, bf16 for wider ones."""
+    """Number formats to try for activations on their way to experts; absent = fp8 for experts
+    in fp8, fp8_block, mxfp4 or nvfp4, else bf16, or fp32 with fp32 weights."""
     routing: Annotated[Policy, PolicyOf("routing")] | None = None
     """Routing policy: which experts tokens choose; absent = the model's own default."""
     prunings: Annotated[tuple[Pruning, ...], Field(strict=False)] = ()
@@ -210,9 +211,9 @@ class Space(Frozen):
     """Configurations that are tried. Impossible combinations are left out, with the reason."""
 
     tp: RankNumbers = (1, 2, 4, 8)
-    """Tensor-parallel sizes to try, GPUs."""
+    """Tensor-parallel sizes to try."""
     attention_dp: RankNumbers = (1, 2, 4, 8, 16, 32, 64)
-    """Attention data-parallel sizes to try: groups of ``tp`` GPUs."""
+    """Attention data-parallel sizes to try: groups of ``tp`` ranks."""
     pp: StageNumbers = (1, 2, 4)
     """Pipeline stages to try. More than one are tried where people run them: without attention data
     parallelism; over nodes that each stage fills; inside a node over PCIe, or where tensor
@@ -246,7 +247,7 @@ class Space(Frozen):
     """Overlaps of computation and communication to try, as ``overlap`` of a deployment."""
     disaggregate: bool = True
     """Whether prompts may have a pool of their own."""
-    max_gpus_per_replica: Ranks = 64
+    max_gpus_per_replica: ReplicaGpus = 64
     """Most GPUs of one replica."""
 
 
@@ -278,7 +279,7 @@ class Crossover(Frozen):
     )
     """Targets of the map: seconds of one output token of one user."""
     eps: RankNumbers = (1, 8, 32)
-    """Expert-parallel sizes of the map, GPUs; 1 = experts split like dense blocks, over one node at
+    """Expert-parallel sizes of the map; 1 = experts split like dense blocks, over one node at
     most. Sizes that machines and limits do not allow are left out."""
     networks: Factors = (0.5, 1.0, 2.0)
     """Networks of the map: factors on the rate of all wires."""

@@ -17,7 +17,7 @@ from simulator.base.data import available_files, load_once
 from simulator.base.errors import UserError, did_you_mean
 from simulator.base.frozen import Frozen, Policy, validate
 from simulator.base.kinds import PolicyOf
-from simulator.base.quantities import BytesPerSecond, Gpus, Price, Ranks, Seconds
+from simulator.base.quantities import BytesPerSecond, Gpus, Price, ReplicaGpus, Seconds
 from simulator.base.reading import read_toml
 from simulator.config.accelerator import AcceleratorSpec, load_accelerator
 
@@ -48,7 +48,7 @@ class ClusterSpec(Frozen):
     """Name of a file in ``cluster_configs/accelerators``."""
     num_gpus: Gpus
     """GPUs where the name says no number; absent = the first of ``sizes``, else one node."""
-    gpus_per_node: Ranks
+    gpus_per_node: ReplicaGpus
     """GPUs of one fast (scale-up) domain: 8 in an HGX box, 72 in an NVL72 rack, 1 in a laptop."""
     sizes: Annotated[tuple[Gpus, ...], Field(strict=False)] = ()
     """Numbers of GPUs that the cluster comes in; ``<file name>-<size>`` names each."""

@@ -123,8 +123,8 @@ class DeploymentSpec(Frozen):
     kv_dtype: DType | None = None
     """Number format of the KV cache; absent = bf16, or fp32 with fp32 weights."""
     dispatch_dtype: DType | None = None
-    """Number format of activations on their way to the experts; absent = fp8 for fp8 and fp4
-    weights, fp32 with fp32 weights, else bf16."""
+    """Number format of activations on their way to the experts; absent = fp8 for experts
+    in fp8, fp8_block, mxfp4 or nvfp4, else bf16, or fp32 with fp32 weights."""
     combine_dtype: DType | None = None
     """Number format of activations on their way back from the experts; absent = bf16, or fp32 with
     fp32 weights."""

@@ -12,10 +12,11 @@ from simulator.base.frozen import Frozen, Policy
 from simulator.base.kinds import KindByName
 from simulator.base.quantities import (
     Duration,
-    NodeCount,
+    MachineNumber,
     Rank,
     SequenceCount,
     StepCount,
+    StepNumber,
     Steps,
     TokenCount,
     Tokens,
@@ -25,12 +26,12 @@ from simulator.base.quantities import (
 class FaultSpec(Frozen):
     """Something that is really killed while a step is running."""
 
-    step: StepCount
+    step: StepNumber
     """Number of the step in which it happens, counted from 0 over all steps of a deployment,
     warm-up included."""
     rank: Rank | None = None
     """Number of the rank whose process is killed; give this or ``node``."""
-    node: NodeCount | None = None
+    node: MachineNumber | None = None
     """Number of the simulated node that is killed with every process on it; give this or
     ``rank``."""
     during_recovery: bool = False

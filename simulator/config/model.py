@@ -19,6 +19,7 @@ from simulator.base.quantities import (
     Parameters,
     PrintedParameters,
     TokenCount,
+    TokenExtent,
     Width,
     value_range,
 )
@@ -81,7 +82,7 @@ class ModelSpec(Frozen):
     published."""
     hidden_size: Width
     """Numbers of one token's vector between layers."""
-    vocab_size: Width
+    vocab_size: TokenExtent
     """Number of tokens in the vocabulary."""
     mixers: dict[str, Annotated[Mixer, OneOf("mixers")]]
     """Attention and other sequence mixers, by name."""

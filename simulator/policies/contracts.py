@@ -85,14 +85,18 @@ def place_experts(
     """Place the experts of every layer."""
 
     def explain(placed: Any) -> str:
-        fits = isinstance(placed, Placed) and _holds_all(placed, load_LE.shape, num_ranks)
         layers, experts = load_LE.shape
+        fault = (
+            _find_fault(placed, load_LE.shape, num_ranks)
+            if isinstance(placed, Placed)
+            else "this is none"
+        )
         wanted = (
             f"a Placed with whole numbers expert_LP and rank_LP of shape ({layers}, slots): each "
             f"of {experts} experts in every layer, and as many slots on each of {num_ranks} ranks, "
             "give or take one"
         )
-        return "" if fits else wanted
+        return f"{wanted}: {fault}" if fault else ""
 
     return _as_whole_numbers(ask(policy, "place", load_LE, num_ranks, rng, explain=explain))
 
@@ -105,18 +109,29 @@ def _as_whole_numbers(placed: Placed) -> Placed:
     )
 
 
-def _holds_all(placed: Placed, shape: tuple[int, ...], num_ranks: int) -> bool:
+def _find_fault(placed: Placed, shape: tuple[int, ...], num_ranks: int) -> str:
+    """First fault of a placement, with its layer; empty where it has none."""
     num_layers, num_experts = shape
     expert_LP, rank_LP = placed.expert_LP, placed.rank_LP
-    if placed.num_ranks != num_ranks or not is_array(expert_LP, (num_layers, None), whole=True):
-        return False
+    if placed.num_ranks != num_ranks:
+        return f"num_ranks is {placed.num_ranks}"
+    if not is_array(expert_LP, (num_layers, None), whole=True):
+        return "expert_LP is not of that shape"
     if not is_array(rank_LP, expert_LP.shape, whole=True):
-        return False
+        return "rank_LP is not of the shape of expert_LP"
     if rank_LP.min(initial=0) < 0 or rank_LP.max(initial=0) >= num_ranks:
-        return False
-    everyone = set(range(num_experts))
-    holds_all = all(set(expert_P.tolist()) == everyone for expert_P in expert_LP)
-    return holds_all and bool((np.ptp(_count_slots(placed), axis=1) <= 1).all())
+        return f"rank_LP holds ranks beyond 0 to {num_ranks - 1}"
+    for layer, (expert_P, slots_R) in enumerate(zip(expert_LP, _count_slots(placed), strict=True)):
+        if wrong := sorted(set(expert_P.tolist()) ^ set(range(num_experts))):
+            return f"layer {layer} {'lacks' if wrong[0] in range(num_experts) else 'has'} " + (
+                f"expert {wrong[0]}"
+            )
+        if np.ptp(slots_R) > 1:
+            return (
+                f"layer {layer} has {slots_R.max()} slots on rank {slots_R.argmax()} and "
+                f"{slots_R.min()} on rank {slots_R.argmin()}"
+            )
+    return ""
 
 
 def count_copies(
@@ -239,21 +254,11 @@ def _hold_changes(
     now_s = 0.0
 
     def explain(found: Any) -> str:
-        fits = found is None or (
-            isinstance(found, Change)
-            and found.pool in machines
-            and isinstance(found.at_s, float | int)
-            and now_s <= found.at_s < float("inf")
-            and all(
-                isinstance(replica, int | np.integer)
-                and 0 <= replica < machines[found.pool].num_replicas
-                for replica in found.replicas
-            )
-        )
+        wrong = "" if found is None else _find_wrong_key(found, machines, now_s)
         known = " or ".join(
             f"'{pool}' with replicas 0 to {own.num_replicas - 1}" for pool, own in machines.items()
         )
-        return "" if fits else f"a Change at {now_s:g} s or later, of pool {known}"
+        return wrong and f"a Change at {now_s:g} s or later, of pool {known}: {wrong}"
 
     while True:
         change = check_call(name, lambda: next(changes, None), explain)
@@ -261,6 +266,23 @@ def _hold_changes(
             return
         now_s = change.at_s
         yield change
+
+
+def _find_wrong_key(found: Any, machines: Mapping[str, Machines], now_s: float) -> str:
+    """First wrong field of a change, with its value; empty where all are right."""
+    if not isinstance(found, Change):
+        return "this is none"
+    if found.pool not in machines:
+        return f"pool is {found.pool!r}"
+    if not isinstance(found.at_s, float | int) or not now_s <= found.at_s < float("inf"):
+        return f"at_s is {found.at_s!r}"
+    there = range(machines[found.pool].num_replicas)
+    wrong = (
+        f"replicas hold {replica!r}"
+        for replica in found.replicas
+        if not isinstance(replica, int | np.integer) or replica not in there
+    )
+    return next(wrong, "")
 
 
 def list_looks(policy: RebalancingPolicy) -> Iterator[float]:
@@ -304,7 +326,7 @@ def decide_placement(
     def explain(placed: Any) -> str:
         fits = placed is None or (
             isinstance(placed, Placed)
-            and _holds_all(placed, load.load_LE.shape, before.num_ranks)
+            and not _find_fault(placed, load.load_LE.shape, before.num_ranks)
             and placed.expert_LP.shape == before.expert_LP.shape
             and np.array_equal(_count_slots(placed), slots_R)
         )

@@ -4,6 +4,7 @@ says of them.
 
 import re
 import tomllib
+from typing import get_args
 
 import pytest
 from jsonschema import Draft202012Validator
@@ -12,6 +13,10 @@ from simulator.base.data import shipped_folder
 from simulator.commands.new import FOLDERS, read_template
 from simulator.commands.reference import describe_keys
 from simulator.commands.schema import FILES, make_schema
+from simulator.config.deployment import DeploymentSpec
+from simulator.config.dtypes import DType
+from simulator.config.model import load_model
+from simulator.deployment.placement import choose_precision
 
 FORBIDDEN = (
     "Of",
@@ -94,9 +99,70 @@ def test_every_kind_of_every_family_is_described():
         f"{family} {kind.name}"
         for family, kinds in describe_keys().items()
         for kind in kinds.values()
-        if not kind.description and family != "transport"  # read by name, without torch
+        if not kind.description
     ]
     assert not wrong
+
+
+def test_a_kind_is_described_by_its_file_where_its_class_only_adds_to_it():
+    families = describe_keys()
+    described = {kind.description for kind in families["balancing"].values()}
+    assert len(described) == len(families["balancing"])
+    for name, start in (("random", "Balancing to a replica drawn"), ("round_robin", "Balancing")):
+        assert families["balancing"][name].description.startswith(start)
+    assert families["transport"]["object_store"].description.startswith("Transport through Ray")
+
+
+def test_a_key_of_alternative_tables_is_listed_once_and_says_where_it_belongs():
+    for family, kinds in describe_keys().items():
+        for kind in kinds.values():
+            paths = [key.path for key in kind.keys]
+            assert len(set(paths)) == len(paths), f"{family} {kind.name}"
+    found = {key.path: key for key in describe_keys()["files"]["scenario"].keys}
+    pruning = "deployments[].pruning"
+    assert found[f"{pruning}.kind"].type == '"unstructured" or "two_four" or "block"'
+    assert found[f"{pruning}.kind"].within == ""
+    assert found[f"{pruning}.sparsity"].within == 'kind = "unstructured" or kind = "block"'
+    assert "Share of the blocks that are gone." in found[f"{pruning}.sparsity"].description
+    assert found[f"{pruning}.block_size"].within == 'kind = "block"'
+    joint = {key.path: key for key in describe_keys()["lengths"]["joint"].keys}
+    assert joint["input.p50"].within == "log normal marginal"
+    assert joint["output.probabilities"].within == "quantile marginal"
+    assert joint["input"].within == ""
+
+
+def test_what_a_whole_file_must_give_is_required_in_the_reference():
+    files = describe_keys()["files"]
+    engine = {key.path: key.default for key in files["engine"].keys}
+    assert [engine[f"memory.{name}"] for name in ("kind", "generations", "off_gib")] == [None] * 3
+    assert engine["memory.driver_gib"] == "0.0"
+    calibration = {key.path: key.default for key in files["calibration"].keys}
+    assert calibration["gemm"] is None
+    assert calibration["pruned"] == "{}"
+    assert {key.path: key.default for key in files["cluster"].keys}["name"] == "absent"
+
+
+def test_the_number_of_a_thing_has_no_unit():
+    wrong = [
+        where
+        for where, key in keys()
+        if key.unit and re.match(r"Number of the |Index of ", key.description)
+    ]
+    assert not wrong
+
+
+def test_the_format_of_dispatch_is_described_as_it_is_chosen():
+    narrow = ("fp8", "fp8_block", "mxfp4", "nvfp4")
+    model = load_model("mixtral-8x7b", "test")
+    for dtype in get_args(DType):
+        spec = DeploymentSpec(name="a", model="m", cluster="c", weight_dtype=dtype)
+        chosen = choose_precision(spec, model).dispatch
+        assert chosen == ("fp8" if dtype in narrow else "fp32" if dtype == "fp32" else "bf16")
+    said = [key.description for where, key in keys() if "dispatch_dtype" in where]
+    assert len(said) == 2
+    for text in said:
+        assert f"{', '.join(narrow[:-1])} or {narrow[-1]}" in text
+        assert text.endswith("else bf16, or fp32 with fp32 weights.")
 
 
 def validator(kind):

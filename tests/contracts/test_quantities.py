@@ -20,6 +20,12 @@ UNITS = {
     "_bytes": "bytes",
     "_tokens": "tokens",
     "_gpus": "GPUs",
+    "_nodes": "nodes",
+    "_ranks": "ranks",
+    "_heads": "heads",
+    "_groups": "groups",
+    "_layers": "layers",
+    "_budget_per_hour": "units of the currency per hour",
     "_s": "seconds",
     "_w": "watts",
 }

@@ -139,8 +139,12 @@ WRONG = [
     ("routing", "np.full((tokens, self.moe.top_k), 99)", "from 0 to", "from 99 to 99"),
     ("routing", "np.zeros((tokens, self.moe.top_k))", "int16 ids", "float64 of shape"),
     ("placement", "None", "a Placed", "NoneType None"),
-    ("placement", "Placed(expert_LP[:, 1:], rank_LP[:, 1:], num_ranks)", "a Placed", "Placed"),
-    ("placement", "Placed(expert_LP, rank_LP * 0, num_ranks)", "as many slots", "Placed"),
+    ("placement", "Placed(expert_LP[:, 1:], rank_LP[:, 1:], num_ranks)", "layer 0 lacks", "t 0;"),
+    ("placement", "Placed(expert_LP + 1, rank_LP, num_ranks)", "a Placed", "layer 0 lacks"),
+    ("placement", "Placed(expert_LP, rank_LP * 0, num_ranks)", "as many slots", "s on rank 0 and"),
+    ("placement", "Placed(expert_LP, rank_LP, 99)", "a Placed", "num_ranks is 99;"),
+    ("placement", "Placed(expert_LP, rank_LP - 1, num_ranks)", "ranks beyond 0 to", "a Placed"),
+    ("placement", "Placed(expert_LP, rank_LP[1:], num_ranks)", "rank_LP is not of", "a Placed"),
     ("overflow", "topk_ids_TK * 0", "bools of shape (8, ", "int16 of shape (8, "),
     ("overflow", "topk_ids_TK[1:] > 3", "bools of shape (8, ", "bool of shape (7, "),
     ("overflow", "[True]", "bools of shape", "list [True]"),
@@ -158,10 +162,10 @@ WRONG = [
     ("scheduling", "Rules(64.0, 64, True, True)", "token_budget must be a whole number", "64.0"),
     ("failures", "[]", "an iterator of Change", "list []"),
     ("failures", "iter([7])", "a Change at 0 s or later, of pool 'both'", "int 7"),
-    ("failures", "iter([Change(1.0, 'both', (2,), False)])", "replicas 0 to 1", "Change("),
-    ("failures", "iter([Change(1.0, 'both', (0.5,), False)])", "replicas 0 to 1", "(0.5,)"),
-    ("failures", "iter([Change(1.0, 'decode', (0,), False)])", "'both' with", "Change("),
-    ("failures", "(Change(1.0 - n, 'both', (0,), False) for n in (0, 1))", "1 s or", "Change("),
+    ("failures", "iter([Change(1.0, 'both', (2,), False)])", "replicas 0 to 1", "replicas hold 2;"),
+    ("failures", "iter([Change(1.0, 'both', (0.5,), False)])", "replicas 0 to 1", "hold 0.5;"),
+    ("failures", "iter([Change(1.0, 'decode', (0,), False)])", "'both' with", "is 'decode';"),
+    ("failures", "(Change(1.0 - n, 'both', (0,), False) for n in (0, 1))", "1 s or", "at_s is 0.0"),
     ("failures", "(1 / n for n in (0,))", "failed (", "ZeroDivisionError"),
     ("rebalancing", "[1.0]", "an iterator of seconds", "list [1.0]"),
     ("rebalancing", "iter([-1.0])", "seconds from 0 on", "float -1.0"),
@@ -220,6 +224,12 @@ def test_a_policy_that_breaks_its_contract_is_named(own, family, returned, wante
 def test_what_fails_is_placed_in_the_users_file_though_a_package_raised(own, tmp_path):
     with pytest.raises(UserError, match=r"routing\.py, line \d+\): LinAlgError") as refused:
         own("routing", "np.linalg.inv(np.zeros(3))")
+    assert str(tmp_path) in str(refused.value)
+
+
+def test_what_fails_is_placed_in_the_users_file_though_the_standard_library_raised(own, tmp_path):
+    with pytest.raises(UserError, match=r"routing\.py, line \d+\): JSONDecodeError") as refused:
+        own("routing", "__import__('json').loads('{')")
     assert str(tmp_path) in str(refused.value)
 
 

@@ -201,6 +201,8 @@ _ENGINES = ("vllm", "sglang", "trtllm")
 class CalibrationFile(Frozen):
     """Achieved rates and overheads on one accelerator family, for all engines: each table has an
     entry ``any``, and one for each engine that differs.
+
+    A table may be a file of the folder of the same name beside it instead.
     """
 
     compute: ClassVar[Policy] = Calibration.compute

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from simulator.base.quantities import ExpertCount, Experts, TopK, Width, WidthOrNone
+from simulator.base.quantities import ExpertCount, Experts, Groups, TopK, Width, WidthOrNone
 from simulator.config._config_json import ConfigKeys, Table
 from simulator.config.ffns import FFN
 from simulator.config.ffns._two_layers import make_linears, num_biases, read_gate
@@ -44,9 +44,9 @@ class MoE(FFN):
     has_router_bias: bool = False
     """Whether there is a bias for each expert: of the router's matrix, or added to the scores for
     balance (DeepSeek-V3)."""
-    num_groups: Experts = 1
+    num_groups: Groups = 1
     """Number of expert groups for group-limited routing (DeepSeek-V3: 8)."""
-    num_limited_groups: Experts = 1
+    num_limited_groups: Groups = 1
     """Number of groups that a token may choose its experts from."""
 
     @model_validator(mode="after")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from simulator.base.frozen import Frozen
-from simulator.base.quantities import Tokens, Width
+from simulator.base.quantities import Heads, Tokens, Width
 from simulator.config._config_json import ConfigKeys, Table
 
 
@@ -12,7 +12,7 @@ class SparseIndex(Frozen):
     attended.
     """
 
-    num_heads: Width
+    num_heads: Heads
     """Number of heads of the indexer."""
     head_size: Width
     """Numbers in a query or key of the indexer."""

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from simulator.base.quantities import TokenCount, Tokens, Width
+from simulator.base.quantities import Groups, Heads, TokenCount, Tokens, Width
 from simulator.config._config_json import ConfigKeys, Table
 from simulator.config.linear import Linear
 from simulator.config.mixers import ContextTerm, Mixer
@@ -31,7 +31,7 @@ class CompressedAttention(Mixer):
 
     kind: Literal["compressed"]
     """Attention over a sliding window and over compressed groups of tokens."""
-    num_heads: Width
+    num_heads: Heads
     """Number of query heads."""
     head_size: Width
     """Numbers in a query, and in the key-value vector that all heads share."""
@@ -43,7 +43,7 @@ class CompressedAttention(Mixer):
     """Tokens of one compressed entry; 0 = the window only."""
     index: SparseIndex | None = None
     """Indexer that selects among compressed entries; absent = all are attended."""
-    output_groups: Width
+    output_groups: Groups
     """Number of groups of heads whose outputs are projected down by themselves."""
     output_rank: Width
     """Numbers that each group's output is projected down to."""

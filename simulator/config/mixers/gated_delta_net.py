@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from simulator.base.quantities import Width
+from simulator.base.quantities import Heads, TokenExtent, Width
 from simulator.config._config_json import ConfigKeys, Table
 from simulator.config.linear import Linear
 from simulator.config.mixers import Mixer
@@ -17,15 +17,15 @@ class GatedDeltaNet(Mixer):
 
     kind: Literal["gated_delta_net"]
     """Gated linear attention with the delta rule."""
-    num_key_heads: Width
+    num_key_heads: Heads
     """Number of heads of queries and keys."""
-    num_value_heads: Width
+    num_value_heads: Heads
     """Number of heads of values."""
     key_head_size: Width
     """Numbers in a query or key."""
     value_head_size: Width
     """Numbers in a value."""
-    conv_size: Width
+    conv_size: TokenExtent
     """Tokens that the short convolution sees."""
 
     @property

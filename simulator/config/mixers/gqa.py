@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import model_validator
 
-from simulator.base.quantities import Tokens, Width, WidthOrNone
+from simulator.base.quantities import MOST_WIDTH, Heads, Tokens, Width, value_range
 from simulator.config._config_json import ConfigKeys, Table
 from simulator.config.linear import Linear
 from simulator.config.mixers import ContextTerm, KVHeads, Mixer
@@ -19,9 +19,9 @@ class GroupedQueryAttention(Mixer):
 
     kind: Literal["gqa"]
     """Multi-head, grouped-query or multi-query attention."""
-    num_heads: Width
+    num_heads: Heads
     """Number of query heads."""
-    num_kv_heads: Width
+    num_kv_heads: Heads
     """Number of key-value heads, which divides ``num_heads``."""
     head_size: Width
     """Numbers in a query, key or value."""
@@ -33,7 +33,7 @@ class GroupedQueryAttention(Mixer):
     """Whether the output projection has a bias."""
     has_output_gate: bool = False
     """Whether an extra query-sized projection gates the output (Qwen3.5)."""
-    num_sinks: WidthOrNone = 0
+    num_sinks: Annotated[int, value_range(0, MOST_WIDTH, "sinks")] = 0
     """Number of learned attention sinks, one for each head (gpt-oss)."""
 
     @model_validator(mode="after")

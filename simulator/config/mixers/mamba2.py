@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from simulator.base.quantities import Width
+from simulator.base.quantities import Groups, Heads, TokenExtent, Width
 from simulator.config._config_json import ConfigKeys, Table
 from simulator.config.linear import Linear
 from simulator.config.mixers import Mixer
@@ -15,15 +15,15 @@ class Mamba2(Mixer):
 
     kind: Literal["mamba2"]
     """State-space layer of Mamba-2."""
-    num_heads: Width
+    num_heads: Heads
     """Number of heads."""
     head_size: Width
     """Numbers in a head."""
     state_size: Width
     """Numbers in the state of each of a head's channels."""
-    num_groups: Width
+    num_groups: Groups
     """Number of groups of heads that share the input and output matrices of the state (B and C)."""
-    conv_size: Width
+    conv_size: TokenExtent
     """Tokens that the short convolution sees."""
     has_conv_bias: bool = True
     """Whether the convolution has a bias."""

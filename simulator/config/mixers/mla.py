@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from simulator.base.quantities import Width
+from simulator.base.quantities import Heads, Width
 from simulator.config._config_json import ConfigKeys, Table
 from simulator.config.linear import Linear
 from simulator.config.mixers import ContextTerm, Mixer
@@ -21,7 +21,7 @@ class LatentAttention(Mixer):
 
     kind: Literal["mla"]
     """Multi-head latent attention."""
-    num_heads: Width
+    num_heads: Heads
     """Number of heads."""
     query_rank: Width | None = None
     """Numbers in the latent vector that queries are expanded from; absent = a full matrix."""

@@ -34,7 +34,7 @@ class Kill(Frozen):
     @model_validator(mode="after")
     def _names_one(self) -> Self:
         if (self.gpu is None) == (self.node is None):
-            raise ValueError("names either a gpu or a node")
+            raise ValueError("names either a gpu or a node; give one of them, such as gpu = 0")
         return self
 
     def changes(

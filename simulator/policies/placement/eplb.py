@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
-from simulator.base.quantities import Experts, Ranks, Slots
+from simulator.base.quantities import Groups, Nodes, Slots
 from simulator.policies.placement import Placed
 
 
@@ -25,9 +25,9 @@ class Eplb(Frozen):
     num_slots: Slots | None = None
     """Slots of all ranks together, a multiple of the ranks; absent = one for each expert, or the
     next multiple of the ranks."""
-    num_groups: Experts = 1
+    num_groups: Groups = 1
     """Number of expert groups that the router chooses among."""
-    num_nodes: Ranks = 1
+    num_nodes: Nodes = 1
     """Number of nodes that whole groups are packed onto."""
 
     def slots(self, num_experts: int, num_ranks: int) -> int:

@@ -30,7 +30,8 @@ class Router(Protocol):
             rng: the stream to draw from. Same stream state, same ids.
 
         Returns:
-            ``topk_ids_TK``, ``int16 [T, K]``, the ``K`` ids of a row distinct and in ``0 .. E-1``.
+            ``topk_ids_TK``, ``int16 [T, K]``, the ``K`` ids of a row distinct and in ``0 .. E-1``;
+            other whole numbers are cast.
         """
         ...
 

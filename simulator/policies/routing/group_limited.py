@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 
 from simulator.base.frozen import Frozen, validate
-from simulator.base.quantities import Experts, Spread
+from simulator.base.quantities import Groups, Spread
 from simulator.config.ffns.moe import MoE
 from simulator.policies.routing import Router
 from simulator.policies.routing.lognormal import Lognormal
@@ -22,9 +22,9 @@ class GroupLimited(Frozen):
     copies go to at most ``num_limited_groups`` nodes. The defaults are DeepSeek-V3's.
     """
 
-    num_groups: Experts = 8
+    num_groups: Groups = 8
     """Number of expert groups."""
-    num_limited_groups: Experts = 4
+    num_limited_groups: Groups = 4
     """Number of groups that a token may choose its experts from."""
     sigma: Spread = 0.0
     """Spread (standard deviation of the logarithm) of popularity, as of ``lognormal``; 0 is

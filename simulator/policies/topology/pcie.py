@@ -5,7 +5,7 @@ them.
 from __future__ import annotations
 
 from simulator.base.frozen import Frozen
-from simulator.base.quantities import Factor, Ranks
+from simulator.base.quantities import Factor, ReplicaGpus
 from simulator.config.cluster import ClusterSpec
 from simulator.policies.topology import Fabric
 from simulator.policies.topology._ports import Wiring
@@ -16,7 +16,7 @@ class PCIe(Frozen):
     receiver's slot.
     """
 
-    gpus_per_socket: Ranks = 4
+    gpus_per_socket: ReplicaGpus = 4
     """GPUs of one socket."""
     socket_link_slots: Factor = 2.0
     """Ratio of the rate of the link between sockets to that of a PCIe slot (assumed: a UPI or xGMI

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,13 +49,26 @@ class RawRequests:
     notes: tuple[str, ...] = ()
 
 
+class MoreColumns(TypedDict, total=False):
+    """Fields of :class:`RawRequests` that readers of rows may add."""
+
+    num_input: NDArray[np.int64]
+    drops_empty: bool
+    sorts: bool
+    prefix_block_tokens: int
+    prefix_starts: NDArray[np.int64] | None
+    prefix_ids: NDArray[np.int64] | None
+    domain: NDArray[Any] | None
+    notes: tuple[str, ...]
+
+
 def trace_from_rows(
     path: Path,
     title: str,
     rows: Rows,
     names: tuple[str, ...],
     time_s: NDArray[np.float64] | None,
-    **more: Any,
+    **more: Unpack[MoreColumns],
 ) -> RequestTrace:
     """Make the trace of a file's usable rows.
 
