@@ -19,6 +19,7 @@ from simulator.policies.dispatch import DispatchPolicy, ExecutableDispatch, Rows
 from simulator.policies.failures import Change, FailurePolicy, Machines
 from simulator.policies.overflow import OverflowPolicy
 from simulator.policies.placement import Placed, PlacementPolicy
+from simulator.policies.placement_faults import count_slots, find_fault
 from simulator.policies.rebalancing import ExpertLoad, RebalancingPolicy
 from simulator.policies.routing import Router, RoutingPolicy
 from simulator.policies.scheduling import Rules, SchedulingPolicy
@@ -87,7 +88,7 @@ def place_experts(
     def explain(placed: Any) -> str:
         layers, experts = load_LE.shape
         fault = (
-            _find_fault(placed, load_LE.shape, num_ranks)
+            find_fault(placed, load_LE.shape, num_ranks)
             if isinstance(placed, Placed)
             else "this is none"
         )
@@ -107,31 +108,6 @@ def _as_whole_numbers(placed: Placed) -> Placed:
         np.asarray(placed.rank_LP, dtype=np.int64),
         placed.num_ranks,
     )
-
-
-def _find_fault(placed: Placed, shape: tuple[int, ...], num_ranks: int) -> str:
-    """First fault of a placement, with its layer; empty where it has none."""
-    num_layers, num_experts = shape
-    expert_LP, rank_LP = placed.expert_LP, placed.rank_LP
-    if placed.num_ranks != num_ranks:
-        return f"num_ranks is {placed.num_ranks}"
-    if not is_array(expert_LP, (num_layers, None), whole=True):
-        return "expert_LP is not of that shape"
-    if not is_array(rank_LP, expert_LP.shape, whole=True):
-        return "rank_LP is not of the shape of expert_LP"
-    if rank_LP.min(initial=0) < 0 or rank_LP.max(initial=0) >= num_ranks:
-        return f"rank_LP holds ranks beyond 0 to {num_ranks - 1}"
-    for layer, (expert_P, slots_R) in enumerate(zip(expert_LP, _count_slots(placed), strict=True)):
-        if wrong := sorted(set(expert_P.tolist()) ^ set(range(num_experts))):
-            return f"layer {layer} {'lacks' if wrong[0] in range(num_experts) else 'has'} " + (
-                f"expert {wrong[0]}"
-            )
-        if np.ptp(slots_R) > 1:
-            return (
-                f"layer {layer} has {slots_R.max()} slots on rank {slots_R.argmax()} and "
-                f"{slots_R.min()} on rank {slots_R.argmin()}"
-            )
-    return ""
 
 
 def count_copies(
@@ -321,14 +297,14 @@ def decide_placement(
 ) -> Placed | None:
     """Decide the next placement of experts; ``None`` to leave them."""
     before = load.placed
-    slots_R = _count_slots(before)
+    slots_R = count_slots(before)
 
     def explain(placed: Any) -> str:
         fits = placed is None or (
             isinstance(placed, Placed)
-            and not _find_fault(placed, load.load_LE.shape, before.num_ranks)
+            and not find_fault(placed, load.load_LE.shape, before.num_ranks)
             and placed.expert_LP.shape == before.expert_LP.shape
-            and np.array_equal(_count_slots(placed), slots_R)
+            and np.array_equal(count_slots(placed), slots_R)
         )
         wanted = (
             f"None or a Placed with expert_LP and rank_LP of shape {before.expert_LP.shape}, each "
@@ -339,12 +315,6 @@ def decide_placement(
 
     found = ask(policy, "decide", load, rng, explain=explain)
     return None if found is None else _as_whole_numbers(found)
-
-
-def _count_slots(placed: Placed) -> NDArray[np.int64]:
-    """Slots of each rank in each layer, ``[L, R]``."""
-    counts = [np.bincount(rank_P, minlength=placed.num_ranks) for rank_P in placed.rank_LP]
-    return np.stack(counts)
 
 
 class _RulesRange(Frozen):
