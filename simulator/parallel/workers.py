@@ -187,6 +187,7 @@ class Workers:
                 told += len(fresh)
                 if fresh:
                     tick(told)
+            self._tell_news()  # this process may have ended the last item itself, for a lost worker
         finally:
             with self._changed:
                 self._list = None

@@ -172,6 +172,12 @@ def test_what_a_lost_process_had_begun_is_done_by_this_one(tmp_path, part, told,
     assert left_of(started) == set()
 
 
+def test_a_loss_during_the_last_item_is_told_before_the_results():
+    pool = Workers(1)
+    with pool, pytest.warns(RuntimeWarning, match="was lost"):
+        assert pool.map(lambda _: pool._news.append("a process was lost"), [1]) == [None]
+
+
 def test_what_is_given_back_is_begun_anew_by_whoever_asks():
     items = [("a", 1), ("b", 3), ("a", 5)]
     work = WorkList(None, items, lambda item: item[0], lambda item: item[1], {})
