@@ -4,6 +4,8 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 # One a core (tests/suite.py); beyond eight each only compiles the same functions again.
 WORKERS := -n auto --maxprocesses 8
+# Written once, or each worker, and each of the hundred commands that tests start, compiles all files it imports.
+export PYTHONDONTWRITEBYTECODE :=
 # A test that compiles the engine, before others and beside what needs it not: workers that come to it at once would each do so.
 COMPILES := tests/unit/test_kill.py::test_a_run_says_what_stopped_and_what_became_of_the_requests
 

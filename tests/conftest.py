@@ -58,6 +58,16 @@ def own_folders(tmp_path_factory):
         assert os.listdir(ray_folder) == []
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_core():
+    """Work that nobody said how many processes are for is done by this one: workers of pytest have
+    the cores already, and a cluster of Ray's takes seconds to start.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("simulator.parallel.workers.count_cores", lambda: 1)
+        yield
+
+
 _GQA = 'kind = "gqa", num_heads = 16, num_kv_heads = 4, head_size = 64'
 _MIXERS = {
     "full": f"{{ {_GQA} }}",

@@ -16,6 +16,8 @@ HEAVY = ("ray", "torch", "playwright")
 LIGHT = ("unit", "contracts")
 """Folders that have light tests."""
 NOT_LIGHT = ("ray", "torch", "browser", "slow", "soak")
+FIRST = ("ray-apart", "ray", "published", "pages")
+"""Groups that take minutes, so that none is still at work when all others have ended."""
 _LEFT_OUT = pytest.StashKey[int]()
 
 
@@ -33,12 +35,32 @@ def pytest_xdist_auto_num_workers(config):
     return len(os.sched_getaffinity(0)) + (config.getoption("part") == "rest")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Groups and files whole, in the order of collection, since every worker sets up anew what a
+    module, or the session, shares.
+    """
+    if config.getoption("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadGroupScheduling
+
+    class ByFile(LoadGroupScheduling):
+        def _split_scope(self, nodeid):
+            group = super()._split_scope(nodeid)
+            return nodeid.partition("::")[0] if group == nodeid else group
+
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
+
+
+def _groups_of(item):
+    return [group for mark in item.iter_markers("xdist_group") for group in mark.args]
+
+
 def pytest_itemcollected(item):
     asked = getattr(item, "fixturenames", ())
     # "ray" shares a cluster of simulated nodes; the tests of "ray-apart" start their own meanwhile.
-    groups = {
-        group.partition("-")[0] for mark in item.iter_markers("xdist_group") for group in mark.args
-    }
+    groups = {group.partition("-")[0] for group in _groups_of(item)}
     for name in ("ray", "torch", "browser"):
         if name in asked or name in groups or (name == "torch" and _folder_of(item) == "runtime"):
             item.add_marker(name)
@@ -47,15 +69,22 @@ def pytest_itemcollected(item):
 
 
 def pytest_collection_modifyitems(config, items):
-    # Files with long tests first: whoever gets the last of them does not leave the other workers
-    # waiting for long. Files stay together, so that what a module or class sets up is set up once.
+    # Long groups and files with long tests first: whoever gets the last of them does not leave the
+    # other workers waiting for long. Files stay together, so that what a module or class sets up is
+    # set up once.
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    items.sort(key=lambda item: (_place_of(item), item.path not in slow))
     if part := config.getoption("part"):
         left_out = [item for item in items if _is_light(item) != (part == "light")]
         items[:] = [item for item in items if _is_light(item) == (part == "light")]
         config.hook.pytest_deselected(items=left_out)
         config.stash[_LEFT_OUT] = len(left_out)
+
+
+def _place_of(item):
+    return min(
+        (FIRST.index(group) for group in _groups_of(item) if group in FIRST), default=len(FIRST)
+    )
 
 
 def _is_light(item):
