@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binom
 
 MOE, DENSE = "MoE", "dense"
 """Words of a group that say what kind of model its rows are of."""
@@ -92,6 +91,8 @@ def bands_hold(inside: int, count: int) -> bool:
     >>> [bands_hold(inside, 1000) for inside in (900, 800, 600)]
     [False, True, False]
     """
+    from scipy.stats import binom  # half a second, which a run needs not
+
     low, high = BANDS_HOLD
     return bool(
         binom.ppf(_BY_CHANCE / 2, count, low)
