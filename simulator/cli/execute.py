@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -77,7 +76,7 @@ def print_executed(executed: Any) -> None:
     from simulator.report.execution_verdict import verdict
     from simulator.results.executed import KINDS, describe_load
 
-    console.print_verdict(*dataclasses.astuple(verdict(executed)))
+    console.print_verdict(*verdict(executed))
     for kind in dict.fromkeys(executed.summary["kind"]):
         own = executed.summary[executed.summary["kind"] == kind]
         rows: list[tuple[str, ...]] = [

@@ -7,7 +7,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,8 +27,7 @@ _EXACT = 1e-3
 _VERBS = {"prompt": "computes prompts", "decode": "decodes"}
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """The headline, and what else the numbers say."""
 
     headline: str

@@ -15,7 +15,7 @@ from simulator.base.frozen import validate
 from simulator.base.reading import read_toml
 from simulator.calibration.host.file import calibration_toml
 from simulator.calibration.host.fit import fit_exchange, fit_steps
-from simulator.calibration.host.layers import REPEATS, Samples, Shape, collect
+from simulator.calibration.host.layers import REPEATS, Sample, Shape, collect
 from simulator.calibration.host.measure import matrix_seconds, pruned_ratios
 from simulator.config.host import HostCalibration, MatrixTable
 from simulator.config.pruning import TwoFour, Unstructured
@@ -42,13 +42,13 @@ def test_a_file_that_was_written_reads_the_same():
 @pytest.mark.parametrize("noise", [0.0, 0.05])
 def test_a_fit_finds_the_constant_and_the_slopes_though_some_samples_were_held_up(noise):
     rng = np.random.default_rng(3)
-    samples = Samples()
+    samples = []
     for _ in range(400):
         values, rows = float(rng.integers(1, 10_000)), float(rng.integers(1, 100))
         product_s = float(MATRIX.seconds_for(np.array([rows]), 1000, 1000)[0])
         seconds = (2e-4 + 3e-8 * values + product_s) * (1 + noise * rng.standard_normal())
         held_up = 5.0 if rng.random() < 0.05 else 1.0
-        samples.add(seconds * held_up, 1000, [(rows, 1000)], values=values)
+        samples.append(Sample(seconds * held_up, 1000, [(rows, 1000)], {"values": values}))
     found = fit_steps(samples, MATRIX, ("values",), "a test")
     assert found.seconds["call"] == pytest.approx(2e-4, rel=0.05)
     assert found.seconds["values"] == pytest.approx(3e-8, rel=0.05)
@@ -56,19 +56,20 @@ def test_a_fit_finds_the_constant_and_the_slopes_though_some_samples_were_held_u
 
 
 def test_an_amount_that_costs_nothing_is_never_given_a_negative_price():
-    samples = Samples()
-    for values in range(1, 200):
-        samples.add(1e-3 - 1e-6 * values, 1000, [], values=float(values))
+    samples = [
+        Sample(1e-3 - 1e-6 * values, 1000, [], {"values": float(values)})
+        for values in range(1, 200)
+    ]
     assert fit_steps(samples, MATRIX, ("values",), "a test").seconds["values"] == 0.0
 
 
 def test_an_exchange_is_a_latency_a_rate_and_a_wait_that_more_work_does_not_explain():
-    samples, waits = Samples(), Samples()
+    samples, waits = [], []
     rng = np.random.default_rng(1)
     for num_bytes in rng.integers(0, 10**7, 300):
-        samples.add(1e-3 + 1e-9 * num_bytes, 1000, [], bytes=float(num_bytes))
+        samples.append(Sample(1e-3 + 1e-9 * num_bytes, 1000, [], {"bytes": float(num_bytes)}))
         spread = float(rng.integers(0, 1000))
-        waits.add(2e-4 + 1e-6 * spread, 1000, [], spread=spread)
+        waits.append(Sample(2e-4 + 1e-6 * spread, 1000, [], {"spread": spread}))
     found = fit_exchange(samples, waits, "a test")
     assert found.latency_s == pytest.approx(1e-3, rel=0.01)
     assert found.seconds_for(np.array([1e6]))[0] == pytest.approx(1e-3, rel=0.01)
@@ -85,7 +86,7 @@ def test_an_exchange_is_a_latency_a_rate_and_a_wait_that_more_work_does_not_expl
     ],
 )
 def test_every_moment_of_a_timed_model_is_explained(shape, kinds, num_ranks):
-    samples = defaultdict(Samples)
+    samples = defaultdict(list)
     job = shape.job(num_ranks, np.random.default_rng(0))
     backend = InProcessBackend(num_ranks)
     backend.load(job)
@@ -101,9 +102,9 @@ def test_every_moment_of_a_timed_model_is_explained(shape, kinds, num_ranks):
             if shape.num_experts
             else set()
         )
-    filled = {name for name, found in samples.items() if found.seconds}
+    filled = {name for name, found in samples.items() if found}
     assert filled - {"decode"} == kinds - {"decode"}
-    assert all(seconds > 0 for found in samples.values() for seconds in found.seconds)
+    assert all(sample.seconds > 0 for found in samples.values() for sample in found)
 
 
 def test_products_are_timed_for_every_number_of_rows():

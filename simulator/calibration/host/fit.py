@@ -4,11 +4,13 @@ costs less than nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from simulator.calibration.host.layers import Samples
+from simulator.calibration.host.layers import Sample
 from simulator.config.host import ExchangeTable, MatrixTable, Steps
 
 _NUM_BYTES = (0.0, 1e5, 1e6, 1e7)
@@ -22,7 +24,7 @@ _ROUNDS = 25
 
 
 def fit_steps(
-    samples: Samples,
+    samples: Sequence[Sample],
     matrix: MatrixTable,
     names: tuple[str, ...],
     source: str,
@@ -34,8 +36,8 @@ def fit_steps(
         names: amounts that it may depend on; a constant is always among them.
         known: seconds of amounts that are known already, and taken off.
     """
-    expected = np.zeros(len(samples.rows))
-    for place, sample in enumerate(samples.rows):
+    expected = np.zeros(len(samples))
+    for place, sample in enumerate(samples):
         for rows, size in sample.matrices:
             product_s = matrix.seconds_for(np.array([rows]), size, sample.working_bytes)
             expected[place] += product_s[0]
@@ -50,7 +52,7 @@ def fit_steps(
     )
 
 
-def fit_exchange(samples: Samples, waits: Samples, source: str) -> ExchangeTable:
+def fit_exchange(samples: Sequence[Sample], waits: Sequence[Sample], source: str) -> ExchangeTable:
     """Fit a latency, seconds by the busiest rank's bytes, and what ranks wait for each other
     without having more work.
     """
@@ -68,7 +70,10 @@ def fit_exchange(samples: Samples, waits: Samples, source: str) -> ExchangeTable
 
 
 def _fit(
-    samples: Samples, names: tuple[str, ...], expected: NDArray[np.float64] | float, far: float
+    samples: Sequence[Sample],
+    names: tuple[str, ...],
+    expected: NDArray[np.float64] | float,
+    far: float,
 ) -> tuple[NDArray[np.float64], float]:
     """Seconds of a constant and of each amount, and the median relative error.
 
@@ -76,10 +81,8 @@ def _fit(
     most, and the fit would be short of the mean. A sample far off (other processes held it up)
     counts in proportion to its error, not to its square (Huber 1964).
     """
-    measured = np.array(samples.seconds)
-    columns = np.array(
-        [[1.0, *(row.amounts.get(name, 0.0) for name in names)] for row in samples.rows]
-    )
+    measured = np.array([row.seconds for row in samples])
+    columns = np.array([[1.0, *(row.amounts.get(name, 0.0) for name in names)] for row in samples])
     scale = np.maximum(columns.max(axis=0), 1e-30)
     predicted, weight = measured, np.ones(len(measured))
     found = np.zeros(columns.shape[1])

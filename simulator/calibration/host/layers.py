@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -126,30 +126,8 @@ class Sample(NamedTuple):
     amounts: dict[str, float]
 
 
-@dataclass
-class Samples:
-    """Samples of one kind of moment."""
-
-    rows: list[Sample] = field(default_factory=list)
-
-    @property
-    def seconds(self) -> list[float]:
-        """Measured seconds of each."""
-        return [row.seconds for row in self.rows]
-
-    def add(
-        self,
-        seconds: float,
-        working_bytes: float,
-        matrices: Sequence[tuple[float, int]] = (),
-        **amounts: float,
-    ) -> None:
-        """Note one."""
-        self.rows.append(Sample(seconds, working_bytes, matrices, amounts))
-
-
 def collect(
-    samples: dict[str, Samples], shape: Shape, job: Job, step: Step, run: list[ShardStep]
+    samples: dict[str, list[Sample]], shape: Shape, job: Job, step: Step, run: list[ShardStep]
 ) -> None:
     """Explain the moments of a step."""
     collector = _Collector(samples, shape, job, step, run)
@@ -166,7 +144,7 @@ def collect(
 class _Collector:
     """One step of a timed model, whose moments become samples."""
 
-    samples: dict[str, Samples]
+    samples: dict[str, list[Sample]]
     shape: Shape
     job: Job
     step: Step
@@ -183,7 +161,7 @@ class _Collector:
         model, shape = self.job.model, self.shape
         copies = 1 if shape.num_experts or shape.is_split else len(self.run)
         working_bytes = _VALUE_BYTES * model.num_parameters * copies
-        self.samples[kind].add(seconds, working_bytes, matrices, **amounts)
+        self.samples[kind].append(Sample(seconds, working_bytes, matrices, amounts))
 
     def add_exchange(self, number: int, phase: str, layer: int) -> None:
         """Note an exchange, which lasts from its last rank's coming, mean over ranks, and is

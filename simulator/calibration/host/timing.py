@@ -19,7 +19,7 @@ from scipy.stats import gmean
 
 from simulator.base.progress import CountDone, Progress, show_nothing
 from simulator.calibration.host.fit import fit_exchange, fit_steps
-from simulator.calibration.host.layers import REPEATS, Samples, collect, shapes
+from simulator.calibration.host.layers import REPEATS, Sample, collect, shapes
 from simulator.calibration.host.measure import matrix_seconds, pruned_ratios
 from simulator.config.calibration import EngineFit
 from simulator.config.execution import ExecutionSpec
@@ -135,9 +135,9 @@ def _num_parts(num_ranks: int, cores: int, most: int) -> int:
     )
 
 
-def _run_layers(backend: RayBackend, report: CountDone) -> tuple[dict[str, Samples], float]:
+def _run_layers(backend: RayBackend, report: CountDone) -> tuple[dict[str, list[Sample]], float]:
     """Samples of every kind of moment, and seconds to start a step and hear of its end."""
-    samples: dict[str, Samples] = defaultdict(Samples)
+    samples: dict[str, list[Sample]] = defaultdict(list)
     overheads_s = []
     rng = np.random.default_rng(0)
     for shape in shapes():
@@ -160,7 +160,7 @@ def _run_layers(backend: RayBackend, report: CountDone) -> tuple[dict[str, Sampl
 
 
 def _kernels(
-    samples: dict[str, Samples], matrix: MatrixTable, threads: int, source: str
+    samples: dict[str, list[Sample]], matrix: MatrixTable, threads: int, source: str
 ) -> KernelTables:
     def steps(kind: str, *names: str) -> Steps:
         return fit_steps(samples[kind], matrix, names, source)
@@ -180,8 +180,8 @@ def _kernels(
         ffn=steps("ffn", "values", "hidden"),
         router=steps("router", "values", "scores"),
         experts=steps("experts", "touched", "values", "hidden"),
-        pack=steps("pack", "choices", "bytes") if samples["pack"].seconds else nothing,
-        unpack=steps("unpack", "bytes") if samples["unpack"].seconds else nothing,
+        pack=steps("pack", "choices", "bytes") if samples["pack"] else nothing,
+        unpack=steps("unpack", "bytes") if samples["unpack"] else nothing,
     )
 
 
@@ -206,7 +206,7 @@ def _matrix(backend: RayBackend, source: str, report: CountDone) -> MatrixTable:
     )
 
 
-def _collectives(samples: dict[str, Samples], num_ranks: int, source: str) -> Collectives:
+def _collectives(samples: dict[str, list[Sample]], num_ranks: int, source: str) -> Collectives:
     dispatch, combine, all_reduce = (
         fit_exchange(samples[name], samples[f"{name} wait"], source)
         for name in ("dispatch", "combine", "collective")

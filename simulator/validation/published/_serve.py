@@ -64,12 +64,9 @@ class Served:
     def because(self) -> str:
         """The batch reached, the cache and the shares of the time, in words."""
         running = float(np.average(self.log["running"], weights=self.log["duration_s"]))
-        parts = ", ".join(
-            f"{phase} {share:.0%}" for phase, share in self.shares.items() if share >= 0.005
-        )
         return (
             f"{running:.0f} requests at once on a replica, room "
-            f"for {self.plan.serving.capacity.tokens:,} KV tokens; {parts}"
+            f"for {self.plan.serving.capacity.tokens:,} KV tokens; {tell_shares(self.shares)}"
         )
 
     def reply(self, value: float, status: str = "") -> Reply:
@@ -79,6 +76,11 @@ class Served:
         return Reply(
             value, value / high, value / low, status or status_of(self.plan), self.because, parts
         )
+
+
+def tell_shares(shares: Mapping[str, float]) -> str:
+    """Shares of a time in words, without those that round to nothing."""
+    return ", ".join(f"{phase} {share:.0%}" for phase, share in shares.items() if share >= 0.005)
 
 
 def make(deployment: Mapping[str, Any], seed: int = 0) -> DeploymentPlan:

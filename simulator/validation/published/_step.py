@@ -14,7 +14,7 @@ import numpy as np
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.forecast import EvenStep, forecast
 from simulator.step.prices import Prices
-from simulator.validation.published._serve import make
+from simulator.validation.published._serve import make, tell_shares
 
 _OF_PROMPTS = {"attention": "attention over prompts"}
 """Phases that other kernels compute where a sequence has more than one new token."""
@@ -34,11 +34,8 @@ class Step(NamedTuple):
     @property
     def because(self) -> str:
         """The time and what it is made of, in words."""
-        parts = ", ".join(
-            f"{phase} {share:.0%}" for phase, share in self.shares.items() if share >= 0.005
-        )
         return (
-            f"step of {self.seconds * 1e3:.1f} ms: {parts}; busiest "
+            f"step of {self.seconds * 1e3:.1f} ms: {tell_shares(self.shares)}; busiest "
             f"rank {self.imbalance:.2f} x the mean"
         )
 

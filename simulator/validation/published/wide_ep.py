@@ -18,6 +18,7 @@ from pydantic import NonNegativeInt, PositiveFloat
 
 from simulator.base.errors import UserError
 from simulator.config.dtypes import DType
+from simulator.config.ffns.moe import MoE
 from simulator.config.model import load_model
 from simulator.validation import OK
 from simulator.validation.error_bands import Band
@@ -130,28 +131,21 @@ class WideEP(RowTopic):
         return _run(case)
 
 
-def _deployment(case: _Case) -> dict[str, Any]:
+def _deployment(case: _Case, moe: MoE) -> dict[str, Any]:
     """The system as a user would write it."""
+    dispatch = "per_expert" if case.phase == "decode" else "per_node"
     found: dict[str, Any] = {
         "model": case.model,
         "cluster": cluster_of(case.gpu, case.num_gpus),
         "engine": case.engine,
         "weight_dtype": case.precision,
         "parallel": {"attention_dp": case.num_gpus, "ep": case.ep},
-        "dispatch": {
-            "kind": "all_gather"
-            if case.ep == 1
-            else "per_expert"
-            if case.phase == "decode"
-            else "per_node"
-        },
+        "dispatch": {"kind": "all_gather" if case.ep == 1 else dispatch},
     }
     if case.balanced:
         found["routing"] = {"kind": "uniform"}
-    if case.eplb:
-        found["placement"] = _eplb(case)
-    elif case.ep > 1:
-        found["placement"] = _whole_slots(case)
+    if case.eplb or case.ep > 1:
+        found["placement"] = _placement(case, moe)
     if case.two_batch:
         found["overlap"] = "two_batch"
     if case.first_deepep and case.ep > 1 and case.phase == "prefill":
@@ -159,31 +153,18 @@ def _deployment(case: _Case) -> dict[str, Any]:
     return found
 
 
-def _whole_slots(case: _Case) -> dict[str, Any]:
-    """Experts in order, with the redundant ones that fill the ranks where they are no multiple:
-    SGLang starts with no others.
+def _placement(case: _Case, moe: MoE) -> dict[str, Any]:
+    """The published deployments' redundant experts, or as many more as fill the ranks' slots, by
+    nodes in prefill, as there. Without EPLB experts in order, which SGLang makes redundant only
+    where they are no multiple of the ranks.
     """
-    moe = load_model(case.model, case.model).moe
-    if moe is None or moe.num_experts % case.ep == 0:
-        return {"kind": "contiguous"}
-    slots = -(-(moe.num_experts + _REDUNDANT) // case.ep) * case.ep
-    return {"kind": "contiguous", "num_slots": slots}
-
-
-def _eplb(case: _Case) -> dict[str, Any]:
-    """The published deployments' redundant experts, or as many more as fill the ranks' slots; by
-    nodes in prefill, as there.
-    """
-    moe = load_model(case.model, case.model).moe
-    if moe is None:
-        return {"kind": "contiguous"}
-    placement: dict[str, Any] = {
-        "kind": "eplb",
-        "num_slots": -(-(moe.num_experts + _REDUNDANT) // case.ep) * case.ep,
-    }
-    if case.phase == "prefill" and moe.num_groups > 1:
-        placement |= {"num_groups": moe.num_groups, "num_nodes": -(-case.num_gpus // 8)}
-    return placement
+    slots = {"num_slots": -(-(moe.num_experts + _REDUNDANT) // case.ep) * case.ep}
+    if not case.eplb:
+        return {"kind": "contiguous", **(slots if moe.num_experts % case.ep else {})}
+    if case.phase == "decode" or moe.num_groups == 1:
+        return {"kind": "eplb", **slots}
+    nodes = {"num_groups": moe.num_groups, "num_nodes": -(-case.num_gpus // 8)}
+    return {"kind": "eplb", **slots, **nodes}
 
 
 def _run(case: _Case) -> _Rate:
@@ -192,18 +173,13 @@ def _run(case: _Case) -> _Rate:
     Raises:
         UserError: if the deployment is impossible, or its model has no experts.
     """
-    if load_model(case.model, case.model).moe is None:
+    moe = load_model(case.model, case.model).moe
+    if moe is None:
         raise UserError(f"{case.model} has no experts to spread")
-    deployment = _deployment(case)
-    sequences = case.sequences
+    deployment, sequences = _deployment(case, moe), case.sequences
     if not sequences:
-        sequences = int(
-            np.clip(
-                make(deployment).serving.capacity.tokens // (case.context + case.new),
-                1,
-                _MOST_SEQUENCES,
-            )
-        )
+        room = make(deployment).serving.capacity.tokens // (case.context + case.new)
+        sequences = int(np.clip(room, 1, _MOST_SEQUENCES))
     if sequences * case.new > _MOST_TOKENS:
         raise UserError(
             f"{sequences * case.new:,} tokens of a GPU in one step are more than fit in its memory"
