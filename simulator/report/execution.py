@@ -10,8 +10,6 @@ from simulator.report.deployment_tables import (
 from simulator.report.execution_numbers import TITLES, kinds, tidy
 from simulator.report.execution_tables import (
     COLUMNS,
-    calibration_warning,
-    describe_calibration,
     list_faults,
     list_numbers,
 )
@@ -40,14 +38,12 @@ def render(executed: Executed) -> str:
         reasons=[split_at_rumours(reason, executed) for reason in found.reasons],
         run=run,
         execution=(run.get("scenario") or {}).get("execution") or {},
-        calibration_warning=calibration_warning(run),
         load_warning=describe_load(executed),
         drawn=cards.draw(FIGURES, executed),
         faults=list_faults(executed),
         columns=COLUMNS,
         kinds={kind: TITLES[kind] for kind in kinds(executed)},
         rows=list_numbers(executed),
-        calibration=describe_calibration(run),
         making=describe_making(run),
         **describe_deployments(executed, left_out=_UNUSED, with_published=False),
     )

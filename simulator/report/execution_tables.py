@@ -95,28 +95,3 @@ def list_faults(executed: Executed) -> list[dict[Any, Any]]:
         }
         for fault in executed.faults.astype({"step": int, "recovery_s": float}).to_dict("records")
     ]
-
-
-def describe_calibration(run: dict[str, Any]) -> str:
-    """The calibration of the prediction with its source; empty where nothing is known."""
-    known = run.get("calibration") or {}
-    title, source = (str(known.get(key) or "") for key in ("title", "source"))
-    return f"{title} ({source})" if title and source else title or source
-
-
-def calibration_warning(run: dict[str, Any]) -> str | None:
-    """A warning where the prediction does not rest on times of the machine that ran the steps."""
-    known, machine = run.get("calibration") or {}, run.get("machine")
-    if known.get("machine") == machine:
-        return None
-    if known.get("machine"):
-        return (
-            f"The prediction rests on times of another machine ({known['machine']}) "
-            f"than the one that ran the steps ({machine}). Run moesim calibrate cpu on the "
-            "latter to measure it."
-        )
-    title = known.get("title") or "no calibration that is named"
-    return (
-        f"The prediction rests on {title}, not on times of the machine that ran "
-        f"the steps ({machine})."
-    )

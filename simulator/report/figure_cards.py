@@ -66,7 +66,7 @@ class FigureCards:
     """The figures of one page: the cards that its template shows and the payload of its script."""
 
     def __init__(self) -> None:
-        self.payload: dict[str, Any] = {"templates": style.TEMPLATES, "plots": []}
+        self.payload: dict[str, Any] = {"colours": style.DEPLOYMENT_COLOURS, "plots": []}
         self.missing: list[Figure[Any]] = []
         """Figures that this subject has nothing to draw for."""
         self.failed: dict[str, str] = {}

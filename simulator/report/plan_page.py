@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 from simulator.report.deployment_tables import (
@@ -17,29 +18,16 @@ from simulator.report.model_colours import colour_of, is_striped, model_of
 from simulator.report.plan_bands import band_text
 from simulator.report.plan_candidates import list_candidates
 from simulator.report.plan_handover import list_servers
-from simulator.report.plan_sensitivity import describe_confidence
+from simulator.report.plan_sensitivity import format_ends, list_figures
 from simulator.report.rendering import render_page
 from simulator.results import plan_text
 from simulator.results.answer import Answer
 from simulator.results.answer.parts import has_bands
-from simulator.results.formats import percent
+from simulator.results.formats import TIMES, number, percent
 from simulator.results.plan_sentences.traffic import explain_traffic, warn_of_short_traffic
 
 FIGURES = load_figures("report.plan_figures")
 """Figures in the order of the page; a file without one is refused before anything is run."""
-
-_WHISKERS = "Whiskers and shades hold 80 % of cases."
-_BANDED = {
-    "Models against each other": (("best_of_each_model", "moe_vs_dense"), _WHISKERS),
-    "Speed and cost": (("pareto",), _WHISKERS),
-    "Where MoE wins": (
-        ("crossover",),
-        "A question mark behind a ratio: in 80 % of cases either kind may win.",
-    ),
-    "What if": (("sensitivity",), _WHISKERS),
-    "When nodes fail": (("losses",), _WHISKERS),
-}
-"""Parts of the answer whose bands a section shows, and how, by its title."""
 
 
 class _Stated(NamedTuple):
@@ -72,9 +60,12 @@ def render(answer: Answer, run: dict[str, Any]) -> str:
         candidates=list_candidates(answer),
         # A plan that was asked for less has less to show: no line says what is missing.
         drawn=cards.draw(FIGURES, answer),
-        leads={title: _lead(answer, title) for title in _BANDED},
+        has_bands=has_bands,
         flips=() if answer.crossover is None else answer.crossover.flips,
-        confidence=describe_confidence(answer),
+        figures=list_figures(answer),
+        ends=format_ends,
+        factor=lambda ratio: f"{number(ratio)}{TIMES}",
+        hourly=partial(plan_text.hourly, answer),
         servers=list_servers(answer.handover),
         traffic_notes=[] if answer.traffic is None else explain_traffic(answer.traffic),
         names=name_deployments(stated),
@@ -84,12 +75,6 @@ def render(answer: Answer, run: dict[str, Any]) -> str:
         run=run,
         making=describe_making(run),
     )
-
-
-def _lead(answer: Answer, title: str) -> str:
-    """Meaning of a section's whiskers, shades and question marks; empty where it has none."""
-    parts, said = _BANDED[title]
-    return said if any(has_bands(getattr(answer, part)) for part in parts) else ""
 
 
 def _list_facts(answer: Answer) -> _Stated:

@@ -4,56 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 from simulator.report.plan_bands import band_text
-from simulator.results.answer import Answer, Confidence
+from simulator.results.answer import Answer
 from simulator.results.answer.certainty import FigureBand
 from simulator.results.answer.parts import Band, make_band
-from simulator.results.formats import TIMES, number, percent
-from simulator.results.plan_text import hourly, target_text, times, value_text
+from simulator.results.plan_text import target_text, value_text
 
 
-class ConfidenceView(NamedTuple):
-    """Confidence of a plan."""
-
-    facts: dict[str, str]
-    figures: list[list[str]]
-    """A row a figure of the recommended deployment: its name, its value, its band."""
-    sources: list[list[str]]
-    """A row a source of doubt: its name, its factors, its meaning."""
-
-
-def describe_confidence(answer: Answer) -> ConfidenceView | None:
-    """The band of the cost and of the latencies, and what they are made of; None where it was not
-    worked out.
+def list_figures(answer: Answer) -> list[list[str]]:
+    """A row a figure of the recommended deployment: its name, its value and its band; none where
+    confidence was not worked out.
     """
-    sure = answer.confidence
-    if sure is None:
-        return None
-    return ConfidenceView(
-        _facts(answer, sure),
-        [_figure(answer, name, one) for name, one in sure.figures.items()],
-        [
-            [one.name, _format_band(one.low, one.high, lambda v: f"{number(v)}{TIMES}"), one.text]
-            for one in sure.sources
-        ],
-    )
-
-
-def _facts(answer: Answer, sure: Confidence) -> dict[str, str]:
-    return {
-        "Cost, 80 % of cases": _format_band(sure.cost_low, sure.cost_high, partial(hourly, answer)),
-        "Meets every target as it is": _share(sure.meets_targets),
-        "Needs more than the limits allow": _share(sure.fails or None),
-        "Headroom, 80 % of cases": _format_band(sure.headroom_low, sure.headroom_high, times),
-        "Costs no more than the second choice": _share(sure.beats_second),
-        "Costs less than the second choice": _share(sure.cheaper_than_second),
-        "The second choice": sure.second or "",
-        "MoE costs no more than dense": _share(sure.moe_costs_no_more_than_dense),
-        "MoE is cheaper than dense": _share(sure.moe_beats_dense),
-        "Cost of MoE over dense, 80 % of cases": _moe_over_dense(answer, sure),
-    }
+    figures = {} if answer.confidence is None else answer.confidence.figures
+    return [_figure(answer, name, one) for name, one in figures.items()]
 
 
 def _figure(answer: Answer, name: str, found: FigureBand) -> list[str]:
@@ -70,21 +34,12 @@ def _figure(answer: Answer, name: str, found: FigureBand) -> list[str]:
     return [target_text(name), text(value), band_text(cases, text) or text(value)]
 
 
-def _moe_over_dense(answer: Answer, sure: Confidence) -> str:
-    compared = answer.moe_vs_dense
-    band = None if compared is None else compared.band_of("cost_ratio")
-    return band_text(band, times) or _format_band(
-        sure.cost_moe_over_dense_low, sure.cost_moe_over_dense_high, times
-    )
-
-
-def _format_band(low: float | None, high: float | None, text: Callable[[float], str]) -> str:
+def format_ends(low: float | None, high: float | None, text: Callable[[float], str]) -> str:
+    """The ends of a band in words; empty without any, and a cluster that is not to be had where the
+    band has no high end.
+    """
     if low is None:
         return ""
     if high is None:
         return f"{text(low)} to no cluster within the limits"
     return band_text(make_band(low, high), text) or text(low)
-
-
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{percent(value)} probable"

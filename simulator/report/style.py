@@ -1,5 +1,5 @@
-"""The look that all figures share: one colour a deployment on the whole page, fixed colours for
-phases, two themes.
+"""The look that all figures share: one colour a deployment on the whole page, and fixed colours for
+phases; fonts, margins and the two themes are those of the page's script.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ PHASE_COLOURS = dict(
 MEMORY_COLOURS = {"weights": "#4477AA", "KV cache": "#66CCEE", "reserve": "#A5ACB5"}
 MUTED = "#808B99"
 """For target lines: visible on light and on dark."""
-FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 LOAD_COLOURS = [
     [0.0, "#2166AC"],
     [0.25, "#92C5DE"],
@@ -154,57 +153,6 @@ def figure(x: str, y: str, height: int = 300, **layout: Any) -> go.Figure:
         height: pixels; the width is the page's.
     """
     axes = {"xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}}}
-    # Plotly's own template is large, and the page has ours.
+    # Plotly's own template is large, and the page's script has ours.
     drawn = go.Figure(layout={"template": "none", "height": height, **axes})
     return drawn.update_layout(**layout) if layout else drawn
-
-
-def template(ink: str, muted: str, grid: str, card: str) -> dict[str, Any]:
-    """Fonts, margins and colours of every figure in one theme; the page puts it under each
-    figure.
-    """
-    axis = {
-        "automargin": True,
-        "tickangle": 0,
-        "gridcolor": grid,
-        "linecolor": grid,
-        "zeroline": False,
-        "tickcolor": grid,
-        "tickfont": {"color": muted, "size": 12},
-        "title": {"font": {"color": muted, "size": 12}, "standoff": 8},
-    }
-    bar = {
-        "outlinewidth": 0,
-        "thickness": 10,
-        "tickfont": {"color": muted, "size": 11},
-        "title": {"font": {"color": muted, "size": 11}},
-    }
-    return {
-        "layout": {
-            "font": {"family": FONT, "size": 12, "color": ink},
-            "colorway": list(DEPLOYMENT_COLOURS),
-            "paper_bgcolor": "rgba(0,0,0,0)",
-            "plot_bgcolor": "rgba(0,0,0,0)",
-            "margin": {"l": 8, "r": 12, "t": 12, "b": 8},
-            "xaxis": axis,
-            "yaxis": axis,
-            "coloraxis": {"colorbar": bar},
-            "showlegend": False,  # the page draws the legend itself, so that it wraps on a phone
-            "hoverlabel": {
-                "bgcolor": card,
-                "bordercolor": grid,
-                "font": {"family": FONT, "size": 12, "color": ink},
-                "namelength": -1,
-                "align": "left",
-            },
-            "annotationdefaults": {"font": {"color": ink, "size": 12}, "showarrow": False},
-            "bargap": 0.3,
-        },
-        "data": {"heatmap": [{"colorbar": bar}]},
-    }
-
-
-TEMPLATES = {
-    "light": template(ink="#1A2230", muted="#4A5563", grid="#E3E7ED", card="#FFFFFF"),
-    "dark": template(ink="#E6EAF0", muted="#A9B4C2", grid="#313B49", card="#1A2028"),
-}

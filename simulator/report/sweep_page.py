@@ -51,7 +51,8 @@ def render(sweep: Sweep) -> str:
         cards,
         headline=split_at_rumours(headline, sweep),
         reasons=[split_at_rumours(reason, sweep) for reason in reasons],
-        setting=_describe_setting(sweep),
+        points=run["points"],
+        keys={key: ", ".join(map(value_text, values)) for key, values in sweep.keys.items()},
         moves=pair_up(cards, list(_draw_metrics(sweep))),
         names=name_deployments(sweep),
         metrics=[METRICS[key].label for key in metrics],
@@ -61,16 +62,6 @@ def render(sweep: Sweep) -> str:
         run=run,
         making=describe_making(run),
     )
-
-
-def _describe_setting(sweep: Sweep) -> dict[str, str]:
-    points = sweep.run["points"]
-    seeds = sorted({point["seed"] for point in points})
-    return {
-        "Points": f"{len(points):,}",
-        "Seeds": ", ".join(map(str, seeds[:8])) + (" ..." if len(seeds) > 8 else ""),
-        **{key: ", ".join(map(value_text, values)) for key, values in sweep.keys.items()},
-    }
 
 
 def _draw_metrics(sweep: Sweep) -> Iterator[tuple[str, str, go.Figure]]:

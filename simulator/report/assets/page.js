@@ -6,7 +6,41 @@
   // On a touch screen a finger must scroll the page, not drag a zoom box.
   const touch = matchMedia("(pointer: coarse)").matches;
 
-  const template = () => payload.templates[dark.matches ? "dark" : "light"];
+  // Fonts, margins and colours of every figure, in the theme of the page.
+  const template = () => {
+    const theme = getComputedStyle(document.documentElement);
+    const [ink, muted, grid, card] = ["--ink", "--muted", "--grid", "--card"].map((name) => theme.getPropertyValue(name).trim());
+    const font = { family: theme.fontFamily, size: 12, color: ink };
+    const axis = {
+      automargin: true,
+      tickangle: 0,
+      gridcolor: grid,
+      linecolor: grid,
+      zeroline: false,
+      tickcolor: grid,
+      tickfont: { color: muted, size: 12 },
+      title: { font: { color: muted, size: 12 }, standoff: 8 },
+    };
+    const small = { color: muted, size: 11 };
+    const colorbar = { outlinewidth: 0, thickness: 10, tickfont: small, title: { font: small } };
+    return {
+      layout: {
+        font,
+        colorway: payload.colours,
+        paper_bgcolor: "rgba(0,0,0,0)",
+        plot_bgcolor: "rgba(0,0,0,0)",
+        margin: { l: 8, r: 12, t: 12, b: 8 },
+        xaxis: axis,
+        yaxis: axis,
+        coloraxis: { colorbar },
+        showlegend: false, // the page draws the legend itself, so that it wraps on a phone
+        hoverlabel: { bgcolor: card, bordercolor: grid, font, namelength: -1, align: "left" },
+        annotationdefaults: { font: { color: ink, size: 12 }, showarrow: false },
+        bargap: 0.3,
+      },
+      data: { heatmap: [{ colorbar }] },
+    };
+  };
   // A plot of squares is as high as its width allows: meta says the height as a factor of the width plus a margin.
   const heightOf = ({ id, layout: { height, meta } }) =>
     meta?.width_factor ? Math.min(height, document.getElementById(id).clientWidth * meta.width_factor + meta.plus) : height;
