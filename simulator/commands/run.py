@@ -26,6 +26,7 @@ from simulator.results.shown_steps import describe_record
 from simulator.results.verdict import verdict
 from simulator.runtime import require
 from simulator.scenario.scenario import Scenario, load_scenario
+from simulator.step.request_choices import describe_choices
 from simulator.workload.requests import describe, load_requests, longest_tokens
 from simulator.workload.traces import RequestTrace
 
@@ -64,6 +65,7 @@ def list_notes(scenario: Scenario, plans: list[DeploymentPlan], trace: RequestTr
         for pool in plan.pools
         for note in start_notes(pool, longest, ", prefill" if pool is plan.prefill else "")
     ]
+    notes += [note for plan in plans if (note := describe_choices(plan.placement, trace))]
     notes += scheduling_notes(scenario.deployments, plans)
     notes += memory_notes(scenario.deployments, plans)
     notes += [note for plan in plans for pool in plan.pools for note in notes_of(pool)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from simulator.policies.contracts import draw_ids, place_experts, prepare_router
 from simulator.policies.dispatch import DispatchPolicy
 from simulator.policies.overflow import OverflowPolicy, may_drop
 from simulator.policies.placement import Placed, PlacementPolicy
+from simulator.policies.routing import RecordedSequences
 from simulator.work.layout import Layout
 
 POOL_TOKENS = 4096
@@ -36,7 +37,19 @@ _MOST_PAIRS = 1 << 25
 8,192 tokens on each of 320 ranks have with eight experts each."""
 _PLACED = Recent[tuple[Any, ...], Placed](most=256)
 """Placements made lately, shared by plans that place the same loads alike."""
-_POOLS = Recent[tuple[str, int, str, int], tuple[NDArray[np.int16], NDArray[np.float64]]](most=32)
+
+
+class _Drawn(NamedTuple):
+    """Expert choices drawn for a plan."""
+
+    topk_ids_LTK: NDArray[np.int16]
+    """Pool that steps take their choices from."""
+    load_LE: NDArray[np.float64]
+    """Tokens of each expert at an earlier time, which placements are made for."""
+    recorded: RecordedSequences | None
+
+
+_POOLS = Recent[tuple[str, int, str, int], _Drawn](most=32)
 """Choices and loads drawn lately, shared by plans of the same model, routing and seed."""
 
 
@@ -55,6 +68,9 @@ class ExpertPlan:
     """Table of the routing policy, with the model's default filled in."""
     routing_source: str
     """Source of the routing's parameters, for notes."""
+    recorded: RecordedSequences | None = None
+    """Sequences whose experts requests take token by token, where ranks are simulated; ``None``
+    where all take theirs from the pool."""
 
 
 def plan_experts(
@@ -89,14 +105,15 @@ def plan_experts(
     routing, source = complete_routing(*((spec.routing, "the scenario") if spec.routing else own))
     routing = _with_path(routing, folder)
     pools = _Pools(moe, model.num_moe_layers, routing, seed, f"{place} [routing]")
-    today_LTK, load_LE = pools.draw_once() if pools.is_seed_only else pools.draw()
+    drawn = pools.draw_once() if pools.is_seed_only else pools.draw()
     return ExpertPlan(
-        topk_ids_LTK=today_LTK,
-        placed=pools.place_all(spec.placement, load_LE, layout.ep, place),
+        topk_ids_LTK=drawn.topk_ids_LTK,
+        placed=pools.place_all(spec.placement, drawn.load_LE, layout.ep, place),
         overflow=_build_overflow(spec, token_budget * layout.attention_dp * moe.top_k, place),
         dispatch=build("dispatch", spec.dispatch or {}, f"{place} [dispatch]"),
         routing=routing,
         routing_source=source,
+        recorded=drawn.recorded,
     )
 
 
@@ -137,8 +154,8 @@ class _Pools:
             and all(isinstance(value, int | float) for value in fields)
         )
 
-    def draw(self) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
-        """Draw ``topk_ids_LTK`` and ``load_LE``."""
+    def draw(self) -> _Drawn:
+        """Draw the pool, and an earlier load."""
         seed, moe, layers = self.seed, self.moe, range(self.num_layers)
         policy = build("routing", self.routing, self.place)
         router = prepare_router(policy, moe, self.num_layers, open_stream(seed, "routing"))
@@ -151,7 +168,7 @@ class _Pools:
         for layer in layers:
             ids = draw_ids(router, layer, runs, open_stream(seed, "yesterday"), moe)
             load_LE[layer] = np.bincount(ids.ravel(), minlength=moe.num_experts)
-        return np.stack(today), load_LE
+        return _Drawn(np.stack(today), load_LE, getattr(router, "recorded", None))
 
     def place_all(
         self, policy: Policy, load_LE: NDArray[np.float64], ep: int, place: str
@@ -172,16 +189,16 @@ class _Pools:
             self.seed,
         )
 
-    def draw_once(self) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
+    def draw_once(self) -> _Drawn:
         """Draw once for all plans that ask for the same: splits of one model share draws, which
         take seconds.
         """
         return _POOLS.get(self._key, self._draw_for_all)
 
-    def _draw_for_all(self) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
-        today_LTK, load_LE = self.draw()
-        today_LTK.flags.writeable = load_LE.flags.writeable = False
-        return today_LTK, load_LE
+    def _draw_for_all(self) -> _Drawn:
+        drawn = self.draw()
+        drawn.topk_ids_LTK.flags.writeable = drawn.load_LE.flags.writeable = False
+        return drawn
 
 
 def _with_path(routing: Policy, folder: Path) -> Policy:

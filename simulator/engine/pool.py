@@ -22,6 +22,7 @@ from simulator.policies.balancing import LoadBalancer, Rule
 from simulator.policies.contracts import choose_replica, list_turns, prepare_balancer
 from simulator.policies.placement import Placed
 from simulator.step.prices import Prices
+from simulator.step.request_choices import bind_requests
 from simulator.workload.requests import longest_tokens
 from simulator.workload.traces import RequestTrace, cut_trace
 
@@ -84,7 +85,8 @@ class PoolState:
     @cached_property
     def prices(self) -> Prices:
         """Prices of the pool's steps, up to the largest."""
-        return Prices(self.plan.placement, self.max_tokens)
+        choices = bind_requests(self.plan.placement, self._trace)
+        return Prices(self.plan.placement, self.max_tokens, choices=choices)
 
     @property
     def replica_of(self) -> Ints:

@@ -155,6 +155,11 @@ def start_table(prices: Prices) -> StepTable:
             f"{placement.name}: its {layout.num_ranks} ranks "
             f"share {placement.calibration.shared_cores} cores, which takes --fidelity rank"
         )
+    if placement.experts is not None and placement.experts.recorded is not None:
+        raise UserError(
+            f"{placement.name}: routing with exact = true takes --fidelity rank or message, which "
+            "see the tokens of each request; leave exact out for --fidelity step"
+        )
     terms = prices.context_kernels
     rates = {term: [prices.rates[term, phase] for phase in PHASES] for term in terms}
     way_of = {t: tuple(prices.view(t, phase) for phase in PHASES) for t in terms}

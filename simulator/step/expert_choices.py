@@ -40,7 +40,7 @@ class ChoosingTokens:
     """
 
     def __init__(self, experts: ExpertPlan, layout: Layout, tokens_d: Ints) -> None:
-        self._experts, self._layout, self._tokens_d = experts, layout, tokens_d
+        self._experts, self._layout, self.tokens_d = experts, layout, tokens_d
         self.total = int(tokens_d.sum())
         self._sampled = min(self.total, POOL_TOKENS)
 
@@ -86,7 +86,7 @@ class ChoosingTokens:
         """Rank of each of ``count`` tokens: a data-parallel rank's tokens are spread over its
         tensor-parallel ranks.
         """
-        layout, tokens_d = self._layout, self._tokens_d
+        layout, tokens_d = self._layout, self.tokens_d
         tokens_R = np.repeat(tokens_d // layout.tp, layout.tp)
         extra = np.repeat(tokens_d % layout.tp, layout.tp) > np.tile(
             np.arange(layout.tp), layout.attention_dp
@@ -96,3 +96,28 @@ class ChoosingTokens:
         wanted = ((np.arange(count) + 0.5) * (ends[-1] / max(count, 1))).astype(np.int64)
         source_T: Ints = np.searchsorted(ends, wanted, side="right").astype(np.int64)
         return source_T
+
+
+class RecordedTokens(ChoosingTokens):
+    """Tokens of one step whose requests take their experts from recorded sequences: all are looked
+    up, however many there are.
+    """
+
+    def __init__(
+        self, experts: ExpertPlan, layout: Layout, tokens_d: Ints, recorded_T: Ints
+    ) -> None:
+        """Prepare the tokens.
+
+        Args:
+            recorded_T: recorded token that each token of the step takes its experts from, ``[T]``,
+                data-parallel rank after rank.
+        """
+        super().__init__(experts, layout, tokens_d)
+        assert experts.recorded is not None
+        self._sampled = self.total
+        self._ids_LTK = experts.recorded.ids_LTK
+        self._recorded_T = recorded_T
+
+    def _take_ids(self, layer: int, offset: int, count: int) -> NDArray[np.int16]:
+        ids_TK: NDArray[np.int16] = self._ids_LTK[layer, self._recorded_T]
+        return ids_TK

@@ -137,15 +137,21 @@ class ExpertPrices:
         Args:
             places: MoE layer, and index of the step's first token in its pool of recorded choices.
         """
-        tokens = ChoosingTokens(self._experts, self._placement.layout, tokens_d)
+        layout = self._placement.layout
+        return self.price_tokens(ChoosingTokens(self._experts, layout, tokens_d), places)
+
+    def price_tokens(
+        self, tokens: ChoosingTokens, places: Sequence[tuple[int, int]]
+    ) -> list[ExpertStep]:
+        """Price the tokens of a step, as :meth:`steps` does by their number."""
         policy = policy_at(
             self._experts.dispatch, -(-tokens.total // self._placement.layout.num_ranks)
         )
         counts = [self._count(tokens, policy, *place) for place in places]
         if len({one.rows_RG.shape for one in counts}) > 1:
             # Layers whose fullest ranks hold different numbers of experts.
-            return [step for place in places for step in self.steps(tokens_d, [place])]
-        return self._price(tokens_d, policy, counts)
+            return [step for place in places for step in self.price_tokens(tokens, [place])]
+        return self._price(tokens.tokens_d, policy, counts)
 
     def _count(
         self, tokens: ChoosingTokens, policy: DispatchPolicy, layer: int, offset: int

@@ -27,6 +27,7 @@ from simulator.cost.stages import VECTORS
 from simulator.deployment.placement import Placement
 from simulator.step.expert_prices import ExpertPrices, ExpertStep
 from simulator.step.program import Batch, PricedBatch, PricedPart
+from simulator.step.request_choices import RequestChoices
 from simulator.step.two_batch import halves
 from simulator.work.context import sums_by_rank
 from simulator.work.context_kernels import ContextKernel, context_kernels
@@ -43,16 +44,23 @@ class Prices:
     """
 
     def __init__(
-        self, placement: Placement, max_tokens: int, rows: NDArray[np.int64] | None = None
+        self,
+        placement: Placement,
+        max_tokens: int,
+        rows: NDArray[np.int64] | None = None,
+        choices: RequestChoices | None = None,
     ) -> None:
         """Prepare prices; each is computed on first use.
 
         Args:
             rows: numbers of tokens that blocks are priced for, which their arrays are indexed by;
                 by default every number up to ``max_tokens``.
+            choices: recorded tokens that requests take their experts from; by default batches take
+                theirs from the pool.
         """
         self.placement = placement
         self.max_tokens = max_tokens
+        self._choices = choices
         self._rows = np.arange(max_tokens + 1, dtype=np.int64) if rows is None else rows
         self.context_kernels: tuple[ContextKernel, ...] = context_kernels(
             placement.model, placement.layout, placement.precision
@@ -322,9 +330,17 @@ class Prices:
         """
         parts = []
         for part in self.parts(batch):
-            parts.append(PricedPart(part, self.expert_steps(part.tokens_d, offset)))
+            parts.append(PricedPart(part, self._price_part(part, offset)))
             offset += int(part.tokens_d.sum())
         return PricedBatch(batch, tuple(parts))
+
+    def _price_part(self, part: Batch, offset: int) -> list[ExpertStep]:
+        """Price the routed experts of every MoE layer for the tokens of a batch or of its half."""
+        if self._choices is None or not part.requests:
+            return self.expert_steps(part.tokens_d, offset)
+        layers = range(self.placement.model.num_moe_layers)
+        tokens = self._choices.list_tokens(self.placement, part)
+        return self.experts.price_tokens(tokens, [(layer, offset) for layer in layers])
 
     def overheads_s(
         self, num_sequences: NDArray[np.float64], has_prompts: NDArray[np.float64]

@@ -4,12 +4,30 @@ router does.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simulator.config.ffns.moe import MoE
+
+
+@dataclass(frozen=True)
+class RecordedSequences:
+    """Expert choices of recorded sequences, token by token, which requests can take by position."""
+
+    ids_LTK: NDArray[np.int16]
+    """Expert ids of every token in each MoE layer of the model, ``[L, T, K]``; the tokens of a
+    sequence follow each other."""
+    start_Q: NDArray[np.int64]
+    """First token of each sequence, ``[Q]``, in order and from 0."""
+    domains: tuple[str, ...] = ()
+    """Kinds of text that the recording tells apart."""
+    domain_Q: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Index of each sequence's kind of text, ``[Q]``; empty without any."""
+    request_ids: tuple[str, ...] = ()
+    """Identifier of the request that each sequence was recorded of; empty where none are known."""
 
 
 class Router(Protocol):

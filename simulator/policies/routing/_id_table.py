@@ -6,7 +6,7 @@ layer.
 | ``token`` | number of the token, in the order of its sequence |
 | ``layer`` | number of the MoE layer, from 0 |
 | ``expert`` | number of the chosen expert, from 0; below 0 = padding |
-| ``sequence`` | number of the sequence that the token belongs to; absent = all are of one |
+| ``sequence`` | number of the token's sequence, its request's ``request_id``; absent = one |
 
 Rows may come in any order. Every token has as many rows in every layer: the model's top-k.
 """
@@ -65,10 +65,12 @@ def read_id_table(path: Path) -> Tokens:
             "tokens and layers; every token needs as many rows in every layer"
         )
     ids_TLK = expert[order].reshape(num_tokens, len(layers), top_k)
+    numbers, sequence_T = np.unique(sequence[is_first], return_inverse=True)
     return Tokens(
         ids_TLK.transpose(1, 0, 2),
-        np.unique(sequence[is_first], return_inverse=True)[1].astype(np.int64),
+        sequence_T.astype(np.int64),
         tuple(layers.tolist()),
+        request_Q=tuple(map(str, numbers.tolist())) if _SEQUENCE in columns else (),
     )
 
 

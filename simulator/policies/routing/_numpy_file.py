@@ -31,20 +31,25 @@ def load_arrays(path: Path, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
         UserError: if the file is missing or damaged, or a header claims more than there is.
     """
     if path.suffix == ".npy":
-        return {"ids": _array(read_bytes(path), str(path))}
+        return {"ids": parse_array(read_bytes(path), str(path))}
     with open_archive(path, _WHAT) as archive:
         held = [name.removesuffix(".npy") for name in archive.namelist()]
         if not set(held) & set(names):
             shown = ", ".join(sorted(held)[:8]) or "nothing"
             raise UserError(f"{path}: missing array 'ids' (or 'counts'); it holds: {shown}")
         return {
-            name: _array(read_member(archive, f"{name}.npy"), f"{path}, array '{name}'")
+            name: parse_array(read_member(archive, f"{name}.npy"), f"{path}, array '{name}'")
             for name in held
             if name in names
         }
 
 
-def _array(content: bytes, where: str) -> NDArray[Any]:
+def parse_array(content: bytes, where: str) -> NDArray[Any]:
+    """Read the array of a ``.npy`` file from its content.
+
+    Raises:
+        UserError: if it is damaged, holds Python objects, or its header claims more than there is.
+    """
     with refuse_damage(where, _WHAT):
         stream = io.BytesIO(content)
         version = npy.read_magic(stream)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -31,6 +31,10 @@ class Tokens:
     """Indices of the model's MoE layers that were recorded; ``None`` = all."""
     num_experts: int | None = None
     """Experts of the recorded model, where the file says so."""
+    domain_Q: tuple[str, ...] = ()
+    """Kind of text of each sequence, by its number; empty where none is known."""
+    request_Q: tuple[str, ...] = ()
+    """Identifier of each sequence's request, by its number; empty where none is known."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +52,10 @@ def without_padding(tokens: Tokens) -> Tokens:
         return tokens
     has_any_L = is_recorded_LT.any(axis=1)
     keep_T = is_recorded_LT[has_any_L].all(axis=0)
-    return Tokens(
-        tokens.ids_LTK[has_any_L][:, keep_T],
-        tokens.sequence_T[keep_T],
-        tokens.layers,
-        tokens.num_experts,
+    return replace(
+        tokens,
+        ids_LTK=tokens.ids_LTK[has_any_L][:, keep_T],
+        sequence_T=tokens.sequence_T[keep_T],
     )
 
 

@@ -1,9 +1,10 @@
-"""Files of recorded routing: per-token ids (``.npz``, ``.npy``, ``.pt``, ``.csv``, ``.parquet``) or
-counts (``.npz``, ``.json``, ``.pt``).
+"""Files of recorded routing: per-token ids (``.npz``, ``.npy``, ``.pt``, ``.csv``, ``.parquet``,
+``.jsonl``) or counts (``.npz``, ``.json``, ``.pt``).
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,14 @@ from simulator.config.ffns.moe import MoE
 from simulator.policies.routing._id_table import is_id_table, read_id_table
 from simulator.policies.routing._numpy_file import load_arrays
 from simulator.policies.routing._recording import Counts, Tokens
+from simulator.policies.routing._responses import read_responses
 from simulator.policies.routing._sglang import Phase, read_sglang
 from simulator.policies.routing._torch_file import load_torch_file
 
-_ARRAYS = ("ids", "counts", "seq_lens", "domain", "phase", "layers", "num_experts")
+_ARRAYS = (
+    *("ids", "counts", "seq_lens", "domain", "phase", "layers", "num_experts"),
+    "request_id",
+)
 """Arrays of an archive that are read; others are not."""
 _HIGHEST_ID = 2**15 - 1
 """Largest expert id: a router's choices have 16 bits; the largest published model has 1,024
@@ -51,6 +56,9 @@ def read_trace(
             return _from_json(path, moe, model, domain)
     _refuse_choice(where, "only a table of counts holds several models", model=model)
     with refuse_damage(where, _WHAT):
+        if ".jsonl" in path.suffixes[-2:]:
+            _refuse_choice(where, "responses do not tell phases apart", phase=phase)
+            return _select_domain(read_responses(path, moe, num_layers), domain, where)
         if is_id_table(path):
             reason = "a table of ids does not tell them apart"
             _refuse_choice(where, reason, domain=domain, phase=phase)
@@ -66,7 +74,7 @@ def read_trace(
         else:
             raise UserError(
                 f"{where}: unknown kind of recording; "
-                "use a .npz, .npy, .pt, .json, .csv or .parquet file"
+                "use a .npz, .npy, .pt, .json, .jsonl, .csv or .parquet file"
             )
         if "counts" in arrays:
             return _counts_from_arrays(arrays, domain, phase, where)
@@ -137,7 +145,36 @@ def _tokens_from_arrays(
         sequence_T[keep_T],
         _layers(arrays.get("layers"), where),
         _num_experts(arrays.get("num_experts"), where),
+        _texts(arrays, "domain", len(seq_lens), where),
+        _texts(arrays, "request_id", len(seq_lens), where),
     )
+
+
+def _texts(
+    arrays: dict[str, NDArray[Any]], key: str, num_sequences: int, where: str
+) -> tuple[str, ...]:
+    """Read a text for each sequence, or one for all; none where the recording has no such array."""
+    if key not in arrays:
+        return ()
+    values = arrays[key].astype(str)
+    if values.size not in (1, num_sequences):
+        raise UserError(
+            f"{where}: {key} must be one text, or one for each of the {num_sequences} sequences, "
+            f"got {values.size}"
+        )
+    return tuple(np.broadcast_to(values.reshape(-1), (num_sequences,)).tolist())
+
+
+def _select_domain(tokens: Tokens, domain: str | None, where: str) -> Tokens:
+    """Select the sequences of one kind of text; all without a choice."""
+    if domain is None:
+        return tokens
+    if domain not in tokens.domain_Q:
+        known = did_you_mean(domain, set(tokens.domain_Q)) if tokens.domain_Q else "it names none"
+        raise UserError(f"{where}: no domain '{domain}'; {known}")
+    is_wanted_Q = np.array([name == domain for name in tokens.domain_Q])
+    keep_T = is_wanted_Q[tokens.sequence_T]
+    return replace(tokens, ids_LTK=tokens.ids_LTK[:, keep_T], sequence_T=tokens.sequence_T[keep_T])
 
 
 def _lengths(seq_lens: NDArray[Any] | None, where: str) -> NDArray[np.int64] | None:
@@ -178,12 +215,10 @@ def _is_wanted(
         raise UserError(
             f"{where}: {key} = '{wanted}' cannot be selected: the recording has no array '{key}'"
         )
-    values = np.broadcast_to(arrays[key].astype(str), (num_sequences,))
-    is_wanted: NDArray[np.bool_] = values == wanted
+    values = _texts(arrays, key, num_sequences, where)
+    is_wanted = np.array([value == wanted for value in values])
     if not is_wanted.any():
-        raise UserError(
-            f"{where}: no {key} '{wanted}'; {did_you_mean(wanted, set(values.tolist()))}"
-        )
+        raise UserError(f"{where}: no {key} '{wanted}'; {did_you_mean(wanted, set(values))}")
     return is_wanted
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
 from simulator.config.ffns.moe import MoE
-from simulator.policies.routing import Router
+from simulator.policies.routing import RecordedSequences, Router
 from simulator.policies.routing._popularity import by_popularity
 from simulator.policies.routing._recording import (
     Counts,
@@ -48,6 +49,11 @@ class Replay(Frozen):
     evenly."""
     phase: Phase | None = None
     """Phase whose recorded tokens are used alone; absent = all."""
+    exact: bool = False
+    """Whether every request takes the experts of one recorded sequence, token by token: the
+    sequence recorded of it where the trace and the recording name requests (``request_id``),
+    otherwise one that is drawn among those of its domain. Takes ``--fidelity rank`` or
+    ``message``."""
     layers: LayerChoice = "exact"
     """Match of recorded layers to the model's: ``"exact"``, or ``"nearest"`` where in a recording
     of some layers the nearest recorded one stands for each missing one."""
@@ -57,11 +63,37 @@ class Replay(Frozen):
             Path(self.trace), moe, num_layers, self.model, self.domain, self.phase
         )
         if isinstance(recorded, Counts):
+            if self.exact:
+                raise UserError(
+                    f"{self.trace}: exact = true takes the experts of every token, and it holds "
+                    "counts; leave exact out, or record tokens (moesim trace record)"
+                )
             row_L = check_counts(recorded, moe, num_layers, self.layers, self.trace)
             return by_popularity(moe, recorded.count_DLE[:, row_L])
         recorded = without_padding(recorded)
         row_L = check_tokens(recorded, moe, num_layers, self.layers, self.trace)
-        return _RecordedRouter.from_tokens(recorded, row_L)
+        router = _RecordedRouter.from_tokens(recorded, row_L)
+        if not self.exact:
+            return router
+        return replace(router, recorded=_list_sequences(recorded, router.ids_LTK[row_L]))
+
+
+def _list_sequences(tokens: Tokens, ids_LTK: NDArray[np.int16]) -> RecordedSequences:
+    """List recorded sequences with what is known of each.
+
+    Args:
+        ids_LTK: expert ids in each MoE layer of the model.
+    """
+    start_Q = np.flatnonzero(np.diff(tokens.sequence_T, prepend=-1))
+    number_Q = tokens.sequence_T[start_Q]
+    names, domain_Q = np.unique(np.array(tokens.domain_Q, dtype=str), return_inverse=True)
+    return RecordedSequences(
+        ids_LTK,
+        start_Q,
+        tuple(names.tolist()),
+        domain_Q[number_Q] if len(names) else np.zeros(0, np.int64),
+        tuple(tokens.request_Q[number] for number in number_Q) if tokens.request_Q else (),
+    )
 
 
 @dataclass(frozen=True)
@@ -74,6 +106,9 @@ class _RecordedRouter:
     """One past the last token of each token's sequence."""
     start_Q: NDArray[np.int64]
     """First token of each sequence."""
+    recorded: RecordedSequences | None = None
+    """Sequences that requests take their experts from, token by token; ``None`` where they are
+    drawn."""
 
     @classmethod
     def from_tokens(cls, tokens: Tokens, row_L: NDArray[np.int64]) -> _RecordedRouter:

@@ -50,6 +50,8 @@ class RequestTrace:
     """Kinds of text that the source tells apart; empty where it tells none."""
     domain: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     """Index of each request's kind of text, ``[N]``, -1 for none; empty without any."""
+    request_ids: NDArray[np.object_] = field(default_factory=lambda: np.zeros(0, np.object_))
+    """Identifier of each request in its source, ``[N]``; empty where the source has none."""
     notes: tuple[str, ...] = ()
     """Notes on rows that a reader dropped, repaired or assumed, for the user ("7 rows of 0 tokens
     left out")."""
@@ -102,6 +104,7 @@ def cut_trace(trace: RequestTrace, first: int, end: int) -> RequestTrace:
         num_input=trace.num_input[first:end],
         num_output=trace.num_output[first:end],
         domain=trace.domain[first:end],
+        request_ids=trace.request_ids[first:end],
         prefix_starts=trace.prefix_starts[first : end + 1] if has_prefixes else trace.prefix_starts,
         part_of=part and replace(part, numbers=part.numbers[first:end]),
     )
@@ -120,6 +123,7 @@ def take_requests(trace: RequestTrace, rows: NDArray[np.int64]) -> RequestTrace:
         num_input=trace.num_input[rows],
         num_output=trace.num_output[rows],
         domain=trace.domain[rows] if len(trace.domain) else trace.domain,
+        request_ids=trace.request_ids[rows] if len(trace.request_ids) else trace.request_ids,
         prefix_starts=starts,
         prefix_ids=ids,
         part_of=part and replace(part, numbers=part.numbers[rows]),

@@ -46,6 +46,8 @@ class RawRequests:
     prefix_ids: NDArray[np.int64] | None = None
     domain: NDArray[Any] | None = None
     """Kind of text of each request, by name; empty for none."""
+    request_ids: NDArray[Any] | None = None
+    """Identifier of each request."""
     notes: tuple[str, ...] = ()
 
 
@@ -132,6 +134,9 @@ def make_trace(raw: RawRequests) -> RequestTrace:
         prefix_ids=ids,
         domains=domains,
         domain=domain.astype(np.int64),
+        request_ids=np.zeros(0, np.object_)
+        if raw.request_ids is None
+        else raw.request_ids[order].astype(np.object_),
         notes=tuple(notes),
         repairs=tuple(repairs),
     )

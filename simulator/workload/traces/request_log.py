@@ -1,5 +1,6 @@
 """Logs of requests of any origin: CSV, Parquet or JSON lines with columns for the arrival, the
-prompt's tokens and the output's tokens, under the names that logs use, and perhaps ``domain``.
+prompt's tokens and the output's tokens, under the names that logs use, and perhaps ``domain`` and
+``request_id``.
 
 Times are ISO 8601, or seconds, milliseconds, microseconds or nanoseconds, and a note says as what
 they were read. Without times there are lengths only. Asked last: a file in a format of its own is
@@ -46,8 +47,8 @@ class RequestLog(Frozen):
         if arrival is not None:
             kinds[arrival] = "time"
         is_json = data.lstrip().startswith(b"{")
-        if not is_json and "domain" in column_names(path, head_of(data)):
-            kinds["domain"] = "text"
+        names = () if is_json else column_names(path, head_of(data))
+        kinds |= {name: "text" for name in ("domain", "request_id") if name in names}
         rows = read_json_lines(data, kinds) if is_json else read_table(path, data, kinds)
         time_s, note = None, "no column of arrival times: lengths only"
         if arrival is not None:
@@ -63,6 +64,7 @@ class RequestLog(Frozen):
             (arrival or "", num_input, num_output),
             time_s,
             domain=rows.columns.get("domain"),
+            request_ids=rows.columns.get("request_id"),
             notes=(f"prompt tokens from {num_input}, output tokens from {num_output}; {note}",),
         )
 

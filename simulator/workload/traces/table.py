@@ -1,5 +1,6 @@
 """The project's own table, Parquet or CSV: ``num_input``, ``num_output`` and, where known,
-``arrival_s``, ``domain`` (a text that says what kind of text it is) and prefix blocks.
+``arrival_s``, ``domain`` (a text that says what kind of text it is), ``request_id`` and prefix
+blocks.
 
 Prefix blocks are two columns: ``prefix_ids`` (a list of ids in Parquet, ids separated by spaces in
 CSV) and ``prefix_block_tokens`` (the same number in every row).
@@ -43,6 +44,8 @@ class Table(Frozen):
             kinds["arrival_s"] = "float"
         if "domain" in names:
             kinds["domain"] = "text"
+        if "request_id" in names:
+            kinds["request_id"] = "text"
         if "prefix_ids" in names:
             if "prefix_block_tokens" not in names:
                 raise UserError(
@@ -66,6 +69,7 @@ class Table(Frozen):
             prefix_starts=columns.get("prefix_ids_starts"),
             prefix_ids=columns.get("prefix_ids"),
             domain=columns.get("domain"),
+            request_ids=columns.get("request_id"),
         )
 
 
@@ -78,6 +82,8 @@ def write_table(trace: RequestTrace, path: Path) -> None:
     if trace.domains:
         names = (*trace.domains, "")
         columns["domain"] = [names[place] for place in trace.domain.tolist()]
+    if len(trace.request_ids):
+        columns["request_id"] = trace.request_ids.tolist()
     if trace.prefix_block_tokens:
         columns["prefix_block_tokens"] = np.full(trace.num_requests, trace.prefix_block_tokens)
         columns["prefix_ids"] = [

@@ -1,0 +1,152 @@
+"""Recorded tokens that each request's tokens take their experts from, by position.
+
+A request has one recorded sequence: its own, where the trace and the recording name requests, else
+one that is drawn among those of its domain, or among all where it has none. A token takes the
+experts of the recorded token at its position; what is longer than its sequence goes on with the
+next ones of that domain.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.deployment.placement import Placement
+from simulator.policies.routing import RecordedSequences
+from simulator.step.expert_choices import RecordedTokens
+from simulator.step.program import Batch
+from simulator.workload.traces import RequestTrace
+
+Ints = NDArray[np.int64]
+_ALL = 0
+"""Number of the group of all sequences; those of each domain follow."""
+
+
+class RequestChoices:
+    """Recorded token of every token of a trace's requests."""
+
+    def __init__(
+        self, recorded: RecordedSequences, trace: RequestTrace, rng: np.random.Generator
+    ) -> None:
+        """Give every request a sequence.
+
+        Args:
+            rng: for the sequences that are drawn; the same for all parts of a trace.
+        """
+        num_sequences = len(recorded.start_Q)
+        length_Q = np.diff(recorded.start_Q, append=recorded.ids_LTK.shape[1])
+        group_Q = recorded.domain_Q + 1 if len(recorded.domain_Q) else np.zeros(num_sequences, int)
+        groups = [np.arange(num_sequences)]
+        groups += [np.flatnonzero(group_Q == 1 + d) for d in range(len(recorded.domains))]
+        first_G = np.cumsum([0] + [int(length_Q[own].sum()) for own in groups])
+        self._begin_G, self._length_G = first_G[:-1], np.diff(first_G)
+        self._token_G = np.concatenate(
+            [_list_tokens(recorded.start_Q[own], length_Q[own]) for own in groups]
+        )
+        """Recorded tokens of the sequences of each group, one group after another."""
+        place_GQ = np.zeros((len(groups), num_sequences), dtype=np.int64)
+        for group, own in enumerate(groups):
+            place_GQ[group, own] = np.cumsum(length_Q[own]) - length_Q[own]
+        self.is_named_N, sequence_N = _find_named(recorded, trace)
+        self.group_N = _find_groups(recorded, trace)
+        self.group_N[self.is_named_N] = group_Q[sequence_N[self.is_named_N]]
+        chance_N = _draw(trace, rng)
+        for group, own in enumerate(groups):
+            drawn = np.flatnonzero((self.group_N == group) & ~self.is_named_N)
+            sequence_N[drawn] = own[(chance_N[drawn] * len(own)).astype(np.int64)]
+        self.length_N = length_Q[sequence_N]
+        """Tokens of the sequence of each request, ``[N]``."""
+        self._place_N = place_GQ[self.group_N, sequence_N]
+
+    def find_tokens(self, batch: Batch) -> Ints:
+        """Find the recorded token of every token of a batch, ``[T]``, rank after rank."""
+        new_N, context_N, _ = batch.sequences
+        request_N = np.concatenate(batch.requests)
+        group_T = np.repeat(self.group_N[request_N], new_N)
+        first_N = self._place_N[request_N] + context_N - (np.cumsum(new_N) - new_N)
+        place_T = np.repeat(first_N, new_N) + np.arange(int(new_N.sum()))
+        tokens_T: Ints = self._token_G[self._begin_G[group_T] + place_T % self._length_G[group_T]]
+        return tokens_T
+
+    def list_tokens(self, placement: Placement, batch: Batch) -> RecordedTokens:
+        """List the tokens of a batch, ready to choose experts."""
+        assert placement.experts is not None
+        recorded_T = self.find_tokens(batch)
+        return RecordedTokens(placement.experts, placement.layout, batch.tokens_d, recorded_T)
+
+
+def bind_requests(placement: Placement, trace: RequestTrace) -> RequestChoices | None:
+    """Give every request of a trace a recorded sequence; ``None`` where routing is not exact."""
+    if placement.experts is None or placement.experts.recorded is None:
+        return None
+    return RequestChoices(placement.experts.recorded, trace, placement.rng("recorded sequences"))
+
+
+def describe_choices(placement: Placement, trace: RequestTrace) -> str | None:
+    """Describe in a sentence where the requests of a trace take their experts from; ``None`` where
+    routing is not exact.
+    """
+    choices = bind_requests(placement, trace)
+    if choices is None or placement.experts is None or placement.experts.recorded is None:
+        return None
+    recorded, total = placement.experts.recorded, trace.num_requests
+    named = int(choices.is_named_N.sum())
+    of_domain = int(((choices.group_N != _ALL) & ~choices.is_named_N).sum())
+    parts = []
+    if named:
+        parts.append(f"{named} take the sequence recorded of them")
+    if of_domain:
+        parts.append(f"{of_domain} one that is drawn among those of their domain")
+    if total - named - of_domain:
+        parts.append(f"{total - named - of_domain} one that is drawn among all")
+    longer = int((trace.num_input + trace.num_output - 1 > choices.length_N).sum())
+    unknown = _list_unknown(recorded, trace)
+    return (
+        f"experts of {placement.name}: of {total} requests, {', '.join(parts)} "
+        f"({len(recorded.start_Q)} sequences of {recorded.ids_LTK.shape[1]} tokens)"
+        + (f"; {longer} are longer than theirs and go on with others" if longer else "")
+        + (f"; the recording has no domain {', '.join(unknown)}" if unknown else "")
+    )
+
+
+def _list_tokens(start_Q: Ints, length_Q: Ints) -> Ints:
+    """List the tokens of sequences, one sequence after another."""
+    before_Q = np.cumsum(length_Q) - length_Q
+    tokens: Ints = np.repeat(start_Q - before_Q, length_Q) + np.arange(int(length_Q.sum()))
+    return tokens
+
+
+def _find_named(recorded: RecordedSequences, trace: RequestTrace) -> tuple[NDArray[np.bool_], Ints]:
+    """Whether a sequence was recorded of each request, and the number of that sequence, ``[N]``."""
+    number_of = {name: number for number, name in enumerate(recorded.request_ids) if name}
+    if not number_of or not len(trace.request_ids):
+        return np.zeros(trace.num_requests, np.bool_), np.zeros(trace.num_requests, np.int64)
+    found = np.array([number_of.get(name, -1) for name in trace.request_ids.tolist()])
+    return found >= 0, np.maximum(found, 0)
+
+
+def _find_groups(recorded: RecordedSequences, trace: RequestTrace) -> Ints:
+    """Group of sequences that each request draws from, ``[N]``."""
+    if not len(trace.domain):
+        return np.zeros(trace.num_requests, dtype=np.int64)
+    names = list(recorded.domains)
+    group_D = [names.index(name) + 1 if name in names else _ALL for name in trace.domains]
+    groups: Ints = np.array([*group_D, _ALL], dtype=np.int64)[trace.domain]
+    return groups
+
+
+def _draw(trace: RequestTrace, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Draw a number from 0 to 1 for each request, by its number in the whole trace."""
+    if trace.part_of is None:
+        return rng.random(trace.num_requests)
+    numbers = trace.part_of.numbers
+    drawn: NDArray[np.float64] = rng.random(int(numbers.max(initial=-1)) + 1)[numbers]
+    return drawn
+
+
+def _list_unknown(recorded: RecordedSequences, trace: RequestTrace) -> list[str]:
+    """List domains of the trace that the recording does not have, most requests first."""
+    counts = Counter(trace.domains[place] for place in trace.domain.tolist() if place >= 0)
+    return [repr(name) for name, _ in counts.most_common() if name not in recorded.domains]
