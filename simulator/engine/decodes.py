@@ -35,6 +35,7 @@ from simulator.engine.state import (
     NUM_RUNNING,
     NUM_TAKEN,
     OUTSTANDING_TOKENS,
+    PROFILE,
     TICKS,
     Clock,
     Limits,
@@ -104,6 +105,7 @@ def join_sums(requests: Requests, ranks: Ranks, limits: Limits, d: int, now_s: f
         ranks.ends[d, each[d, NUM_DECODES]] = each[d, TICKS] + left
         ranks.starts[d, each[d, NUM_DECODES]] = ints[r, COMPUTED] - each[d, TICKS]
         each[d, NUM_DECODES] += 1
+        ranks.profiles[d, ints[r, PROFILE]] += 1
         each[d, CONTEXTS] += ints[r, COMPUTED]
         each[d, LONGEST] = max(each[d, LONGEST], ints[r, COMPUTED])
         each[d, NEXT_END] = min(each[d, NEXT_END], each[d, TICKS] + left)
@@ -139,6 +141,7 @@ def _leave_sums_last(requests: Requests, ranks: Ranks, limits: Limits, d: int) -
 def _leave_sums(requests: Requests, ranks: Ranks, limits: Limits, d: int, r: int) -> None:
     """Write the state of a request that leaves the sums."""
     ints = requests.ints
+    ranks.profiles[d, ints[r, PROFILE]] -= 1
     steps = ranks.each[d, TICKS] - ints[r, JOINED]
     fitting = _count_spare_tokens(requests, r, limits)
     if fitting < ints[r, NUM_OUTPUT] - ints[r, GENERATED]:

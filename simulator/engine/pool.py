@@ -21,6 +21,8 @@ from simulator.engine.table import StepTable, sums_contexts
 from simulator.policies.balancing import LoadBalancer, Rule
 from simulator.policies.contracts import choose_replica, list_turns, prepare_balancer
 from simulator.policies.placement import Placed
+from simulator.step.load_profiles import LoadProfiles, find_profiles
+from simulator.step.mixes import Mixes, list_mixes, single_mix
 from simulator.step.prices import Prices
 from simulator.step.request_choices import bind_requests
 from simulator.workload.requests import longest_tokens
@@ -55,6 +57,7 @@ class PoolState:
         check_requests(plan.serving.capacity, self._longest, f"deployment '{plan.name}'")
         self.plan = plan
         self.limits = limits or make_limits(plan, trace)
+        self._choices = bind_requests(placement, trace)
         shares_prefixes = self.limits.prefix_tokens > 0
         ranks = start_ranks(
             placement.layout.attention_dp * placement.layout.pp,
@@ -64,6 +67,7 @@ class PoolState:
             placement.layout.pp,
             self.limits.rules.output_share,
             self.limits.block_tokens if self._may_sum_decodes else 1,
+            len(self._profiles.tokens_P) if self._profiles else 1,
         )
         self.fresh_ranks = ranks
         self.num_replicas = plan.serving.replicas
@@ -85,8 +89,22 @@ class PoolState:
     @cached_property
     def prices(self) -> Prices:
         """Prices of the pool's steps, up to the largest."""
-        choices = bind_requests(self.plan.placement, self._trace)
-        return Prices(self.plan.placement, self.max_tokens, choices=choices)
+        return Prices(self.plan.placement, self.max_tokens, choices=self._choices)
+
+    @cached_property
+    def mixes(self) -> Mixes:
+        """Mixes of requests that the routed experts are priced for."""
+        if self._profiles is None:
+            return single_mix(self.prices)
+        return list_mixes(self.prices, self._profiles)
+
+    @cached_property
+    def _profiles(self) -> LoadProfiles | None:
+        """Load profiles of recorded sequences; ``None`` where requests have none of their own."""
+        experts, moe = self.plan.placement.experts, self.plan.placement.model.moe
+        if experts is None or experts.recorded is None or moe is None:
+            return None
+        return find_profiles(experts.recorded, moe.num_experts)
 
     @property
     def replica_of(self) -> Ints:
@@ -95,11 +113,14 @@ class PoolState:
 
     def begin_requests(self, first: int, end: int) -> Requests:
         """Make rows for some requests of the trace, by their numbers in it."""
-        return start_requests(
+        requests = start_requests(
             cut_trace(self._trace, first, end),
             with_prefixes=self.limits.prefix_tokens > 0,
             first=first,
         )
+        if self._choices is not None and self._profiles is not None:
+            requests.profile[:] = self._profiles.profile_Q[self._choices.sequence_N[first:end]]
+        return requests
 
     def hold_rows(self, requests: Requests, replica_of: Ints) -> None:
         """Replace the rows, and the replicas that their requests were sent to."""
@@ -131,6 +152,9 @@ class PoolState:
         placement = place_again(self.plan.placement, placed)
         self.plan = replace(self.plan, placement=placement)
         self.__dict__.pop("prices", None)  # where they were asked for
+        mixes: Mixes | None = self.__dict__.pop("mixes", None)
+        if mixes is not None and self._profiles is not None and len(mixes.prices_M) > 1:
+            self.mixes = mixes.place(self._profiles, placed)
 
     def choose(self) -> int:
         """Choose the replica for the next request with the user's own balancer."""

@@ -166,6 +166,7 @@ def ranks_of(ranks: Ranks, replica: int) -> Ranks:
         ranks.emitted_s[replica],
         ranks.ends[replica],
         ranks.starts[replica],
+        ranks.profiles[replica],
     )
 
 

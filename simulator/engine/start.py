@@ -57,6 +57,7 @@ def start_ranks(
     num_lanes: int = 1,
     output_share: float = 1.0,
     ring_tokens: int = 1,
+    num_profiles: int = 1,
 ) -> Ranks:
     """Make idle ranks: nothing waits, nothing runs, all blocks are free.
 
@@ -66,6 +67,7 @@ def start_ranks(
         num_lanes: batches of a data-parallel rank that are in flight.
         output_share: share of the outputs of running requests that admission assumes at first.
         ring_tokens: tokens of a KV block where decodes may be summed.
+        num_profiles: load profiles of requests.
     """
     num_pools = num_ranks // num_lanes
 
@@ -84,6 +86,7 @@ def start_ranks(
         emitted_s=np.zeros(num_ranks),
         ends=zeros(num_ranks, max_sequences),
         starts=zeros(num_ranks, max_sequences),
+        profiles=zeros(num_ranks, num_profiles),
     )
     ranks.head[:] = ranks.tail[:] = ranks.first_reserved[:] = -1
     ranks.each[:, [FIRST_IN_LINE, LAST_IN_LINE]] = -1

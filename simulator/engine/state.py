@@ -49,8 +49,9 @@ class Column:
     RETRIES,
     STAGE,
     DOMAIN,
+    PROFILE,
     NUMBER,
-) = range(20)
+) = range(21)
 """Integer columns of a request."""
 HERE, IN_LINE, RESERVED = range(3)
 """Stages of a request in the decode pool: no cache is to arrive for it; it queues for KV blocks or
@@ -159,6 +160,8 @@ class Requests(_RequestsArrays):
     domain = Column("ints", DOMAIN)
     """Kind of text, an index into :attr:`simulator.workload.traces.RequestTrace.domains`; -1 where
     unknown."""
+    profile = Column("ints", PROFILE)
+    """Load profile, which experts are priced by (:mod:`simulator.step.load_profiles`)."""
     number = Column("ints", NUMBER)
     """Number in the whole trace, which seeds its random draws."""
     arrival_s = Column("times", ARRIVAL_S)
@@ -199,6 +202,8 @@ class _RanksArrays(NamedTuple):
     starts: Ints
     """``[dp, max_sequences]`` context of each summed decode when it joined, less the steps that the
     rank had counted then."""
+    profiles: Ints
+    """``[dp, P]`` summed decodes of each load profile."""
 
 
 class Ranks(_RanksArrays):

@@ -21,6 +21,7 @@ from simulator.engine.state import (
     NUM_DECODES,
     NUM_INPUT,
     NUM_RUNNING,
+    PROFILE,
     Ranks,
     Requests,
 )
@@ -164,13 +165,16 @@ def _price_lane(
     )
     halved_s, decode_rows = table.halved_s, table.decode_rows
     num_ranks, num_ways, num_terms = end - first, len(windows), len(term_window)
-    sums = table.room_for_sums
+    sums, tokens_P = table.room_for_sums, table.room_for_profiles
+    tokens_P[:] = 0.0
     attention = dense = collective = slowest = beside = heading = 0.0
     read_bytes = table.weight_bytes
     total_tokens = fullest = most_sequences = prompts = 0
     for d in range(first, end):
         sums[:] = 0.0
         tokens = sequences = logits = decodes = each[d, NUM_DECODES]
+        for p in range(len(tokens_P)):
+            tokens_P[p] += ranks.profiles[d, p]
         if decodes > 0:
             for w in range(num_ways):
                 add_decodes(
@@ -188,6 +192,8 @@ def _price_lane(
             context = ints[r, COMPUTED]
             tokens += new
             sequences += 1
+            if len(tokens_P):
+                tokens_P[ints[r, PROFILE]] += new
             decoding = 1 if is_decode(ints[r, NUM_INPUT], ints[r, GENERATED], context) else 0
             # Every token of a draft is compared with the model's own.
             if decoding:
@@ -247,13 +253,34 @@ def _price_lane(
     row[ATTENTION + 1] = dense
     row[ATTENTION + 5] = slowest - attention - dense - collective
     if len(table.expert_tokens):
-        _interpolate_experts(
-            table, total_tokens, fullest * num_ranks / total_tokens, beside / 2, row
-        )
+        share = fullest * num_ranks / total_tokens
+        imbalance = _expect_imbalance(table) if len(tokens_P) else 1.0
+        _interpolate_experts(table, total_tokens, share, imbalance, beside / 2, row)
     row[ATTENTION + 6] = collective
     row[ATTENTION + 7] = table.step_s + (table.prompt_s if prompts else 0.0)
     row[ATTENTION + 7] += sequences_s(most_sequences, table.sequence_s)
     return heading, fullest
+
+
+@jit_inner
+def _expect_imbalance(table: StepTable) -> float:
+    """Imbalance of the load that is expected of the step's tokens of each profile, as a mean over
+    layers (:func:`simulator.step.mixes.measure_imbalance`).
+    """
+    loads, tokens_P, load_R = table.profile_loads, table.room_for_profiles, table.room_for_loads
+    total = 0.0
+    for y in range(len(loads)):
+        load_R[:] = 0.0
+        for p in range(len(tokens_P)):
+            if tokens_P[p] > 0.0:
+                for rank in range(len(load_R)):
+                    load_R[rank] += tokens_P[p] * loads[y, p, rank]
+        fullest = load = 0.0
+        for rank in range(len(load_R)):
+            fullest = max(fullest, load_R[rank])
+            load += load_R[rank]
+        total += fullest * len(load_R) / load
+    return total / len(loads)
 
 
 @jit_inner
@@ -271,10 +298,15 @@ def _find_interval(grid: NDArray[np.float64], value: float) -> int:
 
 @jit_inner
 def _interpolate_experts(
-    table: StepTable, tokens: int, share: float, beside_s: float, row: NDArray[np.float64]
+    table: StepTable,
+    tokens: int,
+    share: float,
+    imbalance: float,
+    beside_s: float,
+    row: NDArray[np.float64],
 ) -> None:
-    """Add the routed experts' part: linear in tokens and in the fullest rank's share between table
-    entries.
+    """Add the routed experts' part: linear in tokens, in the fullest rank's share and in the
+    imbalance of the expected load between table entries, and in the latter beyond them.
 
     Args:
         beside_s: what a half computes beside its experts in all layers that run in halves.
@@ -288,17 +320,23 @@ def _interpolate_experts(
         b = (share - table.expert_shares[s]) / (table.expert_shares[s + 1] - table.expert_shares[s])
         b = min(max(b, 0.0), 1.0)
     s2 = min(s + 1, len(table.expert_shares) - 1)
-    for corner in range(4):
-        at_g, weight_g = (g, 1 - a) if corner < 2 else (g + 1, a)
-        at_s, weight_s = (s, 1 - b) if corner % 2 == 0 else (s2, b)
-        if weight_g * weight_s == 0.0:
+    m, e = 0, 0.0
+    if len(table.expert_imbalances) > 1:
+        at_M = table.expert_imbalances
+        m = _find_interval(at_M, imbalance)
+        e = (imbalance - at_M[m]) / (at_M[m + 1] - at_M[m])
+    for corner in range(8):
+        at_g, weight_g = (g, 1 - a) if corner & 2 == 0 else (g + 1, a)
+        at_s, weight_s = (s, 1 - b) if corner & 1 == 0 else (s2, b)
+        at_m, weight_m = (m, 1 - e) if corner & 4 == 0 else (m + 1, e)
+        if weight_g * weight_s * weight_m == 0.0:
             continue
-        if not table.is_filled[at_g, at_s]:
-            table.wanted[0], table.wanted[1] = at_g, at_s
+        if not table.is_filled[at_g, at_s, at_m]:
+            table.wanted[0], table.wanted[1], table.wanted[2] = at_g, at_s, at_m
             return
         x, y = 0, 0.0
         if len(table.expert_besides) > 1:
-            beside = beside_s / table.expert_alone_s[at_g, at_s]
+            beside = beside_s / table.expert_alone_s[at_g, at_s, at_m]
             x = _find_interval(table.expert_besides, beside)
             y = (beside - table.expert_besides[x]) / (
                 table.expert_besides[x + 1] - table.expert_besides[x]
@@ -306,7 +344,9 @@ def _interpolate_experts(
             y = min(max(y, 0.0), 1.0)
         x2 = min(x + 1, len(table.expert_besides) - 1)
         for c in range(7):
-            value = (
-                table.expert_s[at_g, at_s, x, c] * (1 - y) + table.expert_s[at_g, at_s, x2, c] * y
+            low, high = (
+                table.expert_s[at_g, at_s, at_m, x, c],
+                table.expert_s[at_g, at_s, at_m, x2, c],
             )
-            row[ATTENTION + 2 + c + (2 if c >= 4 else 0)] += value * weight_g * weight_s
+            value = low * (1 - y) + high * y
+            row[ATTENTION + 2 + c + (2 if c >= 4 else 0)] += value * weight_g * weight_s * weight_m

@@ -24,6 +24,7 @@ from simulator.engine.experts_table import (
 )
 from simulator.engine.state import Floats, Ints
 from simulator.engine.step_log import LOG_COLUMNS
+from simulator.step.mixes import Mixes, single_mix
 from simulator.step.prices import PHASES, Prices
 from simulator.step.two_batch import first_half
 from simulator.work.context import NO_WINDOW
@@ -65,18 +66,23 @@ class StepTable(NamedTuple):
     """``[G]`` tokens of the whole replica; empty for a dense model."""
     expert_shares: Floats
     """``[S]`` ratio of the fullest data-parallel rank's tokens to the mean rank's."""
+    expert_imbalances: Floats
+    """``[M]`` imbalances of the loads that are expected of the mixes of requests."""
+    profile_loads: Floats
+    """``[Y, P, R]`` token-expert pairs of a token of each load profile that are expected on each
+    rank, in layers that stand for all; without profiles where all mixes cost the same."""
     expert_besides: Floats
     """``[B]`` seconds that a half computes beside its experts, in ``expert_alone_s``; one entry
     without two-batch overlap."""
     expert_alone_s: Floats
-    """``[G, S]`` seconds of a half's exchanges by themselves in all layers."""
+    """``[G, S, M]`` seconds of a half's exchanges by themselves in all layers."""
     expert_s: Floats
-    """``[G, S, B, 7]`` seconds of ``EXPERT_PHASES``, all layers; mean load imbalance; bytes of
+    """``[G, S, M, B, 7]`` seconds of ``EXPERT_PHASES``, all layers; mean load imbalance; bytes of
     weights the mean rank reads; token-expert pairs dropped in all layers."""
     is_filled: NDArray[np.bool_]
-    """``[G, S]`` whether an entry is filled; others are filled when a step needs them."""
+    """``[G, S, M]`` whether an entry is filled; others are filled when a step needs them."""
     wanted: Ints
-    """``[2]`` entry that the latest price lacked; -1 if none."""
+    """``[3]`` entry that the latest price lacked; -1 if none."""
     weight_bytes: float
     """Bytes of weights other than routed experts that a rank reads in every step."""
     step_s: float
@@ -100,6 +106,10 @@ class StepTable(NamedTuple):
     """Share of the layers in the longest stage."""
     last_stage: float
     """Share of the layers in the last stage."""
+    room_for_profiles: Floats
+    """Scratch space ``[P]`` of a step's tokens by load profile."""
+    room_for_loads: Floats
+    """Scratch space ``[R]`` of the ranks' expected loads."""
     room_for_sums: Floats
     """Scratch space ``[W, 2, NUM_SUMS]`` of a rank's price."""
     room_for_lanes: Floats
@@ -117,48 +127,46 @@ def make_table(prices: Prices, stream: str = "steps") -> StepTable:
         stream: name of the random stream, of which every entry has its own, so that it can be
             filled alone and in any order.
     """
-    table = start_table(prices)
-    for g, s in np.ndindex(*table.is_filled.shape):
-        fill_entry(table, prices, stream, g, s)
+    mixes = single_mix(prices)
+    table = start_table(mixes)
+    for g, s, m in np.ndindex(*table.is_filled.shape):
+        fill_entry(table, mixes, stream, g, s, m)
     return table
 
 
-def fill_entry(table: StepTable, prices: Prices, stream: str, g: int, s: int) -> None:
-    """Price the routed experts of one number of tokens and one share of the fullest rank, in the
-    table and all others that share its arrays.
+def fill_entry(table: StepTable, mixes: Mixes, stream: str, g: int, s: int, m: int) -> None:
+    """Price the routed experts of one number of tokens, one share of the fullest rank and one mix,
+    in the table and all others that share its arrays.
 
     Args:
         stream: as in :func:`make_table`.
     """
+    prices = mixes.prices_M[m]
     dp = prices.placement.layout.attention_dp
     total, shares = int(table.expert_tokens[g]), table.expert_shares
     tokens_d = spread_tokens(total, float(shares[s]), dp)
-    for other in np.flatnonzero(table.is_filled[g]):
+    for other in np.flatnonzero(table.is_filled[g, :, m]):
         if (spread_tokens(total, float(shares[other]), dp) == tokens_d).all():
-            found = table.expert_alone_s[g, other], table.expert_s[g, other]
+            found = table.expert_alone_s[g, other, m], table.expert_s[g, other, m]
             break
     else:
         found = price_entry(prices, tokens_d, stream)
-    table.expert_alone_s[g, s], table.expert_s[g, s] = found
-    table.is_filled[g, s] = True
+    table.expert_alone_s[g, s, m], table.expert_s[g, s, m] = found
+    table.is_filled[g, s, m] = True
     table.wanted[:] = -1
 
 
-def start_table(prices: Prices) -> StepTable:
+def start_table(mixes: Mixes) -> StepTable:
     """Price everything except the routed experts, whose entries are filled by
     :func:`fill_entry`.
     """
+    prices = mixes.prices_M[0]
     placement = prices.placement
     layout = placement.layout
     if placement.calibration.shared_cores is not None:
         raise UserError(
             f"{placement.name}: its {layout.num_ranks} ranks "
             f"share {placement.calibration.shared_cores} cores, which takes --fidelity rank"
-        )
-    if placement.experts is not None and placement.experts.recorded is not None:
-        raise UserError(
-            f"{placement.name}: routing with exact = true takes --fidelity rank or message, which "
-            "see the tokens of each request; leave exact out for --fidelity step"
         )
     terms = prices.context_kernels
     rates = {term: [prices.rates[term, phase] for phase in PHASES] for term in terms}
@@ -182,7 +190,7 @@ def start_table(prices: Prices) -> StepTable:
         [(_all_reduce_s(prices), prices.num_all_reduces, reduces_halved)] if layout.tp > 1 else []
     )
     tokens, shares, num_besides = list_entries(prices)
-    entries = (len(tokens), len(shares))
+    entries = (len(tokens), len(shares), len(mixes.prices_M))
     engine = placement.calibration.engine
     return StepTable(
         mixer_s=sum((_layers_s(*block) for block in mixers), zeros),
@@ -210,11 +218,13 @@ def start_table(prices: Prices) -> StepTable:
         ),
         expert_tokens=tokens,
         expert_shares=shares,
+        expert_imbalances=mixes.imbalance_M,
+        profile_loads=mixes.load_YPR,
         expert_besides=np.array(BESIDES if prices.halved_layers else (0.0,)),
         expert_alone_s=np.ones(entries),
         expert_s=np.zeros((*entries, num_besides, NUM_COLUMNS)),
         is_filled=np.zeros(entries, dtype=np.bool_),
-        wanted=np.full(2, -1, dtype=np.int64),
+        wanted=np.full(3, -1, dtype=np.int64),
         weight_bytes=prices.read_bytes_per_step,
         step_s=engine.step_s,
         sequence_s=engine.sequence_s,
@@ -227,6 +237,8 @@ def start_table(prices: Prices) -> StepTable:
         else np.zeros(0),
         longest_stage=prices.stage_shares[0],
         last_stage=prices.stage_shares[1],
+        room_for_profiles=np.zeros(mixes.load_YPR.shape[1]),
+        room_for_loads=np.zeros(mixes.load_YPR.shape[2]),
         room_for_sums=np.zeros((len(ways), 2, NUM_SUMS)),
         room_for_lanes=np.zeros((layout.pp, len(LOG_COLUMNS))),
         room_for_ends=np.zeros((2, layout.pp)),
@@ -296,11 +308,13 @@ def empty_table() -> StepTable:
         rates=np.zeros((0, 0, 0)),
         expert_tokens=nothing,
         expert_shares=nothing,
+        expert_imbalances=nothing,
+        profile_loads=np.zeros((0, 0, 0)),
         expert_besides=nothing,
-        expert_alone_s=np.zeros((0, 0)),
-        expert_s=np.zeros((0, 0, 0, 0)),
-        is_filled=np.zeros((0, 0), dtype=np.bool_),
-        wanted=np.full(2, -1, dtype=np.int64),
+        expert_alone_s=np.zeros((0, 0, 0)),
+        expert_s=np.zeros((0, 0, 0, 0, 0)),
+        is_filled=np.zeros((0, 0, 0), dtype=np.bool_),
+        wanted=np.full(3, -1, dtype=np.int64),
         weight_bytes=0.0,
         step_s=0.0,
         sequence_s=0.0,
@@ -311,6 +325,8 @@ def empty_table() -> StepTable:
         sends_s=nothing,
         longest_stage=0.0,
         last_stage=0.0,
+        room_for_profiles=nothing,
+        room_for_loads=nothing,
         room_for_sums=np.zeros((0, 0, 0)),
         room_for_lanes=np.zeros((0, 0)),
         room_for_ends=np.zeros((0, 0)),

@@ -66,7 +66,7 @@ def run_plan(
     trace: RequestTrace,
     fidelity: Fidelity = "step",
     progress: CountDone = lambda _: None,
-    fill: MakeTable = lambda pool, _: start_table(pool.prices),
+    fill: MakeTable = lambda pool, _: start_table(pool.mixes),
 ) -> DeploymentRecord:
     """Serve the whole trace and return a record of the run, with steps of each kind shown.
 
@@ -85,7 +85,7 @@ def serve(
     fidelity: Fidelity = "step",
     *,
     progress: CountDone = lambda _: None,
-    fill: MakeTable = lambda pool, _: start_table(pool.prices),
+    fill: MakeTable = lambda pool, _: start_table(pool.mixes),
     ingress_delay_s: float | None = None,
     until: float | None = None,
 ) -> Served:
@@ -348,7 +348,7 @@ class _Timeline:
         table = state.pool_at(place).table
         row = self._log.rows[pool.clock.last_row[replica, 0]]
         while np.isnan(row[1]):
-            fill_entry(table, pool.prices, STREAMS[state.names[place]], *table.wanted.tolist())
+            fill_entry(table, pool.mixes, STREAMS[state.names[place]], *table.wanted.tolist())
             row[1] = price_step(pool.requests, pool.ranks_of(replica), table, row[:POOL])
         push_event(state.events, row[0] + row[1], code_of(ENDS, number))
 

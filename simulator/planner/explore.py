@@ -273,7 +273,7 @@ class Explorer:
         # Another model, or another recording, may have the same path.
         named = plan.placement.model.model_dump_json(), str(self.space.folder)
         key = (spec, *named, machines, pool.max_tokens, stream, plan.placement.seed)
-        table = _TABLES.get(key, lambda: start_table(pool.prices))
+        table = _TABLES.get(key, lambda: start_table(pool.mixes))
         return slow_table(table, self.slower)
 
     def plan(self, cluster_size: ClusterSize) -> DeploymentPlan:

@@ -60,7 +60,7 @@ class Prices:
         """
         self.placement = placement
         self.max_tokens = max_tokens
-        self._choices = choices
+        self.choices = choices
         self._rows = np.arange(max_tokens + 1, dtype=np.int64) if rows is None else rows
         self.context_kernels: tuple[ContextKernel, ...] = context_kernels(
             placement.model, placement.layout, placement.precision
@@ -336,10 +336,10 @@ class Prices:
 
     def _price_part(self, part: Batch, offset: int) -> list[ExpertStep]:
         """Price the routed experts of every MoE layer for the tokens of a batch or of its half."""
-        if self._choices is None or not part.requests:
+        if self.choices is None or not part.requests:
             return self.expert_steps(part.tokens_d, offset)
         layers = range(self.placement.model.num_moe_layers)
-        tokens = self._choices.list_tokens(self.placement, part)
+        tokens = self.choices.list_tokens(self.placement, part)
         return self.experts.price_tokens(tokens, [(layer, offset) for layer in layers])
 
     def overheads_s(

@@ -56,6 +56,8 @@ class RequestChoices:
         for group, own in enumerate(groups):
             drawn = np.flatnonzero((self.group_N == group) & ~self.is_named_N)
             sequence_N[drawn] = own[(chance_N[drawn] * len(own)).astype(np.int64)]
+        self.sequence_N = sequence_N
+        """Recorded sequence of each request, ``[N]``."""
         self.length_N = length_Q[sequence_N]
         """Tokens of the sequence of each request, ``[N]``."""
         self._place_N = place_GQ[self.group_N, sequence_N]

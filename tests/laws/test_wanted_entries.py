@@ -8,6 +8,7 @@ import pytest
 
 from simulator.engine.table import fill_entry, make_table, slow_table, start_table
 from simulator.engine.timeline import serve
+from simulator.step.mixes import single_mix
 from simulator.step.prices import Prices
 from tests.cases import seeds
 from tests.laws.deployments import draw_deployment
@@ -29,7 +30,7 @@ def test_entries_that_are_filled_when_asked_for_are_the_same(tiny, seed):
     """Requests and steps to the last bit."""
     plan, trace = draw_deployment(tiny, seed)
     fill, whole = keep_tables(make_table)
-    lazily, started = keep_tables(lambda prices, _: start_table(prices))
+    lazily, started = keep_tables(lambda prices, _: start_table(single_mix(prices)))
     full, found = serve(plan, trace, fill=fill), serve(plan, trace, fill=lazily)
     pd.testing.assert_frame_equal(found.requests_table(), full.requests_table(), check_exact=True)
     for name in full.pools:
@@ -45,7 +46,7 @@ def test_entries_that_are_filled_when_asked_for_are_the_same(tiny, seed):
 
 def test_a_short_run_fills_few_entries(tiny):
     plan = tiny.plan("moe", attention_dp=4, ep=4)
-    lazily, started = keep_tables(lambda prices, _: start_table(prices))
+    lazily, started = keep_tables(lambda prices, _: start_table(single_mix(prices)))
     trace = tiny.trace(3, 50.0, 60, 5)
     serve(plan, trace, fill=lazily)
     (table,) = started.values()
@@ -58,10 +59,10 @@ def test_a_short_run_fills_few_entries(tiny):
 def test_entries_come_in_any_order(tiny):
     plan = tiny.plan("moe", attention_dp=4, ep=4)
     prices = Prices(plan.placement, 64)
-    table, other = make_table(prices), start_table(prices)
+    table, other = make_table(prices), start_table(single_mix(prices))
     places = list(np.ndindex(*table.is_filled.shape))
     for place in np.random.default_rng(4).permutation(len(places)):
-        fill_entry(other, prices, "steps", *places[place])
+        fill_entry(other, single_mix(prices), "steps", *places[place])
     np.testing.assert_array_equal(table.expert_s, other.expert_s)
     np.testing.assert_array_equal(table.expert_alone_s, other.expert_alone_s)
 
@@ -69,7 +70,7 @@ def test_entries_come_in_any_order(tiny):
 @pytest.mark.parametrize("factor", [0.7, 1.9])
 def test_a_slower_table_shares_the_entries_that_are_filled(tiny, factor):
     plan = tiny.plan("moe", attention_dp=4, ep=4)
-    table = start_table(Prices(plan.placement, 8192))
+    table = start_table(single_mix(Prices(plan.placement, 8192)))
     slower = slow_table(table, factor)
     trace = tiny.trace(1, 50.0, 300, 40)
     slow, fast = (serve(plan, trace, fill=lambda *_, own=own: own) for own in (slower, table))

@@ -73,7 +73,7 @@ class StepTables:
         def fill(pool: PoolState, stream: str) -> StepTable:
             key = (stream, _digest_placement(pool.plan.placement))
             if key not in self._tables:
-                self._tables[key] = start_table(pool.prices)
+                self._tables[key] = start_table(pool.mixes)
             return slow_table(self._tables[key], factor)
 
         return fill
