@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from simulator.policies.contracts import draw_ids, place_experts, prepare_router
 from simulator.policies.dispatch import DispatchPolicy
 from simulator.policies.overflow import OverflowPolicy, may_drop
 from simulator.policies.placement import Placed, PlacementPolicy
-from simulator.policies.routing import RecordedSequences
+from simulator.policies.routing import DomainRouter, RecordedSequences
 from simulator.work.layout import Layout
 
 POOL_TOKENS = 4096
@@ -47,10 +47,24 @@ class _Drawn(NamedTuple):
     load_LE: NDArray[np.float64]
     """Tokens of each expert at an earlier time, which placements are made for."""
     recorded: RecordedSequences | None
+    domains: DrawnDomains | None
 
 
 _POOLS = Recent[tuple[str, int, str, int], _Drawn](most=32)
 """Choices and loads drawn lately, shared by plans of the same model, routing and seed."""
+
+
+@dataclass(frozen=True)
+class DrawnDomains:
+    """Sequences drawn for each domain of a routing policy, when a trace asks for them."""
+
+    router: DomainRouter
+    seed: int
+
+    @cached_property
+    def sequences(self) -> RecordedSequences:
+        """Sequences of all domains; drawing them takes about a second for a large model."""
+        return self.router.draw_sequences(open_stream(self.seed, "domains"))
 
 
 @dataclass(frozen=True)
@@ -69,8 +83,10 @@ class ExpertPlan:
     routing_source: str
     """Source of the routing's parameters, for notes."""
     recorded: RecordedSequences | None = None
-    """Sequences whose experts requests take token by token, where ranks are simulated; ``None``
-    where all take theirs from the pool."""
+    """Recorded sequences whose experts requests take token by token; ``None`` where all take theirs
+    from the pool, or by their domain."""
+    domains: DrawnDomains | None = None
+    """Sequences of each domain of a routing policy that tells some apart."""
 
 
 def plan_experts(
@@ -114,6 +130,7 @@ def plan_experts(
         routing=routing,
         routing_source=source,
         recorded=drawn.recorded,
+        domains=drawn.domains,
     )
 
 
@@ -168,7 +185,13 @@ class _Pools:
         for layer in layers:
             ids = draw_ids(router, layer, runs, open_stream(seed, "yesterday"), moe)
             load_LE[layer] = np.bincount(ids.ravel(), minlength=moe.num_experts)
-        return _Drawn(np.stack(today), load_LE, getattr(router, "recorded", None))
+        has_domains = getattr(router, "num_domains", 1) > 1
+        return _Drawn(
+            np.stack(today),
+            load_LE,
+            getattr(router, "recorded", None),
+            DrawnDomains(cast(DomainRouter, router), seed) if has_domains else None,
+        )
 
     def place_all(
         self, policy: Policy, load_LE: NDArray[np.float64], ep: int, place: str

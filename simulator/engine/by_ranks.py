@@ -14,6 +14,7 @@ from simpy.events import ProcessGenerator
 from simulator.deployment.expert_plan import POOL_TOKENS
 from simulator.engine.fabric import FluidWires, Wires
 from simulator.engine.message import MessageWires
+from simulator.engine.pool import PoolState
 from simulator.engine.rank import StepTimes, run_step
 from simulator.engine.state import Ranks, Requests
 from simulator.engine.step_price import ATTENTION, price_pipeline, slow_down
@@ -23,6 +24,8 @@ from simulator.step.loads import measure_loads
 from simulator.step.operations import list_operations
 from simulator.step.prices import Prices
 from simulator.step.program import Batch, PricedBatch
+
+_NONE: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
 
 
 def read_batches(requests: Requests, ranks: Ranks) -> list[Batch]:
@@ -68,16 +71,22 @@ class ByRanks:
         prices: Prices,
         make_wires: Callable[[simpy.Environment], Wires],
         stream: str = "steps",
+        profile_N: NDArray[np.int64] = _NONE,
     ) -> None:
         """Prepare the execution; nothing runs yet.
 
         Args:
             stream: name of the random stream, of which each step of each replica has its own.
+            profile_N: load profile of each request; empty where requests have none.
         """
         self.prices = prices
         self.make_wires = make_wires
         self.stream = stream
         self.taken = TakenSteps()
+        self._profile_N = profile_N
+        num_profiles = int(profile_N.max(initial=-1)) + 1
+        self.profile_tokens = np.zeros(num_profiles)
+        """Tokens of each load profile in all steps, ``[P]``."""
 
     def use_prices(self, prices: Prices) -> None:
         """Use other prices for steps that are formed from now on."""
@@ -101,6 +110,9 @@ class ByRanks:
         """
         prices = self.prices
         placement = prices.placement
+        for batch in batches if len(self._profile_N) else ():
+            profile_N = self._profile_N[np.concatenate(batch.requests)]
+            np.add.at(self.profile_tokens, profile_N, np.concatenate(batch.new_tokens))
         drawn = placement.rng(self.stream, replica, number)
         offsets = drawn.integers(POOL_TOKENS, size=len(batches)).tolist()
         # Lanes are at different stages at any time, so each has the wires to itself.
@@ -147,10 +159,11 @@ class ByRanks:
         )
 
 
-def start_ranks_of(prices: Prices, fidelity: Literal["rank", "message"], stream: str) -> ByRanks:
+def start_ranks_of(pool: PoolState, fidelity: Literal["rank", "message"], stream: str) -> ByRanks:
     """Make the executor of a pool's steps at a fidelity that simulates ranks."""
-    make_messages = partial(MessageWires, fabric=prices.placement.fabric)
-    return ByRanks(prices, FluidWires if fidelity == "rank" else make_messages, stream)
+    make_messages = partial(MessageWires, fabric=pool.plan.placement.fabric)
+    make_wires = FluidWires if fidelity == "rank" else make_messages
+    return ByRanks(pool.prices, make_wires, stream, pool.profile_N)
 
 
 def _parts_s(row: NDArray[np.float64]) -> float:

@@ -67,7 +67,7 @@ class PoolState:
             placement.layout.pp,
             self.limits.rules.output_share,
             self.limits.block_tokens if self._may_sum_decodes else 1,
-            len(self._profiles.tokens_P) if self._profiles else 1,
+            len(self.profiles.tokens_P) if self.profiles else 1,
         )
         self.fresh_ranks = ranks
         self.num_replicas = plan.serving.replicas
@@ -94,17 +94,25 @@ class PoolState:
     @cached_property
     def mixes(self) -> Mixes:
         """Mixes of requests that the routed experts are priced for."""
-        if self._profiles is None:
+        if self.profiles is None:
             return single_mix(self.prices)
-        return list_mixes(self.prices, self._profiles)
+        return list_mixes(self.prices, self.profiles)
 
     @cached_property
-    def _profiles(self) -> LoadProfiles | None:
+    def profile_N(self) -> Ints:
+        """Load profile of each request of the trace, ``[N]``; empty where requests have none."""
+        if self._choices is None or self.profiles is None:
+            return np.zeros(0, dtype=np.int64)
+        profile_N: Ints = self.profiles.profile_Q[self._choices.sequence_N]
+        return profile_N
+
+    @cached_property
+    def profiles(self) -> LoadProfiles | None:
         """Load profiles of recorded sequences; ``None`` where requests have none of their own."""
-        experts, moe = self.plan.placement.experts, self.plan.placement.model.moe
-        if experts is None or experts.recorded is None or moe is None:
+        moe = self.plan.placement.model.moe
+        if self._choices is None or moe is None:
             return None
-        return find_profiles(experts.recorded, moe.num_experts)
+        return find_profiles(self._choices.recorded, moe.num_experts)
 
     @property
     def replica_of(self) -> Ints:
@@ -118,8 +126,8 @@ class PoolState:
             with_prefixes=self.limits.prefix_tokens > 0,
             first=first,
         )
-        if self._choices is not None and self._profiles is not None:
-            requests.profile[:] = self._profiles.profile_Q[self._choices.sequence_N[first:end]]
+        if len(self.profile_N):
+            requests.profile[:] = self.profile_N[first:end]
         return requests
 
     def hold_rows(self, requests: Requests, replica_of: Ints) -> None:
@@ -153,8 +161,8 @@ class PoolState:
         self.plan = replace(self.plan, placement=placement)
         self.__dict__.pop("prices", None)  # where they were asked for
         mixes: Mixes | None = self.__dict__.pop("mixes", None)
-        if mixes is not None and self._profiles is not None and len(mixes.prices_M) > 1:
-            self.mixes = mixes.place(self._profiles, placed)
+        if mixes is not None and self.profiles is not None and len(mixes.prices_M) > 1:
+            self.mixes = mixes.place(self.profiles, placed)
 
     def choose(self) -> int:
         """Choose the replica for the next request with the user's own balancer."""

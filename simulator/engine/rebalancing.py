@@ -6,6 +6,7 @@ import copy
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from simulator.deployment.placement import Placement
 from simulator.policies.messages import Messages
@@ -15,17 +16,27 @@ from simulator.results.tables import ExpertsMoved
 from simulator.work.expert_moves import count_expert_moves
 from simulator.work.memory import expert_bytes_per_layer
 
+Floats = NDArray[np.float64]
 
-def expect_load(placement: Placement, at_s: float, num_tokens: int) -> ExpertLoad:
+
+def expect_load(
+    placement: Placement, at_s: float, num_tokens: int, profile_LE: Floats | None
+) -> ExpertLoad:
     """Expected load of each expert after ``num_tokens`` tokens, from the pool that steps take their
     choices from.
+
+    Args:
+        profile_LE: load of each expert by the load profiles of the tokens' requests, ``[L, E]``;
+            ``None`` where requests have none.
     """
     experts, moe = placement.experts, placement.model.moe
     assert experts is not None
     assert moe is not None
-    pool_LTK = experts.topk_ids_LTK
-    counts = [np.bincount(ids_TK.ravel(), minlength=moe.num_experts) for ids_TK in pool_LTK]
-    load_LE = np.stack(counts) * (num_tokens / pool_LTK.shape[1])
+    load_LE = profile_LE
+    if load_LE is None:
+        pool_LTK = experts.topk_ids_LTK
+        counts = [np.bincount(ids_TK.ravel(), minlength=moe.num_experts) for ids_TK in pool_LTK]
+        load_LE = np.stack(counts) * (num_tokens / pool_LTK.shape[1])
     # A policy gets copies, for what it writes into them must not move anything.
     placed = copy.deepcopy(experts.placed)
     return ExpertLoad(at_s, num_tokens, load_LE, placed)
@@ -45,7 +56,7 @@ def place_again(placement: Placement, placed: Placed) -> Placement:
     return replace(placement, experts=replace(placement.experts, placed=placed))
 
 
-def price_move(placement: Placement, placed: Placed, at_s: float, pool: str) -> ExpertsMoved:
+def price_move(placement: Placement, placed: Placed, load: ExpertLoad, pool: str) -> ExpertsMoved:
     """Price moving the experts of one replica, whose links carry nothing else meanwhile: copies,
     bytes and seconds.
 
@@ -64,4 +75,12 @@ def price_move(placement: Placement, placed: Placed, at_s: float, pool: str) -> 
     sent = Messages.from_matrix(parts_SR.astype(np.float64)).times(part_bytes)
     seconds = placement.comm.exchange("dispatch", sent).alone_s
     num_bytes = float(parts_SR.sum() * part_bytes)
-    return ExpertsMoved(at_s, pool, int(moves_SR.sum()), num_bytes, seconds)
+    return ExpertsMoved(
+        load.at_s,
+        pool,
+        int(moves_SR.sum()),
+        num_bytes,
+        seconds,
+        load.measure_imbalance(experts.placed),
+        load.measure_imbalance(placed),
+    )

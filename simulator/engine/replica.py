@@ -33,7 +33,7 @@ from simulator.engine.state import (
     Requests,
 )
 from simulator.engine.step_log import POOL, REPLICA, ROW_STEPS, find_row, observe
-from simulator.engine.step_price import price_step
+from simulator.engine.step_price import count_profiles, price_step
 from simulator.engine.table import StepTable
 
 PAUSE = 3_000_000
@@ -136,6 +136,7 @@ def take_steps(
         row[1] = price_step(requests, ranks, table, row)
         if math.isnan(row[1]):
             return UNPRICED, now_s, done, rows, work
+        count_profiles(table)
         work += _STEP + ranks.each[:, NUM_RUNNING].sum()
         now_s += row[1]
         if now_s >= span.next_s or now_s > span.until_s or ranks.counts[0, FIRST_RESERVED] >= 0:

@@ -71,6 +71,14 @@ def price_step(
 
 
 @jit_inner
+def count_profiles(table: StepTable) -> None:
+    """Count the tokens of the step that was priced last by their load profiles."""
+    total, tokens_P = table.profile_tokens, table.room_for_profiles
+    for p in range(len(total)):
+        total[p] += tokens_P[p]
+
+
+@jit_inner
 def slow_down(row: NDArray[np.float64], factor: float, passes: float) -> None:
     """Multiply the parts of a step's time by ``factor``.
 

@@ -106,6 +106,8 @@ class StepTable(NamedTuple):
     """Share of the layers in the longest stage."""
     last_stage: float
     """Share of the layers in the last stage."""
+    profile_tokens: Floats
+    """``[P]`` tokens of each load profile in all steps that were priced."""
     room_for_profiles: Floats
     """Scratch space ``[P]`` of a step's tokens by load profile."""
     room_for_loads: Floats
@@ -237,6 +239,7 @@ def start_table(mixes: Mixes) -> StepTable:
         else np.zeros(0),
         longest_stage=prices.stage_shares[0],
         last_stage=prices.stage_shares[1],
+        profile_tokens=np.zeros(mixes.load_YPR.shape[1]),
         room_for_profiles=np.zeros(mixes.load_YPR.shape[1]),
         room_for_loads=np.zeros(mixes.load_YPR.shape[2]),
         room_for_sums=np.zeros((len(ways), 2, NUM_SUMS)),
@@ -325,6 +328,7 @@ def empty_table() -> StepTable:
         sends_s=nothing,
         longest_stage=0.0,
         last_stage=0.0,
+        profile_tokens=nothing,
         room_for_profiles=nothing,
         room_for_loads=nothing,
         room_for_sums=np.zeros((0, 0, 0)),

@@ -43,13 +43,14 @@ from simulator.engine.request_rows import read_requests
 from simulator.engine.sending import form_soon
 from simulator.engine.served import Rows, Served
 from simulator.engine.step_log import POOL, REPLICA
-from simulator.engine.step_price import price_step
+from simulator.engine.step_price import count_profiles, price_step
 from simulator.engine.step_rows import StepLog, read_steps
 from simulator.engine.table import StepTable, empty_table, fill_entry, start_table
 from simulator.engine.windows import count_settled
 from simulator.policies.contracts import decide_placement, list_looks
 from simulator.policies.failures import Change
 from simulator.policies.placement import Placed
+from simulator.policies.rebalancing import ExpertLoad
 from simulator.results.tables import DeploymentRecord, ExpertsMoved
 from simulator.workload.traces import RequestTrace
 
@@ -114,7 +115,7 @@ def serve(
             tables[name] = fill(pool, STREAMS[name])
         else:
             tables[name] = empty_table()
-            by_ranks[name] = start_ranks_of(pool.prices, fidelity, STREAMS[name])
+            by_ranks[name] = start_ranks_of(pool, fidelity, STREAMS[name])
     state = LoopState(plan, trace, pools, tables, ingress_delay_s)
     timeline = _Timeline(state, pools, by_ranks, fill, progress)
     timeline.run(math.inf if until is None else until)
@@ -247,35 +248,60 @@ class _Timeline:
         """Ask a pool's rebalancing policy at its times, and move experts as it decides."""
         pool, before = self._state.pools[place], 0
         policy, drafted = pool.plan.serving.rebalancing, pool.plan.placement.drafts.num_tokens
+        profiles, seen_P = pool.profiles, self._count_profiles(place)
         for number, at_s in enumerate(looks):
             yield self._instants.wait_until(at_s, CHANGE)
             if at_s > self._until_s:
                 return
             self._run_ahead(at_s)
             placement, computed = pool.plan.placement, self._log.count_tokens(place, drafted)
-            load = expect_load(placement, at_s, computed - before)
+            tokens_P = self._count_profiles(place)
+            profile_LE = profiles.expect_load(tokens_P - seen_P) if profiles else None
+            load = expect_load(placement, at_s, computed - before, profile_LE)
             placed = decide_placement(policy, load, placement.rng("rebalancing", number))
-            before = computed
-            if placed is not None:
-                self._move_experts(place, placed, at_s)
+            before, seen_P = computed, tokens_P
+            if placed is not None and moves_any(placement, placed):
+                self._move_experts(place, placed, load)
 
-    def _move_experts(self, place: int, placed: Placed, at_s: float) -> None:
-        """Price later steps with the new placement of experts; those in flight keep
-        their prices.
-        """
-        pool, name = self._state.pools[place], self._state.names[place]
-        if not moves_any(pool.plan.placement, placed):
-            return
-        moved = price_move(pool.plan.placement, placed, at_s, name)
-        self.rebalances.append(moved)
-        pool.place_experts(placed)
+    def _count_profiles(self, place: int) -> NDArray[np.float64]:
+        """Count the tokens of all steps of a pool so far by their load profiles, ``[P]``."""
         if self._by_ranks:
-            self._by_ranks[place].use_prices(pool.prices)
-        else:
-            self._state.use_table(place, self._fill(pool, STREAMS[name]))
+            return self._by_ranks[place].profile_tokens.copy()
+        return self._state.pool_at(place).table.profile_tokens.copy()
+
+    def _move_experts(self, place: int, placed: Placed, load: ExpertLoad) -> None:
+        """Price later steps with the new placement of experts, once its weights have travelled;
+        those in flight keep their prices.
+        """
+        pool = self._state.pools[place]
+        moved = price_move(pool.plan.placement, placed, load, self._state.names[place])
+        self.rebalances.append(moved)
+        if getattr(pool.plan.serving.rebalancing, "asynchronous", False):
+            self._env.process(self._place_later(place, placed, load.at_s + moved.seconds))
+            return
+        self._place_experts(place, placed)
         for replica in range(pool.num_replicas):
             pool.clock_of(replica).is_paused[:] += 1
             self._env.process(self._pause(place, replica, moved.seconds))
+
+    def _place_later(self, place: int, placed: Placed, at_s: float) -> ProcessGenerator:
+        """Price steps with the new placement from the time on at which its weights have arrived."""
+        yield self._instants.wait_until(at_s, CHANGE)
+        self._run_ahead(at_s)
+        self._place_experts(place, placed)
+
+    def _place_experts(self, place: int, placed: Placed) -> None:
+        pool, name = self._state.pools[place], self._state.names[place]
+        pool.place_experts(placed)
+        if self._by_ranks:
+            self._by_ranks[place].use_prices(pool.prices)
+            return
+        table = self._state.pool_at(place).table
+        if len(table.profile_tokens):  # prices hold for any placement in as many slots
+            table = table._replace(profile_loads=pool.mixes.load_YPR)
+        else:
+            table = self._fill(pool, STREAMS[name])
+        self._state.use_table(place, table)
 
     def _pause(self, place: int, replica: int, seconds: float) -> ProcessGenerator:
         """Keep a replica from forming steps while its experts move, behind the step in flight."""
@@ -350,6 +376,7 @@ class _Timeline:
         while np.isnan(row[1]):
             fill_entry(table, pool.mixes, STREAMS[state.names[place]], *table.wanted.tolist())
             row[1] = price_step(pool.requests, pool.ranks_of(replica), table, row[:POOL])
+        count_profiles(table)
         push_event(state.events, row[0] + row[1], code_of(ENDS, number))
 
     def _start_log(self) -> None:

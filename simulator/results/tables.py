@@ -248,7 +248,13 @@ class ExpertsMoved:
     num_bytes: float
     """Bytes of weights of these copies."""
     seconds: float
-    """Seconds for which each replica formed no step."""
+    """Seconds in which the weights travel over a replica's links, if nothing else does. While they
+    do the replica forms no step, unless the policy is asynchronous."""
+    imbalance_before: float
+    """Imbalance of the load that the decision is made on, with experts where they were: the busiest
+    rank's token-expert pairs over the mean rank's, as a mean over layers."""
+    imbalance_after: float
+    """Imbalance of the same load with experts where they are then."""
 
 
 @dataclass(frozen=True)

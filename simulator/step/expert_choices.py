@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from simulator.deployment.expert_plan import POOL_TOKENS, ExpertPlan
 from simulator.policies.contracts import drop_overflow
 from simulator.policies.overflow import may_drop
+from simulator.policies.routing import RecordedSequences
 from simulator.work.layout import Layout
 from simulator.work.slots import SlotMap
 
@@ -104,7 +105,12 @@ class RecordedTokens(ChoosingTokens):
     """
 
     def __init__(
-        self, experts: ExpertPlan, layout: Layout, tokens_d: Ints, recorded_T: Ints
+        self,
+        experts: ExpertPlan,
+        layout: Layout,
+        tokens_d: Ints,
+        recorded: RecordedSequences,
+        recorded_T: Ints,
     ) -> None:
         """Prepare the tokens.
 
@@ -113,9 +119,8 @@ class RecordedTokens(ChoosingTokens):
                 data-parallel rank after rank.
         """
         super().__init__(experts, layout, tokens_d)
-        assert experts.recorded is not None
         self._sampled = self.total
-        self._ids_LTK = experts.recorded.ids_LTK
+        self._ids_LTK = recorded.ids_LTK
         self._recorded_T = recorded_T
 
     def _take_ids(self, layer: int, offset: int, count: int) -> NDArray[np.int16]:

@@ -31,6 +31,7 @@ keep distances within some 15 % (Johnson and Lindenstrauss 1984)."""
 class LoadProfiles:
     """Load profiles of a recording."""
 
+    recorded: RecordedSequences
     profile_Q: Ints
     """Profile of each recorded sequence, ``[Q]``."""
     load_PLE: Floats
@@ -44,12 +45,20 @@ class LoadProfiles:
         count_P = np.array([len(tokens) for tokens in self.tokens_P], dtype=np.float64)
         return np.asarray(count_P / count_P.sum())
 
+    def expect_load(self, tokens_P: Floats) -> Floats:
+        """Token-expert pairs of each expert that are expected of so many tokens of each profile,
+        ``[L, E]``.
+        """
+        return np.asarray(np.tensordot(tokens_P, self.load_PLE, 1))
+
 
 def find_profiles(recorded: RecordedSequences, num_experts: int) -> LoadProfiles:
     """Find the load profiles of a recording; the same for the same recording."""
     load_QLE, length_Q = _count_loads(recorded, num_experts)
     num_sequences = len(length_Q)
-    if num_sequences <= MOST_PROFILES:
+    if recorded.is_drawn and len(recorded.domains) <= MOST_PROFILES:
+        profile_Q = recorded.domain_Q
+    elif num_sequences <= MOST_PROFILES:
         profile_Q = np.arange(num_sequences)
     else:
         profile_Q = _cluster(load_QLE / length_Q[:, None, None], recorded)
@@ -59,7 +68,7 @@ def find_profiles(recorded: RecordedSequences, num_experts: int) -> LoadProfiles
     np.add.at(count_PLE, profile_Q, load_QLE)
     tokens_P = tuple(np.flatnonzero(token_T == profile) for profile in range(num_profiles))
     counts = np.array([len(tokens) for tokens in tokens_P])
-    return LoadProfiles(profile_Q, count_PLE / counts[:, None, None], tokens_P)
+    return LoadProfiles(recorded, profile_Q, count_PLE / counts[:, None, None], tokens_P)
 
 
 def _count_loads(recorded: RecordedSequences, num_experts: int) -> tuple[Floats, Ints]:

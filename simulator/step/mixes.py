@@ -123,7 +123,6 @@ def _price_mix(prices: Prices, profiles: LoadProfiles, mix_P: Floats, placed: Pl
     """Price steps whose tokens are drawn from a mix, with experts placed so."""
     experts = prices.placement.experts
     assert experts is not None
-    assert experts.recorded is not None
     rng = open_stream(0, "mixes")
     profile_T = rng.choice(len(mix_P), size=POOL_TOKENS, p=mix_P)
     place_T = rng.random(POOL_TOKENS)
@@ -131,6 +130,6 @@ def _price_mix(prices: Prices, profiles: LoadProfiles, mix_P: Floats, placed: Pl
     recorded_T = np.array(
         [tokens[p][int(at * len(tokens[p]))] for p, at in zip(profile_T, place_T, strict=True)]
     )
-    pool_LTK = experts.recorded.ids_LTK[:, recorded_T]
-    mixed = replace(experts, topk_ids_LTK=pool_LTK, placed=placed, recorded=None)
+    pool_LTK = profiles.recorded.ids_LTK[:, recorded_T]
+    mixed = replace(experts, topk_ids_LTK=pool_LTK, placed=placed)
     return Prices(replace(prices.placement, experts=mixed), prices.max_tokens)

@@ -35,6 +35,7 @@ class RequestChoices:
         Args:
             rng: for the sequences that are drawn; the same for all parts of a trace.
         """
+        self.recorded = recorded
         num_sequences = len(recorded.start_Q)
         length_Q = np.diff(recorded.start_Q, append=recorded.ids_LTK.shape[1])
         group_Q = recorded.domain_Q + 1 if len(recorded.domain_Q) else np.zeros(num_sequences, int)
@@ -76,24 +77,36 @@ class RequestChoices:
         """List the tokens of a batch, ready to choose experts."""
         assert placement.experts is not None
         recorded_T = self.find_tokens(batch)
-        return RecordedTokens(placement.experts, placement.layout, batch.tokens_d, recorded_T)
+        return RecordedTokens(
+            placement.experts, placement.layout, batch.tokens_d, self.recorded, recorded_T
+        )
 
 
 def bind_requests(placement: Placement, trace: RequestTrace) -> RequestChoices | None:
-    """Give every request of a trace a recorded sequence; ``None`` where routing is not exact."""
-    if placement.experts is None or placement.experts.recorded is None:
+    """Give every request of a trace a sequence: a recorded one where routing is exact, one of its
+    domain where both the trace and the routing tell domains apart; otherwise ``None``.
+    """
+    experts = placement.experts
+    if experts is None:
         return None
-    return RequestChoices(placement.experts.recorded, trace, placement.rng("recorded sequences"))
+    recorded = experts.recorded
+    if recorded is None and experts.domains is not None and trace.domains:
+        recorded = experts.domains.sequences
+    if recorded is None:
+        return None
+    return RequestChoices(recorded, trace, placement.rng("recorded sequences"))
 
 
 def describe_choices(placement: Placement, trace: RequestTrace) -> str | None:
     """Describe in a sentence where the requests of a trace take their experts from; ``None`` where
-    routing is not exact.
+    all take them from one pool.
     """
     choices = bind_requests(placement, trace)
-    if choices is None or placement.experts is None or placement.experts.recorded is None:
+    if choices is None:
         return None
-    recorded, total = placement.experts.recorded, trace.num_requests
+    recorded, total = choices.recorded, trace.num_requests
+    if recorded.is_drawn:
+        return _describe_domains(placement, recorded, trace)
     named = int(choices.is_named_N.sum())
     of_domain = int(((choices.group_N != _ALL) & ~choices.is_named_N).sum())
     parts = []
@@ -110,6 +123,19 @@ def describe_choices(placement: Placement, trace: RequestTrace) -> str | None:
         f"({len(recorded.start_Q)} sequences of {recorded.ids_LTK.shape[1]} tokens)"
         + (f"; {longer} are longer than theirs and go on with others" if longer else "")
         + (f"; the recording has no domain {', '.join(unknown)}" if unknown else "")
+    )
+
+
+def _describe_domains(
+    placement: Placement, recorded: RecordedSequences, trace: RequestTrace
+) -> str:
+    """Describe which domains of a routing policy stand for those of a trace."""
+    pairs = ", ".join(
+        f"{name} as number {place % len(recorded.domains) + 1}"
+        for place, name in enumerate(trace.domains)
+    )
+    return (
+        f"experts of {placement.name} by domain: {pairs} of the routing's {len(recorded.domains)}"
     )
 
 
@@ -133,6 +159,8 @@ def _find_groups(recorded: RecordedSequences, trace: RequestTrace) -> Ints:
     """Group of sequences that each request draws from, ``[N]``."""
     if not len(trace.domain):
         return np.zeros(trace.num_requests, dtype=np.int64)
+    if recorded.is_drawn:
+        return np.where(trace.domain < 0, _ALL, trace.domain % len(recorded.domains) + 1)
     names = list(recorded.domains)
     group_D = [names.index(name) + 1 if name in names else _ALL for name in trace.domains]
     groups: Ints = np.array([*group_D, _ALL], dtype=np.int64)[trace.domain]

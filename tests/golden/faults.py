@@ -134,8 +134,8 @@ FAULTS = (
     Fault(
         "the second half of an overlapped step computes nothing beside",
         PRICE,
-        "fullest * num_ranks / total_tokens, beside / 2, row",
-        "fullest * num_ranks / total_tokens, beside, row",
+        "share, imbalance, beside / 2, row",
+        "share, imbalance, beside, row",
     ),
     Fault(
         "a pipeline's last stage has no output matrix",
@@ -230,8 +230,8 @@ FAULTS = (
     Fault(
         "every layer has the first one's experts",
         "simulator/step/prices.py",
-        "[(layer, offset) for layer in",
-        "[(0, offset) for layer in",
+        "(layer, offset) for layer in range(num_layers)",
+        "(0, offset) for layer in range(num_layers)",
     ),
     Fault(
         "tiles need not be whole",

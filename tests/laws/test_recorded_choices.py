@@ -237,13 +237,6 @@ def test_a_run_says_where_experts_come_from(tiny, tmp_path):
     assert describe_choices(tiny.plan("moe").placement, trace) is None
 
 
-def test_steps_priced_by_their_numbers_alone_refuse_exact_routing(tiny, tmp_path):
-    write_recording(tmp_path / "ids.npz", 2, 16, 2, 3)
-    plan = tiny.plan("moe", num_layers=2, routing=exact(tmp_path / "ids.npz"))
-    with pytest.raises(UserError, match="exact = true takes --fidelity rank or message"):
-        serve(plan, tiny.trace(4), "step")
-
-
 def test_counts_of_experts_refuse_exact_routing(tiny, tmp_path):
     np.savez(tmp_path / "counts.npz", counts=np.ones((2, 16)))
     with pytest.raises(UserError, match="takes the experts of every token, and it holds counts"):
@@ -267,7 +260,7 @@ def test_fewer_requests_load_ranks_less_evenly(tiny, num_requests, published):
         chosen = rng.choice(np.flatnonzero(length_Q >= tokens), num_requests, replace=False)
         place_T = np.concatenate([recorded.start_Q[own] + np.arange(tokens) for own in chosen])
         step = RecordedTokens(
-            plan.placement.experts, plan.placement.layout, np.full(8, 32), place_T
+            plan.placement.experts, plan.placement.layout, np.full(8, 32), recorded, place_T
         )
         steps = prices.experts.price_tokens(step, [(layer, 0) for layer in range(24)])
         ratios.append(np.mean([find_imbalance(one.pairs_R) for one in steps]))

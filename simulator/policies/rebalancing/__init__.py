@@ -1,7 +1,9 @@
 """Rebalancing of experts during a run, one policy in a file.
 
 A policy states when it is asked, and then decides from the load since the last time where experts
-shall lie; the engine moves them. While the experts of a replica move, it forms no step.
+shall lie; the engine moves them. While the experts of a replica move, it forms no step, unless the
+policy has an attribute ``asynchronous`` that is true: then steps go on, and find the experts in
+their new places when the last one has arrived.
 """
 
 from __future__ import annotations
@@ -23,9 +25,25 @@ class ExpertLoad(NamedTuple):
     num_tokens: int
     """Tokens that all replicas of the pool have computed since the policy was asked last."""
     load_LE: NDArray[np.float64]
-    """Expected number of tokens that have chosen each expert of each layer, ``[L, E]``."""
+    """Expected number of tokens that have chosen each expert of each layer, ``[L, E]``, by the load
+    profiles of the requests that the tokens are of."""
     placed: Placed
     """Current placement of experts, the same in every replica."""
+
+    def measure_imbalance(self, placed: Placed) -> float:
+        """Measure how uneven the load would be with another placement: the busiest rank's over the
+        mean rank's, as a mean over layers that have any. Copies of an expert share its tokens.
+        """
+        load_LR = np.zeros((len(self.load_LE), placed.num_ranks))
+        for layer, load_E in enumerate(self.load_LE):
+            expert_P = placed.expert_LP[layer]
+            copies_E = np.bincount(expert_P, minlength=len(load_E))
+            np.add.at(load_LR[layer], placed.rank_LP[layer], load_E[expert_P] / copies_E[expert_P])
+        mean_L = load_LR.mean(axis=1)
+        is_loaded_L = mean_L > 0
+        if not is_loaded_L.any():
+            return 1.0
+        return float((load_LR.max(axis=1)[is_loaded_L] / mean_L[is_loaded_L]).mean())
 
 
 class RebalancingPolicy(Protocol):

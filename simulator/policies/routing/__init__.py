@@ -28,6 +28,9 @@ class RecordedSequences:
     """Index of each sequence's kind of text, ``[Q]``; empty without any."""
     request_ids: tuple[str, ...] = ()
     """Identifier of the request that each sequence was recorded of; empty where none are known."""
+    is_drawn: bool = False
+    """Whether the sequences were drawn from the popularity of experts in each domain, so that those
+    of one domain differ by chance alone, and domains go by number instead of by name."""
 
 
 class Router(Protocol):
@@ -51,6 +54,19 @@ class Router(Protocol):
             ``topk_ids_TK``, ``int16 [T, K]``, the ``K`` ids of a row distinct and in ``0 .. E-1``;
             other whole numbers are cast.
         """
+        ...
+
+
+class DomainRouter(Router, Protocol):
+    """Router that tells domains apart, so that requests can be routed by theirs."""
+
+    @property
+    def num_domains(self) -> int:
+        """Number of domains, at least 1."""
+        ...
+
+    def draw_sequences(self, rng: np.random.Generator) -> RecordedSequences:
+        """Draw sequences of each domain that requests of it can take by position."""
         ...
 
 

@@ -9,11 +9,16 @@ from numpy.typing import NDArray
 
 from simulator.base.jit import jit_inner
 from simulator.config.ffns.moe import MoE
+from simulator.policies.routing import RecordedSequences
 from simulator.policies.routing._select import LARGEST_INCLUSION, choose, inclusion
 
 _CHUNK_SCORES = 1 << 19
 """Scores held at once (2 MB in float32), so that a batch of any size fits in memory and stays in
 cache."""
+
+_SEQUENCES, _SEQUENCE_TOKENS = 16, 256
+"""Sequences drawn for each domain, and tokens of one: as many as steps take their experts from
+where requests are of no domain."""
 
 MAX_TOPICS = 16
 """Most topics that affinity groups the experts of a layer into; DeepSeek-V2-Lite's 64 experts then
@@ -46,11 +51,44 @@ class PopularityRouter:
         self, layer: int, run_lengths: NDArray[np.int64], rng: np.random.Generator
     ) -> NDArray[np.int16]:
         """Choose the experts of a batch of tokens (:class:`simulator.policies.routing.Router`)."""
-        lengths = run_lengths[run_lengths > 0]
+        return self._draw(layer, run_lengths[run_lengths > 0], None, rng)
+
+    @property
+    def num_domains(self) -> int:
+        """Number of domains, each with popular experts of its own."""
+        return len(self.handicap_DLCE)
+
+    def draw_sequences(self, rng: np.random.Generator) -> RecordedSequences:
+        """Draw sequences of each domain that requests of it can take by position."""
+        num_domains, num_layers = self.handicap_DLCE.shape[:2]
+        length_Q = np.full(num_domains * _SEQUENCES, _SEQUENCE_TOKENS, dtype=np.int64)
+        domain_Q = np.arange(num_domains).repeat(_SEQUENCES)
+        domain_T, seed = domain_Q.repeat(length_Q), int(rng.integers(1 << 62))
+        ids = [
+            self._draw(layer, length_Q, domain_T, np.random.default_rng(seed))
+            for layer in range(num_layers)
+        ]
+        names = tuple(str(number + 1) for number in range(num_domains))
+        start_Q = np.cumsum(length_Q) - length_Q
+        return RecordedSequences(np.stack(ids), start_Q, names, domain_Q, is_drawn=True)
+
+    def _draw(
+        self,
+        layer: int,
+        lengths: NDArray[np.int64],
+        domain_T: NDArray[np.int64] | None,
+        rng: np.random.Generator,
+    ) -> NDArray[np.int16]:
+        """Draw the experts of runs of tokens in one layer.
+
+        Args:
+            domain_T: domain of each token; by default one is drawn for each run.
+        """
         num_tokens = int(lengths.sum())
         is_first_T = np.zeros(num_tokens, dtype=bool)
         is_first_T[np.cumsum(lengths) - lengths] = True
-        domain_T = self._domains(lengths, rng)
+        if domain_T is None:
+            domain_T = self._domains(lengths, rng)
         # Layers called with one stream share the domains of their runs, as layers of one text do,
         # and nothing else.
         rng = np.random.default_rng([int(rng.integers(1 << 62)), layer])

@@ -52,8 +52,7 @@ class Replay(Frozen):
     exact: bool = False
     """Whether every request takes the experts of one recorded sequence, token by token: the
     sequence recorded of it where the trace and the recording name requests (``request_id``),
-    otherwise one that is drawn among those of its domain. Takes ``--fidelity rank`` or
-    ``message``."""
+    otherwise one that is drawn among those of its domain."""
     layers: LayerChoice = "exact"
     """Match of recorded layers to the model's: ``"exact"``, or ``"nearest"`` where in a recording
     of some layers the nearest recorded one stands for each missing one."""

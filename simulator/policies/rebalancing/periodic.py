@@ -1,0 +1,72 @@
+"""Rebalancing at regular times, as engines' expert balancers do it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from simulator.base.frozen import Frozen, Policy
+from simulator.base.plugins import build
+from simulator.base.quantities import Duration, Factor
+from simulator.policies.placement import Placed, PlacementPolicy
+from simulator.policies.rebalancing import ExpertLoad
+from simulator.policies.rebalancing._fewest_moves import keep_where_alike
+
+
+class Periodic(Frozen):
+    """Experts are placed by their load in a window that ends when they are looked at, where that
+    makes the load of ranks more even.
+
+    vLLM looks every 3,000 steps at the last 1,000 (``--eplb-config``), SGLang every 1,000 steps
+    (``--eplb-rebalance-num-iterations``). Moves that keep experts where copies of them were carry
+    fewer bytes and lead to the same loads.
+    """
+
+    every_s: Duration = Field(examples=[300.0])
+    """Seconds from one look to the next."""
+    window_s: Duration | None = None
+    """Seconds before a look whose load counts; absent = all since the last look."""
+    placement: Policy = {"kind": "eplb"}
+    """Placement policy; of ``eplb``, the slots are those that the deployment has."""
+    threshold: Factor = 1.0
+    """Imbalance of the window's load, the busiest rank's over the mean rank's as a mean over
+    layers, from which on experts are moved."""
+    least_gain: Factor = 1e-6
+    """Least decrease of that imbalance that experts are moved for."""
+    asynchronous: bool = False
+    """Whether steps go on while weights travel, as with vLLM's ``use_async``; otherwise the replica
+    waits."""
+
+    @model_validator(mode="after")
+    def _check_window(self) -> Periodic:
+        if self.window_s is not None and self.window_s > self.every_s:
+            raise ValueError(
+                f"window_s ({self.window_s:g}) must be at most every_s ({self.every_s:g})"
+            )
+        return self
+
+    def looks(self) -> Iterator[float]:
+        window_s = self.window_s or self.every_s
+        for number in count(1):
+            if window_s < self.every_s:
+                yield number * self.every_s - window_s
+            yield number * self.every_s
+
+    def decide(self, load: ExpertLoad, rng: np.random.Generator) -> Placed | None:
+        begins_window = load.at_s % self.every_s > 1e-9 * self.every_s
+        begins_window = begins_window and self.every_s - load.at_s % self.every_s > 1e-6
+        now = load.measure_imbalance(load.placed)
+        if begins_window or not load.num_tokens or now < self.threshold:
+            return None
+        table = dict(self.placement)
+        num_slots = load.placed.expert_LP.shape[1]
+        if table["kind"] == "eplb" and num_slots > load.load_LE.shape[1]:
+            table["num_slots"] = num_slots
+        policy: PlacementPolicy = build("placement", table, "rebalancing placement")
+        placed = policy.place(load.load_LE, load.placed.num_ranks, rng)
+        if now - load.measure_imbalance(placed) < self.least_gain:
+            return None
+        return keep_where_alike(load.placed, placed)
