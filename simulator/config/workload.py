@@ -4,13 +4,14 @@ promised.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from itertools import pairwise
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from simulator.base.frozen import Frozen, Policy
 from simulator.base.kinds import PolicyOf, TableOf
-from simulator.base.quantities import Duration, Factor, Requests, Seconds, Thickening
+from simulator.base.quantities import Duration, Factor, Ratio, Requests, Seconds, Thickening
 
 
 class SLO(Frozen):
@@ -57,6 +58,44 @@ class NamedWorkloadSpec(GeneratorSpec):
     """Source of each group of numbers."""
 
 
+class DomainMix(Frozen):
+    """Shares of the kinds of text from some time on."""
+
+    at_s: Seconds = 0.0
+    """Time in the run, seconds; the mix before the first one is the first."""
+    shares: dict[str, Ratio] = Field(min_length=1, examples=[{"chat": 0.7, "code": 0.3}])
+    """Share of the requests of each kind of text; they are scaled to a sum of 1."""
+
+    @field_validator("shares")
+    @classmethod
+    def _check_sum(cls, shares: dict[str, float]) -> dict[str, float]:
+        if not sum(shares.values()):
+            raise ValueError("shares must not all be 0")
+        return shares
+
+
+class DomainsSpec(Frozen):
+    """Kinds of text of requests, drawn by shares that may change with the time of arrival."""
+
+    mixes: tuple[DomainMix, ...] = Field(min_length=1)
+    """Mixes of kinds of text, in order of time."""
+    changes: Literal["step", "linear"] = "step"
+    """Change from one mix to the next: at once, or evenly over the time between them."""
+    period_s: Duration | None = None
+    """Seconds after which the mixes begin anew, such as 86,400 for a day; absent = never."""
+
+    @model_validator(mode="after")
+    def _check_order(self) -> DomainsSpec:
+        times = [mix.at_s for mix in self.mixes]
+        if any(later <= earlier for earlier, later in pairwise(times)):
+            raise ValueError("mixes must be in order of at_s, each later than the one before")
+        if self.period_s is not None and times[-1] >= self.period_s:
+            raise ValueError(
+                f"the last mix (at_s = {times[-1]:g}) must be before period_s ({self.period_s:g})"
+            )
+        return self
+
+
 class WorkloadSpec(Frozen):
     """The ``[workload]`` table of a scenario."""
 
@@ -85,5 +124,8 @@ class WorkloadSpec(Frozen):
     arrivals: Annotated[Policy, PolicyOf("arrivals")] | None = None
     """Arrival process instead of the source's own times; needed where the source has lengths
     only."""
+    domains: DomainsSpec | None = None
+    """Kinds of text of the requests, which load different experts where the routing tells them
+    apart; absent = those that the source names, if any."""
     slo: SLO = SLO()
     """Latency targets of each request."""

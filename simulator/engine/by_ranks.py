@@ -25,8 +25,6 @@ from simulator.step.operations import list_operations
 from simulator.step.prices import Prices
 from simulator.step.program import Batch, PricedBatch
 
-_NONE: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
-
 
 def read_batches(requests: Requests, ranks: Ranks) -> list[Batch]:
     """Read the formed step of a replica: one batch for each lane that has something to compute."""
@@ -71,22 +69,23 @@ class ByRanks:
         prices: Prices,
         make_wires: Callable[[simpy.Environment], Wires],
         stream: str = "steps",
-        profile_N: NDArray[np.int64] = _NONE,
     ) -> None:
         """Prepare the execution; nothing runs yet.
 
         Args:
             stream: name of the random stream, of which each step of each replica has its own.
-            profile_N: load profile of each request; empty where requests have none.
         """
         self.prices = prices
         self.make_wires = make_wires
         self.stream = stream
         self.taken = TakenSteps()
-        self._profile_N = profile_N
-        num_profiles = int(profile_N.max(initial=-1)) + 1
-        self.profile_tokens = np.zeros(num_profiles)
+        self._profile_N: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        self.profile_tokens = np.zeros(0)
         """Tokens of each load profile in all steps, ``[P]``."""
+
+    def count_profiles(self, profile_N: NDArray[np.int64], num_profiles: int) -> None:
+        """Count the tokens of later steps by the load profiles of their requests, ``[N]``."""
+        self._profile_N, self.profile_tokens = profile_N, np.zeros(num_profiles)
 
     def use_prices(self, prices: Prices) -> None:
         """Use other prices for steps that are formed from now on."""
@@ -130,7 +129,7 @@ class ByRanks:
         if placement.layout.pp == 1:
             row[ATTENTION:] = parts[0]
         else:
-            sends_s = np.array([prices.sends_s(int(batch.tokens_d.max())) for batch in batches])
+            sends_s = prices.sends_s(np.array([batch.tokens_d.max() for batch in batches]))
             price_pipeline(parts, head_s, sends_s, placement.layout.pp, *prices.stage_shares, row)
             yield env.timeout(max(0.0, row[0] + _parts_s(row) - env.now))
         row[1] = env.now - row[0]
@@ -163,7 +162,10 @@ def start_ranks_of(pool: PoolState, fidelity: Literal["rank", "message"], stream
     """Make the executor of a pool's steps at a fidelity that simulates ranks."""
     make_messages = partial(MessageWires, fabric=pool.plan.placement.fabric)
     make_wires = FluidWires if fidelity == "rank" else make_messages
-    return ByRanks(pool.prices, make_wires, stream, pool.profile_N)
+    made = ByRanks(pool.prices, make_wires, stream)
+    if pool.profiles is not None:
+        made.count_profiles(pool.profile_N, len(pool.profiles.tokens_P))
+    return made
 
 
 def _parts_s(row: NDArray[np.float64]) -> float:

@@ -161,7 +161,7 @@ class PoolState:
         self.plan = replace(self.plan, placement=placement)
         self.__dict__.pop("prices", None)  # where they were asked for
         mixes: Mixes | None = self.__dict__.pop("mixes", None)
-        if mixes is not None and self.profiles is not None and len(mixes.prices_M) > 1:
+        if mixes is not None and self.profiles is not None:
             self.mixes = mixes.place(self.profiles, placed)
 
     def choose(self) -> int:

@@ -234,9 +234,7 @@ def start_table(mixes: Mixes) -> StepTable:
         factor=1.0,
         decode_rows=prices.decode_rows,
         slowdown=placement.drafts.slowdown,
-        sends_s=prices.all_sends_s(np.arange(prices.max_tokens + 1))
-        if layout.pp > 1
-        else np.zeros(0),
+        sends_s=prices.sends_s(np.arange(prices.max_tokens + 1)) if layout.pp > 1 else np.zeros(0),
         longest_stage=prices.stage_shares[0],
         last_stage=prices.stage_shares[1],
         profile_tokens=np.zeros(mixes.load_YPR.shape[1]),

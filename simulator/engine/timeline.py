@@ -28,8 +28,9 @@ from simulator.engine.changes import Changed, apply_change, cut_row, send_again
 from simulator.engine.events import ENDS, FORMS, code_of, find_event, push_event, remove_events
 from simulator.engine.instants import AGAIN, CHANGE, Instants
 from simulator.engine.loop_state import LoopState
+from simulator.engine.moving_experts import MovingExperts
 from simulator.engine.pool import PoolState, start_pools
-from simulator.engine.rebalancing import expect_load, moves_any, price_move
+from simulator.engine.rebalancing import moves_any, price_move
 from simulator.engine.replicas import (
     ASKS,
     DONE,
@@ -50,7 +51,6 @@ from simulator.engine.windows import count_settled
 from simulator.policies.contracts import decide_placement, list_looks
 from simulator.policies.failures import Change
 from simulator.policies.placement import Placed
-from simulator.policies.rebalancing import ExpertLoad
 from simulator.results.tables import DeploymentRecord, ExpertsMoved
 from simulator.workload.traces import RequestTrace
 
@@ -246,62 +246,37 @@ class _Timeline:
 
     def _rebalance(self, place: int, looks: Iterator[float]) -> ProcessGenerator:
         """Ask a pool's rebalancing policy at its times, and move experts as it decides."""
-        pool, before = self._state.pools[place], 0
+        pool, name = self._state.pools[place], self._state.names[place]
+        by_ranks = self._by_ranks[place] if self._by_ranks else None
+        experts = MovingExperts(
+            self._state, place, by_ranks, partial(self._fill, pool, STREAMS[name])
+        )
         policy, drafted = pool.plan.serving.rebalancing, pool.plan.placement.drafts.num_tokens
-        profiles, seen_P = pool.profiles, self._count_profiles(place)
         for number, at_s in enumerate(looks):
             yield self._instants.wait_until(at_s, CHANGE)
             if at_s > self._until_s:
                 return
             self._run_ahead(at_s)
-            placement, computed = pool.plan.placement, self._log.count_tokens(place, drafted)
-            tokens_P = self._count_profiles(place)
-            profile_LE = profiles.expect_load(tokens_P - seen_P) if profiles else None
-            load = expect_load(placement, at_s, computed - before, profile_LE)
-            placed = decide_placement(policy, load, placement.rng("rebalancing", number))
-            before, seen_P = computed, tokens_P
-            if placed is not None and moves_any(placement, placed):
-                self._move_experts(place, placed, load)
+            load = experts.measure_load(at_s, self._log.count_tokens(place, drafted))
+            rng = pool.plan.placement.rng("rebalancing", number)
+            placed = decide_placement(policy, load, rng)
+            if placed is None or not moves_any(pool.plan.placement, placed):
+                continue
+            moved = price_move(pool.plan.placement, placed, load, name)
+            self.rebalances.append(moved)
+            if getattr(policy, "asynchronous", False):
+                self._env.process(self._place_later(experts, placed, at_s + moved.seconds))
+                continue
+            experts.place(placed)
+            for replica in range(pool.num_replicas):
+                pool.clock_of(replica).is_paused[:] += 1
+                self._env.process(self._pause(place, replica, moved.seconds))
 
-    def _count_profiles(self, place: int) -> NDArray[np.float64]:
-        """Count the tokens of all steps of a pool so far by their load profiles, ``[P]``."""
-        if self._by_ranks:
-            return self._by_ranks[place].profile_tokens.copy()
-        return self._state.pool_at(place).table.profile_tokens.copy()
-
-    def _move_experts(self, place: int, placed: Placed, load: ExpertLoad) -> None:
-        """Price later steps with the new placement of experts, once its weights have travelled;
-        those in flight keep their prices.
-        """
-        pool = self._state.pools[place]
-        moved = price_move(pool.plan.placement, placed, load, self._state.names[place])
-        self.rebalances.append(moved)
-        if getattr(pool.plan.serving.rebalancing, "asynchronous", False):
-            self._env.process(self._place_later(place, placed, load.at_s + moved.seconds))
-            return
-        self._place_experts(place, placed)
-        for replica in range(pool.num_replicas):
-            pool.clock_of(replica).is_paused[:] += 1
-            self._env.process(self._pause(place, replica, moved.seconds))
-
-    def _place_later(self, place: int, placed: Placed, at_s: float) -> ProcessGenerator:
-        """Price steps with the new placement from the time on at which its weights have arrived."""
+    def _place_later(self, experts: MovingExperts, placed: Placed, at_s: float) -> ProcessGenerator:
+        """Place experts when their weights have arrived, while steps go on."""
         yield self._instants.wait_until(at_s, CHANGE)
         self._run_ahead(at_s)
-        self._place_experts(place, placed)
-
-    def _place_experts(self, place: int, placed: Placed) -> None:
-        pool, name = self._state.pools[place], self._state.names[place]
-        pool.place_experts(placed)
-        if self._by_ranks:
-            self._by_ranks[place].use_prices(pool.prices)
-            return
-        table = self._state.pool_at(place).table
-        if len(table.profile_tokens):  # prices hold for any placement in as many slots
-            table = table._replace(profile_loads=pool.mixes.load_YPR)
-        else:
-            table = self._fill(pool, STREAMS[name])
-        self._state.use_table(place, table)
+        experts.place(placed)
 
     def _pause(self, place: int, replica: int, seconds: float) -> ProcessGenerator:
         """Keep a replica from forming steps while its experts move, behind the step in flight."""

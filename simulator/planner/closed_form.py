@@ -126,7 +126,7 @@ class Curve:
     @cached_property
     def _sends_s(self) -> Floats:
         """``[T]`` from stage to stage of a pipeline."""
-        return self._prices.all_sends_s(self._grid)
+        return self._prices.sends_s(self._grid)
 
     @cached_property
     def _experts(self) -> _Experts:

@@ -27,7 +27,7 @@ from simulator.workload.requests import longest_tokens
 _FIRST, _LATER = ("ttft_s", "e2e_s", BACKLOG), ("tpot_s", "e2e_s", BACKLOG)
 """Targets that prompts decide, and those that decoding does."""
 _MOST_MOVES = 24
-_TABLES = Recent[tuple[str, str, str, str, int, str, int], StepTable](most=96)
+_TABLES = Recent[tuple[str, str, str, str, int, str, int, bool], StepTable](most=96)
 
 
 class ClusterSize(NamedTuple):
@@ -272,7 +272,8 @@ class Explorer:
         machines = self.space.machines_at(self.candidate.shape).offer.cluster
         # Another model, or another recording, may have the same path.
         named = plan.placement.model.model_dump_json(), str(self.space.folder)
-        key = (spec, *named, machines, pool.max_tokens, stream, plan.placement.seed)
+        by_domain = pool.profiles is not None
+        key = (spec, *named, machines, pool.max_tokens, stream, plan.placement.seed, by_domain)
         table = _TABLES.get(key, lambda: start_table(pool.mixes))
         return slow_table(table, self.slower)
 

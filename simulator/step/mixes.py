@@ -43,7 +43,7 @@ class Mixes:
     """Prices whose pool of expert choices is drawn from each mix."""
     load_YPR: Floats
     """Token-expert pairs expected on each rank of a token of each load profile, in layers that
-    stand for all, ``[Y, P, R]``; without profiles where there is one mix."""
+    stand for all, ``[Y, P, R]``; without any where requests have no profiles."""
 
     def place(self, profiles: LoadProfiles, placed: Placed) -> Mixes:
         """Add up the expected loads of ranks for another placement of experts, in as many slots."""
@@ -75,8 +75,6 @@ def list_mixes(prices: Prices, profiles: LoadProfiles) -> Mixes:
     for one in sorted(found, key=lambda one: one[0]):
         if one[0] - kept[-1][0] >= _SMALLEST_STEP:
             kept.append(one)
-    if len(kept) == 1:
-        return single_mix(_price_mix(prices, profiles, all_P, placed))
     return Mixes(
         np.array([imbalance for imbalance, _, _ in kept]),
         tuple(_price_mix(prices, profiles, mix_P, where) for _, mix_P, where in kept),

@@ -48,7 +48,7 @@ def _end_of_step(prices: Prices, batch: Batch) -> list[Operation]:
     overhead_s = prices.overheads_s(most, np.array([float(has_prompts)]))[0]
     operations = [Busy("dense", -1, np.repeat(prices.head_s[batch.num_logits], layout.tp))]
     if layout.pp > 1:
-        sends_s = prices.sends_s(int(batch.tokens_d.max()))
+        sends_s = float(prices.sends_s(np.array([batch.tokens_d.max()]))[0])
         operations.append(Busy("collective", -1, np.full(layout.num_ranks, sends_s)))
     return [*operations, Busy("overhead", -1, np.full(layout.num_ranks, overhead_s))]
 

@@ -241,13 +241,7 @@ class Prices:
             self.placement.comm.all_reduces_s(num_bytes, self.tensor_groups[0]), dtype=np.float64
         )
 
-    def sends_s(self, num_tokens: int) -> float:
-        """Seconds that a batch travels between pipeline stages, by tokens of its fullest
-        data-parallel rank.
-        """
-        return float(self.all_sends_s(np.array([num_tokens]))[0])
-
-    def all_sends_s(self, num_tokens: NDArray[np.int64]) -> NDArray[np.float64]:
+    def sends_s(self, num_tokens: NDArray[np.int64]) -> NDArray[np.float64]:
         """Seconds that a batch travels between pipeline stages, for each number of tokens.
 
         Each tensor-parallel rank sends its part of the vectors, and those of the next stage gather
@@ -296,13 +290,6 @@ class Prices:
         """
         return self.experts.steps(tokens_d, [(layer, offset)])[0]
 
-    def expert_steps(self, tokens_d: NDArray[np.int64], offset: int) -> list[ExpertStep]:
-        """Price the routed experts of every MoE layer: :meth:`expert_step` of each."""
-        num_layers = self.placement.model.num_moe_layers
-        if not num_layers:
-            return []
-        return self.experts.steps(tokens_d, [(layer, offset) for layer in range(num_layers)])
-
     @cached_property
     def overlapped_layers(self) -> range:
         """Layers that two-batch overlap would run in halves: from the first to the last with routed
@@ -336,11 +323,12 @@ class Prices:
 
     def _price_part(self, part: Batch, offset: int) -> list[ExpertStep]:
         """Price the routed experts of every MoE layer for the tokens of a batch or of its half."""
+        places = [(layer, offset) for layer in range(self.placement.model.num_moe_layers)]
+        if not places:
+            return []
         if self.choices is None or not part.requests:
-            return self.expert_steps(part.tokens_d, offset)
-        layers = range(self.placement.model.num_moe_layers)
-        tokens = self.choices.list_tokens(self.placement, part)
-        return self.experts.price_tokens(tokens, [(layer, offset) for layer in layers])
+            return self.experts.steps(part.tokens_d, places)
+        return self.experts.price_tokens(self.choices.list_tokens(self.placement, part), places)
 
     def overheads_s(
         self, num_sequences: NDArray[np.float64], has_prompts: NDArray[np.float64]

@@ -20,6 +20,7 @@ from simulator.config.workload import GeneratorSpec, NamedWorkloadSpec, Workload
 from simulator.workload.arrivals import ArrivalProcess
 from simulator.workload.bounds import check_bounds
 from simulator.workload.contracts import draw_arrivals, draw_lengths
+from simulator.workload.domains import draw_domains
 from simulator.workload.lengths import LengthDistribution
 from simulator.workload.reading import read_trace
 from simulator.workload.thickening import thicken
@@ -53,6 +54,14 @@ def load_requests(
         UserError: if the name or file is unknown or wrong, arrivals are missing, or nothing is left
             after the limits.
     """
+    trace = _load_requests(spec, folder, seed, where)
+    if spec.domains is None:
+        return trace
+    return draw_domains(trace, spec.domains, open_stream(seed, "domains"), where)
+
+
+def _load_requests(spec: WorkloadSpec, folder: Path, seed: int, where: str) -> RequestTrace:
+    """Load the requests of a workload, of the kinds of text that the source tells apart."""
     if isinstance(spec.requests, dict):
         generator = validate(GeneratorSpec, spec.requests, f"{where} requests")
         _refuse_thickening(spec, where)

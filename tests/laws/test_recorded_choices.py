@@ -234,7 +234,8 @@ def test_a_run_says_where_experts_come_from(tiny, tmp_path):
         "among those of their domain, 20 one that is drawn among all (24 sequences of "
     )
     assert text.endswith("; the recording has no domain 'verse'")
-    assert describe_choices(tiny.plan("moe").placement, trace) is None
+    even = tiny.plan("moe", routing={"kind": "uniform"})
+    assert describe_choices(even.placement, trace) is None
 
 
 def test_counts_of_experts_refuse_exact_routing(tiny, tmp_path):

@@ -59,6 +59,8 @@ def test_shards_compute_the_pairs_that_are_priced(real, split):
     tokens_d = np.array([(end - first) * 9 for first, end in first_end])
     with running(job) as (backend, _):
         outs = backend.step(step)
-    for layer, priced in enumerate(Prices(plan.placement, 512).expert_steps(tokens_d, step.offset)):
+    prices = Prices(plan.placement, 512)
+    for layer in range(plan.placement.model.num_moe_layers):
+        priced = prices.expert_step(layer, tokens_d, step.offset)
         assert [out.pairs_L[layer] for out in outs] == priced.pairs_R.tolist()
         assert priced.dropped_pairs > 0

@@ -1,0 +1,71 @@
+"""Experts of a pool that move while it serves: the load that decisions are made on, and the prices
+of steps behind a move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.engine.by_ranks import ByRanks
+from simulator.engine.loop_state import LoopState
+from simulator.engine.rebalancing import expect_load
+from simulator.engine.table import StepTable
+from simulator.policies.placement import Placed
+from simulator.policies.rebalancing import ExpertLoad
+
+
+class MovingExperts:
+    """Experts of one pool."""
+
+    def __init__(
+        self,
+        state: LoopState,
+        place: int,
+        by_ranks: ByRanks | None,
+        fill: Callable[[], StepTable],
+    ) -> None:
+        """Begin to count the load.
+
+        Args:
+            place: of the pool.
+            by_ranks: executor of its steps, where ranks are simulated.
+            fill: makes a table for the experts as they lie.
+        """
+        self._state, self._place, self._by_ranks, self._fill = state, place, by_ranks, fill
+        self._num_tokens = 0
+        self._tokens_P = self._count_profiles()
+
+    def measure_load(self, at_s: float, num_tokens: int) -> ExpertLoad:
+        """Measure the load since the last time.
+
+        Args:
+            num_tokens: tokens of all steps so far.
+        """
+        pool, tokens_P = self._state.pools[self._place], self._count_profiles()
+        profiles, new = pool.profiles, num_tokens - self._num_tokens
+        profile_LE = profiles.expect_load(tokens_P - self._tokens_P) if profiles else None
+        self._num_tokens, self._tokens_P = num_tokens, tokens_P
+        return expect_load(pool.plan.placement, at_s, new, profile_LE)
+
+    def place(self, placed: Placed) -> None:
+        """Price steps that are formed from now on with another placement."""
+        pool = self._state.pools[self._place]
+        pool.place_experts(placed)
+        if self._by_ranks is not None:
+            self._by_ranks.use_prices(pool.prices)
+            return
+        table = self._state.pool_at(self._place).table
+        if pool.profiles is None:
+            table = self._fill()
+        else:  # what is priced holds for any placement in as many slots
+            table = table._replace(profile_loads=pool.mixes.load_YPR)
+        self._state.use_table(self._place, table)
+
+    def _count_profiles(self) -> NDArray[np.float64]:
+        """Count the tokens of all steps so far by their load profiles, ``[P]``."""
+        if self._by_ranks is not None:
+            return self._by_ranks.profile_tokens.copy()
+        return self._state.pool_at(self._place).table.profile_tokens.copy()
