@@ -77,7 +77,7 @@ class DomainMix(Frozen):
 class DomainsSpec(Frozen):
     """Kinds of text of requests, drawn by shares that may change with the time of arrival."""
 
-    mixes: tuple[DomainMix, ...] = Field(min_length=1)
+    mixes: list[DomainMix] = Field(min_length=1)
     """Mixes of kinds of text, in order of time."""
     changes: Literal["step", "linear"] = "step"
     """Change from one mix to the next: at once, or evenly over the time between them."""

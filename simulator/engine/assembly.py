@@ -16,12 +16,17 @@ from simulator.deployment.uniform_routing import mean_uniform_imbalances
 from simulator.engine.probe import probe
 from simulator.engine.served import Served
 from simulator.engine.state import Floats
+from simulator.policies.contracts import list_looks
 from simulator.policies.overflow import may_drop
 from simulator.results.tables import (
     NUM_GAP_BINS,
     DeploymentRecord,
     Gaps,
+    ImbalanceCurve,
 )
+
+_NUM_BINS = 120
+"""Bins of the load imbalance over time: as many as a figure shows."""
 
 
 def make_record(served: Served) -> DeploymentRecord:
@@ -90,8 +95,36 @@ def make_record(served: Served) -> DeploymentRecord:
         moves=add_name(served.moves_table()),
         changes=served.list_changes(),
         rebalances=served.rebalances,
+        imbalance_curve=_draw_imbalance(served, uniform_S),
         shown_steps={phase: step for found in probes for phase, step in found.shown_steps.items()},
     )
+
+
+def _draw_imbalance(served: Served, uniform_S: Floats) -> ImbalanceCurve | None:
+    """Load imbalance over time, where experts may move or requests load different ones; otherwise
+    ``None``.
+    """
+    pools = served.pools.values()
+    moves = any(next(list_looks(pool.plan.serving.rebalancing), None) is not None for pool in pools)
+    if not moves and all(pool.profiles is None for pool in pools):
+        return None
+    steps = served.steps
+    start_s, duration_s = (steps[name].to_numpy() for name in ("start_s", "duration_s"))
+    width_s = float((start_s + duration_s).max()) / _NUM_BINS
+    bin_S = np.minimum((start_s / width_s).astype(np.int64), _NUM_BINS - 1)
+
+    def mean_in_bins(values_S: Floats) -> list[float | None]:
+        is_known = np.isfinite(values_S)
+        weight_S = np.where(is_known, duration_s, 0.0)
+        total = np.bincount(bin_S, weights=np.where(is_known, values_S, 0.0) * weight_S)
+        weight = np.bincount(bin_S, weights=weight_S)
+        return [
+            float(sum_s / of) if of > 0 else None for sum_s, of in zip(total, weight, strict=True)
+        ]
+
+    imbalance = mean_in_bins(served.costs["load_imbalance"].to_numpy())
+    at_s = ((np.arange(len(imbalance)) + 0.5) * width_s).tolist()
+    return ImbalanceCurve(at_s, imbalance, mean_in_bins(uniform_S))
 
 
 def _share_dropped(plan: DeploymentPlan, steps: Columns, costs: Columns) -> float:

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from simulator.engine.by_ranks import ByRanks
 from simulator.engine.loop_state import LoopState
-from simulator.engine.rebalancing import expect_load
+from simulator.engine.rebalancing import expect_load, judge_move, price_move
 from simulator.engine.table import StepTable
 from simulator.policies.placement import Placed
 from simulator.policies.rebalancing import ExpertLoad
+from simulator.results.tables import ExpertsMoved
 
 
 class MovingExperts:
@@ -26,6 +27,7 @@ class MovingExperts:
         place: int,
         by_ranks: ByRanks | None,
         fill: Callable[[], StepTable],
+        moves: list[ExpertsMoved],
     ) -> None:
         """Begin to count the load.
 
@@ -33,8 +35,12 @@ class MovingExperts:
             place: of the pool.
             by_ranks: executor of its steps, where ranks are simulated.
             fill: makes a table for the experts as they lie.
+            moves: list of all moves, which those of these experts are added to.
         """
         self._state, self._place, self._by_ranks, self._fill = state, place, by_ranks, fill
+        self._moves, self._name = moves, state.names[place]
+        self._last: tuple[int, Placed] | None = None
+        """Number of the latest move, and where experts lay before, until the next look."""
         self._num_tokens = 0
         self._tokens_P = self._count_profiles()
 
@@ -48,7 +54,20 @@ class MovingExperts:
         profiles, new = pool.profiles, num_tokens - self._num_tokens
         profile_LE = profiles.expect_load(tokens_P - self._tokens_P) if profiles else None
         self._num_tokens, self._tokens_P = num_tokens, tokens_P
-        return expect_load(pool.plan.placement, at_s, new, profile_LE)
+        load = expect_load(pool.plan.placement, at_s, new, profile_LE)
+        if self._last is not None:
+            number, before = self._last
+            self._moves[number] = judge_move(self._moves[number], load, before)
+            self._last = None
+        return load
+
+    def price_move(self, placed: Placed, load: ExpertLoad) -> ExpertsMoved:
+        """Price a move that is decided on a load."""
+        placement = self._state.pools[self._place].plan.placement
+        moved = price_move(placement, placed, load, self._name)
+        self._last = len(self._moves), load.placed
+        self._moves.append(moved)
+        return moved
 
     def place(self, placed: Placed) -> None:
         """Price steps that are formed from now on with another placement."""

@@ -56,6 +56,23 @@ def place_again(placement: Placement, placed: Placed) -> Placement:
     return replace(placement, experts=replace(placement.experts, placed=placed))
 
 
+def judge_move(moved: ExpertsMoved, load: ExpertLoad, before: Placed) -> ExpertsMoved:
+    """Add what a move came to: the imbalance of the load that followed, and what it would have been
+    had experts stayed.
+
+    Args:
+        load: from the move to the next look.
+        before: placement before the move.
+    """
+    if not load.num_tokens:
+        return moved
+    return replace(
+        moved,
+        imbalance_next=load.measure_imbalance(load.placed),
+        imbalance_unmoved=load.measure_imbalance(before),
+    )
+
+
 def price_move(placement: Placement, placed: Placed, load: ExpertLoad, pool: str) -> ExpertsMoved:
     """Price moving the experts of one replica, whose links carry nothing else meanwhile: copies,
     bytes and seconds.

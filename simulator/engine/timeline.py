@@ -30,7 +30,7 @@ from simulator.engine.instants import AGAIN, CHANGE, Instants
 from simulator.engine.loop_state import LoopState
 from simulator.engine.moving_experts import MovingExperts
 from simulator.engine.pool import PoolState, start_pools
-from simulator.engine.rebalancing import moves_any, price_move
+from simulator.engine.rebalancing import moves_any
 from simulator.engine.replicas import (
     ASKS,
     DONE,
@@ -248,9 +248,8 @@ class _Timeline:
         """Ask a pool's rebalancing policy at its times, and move experts as it decides."""
         pool, name = self._state.pools[place], self._state.names[place]
         by_ranks = self._by_ranks[place] if self._by_ranks else None
-        experts = MovingExperts(
-            self._state, place, by_ranks, partial(self._fill, pool, STREAMS[name])
-        )
+        fill = partial(self._fill, pool, STREAMS[name])
+        experts = MovingExperts(self._state, place, by_ranks, fill, self.rebalances)
         policy, drafted = pool.plan.serving.rebalancing, pool.plan.placement.drafts.num_tokens
         for number, at_s in enumerate(looks):
             yield self._instants.wait_until(at_s, CHANGE)
@@ -262,8 +261,7 @@ class _Timeline:
             placed = decide_placement(policy, load, rng)
             if placed is None or not moves_any(pool.plan.placement, placed):
                 continue
-            moved = price_move(pool.plan.placement, placed, load, name)
-            self.rebalances.append(moved)
+            moved = experts.price_move(placed, load)
             if getattr(policy, "asynchronous", False):
                 self._env.process(self._place_later(experts, placed, at_s + moved.seconds))
                 continue

@@ -16,13 +16,14 @@ SHOWN = "shown_steps"
 
 def describe_record(record: DeploymentRecord) -> dict[str, Any]:
     """Describe a deployment's shown steps, stopped or started replicas, and moved experts for
-    ``run.json``.
+    ``run.json``, with the load imbalance over time where that may change.
     """
+    curve = record.imbalance_curve
     return {
         SHOWN: {phase: asdict(step) for phase, step in record.shown_steps.items()},
         "changes": [asdict(change) for change in record.changes],
         "rebalances": [asdict(moved) for moved in record.rebalances],
-    }
+    } | ({} if curve is None else {"imbalance_curve": curve._asdict()})
 
 
 def shown_step(run: dict[str, Any], deployment: str, phase: str) -> dict[str, Any]:

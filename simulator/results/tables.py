@@ -10,6 +10,7 @@ first arrival. :mod:`simulator.results.folder` writes them, :mod:`simulator.repo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -255,6 +256,23 @@ class ExpertsMoved:
     rank's token-expert pairs over the mean rank's, as a mean over layers."""
     imbalance_after: float
     """Imbalance of the same load with experts where they are then."""
+    imbalance_next: float | None = None
+    """Imbalance of the load from then on to the next look of the policy, with experts where they
+    are then; ``None`` where the run ended before."""
+    imbalance_unmoved: float | None = None
+    """Imbalance of that load had experts stayed."""
+
+
+class ImbalanceCurve(NamedTuple):
+    """Load imbalance over the time of a run, in bins of equal length."""
+
+    at_s: list[float]
+    """Middle of each bin, seconds."""
+    imbalance: list[float | None]
+    """Ratio of the busiest rank's token-expert pairs to the mean rank's, as a mean over layers and
+    the time in steps; ``None`` in a bin without steps."""
+    uniform: list[float | None]
+    """Value of it by chance alone, were routing uniform at the same batches."""
 
 
 @dataclass(frozen=True)
@@ -295,5 +313,7 @@ class DeploymentRecord:
     """Stops and starts of replicas, in order of time."""
     rebalances: tuple[ExpertsMoved, ...]
     """Moves of experts, in order of time."""
+    imbalance_curve: ImbalanceCurve | None
+    """Load imbalance over time, where experts may move or requests are of several kinds."""
     shown_steps: dict[str, ShownStep]
     """Steps shown in ``ranks``, ``traffic`` and ``spans``, by phase."""

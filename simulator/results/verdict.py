@@ -16,6 +16,7 @@ from simulator.results.changes_text import tell_changes, tell_recomputation, tel
 from simulator.results.folder import Results
 from simulator.results.formats import count, parameters, percent, seconds_text
 from simulator.results.overflow_text import tell_drops
+from simulator.results.rebalances_text import tell_rebalances
 from simulator.results.run_bands_text import SURE, chance_of, tell_bands, tell_chance
 from simulator.results.tables import STEP_PHASES
 from simulator.results.why import PHASE_WORDS, SAME, explain
@@ -64,6 +65,7 @@ def verdict(results: Results) -> dict[str, Any]:
         if text
     ]
     gone = [text for name in rows if (text := tell_changes(results, name, rows[name], short[name]))]
+    gone += [text for name in rows if (text := tell_rebalances(results, name, short[name]))]
     dropped = [text for name in rows if (text := tell_drops(rows[name], short[name]))]
     if len(rows) == 1:
         ((name, row),) = rows.items()

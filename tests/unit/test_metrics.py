@@ -86,6 +86,7 @@ def record(requests=REQUESTS):
         moves=empty,
         changes=(),
         rebalances=(),
+        imbalance_curve=None,
         itl=gaps(GAPS_S),
         load_imbalance=1.75,
         uniform_imbalance=1.25,

@@ -1,0 +1,92 @@
+"""Load imbalance between ranks, over the run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import plotly.graph_objects as go
+
+from simulator.report import style
+from simulator.report.gallery import Figure
+from simulator.results.folder import Results
+from simulator.results.formats import num_bytes, seconds, time_axis
+
+
+class Balance(Figure[Results]):
+    """A curve a deployment, what chance alone would come to, and a line where experts moved."""
+
+    title = "Load imbalance over time"
+    section = "Over time"
+    definition = (
+        "Token-expert pairs on the busiest rank over the mean rank, as a mean over layers and the "
+        "steps of each bin; 1.0 is even. Thin: what chance alone would come to, were routing "
+        "uniform at the same batches. Dotted: experts moved."
+    )
+    absent = "Experts stayed where they were, and all requests drew theirs from one pool."
+    order = 34
+
+    def draw(self, results: Results) -> go.Figure | None:
+        curves = {
+            name: curve
+            for name in results.deployments
+            if (curve := style.facts(results, name).get("imbalance_curve"))
+        }
+        if not curves:
+            return None
+        last_s = max(curve["at_s"][-1] for curve in curves.values())
+        unit_s, unit = time_axis(last_s)
+        drawn = style.figure(
+            f"Time since the first arrival ({unit})", "Busiest rank over mean rank (ratio)", 260
+        )
+        label, line = style.labels(results), style.lines(results)
+        for name, curve in curves.items():
+            at = [at_s / unit_s for at_s in curve["at_s"]]
+            common: dict[str, Any] = {"x": at, "name": label[name], "mode": "lines"}
+            drawn.add_scatter(
+                **common,
+                y=curve["imbalance"],
+                line=line[name] | {"width": 1.6},
+                hovertemplate=f"%{{y:.3~g}} at %{{x:.3~g}} {unit}",
+            )
+            drawn.add_scatter(
+                **common,
+                y=curve["uniform"],
+                line=line[name] | {"width": 0.7},
+                opacity=0.65,
+                showlegend=False,
+                hovertemplate="%{y:.3~g} by chance",
+            )
+        _mark_moves(drawn, results, unit_s)
+        drawn.update_yaxes(nticks=6)
+        drawn.update_xaxes(range=[0, last_s / unit_s])
+        return drawn
+
+
+def _mark_moves(drawn: go.Figure, results: Results, unit_s: float) -> None:
+    """Lines where the experts of a deployment moved, in its colour."""
+    label, line = style.labels(results), style.lines(results)
+    levels = [value for trace in drawn.data for value in trace.y if value is not None]
+    low, high = min(levels), max(levels)
+    for name in results.deployments:
+        moves = style.facts(results, name).get("rebalances") or []
+        if not moves:
+            continue
+        drawn.add_scatter(
+            x=[at for moved in moves for at in (*(2 * [moved["at_s"] / unit_s]), None)],
+            y=[level for _ in moves for level in (low, high, None)],
+            customdata=[text for moved in moves for text in 3 * [_tell_move(moved)]],
+            name=label[name],
+            line=line[name] | {"width": 0.8, "dash": "dot"},
+            opacity=0.6,
+            mode="lines",
+            showlegend=False,
+            hovertemplate="%{customdata}",
+        )
+
+
+def _tell_move(moved: dict[str, Any]) -> str:
+    return (
+        f"{moved['num_experts']:,} copies of experts, {num_bytes(moved['num_bytes'])} in "
+        f"{seconds(moved['seconds'])}: {moved['imbalance_before']:.2f} to "
+        f"{moved['imbalance_after']:.2f}"
+    )

@@ -1,0 +1,47 @@
+"""A sentence on experts that moved during a run: how often, how much, at what cost, and to what
+effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import mean
+from typing import Any
+
+from simulator.results.folder import Results
+from simulator.results.formats import num_bytes, seconds_text
+
+_SMALL = 0.02
+"""Share of the unmoved imbalance that a move has to take away to be called a gain."""
+
+
+def tell_rebalances(results: Results, name: str, short: str) -> str | None:
+    """Describe the moves of a deployment's experts; ``None`` where none moved.
+
+    Args:
+        short: name of the deployment in sentences.
+    """
+    moves: Sequence[dict[str, Any]] = results.run["deployments"][name].get("rebalances") or []
+    if not moves:
+        return None
+    once = len(moves) == 1
+    copies = f"{mean(moved['num_experts'] for moved in moves):,.0f}"
+    size = num_bytes(mean(moved["num_bytes"] for moved in moves))
+    took = seconds_text(mean(moved["seconds"] for moved in moves))
+    text = (
+        f"Experts of {short} move {'once' if once else f'{len(moves):,} times'}: {copies} copies "
+        f"({size} in each replica{'' if once else ', on average'}), which takes {took} if nothing "
+        "else is on the links."
+    )
+    judged = [moved for moved in moves if moved["imbalance_next"] is not None]
+    if not judged:
+        return text
+    next_, unmoved = (
+        mean(moved[key] for moved in judged) for key in ("imbalance_next", "imbalance_unmoved")
+    )
+    gained = unmoved - next_ > _SMALL * unmoved
+    verdict = "had they stayed" if gained else "had they stayed: moving gains nothing"
+    return (
+        f"{text} Until the next look the busiest rank has {next_:.2f} times the mean rank's load, "
+        f"and would have {unmoved:.2f} times {verdict}."
+    )

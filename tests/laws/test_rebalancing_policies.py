@@ -1,0 +1,209 @@
+"""Rebalancing policies: how even they make the load of ranks, how little they move for it, and what
+they do under drift.
+"""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from simulator.engine.timeline import serve
+from simulator.policies.placement import Placed
+from simulator.policies.placement.eplb import Eplb
+from simulator.policies.placement.greedy import Greedy
+from simulator.policies.rebalancing import ExpertLoad
+from simulator.policies.rebalancing._fewest_moves import keep_where_alike
+from simulator.policies.rebalancing.incremental import Incremental
+from simulator.policies.rebalancing.periodic import Periodic
+from simulator.work.expert_moves import count_expert_moves
+from tests.cases import cases
+from tests.laws.test_mixes import KEYS, TWO, drift
+from tests.parts import change_plan
+
+RNG = np.random.default_rng(0)
+
+
+def load_of(load_LE, placed, at_s=10.0):
+    return ExpertLoad(at_s, 1000, np.asarray(load_LE, dtype=np.float64), placed)
+
+
+def draw_load(seed, num_layers=3, num_experts=16, sigma=1.0):
+    return 100 * np.random.default_rng(seed).lognormal(0, sigma, (num_layers, num_experts))
+
+
+def place_in_order(num_layers, num_slots, num_ranks, num_experts):
+    """Experts one after another, the first ones once more where there are more slots."""
+    expert_LP = np.tile(np.arange(num_slots) % num_experts, (num_layers, 1))
+    rank_LP = np.tile(np.repeat(np.arange(num_ranks), num_slots // num_ranks), (num_layers, 1))
+    return Placed(expert_LP, rank_LP, num_ranks)
+
+
+def count_moves(before, after):
+    return int(count_expert_moves(before, after, np.zeros(before.num_ranks, np.int64)).sum())
+
+
+def find_best(load_E, num_ranks):
+    """Smallest load of the busiest rank with as many experts on each: a mixed-integer program."""
+    num_experts = len(load_E)
+    cost = np.zeros(num_experts * num_ranks + 1)
+    cost[-1] = 1.0
+    once = np.zeros((num_experts, len(cost)))
+    full, below = np.zeros((2, num_ranks, len(cost)))
+    for expert in range(num_experts):
+        own = slice(expert * num_ranks, (expert + 1) * num_ranks)
+        once[expert, own] = 1
+        full[:, own] = np.eye(num_ranks)
+        below[:, own] = np.eye(num_ranks) * load_E[expert]
+    below[:, -1] = -1
+    found = milp(
+        cost,
+        integrality=np.append(np.ones(len(cost) - 1), 0),
+        bounds=Bounds(0, np.append(np.ones(len(cost) - 1), np.inf)),
+        constraints=[
+            LinearConstraint(once, 1, 1),
+            LinearConstraint(full, num_experts // num_ranks, num_experts // num_ranks),
+            LinearConstraint(below, -np.inf, 0),
+        ],
+    )
+    return found.fun
+
+
+POLICIES = {
+    "greedy": lambda load: Greedy().place(load.load_LE, 4, RNG),
+    "eplb": lambda load: Eplb().place(load.load_LE, 4, RNG),
+    "incremental": lambda load: Incremental(every_s=1, tolerance=1.0).decide(load, RNG),
+}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_heuristics_are_near_the_best_placement(name):
+    """Twelve experts on four ranks; the best is found by a solver."""
+    ratios = []
+    for seed in range(12):
+        load_E = draw_load(seed, 1, 12, sigma=0.8)[0]
+        load = load_of(load_E[None], place_in_order(1, 12, 4, 12))
+        placed = POLICIES[name](load)
+        busiest = load.measure_imbalance(placed) * load_E.sum() / 4
+        best = find_best(load_E, 4)
+        assert busiest >= best * (1 - 1e-6)
+        ratios.append(busiest / best)
+    assert np.mean(ratios) <= 1.05
+
+
+@cases(60)
+@given(st.integers(0, 100_000), st.sampled_from([(16, 4), (20, 4), (24, 8)]))
+def test_an_incremental_placement_is_no_less_even_and_keeps_copies(seed, size):
+    num_slots, num_ranks = size
+    before = place_in_order(3, num_slots, num_ranks, 16)
+    load = load_of(draw_load(seed), before)
+    after = Incremental(every_s=1, tolerance=1.05).decide(load, RNG)
+    if after is None:
+        return
+    assert load.measure_imbalance(after) < load.measure_imbalance(before)
+    assert np.array_equal(after.rank_LP, before.rank_LP)
+    assert np.array_equal(np.sort(after.expert_LP, axis=1), np.sort(before.expert_LP, axis=1))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_incremental_placement_moves_less_than_a_new_one(seed):
+    before = Eplb(num_slots=36).place(draw_load(seed, 4, 32), 4, RNG)
+    changed = draw_load(seed, 4, 32) * draw_load(seed + 50, 4, 32, sigma=0.2)
+    load = load_of(changed, before)
+    little = Incremental(every_s=1, tolerance=1.05).decide(load, RNG)
+    whole = Periodic(every_s=1).decide(load._replace(at_s=1.0), RNG)
+    assert little is not None
+    assert count_moves(before, little) < 0.5 * count_moves(before, whole)
+
+
+@cases(60)
+@given(st.integers(0, 100_000))
+def test_renaming_ranks_keeps_loads_and_moves_no_more(seed):
+    rng = np.random.default_rng(seed)
+    before, after = (
+        dataclasses.replace(one, expert_LP=rng.permuted(one.expert_LP, axis=1))
+        for one in (place_in_order(2, 16, 4, 16), place_in_order(2, 16, 4, 16))
+    )
+    renamed = keep_where_alike(before, after)
+    load = load_of(draw_load(seed, 2), before)
+    assert load.measure_imbalance(renamed) == pytest.approx(load.measure_imbalance(after))
+    assert count_moves(before, renamed) <= count_moves(before, after)
+    assert count_moves(before, keep_where_alike(before, before)) == 0
+
+
+def test_a_window_ends_where_experts_are_looked_at():
+    policy = Periodic(every_s=10, window_s=3)
+    looks = policy.looks()
+    assert [next(looks) for _ in range(4)] == [7, 10, 17, 20]
+    load = load_of(draw_load(1), place_in_order(3, 16, 4, 16))
+    assert policy.decide(load._replace(at_s=7.0), RNG) is None
+    assert policy.decide(load._replace(at_s=10.0), RNG) is not None
+    with pytest.raises(ValidationError, match=r"window_s \(11\) must be at most every_s \(10\)"):
+        Periodic(every_s=10, window_s=11)
+
+
+@pytest.mark.parametrize(
+    "keys", [{"threshold": 9.0}, {"least_gain": 9.0}], ids=["even enough", "too little gained"]
+)
+def test_experts_stay_where_moving_is_not_worth_it(keys):
+    load = load_of(draw_load(1), place_in_order(3, 16, 4, 16))
+    assert Periodic(every_s=10).decide(load, RNG) is not None
+    assert Periodic(every_s=10, **keys).decide(load, RNG) is None
+    assert Periodic(every_s=10).decide(load._replace(num_tokens=0), RNG) is None
+
+
+def rebalanced(tiny, policy, **keys):
+    plan = tiny.plan("moe", **KEYS, routing={**TWO, "sigma": 1.2}, **keys)
+    return change_plan(plan, rebalancing=policy)
+
+
+def measure(served):
+    """Mean imbalance over time, and the moves."""
+    steps, costs = served.steps_of("both"), served.costs
+    weights = steps["duration_s"].to_numpy()
+    return float(np.average(costs["load_imbalance"].to_numpy(), weights=weights)), served.rebalances
+
+
+def test_without_drift_a_rebalance_gains_nothing_more(tiny):
+    """All requests are of one domain: experts move once, to where they stay."""
+    trace = dataclasses.replace(drift(tiny.trace(300, 600.0)), domain=np.zeros(300, dtype=np.int64))
+    _, moves = measure(serve(rebalanced(tiny, Periodic(every_s=0.05)), trace))
+    assert len(moves) == 1
+    assert moves[0].imbalance_after < moves[0].imbalance_before
+
+
+def test_a_later_look_is_worse_under_drift(tiny):
+    trace = drift(tiny.trace(600, 600.0))
+    found = [
+        measure(serve(rebalanced(tiny, Periodic(every_s=every_s)), trace))[0]
+        for every_s in (0.05, 0.4)
+    ]
+    never, _ = measure(serve(rebalanced(tiny, Periodic(every_s=100.0)), trace))
+    assert found[0] < found[1] < never
+
+
+@pytest.mark.parametrize("policy", [Periodic, Incremental])
+def test_asynchronous_moves_stop_no_step(tiny, policy):
+    trace = drift(tiny.trace(300, 2000.0))
+    gaps = {}
+    for stops in (True, False):
+        served = serve(rebalanced(tiny, policy(every_s=0.05, asynchronous=not stops)), trace)
+        steps = served.steps_of("both")
+        starts_s, ends_s = steps["start_s"], steps["start_s"] + steps["duration_s"]
+        gaps[stops] = float((starts_s.to_numpy()[1:] - ends_s.to_numpy()[:-1]).max())
+        assert served.rebalances
+        assert (served.requests_table()["outcome"] == "finished").all()
+    assert gaps[True] >= served.rebalances[0].seconds > gaps[False]
+
+
+def test_ranks_that_are_simulated_are_rebalanced_alike(tiny):
+    trace = drift(tiny.trace(120, 1000.0, 100, 12))
+    plan = rebalanced(tiny, Periodic(every_s=0.03), num_layers=2)
+    by_steps, by_ranks = (serve(plan, trace, fidelity).rebalances for fidelity in ("step", "rank"))
+    assert len(by_steps) == pytest.approx(len(by_ranks), abs=1)
+    first, other = by_steps[0], by_ranks[0]
+    assert first.imbalance_before == pytest.approx(other.imbalance_before, rel=0.05)
+    assert first.num_experts == pytest.approx(other.num_experts, rel=0.3)

@@ -1,0 +1,50 @@
+"""The sentence on experts that moved."""
+
+import pandas as pd
+import pytest
+
+from simulator.results.folder import Results
+from simulator.results.rebalances_text import tell_rebalances
+
+MOVED = {
+    "at_s": 30.0,
+    "pool": "both",
+    "num_experts": 1200,
+    "num_bytes": 4.2e9,
+    "seconds": 0.0315,
+    "imbalance_before": 1.5,
+    "imbalance_after": 1.02,
+    "imbalance_next": 1.1,
+    "imbalance_unmoved": 1.4,
+}
+
+
+def tell(*moves):
+    tables = dict.fromkeys(
+        ("requests", "steps", "ranks", "experts", "traffic", "spans", "moves"), pd.DataFrame()
+    )
+    run = {"deployments": {"A": {"rebalances": list(moves)}}}
+    return tell_rebalances(Results(run=run, summary=pd.DataFrame(), **tables), "A", "A")
+
+
+def test_nothing_is_said_where_experts_stay():
+    assert tell() is None
+
+
+def test_one_move_is_told_with_what_came_of_it():
+    assert tell(MOVED) == (
+        "Experts of A move once: 1,200 copies (4.2 GB in each replica), which takes 31.5 ms if "
+        "nothing else is on the links. Until the next look the busiest rank has 1.10 times the "
+        "mean rank's load, and would have 1.40 times had they stayed."
+    )
+
+
+def test_moves_that_change_nothing_are_said_to_gain_nothing():
+    text = tell(MOVED, {**MOVED, "num_experts": 800, "imbalance_next": 1.7})
+    assert "move 2 times: 1,000 copies (4.2 GB in each replica, on average)" in text
+    assert text.endswith("and would have 1.40 times had they stayed: moving gains nothing.")
+
+
+@pytest.mark.parametrize("key", ["imbalance_next"])
+def test_a_move_at_the_end_of_a_run_is_not_judged(key):
+    assert tell({**MOVED, key: None}).endswith("if nothing else is on the links.")
