@@ -22,7 +22,7 @@ from simulator.parallel.cores import check_count
 from simulator.planner.uncertainty.run_bands import make_bands
 from simulator.results.folder import Results, gather
 from simulator.results.provenance import Provenance
-from simulator.results.shown_steps import describe_record
+from simulator.results.shown_steps import describe_record, tell_audit
 from simulator.results.verdict import verdict
 from simulator.runtime import require
 from simulator.scenario.scenario import Scenario, load_scenario
@@ -150,7 +150,10 @@ def run(
             plan.name: facts_of(plan) | describe_record(record)
             for plan, record in zip(plans, records, strict=True)
         },
-        "notes": list_notes(scenario, plans, trace),
+        "notes": [
+            *list_notes(scenario, plans, trace),
+            *(text for record in records if (text := tell_audit(record)) is not None),
+        ],
         "scenario": scenario.model_dump(mode="json"),
     }
     summary = pd.concat([one.summary for one in served], ignore_index=True)

@@ -96,6 +96,7 @@ def make_record(served: Served) -> DeploymentRecord:
         changes=served.list_changes(),
         rebalances=served.rebalances,
         imbalance_curve=_draw_imbalance(served, uniform_S),
+        price_audit=next((found for found in served.audits if found), None),
         shown_steps={phase: step for found in probes for phase, step in found.shown_steps.items()},
     )
 

@@ -39,16 +39,20 @@ def read_batches(requests: Requests, ranks: Ranks) -> list[Batch]:
 def _read_batch(requests: Requests, ranks: Ranks, lane: range) -> Batch:
     new, context, decodes, logits, numbers, domains = [], [], [], [], [], []
     for d in lane:
-        chosen = np.flatnonzero(ranks.chunk[d, : ranks.num_running[d]])
-        ids = ranks.running[d, chosen]
+        summed = int(ranks.num_decodes[d])
+        each = np.flatnonzero(ranks.chunk[d, summed : ranks.num_running[d]]) + summed
+        ids = ranks.running[d, np.append(np.arange(summed), each)]
         numbers.append(requests.number[ids])
         domains.append(requests.domain[ids])
-        new.append(ranks.chunk[d, chosen].copy())
-        context.append(requests.computed[ids])
+        new.append(np.append(np.ones(summed, np.int64), ranks.chunk[d, each]))
+        joined = ranks.starts[d, :summed] + ranks.ticks[d]
+        context.append(np.append(joined, requests.computed[ids[summed:]]))
         known = requests.num_input[ids] + requests.generated[ids]
-        decodes.append((requests.generated[ids] > 0) & (context[-1] + 1 == known))
-        is_last = ~decodes[-1] & (context[-1] + new[-1] == known)
-        logits.append(int(is_last.sum() + new[-1][decodes[-1]].sum()))
+        is_decode = (requests.generated[ids] > 0) & (context[-1] + 1 == known)
+        is_decode[:summed] = True
+        decodes.append(is_decode)
+        is_last = ~is_decode & (context[-1] + new[-1] == known)
+        logits.append(int(is_last.sum() + new[-1][is_decode].sum()))
     return Batch(
         tuple(new),
         tuple(context),

@@ -15,7 +15,13 @@ from simulator.engine.by_ranks import ByRanks
 from simulator.engine.changes import Changed
 from simulator.engine.pool import PoolState
 from simulator.engine.step_log import LOG_COLUMNS
-from simulator.results.tables import ADMISSION_LIMITS, MOVE_COLUMNS, ExpertsMoved, ReplicasChanged
+from simulator.results.tables import (
+    ADMISSION_LIMITS,
+    MOVE_COLUMNS,
+    ExpertsMoved,
+    PriceAudit,
+    ReplicasChanged,
+)
 
 
 class Rows(NamedTuple):
@@ -45,6 +51,9 @@ class Served:
     """Moves of experts, in order of time."""
     until_s: float | None = None
     """Time at which the run was ended, seconds; ``None`` where it ended with all requests done."""
+    audits: tuple[PriceAudit | None, ...] = ()
+    """Errors of each pool's prices by mixes of requests; ``None`` where steps were not priced
+    so."""
 
     @cached_property
     def requests(self) -> Columns:

@@ -23,6 +23,7 @@ from simulator.base.columns import Spool
 from simulator.base.progress import CountDone
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.assembly import make_record
+from simulator.engine.audit import Audit
 from simulator.engine.by_ranks import ByRanks, read_batches, start_ranks_of
 from simulator.engine.changes import Changed, apply_change, cut_row, send_again
 from simulator.engine.events import ENDS, FORMS, code_of, find_event, push_event, remove_events
@@ -121,7 +122,8 @@ def serve(
     timeline.run(math.inf if until is None else until)
     rows = timeline.close()
     changes = tuple(timeline.changed), tuple(timeline.rebalances)
-    return Served(plan, pools, by_ranks, rows, ingress_delay_s, *changes, until)
+    audits = tuple(audit.report() for audit in timeline.audits)
+    return Served(plan, pools, by_ranks, rows, ingress_delay_s, *changes, until, audits)
 
 
 @dataclass
@@ -159,6 +161,7 @@ class _Timeline:
         """Number of steps that were cut short, and whose ranks SimPy still follows to their end."""
         self.changed: list[Changed] = []
         self.rebalances: list[ExpertsMoved] = []
+        self.audits = [Audit(pool) for pool in state.pools]
         self._waits_to_send: list[tuple[int, list[int]]] = []
         """Numbers of requests that replicas gave back at this instant, by place of their pool."""
         self._until_s = math.inf
@@ -350,6 +353,7 @@ class _Timeline:
             fill_entry(table, pool.mixes, STREAMS[state.names[place]], *table.wanted.tolist())
             row[1] = price_step(pool.requests, pool.ranks_of(replica), table, row[:POOL])
         count_profiles(table)
+        self.audits[place].look_at(replica, row[1], table.factor)
         push_event(state.events, row[0] + row[1], code_of(ENDS, number))
 
     def _start_log(self) -> None:

@@ -23,7 +23,26 @@ def describe_record(record: DeploymentRecord) -> dict[str, Any]:
         SHOWN: {phase: asdict(step) for phase, step in record.shown_steps.items()},
         "changes": [asdict(change) for change in record.changes],
         "rebalances": [asdict(moved) for moved in record.rebalances],
-    } | ({} if curve is None else {"imbalance_curve": curve._asdict()})
+    } | {
+        name: found._asdict()
+        for name, found in (("imbalance_curve", curve), ("price_audit", record.price_audit))
+        if found is not None
+    }
+
+
+def tell_audit(record: DeploymentRecord) -> str | None:
+    """Describe how far prices by mixes of requests are off on the run's own steps; ``None`` where
+    steps were not priced so.
+    """
+    audit = record.price_audit
+    if audit is None:
+        return None
+    side = "longer" if audit.mean > 0 else "shorter"
+    return (
+        f"steps of {record.name} are priced by their mix of requests: {audit.num_steps} of them, "
+        f"priced rank by rank as well, are {abs(audit.mean):.1%} {side} in the mean and "
+        f"{audit.p90:.1%} apart at the 90th percentile"
+    )
 
 
 def shown_step(run: dict[str, Any], deployment: str, phase: str) -> dict[str, Any]:

@@ -263,6 +263,16 @@ class ExpertsMoved:
     """Imbalance of that load had experts stayed."""
 
 
+class PriceAudit(NamedTuple):
+    """Steps of a run that were priced by their mix of requests and rank by rank as well."""
+
+    num_steps: int
+    mean: float
+    """Mean of priced / rank by rank - 1."""
+    p90: float
+    """90th percentile of its absolute value."""
+
+
 class ImbalanceCurve(NamedTuple):
     """Load imbalance over the time of a run, in bins of equal length."""
 
@@ -315,5 +325,8 @@ class DeploymentRecord:
     """Moves of experts, in order of time."""
     imbalance_curve: ImbalanceCurve | None
     """Load imbalance over time, where experts may move or requests are of several kinds."""
+    price_audit: PriceAudit | None
+    """Error of prices by mixes of requests on some of the run's own steps, where steps were priced
+    so."""
     shown_steps: dict[str, ShownStep]
     """Steps shown in ``ranks``, ``traffic`` and ``spans``, by phase."""

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from simulator.engine.assembly import make_record
 from simulator.engine.pool import start_pools
 from simulator.engine.timeline import serve
 from simulator.policies.routing import RecordedSequences
+from simulator.results.shown_steps import tell_audit
 from simulator.step.load_profiles import MOST_PROFILES, find_profiles
 from simulator.step.mixes import expect_loads, list_mixes, measure_imbalance
 from tests.cases import cases, seeds
@@ -57,6 +59,33 @@ def test_steps_of_recorded_requests_take_what_their_ranks_take(tiny, model, path
     plan = tiny.plan(model, attention_dp=8, ep=8, routing=exact(shared_file(path)))
     trace = tiny.trace(150, rate, 2 * lengths[0], 2 * lengths[1])
     assert compare(plan, trace) == pytest.approx(1.0, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("model", "path"),
+    [
+        ("gpt-oss-20b", "traces/routing/gptoss20b/gptoss20b_decode_64seq.npz"),
+        ("deepseek-v2-lite", "traces/routing/esft/deepseek_v2_lite_law.npz"),
+    ],
+    ids=["gpt-oss-20b", "law"],
+)
+@pytest.mark.parametrize("lengths", [(200, 120), (2000, 20)], ids=["decodes", "prompts"])
+def test_a_runs_own_steps_are_near_what_their_ranks_take(tiny, model, path, lengths):
+    plan = tiny.plan(model, attention_dp=8, ep=8, routing=exact(shared_file(path)))
+    record = make_record(serve(plan, tiny.trace(200, 100.0, *(2 * n for n in lengths))))
+    assert record.price_audit.num_steps == 20
+    assert abs(record.price_audit.mean) < 0.02
+    assert record.price_audit.p90 < 0.05
+    assert tell_audit(record).startswith(
+        f"steps of {plan.name} are priced by their mix of requests: 20 of them, priced rank by rank"
+    )
+
+
+def test_runs_whose_requests_are_alike_are_not_audited(tiny):
+    record = tiny.run(tiny.plan("moe", **KEYS), tiny.trace(20))
+    assert record.price_audit is None
+    assert tell_audit(record) is None
+    assert record.imbalance_curve is None
 
 
 @seeds(7200, 4)

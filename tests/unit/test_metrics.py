@@ -87,6 +87,7 @@ def record(requests=REQUESTS):
         changes=(),
         rebalances=(),
         imbalance_curve=None,
+        price_audit=None,
         itl=gaps(GAPS_S),
         load_imbalance=1.75,
         uniform_imbalance=1.25,

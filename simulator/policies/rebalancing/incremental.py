@@ -8,7 +8,6 @@ from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from simulator.base.frozen import Frozen
 from simulator.base.quantities import Duration, value_range
@@ -24,10 +23,10 @@ class Incremental(Frozen):
     all anew moves most of a layer.
     """
 
-    every_s: Duration = Field(examples=[300.0])
+    every_s: Duration = 60.0
     """Seconds from one look to the next; the load since the last one counts."""
     tolerance: Annotated[float, value_range(1, 1e6)] = 1.1
-    """Load of the busiest rank of a layer over the mean rank's that is even enough."""
+    """Ratio of the busiest rank's load to the mean rank's in a layer that is even enough."""
     asynchronous: bool = False
     """Whether steps go on while weights travel; otherwise the replica waits."""
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import count
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from simulator.base.frozen import Frozen, Policy
 from simulator.base.plugins import build
@@ -25,17 +25,17 @@ class Periodic(Frozen):
     fewer bytes and lead to the same loads.
     """
 
-    every_s: Duration = Field(examples=[300.0])
+    every_s: Duration = 60.0
     """Seconds from one look to the next."""
     window_s: Duration | None = None
     """Seconds before a look whose load counts; absent = all since the last look."""
     placement: Policy = {"kind": "eplb"}
     """Placement policy; of ``eplb``, the slots are those that the deployment has."""
     threshold: Factor = 1.0
-    """Imbalance of the window's load, the busiest rank's over the mean rank's as a mean over
-    layers, from which on experts are moved."""
+    """Ratio of the busiest rank's load to the mean rank's in the window, as a mean over layers, at
+    and above which experts are moved."""
     least_gain: Factor = 1e-6
-    """Least decrease of that imbalance that experts are moved for."""
+    """Least decrease of that ratio that experts are moved for."""
     asynchronous: bool = False
     """Whether steps go on while weights travel, as with vLLM's ``use_async``; otherwise the replica
     waits."""
