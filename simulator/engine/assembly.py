@@ -16,7 +16,6 @@ from simulator.deployment.uniform_routing import mean_uniform_imbalances
 from simulator.engine.probe import probe
 from simulator.engine.served import Served
 from simulator.engine.state import Floats
-from simulator.policies.contracts import list_looks
 from simulator.policies.overflow import may_drop
 from simulator.results.tables import (
     NUM_GAP_BINS,
@@ -102,12 +101,8 @@ def make_record(served: Served) -> DeploymentRecord:
 
 
 def _draw_imbalance(served: Served, uniform_S: Floats) -> ImbalanceCurve | None:
-    """Load imbalance over time, where experts may move or requests load different ones; otherwise
-    ``None``.
-    """
-    pools = served.pools.values()
-    moves = any(next(list_looks(pool.plan.serving.rebalancing), None) is not None for pool in pools)
-    if not moves and all(pool.profiles is None for pool in pools):
+    """Load imbalance over time; ``None`` for a dense model."""
+    if served.plan.placement.experts is None:
         return None
     steps = served.steps
     start_s, duration_s = (steps[name].to_numpy() for name in ("start_s", "duration_s"))

@@ -34,7 +34,7 @@ class Audit:
         number, self._num_seen = self._num_seen, self._num_seen + 1
         if self._pool.profiles is None or len(self._ratios) == _MOST or factor != 1.0:
             return
-        if number >= int(len(self._ratios) ** 1.5):
+        if number >= int(len(self._ratios) ** 1.2):
             self._ratios.append(duration_s / self._measure(replica))
 
     def report(self) -> PriceAudit | None:

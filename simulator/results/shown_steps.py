@@ -15,8 +15,8 @@ SHOWN = "shown_steps"
 
 
 def describe_record(record: DeploymentRecord) -> dict[str, Any]:
-    """Describe a deployment's shown steps, stopped or started replicas, and moved experts for
-    ``run.json``, with the load imbalance over time where that may change.
+    """Describe a deployment's shown steps, stopped or started replicas, moved experts and load
+    imbalance over time for ``run.json``.
     """
     curve = record.imbalance_curve
     return {

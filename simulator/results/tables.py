@@ -324,7 +324,7 @@ class DeploymentRecord:
     rebalances: tuple[ExpertsMoved, ...]
     """Moves of experts, in order of time."""
     imbalance_curve: ImbalanceCurve | None
-    """Load imbalance over time, where experts may move or requests are of several kinds."""
+    """Load imbalance over time; ``None`` for a dense model."""
     price_audit: PriceAudit | None
     """Error of prices by mixes of requests on some of the run's own steps, where steps were priced
     so."""

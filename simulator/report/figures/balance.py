@@ -22,7 +22,7 @@ class Balance(Figure[Results]):
         "steps of each bin; 1.0 is even. Thin: what chance alone would come to, were routing "
         "uniform at the same batches. Dotted: experts moved."
     )
-    absent = "Experts stayed where they were, and all requests drew theirs from one pool."
+    absent = "No deployment in this run has routed experts."
     order = 34
 
     def draw(self, results: Results) -> go.Figure | None:
