@@ -13,6 +13,7 @@ from simulator.results import tables as records
 from simulator.results.folder import Results
 from simulator.results.metrics import METRICS
 from simulator.results.tables import STEP_PHASES
+from tests.report.made_up_moves import imbalance_of
 
 MOE_SHARES = dict(zip(STEP_PHASES, (0.27, 0.06, 0.24, 0.1, 0.13, 0.12, 0.02, 0.06), strict=True))
 DENSE_SHARES = dict(zip(STEP_PHASES, (0.3, 0.5, 0, 0, 0, 0.02, 0.12, 0.06), strict=True))
@@ -290,25 +291,6 @@ def summary(made: list[Made], slo: dict[str, float | None]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def imbalance_of(made: Made) -> dict[str, Any]:
-    """Load imbalance over time, and two moves of experts, of a mixture of experts whose run was not
-    empty.
-    """
-    if not made.facts["is_moe"] or not len(made.requests):
-        return {}
-    at_s = np.linspace(0.5, 80, 60)
-    curve = {"at_s": at_s, "imbalance": 1.3 + 0.1 * np.sin(at_s / 9), "uniform": 1.2 + 0 * at_s}
-    moved = {
-        **{"pool": "both", "num_experts": 120, "num_bytes": 4.2e9, "seconds": 0.03},
-        **{"imbalance_before": 1.4, "imbalance_after": 1.1},
-        **{"imbalance_next": 1.2, "imbalance_unmoved": 1.3},
-    }
-    return {
-        "imbalance_curve": {name: values.tolist() for name, values in curve.items()},
-        "rebalances": [{"at_s": second, **moved} for second in (20.0, 60.0)],
-    }
-
-
 def run_of(made: list[Made], **changes: Any) -> Results:
     slo = {"ttft_s": 0.8, "tpot_s": 0.05, "e2e_s": None}
     lengths = {"mean": 1154.7, "p50": 1020.0, "p90": 2610.0, "p99": 4001.0}
@@ -333,7 +315,7 @@ def run_of(made: list[Made], **changes: Any) -> Results:
                 ("Both meet the TTFT target for most requests; at p99 the mixture of experts " "has 0.3 s to spare."),
             ],
         },
-        "deployments": {r.name: r.facts | imbalance_of(r) for r in made},
+        "deployments": {r.name: r.facts | imbalance_of(r.facts, r.requests) for r in made},
         "scenario": {"name": "x", "deployments": [{"name": r.name} for r in made]},
     } | changes  # fmt: skip
     return results.gather(run, summary(made, run["slo"] or {}), made)
