@@ -16,7 +16,8 @@ from simulator.results.scores import (
     worst,
 )
 from simulator.results.targets import DENSE, MOE, TARGETS, bands_hold, target_of
-from simulator.validation.left_out import Residuals, judge_left_out, mix_residuals
+from simulator.validation.board import list_fit_residuals
+from simulator.validation.left_out import judge_left_out, mix_residuals
 
 
 def rows(*entries, suite="serving", quantity="tpot", group="h100 vllm MoE"):
@@ -258,21 +259,24 @@ def test_targets_are_judged_by_what_was_left_out_only_where_rows_are_in_sample(i
 
 
 def test_errors_of_fits_mix_by_rows():
-    near, far = Residuals(900, 0.04, 0.1), Residuals(100, 0.4, 1.0)
-    median, p90 = mix_residuals([near, far])
+    parts = pd.DataFrame({"rows": [900, 100], "median": [0.04, 0.4], "p90": [0.1, 1.0]})
+    median, p90 = mix_residuals(parts)
     assert 0.04 < median < 0.05
     assert 0.1 < p90 < 0.5
-    assert mix_residuals([near]) == pytest.approx((0.04, 0.1), rel=0.01)
+    assert mix_residuals(parts[:1]) == pytest.approx((0.04, 0.1), rel=0.01)
     rng = np.random.default_rng(0)
     parts = [
         np.abs(rng.normal(0, scale, count))
         for scale, count in ((0.05, 6000), (0.2, 3000), (0.01, 1000))
     ]
     said = mix_residuals(
-        [
-            Residuals(len(part), float(np.median(part)), float(np.quantile(part, 0.9)))
-            for part in parts
-        ]
+        pd.DataFrame(
+            {
+                "rows": [len(part) for part in parts],
+                "median": [np.median(part) for part in parts],
+                "p90": [np.quantile(part, 0.9) for part in parts],
+            }
+        )
     )
     whole = np.concatenate(parts)
     assert said == pytest.approx((np.median(whole), np.quantile(whole, 0.9)), rel=0.1)
@@ -280,8 +284,11 @@ def test_errors_of_fits_mix_by_rows():
 
 def test_left_out_looks_at_calibrations_of_the_rows_gpus_and_at_engines_own_entries():
     calibrations = {name: load_calibration(name, "test") for name in ("hopper", "blackwell")}
+    fits = list_fit_residuals(calibrations)
     hopper = judge_left_out(
-        rows((1.0, 1.0, "ok"), suite="gemm", quantity="kernel", group="h100 bf16"), calibrations
+        rows((1.0, 1.0, "ok"), suite="gemm", quantity="kernel", group="h100 bf16"),
+        calibrations,
+        fits,
     )
     both = pd.concat(
         [
@@ -290,10 +297,11 @@ def test_left_out_looks_at_calibrations_of_the_rows_gpus_and_at_engines_own_entr
         ]
     )
     assert hopper["what"].tolist() == ["Dense GEMM kernels"]
-    assert hopper["rows"].item() < judge_left_out(both, calibrations)["rows"].item()
+    assert hopper["rows"].item() < judge_left_out(both, calibrations, fits)["rows"].item()
     experts = judge_left_out(
         rows((1.0, 1.0, "ok"), suite="moe", quantity="kernel", group="h100 sglang bf16"),
         calibrations,
+        fits,
     )
     table = calibrations["hopper"].grouped_gemm
     pooled = [
@@ -309,5 +317,7 @@ def test_left_out_looks_at_calibrations_of_the_rows_gpus_and_at_engines_own_entr
         [name for name in pooled if table["any"][name].kind != "assumed"]
     )
     assert judge_left_out(
-        rows((1.0, 1.0, "ok"), suite="gemm", quantity="kernel", group="rubin bf16"), calibrations
+        rows((1.0, 1.0, "ok"), suite="gemm", quantity="kernel", group="rubin bf16"),
+        calibrations,
+        fits,
     ).empty
