@@ -61,6 +61,7 @@ class MoreColumns(TypedDict, total=False):
     prefix_starts: NDArray[np.int64] | None
     prefix_ids: NDArray[np.int64] | None
     domain: NDArray[Any] | None
+    request_ids: NDArray[Any] | None
     notes: tuple[str, ...]
 
 
