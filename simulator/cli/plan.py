@@ -59,6 +59,7 @@ def plan(
     from simulator.base.caches import findings_folder
     from simulator.commands.capacity import plan as answer_question
     from simulator.planner.store import Store
+    from simulator.results.plan_sentences.traffic import tell_rate
     from simulator.scenario.question import list_routing_notes, load_question
 
     loaded = load_question(question, overrides or [], seed)
@@ -86,7 +87,7 @@ def plan(
     if answer.traffic is not None:
         console.err.print(
             f"judged by {answer.traffic.num_requests:,} requests at "
-            f"{answer.traffic.rate_per_s:.3g} a second on average (seed {answer.seed})",
+            f"{tell_rate(answer.traffic)} (seed {answer.seed})",
             highlight=False,
             soft_wrap=True,
             markup=False,

@@ -12,6 +12,7 @@ from simulator.planner.explore import Evaluation, resize_candidate
 from simulator.planner.handover import hand_over
 from simulator.planner.losses import whole_nodes
 from simulator.planner.pareto import find_pareto
+from simulator.planner.requests import asked_rate
 from simulator.planner.samples import name_band
 from simulator.planner.search import SearchResult
 from simulator.planner.uncertainty.assessment import Assessment, assess_alone
@@ -131,6 +132,7 @@ def _describe_traffic(result: SearchResult) -> TrafficFacts:
     traffic = result.traffic
     return TrafficFacts(
         rate_per_s=traffic.rate_per_s,
+        asked_rate_per_s=asked_rate(result.question, result.space.folder),
         num_requests=traffic.num_requests,
         lead_requests=traffic.lead,
         lasts_s=traffic.duration_s,

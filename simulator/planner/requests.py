@@ -15,6 +15,7 @@ from simulator.config.capacity import Question
 from simulator.config.workload import WorkloadSpec
 from simulator.planner.traffic import LEAST_STAYS, Traffic, busiest, led
 from simulator.scenario.question import load_open_requests
+from simulator.workload.requests import asked_rate_per_s
 from simulator.workload.traces import RequestTrace
 
 _STAYS = 8.0
@@ -86,6 +87,15 @@ def traffic_of(question: Question, folder: Path) -> Traffic:
         else 0,
         stay_s,
     )
+
+
+def asked_rate(question: Question, folder: Path) -> float | None:
+    """Requests per second that are asked for; ``None`` where they are recorded, or where the
+    busiest stretch is planned for, whose rate is its own.
+    """
+    if question.peak_s is not None:
+        return None
+    return asked_rate_per_s(question.workload, folder, "plan [workload]")
 
 
 def is_generated(workload: WorkloadSpec) -> bool:

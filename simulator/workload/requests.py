@@ -27,6 +27,7 @@ from simulator.workload.thickening import thicken
 from simulator.workload.traces import RequestTrace, take_requests
 
 __all__ = [
+    "asked_rate_per_s",
     "describe",
     "fano_factor",
     "load_requests",
@@ -110,22 +111,44 @@ def source_arrivals_s(
 
     All of a file; of a generator up to the last request that the workload takes.
     """
-    if isinstance(spec.requests, dict):
-        generator, beside = validate(GeneratorSpec, spec.requests, f"{where} requests"), folder
-    else:
-        path = _path_of(spec.requests, folder, where)
-        if path.suffix != ".toml":
-            trace = _read_recorded(path, spec, seed, where)
-            if spec.arrivals is None:
-                return trace.arrival_s
-            process = _build("arrivals", spec.arrivals, folder, f"{where} arrivals")
-            return draw_arrivals(process, trace.num_requests, open_stream(seed, "arrivals"))
-        generator, beside = validate(NamedWorkloadSpec, read_toml(path), str(path)), path.parent
-    process = _build("arrivals", spec.arrivals or generator.arrivals, beside, f"{where} arrivals")
+    generator, process = _find_process(spec, folder, where)
+    if generator is None:
+        assert isinstance(spec.requests, str), "requests in a table are generated"
+        trace = _read_recorded(_path_of(spec.requests, folder, where), spec, seed, where)
+        if process is None:
+            return trace.arrival_s
+        return draw_arrivals(process, trace.num_requests, open_stream(seed, "arrivals"))
+    assert process is not None, "a generator has arrivals"
     num_requests, duration_s = spec.num_requests, _source_duration_s(spec)
     if num_requests is None and duration_s is None:
         num_requests, duration_s = generator.num_requests, generator.duration_s
     return _enough_arrivals(process, spec.start_s, num_requests, duration_s, seed, where)
+
+
+def asked_rate_per_s(spec: WorkloadSpec, folder: Path, where: str = "[workload]") -> float | None:
+    """Requests per second that a workload's arrival process is asked for, in the time of the run;
+    ``None`` where requests come as they were recorded, or by a process without one rate.
+    """
+    rate = getattr(_find_process(spec, folder, where)[1], "rate_per_s", None)
+    return rate * spec.rate_scale if isinstance(rate, float | int) else None
+
+
+def _find_process(
+    spec: WorkloadSpec, folder: Path, where: str
+) -> tuple[GeneratorSpec | None, ArrivalProcess | None]:
+    """Generator and arrival process of a workload; ``None`` where requests, or their times, are
+    recorded.
+    """
+    generator: GeneratorSpec | None = None
+    beside = folder
+    if isinstance(spec.requests, dict):
+        generator = validate(GeneratorSpec, spec.requests, f"{where} requests")
+    elif (path := _path_of(spec.requests, folder, where)).suffix == ".toml":
+        generator, beside = validate(NamedWorkloadSpec, read_toml(path), str(path)), path.parent
+    table = spec.arrivals or (None if generator is None else generator.arrivals)
+    if table is None:
+        return generator, None
+    return generator, _build("arrivals", table, beside, f"{where} arrivals")
 
 
 def _read_recorded(path: Path, spec: WorkloadSpec, seed: int, where: str) -> RequestTrace:

@@ -65,6 +65,9 @@ class TrafficFacts(Part):
 
     rate_per_s: float
     """Requests per second on average."""
+    asked_rate_per_s: float | None = None
+    """Requests per second that the arrival process is asked for; absent where requests come as they
+    were recorded."""
     num_requests: int
     """Requests that are judged."""
     lead_requests: int = 0

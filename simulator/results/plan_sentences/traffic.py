@@ -9,6 +9,16 @@ from simulator.results.formats import number, seconds
 
 _OFTEN_PREEMPTED = 0.02
 """Share of requests computed again from which on it is worth a word: less is lost in the noise."""
+_FAR_FROM_ASKED = 0.03
+"""Relative difference between the drawn rate and the one asked for from which on it is worth a
+word: a size of 33 replicas changes by one."""
+
+
+def tell_rate(traffic: TrafficFacts) -> str:
+    """Rate of the judged requests, beside the one that was asked for where the two differ."""
+    drawn, asked = f"{traffic.rate_per_s:.3g}", f"{traffic.asked_rate_per_s or 0:.3g}"
+    beside = "" if traffic.asked_rate_per_s is None or drawn == asked else f", asked for {asked}"
+    return f"{drawn} a second on average{beside}"
 
 
 def tell_traffic(answer: Answer, best: DeploymentRow) -> Iterator[str]:
@@ -20,6 +30,16 @@ def tell_traffic(answer: Answer, best: DeploymentRow) -> Iterator[str]:
             f"within {seconds(traffic.lasts_s or 0.0)}, which is too short for a steady "
             "state: traffic that goes on may need more."
         )
+    if traffic is not None and traffic.asked_rate_per_s is not None:
+        beside = traffic.rate_per_s / traffic.asked_rate_per_s - 1
+        if abs(beside) >= _FAR_FROM_ASKED:
+            yield (
+                f"The {traffic.num_requests:,} requests happen to arrive at "
+                f"{traffic.rate_per_s:.3g} a second, where the workload asks for "
+                f"{traffic.asked_rate_per_s:.3g}: everything is sized for the former. Bands and "
+                "probabilities hold other samples with rates of their own; more requests "
+                "(workload.num_requests) come nearer."
+            )
     if best.preempted_share >= _OFTEN_PREEMPTED:
         yield (
             f"{100 * best.preempted_share:.0f} % of the requests lose their KV blocks to others "
