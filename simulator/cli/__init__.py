@@ -75,7 +75,7 @@ def _run() -> None:
             if isinstance(stopped, console.StoppedError)
             else "stopped; nothing was written"
         )
-        console.err.print(kept, highlight=False, soft_wrap=True, markup=False)
+        console.err.say(kept)
         if "ray" in sys.modules:
             # Everything is stopped; threads of libraries that die late have crashed the
             # interpreter's own end.
@@ -89,20 +89,16 @@ def _run() -> None:
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "format_message"):
             _fail_usage(error)
-        console.err.print(traceback.format_exc(), soft_wrap=True)
-        console.err.print(
+        console.err.say(traceback.format_exc())
+        console.err.say(
             f"\nThis is a defect of moesim {__version__}, not of your input. "
-            "Please report it with the lines above and the scenario.",
-            highlight=False,
-            soft_wrap=True,
+            "Please report it with the lines above and the scenario."
         )
         sys.exit(1)
 
 
 def _fail(message: str, status: int = 2) -> NoReturn:
-    console.err.print(
-        f"error: {one_line(message)}", style="red", highlight=False, markup=False, soft_wrap=True
-    )
+    console.err.say(f"error: {one_line(message)}", "red")
     sys.exit(status)
 
 
@@ -119,7 +115,7 @@ def _fail_usage(error: Any) -> NoReturn:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        console.out.print(f"moesim {__version__}", highlight=False)
+        console.out.print(f"moesim {__version__}")
         raise typer.Exit
 
 

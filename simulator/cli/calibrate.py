@@ -105,9 +105,7 @@ def _calibrate_cpu(out_file: Path, ranks: list[int] | None) -> None:
             "meanwhile, so these times are too long; calibrate again when it is idle"
         )
         console.say_notes([note])
-    console.err.print(
-        f"calibration of {found.machine}: {out_file}", highlight=False, soft_wrap=True, markup=False
-    )
+    console.err.say(f"calibration of {found.machine}: {out_file}")
 
 
 def _calibrate_published(folder: Path, out_folder: Path, names: tuple[str, ...]) -> None:
@@ -122,7 +120,7 @@ def _calibrate_published(folder: Path, out_folder: Path, names: tuple[str, ...])
         target.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(target) as partial:
             partial.write_text(text, encoding="utf-8")
-        console.err.print(f"calibration: {target}", highlight=False, soft_wrap=True, markup=False)
+        console.err.say(f"calibration: {target}")
     folders = dict.fromkeys(out_folder / path.parts[0] for path in files if len(path.parts) > 1)
     console.say_notes(
         f"{folder} is read beside a file {folder}.toml, which is not there"

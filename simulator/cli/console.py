@@ -104,7 +104,7 @@ def emit(value: Any) -> None:
 def say_notes(notes: Iterable[str]) -> None:
     """Say on standard error which defaults were used, a line each."""
     for note in notes:
-        err.print(f"note: {note}", style="yellow", highlight=False, soft_wrap=True, markup=False)
+        err.say(f"note: {note}", "yellow")
 
 
 def print_rows(rows: dict[str, str]) -> None:
@@ -120,23 +120,36 @@ def print_rows(rows: dict[str, str]) -> None:
         )
         for number, line in enumerate(lines or [""]):
             row = Text(("" if number else one_line(name)).ljust(name_width), "bold")
-            out.print(row.append(line, "not bold"), soft_wrap=True, highlight=False)
+            out.say(row.append(line, "not bold"))
 
 
 def print_verdict(headline: str, reasons: Iterable[str]) -> None:
     """Print the finding in bold, and a line for each of its reasons."""
-    out.print(_wrap(headline, ""), style="bold", highlight=False, soft_wrap=True, markup=False)
+    out.say(fill(headline), "bold")
     for reason in reasons:
-        out.print(_wrap(reason, "  "), highlight=False, soft_wrap=True, markup=False)
+        out.say(fill(reason, "- ", "  "))
     out.print()
 
 
-def _wrap(text: str, indent: str) -> str:
-    first = "- " if indent else ""
-    return (
-        textwrap.fill(text, out.width, initial_indent=first, subsequent_indent=indent)
-        if out.is_terminal
-        else first + one_line(text)
+def print_table(rows: Iterable[Iterable[str]]) -> None:
+    """Print rows of a table in columns, the first row in bold: names on the left, numbers on the
+    right.
+    """
+    lines = [[one_line(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for number, (name, *cells) in enumerate(lines):
+        shown = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        out.say("   ".join((name.ljust(widths[0]), *shown)), "" if number else "bold")
+
+
+def fill(text: str, first: str = "", others: str = "") -> str:
+    """Wrap a text on a terminal, behind ``first`` and in further lines ``others``; in one line
+    where another program reads.
+    """
+    if not out.is_terminal:
+        return first + one_line(text)
+    return textwrap.fill(
+        text, out.width, initial_indent=first, subsequent_indent=others, break_on_hyphens=False
     )
 
 
@@ -157,13 +170,13 @@ def plain(value: object) -> str:
 
 def show_warning(message: Warning | str, *_: object, **__: object) -> None:
     """Print a warning in one line; called like :func:`warnings.showwarning`."""
-    err.print(f"warning: {message}", style="yellow", highlight=False, soft_wrap=True, markup=False)
+    err.say(f"warning: {message}", "yellow")
 
 
 def show_compiling() -> None:
     """Say why a first run takes longer to begin."""
     text = "compiling, once for this version and processor: about half a minute"
-    err.print(text, style="dim", highlight=False, soft_wrap=True)
+    err.say(text, "dim")
 
 
 class StoppedError(Exception):
@@ -209,7 +222,7 @@ def progress(
 
 
 def _say_plain(line: str) -> None:
-    err.print(line, highlight=False, soft_wrap=True, markup=False)
+    err.say(line)
 
 
 @contextmanager

@@ -32,15 +32,15 @@ def list_(
         console.emit(found)
     elif markdown:
         for name, entries in found.items():
-            console.out.print(f"### {name}\n\n| name | what it is |\n|---|---|", soft_wrap=True)
+            console.out.say(f"### {name}\n\n| name | what it is |\n|---|---|")
             for entry, text in entries.items():
-                console.out.print(f"| `{one_line(entry)}` | {one_line(text)} |", soft_wrap=True)
+                console.out.say(f"| `{one_line(entry)}` | {one_line(text)} |")
             console.out.print()
     elif family is not None:
         console.print_rows(found[family])
     else:
         console.print_rows({name: ", ".join(entries) for name, entries in found.items()})
-        console.err.print("moesim list FAMILY says what each is", highlight=False, style="dim")
+        console.err.print("moesim list FAMILY says what each is", style="dim")
 
 
 def check(
@@ -63,12 +63,7 @@ def check(
     if as_json:
         console.emit(found._asdict())
     else:
-        console.out.print(
-            f"{found.file}: a valid {found.kind}{found.details}",
-            highlight=False,
-            soft_wrap=True,
-            markup=False,
-        )
+        console.out.say(f"{found.file}: a valid {found.kind}{found.details}")
     console.say_notes(found.notes)
 
 
@@ -82,8 +77,8 @@ def new(
     from simulator.commands.new import write_new
 
     path = write_new(kind, name)
-    console.out.print(str(path), highlight=False, soft_wrap=True, markup=False)
-    console.err.print(f"moesim check {path} says whether it is right", style="dim", highlight=False)
+    console.out.say(str(path))
+    console.err.print(f"moesim check {path} says whether it is right", style="dim")
 
 
 def schema(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.text import Text
 
-from simulator.base.text import one_line
 from simulator.cli import console
 from simulator.cli.console import Address, AllowCode, AsJson, Out, Seed, Set, SimulatedNodes
 
@@ -66,15 +65,13 @@ def execute(
         console.emit({"folder": str(folder), "verdict": said, "summary": summary, "faults": faults})
     else:
         print_executed(executed)
-    console.err.print(
-        f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True, markup=False
-    )
+    console.err.say(f"report: {folder / 'report.html'}")
 
 
 def print_executed(executed: Any) -> None:
     """The verdict with its reasons, then tokens a second and phases, measured beside predicted."""
     from simulator.report.execution_verdict import verdict
-    from simulator.results.executed import KINDS, describe_load
+    from simulator.results.executed import KINDS
 
     console.print_verdict(*verdict(executed))
     for kind in dict.fromkeys(executed.summary["kind"]):
@@ -94,28 +91,30 @@ def print_executed(executed: Any) -> None:
             )
             for entry in own.itertuples()
         ]
-        console.out.print(Text(f"{KINDS[kind]}:", style="bold"))
-        _print_table(rows)
+        console.out.print(f"{KINDS[kind]}:", style="bold")
+        console.print_table(rows)
         console.out.print()
-    console.out.print(Text("Where a step's time goes, ms measured / predicted:", style="bold"))
-    _print_table(_phase_rows(executed))
+    console.out.print("Where a step's time goes, ms measured / predicted:", style="bold")
+    console.print_table(_phase_rows(executed))
     for fault in executed.faults.itertuples():
         console.out.print(
             f"step {fault.step} of {fault.deployment}: {fault.what}; "
             f"ready again after {fault.recovery_s:.1f} s, which the step's time leaves out"
         )
+    console.say_notes(_list_notes(executed))
+
+
+def _list_notes(executed: Any) -> Iterator[str]:
+    """Notes on what the prediction leaves out, or rests on."""
+    from simulator.results.executed import describe_load
+
     if load := describe_load(executed):
-        console.err.print(
-            f"note: {load[0].lower()}{load[1:]}", style="yellow", highlight=False, soft_wrap=True
-        )
+        yield f"{load[0].lower()}{load[1:]}"
     transport = executed.run["scenario"]["execution"]["transport"]["kind"]
     if transport != "process_group":
-        console.err.print(
-            f"note: exchanges were timed between process groups, not through '{transport}', "
-            "so their prediction is too short",
-            style="yellow",
-            highlight=False,
-            soft_wrap=True,
+        yield (
+            f"exchanges were timed between process groups, not through '{transport}', "
+            "so their prediction is too short"
         )
     known = executed.run["calibration"]
     if known["machine"] != executed.run["machine"]:
@@ -124,12 +123,9 @@ def print_executed(executed: Any) -> None:
             if known["machine"]
             else f"{known['title']}, not on times of this machine"
         )
-        console.err.print(
-            f"note: the prediction rests on {rests_on}; moesim calibrate cpu measures this one "
-            f"({executed.run['machine']}), for deployments on a cluster 'this-machine-<ranks>'",
-            style="yellow",
-            highlight=False,
-            soft_wrap=True,
+        yield (
+            f"the prediction rests on {rests_on}; moesim calibrate cpu measures this one "
+            f"({executed.run['machine']}), for deployments on a cluster 'this-machine-<ranks>'"
         )
 
 
@@ -159,15 +155,3 @@ def _phase_rows(executed: Any) -> list[tuple[str, ...]]:
             )
             rows.append((f"{deployment}, {KINDS[kind]}", *cells))
     return rows
-
-
-def _print_table(rows: list[tuple[str, ...]]) -> None:
-    rows = [(one_line(name), *cells) for name, *cells in rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for number, row in enumerate(rows):
-        line = row[0].ljust(widths[0]) + "".join(
-            "   " + cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)
-        )
-        console.out.print(
-            Text(line, style="" if number else "bold"), soft_wrap=True, highlight=False
-        )

@@ -81,20 +81,15 @@ def plan(
     if as_json:
         console.emit(answer.model_dump(mode="json"))
     else:
-        print_plan(answer, console.out.width if console.out.is_terminal else None)
+        print_plan(answer)
     console.say_notes(list_routing_notes(loaded))
-    console.err.print(counted.tell_simulated(store), highlight=False, soft_wrap=True, markup=False)
+    console.err.say(counted.tell_simulated(store))
     if answer.traffic is not None:
-        console.err.print(
+        console.err.say(
             f"judged by {answer.traffic.num_requests:,} requests at "
-            f"{tell_rate(answer.traffic)} (seed {answer.seed})",
-            highlight=False,
-            soft_wrap=True,
-            markup=False,
+            f"{tell_rate(answer.traffic)} (seed {answer.seed})"
         )
-    console.err.print(
-        f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True, markup=False
-    )
+    console.err.say(f"report: {folder / 'report.html'}")
     if answer.recommended is None:
         raise typer.Exit(NOTHING_MEETS)
 
@@ -138,29 +133,26 @@ class _Counted:
         )
 
 
-def print_plan(answer: Answer, width: int | None) -> None:
+def print_plan(answer: Answer) -> None:
     """The answer in sentences, the recommended deployment beside what else would do, and what was
     ruled out.
-
-    Args:
-        width: of the terminal; None where another program reads, which needs no line broken.
     """
-    _say(_fill_text(answer.headline, width), "bold")
+    console.out.say(console.fill(answer.headline), "bold")
     for reason in answer.reasons:
-        _say(_fill_text(reason, width, "- ", "  "))
-    for line in _candidates(answer, width):
-        console.out.print(line, soft_wrap=True, highlight=False)
+        console.out.say(console.fill(reason, "- ", "  "))
+    for line in _candidates(answer):
+        console.out.say(line)
     ruled = sorted((row for row in answer.ruled_out if row.count), key=lambda row: -row.count)
     if ruled:
         judged = answer.num_legal + answer.num_ruled_out
-        _say(f"\nRuled out: {answer.num_ruled_out:,} of {judged:,} deployments", "bold")
+        console.out.say(f"\nRuled out: {answer.num_ruled_out:,} of {judged:,} deployments", "bold")
         count_width = len(f"{ruled[0].count:,}")
         for row in ruled[:_REASONS]:
             count = f"{row.count:,}".rjust(count_width)
-            _say(_fill_text(row.reason, width, f"{count}  ", " " * (count_width + 2)))
+            console.out.say(console.fill(row.reason, f"{count}  ", " " * (count_width + 2)))
 
 
-def _candidates(answer: Answer, width: int | None) -> Iterator[Text]:
+def _candidates(answer: Answer) -> Iterator[Text]:
     """A row a deployment under the headings of its numbers, the text of the deployment last."""
     from simulator.report.plan_candidates import groups
     from simulator.results.plan_text import amount, share, target_short, value_text
@@ -196,7 +188,7 @@ def _candidates(answer: Answer, width: int | None) -> Iterator[Text]:
         return "  ".join(cell.rjust(size) for cell, size in zip(row, widths, strict=True))
 
     indent = sum(widths) + 2 * len(widths)
-    room = None if width is None else width - indent
+    room = console.out.width - indent if console.out.is_terminal else None
     beside = room is None or room >= _NARROWEST
     yield Text()
     yield Text(numbers(head) + ("  deployment" if beside else ""), "bold")
@@ -205,7 +197,7 @@ def _candidates(answer: Answer, width: int | None) -> Iterator[Text]:
         for row in rows:
             line = numbers(cells[id(row)])
             if not beside:
-                yield Text(_fill_text(row.deployment, width, "  ", "  "))
+                yield Text(console.fill(row.deployment, "  ", "  "))
                 yield Text(line)
                 continue
             first, *more = (
@@ -216,15 +208,3 @@ def _candidates(answer: Answer, width: int | None) -> Iterator[Text]:
             yield Text(f"{line}  {first}")
             for part in more:
                 yield Text(" " * indent + part)
-
-
-def _fill_text(text: str, width: int | None, first: str = "", others: str = "") -> str:
-    if width is None:
-        return first + one_line(text)
-    return textwrap.fill(
-        text, width, initial_indent=first, subsequent_indent=others, break_on_hyphens=False
-    )
-
-
-def _say(text: str, style: str = "") -> None:
-    console.out.print(Text(text, style), soft_wrap=True, highlight=False)

@@ -84,7 +84,7 @@ def train(
     else:
         _print_training(made)
     for file in files.values():
-        console.err.print(f"wrote {file}", highlight=False, soft_wrap=True, markup=False)
+        console.err.say(f"wrote {file}")
 
 
 @app.command()
@@ -153,7 +153,7 @@ def _print_recording(target: Path, found: dict[str, Any], as_json: bool) -> None
         console.print_rows(
             {key.replace("_", " "): console.plain(value) for key, value in found.items()}
         )
-    console.err.print(f"wrote {target}", highlight=False, soft_wrap=True, markup=False)
+    console.err.say(f"wrote {target}")
 
 
 def _check_suffix(path: Path, suffix: str) -> None:
@@ -163,7 +163,7 @@ def _check_suffix(path: Path, suffix: str) -> None:
 
 def _print_training(made: Any) -> None:
     """Print the headline, the table, and further findings."""
-    console.out.print(made.headline, style="bold", highlight=False, markup=False)
+    console.out.print(made.headline, style="bold")
     console.out.print()
     head = (
         "",
@@ -190,13 +190,7 @@ def _print_training(made: Any) -> None:
             f"{row.same_time_loss:.3f} with {row.same_time_tokens:,}",
         )
         cells.append((row.model, *counts, *losses, reached))
-    widths = [max(len(line[column]) for line in cells) for column in range(len(head))]
-    for line in cells:
-        shown = [
-            cell.ljust(width) if not column else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        console.out.print("   ".join(shown), highlight=False, soft_wrap=True, markup=False)
+    console.print_table(cells)
     console.out.print()
     for said in made.findings:
-        console.out.print(said, highlight=False, markup=False)
+        console.out.print(said)

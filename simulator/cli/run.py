@@ -112,9 +112,7 @@ def run(
     else:
         print_run(results)
     console.say_notes(notes)
-    console.err.print(
-        f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True, markup=False
-    )
+    console.err.say(f"report: {folder / 'report.html'}")
 
 
 def _run_sweep(
@@ -162,9 +160,7 @@ def _run_sweep(
     else:
         console.print_verdict(headline, reasons)
         _print_settings(found)
-    console.err.print(
-        f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True, markup=False
-    )
+    console.err.say(f"report: {folder / 'report.html'}")
 
 
 def _print_settings(sweep: Any) -> None:
@@ -214,7 +210,7 @@ def report(
     made = build_report(folders, out_file)
     if as_json:
         console.emit({"report": str(made.file), "verdict": made.verdict})
-    console.err.print(f"report: {made.file}", highlight=False, soft_wrap=True, markup=False)
+    console.err.say(f"report: {made.file}")
 
 
 def print_run(results: Any) -> None:
@@ -222,7 +218,7 @@ def print_run(results: Any) -> None:
     verdict = results.run["verdict"]
     console.print_verdict(verdict["headline"], verdict["reasons"])
     for line in _comparison(results, console.out.width if console.out.is_terminal else 10_000):
-        console.out.print(line, soft_wrap=True, highlight=False)
+        console.out.say(line)
 
 
 def _comparison(results: Any, width: int) -> Iterator[Text]:

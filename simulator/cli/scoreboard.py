@@ -52,11 +52,7 @@ def print_board(board: Any) -> None:
 
     out = console.out if console.out.is_terminal else Screen(width=_WIDTH)
     if board.rows.empty and not remarks(board):
-        out.print(
-            "Nothing was measured in these rows, so there is no error to show.",
-            highlight=False,
-            soft_wrap=True,
-        )
+        out.say("Nothing was measured in these rows, so there is no error to show.")
     if len(board.rows):
         by_group = score_groups(board.rows)
         for row in score(board.rows, ["suite", "quantity"]).to_dict("records"):
@@ -64,18 +60,18 @@ def print_board(board: Any) -> None:
             own = by_group[is_suite & (by_group["quantity"] == row["quantity"])]
             in_sample = board.in_sample(board.rows[board.rows["suite"] == row["suite"]])
             out.print(_scores_table(row, own, in_sample))
-        out.print(_LEGEND, highlight=False)
+        out.print(_LEGEND)
         out.print()
         targets = judge_targets(board)
         if len(targets):
             out.print(_targets_table(targets))
             if counted := tally(targets):
-                out.print(counted, style="bold", highlight=False)
+                out.print(counted, style="bold")
         if board.in_sample():
-            out.print(IN_SAMPLE, style="bold", highlight=False)
+            out.print(IN_SAMPLE, style="bold")
             out.print()
     for sentence in remarks(board):
-        out.print(sentence, style="yellow", highlight=False, soft_wrap=True, markup=False)
+        out.say(sentence, "yellow")
     if len(found := reasons(board.rows, "unsupported") if len(board.rows) else board.rows):
         out.print(_reasons_table(found))
 

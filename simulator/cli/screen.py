@@ -25,6 +25,10 @@ class Screen(Console):
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
+    def say(self, text: str | Text, style: str = "") -> None:
+        """Print a text whose lines are left as long as they are."""
+        self.print(text, style=style, soft_wrap=True)
+
     def render_str(self, text: str, **options: Any) -> Text:
         """Escape control characters that Rich would leave in."""
         return super().render_str(visible(text), **options)

@@ -103,6 +103,4 @@ def _write_trace(source: str, seed: int | None, target: Path, strict: bool) -> N
         trace = _load_trace(source, seed, strict)
         write_table(trace, partial)
     console.say_notes(trace.notes)
-    console.err.print(
-        f"{trace.num_requests:,} requests: {target}", highlight=False, soft_wrap=True, markup=False
-    )
+    console.err.say(f"{trace.num_requests:,} requests: {target}")

@@ -107,12 +107,8 @@ def validate(
     else:
         print_board(board)
     for name, why in board.run["skipped"].items():
-        _say(f"skipped: {name}: {why}", "yellow")
-    _say(f"report: {folder / 'report.html'}")
-
-
-def _say(text: str, style: str = "") -> None:
-    console.err.print(text, style=style, highlight=False, soft_wrap=True, markup=False)
+        console.err.say(f"skipped: {name}: {why}", "yellow")
+    console.err.say(f"report: {folder / 'report.html'}")
 
 
 class _WithColumns(TyperCommand):
@@ -221,6 +217,6 @@ def _answer_one(
         print_board(board)
     if out_file is not None:
         count = len(answered.table)
-        _say(f"{count:,} {'row' if count == 1 else 'rows'}: {out_file}")
+        console.err.say(f"{count:,} {'row' if count == 1 else 'rows'}: {out_file}")
     if report is not None:
-        _say(f"report: {report}")
+        console.err.say(f"report: {report}")

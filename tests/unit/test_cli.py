@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from simulator.base.data import available_files
 from simulator.cli import console
 from simulator.cli.run import print_run
+from simulator.cli.screen import Screen
 from simulator.commands.schema import FILES as KINDS
 from simulator.commands.schema import WRITTEN
 from simulator.results.folder import read
@@ -188,7 +188,7 @@ def test_on_a_terminal_no_line_is_wider_than_it(moesim, monkeypatch, capsys):
     moesim("run", *SHORT, "--out", "run")
     for columns in (80, 100):
         monkeypatch.setattr(
-            console, "out", Console(force_terminal=True, width=columns, color_system=None)
+            console, "out", Screen(force_terminal=True, width=columns, color_system=None)
         )
         for arguments in (("list",), ("list", "clusters"), ("trace", "info", "azure-conv")):
             code, out, _ = moesim(*arguments)
