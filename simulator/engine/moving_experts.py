@@ -63,8 +63,9 @@ class MovingExperts:
 
     def price_move(self, placed: Placed, load: ExpertLoad) -> ExpertsMoved:
         """Price a move that is decided on a load."""
-        placement = self._state.pools[self._place].plan.placement
-        moved = price_move(placement, placed, load, self._name)
+        plan = self._state.pools[self._place].plan
+        host_s = getattr(plan.serving.rebalancing, "host_s_per_layer", 0.0)
+        moved = price_move(plan.placement, placed, load, self._name, host_s)
         self._last = len(self._moves), load.placed
         self._moves.append(moved)
         return moved

@@ -73,12 +73,17 @@ def judge_move(moved: ExpertsMoved, load: ExpertLoad, before: Placed) -> Experts
     )
 
 
-def price_move(placement: Placement, placed: Placed, load: ExpertLoad, pool: str) -> ExpertsMoved:
+def price_move(
+    placement: Placement, placed: Placed, load: ExpertLoad, pool: str, host_s_per_layer: float
+) -> ExpertsMoved:
     """Price moving the experts of one replica, whose links carry nothing else meanwhile: copies,
     bytes and seconds.
 
-    All layers travel in one exchange. A rank of a split expert gets its part from the same part of
-    another copy.
+    All layers travel in one exchange, behind the host's work. A rank of a split expert gets its
+    part from the same part of another copy.
+
+    Args:
+        host_s_per_layer: seconds of the engine's own work for each layer that changes.
     """
     experts, moe, layout = placement.experts, placement.model.moe, placement.layout
     assert experts is not None
@@ -91,6 +96,7 @@ def price_move(placement: Placement, placed: Placed, load: ExpertLoad, pool: str
     parts_SR = np.kron(moves_SR, np.eye(layout.moe_tp, dtype=np.int64))
     sent = Messages.from_matrix(parts_SR.astype(np.float64)).times(part_bytes)
     seconds = placement.comm.exchange("dispatch", sent).alone_s
+    seconds += host_s_per_layer * _count_changed_layers(experts.placed, placed)
     num_bytes = float(parts_SR.sum() * part_bytes)
     return ExpertsMoved(
         load.at_s,
@@ -101,3 +107,9 @@ def price_move(placement: Placement, placed: Placed, load: ExpertLoad, pool: str
         load.measure_imbalance(experts.placed),
         load.measure_imbalance(placed),
     )
+
+
+def _count_changed_layers(before: Placed, after: Placed) -> int:
+    """Count the layers in which any slot holds another expert, or lies elsewhere, than before."""
+    stays_LP = (before.expert_LP == after.expert_LP) & (before.rank_LP == after.rank_LP)
+    return int((~stays_LP.all(axis=1)).sum())

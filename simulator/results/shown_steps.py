@@ -40,8 +40,8 @@ def tell_audit(record: DeploymentRecord) -> str | None:
     side = "longer" if audit.mean > 0 else "shorter"
     return (
         f"steps of {record.name} are priced by their mix of requests: {audit.num_steps} of them, "
-        f"priced rank by rank as well, are {abs(audit.mean):.1%} {side} in the mean and "
-        f"{audit.p90:.1%} apart at the 90th percentile"
+        f"priced rank by rank as well, are {100 * abs(audit.mean):.1f} % {side} in the mean and "
+        f"{100 * audit.p90:.1f} % apart at the 90th percentile"
     )
 
 

@@ -249,8 +249,8 @@ class ExpertsMoved:
     num_bytes: float
     """Bytes of weights of these copies."""
     seconds: float
-    """Seconds in which the weights travel over a replica's links, if nothing else does. While they
-    do the replica forms no step, unless the policy is asynchronous."""
+    """Seconds of the host's work and of the weights' way over a replica's links, if nothing else is
+    on them. Meanwhile the replica forms no step, unless the policy is asynchronous."""
     imbalance_before: float
     """Imbalance of the load that the decision is made on, with experts where they were: the busiest
     rank's token-expert pairs over the mean rank's, as a mean over layers."""

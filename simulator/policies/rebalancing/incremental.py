@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.base.frozen import Frozen
-from simulator.base.quantities import Duration, value_range
+from simulator.base.quantities import Duration, Seconds, value_range
 from simulator.policies.placement import Placed
-from simulator.policies.rebalancing import ExpertLoad
+from simulator.policies.rebalancing import HOST_S_PER_LAYER, ExpertLoad
 
 
 class Incremental(Frozen):
@@ -27,6 +27,9 @@ class Incremental(Frozen):
     """Seconds from one look to the next; the load since the last one counts."""
     tolerance: Annotated[float, value_range(1, 1e6)] = 1.1
     """Ratio of the busiest rank's load to the mean rank's in a layer that is even enough."""
+    host_s_per_layer: Seconds = HOST_S_PER_LAYER
+    """Seconds of the engine's own work for each layer whose experts move: plans, indices and
+    launches."""
     asynchronous: bool = False
     """Whether steps go on while weights travel; otherwise the replica waits."""
 

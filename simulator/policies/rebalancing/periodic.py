@@ -10,9 +10,9 @@ from pydantic import model_validator
 
 from simulator.base.frozen import Frozen, Policy
 from simulator.base.plugins import build
-from simulator.base.quantities import Duration, Factor
+from simulator.base.quantities import Duration, Factor, Seconds
 from simulator.policies.placement import Placed, PlacementPolicy
-from simulator.policies.rebalancing import ExpertLoad
+from simulator.policies.rebalancing import HOST_S_PER_LAYER, ExpertLoad
 from simulator.policies.rebalancing._fewest_moves import keep_where_alike
 
 
@@ -36,6 +36,9 @@ class Periodic(Frozen):
     and above which experts are moved."""
     least_gain: Factor = 1e-6
     """Least decrease of that ratio that experts are moved for."""
+    host_s_per_layer: Seconds = HOST_S_PER_LAYER
+    """Seconds of the engine's own work for each layer whose experts move: plans, indices and
+    launches."""
     asynchronous: bool = False
     """Whether steps go on while weights travel, as with vLLM's ``use_async``; otherwise the replica
     waits."""
