@@ -180,8 +180,10 @@ def _digest(*arrays: np.ndarray[Any, Any]) -> str:
 def _answer(case: Case) -> pd.DataFrame:
     question = load_question(*case.source)
     found = plan_capacity(question, question.folder, Store(None), workers=1)
-    # What is handed over names the version and the day; what is absent is no number.
-    answer = found.model_dump(mode="json", exclude={"handover"}, exclude_none=True)
+    # What is handed over names the version and the day, the rate asked for is the question's own,
+    # and what is absent is no number.
+    left_out = {"handover": True, "traffic": {"asked_rate_per_s"}}
+    answer = found.model_dump(mode="json", exclude=left_out, exclude_none=True)
     best = answer["recommended"]
     counts = {name: answer[name] for name in ("num_legal", "num_ruled_out", "num_simulated")}
     row = {

@@ -8,7 +8,7 @@ from simulator.results.plan_sentences import reasons as sentences
 from simulator.results.plan_sentences.confidence import tell_confidence, tell_start
 from simulator.results.plan_sentences.failures import state_cluster
 from simulator.results.plan_sentences.reasons import _tell_other_model
-from simulator.results.plan_sentences.traffic import tell_rate
+from simulator.results.plan_sentences.traffic import explain_traffic, tell_rate
 from tests.report.plan_answers import answer, row
 
 
@@ -227,12 +227,12 @@ def test_what_the_traffic_hides_is_said():
 def test_a_drawn_rate_is_told_beside_the_one_asked_for(drawn, asked, rate, is_far):
     made = rows(10.0, 20.0)
     made["traffic"] = {"rate_per_s": drawn, "asked_rate_per_s": asked, "num_requests": 500}
-    assert tell_rate(Answer.model_validate(made).traffic) == rate
-    said = [line for line in reasons(made) if "happen to arrive" in line]
+    traffic = Answer.model_validate(made).traffic
+    assert tell_rate(traffic) == rate
+    said = list(explain_traffic(traffic))
     assert len(said) == is_far
     for line in said:
-        assert "500 requests happen to arrive at 1.84 a second" in line
-        assert "asks for 2:" in line
+        assert "happen to arrive at 1.84 a second, where the workload asks for 2:" in line
 
 
 @pytest.mark.parametrize(

@@ -30,16 +30,6 @@ def tell_traffic(answer: Answer, best: DeploymentRow) -> Iterator[str]:
             f"within {seconds(traffic.lasts_s or 0.0)}, which is too short for a steady "
             "state: traffic that goes on may need more."
         )
-    if traffic is not None and traffic.asked_rate_per_s is not None:
-        beside = traffic.rate_per_s / traffic.asked_rate_per_s - 1
-        if abs(beside) >= _FAR_FROM_ASKED:
-            yield (
-                f"The {traffic.num_requests:,} requests happen to arrive at "
-                f"{traffic.rate_per_s:.3g} a second, where the workload asks for "
-                f"{traffic.asked_rate_per_s:.3g}: everything is sized for the former. Bands and "
-                "probabilities hold other samples with rates of their own; more requests "
-                "(workload.num_requests) come nearer."
-            )
     if best.preempted_share >= _OFTEN_PREEMPTED:
         yield (
             f"{100 * best.preempted_share:.0f} % of the requests lose their KV blocks to others "
@@ -60,6 +50,15 @@ def tell_traffic(answer: Answer, best: DeploymentRow) -> Iterator[str]:
 
 def explain_traffic(traffic: TrafficFacts) -> Iterator[str]:
     """Describe the choice of the judged requests."""
+    if traffic.asked_rate_per_s is not None:
+        beside = traffic.rate_per_s / traffic.asked_rate_per_s - 1
+        if abs(beside) >= _FAR_FROM_ASKED:
+            yield (
+                f"They happen to arrive at {traffic.rate_per_s:.3g} a second, where the workload "
+                f"asks for {traffic.asked_rate_per_s:.3g}: everything is sized for the former. "
+                "Bands and probabilities hold other samples with rates of their own; more "
+                "requests (workload.num_requests) come nearer."
+            )
     if traffic.lead_requests:
         yield (
             f"The first {traffic.lead_requests:,} requests are served and not judged: "
