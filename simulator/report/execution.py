@@ -7,17 +7,12 @@ from simulator.report.deployment_tables import (
     describe_making,
     split_at_rumours,
 )
-from simulator.report.execution_numbers import TITLES, kinds, tidy
-from simulator.report.execution_tables import (
-    COLUMNS,
-    list_faults,
-    list_numbers,
-)
+from simulator.report.execution_numbers import TITLES, kind_of_step, kinds, tidy
 from simulator.report.execution_verdict import verdict
 from simulator.report.figure_cards import FigureCards
 from simulator.report.gallery import load_figures
 from simulator.report.rendering import render_page
-from simulator.results.executed import Executed, describe_load
+from simulator.results.executed import KINDS, SUMMARY_COLUMNS, Executed, describe_load
 
 FIGURES = load_figures("report.execution_figures")
 """Figures in the order of the page; a file without one is refused before anything is run."""
@@ -30,6 +25,7 @@ def render(executed: Executed) -> str:
     """The page as one HTML document."""
     executed = tidy(executed)
     cards, run, found = FigureCards(), executed.run, verdict(executed)
+    speeds = executed.summary.groupby("kind")["tokens_per_s"]
     return render_page(
         "execution.html",
         str(run.get("name") or "execution"),
@@ -40,10 +36,12 @@ def render(executed: Executed) -> str:
         execution=(run.get("scenario") or {}).get("execution") or {},
         load_warning=describe_load(executed),
         drawn=cards.draw(FIGURES, executed),
-        faults=list_faults(executed),
-        columns=COLUMNS,
+        faults=executed.faults.astype({"step": int, "recovery_s": float}).to_dict("records"),
+        kind_of=lambda step: KINDS[kind_of_step(executed, step)],
+        definitions=SUMMARY_COLUMNS,
         kinds={kind: TITLES[kind] for kind in kinds(executed)},
-        rows=list_numbers(executed),
+        rows=executed.summary.to_dict("records"),
+        fastest=speeds.max()[speeds.size() > 1].to_dict(),
         making=describe_making(run),
         **describe_deployments(executed, left_out=_UNUSED, with_published=False),
     )

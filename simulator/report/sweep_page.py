@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -160,17 +160,6 @@ def _points(
             yield value, float(own.mean()), float(own.min()), float(own.max())
 
 
-class _Mean(NamedTuple):
-    """A metric over seeds."""
-
-    num_seeds: int
-    """Seeds that have a value."""
-    raw: float
-    shown: str
-    spread: str
-    """Standard deviation of single seeds; empty where it is undefined."""
-
-
 def _list_rows(sweep: Sweep, metrics: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Rows of the table: the setting at its first deployment, and a mean a metric."""
     for setting in sweep.settings:
@@ -182,8 +171,9 @@ def _list_rows(sweep: Sweep, metrics: Sequence[str]) -> Iterator[dict[str, Any]]
             said = ""
 
 
-def _average(rows: pd.DataFrame, name: str, currency: str) -> _Mean:
+def _average(rows: pd.DataFrame, name: str, currency: str) -> dict[str, Any]:
+    """A metric over the seeds that have a value, and the standard deviation of single seeds."""
     mean, spread, num_seeds = measure_spread(rows, name)
     shown = f"{metric(name, mean, currency)} {heading_unit(name)}".rstrip()
     behind = f"± {metric(name, spread, currency)}" if math.isfinite(spread) else ""
-    return _Mean(num_seeds, mean, shown, behind)
+    return {"num_seeds": num_seeds, "raw": mean, "shown": shown, "spread": behind}

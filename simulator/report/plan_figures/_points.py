@@ -74,21 +74,14 @@ def add(drawn: go.Figure, answer: Answer, points: list[ParetoPoint], x: Axis, y:
         )
         if front:
             _shade(drawn, front, x, y, label, line["color"])
-            look = {"color": line["color"], "size": 4, "symbol": symbol}
             drawn.add_scatter(
                 **_places(front, x, y, answer),
                 name=label,
                 mode="lines+markers",
                 line=line,
-                marker=look,
+                marker={"color": line["color"], "size": 4, "symbol": symbol},
             )
         if tried:
-            look = {
-                "color": line["color"],
-                "size": 11,
-                "symbol": symbol,
-                "line": {"color": style.MUTED, "width": 1.5},
-            }
             drawn.add_scatter(
                 **_places(tried, x, y, answer),
                 **_whiskers(tried, x, y, line["color"]),
@@ -96,25 +89,25 @@ def add(drawn: go.Figure, answer: Answer, points: list[ParetoPoint], x: Axis, y:
                 showlegend=not front,
                 mode="markers",
                 line=line,
-                marker=look,
+                marker=_outline(line["color"], symbol, 11, 1.5),
             )
     best = draw_recommended(answer, points)
     if best is not None:
-        colour = colour_of(answer, best)
         # In its model's colour: a colour means a model on the whole page, a star means recommended.
-        look = {
-            "color": colour,
-            "size": 19,
-            "symbol": "star",
-            "line": {"color": style.MUTED, "width": 2},
-        }
+        colour = colour_of(answer, best)
         drawn.add_scatter(
             **_places([best], x, y, answer),
             name="recommended",
             mode="markers",
             line={"color": colour},
-            marker=look,
+            marker=_outline(colour, "star", 19, 2),
         )
+
+
+def _outline(colour: str, symbol: str, size: int, width: float) -> dict[str, Any]:
+    """A mark with an edge that is seen on light and on dark."""
+    edge = {"color": style.MUTED, "width": width}
+    return {"color": colour, "size": size, "symbol": symbol, "line": edge}
 
 
 def draw_recommended(answer: Answer, points: Sequence[ParetoPoint]) -> ParetoPoint | None:

@@ -5,7 +5,7 @@ sequence length, with choices for the rest.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
@@ -125,28 +125,22 @@ class Crossover(Figure[Answer]):
 
 
 def _plot(reading: _Reading, rows: Sequence[MapPoint]) -> go.Figure:
-    columns = list(dict.fromkeys(reading.column(row) for row in sorted(rows, key=reading.order)))
-    lengths = list(
-        dict.fromkeys(
-            _lengths(row) for row in sorted(rows, key=lambda row: (row.input, row.output))
-        )
-    )
+    columns = _list_texts(sorted(rows, key=reading.order), reading.column)
+    lengths = _list_texts(sorted(rows, key=lambda row: (row.input, row.output)), _lengths)
     drawn = style.figure(
         reading.axis,
         "Prompt/answer (tokens)",
         height=96 + _ROW_PIXELS * max(len(lengths), _LEAST_ROWS),
     )
-    values = {
-        name: list(dict.fromkeys(text(row) for row in rows))
-        for name, text in reading.choices.items()
-    }
+    values = {name: _list_texts(rows, text) for name, text in reading.choices.items()}
     first = {name: _usual(name, options) for name, options in values.items()}
     by_choice: dict[tuple[str, ...], list[MapPoint]] = {}
     for row in rows:
         by_choice.setdefault(tuple(text(row) for text in reading.choices.values()), []).append(row)
     ticks = [-2, -1, 0, 1, 2]
     words = [f"dense {TIMES}4", f"{TIMES}2", "equal", f"{TIMES}2", f"MoE {TIMES}4"]
-    for chosen, own in by_choice.items():
+    for texts, own in by_choice.items():
+        chosen = dict(zip(reading.choices, texts, strict=True))
         at = {(_lengths(row), reading.column(row)): row for row in own}
         grid = [[at.get((length, column)) for column in columns] for length in lengths]
         drawn.add_heatmap(
@@ -176,8 +170,8 @@ def _plot(reading: _Reading, rows: Sequence[MapPoint]) -> go.Figure:
             },
             xgap=2,
             ygap=2,
-            visible=dict(zip(reading.choices, chosen, strict=True)) == first,
-            meta=dict(zip(reading.choices, chosen, strict=True)),
+            visible=chosen == first,
+            meta=chosen,
         )
     drawn.update_xaxes(type="category", showgrid=False, fixedrange=True)
     drawn.update_yaxes(type="category", showgrid=False, autorange="reversed", fixedrange=True)
@@ -189,6 +183,11 @@ def _plot(reading: _Reading, rows: Sequence[MapPoint]) -> go.Figure:
     ]
     drawn.update_layout(meta={"choices": choices, "toolbar": False})
     return drawn
+
+
+def _list_texts(rows: Iterable[MapPoint], text: Callable[[Any], str]) -> list[str]:
+    """Texts of rows in their order, each once."""
+    return list(dict.fromkeys(map(text, rows)))
 
 
 def _usual(name: str, options: list[str]) -> str:
