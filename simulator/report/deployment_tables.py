@@ -9,17 +9,12 @@ from typing import Any, NamedTuple
 
 from simulator.report import style
 from simulator.report.style import Shown
-from simulator.report.texts import minus
 from simulator.results.folder import Results
 from simulator.results.formats import (
-    TIMES,
     better_way,
-    count,
     heading_unit,
     metric,
-    num_bytes,
     number,
-    parameters,
     winners,
 )
 from simulator.results.metrics import METRICS
@@ -59,15 +54,6 @@ class MetricRow(NamedTuple):
     """The way that is better; empty where neither is."""
     of: dict[str, Value]
     """Values by deployment."""
-
-
-class Fact(NamedTuple):
-    """A fact about a deployment; its texts are empty where nothing is known."""
-
-    text: str = ""
-    badge: str = ""
-    is_rumour: bool = False
-    note: str = ""
 
 
 class Assumption(NamedTuple):
@@ -127,102 +113,6 @@ def _compare(results: Results, key: str) -> MetricRow:
     return MetricRow(key, known.label, known.definition, heading_unit(key), better, shown)
 
 
-_FACTS = {
-    "Model": "model_title",
-    "Parameters in all": "total_parameters",
-    "Parameters active per token": "active_parameters",
-    "Why this many": "model_note",
-    "Cluster": "cluster_title",
-    "Accelerators": "num_gpus",
-    "Layout": "layout",
-    "Weights in": "weight_dtype",
-    "Pruning": "pruning",
-    "KV cache in": "kv_dtype",
-    "KV cache of a replica": "kv_tokens",
-    "Memory of one accelerator": "memory",
-    "Expert routing": "routing",
-    "Routing comes from": "routing_source",
-    "Expert overflow": "overflow",
-    "Expert placement": "placement",
-    "Dispatch": "dispatch",
-    "Topology": "topology",
-    "Scheduling": "scheduling",
-    "Load balancing": "balancing",
-    "Failures": "failures",
-    "Speculation": "speculation",
-}
-
-
-def list_facts(
-    shown: Shown, left_out: Collection[str] = (), with_published: bool = True
-) -> dict[str, list[Fact]]:
-    """A fact about each deployment by title; facts that none states are left out.
-
-    Args:
-        left_out: further facts to leave out, by their key in ``run.json``.
-        with_published: set counted parameters against what a model's authors publish.
-    """
-    rows = {
-        title: [_state(style.facts(shown, name), key, with_published) for name in shown.deployments]
-        for title, key in _FACTS.items()
-        if key not in left_out
-    }
-    return {title: facts for title, facts in rows.items() if any(fact.text for fact in facts)}
-
-
-def _state(facts: dict[str, Any], key: str, with_published: bool) -> Fact:
-    value = facts.get(key)
-    if value is None or value == "":
-        return Fact()
-    if key == "model_title":
-        kind = "mixture of experts" if facts.get("is_moe") else "dense"
-        return Fact(str(value), badge=kind, is_rumour=bool(facts.get("is_rumour")))
-    if key in ("total_parameters", "active_parameters"):
-        note = (
-            _compare_with_published(float(value), _published_count(facts, key))
-            if with_published
-            else ""
-        )
-        return Fact(parameters(float(value)), note=note)
-    return Fact(_FACT_TEXTS.get(key, lambda _: str(value))(facts))
-
-
-def _published_count(facts: dict[str, Any], key: str) -> float | None:
-    """The count that a model's authors publish; all parameters of a dense model are active."""
-    if key == "active_parameters" and (facts.get("published_active") or facts.get("is_moe")):
-        return facts.get("published_active")
-    return facts.get("published_total")
-
-
-def _compare_with_published(counted: float, published: float | None) -> str:
-    if not published:
-        return "none published"
-    percent = 100 * (counted / published - 1)
-    difference = "equal" if abs(percent) < 0.05 else minus(f"{percent:+.1f} %")
-    return f"published {parameters(published)}, {difference}"
-
-
-def _tell_accelerators(facts: dict[str, Any]) -> str:
-    replicas = count(int(facts.get("replicas") or 1), "replica")
-    return f"{facts['num_gpus']} {TIMES} {facts.get('accelerator', '')}, {replicas}"
-
-
-def _tell_memory(facts: dict[str, Any]) -> str:
-    weights, kv, reserve, total = (
-        num_bytes(float(facts["memory"].get(f"{part}_bytes") or 0))
-        for part in ("weights", "kv", "reserve", "total")
-    )
-    return f"weights {weights} + KV cache {kv} + reserve {reserve} of {total}"
-
-
-_FACT_TEXTS = {
-    "num_gpus": _tell_accelerators,
-    "kv_tokens": lambda facts: f"{number(float(facts['kv_tokens']))} tokens",
-    "memory": _tell_memory,
-}
-"""Facts that take more than their own text."""
-
-
 def list_assumptions(
     shown: Shown, kinds: Collection[str] = KINDS
 ) -> list[tuple[Assumption, list[str]]]:
@@ -261,15 +151,11 @@ def describe_making(run: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def describe_deployments(shown: Shown, **options: Any) -> dict[str, Any]:
-    """Variables of templates that name deployments and say what they are and rest on.
-
-    Args:
-        options: of :func:`list_facts`.
-    """
+def describe_deployments(shown: Shown) -> dict[str, Any]:
+    """Variables of templates that name deployments and say what they are and rest on."""
     return {
         "names": name_deployments(shown),
-        "facts": list_facts(shown, **options),
+        "facts": [style.facts(shown, name) for name in shown.deployments],
         "warnings": list_warnings(shown),
         "assumptions": list_assumptions(shown),
     }

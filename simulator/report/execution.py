@@ -17,9 +17,6 @@ from simulator.results.executed import KINDS, SUMMARY_COLUMNS, Executed, describ
 FIGURES = load_figures("report.execution_figures")
 """Figures in the order of the page; a file without one is refused before anything is run."""
 
-_UNUSED = ("kv_tokens", "memory", "scheduling", "balancing", "topology", "replicas", "num_gpus")
-"""Facts that an execution makes no use of: its steps are given, and its ranks are processes."""
-
 
 def render(executed: Executed) -> str:
     """The page as one HTML document."""
@@ -43,5 +40,5 @@ def render(executed: Executed) -> str:
         rows=executed.summary.to_dict("records"),
         fastest=speeds.max()[speeds.size() > 1].to_dict(),
         making=describe_making(run),
-        **describe_deployments(executed, left_out=_UNUSED, with_published=False),
+        **describe_deployments(executed),
     )
