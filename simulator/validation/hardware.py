@@ -11,6 +11,7 @@ from simulator.base.errors import UserError
 from simulator.config.accelerator import AcceleratorSpec, load_accelerator
 from simulator.config.calibration import Calibration, CalibrationFile, load_calibration
 from simulator.config.cluster import choose_num_gpus, read_cluster_table
+from simulator.config.host import HostCalibration, load_any_calibration
 
 _SAYS_NOTHING = re.compile(
     r"nvidia|amd|instinct|geforce|tesla|quadro|gpu|tensor|core|blackwell|hopper|server|edition|workstation|oam|ac|hbm\d\w*|nvl\d+|sxm\d*"
@@ -116,6 +117,13 @@ def find_calibrated(gpu: str, engine: str) -> tuple[AcceleratorSpec, Calibration
         return accelerator, load_calibration(accelerator.calibration, name).choose_engine(engine)
     except UserError:  # a machine that moesim calibrate timed: it has tables of its own
         return None
+
+
+@cache
+def load_family(name: str) -> CalibrationFile | None:
+    """Calibration of a family of GPUs; ``None`` where it is one machine's own."""
+    found = load_any_calibration(name, "serving point")
+    return None if isinstance(found, HostCalibration) else found
 
 
 @cache

@@ -15,12 +15,10 @@ from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
 from simulator.calibration.serving._measured import read_measured
-from simulator.config.accelerator import load_accelerator
 from simulator.parallel.workers import sweep
-from simulator.validation.hardware import accelerator_name
 from simulator.validation.serving import Group, groups
 from simulator.validation.serving.answer import prepare
-from simulator.validation.serving.deployments import deployment_of
+from simulator.validation.serving.deployments import accelerator_of, deployment_of
 from simulator.validation.serving.load import sums
 from simulator.validation.serving.points import Point
 
@@ -71,14 +69,22 @@ def simulate(table: pd.DataFrame) -> Points:
             if parts is None:
                 continue
             measured = read_measured(table, place)
-            gpu = accelerator_name(point.system) or ""
-            calibration = load_accelerator(gpu, point.system).calibration
+            gpu = accelerator_of(point)
             model = point.repository.rsplit("/", 1)[-1].replace("-R1", "-V3")  # one shape
             load = (point.num_input, point.num_output, point.concurrency)
             deployed = deployment_of(point)
             known = (deployed.spec.model, deployed.model.moe is not None, load)
             rows.append(
-                (point.engine, point.version, model, gpu, calibration, parts, measured, *known)
+                (
+                    point.engine,
+                    point.version,
+                    model,
+                    gpu.name,
+                    gpu.calibration,
+                    parts,
+                    measured,
+                    *known,
+                )
             )
     columns = zip(zip(*rows, strict=True), _KINDS, strict=True)
     return Points(*(np.array(column, dtype=kind) for column, kind in columns))
@@ -90,12 +96,12 @@ def _simulate_group(group: Group) -> list[NDArray[np.float64] | None]:
     """
     found: list[NDArray[np.float64] | None] = []
     known: dict[object, NDArray[np.float64]] = {}
-    for one in prepare(group.points):
-        if (
-            isinstance(one.plan, str)
-            or one.table is None
-            or (one.point.engine, one.point.version) == _STALLED
-        ):
+    try:
+        prepared = list(prepare(group.points))
+    except UserError:
+        return [None] * len(group.points)
+    for one in prepared:
+        if (one.point.engine, one.point.version) == _STALLED:
             found.append(None)
             continue
         load = (one.point._replace(repository="", is_drafted=False), str(one.found.spec.scheduling))

@@ -18,14 +18,12 @@ from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
 from simulator.calibration.serving._measured import read_measured, residuals
-from simulator.config.accelerator import load_accelerator
 from simulator.config.calibration import ANY
 from simulator.parallel.workers import sweep
-from simulator.validation.hardware import accelerator_name
 from simulator.validation.kernels import COMMAND, SOURCE
 from simulator.validation.serving import Group, groups
 from simulator.validation.serving.answer import open_pools
-from simulator.validation.serving.deployments import deployment_of
+from simulator.validation.serving.deployments import accelerator_of, deployment_of
 from simulator.validation.serving.disagg import Load, Pools, latencies_with
 
 sources = ("serving_points.csv.gz",)
@@ -110,11 +108,10 @@ def load_points(table: pd.DataFrame) -> list[Loaded]:
     for group, pools in zip(made, sweep(_pools, made), strict=True):
         for place, point, some in zip(group.rows, group.points, pools, strict=True):
             if some:
-                gpu = accelerator_name(point.system) or ""
-                calibration = load_accelerator(gpu, point.system).calibration
+                gpu = accelerator_of(point)
                 model, load = deployment_of(point).spec.model, Load.from_point(point)
                 measured = read_measured(table, place)
-                known = (point.engine, model, gpu, calibration, load, some, measured)
+                known = (point.engine, model, gpu.name, gpu.calibration, load, some, measured)
                 found.append(Loaded(*known))
     return found
 

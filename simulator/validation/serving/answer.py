@@ -9,22 +9,21 @@ from typing import NamedTuple
 
 from simulator.base.errors import UserError
 from simulator.base.plugins import build
-from simulator.config.accelerator import load_accelerator
 from simulator.config.calibration.disaggregation import DisaggregationFit
 from simulator.config.calibration.engine import parse_release
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.engine import find_hand_over, resolve_scheduling
-from simulator.config.host import HostCalibration, load_any_calibration
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.prefill_loop import Prompts
 from simulator.engine.table import StepTable, change_engine, make_table
 from simulator.results.targets import DENSE, MOE
 from simulator.step.prices import Prices
 from simulator.validation import OK
-from simulator.validation.hardware import accelerator_name
+from simulator.validation.hardware import load_family
 from simulator.validation.serving.campaigns import DEFAULT
 from simulator.validation.serving.deployments import (
     Deployment,
+    accelerator_of,
     deployment_of,
     is_tight,
     plan_of,
@@ -78,21 +77,19 @@ class Prepared(NamedTuple):
 
     point: Point
     found: Deployment
-    plan: DeploymentPlan | str
-    """Plan, or the reason why there is none."""
-    table: StepTable | None
+    plan: DeploymentPlan
+    table: StepTable
 
 
 def prepare(points: Sequence[Point]) -> Iterator[Prepared]:
     """Points that share a :func:`~simulator.validation.serving.deployments.table_key`, with the
     table that they share.
+
+    Raises:
+        UserError: if there is no plan of them.
     """
     found = [deployment_of(point) for point in points]
     plan = plan_of(table_key(points[0]))
-    if isinstance(plan, str):
-        for point, one in zip(points, found, strict=True):
-            yield Prepared(point, one, plan, None)
-        return
     if is_tight(plan):
         guess = "its weights leave less room than the engine holds back"
         found = [one._replace(guesses=(*one.guesses, guess)) for one in found]
@@ -137,7 +134,7 @@ def half_of(alone: Point) -> Half:
     if found.model.moe is not None and is_behind_exchange(alone):
         found = found._replace(spec=found.spec.model_copy(update=_DEEPEP))
         key = DeploymentSpec.model_validate_json(key).model_copy(update=_DEEPEP).model_dump_json()
-    own = _change_batching(_plan(key), found)
+    own = _change_batching(plan_of(key), found)
     most_tokens = max(_most_tokens(alone, own), most_decode_tokens(own))
     table = change_engine(_table_of(key, most_tokens), own.placement)
     return Half(own, table, alone.decode)
@@ -157,25 +154,17 @@ def _decodes(alone: Point, num_input: int, num_output: int) -> tuple[Decodes, De
 
 @lru_cache(maxsize=8)
 def _table_of(key: str, most_tokens: int) -> StepTable:
-    return make_table(Prices(_plan(key).placement, most_tokens))
-
-
-def _plan(key: str) -> DeploymentPlan:
-    plan = plan_of(key)
-    if isinstance(plan, str):
-        raise UserError(plan)
-    return plan
+    return make_table(Prices(plan_of(key).placement, most_tokens))
 
 
 def answer_points(points: Sequence[Point]) -> list[Answer]:
     """Answer points that share a table."""
-    known: dict[object, Latencies | str] = {}
+    known: dict[object, Latencies | UserError] = {}
     whole = [point for point in points if point.prefill is None]
-    answers = (
-        dict(zip(whole, (_answer(one, known) for one in prepare(whole)), strict=True))
-        if whole
-        else {}
-    )
+    try:
+        answers = {one.point: _answer(one, known) for one in prepare(whole)} if whole else {}
+    except UserError as error:
+        answers = {one: Answer.refuse(error, _group(one, deployment_of(one))) for one in whole}
     return [
         answers[point] if point.prefill is None else _answer_pools(point, point.prefill)
         for point in points
@@ -235,11 +224,8 @@ def _answer_pools(point: Point, prefill: Pool) -> Answer:
 
 
 def _pools_fit(point: Point) -> DisaggregationFit | None:
-    place = "serving point"
-    calibration = load_any_calibration(
-        load_accelerator(accelerator_name(point.system) or "", place).calibration, place
-    )
-    return None if isinstance(calibration, HostCalibration) else calibration.pools(point.engine)
+    calibration = load_family(accelerator_of(point).calibration)
+    return None if calibration is None else calibration.pools(point.engine)
 
 
 def _change_batching(plan: DeploymentPlan, found: Deployment) -> DeploymentPlan:
@@ -247,8 +233,8 @@ def _change_batching(plan: DeploymentPlan, found: Deployment) -> DeploymentPlan:
     plan of.
     """
     placement, place = plan.placement, "serving point"
-    calibration = load_any_calibration(placement.accelerator.calibration, place)
-    if isinstance(calibration, HostCalibration):
+    calibration = load_family(placement.accelerator.calibration)
+    if calibration is None:
         raise UserError("a machine's own calibration has no engines")
     spec, dp = found.spec, placement.layout.attention_dp
     scheduling = resolve_scheduling(
@@ -261,11 +247,9 @@ def _change_batching(plan: DeploymentPlan, found: Deployment) -> DeploymentPlan:
     return DeploymentPlan(spec, own, replace(plan.serving, rules=rules))
 
 
-def _answer(one: Prepared, known: dict[object, Latencies | str]) -> Answer:
+def _answer(one: Prepared, known: dict[object, Latencies | UserError]) -> Answer:
     point, found = one.point, one.found
     group = _group(point, found)
-    if isinstance(one.plan, str) or one.table is None:
-        return Answer.refuse(one.plan, group)
     load = (
         point.concurrency,
         point.num_input,
@@ -278,9 +262,9 @@ def _answer(one: Prepared, known: dict[object, Latencies | str]) -> Answer:
         try:
             known[load] = measure(one.plan, one.table, point)
         except UserError as error:
-            known[load] = str(error)
+            known[load] = error
     seconds = known[load]
-    if isinstance(seconds, str):
+    if isinstance(seconds, UserError):
         return Answer.refuse(seconds, group)
     engine = one.plan.placement.calibration.engine
     status, widens = _status(found, point, one.plan)

@@ -56,19 +56,23 @@ class Deployment(NamedTuple):
 
 
 @cache
-def plan_of(key: str) -> DeploymentPlan | str:
-    """The plan of a deployment as JSON, or why there is none: points of one deployment share it."""
+def plan_of(key: str) -> DeploymentPlan:
+    """The plan of a deployment as JSON: points of one deployment share it.
+
+    Raises:
+        UserError: if there is none.
+    """
     spec = DeploymentSpec.model_validate_json(key)
     try:
         return make_plan(spec, 0, "serving point", Path())
     except UserError as error:
-        reason = str(error).split("]: ", 1)[-1]
-    if "does not fit" not in reason:
-        return reason
+        refusal = UserError(str(error).split("]: ", 1)[-1])
+    if "does not fit" not in str(refusal):
+        raise refusal
     try:  # a point that was measured did fit, with less room than engines leave by default
         return make_plan(spec.model_copy(update=_TIGHT), 0, "serving point", Path())
     except UserError:
-        return reason
+        raise refusal from None
 
 
 def is_tight(plan: DeploymentPlan) -> bool:
@@ -181,7 +185,7 @@ def _holds(when: When, point: Point, model: ModelSpec) -> bool:
         "data_parallel": point.decode.attention_dp > 1,
         "num_input": point.num_input,
         "num_output": point.num_output,
-        "fp4": _accelerator(point.system).fp4_flops_per_s is not None,
+        "fp4": accelerator_of(point).fp4_flops_per_s is not None,
     }
     return (
         all(getattr(when, name) in (None, fact) for name, fact in facts.items())
@@ -193,8 +197,9 @@ def _holds(when: When, point: Point, model: ModelSpec) -> bool:
     )
 
 
-def _accelerator(system: str) -> AcceleratorSpec:
-    return load_accelerator(accelerator_name(system) or "", "serving point")
+def accelerator_of(point: Point) -> AcceleratorSpec:
+    """The GPU of a point."""
+    return load_accelerator(accelerator_name(point.system) or "", point.system)
 
 
 def table_key(point: Point) -> str:

@@ -9,8 +9,8 @@ from simulator.base.data import available_files
 from simulator.base.errors import UserError
 from simulator.config.calibration import ANY, load_calibration
 from simulator.config.calibration.engine import EngineFit, parse_release
-from simulator.config.host import HostCalibration, load_any_calibration
 from simulator.deployment.plan import DeploymentPlan
+from simulator.validation.hardware import load_family
 from simulator.validation.serving.points import Point
 
 _LOAD = {"isl": "input length", "osl": "output length", "concurrency": "concurrency"}
@@ -34,12 +34,12 @@ class Novelty(NamedTuple):
 def novelty_of(point: Point, plan: DeploymentPlan) -> Novelty:
     """Novelty of a point to the fits of its engine; none where they do not say what they saw."""
     placement = plan.placement
-    fits = _list_fits(placement.accelerator.calibration)
+    family = load_family(placement.accelerator.calibration)
     if (
-        fits is None or point.prefill is not None
+        family is None or point.prefill is not None
     ):  # pools have a fit of their own, which says what it has seen
         return Novelty((), ())
-    every, own = fits[ANY], fits.get(point.engine)
+    every, own = family.engine[ANY], family.engine.get(point.engine)
     held, wider = [], []
     if every.models and plan.spec.model not in _models():
         held.append(f"no serving points of {placement.model.title or plan.spec.model} were fitted")
@@ -63,13 +63,6 @@ def novelty_of(point: Point, plan: DeploymentPlan) -> Novelty:
             f"{', '.join(_LOAD[name] for name in outside)} outside the range of what was fitted"
         )
     return Novelty(tuple(held), tuple(wider))
-
-
-@cache
-def _list_fits(name: str) -> dict[str, EngineFit] | None:
-    """The engines' own times in a calibration; ``None`` where it is a machine's own."""
-    calibration = load_any_calibration(name, "serving point")
-    return None if isinstance(calibration, HostCalibration) else calibration.engine
 
 
 @cache
