@@ -26,10 +26,7 @@ def colours(answer: Answer) -> dict[str, str]:
     """The colour of each model, in the order of the question."""
     names = [model.name for model in answer.models]
     names += [row.model for row in answer.candidates] + [row.model for row in answer.pareto]
-    return {
-        name: style.DEPLOYMENT_COLOURS[n % len(style.DEPLOYMENT_COLOURS)]
-        for n, name in enumerate(dict.fromkeys(names))
-    }
+    return {name: style.colour_at(n) for n, name in enumerate(dict.fromkeys(names))}
 
 
 def colour_of(answer: Answer, row: OfModel) -> str:

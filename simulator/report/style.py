@@ -82,13 +82,21 @@ def short(label: str, length: int = 44) -> str:
     return html.escape(shorten(html.unescape(label), length), quote=False)
 
 
+def colour_at(place: int) -> str:
+    """Colour of what stands at a place in a list; the ninth has that of the first."""
+    return DEPLOYMENT_COLOURS[place % len(DEPLOYMENT_COLOURS)]
+
+
+def line_at(place: int) -> dict[str, Any]:
+    """Line of what stands at a place in a list: its colour, and a dash beyond the eighth."""
+    rounds = place // len(DEPLOYMENT_COLOURS)
+    return {"color": colour_at(place), "dash": DASHES[rounds % len(DASHES)], "width": 2}
+
+
 def colours(results: Shown) -> dict[str, str]:
     """The colour of each deployment: the one that its facts name, if they do."""
     given = {name: facts(results, name).get("colour") for name in results.deployments}
-    return {
-        name: given[name] or DEPLOYMENT_COLOURS[i % len(DEPLOYMENT_COLOURS)]
-        for i, name in enumerate(results.deployments)
-    }
+    return {name: given[name] or colour_at(i) for i, name in enumerate(results.deployments)}
 
 
 def _rounds(results: Shown) -> dict[str, int]:
@@ -99,10 +107,7 @@ def _rounds(results: Shown) -> dict[str, int]:
 def lines(results: Shown) -> dict[str, dict[str, Any]]:
     """The line of each deployment: its colour, and a dash beyond the eighth."""
     colour = colours(results)
-    return {
-        name: {"color": colour[name], "dash": DASHES[i % len(DASHES)], "width": 2}
-        for name, i in _rounds(results).items()
-    }
+    return {name: line_at(i) | {"color": colour[name]} for i, name in enumerate(colour)}
 
 
 def markers(results: Shown) -> dict[str, dict[str, Any]]:

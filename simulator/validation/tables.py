@@ -5,6 +5,7 @@ them and not by their names.
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,24 +23,10 @@ ENDINGS = (".csv", ".csv.gz", ".parquet")
 _PARQUET, _GZIP = b"PAR1", b"\x1f\x8b"
 """First bytes of a file."""
 Format = Literal["CSV", "gzipped CSV", "Parquet"]
-_WORDS_OF_TEXTS = {
-    *(
-        "backend",
-        "distribution",
-        "dtype",
-        "engine",
-        "gpu",
-        "id",
-        "kernel",
-        "mode",
-        "model",
-        "name",
-        "path",
-        "phase",
-        "precision",
-    ),
-    *("source", "system", "type", "ver", "version"),
-}
+_TEXTS = re.compile(
+    r"(^|_)(backend|distribution|dtype|engine|gpu|id|kernel|mode|model|name|path|phase|precision"
+    r"|source|system|type|ver|version)(_|$)"
+)
 """A column with one of these in its name holds texts, also where they look like numbers: version
 0.10 is not 0.1."""
 
@@ -128,7 +115,7 @@ def _values(name: str, cells: pd.Series) -> pd.Series:
     """A column as numbers if most of its cells are some, else as texts."""
     trimmed = cells.astype("string").str.strip()
     filled = trimmed.notna() & (trimmed != "")
-    if _WORDS_OF_TEXTS.isdisjoint(name.lower().split("_")):
+    if not _TEXTS.search(name.lower()):
         numbers = (
             pd.to_numeric(trimmed.where(filled), errors="coerce")
             .astype("Float64")

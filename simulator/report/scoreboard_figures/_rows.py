@@ -56,15 +56,7 @@ def share_figure(num_bars: int, **layout: Any) -> go.Figure:
 
 def lines(board: Scoreboard) -> dict[str, dict[str, object]]:
     """The line of each suite's quantity: its colour, and a dash beyond the eighth."""
-    colours = style.DEPLOYMENT_COLOURS
-    return {
-        title: {
-            "color": colours[i % len(colours)],
-            "dash": style.DASHES[(i // len(colours)) % len(style.DASHES)],
-            "width": 2,
-        }
-        for i, (title, _) in enumerate(parts(board))
-    }
+    return {title: style.line_at(i) for i, (title, _) in enumerate(parts(board))}
 
 
 def status_of(rows: pd.DataFrame) -> pd.Series:

@@ -39,7 +39,7 @@ class History(Figure[Scoreboard]):
                 name=html.escape(str(what), quote=False),
                 text=own["revision"].fillna("no revision"),
                 mode="lines+markers",
-                line={"color": style.DEPLOYMENT_COLOURS[number % len(style.DEPLOYMENT_COLOURS)]},
+                line={"color": style.colour_at(number)},
                 hovertemplate="%{text}, %{x}: %{y:.1f} %",
             )
         return drawn

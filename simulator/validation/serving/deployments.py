@@ -21,24 +21,16 @@ from simulator.validation.serving.drafts import drafts, speculation_of
 from simulator.validation.serving.models import find_model, release_format
 from simulator.validation.serving.points import Point
 
-_FORMATS = {
-    "bfloat16": "bf16",
-    "bf16": "bf16",
-    "float16": "bf16",
-    "fp16": "bf16",
-    "fp8": "fp8",
-    "fp8_block": "fp8_block",
-    "nvfp4": "nvfp4",
-    "fp4": "nvfp4",
-    "mxfp4": "mxfp4",
-    "w4a16_mxfp4": "mxfp4",
-    "w4a8_mxfp4_mxfp8": "mxfp4",
-    "int8": "int8",
-    "int8_wo": "int8",
-    "int4": "int4",
-    "int4_wo": "int4",
-    "w4afp8": "int4",
+_SPELLINGS = {
+    "bf16": ("bfloat16", "bf16", "float16", "fp16"),
+    "fp8": ("fp8",),
+    "fp8_block": ("fp8_block",),
+    "nvfp4": ("nvfp4", "fp4"),
+    "mxfp4": ("mxfp4", "w4a16_mxfp4", "w4a8_mxfp4_mxfp8"),
+    "int8": ("int8", "int8_wo"),
+    "int4": ("int4", "int4_wo", "w4afp8"),
 }
+_FORMATS = {name: dtype for dtype, names in _SPELLINGS.items() for name in names}
 """Number formats as tables write them."""
 _BLOCK_SCALED_RELEASES = ("qwen",)
 """Owners whose ``-FP8`` repositories hold one scale for each 128 x 128 block."""

@@ -10,23 +10,18 @@ from simulator.base.data import available_files
 from simulator.base.reading import read_toml
 
 _FAMILY = "workloads/models"
-_FORMATS = {
-    "fp8": "fp8",
-    "fp8-block": "fp8_block",
-    "fp8-dynamic": "fp8",
-    "fp4": "nvfp4",
-    "nvfp4": "nvfp4",
-    "mxfp4": "mxfp4",
-    "int4": "int4",
-    "awq": "int4",
-    "gptq": "int4",
-    "gptq-int4": "int4",
-    "w4a16": "int4",
-    "bf16": "bf16",
+_ENDINGS = {
+    "fp8": ("fp8", "fp8-dynamic"),
+    "fp8_block": ("fp8-block",),
+    "nvfp4": ("fp4", "nvfp4"),
+    "mxfp4": ("mxfp4",),
+    "int4": ("int4", "awq", "gptq", "gptq-int4", "w4a16"),
+    "bf16": ("bf16",),
 }
+_FORMATS = {ending: dtype for dtype, endings in _ENDINGS.items() for ending in endings}
 """Format by the end of a repository's name."""
 _SUFFIXES = re.compile(
-    r"-(v\d+(\.\d+)?|v\d+-\d+|hf|base|chat|instruct|thinking|it|\d{4}|fp8(-block|-dynamic)?|nvfp4|mxfp4|fp4|bf16|int4|awq|gptq(-int4)?|w4a16)$"
+    rf"-(v\d+(\.\d+)?|v\d+-\d+|hf|base|chat|instruct|thinking|it|\d{{4}}|{'|'.join(_FORMATS)})$"
 )
 """Ends of names that do not change a model's shape: releases, tuning, formats."""
 
@@ -67,10 +62,7 @@ def release_format(repository: str) -> str | None:
     ``fp8``.
     """
     name = repository.lower().rsplit("/", 1)[-1]
-    found = re.search(
-        r"-(fp8(?:-block|-dynamic)?|nvfp4|mxfp4|fp4|bf16|int4|awq|gptq(?:-int4)?|w4a16)(-v\d+)?$",
-        name,
-    )
+    found = re.search(rf"-({'|'.join(_FORMATS)})(-v\d+)?$", name)
     return _FORMATS[found[1]] if found else None
 
 
