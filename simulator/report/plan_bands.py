@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from simulator.report import marks
 from simulator.results.answer.parts import Band
 
 _BEYOND = 1000.0
 """Times its value at which a whisker without an end stops: far off any plot."""
-
-
-class Cell(NamedTuple):
-    """A text of a table with what stands below it."""
-
-    text: str
-    hint: str = ""
-    band: str = ""
-    """Band in words; empty where there is none."""
 
 
 def band_text(found: Band | None, text: Callable[[float], str]) -> str:

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 from simulator.report import style
 from simulator.report.model_colours import colour_of, is_striped
-from simulator.report.plan_bands import Cell, band_text
+from simulator.report.plan_bands import band_text
 from simulator.results.answer import Answer, DeploymentRow
 from simulator.results.answer.parts import has_bands
-from simulator.results.formats import UNDEFINED, number, percent
+from simulator.results.formats import number
 from simulator.results.plan_text import amount, chance, kind_of, share, target_short, value_text
 
 MOST_RUNNERS_UP = 8
@@ -23,10 +23,15 @@ _MISSED = "Models that miss a target, as large as the limits allow"
 class Column(NamedTuple):
     """A column of the table."""
 
-    head: Cell
+    figure: str
+    """Name of the row's figure that it shows."""
+    text: str
+    """Title of the column."""
+    hint: str
+    """Text below the title."""
     brief: str
     """Title above each cell, where a phone shows no header."""
-    cell: Callable[[DeploymentRow], Cell]
+    write: Callable[[float], str]
 
 
 class Candidate(NamedTuple):
@@ -115,65 +120,28 @@ def _columns(answer: Answer, shown: list[DeploymentRow]) -> list[Column]:
     currency = answer.currency
     power = ", with power" if any(row.cost_power_per_hour for row in shown) else ""
     out, every = (f"cost_per_million_{kind}" for kind in ("output_tokens", "tokens"))
-    hour = Column(
-        Cell("Cost per hour", currency + power), f"{currency}/hour", partial(_cost, answer)
-    )
     columns = [
-        hour,
-        _column("Per 1M tokens out", currency, f"{currency}/1M out", out, amount),
-        _column("Per 1M tokens", f"{currency}, with prompts", f"{currency}/1M all", every, amount),
-        _column("GPUs", "", "GPUs", "gpus", lambda count: f"{count:,.0f}"),
+        Column("cost_per_hour", "Cost per hour", currency + power, f"{currency}/hour", amount),
+        Column(out, "Per 1M tokens out", currency, f"{currency}/1M out", amount),
+        Column(every, "Per 1M tokens", f"{currency}, with prompts", f"{currency}/1M all", amount),
+        Column("gpus", "GPUs", "", "GPUs", lambda count: f"{count:,.0f}"),
     ]
     for name, limit in answer.targets.items():
         text, short = partial(value_text, name), target_short(name)
-        columns.append(_column(short, f"limit {text(limit)}", short, name, text))
-    columns.append(Column(Cell("Tightest", "of its limit"), "tightest", _tightest))
+        columns.append(Column(name, short, f"limit {text(limit)}", short, text))
+    columns.append(Column("worst_ratio", "Tightest", "of its limit", "tightest", share))
     if any(row.is_best_probability is not None for row in shown):
-        columns.append(Column(Cell("Chance", "of being the cheapest"), "chance cheapest", _chance))
+        probable = "is_best_probability"
+        columns.append(
+            Column(probable, "Chance", "of being the cheapest", "chance cheapest", chance)
+        )
     if any(row.cost_joules_per_output_token for row in shown):
         text = partial(number, keep_zeros=True)
         joules = "cost_joules_per_output_token"
-        columns.append(_column("Energy", "J per token out", "J/token out", joules, text))
+        columns.append(Column(joules, "Energy", "J per token out", "J/token out", text))
     if any(row.quality is not None for row in shown):
-        columns.append(_column("Quality", "as stated", "quality", "quality", number))
+        columns.append(Column("quality", "Quality", "as stated", "quality", number))
     return columns
-
-
-def _column(title: str, hint: str, brief: str, name: str, text: Callable[[float], str]) -> Column:
-    return Column(Cell(title, hint), brief, partial(_figure, name, text))
-
-
-def _figure(name: str, text: Callable[[float], str], row: DeploymentRow) -> Cell:
-    """A figure with its band below."""
-    value = row.measured_value(name)
-    if value is None:
-        return Cell(UNDEFINED)
-    return Cell(text(value), band=band_text(row.band_of(name), text))
-
-
-def _tightest(row: DeploymentRow) -> Cell:
-    return Cell(share(row.worst_ratio), target_short(row.worst_target))
-
-
-def _chance(row: DeploymentRow) -> Cell:
-    """Probability that a row is the cheapest; of rows that cost the same the first is."""
-    first, least = row.is_best_probability, row.none_cheaper_probability
-    if first is None:
-        return Cell(UNDEFINED)
-    tied = least is not None and chance(least) != chance(first)
-    return Cell(chance(first), f"{chance(least or 0.0)} with ties" if tied else "")
-
-
-def _cost(answer: Answer, row: DeploymentRow) -> Cell:
-    """A cost per hour, with how much more than the recommended deployment's it is, and its band."""
-    best, value = answer.recommended, row.cost_per_hour
-    found = row.band_of("cost_per_hour")
-    if found is None and row is best and value and answer.confidence is not None:
-        # Where machines have no price this band is one of GPUs.
-        found = answer.confidence.cost_band
-    ratio = value / best.cost_per_hour if best is not None and best.cost_per_hour else 0.0
-    more = f"+{percent(ratio - 1)}" if ratio >= 1.005 else ""
-    return Cell(amount(value), more, band_text(found, amount))
 
 
 def _is_banded(answer: Answer) -> bool:
