@@ -298,7 +298,7 @@ def test_what_both_figures_share_is_no_error_of_their_ratio():
         return figures(pd.DataFrame([row]), [Reply(1.0, 0.8, 1.25, "ok", parts=parts)]).iloc[0]
 
     def width(above, below):
-        row = ratio("g", "s", "ratio", above, below)
+        row = ratio("g", "s", above, below)
         return np.log(row["high"] / row["low"]) / 2 / np.log(1.25)
 
     assert width(figure(0.5, 0.5, 0.0), figure(0.5, 0.5, 0.0)) == 0.0

@@ -65,12 +65,9 @@ class Reply(NamedTuple):
     @classmethod
     def refuse_row(cls, why: str) -> Reply:
         """A row that cannot be answered, and why."""
-        return cls(
-            float("nan"),
-            float("nan"),
-            float("nan"),
-            "unsupported: " + _PLACE.sub("", " ".join(why.split())),
-        )
+        nothing = float("nan")
+        reason = _PLACE.sub("", " ".join(why.split()))
+        return cls(nothing, nothing, nothing, f"unsupported: {reason}")
 
 
 def extrapolate(status: str, why: str) -> str:

@@ -39,25 +39,31 @@ def figures(table: pd.DataFrame, replies: list[Reply]) -> pd.DataFrame:
     return pd.concat([found, make_rows(ratios)], ignore_index=True) if ratios else found
 
 
-def ratio(group: str, subject: str, quantity: str, above: pd.Series, below: pd.Series) -> Row:
+def ratio(group: str, subject: str, above: pd.Series, below: pd.Series) -> Row:
     """The row of ``above / below``, two rows of figures of one engine on one machine."""
     statuses = [str(row["status"]) for row in (above, below)]
     answered = bool(is_answered(pd.Series(statuses)).all())
     status = next((text for text in statuses if text.startswith("unsupported")), None)
     status = status or next((text for text in statuses if text != OK), OK)
+    measured = above["measured"] / below["measured"]
     predicted = above["predicted"] / below["predicted"] if answered else np.nan
     wide = _wide(above, below) if answered else np.nan
-    return {
-        "group": group,
-        "subject": subject,
-        "quantity": quantity,
-        "unit": "x",
-        "measured": above["measured"] / below["measured"],
-        "predicted": predicted,
-        "low": predicted / np.exp(wide),
-        "high": predicted * np.exp(wide),
-        "status": status,
-    }
+    return make_row(group, subject, (measured, predicted), wide, status)
+
+
+def make_row(
+    group: str, subject: str, ratios: tuple[float, float], wide: float, status: str
+) -> Row:
+    """The row of a ratio.
+
+    Args:
+        ratios: measured and predicted.
+        wide: half the band, in log space.
+    """
+    measured, predicted = ratios
+    ends = predicted / np.exp(wide), predicted * np.exp(wide)
+    values = (group, subject, "ratio", "x", measured, predicted, *ends, status)
+    return dict(zip(FIELDS, values, strict=True))
 
 
 def _wide(above: pd.Series, below: pd.Series) -> float:
@@ -102,7 +108,7 @@ def _mixture_ratios(rows: pd.DataFrame) -> list[Row]:
             for _, below in own[~is_mixture[own.index]].iterrows():
                 name = str(above["subject"]).removesuffix(str(machine)).strip()
                 group = f"{str(above['group']).split()[0]} MoE : dense"
-                found.append(ratio(group, f"{name} : {below['subject']}", "ratio", above, below))
+                found.append(ratio(group, f"{name} : {below['subject']}", above, below))
     return found
 
 

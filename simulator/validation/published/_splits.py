@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from simulator.validation.published import BY_LOAD, RELEASE_UNSAID, SAME_RELEASE
-from simulator.validation.published._scores import Row
+from simulator.validation.published._scores import Row, make_row
 from simulator.validation.splits import FEWEST_LOADS, load_trend
 
 _LOAD = re.compile(r"_c\d+(?=_|$).*")
@@ -91,17 +91,6 @@ def trends(pairs: pd.DataFrame) -> Iterator[Row]:
         measured, predicted = load_trend(own["load"], own[["measured", "predicted"]])
         least, most = (own.loc[place] for place in (own["load"].idxmin(), own["load"].idxmax()))
         wide = float(np.hypot(*(np.log(row["high"] / row["predicted"]) for row in (least, most))))
-        yield {
-            "group": f"{group}{BY_LOAD}",
-            "subject": (
-                f"EP : TP, c{most['load']} over c{least['load']}, {least['sweep']} "
-                f"on {least['ranks']}"
-            ),
-            "quantity": "ratio",
-            "unit": "x",
-            "measured": measured,
-            "predicted": predicted,
-            "low": predicted / np.exp(wide),
-            "high": predicted * np.exp(wide),
-            "status": least["status"],
-        }
+        loads = f"c{most['load']} over c{least['load']}"
+        subject = f"EP : TP, {loads}, {least['sweep']} on {least['ranks']}"
+        yield make_row(f"{group}{BY_LOAD}", subject, (measured, predicted), wide, least["status"])

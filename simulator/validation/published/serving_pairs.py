@@ -125,7 +125,7 @@ def _model_ratios(points: pd.DataFrame, rows: pd.DataFrame) -> Iterator[Row]:
         if above is not None and below is not None:
             names = " : ".join(models[side[0]] for side in pair)
             text = f"{names}, {settings[pair[0][0]]}"
-            yield ratio("serving MoE : dense", text, "ratio", above, below)
+            yield ratio("serving MoE : dense", text, above, below)
 
 
 def _split_ratios(points: pd.DataFrame, rows: pd.DataFrame) -> Iterator[Row]:
@@ -138,7 +138,7 @@ def _split_ratios(points: pd.DataFrame, rows: pd.DataFrame) -> Iterator[Row]:
         load = f"c{own['concurrency']}, {own['model']} on {pair['ranks']}"
         text = f"EP : TP, {own['setting']} {load}"
         above, below = (rows.iloc[int(pair[side])] for side in ("spread", "split"))
-        found.append(ratio(str(pair["group"]), text, "ratio", above, below))
+        found.append(ratio(str(pair["group"]), text, above, below))
     yield from found
     yield from trends(pairs.join(make_rows(found).drop(columns="group")))
 

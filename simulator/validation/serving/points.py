@@ -225,11 +225,7 @@ def _pool(row: dict[str, Any], prefix: str, name: str) -> Pool:
 
 
 def _text(value: Any) -> str:
-    return (
-        ""
-        if value is None or (isinstance(value, float) and math.isnan(value)) or value is pd.NA
-        else str(value).strip()
-    )
+    return "" if pd.isna(value) else str(value).strip()
 
 
 def _number(row: dict[str, Any], column: str) -> float | None:
