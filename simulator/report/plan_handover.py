@@ -10,6 +10,8 @@ from simulator.results.answer.handover import Handover, ServingCommand
 
 _WIDEST = 76
 """Letters of a command's line; a longer one goes on below."""
+_FLAGS = re.compile(r"""(?:(?! --)(?:'[^']*(?:'|$)|"[^"]*(?:"|$)|.))+""")
+"""Pieces of a line, cut before each flag that stands outside quotes."""
 
 
 class Servers(NamedTuple):
@@ -73,21 +75,6 @@ def by_flag(command: str) -> str:
         lines.append(
             line
             if opened or len(line) <= _WIDEST or line.endswith("\\")
-            else " \\\n  ".join(_flags(line))
+            else " \\\n  ".join(_FLAGS.findall(line))
         )
     return "\n".join(lines)
-
-
-def _flags(line: str) -> list[str]:
-    """A line cut before each flag that stands outside quotes."""
-    parts, quote = [""], ""
-    for place, letter in enumerate(line):
-        if not quote and line.startswith(" --", place):
-            parts.append("")
-            continue
-        if letter == quote:
-            quote = ""
-        elif not quote and letter in "'\"":
-            quote = letter
-        parts[-1] += letter
-    return parts

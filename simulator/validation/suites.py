@@ -156,14 +156,11 @@ def _join_answers(
             table.texts,
             tuple(first)[: max(len(columns), _COLUMNS_TOLD)],
         )
-    usable = {
-        column: int((np.isfinite(cells) & (cells > 0)).sum()) for column, cells in numbers.items()
-    }
     lacking = [measure.column for measure in measures if measure.column not in numbers]
     unusable = {
-        column: len(table.texts) - count
-        for column, count in usable.items()
-        if count < len(table.texts)
+        column: count
+        for column, cells in numbers.items()
+        if (count := int((~np.isfinite(cells) | (cells <= 0)).sum()))
     }
     return Answered(
         suite,

@@ -5,7 +5,7 @@ does not bloat the page.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TypeAlias
 
 import numpy as np
 import plotly.graph_objects as go
@@ -23,12 +23,9 @@ MAX_BINS = 150
 Array = NDArray[np.float64]
 
 
-class Bins(NamedTuple):
-    """A quantity over time, a number a bin."""
-
-    mean: Array
-    peak: Array | None
-    """The most it reaches; ``None`` for a rate, which has no value at a moment."""
+Bins: TypeAlias = tuple[Array, Array | None]
+"""Mean of a quantity in each bin, and the most that it reaches; ``None`` for a rate, which has no
+value at a moment."""
 
 
 def quantiles(values: Array) -> tuple[Array, Array]:
@@ -151,7 +148,7 @@ def draw_over_time(
     )
     label, line = style.labels(results), style.lines(results)
     for name, steps in drawn_of.items():
-        bins = in_bins(steps, name, edges_s)
+        mean, peak = in_bins(steps, name, edges_s)
         # The bin in which the run ends is only partly covered: its mean would look like a drop.
         shown = edges_s[1:] <= end_s[name]
         shown[0] = True
@@ -159,15 +156,15 @@ def draw_over_time(
         common = {"x": middles, "name": label[name]}
         drawn.add_scatter(
             **common,
-            y=bins.mean[shown],
+            y=mean[shown],
             line=line[name] | {"width": 1.6},
             mode="lines" if shown.sum() > 12 else "lines+markers",
             hovertemplate=f"{hover} at %{{x:.3~g}} {unit}",
         )
-        if bins.peak is not None:
+        if peak is not None:
             drawn.add_scatter(
                 **common,
-                y=bins.peak[shown],
+                y=peak[shown],
                 line=line[name] | {"width": 0.7},
                 opacity=0.65,
                 mode="lines",
@@ -210,7 +207,7 @@ def draw_level(
     def in_bins(steps: Columns, _: str, edges_s: Array) -> Bins:
         replicas = max(steps["replica"].nunique(), 1) if is_mean else 1
         level = steps[column].to_numpy(float) / replicas
-        return Bins(mean_in_bins(steps, level, edges_s), peak_in_bins(steps, level, edges_s))
+        return mean_in_bins(steps, level, edges_s), peak_in_bins(steps, level, edges_s)
 
     return draw_over_time(results, y, in_bins, hover)
 

@@ -29,6 +29,6 @@ class Throughput(Figure[Results]):
             rate = (steps["decode_tokens"] / took_s).fillna(0.0).to_numpy(float)
             first_s = results.requests[name]["first_token_s"].dropna().to_numpy()
             first = np.histogram(first_s, edges_s)[0] / np.diff(edges_s)
-            return Bins(mean_in_bins(steps, rate, edges_s) + first, None)
+            return mean_in_bins(steps, rate, edges_s) + first, None
 
         return draw_over_time(results, "Output throughput (token/s)", count, "%{y:,.4~r} token/s")
