@@ -57,7 +57,8 @@ def known(monkeypatch):
         "domain": {"isl": (128, 4096), "osl": (32, 1024), "concurrency": (1, 512)},
     }
     engine = {name: fit.model_copy(update=seen) for name, fit in shipped.engine.items()}
-    monkeypatch.setattr(novelty, "_list_fits", lambda _: engine)
+    family = shipped.model_copy(update={"engine": engine})
+    monkeypatch.setattr(novelty, "load_family", lambda _: family)
     monkeypatch.setattr(novelty, "_models", lambda: frozenset(seen["models"]))
 
 
