@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from simulator.base.errors import UserError, did_you_mean
+from simulator.base.errors import check_known
 
 Loaded = TypeVar("Loaded")
 
@@ -102,7 +102,6 @@ def find_file(family: str, name: str, where: str) -> Path:
         UserError: if there is none; the nearest name is suggested.
     """
     files = available_files(family)
-    if name not in files:
-        noun = _NOUNS.get(family, family.rsplit("/", 1)[-1].removesuffix("s"))
-        raise UserError(f"{where}: unknown {noun} '{name}'; {did_you_mean(name, files)}")
+    noun = _NOUNS.get(family, family.rsplit("/", 1)[-1].removesuffix("s"))
+    check_known(name, files, f"{where}: unknown {noun}")
     return files[name]

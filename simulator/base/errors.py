@@ -37,6 +37,20 @@ class LostError(Exception):
     """
 
 
+def check_known(name: str, known: Iterable[str], lacks: str) -> None:
+    """Refuse a name that is not among the known ones.
+
+    Args:
+        lacks: beginning of the message, before the name: ``"list: unknown family"``.
+
+    Raises:
+        UserError: with the nearest known name, or all of them.
+    """
+    known = list(known)
+    if name not in known:
+        raise UserError(f"{lacks} '{name}'; {did_you_mean(name, known)}")
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """End an error message with the nearest known word, or with all of them when none is near.
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from simulator.base.data import available_files
-from simulator.base.errors import UserError, did_you_mean
+from simulator.base.errors import UserError, check_known
 from simulator.base.plugins import available, package_of
 from simulator.base.reading import read_toml
 from simulator.config.cluster import available_clusters
@@ -68,8 +68,7 @@ def list_kinds(family: str | None = None) -> dict[str, dict[str, str]]:
     }
     if family is None:
         return {name: entries() for name, entries in families.items()}
-    if family not in families:
-        raise UserError(f"list: unknown family '{family}'; {did_you_mean(family, families)}")
+    check_known(family, families, "list: unknown family")
     return {family: families[family]()}
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from simulator.base.errors import LostError, UserError, did_you_mean
+from simulator.base.errors import LostError, UserError
 from simulator.base.plugins import build
 from simulator.base.progress import Progress, show_nothing
 from simulator.base.thinned import Thinned
@@ -27,7 +27,6 @@ from simulator.commands.execute_tables import (
     make_step_row,
     summarise,
 )
-from simulator.config.deployment import DeploymentSpec
 from simulator.config.execution import ExecutionSpec
 from simulator.deployment.facts import facts_of
 from simulator.deployment.plan import DeploymentPlan, make_plan
@@ -95,7 +94,7 @@ def execute(
         scenario = load_scenario(scenario)
     plans = [
         make_plan(deployment, scenario.seed, scenario.where, scenario.folder)
-        for deployment in _choose_deployments(scenario, names)
+        for deployment in scenario.choose_deployments(names)
     ]
     jobs = [make_job(plan, scenario.folder) for plan in plans]
     for plan in plans:
@@ -143,18 +142,6 @@ def execute(
         progress("writing the report", 0, None)
         write(executed, Path(folder), render)
     return executed
-
-
-def _choose_deployments(scenario: Scenario, names: Sequence[str]) -> list[DeploymentSpec]:
-    """Deployments of these names, in the scenario's order; all of them without any."""
-    known = [deployment.name for deployment in scenario.deployments]
-    for name in names:
-        if name not in known:
-            raise UserError(
-                f"--deployment {name}: {scenario.where} has none of that name; "
-                f"{did_you_mean(name, known)}"
-            )
-    return [entry for entry in scenario.deployments if not names or entry.name in names]
 
 
 def _check_measured(plan: DeploymentPlan) -> None:

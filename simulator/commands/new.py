@@ -6,7 +6,7 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
-from simulator.base.errors import UserError, did_you_mean
+from simulator.base.errors import UserError, check_known
 
 FOLDERS = {
     "scenario": Path(),
@@ -24,8 +24,7 @@ def read_template(kind: str) -> str:
     Raises:
         UserError: if there is no such kind.
     """
-    if kind not in FOLDERS:
-        raise UserError(f"new: unknown kind '{kind}'; {did_you_mean(kind, FOLDERS)}")
+    check_known(kind, FOLDERS, "new: unknown kind")
     return (files(__package__) / "templates" / f"{kind}.toml").read_text(encoding="utf-8")
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from simulator import __version__
-from simulator.base.errors import UserError, did_you_mean
+from simulator.base.errors import UserError
 from simulator.base.progress import Progress
 from simulator.base.spreadsheet import write_csv
 from simulator.config.model import ModelSpec
@@ -275,13 +275,7 @@ def record_runtime(
     from simulator.runtime.ray_backend import RayBackend
     from simulator.runtime.recording.shards import record_shards
 
-    names = [entry.name for entry in scenario.deployments]
-    if deployment is not None and deployment not in names:
-        raise UserError(
-            f"--deployment {deployment}: {scenario.where} has none of that "
-            f"name; {did_you_mean(deployment, names)}"
-        )
-    chosen = [entry for entry in scenario.deployments if deployment in (None, entry.name)]
+    chosen = scenario.choose_deployments([] if deployment is None else [deployment])
     plans = [make_plan(entry, scenario.seed, scenario.where, scenario.folder) for entry in chosen]
     plan = next((plan for plan in plans if plan.placement.experts is not None), plans[0])
     job = make_job(plan, scenario.folder)

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from simulator.base.errors import UserError, did_you_mean
+from simulator.base.errors import check_known
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import CalibrationFile
 from simulator.config.capacity import Question
@@ -60,8 +60,7 @@ def describe_whole(kind: str) -> dict[str, Any]:
         UserError: if there is no such kind.
     """
     kinds = FILES | WRITTEN
-    if kind not in kinds:
-        raise UserError(f"schema: unknown kind '{kind}'; {did_you_mean(kind, kinds)}")
+    check_known(kind, kinds, "schema: unknown kind")
     schema = kinds[kind].model_json_schema()
     required = [key for key in schema.get("required", ()) if key not in _SAID_BY_THE_NAME]
     return schema | {"required": required}

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from simulator.base.data import available_files, load_once
-from simulator.base.errors import UserError, did_you_mean
+from simulator.base.errors import UserError, check_known, did_you_mean
 from simulator.base.frozen import Frozen, Policy, validate
 from simulator.base.kinds import PolicyOf
 from simulator.base.quantities import BytesPerSecond, Gpus, Price, ReplicaGpus, Seconds
@@ -196,10 +196,7 @@ def read_cluster_table(
     base = own.get("based_on")
     if not isinstance(base, str):
         return own
-    if base not in files:
-        raise UserError(
-            f"{path}: based_on names an unknown cluster file '{base}'; {did_you_mean(base, files)}"
-        )
+    check_known(base, files, f"{path}: based_on names an unknown cluster file")
     chain = (*below, stem)
     if base in chain:
         raise UserError(f"{path}: based_on goes round in a circle: {' -> '.join((*chain, base))}")

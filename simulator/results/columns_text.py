@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from simulator.base.errors import UserError, did_you_mean
+from simulator.base.errors import check_known
 from simulator.results import token_time
 from simulator.results.metrics import METRICS
 from simulator.results.tables import (
@@ -47,8 +47,7 @@ def describe_columns(table: str) -> dict[str, str]:
     >>> describe_columns("summary")["tpot_p50_s"]
     'time per output token, median over requests [s]'
     """
-    if table not in _TABLES:
-        raise UserError(f"unknown table '{table}'; {did_you_mean(table, _TABLES)}")
+    check_known(table, _TABLES, "unknown table")
     return {name: _add_unit(name, text) for name, text in _TABLES[table].items()}
 
 

@@ -33,6 +33,24 @@ class Metric(NamedTuple):
     """Whether the arrivals of an open loop decide it, as long as the deployment keeps up."""
 
 
+_LEVELS = (50, 90, 99)
+"""Percentiles of latencies."""
+
+
+def _list_percentiles(stem: str, latency: str) -> dict[str, Metric]:
+    """Metrics of a latency's percentiles over requests."""
+    texts = {
+        level: "median" if level == 50 else f"{level}th percentile"  # as people call it
+        for level in _LEVELS
+    }
+    return {
+        f"{stem}_p{level}_s": Metric(
+            f"{stem.upper()} p{level}", "s", f"{latency}, {text} over requests", "lower"
+        )
+        for level, text in texts.items()
+    }
+
+
 METRICS: dict[str, Metric] = {
     "num_requests": Metric("Requests", "", "requests that finished", ""),
     "num_lost": Metric(
@@ -52,26 +70,14 @@ METRICS: dict[str, Metric] = {
         "time to first token: arrival to first output token, queueing included; mean",
         "lower",
     ),
-    "ttft_p50_s": Metric("TTFT p50", "s", "time to first token, median over requests", "lower"),
-    "ttft_p90_s": Metric(
-        "TTFT p90", "s", "time to first token, 90th percentile over requests", "lower"
-    ),
-    "ttft_p99_s": Metric(
-        "TTFT p99", "s", "time to first token, 99th percentile over requests", "lower"
-    ),
+    **_list_percentiles("ttft", "time to first token"),
     "tpot_mean_s": Metric(
         "TPOT mean",
         "s",
         "time per output token: (E2E - TTFT) / (output tokens - 1), per request; mean",
         "lower",
     ),
-    "tpot_p50_s": Metric("TPOT p50", "s", "time per output token, median over requests", "lower"),
-    "tpot_p90_s": Metric(
-        "TPOT p90", "s", "time per output token, 90th percentile over requests", "lower"
-    ),
-    "tpot_p99_s": Metric(
-        "TPOT p99", "s", "time per output token, 99th percentile over requests", "lower"
-    ),
+    **_list_percentiles("tpot", "time per output token"),
     "itl_p50_s": Metric(
         "ITL p50",
         "s",
@@ -81,13 +87,7 @@ METRICS: dict[str, Metric] = {
     "itl_p99_s": Metric(
         "ITL p99", "s", "inter-token latency, pooled over requests; 99th percentile", "lower"
     ),
-    "e2e_p50_s": Metric("E2E p50", "s", "arrival to last token, median over requests", "lower"),
-    "e2e_p90_s": Metric(
-        "E2E p90", "s", "arrival to last token, 90th percentile over requests", "lower"
-    ),
-    "e2e_p99_s": Metric(
-        "E2E p99", "s", "arrival to last token, 99th percentile over requests", "lower"
-    ),
+    **_list_percentiles("e2e", "arrival to last token"),
     "input_tokens_per_s": Metric(
         "Input throughput",
         "token/s",
@@ -251,11 +251,10 @@ def describe_latencies(latency: pd.DataFrame) -> dict[str, float]:
     found: dict[str, float] = {}
     for name in LATENCIES:
         stem, values = name.removesuffix("_s"), latency[name].dropna()
-        levels = (50, 90, 99)
-        at_levels = values.quantile([level / 100 for level in levels])  # NaN of no values
+        at_levels = values.quantile([level / 100 for level in _LEVELS])  # NaN of no values
         found |= {
             f"{stem}_p{level}_s": float(value)
-            for level, value in zip(levels, at_levels, strict=True)
+            for level, value in zip(_LEVELS, at_levels, strict=True)
         }
         found[f"{stem}_mean_s"] = float(values.mean()) if len(values) else np.nan
     return found

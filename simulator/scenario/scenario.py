@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from simulator.base.errors import UserError
+from simulator.base.errors import UserError, did_you_mean
 from simulator.base.quantities import Seed
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.execution import ExecutionSpec
@@ -43,6 +43,21 @@ class Scenario(UserFile):
         if twice:
             raise ValueError(f"two deployments are called '{twice[0]}'; give each its own name")
         return self
+
+    def choose_deployments(self, names: Sequence[str]) -> list[DeploymentSpec]:
+        """Deployments of these names, in the scenario's order; all of them without any.
+
+        Raises:
+            UserError: if there is none of a name.
+        """
+        known = [deployment.name for deployment in self.deployments]
+        for name in names:
+            if name not in known:
+                raise UserError(
+                    f"--deployment {name}: {self.where} has none of that name; "
+                    f"{did_you_mean(name, known)}"
+                )
+        return [entry for entry in self.deployments if not names or entry.name in names]
 
 
 def load_scenario(

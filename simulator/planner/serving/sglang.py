@@ -164,15 +164,13 @@ class Sglang(Frozen):
             "--port": 8000,
             "--policy": _POLICIES.get(balancing, "power_of_two"),
         }
+        urls = {role: list_urls(own, _find_port) for role, own in servers.items()}
         if "both" in servers:
-            return write_line(
-                _ROUTER, [], flags | {"--worker-urls": list_urls(servers["both"], _find_port)}
-            )
+            return write_line(_ROUTER, [], flags | {"--worker-urls": urls["both"]})
         line = write_line(_ROUTER, [], flags | {"--pd-disaggregation": True})
-        prompts = zip(list_urls(servers["prompts"], _find_port), servers["prompts"], strict=True)
+        prompts = zip(urls["prompts"], servers["prompts"], strict=True)
         prefills = (f"--prefill {url} {_BOOTSTRAP_PORT + gpu}" for url, (_, gpu) in prompts)
-        decodes = (f"--decode {url}" for url in list_urls(servers["decoding"], _find_port))
-        return " ".join([line, *prefills, *decodes])
+        return " ".join([line, *prefills, *(f"--decode {url}" for url in urls["decoding"])])
 
     def describe_router(self, balancing: str) -> str:
         return compare_two_at_random(balancing)

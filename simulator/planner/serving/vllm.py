@@ -162,14 +162,12 @@ class Vllm(Frozen):
             "--port": 30000,
             "--policy": _POLICIES.get(balancing, "power_of_two"),
         }
+        urls = {role: list_urls(own, _find_port) for role, own in servers.items()}
         if "both" in servers:
-            return write_line(
-                _ROUTER, [], flags | {"--worker-urls": list_urls(servers["both"], _find_port)}
-            )
+            return write_line(_ROUTER, [], flags | {"--worker-urls": urls["both"]})
         line = write_line(_ROUTER, [], flags | {"--vllm-pd-disaggregation": True})
-        prompts = (f"--prefill {url}" for url in list_urls(servers["prompts"], _find_port))
-        decoding = (f"--decode {url}" for url in list_urls(servers["decoding"], _find_port))
-        return " ".join([line, *prompts, *decoding])
+        prompts = (f"--prefill {url}" for url in urls["prompts"])
+        return " ".join([line, *prompts, *(f"--decode {url}" for url in urls["decoding"])])
 
     def describe_router(self, balancing: str) -> str:
         return compare_two_at_random(balancing)
