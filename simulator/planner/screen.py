@@ -9,11 +9,14 @@ deployment is also read optimistically before it is left out.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.deployment.plan import DeploymentPlan
+from simulator.planner.closed_form import Curve
 from simulator.planner.judge import Judge, Rates, Served
 from simulator.planner.ruled_out import NO_CACHE, TOO_FEW, TOO_SLOW, Ruled
 from simulator.planner.space import ReplicaShape, Space
@@ -71,86 +74,125 @@ class Screened(NamedTuple):
     fewest GPU-seconds a prompt."""
 
 
+class Prefilling(NamedTuple):
+    """A replica that only computes prompts."""
+
+    shape: ReplicaShape
+    rates: Rates
+    budget: int
+
+
+class Decoding(NamedTuple):
+    """A replica that only decodes."""
+
+    shape: ReplicaShape
+    rates: Rates
+    served: Served
+
+
+class _Pools(NamedTuple):
+    """Replicas for pools of the same model, formats and machines."""
+
+    prompts: list[Prefilling]
+    decodes: list[Decoding]
+
+
 def screen(space: Space, traffic: Traffic, model: int, machines: int) -> Screened:
     """Judge every deployment of one model on one kind of machines."""
-    judge = Judge(space, traffic)
-    candidates: list[Candidate] = []
-    pools: dict[
-        tuple[str, str, str],
-        tuple[
-            list[tuple[ReplicaShape, Rates, int]], list[tuple[ReplicaShape, Rates]], list[Served]
-        ],
-    ] = {}
-    asked = space.question.space
-    budgets, sents = asked.token_budgets, space.variants[model].entry.dispatch_dtypes or ("",)
-    usual_sequences = (asked.max_sequences or (0,))[0]
     ruled = Ruled()
-    speeds: list[Speeds] = []
-    share, context = (
-        traffic.share_beyond(space.models[model].max_context_tokens),
-        space.models[model].max_context_tokens,
-    )
+    context = space.models[model].max_context_tokens
+    share = traffic.share_beyond(context)
     if share > _MOST_TOO_LONG:
         text = (
             f"{100 * share:.0f} % of the requests are longer than its context of {context:,} tokens"
         )
         ruled.leave_out(text, space.models[model].name, space.num_splits(model))
         return Screened([], 0, ruled, [], [])
-    longest, longest_prompt = (
-        int((traffic.trace.num_input + traffic.trace.num_output).max()),
-        int(traffic.trace.num_input.max()),
-    )
+    screening = _Screening(space, traffic, ruled)
     for shape, plan in space.shapes(model, machines, ruled):
-        capacity = plan.serving.capacity
+        screening.judge_shape(shape, plan)
+    return screening.finish()
+
+
+class _Screening:
+    """Judges shapes, one after the other, and gathers what they make."""
+
+    def __init__(self, space: Space, traffic: Traffic, ruled: Ruled) -> None:
+        self._space, self._traffic, self._ruled = space, traffic, ruled
+        self._judge = Judge(space, traffic)
+        self._candidates: list[Candidate] = []
+        self._speeds: list[Speeds] = []
+        self._pools: dict[tuple[str, str, str], _Pools] = {}
+        """By number formats of weights, cache and dispatch."""
+        self._longest = int((traffic.trace.num_input + traffic.trace.num_output).max())
+        self._longest_prompt = int(traffic.trace.num_input.max())
+
+    def judge_shape(self, shape: ReplicaShape, plan: DeploymentPlan) -> None:
+        """Judge a shape by itself with every budget, and as a replica of pools."""
+        capacity, asked = plan.serving.capacity, self._space.question.space
         has_room, has_prompts_room = (
-            capacity.blocks_for(most) <= capacity.num_blocks for most in (longest, longest_prompt)
+            capacity.blocks_for(most) <= capacity.num_blocks
+            for most in (self._longest, self._longest_prompt)
         )
         if not has_room:
-            ruled.leave_out(NO_CACHE, space.text(shape), len(budgets))
+            self._ruled.leave_out(NO_CACHE, self._space.text(shape), len(asked.token_budgets))
         if not has_prompts_room:
-            continue
-        curve = judge.curve(shape, plan)
-        for budget in budgets if has_room else ():
-            served = judge.both(plan, curve, budget)
-            _add_candidate(candidates, space, traffic, shape, budget, judge.best(served), ruled)
-            speeds.append(_measure_speeds(traffic, served, shape, budget))
-        if asked.disaggregate:
-            prefilling, decoding = (
-                judge.best(judge.prefilling(plan, curve, budgets[-1])),
-                judge.decoding(plan, curve),
+            return
+        curve = self._judge.curve(shape, plan)
+        for budget in asked.token_budgets if has_room else ():
+            served = self._judge.both(plan, curve, budget)
+            rates = self._judge.best(served)
+            candidate = size_candidate(
+                self._space, self._traffic, shape, budget, rates, self._ruled
             )
-            for sent in (shape.dispatch_dtype,) if shape.dispatch_dtype else sents:
-                prompts, decodes, loads = pools.setdefault(
-                    (shape.weight_dtype, shape.kv_dtype, sent), ([], [], [])
-                )
-                if shape.max_sequences == usual_sequences and shape.placement == _choose_placement(
-                    space, shape
-                ):  # a prefill pool has the decode pool's placement
-                    prompts.append((shape, prefilling, budgets[-1]))
-                if has_room:
-                    loads.append(decoding)
-                    decodes.append((shape, judge.best(decoding)))
-    num_legal = len(candidates)
-    pooled: list[Speeds] = []
-    for prompts, decodes, loads in pools.values():
-        found, number = _pair_pools(space, traffic, prompts, decodes, ruled)
-        candidates += found
-        num_legal += number
-        able = [
-            (shape.num_ranks / rates.likely, shape, budget)
-            for shape, rates, budget in prompts
-            if rates.likely > 0
-        ]
-        for (shape, _), served in zip(decodes, loads, strict=True) if able else ():
-            pooled.append(_measure_speeds(traffic, served, shape, min(able)[2], min(able)))
-    front = [speed for speed, _ in pareto(speeds)]
-    return Screened(
-        _choose_candidates(candidates),
-        num_legal,
-        ruled,
-        front,
-        [(speed, prefill) for speed, prefill in pareto(pooled) if prefill],
-    )
+            self._candidates += [] if candidate is None else [candidate]
+            self._speeds.append(_measure_speeds(self._traffic, served, shape, budget))
+        if asked.disaggregate:
+            self._add_to_pools(shape, plan, curve, has_room)
+
+    def _add_to_pools(
+        self, shape: ReplicaShape, plan: DeploymentPlan, curve: Curve, has_room: bool
+    ) -> None:
+        asked, budget = self._space.question.space, self._space.question.space.token_budgets[-1]
+        prefilling = self._judge.best(self._judge.prefilling(plan, curve, budget))
+        served = self._judge.decoding(plan, curve)
+        decoding = Decoding(shape, self._judge.best(served), served)
+        # A prefill pool has the decode pool's placement.
+        usual_sequences = (asked.max_sequences or (0,))[0]
+        usual_placement = _choose_placement(self._space, shape)
+        is_usual = (shape.max_sequences, shape.placement) == (usual_sequences, usual_placement)
+        sents = self._space.variants[shape.model].entry.dispatch_dtypes or ("",)
+        for sent in (shape.dispatch_dtype,) if shape.dispatch_dtype else sents:
+            key = shape.weight_dtype, shape.kv_dtype, sent
+            pools = self._pools.setdefault(key, _Pools([], []))
+            if is_usual:
+                pools.prompts.append(Prefilling(shape, prefilling, budget))
+            if has_room:
+                pools.decodes.append(decoding)
+
+    def finish(self) -> Screened:
+        """Pair pools, and choose candidates among all deployments."""
+        candidates, num_legal = self._candidates, len(self._candidates)
+        pooled: list[Speeds] = []
+        for pools in self._pools.values():
+            found, number = pair_pools(self._space, self._traffic, *pools, self._ruled)
+            candidates = candidates + found
+            num_legal += number
+            able = [
+                (one.shape.num_ranks / one.rates.likely, one.shape, one.budget)
+                for one in pools.prompts
+                if one.rates.likely > 0
+            ]
+            for shape, _, served in pools.decodes if able else ():
+                best = min(able)
+                pooled.append(_measure_speeds(self._traffic, served, shape, best[2], best))
+        return Screened(
+            _choose_candidates(candidates),
+            num_legal,
+            self._ruled,
+            [speed for speed, _ in pareto(self._speeds)],
+            [(speed, prefill) for speed, prefill in pareto(pooled) if prefill],
+        )
 
 
 def _choose_placement(space: Space, shape: ReplicaShape) -> str:
@@ -207,84 +249,63 @@ def count_features(candidate: Candidate) -> int:
     return (candidate.prefill is not None) + (shape.pp > 1) + moved + (shape.overlap != "none")
 
 
-def _add_candidate(
-    candidates: list[Candidate],
-    space: Space,
-    traffic: Traffic,
-    shape: ReplicaShape,
-    budget: int,
-    found: Rates,
-    ruled: Ruled,
-) -> None:
+def size_candidate(
+    space: Space, traffic: Traffic, shape: ReplicaShape, budget: int, rates: Rates, ruled: Ruled
+) -> Candidate | None:
+    """The deployment of as many replicas as carry the traffic; ``None`` where it is ruled out."""
     machines = space.machines_at(shape)
-    if found.most == 0:
+    if rates.most == 0:
         ruled.leave_out(TOO_SLOW, space.text(shape))
-        return
+        return None
     replicas, least = (
         math.ceil(traffic.rate_per_s / rate) if rate > 0 else 0
-        for rate in (found.likely, found.most)
+        for rate in (rates.likely, rates.most)
     )
     held, least_held = (
         space.find_cluster(number * shape.num_ranks, shape) for number in (replicas or least, least)
     )
     if least_held is None:
         ruled.leave_out(TOO_FEW, f"{space.text(shape)}: {least * shape.num_ranks:,} GPUs or more")
-        return
+        return None
     price, most = machines.gpu_hour, machines.sizes[-1]
-    candidates.append(
-        Candidate(
-            shape,
-            budget,
-            None,
-            min(replicas or least, most // shape.num_ranks),
-            0,
-            (held or most) * price,
-            least_held * price,
-            (replicas or least) * shape.num_ranks,
-            least * shape.num_ranks,
-            found.tpot_s,
-            found.ttft_s,
-        )
+    return Candidate(
+        shape,
+        budget,
+        prefill=None,
+        replicas=min(replicas or least, most // shape.num_ranks),
+        prefill_replicas=0,
+        cost_per_hour=(held or most) * price,
+        least_cost_per_hour=least_held * price,
+        gpus=(replicas or least) * shape.num_ranks,
+        least_gpus=least * shape.num_ranks,
+        tpot_s=rates.tpot_s,
+        ttft_s=rates.ttft_s,
     )
 
 
-def _pair_pools(
+def pair_pools(
     space: Space,
     traffic: Traffic,
-    prompts: list[tuple[ReplicaShape, Rates, int]],
-    decodes: list[tuple[ReplicaShape, Rates]],
+    prompts: Sequence[Prefilling],
+    decodes: Sequence[Decoding],
     ruled: Ruled,
 ) -> tuple[list[Candidate], int]:
     """Prefill pools with decode pools of the same model, formats and machines: the best of them,
     and how many are possible.
     """
-    prompts = [one for one in prompts if one[1].most > 0]
-    decodes = [one for one in decodes if one[1].most > 0]
+    prompts = [one for one in prompts if one.rates.most > 0]
+    decodes = [one for one in decodes if one.rates.most > 0]
     if not prompts or not decodes:
         return [], 0
-    machines = space.machines_at(prompts[0][0])
+    machines = space.machines_at(prompts[0].shape)
     price, sizes = machines.gpu_hour, np.array(machines.sizes)
     spare = np.array(
-        [[space.spare_gpus(shape, prefill) for shape, _ in decodes] for prefill, _, _ in prompts]
+        [[space.spare_gpus(two.shape, one.shape) for two in decodes] for one in prompts]
     )
-
-    def count_gpus(
-        rates: list[float], ranks: list[int]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        with np.errstate(divide="ignore"):
-            replicas = np.ceil(np.minimum(traffic.rate_per_s / np.array(rates), 1e6)).astype(
-                np.int64
-            )
-        return replicas, replicas * np.array(ranks)
-
-    first = [
-        count_gpus([getattr(r, name) for _, r, _ in prompts], [d.num_ranks for d, _, _ in prompts])
-        for name in ("likely", "most")
-    ]
-    second = [
-        count_gpus([getattr(r, name) for _, r in decodes], [d.num_ranks for d, _ in decodes])
-        for name in ("likely", "most")
-    ]
+    first, second = (
+        [_count_replicas(traffic, pool, name) for name in ("likely", "most")]
+        for pool in (prompts, decodes)
+    )
     gpus, least = (first[n][1][:, None] + second[n][1][None, :] for n in range(2))
     held, least_held = (
         sizes[np.minimum(np.searchsorted(sizes, g + spare), len(sizes) - 1)] for g in (gpus, least)
@@ -294,29 +315,36 @@ def _pair_pools(
     if number < possible.size:
         p, d = np.argwhere(~possible)[0]
         example = (
-            f"{space.text(decodes[d][0])}, prompts "
-            f"on {space.split(prompts[p][0])}: {int(least[p, d]):,} GPUs or more"
+            f"{space.text(decodes[d].shape)}, prompts "
+            f"on {space.split(prompts[p].shape)}: {int(least[p, d]):,} GPUs or more"
         )
         ruled.leave_out(TOO_FEW, example, possible.size - number)
     order = np.lexsort((least[possible], gpus[possible], held[possible]))[:_KEPT]
     hopeful = np.lexsort((gpus[possible], least[possible]))[: _KEPT // 2]
     places = np.argwhere(possible)[np.unique(np.concatenate([order, hopeful]))]
-    found = []
-    for p, d in places:
-        (prefill, p_rates, budget), (decode, d_rates) = prompts[p], decodes[d]
-        found.append(
-            Candidate(
-                decode,
-                budget,
-                prefill,
-                int(min(second[0][0][d], sizes[-1] // decode.num_ranks)),
-                int(min(first[0][0][p], sizes[-1] // prefill.num_ranks)),
-                float(held[p, d] * price),
-                float(least_held[p, d] * price),
-                int(gpus[p, d]),
-                int(least[p, d]),
-                d_rates.tpot_s,
-                p_rates.ttft_s,
-            )
+    return [
+        Candidate(
+            decodes[d].shape,
+            prompts[p].budget,
+            prompts[p].shape,
+            replicas=int(min(second[0][0][d], sizes[-1] // decodes[d].shape.num_ranks)),
+            prefill_replicas=int(min(first[0][0][p], sizes[-1] // prompts[p].shape.num_ranks)),
+            cost_per_hour=float(held[p, d] * price),
+            least_cost_per_hour=float(least_held[p, d] * price),
+            gpus=int(gpus[p, d]),
+            least_gpus=int(least[p, d]),
+            tpot_s=decodes[d].rates.tpot_s,
+            ttft_s=prompts[p].rates.ttft_s,
         )
-    return found, number
+        for p, d in places
+    ], number
+
+
+def _count_replicas(
+    traffic: Traffic, pool: Sequence[Prefilling | Decoding], rate: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Replicas of each kind that carry the traffic at the rate of that name, and their GPUs."""
+    rates = np.array([getattr(one.rates, rate) for one in pool])
+    with np.errstate(divide="ignore"):
+        replicas = np.ceil(np.minimum(traffic.rate_per_s / rates, 1e6)).astype(np.int64)
+    return replicas, replicas * np.array([one.shape.num_ranks for one in pool])

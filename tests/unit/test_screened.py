@@ -4,19 +4,28 @@ where nothing keeps the targets.
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from simulator.base.frozen import validate
 from simulator.config.capacity import Question
-from simulator.planner.judge import Rates
+from simulator.planner.judge import Rates, Served
 from simulator.planner.requests import traffic_of
 from simulator.planner.ruled_out import TOO_FEW, TOO_SLOW, Ruled
-from simulator.planner.screen import Screened, _add_candidate, _pair_pools, screen
+from simulator.planner.screen import (
+    Decoding,
+    Prefilling,
+    Screened,
+    pair_pools,
+    screen,
+    size_candidate,
+)
 from simulator.planner.search import choose_hopeless
 from simulator.planner.space import ReplicaShape, Space
 from simulator.planner.speeds import Speed
 
 HERE = Path()
+NOTHING = Served(*(np.zeros(0) for _ in Served._fields))
 QUESTION = {
     "name": "small",
     "workload": {
@@ -108,11 +117,11 @@ def test_a_pair_of_pools_is_possible_up_to_the_last_gpu_that_is_not_held_free(
     """
     asked = question(spare=spare)
     space, traffic = Space(asked, HERE), traffic_of(asked, HERE)._replace(rate_per_s=96.0)
-    decodes = [(replica(), Rates(decode_rate, decode_rate, 0.01, 0.0))]
+    decodes = [Decoding(replica(), Rates(decode_rate, decode_rate, 0.01, 0.0), NOTHING)]
     for rate, expected in ((last_rate, 1), (too_little, 0)):
         ruled = Ruled()
-        prompts = [(replica(), Rates(rate, rate, 0.0, 0.1), 2048)]
-        found, number = _pair_pools(space, traffic, prompts, decodes, ruled)
+        prompts = [Prefilling(replica(), Rates(rate, rate, 0.0, 0.1), 2048)]
+        found, number = pair_pools(space, traffic, prompts, decodes, ruled)
         assert len(found) == number == expected
         assert ruled.counts == ({} if expected else {TOO_FEW: 1})
 
@@ -148,11 +157,10 @@ def test_replicas_carry_the_traffic_as_likely_as_not_or_read_optimistically(
 ):
     """96 requests a second on at most 64 GPUs."""
     space = Space(question(), HERE)
-    traffic, candidates, ruled = traffic_of(question(), HERE)._replace(rate_per_s=96.0), [], Ruled()
-    _add_candidate(
-        candidates, space, traffic, replica(), 2048, Rates(likely, most, 0.01, 0.1), ruled
-    )
-    assert [one.replicas for one in candidates] == replicas
+    traffic, ruled = traffic_of(question(), HERE)._replace(rate_per_s=96.0), Ruled()
+    rates = Rates(likely, most, 0.01, 0.1)
+    found = size_candidate(space, traffic, replica(), 2048, rates, ruled)
+    assert ([] if found is None else [found.replicas]) == replicas
     assert ruled.counts == ({} if reason is None else {reason: 1})
 
 
