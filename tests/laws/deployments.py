@@ -9,9 +9,9 @@ import pandas as pd
 from simulator.engine import by_ranks, timeline
 from simulator.engine.by_ranks import ByRanks
 from simulator.engine.step_log import LOG_COLUMNS
-from simulator.engine.step_price import price_step
 from simulator.results.tables import STEP_PHASES
 from tests.parts import change_plan
+from tests.tables import price_filling
 
 SPLITS = [
     ("dense", {"tp": 2}),
@@ -147,16 +147,16 @@ def serve_by_events(monkeypatch, plan, trace, tables, ingress_delay_s=None, unti
     class ByTable(ByRanks):
         def __init__(self, prices, make_wires, stream):
             super().__init__(prices, make_wires, stream)
-            self.table = tables.make(prices, stream)
+            self.table = tables.start(prices, stream)
             self.taken = SimpleNamespace(add=lambda step: None)
 
         def use_prices(self, prices):
-            self.table = tables.make(prices, self.stream)
+            self.prices, self.table = prices, tables.start(prices, self.stream)
 
         def take_step(self, env, replica, number, batches, row):
             requests, ranks = batches
             priced = np.zeros(len(LOG_COLUMNS))
-            priced[1] = price_step(requests, ranks, self.table, priced)
+            priced[1] = price_filling(self.table, self.prices, self.stream, requests, ranks, priced)
             priced[0] = row[0]
             priced[2:8] = row[2:8]
             row[:] = priced

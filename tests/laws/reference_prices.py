@@ -4,9 +4,9 @@ import numpy as np
 
 from simulator.engine.start import start_ranks, start_requests
 from simulator.engine.step_log import LOG_COLUMNS
-from simulator.engine.step_price import price_step
 from simulator.engine.timeline import STREAMS
 from simulator.step import prices as pieces
+from tests.tables import price_filling
 
 MOST_TOKENS = 1100
 """Tokens of a data-parallel rank in the largest step of any case."""
@@ -17,14 +17,14 @@ def fill_from(tables):
 
     def fill(pool, stream):
         assert pool.max_tokens <= MOST_TOKENS
-        return make_large_table(tables, pool.plan, stream)
+        return tables.start(price_large(pool.plan), stream)
 
     return fill
 
 
-def make_large_table(tables, plan, stream):
-    """A table that is large enough for any case, so that a placement has one."""
-    return tables.make(pieces.Prices(plan.placement, MOST_TOKENS), stream)
+def price_large(plan):
+    """Prices of steps that are large enough for any case, so that a placement has one table."""
+    return pieces.Prices(plan.placement, MOST_TOKENS)
 
 
 class Prices:
@@ -35,8 +35,9 @@ class Prices:
     def __init__(self, plan, trace, tables):
         names = ("both",) if plan.prefill is None else ("decode", "prefill")
         plans = dict(zip(names, plan.pools, strict=True))
+        self._prices = {name: price_large(pool) for name, pool in plans.items()}
         self._tables = {
-            name: make_large_table(tables, pool, STREAMS[name]) for name, pool in plans.items()
+            name: tables.start(prices, STREAMS[name]) for name, prices in self._prices.items()
         }
         self._requests = start_requests(trace, with_prefixes=False)
         self._ranks = {name: make_ranks(pool, trace) for name, pool in plans.items()}
@@ -52,7 +53,8 @@ class Prices:
                 requests.computed[number] = part.computed
                 ranks.running[d, i], ranks.chunk[d, i] = number, part.num_tokens
                 number += 1
-        return price_step(requests, ranks, self._tables[name], np.zeros(len(LOG_COLUMNS)))
+        table, prices, stream = self._tables[name], self._prices[name], STREAMS[name]
+        return price_filling(table, prices, stream, requests, ranks, np.zeros(len(LOG_COLUMNS)))
 
 
 def make_ranks(plan, trace):

@@ -9,14 +9,14 @@ from simulator.engine import timeline
 from simulator.engine.by_ranks import ByRanks
 from simulator.engine.start import start_ranks, start_requests
 from simulator.engine.step_log import LOG_COLUMNS
-from simulator.engine.step_price import price_step
-from simulator.engine.table import make_table
+from simulator.engine.table import start_table
 from simulator.engine.timeline import run_plan
 from simulator.planner.closed_form import Curve
 from simulator.planner.steady import make_fixed_traffic
 from simulator.step.prices import Prices
 from simulator.workload.traces import RequestTrace
 from tests.cases import seeds
+from tests.tables import price_filling
 
 SPLITS = [
     ("dense", {"tp": 4}),
@@ -72,11 +72,13 @@ def price_both(monkeypatch, plan, trace):
     class Both(ByRanks):
         def __init__(self, prices, wires, stream):
             super().__init__(prices, wires, stream)
-            self.table = make_table(prices, stream)
+            self.table = start_table(prices)
 
         def take_step(self, env, replica, number, state, row):
             requests, ranks = state
-            table_s = price_step(requests, ranks, self.table, np.zeros(len(LOG_COLUMNS)))
+            table_s = price_filling(
+                self.table, self.prices, self.stream, requests, ranks, np.zeros(len(LOG_COLUMNS))
+            )
             batches = read_batches(requests, ranks)
             taken = yield from super().take_step(env, replica, number, batches, row)
             prices.append((table_s, row[1]))
@@ -120,7 +122,7 @@ def test_shipped_mixtures_agree_in_the_mean_and_step_by_step(tiny, monkeypatch, 
     assert np.quantile(np.abs(by_table / by_ranks - 1), 0.9) < 0.05
 
 
-def price_decodes(plan, table, count, context):
+def price_decodes(plan, table, prices, count, context):
     """By the table, a step that decodes for ``count`` sequences of each rank."""
     dp, pp = plan.placement.layout.attention_dp, plan.placement.layout.pp
     total = count * dp * pp
@@ -130,17 +132,21 @@ def price_decodes(plan, table, count, context):
     ranks.running[:] = np.arange(total).reshape(dp * pp, count)
     ranks.num_running[:], ranks.chunk[:] = count, 1
     requests.computed[:], requests.generated[:] = context, 1
-    return price_step(requests, ranks, table, np.zeros(len(LOG_COLUMNS)))
+    row = np.zeros(len(LOG_COLUMNS))
+    return price_filling(table, prices, "steps", requests, ranks, row)
 
 
 @pytest.mark.parametrize("place", range(len(SPLITS)))
 def test_the_closed_form_is_the_table_on_even_batches(tiny, place):
     name, split = SPLITS[place]
     plan, traffic = tiny.plan(name, **split), make_fixed_traffic(512, 256)
-    curve, table = Curve(plan, traffic, 2048), make_table(Prices(plan.placement, 2048))
+    curve, prices = Curve(plan, traffic, 2048), Prices(plan.placement, 2048)
+    table = start_table(prices)
     context = int(traffic.contexts.mean())
     # Of two halves that hide behind each other it knows the longer alone.
     within = 0.1 if plan.spec.overlap == "two_batch" else 0.01
     for count in (1, 4, 16, 64, 256):
         closed = curve.step_s(np.array([float(count)]), np.zeros(1), 512.0)[0]
-        assert closed == pytest.approx(price_decodes(plan, table, count, context), rel=within)
+        assert closed == pytest.approx(
+            price_decodes(plan, table, prices, count, context), rel=within
+        )

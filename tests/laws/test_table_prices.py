@@ -8,11 +8,11 @@ import pytest
 from simulator.engine import timeline
 from simulator.engine.by_ranks import ByRanks
 from simulator.engine.step_log import LOG_COLUMNS
-from simulator.engine.step_price import price_step
-from simulator.engine.table import make_table
+from simulator.engine.table import start_table
 from simulator.engine.timeline import run_plan
 from simulator.results.metrics import latencies
 from simulator.step.prices import Prices
+from tests.tables import price_filling
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_every_batch_of_a_rank_run_costs_the_same_by_the_table(
 
     def price_by_table(requests, ranks):
         row = np.zeros(len(LOG_COLUMNS))
-        asked.append(price_step(requests, ranks, tables[0], row))
+        asked.append(price_filling(*tables[0], requests, ranks, row))
         return read_batches(requests, ranks)
 
     class Both(ByRanks):
@@ -41,7 +41,7 @@ def test_every_batch_of_a_rank_run_costs_the_same_by_the_table(
 
         def __init__(self, prices, *rest):
             super().__init__(prices, *rest)
-            tables.append(make_table(prices))
+            tables.append((start_table(prices), prices, "steps"))
 
         def take_step(self, env, replica, number, batches, row):
             table_s = asked.pop()

@@ -35,7 +35,7 @@ def count_preemptions(watermark, seed):
     )
     requests, clock = start_requests(trace, with_prefixes=False), start_clock()
     ranks = start_ranks(1, limits.rules.max_sequences, NUM_BLOCKS, 0)
-    now_s = 0
+    now_s = 0.0  # an integer would be compiled for anew
     while clock.num_finished[0] < NUM_REQUESTS:
         for r in range(clock.num_pushed[0], min(CONCURRENCY + clock.num_finished[0], NUM_REQUESTS)):
             queue_request(requests, ranks, clock, r)

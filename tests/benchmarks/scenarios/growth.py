@@ -7,6 +7,7 @@ from functools import partial
 
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.pool import PoolState
+from simulator.engine.table import make_table
 from simulator.engine.timeline import serve
 from simulator.workload.traces import RequestTrace
 from tests.benchmarks.clock import cpu_s, time_in_turns
@@ -48,8 +49,7 @@ def measure(effort: Effort, tell: Callable[[str], None]) -> Iterator[Growth]:
     for along, plans in (("ranks", by_ranks), ("layers", by_layers)):
         tell(f"{along}: tables of prices")
         pools = {n: PoolState(plan, trace) for n, plan in plans.items()}
-        # Once: what is filled is kept for the engine.
-        fills = {n: partial(cpu_s, partial(tables.fill, p, "steps")) for n, p in pools.items()}
+        fills = {n: partial(cpu_s, partial(make_table, p.prices)) for n, p in pools.items()}
         yield _follow(along, "table of prices", fills, 1)
         tell(f"{along}: steps of the engine")
         served = {n: _prepare(plan, trace, tables) for n, plan in plans.items()}

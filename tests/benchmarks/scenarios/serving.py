@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.pool import PoolState
 from simulator.engine.served import Served
-from simulator.engine.table import StepTable, make_table
+from simulator.engine.table import StepTable, start_table
 from simulator.engine.timeline import serve
 from simulator.workload.traces import RequestTrace
 from tests.benchmarks.clock import repeated_cpu_s, time_in_turns
@@ -94,7 +94,7 @@ CASES = (
 
 
 class Tables:
-    """Tables of prices, each filled once."""
+    """Tables of prices, each entry filled once."""
 
     def __init__(self) -> None:
         self._known: dict[Any, StepTable] = {}
@@ -111,7 +111,7 @@ class Tables:
             stream,
         )
         if key not in self._known:
-            self._known[key] = make_table(prices, stream)
+            self._known[key] = start_table(prices)
         return self._known[key]
 
 
