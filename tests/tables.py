@@ -8,6 +8,7 @@ import numpy as np
 
 from simulator.engine.step_price import price_step
 from simulator.engine.table import fill_entry, start_table
+from simulator.step.mixes import single_mix
 
 
 class Tables:
@@ -18,17 +19,26 @@ class Tables:
 
     def fill(self, pool, stream):
         """What :func:`simulator.engine.timeline.serve` asks for a pool's table: whoever is first to
-        ask for an entry fills it.
+        ask for an entry fills it. Where the engine would fill it for several mixes, it is whole.
         """
-        return self.start(pool.prices, stream)
+        table = self.start(pool.prices, stream)
+        if pool.profiles is not None:
+            fill_all(table, pool.prices, stream)
+        return table
 
     def start(self, prices, stream="steps"):
-        """A table with the entries that were asked for until now."""
+        """A table of one mix, with the entries that were asked for until now."""
         placed = pickle.dumps(replace(prices.placement, name=""))
         key = (hashlib.blake2b(placed).digest(), prices.max_tokens, stream)
         if key not in self._known:
-            self._known[key] = start_table(prices)
+            self._known[key] = start_table(single_mix(prices))
         return self._known[key]
+
+
+def fill_all(table, prices, stream):
+    """Fill the entries that a table of one mix lacks."""
+    for place in np.argwhere(~table.is_filled).tolist():
+        fill_entry(table, single_mix(prices), stream, *place)
 
 
 def price_filling(table, prices, stream, requests, ranks, row):
@@ -36,5 +46,5 @@ def price_filling(table, prices, stream, requests, ranks, row):
     filled.
     """
     while np.isnan(step_s := price_step(requests, ranks, table, row)):
-        fill_entry(table, prices, stream, *table.wanted.tolist())
+        fill_entry(table, single_mix(prices), stream, *table.wanted.tolist())
     return step_s

@@ -13,6 +13,7 @@ from simulator.engine.table import start_table
 from simulator.engine.timeline import run_plan
 from simulator.planner.closed_form import Curve
 from simulator.planner.steady import make_fixed_traffic
+from simulator.step.mixes import single_mix
 from simulator.step.prices import Prices
 from simulator.workload.traces import RequestTrace
 from tests.cases import seeds
@@ -72,7 +73,7 @@ def price_both(monkeypatch, plan, trace):
     class Both(ByRanks):
         def __init__(self, prices, wires, stream):
             super().__init__(prices, wires, stream)
-            self.table = start_table(prices)
+            self.table = start_table(single_mix(prices))
 
         def take_step(self, env, replica, number, state, row):
             requests, ranks = state
@@ -141,7 +142,7 @@ def test_the_closed_form_is_the_table_on_even_batches(tiny, place):
     name, split = SPLITS[place]
     plan, traffic = tiny.plan(name, **split), make_fixed_traffic(512, 256)
     curve, prices = Curve(plan, traffic, 2048), Prices(plan.placement, 2048)
-    table = start_table(prices)
+    table = start_table(single_mix(prices))
     context = int(traffic.contexts.mean())
     # Of two halves that hide behind each other it knows the longer alone.
     within = 0.1 if plan.spec.overlap == "two_batch" else 0.01

@@ -11,6 +11,7 @@ from simulator.engine.step_log import LOG_COLUMNS
 from simulator.engine.table import start_table
 from simulator.engine.timeline import run_plan
 from simulator.results.metrics import latencies
+from simulator.step.mixes import single_mix
 from simulator.step.prices import Prices
 from tests.tables import price_filling
 
@@ -41,7 +42,7 @@ def test_every_batch_of_a_rank_run_costs_the_same_by_the_table(
 
         def __init__(self, prices, *rest):
             super().__init__(prices, *rest)
-            tables.append((start_table(prices), prices, "steps"))
+            tables.append((start_table(single_mix(prices)), prices, "steps"))
 
         def take_step(self, env, replica, number, batches, row):
             table_s = asked.pop()

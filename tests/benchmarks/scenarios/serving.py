@@ -111,7 +111,7 @@ class Tables:
             stream,
         )
         if key not in self._known:
-            self._known[key] = start_table(prices)
+            self._known[key] = start_table(pool.mixes)
         return self._known[key]
 
 
