@@ -8,7 +8,7 @@ import pytest
 
 from simulator.results.judgement import IN_SAMPLE
 from simulator.results.scores import SCORE_COLUMNS
-from simulator.validation import known_rows, published
+from simulator.validation import Answered, known_rows, published
 from simulator.validation.tables import read_table
 
 pytestmark = pytest.mark.usefixtures("gemm_table")
@@ -31,7 +31,7 @@ def no_published(monkeypatch):
     )
     rows = pd.DataFrame([row], columns=list(SCORE_COLUMNS))
     monkeypatch.setattr(
-        published, "run", lambda *_: published.Published("shipped cases", rows, rows)
+        published, "run", lambda *_: Answered("published", "shipped cases", rows, rows)
     )
 
 
