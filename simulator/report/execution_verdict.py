@@ -137,12 +137,13 @@ def _ranks(executed: Executed, name: str) -> str:
 
 def _ratio(executed: Executed, one: str, other: str, kind: str) -> tuple[float, float]:
     """Speed of one deployment over another, measured and predicted; NaN where that is undefined."""
-    found = []
-    for column in ("tokens_per_s", "predicted_tokens_per_s"):
-        mine, its = (row(executed, name, kind) for name in (one, other))
-        speeds = [float("nan") if entry is None else float(entry[column]) for entry in (mine, its)]
-        found.append(speeds[0] / speeds[1] if speeds[1] > 0 else float("nan"))
-    return found[0], found[1]
+    speeds = executed.summary[executed.summary["kind"] == kind].set_index("deployment")
+    speeds = speeds[["tokens_per_s", "predicted_tokens_per_s"]].astype(float)
+    measured, predicted = (
+        mine / its if its > 0 else float("nan")
+        for mine, its in speeds.reindex([one, other]).to_numpy().T.tolist()
+    )
+    return measured, predicted
 
 
 def _as_fast(ratio: float, other: str) -> str:
@@ -183,14 +184,11 @@ def _ranking(executed: Executed, kind: str) -> str:
     ranked = sorted(speeds, key=lambda name: -speeds[name])
     if not ranked:
         return "nothing was measured"
-    best = f"{ranked[0]} {_VERBS[kind]}"
+    best, at = f"{ranked[0]} {_VERBS[kind]}", f"at {number(speeds[ranked[0]])} tokens per second"
     if len(ranked) == 1:
-        return f"{best} at {number(speeds[ranked[0]])} tokens per second"
+        return f"{best} {at}"
     ratio = speeds[ranked[0]] / speeds[ranked[1]] if speeds[ranked[1]] else float("nan")
-    return (
-        f"{best} fastest of {len(ranked)} deployments, at {number(speeds[ranked[0]])} tokens per "
-        f"second: {_as_fast(ratio, ranked[1])}"
-    )
+    return f"{best} fastest of {len(ranked)} deployments, {at}: {_as_fast(ratio, ranked[1])}"
 
 
 def _against_whole(executed: Executed, dense: list[str], pruned: list[str]) -> Iterator[str]:
@@ -245,14 +243,13 @@ def _order(executed: Executed) -> tuple[int, int]:
     """Pairs of deployments that the prediction orders as the measurement does, and all that are not
     equally fast.
     """
-    right = total = 0
-    for kind in kinds(executed):
-        for one, other in itertools.combinations(executed.deployments, 2):
-            measured, predicted = _ratio(executed, one, other, kind)
-            if np.isfinite(measured) and np.isfinite(predicted) and abs(measured - 1) >= _EQUAL:
-                total += 1
-                right += (measured > 1) == (predicted > 1)
-    return right, total
+    ratios = [
+        _ratio(executed, *pair, kind)
+        for kind in kinds(executed)
+        for pair in itertools.combinations(executed.deployments, 2)
+    ]
+    far = [both for both in ratios if np.isfinite(both).all() and abs(both[0] - 1) >= _EQUAL]
+    return sum((measured > 1) == (predicted > 1) for measured, predicted in far), len(far)
 
 
 def _error_text(error: float) -> str:
@@ -276,14 +273,13 @@ def _reference(executed: Executed) -> str:
             "step of warm-up for that)."
         )
     part = "" if len(known) == len(found) else f" ({len(known)} of {len(found)} were compared)"
-    if known.max() < _EXACT:
-        return (
-            "The distributed runs equal the one-process reference: "
-            f"no hidden value differs by more than {known.max():.1e}{part}."
-        )
+    verb, differs = (
+        ("equal", "no hidden value differs by more than")
+        if known.max() < _EXACT
+        else ("do not equal", "hidden values differ by up to")
+    )
     return (
-        "The distributed runs do not equal the one-process reference: "
-        f"hidden values differ by up to {known.max():.1e}{part}."
+        f"The distributed runs {verb} the one-process reference: {differs} {known.max():.1e}{part}."
     )
 
 
@@ -299,12 +295,12 @@ def _faults(executed: Executed) -> Iterator[str]:
 
 def _noise(executed: Executed) -> Iterator[str]:
     """Tell the spread of the steps of one kind where that limits what the numbers can tell."""
-    spreads = {
-        (name, kind): spread_s(executed, name, kind)
-        for name in executed.deployments
-        for kind in kinds(executed)
+    factors = {
+        key: high_s / low_s
+        for key in itertools.product(executed.deployments, kinds(executed))
+        for low_s, high_s in [spread_s(executed, *key)]
+        if low_s > 0
     }
-    factors = {key: high_s / low_s for key, (low_s, high_s) in spreads.items() if low_s > 0}
     if factors and max(factors.values()) >= _SPREAD:
         (name, kind), worst = max(factors.items(), key=lambda item: item[1])
         middle = statistics.median(factors.values())

@@ -92,15 +92,9 @@ def _case(
         return nothing, reason
     if num_ranks > num_experts or top_k > num_experts:
         return nothing, f"{num_experts} experts on {num_ranks} ranks, {top_k} a token"
+    slots = num_slots if distribution.endswith(_COPIES) else None
     try:
-        return _rows(
-            num_tokens,
-            num_experts,
-            top_k,
-            num_ranks,
-            num_slots if distribution.endswith(_COPIES) else None,
-            alpha,
-        ), ""
+        return _rows(num_tokens, num_experts, top_k, num_ranks, slots, alpha), ""
     except UserError as error:
         return nothing, str(error)
 
