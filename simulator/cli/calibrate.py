@@ -85,9 +85,8 @@ def _calibrate_cpu(out_file: Path, ranks: list[int] | None) -> None:
 
     require("torch")
     require("ray")
-    from simulator.calibration.host.file import calibration_toml
     from simulator.calibration.host.timing import calibrate as time_machine
-    from simulator.calibration.host.timing import default_ranks
+    from simulator.calibration.host.timing import calibration_toml, default_ranks
     from simulator.results.executed import BUSY
     from simulator.runtime.nodes import connect
 

@@ -31,7 +31,8 @@ def percent_beside(value: float, *limits: float, digits: int = 1, signed: bool =
     if not math.isfinite(value):
         return UNDEFINED
     digits = digits_beside(value, *limits, digits=0 if abs(value) >= 1 else digits)
-    return minus(f"{100 * value:{'+' if signed else ''},.{digits}f} %")
+    text = f"{100 * value:{'+' if signed else ''},.{digits}f} %"
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def amount(value: float, unit: str) -> str:
@@ -41,11 +42,6 @@ def amount(value: float, unit: str) -> str:
     ('12.3 ms', '1,500 tokens/s')
     """
     return seconds(value) if unit == "s" else f"{number(value)} {unit}"
-
-
-def minus(text: str) -> str:
-    """A number's text with a minus sign in place of its hyphen."""
-    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def keep_units(text: str) -> str:

@@ -4,6 +4,7 @@ asked.
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -291,6 +292,16 @@ def test_models_that_cannot_are_shown_at_their_nearest_with_what_stops_them():
     assert missed["text"] in table
     for said in ("<b>huge</b>: no replica fits in memory", "<b>b200</b>: min_gpus = 9"):
         assert said in section(page, "ruled-out")
+
+
+def test_a_figure_that_fails_leaves_the_rest_of_the_page(monkeypatch):
+    whole = render(answer(), RUN)
+    figure = SimpleNamespace(title="Own", section="Own", definition="What.", draw=lambda _: 1 / 0)
+    monkeypatch.setattr(plan_page, "FIGURES", [*FIGURES, figure])
+    with pytest.warns(RuntimeWarning, match="figure 'Own' is not drawn: ZeroDivisionError"):
+        page = render(answer(), RUN)
+    assert "<b>Own</b>: is not drawn, ZeroDivisionError" in section(page, "not-drawn")
+    assert payload_of(page) == payload_of(whole)
 
 
 def test_two_models_that_miss_with_deployments_of_one_text_are_both_shown():

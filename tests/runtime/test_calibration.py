@@ -13,10 +13,10 @@ torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
 
 from simulator.base.frozen import validate
 from simulator.base.reading import read_toml
-from simulator.calibration.host.file import calibration_toml
 from simulator.calibration.host.fit import fit_exchange, fit_steps
 from simulator.calibration.host.layers import REPEATS, Sample, Shape, collect
 from simulator.calibration.host.measure import matrix_seconds, pruned_ratios
+from simulator.calibration.host.timing import calibration_toml
 from simulator.config.host import HostCalibration, MatrixTable
 from simulator.config.pruning import TwoFour, Unstructured
 from simulator.runtime.in_process import InProcessBackend

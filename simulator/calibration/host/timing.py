@@ -18,6 +18,7 @@ import torch
 from scipy.stats import gmean
 
 from simulator.base.progress import CountDone, Progress, show_nothing
+from simulator.base.writing import toml_text
 from simulator.calibration.host.fit import fit_exchange, fit_steps
 from simulator.calibration.host.layers import REPEATS, Sample, collect, shapes
 from simulator.calibration.host.measure import matrix_seconds, pruned_ratios
@@ -227,3 +228,9 @@ def _time_pruned(backend: RayBackend, pruning: Pruning, source: str) -> Pruned:
         rows=rows,
         ratio=tuple(ratio.tolist()),
     )
+
+
+def calibration_toml(calibration: HostCalibration) -> str:
+    """The text of a calibration's file, as the simulator reads it."""
+    table = calibration.model_dump(exclude_none=True)
+    return toml_text(table, "Written by moesim calibrate cpu. Times are seconds.")
