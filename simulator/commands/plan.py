@@ -16,10 +16,10 @@ reason |
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from pydantic import ValidationError
 
 from simulator.config.capacity import Question
@@ -27,8 +27,8 @@ from simulator.report.plan_page import render
 from simulator.results.answer import Answer
 from simulator.results.answer.handover import COMPARED, RECOMMENDED
 from simulator.results.answer.parts import Part, make_table
+from simulator.results.folder import Content, replace_folder, write_files
 from simulator.results.folder import check_writable as check_results
-from simulator.results.folder import replace_folder, write_files
 from simulator.results.provenance import Provenance
 from simulator.results.run_file import find_writer, read_run, refuse_damaged
 
@@ -67,13 +67,8 @@ def write(answer: Answer, run: dict[str, Any], folder: Path) -> None:
             left behind then.
     """
     check_writable(folder)
-    page = render(answer, run)
-    replace_folder(folder, lambda new: _fill(new, answer, run, page))
-
-
-def _fill(folder: Path, answer: Answer, run: dict[str, Any], page: str) -> None:
     text = json.dumps(answer.model_dump(mode="json"), indent=1, allow_nan=False)
-    files: dict[str, pd.DataFrame | str] = {"plan.json": text + "\n", "report.html": page}
+    files: dict[str, Content] = {"plan.json": f"{text}\n", "report.html": render(answer, run)}
     for name in _TABLES:
         rows: tuple[Part, ...] = getattr(answer, name)
         if rows or name in _ALWAYS:
@@ -84,7 +79,7 @@ def _fill(folder: Path, answer: Answer, run: dict[str, Any], page: str) -> None:
         table.insert(0, "reading", [name for name, _ in points])
     for scenario in answer.handover.scenarios if answer.handover else ():
         files[scenario.file] = scenario.text
-    write_files(folder, run, files)
+    replace_folder(folder, partial(write_files, run, files))
 
 
 def read(folder: Path) -> tuple[Answer, dict[str, Any]]:

@@ -143,20 +143,15 @@ def write(executed: Executed, folder: Path, render: Callable[[Executed], str]) -
         UserError: if it cannot be written.
     """
     check_writable(folder)
-    page = render(executed)
-    replace_folder(folder, lambda new: _fill(new, executed, page))
-
-
-def _fill(folder: Path, executed: Executed, page: str) -> None:
     trace = chrome_trace(executed.spans, partial(_title_spans, executed.run))
     files = {
         "summary.csv": executed.summary,
         "faults.csv": executed.faults,
         **{f"{name}.parquet": getattr(executed, name) for name in _LONG},
         "timeline.json": json.dumps(trace),
-        "report.html": page,
+        "report.html": render(executed),
     }
-    write_files(folder, executed.run, files)
+    replace_folder(folder, partial(write_files, executed.run, files))
 
 
 def _title_spans(run: dict[str, Any], deployment: str, phase: str) -> str:

@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
 
@@ -38,6 +38,8 @@ from simulator.results.shown_steps import step_text
 from simulator.results.tables import DeploymentRecord
 from simulator.results.token_time import make_token_time
 
+Content: TypeAlias = str | pd.DataFrame | Mapping[str, Columns]
+"""Content of a file of results: a text, a table, or long tables by deployment."""
 LONG_TABLES = ("requests", "steps")
 SHORT_TABLES = ("moves", "ranks", "experts", "traffic", "spans")
 TABLES = (*LONG_TABLES, *SHORT_TABLES)
@@ -145,8 +147,14 @@ def write(results: Results, folder: Path, render: Callable[[Results], str]) -> N
             is left behind then.
     """
     check_writable(folder)
-    page = render(results)
-    replace_folder(folder, lambda new: _fill(new, results, page))
+    files = {
+        "summary.csv": results.summary,
+        "token_time.csv": results.token_time,
+        **{f"{name}.parquet": getattr(results, name) for name in (*SHORT_TABLES, *LONG_TABLES)},
+        "timeline.json": json.dumps(chrome_trace(results.spans, partial(step_text, results.run))),
+        "report.html": render(results),
+    }
+    replace_folder(folder, partial(write_files, results.run, files))
 
 
 def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
@@ -174,7 +182,7 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
                     parent.rmdir()
 
 
-def write_files(folder: Path, run: dict[str, Any], files: Mapping[str, pd.DataFrame | str]) -> None:
+def write_files(run: dict[str, Any], files: Mapping[str, Content], folder: Path) -> None:
     """Make a results folder with ``run.json`` and files by name: texts, and tables as CSV or
     Parquet.
     """
@@ -183,23 +191,12 @@ def write_files(folder: Path, run: dict[str, Any], files: Mapping[str, pd.DataFr
     for name, content in files.items():
         if isinstance(content, str):
             (folder / name).write_text(content, encoding="utf-8")
+        elif not isinstance(content, pd.DataFrame):
+            write_long(content, folder / name)
         elif name.endswith(".csv"):
             write_csv(content, folder / name)
         else:
             content.to_parquet(folder / name, index=False)
-
-
-def _fill(folder: Path, results: Results, page: str) -> None:
-    files = {
-        "summary.csv": results.summary,
-        "token_time.csv": results.token_time,
-        **{f"{name}.parquet": getattr(results, name) for name in SHORT_TABLES},
-        "timeline.json": json.dumps(chrome_trace(results.spans, partial(step_text, results.run))),
-        "report.html": page,
-    }
-    write_files(folder, results.run, files)
-    for name in LONG_TABLES:
-        write_long(getattr(results, name), folder / f"{name}.parquet")
 
 
 def merge(runs: list[tuple[Path, Results]]) -> Results:

@@ -144,7 +144,7 @@ def write_point(folder: Path, name: str, files: dict[str, bytes]) -> None:
 
 def write(sweep: Sweep, folder: Path, page: str) -> None:
     """Write the files over all points into the folder."""
-    write_files(folder, sweep.run, {TABLE: sweep.table, "report.html": page})
+    write_files(sweep.run, {TABLE: sweep.table, "report.html": page}, folder)
 
 
 def read(folder: Path) -> Sweep:
