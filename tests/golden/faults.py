@@ -230,8 +230,8 @@ FAULTS = (
     Fault(
         "every layer has the first one's experts",
         "simulator/step/prices.py",
-        "(layer, offset) for layer in range(num_layers)",
-        "(0, offset) for layer in range(num_layers)",
+        "(layer, offset) for layer in range(self.placement",
+        "(0, offset) for layer in range(self.placement",
     ),
     Fault(
         "tiles need not be whole",
