@@ -11,13 +11,10 @@ from simulator.report import style
 from simulator.report.style import Shown
 from simulator.results.folder import Results
 from simulator.results.formats import (
-    better_way,
-    heading_unit,
     metric,
     number,
     winners,
 )
-from simulator.results.metrics import METRICS
 from simulator.results.run_bands_text import band_text
 
 KINDS = ("assumed", "fitted", "interpolated", "published", "measured")
@@ -41,19 +38,6 @@ class Value(NamedTuple):
     is_best: bool
     band: str = ""
     """Ends of its band as a text; empty where it has none."""
-
-
-class MetricRow(NamedTuple):
-    """A metric of all deployments."""
-
-    key: str
-    label: str
-    definition: str
-    unit: str
-    better: str
-    """The way that is better; empty where neither is."""
-    of: dict[str, Value]
-    """Values by deployment."""
 
 
 class Assumption(NamedTuple):
@@ -93,12 +77,12 @@ def split_at_rumours(sentence: str, shown: Shown) -> list[tuple[str, bool]]:
     return [(piece, piece in rumoured) for piece in pieces]
 
 
-def list_metrics(results: Results, names: Iterable[str]) -> list[MetricRow]:
-    """Rows of metrics, the best values of each marked."""
-    return [_compare(results, name) for name in names]
+def list_metrics(results: Results, names: Iterable[str]) -> dict[str, dict[str, Value]]:
+    """Values of metrics by deployment, the best of each metric marked."""
+    return {name: _compare(results, name) for name in names}
 
 
-def _compare(results: Results, key: str) -> MetricRow:
+def _compare(results: Results, key: str) -> dict[str, Value]:
     found = results.summary.reindex(columns=[key])[key].tolist()
     values = [math.nan if value is None else value for value in found]
     best = winners(key, values, is_open=results.is_open)
@@ -107,10 +91,7 @@ def _compare(results: Results, key: str) -> MetricRow:
         currency = str(style.facts(results, name).get("currency") or "")
         band = band_text(results, name, key, raw, currency)
         shown[name] = Value(raw, metric(key, raw, currency), place in best, band)
-    way = better_way(key, is_open=results.is_open)
-    better = f"{way} is better" if way else ""
-    known = METRICS[key]
-    return MetricRow(key, known.label, known.definition, heading_unit(key), better, shown)
+    return shown
 
 
 def list_assumptions(

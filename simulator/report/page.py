@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from simulator.report.deployment_tables import (
     describe_deployments,
     describe_making,
@@ -12,7 +14,7 @@ from simulator.report.figure_cards import FigureCards
 from simulator.report.gallery import load_figures
 from simulator.report.rendering import render_page
 from simulator.results.folder import Results
-from simulator.results.formats import KEY_METRICS
+from simulator.results.formats import KEY_METRICS, better_way, heading_unit
 from simulator.results.metrics import METRICS
 
 FIGURES = load_figures("report.figures")
@@ -33,6 +35,9 @@ def render(results: Results) -> str:
         reasons=[split_at_rumours(str(r), results) for r in verdict.get("reasons") or []],
         workload=run.get("workload") or {},
         targets=run.get("slo") or {},
+        metrics=METRICS,
+        heading_unit=heading_unit,
+        better_way=partial(better_way, is_open=results.is_open),
         key_metrics=list_metrics(results, KEY_METRICS),
         all_metrics=list_metrics(results, METRICS),
         drawn=cards.draw(FIGURES, results),
