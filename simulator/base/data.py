@@ -54,9 +54,13 @@ _KNOWN: ContextVar[_Known | None] = ContextVar("known", default=None)
 
 @contextlib.contextmanager
 def cache_lookups() -> Iterator[None]:
-    """Cache names and loaded values within this context, for searches, which look the same names up
-    ten thousand times. Changes of files are not noticed meanwhile.
+    """Cache names and loaded values within this context, also for those inside it, for searches and
+    long tables, which look the same names up ten thousand times. Changes of files are not noticed
+    meanwhile.
     """
+    if _KNOWN.get() is not None:
+        yield
+        return
     token = _KNOWN.set(_Known({}, {}))
     try:
         yield

@@ -2,6 +2,7 @@
 never listed.
 """
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,7 @@ def test_junk_is_unsupported_and_breaks_nothing(header):
         assert {text.split(":")[0] for text in answers.status} == {"unsupported"}
 
 
+@cache
 def tables():
     names = sorted(path.name for path in SAMPLES.glob("*.csv"))
     return [name for name in names if suite_of(read_table(SAMPLES / name, 50).values) in families()]

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 
 import pandas as pd
 
-from simulator.base.data import search_folders
+from simulator.base.data import cache_lookups, search_folders
 from simulator.base.errors import UserError
 from simulator.base.plugins import available, build
 from simulator.base.progress import Progress, show_nothing
@@ -113,6 +113,7 @@ def topic_of(columns: set[str]) -> str | None:
     return max(found)[1] if found else None
 
 
+@cache_lookups()
 def run(file: Path | None, tick: Progress = show_nothing) -> Answered:
     """Answer the cases in ``file``, or the shipped ones: to the columns of the input come
     ``predicted``, ``low`` and ``high`` in the unit of the figure, ``status``, and ``because``: what

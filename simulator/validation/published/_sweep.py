@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import TypeVar
 
+from simulator.base.data import cache_lookups
 from simulator.base.errors import UserError
 from simulator.base.progress import Progress
 from simulator.parallel.workers import sweep
@@ -52,6 +53,7 @@ def answer_cases(
     }
 
 
+@cache_lookups()
 def _all(answer: Callable[[Case], Answer], cases: Sequence[Case]) -> list[Answer | UserError]:
     found: list[Answer | UserError] = []
     for case in cases:

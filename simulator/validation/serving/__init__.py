@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from simulator.base.data import cache_lookups
 from simulator.base.errors import UserError
 from simulator.base.progress import CountDone
 from simulator.parallel.workers import sweep
@@ -58,6 +59,7 @@ def _effort(group: Group) -> int:
     return sum(point.concurrency * point.num_output for point in group.points)
 
 
+@cache_lookups()
 def answer(
     table: pd.DataFrame,
     progress: CountDone = lambda _: None,

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
+from simulator.base.data import cache_lookups
 from simulator.base.errors import UserError
 from simulator.base.plugins import build
 from simulator.config.calibration.disaggregation import DisaggregationFit
@@ -157,6 +158,7 @@ def _table_of(key: str, most_tokens: int) -> StepTable:
     return make_table(Prices(plan_of(key).placement, most_tokens))
 
 
+@cache_lookups()
 def answer_points(points: Sequence[Point]) -> list[Answer]:
     """Answer points that share a table."""
     known: dict[object, Latencies | UserError] = {}
