@@ -71,6 +71,8 @@ class DomainMix(Frozen):
     def _check_sum(cls, shares: dict[str, float]) -> dict[str, float]:
         if not sum(shares.values()):
             raise ValueError("shares must not all be 0")
+        if not all(name.strip() for name in shares):
+            raise ValueError("a kind of text in shares needs a name, and one has none")
         return shares
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 import numpy as np
 import simpy
 from numpy.typing import NDArray
-from simpy.events import ProcessGenerator
+from simpy.events import Event, ProcessGenerator
 
 from simulator.deployment.expert_plan import POOL_TOKENS
 from simulator.engine.fabric import FluidWires, Wires
@@ -24,6 +25,17 @@ from simulator.step.loads import measure_loads
 from simulator.step.operations import list_operations
 from simulator.step.prices import Prices
 from simulator.step.program import Batch, PricedBatch
+
+
+@dataclass
+class StepUnderWay:
+    """Step in flight, at a fidelity that simulates ranks."""
+
+    row: NDArray[np.float64]
+    ended: Event
+    """Event of its end, awaited where experts are to move behind it."""
+    cut_s: float | None = None
+    """Time at which its replica stopped."""
 
 
 def read_batches(requests: Requests, ranks: Ranks) -> list[Batch]:

@@ -5,6 +5,7 @@ of steps behind a move.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from simulator.engine.table import StepTable
 from simulator.policies.placement import Placed
 from simulator.policies.rebalancing import ExpertLoad
 from simulator.results.tables import ExpertsMoved
+
+Floats = NDArray[np.float64]
 
 
 class MovingExperts:
@@ -40,9 +43,16 @@ class MovingExperts:
         self._state, self._place, self._by_ranks, self._fill = state, place, by_ranks, fill
         self._moves, self._name = moves, state.names[place]
         self._last: tuple[int, Placed] | None = None
-        """Number of the latest move, and where experts lay before, until the next look."""
+        """Number of the latest move, and where experts lay before, until it is judged."""
+        self._since_P: Floats | None = None
+        """Tokens of each load profile when the latest move's experts came to lie as they do."""
+        self._arrive_s = -1.0
         self._num_tokens = 0
         self._tokens_P = self._count_profiles()
+
+    def is_moving(self, at_s: float) -> bool:
+        """Whether the latest move is under way at some time."""
+        return at_s < self._arrive_s
 
     def measure_load(self, at_s: float, num_tokens: int) -> ExpertLoad:
         """Measure the load since the last time.
@@ -55,18 +65,25 @@ class MovingExperts:
         profile_LE = profiles.expect_load(tokens_P - self._tokens_P) if profiles else None
         self._num_tokens, self._tokens_P = num_tokens, tokens_P
         load = expect_load(pool.plan.placement, at_s, new, profile_LE)
-        if self._last is not None:
-            number, before = self._last
-            self._moves[number] = judge_move(self._moves[number], load, before)
-            self._last = None
+        if self._last is not None and self._since_P is not None:
+            followed = load
+            if profiles:
+                followed = load._replace(load_LE=profiles.expect_load(tokens_P - self._since_P))
+            if new and followed.load_LE.any():
+                number, before = self._last
+                self._moves[number] = judge_move(self._moves[number], followed, before)
+                self._last = None
         return load
 
     def price_move(self, placed: Placed, load: ExpertLoad) -> ExpertsMoved:
         """Price a move that is decided on a load."""
         plan = self._state.pools[self._place].plan
-        host_s = getattr(plan.serving.rebalancing, "host_s_per_layer", 0.0)
+        policy = plan.serving.rebalancing
+        host_s = getattr(policy, "host_s_per_layer", 0.0)
         moved = price_move(plan.placement, placed, load, self._name, host_s)
-        self._last = len(self._moves), load.placed
+        moved = replace(moved, stops=not getattr(policy, "asynchronous", False))
+        self._last, self._since_P = (len(self._moves), load.placed), None
+        self._arrive_s = load.at_s + moved.seconds
         self._moves.append(moved)
         return moved
 
@@ -74,6 +91,7 @@ class MovingExperts:
         """Price steps that are formed from now on with another placement."""
         pool = self._state.pools[self._place]
         pool.place_experts(placed)
+        self._since_P = self._count_profiles()
         if self._by_ranks is not None:
             self._by_ranks.use_prices(pool.prices)
             return
@@ -84,7 +102,7 @@ class MovingExperts:
             table = table._replace(profile_loads=pool.mixes.load_YPR)
         self._state.use_table(self._place, table)
 
-    def _count_profiles(self) -> NDArray[np.float64]:
+    def _count_profiles(self) -> Floats:
         """Count the tokens of all steps so far by their load profiles, ``[P]``."""
         if self._by_ranks is not None:
             return self._by_ranks.profile_tokens.copy()

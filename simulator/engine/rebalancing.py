@@ -64,8 +64,6 @@ def judge_move(moved: ExpertsMoved, load: ExpertLoad, before: Placed) -> Experts
         load: from the move to the next look.
         before: placement before the move.
     """
-    if not load.num_tokens:
-        return moved
     return replace(
         moved,
         imbalance_next=load.measure_imbalance(load.placed),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cache, partial
 from itertools import chain
 from typing import Literal
@@ -24,7 +23,7 @@ from simulator.base.progress import CountDone
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.assembly import make_record
 from simulator.engine.audit import Audit
-from simulator.engine.by_ranks import ByRanks, read_batches, start_ranks_of
+from simulator.engine.by_ranks import ByRanks, StepUnderWay, read_batches, start_ranks_of
 from simulator.engine.changes import Changed, apply_change, cut_row, send_again
 from simulator.engine.events import ENDS, FORMS, code_of, find_event, push_event, remove_events
 from simulator.engine.instants import AGAIN, CHANGE, Instants
@@ -126,17 +125,6 @@ def serve(
     return Served(plan, pools, by_ranks, rows, ingress_delay_s, *changes, until, audits)
 
 
-@dataclass
-class _UnderWay:
-    """Step in flight, at a fidelity that simulates ranks."""
-
-    row: NDArray[np.float64]
-    ended: Event
-    """Event of its end, awaited where experts are to move behind it."""
-    cut_s: float | None = None
-    """Time at which its replica stopped."""
-
-
 class _Timeline:
     """One run: the compiled loop, and SimPy for changes and where ranks are simulated."""
 
@@ -155,7 +143,7 @@ class _Timeline:
         self._by_ranks = [by_ranks[name] for name in state.names if name in by_ranks]
         self._log = StepLog(self._put_away)
         self._rows = Rows(Spool(), Spool(), Spool())
-        self._under_way: dict[int, _UnderWay] = {}
+        self._under_way: dict[int, StepUnderWay] = {}
         """Steps in flight by number of the replica in all pools, where ranks are simulated."""
         self._num_cut = 0
         """Number of steps that were cut short, and whose ranks SimPy still follows to their end."""
@@ -249,9 +237,8 @@ class _Timeline:
 
     def _rebalance(self, place: int, looks: Iterator[float]) -> ProcessGenerator:
         """Ask a pool's rebalancing policy at its times, and move experts as it decides."""
-        pool, name = self._state.pools[place], self._state.names[place]
-        by_ranks = self._by_ranks[place] if self._by_ranks else None
-        fill = partial(self._fill, pool, STREAMS[name])
+        pool, by_ranks = self._state.pools[place], self._by_ranks[place] if self._by_ranks else None
+        fill = partial(self._fill, pool, STREAMS[self._state.names[place]])
         experts = MovingExperts(self._state, place, by_ranks, fill, self.rebalances)
         policy, drafted = pool.plan.serving.rebalancing, pool.plan.placement.drafts.num_tokens
         for number, at_s in enumerate(looks):
@@ -259,13 +246,15 @@ class _Timeline:
             if at_s > self._until_s:
                 return
             self._run_ahead(at_s)
+            if experts.is_moving(at_s):
+                continue
             load = experts.measure_load(at_s, self._log.count_tokens(place, drafted))
-            rng = pool.plan.placement.rng("rebalancing", number)
-            placed = decide_placement(policy, load, rng)
-            if placed is None or not moves_any(pool.plan.placement, placed):
+            placement = pool.plan.placement
+            placed = decide_placement(policy, load, placement.rng("rebalancing", number))
+            if placed is None or not moves_any(placement, placed):
                 continue
             moved = experts.price_move(placed, load)
-            if getattr(policy, "asynchronous", False):
+            if not moved.stops:
                 self._env.process(self._place_later(experts, placed, at_s + moved.seconds))
                 continue
             experts.place(placed)
@@ -358,15 +347,18 @@ class _Timeline:
 
     def _start_log(self) -> None:
         """Go on with another part of the log."""
+        self._log.go_on(self._find_next(), [pool.clock for pool in self._state.pools])
+
+    def _find_next(self) -> float:
         state = self._state
         next_s, _code = next_event(state.events, state.feed, state.first.requests.times)
-        self._log.go_on(next_s, [pool.clock for pool in state.pools])
+        return float(next_s)
 
     def _take_step(self, row: NDArray[np.float64]) -> ProcessGenerator:
         """Execute a formed step at a fidelity that simulates ranks."""
         place, replica = int(row[POOL]), int(row[REPLICA])
         pool, number = self._state.pools[place], self._state.number_of(place, replica)
-        step = self._under_way[number] = _UnderWay(row, Event(self._env))
+        step = self._under_way[number] = StepUnderWay(row, Event(self._env))
         taken = yield from self._by_ranks[place].take_step(
             self._env,
             replica,
@@ -394,7 +386,6 @@ class _Timeline:
             return
         # An event may come a rounding error before its time.
         self._run_ahead(max(at_s, self._env.now))
-        state = self._state
-        next_s, _code = next_event(state.events, state.feed, state.first.requests.times)
-        if next_s < math.inf and not state.is_done:
+        next_s = self._find_next()
+        if next_s < math.inf and not self._state.is_done:
             self._look_at(next_s)

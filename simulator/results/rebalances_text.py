@@ -28,10 +28,14 @@ def tell_rebalances(results: Results, name: str, short: str) -> str | None:
     copies = f"{mean(moved['num_experts'] for moved in moves):,.0f}"
     size = num_bytes(mean(moved["num_bytes"] for moved in moves))
     took = seconds_text(mean(moved["seconds"] for moved in moves))
+    stopped_s = sum(moved["seconds"] for moved in moves if moved.get("stops", True))
+    total = "" if once else f", {seconds_text(stopped_s)} in all"
+    meanwhile = (
+        f"in which a replica forms no step{total}" if stopped_s else "in the background of steps"
+    )
     text = (
         f"Experts of {short} move {'once' if once else f'{len(moves):,} times'}: {copies} copies "
-        f"({size} in each replica{'' if once else ', on average'}), which takes {took} if nothing "
-        "else is on the links."
+        f"({size} in each replica{'' if once else ', on average'}) in {took}, {meanwhile}."
     )
     judged = [moved for moved in moves if moved["imbalance_next"] is not None]
     if not judged:
@@ -42,6 +46,6 @@ def tell_rebalances(results: Results, name: str, short: str) -> str | None:
     gained = unmoved - next_ > _SMALL * unmoved
     verdict = "had they stayed" if gained else "had they stayed: moving gains nothing"
     return (
-        f"{text} Until the next look the busiest rank has {next_:.2f} times the mean rank's load, "
-        f"and would have {unmoved:.2f} times {verdict}."
+        f"{text} Until it is looked at again the busiest rank has {next_:.2f} times the mean "
+        f"rank's load, and would have {unmoved:.2f} times {verdict}."
     )

@@ -250,15 +250,17 @@ class ExpertsMoved:
     """Bytes of weights of these copies."""
     seconds: float
     """Seconds of the host's work and of the weights' way over a replica's links, if nothing else is
-    on them. Meanwhile the replica forms no step, unless the policy is asynchronous."""
+    on them."""
     imbalance_before: float
     """Imbalance of the load that the decision is made on, with experts where they were: the busiest
     rank's token-expert pairs over the mean rank's, as a mean over layers."""
     imbalance_after: float
     """Imbalance of the same load with experts where they are then."""
+    stops: bool = True
+    """Whether the replica forms no step meanwhile."""
     imbalance_next: float | None = None
-    """Imbalance of the load from then on to the next look of the policy, with experts where they
-    are then; ``None`` where the run ended before."""
+    """Imbalance of the load from their arrival to the next look of the policy, with experts where
+    they are then; ``None`` where the run ended before."""
     imbalance_unmoved: float | None = None
     """Imbalance of that load had experts stayed."""
 

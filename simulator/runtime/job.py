@@ -147,6 +147,11 @@ def make_job(plan: DeploymentPlan, folder: Path) -> Job:
         )
     if spec.rebalancing["kind"] != "none":
         raise UserError(f"{where}: rebalancing can be simulated, but not executed; leave it out")
+    if (spec.routing or {}).get("exact"):
+        raise UserError(
+            f"{where}: requests take their own experts in moesim run only; leave exact out of the "
+            "routing"
+        )
     if placement.drafts.num_tokens:
         raise UserError(
             f"{where}: drafts can be simulated, but not executed; leave speculation out"

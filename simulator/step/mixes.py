@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.frozen import Policy
 from simulator.base.plugins import build
 from simulator.base.streams import open_stream
 from simulator.deployment.expert_plan import POOL_TOKENS
@@ -108,11 +109,19 @@ def measure_imbalance(load_YPR: Floats, tokens_P: Floats) -> float:
 
 
 def _place_evenly(prices: Prices, profiles: LoadProfiles) -> Placed:
-    """Place the experts by their mean loads, in as many slots as they are in."""
+    """Place the experts by their mean loads, in as many slots as they are in, where some policy
+    can.
+    """
     placement = prices.placement
     assert placement.experts is not None
     placed, load_LE = placement.experts.placed, np.tensordot(profiles.share_P, profiles.load_PLE, 1)
-    policy = {"kind": "eplb", "num_slots": placed.expert_LP.shape[1]}
+    num_slots = placed.expert_LP.shape[1]
+    if num_slots == load_LE.shape[1]:
+        policy: Policy = {"kind": "greedy"}
+    elif num_slots % placed.num_ranks == 0:
+        policy = {"kind": "eplb", "num_slots": num_slots}
+    else:  # copies that no shipped policy spreads over so many ranks
+        return placed
     built = build("placement", policy, f"deployment '{placement.name}' [placement]")
     return place_experts(built, load_LE, placed.num_ranks, placement.rng("even placement"))
 

@@ -20,6 +20,8 @@ from simulator.step.program import Batch
 from simulator.workload.traces import RequestTrace
 
 Ints = NDArray[np.int64]
+_MANY = 8
+"""Requests for each recorded sequence above which a note warns that they choose alike."""
 _ALL = 0
 """Number of the group of all sequences; those of each domain follow."""
 
@@ -107,23 +109,29 @@ def describe_choices(placement: Placement, trace: RequestTrace) -> str | None:
     recorded, total = choices.recorded, trace.num_requests
     if recorded.is_drawn:
         return _describe_domains(placement, recorded, trace)
-    named = int(choices.is_named_N.sum())
-    of_domain = int(((choices.group_N != _ALL) & ~choices.is_named_N).sum())
-    parts = []
-    if named:
-        parts.append(f"{named} take the sequence recorded of them")
-    if of_domain:
-        parts.append(f"{of_domain} one that is drawn among those of their domain")
-    if total - named - of_domain:
-        parts.append(f"{total - named - of_domain} one that is drawn among all")
+    is_named, is_free = choices.is_named_N, ~choices.is_named_N
+    counts = {
+        "by the sequence recorded of them": int(is_named.sum()),
+        "by one drawn among those of their domain": int((is_free & (choices.group_N > 0)).sum()),
+        "by one drawn among all": int((is_free & (choices.group_N == _ALL)).sum()),
+    }
+    told = ", ".join(f"{count:,} {how}" for how, count in counts.items() if count)
+    num_sequences, num_tokens = len(recorded.start_Q), recorded.ids_LTK.shape[1]
+    sequences = f"{num_sequences:,} sequence{'' if num_sequences == 1 else 's'}"
+    parts = [
+        f"experts of {placement.name}, of {total:,} requests: {told}; the recording has "
+        f"{sequences}, {num_tokens:,} tokens in all"
+    ]
     longer = int((trace.num_input + trace.num_output - 1 > choices.length_N).sum())
-    unknown = _list_unknown(recorded, trace)
-    return (
-        f"experts of {placement.name}: of {total} requests, {', '.join(parts)} "
-        f"({len(recorded.start_Q)} sequences of {recorded.ids_LTK.shape[1]} tokens)"
-        + (f"; {longer} are longer than theirs and go on with others" if longer else "")
-        + (f"; the recording has no domain {', '.join(unknown)}" if unknown else "")
-    )
+    if longer:
+        parts.append(f"{longer:,} requests are longer than theirs and go on with others")
+    if int(is_free.sum()) > _MANY * num_sequences:
+        parts.append("many requests share a sequence, and with it all choices of experts")
+    unknown = _list_unknown(recorded, trace, is_free)
+    if unknown:
+        known = ", ".join(map(repr, recorded.domains)) or "none"
+        parts.append(f"it has no domain {', '.join(unknown)} (it has {known})")
+    return "; ".join(parts)
 
 
 def _describe_domains(
@@ -176,7 +184,14 @@ def _draw(trace: RequestTrace, rng: np.random.Generator) -> NDArray[np.float64]:
     return drawn
 
 
-def _list_unknown(recorded: RecordedSequences, trace: RequestTrace) -> list[str]:
-    """List domains of the trace that the recording does not have, most requests first."""
-    counts = Counter(trace.domains[place] for place in trace.domain.tolist() if place >= 0)
+def _list_unknown(
+    recorded: RecordedSequences, trace: RequestTrace, is_free_N: NDArray[np.bool_]
+) -> list[str]:
+    """List domains that the recording does not have, most requests first.
+
+    Args:
+        is_free_N: whether each request draws its sequence.
+    """
+    drawing = trace.domain[is_free_N].tolist() if len(trace.domain) else []
+    counts = Counter(trace.domains[place] for place in drawing if place >= 0)
     return [repr(name) for name, _ in counts.most_common() if name not in recorded.domains]

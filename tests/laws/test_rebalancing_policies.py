@@ -3,6 +3,7 @@ they do under drift.
 """
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -207,3 +208,25 @@ def test_ranks_that_are_simulated_are_rebalanced_alike(tiny):
     first, other = by_steps[0], by_ranks[0]
     assert first.imbalance_before == pytest.approx(other.imbalance_before, rel=0.05)
     assert first.num_experts == pytest.approx(other.num_experts, rel=0.3)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_moves_follow_each_other_and_are_judged_when_they_have_arrived(tiny, asynchronous):
+    """Looks come ten times as often as moves take."""
+    policy = Incremental(every_s=0.01, tolerance=1.01, asynchronous=asynchronous)
+    served = serve(rebalanced(tiny, policy), drift(tiny.trace(400, 1000.0)))
+    moves = served.rebalances
+    assert len(moves) > 2
+    assert {moved.stops for moved in moves} == {not asynchronous}
+    for before, after in itertools.pairwise(moves):
+        assert after.at_s >= before.at_s + before.seconds
+    judged = [moved for moved in moves if moved.imbalance_next is not None]
+    assert judged
+    assert judged[0].imbalance_next < judged[0].imbalance_unmoved
+
+
+def test_ranks_that_experts_do_not_divide_are_rebalanced(tiny):
+    plan = tiny.plan("moe", attention_dp=3, ep=3, routing=TWO, cluster="h100-sxm-16")
+    plan = change_plan(plan, rebalancing=Periodic(every_s=0.05))
+    served = serve(plan, drift(tiny.trace(200, 1000.0)))
+    assert (served.requests_table()["outcome"] == "finished").all()

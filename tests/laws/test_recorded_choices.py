@@ -230,10 +230,10 @@ def test_a_run_says_where_experts_come_from(tiny, tmp_path):
     )
     text = describe_choices(plan.placement, trace)
     assert text.startswith(
-        "experts of moe: of 30 requests, 1 take the sequence recorded of them, 9 one that is drawn "
-        "among those of their domain, 20 one that is drawn among all (24 sequences of "
+        "experts of moe, of 30 requests: 1 by the sequence recorded of them, 9 by one drawn among "
+        "those of their domain, 20 by one drawn among all; the recording has 24 sequences, "
     )
-    assert text.endswith("; the recording has no domain 'verse'")
+    assert text.endswith("; it has no domain 'verse' (it has 'code', 'law', 'prose')")
     even = tiny.plan("moe", routing={"kind": "uniform"})
     assert describe_choices(even.placement, trace) is None
 
@@ -266,3 +266,46 @@ def test_fewer_requests_load_ranks_less_evenly(tiny, num_requests, published):
         steps = prices.experts.price_tokens(step, [(layer, 0) for layer in range(24)])
         ratios.append(np.mean([find_imbalance(one.pairs_R) for one in steps]))
     assert np.mean(ratios) == pytest.approx(published, abs=0.05)
+
+
+@pytest.mark.parametrize("change", ["padded", "empty", "chosen"])
+def test_a_domain_without_tokens_is_none(tiny, tmp_path, change):
+    """All of its tokens are padding, its only sequence is empty, or another domain was chosen."""
+    write_recording(tmp_path / "ids.npz", 2, 16, 2, 3)
+    arrays = dict(np.load(tmp_path / "ids.npz"))
+    keys = {"domain": "code"} if change == "chosen" else {}
+    if change == "padded":
+        is_law = np.repeat(arrays["domain"] == "law", arrays["seq_lens"])
+        arrays["ids"][:, is_law] = -1
+    if change == "empty":
+        arrays["domain"][arrays["domain"] == "law"] = "code"
+        arrays["domain"] = np.append(arrays["domain"], "law")
+        arrays["seq_lens"] = np.append(arrays["seq_lens"], 0)
+        arrays["request_id"] = np.append(arrays["request_id"], "r24")
+    np.savez(tmp_path / "ids.npz", **arrays)
+    plan = tiny.plan("moe", num_layers=2, routing=exact(tmp_path / "ids.npz", **keys))
+    trace = give_domains(draw_trace(tiny, 3), 4)
+    assert "law" not in plan.placement.experts.recorded.domains
+    assert "it has no domain 'law'" in describe_choices(plan.placement, trace).replace(
+        "'prose', 'law'", "'law'"
+    )
+    serve(plan, trace, "rank")
+    serve(plan, trace, "step")
+
+
+def test_a_request_that_is_recorded_twice_is_refused(tiny, tmp_path):
+    arrays = dict(write_recording(tmp_path / "ids.npz", 2, 16, 2, 3))
+    arrays["request_id"][:] = "r0"
+    np.savez(tmp_path / "ids.npz", **arrays)
+    with pytest.raises(UserError, match="24 sequences are of request 'r0'; leave one"):
+        tiny.plan("moe", num_layers=2, routing=exact(tmp_path / "ids.npz"))
+
+
+def test_few_sequences_for_many_requests_are_told(tiny, tmp_path):
+    arrays = dict(write_recording(tmp_path / "ids.npz", 2, 16, 2, 3))
+    one = {"ids": arrays["ids"][:, : arrays["seq_lens"][0]]}
+    np.savez(tmp_path / "ids.npz", **one)
+    plan = tiny.plan("moe", num_layers=2, routing=exact(tmp_path / "ids.npz"))
+    text = describe_choices(plan.placement, draw_trace(tiny, 3))
+    assert "16 by one drawn among all; the recording has 1 sequence, " in text
+    assert "many requests share a sequence" in text

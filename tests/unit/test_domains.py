@@ -75,6 +75,7 @@ def test_arrivals_and_lengths_do_not_depend_on_domains(tmp_path):
     [
         ({"mixes": []}, "mixes"),
         ({"mixes": [{"shares": {"a": 0.0}}]}, "shares must not all be 0"),
+        ({"mixes": [{"shares": {"": 0.5, "a": 0.5}}]}, "needs a name, and one has none"),
         ({"mixes": [TWO[1], {"at_s": 3, "shares": {"a": 1}}]}, "in order of at_s"),
         ({"mixes": [TWO[1]], "period_s": 50.0}, r"the last mix \(at_s = 50\) must be before"),
     ],

@@ -33,18 +33,25 @@ def test_nothing_is_said_where_experts_stay():
 
 def test_one_move_is_told_with_what_came_of_it():
     assert tell(MOVED) == (
-        "Experts of A move once: 1,200 copies (4.2 GB in each replica), which takes 31.5 ms if "
-        "nothing else is on the links. Until the next look the busiest rank has 1.10 times the "
+        "Experts of A move once: 1,200 copies (4.2 GB in each replica) in 31.5 ms, in which a "
+        "replica forms no step. Until it is looked at again the busiest rank has 1.10 times the "
         "mean rank's load, and would have 1.40 times had they stayed."
     )
 
 
 def test_moves_that_change_nothing_are_said_to_gain_nothing():
     text = tell(MOVED, {**MOVED, "num_experts": 800, "imbalance_next": 1.7})
-    assert "move 2 times: 1,000 copies (4.2 GB in each replica, on average)" in text
+    assert (
+        "move 2 times: 1,000 copies (4.2 GB in each replica, on average) in 31.5 ms, in which a "
+        "replica forms no step, 63 ms in all."
+    ) in text
     assert text.endswith("and would have 1.40 times had they stayed: moving gains nothing.")
 
 
 @pytest.mark.parametrize("key", ["imbalance_next"])
 def test_a_move_at_the_end_of_a_run_is_not_judged(key):
-    assert tell({**MOVED, key: None}).endswith("if nothing else is on the links.")
+    assert tell({**MOVED, key: None}).endswith("in which a replica forms no step.")
+
+
+def test_moves_beside_steps_are_told_as_such():
+    assert "in 31.5 ms, in the background of steps. Until" in tell({**MOVED, "stops": False})

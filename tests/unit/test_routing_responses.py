@@ -124,6 +124,8 @@ def test_dense_layers_of_sglang_are_left_out(tmp_path):
         ([{"routed_experts": as_int32(draw_ids(1, 4).ravel()[:-2])}], "no multiple of 3 layers"),
         ([{**sglang("a", draw_ids(1, 3), 1), "meta_info": FOUR}], "no multiple of 4 tokens"),
         ([{"routed_experts": [[[1, 2], [3]]]}], "rows of different lengths"),
+        ([{"routed_experts": [[[1], [2], [3]]]}], "line 1: 1 experts of a token, and the model"),
+        ([{**vllm("a", draw_ids(1, 4)), "domain": {"a": 1}}], "domain must be a text"),
         ([{"routed_experts": [1, 2]}], r"must be whole numbers \[tokens, layers, top-k\]"),
         ([vllm("a", draw_ids(1, 4)), vllm("b", draw_ids(1, 4, 2))], "line 2: 2 layers, and 3"),
     ],

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.base.frozen import Frozen
-from simulator.base.quantities import Duration, Seconds, value_range
+from simulator.base.quantities import YEAR_S, Seconds, value_range
 from simulator.policies.placement import Placed
 from simulator.policies.rebalancing import HOST_S_PER_LAYER, ExpertLoad
 
@@ -23,7 +23,7 @@ class Incremental(Frozen):
     all anew moves most of a layer.
     """
 
-    every_s: Duration = 60.0
+    every_s: Annotated[float, value_range(1e-3, YEAR_S, "seconds")] = 60.0
     """Seconds from one look to the next; the load since the last one counts."""
     tolerance: Annotated[float, value_range(1, 1e6)] = 1.1
     """Ratio of the busiest rank's load to the mean rank's in a layer that is even enough."""

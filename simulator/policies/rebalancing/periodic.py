@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import count
+from typing import Annotated
 
 import numpy as np
 from pydantic import model_validator
 
 from simulator.base.frozen import Frozen, Policy
 from simulator.base.plugins import build
-from simulator.base.quantities import Duration, Factor, Seconds
+from simulator.base.quantities import YEAR_S, Duration, Factor, Seconds, value_range
 from simulator.policies.placement import Placed, PlacementPolicy
 from simulator.policies.rebalancing import HOST_S_PER_LAYER, ExpertLoad
 from simulator.policies.rebalancing._fewest_moves import keep_where_alike
@@ -25,7 +26,7 @@ class Periodic(Frozen):
     fewer bytes and lead to the same loads.
     """
 
-    every_s: Duration = 60.0
+    every_s: Annotated[float, value_range(1e-3, YEAR_S, "seconds")] = 60.0
     """Seconds from one look to the next."""
     window_s: Duration | None = None
     """Seconds before a look whose load counts; absent = all since the last look."""
@@ -34,7 +35,7 @@ class Periodic(Frozen):
     threshold: Factor = 1.0
     """Ratio of the busiest rank's load to the mean rank's in the window, as a mean over layers, at
     and above which experts are moved."""
-    least_gain: Factor = 1e-6
+    least_gain: Factor = 0.02
     """Least decrease of that ratio that experts are moved for."""
     host_s_per_layer: Seconds = HOST_S_PER_LAYER
     """Seconds of the engine's own work for each layer whose experts move: plans, indices and
@@ -68,6 +69,8 @@ class Periodic(Frozen):
         num_slots = load.placed.expert_LP.shape[1]
         if table["kind"] == "eplb" and num_slots > load.load_LE.shape[1]:
             table["num_slots"] = num_slots
+        elif table == {"kind": "eplb"} and num_slots % load.placed.num_ranks:
+            table = {"kind": "greedy"}  # without copies they do the same
         policy: PlacementPolicy = build("placement", table, "rebalancing placement")
         placed = policy.place(load.load_LE, load.placed.num_ranks, rng)
         if now - load.measure_imbalance(placed) < self.least_gain:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
 from simulator.base.reading import parse_json
+from simulator.base.text import shorten
 from simulator.base.unpacking import unpack
 from simulator.config.ffns.moe import MoE
 from simulator.policies.routing._numpy_file import parse_array
@@ -48,13 +49,23 @@ def read_responses(path: Path, moe: MoE, num_layers: int) -> Tokens:
         where = f"{path}, line {line}"
         for choice, payload in enumerate(_find_payloads(response)):
             ids_TLK = _decode(payload, response, moe, num_layers, where)
+            if not len(ids_TLK):
+                continue
+            if ids_TLK.shape[2] != moe.top_k:
+                raise UserError(
+                    f"{where}: {ids_TLK.shape[2]} experts of a token, and the model uses "
+                    f"{moe.top_k}"
+                )
             if parts and ids_TLK.shape[1] != parts[0].shape[1]:
                 raise UserError(
                     f"{where}: {ids_TLK.shape[1]} layers, and {parts[0].shape[1]} in lines above"
                 )
             parts.append(ids_TLK)
             request_Q.append("" if choice else _find_request_id(response))
-            domain_Q.append(str(response.get("domain", "")))
+            domain = response.get("domain", "")
+            if not isinstance(domain, str):
+                raise UserError(f"{where}: domain must be a text, got {shorten(repr(domain), 60)}")
+            domain_Q.append(domain)
     if not parts:
         raise UserError(
             f"{path}: no line has '{_KEY}'; start the engine with --enable-return-routed-experts "
@@ -101,7 +112,7 @@ def _find_request_id(response: dict[str, Any]) -> str:
     meta = response.get("meta_info")
     for table in (response, meta if isinstance(meta, dict) else {}):
         for key in _IDS:
-            if isinstance(table.get(key), str | int):
+            if isinstance(table.get(key), str | int) and not isinstance(table[key], bool):
                 return str(table[key])
     return ""
 
@@ -124,6 +135,8 @@ def _decode(
             ids = np.array(payload)
         except ValueError:
             raise UserError(f"{where}: {_KEY} has rows of different lengths") from None
+    if not ids.size:
+        return np.zeros((0, num_layers, moe.top_k), dtype=np.int64)
     if ids.ndim != 3 or ids.dtype.kind not in "iu":
         raise UserError(
             f"{where}: {_KEY} must be whole numbers [tokens, layers, top-k], got {ids.dtype} "
@@ -149,8 +162,8 @@ def _shape(
             )
     if not num_tokens or len(flat) % (num_tokens * moe.top_k):
         raise UserError(
-            f"{where}: {_KEY} has {len(flat)} numbers, no multiple of {num_tokens} tokens times "
-            f"top-{moe.top_k}"
+            f"{where}: {_KEY} has {len(flat)} numbers, no multiple of {num_tokens} tokens (of the "
+            f"prompt, and of the output but the last) times top-{moe.top_k}"
         )
     return flat.reshape(num_tokens, -1, moe.top_k)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -74,24 +75,31 @@ class Replay(Frozen):
         router = _RecordedRouter.from_tokens(recorded, row_L)
         if not self.exact:
             return router
-        return replace(router, recorded=_list_sequences(recorded, router.ids_LTK[row_L]))
+        sequences = _list_sequences(recorded, router.ids_LTK[row_L], self.trace)
+        return replace(router, recorded=sequences)
 
 
-def _list_sequences(tokens: Tokens, ids_LTK: NDArray[np.int16]) -> RecordedSequences:
-    """List recorded sequences with what is known of each.
+def _list_sequences(tokens: Tokens, ids_LTK: NDArray[np.int16], where: str) -> RecordedSequences:
+    """List the recorded sequences that have tokens, with what is known of each.
 
     Args:
         ids_LTK: expert ids in each MoE layer of the model.
+
+    Raises:
+        UserError: if several are of the same request.
     """
     start_Q = np.flatnonzero(np.diff(tokens.sequence_T, prepend=-1))
     number_Q = tokens.sequence_T[start_Q]
-    names, domain_Q = np.unique(np.array(tokens.domain_Q, dtype=str), return_inverse=True)
+    domains, requests = (
+        [texts[number] for number in number_Q] if texts else []
+        for texts in (tokens.domain_Q, tokens.request_Q)
+    )
+    names, domain_Q = np.unique(np.array(domains, dtype=str), return_inverse=True)
+    for name, count in Counter(name for name in requests if name).most_common(1):
+        if count > 1:
+            raise UserError(f"{where}: {count} sequences are of request '{name}'; leave one")
     return RecordedSequences(
-        ids_LTK,
-        start_Q,
-        tuple(names.tolist()),
-        domain_Q[number_Q] if len(names) else np.zeros(0, np.int64),
-        tuple(tokens.request_Q[number] for number in number_Q) if tokens.request_Q else (),
+        ids_LTK, start_Q, tuple(names.tolist()), domain_Q.astype(np.int64), tuple(requests)
     )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from torch import Tensor
+if TYPE_CHECKING:  # catalogues read this folder where there is no torch
+    from torch import Tensor
 
 
 class PeerLostError(Exception):
