@@ -94,13 +94,13 @@ def make_record(served: Served) -> DeploymentRecord:
         moves=add_name(served.moves_table()),
         changes=served.list_changes(),
         rebalances=served.rebalances,
-        imbalance_curve=_draw_imbalance(served, uniform_S),
+        imbalance_curve=_measure_imbalance(served, uniform_S),
         price_audit=next((found for found in served.audits if found), None),
         shown_steps={phase: step for found in probes for phase, step in found.shown_steps.items()},
     )
 
 
-def _draw_imbalance(served: Served, uniform_S: Floats) -> ImbalanceCurve | None:
+def _measure_imbalance(served: Served, uniform_S: Floats) -> ImbalanceCurve | None:
     """Load imbalance over time; ``None`` for a dense model."""
     if served.plan.placement.experts is None:
         return None

@@ -8,9 +8,8 @@ import simpy
 from simulator.engine.by_ranks import ByRanks, read_batches
 from simulator.engine.fabric import FluidWires
 from simulator.engine.pool import PoolState
-from simulator.engine.rank import finish_step
-from simulator.engine.step_price import price_pipeline
-from simulator.results.tables import STEP_PHASES, PriceAudit
+from simulator.engine.step_log import POOL
+from simulator.results.tables import PriceAudit
 
 _MOST = 20
 """Most steps that are audited; each takes some 10 to 100 ms."""
@@ -46,19 +45,8 @@ class Audit:
 
     def _measure(self, replica: int) -> float:
         """Seconds of the step that a replica has formed, from the tokens of its requests."""
-        pool = self._pool
+        pool, env, row = self._pool, simpy.Environment(), np.zeros(POOL)
         batches = read_batches(pool.requests, pool.ranks_of(replica))
-        by_ranks, placement = ByRanks(pool.prices, FluidWires), pool.plan.placement
-        parts = np.zeros((len(batches), len(STEP_PHASES) + 3))
-        for lane, batch in enumerate(batches):
-            env = simpy.Environment()
-            run = by_ranks.run_batch(env, pool.prices.price_batch(batch, 0))
-            times = finish_step(env, run)
-            parts[lane, : len(STEP_PHASES)] = [times.phases[phase] for phase in STEP_PHASES]
-        if placement.layout.pp == 1:
-            return float(parts.sum()) * placement.drafts.slowdown
-        head_s = np.array([pool.prices.head_s[batch.num_logits].max() for batch in batches])
-        sends_s = pool.prices.sends_s(np.array([batch.tokens_d.max() for batch in batches]))
-        row = np.zeros(64)
-        shares = pool.prices.stage_shares
-        return float(price_pipeline(parts, head_s, sends_s, placement.layout.pp, *shares, row))
+        by_ranks = ByRanks(pool.prices, FluidWires, "audit")
+        env.run(env.process(by_ranks.take_step(env, replica, len(self._ratios), batches, row)))
+        return float(row[1])

@@ -26,6 +26,9 @@ from simulator.step.operations import list_operations
 from simulator.step.prices import Prices
 from simulator.step.program import Batch, PricedBatch
 
+FindProfiles = Callable[[NDArray[np.int64]], NDArray[np.int64]]
+"""Function from numbers of requests to their load profiles."""
+
 
 @dataclass
 class StepUnderWay:
@@ -95,13 +98,13 @@ class ByRanks:
         self.make_wires = make_wires
         self.stream = stream
         self.taken = TakenSteps()
-        self._profile_N: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        self._find_profiles: FindProfiles | None = None
         self.profile_tokens = np.zeros(0)
         """Tokens of each load profile in all steps, ``[P]``."""
 
-    def count_profiles(self, profile_N: NDArray[np.int64], num_profiles: int) -> None:
-        """Count the tokens of later steps by the load profiles of their requests, ``[N]``."""
-        self._profile_N, self.profile_tokens = profile_N, np.zeros(num_profiles)
+    def count_profiles(self, find_profiles: FindProfiles, num_profiles: int) -> None:
+        """Count the tokens of later steps by the load profiles of their requests."""
+        self._find_profiles, self.profile_tokens = find_profiles, np.zeros(num_profiles)
 
     def use_prices(self, prices: Prices) -> None:
         """Use other prices for steps that are formed from now on."""
@@ -125,9 +128,10 @@ class ByRanks:
         """
         prices = self.prices
         placement = prices.placement
-        for batch in batches if len(self._profile_N) else ():
-            profile_N = self._profile_N[np.concatenate(batch.requests)]
-            np.add.at(self.profile_tokens, profile_N, np.concatenate(batch.new_tokens))
+        if self._find_profiles is not None:
+            for batch in batches:
+                profile_N = self._find_profiles(np.concatenate(batch.requests))
+                np.add.at(self.profile_tokens, profile_N, np.concatenate(batch.new_tokens))
         drawn = placement.rng(self.stream, replica, number)
         offsets = drawn.integers(POOL_TOKENS, size=len(batches)).tolist()
         # Lanes are at different stages at any time, so each has the wires to itself.
@@ -180,7 +184,7 @@ def start_ranks_of(pool: PoolState, fidelity: Literal["rank", "message"], stream
     make_wires = FluidWires if fidelity == "rank" else make_messages
     made = ByRanks(pool.prices, make_wires, stream)
     if pool.profiles is not None:
-        made.count_profiles(pool.profile_N, len(pool.profiles.tokens_P))
+        made.count_profiles(pool.find_profiles, len(pool.profiles.tokens_P))
     return made
 
 

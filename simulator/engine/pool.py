@@ -106,6 +106,12 @@ class PoolState:
         profile_N: Ints = self.profiles.profile_Q[self._choices.sequence_N]
         return profile_N
 
+    def find_profiles(self, number_N: Ints) -> Ints:
+        """Find the load profiles of requests by their numbers in the whole trace."""
+        assert self._choices is not None
+        profile_N: Ints = self.profile_N[self._choices.find_rows(number_N)]
+        return profile_N
+
     @cached_property
     def profiles(self) -> LoadProfiles | None:
         """Load profiles of recorded sequences; ``None`` where requests have none of their own."""

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.cluster.vq import kmeans2
 
 from simulator.policies.routing import RecordedSequences
 
@@ -90,6 +89,8 @@ def _cluster(load_QLE: Floats, recorded: RecordedSequences) -> Ints:
     """Cluster the sequences of each domain by their loads (k-means), in proportion to how many
     there are.
     """
+    from scipy.cluster.vq import kmeans2  # takes a sixth of a second, which few runs need
+
     rng = np.random.default_rng(0)
     flat_QF = load_QLE.reshape(len(load_QLE), -1)
     directions = rng.standard_normal((flat_QF.shape[1], min(_DIMENSIONS, flat_QF.shape[1])))

@@ -38,6 +38,7 @@ class RequestChoices:
             rng: for the sequences that are drawn; the same for all parts of a trace.
         """
         self.recorded = recorded
+        self._numbers = None if trace.part_of is None else trace.part_of.numbers
         num_sequences = len(recorded.start_Q)
         length_Q = np.diff(recorded.start_Q, append=recorded.ids_LTK.shape[1])
         group_Q = recorded.domain_Q + 1 if len(recorded.domain_Q) else np.zeros(num_sequences, int)
@@ -65,10 +66,16 @@ class RequestChoices:
         """Tokens of the sequence of each request, ``[N]``."""
         self._place_N = place_GQ[self.group_N, sequence_N]
 
+    def find_rows(self, number_N: Ints) -> Ints:
+        """Find the rows of requests in the trace, by their numbers in the whole of which it may be
+        a part.
+        """
+        return number_N if self._numbers is None else np.searchsorted(self._numbers, number_N)
+
     def find_tokens(self, batch: Batch) -> Ints:
         """Find the recorded token of every token of a batch, ``[T]``, rank after rank."""
         new_N, context_N, _ = batch.sequences
-        request_N = np.concatenate(batch.requests)
+        request_N = self.find_rows(np.concatenate(batch.requests))
         group_T = np.repeat(self.group_N[request_N], new_N)
         first_N = self._place_N[request_N] + context_N - (np.cumsum(new_N) - new_N)
         place_T = np.repeat(first_N, new_N) + np.arange(int(new_N.sum()))

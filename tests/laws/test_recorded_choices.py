@@ -213,10 +213,27 @@ def test_parts_of_a_trace_take_the_sequences_of_the_whole(tiny, tmp_path):
     whole = give_domains(draw_trace(tiny, 5, count=40), 7)
     rows = np.array([3, 4, 17, 39])
     part = pick_requests(whole, rows)
-    for own, row in enumerate(rows.tolist()):
+    for row in rows.tolist():
         known = bind_requests(plan.placement, whole).find_tokens(one_sequence(row, 30))
-        found = bind_requests(plan.placement, part).find_tokens(one_sequence(own, 30))
+        found = bind_requests(plan.placement, part).find_tokens(one_sequence(row, 30))
         assert np.array_equal(found, known)
+
+
+@pytest.mark.parametrize("fidelity", ["step", "rank"])
+def test_a_part_of_a_trace_is_served_with_the_experts_of_its_requests(
+    tiny, tmp_path, monkeypatch, fidelity
+):
+    """Batches name requests by their numbers in the whole trace."""
+    recording = write_recording(tmp_path / "ids.npz", 2, 16, 2, 3)
+    plan = tiny.plan("moe", num_layers=2, attention_dp=4, ep=4, routing=exact(tmp_path / "ids.npz"))
+    whole = name_requests(draw_trace(tiny, 5, count=24))
+    part = pick_requests(whole, np.array([9, 15, 16, 23]))
+    steps = record_steps(monkeypatch, plan, part, fidelity)  # those of "step" are audited ones
+    assert steps
+    for priced in steps:
+        found = sum(np.stack([step.pairs_R for step in steps]) for _, steps in priced.parts)
+        by_hand = count_by_hand(plan, recording, priced.batch, whole.request_ids.tolist())
+        assert np.array_equal(found, by_hand)
 
 
 def test_a_run_says_where_experts_come_from(tiny, tmp_path):
