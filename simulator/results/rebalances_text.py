@@ -28,7 +28,7 @@ def tell_rebalances(results: Results, name: str, short: str) -> str | None:
     copies = f"{mean(moved['num_experts'] for moved in moves):,.0f}"
     size = num_bytes(mean(moved["num_bytes"] for moved in moves))
     took = seconds_text(mean(moved["seconds"] for moved in moves))
-    stopped_s = sum(moved["seconds"] for moved in moves if moved.get("stops", True))
+    stopped_s = sum(moved["seconds"] for moved in moves if moved["stops"])
     total = "" if once else f", {seconds_text(stopped_s)} in all"
     meanwhile = (
         f"in which a replica forms no step{total}" if stopped_s else "in the background of steps"

@@ -12,6 +12,7 @@ MOVED = {
     "num_experts": 1200,
     "num_bytes": 4.2e9,
     "seconds": 0.0315,
+    "stops": True,
     "imbalance_before": 1.5,
     "imbalance_after": 1.02,
     "imbalance_next": 1.1,
