@@ -21,9 +21,14 @@ from simulator.config.model import ModelSpec
 from simulator.config.routing import complete_routing
 from simulator.policies.contracts import draw_ids, place_experts, prepare_router
 from simulator.policies.dispatch import DispatchPolicy
-from simulator.policies.overflow import OverflowPolicy, may_drop
+from simulator.policies.overflow import OverflowPolicy, count_next_choices, may_drop
 from simulator.policies.placement import Placed, PlacementPolicy
-from simulator.policies.routing import DomainRouter, RecordedSequences
+from simulator.policies.routing import (
+    DomainRouter,
+    RankingRouter,
+    RecordedSequences,
+    Router,
+)
 from simulator.work.layout import Layout
 
 POOL_TOKENS = 4096
@@ -44,13 +49,15 @@ class _Drawn(NamedTuple):
 
     topk_ids_LTK: NDArray[np.int16]
     """Pool that steps take their choices from."""
+    next_LTN: NDArray[np.int16] | None
+    """Next best experts of the pool's tokens, ``None`` where nobody asks for them."""
     load_LE: NDArray[np.float64]
     """Tokens of each expert at an earlier time, which placements are made for."""
     recorded: RecordedSequences | None
     domains: DrawnDomains | None
 
 
-_POOLS = Recent[tuple[str, int, str, int], _Drawn](most=32)
+_POOLS = Recent[tuple[Any, ...], _Drawn](most=32)
 """Choices and loads drawn lately, shared by plans of the same model, routing and seed."""
 
 
@@ -82,6 +89,9 @@ class ExpertPlan:
     """Table of the routing policy, with the model's default filled in."""
     routing_source: str
     """Source of the routing's parameters, for notes."""
+    next_LTN: NDArray[np.int16] | None = None
+    """Next best experts of the pool's tokens, behind those that they chose, ``[L, POOL_TOKENS,
+    N]``; ``None`` where the overflow policy asks for none."""
     recorded: RecordedSequences | None = None
     """Recorded sequences whose experts requests take token by token; ``None`` where all take theirs
     from the pool, or by their domain."""
@@ -120,15 +130,18 @@ def plan_experts(
     own = (model.routing, model.routing_source)
     routing, source = complete_routing(*((spec.routing, "the scenario") if spec.routing else own))
     routing = _with_path(routing, folder)
-    pools = _Pools(moe, model.num_moe_layers, routing, seed, f"{place} [routing]")
+    overflow = _build_overflow(spec, token_budget * layout.attention_dp * moe.top_k, place)
+    where = f"{place} [routing]"
+    pools = _Pools(moe, model.num_moe_layers, routing, seed, where, count_next_choices(overflow))
     drawn = pools.draw_once() if pools.is_seed_only else pools.draw()
     return ExpertPlan(
         topk_ids_LTK=drawn.topk_ids_LTK,
         placed=pools.place_all(spec.placement, drawn.load_LE, layout.ep, place),
-        overflow=_build_overflow(spec, token_budget * layout.attention_dp * moe.top_k, place),
+        overflow=overflow,
         dispatch=build("dispatch", spec.dispatch or {}, f"{place} [dispatch]"),
         routing=routing,
         routing_source=source,
+        next_LTN=drawn.next_LTN,
         recorded=drawn.recorded,
         domains=drawn.domains,
     )
@@ -157,6 +170,9 @@ class _Pools:
     routing: Policy
     seed: int
     place: str
+    next_choices: int | None
+    """Experts behind the chosen ones that are drawn too; ``None`` draws the chosen ones in no
+    particular order."""
 
     @property
     def is_seed_only(self) -> bool:
@@ -176,22 +192,50 @@ class _Pools:
         seed, moe, layers = self.seed, self.moe, range(self.num_layers)
         policy = build("routing", self.routing, self.place)
         router = prepare_router(policy, moe, self.num_layers, open_stream(seed, "routing"))
+        drawn, num_choices = self._rank_choices(router)
         runs = np.full(POOL_TOKENS // _RUN_TOKENS, _RUN_TOKENS, dtype=np.int64)
         order = open_stream(seed, "pool order").permutation(POOL_TOKENS)
         # The same stream in every layer, so that a token keeps its domain (or its place in a
         # recording) from layer to layer.
-        today = [draw_ids(router, n, runs, open_stream(seed, "tokens"), moe)[order] for n in layers]
+        today = [
+            draw_ids(drawn, n, runs, open_stream(seed, "tokens"), moe, num_choices)[order]
+            for n in layers
+        ]
         load_LE = np.empty((len(layers), moe.num_experts))
         for layer in layers:
             ids = draw_ids(router, layer, runs, open_stream(seed, "yesterday"), moe)
             load_LE[layer] = np.bincount(ids.ravel(), minlength=moe.num_experts)
         has_domains = getattr(router, "num_domains", 1) > 1
+        has_next = num_choices > moe.top_k
         return _Drawn(
-            np.stack(today),
+            np.stack([ids_TJ[:, : moe.top_k] for ids_TJ in today]),
+            np.stack([ids_TJ[:, moe.top_k :] for ids_TJ in today]) if has_next else None,
             load_LE,
             getattr(router, "recorded", None),
-            DrawnDomains(cast(DomainRouter, router), seed) if has_domains else None,
+            DrawnDomains(cast(DomainRouter, drawn), seed) if has_domains else None,
         )
+
+    def _rank_choices(self, router: Router) -> tuple[Router, int]:
+        """Make the router return as many experts of a token as are asked for, best first.
+
+        Returns:
+            The router, and the number of experts that it returns.
+
+        Raises:
+            UserError: if the routing does not know which experts come next.
+        """
+        top_k, wanted = self.moe.top_k, self.next_choices
+        if wanted is None or (not wanted and getattr(router, "best_first", False)):
+            return router, top_k
+        if not isinstance(router, RankingRouter):
+            kind = self.routing.get("kind")
+            raise UserError(
+                f"{self.place}: routing kind '{kind}' knows the chosen experts only, and the "
+                "overflow asks for their order or for the next ones; use a routing that draws "
+                "experts (uniform, zipf, lognormal, group_limited), or leave that out"
+            )
+        num_choices = min(top_k + wanted, router.num_candidates)
+        return router.rank_choices(num_choices), num_choices
 
     def place_all(
         self, policy: Policy, load_LE: NDArray[np.float64], ep: int, place: str
@@ -204,12 +248,13 @@ class _Pools:
         return _PLACED.get((*self._key, repr(sorted(policy.items())), ep), make)
 
     @property
-    def _key(self) -> tuple[str, int, str, int]:
+    def _key(self) -> tuple[Any, ...]:
         return (
             self.moe.model_dump_json(),
             self.num_layers,
             repr(sorted(self.routing.items())),
             self.seed,
+            self.next_choices,
         )
 
     def draw_once(self) -> _Drawn:

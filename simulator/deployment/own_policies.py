@@ -13,14 +13,16 @@ from simulator.base.errors import UserError
 from simulator.deployment.plan import DeploymentPlan
 from simulator.policies.balancing import Rule
 from simulator.policies.contracts import (
+    admit_pairs,
     choose_replica,
     count_copies,
-    drop_overflow,
     list_looks,
     list_turns,
     prepare_balancer,
 )
 from simulator.policies.dispatch import find_kernel_input, policy_at
+from simulator.policies.overflow import take_choices
+from simulator.work.slots import SlotMap
 
 _TOKENS = 8
 """Tokens that overflow and dispatch are tried on, requests that a balancer is, and changes that a
@@ -57,11 +59,11 @@ def _try_overflow(plan: DeploymentPlan) -> None:
     placement = plan.placement
     assert placement.experts is not None
     assert placement.model.moe is not None
-    ids_TK, source_T = (
-        placement.experts.topk_ids_LTK[0, :_TOKENS],
-        np.zeros(_TOKENS, dtype=np.int64),
-    )
-    drop_overflow(placement.experts.overflow, ids_TK, source_T, placement.model.moe.num_experts)
+    moe, experts = placement.model.moe, placement.experts
+    slots = SlotMap(experts.placed, 0, moe.num_experts)
+    ids_TJ = take_choices(experts.topk_ids_LTK, experts.next_LTN, 0, np.arange(_TOKENS))
+    nobody_T = np.zeros(_TOKENS, dtype=np.int64)
+    admit_pairs(experts.overflow, slots.route_tokens(ids_TJ, moe.top_k, nobody_T))
 
 
 def _try_dispatch(plan: DeploymentPlan) -> None:

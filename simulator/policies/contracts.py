@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from simulator.config.ffns.moe import MoE
 from simulator.policies.balancing import BalancingPolicy, LoadBalancer, Rule
 from simulator.policies.dispatch import DispatchPolicy, ExecutableDispatch, Rows
 from simulator.policies.failures import Change, FailurePolicy, Machines
-from simulator.policies.overflow import OverflowPolicy
+from simulator.policies.overflow import OverflowPolicy, RoutedTokens
+from simulator.policies.overflow_faults import find_fault as find_overflow_fault
 from simulator.policies.placement import Placed, PlacementPolicy
 from simulator.policies.placement_faults import count_slots, find_fault
 from simulator.policies.rebalancing import ExpertLoad, RebalancingPolicy
@@ -40,10 +42,17 @@ def prepare_router(
 
 
 def draw_ids(
-    router: Router, layer: int, run_lengths: NDArray[np.int64], rng: np.random.Generator, moe: MoE
+    router: Router,
+    layer: int,
+    run_lengths: NDArray[np.int64],
+    rng: np.random.Generator,
+    moe: MoE,
+    num_choices: int = 0,
 ) -> NDArray[np.int16]:
-    """Draw the experts of a batch of tokens in one layer, ``[T, K]``."""
-    shape = (int(run_lengths.sum()), moe.top_k)
+    """Draw the experts of a batch of tokens in one layer, ``[T, K]``, or ``[T, num_choices]`` of a
+    router that ranks so many.
+    """
+    shape = (int(run_lengths.sum()), num_choices or moe.top_k)
 
     def explain(ids_TK: Any) -> str:
         fits = is_array(ids_TK, shape, whole=True) and (
@@ -63,21 +72,13 @@ def draw_ids(
     return np.asarray(found, dtype=np.int16)
 
 
-def drop_overflow(
-    policy: OverflowPolicy,
-    topk_ids_TK: NDArray[np.integer[Any]],
-    source_T: NDArray[np.int64],
-    num_experts: int,
-) -> NDArray[np.integer[Any]]:
-    """Replace dropped experts of a step's tokens in one layer by -1, ``[T, K]``."""
-
-    def explain(keep_TK: Any) -> str:
-        fits = isinstance(keep_TK, np.ndarray) and keep_TK.dtype == np.bool_
-        fits = fits and keep_TK.shape == topk_ids_TK.shape
-        return "" if fits else f"bools of shape {topk_ids_TK.shape}"
-
-    found = ask(policy, "keep", topk_ids_TK, source_T, num_experts, explain=explain)
-    return np.where(found, topk_ids_TK, -1)
+def admit_pairs(policy: OverflowPolicy, tokens: RoutedTokens) -> NDArray[np.integer[Any]]:
+    """Choose the experts that compute a step's tokens in one layer, ``[T, K]``, -1 where a pair is
+    dropped.
+    """
+    explain = partial(find_overflow_fault, tokens=tokens)
+    found: NDArray[np.integer[Any]] = ask(policy, "admit", tokens, explain=explain)
+    return found
 
 
 def place_experts(

@@ -85,13 +85,15 @@ class ExpertLayer(nn.Module):
         """Compute the layer's output for every token, a partial sum where tokens do not travel."""
         with timeline.busy("dense", self.layer):
             normed = norm(x_TH)
-            planned_TK = self.job.topk_ids_TK(self.moe_layer, step.offset + first_token, len(x_TH))
+            planned_TJ = self.job.ids_TJ(self.moe_layer, step.offset + first_token, len(x_TH))
+            own_T = np.zeros(len(x_TH), dtype=np.int64)
             ids_TK, weight_TK = self.router(
-                normed, None if planned_TK is None else torch.from_numpy(planned_TK).to(x_TH.device)
+                normed,
+                None if planned_TJ is None else torch.from_numpy(planned_TJ).to(x_TH.device),
+                self.job.admission(self.map.slots, own_T, first_token),
             )
             result: Tensor | None = None if self.shared is None else self.shared(normed)
-        own_T = np.zeros(len(x_TH), dtype=np.int64)
-        chosen_TK = self.job.drop_overflow(ids_TK.cpu().numpy(), own_T)
+        chosen_TK = ids_TK.cpu().numpy()
         done.topk_ids_LTK.append(chosen_TK)
         routed = (self._travelling if self.job.layout.travels else self._staying)(
             normed, weight_TK, chosen_TK, first_token, transport, timeline, done

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from simulator.base.errors import UserError
 from simulator.config.ffns.moe import MoE
@@ -17,14 +18,21 @@ from simulator.config.model import ModelSpec
 from simulator.config.pruning import Pruning
 from simulator.deployment.expert_plan import POOL_TOKENS
 from simulator.deployment.plan import DeploymentPlan
-from simulator.policies.contracts import drop_overflow
+from simulator.policies.contracts import admit_pairs
 from simulator.policies.dispatch import ExecutableDispatch
-from simulator.policies.overflow import OverflowPolicy, may_drop
+from simulator.policies.overflow import (
+    OverflowPolicy,
+    count_next_choices,
+    may_drop,
+    take_choices,
+)
 from simulator.policies.overflow.none import Dropless
 from simulator.policies.placement import Placed
+from simulator.runtime.layers.kinds import Admission
 from simulator.runtime.layers.part import WHOLE, Part
 from simulator.runtime.layers.transformer import check_executable
 from simulator.work.layout import Layout
+from simulator.work.slots import SlotMap
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Number formats that shards compute in."""
@@ -39,6 +47,8 @@ class RoutedExperts:
     placed: Placed
     dispatch: ExecutableDispatch
     overflow: OverflowPolicy = field(default_factory=Dropless)
+    next_LTN: NDArray[np.int16] | None = None
+    """Next best experts of the pool's tokens; ``None`` where the overflow policy asks for none."""
 
 
 @dataclass(frozen=True)
@@ -79,30 +89,39 @@ class Job:
         """First sequence of the rank's data-parallel group, and the first one behind it."""
         return Part(rank // self.layout.tp, self.layout.attention_dp).bounds(num_sequences)
 
-    def topk_ids_TK(self, moe_layer: int, offset: int, num_tokens: int) -> NDArray[np.int64] | None:
+    def ids_TJ(self, moe_layer: int, offset: int, num_tokens: int) -> NDArray[np.int64] | None:
         """Choices of a layer's tokens, from index ``offset`` of the pool on, as the simulator takes
-        them.
+        them: those of each token, and the next ones where the overflow policy asks for some.
         """
         if self.experts is None or self.experts.topk_ids_LTK is None:
             return None
         place_T = (offset + np.arange(num_tokens)) % POOL_TOKENS
-        topk_ids_TK: NDArray[np.int64] = self.experts.topk_ids_LTK[moe_layer, place_T].astype(
-            np.int64
+        found_TJ = take_choices(
+            self.experts.topk_ids_LTK, self.experts.next_LTN, moe_layer, place_T
         )
-        return topk_ids_TK
+        return found_TJ.astype(np.int64)
 
-    def drop_overflow(
-        self, topk_ids_TK: NDArray[np.int64], source_T: NDArray[np.int64]
-    ) -> NDArray[np.int64]:
-        """Replace choices over their experts' capacity by -1.
+    def admission(
+        self, slots: SlotMap, source_T: NDArray[np.int64], first_token: int = 0
+    ) -> Admission | None:
+        """Admission of tokens to the experts of a layer; ``None`` where none are dropped.
 
         Args:
+            slots: the layer's.
             source_T: data-parallel group of each token, ``[T]``.
+            first_token: index of the first token in the whole batch.
         """
         if self.experts is None or self.moe is None or not may_drop(self.experts.overflow):
-            return topk_ids_TK
-        kept_TK = drop_overflow(self.experts.overflow, topk_ids_TK, source_T, self.moe.num_experts)
-        return kept_TK.astype(np.int64)
+            return None
+        policy, top_k = self.experts.overflow, self.moe.top_k
+
+        def admit(ids_TJ: Tensor) -> Tensor:
+            tokens = slots.route_tokens(ids_TJ.cpu().numpy(), top_k, source_T, first_token)
+            admitted_TK = admit_pairs(policy, tokens).astype(np.int64)
+            return torch.from_numpy(admitted_TK).to(ids_TJ.device)
+
+        num_choices = min(top_k + (count_next_choices(policy) or 0), self.moe.num_candidates)
+        return Admission(num_choices, admit)
 
     def find_sources(self, step: Step) -> NDArray[np.int64]:
         """Data-parallel group of each of a step's tokens, ``[T]``."""
@@ -184,6 +203,7 @@ def make_job(plan: DeploymentPlan, folder: Path) -> Job:
             placement.experts.placed,
             dispatch,
             placement.experts.overflow,
+            placement.experts.next_LTN,
         )
         if layout.travels:
             dispatch.rows(np.zeros((0, 1), dtype=np.int64), placement.fabric.node_R)

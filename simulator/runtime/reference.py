@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from simulator.runtime.inputs import Contexts, token_ids
 from simulator.runtime.job import TORCH_DTYPES, Job, Step
@@ -17,6 +16,7 @@ from simulator.runtime.layers.kinds import Chunk
 from simulator.runtime.layers.transformer import Transformer
 from simulator.runtime.layers.weights import weights_from
 from simulator.work.layout import Layout
+from simulator.work.slots import SlotMap
 
 
 class Reference:
@@ -27,6 +27,11 @@ class Reference:
         with torch.no_grad():
             self.model = Transformer(job.model, job.pruning).to(TORCH_DTYPES[job.dtype])
             self.model.load(weights_from(job.weights, job.seed))
+        self._slots = [
+            SlotMap(job.experts.placed, layer, job.moe.num_experts)
+            for layer in range(job.model.num_moe_layers)
+            if job.experts is not None and job.moe is not None
+        ]
         self._contexts = Contexts(_whole(job), 0, torch.device("cpu"))
 
     def hidden_vectors(self, step: Step) -> NDArray[np.float32]:
@@ -34,21 +39,22 @@ class Reference:
         job = self.job
         chunk = Chunk(step.num_sequences, step.new_tokens, step.context_tokens)
         ids = [
-            job.topk_ids_TK(layer, step.offset, step.num_tokens)
+            job.ids_TJ(layer, step.offset, step.num_tokens)
             for layer in range(job.model.num_moe_layers)
         ]
-        known = [torch.from_numpy(ids_TK) for ids_TK in ids if ids_TK is not None]
+        known = [torch.from_numpy(ids_TJ) for ids_TJ in ids if ids_TJ is not None]
         caches = (
             self._contexts.draw_caches(step, 0, step.num_sequences) if step.context_tokens else None
         )
         source_T = job.find_sources(step)
-
-        def drop(ids_TK: Tensor) -> Tensor:
-            return torch.from_numpy(job.drop_overflow(ids_TK.numpy(), source_T))
-
+        admissions = [job.admission(slots, source_T) for slots in self._slots]
         with torch.inference_mode():
             hidden_TH, _ = self.model(
-                token_ids(job, step), chunk, caches, torch.stack(known) if known else None, drop
+                token_ids(job, step),
+                chunk,
+                caches,
+                torch.stack(known) if known else None,
+                admissions,
             )
         found: NDArray[np.float32] = hidden_TH.float().numpy()
         return found

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.deployment.expert_plan import POOL_TOKENS, ExpertPlan
-from simulator.policies.contracts import drop_overflow
-from simulator.policies.overflow import may_drop
+from simulator.policies.contracts import admit_pairs
+from simulator.policies.overflow import may_drop, take_choices
 from simulator.policies.routing import RecordedSequences
 from simulator.work.layout import Layout
 from simulator.work.slots import SlotMap
@@ -43,9 +43,10 @@ class ChoosingTokens:
     def __init__(self, experts: ExpertPlan, layout: Layout, tokens_d: Ints) -> None:
         self._experts, self._layout, self.tokens_d = experts, layout, tokens_d
         self.total = int(tokens_d.sum())
+        self._top_k: int = experts.topk_ids_LTK.shape[2]
         self._sampled = min(self.total, POOL_TOKENS)
 
-    def choose(self, slots: SlotMap, num_experts: int, layer: int, offset: int) -> Choices:
+    def choose(self, slots: SlotMap, layer: int, offset: int) -> Choices:
         """Look up the slots that the tokens choose in a layer.
 
         Args:
@@ -54,10 +55,11 @@ class ChoosingTokens:
                 the pool's end wrap around.
         """
         if may_drop(self._experts.overflow):
-            ids_TK = self._take_ids(layer, offset, self.total)
-            kept_TK = drop_overflow(self._experts.overflow, ids_TK, self._router_T, num_experts)
-            dropped = int((kept_TK < 0).sum())
-            if dropped:
+            ids_TJ = self._take_choices(layer, offset)
+            tokens = slots.route_tokens(ids_TJ, self._top_k, self._router_T)
+            kept_TK = admit_pairs(self._experts.overflow, tokens)
+            if not np.array_equal(kept_TK, ids_TJ[:, : self._top_k]):
+                dropped = int((kept_TK < 0).sum())
                 return Choices(slots.slots(kept_TK), self._source_T, 1.0, dropped)
         ids_TK = self._take_ids(layer, offset, self._sampled)
         scale = self.total / max(self._sampled, 1)
@@ -69,6 +71,12 @@ class ChoosingTokens:
         if begin + count <= POOL_TOKENS:
             return pool_TK[begin : begin + count]
         return pool_TK.take(np.arange(begin, begin + count), axis=0, mode="wrap")
+
+    def _take_choices(self, layer: int, offset: int) -> NDArray[np.int16]:
+        """Experts that all tokens chose, and the next ones where they are known, ``[T, J]``."""
+        place_T = (offset + np.arange(self.total)) % POOL_TOKENS
+        experts = self._experts
+        return take_choices(experts.topk_ids_LTK, experts.next_LTN, layer, place_T)
 
     @cached_property
     def _router_T(self) -> Ints:
@@ -120,9 +128,12 @@ class RecordedTokens(ChoosingTokens):
         """
         super().__init__(experts, layout, tokens_d)
         self._sampled = self.total
-        self._ids_LTK = recorded.ids_LTK
-        self._recorded_T = recorded_T
+        self._recorded, self._recorded_T = recorded, recorded_T
 
     def _take_ids(self, layer: int, offset: int, count: int) -> NDArray[np.int16]:
-        ids_TK: NDArray[np.int16] = self._ids_LTK[layer, self._recorded_T]
+        ids_TK: NDArray[np.int16] = self._recorded.ids_LTK[layer, self._recorded_T]
         return ids_TK
+
+    def _take_choices(self, layer: int, offset: int) -> NDArray[np.int16]:
+        recorded = self._recorded
+        return take_choices(recorded.ids_LTK, recorded.next_LTN, layer, self._recorded_T)

@@ -159,9 +159,7 @@ class ExpertPrices:
         """Count the tokens of one step at every stop on their way through one layer."""
         placement, slots = self._placement, self._slots_of(layer)
         layout, node_R = placement.layout, placement.fabric.node_R
-        slot_TK, source_T, scale, dropped_pairs = tokens.choose(
-            slots, self._moe.num_experts, layer, offset
-        )
+        slot_TK, source_T, scale, dropped_pairs = tokens.choose(slots, layer, offset)
         rows_RG = slots.rows(slot_TK, scale)
         if not layout.travels:
             all_P = np.full(slots.num_ranks, float(tokens.total))

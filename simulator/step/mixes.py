@@ -137,6 +137,8 @@ def _price_mix(prices: Prices, profiles: LoadProfiles, mix_P: Floats, placed: Pl
     recorded_T = np.array(
         [tokens[p][int(at * len(tokens[p]))] for p, at in zip(profile_T, place_T, strict=True)]
     )
-    pool_LTK = profiles.recorded.ids_LTK[:, recorded_T]
-    mixed = replace(experts, topk_ids_LTK=pool_LTK, placed=placed)
+    recorded = profiles.recorded
+    pool_LTK = recorded.ids_LTK[:, recorded_T]
+    next_LTN = None if recorded.next_LTN is None else recorded.next_LTN[:, recorded_T]
+    mixed = replace(experts, topk_ids_LTK=pool_LTK, next_LTN=next_LTN, placed=placed)
     return Prices(replace(prices.placement, experts=mixed), prices.max_tokens)

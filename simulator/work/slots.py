@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.policies.overflow import RoutedTokens
 from simulator.policies.placement import Placed
 
 
@@ -34,6 +35,7 @@ class SlotMap:
         self.rank_P = placed.rank_LP[layer]
         self._rank_P1 = np.append(self.rank_P, -1)  # its last is found by -1
         self.num_ranks = placed.num_ranks
+        self.num_experts = num_experts
         self._expert_P = expert_P
         copies_E = np.bincount(expert_P, minlength=num_experts)
         self._copies_E1 = np.append(copies_E, 1)
@@ -63,6 +65,22 @@ class SlotMap:
     def ranks(self, slot_TK: NDArray[np.int64]) -> NDArray[np.int64]:
         """Expert-parallel rank of every token-expert pair, ``[T, K]``."""
         return np.asarray(self._rank_P1.take(slot_TK))
+
+    def route_tokens(
+        self,
+        ids_TJ: NDArray[np.integer[Any]],
+        top_k: int,
+        source_T: NDArray[np.int64],
+        first_token: int = 0,
+    ) -> RoutedTokens:
+        """Describe tokens to an overflow policy, with the rank of each choice.
+
+        Args:
+            source_T: rank whose router each token passes, ``[T]``.
+            first_token: as of :meth:`slots`.
+        """
+        rank_TJ = self.ranks(self.slots(ids_TJ, first_token))
+        return RoutedTokens(ids_TJ, rank_TJ, top_k, source_T, self.num_experts, self.num_ranks)
 
     def share_tokens(self, tokens_E: NDArray[np.float64]) -> NDArray[np.float64]:
         """Tokens of every slot, ``rows_RG`` (``G`` slots of a rank), from the tokens of each

@@ -16,7 +16,8 @@ from simulator.policies.balancing import Rule
 from simulator.policies.contracts import decide_placement, make_drafts
 from simulator.policies.failures import Machines
 from simulator.policies.messages import Messages
-from simulator.policies.overflow import may_drop
+from simulator.policies.overflow import RoutedTokens, may_drop
+from simulator.policies.overflow_faults import find_fault as find_overflow_fault
 from simulator.policies.rebalancing import ExpertLoad
 from tests.cases import cases
 
@@ -79,7 +80,7 @@ def test_dispatch_policies_send_what_they_say(num_tokens, top_k, shape, seed):
     assert found["all_gather"].sum() == num_tokens * (num_ranks - 1)
 
 
-OVERFLOW = {"capacity": {"factor": 0.7}}
+OVERFLOW = {"capacity": {"factor": 0.7}, "top_k": {"top_k": 2}}
 """Keys that a policy needs; one without an entry here needs none."""
 
 
@@ -87,21 +88,23 @@ OVERFLOW = {"capacity": {"factor": 0.7}}
 @given(st.integers(0, 60), st.integers(1, 4), st.integers(4, 9), st.integers(0, 1000))
 def test_overflow_policies_keep_pairs_of_each_rank_by_itself(num_tokens, top_k, num_experts, seed):
     rng = np.random.default_rng(seed)
-    ids_TK = rng.random((num_tokens, num_experts)).argsort(axis=1)[:, :top_k].astype(np.int16)
+    ids_TJ = rng.random((num_tokens, num_experts)).argsort(axis=1)[:, : top_k + 2].astype(np.int16)
     source_T = np.sort(rng.integers(0, 3, num_tokens))
+    rank_TJ = ids_TJ.astype(np.int64) % 3
+    tokens = RoutedTokens(ids_TJ, rank_TJ, top_k, source_T, num_experts, 3)
     for kind in available("overflow"):
         policy = build("overflow", {"kind": kind, **OVERFLOW.get(kind, {})}, "test")
-        before = ids_TK.copy()
-        keep_TK, again_TK = (policy.keep(ids_TK, source_T, num_experts) for _ in range(2))
-        assert (keep_TK.dtype, keep_TK.shape) == (np.bool_, ids_TK.shape)
-        assert np.array_equal(keep_TK, again_TK)
-        assert np.array_equal(ids_TK, before)
-        assert may_drop(policy) or keep_TK.all()
+        before = ids_TJ.copy()
+        admitted_TK, again_TK = (policy.admit(tokens) for _ in range(2))
+        assert not find_overflow_fault(admitted_TK, tokens)
+        assert np.array_equal(admitted_TK, again_TK)
+        assert np.array_equal(ids_TJ, before)
+        assert may_drop(policy) or np.array_equal(admitted_TK, ids_TJ[:, :top_k])
         for rank in range(3):
             own_T = source_T == rank
             alone_T = np.zeros(own_T.sum(), dtype=np.int64)
-            alone_TK = policy.keep(ids_TK[own_T], alone_T, num_experts)
-            assert np.array_equal(keep_TK[own_T], alone_TK)
+            alone = RoutedTokens(ids_TJ[own_T], rank_TJ[own_T], top_k, alone_T, num_experts, 3)
+            assert np.array_equal(admitted_TK[own_T], policy.admit(alone))
 
 
 @pytest.mark.parametrize("scheduling", available("scheduling"))

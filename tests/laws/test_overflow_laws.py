@@ -18,26 +18,60 @@ from simulator.engine.changes import cut_row
 from simulator.engine.experts_table import spread_tokens
 from simulator.engine.step_log import LOG_COLUMNS, NUM_COLUMNS
 from simulator.engine.timeline import run_plan, serve
-from simulator.policies.contracts import drop_overflow
+from simulator.policies.contracts import admit_pairs
+from simulator.policies.overflow import RoutedTokens, take_choices
 from simulator.policies.overflow.capacity import Capacity
+from simulator.policies.overflow.top_k import FewerExperts
+from simulator.policies.overflow_faults import find_fault
 from simulator.results.metrics import summarise
 from simulator.step.expert_prices import find_imbalance
 from simulator.step.prices import Prices
+from simulator.work.slots import SlotMap
+from tests.admission_by_loops import admit_by_loops
 from tests.cases import cases
 from tests.laws.deployments import check_same_events, serve_by_events
 from tests.parts import change_plan
 
 
 @st.composite
-def batches(draw):
-    """``topk_ids_TK``, ``source_T`` and the number of experts."""
+def batches(draw, most_next=0):
+    """Tokens with the next best experts of each, of experts that lie in blocks on ranks."""
     experts, tokens = draw(st.integers(1, 12)), draw(st.integers(0, 80))
     rng = np.random.default_rng(draw(st.integers(0, 1000)))
     weights = rng.random(experts) ** draw(st.sampled_from([1, 8]))
     key_TE = np.log(weights) + rng.gumbel(size=(tokens, experts))
-    top_k = draw(st.integers(1, experts))
-    ids_TK = key_TE.argsort(axis=1)[:, ::-1][:, :top_k].astype(np.int16)
-    return ids_TK, np.sort(rng.integers(0, draw(st.integers(1, 5)), tokens)), experts
+    top_k, ranks = draw(st.integers(1, experts)), draw(st.integers(1, experts))
+    num_choices = top_k + draw(st.integers(0, most_next))
+    ids_TJ = key_TE.argsort(axis=1)[:, ::-1][:, :num_choices].astype(np.int16)
+    source_T = np.sort(rng.integers(0, draw(st.integers(1, 5)), tokens))
+    rank_TJ = ids_TJ.astype(np.int64) * ranks // experts
+    return RoutedTokens(ids_TJ, rank_TJ, top_k, source_T, experts, ranks)
+
+
+def own(tokens):
+    """Experts that tokens chose."""
+    return tokens.ids_TJ[:, : tokens.top_k]
+
+
+def of_rank(tokens, rank):
+    """Tokens that pass the router of one rank."""
+    own_T = tokens.source_T == rank
+    return tokens._replace(
+        ids_TJ=tokens.ids_TJ[own_T],
+        rank_TJ=tokens.rank_TJ[own_T],
+        source_T=np.zeros(own_T.sum(), dtype=np.int64),
+    )
+
+
+any_policy = st.one_of(
+    st.builds(
+        Capacity,
+        factor=st.floats(0.01, 4.0),
+        per=st.sampled_from(["expert", "rank"]),
+        next_choices=st.just(1),  # what a policy is given is what counts
+    ),
+    st.builds(FewerExperts, top_k=st.integers(1, 6), above_tokens=st.integers(0, 40)),
+)
 
 
 a_factor = st.floats(0.01, 4.0)
@@ -46,8 +80,8 @@ a_factor = st.floats(0.01, 4.0)
 @cases(100)
 @given(batches(), a_factor)
 def test_each_expert_keeps_the_first_tokens_of_each_rank_up_to_its_capacity(batch, factor):
-    ids_TK, source_T, experts = batch
-    keep_TK = Capacity(factor=factor).keep(ids_TK, source_T, experts)
+    ids_TK, source_T, experts = own(batch), batch.source_T, batch.num_experts
+    keep_TK = Capacity(factor=factor).admit(batch) >= 0
     for source in set(source_T.tolist()):
         own_TK, kept_TK = ids_TK[source_T == source], keep_TK[source_T == source]
         capacity = int(np.ceil(own_TK.size / experts * factor))
@@ -60,27 +94,60 @@ def test_each_expert_keeps_the_first_tokens_of_each_rank_up_to_its_capacity(batc
 @cases(100)
 @given(batches(), a_factor, a_factor)
 def test_a_lower_factor_keeps_no_pair_that_a_higher_one_drops(batch, one, other):
-    low, high = (Capacity(factor=f).keep(*batch) for f in sorted((one, other)))
+    low, high = (Capacity(factor=f).admit(batch) >= 0 for f in sorted((one, other)))
     assert not (low & ~high).any()
 
 
 @cases(60)
-@given(batches(), a_factor, st.integers(0, 4))
-def test_what_a_rank_keeps_does_not_hang_on_others(batch, factor, rank):
-    ids_TK, source_T, experts = batch
-    policy, own_T = Capacity(factor=factor), source_T == rank
-    alone = policy.keep(ids_TK[own_T], np.zeros(own_T.sum(), dtype=np.int64), experts)
-    assert np.array_equal(policy.keep(ids_TK, source_T, experts)[own_T], alone)
+@given(batches(most_next=4), any_policy, st.integers(0, 4))
+def test_what_a_rank_admits_does_not_hang_on_others(batch, policy, rank):
+    alone_TK = policy.admit(of_rank(batch, rank))
+    assert np.array_equal(policy.admit(batch)[batch.source_T == rank], alone_TK)
+
+
+@cases(100)
+@given(batches(most_next=4), any_policy)
+def test_admitted_pairs_are_those_of_a_direct_count(batch, policy):
+    admitted_TK = policy.admit(batch)
+    assert np.array_equal(admitted_TK, admit_by_loops(policy, batch))
+    assert not find_fault(admitted_TK, batch)
 
 
 @cases(60)
-@given(batches())
+@given(batches(most_next=4), a_factor)
+def test_no_rank_gets_more_than_its_room(batch, factor):
+    admitted_TK = Capacity(factor=factor, per="rank").admit(batch)
+    rank_TK = np.where(admitted_TK < 0, -1, admitted_TK * batch.num_ranks // batch.num_experts)
+    for source, tokens in enumerate(batch.tokens_S):
+        room = int(np.ceil(tokens * batch.top_k / batch.num_ranks * factor))
+        pairs_R = np.bincount(rank_TK[batch.source_T == source].ravel() + 1)[1:]
+        assert pairs_R.max(initial=0) <= room
+
+
+@cases(60)
+@given(batches(most_next=4), a_factor, st.sampled_from(["expert", "rank"]))
+def test_next_choices_take_rooms_that_are_left_and_nobody_elses(batch, factor, per):
+    """Pairs that find room among their own choices keep them, and more pairs find some."""
+    policy = Capacity(factor=factor, per=per)
+    kept_TK = policy.admit(
+        batch._replace(ids_TJ=own(batch), rank_TJ=batch.rank_TJ[:, : batch.top_k])
+    )
+    admitted_TK = policy.admit(batch)
+    assert np.array_equal(admitted_TK[kept_TK >= 0], kept_TK[kept_TK >= 0])
+    assert (admitted_TK >= 0).sum() >= (kept_TK >= 0).sum()
+
+
+@cases(60)
+@given(batches(most_next=4))
 def test_room_for_every_token_drops_none(batch):
-    ids_TK, source_T, experts = batch
-    enough = experts / ids_TK.shape[1]
-    assert Capacity(factor=enough).keep(ids_TK, source_T, experts).all()
-    policy = build("overflow", {"kind": "none"}, "test")
-    assert np.array_equal(drop_overflow(policy, ids_TK, source_T, experts), ids_TK)
+    for per, enough in (
+        ("expert", batch.num_experts / batch.top_k),
+        ("rank", float(batch.num_ranks)),
+    ):
+        admitted_TK = Capacity(factor=enough, per=per).admit(batch)
+        assert np.array_equal(admitted_TK, own(batch))
+    for policy in (build("overflow", {"kind": "none"}, "test"), FewerExperts(top_k=batch.top_k)):
+        assert np.array_equal(admit_pairs(policy, batch), own(batch))
 
 
 LAYOUTS = [
@@ -140,6 +207,38 @@ def test_a_steps_own_tokens_are_dropped_exactly_also_beyond_the_pool(tiny, split
             assert pairs_R[:, 0].tolist() == [by_rank[rank] for rank in range(len(pairs_R))]
 
 
+FURTHER = [
+    {"kind": "capacity", "factor": 0.9, "per": "rank"},
+    {"kind": "capacity", "factor": 0.9, "next_choices": 2},
+    {"kind": "capacity", "factor": 0.8, "per": "rank", "next_choices": 99},
+    {"kind": "top_k", "top_k": 1, "above_tokens": 30},
+]
+
+
+@pytest.mark.parametrize("overflow", FURTHER, ids=str)
+@pytest.mark.parametrize("split", LAYOUTS, ids=str)
+def test_pairs_of_a_step_are_those_admitted_by_a_direct_count(tiny, split, overflow):
+    plan = tiny.plan("moe", overflow=overflow, **split)
+    layout, experts = plan.placement.layout, plan.placement.experts
+    tokens_d, layer, offset = spread_tokens(500, 1.5, layout.attention_dp), 2, 4000
+    step = Prices(plan.placement, 1024).expert_step(layer, tokens_d, offset)
+    own_R = [
+        tokens // layout.tp + (part < tokens % layout.tp)
+        for tokens in tokens_d.tolist()
+        for part in range(layout.tp)
+    ]
+    source_T = np.repeat(np.arange(len(own_R)), own_R) * layout.travels
+    place_T = (offset + np.arange(500)) % POOL_TOKENS
+    ids_TJ = take_choices(experts.topk_ids_LTK, experts.next_LTN, layer, place_T)
+    slots = SlotMap(experts.placed, layer, plan.placement.model.moe.num_experts)
+    tokens = slots.route_tokens(ids_TJ, 2, source_T)
+    admitted_TK = admit_by_loops(experts.overflow, tokens)
+    assert step.dropped_pairs + (admitted_TK != ids_TJ[:, :2]).sum() > 0
+    assert step.dropped_pairs == (admitted_TK < 0).sum()
+    pairs_R = slots.rows(slots.slots(admitted_TK)).sum(axis=1)
+    assert step.pairs_R[:: layout.moe_tp].tolist() == pairs_R.tolist()
+
+
 @pytest.mark.parametrize("split", LAYOUTS, ids=str)
 def test_dropping_sends_computes_and_reads_no_more(tiny, split):
     steps = [
@@ -180,8 +279,8 @@ def test_a_step_with_room_for_all_costs_what_it_costs_without_a_capacity(tiny, s
 class Nobody:
     """Room for no token at all."""
 
-    def keep(self, topk_ids_TK, source_T, num_experts):
-        return np.zeros(topk_ids_TK.shape, dtype=np.bool_)
+    def admit(self, tokens):
+        return np.full((len(tokens.ids_TJ), tokens.top_k), -1)
 
 
 @pytest.mark.parametrize("split", LAYOUTS, ids=str)
@@ -265,10 +364,14 @@ def test_a_step_that_is_cut_off_drops_nothing():
     assert row[LOG_COLUMNS.index("dropped_pairs")] == 0.0
 
 
-@pytest.mark.parametrize("split", SERVED, ids=str)
-def test_fidelities_drop_alike(tiny, split):
+@pytest.mark.parametrize(
+    ("split", "overflow"),
+    [*((split, capacity(1.0)) for split in SERVED), *((SERVED[0], one) for one in FURTHER[:2])],
+    ids=str,
+)
+def test_fidelities_drop_alike(tiny, split, overflow):
     """The table has the mean of draws, and ranks the draws themselves."""
-    plan = tiny.plan("moe", overflow=capacity(1.0), **split)
+    plan = tiny.plan("moe", overflow=overflow, **split)
     trace = tiny.trace(40, 100.0, 400, 12)
     by_table, by_ranks, by_messages = (
         run_plan(plan, trace, name).dropped_share for name in ("step", "rank", "message")

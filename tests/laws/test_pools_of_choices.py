@@ -37,11 +37,11 @@ def test_a_steps_tokens_are_the_pools_from_one_place_on_and_go_round_it(offset, 
     """Steps of more tokens than the pool has take a whole round."""
     ids_LTK = np.random.default_rng(seed).integers(8, size=(2, POOL_TOKENS, 2)).astype(np.int16)
     experts = SimpleNamespace(
-        topk_ids_LTK=ids_LTK, overflow=build("overflow", {"kind": "none"}, "test")
+        topk_ids_LTK=ids_LTK, next_LTN=None, overflow=build("overflow", {"kind": "none"}, "test")
     )
     tokens = ChoosingTokens(experts, Layout(tp=1, attention_dp=1, ep=1), np.array([total]))
     slots = SlotMap(Placed(np.arange(8)[None], np.zeros((1, 8), dtype=np.int64), 1), 0, 8)
-    chosen = tokens.choose(slots, 8, 1, offset)
+    chosen = tokens.choose(slots, 1, offset)
     count = min(total, POOL_TOKENS)
     places = [(offset + place) % POOL_TOKENS for place in range(count)]
     assert np.array_equal(chosen.slot_TK, ids_LTK[1, places])

@@ -3,7 +3,6 @@ scenarios describe.
 """
 
 import dataclasses
-from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from simulator.policies.overflow.capacity import Capacity
+from simulator.policies.overflow import RoutedTokens, may_drop
 from simulator.policies.placement import Placed
 from simulator.runtime.in_process import InProcessBackend
 from simulator.runtime.job import Step
@@ -19,6 +18,7 @@ from simulator.runtime.layers.transformer import Transformer
 from simulator.runtime.layers.weights import save_weights
 from simulator.runtime.reference import Reference
 from simulator.runtime.timeline import combine
+from tests.admission_by_loops import admit_by_loops
 from tests.parts import change_plan
 
 FP32 = 2e-5
@@ -100,12 +100,20 @@ def check_laws(job, step, outs):
     shape = (job.model.num_moe_layers, step.num_tokens, job.moe.top_k)
     assert ids_LTK.shape == shape
     for layer in range(job.model.num_moe_layers):
-        planned_TK = job.topk_ids_TK(layer, step.offset, step.num_tokens)
+        planned_TJ = job.ids_TJ(layer, step.offset, step.num_tokens)
         is_kept_TK = ids_LTK[layer] >= 0
-        if planned_TK is not None:
-            left_TK = drop_by_loops(job, planned_TK, sources(job, step))
-            assert np.array_equal(ids_LTK[layer], left_TK)
-        elif not isinstance(job.experts.overflow, Capacity):
+        if planned_TJ is not None:
+            tokens = RoutedTokens(
+                planned_TJ,
+                ranks_of(job, layer, planned_TJ)[:, :: layout.moe_tp] // layout.moe_tp,
+                job.moe.top_k,
+                sources(job, step),
+                job.moe.num_experts,
+                job.experts.placed.num_ranks,
+            )
+            admitted_TK = admit_by_loops(job.experts.overflow, tokens)
+            assert np.array_equal(ids_LTK[layer], admitted_TK)
+        elif not may_drop(job.experts.overflow):
             assert is_kept_TK.all()
         pairs_R = np.array([out.pairs_L[layer] for out in outs])
         assert pairs_R.sum() == is_kept_TK.sum() * layout.moe_tp
@@ -118,22 +126,6 @@ def check_laws(job, step, outs):
             assert np.array_equal(
                 sent_SR, job.experts.dispatch.copies(rank_TK, sources(job, step), job.node_R)
             )
-
-
-def drop_by_loops(job, ids_TK, source_T):
-    """The choices, -1 where the expert had taken its share of the source's tokens before."""
-    overflow = job.experts.overflow
-    if not isinstance(overflow, Capacity):
-        return ids_TK
-    left_TK, taken = ids_TK.copy(), Counter()
-    for token, source in enumerate(source_T.tolist()):
-        pairs = int((source_T == source).sum()) * job.moe.top_k
-        room = int(np.ceil(pairs / job.moe.num_experts * overflow.factor))
-        for k, expert in enumerate(ids_TK[token].tolist()):
-            taken[source, expert] += 1
-            if taken[source, expert] > room:
-                left_TK[token, k] = -1
-    return left_TK
 
 
 def ranks_of(job, layer, ids_TK):

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
 from simulator.policies.overflow.none import Dropless
 from simulator.runtime.reference import Reference
 from simulator.step.prices import Prices
-from tests.runtime.equality import by_its_router, check_job, prompts, running
+from tests.runtime.equality import STEPS, by_its_router, check_job, prompts, running
 
 MOE = {"num_experts": 8, "top_k": 2}
 SHARED = {"num_shared_experts": 1, "shared_intermediate_size": 24}
@@ -45,13 +45,43 @@ def test_shards_drop_what_the_whole_model_drops(real, split, factor, kind):
     assert np.abs(dropped).max() > 0.01  # or it would be no test
 
 
+FURTHER = [
+    {"kind": "capacity", "factor": 0.8, "per": "rank"},
+    {"kind": "capacity", "factor": 1.0, "next_choices": 3},
+    {"kind": "capacity", "factor": 0.7, "per": "rank", "next_choices": 99},
+    {"kind": "top_k", "top_k": 1, "above_tokens": 3},
+]
+
+
+@pytest.mark.parametrize("overflow", FURTHER, ids=str)
+@pytest.mark.parametrize("split", [SPLITS[1], SPLITS[3]], ids=str)
+def test_shards_admit_what_the_whole_model_admits(real, split, overflow):
+    plan = real.plan(
+        {**MOE, **SHARED},
+        routing={"kind": "zipf", "exponent": 1.2},
+        dispatch={"kind": "per_rank"},
+        overflow=overflow,
+        **split,
+    )
+    job = real.job(plan)
+    check_job(job, STEPS[:2])
+    check_job(by_its_router(job), STEPS[:2])
+    step = prompts(sequences=8, tokens=16)
+    free = dataclasses.replace(job, experts=dataclasses.replace(job.experts, overflow=Dropless()))
+    changed = Reference(job).hidden_vectors(step) - Reference(free).hidden_vectors(step)
+    assert np.abs(changed).max() > 0.01  # or it would be no test
+
+
+@pytest.mark.parametrize(
+    "overflow", [{"kind": "capacity", "factor": 0.7}, FURTHER[0], FURTHER[3]], ids=str
+)
 @pytest.mark.parametrize("split", SPLITS[:4], ids=str)
-def test_shards_compute_the_pairs_that_are_priced(real, split):
+def test_shards_compute_the_pairs_that_are_priced(real, split, overflow):
     plan = real.plan(
         MOE,
         routing={"kind": "zipf", "exponent": 1.2},
         dispatch={"kind": "per_rank"},
-        overflow={"kind": "capacity", "factor": 0.7},
+        overflow=overflow,
         **split,
     )
     job, step = real.job(plan), prompts(sequences=7, tokens=9, offset=4090)

@@ -10,7 +10,7 @@ from simulator.base.errors import UserError
 from simulator.base.plugins import build
 from simulator.commands.catalogue import list_kinds
 from simulator.deployment.facts import facts_of
-from simulator.policies.overflow import may_drop
+from simulator.policies.overflow import RoutedTokens, count_next_choices, may_drop
 from simulator.policies.overflow.capacity import Capacity
 from simulator.results.overflow_text import tell_drops
 
@@ -69,9 +69,22 @@ def test_four_tokens_that_choose_one_expert_of_two():
     rank's.
     """
     ids_TK, policy = np.zeros((4, 1), dtype=np.int16), Capacity(factor=1.25)
-    together, apart = np.zeros(4, dtype=np.int64), np.array([0, 0, 0, 1])
-    assert policy.keep(ids_TK, together, 2).ravel().tolist() == [True, True, True, False]
-    assert policy.keep(ids_TK, apart, 2).ravel().tolist() == [True, True, False, True]
+    for source_T, admitted in (
+        (np.zeros(4, dtype=np.int64), [0, 0, 0, -1]),
+        (np.array([0, 0, 0, 1]), [0, 0, -1, 0]),
+    ):
+        tokens = RoutedTokens(ids_TK, ids_TK.astype(np.int64), 1, source_T, 2, 2)
+        assert policy.admit(tokens).ravel().tolist() == admitted
+
+
+def test_a_pair_without_room_goes_to_the_best_next_choice_that_has_some():
+    """Room for two tokens in each of three experts: the third goes to its next choice, the fourth
+    to the one behind it.
+    """
+    ids_TJ = np.array([[0, 1, 2], [0, 2, 1], [0, 1, 2], [0, 1, 2], [1, 2, 0]])
+    policy = Capacity(factor=1.2, next_choices=2)
+    tokens = RoutedTokens(ids_TJ, ids_TJ, 1, np.zeros(5, dtype=np.int64), 3, 3)
+    assert policy.admit(tokens).ravel().tolist() == [0, 0, 1, 2, 1]
 
 
 @pytest.mark.parametrize(
@@ -93,3 +106,42 @@ def test_nothing_is_said_where_nothing_can_be_dropped():
 
 def test_a_policy_may_say_that_it_never_drops():
     assert not may_drop(build("overflow", {"kind": "none"}, "test"))
+
+
+def test_next_choices_are_as_many_as_a_token_may_choose():
+    """Where a model limits tokens to groups, to those of its groups."""
+    assert count_next_choices(build("overflow", {"kind": "none"}, "test")) is None
+    assert count_next_choices(build("overflow", {"kind": "top_k", "top_k": 1}, "test")) == 0
+    assert count_next_choices(Capacity(factor=1.0)) is None
+    assert count_next_choices(Capacity(factor=1.0, next_choices=3)) == 3
+
+
+@pytest.mark.parametrize("routing", ["uniform", "lognormal", "group_limited"])
+def test_the_pool_is_the_same_with_next_choices(tiny, routing):
+    keys = {"num_groups": 4, "num_limited_groups": 2} if routing == "group_limited" else {}
+    plain, ranked = (
+        tiny.plan("moe", overflow=overflow, routing={"kind": routing, **keys}).placement.experts
+        for overflow in (None, {**ROOMY, "next_choices": 99})
+    )
+    assert plain.next_LTN is None
+    moe = tiny.plan("moe").placement.model.moe
+    most = moe.num_experts // (2 if keys else 1)
+    assert ranked.next_LTN.shape[2] == most - moe.top_k
+    assert np.array_equal(np.sort(plain.topk_ids_LTK), np.sort(ranked.topk_ids_LTK))
+    both = np.concatenate([ranked.topk_ids_LTK, ranked.next_LTN], axis=2)
+    assert (np.diff(np.sort(both), axis=2) > 0).all()
+    assert np.array_equal(plain.placed.expert_LP, ranked.placed.expert_LP)
+
+
+def test_a_recording_has_no_next_choices_and_is_taken_to_be_in_order(tiny, tmp_path):
+    moe = tiny.plan("moe").placement.model.moe
+    layers = tiny.plan("moe").placement.model.num_moe_layers
+    scores = np.random.default_rng(0).random((layers, 300, moe.num_experts))
+    np.savez(tmp_path / "ids.npz", ids=scores.argsort(axis=2)[:, :, : moe.top_k])
+    routing = {"kind": "replay", "trace": str(tmp_path / "ids.npz")}
+    with pytest.raises(UserError, match="routing kind 'replay' knows the chosen experts only"):
+        tiny.plan("moe", routing=routing, overflow={**ROOMY, "next_choices": 1})
+    plan = tiny.plan("moe", routing=routing, overflow={"kind": "top_k", "top_k": 1})
+    chosen = scores.argsort(axis=2)[:, :, 0]
+    found = plan.placement.experts.topk_ids_LTK[:, :, 0]
+    assert set(found[0].tolist()) <= set(chosen[0].tolist())

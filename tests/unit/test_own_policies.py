@@ -47,7 +47,8 @@ class Own(Frozen):
 """
 OVERFLOW = """
 class Own(Frozen):
-    def keep(self, topk_ids_TK, source_T, num_experts):
+    def admit(self, tokens):
+        ids_TJ = tokens.ids_TJ
         return {returned}
 """
 DISPATCH = """
@@ -107,7 +108,7 @@ class Own(Frozen):
 FAMILIES = {
     "routing": (ROUTING, "Router.topk_ids()", "deployments.0.routing"),
     "placement": (PLACEMENT, "Own.place()", "deployments.0.placement"),
-    "overflow": (OVERFLOW, "Own.keep()", "deployments.0.overflow"),
+    "overflow": (OVERFLOW, "Own.admit()", "deployments.0.overflow"),
     "dispatch": (DISPATCH, "Own.copies()", "deployments.0.dispatch"),
     "balancing": (BALANCING, "Own.choose()", "deployments.0.balancing"),
     "rule": (RULE, "Own.prepare()", "deployments.0.balancing"),
@@ -121,7 +122,7 @@ FAMILIES = {
 RIGHT = {
     "routing": "np.tile(np.arange(self.moe.top_k, dtype=np.int16), (tokens, 1))",
     "placement": "Placed(expert_LP.astype(np.int32), rank_LP.astype(np.int32), num_ranks)",
-    "overflow": "np.zeros(topk_ids_TK.shape, dtype=bool)",
+    "overflow": "np.where(ids_TJ % 2, ids_TJ, -1)",
     "dispatch": "zeros.astype(np.float32)",
     "balancing": "np.int32(0)",
     "rule": "Rule(turns=lambda count: np.arange(count) % num_replicas)",
@@ -145,9 +146,11 @@ WRONG = [
     ("placement", "Placed(expert_LP, rank_LP, 99)", "a Placed", "num_ranks is 99;"),
     ("placement", "Placed(expert_LP, rank_LP - 1, num_ranks)", "ranks beyond 0 to", "a Placed"),
     ("placement", "Placed(expert_LP, rank_LP[1:], num_ranks)", "rank_LP is not of", "a Placed"),
-    ("overflow", "topk_ids_TK * 0", "bools of shape (8, ", "int16 of shape (8, "),
-    ("overflow", "topk_ids_TK[1:] > 3", "bools of shape (8, ", "bool of shape (7, "),
-    ("overflow", "[True]", "bools of shape", "list [True]"),
+    ("overflow", "ids_TJ > 3", "whole numbers of shape (8, ", "bool of shape (8, "),
+    ("overflow", "ids_TJ[1:]", "whole numbers of shape (8, ", "int16 of shape (7, "),
+    ("overflow", "ids_TJ - 2", "each -1 or one of its token's ids_TJ", "int16 of shape (8, "),
+    ("overflow", "np.tile(ids_TJ[:, :1], 2)", "each id once", "int16 of shape (8, "),
+    ("overflow", "[True]", "whole numbers of shape", "list [True]"),
     ("dispatch", "zeros[:1]", "numbers of shape (4, 4)", "float64 of shape (1, 4)"),
     ("dispatch", "zeros - 1", "none below 0", "from -1 to -1"),
     ("dispatch", "zeros + np.nan", "numbers of shape", "float64 of shape"),

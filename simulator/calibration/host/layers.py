@@ -225,7 +225,7 @@ class _Collector:
     def _add_experts(self, rank: int, layer: int, seconds: list[float]) -> None:
         """Note a rank's experts, and their packing where rows are exchanged."""
         shape, shard = self.shape, self.run[rank]
-        ids_TK = self.job.topk_ids_TK(layer, self.step.offset, self.step.num_tokens)
+        ids_TK = self.job.ids_TJ(layer, self.step.offset, self.step.num_tokens)
         if ids_TK is None:
             raise ValueError("experts of a timed model are planned")
         rows_E = np.bincount(ids_TK.ravel(), minlength=shape.num_experts)

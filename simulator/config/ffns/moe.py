@@ -97,6 +97,13 @@ class MoE(FFN):
     def num_small_parameters(self, hidden_size: int) -> int:
         return self.num_experts if self.has_router_bias else 0
 
+    @property
+    def num_candidates(self) -> int:
+        """Number of experts that a token may choose from: those of the groups that it is limited
+        to.
+        """
+        return self.num_experts // self.num_groups * self.num_limited_groups
+
     def expert_linears(self, hidden_size: int) -> tuple[Linear, ...]:
         """The matrices of one routed expert."""
         return make_linears(hidden_size, self.intermediate_size, self.is_gated, "expert")

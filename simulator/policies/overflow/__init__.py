@@ -1,46 +1,86 @@
-"""Overflow of experts: token-expert pairs that are dropped, since their expert is over its
-capacity; one policy in a file.
+"""Overflow of experts: token-expert pairs that find no room are dropped or go to another expert;
+one policy in a file.
 
 A dropped token-expert pair does not travel and is not computed: it adds nothing to its token, whose
 other experts keep their weights (as Megatron-LM, ``apply_router_token_dropping``). Behind a policy
-it is the id, the slot and the rank -1, which every count skips.
+it is the id, the slot and the rank -1, which every count skips. A pair that goes to another expert
+counts with the score that the router gave this one.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+class RoutedTokens(NamedTuple):
+    """Tokens of one step in one MoE layer, behind their routers."""
+
+    ids_TJ: NDArray[np.integer[Any]]
+    """Experts of every token, ``[T, J]``, distinct in a row: the ``top_k`` that it chose, then the
+    next best ones, as many as the policy asks for (``next_choices``) and the router can choose."""
+    rank_TJ: NDArray[np.int64]
+    """Expert-parallel rank that computes each of them, ``[T, J]``, of the ``num_ranks``."""
+    top_k: int
+    """Number of experts that each token chose (``K``)."""
+    source_T: NDArray[np.int64]
+    """Rank whose router each token passes, ``[T]``; all 0 where every rank has every token."""
+    num_experts: int
+    num_ranks: int
+
+    @property
+    def tokens_S(self) -> NDArray[np.int64]:
+        """Tokens that pass the router of each rank, ``[S]``, up to the last one with any."""
+        return np.bincount(self.source_T)
+
+
+def take_choices(
+    ids_LTK: NDArray[np.int16],
+    next_LTN: NDArray[np.int16] | None,
+    layer: int,
+    token_T: NDArray[np.int64],
+) -> NDArray[np.int16]:
+    """Look up the experts that tokens chose in a layer, and the next ones where they are known,
+    ``ids_TJ``.
+
+    Args:
+        token_T: index of each token in ``ids_LTK`` and ``next_LTN``.
+    """
+    own_TK = ids_LTK[layer, token_T]
+    return own_TK if next_LTN is None else np.hstack([own_TK, next_LTN[layer, token_T]])
 
 
 class OverflowPolicy(Protocol):
     """Interface of the files in this folder: a frozen pydantic model whose fields are its
     configuration keys.
 
-    ``drops``, an optional class variable, is false where it never drops anything
-    (:func:`may_drop`).
+    All class variables are optional: ``drops`` is false where it never drops anything
+    (:func:`may_drop`); ``best_first`` is true where a token's experts must come best first, and
+    ``next_choices``, a field or class variable, is the number of next best ones that it asks for
+    (:func:`count_next_choices`).
     """
 
-    def keep(
-        self, topk_ids_TK: NDArray[np.integer[Any]], source_T: NDArray[np.int64], num_experts: int
-    ) -> NDArray[np.bool_]:
-        """Choose the token-expert pairs of one MoE layer in one step that are computed.
-
-        Args:
-            topk_ids_TK: experts of every token of the step, ``[T, K]``, the ``K`` of a row
-                distinct.
-            source_T: rank whose router each token passes, ``[T]``; all 0 where every rank has every
-                token.
-            num_experts: ``E``.
+    def admit(self, tokens: RoutedTokens) -> NDArray[np.integer[Any]]:
+        """Choose the experts that compute the tokens of one MoE layer in one step.
 
         Returns:
-            ``keep_TK``, ``bool [T, K]``. The pairs kept of one rank's tokens must not depend on
-                those of other ranks, which a real router does not see.
+            ``topk_ids_TK``, ``[T, K]``: each -1, for a pair that is dropped, or one of its token's
+                ``ids_TJ``, distinct in a row. Those of one rank's tokens must not depend on those
+                of other ranks, which a real router does not see.
         """
         ...
 
 
 def may_drop(policy: OverflowPolicy) -> bool:
-    """Whether a policy drops anything at some load."""
+    """Whether a policy changes anything at some load."""
     return bool(getattr(policy, "drops", True))
+
+
+def count_next_choices(policy: OverflowPolicy) -> int | None:
+    """Count the experts behind the chosen ones that a policy asks for; ``None`` where it does not
+    ask for the order of experts either.
+    """
+    count = int(getattr(policy, "next_choices", 0))
+    return count if count or getattr(policy, "best_first", False) else None

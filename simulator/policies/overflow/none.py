@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.base.frozen import Frozen
+from simulator.policies.overflow import RoutedTokens
 
 
 class Dropless(Frozen):
@@ -15,7 +16,5 @@ class Dropless(Frozen):
 
     drops: ClassVar[bool] = False
 
-    def keep(
-        self, topk_ids_TK: NDArray[np.integer[Any]], source_T: NDArray[np.int64], num_experts: int
-    ) -> NDArray[np.bool_]:
-        return np.ones(topk_ids_TK.shape, dtype=np.bool_)
+    def admit(self, tokens: RoutedTokens) -> NDArray[np.integer[Any]]:
+        return tokens.ids_TJ[:, : tokens.top_k]

@@ -5,7 +5,7 @@ router does.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,9 @@ class RecordedSequences:
     """Index of each sequence's kind of text, ``[Q]``; empty without any."""
     request_ids: tuple[str, ...] = ()
     """Identifier of the request that each sequence was recorded of; empty where none are known."""
+    next_LTN: NDArray[np.int16] | None = None
+    """Next best experts of every token, behind those that it chose, ``[L, T, N]``, best first;
+    ``None`` where nobody asks for them, or a recording does not have them."""
     is_drawn: bool = False
     """Whether the sequences were drawn from the popularity of experts in each domain, so that those
     of one domain differ by chance alone, and domains go by number instead of by name."""
@@ -67,6 +70,25 @@ class DomainRouter(Router, Protocol):
 
     def draw_sequences(self, rng: np.random.Generator) -> RecordedSequences:
         """Draw sequences of each domain that requests of it can take by position."""
+        ...
+
+
+@runtime_checkable
+class RankingRouter(Router, Protocol):
+    """Router that knows which experts a token would choose next."""
+
+    @property
+    def num_candidates(self) -> int:
+        """Number of experts that a token may choose from, at least ``K``."""
+        ...
+
+    def rank_choices(self, num_choices: int) -> Self:
+        """Make a router of the same tokens whose ``topk_ids`` are ``[T, num_choices]``, best first:
+        the ``K`` that this one's tokens choose, then the next best ones.
+
+        Args:
+            num_choices: at least ``K``, and at most ``num_candidates``.
+        """
         ...
 
 

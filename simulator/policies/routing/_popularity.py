@@ -46,12 +46,24 @@ class PopularityRouter:
     hold: float = 0.0
     """Probability that a token keeps the previous token's noise for an expert, and its topic.
     Keeping does not depend on the outcome, so popularity is the same with and without."""
+    num_ranked: int = 0
+    """Experts of a token that are returned, best first; 0 = the ``K`` that it chooses, in no
+    particular order."""
 
     def topk_ids(
         self, layer: int, run_lengths: NDArray[np.int64], rng: np.random.Generator
     ) -> NDArray[np.int16]:
         """Choose the experts of a batch of tokens (:class:`simulator.policies.routing.Router`)."""
         return self._draw(layer, run_lengths[run_lengths > 0], None, rng)
+
+    @property
+    def num_candidates(self) -> int:
+        """Number of experts that a token may choose from."""
+        return self.moe.num_candidates
+
+    def rank_choices(self, num_choices: int) -> PopularityRouter:
+        """Make a router of the same tokens that returns their ``num_choices`` best experts."""
+        return replace(self, num_ranked=num_choices)
 
     @property
     def num_domains(self) -> int:
@@ -70,7 +82,15 @@ class PopularityRouter:
         ]
         names = tuple(str(number + 1) for number in range(num_domains))
         start_Q = np.cumsum(length_Q) - length_Q
-        return RecordedSequences(np.stack(ids), start_Q, names, domain_Q, is_drawn=True)
+        chosen_LTK, next_LTN = np.split(np.stack(ids), [self.moe.top_k], axis=2)
+        return RecordedSequences(
+            np.ascontiguousarray(chosen_LTK),
+            start_Q,
+            names,
+            domain_Q,
+            next_LTN=next_LTN if next_LTN.size else None,
+            is_drawn=True,
+        )
 
     def _draw(
         self,
@@ -95,7 +115,8 @@ class PopularityRouter:
         holds = self.hold > 0 and len(lengths) < num_tokens
         topic_T = self._topics(layer, domain_T, is_first_T, rng)
 
-        topk_ids_TK = np.empty((num_tokens, self.moe.top_k), dtype=np.int16)
+        num_choices = self.num_ranked or self.moe.top_k
+        topk_ids_TK = np.empty((num_tokens, num_choices), dtype=np.int16)
         last_noise_E = np.empty(self.moe.num_experts, dtype=np.float32)
         chunk = max(1, _CHUNK_SCORES // self.moe.num_experts)
         for start in range(0, num_tokens, chunk):
@@ -105,7 +126,7 @@ class PopularityRouter:
                 _take_over(noise_TE, last_noise_E, is_first_T[part], self.hold, rng)
                 last_noise_E = noise_TE[-1].copy()
             noise_TE *= self.handicap_DLCE[domain_T[part], layer, topic_T[part]]
-            topk_ids_TK[part] = choose(noise_TE, self.moe)
+            topk_ids_TK[part] = choose(noise_TE, self.moe, self.num_ranked)
         return topk_ids_TK
 
     def _noise(self, num_tokens: int, rng: np.random.Generator) -> NDArray[np.float32]:

@@ -40,7 +40,7 @@ def inclusion(share_E: NDArray[np.float64], top_k: int) -> NDArray[np.float64]:
         wanted_E = wanted_E + below_E * np.maximum(missing, 0.0) / np.maximum(room, _SMALLEST_SHARE)
 
 
-def choose(keys_TE: NDArray[np.float32], moe: MoE) -> NDArray[np.int16]:
+def choose(keys_TE: NDArray[np.float32], moe: MoE, num_ranked: int = 0) -> NDArray[np.int16]:
     """Choose the ``K`` experts with the smallest keys of every token, within the model's group
     limit.
 
@@ -52,6 +52,7 @@ def choose(keys_TE: NDArray[np.float32], moe: MoE) -> NDArray[np.int16]:
     Args:
         keys_TE: positive; smaller is better.
         moe: its top-k and groups.
+        num_ranked: experts to choose instead, best first; 0 = ``K`` in no particular order.
 
     >>> keys = np.array([[0.5, 0.5, 0.1, 9.0]], dtype=np.float32)
     >>> moe = MoE(kind="moe", num_experts=4, top_k=1, intermediate_size=1, num_groups=2)
@@ -59,12 +60,12 @@ def choose(keys_TE: NDArray[np.float32], moe: MoE) -> NDArray[np.int16]:
     [[0]]
     """
     if moe.num_limited_groups == moe.num_groups:
-        return _smallest(keys_TE, moe.top_k).astype(np.int16)
+        return _smallest(keys_TE, moe.top_k, num_ranked).astype(np.int16)
     group_size = moe.num_experts // moe.num_groups
     keys_TGe = keys_TE.reshape(len(keys_TE), moe.num_groups, group_size)
     groups_Tg = _smallest(_two_best(keys_TGe), moe.num_limited_groups)
     kept_Tge = np.take_along_axis(keys_TGe, groups_Tg[:, :, None], axis=1)
-    picked_TK = _smallest(kept_Tge.reshape(len(keys_TE), -1), moe.top_k)
+    picked_TK = _smallest(kept_Tge.reshape(len(keys_TE), -1), moe.top_k, num_ranked)
     group_TK = np.take_along_axis(groups_Tg, picked_TK // group_size, axis=1)
     return (group_TK * group_size + picked_TK % group_size).astype(np.int16)
 
@@ -79,10 +80,16 @@ def _two_best(keys_TGe: NDArray[np.float32]) -> NDArray[np.float32]:
     return best_TG
 
 
-def _smallest(values_TE: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """Columns of the ``count`` smallest values of every row, in no particular order."""
+def _smallest(values_TE: NDArray[np.float32], count: int, num_ranked: int = 0) -> NDArray[np.int64]:
+    """Columns of the ``count`` smallest values of every row, in no particular order, or of the
+    ``num_ranked`` smallest ones in theirs.
+    """
+    if num_ranked:
+        columns_TK = _smallest(values_TE, num_ranked)
+        order_TK = np.take_along_axis(values_TE, columns_TK, axis=1).argsort(axis=1, kind="stable")
+        return np.take_along_axis(columns_TK, order_TK, axis=1)
     if count == 1:
-        columns_TK: NDArray[np.int64] = values_TE.argmin(axis=1, keepdims=True)
+        columns_TK = values_TE.argmin(axis=1, keepdims=True)
     else:
         columns_TK = np.argpartition(values_TE, count - 1, axis=1)[:, :count]
     return columns_TK

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,6 +114,7 @@ class _RecordedRouter:
     """One past the last token of each token's sequence."""
     start_Q: NDArray[np.int64]
     """First token of each sequence."""
+    best_first: ClassVar[bool] = True
     recorded: RecordedSequences | None = None
     """Sequences that requests take their experts from, token by token; ``None`` where they are
     drawn."""

@@ -22,10 +22,18 @@ from simulator.runtime.layers.weights import Weights
 
 Cached = tuple[Tensor, ...]
 """Cache of a mixer for the contexts of some sequences: tensors whose meaning is the mixer's own."""
-Drop = Callable[[Tensor], Tensor]
-"""Function that replaces choices over their experts' capacity by -1 in ``topk_ids_TK``."""
 Draw = Callable[[tuple[int, ...]], Tensor]
 """Function that draws numbers of a shape, in fp32 on the CPU, for one sequence and layer."""
+
+
+class Admission(NamedTuple):
+    """Admission of tokens to the experts of one MoE layer."""
+
+    num_choices: int
+    """Experts of a token that are looked at (``J``): the chosen ones, then the next best ones."""
+    admit: Callable[[Tensor], Tensor]
+    """Function from ``ids_TJ`` to the experts that compute the tokens, ``topk_ids_TK``, -1 where a
+    choice is dropped."""
 
 
 class Chunk(NamedTuple):
@@ -88,8 +96,8 @@ class FFNLayer(nn.Module, ABC):
     can be pruned takes the pruning behind them.
 
     Called with ``x_TH`` it returns ``[T, H]``, a partial sum where it is split; a layer with routed
-    experts also takes ``topk_ids_TK`` and a :data:`Drop`, ``None`` where there is none, and returns
-    the ids that were used beside its result.
+    experts also takes ``ids_TJ`` and an :class:`Admission`, ``None`` where there is none, and
+    returns the ids that were used beside its result.
     """
 
     @abstractmethod

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from simulator.config.ffns.moe import MoE
+from simulator.runtime.layers.kinds import Admission
 from simulator.runtime.layers.weights import Weights, empty, fill
 
 _GROUP_VOTERS = 2
@@ -31,21 +32,32 @@ class Router(nn.Module):
         if self.bias is not None:
             fill(self.bias, weights.tensor(f"{name}.bias", tuple(self.bias.shape)))
 
-    def forward(self, x_TH: Tensor, topk_ids_TK: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x_TH: Tensor, ids_TJ: Tensor | None = None, admission: Admission | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Choose experts, or score those that were chosen already.
 
         Args:
             x_TH: tokens.
-            topk_ids_TK: experts to use instead of the router's own choice (a replayed recording).
+            ids_TJ: experts to use instead of the router's own choice (a replayed recording): the
+                ``K`` that each token chose, and perhaps the next ones.
+            admission: choice of the experts that compute each token; by default all that it chose
+                do.
 
         Returns:
-            ``topk_ids_TK`` (int64) and ``weight_TK`` (in ``x_TH``'s format, rows adding up to 1).
+            ``topk_ids_TK`` (int64, -1 where a choice is dropped) and ``weight_TK`` in ``x_TH``'s
+                format: scores over the sum of those that the token chose.
         """
         score_TE = self.scores(x_TH)
-        if topk_ids_TK is None:
-            topk_ids_TK = self.choose(score_TE)
-        weight_TK = score_TE.gather(1, topk_ids_TK)
-        return topk_ids_TK, (weight_TK / weight_TK.sum(dim=1, keepdim=True)).to(x_TH.dtype)
+        if ids_TJ is None:
+            ids_TJ = self.choose(
+                score_TE, self.moe.top_k if admission is None else admission.num_choices
+            )
+        own_TK = ids_TJ[:, : self.moe.top_k]
+        topk_ids_TK = own_TK if admission is None else admission.admit(ids_TJ)
+        weight_TK = score_TE.gather(1, topk_ids_TK.clamp_min(0))
+        total_T1 = score_TE.gather(1, own_TK).sum(dim=1, keepdim=True)
+        return topk_ids_TK, (weight_TK / total_T1).to(x_TH.dtype)
 
     def scores(self, x_TH: Tensor) -> Tensor:
         """Scores of every expert, positive, in fp32: those of softmax sum to one, the others are
@@ -64,9 +76,9 @@ class Router(nn.Module):
             1e-20
         )  # replayed experts may all have a score of zero, and weights are divided by their sum
 
-    def choose(self, score_TE: Tensor) -> Tensor:
-        """Choose the ids of the best ``top_k``. A bias moves the choice but not the weights, as in
-        balancing without an auxiliary loss.
+    def choose(self, score_TE: Tensor, num_choices: int) -> Tensor:
+        """Choose the ids of the best ``num_choices``, best first. A bias moves the choice but not
+        the weights, as in balancing without an auxiliary loss.
 
         With groups, only experts of the best ``num_limited_groups`` groups can be chosen.
         """
@@ -81,4 +93,4 @@ class Router(nn.Module):
             best_TG = group_TG.topk(moe.num_limited_groups, dim=1).indices
             may_TG = torch.zeros_like(group_TG, dtype=torch.bool).scatter_(1, best_TG, True)
             score_TE = per_group.masked_fill(~may_TG[..., None], float("-inf")).flatten(1)
-        return score_TE.topk(moe.top_k, dim=1).indices
+        return score_TE.topk(num_choices, dim=1).indices

@@ -4,7 +4,7 @@ model that is trained.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,14 @@ from simulator.base.errors import UserError
 from simulator.config.model import ModelSpec
 from simulator.config.pruning import Pruning
 from simulator.runtime.layers.experts import Experts
-from simulator.runtime.layers.kinds import Cached, Chunk, Drop, build_ffn, ffn_layer, mixer_layer
+from simulator.runtime.layers.kinds import (
+    Admission,
+    Cached,
+    Chunk,
+    build_ffn,
+    ffn_layer,
+    mixer_layer,
+)
 from simulator.runtime.layers.weights import Weights, empty, fill
 
 NORM_EPSILON = 1e-6
@@ -131,16 +138,17 @@ class Transformer(nn.Module):
         token_ids_T: Tensor,
         chunk: Chunk,
         caches: list[Cached] | None = None,
-        topk_ids_LTK: Tensor | None = None,
-        drop: Drop | None = None,
+        ids_LTJ: Tensor | None = None,
+        admissions: Sequence[Admission | None] = (),
     ) -> tuple[Tensor, Tensor]:
         """Compute hidden vectors of every new token behind the last norm.
 
         Args:
             token_ids_T: sequence after sequence.
             caches: one for each layer with a mixer, in order; needed where the chunk has context.
-            topk_ids_LTK: experts to use instead of the routers' choice, by MoE layer.
-            drop: function that drops choices of a layer; by default none are dropped.
+            ids_LTJ: experts to use instead of the routers' choice, by MoE layer: the chosen ones,
+                and perhaps the next ones.
+            admissions: of tokens to the experts of each MoE layer; by default all are admitted.
 
         Returns:
             ``[T, H]``, and the used ``topk_ids_LTK`` (``[0, T, 0]`` for a dense model).
@@ -159,7 +167,9 @@ class Transformer(nn.Module):
             normed = block.ffn_norm(x_TH)
             if block.ffn is not None and block.has_experts:
                 result, ids_TK = block.ffn(
-                    normed, None if topk_ids_LTK is None else topk_ids_LTK[len(used)], drop
+                    normed,
+                    None if ids_LTJ is None else ids_LTJ[len(used)],
+                    admissions[len(used)] if admissions else None,
                 )
                 used.append(ids_TK)
                 x_TH = x_TH + result

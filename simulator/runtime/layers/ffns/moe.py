@@ -7,7 +7,7 @@ from torch import Tensor
 
 from simulator.config.ffns.moe import MoE
 from simulator.runtime.layers.experts import Experts
-from simulator.runtime.layers.kinds import Drop, FFNLayer
+from simulator.runtime.layers.kinds import Admission, FFNLayer
 from simulator.runtime.layers.part import WHOLE, Part
 from simulator.runtime.layers.router import Router
 from simulator.runtime.layers.shared_expert import SharedExpert
@@ -33,16 +33,15 @@ class MixtureOfExperts(FFNLayer):
             self.shared.load(weights, f"{name}.shared", like)
 
     def forward(
-        self, x_TH: Tensor, topk_ids_TK: Tensor | None = None, drop: Drop | None = None
+        self, x_TH: Tensor, ids_TJ: Tensor | None = None, admission: Admission | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Pass every token through its experts, except for dropped choices.
+        """Pass every token through its experts, except for dropped choices; arguments are those of
+        the router.
 
         Returns:
             ``[T, H]``, and the ids that were used, ``[T, K]``.
         """
-        topk_ids_TK, weight_TK = self.router(x_TH, topk_ids_TK)
-        if drop is not None:
-            topk_ids_TK = drop(topk_ids_TK)
+        topk_ids_TK, weight_TK = self.router(x_TH, ids_TJ, admission)
         id_N = topk_ids_TK.flatten()
         order = id_N.argsort(stable=True)[int((id_N < 0).sum()) :]
         token = order // self.moe.top_k
