@@ -100,10 +100,10 @@ def test_given_experts_replace_the_routers_choice_layer_by_layer():
     model.load(Noise())
     tokens, chunk = torch.arange(6), Chunk(2, 3, 0)
     free, used_LTK = model(tokens, chunk)
-    again, same_LTK = model(tokens, chunk, topk_ids_LTK=used_LTK)
+    again, same_LTK = model(tokens, chunk, ids_LTJ=used_LTK)
     assert torch.equal(free, again)
     assert torch.equal(used_LTK, same_LTK)
     other_LTK = (used_LTK + 1) % 8
-    moved, replayed_LTK = model(tokens, chunk, topk_ids_LTK=other_LTK)
+    moved, replayed_LTK = model(tokens, chunk, ids_LTJ=other_LTK)
     assert torch.equal(replayed_LTK, other_LTK)
     assert not torch.allclose(free, moved)
