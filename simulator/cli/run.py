@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
+from simulator.base.errors import UserError
 from simulator.cli import console
 from simulator.cli.console import Address, AllowCode, AsJson, Out, Seed, Set, Workers
 
@@ -56,6 +57,10 @@ def run(
     ] = 1,
     workers: Workers = None,
     address: Address = None,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Say where the time of a token goes, and what limits it."),
+    ] = False,
     allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
@@ -68,6 +73,8 @@ def run(
     replicas of a long run whose balancer does not look at load.
     """
     if sweep or seeds > 1 or len(scenario) > 1:
+        if explain:
+            raise UserError("--explain explains one run: leave it out, or run one scenario alone")
         _run_sweep(
             scenario,
             out_folder,
@@ -94,7 +101,12 @@ def run(
     processes = 1 if workers is None and address is None else workers
     with console.progress("requests" if processes == 1 else "deployments") as tick:
         results = run_scenario(
-            loaded, fidelity=level, workers=processes, address=address, progress=tick
+            loaded,
+            fidelity=level,
+            workers=processes,
+            address=address,
+            explain=explain,
+            progress=tick,
         )
         tick("writing the report", 0, None)
         write(results, folder, render)
@@ -107,10 +119,13 @@ def run(
                 "verdict": results.run["verdict"],
                 "notes": notes,
                 "summary": summary,
+                **({"explanation": results.run["explanation"]} if explain else {}),
             }
         )
     else:
         print_run(results)
+        if explain:
+            print_explanation(results)
     console.say_notes(notes)
     console.err.say(f"report: {folder / 'report.html'}")
 
@@ -219,6 +234,26 @@ def print_run(results: Any) -> None:
     console.print_verdict(verdict["headline"], verdict["reasons"])
     for line in _comparison(results, console.out.width if console.out.is_terminal else 10_000):
         console.out.say(line)
+
+
+def print_explanation(results: Any) -> None:
+    """Print where the time of each deployment's tokens goes."""
+    from simulator.results.explanation_text import (
+        list_pieces,
+        read_explanation,
+        tell_limits,
+        tell_token,
+    )
+    from simulator.results.verdict import short_names
+
+    short = short_names(results)
+    for name, explained in read_explanation(results.run).items():
+        for waterfall in explained.waterfalls:
+            console.out.print()
+            console.out.say(console.fill(tell_token(short[name], waterfall)), "bold")
+            console.print_table(list_pieces(waterfall))
+            for sentence in tell_limits(explained, waterfall):
+                console.out.say(console.fill(sentence, "- ", "  "))
 
 
 def _comparison(results: Any, width: int) -> Iterator[Text]:

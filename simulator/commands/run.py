@@ -12,6 +12,7 @@ import pandas as pd
 from simulator.base.errors import UserError
 from simulator.base.progress import Progress, show_nothing
 from simulator.commands.deployments import Question, serve_deployments
+from simulator.commands.explain import explain_run
 from simulator.deployment.facts import facts_of
 from simulator.deployment.memory import check_requests
 from simulator.deployment.notes import memory_notes, notes_of, scheduling_notes, start_notes
@@ -89,6 +90,7 @@ def run(
     fidelity: Fidelity = "step",
     workers: int | None = 1,
     address: str | None = None,
+    explain: bool = False,
     progress: Progress = show_nothing,
 ) -> Results:
     """Serve a scenario's workload on each of its deployments, with the same arrivals.
@@ -100,6 +102,8 @@ def run(
         workers: processes that deployments, and shards of long ones, are spread over, with the same
             results; ``None`` = one a core, or one a CPU of the cluster.
         address: Ray cluster (``host:port``) whose nodes serve deployments.
+        explain: whether ``explanation`` of the results' ``run`` says where the time of each
+            deployment's tokens goes (:class:`~simulator.results.explained.Explained`).
         progress: called with the name of a part of the work, how much of it is done, and how much
             there is.
 
@@ -161,6 +165,8 @@ def run(
     drawn = {plan.name: one.drawn for plan, one in zip(plans, served, strict=True)}
     facts["bands"] = make_bands(drawn, trace.num_requests)
     facts["verdict"] = verdict(results)
+    if explain:
+        facts["explanation"] = explain_run(plans, results, progress)
     return replace(results, run=facts | made.describe())
 
 

@@ -151,8 +151,8 @@ def _representative(plan: DeploymentPlan, step: _Median, requests: Columns) -> _
     pp, prompts = plan.placement.layout.pp, int(step.prefill_tokens)
     decodes = int(step.decodes // step.num_steps)
     if prompts:
-        return _Chosen(_batch(plan, max(1, prompts // pp), decodes // pp, context), 0, None)
-    return _Chosen(_batch(plan, 0, max(1, decodes // pp), context), 0, None)
+        return _Chosen(spread_batch(plan, max(1, prompts // pp), decodes // pp, context), 0, None)
+    return _Chosen(spread_batch(plan, 0, max(1, decodes // pp), context), 0, None)
 
 
 def _fullest(taken: TakenStep) -> _Chosen:
@@ -189,7 +189,12 @@ def _find_median_of_time(duration_s: Floats, num_steps: Ints) -> int:
     return int(order[np.searchsorted(passed_s, passed_s[-1] / 2)])
 
 
-def _batch(plan: DeploymentPlan, prefill_tokens: int, num_decodes: int, context: int) -> Batch:
+def spread_batch(
+    plan: DeploymentPlan, prefill_tokens: int, num_decodes: int, context: int
+) -> Batch:
+    """Make a batch whose tokens are spread evenly over the data-parallel ranks, all of whose
+    decodes have ``context`` tokens in the cache.
+    """
     dp, of_decode = plan.placement.layout.attention_dp, 1 + plan.placement.drafts.num_tokens
     order = np.arange(dp)
     prompts = prefill_tokens // dp + (order < prefill_tokens % dp)

@@ -243,7 +243,12 @@ def merge(runs: list[tuple[Path, Results]]) -> Results:
             for long in (results.requests, results.steps)
         )
         facts = {new_name[name]: entry for name, entry in results.run["deployments"].items()}
-        own = {"deployments": facts, "bands": _rename_bands(results.run.get("bands"), new_name)}
+        explained = results.run.get("explanation") or {}
+        own = {
+            "deployments": facts,
+            "bands": _rename_bands(results.run.get("bands"), new_name),
+            "explanation": {new_name[name]: entry for name, entry in explained.items()},
+        }
         renamed.append(
             Results(run={**results.run, **own}, requests=requests, steps=steps, **tables)
         )
@@ -251,6 +256,9 @@ def merge(runs: list[tuple[Path, Results]]) -> Results:
     run["name"] = " and ".join(dict.fromkeys(str(results.run["name"]) for _, results in runs))
     run["deployments"] = {
         name: entry for r in renamed for name, entry in r.run["deployments"].items()
+    }
+    run["explanation"] = {
+        name: entry for r in renamed for name, entry in r.run["explanation"].items()
     }
     run["bands"] = {
         part: {name: entry for r in renamed for name, entry in r.run["bands"][part].items()}

@@ -137,3 +137,21 @@ class RecordedTokens(ChoosingTokens):
     def _take_choices(self, layer: int, offset: int) -> NDArray[np.int16]:
         recorded = self._recorded
         return take_choices(recorded.ids_LTK, recorded.next_LTN, layer, self._recorded_T)
+
+
+class UniformTokens(ChoosingTokens):
+    """Tokens of one step that choose every slot with the same probability: what is uneven then is
+    chance.
+    """
+
+    def __init__(
+        self, experts: ExpertPlan, layout: Layout, tokens_d: Ints, rng: np.random.Generator
+    ) -> None:
+        super().__init__(experts, layout, tokens_d)
+        self._rng = rng
+
+    def choose(self, slots: SlotMap, layer: int, offset: int) -> Choices:
+        chances_TP = self._rng.random((self._sampled, len(slots.rank_P)), dtype=np.float32)
+        slot_TK = np.argpartition(chances_TP, self._top_k - 1, axis=1)[:, : self._top_k]
+        scale = self.total / max(self._sampled, 1)
+        return Choices(slot_TK.astype(np.int64), self._sampled_source_T, scale, 0)

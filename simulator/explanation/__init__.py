@@ -1,0 +1,1 @@
+"""Explanation of a run: where the time of its tokens goes, piece by piece, and what limits it."""

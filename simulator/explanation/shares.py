@@ -1,0 +1,105 @@
+"""Shares of the causes in each phase of a kind of steps, from a few that stand for all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from simulator.deployment.expert_plan import POOL_TOKENS
+from simulator.deployment.placement import Placement
+from simulator.explanation.causes import Floats, StepCauses, find_causes, price_step
+from simulator.explanation.sample import SampledStep
+from simulator.results.tables import STEP_PHASES
+from simulator.step.prices import Prices
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Shares of causes over all sampled steps of one kind."""
+
+    phases: dict[str, float]
+    """Share of each phase in the steps' seconds, as they were priced."""
+    chance: float
+    """Share of ``wait`` that experts cause by chance."""
+    skew: float
+    """Share of ``wait`` that experts cause beyond chance."""
+    jitter: float
+    """Share of ``wait`` for ranks that take longer at equal work."""
+    busiest: float
+    """Share of ``dispatch`` and ``combine`` that the busiest link adds."""
+    latency: float
+    """Share of ``dispatch`` and ``combine`` that latency adds."""
+    collective_latency: float
+    """Share of ``collective`` that is latency."""
+    hidden: float
+    """Ratio of the seconds of exchanges behind computation to those of the steps."""
+    layer_L: Floats
+    """Share of each MoE layer in what experts make ranks wait, ``[L]``."""
+    rank_R: Floats
+    """Ratio of each rank's time in experts to the mean rank's, ``[R]``."""
+    decodes: float
+    """Ratio of the steps' seconds without their prompts to those with them."""
+
+
+def measure_shares(
+    placement: Placement, sampled: Sequence[SampledStep], *, without_prompts: bool = False
+) -> Shares:
+    """Measure the shares of causes in sampled steps of one kind.
+
+    Args:
+        without_prompts: whether the decodes of each step are priced alone.
+    """
+    prices = Prices(placement, max(int(one.batch.tokens_d.max()) for one in sampled))
+    found, waits_s, whole_s = [], [], 0.0
+    for number, step in enumerate(sampled):
+        rng = placement.rng("explanation", number)
+        offset = int(rng.integers(POOL_TOKENS))
+        batch = step.decodes if without_prompts and step.decodes is not None else step.batch
+        found.append(find_causes(prices, batch, offset, rng))
+        waits_s.append(step.wait_s / placement.drafts.slowdown)
+        whole_s += price_step(prices, step.batch, offset)
+    if without_prompts:
+        waits_s = [one.phases["wait"] for one in found]
+    return _add_up(found, waits_s, whole_s)
+
+
+def _add_up(found: Sequence[StepCauses], waits_s: Sequence[float], whole_s: float) -> Shares:
+    """Add up the causes of several steps.
+
+    Args:
+        waits_s: seconds that each step's mean rank waited.
+        whole_s: seconds of all steps, their prompts included.
+    """
+    total_s = sum(one.duration_s for one in found)
+    wait_s = sum(waits_s)
+    pairs = list(zip(found, waits_s, strict=True))
+    uneven_s = sum(min(one.uneven_s, wait) for one, wait in pairs)
+    chance_s = sum(min(one.chance_s, wait) for one, wait in pairs)
+    jitter_s = min(sum(one.jitter_s for one in found), wait_s - uneven_s)
+    exchange_s = sum(one.exchanges.total_s for one in found)
+    collective_s = sum(one.collectives.total_s for one in found)
+    layer_L, rank_R = (
+        np.sum([getattr(one, name) for one in found], axis=0) for name in ("layer_L", "rank_R")
+    )
+    return Shares(
+        phases={
+            phase: _share(sum(one.phases[phase] for one in found), total_s) for phase in STEP_PHASES
+        },
+        chance=_share(chance_s, wait_s),
+        skew=_share(uneven_s - chance_s, wait_s),
+        jitter=_share(jitter_s, wait_s),
+        busiest=_share(sum(one.exchanges.busiest_s for one in found), exchange_s),
+        latency=_share(sum(one.exchanges.latency_s for one in found), exchange_s),
+        collective_latency=_share(sum(one.collectives.latency_s for one in found), collective_s),
+        hidden=_share(sum(one.hidden_s for one in found), total_s),
+        layer_L=layer_L / (layer_L.sum() or 1.0),
+        rank_R=rank_R / (rank_R.mean() or 1.0),
+        decodes=min(1.0, _share(total_s, whole_s)),
+    )
+
+
+def _share(part: float, whole: float) -> float:
+    """Share of a part that is never more than the whole; 0 of nothing."""
+    return min(1.0, part / whole) if whole > 0 else 0.0

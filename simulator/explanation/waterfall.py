@@ -1,0 +1,172 @@
+"""Waterfall of a token's time: the run's own seconds by kind of step and phase, divided by cause so
+that the pieces add up to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from simulator.base.columns import Columns, Picked
+from simulator.deployment.plan import DeploymentPlan
+from simulator.explanation.limits import find_limits
+from simulator.explanation.sample import SampledStep, sample_steps
+from simulator.explanation.shares import Shares, measure_shares
+from simulator.results.explained import LIMITS, PIECES, Explained, Queue, Waterfall
+from simulator.results.folder import Results
+from simulator.results.tables import STEP_PHASES
+from simulator.results.token_time import kinds_of
+
+Spent = dict[str, dict[str, float]]
+"""Seconds of a token by kind of step and phase."""
+_OF_EXPERTS = ("experts", "chance", "skew", "links", "busiest_link")
+"""Pieces that a dense model cannot have."""
+_ROUNDING = 1e-8
+"""Share of a token's time that is left between steps by adding up times in another order."""
+_COMPUTED = ("attention", "dense", "experts")
+_LIMIT_OF = {
+    **dict.fromkeys(("chance", "skew", "unevenness", "jitter"), "balance"),
+    **dict.fromkeys(("links", "busiest_link", "collectives"), "network"),
+    **dict.fromkeys(("stops", "between"), "outside"),
+}
+"""Limit of each piece that is not of its own name; ranks' computation has several."""
+
+
+def explain_deployment(plan: DeploymentPlan, results: Results) -> Explained:
+    """Explain where the time of a deployment's tokens goes, in each of its pools."""
+    requests, steps = results.requests[plan.name], results.steps[plan.name]
+    own = results.token_time[results.token_time["deployment"] == plan.name]
+    waterfalls = []
+    for pool in plan.pools:
+        is_prefill = pool is plan.prefill
+        here = Picked(steps, ((steps["pool"] == "prefill") == is_prefill).to_numpy())
+        if not len(here):
+            continue
+        name = "both" if plan.prefill is None else "prefill" if is_prefill else "decode"
+        if is_prefill or own.empty:
+            spent, between_s, token = _spend_on_prompts(here), 0.0, "prompt"
+        else:
+            spent, token = _read_spent(own), "output"
+            between_s = _measure_token_s(requests) - float(own["token_s"].sum())
+        sampled = sample_steps(pool, here, requests)
+        waterfalls.append(_make_waterfall(pool, name, token, spent, between_s, sampled))
+    return Explained(tuple(waterfalls), _find_queue(requests, steps))
+
+
+def _read_spent(token_time: pd.DataFrame) -> Spent:
+    return {
+        str(row["kind"]): {phase: float(row[f"{phase}_s"]) for phase in STEP_PHASES}
+        for _, row in token_time.iterrows()
+    }
+
+
+def _spend_on_prompts(steps: Columns) -> Spent:
+    """Seconds of a replica's steps for each prompt token."""
+    kinds, num_tokens = kinds_of(steps), int(steps["prefill_tokens"].sum())
+    return {
+        str(kind): {
+            phase: float(steps[f"{phase}_s"].to_numpy()[kinds == kind].sum()) / num_tokens
+            for phase in STEP_PHASES
+        }
+        for kind in np.unique(kinds)
+        if num_tokens
+    }
+
+
+def _measure_token_s(requests: Columns) -> float:
+    """Seconds from one output token to the next, mean over all but each request's first."""
+    counts = (requests["num_output"] > 1) & (requests["outcome"] == "finished")
+    later = Picked(requests, counts.to_numpy())
+    seconds = float((later["finish_s"] - later["first_token_s"]).sum())
+    return seconds / int((later["num_output"] - 1).sum())
+
+
+def _find_queue(requests: Columns, steps: Columns) -> Queue:
+    """Find how long requests wait for their first step, and for what."""
+    in_all_s = float((requests["finish_s"] - requests["arrival_s"]).sum())
+    waits_s = (requests["scheduled_s"] - requests["arrival_s"]).where(requests["finish_s"].notna())
+    queued = Picked(steps, (steps["waiting"] > 0).to_numpy())
+    limits = queued["duration_s"].groupby(queued["limited_by"].astype(str)).sum()
+    limit = str(limits.idxmax()) if len(limits) else "none"
+    return Queue(float(waits_s.sum()) / in_all_s if in_all_s else 0.0, limit)
+
+
+def _make_waterfall(
+    plan: DeploymentPlan,
+    pool: str,
+    token: str,
+    spent: Spent,
+    between_s: float,
+    sampled: Mapping[str, list[SampledStep]],
+) -> Waterfall:
+    pieces = dict.fromkeys(PIECES, 0.0)
+    if between_s > _ROUNDING * sum(map(sum, (one.values() for one in spent.values()))):
+        pieces["between"] = between_s
+    has_experts, hidden_s = plan.placement.experts is not None, 0.0
+    layer_L = np.zeros(plan.placement.model.num_moe_layers)
+    rank_R = np.zeros(plan.placement.layout.num_ranks)
+    computed = dict.fromkeys(LIMITS, 0.0)
+    for kind, phases in spent.items():
+        seconds = sum(phases.values())
+        if kind == "cut" or (kind == "prefill" and token == "output"):
+            pieces["stops" if kind == "cut" else "prompts"] += seconds
+            continue
+        is_mixed = kind == "mixed" and token == "output"
+        shares = measure_shares(plan.placement, sampled[kind], without_prompts=is_mixed)
+        if is_mixed:
+            pieces["prompts"] += seconds * (1 - shares.decodes)
+            seconds *= shares.decodes
+            phases = {phase: seconds * share for phase, share in shares.phases.items()}
+        found = _divide(phases, shares, plan.placement.layout.pp > 1)
+        for name, part_s in found.items():
+            pieces[name] += part_s
+        uneven_s = found["chance"] + found["skew"]
+        layer_L += uneven_s * shares.layer_L
+        rank_R += found["experts"] * shares.rank_R
+        hidden_s += seconds * shares.hidden
+        computing_s = sum(found[name] for name in _COMPUTED)
+        for limit, share in find_limits(plan, sampled[kind]).items():
+            computed[limit] += computing_s * share
+    left_out = () if has_experts else _OF_EXPERTS
+    token_s = sum(pieces.values())
+    return Waterfall(
+        pool,
+        token,
+        token_s,
+        {name: part_s for name, part_s in pieces.items() if name not in left_out},
+        _rank_limits(pieces, computed, token_s),
+        hidden_s,
+        layer_L.tolist(),
+        (rank_R / (rank_R.mean() or 1.0)).tolist() if has_experts else [],
+    )
+
+
+def _divide(phases: Mapping[str, float], shares: Shares, is_pipeline: bool) -> dict[str, float]:
+    """Divide the seconds of a kind of steps by cause."""
+    wait_s, exchange_s = phases["wait"], phases["dispatch"] + phases["combine"]
+    found = {name: phases[name] for name in _COMPUTED}
+    found |= {name: wait_s * getattr(shares, name) for name in ("chance", "skew", "jitter")}
+    rest_s = max(0.0, wait_s - sum(found[name] for name in ("chance", "skew", "jitter")))
+    found["bubble" if is_pipeline else "unevenness"] = rest_s
+    found["busiest_link"] = exchange_s * shares.busiest
+    latency_s = exchange_s * shares.latency
+    found["links"] = max(0.0, exchange_s - found["busiest_link"] - latency_s)
+    collective_latency_s = phases["collective"] * shares.collective_latency
+    found["collectives"] = phases["collective"] - collective_latency_s
+    found["latency"] = latency_s + collective_latency_s
+    found["host"] = phases["overhead"]
+    return found
+
+
+def _rank_limits(
+    pieces: Mapping[str, float], computed: dict[str, float], token_s: float
+) -> dict[str, float]:
+    """Shares of a token's time by limit, the largest first, without those that take none."""
+    total = dict(computed)
+    for name, part_s in pieces.items():
+        if name not in _COMPUTED:
+            total[_LIMIT_OF.get(name, name)] += part_s
+    ordered = sorted(total.items(), key=lambda entry: -entry[1])
+    return {limit: part_s / token_s for limit, part_s in ordered if part_s > 0}

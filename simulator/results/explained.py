@@ -1,0 +1,90 @@
+"""Explanation of a run, as ``run.json`` holds it under ``explanation``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PIECES = {
+    "attention": "attention, evenly spread",
+    "dense": "dense blocks, evenly spread",
+    "experts": "routed experts, evenly loaded",
+    "chance": "experts uneven by chance",
+    "skew": "experts uneven beyond chance",
+    "unevenness": "requests uneven between ranks",
+    "jitter": "ranks slower at equal work",
+    "bubble": "stages of the pipeline waiting",
+    "links": "tokens to experts and back, links even",
+    "busiest_link": "the busiest link beyond the mean",
+    "collectives": "all-reduces and sends between stages",
+    "latency": "latency of exchanges",
+    "host": "the engine's own work",
+    "prompts": "prompts of other requests",
+    "stops": "steps cut off by failures",
+    "between": "between steps: experts and caches that move",
+}
+"""Pieces of a token's time in the order of the waterfall, with their words: from what perfect
+balance and free links would cost to all of it."""
+LIMITS = {
+    "memory": "memory bandwidth",
+    "flops": "arithmetic",
+    "fixed": "fixed costs of kernels",
+    "measured": "computation as it was measured",
+    "balance": "uneven load",
+    "bubble": "the pipeline",
+    "network": "network bandwidth",
+    "latency": "network latency",
+    "host": "the engine's own work",
+    "prompts": "prompts of other requests",
+    "outside": "stops and transfers",
+}
+"""Limits of a token's time, with their words."""
+
+
+@dataclass(frozen=True)
+class Waterfall:
+    """Time of a token of one pool, in pieces that add up to it."""
+
+    pool: str
+    """Pool, named as in :data:`~simulator.results.tables.STEP_COLUMNS`."""
+    token: str
+    """Kind of token: ``output``: mean over all output tokens but each request's first, of the
+    seconds from its predecessor; ``prompt``: mean over prompt tokens, of the seconds in which a
+    replica runs steps."""
+    token_s: float
+    """Seconds of a token."""
+    pieces: dict[str, float]
+    """Seconds by piece, in the order of :data:`PIECES`; those that cannot occur are left out."""
+    limits: dict[str, float]
+    """Share of the token's time by limit (:data:`LIMITS`), the largest first; they add up to 1."""
+    hidden_s: float
+    """Seconds of exchanges behind computation, which are in no piece."""
+    layers_s: list[float]
+    """Seconds of ``chance`` and ``skew`` by MoE layer; empty for a dense model."""
+    ranks: list[float]
+    """Ratio of each rank's time in routed experts to the mean rank's; empty for a dense model."""
+
+    @property
+    def binding(self) -> str:
+        """Limit with the largest share."""
+        return next(iter(self.limits))
+
+
+@dataclass(frozen=True)
+class Queue:
+    """Wait of requests before their first step."""
+
+    share: float
+    """Share of the time from arrival to last token."""
+    limited_by: str
+    """Limit that kept requests waiting for the longest time, of
+    :data:`~simulator.results.tables.ADMISSION_LIMITS`."""
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Explanation of one deployment's run."""
+
+    waterfalls: tuple[Waterfall, ...]
+    """Time of a token in each pool."""
+    queue: Queue
+    """Wait of requests before their first step."""

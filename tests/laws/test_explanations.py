@@ -1,0 +1,165 @@
+"""The pieces of a token's time add up to it, and each shrinks with what it stands for."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from simulator.engine.probe import spread_batch
+from simulator.explanation.causes import find_causes
+from simulator.explanation.limits import find_limits
+from simulator.explanation.sample import SampledStep
+from simulator.explanation.waterfall import explain_deployment
+from simulator.results.explained import LIMITS, PIECES
+from simulator.results.explanation_text import list_pieces, read_explanation, tell_limits
+from simulator.results.folder import gather
+from simulator.step.prices import Prices
+
+SMALL = {"token_budget": 64, "max_sequences": 8}
+CHUNKED = {"kind": "chunked", **SMALL}
+PREFILL = {"parallel": {"tp": 2}, "replicas": 1, "scheduling": CHUNKED}
+UNIFORM = {"kind": "uniform"}
+SPREAD = {"attention_dp": 4, "ep": 4}
+OF_EXPERTS = {"experts", "chance", "skew", "links", "busiest_link"}
+SENDS = ("links", "busiest_link", "collectives", "latency")
+
+
+def explain(tiny, plan, trace, fidelity="step"):
+    """The waterfall of each pool, after the laws that hold for all."""
+    record = tiny.run(plan, trace, fidelity)
+    explained = explain_deployment(plan, gather({}, pd.DataFrame(), [record]))
+    again = read_explanation({"explanation": {"a": dataclasses.asdict(explained)}})["a"]
+    assert again == explained
+    assert 0 <= explained.queue.share < 1
+    for one in explained.waterfalls:
+        assert sum(one.pieces.values()) == pytest.approx(one.token_s, rel=1e-9)
+        assert min(one.pieces.values()) >= 0
+        assert list(one.pieces) == [name for name in PIECES if name in one.pieces]
+        assert sum(one.limits.values()) == pytest.approx(1.0, rel=1e-9)
+        assert set(one.limits) <= set(LIMITS)
+        assert one.limits[one.binding] == max(one.limits.values())
+        uneven_s = one.pieces.get("chance", 0) + one.pieces.get("skew", 0)
+        assert sum(one.layers_s) == pytest.approx(uneven_s, rel=1e-9, abs=1e-15)
+        assert not one.ranks or np.mean(one.ranks) == pytest.approx(1.0)
+        assert len(list(list_pieces(one))) > 2
+        assert all(sentence.endswith(".") for sentence in tell_limits(explained, one))
+    return explained.waterfalls
+
+
+def token_s(requests):
+    """Seconds from one output token to the next."""
+    later = requests[(requests["num_output"] > 1) & (requests["outcome"] == "finished")]
+    return (later["finish_s"] - later["first_token_s"]).sum() / (later["num_output"] - 1).sum()
+
+
+@pytest.mark.parametrize("fidelity", ["step", "rank"])
+@pytest.mark.parametrize(
+    ("model", "keys"),
+    [
+        ("dense", {"tp": 2, "replicas": 2}),
+        ("moe", {**SPREAD, "routing": {"kind": "lognormal", "sigma": 1.0}}),
+        ("moe", {**SPREAD, "overlap": "two_batch"}),
+        ("sliding-moe", {"tp": 2, "ep": 2}),
+        ("moe", {"pp": 2}),
+        ("moe", {"replicas": 2, "attention_dp": 2, "ep": 2, "prefill": PREFILL}),
+    ],
+)
+def test_pieces_add_up(tiny, model, keys, fidelity):
+    plan = tiny.plan(model, scheduling=CHUNKED, **keys)
+    trace = tiny.trace(num_requests=24, concurrency=None if fidelity == "step" else 6)
+    first, *others = explain(tiny, plan, trace, fidelity)
+    assert first.token == "output"
+    record = tiny.run(plan, trace, fidelity)
+    assert first.token_s == pytest.approx(token_s(record.requests), rel=1e-7)
+    assert [one.token for one in others] == ["prompt"] * ("prefill" in keys)
+    for one in others:
+        own = record.steps[record.steps["pool"] == "prefill"]
+        per_token_s = own["duration_s"].sum() / own["prefill_tokens"].sum()
+        assert one.token_s == pytest.approx(per_token_s, rel=1e-9)
+
+
+def test_a_dense_model_has_no_pieces_of_experts(tiny):
+    (found,) = explain(tiny, tiny.plan("dense", tp=2), tiny.trace(20))
+    assert not OF_EXPERTS & set(found.pieces)
+    assert found.pieces["collectives"] > 0
+    assert not found.layers_s
+
+
+def test_one_gpu_exchanges_nothing(tiny):
+    (found,) = explain(tiny, tiny.plan("moe"), tiny.trace(20))
+    assert {name: found.pieces[name] for name in SENDS} == dict.fromkeys(SENDS, 0.0)
+    assert found.pieces["chance"] == found.pieces["skew"] == 0
+
+
+def test_uneven_experts_are_chance_where_routing_is_uniform_and_skew_where_it_is_not(tiny):
+    found = {}
+    for sigma in (0.0, 0.7, 1.4):
+        routing = {"kind": "lognormal", "sigma": sigma} if sigma else UNIFORM
+        plan = tiny.plan("moe", **SPREAD, routing=routing)
+        found[sigma] = _causes(plan, 4000)
+    skew_s = {sigma: one.uneven_s - one.chance_s for sigma, one in found.items()}
+    assert skew_s[0.0] < 0.1 * skew_s[0.7]
+    assert skew_s[0.7] < skew_s[1.4]
+    assert found[1.4].chance_s == pytest.approx(found[0.7].chance_s, rel=0.3)
+
+
+def _causes(plan, prompts, decodes=0):
+    batch = spread_batch(plan, prompts, decodes, 100)
+    prices = Prices(plan.placement, int(batch.tokens_d.max()))
+    return find_causes(prices, batch, 0, np.random.default_rng(1))
+
+
+@pytest.mark.parametrize("overlap", ["none", "two_batch"])
+def test_faster_links_shorten_what_links_take_and_leave_latency(tiny, overlap):
+    keys = {**SPREAD, "cluster": "h100-sxm-16", "overlap": overlap}
+    slow, fast = (
+        _causes(tiny.plan("moe", **keys, network_speed=speed), 4000) for speed in (0.001, 0.002)
+    )
+    assert fast.exchanges.links_s < slow.exchanges.links_s
+    if overlap == "none":
+        assert fast.exchanges.latency_s == pytest.approx(slow.exchanges.latency_s, rel=1e-6)
+        assert slow.hidden_s == 0
+    else:
+        assert slow.hidden_s > 0
+    assert fast.uneven_s == pytest.approx(slow.uneven_s, rel=0.01)
+
+
+def test_few_rows_wait_for_memory_and_many_for_arithmetic(tiny):
+    plan = tiny.plan("dense")
+
+    def limits_of(prompts, decodes):
+        batch = spread_batch(plan, prompts, decodes, 5000)
+        return find_limits(plan, [SampledStep(batch, None, 0.0)])
+
+    decode, prefill = limits_of(0, 200), limits_of(8000, 0)
+    for limits in (decode, prefill):
+        assert sum(limits.values()) == pytest.approx(1.0)
+    assert decode["memory"] > decode["flops"]
+    assert prefill["flops"] > prefill["memory"]
+
+
+def test_prompts_that_go_first_are_a_piece_of_their_own(tiny):
+    plan = tiny.plan("dense", scheduling={"kind": "prefill_first", **SMALL})
+    trace = tiny.trace(60, 4000.0)
+    (found,) = explain(tiny, plan, trace)
+    results = gather({}, pd.DataFrame(), [tiny.run(plan, trace)])
+    own = results.token_time.set_index("kind")["token_s"]
+    assert found.pieces["prompts"] == pytest.approx(own["prefill"], rel=1e-9)
+
+
+def test_first_tokens_only_are_explained_by_their_prompts(tiny):
+    trace = tiny.trace(5, 1000.0)
+    trace = dataclasses.replace(trace, num_output=np.ones_like(trace.num_output))
+    (found,) = explain(tiny, tiny.plan("dense"), trace)
+    assert found.token == "prompt"
+    assert found.pieces["prompts"] == 0
+
+
+def test_steps_that_failures_cut_off_are_a_piece_of_their_own(tiny):
+    trace = tiny.trace(24, 4000.0)
+    keys = {"replicas": 3, "scheduling": CHUNKED}
+    end_s = float(tiny.run(tiny.plan("dense", **keys), trace).requests["finish_s"].max())
+    losses = [{"kind": "kill", "at_s": end_s / 3, "gpu": 0}]
+    (found,) = explain(tiny, tiny.plan("dense", **keys, failures=losses), trace)
+    assert found.pieces["stops"] > 0
