@@ -8,6 +8,8 @@ from collections.abc import Iterable
 
 from simulator.base.text import one_line, shorten
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C or SIGTERM: 128 plus the number of SIGINT, as shells have it."""
 _LONGEST_WORD = 300
 """Most characters of an error's word: a path is rarely longer, a damaged file's keys may be."""
 _LONGEST_MESSAGE = 4000

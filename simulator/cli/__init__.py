@@ -18,7 +18,7 @@ import typer
 
 from simulator import __version__
 from simulator.base.caches import tell_compiling
-from simulator.base.errors import LostError, UserError
+from simulator.base.errors import INTERRUPTED, LostError, UserError
 from simulator.base.text import one_line
 from simulator.base.trust import forget_current_folder
 from simulator.cli import cache, calibrate, console, describe, execute, plan, run, trace, validate
@@ -35,8 +35,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_INTERRUPTED = 130
-"""Exit status after Ctrl-C or SIGTERM: 128 plus the number of SIGINT, as shells have it."""
 _OBJECTS_A_LOOK = 50_000
 """Objects that are made between two looks for cycles of garbage. Of what is imported all stays, and
 looking through it after every 700 took a seventh of a short run."""
@@ -60,7 +58,7 @@ def _run() -> None:
         status = app(
             standalone_mode=False
         )  # typer returns the status of a Ctrl-C and of an Exit instead of raising it
-        if status == _INTERRUPTED:
+        if status == INTERRUPTED:
             raise KeyboardInterrupt
         sys.stdout.flush()
         if status:
@@ -70,31 +68,45 @@ def _run() -> None:
     except LostError as error:
         _fail(str(error), 1)
     except (KeyboardInterrupt, typer.Abort, console.StoppedError) as stopped:
-        kept = (
+        _stop(
             str(stopped)
             if isinstance(stopped, console.StoppedError)
             else "stopped; nothing was written"
         )
-        console.err.say(kept)
-        if "ray" in sys.modules:
-            # Everything is stopped; threads of libraries that die late have crashed the
-            # interpreter's own end.
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(_INTERRUPTED)
-        sys.exit(_INTERRUPTED)
     except BrokenPipeError:  # the reader has seen enough (moesim list | head)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "format_message"):
             _fail_usage(error)
+        if _was_interrupted(error):
+            _stop("stopped; nothing was written")
         console.err.say(traceback.format_exc())
         console.err.say(
             f"\nThis is a defect of moesim {__version__}, not of your input. "
             "Please report it with the lines above and the scenario."
         )
         sys.exit(1)
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether an error came of Ctrl-C, for which a library that was at work raised its own."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _stop(message: str) -> NoReturn:
+    console.err.say(message)
+    if "ray" in sys.modules:
+        # Everything is stopped; threads of libraries that die late have crashed the
+        # interpreter's own end.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)
+    sys.exit(INTERRUPTED)
 
 
 def _fail(message: str, status: int = 2) -> NoReturn:

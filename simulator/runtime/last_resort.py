@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from simulator.base.errors import INTERRUPTED
 from simulator.runtime.orphans import Process, find_started_by, kill_left
 from simulator.runtime.ray_files import remove
 
@@ -23,8 +24,6 @@ _ENDS_S = 30.0
 times more to do than it has cores."""
 _STOPS = bytes([signal.SIGINT, signal.SIGTERM])
 """Signals that interrupt the program."""
-_STATUS = 130
-"""Exit status of an interrupted program."""
 _SAID = "stopped; nothing was written (Ray did not answer, and was killed)\n"
 
 
@@ -79,4 +78,4 @@ def _end(processes: set[Process], folder: Path | None) -> None:
         remove(folder)
     sys.stderr.write(_SAID)
     sys.stderr.flush()
-    os._exit(_STATUS)
+    os._exit(INTERRUPTED)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from simulator import __main__ as command
 from simulator.base.data import available_files
 from simulator.cli import console
 from simulator.cli.run import print_run
@@ -64,6 +65,33 @@ def test_a_defect_is_ours_with_a_traceback(moesim, monkeypatch):
     assert code == 1
     assert "ZeroDivisionError" in err
     assert "defect" in err
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, RuntimeError])
+def test_ctrl_c_is_no_defect_whatever_a_library_makes_of_it(moesim, monkeypatch, raised):
+    def interrupted(*_, **__):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise raised from None
+
+    monkeypatch.delitem(sys.modules, "ray", raising=False)  # beside it the process ends at once
+    monkeypatch.setattr("simulator.commands.run.run", interrupted)
+    assert moesim("run", *SHORT) == (130, "", "stopped; nothing was written\n")
+
+
+def test_ctrl_c_while_the_command_is_imported_ends_it_as_later(monkeypatch, capsys):
+    class Interrupts:
+        def find_spec(self, name, path=None, target=None):
+            if name == "simulator.cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "simulator.cli", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Interrupts(), *sys.meta_path])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "stopped; nothing was written\n"
 
 
 def test_list_shows_every_family_and_a_rumour_as_one(moesim):
