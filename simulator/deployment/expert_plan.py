@@ -68,6 +68,11 @@ class DrawnDomains:
     router: DomainRouter
     seed: int
 
+    @property
+    def drifts(self) -> bool:
+        """Whether popularity within a domain changes with time."""
+        return getattr(self.router, "num_stages", 1) > 1
+
     @cached_property
     def sequences(self) -> RecordedSequences:
         """Sequences of all domains; drawing them takes about a second for a large model."""
@@ -205,7 +210,7 @@ class _Pools:
         for layer in layers:
             ids = draw_ids(router, layer, runs, open_stream(seed, "yesterday"), moe)
             load_LE[layer] = np.bincount(ids.ravel(), minlength=moe.num_experts)
-        has_domains = getattr(router, "num_domains", 1) > 1
+        has_domains = max(getattr(router, name, 1) for name in ("num_domains", "num_stages")) > 1
         has_next = num_choices > moe.top_k
         return _Drawn(
             np.stack([ids_TJ[:, : moe.top_k] for ids_TJ in today]),

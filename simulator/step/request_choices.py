@@ -3,7 +3,7 @@
 A request has one recorded sequence: its own, where the trace and the recording name requests, else
 one that is drawn among those of its domain, or among all where it has none. A token takes the
 experts of the recorded token at its position; what is longer than its sequence goes on with the
-next ones of that domain.
+next ones of that domain. Where popularity drifts, requests are of the stages around their arrival.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.errors import UserError
 from simulator.deployment.placement import Placement
 from simulator.policies.routing import RecordedSequences
 from simulator.step.expert_choices import RecordedTokens
@@ -54,9 +55,11 @@ class RequestChoices:
         for group, own in enumerate(groups):
             place_GQ[group, own] = np.cumsum(length_Q[own]) - length_Q[own]
         self.is_named_N, sequence_N = _find_named(recorded, trace)
-        self.group_N = _find_groups(recorded, trace)
+        chance_N, *chances = _draw(trace, rng, 1 if recorded.num_stages == 1 else 3)
+        self.group_N = (
+            _find_stages(recorded, trace, *chances) if chances else _find_groups(recorded, trace)
+        )
         self.group_N[self.is_named_N] = group_Q[sequence_N[self.is_named_N]]
-        chance_N = _draw(trace, rng)
         for group, own in enumerate(groups):
             drawn = np.flatnonzero((self.group_N == group) & ~self.is_named_N)
             sequence_N[drawn] = own[(chance_N[drawn] * len(own)).astype(np.int64)]
@@ -93,14 +96,24 @@ class RequestChoices:
 
 def bind_requests(placement: Placement, trace: RequestTrace) -> RequestChoices | None:
     """Give every request of a trace a sequence: a recorded one where routing is exact, one of its
-    domain where both the trace and the routing tell domains apart; otherwise ``None``.
+    domain where both the trace and the routing tell domains apart, one of its time where popularity
+    drifts; otherwise ``None``.
+
+    Raises:
+        UserError: if popularity drifts and the requests have no times (a closed loop).
     """
     experts = placement.experts
     if experts is None:
         return None
     recorded = experts.recorded
-    if recorded is None and experts.domains is not None and trace.domains:
-        recorded = experts.domains.sequences
+    if recorded is None and experts.domains is not None:
+        if experts.domains.drifts and trace.concurrency is not None:
+            raise UserError(
+                f"deployment '{placement.name}' [routing]: a closed loop has no arrival times that "
+                "drift_s could follow; leave drift_s out"
+            )
+        if experts.domains.drifts or trace.domains:
+            recorded = experts.domains.sequences
     if recorded is None:
         return None
     return RequestChoices(recorded, trace, placement.rng("recorded sequences"))
@@ -146,12 +159,16 @@ def _describe_domains(
 ) -> str:
     """Describe which domains of a routing policy stand for those of a trace."""
     pairs = ", ".join(
-        f"{name} as number {place % len(recorded.domains) + 1}"
+        f"{name} as number {place % recorded.num_kinds + 1}"
         for place, name in enumerate(trace.domains)
     )
-    return (
-        f"experts of {placement.name} by domain: {pairs} of the routing's {len(recorded.domains)}"
-    )
+    parts = [f"by domain: {pairs} of the routing's {recorded.num_kinds}"] if pairs else []
+    if recorded.num_stages > 1:
+        parts.append(
+            "by popularity that drifts with the time of arrival, in stages of "
+            f"{recorded.stage_s:,.3g} s"
+        )
+    return f"experts of {placement.name} {'; '.join(parts)}"
 
 
 def _list_tokens(start_Q: Ints, length_Q: Ints) -> Ints:
@@ -182,12 +199,32 @@ def _find_groups(recorded: RecordedSequences, trace: RequestTrace) -> Ints:
     return groups
 
 
-def _draw(trace: RequestTrace, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Draw a number from 0 to 1 for each request, by its number in the whole trace."""
+def _find_stages(
+    recorded: RecordedSequences,
+    trace: RequestTrace,
+    kind_chance_N: NDArray[np.float64],
+    stage_chance_N: NDArray[np.float64],
+) -> Ints:
+    """Group of sequences that each request draws from where popularity drifts, ``[N]``: one of the
+    two stages around its arrival, the nearer one more often. Requests without a kind of text are of
+    any.
+    """
+    kind_N = np.floor(kind_chance_N * recorded.num_kinds).astype(np.int64)
+    if len(trace.domain):
+        kind_N = np.where(trace.domain < 0, kind_N, trace.domain % recorded.num_kinds)
+    turned_N = np.floor(trace.arrival_s / recorded.stage_s + stage_chance_N).astype(np.int64)
+    groups: Ints = kind_N * recorded.num_stages + turned_N % recorded.num_stages + 1
+    return groups
+
+
+def _draw(trace: RequestTrace, rng: np.random.Generator, count: int) -> NDArray[np.float64]:
+    """Draw ``count`` numbers from 0 to 1 for each request, by its number in the whole trace,
+    ``[count, N]``.
+    """
     if trace.part_of is None:
-        return rng.random(trace.num_requests)
+        return rng.random((trace.num_requests, count)).T
     numbers = trace.part_of.numbers
-    drawn: NDArray[np.float64] = rng.random(int(numbers.max(initial=-1)) + 1)[numbers]
+    drawn: NDArray[np.float64] = rng.random((int(numbers.max(initial=-1)) + 1, count))[numbers].T
     return drawn
 
 

@@ -97,6 +97,12 @@ def test_requests_of_drawn_domains_take_what_their_ranks_take(tiny, seed):
     assert compare(plan, trace) == pytest.approx(1.0, abs=0.03)
 
 
+def test_requests_of_a_drifting_popularity_take_what_their_ranks_take(tiny):
+    routing = {"kind": "lognormal", "sigma": 1.0, "drift_s": 0.02}
+    plan = tiny.plan("moe", **KEYS, routing=routing, num_layers=2)
+    assert compare(plan, tiny.trace(80, 2000.0, 200, 20)) == pytest.approx(1.0, abs=0.03)
+
+
 def test_a_trace_without_domains_takes_its_experts_from_all(tiny):
     plan, trace = tiny.plan("moe", **KEYS, routing=TWO), tiny.trace(30)
     assert start_pools(plan, trace)["both"].profiles is None

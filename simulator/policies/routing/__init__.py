@@ -4,6 +4,7 @@ router does.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Protocol, Self, runtime_checkable
 
@@ -34,6 +35,16 @@ class RecordedSequences:
     is_drawn: bool = False
     """Whether the sequences were drawn from the popularity of experts in each domain, so that those
     of one domain differ by chance alone, and domains go by number instead of by name."""
+    num_stages: int = 1
+    """Stages that the popularity in each kind of text passes through, one after another, and from
+    the first again; each is a domain of its own, those of one kind of text in a row."""
+    stage_s: float = math.inf
+    """Seconds from one stage to the next."""
+
+    @property
+    def num_kinds(self) -> int:
+        """Number of kinds of text whose popularity passes through stages."""
+        return len(self.domains) // self.num_stages
 
 
 class Router(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +20,9 @@ cache."""
 _SEQUENCES, _SEQUENCE_TOKENS = 16, 256
 """Sequences drawn for each domain, and tokens of one: as many as steps take their experts from
 where requests are of no domain."""
+_STAGE_SEQUENCES = 4
+"""Sequences drawn for each stage of a domain: steps take tokens of two stages at any time, and
+drawing all takes four times as long as without stages."""
 
 MAX_TOPICS = 16
 """Most topics that affinity groups the experts of a layer into; DeepSeek-V2-Lite's 64 experts then
@@ -43,6 +47,10 @@ class PopularityRouter:
     expert: the odds against the expert, ``(1 - p) / p``, or ``1 / p`` where ``K = 1``."""
     topic_cdf_DLC: NDArray[np.float64]
     """Cumulative probability of the topics, for each domain and layer."""
+    num_stages: int = 1
+    """Stages of each kind of text's popularity, each a domain (:class:`RecordedSequences`)."""
+    stage_s: float = math.inf
+    """Seconds from one stage to the next."""
     hold: float = 0.0
     """Probability that a token keeps the previous token's noise for an expert, and its topic.
     Keeping does not depend on the outcome, so popularity is the same with and without."""
@@ -53,7 +61,9 @@ class PopularityRouter:
     def topk_ids(
         self, layer: int, run_lengths: NDArray[np.int64], rng: np.random.Generator
     ) -> NDArray[np.int16]:
-        """Choose the experts of a batch of tokens (:class:`simulator.policies.routing.Router`)."""
+        """Choose the experts of a batch of tokens (:class:`simulator.policies.routing.Router`), at
+        the first stage of their popularity.
+        """
         return self._draw(layer, run_lengths[run_lengths > 0], None, rng)
 
     @property
@@ -73,8 +83,9 @@ class PopularityRouter:
     def draw_sequences(self, rng: np.random.Generator) -> RecordedSequences:
         """Draw sequences of each domain that requests of it can take by position."""
         num_domains, num_layers = self.handicap_DLCE.shape[:2]
-        length_Q = np.full(num_domains * _SEQUENCES, _SEQUENCE_TOKENS, dtype=np.int64)
-        domain_Q = np.arange(num_domains).repeat(_SEQUENCES)
+        each = _SEQUENCES if self.num_stages == 1 else _STAGE_SEQUENCES
+        length_Q = np.full(num_domains * each, _SEQUENCE_TOKENS, dtype=np.int64)
+        domain_Q = np.arange(num_domains).repeat(each)
         domain_T, seed = domain_Q.repeat(length_Q), int(rng.integers(1 << 62))
         ids = [
             self._draw(layer, length_Q, domain_T, np.random.default_rng(seed))
@@ -90,6 +101,8 @@ class PopularityRouter:
             domain_Q,
             next_LTN=next_LTN if next_LTN.size else None,
             is_drawn=True,
+            num_stages=self.num_stages,
+            stage_s=self.stage_s,
         )
 
     def _draw(
@@ -141,10 +154,11 @@ class PopularityRouter:
         return odds_TE
 
     def _domains(self, lengths: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-        num_domains = len(self.handicap_DLCE)
-        if num_domains == 1:
+        num_kinds = len(self.handicap_DLCE) // self.num_stages
+        if num_kinds == 1:
             return np.zeros(int(lengths.sum()), dtype=np.int64)
-        return np.repeat(rng.integers(num_domains, size=len(lengths)), lengths)
+        kinds = rng.integers(num_kinds, size=len(lengths))
+        return np.repeat(kinds * self.num_stages, lengths)
 
     def _topics(
         self,
