@@ -79,8 +79,10 @@ class DomainMix(Frozen):
 class DomainsSpec(Frozen):
     """Kinds of text of requests, drawn by shares that may change with the time of arrival."""
 
-    mixes: list[DomainMix] = Field(min_length=1)
-    """Mixes of kinds of text, in order of time."""
+    mixes: Annotated[list[DomainMix], Field(min_length=1)] | str
+    """Mixes of kinds of text, in order of time; or a CSV or Parquet file, relative to the
+    scenario's folder, with a column ``at_s`` in seconds and one of shares for each kind of
+    text."""
     changes: Literal["step", "linear"] = "step"
     """Change from one mix to the next: at once, or evenly over the time between them."""
     period_s: Duration | None = None
@@ -88,6 +90,8 @@ class DomainsSpec(Frozen):
 
     @model_validator(mode="after")
     def _check_order(self) -> DomainsSpec:
+        if isinstance(self.mixes, str):  # checked when it has been read
+            return self
         times = [mix.at_s for mix in self.mixes]
         if any(later <= earlier for earlier, later in pairwise(times)):
             raise ValueError("mixes must be in order of at_s, each later than the one before")

@@ -22,6 +22,7 @@ from simulator.workload.bounds import check_bounds
 from simulator.workload.contracts import draw_arrivals, draw_lengths
 from simulator.workload.domains import draw_domains
 from simulator.workload.lengths import LengthDistribution
+from simulator.workload.mixes_file import read_mixes
 from simulator.workload.reading import read_trace
 from simulator.workload.thickening import thicken
 from simulator.workload.traces import RequestTrace, take_requests
@@ -58,7 +59,8 @@ def load_requests(
     trace = _load_requests(spec, folder, seed, where)
     if spec.domains is None:
         return trace
-    return draw_domains(trace, spec.domains, open_stream(seed, "domains"), where)
+    domains = read_mixes(spec.domains, folder)
+    return draw_domains(trace, domains, open_stream(seed, "domains"), where)
 
 
 def _load_requests(spec: WorkloadSpec, folder: Path, seed: int, where: str) -> RequestTrace:

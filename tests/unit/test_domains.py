@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from simulator.base.errors import UserError
@@ -116,3 +117,42 @@ def test_a_table_with_domains_and_identifiers_is_read_back(tmp_path, tiny):
         )
         with pytest.raises(UserError, match="have kinds of text of their own"):
             load_requests(again, tmp_path, 1)
+
+
+@pytest.mark.parametrize("name", ["mixes.csv", "mixes.parquet"])
+def test_mixes_of_a_file_are_those_written_out(tmp_path, name):
+    table = pd.DataFrame({"at_s": [0, 50], "chat": [0.75, None], "code": [0.25, 1.0]})
+    if name.endswith(".csv"):
+        table.to_csv(tmp_path / name, index=False)
+    else:
+        table.to_parquet(tmp_path / name, index=False)
+    written = [{"shares": {"chat": 0.75, "code": 0.25}}, {"at_s": 50, "shares": {"code": 1}}]
+    for changes in ("step", "linear"):
+        found, known = (
+            load(tmp_path, {"mixes": mixes, "changes": changes}) for mixes in (name, written)
+        )
+        assert found.domains == known.domains
+        assert np.array_equal(found.domain, known.domain)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        (None, "mixes.csv"),
+        ("", "a column at_s and one of shares for each kind of text, each once; found are none"),
+        ("at_s\n0\n", "found are at_s"),
+        ("at_s,a,a\n0,1,1\n", "found are at_s, a, a"),
+        ("at_s,a\n0,x\n", "row 1: a must be a number, not 'x'"),
+        ("at_s,a\n0,1\n5\n", "row 2: has 1 values, for 2 columns"),
+        ("at_s,a\n5,1\n0,1\n", "mixes must be in order of at_s"),
+        ("at_s,a\n0,0\n", "shares must not all be 0"),
+        ("at_s,a\n", "mixes"),
+        ("at_s,a\n0,nan\n", "shares"),
+    ],
+)
+def test_a_file_of_mixes_that_makes_no_sense_is_refused(tmp_path, text, wanted):
+    if text is not None:
+        (tmp_path / "mixes.csv").write_text(text)
+    with pytest.raises(UserError, match=wanted) as refused:
+        load(tmp_path, {"mixes": "mixes.csv"}, num_requests=5)
+    assert "mixes.csv" in str(refused.value)
