@@ -15,6 +15,8 @@ from simulator.base.frozen import validate
 from simulator.base.reading import read_bytes, refuse_damage
 from simulator.config.workload import DomainsSpec
 
+_Table = tuple[list[str], Sequence[Sequence[object]]]
+"""Names and rows of a table."""
 _TIME = "at_s"
 _MOST_BYTES = 1 << 24
 """Largest file: a mix a second for a month, of a few kinds of text, is half of it."""
@@ -44,13 +46,13 @@ def read_mixes(spec: DomainsSpec, folder: Path) -> DomainsSpec:
     return validate(DomainsSpec, {**spec.model_dump(), "mixes": mixes}, str(path))
 
 
-def _read_csv(path: Path, data: bytes) -> tuple[list[str], list[list[str]]]:
+def _read_csv(path: Path, data: bytes) -> _Table:
     """Read the names and the rows of texts."""
     lines = [row for row in csv.reader(io.StringIO(data.decode("utf-8-sig"))) if row]
     return [name.strip() for name in lines[0]] if lines else [], lines[1:]
 
 
-def _read_parquet(path: Path, data: bytes) -> tuple[list[str], list[list[object]]]:
+def _read_parquet(path: Path, data: bytes) -> _Table:
     """Read the names and the rows of numbers."""
     names = list(parquet.column_names(data, str(path)))
     columns = parquet.read_columns(data, names, str(path)).to_pydict()
