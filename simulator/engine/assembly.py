@@ -13,6 +13,7 @@ from simulator.base.columns import Columns, Picked
 from simulator.base.errors import UserError
 from simulator.deployment.plan import DeploymentPlan
 from simulator.deployment.uniform_routing import mean_uniform_imbalances
+from simulator.engine.overflow_count import OverflowCount
 from simulator.engine.probe import probe
 from simulator.engine.served import Served
 from simulator.engine.state import Floats
@@ -44,6 +45,7 @@ def make_record(served: Served) -> DeploymentRecord:
     if unfinished and served.until_s is None:
         raise RuntimeError(f"{unfinished} requests of deployment '{plan.name}' never finished")
     probes, read_bytes, uniform_S = [], 0.0, np.full(len(steps), nan)
+    overflow = OverflowCount(plan.placement.model.num_moe_layers)
     for name, pool in served.pools.items():
         is_own = (steps["pool"] == name).to_numpy()
         own = steps if is_own.all() else Picked(steps, is_own)
@@ -51,6 +53,7 @@ def make_record(served: Served) -> DeploymentRecord:
             uniform_S[is_own] = mean_uniform_imbalances(
                 pool.plan, _tokens_of_batches(pool.plan, own)
             )
+        overflow.join(pool.overflow)
         read_bytes += (
             float(served.costs["read_bytes"][is_own].sum()) * pool.plan.placement.layout.num_gpus
         )
@@ -61,6 +64,7 @@ def make_record(served: Served) -> DeploymentRecord:
         np.zeros(NUM_GAP_BINS, dtype=np.int64),
     )
     duration_s = steps["duration_s"].to_numpy()
+    dropped_share = _share_dropped(plan, steps, served.costs)
 
     def mean_over_time(values_S: Floats) -> float:
         return (
@@ -90,7 +94,8 @@ def make_record(served: Served) -> DeploymentRecord:
         load_imbalance=mean_over_time(served.costs["load_imbalance"].to_numpy()),
         uniform_imbalance=mean_over_time(uniform_S),
         read_bytes=read_bytes,
-        dropped_share=_share_dropped(plan, steps, served.costs),
+        dropped_share=dropped_share,
+        overflow_by_layer=overflow.report(dropped_share),
         moves=add_name(served.moves_table()),
         changes=served.list_changes(),
         rebalances=served.rebalances,

@@ -15,6 +15,7 @@ from simpy.events import Event, ProcessGenerator
 from simulator.deployment.expert_plan import POOL_TOKENS
 from simulator.engine.fabric import FluidWires, Wires
 from simulator.engine.message import MessageWires
+from simulator.engine.overflow_count import OverflowCount
 from simulator.engine.pool import PoolState
 from simulator.engine.rank import StepTimes, run_step
 from simulator.engine.state import Ranks, Requests
@@ -98,6 +99,7 @@ class ByRanks:
         self.make_wires = make_wires
         self.stream = stream
         self.taken = TakenSteps()
+        self.overflow = OverflowCount(prices.placement.model.num_moe_layers)
         self._find_profiles: FindProfiles | None = None
         self.profile_tokens = np.zeros(0)
         """Tokens of each load profile in all steps, ``[P]``."""
@@ -139,6 +141,8 @@ class ByRanks:
             prices.price_batch(batch, offset)
             for batch, offset in zip(batches, offsets, strict=True)
         ]
+        for one in priced:
+            self.overflow.add(prices, one)
         lanes = [env.process(self.run_batch(env, one)) for one in priced]
         parts = np.zeros((len(lanes), len(STEP_PHASES) + 3))
         head_s = np.array([prices.head_s[batch.num_logits].max() for batch in batches])
@@ -183,6 +187,7 @@ def start_ranks_of(pool: PoolState, fidelity: Literal["rank", "message"], stream
     make_messages = partial(MessageWires, fabric=pool.plan.placement.fabric)
     make_wires = FluidWires if fidelity == "rank" else make_messages
     made = ByRanks(pool.prices, make_wires, stream)
+    made.overflow = pool.overflow
     if pool.profiles is not None:
         made.count_profiles(pool.find_profiles, len(pool.profiles.tokens_P))
     return made

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from simulator.deployment.memory import check_requests
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.limits import make_limits, scaled_blocks
+from simulator.engine.overflow_count import OverflowCount
 from simulator.engine.rebalancing import place_again
 from simulator.engine.sending import Balance, Pool
 from simulator.engine.start import start_clock, start_ranks, start_requests
@@ -70,6 +71,9 @@ class PoolState:
             len(self.profiles.tokens_P) if self.profiles else 1,
         )
         self.fresh_ranks = ranks
+        self.overflow = OverflowCount(placement.model.num_moe_layers)
+        """Pairs dropped and rerouted by layer: of all steps where ranks are simulated, otherwise of
+        some."""
         self.num_replicas = plan.serving.replicas
         self.ranks = Ranks._make(_repeat(ranks, self.num_replicas))
         self.clock = Clock._make(_repeat(start_clock(), self.num_replicas))

@@ -29,6 +29,7 @@ from simulator.engine.events import ENDS, FORMS, code_of, find_event, push_event
 from simulator.engine.instants import AGAIN, CHANGE, Instants
 from simulator.engine.loop_state import LoopState
 from simulator.engine.moving_experts import MovingExperts
+from simulator.engine.overflow_samples import count_formed_step
 from simulator.engine.pool import PoolState, start_pools
 from simulator.engine.rebalancing import moves_any
 from simulator.engine.replicas import (
@@ -343,6 +344,7 @@ class _Timeline:
             row[1] = price_step(pool.requests, pool.ranks_of(replica), table, row[:POOL])
         count_profiles(table)
         self.audits[place].look_at(replica, row[1], table.factor)
+        count_formed_step(pool, replica)
         push_event(state.events, row[0] + row[1], code_of(ENDS, number))
 
     def _start_log(self) -> None:

@@ -15,19 +15,19 @@ SHOWN = "shown_steps"
 
 
 def describe_record(record: DeploymentRecord) -> dict[str, Any]:
-    """Describe a deployment's shown steps, stopped or started replicas, moved experts and load
-    imbalance over time for ``run.json``.
+    """Describe a deployment's shown steps, stopped or started replicas, moved experts, load
+    imbalance over time and overflow by layer for ``run.json``.
     """
-    curve = record.imbalance_curve
+    optional = {
+        "imbalance_curve": record.imbalance_curve,
+        "price_audit": record.price_audit,
+        "overflow_by_layer": record.overflow_by_layer,
+    }
     return {
         SHOWN: {phase: asdict(step) for phase, step in record.shown_steps.items()},
         "changes": [asdict(change) for change in record.changes],
         "rebalances": [asdict(moved) for moved in record.rebalances],
-    } | {
-        name: found._asdict()
-        for name, found in (("imbalance_curve", curve), ("price_audit", record.price_audit))
-        if found is not None
-    }
+    } | {name: found._asdict() for name, found in optional.items() if found is not None}
 
 
 def tell_audit(record: DeploymentRecord) -> str | None:

@@ -275,6 +275,17 @@ class PriceAudit(NamedTuple):
     """90th percentile of its absolute value."""
 
 
+class OverflowByLayer(NamedTuple):
+    """Token-expert pairs that an overflow policy changed, by MoE layer."""
+
+    num_batches: int
+    """Batches that were counted: all where ranks were simulated, otherwise some of the run."""
+    dropped: list[float]
+    """Share of each layer's pairs that were dropped."""
+    rerouted: list[float]
+    """Share of each layer's pairs that another expert computed than the one that was chosen."""
+
+
 class ImbalanceCurve(NamedTuple):
     """Load imbalance over the time of a run, in bins of equal length."""
 
@@ -318,6 +329,9 @@ class DeploymentRecord:
     """Bytes of weights and cache that all ranks of all replicas had to read."""
     dropped_share: float
     """Share of token-expert pairs that were dropped; NaN where no overflow policy drops any."""
+    overflow_by_layer: OverflowByLayer | None
+    """Shares that were dropped and rerouted in each layer; ``None`` where no overflow policy drops
+    any."""
     moves: pd.DataFrame
     """Moves of requests with ``MOVE_COLUMNS``, one row for each time that a request's replica
     stopped."""

@@ -66,7 +66,8 @@ def verdict(results: Results) -> dict[str, Any]:
     ]
     gone = [text for name in rows if (text := tell_changes(results, name, rows[name], short[name]))]
     gone += [text for name in rows if (text := tell_rebalances(results, name, short[name]))]
-    dropped = [text for name in rows if (text := tell_drops(rows[name], short[name]))]
+    told = results.run["deployments"]
+    dropped = [text for name in rows if (text := tell_drops(rows[name], told[name], short[name]))]
     if len(rows) == 1:
         ((name, row),) = rows.items()
         headline = f"{short[name]} serves this traffic with {_numbers(row)}."

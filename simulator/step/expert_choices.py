@@ -31,8 +31,10 @@ class Choices(NamedTuple):
     """Rank that each token is on, ``[T]``."""
     scale: float
     """Tokens of the step that each token here stands for."""
-    dropped_pairs: int
+    dropped_pairs: int = 0
     """Token-expert pairs that are dropped."""
+    rerouted_pairs: int = 0
+    """Token-expert pairs that another expert computes than the one that was chosen."""
 
 
 class ChoosingTokens:
@@ -58,12 +60,14 @@ class ChoosingTokens:
             ids_TJ = self._take_choices(layer, offset)
             tokens = slots.route_tokens(ids_TJ, self._top_k, self._router_T)
             kept_TK = admit_pairs(self._experts.overflow, tokens)
-            if not np.array_equal(kept_TK, ids_TJ[:, : self._top_k]):
+            num_changed = int((kept_TK != ids_TJ[:, : self._top_k]).sum())
+            if num_changed:
                 dropped = int((kept_TK < 0).sum())
-                return Choices(slots.slots(kept_TK), self._source_T, 1.0, dropped)
+                slot_TK = slots.slots(kept_TK)
+                return Choices(slot_TK, self._source_T, 1.0, dropped, num_changed - dropped)
         ids_TK = self._take_ids(layer, offset, self._sampled)
         scale = self.total / max(self._sampled, 1)
-        return Choices(slots.slots(ids_TK), self._sampled_source_T, scale, 0)
+        return Choices(slots.slots(ids_TK), self._sampled_source_T, scale)
 
     def _take_ids(self, layer: int, offset: int, count: int) -> NDArray[np.int16]:
         pool_TK: NDArray[np.int16] = self._experts.topk_ids_LTK[layer]

@@ -40,6 +40,8 @@ class ExpertStep:
     """Token-expert pairs that each rank computes, ``[R]``."""
     dropped_pairs: int
     """Token-expert pairs that no rank computes, since their expert is over its capacity."""
+    rerouted_pairs: int
+    """Token-expert pairs that another expert computes than the one that was chosen."""
     experts_R: Floats
     """Seconds that each rank's experts compute, ``[R]``."""
     read_bytes: float
@@ -72,6 +74,8 @@ class _Counts(NamedTuple):
     """Tokens of every slot of each expert-parallel rank (``G`` slots of a rank)."""
     dropped_pairs: int
     """Token-expert pairs that no rank computes."""
+    rerouted_pairs: int
+    """Token-expert pairs that another expert computes than the one that was chosen."""
     arrivals_P: Floats
     """Tokens that have experts on each expert-parallel rank."""
     copies: Messages
@@ -159,17 +163,19 @@ class ExpertPrices:
         """Count the tokens of one step at every stop on their way through one layer."""
         placement, slots = self._placement, self._slots_of(layer)
         layout, node_R = placement.layout, placement.fabric.node_R
-        slot_TK, source_T, scale, dropped_pairs = tokens.choose(slots, layer, offset)
+        chosen = tokens.choose(slots, layer, offset)
+        slot_TK, source_T, scale = chosen[:3]
+        changed = (chosen.dropped_pairs, chosen.rerouted_pairs)
         rows_RG = slots.rows(slot_TK, scale)
         if not layout.travels:
             all_P = np.full(slots.num_ranks, float(tokens.total))
-            return _Counts(rows_RG, dropped_pairs, all_P, Messages.empty(), all_P)
+            return _Counts(rows_RG, *changed, all_P, Messages.empty(), all_P)
         rank_TK = slots.ranks(slot_TK)
         arrivals_P = count_arrivals(rank_TK, slots.num_ranks) * scale
         rank_TK = spread_over_parts(rank_TK, layout.moe_tp)
         copies = Messages.from_matrix(count_copies(policy, rank_TK, source_T, node_R))
         stays_R = count_stays(rank_TK, source_T, layout.num_ranks) * scale
-        return _Counts(rows_RG, dropped_pairs, arrivals_P, copies.times(scale), stays_R)
+        return _Counts(rows_RG, *changed, arrivals_P, copies.times(scale), stays_R)
 
     def _price(
         self, tokens_d: Ints, policy: DispatchPolicy, counts: Sequence[_Counts]
@@ -182,7 +188,14 @@ class ExpertPrices:
         num_groups = rows_YPG.shape[2]
         flat_s = self._experts_s(rows_YPG.reshape(-1, num_groups), seen_YP.ravel(), kernels)
         return [
-            ExpertStep(pairs_R, one.dropped_pairs, experts_R, float(read_bytes), *ways)
+            ExpertStep(
+                pairs_R,
+                one.dropped_pairs,
+                one.rerouted_pairs,
+                experts_R,
+                float(read_bytes),
+                *ways,
+            )
             for one, pairs_R, experts_R, read_bytes, ways in zip(
                 counts,
                 np.repeat(rows_YPG.sum(axis=2), moe_tp, axis=1),

@@ -330,17 +330,23 @@ def test_the_dropped_share_of_a_run_by_ranks_is_a_direct_count(tiny, monkeypatch
 
     monkeypatch.setattr(ByRanks, "take_step", take_and_keep)
     record = run_plan(plan, tiny.trace(12, 200.0, 300, 6), "rank")
-    computed = chosen = 0
+    num_layers = plan.placement.model.num_moe_layers
+    computed_L, chosen = np.zeros(num_layers), 0
     prices = Prices(plan.placement, 8192)
     for batch, offset in ran:
         for part in prices.parts(batch):
             total = int(part.tokens_d.sum())
-            for layer in range(plan.placement.model.num_moe_layers):
-                computed += kept_by_loops(plan, layer, offset, part.tokens_d, factor).total()
-                chosen += total * plan.placement.model.moe.top_k
+            for layer in range(num_layers):
+                kept = kept_by_loops(plan, layer, offset, part.tokens_d, factor)
+                computed_L[layer] += kept.total()
+            chosen += total * plan.placement.model.moe.top_k
             offset += total
-    assert 0 < computed < chosen
-    assert record.dropped_share == pytest.approx(1 - computed / chosen, rel=1e-12)
+    share_L = 1 - computed_L / chosen
+    assert 0 < share_L.min() < share_L.max() < 1
+    assert record.dropped_share == pytest.approx(share_L.mean(), rel=1e-12)
+    assert record.overflow_by_layer.dropped == pytest.approx(share_L.tolist(), rel=1e-12)
+    assert not any(record.overflow_by_layer.rerouted)
+    assert record.overflow_by_layer.num_batches == len(ran)
     row = summarise([plan], [record], SLO()).iloc[0]
     assert row["dropped_share"] == record.dropped_share
 
@@ -373,9 +379,12 @@ def test_fidelities_drop_alike(tiny, split, overflow):
     """The table has the mean of draws, and ranks the draws themselves."""
     plan = tiny.plan("moe", overflow=overflow, **split)
     trace = tiny.trace(40, 100.0, 400, 12)
-    by_table, by_ranks, by_messages = (
-        run_plan(plan, trace, name).dropped_share for name in ("step", "rank", "message")
-    )
+    records = [run_plan(plan, trace, name) for name in ("step", "rank", "message")]
+    by_table, by_ranks, by_messages = (record.dropped_share for record in records)
+    for record in records:
+        layers = record.overflow_by_layer
+        assert np.mean(layers.dropped) == pytest.approx(record.dropped_share, abs=1e-9)
+        assert any(layers.rerouted) == ("next_choices" in overflow)
     assert by_table == pytest.approx(by_ranks, abs=0.015)
     assert by_messages == pytest.approx(by_ranks, abs=0.015)
     assert by_ranks > 0.05

@@ -92,6 +92,7 @@ def record(requests=REQUESTS):
         load_imbalance=1.75,
         uniform_imbalance=1.25,
         dropped_share=0.125,
+        overflow_by_layer=None,
         shown_steps={},
         read_bytes=5e12,
     )

@@ -87,21 +87,27 @@ def test_a_pair_without_room_goes_to_the_best_next_choice_that_has_some():
     assert policy.admit(tokens).ravel().tolist() == [0, 0, 1, 2, 1]
 
 
+NEVER, EVENLY, ONE = [0.0, 0.0], [0.2, 0.2], [0.0, 0.31]
+
+
 @pytest.mark.parametrize(
-    ("share", "wanted"),
+    ("share", "dropped", "rerouted", "wanted"),
     [
-        (0.0, "it drops no choice of an expert"),
-        (0.0317, "it drops 3.2 % of its tokens' choices"),
-        (0.254, "it drops 25 % of its tokens' choices"),
-        (0.9999, "it drops nearly 100 % of"),
+        (0.0, NEVER, NEVER, "it drops no choice of an expert: there was room for all."),
+        (0.0317, EVENLY, NEVER, "it drops 3.2 % of its tokens' choices of experts: it computes"),
+        (0.254, ONE, NEVER, "drops 25 % of its tokens' choices of experts (31 % in MoE layer 1, "),
+        (0.9999, EVENLY, NEVER, "it drops nearly 100 % of"),
+        (0.0, NEVER, EVENLY, "it sends 20 % of its tokens' choices of experts to next choices: w"),
+        (0.1, EVENLY, ONE, "and sends 16 % of them to next choices (31 % in MoE layer 1, the most"),
     ],
 )
-def test_the_share_is_said_where_something_can_be_dropped(share, wanted):
-    assert wanted in tell_drops(pd.Series({"dropped_share": share}), "it")
+def test_shares_are_told_where_something_can_be_dropped(share, dropped, rerouted, wanted):
+    facts = {"overflow_by_layer": {"dropped": dropped, "rerouted": rerouted}}
+    assert wanted in tell_drops(pd.Series({"dropped_share": share}), facts, "it")
 
 
 def test_nothing_is_said_where_nothing_can_be_dropped():
-    assert tell_drops(pd.Series({"dropped_share": math.nan}), "it") is None
+    assert tell_drops(pd.Series({"dropped_share": math.nan}), {}, "it") is None
 
 
 def test_a_policy_may_say_that_it_never_drops():
