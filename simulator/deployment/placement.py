@@ -22,6 +22,7 @@ from simulator.cost.compute import ComputeModel
 from simulator.cost.stages import Sends
 from simulator.deployment.expert_plan import ExpertPlan
 from simulator.policies.contracts import wire_cluster
+from simulator.policies.overflow import may_drop
 from simulator.policies.speculation import Drafts
 from simulator.policies.topology import Fabric
 from simulator.work.layout import Layout
@@ -65,6 +66,11 @@ class Placement:
         """Seconds of engine overhead that a step with prompt tokens takes beyond one without."""
         engine = self.calibration.engine
         return engine.prompt_s(self.model.num_layers, self.model.num_moe_layers)
+
+    @property
+    def drops_pairs(self) -> bool:
+        """Whether an overflow policy may change the experts that tokens chose."""
+        return self.experts is not None and may_drop(self.experts.overflow)
 
     def rng(self, purpose: str, *numbers: int) -> np.random.Generator:
         """Open the random stream of one purpose, which deployments of one seed share

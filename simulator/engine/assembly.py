@@ -17,7 +17,6 @@ from simulator.engine.overflow_count import OverflowCount
 from simulator.engine.probe import probe
 from simulator.engine.served import Served
 from simulator.engine.state import Floats
-from simulator.policies.overflow import may_drop
 from simulator.results.tables import (
     NUM_GAP_BINS,
     DeploymentRecord,
@@ -131,8 +130,8 @@ def _measure_imbalance(served: Served, uniform_S: Floats) -> ImbalanceCurve | No
 def _share_dropped(plan: DeploymentPlan, steps: Columns, costs: Columns) -> float:
     """Share of token-expert pairs dropped, over all layers and steps; NaN where none can be."""
     placement = plan.placement
-    moe, experts = placement.model.moe, placement.experts
-    if moe is None or experts is None or not may_drop(experts.overflow):
+    moe = placement.model.moe
+    if moe is None or not placement.drops_pairs:
         return nan
     tokens = int(steps["prefill_tokens"].sum() + steps["decode_tokens"].sum())
     pairs = tokens * moe.top_k * placement.model.num_moe_layers

@@ -24,12 +24,13 @@ class OverflowCount:
 
     def add(self, prices: Prices, priced: PricedBatch) -> None:
         """Add a batch, where anything can be dropped."""
-        if not prices.drops_pairs:
+        moe = prices.placement.model.moe
+        if moe is None or not prices.placement.drops_pairs:
             return
         self.num_batches += 1
         for part, steps in priced.parts:
             changed = [(step.dropped_pairs, step.rerouted_pairs) for step in steps]
-            self._pairs_3L[0] += int(part.tokens_d.sum()) * prices.top_k
+            self._pairs_3L[0] += int(part.tokens_d.sum()) * moe.top_k
             self._pairs_3L[1:] += np.array(changed, dtype=np.int64).T
 
     def join(self, other: OverflowCount) -> None:

@@ -16,7 +16,7 @@ def count_formed_step(pool: PoolState, replica: int) -> None:
     unless enough are counted.
     """
     prices, count = pool.prices, pool.overflow
-    if not prices.drops_pairs or count.num_batches >= _MOST_BATCHES:
+    if not prices.placement.drops_pairs or count.num_batches >= _MOST_BATCHES:
         return
     rng = prices.placement.rng("overflow by layer", count.num_batches)
     for batch in read_batches(pool.requests, pool.ranks_of(replica)):

@@ -25,7 +25,6 @@ from simulator.cost.engine_time import sequences_s
 from simulator.cost.kernels.context import kernels_s
 from simulator.cost.stages import VECTORS
 from simulator.deployment.placement import Placement
-from simulator.policies.overflow import may_drop
 from simulator.step.expert_prices import ExpertPrices, ExpertStep
 from simulator.step.program import Batch, PricedBatch, PricedPart
 from simulator.step.request_choices import RequestChoices
@@ -281,18 +280,6 @@ class Prices:
         if self.placement.experts is None or self.placement.model.moe is None:
             raise ValueError(f"{self.placement.model.name} has no routed experts")
         return ExpertPrices(self.placement, self.placement.experts, self.placement.model.moe)
-
-    @property
-    def drops_pairs(self) -> bool:
-        """Whether an overflow policy may change the experts that tokens chose."""
-        experts = self.placement.experts
-        return experts is not None and may_drop(experts.overflow)
-
-    @property
-    def top_k(self) -> int:
-        """Experts that a token chooses; 0 in a dense model."""
-        moe = self.placement.model.moe
-        return 0 if moe is None else moe.top_k
 
     def expert_step(self, layer: int, tokens_d: NDArray[np.int64], offset: int) -> ExpertStep:
         """Price the routed experts of MoE layer ``layer`` for ``tokens_d`` tokens on each

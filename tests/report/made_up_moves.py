@@ -1,4 +1,4 @@
-"""Experts that moved in made-up runs, and their load imbalance over time."""
+"""Experts that moved in made-up runs, their load imbalance over time, and what found no room."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ import pandas as pd
 
 
 def imbalance_of(facts: dict[str, Any], requests: pd.DataFrame) -> dict[str, Any]:
-    """Load imbalance over time, and two moves of experts, of a mixture of experts whose run was not
-    empty.
+    """Load imbalance over time, two moves of experts, and overflow by layer, of a mixture of
+    experts whose run was not empty.
     """
     if not facts["is_moe"] or not len(requests):
         return {}
@@ -19,7 +19,9 @@ def imbalance_of(facts: dict[str, Any], requests: pd.DataFrame) -> dict[str, Any
         **{"imbalance_before": 1.4, "imbalance_after": 1.1},
         **{"imbalance_next": 1.2, "imbalance_unmoved": 1.3},
     }
+    dropped = (0.05 + 0.05 * np.cos(np.arange(6))).tolist()
     return {
+        "overflow_by_layer": {"num_batches": 9, "dropped": dropped, "rerouted": dropped[::-1]},
         "imbalance_curve": {name: values.tolist() for name, values in curve.items()},
         "rebalances": [{"at_s": second, **moved} for second in (20.0, 60.0)],
     }

@@ -24,7 +24,7 @@ class Overflow(Figure[Results]):
 
     def draw(self, results: Results) -> go.Figure | None:
         label, line = style.labels(results), style.lines(results)
-        drawn = style.figure("MoE layer", "Share of token-expert pairs (%)", 260)
+        drawn = style.figure("MoE layer (index)", "Share of token-expert pairs (%)", 260)
         for name in results.deployments:
             found = style.facts(results, name).get("overflow_by_layer")
             if found is None:
@@ -35,8 +35,8 @@ class Overflow(Figure[Results]):
             ):
                 if key == "dropped" or any(found[key]):
                     drawn.add_scatter(
-                        x=list(range(len(found[key]))),
-                        y=[100 * share for share in found[key]],
+                        x0=0,
+                        y=[round(100 * share, 2) for share in found[key]],
                         name=label[name],
                         line=line[name] | {"width": 1.6, "dash": dash},
                         mode="lines",
