@@ -100,6 +100,8 @@ Size = Annotated[int, value_range(1, 1 << 40)]
 Seconds = Annotated[float, value_range(0, YEAR_S, "seconds")]
 Duration = Annotated[float, value_range(1e-9, YEAR_S, "seconds")]
 """Time above 0."""
+Hours = Annotated[float, value_range(1e-3, 1e9, "hours")]
+"""Working hours of machines, above 0."""
 Price = Annotated[float, value_range(0, 1e6, "units of the currency")]
 Budget = Annotated[float, value_range(1e-6, 1e12, "units of the currency per hour")]
 

@@ -36,6 +36,7 @@ POLICIES = {
     "balancing": "balancing",
     "failures": "failures",
     "rebalancing": "rebalancing",
+    "recovery": "recovery",
     "speculation": "speculation",
     "arrivals": "arrivals",
     "lengths": "lengths",

@@ -18,7 +18,7 @@ from simulator.deployment.memory import check_requests
 from simulator.deployment.notes import memory_notes, notes_of, scheduling_notes, start_notes
 from simulator.deployment.own_policies import try_policies
 from simulator.deployment.plan import DeploymentPlan, make_plan
-from simulator.engine.timeline import Fidelity
+from simulator.engine.by_ranks import Fidelity
 from simulator.parallel.cores import check_count
 from simulator.planner.uncertainty.run_bands import make_bands
 from simulator.results.folder import Results, gather

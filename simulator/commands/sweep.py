@@ -18,7 +18,7 @@ from simulator.base.progress import Progress, count_part, show_nothing
 from simulator.base.text import inline_toml, one_line
 from simulator.commands.run import check_fidelity, run
 from simulator.commands.sweep_points import Point, SweptKeys, list_points
-from simulator.engine.timeline import Fidelity
+from simulator.engine.by_ranks import Fidelity
 from simulator.parallel.cores import check_count
 from simulator.parallel.workers import Workers
 from simulator.report.page import render

@@ -170,6 +170,9 @@ class DeploymentSpec(Frozen):
         tuple[Annotated[Policy, PolicyOf("failures")], ...], Field(strict=False)
     ] = ()
     """GPUs and nodes that fail while it serves."""
+    recovery: Annotated[Policy, PolicyOf("recovery")] = {"kind": "restart"}
+    """Recovery policy: what the engine does when GPUs of a replica fail, and when they work again;
+    of a prefill pool as well."""
     rebalancing: Annotated[Policy, PolicyOf("rebalancing")] = {"kind": "none"}
     """Rebalancing policy: when experts are placed anew while it serves; those of a prefill pool
     stay where they are."""

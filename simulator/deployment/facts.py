@@ -45,6 +45,7 @@ def facts_of(plan: DeploymentPlan) -> dict[str, Any]:
         "num_batches": placement.layout.num_batches,
         "balancing": policy_text(plan.spec.balancing),
         "failures": "; ".join(policy_text(table) for table in plan.spec.failures) or None,
+        "recovery": policy_text(plan.spec.recovery) if plan.spec.failures else None,
         "speculation": policy_text(plan.spec.speculation) if placement.drafts.num_tokens else None,
         "weight_dtype": _weights_text(plan),
         "pruning": policy_text(plan.spec.pruning.model_dump()) if plan.spec.pruning else None,

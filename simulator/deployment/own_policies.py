@@ -21,7 +21,9 @@ from simulator.policies.contracts import (
     prepare_balancer,
 )
 from simulator.policies.dispatch import find_kernel_input, policy_at
+from simulator.policies.failure_contracts import find_interruption, shrink_experts
 from simulator.policies.overflow import take_choices
+from simulator.policies.recovery import Loss
 from simulator.work.slots import SlotMap
 
 _TOKENS = 8
@@ -43,6 +45,8 @@ def try_policies(plan: DeploymentPlan) -> None:
             _try_dispatch(plan)
     for changes in plan.list_failures():
         list(islice(changes, _TOKENS))
+    if plan.failures and not is_shipped(type(plan.serving.recovery)):
+        _try_recovery(plan)
     list(islice(list_looks(plan.serving.rebalancing), _TOKENS))
     if not is_shipped(type(plan.serving.balancing)):
         balancer = prepare_balancer(
@@ -53,6 +57,16 @@ def try_policies(plan: DeploymentPlan) -> None:
             list_turns(plan.serving.balancing, balancer, _TOKENS, plan.serving.replicas)
         else:
             choose_replica(balancer, nothing, nothing)
+
+
+def _try_recovery(plan: DeploymentPlan) -> None:
+    placement, policy = plan.placement, plan.serving.recovery
+    assert placement.experts is not None
+    assert placement.model.moe is not None
+    lost_D = np.arange(placement.layout.attention_dp) == 0
+    shape = (placement.model.num_moe_layers, placement.model.moe.num_experts)
+    shrink_experts(policy, Loss(lost_D, placement.experts.placed, np.ones(shape)))
+    find_interruption(policy, 0.0)
 
 
 def _try_overflow(plan: DeploymentPlan) -> None:

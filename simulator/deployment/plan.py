@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from simulator.base.errors import UserError
+from simulator.base.frozen import Policy
 from simulator.base.plugins import build
 from simulator.config.calibration import Calibration, CalibrationFile
 from simulator.config.cluster import load_cluster
-from simulator.config.deployment import DeploymentSpec
+from simulator.config.deployment import DeploymentSpec, ParallelSpec
 from simulator.config.engine import find_hand_over, resolve_scheduling
 from simulator.config.host import HostCalibration, load_any_calibration
 from simulator.config.model import load_model
@@ -28,15 +29,19 @@ from simulator.deployment.refusals import (
     check_drafts,
     check_pruning,
     check_rebalancing,
+    check_recovery,
     check_sequences,
     check_stages,
 )
 from simulator.deployment.setup import Setup
 from simulator.deployment.splits import check_splits, find_refusal
 from simulator.policies.balancing import BalancingPolicy
-from simulator.policies.contracts import list_changes, make_drafts, make_rules
+from simulator.policies.contracts import make_drafts, make_rules
+from simulator.policies.failure_contracts import list_changes
 from simulator.policies.failures import Change, FailurePolicy, Machines
 from simulator.policies.rebalancing import RebalancingPolicy
+from simulator.policies.recovery import RecoveryPolicy
+from simulator.policies.recovery.restart import Restart
 from simulator.policies.scheduling import Rules
 from simulator.work.layout import make_layout
 from simulator.work.memory import CacheSize, cache_size
@@ -54,6 +59,8 @@ class Serving:
     """Memory of a GPU, and its part for the KV cache."""
     rebalancing: RebalancingPolicy
     """Policy that rebalances experts during a run."""
+    recovery: RecoveryPolicy
+    """Policy that says how replicas recover from lost GPUs."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +153,7 @@ def _make_pools(spec: DeploymentSpec, seed: int, place: str, folder: Path) -> De
     changes |= {"prefill": None, "cluster": pool.cluster or spec.cluster}
     changes["speculation"] = {"kind": "none"}  # nothing decodes there
     changes["rebalancing"] = {"kind": "none"}
+    changes["recovery"] = _choose_prefill_recovery(spec.recovery, pool.parallel)
     if (
         pool.parallel.ep or 1
     ) == 1:  # its experts are split like dense blocks, so the decode pool's copies are not there
@@ -170,6 +178,14 @@ def _make_pools(spec: DeploymentSpec, seed: int, place: str, folder: Path) -> De
         find_hand_over(spec.engine),
     )
     return replace(decode, prefill=prefill, transfer=transfer)
+
+
+def _choose_prefill_recovery(table: Policy, parallel: ParallelSpec) -> Policy:
+    """Recovery of a prefill pool: a restart at the same times where its ranks need each other."""
+    if table["kind"] == "restart" or parallel.ep == parallel.num_ranks > parallel.tp:
+        return table
+    keys = set(Restart.model_fields) & set(table)
+    return {"kind": "restart", **{key: table[key] for key in keys}}
 
 
 def _make_pool(
@@ -255,7 +271,9 @@ def _make_pool(
     balancing = build("balancing", spec.balancing, f"{place} [balancing]")
     check_rebalancing(spec, layout, f"{place} [rebalancing]")
     rebalancing = build("rebalancing", spec.rebalancing, f"{place} [rebalancing]")
-    serving = Serving(replicas, rules, balancing, capacity, rebalancing)
+    recovery: RecoveryPolicy = build("recovery", spec.recovery, f"{place} [recovery]")
+    check_recovery(spec, placement, f"{place} [recovery]")
+    serving = Serving(replicas, rules, balancing, capacity, rebalancing, recovery)
     return DeploymentPlan(spec, placement, serving)
 
 

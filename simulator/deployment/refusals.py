@@ -8,6 +8,8 @@ from simulator.config.cluster import ClusterSpec
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.host import HostCalibration
 from simulator.config.model import ModelSpec
+from simulator.deployment.placement import Placement
+from simulator.policies.placement_faults import count_slots
 from simulator.policies.scheduling import Rules
 from simulator.work.layout import Layout
 from simulator.work.memory import Precision
@@ -60,6 +62,35 @@ def check_rebalancing(spec: DeploymentSpec, layout: Layout, where: str) -> None:
     if layout.pp > 1:
         raise UserError(
             f"{where}: moving experts in a pipeline is not simulated; leave pp or rebalancing out"
+        )
+
+
+def check_recovery(spec: DeploymentSpec, placement: Placement, where: str) -> None:
+    """Refuse recoveries that are not simulated, or that no ranks can go on from."""
+    table, layout = spec.recovery, placement.layout
+    if table.get("requests") == "retry" and spec.prefill is not None:
+        raise UserError(
+            f'{where}: requests = "retry" is not simulated with a prefill pool; '
+            'use "resume" or "lose"'
+        )
+    if table["kind"] == "restart":
+        return
+    if placement.experts is None or not layout.travels or layout.moe_tp > 1 or layout.pp > 1:
+        raise UserError(
+            f"{where}: only ranks that hold whole experts and requests of their own go on without "
+            "others; it takes attention_dp > 1, ep = tp x attention_dp and pp = 1, or kind = "
+            '"restart"'
+        )
+    slots_R = count_slots(placement.experts.placed)
+    if (slots_R != slots_R[0, 0]).any():
+        raise UserError(
+            f"{where}: ranks have from {slots_R.min()} to {slots_R.max()} slots of experts; it "
+            "takes as many on each, with a num_slots that the number of ranks divides"
+        )
+    if spec.rebalancing["kind"] != "none":
+        raise UserError(
+            f"{where}: experts that are rebalanced while ranks are lost are not simulated; leave "
+            'rebalancing out, or use kind = "restart"'
         )
 
 

@@ -41,6 +41,7 @@ from simulator.engine.state import (
     HELD,
     IN_LINE,
     IS_FULL,
+    IS_LOST,
     LAST_S,
     LONGEST,
     NEXT_END,
@@ -72,10 +73,10 @@ _KV_CACHE, _HELD_BACK = (ADMISSION_LIMITS.index(name) for name in ("kv_cache", "
 @jit_inner
 def queue_request(requests: Requests, ranks: Ranks, clock: Clock, r: int) -> None:
     """Queue request ``r`` at the data-parallel rank with the fewest unfinished requests."""
-    best, fewest = 0, _count_unfinished(ranks, 0)
-    for d in range(1, len(ranks.each)):
+    best, fewest = -1, 0
+    for d in range(len(ranks.each)):
         count = _count_unfinished(ranks, d)
-        if count < fewest:
+        if not ranks.each[d, IS_LOST] and (best < 0 or count < fewest):
             best, fewest = d, count
     requests.ints[r, DP_RANK] = best
     if requests.ints[r, STAGE] == IN_LINE:
@@ -169,13 +170,14 @@ def _holds_prompts(ranks: Ranks, limits: Limits) -> bool:
     """Whether waiting prompts are held back until each rank has one, so that all compute prompts in
     the same step; for ``balance_steps`` steps at most.
     """
-    waiting = running = 0
+    waiting = running = lost = 0
     for d in range(len(ranks.each)):
         waiting += ranks.each[d, HEAD] >= 0
         running += ranks.each[d, NUM_RUNNING]
+        lost += ranks.each[d, IS_LOST]
     if (
         waiting == 0
-        or waiting == len(ranks.each)
+        or waiting == len(ranks.each) - lost
         or running == 0
         or ranks.counts[0, HELD] >= limits.rules.balance_steps
     ):

@@ -27,6 +27,7 @@ from simulator.step.operations import list_operations
 from simulator.step.prices import Prices
 from simulator.step.program import Batch, PricedBatch
 
+Fidelity = Literal["step", "rank", "message"]
 FindProfiles = Callable[[NDArray[np.int64]], NDArray[np.int64]]
 """Function from numbers of requests to their load profiles."""
 
@@ -182,11 +183,15 @@ class ByRanks:
         )
 
 
-def start_ranks_of(pool: PoolState, fidelity: Literal["rank", "message"], stream: str) -> ByRanks:
+def start_ranks(prices: Prices, fidelity: Fidelity, stream: str) -> ByRanks:
+    """Make the executor of steps with some prices, at a fidelity that simulates ranks."""
+    make_messages = partial(MessageWires, fabric=prices.placement.fabric)
+    return ByRanks(prices, FluidWires if fidelity == "rank" else make_messages, stream)
+
+
+def start_ranks_of(pool: PoolState, fidelity: Fidelity, stream: str) -> ByRanks:
     """Make the executor of a pool's steps at a fidelity that simulates ranks."""
-    make_messages = partial(MessageWires, fabric=pool.plan.placement.fabric)
-    make_wires = FluidWires if fidelity == "rank" else make_messages
-    made = ByRanks(pool.prices, make_wires, stream)
+    made = start_ranks(pool.prices, fidelity, stream)
     made.overflow = pool.overflow
     if pool.profiles is not None:
         made.count_profiles(pool.find_profiles, len(pool.profiles.tokens_P))

@@ -1,9 +1,11 @@
-"""Stops and starts of replicas during a run, and the return of a stopped replica's requests."""
+"""Stops and starts of replicas and their ranks during a run, and the return of the requests that
+they had.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +22,10 @@ from simulator.engine.events import (
     push_event,
     remove_events,
 )
+from simulator.engine.hand_over import drop_lost, release_sent
+from simulator.engine.loop_state import LoopState
 from simulator.engine.pool import PoolState
+from simulator.engine.sending import release_next
 from simulator.engine.state import (
     BLOCKS,
     COMPUTED,
@@ -37,11 +42,11 @@ from simulator.engine.state import (
     SHARED,
     TRANSFERRED,
     Ints,
+    Requests,
 )
 from simulator.engine.step_log import DECODES, LOG_COLUMNS
 from simulator.engine.step_price import ATTENTION
 from simulator.engine.windows import list_chain
-from simulator.policies.failures import Change
 from simulator.results.tables import STEP_PHASES
 
 _CACHE = (COMPUTED, TRANSFERRED, BLOCKS, SHARED, KEPT_FIRST, KEPT_BLOCKS, KEPT_END)
@@ -54,46 +59,112 @@ _PREFILL_TOKENS, _DECODE_TOKENS, _READ_BYTES, _DROPPED_PAIRS = (
 )
 
 
+Kind = Literal["hangs", "stops", "starts", "shrinks", "grows"]
+"""Kinds of changes of a replica: a GPU has failed, which nobody has noticed yet; it is gone; it
+serves again; it goes on with fewer ranks; ranks have joined it again."""
+
+
 class Changed(NamedTuple):
-    """Change of replicas, and the requests that they had."""
+    """Change of some replicas of a pool at one instant, and the requests that they lost."""
 
-    change: Change
+    at_s: float
+    pool: str
+    kind: Kind
     given_back: dict[int, Ints]
-    """Requests of each replica whose state the change made a difference to, by their numbers in the
-    trace."""
+    """Requests that each of the replicas lost, by their numbers in the trace."""
+    num_gpus: int
+    """GPUs that each of the replicas serves with then."""
+    serves_s: float
+    """Time from which they do so, once their ranks have formed a new group, seconds."""
 
-    @property
-    def to_resend(self) -> list[int]:
-        """Requests to be sent again, by their numbers in the trace."""
+    def list_requests(self) -> list[int]:
+        """List the requests that were lost, by their numbers in the trace."""
         return [int(request) for found in self.given_back.values() for request in found]
 
 
-def apply_change(change: Change, place: int, pools: Sequence[PoolState], events: Events) -> Changed:
-    """Stop or start replicas of a pool.
+def stop_replica(pool: PoolState, replica: int, events: Events) -> Ints:
+    """Stop a replica, whose caches are lost; its step under way has been cut off before.
 
-    Steps that they had under way have been cut off before.
+    Returns:
+        Requests that it had, by their numbers in the trace; they keep the tokens they have emitted
+            and nothing else.
+    """
+    clock = pool.clock_of(replica)
+    everywhere = np.ones(pool.plan.placement.layout.attention_dp, dtype=np.bool_)
+    rows = [
+        _call_off(pool, replica, everywhere, events),
+        _lose_kept(pool, replica, everywhere, events),
+    ]
+    rows += [_lose_running(pool, replica), _lose_coming(pool, replica)]
+    clock.is_gone[:], clock.is_shrunk[:] = 1, 0
+    for array, fresh in zip(pool.ranks_of(replica), pool.fresh_ranks, strict=True):
+        array[:] = fresh
+    clock.num_pushed[:] = clock.num_finished
+    clock.outstanding_tokens[:] = 0
+    given_back: Ints = np.sort(np.concatenate(rows)) + pool.requests.first
+    return given_back
+
+
+def lose_groups(pool: PoolState, replica: int, lost_D: NDArray[np.bool_], events: Events) -> Ints:
+    """Stop some data-parallel groups of a replica, whose caches are lost, while the others go on.
+
+    Returns:
+        Requests that they had, by their numbers in the trace.
+    """
+    ranks, clock, requests = pool.ranks_of(replica), pool.clock_of(replica), pool.requests
+    expected = _call_off(pool, replica, lost_D, events)
+    kept = _lose_kept(pool, replica, lost_D, events)
+    here = _lose_running(pool, replica, lost_D)
+    left = np.concatenate([expected, here])
+    clock.num_pushed[:] -= len(left)
+    clock.outstanding_tokens[:] -= (requests.num_input[left] + requests.num_output[left]).sum()
+    for array, fresh in zip(ranks, pool.fresh_ranks, strict=True):
+        if array is not ranks.counts:
+            array[lost_D] = fresh[lost_D]
+    ranks.is_lost[lost_D] = 1
+    clock.is_shrunk[:] = 1
+    given_back: Ints = np.sort(np.concatenate([left, kept])) + requests.first
+    return given_back
+
+
+def halt_replica(pool: PoolState, replica: int, number: int, events: Events) -> None:
+    """Call off the step that a replica is about to form; one under way has been cut off.
 
     Args:
-        place: of the pool among ``pools``, the one that requests come to first.
+        number: of the replica among those of all pools.
     """
-    pool = pools[place]
-    given_back: dict[int, Ints] = {}
-    for replica in change.replicas:
-        reasons = pool.clock_of(replica).is_gone
-        if change.starts:
-            if reasons[0] == 1:
-                given_back[replica] = np.zeros(0, dtype=np.int64)
-            reasons[:] = np.maximum(reasons - 1, 0)
-            continue
-        reasons[:] += 1
-        if reasons[0] == 1:
-            number = replica + place * pools[0].num_replicas
-            remove_events(events, [code_of(kind, number) for kind in (FORMS, FORMS_LATE)])
-            expected = _call_off(pool, replica, events)
-            kept = _lose_kept(pool, replica, events)
-            rows = np.sort(np.concatenate([expected, kept, _stop(pool, replica)]))
-            given_back[replica] = rows + pool.requests.first
-    return Changed(change, given_back)
+    remove_events(events, [code_of(kind, number) for kind in (FORMS, FORMS_LATE)])
+    pool.clock_of(replica).is_busy[:] = False
+
+
+def undo_formed(pool: PoolState, replica: int) -> None:
+    """Undo what forming a step did that forming it again would do once more: blocks for the next
+    token of summed decodes.
+    """
+    ranks = pool.ranks_of(replica)
+    for d in np.flatnonzero(ranks.num_decodes):
+        taken = ranks.ring[d, ranks.ticks[d] % pool.limits.block_tokens]
+        ranks.free_blocks[d] += taken
+        dissolve_sums(pool.requests, ranks, pool.limits, int(d))
+
+
+def lose_requests(rows: Sequence[int], place: int, at_s: float, state: LoopState) -> None:
+    """Lose the requests that a replica of a pool gave back; their clients get an error."""
+    first, handing = state.first, state.handing
+    for row in rows:
+        state.pools[place].requests.lost_s[row] = at_s
+        if handing is not None and place == 0:
+            drop_lost(state.events, len(first.clock.counts), handing.pool, row, at_s)
+        elif handing is not None and first.requests.first_s[row] >= 0:
+            release_sent(state.events, first, row, at_s)
+        release_next(state.feed, first.requests, 1, at_s)
+
+
+def forget_tokens(rows: Sequence[int], pool: PoolState) -> None:
+    """Forget the output tokens of the requests, which begin anew."""
+    pool.requests.generated[rows] = 0
+    for column in _OF_PROMPT:
+        pool.requests.times[rows, column] = np.nan
 
 
 def send_again(rows: Sequence[int], place: int, at_s: float, events: Events) -> None:
@@ -103,36 +174,61 @@ def send_again(rows: Sequence[int], place: int, at_s: float, events: Events) -> 
         push_event(events, at_s, code_of(kind, request))
 
 
-def _stop(pool: PoolState, replica: int) -> Ints:
-    """Stop a replica, whose caches are lost. Returns the rows of its requests, which keep the
-    tokens they have emitted and nothing else.
+def _lose_running(pool: PoolState, replica: int, lost_D: NDArray[np.bool_] | None = None) -> Ints:
+    """Take back the requests that run or wait at a replica's ranks.
+
+    Args:
+        lost_D: data-parallel groups, ``[D]``; by default all, those of all lanes of a pipeline.
     """
-    ranks, clock, requests = pool.ranks_of(replica), pool.clock_of(replica), pool.requests
-    for d in np.flatnonzero(ranks.num_decodes):
-        dissolve_sums(requests, ranks, pool.limits, int(d))
-    found = [ranks.running[d, :count] for d, count in enumerate(ranks.num_running)]
-    queues = [(int(head), int(n)) for head, n in zip(ranks.head, ranks.num_waiting, strict=True)]
-    queues.append((int(clock.first_coming[0]), int(clock.num_coming[0])))
-    found += [
-        np.fromiter(list_chain(requests.following, head, count), np.int64) for head, count in queues
-    ]
-    given_back: Ints = np.concatenate(found).astype(np.int64)
+    ranks, requests = pool.ranks_of(replica), pool.requests
+    each = range(len(ranks.head)) if lost_D is None else np.flatnonzero(lost_D).tolist()
+    found = [np.zeros(0, dtype=np.int64)]
+    for d in each:
+        if ranks.num_decodes[d]:
+            dissolve_sums(requests, ranks, pool.limits, d)
+        found.append(ranks.running[d, : ranks.num_running[d]])
+        found.append(_read_queue(requests, int(ranks.head[d]), int(ranks.num_waiting[d])))
+    given_back: Ints = np.concatenate(found)
     given_back = given_back[requests.stage[given_back] == HERE]
     _lose_caches(pool, given_back)
-    for array, fresh in zip(ranks, pool.fresh_ranks, strict=True):
-        array[:] = fresh
-    clock.num_pushed[:] = clock.num_finished
-    clock.outstanding_tokens[:] = clock.coming_tokens[:] = clock.num_coming[:] = 0
-    clock.is_busy[:] = False
     return given_back
 
 
-def _call_off(pool: PoolState, replica: int, events: Events) -> Ints:
-    """Take back requests whose caches were to be transferred to a decode replica: the caches stay
-    where they are, and the requests ask another replica for room.
+def _lose_coming(pool: PoolState, replica: int) -> Ints:
+    """Take back the requests that were sent to a replica and are at no rank yet."""
+    clock, requests = pool.clock_of(replica), pool.requests
+    coming: Ints = _read_queue(requests, int(clock.first_coming[0]), int(clock.num_coming[0]))
+    coming = coming[requests.stage[coming] == HERE]
+    _lose_caches(pool, coming)
+    clock.coming_tokens[:] = clock.num_coming[:] = 0
+    return coming
+
+
+def _read_queue(requests: Requests, first: int, count: int) -> Ints:
+    rows: Ints = np.fromiter(list_chain(requests.following, first, count), np.int64)
+    return rows
+
+
+def _find_own(pool: PoolState, replica: int, lost_D: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Whether each request was sent to some data-parallel groups of a replica; where these are all,
+    also those that it has not queued at a rank yet.
+    """
+    is_own: NDArray[np.bool_] = pool.replica_of == replica
+    if not lost_D.all():
+        clock = pool.clock_of(replica)
+        is_own &= lost_D[pool.requests.dp_rank % len(lost_D)]
+        count = int(clock.num_coming[0])
+        is_own[_read_queue(pool.requests, int(clock.first_coming[0]), count)] = False
+    return is_own
+
+
+def _call_off(pool: PoolState, replica: int, lost_D: NDArray[np.bool_], events: Events) -> Ints:
+    """Take back requests whose caches were to be transferred to groups of a decode replica: the
+    caches stay where they are, and the requests ask another rank for room.
     """
     requests = pool.requests
-    is_own = (pool.replica_of == replica) & (requests.stage != HERE) & np.isnan(requests.lost_s)
+    is_own = _find_own(pool, replica, lost_D)
+    is_own &= (requests.stage != HERE) & np.isnan(requests.lost_s)
     expected: Ints = np.flatnonzero(is_own)
     remove_events(events, [code_of(ARRIVES, int(request)) for request in expected])
     remove_events(events, [code_of(GOES_ON, int(request)) for request in expected])
@@ -142,13 +238,13 @@ def _call_off(pool: PoolState, replica: int, events: Events) -> Ints:
     return expected
 
 
-def _lose_kept(pool: PoolState, replica: int, events: Events) -> Ints:
-    """Drop prompts whose caches a prefill replica kept for transfer; they are to be
+def _lose_kept(pool: PoolState, replica: int, lost_D: NDArray[np.bool_], events: Events) -> Ints:
+    """Drop prompts whose caches groups of a prefill replica kept for transfer; they are to be
     computed again.
     """
     requests = pool.requests
     is_kept = (requests.blocks + requests.shared > 0) & ~np.isnan(requests.finish_s)
-    prompts: Ints = np.flatnonzero((pool.replica_of == replica) & is_kept)
+    prompts: Ints = np.flatnonzero(_find_own(pool, replica, lost_D) & is_kept)
     remove_events(events, [code_of(ARRIVES, int(request)) for request in prompts])
     requests.generated[prompts] = 0
     for column in _OF_PROMPT:

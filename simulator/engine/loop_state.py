@@ -123,7 +123,7 @@ class LoopState:
         pool = self.pools[place]
         self._replace_pool(place, self.pool_at(place)._replace(balance=pool.balance_again()))
         if place == 1 and self.handing is not None and self.plan.transfer is not None:
-            receivers = max(1, pool.num_living * self.plan.transfer.decode_dp)
+            receivers = max(1, pool.num_living_groups)
             transfers = self.handing.transfers._replace(receivers=receivers)
             self.handing = self.handing._replace(transfers=transfers)
 

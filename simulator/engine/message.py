@@ -60,15 +60,11 @@ class MessageWires:
         following node on, so that senders do not all begin with rank 0.
         """
         node_R = self.fabric.node_R
-        size = int((node_R == node_R[0]).sum())
-        node, place = divmod(source, size)
-        num_nodes = -(-len(node_R) // size)
-        turns = [
-            ((node + a) % num_nodes) * size + (place + b) % size
-            for a in range(num_nodes)
-            for b in range(size)
-        ]
-        return [rank for rank in turns if rank != source and rank < len(node_R)]
+        nodes = [np.flatnonzero(node_R == node) for node in np.unique(node_R)]
+        own = next(n for n, ranks_P in enumerate(nodes) if source in ranks_P)
+        place = source - int(nodes[own][0])
+        turns = (np.roll(ranks_P, -place) for ranks_P in nodes[own:] + nodes[:own])
+        return [int(rank) for ranks_P in turns for rank in ranks_P if rank != source]
 
     def _message(
         self, path: list[int], num_bytes: float, seconds_per_byte_L: NDArray[np.float64]

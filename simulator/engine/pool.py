@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.deployment.memory import check_requests
+from simulator.deployment.placement import Placement
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.limits import make_limits, scaled_blocks
 from simulator.engine.overflow_count import OverflowCount
@@ -93,14 +94,20 @@ class PoolState:
     @cached_property
     def prices(self) -> Prices:
         """Prices of the pool's steps, up to the largest."""
-        return Prices(self.plan.placement, self.max_tokens, choices=self._choices)
+        return self.price_placement(self.plan.placement)
+
+    def price_placement(self, placement: Placement) -> Prices:
+        """Price steps of the pool's requests on another placement of a replica's parts."""
+        return Prices(placement, self.max_tokens, choices=self._choices)
 
     @cached_property
     def mixes(self) -> Mixes:
         """Mixes of requests that the routed experts are priced for."""
-        if self.profiles is None:
-            return single_mix(self.prices)
-        return list_mixes(self.prices, self.profiles)
+        return self.list_mixes(self.prices)
+
+    def list_mixes(self, prices: Prices) -> Mixes:
+        """List mixes of the pool's requests for the routed experts of some prices."""
+        return single_mix(prices) if self.profiles is None else list_mixes(prices, self.profiles)
 
     @cached_property
     def profile_N(self) -> Ints:
@@ -185,9 +192,10 @@ class PoolState:
         return int(living[chosen])
 
     @property
-    def num_living(self) -> int:
-        """Number of replicas that have not stopped."""
-        return len(self._living)
+    def num_living_groups(self) -> int:
+        """Number of data-parallel groups that get requests, in all replicas."""
+        num_groups = self.plan.placement.layout.attention_dp
+        return int((self.ranks.is_lost[self._living, :num_groups] == 0).sum())
 
     def balance_again(self) -> Balance:
         """Start a balancer over the living replicas, after some stopped or started."""

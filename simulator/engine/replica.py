@@ -20,6 +20,7 @@ from simulator.engine.state import (
     HAS_ENDED,
     IS_BUSY,
     IS_PAUSED,
+    IS_SHRUNK,
     LOST_S,
     NUM_COMING,
     NUM_FINISHED,
@@ -133,7 +134,9 @@ def take_steps(
         if not span.prices_steps:
             row[1] = math.nan
             return IN_FLIGHT, now_s, done, rows, work
-        row[1] = price_step(requests, ranks, table, row)
+        row[1] = math.nan
+        if not clock.counts[0, IS_SHRUNK]:
+            row[1] = price_step(requests, ranks, table, row)
         if math.isnan(row[1]):
             return UNPRICED, now_s, done, rows, work
         count_profiles(table)

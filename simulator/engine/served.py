@@ -46,7 +46,7 @@ class Served:
     ingress_delay_s: float
     """Seconds from the client to the scheduler."""
     changed: tuple[Changed, ...] = ()
-    """Stops and starts of replicas, in order of time."""
+    """Changes of replicas that lost GPUs or got them back, in order of time."""
     rebalances: tuple[ExpertsMoved, ...] = ()
     """Moves of experts, in order of time."""
     until_s: float | None = None
@@ -96,7 +96,7 @@ class Served:
         in order of time.
         """
         rows = [
-            (int(request), self._number_of(changed.change.pool, replica), changed.change.at_s)
+            (int(request), self._number_of(changed.pool, replica), changed.at_s)
             for changed in self.changed
             for replica, requests in changed.given_back.items()
             for request in requests
@@ -106,17 +106,19 @@ class Served:
         )
 
     def list_changes(self) -> tuple[ReplicasChanged, ...]:
-        """List the stops and starts of replicas, in order of time."""
+        """List the changes of replicas that lost GPUs or got them back, in order of time."""
         return tuple(
             ReplicasChanged(
-                at_s=changed.change.at_s,
-                pool=changed.change.pool,
-                starts=changed.change.starts,
-                replicas=[self._number_of(changed.change.pool, r) for r in changed.given_back],
-                num_requests=sum(len(requests) for requests in changed.given_back.values()),
+                at_s=changed.at_s,
+                pool=changed.pool,
+                kind=changed.kind,
+                starts=changed.kind in ("starts", "grows"),
+                replicas=[self._number_of(changed.pool, r) for r in changed.given_back],
+                num_requests=len(changed.list_requests()),
+                num_gpus=changed.num_gpus,
+                serves_s=changed.serves_s,
             )
             for changed in self.changed
-            if changed.given_back
         )
 
     def _number_of(self, pool: str, replica: int) -> int:

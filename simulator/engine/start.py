@@ -6,13 +6,13 @@ import numpy as np
 
 from simulator.engine.state import (
     FIRST_IN_LINE,
-    IS_PAUSED,
+    IS_LOST,
+    IS_SHRUNK,
     LAST_IN_LINE,
     LAST_RESERVED,
     NEWER,
     NUMBER,
     RAN_OUT,
-    RESERVED_OUTPUT,
     RESERVED_S,
     Clock,
     Ints,
@@ -75,7 +75,7 @@ def start_ranks(
         return np.zeros(shape, dtype=np.int64)
 
     ranks = Ranks(
-        each=zeros(num_ranks, RESERVED_OUTPUT + 1),
+        each=zeros(num_ranks, IS_LOST + 1),
         running=zeros(num_ranks, max_sequences) - 1,
         chunk=zeros(num_ranks, max_sequences),
         pools=zeros(num_pools, RAN_OUT + 1),
@@ -98,7 +98,7 @@ def start_ranks(
 def start_clock() -> Clock:
     """Make the clock of an idle replica."""
     clock = Clock(
-        np.zeros((1, IS_PAUSED + 1), dtype=np.int64), np.zeros(NUM_GAP_BINS, dtype=np.int64)
+        np.zeros((1, IS_SHRUNK + 1), dtype=np.int64), np.zeros(NUM_GAP_BINS, dtype=np.int64)
     )
     clock.first_coming[:] = clock.last_coming[:] = -1
     clock.run_row[:] = clock.last_row[:] = -1

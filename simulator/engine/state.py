@@ -77,7 +77,8 @@ is about to; blocks are reserved for its cache, which is in transfer or not comp
     NUM_IN_LINE,
     NUM_RESERVED,
     RESERVED_OUTPUT,
-) = range(18)
+    IS_LOST,
+) = range(19)
 """Integer columns of a data-parallel rank, or of one of its lanes in a pipeline."""
 (FREE_BLOCKS, CAPACITY_BLOCKS, NUM_EVICTABLE, NUM_TAKEN, RAN_OUT) = range(5)
 """Integer columns of a data-parallel rank's cache."""
@@ -100,7 +101,8 @@ is about to; blocks are reserved for its cache, which is in transfer or not comp
     LAST_ROW,
     HAS_ENDED,
     IS_PAUSED,
-) = range(14)
+    IS_SHRUNK,
+) = range(15)
 """Integer columns of a replica's clock."""
 
 
@@ -246,6 +248,8 @@ class Ranks(_RanksArrays):
     """Requests whose caches are to arrive and that have blocks."""
     reserved_output = Column("each", RESERVED_OUTPUT)
     """Output tokens of these that SGLang's admission assumes, until they run."""
+    is_lost = Column("each", IS_LOST)
+    """Whether a GPU of the rank is lost, while the others go on; it gets no requests."""
     free_blocks = Column("pools", FREE_BLOCKS)
     capacity_blocks = Column("pools", CAPACITY_BLOCKS)
     num_evictable = Column("pools", NUM_EVICTABLE)
@@ -346,7 +350,9 @@ class Clock(_ClockArrays):
     has_ended = Column("counts", HAS_ENDED)
     """Whether a request ended with the latest step."""
     is_paused = Column("counts", IS_PAUSED)
-    """Number of reasons for which the replica forms no step though it serves: its experts move."""
+    """Number of reasons for which the replica forms no step though it serves: its experts move, it
+    hangs, or its ranks form a new group."""
+    is_shrunk = Column("counts", IS_SHRUNK)
+    """Whether some of its ranks are lost, so that no table of its pool prices its steps."""
     is_gone = Column("counts", IS_GONE)
-    """Number of reasons for which the replica has stopped and gets no requests; 0 where it
-    serves."""
+    """Whether the replica has stopped and gets no requests."""

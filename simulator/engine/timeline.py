@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from itertools import chain
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -23,10 +22,17 @@ from simulator.base.progress import CountDone
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.assembly import make_record
 from simulator.engine.audit import Audit
-from simulator.engine.by_ranks import ByRanks, StepUnderWay, read_batches, start_ranks_of
-from simulator.engine.changes import Changed, apply_change, cut_row, send_again
+from simulator.engine.by_ranks import (
+    ByRanks,
+    Fidelity,
+    StepUnderWay,
+    read_batches,
+    start_ranks_of,
+)
+from simulator.engine.changes import Changed, cut_row
 from simulator.engine.events import ENDS, FORMS, code_of, find_event, push_event, remove_events
-from simulator.engine.instants import AGAIN, CHANGE, Instants
+from simulator.engine.failing import Failing
+from simulator.engine.instants import CHANGE, Instants
 from simulator.engine.loop_state import LoopState
 from simulator.engine.moving_experts import MovingExperts
 from simulator.engine.overflow_samples import count_formed_step
@@ -50,12 +56,10 @@ from simulator.engine.step_rows import StepLog, read_steps
 from simulator.engine.table import StepTable, empty_table, fill_entry, start_table
 from simulator.engine.windows import count_settled
 from simulator.policies.contracts import decide_placement, list_looks
-from simulator.policies.failures import Change
 from simulator.policies.placement import Placed
 from simulator.results.tables import DeploymentRecord, ExpertsMoved
 from simulator.workload.traces import RequestTrace
 
-Fidelity = Literal["step", "rank", "message"]
 MakeTable = Callable[[PoolState, str], StepTable]
 """Factory of a pool's table; entries that it lacks are filled with the random numbers of the named
 stream."""
@@ -118,10 +122,10 @@ def serve(
             tables[name] = empty_table()
             by_ranks[name] = start_ranks_of(pool, fidelity, STREAMS[name])
     state = LoopState(plan, trace, pools, tables, ingress_delay_s)
-    timeline = _Timeline(state, pools, by_ranks, fill, progress)
+    timeline = _Timeline(state, pools, by_ranks, fill, progress, fidelity)
     timeline.run(math.inf if until is None else until)
     rows = timeline.close()
-    changes = tuple(timeline.changed), tuple(timeline.rebalances)
+    changes = timeline.changed, tuple(timeline.rebalances)
     audits = tuple(audit.report() for audit in timeline.audits)
     return Served(plan, pools, by_ranks, rows, ingress_delay_s, *changes, until, audits)
 
@@ -136,10 +140,11 @@ class _Timeline:
         by_ranks: dict[str, ByRanks],
         fill: MakeTable,
         progress: CountDone,
+        fidelity: Fidelity,
     ) -> None:
-        self._instants = Instants()
-        self._env = self._instants.env
-        self._state, self._pools = state, pools
+        self.instants = Instants()
+        self._env, self.names = self.instants.env, STREAMS
+        self.state, self._pools = state, pools
         self._fill, self._progress = fill, progress
         self._by_ranks = [by_ranks[name] for name in state.names if name in by_ranks]
         self._log = StepLog(self._put_away)
@@ -148,50 +153,53 @@ class _Timeline:
         """Steps in flight by number of the replica in all pools, where ranks are simulated."""
         self._num_cut = 0
         """Number of steps that were cut short, and whose ranks SimPy still follows to their end."""
-        self.changed: list[Changed] = []
+        self._failing = Failing(self, fidelity)
         self.rebalances: list[ExpertsMoved] = []
         self.audits = [Audit(pool) for pool in state.pools]
-        self._waits_to_send: list[tuple[int, list[int]]] = []
-        """Numbers of requests that replicas gave back at this instant, by place of their pool."""
-        self._until_s = math.inf
+        self.until_s = math.inf
+
+    @property
+    def changed(self) -> tuple[Changed, ...]:
+        """Changes of replicas so far."""
+        return tuple(self._failing.changed)
 
     def run(self, until_s: float) -> None:
         """Let everything happen up to ``until_s``, that instant included."""
-        self._until_s = until_s
-        for changes in self._state.plan.list_failures():
-            self._env.process(self._follow(changes))
-        for place, pool in enumerate(self._state.pools):
+        self.until_s = until_s
+        for changes in self.state.plan.list_failures():
+            self._env.process(self._failing.follow(changes))
+        for place, pool in enumerate(self.state.pools):
             looks = list_looks(pool.plan.serving.rebalancing)
             first_s = next(looks, None)
             if first_s is not None:
                 self._env.process(self._rebalance(place, chain([first_s], looks)))
         if self._by_ranks:
             self._look_at(0.0)
-        while not self._state.is_done:
+        while not self.state.is_done:
             next_s = min(self._env.peek(), until_s)
             if not self._by_ranks:
-                self._run_ahead(next_s)
-            if self._state.is_done or next_s == math.inf or self._env.peek() > until_s:
+                self.run_ahead(next_s)
+            if self.state.is_done or next_s == math.inf or self._env.peek() > until_s:
                 break
             self._env.step()
-        if not self._state.is_done:
-            for place, pool in enumerate(self._state.pools):
+        if not self.state.is_done:
+            for place, pool in enumerate(self.state.pools):
                 for replica in range(pool.num_replicas):
-                    self._cut_step(place, replica, until_s)
+                    self.cut_step(place, replica, until_s)
         while self._num_cut:
             self._env.step()
 
     def close(self) -> Rows:
         """Store all rows that are left."""
         self._log.end()
-        while self._state.num_read < self._state.trace.num_requests:
+        while self.state.num_read < self.state.trace.num_requests:
             self._put_requests_away(self._read_requests())
-            self._state.move_window(self._state.num_rows)
+            self.state.move_window(self.state.num_rows)
         self._rows.requests.add(self._read_requests)
         return self._rows
 
     def _read_requests(self) -> pd.DataFrame:
-        state = self._state
+        state = self.state
         return read_requests(state.plan, state.trace, self._pools, state.ingress_delay_s)
 
     def _put_requests_away(self, requests: pd.DataFrame) -> None:
@@ -203,50 +211,17 @@ class _Timeline:
         self._rows.steps.add(lambda: read()[0])
         self._rows.costs.add(lambda: read()[1])
 
-    def _follow(self, changes: Iterator[Change]) -> ProcessGenerator:
-        """Apply a failure policy's changes at their times."""
-        for change in changes:
-            yield self._instants.wait_until(change.at_s, CHANGE)
-            if change.at_s > self._until_s:
-                return
-            self._run_ahead(change.at_s)
-            place = self._state.names.index(change.pool)
-            if not change.starts:
-                for replica in change.replicas:
-                    self._cut_step(place, replica, change.at_s)
-            state = self._state
-            self.changed.append(apply_change(change, place, state.pools, state.events))
-            state.balance_again(place)
-            if not self._waits_to_send:
-                send = partial(self._send_again, change.at_s)
-                self._instants.call_at(self._env.now, AGAIN, send)
-            self._waits_to_send.append((place, self.changed[-1].to_resend))
-
-    def _send_again(self, at_s: float) -> None:
-        """Send the given-back requests again, after all changes of this instant."""
-        for place in range(len(self._state.pools)):
-            rows = [row for own, row in self._list_again() if own == place]
-            send_again(rows, place, at_s, self._state.events)
-        self._waits_to_send.clear()
-        if self._by_ranks:
-            self._look_at(self._env.now)
-
-    def _list_again(self) -> list[tuple[int, int]]:
-        """List the place of the pool and the row of each request that is to be sent again."""
-        first = self._state.first.requests.first
-        return [(place, r - first) for place, again in self._waits_to_send for r in again]
-
     def _rebalance(self, place: int, looks: Iterator[float]) -> ProcessGenerator:
         """Ask a pool's rebalancing policy at its times, and move experts as it decides."""
-        pool, by_ranks = self._state.pools[place], self._by_ranks[place] if self._by_ranks else None
-        fill = partial(self._fill, pool, STREAMS[self._state.names[place]])
-        experts = MovingExperts(self._state, place, by_ranks, fill, self.rebalances)
+        pool, by_ranks = self.state.pools[place], self._by_ranks[place] if self._by_ranks else None
+        fill = partial(self._fill, pool, STREAMS[self.state.names[place]])
+        experts = MovingExperts(self.state, place, by_ranks, fill, self.rebalances)
         policy, drafted = pool.plan.serving.rebalancing, pool.plan.placement.drafts.num_tokens
         for number, at_s in enumerate(looks):
-            yield self._instants.wait_until(at_s, CHANGE)
-            if at_s > self._until_s:
+            yield self.instants.wait_until(at_s, CHANGE)
+            if at_s > self.until_s:
                 return
-            self._run_ahead(at_s)
+            self.run_ahead(at_s)
             if experts.is_moving(at_s):
                 continue
             load = experts.measure_load(at_s, self._log.count_tokens(place, drafted))
@@ -261,43 +236,49 @@ class _Timeline:
             experts.place(placed)
             for replica in range(pool.num_replicas):
                 pool.clock_of(replica).is_paused[:] += 1
-                self._env.process(self._pause(place, replica, moved.seconds))
+                self._env.process(self.pause(place, replica, moved.seconds))
 
     def _place_later(self, experts: MovingExperts, placed: Placed, at_s: float) -> ProcessGenerator:
         """Place experts when their weights have arrived, while steps go on."""
-        yield self._instants.wait_until(at_s, CHANGE)
-        self._run_ahead(at_s)
+        yield self.instants.wait_until(at_s, CHANGE)
+        self.run_ahead(at_s)
         experts.place(placed)
 
-    def _pause(self, place: int, replica: int, seconds: float) -> ProcessGenerator:
+    def pause(self, place: int, replica: int, seconds: float) -> ProcessGenerator:
         """Keep a replica from forming steps while its experts move, behind the step in flight."""
-        state, number = self._state, self._state.number_of(place, replica)
+        state, number = self.state, self.state.number_of(place, replica)
         if number in self._under_way:
             yield self._under_way[number].ended
         begin_s = find_event(state.events, code_of(ENDS, number)) or self._env.now
-        yield self._instants.wait_until(begin_s + seconds, CHANGE)
+        yield self.instants.wait_until(begin_s + seconds, CHANGE)
         now_s = max(begin_s + seconds, self._env.now)
-        self._run_ahead(now_s)
+        self.run_ahead(now_s)
         clock = state.pools[place].clock
         clock.is_paused[replica] -= 1
         form_soon(state.events, clock, replica, number, now_s, FORMS)
         if self._by_ranks:
             self._look_at(now_s)
 
-    def _cut_step(self, place: int, replica: int, at_s: float) -> None:
-        """Cut a replica's step in flight short; it emits no tokens."""
-        number = self._state.number_of(place, replica)
+    def cut_step(self, place: int, replica: int, at_s: float) -> bool:
+        """Cut a replica's step in flight short, which emits no tokens. Returns whether there was
+        one.
+        """
+        number = self.state.number_of(place, replica)
         if self._by_ranks:
-            if number in self._under_way:
-                self._under_way.pop(number).cut_s = at_s
-                self._num_cut += 1
-            return
-        if remove_events(self._state.events, [code_of(ENDS, number)]):
-            clock = self._state.pools[place].clock_of(replica)
+            if number not in self._under_way:
+                return False
+            self._under_way.pop(number).cut_s = at_s
+            self._num_cut += 1
+            return True
+        was_there = remove_events(self.state.events, [code_of(ENDS, number)]) > 0
+        if was_there:
+            clock = self.state.pools[place].clock_of(replica)
             cut_row(self._log.rows[clock.last_row[0]], at_s)
+        return was_there
 
-    def _run_ahead(self, until_s: float) -> None:
-        why, log, state = -1, self._log, self._state
+    def run_ahead(self, until_s: float) -> None:
+        """Let everything happen up to a time, that instant included."""
+        why, log, state = -1, self._log, self.state
         while why != DONE:
             why, log.num_taken = run_ahead(
                 state.events,
@@ -325,8 +306,8 @@ class _Timeline:
 
     def _move_window(self) -> None:
         """Store the first requests that are settled, and go on with the next of the trace."""
-        state, requests = self._state, self._read_requests()
-        again = [row for _, row in self._list_again()]
+        state, requests = self.state, self._read_requests()
+        again = [row for _, row in self._failing.list_again()]
         count = count_settled(requests, state.pools, state.events, again)
         if count:
             self._put_requests_away(requests.iloc[:count])
@@ -334,11 +315,16 @@ class _Timeline:
 
     def _price_step(self, number: int) -> None:
         """Price the step that a replica has formed, filling the entries that the table lacks."""
-        state = self._state
+        state = self.state
         place, replica = state.find_replica(number)
         pool = state.pools[place]
-        table = state.pool_at(place).table
         row = self._log.rows[pool.clock.last_row[replica, 0]]
+        shrunk = self._failing.find_shrunk(place, replica)
+        if shrunk is not None:
+            row[1] = shrunk.price(pool.requests, pool.ranks_of(replica), row[:POOL])
+            push_event(state.events, row[0] + row[1], code_of(ENDS, number))
+            return
+        table = state.pool_at(place).table
         while np.isnan(row[1]):
             fill_entry(table, pool.mixes, STREAMS[state.names[place]], *table.wanted.tolist())
             row[1] = price_step(pool.requests, pool.ranks_of(replica), table, row[:POOL])
@@ -349,23 +335,27 @@ class _Timeline:
 
     def _start_log(self) -> None:
         """Go on with another part of the log."""
-        self._log.go_on(self._find_next(), [pool.clock for pool in self._state.pools])
+        self._log.go_on(self._find_next(), [pool.clock for pool in self.state.pools])
 
     def _find_next(self) -> float:
-        state = self._state
+        state = self.state
         next_s, _code = next_event(state.events, state.feed, state.first.requests.times)
         return float(next_s)
 
     def _take_step(self, row: NDArray[np.float64]) -> ProcessGenerator:
         """Execute a formed step at a fidelity that simulates ranks."""
         place, replica = int(row[POOL]), int(row[REPLICA])
-        pool, number = self._state.pools[place], self._state.number_of(place, replica)
+        pool, number = self.state.pools[place], self.state.number_of(place, replica)
         step = self._under_way[number] = StepUnderWay(row, Event(self._env))
-        taken = yield from self._by_ranks[place].take_step(
+        executor, ranks = self._by_ranks[place], pool.ranks_of(replica)
+        shrunk = self._failing.find_shrunk(place, replica)
+        if shrunk is not None and shrunk.by_ranks is not None:
+            executor, ranks = shrunk.by_ranks, shrunk.select_ranks(ranks)
+        taken = yield from executor.take_step(
             self._env,
             replica,
             int(pool.clock.num_steps[replica, 0]) - 1,
-            read_batches(pool.requests, pool.ranks_of(replica)),
+            read_batches(pool.requests, ranks),
             row[:POOL],
         )
         if step.ended.callbacks:
@@ -375,19 +365,24 @@ class _Timeline:
             self._num_cut -= 1
             return
         del self._under_way[number]
-        self._by_ranks[place].taken.add(taken)
-        push_event(self._state.events, self._env.now, code_of(ENDS, number))
+        executor.taken.add(taken)
+        push_event(self.state.events, self._env.now, code_of(ENDS, number))
         self._look_at(self._env.now)
+
+    def look_soon(self) -> None:
+        """Go on at this instant once all has changed."""
+        if self._by_ranks:
+            self._look_at(self._env.now)
 
     def _look_at(self, at_s: float) -> None:
         """Run ahead at a time, after everything else at that instant."""
-        self._instants.look_at(at_s, self._look)
+        self.instants.look_at(at_s, self._look)
 
     def _look(self, at_s: float) -> None:
-        if self._env.now > self._until_s:
+        if self._env.now > self.until_s:
             return
         # An event may come a rounding error before its time.
-        self._run_ahead(max(at_s, self._env.now))
+        self.run_ahead(max(at_s, self._env.now))
         next_s = self._find_next()
-        if next_s < math.inf and not self._state.is_done:
+        if next_s < math.inf and not self.state.is_done:
             self._look_at(next_s)

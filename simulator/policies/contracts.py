@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,6 @@ from simulator.config.cluster import ClusterSpec
 from simulator.config.ffns.moe import MoE
 from simulator.policies.balancing import BalancingPolicy, LoadBalancer, Rule
 from simulator.policies.dispatch import DispatchPolicy, ExecutableDispatch, Rows
-from simulator.policies.failures import Change, FailurePolicy, Machines
 from simulator.policies.overflow import OverflowPolicy, RoutedTokens
 from simulator.policies.overflow_faults import find_fault as find_overflow_fault
 from simulator.policies.placement import Placed, PlacementPolicy
@@ -100,10 +99,11 @@ def place_experts(
         )
         return f"{wanted}: {fault}" if fault else ""
 
-    return _as_whole_numbers(ask(policy, "place", load_LE, num_ranks, rng, explain=explain))
+    return as_whole_numbers(ask(policy, "place", load_LE, num_ranks, rng, explain=explain))
 
 
-def _as_whole_numbers(placed: Placed) -> Placed:
+def as_whole_numbers(placed: Placed) -> Placed:
+    """Convert a placement's arrays to the type that compiled code takes."""
     return Placed(
         np.asarray(placed.expert_LP, dtype=np.int64),
         np.asarray(placed.rank_LP, dtype=np.int64),
@@ -211,57 +211,6 @@ def choose_replica(
     return int(ask(balancer, "choose", outstanding, outstanding_tokens, explain=explain))
 
 
-def list_changes(
-    policy: FailurePolicy, machines: Mapping[str, Machines], rng: np.random.Generator
-) -> Iterator[Change]:
-    """Yield a policy's failures and recoveries, in order of time."""
-
-    def explain(found: Any) -> str:
-        return "" if isinstance(found, Iterator) else "an iterator of Change"
-
-    changes: Iterator[Change] = ask(policy, "changes", machines, rng, explain=explain)
-    return changes if is_shipped(type(policy)) else _hold_changes(policy, machines, changes)
-
-
-def _hold_changes(
-    policy: FailurePolicy, machines: Mapping[str, Machines], changes: Iterator[Change]
-) -> Iterator[Change]:
-    """Check a user's own changes, each when it is taken."""
-    name = method_name(policy, "changes")
-    now_s = 0.0
-
-    def explain(found: Any) -> str:
-        wrong = "" if found is None else _find_wrong_key(found, machines, now_s)
-        known = " or ".join(
-            f"'{pool}' with replicas 0 to {own.num_replicas - 1}" for pool, own in machines.items()
-        )
-        return wrong and f"a Change at {now_s:g} s or later, of pool {known}: {wrong}"
-
-    while True:
-        change = check_call(name, lambda: next(changes, None), explain)
-        if change is None:
-            return
-        now_s = change.at_s
-        yield change
-
-
-def _find_wrong_key(found: Any, machines: Mapping[str, Machines], now_s: float) -> str:
-    """First wrong field of a change, with its value; empty where all are right."""
-    if not isinstance(found, Change):
-        return "this is none"
-    if found.pool not in machines:
-        return f"pool is {found.pool!r}"
-    if not isinstance(found.at_s, float | int) or not now_s <= found.at_s < float("inf"):
-        return f"at_s is {found.at_s!r}"
-    there = range(machines[found.pool].num_replicas)
-    wrong = (
-        f"replicas hold {replica!r}"
-        for replica in found.replicas
-        if not isinstance(replica, int | np.integer) or replica not in there
-    )
-    return next(wrong, "")
-
-
 def list_looks(policy: RebalancingPolicy) -> Iterator[float]:
     """Yield the times at which a rebalancing policy is asked, in order."""
 
@@ -315,7 +264,7 @@ def decide_placement(
         return "" if fits else wanted
 
     found = ask(policy, "decide", load, rng, explain=explain)
-    return None if found is None else _as_whole_numbers(found)
+    return None if found is None else as_whole_numbers(found)
 
 
 class _RulesRange(Frozen):

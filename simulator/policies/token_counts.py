@@ -65,20 +65,23 @@ def count_stays(
 
 @jit
 def count_forwarded(
-    rank_TK: NDArray[np.int64],
-    source_T: NDArray[np.int64],
-    node_R: NDArray[np.int64],
-    ranks_per_node: int,
+    rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Count copies where each other node gets one, on the rank of the source's own position, which
-    forwards it inside the node.
+    forwards it inside the node. Ranks of a node are neighbours.
     """
-    num_ranks = len(node_R)
+    num_ranks, num_nodes = len(node_R), node_R.max() + 1
     copies_SR = np.zeros((num_ranks, num_ranks))
-    last_R, last_N = np.full(num_ranks, -1), np.full(node_R.max() + 1, -1)
+    last_R, last_N = np.full(num_ranks, -1), np.full(num_nodes, -1)
+    first_N, size_N = np.zeros(num_nodes, np.int64), np.zeros(num_nodes, np.int64)
+    for rank in range(num_ranks):
+        node = node_R[rank]
+        if size_N[node] == 0:
+            first_N[node] = rank
+        size_N[node] += 1
     for t in range(rank_TK.shape[0]):
         source = source_T[t]
-        position = source % ranks_per_node
+        position = source - first_N[node_R[source]]
         for k in range(rank_TK.shape[1]):
             rank = rank_TK[t, k]
             if rank < 0 or last_R[rank] == t:
@@ -87,8 +90,7 @@ def count_forwarded(
             node = node_R[rank]
             relay = source
             if node != node_R[source]:
-                first = node * ranks_per_node
-                relay = first + position % min(ranks_per_node, num_ranks - first)
+                relay = first_N[node] + position % size_N[node]
                 if last_N[node] != t:
                     last_N[node] = t
                     copies_SR[source, relay] += 1.0

@@ -1,5 +1,5 @@
-"""Sentences on replicas that stopped and started during a run, on repeated work, and on prompts
-that waited for room to decode.
+"""Sentences on replicas that lost GPUs and got them back, on repeated work, and on prompts that
+waited for room to decode.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ROOM_WAIT = 0.1
 
 
 def tell_changes(results: Results, name: str, row: pd.Series, short: str) -> str | None:
-    """Describe the stops and starts of replicas, and the fate of the requests that they had;
+    """Describe the failures and recoveries of replicas, and the fate of the requests that they had;
     ``None`` where nothing changed.
 
     Args:
@@ -46,19 +46,33 @@ def tell_changes(results: Results, name: str, row: pd.Series, short: str) -> str
         int(row["num_lost"] + row["num_requests"]),
     )
     times = {0: "no request is", 1: "once a request is"}.get(retries, f"{retries:,} times one is")
-    moved = f"{times} sent to another replica"
+    shrinks = any(change.get("kind") == "shrinks" for change in changes)
+    moved = f"{times} sent {'again' if shrinks else 'to another replica'}"
     of_lost = f"{lost:,} of {total:,} requests {'is' if lost == 1 else 'are'} lost"
-    ending = f"{of_lost}, since no replica is there then" if lost else "none is lost"
-    return f"Of {short}, {', '.join(named)}: {moved}, and {ending}."
+    gives_up = "lose" in (results.run["deployments"][name].get("recovery") or "")
+    reason = "with the GPUs that had them" if gives_up else "since no replica is there then"
+    ending = f"{of_lost}, {reason}" if lost else "none is lost"
+    share = row.get("availability", np.nan)
+    serving = "" if np.isnan(share) else f" Its GPUs serve {100 * share:.4g} % of the time."
+    return f"Of {short}, {', '.join(named)}: {moved}, and {ending}.{serving}"
 
 
 def tell_change(change: dict[str, Any]) -> str:
     """Describe one change, such as ``replica 1 stops at 30 s with 41 requests``."""
     replicas, count = change["replicas"], int(change["num_requests"])
     one = len(replicas) == 1
-    kind = "prefill " if change["pool"] == "prefill" else ""
-    who = f"{kind}replica {replicas[0]}" if one else f"{len(replicas)} {kind}replicas"
-    at = seconds_text(change["at_s"])
+    pool = "prefill " if change["pool"] == "prefill" else ""
+    who = f"{pool}replica {replicas[0]}" if one else f"{len(replicas)} {pool}replicas"
+    at, kind = seconds_text(change["at_s"]), change.get("kind")
+    if kind == "hangs":
+        return f"{who} {'hangs' if one else 'hang'} from {at}"
+    if kind in ("shrinks", "grows"):
+        goes, has = ("goes on", "has") if one else ("go on", "have")
+        from_s = seconds_text(change["serves_s"])
+        if kind == "grows":
+            return f"{who} {has} {change['num_gpus']:,} GPUs again from {from_s}"
+        lost = f" without {count:,} {'request' if count == 1 else 'requests'}" if count else ""
+        return f"{who} {goes} with {change['num_gpus']:,} GPUs from {from_s}{lost}"
     if change["starts"]:
         return f"{who} {'serves' if one else 'serve'} again from {at}"
     had = f" with {count:,} {'request' if count == 1 else 'requests'}" if count else " without work"

@@ -13,6 +13,7 @@ import pandas as pd
 from simulator.base.columns import Columns, Picked
 from simulator.config.workload import SLO
 from simulator.deployment.plan import DeploymentPlan
+from simulator.results.availability import measure_availability
 from simulator.results.tables import STEP_PHASES, DeploymentRecord
 from simulator.work.flops import served_flops
 
@@ -147,6 +148,13 @@ METRICS: dict[str, Metric] = {
         "share of token-expert pairs that were not computed, since their expert had no room, over "
         "all MoE layers and steps; undefined where nothing can be dropped",
         "lower",
+    ),
+    "availability": Metric(
+        "Availability",
+        "ratio",
+        "share of GPU-time in which GPUs serve: neither failed, nor waiting for others of their "
+        "replica that have; undefined where nothing can fail",
+        "higher",
     ),
     **{
         f"{phase}_share": Metric(f"Time in {phase}", "ratio", f"share of step time: {phase}", "")
@@ -296,6 +304,7 @@ def _measure(plan: DeploymentPlan, record: DeploymentRecord, slo: SLO) -> dict[s
         "load_imbalance": record.load_imbalance,
         "uniform_imbalance": record.uniform_imbalance,
         "dropped_share": record.dropped_share,
+        "availability": measure_availability(plan, record.changes, duration_s),
         "mfu": _mfu(plan, requests, steps),
         "mbu": record.read_bytes
         / sum(

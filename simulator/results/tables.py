@@ -219,19 +219,27 @@ class ShownStep:
 
 @dataclass(frozen=True)
 class ReplicasChanged:
-    """Replicas that stopped or started at one instant; under ``changes`` of the deployment in
-    ``run.json``.
+    """Replicas that lost GPUs or got them back at one instant; under ``changes`` of the deployment
+    in ``run.json``.
     """
 
     at_s: float
     pool: str
     """Pool of the replicas, named as in ``STEP_COLUMNS``."""
+    kind: str
+    """``hangs``: a GPU has failed, which nobody has noticed yet; ``stops``: they are gone;
+    ``starts``: they serve again; ``shrinks``: they go on with fewer GPUs; ``grows``: GPUs have
+    joined them again."""
     starts: bool
-    """Whether they serve from then on; otherwise they stopped."""
+    """Whether they have more GPUs than before."""
     replicas: list[int]
     """Replicas whose state changed, numbered as in ``STEP_COLUMNS``."""
     num_requests: int
-    """Requests that they had, which went to others or were lost."""
+    """Requests that they lost, which went elsewhere or were lost."""
+    num_gpus: int
+    """GPUs that each of them serves with then."""
+    serves_s: float
+    """Time from which it does so, once its ranks have formed a new group, seconds."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ listed.
 
 import dataclasses
 from itertools import islice
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,11 +15,13 @@ from simulator.base.errors import UserError
 from simulator.base.plugins import available, build
 from simulator.policies.balancing import Rule
 from simulator.policies.contracts import decide_placement, make_drafts
+from simulator.policies.failure_contracts import find_interruption, shrink_experts
 from simulator.policies.failures import Machines
 from simulator.policies.messages import Messages
 from simulator.policies.overflow import RoutedTokens, may_drop
 from simulator.policies.overflow_faults import find_fault as find_overflow_fault
 from simulator.policies.rebalancing import ExpertLoad
+from simulator.policies.recovery import Loss, Requests
 from tests.cases import cases
 
 
@@ -165,6 +168,20 @@ def test_failure_policies_say_what_happens_in_order_and_of_replicas_that_there_a
         assert change.at_s >= 0
         assert change.replicas
         assert set(change.replicas) <= set(range(machines[change.pool].num_replicas))
+        assert change.replicas == machines[change.pool].find_replicas(change.gpus)
+
+
+@pytest.mark.parametrize("recovery", available("recovery"))
+def test_recovery_policies_keep_every_expert_on_the_ranks_that_are_left(recovery):
+    policy = build("recovery", {"kind": recovery}, "test")
+    load_LE = np.random.default_rng(3).uniform(0, 9, (2, 8))
+    eplb = build("placement", {"kind": "eplb", "num_slots": 16}, "test")
+    placed = eplb.place(load_LE, 4, np.random.default_rng(1))
+    for lost_D in ([True, False, False, False], [False, True, False, True]):
+        found = shrink_experts(policy, Loss(np.array(lost_D), placed, load_LE))
+        assert found is None or set(found.expert_LP[0].tolist()) == set(range(8))
+    assert policy.requests in get_args(Requests)
+    assert min(policy.detection_s, policy.startup_s, find_interruption(policy, 1e9)) >= 0
 
 
 @pytest.mark.parametrize("rebalancing", available("rebalancing"))
@@ -206,5 +223,5 @@ def test_a_placement_that_loses_an_expert_or_moves_slots_is_refused(change):
 def test_a_node_takes_the_replicas_that_have_a_gpu_on_it(replicas, gpus, per_node, before, node):
     machines = Machines(replicas, gpus, per_node, first_gpu=before)
     on_it = {g // gpus for g in range(machines.num_gpus) if (before + g) // per_node == node}
-    assert set(machines.list_replicas(node)) == on_it
+    assert set(machines.find_replicas(machines.list_gpus(node))) == on_it
     assert machines.num_nodes > node or not on_it

@@ -71,14 +71,13 @@ def check_steps(served):
         for replica, own in steps.groupby("replica"):
             start_s, end_s = own["start_s"], own["start_s"] + own["duration_s"]
             assert (end_s.to_numpy()[:-1] <= start_s.to_numpy()[1:] + 1e-12).all()
-            gone_s, reasons = None, 0
-            for change in (changed.change for changed in served.changed):
-                if change.pool != name or replica not in change.replicas:
+            gone_s = None
+            for change in served.changed:
+                if change.pool != name or replica not in change.given_back:
                     continue
-                reasons = max(0, reasons + (-1 if change.starts else 1))
-                if reasons and gone_s is None:
+                if change.kind == "stops":
                     gone_s = change.at_s
-                elif not reasons and gone_s is not None:
+                elif change.kind == "starts":
                     assert not ((start_s > gone_s) & (start_s < change.at_s)).any()
                     assert not ((start_s < gone_s) & (end_s > gone_s + 1e-12)).any()
                     gone_s = None

@@ -19,25 +19,31 @@ def changes(machines, **keys):
     return list(build("failures", {"kind": "kill", **keys}, "test").changes(machines, None))
 
 
+def gpus(first, end):
+    return tuple(range(first, end))
+
+
 def test_a_gpu_takes_its_replica_and_a_node_all_that_are_on_it():
     both = {"both": Machines(6, 4, 8)}
-    assert changes(both, at_s=2.0, gpu=9) == [Change(2.0, "both", (2,), False)]
-    assert changes(both, at_s=2.0, node=1) == [Change(2.0, "both", (2, 3), False)]
+    assert changes(both, at_s=2.0, gpu=9) == [Change(2.0, "both", (2,), False, (9,))]
+    assert changes(both, at_s=2.0, node=1) == [Change(2.0, "both", (2, 3), False, gpus(8, 16))]
     assert changes(POOLS, at_s=0.0, node=0, restart_s=5.0) == [
-        Change(0.0, "decode", (0, 1), False),
-        Change(5.0, "decode", (0, 1), True),
+        Change(0.0, "decode", (0, 1), False, gpus(0, 8)),
+        Change(5.0, "decode", (0, 1), True, gpus(0, 8)),
     ]
-    assert changes(POOLS, at_s=0.0, node=1, pool="prefill") == [Change(0.0, "prefill", (2,), False)]
+    assert changes(POOLS, at_s=0.0, node=1, pool="prefill") == [
+        Change(0.0, "prefill", (2,), False, (4, 5))
+    ]
 
 
 def test_a_node_that_two_pools_share_takes_both_and_nothing_else():
     """12 GPUs of the deployment's own, then 6 of the prefill pool's, 8 on a node."""
     assert changes(SHARED, at_s=1.0, node=1) == [
-        Change(1.0, "decode", (2,), False),
-        Change(1.0, "prefill", (0, 1), False),
+        Change(1.0, "decode", (2,), False, gpus(8, 12)),
+        Change(1.0, "prefill", (0, 1), False, gpus(0, 4)),
     ]
     alone = changes(SHARED, at_s=1.0, node=2, pool="prefill")
-    assert alone == [Change(1.0, "prefill", (2,), False)]
+    assert alone == [Change(1.0, "prefill", (2,), False, (4, 5))]
     with pytest.raises(UserError, match="node = 3: there are 3, numbered from 0"):
         changes(SHARED, at_s=1.0, node=3)
 
@@ -86,7 +92,9 @@ def test_a_run_says_what_stopped_and_what_became_of_the_requests(tmp_path):
     assert "kill" in facts["failures"]
     (said,) = (text for text in results.run["verdict"]["reasons"] if "stops at" in text)
     assert said.startswith(f"Of own, replica 1 stops at {seconds_text(at_s)} with ")
-    assert said.endswith("and none is lost.")
+    share = f"{100 * row['availability']:.4g} %"
+    assert said.endswith(f"and none is lost. Its GPUs serve {share} of the time.")
+    assert row["availability"] == pytest.approx(1 - 0.01 / 2 / row["duration_s"])
     json.dumps(results.run, allow_nan=False)
 
 

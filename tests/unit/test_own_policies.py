@@ -169,6 +169,12 @@ WRONG = [
     ("failures", "iter([Change(1.0, 'both', (0.5,), False)])", "replicas 0 to 1", "hold 0.5;"),
     ("failures", "iter([Change(1.0, 'decode', (0,), False)])", "'both' with", "is 'decode';"),
     ("failures", "(Change(1.0 - n, 'both', (0,), False) for n in (0, 1))", "1 s or", "at_s is 0.0"),
+    (
+        "failures",
+        "iter([Change(1.0, 'both', (1,), False, (3,))])",
+        "'both' with",
+        "gpus hold 3, of",
+    ),
     ("failures", "(1 / n for n in (0,))", "failed (", "ZeroDivisionError"),
     ("rebalancing", "[1.0]", "an iterator of seconds", "list [1.0]"),
     ("rebalancing", "iter([-1.0])", "seconds from 0 on", "float -1.0"),

@@ -28,8 +28,7 @@ class PerNode(Frozen):
     def copies(
         self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]
     ) -> NDArray[np.float64]:
-        ranks_per_node = int((node_R == node_R[0]).sum())  # only the last node may hold fewer
-        return np.asarray(count_forwarded(rank_TK, source_T, node_R, ranks_per_node))
+        return np.asarray(count_forwarded(rank_TK, source_T, node_R))
 
     def rows(self, rank_TK: NDArray[np.int64], node_R: NDArray[np.int64]) -> Rows:
         if len(np.unique(node_R)) > 1:

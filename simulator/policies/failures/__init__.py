@@ -2,15 +2,15 @@
 
 Changes at one instant happen together, behind everything else of that instant.
 
-A policy states as data which replicas stop or start when; the engine applies it. The requests of a
-stopped replica go to the others: they keep the output tokens that were sent, their caches are lost,
-and prompts and tokens are computed again where they go. With no replica left they are lost; a
-client of a closed loop then sends its next request at once.
+A policy states as data which GPUs fail and work again when; the engine applies it, and the
+deployment's recovery policy (:mod:`simulator.policies.recovery`) says what a serving engine does
+then. With no replica left requests are lost; a client of a closed loop then sends its next request
+at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -39,30 +39,38 @@ class Machines(NamedTuple):
         """Nodes of the cluster up to the last of these GPUs."""
         return -(-(self.first_gpu + self.num_gpus) // self.gpus_per_node)
 
-    def list_replicas(self, node: int) -> tuple[int, ...]:
-        """Replicas that have a part on a node of the cluster.
+    def list_gpus(self, node: int) -> tuple[int, ...]:
+        """GPUs of the pool on a node of the cluster, numbered from the pool's first.
 
-        >>> Machines(num_replicas=3, gpus_per_replica=4, gpus_per_node=6).list_replicas(1)
-        (1, 2)
+        >>> Machines(num_replicas=3, gpus_per_replica=4, gpus_per_node=6).list_gpus(1)
+        (6, 7, 8, 9, 10, 11)
         """
         begin = node * self.gpus_per_node - self.first_gpu
-        first, end = max(begin, 0), min(begin + self.gpus_per_node, self.num_gpus)
-        size = self.gpus_per_replica
-        return tuple(range(first // size, (end - 1) // size + 1)) if end > first else ()
+        return tuple(range(max(begin, 0), min(begin + self.gpus_per_node, self.num_gpus)))
+
+    def find_replicas(self, gpus: Iterable[int]) -> tuple[int, ...]:
+        """Replicas that some GPUs of the pool belong to.
+
+        >>> Machines(num_replicas=3, gpus_per_replica=4, gpus_per_node=6).find_replicas([7, 8])
+        (1, 2)
+        """
+        return tuple(sorted({gpu // self.gpus_per_replica for gpu in gpus}))
 
 
 class Change(NamedTuple):
-    """Stop or start of some replicas of a pool at one instant, behind everything else at it."""
+    """Failure or repair of some GPUs of a pool at one instant, behind everything else at it."""
 
     at_s: float
     """Seconds since the first arrival."""
     pool: str
     """``both``, or ``prefill`` and ``decode`` where these are pools of their own."""
     replicas: tuple[int, ...]
-    """Numbers of the replicas in their pool."""
+    """Numbers of the GPUs' replicas in their pool."""
     starts: bool
-    """Whether one reason for them to stop is gone; otherwise there is one more. With none left they
-    serve, with empty caches."""
+    """Whether one reason for the GPUs to be out of work is gone; otherwise there is one more. With
+    none left they work."""
+    gpus: tuple[int, ...] = ()
+    """GPUs, numbered from the pool's first; empty for all GPUs of the replicas."""
 
 
 class FailurePolicy(Protocol):
@@ -73,8 +81,8 @@ class FailurePolicy(Protocol):
     def changes(
         self, machines: Mapping[str, Machines], rng: np.random.Generator
     ) -> Iterator[Change]:
-        """Yield stops and starts, in order of time, possibly without end: a run takes no more than
-        it needs.
+        """Yield failures and repairs, in order of time, possibly without end: a run takes no more
+        than it needs.
 
         Args:
             machines: by the name of each pool.

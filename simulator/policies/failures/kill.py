@@ -1,4 +1,4 @@
-"""Loss of a GPU or a node at a given second, with every replica that has a part on it."""
+"""Loss of a GPU or a node at a given second."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from simulator.policies.failures import Change, Machines
 
 
 class Kill(Frozen):
-    """Failure that cuts off the work in flight at that instant, and is noticed at once."""
+    """Failure of a GPU, or of a node with all its GPUs, at a given second."""
 
     at_s: Seconds
     """Seconds since the first arrival."""
@@ -29,7 +29,8 @@ class Kill(Frozen):
     """Pool of the GPU, or of the cluster of the node: ``prefill``; absent = the deployment's
     own."""
     restart_s: Seconds | None = None
-    """Seconds from the loss until its replicas serve again, with empty caches; absent = never."""
+    """Seconds from the loss until the GPUs work again; absent = never. Their replicas serve again
+    when the deployment's ``recovery`` has started them."""
 
     @model_validator(mode="after")
     def _names_one(self) -> Self:
@@ -46,22 +47,22 @@ class Kill(Frozen):
         own = machines[pool]
         if self.gpu is not None:
             _check("gpu", self.gpu, own.num_gpus)
-            hit: dict[str, tuple[int, ...]] = {pool: (self.gpu // own.gpus_per_replica,)}
+            hit: dict[str, tuple[int, ...]] = {pool: (self.gpu,)}
         else:
             assert self.node is not None
             there = {name: one for name, one in machines.items() if one.cluster == own.cluster}
             _check("node", self.node, max(one.num_nodes for one in there.values()))
-            hit = {name: one.list_replicas(self.node) for name, one in there.items()}
+            hit = {name: one.list_gpus(self.node) for name, one in there.items()}
         found = [
-            Change(at_s, name, replicas, starts)
+            Change(at_s, name, machines[name].find_replicas(gpus), starts, gpus)
             for at_s, starts in self._times()
-            for name, replicas in hit.items()
-            if replicas
+            for name, gpus in hit.items()
+            if gpus
         ]
         return iter(found)
 
     def _times(self) -> list[tuple[float, bool]]:
-        """Times of the stop and the restart, each with whether replicas serve again."""
+        """Times of the loss and the repair, each with whether the GPUs work again."""
         stops = [(self.at_s, False)]
         return stops if self.restart_s is None else [*stops, (self.at_s + self.restart_s, True)]
 

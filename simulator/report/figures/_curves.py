@@ -142,7 +142,7 @@ def draw_over_time(
     unit_s, unit = time_axis(last_s)
     width = seconds(float(edges_s[1]))
     has_changes = any(style.facts(results, name).get("changes") for name in results.deployments)
-    changes = "<br>dotted: a replica stops, dashed: it serves again" if has_changes else ""
+    changes = "<br>dotted: a replica loses GPUs, dashed: it has them again" if has_changes else ""
     drawn = style.figure(
         f"Time since the first arrival, bins of {width} ({unit}){changes}", y, height
     )
@@ -178,7 +178,9 @@ def draw_over_time(
 
 
 def _mark_changes(drawn: go.Figure, results: Results, unit_s: float) -> None:
-    """Lines where replicas stop (dotted) or start again (dashed), in their deployment's colour."""
+    """Lines where replicas lose GPUs (dotted) or get them back (dashed), in their deployment's
+    colour.
+    """
     label, line = style.labels(results), style.lines(results)
     top = max(float(np.nanmax(trace.y)) for trace in drawn.data)
     for name in results.deployments:

@@ -1,0 +1,264 @@
+"""Failures of GPUs during a run, and recoveries of their replicas."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from simpy.events import ProcessGenerator
+
+from simulator.engine.by_ranks import Fidelity
+from simulator.engine.changes import (
+    Changed,
+    Kind,
+    forget_tokens,
+    halt_replica,
+    lose_groups,
+    lose_requests,
+    send_again,
+    stop_replica,
+    undo_formed,
+)
+from simulator.engine.instants import AGAIN, CHANGE, Instants
+from simulator.engine.loop_state import LoopState
+from simulator.engine.outages import Outages
+from simulator.engine.pool import PoolState
+from simulator.engine.rebalancing import expect_load
+from simulator.engine.shrunk import ShrunkReplica, count_loaded_bytes, shrink_replica
+from simulator.engine.state import Ints
+from simulator.policies.failure_contracts import find_interruption, shrink_experts
+from simulator.policies.failures import Change
+from simulator.policies.placement import Placed
+from simulator.policies.recovery import Loss
+
+Flags = NDArray[np.bool_]
+
+
+class _Became(NamedTuple):
+    """New state of a replica."""
+
+    kind: Kind
+    num_gpus: int
+    """GPUs that it serves with."""
+    interrupted_s: float = 0.0
+    """Seconds until it does."""
+
+
+class Run(Protocol):
+    """Part of a run's timeline that failures need."""
+
+    state: LoopState
+    instants: Instants
+    until_s: float
+    """Time after which nothing happens any more."""
+    names: dict[str, str]
+    """Random stream of each pool's steps."""
+
+    def run_ahead(self, until_s: float) -> None:
+        """Let everything happen up to a time, that instant included."""
+        ...
+
+    def cut_step(self, place: int, replica: int, at_s: float) -> bool:
+        """Cut a replica's step in flight short. Returns whether there was one."""
+        ...
+
+    def pause(self, place: int, replica: int, seconds: float) -> ProcessGenerator:
+        """Keep a replica from forming steps for a while, behind the step in flight."""
+        ...
+
+    def look_soon(self) -> None:
+        """Go on at this instant once all has changed."""
+        ...
+
+
+class Failing:
+    """Failures of a deployment, in all pools."""
+
+    def __init__(self, run: Run, fidelity: Fidelity) -> None:
+        """Begin with all GPUs at work."""
+        self._run, self._fidelity = run, fidelity
+        self._state = run.state
+        self._outages = [Outages(pool.plan) for pool in self._state.pools]
+        self._noticed_s: dict[tuple[int, int], float] = {}
+        """Time at which the latest failure of a replica is noticed, by place and replica."""
+        self._shrunk: dict[tuple[int, int], ShrunkReplica] = {}
+        self._known: dict[tuple[int, bytes], ShrunkReplica] = {}
+        """Prices that were prepared once, by place of the pool and groups that are left."""
+        self.changed: list[Changed] = []
+        self._waits_to_send: list[tuple[int, list[int]]] = []
+        """Numbers of requests that replicas gave back at this instant, by place of their pool."""
+
+    def find_shrunk(self, place: int, replica: int) -> ShrunkReplica | None:
+        """Find the prices of a replica that goes on with some of its ranks."""
+        return self._shrunk.get((place, replica))
+
+    def follow(self, changes: Iterator[Change]) -> ProcessGenerator:
+        """Apply a failure policy's changes: failures when they are noticed, and repairs when ranks
+        have started.
+        """
+        for change in changes:
+            yield self._run.instants.wait_until(change.at_s, CHANGE)
+            if change.at_s > self._run.until_s:
+                return
+            self._run.run_ahead(change.at_s)
+            place, hung = self._state.names.index(change.pool), tuple[int, ...]()
+            policy = self._state.pools[place].plan.serving.recovery
+            if change.starts:
+                keys = [(place, replica) for replica in change.replicas]
+                from_s = max([change.at_s, *(self._noticed_s.get(key, 0.0) for key in keys)])
+                then_s = from_s + policy.startup_s
+            else:
+                then_s = change.at_s + policy.detection_s
+                hung = self._fail(change, place, then_s)
+            if then_s == change.at_s:
+                self._apply(change, place, change.at_s, hung)
+            else:
+                self._run.instants.env.process(self._apply_later(change, place, then_s, hung))
+
+    def _apply_later(
+        self, change: Change, place: int, at_s: float, hung: tuple[int, ...]
+    ) -> ProcessGenerator:
+        yield self._run.instants.wait_until(at_s, CHANGE)
+        if at_s <= self._run.until_s:
+            self._run.run_ahead(at_s)
+            self._apply(change, place, at_s, hung)
+
+    def _fail(self, change: Change, place: int, noticed_s: float) -> tuple[int, ...]:
+        """Cut the steps of replicas whose GPUs fail. Returns those that hang until the failure is
+        noticed.
+        """
+        pool, hung = self._state.pools[place], []
+        for replica in change.replicas:
+            self._noticed_s[place, replica] = noticed_s
+            if pool.clock.is_gone[replica, 0] or not self._hits_living(change, place, replica):
+                continue
+            if self._run.cut_step(place, replica, change.at_s):
+                undo_formed(pool, replica)
+            number = self._state.number_of(place, replica)
+            halt_replica(pool, replica, number, self._state.events)
+            pool.clock.is_paused[replica] += 1
+            hung.append(replica)
+        if noticed_s > change.at_s and hung:
+            became = _Became("hangs", 0)
+            self._note(became, place, change.at_s, dict.fromkeys(hung, _none()))
+        return tuple(hung)
+
+    def _hits_living(self, change: Change, place: int, replica: int) -> bool:
+        """Whether a failure hits a data-parallel group that serves."""
+        outages, ranks = self._outages[place], self._state.pools[place].ranks_of(replica)
+        groups = outages.find_groups(outages.list_gpus(change, replica))
+        return bool((ranks.is_lost[groups] == 0).any())
+
+    def _apply(self, change: Change, place: int, at_s: float, hung: tuple[int, ...]) -> None:
+        """Let replicas stop, shrink, grow or start, as their GPUs are out of work or not."""
+        self._outages[place].apply(change)
+        given: dict[_Became, dict[int, Ints]] = {}
+        pool = self._state.pools[place]
+        for replica in hung:
+            pool.clock.is_paused[replica] -= 1
+        for replica in change.replicas:
+            found = self._recover(place, replica)
+            if found is not None:
+                given.setdefault(found[0], {})[replica] = found[1]
+            elif replica in hung:
+                self._pause(place, replica, 0.0)
+        for became, rows_of in given.items():
+            self._note(became, place, at_s, rows_of)
+        self._state.balance_again(place)
+
+    def _note(self, became: _Became, place: int, at_s: float, given_back: dict[int, Ints]) -> None:
+        kind, num_gpus, seconds = became
+        name = self._state.names[place]
+        changed = Changed(at_s, name, kind, given_back, num_gpus, at_s + seconds)
+        self.changed.append(changed)
+        if not self._waits_to_send:
+            send = partial(self._send_again, at_s)
+            self._run.instants.call_at(self._run.instants.env.now, AGAIN, send)
+        self._waits_to_send.append((place, changed.list_requests()))
+
+    def _recover(self, place: int, replica: int) -> tuple[_Became, Ints] | None:
+        """Bring a replica into the state that its GPUs allow. Returns what it became, and the
+        requests that it lost; ``None`` where it stays as it is.
+        """
+        pool = self._state.pools[place]
+        clock, ranks = pool.clock_of(replica), pool.ranks_of(replica)
+        layout = pool.plan.placement.layout
+        lost_D = self._outages[place].find_lost(replica)
+        if clock.is_gone[0]:
+            if lost_D.any():
+                return None
+            clock.is_gone[:] = 0
+            return _Became("starts", layout.num_gpus), _none()
+        was_lost_D = ranks.is_lost[: layout.attention_dp] == 1
+        if (lost_D == was_lost_D).all():
+            return None
+        placed = self._place(pool, lost_D) if lost_D.any() else None
+        if lost_D.any() and placed is None:
+            self._shrunk.pop((place, replica), None)
+            halt_replica(pool, replica, self._state.number_of(place, replica), self._state.events)
+            return _Became("stops", 0), stop_replica(pool, replica, self._state.events)
+        newly_D = lost_D & ~was_lost_D
+        rows = lose_groups(pool, replica, newly_D, self._state.events) if newly_D.any() else _none()
+        ranks.is_lost[: layout.attention_dp] = lost_D
+        clock.is_shrunk[:] = lost_D.any()
+        self._shrunk.pop((place, replica), None)
+        loaded_bytes = 0.0
+        if placed is not None:
+            self._shrunk[place, replica] = self._prepare(place, ~lost_D, placed)
+            loaded_bytes = count_loaded_bytes(pool, ~lost_D, placed)
+        if not newly_D.any():
+            loaded_bytes = 0.0  # ranks that join have loaded theirs before
+        seconds = find_interruption(pool.plan.serving.recovery, loaded_bytes)
+        self._pause(place, replica, seconds)
+        kind: Kind = "shrinks" if newly_D.any() else "grows"
+        return _Became(kind, int((~lost_D).sum()) * layout.tp, seconds), rows
+
+    def _place(self, pool: PoolState, lost_D: Flags) -> Placed | None:
+        """Place the experts on the ranks that are left, as the policy has it."""
+        plan = pool.plan
+        if lost_D.all() or plan.placement.experts is None:
+            return None
+        load = expect_load(plan.placement, 0.0, 1, None)
+        return shrink_experts(plan.serving.recovery, Loss(lost_D, load.placed, load.load_LE))
+
+    def _prepare(self, place: int, is_left_D: Flags, placed: Placed) -> ShrunkReplica:
+        pool, key = self._state.pools[place], (place, is_left_D.tobytes())
+        if key not in self._known:
+            stream = self._run.names[self._state.names[place]]
+            factor = self._state.pool_at(place).table.factor
+            self._known[key] = shrink_replica(
+                pool, is_left_D, placed, stream, self._fidelity, factor
+            )
+        return self._known[key]
+
+    def _pause(self, place: int, replica: int, seconds: float) -> None:
+        """Let a replica form steps again after a while, behind the step in flight."""
+        self._state.pools[place].clock.is_paused[replica] += 1
+        self._run.instants.env.process(self._run.pause(place, replica, seconds))
+
+    def _send_again(self, at_s: float) -> None:
+        """Send the given-back requests again, after all changes of this instant."""
+        state = self._state
+        for place in range(len(state.pools)):
+            rows = [row for own, row in self.list_again() if own == place]
+            fate = state.pools[place].plan.serving.recovery.requests
+            if fate == "lose":
+                lose_requests(rows, place, at_s, state)
+                continue
+            if fate == "retry":
+                forget_tokens(rows, state.pools[place])
+            send_again(rows, place, at_s, state.events)
+        self._waits_to_send.clear()
+        self._run.look_soon()
+
+    def list_again(self) -> list[tuple[int, int]]:
+        """List the place of the pool and the row of each request that is to be sent again."""
+        first = self._state.first.requests.first
+        return [(place, r - first) for place, again in self._waits_to_send for r in again]
+
+
+def _none() -> Ints:
+    return np.zeros(0, dtype=np.int64)

@@ -1,0 +1,177 @@
+"""Replicas that hang, shrink to the ranks they have left, and grow again: every request finishes or
+is lost, no token comes twice, and what happens is the same at every fidelity.
+"""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from simulator.base.plugins import build
+from simulator.policies.failures import Change
+from tests.cases import seeds
+from tests.laws.deployments import (
+    BALANCERS,
+    SCHEDULERS,
+    check_same_events,
+    draw_deployment,
+    serve_by_events,
+    shrink_cache,
+)
+from tests.laws.failing import with_changes
+from tests.parts import change_plan
+
+SPLITS = [
+    ("moe", {"attention_dp": 4, "ep": 4}),
+    ("sliding-moe", {"tp": 2, "attention_dp": 2, "ep": 4}),
+    ("latent-moe", {"attention_dp": 2, "ep": 2}),
+    ("compressed-moe", {"attention_dp": 4, "ep": 4}),
+]
+
+
+def recover(kind, rng, span_s, **keys):
+    """A recovery whose times are short and long beside a run of ``span_s``."""
+    keys["detection_s"] = float(rng.choice([0.0, 0.01, 0.1]) * span_s)
+    keys["startup_s"] = float(rng.choice([0.0, 0.02, 0.2]) * span_s)
+    keys["requests"] = str(rng.choice(["resume", "retry", "lose"]))
+    if kind == "elastic":
+        keys["regroup_s"] = float(rng.choice([0.0, 0.03]) * span_s)
+    return build("recovery", {"kind": kind, **keys}, "test")
+
+
+def draw_gpu_losses(plan, rng, span_s):
+    """GPUs of any pool fail, alone or with others, and some work again."""
+    found = []
+    for pool, machines in plan.machines.items():
+        for _ in range(int(rng.integers(1, 5))):
+            gpus = rng.permutation(machines.num_gpus)[: rng.integers(1, 4)]
+            gpus = tuple(sorted(gpus.tolist()))
+            change = Change(
+                float(rng.uniform(0, span_s)), pool, machines.find_replicas(gpus), False, gpus
+            )
+            found.append(change)
+            if rng.random() < 0.7:
+                later_s = change.at_s + float(rng.uniform(0, span_s / 2))
+                found.append(change._replace(at_s=later_s, starts=True))
+    return sorted(found)
+
+
+def draw_elastic(tiny, seed):
+    rng = np.random.default_rng([seed, 11])
+    name, split = SPLITS[rng.integers(len(SPLITS))]
+    ranks = split["ep"]
+    keys = {
+        "num_layers": 2,
+        "replicas": int(rng.choice([1, 3])),
+        "balancing": {"kind": str(rng.choice(BALANCERS))},
+        "scheduling": SCHEDULERS[rng.integers(len(SCHEDULERS))]
+        | {"token_budget": int(rng.choice([64, 256])), "max_sequences": int(rng.choice([4, 16]))},
+        "cluster": "h100-sxm-128",
+    }
+    num_experts = tiny.plan(name, num_layers=2, **split).placement.model.moe.num_experts
+    slots = int(num_experts * rng.choice([1.0, 1.5, 2.0])) // ranks * ranks
+    keys["placement"] = {"kind": "eplb", "num_slots": max(slots, num_experts)}
+    if rng.random() < 0.25 and "tp" not in split:
+        keys["engine"] = str(rng.choice(["vllm", "sglang"]))
+        keys["prefill"] = {"parallel": {"tp": 2}, "replicas": int(rng.choice([1, 3]))}
+        keys["prefill"] |= {"scheduling": keys["scheduling"]}
+    plan = tiny.plan(name, seed=1, **split, **keys)
+    trace = tiny.trace(
+        int(rng.choice([30, 90])),
+        float(rng.choice([400.0, 5000.0])),
+        int(rng.choice([60, 700])),
+        int(rng.choice([8, 60])),
+        seed=int(rng.integers(1000)),
+        concurrency=None if rng.random() < 0.7 else int(rng.choice([7, 40])),
+    )
+    if rng.random() < 0.4:
+        most = int((trace.num_input + trace.num_output).max())
+        plan = shrink_cache(plan, most, float(rng.uniform(1.0, 3.0)))
+    return make_failing(tiny, plan, trace, rng, "elastic"), trace
+
+
+def make_failing(tiny, plan, trace, rng, kind):
+    span_s = float(np.nanmax(tiny.serve(plan, trace).requests_table()["finish_s"]))
+    policy = recover(kind, rng, span_s)
+    if policy.requests == "retry" and plan.prefill is not None:
+        policy = policy.model_copy(update={"requests": "resume"})
+    plan = change_plan(plan, recovery=policy)
+    if plan.prefill is not None:
+        keys = {key: getattr(policy, key) for key in ("detection_s", "startup_s", "requests")}
+        restart = build("recovery", {"kind": "restart", **keys}, "test")
+        plan = dataclasses.replace(plan, prefill=change_plan(plan.prefill, recovery=restart))
+    return with_changes(plan, *draw_gpu_losses(plan, rng, span_s))
+
+
+def draw_restarting(tiny, seed):
+    """Any deployment, whose replicas restart after a while."""
+    plan, trace = draw_deployment(tiny, seed)
+    return make_failing(tiny, plan, trace, np.random.default_rng([seed, 13]), "restart"), trace
+
+
+DRAWS = {"elastic": draw_elastic, "restart": draw_restarting}
+
+
+@seeds(7000, 16)
+@pytest.mark.parametrize("kind", DRAWS)
+def test_every_request_finishes_or_is_lost_and_no_token_comes_twice(tiny, kind, seed):
+    plan, trace = DRAWS[kind](tiny, seed)
+    served = tiny.serve(plan, trace)
+    table = served.requests_table()
+    assert set(table["outcome"]) <= {"finished", "lost"}
+    is_finished = (table["outcome"] == "finished").to_numpy()
+    assert (is_finished == table["finish_s"].notna()).all()
+    pool = served.pools.get("decode") or served.pools["both"]
+    if "both" in served.pools:
+        tokens = pool.requests.generated
+        assert (tokens[is_finished] == trace.num_output[is_finished]).all()
+        if plan.serving.recovery.requests != "retry":  # whose first attempts are in vain
+            assert pool.clock.gap_counts.sum() == np.maximum(tokens - 1, 0).sum()
+    if plan.serving.recovery.requests == "lose":
+        assert not table["num_retries"].any() or "prefill" in served.pools
+    done = table[is_finished]
+    assert (done["arrival_s"] <= done["scheduled_s"]).all()
+    assert (done["scheduled_s"] <= done["first_token_s"]).all()
+    assert (done["first_token_s"] <= done["finish_s"]).all()
+    for name, pool in served.pools.items():
+        if name == "prefill" and not is_finished.all():
+            continue  # prompts of lost requests may be under way when nobody is left to wait for
+        free = pool.ranks.free_blocks + pool.ranks.num_evictable * pool.limits.prefix_blocks
+        assert (free == pool.ranks.capacity_blocks).all()
+        assert not pool.ranks.num_waiting.any()
+        assert not pool.ranks.num_running.any()
+        assert not pool.ranks.num_reserved.any()
+        assert not pool.ranks.num_in_line.any()
+        assert not pool.clock.outstanding_tokens.any()
+        assert (pool.clock.num_pushed == pool.clock.num_finished).all()
+    check_silence(served)
+
+
+def check_silence(served):
+    """A replica that hangs or has stopped takes no step, and steps do not overlap."""
+    for name in served.pools:
+        steps = served.steps_of(name)
+        for replica, own in steps.groupby("replica"):
+            start_s, end_s = own["start_s"].to_numpy(), (own["start_s"] + own["duration_s"])
+            end_s = end_s.to_numpy()
+            assert (end_s[:-1] <= start_s[1:] + 1e-12).all()
+            silent_s = None
+            for change in served.changed:
+                if change.pool != name or replica not in change.given_back:
+                    continue
+                if silent_s is not None:
+                    during = (start_s > silent_s) & (start_s < change.at_s)
+                    assert not during.any()
+                    assert not ((start_s < silent_s) & (end_s > silent_s + 1e-12)).any()
+                silent_s = change.at_s if change.kind in ("hangs", "stops") else None
+            if silent_s is not None:
+                assert (end_s <= silent_s + 1e-12).all()
+
+
+@seeds(7000, 10)
+@pytest.mark.parametrize("kind", DRAWS)
+def test_recoveries_are_the_same_at_every_fidelity(tiny, monkeypatch, kind, seed):
+    plan, trace = DRAWS[kind](tiny, seed)
+    compiled = tiny.serve(plan, trace)
+    simpy = serve_by_events(monkeypatch, plan, trace, tiny.tables)
+    check_same_events(compiled, simpy)
