@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from simulator.base.plugins import build
+from simulator.engine.timeline import serve
 from simulator.policies.failures import Change
 from tests.cases import seeds
 from tests.laws.deployments import (
@@ -175,3 +176,52 @@ def test_recoveries_are_the_same_at_every_fidelity(tiny, monkeypatch, kind, seed
     compiled = tiny.serve(plan, trace)
     simpy = serve_by_events(monkeypatch, plan, trace, tiny.tables)
     check_same_events(compiled, simpy)
+
+
+@pytest.mark.parametrize("dispatch", ["per_rank", "per_node"])
+def test_steps_of_the_ranks_that_are_left_cost_what_these_take(tiny, dispatch):
+    """Three of 16 ranks on two nodes are lost, so that nodes are uneven."""
+    plan = tiny.plan(
+        "moe",
+        attention_dp=16,
+        ep=16,
+        num_layers=2,
+        placement={"kind": "eplb", "num_slots": 64},
+        dispatch={"kind": dispatch},
+    )
+    policy = build("recovery", {"kind": "elastic", "detection_s": 0.0, "regroup_s": 0.0}, "test")
+    trace = tiny.trace(300, 5000.0, 60, 60)
+    change = Change(0.0, "both", (0,), starts=False, gpus=(1, 9, 10))
+    plan = with_changes(change_plan(plan, recovery=policy), change)
+    means = {}
+    for fidelity in ("step", "rank", "message"):
+        steps = serve(plan, trace, fidelity).steps_of("both")
+        decodes = steps[(steps["prefill_tokens"] == 0) & (steps["decodes"] > 0)]
+        means[fidelity] = decodes["duration_s"].sum() / decodes["decode_tokens"].sum()
+    assert means["step"] == pytest.approx(means["rank"], rel=0.03)
+    assert means["message"] == pytest.approx(means["rank"], rel=0.05)
+
+
+def test_fewer_ranks_serve_more_slowly_and_a_restart_takes_longest(tiny):
+    keys = {"num_layers": 2, "placement": {"kind": "eplb", "num_slots": 64}}
+    plan = tiny.plan("moe", attention_dp=8, ep=8, **keys)
+    trace = tiny.trace(600, 2000.0, 600, 60)
+    whole = serve(plan, trace).requests_table()
+    end_s = float(whole["finish_s"].max())
+
+    def lose(kind, *gpus, **keys):
+        policy = build("recovery", {"kind": kind, "detection_s": 0.01, **keys}, "test")
+        fails = Change(end_s / 4, "both", (0,), False, gpus)
+        works = fails._replace(at_s=0.9 * end_s, starts=True)
+        served = serve(with_changes(change_plan(plan, recovery=policy), fails, works), trace)
+        table = served.requests_table()
+        assert (table["outcome"] != "unfinished").all()
+        return table
+
+    elastic = {"regroup_s": 0.01, "startup_s": 0.1}
+    one, half = lose("elastic", 3, **elastic), lose("elastic", 3, 4, 5, 6, **elastic)
+    restarts = lose("restart", 3, startup_s=0.1)
+    ends = [table["finish_s"].max() for table in (whole, one, half)]
+    assert ends == sorted(ends)
+    assert (one["outcome"] == "finished").all()
+    assert (restarts["outcome"] == "lost").any()  # nobody is there for those that arrive meanwhile
