@@ -275,6 +275,7 @@ def _comparison(results: Any, width: int) -> Iterator[Text]:
         "load_imbalance",
         "uniform_imbalance",
         "dropped_share",
+        "availability",
     ):
         values = [float(value) for value in results.summary[key]]
         unit = heading_unit(key)

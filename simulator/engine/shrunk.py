@@ -67,12 +67,15 @@ def shrink_replica(
     prices = pool.price_placement(shrink_placement(pool.plan, is_left_D, placed))
     mixes = pool.list_mixes(prices)
     by_steps = fidelity == "step"
+    by_ranks = None if by_steps else start_ranks(prices, fidelity, stream)
+    if by_ranks is not None:
+        by_ranks.overflow = pool.overflow
     return ShrunkReplica(
         np.flatnonzero(is_left_D),
         prices,
         mixes,
         slow_table(start_table(mixes), factor) if by_steps else None,
-        None if by_steps else start_ranks(prices, fidelity, stream),
+        by_ranks,
         stream,
     )
 

@@ -31,10 +31,11 @@ def tell_changes(results: Results, name: str, row: pd.Series, short: str) -> str
     changes = results.run["deployments"][name].get("changes") or []
     if not changes:
         return None
-    named = [tell_change(change) for change in changes[:_NUM_NAMED]]
-    if len(changes) > _NUM_NAMED:
+    told = _join_hangs(changes)
+    named = [tell_change(change, since_s) for change, since_s in told[:_NUM_NAMED]]
+    if len(told) > _NUM_NAMED:
         last_s = seconds_text(changes[-1]["at_s"])
-        more = len(changes) - _NUM_NAMED
+        more = len(told) - _NUM_NAMED
         named.append(
             f"another change follows at {last_s}"
             if more == 1
@@ -57,8 +58,28 @@ def tell_changes(results: Results, name: str, row: pd.Series, short: str) -> str
     return f"Of {short}, {', '.join(named)}: {moved}, and {ending}.{serving}"
 
 
-def tell_change(change: dict[str, Any]) -> str:
-    """Describe one change, such as ``replica 1 stops at 30 s with 41 requests``."""
+def _join_hangs(changes: list[dict[str, Any]]) -> list[tuple[dict[str, Any], float | None]]:
+    """List the changes but for those that others follow which say what became of them: each with
+    the time since which its replicas hang.
+    """
+    found: list[tuple[dict[str, Any], float | None]] = []
+    hanging: dict[tuple[int, ...], dict[str, Any]] = {}
+    for change in changes:
+        replicas = tuple(change["replicas"])
+        if change.get("kind") == "hangs":
+            hanging.setdefault(replicas, change)
+            continue
+        hang = hanging.pop(replicas, None)
+        found.append((change, hang and float(hang["at_s"])))
+    return [*found, *((change, None) for change in hanging.values())]
+
+
+def tell_change(change: dict[str, Any], since_s: float | None = None) -> str:
+    """Describe one change, such as ``replica 1 stops at 30 s with 41 requests``.
+
+    Args:
+        since_s: time since which the replicas hang.
+    """
     replicas, count = change["replicas"], int(change["num_requests"])
     one = len(replicas) == 1
     pool = "prefill " if change["pool"] == "prefill" else ""
@@ -66,6 +87,8 @@ def tell_change(change: dict[str, Any]) -> str:
     at, kind = seconds_text(change["at_s"]), change.get("kind")
     if kind == "hangs":
         return f"{who} {'hangs' if one else 'hang'} from {at}"
+    if since_s is not None:
+        who += f" {'hangs' if one else 'hang'} from {seconds_text(since_s)} and"
     if kind in ("shrinks", "grows"):
         goes, has = ("goes on", "has") if one else ("go on", "have")
         from_s = seconds_text(change["serves_s"])
