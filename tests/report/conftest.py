@@ -15,6 +15,7 @@ from simulator.results.executed import Executed
 from simulator.results.folder import Results
 from tests.report.made_up_executions import CASES
 from tests.report.made_up_runs import HOSTILE, RUNS
+from tests.report.windows import Opened, Windows
 
 
 @pytest.fixture(scope="session")
@@ -80,6 +81,25 @@ def browser() -> Iterator[Any]:
             _no_browser(str(error).splitlines()[0])
         yield opened
         opened.close()
+
+
+@pytest.fixture(scope="session")
+def windows(browser: Any) -> Windows:
+    return Windows(browser)
+
+
+@pytest.fixture
+def open_page(windows: Windows) -> Iterator[Callable[..., Opened]]:
+    """``open_page(file, viewport, has_touch=..., theme=...)``: a page with its figures drawn."""
+    opened: list[Opened] = []
+
+    def open_one(*arguments: Any, **options: Any) -> Opened:
+        opened.append(windows.open(*arguments, **options))
+        return opened[-1]
+
+    yield open_one
+    for one in opened:
+        one.close()
 
 
 def _no_browser(why: str) -> NoReturn:

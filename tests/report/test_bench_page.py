@@ -12,7 +12,7 @@ import pytest
 from tests.benchmarks.history import append_history, read_history
 from tests.benchmarks.page import render, tell_headline
 from tests.benchmarks.rows import Bench, Growth, Row, tell_value
-from tests.report.test_browser import DESK, PHONE, Opened
+from tests.report.windows import DESK, PHONE
 
 MADE = {
     "command": "python -m tests.benchmarks",
@@ -107,15 +107,12 @@ def test_figures_of_earlier_calls_on_this_processor_are_drawn(bench, tmp_path):
     assert "\nslow <one>: CPU time\n" in shown
 
 
+@pytest.mark.xdist_group("pages")  # one browser
 @pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
-def test_the_page_opens_on_a_desk_and_on_a_phone(browser, bench, tmp_path: Path, viewport):
+def test_the_page_opens_on_a_desk_and_on_a_phone(open_page, bench, tmp_path: Path, viewport):
     file = tmp_path / "bench.html"
     file.write_text(render(bench, NOTHING), encoding="utf-8")
-    opened = Opened(browser, file, viewport, has_touch=viewport is PHONE)
+    opened = open_page(file, viewport, has_touch=viewport is PHONE)
     assert opened.problems == []
     assert opened.page.locator(".js-plotly-plot").count() == 3
-    scrolled, shown = opened.page.evaluate(
-        "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
-    )
-    assert scrolled <= shown
-    opened.context.close()
+    assert opened.is_as_wide_as_shown

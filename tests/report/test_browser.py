@@ -5,41 +5,21 @@ phone.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from simulator.report.gallery import plots
 from simulator.report.page import FIGURES
 from simulator.results.folder import Results
+from tests.report.windows import DESK, PHONE
 
 pytestmark = pytest.mark.xdist_group("pages")  # one browser, and each page rendered once
 
-DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 SIZES = """() => [...document.querySelectorAll('.plot')].map((plot) => {
     const drawn = plot.querySelector('svg.main-svg, canvas');
     const box = drawn ? drawn.getBoundingClientRect() : {width: 0, height: 0};
     return [plot.id, plot.classList.contains('js-plotly-plot'), box.width, box.height];
 })"""
-
-
-class Opened:
-    """A page opened offline, with what went wrong."""
-
-    def __init__(self, browser: Any, file: Path, viewport: dict[str, int], **options: Any) -> None:
-        self.context = browser.new_context(viewport=viewport, **options)
-        self.context.set_offline(True)
-        self.page = self.context.new_page()
-        self.problems: list[str] = []
-        self.requests: list[str] = []
-        self.page.on(
-            "console",
-            lambda message: self.problems.append(message.text) if message.type != "log" else None,
-        )
-        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.goto(file.as_uri())
-        self.page.wait_for_selector("html[data-drawn]", state="attached", timeout=60_000)
 
 
 @pytest.fixture(scope="module")
@@ -58,43 +38,36 @@ def expected(run: Results) -> int:
 
 @pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
 @pytest.mark.parametrize("name", ["plain", "many", "hostile", "one request", "no steps"])
-def test_page_opens_offline_and_draws_everything(browser, files, runs, name, viewport):
-    opened = Opened(browser, files[name], viewport, has_touch=viewport is PHONE)
+def test_page_opens_offline_and_draws_everything(open_page, files, runs, name, viewport):
+    opened = open_page(files[name], viewport, has_touch=viewport is PHONE)
     assert opened.problems == []
-    assert [url for url in opened.requests if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert opened.gone_out == []
     sizes = opened.page.evaluate(SIZES)
     assert len(sizes) == expected(runs[name])
     assert [size for size in sizes if not (size[1] and size[2] > 0 and size[3] > 0)] == []
-    scrolled, shown = opened.page.evaluate(
-        "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
-    )
-    assert scrolled <= shown
-    opened.context.close()
+    assert opened.is_as_wide_as_shown
 
 
-def test_dark_theme_draws_too(browser, files):
-    opened = Opened(browser, files["plain"], DESK, color_scheme="dark")
+def test_dark_theme_draws_too(open_page, files):
+    opened = open_page(files["plain"], DESK, theme="dark")
     opened.page.emulate_media(color_scheme="light")
     opened.page.wait_for_timeout(500)
     assert opened.problems == []
-    opened.context.close()
 
 
-def test_legend_hides_and_shows(browser, files):
-    opened = Opened(browser, files["plain"], DESK)
-    button = opened.page.locator(".legend button").first
+def test_legend_hides_and_shows(open_page, files):
+    page = open_page(files["plain"], DESK).page
+    button = page.locator(".legend button").first
     visible = "() => document.querySelector('.js-plotly-plot').data[0].visible"
     button.click()
     assert button.get_attribute("aria-pressed") == "false"
-    assert opened.page.evaluate(visible) is False
+    assert page.evaluate(visible) is False
     button.click()
-    assert opened.page.evaluate(visible) is True
-    opened.context.close()
+    assert page.evaluate(visible) is True
 
 
-def test_hostile_text_is_shown_and_not_run(browser, files, hostile_name):
-    opened = Opened(browser, files["hostile"], DESK)
-    assert opened.page.locator("h1").inner_text() == hostile_name
-    assert opened.page.locator("script").count() == 3
-    assert hostile_name in opened.page.locator(".legend button").first.get_attribute("title")
-    opened.context.close()
+def test_hostile_text_is_shown_and_not_run(open_page, files, hostile_name):
+    page = open_page(files["hostile"], DESK).page
+    assert page.locator("h1").inner_text() == hostile_name
+    assert page.locator("script").count() == 3
+    assert hostile_name in page.locator(".legend button").first.get_attribute("title")

@@ -20,6 +20,7 @@ from simulator.results.executed import BUSY, KINDS, SUMMARY_COLUMNS, describe_lo
 from simulator.results.formats import UNDEFINED
 from tests.report.made_up_executions import CASES, HOSTILE, MOE, TOTAL, make
 from tests.report.pages import payload_of
+from tests.report.windows import DESK, PHONE
 
 pytestmark = pytest.mark.xdist_group("pages")  # one browser, and each page rendered once
 
@@ -217,29 +218,17 @@ def test_folder_is_written_read_and_reported_again(executions, tmp_path, capsys)
 
 
 @pytest.mark.parametrize(
-    ("width", "theme"), [(1280, "light"), (390, "dark")], ids=["desk", "phone"]
+    ("viewport", "theme"), [(DESK, "light"), (PHONE, "dark")], ids=["desk", "phone"]
 )
 @pytest.mark.parametrize("name", ["all", "faults", "one", "hostile", "many ranks"])
 def test_it_opens_offline_and_draws_everything(
-    execution_page_of, browser, name, width, theme, tmp_path
+    execution_page_of, open_page, name, viewport, theme, tmp_path
 ):
     file = tmp_path / "page.html"
     page = execution_page_of(name)
     file.write_text(page, encoding="utf-8")
-    context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=theme)
-    context.set_offline(True)
-    opened = context.new_page()
-    problems: list[str] = []
-    requests: list[str] = []
-    opened.on(
-        "console", lambda message: problems.append(message.text) if message.type != "log" else None
-    )
-    opened.on("pageerror", lambda error: problems.append(str(error)))
-    opened.on("request", lambda request: requests.append(request.url))
-    opened.goto(file.as_uri())
-    opened.wait_for_selector("html[data-drawn]", state="attached", timeout=60_000)
-    assert problems == []
-    assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
-    assert opened.locator(".js-plotly-plot").count() == len(plots_of(page))
-    assert opened.evaluate("document.documentElement.scrollWidth") <= width
-    context.close()
+    opened = open_page(file, viewport, theme=theme)
+    assert opened.problems == []
+    assert opened.gone_out == []
+    assert opened.page.locator(".js-plotly-plot").count() == len(plots_of(page))
+    assert opened.is_as_wide_as_shown

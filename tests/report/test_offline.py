@@ -48,33 +48,24 @@ def files(pages, tmp_path_factory):
 
 @pytest.fixture
 def opened(browser, files):
-    """Open a page, with or without what it hopes for, and note what goes wrong and out."""
+    """Open a page in a window of its own, with or without what it hopes for, and note what goes
+    wrong.
+    """
     contexts = []
 
     def open_page(kind, before="", **options):
         contexts.append(browser.new_context(**options))
         found = contexts[-1].new_page()
-        found.problems, found.went = [], []
+        found.problems = []
         found.add_init_script(before)
         found.on("console", lambda said: found.problems.append(said.text))
         found.on("pageerror", lambda error: found.problems.append(str(error)))
-        found.on("popup", lambda other: found.went.append(other.url))
-        found.on("request", lambda request: found.went.append(request.url))
         found.goto(files[kind].as_uri())
         return found
 
     yield open_page
     for context in contexts:
         context.close()
-
-
-def drawn(found):
-    found.wait_for_selector("html[data-drawn]", state="attached", timeout=60_000)
-    return found
-
-
-def gone_out(found):
-    return [url for url in found.went if not url.startswith(("file:", "data:", "blob:"))]
 
 
 def test_the_script_is_of_the_plotly_that_the_figures_are_made_with():
@@ -104,10 +95,18 @@ def test_what_a_page_carries_is_whole_and_cannot_end_its_element(pages):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_on_a_page_leads_off_the_machine(opened, pages, kind):
-    found = drawn(opened(kind))
-    plots = payload_of(pages[kind])["plots"]
-    assert found.locator(".js-plotly-plot svg.main-svg").count() >= len(plots) > 0
+def test_nothing_on_a_page_leads_off_the_machine_and_it_prints_its_figures_whole(
+    open_page, pages, files, kind
+):
+    opened = open_page(files[kind])
+    check_toolbars(opened, len(payload_of(pages[kind])["plots"]))
+    check_print(opened.page)
+
+
+def check_toolbars(opened, num_plots):
+    """Buttons of figures do their work on the page, and nothing else leads away."""
+    found = opened.page
+    assert found.locator(".js-plotly-plot svg.main-svg").count() >= num_plots > 0
     titles = found.evaluate(
         "[...document.querySelectorAll('.modebar-btn')].map((button) => button.dataset.title)"
     )
@@ -123,12 +122,28 @@ def test_nothing_on_a_page_leads_off_the_machine(opened, pages, kind):
         "[...document.querySelectorAll('.modebar-btn')].forEach((button) => button.click())"
     )
     found.wait_for_timeout(500)
-    assert gone_out(found) == []
+    assert opened.gone_out == []
     assert found.locator(".plotly-cloud-dialog").count() == 0
 
 
+def check_print(found):
+    """Figures fit on paper, which is narrower than the window, and no event of a window tells them
+    so.
+    """
+    found.emulate_media(media="print")
+    found.evaluate(f"document.body.style.width = '{A4_PIXELS}px'")
+    assert found.evaluate(
+        """[...document.querySelectorAll('.js-plotly-plot')].every((plot) => {
+            const svg = plot.querySelector('svg.main-svg').getBoundingClientRect();
+            const room = plot.getBoundingClientRect();
+            return plot.checkVisibility() && svg.height > 30 && svg.right <= room.right + 1;
+        })"""
+    )
+    assert len(found.pdf()) > 30_000
+
+
 def test_the_pages_policy_lets_no_form_and_no_picture_out(opened):
-    found = drawn(opened("run"))
+    found = opened("run")
     found.evaluate(
         """() => {
           const form = document.createElement("form");
@@ -142,22 +157,6 @@ def test_the_pages_policy_lets_no_form_and_no_picture_out(opened):
     blocked = [problem for problem in found.problems if "Content Security Policy" in problem]
     assert len(blocked) == 2
     assert any("form-action" in problem for problem in blocked)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_printed_page_shows_its_figures_whole(opened, kind):
-    found = drawn(opened(kind))
-    found.emulate_media(media="print")
-    # Paper is narrower than the window, and no event of a window tells figures so.
-    found.evaluate(f"document.body.style.width = '{A4_PIXELS}px'")
-    assert found.evaluate(
-        """[...document.querySelectorAll('.js-plotly-plot')].every((plot) => {
-            const svg = plot.querySelector('svg.main-svg').getBoundingClientRect();
-            const room = plot.getBoundingClientRect();
-            return plot.checkVisibility() && svg.height > 30 && svg.right <= room.right + 1;
-        })"""
-    )
-    assert len(found.pdf()) > 30_000
 
 
 @pytest.mark.parametrize(

@@ -8,30 +8,22 @@ from simulator.report.gallery import plots
 from simulator.report.plan_page import FIGURES, render
 from simulator.results.answer import Answer
 from tests.report.plan_answers import RUN, TRAFFIC, answer, banded
+from tests.report.windows import DESK, PHONE
 
 pytestmark = pytest.mark.xdist_group("pages")  # one browser, and each page rendered once
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-def test_it_opens_offline_and_its_lists_and_buttons_work(browser, tmp_path, width):
+@pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
+def test_it_opens_offline_and_its_lists_and_buttons_work(open_page, tmp_path, viewport):
     made = answer()
     file = tmp_path / "report.html"
     file.write_text(render(Answer.model_validate(made), RUN), encoding="utf-8")
-    context = browser.new_context(viewport={"width": width, "height": 900})
-    context.set_offline(True)
-    page = context.new_page()
-    problems = []
-    page.on("console", lambda message: problems.append(message.text))
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.goto(file.as_uri())
-    page.wait_for_selector("html[data-drawn]", state="attached", timeout=60_000)
+    opened = open_page(file, viewport)
+    page = opened.page
     assert page.evaluate("document.querySelectorAll('.js-plotly-plot').length") == sum(
         len(plots(f, Answer.model_validate(made))) for f in FIGURES
     )
-    scrolled, shown = page.evaluate(
-        "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
-    )
-    assert scrolled <= shown
+    assert opened.is_as_wide_as_shown
     page.select_option("select[data-choice=Experts]", "EP 8")
     plot = "document.querySelector('select[data-choice=Experts]').closest('.cell').querySelector('.plot')"
     assert page.evaluate(
@@ -39,8 +31,7 @@ def test_it_opens_offline_and_its_lists_and_buttons_work(browser, tmp_path, widt
     ) == ["EP 8"]
     page.dispatch_event(".copy >> nth=0", "click")
     assert page.evaluate("getSelection().toString()").strip() == "moesim run recommended.toml"
-    assert problems == []
-    context.close()
+    assert opened.problems == []
 
 
 # Of every text that a plot shows: what sticks out of the plot, and which of one kind lie on each
@@ -72,7 +63,7 @@ HOVERED = """() => {
 }"""
 
 
-def test_on_a_phone_nothing_is_cut_or_covered_and_bands_and_warning_show(browser, tmp_path):
+def test_on_a_phone_nothing_is_cut_or_covered_and_bands_and_warning_show(open_page, tmp_path):
     made = banded(answer())
     made["traffic"] |= TRAFFIC | {"is_steady": False}
     made["ruled_out"] *= 3
@@ -86,10 +77,7 @@ def test_on_a_phone_nothing_is_cut_or_covered_and_bands_and_warning_show(browser
         point["deployment"] += f", {tokens:,} tokens a step"
     file = tmp_path / "report.html"
     file.write_text(render(Answer.model_validate(made), RUN), encoding="utf-8")
-    context = browser.new_context(viewport={"width": 390, "height": 900})
-    page = context.new_page()
-    page.goto(file.as_uri())
-    page.wait_for_selector("html[data-drawn]", state="attached", timeout=60_000)
+    page = open_page(file, PHONE).page
     assert page.evaluate(CROWDED) == []
     assert page.evaluate("document.querySelectorAll('.modebar-btn').length") == 0
     assert (
@@ -109,4 +97,3 @@ def test_on_a_phone_nothing_is_cut_or_covered_and_bands_and_warning_show(browser
     for part in ("2GPUs,5.98USDperhour", "TTFTp90125ms", "simulated"):
         assert part in said.replace(" ", "")
     assert over <= 1
-    context.close()

@@ -14,6 +14,7 @@ from simulator.report.scoreboard import FIGURES, render
 from simulator.results.judgement import judge_targets
 from simulator.results.scores import SCORE_COLUMNS, Scoreboard, reasons, score_groups
 from tests.report.pages import payload_of
+from tests.report.windows import DESK, PHONE
 
 pytestmark = pytest.mark.xdist_group("pages")  # one browser, and each page rendered once
 
@@ -195,26 +196,18 @@ def test_many_reasons_are_told_apart_without_their_numbers():
     }
 
 
-@pytest.mark.parametrize("width", [1280, 390], ids=["desk", "phone"])
-def test_it_opens_offline_and_draws_everything(browser, tmp_path, width):
+@pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
+def test_it_opens_offline_and_draws_everything(open_page, tmp_path, viewport):
     made = board()
     file = tmp_path / "page.html"
     file.write_text(render(made), encoding="utf-8")
-    context = browser.new_context(viewport={"width": width, "height": 844})
-    context.set_offline(True)
-    opened = context.new_page()
-    problems: list[str] = []
-    opened.on(
-        "console", lambda message: problems.append(message.text) if message.type != "log" else None
-    )
-    opened.on("pageerror", lambda error: problems.append(str(error)))
-    opened.goto(file.as_uri())
-    opened.wait_for_selector("html[data-drawn]", state="attached", timeout=60_000)
-    assert problems == []
+    shown = open_page(file, viewport)
+    assert shown.problems == []
+    opened = shown.page
     assert opened.locator(".js-plotly-plot").count() == sum(
         len(plots(figure, made)) for figure in FIGURES
     )
-    assert opened.evaluate("document.documentElement.scrollWidth") <= width
+    assert shown.is_as_wide_as_shown
     drawn = opened.locator(".js-plotly-plot").first
     drawn.hover()
     right, last, buttons, top = drawn.evaluate(
@@ -226,4 +219,3 @@ def test_it_opens_offline_and_draws_everything(browser, tmp_path, width):
     )
     assert last <= right, "the last label is not cut"
     assert buttons <= top, "buttons hide no point"
-    context.close()

@@ -9,6 +9,7 @@ import pytest
 from simulator.report.training_page import render
 from simulator.results.formats import TIMES
 from tests.report.pages import payload_of
+from tests.report.windows import DESK, PHONE
 
 pytestmark = pytest.mark.xdist_group("pages")  # one browser, and each page rendered once
 
@@ -77,32 +78,23 @@ def test_it_says_the_numbers_and_escapes_the_names(page):
     assert payload["plots"][0]["data"][0]["name"] == MODELS[0]
 
 
-@pytest.mark.parametrize("width", [1280, 390], ids=["desk", "phone"])
-def test_it_opens_offline_and_draws_everything(browser, page, tmp_path, width):
+@pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
+def test_it_opens_offline_and_draws_everything(open_page, page, tmp_path, viewport):
     file = tmp_path / "page.html"
     file.write_text(page, encoding="utf-8")
-    context = browser.new_context(viewport={"width": width, "height": 844})
-    context.set_offline(True)
-    opened = context.new_page()
-    problems: list[str] = []
-    opened.on(
-        "console", lambda message: problems.append(message.text) if message.type != "log" else None
-    )
-    opened.on("pageerror", lambda error: problems.append(str(error)))
-    opened.goto(file.as_uri())
-    opened.wait_for_selector("html[data-drawn]", state="attached", timeout=60_000)
-    assert problems == []
+    shown = open_page(file, viewport)
+    assert shown.problems == []
+    opened = shown.page
     assert opened.locator(".js-plotly-plot").count() == 4
-    assert opened.evaluate("document.documentElement.scrollWidth") <= width
-    if width > 1000:
+    assert shown.is_as_wide_as_shown
+    if viewport is DESK:
         assert opened.evaluate(
             "(box => box.scrollWidth <= box.clientWidth)(document.querySelector('.scroll'))"
         ), "a table that must be scrolled"
     buttons = opened.locator(".legend button")
     assert buttons.count() == 2 * len(MODELS)
     buttons.last.click()
-    shown = opened.evaluate(
+    visible = opened.evaluate(
         "document.querySelectorAll('.js-plotly-plot')[1].data.map((trace) => trace.visible)"
     )
-    assert shown[-1] is False
-    context.close()
+    assert visible[-1] is False
