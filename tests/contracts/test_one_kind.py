@@ -9,10 +9,10 @@ import tomllib
 import pandas as pd
 import pytest
 
-from tests.contracts.test_one_file import PROJECT, UNFINISHED, listed, moesim
+from tests.contracts.processes import PROJECT, copy_project, moesim
 from tests.unit.test_plan_cli import QUESTION
 
-pytestmark = pytest.mark.slow  # each starts several commands
+pytestmark = pytest.mark.slow  # starts processes
 
 KINDS = {
     "mixers": ("tied",),
@@ -79,27 +79,33 @@ def copy_kind(kind, folder):
     shutil.copy(PROJECT / "tests" / "kinds" / f"{kind}.py", folder)
 
 
-def run(folder, fidelity, *options, path=PROJECT):
+FIDELITIES = ("step", "rank")
+RUNS = [("run", "scenario.toml", "--fidelity", name, "--out", name) for name in FIDELITIES]
+
+
+def read_run(folder, fidelity):
     """The summary of the scenario, and its facts."""
-    out = f"out-{fidelity}"
-    done = moesim(
-        folder, "run", "scenario.toml", "--fidelity", fidelity, "--out", out, *options, path=path
-    )
-    assert done.returncode == 0, done.stderr
-    facts = json.loads((folder / out / "run.json").read_text())["deployments"]
-    return pd.read_csv(folder / out / "summary.csv", index_col="deployment"), facts
+    facts = json.loads((folder / fidelity / "run.json").read_text())["deployments"]
+    return pd.read_csv(folder / fidelity / "summary.csv", index_col="deployment"), facts
 
 
 @pytest.fixture(scope="module")
 def outside(tmp_path_factory):
-    """A folder with the kinds in a package of the user's own, and their runs."""
+    """What commands say of the kinds in a package of the user's own, and their runs."""
     folder = tmp_path_factory.mktemp("outside")
     (folder / "mine").mkdir()
     (folder / "mine" / "__init__.py").touch()
     for kind in sum(KINDS.values(), ()):
         copy_kind(kind, folder / "mine")
     write_files(folder, "mine.")
-    return folder, {name: run(folder, name, "--allow-code") for name in ("step", "rank")}
+    model, plan = ("check", "own.toml"), ("plan", "question.toml", "--workers", "1", "--json")
+    allowed = [("check", "scenario.toml", "--json"), model, (*plan, "--out", "plan"), *RUNS]
+    refused, checked, shown, planned, *runs = moesim(
+        folder, model, *((*words, "--allow-code") for words in allowed)
+    )
+    assert [(one.status, one.err) for one in runs if one.status] == []
+    said = {"refused": refused, "checked": checked, "model": shown, "planned": planned}
+    return said, {name: read_run(folder, name) for name in FIDELITIES}
 
 
 def count_parameters():
@@ -113,16 +119,11 @@ def count_parameters():
 
 
 def test_a_users_own_kinds_are_checked_run_and_planned(outside):
-    folder, _ = outside
-    checked = moesim(folder, "check", "scenario.toml", "--allow-code", "--json")
-    assert checked.returncode == 0, checked.stderr
-    model = moesim(folder, "check", "own.toml", "--allow-code")
+    said, _ = outside
+    assert said["checked"].answer
     total, active = count_parameters()
-    assert f"{total / 1e9:.2f} B parameters, {active / 1e9:.2f} B active" in model.stdout
-    asked = ("plan", "question.toml", "--allow-code", "--workers", "2", "--out", "plan", "--json")
-    planned = moesim(folder, *asked)
-    assert planned.returncode == 0, planned.stderr
-    best = json.loads(planned.stdout)["recommended"]
+    assert f"{total / 1e9:.2f} B parameters, {active / 1e9:.2f} B active" in said["model"].out
+    best = said["planned"].answer["recommended"]
     assert best["gpus"] == 1
     assert best["deployment"].startswith("own ")
 
@@ -149,30 +150,29 @@ def test_both_fidelities_agree_on_own_kinds(outside):
 
 
 def test_code_of_own_kinds_runs_only_where_it_is_allowed(outside):
-    folder, _ = outside
-    refused = moesim(folder, "check", "own.toml")
-    assert refused.returncode == 2
-    assert "[mixers.own]: mixers kind 'mine.tied' would run code" in refused.stderr
-    assert "--allow-code" in refused.stderr
+    refused = outside[0]["refused"]
+    assert refused.status == 2
+    assert "[mixers.own]: mixers kind 'mine.tied' would run code" in refused.err
+    assert "--allow-code" in refused.err
 
 
 def test_the_same_files_in_the_project_give_the_same_numbers(outside, tmp_path):
-    for name in ("simulator", "workloads", "cluster_configs"):
-        shutil.copytree(PROJECT / name, tmp_path / name, ignore=UNFINISHED)
+    copy_project(tmp_path)
     for family, kinds in KINDS.items():
         for kind in kinds:
             copy_kind(kind, tmp_path / "simulator" / "config" / family)
-        found = listed(tmp_path, family, path=tmp_path)
-        assert set(kinds) < set(found)
-    assert found["residual"].startswith("A dense block beside routed experts")
     write_files(tmp_path)
-    checked = moesim(tmp_path, "check", "scenario.toml", path=tmp_path)
-    assert checked.returncode == 0, checked.stderr
-    schema = json.loads(moesim(tmp_path, "schema", "model", path=tmp_path).stdout)
-    assert {"TiedAttention", "DenseResidual", "LowRank"} < set(schema["$defs"])
+    lists = [("list", family, "--json") for family in KINDS]
+    checks = ("check", "scenario.toml"), ("schema", "model")
+    *lists, checked, schema = moesim(tmp_path, *lists, *checks, *RUNS, path=tmp_path)[:-2]
+    for (family, kinds), listed in zip(KINDS.items(), lists, strict=True):
+        assert set(kinds) < set(listed.answer[family])
+    assert listed.answer["ffns"]["residual"].startswith("A dense block beside routed experts")
+    assert checked.status == 0, checked.err
+    assert {"TiedAttention", "DenseResidual", "LowRank"} < set(schema.answer["$defs"])
     _, runs = outside
     for fidelity, (summary, facts) in runs.items():
-        own, own_facts = run(tmp_path, fidelity, path=tmp_path)
+        own, own_facts = read_run(tmp_path, fidelity)
         pd.testing.assert_frame_equal(own, summary)
         for name, deployment in own_facts.items():
             assert deployment["kv_tokens"] == facts[name]["kv_tokens"]
