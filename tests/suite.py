@@ -4,6 +4,7 @@ needs nothing big.
 
 import os
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -93,7 +94,12 @@ def _is_light(item):
 
 def _folder_of(item):
     """The folder of the suite, or of the program, that holds the test, however deep."""
-    return item.path.relative_to(Path(__file__).parents[1]).parts[1]
+    return _folder_of_file(item.path)
+
+
+@cache
+def _folder_of_file(path):
+    return path.relative_to(Path(__file__).parents[1]).parts[1]
 
 
 @pytest.hookimpl(wrapper=True)

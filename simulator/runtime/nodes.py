@@ -27,6 +27,11 @@ from simulator.runtime.ray_path import WithoutCurrentFolder
 from simulator.runtime.stopping import stop_on_terminate
 
 
+_BARE = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
+"""Options of a simulated node without what nobody looks at: the dashboard, copies of logs, and the
+autoscaler, each of which a process would start for."""
+
+
 def _mark(number: int) -> str:
     return f"moesim_node_{number}"
 
@@ -255,12 +260,10 @@ def _show_token_where_asked(address: str) -> None:
 def _simulate(nodes: Nodes, number: int, quiet: dict[str, Any]) -> None:
     # The head has no CPUs, so that no shard lands on it and every simulated node can be killed.
     logging.getLogger("ray").setLevel(logging.ERROR)
-    nodes.simulated = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
-    )
+    nodes.simulated = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **_BARE})
     for i in range(number):
         started = nodes.simulated.add_node(
-            num_cpus=os.cpu_count() or 1, resources={_mark(i): 1.0}, include_dashboard=False
+            num_cpus=os.cpu_count() or 1, resources={_mark(i): 1.0}, **_BARE
         )
         nodes._simulated_nodes.append(started)
     ray.init(address=nodes.simulated.address, job_config=WithoutCurrentFolder(), **quiet)
