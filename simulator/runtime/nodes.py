@@ -26,7 +26,6 @@ from simulator.runtime.ray_files import isolate_ray_files, keep_variables
 from simulator.runtime.ray_path import WithoutCurrentFolder
 from simulator.runtime.stopping import stop_on_terminate
 
-
 _BARE = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
 """Options of a simulated node without what nobody looks at: the dashboard, copies of logs, and the
 autoscaler, each of which a process would start for."""
