@@ -70,7 +70,7 @@ def _join_hangs(changes: list[dict[str, Any]]) -> list[tuple[dict[str, Any], flo
             hanging.setdefault(replicas, change)
             continue
         hang = hanging.pop(replicas, None)
-        found.append((change, hang and float(hang["at_s"])))
+        found.append((change, float(hang["at_s"]) if hang else None))
     return [*found, *((change, None) for change in hanging.values())]
 
 
