@@ -59,6 +59,7 @@ ROOMS = (
     "simulator/engine",
     "simulator/policies/dispatch",
     "simulator/policies/overflow",
+    "simulator/policies/replica_choice",
     "simulator/policies/placement",
     "simulator/cost",
     "simulator/planner",

@@ -29,6 +29,7 @@ POLICIES = {
     "ffns": "ffns",
     "routing": "routing",
     "placement": "placement",
+    "replica_choice": "replica_choice",
     "overflow": "overflow",
     "dispatch": "dispatch",
     "topology": "topology",

@@ -151,10 +151,12 @@ class DeploymentSpec(Frozen):
     routing: Annotated[Policy, PolicyOf("routing")] | None = None
     """Routing policy: which experts tokens choose; absent = the model's own default."""
     overflow: Annotated[Policy, PolicyOf("overflow")] | None = None
-    """Overflow policy: choices that an expert drops for want of room; absent = ``none``, as serving
-    engines do."""
+    """Overflow policy: choices that an expert or a rank has no room for, which are dropped or go to
+    other experts; absent = ``none``, as serving engines do."""
     placement: Annotated[Policy, PolicyOf("placement")] = {"kind": "contiguous"}
     """Placement policy: which ranks hold which experts, and which experts have copies."""
+    replica_choice: Annotated[Policy, PolicyOf("replica_choice")] = {"kind": "turns"}
+    """Policy that chooses the copy of an expert that a token goes to, where there are several."""
     dispatch: Annotated[Policy, PolicyOf("dispatch")] | None = None
     """Dispatch policy: how tokens travel to their experts and back; absent = ``deepep_auto`` on
     accelerators, ``per_node`` between processes of one machine, whose times were measured so."""

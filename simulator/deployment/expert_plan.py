@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -23,6 +23,8 @@ from simulator.policies.contracts import draw_ids, place_experts, prepare_router
 from simulator.policies.dispatch import DispatchPolicy
 from simulator.policies.overflow import OverflowPolicy, count_next_choices, may_drop
 from simulator.policies.placement import Placed, PlacementPolicy
+from simulator.policies.replica_choice import ReplicaChoicePolicy
+from simulator.policies.replica_choice.turns import Turns
 from simulator.policies.routing import (
     DomainRouter,
     RankingRouter,
@@ -94,6 +96,8 @@ class ExpertPlan:
     """Table of the routing policy, with the model's default filled in."""
     routing_source: str
     """Source of the routing's parameters, for notes."""
+    replica_choice: ReplicaChoicePolicy = field(default_factory=Turns)
+    """Choice among the copies of an expert."""
     next_LTN: NDArray[np.int16] | None = None
     """Next best experts of the pool's tokens, behind those that they chose, ``[L, POOL_TOKENS,
     N]``; ``None`` where the overflow policy asks for none."""
@@ -146,6 +150,7 @@ def plan_experts(
         dispatch=build("dispatch", spec.dispatch or {}, f"{place} [dispatch]"),
         routing=routing,
         routing_source=source,
+        replica_choice=_build_replica_choice(spec, overflow, place),
         next_LTN=drawn.next_LTN,
         recorded=drawn.recorded,
         domains=drawn.domains,
@@ -160,6 +165,20 @@ def _build_overflow(spec: DeploymentSpec, most_pairs: int, place: str) -> Overfl
         raise UserError(
             f"{where}: is counted token by token, and a step has up to {most_pairs:,} token-expert "
             f"pairs, must be at most {_MOST_PAIRS:,}; lower the scheduling's token_budget"
+        )
+    return policy
+
+
+def _build_replica_choice(
+    spec: DeploymentSpec, overflow: OverflowPolicy, place: str
+) -> ReplicaChoicePolicy:
+    """Build the choice among copies, which the room of ranks must be known before."""
+    where = f"{place} [replica_choice]"
+    policy: ReplicaChoicePolicy = build("replica_choice", spec.replica_choice, where)
+    if getattr(overflow, "sees_ranks", False) and getattr(policy, "sees_load", False):
+        raise UserError(
+            f"{where}: a choice of copies by load and an overflow by rank wait for each other; "
+            "leave one of them out"
         )
     return policy
 

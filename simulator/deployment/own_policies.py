@@ -23,6 +23,7 @@ from simulator.policies.contracts import (
 from simulator.policies.dispatch import find_kernel_input, policy_at
 from simulator.policies.failure_contracts import find_interruption, shrink_experts
 from simulator.policies.overflow import take_choices
+from simulator.policies.placement import Placed
 from simulator.policies.recovery import Loss
 from simulator.work.slots import SlotMap
 
@@ -41,6 +42,7 @@ def try_policies(plan: DeploymentPlan) -> None:
     """
     if plan.placement.experts is not None:
         _try_overflow(plan)
+        _try_replica_choice(plan)
         if not is_shipped(type(plan.placement.experts.dispatch)):
             _try_dispatch(plan)
     for changes in plan.list_failures():
@@ -74,10 +76,24 @@ def _try_overflow(plan: DeploymentPlan) -> None:
     assert placement.experts is not None
     assert placement.model.moe is not None
     moe, experts = placement.model.moe, placement.experts
-    slots = SlotMap(experts.placed, 0, moe.num_experts)
+    nodes, moe_tp = placement.node_of_ep_rank, placement.layout.moe_tp
+    slots = SlotMap(experts.placed, 0, moe.num_experts, experts.replica_choice, nodes, moe_tp)
     ids_TJ = take_choices(experts.topk_ids_LTK, experts.next_LTN, 0, np.arange(_TOKENS))
-    nobody_T = np.zeros(_TOKENS, dtype=np.int64)
-    admit_pairs(experts.overflow, slots.route_tokens(ids_TJ, moe.top_k, nobody_T))
+    admit_pairs(experts.overflow, slots.route_tokens(ids_TJ, moe.top_k))
+
+
+def _try_replica_choice(plan: DeploymentPlan) -> None:
+    """Try the choice among copies on a layer that has two of each expert, whatever the plan has."""
+    placement = plan.placement
+    assert placement.experts is not None
+    assert placement.model.moe is not None
+    experts, layout, placed = placement.experts, placement.layout, placement.experts.placed
+    twice = Placed(
+        np.tile(placed.expert_LP[:1], 2), np.tile(placed.rank_LP[:1], 2), placed.num_ranks
+    )
+    num_experts, nodes = placement.model.moe.num_experts, placement.node_of_ep_rank
+    slots = SlotMap(twice, 0, num_experts, experts.replica_choice, nodes, layout.moe_tp)
+    slots.slots(experts.topk_ids_LTK[0, :_TOKENS], np.arange(_TOKENS) % layout.num_ranks)
 
 
 def _try_dispatch(plan: DeploymentPlan) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from simulator.base.plugins import build
 from simulator.base.recent import Recent
@@ -66,6 +67,11 @@ class Placement:
         """Seconds of engine overhead that a step with prompt tokens takes beyond one without."""
         engine = self.calibration.engine
         return engine.prompt_s(self.model.num_layers, self.model.num_moe_layers)
+
+    @property
+    def node_of_ep_rank(self) -> NDArray[np.int64]:
+        """Fast domain of each expert-parallel rank, ``[R]``."""
+        return self.fabric.node_R[:: self.layout.moe_tp]
 
     @property
     def drops_pairs(self) -> bool:

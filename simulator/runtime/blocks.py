@@ -86,11 +86,10 @@ class ExpertLayer(nn.Module):
         with timeline.busy("dense", self.layer):
             normed = norm(x_TH)
             planned_TJ = self.job.ids_TJ(self.moe_layer, step.offset + first_token, len(x_TH))
-            own_T = np.zeros(len(x_TH), dtype=np.int64)
             ids_TK, weight_TK = self.router(
                 normed,
                 None if planned_TJ is None else torch.from_numpy(planned_TJ).to(x_TH.device),
-                self.job.admission(self.map.slots, own_T, first_token),
+                self.job.admission(self.map.slots, self._find_sources(len(x_TH)), first_token),
             )
             result: Tensor | None = None if self.shared is None else self.shared(normed)
         chosen_TK = ids_TK.cpu().numpy()
@@ -99,6 +98,16 @@ class ExpertLayer(nn.Module):
             normed, weight_TK, chosen_TK, first_token, transport, timeline, done
         )
         return routed if result is None else routed + result
+
+    def _find_sources(self, num_tokens: int) -> NDArray[np.int64] | None:
+        """Rank that each of this rank's tokens is on; ``None`` where every rank has every token."""
+        return np.full(num_tokens, self.rank) if self.job.layout.travels else None
+
+    def _choices(
+        self, ids_TK: NDArray[np.int64], first_token: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rank and local slot of every choice of this rank's tokens."""
+        return self.map.choices(ids_TK, self._find_sources(len(ids_TK)), first_token)
 
     def _staying(
         self,
@@ -114,7 +123,7 @@ class ExpertLayer(nn.Module):
         all-reduce behind adds them up.
         """
         with timeline.busy("experts", self.layer):
-            rank_TK, local_TK = self.map.choices(ids_TK, first_token)
+            rank_TK, local_TK = self._choices(ids_TK, first_token)
             token_N, choice_N = np.nonzero(rank_TK == self.rank)
             slot_N = local_TK[token_N, choice_N]
             order = np.argsort(slot_N, kind="stable")
@@ -139,7 +148,7 @@ class ExpertLayer(nn.Module):
         """Send tokens to the ranks of their experts, compute, and bring the outputs back."""
         num_ranks = self.job.layout.num_ranks
         with timeline.busy("experts", self.layer):
-            rank_TK, local_TK = self.map.choices(ids_TK, first_token)
+            rank_TK, local_TK = self._choices(ids_TK, first_token)
             rows = list_rows(self.map.dispatch, rank_TK, self.map.node_R)
             outgoing = self.packer.pack(
                 x_TH, weight_TK.repeat_interleave(self.map.moe_tp, dim=1), local_TK, rows, num_ranks

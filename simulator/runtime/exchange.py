@@ -14,7 +14,7 @@ from torch import Tensor
 
 from simulator.policies.dispatch import Rows
 from simulator.runtime.job import TORCH_DTYPES, Job
-from simulator.work.slots import SlotMap, spread_over_parts
+from simulator.work.slots import spread_over_parts
 
 
 class ExpertMap:
@@ -29,7 +29,7 @@ class ExpertMap:
             job.layout.moe_tp,
         )
         placed = job.experts.placed
-        self.slots = SlotMap(placed, moe_layer, job.moe.num_experts)
+        self.slots = job.slot_map(moe_layer)
         self._expert_P = placed.expert_LP[moe_layer]
         self._ep_rank_P = placed.rank_LP[moe_layer]
         self._local_P1 = np.full(len(self._ep_rank_P) + 1, -1)  # its last is found by -1
@@ -42,16 +42,19 @@ class ExpertMap:
         return [int(expert) for expert in self._expert_P[self._ep_rank_P == rank // self.moe_tp]]
 
     def choices(
-        self, topk_ids_TK: NDArray[np.int64], first_token: int
+        self,
+        topk_ids_TK: NDArray[np.int64],
+        source_T: NDArray[np.int64] | None,
+        first_token: int,
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rank and local slot of every choice, ``[T, K x moe_tp]``, -1 where it was dropped: an
         expert that is split must be reached on each of its ranks.
 
         Args:
-            first_token: index of the first token in the whole batch; copies of an expert take turns
-                by it.
+            source_T: rank that each token is on; ``None`` where every rank has every token.
+            first_token: index of the first token in the whole batch.
         """
-        slot_TK = self.slots.slots(topk_ids_TK, first_token)
+        slot_TK = self.slots.slots(topk_ids_TK, source_T, first_token)
         rank_TK = spread_over_parts(self.slots.ranks(slot_TK), self.moe_tp)
         return rank_TK, np.repeat(self._local_P1[slot_TK], self.moe_tp, axis=1)
 

@@ -28,6 +28,8 @@ from simulator.policies.overflow import (
 )
 from simulator.policies.overflow.none import Dropless
 from simulator.policies.placement import Placed
+from simulator.policies.replica_choice import ReplicaChoicePolicy
+from simulator.policies.replica_choice.turns import Turns
 from simulator.runtime.layers.kinds import Admission
 from simulator.runtime.layers.part import WHOLE, Part
 from simulator.runtime.layers.transformer import check_executable
@@ -47,6 +49,7 @@ class RoutedExperts:
     placed: Placed
     dispatch: ExecutableDispatch
     overflow: OverflowPolicy = field(default_factory=Dropless)
+    replica_choice: ReplicaChoicePolicy = field(default_factory=Turns)
     next_LTN: NDArray[np.int16] | None = None
     """Next best experts of the pool's tokens; ``None`` where the overflow policy asks for none."""
 
@@ -101,14 +104,32 @@ class Job:
         )
         return found_TJ.astype(np.int64)
 
+    def slot_map(self, moe_layer: int) -> SlotMap:
+        """Slots of a layer's experts.
+
+        Raises:
+            ValueError: if the model has no routed experts.
+        """
+        if self.experts is None or self.moe is None:
+            raise ValueError(f"{self.model.name} has no routed experts")
+        return SlotMap(
+            self.experts.placed,
+            moe_layer,
+            self.moe.num_experts,
+            self.experts.replica_choice,
+            self.node_R[:: self.layout.moe_tp],
+            self.layout.moe_tp,
+        )
+
     def admission(
-        self, slots: SlotMap, source_T: NDArray[np.int64], first_token: int = 0
+        self, slots: SlotMap, source_T: NDArray[np.int64] | None, first_token: int = 0
     ) -> Admission | None:
         """Admission of tokens to the experts of a layer; ``None`` where none are dropped.
 
         Args:
             slots: the layer's.
-            source_T: data-parallel group of each token, ``[T]``.
+            source_T: rank that each token is on, ``[T]``; ``None`` where every rank has every
+                token.
             first_token: index of the first token in the whole batch.
         """
         if self.experts is None or self.moe is None or not may_drop(self.experts.overflow):
@@ -123,12 +144,16 @@ class Job:
         num_choices = min(top_k + (count_next_choices(policy) or 0), self.moe.num_candidates)
         return Admission(num_choices, admit)
 
-    def find_sources(self, step: Step) -> NDArray[np.int64]:
-        """Data-parallel group of each of a step's tokens, ``[T]``."""
-        groups = np.arange(self.layout.attention_dp)
-        bounds = [self.sequences(d * self.layout.tp, step.num_sequences) for d in groups.tolist()]
+    def find_sources(self, step: Step) -> NDArray[np.int64] | None:
+        """Rank that each of a step's tokens is on, ``[T]``; ``None`` where every rank has every
+        token.
+        """
+        if not self.layout.travels:
+            return None
+        firsts = np.arange(self.layout.attention_dp) * self.layout.tp
+        bounds = [self.sequences(rank, step.num_sequences) for rank in firsts.tolist()]
         tokens_d = [(end - first) * step.new_tokens for first, end in bounds]
-        return np.repeat(groups, tokens_d)
+        return np.repeat(firsts, tokens_d)
 
 
 def make_job(plan: DeploymentPlan, folder: Path) -> Job:
@@ -203,6 +228,7 @@ def make_job(plan: DeploymentPlan, folder: Path) -> Job:
             placement.experts.placed,
             dispatch,
             placement.experts.overflow,
+            placement.experts.replica_choice,
             placement.experts.next_LTN,
         )
         if layout.travels:

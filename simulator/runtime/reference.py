@@ -16,7 +16,6 @@ from simulator.runtime.layers.kinds import Chunk
 from simulator.runtime.layers.transformer import Transformer
 from simulator.runtime.layers.weights import weights_from
 from simulator.work.layout import Layout
-from simulator.work.slots import SlotMap
 
 
 class Reference:
@@ -27,11 +26,7 @@ class Reference:
         with torch.no_grad():
             self.model = Transformer(job.model, job.pruning).to(TORCH_DTYPES[job.dtype])
             self.model.load(weights_from(job.weights, job.seed))
-        self._slots = [
-            SlotMap(job.experts.placed, layer, job.moe.num_experts)
-            for layer in range(job.model.num_moe_layers)
-            if job.experts is not None and job.moe is not None
-        ]
+        self._slots = [job.slot_map(layer) for layer in range(job.model.num_moe_layers)]
         self._contexts = Contexts(_whole(job), 0, torch.device("cpu"))
 
     def hidden_vectors(self, step: Step) -> NDArray[np.float32]:

@@ -58,16 +58,18 @@ class ChoosingTokens:
         """
         if may_drop(self._experts.overflow):
             ids_TJ = self._take_choices(layer, offset)
-            tokens = slots.route_tokens(ids_TJ, self._top_k, self._router_T)
+            source_T = self._source_T if self._layout.travels else None
+            tokens = slots.route_tokens(ids_TJ, self._top_k, source_T)
             kept_TK = admit_pairs(self._experts.overflow, tokens)
             num_changed = int((kept_TK != ids_TJ[:, : self._top_k]).sum())
             if num_changed:
                 dropped = int((kept_TK < 0).sum())
-                slot_TK = slots.slots(kept_TK)
+                slot_TK = slots.slots(kept_TK, source_T)
                 return Choices(slot_TK, self._source_T, 1.0, dropped, num_changed - dropped)
         ids_TK = self._take_ids(layer, offset, self._sampled)
         scale = self.total / max(self._sampled, 1)
-        return Choices(slots.slots(ids_TK), self._sampled_source_T, scale)
+        slot_TK = slots.slots(ids_TK, self._sampled_source_T if self._layout.travels else None)
+        return Choices(slot_TK, self._sampled_source_T, scale)
 
     def _take_ids(self, layer: int, offset: int, count: int) -> NDArray[np.int16]:
         pool_TK: NDArray[np.int16] = self._experts.topk_ids_LTK[layer]
@@ -81,11 +83,6 @@ class ChoosingTokens:
         place_T = (offset + np.arange(self.total)) % POOL_TOKENS
         experts = self._experts
         return take_choices(experts.topk_ids_LTK, experts.next_LTN, layer, place_T)
-
-    @cached_property
-    def _router_T(self) -> Ints:
-        """Rank whose router each token passes, ``[T]``: 0 where every rank has every token."""
-        return self._source_T if self._layout.travels else np.zeros(self.total, dtype=np.int64)
 
     @cached_property
     def _source_T(self) -> Ints:

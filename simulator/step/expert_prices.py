@@ -110,7 +110,14 @@ class ExpertPrices:
     def _slots_of(self, layer: int) -> SlotMap:
         """Slots of a layer, built on first use: the planner's screen looks at a few layers only."""
         if layer not in self._slot_maps:
-            self._slot_maps[layer] = SlotMap(self._experts.placed, layer, self._moe.num_experts)
+            self._slot_maps[layer] = SlotMap(
+                self._experts.placed,
+                layer,
+                self._moe.num_experts,
+                self._experts.replica_choice,
+                self._placement.node_of_ep_rank,
+                self._placement.layout.moe_tp,
+            )
         return self._slot_maps[layer]
 
     @cached_property

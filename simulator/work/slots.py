@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from simulator.policies.overflow import RoutedTokens
 from simulator.policies.placement import Placed
+from simulator.policies.replica_choice import Copies, Origins, ReplicaChoicePolicy
+from simulator.policies.replica_choice.turns import Turns
+from simulator.policies.replica_choice_contract import choose_replicas, prepare_replica_choice
 
 
 def spread_over_parts(rank_TK: NDArray[np.int64], moe_tp: int) -> NDArray[np.int64]:
@@ -26,11 +29,25 @@ def spread_over_parts(rank_TK: NDArray[np.int64], moe_tp: int) -> NDArray[np.int
 
 
 class SlotMap:
-    """Ranks and slots of one layer's experts, ready for counting. Slots that hold copies of one
-    expert take its tokens in turn.
-    """
+    """Ranks and slots of one layer's experts, ready for counting."""
 
-    def __init__(self, placed: Placed, layer: int, num_experts: int) -> None:
+    def __init__(
+        self,
+        placed: Placed,
+        layer: int,
+        num_experts: int,
+        choice: ReplicaChoicePolicy | None = None,
+        node_R: NDArray[np.int64] | None = None,
+        moe_tp: int = 1,
+    ) -> None:
+        """Prepare a layer.
+
+        Args:
+            choice: among the copies of an expert; by default they take turns.
+            node_R: fast domain of each expert-parallel rank, ``[R]``; by default all are in one.
+            moe_tp: ranks that each expert is split over, which are one expert-parallel rank.
+        """
+        self._moe_tp = moe_tp
         expert_P = placed.expert_LP[layer]
         self.rank_P = placed.rank_LP[layer]
         self._rank_P1 = np.append(self.rank_P, -1)  # its last is found by -1
@@ -42,6 +59,9 @@ class SlotMap:
         self._slot_E1C = np.full((num_experts + 1, int(copies_E.max())), -1, dtype=np.int64)
         slot_P = np.argsort(expert_P, kind="stable")  # copies of an expert side by side
         self._slot_E1C[expert_P[slot_P], _count_up(copies_E)] = slot_P
+        nodes = np.zeros(self.num_ranks, dtype=np.int64) if node_R is None else node_R
+        copies = Copies(self._slot_E1C, self._copies_E1, self.rank_P, nodes)
+        self._chooser = prepare_replica_choice(choice or Turns(), copies)
         order = np.argsort(self.rank_P, kind="stable")
         slots_R = np.bincount(self.rank_P, minlength=self.num_ranks)
         self._group_P = np.empty(len(order), dtype=np.int64)
@@ -49,18 +69,25 @@ class SlotMap:
         self._num_groups = int(slots_R.max())
 
     def slots(
-        self, topk_ids_TK: NDArray[np.integer[Any]], first_token: int = 0
+        self,
+        topk_ids_TK: NDArray[np.integer[Any]],
+        source_T: NDArray[np.int64] | None = None,
+        first_token: int = 0,
     ) -> NDArray[np.int64]:
-        """Slot of every token-expert pair, ``[T, K]``; copies take turns by the token's position.
+        """Slot of every token-expert pair, ``[T, K]``.
 
         Args:
+            source_T: rank that each token is on; by default every rank has every token.
             first_token: position of the first token in the whole batch.
         """
         if self._slot_E1C.shape[1] == 1:
             return np.asarray(self._slot_E1C.take(topk_ids_TK))
-        ids = topk_ids_TK.astype(np.int64)
-        turn_TK = (first_token + np.arange(len(ids)))[:, None] % self._copies_E1[ids]
-        return np.asarray(self._slot_E1C[ids, turn_TK])
+        position_T = first_token + np.arange(len(topk_ids_TK))
+        if source_T is None:
+            origins = Origins(position_T, np.zeros_like(position_T), position_T % self.num_ranks)
+        else:
+            origins = Origins(position_T, source_T, source_T // self._moe_tp)
+        return choose_replicas(self._chooser, topk_ids_TK.astype(np.int64), origins)
 
     def ranks(self, slot_TK: NDArray[np.int64]) -> NDArray[np.int64]:
         """Expert-parallel rank of every token-expert pair, ``[T, K]``."""
@@ -70,17 +97,15 @@ class SlotMap:
         self,
         ids_TJ: NDArray[np.integer[Any]],
         top_k: int,
-        source_T: NDArray[np.int64],
+        source_T: NDArray[np.int64] | None = None,
         first_token: int = 0,
     ) -> RoutedTokens:
-        """Describe tokens to an overflow policy, with the rank of each choice.
-
-        Args:
-            source_T: rank whose router each token passes, ``[T]``.
-            first_token: as of :meth:`slots`.
+        """Describe tokens to an overflow policy, with the rank of each choice; arguments are those
+        of :meth:`slots`.
         """
-        rank_TJ = self.ranks(self.slots(ids_TJ, first_token))
-        return RoutedTokens(ids_TJ, rank_TJ, top_k, source_T, self.num_experts, self.num_ranks)
+        rank_TJ = self.ranks(self.slots(ids_TJ, source_T, first_token))
+        router_T = np.zeros(len(ids_TJ), dtype=np.int64) if source_T is None else source_T
+        return RoutedTokens(ids_TJ, rank_TJ, top_k, router_T, self.num_experts, self.num_ranks)
 
     def share_tokens(self, tokens_E: NDArray[np.float64]) -> NDArray[np.float64]:
         """Tokens of every slot, ``rows_RG`` (``G`` slots of a rank), from the tokens of each

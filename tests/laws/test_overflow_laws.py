@@ -227,7 +227,7 @@ def test_pairs_of_a_step_are_those_admitted_by_a_direct_count(tiny, split, overf
         for tokens in tokens_d.tolist()
         for part in range(layout.tp)
     ]
-    source_T = np.repeat(np.arange(len(own_R)), own_R) * layout.travels
+    source_T = np.repeat(np.arange(len(own_R)), own_R) if layout.travels else None
     place_T = (offset + np.arange(500)) % POOL_TOKENS
     ids_TJ = take_choices(experts.topk_ids_LTK, experts.next_LTN, layer, place_T)
     slots = SlotMap(experts.placed, layer, plan.placement.model.moe.num_experts)
@@ -235,7 +235,7 @@ def test_pairs_of_a_step_are_those_admitted_by_a_direct_count(tiny, split, overf
     admitted_TK = admit_by_loops(experts.overflow, tokens)
     assert step.dropped_pairs + (admitted_TK != ids_TJ[:, :2]).sum() > 0
     assert step.dropped_pairs == (admitted_TK < 0).sum()
-    pairs_R = slots.rows(slots.slots(admitted_TK)).sum(axis=1)
+    pairs_R = slots.rows(slots.slots(admitted_TK, source_T)).sum(axis=1)
     assert step.pairs_R[:: layout.moe_tp].tolist() == pairs_R.tolist()
 
 

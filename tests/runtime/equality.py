@@ -12,6 +12,7 @@ import torch
 
 from simulator.policies.overflow import RoutedTokens, may_drop
 from simulator.policies.placement import Placed
+from simulator.policies.replica_choice import Origins
 from simulator.runtime.in_process import InProcessBackend
 from simulator.runtime.job import Step
 from simulator.runtime.layers.transformer import Transformer
@@ -20,6 +21,7 @@ from simulator.runtime.reference import Reference
 from simulator.runtime.timeline import combine
 from tests.admission_by_loops import admit_by_loops
 from tests.parts import change_plan
+from tests.replicas_by_loops import choose_by_loops
 
 FP32 = 2e-5
 """Hidden vectors behind a norm are of order one; sums over some hundred terms in another order
@@ -105,7 +107,7 @@ def check_laws(job, step, outs):
         if planned_TJ is not None:
             tokens = RoutedTokens(
                 planned_TJ,
-                ranks_of(job, layer, planned_TJ)[:, :: layout.moe_tp] // layout.moe_tp,
+                ranks_of(job, layer, planned_TJ, step)[:, :: layout.moe_tp] // layout.moe_tp,
                 job.moe.top_k,
                 sources(job, step),
                 job.moe.num_experts,
@@ -117,7 +119,7 @@ def check_laws(job, step, outs):
             assert is_kept_TK.all()
         pairs_R = np.array([out.pairs_L[layer] for out in outs])
         assert pairs_R.sum() == is_kept_TK.sum() * layout.moe_tp
-        rank_TK = ranks_of(job, layer, ids_LTK[layer])
+        rank_TK = ranks_of(job, layer, ids_LTK[layer], step)
         kept_N = rank_TK[rank_TK >= 0]
         assert np.array_equal(pairs_R, np.bincount(kept_N, minlength=layout.num_ranks))
         if layout.travels:
@@ -128,21 +130,23 @@ def check_laws(job, step, outs):
             )
 
 
-def ranks_of(job, layer, ids_TK):
-    """Ranks that hold each token's experts, by a loop, -1 where a choice was dropped; copies of an
-    expert take turns by the token's place in the batch.
+def ranks_of(job, layer, ids_TK, step):
+    """Ranks that hold the copies of each token's experts that it goes to, by loops, -1 where a
+    choice was dropped.
     """
     placed, moe_tp = job.experts.placed, job.layout.moe_tp
-    rank_TK = np.empty((len(ids_TK), ids_TK.shape[1] * moe_tp), dtype=np.int64)
-    for token, ids_K in enumerate(ids_TK):
-        for k, expert in enumerate(ids_K):
-            if expert < 0:
-                rank_TK[token, k * moe_tp : (k + 1) * moe_tp] = -1
-                continue
-            slots = np.flatnonzero(placed.expert_LP[layer] == expert)
-            ep_rank = placed.rank_LP[layer][slots[token % len(slots)]]
-            rank_TK[token, k * moe_tp : (k + 1) * moe_tp] = ep_rank * moe_tp + np.arange(moe_tp)
-    return rank_TK
+    position_T = np.arange(len(ids_TK))
+    origins = Origins(position_T, 0 * position_T, position_T % placed.num_ranks)
+    if job.layout.travels:
+        source_T = sources(job, step) * job.layout.tp
+        origins = Origins(position_T, source_T, source_T // moe_tp)
+    expert_P, rank_P = placed.expert_LP[layer], placed.rank_LP[layer]
+    slot_TK = choose_by_loops(
+        job.experts.replica_choice, expert_P, rank_P, job.node_R[::moe_tp], ids_TK, origins
+    )
+    part_TKM = rank_P[slot_TK][..., None] * moe_tp + np.arange(moe_tp)
+    rank_TKM = np.where(slot_TK[..., None] < 0, -1, part_TKM)
+    return rank_TKM.reshape(len(ids_TK), -1)
 
 
 def sources(job, step):

@@ -72,6 +72,28 @@ def test_shards_admit_what_the_whole_model_admits(real, split, overflow):
     assert np.abs(changed).max() > 0.01  # or it would be no test
 
 
+@pytest.mark.parametrize("kind", ["nearest", "least_loaded"])
+@pytest.mark.parametrize("split", [SPLITS[1], SPLITS[3]], ids=str)
+def test_shards_send_tokens_to_the_copies_that_are_priced(real, split, kind):
+    plan = real.plan(
+        MOE,
+        routing={"kind": "zipf", "exponent": 1.2},
+        dispatch={"kind": "per_rank"},
+        placement={"kind": "biased", "num_slots": 12},
+        replica_choice={"kind": kind},
+        overflow={"kind": "capacity", "factor": 1.2},
+        **split,
+    )
+    job, step = real.job(plan), prompts(sequences=7, tokens=9, offset=4090)
+    check_job(job, STEPS[:2])
+    with running(job) as (backend, _):
+        outs = backend.step(step)
+    bounds = [job.sequences(d * job.layout.tp, 7) for d in range(job.layout.attention_dp)]
+    tokens_d = np.array([(end - first) * 9 for first, end in bounds])
+    priced = Prices(plan.placement, 512).expert_step(1, tokens_d, step.offset)
+    assert [out.pairs_L[1] for out in outs] == priced.pairs_R.tolist()
+
+
 @pytest.mark.parametrize(
     "overflow", [{"kind": "capacity", "factor": 0.7}, FURTHER[0], FURTHER[3]], ids=str
 )

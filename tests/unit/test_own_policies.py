@@ -51,6 +51,18 @@ class Own(Frozen):
         ids_TJ = tokens.ids_TJ
         return {returned}
 """
+REPLICAS = """
+class Own(Frozen):
+    def prepare(self, copies):
+        return Chooser(copies)
+
+class Chooser:
+    def __init__(self, copies):
+        self.copies = copies
+    def choose(self, ids_TK, origins):
+        slot_TK = self.copies.slot_EC[ids_TK, 0]
+        return {returned}
+"""
 DISPATCH = """
 class Own(Frozen):
     def copies(self, rank_TK, source_T, node_R):
@@ -109,6 +121,7 @@ FAMILIES = {
     "routing": (ROUTING, "Router.topk_ids()", "deployments.0.routing"),
     "placement": (PLACEMENT, "Own.place()", "deployments.0.placement"),
     "overflow": (OVERFLOW, "Own.admit()", "deployments.0.overflow"),
+    "replica_choice": (REPLICAS, "Chooser.choose()", "deployments.0.replica_choice"),
     "dispatch": (DISPATCH, "Own.copies()", "deployments.0.dispatch"),
     "balancing": (BALANCING, "Own.choose()", "deployments.0.balancing"),
     "rule": (RULE, "Own.prepare()", "deployments.0.balancing"),
@@ -123,6 +136,7 @@ RIGHT = {
     "routing": "np.tile(np.arange(self.moe.top_k, dtype=np.int16), (tokens, 1))",
     "placement": "Placed(expert_LP.astype(np.int32), rank_LP.astype(np.int32), num_ranks)",
     "overflow": "np.where(ids_TJ % 2, ids_TJ, -1)",
+    "replica_choice": "slot_TK.astype(np.int32)",
     "dispatch": "zeros.astype(np.float32)",
     "balancing": "np.int32(0)",
     "rule": "Rule(turns=lambda count: np.arange(count) % num_replicas)",
@@ -151,6 +165,9 @@ WRONG = [
     ("overflow", "ids_TJ - 2", "each -1 or one of its token's ids_TJ", "int16 of shape (8, "),
     ("overflow", "np.tile(ids_TJ[:, :1], 2)", "each id once", "int16 of shape (8, "),
     ("overflow", "[True]", "whole numbers of shape", "list [True]"),
+    ("replica_choice", "slot_TK[:1]", "slots of shape (8, ", "int64 of shape (1, "),
+    ("replica_choice", "slot_TK * 0 - 1", "-1 exactly where an id is", "from -1 to -1"),
+    ("replica_choice", "[0]", "slots of shape (8, ", "list [0]"),
     ("dispatch", "zeros[:1]", "numbers of shape (4, 4)", "float64 of shape (1, 4)"),
     ("dispatch", "zeros - 1", "none below 0", "from -1 to -1"),
     ("dispatch", "zeros + np.nan", "numbers of shape", "float64 of shape"),

@@ -59,7 +59,7 @@ class OverflowPolicy(Protocol):
     All class variables are optional: ``drops`` is false where it never drops anything
     (:func:`may_drop`); ``best_first`` is true where a token's experts must come best first, and
     ``next_choices``, a field or class variable, is the number of next best ones that it asks for
-    (:func:`count_next_choices`).
+    (:func:`count_next_choices`); ``sees_ranks`` is true where the ranks of choices matter.
     """
 
     def admit(self, tokens: RoutedTokens) -> NDArray[np.integer[Any]]:

@@ -42,13 +42,17 @@ class Capacity(Frozen):
     have tried those they chose (No-Token-Left-Behind, Switch, appendix B); 0 = it is dropped at
     once. Needs a routing that draws experts: a recording has only those that were chosen."""
 
+    @property
+    def sees_ranks(self) -> bool:
+        """Whether the ranks of choices matter."""
+        return self.per == "rank"
+
     def admit(self, tokens: RoutedTokens) -> NDArray[np.integer[Any]]:
-        by_rank = self.per == "rank"
-        holders = tokens.num_ranks if by_rank else tokens.num_experts
+        holders = tokens.num_ranks if self.sees_ranks else tokens.num_experts
         pairs_S = tokens.tokens_S * tokens.top_k
         room_S = np.ceil(pairs_S / holders * self.factor)
         ids_TJ = tokens.ids_TJ.astype(np.int64)
-        holder_TJ = tokens.rank_TJ if by_rank else ids_TJ
+        holder_TJ = tokens.rank_TJ if self.sees_ranks else ids_TJ
         return np.asarray(
             _admit_first(ids_TJ, holder_TJ, tokens.source_T, room_S, holders, tokens.top_k)
         )

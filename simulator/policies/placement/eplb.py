@@ -7,10 +7,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
 from simulator.base.quantities import Groups, Nodes, Slots
 from simulator.policies.placement import Placed
+from simulator.policies.placement._slots import count_slots
 
 
 class Eplb(Frozen):
@@ -30,25 +30,11 @@ class Eplb(Frozen):
     num_nodes: Nodes = 1
     """Number of nodes that whole groups are packed onto."""
 
-    def slots(self, num_experts: int, num_ranks: int) -> int:
-        """Slots of all ranks together.
-
-        Raises:
-            UserError: if they cannot hold every expert, or do not divide.
-        """
-        found = self.num_slots or -(-num_experts // num_ranks) * num_ranks
-        if found < num_experts or found % num_ranks:
-            raise UserError(
-                f"placement 'eplb': num_slots = {found} must be a multiple of the {num_ranks} "
-                f"ranks and at least the {num_experts} experts"
-            )
-        return found
-
     def place(
         self, load_LE: NDArray[np.float64], num_ranks: int, rng: np.random.Generator
     ) -> Placed:
         num_layers, num_experts = load_LE.shape
-        num_slots = self.slots(num_experts, num_ranks)
+        num_slots = count_slots("eplb", self.num_slots, num_experts, num_ranks)
         groups, nodes = self.num_groups, self.num_nodes
         if groups % nodes or num_experts % groups or num_ranks % nodes or num_slots % nodes:
             groups = nodes = 1
@@ -67,16 +53,18 @@ def _place_layer(
     """
     group_size = len(load_E) // num_groups
     members_GX = np.arange(len(load_E)).reshape(num_groups, group_size)
-    groups_of_node = _pack(load_E[members_GX].sum(axis=1), num_nodes)
+    groups_of_node = pack_evenly(load_E[members_GX].sum(axis=1), num_nodes)
     chosen = []
     for groups in groups_of_node:
         expert_X = members_GX[groups].reshape(-1)
-        copy_S, share_S = _with_copies(load_E[expert_X], num_slots // num_nodes)
-        chosen += [expert_X[copy_S[slots]] for slots in _pack(share_S, num_ranks // num_nodes)]
+        copy_S, share_S = copy_hottest(load_E[expert_X], num_slots // num_nodes)
+        chosen += [
+            expert_X[copy_S[slots]] for slots in pack_evenly(share_S, num_ranks // num_nodes)
+        ]
     return np.concatenate(chosen)
 
 
-def _with_copies(
+def copy_hottest(
     load_X: NDArray[np.float64], num_slots: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Assign an expert and its share of the load to each slot: every spare slot goes to the most
@@ -92,7 +80,7 @@ def _with_copies(
     return expert_S, (load_X / copies_X)[expert_S]
 
 
-def _pack(load_N: NDArray[np.float64], num_packs: int) -> list[list[int]]:
+def pack_evenly(load_N: NDArray[np.float64], num_packs: int) -> list[list[int]]:
     """Pack items, equally many in each pack: the heaviest first, each into the least loaded pack
     that has room.
     """
