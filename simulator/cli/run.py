@@ -59,7 +59,10 @@ def run(
     address: Address = None,
     explain: Annotated[
         bool,
-        typer.Option("--explain", help="Say where the time of a token goes, and what limits it."),
+        typer.Option(
+            "--explain",
+            help="Say where the time of a token goes, and which changes would help most.",
+        ),
     ] = False,
     allow_code: AllowCode = False,
     as_json: AsJson = False,
@@ -98,8 +101,9 @@ def run(
     loaded = load_scenario(scenario[0], overrides or [], seed)
     folder = out_folder or Path("reports/out") / Path(loaded.where).stem
     check_writable(folder)
-    processes = 1 if workers is None and address is None else workers
-    with console.progress("requests" if processes == 1 else "deployments") as tick:
+    processes = 1 if workers is None and address is None and not explain else workers
+    unit = "" if explain else "requests" if processes == 1 else "deployments"
+    with console.progress(unit) as tick:
         results = run_scenario(
             loaded,
             fidelity=level,
@@ -241,6 +245,7 @@ def print_explanation(results: Any) -> None:
     from simulator.results.explanation_text import (
         list_pieces,
         read_explanation,
+        tell_changes,
         tell_limits,
         tell_token,
     )
@@ -254,6 +259,11 @@ def print_explanation(results: Any) -> None:
             console.print_table(list_pieces(waterfall))
             for sentence in tell_limits(explained, waterfall):
                 console.out.say(console.fill(sentence, "- ", "  "))
+        console.out.print()
+        headline, *sentences = tell_changes(explained.changes)
+        console.out.say(console.fill(headline), "bold")
+        for sentence in sentences:
+            console.out.say(console.fill(sentence, "- ", "  "))
 
 
 def _comparison(results: Any, width: int) -> Iterator[Text]:

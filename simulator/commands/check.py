@@ -12,7 +12,8 @@ from simulator.base.frozen import validate
 from simulator.base.plugins import build
 from simulator.base.quantities import MOST_RANKS
 from simulator.base.reading import read_json, read_toml
-from simulator.commands.run import list_notes, prepare_run
+from simulator.commands.prepare import prepare_run
+from simulator.commands.run import list_notes
 from simulator.config import cluster as clusters
 from simulator.config.accelerator import AcceleratorSpec, load_accelerator
 from simulator.config.calibration import CalibrationFile, read_calibration

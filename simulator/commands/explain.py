@@ -1,26 +1,186 @@
-"""``moesim run --explain``: where the time of a run's tokens goes, and what would help."""
+"""``moesim run --explain``: where the time of a run's tokens goes, and which changes would help,
+each found by simulating it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
+from simulator.base.errors import UserError
 from simulator.base.progress import Progress, count_part
+from simulator.base.text import one_line
+from simulator.commands.prepare import prepare_run
+from simulator.deployment.notes import start_notes
 from simulator.deployment.plan import DeploymentPlan
-from simulator.explanation.waterfall import explain_deployment
+from simulator.engine.by_ranks import Fidelity
+from simulator.explanation.changes import LEAST, Change, find_bound, list_changes
+from simulator.explanation.trials import Trial, find_band, measure_gain
+from simulator.explanation.waterfall import find_queue, make_waterfalls
+from simulator.parallel.workers import Workers
+from simulator.planner.calibration_error import Floats
+from simulator.results.explained import LEAST_GAIN, Changes, Explained, Queue, Tried, Waterfall
 from simulator.results.folder import Results
+from simulator.scenario.scenario import Scenario, load_scenario
+from simulator.workload.requests import longest_tokens
+
+MOST_REQUESTS = 2_000
+"""Requests of a longer trace with which changes are tried: some ten of them for three deployments
+then take about a minute on two cores."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Deployment of a scenario that changes are tried on."""
+
+    scenario: Scenario
+    number: int
+    """Number of the deployment in the scenario."""
+    fidelity: Fidelity
+
+    def try_change(self, overrides: Sequence[str], seeds_on: int = 0) -> Trial:
+        """Serve the scenario's requests with a change.
+
+        Args:
+            seeds_on: seeds counted on from the scenario's.
+
+        Raises:
+            UserError: if the changed deployment is refused, or may not start.
+        """
+        seed = self.scenario.seed + seeds_on
+        changed = load_scenario(self.scenario, overrides, seed)
+        alone = changed.model_copy(update={"deployments": (changed.deployments[self.number],)})
+        (plan,), trace = prepare_run(alone)
+        for pool in plan.pools if overrides else ():
+            for note in start_notes(pool, longest_tokens(trace)):
+                raise UserError(note)
+        return Trial(plan, trace, alone.workload.slo, seed, self.fidelity)
+
+
+class _Base(NamedTuple):
+    """Figures of a deployment without any change."""
+
+    metric: str
+    """Metric by which changes are ranked."""
+    value: float
+    other_value: float
+    """Metric with the next seed."""
+    samples: dict[str, Floats]
+    """Metrics in all samples of the calibration's error."""
+
+
+class _Task(NamedTuple):
+    """Change to be tried."""
+
+    place: _Place
+    base: _Base
+    change: Change
 
 
 def explain_run(
-    plans: Sequence[DeploymentPlan], results: Results, progress: Progress
+    scenario: Scenario,
+    plans: Sequence[DeploymentPlan],
+    results: Results,
+    fidelity: Fidelity,
+    workers: int | None,
+    address: str | None,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Explain a run: the fields of an :class:`~simulator.results.explained.Explained` by
     deployment, as ``run.json`` holds them.
+
+    Args:
+        workers: processes that try changes, with the same results.
+        address: Ray cluster whose nodes try changes.
     """
-    shown = count_part(progress, "explaining deployments", len(plans))
-    found = {}
-    for number, plan in enumerate(plans, 1):
-        found[plan.name] = asdict(explain_deployment(plan, results))
-        shown(number)
-    return found
+    num_requests = int(results.run["workload"]["num_requests"])
+    stretch = [f"workload.num_requests={MOST_REQUESTS}"] if num_requests > MOST_REQUESTS else []
+    short = load_scenario(scenario, stretch)
+    places = [_Place(short, number, fidelity) for number in range(len(plans))]
+    shown = count_part(progress, "dividing the time of tokens", len(plans))
+    parts: list[tuple[tuple[Waterfall, ...], Queue]] = []
+    for plan in plans:
+        parts.append((make_waterfalls(plan, results), find_queue(results, plan.name)))
+        shown(len(parts))
+    changes = [
+        list_changes(plan, number, queue)
+        for number, (plan, (_, queue)) in enumerate(zip(plans, parts, strict=True))
+    ]
+    with Workers(workers, address) as pool:
+        shown = count_part(progress, "deployments as they are", len(plans))
+        bases = pool.map(_measure_base, places, shown)
+        tasks = [
+            _Task(place, base, change)
+            for place, base, own, (waterfalls, _) in zip(places, bases, changes, parts, strict=True)
+            for change in own
+            if find_bound(change, waterfalls) >= LEAST
+        ]
+        shown = count_part(progress, "changes that may help", len(tasks))
+        tried = pool.map(_try_task, tasks, shown, group=lambda task: task.place.number)
+    done = list(zip(tasks, tried, strict=True))
+    return {
+        plan.name: asdict(
+            Explained(
+                *own_parts,
+                Changes(
+                    base.metric,
+                    base.value,
+                    stretch,
+                    min(num_requests, MOST_REQUESTS),
+                    [
+                        *_rank([one for task, one in done if task.place is place]),
+                        *_leave_out(own, own_parts[0]),
+                    ],
+                ),
+            )
+        )
+        for plan, place, base, own, own_parts in zip(
+            plans, places, bases, changes, parts, strict=True
+        )
+    }
+
+
+def _measure_base(place: _Place) -> _Base:
+    trial = place.try_change(())
+    metric = trial.choose_metric()
+    other = place.try_change((), seeds_on=1).values[metric]
+    return _Base(metric, trial.values[metric], other, trial.samples)
+
+
+def _try_task(task: _Task) -> Tried:
+    """Try a change; with its band where it helps."""
+    place, base, change = task
+    overrides, metric = list(change.overrides), base.metric
+    try:
+        trial = place.try_change(overrides)
+    except UserError as error:
+        return Tried(change.text, overrides, reason=_shorten(error))
+    value = trial.values[metric]
+    gain = measure_gain(metric, base.value, value)
+    if not gain >= LEAST_GAIN:
+        return Tried(change.text, overrides, value, gain)
+    gains = [gain, *find_band(metric, base.samples, trial.samples)]
+    if min(gains) > 0:  # otherwise another seed can but widen what is noise already
+        other = place.try_change(overrides, seeds_on=1).values[metric]
+        gains.append(measure_gain(metric, base.other_value, other))
+    return Tried(change.text, overrides, value, gain, [min(gains), max(gains)])
+
+
+def _shorten(error: UserError) -> str:
+    """Shorten an error to its reason, without the place and the remedies."""
+    return one_line(str(error)).rpartition("]: ")[2].partition("; ")[0]
+
+
+def _rank(tried: Sequence[Tried]) -> list[Tried]:
+    """Order changes by their gain, those that are refused last."""
+    return sorted(tried, key=lambda one: -one.gain if one.gain is not None else float("inf"))
+
+
+def _leave_out(changes: Sequence[Change], waterfalls: Sequence[Waterfall]) -> Iterator[Tried]:
+    """List the changes that address too little to be tried."""
+    for change in changes:
+        bound = find_bound(change, waterfalls)
+        if bound < LEAST:
+            reason = f"can gain {100 * bound:.1f} % at most"
+            yield Tried(change.text, list(change.overrides), reason=reason)

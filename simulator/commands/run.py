@@ -13,11 +13,10 @@ from simulator.base.errors import UserError
 from simulator.base.progress import Progress, show_nothing
 from simulator.commands.deployments import Question, serve_deployments
 from simulator.commands.explain import explain_run
+from simulator.commands.prepare import prepare_run
 from simulator.deployment.facts import facts_of
-from simulator.deployment.memory import check_requests
 from simulator.deployment.notes import memory_notes, notes_of, scheduling_notes, start_notes
-from simulator.deployment.own_policies import try_policies
-from simulator.deployment.plan import DeploymentPlan, make_plan
+from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.by_ranks import Fidelity
 from simulator.parallel.cores import check_count
 from simulator.planner.uncertainty.run_bands import make_bands
@@ -28,33 +27,8 @@ from simulator.results.verdict import verdict
 from simulator.runtime import require
 from simulator.scenario.scenario import Scenario, load_scenario
 from simulator.step.request_choices import describe_choices
-from simulator.workload.requests import describe, load_requests, longest_tokens
+from simulator.workload.requests import describe, longest_tokens
 from simulator.workload.traces import RequestTrace
-
-
-def prepare_run(scenario: Scenario) -> tuple[list[DeploymentPlan], RequestTrace]:
-    """Make the plans of all deployments, and load the requests that they serve.
-
-    Raises:
-        UserError: as :func:`run`.
-    """
-    plans = [
-        make_plan(deployment, scenario.seed, scenario.where, scenario.folder)
-        for deployment in scenario.deployments
-    ]
-    place = f"{scenario.where} [workload]"
-    trace = load_requests(scenario.workload, scenario.folder, scenario.seed, place)
-    for pool in (pool for plan in plans for pool in plan.pools):
-        try_policies(pool)
-    for plan in plans:
-        where = f"{scenario.where} [deployments '{plan.name}']"
-        check_requests(
-            plan.serving.capacity, longest_tokens(trace) + plan.placement.drafts.num_tokens, where
-        )
-        if plan.prefill is not None:
-            longest = int(trace.num_input.max()) + 1
-            check_requests(plan.prefill.serving.capacity, longest, f"{where} [prefill]")
-    return plans, trace
 
 
 def list_notes(scenario: Scenario, plans: list[DeploymentPlan], trace: RequestTrace) -> list[str]:
@@ -166,7 +140,9 @@ def run(
     facts["bands"] = make_bands(drawn, trace.num_requests)
     facts["verdict"] = verdict(results)
     if explain:
-        facts["explanation"] = explain_run(plans, results, progress)
+        facts["explanation"] = explain_run(
+            scenario, plans, results, fidelity, workers, address, progress
+        )
     return replace(results, run=facts | made.describe())
 
 

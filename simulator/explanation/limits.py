@@ -4,7 +4,6 @@ would make it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from simulator.base.plugins import build
@@ -26,8 +25,8 @@ _RATES = {
 """Peak rates of an accelerator by the limit that they are."""
 
 
-def find_limits(plan: DeploymentPlan, sampled: Sequence[SampledStep]) -> dict[str, float]:
-    """Divide the seconds in which ranks compute by what limits them: shares that add up to 1.
+def find_limits(plan: DeploymentPlan, step: SampledStep) -> dict[str, float]:
+    """Divide the seconds in which ranks compute in a step by what limits them, in shares of 1.
 
     A share is the elasticity of the seconds to the rate: the part that would be halved by a rate
     twice as high, as far as the present one tells. ``fixed`` is what neither would shorten. Times
@@ -36,25 +35,23 @@ def find_limits(plan: DeploymentPlan, sampled: Sequence[SampledStep]) -> dict[st
     if isinstance(plan.placement.calibration, HostRates):
         return {"measured": 1.0}
     accelerator = plan.placement.accelerator
-    base_s = _sum_seconds(plan, accelerator, sampled)
+    base_s = _sum_seconds(plan, accelerator, step)
     shares = {}
     for limit, names in _RATES.items():
         rates = {name: getattr(accelerator, name) for name in names}
         faster = {name: rate * _FASTER for name, rate in rates.items() if rate is not None}
-        changed_s = _sum_seconds(plan, accelerator.model_copy(update=faster), sampled)
+        changed_s = _sum_seconds(plan, accelerator.model_copy(update=faster), step)
         shares[limit] = max(0.0, (1 - changed_s / base_s) / (1 - 1 / _FASTER)) if base_s else 0.0
     most = max(1.0, sum(shares.values()))
     shares = {limit: share / most for limit, share in shares.items()}
     return {**shares, "fixed": max(0.0, 1.0 - sum(shares.values()))}
 
 
-def _sum_seconds(
-    plan: DeploymentPlan, accelerator: AcceleratorSpec, sampled: Sequence[SampledStep]
-) -> float:
-    """Sum the seconds in which an accelerator with other peaks computes some steps."""
+def _sum_seconds(plan: DeploymentPlan, accelerator: AcceleratorSpec, step: SampledStep) -> float:
+    """Sum the seconds in which an accelerator with other peaks computes in a step."""
     compute = build("cost.compute", plan.spec.compute or {}, f"deployment '{plan.name}'").prepare(
         accelerator, plan.placement.calibration
     )
     placement = replace(plan.placement, accelerator=accelerator, compute=compute)
-    prices = Prices(placement, max(int(one.batch.tokens_d.max()) for one in sampled))
-    return sum(sum_computing(step_operations(prices, one.batch, 0)) for one in sampled)
+    prices = Prices(placement, int(step.batch.tokens_d.max()))
+    return sum_computing(step_operations(prices, step.batch, 0))

@@ -40,7 +40,7 @@ class Shares:
     rank_R: Floats
     """Ratio of each rank's time in experts to the mean rank's, ``[R]``."""
     decodes: float
-    """Ratio of the steps' seconds without their prompts to those with them."""
+    """Ratio of the steps' seconds as they were priced to those with their prompts."""
 
 
 def measure_shares(
@@ -59,7 +59,8 @@ def measure_shares(
         batch = step.decodes if without_prompts and step.decodes is not None else step.batch
         found.append(find_causes(prices, batch, offset, rng))
         waits_s.append(step.wait_s / placement.drafts.slowdown)
-        whole_s += price_step(prices, step.batch, offset)
+        if without_prompts:
+            whole_s += price_step(prices, step.batch, offset)
     if without_prompts:
         waits_s = [one.phases["wait"] for one in found]
     return _add_up(found, waits_s, whole_s)
@@ -70,7 +71,7 @@ def _add_up(found: Sequence[StepCauses], waits_s: Sequence[float], whole_s: floa
 
     Args:
         waits_s: seconds that each step's mean rank waited.
-        whole_s: seconds of all steps, their prompts included.
+        whole_s: seconds of all steps with their prompts; 0 where none are left out.
     """
     total_s = sum(one.duration_s for one in found)
     wait_s = sum(waits_s)
@@ -96,7 +97,7 @@ def _add_up(found: Sequence[StepCauses], waits_s: Sequence[float], whole_s: floa
         hidden=_share(sum(one.hidden_s for one in found), total_s),
         layer_L=layer_L / (layer_L.sum() or 1.0),
         rank_R=rank_R / (rank_R.mean() or 1.0),
-        decodes=min(1.0, _share(total_s, whole_s)),
+        decodes=_share(total_s, whole_s) if whole_s else 1.0,
     )
 
 

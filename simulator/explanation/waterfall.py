@@ -14,7 +14,7 @@ from simulator.deployment.plan import DeploymentPlan
 from simulator.explanation.limits import find_limits
 from simulator.explanation.sample import SampledStep, sample_steps
 from simulator.explanation.shares import Shares, measure_shares
-from simulator.results.explained import LIMITS, PIECES, Explained, Queue, Waterfall
+from simulator.results.explained import LIMITS, PIECES, Queue, Waterfall
 from simulator.results.folder import Results
 from simulator.results.tables import STEP_PHASES
 from simulator.results.token_time import kinds_of
@@ -34,8 +34,8 @@ _LIMIT_OF = {
 """Limit of each piece that is not of its own name; ranks' computation has several."""
 
 
-def explain_deployment(plan: DeploymentPlan, results: Results) -> Explained:
-    """Explain where the time of a deployment's tokens goes, in each of its pools."""
+def make_waterfalls(plan: DeploymentPlan, results: Results) -> tuple[Waterfall, ...]:
+    """Divide the time of a deployment's tokens by cause, in each of its pools."""
     requests, steps = results.requests[plan.name], results.steps[plan.name]
     own = results.token_time[results.token_time["deployment"] == plan.name]
     waterfalls = []
@@ -52,7 +52,18 @@ def explain_deployment(plan: DeploymentPlan, results: Results) -> Explained:
             between_s = _measure_token_s(requests) - float(own["token_s"].sum())
         sampled = sample_steps(pool, here, requests)
         waterfalls.append(_make_waterfall(pool, name, token, spent, between_s, sampled))
-    return Explained(tuple(waterfalls), _find_queue(requests, steps))
+    return tuple(waterfalls)
+
+
+def find_queue(results: Results, deployment: str) -> Queue:
+    """Find how long requests wait for their first step, and for what."""
+    requests, steps = results.requests[deployment], results.steps[deployment]
+    in_all_s = float((requests["finish_s"] - requests["arrival_s"]).sum())
+    waits_s = (requests["scheduled_s"] - requests["arrival_s"]).where(requests["finish_s"].notna())
+    queued = Picked(steps, (steps["waiting"] > 0).to_numpy())
+    limits = queued["duration_s"].groupby(queued["limited_by"].astype(str)).sum()
+    limit = str(limits.idxmax()) if len(limits) else "none"
+    return Queue(float(waits_s.sum()) / in_all_s if in_all_s else 0.0, limit)
 
 
 def _read_spent(token_time: pd.DataFrame) -> Spent:
@@ -81,16 +92,6 @@ def _measure_token_s(requests: Columns) -> float:
     later = Picked(requests, counts.to_numpy())
     seconds = float((later["finish_s"] - later["first_token_s"]).sum())
     return seconds / int((later["num_output"] - 1).sum())
-
-
-def _find_queue(requests: Columns, steps: Columns) -> Queue:
-    """Find how long requests wait for their first step, and for what."""
-    in_all_s = float((requests["finish_s"] - requests["arrival_s"]).sum())
-    waits_s = (requests["scheduled_s"] - requests["arrival_s"]).where(requests["finish_s"].notna())
-    queued = Picked(steps, (steps["waiting"] > 0).to_numpy())
-    limits = queued["duration_s"].groupby(queued["limited_by"].astype(str)).sum()
-    limit = str(limits.idxmax()) if len(limits) else "none"
-    return Queue(float(waits_s.sum()) / in_all_s if in_all_s else 0.0, limit)
 
 
 def _make_waterfall(
@@ -127,7 +128,7 @@ def _make_waterfall(
         rank_R += found["experts"] * shares.rank_R
         hidden_s += seconds * shares.hidden
         computing_s = sum(found[name] for name in _COMPUTED)
-        for limit, share in find_limits(plan, sampled[kind]).items():
+        for limit, share in find_limits(plan, sampled[kind][len(sampled[kind]) // 2]).items():
             computed[limit] += computing_s * share
     left_out = () if has_experts else _OF_EXPERTS
     token_s = sum(pieces.values())

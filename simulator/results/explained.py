@@ -39,6 +39,9 @@ LIMITS = {
 }
 """Limits of a token's time, with their words."""
 
+LEAST_GAIN = 0.01
+"""Share by which a metric must be better for a change to help: fidelities agree no better."""
+
 
 @dataclass(frozen=True)
 class Waterfall:
@@ -81,6 +84,46 @@ class Queue:
 
 
 @dataclass(frozen=True)
+class Tried:
+    """Change of a deployment, tried by simulating it."""
+
+    text: str
+    """Change in words."""
+    overrides: list[str]
+    """Change as ``path=value`` texts, which ``--set`` takes."""
+    value: float | None = None
+    """Metric with the change; ``None`` where it was not simulated."""
+    gain: float | None = None
+    """Share by which the metric is better with the change, below 0 where it is worse."""
+    band: list[float] | None = None
+    """80 % band of the gain, going by how far off the simulator was elsewhere and by another seed;
+    ``None`` where the gain is less than :data:`LEAST_GAIN`."""
+    reason: str = ""
+    """Reason why it was not simulated; empty where it was."""
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether it helps throughout its band."""
+        return self.band is not None and self.band[0] > 0
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Changes of a deployment that were tried, each by itself."""
+
+    metric: str
+    """Metric that they are ranked by, of :data:`~simulator.results.metrics.METRICS`."""
+    value: float
+    """Metric without any change."""
+    stretch: list[str]
+    """Overrides that all were simulated with, since the trace is long; empty where it is not."""
+    num_requests: int
+    """Requests that all were simulated with."""
+    tried: list[Tried]
+    """Changes, those that help most first, those that were not simulated last."""
+
+
+@dataclass(frozen=True)
 class Explained:
     """Explanation of one deployment's run."""
 
@@ -88,3 +131,5 @@ class Explained:
     """Time of a token in each pool."""
     queue: Queue
     """Wait of requests before their first step."""
+    changes: Changes
+    """Changes that may help, as far as they do."""

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from simulator.results.explained import LIMITS, PIECES, Explained, Queue, Waterfall
-from simulator.results.formats import percent, seconds_text
+from simulator.results.explained import (
+    LEAST_GAIN,
+    LIMITS,
+    PIECES,
+    Changes,
+    Explained,
+    Queue,
+    Tried,
+    Waterfall,
+)
+from simulator.results.formats import heading_unit, metric, percent, seconds_text
+from simulator.results.metrics import METRICS
 
 _LEAST_SHOWN = 5e-4
 """Share of a token's time below which a piece is not shown: it would read as 0.0 %."""
@@ -38,9 +49,14 @@ def read_explanation(run: Mapping[str, Any]) -> dict[str, Explained]:
         name: Explained(
             tuple(Waterfall(**waterfall) for waterfall in entry["waterfalls"]),
             Queue(**entry["queue"]),
+            _read_changes(entry["changes"]),
         )
         for name, entry in (run.get("explanation") or {}).items()
     }
+
+
+def _read_changes(entry: Mapping[str, Any]) -> Changes:
+    return Changes(**{**entry, "tried": [Tried(**one) for one in entry["tried"]]})
 
 
 def tell_token(short: str, waterfall: Waterfall) -> str:
@@ -104,3 +120,59 @@ def _tell_uneven(waterfall: Waterfall, uneven_s: float) -> str:
         f"{len(waterfall.layers_s)}; rank {rank} computes them for {waterfall.ranks[rank]:.2f} "
         "times as long as the mean rank."
     )
+
+
+def tell_changes(changes: Changes) -> Iterator[str]:
+    """Describe the changes that were tried: a headline, the best ones a sentence each with the
+    override that makes them, and the others together.
+    """
+    label = METRICS[changes.metric].label
+    stretch = f"the first {changes.num_requests:,} requests" if changes.stretch else "all requests"
+    yield (
+        f"What would help most, each simulated by itself with {stretch}, by {label}, "
+        f"{_write(changes, changes.value)} as it is; gains above 0 are better:"
+    )
+    if changes.stretch:
+        yield f"To repeat one, add {_list_flags(changes.stretch)} and what stands behind it."
+    sure = [one for one in changes.tried if one.is_sure]
+    yield from (_tell_tried(changes, one) for one in sure)
+    if not sure:
+        yield "Nothing that was tried helps for sure."
+    noise = [one for one in changes.tried if one.band is not None and not one.is_sure]
+    others = [one for one in changes.tried if one.gain is not None and one.band is None]
+    least = percent(LEAST_GAIN)
+    groups = {
+        "Within the noise": noise,
+        f"Within {least}": [one for one in others if abs(one.gain or 0.0) < LEAST_GAIN],
+        "Worse": [one for one in others if (one.gain or 0.0) <= -LEAST_GAIN],
+    }
+    for name, group in groups.items():
+        if group:
+            yield f"{name}: {', '.join(map(_name_tried, group))}."
+    refused = [f"{one.text} ({one.reason})" for one in changes.tried if one.reason]
+    if refused:
+        yield f"Not simulated: {'; '.join(refused)}."
+
+
+def _tell_tried(changes: Changes, tried: Tried) -> str:
+    value = _write(changes, tried.value or 0.0)
+    return f"{_name_tried(tried)}: {value}, by {_list_flags(tried.overrides)}"
+
+
+def _name_tried(tried: Tried) -> str:
+    """Name a change with its gain, and with the gain's band where it has one."""
+    band = ""
+    if tried.band is not None:
+        low, high = (f"{100 * edge:+.1f}" for edge in tried.band)
+        band = f", 80 % band {low} to {high} %"
+    return f"{tried.text} ({100 * (tried.gain or 0.0):+.1f} %{band})"
+
+
+def _list_flags(overrides: Sequence[str]) -> str:
+    """Write overrides as flags of the command line."""
+    return " ".join(f"--set {shlex.quote(one)}" for one in overrides)
+
+
+def _write(changes: Changes, value: float) -> str:
+    unit = heading_unit(changes.metric)
+    return f"{metric(changes.metric, value, '')} {unit}".rstrip()

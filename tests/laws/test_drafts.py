@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from simulator.base.errors import UserError
-from simulator.commands.run import prepare_run
+from simulator.commands.prepare import prepare_run
 from simulator.engine.acceptance import draw_uniform
 from simulator.engine.pool import PoolState
 from simulator.engine.timeline import run_plan, serve

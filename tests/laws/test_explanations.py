@@ -10,8 +10,8 @@ from simulator.engine.probe import spread_batch
 from simulator.explanation.causes import find_causes
 from simulator.explanation.limits import find_limits
 from simulator.explanation.sample import SampledStep
-from simulator.explanation.waterfall import explain_deployment
-from simulator.results.explained import LIMITS, PIECES
+from simulator.explanation.waterfall import find_queue, make_waterfalls
+from simulator.results.explained import LIMITS, PIECES, Changes, Explained
 from simulator.results.explanation_text import list_pieces, read_explanation, tell_limits
 from simulator.results.folder import gather
 from simulator.step.prices import Prices
@@ -27,8 +27,9 @@ SENDS = ("links", "busiest_link", "collectives", "latency")
 
 def explain(tiny, plan, trace, fidelity="step"):
     """The waterfall of each pool, after the laws that hold for all."""
-    record = tiny.run(plan, trace, fidelity)
-    explained = explain_deployment(plan, gather({}, pd.DataFrame(), [record]))
+    results = gather({}, pd.DataFrame(), [tiny.run(plan, trace, fidelity)])
+    waterfalls, queue = make_waterfalls(plan, results), find_queue(results, plan.name)
+    explained = Explained(waterfalls, queue, Changes("tpot_p50_s", 0.1, [], 9, []))
     again = read_explanation({"explanation": {"a": dataclasses.asdict(explained)}})["a"]
     assert again == explained
     assert 0 <= explained.queue.share < 1
@@ -130,7 +131,7 @@ def test_few_rows_wait_for_memory_and_many_for_arithmetic(tiny):
 
     def limits_of(prompts, decodes):
         batch = spread_batch(plan, prompts, decodes, 5000)
-        return find_limits(plan, [SampledStep(batch, None, 0.0)])
+        return find_limits(plan, SampledStep(batch, None, 0.0))
 
     decode, prefill = limits_of(0, 200), limits_of(8000, 0)
     for limits in (decode, prefill):

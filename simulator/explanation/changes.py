@@ -1,0 +1,167 @@
+"""Changes that may make a deployment faster on the same GPUs, or on the same GPUs with other wires:
+each as keys of its scenario.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from simulator.base.text import inline_toml
+from simulator.deployment.plan import DeploymentPlan
+from simulator.results.explained import Queue, Waterfall
+
+LEAST = 0.05
+"""Share of a token's time below which what a change addresses is left alone: no change takes all
+of it away, and one of a few hundredths is not what helps most."""
+_UNEVEN = ("chance", "skew", "busiest_link", "prompts")
+_EXCHANGES = ("links", "busiest_link", "latency", "prompts")
+_WIRES = ("links", "busiest_link", "collectives", "prompts")
+_FASTER = 2.0
+"""Factor on the rate of wires: one generation of NVLink or InfiniBand to the next."""
+_SMALLER = 4
+"""Divisor of the tokens of a step: prompts in chunks so small that the decodes beside them take
+most of the step (8,192 to 2,048, vLLM's usual values)."""
+_KINDS = {"deepep_auto": ("all_gather",)}
+"""Dispatch policies that are tried instead of one that takes the better of the others itself."""
+_ALL_KINDS = ("deepep_auto", "per_expert", "per_node", "all_gather")
+"""Dispatch policies with kernels that are calibrated on most accelerators."""
+
+_SPLIT_WORDS = {"tp": "TP {}", "attention_dp": "attention DP {}", "ep": "EP {}", "pp": "PP {}"}
+
+
+class Change(NamedTuple):
+    """Change of one deployment."""
+
+    text: str
+    """Change in words."""
+    overrides: tuple[str, ...]
+    """Change as ``path=value`` texts, which ``--set`` takes."""
+    addressed: tuple[str, ...] = ()
+    """Pieces of a token's time that it shortens, those of prompts among them; empty where it may
+    shorten any."""
+
+
+def list_changes(plan: DeploymentPlan, number: int, queue: Queue) -> list[Change]:
+    """List the changes of a deployment that are worth simulating.
+
+    Args:
+        number: its place in the scenario.
+    """
+    keys = _Keys(f"deployments.{number}")
+    return [
+        *_place_experts(plan, keys),
+        *_send_otherwise(plan, keys),
+        *_split_otherwise(plan, keys),
+        *_speed_wires(plan, keys),
+        *_schedule_otherwise(plan, keys, queue),
+        *_leave_out(plan, keys),
+    ]
+
+
+def find_bound(change: Change, waterfalls: Sequence[Waterfall]) -> float:
+    """Largest share of a token's time that a change can take away: that of all it addresses."""
+    if not change.addressed:
+        return 1.0
+    return max(
+        sum(one.pieces.get(name, 0.0) for name in change.addressed) / one.token_s
+        for one in waterfalls
+    )
+
+
+class _Keys:
+    """Keys of one deployment."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def replace(self, **values: Any) -> tuple[str, ...]:
+        """Overrides that give keys other values; ``__`` in a name stands for a dot."""
+        return tuple(
+            f"{self._path}.{name.replace('__', '.')}={inline_toml(value)}"
+            for name, value in values.items()
+        )
+
+
+def _place_experts(plan: DeploymentPlan, keys: _Keys) -> Iterator[Change]:
+    """Other places of experts, where several ranks have some."""
+    moe, ep = plan.placement.model.moe, plan.placement.layout.ep
+    if moe is None or ep == 1:
+        return
+    present: Mapping[str, Any] = plan.spec.placement
+    slots_before = int(present.get("num_slots") or moe.num_experts)
+    num_slots = (-(-slots_before // ep) + 1) * ep
+    spare = num_slots - moe.num_experts
+    text = f"{num_slots} expert slots by EPLB, {spare} of them spare"
+    yield Change(text, keys.replace(placement={"kind": "eplb", "num_slots": num_slots}), _UNEVEN)
+    if present["kind"] not in ("eplb", "greedy"):
+        text = "experts placed by load (greedy)"
+        yield Change(text, keys.replace(placement={"kind": "greedy"}), _UNEVEN)
+
+
+def _send_otherwise(plan: DeploymentPlan, keys: _Keys) -> Iterator[Change]:
+    """Other ways of tokens to their experts, where they travel."""
+    experts = plan.placement.experts
+    if experts is None or not plan.placement.layout.travels:
+        return
+    present = str((plan.spec.dispatch or {}).get("kind"))
+    for kind in _KINDS.get(present, _ALL_KINDS):
+        if kind != present:
+            yield Change(f"dispatch {kind}", keys.replace(dispatch={"kind": kind}), _EXCHANGES)
+    if plan.spec.overlap == "none":
+        yield Change("two-batch overlap", keys.replace(overlap="two_batch"), _EXCHANGES)
+
+
+def _split_otherwise(plan: DeploymentPlan, keys: _Keys) -> Iterator[Change]:
+    """Other splits of the same GPUs: more or less tensor parallelism in replicas of the same size,
+    half the size or twice.
+    """
+    layout, replicas = plan.placement.layout, plan.serving.replicas
+    is_moe = plan.placement.model.moe is not None
+    tp, dp = layout.tp, layout.attention_dp
+    for more, fewer in ((2.0, 0.5), (0.5, 2.0), (1.0, 0.5), (0.5, 1.0), (1.0, 2.0), (2.0, 1.0)):
+        other_tp, other_dp = tp * more, dp * fewer
+        count = replicas / (more * fewer)
+        whole = all(one >= 1 and one == int(one) for one in (other_tp, other_dp, count))
+        if not whole or (not is_moe and other_dp > 1):
+            continue
+        ranks = int(other_tp * other_dp)
+        split = {"tp": int(other_tp), "attention_dp": int(other_dp)}
+        if plan.spec.parallel.ep is not None:
+            split["ep"] = ranks if layout.ep == layout.num_ranks else min(layout.ep, ranks)
+        split |= {"pp": layout.pp} if layout.pp > 1 else {}
+        words = " x ".join(
+            _SPLIT_WORDS[key].format(size) for key, size in split.items() if size > 1
+        )
+        sized = {} if plan.spec.replicas is None else {"replicas": int(count)}
+        noun = "replica" if count == 1 else "replicas"
+        text = f"{int(count)} {noun} of {words or 'one GPU'}"
+        yield Change(text, keys.replace(parallel=split, **sized))
+
+
+def _speed_wires(plan: DeploymentPlan, keys: _Keys) -> Iterator[Change]:
+    """Faster wires, where ranks exchange anything."""
+    if plan.placement.layout.num_gpus > 1:
+        speed = plan.spec.network_speed * _FASTER
+        yield Change("wires twice as fast", keys.replace(network_speed=speed), _WIRES)
+
+
+def _schedule_otherwise(plan: DeploymentPlan, keys: _Keys, queue: Queue) -> Iterator[Change]:
+    """Smaller steps, and more sequences where requests wait for a place."""
+    rules = plan.serving.rules
+    smaller = rules.token_budget // _SMALLER
+    if rules.splits_prompts and smaller >= rules.max_sequences:
+        text = f"steps of at most {smaller:,} tokens"
+        yield Change(text, keys.replace(scheduling__token_budget=smaller), ("prompts",))
+    if queue.limited_by == "max_sequences":
+        more = 2 * rules.max_sequences
+        text = f"{more:,} sequences at once on a rank"
+        yield Change(text, keys.replace(scheduling__max_sequences=more))
+
+
+def _leave_out(plan: DeploymentPlan, keys: _Keys) -> Iterator[Change]:
+    """Less of what the scenario declares."""
+    if plan.spec.speculation["kind"] != "none":
+        yield Change("no drafts", keys.replace(speculation={"kind": "none"}))
+    if plan.spec.rebalancing["kind"] != "none":
+        yield Change("experts that stay", keys.replace(rebalancing={"kind": "none"}))

@@ -1,0 +1,121 @@
+"""What ``--explain`` names, run by hand, gives what was printed."""
+
+import json
+
+import pytest
+
+from simulator import UserError, load_scenario, run
+from simulator.commands import explain
+from simulator.results.explained import Changes, Tried
+from simulator.results.explanation_text import read_explanation, tell_changes
+
+SCENARIO = {
+    "name": "small",
+    "workload": {
+        "requests": {
+            "arrivals": {"kind": "poisson", "rate_per_s": 60.0},
+            "lengths": {"kind": "fixed", "num_input": 64, "num_output": 24},
+        },
+        "num_requests": 40,
+    },
+    "deployments": [
+        {"name": "dense", "model": "llama-3.1-8b", "cluster": "h100-sxm-8", "replicas": 1},
+        {
+            "name": "MoE",
+            "model": "olmoe-1b-7b",
+            "cluster": "h100-sxm-8",
+            "replicas": 1,
+            "parallel": {"attention_dp": 4, "ep": 4},
+            "routing": {"kind": "lognormal", "sigma": 1.5},
+        },
+    ],
+}
+STEPS = {"token_budget": 256, "max_sequences": 16}
+for deployment in SCENARIO["deployments"]:
+    deployment["scheduling"] = {"kind": "chunked", **STEPS}
+
+
+@pytest.fixture(scope="module")
+def explained():
+    """A run whose changes are tried with half of its requests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(explain, "MOST_REQUESTS", 20)
+        results = run(SCENARIO, explain=True)
+    json.dumps(results.run["explanation"], allow_nan=False)
+    return read_explanation(results.run)
+
+
+def by_hand(name, changes, overrides):
+    scenario = load_scenario(SCENARIO, [*changes.stretch, *overrides])
+    return float(run(scenario).summary.set_index("deployment")[changes.metric][name])
+
+
+def test_what_is_printed_is_what_a_run_by_hand_gives(explained):
+    changes = explained["MoE"].changes
+    assert changes.stretch == ["workload.num_requests=20"]
+    assert by_hand("MoE", changes, []) == changes.value
+    tried = [one for one in changes.tried if one.value is not None]
+    assert len(tried) > 4
+    for one in (tried[0], tried[-1]):
+        value = by_hand("MoE", changes, one.overrides)
+        assert value == one.value
+        assert one.gain == 1 - value / changes.value
+    gains = [one.gain for one in tried]
+    assert gains == sorted(gains, reverse=True)
+
+
+def test_changes_that_help_have_a_band_around_their_gain(explained):
+    tried = [one for one in explained["MoE"].changes.tried if one.gain is not None]
+    assert tried[0].band is not None
+    for one in tried:
+        assert (one.band is not None) == (one.gain >= 0.01)
+        assert one.band is None or one.band[0] <= one.gain <= one.band[1]
+
+
+def test_a_run_alone_on_one_gpu_has_little_to_change(explained):
+    texts = [one.text for one in explained["dense"].changes.tried]
+    assert not any("expert" in text or "wires" in text for text in texts)
+
+
+def test_what_is_refused_says_why():
+    table = {**SCENARIO, "deployments": [{**SCENARIO["deployments"][1], "memory_fraction": 0.1}]}
+    table["workload"] = {**SCENARIO["workload"], "num_requests": 10}
+    changes = read_explanation(run(table, explain=True).run)["MoE"].changes
+    refused = [one for one in changes.tried if "does not fit" in one.reason]
+    assert refused
+    assert all(one.value is None for one in refused)
+    with pytest.raises(UserError, match="does not fit"):
+        run(load_scenario(table, refused[0].overrides))
+    assert "Not simulated: " in "\n".join(tell_changes(changes))
+
+
+def test_nothing_is_explained_unless_asked_for():
+    assert "explanation" not in run(load_scenario(SCENARIO, {"workload.num_requests": 5})).run
+
+
+def test_changes_in_words():
+    tried = [
+        Tried("A", ['deployments.0.overlap="two_batch"'], 0.008, 0.2, [0.15, 0.25]),
+        Tried("B", ["b=1"], 0.0098, 0.02, [-0.01, 0.03]),
+        Tried("C", ["c=1"], 0.01, 0.0),
+        Tried("D", ["d=1"], 0.02, -1.0),
+        Tried("E", ["e=1"], reason="it does not fit"),
+    ]
+    told = list(tell_changes(Changes("tpot_p50_s", 0.01, ["workload.num_requests=9"], 9, tried)))
+    assert told[0].startswith("What would help most, each simulated by itself with the first 9 ")
+    assert told[2] == (
+        "A (+20.0 %, 80 % band +15.0 to +25.0 %): 8.00 ms, "
+        "by --set 'deployments.0.overlap=\"two_batch\"'"
+    )
+    assert told[3:] == [
+        "Within the noise: B (+2.0 %, 80 % band -1.0 to +3.0 %).",
+        "Within 1 %: C (+0.0 %).",
+        "Worse: D (-100.0 %).",
+        "Not simulated: E (it does not fit).",
+    ]
+
+
+def test_a_sweep_is_not_explained(moesim):
+    code, _, err = moesim("run", "mixtral_vs_llama2", "--explain", "--seeds", "2")
+    assert code == 2
+    assert "--explain explains one run" in err
