@@ -22,7 +22,7 @@ from simulator.config.routing import complete_routing
 from simulator.policies.contracts import draw_ids, place_experts, prepare_router
 from simulator.policies.dispatch import DispatchPolicy
 from simulator.policies.overflow import OverflowPolicy, count_next_choices, may_drop
-from simulator.policies.placement import Placed, PlacementPolicy
+from simulator.policies.placement import PairPlacement, Placed, PlacementPolicy
 from simulator.policies.replica_choice import ReplicaChoicePolicy
 from simulator.policies.replica_choice.turns import Turns
 from simulator.policies.routing import (
@@ -53,8 +53,8 @@ class _Drawn(NamedTuple):
     """Pool that steps take their choices from."""
     next_LTN: NDArray[np.int16] | None
     """Next best experts of the pool's tokens, ``None`` where nobody asks for them."""
-    load_LE: NDArray[np.float64]
-    """Tokens of each expert at an earlier time, which placements are made for."""
+    yesterday_LTK: NDArray[np.int16]
+    """Choices of other tokens at an earlier time, which placements are made for."""
     recorded: RecordedSequences | None
     domains: DrawnDomains | None
 
@@ -145,7 +145,7 @@ def plan_experts(
     drawn = pools.draw_once() if pools.is_seed_only else pools.draw()
     return ExpertPlan(
         topk_ids_LTK=drawn.topk_ids_LTK,
-        placed=pools.place_all(spec.placement, drawn.load_LE, layout.ep, place),
+        placed=pools.place_all(spec.placement, drawn.yesterday_LTK, layout.ep, place),
         overflow=overflow,
         dispatch=build("dispatch", spec.dispatch or {}, f"{place} [dispatch]"),
         routing=routing,
@@ -225,16 +225,13 @@ class _Pools:
             draw_ids(drawn, n, runs, open_stream(seed, "tokens"), moe, num_choices)[order]
             for n in layers
         ]
-        load_LE = np.empty((len(layers), moe.num_experts))
-        for layer in layers:
-            ids = draw_ids(router, layer, runs, open_stream(seed, "yesterday"), moe)
-            load_LE[layer] = np.bincount(ids.ravel(), minlength=moe.num_experts)
+        yesterday = [draw_ids(router, n, runs, open_stream(seed, "yesterday"), moe) for n in layers]
         has_domains = max(getattr(router, name, 1) for name in ("num_domains", "num_stages")) > 1
         has_next = num_choices > moe.top_k
         return _Drawn(
             np.stack([ids_TJ[:, : moe.top_k] for ids_TJ in today]),
             np.stack([ids_TJ[:, moe.top_k :] for ids_TJ in today]) if has_next else None,
-            load_LE,
+            np.stack(yesterday),
             getattr(router, "recorded", None),
             DrawnDomains(cast(DomainRouter, drawn), seed) if has_domains else None,
         )
@@ -262,14 +259,25 @@ class _Pools:
         return router.rank_choices(num_choices), num_choices
 
     def place_all(
-        self, policy: Policy, load_LE: NDArray[np.float64], ep: int, place: str
+        self, policy: Policy, yesterday_LTK: NDArray[np.int16], ep: int, place: str
     ) -> Placed:
         """Place the experts; once for all plans that place the same loads alike."""
         built: PlacementPolicy = build("placement", policy, f"{place} [placement]")
-        make = partial(place_experts, built, load_LE, ep, open_stream(self.seed, "placement"))
+        make = partial(self._place, built, yesterday_LTK, ep)
         if not self.is_seed_only or "." in policy["kind"]:
             return make()
         return _PLACED.get((*self._key, repr(sorted(policy.items())), ep), make)
+
+    def _place(self, policy: PlacementPolicy, yesterday_LTK: NDArray[np.int16], ep: int) -> Placed:
+        """Place the experts by the load of earlier tokens, and by their pairs where asked for."""
+        num_experts = self.moe.num_experts
+        load_LE = np.array(
+            [np.bincount(ids.ravel(), minlength=num_experts) for ids in yesterday_LTK], np.float64
+        )
+        pairs = None
+        if isinstance(policy, PairPlacement):
+            pairs = np.stack([_count_pairs(ids_TK, num_experts) for ids_TK in yesterday_LTK])
+        return place_experts(policy, load_LE, ep, open_stream(self.seed, "placement"), pairs)
 
     @property
     def _key(self) -> tuple[Any, ...]:
@@ -289,8 +297,15 @@ class _Pools:
 
     def _draw_for_all(self) -> _Drawn:
         drawn = self.draw()
-        drawn.topk_ids_LTK.flags.writeable = drawn.load_LE.flags.writeable = False
+        drawn.topk_ids_LTK.flags.writeable = drawn.yesterday_LTK.flags.writeable = False
         return drawn
+
+
+def _count_pairs(ids_TK: NDArray[np.int16], num_experts: int) -> NDArray[np.float64]:
+    """Count the tokens that chose both of two experts, ``[E, E]``."""
+    uses_TE = np.zeros((len(ids_TK), num_experts), dtype=np.float32)
+    np.put_along_axis(uses_TE, ids_TK.astype(np.int64), 1.0, axis=1)
+    return np.asarray(uses_TE.T @ uses_TE, dtype=np.float64)
 
 
 def _with_path(routing: Policy, folder: Path) -> Policy:

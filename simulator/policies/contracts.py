@@ -81,9 +81,15 @@ def admit_pairs(policy: OverflowPolicy, tokens: RoutedTokens) -> NDArray[np.inte
 
 
 def place_experts(
-    policy: PlacementPolicy, load_LE: NDArray[np.float64], num_ranks: int, rng: np.random.Generator
+    policy: PlacementPolicy,
+    load_LE: NDArray[np.float64],
+    num_ranks: int,
+    rng: np.random.Generator,
+    pairs_LEE: NDArray[np.float64] | None = None,
 ) -> Placed:
-    """Place the experts of every layer."""
+    """Place the experts of every layer, by the pairs that tokens choose together where they are
+    given.
+    """
 
     def explain(placed: Any) -> str:
         layers, experts = load_LE.shape
@@ -99,7 +105,11 @@ def place_experts(
         )
         return f"{wanted}: {fault}" if fault else ""
 
-    return as_whole_numbers(ask(policy, "place", load_LE, num_ranks, rng, explain=explain))
+    if pairs_LEE is None:
+        found = ask(policy, "place", load_LE, num_ranks, rng, explain=explain)
+    else:
+        found = ask(policy, "place_pairs", load_LE, pairs_LEE, num_ranks, rng, explain=explain)
+    return as_whole_numbers(found)
 
 
 def as_whole_numbers(placed: Placed) -> Placed:

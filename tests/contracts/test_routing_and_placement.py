@@ -11,6 +11,7 @@ import pytest
 from simulator.base import plugins
 from simulator.base.errors import UserError
 from simulator.config.ffns.moe import MoE
+from simulator.policies.placement import PairPlacement
 
 NUM_LAYERS = 3
 ROUTING = plugins.available("routing")
@@ -96,6 +97,15 @@ def test_the_same_stream_gives_the_same_ids_and_another_gives_others(kind, tmp_p
     assert not np.array_equal(ids, first.topk_ids(1, run_lengths, np.random.default_rng(6)))
 
 
+def place(policy, load_LE, num_ranks):
+    """Place experts, with pairs that tokens choose together where a policy looks at them."""
+    rng = np.random.default_rng(0)
+    if not isinstance(policy, PairPlacement):
+        return policy.place(load_LE, num_ranks, rng)
+    half_LEE = np.random.default_rng(2).exponential(size=(*load_LE.shape, load_LE.shape[1]))
+    return policy.place_pairs(load_LE, half_LEE + half_LEE.transpose(0, 2, 1), num_ranks, rng)
+
+
 @pytest.mark.parametrize("kind", PLACEMENT)
 @pytest.mark.parametrize(
     ("num_experts", "num_ranks"), [(64, 8), (10, 4), (7, 7), (9, 1), (256, 32)]
@@ -105,7 +115,7 @@ def test_every_expert_has_a_slot_and_ranks_are_as_even_as_can_be(
 ):
     load_LE = np.random.default_rng(1).exponential(size=(NUM_LAYERS, num_experts))
     policy = example("placement", kind, tmp_path)
-    placed = policy.place(load_LE, num_ranks, np.random.default_rng(0))
+    placed = place(policy, load_LE, num_ranks)
     assert placed.num_ranks == num_ranks
     assert placed.expert_LP.shape == placed.rank_LP.shape
     assert placed.expert_LP.dtype == placed.rank_LP.dtype == np.int64
@@ -114,6 +124,6 @@ def test_every_expert_has_a_slot_and_ranks_are_as_even_as_can_be(
         slots_R = np.bincount(rank_P, minlength=num_ranks)
         assert len(slots_R) == num_ranks
         assert slots_R.max() - slots_R.min() <= 1
-    again = policy.place(load_LE, num_ranks, np.random.default_rng(0))
+    again = place(policy, load_LE, num_ranks)
     assert np.array_equal(placed.expert_LP, again.expert_LP)
     assert np.array_equal(placed.rank_LP, again.rank_LP)

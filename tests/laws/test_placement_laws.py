@@ -6,10 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 
+from simulator.base.errors import UserError
 from simulator.policies.placement.biased import Biased
+from simulator.policies.placement.co_activation import CoActivation
 from simulator.policies.placement.contiguous import Contiguous
 from simulator.policies.placement.eplb import Eplb
 from simulator.policies.placement.greedy import Greedy
+from simulator.step.prices import Prices
 from tests.cases import cases
 
 RNG = np.random.default_rng(0)
@@ -90,6 +93,80 @@ def test_skewed_loads_are_more_even_than_in_order(name, sigma):
         in_order = busiest(Contiguous().place(load_LE, 8, RNG), load_LE)
         assert found.mean() < in_order.mean()
         assert (found <= in_order + 1e-9).mean() > 0.95
+
+
+def draw_topics(seed, num_experts, num_topics, tokens=3000, top_k=2):
+    """Tokens that choose their experts in one topic, mostly: loads, and pairs chosen together."""
+    rng = np.random.default_rng(seed)
+    topic_E = rng.permutation(np.arange(num_experts) % num_topics)
+    keys_TE = rng.gumbel(size=(tokens, num_experts)) + 2.5 * (
+        topic_E == rng.integers(num_topics, size=tokens)[:, None]
+    )
+    uses_TE = np.zeros((tokens, num_experts))
+    np.put_along_axis(uses_TE, np.argsort(-keys_TE, axis=1)[:, :top_k], 1.0, axis=1)
+    return uses_TE.sum(axis=0)[None], (uses_TE.T @ uses_TE)[None]
+
+
+def count_together(placed, pairs_LEE, num_parts):
+    """Pairs of a token's experts that lie on one rank or node."""
+    part_E = np.empty(placed.expert_LP.shape[1], dtype=np.int64)
+    part_E[placed.expert_LP[0]] = placed.rank_LP[0] * num_parts // placed.num_ranks
+    apart = part_E[:, None] != part_E
+    return (pairs_LEE[0] * (1 - np.eye(len(part_E))))[~apart].sum() / 2
+
+
+@cases(12)
+@given(st.integers(0, 999), st.sampled_from([(4, 1), (4, 2), (6, 3)]), st.integers(2, 6))
+def test_experts_chosen_together_lie_together_and_loads_stay_even(seed, shape, each):
+    num_ranks, num_nodes = shape
+    load_LE, pairs_LEE = draw_topics(seed, num_ranks * each, num_ranks)
+    policy = CoActivation(tolerance=1.1, num_nodes=num_nodes)
+    placed = policy.place_pairs(load_LE, pairs_LEE, num_ranks, RNG)
+    num_parts = num_nodes if num_nodes > 1 else num_ranks
+    by_load = Greedy().place(load_LE, num_parts, RNG)
+    assert set(placed.expert_LP[0].tolist()) == set(range(num_ranks * each))
+    assert np.bincount(placed.rank_LP[0]).tolist() == [each] * num_ranks
+    assert (
+        count_together(placed, pairs_LEE, num_parts)
+        >= count_together(by_load, pairs_LEE, num_parts) - 1e-6
+    )
+    part_P = placed.rank_LP[0] * num_parts // num_ranks
+    load_R = np.bincount(part_P, weights=load_LE[0][placed.expert_LP[0]])
+    assert (
+        load_R.max()
+        <= max(1.1 * load_R.mean(), busiest(by_load, load_LE)[0] * load_R.mean()) + 1e-6
+    )
+
+
+def test_topics_are_found_where_each_fits_a_rank():
+    load_LE, pairs_LEE = draw_topics(5, 32, 4)
+    placed = CoActivation(tolerance=1.2).place_pairs(load_LE, pairs_LEE, 4, RNG)
+    by_load = Greedy().place(load_LE, 4, RNG)
+    found, before = (count_together(one, pairs_LEE, 4) for one in (placed, by_load))
+    assert found > 2 * before
+
+
+def test_fewer_copies_travel_where_the_router_has_topics(tiny):
+    sent = {}
+    for kind in ("greedy", "co_activation"):
+        plan = tiny.plan(
+            "moe",
+            attention_dp=4,
+            ep=4,
+            placement={"kind": kind},
+            routing={"kind": "lognormal", "sigma": 0.3, "affinity": 0.9},
+            dispatch={"kind": "per_rank"},
+        )
+        steps = Prices(plan.placement, 1024).experts.steps(
+            np.full(4, 1024), [(layer, 0) for layer in range(4)]
+        )
+        sent[kind] = sum(step.dispatch.bytes_SR.sum() for step in steps)
+    assert sent["co_activation"] < 0.93 * sent["greedy"]
+
+
+def test_rebalancing_without_pairs_is_refused():
+    with pytest.raises(UserError, match="which rebalancing does not count"):
+        CoActivation().place(draw_loads(1, 1, 8), 4, RNG)
 
 
 SMALL = [(0, Greedy()), (4, Eplb(num_slots=16)), (4, Biased(num_slots=16))]

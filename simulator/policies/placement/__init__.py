@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,5 +36,25 @@ class PlacementPolicy(Protocol):
                 run), ``[L, E]``.
             num_ranks: ``R``, at most ``E``.
             rng: for policies that draw.
+        """
+        ...
+
+
+@runtime_checkable
+class PairPlacement(Protocol):
+    """Placement policy that looks at the experts that tokens choose together, too."""
+
+    def place_pairs(
+        self,
+        load_LE: NDArray[np.float64],
+        pairs_LEE: NDArray[np.float64],
+        num_ranks: int,
+        rng: np.random.Generator,
+    ) -> Placed:
+        """Spread the experts as :meth:`PlacementPolicy.place` does.
+
+        Args:
+            pairs_LEE: tokens that chose both of two experts, of the same sample as ``load_LE``,
+                ``[L, E, E]``; each token's own choice on the diagonal.
         """
         ...
