@@ -31,8 +31,8 @@ class CoActivation(Frozen):
     """
 
     tolerance: Extent = 1.05
-    """Largest load of a rank or node over the mean that an exchange may leave; what ``greedy``
-    leaves is allowed."""
+    """Ratio of the largest load of a rank or node to the mean load that an exchange may leave; what
+    ``greedy`` leaves is allowed."""
     num_nodes: Nodes = 1
     """Number of nodes that pairs are kept together in, as ``per_node`` dispatch sends tokens;
     inside a node experts are placed by load. 1 = pairs are kept together on ranks."""
