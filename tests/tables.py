@@ -45,6 +45,6 @@ def price_filling(table, prices, stream, requests, ranks, row):
     """Seconds of a formed step, which are written into its row; entries that they lack are
     filled.
     """
-    while np.isnan(step_s := price_step(requests, ranks, table, row)):
+    while np.isnan(step_s := price_step(requests, ranks, table, 0, row)):
         fill_entry(table, single_mix(prices), stream, *table.wanted.tolist())
     return step_s

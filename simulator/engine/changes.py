@@ -96,7 +96,7 @@ def stop_replica(pool: PoolState, replica: int, events: Events) -> Ints:
         _lose_kept(pool, replica, everywhere, events),
     ]
     rows += [_lose_running(pool, replica), _lose_coming(pool, replica)]
-    clock.is_gone[:], clock.is_shrunk[:] = 1, 0
+    clock.is_gone[:], clock.price_state[:] = 1, 0
     for array, fresh in zip(pool.ranks_of(replica), pool.fresh_ranks, strict=True):
         array[:] = fresh
     clock.num_pushed[:] = clock.num_finished
@@ -122,7 +122,6 @@ def lose_groups(pool: PoolState, replica: int, lost_D: NDArray[np.bool_], events
         if array is not ranks.counts:
             array[lost_D] = fresh[lost_D]
     ranks.is_lost[lost_D] = 1
-    clock.is_shrunk[:] = 1
     given_back: Ints = np.sort(np.concatenate([left, kept])) + requests.first
     return given_back
 

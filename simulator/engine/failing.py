@@ -29,6 +29,7 @@ from simulator.engine.pool import PoolState
 from simulator.engine.rebalancing import expect_load
 from simulator.engine.shrunk import ShrunkReplica, count_loaded_bytes, shrink_replica
 from simulator.engine.state import Ints
+from simulator.engine.table import add_state
 from simulator.policies.failure_contracts import find_interruption, shrink_experts
 from simulator.policies.failures import Change
 from simulator.policies.placement import Placed
@@ -203,11 +204,12 @@ class Failing:
         newly_D = lost_D & ~was_lost_D
         rows = lose_groups(pool, replica, newly_D, self._state.events) if newly_D.any() else _none()
         ranks.is_lost[: layout.attention_dp] = lost_D
-        clock.is_shrunk[:] = lost_D.any()
+        clock.price_state[:] = 0
         self._shrunk.pop((place, replica), None)
         loaded_bytes = 0.0
         if placed is not None:
-            self._shrunk[place, replica] = self._prepare(place, ~lost_D, placed)
+            shrunk = self._shrunk[place, replica] = self._prepare(place, ~lost_D, placed)
+            clock.price_state[:] = shrunk.price_state
             loaded_bytes = count_loaded_bytes(pool, ~lost_D, placed)
         if not newly_D.any():
             loaded_bytes = 0.0  # ranks that join have loaded theirs before
@@ -228,10 +230,12 @@ class Failing:
         pool, key = self._state.pools[place], (place, is_left_D.tobytes())
         if key not in self._known:
             stream = self._run.names[self._state.names[place]]
-            factor = self._state.pool_at(place).table.factor
-            self._known[key] = shrink_replica(
-                pool, is_left_D, placed, stream, self._fidelity, factor
+            table = self._state.pool_at(place).table
+            found = self._known[key] = shrink_replica(
+                pool, is_left_D, placed, stream, self._fidelity, len(table.sizes)
             )
+            if self._fidelity == "step":
+                self._state.use_table(place, add_state(table, found.mixes))
         return self._known[key]
 
     def _pause(self, place: int, replica: int, seconds: float) -> None:

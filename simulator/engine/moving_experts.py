@@ -99,7 +99,7 @@ class MovingExperts:
         if pool.profiles is None:
             table = self._fill()
         else:  # what is priced holds for any placement in as many slots
-            table = table._replace(profile_loads=pool.mixes.load_YPR)
+            table = table._replace(profile_loads=pool.mixes.load_YPR[None])
         self._state.use_table(self._place, table)
 
     def _count_profiles(self) -> Floats:

@@ -20,13 +20,13 @@ from simulator.engine.state import (
     HAS_ENDED,
     IS_BUSY,
     IS_PAUSED,
-    IS_SHRUNK,
     LOST_S,
     NUM_COMING,
     NUM_FINISHED,
     NUM_PUSHED,
     NUM_RUNNING,
     NUM_STEPS,
+    PRICE_STATE,
     Clock,
     Ints,
     Limits,
@@ -134,9 +134,7 @@ def take_steps(
         if not span.prices_steps:
             row[1] = math.nan
             return IN_FLIGHT, now_s, done, rows, work
-        row[1] = math.nan
-        if not clock.counts[0, IS_SHRUNK]:
-            row[1] = price_step(requests, ranks, table, row)
+        row[1] = price_step(requests, ranks, table, clock.counts[0, PRICE_STATE], row)
         if math.isnan(row[1]):
             return UNPRICED, now_s, done, rows, work
         count_profiles(table)

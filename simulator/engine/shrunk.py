@@ -10,12 +10,9 @@ from numpy.typing import NDArray
 from simulator.deployment.shrunk_placement import shrink_placement
 from simulator.engine.by_ranks import ByRanks, Fidelity, start_ranks
 from simulator.engine.pool import PoolState
-from simulator.engine.state import Ranks, Requests
-from simulator.engine.step_price import price_step
-from simulator.engine.table import StepTable, fill_entry, slow_table, start_table
+from simulator.engine.state import Ranks
 from simulator.policies.placement import Placed
 from simulator.step.mixes import Mixes
-from simulator.step.prices import Prices
 from simulator.work.memory import expert_bytes_per_layer
 
 
@@ -25,27 +22,17 @@ class ShrunkReplica:
 
     left_d: NDArray[np.int64]
     """Data-parallel groups that are left, by their number in the whole replica."""
-    prices: Prices
     mixes: Mixes
-    table: StepTable | None
-    """Table of the ``step`` fidelity."""
     by_ranks: ByRanks | None
     """Executor of steps, where ranks are simulated."""
-    stream: str
+    price_state: int
+    """State of the pool's table that the steps are priced in, where ranks are not simulated."""
 
     def select_ranks(self, ranks: Ranks) -> Ranks:
         """Copy the state of the ranks that are left, to read a formed step from."""
         return Ranks._make(
             array if array is ranks.counts else array[self.left_d] for array in ranks
         )
-
-    def price(self, requests: Requests, ranks: Ranks, row: NDArray[np.float64]) -> float:
-        """Seconds of the step that a replica has formed, whose parts go into its log row."""
-        assert self.table is not None
-        left = self.select_ranks(ranks)
-        while np.isnan(seconds := price_step(requests, left, self.table, row)):
-            fill_entry(self.table, self.mixes, self.stream, *self.table.wanted.tolist())
-        return float(seconds)
 
 
 def shrink_replica(
@@ -54,7 +41,7 @@ def shrink_replica(
     placed: Placed,
     stream: str,
     fidelity: Fidelity,
-    factor: float,
+    price_state: int,
 ) -> ShrunkReplica:
     """Prepare the prices of a replica of a pool that has lost some of its data-parallel groups.
 
@@ -62,22 +49,13 @@ def shrink_replica(
         is_left_D: whether each group is left, ``[D]``.
         placed: placement of experts on the ranks that are left.
         stream: name of the random stream of the pool's steps.
-        factor: multiplier of all seconds of the pool's table.
+        price_state: number of the state in the pool's table.
     """
     prices = pool.price_placement(shrink_placement(pool.plan, is_left_D, placed))
-    mixes = pool.list_mixes(prices)
-    by_steps = fidelity == "step"
-    by_ranks = None if by_steps else start_ranks(prices, fidelity, stream)
+    by_ranks = None if fidelity == "step" else start_ranks(prices, fidelity, stream)
     if by_ranks is not None:
         by_ranks.overflow = pool.overflow
-    return ShrunkReplica(
-        np.flatnonzero(is_left_D),
-        prices,
-        mixes,
-        slow_table(start_table(mixes), factor) if by_steps else None,
-        by_ranks,
-        stream,
-    )
+    return ShrunkReplica(np.flatnonzero(is_left_D), pool.list_mixes(prices), by_ranks, price_state)
 
 
 def count_loaded_bytes(pool: PoolState, is_left_D: NDArray[np.bool_], placed: Placed) -> float:

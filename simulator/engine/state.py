@@ -101,7 +101,7 @@ is about to; blocks are reserved for its cache, which is in transfer or not comp
     LAST_ROW,
     HAS_ENDED,
     IS_PAUSED,
-    IS_SHRUNK,
+    PRICE_STATE,
 ) = range(15)
 """Integer columns of a replica's clock."""
 
@@ -352,7 +352,7 @@ class Clock(_ClockArrays):
     is_paused = Column("counts", IS_PAUSED)
     """Number of reasons for which the replica forms no step though it serves: its experts move, it
     hangs, or its ranks form a new group."""
-    is_shrunk = Column("counts", IS_SHRUNK)
-    """Whether some of its ranks are lost, so that no table of its pool prices its steps."""
+    price_state = Column("counts", PRICE_STATE)
+    """State that its steps are priced in: 0 with all ranks, others with some that are lost."""
     is_gone = Column("counts", IS_GONE)
     """Whether the replica has stopped and gets no requests."""

@@ -17,6 +17,7 @@ from simulator.engine.state import (
     COMPUTED,
     CONTEXTS,
     GENERATED,
+    IS_LOST,
     LONGEST,
     NUM_DECODES,
     NUM_INPUT,
@@ -34,10 +35,10 @@ ATTENTION = 8
 
 @jit_inner
 def price_step(
-    requests: Requests, ranks: Ranks, table: StepTable, row: NDArray[np.float64]
+    requests: Requests, ranks: Ranks, table: StepTable, z: int, row: NDArray[np.float64]
 ) -> float:
-    """Seconds of the formed step, NaN where it needs a table entry that is not filled; its parts go
-    into the log row from :data:`ATTENTION` on.
+    """Seconds of the formed step of a replica in state ``z``, NaN where it needs a table entry that
+    is not filled; its parts go into the log row from :data:`ATTENTION` on.
 
     Data-parallel ranks wait for the slowest: the mean rank's time counts as work, the rest as
     waiting. The same holds for the lanes of a pipeline.
@@ -46,7 +47,7 @@ def price_step(
     num_lanes = len(ranks.each) // num_dp
     factor = table.slowdown * table.factor
     if num_lanes == 1:
-        _price_lane(requests, ranks, table, 0, num_dp, row)
+        _price_lane(requests, ranks, table, z, 0, num_dp, row)
         if table.wanted[0] >= 0:
             return math.nan
         if factor != 1.0:
@@ -57,7 +58,7 @@ def price_step(
     for lane in range(num_lanes):
         if computes(ranks, lane * num_dp, (lane + 1) * num_dp):
             head, fullest = _price_lane(
-                requests, ranks, table, lane * num_dp, (lane + 1) * num_dp, lanes[lane]
+                requests, ranks, table, z, lane * num_dp, (lane + 1) * num_dp, lanes[lane]
             )
             head_s[lane], sends_s[lane] = head, table.sends_s[fullest]
             lanes[lane, ATTENTION + 6] += sends_s[lane]
@@ -142,11 +143,13 @@ def _price_lane(
     requests: Requests,
     ranks: Ranks,
     table: StepTable,
+    z: int,
     first: int,
     end: int,
     row: NDArray[np.float64],
 ) -> tuple[float, int]:
-    """Price the batches of ranks ``first`` to ``end``, which step together through every layer.
+    """Price the batches of ranks ``first`` to ``end``, which step together through every layer;
+    those that are lost do not.
 
     Returns:
         Seconds of the output matrix, and tokens of the fullest rank.
@@ -173,12 +176,16 @@ def _price_lane(
     )
     halved_s, decode_rows = table.halved_s, table.decode_rows
     num_ranks, num_ways, num_terms = end - first, len(windows), len(term_window)
+    for d in range(first, end):
+        num_ranks -= each[d, IS_LOST]
     sums, tokens_P = table.room_for_sums, table.room_for_profiles
     tokens_P[:] = 0.0
     attention = dense = collective = slowest = beside = heading = 0.0
     read_bytes = table.weight_bytes
     total_tokens = fullest = most_sequences = prompts = 0
     for d in range(first, end):
+        if each[d, IS_LOST]:
+            continue
         sums[:] = 0.0
         tokens = sequences = logits = decodes = each[d, NUM_DECODES]
         for p in range(len(tokens_P)):
@@ -260,10 +267,10 @@ def _price_lane(
     row[ATTENTION] = attention
     row[ATTENTION + 1] = dense
     row[ATTENTION + 5] = slowest - attention - dense - collective
-    if len(table.expert_tokens):
+    if table.sizes[z, 0]:
         share = fullest * num_ranks / total_tokens
-        imbalance = _expect_imbalance(table) if len(tokens_P) else 1.0
-        _interpolate_experts(table, total_tokens, share, imbalance, beside / 2, row)
+        imbalance = _expect_imbalance(table, z) if len(tokens_P) else 1.0
+        _interpolate_experts(table, z, total_tokens, share, imbalance, beside / 2, row)
     row[ATTENTION + 6] = collective
     row[ATTENTION + 7] = table.step_s + (table.prompt_s if prompts else 0.0)
     row[ATTENTION + 7] += sequences_s(most_sequences, table.sequence_s)
@@ -271,30 +278,32 @@ def _price_lane(
 
 
 @jit_inner
-def _expect_imbalance(table: StepTable) -> float:
+def _expect_imbalance(table: StepTable, z: int) -> float:
     """Imbalance of the load that is expected of the step's tokens of each profile, as a mean over
     layers (:func:`simulator.step.mixes.measure_imbalance`).
     """
-    loads, tokens_P, load_R = table.profile_loads, table.room_for_profiles, table.room_for_loads
-    total = 0.0
+    loads, tokens_P, load_R = table.profile_loads[z], table.room_for_profiles, table.room_for_loads
+    total, num_ranks = 0.0, table.sizes[z, 3]
     for y in range(len(loads)):
         load_R[:] = 0.0
         for p in range(len(tokens_P)):
             if tokens_P[p] > 0.0:
-                for rank in range(len(load_R)):
+                for rank in range(num_ranks):
                     load_R[rank] += tokens_P[p] * loads[y, p, rank]
         fullest = load = 0.0
-        for rank in range(len(load_R)):
+        for rank in range(num_ranks):
             fullest = max(fullest, load_R[rank])
             load += load_R[rank]
-        total += fullest * len(load_R) / load
+        total += fullest * num_ranks / load
     return total / len(loads)
 
 
 @jit_inner
-def _find_interval(grid: NDArray[np.float64], value: float) -> int:
-    """Index of the grid interval that ``value`` lies in, or of the nearest one."""
-    low, high = 0, len(grid) - 1
+def _find_interval(grid: NDArray[np.float64], size: int, value: float) -> int:
+    """Index of the interval that ``value`` lies in, or of the nearest one, in the first ``size``
+    values of a grid.
+    """
+    low, high = 0, size - 1
     while high - low > 1:
         middle = (low + high) // 2
         if grid[middle] <= value:
@@ -307,6 +316,7 @@ def _find_interval(grid: NDArray[np.float64], value: float) -> int:
 @jit_inner
 def _interpolate_experts(
     table: StepTable,
+    z: int,
     tokens: int,
     share: float,
     imbalance: float,
@@ -319,19 +329,24 @@ def _interpolate_experts(
     Args:
         beside_s: what a half computes beside its experts in all layers that run in halves.
     """
-    g = _find_interval(table.expert_tokens, tokens)
-    low, high = table.expert_tokens[g], table.expert_tokens[g + 1]
+    sizes = table.sizes
+    tokens_G, shares_S, at_M = (
+        table.expert_tokens[z],
+        table.expert_shares[z],
+        table.expert_imbalances[z],
+    )
+    g = _find_interval(tokens_G, sizes[z, 0], tokens)
+    low, high = tokens_G[g], tokens_G[g + 1]
     a = min(max((tokens - low) / (high - low), 0.0), 1.0)
     s, b = 0, 0.0
-    if len(table.expert_shares) > 1:
-        s = _find_interval(table.expert_shares, share)
-        b = (share - table.expert_shares[s]) / (table.expert_shares[s + 1] - table.expert_shares[s])
+    if sizes[z, 1] > 1:
+        s = _find_interval(shares_S, sizes[z, 1], share)
+        b = (share - shares_S[s]) / (shares_S[s + 1] - shares_S[s])
         b = min(max(b, 0.0), 1.0)
-    s2 = min(s + 1, len(table.expert_shares) - 1)
+    s2 = min(s + 1, sizes[z, 1] - 1)
     m, e = 0, 0.0
-    if len(table.expert_imbalances) > 1:
-        at_M = table.expert_imbalances
-        m = _find_interval(at_M, imbalance)
+    if sizes[z, 2] > 1:
+        m = _find_interval(at_M, sizes[z, 2], imbalance)
         e = (imbalance - at_M[m]) / (at_M[m + 1] - at_M[m])
     for corner in range(8):
         at_g, weight_g = (g, 1 - a) if corner & 2 == 0 else (g + 1, a)
@@ -339,13 +354,14 @@ def _interpolate_experts(
         at_m, weight_m = (m, 1 - e) if corner & 4 == 0 else (m + 1, e)
         if weight_g * weight_s * weight_m == 0.0:
             continue
-        if not table.is_filled[at_g, at_s, at_m]:
-            table.wanted[0], table.wanted[1], table.wanted[2] = at_g, at_s, at_m
+        if not table.is_filled[z, at_g, at_s, at_m]:
+            wanted = table.wanted
+            wanted[0], wanted[1], wanted[2], wanted[3] = z, at_g, at_s, at_m
             return
         x, y = 0, 0.0
         if len(table.expert_besides) > 1:
-            beside = beside_s / table.expert_alone_s[at_g, at_s, at_m]
-            x = _find_interval(table.expert_besides, beside)
+            beside = beside_s / table.expert_alone_s[z, at_g, at_s, at_m]
+            x = _find_interval(table.expert_besides, len(table.expert_besides), beside)
             y = (beside - table.expert_besides[x]) / (
                 table.expert_besides[x + 1] - table.expert_besides[x]
             )
@@ -353,8 +369,8 @@ def _interpolate_experts(
         x2 = min(x + 1, len(table.expert_besides) - 1)
         for c in range(7):
             low, high = (
-                table.expert_s[at_g, at_s, at_m, x, c],
-                table.expert_s[at_g, at_s, at_m, x2, c],
+                table.expert_s[z, at_g, at_s, at_m, x, c],
+                table.expert_s[z, at_g, at_s, at_m, x2, c],
             )
             value = low * (1 - y) + high * y
             row[ATTENTION + 2 + c + (2 if c >= 4 else 0)] += value * weight_g * weight_s * weight_m

@@ -6,7 +6,7 @@ The routed experts' part is filled beside it, in :mod:`simulator.engine.experts_
 from __future__ import annotations
 
 from collections import Counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,27 +62,30 @@ class StepTable(NamedTuple):
     """``[J, 2]`` bytes of an entry in prefill and decode."""
     rates: Floats
     """``[J, 2, :]`` fields of :class:`simulator.cost.kernels.context.Rates`."""
+    sizes: Ints
+    """``[Z, 4]`` entries ``G``, ``S`` and ``M``, and ranks ``R``, of each state of a replica: all
+    ranks, or some lost. Arrays of all states are as large as the largest."""
     expert_tokens: Floats
-    """``[G]`` tokens of the whole replica; empty for a dense model."""
+    """``[Z, G]`` tokens of the whole replica; ``G`` is 0 for a dense model."""
     expert_shares: Floats
-    """``[S]`` ratio of the fullest data-parallel rank's tokens to the mean rank's."""
+    """``[Z, S]`` ratio of the fullest data-parallel rank's tokens to the mean rank's."""
     expert_imbalances: Floats
-    """``[M]`` imbalances of the loads that are expected of the mixes of requests."""
+    """``[Z, M]`` imbalances of the loads that are expected of the mixes of requests."""
     profile_loads: Floats
-    """``[Y, P, R]`` token-expert pairs of a token of each load profile that are expected on each
+    """``[Z, Y, P, R]`` token-expert pairs of a token of each load profile that are expected on each
     rank, in layers that stand for all; without profiles where all mixes cost the same."""
     expert_besides: Floats
     """``[B]`` seconds that a half computes beside its experts, in ``expert_alone_s``; one entry
     without two-batch overlap."""
     expert_alone_s: Floats
-    """``[G, S, M]`` seconds of a half's exchanges by themselves in all layers."""
+    """``[Z, G, S, M]`` seconds of a half's exchanges by themselves in all layers."""
     expert_s: Floats
-    """``[G, S, M, B, 7]`` seconds of ``EXPERT_PHASES``, all layers; mean load imbalance; bytes of
-    weights the mean rank reads; token-expert pairs dropped in all layers."""
+    """``[Z, G, S, M, B, 7]`` seconds of ``EXPERT_PHASES``, all layers; mean load imbalance; bytes
+    of weights the mean rank reads; token-expert pairs dropped in all layers."""
     is_filled: NDArray[np.bool_]
-    """``[G, S, M]`` whether an entry is filled; others are filled when a step needs them."""
+    """``[Z, G, S, M]`` whether an entry is filled; others are filled when a step needs them."""
     wanted: Ints
-    """``[3]`` entry that the latest price lacked; -1 if none."""
+    """``[4]`` entry that the latest price lacked; -1 if none."""
     weight_bytes: float
     """Bytes of weights other than routed experts that a rank reads in every step."""
     step_s: float
@@ -131,31 +134,57 @@ def make_table(prices: Prices, stream: str = "steps") -> StepTable:
     """
     mixes = single_mix(prices)
     table = start_table(mixes)
-    for g, s, m in np.ndindex(*table.is_filled.shape):
-        fill_entry(table, mixes, stream, g, s, m)
+    for z, g, s, m in np.ndindex(*table.is_filled.shape):
+        fill_entry(table, mixes, stream, z, g, s, m)
     return table
 
 
-def fill_entry(table: StepTable, mixes: Mixes, stream: str, g: int, s: int, m: int) -> None:
+def fill_entry(table: StepTable, mixes: Mixes, stream: str, z: int, g: int, s: int, m: int) -> None:
     """Price the routed experts of one number of tokens, one share of the fullest rank and one mix,
     in the table and all others that share its arrays.
 
     Args:
+        mixes: of state ``z``.
         stream: as in :func:`make_table`.
     """
     prices = mixes.prices_M[m]
     dp = prices.placement.layout.attention_dp
-    total, shares = int(table.expert_tokens[g]), table.expert_shares
+    total, shares = int(table.expert_tokens[z, g]), table.expert_shares[z]
     tokens_d = spread_tokens(total, float(shares[s]), dp)
-    for other in np.flatnonzero(table.is_filled[g, :, m]):
+    for other in np.flatnonzero(table.is_filled[z, g, :, m]):
         if (spread_tokens(total, float(shares[other]), dp) == tokens_d).all():
-            found = table.expert_alone_s[g, other, m], table.expert_s[g, other, m]
+            found = table.expert_alone_s[z, g, other, m], table.expert_s[z, g, other, m]
             break
     else:
         found = price_entry(prices, tokens_d, stream)
-    table.expert_alone_s[g, s, m], table.expert_s[g, s, m] = found
-    table.is_filled[g, s, m] = True
+    table.expert_alone_s[z, g, s, m], table.expert_s[z, g, s, m] = found
+    table.is_filled[z, g, s, m] = True
     table.wanted[:] = -1
+
+
+def add_state(table: StepTable, mixes: Mixes) -> StepTable:
+    """Add a state of a replica to a table, whose entries for it are filled when a step needs them;
+    no other table shares its arrays then.
+    """
+    other = start_table(mixes)
+    return table._replace(
+        sizes=np.concatenate([table.sizes, other.sizes]),
+        expert_tokens=_stack(table.expert_tokens, other.expert_tokens),
+        expert_shares=_stack(table.expert_shares, other.expert_shares),
+        expert_imbalances=_stack(table.expert_imbalances, other.expert_imbalances),
+        profile_loads=_stack(table.profile_loads, other.profile_loads),
+        expert_alone_s=_stack(table.expert_alone_s, other.expert_alone_s),
+        expert_s=_stack(table.expert_s, other.expert_s),
+        is_filled=_stack(table.is_filled, other.is_filled),
+    )
+
+
+def _stack(old: NDArray[Any], new: NDArray[Any]) -> NDArray[Any]:
+    """Append the only state of ``new`` to those of ``old``, in an array as large as the larger."""
+    missing = [wide - own for own, wide in zip(old.shape[1:], new.shape[1:], strict=True)]
+    room = [(0, max(0, more)) for more in missing]
+    fill = [(0, max(0, -more)) for more in missing]
+    return np.concatenate([np.pad(old, [(0, 0), *room]), np.pad(new, [(0, 0), *fill])])
 
 
 def start_table(mixes: Mixes) -> StepTable:
@@ -218,15 +247,16 @@ def start_table(mixes: Mixes) -> StepTable:
         rates=np.array([rates[t] for t in terms], dtype=np.float64).reshape(
             -1, 2, len(Rates._fields)
         ),
-        expert_tokens=tokens,
-        expert_shares=shares,
-        expert_imbalances=mixes.imbalance_M,
-        profile_loads=mixes.load_YPR,
+        sizes=np.array([[*entries, mixes.load_YPR.shape[2]]], dtype=np.int64),
+        expert_tokens=tokens[None],
+        expert_shares=shares[None],
+        expert_imbalances=mixes.imbalance_M[None],
+        profile_loads=mixes.load_YPR[None],
         expert_besides=np.array(BESIDES if prices.halved_layers else (0.0,)),
-        expert_alone_s=np.ones(entries),
-        expert_s=np.zeros((*entries, num_besides, NUM_COLUMNS)),
-        is_filled=np.zeros(entries, dtype=np.bool_),
-        wanted=np.full(3, -1, dtype=np.int64),
+        expert_alone_s=np.ones((1, *entries)),
+        expert_s=np.zeros((1, *entries, num_besides, NUM_COLUMNS)),
+        is_filled=np.zeros((1, *entries), dtype=np.bool_),
+        wanted=np.full(4, -1, dtype=np.int64),
         weight_bytes=prices.read_bytes_per_step,
         step_s=engine.step_s,
         sequence_s=engine.sequence_s,
@@ -307,15 +337,16 @@ def empty_table() -> StepTable:
         term_halved=nothing,
         term_bytes=np.zeros((0, 2)),
         rates=np.zeros((0, 0, 0)),
-        expert_tokens=nothing,
-        expert_shares=nothing,
-        expert_imbalances=nothing,
-        profile_loads=np.zeros((0, 0, 0)),
+        sizes=np.zeros((0, 4), dtype=np.int64),
+        expert_tokens=np.zeros((0, 0)),
+        expert_shares=np.zeros((0, 0)),
+        expert_imbalances=np.zeros((0, 0)),
+        profile_loads=np.zeros((0, 0, 0, 0)),
         expert_besides=nothing,
-        expert_alone_s=np.zeros((0, 0, 0)),
-        expert_s=np.zeros((0, 0, 0, 0, 0)),
-        is_filled=np.zeros((0, 0, 0), dtype=np.bool_),
-        wanted=np.full(3, -1, dtype=np.int64),
+        expert_alone_s=np.zeros((0, 0, 0, 0)),
+        expert_s=np.zeros((0, 0, 0, 0, 0, 0)),
+        is_filled=np.zeros((0, 0, 0, 0), dtype=np.bool_),
+        wanted=np.full(4, -1, dtype=np.int64),
         weight_bytes=0.0,
         step_s=0.0,
         sequence_s=0.0,

@@ -320,17 +320,15 @@ class _Timeline:
         pool = state.pools[place]
         row = self._log.rows[pool.clock.last_row[replica, 0]]
         shrunk = self._failing.find_shrunk(place, replica)
-        if shrunk is not None:
-            row[1] = shrunk.price(pool.requests, pool.ranks_of(replica), row[:POOL])
-            push_event(state.events, row[0] + row[1], code_of(ENDS, number))
-            return
-        table = state.pool_at(place).table
+        mixes, z = (shrunk.mixes, shrunk.price_state) if shrunk else (pool.mixes, 0)
+        table, ranks = state.pool_at(place).table, pool.ranks_of(replica)
         while np.isnan(row[1]):
-            fill_entry(table, pool.mixes, STREAMS[state.names[place]], *table.wanted.tolist())
-            row[1] = price_step(pool.requests, pool.ranks_of(replica), table, row[:POOL])
+            fill_entry(table, mixes, STREAMS[state.names[place]], *table.wanted.tolist())
+            row[1] = price_step(pool.requests, ranks, table, z, row[:POOL])
         count_profiles(table)
-        self.audits[place].look_at(replica, row[1], table.factor)
-        count_formed_step(pool, replica)
+        if shrunk is None:
+            self.audits[place].look_at(replica, row[1], table.factor)
+            count_formed_step(pool, replica)
         push_event(state.events, row[0] + row[1], code_of(ENDS, number))
 
     def _start_log(self) -> None:

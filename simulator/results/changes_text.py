@@ -51,7 +51,8 @@ def tell_changes(results: Results, name: str, row: pd.Series, short: str) -> str
     moved = f"{times} sent {'again' if shrinks else 'to another replica'}"
     of_lost = f"{lost:,} of {total:,} requests {'is' if lost == 1 else 'are'} lost"
     gives_up = "lose" in (results.run["deployments"][name].get("recovery") or "")
-    reason = "with the GPUs that had them" if gives_up else "since no replica is there then"
+    absent = "since no replica is there then"
+    reason = f"with the GPUs that had them, or {absent}" if gives_up else absent
     ending = f"{of_lost}, {reason}" if lost else "none is lost"
     share = row.get("availability", np.nan)
     serving = "" if np.isnan(share) else f" Its GPUs serve {100 * share:.4g} % of the time."

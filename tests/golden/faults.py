@@ -128,7 +128,7 @@ FAULTS = (
     Fault(
         "the fullest share is not interpolated",
         PRICE,
-        "s2 = min(s + 1, len(table.expert_shares) - 1)",
+        "s2 = min(s + 1, sizes[z, 1] - 1)",
         "s2 = s",
     ),
     Fault(

@@ -51,7 +51,8 @@ def test_throughput_falls_as_published(served):
         rates[count] = later["decode_tokens"].sum() / later["duration_s"].sum()
     for count, published in PUBLISHED.items():
         assert rates[count] / rates[1] == pytest.approx(published / PUBLISHED[1], rel=0.10)
-    assert rates[16] / rates[1] == pytest.approx(0.529, abs=0.005)  # published: 0.509
+    found = [rates[count] / rates[1] for count in (2, 4, 8, 16)]
+    assert found == pytest.approx([0.97, 0.90, 0.77, 0.53], abs=0.006)
 
 
 def test_the_interruption_hardly_depends_on_how_many_are_lost(served):

@@ -17,7 +17,7 @@ class Elastic(Frozen):
     """Data-parallel groups without a lost GPU go on, and the requests of the others are sent again.
 
     Experts of which the living ranks have a copy are there; others are loaded in place of copies
-    that experts have more than one of, as many on each rank as possible. Where there are too few
+    that experts have more than one of, as evenly over ranks as possible. Where there are too few
     slots for all experts the replica stops. Repaired ranks join again once they have started.
 
     Published: SGLang with 256 redundant experts of DeepSeek-V3.2 on 32 GPUs is interrupted for 6.2

@@ -76,7 +76,7 @@ class Half(NamedTuple):
         ranks.chunk[:] = new
         requests.computed[:] = context
         requests.generated[:] = int(context > 0)
-        return float(price_step(requests, ranks, self.table, np.zeros(len(LOG_COLUMNS))))
+        return float(price_step(requests, ranks, self.table, 0, np.zeros(len(LOG_COLUMNS))))
 
 
 def is_behind_exchange(alone: Point) -> bool:
