@@ -218,7 +218,7 @@ def test_a_cache_without_room_for_the_longest_draft_is_refused_before_anything_r
     """What ``check`` accepts, ``run`` starts."""
     asked = []
     monkeypatch.setattr(
-        "simulator.commands.run.check_requests",
+        "simulator.commands.prepare.check_requests",
         lambda capacity, tokens, where: asked.append(tokens),
     )
     module = 'deployments.0.speculation={kind="module",tokens=3,accepted=0.7}'
