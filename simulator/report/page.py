@@ -13,6 +13,7 @@ from simulator.report.deployment_tables import (
 from simulator.report.figure_cards import FigureCards
 from simulator.report.gallery import load_figures
 from simulator.report.rendering import render_page
+from simulator.results.explanation_text import read_explanation, tell_changes
 from simulator.results.folder import Results
 from simulator.results.formats import KEY_METRICS, better_way, heading_unit
 from simulator.results.metrics import METRICS
@@ -41,6 +42,10 @@ def render(results: Results) -> str:
         key_metrics=list_metrics(results, KEY_METRICS),
         all_metrics=list_metrics(results, METRICS),
         drawn=cards.draw(FIGURES, results),
+        changes={
+            name: list(tell_changes(explained.changes))
+            for name, explained in read_explanation(run).items()
+        },
         run=run,
         making=describe_making(run),
         **describe_deployments(results),

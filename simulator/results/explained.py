@@ -13,7 +13,7 @@ PIECES = {
     "unevenness": "requests uneven between ranks",
     "jitter": "ranks slower at equal work",
     "bubble": "stages of the pipeline waiting",
-    "links": "tokens to experts and back, links even",
+    "links": "exchanges with even links",
     "busiest_link": "the busiest link beyond the mean",
     "collectives": "all-reduces and sends between stages",
     "latency": "latency of exchanges",

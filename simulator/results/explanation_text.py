@@ -21,7 +21,7 @@ from simulator.results.explained import (
 from simulator.results.formats import heading_unit, metric, percent, seconds_text
 from simulator.results.metrics import METRICS
 
-_LEAST_SHOWN = 5e-4
+LEAST_SHOWN = 5e-4
 """Share of a token's time below which a piece is not shown: it would read as 0.0 %."""
 _LEAST_MS = 1e-3
 """Seconds from which a token's time is shown in milliseconds."""
@@ -79,7 +79,7 @@ def list_pieces(waterfall: Waterfall) -> Iterator[tuple[str, str, str]]:
     yield "Where it goes", f"time ({unit})", "share"
     for name, seconds in waterfall.pieces.items():
         share = seconds / waterfall.token_s
-        if share >= _LEAST_SHOWN:
+        if share >= LEAST_SHOWN:
             yield PIECES[name], f"{seconds / size:,.3f}", f"{100 * share:.1f} %"
     yield "all", f"{waterfall.token_s / size:,.3f}", "100.0 %"
 
@@ -97,7 +97,7 @@ def tell_limits(explained: Explained, waterfall: Waterfall) -> Iterator[str]:
     uneven = waterfall.pieces.get("chance", 0.0) + waterfall.pieces.get("skew", 0.0)
     if uneven > _LEAST_UNEVEN * waterfall.token_s:
         yield _tell_uneven(waterfall, uneven)
-    if waterfall.hidden_s > _LEAST_SHOWN * waterfall.token_s:
+    if waterfall.hidden_s > LEAST_SHOWN * waterfall.token_s:
         hidden = seconds_text(waterfall.hidden_s)
         yield f"Another {hidden} of exchanges pass behind computation and cost nothing."
     if explained.queue.share > _LEAST_QUEUE:
@@ -163,9 +163,13 @@ def _name_tried(tried: Tried) -> str:
     """Name a change with its gain, and with the gain's band where it has one."""
     band = ""
     if tried.band is not None:
-        low, high = (f"{100 * edge:+.1f}" for edge in tried.band)
+        low, high = map(_write_gain, tried.band)
         band = f", 80 % band {low} to {high} %"
-    return f"{tried.text} ({100 * (tried.gain or 0.0):+.1f} %{band})"
+    return f"{tried.text} ({_write_gain(tried.gain or 0.0)} %{band})"
+
+
+def _write_gain(gain: float) -> str:
+    return f"{round(100 * gain, 1) + 0.0:+.1f}"
 
 
 def _list_flags(overrides: Sequence[str]) -> str:

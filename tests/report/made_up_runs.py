@@ -13,6 +13,7 @@ from simulator.results import tables as records
 from simulator.results.folder import Results
 from simulator.results.metrics import METRICS
 from simulator.results.tables import STEP_PHASES
+from tests.report.made_up_explanations import explanation_of
 from tests.report.made_up_moves import imbalance_of
 
 MOE_SHARES = dict(zip(STEP_PHASES, (0.27, 0.06, 0.24, 0.1, 0.13, 0.12, 0.02, 0.06), strict=True))
@@ -318,6 +319,7 @@ def run_of(made: list[Made], **changes: Any) -> Results:
         "deployments": {r.name: r.facts | imbalance_of(r.facts, r.requests) for r in made},
         "scenario": {"name": "x", "deployments": [{"name": r.name} for r in made]},
     } | changes  # fmt: skip
+    run["explanation"] = explanation_of({r.name: r.facts for r in made if len(r.requests)})
     return results.gather(run, summary(made, run["slo"] or {}), made)
 
 

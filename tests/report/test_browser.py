@@ -58,7 +58,8 @@ def test_dark_theme_draws_too(open_page, files):
 def test_legend_hides_and_shows(open_page, files):
     page = open_page(files["plain"], DESK).page
     button = page.locator(".legend button").first
-    visible = "() => document.querySelector('.js-plotly-plot').data[0].visible"
+    card = "document.querySelector('.legend').closest('.card')"
+    visible = f"() => {card}.querySelector('.js-plotly-plot').data[0].visible"
     button.click()
     assert button.get_attribute("aria-pressed") == "false"
     assert page.evaluate(visible) is False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from types import ModuleType
 
@@ -14,6 +15,7 @@ from simulator.base.errors import UserError
 from simulator.commands.results_folder import load_results, write_results
 from simulator.report import page, style
 from simulator.report.figures._curves import mean_in_bins, peak_in_bins, quantiles
+from simulator.report.figures.waterfall import TokenWaterfall
 from simulator.report.gallery import Figure, make_figure, plots
 from simulator.report.page import FIGURES
 from simulator.results.folder import Results
@@ -168,3 +170,26 @@ def test_binning_keeps_the_area(runs: dict[str, Results]):
         (mean_in_bins(steps, steps["running"].to_numpy(float), edges_s) * np.diff(edges_s)).sum()
     )
     assert area == pytest.approx(float((steps["running"] * steps["duration_s"]).sum()))
+
+
+def test_the_waterfall_comes_first_and_its_bars_lead_from_nothing_to_all(runs):
+    assert type(FIGURES[0]) is TokenWaterfall
+    run = runs["plain"]
+    drawn = plots(FIGURES[0], run)
+    assert list(drawn) == run.deployments
+    for name, plot in drawn.items():
+        (bars,) = plot.data
+        ends = np.add(bars.base, bars.x)
+        assert bars.base[0] == 0
+        np.testing.assert_allclose(bars.base[1:], ends[:-1])
+        token_s = run.run["explanation"][name]["waterfalls"][0]["token_s"]
+        assert ends[-1] == pytest.approx(1e3 * token_s)
+
+
+def test_a_page_says_what_would_help_where_it_was_asked_for(runs):
+    made = page.render(runs["plain"])
+    assert "deployments.0.network_speed=2.0" in made
+    without = {name: value for name, value in runs["plain"].run.items() if name != "explanation"}
+    made = page.render(dataclasses.replace(runs["plain"], run=without))
+    assert "What would help most" not in made
+    assert "moesim run --explain" in made
