@@ -60,6 +60,7 @@ ROOMS = (
     "simulator/policies/dispatch",
     "simulator/policies/overflow",
     "simulator/policies/replica_choice",
+    "simulator/policies/spilling",
     "simulator/policies/placement",
     "simulator/cost",
     "simulator/planner",

@@ -30,6 +30,7 @@ POLICIES = {
     "routing": "routing",
     "placement": "placement",
     "replica_choice": "replica_choice",
+    "spilling": "spilling",
     "overflow": "overflow",
     "dispatch": "dispatch",
     "topology": "topology",

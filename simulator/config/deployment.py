@@ -157,6 +157,9 @@ class DeploymentSpec(Frozen):
     """Placement policy: which ranks hold which experts, and which experts have copies."""
     replica_choice: Annotated[Policy, PolicyOf("replica_choice")] = {"kind": "turns"}
     """Policy that chooses the copy of an expert that a token goes to, where there are several."""
+    spilling: Annotated[Policy, PolicyOf("spilling")] = {"kind": "none"}
+    """Spilling policy: excess tokens of a step that other ranks compute, to which the weights of
+    their experts travel."""
     dispatch: Annotated[Policy, PolicyOf("dispatch")] | None = None
     """Dispatch policy: how tokens travel to their experts and back; absent = ``deepep_auto`` on
     accelerators, ``per_node`` between processes of one machine, whose times were measured so."""

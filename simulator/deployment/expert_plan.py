@@ -31,6 +31,8 @@ from simulator.policies.routing import (
     RecordedSequences,
     Router,
 )
+from simulator.policies.spilling import SpillingPolicy, may_spill
+from simulator.policies.spilling.none import Never
 from simulator.work.layout import Layout
 
 POOL_TOKENS = 4096
@@ -98,6 +100,8 @@ class ExpertPlan:
     """Source of the routing's parameters, for notes."""
     replica_choice: ReplicaChoicePolicy = field(default_factory=Turns)
     """Choice among the copies of an expert."""
+    spilling: SpillingPolicy = field(default_factory=Never)
+    """Spilling of excess tokens to other ranks within a step."""
     next_LTN: NDArray[np.int16] | None = None
     """Next best experts of the pool's tokens, behind those that they chose, ``[L, POOL_TOKENS,
     N]``; ``None`` where the overflow policy asks for none."""
@@ -151,6 +155,7 @@ def plan_experts(
         routing=routing,
         routing_source=source,
         replica_choice=_build_replica_choice(spec, overflow, place),
+        spilling=_build_spilling(spec, layout, place),
         next_LTN=drawn.next_LTN,
         recorded=drawn.recorded,
         domains=drawn.domains,
@@ -179,6 +184,17 @@ def _build_replica_choice(
         raise UserError(
             f"{where}: a choice of copies by load and an overflow by rank wait for each other; "
             "leave one of them out"
+        )
+    return policy
+
+
+def _build_spilling(spec: DeploymentSpec, layout: Layout, place: str) -> SpillingPolicy:
+    where = f"{place} [spilling]"
+    policy: SpillingPolicy = build("spilling", spec.spilling, where)
+    if may_spill(policy) and not layout.travels:
+        raise UserError(
+            f"{where}: tokens that do not travel to their experts cannot be spilled; split "
+            "attention by data (attention_dp)"
         )
     return policy
 

@@ -26,6 +26,7 @@ from simulator.policies.overflow import take_choices
 from simulator.policies.placement import Placed
 from simulator.policies.recovery import Loss
 from simulator.work.slots import SlotMap
+from simulator.work.spilled import spill_tokens
 
 _TOKENS = 8
 """Tokens that overflow and dispatch are tried on, requests that a balancer is, and changes that a
@@ -43,6 +44,7 @@ def try_policies(plan: DeploymentPlan) -> None:
     if plan.placement.experts is not None:
         _try_overflow(plan)
         _try_replica_choice(plan)
+        _try_spilling(plan)
         if not is_shipped(type(plan.placement.experts.dispatch)):
             _try_dispatch(plan)
     for changes in plan.list_failures():
@@ -94,6 +96,17 @@ def _try_replica_choice(plan: DeploymentPlan) -> None:
     num_experts, nodes = placement.model.moe.num_experts, placement.node_of_ep_rank
     slots = SlotMap(twice, 0, num_experts, experts.replica_choice, nodes, layout.moe_tp)
     slots.slots(experts.topk_ids_LTK[0, :_TOKENS], np.arange(_TOKENS) % layout.num_ranks)
+
+
+def _try_spilling(plan: DeploymentPlan) -> None:
+    """Try the spilling of a few tokens, all of which choose as the first one does."""
+    placement = plan.placement
+    assert placement.experts is not None
+    assert placement.model.moe is not None
+    experts = placement.experts
+    slots = SlotMap(experts.placed, 0, placement.model.moe.num_experts)
+    slot_TK = slots.slots(np.repeat(experts.topk_ids_LTK[0, :1], _TOKENS, axis=0))
+    spill_tokens(experts.spilling, slots, slot_TK, 1.0)
 
 
 def _try_dispatch(plan: DeploymentPlan) -> None:

@@ -30,6 +30,7 @@ from simulator.policies.overflow.none import Dropless
 from simulator.policies.placement import Placed
 from simulator.policies.replica_choice import ReplicaChoicePolicy
 from simulator.policies.replica_choice.turns import Turns
+from simulator.policies.spilling import may_spill
 from simulator.runtime.layers.kinds import Admission
 from simulator.runtime.layers.part import WHOLE, Part
 from simulator.runtime.layers.transformer import check_executable
@@ -196,6 +197,8 @@ def make_job(plan: DeploymentPlan, folder: Path) -> Job:
             f"{where}: requests take their own experts in moesim run only; leave exact out of the "
             "routing"
         )
+    if placement.experts is not None and may_spill(placement.experts.spilling):
+        raise UserError(f"{where}: spilling can be simulated, but not executed; leave it out")
     if placement.drafts.num_tokens:
         raise UserError(
             f"{where}: drafts can be simulated, but not executed; leave speculation out"

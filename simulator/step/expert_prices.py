@@ -20,10 +20,12 @@ from simulator.deployment.placement import Placement
 from simulator.policies.contracts import count_copies
 from simulator.policies.dispatch import DispatchPolicy, find_kernel_input, policy_at
 from simulator.policies.messages import Messages
+from simulator.policies.spilling import may_spill
 from simulator.policies.token_counts import count_arrivals, count_stays
 from simulator.step.expert_choices import ChoosingTokens
 from simulator.work.layout import shard
-from simulator.work.slots import SlotMap, spread_over_parts
+from simulator.work.slots import SlotMap, SlotTable, spread_over_parts
+from simulator.work.spilled import spill_tokens
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -82,6 +84,9 @@ class _Counts(NamedTuple):
     """Hidden vectors sent from rank to rank."""
     stays_R: Floats
     """Tokens of each rank that have experts on that same rank."""
+    weights: Messages | None = None
+    """Bytes of experts' weights sent from rank to rank beside the tokens; ``None`` where nothing
+    is spilled."""
 
 
 class _Ways(NamedTuple):
@@ -96,6 +101,14 @@ class _Ways(NamedTuple):
 def _kernels_of(policy: DispatchPolicy) -> str:
     """Name of the kernels that a dispatch policy is priced with."""
     return str(getattr(policy, "kernels", "normal"))
+
+
+def _dispatch_bytes(count: _Counts, vector_bytes: float) -> Messages:
+    """Bytes that travel before the experts compute: tokens, and weights where any are spilled."""
+    tokens = count.copies.times(vector_bytes)
+    if count.weights is None:
+        return tokens
+    return Messages.from_matrix(tokens.matrix_SR + count.weights.matrix_SR)
 
 
 class ExpertPrices:
@@ -172,17 +185,23 @@ class ExpertPrices:
         layout, node_R = placement.layout, placement.fabric.node_R
         chosen = tokens.choose(slots, layer, offset)
         slot_TK, source_T, scale = chosen[:3]
+        table: SlotTable = slots
+        weights = None
+        if may_spill(self._experts.spilling):
+            slot_TK, table, experts_SR = spill_tokens(self._experts.spilling, slots, slot_TK, scale)
+            parts_SR: Floats = np.kron(experts_SR, np.eye(layout.moe_tp)).astype(np.float64)
+            weights = Messages.from_matrix(parts_SR).times(self.expert_bytes)
         changed = (chosen.dropped_pairs, chosen.rerouted_pairs)
-        rows_RG = slots.rows(slot_TK, scale)
+        rows_RG = table.rows(slot_TK, scale)
         if not layout.travels:
             all_P = np.full(slots.num_ranks, float(tokens.total))
             return _Counts(rows_RG, *changed, all_P, Messages.empty(), all_P)
-        rank_TK = slots.ranks(slot_TK)
+        rank_TK = table.ranks(slot_TK)
         arrivals_P = count_arrivals(rank_TK, slots.num_ranks) * scale
         rank_TK = spread_over_parts(rank_TK, layout.moe_tp)
         copies = Messages.from_matrix(count_copies(policy, rank_TK, source_T, node_R))
         stays_R = count_stays(rank_TK, source_T, layout.num_ranks) * scale
-        return _Counts(rows_RG, *changed, arrivals_P, copies.times(scale), stays_R)
+        return _Counts(rows_RG, *changed, arrivals_P, copies.times(scale), stays_R, weights)
 
     def _price(
         self, tokens_d: Ints, policy: DispatchPolicy, counts: Sequence[_Counts]
@@ -236,7 +255,7 @@ class ExpertPrices:
         out = self._vectors(tokens_d, policy, placement.precision.dispatch, _TRAVELLING_BYTES)
         back = self._vectors(tokens_d, policy, placement.precision.combine, BYTES_PER_ELEMENT)
         dispatches = placement.comm.exchanges(
-            "dispatch", [one.copies.times(out.vector_bytes) for one in counts], out
+            "dispatch", [_dispatch_bytes(one, out.vector_bytes) for one in counts], out
         )
         combines = placement.comm.exchanges(
             "combine", [one.copies.reverse().times(back.vector_bytes) for one in counts], back

@@ -28,7 +28,37 @@ def spread_over_parts(rank_TK: NDArray[np.int64], moe_tp: int) -> NDArray[np.int
     return part_TKM.reshape(num_tokens, top_k * moe_tp)
 
 
-class SlotMap:
+class SlotTable:
+    """Ranks of slots, ready for counting."""
+
+    def __init__(self, rank_P: NDArray[np.int64], num_ranks: int) -> None:
+        """Prepare the slots of ``num_ranks`` expert-parallel ranks."""
+        self.rank_P, self.num_ranks = rank_P, num_ranks
+        self._rank_P1 = np.append(rank_P, -1)  # its last is found by -1
+        order = np.argsort(rank_P, kind="stable")
+        slots_R = np.bincount(rank_P, minlength=num_ranks)
+        self._group_P = np.empty(len(order), dtype=np.int64)
+        self._group_P[order] = _count_up(slots_R)
+        self._num_groups = int(slots_R.max())
+
+    def ranks(self, slot_TK: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Expert-parallel rank of every token-expert pair, ``[T, K]``."""
+        return np.asarray(self._rank_P1.take(slot_TK))
+
+    def rows(self, slot_TK: NDArray[np.int64], scale: float = 1.0) -> NDArray[np.float64]:
+        """Tokens of every slot, ``rows_RG`` (``G`` slots of a rank), times ``scale`` and rounded; a
+        slot with any token keeps at least one.
+        """
+        found_P1 = np.bincount(slot_TK.ravel() + 1, minlength=len(self.rank_P) + 1)
+        pairs_P = found_P1[1:].astype(np.float64)
+        if scale != 1.0:
+            pairs_P = np.where(pairs_P > 0, np.maximum(np.rint(pairs_P * scale), 1.0), 0.0)
+        rows_RG = np.zeros((self.num_ranks, self._num_groups))
+        rows_RG[self.rank_P, self._group_P] = pairs_P
+        return rows_RG
+
+
+class SlotMap(SlotTable):
     """Ranks and slots of one layer's experts, ready for counting."""
 
     def __init__(
@@ -47,11 +77,9 @@ class SlotMap:
             node_R: fast domain of each expert-parallel rank, ``[R]``; by default all are in one.
             moe_tp: ranks that each expert is split over, which are one expert-parallel rank.
         """
+        super().__init__(placed.rank_LP[layer], placed.num_ranks)
         self._moe_tp = moe_tp
         expert_P = placed.expert_LP[layer]
-        self.rank_P = placed.rank_LP[layer]
-        self._rank_P1 = np.append(self.rank_P, -1)  # its last is found by -1
-        self.num_ranks = placed.num_ranks
         self.num_experts = num_experts
         self._expert_P = expert_P
         copies_E = np.bincount(expert_P, minlength=num_experts)
@@ -62,11 +90,6 @@ class SlotMap:
         nodes = np.zeros(self.num_ranks, dtype=np.int64) if node_R is None else node_R
         copies = Copies(self._slot_E1C, self._copies_E1, self.rank_P, nodes)
         self._chooser = prepare_replica_choice(choice or Turns(), copies)
-        order = np.argsort(self.rank_P, kind="stable")
-        slots_R = np.bincount(self.rank_P, minlength=self.num_ranks)
-        self._group_P = np.empty(len(order), dtype=np.int64)
-        self._group_P[order] = _count_up(slots_R)
-        self._num_groups = int(slots_R.max())
 
     def slots(
         self,
@@ -88,10 +111,6 @@ class SlotMap:
         else:
             origins = Origins(position_T, source_T, source_T // self._moe_tp)
         return choose_replicas(self._chooser, topk_ids_TK.astype(np.int64), origins)
-
-    def ranks(self, slot_TK: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Expert-parallel rank of every token-expert pair, ``[T, K]``."""
-        return np.asarray(self._rank_P1.take(slot_TK))
 
     def route_tokens(
         self,
@@ -120,18 +139,6 @@ class SlotMap:
         rows_RG[self.rank_P, self._group_P] = np.floor(
             (tokens_P + copies_P - 1 - number_P) / copies_P
         )
-        return rows_RG
-
-    def rows(self, slot_TK: NDArray[np.int64], scale: float = 1.0) -> NDArray[np.float64]:
-        """Tokens of every slot, ``rows_RG`` (``G`` slots of a rank), times ``scale`` and rounded; a
-        slot with any token keeps at least one.
-        """
-        found_P1 = np.bincount(slot_TK.ravel() + 1, minlength=len(self.rank_P) + 1)
-        pairs_P = found_P1[1:].astype(np.float64)
-        if scale != 1.0:
-            pairs_P = np.where(pairs_P > 0, np.maximum(np.rint(pairs_P * scale), 1.0), 0.0)
-        rows_RG = np.zeros((self.num_ranks, self._num_groups))
-        rows_RG[self.rank_P, self._group_P] = pairs_P
         return rows_RG
 
 

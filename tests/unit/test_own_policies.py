@@ -22,6 +22,7 @@ from simulator.policies.failures import Change
 from simulator.policies.placement import Placed
 from simulator.policies.scheduling import Rules
 from simulator.policies.speculation import Drafts
+from simulator.policies.spilling import Spills
 from simulator.policies.topology import Fabric
 
 """
@@ -61,6 +62,12 @@ class Chooser:
         self.copies = copies
     def choose(self, ids_TK, origins):
         slot_TK = self.copies.slot_EC[ids_TK, 0]
+        return {returned}
+"""
+SPILLING = """
+class Own(Frozen):
+    def spill(self, pairs_P, rank_P, num_ranks):
+        other_X = (rank_P[:1] + 1) % num_ranks
         return {returned}
 """
 DISPATCH = """
@@ -122,6 +129,7 @@ FAMILIES = {
     "placement": (PLACEMENT, "Own.place()", "deployments.0.placement"),
     "overflow": (OVERFLOW, "Own.admit()", "deployments.0.overflow"),
     "replica_choice": (REPLICAS, "Chooser.choose()", "deployments.0.replica_choice"),
+    "spilling": (SPILLING, "Own.spill()", "deployments.0.spilling"),
     "dispatch": (DISPATCH, "Own.copies()", "deployments.0.dispatch"),
     "balancing": (BALANCING, "Own.choose()", "deployments.0.balancing"),
     "rule": (RULE, "Own.prepare()", "deployments.0.balancing"),
@@ -137,6 +145,7 @@ RIGHT = {
     "placement": "Placed(expert_LP.astype(np.int32), rank_LP.astype(np.int32), num_ranks)",
     "overflow": "np.where(ids_TJ % 2, ids_TJ, -1)",
     "replica_choice": "slot_TK.astype(np.int32)",
+    "spilling": "Spills(np.array([0]), other_X, pairs_P[:1])",
     "dispatch": "zeros.astype(np.float32)",
     "balancing": "np.int32(0)",
     "rule": "Rule(turns=lambda count: np.arange(count) % num_replicas)",
@@ -168,6 +177,10 @@ WRONG = [
     ("replica_choice", "slot_TK[:1]", "slots of shape (8, ", "int64 of shape (1, "),
     ("replica_choice", "slot_TK * 0 - 1", "-1 exactly where an id is", "from -1 to -1"),
     ("replica_choice", "[0]", "slots of shape (8, ", "list [0]"),
+    ("spilling", "None", "Spills of whole numbers", "NoneType None"),
+    ("spilling", "Spills(np.array([0]), rank_P[:1], pairs_P[:1])", "other ranks", "Spills"),
+    ("spilling", "Spills(np.array([0]), other_X, pairs_P[:1] + 1)", "than a slot has", "Spills"),
+    ("spilling", "Spills(np.array([0]), other_X + 99, pairs_P[:1])", "other ranks below", "Spills"),
     ("dispatch", "zeros[:1]", "numbers of shape (4, 4)", "float64 of shape (1, 4)"),
     ("dispatch", "zeros - 1", "none below 0", "from -1 to -1"),
     ("dispatch", "zeros + np.nan", "numbers of shape", "float64 of shape"),
