@@ -6,8 +6,10 @@ PYTEST := $(BIN)/python -m pytest
 WORKERS := -n auto --maxprocesses 8
 # Written once, or each worker, and each of the hundred commands that tests start, compiles all files it imports.
 export PYTHONDONTWRITEBYTECODE :=
-# A test that compiles the engine, before others and beside what needs it not: workers that come to it at once would each do so.
-COMPILES := tests/unit/test_kill.py::test_a_run_says_what_stopped_and_what_became_of_the_requests
+# Tests that compile the engine, without and with a prefill pool, in a worker each before all others: workers that come to it at once would
+# each do so, and counting what lines run makes compiling take half as long again.
+COMPILES := tests/unit/test_kill.py::test_a_run_says_what_stopped_and_what_became_of_the_requests \
+  tests/unit/test_plan_rows.py::test_tokens_that_nobody_gets_are_not_counted
 
 .PHONY: run quick test soak check docs pictures release golden moved report calibrate-published bench bench-twin bench-plan test-ray-beside-load clean
 
@@ -21,7 +23,7 @@ quick: .venv/tested
 # Everything but what only `make soak` runs. What share of the code the light tests run is counted, and may not fall; counting makes
 # tests take half as long again, for which the rest has no time.
 test: .venv/tested .venv/browser
-	$(PYTEST) $(WORKERS) $(COMPILES) --doctest-modules simulator
+	$(PYTEST) $(WORKERS) --dist loadgroup $(COMPILES) --doctest-modules simulator
 	$(PYTEST) $(WORKERS) --part light --cov --cov-report= tests/unit tests/contracts
 	@$(BIN)/coverage report --sort=cover --fail-under=0 2>/dev/null | head -n 12
 	$(PYTEST) $(WORKERS) --dist loadgroup --part rest tests

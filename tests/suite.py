@@ -2,6 +2,7 @@
 needs nothing big.
 """
 
+import gc
 import os
 import sys
 from functools import cache
@@ -20,6 +21,9 @@ NOT_LIGHT = ("ray", "torch", "browser", "slow", "soak")
 FIRST = ("ray-apart", "ray", "published", "pages")
 """Groups that take minutes, so that none is still at work when all others have ended."""
 _LEFT_OUT = pytest.StashKey[int]()
+_OBJECTS_A_LOOK = 50_000
+"""Objects that are made between two looks for cycles of garbage, as in the command. What tests
+import and share stays; looking through it took an eighth of their time."""
 
 
 def pytest_addoption(parser):
@@ -115,6 +119,8 @@ def pytest_runtest_call(item):
 
 
 def pytest_collection_finish(session):
+    gc.set_threshold(_OBJECTS_A_LOOK)
+    gc.freeze()
     grouped = [item for item in session.items if item.get_closest_marker("xdist_group")]
     if getattr(session.config.option, "loadgroup", False) and not all(
         "@" in item.nodeid for item in grouped
