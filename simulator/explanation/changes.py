@@ -97,6 +97,9 @@ def _place_experts(plan: DeploymentPlan, keys: _Keys) -> Iterator[Change]:
     if present["kind"] not in ("eplb", "greedy"):
         text = "experts placed by load (greedy)"
         yield Change(text, keys.replace(placement={"kind": "greedy"}), _UNEVEN)
+    if slots_before > moe.num_experts and plan.spec.replica_choice["kind"] != "least_loaded":
+        text = "tokens to the least loaded copy"
+        yield Change(text, keys.replace(replica_choice={"kind": "least_loaded"}), _UNEVEN)
 
 
 def _send_otherwise(plan: DeploymentPlan, keys: _Keys) -> Iterator[Change]:
