@@ -15,6 +15,7 @@ from simulator.results.metrics import METRICS
 from simulator.results.tables import STEP_PHASES
 from tests.report.made_up_explanations import explanation_of
 from tests.report.made_up_moves import imbalance_of
+from tests.report.made_up_traffic import traffic_of
 
 MOE_SHARES = dict(zip(STEP_PHASES, (0.27, 0.06, 0.24, 0.1, 0.13, 0.12, 0.02, 0.06), strict=True))
 DENSE_SHARES = dict(zip(STEP_PHASES, (0.3, 0.5, 0, 0, 0, 0.02, 0.12, 0.06), strict=True))
@@ -168,7 +169,7 @@ def record(
         experts=_experts(name, rng, layers, experts)
         if has_layers
         else pd.DataFrame(columns=list(records.EXPERT_COLUMNS)),
-        traffic=_traffic(name, rng, num_ranks)
+        traffic=traffic_of(name, rng, num_ranks)
         if has_layers
         else pd.DataFrame(columns=list(records.TRAFFIC_COLUMNS)),
         spans=_spans(name, rng, shares, layers, num_ranks, speed)
@@ -201,29 +202,6 @@ def _experts(name: str, rng: np.random.Generator, layers: int, experts: int) -> 
     return pd.DataFrame(
         {"deployment": name, "layer": layer.ravel(), "expert": expert.ravel(), "load": load.ravel()}
     )
-
-
-def _traffic(name: str, rng: np.random.Generator, num_ranks: int) -> pd.DataFrame:
-    pairs = [(s, d) for s in range(num_ranks) for d in range(num_ranks) if s != d]
-    rows = []
-    for phase, scale in (("decode", 2e5), ("prefill", 2e7)):
-        toward = rng.lognormal(0, 0.4, num_ranks)
-        for direction, factor in (("dispatch", 1), ("combine", 2)):
-            for s, d in pairs:
-                rows.append(
-                    (
-                        name,
-                        phase,
-                        direction,
-                        s,
-                        d,
-                        scale
-                        * factor
-                        * (toward[d] if factor == 1 else toward[s])
-                        * rng.uniform(0.8, 1.2),
-                    )
-                )
-    return pd.DataFrame(rows, columns=list(records.TRAFFIC_COLUMNS))
 
 
 def _spans(
