@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from simulator.base.frozen import Policy
 from simulator.config.calibration import CalibrationFile, CollectiveFit, ExchangeFit, Fit, PrunedFit
 from simulator.config.engine import find_engine
 from simulator.config.host import ExchangeTable, MatrixTable, Steps, load_any_calibration
@@ -15,12 +14,13 @@ from simulator.deployment.fits import fits_of
 from simulator.deployment.memory import memory_rules
 from simulator.deployment.notes import notes_of
 from simulator.deployment.plan import DeploymentPlan
+from simulator.deployment.policy_texts import describe_policies, policy_text
 
 
 def facts_of(plan: DeploymentPlan) -> dict[str, Any]:
     """Collect the deployment's entry in ``run.json``; plain numbers and texts."""
     placement = plan.placement
-    model, experts = placement.model, placement.experts
+    model = placement.model
     capacity = plan.serving.capacity
     return {
         "model": model.name,
@@ -33,20 +33,10 @@ def facts_of(plan: DeploymentPlan) -> dict[str, Any]:
         "num_gpus": plan.num_gpus,
         "replicas": sum(pool.serving.replicas for pool in plan.pools),
         "layout": describe_layout(plan),
-        "routing": policy_text(experts.routing) if experts else None,
-        "routing_source": " ".join(experts.routing_source.split()) if experts else None,
-        "overflow": policy_text(plan.spec.overflow) if plan.spec.overflow else None,
-        "placement": policy_text(plan.spec.placement) if experts else None,
-        "dispatch": _dispatch_text(plan),
-        "topology": policy_text(placement.cluster.topology),
-        "scheduling": _scheduling_text(plan),
+        **describe_policies(plan),
         "max_sequences": plan.serving.rules.max_sequences,
         "token_budget": plan.serving.rules.token_budget,
         "num_batches": placement.layout.num_batches,
-        "balancing": policy_text(plan.spec.balancing),
-        "failures": "; ".join(policy_text(table) for table in plan.spec.failures) or None,
-        "recovery": policy_text(plan.spec.recovery) if plan.spec.failures else None,
-        "speculation": policy_text(plan.spec.speculation) if placement.drafts.num_tokens else None,
         "weight_dtype": _weights_text(plan),
         "pruning": policy_text(plan.spec.pruning.model_dump()) if plan.spec.pruning else None,
         "kv_dtype": placement.precision.kv,
@@ -72,21 +62,6 @@ def facts_of(plan: DeploymentPlan) -> dict[str, Any]:
         ),
         "currency": placement.cluster.currency,
     }
-
-
-def _scheduling_text(plan: DeploymentPlan) -> str:
-    """Describe the scheduling policy with the keys that its file or its engine sets, and its two
-    limits.
-    """
-    rules = plan.serving.rules
-    limits = {"token_budget": rules.token_budget, "max_sequences": rules.max_sequences}
-    return policy_text({**(plan.spec.scheduling or {}), **limits})
-
-
-def policy_text(policy: Policy) -> str:
-    """Describe a policy's table for people: ``lognormal (sigma 1.06, affinity 0.5)``."""
-    fields = ", ".join(f"{key} {value}" for key, value in policy.items() if key != "kind")
-    return f"{policy['kind']} ({fields})" if fields else str(policy["kind"])
 
 
 def warnings_of(plan: DeploymentPlan) -> list[str]:
@@ -378,19 +353,6 @@ def _number_text(key: str, value: float) -> str:
     if key.endswith("_fraction"):
         return f"{key.removesuffix('_fraction')} {value:.0%} of peak"
     return f"{key.replace('_', ' ')} {value:g}"
-
-
-def _dispatch_text(plan: DeploymentPlan) -> str | None:
-    placement = plan.placement
-    if placement.experts is None:
-        return None
-    if not placement.layout.travels:
-        return "none: every rank has every token; partial results are summed with all-reduce"
-    overlap = "" if plan.spec.overlap == "none" else ", hidden by two-batch overlap"
-    return (
-        f"{policy_text(plan.spec.dispatch or {})}, {placement.precision.dispatch} "
-        f"out, {placement.precision.combine} back{overlap}"
-    )
 
 
 def _weights_text(plan: DeploymentPlan) -> str:

@@ -44,8 +44,8 @@ FAULTS = (
     Fault(
         "a request goes to the fullest rank",
         BATCHING,
-        "if count < fewest:",
-        "if count > fewest:",
+        "(best < 0 or count < fewest):",
+        "(best < 0 or count > fewest):",
     ),
     Fault(
         "a prompt's last token counts as a decode",

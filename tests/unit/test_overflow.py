@@ -23,6 +23,9 @@ def test_nothing_is_dropped_unless_a_deployment_says_so(tiny):
     assert may_drop(capped.placement.experts.overflow)
     assert facts_of(free)["overflow"] is None
     assert facts_of(capped)["overflow"] == "capacity (factor 1.25)"
+    assert (facts_of(free)["replica_choice"], facts_of(free)["spilling"]) == (None, None)
+    near = tiny.plan("moe", replica_choice={"kind": "nearest"})
+    assert facts_of(near)["replica_choice"] == "nearest"
 
 
 def test_both_pools_drop(tiny):

@@ -1,0 +1,60 @@
+"""Descriptions of a plan's policies for people, as they stand in ``run.json`` and on pages."""
+
+from __future__ import annotations
+
+from simulator.base.frozen import Policy
+from simulator.deployment.plan import DeploymentPlan
+
+
+def describe_policies(plan: DeploymentPlan) -> dict[str, str | None]:
+    """Describe the policies of a plan by their family; ``None`` where one has nothing to do."""
+    placement, spec = plan.placement, plan.spec
+    experts = placement.experts
+    return {
+        "routing": policy_text(experts.routing) if experts else None,
+        "routing_source": " ".join(experts.routing_source.split()) if experts else None,
+        "overflow": policy_text(spec.overflow) if spec.overflow else None,
+        "placement": policy_text(spec.placement) if experts else None,
+        "replica_choice": _describe_unless("turns", spec.replica_choice),
+        "spilling": _describe_unless("none", spec.spilling),
+        "dispatch": _dispatch_text(plan),
+        "topology": policy_text(placement.cluster.topology),
+        "scheduling": _scheduling_text(plan),
+        "balancing": policy_text(spec.balancing),
+        "failures": "; ".join(policy_text(table) for table in spec.failures) or None,
+        "recovery": policy_text(spec.recovery) if spec.failures else None,
+        "speculation": policy_text(spec.speculation) if placement.drafts.num_tokens else None,
+    }
+
+
+def _describe_unless(usual: str, policy: Policy) -> str | None:
+    """Describe a policy other than the usual one."""
+    return None if policy["kind"] == usual else policy_text(policy)
+
+
+def _scheduling_text(plan: DeploymentPlan) -> str:
+    """Describe the scheduling policy with the keys that its file or its engine sets, and its two
+    limits.
+    """
+    rules = plan.serving.rules
+    limits = {"token_budget": rules.token_budget, "max_sequences": rules.max_sequences}
+    return policy_text({**(plan.spec.scheduling or {}), **limits})
+
+
+def policy_text(policy: Policy) -> str:
+    """Describe a policy's table for people: ``lognormal (sigma 1.06, affinity 0.5)``."""
+    fields = ", ".join(f"{key} {value}" for key, value in policy.items() if key != "kind")
+    return f"{policy['kind']} ({fields})" if fields else str(policy["kind"])
+
+
+def _dispatch_text(plan: DeploymentPlan) -> str | None:
+    placement = plan.placement
+    if placement.experts is None:
+        return None
+    if not placement.layout.travels:
+        return "none: every rank has every token; partial results are summed with all-reduce"
+    overlap = "" if plan.spec.overlap == "none" else ", hidden by two-batch overlap"
+    return (
+        f"{policy_text(plan.spec.dispatch or {})}, {placement.precision.dispatch} "
+        f"out, {placement.precision.combine} back{overlap}"
+    )
