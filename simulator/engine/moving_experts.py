@@ -4,7 +4,8 @@ of steps behind a move.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from simulator.engine.by_ranks import ByRanks
 from simulator.engine.loop_state import LoopState
-from simulator.engine.rebalancing import expect_load, judge_move, price_move
+from simulator.engine.rebalancing import expect_load, judge_move, list_parts, price_move
 from simulator.engine.table import StepTable
 from simulator.policies.placement import Placed
 from simulator.policies.rebalancing import ExpertLoad
@@ -86,6 +87,24 @@ class MovingExperts:
         self._arrive_s = load.at_s + moved.seconds
         self._moves.append(moved)
         return moved
+
+    def move_in_parts(self, placed: Placed, load: ExpertLoad) -> Iterator[float]:
+        """Move experts a few layers at a time, as the policy says, and yield the seconds of each
+        part when it is placed; the next one is, when the caller comes back.
+        """
+        whole, number = self.price_move(placed, load), len(self._moves) - 1
+        policy = self._state.pools[self._place].plan.serving.rebalancing
+        host_s = getattr(policy, "host_s_per_layer", 0.0)
+        num_layers = getattr(policy, "layers_per_chunk", len(placed.expert_LP))
+        self._arrive_s, seconds = math.inf, 0.0
+        for part in list_parts(load.placed, placed, num_layers):
+            plan = self._state.pools[self._place].plan
+            part_s = price_move(plan.placement, part, load, self._name, host_s).seconds
+            seconds += part_s
+            self._moves[number] = replace(whole, seconds=seconds)
+            self.place(part)
+            yield part_s
+        self._arrive_s = -math.inf
 
     def place(self, placed: Placed) -> None:
         """Price steps that are formed from now on with another placement."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -94,7 +95,7 @@ def price_move(
     parts_SR = np.kron(moves_SR, np.eye(layout.moe_tp, dtype=np.int64))
     sent = Messages.from_matrix(parts_SR.astype(np.float64)).times(part_bytes)
     seconds = placement.comm.exchange("dispatch", sent).alone_s
-    seconds += host_s_per_layer * _count_changed_layers(experts.placed, placed)
+    seconds += host_s_per_layer * int(_find_changed_layers(experts.placed, placed).sum())
     num_bytes = float(parts_SR.sum() * part_bytes)
     return ExpertsMoved(
         load.at_s,
@@ -107,7 +108,20 @@ def price_move(
     )
 
 
-def _count_changed_layers(before: Placed, after: Placed) -> int:
-    """Count the layers in which any slot holds another expert, or lies elsewhere, than before."""
+def list_parts(before: Placed, after: Placed, num_layers: int) -> Iterator[Placed]:
+    """List the placements on the way from one to another, each with the next ``num_layers`` of the
+    layers that differ as they shall be.
+    """
+    changed = np.flatnonzero(_find_changed_layers(before, after))
+    for first in range(0, len(changed), num_layers):
+        moved = changed[: first + num_layers]
+        expert_LP, rank_LP = before.expert_LP.copy(), before.rank_LP.copy()
+        expert_LP[moved], rank_LP[moved] = after.expert_LP[moved], after.rank_LP[moved]
+        yield Placed(expert_LP, rank_LP, after.num_ranks)
+
+
+def _find_changed_layers(before: Placed, after: Placed) -> NDArray[np.bool_]:
+    """Whether any slot of a layer holds another expert, or lies elsewhere, than before, ``[L]``."""
     stays_LP = (before.expert_LP == after.expert_LP) & (before.rank_LP == after.rank_LP)
-    return int((~stays_LP.all(axis=1)).sum())
+    changed_L: NDArray[np.bool_] = ~stays_LP.all(axis=1)
+    return changed_L

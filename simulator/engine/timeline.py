@@ -15,7 +15,7 @@ from itertools import chain
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from simpy.events import Event, ProcessGenerator
+from simpy.events import AllOf, Event, Process, ProcessGenerator
 
 from simulator.base.columns import Spool
 from simulator.base.progress import CountDone
@@ -32,7 +32,7 @@ from simulator.engine.by_ranks import (
 from simulator.engine.changes import Changed, cut_row
 from simulator.engine.events import ENDS, FORMS, code_of, find_event, push_event, remove_events
 from simulator.engine.failing import Failing
-from simulator.engine.instants import CHANGE, Instants
+from simulator.engine.instants import AGAIN, CHANGE, Instants
 from simulator.engine.loop_state import LoopState
 from simulator.engine.moving_experts import MovingExperts
 from simulator.engine.overflow_samples import count_formed_step
@@ -229,14 +229,26 @@ class _Timeline:
             placed = decide_placement(policy, load, placement.rng("rebalancing", number))
             if placed is None or not moves_any(placement, placed):
                 continue
-            moved = experts.price_move(placed, load)
-            if not moved.stops:
+            if getattr(policy, "layers_per_chunk", None) is not None:
+                self._env.process(self._move_in_parts(place, experts.move_in_parts(placed, load)))
+            elif (moved := experts.price_move(placed, load)).stops:
+                experts.place(placed)
+                self._pause_all(place, moved.seconds)
+            else:
                 self._env.process(self._place_later(experts, placed, at_s + moved.seconds))
-                continue
-            experts.place(placed)
-            for replica in range(pool.num_replicas):
-                pool.clock_of(replica).is_paused[:] += 1
-                self._env.process(self.pause(place, replica, moved.seconds))
+
+    def _move_in_parts(self, place: int, parts: Iterator[float]) -> ProcessGenerator:
+        """Move experts part by part; every replica that has requests forms a step between two."""
+        for seconds in parts:
+            ended = yield AllOf(self._env, self._pause_all(place, seconds))
+            yield self.instants.wait_until(max(ended.values()), AGAIN)
+            self.run_ahead(max(ended.values()))
+
+    def _pause_all(self, place: int, seconds: float) -> list[Process]:
+        """Pause all replicas of a pool while their experts move."""
+        pool = self.state.pools[place]
+        pool.clock.is_paused[:] += 1
+        return [self._env.process(self.pause(place, r, seconds)) for r in range(pool.num_replicas)]
 
     def _place_later(self, experts: MovingExperts, placed: Placed, at_s: float) -> ProcessGenerator:
         """Place experts when their weights have arrived, while steps go on."""
@@ -245,7 +257,7 @@ class _Timeline:
         experts.place(placed)
 
     def pause(self, place: int, replica: int, seconds: float) -> ProcessGenerator:
-        """Keep a replica from forming steps while its experts move, behind the step in flight."""
+        """Keep a replica from forming steps for a while, behind its step in flight: until when."""
         state, number = self.state, self.state.number_of(place, replica)
         if number in self._under_way:
             yield self._under_way[number].ended
@@ -258,6 +270,7 @@ class _Timeline:
         form_soon(state.events, clock, replica, number, now_s, FORMS)
         if self._by_ranks:
             self._look_at(now_s)
+        return now_s
 
     def cut_step(self, place: int, replica: int, at_s: float) -> bool:
         """Cut a replica's step in flight short, which emits no tokens. Returns whether there was

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy.optimize import Bounds, LinearConstraint, milp
 
+from simulator.engine.rebalancing import list_parts
 from simulator.engine.timeline import serve
 from simulator.policies.placement import Placed
 from simulator.policies.placement.eplb import Eplb
@@ -230,3 +231,39 @@ def test_ranks_that_experts_do_not_divide_are_rebalanced(tiny):
     plan = change_plan(plan, rebalancing=Periodic(every_s=0.05))
     served = serve(plan, drift(tiny.trace(200, 1000.0)))
     assert (served.requests_table()["outcome"] == "finished").all()
+
+
+@pytest.mark.parametrize("fidelity", ["step", "rank"])
+def test_experts_that_move_layer_by_layer_stop_no_replica_for_long(tiny, fidelity):
+    trace = drift(tiny.trace(120, 1000.0, 100, 12))
+    found, gap_s = {}, {}
+    for num_layers in (None, 1):
+        policy = Periodic(every_s=0.05, layers_per_chunk=num_layers)
+        served = serve(rebalanced(tiny, policy, replicas=2), trace, fidelity)
+        assert (served.requests_table()["outcome"] == "finished").all()
+        steps = served.steps_of("both").sort_values(["replica", "start_s"])
+        ends_s = (steps["start_s"] + steps["duration_s"]).groupby(steps["replica"]).shift()
+        gap_s[num_layers] = float((steps["start_s"] - ends_s).max())
+        found[num_layers] = served.rebalances[0]
+    whole, parts = found[None], found[1]
+    assert (parts.num_experts, parts.num_bytes) == (whole.num_experts, whole.num_bytes)
+    assert parts.imbalance_after == whole.imbalance_after
+    assert parts.seconds >= whole.seconds * (1 - 1e-12)
+    assert gap_s[None] >= whole.seconds * (1 - 1e-9)
+    assert gap_s[1] < 0.5 * gap_s[None]  # of four layers
+
+
+def test_parts_lead_to_the_whole_by_so_many_layers():
+    before, after = (place_in_order(5, 16, 4, 16) for _ in range(2))
+    after.expert_LP[[0, 2, 3]] = after.expert_LP[[0, 2, 3], ::-1]
+    parts = list(list_parts(before, after, 2))
+    moved = [np.flatnonzero((part.expert_LP != before.expert_LP).any(axis=1)) for part in parts]
+    assert [layers.tolist() for layers in moved] == [[0, 2], [0, 2, 3]]
+    assert np.array_equal(parts[-1].expert_LP, after.expert_LP)
+    assert sum(map(count_moves, [before, parts[0]], parts)) == count_moves(before, after)
+
+
+@pytest.mark.parametrize("policy", [Periodic, Incremental])
+def test_experts_move_between_steps_or_beside_them(policy):
+    with pytest.raises(ValidationError, match="leave one of them out"):
+        policy(every_s=1.0, asynchronous=True, layers_per_chunk=2)

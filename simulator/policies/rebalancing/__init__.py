@@ -3,7 +3,8 @@
 A policy states when it is asked, and then decides from the load since the last time where experts
 shall lie; the engine moves them. While the experts of a replica move, it forms no step, unless the
 policy has an attribute ``asynchronous`` that is true: then steps go on, and find the experts in
-their new places when the last one has arrived. An attribute ``host_s_per_layer`` adds the engine's
+their new places when the last one has arrived; or has an attribute ``layers_per_chunk``: then so
+many layers move at a time, with a step between. An attribute ``host_s_per_layer`` adds the engine's
 own work for each layer that changes.
 """
 

@@ -8,11 +8,13 @@ from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import model_validator
 
 from simulator.base.frozen import Frozen
 from simulator.base.quantities import YEAR_S, Seconds, value_range
 from simulator.policies.placement import Placed
 from simulator.policies.rebalancing import HOST_S_PER_LAYER, ExpertLoad
+from simulator.policies.rebalancing._chunks import LayersPerChunk, check_chunks
 
 
 class Incremental(Frozen):
@@ -32,6 +34,14 @@ class Incremental(Frozen):
     launches."""
     asynchronous: bool = False
     """Whether steps go on while weights travel; otherwise the replica waits."""
+    layers_per_chunk: LayersPerChunk = None
+    """Layers whose experts move at a time, with a step between (SGLang's
+    ``--eplb-rebalance-layers-per-chunk``); absent = all at once."""
+
+    @model_validator(mode="after")
+    def _check_chunks(self) -> Incremental:
+        check_chunks(self)
+        return self
 
     def looks(self) -> Iterator[float]:
         return (number * self.every_s for number in count(1))

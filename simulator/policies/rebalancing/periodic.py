@@ -14,6 +14,7 @@ from simulator.base.plugins import build
 from simulator.base.quantities import YEAR_S, Duration, Factor, Seconds, value_range
 from simulator.policies.placement import Placed, PlacementPolicy
 from simulator.policies.rebalancing import HOST_S_PER_LAYER, ExpertLoad
+from simulator.policies.rebalancing._chunks import LayersPerChunk, check_chunks
 from simulator.policies.rebalancing._fewest_moves import keep_where_alike
 
 
@@ -43,6 +44,9 @@ class Periodic(Frozen):
     asynchronous: bool = False
     """Whether steps go on while weights travel, as with vLLM's ``use_async``; otherwise the replica
     waits."""
+    layers_per_chunk: LayersPerChunk = None
+    """Layers whose experts move at a time, with a step between (SGLang's
+    ``--eplb-rebalance-layers-per-chunk``); absent = all at once."""
 
     @model_validator(mode="after")
     def _check_window(self) -> Periodic:
@@ -50,6 +54,7 @@ class Periodic(Frozen):
             raise ValueError(
                 f"window_s ({self.window_s:g}) must be at most every_s ({self.every_s:g})"
             )
+        check_chunks(self)
         return self
 
     def looks(self) -> Iterator[float]:
