@@ -14,6 +14,7 @@ from simulator.config.capacity import Spare
 from simulator.deployment.plan import make_plan
 from simulator.planner.conditions import Change, Trials
 from simulator.planner.explore import ClusterSize, Evaluation
+from simulator.planner.loss_probability import share_of_time_within
 from simulator.planner.machines import Machines
 from simulator.planner.screen import Candidate
 from simulator.results.answer import Idle, LossRow, SpareRow
@@ -144,8 +145,8 @@ def _row(
 
 
 def spare_nodes(trials: Trials, candidate: Candidate) -> list[SpareRow]:
-    """N+k: the cluster that keeps all targets with nothing and with each of :data:`LOST` lost; and
-    what that costs more.
+    """N+k: the cluster that keeps all targets with nothing and with each of :data:`LOST` lost, what
+    that costs more, and for what share of the time no more is lost.
 
     Where replicas are rented on nodes of their own, :func:`whole_nodes` are named beside them.
     """
@@ -159,6 +160,11 @@ def spare_nodes(trials: Trials, candidate: Candidate) -> list[SpareRow]:
         cost = None if size is None else evaluation.cost_per_hour
         base = cost if spare == Spare() else base
         host_gpus = trials.open_explorer(candidate, change).space.host_gpus(*candidate.sides)
+        enough = (
+            (None, None)
+            if size is None
+            else share_of_time_within(size, host_gpus, spare, trials.space.question.failures)
+        )
         rows.append(
             SpareRow(
                 lost=str(spare),
@@ -169,6 +175,8 @@ def spare_nodes(trials: Trials, candidate: Candidate) -> list[SpareRow]:
                 cost_per_hour=cost,
                 extra_cost_per_hour=None if cost is None or base is None else cost - base,
                 **whole_nodes(machines, host_gpus, evaluation.num_gpus, spare)._asdict(),
+                enough_low=enough[0],
+                enough_high=enough[1],
                 why=evaluation.why,
             )
         )

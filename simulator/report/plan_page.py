@@ -24,6 +24,7 @@ from simulator.results import plan_text
 from simulator.results.answer import Answer
 from simulator.results.answer.parts import has_bands
 from simulator.results.formats import TIMES, number, percent
+from simulator.results.plan_sentences.failures import share_of_time
 from simulator.results.plan_sentences.traffic import explain_traffic, warn_of_short_traffic
 
 FIGURES = load_figures("report.plan_figures")
@@ -55,6 +56,7 @@ def render(answer: Answer, run: dict[str, Any]) -> str:
         answer=answer,
         text=plan_text,
         band_text=band_text,
+        share_of_time=share_of_time,
         share_above=lambda times: percent(times - 1),
         limits=[plan_text.limit_text(name, limit) for name, limit in answer.targets.items()],
         candidates=list_candidates(answer),

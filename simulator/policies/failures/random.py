@@ -45,9 +45,12 @@ class Random(Frozen):
             now_s += rng.exponential(between_s)
             name, gpu = places[rng.integers(len(places))]
             takes_node = rng.random() < self.node_share
+            if len(broken) == len(places):  # nothing is left that could fail before
+                now_s = max(now_s, min(broken.values()))
             while repairs and repairs[0].at_s <= now_s:
                 yield heapq.heappop(repairs)
-            if broken.get((name, gpu), -1.0) > now_s:
+            broken = {place: at_s for place, at_s in broken.items() if at_s > now_s}
+            if (name, gpu) in broken:
                 continue  # what is broken cannot fail
             hit = _find_hit(machines, name, gpu) if takes_node else {name: (gpu,)}
             for pool, gpus in hit.items():

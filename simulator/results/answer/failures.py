@@ -76,6 +76,10 @@ class SpareRow(Banded):
     """GPUs that whole nodes would take; null where the nodes are whole already."""
     cost_per_hour_in_whole_nodes: float | None = None
     """Cost per hour of these, in the plan's currency."""
+    enough_low: float | None = None
+    """Share of the time in which no more is lost, at the highest rate of failures."""
+    enough_high: float | None = None
+    """Share of the time in which no more is lost, at the lowest rate of failures."""
     why: str = ""
     """Reason why there is no such cluster."""
 

@@ -4,6 +4,7 @@ are lost.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from simulator.results.answer import Answer, DeploymentRow, SpareGpus, SpareRow
@@ -55,6 +56,35 @@ def explain_losses(answer: Answer) -> Iterator[str]:
         said += f"; to keep every target then takes {state_cluster(answer, spare)}"
         said += _state_whole_nodes(answer, spare)
     yield f"{said}."
+    enough = spare and share_of_time(spare)
+    if spare is not None and enough:
+        without = _find_spare(answer, "nothing")
+        nothing = f", and nothing for {share_of_time(without)}" if without else ""
+        yield (
+            f"No more than {spare.lost} is lost for {enough} of the time{nothing}, at the failure "
+            "rates of [failures]."
+        )
+
+
+def share_of_time(row: SpareRow) -> str:
+    """Share of the time in which no more is lost, from the highest rate of failures to the lowest,
+    such as ``99.2 to 99.87 %``; empty where it is not known.
+    """
+    if row.enough_low is None or row.enough_high is None:
+        return ""
+    low, high = (_state_nines(share) for share in (row.enough_low, row.enough_high))
+    return f"{low} %" if low == high else f"{low} to {high} %"
+
+
+def _state_nines(share: float) -> str:
+    """A share near 1 as a percentage, with two digits of what is missing.
+
+    >>> _state_nines(0.99871), _state_nines(0.9999987), _state_nines(0.93)
+    ('99.87', '99.99987', '93')
+    """
+    missing = 100 * (1 - share)
+    digits = max(0, 1 - math.floor(math.log10(missing))) if missing > 1e-12 else 0
+    return f"{100 - missing:.{digits}f}".rstrip("0").rstrip(".") if digits else f"{100 * share:.0f}"
 
 
 def _find_spare(answer: Answer, lost: str) -> SpareRow | None:
