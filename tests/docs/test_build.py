@@ -29,7 +29,7 @@ def test_every_key_of_every_kind_has_a_line(built):
     families = describe_keys()
     files = families.pop("files")
     for family, kinds in families.items():
-        page = (built / f"policies/{family}.md").read_text()
+        page = (built / f"policies/{family.replace('_', '-')}.md").read_text()
         for name, kind in kinds.items():
             assert f"\n## `{name}`\n" in page
             assert all(f"\n| `{key.path}` |" in page for key in kind.keys)
