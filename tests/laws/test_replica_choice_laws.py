@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 
 from simulator.base.errors import UserError
 from simulator.base.plugins import available, build
+from simulator.deployment.shrunk_placement import shrink_placement
 from simulator.engine.experts_table import spread_tokens
 from simulator.engine.timeline import run_plan
 from simulator.policies.placement import Placed
+from simulator.policies.recovery import Loss
 from simulator.policies.replica_choice import Origins
 from simulator.step.prices import Prices
 from simulator.work.slots import SlotMap
@@ -153,3 +155,19 @@ def test_choices_that_wait_for_each_other_are_refused(tiny):
     with pytest.raises(UserError, match="wait for each other"):
         tiny.plan("moe", replica_choice={"kind": "least_loaded"}, overflow=overflow, **SPLIT)
     tiny.plan("moe", replica_choice={"kind": "nearest"}, overflow=overflow, **SPLIT)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_copies_are_chosen_among_the_ranks_that_are_left(tiny, kind):
+    """A replica that goes on without a rank sends every pair to one that lives, spilled or not."""
+    spilling = {"kind": "least_loaded", "threshold": 1.0, "least_pairs": 1}
+    plan = tiny.plan("moe", replica_choice={"kind": kind}, spilling=spilling, **SPLIT)
+    lost_D, experts = np.arange(4) == 2, plan.placement.experts
+    load_LE = np.ones((len(experts.placed.expert_LP), plan.placement.model.moe.num_experts))
+    placed = build("recovery", {"kind": "elastic"}, "test").shrink(
+        Loss(lost_D, experts.placed, load_LE)
+    )
+    step = Prices(shrink_placement(plan, ~lost_D, placed), 512).expert_step(1, np.full(3, 80), 0)
+    assert step.pairs_R.shape == (3,)
+    assert step.pairs_R.sum() == 240 * plan.placement.model.moe.top_k
+    assert step.dispatch.bytes_SR.shape == (3, 3)
