@@ -17,7 +17,7 @@ from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.by_ranks import Fidelity
 from simulator.explanation.changes import LEAST, Change, find_bound, list_changes
 from simulator.explanation.trials import Trial, find_band, measure_gain
-from simulator.explanation.waterfall import find_queue, make_waterfalls
+from simulator.explanation.waterfall import make_waterfalls, measure_queue
 from simulator.parallel.workers import Workers
 from simulator.planner.calibration_error import Floats
 from simulator.results.explained import LEAST_GAIN, Changes, Explained, Queue, Tried, Waterfall
@@ -101,7 +101,8 @@ def explain_run(
     shown = count_part(progress, "dividing the time of tokens", len(plans))
     parts: list[tuple[tuple[Waterfall, ...], Queue]] = []
     for plan in plans:
-        parts.append((make_waterfalls(plan, results), find_queue(results, plan.name)))
+        queue = measure_queue(results.requests[plan.name], results.steps[plan.name])
+        parts.append((make_waterfalls(plan, results), queue))
         shown(len(parts))
     changes = [
         list_changes(plan, number, queue)
@@ -161,7 +162,9 @@ def _try_task(task: _Task) -> Tried:
     if not gain >= LEAST_GAIN:
         return Tried(change.text, overrides, value, gain)
     gains = [gain, *find_band(metric, base.samples, trial.samples)]
-    if min(gains) > 0:  # otherwise another seed can but widen what is noise already
+    if (
+        min(gains) > 0 and base.other_value > 0
+    ):  # otherwise another seed can but widen what is noise already
         other = place.try_change(overrides, seeds_on=1).values[metric]
         gains.append(measure_gain(metric, base.other_value, other))
     return Tried(change.text, overrides, value, gain, [min(gains), max(gains)])

@@ -10,6 +10,7 @@ from simulator.config.workload import SLO
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.by_ranks import Fidelity
 from simulator.engine.timeline import run_plan
+from simulator.explanation.waterfall import measure_queue
 from simulator.planner.calibration_error import Floats
 from simulator.planner.uncertainty.run_bands import StepTables, draw_figures
 from simulator.results.metrics import METRICS, summarise
@@ -18,9 +19,8 @@ from simulator.workload.traces import RequestTrace
 _IN_TIME = 0.95
 """Share of requests in time above which targets count as met, so that speed decides: goodput has
 no more than a twentieth to gain."""
-_LATE = 1.02
-"""Ratio of a run's duration to that of its arrivals and a mean request above which it has fallen
-behind, as in the verdict."""
+_LATE = 0.5
+"""Share of requests' time before their first step above which a deployment has fallen behind."""
 
 
 class Trial:
@@ -64,9 +64,8 @@ class Trial:
         values = self.values
         if values["slo_attainment"] < _IN_TIME and values["goodput_per_s"] > 0:
             return "goodput_per_s"
-        arrivals_s = float(self._trace.arrival_s[-1])
-        is_late = values["duration_s"] > _LATE * arrivals_s + values["e2e_p50_s"]
-        if self._trace.concurrency is not None or (is_late and arrivals_s > 0):
+        queue = measure_queue(self._record.requests, self._record.steps)
+        if self._trace.concurrency is not None or queue.share > _LATE:
             return "output_tokens_per_s"
         return "tpot_p50_s" if values["tpot_p50_s"] > 0 else "ttft_p50_s"
 
@@ -85,5 +84,5 @@ def find_band(metric: str, before: dict[str, Floats], after: dict[str, Floats]) 
     if metric not in before or metric not in after:
         return []
     pairs = zip(before[metric].tolist(), after[metric].tolist(), strict=True)
-    gains = [measure_gain(metric, old, new) for old, new in pairs]
-    return [float(edge) for edge in np.quantile(gains, (0.1, 0.9))]
+    gains = [measure_gain(metric, old, new) for old, new in pairs if old > 0]
+    return [float(edge) for edge in np.quantile(gains, (0.1, 0.9))] if gains else []

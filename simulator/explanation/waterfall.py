@@ -55,9 +55,8 @@ def make_waterfalls(plan: DeploymentPlan, results: Results) -> tuple[Waterfall, 
     return tuple(waterfalls)
 
 
-def find_queue(results: Results, deployment: str) -> Queue:
-    """Find how long requests wait for their first step, and for what."""
-    requests, steps = results.requests[deployment], results.steps[deployment]
+def measure_queue(requests: Columns, steps: Columns) -> Queue:
+    """Measure how long requests wait for their first step, and for what."""
     in_all_s = float((requests["finish_s"] - requests["arrival_s"]).sum())
     waits_s = (requests["scheduled_s"] - requests["arrival_s"]).where(requests["finish_s"].notna())
     queued = Picked(steps, (steps["waiting"] > 0).to_numpy())

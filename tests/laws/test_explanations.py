@@ -6,11 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from simulator.config.workload import SLO
 from simulator.engine.probe import spread_batch
 from simulator.explanation.causes import find_causes
 from simulator.explanation.limits import find_limits
 from simulator.explanation.sample import SampledStep
-from simulator.explanation.waterfall import find_queue, make_waterfalls
+from simulator.explanation.trials import Trial, find_band, measure_gain
+from simulator.explanation.waterfall import make_waterfalls, measure_queue
 from simulator.results.explained import LIMITS, PIECES, Changes, Explained
 from simulator.results.explanation_text import list_pieces, read_explanation, tell_limits
 from simulator.results.folder import gather
@@ -28,7 +30,8 @@ SENDS = ("links", "busiest_link", "collectives", "latency")
 def explain(tiny, plan, trace, fidelity="step"):
     """The waterfall of each pool, after the laws that hold for all."""
     results = gather({}, pd.DataFrame(), [tiny.run(plan, trace, fidelity)])
-    waterfalls, queue = make_waterfalls(plan, results), find_queue(results, plan.name)
+    waterfalls = make_waterfalls(plan, results)
+    queue = measure_queue(results.requests[plan.name], results.steps[plan.name])
     explained = Explained(waterfalls, queue, Changes("tpot_p50_s", 0.1, [], 9, []))
     again = read_explanation({"explanation": {"a": dataclasses.asdict(explained)}})["a"]
     assert again == explained
@@ -164,3 +167,37 @@ def test_steps_that_failures_cut_off_are_a_piece_of_their_own(tiny):
     losses = [{"kind": "kill", "at_s": end_s / 3, "gpu": 0}]
     (found,) = explain(tiny, tiny.plan("dense", **keys, failures=losses), trace)
     assert found.pieces["stops"] > 0
+
+
+@pytest.mark.parametrize(
+    ("rate", "concurrency", "slo", "metric"),
+    [
+        (1.0, None, {}, "tpot_p50_s"),
+        (1e6, None, {}, "output_tokens_per_s"),
+        (1.0, 4, {}, "output_tokens_per_s"),
+        (1e6, None, {"ttft_s": 0.5}, "goodput_per_s"),
+        (1e6, None, {"ttft_s": 1e-6}, "output_tokens_per_s"),
+        (1.0, None, {"ttft_s": 10.0}, "tpot_p50_s"),
+    ],
+)
+def test_changes_are_ranked_by_what_the_deployment_decides(tiny, rate, concurrency, slo, metric):
+    plan = tiny.plan(
+        "dense", scheduling={"kind": "chunked", "token_budget": 64, "max_sequences": 2}
+    )
+    trace = tiny.trace(60, rate, concurrency=concurrency)
+    trial = Trial(plan, trace, SLO(**slo), 1, "step")
+    assert trial.choose_metric() == metric
+
+
+def test_longer_steps_are_worse_by_any_metric():
+    assert measure_gain("tpot_p50_s", 0.02, 0.01) == 0.5
+    assert measure_gain("goodput_per_s", 2.0, 3.0) == 0.5
+    assert measure_gain("tpot_p50_s", 0.01, 0.02) < 0
+
+
+def test_a_band_is_of_the_same_errors_with_and_without_a_change():
+    before, after = np.array([1.0, 2.0, 4.0, 0.0]), np.array([2.0, 4.0, 8.0, 1.0])
+    assert find_band("goodput_per_s", {"goodput_per_s": before}, {"goodput_per_s": after}) == [1, 1]
+    assert find_band("goodput_per_s", {"goodput_per_s": before}, {}) == []
+    none = {"goodput_per_s": np.zeros(3)}
+    assert find_band("goodput_per_s", none, none) == []
