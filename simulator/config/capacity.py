@@ -16,7 +16,6 @@ from simulator.base.quantities import (
     Factor,
     GpuCount,
     Gpus,
-    Hours,
     NodeCount,
     Nodes,
     Price,
@@ -35,6 +34,7 @@ from simulator.base.quantities import (
     value_range,
 )
 from simulator.config.dtypes import DType
+from simulator.config.failure_rates import FailureRates
 from simulator.config.pruning import Pruning
 from simulator.config.user_file import UserFile
 from simulator.config.workload import WorkloadSpec
@@ -196,32 +196,6 @@ class Spare(Frozen):
         return " and ".join(parts) or "nothing"
 
 
-class FailureRates(Frozen):
-    """How often GPUs fail, and how long they are away: what spare machines are weighed by.
-
-    Published rates differ by six (:class:`simulator.policies.failures.random.Random`), so there are
-    two.
-    """
-
-    mtbf_gpu_hours_low: Hours = 8_100.0
-    """Mean hours that a GPU works between two failures, at worst: 1,024 A100 interrupted every
-    7.9 h (arXiv:2410.21680)."""
-    mtbf_gpu_hours_high: Hours = 50_700.0
-    """Mean hours that a GPU works between two failures, at best: 419 interruptions in 54 days of
-    16,384 H100 (arXiv:2407.21783)."""
-    repair_hours: Hours = 1.0
-    """Hours until another machine serves in its place; assumed, where spare ones are to be had."""
-
-    @model_validator(mode="after")
-    def _check_order(self) -> Self:
-        if self.mtbf_gpu_hours_low > self.mtbf_gpu_hours_high:
-            raise ValueError(
-                f"mtbf_gpu_hours_low ({self.mtbf_gpu_hours_low:g}) must be at most "
-                f"mtbf_gpu_hours_high ({self.mtbf_gpu_hours_high:g})"
-            )
-        return self
-
-
 class Power(Frozen):
     """Price of electricity; 0 where the price of a GPU-hour includes it."""
 
@@ -337,7 +311,7 @@ class Question(UserFile):
     spare: Spare = Spare()
     """Machines held free for failures."""
     failures: FailureRates = FailureRates()
-    """How often GPUs fail, to say for what share of the time a spare is enough."""
+    """Rates of failures, which say for what share of the time a spare is enough."""
     power: Power = Power()
     """Price of electricity."""
     space: Space = Space()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from simulator.config.capacity import FailureRates, Spare
+from simulator.config.capacity import Spare
+from simulator.config.failure_rates import FailureRates
 
 
 def share_of_time_within(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic_core import to_jsonable_python
 
 from simulator.base.frozen import validate
-from simulator.config.capacity import FailureRates, Question, Spare
+from simulator.config.capacity import Question, Spare
 from simulator.planner.conditions import (
     Change,
     Conditions,
@@ -24,7 +24,6 @@ from simulator.planner.conditions import (
     choose_slo,
 )
 from simulator.planner.explore import ClusterSize, Evaluation, Explorer
-from simulator.planner.loss_probability import share_of_time_within
 from simulator.planner.losses import idle_costs, list_survivors, spare_nodes, with_losses
 from simulator.planner.moe_vs_dense import RATES
 from simulator.planner.screen import Candidate
@@ -136,33 +135,6 @@ def test_more_spare_never_needs_fewer_machines():
     assert sizes == sorted(sizes)
     assert all(later.gpus >= 8 * (later.nodes_lost + 1) for later in rows)
     assert not any(row.gpus_in_whole_nodes for row in rows), "they are whole nodes"
-
-
-@pytest.mark.parametrize("mtbf", [20.0, 8_100.0])
-def test_spares_are_enough_for_as_long_as_machines_drawn_at_that_rate_are_there(mtbf):
-    rates = FailureRates(mtbf_gpu_hours_low=mtbf, mtbf_gpu_hours_high=mtbf, repair_hours=1.0)
-    out = np.random.default_rng(1).random((20_000, 8, 8)) < 1 / (mtbf + 1)
-    for spare, lost in (
-        (Spare(), out.sum(axis=(1, 2))),
-        (Spare(gpus=1), out.sum(axis=(1, 2))),
-        (Spare(nodes=1), out.any(axis=2).sum(axis=1)),
-        (Spare(nodes=2), out.any(axis=2).sum(axis=1)),
-    ):
-        found = share_of_time_within(64, 8, spare, rates)
-        drawn = (lost <= spare.gpus + spare.nodes).mean()
-        assert found == pytest.approx((drawn, drawn), abs=0.012)
-
-
-def test_more_spares_are_enough_for_longer_and_more_machines_for_less():
-    rates = FailureRates()
-    shares = [
-        share_of_time_within(64, 8, spare, rates)
-        for spare in (Spare(), Spare(gpus=1), Spare(gpus=2))
-    ]
-    assert shares == sorted(shares)
-    assert all(low < high < 1 for low, high in shares)
-    assert share_of_time_within(512, 8, Spare(), rates) < shares[0]
-    rows = spare_nodes(trials(), candidate(MOE, tp=8))
     assert all(0.9 < row.enough_low < row.enough_high < 1 for row in rows)
 
 
