@@ -111,6 +111,9 @@ def _send_otherwise(plan: DeploymentPlan, keys: _Keys) -> Iterator[Change]:
     for kind in _KINDS.get(present, _ALL_KINDS):
         if kind != present:
             yield Change(f"dispatch {kind}", keys.replace(dispatch={"kind": kind}), _EXCHANGES)
+    if plan.spec.spilling["kind"] == "none" and plan.placement.layout.ep > 1:
+        text = "excess tokens spilled to idle ranks"
+        yield Change(text, keys.replace(spilling={"kind": "least_loaded"}), _UNEVEN)
     if plan.spec.overlap == "none":
         yield Change("two-batch overlap", keys.replace(overlap="two_batch"), _EXCHANGES)
 
