@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
+_ENDS_S = 900.0
+"""Seconds after which the golden tests have ended, also on a busy machine: they take a minute or
+two, and a fault that makes a run endless is noticed by that."""
 _SLOW = "mixtral or deepseek or gpt_oss"
 """Cases that take longest, which come last."""
 
@@ -263,14 +266,18 @@ def try_fault(fault: Fault | None, folder: Path) -> str:
     tests = "tests/golden/test_golden.py::test_no_number_moved"
     command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", tests]
     for chosen in (f"not plan and not ({_SLOW})", f"plan or {_SLOW}"):
-        done = subprocess.run(
-            [*command, "-k", chosen],
-            cwd=copy,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                [*command, "-k", chosen],
+                cwd=copy,
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=_ENDS_S,
+            )
+        except subprocess.TimeoutExpired:
+            return f"a run that does not end (in {_ENDS_S:.0f} s)"
         found = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
         if found:
             return found[0].partition("[")[2].partition("]")[0]
