@@ -62,7 +62,7 @@ def list_kinds(family: str | None = None) -> dict[str, dict[str, str]]:
         UserError: if there is no such family.
 
     >>> list(list_kinds("overflow")["overflow"])
-    ['capacity', 'none']
+    ['capacity', 'none', 'top_k']
     """
     families: dict[str, Callable[[], dict[str, str]]] = {
         **{name: partial(_list_files, folder) for name, folder in _DATA.items()},
