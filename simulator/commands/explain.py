@@ -101,7 +101,7 @@ def explain_run(
     shown = count_part(progress, "dividing the time of tokens", len(plans))
     parts: list[tuple[tuple[Waterfall, ...], Queue]] = []
     for plan in plans:
-        queue = measure_queue(results.requests[plan.name], results.steps[plan.name])
+        queue = measure_queue(plan, results.requests[plan.name], results.steps[plan.name])
         parts.append((make_waterfalls(plan, results), queue))
         shown(len(parts))
     changes = [

@@ -56,8 +56,9 @@ def check_rebalancing(spec: DeploymentSpec, layout: Layout, where: str) -> None:
         return
     if not layout.travels:
         raise UserError(
-            f"{where}: each GPU has a part of every expert, so that none can move; "
-            "it takes attention_dp > 1 and ep > 1, or leave rebalancing out"
+            f"{where}: every GPU has its part of all tokens, or there are no routed experts, and "
+            "moving some is not simulated; it takes attention_dp > 1 and ep > 1, or leave "
+            "rebalancing out"
         )
     if layout.pp > 1:
         raise UserError(

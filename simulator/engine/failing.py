@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -85,6 +86,8 @@ class Failing:
         self._outages = [Outages(pool.plan) for pool in self._state.pools]
         self._noticed_s: dict[tuple[int, int], float] = {}
         """Time at which the latest failure of a replica is noticed, by place and replica."""
+        self._num_hangs: Counter[tuple[int, int]] = Counter()
+        """Failures of a replica that are not noticed yet, by place and replica."""
         self._shrunk: dict[tuple[int, int], ShrunkReplica] = {}
         self._known: dict[tuple[int, bytes], ShrunkReplica] = {}
         """Prices that were prepared once, by place of the pool and groups that are left."""
@@ -105,7 +108,7 @@ class Failing:
             if change.at_s > self._run.until_s:
                 return
             self._run.run_ahead(change.at_s)
-            place, hung = self._state.names.index(change.pool), tuple[int, ...]()
+            place = self._state.names.index(change.pool)
             policy = self._state.pools[place].plan.serving.recovery
             if change.starts:
                 keys = [(place, replica) for replica in change.replicas]
@@ -113,24 +116,20 @@ class Failing:
                 then_s = from_s + policy.startup_s
             else:
                 then_s = change.at_s + policy.detection_s
-                hung = self._fail(change, place, then_s)
+                self._fail(change, place, then_s)
             if then_s == change.at_s:
-                self._apply(change, place, change.at_s, hung)
+                self._apply(change, place, change.at_s)
             else:
-                self._run.instants.env.process(self._apply_later(change, place, then_s, hung))
+                self._run.instants.env.process(self._apply_later(change, place, then_s))
 
-    def _apply_later(
-        self, change: Change, place: int, at_s: float, hung: tuple[int, ...]
-    ) -> ProcessGenerator:
+    def _apply_later(self, change: Change, place: int, at_s: float) -> ProcessGenerator:
         yield self._run.instants.wait_until(at_s, CHANGE)
         if at_s <= self._run.until_s:
             self._run.run_ahead(at_s)
-            self._apply(change, place, at_s, hung)
+            self._apply(change, place, at_s)
 
-    def _fail(self, change: Change, place: int, noticed_s: float) -> tuple[int, ...]:
-        """Cut the steps of replicas whose GPUs fail. Returns those that hang until the failure is
-        noticed.
-        """
+    def _fail(self, change: Change, place: int, noticed_s: float) -> None:
+        """Cut the steps of replicas whose GPUs fail, which hang until that is noticed."""
         pool, hung = self._state.pools[place], []
         for replica in change.replicas:
             self._noticed_s[place, replica] = noticed_s
@@ -141,11 +140,13 @@ class Failing:
             number = self._state.number_of(place, replica)
             halt_replica(pool, replica, number, self._state.events)
             pool.clock.is_paused[replica] += 1
-            hung.append(replica)
+            if not self._num_hangs[place, replica]:
+                hung.append(replica)
+            self._num_hangs[place, replica] += 1
+        self._outages[place].apply(change)
         if noticed_s > change.at_s and hung:
             became = _Became("hangs", 0)
             self._note(became, place, change.at_s, dict.fromkeys(hung, _none()))
-        return tuple(hung)
 
     def _hits_living(self, change: Change, place: int, replica: int) -> bool:
         """Whether a failure hits a data-parallel group that serves."""
@@ -153,18 +154,23 @@ class Failing:
         groups = outages.find_groups(outages.list_gpus(change, replica))
         return bool((ranks.is_lost[groups] == 0).any())
 
-    def _apply(self, change: Change, place: int, at_s: float, hung: tuple[int, ...]) -> None:
-        """Let replicas stop, shrink, grow or start, as their GPUs are out of work or not."""
-        self._outages[place].apply(change)
+    def _apply(self, change: Change, place: int, at_s: float) -> None:
+        """Let replicas stop, shrink, grow or start, as their GPUs are out of work or not: also for
+        failures that are noticed with another one.
+        """
+        if change.starts:
+            self._outages[place].apply(change)
         given: dict[_Became, dict[int, Ints]] = {}
         pool = self._state.pools[place]
-        for replica in hung:
-            pool.clock.is_paused[replica] -= 1
         for replica in change.replicas:
+            num_hangs = 0 if change.starts else self._num_hangs.pop((place, replica), 0)
+            if change.starts and self._num_hangs[place, replica]:
+                continue  # what has failed meanwhile is noticed first
+            pool.clock.is_paused[replica] -= num_hangs
             found = self._recover(place, replica)
             if found is not None:
                 given.setdefault(found[0], {})[replica] = found[1]
-            elif replica in hung:
+            elif num_hangs:
                 self._pause(place, replica, 0.0)
         for became, rows_of in given.items():
             self._note(became, place, at_s, rows_of)
@@ -205,12 +211,11 @@ class Failing:
         rows = lose_groups(pool, replica, newly_D, self._state.events) if newly_D.any() else _none()
         ranks.is_lost[: layout.attention_dp] = lost_D
         clock.price_state[:] = 0
-        self._shrunk.pop((place, replica), None)
-        loaded_bytes = 0.0
+        before, loaded_bytes = self._shrunk.pop((place, replica), None), 0.0
         if placed is not None:
             shrunk = self._shrunk[place, replica] = self._prepare(place, ~lost_D, placed)
             clock.price_state[:] = shrunk.price_state
-            loaded_bytes = count_loaded_bytes(pool, ~lost_D, placed)
+            loaded_bytes = count_loaded_bytes(pool, before, shrunk)
         if not newly_D.any():
             loaded_bytes = 0.0  # ranks that join have loaded theirs before
         seconds = find_interruption(pool.plan.serving.recovery, loaded_bytes)

@@ -22,11 +22,18 @@ class ShrunkReplica:
 
     left_d: NDArray[np.int64]
     """Data-parallel groups that are left, by their number in the whole replica."""
+    placed: Placed
+    """Placement of experts on the ranks that are left."""
     mixes: Mixes
     by_ranks: ByRanks | None
     """Executor of steps, where ranks are simulated."""
     price_state: int
     """State of the pool's table that the steps are priced in, where ranks are not simulated."""
+
+    def list_ranks(self, tp: int) -> NDArray[np.int64]:
+        """List the ranks that are left, by their number in the whole replica."""
+        ranks_DT = self.left_d[:, None] * tp + np.arange(tp)
+        return np.asarray(ranks_DT.ravel())
 
     def select_ranks(self, ranks: Ranks) -> Ranks:
         """Copy the state of the ranks that are left, to read a formed step from."""
@@ -55,26 +62,39 @@ def shrink_replica(
     by_ranks = None if fidelity == "step" else start_ranks(prices, fidelity, stream)
     if by_ranks is not None:
         by_ranks.overflow = pool.overflow
-    return ShrunkReplica(np.flatnonzero(is_left_D), pool.list_mixes(prices), by_ranks, price_state)
+    left_d, mixes = np.flatnonzero(is_left_D), pool.list_mixes(prices)
+    return ShrunkReplica(left_d, placed, mixes, by_ranks, price_state)
 
 
-def count_loaded_bytes(pool: PoolState, is_left_D: NDArray[np.bool_], placed: Placed) -> float:
+def count_loaded_bytes(
+    pool: PoolState, before: ShrunkReplica | None, shrunk: ShrunkReplica
+) -> float:
     """Count the bytes of experts that the rank which lacks most of them loads when a replica goes
     on with the ranks that are left.
+
+    Args:
+        before: the replica as it was, where it had lost ranks already.
     """
     placement = pool.plan.placement
     experts, moe, layout = placement.experts, placement.model.moe, placement.layout
     assert experts is not None
     assert moe is not None
-    left_R = np.flatnonzero(np.repeat(is_left_D, layout.tp))
+    had, had_R = experts.placed, np.arange(layout.num_ranks)
+    if before is not None:
+        had, had_R = before.placed, before.list_ranks(layout.tp)
+    left_R = shrunk.list_ranks(layout.tp)
     loaded_R = np.zeros(len(left_R))
-    for layer, (expert_P, rank_P) in enumerate(zip(placed.expert_LP, placed.rank_LP, strict=True)):
-        before_P, ranks_P = experts.placed.expert_LP[layer], experts.placed.rank_LP[layer]
-        had = set(zip(ranks_P.tolist(), before_P.tolist(), strict=True))
-        wants = set(zip(rank_P.tolist(), expert_P.tolist(), strict=True))
-        for rank, expert in wants:
-            loaded_R[rank] += (int(left_R[rank]), expert) not in had
+    for layer in range(len(had.expert_LP)):
+        held = _list_held(had, layer, had_R)
+        for rank, _ in _list_held(shrunk.placed, layer, left_R) - held:
+            loaded_R[np.searchsorted(left_R, rank)] += 1
     expert_bytes = expert_bytes_per_layer(
         moe, placement.model.hidden_size, layout, placement.precision, num_slots=layout.ep
     )
     return float(loaded_R.max() * expert_bytes)
+
+
+def _list_held(placed: Placed, layer: int, ranks: NDArray[np.int64]) -> set[tuple[int, int]]:
+    """List the ranks, by their number in the whole replica, with the experts that they hold."""
+    held = ranks[placed.rank_LP[layer]].tolist()
+    return set(zip(held, placed.expert_LP[layer].tolist(), strict=True))

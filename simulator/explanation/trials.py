@@ -64,7 +64,7 @@ class Trial:
         values = self.values
         if values["slo_attainment"] < _IN_TIME and values["goodput_per_s"] > 0:
             return "goodput_per_s"
-        queue = measure_queue(self._record.requests, self._record.steps)
+        queue = measure_queue(self._plan, self._record.requests, self._record.steps)
         if self._trace.concurrency is not None or queue.share > _LATE:
             return "output_tokens_per_s"
         return "tpot_p50_s" if values["tpot_p50_s"] > 0 else "ttft_p50_s"

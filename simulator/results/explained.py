@@ -20,7 +20,7 @@ PIECES = {
     "host": "the engine's own work",
     "prompts": "prompts of other requests",
     "stops": "steps cut off by failures",
-    "between": "between steps: experts and caches that move",
+    "between": "between steps: moves, hangs, new groups",
 }
 """Pieces of a token's time in the order of the waterfall, with their words: from what perfect
 balance and free links would cost to all of it."""

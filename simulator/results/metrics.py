@@ -287,6 +287,8 @@ def _measure(plan: DeploymentPlan, record: DeploymentRecord, slo: SLO) -> dict[s
     num_lost = int((everyone["outcome"] == "lost").sum())
     # Who is lost comes when nobody is there, which counts as well.
     ended_s = np.fmax(everyone["finish_s"], everyone["arrival_s"]).max()
+    if num_lost:  # with a replica that stopped
+        ended_s = max([ended_s, *(one.at_s for one in record.changes if one.num_requests)])
     duration_s = float(ended_s - everyone["arrival_s"].min())
     num_input, num_output = float(requests["num_input"].sum()), float(requests["num_output"].sum())
     busy_s = float(steps["duration_s"].sum())

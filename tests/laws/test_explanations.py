@@ -31,7 +31,7 @@ def explain(tiny, plan, trace, fidelity="step"):
     """The waterfall of each pool, after the laws that hold for all."""
     results = gather({}, pd.DataFrame(), [tiny.run(plan, trace, fidelity)])
     waterfalls = make_waterfalls(plan, results)
-    queue = measure_queue(results.requests[plan.name], results.steps[plan.name])
+    queue = measure_queue(plan, results.requests[plan.name], results.steps[plan.name])
     explained = Explained(waterfalls, queue, Changes("tpot_p50_s", 0.1, [], 9, []))
     again = read_explanation({"explanation": {"a": dataclasses.asdict(explained)}})["a"]
     assert again == explained

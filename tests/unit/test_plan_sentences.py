@@ -267,18 +267,16 @@ def test_headroom_has_its_band():
 
 def test_the_time_that_a_spare_is_enough_for_is_told():
     answer = rows(10.0, 20.0)
-    answer["losses"] = [
-        {"lost": "nothing", "met": True},
-        {"lost": "1 GPU", "gpus_lost": 1, "met": False, "attainment": 0.5},
-    ]
     answer["spare_nodes"] = [
         {"lost": "nothing", "gpus": 8, "enough_low": 0.9901, "enough_high": 0.99984},
         {"lost": "1 GPU", "gpus": 16, "enough_low": 0.99998, "enough_high": 0.9999997},
     ]
-    assert (
-        "No more than 1 GPU is lost for 99.998 to 99.99997 % of the time, and nothing for 99.01 to "
-        "99.984 %, at the failure rates of [failures]."
-    ) in reasons(answer)
+    rates = "at the failure rates of [failures]."
+    told = f"No GPU of it is out of work for 99.01 to 99.984 % of the time, {rates}"
+    assert told in reasons(answer)
+    answer["spare"] = {"lost": "1 GPU", "gpus": 1}
+    told = f"No more than 1 GPU is out of work for 99.998 to 99.9999 % of the time, {rates}"
+    assert told in reasons(answer)
 
 
 def test_a_spare_is_named_as_the_cause_of_the_size():

@@ -128,3 +128,44 @@ def test_what_is_not_simulated_is_refused_with_what_is(tmp_path, more, said):
         run(tmp_path, more)
     assert said in str(refused.value)
     assert "[deployments" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "node_share", "mtbf_gpu_hours", "share"),
+    [(1, 0.0, 1.0, 0.5), (8, 0.0, 1.0, 0.5), (8, 1.0, 8.0, 0.5), (8, 1.0, 80.0, 10 / 11)],
+)
+def test_gpus_work_for_the_share_of_time_that_their_rate_leaves(
+    num_gpus, node_share, mtbf_gpu_hours, share
+):
+    """Hours of work over hours of work and repair."""
+    machines = {"both": Machines(1, num_gpus, 8, "a")}
+    keys = {"mtbf_gpu_hours": mtbf_gpu_hours, "repair_s": HOUR_S, "node_share": node_share}
+    last_s, num_out, out_s = 0.0, 0, 0.0
+    for change in draw(3, 200.0, machines, **keys):
+        out_s += num_out * (change.at_s - last_s)
+        last_s, num_out = change.at_s, num_out + len(change.gpus) * (-1 if change.starts else 1)
+        assert 0 <= num_out <= num_gpus
+    assert 1 - out_s / last_s / num_gpus == pytest.approx(share, abs=0.02)
+
+
+TWICE = """
+placement = {{ kind = "eplb", num_slots = 32 }}
+failures = [
+    {{ kind = "kill", at_s = 0.03, gpu = 2, restart_s = {restart_s} }},
+    {{ kind = "kill", at_s = 0.05, gpu = 3 }},
+]
+recovery = {{ kind = "{kind}", detection_s = 0.03, startup_s = 0.005 }}
+"""
+
+
+def test_what_fails_meanwhile_is_left_out_with_what_is_noticed(tmp_path):
+    results = run(tmp_path, TWICE.format(kind="elastic", restart_s=9.0), ranks=8)
+    changes = results.run["deployments"]["own"]["changes"]
+    assert [(one["kind"], one["num_gpus"]) for one in changes] == [("hangs", 0), ("shrinks", 6)]
+    assert changes[1]["at_s"] == pytest.approx(0.06)
+
+
+def test_a_replica_does_not_start_on_a_gpu_that_has_failed(tmp_path):
+    results = run(tmp_path, TWICE.format(kind="restart", restart_s=0.001), ranks=8)
+    changes = results.run["deployments"]["own"]["changes"]
+    assert [one["kind"] for one in changes] == ["hangs", "stops"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -36,28 +37,31 @@ class Random(Frozen):
     def changes(
         self, machines: Mapping[str, Machines], rng: np.random.Generator
     ) -> Iterator[Change]:
-        places = [(name, gpu) for name, one in machines.items() for gpu in range(one.num_gpus)]
-        between_s = self.mtbf_gpu_hours * _HOUR_S / len(places)
+        works = {(name, gpu) for name, one in machines.items() for gpu in range(one.num_gpus)}
         repairs: list[Change] = []
-        broken: dict[tuple[str, int], float] = {}
         now_s = 0.0
         while True:
-            now_s += rng.exponential(between_s)
-            name, gpu = places[rng.integers(len(places))]
+            # Whatever has happened, the time to the next failure is exponential anew.
+            alone_s = rng.exponential(self.mtbf_gpu_hours * _HOUR_S)
+            fails_s = now_s + alone_s / len(works) if works else math.inf
+            if repairs and repairs[0].at_s <= fails_s:
+                repair = heapq.heappop(repairs)
+                works |= {(repair.pool, gpu) for gpu in repair.gpus}
+                now_s = repair.at_s
+                yield repair
+                continue
+            now_s = fails_s
+            name, gpu = sorted(works)[rng.integers(len(works))]
             takes_node = rng.random() < self.node_share
-            if len(broken) == len(places):  # nothing is left that could fail before
-                now_s = max(now_s, min(broken.values()))
-            while repairs and repairs[0].at_s <= now_s:
-                yield heapq.heappop(repairs)
-            broken = {place: at_s for place, at_s in broken.items() if at_s > now_s}
-            if (name, gpu) in broken:
-                continue  # what is broken cannot fail
             hit = _find_hit(machines, name, gpu) if takes_node else {name: (gpu,)}
             for pool, gpus in hit.items():
-                change = Change(now_s, pool, machines[pool].find_replicas(gpus), False, gpus)
-                yield change
-                heapq.heappush(repairs, change._replace(at_s=now_s + self.repair_s, starts=True))
-                broken |= {(pool, one): now_s + self.repair_s for one in gpus}
+                left = tuple(one for one in gpus if (pool, one) in works)
+                if left:
+                    change = Change(now_s, pool, machines[pool].find_replicas(left), False, left)
+                    repair = change._replace(at_s=now_s + self.repair_s, starts=True)
+                    heapq.heappush(repairs, repair)
+                    works -= {(pool, one) for one in left}
+                    yield change
 
 
 def _find_hit(machines: Mapping[str, Machines], pool: str, gpu: int) -> dict[str, tuple[int, ...]]:

@@ -32,9 +32,10 @@ def explain_idle(answer: Answer, best: DeploymentRow) -> Iterator[str]:
 
 
 def explain_losses(answer: Answer) -> Iterator[str]:
-    """The most that may be lost with every target still met, what the next loss does, and what it
-    would take to stand that.
+    """The most that may be lost with every target still met, for what share of the time no more is,
+    what the next loss does, and what it would take to stand that.
     """
+    yield from _tell_share_of_time(answer)
     rows = [row for row in answer.losses if row.nodes_lost or row.gpus_lost]
     kept = [row for row in rows if row.met]
     if kept:
@@ -56,14 +57,16 @@ def explain_losses(answer: Answer) -> Iterator[str]:
         said += f"; to keep every target then takes {state_cluster(answer, spare)}"
         said += _state_whole_nodes(answer, spare)
     yield f"{said}."
-    enough = spare and share_of_time(spare)
-    if spare is not None and enough:
-        without = _find_spare(answer, "nothing")
-        nothing = f", and nothing for {share_of_time(without)}" if without else ""
-        yield (
-            f"No more than {spare.lost} is lost for {enough} of the time{nothing}, at the failure "
-            "rates of [failures]."
-        )
+
+
+def _tell_share_of_time(answer: Answer) -> Iterator[str]:
+    """Tell for what share of the time no more is lost than the recommended cluster was asked to
+    stand.
+    """
+    row = _find_spare(answer, answer.spare.lost or "nothing")
+    if row is not None and (enough := share_of_time(row)):
+        what = f"No more than {answer.spare.lost}" if answer.spare.lost else "No GPU of it"
+        yield f"{what} is out of work for {enough} of the time, at the failure rates of [failures]."
 
 
 def share_of_time(row: SpareRow) -> str:
@@ -77,14 +80,15 @@ def share_of_time(row: SpareRow) -> str:
 
 
 def _state_nines(share: float) -> str:
-    """A share near 1 as a percentage, with two digits of what is missing.
+    """A share near 1 as a percentage, with two digits of what is missing, and six nines at most.
 
     >>> _state_nines(0.99871), _state_nines(0.9999987), _state_nines(0.93)
-    ('99.87', '99.99987', '93')
+    ('99.87', '99.9999', '93')
     """
-    missing = 100 * (1 - share)
-    digits = max(0, 1 - math.floor(math.log10(missing))) if missing > 1e-12 else 0
-    return f"{100 - missing:.{digits}f}".rstrip("0").rstrip(".") if digits else f"{100 * share:.0f}"
+    missing = max(100 * (1 - share), 1e-4)
+    digits = max(0, 1 - math.floor(math.log10(missing)))
+    told = min(share, 0.999999)
+    return f"{100 * told:.{min(digits, 4)}f}".rstrip("0").rstrip(".")
 
 
 def _find_spare(answer: Answer, lost: str) -> SpareRow | None:
