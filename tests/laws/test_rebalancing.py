@@ -183,7 +183,10 @@ def test_simulated_ranks_move_experts_too(tiny):
 
 @pytest.mark.parametrize(
     ("keys", "wanted"),
-    [({"tp": 4}, "none can move"), ({"attention_dp": 2, "ep": 2, "pp": 2}, "in a pipeline")],
+    [
+        ({"tp": 4}, "it takes attention_dp > 1 and ep > 1"),
+        ({"attention_dp": 2, "ep": 2, "pp": 2}, "in a pipeline"),
+    ],
 )
 def test_where_no_expert_can_move_a_policy_is_refused(tiny, keys, wanted):
     with pytest.raises(UserError, match=wanted):
