@@ -184,6 +184,7 @@ def _run_sweep(
 
 def _print_settings(sweep: Any) -> None:
     """The medians of each setting and deployment, with their spread over seeds."""
+    from simulator.results.availability import OF_FAILURES
     from simulator.results.formats import metric
     from simulator.results.metrics import METRICS
     from simulator.results.sweep import measure_spread
@@ -193,8 +194,8 @@ def _print_settings(sweep: Any) -> None:
     for setting in sweep.settings:
         for deployment, own in sweep.rows_at(setting).groupby("deployment", sort=False):
             texts = []
-            lost = ["num_lost"] if own["num_lost"].any() else []
-            for name in (*_SETTING_METRICS, *lost):
+            of_failures = [name for name in OF_FAILURES if own[name].any()]
+            for name in (*_SETTING_METRICS, *of_failures):
                 mean, spread, count = measure_spread(own, name)
                 if count:
                     behind = f" ± {metric(name, spread, '')}" if spread == spread else ""

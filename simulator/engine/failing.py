@@ -56,8 +56,8 @@ class Run(Protocol):
     instants: Instants
     until_s: float
     """Time after which nothing happens any more."""
-    names: dict[str, str]
-    """Random stream of each pool's steps."""
+    streams: dict[str, str]
+    """Name of the random stream of each pool's steps, by the pool's name."""
 
     def run_ahead(self, until_s: float) -> None:
         """Let everything happen up to a time, that instant included."""
@@ -89,8 +89,9 @@ class Failing:
         self._num_hangs: Counter[tuple[int, int]] = Counter()
         """Failures of a replica that are not noticed yet, by place and replica."""
         self._shrunk: dict[tuple[int, int], ShrunkReplica] = {}
-        self._known: dict[tuple[int, bytes], ShrunkReplica] = {}
-        """Prices that were prepared once, by place of the pool and groups that are left."""
+        self._known: dict[tuple[int, bytes, bytes], ShrunkReplica] = {}
+        """Prices that were prepared once, by place of the pool, groups that are left, and experts
+        of their slots."""
         self.changed: list[Changed] = []
         self._waits_to_send: list[tuple[int, list[int]]] = []
         """Numbers of requests that replicas gave back at this instant, by place of their pool."""
@@ -202,7 +203,8 @@ class Failing:
         was_lost_D = ranks.is_lost[: layout.attention_dp] == 1
         if (lost_D == was_lost_D).all():
             return None
-        placed = self._place(pool, lost_D) if lost_D.any() else None
+        before = self._shrunk.get((place, replica))
+        placed = self._place(pool, before, lost_D) if lost_D.any() else None
         if lost_D.any() and placed is None:
             self._shrunk.pop((place, replica), None)
             halt_replica(pool, replica, self._state.number_of(place, replica), self._state.events)
@@ -211,7 +213,8 @@ class Failing:
         rows = lose_groups(pool, replica, newly_D, self._state.events) if newly_D.any() else _none()
         ranks.is_lost[: layout.attention_dp] = lost_D
         clock.price_state[:] = 0
-        before, loaded_bytes = self._shrunk.pop((place, replica), None), 0.0
+        self._shrunk.pop((place, replica), None)
+        loaded_bytes = 0.0
         if placed is not None:
             shrunk = self._shrunk[place, replica] = self._prepare(place, ~lost_D, placed)
             clock.price_state[:] = shrunk.price_state
@@ -223,18 +226,24 @@ class Failing:
         kind: Kind = "shrinks" if newly_D.any() else "grows"
         return _Became(kind, int((~lost_D).sum()) * layout.tp, seconds), rows
 
-    def _place(self, pool: PoolState, lost_D: Flags) -> Placed | None:
-        """Place the experts on the ranks that are left, as the policy has it."""
+    def _place(self, pool: PoolState, before: ShrunkReplica | None, lost_D: Flags) -> Placed | None:
+        """Place the experts on the ranks that are left, as the policy has it: from where they lie,
+        or where ranks join, from where they lay while all worked.
+        """
         plan = pool.plan
         if lost_D.all() or plan.placement.experts is None:
             return None
         load = expect_load(plan.placement, 0.0, 1, None)
-        return shrink_experts(plan.serving.recovery, Loss(lost_D, load.placed, load.load_LE))
+        loss = Loss(lost_D, load.placed, load.load_LE)
+        if before is not None and np.isin(np.flatnonzero(~lost_D), before.left_d).all():
+            loss = loss._replace(lost_D=lost_D[before.left_d], placed=before.placed)
+        return shrink_experts(plan.serving.recovery, loss)
 
     def _prepare(self, place: int, is_left_D: Flags, placed: Placed) -> ShrunkReplica:
-        pool, key = self._state.pools[place], (place, is_left_D.tobytes())
+        pool = self._state.pools[place]
+        key = place, is_left_D.tobytes(), placed.expert_LP.tobytes()
         if key not in self._known:
-            stream = self._run.names[self._state.names[place]]
+            stream = self._run.streams[self._state.names[place]]
             table = self._state.pool_at(place).table
             found = self._known[key] = shrink_replica(
                 pool, is_left_D, placed, stream, self._fidelity, len(table.sizes)

@@ -97,11 +97,12 @@ class MovingExperts:
         host_s = getattr(policy, "host_s_per_layer", 0.0)
         num_layers = getattr(policy, "layers_per_chunk", len(placed.expert_LP))
         self._arrive_s, seconds = math.inf, 0.0
-        for part in list_parts(load.placed, placed, num_layers):
+        parts = list(list_parts(load.placed, placed, num_layers))
+        for part in parts:
             plan = self._state.pools[self._place].plan
             part_s = price_move(plan.placement, part, load, self._name, host_s).seconds
             seconds += part_s
-            self._moves[number] = replace(whole, seconds=seconds)
+            self._moves[number] = replace(whole, seconds=seconds, num_parts=len(parts))
             self.place(part)
             yield part_s
         self._arrive_s = -math.inf

@@ -143,7 +143,7 @@ class _Timeline:
         fidelity: Fidelity,
     ) -> None:
         self.instants = Instants()
-        self._env, self.names = self.instants.env, STREAMS
+        self._env, self.streams = self.instants.env, STREAMS
         self.state, self._pools = state, pools
         self._fill, self._progress = fill, progress
         self._by_ranks = [by_ranks[name] for name in state.names if name in by_ranks]

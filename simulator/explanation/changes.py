@@ -167,6 +167,10 @@ def _schedule_otherwise(plan: DeploymentPlan, keys: _Keys, queue: Queue) -> Iter
 
 def _leave_out(plan: DeploymentPlan, keys: _Keys) -> Iterator[Change]:
     """Less of what the scenario declares."""
+    if plan.spec.overlap != "none":
+        yield Change("no overlap", keys.replace(overlap="none"))
+    if plan.spec.spilling["kind"] != "none":
+        yield Change("no spilling", keys.replace(spilling={"kind": "none"}))
     if plan.spec.speculation["kind"] != "none":
         yield Change("no drafts", keys.replace(speculation={"kind": "none"}))
     if plan.spec.rebalancing["kind"] != "none":

@@ -21,6 +21,7 @@ from simulator.report.deployment_tables import (
 from simulator.report.figure_cards import FigureCards, pair_up
 from simulator.report.marks import log_axis, whiskers
 from simulator.report.rendering import render_page
+from simulator.results.availability import OF_FAILURES
 from simulator.results.formats import (
     KEY_METRICS,
     TIMES,
@@ -33,7 +34,13 @@ from simulator.results.metrics import METRICS
 from simulator.results.sweep import Sweep, measure_spread
 from simulator.results.sweep_text import setting_text, tell_sweep, value_text
 
-_FIGURES = (*KEY_METRICS, "e2e_p50_s", "output_tokens_per_s", "load_imbalance", "num_lost")
+_FIGURES = (
+    *KEY_METRICS,
+    "e2e_p50_s",
+    "output_tokens_per_s",
+    "load_imbalance",
+    *OF_FAILURES,
+)
 _SPREAD = " Whiskers reach from the lowest to the highest seed."
 _WIDE = 20.0
 """Longest over shortest time from which on an axis is logarithmic."""
@@ -44,7 +51,8 @@ def render(sweep: Sweep) -> str:
     """The page as one HTML document."""
     cards, run = FigureCards(), sweep.run
     headline, reasons = tell_sweep(sweep)
-    metrics = [*KEY_METRICS, *(["num_lost"] if sweep.table["num_lost"].any() else [])]
+    of_failures = [name for name in OF_FAILURES if name in sweep.table and sweep.table[name].any()]
+    metrics = [*KEY_METRICS, *of_failures]
     return render_page(
         "sweep.html",
         str(run["name"]),
@@ -79,7 +87,8 @@ def _figure(sweep: Sweep, name: str) -> go.Figure | None:
     combination of the others.
     """
     along = next((key for key, values in sweep.keys.items() if len(values) > 1), None)
-    if along is None or sweep.table[name].isna().all() or not sweep.table[name].any():
+    is_there = name in sweep.table and not sweep.table[name].isna().all()
+    if along is None or not is_there or not sweep.table[name].any():
         return None
     values = sweep.keys[along]
     is_number = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from simulator.deployment.plan import DeploymentPlan
 from simulator.results.tables import ReplicasChanged
 
+OF_FAILURES = ("num_lost", "availability")
+"""Metrics that say something only where machines fail."""
+
 
 def measure_availability(
     plan: DeploymentPlan, changes: Sequence[ReplicasChanged], duration_s: float

@@ -30,9 +30,10 @@ def tell_rebalances(results: Results, name: str, short: str) -> str | None:
     took = seconds_text(mean(moved["seconds"] for moved in moves))
     stopped_s = sum(moved["seconds"] for moved in moves if moved["stops"])
     total = "" if once else f", {seconds_text(stopped_s)} in all"
-    meanwhile = (
-        f"in which a replica forms no step{total}" if stopped_s else "in the background of steps"
-    )
+    num_parts = mean(moved.get("num_parts", 1) for moved in moves)
+    apart = f"but between its {num_parts:.3g} parts" if num_parts > 1 else ""
+    no_step = f"in which a replica forms no step {apart}".rstrip()
+    meanwhile = f"{no_step}{total}" if stopped_s else "in the background of steps"
     text = (
         f"Experts of {short} move {'once' if once else f'{len(moves):,} times'}: {copies} copies "
         f"({size} in each replica{'' if once else ', on average'}) in {took}, {meanwhile}."

@@ -266,6 +266,8 @@ class ExpertsMoved:
     """Imbalance of the same load with experts where they are then."""
     stops: bool = True
     """Whether the replica forms no step meanwhile."""
+    num_parts: int = 1
+    """Parts of the layers that move one after the other, with a step between."""
     imbalance_next: float | None = None
     """Imbalance of the load from their arrival to the next look of the policy, with experts where
     they are then; ``None`` where the run ended before."""

@@ -27,6 +27,16 @@ OF_EXPERTS = {"experts", "chance", "skew", "links", "busiest_link"}
 SENDS = ("links", "busiest_link", "collectives", "latency")
 
 
+def test_the_front_end_is_no_queue(tiny):
+    """A request on an idle deployment waits for nothing."""
+    plan, trace = tiny.plan("dense", num_layers=2), tiny.trace(1)
+    results = gather({}, pd.DataFrame(), [tiny.run(plan, trace)])
+    requests = results.requests[plan.name]
+    assert float((requests["scheduled_s"] - requests["arrival_s"]).iloc[0]) > 0
+    queue = measure_queue(plan, requests, results.steps[plan.name])
+    assert queue.share == pytest.approx(0.0, abs=1e-9)
+
+
 def explain(tiny, plan, trace, fidelity="step"):
     """The waterfall of each pool, after the laws that hold for all."""
     results = gather({}, pd.DataFrame(), [tiny.run(plan, trace, fidelity)])

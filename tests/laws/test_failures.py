@@ -13,7 +13,7 @@ from simulator.engine.timeline import serve
 from simulator.policies.failures import Change
 from tests.cases import seeds
 from tests.laws.deployments import check_same_events, draw_deployment, serve_by_events
-from tests.laws.failing import draw_changes, with_changes
+from tests.laws.failing import check_all_is_given_back, draw_changes, with_changes
 from tests.parts import change_plan
 
 
@@ -54,12 +54,7 @@ def test_whatever_stops_every_request_finishes_or_is_lost_and_no_token_comes_twi
     assert (done["scheduled_s"] <= done["first_token_s"]).all()
     assert (done["first_token_s"] <= done["finish_s"]).all()
     for pool in served.pools.values():
-        free = pool.ranks.free_blocks + pool.ranks.num_evictable * pool.limits.prefix_blocks
-        assert (free == pool.ranks.capacity_blocks).all()
-        assert not pool.ranks.num_waiting.any()
-        assert not pool.ranks.num_running.any()
-        assert not pool.clock.outstanding_tokens.any()
-        assert (pool.clock.num_pushed == pool.clock.num_finished).all()
+        check_all_is_given_back(pool)
 
     check_steps(served)
 

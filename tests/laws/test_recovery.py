@@ -19,7 +19,7 @@ from tests.laws.deployments import (
     serve_by_events,
     shrink_cache,
 )
-from tests.laws.failing import with_changes
+from tests.laws.failing import check_all_is_given_back, with_changes
 from tests.parts import change_plan
 
 SPLITS = [
@@ -137,14 +137,7 @@ def test_every_request_finishes_or_is_lost_and_no_token_comes_twice(tiny, kind, 
     for name, pool in served.pools.items():
         if name == "prefill" and not is_finished.all():
             continue  # prompts of lost requests may be under way when nobody is left to wait for
-        free = pool.ranks.free_blocks + pool.ranks.num_evictable * pool.limits.prefix_blocks
-        assert (free == pool.ranks.capacity_blocks).all()
-        assert not pool.ranks.num_waiting.any()
-        assert not pool.ranks.num_running.any()
-        assert not pool.ranks.num_reserved.any()
-        assert not pool.ranks.num_in_line.any()
-        assert not pool.clock.outstanding_tokens.any()
-        assert (pool.clock.num_pushed == pool.clock.num_finished).all()
+        check_all_is_given_back(pool)
     check_silence(served)
 
 

@@ -32,6 +32,11 @@ def test_nothing_is_said_where_experts_stay():
     assert tell() is None
 
 
+def test_steps_between_the_parts_of_a_move_are_told():
+    told = tell(MOVED | {"num_parts": 12})
+    assert "in 31.5 ms, in which a replica forms no step but between its 12 parts. Until" in told
+
+
 def test_one_move_is_told_with_what_came_of_it():
     assert tell(MOVED) == (
         "Experts of A move once: 1,200 copies (4.2 GB in each replica) in 31.5 ms, in which a "

@@ -8,6 +8,8 @@ import pytest
 from simulator.base.errors import UserError
 from simulator.base.plugins import build
 from simulator.commands.run import run as run_scenario
+from simulator.engine.pool import PoolState
+from simulator.engine.shrunk import count_loaded_bytes, shrink_replica
 from simulator.policies.failures import Machines
 from simulator.policies.recovery import Loss
 from tests.small_scenario import small_scenario
@@ -169,3 +171,43 @@ def test_a_replica_does_not_start_on_a_gpu_that_has_failed(tmp_path):
     results = run(tmp_path, TWICE.format(kind="restart", restart_s=0.001), ranks=8)
     changes = results.run["deployments"]["own"]["changes"]
     assert [one["kind"] for one in changes] == ["hangs", "stops"]
+
+
+def test_a_run_lasts_until_its_last_request_is_lost(tmp_path):
+    """A failure that nobody notices before the last token was to come."""
+    last_s = float(run(tmp_path, "").requests["own"]["finish_s"].max())
+    late = f"""
+failures = [{{ kind = "kill", at_s = {last_s - 1e-4}, gpu = 0 }}]
+recovery = {{ kind = "restart", detection_s = 5.0 }}
+"""
+    results = run(tmp_path, late, ranks=8)
+    row = results.summary.iloc[0]
+    stopped = results.run["deployments"]["own"]["changes"][-1]
+    if row["num_lost"]:
+        assert row["duration_s"] == pytest.approx(stopped["at_s"], abs=0.01)
+        assert row["availability"] < 0.1
+
+
+def test_experts_that_a_rank_has_loaded_are_not_loaded_again(tiny):
+    """A group more is lost: what was loaded for the first ones stays, and less is loaded than where
+    all are lost at once.
+    """
+    plan = tiny.plan("moe", attention_dp=8, ep=8, placement={"kind": "eplb", "num_slots": 64})
+    pool, load_LE = PoolState(plan, tiny.trace(4)), np.ones((4, 32))
+    policy = build("recovery", {"kind": "elastic"}, "test")
+
+    def shrink(lost, lost_D, placed):
+        found = policy.shrink(Loss(lost_D, placed, load_LE))
+        left_D = ~np.isin(np.arange(8), lost)
+        return shrink_replica(pool, left_D, found, "steps", "step", 1)
+
+    whole = plan.placement.experts.placed
+    three = shrink((0, 1, 2), np.arange(8) < 3, whole)
+    four = shrink((0, 1, 2, 3), np.arange(5) == 0, three.placed)
+    at_once = shrink((0, 1, 2, 3), np.arange(8) < 4, whole)
+    assert count_loaded_bytes(pool, three, three) == 0
+    more, all_bytes = (
+        count_loaded_bytes(pool, three, four),
+        count_loaded_bytes(pool, None, at_once),
+    )
+    assert 0 < more < all_bytes

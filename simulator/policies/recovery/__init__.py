@@ -25,9 +25,11 @@ class Loss(NamedTuple):
     """Replica that has lost GPUs."""
 
     lost_D: NDArray[np.bool_]
-    """Whether each data-parallel group has lost a GPU, ``[D]``; at least one has not."""
+    """Whether each data-parallel group that served before has lost a GPU, ``[D]``; at least one has
+    not."""
     placed: Placed
-    """Placement of experts on all ranks, those of group ``d`` being ``d tp`` to ``(d + 1) tp``."""
+    """Placement of experts on their ranks, those of group ``d`` being ``d tp`` to ``(d + 1) tp``:
+    what an earlier loss has left, or where ranks join again, that of the whole replica."""
     load_LE: NDArray[np.float64]
     """Expected load of each expert, ``[L, E]``, in any unit."""
 
