@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from scipy.special import bdtr
 
 from simulator.config.capacity import Spare
 from simulator.config.failure_rates import FailureRates
@@ -41,10 +41,4 @@ def _share_within(
 
 def _binomial_at_most(most: int, count: int, share: float) -> float:
     """Probability of at most ``most`` of ``count``, each with probability ``share``."""
-    return min(
-        1.0,
-        sum(
-            math.comb(count, k) * share**k * (1.0 - share) ** (count - k)
-            for k in range(min(most, count) + 1)
-        ),
-    )
+    return float(bdtr(min(most, count), count, share))
