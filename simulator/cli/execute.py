@@ -62,7 +62,19 @@ def execute(
         faults = json.loads(executed.faults.to_json(orient="records"))
         found = verdict(executed)
         said = {"headline": found.headline, "reasons": found.reasons}
-        console.emit({"folder": str(folder), "verdict": said, "summary": summary, "faults": faults})
+        changes = {
+            name: {"rebalances": facts["rebalances"]}
+            for name, facts in executed.run["deployments"].items()
+        }
+        console.emit(
+            {
+                "folder": str(folder),
+                "verdict": said,
+                "summary": summary,
+                "faults": faults,
+                "deployments": changes,
+            }
+        )
     else:
         print_executed(executed)
     console.err.say(f"report: {folder / 'report.html'}")

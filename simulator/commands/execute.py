@@ -4,18 +4,24 @@ simulator.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
 from simulator.base.errors import LostError, UserError
-from simulator.base.plugins import build
 from simulator.base.progress import Progress, show_nothing
 from simulator.base.thinned import Thinned
+from simulator.commands.execute_checks import (
+    check_backend,
+    check_faults,
+    check_measured,
+    check_transport,
+)
+from simulator.commands.execute_steps import find_last, list_steps
 from simulator.commands.execute_tables import (
     Timed,
     choose_median,
@@ -32,6 +38,7 @@ from simulator.deployment.facts import facts_of
 from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.deployment.uniform_routing import uniform_imbalance
 from simulator.engine.forecast import EvenStep, forecast
+from simulator.engine.rank import StepTimes
 from simulator.report.execution import render
 from simulator.results.executed import RANK_COLUMNS, STEP_COLUMNS, Executed, ShownTimeline, write
 from simulator.results.folder import check_writable
@@ -48,8 +55,6 @@ _AGAIN = "nothing was written; run the same command again"
 _MOST_TIMELINES = 256
 """Measured steps of a kind whose timelines are kept until the median is known, spread evenly over
 all of them."""
-_STRIDE = 997
-"""Places in the pool of expert choices between two steps' beginnings."""
 
 
 def execute(
@@ -80,7 +85,7 @@ def execute(
         UserError: if PyTorch or Ray are missing, anything that the scenario names is wrong or can
             only be simulated, or the folder cannot be written.
     """
-    _check_backend(backend, simulated_nodes, address)
+    check_backend(backend, simulated_nodes, address)
     if folder is not None:
         check_writable(Path(folder))
     require("torch")
@@ -98,10 +103,10 @@ def execute(
     ]
     jobs = [make_job(plan, scenario.folder) for plan in plans]
     for plan in plans:
-        _check_measured(plan)
+        check_measured(plan)
     if backend == "ray":
-        _check_transport(scenario.execution, scenario.where)
-        _check_faults(scenario.execution, plans, simulated_nodes)
+        check_transport(scenario.execution, scenario.where)
+        check_faults(scenario.execution, plans, simulated_nodes)
     elif scenario.execution.faults:
         raise UserError(
             "--backend in_process: execution.faults kill processes, and its ranks are threads of "
@@ -131,9 +136,7 @@ def execute(
         "machine": runner.machine,
         "calibration": _describe_calibration(plans),
         "nodes": site.description,
-        "deployments": {
-            plan.name: facts_of(plan) | {SHOWN: runner.shown[plan.name]} for plan in plans
-        },
+        "deployments": {plan.name: facts_of(plan) | runner.facts[plan.name] for plan in plans},
         "scenario": scenario.model_dump(mode="json"),
     }
     joined = {name: pd.concat(found, ignore_index=True) for name, found in tables.items()}
@@ -142,59 +145,6 @@ def execute(
         progress("writing the report", 0, None)
         write(executed, Path(folder), render)
     return executed
-
-
-def _check_measured(plan: DeploymentPlan) -> None:
-    """Refuse a number of ranks whose collectives were not measured before it has run, not after."""
-    from simulator.config.host import HostRates
-
-    placement = plan.placement
-    if isinstance(placement.calibration, HostRates) and placement.layout.num_ranks > 1:
-        _ = placement.calibration.collectives
-
-
-def _check_backend(backend: str, simulated_nodes: int | None, address: str | None) -> None:
-    if backend not in ("ray", "in_process"):
-        raise UserError(f"--backend {backend or repr(backend)}: must be ray or in_process")
-    for option, value in (("--simulated-nodes", simulated_nodes), ("--address", address)):
-        if backend == "in_process" and value is not None:
-            raise UserError(f"{option}: --backend in_process has no nodes; leave one of them out")
-    if simulated_nodes is not None and address is not None:
-        raise UserError(
-            "--simulated-nodes and --address: nodes are simulated on this machine or found in a "
-            "cluster; give one of them"
-        )
-
-
-def _check_transport(execution: ExecutionSpec, file: str) -> None:
-    where = f"{file} [execution.transport]"
-    if not build("runtime.transport", execution.transport, where).joins_processes:
-        raise UserError(
-            f"{where}: '{execution.transport['kind']}' joins threads of one process, "
-            "and shards are processes of their own"
-        )
-
-
-def _check_faults(
-    execution: ExecutionSpec, plans: list[DeploymentPlan], simulated_nodes: int | None
-) -> None:
-    for fault in execution.faults:
-        for plan in plans:
-            if fault.rank is not None and fault.rank >= plan.placement.layout.num_ranks:
-                last = plan.placement.layout.num_ranks - 1
-                raise UserError(
-                    f"execution.faults: rank {fault.rank}: '{plan.name}' has ranks 0 to {last}"
-                )
-        if fault.node is not None and fault.node >= (simulated_nodes or 0):
-            raise UserError(
-                f"execution.faults: node {fault.node} cannot be killed: "
-                f"start it with --simulated-nodes {fault.node + 1} or more"
-            )
-        if fault.step > _list_steps(execution)[-1][1].number:
-            raise UserError(
-                f"execution.faults: step {fault.step}: the last one "
-                f"is {_list_steps(execution)[-1][1].number}"
-            )
 
 
 def _describe_calibration(plans: list[DeploymentPlan]) -> dict[str, Any]:
@@ -229,8 +179,9 @@ class _Runner:
 
         self.site, self.execution, self.tick = site, execution, tick
         self.machine = machine()
-        self.shown: dict[str, dict[str, Any]] = {}
-        """By deployment that has run and kind, the fields of ``ShownTimeline``."""
+        self.facts: dict[str, dict[str, Any]] = {}
+        """By deployment that has run, what ``run.json`` has of its run: steps whose timelines are
+        shown, and what changed."""
         self._backend: Backend | None = None
 
     def close(self) -> None:
@@ -247,6 +198,7 @@ class _Runner:
         return self._backend
 
     def run(self, plan: DeploymentPlan, job: Job) -> dict[str, pd.DataFrame]:
+        from simulator.runtime.live import LiveDeployment
         from simulator.runtime.load import LoadMeter
         from simulator.runtime.reference import Reference
 
@@ -260,54 +212,57 @@ class _Runner:
         known_faults = len(backend.faults)
         rows: list[dict[str, Any]] = []
         ranks: list[dict[str, Any]] = []
-        spans: list[pd.DataFrame] = []
         differences: dict[str, float] = {}
         timed: dict[str, Thinned[Timed]] = {}
         meters: dict[str, LoadMeter] = {}
         others: dict[str, float] = {}
-        reference = Reference(job)
-        for done, (kind, step, counts) in enumerate(_list_steps(execution)):
+        counted: list[_Counted] = []
+        reference, live = Reference(job), LiveDeployment(plan, job, backend)
+        for done, (kind, step, counts) in enumerate(list_steps(execution)):
             if counts and kind not in meters:
                 meters[kind] = LoadMeter(backend)
-            shards = backend.step(step)
-            # A recovery is no part of a step; it stands in the table of faults.
-            wall_s = time.perf_counter() - backend.attempt_began_s
-            if step.keeps_output:
-                differences[kind] = largest_difference(plan, shards, reference.hidden_vectors(step))
+            ran = live.run(step, counts=counts)
+            if ran.step.keeps_output:
+                reference.use_placement(ran.job)
+                wanted_TH = reference.hidden_vectors(step)
+                found = largest_difference(ran.plan, ran.shards, wanted_TH)
+                differences[kind] = max(found, differences.get(kind, 0.0))
             if counts:
-                measured = combine_moments(plan, shards)
-                measured.phases["overhead"] += max(0.0, wall_s - measured.duration_s)
-                duration_s = max(wall_s, measured.duration_s)
+                measured = combine_moments(ran.plan, ran.shards)
+                measured.phases["overhead"] += max(0.0, ran.seconds - measured.duration_s)
+                duration_s = max(ran.seconds, measured.duration_s)
                 rows.append(
                     make_step_row(plan.name, kind, "measured", step, duration_s, measured.phases)
                 )
                 kept = timed.setdefault(kind, Thinned(_MOST_TIMELINES))
                 kept.add(Timed(step.number, duration_s, measured.spans))
-                ranks += make_rank_rows(plan.name, kind, step, shards)
-                if step.number == _find_last(execution, kind):
+                ranks += make_rank_rows(plan.name, kind, step, ran.shards)
+                counted.append(_Counted(kind, step, ran.plan))
+                if step.number == find_last(execution, kind):
                     others[kind] = meters[kind].others_share()
             self.tick(plan.name, done + 1, total)
         medians = {kind: choose_median(kept.items) for kind, kept in timed.items()}
-        spans += [
+        spans = [
             make_span_rows(plan.name, f"{kind}, measured", step.spans)
             for kind, step in medians.items()
         ]
-        counted = [(kind, step) for kind, step, counts in _list_steps(execution) if counts]
-        for (kind, step), times in zip(
-            counted,
-            forecast(plan, [_spread_evenly(plan, step) for _, step in counted], keep_spans=True),
-            strict=True,
-        ):
+        for one, times in _predict(counted):
             rows.append(
-                make_step_row(plan.name, kind, "predicted", step, times.duration_s, times.phases)
+                make_step_row(
+                    plan.name, one.kind, "predicted", one.step, times.duration_s, times.phases
+                )
             )
-            if step.number == medians[kind].number:
-                spans.append(make_predicted_span_rows(plan.name, f"{kind}, predicted", times))
-        self.shown[plan.name] = {
-            kind: asdict(
-                ShownTimeline(medians[kind].number, uniform_imbalance(plan, step.num_tokens))
-            )
-            for kind, step in dict(counted).items()
+            if one.step.number == medians[one.kind].number:
+                spans.append(make_predicted_span_rows(plan.name, f"{one.kind}, predicted", times))
+        self.facts[plan.name] = {
+            SHOWN: {
+                one.kind: asdict(
+                    ShownTimeline(one.step.number, uniform_imbalance(one.plan, one.step.num_tokens))
+                )
+                for one in counted
+                if one.step.number == medians[one.kind].number
+            },
+            "rebalances": [asdict(moved) for moved in live.experts.moves],
         }
         faults = backend.faults[known_faults:]
         table = pd.DataFrame(rows, columns=list(STEP_COLUMNS))
@@ -326,33 +281,20 @@ class _Runner:
 _FAULTS = ("deployment", "step", "ranks", "what", "recovery_s")
 
 
-def _list_steps(execution: ExecutionSpec) -> list[tuple[str, Step, bool]]:
-    """Kind, step, and whether it counts; the first of each kind is checked against the
-    reference.
-    """
-    from simulator.runtime.job import Step
+class _Counted(NamedTuple):
+    """Measured step, with the plan that was in force."""
 
-    kinds = []
-    if execution.prompts:
-        kinds.append(("prompt", execution.prompts, execution.prompt_tokens, 0))
-    if execution.sequences:
-        kinds.append(("decode", execution.sequences, 1, execution.context_tokens))
-    found: list[tuple[str, Step, bool]] = []
-    for kind, sequences, new, context in kinds:
-        for i in range(execution.warm_up + execution.steps):
-            number = len(found)
-            found.append(
-                (
-                    kind,
-                    Step(number, sequences, new, context, _STRIDE * number, i == 0),
-                    i >= execution.warm_up,
-                )
-            )
-    return found
+    kind: str
+    step: Step
+    plan: DeploymentPlan
 
 
-def _find_last(execution: ExecutionSpec, kind: str) -> int:
-    return max(int(step.number) for other, step, _ in _list_steps(execution) if other == kind)
+def _predict(counted: Sequence[_Counted]) -> Iterator[tuple[_Counted, StepTimes]]:
+    """Simulate the steps that were measured, each by the plan that was in force."""
+    for _, group in itertools.groupby(counted, key=lambda one: id(one.plan)):
+        own = list(group)
+        steps = [_spread_evenly(one.plan, one.step) for one in own]
+        yield from zip(own, forecast(own[0].plan, steps, keep_spans=True), strict=True)
 
 
 def _spread_evenly(plan: DeploymentPlan, step: Step) -> EvenStep:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from simulator.work.expert_moves import count_expert_moves
 from simulator.work.memory import expert_bytes_per_layer
 
 Floats = NDArray[np.float64]
+Moved = TypeVar("Moved", bound=ExpertsMoved)
 
 
 def expect_load(
@@ -57,7 +59,7 @@ def place_again(placement: Placement, placed: Placed) -> Placement:
     return replace(placement, experts=replace(placement.experts, placed=placed))
 
 
-def judge_move(moved: ExpertsMoved, load: ExpertLoad, before: Placed) -> ExpertsMoved:
+def judge_move(moved: Moved, load: ExpertLoad, before: Placed) -> Moved:
     """Add what a move came to: the imbalance of the load that followed, and what it would have been
     had experts stayed.
 

@@ -31,7 +31,7 @@ from simulator.results.chrome_trace import chrome_trace
 from simulator.results.folder import check_writable, replace_folder, write_files
 from simulator.results.run_file import read_run, refuse_damaged
 from simulator.results.shown_steps import shown_step
-from simulator.results.tables import STEP_PHASES
+from simulator.results.tables import STEP_PHASES, ExpertsMoved
 from simulator.work.uniform_load import UniformImbalance
 
 _LONG = ("steps", "ranks", "spans")
@@ -94,6 +94,18 @@ class ShownTimeline:
     uniform_imbalance: UniformImbalance | None
     """Imbalance that uniform routing gives at the kind's tokens by chance; ``None`` for a dense
     model."""
+
+
+@dataclass(frozen=True)
+class ExecutedMove(ExpertsMoved):
+    """Experts that moved for real between two steps; under ``rebalances`` of the deployment in
+    ``run.json``. Seconds, copies and bytes are measured.
+    """
+
+    step: int = 0
+    """Number of the step before which they moved, of the first part where they moved in several."""
+    predicted_s: float = 0.0
+    """Seconds that the simulator prices the move at."""
 
 
 @dataclass(frozen=True)

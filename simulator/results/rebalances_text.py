@@ -4,30 +4,33 @@ effect.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
-from simulator.results.folder import Results
-from simulator.results.formats import num_bytes, seconds_text
+from simulator.results.formats import num_bytes, seconds, seconds_text
 
 _SMALL = 0.02
 """Share of the unmoved imbalance that a move has to take away to be called a gain."""
 
 
-def tell_rebalances(results: Results, name: str, short: str) -> str | None:
-    """Describe the moves of a deployment's experts; ``None`` where none moved.
+def tell_rebalances(facts: Mapping[str, Any], short: str) -> str | None:
+    """Describe the moves of a deployment's experts; ``None`` where none moved. Moves that were made
+    for real have their predicted seconds beside the measured ones.
 
     Args:
+        facts: the deployment's entry in ``run.json``.
         short: name of the deployment in sentences.
     """
-    moves: Sequence[dict[str, Any]] = results.run["deployments"][name].get("rebalances") or []
+    moves: Sequence[dict[str, Any]] = facts.get("rebalances") or []
     if not moves:
         return None
     once = len(moves) == 1
     copies = f"{mean(moved['num_experts'] for moved in moves):,.0f}"
     size = num_bytes(mean(moved["num_bytes"] for moved in moves))
     took = seconds_text(mean(moved["seconds"] for moved in moves))
+    if all("predicted_s" in moved for moved in moves):
+        took += f" (predicted: {seconds_text(mean(moved['predicted_s'] for moved in moves))})"
     stopped_s = sum(moved["seconds"] for moved in moves if moved["stops"])
     total = "" if once else f", {seconds_text(stopped_s)} in all"
     num_parts = mean(moved.get("num_parts", 1) for moved in moves)
@@ -49,4 +52,13 @@ def tell_rebalances(results: Results, name: str, short: str) -> str | None:
     return (
         f"{text} Until it is looked at again the busiest rank has {next_:.2f} times the mean "
         f"rank's load, and would have {unmoved:.2f} times {verdict}."
+    )
+
+
+def tell_move(moved: Mapping[str, Any]) -> str:
+    """Describe one move in few words: what it carried, how long it took and what it changed."""
+    return (
+        f"{moved['num_experts']:,} copies of experts, {num_bytes(moved['num_bytes'])} in "
+        f"{seconds(moved['seconds'])}: {moved['imbalance_before']:.2f} to "
+        f"{moved['imbalance_after']:.2f}"
     )

@@ -65,8 +65,8 @@ def verdict(results: Results) -> dict[str, Any]:
         if text
     ]
     gone = [text for name in rows if (text := tell_changes(results, name, rows[name], short[name]))]
-    gone += [text for name in rows if (text := tell_rebalances(results, name, short[name]))]
     told = results.run["deployments"]
+    gone += [text for name in rows if (text := tell_rebalances(told[name], short[name]))]
     dropped = [text for name in rows if (text := tell_drops(rows[name], told[name], short[name]))]
     if len(rows) == 1:
         ((name, row),) = rows.items()

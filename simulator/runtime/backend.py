@@ -7,8 +7,10 @@ from typing import Any, Protocol
 
 from simulator.config.execution import ExecutionSpec
 from simulator.deployment.plan import DeploymentPlan
+from simulator.policies.placement import Placed
 from simulator.runtime.faults import Fault
 from simulator.runtime.job import Job, Step
+from simulator.runtime.moving import Received
 from simulator.runtime.shard import ShardStep
 
 
@@ -32,6 +34,18 @@ class Backend(Protocol):
 
         Raises:
             LostError: if it fails again and again.
+        """
+        ...
+
+    def place_experts(self, placed: Placed, number: int) -> list[Received]:
+        """Move the experts of all ranks to where another placement has them. Returns what each rank
+        got from others.
+
+        Args:
+            number: of the step before, for records of faults.
+
+        Raises:
+            LostError: if ranks fail again and again meanwhile.
         """
         ...
 

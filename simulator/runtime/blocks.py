@@ -65,6 +65,10 @@ class ExpertLayer(nn.Module):
             SharedExpert(moe, hidden, job.dense_part(rank)) if moe.num_shared_experts else None
         )
 
+    def use_job(self, job: Job) -> None:
+        """Go on with the placement of another job, whose experts are held here already."""
+        self.job, self.map = job, ExpertMap(job, self.moe_layer)
+
     def load(self, weights: Weights, name: str, like: Tensor) -> None:
         """Fill in the weights of this rank's share."""
         self.router.load(weights, f"{name}.router")
@@ -196,6 +200,17 @@ class RankModel(nn.Module):
             else:
                 self.ffns[str(layer)] = ExpertLayer(job, block.experts, rank, layer, moe_layers)
                 moe_layers += 1
+
+    @property
+    def expert_layers(self) -> list[ExpertLayer]:
+        """MoE layers, in their order."""
+        return [ffn for ffn in self.ffns.values() if isinstance(ffn, ExpertLayer)]
+
+    def use_job(self, job: Job) -> None:
+        """Go on with the placement of another job, whose experts are held here already."""
+        self.job = job
+        for layer in self.expert_layers:
+            layer.use_job(job)
 
     def load(self, weights: Weights) -> None:
         """Fill in every weight of this rank."""

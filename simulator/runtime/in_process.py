@@ -5,15 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 from simulator.base.errors import LostError
+from simulator.policies.placement import Placed
 from simulator.runtime.faults import Fault
 from simulator.runtime.job import Job, Step
+from simulator.runtime.moving import Received
 from simulator.runtime.patience import Patience
 from simulator.runtime.shard import Shard, ShardStep, threads_per_rank
 from simulator.runtime.transport import PeerLostError
 from simulator.runtime.transport.in_process import InProcess
+
+Result = TypeVar("Result")
 
 
 class InProcessBackend:
@@ -44,25 +48,47 @@ class InProcessBackend:
         """
         self.attempt_began_s = time.perf_counter()
         timeout_s = self._patience.limit_s(step.kind)
-        futures = [self._threads.submit(self._run, shard, step, timeout_s) for shard in self.shards]
+        found = self._run_all(lambda shard: shard.step(step, timeout_s), f"step {step.number}")
+        self._patience.learn(step.kind, time.perf_counter() - self.attempt_began_s)
+        return found
+
+    def place_experts(self, placed: Placed, number: int) -> list[Received]:
+        """Move the experts of all ranks to where another placement has them. Returns what each rank
+        got from others.
+
+        Args:
+            number: of the step before, for records of faults.
+
+        Raises:
+            LostError: if a rank kept the others waiting for too long. They cannot meet again.
+        """
+        return self._run_all(lambda shard: shard.place_experts(placed), "a move of experts")
+
+    def _run_all(self, run: Callable[[Shard], Result], what: str) -> list[Result]:
+        """Run all ranks at the same time.
+
+        Raises:
+            LostError: if one kept the others waiting for too long, naming ``what`` failed.
+        """
+
+        def run_one(shard: Shard) -> Result:
+            try:
+                return run(shard)
+            except BaseException:
+                self._room.abort()  # the others need not wait for a rank that will not come
+                raise
+
+        futures = [self._threads.submit(run_one, shard) for shard in self.shards]
         errors = [error for future in futures if (error := future.exception()) is not None]
         for error in errors:  # what went wrong first, not that the others missed a rank
             if not isinstance(error, PeerLostError):
                 raise error
         if errors:
             raise LostError(
-                f"step {step.number} failed: a rank kept the others waiting for more than "
-                f"{timeout_s:g} s; raise execution.timeout_s if it happens again"
+                f"{what} failed: a rank kept the others waiting for too long; raise "
+                "execution.timeout_s if it happens again"
             ) from errors[0]
-        self._patience.learn(step.kind, time.perf_counter() - self.attempt_began_s)
         return [future.result() for future in futures]
-
-    def _run(self, shard: Shard, step: Step, timeout_s: float) -> ShardStep:
-        try:
-            return shard.step(step, timeout_s)
-        except BaseException:
-            self._room.abort()  # the others need not wait for a rank that will not come
-            raise
 
     def apply(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """Call ``function(shard, *arguments)`` on every rank."""

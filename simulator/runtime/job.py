@@ -4,7 +4,7 @@ process.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +145,16 @@ class Job:
         num_choices = min(top_k + (count_next_choices(policy) or 0), self.moe.num_candidates)
         return Admission(num_choices, admit)
 
+    def place_experts(self, placed: Placed) -> Job:
+        """Copy the job with its experts in other slots.
+
+        Raises:
+            ValueError: if the model has no routed experts.
+        """
+        if self.experts is None:
+            raise ValueError(f"{self.model.name} has no routed experts")
+        return replace(self, experts=replace(self.experts, placed=placed))
+
     def find_sources(self, step: Step) -> NDArray[np.int64] | None:
         """Rank that each of a step's tokens is on, ``[T]``; ``None`` where every rank has every
         token.
@@ -190,8 +200,11 @@ def make_job(plan: DeploymentPlan, folder: Path) -> Job:
             f"{where}: failures can be simulated, but not executed; leave them out, "
             "and name the faults of ranks in [execution]"
         )
-    if spec.rebalancing["kind"] != "none":
-        raise UserError(f"{where}: rebalancing can be simulated, but not executed; leave it out")
+    if getattr(plan.serving.rebalancing, "asynchronous", False):
+        raise UserError(
+            f"{where}: experts that move in the background of steps can be simulated, but not "
+            "executed; leave asynchronous out of the rebalancing"
+        )
     if (spec.routing or {}).get("exact"):
         raise UserError(
             f"{where}: requests take their own experts in moesim run only; leave exact out of the "

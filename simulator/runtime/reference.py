@@ -22,12 +22,18 @@ class Reference:
     """Whole model of a job."""
 
     def __init__(self, job: Job) -> None:
-        self.job = job
+        self.use_placement(job)
         with torch.no_grad():
             self.model = Transformer(job.model, job.pruning).to(TORCH_DTYPES[job.dtype])
             self.model.load(weights_from(job.weights, job.seed))
-        self._slots = [job.slot_map(layer) for layer in range(job.model.num_moe_layers)]
         self._contexts = Contexts(_whole(job), 0, torch.device("cpu"))
+
+    def use_placement(self, job: Job) -> None:
+        """Let tokens overflow as they do with the experts of another job, which has the same
+        weights.
+        """
+        self.job = job
+        self._slots = [job.slot_map(layer) for layer in range(job.model.num_moe_layers)]
 
     def hidden_vectors(self, step: Step) -> NDArray[np.float32]:
         """Hidden vectors of all tokens behind the last norm, ``[T, H]``."""

@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from simulator.base import plugins
+from simulator.policies.placement import Placed
 from simulator.runtime.blocks import RankModel
 from simulator.runtime.inputs import Contexts, token_ids
 from simulator.runtime.job import TORCH_DTYPES, Job, Step
 from simulator.runtime.layers.kinds import Cached, Chunk
 from simulator.runtime.layers.weights import weights_from
+from simulator.runtime.moving import Received, move_experts
 from simulator.runtime.timeline import Moment, Timeline
 from simulator.runtime.transport import Transport
 
@@ -44,6 +46,8 @@ class ShardStep:
     output."""
     topk_ids_LTK: NDArray[np.int16] | None
     """Experts used by those tokens, -1 where a choice was dropped."""
+    load_LE: NDArray[np.int64]
+    """Tokens of its own sequences that each expert computed, by MoE layer."""
 
 
 class Shard:
@@ -127,6 +131,8 @@ class Shard:
             )
         kept: Tensor | None = result.hidden_TH if step.keeps_output else None
         ids_LTK = [ids for ids in result.topk_ids_LTK if ids is not None]
+        num_experts = 0 if job.moe is None else job.moe.num_experts
+        counts = [np.bincount(ids_TK[ids_TK >= 0], minlength=num_experts) for ids_TK in ids_LTK]
         return ShardStep(
             rank=self.rank,
             moments=timeline.moments,
@@ -137,7 +143,22 @@ class Shard:
             topk_ids_LTK=np.stack(ids_LTK).astype(np.int16)
             if step.keeps_output and ids_LTK
             else None,
+            load_LE=np.array(counts, dtype=np.int64).reshape(len(counts), num_experts),
         )
+
+    def place_experts(self, placed: Placed) -> Received:
+        """Exchange the weights of experts with the other ranks, and go on with another placement.
+
+        Raises:
+            PeerLostError: if another rank is lost; this one has its experts where they were.
+        """
+        job, model = self._job, self._model
+        if job is None or model is None:
+            raise RuntimeError(f"rank {self.rank} was told to move experts before it had any")
+        placed_job = job.place_experts(placed)
+        received = move_experts(model, placed_job, self.transport)
+        self._job = placed_job
+        return received
 
     def apply(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call ``function(shard, *arguments)`` in the shard's process."""

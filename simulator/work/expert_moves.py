@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
 from simulator.policies.placement import Placed
 
 
-def count_expert_moves(
-    before: Placed, after: Placed, node_R: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Count the experts that each rank sends to each other one, over all layers, ``[R, R]``.
+class ExpertMoves(NamedTuple):
+    """Experts that ranks send to each other, ordered by layer and expert."""
+
+    layer_M: NDArray[np.int64]
+    expert_M: NDArray[np.int64]
+    source_M: NDArray[np.int64]
+    """Rank that each comes from."""
+    destination_M: NDArray[np.int64]
+    """Rank that each goes to."""
+
+
+def list_expert_moves(before: Placed, after: Placed, node_R: NDArray[np.int64]) -> ExpertMoves:
+    """List the experts that each rank sends to each other one.
 
     A rank keeps what it has. What it lacks comes from a rank that has it: one on its own node if
     there is one, and of several each in its turn, so that the copies of an expert share the work.
@@ -19,14 +31,37 @@ def count_expert_moves(
     Args:
         node_R: node of every rank.
     """
-    ranks = after.num_ranks
-    moves_SR = np.zeros((ranks, ranks), dtype=np.int64)
-    for layer, expert_P in enumerate(after.expert_LP):
-        has_RE = _find_holders(before, layer)
-        wants_RE = _find_holders(after, layer) & ~has_RE
-        for expert in np.unique(expert_P[wants_RE[:, expert_P].any(axis=0)]):
-            _add_moves(moves_SR, np.flatnonzero(has_RE[:, expert]), wants_RE[:, expert], node_R)
+    moves = [
+        (layer, expert, source, destination)
+        for layer, expert_P in enumerate(after.expert_LP)
+        for expert, holds_R, wants_R in _list_wanted(before, after, layer, expert_P)
+        for source, destination in _list_senders(np.flatnonzero(holds_R), wants_R, node_R)
+    ]
+    return ExpertMoves(*np.array(moves, dtype=np.int64).reshape(-1, 4).T)
+
+
+def count_expert_moves(
+    before: Placed, after: Placed, node_R: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Count the experts that each rank sends to each other one, over all layers, ``[R, R]``;
+    arguments are those of :func:`list_expert_moves`.
+    """
+    moves = list_expert_moves(before, after, node_R)
+    moves_SR = np.zeros((after.num_ranks, after.num_ranks), dtype=np.int64)
+    np.add.at(moves_SR, (moves.source_M, moves.destination_M), 1)
     return moves_SR
+
+
+def _list_wanted(
+    before: Placed, after: Placed, layer: int, expert_P: NDArray[np.int64]
+) -> Iterator[tuple[int, NDArray[np.bool_], NDArray[np.bool_]]]:
+    """List the experts of a layer that some rank lacks, each with the ranks that have it and those
+    that lack it.
+    """
+    has_RE = _find_holders(before, layer)
+    wants_RE = _find_holders(after, layer) & ~has_RE
+    for expert in np.unique(expert_P[wants_RE[:, expert_P].any(axis=0)]):
+        yield int(expert), has_RE[:, expert], wants_RE[:, expert]
 
 
 def _find_holders(placed: Placed, layer: int) -> NDArray[np.bool_]:
@@ -37,13 +72,11 @@ def _find_holders(placed: Placed, layer: int) -> NDArray[np.bool_]:
     return has_RE
 
 
-def _add_moves(
-    moves_SR: NDArray[np.int64],
-    senders: NDArray[np.int64],
-    wants_R: NDArray[np.bool_],
-    node_R: NDArray[np.int64],
-) -> None:
+def _list_senders(
+    senders: NDArray[np.int64], wants_R: NDArray[np.bool_], node_R: NDArray[np.int64]
+) -> Iterator[tuple[int, int]]:
+    """List the rank that sends an expert to each rank that lacks it, as pairs."""
     for turn, receiver in enumerate(np.flatnonzero(wants_R)):
         near = senders[node_R[senders] == node_R[receiver]]
         chosen = near if len(near) else senders
-        moves_SR[chosen[turn % len(chosen)], receiver] += 1
+        yield int(chosen[turn % len(chosen)]), int(receiver)

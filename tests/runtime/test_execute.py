@@ -85,6 +85,8 @@ def executed(folder):
         "2",
         "--set",
         faults,
+        "--set",
+        "deployments.0.rebalancing={ kind = 'incremental', every_s = 0.001, tolerance = 1.0 }",
     )
     out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
@@ -177,6 +179,22 @@ def test_only_the_deployment_that_was_named_is_run_and_its_verdict_is_on_the_ter
     assert out.startswith("On this machine (")
     assert "pruned computes prompts at" in out.splitlines()[0]
     assert "- The predicted duration of a step is off by" in out
+
+
+def test_experts_that_moved_between_steps_are_in_the_record_beside_their_price(executed):
+    said, found = executed
+    moves = found.run["deployments"]["moe"]["rebalances"]
+    assert moves == said["deployments"]["moe"]["rebalances"]
+    assert moves
+    assert found.run["deployments"]["pruned"]["rebalances"] == []
+    slot_bytes = 4 * 3 * 32 * 16
+    for moved in moves:
+        assert moved["num_bytes"] == moved["num_experts"] * slot_bytes > 0
+        assert moved["seconds"] > 0
+        assert moved["predicted_s"] > 0
+        assert moved["imbalance_after"] < moved["imbalance_before"]
+    (told,) = (reason for reason in said["verdict"]["reasons"] if reason.startswith("Experts of"))
+    assert "(predicted: " in told
 
 
 def test_what_was_killed_is_in_the_record(executed):

@@ -21,6 +21,7 @@ ray = pytest.importorskip("ray", reason="needs pip install 'moesim[real]'")
 from simulator.base import plugins
 from simulator.base.errors import UserError
 from simulator.config.execution import ExecutionSpec, FaultSpec
+from simulator.policies.placement import Placed
 from simulator.runtime.nodes import connect
 from simulator.runtime.ray_backend import RayBackend
 from simulator.runtime.reference import Reference
@@ -33,6 +34,7 @@ from tests.runtime.equality import (
     decode,
     prompts,
     replicated,
+    running,
     with_noise,
     with_placed,
 )
@@ -112,7 +114,9 @@ def backend(request, nodes, job):
 
 def processes(backend):
     """Process of each rank."""
-    return [pid for pid, _ in ray.get([actor.process.remote() for actor in backend._actors])]
+    return [
+        pid for pid, _ in ray.get([actor.process.remote() for actor in backend.actors.values()])
+    ]
 
 
 def homes(backend):
@@ -120,7 +124,7 @@ def homes(backend):
     return ray.get(
         [
             actor.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())
-            for actor in backend._actors
+            for actor in backend.actors.values()
         ]
     )
 
@@ -149,6 +153,44 @@ class TestEachTransport:
         chosen_by_router = by_its_router(job)
         backend.load(chosen_by_router)
         check(chosen_by_router, backend, Reference(chosen_by_router), STEPS[:2])
+        backend.load(job)
+
+    def test_experts_that_have_moved_equal_the_whole_model_and_threads_bit_for_bit(
+        self, backend, job, reference
+    ):
+        placed, rng = job.experts.placed, np.random.default_rng(2)
+        known = len(backend.faults)
+        for number in range(2):
+            order = rng.permutation(placed.expert_LP.shape[1])
+            placed = Placed(placed.expert_LP[:, order], placed.rank_LP, placed.num_ranks)
+            got = backend.place_experts(placed, number)
+            with_moved = dataclasses.replace(
+                job, experts=dataclasses.replace(job.experts, placed=placed)
+            )
+            check(with_moved, backend, reference, STEPS[:2])
+            with running(with_moved) as (threads, _):
+                for one, other in zip(backend.step(decode()), threads.step(decode()), strict=True):
+                    assert np.array_equal(one.hidden_TH, other.hidden_TH)
+                    assert np.array_equal(one.load_LE, other.load_LE)
+            assert sum(one.num_bytes for one in got) > 0
+        backend.place_experts(job.experts.placed, 2)
+        check(job, backend, reference, STEPS[:1])
+        assert len(backend.faults) == known
+
+    def test_a_rank_killed_while_experts_move_is_replaced_and_they_lie_where_they_shall(
+        self, backend, job, reference
+    ):
+        known = len(backend.faults)
+        placed = job.experts.placed
+        other = Placed(placed.expert_LP[:, ::-1].copy(), placed.rank_LP, placed.num_ranks)
+        with_moved = dataclasses.replace(
+            job, experts=dataclasses.replace(job.experts, placed=other)
+        )
+        backend.kill(1)
+        backend.place_experts(other, 50)
+        (fault,) = new_faults(backend, known)
+        assert fault.ranks == [1]
+        check(with_moved, backend, reference, STEPS[:2])
         backend.load(job)
 
     def test_every_rank_is_on_the_node_that_the_plan_says(self, backend, job):
@@ -226,7 +268,7 @@ def test_a_rank_that_takes_longer_than_was_asked_for_is_no_hung_one(nodes, job, 
     """A busy machine: each of its steps takes twice the time that ranks may always wait."""
     backend = start(nodes, job, "process_group", timeout_s=0.5)
     try:
-        backend._actors[1].apply.remote(slow_down, 1.0)
+        backend.actors[1].apply.remote(slow_down, 1.0)
         check(job, backend, reference)
         assert backend.faults == []
         os.kill(processes(backend)[1], signal.SIGSTOP)  # and one that is hung still is

@@ -1,9 +1,7 @@
 """The sentence on experts that moved."""
 
-import pandas as pd
 import pytest
 
-from simulator.results.folder import Results
 from simulator.results.rebalances_text import tell_rebalances
 
 MOVED = {
@@ -21,11 +19,7 @@ MOVED = {
 
 
 def tell(*moves):
-    tables = dict.fromkeys(
-        ("requests", "steps", "ranks", "experts", "traffic", "spans", "moves"), pd.DataFrame()
-    )
-    run = {"deployments": {"A": {"rebalances": list(moves)}}}
-    return tell_rebalances(Results(run=run, summary=pd.DataFrame(), **tables), "A", "A")
+    return tell_rebalances({"rebalances": list(moves)}, "A")
 
 
 def test_nothing_is_said_where_experts_stay():
@@ -61,3 +55,8 @@ def test_a_move_at_the_end_of_a_run_is_not_judged(key):
 
 def test_moves_beside_steps_are_told_as_such():
     assert "in 31.5 ms, in the background of steps. Until" in tell({**MOVED, "stops": False})
+
+
+def test_a_move_that_was_made_for_real_has_its_prediction_beside_it():
+    told = tell(MOVED | {"predicted_s": 0.02}, MOVED | {"predicted_s": 0.04})
+    assert "on average) in 31.5 ms (predicted: 30 ms), in which" in told

@@ -11,6 +11,7 @@ from simulator.report.execution_numbers import TITLES, kind_of_step, kinds, step
 from simulator.report.gallery import Figure
 from simulator.results.executed import Executed
 from simulator.results.formats import log_ticks, seconds, time_axis
+from simulator.results.rebalances_text import tell_move
 
 _WIDE = 12.0
 """Least factor between the longest and the shortest step that takes a logarithmic axis."""
@@ -25,7 +26,7 @@ class Steps(Figure[Executed]):
     definition = (
         "Measured steps in their order, without those that warmed up; "
         "a cross marks a step in which shards were lost, whose time is that of the last try, "
-        "without the recovery."
+        "without the recovery. Dotted: experts moved before the step."
     )
     absent = "No step was run."
     order = 50
@@ -56,6 +57,7 @@ def _curves(executed: Executed, kind: str) -> go.Figure:
             hovertemplate=f"step %{{x}}: %{{customdata}}<extra>{label[name]}</extra>",
         )
     _add_faults(drawn, executed, kind, unit_s, shortest_s)
+    _add_moves(drawn, executed, kind, (shortest_s / unit_s, longest_s / unit_s))
     if shortest_s > 0 and longest_s / shortest_s > _WIDE:
         drawn.update_yaxes(type="log", **log_ticks(shortest_s / unit_s, longest_s / unit_s))
     else:
@@ -99,3 +101,29 @@ def _add_faults(
             "%{customdata[1]}<extra>%{customdata[2]}</extra>"
         ),
     )
+
+
+def _add_moves(
+    drawn: go.Figure, executed: Executed, kind: str, levels: tuple[float, float]
+) -> None:
+    """Lines where the experts of a deployment moved, in its colour."""
+    label, line = style.labels(executed), style.lines(executed)
+    for name in executed.deployments:
+        moves = [
+            moved
+            for moved in style.facts(executed, name).get("rebalances") or []
+            if kind_of_step(executed, int(moved["step"])) == kind
+        ]
+        if not moves:
+            continue
+        drawn.add_scatter(
+            x=[at for moved in moves for at in (*(2 * [moved["step"] - 0.5]), None)],
+            y=[level for _ in moves for level in (*levels, None)],
+            customdata=[text for moved in moves for text in 3 * [tell_move(moved)]],
+            name=label[name],
+            line=line[name] | {"width": 0.8, "dash": "dot"},
+            opacity=0.6,
+            mode="lines",
+            showlegend=False,
+            hovertemplate="%{customdata}",
+        )

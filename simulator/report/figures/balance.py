@@ -9,7 +9,8 @@ import plotly.graph_objects as go
 from simulator.report import style
 from simulator.report.gallery import Figure
 from simulator.results.folder import Results
-from simulator.results.formats import num_bytes, seconds, time_axis
+from simulator.results.formats import time_axis
+from simulator.results.rebalances_text import tell_move
 
 
 class Balance(Figure[Results]):
@@ -74,7 +75,7 @@ def _mark_moves(drawn: go.Figure, results: Results, unit_s: float) -> None:
         drawn.add_scatter(
             x=[at for moved in moves for at in (*(2 * [moved["at_s"] / unit_s]), None)],
             y=[level for _ in moves for level in (low, high, None)],
-            customdata=[text for moved in moves for text in 3 * [_tell_move(moved)]],
+            customdata=[text for moved in moves for text in 3 * [tell_move(moved)]],
             name=label[name],
             line=line[name] | {"width": 0.8, "dash": "dot"},
             opacity=0.6,
@@ -82,11 +83,3 @@ def _mark_moves(drawn: go.Figure, results: Results, unit_s: float) -> None:
             showlegend=False,
             hovertemplate="%{customdata}",
         )
-
-
-def _tell_move(moved: dict[str, Any]) -> str:
-    return (
-        f"{moved['num_experts']:,} copies of experts, {num_bytes(moved['num_bytes'])} in "
-        f"{seconds(moved['seconds'])}: {moved['imbalance_before']:.2f} to "
-        f"{moved['imbalance_after']:.2f}"
-    )

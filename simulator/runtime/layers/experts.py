@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -54,6 +56,40 @@ class Experts(nn.Module):
                 fill(self.up_bias[slot], self.part.cut_gated(bias, moe.is_gated))
             if self.down_bias is not None:
                 fill(self.down_bias[slot], weights.tensor(f"{name}.{expert}.down_bias", (hidden,)))
+
+    @property
+    def bytes_per_slot(self) -> int:
+        """Bytes of the weights of one expert, or of this rank's part of it."""
+        return sum(one[0].numel() * one.element_size() for one in self.parameters())
+
+    def pack(self, expert: int) -> Tensor:
+        """Weights of an expert that is held here, one after the other as bytes, ``[B]``."""
+        slot = self.expert_P.index(expert)
+        flat = torch.cat([weights_P[slot].detach().flatten() for weights_P in self.parameters()])
+        return flat.view(torch.uint8)
+
+    def rearrange(self, expert_P: list[int], packed: Mapping[int, Tensor]) -> None:
+        """Hold other experts in as many slots.
+
+        Args:
+            expert_P: expert of each slot from now on.
+            packed: weights of those that are not held yet, as :meth:`pack` returns them.
+        """
+        changed = [slot for slot, expert in enumerate(expert_P) if self.expert_P[slot] != expert]
+        # All are copied before any is overwritten: experts may change places.
+        held = set(self.expert_P)
+        weights = {
+            slot: self.pack(expert_P[slot]) if expert_P[slot] in held else packed[expert_P[slot]]
+            for slot in changed
+        }
+        for slot, flat_B in weights.items():
+            first = 0
+            values = flat_B.contiguous().view(self.up.dtype)
+            for weights_P in self.parameters():
+                own = weights_P[slot]
+                fill(own, values[first : first + own.numel()].view(own.shape))
+                first += own.numel()
+        self.expert_P = list(expert_P)
 
     def forward(self, x_NH: Tensor, rows_P: list[int]) -> Tensor:
         """Pass each slot's tokens through its expert.

@@ -22,7 +22,9 @@ class SwapTransport(ABC):
         self, send: Tensor, send_rows_R: list[int], receive_rows_R: list[int] | None = None
     ) -> tuple[Tensor, list[int]]:
         received = self.swap(list(send.split(send_rows_R)))
-        return torch.cat(received), [len(rows) for rows in received]
+        # Ranks that send nothing may have rows of another length.
+        rows = [rows for rows in received if len(rows)] or [send[:0]]
+        return torch.cat(rows), [len(rows) for rows in received]
 
     def all_reduce(self, x: Tensor) -> Tensor:
         # Summed in the order of ranks on each of them, so that all have the same bits.

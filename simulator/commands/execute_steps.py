@@ -1,0 +1,43 @@
+"""Steps that ``moesim execute`` runs of each deployment."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from simulator.config.execution import ExecutionSpec
+
+if TYPE_CHECKING:  # it imports torch
+    from simulator.runtime.job import Step
+
+_STRIDE = 997
+"""Places in the pool of expert choices between two steps' beginnings."""
+
+
+def list_steps(execution: ExecutionSpec) -> list[tuple[str, Step, bool]]:
+    """Kind, step, and whether it counts; the first of each kind is checked against the
+    reference.
+    """
+    from simulator.runtime.job import Step
+
+    kinds = []
+    if execution.prompts:
+        kinds.append(("prompt", execution.prompts, execution.prompt_tokens, 0))
+    if execution.sequences:
+        kinds.append(("decode", execution.sequences, 1, execution.context_tokens))
+    found: list[tuple[str, Step, bool]] = []
+    for kind, sequences, new, context in kinds:
+        for i in range(execution.warm_up + execution.steps):
+            number = len(found)
+            found.append(
+                (
+                    kind,
+                    Step(number, sequences, new, context, _STRIDE * number, i == 0),
+                    i >= execution.warm_up,
+                )
+            )
+    return found
+
+
+def find_last(execution: ExecutionSpec, kind: str) -> int:
+    """Number of the last step of a kind."""
+    return max(int(step.number) for other, step, _ in list_steps(execution) if other == kind)
