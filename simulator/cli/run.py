@@ -273,6 +273,7 @@ def _comparison(results: Any, width: int) -> Iterator[Text]:
     """
     from simulator.results.formats import KEY_METRICS, heading_unit, metric, winners
     from simulator.results.metrics import METRICS
+    from simulator.results.scaling_text import is_scaled
     from simulator.results.verdict import short_names
 
     names = [textwrap.wrap(name, _LONGEST_NAME) for name in short_names(results).values()]
@@ -280,6 +281,7 @@ def _comparison(results: Any, width: int) -> Iterator[Text]:
     rows: list[tuple[str, list[str], set[int]]] = [
         ("", list(lines), set()) for lines in zip_longest(*names, fillvalue="")
     ]
+    is_any_scaled = any(map(is_scaled, results.run["deployments"].values()))
     for key in (
         *KEY_METRICS,
         "kv_used_max",
@@ -287,6 +289,7 @@ def _comparison(results: Any, width: int) -> Iterator[Text]:
         "uniform_imbalance",
         "dropped_share",
         "availability",
+        *(("gpus_held",) if is_any_scaled else ()),
     ):
         values = [float(value) for value in results.summary[key]]
         unit = heading_unit(key)

@@ -39,6 +39,7 @@ POLICIES = {
     "failures": "failures",
     "rebalancing": "rebalancing",
     "recovery": "recovery",
+    "scaling": "scaling",
     "speculation": "speculation",
     "arrivals": "arrivals",
     "lengths": "lengths",

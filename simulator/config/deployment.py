@@ -112,8 +112,8 @@ class DeploymentSpec(Frozen):
     one that a calibration adds; kernels it has no entry for are priced as for any engine. A version
     may follow, ``trtllm@1.2.0``, since engines become faster."""
     replicas: Replicas | None = None
-    """Number of replicas; absent = as many as fill the cluster, or what the prefill pool leaves of
-    it."""
+    """Number of replicas, or with ``scaling`` the most that there can be; absent = as many as fill
+    the cluster, or what the prefill pool leaves of it."""
     weight_dtype: DType | None = None
     """Number format of all matrices; absent = as the model is released (experts may then differ
     from the rest)."""
@@ -178,6 +178,9 @@ class DeploymentSpec(Frozen):
     recovery: Annotated[Policy, PolicyOf("recovery")] = {"kind": "restart"}
     """Recovery policy: what the engine does when GPUs of a replica fail, and when they work again;
     of a prefill pool as well."""
+    scaling: Annotated[Policy, PolicyOf("scaling")] = {"kind": "none"}
+    """Scaling policy: how many of the replicas serve at which time, which start and drain
+    meanwhile."""
     rebalancing: Annotated[Policy, PolicyOf("rebalancing")] = {"kind": "none"}
     """Rebalancing policy: when experts are placed anew while it serves; those of a prefill pool
     stay where they are."""

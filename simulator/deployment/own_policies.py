@@ -25,6 +25,8 @@ from simulator.policies.failure_contracts import find_interruption, shrink_exper
 from simulator.policies.overflow import take_choices
 from simulator.policies.placement import Placed
 from simulator.policies.recovery import Loss
+from simulator.policies.scaling import PoolLoad, ScalingPolicy
+from simulator.policies.scaling_contracts import begin_scaling, decide_replicas
 from simulator.work.slots import SlotMap
 from simulator.work.spilled import spill_tokens
 
@@ -52,6 +54,8 @@ def try_policies(plan: DeploymentPlan) -> None:
     if plan.failures and not is_shipped(type(plan.serving.recovery)):
         _try_recovery(plan)
     list(islice(list_looks(plan.serving.rebalancing), _TOKENS))
+    if not is_shipped(type(plan.serving.scaling)):
+        _try_scaling(plan.serving.scaling, plan.serving.replicas)
     if not is_shipped(type(plan.serving.balancing)):
         balancer = prepare_balancer(
             plan.serving.balancing, plan.serving.replicas, np.random.default_rng(0)
@@ -71,6 +75,15 @@ def _try_recovery(plan: DeploymentPlan) -> None:
     shape = (placement.model.num_moe_layers, placement.model.moe.num_experts)
     shrink_experts(policy, Loss(lost_D, placement.experts.placed, np.ones(shape)))
     find_interruption(policy, 0.0)
+
+
+def _try_scaling(policy: ScalingPolicy, most: int) -> None:
+    """Try decisions on a pool that has nothing to do yet."""
+    first = begin_scaling(policy, most)
+    looks = islice(list_looks(policy), _TOKENS)
+    loads = [PoolLoad(at_s, first, first, 0, num_requests=0, num_tokens=0) for at_s in looks]
+    for number in range(len(loads)):
+        decide_replicas(policy, loads[: number + 1], most)
 
 
 def _try_overflow(plan: DeploymentPlan) -> None:

@@ -42,6 +42,8 @@ from simulator.policies.failures import Change, FailurePolicy, Machines
 from simulator.policies.rebalancing import RebalancingPolicy
 from simulator.policies.recovery import RecoveryPolicy
 from simulator.policies.recovery.restart import Restart
+from simulator.policies.scaling import ScalingPolicy
+from simulator.policies.scaling_contracts import begin_scaling, check_scaling
 from simulator.policies.scheduling import Rules
 from simulator.work.layout import make_layout
 from simulator.work.memory import CacheSize, cache_size
@@ -61,6 +63,13 @@ class Serving:
     """Policy that rebalances experts during a run."""
     recovery: RecoveryPolicy
     """Policy that says how replicas recover from lost GPUs."""
+    scaling: ScalingPolicy
+    """Policy that says how many of the replicas serve."""
+
+    @property
+    def first_replicas(self) -> int:
+        """Number of replicas that serve when the run begins."""
+        return begin_scaling(self.scaling, self.replicas)
 
 
 @dataclass(frozen=True)
@@ -152,7 +161,7 @@ def _make_pools(spec: DeploymentSpec, seed: int, place: str, folder: Path) -> De
     }
     changes |= {"prefill": None, "cluster": pool.cluster or spec.cluster}
     changes["speculation"] = {"kind": "none"}  # nothing decodes there
-    changes["rebalancing"] = {"kind": "none"}
+    changes["rebalancing"] = changes["scaling"] = {"kind": "none"}
     changes["recovery"] = _choose_prefill_recovery(spec.recovery, pool.parallel)
     if (
         pool.parallel.ep or 1
@@ -273,7 +282,9 @@ def _make_pool(
     rebalancing = build("rebalancing", spec.rebalancing, f"{place} [rebalancing]")
     recovery: RecoveryPolicy = build("recovery", spec.recovery, f"{place} [recovery]")
     check_recovery(spec, placement, f"{place} [recovery]")
-    serving = Serving(replicas, rules, balancing, capacity, rebalancing, recovery)
+    scaling: ScalingPolicy = build("scaling", spec.scaling, f"{place} [scaling]")
+    check_scaling(scaling, replicas, spec.prefill is not None, f"{place} [scaling]")
+    serving = Serving(replicas, rules, balancing, capacity, rebalancing, recovery, scaling)
     return DeploymentPlan(spec, placement, serving)
 
 

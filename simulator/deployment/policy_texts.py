@@ -23,6 +23,7 @@ def describe_policies(plan: DeploymentPlan) -> dict[str, str | None]:
         "balancing": policy_text(spec.balancing),
         "failures": "; ".join(policy_text(table) for table in spec.failures) or None,
         "recovery": policy_text(spec.recovery) if spec.failures else None,
+        "scaling": _describe_unless("none", spec.scaling),
         "speculation": policy_text(spec.speculation) if placement.drafts.num_tokens else None,
     }
 

@@ -59,9 +59,10 @@ _PREFILL_TOKENS, _DECODE_TOKENS, _READ_BYTES, _DROPPED_PAIRS = (
 )
 
 
-Kind = Literal["hangs", "stops", "starts", "shrinks", "grows"]
+Kind = Literal["hangs", "stops", "starts", "shrinks", "grows", "launches", "drains", "leaves"]
 """Kinds of changes of a replica: a GPU has failed, which nobody has noticed yet; it is gone; it
-serves again; it goes on with fewer ranks; ranks have joined it again."""
+serves again; it goes on with fewer ranks; ranks have joined it again; its GPUs are taken, on which
+it starts; it gets no more requests; its GPUs are given back."""
 
 
 class Changed(NamedTuple):
@@ -75,7 +76,8 @@ class Changed(NamedTuple):
     num_gpus: int
     """GPUs that each of the replicas serves with then."""
     serves_s: float
-    """Time from which they do so, once their ranks have formed a new group, seconds."""
+    """Time from which they do so, once they have started or their ranks have formed a new group,
+    seconds."""
 
     def list_requests(self) -> list[int]:
         """List the requests that were lost, by their numbers in the trace."""

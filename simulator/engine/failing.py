@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +23,11 @@ from simulator.engine.changes import (
     stop_replica,
     undo_formed,
 )
-from simulator.engine.instants import AGAIN, CHANGE, Instants
-from simulator.engine.loop_state import LoopState
+from simulator.engine.instants import AGAIN, CHANGE
 from simulator.engine.outages import Outages
 from simulator.engine.pool import PoolState
 from simulator.engine.rebalancing import expect_load
+from simulator.engine.run import Run
 from simulator.engine.shrunk import ShrunkReplica, count_loaded_bytes, shrink_replica
 from simulator.engine.state import Ints
 from simulator.engine.table import add_state
@@ -47,33 +47,6 @@ class _Became(NamedTuple):
     """GPUs that it serves with."""
     interrupted_s: float = 0.0
     """Seconds until it does."""
-
-
-class Run(Protocol):
-    """Part of a run's timeline that failures need."""
-
-    state: LoopState
-    instants: Instants
-    until_s: float
-    """Time after which nothing happens any more."""
-    streams: dict[str, str]
-    """Name of the random stream of each pool's steps, by the pool's name."""
-
-    def run_ahead(self, until_s: float) -> None:
-        """Let everything happen up to a time, that instant included."""
-        ...
-
-    def cut_step(self, place: int, replica: int, at_s: float) -> bool:
-        """Cut a replica's step in flight short. Returns whether there was one."""
-        ...
-
-    def pause(self, place: int, replica: int, seconds: float) -> ProcessGenerator:
-        """Keep a replica from forming steps for a while, behind the step in flight."""
-        ...
-
-    def look_soon(self) -> None:
-        """Go on at this instant once all has changed."""
-        ...
 
 
 class Failing:
@@ -96,6 +69,10 @@ class Failing:
         self._waits_to_send: list[tuple[int, list[int]]] = []
         """Numbers of requests that replicas gave back at this instant, by place of their pool."""
 
+    def is_broken(self, place: int, replica: int) -> bool:
+        """Whether GPUs of a replica are out of work."""
+        return bool(self._outages[place].find_lost(replica).any())
+
     def find_shrunk(self, place: int, replica: int) -> ShrunkReplica | None:
         """Find the prices of a replica that goes on with some of its ranks."""
         return self._shrunk.get((place, replica))
@@ -114,7 +91,9 @@ class Failing:
             if change.starts:
                 keys = [(place, replica) for replica in change.replicas]
                 from_s = max([change.at_s, *(self._noticed_s.get(key, 0.0) for key in keys)])
-                then_s = from_s + policy.startup_s
+                # Where no replica is held on them, nothing starts on repaired GPUs.
+                held = self._state.pools[place].is_ready[list(change.replicas)]
+                then_s = from_s + policy.startup_s * bool(held.any())
             else:
                 then_s = change.at_s + policy.detection_s
                 self._fail(change, place, then_s)
@@ -176,6 +155,7 @@ class Failing:
         for became, rows_of in given.items():
             self._note(became, place, at_s, rows_of)
         self._state.balance_again(place)
+        self._run.scale_soon()
 
     def _note(self, became: _Became, place: int, at_s: float, given_back: dict[int, Ints]) -> None:
         kind, num_gpus, seconds = became
@@ -196,7 +176,7 @@ class Failing:
         layout = pool.plan.placement.layout
         lost_D = self._outages[place].find_lost(replica)
         if clock.is_gone[0]:
-            if lost_D.any():
+            if lost_D.any() or not pool.is_ready[replica]:
                 return None
             clock.is_gone[:] = 0
             return _Became("starts", layout.num_gpus), _none()
@@ -206,9 +186,7 @@ class Failing:
         before = self._shrunk.get((place, replica))
         placed = self._place(pool, before, lost_D) if lost_D.any() else None
         if lost_D.any() and placed is None:
-            self._shrunk.pop((place, replica), None)
-            halt_replica(pool, replica, self._state.number_of(place, replica), self._state.events)
-            return _Became("stops", 0), stop_replica(pool, replica, self._state.events)
+            return _Became("stops", 0), self.stop(place, replica)
         newly_D = lost_D & ~was_lost_D
         rows = lose_groups(pool, replica, newly_D, self._state.events) if newly_D.any() else _none()
         ranks.is_lost[: layout.attention_dp] = lost_D
@@ -225,6 +203,15 @@ class Failing:
         self._pause(place, replica, seconds)
         kind: Kind = "shrinks" if newly_D.any() else "grows"
         return _Became(kind, int((~lost_D).sum()) * layout.tp, seconds), rows
+
+    def stop(self, place: int, replica: int) -> Ints:
+        """Stop a replica, whose step under way has been cut off before. Returns the requests that
+        it had, by their numbers in the trace.
+        """
+        pool, events = self._state.pools[place], self._state.events
+        self._shrunk.pop((place, replica), None)
+        halt_replica(pool, replica, self._state.number_of(place, replica), events)
+        return stop_replica(pool, replica, events)
 
     def _place(self, pool: PoolState, before: ShrunkReplica | None, lost_D: Flags) -> Placed | None:
         """Place the experts on the ranks that are left, as the policy has it: from where they lie,

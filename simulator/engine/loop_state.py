@@ -170,4 +170,5 @@ def _start_feed(trace: RequestTrace, ingress_delay_s: float) -> Feed:
         chosen=count(-1),
         used_up=count(),
         asks=count(),
+        drained_s=np.zeros(1),
     )

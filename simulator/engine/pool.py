@@ -78,8 +78,11 @@ class PoolState:
         self.num_replicas = plan.serving.replicas
         self.ranks = Ranks._make(_repeat(ranks, self.num_replicas))
         self.clock = Clock._make(_repeat(start_clock(), self.num_replicas))
+        self.is_ready = np.arange(self.num_replicas) < plan.serving.first_replicas
+        """Whether each replica serves while its GPUs work: it was launched, and has started."""
+        self.clock.is_gone[~self.is_ready] = 1
         self._stream, self._num_changes = stream, 0
-        self._living = np.arange(self.num_replicas)
+        self._living = self._list_living()
         self._trace = trace
         self.requests = self.begin_requests(0, 0)
         self._replica_of: Ints = np.zeros(0, dtype=np.int64)
@@ -197,10 +200,21 @@ class PoolState:
         num_groups = self.plan.placement.layout.attention_dp
         return int((self.ranks.is_lost[self._living, :num_groups] == 0).sum())
 
+    @property
+    def is_balanced(self) -> bool:
+        """Whether the balancer is over the replicas that get requests now."""
+        return np.array_equal(self._living, self._list_living())
+
+    def _list_living(self) -> Ints:
+        """List the replicas that get requests."""
+        is_closed = self.clock.is_gone[:, 0] | self.clock.is_draining[:, 0]
+        living: Ints = np.flatnonzero(is_closed == 0)
+        return living
+
     def balance_again(self) -> Balance:
-        """Start a balancer over the living replicas, after some stopped or started."""
+        """Start a balancer over the replicas that get requests, after some stopped or started."""
         self._num_changes += 1
-        self._living = np.flatnonzero(~self.clock.is_gone[:, 0].astype(bool))
+        self._living = self._list_living()
         self._balancer, self.balance = self._start_balance()
         return self.balance
 

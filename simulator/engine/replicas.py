@@ -39,12 +39,13 @@ from simulator.engine.hand_over import (
     handle_hand_over,
     use_reserved,
 )
-from simulator.engine.replica import FORMS_NEXT, IN_FLIGHT, PAUSE, UNPRICED, Span, take_steps
+from simulator.engine.replica import FORMS_NEXT, IDLE, IN_FLIGHT, PAUSE, UNPRICED, Span, take_steps
 from simulator.engine.sending import (
     Feed,
     Pool,
     clock_of,
     form_soon,
+    has_drained,
     ranks_of,
     release_next,
     send_request,
@@ -56,11 +57,11 @@ from simulator.engine.state import (
     Floats,
 )
 
-DONE, LOG_FULL, STEP_FORMED, ASKS, PAUSED, PRICE_WANTED, USED_UP = range(7)
+DONE, LOG_FULL, STEP_FORMED, ASKS, PAUSED, PRICE_WANTED, USED_UP, DRAINED = range(8)
 """Reasons why the loop returned: nothing happens until the given time, or every request is done;
 the log is full; a step has been formed whose end is not known; a balancer in Python is asked; a
 slice of time has passed; a step has been formed whose table entry is not filled; the window on the
-trace has no request left."""
+trace has no request left; a draining replica has finished its last request."""
 
 
 @jit_inner
@@ -161,6 +162,9 @@ def run_ahead(
                 push_event(events, then_s, code_of(ENDS, number))
             elif state == FORMS_NEXT:
                 push_event(events, then_s, code_of(FORMS, number))
+            elif state == IDLE and has_drained(pool.clock, replica):
+                feed.asks[0], feed.drained_s[0] = number, then_s
+                return DRAINED, rows
             continue
         if handing is not None:
             if kind in (LEAVES, GOES_ON, ARRIVES):

@@ -14,6 +14,7 @@ from simulator.engine.state import (
     FIRST_COMING,
     FOLLOWING,
     IS_BUSY,
+    IS_DRAINING,
     IS_GONE,
     LAST_COMING,
     NUM_COMING,
@@ -23,6 +24,7 @@ from simulator.engine.state import (
     NUM_PUSHED,
     OUTSTANDING_TOKENS,
     Clock,
+    Floats,
     Ints,
     Limits,
     Ranks,
@@ -86,7 +88,9 @@ class Feed(NamedTuple):
     (:mod:`simulator.engine.windows`)."""
     asks: Ints
     """``[1]`` place of the pool whose balancer is asked, or number of the replica whose step has no
-    price yet."""
+    price yet or that has drained."""
+    drained_s: Floats
+    """``[1]`` time at which a replica has drained, seconds."""
 
 
 @jit_inner
@@ -120,14 +124,14 @@ def _choose(balance: Balance, clock: Clock, feed: Feed) -> int:
     counts = clock.counts
     num_replicas = len(counts)
     if num_replicas == 1:
-        return -1 if counts[0, 0, IS_GONE] else 0
+        return -1 if counts[0, 0, IS_GONE] or counts[0, 0, IS_DRAINING] else 0
     if feed.chosen[0] >= 0:
         return int(feed.chosen[0])
     if len(balance.turns) > 0:
         return int(balance.turns[balance.num_sent[0]])
     best, least = -1, 0
     for replica in range(num_replicas):
-        if counts[replica, 0, IS_GONE]:
+        if counts[replica, 0, IS_GONE] or counts[replica, 0, IS_DRAINING]:
             continue
         load = balance.per_request * (
             counts[replica, 0, NUM_PUSHED]
@@ -139,6 +143,17 @@ def _choose(balance: Balance, clock: Clock, feed: Feed) -> int:
         if best < 0 or load < least:
             best, least = replica, load
     return best
+
+
+@jit_inner
+def has_drained(clock: Clock, replica: int) -> bool:
+    """Whether a draining replica has no request left."""
+    counts = clock.counts[replica, 0]
+    return bool(
+        counts[IS_DRAINING]
+        and counts[NUM_COMING] == 0
+        and counts[NUM_PUSHED] == counts[NUM_FINISHED]
+    )
 
 
 @jit_inner

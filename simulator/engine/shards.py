@@ -27,6 +27,7 @@ from simulator.engine.timeline import MakeTable, serve
 from simulator.engine.windows import ROWS
 from simulator.policies.balancing import Rule
 from simulator.policies.contracts import list_looks
+from simulator.policies.scaling_contracts import scales
 from simulator.workload.traces import RequestTrace, pick_requests
 
 
@@ -67,7 +68,7 @@ class _Chosen:
 def split_replicas(plan: DeploymentPlan, trace: RequestTrace, most: int) -> list[Shard]:
     """Split a deployment into up to ``most`` shards of equally many replicas; none where there
     would be only one, or where replicas are coupled: by load, a closed loop, another pool,
-    failures, or experts that move.
+    failures, experts that move, or scaling.
     """
     count = min(most, plan.serving.replicas)
     if count < 2 or not _are_apart(plan, trace):
@@ -82,6 +83,7 @@ def split_replicas(plan: DeploymentPlan, trace: RequestTrace, most: int) -> list
 def _are_apart(plan: DeploymentPlan, trace: RequestTrace) -> bool:
     """Whether replicas are independent of each other once every request has its replica."""
     stays = next(list_looks(plan.serving.rebalancing), None) is None
+    stays = stays and not scales(plan.serving.scaling, plan.serving.replicas)
     is_open = trace.concurrency is None and trace.num_requests > 0
     return plan.prefill is None and is_open and not plan.failures and stays
 

@@ -6,12 +6,12 @@ import numpy as np
 
 from simulator.engine.state import (
     FIRST_IN_LINE,
+    IS_DRAINING,
     IS_LOST,
     LAST_IN_LINE,
     LAST_RESERVED,
     NEWER,
     NUMBER,
-    PRICE_STATE,
     RAN_OUT,
     RESERVED_S,
     Clock,
@@ -98,7 +98,7 @@ def start_ranks(
 def start_clock() -> Clock:
     """Make the clock of an idle replica."""
     clock = Clock(
-        np.zeros((1, PRICE_STATE + 1), dtype=np.int64), np.zeros(NUM_GAP_BINS, dtype=np.int64)
+        np.zeros((1, IS_DRAINING + 1), dtype=np.int64), np.zeros(NUM_GAP_BINS, dtype=np.int64)
     )
     clock.first_coming[:] = clock.last_coming[:] = -1
     clock.run_row[:] = clock.last_row[:] = -1

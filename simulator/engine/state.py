@@ -102,7 +102,8 @@ is about to; blocks are reserved for its cache, which is in transfer or not comp
     HAS_ENDED,
     IS_PAUSED,
     PRICE_STATE,
-) = range(15)
+    IS_DRAINING,
+) = range(16)
 """Integer columns of a replica's clock."""
 
 
@@ -356,3 +357,5 @@ class Clock(_ClockArrays):
     """State that its steps are priced in: 0 with all ranks, others with some that are lost."""
     is_gone = Column("counts", IS_GONE)
     """Whether the replica has stopped and gets no requests."""
+    is_draining = Column("counts", IS_DRAINING)
+    """Whether the replica finishes the requests that it has and gets no others."""

@@ -8,14 +8,14 @@ and completes the steps, and SimPy times them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache, partial
 from itertools import chain
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from simpy.events import AllOf, Event, Process, ProcessGenerator
+from simpy.events import Event, Process, ProcessGenerator
 
 from simulator.base.columns import Spool
 from simulator.base.progress import CountDone
@@ -32,15 +32,16 @@ from simulator.engine.by_ranks import (
 from simulator.engine.changes import Changed, cut_row
 from simulator.engine.events import ENDS, FORMS, code_of, find_event, push_event, remove_events
 from simulator.engine.failing import Failing
-from simulator.engine.instants import AGAIN, CHANGE, Instants
+from simulator.engine.instants import CHANGE, Instants
 from simulator.engine.loop_state import LoopState
 from simulator.engine.moving_experts import MovingExperts
 from simulator.engine.overflow_samples import count_formed_step
 from simulator.engine.pool import PoolState, start_pools
-from simulator.engine.rebalancing import moves_any
+from simulator.engine.rebalances import rebalance
 from simulator.engine.replicas import (
     ASKS,
     DONE,
+    DRAINED,
     PRICE_WANTED,
     STEP_FORMED,
     USED_UP,
@@ -48,6 +49,7 @@ from simulator.engine.replicas import (
     run_ahead,
 )
 from simulator.engine.request_rows import read_requests
+from simulator.engine.scaling import Scaling
 from simulator.engine.sending import form_soon
 from simulator.engine.served import Rows, Served
 from simulator.engine.step_log import POOL, REPLICA
@@ -55,8 +57,8 @@ from simulator.engine.step_price import count_profiles, price_step
 from simulator.engine.step_rows import StepLog, read_steps
 from simulator.engine.table import StepTable, empty_table, fill_entry, start_table
 from simulator.engine.windows import count_settled
-from simulator.policies.contracts import decide_placement, list_looks
-from simulator.policies.placement import Placed
+from simulator.policies.contracts import list_looks
+from simulator.policies.scaling_contracts import scales
 from simulator.results.tables import DeploymentRecord, ExpertsMoved
 from simulator.workload.traces import RequestTrace
 
@@ -154,6 +156,9 @@ class _Timeline:
         self._num_cut = 0
         """Number of steps that were cut short, and whose ranks SimPy still follows to their end."""
         self._failing = Failing(self, fidelity)
+        serving = state.pools[0].plan.serving
+        is_scaled = scales(serving.scaling, serving.replicas)
+        self._scaling = Scaling(self, self._failing) if is_scaled else None
         self.rebalances: list[ExpertsMoved] = []
         self.audits = [Audit(pool) for pool in state.pools]
         self.until_s = math.inf
@@ -172,13 +177,19 @@ class _Timeline:
             looks = list_looks(pool.plan.serving.rebalancing)
             first_s = next(looks, None)
             if first_s is not None:
-                self._env.process(self._rebalance(place, chain([first_s], looks)))
+                by_ranks = self._by_ranks[place] if self._by_ranks else None
+                fill = partial(self._fill, pool, STREAMS[self.state.names[place]])
+                experts = MovingExperts(self.state, place, by_ranks, fill, self.rebalances)
+                self._env.process(rebalance(self, place, experts, chain([first_s], looks)))
+        if self._scaling is not None:
+            self._env.process(self._scaling.follow())
         if self._by_ranks:
             self._look_at(0.0)
         while not self.state.is_done:
             next_s = min(self._env.peek(), until_s)
             if not self._by_ranks:
                 self.run_ahead(next_s)
+                next_s = min(self._env.peek(), until_s)  # a replica may have drained before
             if self.state.is_done or next_s == math.inf or self._env.peek() > until_s:
                 break
             self._env.step()
@@ -211,50 +222,16 @@ class _Timeline:
         self._rows.steps.add(lambda: read()[0])
         self._rows.costs.add(lambda: read()[1])
 
-    def _rebalance(self, place: int, looks: Iterator[float]) -> ProcessGenerator:
-        """Ask a pool's rebalancing policy at its times, and move experts as it decides."""
-        pool, by_ranks = self.state.pools[place], self._by_ranks[place] if self._by_ranks else None
-        fill = partial(self._fill, pool, STREAMS[self.state.names[place]])
-        experts = MovingExperts(self.state, place, by_ranks, fill, self.rebalances)
-        policy, drafted = pool.plan.serving.rebalancing, pool.plan.placement.drafts.num_tokens
-        for number, at_s in enumerate(looks):
-            yield self.instants.wait_until(at_s, CHANGE)
-            if at_s > self.until_s:
-                return
-            self.run_ahead(at_s)
-            if experts.is_moving(at_s):
-                continue
-            load = experts.measure_load(at_s, self._log.count_tokens(place, drafted))
-            placement = pool.plan.placement
-            placed = decide_placement(policy, load, placement.rng("rebalancing", number))
-            if placed is None or not moves_any(placement, placed):
-                continue
-            if getattr(policy, "layers_per_chunk", None) is not None:
-                self._env.process(self._move_in_parts(place, experts.move_in_parts(placed, load)))
-            elif (moved := experts.price_move(placed, load)).stops:
-                experts.place(placed)
-                self._pause_all(place, moved.seconds)
-            else:
-                self._env.process(self._place_later(experts, placed, at_s + moved.seconds))
-
-    def _move_in_parts(self, place: int, parts: Iterator[float]) -> ProcessGenerator:
-        """Move experts part by part; every replica that has requests forms a step between two."""
-        for seconds in parts:
-            ended = yield AllOf(self._env, self._pause_all(place, seconds))
-            yield self.instants.wait_until(max(ended.values()), AGAIN)
-            self.run_ahead(max(ended.values()))
-
-    def _pause_all(self, place: int, seconds: float) -> list[Process]:
+    def pause_all(self, place: int, seconds: float) -> list[Process]:
         """Pause all replicas of a pool while their experts move."""
         pool = self.state.pools[place]
         pool.clock.is_paused[:] += 1
         return [self._env.process(self.pause(place, r, seconds)) for r in range(pool.num_replicas)]
 
-    def _place_later(self, experts: MovingExperts, placed: Placed, at_s: float) -> ProcessGenerator:
-        """Place experts when their weights have arrived, while steps go on."""
-        yield self.instants.wait_until(at_s, CHANGE)
-        self.run_ahead(at_s)
-        experts.place(placed)
+    def count_tokens(self, place: int) -> int:
+        """Count the tokens of all steps of a pool so far."""
+        drafted = self.state.pools[place].plan.placement.drafts.num_tokens
+        return self._log.count_tokens(place, drafted)
 
     def pause(self, place: int, replica: int, seconds: float) -> ProcessGenerator:
         """Keep a replica from forming steps for a while, behind its step in flight: until when."""
@@ -308,6 +285,9 @@ class _Timeline:
                 continue
             if why == USED_UP:
                 self._move_window()
+            if why == DRAINED and self._scaling is not None:
+                until_s = min(until_s, float(state.feed.drained_s[0]))
+                self._scaling.leave_at(until_s, int(state.feed.asks[0]))
             if why == PRICE_WANTED:
                 self._price_step(int(state.feed.asks[0]))
             if why == STEP_FORMED:
@@ -379,6 +359,13 @@ class _Timeline:
         executor.taken.add(taken)
         push_event(self.state.events, self._env.now, code_of(ENDS, number))
         self._look_at(self._env.now)
+
+    def scale_soon(self) -> None:
+        """Launch and drain replicas at this instant once all has changed, where there are too few
+        or too many.
+        """
+        if self._scaling is not None:
+            self._scaling.adjust_soon()
 
     def look_soon(self) -> None:
         """Go on at this instant once all has changed."""

@@ -175,3 +175,5 @@ def _leave_out(plan: DeploymentPlan, keys: _Keys) -> Iterator[Change]:
         yield Change("no drafts", keys.replace(speculation={"kind": "none"}))
     if plan.spec.rebalancing["kind"] != "none":
         yield Change("experts that stay", keys.replace(rebalancing={"kind": "none"}))
+    if plan.spec.scaling["kind"] != "none":
+        yield Change("all replicas at all times", keys.replace(scaling={"kind": "none"}))

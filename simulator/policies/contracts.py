@@ -23,6 +23,7 @@ from simulator.policies.placement import Placed, PlacementPolicy
 from simulator.policies.placement_faults import count_slots, find_fault
 from simulator.policies.rebalancing import ExpertLoad, RebalancingPolicy
 from simulator.policies.routing import Router, RoutingPolicy
+from simulator.policies.scaling import ScalingPolicy
 from simulator.policies.scheduling import Rules, SchedulingPolicy
 from simulator.policies.speculation import Drafts, SpeculationPolicy
 from simulator.policies.topology import Fabric, TopologyPolicy
@@ -221,8 +222,8 @@ def choose_replica(
     return int(ask(balancer, "choose", outstanding, outstanding_tokens, explain=explain))
 
 
-def list_looks(policy: RebalancingPolicy) -> Iterator[float]:
-    """Yield the times at which a rebalancing policy is asked, in order."""
+def list_looks(policy: RebalancingPolicy | ScalingPolicy) -> Iterator[float]:
+    """Yield the times at which a policy is asked during a run, in order."""
 
     def explain(found: Any) -> str:
         return "" if isinstance(found, Iterator) else "an iterator of seconds"
@@ -231,7 +232,9 @@ def list_looks(policy: RebalancingPolicy) -> Iterator[float]:
     return looks if is_shipped(type(policy)) else _hold_looks(policy, looks)
 
 
-def _hold_looks(policy: RebalancingPolicy, looks: Iterator[float]) -> Iterator[float]:
+def _hold_looks(
+    policy: RebalancingPolicy | ScalingPolicy, looks: Iterator[float]
+) -> Iterator[float]:
     """Check a user's own times, each when it is taken."""
     name = method_name(policy, "looks")
     now_s: float | None = None

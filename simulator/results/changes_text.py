@@ -11,6 +11,7 @@ import pandas as pd
 
 from simulator.results.folder import Results
 from simulator.results.formats import seconds_text
+from simulator.results.scaling_text import SCALES
 
 _NUM_NAMED = 3
 """Number of changes that are described one by one."""
@@ -29,6 +30,7 @@ def tell_changes(results: Results, name: str, row: pd.Series, short: str) -> str
         short: name of the deployment in sentences.
     """
     changes = results.run["deployments"][name].get("changes") or []
+    changes = [change for change in changes if change.get("kind") not in SCALES]
     if not changes:
         return None
     told = _join_hangs(changes)

@@ -13,7 +13,7 @@ import pandas as pd
 from simulator.base.columns import Columns, Picked
 from simulator.config.workload import SLO
 from simulator.deployment.plan import DeploymentPlan
-from simulator.results.availability import measure_availability
+from simulator.results.availability import measure_availability, measure_held, price_held
 from simulator.results.tables import STEP_PHASES, DeploymentRecord
 from simulator.work.flops import served_flops
 
@@ -58,6 +58,13 @@ METRICS: dict[str, Metric] = {
         "Lost requests", "", "requests that were lost, since no replica was left", "lower"
     ),
     "num_gpus": Metric("GPUs", "", "accelerators of the deployment, all replicas", ""),
+    "gpus_held": Metric(
+        "GPUs held",
+        "",
+        "accelerators that are paid for, mean over the duration: those of a replica from its "
+        "launch until it has drained, all of them without scaling",
+        "",
+    ),
     "duration_s": Metric(
         "Duration",
         "s",
@@ -102,14 +109,14 @@ METRICS: dict[str, Metric] = {
     "total_tokens_per_s_per_gpu": Metric(
         "Total throughput per GPU",
         "token/s",
-        "input and output tokens over duration and GPUs",
+        "input and output tokens over duration and GPUs held",
         "higher",
         is_given=True,
     ),
     "output_tokens_per_s_per_gpu": Metric(
         "Output throughput per GPU",
         "token/s",
-        "output tokens over duration and GPUs",
+        "output tokens over duration and GPUs held",
         "higher",
         is_given=True,
     ),
@@ -125,7 +132,7 @@ METRICS: dict[str, Metric] = {
     "utilisation": Metric(
         "Busy",
         "ratio",
-        "share of the duration in which a replica runs a step, mean over replicas",
+        "share of the time in which a replica runs a step, mean over replicas while held",
         "lower",
     ),
     "load_imbalance": Metric(
@@ -152,8 +159,8 @@ METRICS: dict[str, Metric] = {
     "availability": Metric(
         "Availability",
         "ratio",
-        "share of GPU-time in which GPUs serve: neither failed, nor waiting for others of their "
-        "replica that have; undefined where nothing can fail",
+        "share of the held GPU-time in which GPUs serve: neither failed, nor waiting for others of "
+        "their replica that have, nor starting; undefined where nothing can fail",
         "higher",
     ),
     **{
@@ -208,7 +215,7 @@ METRICS: dict[str, Metric] = {
     "cost_per_million_tokens": Metric(
         "Cost per million output tokens",
         "currency",
-        "price of all GPUs for the duration over output tokens",
+        "price of the GPUs held for the duration over output tokens",
         "lower",
         is_given=True,
     ),
@@ -293,16 +300,20 @@ def _measure(plan: DeploymentPlan, record: DeploymentRecord, slo: SLO) -> dict[s
     num_input, num_output = float(requests["num_input"].sum()), float(requests["num_output"].sum())
     busy_s = float(steps["duration_s"].sum())
     num_replicas = sum(pool.serving.replicas for pool in plan.pools)
+    of_pools = measure_held(plan, record.changes, duration_s)
+    gpus_held = sum(of_pools)
+    cost = price_held(plan, of_pools) * duration_s / 3600
     found = {
         "num_requests": len(requests),
         "num_lost": num_lost,
         "num_gpus": plan.num_gpus,
+        "gpus_held": gpus_held,
         "duration_s": duration_s,
         "input_tokens_per_s": num_input / duration_s,
         "output_tokens_per_s": num_output / duration_s,
-        "total_tokens_per_s_per_gpu": (num_input + num_output) / duration_s / plan.num_gpus,
-        "output_tokens_per_s_per_gpu": num_output / duration_s / plan.num_gpus,
-        "utilisation": min(1.0, busy_s / num_replicas / duration_s),
+        "total_tokens_per_s_per_gpu": (num_input + num_output) / duration_s / gpus_held,
+        "output_tokens_per_s_per_gpu": num_output / duration_s / gpus_held,
+        "utilisation": min(1.0, busy_s / num_replicas / duration_s / (gpus_held / plan.num_gpus)),
         "load_imbalance": record.load_imbalance,
         "uniform_imbalance": record.uniform_imbalance,
         "dropped_share": record.dropped_share,
@@ -321,7 +332,7 @@ def _measure(plan: DeploymentPlan, record: DeploymentRecord, slo: SLO) -> dict[s
         "room_wait_mean_s": float(requests["room_wait_s"].mean()) if len(requests) else np.nan,
         "num_retries": float(everyone["num_retries"].sum()),
         "recomputed_share": _recomputed_share(plan, requests, steps),
-        "cost_per_million_tokens": _cost(plan, duration_s, num_output),
+        "cost_per_million_tokens": _ratio(cost * 1e6, num_output),
     }
     found |= _measure_latencies(requests, slo, len(requests) + num_lost, duration_s)
     for level in (50, 99):
@@ -382,19 +393,3 @@ def _mfu(plan: DeploymentPlan, requests: Columns, steps: Columns) -> float:
         pool.placement.accelerator.flops_per_s(dtype) * gpu_s
         for pool, gpu_s in _busy_gpus(plan, steps)
     )
-
-
-def _cost(plan: DeploymentPlan, duration_s: float, num_output: float) -> float:
-    per_hour = 0.0
-    for pool in plan.pools:
-        if (
-            pool.placement.cluster.price_per_gpu_hour is None
-            or pool.placement.cluster.currency != plan.placement.cluster.currency
-        ):
-            return np.nan
-        per_hour += (
-            pool.placement.cluster.price_per_gpu_hour
-            * pool.serving.replicas
-            * pool.placement.layout.num_gpus
-        )
-    return _ratio(per_hour * duration_s / 3600 * 1e6, num_output)

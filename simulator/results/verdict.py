@@ -16,27 +16,17 @@ from simulator.results.changes_text import tell_changes, tell_recomputation, tel
 from simulator.results.folder import Results
 from simulator.results.formats import count, parameters, percent, seconds_text
 from simulator.results.overflow_text import tell_drops
+from simulator.results.queues_text import tell_queue
 from simulator.results.rebalances_text import tell_rebalances
 from simulator.results.run_bands_text import SURE, chance_of, tell_bands, tell_chance
+from simulator.results.scaling_text import tell_gpus, tell_scaling
 from simulator.results.tables import STEP_PHASES
 from simulator.results.why import PHASE_WORDS, SAME, explain
 
 _ATTAINMENT_STEP = 0.005
 """Difference between shares of requests in time below which they count as equal."""
-_QUEUE = 0.5
-"""Requests waiting on average above which a queue is mentioned."""
 _FULL = 0.9
 """Share of the KV cache above which there is little room left."""
-_OFTEN = 0.1
-"""Share of the time in which requests wait above which the reason is named."""
-_LIMIT_WORDS = {
-    "max_sequences": "for one of the {max_sequences}places of a rank (max_sequences)",
-    "kv_cache": "for blocks of the KV cache",
-    "token_budget": "for a part of a step's {token_budget}tokens (token_budget)",
-    "held_back": "since prompts are held back until more have come",
-}
-"""Words for what requests wait for, by :data:`~simulator.results.tables.ADMISSION_LIMITS`."""
-_LIMIT_FACTS = ("max_sequences", "token_budget")
 _LOAD = ("load_imbalance", "uniform_imbalance", "dropped_share")
 _EVEN = 1.005
 """Ratio of the busiest rank's load to the mean rank's below which it counts as even."""
@@ -45,9 +35,6 @@ _NO_SKEW = 0.02
 own draws scatter by as much."""
 _IN_TIME = 0.99
 """Share of requests in time above which targets count as met."""
-_LATE = 1.02
-"""Ratio of a run's duration to that of its arrivals (and a mean request) above which it has fallen
-behind."""
 
 
 def verdict(results: Results) -> dict[str, Any]:
@@ -57,14 +44,19 @@ def verdict(results: Results) -> dict[str, Any]:
     rows = {str(row["deployment"]): row for _, row in results.summary.iterrows()}
     short = short_names(results)
     insides = [_describe_steps(results, name, rows[name], short[name]) for name in rows]
-    queues = [text for name in rows if (text := _queue(results, name, rows[name], short[name]))]
+    queues = [text for name in rows if (text := tell_queue(results, name, rows[name], short[name]))]
     again = [
         text
         for name, row in rows.items()
         for text in (tell_room_wait(row, short[name]), tell_recomputation(row, short[name]))
         if text
     ]
-    gone = [text for name in rows if (text := tell_changes(results, name, rows[name], short[name]))]
+    gone = [
+        text
+        for name, row in rows.items()
+        for tell in (tell_changes, tell_scaling)
+        if (text := tell(results, name, row, short[name]))
+    ]
     told = results.run["deployments"]
     gone += [text for name in rows if (text := tell_rebalances(told[name], short[name]))]
     dropped = [text for name in rows if (text := tell_drops(rows[name], told[name], short[name]))]
@@ -275,51 +267,13 @@ def _numbers(row: pd.Series) -> str:
         f"TTFT p50 {seconds_text(float(row['ttft_p50_s']))}, TPOT "
         f"p50 {seconds_text(float(row['tpot_p50_s']))} "
         f"and {float(row['output_tokens_per_s']):,.0f} output tokens/s "
-        f"on {count(int(row['num_gpus']), 'GPU')}{targets}"
+        f"on {tell_gpus(row)}{targets}"
     )
 
 
 def _decodes(results: Results, name: str) -> Columns:
     steps = results.steps[name]
     return Picked(steps, ((steps["prefill_tokens"] == 0) & (steps["decodes"] > 0)).to_numpy())
-
-
-def _queue(results: Results, name: str, row: pd.Series, short: str) -> str | None:
-    """Describe a queue and what its requests wait for. It says more of headroom than how busy an
-    engine is, which is always busy.
-    """
-    steps, requests = results.steps[name], results.requests[name]
-    waiting = float((steps["waiting"] * steps["duration_s"]).sum() / steps["duration_s"].sum())
-    if waiting <= _QUEUE:
-        return None
-    arrivals_s = float(requests["arrival_s"].max())
-    facts = results.run["deployments"][name]
-    wait = f"on average, {_limits(steps, facts)}"
-    kept = f"its KV cache is {percent(row['kv_used_max'])} full at the peak"
-    if float(row["duration_s"]) > _LATE * arrivals_s + float(row["e2e_p50_s"]) and arrivals_s > 0:
-        late = seconds_text(float(row["duration_s"]) - arrivals_s)
-        return (
-            f"{short} is overloaded: {count(round(waiting), 'request')} wait {wait}; "
-            f"it ends {late} after the last arrival, and {kept}."
-        )
-    return f"{short} queues at times: {waiting:.1f} requests wait {wait}; {kept}."
-
-
-def _limits(steps: Columns, facts: dict[str, Any]) -> str:
-    """Describe what requests wait for, with its share of the time in which any waits, the longest
-    first.
-    """
-    has_pools = (steps["pool"] != "both").any()  # each has limits of its own
-    numbers = {key: "" if has_pools else f"{facts[key]:,} " for key in _LIMIT_FACTS}
-    queued = Picked(steps, (steps["waiting"] > 0).to_numpy())
-    shares = queued["duration_s"].groupby(queued["limited_by"], observed=True).sum()
-    shares = (shares / shares.sum()).sort_values(ascending=False, kind="stable")
-    named = [
-        f"{_LIMIT_WORDS[str(limit)].format(**numbers)} ({percent(share)} of that time)"
-        for limit, share in shares.items()
-        if share >= _OFTEN
-    ]
-    return " and ".join(named)
 
 
 def _describe_steps(results: Results, name: str, row: pd.Series, short: str) -> str:
@@ -363,11 +317,11 @@ def _load(imbalance: float, uniform: float, dropped: float) -> str:
 def _notes(results: Results, short: dict[str, str]) -> list[str]:
     facts = results.run["deployments"]
     notes = []
-    gpus = {short[name]: int(facts[name]["num_gpus"]) for name in results.deployments}
+    gpus = {short[str(row["deployment"])]: tell_gpus(row) for _, row in results.summary.iterrows()}
     if len(set(gpus.values())) > 1:
         notes.append(
             "Not the same hardware: "
-            + ", ".join(f"{name} has {count(num, 'GPU')}" for name, num in gpus.items())
+            + ", ".join(f"{name} has {text}" for name, text in gpus.items())
             + "."
         )
     for name in results.deployments:

@@ -205,6 +205,8 @@ def make_job(plan: DeploymentPlan, folder: Path) -> Job:
             f"{where}: experts that move in the background of steps can be simulated, but not "
             "executed; leave asynchronous out of the rebalancing"
         )
+    if spec.scaling["kind"] != "none":
+        raise UserError(f"{where}: scaling can be simulated, but not executed; leave it out")
     if (spec.routing or {}).get("exact"):
         raise UserError(
             f"{where}: requests take their own experts in moesim run only; leave exact out of the "

@@ -22,6 +22,7 @@ from simulator.policies.overflow import RoutedTokens, may_drop
 from simulator.policies.overflow_faults import find_fault as find_overflow_fault
 from simulator.policies.rebalancing import ExpertLoad
 from simulator.policies.recovery import Loss, Requests
+from simulator.policies.scaling import PoolLoad
 from tests.cases import cases
 
 
@@ -195,6 +196,34 @@ def test_rebalancing_policies_look_in_order_and_keep_every_expert(rebalancing):
     load = ExpertLoad(1.0, 100, load_LE, placed)
     found = decide_placement(policy, load, np.random.default_rng(1))
     assert found is None or found.expert_LP.shape == placed.expert_LP.shape
+
+
+SCALING = {
+    "schedule": {"changes": [{"at_s": 0, "replicas": 2}, {"at_s": 60, "replicas": 4}]},
+    "target_load": {"target": 8.0},
+}
+"""Keys that a policy needs; one without an entry here needs none."""
+
+
+@pytest.mark.parametrize("scaling", available("scaling"))
+def test_scaling_policies_look_in_order_and_ask_for_replicas_that_there_can_be(scaling):
+    policy = build("scaling", {"kind": scaling, **SCALING.get(scaling, {})}, "test")
+    most = 5
+    looks, again = (list(islice(policy.looks(), 40)) for _ in range(2))
+    assert looks == again
+    assert looks == sorted(set(looks))
+    assert all(at_s > 0 for at_s in looks)
+    assert policy.startup_s >= 0
+    assert isinstance(policy.replaces_failed, bool)
+    replicas, loads, rng = policy.begin(most), [], np.random.default_rng(1)
+    assert 1 <= replicas <= most
+    for at_s in looks:
+        tokens, requests = rng.integers(0, 9000), rng.integers(0, 90)
+        loads.append(PoolLoad(at_s, replicas, replicas, 0, int(requests), int(tokens)))
+        replicas = policy.decide(loads, most)
+        assert replicas == policy.decide(loads, most)
+        assert 1 <= replicas <= most
+    assert looks or replicas == most
 
 
 @pytest.mark.parametrize(

@@ -305,10 +305,28 @@ def plain() -> Results:
     return run_of(
         [
             record("mixtral, experts over 8 GPUs", 1, is_moe=True),
-            record("mixtral, balanced placement", 2, is_moe=True, speed=1.1),
+            record(
+                "mixtral, balanced placement",
+                2,
+                is_moe=True,
+                speed=1.1,
+                replicas=2,
+                first_replicas=1,
+                changes=[
+                    change_of("launches", 10.0, 20.0, 4),
+                    change_of("drains", 50.0, 50.0, 4),
+                    change_of("leaves", 52.0, 52.0, 0),
+                ],
+            ),
             record("llama-2-70b, tensor parallel", 3, is_moe=False, speed=0.6),
         ]
     )
+
+
+def change_of(kind: str, at_s: float, serves_s: float, num_gpus: int) -> dict[str, Any]:
+    """A change of the second replica, as run.json has it."""
+    times = {"at_s": at_s, "serves_s": serves_s, "num_gpus": num_gpus, "num_requests": 0}
+    return {"pool": "both", "kind": kind, "starts": False, "replicas": [1], **times}
 
 
 def many() -> Results:

@@ -125,6 +125,7 @@ def expected(plan):
     found = {
         "num_requests": 4,
         "num_gpus": 8,
+        "gpus_held": 8,
         "duration_s": duration,
         "input_tokens_per_s": inputs / duration,
         "output_tokens_per_s": outputs / duration,

@@ -107,6 +107,17 @@ class Own(Frozen):
     def decide(self, load, rng):
         return None
 """
+SCALING = """
+class Own(Frozen):
+    startup_s: ClassVar[float] = 9.0
+    replaces_failed: ClassVar[bool] = True
+    def begin(self, most):
+        return 1
+    def looks(self):
+        return iter([5.0, 10.0])
+    def decide(self, loads, most):
+        return {returned}
+"""
 SPECULATION = """
 class Own(Frozen):
     def drafts(self, num_layers):
@@ -136,6 +147,7 @@ FAMILIES = {
     "scheduling": (SCHEDULING, "Own.rules()", "deployments.0.scheduling"),
     "failures": (FAILURES, "Own.changes()", "deployments.0.failures"),
     "rebalancing": (REBALANCING, "Own.looks()", "deployments.0.rebalancing"),
+    "scaling": (SCALING, "Own.decide()", "deployments.0.scaling"),
     "speculation": (SPECULATION, "Own.drafts()", "deployments.0.speculation"),
     "arrivals": (ARRIVALS, "Own.arrival_s()", "workload.requests.arrivals"),
     "lengths": (LENGTHS, "Own.draw()", "workload.requests.lengths"),
@@ -152,6 +164,7 @@ RIGHT = {
     "scheduling": "Rules(2048, 64, mixes_phases=True, splits_prompts=True)",
     "failures": "iter([Change(0.5, 'both', (1,), False), Change(2, 'both', (1,), True)])",
     "rebalancing": "iter([0, 0.5, 7])",
+    "scaling": "np.int64(loads[-1].replicas + most - 1)",
     "speculation": "Drafts((0.9, 0.5), 1 / num_layers)",
     "arrivals": "np.arange(num_requests)",
     "lengths": "(ones * 20, ones)",
@@ -210,6 +223,10 @@ WRONG = [
     ("rebalancing", "iter([-1.0])", "seconds from 0 on", "float -1.0"),
     ("rebalancing", "iter([2.0, 2.0])", "seconds after 2", "float 2.0"),
     ("rebalancing", "iter(['1'])", "seconds from 0 on", "str '1'"),
+    ("scaling", "0", "a whole number from 1 to 2", "int 0"),
+    ("scaling", "1.0", "a whole number from 1 to 2", "float 1.0"),
+    ("scaling", "most + 1", "a whole number from 1 to 2", "int 3"),
+    ("scaling", "None", "a whole number from 1 to 2", "NoneType None"),
     ("speculation", "(0.9,)", "Drafts with at most 64", "tuple (0.9,)"),
     ("speculation", "Drafts((1.5,))", "probabilities from 0 to 1", "Drafts(accepted=(1.5,)"),
     ("speculation", "Drafts((0.5,), -1.0)", "a pass_share of at least 0", "pass_share=-1.0"),

@@ -5,7 +5,7 @@ does not bloat the page.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import plotly.graph_objects as go
@@ -16,6 +16,7 @@ from simulator.report import style
 from simulator.results.changes_text import tell_change
 from simulator.results.folder import Results
 from simulator.results.formats import seconds, time_axis, time_ticks
+from simulator.results.scaling_text import SCALES
 
 NUM_QUANTILES = 300
 MAX_BINS = 150
@@ -141,7 +142,7 @@ def draw_over_time(
     edges_s = np.linspace(0, last_s, num_bins + 1)
     unit_s, unit = time_axis(last_s)
     width = seconds(float(edges_s[1]))
-    has_changes = any(style.facts(results, name).get("changes") for name in results.deployments)
+    has_changes = any(_list_losses(results, name) for name in results.deployments)
     changes = "<br>dotted: a replica loses GPUs, dashed: it has them again" if has_changes else ""
     drawn = style.figure(
         f"Time since the first arrival, bins of {width} ({unit}){changes}", y, height
@@ -184,7 +185,7 @@ def _mark_changes(drawn: go.Figure, results: Results, unit_s: float) -> None:
     label, line = style.labels(results), style.lines(results)
     top = max(float(np.nanmax(trace.y)) for trace in drawn.data)
     for name in results.deployments:
-        for change in style.facts(results, name).get("changes") or []:
+        for change in _list_losses(results, name):
             at = float(change["at_s"]) / unit_s
             drawn.add_scatter(
                 x=[at, at],
@@ -195,6 +196,12 @@ def _mark_changes(drawn: go.Figure, results: Results, unit_s: float) -> None:
                 showlegend=False,
                 hovertemplate=f"{tell_change(change)}<extra>{label[name]}</extra>",
             )
+
+
+def _list_losses(results: Results, name: str) -> list[dict[str, Any]]:
+    """List the changes by which replicas lose GPUs or get them back."""
+    changes = style.facts(results, name).get("changes") or []
+    return [change for change in changes if change.get("kind") not in SCALES]
 
 
 def draw_level(

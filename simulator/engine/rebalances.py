@@ -1,0 +1,56 @@
+"""Rebalances of a pool during a run: when its policy is asked, and the moves that it decides on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from simpy.events import AllOf, ProcessGenerator
+
+from simulator.engine.instants import AGAIN, CHANGE
+from simulator.engine.moving_experts import MovingExperts
+from simulator.engine.rebalancing import moves_any
+from simulator.engine.run import Run
+from simulator.policies.contracts import decide_placement
+from simulator.policies.placement import Placed
+
+
+def rebalance(
+    run: Run, place: int, experts: MovingExperts, looks: Iterator[float]
+) -> ProcessGenerator:
+    """Ask a pool's rebalancing policy at its times, and move experts as it decides."""
+    pool, env = run.state.pools[place], run.instants.env
+    policy = pool.plan.serving.rebalancing
+    for number, at_s in enumerate(looks):
+        yield run.instants.wait_until(at_s, CHANGE)
+        if at_s > run.until_s:
+            return
+        run.run_ahead(at_s)
+        if experts.is_moving(at_s):
+            continue
+        load = experts.measure_load(at_s, run.count_tokens(place))
+        placement = pool.plan.placement
+        placed = decide_placement(policy, load, placement.rng("rebalancing", number))
+        if placed is None or not moves_any(placement, placed):
+            continue
+        if getattr(policy, "layers_per_chunk", None) is not None:
+            env.process(_move_in_parts(run, place, experts.move_in_parts(placed, load)))
+        elif (moved := experts.price_move(placed, load)).stops:
+            experts.place(placed)
+            run.pause_all(place, moved.seconds)
+        else:
+            env.process(_place_later(run, experts, placed, at_s + moved.seconds))
+
+
+def _move_in_parts(run: Run, place: int, parts: Iterator[float]) -> ProcessGenerator:
+    """Move experts part by part; every replica that has requests forms a step between two."""
+    for seconds in parts:
+        ended = yield AllOf(run.instants.env, run.pause_all(place, seconds))
+        yield run.instants.wait_until(max(ended.values()), AGAIN)
+        run.run_ahead(max(ended.values()))
+
+
+def _place_later(run: Run, experts: MovingExperts, placed: Placed, at_s: float) -> ProcessGenerator:
+    """Place experts when their weights have arrived, while steps go on."""
+    yield run.instants.wait_until(at_s, CHANGE)
+    run.run_ahead(at_s)
+    experts.place(placed)

@@ -1,0 +1,51 @@
+"""Part of a run's timeline that changes of a deployment need."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from simpy.events import Process, ProcessGenerator
+
+from simulator.engine.instants import Instants
+from simulator.engine.loop_state import LoopState
+
+
+class Run(Protocol):
+    """Run while its deployment changes."""
+
+    state: LoopState
+    instants: Instants
+    until_s: float
+    """Time after which nothing happens any more."""
+    streams: dict[str, str]
+    """Name of the random stream of each pool's steps, by the pool's name."""
+
+    def run_ahead(self, until_s: float) -> None:
+        """Let everything happen up to a time, that instant included."""
+        ...
+
+    def cut_step(self, place: int, replica: int, at_s: float) -> bool:
+        """Cut a replica's step in flight short. Returns whether there was one."""
+        ...
+
+    def pause(self, place: int, replica: int, seconds: float) -> ProcessGenerator:
+        """Keep a replica from forming steps for a while, behind the step in flight."""
+        ...
+
+    def pause_all(self, place: int, seconds: float) -> list[Process]:
+        """Pause all replicas of a pool."""
+        ...
+
+    def count_tokens(self, place: int) -> int:
+        """Count the tokens of all steps of a pool so far."""
+        ...
+
+    def look_soon(self) -> None:
+        """Go on at this instant once all has changed."""
+        ...
+
+    def scale_soon(self) -> None:
+        """Launch and drain replicas at this instant once all has changed, where there are too few
+        or too many.
+        """
+        ...

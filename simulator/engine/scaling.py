@@ -1,0 +1,195 @@
+"""Scaling of a deployment during a run: replicas that are launched, drain and leave."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+from simpy.events import ProcessGenerator
+
+from simulator.engine.changes import Changed, Kind
+from simulator.engine.failing import Failing
+from simulator.engine.instants import AGAIN, CHANGE
+from simulator.engine.run import Run
+from simulator.engine.sending import has_drained
+from simulator.policies.contracts import list_looks
+from simulator.policies.scaling import PoolLoad
+from simulator.policies.scaling_contracts import decide_replicas
+
+
+class Scaling:
+    """Replicas of the first pool, as the deployment's scaling policy has them.
+
+    A replica that is held starts, serves, or has stopped and waits for repair; or it drains.
+    """
+
+    def __init__(self, run: Run, failing: Failing) -> None:
+        """Begin with as many replicas as the policy begins with."""
+        self._run, self._failing = run, failing
+        self._pool = run.state.pools[0]
+        serving = self._pool.plan.serving
+        self._policy, self._most = serving.scaling, serving.replicas
+        self._wanted = serving.first_replicas
+        self._launched = dict.fromkeys(range(self._wanted), 0)
+        """Number of the launch of each replica that is held, draining ones left out."""
+        self._num_launches = 0
+        self._loads: list[PoolLoad] = []
+        self._is_soon = False
+
+    def follow(self) -> ProcessGenerator:
+        """Ask the policy at its times, and launch and drain replicas as it decides."""
+        for at_s in list_looks(self._policy):
+            yield self._run.instants.wait_until(at_s, CHANGE)
+            if at_s > self._run.until_s:
+                return
+            self._run.run_ahead(at_s)
+            self._loads.append(self._measure_load(at_s))
+            self._wanted = decide_replicas(self._policy, self._loads, self._most)
+            self.adjust_soon()
+
+    def _measure_load(self, at_s: float) -> PoolLoad:
+        clock = self._pool.clock
+        serving = self._list_serving()
+        requests = clock.num_pushed - clock.num_finished + clock.num_coming
+        tokens = clock.outstanding_tokens + clock.coming_tokens
+        return PoolLoad(
+            at_s,
+            self._wanted,
+            len(serving),
+            sum(not self._pool.is_ready[replica] for replica in self._launched),
+            int(requests[serving].sum()),
+            int(tokens[serving].sum()),
+        )
+
+    def _list_serving(self) -> list[int]:
+        """List the replicas that get requests."""
+        return [one for one in self._launched if not self._pool.clock.is_gone[one, 0]]
+
+    def adjust_soon(self) -> None:
+        """Launch and drain replicas once all of this instant has changed."""
+        if not self._is_soon:
+            self._is_soon = True
+            env = self._run.instants.env
+            self._run.instants.call_at(env.now, AGAIN, lambda: self._adjust(env.now))
+
+    def _adjust(self, at_s: float) -> None:
+        """Launch replicas where fewer than wanted serve or start, as long as GPUs are free, and let
+        some leave or drain where there are more.
+        """
+        self._is_soon = False
+        if self._run.state.is_done:
+            return
+        clock = self._pool.clock
+        for replica in range(self._most):
+            if clock.is_draining[replica, 0] and clock.is_gone[replica, 0]:
+                self._leave(replica, at_s)
+        free = self._list_free()
+        while free and self._count() < self._wanted:
+            self._launch(free.pop(0), at_s)
+        while len(self._launched) > self._wanted:
+            self._drain(self._choose_surplus(), at_s)
+        if not self._pool.is_balanced:
+            self._run.state.balance_again(0)
+            self._run.look_soon()
+
+    def _list_free(self) -> list[int]:
+        """List the replicas that are not held and whose GPUs work."""
+        is_draining = self._pool.clock.is_draining
+        return [
+            replica
+            for replica in range(self._most)
+            if replica not in self._launched
+            and not is_draining[replica, 0]
+            and not self._failing.is_broken(0, replica)
+        ]
+
+    def _count(self) -> int:
+        """Number of replicas that count as wanted ones: without those that have failed, where
+        others are launched for them.
+        """
+        if not self._policy.replaces_failed:
+            return len(self._launched)
+        return len(self._launched) - sum(map(self._has_failed, self._launched))
+
+    def _has_failed(self, replica: int) -> bool:
+        """Whether a replica has stopped, or will not start, since GPUs of it have failed."""
+        is_gone = bool(self._pool.clock.is_gone[replica, 0])
+        is_starting = not self._pool.is_ready[replica]
+        return is_gone and not (is_starting and not self._failing.is_broken(0, replica))
+
+    def _choose_surplus(self) -> int:
+        """Choose a replica to leave: one that has failed, else one that starts, else the one that
+        was launched last.
+        """
+
+        def rank(replica: int) -> tuple[bool, bool, int, int]:
+            starts = not self._pool.is_ready[replica]
+            return self._has_failed(replica), starts, self._launched[replica], replica
+
+        return max(self._launched, key=rank)
+
+    def _launch(self, replica: int, at_s: float) -> None:
+        self._num_launches += 1
+        self._launched[replica] = self._num_launches
+        serves_s = at_s + self._policy.startup_s
+        num_gpus = self._pool.plan.placement.layout.num_gpus
+        self._note("launches", replica, at_s, num_gpus, serves_s)
+        if serves_s == at_s:
+            self._pool.is_ready[replica], self._pool.clock.is_gone[replica] = True, 0
+        else:
+            start = self._start_later(replica, self._num_launches, serves_s)
+            self._run.instants.env.process(start)
+
+    def _start_later(self, replica: int, launch: int, at_s: float) -> ProcessGenerator:
+        """Let a replica serve once it has started, unless it has left since."""
+        yield self._run.instants.wait_until(at_s, CHANGE)
+        if at_s > self._run.until_s or self._launched.get(replica) != launch:
+            return
+        self._run.run_ahead(at_s)
+        self._pool.is_ready[replica] = True
+        if self._failing.is_broken(0, replica):
+            self._note("stops", replica, at_s, 0, at_s)
+        else:
+            self._pool.clock.is_gone[replica] = 0
+        self.adjust_soon()
+
+    def _drain(self, replica: int, at_s: float) -> None:
+        """Send a replica no more requests; one without any leaves at once."""
+        del self._launched[replica]
+        clock = self._pool.clock
+        if clock.is_gone[replica, 0]:
+            self._leave(replica, at_s)
+            return
+        clock.is_draining[replica] = 1
+        if has_drained(clock, replica):
+            self._leave(replica, at_s)
+            return
+        self._note("drains", replica, at_s, self._count_gpus(replica), at_s)
+
+    def _count_gpus(self, replica: int) -> int:
+        """GPUs that a replica serves with."""
+        layout = self._pool.plan.placement.layout
+        is_lost_D = self._pool.ranks.is_lost[replica, : layout.attention_dp]
+        return layout.num_gpus // layout.attention_dp * int((is_lost_D == 0).sum())
+
+    def leave_at(self, at_s: float, replica: int) -> None:
+        """Give a replica's GPUs back at a time, when it has drained."""
+        leave = partial(self._leave_if_drained, replica, at_s)
+        self._run.instants.call_at(at_s, CHANGE, leave)
+
+    def _leave_if_drained(self, replica: int, at_s: float) -> None:
+        if self._pool.clock.is_draining[replica, 0] and at_s <= self._run.until_s:
+            self._run.run_ahead(at_s)
+            self._leave(replica, at_s)
+            self.adjust_soon()
+
+    def _leave(self, replica: int, at_s: float) -> None:
+        """Give the GPUs of a replica without requests back."""
+        self._pool.is_ready[replica], self._pool.clock.is_draining[replica] = False, 0
+        self._failing.stop(0, replica)
+        self._note("leaves", replica, at_s, 0, at_s)
+
+    def _note(self, kind: Kind, replica: int, at_s: float, num_gpus: int, serves_s: float) -> None:
+        nothing = {replica: np.zeros(0, dtype=np.int64)}
+        name = self._run.state.names[0]
+        self._failing.changed.append(Changed(at_s, name, kind, nothing, num_gpus, serves_s))
