@@ -20,6 +20,7 @@ from simulator.base.kinds import PolicyOf
 from simulator.base.quantities import BytesPerSecond, Gpus, Price, ReplicaGpus, Seconds
 from simulator.base.reading import read_toml
 from simulator.config.accelerator import AcceleratorSpec, load_accelerator
+from simulator.config.degraded import Degraded
 
 _FAMILY = "cluster_configs"
 
@@ -58,6 +59,9 @@ class ClusterSpec(Frozen):
     """Wires between fast domains, such as InfiniBand; absent = there is one domain only."""
     topology: Annotated[Policy, PolicyOf("topology")]
     """Wiring of the ranks: the links that a message crosses and shares."""
+    degraded: Annotated[tuple[Degraded, ...], Field(strict=False)] = ()
+    """GPUs and wires that are slower than the others, always or for a while; those beyond the GPUs
+    that a deployment uses do not matter to it."""
     price_per_gpu_hour: Price | None = None
     """Price of one GPU for one hour, in ``currency``; absent = costs are not told."""
     currency: str = "USD"
@@ -98,6 +102,12 @@ class ClusterSpec(Frozen):
             if wire is not None
         }
         return self.model_copy(update=wires)
+
+    def degrade(self, degraded: tuple[Degraded, ...]) -> ClusterSpec:
+        """The cluster with some more slower GPUs and wires."""
+        if not degraded:
+            return self
+        return self.model_copy(update={"degraded": (*self.degraded, *degraded)})
 
     def with_price(self, price_per_gpu_hour: float | None) -> ClusterSpec:
         """The cluster at another price; ``None`` = its own."""

@@ -20,6 +20,7 @@ from simulator.base.quantities import (
     Stages,
     TokenBudget,
 )
+from simulator.config.degraded import Degraded
 from simulator.config.dtypes import DType
 from simulator.config.pruning import Pruning
 
@@ -175,6 +176,9 @@ class DeploymentSpec(Frozen):
         tuple[Annotated[Policy, PolicyOf("failures")], ...], Field(strict=False)
     ] = ()
     """GPUs and nodes that fail while it serves."""
+    degraded: Annotated[tuple[Degraded, ...], Field(strict=False)] = ()
+    """GPUs and wires of its cluster that are slower than the others, always or for a while, beside
+    those that the cluster's file names."""
     recovery: Annotated[Policy, PolicyOf("recovery")] = {"kind": "restart"}
     """Recovery policy: what the engine does when GPUs of a replica fail, and when they work again;
     of a prefill pool as well."""

@@ -18,17 +18,42 @@ from simulator.policies.scheduling import Rules
 
 
 def notes_of(plan: DeploymentPlan) -> list[str]:
-    """Write a sentence for each default that matters, and for each setting without effect."""
+    """Write a sentence for each default that matters, for each setting without effect, and for
+    what is slower than usual.
+    """
     placement = plan.placement
+    slower = _degraded_note(plan)
     if placement.experts is None:
-        return []
+        return slower
     name = placement.model.title or placement.model.name
     found = [
         routing_note(name, placement.experts.routing_source),
         _copies_note(plan),
         _block_note(plan),
     ]
-    return [note for note in found if note is not None]
+    return [note for note in found if note is not None] + slower
+
+
+_SLOWER = {
+    "compute": "computes at {:g} % of its usual speed",
+    "scale_up": "has {:g} % of its wires inside the fast domain",
+    "scale_out": "has {:g} % of its wires between domains",
+}
+"""Words for what is slower, by key of :class:`~simulator.config.degraded.Degraded`."""
+
+
+def _degraded_note(plan: DeploymentPlan) -> list[str]:
+    """Say what is slower than usual."""
+    parts = []
+    for one in plan.placement.cluster.degraded:
+        whose = f"GPU {one.gpu}" if one.gpu is not None else "every GPU"
+        whose = f"each GPU of node {one.node}" if one.node is not None else whose
+        shares = {key: getattr(one, key) for key in _SLOWER}
+        slower = [_SLOWER[key].format(100 * share) for key, share in shares.items() if share < 1]
+        since = f" from {one.at_s:g} s" if one.at_s else ""
+        until = f" until {one.until_s:g} s" if one.for_s is not None else ""
+        parts.append(f"{whose} {' and '.join(slower)}{since}{until}")
+    return [f"{plan.name}: {'; '.join(parts)}"] if parts else []
 
 
 def start_notes(plan: DeploymentPlan, longest_tokens: int, part: str = "") -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -61,12 +62,37 @@ class Placement:
     sends: Sends | None
     """Transfers between the stages of a pipeline; ``None`` without one."""
     seed: int
+    slow_R: NDArray[np.float64] | None = None
+    """Factor on the seconds in which each rank computes, ``[R]``; ``None`` where all are as fast as
+    usual."""
 
     @property
     def prompt_s(self) -> float:
         """Seconds of engine overhead that a step with prompt tokens takes beyond one without."""
         engine = self.calibration.engine
         return engine.prompt_s(self.model.num_layers, self.model.num_moe_layers)
+
+    def slow_down(self, seconds_R: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Multiply the seconds in which each rank computes, ``[..., R]``, by what it is slower."""
+        return seconds_R if self.slow_R is None else seconds_R * self.slow_R
+
+    @cached_property
+    def speed_classes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Class of each data-parallel group, ``[D]``, and the first group of each class: groups
+        whose ranks and ports are equally fast are of one.
+        """
+        ports: list[list[float]] = [[] for _ in range(self.layout.num_ranks)]
+        for link in self.fabric.links:
+            if link.rank >= 0:
+                ports[link.rank].append(link.bytes_per_s)
+        slow_R, tp = self.slow_down(np.ones(self.layout.num_ranks)).tolist(), self.layout.tp
+        each = [(slow, *own) for slow, own in zip(slow_R, ports, strict=True)]
+        groups = [tuple(each[d * tp : (d + 1) * tp]) for d in range(self.layout.attention_dp)]
+        first = list(dict.fromkeys(groups))
+        return (
+            np.array([first.index(group) for group in groups], dtype=np.int64),
+            np.array([groups.index(group) for group in first], dtype=np.int64),
+        )
 
     @property
     def node_of_ep_rank(self) -> NDArray[np.int64]:
@@ -87,7 +113,7 @@ class Placement:
 
 def wire_links(cluster: ClusterSpec, num_ranks: int, place: str) -> Fabric:
     """Build the links of a replica; once for all plans on the same machines."""
-    key = (cluster.model_dump_json(exclude={"name", "num_gpus"}), num_ranks)
+    key = (cluster.model_dump_json(exclude={"name", "num_gpus", "degraded"}), num_ranks)
     where = f"{place}: cluster '{cluster.name}' [topology]"
     return _FABRICS.get(
         key,

@@ -26,6 +26,8 @@ from simulator.deployment.expert_plan import plan_experts
 from simulator.deployment.memory import Capacity, check_memory, does_fit
 from simulator.deployment.placement import Placement, choose_precision, wire_links
 from simulator.deployment.refusals import (
+    check_degraded,
+    check_degraded_gpus,
     check_drafts,
     check_pruning,
     check_rebalancing,
@@ -138,6 +140,7 @@ def make_plan(spec: DeploymentSpec, seed: int, where: str, folder: Path) -> Depl
     """
     place = f"{where} [deployments '{spec.name}']"
     plan = _make_pools(spec, seed, place, folder)
+    check_degraded_gpus(spec, plan.machines.values(), place)
     failures = []
     for number, table in enumerate(spec.failures):
         in_table = f"{place} [failures.{number}]"
@@ -168,7 +171,7 @@ def _make_pools(spec: DeploymentSpec, seed: int, place: str, folder: Path) -> De
     ) == 1:  # its experts are split like dense blocks, so the decode pool's copies are not there
         changes["placement"] = {"kind": "contiguous"}
     if pool.cluster is not None:
-        changes |= {"calibration": None, "price_per_gpu_hour": None}
+        changes |= {"calibration": None, "price_per_gpu_hour": None, "degraded": ()}
     prefill = _make_pool(spec.model_copy(update=changes), seed, f"{place} [prefill]", folder, 0)
     decode = _make_pool(
         spec,
@@ -204,6 +207,7 @@ def _make_pool(
     model = load_model(spec.model, place, folder)
     cluster, accelerator = load_cluster(spec.cluster, place)
     cluster = cluster.with_speed(spec.network_speed).with_price(spec.price_per_gpu_hour)
+    cluster = cluster.degrade(spec.degraded)
     loaded = load_any_calibration(spec.calibration or accelerator.calibration, place)
     usual = {
         name: getattr(spec, name) or getattr(loaded, name)
@@ -244,6 +248,7 @@ def _make_pool(
     if drafts.num_tokens:
         check_drafts(spec, layout, loaded, place)
     check_stages(spec, layout, cluster, loaded, rules, place)
+    check_degraded(cluster, layout, loaded, place)
     fabric = wire_links(cluster, layout.num_ranks, place)
     setup = Setup(spec, model, accelerator, layout, precision, rules)
     capacity = _check_start(setup, place, loaded)

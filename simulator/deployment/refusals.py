@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from simulator.base.errors import UserError
 from simulator.config.calibration import CalibrationFile, find_pruned_fit
 from simulator.config.cluster import ClusterSpec
@@ -9,6 +11,7 @@ from simulator.config.deployment import DeploymentSpec
 from simulator.config.host import HostCalibration
 from simulator.config.model import ModelSpec
 from simulator.deployment.placement import Placement
+from simulator.policies.failures import Machines
 from simulator.policies.placement_faults import count_slots
 from simulator.policies.scheduling import Rules
 from simulator.work.layout import Layout
@@ -93,6 +96,45 @@ def check_recovery(spec: DeploymentSpec, placement: Placement, where: str) -> No
             f"{where}: experts that are rebalanced while ranks are lost are not simulated; leave "
             'rebalancing out, or use kind = "restart"'
         )
+
+
+def check_degraded(
+    cluster: ClusterSpec,
+    layout: Layout,
+    calibration: CalibrationFile | HostCalibration,
+    place: str,
+) -> None:
+    """Refuse slower GPUs and wires where they are not simulated."""
+    if not cluster.degraded:
+        return
+    if layout.pp > 1:
+        raise UserError(
+            f"{place} [degraded]: stages of a pipeline are priced alike, so that slower GPUs in "
+            "one are not simulated; leave pp or degraded out"
+        )
+    if isinstance(calibration, HostCalibration):
+        raise UserError(
+            f"{place} [degraded]: processes of one machine are priced by times that were measured "
+            "on it as it was; leave degraded out"
+        )
+
+
+def check_degraded_gpus(spec: DeploymentSpec, machines: Collection[Machines], place: str) -> None:
+    """Refuse slower GPUs and nodes beyond those that a deployment uses of its cluster.
+
+    Args:
+        machines: of its pools.
+    """
+    there = [one for one in machines if one.cluster == spec.cluster]
+    num_gpus = max(one.first_gpu + one.num_gpus for one in there)
+    num_nodes = max(one.num_nodes for one in there)
+    for number, one in enumerate(spec.degraded):
+        for what, value, count in (("gpu", one.gpu, num_gpus), ("node", one.node, num_nodes)):
+            if value is not None and value >= count:
+                raise UserError(
+                    f"{place} [degraded.{number}]: {what} = {value}: the deployment uses "
+                    f"{count:,}, numbered from 0"
+                )
 
 
 def check_stages(

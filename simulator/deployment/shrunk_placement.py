@@ -27,7 +27,8 @@ def shrink_placement(
     assert whole.experts is not None
     num_left = int(is_left_D.sum())
     layout = replace(whole.layout, attention_dp=num_left, ep=num_left * tp)
-    fabric = _select_ranks(whole.fabric, np.flatnonzero(np.repeat(is_left_D, tp)))
+    left_R = np.flatnonzero(np.repeat(is_left_D, tp))
+    fabric = _select_ranks(whole.fabric, left_R)
     policy = build("cost.comm", plan.spec.communication or {}, f"{plan.name} [communication]")
     return replace(
         whole,
@@ -35,6 +36,7 @@ def shrink_placement(
         experts=replace(whole.experts, placed=placed),
         fabric=fabric,
         comm=policy.prepare(fabric, whole.calibration, whole.accelerator),
+        slow_R=None if whole.slow_R is None else whole.slow_R[left_R],
     )
 
 
@@ -45,8 +47,9 @@ def _select_ranks(fabric: Fabric, ranks: NDArray[np.int64]) -> Fabric:
         return np.asarray(path_SRH[np.ix_(ranks, ranks)])
 
     own_card_SRH = fabric.own_card_SRH
+    number = {int(rank): place for place, rank in enumerate(ranks)}
     return Fabric(
-        links=fabric.links,
+        links=tuple(link._replace(rank=number.get(link.rank, -1)) for link in fabric.links),
         path_SRH=select(fabric.path_SRH),
         node_R=np.unique(fabric.node_R[ranks], return_inverse=True)[1].astype(np.int64),
         own_card_SRH=None if own_card_SRH is None else select(own_card_SRH),

@@ -56,7 +56,9 @@ def make_record(served: Served) -> DeploymentRecord:
         read_bytes += (
             float(served.costs["read_bytes"][is_own].sum()) * pool.plan.placement.layout.num_gpus
         )
-        found = probe(pool.plan, pool.prices, own, requests, served.by_ranks.get(name))
+        first = plan.serving.replicas if name == "prefill" else 0
+        executor = served.by_ranks.get(name)
+        found = probe(pool, plan.machines[name], own, requests, executor, first)
         probes.append(found if name == "both" else found.select_phase(name))
     gaps = sum(
         (pool.clock.gap_counts.sum(axis=0) for pool in served.pools.values()),

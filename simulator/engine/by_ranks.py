@@ -109,6 +109,11 @@ class ByRanks:
         """Count the tokens of later steps by the load profiles of their requests."""
         self._find_profiles, self.profile_tokens = find_profiles, np.zeros(num_profiles)
 
+    def share_counts(self, other: ByRanks) -> None:
+        """Count together with another executor of the same pool."""
+        self.overflow, self._find_profiles = other.overflow, other._find_profiles
+        self.profile_tokens = other.profile_tokens
+
     def use_prices(self, prices: Prices) -> None:
         """Use other prices for steps that are formed from now on."""
         self.prices = prices
@@ -163,7 +168,7 @@ class ByRanks:
             yield env.timeout(row[1] * (placement.drafts.slowdown - 1.0))
             row[1] = env.now - row[0]
         return TakenStep(
-            replica, number, float(row[0]), float(row[1]), tuple(batches), tuple(offsets)
+            replica, number, float(row[0]), float(row[1]), tuple(batches), prices, tuple(offsets)
         )
 
     def run_batch(

@@ -98,7 +98,7 @@ def stop_replica(pool: PoolState, replica: int, events: Events) -> Ints:
         _lose_kept(pool, replica, everywhere, events),
     ]
     rows += [_lose_running(pool, replica), _lose_coming(pool, replica)]
-    clock.is_gone[:], clock.price_state[:] = 1, 0
+    clock.is_gone[:] = 1
     for array, fresh in zip(pool.ranks_of(replica), pool.fresh_ranks, strict=True):
         array[:] = fresh
     clock.num_pushed[:] = clock.num_finished

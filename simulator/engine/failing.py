@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from simpy.events import ProcessGenerator
 
-from simulator.engine.by_ranks import Fidelity
 from simulator.engine.changes import (
     Changed,
     Kind,
@@ -28,9 +27,8 @@ from simulator.engine.outages import Outages
 from simulator.engine.pool import PoolState
 from simulator.engine.rebalancing import expect_load
 from simulator.engine.run import Run
-from simulator.engine.shrunk import ShrunkReplica, count_loaded_bytes, shrink_replica
+from simulator.engine.shrunk import RanksLeft, count_loaded_bytes
 from simulator.engine.state import Ints
-from simulator.engine.table import add_state
 from simulator.policies.failure_contracts import find_interruption, shrink_experts
 from simulator.policies.failures import Change
 from simulator.policies.placement import Placed
@@ -52,19 +50,14 @@ class _Became(NamedTuple):
 class Failing:
     """Failures of a deployment, in all pools."""
 
-    def __init__(self, run: Run, fidelity: Fidelity) -> None:
+    def __init__(self, run: Run) -> None:
         """Begin with all GPUs at work."""
-        self._run, self._fidelity = run, fidelity
-        self._state = run.state
+        self._run, self._state = run, run.state
         self._outages = [Outages(pool.plan) for pool in self._state.pools]
         self._noticed_s: dict[tuple[int, int], float] = {}
         """Time at which the latest failure of a replica is noticed, by place and replica."""
         self._num_hangs: Counter[tuple[int, int]] = Counter()
         """Failures of a replica that are not noticed yet, by place and replica."""
-        self._shrunk: dict[tuple[int, int], ShrunkReplica] = {}
-        self._known: dict[tuple[int, bytes, bytes], ShrunkReplica] = {}
-        """Prices that were prepared once, by place of the pool, groups that are left, and experts
-        of their slots."""
         self.changed: list[Changed] = []
         self._waits_to_send: list[tuple[int, list[int]]] = []
         """Numbers of requests that replicas gave back at this instant, by place of their pool."""
@@ -72,10 +65,6 @@ class Failing:
     def is_broken(self, place: int, replica: int) -> bool:
         """Whether GPUs of a replica are out of work."""
         return bool(self._outages[place].find_lost(replica).any())
-
-    def find_shrunk(self, place: int, replica: int) -> ShrunkReplica | None:
-        """Find the prices of a replica that goes on with some of its ranks."""
-        return self._shrunk.get((place, replica))
 
     def follow(self, changes: Iterator[Change]) -> ProcessGenerator:
         """Apply a failure policy's changes: failures when they are noticed, and repairs when ranks
@@ -183,20 +172,17 @@ class Failing:
         was_lost_D = ranks.is_lost[: layout.attention_dp] == 1
         if (lost_D == was_lost_D).all():
             return None
-        before = self._shrunk.get((place, replica))
+        states = self._run.replica_states
+        before = states.find_left(place, replica)
         placed = self._place(pool, before, lost_D) if lost_D.any() else None
         if lost_D.any() and placed is None:
             return _Became("stops", 0), self.stop(place, replica)
         newly_D = lost_D & ~was_lost_D
         rows = lose_groups(pool, replica, newly_D, self._state.events) if newly_D.any() else _none()
         ranks.is_lost[: layout.attention_dp] = lost_D
-        clock.price_state[:] = 0
-        self._shrunk.pop((place, replica), None)
-        loaded_bytes = 0.0
-        if placed is not None:
-            shrunk = self._shrunk[place, replica] = self._prepare(place, ~lost_D, placed)
-            clock.price_state[:] = shrunk.price_state
-            loaded_bytes = count_loaded_bytes(pool, before, shrunk)
+        left = None if placed is None else RanksLeft(np.flatnonzero(~lost_D), placed)
+        states.shrink(place, replica, left)
+        loaded_bytes = 0.0 if left is None else count_loaded_bytes(pool, before, left)
         if not newly_D.any():
             loaded_bytes = 0.0  # ranks that join have loaded theirs before
         seconds = find_interruption(pool.plan.serving.recovery, loaded_bytes)
@@ -209,11 +195,11 @@ class Failing:
         it had, by their numbers in the trace.
         """
         pool, events = self._state.pools[place], self._state.events
-        self._shrunk.pop((place, replica), None)
+        self._run.replica_states.shrink(place, replica, None)
         halt_replica(pool, replica, self._state.number_of(place, replica), events)
         return stop_replica(pool, replica, events)
 
-    def _place(self, pool: PoolState, before: ShrunkReplica | None, lost_D: Flags) -> Placed | None:
+    def _place(self, pool: PoolState, before: RanksLeft | None, lost_D: Flags) -> Placed | None:
         """Place the experts on the ranks that are left, as the policy has it: from where they lie,
         or where ranks join, from where they lay while all worked.
         """
@@ -225,19 +211,6 @@ class Failing:
         if before is not None and np.isin(np.flatnonzero(~lost_D), before.left_d).all():
             loss = loss._replace(lost_D=lost_D[before.left_d], placed=before.placed)
         return shrink_experts(plan.serving.recovery, loss)
-
-    def _prepare(self, place: int, is_left_D: Flags, placed: Placed) -> ShrunkReplica:
-        pool = self._state.pools[place]
-        key = place, is_left_D.tobytes(), placed.expert_LP.tobytes()
-        if key not in self._known:
-            stream = self._run.streams[self._state.names[place]]
-            table = self._state.pool_at(place).table
-            found = self._known[key] = shrink_replica(
-                pool, is_left_D, placed, stream, self._fidelity, len(table.sizes)
-            )
-            if self._fidelity == "step":
-                self._state.use_table(place, add_state(table, found.mixes))
-        return self._known[key]
 
     def _pause(self, place: int, replica: int, seconds: float) -> None:
         """Let a replica form steps again after a while, behind the step in flight."""

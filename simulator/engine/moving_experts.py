@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from simulator.engine.by_ranks import ByRanks
 from simulator.engine.loop_state import LoopState
 from simulator.engine.rebalancing import expect_load, judge_move, list_parts, price_move
+from simulator.engine.replica_states import ReplicaStates
 from simulator.engine.table import StepTable
+from simulator.engine.table_states import keep_first_state
 from simulator.policies.placement import Placed
 from simulator.policies.rebalancing import ExpertLoad
 from simulator.results.tables import ExpertsMoved
@@ -30,6 +32,7 @@ class MovingExperts:
         state: LoopState,
         place: int,
         by_ranks: ByRanks | None,
+        states: ReplicaStates,
         fill: Callable[[], StepTable],
         moves: list[ExpertsMoved],
     ) -> None:
@@ -38,10 +41,12 @@ class MovingExperts:
         Args:
             place: of the pool.
             by_ranks: executor of its steps, where ranks are simulated.
+            states: of all replicas, which are priced anew when experts have moved.
             fill: makes a table for the experts as they lie.
             moves: list of all moves, which those of these experts are added to.
         """
         self._state, self._place, self._by_ranks, self._fill = state, place, by_ranks, fill
+        self._replica_states = states
         self._moves, self._name = moves, state.names[place]
         self._last: tuple[int, Placed] | None = None
         """Number of the latest move, and where experts lay before, until it is judged."""
@@ -81,7 +86,7 @@ class MovingExperts:
         plan = self._state.pools[self._place].plan
         policy = plan.serving.rebalancing
         host_s = getattr(policy, "host_s_per_layer", 0.0)
-        moved = price_move(plan.placement, placed, load, self._name, host_s)
+        moved = self._price_slowest(placed, load, host_s)
         moved = replace(moved, stops=not getattr(policy, "asynchronous", False))
         self._last, self._since_P = (len(self._moves), load.placed), None
         self._arrive_s = load.at_s + moved.seconds
@@ -99,13 +104,22 @@ class MovingExperts:
         self._arrive_s, seconds = math.inf, 0.0
         parts = list(list_parts(load.placed, placed, num_layers))
         for part in parts:
-            plan = self._state.pools[self._place].plan
-            part_s = price_move(plan.placement, part, load, self._name, host_s).seconds
+            part_s = self._price_slowest(part, load, host_s).seconds
             seconds += part_s
             self._moves[number] = replace(whole, seconds=seconds, num_parts=len(parts))
             self.place(part)
             yield part_s
         self._arrive_s = -math.inf
+
+    def _price_slowest(self, placed: Placed, load: ExpertLoad, host_s: float) -> ExpertsMoved:
+        """Price a move by the replica that it takes longest in."""
+        return max(
+            (
+                price_move(placement, placed, load, self._name, host_s)
+                for placement in self._replica_states.list_placements(self._place)
+            ),
+            key=lambda moved: moved.seconds,
+        )
 
     def place(self, placed: Placed) -> None:
         """Price steps that are formed from now on with another placement."""
@@ -114,13 +128,14 @@ class MovingExperts:
         self._since_P = self._count_profiles()
         if self._by_ranks is not None:
             self._by_ranks.use_prices(pool.prices)
-            return
-        table = self._state.pool_at(self._place).table
-        if pool.profiles is None:
-            table = self._fill()
-        else:  # what is priced holds for any placement in as many slots
-            table = table._replace(profile_loads=pool.mixes.load_YPR[None])
-        self._state.use_table(self._place, table)
+        else:
+            table = self._state.pool_at(self._place).table
+            if pool.profiles is None:
+                table = self._fill()
+            else:  # what is priced holds for any placement in as many slots
+                table = keep_first_state(table)._replace(profile_loads=pool.mixes.load_YPR[None])
+            self._state.use_table(self._place, table)
+        self._replica_states.price_again(self._place)
 
     def _count_profiles(self) -> Floats:
         """Count the tokens of all steps so far by their load profiles, ``[P]``."""

@@ -18,13 +18,16 @@ import pandas as pd
 import simpy
 
 from simulator.base.columns import Columns
+from simulator.deployment.conditions import place_at
 from simulator.deployment.plan import DeploymentPlan
 from simulator.deployment.uniform_routing import uniform_imbalance
 from simulator.engine.by_ranks import ByRanks
 from simulator.engine.fabric import FluidWires
+from simulator.engine.pool import PoolState
 from simulator.engine.rank import finish_step
 from simulator.engine.state import Floats, Ints
 from simulator.engine.taken import TakenStep
+from simulator.policies.failures import Machines
 from simulator.results.tables import (
     EXPERT_COLUMNS,
     RANK_COLUMNS,
@@ -62,6 +65,8 @@ class _Chosen(NamedTuple):
     """Batch to be shown."""
 
     batch: Batch
+    prices: Prices
+    """Prices of its replica then."""
     offset: int
     """Index of its first token in the pool of expert choices."""
     taken: TakenStep | None
@@ -69,35 +74,44 @@ class _Chosen(NamedTuple):
 
 
 def probe(
-    plan: DeploymentPlan,
-    prices: Prices,
+    pool: PoolState,
+    machines: Machines,
     steps: Columns,
     requests: Columns,
     by_ranks: ByRanks | None,
+    first_replica: int,
 ) -> Probe:
     """Run a decode step and a step with prompt tokens again, rank by rank: of each kind, one as
     long as the step at the median of the time spent in its kind.
 
     Args:
+        machines: GPUs of the pool.
         steps: the run's log.
         requests: served by the run, for the typical context of a sequence.
         by_ranks: executor of the run's steps, where ranks were simulated.
+        first_replica: number of the pool's first replica in the log.
     """
     ranks, traffic, spans = [], [], []
     shown: dict[str, ShownStep] = {}
-    again = by_ranks or ByRanks(prices, FluidWires)
+    plan = pool.plan
+    make_wires = FluidWires if by_ranks is None else by_ranks.make_wires
     for phase, step in _medians(steps):
-        chosen = (
-            _representative(plan, step, requests)
-            if by_ranks is None
-            else _fullest(by_ranks.taken.nearest(phase, float(step.duration_s)))
-        )
+        taken = by_ranks.taken.nearest(phase, float(step.duration_s)) if by_ranks else None
+        if taken is None:
+            replica = int(step.replica) - first_replica
+            placement = place_at(plan, machines, replica, float(step.start_s))
+            prices = pool.prices
+            if placement is not plan.placement:
+                prices = pool.price_placement(placement)
+            chosen = _represent(plan, prices, step, requests)
+        else:
+            chosen = _choose_fullest(taken)
         env = simpy.Environment()
-        priced = prices.price_batch(chosen.batch, chosen.offset)
-        run = again.run_batch(env, priced, keep_spans=True)
+        priced = chosen.prices.price_batch(chosen.batch, chosen.offset)
+        run = ByRanks(chosen.prices, make_wires).run_batch(env, priced, keep_spans=True)
         found = finish_step(env, run).spans or []
         spans += [(phase, *span) for span in sorted(found, key=attrgetter("rank", "start_s"))]
-        shown[phase] = _describe(plan, chosen, int(steps["replica"].min()))
+        shown[phase] = _describe(plan, chosen, first_replica)
         if plan.placement.experts is not None:
             rows, sent = _expert_ranks(plan, priced, phase)
             ranks += rows
@@ -120,6 +134,8 @@ def _frame(rows: Sequence[tuple[object, ...]], columns: list[str]) -> pd.DataFra
 class _Median(NamedTuple):
     """Row of equal steps, by its columns in the log."""
 
+    replica: int
+    start_s: float
     duration_s: float
     num_steps: int
     prefill_tokens: int
@@ -143,23 +159,25 @@ def _medians(steps: Columns) -> Iterator[tuple[str, _Median]]:
             yield phase, _Median(*(steps[column].iloc[place] for column in _Median._fields))
 
 
-def _representative(plan: DeploymentPlan, step: _Median, requests: Columns) -> _Chosen:
+def _represent(plan: DeploymentPlan, prices: Prices, step: _Median, requests: Columns) -> _Chosen:
     """Make a batch of as many tokens as the run's step (of one lane of a pipeline), spread evenly
     over the data-parallel ranks, all with a typical context.
     """
     context = max(1, int((requests["num_input"] + requests["num_output"] / 2).mean()))
     pp, prompts = plan.placement.layout.pp, int(step.prefill_tokens)
     decodes = int(step.decodes // step.num_steps)
-    if prompts:
-        return _Chosen(spread_batch(plan, max(1, prompts // pp), decodes // pp, context), 0, None)
-    return _Chosen(spread_batch(plan, 0, max(1, decodes // pp), context), 0, None)
+    least = 0 if prompts else 1
+    batch = spread_batch(
+        plan, max(1, prompts // pp) if prompts else 0, max(least, decodes // pp), context
+    )
+    return _Chosen(batch, prices, 0, None)
 
 
-def _fullest(taken: TakenStep) -> _Chosen:
+def _choose_fullest(taken: TakenStep) -> _Chosen:
     """Choose a step's batch; of those that a pipeline has in flight, the one with most tokens."""
     tokens = [int(batch.tokens_d.sum()) for batch in taken.batches]
     lane = tokens.index(max(tokens))
-    return _Chosen(taken.batches[lane], taken.offsets[lane], taken)
+    return _Chosen(taken.batches[lane], taken.prices, taken.offsets[lane], taken)
 
 
 def _describe(plan: DeploymentPlan, chosen: _Chosen, first_replica: int) -> ShownStep:

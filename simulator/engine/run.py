@@ -8,6 +8,7 @@ from simpy.events import Process, ProcessGenerator
 
 from simulator.engine.instants import Instants
 from simulator.engine.loop_state import LoopState
+from simulator.engine.replica_states import ReplicaStates
 
 
 class Run(Protocol):
@@ -17,8 +18,7 @@ class Run(Protocol):
     instants: Instants
     until_s: float
     """Time after which nothing happens any more."""
-    streams: dict[str, str]
-    """Name of the random stream of each pool's steps, by the pool's name."""
+    replica_states: ReplicaStates
 
     def run_ahead(self, until_s: float) -> None:
         """Let everything happen up to a time, that instant included."""

@@ -68,7 +68,7 @@ class _Chosen:
 def split_replicas(plan: DeploymentPlan, trace: RequestTrace, most: int) -> list[Shard]:
     """Split a deployment into up to ``most`` shards of equally many replicas; none where there
     would be only one, or where replicas are coupled: by load, a closed loop, another pool,
-    failures, experts that move, or scaling.
+    failures, slower GPUs, experts that move, or scaling.
     """
     count = min(most, plan.serving.replicas)
     if count < 2 or not _are_apart(plan, trace):
@@ -85,7 +85,8 @@ def _are_apart(plan: DeploymentPlan, trace: RequestTrace) -> bool:
     stays = next(list_looks(plan.serving.rebalancing), None) is None
     stays = stays and not scales(plan.serving.scaling, plan.serving.replicas)
     is_open = trace.concurrency is None and trace.num_requests > 0
-    return plan.prefill is None and is_open and not plan.failures and stays
+    changes = not stays or plan.failures or plan.placement.cluster.degraded
+    return plan.prefill is None and is_open and not changes
 
 
 def _take_range(

@@ -168,12 +168,8 @@ def _price_lane(
         table.term_bytes,
         table.rates,
     )
-    mixer_s, ffn_s, head_s, collective_s = (
-        table.mixer_s,
-        table.ffn_s,
-        table.head_s,
-        table.collective_s,
-    )
+    mixer_s, ffn_s, head_s = table.mixer_s, table.ffn_s, table.head_s
+    slow, group_class, collective_s = table.slow[z], table.group_class[z], table.collective_s[z]
     halved_s, decode_rows = table.halved_s, table.decode_rows
     num_ranks, num_ways, num_terms = end - first, len(windows), len(term_window)
     for d in range(first, end):
@@ -252,13 +248,14 @@ def _price_lane(
                         mixing += term_halved[j] * once_s * more
                         halving += term_halved[j] * (floor_s + attention_s + once_s * more)
         feeding = ffn_s[tokens] + head_s[logits]
-        reducing = collective_s[tokens]
+        reducing = collective_s[group_class[d - first], tokens]
         heading = max(heading, head_s[logits])
-        attention += mixing / num_ranks
-        dense += feeding / num_ranks
+        mean_slow, most_slow = slow[d - first, 0], slow[d - first, 1]
+        attention += mixing * mean_slow / num_ranks
+        dense += feeding * mean_slow / num_ranks
         collective += reducing / num_ranks
-        slowest = max(slowest, mixing + feeding + reducing)
-        beside = max(beside, halving)
+        slowest = max(slowest, (mixing + feeding) * most_slow + reducing)
+        beside = max(beside, halving * most_slow)
         total_tokens += tokens
         fullest = max(fullest, tokens)
         most_sequences = max(most_sequences, sequences)

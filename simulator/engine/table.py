@@ -6,7 +6,7 @@ The routed experts' part is filled beside it, in :mod:`simulator.engine.experts_
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,8 +40,13 @@ class StepTable(NamedTuple):
     """``[T]`` seconds of all layers' feed-forward blocks without routed experts."""
     head_s: Floats
     """``[n]`` seconds of the output matrix by sequences that get a token."""
+    slow: Floats
+    """``[Z, D, 2]`` factors on the seconds in which the mean and the slowest rank of each
+    data-parallel group compute, in each state of a replica (``sizes``)."""
+    group_class: Ints
+    """``[Z, D]`` class of each data-parallel group: those of one are equally fast."""
     collective_s: Floats
-    """``[T]`` seconds of all all-reduces of a step."""
+    """``[Z, K, T]`` seconds of all all-reduces of a step, in a group of each class."""
     halved_s: Floats
     """``[T]`` seconds of mixers, feed-forward blocks and all-reduces of the layers that two-batch
     overlap runs in halves; 0 without it."""
@@ -64,7 +69,8 @@ class StepTable(NamedTuple):
     """``[J, 2, :]`` fields of :class:`simulator.cost.kernels.context.Rates`."""
     sizes: Ints
     """``[Z, 4]`` entries ``G``, ``S`` and ``M``, and ranks ``R``, of each state of a replica: all
-    ranks, or some lost. Arrays of all states are as large as the largest."""
+    ranks as fast as usual, some lost, or some slower. Arrays of all states are as large as the
+    largest."""
     expert_tokens: Floats
     """``[Z, G]`` tokens of the whole replica; ``G`` is 0 for a dense model."""
     expert_shares: Floats
@@ -162,31 +168,6 @@ def fill_entry(table: StepTable, mixes: Mixes, stream: str, z: int, g: int, s: i
     table.wanted[:] = -1
 
 
-def add_state(table: StepTable, mixes: Mixes) -> StepTable:
-    """Add a state of a replica to a table, whose entries for it are filled when a step needs them;
-    no other table shares its arrays then.
-    """
-    other = start_table(mixes)
-    return table._replace(
-        sizes=np.concatenate([table.sizes, other.sizes]),
-        expert_tokens=_stack(table.expert_tokens, other.expert_tokens),
-        expert_shares=_stack(table.expert_shares, other.expert_shares),
-        expert_imbalances=_stack(table.expert_imbalances, other.expert_imbalances),
-        profile_loads=_stack(table.profile_loads, other.profile_loads),
-        expert_alone_s=_stack(table.expert_alone_s, other.expert_alone_s),
-        expert_s=_stack(table.expert_s, other.expert_s),
-        is_filled=_stack(table.is_filled, other.is_filled),
-    )
-
-
-def _stack(old: NDArray[Any], new: NDArray[Any]) -> NDArray[Any]:
-    """Append the only state of ``new`` to those of ``old``, in an array as large as the larger."""
-    missing = [wide - own for own, wide in zip(old.shape[1:], new.shape[1:], strict=True)]
-    room = [(0, max(0, more)) for more in missing]
-    fill = [(0, max(0, -more)) for more in missing]
-    return np.concatenate([np.pad(old, [(0, 0), *room]), np.pad(new, [(0, 0), *fill])])
-
-
 def start_table(mixes: Mixes) -> StepTable:
     """Price everything except the routed experts, whose entries are filled by
     :func:`fill_entry`.
@@ -217,8 +198,14 @@ def start_table(mixes: Mixes) -> StepTable:
     ffns = [
         (prices.ffn_s[name], count, ffns_halved[name]) for name, count in prices.ffn_layers.items()
     ]
+    class_D, first_K = placement.speed_classes
     reduces = (
-        [(_all_reduce_s(prices), prices.num_all_reduces, reduces_halved)] if layout.tp > 1 else []
+        [
+            (_all_reduce_s(prices, d), prices.num_all_reduces, reduces_halved)
+            for d in first_K.tolist()
+        ]
+        if layout.tp > 1
+        else []
     )
     tokens, shares, num_besides = list_entries(prices)
     entries = (len(tokens), len(shares), len(mixes.prices_M))
@@ -227,11 +214,15 @@ def start_table(mixes: Mixes) -> StepTable:
         mixer_s=sum((_layers_s(*block) for block in mixers), zeros),
         ffn_s=sum((_layers_s(*block) for block in ffns), zeros),
         head_s=prices.head_s,
-        collective_s=sum((_layers_s(*block) for block in reduces), zeros),
+        slow=_list_slow(placement)[None],
+        group_class=class_D[None],
+        collective_s=np.stack([_layers_s(*block) for block in reduces] or [zeros] * len(first_K))[
+            None
+        ],
         halved_s=sum(
             (
                 _layers_s(block_s, halved, halved)
-                for block_s, _, halved in (*mixers, *ffns, *reduces)
+                for block_s, _, halved in (*mixers, *ffns, *reduces[:1])
             ),
             zeros,
         ),
@@ -293,11 +284,18 @@ def _layers_s(block_s: Floats, num_layers: int, num_halved: int) -> Floats:
     return block_s * (num_layers - num_halved) + halves_s * num_halved
 
 
-def _all_reduce_s(prices: Prices) -> Floats:
-    """Seconds of all-reduces for each number of tokens: the fastest protocol changes
+def _all_reduce_s(prices: Prices, d: int) -> Floats:
+    """Seconds of group ``d``'s all-reduces for each number of tokens: the fastest protocol changes
     with the size.
     """
-    return prices.all_reduces_s(np.arange(prices.max_tokens + 1))
+    return prices.all_reduces_s(np.arange(prices.max_tokens + 1), d)
+
+
+def _list_slow(placement: Placement) -> Floats:
+    """Factors on the seconds of the mean and the slowest rank of each group, ``[D, 2]``."""
+    layout = placement.layout
+    slow_R = placement.slow_down(np.ones(layout.num_ranks)).reshape(layout.attention_dp, layout.tp)
+    return np.stack([slow_R.mean(axis=1), slow_R.max(axis=1)], axis=1)
 
 
 def sums_contexts(table: StepTable) -> bool:
@@ -327,7 +325,9 @@ def empty_table() -> StepTable:
         mixer_s=nothing,
         ffn_s=nothing,
         head_s=nothing,
-        collective_s=nothing,
+        slow=np.zeros((0, 0, 2)),
+        group_class=np.zeros((0, 0), dtype=np.int64),
+        collective_s=np.zeros((0, 0, 0)),
         halved_s=nothing,
         windows=np.zeros((0, 2), dtype=np.int64),
         compressions=nothing.astype(np.int64),

@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from simulator.base.thinned import Thinned
+from simulator.step.prices import Prices
 from simulator.step.program import Batch
 
 _MOST_KEPT = 256
@@ -25,6 +26,8 @@ class TakenStep(NamedTuple):
     duration_s: float
     batches: tuple[Batch, ...]
     """Batch of each lane of a pipeline that had something to compute; otherwise one."""
+    prices: Prices
+    """Prices of its replica then."""
     offsets: tuple[int, ...]
     """Index of each batch's first token in the pool of expert choices."""
 
@@ -42,11 +45,9 @@ class TakenSteps:
         has_prompts = any(not flags.all() for batch in step.batches for flags in batch.is_decode)
         self._by_phase["prefill" if has_prompts else "decode"].add(step)
 
-    def nearest(self, phase: str, duration_s: float) -> TakenStep:
-        """Find the kept step whose duration is nearest; the earliest of equals.
-
-        Raises:
-            ValueError: if the run took no step of the phase.
+    def nearest(self, phase: str, duration_s: float) -> TakenStep | None:
+        """Find the kept step whose duration is nearest, the earliest of equals; ``None`` where none
+        of the phase was kept.
         """
         kept = self._by_phase[phase].items
-        return min(kept, key=lambda step: abs(step.duration_s - duration_s))
+        return min(kept, key=lambda step: abs(step.duration_s - duration_s), default=None)

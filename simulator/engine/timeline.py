@@ -30,6 +30,7 @@ from simulator.engine.by_ranks import (
     start_ranks_of,
 )
 from simulator.engine.changes import Changed, cut_row
+from simulator.engine.degrading import degrade
 from simulator.engine.events import ENDS, FORMS, code_of, find_event, push_event, remove_events
 from simulator.engine.failing import Failing
 from simulator.engine.instants import CHANGE, Instants
@@ -38,6 +39,7 @@ from simulator.engine.moving_experts import MovingExperts
 from simulator.engine.overflow_samples import count_formed_step
 from simulator.engine.pool import PoolState, start_pools
 from simulator.engine.rebalances import rebalance
+from simulator.engine.replica_states import ReplicaStates
 from simulator.engine.replicas import (
     ASKS,
     DONE,
@@ -127,9 +129,9 @@ def serve(
     timeline = _Timeline(state, pools, by_ranks, fill, progress, fidelity)
     timeline.run(math.inf if until is None else until)
     rows = timeline.close()
-    changes = timeline.changed, tuple(timeline.rebalances)
+    changes = timeline.changed, tuple(timeline.rebalances), until
     audits = tuple(audit.report() for audit in timeline.audits)
-    return Served(plan, pools, by_ranks, rows, ingress_delay_s, *changes, until, audits)
+    return Served(plan, pools, by_ranks, rows, ingress_delay_s, *changes, audits)
 
 
 class _Timeline:
@@ -145,7 +147,7 @@ class _Timeline:
         fidelity: Fidelity,
     ) -> None:
         self.instants = Instants()
-        self._env, self.streams = self.instants.env, STREAMS
+        self._env = self.instants.env
         self.state, self._pools = state, pools
         self._fill, self._progress = fill, progress
         self._by_ranks = [by_ranks[name] for name in state.names if name in by_ranks]
@@ -155,7 +157,8 @@ class _Timeline:
         """Steps in flight by number of the replica in all pools, where ranks are simulated."""
         self._num_cut = 0
         """Number of steps that were cut short, and whose ranks SimPy still follows to their end."""
-        self._failing = Failing(self, fidelity)
+        self.replica_states = ReplicaStates(state, self._by_ranks, fidelity)
+        self._failing = Failing(self)
         serving = state.pools[0].plan.serving
         is_scaled = scales(serving.scaling, serving.replicas)
         self._scaling = Scaling(self, self._failing) if is_scaled else None
@@ -171,6 +174,9 @@ class _Timeline:
     def run(self, until_s: float) -> None:
         """Let everything happen up to ``until_s``, that instant included."""
         self.until_s = until_s
+        self.replica_states.degrade_all(0.0)
+        if times := self.replica_states.list_instants():
+            self._env.process(degrade(self, times))
         for changes in self.state.plan.list_failures():
             self._env.process(self._failing.follow(changes))
         for place, pool in enumerate(self.state.pools):
@@ -179,7 +185,8 @@ class _Timeline:
             if first_s is not None:
                 by_ranks = self._by_ranks[place] if self._by_ranks else None
                 fill = partial(self._fill, pool, STREAMS[self.state.names[place]])
-                experts = MovingExperts(self.state, place, by_ranks, fill, self.rebalances)
+                kept = self.replica_states, fill, self.rebalances
+                experts = MovingExperts(self.state, place, by_ranks, *kept)
                 self._env.process(rebalance(self, place, experts, chain([first_s], looks)))
         if self._scaling is not None:
             self._env.process(self._scaling.follow())
@@ -312,14 +319,14 @@ class _Timeline:
         place, replica = state.find_replica(number)
         pool = state.pools[place]
         row = self._log.rows[pool.clock.last_row[replica, 0]]
-        shrunk = self._failing.find_shrunk(place, replica)
-        mixes, z = (shrunk.mixes, shrunk.price_state) if shrunk else (pool.mixes, 0)
+        own = self.replica_states.find(place, replica)
+        mixes, z = (own.mixes, own.number) if own else (pool.mixes, 0)
         table, ranks = state.pool_at(place).table, pool.ranks_of(replica)
         while np.isnan(row[1]):
             fill_entry(table, mixes, STREAMS[state.names[place]], *table.wanted.tolist())
             row[1] = price_step(pool.requests, ranks, table, z, row[:POOL])
         count_profiles(table)
-        if shrunk is None:
+        if own is None:
             self.audits[place].look_at(replica, row[1], table.factor)
             count_formed_step(pool, replica)
         push_event(state.events, row[0] + row[1], code_of(ENDS, number))
@@ -339,9 +346,10 @@ class _Timeline:
         pool, number = self.state.pools[place], self.state.number_of(place, replica)
         step = self._under_way[number] = StepUnderWay(row, Event(self._env))
         executor, ranks = self._by_ranks[place], pool.ranks_of(replica)
-        shrunk = self._failing.find_shrunk(place, replica)
-        if shrunk is not None and shrunk.by_ranks is not None:
-            executor, ranks = shrunk.by_ranks, shrunk.select_ranks(ranks)
+        own = self.replica_states.find(place, replica)
+        if own is not None and own.by_ranks is not None:
+            executor = own.by_ranks
+            ranks = ranks if own.left is None else own.left.select_ranks(ranks)
         taken = yield from executor.take_step(
             self._env,
             replica,
@@ -356,7 +364,8 @@ class _Timeline:
             self._num_cut -= 1
             return
         del self._under_way[number]
-        executor.taken.add(taken)
+        if own is None or own.left is None:  # figures show whole replicas
+            self._by_ranks[place].taken.add(taken)
         push_event(self.state.events, self._env.now, code_of(ENDS, number))
         self._look_at(self._env.now)
 

@@ -8,8 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.base.columns import Columns
+from simulator.deployment.conditions import place_at
+from simulator.deployment.placement import Placement
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.probe import spread_batch
+from simulator.policies.failures import Machines
 from simulator.results.token_time import kinds_of
 from simulator.step.program import Batch
 
@@ -27,21 +30,36 @@ class SampledStep(NamedTuple):
     """Decodes of the step alone, where prompts are beside them."""
     wait_s: float
     """Seconds that the mean rank waited in the run's own step."""
+    slowed: Placement | None = None
+    """Placement with the slower GPUs and wires that the step had; ``None`` where all were as
+    usual."""
 
 
 def sample_steps(
-    plan: DeploymentPlan, steps: Columns, requests: Columns
+    plan: DeploymentPlan,
+    steps: Columns,
+    requests: Columns,
+    machines: Machines,
+    first_replica: int,
 ) -> dict[str, list[SampledStep]]:
     """Sample the steps of one pool by kind (:data:`simulator.results.token_time.KINDS`).
 
     Args:
         requests: served by the run, for the typical context of a sequence.
+        machines: GPUs of the pool.
+        first_replica: number of the pool's first replica in the steps.
     """
     kinds, context = kinds_of(steps), find_context(requests)
     found = {}
     for kind in np.unique(kinds).tolist():
         places = _find_quantiles(steps, np.flatnonzero(kinds == kind))
         found[kind] = [_read_step(plan, steps, place, context) for place in places]
+        for number, place in enumerate(places):
+            replica = int(steps["replica"].iloc[place]) - first_replica
+            start_s = float(steps["start_s"].iloc[place])
+            placement = place_at(plan, machines, replica, start_s)
+            if placement is not plan.placement:
+                found[kind][number] = found[kind][number]._replace(slowed=placement)
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -41,6 +41,8 @@ class Shares:
     """Ratio of each rank's time in experts to the mean rank's, ``[R]``."""
     decodes: float
     """Ratio of the steps' seconds as they were priced to those with their prompts."""
+    slower: float
+    """Share of the steps' seconds that GPUs and wires as fast as usual would save."""
 
 
 def measure_shares(
@@ -52,18 +54,24 @@ def measure_shares(
         without_prompts: whether the decodes of each step are priced alone.
     """
     prices = Prices(placement, max(int(one.batch.tokens_d.max()) for one in sampled))
-    found, waits_s, whole_s = [], [], 0.0
+    found, waits_s, whole_s, usual_s, slowed_s = [], [], 0.0, 0.0, 0.0
     for number, step in enumerate(sampled):
         rng = placement.rng("explanation", number)
         offset = int(rng.integers(POOL_TOKENS))
         batch = step.decodes if without_prompts and step.decodes is not None else step.batch
         found.append(find_causes(prices, batch, offset, rng))
         waits_s.append(step.wait_s / placement.drafts.slowdown)
+        usual_s += found[-1].duration_s
+        slowed_s += found[-1].duration_s
+        if step.slowed is not None:
+            slowed_prices = Prices(step.slowed, prices.max_tokens)
+            slowed_s += price_step(slowed_prices, batch, offset) - found[-1].duration_s
         if without_prompts:
             whole_s += price_step(prices, step.batch, offset)
-    if without_prompts:
+    slower = 1.0 - _share(usual_s, slowed_s)
+    if without_prompts or slower:
         waits_s = [one.phases["wait"] for one in found]
-    return _add_up(found, waits_s, whole_s)
+    return replace(_add_up(found, waits_s, whole_s), slower=slower)
 
 
 def _add_up(found: Sequence[StepCauses], waits_s: Sequence[float], whole_s: float) -> Shares:
@@ -98,6 +106,7 @@ def _add_up(found: Sequence[StepCauses], waits_s: Sequence[float], whole_s: floa
         layer_L=layer_L / (layer_L.sum() or 1.0),
         rank_R=rank_R / (rank_R.mean() or 1.0),
         decodes=_share(total_s, whole_s) if whole_s else 1.0,
+        slower=0.0,
     )
 
 

@@ -50,7 +50,8 @@ def make_waterfalls(plan: DeploymentPlan, results: Results) -> tuple[Waterfall, 
         else:
             spent, token = _read_spent(own), "output"
             between_s = _measure_token_s(requests) - float(own["token_s"].sum())
-        sampled = sample_steps(pool, here, requests)
+        first_replica = plan.serving.replicas if is_prefill else 0
+        sampled = sample_steps(pool, here, requests, plan.machines[name], first_replica)
         waterfalls.append(_make_waterfall(pool, name, token, spent, between_s, sampled))
     return tuple(waterfalls)
 
@@ -122,6 +123,9 @@ def _make_waterfall(
         if is_mixed:
             pieces["prompts"] += seconds * (1 - shares.decodes)
             seconds *= shares.decodes
+        pieces["slower"] += seconds * shares.slower
+        seconds *= 1 - shares.slower
+        if is_mixed or shares.slower:
             phases = {phase: seconds * share for phase, share in shares.phases.items()}
         found = _divide(phases, shares, plan.placement.layout.pp > 1)
         for name, part_s in found.items():

@@ -19,6 +19,7 @@ PIECES = {
     "latency": "latency of exchanges",
     "host": "the engine's own work",
     "prompts": "prompts of other requests",
+    "slower": "GPUs and wires slower than usual",
     "stops": "steps cut off by failures",
     "between": "between steps: moves, hangs, new groups",
 }
@@ -35,6 +36,7 @@ LIMITS = {
     "latency": "network latency",
     "host": "the engine's own work",
     "prompts": "prompts of other requests",
+    "slower": "slower GPUs and wires",
     "outside": "stops and transfers",
 }
 """Limits of a token's time, with their words."""

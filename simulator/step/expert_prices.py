@@ -213,6 +213,7 @@ class ExpertPrices:
         kernels = _kernels_of(policy) if placement.layout.travels else None
         num_groups = rows_YPG.shape[2]
         flat_s = self._experts_s(rows_YPG.reshape(-1, num_groups), seen_YP.ravel(), kernels)
+        experts_YR = placement.slow_down(np.repeat(flat_s.reshape(seen_YP.shape), moe_tp, axis=1))
         return [
             ExpertStep(
                 pairs_R,
@@ -225,7 +226,7 @@ class ExpertPrices:
             for one, pairs_R, experts_R, read_bytes, ways in zip(
                 counts,
                 np.repeat(rows_YPG.sum(axis=2), moe_tp, axis=1),
-                np.repeat(flat_s.reshape(seen_YP.shape), moe_tp, axis=1),
+                experts_YR,
                 (rows_YPG > 0).sum(axis=2).mean(axis=1) * self.expert_bytes,
                 self._price_ways(tokens_d, policy, counts),
                 strict=True,
@@ -283,7 +284,10 @@ class ExpertPrices:
         rows_R = count.copies.sum_by_rank(placement.fabric.node_R).sent_R + count.stays_R
         own_R = tokens_R * (self._moe.top_k * placement.layout.moe_tp)
         packed = placement.compute.pack_s(own_R, rows_R, placement.model.hidden_size)
-        return packed or (None, None)
+        if packed is None:
+            return None, None
+        pack_R, unpack_R = map(placement.slow_down, packed)
+        return pack_R, unpack_R
 
     def _experts_s(self, rows_RG: Floats, choices_R: Floats, kernels: str | None) -> Floats:
         """Seconds that each rank's experts compute, ``[R]``.

@@ -46,7 +46,9 @@ def _end_of_step(prices: Prices, batch: Batch) -> list[Operation]:
     has_prompts = any(not flags.all() for flags in batch.is_decode)
     most = np.array([num_sequences.max(initial=0)], dtype=np.float64)
     overhead_s = prices.overheads_s(most, np.array([float(has_prompts)]))[0]
-    operations = [Busy("dense", -1, np.repeat(prices.head_s[batch.num_logits], layout.tp))]
+    slow_down = prices.placement.slow_down
+    head_R = slow_down(np.repeat(prices.head_s[batch.num_logits], layout.tp))
+    operations = [Busy("dense", -1, head_R)]
     if layout.pp > 1:
         sends_s = float(prices.sends_s(np.array([batch.tokens_d.max()]))[0])
         operations.append(Busy("collective", -1, np.full(layout.num_ranks, sends_s)))
@@ -56,11 +58,14 @@ def _end_of_step(prices: Prices, batch: Batch) -> list[Operation]:
 def _layers(prices: Prices, part: PricedPart, layers: range) -> list[Operation]:
     model, tp = prices.placement.model, prices.placement.layout.tp
     tokens_d, steps = part.batch.tokens_d, iter(part.steps)
+    slow_down = prices.placement.slow_down
     mixers_s = {
-        name: np.repeat(seconds[tokens_d] + prices.mixer_context_s(name, part.batch), tp)
+        name: slow_down(np.repeat(seconds[tokens_d] + prices.mixer_context_s(name, part.batch), tp))
         for name, seconds in prices.mixer_s.items()
     }
-    ffns_s = {name: np.repeat(seconds[tokens_d], tp) for name, seconds in prices.ffn_s.items()}
+    ffns_s = {
+        name: slow_down(np.repeat(seconds[tokens_d], tp)) for name, seconds in prices.ffn_s.items()
+    }
     sums = tuple(prices.all_reduce(d, int(n)) for d, n in enumerate(tokens_d)) if tp > 1 else ()
     operations: list[Operation] = []
     for layer in layers:

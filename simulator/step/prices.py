@@ -229,16 +229,16 @@ class Prices:
             num_tokens * self.placement.model.hidden_size * value_bytes, self.tensor_groups[d]
         )
 
-    def all_reduces_s(self, num_tokens: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Seconds of :meth:`all_reduce` over the first group for each number of tokens, with links
-        that carry nothing else.
+    def all_reduces_s(self, num_tokens: NDArray[np.int64], d: int = 0) -> NDArray[np.float64]:
+        """Seconds of :meth:`all_reduce` over group ``d`` for each number of tokens, with links that
+        carry nothing else.
         """
         value_bytes = BYTES_PER_ELEMENT[self.placement.precision.activations]
         num_bytes = np.asarray(
             num_tokens * (self.placement.model.hidden_size * value_bytes), dtype=np.float64
         )
         return np.asarray(
-            self.placement.comm.all_reduces_s(num_bytes, self.tensor_groups[0]), dtype=np.float64
+            self.placement.comm.all_reduces_s(num_bytes, self.tensor_groups[d]), dtype=np.float64
         )
 
     def sends_s(self, num_tokens: NDArray[np.int64]) -> NDArray[np.float64]:

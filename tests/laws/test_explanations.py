@@ -179,6 +179,17 @@ def test_steps_that_failures_cut_off_are_a_piece_of_their_own(tiny):
     assert found.pieces["stops"] > 0
 
 
+def test_slower_gpus_are_a_piece_of_their_own_and_the_others_stay(tiny):
+    trace, keys = tiny.trace(16, 100.0), {**SPREAD, "scheduling": CHUNKED}
+    (usual,) = explain(tiny, tiny.plan("moe", **keys), trace)
+    slower = [{"gpu": 2, "compute": 0.3}]
+    (found,) = explain(tiny, tiny.plan("moe", **keys, replicas=1, degraded=slower), trace)
+    assert usual.pieces["slower"] == 0
+    assert found.pieces["slower"] > 0.1 * found.token_s
+    assert found.token_s > usual.token_s
+    assert found.pieces["attention"] == pytest.approx(usual.pieces["attention"], rel=0.3)
+
+
 @pytest.mark.parametrize(
     ("rate", "concurrency", "slo", "metric"),
     [

@@ -9,7 +9,7 @@ from simulator.base.errors import UserError
 from simulator.base.plugins import build
 from simulator.commands.run import run as run_scenario
 from simulator.engine.pool import PoolState
-from simulator.engine.shrunk import count_loaded_bytes, shrink_replica
+from simulator.engine.shrunk import RanksLeft, count_loaded_bytes
 from simulator.policies.failures import Machines
 from simulator.policies.recovery import Loss
 from tests.small_scenario import small_scenario
@@ -198,8 +198,7 @@ def test_experts_that_a_rank_has_loaded_are_not_loaded_again(tiny):
 
     def shrink(lost, lost_D, placed):
         found = policy.shrink(Loss(lost_D, placed, load_LE))
-        left_D = ~np.isin(np.arange(8), lost)
-        return shrink_replica(pool, left_D, found, "steps", "step", 1)
+        return RanksLeft(np.setdiff1d(np.arange(8), lost), found)
 
     whole = plan.placement.experts.placed
     three = shrink((0, 1, 2), np.arange(8) < 3, whole)

@@ -24,6 +24,8 @@ class Link(NamedTuple):
     """Peak bytes per second."""
     latency_s: float
     """Seconds of latency."""
+    rank: int = -1
+    """Rank whose own port it is; -1 for wires that several ranks share."""
 
 
 @dataclass(frozen=True)

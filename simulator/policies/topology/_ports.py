@@ -36,6 +36,7 @@ class Wiring:
                     kind,
                     wire.bytes_per_s * width,
                     wire.latency_s,
+                    number if label == "gpu" else -1,
                 )
                 for number in range(count)
             ]

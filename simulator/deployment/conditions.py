@@ -1,0 +1,123 @@
+"""Condition of a replica's GPUs and wires: which are slower than usual at some time, and the
+placement that prices its steps then.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from simulator.base.errors import UserError
+from simulator.base.plugins import build
+from simulator.config.degraded import Degraded
+from simulator.deployment.placement import Placement
+from simulator.deployment.plan import DeploymentPlan
+from simulator.policies.failures import Machines
+from simulator.policies.topology import Fabric, Link
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Shares of their usual speed that a replica's GPUs and wires have at some time; replicas that
+    are equally slow have equal conditions.
+    """
+
+    compute_R: tuple[float, ...]
+    """Share of its usual speed at which each rank computes, ``[R]``."""
+    scale_up_R: tuple[float, ...]
+    """Share of the rate of each rank's wires inside its fast domain, ``[R]``."""
+    scale_out_R: tuple[float, ...]
+    """Share of the rate of each rank's wires between domains, ``[R]``."""
+    shared: tuple[float, float]
+    """Shares of the rate of wires that several ranks share, inside domains and between."""
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether all is as fast as usual."""
+        every = (*self.compute_R, *self.scale_up_R, *self.scale_out_R, *self.shared)
+        return all(share == 1.0 for share in every)
+
+
+def find_condition(
+    degraded: Iterable[Degraded], machines: Machines, replica: int, at_s: float
+) -> Condition | None:
+    """Find the condition of a replica at a time; ``None`` where all is as usual. What is named
+    twice is slower by both.
+
+    Args:
+        machines: GPUs of the replica's pool.
+    """
+    first = machines.first_gpu + replica * machines.gpus_per_replica
+    gpus = np.arange(first, first + machines.gpus_per_replica)
+    shares_3R, shared = np.ones((3, len(gpus))), np.ones(2)
+    for one in degraded:
+        if not one.at_s <= at_s < one.until_s:
+            continue
+        each = np.array([one.compute, one.scale_up, one.scale_out])
+        if one.gpu is not None:
+            is_hit = gpus == one.gpu
+        elif one.node is not None:
+            is_hit = gpus // machines.gpus_per_node == one.node
+        else:
+            is_hit = np.ones(len(gpus), dtype=np.bool_)
+            shared *= each[1:]
+        shares_3R[:, is_hit] *= each[:, None]
+    compute, up, out = (tuple(map(float, row)) for row in shares_3R)
+    found = Condition(compute, up, out, (float(shared[0]), float(shared[1])))
+    return None if found.is_usual else found
+
+
+def place_at(plan: DeploymentPlan, machines: Machines, replica: int, at_s: float) -> Placement:
+    """Find the placement that a replica's steps are priced with at a time, with all its ranks.
+
+    Args:
+        plan: of its pool.
+        machines: GPUs of its pool.
+    """
+    condition = find_condition(plan.placement.cluster.degraded, machines, replica, at_s)
+    return plan.placement if condition is None else degrade_placement(plan, condition)
+
+
+def list_instants(degraded: Iterable[Degraded]) -> list[float]:
+    """List the times after the start at which something becomes slower or faster, in order."""
+    times = {time for one in degraded for time in (one.at_s, one.until_s)}
+    return sorted(time for time in times if 0.0 < time < math.inf)
+
+
+def degrade_placement(plan: DeploymentPlan, condition: Condition) -> Placement:
+    """Slow the ranks and links of a replica down as its condition has it.
+
+    Raises:
+        UserError: if the topology does not say which links are whose.
+    """
+    whole = plan.placement
+    fabric = _slow_links(whole.fabric, condition, f"{plan.name} [degraded]")
+    policy = build("cost.comm", plan.spec.communication or {}, f"{plan.name} [communication]")
+    slow_R = 1.0 / np.array(condition.compute_R)
+    return replace(
+        whole,
+        fabric=fabric,
+        comm=policy.prepare(fabric, whole.calibration, whole.accelerator),
+        slow_R=None if (slow_R == 1.0).all() else slow_R,
+    )
+
+
+def _slow_links(fabric: Fabric, condition: Condition, where: str) -> Fabric:
+    own = {"scale_up": condition.scale_up_R, "scale_out": condition.scale_out_R}
+    shared = dict(zip(own, condition.shared, strict=True))
+    for kind, share_R in own.items():
+        ranks = {link.rank for link in fabric.links if link.kind == kind}
+        if ranks == {-1} and min(share_R) < shared[kind]:
+            raise UserError(
+                f"{where}: the links of its topology name no rank whose ports they are, so that "
+                f"{kind} of some GPUs cannot be slower; give Link(..., rank = ...)"
+            )
+
+    def slow(link: Link) -> Link:
+        share = shared[link.kind] if link.rank < 0 else own[link.kind][link.rank]
+        return link._replace(bytes_per_s=link.bytes_per_s * share)
+
+    return replace(fabric, links=tuple(map(slow, fabric.links)))

@@ -1,0 +1,159 @@
+"""States of replicas that differ from the usual one, in which all ranks serve and are as fast as
+usual: their prices, and when slower GPUs and wires become so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from simulator.deployment.conditions import (
+    Condition,
+    degrade_placement,
+    find_condition,
+    list_instants,
+)
+from simulator.deployment.placement import Placement
+from simulator.deployment.shrunk_placement import shrink_placement
+from simulator.engine.by_ranks import ByRanks, Fidelity, start_ranks
+from simulator.engine.loop_state import LoopState
+from simulator.engine.shrunk import RanksLeft
+from simulator.engine.table_states import add_state, keep_first_state
+from simulator.step.mixes import Mixes
+from simulator.step.prices import Prices
+
+_Replica = tuple[int, int]
+"""Place of a pool, and number of a replica in it."""
+
+
+@dataclass(frozen=True)
+class PricedState:
+    """Prices of a replica's steps in a state of its own."""
+
+    left: RanksLeft | None
+    """Ranks that are left of it; ``None`` for all."""
+    mixes: Mixes
+    by_ranks: ByRanks | None
+    """Executor of steps, where ranks are simulated."""
+    number: int
+    """Number of the state in the pool's table, where ranks are not simulated."""
+
+
+class ReplicaStates:
+    """States of all replicas of all pools."""
+
+    def __init__(self, state: LoopState, by_ranks: Sequence[ByRanks], fidelity: Fidelity) -> None:
+        """Begin with all ranks of all replicas, as fast as usual.
+
+        Args:
+            by_ranks: executors of each pool's steps, where ranks are simulated.
+        """
+        self._state, self._by_ranks, self._fidelity = state, by_ranks, fidelity
+        self._left: dict[_Replica, RanksLeft] = {}
+        self._conditions: dict[_Replica, Condition] = {}
+        self._priced: dict[_Replica, PricedState] = {}
+        self._known: dict[tuple[object, ...], PricedState] = {}
+        """States that were priced once, by place of the pool, ranks that are left and condition."""
+
+    def find(self, place: int, replica: int) -> PricedState | None:
+        """Find the state of a replica; ``None`` for the usual one."""
+        return self._priced.get((place, replica))
+
+    def find_left(self, place: int, replica: int) -> RanksLeft | None:
+        """Find the ranks that are left of a replica; ``None`` for all."""
+        return self._left.get((place, replica))
+
+    def shrink(self, place: int, replica: int, left: RanksLeft | None) -> None:
+        """Let a replica go on with some of its ranks, or with all."""
+        if left is None:
+            self._left.pop((place, replica), None)
+        else:
+            self._left[place, replica] = left
+        self._use(place, replica)
+
+    def list_instants(self) -> list[float]:
+        """List the times after the start at which something becomes slower or faster."""
+        clusters = [pool.plan.placement.cluster for pool in self._state.pools]
+        return list_instants(one for cluster in clusters for one in cluster.degraded)
+
+    def degrade_all(self, at_s: float) -> None:
+        """Make GPUs and wires of all replicas as fast as they are at a time."""
+        machines = self._state.plan.machines
+        for place, pool in enumerate(self._state.pools):
+            degraded = pool.plan.placement.cluster.degraded
+            for replica in range(pool.num_replicas) if degraded else ():
+                own = machines[self._state.names[place]]
+                condition = find_condition(degraded, own, replica, at_s)
+                if condition == self._conditions.get((place, replica)):
+                    continue
+                if condition is None:
+                    del self._conditions[place, replica]
+                else:
+                    self._conditions[place, replica] = condition
+                self._use(place, replica)
+
+    def price_again(self, place: int) -> None:
+        """Price the states of a pool's replicas anew, since its experts have moved."""
+        self._known = {key: one for key, one in self._known.items() if key[0] != place}
+        if self._fidelity == "step":
+            table = self._state.pool_at(place).table
+            self._state.use_table(place, keep_first_state(table))
+        for of_place, replica in list(self._priced):
+            if of_place == place:
+                self._use(place, replica)
+
+    def list_placements(self, place: int) -> list[Placement]:
+        """List the placements of a pool's experts on links as fast as its replicas have them, each
+        once.
+        """
+        pool = self._state.pools[place]
+        own = [self._conditions.get((place, replica)) for replica in range(pool.num_replicas)]
+        return [
+            pool.plan.placement if one is None else degrade_placement(pool.plan, one)
+            for one in dict.fromkeys(own)
+        ]
+
+    def _use(self, place: int, replica: int) -> None:
+        """Price a replica's steps from now on as its ranks and their condition are."""
+        key = place, replica
+        left, condition = self._left.get(key), self._conditions.get(key)
+        clock = self._state.pools[place].clock_of(replica)
+        if left is None and condition is None:
+            self._priced.pop(key, None)
+            clock.price_state[:] = 0
+            return
+        found = self._priced[key] = self._price(place, left, condition)
+        clock.price_state[:] = found.number
+
+    def _price(
+        self, place: int, left: RanksLeft | None, condition: Condition | None
+    ) -> PricedState:
+        key = place, left and left.key, condition
+        if key in self._known:
+            return self._known[key]
+        pool = self._state.pools[place]
+        placement = pool.plan.placement
+        if condition is not None:
+            placement = degrade_placement(pool.plan, condition)
+        if left is not None:
+            is_left_D = np.isin(np.arange(placement.layout.attention_dp), left.left_d)
+            plan = replace(pool.plan, placement=placement)
+            placement = shrink_placement(plan, is_left_D, left.placed)
+        prices = pool.price_placement(placement)
+        table, mixes = self._state.pool_at(place).table, pool.list_mixes(prices)
+        found = PricedState(left, mixes, self._start_ranks(place, prices), len(table.sizes))
+        if self._fidelity == "step":
+            added = add_state(table, mixes, None if left is None else left.left_d)
+            self._state.use_table(place, added)
+        self._known[key] = found
+        return found
+
+    def _start_ranks(self, place: int, prices: Prices) -> ByRanks | None:
+        if self._fidelity == "step":
+            return None
+        usual = self._by_ranks[place]
+        made = start_ranks(prices, self._fidelity, usual.stream)
+        made.share_counts(usual)
+        return made
