@@ -7,7 +7,7 @@ from typing import Self
 from pydantic import model_validator
 
 from simulator.base.frozen import Frozen
-from simulator.base.quantities import Hours
+from simulator.base.quantities import Hours, Share
 
 
 class FailureRates(Frozen):
@@ -25,6 +25,10 @@ class FailureRates(Frozen):
     16,384 H100 (arXiv:2407.21783)."""
     repair_hours: Hours = 1.0
     """Hours until another machine serves in its place; assumed, where spare ones are to be had."""
+    availability: Share | None = None
+    """Share of the time for which at least as many replicas serve as keep the targets, at
+    ``mtbf_gpu_hours_low``, such as 0.999: spare replicas are deployed for it (N+k). Absent =
+    none."""
 
     @model_validator(mode="after")
     def _check_order(self) -> Self:
@@ -33,4 +37,6 @@ class FailureRates(Frozen):
                 f"mtbf_gpu_hours_low ({self.mtbf_gpu_hours_low:g}) must be at most "
                 f"mtbf_gpu_hours_high ({self.mtbf_gpu_hours_high:g})"
             )
+        if self.availability == 1:
+            raise ValueError("availability must be below 1; no number of spare replicas reaches it")
         return self

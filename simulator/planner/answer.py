@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from simulator.config.capacity import Spare
 from simulator.planner.assumptions import state_basis
-from simulator.planner.evaluations import best_of_each, row_of
+from simulator.planner.evaluations import best_of_each, row_of, spares_of
 from simulator.planner.explore import Evaluation, resize_candidate
 from simulator.planner.handover import hand_over
 from simulator.planner.losses import whole_nodes
@@ -15,6 +16,7 @@ from simulator.planner.pareto import find_pareto
 from simulator.planner.requests import asked_rate
 from simulator.planner.samples import name_band
 from simulator.planner.search import SearchResult
+from simulator.planner.spares import Spares, share_of_time_enough
 from simulator.planner.uncertainty.assessment import Assessment, assess_alone
 from simulator.planner.why_not import explain_models, find_nearest
 from simulator.results.answer import (
@@ -115,14 +117,31 @@ def _describe_spare(result: SearchResult, best: Evaluation | None) -> SpareGpus:
     """
     lost = result.question.spare
     text = str(lost) if lost != Spare() else ""
-    if best is None or best.size is None:
-        return SpareGpus(lost=text)
+    if best is None or best.cluster_size is None:
+        return SpareGpus(lost=text, availability=result.question.failures.availability)
     sides, space = best.candidate.sides, result.space
     machines, host_gpus = space.machines_at(sides[0]), space.host_gpus(*sides)
+    counts, spares = best.cluster_size[1:], spares_of(result, best)
+    rates = result.question.failures
+    replicas: dict[str, Any] = {}
+    if rates.availability is not None:
+        enough, alone = (
+            share_of_time_enough(space, sides, counts, one) for one in (spares, Spares())
+        )
+        replicas = {
+            "availability": rates.availability,
+            "replicas": sum(spares),
+            "replica_gpus": best.candidate.count_gpus(*spares),
+            "enough_low": enough[0],
+            "enough_high": enough[1],
+            "alone_low": alone[0],
+            "alone_high": alone[1],
+        }
     return SpareGpus(
         lost=text,
+        **replicas,
         gpus=space.spare_gpus(*sides),
-        nodes=-(-best.size // host_gpus),
+        nodes=-(-best.cluster_size.size // host_gpus),
         is_spread=host_gpus < machines.spec.gpus_per_node,
         **whole_nodes(machines, host_gpus, best.num_gpus, lost)._asdict(),
     )

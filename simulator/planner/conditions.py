@@ -72,7 +72,7 @@ class Change(NamedTuple):
     resample: int = 0
     """Number of another sample of requests and of the experts' choices; 0 = as asked."""
     spare: Spare | None = None
-    """GPUs and nodes that may be lost; absent = as asked."""
+    """GPUs and nodes that may be lost, without spare replicas; absent = as asked."""
     most: int = MOST_REQUESTS
     """Requests of the stretch that is looked at, at the rate that was asked for."""
 
@@ -255,7 +255,10 @@ def _read_question(text: str) -> Question:
 def _make_space(text: str, folder: str, conditions: Conditions, spare: Spare | None) -> Space:
     question = apply_conditions(conditions, _read_question(text), Path(folder))
     workload = question.workload.model_copy(update={"slo": choose_slo(question)})
-    changes = {"workload": workload, "spare": question.spare if spare is None else spare}
+    changes: dict[str, Any] = {"workload": workload}
+    if spare is not None:  # of machines, in place of spare replicas
+        changes["spare"] = spare
+        changes["failures"] = question.failures.model_copy(update={"availability": None})
     return Space(question.model_copy(update=changes), Path(folder))
 
 

@@ -22,7 +22,8 @@ from simulator.planner.map_points import MEMORY, TERMS, Place, Readings, compare
 from simulator.planner.ruled_out import Ruled
 from simulator.planner.screen import by_cost
 from simulator.planner.search import SearchResult
-from simulator.planner.space import ReplicaShape, Space
+from simulator.planner.shapes import ReplicaShape
+from simulator.planner.space import Space
 from simulator.planner.steady import Steady, make_fixed_traffic
 from simulator.results.answer.crossover import CrossoverMap, MapModels
 from simulator.results.plan_sentences.crossover import describe_flips

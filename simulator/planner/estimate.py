@@ -30,7 +30,7 @@ from simulator.planner.explore import ClusterSize, Evaluation
 from simulator.planner.judge import Judge, Served
 from simulator.planner.samples import RESAMPLES, GpuDemand
 from simulator.planner.screen import Candidate
-from simulator.planner.space import ReplicaShape
+from simulator.planner.shapes import ReplicaShape
 
 _SCORES = np.linspace(-2.6, 2.6, 27)
 """Standard deviations of the calibration's error at which demand is tabulated."""
@@ -206,8 +206,10 @@ class Estimator:
                 pool.count_replicas(rate * load, factor)
                 for pool, load in zip(pools, loads, strict=True)
             ]
-            total = sum(n * pool.capacity.ranks for n, pool in zip(counts, pools, strict=True))
-            size = space.find_cluster(total, *candidate.sides) if all(counts) else None
+            if not all(counts):
+                return 0
+            prompts = counts[0] if candidate.prefill is not None else 0
+            size = space.find_cluster(candidate.shape, counts[-1], candidate.prefill, prompts)
             return size or 0
 
         gpus, *others = (
@@ -246,7 +248,7 @@ class Estimator:
         smaller = max((size for size in sizes if size < cluster_size.size), default=None)
         if smaller is None:
             return 0
-        return max(0, smaller - space.spare_gpus(shape)) // shape.num_ranks
+        return space.count_replicas(smaller, shape)
 
     def _fit_pool(
         self,

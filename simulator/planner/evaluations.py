@@ -9,6 +9,7 @@ from simulator.config.deployment import DeploymentSpec
 from simulator.planner.explore import ClusterSize, Evaluation, Explorer, deployment
 from simulator.planner.headroom import headroom
 from simulator.planner.search import SearchResult
+from simulator.planner.spares import Spares, count_spares
 from simulator.results.answer import DeploymentRow
 
 
@@ -59,10 +60,26 @@ def headroom_of(result: SearchResult, evaluation: Evaluation) -> float:
 
 
 def deployment_of(result: SearchResult, evaluation: Evaluation, name: str = "") -> DeploymentSpec:
-    """An evaluation as a scenario's deployment."""
-    return deployment(
-        result.space, evaluation.candidate, evaluation.cluster_size or ClusterSize(0, 1, 1), name
+    """An evaluation as a scenario's deployment, with its spare replicas."""
+    size = evaluation.cluster_size or ClusterSize(0, 1, 1)
+    spares = spares_of(result, evaluation)
+    size = size._replace(
+        replicas=size.replicas + spares.replicas,
+        prefill_replicas=size.prefill_replicas + spares.prefill_replicas,
     )
+    return deployment(result.space, evaluation.candidate, size, name)
+
+
+def spares_of(result: SearchResult, evaluation: Evaluation) -> Spares:
+    """Spare replicas of an evaluation, beside those that keep the targets."""
+    if evaluation.cluster_size is None:
+        return Spares()
+    return count_spares(result.space, evaluation.candidate.sides, *evaluation.cluster_size[1:])
+
+
+def gpus_used(result: SearchResult, evaluation: Evaluation) -> int:
+    """GPUs that an evaluation's replicas take up, spare ones among them."""
+    return evaluation.num_gpus + evaluation.candidate.count_gpus(*spares_of(result, evaluation))
 
 
 def best_of_each(result: SearchResult) -> dict[str, Evaluation]:
@@ -79,19 +96,28 @@ def text_of(result: SearchResult, evaluation: Evaluation) -> str:
     space = result.space
     if cluster_size is None:
         return space.text(candidate.shape)
-    size, used = cluster_size.size, evaluation.num_gpus
+    size, used = cluster_size.size, gpus_used(result, evaluation)
+    spares = spares_of(result, evaluation)
     where = f"{size} x {space.machines_at(candidate.shape).offer.cluster}"
     if size - used - space.spare_gpus(*candidate.sides) > 0:
         where += f", {used} of {size} GPUs used"
     if candidate.prefill is None:
-        many = "1 replica" if cluster_size.replicas == 1 else f"{cluster_size.replicas} replicas"
+        many = _count_replicas(cluster_size.replicas, spares.replicas)
+        many += " replica" if many == "1" else " replicas"
         split = space.split(candidate.shape)
         return f"{space.name_model(candidate.shape)}, {many} of {split} on {where}"
     return (
-        f"{space.name_model(candidate.shape)}, {cluster_size.prefill_replicas} for prompts "
-        f"of {space.split(candidate.prefill)} and {cluster_size.replicas} for decoding "
+        f"{space.name_model(candidate.shape)}, "
+        f"{_count_replicas(cluster_size.prefill_replicas, spares.prefill_replicas)} for prompts "
+        f"of {space.split(candidate.prefill)} and "
+        f"{_count_replicas(cluster_size.replicas, spares.replicas)} for decoding "
         f"of {space.split(candidate.shape)} on {where}"
     )
+
+
+def _count_replicas(count: int, spare: int) -> str:
+    """A number of replicas with the spare ones: ``4 + 1``."""
+    return f"{count} + {spare}" if spare else str(count)
 
 
 def row_of(
@@ -113,9 +139,12 @@ def row_of(
         "quality": variant.quality,
         "cluster": space.machines_at(shape).name_size(cluster_size.size),
         "gpus": cluster_size.size,
-        "gpus_used": evaluation.num_gpus,
+        "gpus_used": gpus_used(result, evaluation),
         "replicas": cluster_size.replicas,
         "prefill_replicas": cluster_size.prefill_replicas,
+        "spare_replicas": None
+        if result.question.failures.availability is None
+        else sum(spares_of(result, evaluation)),
         "token_budget": evaluation.candidate.budget,
         "too_long_share": result.traffic.share_beyond(model.max_context_tokens),
         **price_cluster(result, evaluation),

@@ -19,6 +19,7 @@ from simulator.engine.timeline import serve
 from simulator.planner.calibration_error import compute_miss_probability
 from simulator.planner.screen import Candidate
 from simulator.planner.space import Space
+from simulator.planner.spares import count_spares, explain_no_room
 from simulator.planner.traffic import Traffic
 from simulator.planner.trial import Outcome, outcome
 from simulator.results.answer.deployments import BACKLOG
@@ -120,21 +121,18 @@ class Explorer:
             for (one, parts), found in self._known.items()
         )
 
-    def _count_usable(self, size: int) -> int:
-        """GPUs that are left of a cluster when what may be lost is lost."""
-        return size - self.space.spare_gpus(*self.candidate.sides)
-
     def _find_replicas(self) -> Evaluation:
         """Replicas that do both phases, as many as the cluster holds."""
         shape = self.candidate.shape
         counts = [
-            ClusterSize(size, self._count_usable(size) // shape.num_ranks)
+            ClusterSize(size, self.space.count_replicas(size, shape))
             for size in self.space.sizes(shape)
         ]
         sizes = [one for one in counts if one.replicas >= 1]
         if not sizes:
             spare = self.space.question.spare
-            return self._refuse(f"no cluster of the limits is left without {spare}")
+            why = f"no cluster of the limits is left without {spare}"
+            return self._refuse(explain_no_room(self.space, shape, 1) or why)
         wanted = self.candidate.replicas
         start = next((n for n, one in enumerate(sizes) if one.replicas >= wanted), len(sizes) - 1)
         found = _find_first(len(sizes), start, lambda n: self.trial(sizes[n]).met)
@@ -149,7 +147,7 @@ class Explorer:
         if candidate.prefill is None:
             raise ValueError("there is no prefill pool")
         ranks = candidate.prefill.num_ranks, candidate.shape.num_ranks
-        room = self._count_usable(machines.sizes[-1])
+        room = machines.sizes[-1] - self.space.spare_gpus(*candidate.sides)
         most = (room - ranks[1]) // ranks[0], (room - ranks[0]) // ranks[1]
         if min(most) < 1:
             return self._refuse("the two pools do not fit within the limits")
@@ -190,8 +188,8 @@ class Explorer:
 
     def _fit_pools(self, first: int, second: int) -> ClusterSize | None:
         """Replicas of each pool on the smallest cluster that holds them."""
-        num_gpus = self.candidate.count_gpus(second, first)
-        size = self.space.find_cluster(num_gpus, *self.candidate.sides)
+        shape, prompts = self.candidate.sides
+        size = self.space.find_cluster(shape, second, prompts, first)
         return None if size is None else ClusterSize(size, second, first)
 
     def _keeps_targets(self, parts: int, cluster_size: ClusterSize, names: tuple[str, ...]) -> bool:
@@ -229,6 +227,9 @@ class Explorer:
             f"misses {name} by {found.worst:.2f}x on the largest cluster within the limits "
             f"({largest.size} GPUs)"
         )
+        spares = count_spares(self.space, self.candidate.sides, *largest[1:])
+        if any(spares):
+            why += f", of whose replicas {sum(spares)} {'is' if sum(spares) == 1 else 'are'} spare"
         return Evaluation(self.candidate, None, found, math.inf, self._tried, why, most=largest)
 
     def trial(self, cluster_size: ClusterSize) -> Outcome:

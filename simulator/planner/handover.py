@@ -20,7 +20,7 @@ from simulator.config.deployment import DeploymentSpec
 from simulator.config.workload import WorkloadSpec
 from simulator.deployment.plan import make_plan
 from simulator.planner.conditions import choose_slo
-from simulator.planner.evaluations import best_of_each, deployment_of, text_of
+from simulator.planner.evaluations import best_of_each, deployment_of, gpus_used, text_of
 from simulator.planner.explore import Evaluation
 from simulator.planner.launch import Command, list_commands
 from simulator.planner.requests import is_generated
@@ -119,7 +119,7 @@ def scenario_text(
         comments.append(f"The plan's workload asks for {result.asked_requests:,} requests; {now}.")
     if question.power.price_per_kwh:
         comments.append("The plan pays for electricity apart, which a run does not.")
-    if any(one.num_gpus < (one.size or 0) for one in evaluations):
+    if any(gpus_used(result, one) < (one.size or 0) for one in evaluations):
         comments.append(
             "The plan pays for the whole cluster; a run counts the GPUs that replicas take up, "
             "so it names a lower cost."
@@ -127,6 +127,13 @@ def scenario_text(
     if question.spare != Spare():
         comments.append(
             f"The clusters hold more than the replicas take up: {question.spare} may be lost."
+        )
+    if question.failures.availability is not None:
+        rates = question.failures
+        comments.append(
+            "Spare replicas are among the replicas. What failures do to them: "
+            f'failures = [{{ kind = "random", mtbf_gpu_hours = {rates.mtbf_gpu_hours_low:g}, '
+            f"repair_s = {3600 * rates.repair_hours:g} }}] in a deployment."
         )
     changes = {"slo": choose_slo(question), **_requests(workload, base, folder)}
     workload = workload.model_copy(update=changes)

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from simulator.config.engine import find_hand_over
 from simulator.deployment.plan import DeploymentPlan
 from simulator.planner.closed_form import Curve, Floats
-from simulator.planner.space import ReplicaShape, Space
+from simulator.planner.shapes import ReplicaShape
+from simulator.planner.space import Space
 from simulator.planner.traffic import Traffic
 
 SLACK = 1.5

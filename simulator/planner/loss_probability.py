@@ -1,11 +1,18 @@
-"""Share of the time in which no more machines are out of work than may be lost."""
+"""Share of the time in which no more machines or replicas are out of work than may be lost, and the
+spare replicas that a share takes.
+"""
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 from scipy.special import bdtr
 
 from simulator.config.capacity import Spare
 from simulator.config.failure_rates import FailureRates
+
+MOST_SPARES = 1 << 20
+"""Spare replicas beyond which no more are tried: more than any cluster holds."""
 
 
 def share_of_time_within(
@@ -31,12 +38,69 @@ def share_of_time_within(
 def _share_within(
     num_gpus: int, host_gpus: int, spare: Spare, mtbf_hours: float, repair_hours: float
 ) -> float:
-    is_out = repair_hours / (mtbf_hours + repair_hours)
     if not spare.nodes:
+        is_out = repair_hours / (mtbf_hours + repair_hours)
         return _binomial_at_most(spare.gpus, num_gpus, is_out)
     num_nodes = -(-num_gpus // host_gpus)
-    node_is_out = 1.0 - (1.0 - is_out) ** min(host_gpus, num_gpus)
+    node_is_out = _share_of_time_out(min(host_gpus, num_gpus), mtbf_hours, repair_hours)
     return _binomial_at_most(spare.nodes, num_nodes, node_is_out)
+
+
+def count_spare_replicas(
+    replicas: int, num_gpus: int, availability: float, rates: FailureRates
+) -> int:
+    """Count the spare replicas with which at least ``replicas`` serve for a share of the time, at
+    the lowest ``mtbf_gpu_hours``; :data:`MOST_SPARES` where as many are not enough.
+
+    Args:
+        num_gpus: GPUs of a replica, which serves while all of them work.
+    """
+    hours = rates.mtbf_gpu_hours_low, rates.repair_hours
+    return _count_spares(replicas, num_gpus, availability, *hours)
+
+
+@lru_cache(maxsize=1 << 16)
+def _count_spares(
+    replicas: int, num_gpus: int, availability: float, mtbf_hours: float, repair_hours: float
+) -> int:
+    is_out = _share_of_time_out(num_gpus, mtbf_hours, repair_hours)
+
+    def is_enough(spares: int) -> bool:
+        return _binomial_at_most(spares, replicas + spares, is_out) >= availability
+
+    high = 0
+    while not is_enough(high):
+        high = 2 * high + 1
+        if high >= MOST_SPARES:
+            return MOST_SPARES
+    low = (high - 1) // 2  # not enough, unless both are 0
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
+    return high
+
+
+def share_of_time_serving(
+    replicas: int, spares: int, num_gpus: int, rates: FailureRates
+) -> tuple[float, float]:
+    """Share of the time in which at least ``replicas`` of so many and the spare ones serve, at the
+    lowest and the highest ``mtbf_gpu_hours``.
+
+    Args:
+        num_gpus: GPUs of a replica, which serves while all of them work.
+    """
+    low, high = (
+        _binomial_at_most(
+            spares, replicas + spares, _share_of_time_out(num_gpus, hours, rates.repair_hours)
+        )
+        for hours in (rates.mtbf_gpu_hours_low, rates.mtbf_gpu_hours_high)
+    )
+    return low, high
+
+
+def _share_of_time_out(num_gpus: int, mtbf_hours: float, repair_hours: float) -> float:
+    """Share of the time in which any of ``num_gpus`` is out of work."""
+    return 1.0 - (mtbf_hours / (mtbf_hours + repair_hours)) ** num_gpus
 
 
 def _binomial_at_most(most: int, count: int, share: float) -> float:

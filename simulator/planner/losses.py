@@ -17,6 +17,7 @@ from simulator.planner.explore import ClusterSize, Evaluation
 from simulator.planner.loss_probability import share_of_time_within
 from simulator.planner.machines import Machines
 from simulator.planner.screen import Candidate
+from simulator.planner.spares import Spares, count_spares
 from simulator.results.answer import Idle, LossRow, SpareRow
 from simulator.results.answer.failures import SpareExperts
 
@@ -217,18 +218,29 @@ def idle_costs(trials: Trials, first: Evaluation, copying: Evaluation | None) ->
     """
     space, candidate = trials.space, first.candidate
     held_back = space.spare_gpus(*candidate.sides)
+    size = first.cluster_size
+    spares = Spares() if size is None else count_spares(space, candidate.sides, *size[1:])
+    held_back += candidate.count_gpus(*spares)
     unused = 0 if first.size is None else max(0, first.size - first.num_gpus - held_back)
     hourly = space.machines_at(candidate.shape).gpu_hour
     return Idle(
         unused_gpus=unused,
         unused_cost_per_hour=unused * hourly,
-        held_back=str(space.question.spare) if held_back else "",
+        held_back=_name_held_back(space.question.spare, spares),
         held_back_gpus=held_back,
         held_back_cost_per_hour=held_back * hourly,
         spare_experts=None
         if copying is None or copying.cluster_size is None
         else _spare_experts(trials, copying.candidate, copying.cluster_size),
     )
+
+
+def _name_held_back(spare: Spare, spares: Spares) -> str:
+    """Machines that may be lost and spare replicas, in words; empty without any."""
+    count = sum(spares)
+    parts = [str(spare)] if spare != Spare() else []
+    parts += [f"{count:,} spare replica{'' if count == 1 else 's'}"] if count else []
+    return " and ".join(parts)
 
 
 def _spare_experts(

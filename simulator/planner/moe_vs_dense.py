@@ -90,14 +90,15 @@ def _is_alike(one: Candidate, other: Candidate) -> bool:
 
 def _estimate_cost(result: SearchResult, candidate: Candidate, rate: float) -> tuple[Any, ...]:
     """Cost of a candidate at another rate, going by the screen."""
-    replicas = (candidate.replicas, candidate.prefill_replicas)
-    gpus = candidate.count_gpus(*(math.ceil(count * rate) for count in replicas))
-    return (_price_gpus(result.space, candidate, gpus), gpus, *by_cost(candidate))
+    counts = (candidate.replicas, candidate.prefill_replicas)
+    replicas, prompts = (math.ceil(count * rate) for count in counts)
+    cost = _price_replicas(result.space, candidate, replicas, prompts)
+    return (cost, candidate.count_gpus(replicas, prompts), *by_cost(candidate))
 
 
-def _price_gpus(space: Space, candidate: Candidate, num_gpus: int) -> float:
-    """Cost per hour of the smallest cluster with so many GPUs; infinite where there is none."""
-    size = space.find_cluster(num_gpus, *candidate.sides)
+def _price_replicas(space: Space, candidate: Candidate, replicas: int, prompts: int) -> float:
+    """Cost per hour of the smallest cluster with so many replicas; infinite where there is none."""
+    size = space.find_cluster(candidate.shape, replicas, candidate.prefill, prompts)
     return math.inf if size is None else size * space.machines_at(candidate.shape).gpu_hour
 
 
@@ -176,8 +177,10 @@ def _try_candidate(trials: Trials, candidate: Candidate, rate: float) -> _Tried:
     """A candidate at another rate."""
     times, change = _change(candidate, rate)
     found = price(trials.find(candidate, change))
-    if found.evaluation.cluster_size is not None and times > 1:
-        cost = _price_gpus(trials.space, candidate, found.evaluation.num_gpus * times)
+    size = found.evaluation.cluster_size
+    if size is not None and times > 1:
+        counts = size.replicas * times, size.prefill_replicas * times
+        cost = _price_replicas(trials.space, candidate, *counts)
         found = found._replace(cost=cost)
     return found, change
 

@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from simulator.deployment.plan import DeploymentPlan
 from simulator.planner.closed_form import Curve
 from simulator.planner.judge import Judge, Rates, Served
-from simulator.planner.ruled_out import NO_CACHE, TOO_FEW, TOO_SLOW, Ruled
-from simulator.planner.space import ReplicaShape, Space
+from simulator.planner.ruled_out import NO_CACHE, NO_SPARES, TOO_FEW, TOO_SLOW, Ruled
+from simulator.planner.shapes import ReplicaShape
+from simulator.planner.space import Space
+from simulator.planner.spares import explain_no_room
 from simulator.planner.speeds import Speed, Speeds, pareto
 from simulator.planner.traffic import Traffic
 
@@ -261,11 +263,11 @@ def size_candidate(
         math.ceil(traffic.rate_per_s / rate) if rate > 0 else 0
         for rate in (rates.likely, rates.most)
     )
-    held, least_held = (
-        space.find_cluster(number * shape.num_ranks, shape) for number in (replicas or least, least)
-    )
+    held, least_held = (space.find_cluster(shape, number) for number in (replicas or least, least))
     if least_held is None:
-        ruled.leave_out(TOO_FEW, f"{space.text(shape)}: {least * shape.num_ranks:,} GPUs or more")
+        no_room, text = explain_no_room(space, shape, least), space.text(shape)
+        few = f"{least * shape.num_ranks:,} GPUs or more"
+        ruled.leave_out(NO_SPARES if no_room else TOO_FEW, f"{text}: {no_room or few}")
         return None
     price, most = machines.gpu_hour, machines.sizes[-1]
     return Candidate(
@@ -307,10 +309,16 @@ def pair_pools(
         for pool in (prompts, decodes)
     )
     gpus, least = (first[n][1][:, None] + second[n][1][None, :] for n in range(2))
-    held, least_held = (
-        sizes[np.minimum(np.searchsorted(sizes, g + spare), len(sizes) - 1)] for g in (gpus, least)
+    of_prompts, of_decodes = (
+        [_count_spare_gpus(space, pool, counts) for counts, _ in found]
+        for pool, found in ((prompts, first), (decodes, second))
     )
-    possible = least + spare <= sizes[-1]
+    spares = [of_prompts[n][:, None] + of_decodes[n][None, :] + spare for n in range(2)]
+    held, least_held = (
+        sizes[np.minimum(np.searchsorted(sizes, g + extra), len(sizes) - 1)]
+        for g, extra in zip((gpus, least), spares, strict=True)
+    )
+    possible = least + spares[1] <= sizes[-1]
     number = int(possible.sum())
     if number < possible.size:
         p, d = np.argwhere(~possible)[0]
@@ -348,3 +356,16 @@ def _count_replicas(
     with np.errstate(divide="ignore"):
         replicas = np.ceil(np.minimum(traffic.rate_per_s / rates, 1e6)).astype(np.int64)
     return replicas, replicas * np.array([one.shape.num_ranks for one in pool])
+
+
+def _count_spare_gpus(
+    space: Space, pool: Sequence[Prefilling | Decoding], counts: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """GPUs of the spare replicas of each kind, beside so many of it."""
+    return np.array(
+        [
+            space.count_spares(one.shape, count, in_pools=True) * one.shape.num_ranks
+            for one, count in zip(pool, counts.tolist(), strict=True)
+        ],
+        dtype=np.int64,
+    )

@@ -190,7 +190,7 @@ def choose_hopeless(space: Space, screened: dict[tuple[int, int], Screened]) -> 
         for at in sorted({round(share * (count - 1)) for share in _SPREAD}) if count else ():
             per_user, _, shape, budget, _ = part.front[at]
             largest = max(space.sizes(shape), default=0)
-            replicas = (largest - space.spare_gpus(shape)) // shape.num_ranks
+            replicas = space.count_replicas(largest, shape)
             if replicas >= 1:
                 gpus, cost = replicas * shape.num_ranks, largest * machines.gpu_hour
                 chosen.setdefault(
@@ -356,9 +356,17 @@ def identity(space: Space, traffic: Traffic, candidate: Candidate) -> list[Any]:
         [machines.sizes, machines.offer.network_speed],
         question.targets.model_dump(mode="json"),
         question.workload.slo.model_dump(mode="json"),
-        [question.seed, question.spare.nodes, question.spare.gpus],
+        [question.seed, question.spare.nodes, question.spare.gpus, *_list_spare_rates(question)],
         traffic.digest,
     ]
+
+
+def _list_spare_rates(question: Question) -> list[float]:
+    """Numbers that the count of spare replicas hangs on; none without any."""
+    rates = question.failures
+    if rates.availability is None:
+        return []
+    return [rates.availability, rates.mtbf_gpu_hours_low, rates.repair_hours]
 
 
 def _digest_own_code(model: ModelSpec) -> list[str]:

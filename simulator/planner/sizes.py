@@ -66,7 +66,7 @@ def _find_best(result: SearchResult, first: Evaluation, size: int) -> Evaluation
     tried: list[Evaluation] = []
     for one in [first, *(other for other in here if other is not first)][: 1 + _TRIED]:
         shape = one.candidate.shape
-        replicas = (size - result.space.spare_gpus(shape)) // shape.num_ranks
+        replicas = result.space.count_replicas(size, shape)
         if one.cluster_size is None:
             continue
         if one.cluster_size.size == size:

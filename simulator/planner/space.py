@@ -4,10 +4,10 @@ and why others are not possible.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
 
 from simulator.base.errors import UserError
 from simulator.base.frozen import Policy
@@ -16,6 +16,7 @@ from simulator.config.deployment import DeploymentSpec, ParallelSpec
 from simulator.config.model import ModelSpec, load_model
 from simulator.config.pruning import Pruning, pruning_text
 from simulator.deployment.plan import DeploymentPlan, make_plan
+from simulator.planner.loss_probability import count_spare_replicas
 from simulator.planner.machines import WHERE, Machines, machines_of
 from simulator.planner.ruled_out import (
     ALIKE,
@@ -30,52 +31,8 @@ from simulator.planner.ruled_out import (
     Ruled,
     reason_of,
 )
+from simulator.planner.shapes import ModelVariant, ReplicaShape
 from simulator.work.layout import uneven_heads
-
-
-class ModelVariant(NamedTuple):
-    """One of the question's models, whole or pruned."""
-
-    entry: CandidateModel
-    pruning: Pruning | None
-    quality: float | None
-
-
-class ReplicaShape(NamedTuple):
-    """One replica of a deployment."""
-
-    model: int
-    """Index into the space's models."""
-    machines: int
-    """Index into the space's machines."""
-    tp: int
-    attention_dp: int
-    ep: int
-    weight_dtype: str
-    """Empty = as the model is released, experts perhaps in another format than the rest."""
-    kv_dtype: str
-    slots: int
-    """Expert slots in all; 0 = one an expert, in order."""
-    overlap: str
-    pp: int = 1
-    dispatch_dtype: str = ""
-    """Empty = as engines do with the weights' format, or nothing travels."""
-    placement: str = "contiguous"
-    """Placement of experts without copies."""
-    max_sequences: int = 0
-    """Sequences at once of a data-parallel rank; 0 = as many as the engine starts with."""
-
-    @property
-    def num_ranks(self) -> int:
-        """GPUs of a replica."""
-        return self.tp * self.attention_dp * self.pp
-
-    @property
-    def kernels(self) -> ReplicaShape:
-        """The shape whose blocks of a step take as long: without what changes the cache, the
-        batches and their way through the layers.
-        """
-        return self._replace(kv_dtype="", overlap="", pp=1, max_sequences=0)
 
 
 class Space:
@@ -172,12 +129,47 @@ class Space:
         largest = max(shape.num_ranks, prefill.num_ranks if prefill is not None else 0)
         return spare.nodes * self.host_gpus(shape, prefill) + spare.gpus * min(largest, per_node)
 
+    def count_spares(self, shape: ReplicaShape, replicas: int, in_pools: bool = False) -> int:
+        """Spare replicas beside so many, for ``failures.availability``.
+
+        Args:
+            in_pools: whether there is another pool, which fails as well: both serve for the product
+                of their shares of the time, so that each has to for the root.
+        """
+        rates = self.question.failures
+        if rates.availability is None or not replicas:
+            return 0
+        share = math.sqrt(rates.availability) if in_pools else rates.availability
+        return count_spare_replicas(replicas, shape.num_ranks, share, rates)
+
+    def count_replicas(self, size: int, shape: ReplicaShape) -> int:
+        """Replicas that serve on a cluster when what may be lost is lost, and the spare ones are
+        out of work.
+        """
+        most = max(0, size - self.spare_gpus(shape)) // shape.num_ranks
+        return next(
+            count
+            for count in range(most, -1, -1)
+            if count + self.count_spares(shape, count) <= most
+        )
+
     def find_cluster(
-        self, num_gpus: int, shape: ReplicaShape, prefill: ReplicaShape | None = None
+        self,
+        shape: ReplicaShape,
+        replicas: int,
+        prefill: ReplicaShape | None = None,
+        prefill_replicas: int = 0,
     ) -> int | None:
-        """The smallest cluster with so many GPUs left when what may be lost is lost."""
-        wanted = num_gpus + self.spare_gpus(shape, prefill)
-        return next((size for size in self.sizes(shape, prefill) if size >= wanted), None)
+        """The smallest cluster with so many replicas left when what may be lost is lost, and the
+        spare ones are out of work.
+        """
+        both = prefill is not None
+        wanted = replicas + self.count_spares(shape, replicas, both)
+        num_gpus = wanted * shape.num_ranks + self.spare_gpus(shape, prefill)
+        if prefill is not None:
+            wanted = prefill_replicas + self.count_spares(prefill, prefill_replicas, both)
+            num_gpus += wanted * prefill.num_ranks
+        return next((size for size in self.sizes(shape, prefill) if size >= num_gpus), None)
 
     def sizes(self, shape: ReplicaShape, prefill: ReplicaShape | None = None) -> tuple[int, ...]:
         """Sizes of the cluster within the limit on nodes, of which there are more where every

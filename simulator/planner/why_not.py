@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from simulator.planner.evaluations import best_of_each, row_of, text_of
 from simulator.planner.explore import Evaluation
-from simulator.planner.ruled_out import MEMORY, TOO_LARGE, Ruled
+from simulator.planner.ruled_out import MEMORY, NO_SPARES, TOO_LARGE, Ruled
 from simulator.planner.search import SearchResult
 from simulator.results.answer import WhyNot
 from simulator.results.plan_sentences.headline import state_shortfall
@@ -101,6 +101,8 @@ def _find_reason(result: SearchResult, model: int) -> str:
     )
     if failed is not None:
         return failed.split("': ", 1)[-1].split("; ", 1)[0]
+    if telling == NO_SPARES:
+        return f"{telling}: {total.examples[telling]}"
     if telling == MEMORY and TOO_LARGE in total.counts:
         bounds = dict.fromkeys(
             machines.bound for machines in result.space.machines if machines.bound

@@ -18,7 +18,8 @@ from simulator.planner.crossover import crossover
 from simulator.planner.judge import Judge, Rates, Served
 from simulator.planner.map_points import ALIKE, BEST, MEMORY, WEIGHTS, Place, compare_models
 from simulator.planner.ruled_out import Ruled
-from simulator.planner.space import ReplicaShape, Space
+from simulator.planner.shapes import ReplicaShape
+from simulator.planner.space import Space
 from simulator.planner.steady import Steady, make_fixed_traffic
 from simulator.report.plan_figures.crossover import _cell
 from simulator.results.answer.crossover import CrossoverMap, FullPoint, LoadPoint

@@ -28,7 +28,7 @@ from simulator.planner.losses import idle_costs, list_survivors, spare_nodes, wi
 from simulator.planner.moe_vs_dense import RATES
 from simulator.planner.screen import Candidate
 from simulator.planner.search import search
-from simulator.planner.space import ReplicaShape
+from simulator.planner.shapes import ReplicaShape
 from simulator.planner.store import Store
 from simulator.planner.traffic import Traffic
 from simulator.planner.trial import Outcome
@@ -163,7 +163,7 @@ def test_what_is_held_free_stands_what_may_be_lost(replicas, tp, nodes, gpus, is
     space = trials(spare=lost.model_dump()).space
     asked = candidate(DENSE, tp=tp, prefill=candidate(DENSE, tp=tp).shape if is_pair else None)
     both = replicas * (2 if is_pair else 1)
-    size = space.find_cluster(both * tp, asked.shape, asked.prefill)
+    size = space.find_cluster(asked.shape, replicas, asked.prefill, replicas * is_pair)
     assume(size is not None)
     cluster_size = ClusterSize(size, replicas, replicas if is_pair else 0)
     host_gpus = space.host_gpus(asked.shape, asked.prefill)

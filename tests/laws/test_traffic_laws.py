@@ -20,7 +20,8 @@ from simulator.planner.explore import ClusterSize, Explorer
 from simulator.planner.headroom import FURTHEST, headroom
 from simulator.planner.requests import lasting, stay, traffic_of
 from simulator.planner.screen import Candidate
-from simulator.planner.space import ReplicaShape, Space
+from simulator.planner.shapes import ReplicaShape
+from simulator.planner.space import Space
 from simulator.planner.traffic import LEAST_STAYS, Traffic
 from simulator.planner.trial import outcome
 from simulator.workload.traces import RequestTrace

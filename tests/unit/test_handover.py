@@ -28,7 +28,7 @@ from simulator.planner.handover import (
 from simulator.planner.requests import lasting, traffic_of
 from simulator.planner.screen import Candidate
 from simulator.planner.search import search
-from simulator.planner.space import ReplicaShape
+from simulator.planner.shapes import ReplicaShape
 from simulator.planner.store import Store
 from simulator.planner.traffic import led
 from simulator.planner.trial import outcome

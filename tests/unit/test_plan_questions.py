@@ -21,7 +21,8 @@ from simulator.planner.requests import traffic_of
 from simulator.planner.ruled_out import Ruled
 from simulator.planner.screen import Candidate
 from simulator.planner.search import search
-from simulator.planner.space import ReplicaShape, Space
+from simulator.planner.shapes import ReplicaShape
+from simulator.planner.space import Space
 from simulator.planner.store import Store
 from simulator.planner.trial import Outcome
 from simulator.planner.why_not import _describe_miss, _find_reason, explain_models, find_nearest
@@ -54,6 +55,8 @@ def ask(moesim, tmp_path):
         ("targets={}", "sets no target; give one, such as tpot_s = { p90 = 0.05 }"),
         ("targets.ttft_s=1.0", "write { p90 = 1.0 }"),
         ("targets.tpot_s.p90=0", "targets.tpot_s.p90 must be at least 1e-09 seconds, got 0"),
+        ("failures.availability=1", "availability must be below 1; no number of spare replicas"),
+        ("failures.availability=99.9", "availability must be at most 1, got 99.9"),
         ("targets.attainment=0", "targets.attainment must be above 0, got 0"),
         ("clusters.0.max_gpus=two", "max_gpus must be a whole number"),
         ('space.overlap=["three"]', "must be one of 'none' or 'two_batch'"),

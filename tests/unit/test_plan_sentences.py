@@ -279,6 +279,27 @@ def test_the_time_that_a_spare_is_enough_for_is_told():
     assert told in reasons(answer)
 
 
+def test_spare_replicas_are_told_with_what_they_are_enough_for():
+    answer = rows(10.0, 20.0)
+    answer["recommended"] |= {"replicas": 4, "spare_replicas": 1, "gpus": 40, "gpus_used": 40}
+    answer["recommended"]["cost_per_hour"] = 100.0
+    answer["spare"] = {"availability": 0.999, "replicas": 1, "replica_gpus": 8}
+    answer["spare"] |= {"enough_low": 0.99951, "enough_high": 0.999987}
+    answer["spare"] |= {"alone_low": 0.984, "alone_high": 0.9968}
+    said = next(line for line in reasons(answer) if "spare" in line)
+    assert said == (
+        "4 replicas keep every target, and 1 more is spare: of 5 replicas at least 4 serve for "
+        "99.951 to 99.9987 % of the time at the failure rates of [failures], where 99.9 % is asked "
+        "at the higher one; without spare ones it would be 98.4 to 99.68 %. 8 of its 40 GPUs are "
+        "spare, 20.00 EUR per hour."
+    )
+    answer["spare"] |= {"replicas": 0, "replica_gpus": 0}
+    said = next(line for line in reasons(answer) if "spare" in line)
+    assert said.startswith(
+        "4 replicas keep every target, and no spare one is needed: all serve for"
+    )
+
+
 def test_a_spare_is_named_as_the_cause_of_the_size():
     answer = rows(10.0, 20.0)
     answer["recommended"] |= {"gpus": 16, "gpus_used": 8}

@@ -22,7 +22,8 @@ from simulator.planner.requests import lasting, traffic_of
 from simulator.planner.ruled_out import Ruled
 from simulator.planner.screen import Candidate
 from simulator.planner.search import best_first, identity, search
-from simulator.planner.space import ReplicaShape, Space
+from simulator.planner.shapes import ReplicaShape
+from simulator.planner.space import Space
 from simulator.planner.store import Store, key_of
 from simulator.planner.stored import STORED_EVALUATION, StoredEvaluation
 from simulator.planner.trial import Outcome
@@ -238,6 +239,8 @@ def test_a_recording_that_a_model_names_itself_is_part_of_the_key(tmp_path):
         ({"power": {"price_per_kwh": 0.3}}, False),
         ({"spare": {"nodes": 1}}, True),
         ({"spare": {"gpus": 1}}, True),
+        ({"failures": {"mtbf_gpu_hours_low": 100}}, False),
+        ({"failures": {"availability": 0.9}}, True),
         ({"seed": 2}, True),
         ({"targets": {"tpot_s": {"p50": 0.012}}}, True),
         ({"clusters": [{"cluster": "h100-sxm", "max_gpus": 16}]}, True),

@@ -17,7 +17,7 @@ from simulator.base import caches
 from simulator.base.caches import DATABASE
 from simulator.planner.explore import ClusterSize, Evaluation
 from simulator.planner.screen import Candidate
-from simulator.planner.space import ReplicaShape
+from simulator.planner.shapes import ReplicaShape
 from simulator.planner.store import Store, key_of
 from simulator.planner.stored import STORED_EVALUATION, StoredEvaluation
 from simulator.planner.trial import Outcome

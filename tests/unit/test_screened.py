@@ -21,7 +21,8 @@ from simulator.planner.screen import (
     size_candidate,
 )
 from simulator.planner.search import choose_hopeless
-from simulator.planner.space import ReplicaShape, Space
+from simulator.planner.shapes import ReplicaShape
+from simulator.planner.space import Space
 from simulator.planner.speeds import Speed
 
 HERE = Path()

@@ -59,6 +59,8 @@ class DeploymentRow(Banded):
     """Replicas; of the decode pool where prompts have a pool of their own."""
     prefill_replicas: int = 0
     """Replicas of the prefill pool."""
+    spare_replicas: int | None = None
+    """Spare replicas beside these, of all pools; null where no availability is asked for."""
     token_budget: int = 0
     """Tokens of a step at most."""
     too_long_share: float = 0.0

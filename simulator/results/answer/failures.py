@@ -12,6 +12,22 @@ class SpareGpus(Part):
     """Machines that may be lost, in words; empty where none may."""
     gpus: int = 0
     """GPUs that are held free."""
+    availability: float | None = None
+    """Share of the time for which as many replicas were asked to serve as keep the targets; null
+    where none was asked for."""
+    replicas: int | None = None
+    """Spare replicas that are deployed for it, of all pools."""
+    replica_gpus: int | None = None
+    """GPUs of these."""
+    enough_low: float | None = None
+    """Share of the time in which as many replicas serve as keep the targets, at the highest rate of
+    failures."""
+    enough_high: float | None = None
+    """Share of that time at the lowest rate of failures."""
+    alone_low: float | None = None
+    """Share of that time without the spare replicas, at the highest rate of failures."""
+    alone_high: float | None = None
+    """Share of that time without them, at the lowest rate of failures."""
     nodes: int | None = None
     """Nodes of the cluster."""
     is_spread: bool = False

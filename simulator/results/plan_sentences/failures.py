@@ -16,6 +16,7 @@ def explain_idle(answer: Answer, best: DeploymentRow) -> Iterator[str]:
     """Why the cluster is as large as it is, and why some of its GPUs stand idle."""
     if answer.spare.lost:
         yield _explain_spare(answer, best.gpus)
+    yield from _explain_replicas(answer, best)
     idle = 0 if best.gpus_used is None else best.gpus - best.gpus_used
     if idle <= 0:
         return
@@ -31,11 +32,45 @@ def explain_idle(answer: Answer, best: DeploymentRow) -> Iterator[str]:
     yield f"{idle} of its {best.gpus} GPUs {'stands' if idle == 1 else 'stand'} idle: {why}."
 
 
+def _explain_replicas(answer: Answer, best: DeploymentRow) -> Iterator[str]:
+    """Explain how many replicas are spare (N+k), and for what share of the time they are enough."""
+    spare = answer.spare
+    if spare.availability is None or spare.enough_low is None or spare.alone_low is None:
+        return
+    needed, asked = best.replicas + best.prefill_replicas, _state_nines(spare.availability)
+    enough = _state_shares(spare.enough_low, spare.enough_high or spare.enough_low)
+    alone = _state_shares(spare.alone_low, spare.alone_high or spare.alone_low)
+    keeps = f"{count(needed, 'replica')} keep{'s' * (needed == 1)} every target"
+    rates = f"at the failure rates of [failures], where {asked} % is asked at the higher one"
+    if not spare.replicas:
+        yield f"{keeps}, and no spare one is needed: all serve for {alone} of the time {rates}."
+        return
+    total = f"{needed + spare.replicas} replicas"
+    least = f"of {total} at least {needed} serve{'s' * (needed == 1)}"
+    if best.prefill_replicas:
+        least = f"with {total} enough of each pool serve"
+    gpus = spare.replica_gpus or 0
+    cost = _state_cost(answer, best.cost_per_hour * gpus / best.gpus)
+    more, held = (f"{'is' if number == 1 else 'are'} spare" for number in (spare.replicas, gpus))
+    yield (
+        f"{keeps}, and {spare.replicas} more {more}: {least} for {enough} of the time {rates}; "
+        f"without spare ones it would be {alone}. {gpus} of its {count_gpus(best.gpus)} "
+        f"{held}{cost}."
+    )
+
+
+def _state_shares(low: float, high: float) -> str:
+    """A share of the time from the highest rate of failures to the lowest."""
+    first, last = _state_nines(low), _state_nines(high)
+    return f"{first} %" if first == last else f"{first} to {last} %"
+
+
 def explain_losses(answer: Answer) -> Iterator[str]:
     """The most that may be lost with every target still met, for what share of the time no more is,
     what the next loss does, and what it would take to stand that.
     """
-    yield from _tell_share_of_time(answer)
+    if answer.spare.availability is None:
+        yield from _tell_share_of_time(answer)
     rows = [row for row in answer.losses if row.nodes_lost or row.gpus_lost]
     kept = [row for row in rows if row.met]
     if kept:
@@ -75,8 +110,7 @@ def share_of_time(row: SpareRow) -> str:
     """
     if row.enough_low is None or row.enough_high is None:
         return ""
-    low, high = (_state_nines(share) for share in (row.enough_low, row.enough_high))
-    return f"{low} %" if low == high else f"{low} to {high} %"
+    return _state_shares(row.enough_low, row.enough_high)
 
 
 def _state_nines(share: float) -> str:
