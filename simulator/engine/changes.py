@@ -59,10 +59,13 @@ _PREFILL_TOKENS, _DECODE_TOKENS, _READ_BYTES, _DROPPED_PAIRS = (
 )
 
 
-Kind = Literal["hangs", "stops", "starts", "shrinks", "grows", "launches", "drains", "leaves"]
+Kind = Literal[
+    "hangs", "stops", "starts", "shrinks", "grows", "evacuates", "launches", "drains", "leaves"
+]
 """Kinds of changes of a replica: a GPU has failed, which nobody has noticed yet; it is gone; it
-serves again; it goes on with fewer ranks; ranks have joined it again; its GPUs are taken, on which
-it starts; it gets no more requests; its GPUs are given back."""
+serves again; it goes on with fewer ranks; ranks have joined it again; a failure is announced, until
+which it gets no requests; its GPUs are taken, on which it starts; it gets no more requests; its
+GPUs are given back."""
 
 
 class Changed(NamedTuple):

@@ -58,6 +58,8 @@ class Failing:
         """Time at which the latest failure of a replica is noticed, by place and replica."""
         self._num_hangs: Counter[tuple[int, int]] = Counter()
         """Failures of a replica that are not noticed yet, by place and replica."""
+        self._announced: set[tuple[int, int]] = set()
+        """Replicas that get no requests until an announced failure, by place and replica."""
         self.changed: list[Changed] = []
         self._waits_to_send: list[tuple[int, list[int]]] = []
         """Numbers of requests that replicas gave back at this instant, by place of their pool."""
@@ -65,6 +67,14 @@ class Failing:
     def is_broken(self, place: int, replica: int) -> bool:
         """Whether GPUs of a replica are out of work."""
         return bool(self._outages[place].find_lost(replica).any())
+
+    def is_announced(self, place: int, replica: int) -> bool:
+        """Whether a failure of a replica is announced."""
+        return (place, replica) in self._announced
+
+    def forget_notice(self, place: int, replica: int) -> None:
+        """Leave a replica drained whatever becomes of the failure that was announced."""
+        self._announced.discard((place, replica))
 
     def follow(self, changes: Iterator[Change]) -> ProcessGenerator:
         """Apply a failure policy's changes: failures when they are noticed, and repairs when ranks
@@ -77,6 +87,9 @@ class Failing:
             self._run.run_ahead(change.at_s)
             place = self._state.names.index(change.pool)
             policy = self._state.pools[place].plan.serving.recovery
+            if change.is_notice:
+                self._announce(change, place)
+                continue
             if change.starts:
                 keys = [(place, replica) for replica in change.replicas]
                 from_s = max([change.at_s, *(self._noticed_s.get(key, 0.0) for key in keys)])
@@ -90,6 +103,19 @@ class Failing:
                 self._apply(change, place, change.at_s)
             else:
                 self._run.instants.env.process(self._apply_later(change, place, then_s))
+
+    def _announce(self, change: Change, place: int) -> None:
+        """Send no more requests to replicas that serve, of which GPUs will fail."""
+        pool = self._state.pools[place]
+        for replica in change.replicas:
+            is_closed = pool.clock.is_gone[replica, 0] or pool.clock.is_draining[replica, 0]
+            if not is_closed and self._hits_living(change, place, replica):
+                self._announced.add((place, replica))
+                pool.clock.is_draining[replica] = 1
+                became = _Became("evacuates", pool.count_gpus(replica))
+                self._note(became, place, change.at_s, {replica: _none()})
+        self._state.balance_again(place)
+        self._run.scale_soon()
 
     def _apply_later(self, change: Change, place: int, at_s: float) -> ProcessGenerator:
         yield self._run.instants.wait_until(at_s, CHANGE)
@@ -136,6 +162,9 @@ class Failing:
             if change.starts and self._num_hangs[place, replica]:
                 continue  # what has failed meanwhile is noticed first
             pool.clock.is_paused[replica] -= num_hangs
+            if not change.starts and self.is_announced(place, replica):
+                self.forget_notice(place, replica)
+                pool.clock.is_draining[replica] = 0
             found = self._recover(place, replica)
             if found is not None:
                 given.setdefault(found[0], {})[replica] = found[1]

@@ -200,6 +200,12 @@ class PoolState:
         num_groups = self.plan.placement.layout.attention_dp
         return int((self.ranks.is_lost[self._living, :num_groups] == 0).sum())
 
+    def count_gpus(self, replica: int) -> int:
+        """Count the GPUs that a replica serves with, while it is not gone."""
+        layout = self.plan.placement.layout
+        is_lost_D = self.ranks.is_lost[replica, : layout.attention_dp]
+        return layout.num_gpus // layout.attention_dp * int((is_lost_D == 0).sum())
+
     @property
     def is_balanced(self) -> bool:
         """Whether the balancer is over the replicas that get requests now."""

@@ -63,7 +63,9 @@ class Scaling:
 
     def _list_serving(self) -> list[int]:
         """List the replicas that get requests."""
-        return [one for one in self._launched if not self._pool.clock.is_gone[one, 0]]
+        clock = self._pool.clock
+        is_closed = clock.is_gone[:, 0] | clock.is_draining[:, 0]
+        return [replica for replica in self._launched if not is_closed[replica]]
 
     def adjust_soon(self) -> None:
         """Launch and drain replicas once all of this instant has changed."""
@@ -112,7 +114,11 @@ class Scaling:
         return len(self._launched) - sum(map(self._has_failed, self._launched))
 
     def _has_failed(self, replica: int) -> bool:
-        """Whether a replica has stopped, or will not start, since GPUs of it have failed."""
+        """Whether a replica has stopped, or will not start, since GPUs of it have failed; or will
+        stop, as was announced.
+        """
+        if self._failing.is_announced(0, replica):
+            return True
         is_gone = bool(self._pool.clock.is_gone[replica, 0])
         is_starting = not self._pool.is_ready[replica]
         return is_gone and not (is_starting and not self._failing.is_broken(0, replica))
@@ -156,6 +162,7 @@ class Scaling:
     def _drain(self, replica: int, at_s: float) -> None:
         """Send a replica no more requests; one without any leaves at once."""
         del self._launched[replica]
+        self._failing.forget_notice(0, replica)
         clock = self._pool.clock
         if clock.is_gone[replica, 0]:
             self._leave(replica, at_s)
@@ -164,13 +171,7 @@ class Scaling:
         if has_drained(clock, replica):
             self._leave(replica, at_s)
             return
-        self._note("drains", replica, at_s, self._count_gpus(replica), at_s)
-
-    def _count_gpus(self, replica: int) -> int:
-        """GPUs that a replica serves with."""
-        layout = self._pool.plan.placement.layout
-        is_lost_D = self._pool.ranks.is_lost[replica, : layout.attention_dp]
-        return layout.num_gpus // layout.attention_dp * int((is_lost_D == 0).sum())
+        self._note("drains", replica, at_s, self._pool.count_gpus(replica), at_s)
 
     def leave_at(self, at_s: float, replica: int) -> None:
         """Give a replica's GPUs back at a time, when it has drained."""
@@ -178,7 +179,8 @@ class Scaling:
         self._run.instants.call_at(at_s, CHANGE, leave)
 
     def _leave_if_drained(self, replica: int, at_s: float) -> None:
-        if self._pool.clock.is_draining[replica, 0] and at_s <= self._run.until_s:
+        is_over = replica not in self._launched and self._pool.clock.is_draining[replica, 0]
+        if is_over and at_s <= self._run.until_s:
             self._run.run_ahead(at_s)
             self._leave(replica, at_s)
             self.adjust_soon()

@@ -88,7 +88,8 @@ def measure_availability(
             since_s, gpus = serving[replica]
             at_s = min(change.at_s, duration_s)
             served_gpu_s += max(0.0, at_s - since_s) * gpus
-            from_s = max(change.serves_s, since_s) if change.kind == "drains" else change.serves_s
+            goes_on = change.kind in ("drains", "evacuates")
+            from_s = max(change.serves_s, since_s) if goes_on else change.serves_s
             serving[replica] = (min(from_s, duration_s), change.num_gpus)
     served_gpu_s += sum((duration_s - since_s) * gpus for since_s, gpus in serving.values())
     return served_gpu_s / duration_s / sum(measure_held(plan, changes, duration_s))

@@ -88,6 +88,8 @@ def tell_change(change: dict[str, Any], since_s: float | None = None) -> str:
     pool = "prefill " if change["pool"] == "prefill" else ""
     who = f"{pool}replica {replicas[0]}" if one else f"{len(replicas)} {pool}replicas"
     at, kind = seconds_text(change["at_s"]), change.get("kind")
+    if kind == "evacuates":
+        return f"{who} {'gets' if one else 'get'} no more requests from {at}"
     if kind == "hangs":
         return f"{who} {'hangs' if one else 'hang'} from {at}"
     if since_s is not None:

@@ -229,7 +229,9 @@ class ReplicasChanged:
     kind: str
     """``hangs``: a GPU has failed, which nobody has noticed yet; ``stops``: they are gone;
     ``starts``: they serve again; ``shrinks``: they go on with fewer GPUs; ``grows``: GPUs have
-    joined them again."""
+    joined them again; ``evacuates``: a failure is announced, until which they get no requests;
+    ``launches``: their GPUs are taken, on which they start; ``drains``: they get no more requests;
+    ``leaves``: their GPUs are given back."""
     starts: bool
     """Whether they have more GPUs than before."""
     replicas: list[int]

@@ -2,6 +2,8 @@
 or is lost, drains lose nothing, and what happens is the same at every fidelity.
 """
 
+from itertools import count
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -46,16 +48,30 @@ def draw_policy(plan, rng, span_s):
     return build("scaling", {"kind": "target_load", **keys}, "test")
 
 
+def announce_some(plan, rng, span_s):
+    """The plan with some of its failures announced, long or shortly before."""
+    changes = plan.failures[0].script
+    notices = [
+        change._replace(at_s=max(0.0, change.at_s - rng.uniform(0, span_s / 3)), is_notice=True)
+        for change in changes
+        if not change.starts and rng.random() < 0.5
+    ]
+    return with_changes(plan, *sorted([*changes, *notices], key=lambda change: change.at_s))
+
+
+def draw_single_pool(tiny, seed, draw=draw_deployment):
+    """The first deployment of a seed's whose replicas are all of one kind."""
+    drawn = (draw(tiny, [seed, attempt]) for attempt in count())
+    return next((plan, trace) for plan, trace in drawn if plan.prefill is None)
+
+
 def draw_scaled(tiny, seed):
     """Any deployment whose replicas are of one kind, which scales, and may fail, restart, shrink
     and rebalance its experts meanwhile.
     """
     rng = np.random.default_rng([seed, 17])
     draw = draw_deployment if rng.random() < 0.7 else draw_elastic
-    for attempt in range(100):
-        plan, trace = draw(tiny, [seed, attempt])
-        if plan.prefill is None:
-            break
+    plan, trace = draw_single_pool(tiny, seed, draw)
     replicas = int(rng.choice([2, 3, 5]))
     plan = change_plan(plan, replicas=replicas, failures=())
     span_s = float(np.nanmax(tiny.serve(plan, trace).requests_table()["finish_s"]))
@@ -64,6 +80,7 @@ def draw_scaled(tiny, seed):
         if draw is draw_deployment:
             plan = change_plan(plan, recovery=recover("restart", rng, span_s))
         plan = with_changes(plan, *draw_gpu_losses(plan, rng, span_s))
+        plan = announce_some(plan, rng, span_s)
     layout = plan.placement.layout
     may_move = plan.serving.recovery.shrink.__qualname__.startswith("Restart")
     if may_move and plan.placement.experts is not None and layout.travels and layout.pp == 1:
@@ -154,10 +171,7 @@ def test_scaling_is_the_same_at_every_fidelity(tiny, monkeypatch, seed):
 @pytest.mark.parametrize("most", [3, 6])
 def test_a_schedule_that_never_changes_is_a_fixed_deployment(tiny, most, seed):
     """Whether others could be launched or not."""
-    for attempt in range(100):
-        plan, trace = draw_deployment(tiny, [seed, attempt])
-        if plan.prefill is None:
-            break
+    plan, trace = draw_single_pool(tiny, seed)
     changes = [{"at_s": 0.0, "replicas": 3}, {"at_s": 0.001, "replicas": 3}]
     policy = build("scaling", {"kind": "schedule", "changes": changes}, "test")
     fixed = tiny.serve(change_plan(plan, replicas=3), trace)
@@ -275,3 +289,73 @@ def test_scaling_at_the_fidelity_of_messages_does_the_same(tiny):
     named = [name_changes(serve(plan, trace, one)) for one in ("step", "rank", "message")]
     assert named[0] == named[1] == named[2]
     assert ("launches", 1) in named[0]
+
+
+def draw_announced(tiny, seed):
+    """A deployment whose failures are announced: any of one pool, or two pools with room."""
+    rng = np.random.default_rng([seed, 19])
+    if rng.random() < 0.3:
+        prefill = {"parallel": {"tp": 2}, "replicas": 3}
+        keys = {"cluster": "h100-sxm-128", "engine": str(rng.choice(["vllm", "sglang"]))}
+        plan = tiny.plan("dense", tp=2, num_layers=2, replicas=3, prefill=prefill, **keys)
+        trace = tiny.trace(90, float(rng.choice([400.0, 5000.0])), 700, 60, seed=seed)
+    else:
+        plan, trace = draw_single_pool(tiny, seed)
+    span_s = float(np.nanmax(tiny.serve(plan, trace).requests_table()["finish_s"]))
+    plan = with_changes(plan, *draw_gpu_losses(plan, rng, span_s))
+    return announce_some(plan, rng, span_s), trace
+
+
+@seeds(9500, 16)
+def test_announced_failures_lose_no_request_twice_and_are_the_same_at_every_fidelity(
+    tiny, monkeypatch, seed
+):
+    plan, trace = draw_announced(tiny, seed)
+    served = tiny.serve(plan, trace)
+    table = served.requests_table()
+    assert set(table["outcome"]) <= {"finished", "lost"}
+    is_finished = (table["outcome"] == "finished").to_numpy()
+    if "both" in served.pools:
+        tokens = served.pools["both"].requests.generated
+        assert (tokens[is_finished] == trace.num_output[is_finished]).all()
+    for name, pool in served.pools.items():
+        if name != "prefill" or is_finished.all():
+            check_all_is_given_back(pool)
+    check_silence(served)
+    check_same_events(served, serve_by_events(monkeypatch, plan, trace, tiny.tables))
+
+
+@pytest.mark.parametrize("notice_s", [0.0, 1e9])
+def test_a_failure_that_is_announced_early_enough_costs_no_request_its_cache(tiny, notice_s):
+    plan, trace = tiny.plan("dense", num_layers=2, replicas=2), tiny.trace(200, 400.0, 60, 60)
+    end_s = float(serve(plan, trace).requests_table()["finish_s"].max())
+    keys = {"at_s": 0.5 * end_s, "gpu": 0, "restart_s": 0.1 * end_s}
+    notice_s = min(notice_s, 0.3 * end_s)
+    kill = build("failures", {"kind": "kill", "notice_s": notice_s, **keys}, "test")
+    served = serve(change_plan(plan, failures=(kill,)), trace)
+    table = served.requests_table()
+    assert (table["outcome"] == "finished").all()
+    assert table["num_retries"].any() == (notice_s == 0)
+    told = [("evacuates", 0)] if notice_s else []
+    assert name_changes(served) == [*told, ("stops", 0), ("starts", 0)]
+    comes_s = table["arrival_s"] + served.ingress_delay_s
+    during = comes_s.between(keys["at_s"] - notice_s, keys["at_s"] + keys["restart_s"], "neither")
+    assert (table["replica"][during] == 1).all()
+    assert (table["replica"][comes_s > 0.65 * end_s] == 0).any()
+
+
+def test_a_replica_is_replaced_when_its_failure_is_announced(tiny):
+    """So that the other one has started when it is gone."""
+    plan, trace = tiny.plan("dense", num_layers=2, replicas=3), tiny.trace(300, 400.0, 60, 60)
+    end_s = float(serve(plan, trace).requests_table()["finish_s"].max())
+    plan = with_schedule(plan, (0.0, 2), startup_s=0.2 * end_s)
+    keys = {"at_s": 0.7 * end_s, "gpu": 1, "notice_s": 0.3 * end_s}
+    kill = build("failures", {"kind": "kill", **keys}, "test")
+    served = serve(change_plan(plan, failures=(kill,)), trace)
+    named = name_changes(served)
+    assert named == [("evacuates", 1), ("launches", 2), ("drains", 1), ("leaves", 1)]
+    assert served.changed[1].at_s == pytest.approx(0.4 * end_s)
+    assert served.changed[3].at_s < 0.7 * end_s
+    table = served.requests_table()
+    assert (table["outcome"] == "finished").all()
+    assert not table["num_retries"].any()

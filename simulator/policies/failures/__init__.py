@@ -71,6 +71,8 @@ class Change(NamedTuple):
     none left they work."""
     gpus: tuple[int, ...] = ()
     """GPUs, numbered from the pool's first; empty for all GPUs of the replicas."""
+    is_notice: bool = False
+    """Whether a failure is announced only: the replicas get no more requests until it is there."""
 
 
 class FailurePolicy(Protocol):

@@ -28,6 +28,10 @@ class Kill(Frozen):
     pool: Literal["prefill"] | None = None
     """Pool of the GPU, or of the cluster of the node: ``prefill``; absent = the deployment's
     own."""
+    notice_s: Seconds = 0.0
+    """Seconds before the loss at which it is announced, so that the GPUs' replicas get no more
+    requests; 0 = it is not. Spot machines have two minutes on AWS, 30 s on Google Cloud and
+    Azure."""
     restart_s: Seconds | None = None
     """Seconds from the loss until the GPUs work again; absent = never. Their replicas serve again
     when the deployment's ``recovery`` has started them."""
@@ -59,6 +63,14 @@ class Kill(Frozen):
             for name, gpus in hit.items()
             if gpus
         ]
+        if self.notice_s:
+            told_s = max(0.0, self.at_s - self.notice_s)
+            notices = [
+                change._replace(at_s=told_s, is_notice=True)
+                for change in found
+                if not change.starts
+            ]
+            found = notices + found
         return iter(found)
 
     def _times(self) -> list[tuple[float, bool]]:

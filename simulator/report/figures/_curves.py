@@ -201,7 +201,7 @@ def _mark_changes(drawn: go.Figure, results: Results, unit_s: float) -> None:
 def _list_losses(results: Results, name: str) -> list[dict[str, Any]]:
     """List the changes by which replicas lose GPUs or get them back."""
     changes = style.facts(results, name).get("changes") or []
-    return [change for change in changes if change.get("kind") not in SCALES]
+    return [change for change in changes if change.get("kind") not in (*SCALES, "evacuates")]
 
 
 def draw_level(
