@@ -24,15 +24,11 @@ from simulator.engine.changes import (
 )
 from simulator.engine.instants import AGAIN, CHANGE
 from simulator.engine.outages import Outages
-from simulator.engine.pool import PoolState
-from simulator.engine.rebalancing import expect_load
 from simulator.engine.run import Run
-from simulator.engine.shrunk import RanksLeft, count_loaded_bytes
+from simulator.engine.shrunk import RanksLeft, count_loaded_bytes, place_on_left
 from simulator.engine.state import Ints
-from simulator.policies.failure_contracts import find_interruption, shrink_experts
+from simulator.policies.failure_contracts import find_interruption
 from simulator.policies.failures import Change
-from simulator.policies.placement import Placed
-from simulator.policies.recovery import Loss
 
 Flags = NDArray[np.bool_]
 
@@ -203,7 +199,7 @@ class Failing:
             return None
         states = self._run.replica_states
         before = states.find_left(place, replica)
-        placed = self._place(pool, before, lost_D) if lost_D.any() else None
+        placed = place_on_left(pool.plan, before, lost_D) if lost_D.any() else None
         if lost_D.any() and placed is None:
             return _Became("stops", 0), self.stop(place, replica)
         newly_D = lost_D & ~was_lost_D
@@ -211,7 +207,9 @@ class Failing:
         ranks.is_lost[: layout.attention_dp] = lost_D
         left = None if placed is None else RanksLeft(np.flatnonzero(~lost_D), placed)
         states.shrink(place, replica, left)
-        loaded_bytes = 0.0 if left is None else count_loaded_bytes(pool, before, left)
+        loaded_bytes = (
+            0.0 if left is None else count_loaded_bytes(pool.plan.placement, before, left)
+        )
         if not newly_D.any():
             loaded_bytes = 0.0  # ranks that join have loaded theirs before
         seconds = find_interruption(pool.plan.serving.recovery, loaded_bytes)
@@ -227,19 +225,6 @@ class Failing:
         self._run.replica_states.shrink(place, replica, None)
         halt_replica(pool, replica, self._state.number_of(place, replica), events)
         return stop_replica(pool, replica, events)
-
-    def _place(self, pool: PoolState, before: RanksLeft | None, lost_D: Flags) -> Placed | None:
-        """Place the experts on the ranks that are left, as the policy has it: from where they lie,
-        or where ranks join, from where they lay while all worked.
-        """
-        plan = pool.plan
-        if lost_D.all() or plan.placement.experts is None:
-            return None
-        load = expect_load(plan.placement, 0.0, 1, None)
-        loss = Loss(lost_D, load.placed, load.load_LE)
-        if before is not None and np.isin(np.flatnonzero(~lost_D), before.left_d).all():
-            loss = loss._replace(lost_D=lost_D[before.left_d], placed=before.placed)
-        return shrink_experts(plan.serving.recovery, loss)
 
     def _pause(self, place: int, replica: int, seconds: float) -> None:
         """Let a replica form steps again after a while, behind the step in flight."""

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.engine.pool import PoolState
+from simulator.deployment.placement import Placement
+from simulator.deployment.plan import DeploymentPlan
+from simulator.engine.rebalancing import expect_load
 from simulator.engine.state import Ranks
+from simulator.policies.failure_contracts import shrink_experts
 from simulator.policies.placement import Placed
+from simulator.policies.recovery import Loss
 from simulator.work.memory import expert_bytes_per_layer
 
 
@@ -39,14 +43,35 @@ class RanksLeft:
         )
 
 
-def count_loaded_bytes(pool: PoolState, before: RanksLeft | None, left: RanksLeft) -> float:
+def place_on_left(
+    plan: DeploymentPlan, before: RanksLeft | None, lost_D: NDArray[np.bool_]
+) -> Placed | None:
+    """Place the experts on the ranks that are left, as the recovery policy has it: from where they
+    lie, or where ranks join, from where they lay while all worked. ``None`` where the replica
+    cannot go on.
+
+    Args:
+        plan: of the whole replica.
+        before: ranks that it had until then; ``None`` where it had all.
+        lost_D: whether each data-parallel group of the whole replica is lost, ``[D]``.
+    """
+    if lost_D.all() or plan.placement.experts is None:
+        return None
+    load = expect_load(plan.placement, 0.0, 1, None)
+    loss = Loss(lost_D, load.placed, load.load_LE)
+    if before is not None and np.isin(np.flatnonzero(~lost_D), before.left_d).all():
+        loss = loss._replace(lost_D=lost_D[before.left_d], placed=before.placed)
+    return shrink_experts(plan.serving.recovery, loss)
+
+
+def count_loaded_bytes(placement: Placement, before: RanksLeft | None, left: RanksLeft) -> float:
     """Count the bytes of experts that the rank which lacks most of them loads when a replica goes
     on with the ranks that are left.
 
     Args:
+        placement: of the whole replica.
         before: ranks that it had until then, where it had lost some already.
     """
-    placement = pool.plan.placement
     experts, moe, layout = placement.experts, placement.model.moe, placement.layout
     assert experts is not None
     assert moe is not None

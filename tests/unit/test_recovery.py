@@ -204,9 +204,9 @@ def test_experts_that_a_rank_has_loaded_are_not_loaded_again(tiny):
     three = shrink((0, 1, 2), np.arange(8) < 3, whole)
     four = shrink((0, 1, 2, 3), np.arange(5) == 0, three.placed)
     at_once = shrink((0, 1, 2, 3), np.arange(8) < 4, whole)
-    assert count_loaded_bytes(pool, three, three) == 0
+    assert count_loaded_bytes(pool.plan.placement, three, three) == 0
     more, all_bytes = (
-        count_loaded_bytes(pool, three, four),
-        count_loaded_bytes(pool, None, at_once),
+        count_loaded_bytes(pool.plan.placement, three, four),
+        count_loaded_bytes(pool.plan.placement, None, at_once),
     )
     assert 0 < more < all_bytes
