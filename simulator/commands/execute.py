@@ -236,7 +236,7 @@ class _Runner:
                 )
                 kept = timed.setdefault(kind, Thinned(_MOST_TIMELINES))
                 kept.add(Timed(step.number, duration_s, measured.spans))
-                ranks += make_rank_rows(plan.name, kind, step, ran.shards)
+                ranks += make_rank_rows(plan.name, kind, step, ran.shards, ran.members)
                 counted.append(_Counted(kind, step, ran.plan))
                 if step.number == find_last(execution, kind):
                     others[kind] = meters[kind].others_share()
@@ -262,7 +262,9 @@ class _Runner:
                 for one in counted
                 if one.step.number == medians[one.kind].number
             },
+            "changes": [asdict(change) for change in live.ranks.changed],
             "rebalances": [asdict(moved) for moved in live.experts.moves],
+            "clock_s": live.clock_s,
         }
         faults = backend.faults[known_faults:]
         table = pd.DataFrame(rows, columns=list(STEP_COLUMNS))

@@ -46,15 +46,19 @@ def make_step_row(
 
 
 def make_rank_rows(
-    deployment: str, kind: str, step: Any, shards: list[Any]
+    deployment: str, kind: str, step: Any, shards: list[Any], members: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """Rows of ``RANK_COLUMNS``, one a rank and MoE layer."""
+    """Rows of ``RANK_COLUMNS``, one a rank and MoE layer.
+
+    Args:
+        members: number of each rank when all are there.
+    """
     found = []
     for shard in shards:
         for layer, pairs in enumerate(shard.pairs_L):
             rows_R = shard.rows_LR[layer] if shard.rows_LR else []
             sent = sum(rows_R) - (rows_R[shard.rank] if rows_R else 0)
-            values = (deployment, kind, step.number, shard.rank, layer, pairs, sent)
+            values = (deployment, kind, step.number, members[shard.rank], layer, pairs, sent)
             found.append(dict(zip(RANK_COLUMNS, values, strict=True)))
     return found
 

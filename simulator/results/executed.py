@@ -31,7 +31,7 @@ from simulator.results.chrome_trace import chrome_trace
 from simulator.results.folder import check_writable, replace_folder, write_files
 from simulator.results.run_file import read_run, refuse_damaged
 from simulator.results.shown_steps import shown_step
-from simulator.results.tables import STEP_PHASES, ExpertsMoved
+from simulator.results.tables import STEP_PHASES, ExpertsMoved, ReplicasChanged
 from simulator.work.uniform_load import UniformImbalance
 
 _LONG = ("steps", "ranks", "spans")
@@ -106,6 +106,26 @@ class ExecutedMove(ExpertsMoved):
     """Number of the step before which they moved, of the first part where they moved in several."""
     predicted_s: float = 0.0
     """Seconds that the simulator prices the move at."""
+
+
+@dataclass(frozen=True)
+class ExecutedChange(ReplicasChanged):
+    """Ranks that were lost for real or came back; under ``changes`` of the deployment in
+    ``run.json``. Times are those of the deployment's clock.
+    """
+
+    step: int = 0
+    """Number of the step that was running, or came next."""
+    ranks: tuple[int, ...] = ()
+    """Ranks that were lost or came back, by their number when all were there."""
+    seconds: float = 0.0
+    """Measured seconds: from the loss until all others had noticed it (``hangs``), from there until
+    they had formed a new group (``shrinks``, and ``grows`` likewise), or of a start of all ranks
+    (``starts``)."""
+    predicted_s: float = 0.0
+    """Seconds that the recovery policy gives for that."""
+    loaded_bytes: float = 0.0
+    """Bytes of experts that the rank which lacked most of them loaded."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
 from simulator.config.execution import ExecutionSpec
@@ -29,12 +29,52 @@ class Backend(Protocol):
         """Build every rank's part of the model. Returns the number of parameters on each."""
         ...
 
-    def step(self, step: Step) -> list[ShardStep]:
-        """Run a step on all ranks. Returns the measurements and outputs of each.
+    @property
+    def members(self) -> Sequence[int]:
+        """Ranks that belong to the group, in the order of their numbers in it, by the number that
+        they had when all were there.
+        """
+        ...
+
+    def step(self, step: Step, lose: Collection[int] = ()) -> list[ShardStep]:
+        """Run a step on all members. Returns the measurements and outputs of each.
+
+        Args:
+            lose: members that are killed while the step runs, and not replaced.
 
         Raises:
             LostError: if it fails again and again.
+            RanksLostError: once the others have noticed that members were lost on purpose; then
+                :meth:`regroup` says who goes on.
         """
+        ...
+
+    def regroup(
+        self, job: Job, members: Sequence[int], number: int, *, anew: bool = False
+    ) -> list[int]:
+        """Let some ranks go on together with a job that is for as many. Returns the bytes of
+        experts that each loaded into the model that it had.
+
+        Members that are lost are started again, unless :meth:`start` has done so; ranks that are no
+        members any more are stopped.
+
+        Args:
+            number: of the step that was running, for records of faults.
+            anew: whether all ranks are started anew.
+
+        Raises:
+            LostError: if ranks fail again and again meanwhile.
+        """
+        ...
+
+    def start(self, ranks: Collection[int], job: Job) -> None:
+        """Start ranks again that were lost, beside the others, and let them load a job's weights;
+        they are no members yet.
+        """
+        ...
+
+    def have_started(self, ranks: Collection[int]) -> bool:
+        """Whether ranks that were started are ready to join, without waiting for them."""
         ...
 
     def place_experts(self, placed: Placed, number: int) -> list[Received]:

@@ -65,9 +65,9 @@ class ExpertLayer(nn.Module):
             SharedExpert(moe, hidden, job.dense_part(rank)) if moe.num_shared_experts else None
         )
 
-    def use_job(self, job: Job) -> None:
-        """Go on with the placement of another job, whose experts are held here already."""
-        self.job, self.map = job, ExpertMap(job, self.moe_layer)
+    def use_job(self, job: Job, rank: int) -> None:
+        """Go on as a rank of another job, whose experts are held here already."""
+        self.job, self.rank, self.map = job, rank, ExpertMap(job, self.moe_layer)
 
     def load(self, weights: Weights, name: str, like: Tensor) -> None:
         """Fill in the weights of this rank's share."""
@@ -206,11 +206,11 @@ class RankModel(nn.Module):
         """MoE layers, in their order."""
         return [ffn for ffn in self.ffns.values() if isinstance(ffn, ExpertLayer)]
 
-    def use_job(self, job: Job) -> None:
-        """Go on with the placement of another job, whose experts are held here already."""
-        self.job = job
+    def use_job(self, job: Job, rank: int) -> None:
+        """Go on as a rank of another job, whose experts are held here already."""
+        self.job, self.rank = job, rank
         for layer in self.expert_layers:
-            layer.use_job(job)
+            layer.use_job(job, rank)
 
     def load(self, weights: Weights) -> None:
         """Fill in every weight of this rank."""

@@ -41,6 +41,17 @@ class ShardsLostError(Exception):
         """Seconds that ranks had to answer each other; ``None`` where they had no limit."""
 
 
+class RanksLostError(Exception):
+    """Error that ranks were lost on purpose, and that the others have noticed it."""
+
+    def __init__(self, lost_s: float, noticed_s: float) -> None:
+        super().__init__(f"ranks were lost, which was noticed {noticed_s - lost_s:.3g} s later")
+        self.lost_s = lost_s
+        """Time of the loss, by :func:`time.perf_counter`."""
+        self.noticed_s = noticed_s
+        """Time at which all others had noticed it."""
+
+
 def take_due(
     planned: list[FaultSpec], step: int, attempt: int, *, in_recovery: bool = False
 ) -> list[FaultSpec]:

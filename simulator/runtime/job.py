@@ -17,6 +17,7 @@ from simulator.config.ffns.moe import MoE
 from simulator.config.model import ModelSpec
 from simulator.config.pruning import Pruning
 from simulator.deployment.expert_plan import POOL_TOKENS
+from simulator.deployment.placement import Placement
 from simulator.deployment.plan import DeploymentPlan
 from simulator.policies.contracts import admit_pairs
 from simulator.policies.dispatch import ExecutableDispatch
@@ -155,6 +156,17 @@ class Job:
             raise ValueError(f"{self.model.name} has no routed experts")
         return replace(self, experts=replace(self.experts, placed=placed))
 
+    def shrink(self, placement: Placement) -> Job:
+        """Copy the job for the ranks of a placement that has left some out.
+
+        Raises:
+            ValueError: if the model has no routed experts.
+        """
+        if placement.experts is None:
+            raise ValueError(f"{self.model.name} has no routed experts")
+        shrunk = self.place_experts(placement.experts.placed)
+        return replace(shrunk, layout=placement.layout, node_R=placement.fabric.node_R)
+
     def find_sources(self, step: Step) -> NDArray[np.int64] | None:
         """Rank that each of a step's tokens is on, ``[T]``; ``None`` where every rank has every
         token.
@@ -194,11 +206,6 @@ def make_job(plan: DeploymentPlan, folder: Path) -> Job:
         raise UserError(
             f"{where}: has a prefill pool; execution runs one replica that does both, "
             "so leave [prefill] out"
-        )
-    if plan.failures:
-        raise UserError(
-            f"{where}: failures can be simulated, but not executed; leave them out, "
-            "and name the faults of ranks in [execution]"
         )
     if getattr(plan.serving.rebalancing, "asynchronous", False):
         raise UserError(

@@ -1,4 +1,6 @@
-"""Experts of a rank that change places while it has a model: their weights travel between ranks."""
+"""Experts of a rank that change places while it has a model: their weights travel between ranks, or
+are loaded anew.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,8 @@ from numpy.typing import NDArray
 from simulator.runtime.blocks import RankModel
 from simulator.runtime.exchange import ExpertMap
 from simulator.runtime.job import Job
+from simulator.runtime.layers.experts import Experts
+from simulator.runtime.layers.weights import weights_from
 from simulator.runtime.transport import Transport
 from simulator.work.expert_moves import ExpertMoves, list_expert_moves
 
@@ -63,8 +67,28 @@ def move_experts(model: RankModel, job: Job, transport: Transport) -> Received:
         packed[layer][int(expert)] = received_MB[row]
     for moe_layer, layer in enumerate(layers):
         layer.experts.rearrange(ExpertMap(job, moe_layer).experts_of(model.rank), packed[moe_layer])
-    model.use_job(job)
+    model.use_job(job, model.rank)
     return Received(len(received_MB), len(received_MB) * num_bytes)
+
+
+def load_experts(model: RankModel, job: Job, rank: int) -> int:
+    """Load the experts that a rank lacks in the slots of a job's placement from where its weights
+    come from, and go on as that rank of the job. Returns the bytes of their weights.
+
+    Args:
+        rank: number among the job's ranks.
+    """
+    weights, num_bytes = weights_from(job.weights, job.seed), 0
+    for moe_layer, layer in enumerate(model.expert_layers):
+        own, wanted = layer.experts, ExpertMap(job, moe_layer).experts_of(rank)
+        lacking = sorted(set(wanted) - set(own.expert_P))
+        loaded = Experts(own.moe, own.hidden_size, lacking, own.part)
+        loaded = loaded.to(device=own.up.device, dtype=own.up.dtype)
+        loaded.load(weights, f"layers.{layer.layer}.ffn.experts")
+        own.rearrange(wanted, {expert: loaded.pack(expert) for expert in lacking})
+        num_bytes += len(lacking) * own.bytes_per_slot
+    model.use_job(job, rank)
+    return num_bytes
 
 
 def _select(

@@ -185,10 +185,12 @@ class RankActors:
         else:
             ray.kill(self.actors[rank])
 
-    def forget(self, ranks: Iterable[int]) -> None:
-        """Leave out ranks that are dead and not to be replaced now."""
+    def stop(self, ranks: Iterable[int]) -> None:
+        """Kill ranks that are not dead yet, and leave them out until they are started again."""
         for rank in ranks:
-            del self.actors[rank]
+            self.kill(rank)
+            # Ray would hold the place of an actor that it takes for alive.
+            ray.kill(self.actors.pop(rank))
             self._boots.pop(rank, None)
 
     def close(self) -> None:

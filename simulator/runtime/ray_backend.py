@@ -1,21 +1,22 @@
 """Backend with every rank as a Ray actor. Ranks that die or hang are replaced, and their step is
-run again.
+run again, unless they are lost on purpose: then who goes on is another's decision.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
+import ray
 from numpy.typing import NDArray
 
 from simulator.base import plugins
 from simulator.base.errors import LostError
 from simulator.config.execution import ExecutionSpec, FaultSpec
 from simulator.policies.placement import Placed
-from simulator.runtime.faults import Fault, ShardsLostError, take_due
+from simulator.runtime.faults import Fault, RanksLostError, ShardsLostError, take_due
 from simulator.runtime.job import Job, Step
 from simulator.runtime.moving import Received
 from simulator.runtime.nodes import Nodes
@@ -52,8 +53,15 @@ class RayBackend:
         self.on_fault: Callable[[Fault], None] = lambda _: None
         self._job: Job | None = None
         self._meeting: Meeting | None = None
-        self._empty: set[int] = set()
-        """Ranks that were replaced and have no model yet."""
+        self.members = list(range(self.size))
+        """Ranks of the group, in the order of their numbers in it, by their number in the plan."""
+        self._loaded: dict[int, int] = {}
+        """Bytes of experts that each rank has loaded since the group was formed."""
+        self._stale: set[int] = set()
+        """Members that do not know their number in the group or their job yet."""
+        self._starting: dict[int, Any] = {}
+        """Answers of ranks that were started again and load their weights; no members yet."""
+        self._all_node_R = node_R
         self._ranks = RankActors(nodes, node_R)
         self._meet()
 
@@ -63,30 +71,25 @@ class RayBackend:
         timeout_s = self._patience.first_s
         self._meeting = policy.meeting(self.size, timeout_s)
         address = self._meeting.address
-        self._ask(
-            {
-                rank: actor.join.remote(self._transport, address, timeout_s)
-                for rank, actor in self.actors.items()
-            },
-            timeout_s,
+        self._ask_all(
+            lambda actor: actor.join.remote(self._transport, address, timeout_s), timeout_s
         )
 
     @property
     def actors(self) -> dict[int, Any]:
-        """Handle of each rank's actor."""
-        return self._ranks.actors
+        """Handle of each member's actor."""
+        return {rank: self._ranks.actors[rank] for rank in self.members}
 
     @property
     def ranks_per_machine(self) -> list[int]:
         """Number of ranks that share the cores of each rank's machine."""
-        return [self._ranks.count_neighbours(rank) for rank in range(self.size)]
+        return [self._ranks.count_neighbours(rank) for rank in self.members]
 
     def load(self, job: Job) -> list[int]:
         """Build every rank's part of the model. Returns the number of parameters on each."""
         self._job = job
         self._patience.forget()
-        found = self._ask({rank: one.load.remote(job) for rank, one in self.actors.items()}, None)
-        return [found[rank] for rank in range(self.size)]
+        return self._ask_all(lambda actor: actor.load.remote(job))
 
     def apply(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """Call ``function(shard, *arguments)`` on every rank at once."""
@@ -96,11 +99,15 @@ class RayBackend:
         )
         return [found[rank] for rank in range(self.size)]
 
-    def step(self, step: Step) -> list[ShardStep]:
-        """Run a step on all ranks, however often some of them fail.
+    def step(self, step: Step, lose: Collection[int] = ()) -> list[ShardStep]:
+        """Run a step on all members, however often some of them fail.
+
+        Args:
+            lose: members that are killed while the step runs, and not replaced.
 
         Raises:
             LostError: if it fails again and again.
+            RanksLostError: once the others have noticed that members were lost on purpose.
         """
         for attempt in range(_MOST_RECOVERIES):
             self.attempt_began_s = time.perf_counter()
@@ -108,21 +115,106 @@ class RayBackend:
             answers = {rank: one.step.remote(step, timeout_s) for rank, one in self.actors.items()}
             for fault in take_due(self._planned_faults, step.number, attempt):
                 self._break(fault)
+            for rank in lose:
+                self.kill(rank)
+            lost_s = time.perf_counter()
             try:
                 found = self._ask(answers, timeout_s)
             except ShardsLostError as lost:
+                if lose:
+                    self._leave_out(lost.died | lost.hung | set(lose))
+                    raise RanksLostError(lost_s, time.perf_counter()) from None
                 self._recover(step.number, lost)
                 self._patience.forget()
                 continue
+            if lose:  # they had answered before they died
+                self._leave_out(lose)
+                raise RanksLostError(lost_s, time.perf_counter())
             self._patience.learn(step.kind, time.perf_counter() - self.attempt_began_s)
-            return [self._shift_to_own_clock(found[rank]) for rank in range(self.size)]
+            return [self._shift_to_own_clock(found[rank], rank) for rank in self.members]
         raise LostError(
             f"step {step.number} failed {_MOST_RECOVERIES} times: {self.faults[-1].what}"
         )
 
+    def _leave_out(self, ranks: Collection[int]) -> None:
+        """Go on without ranks that are dead, or are killed now."""
+        self._ranks.stop(ranks)
+        self.members = [rank for rank in self.members if rank not in ranks]
+
+    def regroup(
+        self, job: Job, members: Sequence[int], number: int, *, anew: bool = False
+    ) -> list[int]:
+        """Let some ranks go on together. Returns the bytes of experts that each loaded into the
+        model that it had.
+
+        Args:
+            number: of the step that was running, for records of faults.
+            anew: whether all ranks are started anew.
+
+        Raises:
+            LostError: if ranks fail again and again meanwhile.
+        """
+        there = [rank for rank in members if rank in self._ranks.actors and not anew]
+        self._ranks.stop(
+            [
+                rank
+                for rank in self._ranks.actors
+                if rank not in there and (anew or rank not in self._starting)
+            ]
+        )
+        self._job, self.members, self.size = job, list(members), len(members)
+        self.node_R = self._all_node_R[self.members]
+        self._patience.forget()
+        self._stale = set(self.members)
+        self._loaded = {}
+        ready = {rank: self._starting.pop(rank) for rank in members if rank in self._starting}
+        self._starting = {} if anew else self._starting
+        try:
+            absent = [rank for rank in members if rank not in there]
+            self._ranks.start(absent)
+            collect_answers({} if anew else ready, None)
+            self._ranks.greet(self.members)
+            self._assemble()
+        except ShardsLostError as lost:
+            self._recover(number, lost)
+        return [self._loaded.get(rank, 0) for rank in self.members]
+
+    def start(self, ranks: Collection[int], job: Job) -> None:
+        """Start ranks again that were lost, beside the others, and let them load a job's weights;
+        they are no members yet.
+        """
+        absent = [rank for rank in ranks if rank not in self._starting]
+        self._ranks.start(absent)
+        for rank in absent:
+            self._starting[rank] = self._ranks.actors[rank].load.remote(job)
+
+    def have_started(self, ranks: Collection[int]) -> bool:
+        """Whether ranks that were started are ready to join, or dead, without waiting for them."""
+        answers = [self._starting[rank] for rank in ranks]
+        return not answers or not ray.wait(answers, num_returns=len(answers), timeout=0)[1]
+
+    def _assemble(self) -> None:
+        """Tell members that do not know it yet who they are, and form the transport anew.
+
+        Raises:
+            ShardsLostError: if some are lost meanwhile.
+        """
+        if self._job is not None:
+            job = ray.put(self._job)
+            self._loaded |= self._ask(
+                {
+                    rank: self._ranks.actors[rank].regroup.remote(number, self.size, job)
+                    for number, rank in enumerate(self.members)
+                    if rank in self._stale
+                },
+                None,
+            )
+        self._stale.clear()
+        self._meet()
+
     def place_experts(self, placed: Placed, number: int) -> list[Received]:
         """Move the experts of all ranks to where another placement has them. Returns what each rank
-        got from others; where some fail meanwhile, all load theirs anew instead.
+        got from others; where some fail meanwhile, all load what they lack instead.
 
         Args:
             number: of the step before, for records of faults.
@@ -134,18 +226,21 @@ class RayBackend:
             raise RuntimeError("experts were told to move before there were any")
         self._job = self._job.place_experts(placed)
         try:
-            found = self._ask(
-                {rank: one.place_experts.remote(placed) for rank, one in self.actors.items()},
-                self._patience.first_s,
+            return self._ask_all(
+                lambda actor: actor.place_experts.remote(placed), self._patience.first_s
             )
         except ShardsLostError as lost:
-            self._empty = set(self.actors)
+            self._stale = set(self.members)
             self._recover(number, lost)
             return [Received(0, 0)] * self.size
-        return [found[rank] for rank in range(self.size)]
 
-    def _shift_to_own_clock(self, found: ShardStep) -> ShardStep:
-        offset_s = self._ranks.find_clock_offset_s(found.rank)
+    def _ask_all(self, ask: Callable[[Any], Any], timeout_s: float | None = None) -> list[Any]:
+        """Ask every member, and collect the answers in their order."""
+        found = self._ask({rank: ask(actor) for rank, actor in self.actors.items()}, timeout_s)
+        return [found[rank] for rank in self.members]
+
+    def _shift_to_own_clock(self, found: ShardStep, rank: int) -> ShardStep:
+        offset_s = self._ranks.find_clock_offset_s(rank)
         if offset_s:
             found.moments[:] = [
                 m._replace(start_s=m.start_s - offset_s, end_s=m.end_s - offset_s)
@@ -166,7 +261,7 @@ class RayBackend:
             for rank in self._ranks.list_on(self.nodes.id_of(fault.node)):
                 self.kill(rank)
             self.nodes.kill(fault.node)
-        elif fault.rank is not None and fault.rank < self.size:
+        elif fault.rank in self.members:
             self.kill(fault.rank)
 
     def kill(self, rank: int) -> None:
@@ -192,13 +287,7 @@ class RayBackend:
                 self._replace(gone)
                 for planned in take_due(self._planned_faults, number, attempt, in_recovery=True):
                     self._break(planned)
-                self._meet()
-                if self._job is not None:
-                    self._ask(
-                        {rank: self.actors[rank].load.remote(self._job) for rank in self._empty},
-                        None,
-                    )
-                    self._empty.clear()
+                self._assemble()
             except ShardsLostError as again:
                 self._note(fault, began_s)
                 lost, began_s = again, time.perf_counter()
@@ -231,7 +320,7 @@ class RayBackend:
 
     def _replace(self, ranks: list[int]) -> None:
         """Start ranks again that are gone."""
-        self._empty |= set(ranks)
+        self._stale |= set(ranks)
         if ranks:
             self._ranks.start(ranks)
             self._ranks.greet(ranks)

@@ -23,7 +23,7 @@ from simulator.runtime.inputs import Contexts, token_ids
 from simulator.runtime.job import TORCH_DTYPES, Job, Step
 from simulator.runtime.layers.kinds import Cached, Chunk
 from simulator.runtime.layers.weights import weights_from
-from simulator.runtime.moving import Received, move_experts
+from simulator.runtime.moving import Received, load_experts, move_experts
 from simulator.runtime.timeline import Moment, Timeline
 from simulator.runtime.transport import Transport
 
@@ -159,6 +159,21 @@ class Shard:
         received = move_experts(model, placed_job, self.transport)
         self._job = placed_job
         return received
+
+    def regroup(self, rank: int, size: int, job: Job) -> int:
+        """Become another rank, of a group of another size, and load what it lacks for a job whose
+        other weights it has; one without a model loads all.
+
+        Returns:
+            Bytes of the experts that were loaded into its model.
+        """
+        self.rank, self.size = rank, size
+        if self._model is None:
+            self.load(job)
+            return 0
+        num_bytes = load_experts(self._model, job, rank)
+        self._job, self._contexts = job, Contexts(job, rank, self.device)
+        return num_bytes
 
     def apply(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call ``function(shard, *arguments)`` in the shard's process."""

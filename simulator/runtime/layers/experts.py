@@ -69,19 +69,28 @@ class Experts(nn.Module):
         return flat.view(torch.uint8)
 
     def rearrange(self, expert_P: list[int], packed: Mapping[int, Tensor]) -> None:
-        """Hold other experts in as many slots.
+        """Hold other experts, in as many slots or another number of them.
 
         Args:
             expert_P: expert of each slot from now on.
             packed: weights of those that are not held yet, as :meth:`pack` returns them.
         """
-        changed = [slot for slot, expert in enumerate(expert_P) if self.expert_P[slot] != expert]
+        is_resized = len(expert_P) != len(self.expert_P)
+        changed = [
+            slot
+            for slot, expert in enumerate(expert_P)
+            if is_resized or self.expert_P[slot] != expert
+        ]
         # All are copied before any is overwritten: experts may change places.
         held = set(self.expert_P)
         weights = {
             slot: self.pack(expert_P[slot]) if expert_P[slot] in held else packed[expert_P[slot]]
             for slot in changed
         }
+        if is_resized:
+            for name, weights_P in list(self.named_parameters()):
+                resized = weights_P.new_empty((len(expert_P), *weights_P.shape[1:]))
+                setattr(self, name, nn.Parameter(resized))
         for slot, flat_B in weights.items():
             first = 0
             values = flat_B.contiguous().view(self.up.dtype)

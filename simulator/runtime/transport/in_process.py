@@ -49,11 +49,18 @@ class InProcessTransport(SwapTransport):
         super().__init__(rank, size)
         self.room = room
         self._timeout_s: float | None = None
+        self.swaps_left: int | None = None
+        """Swaps until this rank is lost, as if its process were killed; ``None`` = never."""
 
     def wait_at_most(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
 
     def swap(self, give_R: list[Tensor]) -> list[Tensor]:
+        if self.swaps_left is not None:
+            if self.swaps_left == 0:
+                self.room.abort()  # as connections to a process break that is killed
+                raise PeerLostError(f"rank {self.rank} was lost on purpose")
+            self.swaps_left -= 1
         try:
             if self.room.barrier.broken:
                 raise threading.BrokenBarrierError

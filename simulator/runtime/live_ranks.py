@@ -1,0 +1,294 @@
+"""Ranks of a deployment that runs for real, which are killed and come back as its failure policies
+have it, and go on as its recovery policy does.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.base.errors import UserError
+from simulator.deployment.plan import DeploymentPlan
+from simulator.deployment.shrunk_placement import shrink_placement
+from simulator.engine.left_ranks import count_bytes_to_load, place_on_left
+from simulator.engine.outages import Outages
+from simulator.policies.failure_contracts import find_interruption
+from simulator.policies.failures import Change
+from simulator.policies.placement import Placed
+from simulator.results.executed import ExecutedChange
+from simulator.runtime.backend import Backend
+from simulator.runtime.faults import RanksLostError
+from simulator.runtime.job import Job, Step
+
+
+class Group(NamedTuple):
+    """Ranks that go on together."""
+
+    plan: DeploymentPlan
+    job: Job
+    clock_s: float
+    """Time at which they do, by the deployment's clock."""
+
+
+class _Starting(NamedTuple):
+    """Ranks that were started again and have not joined yet."""
+
+    change: Change
+    ranks: list[int]
+
+
+class LiveRanks:
+    """Ranks on a backend's shards, by their number when all are there."""
+
+    def __init__(self, plan: DeploymentPlan, job: Job, backend: Backend) -> None:
+        """Begin with all ranks.
+
+        Args:
+            backend: has loaded the job.
+        """
+        self._whole = Group(plan, job, 0.0)
+        self._backend = backend
+        self._outages = Outages(plan)
+        self._changes = heapq.merge(*plan.list_failures(), key=lambda change: change.at_s)
+        self._next = next(self._changes, None)
+        self._left_d: NDArray[np.int64] | None = None
+        """Data-parallel groups that are left; ``None`` while all are there."""
+        self._placed: Placed | None = None
+        """Placement on their ranks."""
+        self._starting: list[_Starting] = []
+        self.changed: list[ExecutedChange] = []
+
+    def take_failures(self, at_s: float) -> list[int]:
+        """Take what is due: begin to start ranks whose GPUs work again, and list the members whose
+        GPUs fail.
+
+        Args:
+            at_s: seconds of the deployment's clock.
+        """
+        lost: set[int] = set()
+        while self._next is not None and self._next.at_s <= at_s:
+            if self._next.starts and lost:
+                break  # what is lost is noticed before it comes back
+            change = self._take_change()
+            ranks = self._list_ranks(change)
+            if not change.starts:
+                self._outages.apply(change)
+                lost |= set(ranks) & set(self._backend.members)
+                continue
+            if self._left_d is None:
+                self._outages.apply(change)
+                continue
+            absent = [rank for rank in ranks if rank not in self._backend.members]
+            self._backend.start(absent, self._whole.job)
+            self._starting.append(_Starting(change, absent))
+        return sorted(lost)
+
+    def _take_change(self) -> Change:
+        assert self._next is not None
+        change, self._next = self._next, next(self._changes, None)
+        return change
+
+    def _list_ranks(self, change: Change) -> list[int]:
+        """Ranks on the GPUs of a change."""
+        found: list[int] = self._outages.list_gpus(change, 0).tolist()
+        return found
+
+    def recover(self, lost: RanksLostError, now: Group, step: Step, ranks: list[int]) -> Group:
+        """Go on without ranks that were lost while a step ran, or start all anew where the recovery
+        policy cannot do without them.
+
+        Args:
+            now: the ranks as they were, and the time of the loss.
+            ranks: ranks that were lost.
+
+        Raises:
+            UserError: if they can neither be done without nor work again.
+            LostError: if others fail again and again meanwhile.
+        """
+        policy, hang_s = now.plan.serving.recovery, lost.noticed_s - lost.lost_s
+        self._note("hangs", now, step, ranks, hang_s, policy.detection_s)
+        noticed = now._replace(clock_s=now.clock_s + hang_s)
+        lost_D = self._outages.find_lost(0)
+        placed = place_on_left(self._whole.plan, lost_D, self._left_d, self._placed)
+        if placed is None:
+            self._note("stops", noticed, step, ranks, num_requests=step.num_sequences)
+            return self._restart(noticed, step, ranks)
+        members = self._number_members(now)
+        num_requests = sum(
+            end - first
+            for rank in ranks
+            for first, end in [now.job.sequences(members[rank], step.num_sequences)]
+        )
+        return self._regroup(
+            lost_D, placed, noticed, step, ranks, num_requests=num_requests, since_s=lost.noticed_s
+        )
+
+    def _number_members(self, now: Group) -> dict[int, int]:
+        """Number in the group of each of its ranks."""
+        tp, left_d = now.plan.placement.layout.tp, self._left_d
+        if left_d is None:
+            return {rank: rank for rank in range(now.plan.placement.layout.num_ranks)}
+        return {rank: number for number, rank in enumerate(_list_ranks_of(left_d, tp))}
+
+    def join(self, now: Group, step: Step) -> Group | None:
+        """Let ranks join again that have started; ``None`` where none have.
+
+        Raises:
+            LostError: if ranks fail again and again meanwhile.
+        """
+        ready = [one for one in self._starting if self._backend.have_started(one.ranks)]
+        if not ready:
+            return None
+        self._starting = [one for one in self._starting if one not in ready]
+        before = set(self._backend.members)
+        for one in ready:
+            self._outages.apply(one.change)
+        lost_D = self._outages.find_lost(0)
+        placed, tp = None, self._whole.plan.placement.layout.tp
+        if lost_D.any():
+            placed = place_on_left(self._whole.plan, lost_D, self._left_d, self._placed)
+        joined = [
+            rank for rank in _list_ranks_of(np.flatnonzero(~lost_D), tp) if rank not in before
+        ]
+        if not joined or (lost_D.any() and placed is None):
+            return None
+        return self._regroup(lost_D, placed, now, step, joined, since_s=time.perf_counter())
+
+    def _regroup(
+        self,
+        lost_D: NDArray[np.bool_],
+        placed: Placed | None,
+        now: Group,
+        step: Step,
+        ranks: Sequence[int],
+        *,
+        since_s: float,
+        num_requests: int = 0,
+    ) -> Group:
+        """Form a group of the ranks that are not lost.
+
+        Args:
+            placed: experts on them; ``None`` where none are lost.
+            ranks: ranks that have left or joined.
+            since_s: time from which that is measured, by :func:`time.perf_counter`.
+            num_requests: sequences of the step that had their caches on these ranks.
+        """
+        plan, job = self._whole.plan, self._whole.job
+        whole, tp = plan.placement, plan.placement.layout.tp
+        assert whole.experts is not None
+        had, had_d = whole.experts.placed, np.arange(whole.layout.attention_dp)
+        if self._left_d is not None and self._placed is not None:
+            had, had_d = self._placed, self._left_d
+        left_d, bytes_to_load = np.flatnonzero(~lost_D), 0.0
+        grows = bool(set(left_d.tolist()) - set(had_d.tolist()))
+        if placed is not None:
+            plan = replace(plan, placement=shrink_placement(plan, ~lost_D, placed))
+            job = job.shrink(plan.placement)
+        if placed is not None and not grows:
+            had_R, left_R = (np.array(_list_ranks_of(some, tp)) for some in (had_d, left_d))
+            bytes_to_load = count_bytes_to_load(whole, had, had_R, placed, left_R)
+        loaded = self._backend.regroup(job, _list_ranks_of(left_d, tp), step.number)
+        took_s = time.perf_counter() - since_s
+        self._left_d = None if placed is None else left_d
+        self._placed = placed
+        self._note(
+            "grows" if grows else "shrinks",
+            Group(plan, job, now.clock_s),
+            step,
+            ranks,
+            took_s,
+            find_interruption(plan.serving.recovery, bytes_to_load),
+            num_requests=num_requests,
+            loaded_bytes=float(max(loaded)),
+        )
+        return Group(plan, job, now.clock_s + took_s)
+
+    def _restart(self, now: Group, step: Step, ranks: Sequence[int]) -> Group:
+        """Start all ranks anew once all GPUs work again, which the clock is put forward to.
+
+        Raises:
+            UserError: if some never do.
+        """
+        at_s = now.clock_s
+        for one in self._starting:
+            self._outages.apply(one.change)
+        self._starting.clear()
+        while self._outages.find_lost(0).any():
+            if self._next is None:
+                raise UserError(_explain_stop(now.plan, self._outages.find_lost(0), ranks))
+            at_s = max(at_s, self._next.at_s)
+            self._outages.apply(self._take_change())
+        plan, job = now.plan, now.job
+        if self._left_d is not None:
+            plan, job, _ = self._whole
+        self._left_d = self._placed = None
+        began_s = time.perf_counter()
+        all_ranks = range(plan.placement.layout.num_ranks)
+        self._backend.regroup(job, list(all_ranks), step.number, anew=True)
+        took_s = time.perf_counter() - began_s
+        group = Group(plan, job, at_s + took_s)
+        self._note("starts", group, step, all_ranks, took_s, plan.serving.recovery.startup_s)
+        return group
+
+    def _note(
+        self,
+        kind: str,
+        group: Group,
+        step: Step,
+        ranks: Sequence[int],
+        seconds: float = 0.0,
+        predicted_s: float = 0.0,
+        *,
+        num_requests: int = 0,
+        loaded_bytes: float = 0.0,
+    ) -> None:
+        serves = kind in ("shrinks", "grows", "starts")
+        waits_s = seconds if kind in ("shrinks", "grows") else 0.0
+        self.changed.append(
+            ExecutedChange(
+                at_s=group.clock_s,
+                pool="both",
+                kind=kind,
+                starts=kind in ("grows", "starts"),
+                replicas=[0],
+                num_requests=num_requests,
+                num_gpus=group.plan.placement.layout.num_gpus if serves else 0,
+                serves_s=group.clock_s + waits_s,
+                step=step.number,
+                ranks=tuple(ranks),
+                seconds=seconds,
+                predicted_s=predicted_s,
+                loaded_bytes=loaded_bytes,
+            )
+        )
+
+
+def _list_ranks_of(groups_d: NDArray[np.int64], tp: int) -> list[int]:
+    """Ranks of some data-parallel groups, by their number when all are there."""
+    found: list[int] = (groups_d[:, None] * tp + np.arange(tp)).ravel().tolist()
+    return found
+
+
+def _explain_stop(plan: DeploymentPlan, lost_D: NDArray[np.bool_], ranks: Sequence[int]) -> str:
+    """Say why a replica cannot go on without ranks that never come back, and what would do."""
+    one = len(ranks) == 1
+    named = f"{'rank' if one else 'ranks'} {', '.join(map(str, ranks))}"
+    says = f"deployment '{plan.name}': {named} failed and never {'works' if one else 'work'} again"
+    experts, moe = plan.placement.experts, plan.placement.model.moe
+    num_left = int((~lost_D).sum()) * plan.placement.layout.tp
+    if plan.spec.recovery["kind"] == "restart" or not num_left or experts is None or moe is None:
+        return (
+            f"{says}, so that the replica does not start again; give the failure a restart_s, or "
+            'leave the ranks out with recovery = { kind = "elastic" }'
+        )
+    enough = -(-moe.num_experts // num_left) * len(lost_D) * plan.placement.layout.tp
+    return (
+        f"{says}, and the {num_left} that are left have too few slots for {moe.num_experts} "
+        f"experts; give the failure a restart_s, or the placement num_slots = {enough}"
+    )
