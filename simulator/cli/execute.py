@@ -63,7 +63,7 @@ def execute(
         found = verdict(executed)
         said = {"headline": found.headline, "reasons": found.reasons}
         changes = {
-            name: {"rebalances": facts["rebalances"]}
+            name: {key: facts[key] for key in ("changes", "rebalances")}
             for name, facts in executed.run["deployments"].items()
         }
         console.emit(

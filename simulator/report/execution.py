@@ -7,7 +7,7 @@ from simulator.report.deployment_tables import (
     describe_making,
     split_at_rumours,
 )
-from simulator.report.execution_numbers import TITLES, kind_of_step, kinds, tidy
+from simulator.report.execution_numbers import TITLES, kind_of_step, kinds, list_losses, tidy
 from simulator.report.execution_verdict import verdict
 from simulator.report.figure_cards import FigureCards
 from simulator.report.gallery import load_figures
@@ -33,7 +33,7 @@ def render(executed: Executed) -> str:
         execution=(run.get("scenario") or {}).get("execution") or {},
         load_warning=describe_load(executed),
         drawn=cards.draw(FIGURES, executed),
-        faults=executed.faults.astype({"step": int, "recovery_s": float}).to_dict("records"),
+        faults=list_losses(executed),
         kind_of=lambda step: KINDS[kind_of_step(executed, step)],
         definitions=SUMMARY_COLUMNS,
         kinds={kind: TITLES[kind] for kind in kinds(executed)},

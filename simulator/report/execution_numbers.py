@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from simulator.report import style
 from simulator.results.executed import KINDS, Executed
 from simulator.results.tables import STEP_PHASES
 
@@ -61,13 +63,38 @@ def spread_s(executed: Executed, deployment: str, kind: str) -> tuple[float, flo
 
     Steps in which shards were lost are left out: new shards run their first one then.
     """
-    broken = executed.faults.loc[executed.faults["deployment"] == deployment, "step"].astype(int)
+    broken = [one["step"] for one in list_losses(executed) if one["deployment"] == deployment]
     own = steps(executed, deployment, kind)
     duration_s = own.loc[~own["number"].isin(broken), "duration_s"].to_numpy(float)
     if len(duration_s) == 0:
         return float("nan"), float("nan")
     low, high = np.quantile(duration_s, [LOW, HIGH])
     return float(low), float(high)
+
+
+def list_losses(executed: Executed) -> list[dict[str, Any]]:
+    """List the shards that were lost, as rows of ``FAULT_COLUMNS``: those that were replaced, and
+    those that a deployment's failures took, with the seconds until the others went on.
+    """
+    found = executed.faults.astype({"step": int, "recovery_s": float}).to_dict("records")
+    losses = [{str(key): value for key, value in row.items()} for row in found]
+    for name in executed.deployments:
+        hang: dict[str, Any] | None = None
+        for change in style.facts(executed, name).get("changes") or []:
+            if change["kind"] == "hangs":
+                hang = change
+            elif change["kind"] in ("shrinks", "starts") and hang is not None:
+                goes_on = f"{change['num_gpus']:,} ranks went on"
+                losses.append(
+                    {
+                        "deployment": name,
+                        "step": int(hang["step"]),
+                        "ranks": " ".join(map(str, hang["ranks"])),
+                        "what": goes_on if change["kind"] == "shrinks" else "all started anew",
+                        "recovery_s": hang["seconds"] + change["seconds"],
+                    }
+                )
+    return losses
 
 
 def phase_medians_s(

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from simulator.report import style
+from simulator.report.execution_changes import tell_all_changes
 from simulator.report.execution_numbers import kinds, row, spread_s, tidy
 from simulator.results.executed import KINDS, Executed
 from simulator.results.formats import TIMES, count, number, parameters, seconds
-from simulator.results.rebalances_text import tell_rebalances
 
 _SAME = 0.15
 """Models whose parameters differ by less than this share have "as many"."""
@@ -49,7 +49,7 @@ def verdict(executed: Executed) -> Verdict:
         *_against_whole(executed, dense, pruned),
         *_prediction(executed),
         _reference(executed),
-        *_rebalances(executed),
+        *tell_all_changes(executed),
         *_faults(executed),
         *_noise(executed),
     ]
@@ -283,12 +283,6 @@ def _reference(executed: Executed) -> str:
     return (
         f"The distributed runs {verb} the one-process reference: {differs} {known.max():.1e}{part}."
     )
-
-
-def _rebalances(executed: Executed) -> Iterator[str]:
-    for name in executed.deployments:
-        if told := tell_rebalances(style.facts(executed, name), name):
-            yield told
 
 
 def _faults(executed: Executed) -> Iterator[str]:

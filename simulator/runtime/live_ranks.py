@@ -288,7 +288,5 @@ def _explain_stop(plan: DeploymentPlan, lost_D: NDArray[np.bool_], ranks: Sequen
             'leave the ranks out with recovery = { kind = "elastic" }'
         )
     enough = -(-moe.num_experts // num_left) * len(lost_D) * plan.placement.layout.tp
-    return (
-        f"{says}, and the {num_left} that are left have too few slots for {moe.num_experts} "
-        f"experts; give the failure a restart_s, or the placement num_slots = {enough}"
-    )
+    left = "the one that is left has" if num_left == 1 else f"the {num_left} that are left have"
+    return f"{says}, and {left} too few slots for {moe.num_experts} experts; give the failure a restart_s, or the placement num_slots = {enough}"

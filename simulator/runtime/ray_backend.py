@@ -93,11 +93,7 @@ class RayBackend:
 
     def apply(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """Call ``function(shard, *arguments)`` on every rank at once."""
-        found = self._ask(
-            {rank: actor.apply.remote(function, *arguments) for rank, actor in self.actors.items()},
-            None,
-        )
-        return [found[rank] for rank in range(self.size)]
+        return self._ask_all(lambda actor: actor.apply.remote(function, *arguments))
 
     def step(self, step: Step, lose: Collection[int] = ()) -> list[ShardStep]:
         """Run a step on all members, however often some of them fail.

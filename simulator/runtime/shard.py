@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from simulator.runtime.layers.kinds import Cached, Chunk
 from simulator.runtime.layers.weights import weights_from
 from simulator.runtime.moving import Received, load_experts, move_experts
 from simulator.runtime.timeline import Moment, Timeline
-from simulator.runtime.transport import Transport
+from simulator.runtime.transport import PeerLostError, Transport
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ class Shard:
         caches: list[Cached] | None = (
             self._contexts.draw_caches(step, first, end) if step.context_tokens else None
         )
-        with torch.inference_mode():
+        with self._leave_if_lost(), torch.inference_mode():
             transport.barrier()
             timeline = Timeline()
             result = model.run(
@@ -146,6 +147,17 @@ class Shard:
             load_LE=np.array(counts, dtype=np.int64).reshape(len(counts), num_experts),
         )
 
+    @contextmanager
+    def _leave_if_lost(self) -> Iterator[None]:
+        """Leave the others when one of them is lost: connections to this rank break, so that those
+        that wait for it, and not for the lost one, need not wait in vain.
+        """
+        try:
+            yield
+        except PeerLostError:
+            self.close()
+            raise
+
     def place_experts(self, placed: Placed) -> Received:
         """Exchange the weights of experts with the other ranks, and go on with another placement.
 
@@ -156,7 +168,8 @@ class Shard:
         if job is None or model is None:
             raise RuntimeError(f"rank {self.rank} was told to move experts before it had any")
         placed_job = job.place_experts(placed)
-        received = move_experts(model, placed_job, self.transport)
+        with self._leave_if_lost():
+            received = move_experts(model, placed_job, self.transport)
         self._job = placed_job
         return received
 

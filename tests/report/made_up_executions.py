@@ -173,6 +173,28 @@ LOST = (
 )
 
 
+def changed(made: Executed) -> Executed:
+    """An execution whose mixture of experts lost a rank, got it back, and moved experts."""
+    change: dict[str, Any] = {"pool": "both", "replicas": [0], "ranks": [1], "loaded_bytes": 0.0}
+    changes = [
+        change | {"kind": "hangs", "at_s": 0.5, "step": 4, "seconds": 0.25, "predicted_s": 5.0},
+        change
+        | {"kind": "shrinks", "at_s": 0.75, "step": 4, "seconds": 0.125, "predicted_s": 1.2}
+        | {"num_gpus": 3, "loaded_bytes": 4.2e6},
+        change
+        | {"kind": "grows", "at_s": 2.0, "step": 11, "seconds": 0.1, "predicted_s": 1.2}
+        | {"num_gpus": 4},
+    ]
+    moved = {"at_s": 0.1, "pool": "both", "num_experts": 12, "num_bytes": 4.2e6, "seconds": 0.01}
+    moved |= {"imbalance_before": 1.5, "imbalance_after": 1.1, "stops": True, "step": 12}
+    moved |= {"imbalance_next": None, "imbalance_unmoved": None, "predicted_s": 0.02}
+    run = dict(made.run)
+    first = made.deployments[0]
+    more = {"changes": changes, "rebalances": [moved], "clock_s": 3.0}
+    run["deployments"] = run["deployments"] | {first: run["deployments"][first] | more}
+    return dataclasses.replace(made, run=run)
+
+
 def bare(made: Executed) -> Executed:
     """Without what only describes it."""
     told = made.run["deployments"].items()
@@ -183,6 +205,7 @@ def bare(made: Executed) -> Executed:
 CASES = {
     "all": lambda: make([MOE, TOTAL, ACTIVE, HALF]),
     "faults": lambda: make([MOE, TOTAL], faults=LOST),
+    "changes": lambda: changed(make([MOE, TOTAL])),
     "one": lambda: make([TOTAL], kinds=("decode",)),
     "no mixture": lambda: make([TOTAL, ACTIVE], kinds=("prompt",)),
     "only pruned": lambda: make([HALF]),

@@ -122,6 +122,23 @@ def test_faults_are_told_and_marked(execution_page_of, executions):
     ] == pytest.approx([1e3 * took_s.iloc[0]])
 
 
+def test_ranks_that_were_lost_and_experts_that_moved_are_marked(execution_page_of):
+    page = execution_page_of("changes")
+    assert "3 ranks went on" in page
+    traces = [trace for plot in plots_of(page) for trace in plot["data"]]
+    (cross,) = (trace for trace in traces if trace.get("name") == "fault")
+    assert cross["x"] == [4]
+    assert cross["customdata"][0][:2] == ["3 ranks went on", "375 ms"]
+    (line,) = (
+        trace
+        for trace in traces
+        if (trace.get("line") or {}).get("dash") == "dot"
+        and trace.get("hovertemplate") == "%{customdata}"
+    )
+    assert line["x"][:2] == [11.5, 11.5]
+    assert line["customdata"][0] == "12 copies of experts, 4.2 MB in 10 ms: 1.50 to 1.10"
+
+
 def test_without_faults_there_is_no_table_of_them(execution_page_of):
     page = execution_page_of("all")
     assert ">Faults<" not in page

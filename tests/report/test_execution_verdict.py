@@ -111,3 +111,23 @@ def test_recovery_is_no_spread(executions):
     busy = steps["duration_s"].where(steps["number"] % 2 == 0, 3 * steps["duration_s"])
     noisy = verdict(dataclasses.replace(run, steps=steps.assign(duration_s=busy))).reasons
     assert any(reason.startswith("Steps vary: the 90th percentile is ") for reason in noisy)
+
+
+def test_what_changed_is_told_measured_beside_predicted(executions):
+    said = verdict(executions["changes"]).reasons
+    assert (
+        "Of MoE, 2 ranks, rank 1 is lost at 500 ms in step 4, which is noticed after 250 ms "
+        "(predicted: 5 s); the 3 that are left go on 125 ms (predicted: 1.2 s) later, with the "
+        "experts that they have copies of and 4.2 MB of experts loaded on one; rank 1 joins again "
+        "at 2 s, for which steps wait 100 ms (predicted: 1.2 s). Every step in flight was run again."
+    ) in said
+    (told,) = (text for text in said if text.startswith("Experts of MoE, 2 ranks move once"))
+    assert "12 copies (4.2 MB in each replica) in 10 ms (predicted: 20 ms)" in told
+
+
+def test_failures_that_never_came_to_pass_are_told():
+    late = deployment("late", 1000, failures="kill (at_s 200)", changes=[], clock_s=0.5)
+    (told,) = (text for text in verdict(make([late])).reasons if "No GPU" in text)
+    assert told == (
+        "No GPU of late has failed: its measured steps, with what came between them, took 500 ms."
+    )

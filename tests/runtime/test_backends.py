@@ -5,6 +5,7 @@ import pytest
 
 from simulator.base.errors import LostError, UserError
 from simulator.commands.execute import execute as execute_scenario
+from simulator.report.execution_verdict import verdict
 from simulator.results.executed import STEP_COLUMNS, SUMMARY_COLUMNS
 from simulator.runtime.in_process import InProcessBackend
 from simulator.runtime.job import Step
@@ -50,11 +51,31 @@ def test_threads_refuse_faults_and_say_what_would_do(scenario):
         execute_scenario(loaded, backend="in_process")
 
 
-def test_failures_are_not_executed_and_faults_are_named_instead(scenario):
-    kill = 'deployments.*.failures=[{ kind = "kill", at_s = 1.0, gpu = 0 }]'
-    loaded, _ = scenario(kill)
-    with pytest.raises(UserError, match="failures can be simulated, but not executed"):
-        execute_scenario(loaded, backend="in_process")
+KILL = 'deployments.*.failures=[{ kind = "kill", at_s = 0.0, gpu = 0, restart_s = 0.0 }]'
+
+RESTART = 'deployments.*.recovery={ kind = "restart", startup_s = 2.0 }'
+
+
+def test_a_failure_of_a_scenario_is_executed_and_told_with_its_prediction(scenario):
+    loaded, names = scenario(KILL, RESTART)
+    found = execute_scenario(loaded, backend="in_process", names=names[:2])
+    assert (found.summary["largest_difference"] < 1e-5).all()
+    for name in names[:2]:
+        changes = found.run["deployments"][name]["changes"]
+        assert [change["kind"] for change in changes] == ["hangs", "stops", "starts"]
+        assert {change["step"] for change in changes} == {1}  # the first that is measured
+    assert found.faults.empty
+    (told, _) = [reason for reason in verdict(found).reasons if "is lost at" in reason]
+    assert told.startswith(f"Of {names[0]}, rank 0 is lost at 0 us in step 1, which is noticed")
+    assert "all start anew in " in told
+    assert "(predicted: 2 s). Every step in flight was run again." in told
+
+
+def test_a_failure_that_never_came_to_pass_is_told(scenario):
+    loaded, names = scenario(KILL.replace("0.0, gpu", "1e6, gpu"))
+    found = execute_scenario(loaded, backend="in_process", names=names[:1])
+    (told,) = [reason for reason in verdict(found).reasons if "has failed" in reason]
+    assert told.startswith(f"No GPU of {names[0]} has failed: its measured steps")
 
 
 def test_threads_that_are_not_waited_for_say_what_to_raise(scenario):

@@ -248,6 +248,47 @@ def test_ctrl_c_writes_nothing_and_leaves_no_process(folder):
     assert left_of(started) == set()
 
 
+LOSES = (
+    "--set",
+    "deployments.0.failures=[{ kind = 'kill', at_s = 0.0, gpu = 0 }]",
+    "--set",
+    "deployments.0.recovery={ kind = 'elastic' }",
+)
+
+
+def test_a_rank_lost_as_failures_have_it_is_in_the_record_and_no_process_is_left(folder):
+    command = ("execute", "tiny.toml", "--deployment", "moe", "--out", "lost", "--json", *LOSES)
+    slots = ("--set", "deployments.0.placement={ kind = 'eplb', num_slots = 16 }")
+    process = start_moesim(folder, *command, *slots)
+    until_s, started = time.monotonic() + PATIENCE_S, set()
+    while process.poll() is None and time.monotonic() < until_s:
+        started |= descendants(process.pid)
+        time.sleep(0.2)
+    out, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, err
+    said, found = json.loads(out), read(folder / "lost")
+    changes = found.run["deployments"]["moe"]["changes"]
+    assert changes == said["deployments"]["moe"]["changes"]
+    assert [change["kind"] for change in changes] == ["hangs", "shrinks"]
+    assert {change["step"] for change in changes} == {1}  # the first that is measured
+    assert [change["ranks"] for change in changes] == [[0], [0]]
+    assert set(found.ranks["rank"]) == {1}
+    assert (found.summary["largest_difference"] < 1e-4).all()
+    assert found.faults.empty
+    assert started
+    assert left_of(started) == set()
+
+
+def test_a_rank_that_cannot_be_done_without_ends_the_command_with_what_would_do(folder):
+    command = ("execute", "tiny.toml", "--deployment", "moe", "--out", "never", *LOSES)
+    process = start_moesim(folder, *command, "--backend", "in_process")
+    _, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 2, err
+    assert "rank 0 failed and never works again, and the one that is left has too few slots" in err
+    assert "num_slots = 16" in err
+    assert not (folder / "never").exists()
+
+
 def test_a_lost_cluster_is_said_in_one_line_and_leaves_nothing(folder):
     process = start_moesim(
         folder, "execute", "tiny.toml", "--out", "never", "--set", "execution.steps=100000"

@@ -21,10 +21,15 @@ ray = pytest.importorskip("ray", reason="needs pip install 'moesim[real]'")
 from simulator.base import plugins
 from simulator.base.errors import UserError
 from simulator.config.execution import ExecutionSpec, FaultSpec
+from simulator.policies.failures.kill import Kill
 from simulator.policies.placement import Placed
+from simulator.policies.recovery.elastic import Elastic
+from simulator.policies.recovery.restart import Restart
+from simulator.runtime.live import LiveDeployment
 from simulator.runtime.nodes import connect
 from simulator.runtime.ray_backend import RayBackend
 from simulator.runtime.reference import Reference
+from tests.parts import change_plan
 from tests.runtime import contract
 from tests.runtime.equality import (
     STEPS,
@@ -262,6 +267,87 @@ class TestEachTransport:
         while is_alive(victim) and time.monotonic() < until_s:
             time.sleep(0.1)
         assert not is_alive(victim)
+
+    def test_the_ranks_that_are_left_go_on_as_threads_do_until_the_lost_one_has_joined_again(
+        self, backend, real, tiny
+    ):
+        plan = losing(real, tiny, Elastic(requests="lose"))
+        job, step = real.job(plan), decode()
+        reference = Reference(job)
+        backend.load(job)
+        known, before = len(backend.faults), processes(backend)
+        live = LiveDeployment(plan, job, backend)
+        ran = live.run(step, counts=True)
+        check_step(ran.job, step, ran.shards, reference)
+        assert list(ran.members) == [0, 2, 3]
+        assert processes(backend) == [before[rank] for rank in (0, 2, 3)]
+        assert not is_alive(before[1])
+        with running(job) as (threads, _):
+            other = LiveDeployment(plan, job, threads).run(step, counts=True)
+        for one, two in zip(ran.shards, other.shards, strict=True):
+            assert np.array_equal(one.hidden_TH, two.hidden_TH)
+        until_s = time.monotonic() + PATIENCE_S
+        while len(backend.members) < 4 and time.monotonic() < until_s:
+            time.sleep(0.1)
+            ran = live.run(prompts(), counts=True)
+            check_step(ran.job, prompts(), ran.shards, reference)
+        assert [change.kind for change in live.ranks.changed] == ["hangs", "shrinks", "grows"]
+        assert list(ran.members) == [0, 1, 2, 3]
+        assert [processes(backend)[rank] for rank in (0, 2, 3)] == [
+            before[rank] for rank in (0, 2, 3)
+        ]
+        check(job, backend, reference, STEPS[:2])
+        assert len(backend.faults) == known  # what was planned is no fault
+
+    def test_all_processes_are_new_behind_a_restart(self, backend, real, tiny):
+        plan = losing(real, tiny, Restart())
+        job = real.job(plan)
+        reference = Reference(job)
+        backend.load(job)
+        before = processes(backend)
+        live = LiveDeployment(plan, job, backend)
+        ran = live.run(decode(), counts=True)
+        check_step(ran.job, decode(), ran.shards, reference)
+        assert [change.kind for change in live.ranks.changed] == ["hangs", "stops", "starts"]
+        assert not set(processes(backend)) & set(before)
+        assert not any(map(is_alive, before))
+        check(job, backend, reference, STEPS[:2])
+
+    def test_a_rank_killed_from_outside_while_others_form_a_new_group_is_replaced(
+        self, backend, real, tiny
+    ):
+        plan = losing(real, tiny, Elastic())
+        job = real.job(plan)
+        reference = Reference(job)
+        backend.load(job)
+        known, victim = len(backend.faults), processes(backend)[3]
+        live, regroup = LiveDeployment(plan, job, backend), backend.regroup
+
+        def regroup_and_lose(*arguments, **keys):
+            os.kill(victim, signal.SIGKILL)
+            return regroup(*arguments, **keys)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(backend, "regroup", regroup_and_lose)
+            ran = live.run(decode(), counts=True)
+        check_step(ran.job, decode(), ran.shards, reference)
+        assert list(ran.members) == [0, 2, 3]
+        (fault,) = new_faults(backend, known)
+        assert fault.ranks == [3]
+        assert victim not in processes(backend)
+
+
+def losing(real, tiny, recovery):
+    """Four nodes of one rank each, the second of which fails at once and works again at once."""
+    plan = real.plan(
+        {"num_experts": 8, "top_k": 2},
+        attention_dp=4,
+        ep=4,
+        dispatch={"kind": "per_rank"},
+        placement={"kind": "eplb", "num_slots": 12},
+    )
+    plan = tiny.on(plan, cluster=tiny.cluster(NUM_NODES, 1))
+    return change_plan(plan, failures=(Kill(at_s=0.0, gpu=1, restart_s=0.0),), recovery=recovery)
 
 
 def test_a_rank_that_takes_longer_than_was_asked_for_is_no_hung_one(nodes, job, reference):

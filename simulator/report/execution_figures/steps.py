@@ -7,7 +7,7 @@ import html
 import plotly.graph_objects as go
 
 from simulator.report import style
-from simulator.report.execution_numbers import TITLES, kind_of_step, kinds, steps
+from simulator.report.execution_numbers import TITLES, kind_of_step, kinds, list_losses, steps
 from simulator.report.gallery import Figure
 from simulator.results.executed import Executed
 from simulator.results.formats import log_ticks, seconds, time_axis
@@ -74,7 +74,7 @@ def _add_faults(
     """
     faults = [
         fault
-        for fault in executed.faults.to_dict("records")
+        for fault in list_losses(executed)
         if kind_of_step(executed, int(fault["step"])) == kind
     ]
     if not faults:
