@@ -289,4 +289,7 @@ def _explain_stop(plan: DeploymentPlan, lost_D: NDArray[np.bool_], ranks: Sequen
         )
     enough = -(-moe.num_experts // num_left) * len(lost_D) * plan.placement.layout.tp
     left = "the one that is left has" if num_left == 1 else f"the {num_left} that are left have"
-    return f"{says}, and {left} too few slots for {moe.num_experts} experts; give the failure a restart_s, or the placement num_slots = {enough}"
+    return (
+        f"{says}, and {left} too few slots for {moe.num_experts} experts; give the failure a "
+        f"restart_s, or the placement num_slots = {enough}"
+    )

@@ -18,18 +18,10 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
 ray = pytest.importorskip("ray", reason="needs pip install 'moesim[real]'")
 
-from simulator.base import plugins
 from simulator.base.errors import UserError
 from simulator.config.execution import ExecutionSpec, FaultSpec
-from simulator.policies.failures.kill import Kill
-from simulator.policies.placement import Placed
-from simulator.policies.recovery.elastic import Elastic
-from simulator.policies.recovery.restart import Restart
-from simulator.runtime.live import LiveDeployment
-from simulator.runtime.nodes import connect
 from simulator.runtime.ray_backend import RayBackend
 from simulator.runtime.reference import Reference
-from tests.parts import change_plan
 from tests.runtime import contract
 from tests.runtime.equality import (
     STEPS,
@@ -38,12 +30,19 @@ from tests.runtime.equality import (
     check_step,
     decode,
     prompts,
-    replicated,
-    running,
-    with_noise,
-    with_placed,
 )
-from tests.runtime.processes import PATIENCE_S, descendants, is_untouched, left_of, stale_address
+from tests.runtime.processes import PATIENCE_S
+from tests.runtime.ray_nodes import (
+    NUM_NODES,
+    TRANSPORTS,
+    homes,
+    is_alive,
+    make_job,
+    new_faults,
+    open_nodes,
+    processes,
+    start,
+)
 
 # One worker runs them all, or each would start a cluster of its own.
 pytestmark = pytest.mark.xdist_group("ray")
@@ -51,58 +50,24 @@ pytestmark = pytest.mark.xdist_group("ray")
 ray.cloudpickle.register_pickle_by_value(contract)
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-NUM_NODES = 4
-TRANSPORTS = [kind for kind in plugins.available("runtime.transport") if kind != "in_process"]
-TIMEOUT_S = 5.0
-"""Much longer than any exchange takes; a rank that hangs costs this."""
 PLANNED, TWICE = 20, 30
 """Steps in which something is killed."""
 
 
-def of_ray(processes):
-    """Those of a cluster: other tests of the same worker start browsers."""
-    return {(pid, args) for pid, args in processes if "ray" in args}
-
-
 @pytest.fixture(scope="module")
 def nodes():
-    before = descendants(os.getpid())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "cpu_count", lambda: 2)  # of a simulated node, whatever machine runs this
-        with stale_address() as common, connect(simulated_nodes=NUM_NODES) as found:
-            assert is_untouched(common)  # other programs' way to their own cluster
-            started = of_ray(descendants(os.getpid()) - before)
-            yield found
-            started |= of_ray(descendants(os.getpid()) - before)
-    assert left_of(started) == set()  # though processes and a node were killed in between
+    with open_nodes() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
 def job(real, tiny):
-    """Experts with copies on four nodes of one rank each."""
-    plan = real.plan(
-        {"num_experts": 8, "top_k": 2, "has_expert_bias": True},
-        attention_dp=4,
-        ep=4,
-        dispatch={"kind": "per_rank"},
-    )
-    plan = tiny.on(plan, cluster=tiny.cluster(NUM_NODES, 1))
-    plan = with_placed(
-        plan, replicated(plan.placement.experts.placed, 8, 3, np.random.default_rng(0))
-    )
-    return with_noise(real.job(plan), real.folder)
+    return make_job(real, tiny)
 
 
 @pytest.fixture(scope="module")
 def reference(job):
     return Reference(job)
-
-
-def start(nodes, job, transport, faults=(), timeout_s=TIMEOUT_S):
-    execution = ExecutionSpec(transport={"kind": transport}, timeout_s=timeout_s, faults=faults)
-    backend = RayBackend(nodes, job.node_R, execution)
-    backend.load(job)
-    return backend
 
 
 @pytest.fixture(scope="class", params=TRANSPORTS)
@@ -117,38 +82,6 @@ def backend(request, nodes, job):
     running.close()
 
 
-def processes(backend):
-    """Process of each rank."""
-    return [
-        pid for pid, _ in ray.get([actor.process.remote() for actor in backend.actors.values()])
-    ]
-
-
-def homes(backend):
-    """Node that each rank is on."""
-    return ray.get(
-        [
-            actor.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())
-            for actor in backend.actors.values()
-        ]
-    )
-
-
-def new_faults(backend, known):
-    """Faults that were noted since, all of them recovered from."""
-    found = backend.faults[known:]
-    assert all(fault.recovery_s > 0 and fault.deployment == "tiny" for fault in found)
-    return found
-
-
-def is_alive(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 class TestEachTransport:
     def test_experts_on_four_nodes_equal_the_whole_model(self, backend, job, reference):
         check(job, backend, reference)
@@ -158,44 +91,6 @@ class TestEachTransport:
         chosen_by_router = by_its_router(job)
         backend.load(chosen_by_router)
         check(chosen_by_router, backend, Reference(chosen_by_router), STEPS[:2])
-        backend.load(job)
-
-    def test_experts_that_have_moved_equal_the_whole_model_and_threads_bit_for_bit(
-        self, backend, job, reference
-    ):
-        placed, rng = job.experts.placed, np.random.default_rng(2)
-        known = len(backend.faults)
-        for number in range(2):
-            order = rng.permutation(placed.expert_LP.shape[1])
-            placed = Placed(placed.expert_LP[:, order], placed.rank_LP, placed.num_ranks)
-            got = backend.place_experts(placed, number)
-            with_moved = dataclasses.replace(
-                job, experts=dataclasses.replace(job.experts, placed=placed)
-            )
-            check(with_moved, backend, reference, STEPS[:2])
-            with running(with_moved) as (threads, _):
-                for one, other in zip(backend.step(decode()), threads.step(decode()), strict=True):
-                    assert np.array_equal(one.hidden_TH, other.hidden_TH)
-                    assert np.array_equal(one.load_LE, other.load_LE)
-            assert sum(one.num_bytes for one in got) > 0
-        backend.place_experts(job.experts.placed, 2)
-        check(job, backend, reference, STEPS[:1])
-        assert len(backend.faults) == known
-
-    def test_a_rank_killed_while_experts_move_is_replaced_and_they_lie_where_they_shall(
-        self, backend, job, reference
-    ):
-        known = len(backend.faults)
-        placed = job.experts.placed
-        other = Placed(placed.expert_LP[:, ::-1].copy(), placed.rank_LP, placed.num_ranks)
-        with_moved = dataclasses.replace(
-            job, experts=dataclasses.replace(job.experts, placed=other)
-        )
-        backend.kill(1)
-        backend.place_experts(other, 50)
-        (fault,) = new_faults(backend, known)
-        assert fault.ranks == [1]
-        check(with_moved, backend, reference, STEPS[:2])
         backend.load(job)
 
     def test_every_rank_is_on_the_node_that_the_plan_says(self, backend, job):
@@ -267,87 +162,6 @@ class TestEachTransport:
         while is_alive(victim) and time.monotonic() < until_s:
             time.sleep(0.1)
         assert not is_alive(victim)
-
-    def test_the_ranks_that_are_left_go_on_as_threads_do_until_the_lost_one_has_joined_again(
-        self, backend, real, tiny
-    ):
-        plan = losing(real, tiny, Elastic(requests="lose"))
-        job, step = real.job(plan), decode()
-        reference = Reference(job)
-        backend.load(job)
-        known, before = len(backend.faults), processes(backend)
-        live = LiveDeployment(plan, job, backend)
-        ran = live.run(step, counts=True)
-        check_step(ran.job, step, ran.shards, reference)
-        assert list(ran.members) == [0, 2, 3]
-        assert processes(backend) == [before[rank] for rank in (0, 2, 3)]
-        assert not is_alive(before[1])
-        with running(job) as (threads, _):
-            other = LiveDeployment(plan, job, threads).run(step, counts=True)
-        for one, two in zip(ran.shards, other.shards, strict=True):
-            assert np.array_equal(one.hidden_TH, two.hidden_TH)
-        until_s = time.monotonic() + PATIENCE_S
-        while len(backend.members) < 4 and time.monotonic() < until_s:
-            time.sleep(0.1)
-            ran = live.run(prompts(), counts=True)
-            check_step(ran.job, prompts(), ran.shards, reference)
-        assert [change.kind for change in live.ranks.changed] == ["hangs", "shrinks", "grows"]
-        assert list(ran.members) == [0, 1, 2, 3]
-        assert [processes(backend)[rank] for rank in (0, 2, 3)] == [
-            before[rank] for rank in (0, 2, 3)
-        ]
-        check(job, backend, reference, STEPS[:2])
-        assert len(backend.faults) == known  # what was planned is no fault
-
-    def test_all_processes_are_new_behind_a_restart(self, backend, real, tiny):
-        plan = losing(real, tiny, Restart())
-        job = real.job(plan)
-        reference = Reference(job)
-        backend.load(job)
-        before = processes(backend)
-        live = LiveDeployment(plan, job, backend)
-        ran = live.run(decode(), counts=True)
-        check_step(ran.job, decode(), ran.shards, reference)
-        assert [change.kind for change in live.ranks.changed] == ["hangs", "stops", "starts"]
-        assert not set(processes(backend)) & set(before)
-        assert not any(map(is_alive, before))
-        check(job, backend, reference, STEPS[:2])
-
-    def test_a_rank_killed_from_outside_while_others_form_a_new_group_is_replaced(
-        self, backend, real, tiny
-    ):
-        plan = losing(real, tiny, Elastic())
-        job = real.job(plan)
-        reference = Reference(job)
-        backend.load(job)
-        known, victim = len(backend.faults), processes(backend)[3]
-        live, regroup = LiveDeployment(plan, job, backend), backend.regroup
-
-        def regroup_and_lose(*arguments, **keys):
-            os.kill(victim, signal.SIGKILL)
-            return regroup(*arguments, **keys)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(backend, "regroup", regroup_and_lose)
-            ran = live.run(decode(), counts=True)
-        check_step(ran.job, decode(), ran.shards, reference)
-        assert list(ran.members) == [0, 2, 3]
-        (fault,) = new_faults(backend, known)
-        assert fault.ranks == [3]
-        assert victim not in processes(backend)
-
-
-def losing(real, tiny, recovery):
-    """Four nodes of one rank each, the second of which fails at once and works again at once."""
-    plan = real.plan(
-        {"num_experts": 8, "top_k": 2},
-        attention_dp=4,
-        ep=4,
-        dispatch={"kind": "per_rank"},
-        placement={"kind": "eplb", "num_slots": 12},
-    )
-    plan = tiny.on(plan, cluster=tiny.cluster(NUM_NODES, 1))
-    return change_plan(plan, failures=(Kill(at_s=0.0, gpu=1, restart_s=0.0),), recovery=recovery)
 
 
 def test_a_rank_that_takes_longer_than_was_asked_for_is_no_hung_one(nodes, job, reference):
