@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from simulator.base.errors import UserError
 from simulator.deployment.plan import DeploymentPlan
 from simulator.deployment.shrunk_placement import shrink_placement
-from simulator.engine.left_ranks import count_bytes_to_load, place_on_left
 from simulator.engine.outages import Outages
+from simulator.engine.shrunk import RanksLeft, count_loaded_bytes, place_on_left
 from simulator.policies.failure_contracts import find_interruption
 from simulator.policies.failures import Change
-from simulator.policies.placement import Placed
 from simulator.results.executed import ExecutedChange
 from simulator.runtime.backend import Backend
 from simulator.runtime.faults import RanksLostError
@@ -57,10 +56,8 @@ class LiveRanks:
         self._outages = Outages(plan)
         self._changes = heapq.merge(*plan.list_failures(), key=lambda change: change.at_s)
         self._next = next(self._changes, None)
-        self._left_d: NDArray[np.int64] | None = None
-        """Data-parallel groups that are left; ``None`` while all are there."""
-        self._placed: Placed | None = None
-        """Placement on their ranks."""
+        self._left: RanksLeft | None = None
+        """Ranks that are left; ``None`` while all are there."""
         self._starting: list[_Starting] = []
         self.changed: list[ExecutedChange] = []
 
@@ -76,12 +73,14 @@ class LiveRanks:
             if self._next.starts and lost:
                 break  # what is lost is noticed before it comes back
             change = self._take_change()
+            if change.is_notice:
+                continue  # there are no requests to be held back
             ranks = self._list_ranks(change)
             if not change.starts:
                 self._outages.apply(change)
                 lost |= set(ranks) & set(self._backend.members)
                 continue
-            if self._left_d is None:
+            if self._left is None:
                 self._outages.apply(change)
                 continue
             absent = [rank for rank in ranks if rank not in self._backend.members]
@@ -115,26 +114,24 @@ class LiveRanks:
         self._note("hangs", now, step, ranks, hang_s, policy.detection_s)
         noticed = now._replace(clock_s=now.clock_s + hang_s)
         lost_D = self._outages.find_lost(0)
-        placed = place_on_left(self._whole.plan, lost_D, self._left_d, self._placed)
+        placed = place_on_left(self._whole.plan, self._left, lost_D)
         if placed is None:
             self._note("stops", noticed, step, ranks, num_requests=step.num_sequences)
             return self._restart(noticed, step, ranks)
-        members = self._number_members(now)
+        members = self._list_members(self._left)
         num_requests = sum(
             end - first
             for rank in ranks
-            for first, end in [now.job.sequences(members[rank], step.num_sequences)]
+            for first, end in [now.job.sequences(members.index(rank), step.num_sequences)]
         )
         return self._regroup(
-            lost_D, placed, noticed, step, ranks, num_requests=num_requests, since_s=lost.noticed_s
+            RanksLeft(np.flatnonzero(~lost_D), placed),
+            noticed,
+            step,
+            ranks,
+            num_requests=num_requests,
+            since_s=lost.noticed_s,
         )
-
-    def _number_members(self, now: Group) -> dict[int, int]:
-        """Number in the group of each of its ranks."""
-        tp, left_d = now.plan.placement.layout.tp, self._left_d
-        if left_d is None:
-            return {rank: rank for rank in range(now.plan.placement.layout.num_ranks)}
-        return {rank: number for number, rank in enumerate(_list_ranks_of(left_d, tp))}
 
     def join(self, now: Group, step: Step) -> Group | None:
         """Let ranks join again that have started; ``None`` where none have.
@@ -149,21 +146,28 @@ class LiveRanks:
         before = set(self._backend.members)
         for one in ready:
             self._outages.apply(one.change)
-        lost_D = self._outages.find_lost(0)
-        placed, tp = None, self._whole.plan.placement.layout.tp
+        lost_D, left = self._outages.find_lost(0), None
         if lost_D.any():
-            placed = place_on_left(self._whole.plan, lost_D, self._left_d, self._placed)
-        joined = [
-            rank for rank in _list_ranks_of(np.flatnonzero(~lost_D), tp) if rank not in before
-        ]
-        if not joined or (lost_D.any() and placed is None):
+            placed = place_on_left(self._whole.plan, self._left, lost_D)
+            if placed is None:
+                return None
+            left = RanksLeft(np.flatnonzero(~lost_D), placed)
+        joined = [rank for rank in self._list_members(left) if rank not in before]
+        if not joined:
             return None
-        return self._regroup(lost_D, placed, now, step, joined, since_s=time.perf_counter())
+        return self._regroup(left, now, step, joined, since_s=time.perf_counter())
+
+    def _list_members(self, left: RanksLeft | None) -> list[int]:
+        """List the ranks that are left, or all."""
+        layout = self._whole.plan.placement.layout
+        if left is None:
+            return list(range(layout.num_ranks))
+        found: list[int] = left.list_ranks(layout.tp).tolist()
+        return found
 
     def _regroup(
         self,
-        lost_D: NDArray[np.bool_],
-        placed: Placed | None,
+        left: RanksLeft | None,
         now: Group,
         step: Step,
         ranks: Sequence[int],
@@ -171,32 +175,25 @@ class LiveRanks:
         since_s: float,
         num_requests: int = 0,
     ) -> Group:
-        """Form a group of the ranks that are not lost.
+        """Form a group of the ranks that are left.
 
         Args:
-            placed: experts on them; ``None`` where none are lost.
+            left: ranks and their experts; ``None`` for all.
             ranks: ranks that have left or joined.
             since_s: time from which that is measured, by :func:`time.perf_counter`.
             num_requests: sequences of the step that had their caches on these ranks.
         """
-        plan, job = self._whole.plan, self._whole.job
-        whole, tp = plan.placement, plan.placement.layout.tp
-        assert whole.experts is not None
-        had, had_d = whole.experts.placed, np.arange(whole.layout.attention_dp)
-        if self._left_d is not None and self._placed is not None:
-            had, had_d = self._placed, self._left_d
-        left_d, bytes_to_load = np.flatnonzero(~lost_D), 0.0
-        grows = bool(set(left_d.tolist()) - set(had_d.tolist()))
-        if placed is not None:
-            plan = replace(plan, placement=shrink_placement(plan, ~lost_D, placed))
-            job = job.shrink(plan.placement)
-        if placed is not None and not grows:
-            had_R, left_R = (np.array(_list_ranks_of(some, tp)) for some in (had_d, left_d))
-            bytes_to_load = count_bytes_to_load(whole, had, had_R, placed, left_R)
-        loaded = self._backend.regroup(job, _list_ranks_of(left_d, tp), step.number)
+        plan, job, _ = self._whole
+        bytes_to_load, grows = 0.0, set(ranks) <= set(self._list_members(left))
+        if left is not None:
+            is_left_D = np.isin(np.arange(plan.placement.layout.attention_dp), left.left_d)
+            shrunk = shrink_placement(plan, is_left_D, left.placed)
+            if not grows:
+                bytes_to_load = count_loaded_bytes(plan.placement, self._left, left)
+            plan, job = replace(plan, placement=shrunk), job.shrink(shrunk)
+        loaded = self._backend.regroup(job, self._list_members(left), step.number)
         took_s = time.perf_counter() - since_s
-        self._left_d = None if placed is None else left_d
-        self._placed = placed
+        self._left = left
         self._note(
             "grows" if grows else "shrinks",
             Group(plan, job, now.clock_s),
@@ -222,12 +219,14 @@ class LiveRanks:
         while self._outages.find_lost(0).any():
             if self._next is None:
                 raise UserError(_explain_stop(now.plan, self._outages.find_lost(0), ranks))
-            at_s = max(at_s, self._next.at_s)
-            self._outages.apply(self._take_change())
+            change = self._take_change()
+            if not change.is_notice:
+                at_s = max(at_s, change.at_s)
+                self._outages.apply(change)
         plan, job = now.plan, now.job
-        if self._left_d is not None:
+        if self._left is not None:
             plan, job, _ = self._whole
-        self._left_d = self._placed = None
+        self._left = None
         began_s = time.perf_counter()
         all_ranks = range(plan.placement.layout.num_ranks)
         self._backend.regroup(job, list(all_ranks), step.number, anew=True)
@@ -267,12 +266,6 @@ class LiveRanks:
                 loaded_bytes=loaded_bytes,
             )
         )
-
-
-def _list_ranks_of(groups_d: NDArray[np.int64], tp: int) -> list[int]:
-    """Ranks of some data-parallel groups, by their number when all are there."""
-    found: list[int] = (groups_d[:, None] * tp + np.arange(tp)).ravel().tolist()
-    return found
 
 
 def _explain_stop(plan: DeploymentPlan, lost_D: NDArray[np.bool_], ranks: Sequence[int]) -> str:

@@ -86,6 +86,11 @@ def test_the_ranks_that_are_left_go_on_and_equal_the_whole_model(real, victim):
     assert live.clock_s == pytest.approx(shrinks.serves_s + sum(one.seconds for one in ran))
 
 
+def test_a_notice_of_a_failure_changes_nothing_without_requests(real):
+    _, live = run_all(real, plan_of(real, Kill(at_s=0.0, gpu=1, notice_s=5.0)), number=2)
+    assert kinds(live) == ["hangs", "shrinks"]
+
+
 def test_ranks_are_lost_one_after_the_other_until_one_is_left(real):
     failures = [Kill(at_s=at_s, gpu=gpu) for at_s, gpu in ((0, 2), (1e6, 0), (2e6, 3))]
     ran, live = run_all(real, plan_of(real, *failures, num_slots=32), clock=(0, 1e6, 2e6))
