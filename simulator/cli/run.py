@@ -184,7 +184,7 @@ def _run_sweep(
 
 def _print_settings(sweep: Any) -> None:
     """The medians of each setting and deployment, with their spread over seeds."""
-    from simulator.results.availability import OF_FAILURES
+    from simulator.results.availability import list_told
     from simulator.results.formats import metric
     from simulator.results.metrics import METRICS
     from simulator.results.sweep import measure_spread
@@ -194,8 +194,7 @@ def _print_settings(sweep: Any) -> None:
     for setting in sweep.settings:
         for deployment, own in sweep.rows_at(setting).groupby("deployment", sort=False):
             texts = []
-            of_failures = [name for name in OF_FAILURES if own[name].any()]
-            for name in (*_SETTING_METRICS, *of_failures):
+            for name in (*_SETTING_METRICS, *list_told(own)):
                 mean, spread, count = measure_spread(own, name)
                 if count:
                     behind = f" ± {metric(name, spread, '')}" if spread == spread else ""

@@ -21,7 +21,7 @@ from simulator.report.deployment_tables import (
 from simulator.report.figure_cards import FigureCards, pair_up
 from simulator.report.marks import log_axis, whiskers
 from simulator.report.rendering import render_page
-from simulator.results.availability import OF_FAILURES
+from simulator.results.availability import list_told
 from simulator.results.formats import (
     KEY_METRICS,
     TIMES,
@@ -39,7 +39,6 @@ _FIGURES = (
     "e2e_p50_s",
     "output_tokens_per_s",
     "load_imbalance",
-    *OF_FAILURES,
 )
 _SPREAD = " Whiskers reach from the lowest to the highest seed."
 _WIDE = 20.0
@@ -51,8 +50,7 @@ def render(sweep: Sweep) -> str:
     """The page as one HTML document."""
     cards, run = FigureCards(), sweep.run
     headline, reasons = tell_sweep(sweep)
-    of_failures = [name for name in OF_FAILURES if name in sweep.table and sweep.table[name].any()]
-    metrics = [*KEY_METRICS, *of_failures]
+    metrics = [*KEY_METRICS, *list_told(sweep.table)]
     return render_page(
         "sweep.html",
         str(run["name"]),
@@ -75,7 +73,7 @@ def render(sweep: Sweep) -> str:
 def _draw_metrics(sweep: Sweep) -> Iterator[tuple[str, str, go.Figure]]:
     """Title, caption and figure of each metric that moves; none where only seeds were swept."""
     has_seeds = len({point["seed"] for point in sweep.run["points"]}) > 1
-    for name in _FIGURES:
+    for name in (*_FIGURES, *list_told(sweep.table)):
         if (drawn := _figure(sweep, name)) is not None:
             definition = METRICS[name].definition
             caption = f"{definition[0].upper()}{definition[1:]}." + _SPREAD * has_seeds

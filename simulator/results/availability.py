@@ -7,12 +7,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import pandas as pd
 
 from simulator.deployment.plan import DeploymentPlan
 from simulator.results.tables import ReplicasChanged
 
-OF_FAILURES = ("num_lost", "availability")
-"""Metrics that say something only where machines fail."""
+OF_CHANGES = ("num_lost", "availability", "gpus_held")
+"""Metrics that say something only where machines fail, or replicas come and go."""
+
+
+def list_told(table: pd.DataFrame) -> list[str]:
+    """List those of :data:`OF_CHANGES` that say something in rows of ``summary.csv``."""
+    says = {name: name in table and bool(table[name].any()) for name in OF_CHANGES}
+    if says["gpus_held"]:
+        says["gpus_held"] = bool((table["gpus_held"] < table["num_gpus"]).any())
+    return [name for name in OF_CHANGES if says[name]]
 
 
 def measure_held(
