@@ -279,12 +279,18 @@ def _pass_on(
 ) -> None:
     """Replace, in place, kept values by those of the row before, after its own replacement: row by
     row in compiled code, since a loop of numpy's took a third of drawing.
+
+    The row before the first is passed beside the others: a choice between two arrays in the loop
+    would keep eight values from being replaced at once (measured: 2.0 against 0.05 ms for 2,048
+    rows of 256).
     """
-    for t in range(len(noise_TE)):
-        previous_E = noise_TE[t - 1] if t else last_noise_E
+    for e in range(noise_TE.shape[1]):
+        if holds_TE[0, e]:
+            noise_TE[0, e] = last_noise_E[e]
+    for t in range(1, len(noise_TE)):
         for e in range(noise_TE.shape[1]):
-            own = noise_TE[t, e]
-            noise_TE[t, e] = previous_E[e] if holds_TE[t, e] else own
+            own, previous = noise_TE[t, e], noise_TE[t - 1, e]
+            noise_TE[t, e] = previous if holds_TE[t, e] else own
 
 
 def _handicap(moe: MoE, chance: NDArray[np.float64]) -> NDArray[np.float32]:
