@@ -69,18 +69,26 @@ class Messages(NamedTuple):
 
     def times(self, factor: float) -> Messages:
         """Scale the units of all messages by ``factor``."""
-        return self._replace(unit=self.unit * factor)
+        source_M, destination_M = self.source_M, self.destination_M
+        return Messages(
+            self.num_ranks, source_M, destination_M, self.number_M, self.unit * factor
+        )  # a third of the time of _replace, for every draw of a table
 
     def reverse(self) -> Messages:
         """Reverse all messages."""
-        return self._replace(source_M=self.destination_M, destination_M=self.source_M)
+        source_M, destination_M = self.destination_M, self.source_M
+        return Messages(self.num_ranks, source_M, destination_M, self.number_M, self.unit)
 
     def sum_by_rank(self, node_R: NDArray[np.int64]) -> ByRank:
         """Sum the amounts that each rank sends and receives; ``node_R`` is the node of
         each rank.
         """
+        return ByRank(*self.list_sums(node_R))
+
+    def list_sums(self, node_R: NDArray[np.int64]) -> Floats:
+        """Sum the amounts of :class:`ByRank` into one array, ``[4, R]``."""
         sums_4R = _sum_by_rank(self.source_M, self.destination_M, self.number_M, node_R)
-        return ByRank(*(sums_4R * self.unit))
+        return np.asarray(sums_4R * self.unit)
 
     def sum_by_link(self, path_SRH: NDArray[np.int64], num_links: int) -> Floats:
         """Sum the amounts that cross each link, ``[links]``; ``path_SRH`` has the links from rank

@@ -261,7 +261,11 @@ class ExpertPrices:
         combines = placement.comm.exchanges(
             "combine", [one.copies.reverse().times(back.vector_bytes) for one in counts], back
         )
-        packings = [self._pack(out.tokens_R, one) for one in counts]
+        packings = [self._pack(out.tokens_R, counts[0])]
+        if packings[0][0] is None:  # the exchange's own kernels do it, whatever travels
+            packings *= len(counts)
+        else:
+            packings += [self._pack(out.tokens_R, one) for one in counts[1:]]
         return [
             _Ways(dispatch, combine, *packing)
             for dispatch, combine, packing in zip(dispatches, combines, packings, strict=True)

@@ -95,11 +95,11 @@ class AlphaBetaModel:
         )
         # Kernels of the GPU's own post to its own card; changing rails before is what NCCL does.
         fabric = self.fabric.direct
-        links_XL = np.array([fabric.sum_by_link(sent) for sent in sent_X]) / self._achieved_L(
+        links_XL = np.stack([fabric.sum_by_link(sent) for sent in sent_X]) / self._achieved_L(
             fit, operation
         )
         wires_X = links_XL.max(axis=1)
-        sums_X4R = np.array([sent.sum_by_rank(fabric.node_R) for sent in sent_X])
+        sums_X4R = np.stack([sent.list_sums(fabric.node_R) for sent in sent_X])
         sent_XR, received_XR, out_XR, in_XR = sums_X4R.transpose(1, 0, 2) / vectors.vector_bytes
         load = Load(
             tokens=vectors.tokens_R,
