@@ -1,11 +1,8 @@
 """Step tables that tests share: filling one takes a thousand times as long as a short run by it."""
 
-import hashlib
-import pickle
-from dataclasses import replace
-
 import numpy as np
 
+from simulator.engine.shared_tables import digest_placement
 from simulator.engine.step_price import price_step
 from simulator.engine.table import fill_entry, start_table
 from simulator.step.mixes import single_mix
@@ -28,8 +25,7 @@ class Tables:
 
     def start(self, prices, stream="steps"):
         """A table of one mix, with the entries that were asked for until now."""
-        placed = pickle.dumps(replace(prices.placement, name=""))
-        key = (hashlib.blake2b(placed).digest(), prices.max_tokens, stream)
+        key = (digest_placement(prices.placement), prices.max_tokens, stream)
         if key not in self._known:
             self._known[key] = start_table(single_mix(prices))
         return self._known[key]

@@ -22,7 +22,8 @@ from simulator.config.workload import SLO
 from simulator.deployment.placement import Placement
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.pool import PoolState
-from simulator.engine.table import StepTable, slow_table, start_table
+from simulator.engine.shared_tables import share_table
+from simulator.engine.table import StepTable, slow_table
 from simulator.engine.timeline import MakeTable, run_plan
 from simulator.planner.calibration_error import CalibrationError, Floats, read_bands
 from simulator.planner.closed_form import Curve
@@ -61,7 +62,8 @@ class FigureSamples(NamedTuple):
 
 class StepTables:
     """Step tables of one plan, one for each placement of its experts, filled once and slowed as
-    asked; another process fills its own.
+    asked, and shared with other plans of this process that place the same alike; another process
+    fills its own.
     """
 
     def __init__(self) -> None:
@@ -73,7 +75,7 @@ class StepTables:
         def fill(pool: PoolState, stream: str) -> StepTable:
             key = (stream, _digest_placement(pool.plan.placement))
             if key not in self._tables:
-                self._tables[key] = start_table(pool.mixes)
+                self._tables[key] = share_table(pool, stream)
             return slow_table(self._tables[key], factor)
 
         return fill
