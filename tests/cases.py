@@ -1,9 +1,9 @@
 """How many cases a law is tried on.
 
 ``make test`` tries the same cases each time, drawn from the test's own name: what fails there was
-broken by the change. ``make soak`` tries ten times as many, and is where cases nobody has seen are
-met: those of Hypothesis are drawn from a seed (``make soak SEED=2``), those of :func:`seeds` go on
-from the last number.
+broken by the change. ``make soak`` tries ten times as many, or as many as a law says that takes too
+long for that, and is where cases nobody has seen are met: those of Hypothesis are drawn from a seed
+(``make soak SEED=2``), those of :func:`seeds` go on from the last number.
 """
 
 import pytest
@@ -29,23 +29,25 @@ settings.register_profile(
 settings.load_profile("test")
 
 
-def times(number):
-    """So many in ``make test``, ten times as many in ``make soak``."""
-    return number * settings.default.max_examples // _CASES
+def times(number, soak=None):
+    """So many in ``make test``, ten times as many, or ``soak``, in ``make soak``."""
+    if settings.default.max_examples == _CASES:
+        return number
+    return SOAK * number if soak is None else soak
 
 
-def cases(number):
+def cases(number, soak=None):
     """Settings of a law that is tried on so many cases in ``make test``."""
-    return settings(max_examples=times(number))
+    return settings(max_examples=times(number, soak))
 
 
-def seeds(first, number):
+def seeds(first, number, soak=None):
     """Marks of a law that draws a case by its number: how many ``make test`` tries, from ``first``
     on.
     """
 
     def mark(law):
-        every = pytest.mark.parametrize("seed", range(first, first + times(number)))
+        every = pytest.mark.parametrize("seed", range(first, first + times(number, soak)))
         return pytest.mark.seeded(every(law))
 
     return mark

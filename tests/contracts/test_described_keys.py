@@ -4,6 +4,7 @@ says of them.
 
 import re
 import tomllib
+from functools import cache
 from typing import get_args
 
 import pytest
@@ -54,8 +55,11 @@ SHIPPED = {
 }
 
 
+described = cache(describe_keys)
+
+
 def keys():
-    for family, kinds in describe_keys().items():
+    for family, kinds in described().items():
         for kind in kinds.values():
             for key in kind.keys:
                 yield f"{family} {kind.name}: {key.path}", key
@@ -97,7 +101,7 @@ def test_every_number_has_bounds_in_the_reference():
 def test_every_kind_of_every_family_is_described():
     wrong = [
         f"{family} {kind.name}"
-        for family, kinds in describe_keys().items()
+        for family, kinds in described().items()
         for kind in kinds.values()
         if not kind.description
     ]
@@ -105,34 +109,34 @@ def test_every_kind_of_every_family_is_described():
 
 
 def test_a_kind_is_described_by_its_file_where_its_class_only_adds_to_it():
-    families = describe_keys()
-    described = {kind.description for kind in families["balancing"].values()}
-    assert len(described) == len(families["balancing"])
+    families = described()
+    texts = {kind.description for kind in families["balancing"].values()}
+    assert len(texts) == len(families["balancing"])
     for name, start in (("random", "Balancing to a replica drawn"), ("round_robin", "Balancing")):
         assert families["balancing"][name].description.startswith(start)
     assert families["transport"]["object_store"].description.startswith("Transport through Ray")
 
 
 def test_a_key_of_alternative_tables_is_listed_once_and_says_where_it_belongs():
-    for family, kinds in describe_keys().items():
+    for family, kinds in described().items():
         for kind in kinds.values():
             paths = [key.path for key in kind.keys]
             assert len(set(paths)) == len(paths), f"{family} {kind.name}"
-    found = {key.path: key for key in describe_keys()["files"]["scenario"].keys}
+    found = {key.path: key for key in described()["files"]["scenario"].keys}
     pruning = "deployments[].pruning"
     assert found[f"{pruning}.kind"].type == '"unstructured" or "two_four" or "block"'
     assert found[f"{pruning}.kind"].within == ""
     assert found[f"{pruning}.sparsity"].within == 'kind = "unstructured" or kind = "block"'
     assert "Share of the blocks that are gone." in found[f"{pruning}.sparsity"].description
     assert found[f"{pruning}.block_size"].within == 'kind = "block"'
-    joint = {key.path: key for key in describe_keys()["lengths"]["joint"].keys}
+    joint = {key.path: key for key in described()["lengths"]["joint"].keys}
     assert joint["input.p50"].within == "log normal marginal"
     assert joint["output.probabilities"].within == "quantile marginal"
     assert joint["input"].within == ""
 
 
 def test_what_a_whole_file_must_give_is_required_in_the_reference():
-    files = describe_keys()["files"]
+    files = described()["files"]
     engine = {key.path: key.default for key in files["engine"].keys}
     assert [engine[f"memory.{name}"] for name in ("kind", "generations", "off_gib")] == [None] * 3
     assert engine["memory.driver_gib"] == "0.0"
@@ -165,6 +169,7 @@ def test_the_format_of_dispatch_is_described_as_it_is_chosen():
         assert text.endswith("else bf16, or fp32 with fp32 weights.")
 
 
+@cache
 def validator(kind):
     schema = make_schema(kind)
     Draft202012Validator.check_schema(schema)

@@ -95,7 +95,7 @@ def price_both(monkeypatch, plan, trace):
 @seeds(0, len(EVERY))
 def test_the_table_is_what_ranks_take_on_the_same_batches(tiny, monkeypatch, seed):
     plan = draw_plan(tiny, seed)
-    trace = tiny.trace(40, 80.0, longest_input=400, longest_output=12, seed=seed)
+    trace = tiny.trace(24, 80.0, longest_input=400, longest_output=12, seed=seed)
     by_table, by_ranks = price_both(monkeypatch, plan, trace)
     if plan.placement.experts is None:
         np.testing.assert_allclose(by_table, by_ranks, rtol=1e-9)

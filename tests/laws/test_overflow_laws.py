@@ -378,7 +378,7 @@ def test_a_step_that_is_cut_off_drops_nothing():
 def test_fidelities_drop_alike(tiny, split, overflow):
     """The table has the mean of draws, and ranks the draws themselves."""
     plan = tiny.plan("moe", overflow=overflow, **split)
-    trace = tiny.trace(40, 100.0, 400, 12)
+    trace = tiny.trace(20, 100.0, 400, 12)
     records = [run_plan(plan, trace, name) for name in ("step", "rank", "message")]
     by_table, by_ranks, by_messages = (record.dropped_share for record in records)
     for record in records:

@@ -113,7 +113,7 @@ def draw_restarting(tiny, seed):
 DRAWS = {"elastic": draw_elastic, "restart": draw_restarting}
 
 
-@seeds(7000, 16)
+@seeds(7000, 8, soak=160)
 @pytest.mark.parametrize("kind", DRAWS)
 def test_every_request_finishes_or_is_lost_and_no_token_comes_twice(tiny, kind, seed):
     plan, trace = DRAWS[kind](tiny, seed)
@@ -183,7 +183,7 @@ def test_steps_of_the_ranks_that_are_left_cost_what_these_take(tiny, dispatch):
         dispatch={"kind": dispatch},
     )
     policy = build("recovery", {"kind": "elastic", "detection_s": 0.0, "regroup_s": 0.0}, "test")
-    trace = tiny.trace(300, 5000.0, 60, 60)
+    trace = tiny.trace(120, 5000.0, 60, 24)
     change = Change(0.0, "both", (0,), starts=False, gpus=(1, 9, 10))
     plan = with_changes(change_plan(plan, recovery=policy), change)
     means = {}
