@@ -18,12 +18,12 @@ def no_gradients():
         yield
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def one_thread():
     """Models this small gain nothing from threads, which wait for each other where the cores have
-    other work.
+    other work, and take half as much of the CPU again.
     """
-    import torch
+    torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -31,8 +31,6 @@ from simulator.runtime.recording.training import balance_loss
 from tests.report.pages import payload_of
 from tests.runtime.small_training import RECIPE, SHAPE, STEPS, WORDS, trained
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def made(text):

@@ -18,8 +18,6 @@ from simulator.runtime.recording.huggingface import routed_ids
 from simulator.runtime.recording.trace_file import write_recording
 from tests.runtime.small_training import WORDS
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def mixtral(tmp_path_factory):
