@@ -46,7 +46,7 @@ def test_a_table_hangs_on_no_rule_replica_pool_or_failure(tiny):
 @pytest.mark.slow
 def test_entries_scatter_little_between_streams(tiny):
     """DeepSeek-V3 over 32 ranks: 0.3 % at the median and 1 % at most over twelve streams, of which
-    five are tried here.
+    five are tried here, on the steps of few tokens, which scatter most.
     """
     plan = tiny.plan(
         "deepseek-v3", attention_dp=32, ep=32, cluster="h100-sxm-32", weight_dtype="fp8_block"

@@ -102,10 +102,11 @@ def test_shards_run_a_policy_of_the_current_folder_where_that_is_allowed(folder)
     (folder / "torch.py").write_text("raise SystemExit('a stray file ran')")
     kind = "deployments.0.dispatch.kind=my_package.my_dispatch"
     command = ("execute", "tiny.toml", "--out", "own", "--set", kind, "--set", "execution.steps=1")
+    command += ("--deployment", "moe")
     process = start_moesim(folder, *command, "--allow-code")
     _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
-    assert read(folder / "own").deployments == ["moe", "pruned"]
+    assert read(folder / "own").deployments == ["moe"]
     refused = start_moesim(folder, *command)
     _, err = refused.communicate(timeout=PATIENCE_S)
     assert refused.returncode == 2
