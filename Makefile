@@ -28,7 +28,7 @@ test: .venv/tested .venv/browser
 	@$(BIN)/coverage report --sort=cover --fail-under=0 2>/dev/null | head -n 12
 	$(PYTEST) $(WORKERS) --dist loadgroup --part rest tests
 
-# Every law on ten times as many cases as `make test`; Hypothesis draws its own anew for each seed, laws by number go on counting.
+# Every law on at least ten times as many cases as `make test`; Hypothesis draws its own anew for each seed, laws by number go on counting.
 SEED ?= 1
 soak: .venv/tested
 	@$(PYTEST) $(WORKERS) --dist loadgroup -m "soak or hypothesis or seeded" --hypothesis-profile=soak --hypothesis-seed=$(SEED) tests \
