@@ -21,7 +21,7 @@ from simulator.commands.execute_checks import (
     check_measured,
     check_transport,
 )
-from simulator.commands.execute_steps import find_last, list_steps
+from simulator.commands.execute_steps import list_steps
 from simulator.commands.execute_tables import (
     Timed,
     choose_median,
@@ -218,7 +218,9 @@ class _Runner:
         others: dict[str, float] = {}
         counted: list[_Counted] = []
         reference, live = Reference(job), LiveDeployment(plan, job, backend)
-        for done, (kind, step, counts) in enumerate(list_steps(execution)):
+        steps = list_steps(execution)
+        last = {kind: step.number for kind, step, _ in steps}
+        for done, (kind, step, counts) in enumerate(steps):
             if counts and kind not in meters:
                 meters[kind] = LoadMeter(backend)
             ran = live.run(step, counts=counts)
@@ -238,7 +240,7 @@ class _Runner:
                 kept.add(Timed(step.number, duration_s, measured.spans))
                 ranks += make_rank_rows(plan.name, kind, step, ran.shards, ran.members)
                 counted.append(_Counted(kind, step, ran.plan))
-                if step.number == find_last(execution, kind):
+                if step.number == last[kind]:
                     others[kind] = meters[kind].others_share()
             self.tick(plan.name, done + 1, total)
         medians = {kind: choose_median(kept.items) for kind, kept in timed.items()}

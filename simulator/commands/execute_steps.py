@@ -36,8 +36,3 @@ def list_steps(execution: ExecutionSpec) -> list[tuple[str, Step, bool]]:
                 )
             )
     return found
-
-
-def find_last(execution: ExecutionSpec, kind: str) -> int:
-    """Number of the last step of a kind."""
-    return max(int(step.number) for other, step, _ in list_steps(execution) if other == kind)

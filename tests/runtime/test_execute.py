@@ -231,9 +231,14 @@ def test_the_folder_holds_the_report_and_the_timeline(executed, folder):
     assert set(run["versions"]) >= {"torch", "ray"}
 
 
-def test_ctrl_c_writes_nothing_and_leaves_no_process(folder):
+def test_ctrl_c_writes_nothing_and_leaves_no_process_though_a_rank_is_being_started(folder):
     process = start_moesim(
-        folder, "execute", "tiny.toml", "--out", "never", "--set", "execution.steps=100000"
+        folder,
+        *("execute", "tiny.toml", "--out", "never", "--set", "execution.steps=100000"),
+        *("--set", "deployments.0.placement={ kind = 'eplb', num_slots = 16 }"),
+        *("--set", "deployments.0.recovery={ kind = 'elastic' }"),
+        "--set",
+        "deployments.0.failures=[{ kind = 'kill', at_s = 0.0, gpu = 1, restart_s = 0.0 }]",
     )
     until_s = time.monotonic() + PATIENCE_S
     while time.monotonic() < until_s and len(descendants(process.pid)) < 6:
