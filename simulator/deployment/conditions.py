@@ -34,6 +34,23 @@ class Condition:
     shared: tuple[float, float]
     """Shares of the rate of wires that several ranks share, inside domains and between."""
 
+    @classmethod
+    def usual(cls, num_ranks: int) -> Condition:
+        """Make the condition in which all is as fast as usual."""
+        ones = (1.0,) * num_ranks
+        return cls(ones, ones, ones, (1.0, 1.0))
+
+    def leave(self, scale_up: float, scale_out: float) -> Condition:
+        """Leave a share of the rate of all wires inside domains and of all between, where other
+        traffic takes the rest.
+        """
+        return Condition(
+            self.compute_R,
+            tuple(share * scale_up for share in self.scale_up_R),
+            tuple(share * scale_out for share in self.scale_out_R),
+            (self.shared[0] * scale_up, self.shared[1] * scale_out),
+        )
+
     @property
     def is_usual(self) -> bool:
         """Whether all is as fast as usual."""

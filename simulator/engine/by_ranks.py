@@ -101,6 +101,9 @@ class ByRanks:
         self.stream = stream
         self.taken = TakenSteps()
         self.overflow = OverflowCount(prices.placement.model.num_moe_layers)
+        self.find_wires: Callable[[int], Wires] | None = None
+        """Function from a replica to wires that its steps share with other traffic; ``None`` where
+        every batch has wires of its own."""
         self._find_profiles: FindProfiles | None = None
         self.profile_tokens = np.zeros(0)
         """Tokens of each load profile in all steps, ``[P]``."""
@@ -109,10 +112,10 @@ class ByRanks:
         """Count the tokens of later steps by the load profiles of their requests."""
         self._find_profiles, self.profile_tokens = find_profiles, np.zeros(num_profiles)
 
-    def share_counts(self, other: ByRanks) -> None:
-        """Count together with another executor of the same pool."""
+    def join(self, other: ByRanks) -> None:
+        """Count together with another executor of the same pool, and use the same wires."""
         self.overflow, self._find_profiles = other.overflow, other._find_profiles
-        self.profile_tokens = other.profile_tokens
+        self.profile_tokens, self.find_wires = other.profile_tokens, other.find_wires
 
     def use_prices(self, prices: Prices) -> None:
         """Use other prices for steps that are formed from now on."""
@@ -143,13 +146,15 @@ class ByRanks:
         drawn = placement.rng(self.stream, replica, number)
         offsets = drawn.integers(POOL_TOKENS, size=len(batches)).tolist()
         # Lanes are at different stages at any time, so each has the wires to itself.
+        find_wires = self.find_wires if placement.layout.pp == 1 else None
+        wires = None if find_wires is None else find_wires(replica)
         priced = [
             prices.price_batch(batch, offset)
             for batch, offset in zip(batches, offsets, strict=True)
         ]
         for one in priced:
             self.overflow.add(prices, one)
-        lanes = [env.process(self.run_batch(env, one)) for one in priced]
+        lanes = [env.process(self.run_batch(env, one, wires)) for one in priced]
         parts = np.zeros((len(lanes), len(STEP_PHASES) + 3))
         head_s = np.array([prices.head_s[batch.num_logits].max() for batch in batches])
         for lane, process in enumerate(lanes):
@@ -172,15 +177,23 @@ class ByRanks:
         )
 
     def run_batch(
-        self, env: simpy.Environment, priced: PricedBatch, *, keep_spans: bool = False
+        self,
+        env: simpy.Environment,
+        priced: PricedBatch,
+        wires: Wires | None = None,
+        *,
+        keep_spans: bool = False,
     ) -> ProcessGenerator:
-        """Execute one batch through all layers, on wires of its own; the process's value is its
+        """Execute one batch through all layers; the process's value is its
         :class:`~simulator.engine.rank.StepTimes`.
+
+        Args:
+            wires: that it shares with other traffic; by default wires of its own.
         """
         placement = self.prices.placement
         return run_step(
             env,
-            self.make_wires(env),
+            wires or self.make_wires(env),
             list_operations(self.prices, priced),
             placement.layout.num_ranks,
             shared_cores=placement.calibration.shared_cores,

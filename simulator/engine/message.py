@@ -1,11 +1,13 @@
 """Wires of the ``message`` fidelity: every message is a process that crosses its links in parcels,
-queueing at each.
+queueing at each. Exchanges that meet at a link share it fairly.
 
 The reference that the ``rank`` fidelity is tested against. Slow on purpose: at 32 ranks an exchange
 is some 30,000 events.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import simpy
@@ -15,21 +17,57 @@ from simpy.events import Event, ProcessGenerator
 from simulator.cost.comm import Exchange
 from simulator.policies.topology import Fabric
 
+Floats = NDArray[np.float64]
+
 _PARCELS = 8
-"""Parcels that a message is cut into. A link serves waiting parcels in turn, so messages that share
-it progress together, and the last parcel's extra hops cost an eighth of a message instead of a
-whole one."""
+"""Fewest parcels that a message is cut into. A link serves waiting parcels in turn, so messages
+that share it progress together, and the last parcel's extra hops cost an eighth of a message
+instead of a whole one."""
+
+
+_LARGEST = 65_536.0
+"""Most bytes of a parcel, so that weights of experts on a link hold up a step's tokens for a
+microsecond or two."""
+
+
+_TAGS_A_SECOND = 1e15
+"""Whole numbers that a second of a tag is divided in: priorities in SimPy are whole."""
+
+
+class _Lane:
+    """Queue of one link, which carries one parcel at a time: those of an exchange first come, first
+    served, and those of several by turns, in proportion to their seconds (self-clocked fair
+    queueing; Golestani, INFOCOM 1994).
+    """
+
+    def __init__(self, env: simpy.Environment) -> None:
+        self._env, self._queue = env, simpy.PriorityResource(env)
+        self._passed_s = 0.0
+        """Tag of the parcel that is carried: seconds that every waiting exchange has had."""
+        self._tag_of: dict[int, float] = {}
+        """Tag of the last parcel of each exchange."""
+
+    def carry(self, exchange: int, seconds: float) -> ProcessGenerator:
+        """Carry a parcel of an exchange, by its number."""
+        tag = max(self._passed_s, self._tag_of.get(exchange, 0.0)) + seconds
+        self._tag_of[exchange] = tag
+        with self._queue.request(priority=round(tag * _TAGS_A_SECOND)) as turn:
+            yield turn
+            self._passed_s = tag
+            yield self._env.timeout(seconds)
+        if not self._queue.queue and not self._queue.users:
+            self._passed_s = 0.0
+            self._tag_of.clear()
 
 
 class MessageWires:
-    """Transport of every message on its own. A link carries one parcel at a time, first come, first
-    served.
-    """
+    """Transport of every message on its own."""
 
     def __init__(self, env: simpy.Environment, fabric: Fabric) -> None:
         self.env = env
         self.fabric = fabric
-        self._lanes = [simpy.Resource(env) for _ in fabric.links]
+        self._lanes = [_Lane(env) for _ in fabric.links]
+        self._num_carried = 0
 
     def carry(self, exchange: Exchange) -> Event:
         """Start all messages of an exchange after its latency."""
@@ -44,15 +82,15 @@ class MessageWires:
         seconds_per_byte_L = np.divide(
             exchange.busy_s, bytes_L, out=np.zeros(len(bytes_L)), where=bytes_L > 0
         )
-        bytes_SR, messages = exchange.bytes_SR, []
+        bytes_SR, messages, number = exchange.bytes_SR, [], self._num_carried
+        self._num_carried += 1
         for source in range(self.fabric.num_ranks):
             for destination in self._order(source):
                 num_bytes = float(bytes_SR[source, destination])
                 if num_bytes:
                     path = [int(link) for link in fabric.path_SRH[source, destination] if link >= 0]
-                    messages.append(
-                        self.env.process(self._message(path, num_bytes, seconds_per_byte_L))
-                    )
+                    message = self._message(number, path, num_bytes, seconds_per_byte_L)
+                    messages.append(self.env.process(message))
         yield self.env.all_of(messages)
 
     def _order(self, source: int) -> list[int]:
@@ -67,25 +105,26 @@ class MessageWires:
         return [int(rank) for ranks_P in turns for rank in ranks_P if rank != source]
 
     def _message(
-        self, path: list[int], num_bytes: float, seconds_per_byte_L: NDArray[np.float64]
+        self, number: int, path: list[int], num_bytes: float, seconds_per_byte_L: Floats
     ) -> ProcessGenerator:
         """Hand the parcels to the first link one after another; each crosses the rest of the path
         by itself.
+
+        Args:
+            number: of the exchange.
         """
-        parcel = num_bytes / _PARCELS
-        arrivals = []
-        for _ in range(_PARCELS):
-            yield self.env.process(self._hop(path[0], parcel * seconds_per_byte_L[path[0]]))
-            arrivals.append(self.env.process(self._parcel(path[1:], parcel, seconds_per_byte_L)))
+        count = max(_PARCELS, math.ceil(num_bytes / _LARGEST))
+        parcel, arrivals = num_bytes / count, []
+        first_s = parcel * seconds_per_byte_L[path[0]]
+        for _ in range(count):
+            yield self.env.process(self._lanes[path[0]].carry(number, first_s))
+            rest = self._parcel(number, path[1:], parcel, seconds_per_byte_L)
+            arrivals.append(self.env.process(rest))
         yield self.env.all_of(arrivals)
 
     def _parcel(
-        self, path: list[int], num_bytes: float, seconds_per_byte_L: NDArray[np.float64]
+        self, number: int, path: list[int], num_bytes: float, seconds_per_byte_L: Floats
     ) -> ProcessGenerator:
         for link in path:
-            yield self.env.process(self._hop(link, num_bytes * seconds_per_byte_L[link]))
-
-    def _hop(self, link: int, seconds: float) -> ProcessGenerator:
-        with self._lanes[link].request() as turn:
-            yield turn
-            yield self.env.timeout(seconds)
+            seconds = num_bytes * seconds_per_byte_L[link]
+            yield self.env.process(self._lanes[link].carry(number, seconds))

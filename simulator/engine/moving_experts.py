@@ -16,7 +16,6 @@ from simulator.engine.loop_state import LoopState
 from simulator.engine.rebalancing import expect_load, judge_move, list_parts, price_move
 from simulator.engine.replica_states import ReplicaStates
 from simulator.engine.table import StepTable
-from simulator.engine.table_states import keep_first_state
 from simulator.policies.placement import Placed
 from simulator.policies.rebalancing import ExpertLoad
 from simulator.results.tables import ExpertsMoved
@@ -81,17 +80,28 @@ class MovingExperts:
                 self._last = None
         return load
 
+    @property
+    def host_s(self) -> float:
+        """Seconds of the engine's own work for each layer that changes."""
+        policy = self._state.pools[self._place].plan.serving.rebalancing
+        return float(getattr(policy, "host_s_per_layer", 0.0))
+
     def price_move(self, placed: Placed, load: ExpertLoad) -> ExpertsMoved:
         """Price a move that is decided on a load."""
-        plan = self._state.pools[self._place].plan
-        policy = plan.serving.rebalancing
-        host_s = getattr(policy, "host_s_per_layer", 0.0)
-        moved = self._price_slowest(placed, load, host_s)
+        policy = self._state.pools[self._place].plan.serving.rebalancing
+        moved = self._price_slowest(placed, load)
         moved = replace(moved, stops=not getattr(policy, "asynchronous", False))
         self._last, self._since_P = (len(self._moves), load.placed), None
-        self._arrive_s = load.at_s + moved.seconds
+        self._arrive_s = load.at_s + moved.seconds if moved.stops else math.inf
         self._moves.append(moved)
         return moved
+
+    def arrive(self, placed: Placed, at_s: float) -> None:
+        """Place experts whose weights have travelled beside steps until now."""
+        number, moved = len(self._moves) - 1, self._moves[-1]
+        self._moves[number] = replace(moved, seconds=at_s - moved.at_s, alone_s=moved.seconds)
+        self._arrive_s = at_s
+        self.place(placed)
 
     def move_in_parts(self, placed: Placed, load: ExpertLoad) -> Iterator[float]:
         """Move experts a few layers at a time, as the policy says, and yield the seconds of each
@@ -99,27 +109,23 @@ class MovingExperts:
         """
         whole, number = self.price_move(placed, load), len(self._moves) - 1
         policy = self._state.pools[self._place].plan.serving.rebalancing
-        host_s = getattr(policy, "host_s_per_layer", 0.0)
         num_layers = getattr(policy, "layers_per_chunk", len(placed.expert_LP))
         self._arrive_s, seconds = math.inf, 0.0
         parts = list(list_parts(load.placed, placed, num_layers))
         for part in parts:
-            part_s = self._price_slowest(part, load, host_s).seconds
+            part_s = self._price_slowest(part, load).seconds
             seconds += part_s
             self._moves[number] = replace(whole, seconds=seconds, num_parts=len(parts))
             self.place(part)
             yield part_s
         self._arrive_s = -math.inf
 
-    def _price_slowest(self, placed: Placed, load: ExpertLoad, host_s: float) -> ExpertsMoved:
-        """Price a move by the replica that it takes longest in."""
-        return max(
-            (
-                price_move(placement, placed, load, self._name, host_s)
-                for placement in self._replica_states.list_placements(self._place)
-            ),
-            key=lambda moved: moved.seconds,
-        )
+    def _price_slowest(self, placed: Placed, load: ExpertLoad) -> ExpertsMoved:
+        """Price a move by the replica that it takes longest in, with its links to itself."""
+        placements = self._replica_states.list_placements(self._place).values()
+        distinct = {id(one): one for one in placements}.values()
+        each = (price_move(one, placed, load, self._name, self.host_s) for one in distinct)
+        return max(each, key=lambda moved: moved.seconds)
 
     def place(self, placed: Placed) -> None:
         """Price steps that are formed from now on with another placement."""
@@ -128,14 +134,12 @@ class MovingExperts:
         self._since_P = self._count_profiles()
         if self._by_ranks is not None:
             self._by_ranks.use_prices(pool.prices)
+            self._replica_states.price_again(self._place)
+        elif pool.profiles is None:
+            self._state.use_table(self._place, self._fill())
+            self._replica_states.price_again(self._place)
         else:
-            table = self._state.pool_at(self._place).table
-            if pool.profiles is None:
-                table = self._fill()
-            else:  # what is priced holds for any placement in as many slots
-                table = keep_first_state(table)._replace(profile_loads=pool.mixes.load_YPR[None])
-            self._state.use_table(self._place, table)
-        self._replica_states.price_again(self._place)
+            self._replica_states.place_experts(self._place, placed)
 
     def _count_profiles(self) -> Floats:
         """Count the tokens of all steps so far by their load profiles, ``[P]``."""

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from simpy.events import AllOf, ProcessGenerator
 
 from simulator.engine.instants import AGAIN, CHANGE
+from simulator.engine.moves_beside_steps import move_beside_steps
 from simulator.engine.moving_experts import MovingExperts
 from simulator.engine.rebalancing import moves_any
 from simulator.engine.run import Run
 from simulator.policies.contracts import decide_placement
-from simulator.policies.placement import Placed
 
 
 def rebalance(
@@ -27,7 +27,8 @@ def rebalance(
         run.run_ahead(at_s)
         if experts.is_moving(at_s):
             continue
-        load = experts.measure_load(at_s, run.count_tokens(place))
+        drafted = pool.plan.placement.drafts.num_tokens
+        load = experts.measure_load(at_s, run.log.count_tokens(place, drafted))
         placement = pool.plan.placement
         placed = decide_placement(policy, load, placement.rng("rebalancing", number))
         if placed is None or not moves_any(placement, placed):
@@ -38,7 +39,7 @@ def rebalance(
             experts.place(placed)
             run.pause_all(place, moved.seconds)
         else:
-            env.process(_place_later(run, experts, placed, at_s + moved.seconds))
+            env.process(move_beside_steps(run, place, experts, placed))
 
 
 def _move_in_parts(run: Run, place: int, parts: Iterator[float]) -> ProcessGenerator:
@@ -47,10 +48,3 @@ def _move_in_parts(run: Run, place: int, parts: Iterator[float]) -> ProcessGener
         ended = yield AllOf(run.instants.env, run.pause_all(place, seconds))
         yield run.instants.wait_until(max(ended.values()), AGAIN)
         run.run_ahead(max(ended.values()))
-
-
-def _place_later(run: Run, experts: MovingExperts, placed: Placed, at_s: float) -> ProcessGenerator:
-    """Place experts when their weights have arrived, while steps go on."""
-    yield run.instants.wait_until(at_s, CHANGE)
-    run.run_ahead(at_s)
-    experts.place(placed)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.cost.comm import Exchange
 from simulator.deployment.placement import Placement
 from simulator.policies.messages import Messages
 from simulator.policies.placement import Placed
@@ -74,17 +75,21 @@ def judge_move(moved: Moved, load: ExpertLoad, before: Placed) -> Moved:
     )
 
 
-def price_move(
-    placement: Placement, placed: Placed, load: ExpertLoad, pool: str, host_s_per_layer: float
-) -> ExpertsMoved:
-    """Price moving the experts of one replica, whose links carry nothing else meanwhile: copies,
-    bytes and seconds.
+class ExpertTraffic(NamedTuple):
+    """Weights that travel in a replica when experts move."""
 
-    All layers travel in one exchange, behind the host's work. A rank of a split expert gets its
-    part from the same part of another copy.
+    num_experts: int
+    """Copies of experts, over all layers."""
+    num_bytes: float
+    num_layers: int
+    """Layers that change, each of which is work for the host."""
+    exchange: Exchange
+    """Price of their way over the replica's links: that of all layers at once."""
 
-    Args:
-        host_s_per_layer: seconds of the engine's own work for each layer that changes.
+
+def list_traffic(placement: Placement, placed: Placed) -> ExpertTraffic:
+    """List the weights that travel when the experts of one replica move. A rank of a split expert
+    gets its part from the same part of another copy.
     """
     experts, moe, layout = placement.experts, placement.model.moe, placement.layout
     assert experts is not None
@@ -96,16 +101,32 @@ def price_move(
     )
     parts_SR = np.kron(moves_SR, np.eye(layout.moe_tp, dtype=np.int64))
     sent = Messages.from_matrix(parts_SR.astype(np.float64)).times(part_bytes)
-    seconds = placement.comm.exchange("dispatch", sent).alone_s
-    seconds += host_s_per_layer * int(_find_changed_layers(experts.placed, placed).sum())
-    num_bytes = float(parts_SR.sum() * part_bytes)
+    return ExpertTraffic(
+        int(moves_SR.sum()),
+        float(parts_SR.sum() * part_bytes),
+        int(_find_changed_layers(experts.placed, placed).sum()),
+        placement.comm.exchange("dispatch", sent),
+    )
+
+
+def price_move(
+    placement: Placement, placed: Placed, load: ExpertLoad, pool: str, host_s_per_layer: float
+) -> ExpertsMoved:
+    """Price moving the experts of one replica, whose links carry nothing else meanwhile: copies,
+    bytes and seconds of one exchange behind the host's work.
+
+    Args:
+        host_s_per_layer: seconds of the engine's own work for each layer that changes.
+    """
+    assert placement.experts is not None
+    traffic = list_traffic(placement, placed)
     return ExpertsMoved(
         load.at_s,
         pool,
-        int(moves_SR.sum()),
-        num_bytes,
-        seconds,
-        load.measure_imbalance(experts.placed),
+        traffic.num_experts,
+        traffic.num_bytes,
+        traffic.exchange.alone_s + host_s_per_layer * traffic.num_layers,
+        load.measure_imbalance(placement.experts.placed),
         load.measure_imbalance(placed),
     )
 

@@ -21,6 +21,7 @@ from simulator.engine.by_ranks import ByRanks, Fidelity, start_ranks
 from simulator.engine.loop_state import LoopState
 from simulator.engine.shrunk import RanksLeft
 from simulator.engine.table_states import add_state, keep_first_state
+from simulator.policies.placement import Placed
 from simulator.step.mixes import Mixes
 from simulator.step.prices import Prices
 
@@ -53,6 +54,9 @@ class ReplicaStates:
         self._state, self._by_ranks, self._fidelity = state, by_ranks, fidelity
         self._left: dict[_Replica, RanksLeft] = {}
         self._conditions: dict[_Replica, Condition] = {}
+        self._contention: dict[int, tuple[float, float]] = {}
+        """Shares of their rate that other traffic leaves on the wires of a pool's replicas, inside
+        domains and between, by its place."""
         self._priced: dict[_Replica, PricedState] = {}
         self._known: dict[tuple[object, ...], PricedState] = {}
         """States that were priced once, by place of the pool, ranks that are left and condition."""
@@ -94,31 +98,64 @@ class ReplicaStates:
                     self._conditions[place, replica] = condition
                 self._use(place, replica)
 
+    def contend(self, place: int, shares: tuple[float, float] | None) -> None:
+        """Let other traffic leave a share of the rate of wires inside domains, and of those
+        between, on the wires of a pool's replicas; ``None`` for all.
+        """
+        if shares is None:
+            del self._contention[place]
+        else:
+            self._contention[place] = shares
+        for replica in range(self._state.pools[place].num_replicas):
+            self._use(place, replica)
+
+    def place_experts(self, place: int, placed: Placed) -> None:
+        """Keep the prices of a pool's states, which hold for any placement of experts in as many
+        slots, and add up the loads of ranks anew.
+        """
+        pool, table = self._state.pools[place], self._state.pool_at(place).table
+        assert pool.profiles is not None
+        for key, one in self._known.items():
+            if key[0] == place:
+                mixes = one.mixes.place(pool.profiles, placed)
+                self._known[key] = replace(one, mixes=mixes)
+        loads = np.repeat(pool.mixes.load_YPR[None], len(table.sizes), axis=0)
+        self._state.use_table(place, table._replace(profile_loads=loads))
+        self._use_again(place)
+
     def price_again(self, place: int) -> None:
         """Price the states of a pool's replicas anew, since its experts have moved."""
         self._known = {key: one for key, one in self._known.items() if key[0] != place}
         if self._fidelity == "step":
             table = self._state.pool_at(place).table
             self._state.use_table(place, keep_first_state(table))
+        self._use_again(place)
+
+    def list_placements(self, place: int) -> dict[int, Placement]:
+        """List the placements of a pool's experts on links as fast as each replica has them."""
+        pool = self._state.pools[place]
+        known: dict[Condition | None, Placement] = {None: pool.plan.placement}
+        found = {}
+        for replica in range(pool.num_replicas):
+            condition = self._conditions.get((place, replica))
+            if condition is not None and condition not in known:
+                known[condition] = degrade_placement(pool.plan, condition)
+            found[replica] = known[condition]
+        return found
+
+    def _use_again(self, place: int) -> None:
         for of_place, replica in list(self._priced):
             if of_place == place:
                 self._use(place, replica)
-
-    def list_placements(self, place: int) -> list[Placement]:
-        """List the placements of a pool's experts on links as fast as its replicas have them, each
-        once.
-        """
-        pool = self._state.pools[place]
-        own = [self._conditions.get((place, replica)) for replica in range(pool.num_replicas)]
-        return [
-            pool.plan.placement if one is None else degrade_placement(pool.plan, one)
-            for one in dict.fromkeys(own)
-        ]
 
     def _use(self, place: int, replica: int) -> None:
         """Price a replica's steps from now on as its ranks and their condition are."""
         key = place, replica
         left, condition = self._left.get(key), self._conditions.get(key)
+        if place in self._contention:
+            num_ranks = self._state.pools[place].plan.placement.layout.num_ranks
+            usual = condition or Condition.usual(num_ranks)
+            condition = usual.leave(*self._contention[place])
         clock = self._state.pools[place].clock_of(replica)
         if left is None and condition is None:
             self._priced.pop(key, None)
@@ -155,5 +192,5 @@ class ReplicaStates:
             return None
         usual = self._by_ranks[place]
         made = start_ranks(prices, self._fidelity, usual.stream)
-        made.share_counts(usual)
+        made.join(usual)
         return made

@@ -9,6 +9,8 @@ from simpy.events import Process, ProcessGenerator
 from simulator.engine.instants import Instants
 from simulator.engine.loop_state import LoopState
 from simulator.engine.replica_states import ReplicaStates
+from simulator.engine.shared_wires import SharedWires
+from simulator.engine.step_rows import StepLog
 
 
 class Run(Protocol):
@@ -18,7 +20,11 @@ class Run(Protocol):
     instants: Instants
     until_s: float
     """Time after which nothing happens any more."""
+    log: StepLog
+    """Steps so far."""
     replica_states: ReplicaStates
+    wires: SharedWires | None
+    """Wires of all replicas, where ranks are simulated."""
 
     def run_ahead(self, until_s: float) -> None:
         """Let everything happen up to a time, that instant included."""
@@ -34,10 +40,6 @@ class Run(Protocol):
 
     def pause_all(self, place: int, seconds: float) -> list[Process]:
         """Pause all replicas of a pool."""
-        ...
-
-    def count_tokens(self, place: int) -> int:
-        """Count the tokens of all steps of a pool so far."""
         ...
 
     def look_soon(self) -> None:

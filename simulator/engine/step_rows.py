@@ -87,6 +87,13 @@ class StepLog:
         prefilled, decodes = self._tokens_away[place] + held
         return int(prefilled + decodes * (1 + drafted))
 
+    def list_rows(self, place: int, since_s: float) -> Floats:
+        """List the rows that are held of a pool's steps that end after some time."""
+        parts = [part for part in (*self._full, self.rows[: self.num_taken]) if len(part)]
+        rows = np.concatenate([part[part[:, POOL] == place] for part in parts] or [self.rows[:0]])
+        found: Floats = rows[rows[:, 0] + rows[:, 1] > since_s]
+        return found
+
     def end(self) -> None:
         """Store all that is left."""
         self._put_away([*self._full, self.rows[: self.num_taken]])

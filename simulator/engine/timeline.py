@@ -54,6 +54,7 @@ from simulator.engine.request_rows import read_requests
 from simulator.engine.scaling import Scaling
 from simulator.engine.sending import form_soon
 from simulator.engine.served import Rows, Served
+from simulator.engine.shared_wires import SharedWires
 from simulator.engine.step_log import POOL, REPLICA
 from simulator.engine.step_price import count_profiles, price_step
 from simulator.engine.step_rows import StepLog, read_steps
@@ -151,12 +152,17 @@ class _Timeline:
         self.state, self._pools = state, pools
         self._fill, self._progress = fill, progress
         self._by_ranks = [by_ranks[name] for name in state.names if name in by_ranks]
-        self._log = StepLog(self._put_away)
+        self.log = StepLog(self._put_away)
         self._rows = Rows(Spool(), Spool(), Spool())
         self._under_way: dict[int, StepUnderWay] = {}
         """Steps in flight by number of the replica in all pools, where ranks are simulated."""
         self._num_cut = 0
         """Number of steps that were cut short, and whose ranks SimPy still follows to their end."""
+        self.wires = None
+        if fidelity != "step":
+            self.wires = SharedWires(self._env, state, fidelity)
+            for place, executor in enumerate(self._by_ranks):
+                executor.find_wires = partial(self.wires.find, place)
         self.replica_states = ReplicaStates(state, self._by_ranks, fidelity)
         self._failing = Failing(self)
         serving = state.pools[0].plan.serving
@@ -209,7 +215,7 @@ class _Timeline:
 
     def close(self) -> Rows:
         """Store all rows that are left."""
-        self._log.end()
+        self.log.end()
         while self.state.num_read < self.state.trace.num_requests:
             self._put_requests_away(self._read_requests())
             self.state.move_window(self.state.num_rows)
@@ -235,11 +241,6 @@ class _Timeline:
         pool.clock.is_paused[:] += 1
         return [self._env.process(self.pause(place, r, seconds)) for r in range(pool.num_replicas)]
 
-    def count_tokens(self, place: int) -> int:
-        """Count the tokens of all steps of a pool so far."""
-        drafted = self.state.pools[place].plan.placement.drafts.num_tokens
-        return self._log.count_tokens(place, drafted)
-
     def pause(self, place: int, replica: int, seconds: float) -> ProcessGenerator:
         """Keep a replica from forming steps for a while, behind its step in flight: until when."""
         state, number = self.state, self.state.number_of(place, replica)
@@ -261,21 +262,22 @@ class _Timeline:
         one.
         """
         number = self.state.number_of(place, replica)
-        if self._by_ranks:
+        if self.wires is not None:
             if number not in self._under_way:
                 return False
             self._under_way.pop(number).cut_s = at_s
+            self.wires.leave(place, replica)
             self._num_cut += 1
             return True
         was_there = remove_events(self.state.events, [code_of(ENDS, number)]) > 0
         if was_there:
             clock = self.state.pools[place].clock_of(replica)
-            cut_row(self._log.rows[clock.last_row[0]], at_s)
+            cut_row(self.log.rows[clock.last_row[0]], at_s)
         return was_there
 
     def run_ahead(self, until_s: float) -> None:
         """Let everything happen up to a time, that instant included."""
-        why, log, state = -1, self._log, self.state
+        why, log, state = -1, self.log, self.state
         while why != DONE:
             why, log.num_taken = run_ahead(
                 state.events,
@@ -318,7 +320,7 @@ class _Timeline:
         state = self.state
         place, replica = state.find_replica(number)
         pool = state.pools[place]
-        row = self._log.rows[pool.clock.last_row[replica, 0]]
+        row = self.log.rows[pool.clock.last_row[replica, 0]]
         own = self.replica_states.find(place, replica)
         mixes, z = (own.mixes, own.number) if own else (pool.mixes, 0)
         table, ranks = state.pool_at(place).table, pool.ranks_of(replica)
@@ -333,7 +335,7 @@ class _Timeline:
 
     def _start_log(self) -> None:
         """Go on with another part of the log."""
-        self._log.go_on(self._find_next(), [pool.clock for pool in self.state.pools])
+        self.log.go_on(self._find_next(), [pool.clock for pool in self.state.pools])
 
     def _find_next(self) -> float:
         state = self.state

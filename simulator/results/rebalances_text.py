@@ -31,6 +31,9 @@ def tell_rebalances(facts: Mapping[str, Any], short: str) -> str | None:
     took = seconds_text(mean(moved["seconds"] for moved in moves))
     if all("predicted_s" in moved for moved in moves):
         took += f" (predicted: {seconds_text(mean(moved['predicted_s'] for moved in moves))})"
+    alone = [moved["alone_s"] for moved in moves if moved.get("alone_s") is not None]
+    if alone:
+        took += f" ({seconds_text(mean(alone))} with the links to themselves)"
     stopped_s = sum(moved["seconds"] for moved in moves if moved["stops"])
     total = "" if once else f", {seconds_text(stopped_s)} in all"
     num_parts = mean(moved.get("num_parts", 1) for moved in moves)

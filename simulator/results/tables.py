@@ -259,8 +259,7 @@ class ExpertsMoved:
     num_bytes: float
     """Bytes of weights of these copies."""
     seconds: float
-    """Seconds of the host's work and of the weights' way over a replica's links, if nothing else is
-    on them."""
+    """Seconds of the host's work and of the weights' way over a replica's links."""
     imbalance_before: float
     """Imbalance of the load that the decision is made on, with experts where they were: the busiest
     rank's token-expert pairs over the mean rank's, as a mean over layers."""
@@ -275,6 +274,8 @@ class ExpertsMoved:
     they are then; ``None`` where the run ended before."""
     imbalance_unmoved: float | None = None
     """Imbalance of that load had experts stayed."""
+    alone_s: float | None = None
+    """Seconds that it would take were nothing else on the links; ``None`` where nothing is."""
 
 
 class PriceAudit(NamedTuple):

@@ -1,0 +1,71 @@
+"""Experts that move beside steps share the links of their replica with them."""
+
+import pytest
+
+from simulator.engine.timeline import serve
+
+EP8 = {"attention_dp": 8, "ep": 8, "replicas": 1}
+SLOW = {"network_speed": 0.003}
+
+
+def run(tiny, fidelity, *, asynchronous, num_requests=150, **keys):
+    """A run with one move, to where the load is even."""
+    policy = {
+        "kind": "periodic",
+        "every_s": 0.12,
+        "asynchronous": asynchronous,
+        "host_s_per_layer": 0.0,
+        "least_gain": 1e-6,
+        "placement": {"kind": "greedy"},
+    }
+    plan = tiny.plan("moe", **{**EP8, **SLOW, **keys}, rebalancing=policy)
+    trace = tiny.trace(num_requests, 300.0, longest_input=32, longest_output=100)
+    return serve(plan, trace, fidelity)
+
+
+def exchange_s(served, since_s, until_s):
+    """Seconds of exchanges a step, of the steps that begin in some time."""
+    steps = served.steps
+    starts = steps["start_s"].to_numpy()
+    own = (starts >= since_s) & (starts < until_s)
+    seconds = (steps["dispatch_s"] + steps["combine_s"]).to_numpy()[own]
+    return seconds.sum() / steps["num_steps"].to_numpy()[own].sum()
+
+
+@pytest.mark.parametrize("fidelity", ["step", "rank", "message"])
+def test_a_move_beside_steps_and_the_steps_slow_each_other(tiny, fidelity):
+    """A stop-the-world move has the links to itself and no step passes; beside steps there is no
+    gap, and the links show why both take longer.
+    """
+    count = 40 if fidelity == "message" else 150
+    beside, alone = (
+        run(tiny, fidelity, asynchronous=one, num_requests=count) for one in (True, False)
+    )
+    move, stop = beside.rebalances[0], alone.rebalances[0]
+    assert (move.num_bytes, move.alone_s) == (stop.num_bytes, pytest.approx(stop.seconds))
+    assert stop.alone_s is None
+    assert move.alone_s < move.seconds <= 2.01 * move.alone_s
+    end_s = move.at_s + move.seconds
+    assert exchange_s(beside, move.at_s, end_s) > 1.1 * exchange_s(beside, 0.0, move.at_s)
+    for served, longest in ((alone, stop.seconds), (beside, 0.0)):
+        steps = served.steps
+        ends = (steps["start_s"] + steps["duration_s"]).to_numpy()
+        gap_s = (steps["start_s"].to_numpy()[1:] - ends[:-1]).max()
+        assert gap_s >= longest * (1 - 1e-9)
+        assert longest or gap_s < 0.1 * stop.seconds
+
+
+def test_fidelities_agree_on_how_long_a_move_beside_steps_takes(tiny):
+    moves = [run(tiny, one, asynchronous=True) for one in ("step", "rank")]
+    seconds = [served.rebalances[0].seconds for served in moves]
+    assert seconds[0] == pytest.approx(seconds[1], rel=0.1)
+    ends = [served.requests["finish_s"].max() for served in moves]
+    assert ends[0] == pytest.approx(ends[1], rel=0.05)
+
+
+def test_messages_and_fluids_agree_on_a_move_beside_steps(tiny):
+    found = [run(tiny, one, asynchronous=True, num_requests=40) for one in ("rank", "message")]
+    seconds = [served.rebalances[0].seconds for served in found]
+    assert seconds[1] == pytest.approx(seconds[0], rel=0.1)
+    ends = [served.requests["finish_s"].max() for served in found]
+    assert ends[1] == pytest.approx(ends[0], rel=0.05)
