@@ -141,12 +141,14 @@ def test_exchanges_end_however_late_in_a_run(now_s):
     assert max(found) == pytest.approx(1e-5 + sum(lengths), abs=100 * np.spacing(now_s), rel=1e-6)
 
 
-def test_a_message_crosses_its_links_in_parcels(tiny):
+@pytest.mark.parametrize(("num_bytes", "parcels"), [(4e5, 8), (65_536e3, 1000)])
+def test_a_message_crosses_its_links_in_parcels(tiny, num_bytes, parcels):
     fabric = Switch().wire(tiny.cluster(8), 2)
-    bytes_SR = np.array([[0.0, 8e6], [0.0, 0.0]])
+    bytes_SR = np.array([[0.0, num_bytes], [0.0, 0.0]])
     env = simpy.Environment()
     sent = Messages.from_matrix(bytes_SR)
     exchange = Exchange(0.0, fabric.sum_by_link(sent) / 1e9, sent)
     env.run(MessageWires(env, fabric).carry(exchange))
-    assert exchange.alone_s == pytest.approx(8e-3)
-    assert env.now == pytest.approx(9e-3)  # the last of 8 parcels has one more link to cross
+    assert exchange.alone_s == pytest.approx(num_bytes / 1e9)
+    # The last parcel has one more link to cross.
+    assert env.now == pytest.approx((1 + 1 / parcels) * num_bytes / 1e9)
