@@ -113,9 +113,9 @@ class ByRanks:
         self._find_profiles, self.profile_tokens = find_profiles, np.zeros(num_profiles)
 
     def join(self, other: ByRanks) -> None:
-        """Count together with another executor of the same pool, and use the same wires."""
+        """Count together with another executor of the same pool."""
         self.overflow, self._find_profiles = other.overflow, other._find_profiles
-        self.profile_tokens, self.find_wires = other.profile_tokens, other.find_wires
+        self.profile_tokens = other.profile_tokens
 
     def use_prices(self, prices: Prices) -> None:
         """Use other prices for steps that are formed from now on."""

@@ -180,17 +180,19 @@ class ReplicaStates:
             placement = shrink_placement(plan, is_left_D, left.placed)
         prices = pool.price_placement(placement)
         table, mixes = self._state.pool_at(place).table, pool.list_mixes(prices)
-        found = PricedState(left, mixes, self._start_ranks(place, prices), len(table.sizes))
+        found = PricedState(left, mixes, self._start_ranks(place, prices, left), len(table.sizes))
         if self._fidelity == "step":
             added = add_state(table, mixes, None if left is None else left.left_d)
             self._state.use_table(place, added)
         self._known[key] = found
         return found
 
-    def _start_ranks(self, place: int, prices: Prices) -> ByRanks | None:
+    def _start_ranks(self, place: int, prices: Prices, left: RanksLeft | None) -> ByRanks | None:
         if self._fidelity == "step":
             return None
         usual = self._by_ranks[place]
         made = start_ranks(prices, self._fidelity, usual.stream)
         made.join(usual)
+        if left is None:  # nothing moves between ranks that are left
+            made.find_wires = usual.find_wires
         return made
