@@ -22,7 +22,7 @@ from simulator.engine.events import (
     push_event,
     remove_events,
 )
-from simulator.engine.hand_over import drop_lost, release_sent
+from simulator.engine.hand_over import drop_lost, release_sent, withdraw
 from simulator.engine.loop_state import LoopState
 from simulator.engine.pool import PoolState
 from simulator.engine.sending import release_next
@@ -162,6 +162,20 @@ def lose_requests(rows: Sequence[int], place: int, at_s: float, state: LoopState
         elif handing is not None and first.requests.first_s[row] >= 0:
             release_sent(state.events, first, row, at_s)
         release_next(state.feed, first.requests, 1, at_s)
+
+
+def withdraw_requests(rows: Sequence[int], at_s: float, state: LoopState) -> None:
+    """Give up the places in the decode pool of requests whose prompts are computed again: they ask
+    for room once more, since caches that wait for room may be in the way of these prompts.
+    """
+    if state.handing is None:
+        return
+    pool, num_first = state.handing.pool, len(state.first.clock.counts)
+    for row in rows:
+        if remove_events(state.events, [code_of(GOES_ON, row)]):
+            pool.requests.stage[row] = HERE
+        else:
+            withdraw(state.events, num_first, pool, row, at_s)
 
 
 def forget_tokens(rows: Sequence[int], pool: PoolState) -> None:

@@ -21,6 +21,7 @@ from simulator.engine.changes import (
     send_again,
     stop_replica,
     undo_formed,
+    withdraw_requests,
 )
 from simulator.engine.instants import AGAIN, CHANGE
 from simulator.engine.outages import Outages
@@ -240,6 +241,8 @@ class Failing:
             if fate == "lose":
                 lose_requests(rows, place, at_s, state)
                 continue
+            if place == 0:
+                withdraw_requests(rows, at_s, state)
             if fate == "retry":
                 forget_tokens(rows, state.pools[place])
             send_again(rows, place, at_s, state.events)

@@ -177,8 +177,14 @@ def release_sent(events: Events, first: Pool, request: int, now_s: float) -> Non
 @jit_inner
 def drop_lost(events: Events, num_first: int, second: Pool, request: int, now_s: float) -> None:
     """Drop a lost request whose cache the decode pool was to receive."""
+    second.requests.times[request, LOST_S] = now_s
+    withdraw(events, num_first, second, request, now_s)
+
+
+@jit_inner
+def withdraw(events: Events, num_first: int, second: Pool, request: int, now_s: float) -> None:
+    """Give up the place of a request in the decode pool, which was to receive its cache."""
     requests, replica = second.requests, second.balance.replica_of[request]
-    requests.times[request, LOST_S] = now_s
     if replica < 0:
         return
     ranks, clock = ranks_of(second.ranks, replica), clock_of(second.clock, replica)

@@ -218,3 +218,16 @@ def test_fewer_ranks_serve_more_slowly_and_a_restart_takes_longest(tiny):
     assert ends == sorted(ends)
     assert (one["outcome"] == "finished").all()
     assert (restarts["outcome"] == "lost").any()  # nobody is there for those that arrive meanwhile
+
+
+@seeds(0, 6)
+def test_prompts_that_are_computed_again_do_not_wait_for_caches_behind_them(tiny, seed):
+    """Small caches: prompts of a lost replica gave up their places in the decode pool, since what
+    waits for room there may fill the replica that they go to.
+    """
+    plan, trace = draw_deployment(tiny, 9515)
+    assert plan.prefill is not None
+    span_s = float(np.nanmax(tiny.serve(plan, trace).requests_table()["finish_s"]))
+    losses = draw_gpu_losses(plan, np.random.default_rng([9515, seed]), span_s)
+    outcomes = tiny.serve(with_changes(plan, *losses), trace).requests_table()["outcome"]
+    assert set(outcomes) <= {"finished", "lost"}
