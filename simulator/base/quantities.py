@@ -70,6 +70,8 @@ Ratio = Annotated[float, value_range(0, 1)]
 """Share from 0 to 1, both included."""
 Share = Annotated[float, value_range(0, 1, above=True)]
 """Share above 0, up to 1."""
+SpeedShare = Annotated[float, value_range(0.001, 1)]
+"""Share of a usual speed that is left."""
 Factor = Annotated[float, value_range(1e-6, 1e6)]
 """Multiplier."""
 Thickening = Annotated[float, value_range(1, 1e6)]

@@ -7,7 +7,7 @@ from typing import Self
 from pydantic import model_validator
 
 from simulator.base.frozen import Frozen
-from simulator.base.quantities import Duration, MachineNumber, Seconds, Share
+from simulator.base.quantities import Duration, MachineNumber, Seconds, SpeedShare
 
 
 class Degraded(Frozen):
@@ -20,11 +20,11 @@ class Degraded(Frozen):
     behind them those of a prefill pool. Give this or ``node``; neither = all GPUs."""
     node: MachineNumber | None = None
     """Number of the node, from 0, all GPUs of which are slower."""
-    compute: Share = 1.0
+    compute: SpeedShare = 1.0
     """Share of their usual speed that its kernels reach; the engine's own work takes as long."""
-    scale_up: Share = 1.0
+    scale_up: SpeedShare = 1.0
     """Share of the usual rate of its wires inside the fast domain, both ways."""
-    scale_out: Share = 1.0
+    scale_out: SpeedShare = 1.0
     """Share of the usual rate of its wires between domains, both ways: what a failing card, or the
     traffic of others, leaves. Where all GPUs are named, of shared wires between domains too."""
     at_s: Seconds = 0.0

@@ -133,7 +133,7 @@ def check_degraded_gpus(spec: DeploymentSpec, machines: Collection[Machines], pl
             if value is not None and value >= count:
                 raise UserError(
                     f"{place} [degraded.{number}]: {what} = {value}: the deployment uses "
-                    f"{count:,}, numbered from 0"
+                    f"{count:,}, numbered from 0 to {count - 1:,}"
                 )
 
 

@@ -61,8 +61,7 @@ def list_entries(prices: Prices) -> tuple[Floats, Floats, int]:
 
 def price_entry(prices: Prices, tokens_d: Ints, stream: str) -> tuple[float, Floats]:
     """Price the experts for so many tokens on each data-parallel rank, from draws of the entry's
-    own (:func:`price_experts`). Where ranks are not equally fast, it is the mean over which of them
-    has most tokens.
+    own (:func:`price_experts`).
 
     Args:
         stream: name of the random stream, of which every entry has its own.
@@ -70,14 +69,7 @@ def price_entry(prices: Prices, tokens_d: Ints, stream: str) -> tuple[float, Flo
     total, fullest = int(tokens_d.sum()), int(tokens_d.max())
     rng = prices.placement.rng(stream, total, fullest)
     places = _draw_places(prices.experts.imbalance_L, total, rng)
-    besides = _list_besides(prices)
-    class_D, first_K = prices.placement.speed_classes
-    if fullest * len(tokens_d) == total or len(first_K) == 1:
-        return price_experts(prices, tokens_d, places, besides)
-    share_K = np.bincount(class_D) / len(class_D)
-    found = [price_experts(prices, np.roll(tokens_d, d), places, besides) for d in first_K.tolist()]
-    alone_s, columns = zip(*found, strict=True)
-    return float(share_K @ alone_s), np.tensordot(share_K, columns, axes=1)
+    return price_experts(prices, tokens_d, places, _list_besides(prices))
 
 
 def _list_besides(prices: Prices) -> tuple[float, ...]:

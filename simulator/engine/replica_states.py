@@ -20,7 +20,7 @@ from simulator.deployment.shrunk_placement import shrink_placement
 from simulator.engine.by_ranks import ByRanks, Fidelity, start_ranks
 from simulator.engine.loop_state import LoopState
 from simulator.engine.shrunk import RanksLeft
-from simulator.engine.table_states import add_state, keep_first_state
+from simulator.engine.table_states import add_state, keep_usual_state
 from simulator.policies.placement import Placed
 from simulator.step.mixes import Mixes
 from simulator.step.prices import Prices
@@ -128,7 +128,7 @@ class ReplicaStates:
         self._known = {key: one for key, one in self._known.items() if key[0] != place}
         if self._fidelity == "step":
             table = self._state.pool_at(place).table
-            self._state.use_table(place, keep_first_state(table))
+            self._state.use_table(place, keep_usual_state(table))
         self._use_again(place)
 
     def list_placements(self, place: int) -> dict[int, Placement]:

@@ -178,7 +178,7 @@ def _price_lane(
     tokens_P[:] = 0.0
     attention = dense = collective = slowest = beside = heading = 0.0
     read_bytes = table.weight_bytes
-    total_tokens = fullest = most_sequences = prompts = 0
+    total_tokens = fullest = fullest_class = most_sequences = prompts = 0
     for d in range(first, end):
         if each[d, IS_LOST]:
             continue
@@ -257,7 +257,8 @@ def _price_lane(
         slowest = max(slowest, (mixing + feeding) * most_slow + reducing)
         beside = max(beside, halving * most_slow)
         total_tokens += tokens
-        fullest = max(fullest, tokens)
+        if tokens > fullest:
+            fullest, fullest_class = tokens, group_class[d - first]
         most_sequences = max(most_sequences, sequences)
     row[ATTENTION:] = 0.0
     row[ATTENTION + 9] = read_bytes
@@ -267,7 +268,8 @@ def _price_lane(
     if table.sizes[z, 0]:
         share = fullest * num_ranks / total_tokens
         imbalance = _expect_imbalance(table, z) if len(tokens_P) else 1.0
-        _interpolate_experts(table, z, total_tokens, share, imbalance, beside / 2, row)
+        state = z + fullest_class
+        _interpolate_experts(table, state, total_tokens, share, imbalance, beside / 2, row)
     row[ATTENTION + 6] = collective
     row[ATTENTION + 7] = table.step_s + (table.prompt_s if prompts else 0.0)
     row[ATTENTION + 7] += sequences_s(most_sequences, table.sequence_s)

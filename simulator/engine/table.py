@@ -6,7 +6,7 @@ The routed experts' part is filled beside it, in :mod:`simulator.engine.experts_
 from __future__ import annotations
 
 from collections import Counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,8 +69,11 @@ class StepTable(NamedTuple):
     """``[J, 2, :]`` fields of :class:`simulator.cost.kernels.context.Rates`."""
     sizes: Ints
     """``[Z, 4]`` entries ``G``, ``S`` and ``M``, and ranks ``R``, of each state of a replica: all
-    ranks as fast as usual, some lost, or some slower. Arrays of all states are as large as the
+    ranks as fast as usual, some lost, or some slower. Where groups are not equally fast, each class
+    of them that may have most tokens is a state. Arrays of all states are as large as the
     largest."""
+    fullest: Ints
+    """``[Z]`` data-parallel group that has most tokens in a state, for its class."""
     expert_tokens: Floats
     """``[Z, G]`` tokens of the whole replica; ``G`` is 0 for a dense model."""
     expert_shares: Floats
@@ -162,7 +165,7 @@ def fill_entry(table: StepTable, mixes: Mixes, stream: str, z: int, g: int, s: i
             found = table.expert_alone_s[z, g, other, m], table.expert_s[z, g, other, m]
             break
     else:
-        found = price_entry(prices, tokens_d, stream)
+        found = price_entry(prices, np.roll(tokens_d, table.fullest[z]), stream)
     table.expert_alone_s[z, g, s, m], table.expert_s[z, g, s, m] = found
     table.is_filled[z, g, s, m] = True
     table.wanted[:] = -1
@@ -210,15 +213,19 @@ def start_table(mixes: Mixes) -> StepTable:
     tokens, shares, num_besides = list_entries(prices)
     entries = (len(tokens), len(shares), len(mixes.prices_M))
     engine = placement.calibration.engine
+
+    def repeat(of_state: NDArray[Any]) -> NDArray[Any]:
+        return np.repeat(of_state[None], len(first_K), axis=0)
+
     return StepTable(
         mixer_s=sum((_layers_s(*block) for block in mixers), zeros),
         ffn_s=sum((_layers_s(*block) for block in ffns), zeros),
         head_s=prices.head_s,
-        slow=_list_slow(placement)[None],
-        group_class=class_D[None],
-        collective_s=np.stack([_layers_s(*block) for block in reduces] or [zeros] * len(first_K))[
-            None
-        ],
+        slow=repeat(_list_slow(placement)),
+        group_class=repeat(class_D),
+        collective_s=repeat(
+            np.stack([_layers_s(*block) for block in reduces] or [zeros] * len(first_K))
+        ),
         halved_s=sum(
             (
                 _layers_s(block_s, halved, halved)
@@ -238,15 +245,16 @@ def start_table(mixes: Mixes) -> StepTable:
         rates=np.array([rates[t] for t in terms], dtype=np.float64).reshape(
             -1, 2, len(Rates._fields)
         ),
-        sizes=np.array([[*entries, mixes.load_YPR.shape[2]]], dtype=np.int64),
-        expert_tokens=tokens[None],
-        expert_shares=shares[None],
-        expert_imbalances=mixes.imbalance_M[None],
-        profile_loads=mixes.load_YPR[None],
+        sizes=repeat(np.array([*entries, mixes.load_YPR.shape[2]])),
+        fullest=first_K,
+        expert_tokens=repeat(tokens),
+        expert_shares=repeat(shares),
+        expert_imbalances=repeat(mixes.imbalance_M),
+        profile_loads=repeat(mixes.load_YPR),
         expert_besides=np.array(BESIDES if prices.halved_layers else (0.0,)),
-        expert_alone_s=np.ones((1, *entries)),
-        expert_s=np.zeros((1, *entries, num_besides, NUM_COLUMNS)),
-        is_filled=np.zeros((1, *entries), dtype=np.bool_),
+        expert_alone_s=np.ones((len(first_K), *entries)),
+        expert_s=np.zeros((len(first_K), *entries, num_besides, NUM_COLUMNS)),
+        is_filled=np.zeros((len(first_K), *entries), dtype=np.bool_),
         wanted=np.full(4, -1, dtype=np.int64),
         weight_bytes=prices.read_bytes_per_step,
         step_s=engine.step_s,
@@ -338,6 +346,7 @@ def empty_table() -> StepTable:
         term_bytes=np.zeros((0, 2)),
         rates=np.zeros((0, 0, 0)),
         sizes=np.zeros((0, 4), dtype=np.int64),
+        fullest=np.zeros(0, dtype=np.int64),
         expert_tokens=np.zeros((0, 0)),
         expert_shares=np.zeros((0, 0)),
         expert_imbalances=np.zeros((0, 0)),

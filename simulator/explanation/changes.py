@@ -174,7 +174,7 @@ def _leave_out(plan: DeploymentPlan, keys: _Keys) -> Iterator[Change]:
     if plan.spec.speculation["kind"] != "none":
         yield Change("no drafts", keys.replace(speculation={"kind": "none"}))
     if plan.spec.degraded:
-        yield Change("GPUs and wires as fast as usual", keys.replace(degraded=[]), ("slower",))
+        yield Change("GPUs and wires as fast as usual", keys.replace(degraded=[]))
     if plan.spec.rebalancing["kind"] != "none":
         yield Change("experts that stay", keys.replace(rebalancing={"kind": "none"}))
     if plan.spec.scaling["kind"] != "none":

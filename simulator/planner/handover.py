@@ -131,7 +131,7 @@ def scenario_text(
     if question.failures.availability is not None:
         rates = question.failures
         comments.append(
-            "Spare replicas are among the replicas. What failures do to them: "
+            "Spare replicas, if any, are among the replicas. What failures do to them: "
             f'failures = [{{ kind = "random", mtbf_gpu_hours = {rates.mtbf_gpu_hours_low:g}, '
             f"repair_s = {3600 * rates.repair_hours:g} }}] in a deployment."
         )

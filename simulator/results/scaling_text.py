@@ -97,7 +97,7 @@ def tell_scaling(results: Results, name: str, row: pd.Series, short: str) -> str
     low, high = min(counts), max(counts)
     span = count(low, "replica") if low == high else f"{low:,} to {high:,} replicas"
     hours = number(float(row["gpus_held"]) * float(row["duration_s"]) / 3600)
-    told = list(_tell_changes(changes))
+    told = list(_tell_changes(changes, float(row["duration_s"])))
     named = told[:_NUM_NAMED]
     if len(told) > _NUM_NAMED:
         last_s, more = seconds_text(changes[-1]["at_s"]), len(told) - _NUM_NAMED
@@ -106,16 +106,17 @@ def tell_scaling(results: Results, name: str, row: pd.Series, short: str) -> str
     return f"{short} holds {span}, {tell_gpus(row)} on average ({hours} GPU-hours){how}."
 
 
-def _tell_changes(changes: list[dict[str, Any]]) -> Iterator[str]:
-    """Describe each launch and each end of a replica."""
+def _tell_changes(changes: list[dict[str, Any]], end_s: float) -> Iterator[str]:
+    """Describe each launch and each end of a replica, in a run that ends at some time."""
     for place, change in enumerate(changes):
         (replica,) = change["replicas"]
         at = seconds_text(change["at_s"])
         later = (one for one in changes[place + 1 :] if replica in one["replicas"])
         if change["kind"] == "launches":
-            yield f"replica {replica} starts at {at} and serves from " + seconds_text(
-                change["serves_s"]
-            )
+            serves = seconds_text(change["serves_s"])
+            late = change["serves_s"] > end_s
+            then = f"would serve from {serves}, after the end" if late else f"serves from {serves}"
+            yield f"replica {replica} starts at {at} and {then}"
         elif change["kind"] == "drains":
             left = next((one for one in later if one["kind"] == "leaves"), None)
             ends = f" and leaves at {seconds_text(left['at_s'])}" if left else ""

@@ -26,11 +26,25 @@ def run(tiny, trace, degraded, fidelity="step", model="moe", **keys):
 @pytest.mark.parametrize("degraded", [SLOW_GPU, SLOW_CARD, MIXED], ids=["gpu", "card", "mixed"])
 @pytest.mark.parametrize("split", [EP16, TP2], ids=["ep16", "tp2"])
 def test_the_table_is_what_ranks_take_with_slower_ones(tiny, monkeypatch, split, degraded):
-    """The table has the mean over which group has most tokens; single steps differ."""
+    """The table has a state for each class of groups that may have most tokens."""
     plan = tiny.plan("moe", replicas=1, degraded=degraded, **split)
     trace = tiny.trace(60, 80.0, longest_input=400, longest_output=16)
     by_table, by_ranks = price_both(monkeypatch, plan, trace)
     assert by_table.sum() == pytest.approx(by_ranks.sum(), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "degraded", [[{"node": 0, "scale_out": 0.1}], [{"gpu": 0, "scale_out": 0.1}]]
+)
+def test_fidelities_agree_whoever_has_most_tokens(tiny, degraded):
+    """Few requests at a time, all of which go to the first of equally loaded groups."""
+    plan = tiny.plan("moe", **EP16, replicas=1, degraded=degraded)
+    trace = tiny.trace(20, 10.0, longest_input=600, longest_output=6)
+    by_table, by_ranks = (
+        (served.requests["first_token_s"] - served.requests["arrival_s"]).mean()
+        for served in (serve(plan, trace, one) for one in ("step", "rank"))
+    )
+    assert by_table == pytest.approx(by_ranks, rel=0.03)
 
 
 @pytest.mark.parametrize("split", [{"tp": 4}, {"tp": 2, "attention_dp": 2}, {"tp": 8}])
@@ -151,7 +165,7 @@ def test_experts_that_move_are_priced_on_slower_ranks(tiny, fidelity):
         ([{"node": 2, "compute": 0.5}], EP8, "node = 2: the deployment uses 2"),
         ([{"gpu": 0}], EP8, "names nothing that is slower"),
         ([{"gpu": 0, "node": 0, "compute": 0.5}], EP8, "leave one of them out"),
-        ([{"gpu": 0, "compute": 0.0}], EP8, "must be above 0"),
+        ([{"gpu": 0, "compute": 0.0}], EP8, "must be at least 0.001"),
         ([{"gpu": 0, "compute": 0.5}], {"tp": 2, "pp": 2}, "leave pp or degraded out"),
     ],
 )
