@@ -120,9 +120,14 @@ class Failures:
         arrives = (Kind.CACHE_ARRIVES, 0, request.number)
         self._events.call_off(lambda event: event[1:] == arrives)
 
-    def send_again(self, now_s: float) -> None:
-        """All that changes at this instant has changed."""
+    def send_again(self, now_s: float) -> list[int]:
+        """All that changes at this instant has changed. Returns replicas of the decode pool that
+        have room by that.
+        """
+        prompts = [request for place, request in self._again if place == 0]
+        found = [self._handing.ask_again(one) for one in prompts] if self._handing else []
         for place, request in self._again:
             kind = Kind.GOES_ON if place else Kind.COMES_LATER
             self._events.add(now_s, kind, request.number)
         self._again, self._is_told = [], False
+        return [replica for replica in found if replica is not None]

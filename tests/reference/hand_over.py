@@ -91,16 +91,32 @@ class HandOver:
         """
         request = self._decodes.requests[prompt.number]
         request.lost_s = now_s
+        return self._withdraw(request)
+
+    def ask_again(self, prompt: Request) -> int | None:
+        """A prompt is to be computed again, and asks for room once more when it is. Returns a
+        replica that has room by that.
+        """
+        request = self._decodes.requests[prompt.number]
+        goes_on = (Kind.GOES_ON, 0, prompt.number)
+        if self._events.call_off(lambda event: event[1:] == goes_on):
+            request.stage = Stage.HERE
+            return None
+        return self._withdraw(request)
+
+    def _withdraw(self, request: Request) -> int | None:
         if request.replica is None:
             return None
         rank = self._find_rank(request)
         if request in rank.line:
             rank.line.remove(request)
+            request.stage = Stage.HERE
         if request not in rank.reserved:
             return None
         rank.reserved.remove(request)
         rank.cache.release(request)
         rank.is_full = False
+        request.stage = Stage.HERE
         return request.replica
 
     def _find_rank(self, request: Request) -> Rank:

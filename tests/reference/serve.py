@@ -74,7 +74,7 @@ class _Run:
             Kind.GOES_ON: self._go_on,
             Kind.CACHE_ARRIVES: self._arrive,
             Kind.CHANGES: lambda event: self._failures.change(event.at_s, event.number),
-            Kind.HAS_CHANGED: lambda event: self._failures.send_again(event.at_s),
+            Kind.HAS_CHANGED: lambda event: self._send_again(event.at_s),
         }
         changes = (Kind.CHANGES, Kind.HAS_CHANGED)
         while self._num_done < len(self.first.requests) or self._events.has_next:
@@ -89,6 +89,10 @@ class _Run:
         self._num_done += 1
         if self._is_closed:
             self._release(self._now_s)
+
+    def _send_again(self, now_s: float) -> None:
+        for replica in self._failures.send_again(now_s):
+            self._form_soon(1, replica)
 
     def _form_soon(self, place: int, number: int, kind: Kind = Kind.STEP_FORMS) -> None:
         """Let a replica form a step at this instant, unless it is going to anyway."""
