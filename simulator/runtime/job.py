@@ -212,11 +212,6 @@ def make_job(plan: DeploymentPlan, folder: Path) -> Job:
             f"{where}: experts that move in the background of steps can be simulated, but not "
             "executed; leave asynchronous out of the rebalancing"
         )
-    if any(getattr(policy, "notice_s", None) for policy in plan.failures):
-        raise UserError(
-            f"{where}: failures that are announced can be simulated, but not executed; leave "
-            "notice_s out"
-        )
     if spec.scaling["kind"] != "none":
         raise UserError(f"{where}: scaling can be simulated, but not executed; leave it out")
     if (spec.routing or {}).get("exact"):
