@@ -112,7 +112,8 @@ def _measure_on_wires(pool: PoolState, num_tokens: int) -> float:
     """Measure the share of a step's exchanges that is not latency, with half of the links left."""
     layout, num_layers = pool.plan.placement.layout, pool.plan.placement.model.num_moe_layers
     tokens_d = np.full(layout.attention_dp, max(1, num_tokens // layout.attention_dp))
-    places = [(layer * num_layers // _LAYERS, 0) for layer in range(min(_LAYERS, num_layers))]
+    count = min(_LAYERS, num_layers)
+    places = [(layer * num_layers // count, 0) for layer in range(count)]
     steps = pool.prices.experts.steps(tokens_d, places)
     each = [one for step in steps for one in (step.dispatch, step.combine) if one.busy_s.size]
     wires_s = sum(float(one.busy_s.max()) for one in each) / _LEAST

@@ -138,3 +138,28 @@ def _toml(value):
         if isinstance(value, str)
         else str(value)
     )
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    """Four simulated nodes of Ray's, of whose processes none is left."""
+    from tests.runtime.ray_nodes import open_nodes
+
+    with open_nodes() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def job(real, tiny):
+    """Experts with copies on four nodes of one rank each."""
+    from tests.runtime.ray_nodes import make_job
+
+    return make_job(real, tiny)
+
+
+@pytest.fixture(scope="module")
+def reference(job):
+    """The whole model of that job in one process."""
+    from simulator.runtime.reference import Reference
+
+    return Reference(job)

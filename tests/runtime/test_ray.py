@@ -37,9 +37,7 @@ from tests.runtime.ray_nodes import (
     TRANSPORTS,
     homes,
     is_alive,
-    make_job,
     new_faults,
-    open_nodes,
     processes,
     start,
 )
@@ -52,22 +50,6 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 PLANNED, TWICE = 20, 30
 """Steps in which something is killed."""
-
-
-@pytest.fixture(scope="module")
-def nodes():
-    with open_nodes() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def job(real, tiny):
-    return make_job(real, tiny)
-
-
-@pytest.fixture(scope="module")
-def reference(job):
-    return Reference(job)
 
 
 @pytest.fixture(scope="class", params=TRANSPORTS)

@@ -26,30 +26,12 @@ from tests.runtime.ray_nodes import (
     NUM_NODES,
     TRANSPORTS,
     is_alive,
-    make_job,
     new_faults,
-    open_nodes,
     processes,
     start,
 )
 
 pytestmark = pytest.mark.xdist_group("ray")
-
-
-@pytest.fixture(scope="module")
-def nodes():
-    with open_nodes() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def job(real, tiny):
-    return make_job(real, tiny)
-
-
-@pytest.fixture(scope="module")
-def reference(job):
-    return Reference(job)
 
 
 @pytest.fixture(scope="class", params=TRANSPORTS)

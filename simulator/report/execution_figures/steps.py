@@ -110,20 +110,8 @@ def _add_moves(
     label, line = style.labels(executed), style.lines(executed)
     for name in executed.deployments:
         moves = [
-            moved
+            (moved["step"] - 0.5, tell_move(moved))
             for moved in style.facts(executed, name).get("rebalances") or []
             if kind_of_step(executed, int(moved["step"])) == kind
         ]
-        if not moves:
-            continue
-        drawn.add_scatter(
-            x=[at for moved in moves for at in (*(2 * [moved["step"] - 0.5]), None)],
-            y=[level for _ in moves for level in (*levels, None)],
-            customdata=[text for moved in moves for text in 3 * [tell_move(moved)]],
-            name=label[name],
-            line=line[name] | {"width": 0.8, "dash": "dot"},
-            opacity=0.6,
-            mode="lines",
-            showlegend=False,
-            hovertemplate="%{customdata}",
-        )
+        style.add_moves(drawn, label[name], line[name], moves, levels)

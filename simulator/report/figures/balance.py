@@ -69,17 +69,8 @@ def _mark_moves(drawn: go.Figure, results: Results, unit_s: float) -> None:
     levels = [value for trace in drawn.data for value in trace.y if value is not None]
     low, high = min(levels), max(levels)
     for name in results.deployments:
-        moves = style.facts(results, name).get("rebalances") or []
-        if not moves:
-            continue
-        drawn.add_scatter(
-            x=[at for moved in moves for at in (*(2 * [moved["at_s"] / unit_s]), None)],
-            y=[level for _ in moves for level in (low, high, None)],
-            customdata=[text for moved in moves for text in 3 * [tell_move(moved)]],
-            name=label[name],
-            line=line[name] | {"width": 0.8, "dash": "dot"},
-            opacity=0.6,
-            mode="lines",
-            showlegend=False,
-            hovertemplate="%{customdata}",
-        )
+        moves = [
+            (moved["at_s"] / unit_s, tell_move(moved))
+            for moved in style.facts(results, name).get("rebalances") or []
+        ]
+        style.add_moves(drawn, label[name], line[name], moves, (low, high))
