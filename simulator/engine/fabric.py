@@ -1,14 +1,14 @@
-"""Wires of the ``rank`` fidelity: each exchange is one fluid over all its links, and exchanges
-share links max-min fairly.
+"""Wires of the ``rank`` fidelity: the bytes of an exchange are a fluid on each of its links, and
+every link is shared equally by the exchanges that have bytes left for it.
 
-All messages of an exchange progress together and end together, as in a coflow scheduled with
-minimum allocation (Chowdhury et al., "Efficient Coflow Scheduling with Varys", SIGCOMM 2014), so an
-exchange alone takes its latency plus its busiest link.
+An exchange ends when its last link is done, so alone it takes its latency plus its busiest link.
+Its messages keep none of its other links waiting for the slowest: ports take messages to many
+receivers in turns (processor sharing; Kleinrock, "Queueing Systems" II, 4.4), which is max-min fair
+on each link.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,22 +28,15 @@ class Wires(Protocol):
         ...
 
 
-@dataclass(eq=False)
-class _Flow:
-    busy_s: NDArray[np.float64]
-    done: Event
-    remaining: float = 1.0
-    """Share of the exchange still to be carried."""
-    rate: float = field(default=0.0)
-    """Share of the exchange carried per second."""
-
-
 class FluidWires:
     """Transport of exchanges as fluids, whose rates change when one begins or ends."""
 
     def __init__(self, env: simpy.Environment) -> None:
         self.env = env
-        self._flows: list[_Flow] = []
+        self._done: list[Event] = []
+        """End of each exchange under way."""
+        self._left_FL = np.zeros((0, 0))
+        """Seconds that each of them would still need of each link by itself."""
         self._updated_s = 0.0
         self._round = 0
 
@@ -51,7 +44,7 @@ class FluidWires:
         """Start an exchange: its latency, then its bytes."""
         if not exchange.busy_s.size or exchange.busy_s.max() == 0.0:
             return self.env.timeout(exchange.latency_s)
-        if not self._flows and exchange.latency_s == 0.0:
+        if not self._done and exchange.latency_s == 0.0:
             return self._start(exchange.busy_s)
         return self.env.process(self._start_after_latency(exchange))
 
@@ -60,93 +53,100 @@ class FluidWires:
         yield self._start(exchange.busy_s)
 
     def _start(self, busy_s: NDArray[np.float64]) -> Event:
-        flow = _Flow(busy_s, self.env.event())
         self._advance()
-        self._flows.append(flow)
+        done = self.env.event()
+        self._done.append(done)
+        before = self._left_FL.reshape(-1, busy_s.size)
+        self._left_FL = np.concatenate([before, busy_s[None]])
         self._reschedule()
-        return flow.done
+        return done
 
     def _advance(self) -> None:
         elapsed_s = self.env.now - self._updated_s
         self._updated_s = self.env.now
-        for flow in self._flows:
-            flow.remaining -= flow.rate * elapsed_s
+        if self._done:
+            drain_links(self._left_FL, elapsed_s)
 
     def _reschedule(self) -> None:
-        for flow, rate in zip(
-            self._flows, fair_rates([flow.busy_s for flow in self._flows]), strict=True
-        ):
-            flow.rate = rate
         self._round += 1
-        if self._flows:
-            left_s = [max(flow.remaining, 0.0) / flow.rate for flow in self._flows]
-            first_s = min(left_s)
-            due = [
-                flow
-                for flow, seconds in zip(self._flows, left_s, strict=True)
-                if seconds <= first_s * (1 + 1e-9)
-            ]
-            self.env.process(self._wake(first_s, due, self._round))
+        if not self._done:
+            return
+        ends_F = find_ends(self._left_FL)
+        first_s = float(ends_F.min())
+        due = np.flatnonzero(ends_F <= first_s * (1 + 1e-9))
+        self.env.process(self._wake(first_s, due.tolist(), self._round))
 
-    def _wake(self, delay_s: float, due: list[_Flow], round_: int) -> ProcessGenerator:
-        """End the flows that are due. The remainder is rounding: late in a run the clock cannot
+    def _wake(self, delay_s: float, due: list[int], round_: int) -> ProcessGenerator:
+        """End the exchanges that are due. The remainder is rounding: late in a run the clock cannot
         resolve 10 us to 1e-9 of it.
         """
         yield self.env.timeout(delay_s)
         if round_ != self._round:
             return  # rates have changed since; a later wake-up holds
         self._advance()
-        self._flows = [flow for flow in self._flows if flow not in due]
-        for flow in due:
-            flow.done.succeed()
+        ended = [self._done[place] for place in due]
+        self._left_FL = np.delete(self._left_FL, due, axis=0)
+        self._done = [done for done in self._done if done not in ended]
+        for done in ended:
+            done.succeed()
         self._reschedule()
 
 
-def fair_rates(busy_s: list[NDArray[np.float64]]) -> list[float]:
-    """Max-min fair rates of fluids over links, in shares of a fluid per second.
+@jit
+def find_ends(left_FL: Any) -> Any:
+    """Find the seconds until each exchange has no bytes left for any link, if none begins, ``[F]``.
 
     Args:
-        busy_s: for each fluid, the seconds that each link would need for all of it.
+        left_FL: seconds that each exchange would still need of each link by itself.
     """
-    if len(busy_s) == 1:
-        return [1.0 / float(busy_s[0].max())]
-    return [float(rate) for rate in shared_rates(np.stack(busy_s))] if busy_s else []
+    num_exchanges, num_links = left_FL.shape
+    ends_F = np.zeros(num_exchanges)
+    for link in range(num_links):
+        passed_s, level_s = 0.0, 0.0
+        while True:
+            least_s, num_sharing = _find_least(left_FL, link, level_s)
+            if num_sharing == 0:
+                break
+            passed_s += (least_s - level_s) * num_sharing
+            level_s = least_s
+            for place in range(num_exchanges):
+                if left_FL[place, link] == level_s:
+                    ends_F[place] = max(ends_F[place], passed_s)
+    return ends_F
 
 
 @jit
-def shared_rates(busy_FL: Any) -> Any:
-    """Max-min fair rates of fluids over links, for compiled code (:func:`fair_rates`).
+def drain_links(left_FL: Any, seconds: float) -> None:
+    """Let time pass, of which the exchanges that have bytes left for a link get equal parts.
 
-    All rates rise together, in proportion to what each fluid would reach alone, until a link is
-    full; the fluids on it keep their rate and the rest rise on (progressive filling; Bertsekas and
-    Gallager, "Data Networks", 6.5).
+    Args:
+        left_FL: seconds that each exchange would still need of each link by itself; changed.
     """
-    num_flows, num_links = busy_FL.shape
-    alone_F, level_F = np.zeros(num_flows), np.zeros(num_flows)
-    for flow in range(num_flows):
-        alone_F[flow] = 1.0 / largest(busy_FL[flow])
-    rising_F = np.ones(num_flows, dtype=np.bool_)
-    room_L = np.empty(num_links)
-    num_rising = num_flows
-    while num_rising > 0:
-        step = np.inf
-        for link in range(num_links):
-            used, growth = 0.0, 0.0
-            for flow in range(num_flows):
-                load = busy_FL[flow, link] * alone_F[flow]
-                used += level_F[flow] * load
-                growth += load if rising_F[flow] else 0.0
-            room_L[link] = (1.0 - used) / growth if growth > 1e-15 else np.inf
-            step = min(step, room_L[link])
-        step = max(step, 0.0)
-        for flow in range(num_flows):
-            if rising_F[flow]:
-                level_F[flow] += step
-                for link in range(num_links):
-                    if room_L[link] <= step + 1e-12 and busy_FL[flow, link] * alone_F[flow] > 1e-15:
-                        rising_F[flow] = False
-                num_rising -= not rising_F[flow]
-    return level_F * alone_F
+    num_exchanges, num_links = left_FL.shape
+    for link in range(num_links):
+        time_s, level_s = seconds, 0.0
+        while time_s > 0.0:
+            least_s, num_sharing = _find_least(left_FL, link, level_s)
+            if num_sharing == 0:
+                break
+            needed_s = (least_s - level_s) * num_sharing
+            level_s = least_s if needed_s <= time_s else level_s + time_s / num_sharing
+            time_s -= needed_s
+        for place in range(num_exchanges):
+            left_FL[place, link] = max(left_FL[place, link] - level_s, 0.0)
+
+
+@jit
+def _find_least(left_FL: Any, link: int, above_s: float) -> tuple[float, int]:
+    """Find the least of the seconds that exchanges need of a link, and how many need it, among
+    those that need more than ``above_s``.
+    """
+    least_s, num_sharing = np.inf, 0
+    for place in range(left_FL.shape[0]):
+        if left_FL[place, link] > above_s:
+            num_sharing += 1
+            least_s = min(least_s, left_FL[place, link])
+    return least_s, num_sharing
 
 
 @jit

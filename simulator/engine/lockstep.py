@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from simulator.base.jit import jit
 from simulator.cost.comm import Exchange
-from simulator.engine.fabric import largest, shared_rates
+from simulator.engine.fabric import drain_links, find_ends, largest
 from simulator.results.tables import STEP_PHASES
 from simulator.step.program import Busy, Finish, Operation, Start, Together
 
@@ -97,7 +97,7 @@ def _run(
     started_F = np.zeros(num_flights)
     begins_F = np.zeros(num_flights)
     over_F = np.full(num_flights, np.inf)
-    left_F = np.ones(num_flights)
+    left_FL = busy_FL.copy()
     open_F = np.zeros(num_flights, dtype=np.bool_)
     now_s = 0.0
     for kind, phase, index in orders_O3:
@@ -111,7 +111,7 @@ def _run(
             begins_F[index] = started_F[index] + delays_F2[index, 1]
             open_F[index] = True
         else:
-            now_s = _bring_over(index, now_s, begins_F, over_F, left_F, open_F, busy_FL)
+            now_s = _bring_over(index, now_s, begins_F, over_F, open_F, left_FL)
             for rank in range(num_ranks):
                 here_s = clock_R[rank]
                 over_s = max(here_s, over_F[index])
@@ -125,10 +125,13 @@ def _run(
 
 @jit
 def _bring_over(
-    flight: int, now_s: float, begins_F: Any, over_F: Any, left_F: Any, open_F: Any, busy_FL: Any
+    flight: int, now_s: float, begins_F: Any, over_F: Any, open_F: Any, left_FL: Any
 ) -> float:
     """Advance exchanges that share the wires until ``flight`` has ended. Returns the time at which
     it ends.
+
+    Args:
+        left_FL: seconds that each exchange would still need of each link by itself; changed.
     """
     while open_F[flight]:
         num_flowing, next_s = 0, np.inf
@@ -138,31 +141,29 @@ def _bring_over(
                 continue
             if begins_F[other] > now_s:
                 next_s = min(next_s, begins_F[other])
-            elif largest(busy_FL[other]) == 0.0:  # nothing to carry
+            elif largest(left_FL[other]) == 0.0:  # nothing to carry
                 over_F[other], open_F[other] = begins_F[other], False
             else:
                 flowing_F[num_flowing] = other
                 num_flowing += 1
         if not open_F[flight]:
             return now_s  # others flow on beside what starts next
-        flow_FL = np.empty((num_flowing, busy_FL.shape[1]))
+        flow_FL = np.empty((num_flowing, left_FL.shape[1]))
         for place in range(num_flowing):
-            for link in range(busy_FL.shape[1]):  # a whole row takes two seconds to compile
-                flow_FL[place, link] = busy_FL[flowing_F[place], link]
-        rate_F = shared_rates(flow_FL)
-        first_s = np.inf
+            for link in range(left_FL.shape[1]):  # a whole row takes two seconds to compile
+                flow_FL[place, link] = left_FL[flowing_F[place], link]
+        ends_F, first_s = find_ends(flow_FL), np.inf
         for place in range(num_flowing):
-            first_s = min(first_s, max(left_F[flowing_F[place]], 0.0) / rate_F[place])
+            first_s = min(first_s, ends_F[place])
         elapsed_s = min(first_s, next_s - now_s)
         if elapsed_s == np.inf:
             return now_s
+        drain_links(flow_FL, elapsed_s)
         for place in range(num_flowing):
             other = flowing_F[place]
-            is_due = max(left_F[other], 0.0) / rate_F[place] <= elapsed_s * (
-                1 + 1e-9
-            )  # what is left of it is rounding
-            left_F[other] -= rate_F[place] * elapsed_s
-            if is_due:
+            for link in range(left_FL.shape[1]):
+                left_FL[other, link] = flow_FL[place, link]
+            if ends_F[place] <= elapsed_s * (1 + 1e-9):  # what is left of it is rounding
                 over_F[other], open_F[other] = now_s + elapsed_s, False
         now_s = next_s if next_s - now_s < first_s else now_s + elapsed_s
     return now_s

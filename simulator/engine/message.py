@@ -20,14 +20,16 @@ from simulator.policies.topology import Fabric
 Floats = NDArray[np.float64]
 
 _PARCELS = 8
-"""Fewest parcels that a message is cut into. A link serves waiting parcels in turn, so messages
-that share it progress together, and the last parcel's extra hops cost an eighth of a message
-instead of a whole one."""
+"""Fewest parcels that each message of an exchange is cut into. A link serves waiting parcels in
+turn, so messages that share it progress together, whatever their sizes, and the last parcel's extra
+hops cost an eighth of a message instead of a whole one."""
 
 
 _LARGEST = 65_536.0
 """Most bytes of a parcel, so that weights of experts on a link hold up a step's tokens for a
-microsecond or two."""
+microsecond or two. An exchange's largest message sets the number of parcels of all its messages:
+with as many for a megabyte as for ten they would end together, as senders of a collective aim
+at."""
 
 
 _TAGS_A_SECOND = 1e15
@@ -84,12 +86,14 @@ class MessageWires:
         )
         bytes_SR, messages, number = exchange.bytes_SR, [], self._num_carried
         self._num_carried += 1
+        count = max(_PARCELS, math.ceil(bytes_SR.max() / _LARGEST))
         for source in range(self.fabric.num_ranks):
             for destination in self._order(source):
                 num_bytes = float(bytes_SR[source, destination])
                 if num_bytes:
                     path = [int(link) for link in fabric.path_SRH[source, destination] if link >= 0]
-                    message = self._message(number, path, num_bytes, seconds_per_byte_L)
+                    parcels = count, num_bytes / count
+                    message = self._message(number, path, parcels, seconds_per_byte_L)
                     messages.append(self.env.process(message))
         yield self.env.all_of(messages)
 
@@ -105,16 +109,16 @@ class MessageWires:
         return [int(rank) for ranks_P in turns for rank in ranks_P if rank != source]
 
     def _message(
-        self, number: int, path: list[int], num_bytes: float, seconds_per_byte_L: Floats
+        self, number: int, path: list[int], parcels: tuple[int, float], seconds_per_byte_L: Floats
     ) -> ProcessGenerator:
         """Hand the parcels to the first link one after another; each crosses the rest of the path
         by itself.
 
         Args:
             number: of the exchange.
+            parcels: how many there are, and the bytes of one.
         """
-        count = max(_PARCELS, math.ceil(num_bytes / _LARGEST))
-        parcel, arrivals = num_bytes / count, []
+        (count, parcel), arrivals = parcels, []
         first_s = parcel * seconds_per_byte_L[path[0]]
         for _ in range(count):
             yield self.env.process(self._lanes[path[0]].carry(number, first_s))

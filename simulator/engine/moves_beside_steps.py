@@ -1,8 +1,9 @@
 """Experts that move while steps go on: both share the links of their replica.
 
 Where ranks are simulated they share them as any two exchanges do. At the ``step`` fidelity steps
-are priced with what the weights leave of the wires, and the weights advance at half their pace
-while a step's tokens are on them: two fluids that need the same link fully have half of it each.
+are priced with what the weights leave of the wires, and each link carries weights but for the time
+that it would carry the steps' tokens alone: two fluids that need a link fully have half of it each,
+for as long as the tokens take twice their time.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import numpy as np
 from simpy.events import AllOf, ProcessGenerator
 
 from simulator.cost.comm import Exchange
+from simulator.deployment.expert_plan import POOL_TOKENS
 from simulator.deployment.placement import Placement
 from simulator.engine.instants import CHANGE
 from simulator.engine.moving_experts import MovingExperts
@@ -27,8 +29,11 @@ _COARSE = 8
 """Parts that a link's rate is divided in: each share that is left is a state to be priced."""
 _NEAR = 0.01
 """Share of the weights that counts as none left."""
-_LAYERS = 4
-"""MoE layers that tell how long a step's tokens are on the wires."""
+_DRAWS = 16
+"""Exchanges, of layers and tokens as far apart as can be, that tell how long a step's tokens are on
+which wire."""
+_GOLDEN = 2531
+"""Tokens between the first ones of two draws: 0.618 of the pool they are taken from."""
 _PREFILL, _DISPATCH, _COMBINE = (
     LOG_COLUMNS.index(name) for name in ("prefill_tokens", "dispatch_s", "combine_s")
 )
@@ -65,15 +70,15 @@ def _contend(
     run: Run, place: int, placement: Placement, exchange: Exchange, begin_s: float
 ) -> ProcessGenerator:
     """Let steps be priced with what the weights leave of the wires until these have arrived."""
-    pool, alone_s, since_s = run.state.pools[place], exchange.alone_s, begin_s
-    left_s = alone_s
+    pool, since_s = run.state.pools[place], begin_s + exchange.latency_s
+    left_L = exchange.busy_s.copy()
     run.replica_states.contend(place, _find_left(placement, exchange))
-    while left_s > _NEAR * alone_s and since_s <= run.until_s:
-        until_s = since_s + left_s
+    while left_L.max(initial=0.0) > _NEAR * exchange.alone_s and since_s <= run.until_s:
+        until_s = since_s + float(left_L.max())
         yield run.instants.wait_until(until_s, CHANGE)
         run.run_ahead(until_s)
-        share = _measure_share(pool, run.log.list_rows(place, since_s), since_s, until_s)
-        left_s -= (until_s - since_s) * (1 - (1 - _LEAST) * share)
+        share_L = _measure_share(pool, run.log.list_rows(place, since_s), since_s, until_s)
+        left_L -= (until_s - since_s) * (1.0 - share_L)
         since_s = until_s
     run.replica_states.contend(place, None)
 
@@ -91,30 +96,37 @@ def _find_left(placement: Placement, exchange: Exchange) -> tuple[float, float]:
     return found[0], found[1]
 
 
-def _measure_share(pool: PoolState, rows: Floats, since_s: float, until_s: float) -> float:
-    """Measure the share of some time for which tokens of a replica's steps are on the wires, mean
-    over replicas.
+def _measure_share(pool: PoolState, rows: Floats, since_s: float, until_s: float) -> Floats:
+    """Measure the share of some time that each link carries tokens of a replica's steps for, mean
+    over replicas, ``[links]``.
     """
+    num_links = len(pool.plan.placement.fabric.links)
     starts, ends = rows[:, 0], rows[:, 0] + rows[:, 1]
     share_S = np.clip(np.minimum(ends, until_s) - np.maximum(starts, since_s), 0.0, None)
     share_S /= np.maximum(rows[:, 1], 1e-12)
     num_replicas = max(1, int((pool.clock.is_gone == 0).sum()))
     exchanging_s = float((share_S * (rows[:, _DISPATCH] + rows[:, _COMBINE])).sum())
     if exchanging_s == 0.0:
-        return 0.0
+        return np.zeros(num_links)
     num_steps = float(rows[:, ROW_STEPS].sum())
     tokens = int((rows[:, _PREFILL] + rows[:, DECODES]).sum() / num_steps)
-    on_wires = _measure_on_wires(pool, tokens)
-    return min(1.0, exchanging_s * on_wires / num_replicas / (until_s - since_s))
+    carried_L = exchanging_s * _measure_on_wires(pool, tokens) / num_replicas
+    return np.minimum(carried_L / (until_s - since_s), 1.0)
 
 
-def _measure_on_wires(pool: PoolState, num_tokens: int) -> float:
-    """Measure the share of a step's exchanges that is not latency, with half of the links left."""
+def _measure_on_wires(pool: PoolState, num_tokens: int) -> Floats:
+    """Measure the share of the time of a step's exchanges, which have half of the links, that each
+    link would carry their bytes for with all of it, ``[links]``.
+    """
     layout, num_layers = pool.plan.placement.layout, pool.plan.placement.model.num_moe_layers
     tokens_d = np.full(layout.attention_dp, max(1, num_tokens // layout.attention_dp))
-    count = min(_LAYERS, num_layers)
-    places = [(layer * num_layers // count, 0) for layer in range(count)]
+    places = [(draw * num_layers // _DRAWS, draw * _GOLDEN % POOL_TOKENS) for draw in range(_DRAWS)]
     steps = pool.prices.experts.steps(tokens_d, places)
     each = [one for step in steps for one in (step.dispatch, step.combine) if one.busy_s.size]
-    wires_s = sum(float(one.busy_s.max()) for one in each) / _LEAST
-    return wires_s / (wires_s + sum(one.latency_s + one.stagger_s for one in each) or 1.0)
+    if not each:
+        return np.zeros(len(pool.plan.placement.fabric.links))
+    contended_s = sum(
+        float(one.busy_s.max()) / _LEAST + one.latency_s + one.stagger_s for one in each
+    )
+    carried_L: Floats = np.sum([one.busy_s for one in each], axis=0)
+    return carried_L / contended_s

@@ -94,7 +94,7 @@ def run_step(
     times = StepTimes(spans=[] if keep_spans else None)
     everyone = Together("wait", -1, (tuple(range(num_ranks)),), (Exchange.empty(),))
     turns = _arrange(env, [*program, everyone], num_ranks)
-    cores = None if shared_cores is None else SharedCores(env, num_ranks, shared_cores)
+    cores = None if shared_cores is None else SharedCores(env, shared_cores)
     ranks = [
         env.process(_rank(env, wires, cores, turns, rank, num_ranks, times))
         for rank in range(num_ranks)
@@ -171,7 +171,7 @@ def _rank(
             if cores is None:
                 busy_until_s += seconds
             elif seconds > 0.0:
-                yield cores.work(rank, seconds)
+                yield cores.work(seconds)
                 busy_until_s = env.now
             account(turn.phase, turn.layer, since_s, busy_until_s)
             continue

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.cost.comm import Exchange
-from simulator.engine.fabric import FluidWires, fair_rates
+from simulator.engine.fabric import FluidWires, drain_links, find_ends
 from simulator.engine.message import MessageWires
 from simulator.policies.messages import Messages
 from simulator.policies.topology.switch import Switch
@@ -49,8 +49,7 @@ def test_two_on_one_link_share_it():
 
 
 def test_the_shorter_leaves_and_the_longer_speeds_up():
-    # Each alone would take 2 and 6 s; at equal shares of what they reach alone, both are half as
-    # fast until 4 s.
+    # Each alone would take 2 and 6 s; both are half as fast until 4 s.
     assert carried((0.0, exchange(2.0)), (0.0, exchange(6.0))) == pytest.approx([4.0, 8.0])
 
 
@@ -74,20 +73,33 @@ flows = st.integers(1, 5).flatmap(
 
 
 @given(flows)
-def test_rates_are_max_min_fair(rows):
+def test_each_link_is_shared_equally_by_those_who_have_bytes_for_it(rows):
+    """Of a link that several need, each gets as much as the others until it needs no more."""
     busy_FL = np.array(rows)
-    rate_F = np.array(fair_rates(list(busy_FL)))
-    used_L = rate_F @ busy_FL
-    assert (used_L <= 1 + 1e-9).all()
-    level_F = rate_F * busy_FL.max(axis=1)
-    # Each fluid crosses a full link on which no other has got further: it could rise only at the
-    # cost of one that has less.
-    for f, busy_L in enumerate(busy_FL):
-        full_L = (busy_L > 0) & (used_L > 1 - 1e-9)
-        assert any(
-            level_F[busy_FL[:, link] > 0].max() <= level_F[f] + 1e-9
-            for link in np.flatnonzero(full_L)
-        )
+    ends_F = [
+        max(np.minimum(busy_L[link], busy_FL[:, link]).sum() for link in np.flatnonzero(busy_L))
+        for busy_L in busy_FL
+    ]
+    assert find_ends(busy_FL) == pytest.approx(ends_F)
+
+
+@given(flows, st.floats(0.0, 1.0))
+def test_what_time_takes_away_is_not_needed_any_more(rows, share):
+    """No link idles while there are bytes for it, and nobody ends sooner or later for a look."""
+    busy_FL = np.array(rows)
+    ends_F, left_FL = find_ends(busy_FL), busy_FL.copy()
+    seconds = share * ends_F.max()
+    drain_links(left_FL, seconds)
+    taken_L = (busy_FL - left_FL).sum(axis=0)
+    assert taken_L == pytest.approx(np.minimum(busy_FL.sum(axis=0), seconds))
+    assert find_ends(left_FL) == pytest.approx(np.maximum(ends_F - seconds, 0.0), abs=1e-9)
+
+
+def test_a_link_that_others_use_holds_up_no_other_link():
+    """What is left for the second link passes while the first is shared."""
+    both, first = exchange(2.0, 3.0), exchange(2.0, 0.0)
+    assert carried((0.0, both), (0.0, first)) == pytest.approx([4.0, 4.0])
+    assert carried((0.0, exchange(2.0, 5.0)), (0.0, first)) == pytest.approx([5.0, 4.0])
 
 
 seconds = st.one_of(st.just(0.0), st.floats(1e-7, 1e-2))

@@ -76,11 +76,11 @@ def test_an_exchange_is_linear_between_measurements_and_goes_on_beyond_them():
 @given(st.lists(st.floats(1e-4, 10.0), min_size=1, max_size=6), st.integers(1, 6))
 def test_shared_cores_are_never_idle_while_there_is_work_for_them(seconds, num_cores):
     env = simpy.Environment()
-    cores = SharedCores(env, len(seconds), num_cores)
+    cores = SharedCores(env, num_cores)
     ends = []
 
     def rank(number, duration_s):
-        yield cores.work(number, duration_s)
+        yield cores.work(duration_s)
         ends.append((number, env.now))
 
     for number, duration_s in enumerate(seconds):
@@ -97,9 +97,9 @@ def test_shared_cores_are_never_idle_while_there_is_work_for_them(seconds, num_c
 
 def test_equal_ranks_on_half_as_many_cores_take_twice_as_long():
     env = simpy.Environment()
-    cores = SharedCores(env, 4, 2)
-    for rank in range(4):
-        cores.work(rank, 1.0)
+    cores = SharedCores(env, 2)
+    for _ in range(4):
+        cores.work(1.0)
     env.run()
     assert env.now == pytest.approx(2.0)
 
