@@ -177,10 +177,10 @@ FAULTS = (
         "return Rule(per_request=1)",
     ),
     Fault(
-        "links are shared in equal parts of time, not of need",
+        "an exchange ends with the last of its links in order, not in time",
         "simulator/engine/fabric.py",
-        "alone_F[flow] = 1.0 / largest(busy_FL[flow])",
-        "alone_F[flow] = 1.0",
+        "ends_F[place] = max(ends_F[place], passed_s)",
+        "ends_F[place] = passed_s",
     ),
     Fault(
         "a rank that waits is not the last one",
