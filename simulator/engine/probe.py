@@ -208,14 +208,22 @@ def _find_median_of_time(duration_s: Floats, num_steps: Ints) -> int:
 
 
 def spread_batch(
-    plan: DeploymentPlan, prefill_tokens: int, num_decodes: int, context: int
+    plan: DeploymentPlan,
+    prefill_tokens: int,
+    num_decodes: int,
+    context: int,
+    prompt_ranks: int | None = None,
 ) -> Batch:
     """Make a batch whose tokens are spread evenly over the data-parallel ranks, all of whose
     decodes have ``context`` tokens in the cache.
+
+    Args:
+        prompt_ranks: data-parallel ranks that share the prompt tokens; by default all.
     """
     dp, of_decode = plan.placement.layout.attention_dp, 1 + plan.placement.drafts.num_tokens
-    order = np.arange(dp)
-    prompts = prefill_tokens // dp + (order < prefill_tokens % dp)
+    order, sharing = np.arange(dp), prompt_ranks or dp
+    prompts = prefill_tokens // sharing + (order < prefill_tokens % sharing)
+    prompts[sharing:] = 0
     # Remainders go to opposite ends, so that no rank gets more tokens than a full step has.
     decodes = num_decodes // dp + (order >= dp - num_decodes % dp)
     if of_decode > 1:  # drafts are cut where a step is full

@@ -1,15 +1,17 @@
-"""Steps that stand for those of a run: of each kind some, at quantiles of the time spent in it."""
+"""Steps that stand for those of a run: of each kind and condition of the replica some, at quantiles
+of the time spent in them.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simulator.base.columns import Columns
-from simulator.deployment.conditions import place_at
-from simulator.deployment.placement import Placement
+from simulator.deployment.conditions import Condition, find_condition, list_instants
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.probe import spread_batch
 from simulator.policies.failures import Machines
@@ -21,6 +23,15 @@ LEVELS = (0.1, 0.5, 0.9)
 from nine by less than a hundredth of an output token's time in the shipped scenarios."""
 
 
+class StepGroup(NamedTuple):
+    """Steps that are sampled together."""
+
+    kind: str
+    """Kind of step (:data:`simulator.results.token_time.KINDS`)."""
+    condition: Condition | None
+    """Condition of the replica's GPUs and wires; ``None`` where all were as fast as usual."""
+
+
 class SampledStep(NamedTuple):
     """One step of a run, with its tokens spread evenly over the data-parallel ranks."""
 
@@ -28,39 +39,58 @@ class SampledStep(NamedTuple):
     """Batch of the step; of one lane where a pipeline has several in flight."""
     decodes: Batch | None
     """Decodes of the step alone, where prompts are beside them."""
+    arrived: Batch
+    """Batch with its prompts on as few ranks as they need, as requests arrive: one that is busier
+    than the others feels slow wires more."""
     wait_s: float
     """Seconds that the mean rank waited in the run's own step."""
-    slowed: Placement | None = None
-    """Placement with the slower GPUs and wires that the step had; ``None`` where all were as
-    usual."""
 
 
-def sample_steps(
-    plan: DeploymentPlan,
-    steps: Columns,
-    requests: Columns,
-    machines: Machines,
-    first_replica: int,
-) -> dict[str, list[SampledStep]]:
-    """Sample the steps of one pool by kind (:data:`simulator.results.token_time.KINDS`).
+def group_steps(
+    plan: DeploymentPlan, steps: Columns, machines: Machines, first_replica: int
+) -> dict[StepGroup, NDArray[np.int64]]:
+    """Group the steps of one pool by what they compute and by how fast their replica was then: the
+    rows of each group.
 
     Args:
-        requests: served by the run, for the typical context of a sequence.
         machines: GPUs of the pool.
         first_replica: number of the pool's first replica in the steps.
     """
-    kinds, context = kinds_of(steps), find_context(requests)
-    found = {}
+    kinds, degraded = kinds_of(steps), plan.placement.cluster.degraded
+    slow_of = np.zeros(len(steps), dtype=np.int64)
+    conditions: list[Condition | None] = [None]
+    if degraded:
+        starts_s = steps["start_s"].to_numpy()
+        edges_s = [0.0, *list_instants(degraded)]
+        spans = np.searchsorted(edges_s[1:], starts_s, "right")
+        replicas = steps["replica"].to_numpy() - first_replica
+        pairs, pair_of = np.unique(np.stack([replicas, spans]), axis=1, return_inverse=True)
+        for number, (replica, span) in enumerate(pairs.T.tolist()):
+            found = find_condition(degraded, machines, replica, edges_s[span])
+            if found not in conditions:
+                conditions.append(found)
+            slow_of[pair_of == number] = conditions.index(found)
+    groups = {}
     for kind in np.unique(kinds).tolist():
-        places = _find_quantiles(steps, np.flatnonzero(kinds == kind))
-        found[kind] = [_read_step(plan, steps, place, context) for place in places]
-        for number, place in enumerate(places):
-            replica = int(steps["replica"].iloc[place]) - first_replica
-            start_s = float(steps["start_s"].iloc[place])
-            placement = place_at(plan, machines, replica, start_s)
-            if placement is not plan.placement:
-                found[kind][number] = found[kind][number]._replace(slowed=placement)
-    return found
+        for number, condition in enumerate(conditions):
+            rows = np.flatnonzero((kinds == kind) & (slow_of == number))
+            if len(rows):
+                groups[StepGroup(kind, condition)] = rows
+    return groups
+
+
+def sample_steps(
+    plan: DeploymentPlan, steps: Columns, rows: NDArray[np.int64], requests: Columns
+) -> list[SampledStep]:
+    """Sample some rows of the steps of one pool at :data:`LEVELS` of the time spent in them.
+
+    Args:
+        requests: served by the run, for the typical context of a sequence.
+    """
+    context, prompt = find_context(requests), float(requests["num_input"].mean())
+    return [
+        _read_step(plan, steps, place, context, prompt) for place in _find_quantiles(steps, rows)
+    ]
 
 
 def find_context(requests: Columns) -> int:
@@ -77,14 +107,34 @@ def _find_quantiles(steps: Columns, places: NDArray[np.int64]) -> list[int]:
     return [int(place) for place in places[order[chosen]]]
 
 
-def _read_step(plan: DeploymentPlan, steps: Columns, place: int, context: int) -> SampledStep:
+def _read_step(
+    plan: DeploymentPlan, steps: Columns, place: int, context: int, prompt: float
+) -> SampledStep:
     num_steps = int(steps["num_steps"].iloc[place])
     pp, prompts = plan.placement.layout.pp, int(steps["prefill_tokens"].iloc[place])
     decodes = int(steps["decodes"].iloc[place]) // num_steps
     lane_prompts = max(1, prompts // pp) if prompts else 0
     lane_decodes = decodes // pp if prompts else max(1, decodes // pp)
+    batch = spread_batch(plan, lane_prompts, lane_decodes, context)
     return SampledStep(
-        spread_batch(plan, lane_prompts, lane_decodes, context),
+        batch,
         spread_batch(plan, 0, lane_decodes, context) if prompts and lane_decodes else None,
+        _gather_prompts(plan, lane_prompts, lane_decodes, context, prompt) if prompts else batch,
         float(steps["wait_s"].iloc[place]) / num_steps,
     )
+
+
+def _gather_prompts(
+    plan: DeploymentPlan, prompts: int, decodes: int, context: int, prompt: float
+) -> Batch:
+    """Make a batch with prompts of a usual length, each on a rank of its own as long as there are
+    ranks, in no rank more than a step takes.
+
+    Args:
+        prompt: tokens of a usual prompt.
+    """
+    dp, budget = plan.placement.layout.attention_dp, plan.serving.rules.token_budget
+    of_decode = 1 + plan.placement.drafts.num_tokens
+    room = max(1, budget - -(-decodes // dp) * of_decode)
+    num_ranks = min(dp, max(-(-prompts // room), math.ceil(prompts / prompt)))
+    return spread_batch(plan, prompts, decodes, context, num_ranks)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
+from simulator.deployment.conditions import Condition, degrade_placement
 from simulator.deployment.expert_plan import POOL_TOKENS
 from simulator.deployment.placement import Placement
+from simulator.deployment.plan import DeploymentPlan
 from simulator.explanation.causes import Floats, StepCauses, find_causes, price_step
 from simulator.explanation.sample import SampledStep
 from simulator.results.tables import STEP_PHASES
@@ -41,37 +43,70 @@ class Shares:
     """Ratio of each rank's time in experts to the mean rank's, ``[R]``."""
     decodes: float
     """Ratio of the steps' seconds as they were priced to those with their prompts."""
-    slower: float
-    """Share of the steps' seconds that GPUs and wires as fast as usual would save."""
 
 
 def measure_shares(
-    placement: Placement, sampled: Sequence[SampledStep], *, without_prompts: bool = False
+    placement: Placement,
+    sampled: Sequence[SampledStep],
+    *,
+    without_prompts: bool = False,
+    was_slower: bool = False,
 ) -> Shares:
-    """Measure the shares of causes in sampled steps of one kind.
+    """Measure the shares of causes in sampled steps of one kind, with all GPUs and wires as fast as
+    usual.
 
     Args:
         without_prompts: whether the decodes of each step are priced alone.
+        was_slower: whether the replica was slower than that, so that its ranks waited for more than
+            what causes at the usual speed.
     """
-    prices = Prices(placement, max(int(one.batch.tokens_d.max()) for one in sampled))
-    found, waits_s, whole_s, usual_s, slowed_s = [], [], 0.0, 0.0, 0.0
+    prices = _prepare_prices(placement, sampled)
+    found, whole_s = [], 0.0
     for number, step in enumerate(sampled):
-        rng = placement.rng("explanation", number)
-        offset = int(rng.integers(POOL_TOKENS))
+        rng, offset = _draw_offset(placement, number)
         batch = step.decodes if without_prompts and step.decodes is not None else step.batch
         found.append(find_causes(prices, batch, offset, rng))
-        waits_s.append(step.wait_s / placement.drafts.slowdown)
-        usual_s += found[-1].duration_s
-        slowed_s += found[-1].duration_s
-        if step.slowed is not None:
-            slowed_prices = Prices(step.slowed, prices.max_tokens)
-            slowed_s += price_step(slowed_prices, batch, offset) - found[-1].duration_s
         if without_prompts:
             whole_s += price_step(prices, step.batch, offset)
-    slower = 1.0 - _share(usual_s, slowed_s)
-    if without_prompts or slower:
+    if without_prompts or was_slower:
         waits_s = [one.phases["wait"] for one in found]
-    return replace(_add_up(found, waits_s, whole_s), slower=slower)
+    else:
+        waits_s = [step.wait_s / placement.drafts.slowdown for step in sampled]
+    return _add_up(found, waits_s, whole_s)
+
+
+def measure_slower(
+    plan: DeploymentPlan, condition: Condition, sampled: Sequence[SampledStep]
+) -> float:
+    """Measure the share of the sampled steps' seconds, prompts among them, that GPUs and wires as
+    fast as usual would save.
+
+    Prompts are as likely on any data-parallel rank as on any other, and may be on slower ones.
+    """
+    usual, slowed = plan.placement, degrade_placement(plan, condition)
+    usual_prices, slowed_prices = (_prepare_prices(one, sampled) for one in (usual, slowed))
+    class_D, first_K = slowed.speed_classes
+    by_class = list(zip(first_K.tolist(), np.bincount(class_D).tolist(), strict=True))
+    usual_s = slowed_s = 0.0
+    for number, step in enumerate(sampled):
+        offset = _draw_offset(usual, number)[1]
+        for first, num_groups in by_class:
+            batch = step.arrived.roll(first)
+            usual_s += num_groups * price_step(usual_prices, batch, offset)
+            slowed_s += num_groups * price_step(slowed_prices, batch, offset)
+    return 1.0 - _share(usual_s, slowed_s)
+
+
+def _prepare_prices(placement: Placement, sampled: Sequence[SampledStep]) -> Prices:
+    return Prices(placement, max(int(one.arrived.tokens_d.max()) for one in sampled))
+
+
+def _draw_offset(placement: Placement, number: int) -> tuple[np.random.Generator, int]:
+    """Draw the first token of a sampled step in the pool of recorded choices; with the stream that
+    it was drawn from.
+    """
+    rng = placement.rng("explanation", number)
+    return rng, int(rng.integers(POOL_TOKENS))
 
 
 def _add_up(found: Sequence[StepCauses], waits_s: Sequence[float], whole_s: float) -> Shares:
@@ -106,7 +141,6 @@ def _add_up(found: Sequence[StepCauses], waits_s: Sequence[float], whole_s: floa
         layer_L=layer_L / (layer_L.sum() or 1.0),
         rank_R=rank_R / (rank_R.mean() or 1.0),
         decodes=_share(total_s, whole_s) if whole_s else 1.0,
-        slower=0.0,
     )
 
 

@@ -7,20 +7,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import pandas as pd
+from numpy.typing import NDArray
 
 from simulator.base.columns import Columns, Picked
 from simulator.deployment.plan import DeploymentPlan
+from simulator.explanation.causes import Floats
 from simulator.explanation.limits import find_limits
-from simulator.explanation.sample import SampledStep, sample_steps
-from simulator.explanation.shares import Shares, measure_shares
+from simulator.explanation.sample import SampledStep, StepGroup, group_steps, sample_steps
+from simulator.explanation.shares import Shares, measure_shares, measure_slower
 from simulator.results.explained import LIMITS, PIECES, Queue, Waterfall
 from simulator.results.folder import Results
 from simulator.results.tables import STEP_PHASES
-from simulator.results.token_time import kinds_of
+from simulator.results.token_time import weigh_steps
 
-Spent = dict[str, dict[str, float]]
-"""Seconds of a token by kind of step and phase."""
+Spent = dict[str, float]
+"""Seconds of a token by phase, in one group of steps."""
 _OF_EXPERTS = ("experts", "chance", "skew", "links", "busiest_link")
 """Pieces that a dense model cannot have."""
 _ROUNDING = 1e-8
@@ -38,6 +39,7 @@ def make_waterfalls(plan: DeploymentPlan, results: Results) -> tuple[Waterfall, 
     """Divide the time of a deployment's tokens by cause, in each of its pools."""
     requests, steps = results.requests[plan.name], results.steps[plan.name]
     own = results.token_time[results.token_time["deployment"] == plan.name]
+    moves = results.moves[results.moves["deployment"] == plan.name]
     waterfalls = []
     for pool in plan.pools:
         is_prefill = pool is plan.prefill
@@ -46,12 +48,16 @@ def make_waterfalls(plan: DeploymentPlan, results: Results) -> tuple[Waterfall, 
             continue
         name = "both" if plan.prefill is None else "prefill" if is_prefill else "decode"
         if is_prefill or own.empty:
-            spent, between_s, token = _spend_on_prompts(here), 0.0, "prompt"
+            weight, num_tokens = np.ones(len(here)), int(here["prefill_tokens"].sum())
+            between_s, token = 0.0, "prompt"
         else:
-            spent, token = _read_spent(own), "output"
+            weight, num_tokens = weigh_steps(requests, here, moves)
             between_s = _measure_token_s(requests) - float(own["token_s"].sum())
+            token = "output"
         first_replica = plan.serving.replicas if is_prefill else 0
-        sampled = sample_steps(pool, here, requests, plan.machines[name], first_replica)
+        groups = group_steps(pool, here, plan.machines[name], first_replica)
+        spent = _spend(here, weight / (num_tokens or 1), groups)
+        sampled = {group: sample_steps(pool, here, groups[group], requests) for group in spent}
         waterfalls.append(_make_waterfall(pool, name, token, spent, between_s, sampled))
     return tuple(waterfalls)
 
@@ -70,23 +76,18 @@ def measure_queue(plan: DeploymentPlan, requests: Columns, steps: Columns) -> Qu
     return Queue(float(waits_s.sum()) / in_all_s if in_all_s else 0.0, limit)
 
 
-def _read_spent(token_time: pd.DataFrame) -> Spent:
-    return {
-        str(row["kind"]): {phase: float(row[f"{phase}_s"]) for phase in STEP_PHASES}
-        for _, row in token_time.iterrows()
-    }
+def _spend(
+    steps: Columns, weight: Floats, groups: Mapping[StepGroup, NDArray[np.int64]]
+) -> dict[StepGroup, Spent]:
+    """Seconds of a token by group and phase.
 
-
-def _spend_on_prompts(steps: Columns) -> Spent:
-    """Seconds of a replica's steps for each prompt token."""
-    kinds, num_tokens = kinds_of(steps), int(steps["prefill_tokens"].sum())
+    Args:
+        weight: part of a token that waits for each step.
+    """
+    phase_s = {phase: steps[f"{phase}_s"].to_numpy() * weight for phase in STEP_PHASES}
     return {
-        str(kind): {
-            phase: float(steps[f"{phase}_s"].to_numpy()[kinds == kind].sum()) / num_tokens
-            for phase in STEP_PHASES
-        }
-        for kind in np.unique(kinds)
-        if num_tokens
+        group: {phase: float(part_s[rows].sum()) for phase, part_s in phase_s.items()}
+        for group, rows in groups.items()
     }
 
 
@@ -102,9 +103,9 @@ def _make_waterfall(
     plan: DeploymentPlan,
     pool: str,
     token: str,
-    spent: Spent,
+    spent: Mapping[StepGroup, Spent],
     between_s: float,
-    sampled: Mapping[str, list[SampledStep]],
+    sampled: Mapping[StepGroup, list[SampledStep]],
 ) -> Waterfall:
     pieces = dict.fromkeys(PIECES, 0.0)
     if between_s > _ROUNDING * sum(map(sum, (one.values() for one in spent.values()))):
@@ -113,19 +114,29 @@ def _make_waterfall(
     layer_L = np.zeros(plan.placement.model.num_moe_layers)
     rank_R = np.zeros(plan.placement.layout.num_ranks)
     computed = dict.fromkeys(LIMITS, 0.0)
-    for kind, phases in spent.items():
-        seconds = sum(phases.values())
-        if kind == "cut" or (kind == "prefill" and token == "output"):
-            pieces["stops" if kind == "cut" else "prompts"] += seconds
+    for group, phases in spent.items():
+        kind, seconds, steps = group.kind, sum(phases.values()), sampled[group]
+        if kind == "cut":
+            pieces["stops"] += seconds
+            continue
+        if group.condition is not None:
+            share = measure_slower(plan, group.condition, steps)
+            pieces["slower"] += seconds * share
+            seconds *= 1 - share
+        if kind == "prefill" and token == "output":
+            pieces["prompts"] += seconds
             continue
         is_mixed = kind == "mixed" and token == "output"
-        shares = measure_shares(plan.placement, sampled[kind], without_prompts=is_mixed)
+        shares = measure_shares(
+            plan.placement,
+            steps,
+            without_prompts=is_mixed,
+            was_slower=group.condition is not None,
+        )
         if is_mixed:
             pieces["prompts"] += seconds * (1 - shares.decodes)
             seconds *= shares.decodes
-        pieces["slower"] += seconds * shares.slower
-        seconds *= 1 - shares.slower
-        if is_mixed or shares.slower:
+        if is_mixed or group.condition is not None:
             phases = {phase: seconds * share for phase, share in shares.phases.items()}
         found = _divide(phases, shares, plan.placement.layout.pp > 1)
         for name, part_s in found.items():
@@ -135,7 +146,7 @@ def _make_waterfall(
         rank_R += found["experts"] * shares.rank_R
         hidden_s += seconds * shares.hidden
         computing_s = sum(found[name] for name in _COMPUTED)
-        for limit, share in find_limits(plan, sampled[kind][len(sampled[kind]) // 2]).items():
+        for limit, share in find_limits(plan, steps[len(steps) // 2]).items():
             computed[limit] += computing_s * share
     left_out = () if has_experts else _OF_EXPERTS
     token_s = sum(pieces.values())

@@ -67,18 +67,10 @@ def make_token_time(
 
 
 def _rows(requests: Columns, steps: Columns, moves: pd.DataFrame) -> Iterator[dict[str, object]]:
-    has_more = (requests["num_output"] > 1) & (requests["outcome"] == "finished")
-    later = Picked(requests, has_more.to_numpy())
-    num_tokens = int((later["num_output"] - 1).sum())
+    steps = Picked(steps, (steps["pool"] != "prefill").to_numpy())
+    weight, num_tokens = weigh_steps(requests, steps, moves)
     if not num_tokens:
         return
-    steps = Picked(steps, (steps["pool"] != "prefill").to_numpy())
-    has_moved = later["request"].isin(moves["request"]).to_numpy()
-    weight = _count_going(Picked(later, ~has_moved), steps).astype(np.float64)
-    if has_moved.any():
-        columns = ("request", "replica", "first_token_s", "finish_s")
-        moved = pd.DataFrame({column: later[column][has_moved] for column in columns})
-        weight = weight + _weigh_stays(_list_stays(moved, moves), steps)
     kinds, step_s = kinds_of(steps), float(steps["duration_s"].sum())
     for kind in KINDS:
         places = np.flatnonzero(kinds == kind)
@@ -99,6 +91,30 @@ def _rows(requests: Columns, steps: Columns, moves: pd.DataFrame) -> Iterator[di
                 **parts_s,
                 "token_s": sum(parts_s.values()),
             }
+
+
+def weigh_steps(
+    requests: Columns, steps: Columns, moves: pd.DataFrame
+) -> tuple[NDArray[np.float64], int]:
+    """Weigh the steps of one deployment, those of a prefill pool left out, by the requests that
+    have their first token and not their last.
+
+    Returns:
+        Requests of each step, and output tokens of all requests except each one's first: the
+        seconds of all steps, each times its requests, over these tokens are those of a token.
+    """
+    has_more = (requests["num_output"] > 1) & (requests["outcome"] == "finished")
+    later = Picked(requests, has_more.to_numpy())
+    num_tokens = int((later["num_output"] - 1).sum())
+    if not num_tokens:
+        return np.zeros(len(steps)), 0
+    has_moved = later["request"].isin(moves["request"]).to_numpy()
+    weight = _count_going(Picked(later, ~has_moved), steps).astype(np.float64)
+    if has_moved.any():
+        columns = ("request", "replica", "first_token_s", "finish_s")
+        moved = pd.DataFrame({column: later[column][has_moved] for column in columns})
+        weight = weight + _weigh_stays(_list_stays(moved, moves), steps)
+    return weight, num_tokens
 
 
 def _count_going(requests: Columns, steps: Columns) -> NDArray[np.int64]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,6 +90,24 @@ class Batch:
     """For each rank, the kinds of text of these requests
     (:attr:`simulator.workload.traces.RequestTrace.domain`), -1 where unknown; empty where they
     represent any."""
+
+    def roll(self, num_ranks: int) -> Batch:
+        """Move the sequences of each data-parallel rank so many ranks on, those of the last ones to
+        the first.
+        """
+
+        def move(of_ranks: tuple[NDArray[Any], ...]) -> tuple[NDArray[Any], ...]:
+            cut = len(of_ranks) - num_ranks
+            return of_ranks[cut:] + of_ranks[:cut]
+
+        return Batch(
+            move(self.new_tokens),
+            move(self.context_tokens),
+            move(self.is_decode),
+            np.roll(self.num_logits, num_ranks),
+            move(self.requests) if self.requests else (),
+            move(self.domains) if self.domains else (),
+        )
 
     @cached_property
     def tokens_d(self) -> NDArray[np.int64]:

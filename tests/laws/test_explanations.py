@@ -144,7 +144,7 @@ def test_few_rows_wait_for_memory_and_many_for_arithmetic(tiny):
 
     def limits_of(prompts, decodes):
         batch = spread_batch(plan, prompts, decodes, 5000)
-        return find_limits(plan, SampledStep(batch, None, 0.0))
+        return find_limits(plan, SampledStep(batch, None, batch, 0.0))
 
     decode, prefill = limits_of(0, 200), limits_of(8000, 0)
     for limits in (decode, prefill):
@@ -188,6 +188,24 @@ def test_slower_gpus_are_a_piece_of_their_own_and_the_others_stay(tiny):
     assert found.pieces["slower"] > 0.1 * found.token_s
     assert found.token_s > usual.token_s
     assert found.pieces["attention"] == pytest.approx(usual.pieces["attention"], rel=0.3)
+
+
+@pytest.mark.parametrize(
+    "slower",
+    [
+        {"gpu": 2, "compute": 0.3},
+        {"gpu": 2, "scale_up": 0.003},
+        {"gpu": 2, "compute": 0.3, "at_s": 0.2, "for_s": 0.3},
+    ],
+    ids=["gpu", "wires", "for a while"],
+)
+def test_what_one_replica_of_four_loses_is_what_a_run_at_full_speed_saves(tiny, slower):
+    trace, keys = tiny.trace(200, 800.0), {**SPREAD, "replicas": 4, "scheduling": CHUNKED}
+    (usual,) = explain(tiny, tiny.plan("moe", **keys), trace)
+    (found,) = explain(tiny, tiny.plan("moe", **keys, degraded=[slower]), trace)
+    saved = 1 - usual.token_s / found.token_s
+    assert saved > 0.025
+    assert found.pieces["slower"] / found.token_s == pytest.approx(saved, abs=0.015)
 
 
 @pytest.mark.parametrize(
