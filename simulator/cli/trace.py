@@ -13,6 +13,7 @@ from simulator.base.errors import UserError, did_you_mean
 from simulator.base.partial import whole_file
 from simulator.cli import console, record
 from simulator.cli.console import AllowCode, AsJson, Seed
+from simulator.cli.trace_cache import cache
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,6 +24,7 @@ Strict = Annotated[
     typer.Option("--strict", help="Refuse a file in which rows have to be left out or sorted."),
 ]
 app.add_typer(record.app, name="record")
+app.command()(cache)
 
 
 @app.command()

@@ -41,6 +41,8 @@ POLICIES = {
     "recovery": "recovery",
     "scaling": "scaling",
     "speculation": "speculation",
+    "caching": "caching",
+    "prefetching": "prefetching",
     "arrivals": "arrivals",
     "lengths": "lengths",
     "traces": "traces",

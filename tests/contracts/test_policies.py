@@ -14,6 +14,12 @@ from hypothesis import strategies as st
 from simulator.base.errors import UserError
 from simulator.base.plugins import available, build
 from simulator.policies.balancing import Rule
+from simulator.policies.caching import ExpertUses
+from simulator.policies.caching_contracts import (
+    predict_experts,
+    prepare_predictor,
+    rate_experts,
+)
 from simulator.policies.contracts import decide_placement, make_drafts
 from simulator.policies.failure_contracts import find_interruption, shrink_experts
 from simulator.policies.failures import Machines
@@ -196,6 +202,34 @@ def test_rebalancing_policies_look_in_order_and_keep_every_expert(rebalancing):
     load = ExpertLoad(1.0, 100, load_LE, placed)
     found = decide_placement(policy, load, np.random.default_rng(1))
     assert found is None or found.expert_LP.shape == placed.expert_LP.shape
+
+
+@pytest.mark.parametrize("caching", available("caching"))
+def test_caching_policies_rate_every_expert_and_leave_the_uses_alone(caching):
+    policy, rng = build("caching", {"kind": caching}, "test"), np.random.default_rng(2)
+    last_LE, count_LE, earlier_LE = rng.integers(0, 9, (3, 2, 8))
+    uses = ExpertUses(last_LE, np.minimum(count_LE, last_LE), earlier_LE.astype(np.float64))
+    before = [one.copy() for one in uses]
+    found, again = (rate_experts(policy, uses) for _ in range(2))
+    assert found.shape == (2, 8)
+    assert np.isfinite(found).all()
+    assert np.array_equal(found, again)
+    assert all(np.array_equal(*pair) for pair in zip(uses, before, strict=True))
+
+
+@pytest.mark.parametrize("prefetching", available("prefetching"))
+def test_prefetching_policies_predict_a_layer_from_the_layers_before_it(prefetching):
+    policy, rng = build("prefetching", {"kind": prefetching}, "test"), np.random.default_rng(2)
+    ids_LTK = rng.random((3, 40, 8)).argsort(axis=2)[:, :, :2].astype(np.int16)
+    predictor = prepare_predictor(policy, ids_LTK, 8)
+    used_LE = rng.random((3, 8)) < 0.3
+    found = predict_experts(predictor, used_LE)
+    assert found.shape == (3, 8)
+    for layer in range(3):
+        other_LE = used_LE.copy()
+        other_LE[layer:] = ~other_LE[layer:]
+        assert np.array_equal(predict_experts(predictor, other_LE)[layer], found[layer])
+    assert policy.experts >= 0
 
 
 SCALING = {

@@ -1,0 +1,165 @@
+"""Replay of expert choices through a cache: which experts of each step are in fast memory, which
+are brought there, and which are computed where they lie.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.policies.caching import CachingPolicy, ExpertUses
+from simulator.policies.caching_contracts import (
+    predict_experts,
+    prepare_predictor,
+    rate_experts,
+)
+from simulator.policies.prefetching import PrefetchingPolicy
+
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+
+
+class CacheRules(NamedTuple):
+    """Rules of a cache of experts."""
+
+    slots: int
+    """Experts of each layer that stay in fast memory."""
+    uploads: int
+    """Most missing experts of one layer that a step brings to fast memory; the others are computed
+    where they lie."""
+    caching: CachingPolicy
+    prefetching: PrefetchingPolicy
+
+
+class CacheUses(NamedTuple):
+    """Experts that steps used, counted by step and MoE layer, ``[S, L]`` each."""
+
+    used_SL: Ints
+    """Distinct experts that the step's tokens chose."""
+    held_SL: Ints
+    """Experts of these that were in the cache."""
+    ahead_SL: Ints
+    """Experts of these that had been fetched ahead."""
+    uploaded_SL: Ints
+    """Experts of these that were brought to fast memory when the layer asked for them."""
+    below_SL: Ints
+    """Experts of these that were computed where they lie."""
+    fetched_SL: Ints
+    """Experts that were fetched ahead, needed or not."""
+    pairs_SL: Ints
+    """Token-expert pairs of the step."""
+    below_pairs_SL: Ints
+    """Token-expert pairs that were computed where their experts lie."""
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of the experts that steps used which were in the cache."""
+        return float(self.held_SL.sum() / max(self.used_SL.sum(), 1))
+
+
+def spread_streams(ids_LTK: NDArray[np.int16], num_streams: int) -> NDArray[np.int16]:
+    """Let each step serve one token of each of ``num_streams`` streams of consecutive tokens,
+    ``[S, L, X]`` with the choices of all a step's tokens behind each other; tokens that fill no
+    whole step are left out.
+    """
+    layers, tokens, top_k = ids_LTK.shape
+    steps = tokens // num_streams
+    ids_LNSK = ids_LTK[:, : steps * num_streams].reshape(layers, num_streams, steps, top_k)
+    return ids_LNSK.transpose(2, 0, 1, 3).reshape(steps, layers, num_streams * top_k)
+
+
+def replay_cache(
+    rules: CacheRules, ids_SLX: NDArray[np.int16], earlier_LTK: NDArray[np.int16], num_experts: int
+) -> CacheUses:
+    """Replay steps through the caches of all layers.
+
+    Args:
+        ids_SLX: experts that the tokens of each step chose in each layer.
+        earlier_LTK: choices of earlier tokens, which policies learn from.
+    """
+    cache = _Cache(rules, earlier_LTK, num_experts)
+    rows = [cache.take_step(ids_LX) for ids_LX in ids_SLX]
+    shape = (0, len(CacheUses._fields), len(earlier_LTK))
+    counts_SCL = np.array(rows, dtype=np.int64) if rows else np.zeros(shape, dtype=np.int64)
+    return CacheUses(*counts_SCL.transpose(1, 0, 2))
+
+
+class _Cache:
+    """Experts of every layer that are in fast memory, step after step."""
+
+    def __init__(self, rules: CacheRules, earlier_LTK: NDArray[np.int16], num_experts: int) -> None:
+        self._rules = rules
+        shape = (len(earlier_LTK), num_experts)
+        earlier_LE = np.stack(
+            [np.bincount(ids.ravel(), minlength=num_experts) for ids in earlier_LTK]
+        )
+        self._uses = ExpertUses(
+            np.zeros(shape, np.int64), np.zeros(shape, np.int64), earlier_LE.astype(np.float64)
+        )
+        self._predictor = prepare_predictor(rules.prefetching, earlier_LTK, num_experts)
+        self._steps = 0
+        rates_LE = rate_experts(rules.caching, self._uses)
+        self._held_LE = _choose_most(rates_LE, np.ones(shape, np.bool_), rules.slots)
+
+    def take_step(self, ids_LX: NDArray[np.int16]) -> tuple[Ints, ...]:
+        """Count one step's experts, in the order of :class:`CacheUses`, and keep what is worth it
+        for the next.
+        """
+        pairs_LE = _count_pairs(ids_LX, self._held_LE.shape[1])
+        used_LE = pairs_LE > 0
+        hits_LE = used_LE & self._held_LE
+        fetched_LE = self._fetch_ahead(used_LE)
+        ahead_LE = used_LE & fetched_LE
+        missing_LE = used_LE & ~hits_LE & ~ahead_LE
+        rates_LE = self._rate(used_LE)
+        uploaded_LE = missing_LE
+        if self._rules.uploads < used_LE.shape[1]:
+            uploaded_LE = _choose_most(pairs_LE + _rank(rates_LE), missing_LE, self._rules.uploads)
+        below_LE = missing_LE & ~uploaded_LE
+        arrived_LE = self._held_LE | ahead_LE | uploaded_LE
+        self._held_LE = _choose_most(rates_LE, arrived_LE, self._rules.slots)
+        experts = (used_LE, hits_LE, ahead_LE, uploaded_LE, below_LE, fetched_LE)
+        pairs = (pairs_LE, pairs_LE * below_LE)
+        return tuple(one_LE.sum(axis=1) for one_LE in (*experts, *pairs))
+
+    def _fetch_ahead(self, used_LE: Bools) -> Bools:
+        """Choose the experts that are fetched before their layer asks for them, ``[L, E]``."""
+        most = self._rules.prefetching.experts
+        if most == 0:
+            return np.zeros_like(used_LE)
+        return _choose_most(predict_experts(self._predictor, used_LE), ~self._held_LE, most)
+
+    def _rate(self, used_LE: Bools) -> NDArray[np.float64]:
+        """Count the step's uses, and rate how much each expert is worth a slot now."""
+        self._steps += 1
+        self._uses.last_LE[used_LE] = self._steps
+        self._uses.count_LE[used_LE] += 1
+        return rate_experts(self._rules.caching, self._uses)
+
+
+def _count_pairs(ids_LX: NDArray[np.int16], num_experts: int) -> Ints:
+    """Count the tokens of each expert in each layer, ``[L, E]``."""
+    layers = len(ids_LX)
+    places = ids_LX.astype(np.int64) + num_experts * np.arange(layers)[:, None]
+    return np.bincount(places.ravel(), minlength=layers * num_experts).reshape(layers, -1)
+
+
+def _choose_most(rates_LE: NDArray[np.float64], among_LE: Bools, most: int) -> Bools:
+    """Choose up to ``most`` experts of each layer by value, of equal ones the first; a value of 0
+    or less is never chosen.
+    """
+    rates_LE = np.where(among_LE, rates_LE, 0.0)
+    chosen_LE = np.zeros(rates_LE.shape, dtype=np.bool_)
+    best_LN = np.argsort(-rates_LE, axis=1, kind="stable")[:, :most]
+    np.put_along_axis(chosen_LE, best_LN, np.take_along_axis(rates_LE, best_LN, 1) > 0, axis=1)
+    return chosen_LE
+
+
+def _rank(rates_LE: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Order of values from 0 to below 1, ``[L, E]``, which decides between experts with equally
+    many tokens.
+    """
+    order_LE: Ints = rates_LE.argsort(axis=1).argsort(axis=1)
+    return np.asarray(order_LE / rates_LE.shape[1], dtype=np.float64)
