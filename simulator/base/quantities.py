@@ -85,6 +85,8 @@ Score = Annotated[float, value_range(-1e6, 1e6)]
 Spread = Annotated[float, value_range(0, 10)]
 """Standard deviation of a natural logarithm; at 10 one value in three is 22,000 times the median or
 more."""
+Coefficient = Annotated[float, value_range(-1e6, 1e6)]
+"""Fitted number of a formula, with its sign."""
 Exponent = Annotated[float, value_range(0.1, 1e3)]
 """Exponent of the overlap of two works: 1 = one after the other, large = the longer one alone."""
 Power = Annotated[float, value_range(0, 20)]
@@ -115,6 +117,8 @@ Tokens = Annotated[int, value_range(1, MOST_TOKENS, "tokens")]
 TokenCount = Annotated[int, value_range(0, MOST_TOKENS, "tokens")]
 Length = Annotated[float, value_range(0.5, MOST_TOKENS, "tokens")]
 """Tokens at a percentile, not necessarily a whole number."""
+TrainingTokens = Annotated[float, value_range(1e3, 1e18, "tokens")]
+"""Tokens that a model is trained on."""
 TokenRate = Annotated[float, value_range(1e-6, 1e12, "tokens per second")]
 TokenBudget = Annotated[int, value_range(1, 1 << 20, "tokens")]
 """Tokens of one step: prices are tabulated by them."""
@@ -145,6 +149,10 @@ TopK = Annotated[int, value_range(1, 256, "experts")]
 """Experts of one token, up to 32 times what is usual."""
 Parameters = Annotated[int, value_range(0, 10**15, "parameters")]
 PrintedParameters = Annotated[float, value_range(0, 1e15, "parameters")]
+ModelParameters = Annotated[float, value_range(1, 1e18, "parameters")]
+"""Parameters of a model that exists or is spoken of, above 0."""
+Expansion = Annotated[float, value_range(1, MOST_EXPERTS)]
+"""Ratio of a layer's experts to those of one token, or how many a token uses."""
 
 # Machines
 

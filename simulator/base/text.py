@@ -53,6 +53,18 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def count_text(count: float) -> str:
+    """Write a large number for people, with three digits.
+
+    >>> count_text(46.7e9), count_text(4.48e12), count_text(129e6), count_text(16.0)
+    ('46.7B', '4.48T', '129M', '16')
+    """
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size * 0.9995:
+            return f"{count / size:.3g}{unit}"
+    return f"{count:.3g}"
+
+
 def inline_toml(value: Any) -> str:
     """A value as TOML, in one line.
 

@@ -47,7 +47,7 @@ def check(
     file: Annotated[
         str,
         typer.Argument(
-            help="A scenario, plan, workload, model, cluster, accelerator or calibration file."
+            help="A scenario, plan, workload, model, law, cluster, accelerator or calibration file."
         ),
     ],
     overrides: Set = None,
@@ -85,7 +85,7 @@ def schema(
     what: Annotated[
         str,
         typer.Argument(
-            help="scenario, plan, workload, model, accelerator, cluster, engine, calibration, "
+            help="scenario, plan, workload, model, law, accelerator, cluster, engine, calibration, "
             "'host calibration' or answer."
         ),
     ] = "scenario",

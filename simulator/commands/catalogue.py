@@ -20,6 +20,7 @@ _DATA = {
     "plans": "workloads/plans",
     "workloads": "workloads/requests",
     "models": "workloads/models",
+    "laws": "workloads/laws",
     "accelerators": "cluster_configs/accelerators",
     "calibrations": "cluster_configs/calibration",
     "engines": "cluster_configs/engines",

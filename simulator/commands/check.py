@@ -21,6 +21,7 @@ from simulator.config.capacity import Question
 from simulator.config.cluster import ClusterSpec
 from simulator.config.engine import read_engine
 from simulator.config.host import HostCalibration, load_any_calibration
+from simulator.config.law_file import LawFile
 from simulator.config.model import load_model
 from simulator.config.routing import routing_note
 from simulator.config.workload import WorkloadSpec
@@ -37,6 +38,7 @@ _TELLING_KEYS = {
     "clusters": "plan",
     "workload": "scenario",
     "lengths": "workload",
+    "law": "law",
     "mixers": "model",
     "memory_bytes_per_s": "accelerator",
     "tiers": "engine",
@@ -183,6 +185,10 @@ def _check_model(path: Path, _: Overrides) -> _Found:
     )
 
 
+def _check_law(path: Path, _: Overrides) -> _Found:
+    return _Found(f", {validate(LawFile, {'name': path.stem, **read_toml(path)}, str(path)).title}")
+
+
 def _check_accelerator(path: Path, _: Overrides) -> _Found:
     found = validate(AcceleratorSpec, {"name": path.stem, **read_toml(path)}, str(path))
     load_any_calibration(found.calibration, str(path))
@@ -227,6 +233,7 @@ _CHECKS: dict[str, Callable[[Any, Overrides], _Found]] = {
     "plan": _check_plan,
     "workload": _check_workload,
     "model": _check_model,
+    "law": _check_law,
     "accelerator": _check_accelerator,
     "engine": _check_engine,
     "calibration": _check_calibration,

@@ -13,6 +13,7 @@ from simulator.config.capacity import Question
 from simulator.config.cluster import ClusterSpec
 from simulator.config.engine import EngineSpec
 from simulator.config.host import HostCalibration
+from simulator.config.law_file import LawFile
 from simulator.config.model import ModelSpec
 from simulator.config.workload import NamedWorkloadSpec
 from simulator.results.answer import Answer
@@ -23,6 +24,7 @@ FILES: dict[str, type[BaseModel]] = {
     "plan": Question,
     "workload": NamedWorkloadSpec,
     "model": ModelSpec,
+    "law": LawFile,
     "accelerator": AcceleratorSpec,
     "cluster": ClusterSpec,
     "engine": EngineSpec,

@@ -241,7 +241,12 @@ class ModelSpec(Frozen):
             left_out += self.num_embedding_parameters
         if not self.active_counts_head:
             left_out += self.num_head_parameters
-        return self._num_parameters(active_only=True) - left_out
+        return self.num_used_parameters - left_out
+
+    @property
+    def num_used_parameters(self) -> int:
+        """Parameters that one token uses, the embedding and the output matrix among them."""
+        return self._num_parameters(active_only=True)
 
     def _num_parameters(self, *, active_only: bool) -> int:
         norm = self.norm_vectors * self.hidden_size

@@ -48,6 +48,7 @@ SHIPPED = {
     "plan": "workloads/plans",
     "workload": "workloads/requests",
     "model": "workloads/models",
+    "law": "workloads/laws",
     "accelerator": "cluster_configs/accelerators",
     "cluster": "cluster_configs",
     "engine": "cluster_configs/engines",

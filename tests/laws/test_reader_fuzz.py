@@ -30,7 +30,7 @@ from tests.unit.torch_files import torch_members
 from tests.unit.trace_texts import BENCH
 
 LARGEST = 3000
-FOLDERS = ("workloads/models", "cluster_configs/accelerators")
+FOLDERS = ("workloads/models", "workloads/laws", "cluster_configs/accelerators")
 """Checking others draws as many requests, or wires as many GPUs, as they say, which a changed digit
 makes a million."""
 TABLE = b'gpu,gemm_dtype,m,n,k,latency_ms,note\nh100,bfloat16,4096,4096,04096,0.20,"as it stood, 1e-3"\nh100,fp8,1,4096,,0.0150,\n'
@@ -39,6 +39,7 @@ DESCRIPTIONS = {
     "workloads/plans": "plan",
     "workloads/requests": "workload",
     "workloads/models": "model",
+    "workloads/laws": "law",
     "cluster_configs": "cluster",
     "cluster_configs/accelerators": "accelerator",
     "cluster_configs/calibration": "calibration",
