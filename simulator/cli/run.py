@@ -17,6 +17,7 @@ from rich.text import Text
 from simulator.base.errors import UserError
 from simulator.cli import console
 from simulator.cli.console import Address, AllowCode, AsJson, Out, Seed, Set, Workers
+from simulator.cli.train import refuse_serving_options, run_training
 
 _SETTING_METRICS = ("ttft_p50_s", "tpot_p50_s", "output_tokens_per_s", "slo_attainment")
 """Metrics printed for each setting of a sweep."""
@@ -70,11 +71,25 @@ def run(
     """Replay a workload on every deployment of a scenario, and write a results folder with a
     report.
 
+    A training scenario simulates a training step of each deployment.
+
     With --sweep, --seeds or several scenarios every combination is a run of its own, on all cores
     or on the nodes of a Ray cluster (--address), with one report over them. The deployments of one
     scenario are served one after another, or with --workers or --address at the same time; so are
     replicas of a long run whose balancer does not look at load.
     """
+    from simulator.scenario.training import is_training
+
+    if any(map(is_training, scenario)):
+        refuse_serving_options(
+            sweep=bool(sweep) or seeds > 1 or len(scenario) > 1,
+            fidelity=fidelity != "step",
+            explain=explain,
+            workers=workers is not None,
+            address=address is not None,
+        )
+        run_training(scenario[0], out_folder, seed, overrides or [], as_json)
+        return
     if sweep or seeds > 1 or len(scenario) > 1:
         if explain:
             raise UserError("--explain explains one run: leave it out, or run one scenario alone")

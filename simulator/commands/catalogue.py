@@ -18,6 +18,7 @@ from simulator.config.cluster import available_clusters
 _DATA = {
     "scenarios": "workloads",
     "plans": "workloads/plans",
+    "trainings": "workloads/training",
     "workloads": "workloads/requests",
     "models": "workloads/models",
     "laws": "workloads/laws",
@@ -44,6 +45,7 @@ POLICIES = {
     "speculation": "speculation",
     "caching": "caching",
     "prefetching": "prefetching",
+    "pipelining": "pipelining",
     "arrivals": "arrivals",
     "lengths": "lengths",
     "traces": "traces",

@@ -26,13 +26,17 @@ from simulator.config.model import load_model
 from simulator.config.routing import routing_note
 from simulator.config.workload import WorkloadSpec
 from simulator.deployment.facts import describe_layout
+from simulator.deployment.training.memory import check_training_memory
+from simulator.deployment.training.plan import make_training_plan
 from simulator.policies.contracts import make_rules, wire_cluster
 from simulator.scenario.question import list_routing_notes, load_open_requests, load_question
 from simulator.scenario.scenario import Scenario, load_scenario
+from simulator.scenario.training import load_training
 from simulator.scenario.user_table import Overrides
 from simulator.workload.requests import load_requests
 
 _TELLING_KEYS = {
+    "training": "training",
     "deployments": "scenario",
     "targets": "plan",
     "clusters": "plan",
@@ -50,7 +54,7 @@ _TELLING_KEYS = {
 }
 """The first of these keys that a file holds tells its kind."""
 
-_TABLES = ("scenario", "plan")
+_TABLES = ("scenario", "plan", "training")
 """Kinds that may be given as a table, and whose keys may be overridden."""
 _WIRED_NODES = 16
 """Nodes that a cluster's wiring is tried on: further ones are like them, and paths grow with the
@@ -118,7 +122,7 @@ def check(
 def _find_file(name: str) -> Path:
     """The file of a path, or of a shipped scenario or plan."""
     path = Path(name)
-    for family in ("workloads", "workloads/plans"):
+    for family in ("workloads", "workloads/plans", "workloads/training"):
         if not path.is_file() and name in available_files(family):
             path = available_files(family)[name]
     return path
@@ -162,6 +166,21 @@ def _check_plan(source: Any, overrides: Overrides) -> _Found:
         f"clusters: {clusters}"
     )
     return _Found(details, tuple(list_routing_notes(question)))
+
+
+def _check_training(source: Any, overrides: Overrides) -> _Found:
+    scenario = load_training(source, overrides)
+    details = []
+    for spec in scenario.deployments:
+        plan = make_training_plan(
+            spec, scenario.training, scenario.seed, scenario.where, scenario.folder
+        )
+        memory = check_training_memory(plan, 1.0, scenario.where)
+        details.append(
+            f"{spec.name}: {spec.num_gpus:,} GPUs ({plan.text()}), "
+            f"{memory.total_bytes / 1e9:,.1f} GB of each"
+        )
+    return _Found(", " + "; ".join(details))
 
 
 def _check_workload(path: Path, _: Overrides) -> _Found:
@@ -231,6 +250,7 @@ def _check_cluster(path: Path, _: Overrides) -> _Found:
 _CHECKS: dict[str, Callable[[Any, Overrides], _Found]] = {
     "scenario": _check_scenario,
     "plan": _check_plan,
+    "training": _check_training,
     "workload": _check_workload,
     "model": _check_model,
     "law": _check_law,

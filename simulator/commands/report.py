@@ -114,5 +114,18 @@ def _build_executed(folder: Path) -> _Page:
     return _Page(render(executed), {"headline": found.headline, "reasons": found.reasons})
 
 
-_BUILDERS = {"moesim plan": _build_plan, "a sweep": _build_sweep, "moesim execute": _build_executed}
+def _build_training(folder: Path) -> _Page:
+    from simulator.report.training_step_page import render
+    from simulator.results.training import read_training
+
+    found = read_training(folder)
+    return _Page(render(found), found.run["verdict"])
+
+
+_BUILDERS = {
+    "moesim plan": _build_plan,
+    "a sweep": _build_sweep,
+    "moesim execute": _build_executed,
+    "a training": _build_training,
+}
 """Builders of the pages that show one folder, by the command that wrote it."""

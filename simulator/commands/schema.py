@@ -18,10 +18,12 @@ from simulator.config.model import ModelSpec
 from simulator.config.workload import NamedWorkloadSpec
 from simulator.results.answer import Answer
 from simulator.scenario.scenario import Scenario
+from simulator.scenario.training import TrainingScenario
 
 FILES: dict[str, type[BaseModel]] = {
     "scenario": Scenario,
     "plan": Question,
+    "training": TrainingScenario,
     "workload": NamedWorkloadSpec,
     "model": ModelSpec,
     "law": LawFile,

@@ -19,11 +19,14 @@ _FILE = "run.json"
 _KEY = "schema"
 _WRITERS = {"plan.json": "moesim plan", "sweep.csv": "a sweep", "scores.csv": "moesim validate"}
 """Commands other than ``moesim run``, by a file that only their folders have."""
+_TELLING_KEYS = {"machine": "moesim execute", "training": "a training"}
+"""Others by a key of ``run.json``."""
 
 
 def find_writer(folder: Path) -> str:
     """Command whose results folder this is: ``moesim plan``, ``a sweep``, ``moesim validate``,
-    ``moesim execute``, whose ``run.json`` names a machine, or ``moesim run`` where nothing tells.
+    ``moesim execute``, whose ``run.json`` names a machine, a training, or ``moesim run`` where
+    nothing tells.
     """
     for file, command in _WRITERS.items():
         if (folder / file).is_file():
@@ -32,7 +35,9 @@ def find_writer(folder: Path) -> str:
         run = json.loads((folder / _FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return "moesim run"
-    return "moesim execute" if isinstance(run, dict) and "machine" in run else "moesim run"
+    if not isinstance(run, dict):
+        return "moesim run"
+    return next((writer for key, writer in _TELLING_KEYS.items() if key in run), "moesim run")
 
 
 @contextmanager

@@ -73,3 +73,25 @@ def served_flops(
                 * total_pairs(num_input, decoded, window, term.compression)
             )
     return total
+
+
+def trained_flops(model: ModelSpec, sequence_tokens: int) -> float:
+    """FLOPs to train on one sequence, attention included: three times those of its forward pass,
+    since the backward pass makes the gradients of inputs and of weights. Nothing that is computed
+    again counts (PaLM, arXiv:2204.02311, appendix B).
+
+    A causal token attends to those before it, so attention counts half of all pairs, as Megatron-LM
+    counts since 2025; PaLM counted all.
+    """
+    fresh, none = np.array([sequence_tokens]), np.zeros(1, dtype=np.int64)
+    total = sequence_tokens * matmul_flops_per_token(model, with_head=True)
+    for name, num_layers in Counter(
+        mixer for mixer, _ in model.layer_names if mixer != "none"
+    ).items():
+        mixer = model.mixers[name]
+        total += num_layers * mixer.recurrent_flops_per_token() * sequence_tokens
+        for term in mixer.context_terms():
+            window = NO_WINDOW if term.window is None else term.window
+            pairs = total_pairs(none, fresh, window, term.compression)
+            total += num_layers * term.prefill_flops_per_pair * pairs
+    return 3.0 * total

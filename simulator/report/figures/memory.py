@@ -6,8 +6,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from simulator.report import style
-from simulator.report.figures._bars import draw_stacked
 from simulator.report.gallery import Figure
+from simulator.report.stacked_bars import draw_stacked
 from simulator.results.folder import Results
 from simulator.results.formats import bytes_axis, num_bytes
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import plotly.graph_objects as go
 
 from simulator.report import style
-from simulator.report.figures._bars import draw_stacked
 from simulator.report.gallery import Figure
 from simulator.report.shown_steps import WHICH, shared_heading
+from simulator.report.stacked_bars import draw_stacked
 from simulator.results.folder import Results
 from simulator.results.formats import seconds, time_axis
 from simulator.results.tables import STEP_PHASES

@@ -9,13 +9,12 @@ import plotly.graph_objects as go
 
 from simulator.report import style
 from simulator.report.marks import add_name
-from simulator.results.folder import Results
 
 BAR_PIXELS = 54
 
 
 def draw_stacked(
-    results: Results,
+    results: style.Shown,
     lengths: pd.DataFrame,
     colours: Mapping[str, str],
     x: str,

@@ -1,0 +1,225 @@
+"""``moesim run`` of a training scenario: each deployment's step in virtual time, and what follows
+for the whole training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from simulator.base.frozen import Policy
+from simulator.base.progress import Progress, show_nothing
+from simulator.config.training import TrainingDeployment
+from simulator.deployment.training.memory import (
+    TrainingMemory,
+    check_training_memory,
+    find_room,
+)
+from simulator.deployment.training.notes import list_training_notes
+from simulator.deployment.training.plan import TrainingPlan, make_training_plan
+from simulator.engine.training.step import TrainingStep, run_training_step
+from simulator.results.provenance import Provenance
+from simulator.results.training import METRICS, TrainingResults
+from simulator.results.training_text import tell_training
+from simulator.scenario.training import TrainingScenario, load_training
+from simulator.step.training import MicroBatch, TrainingPrices
+from simulator.work.flops import trained_flops
+
+_DAY_S = 86_400.0
+
+
+class _Part(NamedTuple):
+    """Part of a training that is routed alike."""
+
+    after_tokens: float
+    plan: TrainingPlan
+    prices: TrainingPrices
+    step: TrainingStep
+
+
+def train(
+    scenario: TrainingScenario | str | Path | Mapping[str, Any],
+    *,
+    progress: Progress = show_nothing,
+) -> TrainingResults:
+    """Simulate a training step of every deployment of a training scenario.
+
+    Args:
+        scenario: as :func:`load_training` takes it.
+        progress: called with the name of each deployment.
+
+    Raises:
+        UserError: if anything that the scenario names is wrong or does not fit. All deployments are
+            checked before a step is simulated.
+
+    >>> results = train({
+    ...     "training": {"sequence_tokens": 1024, "global_batch": 16},
+    ...     "deployments": [
+    ...         {"name": "OLMoE", "model": "olmoe-1b-7b", "cluster": "h100-sxm", "num_gpus": 8,
+    ...          "parallel": {"ep": 8}},
+    ...     ],
+    ... })
+    >>> bool(results.summary["mfu"].between(0.01, 0.6).all())
+    True
+    """
+    if not isinstance(scenario, TrainingScenario):
+        scenario = load_training(scenario)
+    made = Provenance.begin()
+    plans = [_make_plan(scenario, spec, spec.routing) for spec in scenario.deployments]
+    rows, facts, spans, notes = [], {}, [], []
+    for number, plan in enumerate(plans):
+        progress("training steps", number, len(plans))
+        parts = [_run_part(scenario, plan, 0.0)]
+        for later in plan.spec.later:
+            other = _make_plan(scenario, plan.spec, later.routing)
+            parts.append(_run_part(scenario, other, later.after_tokens))
+        memory = check_training_memory(plan, _find_imbalance(parts[0].prices), scenario.where)
+        rows.append(_measure(scenario, parts, memory))
+        facts[plan.name] = _describe(plan, parts, memory)
+        spans.append(_list_spans(plan, parts[0].step))
+        notes += list_training_notes(plan)
+    progress("training steps", len(plans), len(plans))
+    summary = pd.DataFrame(rows, columns=["deployment", *METRICS])
+    headline, reasons = tell_training(summary, facts)
+    run = {
+        "name": scenario.name,
+        "seed": scenario.seed,
+        "training": scenario.training.model_dump(mode="json"),
+        "deployments": facts,
+        "notes": list(dict.fromkeys(notes)),
+        "verdict": {"headline": headline, "reasons": reasons},
+        "scenario": scenario.model_dump(mode="json"),
+    }
+    return TrainingResults(run | made.describe(), summary, pd.concat(spans, ignore_index=True))
+
+
+def _make_plan(
+    scenario: TrainingScenario, spec: TrainingDeployment, routing: Policy | None
+) -> TrainingPlan:
+    """Plan a deployment as it routes in some part of the training."""
+    own = spec.model_copy(update={"routing": routing})
+    return make_training_plan(
+        own, scenario.training, scenario.seed, scenario.where, scenario.folder
+    )
+
+
+def _run_part(scenario: TrainingScenario, plan: TrainingPlan, after_tokens: float) -> _Part:
+    spec = plan.spec
+    micro_batch = MicroBatch(spec.micro_batch, scenario.training.sequence_tokens, spec.parallel.cp)
+    prices = TrainingPrices(
+        plan.placement,
+        micro_batch,
+        plan.ring,
+        spec.backward_ratio,
+        redoes=spec.recompute == "full",
+    )
+    return _Part(after_tokens, plan, prices, run_training_step(plan, prices))
+
+
+def _find_imbalance(prices: TrainingPrices) -> float:
+    """Find the token-expert pairs of the busiest rank in all layers over the mean rank's."""
+    pairs_R = prices.pairs_R
+    return float(pairs_R.max() / pairs_R.mean()) if pairs_R.any() else 1.0
+
+
+def _measure(
+    scenario: TrainingScenario, parts: list[_Part], memory: TrainingMemory
+) -> dict[str, Any]:
+    """Measure a deployment: a step as the training begins, and days and cost over all parts."""
+    first, training = parts[0], scenario.training
+    plan, step_s, num_gpus = first.plan, first.step.step_s, first.plan.spec.num_gpus
+    step_tokens = training.sequence_tokens * training.global_batch
+    flops = trained_flops(plan.model, training.sequence_tokens) * training.global_batch
+    rate = flops / step_s / num_gpus
+    peak = plan.placement.accelerator.flops_per_s(plan.spec.dtype)
+    days = math.nan
+    if training.total_tokens is not None and plan.spec.uptime:
+        days = _count_days(parts, training.total_tokens, step_tokens) / plan.spec.uptime
+    gpu_hours = days * 24.0 * num_gpus
+    price = plan.cluster.price_per_gpu_hour
+    steps = first.prices.expert_steps
+    pairs = _count_pairs(first)
+    return {
+        "deployment": plan.name,
+        "tokens_per_s_per_gpu": step_tokens / step_s / num_gpus,
+        "tokens_per_s": step_tokens / step_s,
+        "flops_per_s_per_gpu": rate,
+        "mfu": rate / peak,
+        "step_s": step_s,
+        "bubble_share": first.step.bubble_share,
+        "imbalance": float(np.mean([s.pairs_R.max() / s.pairs_R.mean() for s in steps]))
+        if steps
+        else math.nan,
+        "dropped_share": sum(s.dropped_pairs for s in steps) / (pairs * len(steps))
+        if plan.placement.drops_pairs
+        else math.nan,
+        "memory_bytes": memory.total_bytes,
+        "days": days,
+        "gpu_hours": gpu_hours,
+        "cost": math.nan if price is None else gpu_hours * price,
+    }
+
+
+def _count_pairs(part: _Part) -> float:
+    """Count the token-expert pairs that a block's tokens ask for in one layer."""
+    moe = part.plan.model.moe
+    return float(part.prices.batch.tokens_d.sum()) * (0 if moe is None else moe.top_k)
+
+
+def _count_days(parts: list[_Part], total_tokens: float, step_tokens: int) -> float:
+    """Count the days in which all tokens are trained on, each part at its own rate."""
+    ends = [min(part.after_tokens, total_tokens) for part in parts[1:]]
+    seconds = 0.0
+    for part, end in zip(parts, [*ends, total_tokens], strict=True):
+        tokens = end - min(part.after_tokens, total_tokens)
+        seconds += tokens / step_tokens * part.step.step_s
+    return seconds / _DAY_S
+
+
+def _describe(plan: TrainingPlan, parts: list[_Part], memory: TrainingMemory) -> dict[str, Any]:
+    """Describe a deployment for ``run.json``."""
+    model, spec = plan.model, plan.spec
+    return {
+        "model": model.name,
+        "model_title": model.title or model.name,
+        "is_moe": model.moe is not None,
+        "is_rumour": model.is_rumour,
+        "total_parameters": model.num_parameters,
+        "active_parameters": model.num_active_parameters,
+        "accelerator": plan.placement.accelerator.title,
+        "cluster_title": plan.cluster.title,
+        "num_gpus": spec.num_gpus,
+        "layout": plan.text(),
+        "pipelining": str(spec.pipelining["kind"]),
+        "num_micro_batches": plan.num_micro_batches,
+        "dtype": spec.dtype,
+        "recompute": spec.recompute,
+        "zero": spec.zero,
+        "uptime": spec.uptime,
+        "currency": plan.cluster.currency,
+        "price_per_gpu_hour": plan.cluster.price_per_gpu_hour,
+        "parts_s": parts[0].step.mean_parts,
+        "stages_s": [dict(stage) for stage in parts[0].step.parts_S],
+        "memory_bytes": {
+            "weights": memory.weights_bytes,
+            "gradients": memory.gradients_bytes,
+            "optimizer": memory.optimizer_bytes,
+            "activations": memory.activations_bytes,
+            "room": find_room(plan),
+        },
+        "later_steps": [
+            {"after_tokens": part.after_tokens, "step_s": part.step.step_s} for part in parts[1:]
+        ],
+    }
+
+
+def _list_spans(plan: TrainingPlan, step: TrainingStep) -> pd.DataFrame:
+    spans = pd.DataFrame(step.spans, columns=["rank", "name", "layer", "start_s", "duration_s"])
+    spans.insert(0, "phase", "step")
+    spans.insert(0, "deployment", plan.name)
+    return spans

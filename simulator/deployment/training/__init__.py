@@ -1,0 +1,1 @@
+"""Training plans: a split over machines, with every check passed."""

@@ -1,0 +1,205 @@
+"""Memory of a training step on the fullest GPU, component by component."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from simulator.base.errors import UserError
+from simulator.config.dtypes import BYTES_PER_ELEMENT
+from simulator.deployment.training.plan import TrainingPlan
+from simulator.work.trained import ParameterCount, count_kept, count_parameters
+
+ACTIVATION_BYTES = 2.0
+"""Bytes of a kept number: activations are kept in bf16, of trainings in fp8 too (whose matrices'
+inputs may be kept in 8 bits, which is not counted)."""
+WEIGHT_BYTES = 2.0
+"""Bytes of a parameter that is computed with: bf16, from which trainings in fp8 make theirs."""
+_LOGIT_BYTES = 4.0 + 2.0
+"""Bytes of a logit: as the loss reads it, in fp32, and its gradient in bf16."""
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Bytes of one GPU by component."""
+
+    weights_bytes: float
+    gradients_bytes: float
+    optimizer_bytes: float
+    activations_bytes: float
+    """Activations of all micro-batches that are on their way, and the logits of one."""
+
+    @property
+    def total_bytes(self) -> float:
+        """Bytes of all components."""
+        return (
+            self.weights_bytes
+            + self.gradients_bytes
+            + self.optimizer_bytes
+            + self.activations_bytes
+        )
+
+
+def measure_memory(plan: TrainingPlan, imbalance: float = 1.0) -> TrainingMemory:
+    """Measure the memory of the GPU that needs most.
+
+    Args:
+        imbalance: token-expert pairs of the busiest rank over the mean rank's, which the
+            activations of experts grow with.
+    """
+    stages = (_measure_stage(plan, stage, imbalance) for stage in range(plan.num_stages))
+    return max(stages, key=lambda one: one.total_bytes)
+
+
+def check_training_memory(plan: TrainingPlan, imbalance: float, where: str) -> TrainingMemory:
+    """Measure the memory, and refuse what does not fit.
+
+    Raises:
+        UserError: with the figures, and the smallest change that would fit, if there is one.
+    """
+    found, room = measure_memory(plan, imbalance), find_room(plan)
+    if found.total_bytes <= room:
+        return found
+    parts = ", ".join(
+        f"{name} {size / 1e9:,.1f}"
+        for name, size in (
+            ("weights", found.weights_bytes),
+            ("gradients", found.gradients_bytes),
+            ("optimizer", found.optimizer_bytes),
+            ("activations", found.activations_bytes),
+        )
+    )
+    does = next(
+        (
+            f"; {text} fits"
+            for text, other in _list_others(plan)
+            if measure_memory(other, imbalance).total_bytes <= room
+        ),
+        "; more GPUs with a larger pp, tp or ep are needed",
+    )
+    raise UserError(
+        f"{where} [deployments '{plan.name}']: needs {found.total_bytes / 1e9:,.1f} GB a GPU "
+        f"({parts}), and {room / 1e9:,.1f} GB of {plan.placement.accelerator.title} are free{does}"
+    )
+
+
+def find_room(plan: TrainingPlan) -> float:
+    """Find the bytes of a GPU that training may fill."""
+    return plan.placement.accelerator.servable_memory_bytes * plan.spec.memory_fraction
+
+
+def count_stage(plan: TrainingPlan, stage: int) -> ParameterCount:
+    """Count the parameters of all chunks of a stage on one rank."""
+    counts = [
+        count_parameters(plan.model, plan.placement.layout, layers)
+        for place, layers in zip(plan.places, plan.layers, strict=True)
+        if place.stage == stage
+    ]
+    return ParameterCount(
+        sum(one.dense for one in counts),
+        sum(one.expert for one in counts),
+    )
+
+
+def count_optimized(plan: TrainingPlan, stage: int) -> float:
+    """Count the parameters of a stage whose optimizer state one rank holds."""
+    held = count_stage(plan, stage)
+    if plan.spec.zero == 0:
+        return held.dense + held.expert
+    return held.dense / plan.dense_group + held.expert / plan.expert_group
+
+
+def find_peak(plan: TrainingPlan, stage: int, size_of_chunk: dict[int, float]) -> float:
+    """Find the most that the activations of a stage take at one time: those of a pass forward are
+    kept until its last gradients are made.
+
+    Args:
+        size_of_chunk: of one micro-batch in each chunk of the stage.
+    """
+    held = most = 0.0
+    for turn in plan.turns[stage]:
+        for one in turn:
+            if one.kind == "forward":
+                held += size_of_chunk[one.chunk]
+                most = max(most, held)
+        held -= sum(size_of_chunk[one.chunk] for one in turn if one.kind in ("backward", "weight"))
+    return most
+
+
+def list_sizes(plan: TrainingPlan, stage: int, imbalance: float) -> dict[int, float]:
+    """List the bytes that one micro-batch keeps in each chunk of a stage on one rank.
+
+    With ``recompute = "full"`` one layer at a time keeps everything besides.
+    """
+    recompute, tp = plan.spec.recompute, plan.placement.layout.tp
+    pairs = plan.rank_tokens / tp * _count_choices(plan) * imbalance
+    found = {}
+    for place, layers in zip(plan.places, plan.layers, strict=True):
+        if place.stage != stage:
+            continue
+        total = 0.0
+        for names in plan.model.layer_names[layers.start : layers.stop]:
+            kept = count_kept(plan.model, *names, recompute)
+            total += kept.per_token * plan.rank_tokens / tp + kept.per_pair * pairs
+        found[place.chunk] = total * ACTIVATION_BYTES
+    return found
+
+
+def _count_choices(plan: TrainingPlan) -> int:
+    moe = plan.model.moe
+    return 0 if moe is None else moe.top_k
+
+
+def _measure_stage(plan: TrainingPlan, stage: int, imbalance: float) -> TrainingMemory:
+    spec, held = plan.spec, count_stage(plan, stage)
+    everything = held.dense + held.expert
+    shared = held.dense / plan.dense_group + held.expert / plan.expert_group
+    optimizer = spec.optimizer
+    kept = find_peak(plan, stage, list_sizes(plan, stage, imbalance))
+    if spec.recompute == "full":
+        kept += _measure_layer(plan, stage, imbalance)
+    if plan.places[-1].stage == stage:
+        logits = plan.rank_tokens * plan.model.vocab_size / plan.placement.layout.tp
+        kept += logits * _LOGIT_BYTES
+    return TrainingMemory(
+        weights_bytes=WEIGHT_BYTES * (shared if spec.zero >= 3 else everything),
+        gradients_bytes=BYTES_PER_ELEMENT[optimizer.gradient_dtype]
+        * (shared if spec.zero >= 2 else everything),
+        optimizer_bytes=(optimizer.state_bytes + optimizer.master_bytes)
+        * count_optimized(plan, stage),
+        activations_bytes=kept,
+    )
+
+
+def _measure_layer(plan: TrainingPlan, stage: int, imbalance: float) -> float:
+    """Bytes of all that the largest layer of a stage keeps of one micro-batch."""
+    tp = plan.placement.layout.tp
+    tokens = plan.rank_tokens / tp
+    pairs = tokens * _count_choices(plan) * imbalance
+    names = {
+        names
+        for place, layers in zip(plan.places, plan.layers, strict=True)
+        if place.stage == stage
+        for names in plan.model.layer_names[layers.start : layers.stop]
+    }
+    kept = [count_kept(plan.model, *each, "none") for each in names]
+    return ACTIVATION_BYTES * max(one.per_token * tokens + one.per_pair * pairs for one in kept)
+
+
+def _list_others(plan: TrainingPlan) -> Iterator[tuple[str, TrainingPlan]]:
+    """Yield changes of the plan that save memory, the cheapest first, each with its text."""
+    spec = plan.spec
+    changes: list[dict[str, object]] = [
+        {"recompute": "selective"} if spec.recompute == "none" else {},
+        {"zero": 1} if spec.zero < 1 else {},
+        {"recompute": "full"} if spec.recompute != "full" else {},
+        {"recompute": "full", "zero": 2} if spec.zero < 2 else {},
+        {"recompute": "full", "zero": 3} if spec.zero < 3 else {},
+    ]
+    for change in filter(None, changes):
+        text = ", ".join(f"{key} = {_write(value)}" for key, value in change.items())
+        yield text, replace(plan, spec=spec.model_copy(update=change))
+
+
+def _write(value: object) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value)

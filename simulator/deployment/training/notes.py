@@ -1,0 +1,36 @@
+"""Notes on a training: what its numbers assume."""
+
+from __future__ import annotations
+
+from simulator.config.routing import routing_note
+from simulator.deployment.training.plan import TrainingPlan
+
+
+def list_training_notes(plan: TrainingPlan) -> list[str]:
+    """List what the simulated step of a deployment assumes, a sentence each."""
+    spec, model, experts = plan.spec, plan.model, plan.placement.experts
+    notes = [
+        f"backward matrix products take {spec.backward_ratio:g} times the forward ones: assumed, "
+        "backward kernels were not measured (--set deployments.*.backward_ratio=2.3 tries another)",
+    ]
+    if experts is not None and spec.routing is None:
+        note = routing_note(model.title or model.name, experts.routing_source)
+        if note is not None:
+            notes.append(note)
+        notes.append(
+            f"{plan.name}: experts are chosen as when the trained model serves; a training "
+            "balances them with its own loss (even ones: "
+            "--set \"deployments.*.routing={ kind = 'uniform' }\")"
+        )
+    if spec.dtype != "bf16" and spec.dtype != "fp32":
+        notes.append(
+            f"{plan.name}: activations count as kept in bf16, also where {spec.dtype} recipes keep "
+            "inputs of matrices in 8 bits"
+        )
+    layout = plan.placement.layout
+    if experts is not None and layout.ep > 1 and not layout.travels:
+        notes.append(
+            f"{plan.name}: with ep = tp = {layout.tp} all ranks of a block hold the same tokens; "
+            "their experts' outputs are added up, no tokens are dispatched"
+        )
+    return notes

@@ -1,0 +1,309 @@
+"""Plan of a training deployment: the ranks that share a micro-batch, the chunks of layers, and the
+groups that gradients are added up over.
+
+The ranks of a stage form *blocks* of ``max(tp, ep)`` neighbours, which share each layer: prices of
+a pass are those of one block. Blocks of a stage compute other sequences, and meet in the reduction
+of gradients only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from simulator.base.errors import UserError
+from simulator.base.frozen import Policy
+from simulator.base.plugins import build
+from simulator.config.accelerator import AcceleratorSpec
+from simulator.config.calibration import Calibration
+from simulator.config.cluster import ClusterSpec, load_kind
+from simulator.config.deployment import DeploymentSpec, ParallelSpec
+from simulator.config.host import HostCalibration, load_any_calibration
+from simulator.config.model import ModelSpec, load_model
+from simulator.config.training import TrainingDeployment, TrainingParallel, TrainingSpec
+from simulator.cost.comm import CommModel, CommPolicy
+from simulator.cost.stages import Sends, make_sends
+from simulator.deployment.expert_plan import plan_experts
+from simulator.deployment.placement import Placement, choose_precision, wire_links
+from simulator.policies.pipelining import ChunkPlace, PipeliningPolicy, Turn
+from simulator.policies.speculation import Drafts
+from simulator.work.layout import Layout, make_layout, stage_layers
+
+_ENGINE = "vllm"
+"""Engine whose calibrated kernels are priced; those of large batches are cuBLAS's and
+FlashAttention's, which trainings use as well."""
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Plan of one deployment: everything built, and every split found to divide."""
+
+    spec: TrainingDeployment
+    training: TrainingSpec
+    placement: Placement
+    """Block of ranks that share a micro-batch's layers in one stage, which prices are of."""
+    policy: PipeliningPolicy
+    places: tuple[ChunkPlace, ...]
+    """Stage of each chunk, in the order of layers."""
+    layers: tuple[range, ...]
+    """Layers of each chunk."""
+    num_micro_batches: int
+    """Micro-batches of a step on each data-parallel rank."""
+    sends: Sends | None
+    """Transfers between neighbouring stages; ``None`` for one stage."""
+    ring: CommModel | None
+    """Wires of the ranks that share a sequence; ``None`` without context parallelism."""
+
+    @property
+    def name(self) -> str:
+        """Name of the deployment."""
+        return self.spec.name
+
+    @property
+    def model(self) -> ModelSpec:
+        """Model that is trained."""
+        return self.placement.model
+
+    @property
+    def cluster(self) -> ClusterSpec:
+        """Machines."""
+        return self.placement.cluster
+
+    @property
+    def num_stages(self) -> int:
+        """Pipeline stages."""
+        return self.spec.parallel.pp
+
+    @property
+    def stage_ranks(self) -> int:
+        """GPUs of one stage."""
+        return self.spec.num_gpus // self.num_stages
+
+    @property
+    def dp(self) -> int:
+        """Data-parallel ranks: sequences that are computed side by side."""
+        return self.stage_ranks // (self.spec.parallel.tp * self.spec.parallel.cp)
+
+    @property
+    def dense_group(self) -> int:
+        """Ranks with the same dense parameters of a stage, which add up their gradients."""
+        return self.stage_ranks // self.spec.parallel.tp
+
+    @property
+    def expert_group(self) -> int:
+        """Ranks with the same routed experts of a stage, which add up their gradients."""
+        return self.stage_ranks // self.placement.layout.num_ranks
+
+    @property
+    def rank_tokens(self) -> int:
+        """Tokens of a micro-batch in each data- and context-parallel group."""
+        return self.spec.micro_batch * self.training.sequence_tokens // self.spec.parallel.cp
+
+    @cached_property
+    def turns(self) -> tuple[tuple[Turn, ...], ...]:
+        """Turns of each stage in one step."""
+        return tuple(
+            tuple(self.policy.list_turns(stage, self.num_stages, self.num_micro_batches))
+            for stage in range(self.num_stages)
+        )
+
+    @cached_property
+    def depth_of(self) -> dict[ChunkPlace, int]:
+        """Place of each chunk in the order of layers."""
+        return {place: depth for depth, place in enumerate(self.places)}
+
+    def text(self) -> str:
+        """Describe the split for people: ``DP 4 x TP 2 x PP 8, EP 4``."""
+        parallel = self.spec.parallel
+        sizes = {"DP": self.dp, "TP": parallel.tp, "CP": parallel.cp, "PP": parallel.pp}
+        shown = [f"{name} {size}" for name, size in sizes.items() if size > 1 or name == "DP"]
+        ep = f", EP {self.placement.layout.ep}" if self.placement.layout.ep > 1 else ""
+        return " x ".join(shown) + ep
+
+
+def make_training_plan(
+    spec: TrainingDeployment, training: TrainingSpec, seed: int, where: str, folder: Path
+) -> TrainingPlan:
+    """Build and check everything that a training deployment names, its memory aside.
+
+    Args:
+        where: the scenario's file, for errors.
+        folder: what paths in the deployment are relative to.
+
+    Raises:
+        UserError: if a name is unknown or a split is impossible, with what would do.
+    """
+    place = f"{where} [deployments '{spec.name}']"
+    model = load_model(spec.model, place, folder)
+    cluster, accelerator = load_kind(spec.cluster, place)
+    cluster = cluster.with_price(spec.price_per_gpu_hour)
+    cluster = cluster.model_copy(update={"num_gpus": spec.num_gpus})
+    _check_nodes(cluster, spec, place)
+    layout = _make_block(spec, model, place)
+    num_micro_batches = _count_micro_batches(spec, training, place)
+    policy: PipeliningPolicy = build("pipelining", spec.pipelining, f"{place} [pipelining]")
+    pp = spec.parallel.pp
+    refusal = policy.find_refusal(pp, num_micro_batches)
+    if refusal is not None:
+        raise UserError(f"{place} [pipelining]: {refusal}")
+    places = tuple(policy.place_chunks(pp))
+    if len(places) > model.num_layers:
+        raise UserError(
+            f"{place} [parallel]: {len(places)} chunks of layers on {pp} stages must be at most "
+            f"the {model.num_layers} layers of {model.name}"
+        )
+    rank_tokens = spec.micro_batch * training.sequence_tokens // spec.parallel.cp
+    placement = place_block(
+        spec, model, (cluster, accelerator), layout, rank_tokens, seed, place, folder
+    )
+    sends = None
+    if pp > 1 and isinstance(placement.calibration, Calibration):
+        # Neighbouring stages lie a stage's ranks apart: within a node only where it holds several.
+        apart = min(spec.num_gpus // pp, cluster.gpus_per_node)
+        links = wire_links(cluster, 2 * apart, place)
+        sends = make_sends(Layout(1, apart, 1, 2), links, placement.calibration)
+    return TrainingPlan(
+        spec=spec,
+        training=training,
+        placement=placement,
+        policy=policy,
+        places=places,
+        layers=tuple(stage_layers(model.num_layers, len(places))),
+        num_micro_batches=num_micro_batches,
+        sends=sends,
+        ring=_make_ring(placement, spec.parallel, place),
+    )
+
+
+def _make_ring(placement: Placement, parallel: TrainingParallel, place: str) -> CommModel | None:
+    if parallel.cp == 1:
+        return None
+    fabric = wire_links(placement.cluster, parallel.tp * parallel.cp, place)
+    comm: CommPolicy = build("cost.comm", Calibration.communication, place)
+    return comm.prepare(fabric, placement.calibration, placement.accelerator)
+
+
+def place_block(
+    spec: TrainingDeployment,
+    model: ModelSpec,
+    machines: tuple[ClusterSpec, AcceleratorSpec],
+    layout: Layout,
+    rank_tokens: int,
+    seed: int,
+    place: str,
+    folder: Path,
+    routing: Policy | None = None,
+) -> Placement:
+    """Place the block of ranks that share a micro-batch.
+
+    Args:
+        rank_tokens: tokens of a micro-batch in each data- and context-parallel group.
+        routing: in place of the deployment's own, for a later part of the training.
+    """
+    cluster, accelerator = machines
+    loaded = load_any_calibration(spec.calibration or accelerator.calibration, place)
+    if isinstance(loaded, HostCalibration):
+        raise UserError(
+            f"{place}: calibration '{loaded.title}' holds times of a machine; training is "
+            "simulated on accelerators"
+        )
+    served = _describe_block(spec, layout, routing or spec.routing)
+    fabric = wire_links(cluster, layout.num_ranks, place)
+    calibration = loaded.choose_engine(_ENGINE)
+    return Placement(
+        name=spec.name,
+        model=model,
+        cluster=cluster,
+        accelerator=accelerator,
+        calibration=calibration,
+        layout=layout,
+        precision=choose_precision(served, model),
+        pruning=None,
+        overlap="none",
+        drafts=Drafts(),
+        experts=plan_experts(served, model, layout, rank_tokens, seed, place, folder),
+        fabric=fabric,
+        compute=build("cost.compute", loaded.compute, f"{place} [compute]").prepare(
+            accelerator, calibration
+        ),
+        comm=build("cost.comm", loaded.communication, f"{place} [communication]").prepare(
+            fabric, calibration, accelerator
+        ),
+        sends=None,
+        seed=seed,
+    )
+
+
+def _describe_block(
+    spec: TrainingDeployment, layout: Layout, routing: Policy | None
+) -> DeploymentSpec:
+    """Describe the block as a deployment, whose parts are placed and priced alike."""
+    return DeploymentSpec(
+        name=spec.name,
+        model=spec.model,
+        cluster=spec.cluster,
+        parallel=ParallelSpec(tp=layout.tp, attention_dp=layout.attention_dp, ep=layout.ep),
+        weight_dtype=spec.dtype,
+        kv_dtype="fp32" if spec.dtype == "fp32" else "bf16",
+        dispatch_dtype=spec.dispatch_dtype,
+        combine_dtype="fp32" if spec.dtype == "fp32" else "bf16",
+        routing=routing,
+        overflow=spec.overflow,
+        dispatch=spec.dispatch,
+    )
+
+
+def _check_nodes(cluster: ClusterSpec, spec: TrainingDeployment, place: str) -> None:
+    each = cluster.gpus_per_node
+    if spec.num_gpus <= each:
+        return
+    if spec.num_gpus % each:
+        low = spec.num_gpus // each * each
+        raise UserError(
+            f"{place}: num_gpus ({spec.num_gpus}) must be whole nodes of {each}, such as {low} or "
+            f"{low + each}"
+        )
+    if cluster.scale_out is None:
+        raise UserError(
+            f"{place}: num_gpus ({spec.num_gpus}) is more than the {each} of a node, and "
+            f"'{spec.cluster}' has no wires between nodes"
+        )
+
+
+def _make_block(spec: TrainingDeployment, model: ModelSpec, place: str) -> Layout:
+    """Make the layout of a block, once it is found to divide the GPUs of a stage."""
+    parallel = spec.parallel
+    tp, ep, each = parallel.tp, parallel.ep or 1, parallel.tp * parallel.cp * parallel.pp
+    if spec.num_gpus % each:
+        raise UserError(
+            f"{place} [parallel]: tp x cp x pp ({each}) must divide num_gpus ({spec.num_gpus})"
+        )
+    block = max(tp, ep)
+    if block % min(tp, ep):
+        raise UserError(f"{place} [parallel]: of tp ({tp}) and ep ({ep}) one must divide the other")
+    ranks = spec.num_gpus // parallel.pp
+    if ranks % block:
+        raise UserError(
+            f"{place} [parallel]: ep ({ep}) must divide the {ranks} GPUs of a stage (num_gpus / pp)"
+        )
+    return make_layout(ParallelSpec(tp=tp, attention_dp=block // tp, ep=ep), model, place)
+
+
+def _count_micro_batches(spec: TrainingDeployment, training: TrainingSpec, place: str) -> int:
+    parallel = spec.parallel
+    dp = spec.num_gpus // (parallel.tp * parallel.cp * parallel.pp)
+    at_once = dp * spec.micro_batch
+    if training.sequence_tokens % (2 * parallel.cp) and parallel.cp > 1:
+        raise UserError(
+            f"{place} [parallel]: 2 x cp ({2 * parallel.cp}) must divide sequence_tokens "
+            f"({training.sequence_tokens:,}): each rank takes a part from the front and one from "
+            "the back"
+        )
+    if training.global_batch % at_once:
+        near = max(training.global_batch // at_once, 1) * at_once
+        raise UserError(
+            f"{place}: dp x micro_batch ({dp} x {spec.micro_batch} = {at_once:,}) must divide the "
+            f"global_batch ({training.global_batch:,}), as it does {near:,}"
+        )
+    return training.global_batch // at_once

@@ -1,0 +1,109 @@
+"""Findings of a training in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pandas as pd
+
+from simulator.results.formats import TIMES, UNDEFINED, num_bytes, number, percent, seconds
+from simulator.results.training import METRICS
+
+_ADJACENT = 0.02
+"""Relative difference below which two rates are called alike."""
+_CAUSES = {
+    "bubble": "waits for other pipeline stages",
+    "wait": "waits for the ranks with the busiest experts",
+    "dispatch": "sends tokens to experts",
+    "combine": "gets experts' outputs back",
+    "collective": "exchanges activations between tensor- and context-parallel ranks",
+    "gradients": "adds up gradients",
+    "optimizer": "updates weights",
+}
+"""Parts of a step that do not compute the model, as a sentence says them."""
+_LEAST_CAUSE = 0.03
+"""Smallest share of a step that a reason names."""
+
+
+def write_metric(name: str, value: float, currency: str) -> str:
+    """Write a metric with its unit.
+
+    >>> write_metric("flops_per_s_per_gpu", 4.24e14, ""), write_metric("mfu", 0.4284, "")
+    ('424 TFLOP/s', '42.8 %')
+    """
+    if not math.isfinite(value):
+        return UNDEFINED
+    unit = METRICS[name].unit
+    if unit == "FLOP/s":
+        return f"{number(value / 1e12)} TFLOP/s"
+    if unit == "ratio":
+        return f"{number(100 * value)} %"
+    if unit == "s":
+        return seconds(value)
+    if unit == "x":
+        return f"{value:.2f}{TIMES}"
+    if unit == "B":
+        return num_bytes(value)
+    if unit == "h":
+        return f"{number(value)} h"
+    return f"{number(value)} {currency if unit == 'currency' else unit}".rstrip()
+
+
+def tell_training(
+    summary: pd.DataFrame, deployments: Mapping[str, Mapping[str, Any]]
+) -> tuple[str, list[str]]:
+    """Tell a headline, and reasons: what each deployment's step is spent on besides computing."""
+    rows = {str(row["deployment"]): row for row in summary.to_dict("records")}
+    rates = {name: float(row["tokens_per_s_per_gpu"]) for name, row in rows.items()}
+    return _tell_headline(rates), [
+        *_tell_whole(rows, deployments),
+        *(_tell_step(name, deployments[name]) for name in rows),
+    ]
+
+
+def _tell_headline(rates: Mapping[str, float]) -> str:
+    best, *others = sorted(rates, key=lambda name: -rates[name])
+    if not others:
+        return f"{best} trains {number(rates[best])} tokens/s on each GPU."
+    if rates[best] < rates[others[0]] * (1 + _ADJACENT):
+        return (
+            f"{best} and {others[0]} train about equally many tokens/s on each GPU "
+            f"({number(rates[best])})."
+        )
+    ratios = " and ".join(
+        f"{rates[best] / rates[name]:.2f}{TIMES} those of {name}" for name in others
+    )
+    return f"{best} trains most tokens/s on each GPU: {number(rates[best])}, {ratios}."
+
+
+def _tell_whole(
+    rows: Mapping[str, Mapping[Any, Any]], deployments: Mapping[str, Mapping[str, Any]]
+) -> Iterator[str]:
+    """Tell days and cost, where the number of tokens is known."""
+    for name, row in rows.items():
+        facts, days = deployments[name], float(row["days"])
+        if not math.isfinite(days):
+            continue
+        cost = write_metric("cost", float(row["cost"]), facts["currency"])
+        paid = "" if cost == UNDEFINED else f" for {cost}"
+        yield (
+            f"{name} takes {number(days)} days on {facts['num_gpus']:,} GPUs{paid}, "
+            f"{percent(facts['uptime'])} of the time training."
+        )
+
+
+def _tell_step(name: str, facts: Mapping[str, Any]) -> str:
+    """Tell where a step's time goes besides the model's computation, the largest part first."""
+    parts: dict[str, float] = facts["parts_s"]
+    total = sum(parts.values())
+    computed = sum(parts[part] for part in ("attention", "dense", "experts")) / total
+    causes = sorted(_CAUSES, key=lambda part: -parts[part])
+    told = [
+        f"{percent(parts[part] / total)} {_CAUSES[part]}"
+        for part in causes
+        if parts[part] > _LEAST_CAUSE * total
+    ]
+    more = f"; {', '.join(told)}" if told else ""
+    return f"A GPU of {name} computes for {percent(computed)} of a step{more}."

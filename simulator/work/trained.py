@@ -1,0 +1,123 @@
+"""Counts of a training step on one rank: parameters, and activations that the backward pass
+needs.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from simulator.config.ffns import FFN
+from simulator.config.mixers import Mixer
+from simulator.config.model import ModelSpec
+from simulator.work.layout import Layout, shard
+
+Recompute = Literal["none", "selective", "full"]
+
+
+class ParameterCount(NamedTuple):
+    """Parameters on one rank. Their gradients are added up over other groups of ranks."""
+
+    dense: float
+    """Parameters outside routed experts."""
+    expert: float
+    """Parameters of routed experts."""
+
+
+class Kept(NamedTuple):
+    """Numbers that a layer's forward pass keeps for its backward pass, over all tensor-parallel
+    ranks.
+    """
+
+    per_token: float
+    per_pair: float
+    """Numbers for each token-expert pair."""
+
+
+def count_parameters(model: ModelSpec, layout: Layout, layers: range) -> ParameterCount:
+    """Count the parameters of a range of layers on one rank; the embedding table is with the first
+    layer, the output matrix and the last norm with the last one.
+
+    The first and the last of several stages each hold a tied embedding table.
+    """
+    is_first, is_last = layers.start == 0, layers.stop == model.num_layers
+    dense = float(model.num_extra_parameters) if is_first else 0.0
+    if is_first:
+        dense += model.num_embedding_parameters / layout.tp
+    if is_last:
+        dense += model.norm_vectors * model.hidden_size + _count_head(model, is_first) / layout.tp
+    expert = 0.0
+    for mixer_name, ffn_name in model.layer_names[layers.start : layers.stop]:
+        if mixer_name != "none":
+            dense += _count_block(model, model.mixers[mixer_name], layout.tp)
+        if ffn_name != "none":
+            ffn = model.ffns[ffn_name]
+            dense += _count_block(model, ffn, layout.tp)
+            if ffn.experts is not None:
+                own = -(-ffn.experts.num_experts // layout.ep)
+                each = ffn.experts.num_expert_parameters(model.hidden_size)
+                expert += own * each / layout.moe_tp
+    return ParameterCount(dense, expert)
+
+
+def _count_head(model: ModelSpec, is_first: bool) -> int:
+    if model.ties_embeddings:
+        return 0 if is_first else model.num_embedding_parameters
+    return model.num_head_parameters
+
+
+def _count_block(model: ModelSpec, block: Mixer | FFN, tp: int) -> float:
+    """Count a block's parts on one rank with its norm, routed experts left out."""
+    total = float(model.norm_vectors * model.hidden_size)
+    total += block.num_small_parameters(model.hidden_size)
+    for linear in block.linears(model.hidden_size):
+        in_features, out_features, copies = shard(linear, tp)
+        total += in_features * out_features * copies
+    return total
+
+
+def count_kept(model: ModelSpec, mixer_name: str, ffn_name: str, recompute: Recompute) -> Kept:
+    """Count what a layer keeps: inputs of norms and matrices, queries, keys, values and outputs of
+    attention, and what the activation function reads (Korthikanti et al., arXiv:2205.05198, section
+    4.1, with attention that keeps no scores, and a gate that is one kernel with its activation).
+
+    ``selective`` leaves out the outputs of norms and of activation functions, ``full`` all but the
+    layer's input.
+    """
+    hidden = model.hidden_size
+    if recompute == "full":
+        return Kept(float(hidden), 0.0)
+    per_token = per_pair = 0.0
+    keeps_all = recompute == "none"
+    if mixer_name != "none":
+        per_token += hidden + hidden * keeps_all
+        per_token += _count_mixer(model.mixers[mixer_name], hidden)
+    if ffn_name != "none":
+        ffn = model.ffns[ffn_name]
+        per_token += hidden + hidden * keeps_all
+        per_token += _count_inner(ffn, hidden, keeps_all)
+        if ffn.experts is not None:
+            up, _ = ffn.experts.expert_linears(hidden)
+            per_pair += hidden + up.out_features + ffn.experts.intermediate_size * keeps_all
+    return Kept(per_token, per_pair)
+
+
+def _count_mixer(mixer: Mixer, hidden: int) -> float:
+    """Count what attention keeps, and inputs of matrices that are not the norm's output. Mixers
+    without attention keep the outputs of their matrices.
+    """
+    linears, terms = mixer.linears(hidden), mixer.context_terms()
+    inner = [linear for linear in linears if linear.in_features != hidden and linear.split != "row"]
+    kept = float(sum({linear.in_features for linear in inner}))
+    if terms:
+        return kept + terms[0].prefill_moved_elements
+    return kept + sum(linear.out_features * linear.copies for linear in linears)
+
+
+def _count_inner(ffn: FFN, hidden: int, keeps_all: bool) -> float:
+    """Count what the matrices keep that every token passes through, a router's aside."""
+    up = sum(
+        linear.out_features
+        for linear in ffn.linears(hidden)
+        if linear.split == "column" and linear.copies == 1
+    )
+    return up + ffn.inner_width * keeps_all
