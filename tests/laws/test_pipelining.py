@@ -1,5 +1,6 @@
 """Schedules of a pipeline: every pass once, no stage waits for ever, and bubbles as published."""
 
+import itertools
 from collections import Counter
 
 import pytest
@@ -58,7 +59,7 @@ def test_every_micro_batch_passes_every_chunk_once_each_way(
         own = sorted(span for span in spans if span.stage == stage)
         own.sort(key=lambda span: span.start_s)
         assert sum(span.duration_s for span in own) == pytest.approx(busy_s)
-        for before, after in zip(own, own[1:], strict=False):
+        for before, after in itertools.pairwise(own):
             assert after.start_s >= before.start_s + before.duration_s - 1e-9
     assert end_s >= busy_s - 1e-9
 

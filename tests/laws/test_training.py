@@ -2,6 +2,7 @@
 what it must.
 """
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +77,7 @@ def test_the_parts_of_a_step_add_up_on_every_stage_and_its_timeline_has_no_overl
         assert sum(parts.values()) == pytest.approx(step.step_s, rel=1e-9)
         assert min(parts.values()) >= 0.0
         own = sorted((s for s in step.spans if s.stage == stage), key=lambda span: span.start_s)
-        for before, after in zip(own, own[1:], strict=False):
+        for before, after in itertools.pairwise(own):
             assert after.start_s >= before.start_s + before.duration_s - 1e-9
         busy_s = sum(span.duration_s for span in own)
         assert busy_s == pytest.approx(step.step_s - parts["bubble"], rel=1e-6)
@@ -178,7 +179,7 @@ def test_a_later_routing_changes_the_days_and_nothing_else():
         ({"micro_batch": 5}, r"must divide the global_batch \(64\), as it does 40"),
         ({"pipelining": {"kind": "dualpipe_v"}, "micro_batch": 4}, "at least twice as many"),
         ({"model": "llama-3.1-8b"}, "is dense and has no experts"),
-        ({"later": [{"after_tokens": 1.0, "routing": {"kind": "unform"}}]}, "did you mean"),
+        ({"later": [{"after_tokens": 1.0, "routing": {"kind": "uniformm"}}]}, "did you mean"),
     ],
 )
 def test_refusals_say_what_would_do(changes, error):
@@ -206,6 +207,4 @@ def test_what_does_not_fit_is_refused_with_what_does():
         changed["zero"] = int(changed["zero"])
     plan = plan_of(**{**deployment, **changed})
     assert measure_memory(plan).total_bytes <= find_room(plan)
-    assert np.isfinite(
-        train(BASE | {"deployments": [deployment | changed]}).summary["mfu"]
-    ).all()
+    assert np.isfinite(train(BASE | {"deployments": [deployment | changed]}).summary["mfu"]).all()

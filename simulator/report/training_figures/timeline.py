@@ -38,15 +38,20 @@ class Timeline(Figure[TrainingResults]):
 
     def draw(self, results: TrainingResults) -> dict[str, go.Figure]:
         label = style.labels(results)
-        return {
-            label[str(name)]: _draw(spans)
-            for name, spans in results.spans.groupby("deployment", sort=False)
-        }
+        plots = {}
+        for name, spans in results.spans.groupby("deployment", sort=False):
+            shown = spans.sort_values("start_s").head(_MOST_BARS)
+            begins = "" if len(shown) == len(spans) else f"; the first {_tell_end(shown)}"
+            plots[f"{label[str(name)]}, {_tell_end(spans)}{begins}"] = _draw(shown)
+        return plots
 
 
-def _draw(spans: pd.DataFrame) -> go.Figure:
-    shown = spans.sort_values("start_s").head(_MOST_BARS)
-    num_stages = int(spans["rank"].max()) + 1
+def _tell_end(spans: pd.DataFrame) -> str:
+    return seconds(float((spans["start_s"] + spans["duration_s"]).max()))
+
+
+def _draw(shown: pd.DataFrame) -> go.Figure:
+    num_stages = int(shown["rank"].max()) + 1
     end_s = float((shown["start_s"] + shown["duration_s"]).max())
     unit_s, unit = time_axis(end_s)
     height = 90 + 26 * max(num_stages, 2)
