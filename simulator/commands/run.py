@@ -22,7 +22,7 @@ from simulator.parallel.cores import check_count
 from simulator.planner.uncertainty.run_bands import make_bands
 from simulator.results.folder import Results, gather
 from simulator.results.provenance import Provenance
-from simulator.results.shown_steps import describe_record, tell_audit
+from simulator.results.shown_steps import TELLS, describe_record
 from simulator.results.verdict import verdict
 from simulator.runtime import require
 from simulator.scenario.scenario import Scenario, load_scenario
@@ -130,7 +130,7 @@ def run(
         },
         "notes": [
             *list_notes(scenario, plans, trace),
-            *(text for record in records if (text := tell_audit(record)) is not None),
+            *(text for one in records for tell in TELLS if (text := tell(one)) is not None),
         ],
         "scenario": scenario.model_dump(mode="json"),
     }

@@ -31,8 +31,10 @@ class Transfer:
     """Data-parallel ranks of a decode replica, which receive at the same time."""
     wire: str
     """``scale_up`` or ``scale_out``."""
-    bytes_per_s: float
-    """Bytes per second achieved by one GPU."""
+    peak_bytes_per_s: float
+    """Peak bytes per second of one GPU's wire, of the slower of both ends."""
+    wire_fraction: float
+    """Share of the peak that transfers achieve."""
     latency_s: float
     """Seconds of a transfer in which no wire is busy."""
     handshake_s: float
@@ -46,6 +48,11 @@ class Transfer:
     layerwise: bool
     stages: int = 1
     """Pipeline stages of the prefill pool, each of which computes and sends its own layers."""
+
+    @property
+    def bytes_per_s(self) -> float:
+        """Bytes per second achieved by one GPU."""
+        return self.peak_bytes_per_s * self.wire_fraction
 
     def num_bytes(self, num_tokens: int) -> float:
         """Bytes of a prompt's cache on all receiving GPUs."""
@@ -127,7 +134,8 @@ def make_transfer(
         receivers=receivers,
         decode_dp=layouts[1].attention_dp,
         wire="scale_up" if in_one_domain else "scale_out",
-        bytes_per_s=min(wire.bytes_per_s for wire in wires) * spec.wire_fraction,
+        peak_bytes_per_s=min(wire.bytes_per_s for wire in wires),
+        wire_fraction=spec.wire_fraction,
         latency_s=max(wire.latency_s for wire in wires),
         handshake_s=hand_over.handshake_s if spec.handshake_s is None else spec.handshake_s,
         recomputes_last=hand_over.recomputes_last,

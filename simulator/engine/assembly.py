@@ -17,6 +17,7 @@ from simulator.engine.overflow_count import OverflowCount
 from simulator.engine.probe import probe
 from simulator.engine.served import Served
 from simulator.engine.state import Floats
+from simulator.engine.wires_shared import bound_sharing
 from simulator.results.tables import (
     NUM_GAP_BINS,
     DeploymentRecord,
@@ -103,6 +104,7 @@ def make_record(served: Served) -> DeploymentRecord:
         imbalance_curve=_measure_imbalance(served, uniform_S),
         price_audit=next((found for found in served.audits if found), None),
         shown_steps={phase: step for found in probes for phase, step in found.shown_steps.items()},
+        wires_shared=None if served.by_ranks else bound_sharing(plan, requests, steps),
     )
 
 

@@ -14,6 +14,7 @@ from simulator.engine.events import (
     FORMS,
     GOES_ON,
     LEAVES,
+    SENDS,
     Events,
     code_of,
     pop_event,
@@ -153,6 +154,9 @@ def use_reserved(events: Events, first: Pool, handing: HandOver, replica: int) -
 @jit_inner
 def send_cache(events: Events, first: Pool, handing: HandOver, request: int, now_s: float) -> None:
     """Send the cache of a computed prompt into the blocks reserved for it."""
+    if handing.transfers.is_carried:
+        push_event(events, now_s, code_of(SENDS, request))
+        return
     replica = first.balance.replica_of[request]
     comes_s = find_arrival(handing.transfers, first.requests, replica, request, now_s)
     handing.pool.requests.times[request, ARRIVAL_S] = comes_s

@@ -34,11 +34,13 @@ class LoopState:
         pools: Mapping[str, PoolState],
         tables: Mapping[str, StepTable],
         ingress_delay_s: float,
+        carries_caches: bool,
     ) -> None:
         """Give the first requests of the trace rows; none has arrived.
 
         Args:
             ingress_delay_s: seconds from the client to the scheduler.
+            carries_caches: whether wires between pools are simulated.
         """
         self.plan, self.trace, self.ingress_delay_s = plan, trace, ingress_delay_s
         self.names = [name for name in POOLS if name in pools]
@@ -48,17 +50,21 @@ class LoopState:
         self.events = start_events(0)
         self.feed = _start_feed(trace, ingress_delay_s)
         self.first = self.pools[0].with_table(tables[self.names[0]])
-        self.handing = self._start_handing(tables)
+        self.handing = self._start_handing(tables, carries_caches)
         self._transfers = self.handing.transfers if self.handing else None
         self.move_window(0)
 
-    def _start_handing(self, tables: Mapping[str, StepTable]) -> HandOver | None:
+    def _start_handing(
+        self, tables: Mapping[str, StepTable], carries_caches: bool
+    ) -> HandOver | None:
         wires, prefill = self.plan.transfer, self.plan.prefill
         if wires is None or prefill is None:
             return None
         pool = self.pools[1].with_table(tables[self.names[1]])
         most_ended = int(self.first.ranks.running[0].size)
-        transfers = start_transfers(wires, prefill, self.plan, self.trace, most_ended)
+        transfers = start_transfers(
+            wires, prefill, self.plan, self.trace, most_ended, carries_caches
+        )
         return HandOver(pool, transfers)
 
     @property

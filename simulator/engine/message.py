@@ -8,6 +8,7 @@ is some 30,000 events.
 from __future__ import annotations
 
 import math
+from itertools import count
 
 import numpy as np
 import simpy
@@ -65,11 +66,23 @@ class _Lane:
 class MessageWires:
     """Transport of every message on its own."""
 
-    def __init__(self, env: simpy.Environment, fabric: Fabric) -> None:
+    def __init__(
+        self, env: simpy.Environment, fabric: Fabric, beside: MessageWires | None = None
+    ) -> None:
+        """Begin with idle links.
+
+        Args:
+            fabric: paths of the messages.
+            beside: wires over the same links, whose messages these ones meet there.
+        """
         self.env = env
         self.fabric = fabric
-        self._lanes = [_Lane(env) for _ in fabric.links]
-        self._num_carried = 0
+        self._lanes: list[_Lane] = beside._lanes if beside else [_Lane(env) for _ in fabric.links]
+        self._numbers: count[int] = beside._numbers if beside else count()
+
+    def share(self, fabric: Fabric) -> MessageWires:
+        """Let messages of other paths cross the same links."""
+        return MessageWires(self.env, fabric, self)
 
     def carry(self, exchange: Exchange) -> Event:
         """Start all messages of an exchange after its latency."""
@@ -84,15 +97,14 @@ class MessageWires:
         seconds_per_byte_L = np.divide(
             exchange.busy_s, bytes_L, out=np.zeros(len(bytes_L)), where=bytes_L > 0
         )
-        bytes_SR, messages, number = exchange.bytes_SR, [], self._num_carried
-        self._num_carried += 1
-        count = max(_PARCELS, math.ceil(bytes_SR.max() / _LARGEST))
+        bytes_SR, messages, number = exchange.bytes_SR, [], next(self._numbers)
+        num_parcels = max(_PARCELS, math.ceil(bytes_SR.max() / _LARGEST))
         for source in range(self.fabric.num_ranks):
             for destination in self._order(source):
                 num_bytes = float(bytes_SR[source, destination])
                 if num_bytes:
                     path = [int(link) for link in fabric.path_SRH[source, destination] if link >= 0]
-                    parcels = count, num_bytes / count
+                    parcels = num_parcels, num_bytes / num_parcels
                     message = self._message(number, path, parcels, seconds_per_byte_L)
                     messages.append(self.env.process(message))
         yield self.env.all_of(messages)
@@ -118,9 +130,9 @@ class MessageWires:
             number: of the exchange.
             parcels: how many there are, and the bytes of one.
         """
-        (count, parcel), arrivals = parcels, []
+        (num_parcels, parcel), arrivals = parcels, []
         first_s = parcel * seconds_per_byte_L[path[0]]
-        for _ in range(count):
+        for _ in range(num_parcels):
             yield self.env.process(self._lanes[path[0]].carry(number, first_s))
             rest = self._parcel(number, path[1:], parcel, seconds_per_byte_L)
             arrivals.append(self.env.process(rest))

@@ -24,6 +24,7 @@ from simulator.engine.events import (
     GOES_ON,
     LEAVES,
     RETURNS,
+    SENDS,
     Events,
     code_of,
     kind_of,
@@ -57,11 +58,12 @@ from simulator.engine.state import (
     Floats,
 )
 
-DONE, LOG_FULL, STEP_FORMED, ASKS, PAUSED, PRICE_WANTED, USED_UP, DRAINED = range(8)
+DONE, LOG_FULL, STEP_FORMED, ASKS, PAUSED, PRICE_WANTED, USED_UP, DRAINED, CACHE_LEAVES = range(9)
 """Reasons why the loop returned: nothing happens until the given time, or every request is done;
 the log is full; a step has been formed whose end is not known; a balancer in Python is asked; a
 slice of time has passed; a step has been formed whose table entry is not filled; the window on the
-trace has no request left; a draining replica has finished its last request."""
+trace has no request left; a draining replica has finished its last request; a cache leaves on
+wires that are simulated."""
 
 
 @jit_inner
@@ -167,6 +169,10 @@ def run_ahead(
                 return DRAINED, rows
             continue
         if handing is not None:
+            if kind == SENDS:
+                pop_event(events)
+                feed.asks[0] = number
+                return CACHE_LEAVES, rows
             if kind in (LEAVES, GOES_ON, ARRIVES):
                 if not handle_hand_over(events, feed, first, handing, kind, number, at_s):
                     return ASKS, rows

@@ -87,8 +87,8 @@ class Feed(NamedTuple):
     """``[1]`` requests that may arrive before the window on the trace needs more rows
     (:mod:`simulator.engine.windows`)."""
     asks: Ints
-    """``[1]`` place of the pool whose balancer is asked, or number of the replica whose step has no
-    price yet or that has drained."""
+    """``[1]`` place of the pool whose balancer is asked, number of the replica whose step has no
+    price yet or that has drained, or row of the request whose cache leaves."""
     drained_s: Floats
     """``[1]`` time at which a replica has drained, seconds."""
 

@@ -29,6 +29,7 @@ from simulator.engine.by_ranks import (
     read_batches,
     start_ranks_of,
 )
+from simulator.engine.carried_caches import CarriedCaches
 from simulator.engine.changes import Changed, cut_row
 from simulator.engine.degrading import degrade
 from simulator.engine.events import ENDS, FORMS, code_of, find_event, push_event, remove_events
@@ -42,6 +43,7 @@ from simulator.engine.rebalances import rebalance
 from simulator.engine.replica_states import ReplicaStates
 from simulator.engine.replicas import (
     ASKS,
+    CACHE_LEAVES,
     DONE,
     DRAINED,
     PRICE_WANTED,
@@ -126,7 +128,7 @@ def serve(
         else:
             tables[name] = empty_table()
             by_ranks[name] = start_ranks_of(pool, fidelity, STREAMS[name])
-    state = LoopState(plan, trace, pools, tables, ingress_delay_s)
+    state = LoopState(plan, trace, pools, tables, ingress_delay_s, fidelity != "step")
     timeline = _Timeline(state, pools, by_ranks, fill, progress, fidelity)
     timeline.run(math.inf if until is None else until)
     rows = timeline.close()
@@ -161,6 +163,7 @@ class _Timeline:
         self.wires = None
         if fidelity != "step":
             self.wires = SharedWires(self._env, state, fidelity)
+            self._caches = CarriedCaches(self, self.wires)
             for place, executor in enumerate(self._by_ranks):
                 executor.find_wires = partial(self.wires.find, place)
         self.replica_states = ReplicaStates(state, self._by_ranks, fidelity)
@@ -299,11 +302,13 @@ class _Timeline:
                 self._scaling.leave_at(until_s, int(state.feed.asks[0]))
             if why == PRICE_WANTED:
                 self._price_step(int(state.feed.asks[0]))
+            if why == CACHE_LEAVES:
+                self._caches.send(int(state.feed.asks[0]))
             if why == STEP_FORMED:
                 self._env.process(self._take_step(log.rows[log.num_taken - 1]))
             if log.is_full:
-                self._start_log()
-            if why != STEP_FORMED:
+                log.go_on(self._find_next(), [pool.clock for pool in state.pools])
+            if why not in (STEP_FORMED, CACHE_LEAVES):
                 self._progress(int(state.feed.num_done[0]))
 
     def _move_window(self) -> None:
@@ -332,10 +337,6 @@ class _Timeline:
             self.audits[place].look_at(replica, row[1], table.factor)
             count_formed_step(pool, replica)
         push_event(state.events, row[0] + row[1], code_of(ENDS, number))
-
-    def _start_log(self) -> None:
-        """Go on with another part of the log."""
-        self.log.go_on(self._find_next(), [pool.clock for pool in self.state.pools])
 
     def _find_next(self) -> float:
         state = self.state

@@ -44,6 +44,8 @@ class Transfers(NamedTuple):
     """``[M, dp]`` times at which each sending rank's wire is free, seconds."""
     received_s: Floats
     """``[1]`` time at which the receiving wires are free, seconds."""
+    is_carried: bool
+    """Whether wires are simulated, so that nobody knows yet when a cache that leaves arrives."""
     ended: Ints
     """Scratch space for the prompts that end in one step."""
 
@@ -54,11 +56,13 @@ def start_transfers(
     decode: DeploymentPlan,
     trace: RequestTrace,
     most_ended: int,
+    is_carried: bool,
 ) -> Transfers:
     """Make transfers with free wires.
 
     Args:
         most_ended: prompts that may end in one step.
+        is_carried: whether wires are simulated.
     """
     return Transfers(
         is_transferred=wires.is_transferred(trace.num_output),
@@ -77,6 +81,7 @@ def start_transfers(
         receivers=decode.serving.replicas * wires.decode_dp,
         free_s=np.zeros((prefill.serving.replicas, prefill.placement.layout.attention_dp)),
         received_s=np.zeros(1),
+        is_carried=is_carried,
         ended=np.zeros(most_ended, dtype=np.int64),
     )
 

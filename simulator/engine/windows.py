@@ -20,6 +20,7 @@ from simulator.engine.events import (
     GOES_ON,
     KIND_BITS,
     LEAVES,
+    SENDS,
     Events,
     number_of,
     start_events,
@@ -43,7 +44,7 @@ from simulator.engine.state import (
 
 ROWS = 1 << 17
 """New rows of a window, unless four times as many stay, so that few are moved often."""
-_OF_REQUESTS = (LEAVES, GOES_ON, ARRIVES, COMES_LATER)
+_OF_REQUESTS = (LEAVES, GOES_ON, SENDS, ARRIVES, COMES_LATER)
 """Kinds of events that refer to a request."""
 _IN_RANKS = [HEAD, TAIL, LAST_READY, FIRST_IN_LINE, LAST_IN_LINE]
 _IN_COUNTS = [FIRST_RESERVED, LAST_RESERVED]

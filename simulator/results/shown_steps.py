@@ -21,6 +21,7 @@ def describe_record(record: DeploymentRecord) -> dict[str, Any]:
     optional = {
         "imbalance_curve": record.imbalance_curve,
         "price_audit": record.price_audit,
+        "wires_shared": record.wires_shared,
         "overflow_by_layer": record.overflow_by_layer,
     }
     return {
@@ -43,6 +44,25 @@ def tell_audit(record: DeploymentRecord) -> str | None:
         f"priced rank by rank as well, are {100 * abs(audit.mean):.1f} % {side} in the mean and "
         f"{100 * audit.p90:.1f} % apart at the 90th percentile"
     )
+
+
+def tell_wires(record: DeploymentRecord) -> str | None:
+    """Describe how much caches between pools and steps may slow each other, beyond what they were
+    priced at; ``None`` where they share no wires or these were simulated.
+    """
+    most = record.wires_shared
+    if most is None:
+        return None
+    return (
+        f"caches and steps of {record.name} are priced with the wires to themselves: where they "
+        f"meet, caches take up to {100 * most.caches:.1f} % longer on the wires, decode steps "
+        f"{100 * most.decode:.2g} % and prompts' steps {100 * most.prefill:.2g} %; fidelity rank "
+        "simulates it"
+    )
+
+
+TELLS = (tell_audit, tell_wires)
+"""Functions from a record to a sentence about the error of its prices, or to ``None``."""
 
 
 def shown_step(run: dict[str, Any], deployment: str, phase: str) -> dict[str, Any]:

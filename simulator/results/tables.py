@@ -288,6 +288,19 @@ class PriceAudit(NamedTuple):
     """90th percentile of its absolute value."""
 
 
+class WiresShared(NamedTuple):
+    """Most that caches between pools and the exchanges of steps slow each other where they meet on
+    wires, which the ``step`` fidelity leaves out: shares of the time as priced.
+    """
+
+    caches: float
+    """Share by which caches take longer on the wires."""
+    decode: float
+    """Share by which steps of the decode pool do."""
+    prefill: float
+    """Share by which steps of the prefill pool do."""
+
+
 class OverflowByLayer(NamedTuple):
     """Token-expert pairs that an overflow policy changed, by MoE layer."""
 
@@ -359,3 +372,6 @@ class DeploymentRecord:
     so."""
     shown_steps: dict[str, ShownStep]
     """Steps shown in ``ranks``, ``traffic`` and ``spans``, by phase."""
+    wires_shared: WiresShared | None = None
+    """Error of wires that each kind of traffic has to itself; ``None`` where pools share none, or
+    wires were simulated."""

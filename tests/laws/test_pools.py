@@ -153,7 +153,7 @@ def test_faster_wires_never_slow_a_run_down(tiny):
     runs, alone_s = [], []
     for bytes_per_s in (1e8, 1e9, 1e10, math.inf):
         changed = dataclasses.replace(
-            plan, transfer=dataclasses.replace(plan.transfer, bytes_per_s=bytes_per_s)
+            plan, transfer=dataclasses.replace(plan.transfer, peak_bytes_per_s=bytes_per_s)
         )
         runs.append(run_plan(changed, trace).requests)
         alone_s.append(run_plan(changed, one(2000, 5)).requests["finish_s"][0])
@@ -169,7 +169,7 @@ def test_faster_wires_never_slow_a_run_down(tiny):
 def test_a_rank_sends_one_cache_after_another(tiny):
     plan = pooled(tiny, "dense", handshake_s=0.0)
     slow = dataclasses.replace(
-        plan, transfer=dataclasses.replace(plan.transfer, bytes_per_s=1e6, latency_s=0.0)
+        plan, transfer=dataclasses.replace(plan.transfer, peak_bytes_per_s=1e6 / 0.7, latency_s=0.0)
     )
     trace = RequestTrace(np.zeros(3), np.full(3, 64), np.full(3, 2), provenance="three at once")
     moved_s = np.sort(run_plan(slow, trace).requests["transfer_s"])
@@ -186,7 +186,9 @@ def test_layer_by_layer_leaves_the_last_layer_or_what_the_wires_could_not_carry(
     assert by_plan[1] - latency_s == pytest.approx(
         (by_plan[0] - latency_s) / late.placement.model.num_layers
     )
-    slow = dataclasses.replace(early, transfer=dataclasses.replace(early.transfer, bytes_per_s=1e6))
+    slow = dataclasses.replace(
+        early, transfer=dataclasses.replace(early.transfer, peak_bytes_per_s=1e6 / 0.7)
+    )
     requests = run_plan(slow, one(500, 4)).requests.iloc[0]
     # Its first token is shown when the cache is there.
     computing_s = requests["first_token_s"] - requests["transfer_s"] - requests["scheduled_s"]

@@ -1,0 +1,257 @@
+"""Links that all replicas of a deployment lie on: whose ports are whose, and which switches' wires
+several replicas share.
+
+A replica is priced as if it began with a node and a leaf switch. Where it lies decides which wires
+between switches its messages cross, so ports are its own and paths between switches are those of
+the whole cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.base.plugins import build
+from simulator.cost.comm import Exchange
+from simulator.cost.transfer import Transfer
+from simulator.deployment.plan import DeploymentPlan
+from simulator.policies.topology import Fabric, Link
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Located:
+    """Fabric of one replica within the joined one."""
+
+    own: Fabric
+    """Fabric that its exchanges are priced on."""
+    fabric: Fabric
+    """Paths of its messages over the joined fabric's links."""
+    port_L: Ints
+    """Place in the joined fabric of each of its own links; -1 for wires that several ranks
+    share."""
+    shared_S: Ints
+    """Places of the shared wires that its messages cross."""
+
+    def place(self, exchange: Exchange) -> Exchange:
+        """Place an exchange of the replica's ranks on the joined fabric: its ports are busy as
+        priced, and shared wires as if it had the same share of their rate as of its ports'.
+        """
+        if not exchange.busy_s.size:
+            return exchange
+        busy_s, is_port = np.zeros(len(self.fabric.links)), self.port_L >= 0
+        busy_s[self.port_L[is_port]] = exchange.busy_s[is_port]
+        if len(self.shared_S):
+            crossed_s = _list_seconds(self.fabric, exchange)
+            for place in self.shared_S:
+                kind = self.fabric.links[place].kind
+                busy_s[place] = crossed_s[place] * self._find_slowdown(exchange, kind)
+        return replace(exchange, busy_s=busy_s)
+
+    def _find_slowdown(self, exchange: Exchange, kind: str) -> float:
+        """Ratio of the seconds that the exchange takes of its fastest link of a kind to those at
+        the link's full rate.
+        """
+        full_s = _list_seconds(self.own, exchange)
+        is_own = (full_s > 0.0) & np.array([link.kind == kind for link in self.own.links])
+        if not is_own.any():
+            return 1.0
+        return float((exchange.busy_s[is_own] / full_s[is_own]).min())
+
+
+@dataclass(frozen=True)
+class JoinedFabric:
+    """Links and paths of all GPUs of a deployment, those of the decode pool first where they are on
+    one cluster.
+    """
+
+    fabric: Fabric
+    gpu_of: Mapping[tuple[str, int], int]
+    """First GPU of each replica, by the name of its pool and its number there."""
+    located: Mapping[tuple[str, int], Located]
+    """Fabric of each replica, by the name of its pool and its number there."""
+    between: Fabric | None = None
+    """Paths of caches from a prefill pool's GPUs to the decode pool's."""
+
+    def list_groups(self) -> list[set[tuple[str, int]]]:
+        """List the groups of replicas whose messages cross wires that others of the group cross."""
+        groups: list[tuple[set[int], set[tuple[str, int]]]] = []
+        for key, one in self.located.items():
+            links, members = set(one.shared_S.tolist()), {key}
+            apart = []
+            for found in groups:
+                if found[0] & links:
+                    links, members = links | found[0], members | found[1]
+                else:
+                    apart.append(found)
+            groups = [*apart, (links, members)]
+        return [members for _, members in groups]
+
+
+def join_fabric(plan: DeploymentPlan) -> JoinedFabric:
+    """Join the fabrics of all replicas of all pools of a plan.
+
+    Raises:
+        UserError: if a topology cannot be built for as many GPUs.
+    """
+    machines, first_of = plan.machines, {}
+    wired: list[Fabric] = []
+    for name, pool in zip(machines, plan.pools, strict=True):
+        cluster = pool.placement.cluster
+        if cluster.name not in first_of:
+            own = [one for one in machines.values() if one.cluster == cluster.name]
+            num_gpus = max(one.first_gpu + one.num_gpus for one in own)
+            where = f"deployment '{name}': cluster '{cluster.name}' [topology]"
+            first_of[cluster.name] = sum(one.num_ranks for one in wired)
+            wired.append(build("topology", cluster.topology, where).wire(cluster, num_gpus))
+    whole = _join(wired)
+    gpu_of = {
+        (name, replica): first_of[one.cluster] + one.first_gpu + replica * one.gpus_per_replica
+        for name, one in machines.items()
+        for replica in range(one.num_replicas)
+    }
+    fabrics = {name: pool.placement.fabric for name, pool in zip(machines, plan.pools, strict=True)}
+    links, ports = list(whole.links), {}
+    for (name, replica), first in gpu_of.items():
+        ports[name, replica] = _map_ports(fabrics[name], first, links)
+    whole = replace(whole, links=tuple(links))
+    between = None
+    if plan.transfer is not None:
+        gpus = {
+            name: [first_of[one.cluster] + one.first_gpu + gpu for gpu in range(one.num_gpus)]
+            for name, one in machines.items()
+        }
+        between = _bridge(whole, gpus["prefill"], gpus["decode"], plan.transfer)
+        whole = replace(whole, links=between.links)
+    located = {
+        key: _locate(fabrics[key[0]], whole, first, ports[key]) for key, first in gpu_of.items()
+    }
+    return JoinedFabric(whole, gpu_of, located, between)
+
+
+def _bridge(whole: Fabric, senders: list[int], receivers: list[int], transfer: Transfer) -> Fabric:
+    """Find the paths between the GPUs of two pools: by their cards, unless the fast wires carry
+    caches; also inside a node, and between clusters.
+    """
+    links, wire = list(whole.links), transfer.wire
+    missing = max(0, 2 - whole.direct.path_SRH.shape[2])
+    paths = np.pad(whole.direct.path_SRH, ((0, 0), (0, 0), (0, missing)), constant_values=-1)
+    ports: list[dict[int, int]] = [{}, {}]
+    node_R = whole.node_R
+    for side, gpus in enumerate((senders, receivers)):
+        for gpu in gpus:
+            port = _find_port(whole, gpu, wire, is_out=side == 0)
+            ports[side][gpu] = len(links) if port is None else port
+            if port is None:
+                links.append(Link(f"gpu {gpu} {wire}", wire, transfer.peak_bytes_per_s, 0.0, gpu))
+    for source in senders:
+        for destination in receivers:
+            is_there = paths[source, destination, 0] >= 0
+            if is_there and (wire == "scale_up" or node_R[source] != node_R[destination]):
+                continue
+            paths[source, destination] = -1
+            paths[source, destination, :2] = ports[0][source], ports[1][destination]
+    return Fabric(tuple(links), paths, node_R)
+
+
+def _find_port(whole: Fabric, gpu: int, wire: str, *, is_out: bool) -> int | None:
+    """Find the port by which a GPU's messages leave its node, or come to it; ``None`` where the
+    fabric has no other node.
+    """
+    path_SRH, others = whole.direct.path_SRH, whole.node_R != whole.node_R[gpu]
+    found = path_SRH[gpu, others] if is_out else path_SRH[others, gpu]
+    own = [
+        int(link)
+        for link in np.unique(found)
+        if link >= 0 and (whole.links[link].rank, whole.links[link].kind) == (gpu, wire)
+    ]
+    return own[0] if own else None
+
+
+def _join(wired: list[Fabric]) -> Fabric:
+    """Put the fabrics of several clusters side by side, without paths between them."""
+    if len(wired) == 1:
+        return wired[0]
+    num_ranks = sum(one.num_ranks for one in wired)
+    hops = max(one.direct.path_SRH.shape[2] for one in wired)
+    path_SRH = np.full((num_ranks, num_ranks, hops), -1, dtype=np.int64)
+    links: list[Link] = []
+    nodes: list[Ints] = []
+    first = 0
+    for one in wired:
+        own, width = slice(first, first + one.num_ranks), one.direct.path_SRH.shape[2]
+        shifted = np.where(one.direct.path_SRH < 0, -1, one.direct.path_SRH + len(links))
+        path_SRH[own, own, :width] = shifted
+        links += [link._replace(rank=link.rank + first * (link.rank >= 0)) for link in one.links]
+        nodes.append(one.node_R + (nodes[-1].max() + 1 if nodes else 0))
+        first += one.num_ranks
+    return Fabric(tuple(links), path_SRH, np.concatenate(nodes))
+
+
+def _map_ports(own: Fabric, first_gpu: int, links: list[Link]) -> Ints:
+    """Find the place of each of a replica's links that are one rank's; those that the whole fabric
+    lacks are added to its ``links``.
+    """
+    places: dict[tuple[int, str], list[int]] = {}
+    for place, link in enumerate(links):
+        places.setdefault((link.rank, link.kind), []).append(place)
+    port_L, count = np.full(len(own.links), -1, dtype=np.int64), dict.fromkeys(places, 0)
+    for place, link in enumerate(own.links):
+        if link.rank < 0:
+            continue
+        key = link.rank + first_gpu, link.kind
+        number = count.get(key, 0)
+        count[key] = number + 1
+        if number < len(places.get(key, ())):
+            port_L[place] = places[key][number]
+        else:
+            port_L[place] = len(links)
+            links.append(link._replace(rank=link.rank + first_gpu))
+    return port_L
+
+
+def _locate(own: Fabric, whole: Fabric, first_gpu: int, port_L: Ints) -> Located:
+    is_shared = np.array([link.rank < 0 for link in whole.links])
+    ranks = slice(first_gpu, first_gpu + own.num_ranks)
+
+    def cross(own_SRH: Ints, whole_SRH: Ints) -> Ints:
+        return _cross_shared(own_SRH, whole_SRH[ranks, ranks], port_L, is_shared)
+
+    path_SRH = cross(own.path_SRH, whole.path_SRH)
+    direct_SRH = None
+    if own.own_card_SRH is not None:
+        direct_SRH = cross(own.own_card_SRH, whole.direct.path_SRH)
+    fabric = Fabric(whole.links, path_SRH, own.node_R, direct_SRH)
+    crossed = np.unique(path_SRH[path_SRH >= 0])
+    return Located(own, fabric, port_L, crossed[is_shared[crossed]])
+
+
+def _cross_shared(
+    own_SRH: Ints, whole_SRH: Ints, port_L: Ints, is_shared: NDArray[np.bool_]
+) -> Ints:
+    """Find paths that leave and arrive by a replica's own ports, and cross the shared wires of the
+    whole fabric before the last of these.
+    """
+    num_ranks = len(own_SRH)
+    path_SRH = np.full((num_ranks, num_ranks, own_SRH.shape[2] + whole_SRH.shape[2]), -1)
+    for source, destination in np.ndindex(num_ranks, num_ranks):
+        own, whole = own_SRH[source, destination], whole_SRH[source, destination]
+        ports = [int(port_L[link]) for link in own if link >= 0 and port_L[link] >= 0]
+        shared = [int(link) for link in whole if link >= 0 and is_shared[link]]
+        path = [*ports[:-1], *shared, *ports[-1:]]
+        path_SRH[source, destination, : len(path)] = path
+    longest = max(1, int((path_SRH >= 0).sum(axis=2).max(initial=0)))
+    return path_SRH[:, :, :longest]
+
+
+def _list_seconds(fabric: Fabric, exchange: Exchange) -> Floats:
+    """Seconds that each link needs for an exchange's bytes at its full rate, ``[links]``."""
+    paths = fabric.direct if exchange.is_direct else fabric
+    rates = np.array([link.bytes_per_s for link in fabric.links])
+    seconds: Floats = paths.sum_by_link(exchange.sent) / rates
+    return seconds
