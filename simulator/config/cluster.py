@@ -21,6 +21,7 @@ from simulator.base.quantities import BytesPerSecond, Gpus, Price, ReplicaGpus, 
 from simulator.base.reading import read_toml
 from simulator.config.accelerator import AcceleratorSpec, load_accelerator
 from simulator.config.degraded import Degraded
+from simulator.config.host_memory import HostSpec
 
 _FAMILY = "cluster_configs"
 
@@ -59,6 +60,9 @@ class ClusterSpec(Frozen):
     """Wires between fast domains, such as InfiniBand; absent = there is one domain only."""
     topology: Annotated[Policy, PolicyOf("topology")]
     """Wiring of the ranks: the links that a message crosses and shares."""
+    host: HostSpec | None = None
+    """Memory, storage and processor of the machine, for experts that are offloaded; absent = not
+    known."""
     degraded: Annotated[tuple[Degraded, ...], Field(strict=False)] = ()
     """GPUs and wires that are slower than the others, always or for a while; those beyond the GPUs
     that a deployment uses do not matter to it."""

@@ -22,6 +22,7 @@ from simulator.base.quantities import (
 )
 from simulator.config.degraded import Degraded
 from simulator.config.dtypes import DType
+from simulator.config.offload import OffloadSpec
 from simulator.config.pruning import Pruning
 
 
@@ -161,6 +162,8 @@ class DeploymentSpec(Frozen):
     spilling: Annotated[Policy, PolicyOf("spilling")] = {"kind": "none"}
     """Spilling policy: excess tokens of a step that other ranks compute, to which the weights of
     their experts travel."""
+    offload: OffloadSpec | None = None
+    """Offloading of routed experts to memory below the GPU's own; absent = the GPUs hold all."""
     dispatch: Annotated[Policy, PolicyOf("dispatch")] | None = None
     """Dispatch policy: how tokens travel to their experts and back; absent = ``deepep_auto`` on
     accelerators, ``per_node`` between processes of one machine, whose times were measured so."""

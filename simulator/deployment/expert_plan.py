@@ -110,6 +110,17 @@ class ExpertPlan:
     from the pool, or by their domain."""
     domains: DrawnDomains | None = None
     """Sequences of each domain of a routing policy that tells some apart."""
+    earlier_LTK: NDArray[np.int16] | None = None
+    """Choices of other tokens at an earlier time, ``[L, T, K]``; ``None`` where nobody asks."""
+    pool_order: NDArray[np.int64] | None = None
+    """Place of each of the pool's tokens in runs of one sequence, ``[POOL_TOKENS]``; ``None`` where
+    nobody asks."""
+
+    @property
+    def runs_LTK(self) -> NDArray[np.int16]:
+        """Pool of expert choices in runs of consecutive tokens of one sequence."""
+        assert self.pool_order is not None, "is asked for by the offloading of experts"
+        return self.topk_ids_LTK[:, np.argsort(self.pool_order)]
 
 
 def plan_experts(
@@ -159,7 +170,14 @@ def plan_experts(
         next_LTN=drawn.next_LTN,
         recorded=drawn.recorded,
         domains=drawn.domains,
+        earlier_LTK=drawn.yesterday_LTK if spec.offload else None,
+        pool_order=_draw_order(seed) if spec.offload else None,
     )
+
+
+def _draw_order(seed: int) -> NDArray[np.int64]:
+    """Draw the order in which the pool's neighbours are independent."""
+    return open_stream(seed, "pool order").permutation(POOL_TOKENS)
 
 
 def _build_overflow(spec: DeploymentSpec, most_pairs: int, place: str) -> OverflowPolicy:
@@ -234,7 +252,7 @@ class _Pools:
         router = prepare_router(policy, moe, self.num_layers, open_stream(seed, "routing"))
         drawn, num_choices = self._rank_choices(router)
         runs = np.full(POOL_TOKENS // _RUN_TOKENS, _RUN_TOKENS, dtype=np.int64)
-        order = open_stream(seed, "pool order").permutation(POOL_TOKENS)
+        order = _draw_order(seed)
         # The same stream in every layer, so that a token keeps its domain (or its place in a
         # recording) from layer to layer.
         today = [

@@ -5,6 +5,7 @@ alternatives that would fit.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -15,15 +16,19 @@ from simulator.config.dtypes import BYTES_PER_ELEMENT
 from simulator.config.engine import find_engine
 from simulator.config.engine_memory import GIB, MemoryRules, Padding
 from simulator.config.model import ModelSpec
+from simulator.config.offload import OffloadSpec
 from simulator.deployment.setup import Setup
 from simulator.work.layout import Layout, uneven_heads
-from simulator.work.memory import CacheSize, cache_size, weight_bytes
+from simulator.work.memory import CacheSize, cache_size, expert_bytes, weight_bytes
 from simulator.work.workspace import expert_workspace_bytes, forward_bytes, logits_bytes
 
 _Z_90 = 1.2815515655446004
 """90th percentile of the standard normal distribution."""
 _NO_WORKSPACE = ("mxfp4", "mxfp4_mxfp8")
 """Formats of experts whose kernels (Triton's ``matmul_ogs``) have no workspace of their own."""
+_IN_FLIGHT = 2
+"""Experts that a GPU has room for beside its slots while it is brought some: one arrives while
+another computes."""
 _FEWER_SEQUENCES = (512, 256, 128, 64)
 """Smaller limits on sequences that are suggested where a deployment does not fit."""
 _UNKNOWN = MemoryRules(kind="of_total", generations=(), off_gib=(0, 0))
@@ -169,10 +174,10 @@ def _does_fit(capacity: Capacity, model: ModelSpec) -> bool:
 
 def capacity_of(setup: Setup) -> Capacity:
     """Divide the memory of one GPU as the engine does, whether the model fits or not."""
-    spec, model, accelerator, layout, precision, rules = setup
+    spec, model, accelerator, layout, precision, rules, _ = setup
     memory = memory_rules(spec.engine, accelerator)
     total = accelerator.servable_memory_bytes
-    num_slots = spec.placement.get("num_slots")
+    num_slots = spec.offload.slots if spec.offload else spec.placement.get("num_slots")
     padding = memory.padding.get(precision.experts, {}).get(accelerator.calibration, Padding())
     weights = weight_bytes(
         model,
@@ -182,6 +187,8 @@ def capacity_of(setup: Setup) -> Capacity:
         num_slots if isinstance(num_slots, int) else None,
         (padding.intermediate, padding.hidden),
     )
+    if spec.offload is not None and spec.offload.uploads != 0:
+        weights += _IN_FLIGHT * expert_bytes(model, layout, precision)
     share = spec.memory_fraction
     if share is None:
         share = memory.share_on(total, layout.num_gpus, rules.token_budget)
@@ -263,6 +270,10 @@ def _suggest_fit(setup: Setup, is_legal: Callable[[Setup], bool]) -> str:
             answers.append(
                 (num_gpus, f"{split} ({num_gpus} GPU{'s' if num_gpus > 1 else ''}){format_}")
             )
+    slots = _most_slots(setup)
+    if slots is not None:
+        key = "offload.slots = {}" if setup.spec.offload else "offload = {{ slots = {} }}"
+        answers.append((1, f"{key.format(slots)} (1 GPU, the other experts in memory below)"))
     if not answers:
         return f"no multiple of this split over up to {MOST_RANKS:,} of these GPUs fits"
     fewest: list[tuple[int, str]] = []
@@ -270,6 +281,25 @@ def _suggest_fit(setup: Setup, is_legal: Callable[[Setup], bool]) -> str:
         if not fewest or num_gpus < fewest[-1][0]:
             fewest.append((num_gpus, text))
     return "what would fit: " + ", or ".join(text for _, text in fewest)
+
+
+def _most_slots(setup: Setup) -> int | None:
+    """Find the most experts of a layer that one GPU holds where the others are offloaded; ``None``
+    where that does not help, or the cluster has no memory below.
+    """
+    spec, moe, host = setup.spec, setup.model.moe, setup.host
+    tier = next((name for name in ("dram", "storage") if getattr(host, name, None)), None)
+    if moe is None or tier is None or setup.layout.num_gpus > 1:
+        return None
+    offload = spec.offload or OffloadSpec(tier=tier, slots=0)  # type: ignore[arg-type]
+
+    def fits(slots: int) -> bool:
+        own = offload.model_copy(update={"slots": slots})
+        return does_fit(setup._replace(spec=spec.model_copy(update={"offload": own})))
+
+    if not fits(0):
+        return None
+    return bisect_left(range(moe.num_experts), True, key=lambda slots: not fits(slots + 1))
 
 
 def _smallest_split(setup: Setup, is_legal: Callable[[Setup], bool]) -> tuple[str, int] | None:

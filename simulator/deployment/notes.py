@@ -11,6 +11,7 @@ from simulator.config.deployment import DeploymentSpec
 from simulator.config.engine import find_engine
 from simulator.config.routing import routing_note
 from simulator.deployment.memory import memory_rules, start_probability
+from simulator.deployment.offload_text import describe_offload
 from simulator.deployment.plan import DeploymentPlan
 from simulator.deployment.splits import refined_block
 from simulator.policies.contracts import make_rules
@@ -30,6 +31,7 @@ def notes_of(plan: DeploymentPlan) -> list[str]:
         routing_note(name, placement.experts.routing_source),
         _copies_note(plan),
         _block_note(plan),
+        describe_offload(placement),
     ]
     return [note for note in found if note is not None] + slower
 

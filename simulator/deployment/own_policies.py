@@ -27,6 +27,7 @@ from simulator.policies.placement import Placed
 from simulator.policies.recovery import Loss
 from simulator.policies.scaling import PoolLoad, ScalingPolicy
 from simulator.policies.scaling_contracts import begin_scaling, decide_replicas
+from simulator.work.expert_cache import replay_cache, spread_streams
 from simulator.work.slots import SlotMap
 from simulator.work.spilled import spill_tokens
 
@@ -47,6 +48,7 @@ def try_policies(plan: DeploymentPlan) -> None:
         _try_overflow(plan)
         _try_replica_choice(plan)
         _try_spilling(plan)
+        _try_offload(plan)
         if not is_shipped(type(plan.placement.experts.dispatch)):
             _try_dispatch(plan)
     for changes in plan.list_failures():
@@ -120,6 +122,14 @@ def _try_spilling(plan: DeploymentPlan) -> None:
     slots = SlotMap(experts.placed, 0, placement.model.moe.num_experts)
     slot_TK = slots.slots(np.repeat(experts.topk_ids_LTK[0, :1], _TOKENS, axis=0))
     spill_tokens(experts.spilling, slots, slot_TK, 1.0)
+
+
+def _try_offload(plan: DeploymentPlan) -> None:
+    """Try a cache of experts on the steps of a few tokens."""
+    offload = plan.placement.offload
+    if offload is not None:
+        ids_SLX = spread_streams(offload.ids_LTK[:, :_TOKENS], 1)
+        replay_cache(offload.rules, ids_SLX, offload.earlier_LTK, offload.num_experts)
 
 
 def _try_dispatch(plan: DeploymentPlan) -> None:

@@ -23,6 +23,7 @@ from simulator.cost.comm import CommModel
 from simulator.cost.compute import ComputeModel
 from simulator.cost.stages import Sends
 from simulator.deployment.expert_plan import ExpertPlan
+from simulator.deployment.offload_plan import OffloadPlan
 from simulator.policies.contracts import wire_cluster
 from simulator.policies.overflow import may_drop
 from simulator.policies.speculation import Drafts
@@ -65,6 +66,8 @@ class Placement:
     slow_R: NDArray[np.float64] | None = None
     """Factor on the seconds in which each rank computes, ``[R]``; ``None`` where all are as fast as
     usual."""
+    offload: OffloadPlan | None = None
+    """Experts that lie below the GPU's memory; ``None`` where it holds all."""
 
     @property
     def prompt_s(self) -> float:

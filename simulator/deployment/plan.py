@@ -24,6 +24,8 @@ from simulator.cost.stages import make_sends
 from simulator.cost.transfer import Transfer, make_transfer
 from simulator.deployment.expert_plan import plan_experts
 from simulator.deployment.memory import Capacity, check_memory, does_fit
+from simulator.deployment.offload_plan import plan_offload
+from simulator.deployment.offload_refusals import check_offload
 from simulator.deployment.placement import Placement, choose_precision, wire_links
 from simulator.deployment.refusals import (
     check_degraded,
@@ -236,6 +238,7 @@ def _make_pool(
         )
     precision = choose_precision(spec, model)
     check_pruning(spec, model, precision, loaded, place)
+    check_offload(spec.offload, model, cluster, layout, precision, place)
     scheduling = resolve_scheduling(
         spec.scheduling, spec.engine, accelerator, layout.attention_dp, spec.usage
     )
@@ -250,7 +253,7 @@ def _make_pool(
     check_stages(spec, layout, cluster, loaded, rules, place)
     check_degraded(cluster, layout, loaded, place)
     fabric = wire_links(cluster, layout.num_ranks, place)
-    setup = Setup(spec, model, accelerator, layout, precision, rules)
+    setup = Setup(spec, model, accelerator, layout, precision, rules, cluster.host)
     capacity = _check_start(setup, place, loaded)
     calibration = (
         loaded.choose_tables(layout.num_ranks, capacity.weights_bytes * layout.num_ranks)
@@ -260,6 +263,9 @@ def _make_pool(
     sends = None
     if layout.pp > 1 and isinstance(calibration, Calibration):
         sends = make_sends(layout, wire_links(cluster, layout.num_gpus, place), calibration)
+    experts = plan_experts(spec, model, layout, rules.token_budget, seed, place, folder)
+    num_experts = model.moe.num_experts if model.moe is not None else 0
+    offload = plan_offload(spec.offload, experts, cluster.host, num_experts, place)
     placement = Placement(
         name=spec.name,
         model=model,
@@ -271,7 +277,7 @@ def _make_pool(
         pruning=spec.pruning,
         overlap=spec.overlap,
         drafts=drafts,
-        experts=plan_experts(spec, model, layout, rules.token_budget, seed, place, folder),
+        experts=experts,
         fabric=fabric,
         compute=build("cost.compute", spec.compute or {}, f"{place} [compute]").prepare(
             accelerator, calibration
@@ -281,6 +287,7 @@ def _make_pool(
         ),
         sends=sends,
         seed=seed,
+        offload=offload,
     )
     balancing = build("balancing", spec.balancing, f"{place} [balancing]")
     check_rebalancing(spec, layout, f"{place} [rebalancing]")

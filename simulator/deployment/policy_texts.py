@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from simulator.base.frozen import Policy
+from simulator.config.offload import OffloadSpec
 from simulator.deployment.plan import DeploymentPlan
 
 
@@ -17,6 +18,7 @@ def describe_policies(plan: DeploymentPlan) -> dict[str, str | None]:
         "placement": policy_text(spec.placement) if experts else None,
         "replica_choice": _describe_unless("turns", spec.replica_choice),
         "spilling": _describe_unless("none", spec.spilling),
+        "offload": _offload_text(spec.offload) if spec.offload else None,
         "dispatch": _dispatch_text(plan),
         "topology": policy_text(placement.cluster.topology),
         "scheduling": _scheduling_text(plan),
@@ -26,6 +28,20 @@ def describe_policies(plan: DeploymentPlan) -> dict[str, str | None]:
         "scaling": _describe_unless("none", spec.scaling),
         "speculation": policy_text(spec.speculation) if placement.drafts.num_tokens else None,
     }
+
+
+def _offload_text(offload: OffloadSpec) -> str:
+    """Describe where offloaded experts lie, and the GPU's cache of them."""
+    missing = {None: "all missing ones are brought", 0: "missing ones are computed there"}
+    limited = f"up to {offload.uploads} missing ones a layer and step are brought"
+    parts = [
+        f"in {offload.tier}",
+        f"{offload.slots} of a layer cached by {policy_text(offload.caching)}",
+        missing.get(offload.uploads, limited),
+    ]
+    if offload.prefetching["kind"] != "none":
+        parts.append(f"fetched ahead by {policy_text(offload.prefetching)}")
+    return ", ".join(parts)
 
 
 def _describe_unless(usual: str, policy: Policy) -> str | None:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.deployment import DeploymentSpec
+from simulator.config.host_memory import HostSpec
 from simulator.config.model import ModelSpec
 from simulator.policies.scheduling import Rules
 from simulator.work.layout import Layout
@@ -21,3 +22,5 @@ class Setup(NamedTuple):
     layout: Layout
     precision: Precision
     rules: Rules
+    host: HostSpec | None = None
+    """Machine around the GPU, where its memory is known."""

@@ -69,4 +69,6 @@ def _is_all_shipped(placement: Placement) -> bool:
     parts += [*model.mixers.values(), *model.ffns.values()]
     if experts is not None:
         parts += [experts.dispatch, experts.overflow, experts.replica_choice, experts.spilling]
+    if placement.offload is not None:
+        parts += [placement.offload.rules.caching, placement.offload.rules.prefetching]
     return all(is_shipped(type(part)) for part in parts)

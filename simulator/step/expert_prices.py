@@ -23,7 +23,9 @@ from simulator.policies.messages import Messages
 from simulator.policies.spilling import may_spill
 from simulator.policies.token_counts import count_arrivals, count_stays
 from simulator.step.expert_choices import ChoosingTokens
+from simulator.step.offload_prices import OffloadPrices
 from simulator.work.layout import shard
+from simulator.work.memory import expert_bytes
 from simulator.work.slots import SlotMap, SlotTable, spread_over_parts
 from simulator.work.spilled import spill_tokens
 
@@ -114,8 +116,19 @@ def _dispatch_bytes(count: _Counts, vector_bytes: float) -> Messages:
 class ExpertPrices:
     """Prices of one placement's routed experts and their exchanges."""
 
-    def __init__(self, placement: Placement, experts: ExpertPlan, moe: MoE) -> None:
-        self._placement = placement
+    def __init__(
+        self,
+        placement: Placement,
+        experts: ExpertPlan,
+        moe: MoE,
+        offload: OffloadPrices | None = None,
+    ) -> None:
+        """Prepare prices.
+
+        Args:
+            offload: prices of experts that lie below the GPU's memory; ``None`` where it holds all.
+        """
+        self._placement, self._offload = placement, offload
         self._experts = experts
         self._moe = moe
         self._slot_maps: dict[int, SlotMap] = {}
@@ -148,11 +161,7 @@ class ExpertPrices:
     def expert_bytes(self) -> float:
         """Bytes of one expert's weights on one rank."""
         placement = self._placement
-        return (
-            self._moe.num_expert_parameters(placement.model.hidden_size)
-            / placement.layout.moe_tp
-            * BYTES_PER_ELEMENT[placement.precision.experts]
-        )
+        return expert_bytes(placement.model, placement.layout, placement.precision)
 
     def steps(self, tokens_d: Ints, places: Sequence[tuple[int, int]]) -> list[ExpertStep]:
         """Price ``tokens_d`` tokens on each data-parallel rank at each of ``places``; pricing many
@@ -175,7 +184,7 @@ class ExpertPrices:
         if len({one.rows_RG.shape for one in counts}) > 1:
             # Layers whose fullest ranks hold different numbers of experts.
             return [step for place in places for step in self.price_tokens(tokens, [place])]
-        return self._price(tokens.tokens_d, policy, counts)
+        return self._price(tokens.tokens_d, policy, counts, [layer for layer, _ in places])
 
     def _count(
         self, tokens: ChoosingTokens, policy: DispatchPolicy, layer: int, offset: int
@@ -204,7 +213,11 @@ class ExpertPrices:
         return _Counts(rows_RG, *changed, arrivals_P, copies.times(scale), stays_R, weights)
 
     def _price(
-        self, tokens_d: Ints, policy: DispatchPolicy, counts: Sequence[_Counts]
+        self,
+        tokens_d: Ints,
+        policy: DispatchPolicy,
+        counts: Sequence[_Counts],
+        layers: Sequence[int],
     ) -> list[ExpertStep]:
         """Price the experts of several layers whose ranks hold equally many slots."""
         placement, moe_tp = self._placement, self._placement.layout.moe_tp
@@ -214,6 +227,8 @@ class ExpertPrices:
         num_groups = rows_YPG.shape[2]
         flat_s = self._experts_s(rows_YPG.reshape(-1, num_groups), seen_YP.ravel(), kernels)
         experts_YR = placement.slow_down(np.repeat(flat_s.reshape(seen_YP.shape), moe_tp, axis=1))
+        if self._offload is not None:
+            experts_YR = self._offload.price_layers(experts_YR, int(tokens_d.sum()), layers)
         return [
             ExpertStep(
                 pairs_R,

@@ -9,7 +9,6 @@ from ``topk_ids``.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -18,7 +17,6 @@ from numpy.typing import NDArray
 from simulator.config.dtypes import BYTES_PER_ELEMENT
 from simulator.config.ffns import FFN
 from simulator.config.linear import Linear
-from simulator.config.mixers import Mixer
 from simulator.cost.comm import Exchange
 from simulator.cost.compute import Phase, Rates
 from simulator.cost.engine_time import sequences_s
@@ -26,13 +24,14 @@ from simulator.cost.kernels.context import kernels_s
 from simulator.cost.stages import VECTORS
 from simulator.deployment.placement import Placement
 from simulator.step.expert_prices import ExpertPrices, ExpertStep
+from simulator.step.offload_prices import OffloadPrices
 from simulator.step.program import Batch, PricedBatch, PricedPart
+from simulator.step.read_bytes import count_layer_bytes, count_read_bytes
 from simulator.step.request_choices import RequestChoices
 from simulator.step.two_batch import halves
 from simulator.work.context import sums_by_rank
 from simulator.work.context_kernels import ContextKernel, context_kernels
 from simulator.work.layout import shard, stage_layers
-from simulator.work.memory import expert_bytes_per_layer, linear_bytes, weight_bytes
 
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 """Phases that attention kernels tell apart, in the order of arrays with a phase axis."""
@@ -279,7 +278,21 @@ class Prices:
         """Prices of the routed experts and their exchanges."""
         if self.placement.experts is None or self.placement.model.moe is None:
             raise ValueError(f"{self.placement.model.name} has no routed experts")
-        return ExpertPrices(self.placement, self.placement.experts, self.placement.model.moe)
+        offload = None
+        if self.placement.offload is not None:
+            offload = OffloadPrices(self.placement, self.placement.offload, self._beside_experts_s)
+        return ExpertPrices(
+            self.placement, self.placement.experts, self.placement.model.moe, offload
+        )
+
+    def _beside_experts_s(self, num_tokens: int) -> float:
+        """Seconds of the mean layer of so many tokens without its experts and its attention
+        context.
+        """
+        row = int(np.searchsorted(self._rows, num_tokens))
+        total_s = sum(count * self.mixer_s[name][row] for name, count in self.mixer_layers.items())
+        total_s += sum(count * self.ffn_s[name][row] for name, count in self.ffn_layers.items())
+        return float(total_s) / self.placement.model.num_layers
 
     def expert_step(self, layer: int, tokens_d: NDArray[np.int64], offset: int) -> ExpertStep:
         """Price the routed experts of MoE layer ``layer`` for ``tokens_d`` tokens on each
@@ -345,47 +358,14 @@ class Prices:
         """Bytes of weights other than routed experts and the embedding table that one rank of each
         stage reads for every batch.
         """
-        placement, model = self.placement, self.placement.model
-        left_out = model.num_embedding_parameters / placement.layout.tp * BYTES_PER_ELEMENT["bf16"]
-        if model.ties_embeddings:
-            left_out = 0.0  # the table is the output matrix too
-        if model.moe is not None:
-            slots = (
-                None if placement.experts is None else placement.experts.placed.expert_LP.shape[1]
-            )
-            layer_bytes = expert_bytes_per_layer(
-                model.moe, model.hidden_size, placement.layout, placement.precision, slots
-            )
-            left_out += model.num_moe_layers * layer_bytes
-        num_slots = (
-            None if placement.experts is None else placement.experts.placed.expert_LP.shape[1]
-        )
-        one_stage = replace(placement.layout, pp=1)
-        return (
-            weight_bytes(model, one_stage, placement.precision, placement.pruning, num_slots)
-            - left_out
-        )
+        return count_read_bytes(self.placement)
 
     @cached_property
     def overlapped_bytes(self) -> float:
         """Bytes of weights other than routed experts in :attr:`halved_layers`, which each half
         reads anew.
         """
-        model, tp, dtype = (
-            self.placement.model,
-            self.placement.layout.tp,
-            self.placement.precision.weights,
-        )
-        blocks: dict[str, Mixer | FFN] = {**model.mixers, **model.ffns}
-        names = [
-            name
-            for layer in self.halved_layers
-            for name in model.layer_names[layer]
-            if name != "none"
-        ]
-        return sum(
-            linear_bytes(blocks[name].linears(model.hidden_size), tp, dtype) for name in names
-        )
+        return count_layer_bytes(self.placement, self.halved_layers)
 
     @cached_property
     def mixer_layers(self) -> Counter[str]:

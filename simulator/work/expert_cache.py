@@ -86,6 +86,11 @@ def replay_cache(
     return CacheUses(*counts_SCL.transpose(1, 0, 2))
 
 
+def begins_empty(rules: CacheRules, earlier_LTK: NDArray[np.int16], num_experts: int) -> bool:
+    """Whether a cache has no expert before its first step."""
+    return not _Cache(rules, earlier_LTK, num_experts).has_any
+
+
 class _Cache:
     """Experts of every layer that are in fast memory, step after step."""
 
@@ -102,6 +107,11 @@ class _Cache:
         self._steps = 0
         rates_LE = rate_experts(rules.caching, self._uses)
         self._held_LE = _choose_most(rates_LE, np.ones(shape, np.bool_), rules.slots)
+
+    @property
+    def has_any(self) -> bool:
+        """Whether any expert is in fast memory."""
+        return bool(self._held_LE.any())
 
     def take_step(self, ids_LX: NDArray[np.int16]) -> tuple[Ints, ...]:
         """Count one step's experts, in the order of :class:`CacheUses`, and keep what is worth it

@@ -143,13 +143,20 @@ def expert_bytes_per_layer(
     """Bytes of one layer's routed experts on the fullest rank, with copies where there are more
     slots than experts.
     """
-    slots = -(-(num_slots or moe.num_experts) // layout.ep)
+    slots = -(-(moe.num_experts if num_slots is None else num_slots) // layout.ep)
     return (
         slots
         * moe.num_expert_parameters(hidden_size)
         / layout.moe_tp
         * BYTES_PER_ELEMENT[precision.experts]
     )
+
+
+def expert_bytes(model: ModelSpec, layout: Layout, precision: Precision) -> float:
+    """Bytes of one routed expert on one rank; 0 of a dense model."""
+    if model.moe is None:
+        return 0.0
+    return expert_bytes_per_layer(model.moe, model.hidden_size, layout, precision, layout.ep)
 
 
 def padding_factor(moe: MoE, hidden_size: int, layout: Layout, padded_to: tuple[int, int]) -> float:

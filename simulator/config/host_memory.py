@@ -1,0 +1,64 @@
+"""The machine around an accelerator: memory and storage below the accelerator's own, and the
+processor that can compute there.
+"""
+
+from __future__ import annotations
+
+from simulator.base.frozen import Frozen
+from simulator.base.quantities import BytesPerSecond, FlopsPerSecond, MemoryBytes, Seconds, Share
+
+
+class MemoryTier(Frozen):
+    """Memory that experts lie in and are read from."""
+
+    memory_bytes: MemoryBytes
+    """Bytes that experts may take."""
+    bytes_per_s: BytesPerSecond
+    """Peak rate of reading, bytes per second."""
+    achieved: Share
+    """Share of the peak that reading whole experts achieves."""
+
+    @property
+    def read_bytes_per_s(self) -> float:
+        """Rate of reading whole experts, bytes per second."""
+        return self.bytes_per_s * self.achieved
+
+
+class HostLink(Frozen):
+    """Wires between the memory of a machine and one accelerator's own."""
+
+    bytes_per_s: BytesPerSecond
+    """Peak rate towards the accelerator, bytes per second."""
+    latency_s: Seconds
+    """Seconds until the first byte arrives: a copy is started and waited for."""
+    achieved: Share
+    """Share of the peak that copies of whole experts achieve."""
+
+    @property
+    def copy_bytes_per_s(self) -> float:
+        """Rate of copies of whole experts, bytes per second."""
+        return self.bytes_per_s * self.achieved
+
+
+class Processor(Frozen):
+    """Cores of a machine, which compute experts where they lie."""
+
+    flops_per_s: FlopsPerSecond
+    """Peak rate of products in the format that expert kernels multiply in, FLOP/s."""
+    achieved: Share
+    """Share of the peak that large products achieve."""
+
+
+class HostSpec(Frozen):
+    """Memory below an accelerator's own. A machine whose processor and GPU share one memory has
+    ``storage`` alone.
+    """
+
+    dram: MemoryTier | None = None
+    """Main memory; absent = it is the accelerator's own (unified memory)."""
+    storage: MemoryTier | None = None
+    """Solid-state disk or flash; absent = experts are not read from it."""
+    link: HostLink | None = None
+    """Wires from main memory to each accelerator; absent = memory is unified."""
+    processor: Processor | None = None
+    """Cores that can compute experts; absent = they compute none."""

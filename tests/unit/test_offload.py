@@ -1,0 +1,148 @@
+"""Offloaded experts as files say them: what is refused, what would fit, and what a note tells."""
+
+import textwrap
+
+import pytest
+
+from simulator.base import trust
+from simulator.base.errors import UserError
+from simulator.commands.check import check as check_file
+from simulator.config.deployment import DeploymentSpec
+from simulator.deployment.notes import notes_of
+from simulator.deployment.plan import make_plan
+from simulator.deployment.policy_texts import describe_policies
+from tests.contracts.processes import PROJECT
+
+SPEC = {"name": "own", "model": "mixtral-8x7b", "cluster": "desktop-rtx-4090"}
+INT4 = {"weight_dtype": "int4"}
+
+
+def plan_of(**keys):
+    return make_plan(DeploymentSpec.model_validate({**SPEC, **keys}), 3, "file", PROJECT)
+
+
+def test_mixtral_in_four_bits_does_not_fit_one_card_and_is_told_how_it_would():
+    told = r"does not fit: each GPU needs 26.2 GB .* or offload = \{ slots = 6 \} \(1 GPU"
+    with pytest.raises(UserError, match=told):
+        plan_of(**INT4)
+    assert plan_of(**INT4, offload={"slots": 6}).serving.capacity.tokens > 2048
+    with pytest.raises(UserError, match=r"what would fit: .*offload\.slots = 6 \(1 GPU"):
+        plan_of(**INT4, offload={"slots": 7})
+
+
+def test_a_cluster_whose_host_nobody_described_is_told_of_other_splits_only():
+    with pytest.raises(UserError, match="what would fit: tp = 2") as refused:
+        plan_of(**INT4, cluster="rtx-4090-1")
+    assert "offload" not in str(refused.value)
+
+
+ONE = {"slots": 2}
+REFUSED = [
+    ({"model": "llama-2-7b", **INT4, "offload": ONE}, "is dense and has no experts to offload"),
+    (
+        {"cluster": "h100-sxm-2", "parallel": {"tp": 2}, **INT4, "offload": ONE},
+        "experts of replicas of one GPU are offloaded, and this one has 2",
+    ),
+    (
+        {"cluster": "h100-sxm-8", "parallel": {}, **INT4, "offload": ONE},
+        r"cluster 'h100-sxm-8' has no \[host.dram\] in its file; add one",
+    ),
+    (
+        {"cluster": "laptop-m4-max", **INT4, "offload": ONE},
+        r'has no \[host.dram\] in its file; tier = "storage" is there',
+    ),
+    (
+        {"cluster": "laptop-m4-max", **INT4, "offload": {**ONE, "tier": "storage", "uploads": 1}},
+        r"uploads = 1 leaves experts to a processor, .* has no \[host.processor\]",
+    ),
+    ({**INT4, "offload": {"slots": 9}}, "slots must be at most the 8 experts of a layer"),
+    (
+        {**INT4, "offload": {**ONE, "uploads": 0}},
+        "nothing is ever brought to the 2 slots, and caching 'lru' begins with none",
+    ),
+    (
+        {"weight_dtype": "bf16", "offload": {"slots": 0}},
+        r"the experts take 90.2 GB in bf16, and \[host.dram\] .* has 56.0 GB; tier = \"storage\"",
+    ),
+    (
+        {**INT4, "offload": {**ONE, "caching": {"kind": "lrv"}}},
+        "choose one of: lfu, lru, popularity",
+    ),
+    ({**INT4, "offload": {**ONE, "prefetching": {"kind": "next"}}}, "next_layer"),
+]
+
+
+@pytest.mark.parametrize(("keys", "told"), REFUSED)
+def test_what_cannot_be_offloaded_is_refused_in_one_line(keys, told):
+    with pytest.raises(UserError, match=told) as refused:
+        plan_of(**keys)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_note_tells_what_is_found_and_what_travels():
+    some = plan_of(**INT4, offload={"slots": 5})
+    (note,) = [one for one in notes_of(some) if "experts of a" in one]
+    assert "5 of the 8 experts of a layer are in the GPU's memory" in note
+    assert "are brought there at 25.9 GB/s" in note
+    on_cpu = {"slots": 0, "uploads": 0}
+    (note,) = [one for one in notes_of(plan_of(**INT4, offload=on_cpu)) if "experts of a" in one]
+    assert "finds 0% of its experts there, 5.81 GB for each token are read by the processor" in note
+    described = describe_policies(plan_of(**INT4, offload=on_cpu))["offload"]
+    assert described == "in dram, 0 of a layer cached by lru, missing ones are computed there"
+    assert describe_policies(plan_of(model="llama-2-7b"))["offload"] is None
+
+
+SCENARIO = """
+[workload]
+num_requests = 5
+[workload.requests]
+arrivals = { kind = "poisson", rate_per_s = 50.0 }
+lengths = { kind = "fixed", num_input = 100, num_output = 4 }
+[[deployments]]
+name = "own"
+model = "stdlib-moe"
+cluster = "desktop-rtx-4090"
+offload = { slots = 4 }
+"""
+OWN = """
+import numpy as np
+from simulator.base.frozen import Frozen
+
+class Own(Frozen):
+    experts: int = 1
+    def rate_experts(self, uses):
+        return {returned}
+    def prepare(self, earlier_LTK, num_experts):
+        return self
+    def predict(self, used_LE):
+        return {returned}
+"""
+
+
+@pytest.mark.parametrize(
+    ("family", "returned", "told"),
+    [
+        ("caching", "uses.earlier_LE * 2", ""),
+        ("caching", "uses.last_LE[:1]", r"Own.rate_experts\(\) .* finite numbers of shape"),
+        ("caching", "uses.earlier_LE + np.inf", "finite numbers of shape"),
+        ("prefetching", "used_LE * 0.5", ""),
+        ("prefetching", "used_LE[0]", r"Own.predict\(\) .* finite numbers of shape"),
+        ("prefetching", "1 / 0", "failed .*ZeroDivisionError"),
+    ],
+)
+def test_a_policy_of_ones_own_is_held_to_its_contract(
+    tmp_path, monkeypatch, family, returned, told
+):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(trust._Allowed, "folder", tmp_path)
+    (tmp_path / "scenario.toml").write_text(SCENARIO)
+    package = f"own_{family}_{abs(hash(returned))}"
+    (tmp_path / package).mkdir()
+    text = textwrap.dedent(OWN.replace("{returned}", returned))
+    (tmp_path / package / "mine.py").write_text(text)
+    keys = [f'deployments.0.offload.{family}={{ kind = "{package}.mine" }}']
+    if not told:
+        assert check_file(str(tmp_path / "scenario.toml"), keys).kind == "scenario"
+        return
+    with pytest.raises(UserError, match=told):
+        check_file(str(tmp_path / "scenario.toml"), keys)
