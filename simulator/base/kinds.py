@@ -89,13 +89,18 @@ class PolicyOf:
     family: str
     is_partial: bool = False
     """Whether ``kind`` and all other keys may be absent, to be completed by an engine's file."""
+    may_be_name: bool = False
+    """Whether the kind's name alone may stand for its table."""
 
     def __get_pydantic_json_schema__(
         self, core: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
         tables = [self._describe(kind, handler) for kind in available(self.family)]
         alternatives = "anyOf" if self.is_partial else "oneOf"
-        return {"family": self.family, alternatives: [*tables, OWN_KIND]}
+        family = {"family": self.family, alternatives: [*tables, OWN_KIND]}
+        if not self.may_be_name:
+            return family
+        return {"anyOf": [family, {"type": "string", "enum": list(available(self.family))}]}
 
     def _describe(self, kind: str, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         policy = find_class(self.family, kind).__pydantic_core_schema__

@@ -29,6 +29,7 @@ _DATA = {
 POLICIES = {
     "mixers": "mixers",
     "ffns": "ffns",
+    "equal": "deployment.equal",
     "routing": "routing",
     "placement": "placement",
     "replica_choice": "replica_choice",

@@ -35,6 +35,7 @@ from simulator.base.quantities import (
 )
 from simulator.config.dtypes import DType
 from simulator.config.failure_rates import FailureRates
+from simulator.config.pairing import DenseOf, MoeOf, check_one_model, model_text
 from simulator.config.pruning import Pruning
 from simulator.config.user_file import UserFile
 from simulator.config.workload import WorkloadSpec
@@ -118,8 +119,13 @@ class Targets(Frozen):
 class CandidateModel(Frozen):
     """A model that would do the job."""
 
-    model: str
-    """Name of a model, or the path of a TOML file or a Hugging Face ``config.json``."""
+    model: str = ""
+    """Name of a model, or the path of a TOML file or a Hugging Face ``config.json``; absent =
+    ``dense_of`` or ``moe_of`` says which one is made."""
+    dense_of: DenseOf | None = None
+    """Dense counterpart of a mixture of experts, in the place of ``model``."""
+    moe_of: MoeOf | None = None
+    """Mixture of experts for a dense model, in the place of ``model``."""
     quality: Score | None = None
     """Score of the model by the user's own measure, higher is better; absent = not compared."""
     engine: str = "vllm"
@@ -138,6 +144,11 @@ class CandidateModel(Frozen):
     ``[{ kind = "two_four" }]``."""
     pruned_quality: Score | None = None
     """Score of the pruned model by the user's own measure; absent = not compared."""
+
+    @model_validator(mode="after")
+    def _names_one_model(self) -> Self:
+        check_one_model(self)
+        return self
 
 
 class CandidateCluster(Frozen):
@@ -342,7 +353,7 @@ class Question(UserFile):
         for one in self.models:
             if self.models.count(one) > 1:
                 raise ValueError(
-                    f"models lists '{one.model}' twice with the same keys; list it once"
+                    f"models lists '{model_text(one)}' twice with the same keys; list it once"
                 )
         return self
 
@@ -350,7 +361,7 @@ class Question(UserFile):
     def _maps_its_own(self) -> Self:
         asked = self.crossover
         models, clusters = (
-            [one.model for one in self.models],
+            [model_text(one) for one in self.models],
             [one.cluster for one in self.clusters],
         )
         for key, names, known in (

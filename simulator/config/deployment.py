@@ -23,6 +23,7 @@ from simulator.base.quantities import (
 from simulator.config.degraded import Degraded
 from simulator.config.dtypes import DType
 from simulator.config.offload import OffloadSpec
+from simulator.config.pairing import DenseOf, MoeOf, check_one_model
 from simulator.config.pruning import Pruning
 
 
@@ -100,8 +101,13 @@ class DeploymentSpec(Frozen):
 
     name: str = Field(min_length=1)
     """Name of the deployment, which differs from the others'."""
-    model: str
-    """Name of a model, or the path of a TOML file or a Hugging Face ``config.json``."""
+    model: str = ""
+    """Name of a model, or the path of a TOML file or a Hugging Face ``config.json``; absent =
+    ``dense_of`` or ``moe_of`` says which one is made."""
+    dense_of: DenseOf | None = None
+    """Dense counterpart of a mixture of experts, in the place of ``model``."""
+    moe_of: MoeOf | None = None
+    """Mixture of experts for a dense model, in the place of ``model``."""
     cluster: str
     """Name of a cluster with its number of GPUs, such as ``h100-sxm-8``."""
     parallel: ParallelSpec = ParallelSpec()
@@ -212,3 +218,8 @@ class DeploymentSpec(Frozen):
     peaks, ``host`` for times of a machine."""
     calibration: str | None = None
     """Name of a file in ``cluster_configs/calibration``; absent = the accelerator's."""
+
+    @model_validator(mode="after")
+    def _names_one_model(self) -> Self:
+        check_one_model(self)
+        return self

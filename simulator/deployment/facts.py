@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from simulator.config.calibration import CalibrationFile, CollectiveFit, ExchangeFit, Fit, PrunedFit
 from simulator.config.engine import find_engine
 from simulator.config.host import ExchangeTable, MatrixTable, Steps, load_any_calibration
+from simulator.config.pairing import describe_pairing
 from simulator.deployment.fits import fits_of
 from simulator.deployment.memory import memory_rules
 from simulator.deployment.notes import notes_of
@@ -27,6 +28,7 @@ def facts_of(plan: DeploymentPlan) -> dict[str, Any]:
         "model_title": model.title or model.name,
         "is_rumour": model.is_rumour,
         "is_moe": model.moe is not None,
+        "pairing": describe_pairing(plan.spec),
         "cluster": placement.cluster.name,
         "cluster_title": placement.cluster.title,
         "accelerator": placement.accelerator.title,

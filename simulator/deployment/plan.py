@@ -19,9 +19,9 @@ from simulator.config.cluster import load_cluster
 from simulator.config.deployment import DeploymentSpec, ParallelSpec
 from simulator.config.engine import find_hand_over, resolve_scheduling
 from simulator.config.host import HostCalibration, load_any_calibration
-from simulator.config.model import load_model
 from simulator.cost.stages import make_sends
 from simulator.cost.transfer import Transfer, make_transfer
+from simulator.deployment.chosen_model import choose_model
 from simulator.deployment.expert_plan import plan_experts
 from simulator.deployment.memory import Capacity, check_memory, does_fit
 from simulator.deployment.offload_plan import plan_offload
@@ -206,7 +206,7 @@ def _make_pool(
     spec: DeploymentSpec, seed: int, place: str, folder: Path, taken_gpus: int
 ) -> DeploymentPlan:
     """Build one pool of replicas on a cluster of which ``taken_gpus`` serve another one."""
-    model = load_model(spec.model, place, folder)
+    model = choose_model(spec, place, folder)
     cluster, accelerator = load_cluster(spec.cluster, place)
     cluster = cluster.with_speed(spec.network_speed).with_price(spec.price_per_gpu_hour)
     cluster = cluster.degrade(spec.degraded)

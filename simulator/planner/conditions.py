@@ -19,9 +19,10 @@ import numpy as np
 
 from simulator.base.frozen import Policy
 from simulator.config.capacity import CandidateModel, Question, Spare
-from simulator.config.model import load_model
+from simulator.config.pairing import model_text
 from simulator.config.routing import complete_routing
 from simulator.config.workload import SLO
+from simulator.deployment.chosen_model import choose_model
 from simulator.planner.explore import ClusterSize, Evaluation, Explorer
 from simulator.planner.requests import is_generated, traffic_of
 from simulator.planner.screen import Candidate
@@ -191,7 +192,7 @@ def list_recorded_skews(question: Question, folder: Path) -> list[str]:
     recorded, or a policy is not known.
     """
     return [
-        one.model
+        model_text(one)
         for one in question.models
         if (routing := _read_routing(one, folder)) and not _skew_keys(routing)
     ]
@@ -207,7 +208,7 @@ def _skew(one: CandidateModel, factor: float, folder: Path) -> CandidateModel:
 
 def _read_routing(one: CandidateModel, folder: Path) -> Policy | None:
     """The routing that a model is planned with; ``None`` of a dense one."""
-    given = one.routing or load_model(one.model, "plan [models]", folder).routing
+    given = one.routing or choose_model(one, "plan [models]", folder).routing
     return complete_routing(given, "")[0] if given else None
 
 

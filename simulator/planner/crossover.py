@@ -15,6 +15,7 @@ from itertools import product
 from pathlib import Path
 
 from simulator.config.capacity import Crossover, Question
+from simulator.config.pairing import model_text
 from simulator.deployment.plan import make_plan
 from simulator.planner.closed_form import Curve
 from simulator.planner.conditions import Conditions, apply_conditions
@@ -68,7 +69,7 @@ def crossover(
     """
     asked = question.crossover
     if asked.models is not None:
-        models = [n for n, one in enumerate(question.models) if one.model in asked.models]
+        models = [n for n, one in enumerate(question.models) if model_text(one) in asked.models]
     if asked.cluster is not None:
         machines = [one.cluster for one in question.clusters].index(asked.cluster)
     found = Readings([], [], [])

@@ -157,6 +157,10 @@ def _entry(spec: DeploymentSpec, base: Path, folder: Path | None) -> dict[str, A
     changes: dict[str, Any] = {}
     if spec.model.endswith((".toml", ".json")):
         changes["model"] = _path(spec.model, base, folder)
+    for key in ("dense_of", "moe_of"):
+        made = getattr(spec, key)
+        if made is not None and made.model.endswith((".toml", ".json")):
+            changes[key] = made.model_copy(update={"model": _path(made.model, base, folder)})
     if spec.routing is not None:
         changes["routing"] = _policy(spec.routing, base, folder)
     return spec.model_copy(update=changes).model_dump(exclude_defaults=True)
@@ -276,7 +280,7 @@ def commands(result: SearchResult, evaluation: Evaluation) -> list[Command]:
     host_gpus = result.space.host_gpus(*evaluation.candidate.sides)
     return list_commands(
         plan,
-        spec.model,
+        spec.model or plan.placement.model.name,
         int(trace.num_input.max()),
         int((trace.num_input + trace.num_output).max()),
         host_gpus if host_gpus < plan.placement.cluster.gpus_per_node else None,

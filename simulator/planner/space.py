@@ -13,8 +13,10 @@ from simulator.base.errors import UserError
 from simulator.base.frozen import Policy
 from simulator.config.capacity import CandidateModel, Question
 from simulator.config.deployment import DeploymentSpec, ParallelSpec
-from simulator.config.model import ModelSpec, load_model
+from simulator.config.model import ModelSpec
+from simulator.config.pairing import model_text
 from simulator.config.pruning import Pruning, pruning_text
+from simulator.deployment.chosen_model import choose_model
 from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.planner.loss_probability import count_spare_replicas
 from simulator.planner.machines import WHERE, Machines, machines_of
@@ -53,7 +55,7 @@ class Space:
             for each in one.prunings
         ]
         self.models = [
-            _name_pruned(load_model(one.entry.model, f"{WHERE} [models]", folder), one.pruning)
+            _name_pruned(choose_model(one.entry, f"{WHERE} [models]", folder), one.pruning)
             for one in self.variants
         ]
         self.machines = [machines_of(offer, question) for offer in question.clusters]
@@ -294,6 +296,8 @@ class Space:
         return DeploymentSpec(
             name=name or self.text(shape),
             model=one.model,
+            dense_of=one.dense_of,
+            moe_of=one.moe_of,
             cluster=machines.name_size(held),
             parallel=ParallelSpec(
                 tp=shape.tp,
@@ -336,7 +340,8 @@ class Space:
         model = self.models[shape.model]
         released = model.expert_dtype or model.weight_dtype
         entry = self.variants[shape.model].entry
-        engines = {one.engine for one in self.question.models if one.model == entry.model}
+        alike = [one for one in self.question.models if model_text(one) == model_text(entry)]
+        engines = {one.engine for one in alike}
         engine = f" in {entry.engine}" if len(engines) > 1 else ""
         return f"{model.name} {shape.weight_dtype or released}{engine}"
 

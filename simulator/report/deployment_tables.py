@@ -132,10 +132,30 @@ def describe_making(run: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def list_pairings(shown: Shown) -> dict[str, list[str]]:
+    """Deployments to show for each measure in which counterparts are equal: those of it, and those
+    whose models are not made; ``all measures`` last. Empty where there are fewer than two measures.
+    """
+    made = {name: style.facts(shown, name).get("pairing") for name in shown.deployments}
+    measures = dict.fromkeys(str(one["equal"]).replace("_", " ") for one in made.values() if one)
+    if len(measures) < 2:
+        return {}
+    chosen = {
+        measure: [
+            name
+            for name, one in made.items()
+            if one is None or str(one["equal"]).replace("_", " ") == measure
+        ]
+        for measure in measures
+    }
+    return chosen | {"all measures": list(shown.deployments)}
+
+
 def describe_deployments(shown: Shown) -> dict[str, Any]:
     """Variables of templates that name deployments and say what they are and rest on."""
     return {
         "names": name_deployments(shown),
+        "pairings": list_pairings(shown),
         "facts": [style.facts(shown, name) for name in shown.deployments],
         "warnings": list_warnings(shown),
         "assumptions": list_assumptions(shown),

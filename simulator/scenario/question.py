@@ -15,6 +15,7 @@ from simulator.config.capacity import Question
 from simulator.config.cluster import load_kind
 from simulator.config.host import load_any_calibration
 from simulator.config.model import load_model
+from simulator.config.pairing import has_experts, model_text, reference_name
 from simulator.config.routing import complete_routing, routing_note
 from simulator.scenario.user_table import Overrides, read_user_table
 from simulator.workload.requests import load_requests
@@ -76,11 +77,15 @@ def _check_names(question: Question, where: str) -> None:
     known = [one for one in calibrations if isinstance(one, CalibrationFile)]
     for number, candidate in enumerate(question.models):
         place = f"{where} [{_name_entry('models', number, len(question.models))}]"
-        model = load_model(candidate.model, place, question.folder)
+        model = load_model(reference_name(candidate), place, question.folder)
+        made = candidate.dense_of or candidate.moe_of
+        if made is not None:
+            build("deployment.equal", made.equal, f"{place} [equal]")
         if candidate.routing is not None:
-            if model.moe is None:
+            if not has_experts(candidate, model):
                 raise UserError(
-                    f"{place} [routing]: {model.name} is dense and routes nothing; leave it out"
+                    f"{place} [routing]: {model_text(candidate) if made else model.name} is dense "
+                    "and routes nothing; leave it out"
                 )
             build("routing", candidate.routing, f"{place} [routing]")
         refusals: list[UserError] = []
@@ -97,12 +102,13 @@ def list_routing_notes(question: Question) -> list[str]:
     """Assumptions about the routing of the question's models, a line for each model."""
     notes = []
     for candidate in question.models:
-        model = load_model(candidate.model, "[models]", question.folder)
-        if model.moe is not None:
+        model = load_model(reference_name(candidate), "[models]", question.folder)
+        if has_experts(candidate, model):
             given = candidate.routing, "the plan"
             own = model.routing, model.routing_source
             _, source = complete_routing(*(given if candidate.routing else own))
-            notes.append(routing_note(model.title or model.name, source))
+            name = model_text(candidate) if candidate.moe_of else model.title or model.name
+            notes.append(routing_note(name, source))
     return [note for note in notes if note is not None]
 
 

@@ -4,12 +4,13 @@ phone.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from simulator.report.gallery import plots
-from simulator.report.page import FIGURES
+from simulator.report.page import FIGURES, render
 from simulator.results.folder import Results
 from tests.report.windows import DESK, PHONE
 
@@ -65,6 +66,32 @@ def test_legend_hides_and_shows(open_page, files):
     assert page.evaluate(visible) is False
     button.click()
     assert page.evaluate(visible) is True
+
+
+def test_a_pairing_hides_the_counterparts_of_other_measures(open_page, runs, tmp_path):
+    plain = runs["plain"]
+    names = plain.deployments
+    pairs = {names[1]: "quality", names[2]: "memory"}
+    entries = {
+        name: entry | {"pairing": {"reference": "moe", "equal": pairs[name]}}
+        if name in pairs
+        else entry
+        for name, entry in plain.run["deployments"].items()
+    }
+    file = tmp_path / "pairs.html"
+    file.write_text(render(replace(plain, run=plain.run | {"deployments": entries})), "utf-8")
+    page = open_page(file, DESK).page
+    headings = page.locator("table.metrics").first.locator("thead th[data-name]")
+    shown = lambda: [one.get_attribute("data-name") for one in headings.all() if one.is_visible()]  # noqa: E731
+    pressed = page.locator(".legend button[aria-pressed=true]")
+    every, num_pressed = shown(), pressed.count()
+    assert every == names
+    page.get_by_role("button", name="quality").click()
+    assert shown() == [name for name in names if pairs.get(name) != "memory"]
+    assert page.locator(f'td[data-deployment="{names[2]}"]').first.is_hidden()
+    assert 0 < pressed.count() < num_pressed
+    page.get_by_role("button", name="all measures").click()
+    assert (shown(), pressed.count()) == (every, num_pressed)
 
 
 def test_hostile_text_is_shown_and_not_run(open_page, files, hostile_name):

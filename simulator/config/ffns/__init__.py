@@ -42,6 +42,16 @@ class FFN(Frozen, ABC):
         """Whether ``[pruning]`` takes weights out of its matrices."""
         return False
 
+    @property
+    def has_gate(self) -> bool:
+        """Whether its networks have a gate, as experts made of them would."""
+        return True
+
+    @property
+    def has_biases(self) -> bool:
+        """Whether its matrices have biases, as those of experts made of them would."""
+        return False
+
     def num_small_parameters(self, hidden_size: int) -> int:
         """Parameters outside matrices that every token uses: biases."""
         return 0

@@ -35,6 +35,14 @@ class DenseFFN(FFN):
     def is_prunable(self) -> bool:
         return True
 
+    @property
+    def has_gate(self) -> bool:
+        return self.is_gated
+
+    @property
+    def has_biases(self) -> bool:
+        return self.has_bias
+
     def num_small_parameters(self, hidden_size: int) -> int:
         if not self.has_bias:
             return 0

@@ -9,8 +9,9 @@ know something of a mixer asks it; nobody looks at its class.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from simulator.base.frozen import Frozen
 from simulator.base.quantities import Parameters
@@ -82,6 +83,12 @@ class Mixer(Frozen, ABC):
         """
         return None
 
+    def scale_heads(self, factor: float) -> Self:
+        """Mixer with ``factor`` times as many heads of the same size, for a model that is so much
+        wider; one that has its own way of growing says so, others stay as they are.
+        """
+        return self
+
     def context_terms(self) -> tuple[ContextTerm, ...]:
         """Costs of attention over the context; empty for a layer that carries a fixed state
         instead.
@@ -112,3 +119,14 @@ class Mixer(Frozen, ABC):
         return sum(
             linear.num_parameters for linear in self.linears(hidden_size)
         ) + self.num_small_parameters(hidden_size)
+
+
+def count_heads(heads: int, factor: float, groups: int = 1) -> int:
+    """Scaled number of heads: a multiple of ``groups``, and of 8 where ``heads`` is one, so that
+    tensor parallelism still divides them.
+
+    >>> count_heads(32, 1.53, 8), count_heads(32, 0.05, 8), count_heads(6, 1.4)
+    (48, 8, 8)
+    """
+    step = math.lcm(groups, math.gcd(heads, 8))
+    return max(round(heads * factor / step), 1) * step

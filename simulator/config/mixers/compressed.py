@@ -9,7 +9,7 @@ from pydantic import model_validator
 from simulator.base.quantities import Groups, Heads, TokenCount, Tokens, Width
 from simulator.config._config_json import ConfigKeys, Table
 from simulator.config.linear import Linear
-from simulator.config.mixers import ContextTerm, Mixer
+from simulator.config.mixers import ContextTerm, Mixer, count_heads
 from simulator.config.mixers._sparse_index import SparseIndex
 
 _INDEXED_COMPRESSION = 4
@@ -110,6 +110,16 @@ class CompressedAttention(Mixer):
     @property
     def split_heads(self) -> int:
         return self.num_heads
+
+    def scale_heads(self, factor: float) -> Self:
+        """Heads and the queries' and outputs' latent vectors grow; what is cached stays."""
+        return self.model_copy(
+            update={
+                "num_heads": count_heads(self.num_heads, factor, self.output_groups),
+                "query_rank": count_heads(self.query_rank, factor),
+                "output_rank": count_heads(self.output_rank, factor),
+            }
+        )
 
     def context_terms(self) -> tuple[ContextTerm, ...]:
         pair, cached = 4.0 * self.num_heads * self.head_size, float(self.head_size)

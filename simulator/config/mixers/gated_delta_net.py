@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from simulator.base.quantities import Heads, TokenExtent, Width
 from simulator.config._config_json import ConfigKeys, Table
 from simulator.config.linear import Linear
-from simulator.config.mixers import Mixer
+from simulator.config.mixers import Mixer, count_heads
 
 
 class GatedDeltaNet(Mixer):
@@ -53,6 +53,12 @@ class GatedDeltaNet(Mixer):
     @property
     def split_heads(self) -> int:
         return self.num_value_heads
+
+    def scale_heads(self, factor: float) -> Self:
+        """Heads of values grow, and those of keys with them."""
+        keys = count_heads(self.num_key_heads, factor)
+        values = keys * self.num_value_heads // self.num_key_heads
+        return self.model_copy(update={"num_key_heads": keys, "num_value_heads": values})
 
     def num_small_parameters(self, hidden_size: int) -> int:
         return (

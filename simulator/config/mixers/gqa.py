@@ -9,7 +9,7 @@ from pydantic import model_validator
 from simulator.base.quantities import MOST_WIDTH, Heads, Tokens, Width, value_range
 from simulator.config._config_json import ConfigKeys, Table
 from simulator.config.linear import Linear
-from simulator.config.mixers import ContextTerm, KVHeads, Mixer
+from simulator.config.mixers import ContextTerm, KVHeads, Mixer, count_heads
 
 
 class GroupedQueryAttention(Mixer):
@@ -60,6 +60,18 @@ class GroupedQueryAttention(Mixer):
     @property
     def kv_heads(self) -> KVHeads:
         return KVHeads(self.num_kv_heads, self.head_size)
+
+    def scale_heads(self, factor: float) -> Self:
+        """Query heads grow and KV heads stay, as in families of dense models (Llama 3: 8 of 32,
+        64 and 128); where each query head has a KV head of its own, both grow.
+        """
+        is_shared = self.num_kv_heads < self.num_heads
+        heads = count_heads(self.num_heads, factor, self.num_kv_heads if is_shared else 1)
+        kv_heads = self.num_kv_heads if is_shared else heads
+        sinks = heads if self.num_sinks else 0
+        return self.model_copy(
+            update={"num_heads": heads, "num_kv_heads": kv_heads, "num_sinks": sinks}
+        )
 
     def context_terms(self) -> tuple[ContextTerm, ...]:
         pair = 4.0 * self.num_heads * self.head_size  # QK^T and PV, a multiply and an add each

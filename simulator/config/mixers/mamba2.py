@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from simulator.base.quantities import Groups, Heads, TokenExtent, Width
 from simulator.config._config_json import ConfigKeys, Table
 from simulator.config.linear import Linear
-from simulator.config.mixers import Mixer
+from simulator.config.mixers import Mixer, count_heads
 
 
 class Mamba2(Mixer):
@@ -47,6 +47,11 @@ class Mamba2(Mixer):
     @property
     def split_heads(self) -> int:
         return self.num_heads
+
+    def scale_heads(self, factor: float) -> Self:
+        """Heads grow, in as many groups."""
+        heads = count_heads(self.num_heads, factor, self.num_groups)
+        return self.model_copy(update={"num_heads": heads})
 
     def num_small_parameters(self, hidden_size: int) -> int:
         conv = self._channels * (self.conv_size + (1 if self.has_conv_bias else 0))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from simulator.base.quantities import Heads, Width
 from simulator.config._config_json import ConfigKeys, Table
 from simulator.config.linear import Linear
-from simulator.config.mixers import ContextTerm, Mixer
+from simulator.config.mixers import ContextTerm, Mixer, count_heads
 from simulator.config.mixers._sparse_index import SparseIndex
 
 
@@ -82,6 +82,12 @@ class LatentAttention(Mixer):
     @property
     def split_heads(self) -> int:
         return self.num_heads
+
+    def scale_heads(self, factor: float) -> Self:
+        """Heads and the queries' latent vector grow; the one that is cached stays."""
+        rank = self.query_rank and count_heads(self.query_rank, factor)
+        heads = count_heads(self.num_heads, factor)
+        return self.model_copy(update={"num_heads": heads, "query_rank": rank})
 
     def context_terms(self) -> tuple[ContextTerm, ...]:
         prefill = (

@@ -155,6 +155,26 @@
     }
   };
 
+  // Columns of tables, and traces that a legend names, of deployments that a pairing does not show.
+  const showPairing = (chosen) => {
+    for (const button of chosen.closest(".pairing").querySelectorAll("button")) {
+      button.setAttribute("aria-pressed", String(button === chosen));
+    }
+    const shown = new Set(JSON.parse(chosen.dataset.shown));
+    const all = new Set([...chosen.closest(".pairing").querySelectorAll("button")].flatMap((one) => JSON.parse(one.dataset.shown)));
+    for (const row of document.querySelectorAll("thead tr")) {
+      [...row.cells].forEach((cell, i) => {
+        const { name } = cell.dataset;
+        if (name === undefined) return;
+        for (const each of row.closest("table").rows) each.cells[i]?.toggleAttribute("hidden", !shown.has(name));
+      });
+    }
+    for (const button of document.querySelectorAll(".legend button")) {
+      const name = button.dataset.name;
+      if (all.has(name) && shown.has(name) !== (button.getAttribute("aria-pressed") === "true")) hideOrShow(button);
+    }
+  };
+
   const copy = async (button) => {
     const block = button.closest(".copyable").querySelector("pre");
     const said = button.firstChild; // what a screen reader says besides stands behind it
@@ -173,6 +193,8 @@
     if (copied) copy(copied);
     const button = event.target.closest(".legend button");
     if (button) hideOrShow(button);
+    const pairing = event.target.closest(".pairing button");
+    if (pairing) showPairing(pairing);
   });
   if (typeof DecompressionStream === "undefined") {
     say("This browser cannot unpack the figures, which takes Chrome or Edge 80, Firefox 113, Safari 16.4 or later; the texts and tables are complete.");
