@@ -202,11 +202,12 @@ class _Timeline:
         if self._by_ranks:
             self._look_at(0.0)
         while not self.state.is_done:
-            next_s = min(self._env.peek(), until_s)
             if not self._by_ranks:
-                self.run_ahead(next_s)
-                next_s = min(self._env.peek(), until_s)  # a replica may have drained before
-            if self.state.is_done or next_s == math.inf or self._env.peek() > until_s:
+                self.run_ahead(min(self._env.peek(), until_s))
+                if self.state.is_done:
+                    break
+            next_s = self._env.peek()  # of a replica that has drained meanwhile, perhaps
+            if next_s == math.inf or next_s > until_s:
                 break
             self._env.step()
         if not self.state.is_done:

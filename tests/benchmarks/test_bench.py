@@ -150,7 +150,7 @@ def test_a_shipped_workload_is_cut_to_its_first_requests():
 
 @pytest.mark.parametrize(
     ("fidelity", "num_layers", "num_ranks", "expected"),
-    [("rank", 5, 8, 67), ("rank", 5, 16, 83), ("rank", 61, 64, 1_411), ("message", 4, 8, 11_967)],
+    [("rank", 5, 8, 67), ("rank", 5, 16, 83), ("rank", 61, 64, 1_411), ("message", 4, 8, 8_371)],
 )
 def test_events_of_the_steps_that_are_timed(fidelity, num_layers, num_ranks, expected):
     step = steps.prepare_step(cut_deepseek(num_layers, num_ranks), fidelity)

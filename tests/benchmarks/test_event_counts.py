@@ -40,7 +40,7 @@ def count(plan, fidelity):
     [
         ("dense", {"tp": 4}, "rank", 103),
         ("moe", {"attention_dp": 4, "ep": 4}, "rank", 103),
-        ("moe", {"attention_dp": 4, "ep": 4}, "message", 9187),
+        ("moe", {"attention_dp": 4, "ep": 4}, "message", 4521),
     ],
 )
 def test_events_of_a_step(tiny, name, split, fidelity, expected):

@@ -4,7 +4,9 @@ import pytest
 
 from simulator.engine.timeline import serve
 
-EP8 = {"attention_dp": 8, "ep": 8, "replicas": 1}
+EP8 = {"attention_dp": 8, "ep": 8}
+EP4 = {"attention_dp": 4, "ep": 4}
+"""Four ranks send a fifth of the messages of eight."""
 SLOW = {"network_speed": 0.003}
 
 
@@ -37,10 +39,8 @@ def test_a_move_beside_steps_and_the_steps_slow_each_other(tiny, fidelity):
     """A stop-the-world move has the links to itself and no step passes; beside steps there is no
     gap, and the links show why both take longer.
     """
-    count = 40 if fidelity == "message" else 150
-    beside, alone = (
-        run(tiny, fidelity, asynchronous=one, num_requests=count) for one in (True, False)
-    )
+    load = {"num_requests": 40, **EP4} if fidelity == "message" else {"num_requests": 150}
+    beside, alone = (run(tiny, fidelity, asynchronous=one, **load) for one in (True, False))
     move, stop = beside.rebalances[0], alone.rebalances[0]
     assert (move.num_bytes, move.alone_s) == (stop.num_bytes, pytest.approx(stop.seconds))
     assert stop.alone_s is None
@@ -60,18 +60,17 @@ WIRES = pytest.mark.parametrize("network_speed", [0.01, 0.003])
 
 @WIRES
 def test_fidelities_agree_on_how_long_a_move_beside_steps_takes(tiny, network_speed):
-    agree(tiny, ("step", "rank"), 150, network_speed)
+    agree(tiny, ("step", "rank"), num_requests=150, network_speed=network_speed)
 
 
 @WIRES
 def test_messages_and_fluids_agree_on_a_move_beside_steps(tiny, network_speed):
-    agree(tiny, ("rank", "message"), 40, network_speed)
+    agree(tiny, ("rank", "message"), num_requests=40, network_speed=network_speed, **EP4)
 
 
-def agree(tiny, fidelities, num_requests, network_speed):
+def agree(tiny, fidelities, **keys):
     """Two fidelities agree on when a move and a run end, within 5 and 2 %."""
-    keys = {"asynchronous": True, "num_requests": num_requests, "network_speed": network_speed}
-    one, other = (run(tiny, fidelity, **keys) for fidelity in fidelities)
+    one, other = (run(tiny, fidelity, asynchronous=True, **keys) for fidelity in fidelities)
     assert one.rebalances[0].seconds == pytest.approx(other.rebalances[0].seconds, rel=0.05)
     assert one.rebalances[0].seconds > 1.02 * one.rebalances[0].alone_s
     ends = [served.requests["finish_s"].max() for served in (one, other)]
