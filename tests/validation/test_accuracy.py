@@ -7,16 +7,15 @@ import pytest
 
 from simulator.validation.accuracy import accuracy_table, markdown_of
 from simulator.validation.board import describe_run, scoreboard
-from simulator.validation.suites import answer_published
 
 pytestmark = pytest.mark.xdist_group("published")
 DOCUMENT = Path(__file__).parents[2] / "docs" / "accuracy.md"
 
 
 @pytest.fixture(scope="module")
-def board():
+def board(published):
     with describe_run() as run:
-        return scoreboard([answer_published(None)], run)
+        return scoreboard([published], run)
 
 
 @pytest.fixture(scope="module")
