@@ -55,7 +55,9 @@ class Failing:
         """Time at which the latest failure of a replica is noticed, by place and replica."""
         self._num_hangs: Counter[tuple[int, int]] = Counter()
         """Failures of a replica that are not noticed yet, by place and replica."""
-        self._announced: set[tuple[int, int]] = set()
+        self._announced: set[tuple[int, int, tuple[int, ...]]] = set()
+        """Failures that are announced, by place, replica and GPUs."""
+        self._evacuating: set[tuple[int, int]] = set()
         """Replicas that get no requests until an announced failure, by place and replica."""
         self.changed: list[Changed] = []
         self._waits_to_send: list[tuple[int, list[int]]] = []
@@ -67,11 +69,17 @@ class Failing:
 
     def is_announced(self, place: int, replica: int) -> bool:
         """Whether a failure of a replica is announced."""
-        return (place, replica) in self._announced
+        return any(key[:2] == (place, replica) for key in self._announced)
 
-    def forget_notice(self, place: int, replica: int) -> None:
+    def keep_drained(self, place: int, replica: int) -> None:
         """Leave a replica drained whatever becomes of the failure that was announced."""
-        self._announced.discard((place, replica))
+        self._evacuating.discard((place, replica))
+
+    def begin(self, place: int, replica: int, at_s: float) -> None:
+        """Let a replica that has started serve, unless a failure of it is announced."""
+        self._state.pools[place].clock.is_gone[replica] = 0
+        if self.is_announced(place, replica):
+            self._evacuate(place, replica, at_s)
 
     def follow(self, changes: Iterator[Change]) -> ProcessGenerator:
         """Apply a failure policy's changes: failures when they are noticed, and repairs when ranks
@@ -102,17 +110,24 @@ class Failing:
                 self._run.instants.env.process(self._apply_later(change, place, then_s))
 
     def _announce(self, change: Change, place: int) -> None:
-        """Send no more requests to replicas that serve, of which GPUs will fail."""
-        pool = self._state.pools[place]
+        """Send no more requests to replicas of which GPUs will fail, nor to those that start before
+        that.
+        """
+        clock = self._state.pools[place].clock
         for replica in change.replicas:
-            is_closed = pool.clock.is_gone[replica, 0] or pool.clock.is_draining[replica, 0]
-            if not is_closed and self._hits_living(change, place, replica):
-                self._announced.add((place, replica))
-                pool.clock.is_draining[replica] = 1
-                became = _Became("evacuates", pool.count_gpus(replica))
-                self._note(became, place, change.at_s, {replica: _none()})
+            if not self._hits_living(change, place, replica):
+                continue
+            self._announced.add((place, replica, change.gpus))
+            if not (clock.is_gone[replica, 0] or clock.is_draining[replica, 0]):
+                self._evacuate(place, replica, change.at_s)
         self._state.balance_again(place)
         self._run.scale_soon()
+
+    def _evacuate(self, place: int, replica: int, at_s: float) -> None:
+        pool = self._state.pools[place]
+        self._evacuating.add((place, replica))
+        pool.clock.is_draining[replica] = 1
+        self._note(_Became("evacuates", pool.count_gpus(replica)), place, at_s, {replica: _none()})
 
     def _apply_later(self, change: Change, place: int, at_s: float) -> ProcessGenerator:
         yield self._run.instants.wait_until(at_s, CHANGE)
@@ -159,9 +174,8 @@ class Failing:
             if change.starts and self._num_hangs[place, replica]:
                 continue  # what has failed meanwhile is noticed first
             pool.clock.is_paused[replica] -= num_hangs
-            if not change.starts and self.is_announced(place, replica):
-                self.forget_notice(place, replica)
-                pool.clock.is_draining[replica] = 0
+            if not change.starts:
+                self._end_notice(change, place, replica)
             found = self._recover(place, replica)
             if found is not None:
                 given.setdefault(found[0], {})[replica] = found[1]
@@ -169,8 +183,17 @@ class Failing:
                 self._pause(place, replica, 0.0)
         for became, rows_of in given.items():
             self._note(became, place, at_s, rows_of)
+            for replica in rows_of if became.kind == "starts" else ():
+                self.begin(place, replica, at_s)
         self._state.balance_again(place)
         self._run.scale_soon()
+
+    def _end_notice(self, change: Change, place: int, replica: int) -> None:
+        """Send requests again to a replica whose announced failure has come, once it serves."""
+        self._announced.discard((place, replica, change.gpus))
+        if (place, replica) in self._evacuating and not self.is_announced(place, replica):
+            self._evacuating.remove((place, replica))
+            self._state.pools[place].clock.is_draining[replica] = 0
 
     def _note(self, became: _Became, place: int, at_s: float, given_back: dict[int, Ints]) -> None:
         kind, num_gpus, seconds = became
@@ -193,7 +216,6 @@ class Failing:
         if clock.is_gone[0]:
             if lost_D.any() or not pool.is_ready[replica]:
                 return None
-            clock.is_gone[:] = 0
             return _Became("starts", layout.num_gpus), _none()
         was_lost_D = ranks.is_lost[: layout.attention_dp] == 1
         if (lost_D == was_lost_D).all():

@@ -21,9 +21,11 @@ class Instants:
         self._looks_s: set[float] = set()
 
     def wait_until(self, at_s: float, priority: EventPriority) -> Event:
-        """Make an event at an instant, or at the present one if that has passed."""
+        """Make an event at an instant, or at the present one if that has passed; its value is the
+        instant.
+        """
         event = Event(self.env)
-        event._ok, event._value = True, None
+        event._ok, event._value = True, at_s
         self.env.schedule(event, priority=priority, delay=max(0.0, at_s - self.env.now))
         return event
 

@@ -13,6 +13,7 @@ from simulator.engine.events import start_events
 from simulator.engine.hand_over import HandOver
 from simulator.engine.pool import PoolState
 from simulator.engine.sending import Feed, Pool
+from simulator.engine.state import NEVER
 from simulator.engine.table import StepTable
 from simulator.engine.transfers import start_transfers
 from simulator.engine.windows import ROWS, move_events, move_window
@@ -20,8 +21,6 @@ from simulator.workload.traces import RequestTrace
 
 POOLS: tuple[str, ...] = ("both", "prefill", "decode")
 """Names of pools; requests arrive at the earlier ones first."""
-_NEVER = 1 << 62
-"""Number of arrivals that is never reached, where the trace has no further request."""
 
 
 class LoopState:
@@ -107,7 +106,7 @@ class LoopState:
         # All that are in flight may end, and be followed by others, at once.
         spare = self.trace.concurrency or 0
         is_last = self.num_read == self.trace.num_requests
-        feed.used_up[0] = _NEVER if is_last else num_rows - spare
+        feed.used_up[0] = NEVER if is_last else num_rows - spare
 
     def _use_rows(self) -> None:
         """Pass the rows that the pools have now to compiled code."""
@@ -176,5 +175,5 @@ def _start_feed(trace: RequestTrace, ingress_delay_s: float) -> Feed:
         chosen=count(-1),
         used_up=count(),
         asks=count(),
-        drained_s=np.zeros(1),
+        stopped_s=np.zeros(1),
     )

@@ -17,11 +17,19 @@ from simulator.policies.contracts import decide_placement
 def rebalance(
     run: Run, place: int, experts: MovingExperts, looks: Iterator[float]
 ) -> ProcessGenerator:
-    """Ask a pool's rebalancing policy at its times, and move experts as it decides."""
+    """Ask a pool's rebalancing policy at its times, or after its steps, and move experts as it
+    decides.
+    """
     pool, env = run.state.pools[place], run.instants.env
     policy = pool.plan.serving.rebalancing
-    for number, at_s in enumerate(looks):
-        yield run.instants.wait_until(at_s, CHANGE)
+    by_steps = getattr(policy, "every_steps", None) is not None
+    for number, look in enumerate(looks):
+        if not by_steps:
+            at_s = yield run.instants.wait_until(look, CHANGE)
+        elif run.step_looks.count(place) < look:
+            at_s = yield run.step_looks.wait_for(place, int(look))
+        else:
+            continue
         if at_s > run.until_s:
             return
         run.run_ahead(at_s)
@@ -29,6 +37,7 @@ def rebalance(
             continue
         drafted = pool.plan.placement.drafts.num_tokens
         load = experts.measure_load(at_s, run.log.count_tokens(place, drafted))
+        load = load._replace(num_steps=int(look) if by_steps else run.step_looks.count(place))
         placement = pool.plan.placement
         placed = decide_placement(policy, load, placement.rng("rebalancing", number))
         if placed is None or not moves_any(placement, placed):

@@ -20,6 +20,7 @@ from simulator.engine.state import (
     HAS_ENDED,
     IS_BUSY,
     IS_PAUSED,
+    LOOK_STEPS,
     LOST_S,
     NUM_COMING,
     NUM_FINISHED,
@@ -44,8 +45,9 @@ _STEP = 50
 """Work of one step beside its sequences, in the unit of :data:`PAUSE`."""
 
 
-IDLE, FORMS_NEXT, IN_FLIGHT, UNPRICED = range(4)
-"""Next event of a replica: none, a step to be formed, the end of a step, or a step to be priced."""
+IDLE, FORMS_NEXT, IN_FLIGHT, UNPRICED, LOOKED_AT = range(5)
+"""Next event of a replica: none, a step to be formed, the end of a step, a step to be priced, or a
+look at it before it forms a step."""
 
 
 class Span(NamedTuple):
@@ -102,6 +104,8 @@ def take_steps(
             if span.next_s <= now_s or (finished > 0 and stops) or rows == len(log) or work > PAUSE:
                 return FORMS_NEXT, now_s, done, rows, work
         ends = True
+        if clock.counts[0, NUM_STEPS] >= clock.counts[0, LOOK_STEPS]:
+            return LOOKED_AT, now_s, done, rows, work
         if clock.counts[0, IS_PAUSED] > 0:
             clock.counts[0, IS_BUSY] = False
             return IDLE, now_s, done, rows, work

@@ -40,7 +40,16 @@ from simulator.engine.hand_over import (
     handle_hand_over,
     use_reserved,
 )
-from simulator.engine.replica import FORMS_NEXT, IDLE, IN_FLIGHT, PAUSE, UNPRICED, Span, take_steps
+from simulator.engine.replica import (
+    FORMS_NEXT,
+    IDLE,
+    IN_FLIGHT,
+    LOOKED_AT,
+    PAUSE,
+    UNPRICED,
+    Span,
+    take_steps,
+)
 from simulator.engine.sending import (
     Feed,
     Pool,
@@ -58,12 +67,14 @@ from simulator.engine.state import (
     Floats,
 )
 
-DONE, LOG_FULL, STEP_FORMED, ASKS, PAUSED, PRICE_WANTED, USED_UP, DRAINED, CACHE_LEAVES = range(9)
+DONE, LOG_FULL, STEP_FORMED, ASKS, PAUSED, PRICE_WANTED, USED_UP, DRAINED, CACHE_LEAVES, LOOKS = (
+    range(10)
+)
 """Reasons why the loop returned: nothing happens until the given time, or every request is done;
 the log is full; a step has been formed whose end is not known; a balancer in Python is asked; a
 slice of time has passed; a step has been formed whose table entry is not filled; the window on the
 trace has no request left; a draining replica has finished its last request; a cache leaves on
-wires that are simulated."""
+wires that are simulated; a replica has taken as many steps as somebody waits for."""
 
 
 @jit_inner
@@ -162,10 +173,13 @@ def run_ahead(
                 if not prices_steps:
                     return STEP_FORMED, rows
                 push_event(events, then_s, code_of(ENDS, number))
-            elif state == FORMS_NEXT:
+            elif state in (FORMS_NEXT, LOOKED_AT):
                 push_event(events, then_s, code_of(FORMS, number))
+                if state == LOOKED_AT:
+                    feed.asks[0], feed.stopped_s[0] = place, then_s
+                    return LOOKS, rows
             elif state == IDLE and has_drained(pool.clock, replica):
-                feed.asks[0], feed.drained_s[0] = number, then_s
+                feed.asks[0], feed.stopped_s[0] = number, then_s
                 return DRAINED, rows
             continue
         if handing is not None:

@@ -10,6 +10,7 @@ from simulator.engine.instants import Instants
 from simulator.engine.loop_state import LoopState
 from simulator.engine.replica_states import ReplicaStates
 from simulator.engine.shared_wires import SharedWires
+from simulator.engine.step_looks import StepLooks
 from simulator.engine.step_rows import StepLog
 
 
@@ -20,6 +21,8 @@ class Run(Protocol):
     instants: Instants
     until_s: float
     """Time after which nothing happens any more."""
+    step_looks: StepLooks
+    """Looks at pools after some steps."""
     log: StepLog
     """Steps so far."""
     replica_states: ReplicaStates

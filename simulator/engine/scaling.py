@@ -95,7 +95,7 @@ class Scaling:
             self._run.look_soon()
 
     def _list_free(self) -> list[int]:
-        """List the replicas that are not held and whose GPUs work."""
+        """List the replicas that are not held and whose GPUs work, without notice of a failure."""
         is_draining = self._pool.clock.is_draining
         return [
             replica
@@ -103,6 +103,7 @@ class Scaling:
             if replica not in self._launched
             and not is_draining[replica, 0]
             and not self._failing.is_broken(0, replica)
+            and not self._failing.is_announced(0, replica)
         ]
 
     def _count(self) -> int:
@@ -141,7 +142,8 @@ class Scaling:
         num_gpus = self._pool.plan.placement.layout.num_gpus
         self._note("launches", replica, at_s, num_gpus, serves_s)
         if serves_s == at_s:
-            self._pool.is_ready[replica], self._pool.clock.is_gone[replica] = True, 0
+            self._pool.is_ready[replica] = True
+            self._failing.begin(0, replica, at_s)
         else:
             start = self._start_later(replica, self._num_launches, serves_s)
             self._run.instants.env.process(start)
@@ -156,13 +158,13 @@ class Scaling:
         if self._failing.is_broken(0, replica):
             self._note("stops", replica, at_s, 0, at_s)
         else:
-            self._pool.clock.is_gone[replica] = 0
+            self._failing.begin(0, replica, at_s)
         self.adjust_soon()
 
     def _drain(self, replica: int, at_s: float) -> None:
         """Send a replica no more requests; one without any leaves at once."""
         del self._launched[replica]
-        self._failing.forget_notice(0, replica)
+        self._failing.keep_drained(0, replica)
         clock = self._pool.clock
         if clock.is_gone[replica, 0]:
             self._leave(replica, at_s)

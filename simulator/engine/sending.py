@@ -87,10 +87,11 @@ class Feed(NamedTuple):
     """``[1]`` requests that may arrive before the window on the trace needs more rows
     (:mod:`simulator.engine.windows`)."""
     asks: Ints
-    """``[1]`` place of the pool whose balancer is asked, number of the replica whose step has no
-    price yet or that has drained, or row of the request whose cache leaves."""
-    drained_s: Floats
-    """``[1]`` time at which a replica has drained, seconds."""
+    """``[1]`` place of the pool whose balancer is asked or that is looked at, number of the replica
+    whose step has no price yet or that has drained, or row of the request whose cache leaves."""
+    stopped_s: Floats
+    """``[1]`` time at which a replica has drained, or has taken the steps that somebody waits for,
+    seconds."""
 
 
 @jit_inner

@@ -6,10 +6,11 @@ import numpy as np
 
 from simulator.engine.state import (
     FIRST_IN_LINE,
-    IS_DRAINING,
     IS_LOST,
     LAST_IN_LINE,
     LAST_RESERVED,
+    LOOK_STEPS,
+    NEVER,
     NEWER,
     NUMBER,
     RAN_OUT,
@@ -98,8 +99,9 @@ def start_ranks(
 def start_clock() -> Clock:
     """Make the clock of an idle replica."""
     clock = Clock(
-        np.zeros((1, IS_DRAINING + 1), dtype=np.int64), np.zeros(NUM_GAP_BINS, dtype=np.int64)
+        np.zeros((1, LOOK_STEPS + 1), dtype=np.int64), np.zeros(NUM_GAP_BINS, dtype=np.int64)
     )
     clock.first_coming[:] = clock.last_coming[:] = -1
+    clock.look_steps[:] = NEVER
     clock.run_row[:] = clock.last_row[:] = -1
     return clock

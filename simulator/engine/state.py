@@ -103,8 +103,13 @@ is about to; blocks are reserved for its cache, which is in transfer or not comp
     IS_PAUSED,
     PRICE_STATE,
     IS_DRAINING,
-) = range(16)
+    LOOK_STEPS,
+) = range(17)
 """Integer columns of a replica's clock."""
+
+
+NEVER = 1 << 62
+"""Number that is never reached."""
 
 
 class _RequestsArrays(NamedTuple):
@@ -359,3 +364,5 @@ class Clock(_ClockArrays):
     """Whether the replica has stopped and gets no requests."""
     is_draining = Column("counts", IS_DRAINING)
     """Whether the replica finishes the requests that it has and gets no others."""
+    look_steps = Column("counts", LOOK_STEPS)
+    """Steps after which somebody looks at the replica."""

@@ -46,6 +46,7 @@ from simulator.engine.replicas import (
     CACHE_LEAVES,
     DONE,
     DRAINED,
+    LOOKS,
     PRICE_WANTED,
     STEP_FORMED,
     USED_UP,
@@ -58,6 +59,7 @@ from simulator.engine.sending import form_soon
 from simulator.engine.served import Rows, Served
 from simulator.engine.shared_wires import SharedWires
 from simulator.engine.step_log import POOL, REPLICA
+from simulator.engine.step_looks import StepLooks
 from simulator.engine.step_price import count_profiles, price_step
 from simulator.engine.step_rows import StepLog, read_steps
 from simulator.engine.table import StepTable, empty_table, fill_entry, start_table
@@ -167,6 +169,7 @@ class _Timeline:
             for place, executor in enumerate(self._by_ranks):
                 executor.find_wires = partial(self.wires.find, place)
         self.replica_states = ReplicaStates(state, self._by_ranks, fidelity)
+        self.step_looks = StepLooks(state, self.instants)
         self._failing = Failing(self)
         serving = state.pools[0].plan.serving
         is_scaled = scales(serving.scaling, serving.replicas)
@@ -262,9 +265,7 @@ class _Timeline:
         return now_s
 
     def cut_step(self, place: int, replica: int, at_s: float) -> bool:
-        """Cut a replica's step in flight short, which emits no tokens. Returns whether there was
-        one.
-        """
+        """Cut a replica's step in flight short. Returns whether there was one."""
         number = self.state.number_of(place, replica)
         if self.wires is not None:
             if number not in self._under_way:
@@ -299,8 +300,10 @@ class _Timeline:
             if why == USED_UP:
                 self._move_window()
             if why == DRAINED and self._scaling is not None:
-                until_s = min(until_s, float(state.feed.drained_s[0]))
+                until_s = min(until_s, float(state.feed.stopped_s[0]))
                 self._scaling.leave_at(until_s, int(state.feed.asks[0]))
+            if why == LOOKS:
+                until_s = min(until_s, self.step_looks.reach())
             if why == PRICE_WANTED:
                 self._price_step(int(state.feed.asks[0]))
             if why == CACHE_LEAVES:
@@ -374,9 +377,7 @@ class _Timeline:
         self._look_at(self._env.now)
 
     def scale_soon(self) -> None:
-        """Launch and drain replicas at this instant once all has changed, where there are too few
-        or too many.
-        """
+        """Launch and drain replicas at this instant once all has changed."""
         if self._scaling is not None:
             self._scaling.adjust_soon()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -75,26 +76,40 @@ def measure_shares(
     return _add_up(found, waits_s, whole_s)
 
 
+class Slower(NamedTuple):
+    """Shares of steps' seconds that GPUs and wires add since they are slower than usual."""
+
+    gpus: float
+    """Share that GPUs add, with wires as fast as usual."""
+    wires: float
+    """Share that wires add to that."""
+
+
 def measure_slower(
     plan: DeploymentPlan, condition: Condition, sampled: Sequence[SampledStep]
-) -> float:
-    """Measure the share of the sampled steps' seconds, prompts among them, that GPUs and wires as
-    fast as usual would save.
+) -> Slower:
+    """Measure the shares of the sampled steps' seconds, prompts among them, that wires as fast as
+    usual would save, and then GPUs.
 
     Prompts are as likely on any data-parallel rank as on any other, and may be on slower ones.
     """
     usual, slowed = plan.placement, degrade_placement(plan, condition)
-    usual_prices, slowed_prices = (_prepare_prices(one, sampled) for one in (usual, slowed))
     class_D, first_K = slowed.speed_classes
     by_class = list(zip(first_K.tolist(), np.bincount(class_D).tolist(), strict=True))
-    usual_s = slowed_s = 0.0
-    for number, step in enumerate(sampled):
-        offset = _draw_offset(usual, number)[1]
-        for first, num_groups in by_class:
-            batch = step.arrived.roll(first)
-            usual_s += num_groups * price_step(usual_prices, batch, offset)
-            slowed_s += num_groups * price_step(slowed_prices, batch, offset)
-    return 1.0 - _share(usual_s, slowed_s)
+
+    def add_up(placement: Placement) -> float:
+        prices, seconds = _prepare_prices(placement, sampled), 0.0
+        for number, step in enumerate(sampled):
+            offset = _draw_offset(usual, number)[1]
+            for first, num_groups in by_class:
+                seconds += num_groups * price_step(prices, step.arrived.roll(first), offset)
+        return seconds
+
+    usual_s, slowed_s = add_up(usual), add_up(slowed)
+    compute_s = add_up(degrade_placement(plan, condition.speed_up_wires()))
+    gpus_s = max(0.0, min(compute_s, slowed_s) - usual_s)
+    wires_s = max(0.0, slowed_s - usual_s) - gpus_s
+    return Slower(_share(gpus_s, slowed_s), _share(wires_s, slowed_s))
 
 
 def _prepare_prices(placement: Placement, sampled: Sequence[SampledStep]) -> Prices:

@@ -30,6 +30,7 @@ _COMPUTED = ("attention", "dense", "experts")
 _LIMIT_OF = {
     **dict.fromkeys(("chance", "skew", "unevenness", "jitter"), "balance"),
     **dict.fromkeys(("links", "busiest_link", "collectives"), "network"),
+    **dict.fromkeys(("slow_gpus", "slow_wires"), "slower"),
     **dict.fromkeys(("stops", "between"), "outside"),
 }
 """Limit of each piece that is not of its own name; ranks' computation has several."""
@@ -120,9 +121,10 @@ def _make_waterfall(
             pieces["stops"] += seconds
             continue
         if group.condition is not None:
-            share = measure_slower(plan, group.condition, steps)
-            pieces["slower"] += seconds * share
-            seconds *= 1 - share
+            slower = measure_slower(plan, group.condition, steps)
+            pieces["slow_gpus"] += seconds * slower.gpus
+            pieces["slow_wires"] += seconds * slower.wires
+            seconds *= 1 - sum(slower)
         if kind == "prefill" and token == "output":
             pieces["prompts"] += seconds
             continue

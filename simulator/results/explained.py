@@ -19,7 +19,8 @@ PIECES = {
     "latency": "latency of exchanges",
     "host": "the engine's own work",
     "prompts": "prompts of other requests",
-    "slower": "GPUs and wires slower than usual",
+    "slow_gpus": "GPUs slower than usual",
+    "slow_wires": "wires slower than usual",
     "stops": "steps cut off by failures",
     "between": "between steps: moves, hangs, new groups",
 }

@@ -69,13 +69,15 @@ class LiveExperts:
         """
         if self._parts:
             return self._move(self._parts.pop(0), step)
-        look = self._take_look(at_s)
-        if look is None:
-            return None
-        number, look_s = look
-        load = self._measure_load(look_s)
         placement = self.plan.placement
         policy = self.plan.serving.rebalancing
+        by_steps = getattr(policy, "every_steps", None) is not None
+        found = self._take_look(step if by_steps else at_s)
+        if found is None:
+            return None
+        number, look = found
+        load = self._measure_load(at_s if by_steps else look)
+        load = load._replace(num_steps=int(look) if by_steps else step)
         placed = decide_placement(policy, load, placement.rng("rebalancing", number))
         if placed is None or not moves_any(placement, placed):
             return None
@@ -98,12 +100,15 @@ class LiveExperts:
         self._unmoved = load.placed
         return self._move(self._parts.pop(0), step)
 
-    def _take_look(self, at_s: float) -> tuple[int, float] | None:
+    def _take_look(self, passed: float) -> tuple[int, float] | None:
         """Take the latest look that is due, with its number; those before it, which came during the
         same step or move, are left out.
+
+        Args:
+            passed: seconds, or steps, so far.
         """
         found = None
-        while self._next_look is not None and self._next_look[1] <= at_s:
+        while self._next_look is not None and self._next_look[1] <= passed:
             found, self._next_look = self._next_look, next(self._looks, None)
         return found
 

@@ -141,8 +141,12 @@ def check_same_events(compiled, simpy):
 
 def serve_by_events(monkeypatch, plan, trace, tables, ingress_delay_s=None, until=None):
     """Serve as the ``rank`` fidelity does, but let every step be one timeout of the price in one of
-    ``tables``.
+    ``tables``, and caches arrive when they are priced to.
     """
+
+    class Priced(timeline.LoopState):
+        def __init__(self, plan, trace, pools, tables, ingress_delay_s, carries_caches):
+            super().__init__(plan, trace, pools, tables, ingress_delay_s, False)
 
     class ByTable(ByRanks):
         def __init__(self, prices, make_wires, stream):
@@ -164,5 +168,6 @@ def serve_by_events(monkeypatch, plan, trace, tables, ingress_delay_s=None, unti
 
     with monkeypatch.context() as patch:
         patch.setattr(by_ranks, "ByRanks", ByTable)
+        patch.setattr(timeline, "LoopState", Priced)
         patch.setattr(timeline, "read_batches", lambda requests, ranks: (requests, ranks))
         return timeline.serve(plan, trace, "rank", ingress_delay_s=ingress_delay_s, until=until)

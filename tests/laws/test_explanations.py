@@ -184,8 +184,9 @@ def test_slower_gpus_are_a_piece_of_their_own_and_the_others_stay(tiny):
     (usual,) = explain(tiny, tiny.plan("moe", **keys), trace)
     slower = [{"gpu": 2, "compute": 0.3}]
     (found,) = explain(tiny, tiny.plan("moe", **keys, replicas=1, degraded=slower), trace)
-    assert usual.pieces["slower"] == 0
-    assert found.pieces["slower"] > 0.1 * found.token_s
+    assert usual.pieces["slow_gpus"] == usual.pieces["slow_wires"] == 0
+    assert found.pieces["slow_gpus"] > 0.1 * found.token_s
+    assert found.pieces["slow_wires"] == 0
     assert found.token_s > usual.token_s
     assert found.pieces["attention"] == pytest.approx(usual.pieces["attention"], rel=0.3)
 
@@ -196,8 +197,9 @@ def test_slower_gpus_are_a_piece_of_their_own_and_the_others_stay(tiny):
         {"gpu": 2, "compute": 0.3},
         {"gpu": 2, "scale_up": 0.003},
         {"gpu": 2, "compute": 0.3, "at_s": 0.2, "for_s": 0.3},
+        {"gpu": 2, "compute": 0.3, "scale_up": 0.003},
     ],
-    ids=["gpu", "wires", "for a while"],
+    ids=["gpu", "wires", "for a while", "both"],
 )
 def test_what_one_replica_of_four_loses_is_what_a_run_at_full_speed_saves(tiny, slower):
     trace, keys = tiny.trace(200, 800.0), {**SPREAD, "replicas": 4, "scheduling": CHUNKED}
@@ -205,7 +207,10 @@ def test_what_one_replica_of_four_loses_is_what_a_run_at_full_speed_saves(tiny, 
     (found,) = explain(tiny, tiny.plan("moe", **keys, degraded=[slower]), trace)
     saved = 1 - usual.token_s / found.token_s
     assert saved > 0.025
-    assert found.pieces["slower"] / found.token_s == pytest.approx(saved, abs=0.015)
+    pieces = [found.pieces[name] for name in ("slow_gpus", "slow_wires")]
+    assert sum(pieces) / found.token_s == pytest.approx(saved, abs=0.015)
+    assert [piece > 0 for piece in pieces] == ["compute" in slower, "scale_up" in slower]
+    assert sum(found.pieces.values()) == pytest.approx(found.token_s, rel=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from simulator.work.expert_moves import count_expert_moves
 from tests.cases import cases
 from tests.laws.test_mixes import KEYS, TWO, drift
 from tests.parts import change_plan
+from tests.single_steps import take_apart
 
 RNG = np.random.default_rng(0)
 
@@ -147,6 +148,19 @@ def test_a_window_ends_where_experts_are_looked_at():
         Periodic(every_s=10, window_s=11)
 
 
+def test_a_window_may_be_counted_in_steps():
+    policy = Periodic(every_steps=3000, window_steps=1000)
+    looks = policy.looks()
+    assert [next(looks) for _ in range(4)] == [2000, 3000, 5000, 6000]
+    load = load_of(draw_load(1), place_in_order(3, 16, 4, 16))
+    assert policy.decide(load._replace(num_steps=2000), RNG) is None
+    assert policy.decide(load._replace(num_steps=3000), RNG) is not None
+    with pytest.raises(ValidationError, match=r"window_steps \(4\) must be at most every_steps"):
+        Periodic(every_steps=3, window_steps=4)
+    with pytest.raises(ValidationError, match="every_steps counts steps, and every_s seconds"):
+        Incremental(every_steps=3, every_s=4)
+
+
 @pytest.mark.parametrize(
     "keys", [{"threshold": 9.0}, {"least_gain": 9.0}], ids=["even enough", "too little gained"]
 )
@@ -267,3 +281,19 @@ def test_parts_lead_to_the_whole_by_so_many_layers():
 def test_experts_move_between_steps_or_beside_them(policy):
     with pytest.raises(ValidationError, match="leave one of them out"):
         policy(every_s=1.0, asynchronous=True, layers_per_chunk=2)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("fidelity", ["step", "rank"])
+def test_experts_move_behind_as_many_steps_as_the_policy_counts(tiny, fidelity, asynchronous):
+    """Steps of the replica that has taken most, at every fidelity; moves under way are waited
+    for.
+    """
+    policy = Periodic(every_steps=40, least_gain=1e-6, asynchronous=asynchronous)
+    plan = tiny.plan("moe", **{**KEYS, "replicas": 2}, routing={**TWO, "sigma": 1.2})
+    served = serve(change_plan(plan, rebalancing=policy), drift(tiny.trace(200, 600.0)), fidelity)
+    steps = take_apart(served.steps_of("both"))
+    assert len(served.rebalances) > 2
+    for move in served.rebalances:
+        begun = steps[steps["start_s"] < move.at_s - 1e-9]
+        assert begun.groupby("replica").size().max() % 40 == 0

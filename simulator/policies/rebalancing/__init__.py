@@ -5,7 +5,9 @@ shall lie; the engine moves them. While the experts of a replica move, it forms 
 policy has an attribute ``asynchronous`` that is true: then steps go on, and find the experts in
 their new places when the last one has arrived; or has an attribute ``layers_per_chunk``: then so
 many layers move at a time, with a step between. An attribute ``host_s_per_layer`` adds the engine's
-own work for each layer that changes.
+own work for each layer that changes. With an attribute ``every_steps`` that is not ``None`` it is
+asked after as many steps as :meth:`RebalancingPolicy.looks` yields, of the replica that has taken
+most.
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ class ExpertLoad(NamedTuple):
     profiles of the requests that the tokens are of."""
     placed: Placed
     """Current placement of experts, the same in every replica."""
+    num_steps: int = 0
+    """Steps so far of the replica that has taken most."""
 
     def measure_imbalance(self, placed: Placed) -> float:
         """Measure how uneven the load would be with another placement: the busiest rank's over the
@@ -58,8 +62,8 @@ class RebalancingPolicy(Protocol):
     """
 
     def looks(self) -> Iterator[float]:
-        """Yield the times at which the policy is asked, in seconds since the first arrival, in
-        order, possibly without end: a run takes no more than it needs.
+        """Yield the times at which the policy is asked, in seconds since the first arrival or in
+        steps, in order, possibly without end: a run takes no more than it needs.
         """
         ...
 

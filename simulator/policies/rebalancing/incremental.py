@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import count
 from typing import Annotated
 
 import numpy as np
@@ -11,10 +10,16 @@ from numpy.typing import NDArray
 from pydantic import model_validator
 
 from simulator.base.frozen import Frozen
-from simulator.base.quantities import YEAR_S, Seconds, value_range
+from simulator.base.quantities import Seconds, value_range
 from simulator.policies.placement import Placed
 from simulator.policies.rebalancing import HOST_S_PER_LAYER, ExpertLoad
 from simulator.policies.rebalancing._chunks import LayersPerChunk, check_chunks
+from simulator.policies.rebalancing._looks import (
+    EverySeconds,
+    EverySteps,
+    check_interval,
+    list_intervals,
+)
 
 
 class Incremental(Frozen):
@@ -25,8 +30,11 @@ class Incremental(Frozen):
     all anew moves most of a layer.
     """
 
-    every_s: Annotated[float, value_range(1e-3, YEAR_S, "seconds")] = 60.0
+    every_s: EverySeconds = 60.0
     """Seconds from one look to the next; the load since the last one counts."""
+    every_steps: EverySteps = None
+    """Steps from one look to the next of the replica that takes most; absent = ``every_s``
+    counts."""
     tolerance: Annotated[float, value_range(1, 1e6)] = 1.1
     """Ratio of the busiest rank's load to the mean rank's in a layer that is even enough."""
     host_s_per_layer: Seconds = HOST_S_PER_LAYER
@@ -40,11 +48,13 @@ class Incremental(Frozen):
 
     @model_validator(mode="after")
     def _check_chunks(self) -> Incremental:
+        check_interval(self)
         check_chunks(self)
         return self
 
     def looks(self) -> Iterator[float]:
-        return (number * self.every_s for number in count(1))
+        every = self.every_steps or self.every_s
+        return list_intervals(every, every)
 
     def decide(self, load: ExpertLoad, rng: np.random.Generator) -> Placed | None:
         if not load.num_tokens:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import count
-from typing import Annotated
 
 import numpy as np
 from pydantic import model_validator
 
 from simulator.base.frozen import Frozen, Policy
 from simulator.base.plugins import build
-from simulator.base.quantities import YEAR_S, Duration, Factor, Seconds, value_range
+from simulator.base.quantities import Duration, Factor, Seconds, Steps
 from simulator.policies.placement import Placed, PlacementPolicy
 from simulator.policies.rebalancing import HOST_S_PER_LAYER, ExpertLoad
 from simulator.policies.rebalancing._chunks import LayersPerChunk, check_chunks
 from simulator.policies.rebalancing._fewest_moves import keep_where_alike
+from simulator.policies.rebalancing._looks import (
+    EverySeconds,
+    EverySteps,
+    begins_window,
+    check_interval,
+    list_intervals,
+)
 
 
 class Periodic(Frozen):
@@ -27,10 +32,15 @@ class Periodic(Frozen):
     fewer bytes and lead to the same loads.
     """
 
-    every_s: Annotated[float, value_range(1e-3, YEAR_S, "seconds")] = 60.0
+    every_s: EverySeconds = 60.0
     """Seconds from one look to the next."""
     window_s: Duration | None = None
     """Seconds before a look whose load counts; absent = all since the last look."""
+    every_steps: EverySteps = None
+    """Steps from one look to the next of the replica that takes most, as engines count them; absent
+    = ``every_s`` counts."""
+    window_steps: Steps | None = None
+    """Steps before a look whose load counts; absent = all since the last look."""
     placement: Policy = {"kind": "eplb"}
     """Placement policy; of ``eplb``, the slots are those that the deployment has."""
     threshold: Factor = 1.0
@@ -54,21 +64,26 @@ class Periodic(Frozen):
             raise ValueError(
                 f"window_s ({self.window_s:g}) must be at most every_s ({self.every_s:g})"
             )
+        if self.window_steps is not None and self.window_steps > (self.every_steps or 0):
+            raise ValueError(
+                f"window_steps ({self.window_steps}) must be at most every_steps "
+                f"({self.every_steps or 'absent'})"
+            )
+        check_interval(self)
         check_chunks(self)
         return self
 
     def looks(self) -> Iterator[float]:
-        window_s = self.window_s or self.every_s
-        for number in count(1):
-            if window_s < self.every_s:
-                yield number * self.every_s - window_s
-            yield number * self.every_s
+        if self.every_steps is not None:
+            return list_intervals(self.every_steps, self.window_steps or self.every_steps)
+        return list_intervals(self.every_s, self.window_s or self.every_s)
 
     def decide(self, load: ExpertLoad, rng: np.random.Generator) -> Placed | None:
-        begins_window = load.at_s % self.every_s > 1e-9 * self.every_s
-        begins_window = begins_window and self.every_s - load.at_s % self.every_s > 1e-6
+        at, every = load.at_s, self.every_s
+        if self.every_steps is not None:
+            at, every = load.num_steps, self.every_steps
         now = load.measure_imbalance(load.placed)
-        if begins_window or not load.num_tokens or now < self.threshold:
+        if begins_window(at, every) or not load.num_tokens or now < self.threshold:
             return None
         table = dict(self.placement)
         num_slots = load.placed.expert_LP.shape[1]
