@@ -22,12 +22,13 @@ from simulator.deployment.training.memory import (
 )
 from simulator.deployment.training.notes import list_training_notes
 from simulator.deployment.training.plan import TrainingPlan, make_training_plan
+from simulator.engine.training.bands import find_band
 from simulator.engine.training.step import TrainingStep, run_training_step
 from simulator.results.provenance import Provenance
 from simulator.results.training import METRICS, TrainingResults
 from simulator.results.training_text import tell_training
 from simulator.scenario.training import TrainingScenario, load_training
-from simulator.step.training import MicroBatch, TrainingPrices
+from simulator.step.training import TrainingPrices, price_micro_batch
 from simulator.work.flops import trained_flops
 
 _DAY_S = 86_400.0
@@ -74,10 +75,10 @@ def train(
     rows, facts, spans, notes = [], {}, [], []
     for number, plan in enumerate(plans):
         progress("training steps", number, len(plans))
-        parts = [_run_part(scenario, plan, 0.0)]
+        parts = [_run_part(plan, 0.0)]
         for later in plan.spec.later:
             other = _make_plan(scenario, plan.spec, later.routing)
-            parts.append(_run_part(scenario, other, later.after_tokens))
+            parts.append(_run_part(other, later.after_tokens))
         memory = check_training_memory(plan, _find_imbalance(parts[0].prices), scenario.where)
         rows.append(_measure(scenario, parts, memory))
         facts[plan.name] = _describe(plan, parts, memory)
@@ -108,16 +109,8 @@ def _make_plan(
     )
 
 
-def _run_part(scenario: TrainingScenario, plan: TrainingPlan, after_tokens: float) -> _Part:
-    spec = plan.spec
-    micro_batch = MicroBatch(spec.micro_batch, scenario.training.sequence_tokens, spec.parallel.cp)
-    prices = TrainingPrices(
-        plan.placement,
-        micro_batch,
-        plan.ring,
-        spec.backward_ratio,
-        redoes=spec.recompute == "full",
-    )
+def _run_part(plan: TrainingPlan, after_tokens: float) -> _Part:
+    prices = price_micro_batch(plan)
     return _Part(after_tokens, plan, prices, run_training_step(plan, prices))
 
 
@@ -204,6 +197,7 @@ def _describe(plan: TrainingPlan, parts: list[_Part], memory: TrainingMemory) ->
         "currency": plan.cluster.currency,
         "price_per_gpu_hour": plan.cluster.price_per_gpu_hour,
         "parts_s": parts[0].step.mean_parts,
+        "band": find_band(plan, parts[0].step),
         "stages_s": [dict(stage) for stage in parts[0].step.parts_S],
         "memory_bytes": {
             "weights": memory.weights_bytes,

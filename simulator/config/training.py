@@ -101,10 +101,11 @@ class TrainingDeployment(Frozen):
     dispatch_dtype: DType = "bf16"
     """Number format of activations, and of their gradients, on their way to the experts; bf16 as
     Megatron-LM sends them also in a training in fp8 without DeepEP's quantised kernels."""
-    recompute: Literal["none", "selective", "full"] = "none"
+    recompute: Literal["none", "selective", "experts", "full"] = "none"
     """Activations that are made again in the backward pass. ``selective``: those of norms and
-    activation functions, at no noticeable time; ``full``: all but the inputs of layers, for
-    another forward pass (Korthikanti et al., arXiv:2205.05198)."""
+    activation functions, at no noticeable time; ``experts``: those of routed experts as well, whose
+    tokens travel once more (``--recompute-modules moe`` of Megatron-LM); ``full``: all but the
+    inputs of layers, for another forward pass (Korthikanti et al., arXiv:2205.05198)."""
     zero: Annotated[int, value_range(0, 3)] = 1
     """Parts of the training state that data-parallel ranks share out: 1 the optimizer's, 2 the
     gradients as well, 3 the weights as well (ZeRO, arXiv:1910.02054; FSDP)."""

@@ -13,7 +13,7 @@ from simulator.report.gallery import load_figures
 from simulator.report.rendering import render_page
 from simulator.results.formats import parameters
 from simulator.results.training import METRICS, TrainingResults
-from simulator.results.training_text import write_metric
+from simulator.results.training_text import write_band, write_metric
 
 _FACTS = {
     "Model": "model_title",
@@ -63,9 +63,10 @@ def _list_metrics(results: TrainingResults) -> list[dict[str, object]]:
         values = results.summary[name].astype(float).to_list()
         if all(value != value for value in values):
             continue
+        each = [style.facts(results, one) for one in results.deployments]
         cells = [
-            (value, write_metric(name, value, str(style.facts(results, one)["currency"])))
-            for value, one in zip(values, results.deployments, strict=True)
+            (value, write_metric(name, value, str(one["currency"])), write_band(name, value, one))
+            for value, one in zip(values, each, strict=True)
         ]
         rows.append(
             {

@@ -51,6 +51,24 @@ def write_metric(name: str, value: float, currency: str) -> str:
     return f"{number(value)} {currency if unit == 'currency' else unit}".rstrip()
 
 
+_RATES = ("tokens_per_s_per_gpu", "tokens_per_s", "flops_per_s_per_gpu", "mfu")
+"""Metrics that fall as a step takes longer."""
+_DURATIONS = ("step_s", "days", "gpu_hours", "cost")
+
+
+def write_band(name: str, value: float, facts: Mapping[str, Any]) -> str:
+    """Write the ends of a metric's 80 % band; empty for one without.
+
+    >>> write_band("step_s", 2.0, {"band": [0.9, 1.25], "currency": "USD"})
+    '1.8 s to 2.5 s'
+    """
+    low, high = facts["band"]
+    if not math.isfinite(value) or name not in _RATES + _DURATIONS:
+        return ""
+    ends = (value / high, value / low) if name in _RATES else (value * low, value * high)
+    return " to ".join(write_metric(name, end, facts["currency"]) for end in ends)
+
+
 def tell_training(
     summary: pd.DataFrame, deployments: Mapping[str, Mapping[str, Any]]
 ) -> tuple[str, list[str]]:
@@ -88,8 +106,9 @@ def _tell_whole(
             continue
         cost = write_metric("cost", float(row["cost"]), facts["currency"])
         paid = "" if cost == UNDEFINED else f" for {cost}"
+        band = write_band("days", days, facts)
         yield (
-            f"{name} takes {number(days)} days on {facts['num_gpus']:,} GPUs{paid}, "
+            f"{name} takes {number(days)} days ({band}) on {facts['num_gpus']:,} GPUs{paid}, "
             f"{percent(facts['uptime'])} of the time training."
         )
 

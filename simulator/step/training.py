@@ -2,9 +2,9 @@
 for the gradients of inputs, of weights, or of both.
 
 A backward matrix product is two products of the forward one's size, one for the gradient of its
-input and one for that of its weights. The backward pass of attention makes its scores again: five
-products for the forward pass's two (Dao, FlashAttention-2, arXiv:2307.08691, section 3.1.2 and
-4.1). Tokens' gradients travel to experts and back as tokens did, over the same links.
+input and one for that of its weights, which is added to those of earlier micro-batches: the sums
+are read and written by the product itself (Megatron-LM's ``--gradient-accumulation-fusion``).
+Tokens' gradients travel to experts and back as tokens did, over the same links.
 """
 
 from __future__ import annotations
@@ -12,20 +12,54 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from simulator.config.calibration import Calibration
 from simulator.config.dtypes import BYTES_PER_ELEMENT
+from simulator.config.ffns import FFN
+from simulator.config.mixers import Mixer
 from simulator.cost.comm import CommModel
 from simulator.deployment.placement import Placement
+from simulator.deployment.training.plan import TrainingPlan
 from simulator.policies.pipelining import PassKind
 from simulator.step.expert_prices import ExpertStep
 from simulator.step.prices import Prices
 from simulator.step.program import Batch, Busy, Operation, Together
+from simulator.work.layout import shard
+from simulator.work.trained import Recompute
 
-ATTENTION_RATIO = 2.5
-"""Ratio of the seconds of attention's backward pass to those of its forward pass."""
+ATTENTION_RATIO = 2.5 * 648 / 561
+"""Ratio of the seconds of attention's backward pass to those of its forward pass: it makes the
+scores again, five products for two (FlashAttention-2, arXiv:2307.08691, section 4.1), at 561
+TFLOP/s where the forward pass reaches 648 (FlashAttention-3, arXiv:2407.08608, figures 5 and 6:
+H100, heads of 128, 16,384 tokens; cuDNN's kernels, 516 and 595, have the same ratio)."""
+
+
+Redone = Literal["nothing", "experts", "layers"]
+"""Part of the forward pass that a backward pass computes again."""
+_REDONE: dict[Recompute, Redone] = {
+    "none": "nothing",
+    "selective": "nothing",
+    "experts": "experts",
+    "full": "layers",
+}
+
+
+class _Way(NamedTuple):
+    """Factors of a pass on the seconds of the forward pass."""
+
+    inputs: float
+    """Factor on products that make outputs, or gradients of inputs."""
+    weights: float
+    """Factor on products that make gradients of weights."""
+    attention: float
+    """Factor on attention over the context."""
+
+
+_FORWARD = _Way(1.0, 0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -62,6 +96,20 @@ class MicroBatch:
         return Batch(tuple(new), tuple(context), never, logits)
 
 
+def price_micro_batch(plan: TrainingPlan) -> TrainingPrices:
+    """Price the passes of a plan's micro-batches."""
+    spec = plan.spec
+    micro_batch = MicroBatch(spec.micro_batch, plan.training.sequence_tokens, spec.parallel.cp)
+    return TrainingPrices(
+        plan.placement,
+        micro_batch,
+        plan.ring,
+        spec.backward_ratio,
+        redone=_REDONE[spec.recompute],
+        gradient_bytes=BYTES_PER_ELEMENT[spec.optimizer.gradient_dtype],
+    )
+
+
 class TrainingPrices:
     """Prices of the passes of one micro-batch on a block of ranks."""
 
@@ -71,21 +119,23 @@ class TrainingPrices:
         micro_batch: MicroBatch,
         ring: CommModel | None,
         backward_ratio: float,
-        *,
-        redoes: bool,
+        redone: Redone,
+        gradient_bytes: float,
     ) -> None:
         """Prepare prices; each is computed on first use.
 
         Args:
             ring: wires of the ranks that share a sequence; ``None`` without context parallelism.
             backward_ratio: seconds of a matrix product's backward pass over its forward ones.
-            redoes: whether a backward pass begins with another forward pass.
+            redone: part of the forward pass that a backward pass begins with.
+            gradient_bytes: bytes of a gradient that is added up.
         """
         self.placement = placement
         self._ring = ring
         self.micro_batch = micro_batch
         self._ratio = backward_ratio
-        self._redoes = redoes
+        self._redone = redone
+        self._gradient_bytes = gradient_bytes
         rows = np.array([0, micro_batch.rank_tokens], dtype=np.int64)
         self._prices = Prices(placement, micro_batch.rank_tokens, rows)
 
@@ -122,47 +172,91 @@ class TrainingPrices:
         """List the operations of a pass through layers, in order. A pass with the last layer makes
         the logits, or their gradients.
         """
+        way = self._ways[kind]
+        operations = [*self._layers(layers, way), *self._head(layers, way)]
         if kind == "forward":
-            return [*self._layers(layers, 1.0, 1.0), *self._head(layers, 1.0)]
+            return operations
         if kind == "weight":
-            products = self._ratio / 2.0
-            weights = [*self._layers(layers, products, 0.0), *self._head(layers, products)]
-            return [one for one in weights if isinstance(one, Busy)]
-        products = self._ratio / (2.0 if kind == "input" else 1.0)
-        backward = [*self._layers(layers, products, ATTENTION_RATIO), *self._head(layers, products)]
-        redone = list(self._layers(layers, 1.0, 1.0)) if self._redoes else []
-        return [*redone, *reversed(backward)]
+            return [one for one in operations if isinstance(one, Busy)]
+        return [*self._redo(layers), *reversed(operations)]
 
-    def _layers(self, layers: range, products: float, attention: float) -> Iterator[Operation]:
-        """Yield the operations of layers.
+    @cached_property
+    def _ways(self) -> dict[PassKind, _Way]:
+        half = self._ratio / 2.0
+        return {
+            "forward": _FORWARD,
+            "input": _Way(half, 0.0, ATTENTION_RATIO),
+            "weight": _Way(0.0, half, 0.0),
+            "backward": _Way(half, half, ATTENTION_RATIO),
+        }
 
-        Args:
-            products: factor on the seconds of matrix products.
-            attention: factor on those of attention over the context.
-        """
-        model, num_ranks = self.placement.model, self.placement.layout.num_ranks
+    def _redo(self, layers: range) -> Iterator[Operation]:
+        """Yield what is computed again before the gradients."""
+        if self._redone == "layers":
+            yield from self._layers(layers, _FORWARD)
+        if self._redone == "experts":
+            for layer in layers:
+                if self.placement.model.has_experts(self.placement.model.layer_names[layer][1]):
+                    yield from self._experts(layer, _FORWARD)
+
+    def _layers(self, layers: range, way: _Way) -> Iterator[Operation]:
+        """Yield the operations of layers."""
+        model = self.placement.model
         for layer in layers:
             mixer, ffn = model.layer_names[layer]
             after_mixer, after_ffn = self._prices.all_reduces(ffn, mixer)
             if mixer != "none":
-                seconds_R = np.full(num_ranks, products * self._prices.mixer_s[mixer][1])
-                seconds_R = seconds_R + attention * self._context_s[mixer]
+                own_s = float(self._prices.mixer_s[mixer][1])
+                seconds = self._multiply(own_s, self._count_weights(model.mixers[mixer]), way)
+                seconds_R = seconds + way.attention * self._context_s[mixer]
                 yield Busy("attention", layer, self.placement.slow_down(seconds_R))
-                yield from self._pass_on(layer, mixer, attention)
+                yield from self._pass_on(layer, mixer, way)
             if after_mixer:
                 yield self._sum(layer)
             if ffn != "none":
-                seconds_R = np.full(num_ranks, products * self._prices.ffn_s[ffn][1])
+                own_s = float(self._prices.ffn_s[ffn][1])
+                seconds = self._multiply(own_s, self._count_weights(model.ffns[ffn]), way)
+                seconds_R = np.full(self.placement.layout.num_ranks, seconds)
                 yield Busy("dense", layer, self.placement.slow_down(seconds_R))
             if model.has_experts(ffn):
-                yield from self._experts(layer, products)
+                yield from self._experts(layer, way)
             if after_ffn:
                 yield self._sum(layer)
 
-    def _experts(self, layer: int, products: float) -> Iterator[Operation]:
-        step = self.expert_steps[self.placement.model.moe_layers.index(layer)]
-        busy = Busy("experts", layer, products * step.experts_R)
-        if not self.placement.layout.travels:
+    def _multiply(self, forward_s: ArrayLike, weights: float, way: _Way) -> NDArray[np.float64]:
+        """Seconds of products and of what is done beside them.
+
+        Args:
+            forward_s: of the forward pass, by rank or for all.
+            weights: numbers in the matrices on one rank, whose gradients are added up.
+        """
+        inputs_s = np.asarray(forward_s, dtype=np.float64) * way.inputs
+        weights_s = np.asarray(forward_s, dtype=np.float64) * way.weights
+        calibration = self.placement.calibration
+        if not way.weights or not isinstance(calibration, Calibration):
+            return np.asarray(inputs_s + weights_s)
+        fit = calibration.matrices(self.placement.precision.weights)
+        rate = self.placement.accelerator.memory_bytes_per_s * fit.memory_fraction
+        added_s = 2.0 * self._gradient_bytes * weights / rate  # read and written
+        together_s = (weights_s**fit.overlap + added_s**fit.overlap) ** (1.0 / fit.overlap)
+        return np.asarray(inputs_s + together_s)
+
+    def _count_weights(self, block: Mixer | FFN) -> float:
+        """Count the numbers in a block's matrices on one rank, routed experts' aside."""
+        shards = (
+            shard(linear, self.placement.layout.tp)
+            for linear in block.linears(self.placement.model.hidden_size)
+        )
+        return float(sum(inputs * outputs * copies for inputs, outputs, copies in shards))
+
+    def _experts(self, layer: int, way: _Way) -> Iterator[Operation]:
+        model, layout = self.placement.model, self.placement.layout
+        step, moe = self.expert_steps[model.moe_layers.index(layer)], model.moe
+        assert moe is not None, "a layer with experts has some"
+        each = moe.num_expert_parameters(model.hidden_size) / layout.moe_tp
+        weights = -(-moe.num_experts // layout.ep) * each
+        busy = Busy("experts", layer, self._multiply(step.experts_R, weights, way))
+        if not layout.travels:
             yield busy
             return
         everyone = (self._prices.all_ranks,)
@@ -184,14 +278,14 @@ class TrainingPrices:
         )
         return Together("collective", layer, groups, sums)
 
-    def _pass_on(self, layer: int, mixer: str, attention: float) -> Iterator[Operation]:
+    def _pass_on(self, layer: int, mixer: str, way: _Way) -> Iterator[Operation]:
         """Yield what keys and values take on their way round the context-parallel ring beyond the
         attention that they travel beneath. Their gradients go round once more.
         """
-        if self._ring is None or not attention:
+        if self._ring is None or not way.attention:
             return
-        rounds = 2.0 if attention > 1.0 else 1.0
-        hidden_s = attention * float(self._context_s[mixer].max())
+        rounds = 2.0 if way.attention > 1.0 else 1.0
+        hidden_s = way.attention * float(self._context_s[mixer].max())
         exposed_s = rounds * self._gather_s(self._ring, mixer) - hidden_s
         if exposed_s > 0.0:
             yield Busy("collective", layer, np.full(self.placement.layout.num_ranks, exposed_s))
@@ -209,7 +303,9 @@ class TrainingPrices:
         size = np.array([per_token * element * self.micro_batch.rank_tokens * cp])
         return float(ring.all_reduces_s(size, tuple(range(0, tp * cp, tp)))[0]) / 2.0
 
-    def _head(self, layers: range, products: float) -> Iterator[Operation]:
-        if layers.stop == self.placement.model.num_layers:
-            seconds = products * float(self._prices.head_s[1])
+    def _head(self, layers: range, way: _Way) -> Iterator[Operation]:
+        model = self.placement.model
+        if layers.stop == model.num_layers:
+            weights = model.vocab_size * model.hidden_size / self.placement.layout.tp
+            seconds = self._multiply(float(self._prices.head_s[1]), weights, way)
             yield Busy("dense", -1, np.full(self.placement.layout.num_ranks, seconds))

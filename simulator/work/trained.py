@@ -11,7 +11,7 @@ from simulator.config.mixers import Mixer
 from simulator.config.model import ModelSpec
 from simulator.work.layout import Layout, shard
 
-Recompute = Literal["none", "selective", "full"]
+Recompute = Literal["none", "selective", "experts", "full"]
 
 
 class ParameterCount(NamedTuple):
@@ -80,8 +80,8 @@ def count_kept(model: ModelSpec, mixer_name: str, ffn_name: str, recompute: Reco
     attention, and what the activation function reads (Korthikanti et al., arXiv:2205.05198, section
     4.1, with attention that keeps no scores, and a gate that is one kernel with its activation).
 
-    ``selective`` leaves out the outputs of norms and of activation functions, ``full`` all but the
-    layer's input.
+    ``selective`` leaves out the outputs of norms and of activation functions, ``experts`` what
+    token-expert pairs keep as well, ``full`` all but the layer's input.
     """
     hidden = model.hidden_size
     if recompute == "full":
@@ -95,7 +95,7 @@ def count_kept(model: ModelSpec, mixer_name: str, ffn_name: str, recompute: Reco
         ffn = model.ffns[ffn_name]
         per_token += hidden + hidden * keeps_all
         per_token += _count_inner(ffn, hidden, keeps_all)
-        if ffn.experts is not None:
+        if ffn.experts is not None and recompute != "experts":
             up, _ = ffn.experts.expert_linears(hidden)
             per_pair += hidden + up.out_features + ffn.experts.intermediate_size * keeps_all
     return Kept(per_token, per_pair)

@@ -129,7 +129,7 @@ def find_peak(plan: TrainingPlan, stage: int, size_of_chunk: dict[int, float]) -
 def list_sizes(plan: TrainingPlan, stage: int, imbalance: float) -> dict[int, float]:
     """List the bytes that one micro-batch keeps in each chunk of a stage on one rank.
 
-    With ``recompute = "full"`` one layer at a time keeps everything besides.
+    With ``recompute = "experts"`` or ``"full"`` one layer at a time keeps everything besides.
     """
     recompute, tp = plan.spec.recompute, plan.placement.layout.tp
     pairs = plan.rank_tokens / tp * _count_choices(plan) * imbalance
@@ -156,7 +156,7 @@ def _measure_stage(plan: TrainingPlan, stage: int, imbalance: float) -> Training
     shared = held.dense / plan.dense_group + held.expert / plan.expert_group
     optimizer = spec.optimizer
     kept = find_peak(plan, stage, list_sizes(plan, stage, imbalance))
-    if spec.recompute == "full":
+    if spec.recompute in ("experts", "full"):
         kept += _measure_layer(plan, stage, imbalance)
     if plan.places[-1].stage == stage:
         logits = plan.rank_tokens * plan.model.vocab_size / plan.placement.layout.tp
@@ -192,6 +192,7 @@ def _list_others(plan: TrainingPlan) -> Iterator[tuple[str, TrainingPlan]]:
     changes: list[dict[str, object]] = [
         {"recompute": "selective"} if spec.recompute == "none" else {},
         {"zero": 1} if spec.zero < 1 else {},
+        {"recompute": "experts"} if spec.recompute in ("none", "selective") else {},
         {"recompute": "full"} if spec.recompute != "full" else {},
         {"recompute": "full", "zero": 2} if spec.zero < 2 else {},
         {"recompute": "full", "zero": 3} if spec.zero < 3 else {},

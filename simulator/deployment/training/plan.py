@@ -224,7 +224,7 @@ def place_block(
         drafts=Drafts(),
         experts=plan_experts(served, model, layout, rank_tokens, seed, place, folder),
         fabric=fabric,
-        compute=build("cost.compute", loaded.compute, f"{place} [compute]").prepare(
+        compute=build("cost.compute", {"kind": "trained"}, f"{place} [compute]").prepare(
             accelerator, calibration
         ),
         comm=build("cost.comm", loaded.communication, f"{place} [communication]").prepare(

@@ -1,0 +1,86 @@
+"""Published trainings beside simulated ones. Nothing is fitted on them.
+
+What rows do not say is named in their column ``assumed``: that experts are used evenly, and how
+much is computed again, for which the least that fits is taken.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simulator.base.data import shipped_folder
+from simulator.deployment.training.plan import make_training_plan
+from simulator.engine.training.step import run_training_step
+from simulator.scenario.training import load_training
+from simulator.step.training import price_micro_batch
+from simulator.validation.published import run
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def rows():
+    found = run(shipped_folder() / "workloads/validation/training.csv").rows
+    return found.assign(ratio=found["predicted"] / found["measured"])
+
+
+def test_dense_models_train_as_fast_as_published(rows):
+    dense = rows[rows["subject"].str.startswith("LLAMA")]
+    assert len(dense) == 3
+    assert np.abs(dense["ratio"] - 1.0).max() < 0.10
+
+
+def test_mixtures_are_simulated_faster_than_frameworks_train_them(rows):
+    """Two in three within a quarter; gpt-oss-120B, whose attention with sinks was not fused, and
+    Qwen3-235B on B300 are not.
+    """
+    own = rows[~rows["subject"].str.startswith("LLAMA")]
+    errors = np.abs(own["ratio"] - 1.0)
+    assert len(own) == 18
+    assert (errors < 0.30).mean() >= 0.8
+    assert errors.median() < 0.22
+    assert np.abs(rows["ratio"] - 1.0).median() < 0.20
+    hopper = own[own["group"] != "training, Blackwell"]
+    assert (hopper["ratio"] > 1.0).all()
+
+
+def test_bands_hold_what_they_say(rows):
+    is_inside = (rows["low"] <= rows["measured"]) & (rows["measured"] <= rows["high"])
+    assert is_inside.mean() > 0.7
+
+
+def test_forced_balance_is_faster_than_real_routing_and_less_so_over_longer_sequences(rows):
+    by_length = {}
+    for tokens in (16384, 32768, 65536, 131072):
+        own = rows[rows["subject"].str.endswith(f"seq{tokens}")].set_index("subject")
+        even, real = own["predicted"].filter(like="forced"), own["predicted"].filter(like="real")
+        by_length[tokens] = float(real.iloc[0] / even.iloc[0])
+    assert all(ratio < 1.0 for ratio in by_length.values())
+    assert list(by_length.values()) == sorted(by_length.values())
+
+
+def test_twice_as_many_micro_batches_gain_what_dualpipe_v_gained():
+    """A mixture of 67B with 2B active on 64 H100, pipelined 8 ways by 8 expert-parallel ranks, with
+    sequences of 8,192 and everything computed again: 1.110 times the tokens/s with 32 micro-batches
+    that it had with 16 (marin-community/marin #7024). Its shape is not said; Qwen3-30B-A3B's is
+    taken, and the ratio is of bubbles.
+    """
+    rates = []
+    for micro_batches in (16, 32):
+        deployment = {
+            "name": "MoE",
+            "model": "qwen3-30b-a3b",
+            "cluster": "h100-sxm",
+            "num_gpus": 64,
+            "parallel": {"pp": 8, "ep": 8},
+            "pipelining": {"kind": "dualpipe_v"},
+            "recompute": "full",
+            "routing": {"kind": "uniform"},
+        }
+        training = {"sequence_tokens": 8192, "global_batch": 8 * micro_batches}
+        scenario = load_training({"training": training, "deployments": [deployment]})
+        plan = make_training_plan(scenario.deployments[0], scenario.training, 0, "test", Path())
+        step = run_training_step(plan, price_micro_batch(plan))
+        rates.append(micro_batches / step.step_s)
+    assert rates[1] / rates[0] == pytest.approx(603_327 / 543_490, rel=0.05)
