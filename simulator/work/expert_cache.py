@@ -4,7 +4,7 @@ are brought there, and which are computed where they lie.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,8 +79,8 @@ def replay_cache(
         ids_SLX: experts that the tokens of each step chose in each layer.
         earlier_LTK: choices of earlier tokens, which policies learn from.
     """
-    cache = _Cache(rules, earlier_LTK, num_experts)
-    rows = [cache.take_step(ids_LX) for ids_LX in ids_SLX]
+    cache = ExpertCache(rules, earlier_LTK, num_experts)
+    rows = [_count_step(cache.take_step(ids_LX)) for ids_LX in ids_SLX]
     shape = (0, len(CacheUses._fields), len(earlier_LTK))
     counts_SCL = np.array(rows, dtype=np.int64) if rows else np.zeros(shape, dtype=np.int64)
     return CacheUses(*counts_SCL.transpose(1, 0, 2))
@@ -88,10 +88,29 @@ def replay_cache(
 
 def begins_empty(rules: CacheRules, earlier_LTK: NDArray[np.int16], num_experts: int) -> bool:
     """Whether a cache has no expert before its first step."""
-    return not _Cache(rules, earlier_LTK, num_experts).has_any
+    return not ExpertCache(rules, earlier_LTK, num_experts).held_LE.any()
 
 
-class _Cache:
+class StepExperts(NamedTuple):
+    """Experts of one step in every layer, ``[L, E]`` each, by where they were."""
+
+    used_LE: Bools
+    """Experts that its tokens chose."""
+    held_LE: Bools
+    """Experts of these that were in the cache."""
+    ahead_LE: Bools
+    """Experts of these that had been fetched ahead."""
+    uploaded_LE: Bools
+    """Experts of these that are brought to fast memory now."""
+    below_LE: Bools
+    """Experts of these that are computed where they lie."""
+    fetched_LE: Bools
+    """Experts that were fetched ahead, needed or not."""
+    pairs_LE: Ints
+    """Tokens of each expert."""
+
+
+class ExpertCache:
     """Experts of every layer that are in fast memory, step after step."""
 
     def __init__(self, rules: CacheRules, earlier_LTK: NDArray[np.int16], num_experts: int) -> None:
@@ -106,20 +125,18 @@ class _Cache:
         self._predictor = prepare_predictor(rules.prefetching, earlier_LTK, num_experts)
         self._steps = 0
         rates_LE = rate_experts(rules.caching, self._uses)
-        self._held_LE = _choose_most(rates_LE, np.ones(shape, np.bool_), rules.slots)
+        self.held_LE: Bools = _choose_most(rates_LE, np.ones(shape, np.bool_), rules.slots)
+        """Experts that are in fast memory."""
 
-    @property
-    def has_any(self) -> bool:
-        """Whether any expert is in fast memory."""
-        return bool(self._held_LE.any())
+    def take_step(self, ids_LX: NDArray[np.integer[Any]]) -> StepExperts:
+        """Find one step's experts, and keep what is worth it for the next.
 
-    def take_step(self, ids_LX: NDArray[np.int16]) -> tuple[Ints, ...]:
-        """Count one step's experts, in the order of :class:`CacheUses`, and keep what is worth it
-        for the next.
+        Args:
+            ids_LX: experts that the step's tokens chose in each layer.
         """
-        pairs_LE = _count_pairs(ids_LX, self._held_LE.shape[1])
+        pairs_LE = _count_pairs(ids_LX, self.held_LE.shape[1])
         used_LE = pairs_LE > 0
-        hits_LE = used_LE & self._held_LE
+        hits_LE = used_LE & self.held_LE
         fetched_LE = self._fetch_ahead(used_LE)
         ahead_LE = used_LE & fetched_LE
         missing_LE = used_LE & ~hits_LE & ~ahead_LE
@@ -128,18 +145,16 @@ class _Cache:
         if self._rules.uploads < used_LE.shape[1]:
             uploaded_LE = _choose_most(pairs_LE + _rank(rates_LE), missing_LE, self._rules.uploads)
         below_LE = missing_LE & ~uploaded_LE
-        arrived_LE = self._held_LE | ahead_LE | uploaded_LE
-        self._held_LE = _choose_most(rates_LE, arrived_LE, self._rules.slots)
-        experts = (used_LE, hits_LE, ahead_LE, uploaded_LE, below_LE, fetched_LE)
-        pairs = (pairs_LE, pairs_LE * below_LE)
-        return tuple(one_LE.sum(axis=1) for one_LE in (*experts, *pairs))
+        arrived_LE = self.held_LE | ahead_LE | uploaded_LE
+        self.held_LE = _choose_most(rates_LE, arrived_LE, self._rules.slots)
+        return StepExperts(used_LE, hits_LE, ahead_LE, uploaded_LE, below_LE, fetched_LE, pairs_LE)
 
     def _fetch_ahead(self, used_LE: Bools) -> Bools:
         """Choose the experts that are fetched before their layer asks for them, ``[L, E]``."""
         most = self._rules.prefetching.experts
         if most == 0:
             return np.zeros_like(used_LE)
-        return _choose_most(predict_experts(self._predictor, used_LE), ~self._held_LE, most)
+        return _choose_most(predict_experts(self._predictor, used_LE), ~self.held_LE, most)
 
     def _rate(self, used_LE: Bools) -> NDArray[np.float64]:
         """Count the step's uses, and rate how much each expert is worth a slot now."""
@@ -149,7 +164,13 @@ class _Cache:
         return rate_experts(self._rules.caching, self._uses)
 
 
-def _count_pairs(ids_LX: NDArray[np.int16], num_experts: int) -> Ints:
+def _count_step(step: StepExperts) -> tuple[Ints, ...]:
+    """Count a step's experts by layer, in the order of :class:`CacheUses`."""
+    counted = (*step, step.pairs_LE * step.below_LE)
+    return tuple(one_LE.sum(axis=1) for one_LE in counted)
+
+
+def _count_pairs(ids_LX: NDArray[np.integer[Any]], num_experts: int) -> Ints:
     """Count the tokens of each expert in each layer, ``[L, E]``."""
     layers = len(ids_LX)
     places = ids_LX.astype(np.int64) + num_experts * np.arange(layers)[:, None]

@@ -33,6 +33,7 @@ SHIPPED = shipped_folder() / "workloads" / "validation"
 TOPIC_OF = {
     "alltoall.csv": "alltoall",
     "mlperf_inference.csv": "mlperf",
+    "offload.csv": "offload",
     "routing_skew.csv": "routing_skew",
     "serving.csv": "wide_ep",
     "serving_pairs.csv": "serving_pairs",
@@ -104,6 +105,7 @@ def test_every_shipped_table_has_its_topic():
     [
         ("alltoall.csv", "latency_us"),
         ("mlperf_inference.csv", "tokens_per_s"),
+        ("offload.csv", "value"),
         ("routing_skew.csv", "value"),
         ("serving.csv", "value"),
         ("trtllm_max_throughput.csv", "value"),
