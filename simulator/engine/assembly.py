@@ -102,7 +102,8 @@ def make_record(served: Served) -> DeploymentRecord:
         changes=served.list_changes(),
         rebalances=served.rebalances,
         imbalance_curve=_measure_imbalance(served, uniform_S),
-        price_audit=next((found for found in served.audits if found), None),
+        price_audit=next((one.mixes for one in served.audits if one.mixes), None),
+        changed_audit=next((one.changed for one in served.audits if one.changed), None),
         shown_steps={phase: step for found in probes for phase, step in found.shown_steps.items()},
         wires_shared=None if served.by_ranks else bound_sharing(plan, requests, steps),
     )

@@ -1,6 +1,9 @@
-"""Audit of prices by mixes of requests: some of a run's own steps, priced rank by rank as well."""
+"""Audit of a run's prices: some of its own steps, priced rank by rank as well."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import simpy
@@ -8,11 +11,22 @@ import simpy
 from simulator.engine.by_ranks import ByRanks, read_batches
 from simulator.engine.fabric import FluidWires
 from simulator.engine.pool import PoolState
+from simulator.engine.replica_states import ReplicaStates
 from simulator.engine.step_log import POOL
 from simulator.results.tables import PriceAudit
+from simulator.step.prices import Prices
 
 _MOST = 20
-"""Most steps that are audited; each takes some 10 to 100 ms."""
+"""Most steps of a kind that are audited; each takes some 10 to 100 ms."""
+
+
+class Audits(NamedTuple):
+    """Errors of a pool's prices; ``None`` where no step was audited."""
+
+    mixes: PriceAudit | None
+    """Error of steps that are priced by their mix of requests."""
+    changed: PriceAudit | None
+    """Error of steps with slower GPUs or wires, with ranks lost, or beside experts that move."""
 
 
 class Audit:
@@ -20,9 +34,14 @@ class Audit:
     fewer of later ones.
     """
 
-    def __init__(self, pool: PoolState) -> None:
-        self._pool, self._num_seen = pool, 0
-        self._ratios: list[float] = []
+    def __init__(self, place: int, pool: PoolState, states: ReplicaStates) -> None:
+        self._place, self._pool, self._states = place, pool, states
+        self._num_seen = [0, 0]
+        """Steps so far of replicas in the usual state, and in others."""
+        self._ratios: tuple[list[float], list[float]] = [], []
+        """Priced over rank by rank of these steps that were audited."""
+        self._prices: dict[int, Prices] = {}
+        """Prices of states, with the wires to themselves."""
 
     def look_at(self, replica: int, duration_s: float, factor: float) -> None:
         """Compare a formed step's price with what its ranks take, if it is its turn.
@@ -30,23 +49,43 @@ class Audit:
         Args:
             factor: that prices are slowed by; none is audited where they are.
         """
-        number, self._num_seen = self._num_seen, self._num_seen + 1
-        if self._pool.profiles is None or len(self._ratios) == _MOST or factor != 1.0:
+        is_changed = self._states.find(self._place, replica) is not None
+        number, ratios = self._num_seen[is_changed], self._ratios[is_changed]
+        self._num_seen[is_changed] += 1
+        if len(ratios) == _MOST or factor != 1.0:
             return
-        if number >= int(len(self._ratios) ** 1.2):
-            self._ratios.append(duration_s / self._measure(replica))
+        if (is_changed or self._pool.profiles is not None) and number >= int(len(ratios) ** 1.2):
+            ratios.append(duration_s / self._measure(replica, len(ratios)))
 
-    def report(self) -> PriceAudit | None:
-        """Summarise the audited steps; ``None`` without any."""
-        if not self._ratios:
-            return None
-        off = np.array(self._ratios) - 1
-        return PriceAudit(len(off), float(off.mean()), float(np.quantile(np.abs(off), 0.9)))
+    def report(self) -> Audits:
+        """Summarise the audited steps."""
+        return Audits(*map(_summarise, self._ratios))
 
-    def _measure(self, replica: int) -> float:
-        """Seconds of the step that a replica has formed, from the tokens of its requests."""
+    def _measure(self, replica: int, number: int) -> float:
+        """Seconds of the step that a replica has formed, from the tokens of its requests, beside
+        experts that move meanwhile.
+        """
         pool, env, row = self._pool, simpy.Environment(), np.zeros(POOL)
-        batches = read_batches(pool.requests, pool.ranks_of(replica))
-        by_ranks = ByRanks(pool.prices, FluidWires, "audit")
-        env.run(env.process(by_ranks.take_step(env, replica, len(self._ratios), batches, row)))
+        prices, ranks = pool.prices, pool.ranks_of(replica)
+        own = self._states.find(self._place, replica)
+        background = self._states.find_background(self._place)
+        if own is not None:
+            if own.number not in self._prices:
+                self._prices[own.number] = self._states.price_alone(self._place, replica)
+            prices = self._prices[own.number]
+            ranks = ranks if own.left is None else own.left.select_ranks(ranks)
+        by_ranks = ByRanks(prices, FluidWires, "audit")
+        if background is not None and (own is None or own.left is None):
+            wires = FluidWires(env)
+            wires.carry(background)
+            by_ranks.find_wires = lambda _: wires
+        batches = read_batches(pool.requests, ranks)
+        env.run(env.process(by_ranks.take_step(env, replica, number, batches, row)))
         return float(row[1])
+
+
+def _summarise(ratios: Sequence[float]) -> PriceAudit | None:
+    if not ratios:
+        return None
+    off = np.array(ratios) - 1
+    return PriceAudit(len(off), float(off.mean()), float(np.quantile(np.abs(off), 0.9)))

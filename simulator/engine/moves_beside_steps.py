@@ -72,7 +72,7 @@ def _contend(
     """Let steps be priced with what the weights leave of the wires until these have arrived."""
     pool, since_s = run.state.pools[place], begin_s + exchange.latency_s
     left_L = exchange.busy_s.copy()
-    run.replica_states.contend(place, _find_left(placement, exchange))
+    run.replica_states.contend(place, exchange, _find_left(placement, exchange))
     while left_L.max(initial=0.0) > _NEAR * exchange.alone_s and since_s <= run.until_s:
         until_s = since_s + float(left_L.max())
         yield run.instants.wait_until(until_s, CHANGE)
@@ -80,7 +80,7 @@ def _contend(
         share_L = _measure_share(pool, run.log.list_rows(place, since_s), since_s, until_s)
         left_L -= (until_s - since_s) * (1.0 - share_L)
         since_s = until_s
-    run.replica_states.contend(place, None)
+    run.replica_states.leave_alone(place)
 
 
 def _find_left(placement: Placement, exchange: Exchange) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from simulator.cost.comm import Exchange
 from simulator.deployment.conditions import (
     Condition,
     degrade_placement,
@@ -57,6 +58,8 @@ class ReplicaStates:
         self._contention: dict[int, tuple[float, float]] = {}
         """Shares of their rate that other traffic leaves on the wires of a pool's replicas, inside
         domains and between, by its place."""
+        self._background: dict[int, Exchange] = {}
+        """Other traffic of each of a pool's replicas, by its place."""
         self._priced: dict[_Replica, PricedState] = {}
         self._known: dict[tuple[object, ...], PricedState] = {}
         """States that were priced once, by place of the pool, ranks that are left and condition."""
@@ -98,16 +101,31 @@ class ReplicaStates:
                     self._conditions[place, replica] = condition
                 self._use(place, replica)
 
-    def contend(self, place: int, shares: tuple[float, float] | None) -> None:
+    def contend(self, place: int, background: Exchange, shares: tuple[float, float]) -> None:
         """Let other traffic leave a share of the rate of wires inside domains, and of those
-        between, on the wires of a pool's replicas; ``None`` for all.
+        between, on the wires of a pool's replicas.
         """
-        if shares is None:
-            del self._contention[place]
-        else:
-            self._contention[place] = shares
+        self._contention[place], self._background[place] = shares, background
         for replica in range(self._state.pools[place].num_replicas):
             self._use(place, replica)
+
+    def leave_alone(self, place: int) -> None:
+        """Give a pool's replicas all of their wires again."""
+        del self._contention[place], self._background[place]
+        for replica in range(self._state.pools[place].num_replicas):
+            self._use(place, replica)
+
+    def find_background(self, place: int) -> Exchange | None:
+        """Find the other traffic on the wires of each of a pool's replicas."""
+        return self._background.get(place)
+
+    def price_alone(self, place: int, replica: int) -> Prices:
+        """Price a replica's steps as its ranks and their condition are, with all of its wires."""
+        left, condition = self._left.get((place, replica)), self._conditions.get((place, replica))
+        pool = self._state.pools[place]
+        if left is None and condition is None:
+            return pool.prices
+        return pool.price_placement(self._place_ranks(place, left, condition))
 
     def place_experts(self, place: int, placed: Placed) -> None:
         """Keep the prices of a pool's states, which hold for any placement of experts in as many
@@ -171,14 +189,7 @@ class ReplicaStates:
         if key in self._known:
             return self._known[key]
         pool = self._state.pools[place]
-        placement = pool.plan.placement
-        if condition is not None:
-            placement = degrade_placement(pool.plan, condition)
-        if left is not None:
-            is_left_D = np.isin(np.arange(placement.layout.attention_dp), left.left_d)
-            plan = replace(pool.plan, placement=placement)
-            placement = shrink_placement(plan, is_left_D, left.placed)
-        prices = pool.price_placement(placement)
+        prices = pool.price_placement(self._place_ranks(place, left, condition))
         table, mixes = self._state.pool_at(place).table, pool.list_mixes(prices)
         found = PricedState(left, mixes, self._start_ranks(place, prices, left), len(table.sizes))
         if self._fidelity == "step":
@@ -186,6 +197,20 @@ class ReplicaStates:
             self._state.use_table(place, added)
         self._known[key] = found
         return found
+
+    def _place_ranks(
+        self, place: int, left: RanksLeft | None, condition: Condition | None
+    ) -> Placement:
+        """Make the placement of the ranks that are left, on links as fast as they are."""
+        plan = self._state.pools[place].plan
+        placement = plan.placement
+        if condition is not None:
+            placement = degrade_placement(plan, condition)
+        if left is not None:
+            is_left_D = np.isin(np.arange(placement.layout.attention_dp), left.left_d)
+            slowed = replace(plan, placement=placement)
+            placement = shrink_placement(slowed, is_left_D, left.placed)
+        return placement
 
     def _start_ranks(self, place: int, prices: Prices, left: RanksLeft | None) -> ByRanks | None:
         if self._fidelity == "step":

@@ -11,6 +11,7 @@ import pandas as pd
 
 from simulator.base.columns import Columns, Spool, read_whole
 from simulator.deployment.plan import DeploymentPlan
+from simulator.engine.audit import Audits
 from simulator.engine.by_ranks import ByRanks
 from simulator.engine.changes import Changed
 from simulator.engine.pool import PoolState
@@ -19,7 +20,6 @@ from simulator.results.tables import (
     ADMISSION_LIMITS,
     MOVE_COLUMNS,
     ExpertsMoved,
-    PriceAudit,
     ReplicasChanged,
 )
 
@@ -51,9 +51,8 @@ class Served:
     """Moves of experts, in order of time."""
     until_s: float | None = None
     """Time at which the run was ended, seconds; ``None`` where it ended with all requests done."""
-    audits: tuple[PriceAudit | None, ...] = ()
-    """Errors of each pool's prices by mixes of requests; ``None`` where steps were not priced
-    so."""
+    audits: tuple[Audits, ...] = ()
+    """Errors of each pool's prices."""
 
     @cached_property
     def requests(self) -> Columns:

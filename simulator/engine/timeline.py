@@ -175,7 +175,7 @@ class _Timeline:
         is_scaled = scales(serving.scaling, serving.replicas)
         self._scaling = Scaling(self, self._failing) if is_scaled else None
         self.rebalances: list[ExpertsMoved] = []
-        self.audits = [Audit(pool) for pool in state.pools]
+        self.audits = [Audit(n, one, self.replica_states) for n, one in enumerate(state.pools)]
         self.until_s = math.inf
 
     @property
@@ -337,15 +337,14 @@ class _Timeline:
             fill_entry(table, mixes, STREAMS[state.names[place]], *table.wanted.tolist())
             row[1] = price_step(pool.requests, ranks, table, z, row[:POOL])
         count_profiles(table)
+        self.audits[place].look_at(replica, row[1], table.factor)
         if own is None:
-            self.audits[place].look_at(replica, row[1], table.factor)
             count_formed_step(pool, replica)
         push_event(state.events, row[0] + row[1], code_of(ENDS, number))
 
     def _find_next(self) -> float:
         state = self.state
-        next_s, _code = next_event(state.events, state.feed, state.first.requests.times)
-        return float(next_s)
+        return float(next_event(state.events, state.feed, state.first.requests.times)[0])
 
     def _take_step(self, row: NDArray[np.float64]) -> ProcessGenerator:
         """Execute a formed step at a fidelity that simulates ranks."""

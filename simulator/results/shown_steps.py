@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from simulator.results.formats import seconds_text
-from simulator.results.tables import DeploymentRecord
+from simulator.results.tables import DeploymentRecord, PriceAudit
 
 SHOWN = "shown_steps"
 """Key of a deployment in ``run.json``: by phase, the fields of
@@ -21,6 +21,7 @@ def describe_record(record: DeploymentRecord) -> dict[str, Any]:
     optional = {
         "imbalance_curve": record.imbalance_curve,
         "price_audit": record.price_audit,
+        "changed_audit": record.changed_audit,
         "wires_shared": record.wires_shared,
         "overflow_by_layer": record.overflow_by_layer,
     }
@@ -35,14 +36,25 @@ def tell_audit(record: DeploymentRecord) -> str | None:
     """Describe how far prices by mixes of requests are off on the run's own steps; ``None`` where
     steps were not priced so.
     """
-    audit = record.price_audit
-    if audit is None:
-        return None
+    how = "are priced by their mix of requests"
+    return record.price_audit and f"steps of {record.name} {how}: {_compare(record.price_audit)}"
+
+
+def tell_changed(record: DeploymentRecord) -> str | None:
+    """Describe how far prices of steps that something else slows are off on the run's own steps;
+    ``None`` without any.
+    """
+    what = "slower GPUs or wires, lost ranks, or experts that move beside them"
+    audit = record.changed_audit
+    return audit and f"steps of {record.name} with {what}: {_compare(audit)}"
+
+
+def _compare(audit: PriceAudit) -> str:
     side = "longer" if audit.mean > 0 else "shorter"
     return (
-        f"steps of {record.name} are priced by their mix of requests: {audit.num_steps} of them, "
-        f"priced rank by rank as well, are {100 * abs(audit.mean):.1f} % {side} in the mean and "
-        f"{100 * audit.p90:.1f} % apart at the 90th percentile"
+        f"{audit.num_steps} of them, priced rank by rank as well, are "
+        f"{100 * abs(audit.mean):.1f} % {side} in the mean and {100 * audit.p90:.1f} % apart at "
+        "the 90th percentile"
     )
 
 
@@ -61,7 +73,7 @@ def tell_wires(record: DeploymentRecord) -> str | None:
     )
 
 
-TELLS = (tell_audit, tell_wires)
+TELLS = (tell_audit, tell_changed, tell_wires)
 """Functions from a record to a sentence about the error of its prices, or to ``None``."""
 
 

@@ -279,7 +279,7 @@ class ExpertsMoved:
 
 
 class PriceAudit(NamedTuple):
-    """Steps of a run that were priced by their mix of requests and rank by rank as well."""
+    """Steps of a run that were priced as one and rank by rank as well."""
 
     num_steps: int
     mean: float
@@ -372,6 +372,9 @@ class DeploymentRecord:
     so."""
     shown_steps: dict[str, ShownStep]
     """Steps shown in ``ranks``, ``traffic`` and ``spans``, by phase."""
+    changed_audit: PriceAudit | None = None
+    """Error of prices of steps with slower GPUs or wires, with ranks lost, or beside experts that
+    move, on some of the run's own; ``None`` without any."""
     wires_shared: WiresShared | None = None
     """Error of wires that each kind of traffic has to itself; ``None`` where pools share none, or
     wires were simulated."""

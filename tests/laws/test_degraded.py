@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from simulator.base.errors import UserError
+from simulator.engine.assembly import make_record
 from simulator.engine.timeline import serve
+from simulator.results.shown_steps import tell_changed
 from tests.laws.test_one_price import price_both
 
 EP8 = {"attention_dp": 8, "ep": 8}
@@ -186,3 +188,14 @@ def test_a_cluster_file_names_slower_gpus_as_well(tiny, tmp_path, monkeypatch):
     worn = end_times(run(tiny, trace, (), cluster="worn-16"))
     named = end_times(run(tiny, trace, [{"gpu": 0, "compute": 0.5}]))
     np.testing.assert_array_equal(worn, named)
+
+
+@pytest.mark.parametrize("degraded", [SLOW_GPU, SLOW_CARD, MIXED], ids=["gpu", "card", "mixed"])
+def test_a_run_tells_the_error_of_prices_of_what_is_slower(tiny, degraded):
+    trace = tiny.trace(60, 80.0, longest_input=400, longest_output=16)
+    record = make_record(run(tiny, trace, degraded, replicas=1))
+    audit = record.changed_audit
+    assert 5 <= audit.num_steps <= 20
+    assert abs(audit.mean) < 0.03
+    assert tell_changed(record).startswith("steps of moe with slower GPUs or wires, lost ranks")
+    assert make_record(run(tiny, trace, (), replicas=1)).changed_audit is None

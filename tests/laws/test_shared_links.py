@@ -2,6 +2,7 @@
 
 import pytest
 
+from simulator.engine.assembly import make_record
 from simulator.engine.timeline import serve
 
 EP8 = {"attention_dp": 8, "ep": 8}
@@ -75,3 +76,12 @@ def agree(tiny, fidelities, **keys):
     assert one.rebalances[0].seconds > 1.02 * one.rebalances[0].alone_s
     ends = [served.requests["finish_s"].max() for served in (one, other)]
     assert ends[0] == pytest.approx(ends[1], rel=0.02)
+
+
+def test_a_run_tells_the_error_of_steps_beside_a_move(tiny):
+    """Some of them are simulated rank by rank, with the weights on the same wires."""
+    record = make_record(run(tiny, "step", asynchronous=True))
+    assert record.changed_audit.num_steps > 3
+    assert abs(record.changed_audit.mean) < 0.1
+    alone = make_record(run(tiny, "step", asynchronous=False))
+    assert alone.changed_audit is None
