@@ -22,6 +22,7 @@ from simulator.deployment.training.memory import (
 )
 from simulator.deployment.training.notes import list_training_notes
 from simulator.deployment.training.plan import TrainingPlan, make_training_plan
+from simulator.deployment.training.quality import TokensToLoss, find_tokens_to_loss
 from simulator.engine.training.bands import find_band
 from simulator.engine.training.step import TrainingStep, run_training_step
 from simulator.results.provenance import Provenance
@@ -72,6 +73,9 @@ def train(
         scenario = load_training(scenario)
     made = Provenance.begin()
     plans = [_make_plan(scenario, spec, spec.routing) for spec in scenario.deployments]
+    for plan in plans:
+        check_training_memory(plan, 1.0, scenario.where)
+    targets = _find_targets(scenario, plans)
     rows, facts, spans, notes = [], {}, [], []
     for number, plan in enumerate(plans):
         progress("training steps", number, len(plans))
@@ -80,10 +84,12 @@ def train(
             other = _make_plan(scenario, plan.spec, later.routing)
             parts.append(_run_part(other, later.after_tokens))
         memory = check_training_memory(plan, _find_imbalance(parts[0].prices), scenario.where)
-        rows.append(_measure(scenario, parts, memory))
-        facts[plan.name] = _describe(plan, parts, memory)
+        target = targets.get(plan.name)
+        tokens = scenario.training.total_tokens if target is None else target.tokens
+        rows.append(_measure(scenario, parts, memory, tokens))
+        facts[plan.name] = _describe(plan, parts, memory) | _describe_target(target)
         spans.append(_list_spans(plan, parts[0].step))
-        notes += list_training_notes(plan)
+        notes += list_training_notes(plan, target)
     progress("training steps", len(plans), len(plans))
     summary = pd.DataFrame(rows, columns=["deployment", *METRICS])
     headline, reasons = tell_training(summary, facts)
@@ -109,6 +115,20 @@ def _make_plan(
     )
 
 
+def _find_targets(scenario: TrainingScenario, plans: list[TrainingPlan]) -> dict[str, TokensToLoss]:
+    """Find the tokens of each deployment to the same loss; none where all train on as many."""
+    training, quality = scenario.training, scenario.training.quality
+    if quality is None or training.total_tokens is None:
+        return {}
+    reference = next(plan.model for plan in plans if plan.name == quality.as_good_as)
+    return {
+        plan.name: find_tokens_to_loss(
+            plan.model, reference, training.total_tokens, quality.law, scenario.where
+        )
+        for plan in plans
+    }
+
+
 def _run_part(plan: TrainingPlan, after_tokens: float) -> _Part:
     prices = price_micro_batch(plan)
     return _Part(after_tokens, plan, prices, run_training_step(plan, prices))
@@ -121,9 +141,13 @@ def _find_imbalance(prices: TrainingPrices) -> float:
 
 
 def _measure(
-    scenario: TrainingScenario, parts: list[_Part], memory: TrainingMemory
+    scenario: TrainingScenario, parts: list[_Part], memory: TrainingMemory, tokens: float | None
 ) -> dict[str, Any]:
-    """Measure a deployment: a step as the training begins, and days and cost over all parts."""
+    """Measure a deployment: a step as the training begins, and days and cost over all parts.
+
+    Args:
+        tokens: of the whole training, where they are known.
+    """
     first, training = parts[0], scenario.training
     plan, step_s, num_gpus = first.plan, first.step.step_s, first.plan.spec.num_gpus
     step_tokens = training.sequence_tokens * training.global_batch
@@ -131,8 +155,8 @@ def _measure(
     rate = flops / step_s / num_gpus
     peak = plan.placement.accelerator.flops_per_s(plan.spec.dtype)
     days = math.nan
-    if training.total_tokens is not None and plan.spec.uptime:
-        days = _count_days(parts, training.total_tokens, step_tokens) / plan.spec.uptime
+    if tokens is not None and plan.spec.uptime:
+        days = _count_days(parts, tokens, step_tokens) / plan.spec.uptime
     gpu_hours = days * 24.0 * num_gpus
     price = plan.cluster.price_per_gpu_hour
     steps = first.prices.expert_steps
@@ -152,6 +176,7 @@ def _measure(
         if plan.placement.drops_pairs
         else math.nan,
         "memory_bytes": memory.total_bytes,
+        "tokens": math.nan if tokens is None else tokens,
         "days": days,
         "gpu_hours": gpu_hours,
         "cost": math.nan if price is None else gpu_hours * price,
@@ -210,6 +235,14 @@ def _describe(plan: TrainingPlan, parts: list[_Part], memory: TrainingMemory) ->
             {"after_tokens": part.after_tokens, "step_s": part.step.step_s} for part in parts[1:]
         ],
     }
+
+
+def _describe_target(target: TokensToLoss | None) -> dict[str, Any]:
+    """Describe the loss that a deployment trains to."""
+    if target is None:
+        return {}
+    tokens = {law: found if math.isfinite(found) else None for law, found in target.by_law.items()}
+    return {"loss": target.loss, "tokens_by_law": tokens}
 
 
 def _list_spans(plan: TrainingPlan, step: TrainingStep) -> pd.DataFrame:

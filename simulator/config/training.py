@@ -18,14 +18,24 @@ from simulator.base.quantities import (
     Share,
     Stages,
     TokenExtent,
+    TrainingTokens,
     value_range,
 )
 from simulator.config.dtypes import DType
+from simulator.config.pairing import DenseOf, MoeOf, check_one_model
 
 Gpu = Annotated[int, value_range(1, MOST_RANKS, "ranks")]
-TrainingTokens = Annotated[float, value_range(1, 1e18, "tokens")]
-"""Tokens of a whole training, ten thousand times those of the largest published one."""
 BatchSequences = Annotated[int, value_range(1, 10_000_000, "sequences")]
+
+
+class EqualLoss(Frozen):
+    """Loss that every deployment trains to, by a scaling law."""
+
+    as_good_as: str
+    """Name of a deployment, which trains on ``total_tokens``: the others train until they have its
+    loss."""
+    law: str = "joint-moe"
+    """Name of a file in ``workloads/laws`` that predicts losses of all the models."""
 
 
 class TrainingSpec(Frozen):
@@ -37,6 +47,17 @@ class TrainingSpec(Frozen):
     """Sequences of one step on all GPUs together."""
     total_tokens: TrainingTokens | None = None
     """Tokens of the whole training, for its days and cost; absent = these are not told."""
+    quality: EqualLoss | None = None
+    """Loss that all train to, in place of equally many tokens; absent = all train on
+    ``total_tokens``."""
+
+    @model_validator(mode="after")
+    def _knows_how_long(self) -> Self:
+        if self.quality is not None and self.total_tokens is None:
+            raise ValueError(
+                "quality needs total_tokens: those that the deployment as_good_as is trained on"
+            )
+        return self
 
 
 class TrainingParallel(Frozen):
@@ -84,8 +105,13 @@ class TrainingDeployment(Frozen):
 
     name: str = Field(min_length=1)
     """Name of the deployment, which differs from the others'."""
-    model: str
-    """Name of a model, or the path of a TOML file or a Hugging Face ``config.json``."""
+    model: str = ""
+    """Name of a model, or the path of a TOML file or a Hugging Face ``config.json``; absent =
+    ``dense_of`` or ``moe_of`` says which one is made."""
+    dense_of: DenseOf | None = None
+    """Dense counterpart of a mixture of experts, in the place of ``model``."""
+    moe_of: MoeOf | None = None
+    """Mixture of experts for a dense model, in the place of ``model``."""
     cluster: str
     """Kind of machines, such as ``h100-sxm``."""
     num_gpus: Gpus
@@ -138,6 +164,11 @@ class TrainingDeployment(Frozen):
     is published with more than 0.9 (arXiv:2407.21783, section 3.3.4)."""
     calibration: str | None = None
     """Name of a file in ``cluster_configs/calibration``; absent = the accelerator's."""
+
+    @model_validator(mode="after")
+    def _names_one_model(self) -> Self:
+        check_one_model(self)
+        return self
 
     @model_validator(mode="after")
     def _is_in_order(self) -> Self:

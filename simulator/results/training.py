@@ -81,6 +81,7 @@ METRICS = {
         "Dropped pairs", "ratio", "Share of token-expert pairs that found no room."
     ),
     "memory_bytes": Metric("Memory of a GPU", "B", "Bytes of the GPU that needs most."),
+    "tokens": Metric("Tokens to train on", "tokens", "Training tokens of the whole training."),
     "days": Metric("Days", "days", "Days to train on all tokens, at the stated uptime."),
     "gpu_hours": Metric("GPU-hours", "h", "Hours of all GPUs together until then."),
     "cost": Metric("Cost", "currency", "Price of these hours."),

@@ -8,7 +8,15 @@ from typing import Any
 
 import pandas as pd
 
-from simulator.results.formats import TIMES, UNDEFINED, num_bytes, number, percent, seconds
+from simulator.results.formats import (
+    TIMES,
+    UNDEFINED,
+    num_bytes,
+    number,
+    parameters,
+    percent,
+    seconds,
+)
 from simulator.results.training import METRICS
 
 _ADJACENT = 0.02
@@ -34,7 +42,7 @@ def write_metric(name: str, value: float, currency: str) -> str:
     ('424 TFLOP/s', '42.8 %')
     """
     if not math.isfinite(value):
-        return UNDEFINED
+        return "never" if value > 0 else UNDEFINED
     unit = METRICS[name].unit
     if unit == "FLOP/s":
         return f"{number(value / 1e12)} TFLOP/s"
@@ -46,6 +54,8 @@ def write_metric(name: str, value: float, currency: str) -> str:
         return f"{value:.2f}{TIMES}"
     if unit == "B":
         return num_bytes(value)
+    if name == "tokens":
+        return parameters(value)
     if unit == "h":
         return f"{number(value)} h"
     return f"{number(value)} {currency if unit == 'currency' else unit}".rstrip()
@@ -72,10 +82,15 @@ def write_band(name: str, value: float, facts: Mapping[str, Any]) -> str:
 def tell_training(
     summary: pd.DataFrame, deployments: Mapping[str, Mapping[str, Any]]
 ) -> tuple[str, list[str]]:
-    """Tell a headline, and reasons: what each deployment's step is spent on besides computing."""
+    """Tell a headline, and reasons: what each deployment needs in all, and what its step is spent
+    on besides computing.
+    """
     rows = {str(row["deployment"]): row for row in summary.to_dict("records")}
     rates = {name: float(row["tokens_per_s_per_gpu"]) for name, row in rows.items()}
-    return _tell_headline(rates), [
+    is_to_loss = any("loss" in facts for facts in deployments.values())
+    headline = _tell_best_to_loss(rows, deployments) if is_to_loss else _tell_headline(rates)
+    return headline, [
+        *_tell_quality(rows, deployments),
         *_tell_whole(rows, deployments),
         *(_tell_step(name, deployments[name]) for name in rows),
     ]
@@ -94,6 +109,48 @@ def _tell_headline(rates: Mapping[str, float]) -> str:
         f"{rates[best] / rates[name]:.2f}{TIMES} those of {name}" for name in others
     )
     return f"{best} trains most tokens/s on each GPU: {number(rates[best])}, {ratios}."
+
+
+def _tell_best_to_loss(
+    rows: Mapping[str, Mapping[Any, Any]], deployments: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """Tell which deployment needs the fewest GPU-hours to the loss."""
+    hours = {name: float(row["gpu_hours"]) for name, row in rows.items()}
+    best, *others = sorted(hours, key=lambda name: hours[name])
+    told = [
+        f"{hours[name] / hours[best]:.2f}{TIMES} as many for {name}"
+        if math.isfinite(hours[name])
+        else f"{name} never gets there"
+        for name in others
+    ]
+    behind = f": {', '.join(told)}" if told else ""
+    loss = next(facts["loss"] for facts in deployments.values())
+    fewest = number(hours[best])
+    return f"{best} reaches a loss of {loss:.3f} in the fewest GPU-hours, {fewest}{behind}."
+
+
+def _tell_quality(
+    rows: Mapping[str, Mapping[Any, Any]], deployments: Mapping[str, Mapping[str, Any]]
+) -> Iterator[str]:
+    """Tell the tokens that each deployment needs to the same loss, and how far laws differ."""
+    for name, row in rows.items():
+        facts, tokens = deployments[name], float(row["tokens"])
+        if "loss" not in facts:
+            continue
+        found = [math.inf if one is None else one for one in facts["tokens_by_law"].values()]
+        spread = ""
+        if len(set(found)) > 1:
+            low, high = min(found), max(found)
+            ends = [parameters(one) if math.isfinite(one) else "never" for one in (low, high)]
+            if ends[0] != ends[1]:
+                spread = f"; {len(found)} laws say {ends[0]} to {ends[1]}"
+        if math.isfinite(tokens):
+            yield (
+                f"{name} has a loss of {facts['loss']:.3f} after {parameters(tokens)} tokens"
+                f"{spread}."
+            )
+        else:
+            yield f"{name} never has a loss of {facts['loss']:.3f}{spread}."
 
 
 def _tell_whole(

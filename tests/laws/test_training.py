@@ -10,6 +10,7 @@ import pytest
 
 from simulator.base.errors import UserError
 from simulator.commands.train import train
+from simulator.config.law_file import load_law, measure_size
 from simulator.config.model import load_model
 from simulator.deployment.training.memory import count_stage, find_room, measure_memory
 from simulator.deployment.training.plan import make_training_plan
@@ -173,7 +174,7 @@ def test_a_later_routing_changes_the_days_and_nothing_else():
         ({"micro_batch": 5}, r"must divide the global_batch \(64\), as it does 40"),
         ({"pipelining": {"kind": "dualpipe_v"}, "micro_batch": 4}, "at least twice as many"),
         ({"model": "llama-3.1-8b"}, "is dense and has no experts"),
-        ({"later": [{"after_tokens": 1.0, "routing": {"kind": "uniformm"}}]}, "did you mean"),
+        ({"later": [{"after_tokens": 1e10, "routing": {"kind": "uniformm"}}]}, "did you mean"),
     ],
 )
 def test_refusals_say_what_would_do(changes, error):
@@ -202,3 +203,50 @@ def test_what_does_not_fit_is_refused_with_what_does():
     plan = plan_of(**{**deployment, **changed})
     assert measure_memory(plan).total_bytes <= find_room(plan)
     assert np.isfinite(train(BASE | {"deployments": [deployment | changed]}).summary["mfu"]).all()
+
+
+def train_to_loss(**quality):
+    base = BASE["deployments"][0]
+    deployments = [
+        base,
+        base | {"name": "dense", "model": "llama-3.1-8b", "parallel": {"tp": 2, "pp": 2}},
+        base | {"name": "small", "model": "llama-2-7b", "parallel": {"tp": 2}},
+    ]
+    training = BASE["training"] | {"quality": {"as_good_as": "MoE"} | quality}
+    return train({"training": training, "deployments": deployments})
+
+
+def test_models_train_to_one_loss_by_the_law_that_is_named():
+    results = train_to_loss()
+    rows = results.summary.set_index("deployment")
+    law = load_law("joint-moe", "test").law
+    reached = [
+        law.predict_loss(measure_size(load_model(model, "test")), rows.loc[name, "tokens"])
+        for name, model in (("MoE", "olmoe-1b-7b"), ("dense", "llama-3.1-8b"))
+    ]
+    assert reached == pytest.approx([reached[0]] * 2, rel=1e-9)
+    assert rows.loc["MoE", "tokens"] == pytest.approx(1e12)
+    assert rows.loc["dense", "tokens"] < 1e12  # more parameters a token
+    days = rows["tokens"] / rows["tokens_per_s"] / 86_400
+    assert days.tolist() == pytest.approx(rows["days"].tolist())
+    assert "reaches a loss of" in results.run["verdict"]["headline"]
+    assert any("beyond what it was fitted on" in note for note in results.run["notes"])
+
+
+def test_a_law_that_says_nothing_of_losses_or_of_mixtures_is_refused_with_one_that_does():
+    for law in ("geometric-mean", "chinchilla", "routed-hash"):
+        with pytest.raises(UserError, match="joint-moe"):
+            train_to_loss(law=law)
+    with pytest.raises(UserError, match="none of that name; did you mean 'MoE'"):
+        train_to_loss(as_good_as="MoEE")
+
+
+def test_a_dense_counterpart_trains_as_the_model_that_it_is():
+    made = {"model": "olmoe-1b-7b", "equal": "active_params"}
+    deployment = {**BASE["deployments"][0], "parallel": {"pp": 2}, "dense_of": made}
+    del deployment["model"]
+    results = train(BASE | {"deployments": [deployment]})
+    facts = results.run["deployments"]["MoE"]
+    assert not facts["is_moe"]
+    own = load_model("olmoe-1b-7b", "test")
+    assert facts["active_parameters"] == pytest.approx(own.num_used_parameters, rel=0.01)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from simulator.base.data import shipped_folder
+from simulator.commands.train import train
 from simulator.deployment.training.plan import make_training_plan
 from simulator.engine.training.step import run_training_step
 from simulator.scenario.training import load_training
@@ -84,3 +85,37 @@ def test_twice_as_many_micro_batches_gain_what_dualpipe_v_gained():
         step = run_training_step(plan, price_micro_batch(plan))
         rates.append(micro_batches / step.step_s)
     assert rates[1] / rates[0] == pytest.approx(603_327 / 543_490, rel=0.05)
+
+
+@pytest.mark.parametrize(("law", "ratio"), [("joint-moe", 2.6), ("fine-grained-moe", 2.8)])
+def test_olmoe_reaches_the_loss_of_a_dense_model_on_a_third_of_its_tokens(law, ratio):
+    """OLMoE (arXiv:2409.02060, section 4.1.1): against a dense model of as many active parameters
+    on 130B tokens, about 3 times fewer tokens to its loss and 2 times less time (37,500 tokens/s a
+    GPU against 23,600: 1.59 times, simulated 1.74). Both laws are asked beyond their ranges.
+    """
+    machines = {"cluster": "h100-sxm", "num_gpus": 64, "micro_batch": 4}
+    made = {"model": "olmoe-1b-7b", "equal": "active_params"}
+    training = {
+        "sequence_tokens": 4096,
+        "global_batch": 1024,
+        "total_tokens": 130e9,
+        "quality": {"as_good_as": "dense", "law": law},
+    }
+    even = {"kind": "uniform"}
+    results = train(
+        {
+            "training": training,
+            "deployments": [
+                machines
+                | {"name": "MoE", "model": "olmoe-1b-7b", "parallel": {"ep": 8}, "routing": even},
+                machines | {"name": "dense", "dense_of": made},
+            ],
+        }
+    )
+    rows = results.summary.set_index("deployment")
+    tokens = rows.loc["dense", "tokens"] / rows.loc["MoE", "tokens"]
+    assert tokens == pytest.approx(ratio, abs=0.1)
+    assert tokens == pytest.approx(3.0, rel=0.2)
+    rates = rows.loc["dense", "tokens_per_s"] / rows.loc["MoE", "tokens_per_s"]
+    assert rates == pytest.approx(37_500 / 23_600, rel=0.15)
+    assert rows.loc["dense", "days"] / rows.loc["MoE", "days"] == pytest.approx(2.0, rel=0.3)

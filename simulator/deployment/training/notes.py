@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from simulator.config.routing import routing_note
 from simulator.deployment.training.plan import TrainingPlan
+from simulator.deployment.training.quality import TokensToLoss
 
 
-def list_training_notes(plan: TrainingPlan) -> list[str]:
-    """List what the simulated step of a deployment assumes, a sentence each."""
+def list_training_notes(plan: TrainingPlan, target: TokensToLoss | None = None) -> list[str]:
+    """List what the simulated step of a deployment assumes, a sentence each.
+
+    Args:
+        target: loss that it trains to, where there is one.
+    """
     spec, model, experts = plan.spec, plan.model, plan.placement.experts
     notes = [
         f"backward matrix products take {spec.backward_ratio:g} times the forward ones: assumed, "
@@ -26,6 +31,11 @@ def list_training_notes(plan: TrainingPlan) -> list[str]:
         notes.append(
             f"{plan.name}: activations count as kept in bf16, also where {spec.dtype} recipes keep "
             "inputs of matrices in 8 bits"
+        )
+    if target is not None and target.outside:
+        notes.append(
+            f"{plan.name}: the scaling law is asked beyond what it was fitted on: "
+            f"{'; '.join(target.outside)}"
         )
     layout = plan.placement.layout
     if experts is not None and layout.ep > 1 and not layout.travels:

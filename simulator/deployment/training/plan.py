@@ -20,10 +20,11 @@ from simulator.config.calibration import Calibration
 from simulator.config.cluster import ClusterSpec, load_kind
 from simulator.config.deployment import DeploymentSpec, ParallelSpec
 from simulator.config.host import HostCalibration, load_any_calibration
-from simulator.config.model import ModelSpec, load_model
+from simulator.config.model import ModelSpec
 from simulator.config.training import TrainingDeployment, TrainingParallel, TrainingSpec
 from simulator.cost.comm import CommModel, CommPolicy
 from simulator.cost.stages import Sends, make_sends
+from simulator.deployment.chosen_model import choose_model
 from simulator.deployment.expert_plan import plan_experts
 from simulator.deployment.placement import Placement, choose_precision, wire_links
 from simulator.policies.pipelining import ChunkPlace, PipeliningPolicy, Turn
@@ -135,7 +136,7 @@ def make_training_plan(
         UserError: if a name is unknown or a split is impossible, with what would do.
     """
     place = f"{where} [deployments '{spec.name}']"
-    model = load_model(spec.model, place, folder)
+    model = choose_model(spec, place, folder)
     cluster, accelerator = load_kind(spec.cluster, place)
     cluster = cluster.with_price(spec.price_per_gpu_hour)
     cluster = cluster.model_copy(update={"num_gpus": spec.num_gpus})
@@ -242,6 +243,8 @@ def _describe_block(
     return DeploymentSpec(
         name=spec.name,
         model=spec.model,
+        dense_of=spec.dense_of,
+        moe_of=spec.moe_of,
         cluster=spec.cluster,
         parallel=ParallelSpec(tp=layout.tp, attention_dp=layout.attention_dp, ep=layout.ep),
         weight_dtype=spec.dtype,
