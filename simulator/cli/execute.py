@@ -63,7 +63,7 @@ def execute(
         found = verdict(executed)
         said = {"headline": found.headline, "reasons": found.reasons}
         changes = {
-            name: {key: facts[key] for key in ("changes", "rebalances")}
+            name: {key: facts[key] for key in ("changes", "rebalances", "caches")}
             for name, facts in executed.run["deployments"].items()
         }
         console.emit(

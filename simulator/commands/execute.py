@@ -15,6 +15,7 @@ import pandas as pd
 from simulator.base.errors import LostError, UserError
 from simulator.base.progress import Progress, show_nothing
 from simulator.base.thinned import Thinned
+from simulator.commands.execute_cache import sum_reads
 from simulator.commands.execute_checks import (
     check_backend,
     check_faults,
@@ -50,6 +51,7 @@ from simulator.scenario.scenario import Scenario, load_scenario
 if TYPE_CHECKING:  # they import torch and Ray
     from simulator.runtime.backend import Backend, Site
     from simulator.runtime.job import Job, Step
+    from simulator.runtime.layers.cached_experts import CacheReads
 
 _AGAIN = "nothing was written; run the same command again"
 _MOST_TIMELINES = 256
@@ -217,8 +219,9 @@ class _Runner:
         meters: dict[str, LoadMeter] = {}
         others: dict[str, float] = {}
         counted: list[_Counted] = []
+        reads: dict[str, list[CacheReads]] = {}
         reference, live = Reference(job), LiveDeployment(plan, job, backend)
-        steps = list_steps(execution)
+        steps = list_steps(execution, goes_on=plan.placement.offload is not None)
         last = {kind: step.number for kind, step, _ in steps}
         for done, (kind, step, counts) in enumerate(steps):
             if counts and kind not in meters:
@@ -240,6 +243,7 @@ class _Runner:
                 kept.add(Timed(step.number, duration_s, measured.spans))
                 ranks += make_rank_rows(plan.name, kind, step, ran.shards, ran.members)
                 counted.append(_Counted(kind, step, ran.plan))
+                reads.setdefault(kind, []).extend(ran.shards[0].reads_L)
                 if step.number == last[kind]:
                     others[kind] = meters[kind].others_share()
             self.tick(plan.name, done + 1, total)
@@ -266,6 +270,12 @@ class _Runner:
             },
             "changes": [asdict(change) for change in live.ranks.changed],
             "rebalances": [asdict(moved) for moved in live.experts.moves],
+            "caches": [
+                asdict(cache)
+                for cache in sum_reads(
+                    plan, reads, {kind: step.num_tokens for kind, step, _ in steps}
+                )
+            ],
             "clock_s": live.clock_s,
         }
         faults = backend.faults[known_faults:]

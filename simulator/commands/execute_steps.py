@@ -13,9 +13,13 @@ _STRIDE = 997
 """Places in the pool of expert choices between two steps' beginnings."""
 
 
-def list_steps(execution: ExecutionSpec) -> list[tuple[str, Step, bool]]:
+def list_steps(execution: ExecutionSpec, *, goes_on: bool = False) -> list[tuple[str, Step, bool]]:
     """Kind, step, and whether it counts; the first of each kind is checked against the
     reference.
+
+    Args:
+        goes_on: whether each step has the next tokens of the sequences of the step before, instead
+            of others.
     """
     from simulator.runtime.job import Step
 
@@ -31,7 +35,14 @@ def list_steps(execution: ExecutionSpec) -> list[tuple[str, Step, bool]]:
             found.append(
                 (
                     kind,
-                    Step(number, sequences, new, context, _STRIDE * number, i == 0),
+                    Step(
+                        number,
+                        sequences,
+                        new,
+                        context,
+                        (1 if goes_on else _STRIDE) * number,
+                        i == 0,
+                    ),
                     i >= execution.warm_up,
                 )
             )

@@ -16,7 +16,16 @@ from pydantic import Field
 from simulator.base.data import find_file, load_once
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen, Policy, validate
-from simulator.base.quantities import Amount, Cores, Ranks, Ratio, Seconds, Size
+from simulator.base.quantities import (
+    Amount,
+    BytesPerSecond,
+    Cores,
+    MemoryBytes,
+    Ranks,
+    Ratio,
+    Seconds,
+    Size,
+)
 from simulator.config.calibration import (
     CalibrationFile,
     EngineFit,
@@ -25,6 +34,7 @@ from simulator.config.calibration import (
     list_calibration_files,
     read_calibration,
 )
+from simulator.config.host_memory import HostSpec, MemoryTier
 
 Numbers = Annotated[tuple[Amount, ...], Field(strict=False, min_length=1)]
 Sizes = Annotated[tuple[Size, ...], Field(strict=False, min_length=1)]
@@ -183,6 +193,15 @@ class Pruned(Fit):
     """Ratio of the pruned product's time to the whole one's, for each number of rows."""
 
 
+class Storage(Fit):
+    """Reads of single experts from a file on this machine's disk, past the system's cache."""
+
+    bytes_per_s: BytesPerSecond
+    """Bytes per second of reads of some megabytes, one after the other."""
+    free_bytes: MemoryBytes
+    """Bytes that were free in the folder for temporary files."""
+
+
 class HostCalibration(Frozen):
     """Times of the shards on one machine, in one file."""
 
@@ -203,10 +222,22 @@ class HostCalibration(Frozen):
     """Collectives by number of ranks."""
     pruned: Annotated[tuple[Pruned, ...], Field(strict=False)] = ()
     """Products with pruned matrices against whole ones."""
+    storage: Storage | None = None
+    """Reads of experts from the disk; absent = not measured."""
     others_share: Ratio | None = None
     """Share of the cores that other programs took while it was measured; absent = not known."""
     notes: str = ""
     """Remarks in free text."""
+
+    @property
+    def machine_below(self) -> HostSpec | None:
+        """Memory below the ranks' own: the disk, where it was measured."""
+        if self.storage is None:
+            return None
+        tier = MemoryTier(
+            memory_bytes=self.storage.free_bytes, bytes_per_s=self.storage.bytes_per_s, achieved=1.0
+        )
+        return HostSpec(storage=tier)
 
     compute: ClassVar[Policy] = {"kind": "host"}
     communication: ClassVar[Policy] = {"kind": "host"}

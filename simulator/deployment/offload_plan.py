@@ -17,6 +17,7 @@ from simulator.config.host_memory import HostSpec
 from simulator.config.offload import OffloadSpec
 from simulator.cost.offload import OffloadRates, find_rates
 from simulator.deployment.expert_plan import ExpertPlan
+from simulator.policies.overflow import may_drop
 from simulator.work.expert_cache import (
     CacheRules,
     CacheUses,
@@ -103,6 +104,11 @@ def plan_offload(
     if spec is None or experts is None or host is None or experts.earlier_LTK is None:
         return None
     where = f"{place} [offload]"
+    if may_drop(experts.overflow):
+        raise UserError(
+            f"{where}: caches are replayed with all experts that tokens chose, and an overflow "
+            "changes them; leave overflow or offload out"
+        )
     rules = CacheRules(
         spec.slots,
         num_experts if spec.uploads is None else spec.uploads,

@@ -218,6 +218,8 @@ def _make_pool(
     spec = spec.model_copy(update=usual)
     if isinstance(loaded, CalibrationFile):
         loaded.check_engine(spec.engine, place)
+    elif cluster.host is None:
+        cluster = cluster.model_copy(update={"host": loaded.machine_below})
     layout = make_layout(spec.parallel, model, place)
     free_gpus = cluster.num_gpus - taken_gpus
     besides = f" besides {taken_gpus} for prefill" if taken_gpus else ""

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from simulator.report import style
-from simulator.results.executed import Executed
-from simulator.results.formats import num_bytes, seconds_text
+from simulator.results.executed import KINDS, Executed
+from simulator.results.formats import num_bytes, percent, seconds_text
 from simulator.results.rebalances_text import tell_rebalances
 
 
@@ -19,6 +19,8 @@ def tell_all_changes(executed: Executed) -> Iterator[str]:
         facts = style.facts(executed, name)
         if told := tell_rebalances(facts, name):
             yield told
+        for cache in facts.get("caches") or []:
+            yield _tell_cache(name, cache)
         changes = [told for change in facts.get("changes") or [] if (told := _tell_change(change))]
         if changes:
             yield f"Of {name}, {'; '.join(changes)}. Every step in flight was run again."
@@ -27,6 +29,16 @@ def tell_all_changes(executed: Executed) -> Iterator[str]:
                 f"No GPU of {name} has failed: its measured steps, with what came between them, "
                 f"took {seconds_text(facts['clock_s'])}."
             )
+
+
+def _tell_cache(name: str, cache: dict[str, Any]) -> str:
+    """Tell what steps of one kind found in memory and read from the disk."""
+    return (
+        f"In {KINDS[cache['kind']]} {name} found {percent(cache['hit_rate'])} of its experts in "
+        f"memory (predicted: {percent(cache['predicted_hit_rate'])}), and read "
+        f"{num_bytes(cache['read_bytes'])} of the others from the disk in "
+        f"{seconds_text(cache['read_s'])} (predicted: {seconds_text(cache['predicted_read_s'])})."
+    )
 
 
 def _tell_change(change: dict[str, Any]) -> str:

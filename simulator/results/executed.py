@@ -129,6 +129,30 @@ class ExecutedChange(ReplicasChanged):
 
 
 @dataclass(frozen=True)
+class ExecutedCache:
+    """Experts in memory and on disk that the measured steps of one kind used; under ``caches`` of
+    the deployment in ``run.json``.
+    """
+
+    kind: str
+    """``prompt`` or ``decode``."""
+    used: int
+    """Experts that steps used, over all steps and layers."""
+    held: int
+    """Experts of these that were in memory."""
+    hit_rate: float
+    """Share of these that were in memory."""
+    predicted_hit_rate: float
+    """Share by the replay that predictions rest on."""
+    read_bytes: float
+    """Bytes that were read from the disk."""
+    read_s: float
+    """Measured seconds of these reads."""
+    predicted_read_s: float
+    """Seconds that the simulator prices them at."""
+
+
+@dataclass(frozen=True)
 class Executed:
     """A finished execution: measured steps beside predicted ones, and how they were made."""
 

@@ -14,7 +14,8 @@ from torch.nn import functional
 from simulator.config.ffns.moe import MoE
 from simulator.policies.contracts import list_rows
 from simulator.runtime.exchange import ExpertMap, Packer
-from simulator.runtime.job import Job, Step
+from simulator.runtime.job import TORCH_DTYPES, Job, Step
+from simulator.runtime.layers.cached_experts import CachedExperts
 from simulator.runtime.layers.experts import Experts
 from simulator.runtime.layers.kinds import (
     Cached,
@@ -60,7 +61,14 @@ class ExpertLayer(nn.Module):
         self.map = ExpertMap(job, moe_layer)
         self.packer = Packer(job)
         self.router = Router(moe, hidden)
-        self.experts = Experts(moe, hidden, self.map.experts_of(rank), job.expert_part(rank))
+        own = self.map.experts_of(rank)
+        self.num_slots = len(own)
+        self.cached: CachedExperts | None = None
+        if job.offload is not None:
+            dtype = TORCH_DTYPES[job.dtype]
+            self.cached = CachedExperts(moe, hidden, own, job.offload, moe_layer, dtype)
+            own = []
+        self.experts = Experts(moe, hidden, own, job.expert_part(rank))
         self.shared = (
             SharedExpert(moe, hidden, job.dense_part(rank)) if moe.num_shared_experts else None
         )
@@ -72,7 +80,7 @@ class ExpertLayer(nn.Module):
     def load(self, weights: Weights, name: str, like: Tensor) -> None:
         """Fill in the weights of this rank's share."""
         self.router.load(weights, f"{name}.router")
-        self.experts.load(weights, f"{name}.experts")
+        (self.cached or self.experts).load(weights, f"{name}.experts")
         if self.shared is not None:
             self.shared.load(weights, f"{name}.shared", like)
 
@@ -133,8 +141,9 @@ class ExpertLayer(nn.Module):
             order = np.argsort(slot_N, kind="stable")
             token = torch.from_numpy(token_N[order]).to(x_TH.device)
             choice = torch.from_numpy(choice_N[order] // self.map.moe_tp).to(x_TH.device)
-            rows_P = np.bincount(slot_N, minlength=len(self.experts.expert_P)).tolist()
-            expert_NH = self.experts(x_TH[token], rows_P) * weight_TK[token, choice][:, None]
+            rows_P = np.bincount(slot_N, minlength=self.num_slots).tolist()
+            compute = self.cached or self.experts
+            expert_NH = compute(x_TH[token], rows_P) * weight_TK[token, choice][:, None]
             result = torch.zeros_like(x_TH).index_add_(0, token, expert_NH)
         done.pairs_L.append(len(token_N))
         return result
@@ -200,6 +209,11 @@ class RankModel(nn.Module):
             else:
                 self.ffns[str(layer)] = ExpertLayer(job, block.experts, rank, layer, moe_layers)
                 moe_layers += 1
+
+    @property
+    def cached_experts(self) -> list[CachedExperts]:
+        """Experts of the MoE layers that lie on disk, in their order."""
+        return [layer.cached for layer in self.expert_layers if layer.cached is not None]
 
     @property
     def expert_layers(self) -> list[ExpertLayer]:

@@ -17,6 +17,7 @@ from simulator.config.ffns.moe import MoE
 from simulator.config.model import ModelSpec
 from simulator.config.pruning import Pruning
 from simulator.deployment.expert_plan import POOL_TOKENS
+from simulator.deployment.offload_plan import OffloadPlan
 from simulator.deployment.placement import Placement
 from simulator.deployment.plan import DeploymentPlan
 from simulator.policies.contracts import admit_pairs
@@ -71,6 +72,8 @@ class Job:
     pruning: Pruning | None
     seed: int
     weights: str | None
+    offload: OffloadPlan | None = None
+    """Experts that lie on disk; ``None`` where the rank's memory holds all."""
     texts: tuple[NDArray[np.uint8], ...] = ()
     """Texts whose bytes are read instead of drawn token ids; each step reads the next text in
     turn."""
@@ -100,6 +103,9 @@ class Job:
         """
         if self.experts is None or self.experts.topk_ids_LTK is None:
             return None
+        if self.offload is not None:
+            own_TK = self.offload.ids_LTK[moe_layer, place_streams(offset, num_tokens)]
+            return np.asarray(own_TK, dtype=np.int64)
         place_T = (offset + np.arange(num_tokens)) % POOL_TOKENS
         found_TJ = take_choices(
             self.experts.topk_ids_LTK, self.experts.next_LTN, moe_layer, place_T
@@ -273,7 +279,41 @@ def make_job(plan: DeploymentPlan, folder: Path) -> Job:
         pruning=spec.pruning,
         seed=placement.seed,
         weights=weights,
+        offload=_check_offload(placement, where),
     )
+
+
+def _check_offload(placement: Placement, where: str) -> OffloadPlan | None:
+    """Refuse offloaded experts that are only simulated.
+
+    Raises:
+        UserError: if the processor computes some where they lie, or some are fetched ahead.
+    """
+    offload = placement.offload
+    if offload is None:
+        return None
+    if offload.rules.uploads < offload.num_experts:
+        raise UserError(
+            f"{where}: experts that are computed where they lie can be simulated, but not "
+            "executed; leave uploads out of offload"
+        )
+    if offload.rules.prefetching.experts > 0:
+        raise UserError(
+            f"{where}: prefetching can be simulated, but not executed; leave it out of offload"
+        )
+    return offload
+
+
+def place_streams(position: int, num_tokens: int) -> NDArray[np.int64]:
+    """Find the tokens of a step that serves one token of each of ``num_tokens`` streams, ``[T]``:
+    the pool of choices in order, cut into as many streams, all at one position.
+
+    >>> place_streams(3, 2).tolist()
+    [3, 2051]
+    """
+    length = max(POOL_TOKENS // num_tokens, 1)
+    place_T: NDArray[np.int64] = (np.arange(num_tokens) * length + position % length) % POOL_TOKENS
+    return place_T
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from simulator.policies.placement import Placed
 from simulator.runtime.blocks import RankModel
 from simulator.runtime.inputs import Contexts, token_ids
 from simulator.runtime.job import TORCH_DTYPES, Job, Step
+from simulator.runtime.layers.cached_experts import CacheReads
 from simulator.runtime.layers.kinds import Cached, Chunk
 from simulator.runtime.layers.weights import weights_from
 from simulator.runtime.moving import Received, load_experts, move_experts
@@ -49,6 +50,8 @@ class ShardStep:
     """Experts used by those tokens, -1 where a choice was dropped."""
     load_LE: NDArray[np.int64]
     """Tokens of its own sequences that each expert computed, by MoE layer."""
+    reads_L: tuple[CacheReads, ...] = ()
+    """Experts in memory and on disk that it used, by MoE layer; empty where it holds all."""
 
 
 class Shard:
@@ -92,6 +95,7 @@ class Shard:
         Returns:
             Parameters on this rank.
         """
+        self._remove_files()
         self._job, self._model = job, None
         self._contexts = Contexts(job, self.rank, self.device)
         with torch.no_grad():
@@ -145,6 +149,7 @@ class Shard:
             if step.keeps_output and ids_LTK
             else None,
             load_LE=np.array(counts, dtype=np.int64).reshape(len(counts), num_experts),
+            reads_L=tuple(experts.latest for experts in model.cached_experts),
         )
 
     @contextmanager
@@ -199,8 +204,14 @@ class Shard:
             raise RuntimeError(f"rank {self.rank} has not met the others")
         return self._transport
 
+    def _remove_files(self) -> None:
+        """Remove what lies on disk of the model."""
+        for experts in [] if self._model is None else self._model.cached_experts:
+            experts.close()
+
     def close(self) -> None:
-        """Leave the other ranks."""
+        """Leave the other ranks, for good where a part of the model lies on disk."""
+        self._remove_files()
         if self._transport is not None:
             self._transport.close()
 

@@ -68,6 +68,10 @@ REFUSED = [
         {**INT4, "offload": {**ONE, "caching": {"kind": "lrv"}}},
         "choose one of: lfu, lru, popularity",
     ),
+    (
+        {**INT4, "offload": ONE, "overflow": {"kind": "capacity", "factor": 1.0}},
+        "an overflow changes them; leave overflow or offload out",
+    ),
     ({**INT4, "offload": {**ONE, "prefetching": {"kind": "next"}}}, "next_layer"),
 ]
 

@@ -22,6 +22,7 @@ from simulator.base.writing import toml_text
 from simulator.calibration.host.fit import fit_exchange, fit_steps
 from simulator.calibration.host.layers import REPEATS, Sample, collect, shapes
 from simulator.calibration.host.measure import matrix_seconds, pruned_ratios
+from simulator.calibration.host.storage import time_storage
 from simulator.config.calibration import EngineFit
 from simulator.config.execution import ExecutionSpec
 from simulator.config.host import (
@@ -120,6 +121,7 @@ def calibrate(nodes: Nodes, ranks: list[int], tick: Progress = show_nothing) -> 
         kernels=tuple(kernels.values()),
         collectives=tuple(collectives),
         pruned=tuple(pruned),
+        storage=time_storage(source),
         others_share=round(max(others, default=0.0), 3),
         notes=(
             "Times of one machine; a busy one gives wrong ones. "
