@@ -94,6 +94,7 @@ Power = Annotated[float, value_range(0, 20)]
 Steps = Annotated[int, value_range(1, 1_000_000, "steps")]
 StepCount = Annotated[int, value_range(0, 1_000_000, "steps")]
 """Number of steps that may be 0."""
+ExchangeChunks = Annotated[int, value_range(1, 64, "chunks")]
 StepNumber = Annotated[int, value_range(0, 1_000_000)]
 """Index of a step, from 0."""
 Size = Annotated[int, value_range(1, 1 << 40)]
@@ -163,6 +164,7 @@ ReplicaGpus = Annotated[int, value_range(1, MOST_RANKS, "GPUs")]
 """GPUs of one replica, or of one node."""
 Gpus = Annotated[int, value_range(1, MOST_GPUS, "GPUs")]
 Nodes = Annotated[int, value_range(1, MOST_GPUS, "nodes")]
+Spines = Annotated[int, value_range(1, 4096, "switches")]
 GpuCount = Annotated[int, value_range(0, MOST_GPUS, "GPUs")]
 MachineNumber = Annotated[int, value_range(0, MOST_GPUS - 1)]
 """Index of a GPU or node, from 0."""

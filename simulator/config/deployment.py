@@ -11,6 +11,7 @@ from simulator.base.kinds import PolicyOf
 from simulator.base.quantities import (
     MOST_RANKS,
     Bytes,
+    ExchangeChunks,
     Factor,
     Price,
     Ranks,
@@ -60,6 +61,10 @@ class ParallelSpec(Frozen):
         return self.tp * self.attention_dp
 
 
+Overlap = Literal["none", "two_batch", "shared_experts"]
+"""Overlap of computation and communication in a step."""
+
+
 class PrefillPoolSpec(Frozen):
     """Replicas that compute prompts only, and hand their KV caches over the wires to the
     deployment's own, which decode.
@@ -80,7 +85,7 @@ class PrefillPoolSpec(Frozen):
     cluster: str | None = None
     """Name of the pool's cluster; absent = the deployment's, whose GPUs the two pools then share
     out."""
-    overlap: Literal["none", "two_batch"] = "none"
+    overlap: Overlap = "none"
     """Overlap of computation and communication in the pool's steps, as ``overlap`` of the
     deployment, which holds for decode."""
     wire_fraction: Share = 0.7
@@ -200,10 +205,15 @@ class DeploymentSpec(Frozen):
     speculation: Annotated[Policy, PolicyOf("speculation")] = {"kind": "none"}
     """Speculation policy: how output tokens are drafted, several of which a step verifies at
     once."""
-    overlap: Literal["none", "two_batch"] = "none"
+    overlap: Overlap = "none"
     """Overlap of computation and communication. ``two_batch``: a step's tokens go through the
     layers with routed experts in two halves, one computing while the other is on the wires
-    (DeepSeek-V3's dual micro-batches; SGLang's ``--enable-two-batch-overlap``)."""
+    (DeepSeek-V3's dual micro-batches; SGLang's ``--enable-two-batch-overlap``).
+    ``shared_experts``: shared experts compute while tokens travel to the routed ones (SGLang's
+    ``--enable-single-batch-overlap``)."""
+    exchange_chunks: ExchangeChunks = 1
+    """Chunks that tokens travel to experts and back in: experts compute those that have arrived
+    while others are on the wires, and read their weights once (COMET, arXiv:2502.19811)."""
     network_speed: Factor = 1.0
     """Factor on the rate of every wire of the cluster, inside fast domains and between them, to see
     what faster ones would do; latencies stay."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +14,7 @@ from simulator.base.streams import open_stream
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import Calibration
 from simulator.config.cluster import ClusterSpec
-from simulator.config.deployment import DeploymentSpec
+from simulator.config.deployment import DeploymentSpec, Overlap
 from simulator.config.host import HostRates
 from simulator.config.model import ModelSpec
 from simulator.config.pruning import Pruning
@@ -49,9 +48,11 @@ class Placement:
     precision: Precision
     pruning: Pruning | None
     """Pruning of linear layers, ``None`` if they are not pruned."""
-    overlap: Literal["none", "two_batch"]
+    overlap: Overlap
     """Overlap of communication: with ``two_batch``, half a step computes while the other half's
-    tokens travel."""
+    tokens travel, and with ``shared_experts`` these compute while tokens travel to the others."""
+    exchange_chunks: int
+    """Chunks that tokens travel to experts and back in."""
     drafts: Drafts
     """Draft tokens that steps verify besides one token of each sequence."""
     experts: ExpertPlan | None

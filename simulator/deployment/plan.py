@@ -31,6 +31,7 @@ from simulator.deployment.refusals import (
     check_degraded,
     check_degraded_gpus,
     check_drafts,
+    check_overlap,
     check_pruning,
     check_rebalancing,
     check_recovery,
@@ -232,12 +233,7 @@ def _make_pool(
             f"{place}: {replicas} replicas need {replicas * layout.num_gpus} "
             f"GPUs{besides}, but {has}"
         )
-    if spec.overlap == "two_batch" and not (model.moe is not None and layout.travels):
-        raise UserError(
-            f'{place}: overlap = "two_batch" computes while tokens travel to experts, '
-            "and here none do: "
-            + (f"{model.name} is dense" if model.moe is None else "it takes attention_dp > 1")
-        )
+    check_overlap(spec, model, layout, place)
     precision = choose_precision(spec, model)
     check_pruning(spec, model, precision, loaded, place)
     check_offload(spec.offload, model, cluster, layout, precision, place)
@@ -278,6 +274,7 @@ def _make_pool(
         precision=precision,
         pruning=spec.pruning,
         overlap=spec.overlap,
+        exchange_chunks=spec.exchange_chunks,
         drafts=drafts,
         experts=experts,
         fabric=fabric,

@@ -64,13 +64,22 @@ def policy_text(policy: Policy) -> str:
     return f"{policy['kind']} ({fields})" if fields else str(policy["kind"])
 
 
+_OVERLAPS = {
+    "none": "",
+    "two_batch": ", hidden by two-batch overlap",
+    "shared_experts": ", beside shared experts",
+}
+
+
 def _dispatch_text(plan: DeploymentPlan) -> str | None:
     placement = plan.placement
     if placement.experts is None:
         return None
     if not placement.layout.travels:
         return "none: every rank has every token; partial results are summed with all-reduce"
-    overlap = "" if plan.spec.overlap == "none" else ", hidden by two-batch overlap"
+    overlap = _OVERLAPS[plan.spec.overlap]
+    if plan.spec.exchange_chunks > 1:
+        overlap += f", in {plan.spec.exchange_chunks} chunks"
     return (
         f"{policy_text(plan.spec.dispatch or {})}, {placement.precision.dispatch} "
         f"out, {placement.precision.combine} back{overlap}"

@@ -32,6 +32,28 @@ def check_sequences(replicas: int, layout: Layout, rules: Rules, place: str) -> 
         )
 
 
+def check_overlap(spec: DeploymentSpec, model: ModelSpec, layout: Layout, place: str) -> None:
+    """Refuse overlaps of computation with exchanges that are not there."""
+    keys = [f'overlap = "{spec.overlap}"'] * (spec.overlap != "none")
+    keys += [f"exchange_chunks = {spec.exchange_chunks}"] * (spec.exchange_chunks > 1)
+    if not keys:
+        return
+    if model.moe is None or not layout.travels:
+        raise UserError(
+            f"{place}: {keys[0]} computes while tokens travel to experts, and here none do: "
+            + (f"{model.name} is dense" if model.moe is None else "it takes attention_dp > 1")
+        )
+    if spec.overlap == "shared_experts" and not model.moe.num_shared_experts:
+        raise UserError(
+            f"{place}: {keys[0]} computes shared experts while tokens travel, and {model.name} has "
+            "none; leave it out"
+        )
+    if spec.overlap == "two_batch" and spec.exchange_chunks > 1:
+        raise UserError(
+            f"{place}: {keys[1]} of halves ({keys[0]}) are not simulated; leave one of them out"
+        )
+
+
 def check_drafts(
     spec: DeploymentSpec,
     layout: Layout,

@@ -31,7 +31,8 @@ _SHARES = (1.0, 1.25, 1.6, 3.0, 8.0)
 """Ratios of the fullest data-parallel rank's tokens to the mean rank's."""
 BESIDES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.4, 2.0, 4.0)
 """Ratios, with two-batch overlap, of a half's other computation in a layer with experts (mixer,
-dense blocks, all-reduces) to the time of its exchanges alone. The time left to wait for falls along
+dense blocks, all-reduces) to the time of its exchanges alone; with shared experts beside the
+dispatch, of theirs to its time. The time left to wait for falls along
 straight lines, and to nothing where there is enough to compute."""
 _DRAWN_TOKENS = 10240
 """Approximate number of tokens in all draws of an entry: many tokens average out in one draw, and
@@ -56,7 +57,7 @@ def list_entries(prices: Prices) -> tuple[Floats, Floats, int]:
         else [1.0]
     )
     totals = sorted({*_grid(prices.max_tokens * layout.attention_dp), *_edges(prices)})
-    return np.array(totals, dtype=np.float64), np.array(shares), len(_list_besides(prices))
+    return np.array(totals, dtype=np.float64), np.array(shares), len(list_besides(prices))
 
 
 def price_entry(prices: Prices, tokens_d: Ints, stream: str) -> tuple[float, Floats]:
@@ -69,11 +70,12 @@ def price_entry(prices: Prices, tokens_d: Ints, stream: str) -> tuple[float, Flo
     total, fullest = int(tokens_d.sum()), int(tokens_d.max())
     rng = prices.placement.rng(stream, total, fullest)
     places = _draw_places(prices.experts.imbalance_L, total, rng)
-    return price_experts(prices, tokens_d, places, _list_besides(prices))
+    return price_experts(prices, tokens_d, places, list_besides(prices))
 
 
-def _list_besides(prices: Prices) -> tuple[float, ...]:
-    return BESIDES if prices.halved_layers else (0.0,)
+def list_besides(prices: Prices) -> tuple[float, ...]:
+    """List the ratios that each entry has: of what is computed beside exchanges to their time."""
+    return BESIDES if prices.halved_layers or prices.hides_shared else (0.0,)
 
 
 def _edges(prices: Prices) -> list[int]:
@@ -151,8 +153,8 @@ def price_experts(
 
     Args:
         places: MoE layer, and index of the first token in its pool of recorded choices.
-        besides: with two-batch overlap, the ratios of a half's other computation in all layers to
-            the time of its exchanges alone.
+        besides: ratios of what is computed beside exchanges in all layers to their time alone
+            (:data:`BESIDES`).
 
     Returns:
         Seconds of a half's exchanges alone, and for each of ``besides`` the seconds of
@@ -168,23 +170,21 @@ def price_experts(
     loads = _measure_loads(prices, parts, steps)
     num_layers = prices.placement.model.num_moe_layers
     if is_split:
-        exchanges = [
-            exchange
-            for part in steps
-            for step in part
-            for exchange in (step.dispatch, step.combine)
-        ]
-        alone_s = (
-            sum(exchange.alone_s for exchange in exchanges)
-            / len(parts)
-            * (num_layers / len(places))
-        )
-        rows = _run_passes(
-            prices, steps, _pass_through(num_layers, len(places)), alone_s / num_layers, besides
-        )
+        passes = _pass_through(num_layers, len(places))
+        alone_s = _sum_alone(steps, ("dispatch", "combine")) / len(parts)
     else:
-        alone_s, rows = 1.0, _run_passes(prices, steps, [range(len(places))], 0.0, (0.0,))
-    return alone_s, np.hstack([rows, np.tile(loads, (len(rows), 1))])
+        passes = [range(len(places))]
+        alone_s = _sum_alone(steps, ("dispatch",)) if prices.hides_shared else 0.0
+        besides = besides if prices.hides_shared else (0.0,)
+    alone_s *= num_layers / len(places)
+    rows = _run_passes(prices, steps, passes, alone_s / num_layers, besides)
+    return alone_s or 1.0, np.hstack([rows, np.tile(loads, (len(rows), 1))])
+
+
+def _sum_alone(steps: list[list[ExpertStep]], names: tuple[str, ...]) -> float:
+    """Sum the seconds that some exchanges of each step take by themselves."""
+    exchanges = (getattr(step, name) for part in steps for step in part for name in names)
+    return float(sum(one.alone_s for one in exchanges))
 
 
 def _measure_loads(
@@ -246,14 +246,17 @@ def _pass_through(num_layers: int, num_draws: int) -> list[Sequence[int]]:
 
 
 def _expert_program(prices: Prices, steps: list[ExpertStep], beside_s: float) -> list[Operation]:
-    """Program of one MoE layer after another, each behind ``beside_s`` seconds of other work, which
-    counts as ``attention``.
+    """Program of one MoE layer after another, each behind ``beside_s`` seconds of other work, or
+    with it beside its dispatch, which counts as ``attention``.
     """
     num_ranks = prices.placement.layout.num_ranks
     program: list[Operation] = []
     for layer, step in enumerate(steps):
-        program.append(Busy("attention", layer, np.full(num_ranks, beside_s)))
-        program += expert_operations(prices, step, layer)
+        beside = Busy("attention", layer, np.full(num_ranks, beside_s))
+        if prices.hides_shared:
+            program += expert_operations(prices, step, layer, beside)
+        else:
+            program += [beside, *expert_operations(prices, step, layer)]
         if (
             not prices.placement.layout.travels
         ):  # ranks meet in the all-reduce that follows, priced elsewhere

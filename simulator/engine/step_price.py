@@ -269,7 +269,9 @@ def _price_lane(
         share = fullest * num_ranks / total_tokens
         imbalance = _expect_imbalance(table, z) if len(tokens_P) else 1.0
         state = z + fullest_class
-        _interpolate_experts(table, state, total_tokens, share, imbalance, beside / 2, row)
+        _interpolate_experts(
+            table, state, total_tokens, share, imbalance, beside / table.num_parts, row
+        )
     row[ATTENTION + 6] = collective
     row[ATTENTION + 7] = table.step_s + (table.prompt_s if prompts else 0.0)
     row[ATTENTION + 7] += sequences_s(most_sequences, table.sequence_s)
@@ -326,7 +328,7 @@ def _interpolate_experts(
     imbalance of the expected load between table entries, and in the latter beyond them.
 
     Args:
-        beside_s: what a half computes beside its experts in all layers that run in halves.
+        beside_s: what a part computes beside its exchanges in all layers.
     """
     sizes = table.sizes
     tokens_G, shares_S, at_M = (

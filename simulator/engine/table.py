@@ -16,8 +16,8 @@ from simulator.cost.compute import Rates
 from simulator.cost.kernels.context import NUM_SUMS
 from simulator.deployment.placement import Placement
 from simulator.engine.experts_table import (
-    BESIDES,
     NUM_COLUMNS,
+    list_besides,
     list_entries,
     price_entry,
     spread_tokens,
@@ -49,7 +49,10 @@ class StepTable(NamedTuple):
     """``[Z, K, T]`` seconds of all all-reduces of a step, in a group of each class."""
     halved_s: Floats
     """``[T]`` seconds of mixers, feed-forward blocks and all-reduces of the layers that two-batch
-    overlap runs in halves; 0 without it."""
+    overlap runs in halves, or of shared experts that compute beside the dispatch; 0 without
+    either."""
+    num_parts: int
+    """Parts that a step's tokens pass those layers in: two halves, or one."""
     windows: Ints
     """``[W, 2]`` window in entries of each distinct kind of attention context, for prefill and
     decode."""
@@ -84,10 +87,10 @@ class StepTable(NamedTuple):
     """``[Z, Y, P, R]`` token-expert pairs of a token of each load profile that are expected on each
     rank, in layers that stand for all; without profiles where all mixes cost the same."""
     expert_besides: Floats
-    """``[B]`` seconds that a half computes beside its experts, in ``expert_alone_s``; one entry
-    without two-batch overlap."""
+    """``[B]`` seconds that a part computes beside its exchanges, in ``expert_alone_s``; one entry
+    where nothing is hidden."""
     expert_alone_s: Floats
-    """``[Z, G, S, M]`` seconds of a half's exchanges by themselves in all layers."""
+    """``[Z, G, S, M]`` seconds of a part's exchanges by themselves in all layers."""
     expert_s: Floats
     """``[Z, G, S, M, B, 7]`` seconds of ``EXPERT_PHASES``, all layers; mean load imbalance; bytes
     of weights the mean rank reads; token-expert pairs dropped in all layers."""
@@ -212,6 +215,7 @@ def start_table(mixes: Mixes) -> StepTable:
     )
     tokens, shares, num_besides = list_entries(prices)
     entries = (len(tokens), len(shares), len(mixes.prices_M))
+    halved_blocks = (*mixers, *ffns, *reduces[:1])
     engine = placement.calibration.engine
 
     def repeat(of_state: NDArray[Any]) -> NDArray[Any]:
@@ -227,12 +231,10 @@ def start_table(mixes: Mixes) -> StepTable:
             np.stack([_layers_s(*block) for block in reduces] or [zeros] * len(first_K))
         ),
         halved_s=sum(
-            (
-                _layers_s(block_s, halved, halved)
-                for block_s, _, halved in (*mixers, *ffns, *reduces[:1])
-            ),
-            zeros,
+            (_layers_s(block_s, halved, halved) for block_s, _, halved in halved_blocks),
+            _sum_shared(prices),
         ),
+        num_parts=2 if in_halves else 1,
         windows=np.array([view[0] for view in views], dtype=np.int64).reshape(-1, 2),
         compressions=np.array([view[1] for view in views[::2]], dtype=np.int64),
         tile_rows=np.array([view[2] for view in views], dtype=np.float64).reshape(-1, 2),
@@ -251,7 +253,7 @@ def start_table(mixes: Mixes) -> StepTable:
         expert_shares=repeat(shares),
         expert_imbalances=repeat(mixes.imbalance_M),
         profile_loads=repeat(mixes.load_YPR),
-        expert_besides=np.array(BESIDES if prices.halved_layers else (0.0,)),
+        expert_besides=np.array(list_besides(prices)),
         expert_alone_s=np.ones((len(first_K), *entries)),
         expert_s=np.zeros((len(first_K), *entries, num_besides, NUM_COLUMNS)),
         is_filled=np.zeros((len(first_K), *entries), dtype=np.bool_),
@@ -281,6 +283,14 @@ def change_engine(table: StepTable, placement: Placement) -> StepTable:
     return table._replace(
         step_s=engine.step_s, sequence_s=engine.sequence_s, prompt_s=placement.prompt_s
     )
+
+
+def _sum_shared(prices: Prices) -> Floats:
+    """Sum the seconds of all layers' shared experts, where these compute beside the dispatch."""
+    found = np.zeros(prices.max_tokens + 1)
+    for name, shared_s in prices.shared_s.items() if prices.hides_shared else ():
+        found += shared_s * prices.ffn_layers[name]
+    return found
 
 
 def _layers_s(block_s: Floats, num_layers: int, num_halved: int) -> Floats:
@@ -337,6 +347,7 @@ def empty_table() -> StepTable:
         group_class=np.zeros((0, 0), dtype=np.int64),
         collective_s=np.zeros((0, 0, 0)),
         halved_s=nothing,
+        num_parts=1,
         windows=np.zeros((0, 2), dtype=np.int64),
         compressions=nothing.astype(np.int64),
         tile_rows=np.zeros((0, 2)),

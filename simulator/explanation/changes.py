@@ -19,6 +19,8 @@ _EXCHANGES = ("links", "busiest_link", "latency", "prompts")
 _WIRES = ("links", "busiest_link", "collectives", "prompts")
 _FASTER = 2.0
 """Factor on the rate of wires: one generation of NVLink or InfiniBand to the next."""
+_CHUNKS = 4
+"""Chunks of an exchange: the last one's computation, which nothing hides, is a quarter."""
 _SMALLER = 4
 """Divisor of the tokens of a step: prompts in chunks so small that the decodes beside them take
 most of the step (8,192 to 2,048, vLLM's usual values)."""
@@ -115,7 +117,14 @@ def _send_otherwise(plan: DeploymentPlan, keys: _Keys) -> Iterator[Change]:
         text = "excess tokens spilled to idle ranks"
         yield Change(text, keys.replace(spilling={"kind": "least_loaded"}), _UNEVEN)
     if plan.spec.overlap == "none":
-        yield Change("two-batch overlap", keys.replace(overlap="two_batch"), _EXCHANGES)
+        if plan.spec.exchange_chunks == 1:
+            yield Change("two-batch overlap", keys.replace(overlap="two_batch"), _EXCHANGES)
+        if plan.placement.model.moe and plan.placement.model.moe.num_shared_experts:
+            text = "shared experts beside the dispatch"
+            yield Change(text, keys.replace(overlap="shared_experts"), _EXCHANGES)
+    if plan.spec.overlap != "two_batch" and plan.spec.exchange_chunks == 1:
+        text = f"exchanges in {_CHUNKS} chunks"
+        yield Change(text, keys.replace(exchange_chunks=_CHUNKS), _EXCHANGES)
 
 
 def _split_otherwise(plan: DeploymentPlan, keys: _Keys) -> Iterator[Change]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from simulator.step.chunks import ChunkedLayer
 from simulator.step.expert_prices import ExpertStep
 from simulator.step.prices import Prices
 from simulator.step.program import Batch, Busy, Operation, PricedBatch, PricedPart, Together
@@ -66,6 +67,11 @@ def _layers(prices: Prices, part: PricedPart, layers: range) -> list[Operation]:
     ffns_s = {
         name: slow_down(np.repeat(seconds[tokens_d], tp)) for name, seconds in prices.ffn_s.items()
     }
+    shared_s = (
+        {n: slow_down(np.repeat(one[tokens_d], tp)) for n, one in prices.shared_s.items()}
+        if prices.hides_shared
+        else {}
+    )
     sums = tuple(prices.all_reduce(d, int(n)) for d, n in enumerate(tokens_d)) if tp > 1 else ()
     operations: list[Operation] = []
     for layer in layers:
@@ -75,23 +81,37 @@ def _layers(prices: Prices, part: PricedPart, layers: range) -> list[Operation]:
             operations.append(Busy("attention", layer, mixers_s[mixer]))
         if after_mixer:
             operations.append(Together("collective", layer, prices.tensor_groups, sums))
-        if ffn != "none":
+        hidden = None
+        if prices.hides_shared and model.has_experts(ffn):
+            hidden = Busy("dense", layer, shared_s[ffn])
+            operations.append(Busy("dense", layer, ffns_s[ffn] - hidden.seconds_R))
+        elif ffn != "none":
             operations.append(Busy("dense", layer, ffns_s[ffn]))
         if model.has_experts(ffn):
-            operations += expert_operations(prices, next(steps), layer)
+            operations += expert_operations(prices, next(steps), layer, hidden)
         if after_ffn:
             operations.append(Together("collective", layer, prices.tensor_groups, sums))
     return operations
 
 
-def expert_operations(prices: Prices, step: ExpertStep, layer: int) -> list[Operation]:
-    """List the operations of one layer's routed experts: dispatch, experts, combine."""
+def expert_operations(
+    prices: Prices, step: ExpertStep, layer: int, hidden: Busy | None = None
+) -> list[Operation]:
+    """List the operations of one layer's routed experts: dispatch, experts, combine.
+
+    Args:
+        hidden: computation while tokens travel to their experts.
+    """
     everyone = (prices.all_ranks,)
     busy = Busy("experts", layer, step.experts_R)
     if not prices.placement.layout.travels:
         return [busy]
     before = [] if step.pack_R is None else [Busy("experts", layer, step.pack_R)]
     behind = [] if step.unpack_R is None else [Busy("experts", layer, step.unpack_R)]
+    num_chunks = prices.placement.exchange_chunks
+    if num_chunks > 1 or hidden is not None:
+        chunked = ChunkedLayer(layer, prices.all_ranks, step, num_chunks)
+        return [*before, *chunked.list_operations(hidden), *behind]
     return [
         *before,
         Together("dispatch", layer, everyone, (step.dispatch,)),

@@ -125,6 +125,20 @@ class Prices:
         return around_s + router_s
 
     @cached_property
+    def shared_s(self) -> dict[str, NDArray[np.float64]]:
+        """Seconds of one layer's shared experts, which are a part of :attr:`ffn_s`, by block and
+        number of tokens; of blocks with routed experts.
+        """
+        placement, found = self.placement, {}
+        hidden, tp = placement.model.hidden_size, placement.layout.tp
+        for name, ffn in placement.model.ffns.items():
+            if ffn.experts is not None:
+                width = -(-ffn.inner_width // tp)
+                around_s = placement.compute.ffn_s(self._rows, hidden, width) if width else 0.0
+                found[name] = self._linears_s(ffn.experts.shared_linears(hidden)) + around_s
+        return found
+
+    @cached_property
     def head_s(self) -> NDArray[np.float64]:
         """Seconds of the output matrix by number of sequences that get a token."""
         model = self.placement.model
@@ -315,6 +329,11 @@ class Prices:
     def halved_layers(self) -> range:
         """Layers that this placement runs in halves."""
         return self.overlapped_layers if self.placement.overlap == "two_batch" else range(0)
+
+    @property
+    def hides_shared(self) -> bool:
+        """Whether shared experts compute while tokens travel to the routed ones."""
+        return self.placement.overlap == "shared_experts"
 
     def parts(self, batch: Batch) -> tuple[Batch, ...]:
         """Split a batch for the overlapped layers: the whole batch, or its halves."""

@@ -137,7 +137,7 @@ FAULTS = (
     Fault(
         "the second half of an overlapped step computes nothing beside",
         PRICE,
-        "share, imbalance, beside / 2, row",
+        "share, imbalance, beside / table.num_parts, row",
         "share, imbalance, beside, row",
     ),
     Fault(

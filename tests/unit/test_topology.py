@@ -11,6 +11,7 @@ from simulator.policies.topology.nvlink_domain import NVLinkDomain
 from simulator.policies.topology.pcie import PCIe
 from simulator.policies.topology.rails import Rails
 from simulator.policies.topology.switch import Switch
+from tests.cases import seeds
 
 
 def path(fabric, source, destination):
@@ -115,3 +116,50 @@ def test_bytes_of_a_link_are_those_of_the_messages_that_cross_it(tiny):
     np.testing.assert_allclose(
         fabric.sum_by_link(Messages.from_matrix(bytes_SR)), wanted, rtol=1e-12
     )
+
+
+def across_leaves(fabric):
+    """What each link carries when every GPU of two leaves sends each of the other leaf one byte."""
+    far = np.arange(16)[:, None] // 8 != np.arange(16) // 8
+    return fabric.sum_by_link(Messages.from_matrix(far.astype(float)))
+
+
+@seeds(0, 20)
+def test_flows_collide_on_the_uplinks_that_their_hash_says(tiny, seed):
+    """All bytes cross some uplink of either leaf; the busiest carries more than an even share, and
+    one spine as much as all.
+    """
+    cluster = tiny.cluster(16, 4)
+    even, hashed, single = (
+        LeafSpine(oversubscription=2.0, spines=spines, hash_seed=seed).wire(cluster, 16)
+        for spines in (None, 4, 1)
+    )
+    busy_s = []
+    for fabric, count in ((even, 2), (hashed, 8), (single, 2)):
+        shared = [n for n, link in enumerate(fabric.links) if link.rank < 0]
+        assert len(shared) == 2 * count
+        carried, rates = (
+            across_leaves(fabric)[shared],
+            [fabric.links[n].bytes_per_s for n in shared],
+        )
+        assert carried.reshape(4, -1).sum(axis=1) == pytest.approx([64.0] * 4)
+        busy_s.append((carried / rates).max())
+    assert busy_s[0] == pytest.approx(busy_s[2])
+    assert busy_s[0] * (1 + 1e-9) < busy_s[1] < 4 * busy_s[0]
+
+
+def test_a_flow_keeps_to_one_spine(tiny):
+    """It comes down from the spine that it went up to, and other seeds hash it elsewhere."""
+    found = []
+    for seed in (1, 2):
+        fabric = LeafSpine(spines=4, hash_seed=seed).wire(tiny.cluster(16, 4), 16)
+        names = [
+            [fabric.links[link].name for link in path]
+            for path in fabric.path_SRH[:8, 8:, 1:3].reshape(-1, 2)
+        ]
+        ups, downs = ([int(name.split()[1]) for name in ends] for ends in zip(*names, strict=True))
+        assert [up % 4 for up in ups] == [down % 4 for down in downs]
+        assert set(ups) == {0, 1, 2, 3}
+        assert set(downs) == {4, 5, 6, 7}
+        found.append(ups)
+    assert found[0] != found[1]

@@ -75,14 +75,19 @@ class MoE(FFN):
             )
         return self
 
-    def linears(self, hidden_size: int) -> tuple[Linear, ...]:
-        shared = make_linears(
+    def shared_linears(self, hidden_size: int) -> tuple[Linear, ...]:
+        """The matrices of all shared experts together."""
+        if not self.num_shared_experts:
+            return ()
+        return make_linears(
             hidden_size, self.shared_intermediate_size, self.is_gated, "shared expert"
         )
+
+    def linears(self, hidden_size: int) -> tuple[Linear, ...]:
         gate = (Linear("shared gate", hidden_size, 1, "whole"),) if self.has_shared_gate else ()
         return (
             Linear("router", hidden_size, self.num_experts, "whole"),
-            *(shared if self.num_shared_experts else ()),
+            *self.shared_linears(hidden_size),
             *gate,
         )
 

@@ -222,6 +222,7 @@ def place_block(
         precision=choose_precision(served, model),
         pruning=None,
         overlap="none",
+        exchange_chunks=1,
         drafts=Drafts(),
         experts=plan_experts(served, model, layout, rank_tokens, seed, place, folder),
         fabric=fabric,
