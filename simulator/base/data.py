@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Hashable, Iterator
 from contextvars import ContextVar
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,6 +23,7 @@ _NOUNS = {"workloads": "scenario", "workloads/requests": "workload", "workloads/
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
+@cache
 def shipped_folder() -> Path:
     """Find the folder that holds the shipped ``workloads/`` and ``cluster_configs/``."""
     inside = _PACKAGE / "_data"
@@ -32,11 +34,10 @@ def search_folders(family: str) -> list[Path]:
     """Find existing folders of ``family`` (such as ``"workloads/models"``), the user's
     own first.
     """
-    candidates = [Path.cwd() / family, shipped_folder() / family]
     found: list[Path] = []
-    for folder in candidates:
-        if folder.is_dir() and folder.resolve() not in found:
-            found.append(folder.resolve())
+    for folder in (Path.cwd() / family, shipped_folder() / family):
+        if folder.is_dir() and (real := folder.resolve()) not in found:
+            found.append(real)
     return found
 
 

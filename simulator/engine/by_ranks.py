@@ -5,20 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from itertools import pairwise
+from typing import Any, Literal
 
 import numpy as np
 import simpy
 from numpy.typing import NDArray
 from simpy.events import Event, ProcessGenerator
 
+from simulator.base.jit import jit
 from simulator.deployment.expert_plan import POOL_TOKENS
 from simulator.engine.fabric import FluidWires, Wires
 from simulator.engine.message import MessageWires
 from simulator.engine.overflow_count import OverflowCount
 from simulator.engine.pool import PoolState
 from simulator.engine.rank import StepTimes, run_step
-from simulator.engine.state import Ranks, Requests
+from simulator.engine.state import (
+    COMPUTED,
+    DOMAIN,
+    GENERATED,
+    NUM_DECODES,
+    NUM_INPUT,
+    NUM_RUNNING,
+    NUMBER,
+    TICKS,
+    Ints,
+    Ranks,
+    Requests,
+)
 from simulator.engine.step_price import ATTENTION, price_pipeline, slow_down
 from simulator.engine.taken import TakenStep, TakenSteps
 from simulator.results.tables import STEP_PHASES
@@ -46,38 +60,68 @@ class StepUnderWay:
 def read_batches(requests: Requests, ranks: Ranks) -> list[Batch]:
     """Read the formed step of a replica: one batch for each lane that has something to compute."""
     num_dp = len(ranks.free_blocks)
+    ends, sequences, is_decode, num_logits = _list_sequences(
+        requests.ints, ranks.each, ranks.running, ranks.chunk, ranks.starts
+    )
+    begins = [0, *ends.tolist()]
     found = [
-        _read_batch(requests, ranks, range(first, first + num_dp))
+        _make_batch(begins[first : first + num_dp + 1], sequences, is_decode, num_logits[first:])
         for first in range(0, len(ranks.head), num_dp)
     ]
     return [batch for batch in found if batch.tokens_d.any()]
 
 
-def _read_batch(requests: Requests, ranks: Ranks, lane: range) -> Batch:
-    new, context, decodes, logits, numbers, domains = [], [], [], [], [], []
-    for d in lane:
-        summed = int(ranks.num_decodes[d])
-        each = np.flatnonzero(ranks.chunk[d, summed : ranks.num_running[d]]) + summed
-        ids = ranks.running[d, np.append(np.arange(summed), each)]
-        numbers.append(requests.number[ids])
-        domains.append(requests.domain[ids])
-        new.append(np.append(np.ones(summed, np.int64), ranks.chunk[d, each]))
-        joined = ranks.starts[d, :summed] + ranks.ticks[d]
-        context.append(np.append(joined, requests.computed[ids[summed:]]))
-        known = requests.num_input[ids] + requests.generated[ids]
-        is_decode = (requests.generated[ids] > 0) & (context[-1] + 1 == known)
-        is_decode[:summed] = True
-        decodes.append(is_decode)
-        is_last = ~is_decode & (context[-1] + new[-1] == known)
-        logits.append(int(is_last.sum() + new[-1][is_decode].sum()))
-    return Batch(
-        tuple(new),
-        tuple(context),
-        tuple(decodes),
-        np.array(logits, dtype=np.int64),
-        tuple(numbers),
-        tuple(domains),
-    )
+def _make_batch(
+    begins: list[int], sequences: Ints, is_decode: NDArray[np.bool_], num_logits: Ints
+) -> Batch:
+    """Make the batch of a lane, whose ranks' sequences begin at the first of ``begins`` and end at
+    its last.
+    """
+    places = [slice(*ends) for ends in pairwise(begins)]
+    new, context, numbers, domains = (tuple(row[place] for place in places) for row in sequences)
+    decodes = tuple(is_decode[place] for place in places)
+    return Batch(new, context, decodes, num_logits[: len(places)], numbers, domains)
+
+
+@jit
+def _list_sequences(
+    ints: Any, each: Any, running: Any, chunk: Any, starts: Any
+) -> tuple[Ints, Ints, NDArray[np.bool_], Ints]:
+    """List the sequences of a formed step, rank after rank.
+
+    Returns:
+        Where each rank's end; new tokens, tokens in the cache, number in the trace and kind of text
+        of each; whether each decodes; and sequences of each rank that get an output token.
+    """
+    num_ranks, count = len(each), 0
+    for d in range(num_ranks):
+        count += each[d, NUM_DECODES]
+        for place in range(each[d, NUM_DECODES], each[d, NUM_RUNNING]):
+            count += chunk[d, place] != 0
+    ends, num_logits = np.empty(num_ranks, np.int64), np.zeros(num_ranks, np.int64)
+    sequences, is_decode = np.empty((4, count), np.int64), np.empty(count, np.bool_)
+    n = 0
+    for d in range(num_ranks):
+        for place in range(each[d, NUM_RUNNING]):
+            is_summed = place < each[d, NUM_DECODES]
+            new = 1 if is_summed else chunk[d, place]
+            if new == 0:
+                continue
+            row = running[d, place]
+            context = starts[d, place] + each[d, TICKS] if is_summed else ints[row, COMPUTED]
+            generated = ints[row, GENERATED]
+            known = ints[row, NUM_INPUT] + generated
+            decodes = is_summed or (generated > 0 and context + 1 == known)
+            if decodes:
+                num_logits[d] += new
+            elif context + new == known:
+                num_logits[d] += 1
+            sequences[0, n], sequences[1, n] = new, context
+            sequences[2, n], sequences[3, n] = ints[row, NUMBER], ints[row, DOMAIN]
+            is_decode[n] = decodes
+            n += 1
+        ends[d] = n
+    return ends, sequences, is_decode, num_logits
 
 
 class ByRanks:

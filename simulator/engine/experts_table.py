@@ -5,6 +5,7 @@ layers at the ``rank`` fidelity.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -124,10 +125,12 @@ def _draw_places(
     """
     count = min(max(_DRAWN_TOKENS // total, _FEWEST_DRAWS), _MOST_DRAWS)
     offsets = rng.integers(POOL_TOKENS, size=count)
-    return list(zip(_choose_layers(imbalance_L, count).tolist(), offsets.tolist(), strict=True))
+    layers = _choose_layers(tuple(imbalance_L.tolist()), count)
+    return list(zip(layers, offsets.tolist(), strict=True))
 
 
-def _choose_layers(imbalance_L: Floats, count: int) -> Ints:
+@lru_cache(maxsize=1024)
+def _choose_layers(imbalances: tuple[float, ...], count: int) -> list[int]:
     """Choose ``count`` layers that represent all of a model, some repeatedly where it has fewer.
 
     Layers differ in which experts are popular, and so in how unevenly ranks are loaded, which is
@@ -135,11 +138,12 @@ def _choose_layers(imbalance_L: Floats, count: int) -> Ints:
     spaced evenly in the order of their imbalance (systematic sampling), beginning where their mean
     imbalance is nearest to that of all layers: a dozen of DeepSeek-V3's 58 are then as good as all.
     """
-    num_layers, ranked = len(imbalance_L), np.argsort(imbalance_L, kind="stable")
+    imbalance_L, num_layers = np.array(imbalances), len(imbalances)
+    ranked = np.argsort(imbalance_L, kind="stable")
     starts = (np.arange(_STARTS) + 0.5) / _STARTS
     chosen = ranked[((np.arange(count) + starts[:, None]) * (num_layers / count)).astype(np.int64)]
     nearest = np.abs(imbalance_L[chosen].mean(axis=1) - imbalance_L.mean()).argmin()
-    return np.sort(chosen[nearest])
+    return sorted(chosen[nearest].tolist())
 
 
 def price_experts(

@@ -8,6 +8,7 @@ tokens each an exchange is 50,000 to 80,000 events.
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from heapq import heappop, heappush
 from itertools import count
 
@@ -113,7 +114,7 @@ class MessageWires:
         bytes_SR, messages, number = exchange.bytes_SR, [], next(self._numbers)
         num_parcels = max(_PARCELS, math.ceil(bytes_SR.max() / _LARGEST))
         for source in range(self.fabric.num_ranks):
-            for destination in self._order(source):
+            for destination in self._receivers[source]:
                 num_bytes = float(bytes_SR[source, destination])
                 if num_bytes:
                     path = [int(link) for link in fabric.path_SRH[source, destination] if link >= 0]
@@ -122,16 +123,20 @@ class MessageWires:
                     messages.append(self.env.process(message))
         yield self.env.all_of(messages)
 
-    def _order(self, source: int) -> list[int]:
-        """Order in which a sender serves its receivers: from its own place in its own and each
-        following node on, so that senders do not all begin with rank 0.
+    @cached_property
+    def _receivers(self) -> list[list[int]]:
+        """Receivers of each sender in the order in which it serves them: from its own place in its
+        own and each following node on, so that senders do not all begin with rank 0.
         """
         node_R = self.fabric.node_R
         nodes = [np.flatnonzero(node_R == node) for node in np.unique(node_R)]
-        own = next(n for n, ranks_P in enumerate(nodes) if source in ranks_P)
-        place = source - int(nodes[own][0])
-        turns = (np.roll(ranks_P, -place) for ranks_P in nodes[own:] + nodes[:own])
-        return [int(rank) for ranks_P in turns for rank in ranks_P if rank != source]
+        found = []
+        for source in range(self.fabric.num_ranks):
+            own = next(n for n, ranks_P in enumerate(nodes) if source in ranks_P)
+            place = source - int(nodes[own][0])
+            turns = (np.roll(ranks_P, -place) for ranks_P in nodes[own:] + nodes[:own])
+            found.append([int(rank) for ranks_P in turns for rank in ranks_P if rank != source])
+        return found
 
     def _message(
         self, number: int, path: list[int], parcels: tuple[int, float], seconds_per_byte_L: Floats

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.jit import jit
 from simulator.policies.overflow import RoutedTokens
 from simulator.policies.placement import Placed
 from simulator.policies.replica_choice import Copies, Origins, ReplicaChoicePolicy
@@ -49,13 +50,10 @@ class SlotTable:
         """Tokens of every slot, ``rows_RG`` (``G`` slots of a rank), times ``scale`` and rounded; a
         slot with any token keeps at least one.
         """
-        found_P1 = np.bincount(slot_TK.ravel() + 1, minlength=len(self.rank_P) + 1)
-        pairs_P = found_P1[1:].astype(np.float64)
-        if scale != 1.0:
-            pairs_P = np.where(pairs_P > 0, np.maximum(np.rint(pairs_P * scale), 1.0), 0.0)
-        rows_RG = np.zeros((self.num_ranks, self._num_groups))
-        rows_RG[self.rank_P, self._group_P] = pairs_P
-        return rows_RG
+        found: NDArray[np.float64] = _count_rows(
+            slot_TK, self.rank_P, self._group_P, self.num_ranks, self._num_groups, scale
+        )
+        return found
 
 
 class SlotMap(SlotTable):
@@ -140,6 +138,25 @@ class SlotMap(SlotTable):
             (tokens_P + copies_P - 1 - number_P) / copies_P
         )
         return rows_RG
+
+
+@jit
+def _count_rows(
+    slot_TK: Any, rank_P: Any, group_P: Any, num_ranks: int, num_groups: int, scale: float
+) -> Any:
+    """Tokens of every slot, at its rank and its place there."""
+    rows_RG = np.zeros((num_ranks, num_groups))
+    for t in range(slot_TK.shape[0]):
+        for k in range(slot_TK.shape[1]):
+            slot = slot_TK[t, k]
+            if slot >= 0:
+                rows_RG[rank_P[slot], group_P[slot]] += 1.0
+    if scale != 1.0:
+        for rank in range(num_ranks):
+            for group in range(num_groups):
+                if rows_RG[rank, group] > 0.0:
+                    rows_RG[rank, group] = max(np.rint(rows_RG[rank, group] * scale), 1.0)
+    return rows_RG
 
 
 def _count_up(counts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -204,7 +204,7 @@ class AlphaBetaModel:
         messages of many sizes.
         """
         size, passes = len(ranks), passes_of(name)
-        nodes = len(np.unique(self.fabric.node_R[list(ranks)]))
+        nodes = len(set(self.fabric.node_R[list(ranks)].tolist()))
         _, per_byte_L = self._ring(ranks)
         inside, between = self._kinds
         # Ring neighbours of one domain use their ports at the peak, of two domains or of two
@@ -307,7 +307,7 @@ class AlphaBetaModel:
     def _all_reduce_fits(self, ranks: tuple[int, ...]) -> list[CollectiveFit]:
         """Calibrated all-reduces: NCCL's, and inside one domain the engine's own kernel."""
         fits = [self._collective_fit(_ALL_REDUCE)]
-        in_one = len(np.unique(self.fabric.node_R[list(ranks)])) == 1
+        in_one = len(set(self.fabric.node_R[list(ranks)].tolist())) == 1
         return fits + (
             [self.calibration.collective[_CUSTOM]]
             if in_one and _CUSTOM in self.calibration.collective

@@ -58,7 +58,7 @@ class Fabric:
         """Number of ranks, ``R``."""
         return len(self.node_R)
 
-    @property
+    @cached_property
     def num_nodes(self) -> int:
         """Number of fast domains that the ranks lie in, ``N``."""
         return len(np.unique(self.node_R))
