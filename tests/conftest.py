@@ -9,11 +9,16 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 # Compiled once for all workers, for the commands that tests start, and for the next time.
 os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(__file__).parents[1] / ".numba_cache"))
+# Workers have the cores already, and threads of small products only wait for each other: with two
+# of NumPy's, tests of routing took twice the CPU time. It looks for their number when imported.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
 
 from simulator.base import plugins
 from simulator.base.data import find_file
@@ -27,7 +32,7 @@ from simulator.workload.traces import RequestTrace
 from tests.parts import change_plan
 from tests.tables import Tables
 
-pytest_plugins = ["tests.suite"]
+pytest_plugins = ["tests.suite", "tests.spent"]
 
 
 @pytest.fixture(scope="session", autouse=True)
