@@ -13,6 +13,7 @@ from rich.text import Text
 from simulator.base.text import one_line
 from simulator.cli import console
 from simulator.cli.console import Address, AllowCode, AsJson, Out, Seed, Set, Workers
+from simulator.cli.plan_training import NOTHING_MEETS, answer_training, refuse_options
 
 if TYPE_CHECKING:
     from simulator.planner.store import Store
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
 
 _RUNNERS_UP = 4
 _REASONS = 5
-NOTHING_MEETS = 3
-"""Exit status where the question was answered, and the answer is that no deployment meets the
-targets within the limits."""
 _NARROWEST = 26
 """Columns that a deployment's text must have beside the numbers; with fewer it stands above
 them."""
@@ -47,7 +45,8 @@ def plan(
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find the cheapest deployments, MoE or dense, that meet latency targets for a workload.
+    """Find the cheapest deployments, MoE or dense, that meet latency targets for a workload, or the
+    cheapest splits that train a model in so many days.
 
     Work is spread over this machine's cores with Ray, where that is installed. With --address it is
     spread over the nodes of a Ray cluster, this one among them; all must have the plan's folder,
@@ -61,7 +60,12 @@ def plan(
     from simulator.planner.store import Store
     from simulator.results.plan_sentences.traffic import tell_rate
     from simulator.scenario.question import list_routing_notes, load_question
+    from simulator.scenario.training_question import is_training_question
 
+    if is_training_question(question):
+        refuse_options(cache=cache is not None, workers=workers is not None, address=bool(address))
+        answer_training(question, out_folder, seed, overrides or [], as_json)
+        return
     loaded = load_question(question, overrides or [], seed)
     folder = out_folder or Path("reports/out") / f"{Path(loaded.where).stem}_plan"
     store = Store(cache or findings_folder())

@@ -19,6 +19,7 @@ _DATA = {
     "scenarios": "workloads",
     "plans": "workloads/plans",
     "trainings": "workloads/training",
+    "training_plans": "workloads/training_plans",
     "workloads": "workloads/requests",
     "models": "workloads/models",
     "laws": "workloads/laws",

@@ -25,6 +25,7 @@ from simulator.config.law_file import LawFile
 from simulator.config.model import load_model
 from simulator.config.routing import routing_note
 from simulator.config.workload import WorkloadSpec
+from simulator.deployment.chosen_model import choose_model
 from simulator.deployment.facts import describe_layout
 from simulator.deployment.training.memory import check_training_memory
 from simulator.deployment.training.plan import make_training_plan
@@ -32,6 +33,7 @@ from simulator.policies.contracts import make_rules, wire_cluster
 from simulator.scenario.question import list_routing_notes, load_open_requests, load_question
 from simulator.scenario.scenario import Scenario, load_scenario
 from simulator.scenario.training import load_training
+from simulator.scenario.training_question import load_training_question
 from simulator.scenario.user_table import Overrides
 from simulator.workload.requests import load_requests
 
@@ -54,7 +56,7 @@ _TELLING_KEYS = {
 }
 """The first of these keys that a file holds tells its kind."""
 
-_TABLES = ("scenario", "plan", "training")
+_TABLES = ("scenario", "plan", "training", "training plan")
 """Kinds that may be given as a table, and whose keys may be overridden."""
 _WIRED_NODES = 16
 """Nodes that a cluster's wiring is tried on: further ones are like them, and paths grow with the
@@ -122,7 +124,12 @@ def check(
 def _find_file(name: str) -> Path:
     """The file of a path, or of a shipped scenario or plan."""
     path = Path(name)
-    for family in ("workloads", "workloads/plans", "workloads/training"):
+    for family in (
+        "workloads",
+        "workloads/plans",
+        "workloads/training",
+        "workloads/training_plans",
+    ):
         if not path.is_file() and name in available_files(family):
             path = available_files(family)[name]
     return path
@@ -136,7 +143,8 @@ def _read_kind(path: Path) -> str:
 
 
 def _tell_kind(table: Mapping[str, Any]) -> str:
-    return next((kind for key, kind in _TELLING_KEYS.items() if key in table), "")
+    kind = next((kind for key, kind in _TELLING_KEYS.items() if key in table), "")
+    return "training plan" if kind == "training" and "deployments" not in table else kind
 
 
 def _check_scenario(source: Any, overrides: Overrides) -> _Found:
@@ -181,6 +189,16 @@ def _check_training(source: Any, overrides: Overrides) -> _Found:
             f"{memory.total_bytes / 1e9:,.1f} GB of each"
         )
     return _Found(", " + "; ".join(details))
+
+
+def _check_training_plan(source: Any, overrides: Overrides) -> _Found:
+    question = load_training_question(source, overrides)
+    models = [choose_model(one, question.where, question.folder) for one in question.models]
+    names = ", ".join(one.title for one in question.models)
+    return _Found(
+        f", {len(models)} models ({names}) in {question.targets.days:g} days on "
+        f"{', '.join(one.cluster for one in question.clusters)}"
+    )
 
 
 def _check_workload(path: Path, _: Overrides) -> _Found:
@@ -251,6 +269,7 @@ _CHECKS: dict[str, Callable[[Any, Overrides], _Found]] = {
     "scenario": _check_scenario,
     "plan": _check_plan,
     "training": _check_training,
+    "training plan": _check_training_plan,
     "workload": _check_workload,
     "model": _check_model,
     "law": _check_law,

@@ -122,7 +122,16 @@ def _build_training(folder: Path) -> _Page:
     return _Page(render(found), found.run["verdict"])
 
 
+def _build_training_plan(folder: Path) -> _Page:
+    from simulator.report.training_plan_page import render
+    from simulator.results.training_answer import read_training_answer
+
+    found = read_training_answer(folder)
+    return _Page(render(found), found.run["verdict"])
+
+
 _BUILDERS = {
+    "a plan of training": _build_training_plan,
     "moesim plan": _build_plan,
     "a sweep": _build_sweep,
     "moesim execute": _build_executed,

@@ -15,6 +15,7 @@ from simulator.config.engine import EngineSpec
 from simulator.config.host import HostCalibration
 from simulator.config.law_file import LawFile
 from simulator.config.model import ModelSpec
+from simulator.config.training_question import TrainingQuestion
 from simulator.config.workload import NamedWorkloadSpec
 from simulator.results.answer import Answer
 from simulator.scenario.scenario import Scenario
@@ -24,6 +25,7 @@ FILES: dict[str, type[BaseModel]] = {
     "scenario": Scenario,
     "plan": Question,
     "training": TrainingScenario,
+    "training plan": TrainingQuestion,
     "workload": NamedWorkloadSpec,
     "model": ModelSpec,
     "law": LawFile,

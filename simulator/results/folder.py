@@ -55,6 +55,7 @@ _OTHERS = {
     "build_report or moesim report shows it",
     "a sweep": "the folders in its points are runs, and build_report or moesim report shows all",
     "moesim execute": "build_report or moesim report shows it",
+    "a plan of training": "build_report or moesim report shows it",
     "a training": "build_report or moesim report shows it",
     "moesim validate": "its tables are CSV and Parquet files, and its report.html shows them",
 }

@@ -19,14 +19,18 @@ _FILE = "run.json"
 _KEY = "schema"
 _WRITERS = {"plan.json": "moesim plan", "sweep.csv": "a sweep", "scores.csv": "moesim validate"}
 """Commands other than ``moesim run``, by a file that only their folders have."""
-_TELLING_KEYS = {"machine": "moesim execute", "training": "a training"}
+_TELLING_KEYS = {
+    "machine": "moesim execute",
+    "training_question": "a plan of training",
+    "training": "a training",
+}
 """Others by a key of ``run.json``."""
 
 
 def find_writer(folder: Path) -> str:
     """Command whose results folder this is: ``moesim plan``, ``a sweep``, ``moesim validate``,
-    ``moesim execute``, whose ``run.json`` names a machine, a training, or ``moesim run`` where
-    nothing tells.
+    ``moesim execute``, whose ``run.json`` names a machine, a training or a plan of one, or
+    ``moesim run`` where nothing tells.
     """
     for file, command in _WRITERS.items():
         if (folder / file).is_file():

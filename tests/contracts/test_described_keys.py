@@ -47,6 +47,7 @@ SHIPPED = {
     "scenario": "workloads",
     "plan": "workloads/plans",
     "training": "workloads/training",
+    "training plan": "workloads/training_plans",
     "workload": "workloads/requests",
     "model": "workloads/models",
     "law": "workloads/laws",

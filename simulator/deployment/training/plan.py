@@ -136,7 +136,25 @@ def make_training_plan(
         UserError: if a name is unknown or a split is impossible, with what would do.
     """
     place = f"{where} [deployments '{spec.name}']"
-    model = choose_model(spec, place, folder)
+    return plan_model(spec, choose_model(spec, place, folder), training, seed, place, folder)
+
+
+def plan_model(
+    spec: TrainingDeployment,
+    model: ModelSpec,
+    training: TrainingSpec,
+    seed: int,
+    place: str,
+    folder: Path,
+) -> TrainingPlan:
+    """Build and check a deployment of a given model, whatever its keys name.
+
+    Args:
+        place: of the deployment, for errors.
+
+    Raises:
+        UserError: as :func:`make_training_plan`.
+    """
     cluster, accelerator = load_kind(spec.cluster, place)
     cluster = cluster.with_price(spec.price_per_gpu_hour)
     cluster = cluster.model_copy(update={"num_gpus": spec.num_gpus})

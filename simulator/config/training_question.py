@@ -1,0 +1,106 @@
+"""A plan's question about training: these models, on these machines, in so many days."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from simulator.base.errors import did_you_mean
+from simulator.base.frozen import Frozen, Policy
+from simulator.base.kinds import PolicyOf
+from simulator.base.quantities import Gpus, Price, Ratio, Seed, value_range
+from simulator.config.dtypes import DType
+from simulator.config.pairing import DenseOf, MoeOf, check_one_model, model_text
+from simulator.config.training import OptimizerSpec, TrainingSpec
+from simulator.config.user_file import UserFile
+
+Days = Annotated[float, value_range(1e-3, 3660, "days")]
+
+
+class TrainingTargets(Frozen):
+    """Limits that a training must keep."""
+
+    days: Days
+    """Most days until all tokens are trained on."""
+
+
+class TrainedModel(Frozen):
+    """A model that would do the job."""
+
+    name: str = ""
+    """Name in the answer; absent = the model's."""
+    model: str = ""
+    """Name of a model, or the path of a TOML file or a Hugging Face ``config.json``; absent =
+    ``dense_of`` or ``moe_of`` says which one is made."""
+    dense_of: DenseOf | None = None
+    """Dense counterpart of a mixture of experts, in the place of ``model``."""
+    moe_of: MoeOf | None = None
+    """Mixture of experts for a dense model, in the place of ``model``."""
+    dtype: DType = "bf16"
+    """Number format that matrix products compute in."""
+    routing: Annotated[Policy, PolicyOf("routing")] | None = None
+    """Routing policy: which experts tokens choose; absent = the model's own default."""
+
+    @model_validator(mode="after")
+    def _names_one_model(self) -> Self:
+        check_one_model(self)
+        return self
+
+    @property
+    def title(self) -> str:
+        """Name in the answer."""
+        return self.name or model_text(self)
+
+
+class TrainingCluster(Frozen):
+    """Machines that could be rented, or are there."""
+
+    cluster: str
+    """Name of a cluster file without a number of GPUs: ``h100-sxm``."""
+    max_gpus: Gpus = 1024
+    """Most GPUs of this kind."""
+    price_per_gpu_hour: Price | None = None
+    """Price of one GPU for one hour, in the cluster file's currency; absent = the cluster
+    file's."""
+
+
+class TrainingQuestion(UserFile):
+    """Input of ``moesim plan`` about training."""
+
+    name: str
+    """Name of the question; absent = the file's."""
+    seed: Seed = 0
+    """Seed of all random numbers."""
+    notes: str = ""
+    """Remarks in free text."""
+    training: TrainingSpec
+    """Batch of a step, and tokens in all."""
+    targets: TrainingTargets
+    """Limits that a training must keep."""
+    models: Annotated[tuple[TrainedModel, ...], Field(strict=False, min_length=1)]
+    """Models that would do the job."""
+    clusters: Annotated[tuple[TrainingCluster, ...], Field(strict=False, min_length=1)]
+    """Machines to train on."""
+    optimizer: OptimizerSpec = OptimizerSpec()
+    """Optimizer and the bytes that it keeps."""
+    uptime: Ratio = 1.0
+    """Share of the time that trains, failures and checkpoints taken off."""
+
+    @model_validator(mode="after")
+    def _can_be_answered(self) -> Self:
+        if self.training.total_tokens is None:
+            raise ValueError(
+                "training.total_tokens is missing: how long a training takes hangs on it"
+            )
+        titles = [one.title for one in self.models]
+        twice = sorted({title for title in titles if titles.count(title) > 1})
+        if twice:
+            raise ValueError(f"two models are called '{twice[0]}'; give each its own name")
+        quality = self.training.quality
+        if quality is not None and quality.as_good_as not in titles:
+            raise ValueError(
+                f"training.quality.as_good_as names '{quality.as_good_as}', and there is none of "
+                f"that name; {did_you_mean(quality.as_good_as, titles)}"
+            )
+        return self

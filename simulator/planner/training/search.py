@@ -1,0 +1,224 @@
+"""Search for the cheapest split that trains a model in so many days.
+
+For each model, kind of machine and number of GPUs all splits are ranked by their estimated steps;
+the fastest few that fit in memory are simulated. Splits of one number of GPUs cost by the day, so
+the fastest is the cheapest; numbers of GPUs are compared by what the whole training costs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import NamedTuple
+
+from simulator.base.errors import UserError
+from simulator.base.progress import Progress
+from simulator.config.cluster import load_kind
+from simulator.config.model import ModelSpec
+from simulator.config.training import TrainingDeployment
+from simulator.config.training_question import TrainedModel, TrainingCluster, TrainingQuestion
+from simulator.deployment.chosen_model import choose_model
+from simulator.deployment.training.memory import (
+    TrainingMemory,
+    find_room,
+    measure_memory,
+)
+from simulator.deployment.training.plan import TrainingPlan, make_training_plan, plan_model
+from simulator.deployment.training.quality import find_tokens_to_loss
+from simulator.engine.training.bands import find_band
+from simulator.engine.training.step import TrainingStep, run_training_step
+from simulator.planner.training.layer_times import (
+    LayerTimes,
+    estimate_step,
+    shorten_model,
+    time_layers,
+)
+from simulator.planner.training.space import (
+    Split,
+    describe_split,
+    find_least,
+    list_sizes,
+    list_splits,
+)
+from simulator.step.training import price_micro_batch
+
+_SEARCHING = "models and numbers of GPUs"
+_SIMULATED = 3
+"""Splits of a model on a number of GPUs that are simulated, the first ones that fit."""
+_DAY_S = 86_400.0
+
+
+class Trained(NamedTuple):
+    """A simulated split."""
+
+    deployment: TrainingDeployment
+    plan: TrainingPlan
+    step: TrainingStep
+    memory: TrainingMemory
+    imbalance: float
+    days: float
+    cost: float
+    band: tuple[float, float]
+    """Factors of the 80 % band of days and cost."""
+    tokens: float
+
+
+class Found(NamedTuple):
+    """Result of a search."""
+
+    trained: list[Trained]
+    """Simulated splits, the cheapest first."""
+    ruled_out: Counter[str]
+    """Splits that were considered and not simulated, by reason."""
+
+
+class TrainingSearch:
+    """Search over models, machines, numbers of GPUs and splits."""
+
+    def __init__(self, question: TrainingQuestion, progress: Progress) -> None:
+        self._question = question
+        self._progress = progress
+        self._times: dict[tuple[object, ...], LayerTimes] = {}
+        self._ruled_out: Counter[str] = Counter()
+
+    def run(self) -> Found:
+        """Search for all models on all machines.
+
+        Raises:
+            UserError: if a model or its machines are wrong.
+        """
+        question = self._question
+        places = [
+            (entry, offer, size)
+            for entry in question.models
+            for offer in question.clusters
+            for size in list_sizes(offer, question.where)
+        ]
+        trained: list[Trained] = []
+        for number, (entry, offer, size) in enumerate(places):
+            self._progress(_SEARCHING, number, len(places), self._tell_best(trained))
+            trained += self.simulate_best(entry, offer, size)
+        self._progress(_SEARCHING, len(places), len(places), self._tell_best(trained))
+        trained.sort(key=lambda one: (float(f"{one.cost:.6g}"), one.days))
+        return Found(trained, self._ruled_out)
+
+    def _tell_best(self, trained: list[Trained]) -> str:
+        """Tell the cheapest training so far that keeps the target; empty where none does."""
+        met = [one for one in trained if one.days <= self._question.targets.days]
+        if not met:
+            return ""
+        best = min(met, key=lambda one: one.cost)
+        return (
+            f"{best.deployment.name} on {best.deployment.num_gpus:,} GPUs, {best.days:,.1f} days, "
+            f"{best.cost:,.0f} {best.plan.cluster.currency}"
+        )
+
+    def simulate_best(
+        self, entry: TrainedModel, offer: TrainingCluster, size: int
+    ) -> list[Trained]:
+        """Simulate the fastest splits of a model on a number of GPUs that fit."""
+        question, batch = self._question, self._question.training.global_batch
+        where = question.where
+        model = choose_model(entry, where, question.folder)
+        cluster, _ = load_kind(offer.cluster, where)
+        splits = list_splits(model, cluster, size, batch)
+        if not splits:
+            self._ruled_out["a step has too few sequences for so many GPUs"] += 1
+        _, accelerator = load_kind(offer.cluster, where)
+        fitting = [one for one in splits if find_least(model, one) < accelerator.memory_bytes]
+        self._ruled_out["weights, gradients and optimizer do not fit"] += len(splits) - len(fitting)
+        ranked = sorted(fitting, key=lambda one: self._estimate(entry, offer, model, one))
+        found: dict[Split, Trained] = {}
+        for place, split in enumerate(ranked):
+            if len(found) == _SIMULATED:
+                self._ruled_out["slower than another split of as many GPUs"] += len(ranked) - place
+                break
+            # What is computed again is the least that fits.
+            alike = split._replace(recompute="none")
+            if alike in found:
+                self._ruled_out["computes more again than it must"] += 1
+                continue
+            one = self.simulate_split(entry, offer, model, split)
+            if one is None:
+                self._ruled_out["activations do not fit beside the rest"] += 1
+            else:
+                found[alike] = one
+        return list(found.values())
+
+    def _estimate(
+        self, entry: TrainedModel, offer: TrainingCluster, model: ModelSpec, split: Split
+    ) -> float:
+        key = (entry.title, offer.cluster, split.tp, split.ep, split.micro_batch, split.recompute)
+        if key not in self._times:
+            alone = split._replace(pp=1, chunks=1, num_gpus=max(split.tp, split.ep))
+            spec = describe_split(self._question, entry, offer, alone)
+            training = self._question.training
+            one = training.model_copy(
+                update={"global_batch": split.micro_batch * alone.num_gpus // split.tp}
+            )
+            place = f"{self._question.where} [models '{entry.title}']"
+            short = shorten_model(model)
+            plan = plan_model(spec, short, one, self._question.seed, place, self._question.folder)
+            self._times[key] = time_layers(plan, model)
+        return estimate_step(self._times[key], split, self._question.training.global_batch)
+
+    def simulate_split(
+        self, entry: TrainedModel, offer: TrainingCluster, model: ModelSpec, split: Split
+    ) -> Trained | None:
+        """Simulate a split; ``None`` where it does not fit in memory."""
+        question = self._question
+        spec = describe_split(question, entry, offer, split)
+        plan = make_training_plan(
+            spec, question.training, question.seed, question.where, question.folder
+        )
+        room = find_room(plan)
+        # Activations are most before the first backward passes: a few micro-batches tell.
+        few = split.pp * split.chunks * 2
+        if few < plan.num_micro_batches:
+            if measure_memory(replace(plan, num_micro_batches=few)).total_bytes > room:
+                return None
+        elif measure_memory(plan).total_bytes > room:
+            return None
+        prices = price_micro_batch(plan)
+        pairs_R = prices.pairs_R
+        imbalance = float(pairs_R.max() / pairs_R.mean()) if pairs_R.any() else 1.0
+        memory = measure_memory(plan, imbalance)
+        if memory.total_bytes > room:
+            return None
+        step = run_training_step(plan, prices)
+        tokens = self._find_tokens(model)
+        step_tokens = question.training.sequence_tokens * question.training.global_batch
+        days = tokens / step_tokens * step.step_s / _DAY_S / question.uptime
+        price = plan.cluster.price_per_gpu_hour
+        assert price is not None, "prices are looked up when the question is read"
+        cost = days * 24.0 * split.num_gpus * price
+        band = find_band(plan, step)
+        return Trained(spec, plan, step, memory, imbalance, days, cost, band, tokens)
+
+    def _find_tokens(self, model: ModelSpec) -> float:
+        """Find the tokens that a model trains on: all, or those to the loss that is asked for."""
+        question = self._question
+        total, quality = question.training.total_tokens, question.training.quality
+        assert total is not None, "a question names its tokens"
+        if quality is None:
+            return total
+        entry = next(one for one in question.models if one.title == quality.as_good_as)
+        reference = choose_model(entry, question.where, question.folder)
+        found = find_tokens_to_loss(model, reference, total, quality.law, question.where)
+        return found.tokens
+
+
+def search_training(question: TrainingQuestion, progress: Progress) -> Found:
+    """Search for the cheapest ways to train each of a question's models.
+
+    Raises:
+        UserError: if a name is wrong, or no split of any model fits.
+    """
+    found = TrainingSearch(question, progress).run()
+    if not found.trained:
+        most = max(offer.max_gpus for offer in question.clusters)
+        raise UserError(
+            f"{question.where}: none of the models fits on up to {most:,} GPUs with a batch of "
+            f"{question.training.global_batch:,} sequences; raise max_gpus or global_batch"
+        )
+    return found

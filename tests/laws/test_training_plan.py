@@ -1,0 +1,145 @@
+"""Plans of training: what is recommended starts and takes as long as said, no other split of the
+space is cheaper, and more time never costs more.
+"""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from simulator.base.errors import UserError
+from simulator.commands.plan_training import plan_training
+from simulator.commands.train import train
+from simulator.config.cluster import load_kind
+from simulator.config.model import load_model
+from simulator.planner.training.search import TrainingSearch
+from simulator.planner.training.space import list_sizes, list_splits
+from simulator.report.training_plan_page import render
+from simulator.results.training_answer import read_training_answer, write_training_answer
+from simulator.scenario.training_question import load_training_question
+
+QUESTION = {
+    "name": "test",
+    "training": {"sequence_tokens": 2048, "global_batch": 64, "total_tokens": 1e10},
+    "targets": {"days": 3},
+    "models": [{"model": "olmoe-1b-7b"}, {"model": "llama-3.1-8b"}],
+    "clusters": [{"cluster": "h100-sxm", "max_gpus": 16}],
+}
+
+
+SMALL = {
+    "models": [{"model": "olmoe-1b-7b"}],
+    "clusters": [{"cluster": "h100-sxm", "max_gpus": 8}],
+}
+
+
+def ask(**changes):
+    return plan_training(QUESTION | changes)
+
+
+@pytest.fixture(scope="module")
+def answer():
+    return ask()
+
+
+def test_what_is_recommended_starts_and_takes_as_long_as_said(answer):
+    best = answer.list_best()
+    assert best["keeps_target"].all()
+    scenario = tomllib.loads(answer.recommended)
+    rows = train(scenario).summary.set_index("deployment")
+    assert list(rows.index) == list(best["model"])
+    for row in best.to_dict("records"):
+        own = rows.loc[row["model"]]
+        for name in ("days", "cost", "mfu", "memory_bytes", "tokens_per_s_per_gpu"):
+            assert own[name] == pytest.approx(row[name], rel=1e-9)
+
+
+def test_candidates_keep_their_promises(answer):
+    rows = answer.candidates
+    assert rows["cost"].is_monotonic_increasing
+    assert (rows["keeps_target"] == (rows["days"] <= 3)).all()
+    assert (
+        rows["memory_bytes"] <= 0.95 * load_kind("h100-sxm", "test")[1].servable_memory_bytes
+    ).all()
+    assert (rows["days_low"] < rows["days"]).all()
+    assert (rows["days"] < rows["days_high"]).all()
+    assert set(rows["num_gpus"]) <= {1, 2, 4, 8, 16}
+    assert "The cheapest training in 3 days" in answer.run["verdict"]["headline"]
+    assert all(count > 0 for count in answer.run["ruled_out"].values())
+
+
+@pytest.mark.parametrize("entry", [0, 1])
+def test_no_other_split_of_as_many_gpus_is_cheaper(entry):
+    """All splits that fit are simulated, not only those that the closed form ranks first."""
+    question = load_training_question(QUESTION)
+    model_entry, offer = question.models[entry], question.clusters[0]
+    search = TrainingSearch(question, lambda *_: None)
+    model = load_model(model_entry.model, "test")
+    cluster, _ = load_kind(offer.cluster, "test")
+    found = search.simulate_best(model_entry, offer, 4)
+    splits = list_splits(model, cluster, 4, question.training.global_batch)
+    every = [search.simulate_split(model_entry, offer, model, split) for split in splits]
+    days = [one.days for one in every if one is not None]
+    assert len(days) >= 10
+    assert min(one.days for one in found) <= 1.01 * min(days)
+
+
+def test_more_time_never_costs_more():
+    costs = [
+        float(ask(targets={"days": days}, **SMALL).list_best()["cost"].min())
+        for days in (0.5, 3.0, 30.0)
+    ]
+    assert costs == sorted(costs, reverse=True)
+
+
+def test_a_deadline_that_nothing_keeps_is_answered_with_the_fastest():
+    answer = ask(targets={"days": 0.01}, **SMALL)
+    assert answer.recommended is None
+    assert not answer.candidates["keeps_target"].any()
+    assert "No model is trained in 0.01 days on up to 8 GPUs" in answer.run["verdict"]["headline"]
+
+
+def test_models_of_equal_loss_train_on_their_own_tokens():
+    training = QUESTION["training"] | {"quality": {"as_good_as": "olmoe-1b-7b"}}
+    rows = ask(training=training).list_best().set_index("model")
+    assert rows.loc["olmoe-1b-7b", "tokens"] == pytest.approx(1e10)
+    assert rows.loc["llama-3.1-8b", "tokens"] < 1e10
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"models": [{"model": "deepseek-v3"}]}, "none of the models fits on up to 16 GPUs"),
+        ({"models": [{"model": "olmoe-1b-7b"}] * 2}, "give each its own name"),
+        ({"training": {"sequence_tokens": 64, "global_batch": 8}}, "total_tokens is missing"),
+        ({"targets": {"days": 0}}, "days must be at least 0.001"),
+        ({"clusters": [{"cluster": "h100-sxm-8"}]}, "max_gpus = 8"),
+        ({"deployments": []}, "which moesim run takes"),
+    ],
+)
+def test_refusals_say_what_would_do(changes, error):
+    with pytest.raises(UserError, match=error):
+        ask(**changes)
+
+
+def test_sizes_are_parts_of_a_node_and_whole_nodes():
+    offer = load_training_question(QUESTION).clusters[0]
+    assert list_sizes(offer.model_copy(update={"max_gpus": 100}), "test") == [
+        1,
+        2,
+        4,
+        8,
+        16,
+        32,
+        64,
+    ]
+
+
+def test_the_folder_is_read_as_it_was_written(answer, tmp_path):
+    folder = Path(tmp_path) / "plan"
+    write_training_answer(answer, folder, render)
+    again = read_training_answer(folder)
+    assert again.recommended == answer.recommended
+    assert again.candidates.to_dict("records") == answer.candidates.to_dict("records")
+    assert again.run["verdict"] == answer.run["verdict"]
+    write_training_answer(again, folder, render)
