@@ -95,6 +95,9 @@ class PrefillPoolSpec(Frozen):
     handshake_s: Seconds | None = None
     """Seconds from the end of a prompt until its cache leaves; absent = as the engine's file in
     ``cluster_configs/engines`` has it."""
+    scaling: Annotated[Policy, PolicyOf("scaling")] = {"kind": "none"}
+    """Scaling policy of the pool: how many of its replicas serve at which time, whatever the
+    deployment's own says."""
     layerwise: bool = False
     """Whether each layer's cache leaves as soon as it is computed, so that only what the wires have
     not carried by the prompt's end is left (Splitwise, 4.3); if not, transfers start when the

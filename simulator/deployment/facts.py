@@ -35,6 +35,7 @@ def facts_of(plan: DeploymentPlan) -> dict[str, Any]:
         "num_gpus": plan.num_gpus,
         "replicas": sum(pool.serving.replicas for pool in plan.pools),
         "first_replicas": sum(pool.serving.first_replicas for pool in plan.pools),
+        "first_numbers": plan.list_first(),
         "layout": describe_layout(plan),
         **describe_policies(plan),
         "max_sequences": plan.serving.rules.max_sequences,

@@ -123,6 +123,17 @@ class DeploymentPlan:
             )
         return found
 
+    def list_first(self) -> list[int]:
+        """List the replicas that serve when the run begins, by their numbers among those of all
+        pools.
+        """
+        found: list[int] = []
+        first = 0
+        for pool in self.pools:
+            found += range(first, first + pool.serving.first_replicas)
+            first += pool.serving.replicas
+        return found
+
     def list_failures(self) -> list[Iterator[Change]]:
         """List the failures and recoveries of each policy, in order of time."""
         return [
@@ -167,7 +178,7 @@ def _make_pools(spec: DeploymentSpec, seed: int, place: str, folder: Path) -> De
     }
     changes |= {"prefill": None, "cluster": pool.cluster or spec.cluster}
     changes["speculation"] = {"kind": "none"}  # nothing decodes there
-    changes["rebalancing"] = changes["scaling"] = {"kind": "none"}
+    changes["rebalancing"], changes["scaling"] = {"kind": "none"}, pool.scaling
     changes["recovery"] = _choose_prefill_recovery(spec.recovery, pool.parallel)
     if (
         pool.parallel.ep or 1
@@ -294,7 +305,7 @@ def _make_pool(
     recovery: RecoveryPolicy = build("recovery", spec.recovery, f"{place} [recovery]")
     check_recovery(spec, placement, f"{place} [recovery]")
     scaling: ScalingPolicy = build("scaling", spec.scaling, f"{place} [scaling]")
-    check_scaling(scaling, replicas, spec.prefill is not None, f"{place} [scaling]")
+    check_scaling(scaling, replicas, f"{place} [scaling]")
     serving = Serving(replicas, rules, balancing, capacity, rebalancing, recovery, scaling)
     return DeploymentPlan(spec, placement, serving)
 

@@ -26,6 +26,7 @@ def describe_policies(plan: DeploymentPlan) -> dict[str, str | None]:
         "failures": "; ".join(policy_text(table) for table in spec.failures) or None,
         "recovery": policy_text(spec.recovery) if spec.failures else None,
         "scaling": _describe_unless("none", spec.scaling),
+        "prefill_scaling": _describe_unless("none", spec.prefill.scaling) if spec.prefill else None,
         "speculation": policy_text(spec.speculation) if placement.drafts.num_tokens else None,
     }
 

@@ -113,11 +113,6 @@ def check_recovery(spec: DeploymentSpec, placement: Placement, where: str) -> No
             f"{where}: ranks have from {slots_R.min()} to {slots_R.max()} slots of experts; it "
             "takes as many on each, with a num_slots that the number of ranks divides"
         )
-    if spec.rebalancing["kind"] != "none":
-        raise UserError(
-            f"{where}: experts that are rebalanced while ranks are lost are not simulated; leave "
-            'rebalancing out, or use kind = "restart"'
-        )
 
 
 def check_degraded(

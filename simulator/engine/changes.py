@@ -104,6 +104,7 @@ def stop_replica(pool: PoolState, replica: int, events: Events) -> Ints:
     clock.is_gone[:] = 1
     for array, fresh in zip(pool.ranks_of(replica), pool.fresh_ranks, strict=True):
         array[:] = fresh
+    clock.num_kept[:] = 0
     clock.num_pushed[:] = clock.num_finished
     clock.outstanding_tokens[:] = 0
     given_back: Ints = np.sort(np.concatenate(rows)) + pool.requests.first
@@ -119,6 +120,7 @@ def lose_groups(pool: PoolState, replica: int, lost_D: NDArray[np.bool_], events
     ranks, clock, requests = pool.ranks_of(replica), pool.clock_of(replica), pool.requests
     expected = _call_off(pool, replica, lost_D, events)
     kept = _lose_kept(pool, replica, lost_D, events)
+    clock.num_kept[:] -= len(kept)
     here = _lose_running(pool, replica, lost_D)
     left = np.concatenate([expected, here])
     clock.num_pushed[:] -= len(left)

@@ -26,6 +26,7 @@ from simulator.engine.sending import (
     Pool,
     clock_of,
     form_soon,
+    has_drained,
     ranks_of,
     release_next,
     send_request,
@@ -45,6 +46,7 @@ from simulator.engine.state import (
     NUM_COMING,
     NUM_FINISHED,
     NUM_INPUT,
+    NUM_KEPT,
     NUM_PUSHED,
     RESERVED,
     RESERVED_S,
@@ -97,6 +99,7 @@ def handle_hand_over(
     requests, num_first = pool.requests, len(first.clock.counts)
     if kind == LEAVES:
         pop_event(events)
+        first.clock.counts[first.balance.replica_of[request], 0, NUM_KEPT] += 1
         stage = requests.ints[request, STAGE]
         if requests.times[request, LOST_S] >= 0:
             release_sent(events, first, request, now_s)
@@ -174,7 +177,9 @@ def release_sent(events: Events, first: Pool, request: int, now_s: float) -> Non
     ranks = ranks_of(first.ranks, replica)
     release(first.requests, ranks, d % len(ranks.pools), request)
     ranks.each[d, IS_FULL] = False
-    if counts[0, NUM_PUSHED] > counts[0, NUM_FINISHED] or counts[0, NUM_COMING] > 0:
+    counts[0, NUM_KEPT] -= 1
+    has_requests = counts[0, NUM_PUSHED] > counts[0, NUM_FINISHED] or counts[0, NUM_COMING] > 0
+    if has_requests or has_drained(first.clock, replica):
         form_soon(events, first.clock, replica, replica, now_s, FORMS)
 
 

@@ -33,7 +33,7 @@ def rebalance(
         if at_s > run.until_s:
             return
         run.run_ahead(at_s)
-        if experts.is_moving(at_s):
+        if experts.is_moving(at_s) or run.replica_states.has_no_whole(place):
             continue
         drafted = pool.plan.placement.drafts.num_tokens
         load = experts.measure_load(at_s, run.log.count_tokens(place, drafted))

@@ -21,6 +21,7 @@ from simulator.deployment.shrunk_placement import shrink_placement
 from simulator.engine.by_ranks import ByRanks, Fidelity, start_ranks
 from simulator.engine.loop_state import LoopState
 from simulator.engine.shrunk import RanksLeft
+from simulator.engine.table import StepTable
 from simulator.engine.table_states import add_state, keep_usual_state
 from simulator.policies.placement import Placed
 from simulator.step.mixes import Mixes
@@ -71,6 +72,11 @@ class ReplicaStates:
     def find_left(self, place: int, replica: int) -> RanksLeft | None:
         """Find the ranks that are left of a replica; ``None`` for all."""
         return self._left.get((place, replica))
+
+    def has_no_whole(self, place: int) -> bool:
+        """Whether every replica of a pool has lost ranks."""
+        replicas = range(self._state.pools[place].num_replicas)
+        return all((place, replica) in self._left for replica in replicas)
 
     def shrink(self, place: int, replica: int, left: RanksLeft | None) -> None:
         """Let a replica go on with some of its ranks, or with all."""
@@ -129,15 +135,17 @@ class ReplicaStates:
 
     def place_experts(self, place: int, placed: Placed) -> None:
         """Keep the prices of a pool's states, which hold for any placement of experts in as many
-        slots, and add up the loads of ranks anew.
+        slots, and add up the loads of ranks anew; those of replicas that have lost ranks stay.
         """
         pool, table = self._state.pools[place], self._state.pool_at(place).table
         assert pool.profiles is not None
+        loads, load_YPR = table.profile_loads.copy(), pool.mixes.load_YPR
+        loads[_list_states(table, 0), :, :, : load_YPR.shape[2]] = load_YPR
         for key, one in self._known.items():
-            if key[0] == place:
+            if key[0] == place and one.left is None:
                 mixes = one.mixes.place(pool.profiles, placed)
                 self._known[key] = replace(one, mixes=mixes)
-        loads = np.repeat(pool.mixes.load_YPR[None], len(table.sizes), axis=0)
+                loads[_list_states(table, one.number), :, :, : load_YPR.shape[2]] = load_YPR
         self._state.use_table(place, table._replace(profile_loads=loads))
         self._use_again(place)
 
@@ -150,7 +158,9 @@ class ReplicaStates:
         self._use_again(place)
 
     def list_placements(self, place: int) -> dict[int, Placement]:
-        """List the placements of a pool's experts on links as fast as each replica has them."""
+        """List the placements of a pool's experts on links as fast as each replica has them, of
+        replicas with all of their ranks, as long as there are any.
+        """
         pool = self._state.pools[place]
         known: dict[Condition | None, Placement] = {None: pool.plan.placement}
         found = {}
@@ -159,7 +169,8 @@ class ReplicaStates:
             if condition is not None and condition not in known:
                 known[condition] = degrade_placement(pool.plan, condition)
             found[replica] = known[condition]
-        return found
+        whole = {one: own for one, own in found.items() if (place, one) not in self._left}
+        return whole or found
 
     def _use_again(self, place: int) -> None:
         for of_place, replica in list(self._priced):
@@ -221,3 +232,8 @@ class ReplicaStates:
         if left is None:  # nothing moves between ranks that are left
             made.find_wires = usual.find_wires
         return made
+
+
+def _list_states(table: StepTable, number: int) -> slice:
+    """List the states of a table that begin with one: of each class of groups."""
+    return slice(number, number + int(table.group_class[number].max()) + 1)

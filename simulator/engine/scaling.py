@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
@@ -10,6 +12,7 @@ from simpy.events import ProcessGenerator
 from simulator.engine.changes import Changed, Kind
 from simulator.engine.failing import Failing
 from simulator.engine.instants import AGAIN, CHANGE
+from simulator.engine.loop_state import LoopState
 from simulator.engine.run import Run
 from simulator.engine.sending import has_drained
 from simulator.policies.contracts import list_looks
@@ -18,15 +21,19 @@ from simulator.policies.scaling_contracts import decide_replicas
 
 
 class Scaling:
-    """Replicas of the first pool, as the deployment's scaling policy has them.
+    """Replicas of one pool, as its scaling policy has them.
 
     A replica that is held starts, serves, or has stopped and waits for repair; or it drains.
     """
 
-    def __init__(self, run: Run, failing: Failing) -> None:
-        """Begin with as many replicas as the policy begins with."""
-        self._run, self._failing = run, failing
-        self._pool = run.state.pools[0]
+    def __init__(self, run: Run, failing: Failing, place: int) -> None:
+        """Begin with as many replicas as the policy begins with.
+
+        Args:
+            place: of the pool.
+        """
+        self._run, self._failing, self._place = run, failing, place
+        self._pool = run.state.pools[place]
         serving = self._pool.plan.serving
         self._policy, self._most = serving.scaling, serving.replicas
         self._wanted = serving.first_replicas
@@ -91,7 +98,7 @@ class Scaling:
         while len(self._launched) > self._wanted:
             self._drain(self._choose_surplus(), at_s)
         if not self._pool.is_balanced:
-            self._run.state.balance_again(0)
+            self._run.state.balance_again(self._place)
             self._run.look_soon()
 
     def _list_free(self) -> list[int]:
@@ -102,8 +109,8 @@ class Scaling:
             for replica in range(self._most)
             if replica not in self._launched
             and not is_draining[replica, 0]
-            and not self._failing.is_broken(0, replica)
-            and not self._failing.is_announced(0, replica)
+            and not self._failing.is_broken(self._place, replica)
+            and not self._failing.is_announced(self._place, replica)
         ]
 
     def _count(self) -> int:
@@ -118,11 +125,11 @@ class Scaling:
         """Whether a replica has stopped, or will not start, since GPUs of it have failed; or will
         stop, as was announced.
         """
-        if self._failing.is_announced(0, replica):
+        if self._failing.is_announced(self._place, replica):
             return True
         is_gone = bool(self._pool.clock.is_gone[replica, 0])
         is_starting = not self._pool.is_ready[replica]
-        return is_gone and not (is_starting and not self._failing.is_broken(0, replica))
+        return is_gone and not (is_starting and not self._failing.is_broken(self._place, replica))
 
     def _choose_surplus(self) -> int:
         """Choose a replica to leave: one that has failed, else one that starts, else the one that
@@ -143,7 +150,7 @@ class Scaling:
         self._note("launches", replica, at_s, num_gpus, serves_s)
         if serves_s == at_s:
             self._pool.is_ready[replica] = True
-            self._failing.begin(0, replica, at_s)
+            self._failing.begin(self._place, replica, at_s)
         else:
             start = self._start_later(replica, self._num_launches, serves_s)
             self._run.instants.env.process(start)
@@ -155,16 +162,16 @@ class Scaling:
             return
         self._run.run_ahead(at_s)
         self._pool.is_ready[replica] = True
-        if self._failing.is_broken(0, replica):
+        if self._failing.is_broken(self._place, replica):
             self._note("stops", replica, at_s, 0, at_s)
         else:
-            self._failing.begin(0, replica, at_s)
+            self._failing.begin(self._place, replica, at_s)
         self.adjust_soon()
 
     def _drain(self, replica: int, at_s: float) -> None:
         """Send a replica no more requests; one without any leaves at once."""
         del self._launched[replica]
-        self._failing.keep_drained(0, replica)
+        self._failing.keep_drained(self._place, replica)
         clock = self._pool.clock
         if clock.is_gone[replica, 0]:
             self._leave(replica, at_s)
@@ -190,10 +197,25 @@ class Scaling:
     def _leave(self, replica: int, at_s: float) -> None:
         """Give the GPUs of a replica without requests back."""
         self._pool.is_ready[replica], self._pool.clock.is_draining[replica] = False, 0
-        self._failing.stop(0, replica)
+        self._failing.stop(self._place, replica)
         self._note("leaves", replica, at_s, 0, at_s)
 
     def _note(self, kind: Kind, replica: int, at_s: float, num_gpus: int, serves_s: float) -> None:
         nothing = {replica: np.zeros(0, dtype=np.int64)}
-        name = self._run.state.names[0]
+        name = self._run.state.names[self._place]
         self._failing.changed.append(Changed(at_s, name, kind, nothing, num_gpus, serves_s))
+
+
+def leave_drained(scaling: Mapping[int, Scaling], state: LoopState) -> float:
+    """Let the replica that the loop has stopped for leave, where its pool scales. Returns the time
+    at which it has drained, infinity where the pool does not.
+
+    Args:
+        scaling: of the pools that scale, by their places.
+    """
+    place, replica = state.find_replica(int(state.feed.asks[0]))
+    if place not in scaling:
+        return math.inf
+    at_s = float(state.feed.stopped_s[0])
+    scaling[place].leave_at(at_s, replica)
+    return at_s

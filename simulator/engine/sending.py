@@ -20,6 +20,7 @@ from simulator.engine.state import (
     NUM_COMING,
     NUM_FINISHED,
     NUM_INPUT,
+    NUM_KEPT,
     NUM_OUTPUT,
     NUM_PUSHED,
     OUTSTANDING_TOKENS,
@@ -148,11 +149,12 @@ def _choose(balance: Balance, clock: Clock, feed: Feed) -> int:
 
 @jit_inner
 def has_drained(clock: Clock, replica: int) -> bool:
-    """Whether a draining replica has no request left."""
+    """Whether a draining replica has no request left, and no cache that another pool needs."""
     counts = clock.counts[replica, 0]
     return bool(
         counts[IS_DRAINING]
         and counts[NUM_COMING] == 0
+        and counts[NUM_KEPT] == 0
         and counts[NUM_PUSHED] == counts[NUM_FINISHED]
     )
 

@@ -9,9 +9,9 @@ from simulator.engine.state import (
     IS_LOST,
     LAST_IN_LINE,
     LAST_RESERVED,
-    LOOK_STEPS,
     NEVER,
     NEWER,
+    NUM_KEPT,
     NUMBER,
     RAN_OUT,
     RESERVED_S,
@@ -99,7 +99,7 @@ def start_ranks(
 def start_clock() -> Clock:
     """Make the clock of an idle replica."""
     clock = Clock(
-        np.zeros((1, LOOK_STEPS + 1), dtype=np.int64), np.zeros(NUM_GAP_BINS, dtype=np.int64)
+        np.zeros((1, NUM_KEPT + 1), dtype=np.int64), np.zeros(NUM_GAP_BINS, dtype=np.int64)
     )
     clock.first_coming[:] = clock.last_coming[:] = -1
     clock.look_steps[:] = NEVER

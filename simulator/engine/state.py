@@ -104,7 +104,8 @@ is about to; blocks are reserved for its cache, which is in transfer or not comp
     PRICE_STATE,
     IS_DRAINING,
     LOOK_STEPS,
-) = range(17)
+    NUM_KEPT,
+) = range(18)
 """Integer columns of a replica's clock."""
 
 
@@ -366,3 +367,5 @@ class Clock(_ClockArrays):
     """Whether the replica finishes the requests that it has and gets no others."""
     look_steps = Column("counts", LOOK_STEPS)
     """Steps after which somebody looks at the replica."""
+    num_kept = Column("counts", NUM_KEPT)
+    """Computed prompts of a prefill replica whose caches have not arrived elsewhere yet."""

@@ -54,7 +54,7 @@ from simulator.engine.replicas import (
     run_ahead,
 )
 from simulator.engine.request_rows import read_requests
-from simulator.engine.scaling import Scaling
+from simulator.engine.scaling import Scaling, leave_drained
 from simulator.engine.sending import form_soon
 from simulator.engine.served import Rows, Served
 from simulator.engine.shared_wires import SharedWires
@@ -171,9 +171,11 @@ class _Timeline:
         self.replica_states = ReplicaStates(state, self._by_ranks, fidelity)
         self.step_looks = StepLooks(state, self.instants)
         self._failing = Failing(self)
-        serving = state.pools[0].plan.serving
-        is_scaled = scales(serving.scaling, serving.replicas)
-        self._scaling = Scaling(self, self._failing) if is_scaled else None
+        self._scaling = {
+            place: Scaling(self, self._failing, place)
+            for place, pool in enumerate(state.pools)
+            if scales(pool.plan.serving.scaling, pool.num_replicas)
+        }
         self.rebalances: list[ExpertsMoved] = []
         self.audits = [Audit(n, one, self.replica_states) for n, one in enumerate(state.pools)]
         self.until_s = math.inf
@@ -200,8 +202,8 @@ class _Timeline:
                 kept = self.replica_states, fill, self.rebalances
                 experts = MovingExperts(self.state, place, by_ranks, *kept)
                 self._env.process(rebalance(self, place, experts, chain([first_s], looks)))
-        if self._scaling is not None:
-            self._env.process(self._scaling.follow())
+        for scaling in self._scaling.values():
+            self._env.process(scaling.follow())
         if self._by_ranks:
             self._look_at(0.0)
         while not self.state.is_done:
@@ -244,9 +246,9 @@ class _Timeline:
 
     def pause_all(self, place: int, seconds: float) -> list[Process]:
         """Pause all replicas of a pool while their experts move."""
-        pool = self.state.pools[place]
-        pool.clock.is_paused[:] += 1
-        return [self._env.process(self.pause(place, r, seconds)) for r in range(pool.num_replicas)]
+        moving = list(self.replica_states.list_placements(place))
+        self.state.pools[place].clock.is_paused[moving] += 1
+        return [self._env.process(self.pause(place, replica, seconds)) for replica in moving]
 
     def pause(self, place: int, replica: int, seconds: float) -> ProcessGenerator:
         """Keep a replica from forming steps for a while, behind its step in flight: until when."""
@@ -299,9 +301,8 @@ class _Timeline:
                 continue
             if why == USED_UP:
                 self._move_window()
-            if why == DRAINED and self._scaling is not None:
-                until_s = min(until_s, float(state.feed.stopped_s[0]))
-                self._scaling.leave_at(until_s, int(state.feed.asks[0]))
+            if why == DRAINED:
+                until_s = min(until_s, leave_drained(self._scaling, state))
             if why == LOOKS:
                 until_s = min(until_s, self.step_looks.reach())
             if why == PRICE_WANTED:
@@ -377,8 +378,8 @@ class _Timeline:
 
     def scale_soon(self) -> None:
         """Launch and drain replicas at this instant once all has changed."""
-        if self._scaling is not None:
-            self._scaling.adjust_soon()
+        for scaling in self._scaling.values():
+            scaling.adjust_soon()
 
     def look_soon(self) -> None:
         """Go on at this instant once all has changed."""

@@ -38,21 +38,16 @@ def scales(policy: ScalingPolicy, most: int) -> bool:
     return begin_scaling(policy, most) < most or next(list_looks(policy), None) is not None
 
 
-def check_scaling(policy: ScalingPolicy, most: int, has_prefill: bool, where: str) -> None:
-    """Refuse scaling that is not simulated, or asks for replicas that there are not.
+def check_scaling(policy: ScalingPolicy, most: int, where: str) -> None:
+    """Refuse scaling that asks for replicas that there are not.
 
     Args:
-        has_prefill: whether a pool of its own computes the prompts.
         where: place of the policy, for errors.
     """
     try:
-        is_scaled = scales(policy, most)
+        scales(policy, most)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    if is_scaled and has_prefill:
-        raise UserError(
-            f"{where}: scaling with a prefill pool is not simulated; leave scaling or prefill out"
-        )
 
 
 def _explain_count(most: int) -> Any:

@@ -52,7 +52,7 @@ def list_spans(
     own = range(first, first + pool.serving.replicas)
     since_s = dict.fromkeys(own[: pool.serving.first_replicas], 0.0)
     for change in changes:
-        for replica in change.replicas:
+        for replica in sorted({*change.replicas} & {*own}):
             if change.kind == "launches":
                 since_s[replica] = min(change.at_s, duration_s)
             elif change.kind == "leaves":

@@ -50,7 +50,8 @@ def list_held(facts: dict[str, Any]) -> list[tuple[float, int, int]]:
     changes = facts.get("changes") or []
     num_gpus = facts["num_gpus"] // facts["replicas"]
     first = facts.get("first_replicas", facts["replicas"])
-    held, serving = set(range(first)), dict.fromkeys(range(first), num_gpus)
+    numbers = facts.get("first_numbers", range(first))
+    held, serving = set(numbers), dict.fromkeys(numbers, num_gpus)
     found = [(0.0, first, first)]
     events = [(change["at_s"], change, change["num_gpus"]) for change in changes]
     # A launched replica serves later, unless it has left or failed until then.

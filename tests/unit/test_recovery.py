@@ -119,10 +119,6 @@ def test_a_run_says_which_gpus_went_on_and_since_when(tmp_path):
         ('recovery = { kind = "elastic", detection_s = -1.0 }', "detection_s must be at least 0"),
         ('recovery = { kind = "restart", requests = "drop" }', "'resume', 'retry' or 'lose'"),
         ('recovery = { kind = "elastc" }', "elastic"),
-        (
-            'recovery = { kind = "elastic" }\nrebalancing = { kind = "periodic" }',
-            "leave rebalancing out",
-        ),
     ],
 )
 def test_what_is_not_simulated_is_refused_with_what_is(tmp_path, more, said):

@@ -76,17 +76,16 @@ def test_a_schedule_goes_by_the_clock():
 
 
 @pytest.mark.parametrize(
-    ("table", "has_prefill", "said"),
+    ("table", "said"),
     [
-        ({"kind": "schedule", "changes": [{"at_s": 1, "replicas": 9}]}, False, "9 replicas"),
-        ({"kind": "target_load", "target": 1.0, "max_replicas": 9}, False, r"max_replicas \(9\)"),
-        ({"kind": "target_load", "target": 1.0, "min_replicas": 9}, False, r"min_replicas \(9\)"),
-        ({"kind": "target_load", "target": 1.0}, True, "prefill pool is not simulated"),
+        ({"kind": "schedule", "changes": [{"at_s": 1, "replicas": 9}]}, "9 replicas"),
+        ({"kind": "target_load", "target": 1.0, "max_replicas": 9}, r"max_replicas \(9\)"),
+        ({"kind": "target_load", "target": 1.0, "min_replicas": 9}, r"min_replicas \(9\)"),
     ],
 )
-def test_what_there_cannot_be_is_refused(table, has_prefill, said):
+def test_what_there_cannot_be_is_refused(table, said):
     with pytest.raises(UserError, match=f"here: .*{said}"):
-        check_scaling(build("scaling", table, "test"), 4, has_prefill, "here")
+        check_scaling(build("scaling", table, "test"), 4, "here")
 
 
 @pytest.mark.parametrize(
