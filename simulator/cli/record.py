@@ -39,7 +39,7 @@ def train(
     target: Target,
     text: Text = None,
     minutes: Annotated[
-        float | None, typer.Option(metavar="M", help="How long the run may take; by default 2.")
+        float | None, typer.Option(metavar="M", help="How long the run may take; by default 5.")
     ] = None,
     steps: Annotated[
         int | None,
@@ -53,10 +53,14 @@ def train(
         ),
     ] = None,
     seed: Seed = None,
+    seeds: Annotated[
+        int,
+        typer.Option(metavar="N", help="Trainings of each model, from --seed on; for the bands."),
+    ] = 3,
     as_json: AsJson = False,
 ) -> None:
     """Train a small mixture of experts beside dense twins, record its choices, and say which
-    learned faster.
+    learned faster: a tuned learning rate for each, and bands over several seeds.
     """
     if minutes is not None and steps is not None:
         raise UserError("--minutes and --steps: give one of them")
@@ -68,14 +72,20 @@ def train(
     if weights is not None:
         _check_suffix(weights, ".safetensors")
         files["weights"] = weights
-    from simulator.commands.record_trace import train_and_record, write_training
+    from simulator.commands.record_training import train_and_record, write_training
 
     with ExitStack() as stack:
         # All files or none: each is renamed to its name when all are written.
         partial = {what: stack.enter_context(whole_file(file)) for what, file in files.items()}
         with console.progress("steps", "reading text") as tick:
+            first = seed or 0
             made = train_and_record(
-                text, 2.0 if minutes is None else minutes, steps, tokens, seed or 0, tick
+                text,
+                5.0 if minutes is None else minutes,
+                steps,
+                tokens,
+                range(first, first + seeds),
+                tick,
             )
             tick("recording, and writing the page", 0, None)
             write_training(made, target, partial)
@@ -169,25 +179,31 @@ def _print_training(made: Any) -> None:
         "",
         "parameters",
         "active",
+        "learning rate",
         "a step",
         "loss, same tokens",
         "loss, same time",
+        "above the mixture",
         "at the mixture's loss after",
     )
     cells = [head]
     steps = max(int(made.curve.loc[made.curve["model"] == made.outcomes[0].model, "step"].max()), 1)
     for row in made.outcomes:
         reached = (
-            "not reached" if row.seconds_to_moe_loss is None else f"{row.seconds_to_moe_loss:.1f} s"
+            f"in {row.num_reached} of {row.num_seeds} seeds"
+            if row.seconds_to_moe_loss is None
+            else f"{row.seconds_to_moe_loss:.1f} s"
         )
         counts = (
             f"{row.num_parameters:,}",
             f"{row.num_active_parameters:,}",
+            f"{row.learning_rate:g}",
             f"{1e3 * row.seconds / steps:.0f} ms",
         )
         losses = (
             f"{row.held_out_loss:.3f} in {row.seconds:.1f} s",
             f"{row.same_time_loss:.3f} with {row.same_time_tokens:,}",
+            row.same_time_above_moe.text,
         )
         cells.append((row.model, *counts, *losses, reached))
     console.print_table(cells)

@@ -1,6 +1,6 @@
 """A training small enough for seconds: its models, its recipe and the words of its text."""
 
-from simulator.commands.record_trace import TrainedRecording, train_and_record
+from simulator.commands.record_training import TrainedRecording, train_and_record
 from simulator.runtime.recording.models import Shape
 from simulator.runtime.recording.training import Recipe
 
@@ -22,5 +22,8 @@ WORDS = {
 }
 
 
-def trained(text, seed=3) -> TrainedRecording:
-    return train_and_record(text, 1.0, STEPS, 400, seed, lambda *_: None, SHAPE, RECIPE)
+SEEDS = range(3, 5)
+
+
+def trained(text, seeds=SEEDS) -> TrainedRecording:
+    return train_and_record(text, 1.0, STEPS, 400, seeds, lambda *_: None, SHAPE, RECIPE)

@@ -1,6 +1,7 @@
 """Recordings made here: trained models, their twins, and the files that a training leaves."""
 
 import html
+import signal
 import tomllib
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from simulator.base import plugins
 from simulator.base.errors import UserError
 from simulator.base.frozen import validate
 from simulator.commands.check import check as check_file
-from simulator.commands.record_trace import train_and_record, write_training
+from simulator.commands.record_training import train_and_record, write_training
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.model import load_model
 from simulator.deployment.plan import make_plan
@@ -29,7 +30,8 @@ from simulator.runtime.recording.models import MOE, SAME_ACTIVE, SAME_TOTAL, Sha
 from simulator.runtime.recording.trace_file import write_recording
 from simulator.runtime.recording.training import balance_loss
 from tests.report.pages import payload_of
-from tests.runtime.small_training import RECIPE, SHAPE, STEPS, WORDS, trained
+from tests.runtime.processes import PATIENCE_S, start_moesim
+from tests.runtime.small_training import RECIPE, SEEDS, SHAPE, STEPS, WORDS, trained
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,9 @@ def files(made, tmp_path_factory):
 
 @pytest.mark.parametrize("name", [MOE, SAME_TOTAL, SAME_ACTIVE])
 def test_loss_falls_on_the_same_tokens(made, name):
-    curve = made.curve[(made.curve["model"] == name) & (made.curve["run"] == SAME_TOKENS)]
+    run = made.curve[(made.curve["model"] == name) & (made.curve["run"] == SAME_TOKENS)]
+    assert run["seed"].unique().tolist() == list(SEEDS)
+    curve = run[run["seed"] == SEEDS[0]]
     assert curve["step"].tolist() == [0, 13, 27, 40]
     assert curve["tokens"].tolist() == [step * 128 for step in curve["step"]]
     assert curve["held_out_loss"].is_monotonic_decreasing
@@ -72,11 +76,13 @@ def test_dense_models_are_trained_anew_for_the_time_of_the_mixture(made):
         own = again[again["model"] == row.model]
         assert abs(own["seconds"].iloc[-1] - moe.seconds) <= step_s[row.model] / 2 + 1e-9
         assert own["tokens"].iloc[-1] == row.same_time_tokens
-        assert own["held_out_loss"].iloc[-1] == pytest.approx(row.same_time_loss)
+        ends = own.groupby("seed")["held_out_loss"].last()
+        assert ends.mean() == pytest.approx(row.same_time_loss)
         assert row.same_time_loss < own["held_out_loss"].iloc[0]
+        assert row.num_seeds == len(SEEDS)
         assert row.same_time_loss - moe.held_out_loss == pytest.approx(row.same_time_above_moe.loss)
     # Until their learning rates part, both runs of a model are one: the same start and batches.
-    first = made.curve[made.curve["step"] == 0].groupby("model")["held_out_loss"]
+    first = made.curve[made.curve["step"] == 0].groupby(["model", "seed"])["held_out_loss"]
     assert (first.nunique() == 1).all()
 
 
@@ -153,7 +159,7 @@ def test_the_same_seed_gives_the_same_recording_and_another_seed_another(made, t
     for name, recording in (
         ("a.npz", made),
         ("b.npz", trained(text)),
-        ("c.npz", trained(text, seed=4)),
+        ("c.npz", trained(text, range(4, 5))),
     ):
         write_recording(recording.recording, tmp_path / name)
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
@@ -175,7 +181,7 @@ def test_the_page_says_the_result_and_fetches_nothing(files, made):
 def test_unusable_folders_are_refused(tmp_path):
     def refused(folder):
         with pytest.raises(UserError) as caught:
-            train_and_record(folder, 1.0, 1, 100, 0, lambda *_: None, SHAPE, RECIPE)
+            train_and_record(folder, 1.0, 1, 100, range(1), lambda *_: None, SHAPE, RECIPE)
         return str(caught.value)
 
     (tmp_path / "empty").mkdir()
@@ -193,6 +199,7 @@ def test_unusable_folders_are_refused(tmp_path):
         ({"steps": 0}, "--steps 0"),
         ({"steps": None, "minutes": -1.0}, "--minutes -1"),
         ({"tokens": 0}, "--tokens 0"),
+        ({"seeds": range(0)}, "--seeds 0"),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(text, changes, message):
@@ -201,7 +208,7 @@ def test_numbers_that_make_no_sense_are_refused(text, changes, message):
         "minutes": 1.0,
         "steps": 1,
         "tokens": 100,
-        "seed": 0,
+        "seeds": range(1),
         "tick": lambda *_: None,
     } | changes
     with pytest.raises(UserError, match=message):
@@ -244,3 +251,20 @@ def test_a_shipped_scenario_can_name_the_shipped_recording():
             "moesim 0.1.0 trace record train --steps 400 --tokens 8192 --seed 1"
         )
         assert len(set(recorded["domain"].tolist())) == 8
+
+
+def test_stopped_it_leaves_nothing_and_may_be_run_again(text, tmp_path):
+    """Ctrl-C while learning rates are tried; then the whole run, twice over one file."""
+    arguments = ["trace", "record", "train", "r.npz", "--text", str(text), "--tokens", "256"]
+    stopped = start_moesim(tmp_path, *arguments, "--steps", "4000")
+    lines = iter(stopped.stderr.readline, "")
+    assert any("learning rates" in line for line in lines)
+    stopped.send_signal(signal.SIGINT)
+    assert "stopped; nothing was written" in stopped.communicate(timeout=PATIENCE_S)[1]
+    assert stopped.returncode == 130
+    assert list(tmp_path.iterdir()) == []
+    for _ in range(2):
+        again = start_moesim(tmp_path, *arguments, "--steps", "1", "--seeds", "1")
+        assert "wrote r.npz" in again.communicate(timeout=PATIENCE_S)[1]
+        names = {path.name for path in tmp_path.iterdir()}
+        assert names == {"r.npz", "r.csv", "r.html", "r.toml"}

@@ -1,18 +1,44 @@
-"""The words about a mixture of experts beside its dense twins follow the losses."""
+"""Comparisons of a mixture of experts with its dense twins over seeds, and the words on them."""
 
+import numpy as np
+import pandas as pd
 import pytest
+from scipy import stats
 
 pytest.importorskip("torch", reason="recording needs PyTorch")
 
-from simulator.runtime.recording.comparison import Above, Outcome, findings, headline
-from simulator.runtime.recording.models import MOE, SAME_ACTIVE, SAME_TOTAL
+from simulator.runtime.recording.comparison import (
+    SAME_TIME,
+    SAME_TOKENS,
+    Above,
+    Outcome,
+    TimeRatio,
+    compare_models,
+    headline,
+    list_findings,
+)
+from simulator.runtime.recording.models import MOE, SAME_ACTIVE, SAME_TOTAL, Shape, three_models
 
 
-def outcome(model, seconds, same_tokens, same_time, reached=None):
-    """Losses beside a mixture that ends at 2.0; differences have a standard error of 0.01."""
-    above = (Above(same_tokens - 2.0, 0.01), Above(same_time - 2.0, 0.01))
+def outcome(model, seconds, same_tokens, same_time, reached=None, num_reached=0):
+    """Losses beside a mixture that ends at 2.0; their bands are 0.02 wide to each side."""
     return Outcome(
-        model, 4, 2, 1000, seconds, 1.9, same_tokens, above[0], 500, same_time, above[1], reached
+        model=model,
+        num_parameters=4,
+        num_active_parameters=2,
+        learning_rate=3e-3,
+        tokens=1000,
+        seconds=seconds,
+        train_loss=1.9,
+        held_out_loss=same_tokens,
+        above_moe=Above(same_tokens - 2.0, 0.02),
+        same_time_tokens=500,
+        same_time_loss=same_time,
+        same_time_above_moe=Above(same_time - 2.0, 0.02),
+        num_seeds=3,
+        num_reached=3 if reached else num_reached,
+        seconds_to_moe_loss=reached,
+        time_to_moe_loss=TimeRatio(reached / 10.0, 0.9, 3.0) if reached else None,
     )
 
 
@@ -25,18 +51,19 @@ def test_the_headline_and_findings_follow_the_numbers():
         "nats a byte; in the same time the dense model of the same total size reached 2.50 and "
         "the one of the same active size 2.05: the mixture of experts learned fastest."
     )
-    said = findings(rows)
-    assert (
-        said[0] == "The dense model of the same total size needed 25 s to reach the mixture's loss."
+    said = list_findings(rows)
+    assert said[0] == (
+        "The dense model of the same total size needed 25 s to reach the mixture's loss, "
+        "2.50 times as long as the mixture (0.90 to 3.00, 95 % band)."
     )
     assert said[1].startswith(
         "The dense model of the same active size did not reach the mixture's loss in any run"
     )
     assert (
-        "same total size 0.100 ± 0.010 below it and the dense model of the same active size 0.100 ± 0.010 above it"
-        in said[2]
+        "same total size 0.100 ± 0.020 below it and the dense model of the same active size 0.100 ± 0.020 above it"
+        in said[3]
     )
-    assert "3.00 times as long for the dense model of the same total size and 0.80 times" in said[3]
+    assert "3.00 times as long for the dense model of the same total size and 0.80 times" in said[4]
     assert headline([moe, total, outcome(SAME_ACTIVE, 8.0, 2.1, 1.9)]).endswith(
         "the dense model of the same active size learned fastest."
     )
@@ -45,6 +72,76 @@ def test_the_headline_and_findings_follow_the_numbers():
             [moe, total, outcome(SAME_ACTIVE, 8.0, 2.01, level)]
         )
     assert (
-        "level with it (0.010 ± 0.010 apart)"
-        in findings([moe, total, outcome(SAME_ACTIVE, 8.0, 2.01, 2.0)])[2]
+        "level with it (0.010 ± 0.020 apart)"
+        in list_findings([moe, total, outcome(SAME_ACTIVE, 8.0, 2.01, 2.0)])[3]
     )
+    partly = [moe, total, outcome(SAME_ACTIVE, 8.0, 2.1, 2.05, num_reached=1)]
+    assert "active size reached the mixture's loss in 1 of 3 seeds" in list_findings(partly)[1]
+
+
+def curves(ends):
+    """Straight curves of 100 s from 4.0 to the given ends, by run, model and seed."""
+    return pd.DataFrame(
+        [
+            {
+                "run": run,
+                "seed": seed,
+                "model": model,
+                "step": step,
+                "tokens": 10 * step,
+                "seconds": 10.0 * step,
+                "train_loss": end,
+                "held_out_loss": 4.0 + (end - 4.0) * step / 10,
+            }
+            for (run, model), by_seed in ends.items()
+            for seed, end in enumerate(by_seed)
+            for step in range(11)
+        ]
+    )
+
+
+def compare(ends):
+    losses = {
+        run: [
+            {model: np.array([by_seed[seed]]) for (of, model), by_seed in ends.items() if of == run}
+            for seed in range(len(ends[SAME_TOKENS, MOE]))
+        ]
+        for run in (SAME_TOKENS, SAME_TIME)
+    }
+    models = three_models(Shape(), "m")
+    return compare_models(models, dict.fromkeys(models, 1e-3), curves(ends), losses)
+
+
+def test_differences_are_taken_seed_by_seed():
+    """Seeds that shift all models alike leave the band of a difference narrow."""
+    moe = [2.0, 2.4, 2.8]
+    above = [0.09, 0.10, 0.11]
+    worse = [loss + more for loss, more in zip(moe, above, strict=True)]
+    better = [loss - more for loss, more in zip(moe, above, strict=True)]
+    ends = {(SAME_TOKENS, MOE): moe}
+    for run in (SAME_TOKENS, SAME_TIME):
+        ends |= {(run, SAME_TOTAL): worse, (run, SAME_ACTIVE): better}
+    own, total, active = compare(ends)
+    assert total.above_moe.loss == pytest.approx(0.1)
+    half = stats.t.ppf(0.975, 2) * 0.01 / np.sqrt(3)
+    assert total.above_moe.half_width == pytest.approx(half)
+    assert total.above_moe.is_clear
+    assert (total.num_reached, total.time_to_moe_loss) == (0, None)
+    assert own.time_to_moe_loss.ratio == pytest.approx(1.0)
+    ratios = [(4.0 - loss) / (4.0 - end) for loss, end in zip(moe, better, strict=True)]
+    assert active.num_reached == 3
+    assert active.time_to_moe_loss.ratio == pytest.approx(stats.gmean(ratios))
+    assert active.time_to_moe_loss.low < min(ratios)
+    assert active.time_to_moe_loss.high > max(ratios)
+    assert headline([own, total, active]).endswith("same active size learned fastest.")
+
+
+def test_what_one_seed_did_alone_is_no_clear_difference():
+    ends = {(SAME_TOKENS, MOE): [2.0, 2.0, 2.0]}
+    for run in (SAME_TOKENS, SAME_TIME):
+        ends |= {(run, SAME_TOTAL): [2.3, 2.3, 2.4], (run, SAME_ACTIVE): [1.7, 2.01, 2.01]}
+    rows = compare(ends)
+    assert rows[1].above_moe.is_clear
+    assert not rows[2].above_moe.is_clear
+    assert rows[2].num_reached == 1
+    assert "no clear difference" in headline(rows)

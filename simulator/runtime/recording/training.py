@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,12 +41,12 @@ _EVALUATION_SEQUENCES = 32
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyperparameters of all models; none was tuned for one of them."""
+    """Hyperparameters of a model; the learning rate is tuned, the others are those of all."""
 
     learning_rate: float = 3e-3
     """Highest learning rate."""
-    last_learning_rate: float = 3e-4
-    """Learning rate of the last step."""
+    last_share: float = 0.1
+    """Learning rate of the last step over the highest one."""
     warm_up_share: float = 0.05
     """Share of the steps in which the learning rate rises."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -69,10 +69,8 @@ class Recipe:
         if step < rising:
             return self.learning_rate * (step + 1) / rising
         along = (step - rising) / max(1, num_steps - 1 - rising)
-        return (
-            self.last_learning_rate
-            + (self.learning_rate - self.last_learning_rate) * (1 + math.cos(math.pi * along)) / 2
-        )
+        falling = (1 + math.cos(math.pi * along)) / 2
+        return self.learning_rate * (self.last_share + (1 - self.last_share) * falling)
 
 
 @dataclass(frozen=True)
@@ -113,6 +111,7 @@ class _Trained:
     """Model in training."""
 
     transformer: Transformer
+    recipe: Recipe
     optimiser: torch.optim.Optimizer
     batches: np.random.Generator
     """Random stream of batches, the same for each model."""
@@ -153,14 +152,19 @@ class Training:
         held: HeldOut,
         shape: Shape,
         seed: int,
-        recipe: Recipe | None = None,
+        recipes: Mapping[str, Recipe],
     ) -> None:
+        """Draw the weights.
+
+        Args:
+            seed: of weights and batches.
+            recipes: of each model.
+        """
         self.corpus, self.held, self.shape = corpus, held, shape
-        self.recipe = recipe or Recipe()
         self.curve: list[Point] = []
         self.loss_Q: dict[str, NDArray[np.float64]] = {}
         """Held-out loss of each sequence at the last evaluation, by model."""
-        self._models = {name: _begin(model, seed, self.recipe) for name, model in models.items()}
+        self._models = {name: _begin(model, seed, recipes[name]) for name, model in models.items()}
 
     def time_a_step(self) -> tuple[dict[str, float], float]:
         """Measure the seconds of a step of each model, and of an evaluation of all, without
@@ -191,7 +195,7 @@ class Training:
         """
         names, num_rounds = list(self._models), max(steps.values())
         evaluated = {
-            name: _list_evaluations(number, self.recipe.num_evaluations)
+            name: _list_evaluations(number, self._models[name].recipe.num_evaluations)
             for name, number in steps.items()
         }
         with _reproducible():
@@ -203,7 +207,8 @@ class Training:
                     step = steps[name] * done // num_rounds
                     if step == steps[name] * (done + 1) // num_rounds:
                         continue
-                    self._step(self._models[name], self.recipe.rate(step, steps[name]))
+                    trained = self._models[name]
+                    self._step(trained, trained.recipe.rate(step, steps[name]))
                     if step + 1 in evaluated[name]:
                         self._add_point(name, step + 1)
                 yield done + 1
@@ -212,11 +217,10 @@ class Training:
         """Transformer of a model in its present state."""
         return self._models[name].transformer
 
-    def median_step_s(self) -> dict[str, float]:
-        """Wall seconds of each model's median step. All steps do the same work, so longer ones were
-        slowed down by other programs.
-        """
-        return {name: float(np.median(trained.step_s)) for name, trained in self._models.items()}
+    @property
+    def step_s(self) -> dict[str, list[float]]:
+        """Wall seconds of every step, by model."""
+        return {name: trained.step_s for name, trained in self._models.items()}
 
     def _batch(self, rng: np.random.Generator) -> Tensor:
         """Draw a batch, ``[batch, context + 1]`` bytes; the domain of each sequence is drawn
@@ -237,7 +241,9 @@ class Training:
             group["lr"] = rate
         reported, loss = self._loss(trained, batch)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained.transformer.parameters(), self.recipe.gradient_norm)
+        torch.nn.utils.clip_grad_norm_(
+            trained.transformer.parameters(), trained.recipe.gradient_norm
+        )
         trained.optimiser.step()
         trained.optimiser.zero_grad()
         trained.losses.append(float(reported))
@@ -253,7 +259,7 @@ class Training:
         )
         loss = reported
         for (router, x_TH), topk_ids_TK in zip(trained.routed, topk_ids_LTK, strict=True):
-            loss = loss + self.recipe.balance * balance_loss(router.scores(x_TH), topk_ids_TK)
+            loss = loss + trained.recipe.balance * balance_loss(router.scores(x_TH), topk_ids_TK)
         trained.routed.clear()
         return reported.detach(), loss
 
@@ -332,7 +338,7 @@ def _begin(model: ModelSpec, seed: int, recipe: Recipe) -> _Trained:
         {"params": others, "weight_decay": 0.0},
     ]
     optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
-    trained = _Trained(transformer, optimiser, np.random.default_rng(seed))
+    trained = _Trained(transformer, recipe, optimiser, np.random.default_rng(seed))
     for module in transformer.modules():
         if isinstance(module, Router):
             module.register_forward_hook(
