@@ -44,7 +44,9 @@ def pytest_testnodedown(node, error):
 def pytest_terminal_summary(terminalreporter, config):
     if config.getoption("part"):
         spent = config.stash[_SPENT]
-        longest = (f"{seconds:.0f} {file}" for file, seconds in spent.most_common(_SHOWN))
+        longest = (
+            f"{seconds:.0f} {file}" for file, seconds in spent.most_common(_SHOWN) if seconds >= 1
+        )
         terminalreporter.write_line(
             f"{spent.total():.0f} s of CPU in tests, most of it in: {', '.join(longest)}"
         )

@@ -6,8 +6,6 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from scipy.special import bdtr
-
 from simulator.config.capacity import Spare
 from simulator.config.failure_rates import FailureRates
 
@@ -105,4 +103,6 @@ def _share_of_time_out(num_gpus: int, mtbf_hours: float, repair_hours: float) ->
 
 def _binomial_at_most(most: int, count: int, share: float) -> float:
     """Probability of at most ``most`` of ``count``, each with probability ``share``."""
+    from scipy.special import bdtr  # a tenth of a second, which runs need not
+
     return float(bdtr(min(most, count), count, share))

@@ -78,7 +78,7 @@ def outcome(run):
     finds_preempted=st.booleans(),
     checks_known=st.booleans(),
 )
-@cases(60, soak=1500)
+@cases(30, soak=1500)
 def test_requests_are_served_as_if_each_were_looked_at(
     asked, spare, budget, num_ranks, reserves, sequence_blocks, finds_preempted, checks_known
 ):

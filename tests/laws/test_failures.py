@@ -31,7 +31,7 @@ def generated(served):
     return pool.requests.generated
 
 
-@seeds(3000, 24)
+@seeds(3000, 16, soak=240)
 def test_whatever_stops_every_request_finishes_or_is_lost_and_no_token_comes_twice(tiny, seed):
     """And a replica that has stopped takes no step until it starts."""
     plan, trace = draw_failing(tiny, seed)

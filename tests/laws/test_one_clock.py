@@ -12,7 +12,7 @@ from tests.cases import seeds
 from tests.laws.deployments import check_same_events, draw_deployment, join_steps, serve_by_events
 
 
-@seeds(2000, 20)
+@seeds(2000, 12, soak=200)
 def test_events_have_one_order_at_every_fidelity(tiny, monkeypatch, seed):
     """Closed loops of many replicas and of two pools among them. A time may differ by its last
     digit, since SimPy adds up differences.

@@ -216,7 +216,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", sorted(files()), ids=lambda name: "/".join(name.split("/")[-2:]))
-@cases(10)
+@cases(5, soak=100)
 @given(data=st.data())
 def test_a_damaged_specification(name, data, folder):
     original = files()[name]
@@ -234,7 +234,7 @@ def test_a_damaged_table(folder, content):
 
 
 @pytest.mark.parametrize("name", sorted(described()))
-@cases(5)
+@cases(3, soak=50)
 @given(data=st.data())
 def test_a_damaged_description(name, data, folder):
     original, kind = described()[name]
@@ -255,7 +255,7 @@ def test_the_recordings_themselves_are_read(name, folder):
 
 
 @pytest.mark.parametrize("name", RECORDINGS)
-@cases(60)
+@cases(30, soak=600)
 @given(data=st.data())
 def test_a_damaged_recording(name, data, folder):
     content = RECORDINGS[name]
@@ -270,13 +270,13 @@ def test_a_damaged_recording(name, data, folder):
 
 
 @pytest.mark.parametrize("name", TRACES)
-@cases(50)
+@cases(25, soak=500)
 @given(data=st.data())
 def test_a_damaged_trace(name, data, folder):
     read(read_any, folder / name, data.draw(damaged(TRACES[name])))
 
 
-@cases(40)
+@cases(20, soak=400)
 @given(data=st.data(), member=st.sampled_from(sorted(SERVEGEN)), is_folder=st.booleans())
 def test_a_damaged_archive_of_clients(data, member, is_folder, folder):
     contents = {**SERVEGEN, member: data.draw(damaged(SERVEGEN[member]))}

@@ -113,7 +113,7 @@ def draw_restarting(tiny, seed):
 DRAWS = {"elastic": draw_elastic, "restart": draw_restarting}
 
 
-@seeds(7000, 8, soak=160)
+@seeds(7000, 5, soak=160)
 @pytest.mark.parametrize("kind", DRAWS)
 def test_every_request_finishes_or_is_lost_and_no_token_comes_twice(tiny, kind, seed):
     plan, trace = DRAWS[kind](tiny, seed)

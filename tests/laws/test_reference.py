@@ -83,7 +83,7 @@ def check_gaps(clock, pool):
     np.testing.assert_array_equal(clock.gap_counts.sum(axis=0), counts)
 
 
-@cases(100)
+@cases(50, soak=1000)
 @given(st.integers(0, 2**32 - 1))
 def test_requests_steps_and_gaps_are_those_of_the_published_rules(tiny, seed):
     check_same(tiny, *draw_case(tiny, seed))

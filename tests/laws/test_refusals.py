@@ -53,7 +53,7 @@ def offers(message):
 
 @pytest.mark.parametrize("model", MODELS)
 @given(data=st.data())
-@cases(3, soak=60)
+@cases(2, soak=60)
 def test_what_a_refusal_names_starts(model, data):
     """Every model by itself, since drawing its experts' choices takes longest; which they are
     refuses nothing, so they are those that are drawn soonest.

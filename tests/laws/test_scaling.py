@@ -93,7 +93,7 @@ def draw_scaled(tiny, seed):
     return plan, trace
 
 
-@seeds(9000, 40)
+@seeds(9000, 20, soak=400)
 def test_finished_and_lost_are_what_arrived_and_no_token_comes_twice(tiny, seed):
     plan, trace = draw_scaled(tiny, seed)
     served = tiny.serve(plan, trace)

@@ -25,7 +25,7 @@ def keep_tables(make):
     return fill, kept
 
 
-@seeds(8000, 10, soak=250)
+@seeds(8000, 6, soak=250)
 def test_entries_that_are_filled_when_asked_for_are_the_same(tiny, seed):
     """Requests and steps to the last bit."""
     plan, trace = draw_deployment(tiny, seed)

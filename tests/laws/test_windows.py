@@ -95,7 +95,7 @@ def check_same(one, other):
         assert np.array_equal(pool.clock.gap_counts, other.pools[name].clock.gap_counts)
 
 
-@seeds(7900, 12, soak=200)
+@seeds(7900, 8, soak=200)
 def test_how_many_rows_a_window_has_makes_no_difference(tiny, monkeypatch, seed):
     plan, trace, until_s = draw_case(tiny, seed)
     monkeypatch.setattr(step_rows, "_LOG_ROWS", 16)

@@ -70,9 +70,9 @@ class Broken(Figure[Results]):
 
 @pytest.mark.parametrize("drawn", [lambda: {}["no such column"], lambda: "a text", lambda: {"": 1}])
 def test_a_figure_that_fails_is_told_in_a_line_and_loses_nothing(
-    drawn, runs, tmp_path, monkeypatch
+    drawn, runs, page_of, tmp_path, monkeypatch
 ):
-    whole = page.render(runs["plain"])
+    whole = page_of("plain")
     monkeypatch.setattr(page, "FIGURES", [Broken(drawn), *FIGURES])
     with pytest.warns(RuntimeWarning, match=r"^figure 'Own' is not drawn: \w+Error: .+$"):
         report = write_results(runs["plain"], tmp_path / "run")
@@ -186,8 +186,8 @@ def test_the_waterfall_comes_first_and_its_bars_lead_from_nothing_to_all(runs):
         assert ends[-1] == pytest.approx(1e3 * token_s)
 
 
-def test_a_page_says_what_would_help_where_it_was_asked_for(runs):
-    made = page.render(runs["plain"])
+def test_a_page_says_what_would_help_where_it_was_asked_for(runs, page_of):
+    made = page_of("plain")
     assert "deployments.0.network_speed=2.0" in made
     without = {name: value for name, value in runs["plain"].run.items() if name != "explanation"}
     made = page.render(dataclasses.replace(runs["plain"], run=without))

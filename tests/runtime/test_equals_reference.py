@@ -374,7 +374,7 @@ a_step = st.builds(
 )
 
 
-@cases(100)
+@cases(50, soak=1000)
 @given(jobs(), st.lists(a_step, min_size=1, max_size=2))
 def test_any_small_job_equals_the_whole_model(job, steps):
     check_job(job, steps, tolerance=10 * FP32)
