@@ -159,8 +159,12 @@ class InProcessBackend:
         return [future.result() for future in futures]
 
     def apply(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """Call ``function(shard, *arguments)`` on every rank."""
-        return [function(shard, *arguments) for shard in self.shards]
+        """Call ``function(shard, *arguments)`` on every rank at once.
+
+        Raises:
+            LostError: if a rank kept the others waiting for too long.
+        """
+        return self._run_all(lambda shard: function(shard, *arguments), "a call of all ranks")
 
     def close(self) -> None:
         """End the threads."""

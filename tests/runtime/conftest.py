@@ -123,6 +123,7 @@ def real(tmp_path_factory):
         )
 
     return SimpleNamespace(
+        model=model,
         plan=plan,
         job=lambda a_plan, where=folder: make_job(a_plan, Path(where)),
         with_choices=with_choices,

@@ -124,7 +124,8 @@ class Experts(nn.Module):
             results.append(
                 functional.linear(activate(up, self.moe.is_gated), self.down[slot], down_bias)
             )
-        return torch.cat(results) if results else x_NH.new_zeros(x_NH.shape)
+        # Without tokens the result is the input, so that gradients find their way back.
+        return torch.cat(results) if results else x_NH
 
 
 def activate(up: Tensor, is_gated: bool) -> Tensor:
