@@ -50,6 +50,8 @@ class StepCauses(NamedTuple):
 
     phases: dict[str, float]
     """Seconds by phase, mean over ranks (:data:`simulator.results.tables.STEP_PHASES`)."""
+    below_s: float
+    """Seconds of ``experts`` that would not pass were all experts in the GPU's memory."""
     uneven_s: float
     """Seconds of ``wait`` that the mean rank waits since experts are loaded unevenly."""
     chance_s: float
@@ -104,6 +106,7 @@ def find_causes(prices: Prices, batch: Batch, offset: int, rng: np.random.Genera
     layer_L, rank_R = _measure_layers(priced, layout.num_ranks)
     return StepCauses(
         phases,
+        _measure_below(prices, batch, offset, phases["experts"]),
         uneven_s,
         min(chance_s, uneven_s),
         max(0.0, phases["wait"] - calm["wait"]),
@@ -113,6 +116,20 @@ def find_causes(prices: Prices, batch: Batch, offset: int, rng: np.random.Genera
         layer_L,
         rank_R,
     )
+
+
+def _measure_below(prices: Prices, batch: Batch, offset: int, experts_s: float) -> float:
+    """Measure by how much longer the experts of a batch take since some lie below the GPU's memory.
+
+    Args:
+        experts_s: seconds that they take.
+    """
+    if prices.placement.offload is None:
+        return 0.0
+    whole = Prices(replace(prices.placement, offload=None), prices.max_tokens)
+    program = list_operations(whole, whole.price_batch(batch, offset))
+    held = Lockstep(program, whole.placement.layout.num_ranks).run()
+    return max(0.0, experts_s - held["experts"])
 
 
 def price_step(prices: Prices, batch: Batch, offset: int) -> float:

@@ -17,6 +17,7 @@ of it away, and one of a few hundredths is not what helps most."""
 _UNEVEN = ("chance", "skew", "busiest_link", "prompts")
 _EXCHANGES = ("links", "busiest_link", "latency", "prompts")
 _WIRES = ("links", "busiest_link", "collectives", "prompts")
+_BELOW = ("below", "prompts")
 _FASTER = 2.0
 """Factor on the rate of wires: one generation of NVLink or InfiniBand to the next."""
 _CHUNKS = 4
@@ -55,6 +56,7 @@ def list_changes(plan: DeploymentPlan, number: int, queue: Queue) -> list[Change
         *_place_experts(plan, keys),
         *_send_otherwise(plan, keys),
         *_split_otherwise(plan, keys),
+        *_offload_otherwise(plan, keys),
         *_speed_wires(plan, keys),
         *_schedule_otherwise(plan, keys, queue),
         *_leave_out(plan, keys),
@@ -125,6 +127,37 @@ def _send_otherwise(plan: DeploymentPlan, keys: _Keys) -> Iterator[Change]:
     if plan.spec.overlap != "two_batch" and plan.spec.exchange_chunks == 1:
         text = f"exchanges in {_CHUNKS} chunks"
         yield Change(text, keys.replace(exchange_chunks=_CHUNKS), _EXCHANGES)
+
+
+def _offload_otherwise(plan: DeploymentPlan, keys: _Keys) -> Iterator[Change]:
+    """Other ways to reach experts below the GPU's memory."""
+    spec, offload = plan.spec.offload, plan.placement.offload
+    if spec is None or offload is None:
+        return
+    own = {"tier": spec.tier, "slots": spec.slots, "caching": spec.caching}
+    own |= {} if spec.uploads is None else {"uploads": spec.uploads}
+    own |= {} if spec.prefetching["kind"] == "none" else {"prefetching": spec.prefetching}
+
+    def change(text: str, **values: Any) -> Change:
+        kept = {key: value for key, value in (own | values).items() if value is not None}
+        return Change(text, keys.replace(offload=kept), _BELOW)
+
+    host = plan.placement.cluster.host
+    if spec.uploads == 0:
+        yield change("missing experts brought to the GPU", uploads=None, caching={"kind": "lru"})
+    elif host is not None and host.processor is not None:
+        text = "missing experts computed by the processor, hot ones on the GPU"
+        yield change(text, uploads=0, caching={"kind": "popularity"}, prefetching=None)
+    if spec.uploads != 0:
+        for kind in ("lru", "lfu", "popularity"):
+            if kind != spec.caching["kind"]:
+                yield change(f"experts cached by {kind}", caching={"kind": kind})
+        if spec.prefetching["kind"] == "none":
+            ahead = {"kind": "next_layer", "experts": 1}
+            yield change("one expert a layer fetched ahead", prefetching=ahead)
+    more = min(spec.slots + max(1, offload.num_experts // 8), offload.num_experts)
+    if more > spec.slots:
+        yield change(f"{more} experts of a layer on the GPU", slots=more)
 
 
 def _split_otherwise(plan: DeploymentPlan, keys: _Keys) -> Iterator[Change]:

@@ -48,10 +48,12 @@ def find_limits(plan: DeploymentPlan, step: SampledStep) -> dict[str, float]:
 
 
 def _sum_seconds(plan: DeploymentPlan, accelerator: AcceleratorSpec, step: SampledStep) -> float:
-    """Sum the seconds in which an accelerator with other peaks computes in a step."""
+    """Sum the seconds in which an accelerator with other peaks computes in a step, with all experts
+    in its memory.
+    """
     compute = build("cost.compute", plan.spec.compute or {}, f"deployment '{plan.name}'").prepare(
         accelerator, plan.placement.calibration
     )
-    placement = replace(plan.placement, accelerator=accelerator, compute=compute)
+    placement = replace(plan.placement, accelerator=accelerator, compute=compute, offload=None)
     prices = Prices(placement, int(step.batch.tokens_d.max()))
     return sum_computing(step_operations(prices, step.batch, 0))

@@ -24,6 +24,8 @@ class Shares:
 
     phases: dict[str, float]
     """Share of each phase in the steps' seconds, as they were priced."""
+    below: float
+    """Share of ``experts`` that experts below the GPU's memory add."""
     chance: float
     """Share of ``wait`` that experts cause by chance."""
     skew: float
@@ -132,7 +134,7 @@ def _add_up(found: Sequence[StepCauses], waits_s: Sequence[float], whole_s: floa
         whole_s: seconds of all steps with their prompts; 0 where none are left out.
     """
     total_s = sum(one.duration_s for one in found)
-    wait_s = sum(waits_s)
+    wait_s, experts_s = sum(waits_s), sum(one.phases["experts"] for one in found)
     pairs = list(zip(found, waits_s, strict=True))
     uneven_s = sum(min(one.uneven_s, wait) for one, wait in pairs)
     chance_s = sum(min(one.chance_s, wait) for one, wait in pairs)
@@ -146,6 +148,7 @@ def _add_up(found: Sequence[StepCauses], waits_s: Sequence[float], whole_s: floa
         phases={
             phase: _share(sum(one.phases[phase] for one in found), total_s) for phase in STEP_PHASES
         },
+        below=_share(sum(one.below_s for one in found), experts_s),
         chance=_share(chance_s, wait_s),
         skew=_share(uneven_s - chance_s, wait_s),
         jitter=_share(jitter_s, wait_s),

@@ -150,7 +150,8 @@ def _make_waterfall(
         computing_s = sum(found[name] for name in _COMPUTED)
         for limit, share in find_limits(plan, steps[len(steps) // 2]).items():
             computed[limit] += computing_s * share
-    left_out = () if has_experts else _OF_EXPERTS
+    left_out = set(() if has_experts else _OF_EXPERTS)
+    left_out |= set() if plan.placement.offload is not None else {"below"}
     token_s = sum(pieces.values())
     return Waterfall(
         pool,
@@ -168,6 +169,8 @@ def _divide(phases: Mapping[str, float], shares: Shares, is_pipeline: bool) -> d
     """Divide the seconds of a kind of steps by cause."""
     wait_s, exchange_s = phases["wait"], phases["dispatch"] + phases["combine"]
     found = {name: phases[name] for name in _COMPUTED}
+    found["below"] = phases["experts"] * shares.below
+    found["experts"] -= found["below"]
     found |= {name: wait_s * getattr(shares, name) for name in ("chance", "skew", "jitter")}
     rest_s = max(0.0, wait_s - sum(found[name] for name in ("chance", "skew", "jitter")))
     found["bubble" if is_pipeline else "unevenness"] = rest_s
