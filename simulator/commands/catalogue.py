@@ -35,6 +35,7 @@ POLICIES = {
     "placement": "placement",
     "replica_choice": "replica_choice",
     "spilling": "spilling",
+    "reduction": "reduction",
     "overflow": "overflow",
     "dispatch": "dispatch",
     "topology": "topology",

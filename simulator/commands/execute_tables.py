@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from simulator.config.linear import Linear
+from simulator.config.pruning import Pruning, choose_dense, choose_experts
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.rank import StepTimes
 from simulator.results.executed import RANK_COLUMNS, SUMMARY_COLUMNS
@@ -150,16 +152,26 @@ def summarise(
 def _count_parameters(plan: DeploymentPlan) -> tuple[int, int]:
     """Parameters and active ones, less those that pruning took."""
     model, pruning = plan.placement.model, plan.spec.pruning
-    gone = 0
-    if pruning is not None:
-        for _, ffn in model.layer_names:
-            block = model.ffns.get(ffn)
-            if block is not None and block.is_prunable:
-                for linear in block.linears(model.hidden_size):
-                    gone += linear.num_parameters - pruning.num_stored(
-                        linear.out_features, linear.in_features
-                    )
-    return model.num_parameters - gone, model.num_active_parameters - gone
+    dense, experts = choose_dense(pruning), choose_experts(pruning)
+    gone = gone_active = 0
+    for _, name in model.layer_names:
+        ffn = model.ffns.get(name)
+        if ffn is not None and ffn.is_prunable and dense is not None:
+            taken = _count_gone(dense, ffn.linears(model.hidden_size))
+            gone, gone_active = gone + taken, gone_active + taken
+        moe = None if ffn is None else ffn.experts
+        if moe is not None and experts is not None:
+            taken = _count_gone(experts, moe.expert_linears(model.hidden_size))
+            gone, gone_active = gone + moe.num_experts * taken, gone_active + moe.top_k * taken
+    return model.num_parameters - gone, model.num_active_parameters - gone_active
+
+
+def _count_gone(pruning: Pruning, linears: Iterable[Linear]) -> int:
+    """Weights that pruning takes out of matrices."""
+    return sum(
+        one.num_parameters - pruning.num_stored(one.out_features, one.in_features)
+        for one in linears
+    )
 
 
 def _share_left(share: float, calibrated_share: float) -> float:

@@ -140,7 +140,7 @@ class CandidateModel(Frozen):
     routing: Annotated[Policy, PolicyOf("routing")] | None = None
     """Routing policy: which experts tokens choose; absent = the model's own default."""
     prunings: Annotated[tuple[Pruning, ...], Field(strict=False)] = ()
-    """Prunings of dense feed-forward blocks to try besides the whole model:
+    """Prunings of feed-forward blocks to try besides the whole model:
     ``[{ kind = "two_four" }]``."""
     pruned_quality: Score | None = None
     """Score of the pruned model by the user's own measure; absent = not compared."""

@@ -160,12 +160,16 @@ class DeploymentSpec(Frozen):
     """Whether KV blocks of finished prompts are kept for requests with the same prefix (only traces
     with prefix blocks gain)."""
     pruning: Pruning | None = None
-    """Pruning of the matrices of dense feed-forward blocks; absent = none."""
+    """Pruning of the matrices of feed-forward blocks: dense ones, experts, or both; absent =
+    none."""
     weights: str | None = None
     """Path of a safetensors file for ``execute``, relative to the scenario; absent = weights are
     drawn from the seed."""
     routing: Annotated[Policy, PolicyOf("routing")] | None = None
     """Routing policy: which experts tokens choose; absent = the model's own default."""
+    reduction: Annotated[Policy, PolicyOf("reduction")] | None = None
+    """Reduction policy: the model serves with fewer experts than were trained, which are pruned or
+    merged, or with a lower top-k; absent = with all."""
     overflow: Annotated[Policy, PolicyOf("overflow")] | None = None
     """Overflow policy: choices that an expert or a rank has no room for, which are dropped or go to
     other experts; absent = ``none``, as serving engines do."""

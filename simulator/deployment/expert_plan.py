@@ -19,10 +19,12 @@ from simulator.config.deployment import DeploymentSpec
 from simulator.config.ffns.moe import MoE
 from simulator.config.model import ModelSpec
 from simulator.config.routing import complete_routing
+from simulator.deployment.reduction import count_pairs, reduce_router
 from simulator.policies.contracts import draw_ids, place_experts, prepare_router
 from simulator.policies.dispatch import DispatchPolicy
 from simulator.policies.overflow import OverflowPolicy, count_next_choices, may_drop
 from simulator.policies.placement import PairPlacement, Placed, PlacementPolicy
+from simulator.policies.reduction import ReductionPolicy
 from simulator.policies.replica_choice import ReplicaChoicePolicy
 from simulator.policies.replica_choice.turns import Turns
 from simulator.policies.routing import (
@@ -131,10 +133,13 @@ def plan_experts(
     seed: int,
     place: str,
     folder: Path,
+    whole: MoE | None = None,
+    reduction: ReductionPolicy | None = None,
 ) -> ExpertPlan | None:
     """Draw a model's expert choices and place its experts; ``None`` for a dense model.
 
     Args:
+        whole: experts of the model that ``reduction`` made this one of; ``None`` = its own.
         token_budget: most tokens of a step on a data-parallel rank.
         place: of the deployment, for errors.
         folder: what paths are relative to.
@@ -156,7 +161,8 @@ def plan_experts(
     routing = _with_path(routing, folder)
     overflow = _build_overflow(spec, token_budget * layout.attention_dp * moe.top_k, place)
     where = f"{place} [routing]"
-    pools = _Pools(moe, model.num_moe_layers, routing, seed, where, count_next_choices(overflow))
+    next_choices = count_next_choices(overflow)
+    pools = _Pools(moe, whole, reduction, model.num_moe_layers, routing, seed, where, next_choices)
     drawn = pools.draw_once() if pools.is_seed_only else pools.draw()
     return ExpertPlan(
         topk_ids_LTK=drawn.topk_ids_LTK,
@@ -224,6 +230,10 @@ class _Pools:
     """
 
     moe: MoE
+    whole: MoE | None
+    """Experts before any were taken away; ``None`` where none were."""
+    reduction: ReductionPolicy | None
+    """Reduction to fewer experts; ``None`` where none are taken away."""
     num_layers: int
     routing: Policy
     seed: int
@@ -249,7 +259,10 @@ class _Pools:
         """Draw the pool, and an earlier load."""
         seed, moe, layers = self.seed, self.moe, range(self.num_layers)
         policy = build("routing", self.routing, self.place)
-        router = prepare_router(policy, moe, self.num_layers, open_stream(seed, "routing"))
+        whole = self.whole or moe
+        router = prepare_router(policy, whole, self.num_layers, open_stream(seed, "routing"))
+        if self.reduction is not None:
+            router = reduce_router(router, whole, moe, self.num_layers, self.reduction, seed)
         drawn, num_choices = self._rank_choices(router)
         runs = np.full(POOL_TOKENS // _RUN_TOKENS, _RUN_TOKENS, dtype=np.int64)
         order = _draw_order(seed)
@@ -310,13 +323,15 @@ class _Pools:
         )
         pairs = None
         if isinstance(policy, PairPlacement):
-            pairs = np.stack([_count_pairs(ids_TK, num_experts) for ids_TK in yesterday_LTK])
+            pairs = np.stack([count_pairs(ids_TK, num_experts) for ids_TK in yesterday_LTK])
         return place_experts(policy, load_LE, ep, open_stream(self.seed, "placement"), pairs)
 
     @property
     def _key(self) -> tuple[Any, ...]:
         return (
             self.moe.model_dump_json(),
+            None if self.whole is None else self.whole.model_dump_json(),
+            repr(self.reduction),
             self.num_layers,
             repr(sorted(self.routing.items())),
             self.seed,
@@ -333,13 +348,6 @@ class _Pools:
         drawn = self.draw()
         drawn.topk_ids_LTK.flags.writeable = drawn.yesterday_LTK.flags.writeable = False
         return drawn
-
-
-def _count_pairs(ids_TK: NDArray[np.int16], num_experts: int) -> NDArray[np.float64]:
-    """Count the tokens that chose both of two experts, ``[E, E]``."""
-    uses_TE = np.zeros((len(ids_TK), num_experts), dtype=np.float32)
-    np.put_along_axis(uses_TE, ids_TK.astype(np.int64), 1.0, axis=1)
-    return np.asarray(uses_TE.T @ uses_TE, dtype=np.float64)
 
 
 def _with_path(routing: Policy, folder: Path) -> Policy:

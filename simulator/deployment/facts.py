@@ -11,6 +11,7 @@ from simulator.config.calibration import CalibrationFile, CollectiveFit, Exchang
 from simulator.config.engine import find_engine
 from simulator.config.host import ExchangeTable, MatrixTable, Steps, load_any_calibration
 from simulator.config.pairing import describe_pairing
+from simulator.config.pruning import choose_experts
 from simulator.deployment.fits import fits_of
 from simulator.deployment.memory import memory_rules
 from simulator.deployment.notes import notes_of
@@ -42,7 +43,9 @@ def facts_of(plan: DeploymentPlan) -> dict[str, Any]:
         "token_budget": plan.serving.rules.token_budget,
         "num_batches": placement.layout.num_batches,
         "weight_dtype": _weights_text(plan),
-        "pruning": policy_text(plan.spec.pruning.model_dump()) if plan.spec.pruning else None,
+        "pruning": policy_text(plan.spec.pruning.model_dump(exclude_defaults=True))
+        if plan.spec.pruning
+        else None,
         "kv_dtype": placement.precision.kv,
         "total_parameters": model.num_parameters,
         "active_parameters": model.num_active_parameters,
@@ -85,6 +88,10 @@ def warnings_of(plan: DeploymentPlan) -> list[str]:
                 f"to {fit.domain['nodes'][1]:.0f}."
             )
     found += _pruning_warnings(plan)
+    if plan.spec.reduction is not None:
+        found.append(
+            "What fewer experts cost in quality is not known here: give models a score of your own."
+        )
     assumed = [name for name, fit in fits_of(plan).items() if fit.kind == "assumed"]
     if _ENGINE in assumed and _fits_other_releases(plan):
         assumed.remove(_ENGINE)
@@ -122,6 +129,11 @@ def _pruning_warnings(plan: DeploymentPlan) -> list[str]:
         found.append(
             f"Pruned matrices were measured with {fit.domain['rows'][0]:,.0f} "
             f"to {fit.domain['rows'][1]:,.0f} tokens a step."
+        )
+    if choose_experts(pruning) is not None:
+        found.append(
+            "Assumed: kernels for pruned experts differ from those for whole ones as single "
+            "products were measured to; nobody has published grouped products with pruned experts."
         )
     return [
         *found,

@@ -188,7 +188,7 @@ def capacity_of(setup: Setup) -> Capacity:
         (padding.intermediate, padding.hidden),
     )
     if spec.offload is not None and spec.offload.uploads != 0:
-        weights += _IN_FLIGHT * expert_bytes(model, layout, precision)
+        weights += _IN_FLIGHT * expert_bytes(model, layout, precision, spec.pruning)
     share = spec.memory_fraction
     if share is None:
         share = memory.share_on(total, layout.num_gpus, rules.token_budget)

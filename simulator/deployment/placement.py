@@ -47,7 +47,7 @@ class Placement:
     layout: Layout
     precision: Precision
     pruning: Pruning | None
-    """Pruning of linear layers, ``None`` if they are not pruned."""
+    """Pruning of feed-forward blocks; ``None`` where all are whole."""
     overlap: Overlap
     """Overlap of communication: with ``two_batch``, half a step computes while the other half's
     tokens travel, and with ``shared_experts`` these compute while tokens travel to the others."""

@@ -27,6 +27,7 @@ from simulator.deployment.memory import Capacity, check_memory, does_fit
 from simulator.deployment.offload_plan import plan_offload
 from simulator.deployment.offload_refusals import check_offload
 from simulator.deployment.placement import Placement, choose_precision, wire_links
+from simulator.deployment.reduction import reduce_model
 from simulator.deployment.refusals import (
     check_degraded,
     check_degraded_gpus,
@@ -218,7 +219,10 @@ def _make_pool(
     spec: DeploymentSpec, seed: int, place: str, folder: Path, taken_gpus: int
 ) -> DeploymentPlan:
     """Build one pool of replicas on a cluster of which ``taken_gpus`` serve another one."""
-    model = choose_model(spec, place, folder)
+    model, whole, reduction = choose_model(spec, place, folder), None, None
+    if spec.reduction is not None:
+        reduction = build("reduction", spec.reduction, f"{place} [reduction]")
+        whole, model = model.moe, reduce_model(model, reduction, f"{place} [reduction]")
     cluster, accelerator = load_cluster(spec.cluster, place)
     cluster = cluster.with_speed(spec.network_speed).with_price(spec.price_per_gpu_hour)
     cluster = cluster.degrade(spec.degraded)
@@ -272,7 +276,9 @@ def _make_pool(
     sends = None
     if layout.pp > 1 and isinstance(calibration, Calibration):
         sends = make_sends(layout, wire_links(cluster, layout.num_gpus, place), calibration)
-    experts = plan_experts(spec, model, layout, rules.token_budget, seed, place, folder)
+    experts = plan_experts(
+        spec, model, layout, rules.token_budget, seed, place, folder, whole, reduction
+    )
     num_experts = model.moe.num_experts if model.moe is not None else 0
     offload = plan_offload(spec.offload, experts, cluster.host, num_experts, place)
     placement = Placement(

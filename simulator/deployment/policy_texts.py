@@ -14,6 +14,7 @@ def describe_policies(plan: DeploymentPlan) -> dict[str, str | None]:
     return {
         "routing": policy_text(experts.routing) if experts else None,
         "routing_source": " ".join(experts.routing_source.split()) if experts else None,
+        "reduction": policy_text(spec.reduction) if spec.reduction else None,
         "overflow": policy_text(spec.overflow) if spec.overflow else None,
         "placement": policy_text(spec.placement) if experts else None,
         "replica_choice": _describe_unless("turns", spec.replica_choice),

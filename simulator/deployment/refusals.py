@@ -10,6 +10,7 @@ from simulator.config.cluster import ClusterSpec
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.host import HostCalibration
 from simulator.config.model import ModelSpec
+from simulator.config.pruning import Pruning, Unstructured, choose_dense, choose_experts
 from simulator.deployment.placement import Placement
 from simulator.policies.failures import Machines
 from simulator.policies.placement_faults import count_slots
@@ -203,10 +204,11 @@ def check_pruning(
     pruning = spec.pruning
     if pruning is None:
         return
-    if not any(ffn.is_prunable for ffn in model.ffns.values()):
+    _check_pruned_blocks(pruning, model, place)
+    if choose_experts(pruning) and spec.offload is not None:
         raise UserError(
-            f"{place} [pruning]: prunes dense feed-forward blocks, and {model.name} "
-            "has none; leave it out"
+            f"{place} [pruning]: pruned experts that are offloaded are not simulated; leave "
+            "offload out, or prune dense blocks"
         )
     if isinstance(calibration, HostCalibration):
         if pruning.kernels not in ("csr", "two_four", "block"):
@@ -215,7 +217,8 @@ def check_pruning(
                 "row; leave out format"
             )
         return
-    table, dtype = calibration.pruned, precision.weights
+    table = calibration.pruned
+    dtype = precision.weights if choose_dense(pruning) else precision.experts
     if find_pruned_fit(table, pruning.kernels, dtype) is None:
         known = ", ".join(
             f"{kernels} ({', '.join(sorted(dtypes))})" for kernels, dtypes in sorted(table.items())
@@ -225,3 +228,32 @@ def check_pruning(
             f"matrices pruned '{pruning.kernels}' are on {calibration.title}; "
             f"there are: {known or 'none'}"
         )
+
+
+def _check_pruned_blocks(pruning: Pruning, model: ModelSpec, place: str) -> None:
+    """Refuse to prune blocks that the model lacks, or whose places indices are too narrow for."""
+    dense = [ffn for ffn in model.ffns.values() if ffn.is_prunable]
+    moe = model.moe
+    for wanted, has_it, words in (
+        (pruning.blocks == "dense", bool(dense), "dense feed-forward blocks"),
+        (pruning.blocks == "experts", moe is not None, "routed experts"),
+        (pruning.blocks == "all", bool(dense) or moe is not None, "feed-forward blocks"),
+    ):
+        if wanted and not has_it:
+            raise UserError(
+                f"{place} [pruning]: prunes {words}, and {model.name} has none; leave it out"
+            )
+    if not isinstance(pruning, Unstructured):
+        return
+    pruned = dense if choose_dense(pruning) else []
+    linears = [one for ffn in pruned for one in ffn.linears(model.hidden_size)]
+    if moe is not None and choose_experts(pruning):
+        linears += moe.expert_linears(model.hidden_size)
+    for linear in linears:
+        least = pruning.least_index_bits(linear.out_features, linear.in_features)
+        if pruning.index_bits < least:
+            raise UserError(
+                f"{place} [pruning]: index_bits = {pruning.index_bits}: a matrix has "
+                f"{linear.out_features:,} rows and {linear.in_features:,} columns, which takes "
+                f"{least} in {pruning.format}"
+            )

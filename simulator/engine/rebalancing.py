@@ -97,7 +97,12 @@ def list_traffic(placement: Placement, placed: Placed) -> ExpertTraffic:
     nodes = placement.fabric.node_R[:: layout.moe_tp]
     moves_SR = count_expert_moves(experts.placed, placed, nodes)
     part_bytes = expert_bytes_per_layer(
-        moe, placement.model.hidden_size, layout, placement.precision, num_slots=layout.ep
+        moe,
+        placement.model.hidden_size,
+        layout,
+        placement.precision,
+        num_slots=layout.ep,
+        pruning=placement.pruning,
     )
     parts_SR = np.kron(moves_SR, np.eye(layout.moe_tp, dtype=np.int64))
     sent = Messages.from_matrix(parts_SR.astype(np.float64)).times(part_bytes)

@@ -85,7 +85,12 @@ def count_loaded_bytes(placement: Placement, before: RanksLeft | None, left: Ran
         for rank, _ in _list_held(left.placed, layer, left_R) - held:
             loaded_R[np.searchsorted(left_R, rank)] += 1
     expert_bytes = expert_bytes_per_layer(
-        moe, placement.model.hidden_size, layout, placement.precision, num_slots=layout.ep
+        moe,
+        placement.model.hidden_size,
+        layout,
+        placement.precision,
+        num_slots=layout.ep,
+        pruning=placement.pruning,
     )
     return float(loaded_R.max() * expert_bytes)
 

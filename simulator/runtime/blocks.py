@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from simulator.config.ffns.moe import MoE
+from simulator.config.pruning import choose_experts
 from simulator.policies.contracts import list_rows
 from simulator.runtime.exchange import ExpertMap, Packer
 from simulator.runtime.job import TORCH_DTYPES, Job, Step
@@ -68,7 +69,8 @@ class ExpertLayer(nn.Module):
             dtype = TORCH_DTYPES[job.dtype]
             self.cached = CachedExperts(moe, hidden, own, job.offload, moe_layer, dtype)
             own = []
-        self.experts = Experts(moe, hidden, own, job.expert_part(rank))
+        pruning = choose_experts(job.pruning)
+        self.experts = Experts(moe, hidden, own, job.expert_part(rank), pruning)
         self.shared = (
             SharedExpert(moe, hidden, job.dense_part(rank)) if moe.num_shared_experts else None
         )
@@ -80,7 +82,7 @@ class ExpertLayer(nn.Module):
     def load(self, weights: Weights, name: str, like: Tensor) -> None:
         """Fill in the weights of this rank's share."""
         self.router.load(weights, f"{name}.router")
-        (self.cached or self.experts).load(weights, f"{name}.experts")
+        (self.cached or self.experts).load(weights, f"{name}.experts", like)
         if self.shared is not None:
             self.shared.load(weights, f"{name}.shared", like)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from simulator.base.errors import UserError
 from simulator.config.ffns.moe import MoE
 from simulator.config.model import ModelSpec
-from simulator.config.pruning import Pruning
+from simulator.config.pruning import Pruning, choose_experts
 from simulator.deployment.expert_plan import POOL_TOKENS
 from simulator.deployment.offload_plan import OffloadPlan
 from simulator.deployment.placement import Placement
@@ -223,6 +223,11 @@ def make_job(plan: DeploymentPlan, folder: Path) -> Job:
             f"{where}: experts that are rebalanced while ranks are lost can be simulated, but not "
             "executed; leave rebalancing or failures out"
         )
+    if choose_experts(spec.pruning) and spec.rebalancing["kind"] != "none":
+        raise UserError(
+            f"{where}: pruned experts that move can be simulated, but not executed; leave "
+            "rebalancing out, or prune dense blocks"
+        )
     if spec.scaling["kind"] != "none":
         raise UserError(f"{where}: scaling can be simulated, but not executed; leave it out")
     if (spec.routing or {}).get("exact"):
@@ -269,6 +274,10 @@ def make_job(plan: DeploymentPlan, folder: Path) -> Job:
         )
         if layout.travels:
             dispatch.rows(np.zeros((0, 1), dtype=np.int64), placement.fabric.node_R)
+    if spec.weights is not None and spec.reduction is not None:
+        raise UserError(
+            f"{where}: weights of experts that are pruned or merged are drawn; leave weights out"
+        )
     weights = None if spec.weights is None else str((folder / spec.weights).resolve())
     if weights is not None and not Path(weights).is_file():
         raise UserError(f"{where}: weights = '{spec.weights}': no such file")

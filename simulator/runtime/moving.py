@@ -52,9 +52,7 @@ def move_experts(model: RankModel, job: Job, transport: Transport) -> Received:
     ]
     num_bytes = layers[0].experts.bytes_per_slot
     send = (
-        torch.stack(rows)
-        if rows
-        else layers[0].experts.up.new_empty((0, num_bytes), dtype=torch.uint8)
+        torch.stack(rows) if rows else model.embedding.new_empty((0, num_bytes), dtype=torch.uint8)
     )
     received_MB, _ = transport.all_to_all(
         send,
@@ -83,8 +81,8 @@ def load_experts(model: RankModel, job: Job, rank: int) -> int:
         own, wanted = layer.experts, ExpertMap(job, moe_layer).experts_of(rank)
         lacking = sorted(set(wanted) - set(own.expert_P))
         loaded = Experts(own.moe, own.hidden_size, lacking, own.part)
-        loaded = loaded.to(device=own.up.device, dtype=own.up.dtype)
-        loaded.load(weights, f"layers.{layer.layer}.ffn.experts")
+        loaded = loaded.to(device=model.embedding.device, dtype=model.embedding.dtype)
+        loaded.load(weights, f"layers.{layer.layer}.ffn.experts", model.embedding)
         own.rearrange(wanted, {expert: loaded.pack(expert) for expert in lacking})
         num_bytes += len(lacking) * own.bytes_per_slot
     model.use_job(job, rank)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from simulator.config.dtypes import BYTES_PER_ELEMENT, INPUT_BYTES
 from simulator.config.ffns.moe import MoE
+from simulator.config.pruning import choose_experts
 from simulator.cost.comm import Exchange, Vectors
 from simulator.deployment.expert_plan import ExpertPlan
 from simulator.deployment.placement import Placement
@@ -161,7 +162,9 @@ class ExpertPrices:
     def expert_bytes(self) -> float:
         """Bytes of one expert's weights on one rank."""
         placement = self._placement
-        return expert_bytes(placement.model, placement.layout, placement.precision)
+        return expert_bytes(
+            placement.model, placement.layout, placement.precision, placement.pruning
+        )
 
     def steps(self, tokens_d: Ints, places: Sequence[tuple[int, int]]) -> list[ExpertStep]:
         """Price ``tokens_d`` tokens on each data-parallel rank at each of ``places``; pricing many
@@ -319,9 +322,21 @@ class ExpertPrices:
         layout, hidden, compute = placement.layout, placement.model.hidden_size, placement.compute
         pairs_R, dtype = rows_RG.sum(axis=1), placement.precision.experts
         total_R = np.zeros(len(rows_RG))
+        pruning = choose_experts(placement.pruning)
         for linear in moe.expert_linears(hidden):
             in_features, out_features, _ = shard(linear, layout.moe_tp)
-            if (
+            if pruning is not None:
+                total_R += compute.pruned_grouped_s(
+                    rows_RG,
+                    in_features,
+                    out_features,
+                    dtype,
+                    pruning,
+                    moe.num_experts,
+                    kernels,
+                    choices_R,
+                )
+            elif (
                 moe.num_experts == 1
             ):  # an ordinary matrix product: the dense model and the 1-expert MoE agree
                 total_R += compute.gemm_s(

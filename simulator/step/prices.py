@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from simulator.config.dtypes import BYTES_PER_ELEMENT
 from simulator.config.ffns import FFN
 from simulator.config.linear import Linear
+from simulator.config.pruning import choose_dense
 from simulator.cost.comm import Exchange
 from simulator.cost.compute import Phase, Rates
 from simulator.cost.engine_time import sequences_s
@@ -111,7 +112,8 @@ class Prices:
             around_s = placement.compute.ffn_s(self._rows, hidden, -(-width // tp))
         if experts is not None:
             router_s = placement.compute.router_s(self._rows, hidden, experts.num_experts)
-        if placement.pruning is None or not ffn.is_prunable:
+        pruning = choose_dense(placement.pruning)
+        if pruning is None or not ffn.is_prunable:
             return self._linears_s(linears) + router_s + around_s
         for linear in linears:
             in_features, out_features, _ = shard(linear, tp)
@@ -120,7 +122,7 @@ class Prices:
                 in_features,
                 out_features,
                 placement.precision.weights,
-                placement.pruning,
+                pruning,
             )
         return around_s + router_s
 

@@ -22,7 +22,12 @@ def count_read_bytes(placement: Placement) -> float:
     num_slots = None if placement.experts is None else placement.experts.placed.expert_LP.shape[1]
     if model.moe is not None:
         layer_bytes = expert_bytes_per_layer(
-            model.moe, model.hidden_size, placement.layout, placement.precision, num_slots
+            model.moe,
+            model.hidden_size,
+            placement.layout,
+            placement.precision,
+            num_slots,
+            placement.pruning,
         )
         left_out += model.num_moe_layers * layer_bytes
     one_stage = replace(placement.layout, pp=1)

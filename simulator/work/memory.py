@@ -9,7 +9,7 @@ from simulator.config.dtypes import BYTES_PER_ELEMENT
 from simulator.config.ffns.moe import MoE
 from simulator.config.linear import Linear
 from simulator.config.model import ModelSpec
-from simulator.config.pruning import Pruning, stored_bytes
+from simulator.config.pruning import Pruning, choose_dense, choose_experts, stored_bytes
 from simulator.work.layout import Layout, shard, stage_layers
 
 
@@ -105,12 +105,12 @@ def _layer_bytes(
         yield mixer.num_small_parameters(model.hidden_size) * bf16
     if ffn_name != "none":
         ffn = model.ffns[ffn_name]
-        own = pruning if ffn.is_prunable else None
+        own = choose_dense(pruning) if ffn.is_prunable else None
         yield linear_bytes(ffn.linears(model.hidden_size), layout.tp, precision.weights, own)
         if ffn.experts is not None:
             padded = padding_factor(ffn.experts, model.hidden_size, layout, padded_to)
             yield padded * expert_bytes_per_layer(
-                ffn.experts, model.hidden_size, layout, precision, num_slots
+                ffn.experts, model.hidden_size, layout, precision, num_slots, pruning
             )
 
 
@@ -138,25 +138,35 @@ def linear_bytes(
 
 
 def expert_bytes_per_layer(
-    moe: MoE, hidden_size: int, layout: Layout, precision: Precision, num_slots: int | None = None
+    moe: MoE,
+    hidden_size: int,
+    layout: Layout,
+    precision: Precision,
+    num_slots: int | None = None,
+    pruning: Pruning | None = None,
 ) -> float:
     """Bytes of one layer's routed experts on the fullest rank, with copies where there are more
-    slots than experts.
+    slots than experts; of pruned ones, the remaining values and their indices.
     """
     slots = -(-(moe.num_experts if num_slots is None else num_slots) // layout.ep)
-    return (
-        slots
-        * moe.num_expert_parameters(hidden_size)
-        / layout.moe_tp
-        * BYTES_PER_ELEMENT[precision.experts]
-    )
+    own, size = choose_experts(pruning), BYTES_PER_ELEMENT[precision.experts]
+    if own is None:
+        return slots * moe.num_expert_parameters(hidden_size) / layout.moe_tp * size
+    linears = moe.expert_linears(hidden_size)
+    biases = moe.num_expert_parameters(hidden_size) - sum(one.num_parameters for one in linears)
+    matrices = linear_bytes(linears, layout.moe_tp, precision.experts, own)
+    return slots * (matrices + biases / layout.moe_tp * size)
 
 
-def expert_bytes(model: ModelSpec, layout: Layout, precision: Precision) -> float:
+def expert_bytes(
+    model: ModelSpec, layout: Layout, precision: Precision, pruning: Pruning | None = None
+) -> float:
     """Bytes of one routed expert on one rank; 0 of a dense model."""
     if model.moe is None:
         return 0.0
-    return expert_bytes_per_layer(model.moe, model.hidden_size, layout, precision, layout.ep)
+    return expert_bytes_per_layer(
+        model.moe, model.hidden_size, layout, precision, layout.ep, pruning
+    )
 
 
 def padding_factor(moe: MoE, hidden_size: int, layout: Layout, padded_to: tuple[int, int]) -> float:

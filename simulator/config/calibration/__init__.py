@@ -25,6 +25,7 @@ from simulator.config.calibration.gemm import GemmFit
 from simulator.config.calibration.grouped_gemm import GroupedGemmFit
 from simulator.config.calibration.price_key import PriceKey
 from simulator.config.calibration.pruned import PrunedFit
+from simulator.config.pruning import choose_dense
 
 __all__ = [
     "AttentionFit",
@@ -156,7 +157,8 @@ class Calibration(Frozen):
         """The entries that a plan's prices use, by what they price."""
         found: dict[str, Fit] = {f"{key.weights} matrices": self.matrices(key.weights)}
         pruning = key.pruning
-        pruned = None if pruning is None else self.pruned_matrices(pruning.kernels, key.weights)
+        dtype = key.weights if choose_dense(pruning) else key.experts or key.weights
+        pruned = None if pruning is None else self.pruned_matrices(pruning.kernels, dtype)
         if pruned is not None:
             found["pruned matrices"] = pruned
         if key.experts is not None:

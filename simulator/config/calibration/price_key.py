@@ -31,4 +31,4 @@ class PriceKey(NamedTuple):
     is_latent: bool
     """Whether the cache holds latent vectors (MLA)."""
     pruning: Pruning | None
-    """Pruning of the matrices of dense feed-forward blocks; ``None`` where they are whole."""
+    """Pruning of the matrices of feed-forward blocks; ``None`` where they are whole."""

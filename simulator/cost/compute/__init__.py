@@ -141,6 +141,24 @@ class ComputeModel(Protocol):
         """
         ...
 
+    def pruned_grouped_s(
+        self,
+        rows_RG: NDArray[np.float64],
+        in_features: int,
+        out_features: int,
+        dtype: str,
+        pruning: Pruning,
+        num_experts: int | None = None,
+        kernels: str | None = None,
+        choices_R: NDArray[np.float64] | None = None,
+    ) -> NDArray[np.float64]:
+        """Seconds ``[R]`` of :meth:`grouped_gemm_s` with pruned experts.
+
+        Raises:
+            UserError: if products with such matrices were not measured.
+        """
+        ...
+
 
 class ComputePolicy(Protocol):
     """Interface of the files in this folder: a frozen pydantic model whose fields are its

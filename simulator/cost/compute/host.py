@@ -134,6 +134,30 @@ class HostModel:
         dtype: str,
         pruning: Pruning,
     ) -> NDArray[np.float64]:
+        ratio = self._pruned_ratio(np.asarray(rows, float), pruning)
+        return np.asarray(self.gemm_s(rows, in_features, out_features, dtype) * ratio)
+
+    def pruned_grouped_s(
+        self,
+        rows_RG: NDArray[np.float64],
+        in_features: int,
+        out_features: int,
+        dtype: str,
+        pruning: Pruning,
+        num_experts: int | None = None,
+        kernels: str | None = None,
+        choices_R: NDArray[np.float64] | None = None,
+    ) -> NDArray[np.float64]:
+        # One expert after the other, each with its own weights.
+        found_RG = self._tables.matrix.seconds_for(
+            rows_RG, in_features * out_features, self.rates.working_bytes
+        )
+        return np.asarray((found_RG * self._pruned_ratio(rows_RG, pruning)).sum(axis=1))
+
+    def _pruned_ratio(self, rows: NDArray[np.float64], pruning: Pruning) -> NDArray[np.float64]:
+        """Ratio of a pruned product's time to the whole one's for every entry of ``rows``,
+        interpolated in its logarithm between measured rows and sparsities.
+        """
         entries = sorted(
             (entry for entry in self.rates.host.pruned if entry.pruning == pruning.kind),
             key=lambda e: e.sparsity,
@@ -143,13 +167,11 @@ class HostModel:
                 f"no measured products with pruned matrices ('{pruning.kind}') "
                 f"on {self.rates.host.machine}"
             )
-        wanted = np.log(np.maximum(rows, 1))
+        wanted = np.log(np.maximum(rows, 1)).ravel()
         ratios = [
             np.interp(wanted, np.log(np.array(entry.rows)), np.log(np.array(entry.ratio)))
             for entry in entries
         ]
         known = [entry.sparsity for entry in entries]
-        ratio = np.array(
-            [np.interp(pruning.sparsity, known, column) for column in np.array(ratios).T]
-        )
-        return np.asarray(self.gemm_s(rows, in_features, out_features, dtype) * np.exp(ratio))
+        ratio = [np.interp(pruning.sparsity, known, column) for column in np.array(ratios).T]
+        return np.asarray(np.exp(ratio)).reshape(rows.shape)

@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
 from simulator.config.accelerator import AcceleratorSpec
-from simulator.config.calibration import Calibration
+from simulator.config.calibration import Calibration, PrunedFit
 from simulator.config.host import HostRates
 from simulator.config.pruning import Pruning
 from simulator.cost.compute import Phase, Rates
 from simulator.cost.kernels.attention import context_rates
 from simulator.cost.kernels.gemm import gemm_s
 from simulator.cost.kernels.grouped_gemm import grouped_gemm_s, moves_s
-from simulator.cost.kernels.pruned import pruned_s
+from simulator.cost.kernels.pruned import pruned_grouped_s, pruned_s
 from simulator.work.context_kernels import ContextKernel
 
 _STREAM_PASSES = 8.0
@@ -134,17 +134,45 @@ class RooflineModel:
         dtype: str,
         pruning: Pruning,
     ) -> NDArray[np.float64]:
+        whole, fit = self.calibration.matrices(dtype), self._find_pruned(pruning, dtype)
+        found = np.asarray(rows, dtype=np.float64)
+        return pruned_s(
+            self.accelerator, whole, fit, found, in_features, out_features, dtype, pruning
+        )
+
+    def pruned_grouped_s(
+        self,
+        rows_RG: NDArray[np.float64],
+        in_features: int,
+        out_features: int,
+        dtype: str,
+        pruning: Pruning,
+        num_experts: int | None = None,
+        kernels: str | None = None,
+        choices_R: NDArray[np.float64] | None = None,
+    ) -> NDArray[np.float64]:
+        whole = self.calibration.experts(dtype, num_experts, kernels)
+        fit = self._find_pruned(pruning, dtype)
+        return self.calibration.engine.expert_ratio * pruned_grouped_s(
+            self.accelerator,
+            whole,
+            fit,
+            rows_RG,
+            in_features,
+            out_features,
+            dtype,
+            pruning,
+            choices_R,
+        )
+
+    def _find_pruned(self, pruning: Pruning, dtype: str) -> PrunedFit:
         fit = self.calibration.pruned_matrices(pruning.kernels, dtype)
         if fit is None:
             raise UserError(
                 f"no measured products with {dtype} matrices pruned '{pruning.kernels}' "
                 f"on {self.accelerator.title}"
             )
-        whole = self.calibration.matrices(dtype)
-        found = np.asarray(rows, dtype=np.float64)
-        return pruned_s(
-            self.accelerator, whole, fit, found, in_features, out_features, dtype, pruning
-        )
+        return fit
 
     def stream_s(self, num_bytes: NDArray[np.float64]) -> NDArray[np.float64]:
         """Seconds to read or write bytes that no matrix product hides."""

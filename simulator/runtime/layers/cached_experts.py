@@ -69,13 +69,16 @@ class CachedExperts(nn.Module):
         """Experts in memory between two steps."""
         return set(self._held)
 
-    def load(self, weights: Weights, name: str) -> None:
+    def load(self, weights: Weights, name: str, like: Tensor) -> None:
         """Write the weights called ``name.<expert id>.up`` and so on to the file, one expert after
         the other, and read those that the cache begins with.
+
+        Args:
+            like: a tensor of the number format and device to use.
         """
         for expert in self.expert_P:
             one = self._make(expert)
-            one.load(weights, name)
+            one.load(weights, name, like)
             if self._file is None:
                 self._file = ExpertFile(len(self.expert_P), one.bytes_per_slot)
             self._file.write(expert, one.pack(expert))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from simulator.config.ffns.moe import MoE
+from simulator.config.pruning import Pruning
 from simulator.runtime.layers.part import WHOLE, Part
+from simulator.runtime.layers.pruned import PrunedMatrix, check_whole_blocks, multiply, store_part
 from simulator.runtime.layers.weights import Weights, empty, fill
 
 
@@ -18,7 +22,14 @@ class Experts(nn.Module):
     expert).
     """
 
-    def __init__(self, moe: MoE, hidden_size: int, expert_P: list[int], part: Part = WHOLE) -> None:
+    def __init__(
+        self,
+        moe: MoE,
+        hidden_size: int,
+        expert_P: list[int],
+        part: Part = WHOLE,
+        pruning: Pruning | None = None,
+    ) -> None:
         super().__init__()
         self.moe, self.hidden_size, self.expert_P, self.part = (
             moe,
@@ -28,8 +39,10 @@ class Experts(nn.Module):
         )
         width = part.num(moe.intermediate_size)
         rows = 2 * width if moe.is_gated else width
-        self.up = empty(len(self.expert_P), rows, hidden_size)
-        self.down = empty(len(self.expert_P), hidden_size, width)
+        if pruning is not None and part.size > 1:
+            check_whole_blocks(part.bounds(moe.intermediate_size), pruning)
+        self.up = _hold(pruning, len(self.expert_P), rows, hidden_size)
+        self.down = _hold(pruning, len(self.expert_P), hidden_size, width)
         has_bias = moe.has_expert_bias
         self.up_bias = empty(len(self.expert_P), rows) if has_bias else None
         # The ranks of a tensor-parallel group add up their results, so only one of them adds the
@@ -38,19 +51,24 @@ class Experts(nn.Module):
             empty(len(self.expert_P), hidden_size) if has_bias and part.rank == 0 else None
         )
 
-    def load(self, weights: Weights, name: str) -> None:
-        """Fill in the weights called ``name.<expert id>.up`` and so on."""
+    def load(self, weights: Weights, name: str, like: Tensor) -> None:
+        """Fill in the weights called ``name.<expert id>.up`` and so on.
+
+        Args:
+            like: a tensor of the number format and device to use.
+        """
         moe, hidden = self.moe, self.hidden_size
         rows = (2 if moe.is_gated else 1) * moe.intermediate_size
         for slot, expert in enumerate(self.expert_P):
             up = weights.tensor(f"{name}.{expert}.up", (rows, hidden))
-            fill(self.up[slot], self.part.cut_gated(up, moe.is_gated))
-            fill(
-                self.down[slot],
-                self.part.cut(
-                    weights.tensor(f"{name}.{expert}.down", (hidden, moe.intermediate_size)), 1
-                ),
+            store_part(
+                _choose(self.up, slot),
+                up,
+                partial(self.part.cut_gated, is_gated=moe.is_gated),
+                like,
             )
+            down = weights.tensor(f"{name}.{expert}.down", (hidden, moe.intermediate_size))
+            store_part(_choose(self.down, slot), down, partial(self.part.cut, dim=1), like)
             if self.up_bias is not None:
                 bias = weights.tensor(f"{name}.{expert}.up_bias", (rows,))
                 fill(self.up_bias[slot], self.part.cut_gated(bias, moe.is_gated))
@@ -93,7 +111,7 @@ class Experts(nn.Module):
                 setattr(self, name, nn.Parameter(resized))
         for slot, flat_B in weights.items():
             first = 0
-            values = flat_B.contiguous().view(self.up.dtype)
+            values = flat_B.contiguous().view(next(self.parameters()).dtype)
             for weights_P in self.parameters():
                 own = weights_P[slot]
                 fill(own, values[first : first + own.numel()].view(own.shape))
@@ -117,15 +135,26 @@ class Experts(nn.Module):
                 continue
             x = x_NH[first : first + rows]
             first += rows
-            up = functional.linear(
-                x, self.up[slot], None if self.up_bias is None else self.up_bias[slot]
-            )
+            up_bias = None if self.up_bias is None else self.up_bias[slot]
             down_bias = None if self.down_bias is None else self.down_bias[slot]
+            up = multiply(_choose(self.up, slot), x, up_bias)
             results.append(
-                functional.linear(activate(up, self.moe.is_gated), self.down[slot], down_bias)
+                multiply(_choose(self.down, slot), activate(up, self.moe.is_gated), down_bias)
             )
         # Without tokens the result is the input, so that gradients find their way back.
         return torch.cat(results) if results else x_NH
+
+
+def _hold(pruning: Pruning | None, *shape: int) -> Tensor | nn.ModuleList:
+    """Make the matrices of all slots, ``[P, out, in]``, or a pruned one for each."""
+    if pruning is None:
+        return empty(*shape)
+    return nn.ModuleList(PrunedMatrix(pruning) for _ in range(shape[0]))
+
+
+def _choose(held_P: Tensor | nn.ModuleList, slot: int) -> Tensor | PrunedMatrix:
+    """Choose the matrix of a slot."""
+    return cast(Tensor | PrunedMatrix, held_P[slot])
 
 
 def activate(up: Tensor, is_gated: bool) -> Tensor:

@@ -16,7 +16,7 @@ from simulator.base.errors import UserError
 from simulator.base.plugins import available, package_of
 from simulator.config.ffns import FFN
 from simulator.config.mixers import Mixer
-from simulator.config.pruning import Pruning
+from simulator.config.pruning import Pruning, choose_dense, choose_experts
 from simulator.runtime.layers.part import WHOLE, Part
 from simulator.runtime.layers.weights import Weights
 
@@ -140,7 +140,11 @@ def build_ffn(
         UserError: if its kind has no layer.
     """
     layer = ffn_layer(ffn, where)
-    more = (pruning,) if ffn.is_prunable else ()
+    more: tuple[Pruning | None, ...] = ()
+    if ffn.is_prunable:
+        more = (choose_dense(pruning),)
+    elif ffn.experts is not None and choose_experts(pruning) is not None:
+        more = (choose_experts(pruning),)
     return layer(ffn, hidden_size, part, *more)
 
 

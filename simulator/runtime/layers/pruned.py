@@ -12,6 +12,7 @@ cores on CUDA; a CPU has no such kernel, so the matrix is expanded and multiplie
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from torch.nn import functional
 
 from simulator.base.errors import UserError
 from simulator.config.pruning import Block, Pruning, TwoFour, Unstructured
+from simulator.runtime.layers.weights import fill
 
 
 def choose_kept(matrix: Tensor, pruning: Pruning) -> Tensor:
@@ -150,3 +152,46 @@ class PrunedMatrix(nn.Module):
                 self._matrix.crow_indices(),
             ]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def store_part(
+    holder: Tensor | PrunedMatrix, matrix: Tensor, cut: Callable[[Tensor], Tensor], like: Tensor
+) -> None:
+    """Store a rank's part of a whole matrix in its parameter, or pruned.
+
+    Args:
+        cut: cuts the part out of the matrix.
+        like: tensor whose device and number format a pruned matrix takes.
+    """
+    if not isinstance(holder, PrunedMatrix):
+        fill(holder, cut(matrix))
+        return
+    # The whole matrix decides what is left, so that pruning does not depend on how it is split.
+    holder.store(cut(matrix), cut(choose_kept(matrix, holder.pruning)), like)
+
+
+def multiply(holder: Tensor | PrunedMatrix, x: Tensor, bias: Tensor | None) -> Tensor:
+    """Product ``x @ matrix.T``, ``[T, out]``, with a bias where there is one."""
+    if isinstance(holder, PrunedMatrix):
+        result: Tensor = holder(x)
+        return result if bias is None else result + bias
+    return functional.linear(x, holder, bias)
+
+
+def check_whole_blocks(bounds: tuple[int, int], pruning: Pruning) -> None:
+    """Refuse parts of a pruned block that do not begin and end between blocks, since they would
+    store more than their share.
+    """
+    size = (
+        pruning.block_size
+        if isinstance(pruning, Block)
+        else 4
+        if isinstance(pruning, TwoFour)
+        else 1
+    )
+    if any(bound % size for bound in bounds):
+        first, end = bounds
+        raise UserError(
+            f"pruning '{pruning.kind}' cannot be split at features {first} and {end}: "
+            f"not multiples of {size}"
+        )

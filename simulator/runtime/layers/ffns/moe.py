@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from simulator.config.ffns.moe import MoE
+from simulator.config.pruning import Pruning
 from simulator.runtime.layers.experts import Experts
 from simulator.runtime.layers.kinds import Admission, FFNLayer
 from simulator.runtime.layers.part import WHOLE, Part
@@ -19,16 +20,18 @@ class MixtureOfExperts(FFNLayer):
     is trained. A part has the same features of every expert.
     """
 
-    def __init__(self, spec: MoE, hidden_size: int, part: Part = WHOLE) -> None:
+    def __init__(
+        self, spec: MoE, hidden_size: int, part: Part = WHOLE, pruning: Pruning | None = None
+    ) -> None:
         super().__init__()
         self.moe = spec
         self.router = Router(spec, hidden_size)
-        self.experts = Experts(spec, hidden_size, list(range(spec.num_experts)), part)
+        self.experts = Experts(spec, hidden_size, list(range(spec.num_experts)), part, pruning)
         self.shared = SharedExpert(spec, hidden_size, part) if spec.num_shared_experts else None
 
     def load(self, weights: Weights, name: str, like: Tensor) -> None:
         self.router.load(weights, f"{name}.router")
-        self.experts.load(weights, f"{name}.experts")
+        self.experts.load(weights, f"{name}.experts", like)
         if self.shared is not None:
             self.shared.load(weights, f"{name}.shared", like)
 

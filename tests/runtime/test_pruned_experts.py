@@ -1,0 +1,77 @@
+"""Experts that are pruned for real, and the bytes of PyTorch's sparse tensors."""
+
+# ruff: noqa: E402 (what follows needs torch, and is skipped without)
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
+
+from simulator.base.errors import UserError
+from simulator.config.pruning import Block, TwoFour, Unstructured
+from simulator.config.sparse_formats import find_footprint
+from simulator.runtime.job import make_job
+from simulator.runtime.layers.pruned import PrunedMatrix, choose_kept
+from simulator.runtime.reference import Reference
+from tests.runtime.equality import FP32, check_job, prompts, with_noise
+from tests.runtime.small_models import inputs
+
+pytestmark = pytest.mark.usefixtures("no_gradients")
+
+EXPERTS = {"blocks": "experts"}
+PRUNINGS = {
+    "unstructured": Unstructured(kind="unstructured", sparsity=0.6, **EXPERTS),
+    "blocks": Block(kind="block", sparsity=0.5, block_size=4, **EXPERTS),
+    "two of four": TwoFour(kind="two_four", **EXPERTS),
+}
+MOE = {"num_experts": 8, "top_k": 2, "has_expert_bias": True}
+SPLITS = {"whole": {}, "travelling": {"attention_dp": 2, "ep": 2}, "split": {"tp": 2, "ep": 1}}
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("name", PRUNINGS)
+def test_a_mixture_of_pruned_experts_equals_the_whole_pruned_model(real, name, split):
+    job = real.job(real.plan(MOE, **SPLITS[split]))
+    pruned = dataclasses.replace(job, pruning=PRUNINGS[name])
+    check_job(with_noise(pruned, real.folder))
+    whole = Reference(dataclasses.replace(pruned, pruning=None)).hidden_vectors(prompts())
+    assert np.abs(Reference(pruned).hidden_vectors(prompts()) - whole).max() > 100 * FP32
+
+
+@pytest.mark.parametrize("name", PRUNINGS)
+def test_every_expert_keeps_what_the_spec_counts(real, name):
+    pruning = PRUNINGS[name]
+    job = dataclasses.replace(real.job(real.plan(MOE)), pruning=pruning)
+    held = [one for one in Reference(job).model.modules() if isinstance(one, PrunedMatrix)]
+    linears, layers = job.moe.expert_linears(job.model.hidden_size), job.model.num_moe_layers
+    per_expert = sum(pruning.num_stored(one.out_features, one.in_features) for one in linears)
+    assert len(held) == 2 * 8 * layers
+    assert sum(one.num_stored for one in held) == 8 * layers * per_expert
+
+
+def test_pruned_experts_that_move_are_refused(real):
+    rebalancing = {"kind": "periodic", "every_s": 1.0}
+    plan = real.plan(MOE, attention_dp=2, ep=2, rebalancing=rebalancing)
+    spec = plan.spec.model_copy(update={"pruning": PRUNINGS["two of four"]})
+    with pytest.raises(UserError, match="pruned experts that move"):
+        make_job(dataclasses.replace(plan, spec=spec), real.folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("density", [0.0, 0.1, 0.5, 1.0])
+def test_csr_coo_and_blocks_take_the_bytes_of_pytorch_s_tensors(density, dtype):
+    matrix = inputs(48, 80)
+    matrix = (matrix * (torch.rand(48, 80) < density)).to(dtype)
+    kept, csr, coo = int(matrix.count_nonzero()), matrix.to_sparse_csr(), matrix.to_sparse_coo()
+    assert csr.col_indices().nbytes + csr.crow_indices().nbytes == find_footprint(
+        "csr", 48, 80, 64
+    ).index_bytes(kept)
+    assert coo.indices().nbytes == find_footprint("coo", 48, 80, 64).index_bytes(kept)
+    assert csr.values().nbytes == coo.values().nbytes == kept * dtype.itemsize
+    blocks = Block(kind="block", sparsity=1 - density if density else 0.9999, block_size=16)
+    stored = PrunedMatrix(blocks)
+    whole = inputs(48, 80)
+    stored.store(whole, choose_kept(whole, blocks), whole)
+    assert stored.stored_bytes == 4 * blocks.num_stored(48, 80) + blocks.index_bytes(48, 80)
