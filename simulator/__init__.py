@@ -1,9 +1,10 @@
 """moesim: which serves your traffic better, a mixture-of-experts model or a dense one, and on what.
 
 The command line as functions: :func:`load_scenario` and :func:`run`, :func:`load_question` and
-:func:`plan`, :func:`sweep`, :func:`execute`, :func:`validate`, :func:`check`, :func:`list_kinds`;
-results of a run are written by :func:`write_results` and read back by :func:`load_results`, folders
-of any kind are shown by :func:`build_report`. Nothing is imported before it is used.
+:func:`plan`, :func:`train` and :func:`plan_training`, :func:`sweep`, :func:`execute`,
+:func:`validate`, :func:`check`, :func:`list_kinds`; results of a run are written by
+:func:`write_results` and read back by :func:`load_results`, folders of any kind are shown by
+:func:`build_report`. Nothing is imported before it is used.
 
 Data flows one way: ``config`` (inert descriptions), ``workload`` and ``policies`` -> ``work``
 (exact counts) -> ``cost`` and ``step`` (seconds) -> ``deployment`` (frozen) -> ``engine`` (virtual
@@ -25,6 +26,8 @@ __all__ = [
     "Scenario",
     "Scoreboard",
     "Sweep",
+    "TrainingAnswer",
+    "TrainingResults",
     "UserError",
     "__version__",
     "allow_code",
@@ -39,8 +42,10 @@ __all__ = [
     "load_scenario",
     "make_schema",
     "plan",
+    "plan_training",
     "run",
     "sweep",
+    "train",
     "validate",
     "write_results",
 ]
@@ -52,12 +57,14 @@ _HOMES = {
     "commands.catalogue": ("list_kinds",),
     "commands.check": ("check",),
     "commands.execute": ("execute",),
+    "commands.plan_training": ("plan_training",),
     "commands.reference": ("describe_keys",),
     "commands.report": ("build_report",),
     "commands.results_folder": ("load_results", "write_results"),
     "commands.run": ("run",),
     "commands.schema": ("make_schema",),
     "commands.sweep": ("sweep",),
+    "commands.train": ("train",),
     "commands.validate": ("validate",),
     "config.capacity": ("Question",),
     "results.answer": ("Answer",),
@@ -66,6 +73,8 @@ _HOMES = {
     "results.folder": ("Results",),
     "results.scores": ("Scoreboard",),
     "results.sweep": ("Sweep",),
+    "results.training": ("TrainingResults",),
+    "results.training_answer": ("TrainingAnswer",),
     "scenario.question": ("load_question",),
     "scenario.scenario": ("Scenario", "load_scenario"),
 }

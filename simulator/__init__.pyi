@@ -4,12 +4,14 @@ from simulator.commands.capacity import plan
 from simulator.commands.catalogue import list_kinds
 from simulator.commands.check import check
 from simulator.commands.execute import execute
+from simulator.commands.plan_training import plan_training
 from simulator.commands.reference import describe_keys
 from simulator.commands.report import build_report
 from simulator.commands.results_folder import load_results, write_results
 from simulator.commands.run import run
 from simulator.commands.schema import make_schema
 from simulator.commands.sweep import sweep
+from simulator.commands.train import train
 from simulator.commands.validate import validate
 from simulator.config.capacity import Question
 from simulator.results.answer import Answer
@@ -18,6 +20,8 @@ from simulator.results.executed import Executed
 from simulator.results.folder import Results
 from simulator.results.scores import Scoreboard
 from simulator.results.sweep import Sweep
+from simulator.results.training import TrainingResults
+from simulator.results.training_answer import TrainingAnswer
 from simulator.scenario.question import load_question
 from simulator.scenario.scenario import Scenario, load_scenario
 
@@ -32,6 +36,8 @@ __all__ = [
     "Scenario",
     "Scoreboard",
     "Sweep",
+    "TrainingAnswer",
+    "TrainingResults",
     "UserError",
     "__version__",
     "allow_code",
@@ -46,8 +52,10 @@ __all__ = [
     "load_scenario",
     "make_schema",
     "plan",
+    "plan_training",
     "run",
     "sweep",
+    "train",
     "validate",
     "write_results",
 ]

@@ -52,7 +52,7 @@ _FILES = frozenset({"candidates.csv", RECOMMENDED})
 
 @dataclass(frozen=True)
 class TrainingAnswer:
-    """Answer of a plan of training."""
+    """Answer of a plan of training: simulated splits, and those that are recommended."""
 
     run: dict[str, Any]
     """``question``, ``verdict``, ``ruled_out`` (counts by reason), and how it was made."""

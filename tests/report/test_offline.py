@@ -15,6 +15,7 @@ from tests.report import made_up_executions, made_up_runs, plan_answers
 from tests.report.pages import MOST_BYTES, payload_of, unpacked
 from tests.report.test_scoreboard import board
 from tests.report.test_training_page import training_page
+from tests.report.test_training_step_page import training_plan_html, training_step_html
 
 pytestmark = pytest.mark.xdist_group("pages")  # one browser, and each page rendered once
 
@@ -26,6 +27,8 @@ KINDS = {
     ),
     "validation": lambda: scoreboard.render(board()),
     "training": training_page,
+    "training step": training_step_html,
+    "training plan": training_plan_html,
 }
 A4_PIXELS = 718
 """Width of A4 less margins of 10 mm, in the pixels of a style sheet."""

@@ -19,6 +19,8 @@ _COLOURS = {
     "gradients": "#AA3377",
     "optimizer": "#667788",
 }
+_ZOOMED_PIXELS = 232
+"""Least height of a plot that the page lets readers zoom into."""
 _MOST_BARS = 1200
 """Bars of a plot; of longer steps the beginning is shown."""
 
@@ -54,7 +56,7 @@ def _draw(shown: pd.DataFrame) -> go.Figure:
     num_stages = int(shown["rank"].max()) + 1
     end_s = float((shown["start_s"] + shown["duration_s"]).max())
     unit_s, unit = time_axis(end_s)
-    height = 90 + 26 * max(num_stages, 2)
+    height = max(_ZOOMED_PIXELS, 90 + 26 * num_stages)
     title = f"Time since the start of the step ({unit})"
     drawn = style.figure(title, "Stage (index)", height, barmode="overlay", bargap=0.18)
     for name, colour in _COLOURS.items():
