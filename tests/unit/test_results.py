@@ -34,6 +34,7 @@ def made(*names, **run):
                 "deployment": list(names),
                 "num_output": 1,
                 "outcome": "finished",
+                "pool": "both",
                 "request": 0,
                 "value": [0.1 * n for n in range(len(names))],
             }
