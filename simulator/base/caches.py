@@ -37,6 +37,11 @@ def findings_folder() -> Path:
     return Path(own) if own else _user_folder() / "plan"
 
 
+def measured_folder() -> Path:
+    """Folder of what was measured on this machine."""
+    return _user_folder() / "measured"
+
+
 def _user_folder() -> Path:
     return user_cache_path("moesim", appauthor=False)
 
@@ -54,12 +59,14 @@ def list_caches() -> dict[str, list[Path]]:
                 if path.stem.startswith(path.parent.name)
             ),
         ],
+        "measurements of this machine": [*measured_folder().glob("sparsity-*.json")],
     }
 
 
 def measure_caches() -> dict[str, Kept]:
     """Measure the size of each cache."""
-    folders = dict(zip(list_caches(), (compiled_folder(), findings_folder()), strict=True))
+    own = (compiled_folder(), findings_folder(), measured_folder())
+    folders = dict(zip(list_caches(), own, strict=True))
     return {
         name: Kept(folders[name], len(files), sum(map(_measure, files)))
         for name, files in list_caches().items()

@@ -21,7 +21,18 @@ from simulator.base.caches import tell_compiling
 from simulator.base.errors import INTERRUPTED, LostError, UserError
 from simulator.base.text import one_line
 from simulator.base.trust import forget_current_folder
-from simulator.cli import cache, calibrate, console, describe, execute, plan, run, trace, validate
+from simulator.cli import (
+    cache,
+    calibrate,
+    console,
+    describe,
+    execute,
+    plan,
+    run,
+    sparsity,
+    trace,
+    validate,
+)
 from simulator.runtime.ray_files import remove_dead_clusters
 from simulator.runtime.stopping import stop_on_terminate
 
@@ -148,6 +159,7 @@ app.command()(plan.plan)
 app.command()(execute.execute)
 app.command()(calibrate.calibrate)
 app.command()(run.report)
+app.command()(sparsity.sparsity)
 app.add_typer(validate.app, name="validate")
 app.command("list")(describe.list_)
 app.command()(describe.new)

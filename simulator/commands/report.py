@@ -130,11 +130,21 @@ def _build_training_plan(folder: Path) -> _Page:
     return _Page(render(found), found.run["verdict"])
 
 
+def _build_sparsity(folder: Path) -> _Page:
+    from simulator.report.sparsity_page import render
+    from simulator.results.sparsity_folder import read_sparsity
+    from simulator.results.sparsity_text import list_findings, tell_headline
+
+    found = read_sparsity(folder)
+    return _Page(render(found), {"headline": tell_headline(found), "reasons": list_findings(found)})
+
+
 _BUILDERS = {
     "a plan of training": _build_training_plan,
     "moesim plan": _build_plan,
     "a sweep": _build_sweep,
     "moesim execute": _build_executed,
     "a training": _build_training,
+    "moesim sparsity": _build_sparsity,
 }
 """Builders of the pages that show one folder, by the command that wrote it."""

@@ -57,6 +57,7 @@ _OTHERS = {
     "moesim execute": "build_report or moesim report shows it",
     "a plan of training": "build_report or moesim report shows it",
     "a training": "build_report or moesim report shows it",
+    "moesim sparsity": "build_report or moesim report shows it",
     "moesim validate": "its tables are CSV and Parquet files, and its report.html shows them",
 }
 """Ways to open the folders of other commands."""

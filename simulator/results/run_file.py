@@ -23,14 +23,15 @@ _TELLING_KEYS = {
     "machine": "moesim execute",
     "training_question": "a plan of training",
     "training": "a training",
+    "sparsity": "moesim sparsity",
 }
 """Others by a key of ``run.json``."""
 
 
 def find_writer(folder: Path) -> str:
     """Command whose results folder this is: ``moesim plan``, ``a sweep``, ``moesim validate``,
-    ``moesim execute``, whose ``run.json`` names a machine, a training or a plan of one, or
-    ``moesim run`` where nothing tells.
+    ``moesim execute``, whose ``run.json`` names a machine, a training or a plan of one,
+    ``moesim sparsity``, or ``moesim run`` where nothing tells.
     """
     for file, command in _WRITERS.items():
         if (folder / file).is_file():
