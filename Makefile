@@ -67,7 +67,7 @@ moved: .venv/tested
 
 # The committed example reports: the page, its numbers, and the resolved scenario.
 report: .venv/tested
-	for name in mixtral_vs_llama2 deepseek_v3_vs_llama_405b gpt_oss_vs_qwen3_32b rebalancing day offload mixtral_vs_llama2_training deepseek_v3_schedules; do \
+	for name in mixtral_vs_llama2 deepseek_v3_vs_llama_405b gpt_oss_vs_qwen3_32b rebalancing day scaling offload mixtral_vs_llama2_training deepseek_v3_schedules; do \
 	  $(BIN)/moesim run $$name --out reports/out/$$name && mkdir -p reports/$$name && \
 	  cp reports/out/$$name/report.html reports/out/$$name/summary.csv reports/out/$$name/run.json reports/$$name/ || exit 1; \
 	done

@@ -17,6 +17,7 @@ from simulator.base.data import available_files
 from simulator.base.writing import toml_text
 from simulator.config.capacity import Question, Spare
 from simulator.config.deployment import DeploymentSpec
+from simulator.config.failure_rates import FailureRates
 from simulator.config.workload import WorkloadSpec
 from simulator.deployment.plan import make_plan
 from simulator.planner.conditions import choose_slo
@@ -86,6 +87,16 @@ def hand_over(result: SearchResult, target: Path | None = None) -> Handover:
     )
 
 
+def _tell_shares(rates: FailureRates) -> str:
+    """Shares of failures that take nodes and switches, as keys of a run's; empty without any."""
+    if not rates.node_share + rates.switch_share:
+        return ""
+    return (
+        f", node_share = {rates.node_share:g}, switch_share = {rates.switch_share:g}, "
+        f"nodes_per_switch = {rates.nodes_per_switch}"
+    )
+
+
 def deployments(result: SearchResult, evaluations: list[Evaluation]) -> list[DeploymentSpec]:
     """Evaluations as deployments of one scenario, each with a name of its own."""
     names = [text_of(result, evaluation) for evaluation in evaluations]
@@ -133,7 +144,7 @@ def scenario_text(
         comments.append(
             "Spare replicas, if any, are among the replicas. What failures do to them: "
             f'failures = [{{ kind = "random", mtbf_gpu_hours = {rates.mtbf_gpu_hours_low:g}, '
-            f"repair_s = {3600 * rates.repair_hours:g} }}] in a deployment."
+            f"repair_s = {3600 * rates.repair_hours:g}{_tell_shares(rates)} }}] in a deployment."
         )
     changes = {"slo": choose_slo(question), **_requests(workload, base, folder)}
     workload = workload.model_copy(update=changes)

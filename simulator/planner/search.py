@@ -366,7 +366,10 @@ def _list_spare_rates(question: Question) -> list[float]:
     rates = question.failures
     if rates.availability is None:
         return []
-    return [rates.availability, rates.mtbf_gpu_hours_low, rates.repair_hours]
+    found = [rates.availability, rates.mtbf_gpu_hours_low, rates.repair_hours]
+    if rates.node_share + rates.switch_share > 0:
+        found += [rates.node_share, rates.switch_share, rates.nodes_per_switch]
+    return found
 
 
 def _digest_own_code(model: ModelSpec) -> list[str]:

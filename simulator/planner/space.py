@@ -142,7 +142,8 @@ class Space:
         if rates.availability is None or not replicas:
             return 0
         share = math.sqrt(rates.availability) if in_pools else rates.availability
-        return count_spare_replicas(replicas, shape.num_ranks, share, rates)
+        node_gpus = self.host_gpus(shape)
+        return count_spare_replicas(replicas, shape.num_ranks, node_gpus, share, rates)
 
     def count_replicas(self, size: int, shape: ReplicaShape) -> int:
         """Replicas that serve on a cluster when what may be lost is lost, and the spare ones are

@@ -46,7 +46,8 @@ def share_of_time_enough(
     low = high = 1.0
     for shape, count, spare in zip(sides, counts, spares, strict=True):
         if shape is not None:
-            own = share_of_time_serving(count, spare, shape.num_ranks, space.question.failures)
+            sizes = shape.num_ranks, space.host_gpus(shape)
+            own = share_of_time_serving(count, spare, *sizes, space.question.failures)
             low, high = low * own[0], high * own[1]
     return low, high
 
@@ -60,7 +61,8 @@ def explain_no_room(space: Space, shape: ReplicaShape, replicas: int) -> str | N
     if room < replicas or failures.availability is None:
         return None
     wanted = replicas + space.count_spares(shape, replicas)
-    reached, _ = share_of_time_serving(replicas, room - replicas, shape.num_ranks, failures)
+    sizes = shape.num_ranks, space.host_gpus(shape)
+    reached, _ = share_of_time_serving(replicas, room - replicas, *sizes, failures)
     size = f"{shape.num_ranks:,} GPU{'' if shape.num_ranks == 1 else 's'}"
     needed = f"{replicas:,} that {'serves' if replicas == 1 else 'serve'}"
     return (

@@ -57,22 +57,22 @@ def test_spares_are_as_few_as_the_share_of_the_time_takes(
     replicas, num_gpus, mtbf_hours, repair_hours, share
 ):
     rates = rates_of(mtbf_hours, repair_hours)
-    spares = count_spare_replicas(replicas, num_gpus, share, rates)
+    spares = count_spare_replicas(replicas, num_gpus, 8, share, rates)
     assume(spares < 500)
-    low, high = share_of_time_serving(replicas, spares, num_gpus, rates)
+    low, high = share_of_time_serving(replicas, spares, num_gpus, 8, rates)
     assert share <= low <= high
     assert low == pytest.approx(add_up(replicas, spares, num_gpus, mtbf_hours, repair_hours))
     if spares:
-        assert share_of_time_serving(replicas, spares - 1, num_gpus, rates)[0] < share
+        assert share_of_time_serving(replicas, spares - 1, num_gpus, 8, rates)[0] < share
     # More replicas, a rarer failure and a looser target never take more or fewer than they ought.
-    assert count_spare_replicas(replicas + 1, num_gpus, share, rates) >= spares
-    assert count_spare_replicas(replicas, num_gpus, share / 2, rates) <= spares
+    assert count_spare_replicas(replicas + 1, num_gpus, 8, share, rates) >= spares
+    assert count_spare_replicas(replicas, num_gpus, 8, share / 2, rates) <= spares
     rarer = rates_of(2 * mtbf_hours, repair_hours)
-    assert count_spare_replicas(replicas, num_gpus, share, rarer) <= spares
+    assert count_spare_replicas(replicas, num_gpus, 8, share, rarer) <= spares
 
 
 def test_a_share_that_no_number_reaches_has_an_end():
-    assert count_spare_replicas(1000, 64, 0.9999, rates_of(1e-3, 1e9)) == MOST_SPARES
+    assert count_spare_replicas(1000, 64, 8, 0.9999, rates_of(1e-3, 1e9)) == MOST_SPARES
 
 
 @cases(60)
@@ -136,7 +136,7 @@ def test_as_many_replicas_serve_as_long_when_gpus_fail_at_random(tiny, needed, s
     spans_s = np.diff(np.append(levels[:, 0], end_s))
     share = spans_s[levels[:, 1] >= needed].sum() / end_s
     rates = rates_of(mtbf_hours, repair_hours)
-    said, _ = share_of_time_serving(needed, spares, num_gpus, rates)
+    said, _ = share_of_time_serving(needed, spares, num_gpus, 8, rates)
     assert said == pytest.approx(add_up(needed, spares, num_gpus, mtbf_hours, repair_hours))
     assert share == pytest.approx(said, abs=0.015)
     assert abs(share - said) < 0.3 * (1 - said)

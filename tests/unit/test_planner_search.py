@@ -241,6 +241,7 @@ def test_a_recording_that_a_model_names_itself_is_part_of_the_key(tmp_path):
         ({"spare": {"gpus": 1}}, True),
         ({"failures": {"mtbf_gpu_hours_low": 100}}, False),
         ({"failures": {"availability": 0.9}}, True),
+        ({"failures": {"node_share": 0.1}}, False),
         ({"seed": 2}, True),
         ({"targets": {"tpot_s": {"p50": 0.012}}}, True),
         ({"clusters": [{"cluster": "h100-sxm", "max_gpus": 16}]}, True),
@@ -255,6 +256,19 @@ def test_the_key_tells_apart_what_a_finding_depends_on_and_nothing_else(changes,
         for asked in (question(), question(**changes))
     }
     assert len(keys) == 1 + is_another
+
+
+def test_the_key_tells_apart_what_fails_together():
+    """Where there are spare replicas, whose number hangs on it."""
+    candidate, traffic = evaluation(1.0).candidate, traffic_of(question(), Path())
+    shares = (
+        {},
+        {"node_share": 0.1},
+        {"switch_share": 0.1},
+        {"node_share": 0.1, "nodes_per_switch": 8},
+    )
+    asked = [question(failures={"availability": 0.9, **one}) for one in shares]
+    assert len({key_of(identity(Space(one, Path()), traffic, candidate)) for one in asked}) == 4
 
 
 def test_two_folders_with_a_model_of_one_name_do_not_share_its_steps(tmp_path):

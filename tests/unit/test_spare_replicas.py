@@ -69,6 +69,13 @@ def test_what_is_recommended_runs_as_it_is(spare, moesim, tmp_path):
     assert f"on {entry['replicas'] * best.candidate.shape.num_ranks} GPUs" in out
 
 
+def test_the_file_says_what_fails_together_too():
+    shares = {"node_share": 0.1, "switch_share": 0.05}
+    found = find(failures=FAILURES | shares | {"availability": 0.999})
+    (file,) = (f for f in make_answer(found).handover.scenarios if f.file == "recommended.toml")
+    assert "node_share = 0.1, switch_share = 0.05, nodes_per_switch = 4 }]" in file.text
+
+
 def test_what_has_no_room_for_spare_replicas_is_refused_with_what_would_do():
     found = find(most=1, failures=FAILURES | {"availability": 0.9999})
     assert not found.met

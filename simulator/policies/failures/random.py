@@ -7,9 +7,10 @@ import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+from pydantic import model_validator
 
 from simulator.base.frozen import Frozen
-from simulator.base.quantities import Hours, Ratio, Seconds
+from simulator.base.quantities import Hours, Nodes, Ratio, Seconds
 from simulator.policies.failures import Change, Machines
 
 _HOUR_S = 3600.0
@@ -33,6 +34,19 @@ class Random(Frozen):
     for a replacement from a pool of spare machines."""
     node_share: Ratio = 0.0
     """Share of failures that take a whole node."""
+    switch_share: Ratio = 0.0
+    """Share of failures that take all nodes under a switch."""
+    nodes_per_switch: Nodes = 4
+    """Nodes under one switch, which the nodes of the cluster fill in order."""
+
+    @model_validator(mode="after")
+    def _check_shares(self) -> Random:
+        if self.node_share + self.switch_share > 1:
+            raise ValueError(
+                f"node_share ({self.node_share:g}) and switch_share ({self.switch_share:g}) are "
+                "shares of the same failures; they must add up to at most 1"
+            )
+        return self
 
     def changes(
         self, machines: Mapping[str, Machines], rng: np.random.Generator
@@ -52,8 +66,12 @@ class Random(Frozen):
                 continue
             now_s = fails_s
             name, gpu = sorted(works)[rng.integers(len(works))]
-            takes_node = rng.random() < self.node_share
-            hit = _find_hit(machines, name, gpu) if takes_node else {name: (gpu,)}
+            drawn = rng.random()
+            hit: dict[str, tuple[int, ...]] = {name: (gpu,)}
+            if drawn < self.node_share:
+                hit = _find_hit(machines, name, gpu, 1)
+            elif drawn < self.node_share + self.switch_share:
+                hit = _find_hit(machines, name, gpu, self.nodes_per_switch)
             for pool, gpus in hit.items():
                 left = tuple(one for one in gpus if (pool, one) in works)
                 if left:
@@ -64,11 +82,15 @@ class Random(Frozen):
                     yield change
 
 
-def _find_hit(machines: Mapping[str, Machines], pool: str, gpu: int) -> dict[str, tuple[int, ...]]:
-    """GPUs of each pool on the node of a GPU."""
+def _find_hit(
+    machines: Mapping[str, Machines], pool: str, gpu: int, num_nodes: int
+) -> dict[str, tuple[int, ...]]:
+    """GPUs of each pool on the node of a GPU, or on all nodes under its switch."""
     own = machines[pool]
-    node = (own.first_gpu + gpu) // own.gpus_per_node
+    first = (own.first_gpu + gpu) // own.gpus_per_node // num_nodes * num_nodes
     found = {
-        name: one.list_gpus(node) for name, one in machines.items() if one.cluster == own.cluster
+        name: tuple(gpu for node in range(first, first + num_nodes) for gpu in one.list_gpus(node))
+        for name, one in machines.items()
+        if one.cluster == own.cluster
     }
     return {name: gpus for name, gpus in found.items() if gpus}
