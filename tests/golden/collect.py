@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from simulator.commands.train import train
 from simulator.deployment.plan import make_plan
 from simulator.engine.timeline import run_plan
 from simulator.planner.capacity import plan_capacity
@@ -29,6 +30,7 @@ from simulator.workload.requests import load_requests
 HERE = Path(__file__).parent
 NUMBERS = HERE / "numbers.csv"
 ANSWERS = HERE / "answers.csv"
+TRAININGS = HERE / "trainings.csv"
 MADE_WITH = HERE / "made_with.json"
 SHIPPED = ("mixtral_vs_llama2", "deepseek_v3_vs_llama_405b", "gpt_oss_vs_qwen3_32b")
 """Scenarios of the project, with fewer requests than they ship with."""
@@ -43,7 +45,7 @@ class Case(NamedTuple):
     """One scenario or question."""
 
     fidelity: str
-    """``step``, ``rank`` or ``message``; ``plan`` for a question."""
+    """``step``, ``rank`` or ``message``; ``plan`` for a question, ``train`` for a training."""
     name: str
 
     @property
@@ -69,6 +71,9 @@ def read_rows(case: Case) -> pd.DataFrame:
     if case.fidelity == "plan":
         rows = read_table(ANSWERS, 0)
         return rows.loc[rows.index == case.name]
+    if case.fidelity == "train":
+        rows = read_table(TRAININGS, KEY[1:])
+        return rows[rows.index.get_level_values("scenario") == case.name]
     rows = read_table(NUMBERS, KEY)
     levels = rows.index.get_level_values
     return rows[(levels("fidelity") == case.fidelity) & (levels("scenario") == case.name)]
@@ -85,7 +90,32 @@ def read_table(file: Any, index: int | list[str]) -> pd.DataFrame:
 
 def number_case(case: Case) -> pd.DataFrame:
     """The rows of a case: one a deployment, or the one answer of a question."""
-    return _answer(case) if case.fidelity == "plan" else pd.DataFrame(_serve(case)).set_index(KEY)
+    if case.fidelity == "plan":
+        return _answer(case)
+    if case.fidelity == "train":
+        return pd.DataFrame(_train(case)).set_index(KEY[1:])
+    return pd.DataFrame(_serve(case)).set_index(KEY)
+
+
+def number_kinds(cases: list[Case], workers: int) -> list[tuple[Path, Any, pd.DataFrame]]:
+    """The rows of many cases by kind: the file that holds them, its index, and the rows."""
+    rows = number_all(cases, workers)
+    kinds = ((NUMBERS, KEY, ()), (ANSWERS, 0, ("plan",)), (TRAININGS, KEY[1:], ("train",)))
+    others = {name for _, _, names in kinds for name in names}
+    return [
+        (
+            file,
+            index,
+            pd.concat(
+                [
+                    frame
+                    for case, frame in zip(cases, rows, strict=True)
+                    if (case.fidelity in names if names else case.fidelity not in others)
+                ]
+            ),
+        )
+        for file, index, names in kinds
+    ]
 
 
 def number_all(cases: list[Case], workers: int) -> list[pd.DataFrame]:
@@ -104,6 +134,24 @@ def _serve(case: Case) -> Iterator[dict[str, Any]]:
         summary = summarise([frozen], [record], scenario.workload.slo).iloc[0]
         key = {"fidelity": case.fidelity, "scenario": case.name, "deployment": spec.name}
         yield {**key, **_aggregates(record, summary), **_checksums(record)}
+
+
+def _train(case: Case) -> Iterator[dict[str, Any]]:
+    results = train(*case.source[:1])
+    for row in results.summary.to_dict("records"):
+        facts = results.run["deployments"][row["deployment"]]
+        spans = results.spans[results.spans["deployment"] == row["deployment"]]
+        parts = np.array([list(stage.values()) for stage in facts["stages_s"]])
+        numbers = _numbers_of(spans.drop(columns=["phase"]))
+        yield {
+            "scenario": case.name,
+            **row,
+            "band_low": facts["band"][0],
+            "band_high": facts["band"][1],
+            "spans_sums": _write_sums([numbers]),
+            "parts_sums": _write_sums([parts]),
+            "spans_sha": _digest(numbers),
+        }
 
 
 def _aggregates(record: DeploymentRecord, summary: pd.Series) -> dict[str, float]:

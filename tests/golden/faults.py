@@ -242,6 +242,18 @@ FAULTS = (
         "tiles = np.ceil(rows / tile_rows)",
         "tiles = (rows / tile_rows)",
     ),
+    Fault(
+        "a backward pass does not wait for the gradient of the next stage",
+        "simulator/engine/training/pipeline.py",
+        "if depth < len(places) - 1:",
+        "if depth < 0:",
+    ),
+    Fault(
+        "gradients of experts are added up over all data-parallel ranks",
+        "simulator/deployment/training/plan.py",
+        "return self.stage_ranks // self.placement.layout.num_ranks",
+        "return self.stage_ranks // self.placement.layout.tp",
+    ),
 )
 
 

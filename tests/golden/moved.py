@@ -22,12 +22,9 @@ import numpy as np
 import pandas as pd
 
 from tests.golden.collect import (
-    ANSWERS,
-    KEY,
-    NUMBERS,
     TOLERANCE,
     list_cases,
-    number_all,
+    number_kinds,
     read_sums,
     read_table,
 )
@@ -135,16 +132,8 @@ def main(base: str, measurements: Path | None) -> None:
         run_git("rev-parse", "--verify", "--quiet", f"{base}^{{commit}}")
     except subprocess.CalledProcessError:
         sys.exit(f"{base}: is no revision of this repository")
-    cases = list_cases()
-    rows = number_all(cases, os.cpu_count() or 1)
-    served = pd.concat(
-        [frame for case, frame in zip(cases, rows, strict=True) if case.fidelity != "plan"]
-    )
-    answers = pd.concat(
-        [frame for case, frame in zip(cases, rows, strict=True) if case.fidelity == "plan"]
-    )
-    print_moves("golden deployments", read_base(base, NUMBERS, KEY), served, TOLERANCE)
-    print_moves("golden plans", read_base(base, ANSWERS, 0), answers, TOLERANCE)
+    for file, index, rows in number_kinds(list_cases(), os.cpu_count() or 1):
+        print_moves(f"golden {file.stem}", read_base(base, file, index), rows, TOLERANCE)
     if measurements is None:
         print(
             "no folder of measurements (MEASUREMENTS=DIR): validation on the published "

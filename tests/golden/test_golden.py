@@ -14,6 +14,7 @@ from tests.golden.collect import (
     MADE_WITH,
     NUMBERS,
     TOLERANCE,
+    TRAININGS,
     describe_machine,
     list_cases,
     number_case,
@@ -51,6 +52,9 @@ def test_every_row_has_its_case():
         (fidelity, scenario) for fidelity, scenario, _ in pd.read_csv(NUMBERS, index_col=KEY).index
     }
     named |= {("plan", question) for question in pd.read_csv(ANSWERS, index_col=0).index}
+    named |= {
+        ("train", scenario) for scenario, _ in pd.read_csv(TRAININGS, index_col=KEY[1:]).index
+    }
     assert named == set(map(tuple, list_cases()))
 
 
