@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from simulator.config.calibration import CalibrationFile, CollectiveFit, ExchangeFit, Fit, PrunedFit
 from simulator.config.engine import find_engine
 from simulator.config.host import ExchangeTable, MatrixTable, Steps, load_any_calibration
@@ -58,6 +60,7 @@ def facts_of(plan: DeploymentPlan) -> dict[str, Any]:
             "reserve_bytes": capacity.reserve_bytes,
             "total_bytes": capacity.total_bytes,
         },
+        "hits_by_layer": _list_hits(plan),
         "kv_tokens": capacity.tokens * placement.layout.attention_dp,
         "assumptions": [
             row._asdict() for row in _list_assumptions(plan) + _list_prefill_assumptions(plan)
@@ -69,6 +72,17 @@ def facts_of(plan: DeploymentPlan) -> dict[str, Any]:
         ),
         "currency": placement.cluster.currency,
     }
+
+
+def _list_hits(plan: DeploymentPlan) -> list[float] | None:
+    """Share of a sequence's experts that are in the GPU's memory, by MoE layer; ``None`` where it
+    holds all.
+    """
+    if plan.placement.offload is None:
+        return None
+    uses = plan.placement.offload.replay(1)
+    hits_L = uses.held_SL.sum(axis=0) / np.maximum(uses.used_SL.sum(axis=0), 1)
+    return [round(float(share), 4) for share in hits_L]
 
 
 def warnings_of(plan: DeploymentPlan) -> list[str]:

@@ -187,7 +187,7 @@ def capacity_of(setup: Setup) -> Capacity:
         num_slots if isinstance(num_slots, int) else None,
         (padding.intermediate, padding.hidden),
     )
-    if spec.offload is not None and spec.offload.uploads != 0:
+    if spec.offload is not None and spec.offload.brings_experts:
         weights += _IN_FLIGHT * expert_bytes(model, layout, precision, spec.pruning)
     share = spec.memory_fraction
     if share is None:

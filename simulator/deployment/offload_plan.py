@@ -47,22 +47,31 @@ class OffloadPlan:
     earlier_LTK: NDArray[np.int16]
     """Experts that earlier tokens chose, which policies learn from."""
     num_experts: int
+    bring_from_tokens: int | None = None
+    """Fewest tokens of a step in which all missing experts are brought; ``None`` = steps of all
+    sizes are alike."""
 
     @cached_property
-    def _replays(self) -> dict[int, CacheUses]:
+    def _replays(self) -> dict[tuple[int, int], CacheUses]:
         return {}
+
+    def rules_at(self, num_tokens: int) -> CacheRules:
+        """Rules that hold in steps of so many tokens."""
+        if self.bring_from_tokens is None or num_tokens < self.bring_from_tokens:
+            return self.rules
+        return self.rules._replace(uploads=self.num_experts)
 
     def replay(self, num_tokens: int) -> CacheUses:
         """Replay steps of ``num_tokens`` tokens, each of a sequence of its own, behind a warm-up;
         in steps too large for the recording, token-expert pairs are scaled.
         """
-        streams = round_tokens(num_tokens)
-        if streams not in self._replays:
-            ids_SLX = spread_streams(self.ids_LTK, streams)
-            uses = replay_cache(self.rules, ids_SLX, self.earlier_LTK, self.num_experts)
+        streams, brings = round_tokens(num_tokens), self.rules_at(num_tokens).uploads
+        if (streams, brings) not in self._replays:
+            ids_SLX, rules = spread_streams(self.ids_LTK, streams), self.rules_at(num_tokens)
+            uses = replay_cache(rules, ids_SLX, self.earlier_LTK, self.num_experts)
             first = len(ids_SLX) // _WARM_UP
-            self._replays[streams] = CacheUses(*(one[first:] for one in uses))
-        uses = self._replays[streams]
+            self._replays[streams, brings] = CacheUses(*(one[first:] for one in uses))
+        uses = self._replays[streams, brings]
         if streams == num_tokens:
             return uses
         pairs, below = (
@@ -122,4 +131,11 @@ def plan_offload(
             f"caching '{spec.caching['kind']}' begins with none; use caching.kind = \"popularity\""
         )
     rates = find_rates(host, spec.tier)
-    return OffloadPlan(rules, rates, experts.runs_LTK, experts.earlier_LTK, num_experts)
+    return OffloadPlan(
+        rules,
+        rates,
+        experts.runs_LTK,
+        experts.earlier_LTK,
+        num_experts,
+        spec.bring_from_tokens,
+    )

@@ -6,6 +6,7 @@ from simulator.base.errors import UserError
 from simulator.config.cluster import ClusterSpec
 from simulator.config.model import ModelSpec
 from simulator.config.offload import OffloadSpec
+from simulator.config.pruning import Pruning
 from simulator.work.layout import Layout
 from simulator.work.memory import Precision, expert_bytes_per_layer
 
@@ -16,6 +17,7 @@ def check_offload(
     cluster: ClusterSpec,
     layout: Layout,
     precision: Precision,
+    pruning: Pruning | None,
     place: str,
 ) -> None:
     """Refuse experts that cannot be offloaded.
@@ -43,7 +45,9 @@ def check_offload(
     if spec.slots > num_experts:
         raise UserError(f"{where}: slots must be at most the {num_experts} experts of a layer")
     _check_host(spec, cluster, num_experts, where)
-    layer_bytes = expert_bytes_per_layer(model.moe, model.hidden_size, layout, precision)
+    layer_bytes = expert_bytes_per_layer(
+        model.moe, model.hidden_size, layout, precision, pruning=pruning
+    )
     _check_room(spec, cluster, model.num_moe_layers * layer_bytes, precision.experts, where)
 
 

@@ -12,7 +12,7 @@ def describe_offload(placement: Placement) -> str | None:
     if offload is None:
         return None
     uses, rates = offload.replay(1), offload.rates
-    size = expert_bytes(placement.model, placement.layout, placement.precision)
+    size = expert_bytes(placement.model, placement.layout, placement.precision, placement.pruning)
     brought = float((uses.uploaded_SL + uses.fetched_SL).sum(axis=1).mean()) * size
     below = float(uses.below_SL.sum(axis=1).mean()) * size
     costs = [

@@ -251,7 +251,7 @@ def _make_pool(
     check_overlap(spec, model, layout, place)
     precision = choose_precision(spec, model)
     check_pruning(spec, model, precision, loaded, place)
-    check_offload(spec.offload, model, cluster, layout, precision, place)
+    check_offload(spec.offload, model, cluster, layout, precision, spec.pruning, place)
     scheduling = resolve_scheduling(
         spec.scheduling, spec.engine, accelerator, layout.attention_dp, spec.usage
     )

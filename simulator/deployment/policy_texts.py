@@ -41,6 +41,8 @@ def _offload_text(offload: OffloadSpec) -> str:
         f"{offload.slots} of a layer cached by {policy_text(offload.caching)}",
         missing.get(offload.uploads, limited),
     ]
+    if offload.bring_from_tokens is not None:
+        parts.append(f"all are brought from {offload.bring_from_tokens} tokens a step on")
     if offload.prefetching["kind"] != "none":
         parts.append(f"fetched ahead by {policy_text(offload.prefetching)}")
     return ", ".join(parts)

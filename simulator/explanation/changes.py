@@ -18,6 +18,9 @@ _UNEVEN = ("chance", "skew", "busiest_link", "prompts")
 _EXCHANGES = ("links", "busiest_link", "latency", "prompts")
 _WIRES = ("links", "busiest_link", "collectives", "prompts")
 _BELOW = ("below", "prompts")
+_MANY = 32
+"""Tokens of a step from which llama.cpp brings experts that it computes below otherwise
+(``GGML_OP_OFFLOAD_MIN_BATCH``)."""
 _FASTER = 2.0
 """Factor on the rate of wires: one generation of NVLink or InfiniBand to the next."""
 _CHUNKS = 4
@@ -134,9 +137,10 @@ def _offload_otherwise(plan: DeploymentPlan, keys: _Keys) -> Iterator[Change]:
     spec, offload = plan.spec.offload, plan.placement.offload
     if spec is None or offload is None:
         return
-    own = {"tier": spec.tier, "slots": spec.slots, "caching": spec.caching}
+    own: dict[str, Any] = {"tier": spec.tier, "slots": spec.slots, "caching": spec.caching}
     own |= {} if spec.uploads is None else {"uploads": spec.uploads}
     own |= {} if spec.prefetching["kind"] == "none" else {"prefetching": spec.prefetching}
+    own |= {"bring_from_tokens": spec.bring_from_tokens}
 
     def change(text: str, **values: Any) -> Change:
         kept = {key: value for key, value in (own | values).items() if value is not None}
@@ -145,9 +149,13 @@ def _offload_otherwise(plan: DeploymentPlan, keys: _Keys) -> Iterator[Change]:
     host = plan.placement.cluster.host
     if spec.uploads == 0:
         yield change("missing experts brought to the GPU", uploads=None, caching={"kind": "lru"})
+        if spec.bring_from_tokens is None:
+            text = f"missing experts brought from {_MANY} tokens a step on"
+            yield change(text, bring_from_tokens=_MANY)
     elif host is not None and host.processor is not None:
-        text = "missing experts computed by the processor, hot ones on the GPU"
-        yield change(text, uploads=0, caching={"kind": "popularity"}, prefetching=None)
+        text = "missing experts of small steps computed by the processor, hot ones on the GPU"
+        hot = {"uploads": 0, "caching": {"kind": "popularity"}, "prefetching": None}
+        yield change(text, **hot, bring_from_tokens=_MANY)
     if spec.uploads != 0:
         for kind in ("lru", "lfu", "popularity"):
             if kind != spec.caching["kind"]:

@@ -33,7 +33,7 @@ class OffloadPrices:
         assert model.moe is not None, "a dense model offloads nothing"
         self._offload, self._beside_s = offload, beside_s
         self._size = ExpertSize(
-            expert_bytes(model, placement.layout, placement.precision),
+            expert_bytes(model, placement.layout, placement.precision, placement.pruning),
             2.0 * model.moe.num_expert_parameters(model.hidden_size),
         )
 

@@ -64,6 +64,17 @@ def test_more_slots_never_cost_more(uploads, num_tokens):
     assert sums[0] > sums[-1]
 
 
+@pytest.mark.parametrize("num_tokens", [1, 31, 32, 60])
+def test_large_steps_bring_what_small_ones_compute_where_it_lies(num_tokens):
+    hot = {"slots": 4, "caching": {"kind": "popularity"}}
+    either = priced(plan_of({**hot, "uploads": 0, "bring_from_tokens": 32}), num_tokens)
+    computed, brought = (
+        priced(plan_of({**hot, "uploads": uploads}), num_tokens) for uploads in (0, None)
+    )
+    assert not np.allclose(computed, brought)
+    assert either == pytest.approx(brought if num_tokens >= 32 else computed, rel=1e-12)
+
+
 @pytest.mark.parametrize("num_tokens", [1, 3, 32, 50])
 def test_a_price_is_of_a_direct_replay_of_the_plans_own_choices(num_tokens):
     plan = plan_of({"slots": 4})

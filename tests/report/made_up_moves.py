@@ -7,7 +7,7 @@ import pandas as pd
 
 
 def imbalance_of(facts: dict[str, Any], requests: pd.DataFrame) -> dict[str, Any]:
-    """Load imbalance over time, two moves of experts, and overflow by layer, of a mixture of
+    """Load imbalance over time, two moves of experts, overflow and hits by layer, of a mixture of
     experts whose run was not empty.
     """
     if not facts["is_moe"] or not len(requests):
@@ -22,6 +22,7 @@ def imbalance_of(facts: dict[str, Any], requests: pd.DataFrame) -> dict[str, Any
     dropped = (0.05 + 0.05 * np.cos(np.arange(6))).tolist()
     return {
         "overflow_by_layer": {"num_batches": 9, "dropped": dropped, "rerouted": dropped[::-1]},
+        "hits_by_layer": [0.7 - share for share in dropped],
         "imbalance_curve": {name: values.tolist() for name, values in curve.items()},
         "rebalances": [{"at_s": second, **moved} for second in (20.0, 60.0)],
     }
