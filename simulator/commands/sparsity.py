@@ -33,6 +33,7 @@ from simulator.results.sparsity import (
     MeasuredSpeeds,
     PublishedLossRow,
     PublishedPoint,
+    PublishedReductionRow,
     SparseData,
     SparsityResults,
     SpeedCurve,
@@ -78,6 +79,7 @@ def compare_sparsity(
         tuple(one for name in machines for one in _list_speeds(name, shape, dtype, tokens)),
         tuple(_compare_point(one) for one in published.speeds),
         tuple(PublishedLossRow(**one.model_dump()) for one in published.losses),
+        tuple(PublishedReductionRow(**one.model_dump()) for one in published.reductions),
         _describe_data(data, dtype),
         measured,
     )

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from simulator.base.data import find_file
 from simulator.base.frozen import Frozen, validate
-from simulator.base.quantities import Extent, Factor, Tokens, Width
+from simulator.base.quantities import Experts, Extent, Factor, Tokens, Width
 from simulator.base.reading import read_toml
 from simulator.config.pruning import Sparsity
 
@@ -65,6 +65,23 @@ class PublishedLoss(Frozen):
     """Publication that it was read in."""
 
 
+class PublishedReduction(Frozen):
+    """Accuracy that a model lost with some of its experts."""
+
+    model: str
+    """Model."""
+    method: str
+    """Way in which experts were chosen."""
+    experts: Experts
+    """Experts of a layer."""
+    experts_left: Experts
+    """Experts of a layer that are left."""
+    points: Extent
+    """Points of accuracy lost, mean of zero-shot tasks."""
+    source: str
+    """Publication that it was read in."""
+
+
 class PublishedSparsity(Frozen):
     """File of what was published."""
 
@@ -72,6 +89,8 @@ class PublishedSparsity(Frozen):
     """Speeds."""
     losses: Annotated[tuple[PublishedLoss, ...], Field(strict=False)]
     """Perplexities on WikiText2, pruned at one go without training."""
+    reductions: Annotated[tuple[PublishedReduction, ...], Field(strict=False)]
+    """Accuracies with fewer experts."""
 
 
 def load_published() -> PublishedSparsity:

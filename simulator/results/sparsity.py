@@ -122,6 +122,19 @@ class PublishedLossRow:
 
 
 @dataclass(frozen=True)
+class PublishedReductionRow:
+    """Accuracy that a model lost with some of its experts, as published."""
+
+    model: str
+    method: str
+    experts: int
+    experts_left: int
+    points: float
+    """Points of accuracy lost, mean of zero-shot tasks."""
+    source: str
+
+
+@dataclass(frozen=True)
 class MeasuredSpeeds:
     """Speeds of the runtime's pruned layers on this machine, against whole matrices."""
 
@@ -162,6 +175,7 @@ class SparsityResults:
     speeds: tuple[SpeedCurve, ...]
     published: tuple[PublishedPoint, ...]
     losses: tuple[PublishedLossRow, ...]
+    reductions: tuple[PublishedReductionRow, ...]
     data: SparseData
     measured: MeasuredSpeeds | None = None
     """Speeds measured on this machine; ``None`` where nobody asked."""

@@ -19,6 +19,7 @@ from simulator.workload.traces import RequestTrace
 from tests.cases import seeds
 from tests.tables import price_filling
 
+PRUNED_EXPERTS = {"kind": "two_four", "blocks": "experts"}
 SPLITS = [
     ("dense", {"tp": 4}),
     ("dense", {"pp": 2, "tp": 2}),
@@ -35,6 +36,8 @@ SPLITS = [
     ("state-moe", {"tp": 2}),
     ("one-expert", {"tp": 2}),
     ("moe", {"attention_dp": 4, "ep": 4, "overflow": {"kind": "capacity", "factor": 1.0}}),
+    ("moe", {"tp": 2, "pruning": PRUNED_EXPERTS, "weight_dtype": "bf16"}),
+    ("moe", {"attention_dp": 4, "ep": 4, "reduction": {"kind": "merge", "num_experts": 12}}),
     ("dense", {"pp": 2, "pruning": {"kind": "two_four"}, "weight_dtype": "bf16"}),
 ]
 POOLS = {"prefill": {"parallel": {"tp": 2}, "replicas": 1}}

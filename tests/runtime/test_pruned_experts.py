@@ -40,6 +40,15 @@ def test_a_mixture_of_pruned_experts_equals_the_whole_pruned_model(real, name, s
     assert np.abs(Reference(pruned).hidden_vectors(prompts()) - whole).max() > 100 * FP32
 
 
+@pytest.mark.parametrize("kind", ["merge", "prune"])
+@pytest.mark.parametrize("split", SPLITS)
+def test_fewer_experts_are_executed_as_they_are_simulated(real, kind, split):
+    plan = real.plan(MOE, **SPLITS[split], reduction={"kind": kind, "num_experts": 6, "top_k": 1})
+    job = real.job(plan)
+    assert (job.moe.num_experts, job.moe.top_k) == (6, 1)
+    check_job(with_noise(job, real.folder))
+
+
 @pytest.mark.parametrize("name", PRUNINGS)
 def test_every_expert_keeps_what_the_spec_counts(real, name):
     pruning = PRUNINGS[name]

@@ -61,6 +61,13 @@ def test_perplexities_are_those_of_the_source(rows):
     assert all(one.pruned > one.whole for one in losses)
 
 
+def test_accuracies_fall_with_the_experts_left():
+    found = sorted(load_published().reductions, key=lambda one: -one.experts_left)
+    assert len(found) == 2
+    assert all(one.experts_left < one.experts for one in found)
+    assert [one.points for one in found] == sorted(one.points for one in found)
+
+
 def test_2_4_products_of_opt_175b_on_a100_are_within_their_band(results):
     compared = [point for point in results.published if point.rests == "compared"]
     ratios = np.array([point.predicted / point.speed_up for point in compared])
