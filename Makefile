@@ -71,6 +71,8 @@ report: .venv/tested
 	  $(BIN)/moesim run $$name --out reports/out/$$name && mkdir -p reports/$$name && \
 	  cp reports/out/$$name/report.html reports/out/$$name/summary.csv reports/out/$$name/run.json reports/$$name/ || exit 1; \
 	done
+	$(BIN)/moesim claims --out reports/out/claims && mkdir -p reports/claims && \
+	  cp reports/out/claims/report.html reports/out/claims/claims.csv reports/out/claims/run.json reports/claims/
 	$(BIN)/moesim execute moe_vs_dense_local --out reports/out/moe_vs_dense_local_executed && mkdir -p reports/moe_vs_dense_local && \
 	  cd reports/out/moe_vs_dense_local_executed && cp report.html summary.csv run.json ../../moe_vs_dense_local/
 

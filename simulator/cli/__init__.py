@@ -24,6 +24,7 @@ from simulator.base.trust import forget_current_folder
 from simulator.cli import (
     cache,
     calibrate,
+    claims,
     console,
     describe,
     execute,
@@ -157,6 +158,7 @@ def options(
 app.command()(run.run)
 app.command()(plan.plan)
 app.command()(execute.execute)
+app.command()(claims.claims)
 app.command()(calibrate.calibrate)
 app.command()(run.report)
 app.command()(sparsity.sparsity)

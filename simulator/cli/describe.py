@@ -47,7 +47,8 @@ def check(
     file: Annotated[
         str,
         typer.Argument(
-            help="A scenario, plan, workload, model, law, cluster, accelerator or calibration file."
+            help="A scenario, plan, workload, model, law, claim, cluster, accelerator or "
+            "calibration file."
         ),
     ],
     overrides: Set = None,
@@ -85,8 +86,8 @@ def schema(
     what: Annotated[
         str,
         typer.Argument(
-            help="scenario, plan, workload, model, law, accelerator, cluster, engine, calibration, "
-            "'host calibration' or answer."
+            help="scenario, training, plan, 'training plan', workload, model, law, claim, "
+            "accelerator, cluster, engine, calibration, 'host calibration' or answer."
         ),
     ] = "scenario",
 ) -> None:

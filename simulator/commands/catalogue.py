@@ -23,6 +23,7 @@ _DATA = {
     "workloads": "workloads/requests",
     "models": "workloads/models",
     "laws": "workloads/laws",
+    "claims": "workloads/claims",
     "accelerators": "cluster_configs/accelerators",
     "calibrations": "cluster_configs/calibration",
     "engines": "cluster_configs/engines",

@@ -18,6 +18,7 @@ from simulator.config import cluster as clusters
 from simulator.config.accelerator import AcceleratorSpec, load_accelerator
 from simulator.config.calibration import CalibrationFile, read_calibration
 from simulator.config.capacity import Question
+from simulator.config.claim import load_claim
 from simulator.config.cluster import ClusterSpec
 from simulator.config.engine import read_engine
 from simulator.config.host import HostCalibration, load_any_calibration
@@ -45,6 +46,7 @@ _TELLING_KEYS = {
     "workload": "scenario",
     "lengths": "workload",
     "law": "law",
+    "trial": "claim",
     "mixers": "model",
     "memory_bytes_per_s": "accelerator",
     "tiers": "engine",
@@ -226,6 +228,12 @@ def _check_law(path: Path, _: Overrides) -> _Found:
     return _Found(f", {validate(LawFile, {'name': path.stem, **read_toml(path)}, str(path)).title}")
 
 
+def _check_claim(path: Path, _: Overrides) -> _Found:
+    claim = load_claim(str(path))
+    build("commands.claim_tests", claim.trial, f"{path} [trial]")
+    return _Found(f", {claim.title}")
+
+
 def _check_accelerator(path: Path, _: Overrides) -> _Found:
     found = validate(AcceleratorSpec, {"name": path.stem, **read_toml(path)}, str(path))
     load_any_calibration(found.calibration, str(path))
@@ -273,6 +281,7 @@ _CHECKS: dict[str, Callable[[Any, Overrides], _Found]] = {
     "workload": _check_workload,
     "model": _check_model,
     "law": _check_law,
+    "claim": _check_claim,
     "accelerator": _check_accelerator,
     "engine": _check_engine,
     "calibration": _check_calibration,

@@ -139,6 +139,14 @@ def _build_sparsity(folder: Path) -> _Page:
     return _Page(render(found), {"headline": tell_headline(found), "reasons": list_findings(found)})
 
 
+def _build_claims(folder: Path) -> _Page:
+    from simulator.commands.claims import read_claims
+    from simulator.report.claims_page import render
+
+    found = read_claims(folder)
+    return _Page(render(found), found.run["verdict"])
+
+
 _BUILDERS = {
     "a plan of training": _build_training_plan,
     "moesim plan": _build_plan,
@@ -146,5 +154,6 @@ _BUILDERS = {
     "moesim execute": _build_executed,
     "a training": _build_training,
     "moesim sparsity": _build_sparsity,
+    "moesim claims": _build_claims,
 }
 """Builders of the pages that show one folder, by the command that wrote it."""

@@ -10,6 +10,7 @@ from simulator.base.errors import check_known
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import CalibrationFile
 from simulator.config.capacity import Question
+from simulator.config.claim import ClaimFile
 from simulator.config.cluster import ClusterSpec
 from simulator.config.engine import EngineSpec
 from simulator.config.host import HostCalibration
@@ -29,6 +30,7 @@ FILES: dict[str, type[BaseModel]] = {
     "workload": NamedWorkloadSpec,
     "model": ModelSpec,
     "law": LawFile,
+    "claim": ClaimFile,
     "accelerator": AcceleratorSpec,
     "cluster": ClusterSpec,
     "engine": EngineSpec,

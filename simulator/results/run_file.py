@@ -24,6 +24,7 @@ _TELLING_KEYS = {
     "training_question": "a plan of training",
     "training": "a training",
     "sparsity": "moesim sparsity",
+    "claims": "moesim claims",
 }
 """Others by a key of ``run.json``."""
 

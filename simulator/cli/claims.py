@@ -1,0 +1,51 @@
+"""``moesim claims``: the verdict on each claim, and the folder with the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simulator.cli import console
+from simulator.cli.console import AllowCode, AsJson, Out, Seed
+
+
+def claims(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Claims to try: names of shipped ones or TOML files; all that ship by default."
+        ),
+    ] = None,
+    out_folder: Out = None,
+    seed: Seed = None,
+    seeds: Annotated[
+        int,
+        typer.Option("--seeds", metavar="N", min=1, help="Seeds that bands reach over."),
+    ] = 3,
+    allow_code: AllowCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Try what people say of mixtures of experts (faster to train, faster to serve, less compute
+    and storage, on your device) under many conditions, and say which holds where.
+    """
+    from simulator.commands.claims import try_claims, write_claims
+    from simulator.results.folder import check_writable
+
+    folder = out_folder or Path("reports/out/claims")
+    check_writable(folder, {"claims.csv"})
+    with console.progress("rounds", "reading the claims") as tick:
+        results = try_claims(
+            names or (), seed=1 if seed is None else seed, num_seeds=seeds, progress=tick
+        )
+        tick("writing the report", 0, None)
+        write_claims(results, folder)
+    if as_json:
+        console.emit({"folder": str(folder), **results.run})
+    else:
+        verdict = results.run["verdict"]
+        console.print_verdict(verdict["headline"], verdict["reasons"])
+        for answer in results.answers:
+            console.print_verdict(answer.statement, answer.sentences)
+    console.err.say(f"report: {folder / 'report.html'}")

@@ -1,0 +1,94 @@
+"""The page of claims: what people say, the verdict, the conditions that turn it, and what was
+measured elsewhere.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import plotly.graph_objects as go
+
+from simulator.report import style
+from simulator.report.deployment_tables import describe_making
+from simulator.report.figure_cards import FigureCards, pair_up
+from simulator.report.rendering import render_page
+from simulator.results.claims import (
+    VERDICTS,
+    Case,
+    Chart,
+    ClaimAnswer,
+    ClaimsResults,
+    list_turns,
+    make_map,
+)
+
+_OUTCOMES = {"for": "speaks for it", "against": "speaks against it", "open": "leaves it open"}
+
+
+def render(results: ClaimsResults) -> str:
+    """The page as one HTML document that opens offline."""
+    cards = FigureCards()
+    return render_page(
+        "claims.html",
+        str(results.run["name"]),
+        cards,
+        headline=results.run["verdict"]["headline"],
+        claims=[_show_claim(answer, cards) for answer in results.answers],
+        verdicts=VERDICTS,
+        outcomes=_OUTCOMES,
+        seeds=results.run["seeds"],
+        making={"Command": results.run.get("command")} | describe_making(results.run),
+    )
+
+
+def _show_claim(answer: ClaimAnswer, cards: FigureCards) -> dict[str, Any]:
+    counted = [case for case in answer.cases if case.counts]
+    return {
+        "answer": answer,
+        "num_cases": len(counted),
+        "num_for": sum(case.outcome == "for" for case in counted),
+        "num_against": sum(case.outcome == "against" for case in counted),
+        "maps": [_show_map(answer, row, column) for row, column in answer.maps],
+        "turns": list(list_turns(counted)),
+        "charts": pair_up(
+            cards, [(chart.title, chart.caption, _draw(chart)) for chart in answer.charts]
+        ),
+        "conditions": list(
+            dict.fromkeys(name for case in answer.cases for name in case.conditions)
+        ),
+        "rows": [_show_case(case) for case in answer.cases],
+    }
+
+
+def _show_map(answer: ClaimAnswer, row: str, column: str) -> dict[str, Any]:
+    rows, columns, cells = make_map(answer.cases, row, column)
+    return {"row": row, "column": column, "rows": rows, "columns": columns, "cells": cells}
+
+
+def _show_case(case: Case) -> dict[str, Any]:
+    if case.ratio is None:
+        ratio = "only the mixture runs" if case.runs == "moe" else "only the rival runs"
+    else:
+        ratio = f"{case.ratio:.3g}"
+        if case.low is not None and case.high is not None and case.low < case.high:
+            ratio += f" ({case.low:.3g} to {case.high:.3g})"
+    return {"case": case, "ratio": ratio}
+
+
+def _draw(chart: Chart) -> go.Figure:
+    drawn = style.figure(chart.x, chart.y, 320)
+    for place, curve in enumerate(chart.curves):
+        is_point = len(curve.x) == 1
+        drawn.add_scatter(
+            x=list(curve.x),
+            y=list(curve.y),
+            name=curve.name,
+            mode="markers" if is_point else "lines",
+            line=style.line_at(place),
+            marker={"color": style.colour_at(place), "size": 11, "symbol": "diamond"},
+            hovertemplate=f"%{{y:.3~g}} at %{{x:.3~g}}<extra>{curve.name}</extra>",
+        )
+    if chart.is_log:
+        drawn.update_xaxes(type="log", dtick=0.30103 * 2)
+    drawn.update_yaxes(rangemode="tozero")
+    return drawn

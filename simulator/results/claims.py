@@ -1,0 +1,312 @@
+"""Claims that people make of mixtures of experts, each with the conditions that it was tried under
+and the verdict that follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Literal, NamedTuple
+
+from simulator.base.frozen import Frozen
+
+Outcome = Literal["for", "against", "open"]
+Runs = Literal["both", "moe", "rival", "neither"]
+Verdict = Literal["confirmed", "bounded", "refuted"]
+
+_CLEAR = 0.9
+"""Share of the conditions that must speak clearly for a claim to be confirmed, or against it to be
+refuted."""
+
+
+class Spread(NamedTuple):
+    """Middle, lowest and highest of a figure."""
+
+    middle: float
+    low: float
+    high: float
+
+
+def measure_seeds(values: Sequence[float]) -> Spread:
+    """Median, lowest and highest value over seeds."""
+    return Spread(median(values), min(values), max(values))
+
+
+class Case(Frozen):
+    """A mixture of experts against a rival under some conditions."""
+
+    rival: str
+    """Rival in words: ``dense, as large``."""
+    conditions: dict[str, str]
+    """Values of the conditions by their names."""
+    ratio: float | None = None
+    """Ratio that is above 1 where the claim holds; absent where one side cannot run at all."""
+    low: float | None = None
+    """Lowest ratio: over seeds, and by how far off the simulator was elsewhere, where that is
+    known."""
+    high: float | None = None
+    """Highest ratio."""
+    runs: Runs = "both"
+    """Sides that can run under the conditions."""
+    moe: str = ""
+    """Figure of the mixture of experts with its unit."""
+    other: str = ""
+    """Figure of the rival with its unit."""
+    counts: bool = True
+    """Whether the claim speaks of this rival; others stand beside it."""
+    note: str = ""
+    """Remark: what decides, or what is assumed."""
+
+    @property
+    def outcome(self) -> Outcome:
+        """Whether the case speaks for the claim, against it, or leaves it open."""
+        if self.runs == "moe" or (self.low is not None and self.low > 1):
+            return "for"
+        if self.runs == "rival" or (self.high is not None and self.high < 1):
+            return "against"
+        return "open"
+
+
+class Figure(Frozen):
+    """A number beside a verdict, in words."""
+
+    label: str
+    """Name of the number."""
+    value: str
+    """Value with its unit, and its band where it has one."""
+
+
+class Cited(Frozen):
+    """A published figure beside a verdict."""
+
+    text: str
+    """Finding, with its number and conditions."""
+    source: str
+    """Publication."""
+    speaks: Outcome
+    """Whether it speaks for the claim."""
+
+
+class Curve(Frozen):
+    """A line of a figure."""
+
+    name: str
+    """Name of the line."""
+    x: tuple[float, ...]
+    """Places on the horizontal axis."""
+    y: tuple[float, ...]
+    """Values."""
+
+
+class Chart(Frozen):
+    """A figure of lines beside a verdict."""
+
+    title: str
+    """Title."""
+    caption: str
+    """Sentence that says how to read it."""
+    x: str
+    """Title of the horizontal axis."""
+    y: str
+    """Title of the vertical axis."""
+    curves: tuple[Curve, ...]
+    """Lines."""
+    is_log: bool = False
+    """Whether the horizontal axis is logarithmic."""
+
+
+class Finding(NamedTuple):
+    """Findings of the test of a claim."""
+
+    cases: tuple[Case, ...]
+    answer: str
+    """Answer in plain words, behind the verdict."""
+    sentences: tuple[str, ...]
+    """Reasons with numbers."""
+    figures: tuple[Figure, ...] = ()
+    charts: tuple[Chart, ...] = ()
+    limits: tuple[str, ...] = ()
+    """Sentences on what was not tried, and what is assumed."""
+
+
+class ClaimAnswer(Frozen):
+    """A claim with its verdict and everything that the verdict rests on."""
+
+    name: str
+    """Name of the claim's file."""
+    statement: str
+    """Claim as people say it."""
+    asks: str
+    """Claim as a question that can be tried."""
+    verdict: Verdict
+    """Verdict over the cases that count."""
+    answer: str
+    """Answer in plain words."""
+    sentences: tuple[str, ...]
+    """Reasons with numbers."""
+    cases: tuple[Case, ...]
+    """Cases, those that do not count among them."""
+    figures: tuple[Figure, ...]
+    """Numbers beside the verdict."""
+    charts: tuple[Chart, ...]
+    """Figures of lines."""
+    evidence: tuple[Cited, ...]
+    """Published figures."""
+    maps: tuple[tuple[str, str], ...]
+    """Pairs of conditions whose map the page shows."""
+    limits: tuple[str, ...]
+    """Sentences on what was not tried, and what is assumed."""
+    seeds: tuple[int, ...]
+    """Seeds of the simulations."""
+    wall_s: float
+    """Seconds that the test took."""
+
+
+class Turn(NamedTuple):
+    """Cases that share a value of one condition."""
+
+    condition: str
+    value: str
+    num_for: int
+    num_against: int
+    num_cases: int
+
+
+def reach_verdict(cases: Iterable[Case]) -> Verdict:
+    """Verdict over the cases that count: confirmed where nine in ten speak clearly for the claim
+    and none against it, refuted the other way round, and bounded by conditions otherwise.
+    """
+    outcomes = [case.outcome for case in cases if case.counts]
+    shares = {one: outcomes.count(one) / max(len(outcomes), 1) for one in ("for", "against")}
+    if shares["for"] >= _CLEAR and not shares["against"]:
+        return "confirmed"
+    if shares["against"] >= _CLEAR and not shares["for"]:
+        return "refuted"
+    return "bounded"
+
+
+def list_turns(cases: Sequence[Case]) -> Iterator[Turn]:
+    """Counts of outcomes by each value of each condition that takes several, the rival among
+    them.
+    """
+    tables = [{"rival": case.rival, **case.conditions} for case in cases]
+    for condition in dict.fromkeys(name for table in tables for name in table):
+        values = dict.fromkeys(table[condition] for table in tables if condition in table)
+        if len(values) < 2:
+            continue
+        for value in values:
+            own = [
+                case.outcome
+                for case, table in zip(cases, tables, strict=True)
+                if table.get(condition) == value
+            ]
+            yield Turn(condition, value, own.count("for"), own.count("against"), len(own))
+
+
+class Cell(NamedTuple):
+    """Cases at one place of a map."""
+
+    cases: tuple[Case, ...]
+
+    @property
+    def outcome(self) -> Outcome:
+        """Outcome that all cases share, or ``open``."""
+        outcomes = {case.outcome for case in self.cases}
+        return outcomes.pop() if len(outcomes) == 1 else "open"
+
+    @property
+    def text(self) -> str:
+        """Lowest and highest ratio: ``0.9 to 1.4``; who runs alone where no ratio is."""
+        ratios = sorted(case.ratio for case in self.cases if case.ratio is not None)
+        if not ratios:
+            return "only the mixture" if self.cases[0].runs == "moe" else "only the rival"
+        ends = [f"{ratio:.2g}" for ratio in (ratios[0], ratios[-1])]
+        return " to ".join(dict.fromkeys(ends))
+
+
+def make_map(
+    cases: Sequence[Case], row: str, column: str
+) -> tuple[list[str], list[str], dict[tuple[str, str], Cell]]:
+    """Rows, columns and cells of the map of two conditions (``rival`` is one), over the cases that
+    count and have both.
+    """
+    places: dict[tuple[str, str], list[Case]] = {}
+    for case in cases:
+        at = {"rival": case.rival, **case.conditions}
+        if case.counts and row in at and column in at:
+            places.setdefault((at[row], at[column]), []).append(case)
+    rows = list(dict.fromkeys(place[0] for place in places))
+    columns = list(dict.fromkeys(place[1] for place in places))
+    return rows, columns, {place: Cell(tuple(own)) for place, own in places.items()}
+
+
+def tell_range(cases: Iterable[Case]) -> str:
+    """Lowest and highest ratio of some cases: ``0.63 to 3.9 times``; ``1.2 times`` of one."""
+    ratios = sorted(case.ratio for case in cases if case.ratio is not None)
+    if not ratios:
+        return "never together"
+    if f"{ratios[0]:.2g}" == f"{ratios[-1]:.2g}":
+        return f"{ratios[0]:.2g} times"
+    return f"{ratios[0]:.2g} to {ratios[-1]:.2g} times"
+
+
+def say_whether(cases: Sequence[Case]) -> str:
+    """Whether cases speak for a claim, in a word: ``yes`` where all do, ``mostly`` where two in
+    three do, ``no`` where none does, ``it depends`` otherwise.
+    """
+    in_favour = sum(case.outcome == "for" for case in cases)
+    if in_favour == len(cases):
+        return "yes"
+    if in_favour * 3 >= 2 * len(cases):
+        return "mostly"
+    return "it depends" if in_favour else "no"
+
+
+def tell_deciding(cases: Sequence[Case]) -> str | None:
+    """Sentence on the condition that turns the verdict most: the one whose values differ most in
+    the share of cases that speak for the claim; ``None`` where none does.
+    """
+    turns: dict[str, list[Turn]] = {}
+    for turn in list_turns([case for case in cases if case.counts]):
+        turns.setdefault(turn.condition, []).append(turn)
+
+    def width(condition: str) -> float:
+        shares = [turn.num_for / turn.num_cases for turn in turns[condition]]
+        return max(shares) - min(shares)
+
+    decides = max(turns, key=width, default=None)
+    if decides is None or not width(decides):
+        return None
+    told = [f"{turn.value}: {turn.num_for} of {turn.num_cases}" for turn in turns[decides]]
+    return f"What turns it most is the {decides}. Conditions that speak for it: {', '.join(told)}."
+
+
+@dataclass(frozen=True)
+class ClaimsResults:
+    """Claims that were tried together."""
+
+    run: dict[str, Any]
+    """Facts on the trial: ``name``, ``seeds``, ``verdict`` (``headline`` and ``reasons``), and
+    provenance."""
+    answers: tuple[ClaimAnswer, ...]
+    """Claims with their verdicts, in order."""
+
+
+VERDICTS = {
+    "confirmed": "Confirmed",
+    "bounded": "True under conditions",
+    "refuted": "Refuted",
+}
+"""Verdicts in words."""
+
+
+def tell_claims(answers: Sequence[ClaimAnswer]) -> tuple[str, list[str]]:
+    """Headline over all claims, and a line for each."""
+    counts = {name: sum(one.verdict == name for one in answers) for name in VERDICTS}
+    parts = [
+        f"{number} {words.lower()}" for name, words in VERDICTS.items() if (number := counts[name])
+    ]
+    noun = "claim" if len(answers) == 1 else "claims"
+    headline = f"Of {len(answers)} {noun} about mixtures of experts: {', '.join(parts)}."
+    return headline, [f"{VERDICTS[one.verdict]}: {one.statement} {one.answer}" for one in answers]

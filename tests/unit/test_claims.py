@@ -1,0 +1,256 @@
+"""Claims: the rule of verdicts, maps and turns, and small claims that are tried for real."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simulator.base.data import available_files
+from simulator.base.errors import UserError
+from simulator.commands.check import check
+from simulator.commands.claims import read_claims, tabulate_cases, try_claims, write_claims
+from simulator.config.claim import list_claims, load_claim
+from simulator.results.claims import (
+    Case,
+    list_turns,
+    make_map,
+    reach_verdict,
+    say_whether,
+    tell_deciding,
+    tell_range,
+)
+from tests.cases import cases
+
+CASES = st.lists(
+    st.builds(
+        Case,
+        rival=st.sampled_from(["large", "good"]),
+        conditions=st.fixed_dictionaries(
+            {"load": st.sampled_from(["1", "8"]), "network": st.sampled_from(["slow", "fast"])}
+        ),
+        ratio=st.just(1.0),
+        low=st.floats(0.1, 3.0),
+        high=st.floats(0.1, 3.0),
+        runs=st.sampled_from(["both", "both", "moe", "rival"]),
+        counts=st.booleans(),
+    ).map(lambda case: case.model_copy(update={"high": max(case.low, case.high)})),
+    min_size=1,
+    max_size=30,
+)
+COUNTED = """
+title = "Sparsity saves something."
+asks = "Does it?"
+maps = [["what", "rival"]]
+
+[trial]
+kind = "sparsity"
+models = ["olmoe-1b-7b"]
+batches = [1, 64]
+sparsities = [0.5, 0.9]
+
+[[evidence]]
+text = "Somebody measured it."
+source = "here"
+speaks = "open"
+"""
+SERVED = """
+title = "A mixture of experts is served faster."
+asks = "Is it?"
+
+[trial]
+kind = "serving"
+models = ["olmoe-1b-7b"]
+cluster = "h100-sxm"
+gpus = 2
+engines = ["trtllm"]
+weight_dtype = "fp8"
+batches = [1, 16]
+prompts = [1024]
+output_tokens = 128
+networks = [1.0]
+skews = [0, 1]
+served_requests = 20
+"""
+TRAINED = """
+title = "A mixture of experts is trained faster."
+asks = "Is it?"
+
+[trial]
+kind = "training"
+model = "olmoe-1b-7b"
+clusters = ["h100-sxm"]
+gpus = 8
+sequence_tokens = [4096]
+batch_tokens = 524288
+tokens = [1e11]
+laws = ["joint-moe"]
+skews = [0, 0.45]
+"""
+ON_A_DEVICE = """
+title = "Mixtures of experts are for devices."
+asks = "Are they?"
+
+[trial]
+kind = "device"
+devices = ["laptop-m4"]
+mixtures = ["olmoe-1b-7b"]
+dense = ["qwen3-8b"]
+shapes = [[64, 8]]
+speeds = [5, 20]
+weight_dtype = "int4"
+law = "joint-moe"
+tokens = 1e12
+"""
+
+
+def case(low, high, counts=True, **conditions):
+    return Case(rival="one", conditions=conditions, ratio=low, low=low, high=high, counts=counts)
+
+
+FOR, AGAINST, OPEN = case(1.2, 1.4), case(0.5, 0.7), case(0.9, 1.1)
+
+
+@pytest.mark.parametrize(
+    ("tried", "verdict"),
+    [
+        ([FOR] * 9 + [OPEN], "confirmed"),
+        ([FOR] * 8 + [OPEN] * 2, "bounded"),
+        ([FOR] * 30 + [AGAINST], "bounded"),
+        ([AGAINST] * 9 + [OPEN], "refuted"),
+        ([OPEN], "bounded"),
+        ([FOR, case(0.1, 0.2, counts=False)], "confirmed"),
+    ],
+)
+def test_a_verdict_follows_from_the_cases_that_count(tried, verdict):
+    assert reach_verdict(tried) == verdict
+
+
+def test_a_case_that_only_one_side_can_run_speaks_for_that_side():
+    outcomes = [Case(rival="r", conditions={}, runs=runs).outcome for runs in ("moe", "rival")]
+    assert outcomes == ["for", "against"]
+    assert (FOR.outcome, AGAINST.outcome, OPEN.outcome) == ("for", "against", "open")
+
+
+@cases(60)
+@given(CASES)
+def test_turns_and_maps_count_every_case_once(tried):
+    by_condition = {}
+    for turn in list_turns(tried):
+        assert 0 <= turn.num_for + turn.num_against <= turn.num_cases
+        by_condition.setdefault(turn.condition, []).append(turn)
+    for condition, turns in by_condition.items():
+        assert sum(turn.num_cases for turn in turns) == len(tried), condition
+        assert sum(turn.num_for for turn in turns) == sum(one.outcome == "for" for one in tried)
+    rows, columns, cells = make_map(tried, "load", "network")
+    counted = [one for one in tried if one.counts]
+    assert sum(len(cell.cases) for cell in cells.values()) == len(counted)
+    assert {*rows} <= {"1", "8"}
+    assert {*columns} <= {"slow", "fast"}
+
+
+@cases(60)
+@given(CASES)
+def test_another_case_for_a_claim_never_turns_its_verdict_against_it(tried):
+    ranks = {"refuted": 0, "bounded": 1, "confirmed": 2}
+    for more, order in ((FOR, 1), (AGAINST, -1)):
+        before, after = reach_verdict(tried), reach_verdict([*tried, more])
+        counted = any(one.counts for one in tried)
+        assert not counted or order * (ranks[after] - ranks[before]) >= 0
+
+
+def test_words():
+    assert say_whether([FOR, FOR]) == "yes"
+    assert say_whether([FOR, FOR, OPEN]) == "mostly"
+    assert say_whether([FOR, OPEN]) == "it depends"
+    assert say_whether([OPEN]) == "no"
+    assert tell_range([case(0.54, 1), case(2.0, 3.0)]) == "0.54 to 2 times"
+    assert tell_range([case(1.2, 1.3)]) == "1.2 times"
+    turned = [case(1.2, 1.4, load="1"), case(1.2, 1.4, load="1"), case(0.5, 0.7, load="8")]
+    told = "What turns it most is the load. Conditions that speak for it: 1: 2 of 2, 8: 0 of 1."
+    assert tell_deciding(turned) == told
+    assert tell_deciding([FOR, FOR]) is None
+
+
+def test_every_shipped_claim_is_right_and_has_evidence():
+    assert list_claims() == ["training", "inference", "sparsity", "device"]
+    for name in list_claims():
+        claim = load_claim(name)
+        assert claim.evidence
+        assert check(str(available_files("workloads/claims")[name])).kind == "claim"
+
+
+def try_one(tmp_path, text, seed=1, num_seeds=1):
+    file = tmp_path / "own.toml"
+    file.write_text(text, encoding="utf-8")
+    return try_claims([str(file)], seed=seed, num_seeds=num_seeds)
+
+
+def test_a_claim_that_is_counted_is_written_and_read_back(tmp_path):
+    results = try_one(tmp_path, COUNTED)
+    answer = results.answers[0]
+    assert answer.verdict == "bounded"
+    by_what = {
+        (one.rival, one.conditions["what"]): one
+        for one in answer.cases
+        if "model" in one.conditions
+    }
+    compute = by_what["dense, as large", "compute of a token"]
+    assert compute.outcome == "for"
+    assert compute.ratio > 4
+    assert by_what["dense, as large", "weights to store"].ratio == 1.0
+    assert by_what["dense, as good", "weights to store"].outcome == "against"
+    folder = tmp_path / "out"
+    write_claims(results, folder)
+    again = read_claims(folder)
+    assert again.answers == results.answers
+    assert json.loads(json.dumps(results.run)) == results.run
+    assert len(tabulate_cases(results)) == len(answer.cases)
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "Sparsity saves something." in page
+    assert "Somebody measured it." in page
+    assert "True under conditions" in page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", [SERVED, TRAINED, ON_A_DEVICE], ids=["serve", "train", "device"])
+def test_another_seed_gives_the_same_verdict(tmp_path, text):
+    first, second = (try_one(tmp_path, text, seed).answers[0] for seed in (1, 7))
+    assert first.verdict == second.verdict
+    for one, other in zip(first.cases, second.cases, strict=True):
+        assert {one.outcome, other.outcome} != {"for", "against"}, one.conditions
+    assert len(first.cases) >= 2
+    assert all(one.ratio is None or one.low <= one.ratio <= one.high for one in first.cases)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (COUNTED.replace('"sparsity"', '"sparse"'), "unknown commands.claim_tests kind 'sparse'"),
+        (COUNTED.replace("olmoe-1b-7b", "olmo"), "unknown model 'olmo'"),
+        (COUNTED.replace("batches = [1, 64]", "batches = []"), "batches must be"),
+        (TRAINED.replace("joint-moe", "joint"), "unknown law 'joint'"),
+    ],
+)
+def test_what_is_wrong_with_a_claim_is_told(tmp_path, text, told):
+    with pytest.raises(UserError, match=told):
+        try_one(tmp_path, text)
+
+
+def test_claims_are_tried_with_a_seed_at_least():
+    with pytest.raises(UserError, match="--seeds 0: must be at least 1"):
+        try_claims(["sparsity"], num_seeds=0)
+
+
+def test_the_command_says_the_verdict(moesim, tmp_path):
+    file = tmp_path / "own.toml"
+    file.write_text(COUNTED, encoding="utf-8")
+    folder = str(tmp_path / "said")
+    status, printed, told = moesim("claims", str(file), "--seeds", "1", "--out", folder)
+    assert status == 0, told
+    assert "Of 1 claim about mixtures of experts: 1 true under conditions." in printed
+    status, printed, _ = moesim("claims", str(file), "--seeds", "1", "--out", folder, "--json")
+    said = json.loads(printed)
+    assert said["claims"][0]["verdict"] == "bounded"
+    status, _, told = moesim("report", folder)
+    assert status == 0, told
