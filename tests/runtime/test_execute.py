@@ -96,7 +96,9 @@ def executed(folder):
 DISPATCH = Path(per_rank.__file__).read_text(encoding="utf-8")
 
 
-def test_shards_run_a_policy_of_the_current_folder_where_that_is_allowed(folder):
+def test_shards_run_a_policy_of_the_current_folder_where_that_is_allowed(
+    folder, moesim, monkeypatch
+):
     (folder / "my_package").mkdir()
     (folder / "my_package" / "my_dispatch.py").write_text(DISPATCH)
     (folder / "torch.py").write_text("raise SystemExit('a stray file ran')")
@@ -107,11 +109,11 @@ def test_shards_run_a_policy_of_the_current_folder_where_that_is_allowed(folder)
     _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
     assert read(folder / "own").deployments == ["moe"]
-    refused = start_moesim(folder, *command)
-    _, err = refused.communicate(timeout=PATIENCE_S)
-    assert refused.returncode == 2
-    assert "--allow-code" in err
     (folder / "torch.py").unlink()
+    monkeypatch.chdir(folder)
+    code, _, err = moesim(*command)
+    assert code == 2
+    assert "--allow-code" in err
 
 
 def test_standard_output_is_the_result_and_nothing_else(executed):
@@ -285,11 +287,13 @@ def test_a_rank_lost_as_failures_have_it_is_in_the_record_and_no_process_is_left
     assert left_of(started) == set()
 
 
-def test_a_rank_that_cannot_be_done_without_ends_the_command_with_what_would_do(folder):
+def test_a_rank_that_cannot_be_done_without_ends_the_command_with_what_would_do(
+    folder, moesim, monkeypatch
+):
+    monkeypatch.chdir(folder)
     command = ("execute", "tiny.toml", "--deployment", "moe", "--out", "never", *LOSES)
-    process = start_moesim(folder, *command, "--backend", "in_process")
-    _, err = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 2, err
+    code, _, err = moesim(*command, "--backend", "in_process")
+    assert code == 2, err
     assert "rank 0 failed and never works again, and the one that is left has too few slots" in err
     assert "num_slots = 16" in err
     assert not (folder / "never").exists()
