@@ -9,11 +9,11 @@ functions: arrays of the probability of each number, of which the first are kept
 
 from __future__ import annotations
 
+from math import comb
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom
 
 Floats = NDArray[np.float64]
 
@@ -104,8 +104,12 @@ def _list_under_switch(groups: _Groups, count: int, most: int) -> Floats:
 
 def _list_on_node(groups: _Groups, count: int, most: int) -> Floats:
     """Distribution of the number out of ``count`` replicas on one node."""
-    alone = binom.pmf(np.arange(min(count, most) + 1), count, groups.replica_out)
-    return _lose_all(np.asarray(alone), count, groups.node_out, most)
+    is_out = groups.replica_out
+    alone = [
+        comb(count, lost) * is_out**lost * (1.0 - is_out) ** (count - lost)
+        for lost in range(min(count, most) + 1)
+    ]
+    return _lose_all(np.array(alone), count, groups.node_out, most)
 
 
 def _lose_all(inside: Floats, count: int, share_out: float, most: int) -> Floats:
