@@ -11,6 +11,7 @@ import typer
 
 from simulator.cli import console
 from simulator.cli.console import Address, AllowCode, AsJson, Out, Seed, Set, SimulatedNodes
+from simulator.cli.execute_training import execute_training
 
 
 def execute(
@@ -39,8 +40,24 @@ def execute(
     as_json: AsJson = False,
 ) -> None:
     """Run every deployment of a scenario for real, on PyTorch shards in Ray actors or in threads of
-    this process, beside the simulator's prediction.
+    this process, beside the simulator's prediction. Of a training scenario, steps are trained, with
+    gradients that are compared with one process's.
     """
+    from simulator.scenario.training import is_training
+
+    if is_training(scenario):
+        execute_training(
+            scenario,
+            out_folder,
+            seed,
+            overrides or [],
+            as_json,
+            backend=backend,
+            simulated_nodes=simulated_nodes,
+            address=address,
+            names=deployments or (),
+        )
+        return
     from simulator.commands.execute import execute as execute_scenario
     from simulator.report.execution_verdict import verdict
     from simulator.scenario.scenario import load_scenario

@@ -187,7 +187,6 @@ def _print_training(made: Any) -> None:
         "at the mixture's loss after",
     )
     cells = [head]
-    steps = max(int(made.curve.loc[made.curve["model"] == made.outcomes[0].model, "step"].max()), 1)
     for row in made.outcomes:
         reached = (
             f"in {row.num_reached} of {row.num_seeds} seeds"
@@ -198,7 +197,7 @@ def _print_training(made: Any) -> None:
             f"{row.num_parameters:,}",
             f"{row.num_active_parameters:,}",
             f"{row.learning_rate:g}",
-            f"{1e3 * row.seconds / steps:.0f} ms",
+            f"{1e3 * row.step_s:.0f} ms",
         )
         losses = (
             f"{row.held_out_loss:.3f} in {row.seconds:.1f} s",

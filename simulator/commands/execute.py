@@ -196,7 +196,7 @@ class _Runner:
         self.close()
         self._backend = None
         self.tick(f"starting {plan.placement.layout.num_ranks} shards", 0, None)
-        self._backend = self.site.start(plan, self.execution)
+        self._backend = self.site.start(plan.placement.fabric.node_R, self.execution)
         return self._backend
 
     def run(self, plan: DeploymentPlan, job: Job) -> dict[str, pd.DataFrame]:

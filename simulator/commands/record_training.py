@@ -17,6 +17,7 @@ from simulator.base.errors import UserError
 from simulator.base.progress import Progress
 from simulator.base.spreadsheet import write_csv
 from simulator.commands.record_trace import check_tokens, describe
+from simulator.commands.simulated_steps import simulate_steps
 from simulator.config.model import ModelSpec
 from simulator.runtime import require
 from simulator.runtime.recording.comparison import (
@@ -178,7 +179,10 @@ def train_and_record(
     )
     # The dense models again, for as long as the mixture computed: cut off early, their learning
     # rates would not have fallen.
-    step_s = {name: _find_median(first, name) for name in models}
+    # Every step of a model does the same work, so those that took longer were slowed down by other
+    # programs: the median counts.
+    steps_s = {name: np.concatenate([one.step_s[name] for one in first]) for name in models}
+    step_s = {name: float(np.median(every_s)) for name, every_s in steps_s.items()}
     dense = {
         name: max(1, round(steps * step_s[MOE] / step_s[name])) for name in models if name != MOE
     }
@@ -198,7 +202,8 @@ def train_and_record(
         ignore_index=True,
     )
     losses = {run: [one.loss_Q for one in trainings] for run, trainings in runs.items()}
-    rows = compare_models(models, rates, curve, losses)
+    simulated_s = simulate_steps(models, shape, seeds[0])
+    rows = compare_models(models, rates, curve, losses, steps_s, simulated_s)
     moe = rows[0]
     recording = Recording(
         topk_ids_LTK=route(first[0].transformer(MOE), held.tokens_QS),
@@ -237,13 +242,6 @@ def _count_steps(
     runs = num_seeds * (1 + (len(step_s) - 1) / len(step_s))
     evaluated_s = (runs * (num_evaluations + 1) + 2 * len(RATES)) * evaluation_s
     return max(_MIN_STEPS, round((limit_s - evaluated_s) / round_s))
-
-
-def _find_median(trainings: list[Training], model: str) -> float:
-    """Seconds of a model's median step over all seeds. All steps do the same work, so longer ones
-    were slowed down by other programs.
-    """
-    return float(np.median([step_s for one in trainings for step_s in one.step_s[model]]))
 
 
 def _make_curve(training: Training, run: str, seed: int, step_s: dict[str, float]) -> pd.DataFrame:

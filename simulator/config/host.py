@@ -20,6 +20,7 @@ from simulator.base.quantities import (
     Amount,
     BytesPerSecond,
     Cores,
+    Factor,
     MemoryBytes,
     Ranks,
     Ratio,
@@ -135,6 +136,20 @@ class ExchangeTable(Fit):
         return self.seconds[0]
 
 
+class TrainingTables(Fit):
+    """Passes of a training step over a forward pass of the same blocks that keeps nothing, and the
+    optimizer, measured through the shards that train.
+    """
+
+    forward: dict[str, Factor]
+    """Ratio of the seconds of a forward pass that keeps its activations, by phase: ``attention``,
+    ``dense``, ``experts``."""
+    backward: dict[str, Factor]
+    """Ratio of the seconds of a backward pass, for gradients of inputs and of weights, by phase."""
+    optimizer: Steps
+    """AdamW on one rank, seconds by ``parameters``."""
+
+
 class KernelTables(Frozen):
     """Times of one rank's computation while every core is busy with ranks like it."""
 
@@ -163,6 +178,8 @@ class KernelTables(Frozen):
     """Choosing ranks and packing rows, seconds by ``choices`` (rows x top-k) and ``bytes``."""
     unpack: Steps
     """Adding up what came back, seconds by ``bytes``."""
+    training: TrainingTables | None = None
+    """Passes of training steps; absent = not measured."""
 
 
 class Collectives(Frozen):
@@ -275,6 +292,20 @@ class HostRates:
     def shared_cores(self) -> int | None:
         """Cores that the ranks share, where there are fewer than ranks."""
         return self.host.num_cores if self.num_ranks > self.host.num_cores else None
+
+    @property
+    def training(self) -> TrainingTables:
+        """Passes of training steps.
+
+        Raises:
+            UserError: if they were not measured.
+        """
+        if self.tables.training is None:
+            raise UserError(
+                f"the calibration of '{self.host.machine}' has no times of training; measure them "
+                "with moesim calibrate cpu"
+            )
+        return self.tables.training
 
     @property
     def collectives(self) -> Collectives:

@@ -50,7 +50,8 @@ def render(
         headline: the result in a sentence.
         findings: what else the numbers say, a sentence each.
         outcomes: a row a model: ``model``, ``num_parameters``, ``num_active_parameters``,
-            ``learning_rate``, ``tokens``, ``seconds``, ``held_out_loss``, ``above_moe``,
+            ``learning_rate``, ``tokens``, ``seconds``, ``step_s``, ``step_band_s``,
+            ``simulated_step_s``, ``held_out_loss``, ``above_moe``,
             ``same_time_tokens``, ``same_time_loss``, ``same_time_above_moe``, ``num_seeds``,
             ``num_reached``, ``seconds_to_moe_loss``, ``time_to_moe_loss``: fields of
             :class:`~simulator.runtime.recording.comparison.Outcome`.

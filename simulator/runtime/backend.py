@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from simulator.config.execution import ExecutionSpec
 from simulator.deployment.plan import DeploymentPlan
 from simulator.policies.placement import Placed
@@ -106,8 +109,8 @@ class Site(Protocol):
         """Description for the record of the run."""
         ...
 
-    def start(self, plan: DeploymentPlan, execution: ExecutionSpec) -> Backend:
-        """Start the shards of a plan's ranks."""
+    def start(self, node_R: NDArray[np.int64], execution: ExecutionSpec) -> Backend:
+        """Start the shards of ranks on the given nodes, ``[R]``."""
         ...
 
     def fits(self, backend: Backend, plan: DeploymentPlan) -> bool:

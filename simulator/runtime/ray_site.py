@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from simulator.config.execution import ExecutionSpec
 from simulator.deployment.plan import DeploymentPlan
 from simulator.runtime.backend import Backend
@@ -17,9 +20,9 @@ class RaySite:
         count = len(nodes.alive)
         self.description = f"{count} {'simulated nodes' if nodes.simulated else 'node(s)'}"
 
-    def start(self, plan: DeploymentPlan, execution: ExecutionSpec) -> RayBackend:
-        """Start actors where the plan places them."""
-        return RayBackend(self._nodes, self._nodes.spread(plan.placement.fabric.node_R), execution)
+    def start(self, node_R: NDArray[np.int64], execution: ExecutionSpec) -> RayBackend:
+        """Start actors on the nodes of their ranks."""
+        return RayBackend(self._nodes, self._nodes.spread(node_R), execution)
 
     def fits(self, backend: Backend, plan: DeploymentPlan) -> bool:
         """Whether a backend's actors are where the plan places them, and no fault is planned for

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
+import numpy as np
+from numpy.typing import NDArray
+
 from simulator.config.execution import ExecutionSpec
 from simulator.deployment.plan import DeploymentPlan
 from simulator.runtime.backend import Backend, Site
@@ -16,8 +19,8 @@ class _Threads:
 
     description = "threads of one process"
 
-    def start(self, plan: DeploymentPlan, execution: ExecutionSpec) -> Backend:
-        return InProcessBackend(plan.placement.layout.num_ranks, execution.timeout_s)
+    def start(self, node_R: NDArray[np.int64], execution: ExecutionSpec) -> Backend:
+        return InProcessBackend(len(node_R), execution.timeout_s)
 
     def fits(self, backend: Backend, plan: DeploymentPlan) -> bool:
         assert isinstance(backend, InProcessBackend)

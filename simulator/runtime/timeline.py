@@ -82,7 +82,7 @@ def combine(moments_R: list[list[Moment]], groups: tuple[tuple[int, ...], ...]) 
 
     def account(rank: int, phase: str, layer: int, since_s: float, until_s: float) -> None:
         if until_s > since_s:
-            phases[phase] += (until_s - since_s) / num_ranks
+            phases[phase] = phases.get(phase, 0.0) + (until_s - since_s) / num_ranks
             spans.append((rank, phase, layer, since_s - start_s, until_s - since_s))
 
     for rank, moments in enumerate(moments_R):

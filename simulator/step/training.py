@@ -9,7 +9,7 @@ Tokens' gradients travel to experts and back as tokens did, over the same links.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from simulator.config.calibration import Calibration
 from simulator.config.dtypes import BYTES_PER_ELEMENT
 from simulator.config.ffns import FFN
+from simulator.config.host import HostRates
 from simulator.config.mixers import Mixer
 from simulator.cost.comm import CommModel
 from simulator.deployment.placement import Placement
@@ -136,6 +137,8 @@ class TrainingPrices:
         self._ratio = backward_ratio
         self._redone = redone
         self._gradient_bytes = gradient_bytes
+        rates = placement.calibration
+        self._measured = rates.training if isinstance(rates, HostRates) else None
         rows = np.array([0, micro_batch.rank_tokens], dtype=np.int64)
         self._prices = Prices(placement, micro_batch.rank_tokens, rows)
 
@@ -174,6 +177,9 @@ class TrainingPrices:
         """
         way = self._ways[kind]
         operations = [*self._layers(layers, way), *self._head(layers, way)]
+        if self._measured is not None:
+            ratios = self._measured.forward if kind == "forward" else self._measured.backward
+            operations = [_scale(one, ratios) for one in operations]
         if kind == "forward":
             return operations
         if kind == "weight":
@@ -182,6 +188,8 @@ class TrainingPrices:
 
     @cached_property
     def _ways(self) -> dict[PassKind, _Way]:
+        if self._measured is not None:  # the forward pass, times what was measured of whole blocks
+            return {"forward": _FORWARD, "backward": _FORWARD}
         half = self._ratio / 2.0
         return {
             "forward": _FORWARD,
@@ -309,3 +317,10 @@ class TrainingPrices:
             weights = model.vocab_size * model.hidden_size / self.placement.layout.tp
             seconds = self._multiply(float(self._prices.head_s[1]), weights, way)
             yield Busy("dense", -1, np.full(self.placement.layout.num_ranks, seconds))
+
+
+def _scale(operation: Operation, ratios: Mapping[str, float]) -> Operation:
+    """Scale a computation by its phase's ratio; exchanges stay as they are."""
+    if not isinstance(operation, Busy):
+        return operation
+    return operation._replace(seconds_R=operation.seconds_R * ratios[operation.phase])

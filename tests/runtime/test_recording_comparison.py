@@ -20,7 +20,7 @@ from simulator.runtime.recording.comparison import (
 from simulator.runtime.recording.models import MOE, SAME_ACTIVE, SAME_TOTAL, Shape, three_models
 
 
-def outcome(model, seconds, same_tokens, same_time, reached=None, num_reached=0):
+def outcome(model, seconds, same_tokens, same_time, reached=None, num_reached=0, simulated_s=None):
     """Losses beside a mixture that ends at 2.0; their bands are 0.02 wide to each side."""
     return Outcome(
         model=model,
@@ -29,6 +29,9 @@ def outcome(model, seconds, same_tokens, same_time, reached=None, num_reached=0)
         learning_rate=3e-3,
         tokens=1000,
         seconds=seconds,
+        step_s=seconds / 100,
+        step_band_s=(seconds / 110, seconds / 90),
+        simulated_step_s=simulated_s,
         train_loss=1.9,
         held_out_loss=same_tokens,
         above_moe=Above(same_tokens - 2.0, 0.02),
@@ -75,6 +78,12 @@ def test_the_headline_and_findings_follow_the_numbers():
         "level with it (0.010 ± 0.020 apart)"
         in list_findings([moe, total, outcome(SAME_ACTIVE, 8.0, 2.01, 2.0)])[3]
     )
+    beside = [outcome(MOE, 10.0, 2.0, 2.0, 10.0, simulated_s=0.08), *rows[1:]]
+    assert (
+        "A step took 100 ms for the mixture of experts where 80 ms is simulated (1.25"
+        in (list_findings(beside)[5])
+    )
+    assert not any("simulated" in said for said in list_findings(rows))
     partly = [moe, total, outcome(SAME_ACTIVE, 8.0, 2.1, 2.05, num_reached=1)]
     assert "active size reached the mixture's loss in 1 of 3 seeds" in list_findings(partly)[1]
 
@@ -109,7 +118,9 @@ def compare(ends):
         for run in (SAME_TOKENS, SAME_TIME)
     }
     models = three_models(Shape(), "m")
-    return compare_models(models, dict.fromkeys(models, 1e-3), curves(ends), losses)
+    step_s = dict.fromkeys(models, np.array([0.01, 0.02, 0.09]))
+    rates = dict.fromkeys(models, 1e-3)
+    return compare_models(models, rates, curves(ends), losses, step_s, {MOE: 0.01})
 
 
 def test_differences_are_taken_seed_by_seed():
@@ -122,6 +133,7 @@ def test_differences_are_taken_seed_by_seed():
     for run in (SAME_TOKENS, SAME_TIME):
         ends |= {(run, SAME_TOTAL): worse, (run, SAME_ACTIVE): better}
     own, total, active = compare(ends)
+    assert (own.step_s, own.simulated_step_s, total.simulated_step_s) == (0.02, 0.01, None)
     assert total.above_moe.loss == pytest.approx(0.1)
     half = stats.t.ppf(0.975, 2) * 0.01 / np.sqrt(3)
     assert total.above_moe.half_width == pytest.approx(half)

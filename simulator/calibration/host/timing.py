@@ -23,6 +23,7 @@ from simulator.calibration.host.fit import fit_exchange, fit_steps
 from simulator.calibration.host.layers import REPEATS, Sample, collect, shapes
 from simulator.calibration.host.measure import matrix_seconds, pruned_ratios
 from simulator.calibration.host.storage import time_storage
+from simulator.calibration.host.training import time_training
 from simulator.config.calibration import EngineFit
 from simulator.config.execution import ExecutionSpec
 from simulator.config.host import (
@@ -101,7 +102,10 @@ def calibrate(nodes: Nodes, ranks: list[int], tick: Progress = show_nothing) -> 
             if num_ranks <= cores:
                 overheads_s.append(overhead_s)
                 matrix, threads = _matrix(backend, source, report), cores // num_ranks
-                kernels.setdefault(threads, _kernels(samples, matrix, threads, source))
+                tables = _kernels(samples, matrix, threads, source)
+                training = time_training(backend, num_ranks, matrix, source)
+                report(1)
+                kernels.setdefault(threads, tables.model_copy(update={"training": training}))
             if num_ranks > 1:
                 collectives.append(_collectives(samples, num_ranks, source))
             if num_ranks == most:
@@ -133,7 +137,7 @@ def calibrate(nodes: Nodes, ranks: list[int], tick: Progress = show_nothing) -> 
 def _num_parts(num_ranks: int, cores: int, most: int) -> int:
     return (
         len(list(shapes()))
-        + (len(WORKING_BYTES) if num_ranks <= cores else 0)
+        + (len(WORKING_BYTES) + 1 if num_ranks <= cores else 0)
         + (num_ranks == most)
     )
 

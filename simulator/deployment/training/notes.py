@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from simulator.config.host import HostRates
 from simulator.config.routing import routing_note
 from simulator.deployment.training.plan import TrainingPlan
 from simulator.deployment.training.quality import TokensToLoss
@@ -14,10 +15,7 @@ def list_training_notes(plan: TrainingPlan, target: TokensToLoss | None = None) 
         target: loss that it trains to, where there is one.
     """
     spec, model, experts = plan.spec, plan.model, plan.placement.experts
-    notes = [
-        f"backward matrix products take {spec.backward_ratio:g} times the forward ones: assumed, "
-        "backward kernels were not measured (--set deployments.*.backward_ratio=2.3 tries another)",
-    ]
+    notes = [_tell_backward(plan)]
     if experts is not None and spec.routing is None:
         note = routing_note(model.title or model.name, experts.routing_source)
         if note is not None:
@@ -44,3 +42,19 @@ def list_training_notes(plan: TrainingPlan, target: TokensToLoss | None = None) 
             "their experts' outputs are added up, no tokens are dispatched"
         )
     return notes
+
+
+def _tell_backward(plan: TrainingPlan) -> str:
+    """Tell how long a backward pass takes, and how that is known."""
+    rates, spec = plan.placement.calibration, plan.spec
+    if isinstance(rates, HostRates):
+        ratios = rates.training.backward
+        said = ", ".join(f"{ratio:.2f} times of {phase}" for phase, ratio in ratios.items())
+        return (
+            f"{plan.name}: a backward pass takes {said} in a forward pass that keeps nothing, as "
+            f"measured on '{rates.host.machine}'"
+        )
+    return (
+        f"backward matrix products take {spec.backward_ratio:g} times the forward ones: assumed, "
+        "backward kernels were not measured (--set deployments.*.backward_ratio=2.3 tries another)"
+    )

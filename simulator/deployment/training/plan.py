@@ -19,7 +19,7 @@ from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import Calibration
 from simulator.config.cluster import ClusterSpec, load_kind
 from simulator.config.deployment import DeploymentSpec, ParallelSpec
-from simulator.config.host import HostCalibration, load_any_calibration
+from simulator.config.host import HostCalibration, HostRates, load_any_calibration
 from simulator.config.model import ModelSpec
 from simulator.config.training import TrainingDeployment, TrainingParallel, TrainingSpec
 from simulator.cost.comm import CommModel, CommPolicy
@@ -27,6 +27,7 @@ from simulator.cost.stages import Sends, make_sends
 from simulator.deployment.chosen_model import choose_model
 from simulator.deployment.expert_plan import plan_experts
 from simulator.deployment.placement import Placement, choose_precision, wire_links
+from simulator.deployment.training.host import choose_host_rates
 from simulator.policies.pipelining import ChunkPlace, PipeliningPolicy, Turn
 from simulator.policies.speculation import Drafts
 from simulator.work.layout import Layout, make_layout, stage_layers
@@ -34,6 +35,10 @@ from simulator.work.layout import Layout, make_layout, stage_layers
 _ENGINE = "vllm"
 """Engine whose calibrated kernels are priced; those of large batches are cuBLAS's and
 FlashAttention's, which trainings use as well."""
+
+
+_COMPUTE: Policy = {"kind": "trained"}
+"""Cost model of accelerators' kernels in training."""
 
 
 @dataclass(frozen=True)
@@ -222,14 +227,13 @@ def place_block(
     """
     cluster, accelerator = machines
     loaded = load_any_calibration(spec.calibration or accelerator.calibration, place)
-    if isinstance(loaded, HostCalibration):
-        raise UserError(
-            f"{place}: calibration '{loaded.title}' holds times of a machine; training is "
-            "simulated on accelerators"
-        )
     served = _describe_block(spec, layout, routing or spec.routing)
     fabric = wire_links(cluster, layout.num_ranks, place)
-    calibration = loaded.choose_engine(_ENGINE)
+    calibration: Calibration | HostRates
+    if isinstance(loaded, HostCalibration):
+        calibration, compute = choose_host_rates(loaded, spec, model, layout, place), loaded.compute
+    else:
+        calibration, compute = loaded.choose_engine(_ENGINE), _COMPUTE
     return Placement(
         name=spec.name,
         model=model,
@@ -244,7 +248,7 @@ def place_block(
         drafts=Drafts(),
         experts=plan_experts(served, model, layout, rank_tokens, seed, place, folder),
         fabric=fabric,
-        compute=build("cost.compute", {"kind": "trained"}, f"{place} [compute]").prepare(
+        compute=build("cost.compute", compute, f"{place} [compute]").prepare(
             accelerator, calibration
         ),
         comm=build("cost.comm", loaded.communication, f"{place} [communication]").prepare(

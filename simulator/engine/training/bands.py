@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from simulator.config.calibration import Calibration
 from simulator.config.calibration.fit import Fit
+from simulator.config.host import HostRates
 from simulator.deployment.training.plan import TrainingPlan
 from simulator.engine.training.step import TrainingStep
 
@@ -31,6 +32,8 @@ def find_band(plan: TrainingPlan, step: TrainingStep) -> tuple[float, float]:
     Returns:
         Factors on the step's seconds, low and high.
     """
+    if isinstance(plan.placement.calibration, HostRates):
+        return 1 / _UNKNOWN, _UNKNOWN
     total = step.step_s
     parts = step.mean_parts
     shares = {name: parts[name] / total for name in _list_fits(plan)}

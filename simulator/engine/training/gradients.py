@@ -15,8 +15,10 @@ from simulator.config.calibration import Calibration
 from simulator.config.calibration.collective import CollectiveFit
 from simulator.config.calibration.exchange import doublings
 from simulator.config.dtypes import BYTES_PER_ELEMENT
+from simulator.config.host import ExchangeTable, HostRates
 from simulator.deployment.training.memory import WEIGHT_BYTES, count_optimized, count_stage
 from simulator.deployment.training.plan import TrainingPlan
+from simulator.work.trained import ParameterCount
 
 _OPTIMIZER_SHARE = 0.8
 """Share of the memory's peak rate at which the optimizer reads and writes its state. Assumed: as
@@ -38,6 +40,8 @@ def price_update(plan: TrainingPlan, stage: int) -> StageUpdate:
     for each micro-batch: :func:`price_gathers`.
     """
     held, spec = count_stage(plan, stage), plan.spec
+    if isinstance(plan.placement.calibration, HostRates):
+        return _price_on_host(plan, held, plan.placement.calibration)
     element = BYTES_PER_ELEMENT[spec.optimizer.gradient_dtype]
     dense, expert = _find_groups(plan)
     reduce_s = _collect(plan, "reduce_scatter", held.dense * element, dense)
@@ -49,6 +53,27 @@ def price_update(plan: TrainingPlan, stage: int) -> StageUpdate:
         gather_s = _collect(plan, "all_gather", held.dense * size, dense)
         gather_s += _collect(plan, "all_gather", held.expert * size, expert)
     return StageUpdate(reduce_s, gather_s, _price_optimizer(plan, stage, element))
+
+
+def _price_on_host(plan: TrainingPlan, held: ParameterCount, rates: HostRates) -> StageUpdate:
+    """Price the update on a machine's processes by its measured all-reduce and optimizer; copies of
+    experts are summed by an exchange of their gradients.
+    """
+    element = BYTES_PER_ELEMENT[plan.spec.optimizer.gradient_dtype]
+    number = np.array(held.dense + held.expert)
+    optimizer_s = float(rates.training.optimizer.total(parameters=number))
+    reduce_s = 0.0
+    if plan.dense_group > 1:
+        reduce_s += _time_exchange(rates.collectives.all_reduce, held.dense * element)
+    if held.expert and plan.expert_group > 1:
+        sent = held.expert * element * (plan.expert_group - 1)
+        reduce_s += _time_exchange(rates.collectives.dispatch, sent)
+    return StageUpdate(reduce_s, 0.0, optimizer_s)
+
+
+def _time_exchange(table: ExchangeTable, num_bytes: float) -> float:
+    """Seconds of an exchange of so many bytes of each rank."""
+    return table.stagger_s + table.latency_s + float(table.seconds_for(np.array(num_bytes)))
 
 
 def price_gathers(plan: TrainingPlan, stage: int) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import cast
 
@@ -130,6 +130,7 @@ class Experts(nn.Module):
         """
         results = []
         first = 0
+        up_P, down_P = _take_apart(self.up), _take_apart(self.down)
         for slot, rows in enumerate(rows_P):
             if rows == 0:
                 continue
@@ -137,10 +138,8 @@ class Experts(nn.Module):
             first += rows
             up_bias = None if self.up_bias is None else self.up_bias[slot]
             down_bias = None if self.down_bias is None else self.down_bias[slot]
-            up = multiply(_choose(self.up, slot), x, up_bias)
-            results.append(
-                multiply(_choose(self.down, slot), activate(up, self.moe.is_gated), down_bias)
-            )
+            up = multiply(up_P[slot], x, up_bias)
+            results.append(multiply(down_P[slot], activate(up, self.moe.is_gated), down_bias))
         # Without tokens the result is the input, so that gradients find their way back.
         return torch.cat(results) if results else x_NH
 
@@ -155,6 +154,15 @@ def _hold(pruning: Pruning | None, *shape: int) -> Tensor | nn.ModuleList:
 def _choose(held_P: Tensor | nn.ModuleList, slot: int) -> Tensor | PrunedMatrix:
     """Choose the matrix of a slot."""
     return cast(Tensor | PrunedMatrix, held_P[slot])
+
+
+def _take_apart(held_P: Tensor | nn.ModuleList) -> Sequence[Tensor | PrunedMatrix]:
+    """Take the matrices of all slots apart at once: in a backward pass, a gradient of each
+    ``held_P[slot]`` would be as large as that of all slots.
+    """
+    if isinstance(held_P, Tensor):
+        return held_P.unbind()
+    return [_choose(held_P, slot) for slot in range(len(held_P))]
 
 
 def activate(up: Tensor, is_gated: bool) -> Tensor:

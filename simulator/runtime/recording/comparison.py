@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from simulator.config.model import ModelSpec
+from simulator.results.formats import seconds as _seconds
 from simulator.runtime.recording.models import MOE, SAME_ACTIVE, SAME_TOTAL
 
 _WORDS = {
@@ -79,6 +80,12 @@ class Outcome:
     """Tokens of every model in the first run."""
     seconds: float
     """Seconds of the model's own steps for those tokens."""
+    step_s: float
+    """Seconds of its median step."""
+    step_band_s: tuple[float, float]
+    """10th and 90th percentile of its steps' seconds, over all seeds."""
+    simulated_step_s: float | None
+    """Seconds of the simulated step; ``None`` without a calibration of this machine."""
     train_loss: float
     held_out_loss: float
     above_moe: Above
@@ -97,7 +104,12 @@ class Outcome:
 
 
 def compare_models(
-    models: dict[str, ModelSpec], rates: dict[str, float], curve: pd.DataFrame, losses: Losses
+    models: dict[str, ModelSpec],
+    rates: dict[str, float],
+    curve: pd.DataFrame,
+    losses: Losses,
+    step_s: dict[str, NDArray[np.float64]],
+    simulated_s: dict[str, float],
 ) -> list[Outcome]:
     """Compare the models, the mixture of experts first.
 
@@ -106,6 +118,8 @@ def compare_models(
         curve: columns ``run``, ``seed``, ``model``, ``step``, ``tokens``, ``seconds``,
             ``train_loss``, ``held_out_loss``.
         losses: the mixture of experts is in the first run only.
+        step_s: seconds of every step of the first run, by model.
+        simulated_s: seconds of the simulated step, of the models that it is known of.
     """
     moe = [loss_Q[MOE] for loss_Q in losses[SAME_TOKENS]]
     rows = []
@@ -128,6 +142,12 @@ def compare_models(
             learning_rate=rates[name],
             tokens=int(last["tokens"].iloc[0]),
             seconds=seconds,
+            step_s=float(np.median(step_s[name])),
+            step_band_s=(
+                float(np.percentile(step_s[name], 10)),
+                float(np.percentile(step_s[name], 90)),
+            ),
+            simulated_step_s=simulated_s.get(name),
             train_loss=float(last["train_loss"].mean()),
             held_out_loss=float(last["held_out_loss"].mean()),
             above_moe=_find_above([own[name] for own in losses[SAME_TOKENS]], moe),
@@ -238,10 +258,24 @@ def list_findings(rows: list[Outcome]) -> list[str]:
         f"On the same {moe.tokens:,} tokens, whatever they took, the mixture of experts ended "
         f"at {moe.held_out_loss:.3f}, {' and '.join(same)} (the same bands).",
         f"Those tokens took {' and '.join(longer)} as for the mixture of experts.",
+        *_tell_simulated(rows),
         f"{'One seed' if moe.num_seeds == 1 else f'{moe.num_seeds} seeds'} on this machine's "
         "processor: it says nothing of larger models or longer training. In each run a model's "
         "learning rate falls to its end, so its last loss is what a run of that length gives.",
     ]
+
+
+def _tell_simulated(rows: list[Outcome]) -> list[str]:
+    """Tell how long steps took beside simulated ones, where these are known."""
+    said = [
+        f"{_seconds(row.step_s)} for the {row.model} where {_seconds(row.simulated_step_s)} is "
+        f"simulated ({row.step_s / row.simulated_step_s:.2f} times; "
+        f"{row.step_band_s[0] / row.simulated_step_s:.2f} to "
+        f"{row.step_band_s[1] / row.simulated_step_s:.2f} for four steps in five)"
+        for row in rows
+        if row.simulated_step_s is not None
+    ]
+    return [f"A step took {', '.join(said)}."] if said else []
 
 
 def _name_fastest(moe: Outcome, *twins: Outcome) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from simulator.base.errors import UserError
+from simulator.deployment.training.host import check_runs_here
 from simulator.deployment.training.plan import TrainingPlan
 from simulator.policies.dispatch import ExecutableDispatch
 from simulator.policies.overflow import may_drop
@@ -77,21 +78,7 @@ def make_training_job(plan: TrainingPlan) -> TrainingJob:
     placement, spec = plan.placement, plan.spec
     where = f"deployment '{plan.name}'"
     check_executable(placement.model)
-    parallel = spec.parallel
-    for key, value, wanted in (
-        ("dtype", spec.dtype, "fp32"),
-        ("dispatch_dtype", spec.dispatch_dtype, "fp32"),
-        ("tp", parallel.tp, 1),
-        ("cp", parallel.cp, 1),
-        ("pp", parallel.pp, 1),
-        ("zero", spec.zero, 0),
-        ("recompute", spec.recompute, "none"),
-    ):
-        if value != wanted:
-            raise UserError(
-                f"{where}: {key} = {value!r} can be simulated, but not executed in a training; "
-                f"say {key} = {wanted!r}"
-            )
+    check_runs_here(spec, where)
     experts = None
     if placement.experts is not None:
         if not isinstance(placement.experts.dispatch, ExecutableDispatch):
