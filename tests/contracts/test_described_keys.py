@@ -51,6 +51,7 @@ SHIPPED = {
     "workload": "workloads/requests",
     "model": "workloads/models",
     "law": "workloads/laws",
+    "claim": "workloads/claims",
     "accelerator": "cluster_configs/accelerators",
     "cluster": "cluster_configs",
     "engine": "cluster_configs/engines",
