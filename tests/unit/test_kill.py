@@ -53,6 +53,8 @@ def test_a_node_that_two_pools_share_takes_both_and_nothing_else():
     [
         ("at_s = 1.0", "names either a gpu or a node"),
         ("at_s = 1.0, gpu = 0, node = 0", "names either a gpu or a node"),
+        ("at_s = 1.0, gpu = 0, num_nodes = 2", "num_nodes counts nodes from node on"),
+        ("at_s = 1.0, node = 0, num_nodes = 99", "num_nodes - 1 = 98: there "),
         ("gpu = 0", "missing key 'at_s'"),
         ("at_s = -1.0, gpu = 0", "at_s must be at least 0"),
         ("at_s = 1.0, gpu = 8", "gpu = 8: there are 8, numbered from 0"),
@@ -131,3 +133,11 @@ def test_who_loses_requests_is_not_better_whatever_the_latencies(tmp_path):
     assert rows["num_lost"]["dies"] > 0
     assert rows["duration_s"]["dies"] >= float(results.requests["dies"]["arrival_s"].max())
     assert rows["ttft_p50_s"]["dies"] > 0
+
+
+def test_nodes_under_one_switch_are_lost_together():
+    """With the GPUs of all pools on them."""
+    machines = {"decode": Machines(3, 4, 8, "a"), "prefill": Machines(3, 2, 8, "a", 12)}
+    kill = build("failures", {"kind": "kill", "at_s": 1.0, "node": 1, "num_nodes": 2}, "test")
+    hit = {change.pool: change.gpus for change in kill.changes(machines, None)}
+    assert hit == {"decode": (8, 9, 10, 11), "prefill": (0, 1, 2, 3, 4, 5)}

@@ -10,7 +10,7 @@ from pydantic import model_validator
 
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
-from simulator.base.quantities import MachineNumber, Seconds
+from simulator.base.quantities import MachineNumber, Nodes, Seconds
 from simulator.policies.failures import Change, Machines
 
 
@@ -25,6 +25,8 @@ class Kill(Frozen):
     node: MachineNumber | None = None
     """Number of the node that is lost with all its GPUs, from 0. The deployment's own replicas fill
     nodes in order, and behind them those of a prefill pool on the same cluster."""
+    num_nodes: Nodes = 1
+    """Nodes that are lost together, from ``node`` on: those under one switch."""
     pool: Literal["prefill"] | None = None
     """Pool of the GPU, or of the cluster of the node: ``prefill``; absent = the deployment's
     own."""
@@ -40,6 +42,8 @@ class Kill(Frozen):
     def _names_one(self) -> Self:
         if (self.gpu is None) == (self.node is None):
             raise ValueError("names either a gpu or a node; give one of them, such as gpu = 0")
+        if self.num_nodes > 1 and self.node is None:
+            raise ValueError("num_nodes counts nodes from node on; give node, such as node = 0")
         return self
 
     def changes(
@@ -55,8 +59,15 @@ class Kill(Frozen):
         else:
             assert self.node is not None
             there = {name: one for name, one in machines.items() if one.cluster == own.cluster}
-            _check("node", self.node, max(one.num_nodes for one in there.values()))
-            hit = {name: one.list_gpus(self.node) for name, one in there.items()}
+            last, num_nodes = (
+                self.node + self.num_nodes - 1,
+                [one.num_nodes for one in there.values()],
+            )
+            _check("node" if self.num_nodes == 1 else "node + num_nodes - 1", last, max(num_nodes))
+            hit = {
+                name: tuple(g for node in range(self.node, last + 1) for g in one.list_gpus(node))
+                for name, one in there.items()
+            }
         found = [
             Change(at_s, name, machines[name].find_replicas(gpus), starts, gpus)
             for at_s, starts in self._times()
