@@ -67,7 +67,7 @@ def refused(folder, monkeypatch, capsys, text, *options):
         ),
         ("attention_dp = 8", 'attention_dp = "8"', ["attention_dp", "whole number", '"8"']),
         ("attention_dp = 8", "attention_dp = 0", ["attention_dp", "at least 1"]),
-        ('model = "mixtral-8x7b"', "", ["missing", "model"]),
+        ('model = "mixtral-8x7b"', "", ["names no model", "dense_of"]),
         (
             'model = "mixtral-8x7b"',
             'model = "mixtral-8x7"',

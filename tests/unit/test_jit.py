@@ -171,11 +171,13 @@ def _halve(x):
 def test_caches_are_measured_and_cleared_and_no_file_of_others_goes(tmp_path, monkeypatch):
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("MOESIM_CACHE", str(tmp_path / "plan"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     key = "ab" + "0" * 62
     mine = [
         tmp_path / "moesim" / "a.nbi",
         tmp_path / "plan" / "ab" / f"{key}.json",
         tmp_path / "plan" / "findings.sqlite",
+        tmp_path / "user" / "moesim" / "measured" / "sparsity-1.json",
     ]
     others = [
         tmp_path / "other_1" / "a.nbi",
@@ -189,7 +191,7 @@ def test_caches_are_measured_and_cleared_and_no_file_of_others_goes(tmp_path, mo
     runner = CliRunner()
     for command in ("info", "clear"):
         found = json.loads(runner.invoke(app, ["cache", command, "--json"]).stdout)
-        assert [(one["files"], one["bytes"]) for one in found.values()] == [(1, 5), (2, 10)]
+        assert [(one["files"], one["bytes"]) for one in found.values()] == [(1, 5), (2, 10), (1, 5)]
     assert [path for path in mine if path.exists()] == []
     assert all(path.exists() for path in others)
     assert "0 files" in runner.invoke(app, ["cache", "info"]).output

@@ -24,7 +24,8 @@ LOUD = "import pathlib\npathlib.Path('ran').touch()\n"
 """A module that leaves a trace when it is imported, in the current folder."""
 READ_ONLY_COMMANDS = {
     *(("calibrate",), ("cache", "clear"), ("cache", "info"), ("list",), ("new",), ("report",)),
-    *(("schema",), ("trace", "record", "train"), ("trace", "record", "transformers")),
+    *(("schema",), ("sparsity",), ("trace", "record", "train")),
+    ("trace", "record", "transformers"),
 }
 """They read neither a scenario nor a file that one names."""
 
