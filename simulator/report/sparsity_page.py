@@ -30,9 +30,9 @@ _SPEED_TEXT = (
     "machines without any. Above 1 is faster. Higher is better."
 )
 _MEASURED_TEXT = (
-    "The runtime's own pruned layers on this machine's processor, in fp32, against whole matrices "
-    "timed in turn. Circles are DeepSparse's published figures of another processor and engine, "
-    "whole models against its own whole ones. Higher is better."
+    "The runtime's own pruned layers on this machine's processor, in fp32 and one thread, against "
+    "whole matrices timed in turn. Circles are DeepSparse's published figures of another processor "
+    "and engine, whole models against its own whole ones. Higher is better."
 )
 
 
@@ -99,7 +99,7 @@ def _draw_speeds(curves: list[SpeedCurve], points: Sequence[PublishedPoint]) -> 
                     speed if own is is_measured else None
                     for speed, own in zip(curve.speed_ups, kept, strict=True)
                 ],
-                name=f"{curve.kernels}, {curve.tokens:,} tokens",
+                name=f"{curve.kernels}, {curve.tokens_text}",
                 line={
                     "color": colour,
                     "dash": "solid" if is_measured else "dot",
@@ -142,7 +142,7 @@ def _draw_measured(results: SparsityResults, cards: FigureCards) -> list[Card]:
         drawn.add_scatter(
             x=list(curve.sparsities),
             y=list(curve.speed_ups),
-            name=html.escape(f"{curve.kernels}, {curve.tokens:,} tokens", quote=False),
+            name=html.escape(f"{curve.kernels}, {curve.tokens_text}", quote=False),
             line=style.line_at(place),
             mode="lines+markers",
             hovertemplate="%{y:.2f} times as fast at %{x:.0%}",

@@ -51,6 +51,11 @@ class SpeedCurve:
         return low <= sparsity <= high and least <= self.tokens <= most
 
     @property
+    def tokens_text(self) -> str:
+        """Tokens for people."""
+        return "1 token" if self.tokens == 1 else f"{self.tokens:,} tokens"
+
+    @property
     def was_measured(self) -> bool:
         """Whether any product of the curve lies within what was measured."""
         return self.kind != "assumed" and any(map(self.is_measured, self.sparsities))

@@ -34,7 +34,7 @@ def tell_headline(results: SparsityResults) -> str:
 
 
 def _name(curve: SpeedCurve) -> str:
-    return f"{curve.machine}, {curve.kernels}, {_tokens(curve)}"
+    return f"{curve.machine}, {curve.kernels}, {curve.tokens_text}"
 
 
 def list_findings(results: SparsityResults) -> list[str]:
@@ -78,7 +78,8 @@ def _tell_batch(results: SparsityResults) -> Iterator[str]:
     first, last = max(pairs, key=_measure_shift)
     yield (
         f"The break-even is a property of kernels and batch. {first.machine}: {first.kernels} "
-        f"{_tell_speed(first)} with {_tokens(first)}, and {_tell_speed(last)} with {_tokens(last)}."
+        f"{_tell_speed(first)} with {first.tokens_text}, and {_tell_speed(last)} with "
+        f"{last.tokens_text}."
     )
 
 
@@ -86,10 +87,6 @@ def _measure_shift(pair: tuple[SpeedCurve, SpeedCurve]) -> float:
     """Distance between the break-evens of two curves; one that is never reached counts as 1."""
     first, last = (1.0 if one.break_even is None else one.break_even for one in pair)
     return abs(first - last)
-
-
-def _tokens(curve: SpeedCurve) -> str:
-    return "1 token" if curve.tokens == 1 else f"{curve.tokens:,} tokens"
 
 
 def _tell_speed(curve: SpeedCurve) -> str:
@@ -104,7 +101,9 @@ def _tell_measured(measured: MeasuredSpeeds) -> str:
     curves, parts = measured.curves, []
     for kernels in dict.fromkeys(one.kernels for one in curves):
         own = [one for one in curves if one.kernels == kernels]
-        parts.append(f"{kernels} {', '.join(f'{_tell_speed(o)} with {_tokens(o)}' for o in own)}")
+        parts.append(
+            f"{kernels} {', '.join(f'{_tell_speed(o)} with {o.tokens_text}' for o in own)}"
+        )
     busy = ""
     if measured.others_share > _BUSY:
         busy = (

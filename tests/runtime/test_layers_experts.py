@@ -102,7 +102,7 @@ def test_each_slots_tokens_go_through_its_own_expert_and_parts_add_up(rows_P, ha
         total = 0
         for rank in range(size):
             experts = Experts(moe, HIDDEN, expert_P, Part(rank, size))
-            experts.load(noise, "e")
+            experts.load(noise, "e", x_NH)
             total = total + experts(x_NH, rows_P)
         expected = [
             slow_ffn(noise, f"e.{e}", x, is_gated)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import datetime
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -37,7 +38,7 @@ NUM_TIMINGS = sum(map(len, _KINDS.values()))
 def measure_speeds(
     shape: tuple[int, int], tokens: Sequence[int], tick: Progress = show_nothing
 ) -> MeasuredSpeeds:
-    """Time products with pruned matrices and with whole ones in turn, all in fp32.
+    """Time products with pruned matrices and with whole ones in turn, in fp32 and in one thread.
 
     Args:
         shape: rows and columns of the matrix, multiples of 16.
@@ -49,7 +50,8 @@ def measure_speeds(
         speed_ups = []
         for pruning in prunings:
             tick("pruned products", done, NUM_TIMINGS)
-            speed_ups.append(_time_speed_ups(pruning, shape, tokens))
+            with _use_one_thread():
+                speed_ups.append(_time_speed_ups(pruning, shape, tokens))
             done += 1
         at = tuple(one.sparsity for one in prunings)
         for number, found in zip(tokens, np.array(speed_ups).T, strict=True):
@@ -72,6 +74,19 @@ def measure_speeds(
     tick("pruned products", done, NUM_TIMINGS)
     others = others_share(before, [read_use(Shard(0, 1))])
     return MeasuredSpeeds(machine(), made, *shape, others, tuple(curves))
+
+
+@contextmanager
+def _use_one_thread() -> Iterator[None]:
+    """Compute in one thread, as ranks with a core each do: threads of small products wait for each
+    other where other programs run.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _time_speed_ups(pruning: Pruning, shape: tuple[int, int], tokens: Sequence[int]) -> list[float]:
