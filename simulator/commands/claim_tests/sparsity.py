@@ -239,7 +239,8 @@ def _tell(cases: Sequence[Case]) -> tuple[str, tuple[str, ...]]:
         "quality a mixture of experts is the larger one.",
         "Bytes that a step reads lie between the two and depend on the batch: for one user they "
         "are like the compute, for a full batch like the storage (at the worst "
-        f"{smallest.ratio:.2g} times, {smallest.conditions['model']} beside a {smallest.rival}, "
+        f"{smallest.ratio:.2g} times, {smallest.conditions['model']} beside a dense model "
+        f"{smallest.rival.removeprefix('dense, ')}, "
         f"{smallest.conditions['what'].partition(', ')[2]}).",
         "Pruning saves storage only beyond what saying where the kept weights are takes: in 16 "
         f"bits with 32-bit columns from {_break_even('csr'):.0%} on, with a bitmap from "

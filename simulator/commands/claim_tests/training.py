@@ -264,7 +264,10 @@ class Training(Frozen):
         ]
         for rival in dict.fromkeys(step.rival for step in steps):
             own = [step for step in steps if step.rival == rival]
-            sentences.append(f"Tokens a second alone ({rival}): {tell_range(own)} as many.")
+            words = rival.removeprefix("dense, ").removesuffix(", per token")
+            sentences.append(
+                f"Tokens a second alone are {tell_range(own)} those of a dense model {words}."
+            )
         deciding = tell_deciding(cases)
         return answer, (*sentences, *([deciding] if deciding else []))
 
