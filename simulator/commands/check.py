@@ -22,7 +22,7 @@ from simulator.config.claim import load_claim
 from simulator.config.cluster import ClusterSpec
 from simulator.config.engine import read_engine
 from simulator.config.host import HostCalibration, load_any_calibration
-from simulator.config.law_file import LawFile
+from simulator.config.law_file import LawFile, load_law
 from simulator.config.model import load_model
 from simulator.config.routing import routing_note
 from simulator.config.workload import WorkloadSpec
@@ -36,6 +36,7 @@ from simulator.scenario.scenario import Scenario, load_scenario
 from simulator.scenario.training import load_training
 from simulator.scenario.training_question import load_training_question
 from simulator.scenario.user_table import Overrides
+from simulator.step.training import find_rank_imbalance, price_micro_batch
 from simulator.workload.requests import load_requests
 
 _TELLING_KEYS = {
@@ -185,11 +186,16 @@ def _check_training(source: Any, overrides: Overrides) -> _Found:
         plan = make_training_plan(
             spec, scenario.training, scenario.seed, scenario.where, scenario.folder
         )
-        memory = check_training_memory(plan, 1.0, scenario.where)
+        imbalance = find_rank_imbalance(price_micro_batch(plan))
+        memory = check_training_memory(plan, imbalance, scenario.where)
+        for later in spec.later:
+            build("routing", later.routing, f"{scenario.where} [deployments '{spec.name}'] [later]")
         details.append(
             f"{spec.name}: {spec.num_gpus:,} GPUs ({plan.text()}), "
             f"{memory.total_bytes / 1e9:,.1f} GB of each"
         )
+    if scenario.training.quality is not None:
+        load_law(scenario.training.quality.law, f"{scenario.where} [training.quality]")
     return _Found(", " + "; ".join(details))
 
 

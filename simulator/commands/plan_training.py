@@ -52,6 +52,7 @@ def plan_training(
     }
     answer = TrainingAnswer(run, candidates, _write_scenario(question, found.trained))
     headline, reasons = tell_training_answer(candidates, answer, question.targets.days, currency)
+    reasons += [f"{name} {why}." for name, why in found.absent.items()]
     verdict = {"verdict": {"headline": headline, "reasons": reasons}}
     return replace(answer, run=run | verdict | made.describe())
 
@@ -94,9 +95,14 @@ def _write_scenario(question: TrainingQuestion, trained: list[Trained]) -> str |
     training = question.training.model_dump(mode="json", exclude_none=True)
     quality = question.training.quality
     if quality is not None and quality.as_good_as not in best:
-        # The reference itself is not trained in time: the others' tokens are what they are.
-        training.pop("quality")
-        training["total_tokens"] = max(one.tokens for one in best.values())
+        entry = next(one for one in question.models if one.title == quality.as_good_as)
+        if entry.model:
+            training["quality"]["as_good_as"] = entry.model
+        else:  # a counterpart that is not trained itself: the best one's tokens are what they are
+            name, first = next(iter(best.items()))
+            best = {name: first}
+            del training["quality"]
+            training["total_tokens"] = first.tokens
     table = {
         "name": f"{question.name}: recommended",
         "seed": question.seed,

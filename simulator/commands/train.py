@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from simulator.base.errors import UserError, did_you_mean
 from simulator.base.frozen import Policy
 from simulator.base.progress import Progress, show_nothing
+from simulator.config.model import load_model
 from simulator.config.training import TrainingDeployment
 from simulator.deployment.training.memory import (
     TrainingMemory,
@@ -29,8 +31,8 @@ from simulator.results.provenance import Provenance
 from simulator.results.training import METRICS, TrainingResults
 from simulator.results.training_text import tell_training
 from simulator.scenario.training import TrainingScenario, load_training
-from simulator.step.training import TrainingPrices, price_micro_batch
-from simulator.work.flops import trained_flops
+from simulator.step.training import TrainingPrices, find_rank_imbalance, price_micro_batch
+from simulator.work.flops import expert_flops, trained_flops
 
 _DAY_S = 86_400.0
 
@@ -73,6 +75,10 @@ def train(
         scenario = load_training(scenario)
     made = Provenance.begin()
     plans = [_make_plan(scenario, spec, spec.routing) for spec in scenario.deployments]
+    later_plans = {
+        plan.name: [_make_plan(scenario, plan.spec, later.routing) for later in plan.spec.later]
+        for plan in plans
+    }
     for plan in plans:
         check_training_memory(plan, 1.0, scenario.where)
     targets = _find_targets(scenario, plans)
@@ -80,10 +86,10 @@ def train(
     for number, plan in enumerate(plans):
         progress("training steps", number, len(plans))
         parts = [_run_part(plan, 0.0)]
-        for later in plan.spec.later:
-            other = _make_plan(scenario, plan.spec, later.routing)
+        for later, other in zip(plan.spec.later, later_plans[plan.name], strict=True):
             parts.append(_run_part(other, later.after_tokens))
-        memory = check_training_memory(plan, _find_imbalance(parts[0].prices), scenario.where)
+        imbalance = max(find_rank_imbalance(part.prices) for part in parts)
+        memory = check_training_memory(plan, imbalance, scenario.where)
         target = targets.get(plan.name)
         tokens = scenario.training.total_tokens if target is None else target.tokens
         rows.append(_measure(scenario, parts, memory, tokens))
@@ -120,7 +126,17 @@ def _find_targets(scenario: TrainingScenario, plans: list[TrainingPlan]) -> dict
     training, quality = scenario.training, scenario.training.quality
     if quality is None or training.total_tokens is None:
         return {}
-    reference = next(plan.model for plan in plans if plan.name == quality.as_good_as)
+    own = {plan.name: plan.model for plan in plans}
+    reference = own.get(quality.as_good_as)
+    if reference is None:
+        try:
+            reference = load_model(quality.as_good_as, scenario.where, scenario.folder)
+        except UserError:
+            raise UserError(
+                f"{scenario.where} [training.quality]: as_good_as names '{quality.as_good_as}', "
+                f"which is neither a deployment nor a model; "
+                f"{did_you_mean(quality.as_good_as, own)}"
+            ) from None
     return {
         plan.name: find_tokens_to_loss(
             plan.model, reference, training.total_tokens, quality.law, scenario.where
@@ -132,12 +148,6 @@ def _find_targets(scenario: TrainingScenario, plans: list[TrainingPlan]) -> dict
 def _run_part(plan: TrainingPlan, after_tokens: float) -> _Part:
     prices = price_micro_batch(plan)
     return _Part(after_tokens, plan, prices, run_training_step(plan, prices))
-
-
-def _find_imbalance(prices: TrainingPrices) -> float:
-    """Find the token-expert pairs of the busiest rank in all layers over the mean rank's."""
-    pairs_R = prices.pairs_R
-    return float(pairs_R.max() / pairs_R.mean()) if pairs_R.any() else 1.0
 
 
 def _measure(
@@ -152,6 +162,13 @@ def _measure(
     plan, step_s, num_gpus = first.plan, first.step.step_s, first.plan.spec.num_gpus
     step_tokens = training.sequence_tokens * training.global_batch
     flops = trained_flops(plan.model, training.sequence_tokens) * training.global_batch
+    steps = first.prices.expert_steps
+    dropped_share = (
+        sum(one.dropped_pairs for one in steps) / (_count_pairs(first) * len(steps))
+        if plan.placement.drops_pairs
+        else 0.0
+    )
+    flops -= dropped_share * expert_flops(plan.model) * step_tokens
     rate = flops / step_s / num_gpus
     peak = plan.placement.accelerator.flops_per_s(plan.spec.dtype)
     days = math.nan
@@ -159,8 +176,6 @@ def _measure(
         days = _count_days(parts, tokens, step_tokens) / plan.spec.uptime
     gpu_hours = days * 24.0 * num_gpus
     price = plan.cluster.price_per_gpu_hour
-    steps = first.prices.expert_steps
-    pairs = _count_pairs(first)
     return {
         "deployment": plan.name,
         "tokens_per_s_per_gpu": step_tokens / step_s / num_gpus,
@@ -172,9 +187,7 @@ def _measure(
         "imbalance": float(np.mean([s.pairs_R.max() / s.pairs_R.mean() for s in steps]))
         if steps
         else math.nan,
-        "dropped_share": sum(s.dropped_pairs for s in steps) / (pairs * len(steps))
-        if plan.placement.drops_pairs
-        else math.nan,
+        "dropped_share": dropped_share if plan.placement.drops_pairs else math.nan,
         "memory_bytes": memory.total_bytes,
         "tokens": math.nan if tokens is None else tokens,
         "days": days,

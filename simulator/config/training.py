@@ -14,17 +14,18 @@ from simulator.base.quantities import (
     Factor,
     Gpus,
     Price,
-    Ratio,
     Share,
     Stages,
     TokenExtent,
     TrainingTokens,
     value_range,
 )
-from simulator.config.dtypes import DType
 from simulator.config.pairing import DenseOf, MoeOf, check_one_model
 
 Gpu = Annotated[int, value_range(1, MOST_RANKS, "ranks")]
+TrainingDType = Literal["bf16", "fp16", "fp8", "fp8_block", "fp32"]
+"""Formats that trainings compute in and send. On accelerators weights and activations are kept in
+16 bits; fp32 is for processors."""
 BatchSequences = Annotated[int, value_range(1, 10_000_000, "sequences")]
 
 
@@ -32,8 +33,8 @@ class EqualLoss(Frozen):
     """Loss that every deployment trains to, by a scaling law."""
 
     as_good_as: str
-    """Name of a deployment, which trains on ``total_tokens``: the others train until they have its
-    loss."""
+    """Name of a deployment, or of a model, that is as good as wanted after ``total_tokens``: all
+    train until they have its loss."""
     law: str = "joint-moe"
     """Name of a file in ``workloads/laws`` that predicts losses of all the models."""
 
@@ -122,9 +123,9 @@ class TrainingDeployment(Frozen):
     """Pipelining policy: the order of the passes of micro-batches in each stage."""
     micro_batch: BatchSequences = 1
     """Sequences that a data-parallel rank computes at once; the step's others are accumulated."""
-    dtype: DType = "bf16"
+    dtype: TrainingDType = "bf16"
     """Number format that matrix products compute in."""
-    dispatch_dtype: DType = "bf16"
+    dispatch_dtype: TrainingDType = "bf16"
     """Number format of activations, and of their gradients, on their way to the experts; bf16 as
     Megatron-LM sends them also in a training in fp8 without DeepEP's quantised kernels."""
     recompute: Literal["none", "selective", "experts", "full"] = "none"
@@ -159,7 +160,7 @@ class TrainingDeployment(Frozen):
     price_per_gpu_hour: Price | None = None
     """Price of one GPU for one hour, in the cluster file's currency; absent = the cluster
     file's."""
-    uptime: Ratio = 1.0
+    uptime: Share = 1.0
     """Share of the time that trains, failures and checkpoints taken off, for days and cost. Llama 3
     is published with more than 0.9 (arXiv:2407.21783, section 3.3.4)."""
     calibration: str | None = None

@@ -9,10 +9,9 @@ from pydantic import Field, model_validator
 from simulator.base.errors import did_you_mean
 from simulator.base.frozen import Frozen, Policy
 from simulator.base.kinds import PolicyOf
-from simulator.base.quantities import Gpus, Price, Ratio, Seed, value_range
-from simulator.config.dtypes import DType
+from simulator.base.quantities import Gpus, Price, Seed, Share, value_range
 from simulator.config.pairing import DenseOf, MoeOf, check_one_model, model_text
-from simulator.config.training import OptimizerSpec, TrainingSpec
+from simulator.config.training import OptimizerSpec, TrainingDType, TrainingSpec
 from simulator.config.user_file import UserFile
 
 Days = Annotated[float, value_range(1e-3, 3660, "days")]
@@ -37,7 +36,7 @@ class TrainedModel(Frozen):
     """Dense counterpart of a mixture of experts, in the place of ``model``."""
     moe_of: MoeOf | None = None
     """Mixture of experts for a dense model, in the place of ``model``."""
-    dtype: DType = "bf16"
+    dtype: TrainingDType = "bf16"
     """Number format that matrix products compute in."""
     routing: Annotated[Policy, PolicyOf("routing")] | None = None
     """Routing policy: which experts tokens choose; absent = the model's own default."""
@@ -84,7 +83,7 @@ class TrainingQuestion(UserFile):
     """Machines to train on."""
     optimizer: OptimizerSpec = OptimizerSpec()
     """Optimizer and the bytes that it keeps."""
-    uptime: Ratio = 1.0
+    uptime: Share = 1.0
     """Share of the time that trains, failures and checkpoints taken off."""
 
     @model_validator(mode="after")

@@ -40,8 +40,8 @@ PARTS = (
 )
 """Parts of a step, which add up to it on every stage: computation of attention, of blocks that
 every token passes, and of routed experts; exchanges with experts; exchanges between tensor- and
-context-parallel ranks; waiting for the busiest rank; sums of gradients that nothing hides; the
-optimizer; and waiting for other stages."""
+context-parallel ranks; waiting for the busiest rank; gradients and weights on their way between
+data-parallel ranks that nothing hides; the optimizer; and waiting for other stages."""
 MEMORY_PARTS = ("weights", "gradients", "optimizer", "activations")
 """Components of a GPU's memory."""
 

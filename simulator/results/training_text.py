@@ -164,10 +164,23 @@ def _tell_whole(
         cost = write_metric("cost", float(row["cost"]), facts["currency"])
         paid = "" if cost == UNDEFINED else f" for {cost}"
         band = write_band("days", days, facts)
+        if facts.get("later_steps"):
+            yield _tell_later(name, facts)
         yield (
             f"{name} takes {number(days)} days ({band}) on {facts['num_gpus']:,} GPUs{paid}, "
             f"{percent(facts['uptime'])} of the time training."
         )
+
+
+def _tell_later(name: str, facts: Mapping[str, Any]) -> str:
+    """Tell how the steps of a deployment change in the course of the training; what else is said
+    of its steps is of the first ones.
+    """
+    told = [
+        f"{seconds(one['step_s'])} after {parameters(one['after_tokens'])} tokens"
+        for one in facts["later_steps"]
+    ]
+    return f"A step of {name} takes {' and '.join(told)}; rates and parts are of the first ones."
 
 
 def _tell_step(name: str, facts: Mapping[str, Any]) -> str:

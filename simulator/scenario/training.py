@@ -11,7 +11,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from simulator.base.data import available_files
-from simulator.base.errors import UserError, did_you_mean
+from simulator.base.errors import UserError
 from simulator.base.quantities import Seed
 from simulator.base.reading import read_toml
 from simulator.config.training import TrainingDeployment, TrainingSpec
@@ -42,12 +42,6 @@ class TrainingScenario(UserFile):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"two deployments are called '{twice[0]}'; give each its own name")
-        quality = self.training.quality
-        if quality is not None and quality.as_good_as not in names:
-            raise ValueError(
-                f"training.quality.as_good_as names '{quality.as_good_as}', and there is none of "
-                f"that name; {did_you_mean(quality.as_good_as, names)}"
-            )
         return self
 
 

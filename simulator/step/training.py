@@ -111,6 +111,12 @@ def price_micro_batch(plan: TrainingPlan) -> TrainingPrices:
     )
 
 
+def find_rank_imbalance(prices: TrainingPrices) -> float:
+    """Find the token-expert pairs of the busiest rank in all layers over the mean rank's."""
+    pairs_R = prices.pairs_R
+    return float(pairs_R.max() / pairs_R.mean()) if pairs_R.any() else 1.0
+
+
 class TrainingPrices:
     """Prices of the passes of one micro-batch on a block of ranks."""
 

@@ -95,3 +95,11 @@ def trained_flops(model: ModelSpec, sequence_tokens: int) -> float:
             pairs = total_pairs(none, fresh, window, term.compression)
             total += num_layers * term.prefill_flops_per_pair * pairs
     return 3.0 * total
+
+
+def expert_flops(model: ModelSpec) -> float:
+    """FLOPs of routed experts to train on one token, by the counts of :func:`trained_flops`."""
+    if model.moe is None:
+        return 0.0
+    weights = sum(linear.num_parameters for linear in model.moe.expert_linears(model.hidden_size))
+    return 3.0 * 2.0 * model.moe.top_k * weights * model.num_moe_layers

@@ -15,6 +15,8 @@ from simulator.config.model import load_model
 from simulator.deployment.training.memory import count_stage, find_room, measure_memory
 from simulator.deployment.training.plan import make_training_plan
 from simulator.engine.training.step import run_training_step
+from simulator.policies.pipelining import Pass, place_in_turn
+from simulator.policies.pipelining_faults import find_schedule_fault
 from simulator.results.training import PARTS
 from simulator.scenario.training import load_training
 from simulator.step.training import price_micro_batch
@@ -116,13 +118,22 @@ def test_memory_is_the_sum_of_what_papers_count():
     """Adam with fp32 states: 2 + 4 + 12 bytes a parameter (ZeRO, section 3.1, with gradients in
     fp32), and each stage of ZeRO divides its part by the ranks."""
     changes = {"model": "llama-3.1-8b", "parallel": {}, "num_gpus": 8}
-    count = load_model("llama-3.1-8b", "test").num_parameters
+    model = load_model("llama-3.1-8b", "test")
+    count, hidden = model.num_parameters, model.hidden_size
+    layer = sum(
+        one.num_parameters(hidden) + hidden
+        for one in (*model.mixers.values(), *model.ffns.values())
+    )
+    largest = (
+        layer + model.num_embedding_parameters + hidden
+    )  # the last one, with its norm and head
     for zero, (weights, gradients, states) in enumerate(
         [(2, 4, 12), (2, 4, 12 / 8), (2, 4 / 8, 12 / 8), (2 / 8, 4 / 8, 12 / 8)]
     ):
         memory = measure_memory(plan_of(**changes, zero=zero))
-        assert memory.weights_bytes == pytest.approx(weights * count)
-        assert memory.gradients_bytes == pytest.approx(gradients * count)
+        gathered = largest if zero == 3 else 0.0  # by ZeRO 3, two layers whole, one's gradients
+        assert memory.weights_bytes == pytest.approx(weights * count + 4 * gathered)
+        assert memory.gradients_bytes == pytest.approx(gradients * count + 4 * gathered)
         assert memory.optimizer_bytes == pytest.approx(states * count)
     kept = [
         measure_memory(plan_of(**changes, recompute=way)).activations_bytes
@@ -237,7 +248,7 @@ def test_a_law_that_says_nothing_of_losses_or_of_mixtures_is_refused_with_one_th
     for law in ("geometric-mean", "chinchilla", "routed-hash"):
         with pytest.raises(UserError, match="joint-moe"):
             train_to_loss(law=law)
-    with pytest.raises(UserError, match="none of that name; did you mean 'MoE'"):
+    with pytest.raises(UserError, match="neither a deployment nor a model; did you mean 'MoE'"):
         train_to_loss(as_good_as="MoEE")
 
 
@@ -250,3 +261,73 @@ def test_a_dense_counterpart_trains_as_the_model_that_it_is():
     assert not facts["is_moe"]
     own = load_model("olmoe-1b-7b", "test")
     assert facts["active_parameters"] == pytest.approx(own.num_used_parameters, rel=0.01)
+
+
+def test_dropped_pairs_are_no_model_flops():
+    def mfu(**changes):
+        deployment = BASE["deployments"][0] | changes
+        return float(train(BASE | {"deployments": [deployment]}).summary["mfu"].iloc[0])
+
+    usual = mfu()
+    for factor in (0.1, 0.5, 1.0):
+        assert mfu(overflow={"kind": "capacity", "factor": factor}) < 1.5 * usual
+
+
+def test_zero_2_and_3_pay_for_every_micro_batch_and_zero_3_has_room_for_a_layer():
+    shared = {"model": "llama-3.1-8b", "parallel": {"pp": 2}, "num_gpus": 16}
+    steps = [step_s(**shared, zero=zero, overlap_gradients=False) for zero in (1, 2, 3)]
+    assert steps == sorted(set(steps))
+    plan = plan_of(model="llama-3.1-8b", parallel={}, num_gpus=16, zero=3)
+    model = load_model("llama-3.1-8b", "test")
+    layer = max(
+        model.mixers["full"].num_parameters(4096) + model.ffns["dense"].num_parameters(4096),
+        model.num_embedding_parameters,
+    )
+    assert measure_memory(plan).weights_bytes > 2 * (model.num_parameters / 16 + 2 * layer)
+
+
+def test_all_routings_of_a_training_are_checked_before_a_step_is_simulated(monkeypatch):
+    monkeypatch.setattr("simulator.commands.train.run_training_step", None)
+    wrong = [{"after_tokens": 1e10, "routing": {"kind": "zpf", "exponent": 1.0}}]
+    with pytest.raises(UserError, match="zipf"):
+        train(BASE | {"deployments": [BASE["deployments"][0] | {"later": wrong}]})
+
+
+def test_memory_has_room_for_the_worst_routing():
+    even, skewed = {"kind": "uniform"}, {"kind": "zipf", "exponent": 1.2}
+
+    def memory(**changes):
+        deployment = BASE["deployments"][0] | changes
+        rows = train(BASE | {"deployments": [deployment]}).summary
+        return float(rows["memory_bytes"].iloc[0])
+
+    later = memory(routing=even, later=[{"after_tokens": 1e10, "routing": skewed}])
+    assert later == pytest.approx(memory(routing=skewed))
+    assert later > memory(routing=even)
+
+
+@pytest.mark.parametrize(
+    ("turns", "error"),
+    [
+        ([("forward", 0)], "1 times forward, 0 backward"),
+        ([("forward", 0), ("forward", 0), ("backward", 0)], "2 times forward"),
+        ([("forward", 0), ("input", 0)], "1 input, 0 weight"),
+        ([("forward", 0), ("input", 0), ("weight", 0)], None),
+    ],
+)
+def test_a_schedule_that_forgets_passes_is_told(turns, error):
+    class Own:
+        def place_chunks(self, num_stages):
+            return place_in_turn(num_stages, 1)
+
+        def list_turns(self, stage, num_stages, num_micro_batches):
+            return iter([(Pass(*one),) for one in turns])
+
+    found = find_schedule_fault(Own(), 2, 1)
+    assert found is None if error is None else error in found
+
+
+def test_accelerators_do_not_train_in_fp32_and_time_is_above_0():
+    for changes, error in (({"dtype": "fp32"}, "bf16"), ({"uptime": 0.0}, "above 0")):
+        with pytest.raises(UserError, match=error):
+            plan_of(**changes)

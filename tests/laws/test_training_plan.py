@@ -78,7 +78,7 @@ def test_no_other_split_of_as_many_gpus_is_cheaper(entry):
     cluster, _ = load_kind(offer.cluster, "test")
     found = search.simulate_best(model_entry, offer, 4)
     splits = list_splits(model, cluster, 4, question.training.global_batch)
-    every = [search.simulate_split(model_entry, offer, model, split) for split in splits]
+    every = [search.simulate_split(model_entry, offer, split) for split in splits]
     days = [one.days for one in every if one is not None]
     assert len(days) >= 10
     assert min(one.days for one in found) <= 1.01 * min(days)
@@ -143,3 +143,33 @@ def test_the_folder_is_read_as_it_was_written(answer, tmp_path):
     assert again.candidates.to_dict("records") == answer.candidates.to_dict("records")
     assert again.run["verdict"] == answer.run["verdict"]
     write_training_answer(again, folder, render)
+
+
+def test_a_model_that_never_has_the_loss_is_told_and_the_rest_is_answered():
+    training = QUESTION["training"] | {
+        "total_tokens": 1e13,
+        "quality": {"as_good_as": "llama-3.1-8b"},
+    }
+    answer = ask(training=training, targets={"days": 3000})
+    assert set(answer.candidates["model"]) == {"llama-3.1-8b"}
+    assert "olmoe-1b-7b never has the loss that is asked for." in answer.run["verdict"]["reasons"]
+    assert "<html" in render(answer)
+
+
+def test_what_is_as_good_as_a_model_that_does_not_fit_takes_as_long_as_said():
+    training = QUESTION["training"] | {"quality": {"as_good_as": "llama-2-70b"}}
+    models = [{"model": "llama-2-70b"}, *QUESTION["models"]]
+    clusters = [{"cluster": "h100-sxm", "max_gpus": 8}]
+    answer = ask(training=training, models=models, clusters=clusters, targets={"days": 3000})
+    assert "llama-2-70b fits on none of up to 8 GPUs." in answer.run["verdict"]["reasons"]
+    rows = train(tomllib.loads(answer.recommended)).summary.set_index("deployment")
+    for row in answer.list_best().to_dict("records"):
+        assert rows.loc[row["model"], "days"] == pytest.approx(row["days"], rel=1e-9)
+
+
+def test_nodes_of_72_are_divided():
+    cluster, _ = load_kind("gb200-nvl72", "test")
+    model = load_model("olmoe-1b-7b", "test")
+    splits = list_splits(model, cluster, 72, 72)
+    assert splits
+    assert all(split.num_gpus % (split.tp * split.pp) == 0 for split in splits)

@@ -154,7 +154,9 @@ def _measure_stage(plan: TrainingPlan, stage: int, imbalance: float) -> Training
     spec, held = plan.spec, count_stage(plan, stage)
     everything = held.dense + held.expert
     shared = held.dense / plan.dense_group + held.expert / plan.expert_group
-    optimizer = spec.optimizer
+    optimizer, gathered = spec.optimizer, 0.0
+    if spec.zero == 3:
+        gathered = _count_largest_layer(plan, stage)
     kept = find_peak(plan, stage, list_sizes(plan, stage, imbalance))
     if spec.recompute in ("experts", "full"):
         kept += _measure_layer(plan, stage, imbalance)
@@ -162,12 +164,26 @@ def _measure_stage(plan: TrainingPlan, stage: int, imbalance: float) -> Training
         logits = plan.rank_tokens * plan.model.vocab_size / plan.placement.layout.tp
         kept += logits * _LOGIT_BYTES
     return TrainingMemory(
-        weights_bytes=WEIGHT_BYTES * (shared if spec.zero >= 3 else everything),
+        # A layer is gathered while the one before it computes.
+        weights_bytes=WEIGHT_BYTES * (shared + 2 * gathered if spec.zero >= 3 else everything),
         gradients_bytes=BYTES_PER_ELEMENT[optimizer.gradient_dtype]
-        * (shared if spec.zero >= 2 else everything),
+        * (shared + gathered if spec.zero >= 2 else everything),
         optimizer_bytes=(optimizer.state_bytes + optimizer.master_bytes)
         * count_optimized(plan, stage),
         activations_bytes=kept,
+    )
+
+
+def _count_largest_layer(plan: TrainingPlan, stage: int) -> float:
+    """Count the parameters of a stage's largest layer on one rank before they are shared out, with
+    the embedding table or the output matrix where it has one.
+    """
+    model, layout = plan.model, plan.placement.layout
+    return max(
+        sum(count_parameters(model, layout, range(layer, layer + 1)))
+        for place, layers in zip(plan.places, plan.layers, strict=True)
+        if place.stage == stage
+        for layer in layers
     )
 
 
@@ -193,13 +209,22 @@ def _list_others(plan: TrainingPlan) -> Iterator[tuple[str, TrainingPlan]]:
         {"recompute": "selective"} if spec.recompute == "none" else {},
         {"zero": 1} if spec.zero < 1 else {},
         {"recompute": "experts"} if spec.recompute in ("none", "selective") else {},
+        {"micro_batch": 1} if spec.micro_batch > 1 else {},
+        {"micro_batch": 1, "recompute": "selective"} if spec.micro_batch > 1 else {},
         {"recompute": "full"} if spec.recompute != "full" else {},
         {"recompute": "full", "zero": 2} if spec.zero < 2 else {},
         {"recompute": "full", "zero": 3} if spec.zero < 3 else {},
     ]
     for change in filter(None, changes):
         text = ", ".join(f"{key} = {_write(value)}" for key, value in change.items())
-        yield text, replace(plan, spec=spec.model_copy(update=change))
+        count = (
+            plan.num_micro_batches
+            * spec.micro_batch
+            // int(str(change.get("micro_batch", spec.micro_batch)))
+        )
+        other = spec.model_copy(update=change)
+        if plan.policy.find_refusal(plan.num_stages, count) is None:
+            yield text, replace(plan, spec=other, num_micro_batches=count)
 
 
 def _write(value: object) -> str:

@@ -25,7 +25,7 @@ def list_training_notes(plan: TrainingPlan, target: TokensToLoss | None = None) 
             "balances them with its own loss (even ones: "
             "--set \"deployments.*.routing={ kind = 'uniform' }\")"
         )
-    if spec.dtype != "bf16" and spec.dtype != "fp32":
+    if spec.dtype in ("fp8", "fp8_block"):
         notes.append(
             f"{plan.name}: activations count as kept in bf16, also where {spec.dtype} recipes keep "
             "inputs of matrices in 8 bits"
@@ -34,6 +34,11 @@ def list_training_notes(plan: TrainingPlan, target: TokensToLoss | None = None) 
         notes.append(
             f"{plan.name}: the scaling law is asked beyond what it was fitted on: "
             f"{'; '.join(target.outside)}"
+        )
+    if plan.placement.drops_pairs:
+        notes.append(
+            f"{plan.name}: FLOPs of dropped token-expert pairs do not count in MFU, and what "
+            "dropping does to the loss is not told"
         )
     layout = plan.placement.layout
     if experts is not None and layout.ep > 1 and not layout.travels:

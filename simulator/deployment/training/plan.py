@@ -29,6 +29,7 @@ from simulator.deployment.expert_plan import plan_experts
 from simulator.deployment.placement import Placement, choose_precision, wire_links
 from simulator.deployment.training.host import choose_host_rates
 from simulator.policies.pipelining import ChunkPlace, PipeliningPolicy, Turn
+from simulator.policies.pipelining_faults import find_schedule_fault
 from simulator.policies.speculation import Drafts
 from simulator.work.layout import Layout, make_layout, stage_layers
 
@@ -169,6 +170,8 @@ def plan_model(
     policy: PipeliningPolicy = build("pipelining", spec.pipelining, f"{place} [pipelining]")
     pp = spec.parallel.pp
     refusal = policy.find_refusal(pp, num_micro_batches)
+    if refusal is None and "." in spec.pipelining["kind"]:
+        refusal = find_schedule_fault(policy, pp, num_micro_batches)
     if refusal is not None:
         raise UserError(f"{place} [pipelining]: {refusal}")
     places = tuple(policy.place_chunks(pp))
@@ -233,6 +236,11 @@ def place_block(
     if isinstance(loaded, HostCalibration):
         calibration, compute = choose_host_rates(loaded, spec, model, layout, place), loaded.compute
     else:
+        if spec.dtype == "fp32":
+            raise UserError(
+                f"{place}: dtype fp32 is for processors; accelerators train in bf16, fp16, fp8 or "
+                "fp8_block"
+            )
         calibration, compute = loaded.choose_engine(_ENGINE), _COMPUTE
     return Placement(
         name=spec.name,

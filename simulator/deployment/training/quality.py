@@ -40,7 +40,7 @@ def find_tokens_to_loss(
     asked = load_law(law, where)
     sizes = measure_size(model), measure_size(reference)
     loss = _predict(asked, sizes[1], tokens, where)
-    found = _solve(asked, sizes[0], loss, where)
+    found = tokens if sizes[0] == sizes[1] else _solve(asked, sizes[0], loss, where)
     outside = [
         *asked.list_outside(sizes[1], tokens),
         *(asked.list_outside(sizes[0], found) if math.isfinite(found) else ()),

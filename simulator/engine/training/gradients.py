@@ -36,23 +36,21 @@ class StageUpdate(NamedTuple):
 
 
 def price_update(plan: TrainingPlan, stage: int) -> StageUpdate:
-    """Price the update of a stage's weights. With ZeRO 3 gradients are reduced and weights gathered
-    for each micro-batch: :func:`price_gathers`.
+    """Price the update of a stage's weights. What ZeRO 2 and 3 do for each micro-batch is priced by
+    :func:`price_micro_batches`.
     """
     held, spec = count_stage(plan, stage), plan.spec
     if isinstance(plan.placement.calibration, HostRates):
         return _price_on_host(plan, held, plan.placement.calibration)
     element = BYTES_PER_ELEMENT[spec.optimizer.gradient_dtype]
-    dense, expert = _find_groups(plan)
-    reduce_s = _collect(plan, "reduce_scatter", held.dense * element, dense)
-    reduce_s += _collect(plan, "reduce_scatter", held.expert * element, expert)
-    gather_s = 0.0
-    if spec.zero != 3:
-        # Without ZeRO the summed gradients are handed out, else the updated weights.
-        size = element if spec.zero == 0 else WEIGHT_BYTES
-        gather_s = _collect(plan, "all_gather", held.dense * size, dense)
-        gather_s += _collect(plan, "all_gather", held.expert * size, expert)
-    return StageUpdate(reduce_s, gather_s, _price_optimizer(plan, stage, element))
+    sums = _collect_stage(plan, "reduce_scatter", held, element)
+    optimizer_s = _price_optimizer(plan, stage, element)
+    if spec.zero == 0:
+        # An all-reduce: sums are handed out before the optimizer needs them.
+        handed_s = _collect_stage(plan, "all_gather", held, element)
+        return StageUpdate(sums + handed_s, 0.0, optimizer_s)
+    gather_s = 0.0 if spec.zero == 3 else _collect_stage(plan, "all_gather", held, WEIGHT_BYTES)
+    return StageUpdate(0.0 if spec.zero >= 2 else sums, gather_s, optimizer_s)
 
 
 def _price_on_host(plan: TrainingPlan, held: ParameterCount, rates: HostRates) -> StageUpdate:
@@ -76,16 +74,35 @@ def _time_exchange(table: ExchangeTable, num_bytes: float) -> float:
     return table.stagger_s + table.latency_s + float(table.seconds_for(np.array(num_bytes)))
 
 
-def price_gathers(plan: TrainingPlan, stage: int) -> float:
-    """Price the gathering of a stage's weights that ZeRO 3 does before each pass of each
-    micro-batch; 0 for others.
+class MicroBatchUpdate(NamedTuple):
+    """Seconds of a stage that sharing weights or gradients adds to every micro-batch, beneath its
+    passes as far as these last.
     """
-    if plan.spec.zero != 3:
-        return 0.0
-    held = count_stage(plan, stage)
+
+    gather_s: float
+    """Weights that are gathered before each pass (ZeRO 3)."""
+    reduce_s: float
+    """Gradients that are added up after each backward pass (ZeRO 2 and 3)."""
+
+
+def price_micro_batches(plan: TrainingPlan, stage: int) -> MicroBatchUpdate:
+    """Price what ZeRO 2 and 3 do for each micro-batch: a rank that keeps only its part of the
+    gradients must add them up before those of the next micro-batch.
+    """
+    held, element = count_stage(plan, stage), BYTES_PER_ELEMENT[plan.spec.optimizer.gradient_dtype]
+    return MicroBatchUpdate(
+        _collect_stage(plan, "all_gather", held, WEIGHT_BYTES) if plan.spec.zero == 3 else 0.0,
+        _collect_stage(plan, "reduce_scatter", held, element) if plan.spec.zero >= 2 else 0.0,
+    )
+
+
+def _collect_stage(
+    plan: TrainingPlan, name: str, held: ParameterCount, element_bytes: float
+) -> float:
+    """Seconds of a collective of all parameters of a stage, dense and routed experts'."""
     dense, expert = _find_groups(plan)
-    return _collect(plan, "all_gather", held.dense * WEIGHT_BYTES, dense) + _collect(
-        plan, "all_gather", held.expert * WEIGHT_BYTES, expert
+    return _collect(plan, name, held.dense * element_bytes, dense) + _collect(
+        plan, name, held.expert * element_bytes, expert
     )
 
 

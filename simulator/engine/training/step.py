@@ -11,7 +11,12 @@ import numpy as np
 
 from simulator.cost.stages import VECTORS
 from simulator.deployment.training.plan import TrainingPlan
-from simulator.engine.training.gradients import StageUpdate, price_gathers, price_update
+from simulator.engine.training.gradients import (
+    MicroBatchUpdate,
+    StageUpdate,
+    price_micro_batches,
+    price_update,
+)
 from simulator.engine.training.passes import PassTable
 from simulator.engine.training.pipeline import StageSpan, run_pipeline
 from simulator.policies.pipelining import Turn
@@ -19,6 +24,8 @@ from simulator.results.training import PARTS
 from simulator.step.training import TrainingPrices
 
 _VECTOR_BYTES = 2.0
+_ROUNDED = 1e-9
+"""Share of a step that is rounding of the clock."""
 
 
 class StepSpan(NamedTuple):
@@ -65,21 +72,34 @@ def run_training_step(plan: TrainingPlan, prices: TrainingPrices) -> TrainingSte
         _expose(plan, update.gather_s, table.find_turn(stage, plan.turns[stage][0]).duration_s)
         for stage, update in enumerate(updates)
     ]
-    extras_s = [price_gathers(plan, stage) / _count_chunks(plan) for stage in range(len(updates))]
-    turn_s = partial(_time_turn, table, extras_s)
+    shared = [price_micro_batches(plan, stage) for stage in range(len(updates))]
+    turn_s = partial(_time_turn, plan, table, shared)
     spans = run_pipeline(plan.turns, plan.places, turn_s, _find_send_s(plan), begins_s)
-    return _finish_step(plan, table, spans, updates, begins_s, extras_s)
+    return _finish_step(plan, table, spans, updates, begins_s)
 
 
 def _count_chunks(plan: TrainingPlan) -> int:
     return len(plan.places) // plan.num_stages
 
 
-def _time_turn(table: PassTable, extras_s: list[float], stage: int, turn: Turn) -> float:
-    """Seconds of a turn, weights that ZeRO 3 gathers meanwhile included as far as they last
-    longer.
+def _time_turn(
+    plan: TrainingPlan,
+    table: PassTable,
+    shared: list[MicroBatchUpdate],
+    stage: int,
+    turn: Turn,
+) -> float:
+    """Seconds of a turn, or of the weights and gradients that travel meanwhile, if these take
+    longer (one after the other where nothing overlaps).
     """
-    return max(table.find_turn(stage, turn).duration_s, len(turn) * extras_s[stage])
+    chunks = _count_chunks(plan)
+    travel_s = sum(
+        (shared[stage].gather_s if one.kind != "weight" else 0.0)
+        + (shared[stage].reduce_s if one.kind in ("backward", "weight") else 0.0)
+        for one in turn
+    )
+    seconds = table.find_turn(stage, turn).duration_s
+    return seconds + _expose(plan, travel_s / chunks, seconds)
 
 
 def _expose(plan: TrainingPlan, travel_s: float, beneath_s: float) -> float:
@@ -105,7 +125,6 @@ def _finish_step(
     spans: list[StageSpan],
     updates: list[StageUpdate],
     begins_s: list[float],
-    extras_s: list[float],
 ) -> TrainingStep:
     """Let gradients be added up and weights be updated behind the last pass of every stage. The
     norm of all gradients is needed for any update, so stages meet before it.
@@ -125,10 +144,11 @@ def _finish_step(
             times = table.find_turn(stage, span.turn)
             for phase, seconds in times.phases.items():
                 own[phase if phase in own else "wait"] += seconds
-            own["collective"] += span.duration_s - times.duration_s
-        own["gradients"] = exposed_s[stage] + begins_s[stage]
+            own["gradients"] += span.duration_s - times.duration_s
+        own["gradients"] += exposed_s[stage] + begins_s[stage]
         own["optimizer"] = updates[stage].optimizer_s
-        own["bubble"] = max(0.0, step_s - sum(own.values()))  # without what the clock rounds
+        bubble_s = step_s - sum(own.values())
+        own["bubble"] = bubble_s if bubble_s > _ROUNDED * step_s else 0.0
         parts.append(own)
     named = list(_name_spans(spans))
     for stage in stages:

@@ -7,6 +7,7 @@ the fastest is the cheapest; numbers of GPUs are compared by what the whole trai
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import replace
 from typing import NamedTuple
@@ -26,6 +27,7 @@ from simulator.deployment.training.memory import (
 from simulator.deployment.training.plan import TrainingPlan, make_training_plan, plan_model
 from simulator.deployment.training.quality import find_tokens_to_loss
 from simulator.engine.training.bands import find_band
+from simulator.engine.training.gradients import price_update
 from simulator.engine.training.step import TrainingStep, run_training_step
 from simulator.planner.training.layer_times import (
     LayerTimes,
@@ -40,9 +42,11 @@ from simulator.planner.training.space import (
     list_sizes,
     list_splits,
 )
-from simulator.step.training import price_micro_batch
+from simulator.step.training import find_rank_imbalance, price_micro_batch
 
 _SEARCHING = "models and numbers of GPUs"
+_SHORTLISTED = 24
+"""Splits of a model on a number of GPUs that are ranked with their gradients."""
 _SIMULATED = 3
 """Splits of a model on a number of GPUs that are simulated, the first ones that fit."""
 _DAY_S = 86_400.0
@@ -70,6 +74,8 @@ class Found(NamedTuple):
     """Simulated splits, the cheapest first."""
     ruled_out: Counter[str]
     """Splits that were considered and not simulated, by reason."""
+    absent: dict[str, str]
+    """Models of which no split was simulated, each with the reason."""
 
 
 class TrainingSearch:
@@ -100,7 +106,21 @@ class TrainingSearch:
             trained += self.simulate_best(entry, offer, size)
         self._progress(_SEARCHING, len(places), len(places), self._tell_best(trained))
         trained.sort(key=lambda one: (float(f"{one.cost:.6g}"), one.days))
-        return Found(trained, self._ruled_out)
+        there = {one.deployment.name for one in trained}
+        most = max(offer.max_gpus for offer in question.clusters)
+        absent = {
+            entry.title: (
+                f"fits on none of up to {most:,} GPUs"
+                if math.isfinite(self._find_tokens(self._choose(entry)))
+                else "never has the loss that is asked for"
+            )
+            for entry in question.models
+            if entry.title not in there
+        }
+        return Found(trained, self._ruled_out, absent)
+
+    def _choose(self, entry: TrainedModel) -> ModelSpec:
+        return choose_model(entry, self._question.where, self._question.folder)
 
     def _tell_best(self, trained: list[Trained]) -> str:
         """Tell the cheapest training so far that keeps the target; empty where none does."""
@@ -118,8 +138,9 @@ class TrainingSearch:
     ) -> list[Trained]:
         """Simulate the fastest splits of a model on a number of GPUs that fit."""
         question, batch = self._question, self._question.training.global_batch
-        where = question.where
-        model = choose_model(entry, where, question.folder)
+        where, model = question.where, self._choose(entry)
+        if not math.isfinite(self._find_tokens(model)):
+            return []
         cluster, _ = load_kind(offer.cluster, where)
         splits = list_splits(model, cluster, size, batch)
         if not splits:
@@ -128,27 +149,65 @@ class TrainingSearch:
         fitting = [one for one in splits if find_least(model, one) < accelerator.memory_bytes]
         self._ruled_out["weights, gradients and optimizer do not fit"] += len(splits) - len(fitting)
         ranked = sorted(fitting, key=lambda one: self._estimate(entry, offer, model, one))
-        found: dict[Split, Trained] = {}
+        # The first ones that fit, ranked anew with their gradients, which hang on all of a split.
+        shortlist: dict[Split, tuple[float, TrainingPlan]] = {}
         for place, split in enumerate(ranked):
-            if len(found) == _SIMULATED:
-                self._ruled_out["slower than another split of as many GPUs"] += len(ranked) - place
+            if len(shortlist) == _SHORTLISTED:
+                self._ruled_out["ranked behind other splits of as many GPUs"] += len(ranked) - place
                 break
             # What is computed again is the least that fits.
             alike = split._replace(recompute="none")
-            if alike in found:
+            if alike in shortlist:
                 self._ruled_out["computes more again than it must"] += 1
                 continue
-            one = self.simulate_split(entry, offer, model, split)
-            if one is None:
+            plan = self._plan(entry, offer, split)
+            if not _fits(plan, split):
                 self._ruled_out["activations do not fit beside the rest"] += 1
-            else:
-                found[alike] = one
-        return list(found.values())
+                continue
+            estimated_s = self._estimate(entry, offer, model, split)
+            shortlist[alike] = estimated_s + self._estimate_update(entry, offer, plan, split), plan
+        found: list[Trained] = []
+        for _, plan in sorted(shortlist.values(), key=lambda one: one[0]):
+            if len(found) == _SIMULATED:
+                break
+            one = self._simulate(plan)
+            if one is not None:
+                found.append(one)
+        self._ruled_out["ranked behind other splits of as many GPUs"] += len(shortlist) - len(found)
+        return found
+
+    def simulate_split(
+        self, entry: TrainedModel, offer: TrainingCluster, split: Split
+    ) -> Trained | None:
+        """Simulate a split; ``None`` where it does not fit in memory."""
+        plan = self._plan(entry, offer, split)
+        return self._simulate(plan) if _fits(plan, split) else None
+
+    def _plan(self, entry: TrainedModel, offer: TrainingCluster, split: Split) -> TrainingPlan:
+        question = self._question
+        spec = describe_split(question, entry, offer, split)
+        return make_training_plan(
+            spec, question.training, question.seed, question.where, question.folder
+        )
+
+    def _estimate_update(
+        self, entry: TrainedModel, offer: TrainingCluster, plan: TrainingPlan, split: Split
+    ) -> float:
+        """Estimate the seconds that the first stage's gradients and weights add to a step, beneath
+        a third and two thirds of a micro-batch.
+        """
+        times, update = self._times[_key_times(entry, offer, split)], price_update(plan, 0)
+        stage_s = times.layers_s / split.pp
+        return (
+            max(0.0, update.reduce_s - 2 / 3 * stage_s)
+            + max(0.0, update.gather_s - stage_s / 3 / split.chunks)
+            + update.optimizer_s
+        )
 
     def _estimate(
         self, entry: TrainedModel, offer: TrainingCluster, model: ModelSpec, split: Split
     ) -> float:
-        key = (entry.title, offer.cluster, split.tp, split.ep, split.micro_batch, split.recompute)
+        key = _key_times(entry, offer, split)
         if key not in self._times:
             alone = split._replace(pp=1, chunks=1, num_gpus=max(split.tp, split.ep))
             spec = describe_split(self._question, entry, offer, alone)
@@ -162,36 +221,21 @@ class TrainingSearch:
             self._times[key] = time_layers(plan, model)
         return estimate_step(self._times[key], split, self._question.training.global_batch)
 
-    def simulate_split(
-        self, entry: TrainedModel, offer: TrainingCluster, model: ModelSpec, split: Split
-    ) -> Trained | None:
-        """Simulate a split; ``None`` where it does not fit in memory."""
-        question = self._question
-        spec = describe_split(question, entry, offer, split)
-        plan = make_training_plan(
-            spec, question.training, question.seed, question.where, question.folder
-        )
-        room = find_room(plan)
-        # Activations are most before the first backward passes: a few micro-batches tell.
-        few = split.pp * split.chunks * 2
-        if few < plan.num_micro_batches:
-            if measure_memory(replace(plan, num_micro_batches=few)).total_bytes > room:
-                return None
-        elif measure_memory(plan).total_bytes > room:
-            return None
+    def _simulate(self, plan: TrainingPlan) -> Trained | None:
+        """Simulate a plan; ``None`` where the busiest rank's activations do not fit."""
+        question, spec, room = self._question, plan.spec, find_room(plan)
         prices = price_micro_batch(plan)
-        pairs_R = prices.pairs_R
-        imbalance = float(pairs_R.max() / pairs_R.mean()) if pairs_R.any() else 1.0
+        imbalance = find_rank_imbalance(prices)
         memory = measure_memory(plan, imbalance)
         if memory.total_bytes > room:
             return None
         step = run_training_step(plan, prices)
-        tokens = self._find_tokens(model)
+        tokens = self._find_tokens(plan.model)
         step_tokens = question.training.sequence_tokens * question.training.global_batch
         days = tokens / step_tokens * step.step_s / _DAY_S / question.uptime
         price = plan.cluster.price_per_gpu_hour
         assert price is not None, "prices are looked up when the question is read"
-        cost = days * 24.0 * split.num_gpus * price
+        cost = days * 24.0 * spec.num_gpus * price
         band = find_band(plan, step)
         return Trained(spec, plan, step, memory, imbalance, days, cost, band, tokens)
 
@@ -206,6 +250,19 @@ class TrainingSearch:
         reference = choose_model(entry, question.where, question.folder)
         found = find_tokens_to_loss(model, reference, total, quality.law, question.where)
         return found.tokens
+
+
+def _key_times(entry: TrainedModel, offer: TrainingCluster, split: Split) -> tuple[object, ...]:
+    """Key of what a layer's seconds hang on."""
+    return (entry.title, offer.cluster, split.tp, split.ep, split.micro_batch, split.recompute)
+
+
+def _fits(plan: TrainingPlan, split: Split) -> bool:
+    """Whether a plan fits with experts used evenly. Activations are most before the first backward
+    passes, so a few micro-batches tell.
+    """
+    few = min(split.pp * split.chunks * 2, plan.num_micro_batches)
+    return measure_memory(replace(plan, num_micro_batches=few)).total_bytes <= find_room(plan)
 
 
 def search_training(question: TrainingQuestion, progress: Progress) -> Found:

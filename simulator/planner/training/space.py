@@ -82,7 +82,9 @@ def _yield_splits(
     for tp in _list_powers(min(node, num_gpus)):
         if uneven_heads(model, tp) is not None:
             continue
-        for pp in _list_powers(min(num_gpus // tp, _MOST_STAGES, model.num_layers)):
+        if num_gpus % tp:
+            continue
+        for pp in _list_divisors(num_gpus // tp, min(_MOST_STAGES, model.num_layers)):
             ranks = num_gpus // pp
             for ep in _list_groups(model, tp, ranks):
                 yield from _yield_batches(model, Split(num_gpus, tp, pp, ep, 1, 1, "none"), batch)
@@ -95,7 +97,13 @@ def _list_groups(model: ModelSpec, tp: int, ranks: int) -> list[int]:
     if model.moe is None:
         return [1]
     most = min(model.moe.num_experts, ranks, _MOST_EP)
-    return [ep for ep in _list_powers(most) if ranks % max(ep, tp) == 0]
+    return [
+        ep
+        for ep in _list_divisors(ranks, most)
+        if ranks % max(ep, tp) == 0
+        and max(ep, tp) % min(ep, tp) == 0
+        and model.moe.num_experts % ep == 0
+    ]
 
 
 def _yield_batches(model: ModelSpec, split: Split, batch: int) -> Iterator[Split]:
@@ -115,6 +123,10 @@ def _choose_chunks(model: ModelSpec, pp: int, micro_batches: int) -> int:
     if pp == 1 or micro_batches % pp:
         return 1
     return next(chunks for chunks in _CHUNKS if pp * chunks <= model.num_layers)
+
+
+def _list_divisors(number: int, most: int) -> list[int]:
+    return [one for one in range(1, min(number, most) + 1) if number % one == 0]
 
 
 def _list_powers(most: int) -> list[int]:
