@@ -124,7 +124,7 @@ def interpolate_break_even(sparsities: Sequence[float], speed_ups: Sequence[floa
     between two of them in the logarithm of the speed; ``None`` where the last one is slower, or
     there is one alone.
 
-    >>> interpolate_break_even((0.4, 0.8), (0.5, 2.0))
+    >>> round(interpolate_break_even((0.4, 0.8), (0.5, 2.0)), 9)
     0.6
     """
     log_S = np.log(np.asarray(speed_ups, dtype=np.float64))
