@@ -24,8 +24,8 @@ from simulator.config.pairing import DenseOf, MoeOf, check_one_model
 
 Gpu = Annotated[int, value_range(1, MOST_RANKS, "ranks")]
 TrainingDType = Literal["bf16", "fp16", "fp8", "fp8_block", "fp32"]
-"""Formats that trainings compute in and send. On accelerators weights and activations are kept in
-16 bits; fp32 is for processors."""
+"""Formats that trainings compute in and send. On accelerators fp32 products are priced at half of
+the bf16 rate, as TF32 has them."""
 BatchSequences = Annotated[int, value_range(1, 10_000_000, "sequences")]
 
 

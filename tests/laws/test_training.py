@@ -327,7 +327,9 @@ def test_a_schedule_that_forgets_passes_is_told(turns, error):
     assert found is None if error is None else error in found
 
 
-def test_accelerators_do_not_train_in_fp32_and_time_is_above_0():
-    for changes, error in (({"dtype": "fp32"}, "bf16"), ({"uptime": 0.0}, "above 0")):
-        with pytest.raises(UserError, match=error):
-            plan_of(**changes)
+def test_fp32_takes_twice_the_memory_of_weights_and_time_is_above_0():
+    wide, narrow = (measure_memory(plan_of(dtype=dtype)) for dtype in ("fp32", "bf16"))
+    assert wide.weights_bytes == 2 * narrow.weights_bytes
+    assert wide.activations_bytes > narrow.activations_bytes
+    with pytest.raises(UserError, match="above 0"):
+        plan_of(uptime=0.0)

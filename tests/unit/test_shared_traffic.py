@@ -1,5 +1,5 @@
-"""Small runs in which caches and experts travel beside steps: one of each, as a quick look; the laws
-look further.
+"""Small runs in which caches and experts travel beside steps: one of each, as a quick look; the
+laws look further.
 """
 
 import numpy as np

@@ -38,6 +38,7 @@ TOPIC_OF = {
     "serving.csv": "wide_ep",
     "serving_pairs.csv": "serving_pairs",
     "trtllm_max_throughput.csv": "trtllm",
+    "training.csv": "training",
 }
 
 

@@ -10,11 +10,6 @@ from simulator.config.dtypes import BYTES_PER_ELEMENT
 from simulator.deployment.training.plan import TrainingPlan
 from simulator.work.trained import ParameterCount, count_kept, count_parameters
 
-ACTIVATION_BYTES = 2.0
-"""Bytes of a kept number: activations are kept in bf16, of trainings in fp8 too (whose matrices'
-inputs may be kept in 8 bits, which is not counted)."""
-WEIGHT_BYTES = 2.0
-"""Bytes of a parameter that is computed with: bf16, from which trainings in fp8 make theirs."""
 _LOGIT_BYTES = 4.0 + 2.0
 """Bytes of a logit: as the loss reads it, in fp32, and its gradient in bf16."""
 
@@ -38,6 +33,14 @@ class TrainingMemory:
             + self.optimizer_bytes
             + self.activations_bytes
         )
+
+
+def find_element_bytes(plan: TrainingPlan) -> float:
+    """Find the bytes of a weight that is computed with, and of a kept activation: 2, from which
+    trainings in fp8 make theirs (matrices' inputs may be kept in 8 bits, which is not counted), or
+    4 in fp32.
+    """
+    return BYTES_PER_ELEMENT[plan.placement.precision.activations]
 
 
 def measure_memory(plan: TrainingPlan, imbalance: float = 1.0) -> TrainingMemory:
@@ -141,7 +144,7 @@ def list_sizes(plan: TrainingPlan, stage: int, imbalance: float) -> dict[int, fl
         for names in plan.model.layer_names[layers.start : layers.stop]:
             kept = count_kept(plan.model, *names, recompute)
             total += kept.per_token * plan.rank_tokens / tp + kept.per_pair * pairs
-        found[place.chunk] = total * ACTIVATION_BYTES
+        found[place.chunk] = total * find_element_bytes(plan)
     return found
 
 
@@ -165,7 +168,8 @@ def _measure_stage(plan: TrainingPlan, stage: int, imbalance: float) -> Training
         kept += logits * _LOGIT_BYTES
     return TrainingMemory(
         # A layer is gathered while the one before it computes.
-        weights_bytes=WEIGHT_BYTES * (shared + 2 * gathered if spec.zero >= 3 else everything),
+        weights_bytes=find_element_bytes(plan)
+        * (shared + 2 * gathered if spec.zero >= 3 else everything),
         gradients_bytes=BYTES_PER_ELEMENT[optimizer.gradient_dtype]
         * (shared + gathered if spec.zero >= 2 else everything),
         optimizer_bytes=(optimizer.state_bytes + optimizer.master_bytes)
@@ -199,7 +203,9 @@ def _measure_layer(plan: TrainingPlan, stage: int, imbalance: float) -> float:
         for names in plan.model.layer_names[layers.start : layers.stop]
     }
     kept = [count_kept(plan.model, *each, "none") for each in names]
-    return ACTIVATION_BYTES * max(one.per_token * tokens + one.per_pair * pairs for one in kept)
+    return find_element_bytes(plan) * max(
+        one.per_token * tokens + one.per_pair * pairs for one in kept
+    )
 
 
 def _list_others(plan: TrainingPlan) -> Iterator[tuple[str, TrainingPlan]]:

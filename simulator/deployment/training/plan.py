@@ -236,11 +236,6 @@ def place_block(
     if isinstance(loaded, HostCalibration):
         calibration, compute = choose_host_rates(loaded, spec, model, layout, place), loaded.compute
     else:
-        if spec.dtype == "fp32":
-            raise UserError(
-                f"{place}: dtype fp32 is for processors; accelerators train in bf16, fp16, fp8 or "
-                "fp8_block"
-            )
         calibration, compute = loaded.choose_engine(_ENGINE), _COMPUTE
     return Placement(
         name=spec.name,

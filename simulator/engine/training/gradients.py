@@ -16,7 +16,7 @@ from simulator.config.calibration.collective import CollectiveFit
 from simulator.config.calibration.exchange import doublings
 from simulator.config.dtypes import BYTES_PER_ELEMENT
 from simulator.config.host import ExchangeTable, HostRates
-from simulator.deployment.training.memory import WEIGHT_BYTES, count_optimized, count_stage
+from simulator.deployment.training.memory import count_optimized, count_stage, find_element_bytes
 from simulator.deployment.training.plan import TrainingPlan
 from simulator.work.trained import ParameterCount
 
@@ -49,7 +49,11 @@ def price_update(plan: TrainingPlan, stage: int) -> StageUpdate:
         # An all-reduce: sums are handed out before the optimizer needs them.
         handed_s = _collect_stage(plan, "all_gather", held, element)
         return StageUpdate(sums + handed_s, 0.0, optimizer_s)
-    gather_s = 0.0 if spec.zero == 3 else _collect_stage(plan, "all_gather", held, WEIGHT_BYTES)
+    gather_s = (
+        0.0
+        if spec.zero == 3
+        else _collect_stage(plan, "all_gather", held, find_element_bytes(plan))
+    )
     return StageUpdate(0.0 if spec.zero >= 2 else sums, gather_s, optimizer_s)
 
 
@@ -91,7 +95,9 @@ def price_micro_batches(plan: TrainingPlan, stage: int) -> MicroBatchUpdate:
     """
     held, element = count_stage(plan, stage), BYTES_PER_ELEMENT[plan.spec.optimizer.gradient_dtype]
     return MicroBatchUpdate(
-        _collect_stage(plan, "all_gather", held, WEIGHT_BYTES) if plan.spec.zero == 3 else 0.0,
+        _collect_stage(plan, "all_gather", held, find_element_bytes(plan))
+        if plan.spec.zero == 3
+        else 0.0,
         _collect_stage(plan, "reduce_scatter", held, element) if plan.spec.zero >= 2 else 0.0,
     )
 
@@ -111,7 +117,11 @@ def _price_optimizer(plan: TrainingPlan, stage: int, gradient_bytes: float) -> f
     weights.
     """
     optimizer = plan.spec.optimizer
-    moved = 2.0 * (optimizer.state_bytes + optimizer.master_bytes) + gradient_bytes + WEIGHT_BYTES
+    moved = (
+        2.0 * (optimizer.state_bytes + optimizer.master_bytes)
+        + gradient_bytes
+        + find_element_bytes(plan)
+    )
     rate = plan.placement.accelerator.memory_bytes_per_s * _OPTIMIZER_SHARE
     return count_optimized(plan, stage) * moved / rate
 
