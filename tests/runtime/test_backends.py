@@ -1,5 +1,7 @@
 """Ranks as threads of one process: the same steps, record and outputs as on Ray, without Ray."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from simulator.results.executed import STEP_COLUMNS, SUMMARY_COLUMNS
 from simulator.runtime.in_process import InProcessBackend
 from simulator.runtime.job import Step
 from simulator.runtime.load import Use, others_share
+from simulator.runtime.shard import Shard
 from simulator.scenario.scenario import load_scenario
 
 MORE = ["execution.steps=3", "execution.warm_up=1", "execution.sequences=8", "execution.prompts=2"]
@@ -78,7 +81,15 @@ def test_a_failure_that_never_came_to_pass_is_told(scenario):
     assert told.startswith(f"No GPU of {names[0]} has failed: its measured steps")
 
 
-def test_threads_that_are_not_waited_for_say_what_to_raise(scenario):
+def test_threads_that_are_not_waited_for_say_what_to_raise(scenario, monkeypatch):
+    """One of them comes late; else all may come within a nanosecond's patience."""
+    step = Shard.step
+
+    def come_late(shard, *given):
+        time.sleep(0.2 if shard.rank == 0 else 0.0)
+        return step(shard, *given)
+
+    monkeypatch.setattr(Shard, "step", come_late)
     loaded, names = scenario("execution.timeout_s=1e-9")
     with pytest.raises(LostError, match=f"while '{names[0]}' ran: .*raise execution.timeout_s"):
         execute_scenario(loaded, backend="in_process", names=names[:1])
