@@ -18,7 +18,7 @@ from simulator.cost.break_even import (
 )
 from simulator.work.sparse_storage import list_storage
 from tests.cases import cases
-from tests.laws.test_pruned_laws import MEASURED, model_of
+from tests.laws.test_pruned_laws import BY_SPARSITY, model_of
 from tests.laws.test_sparse_formats import CODES
 
 
@@ -40,11 +40,9 @@ def test_every_kind_of_kernels_has_a_pruning(kernels):
     assert pruning.sparsity == 0.5
 
 
-@pytest.mark.parametrize(("accelerator", "kernels", "dtype"), MEASURED)
+@pytest.mark.parametrize(("accelerator", "kernels", "dtype"), BY_SPARSITY)
 @pytest.mark.parametrize("tokens", [1, 16, 4096])
 def test_products_are_slower_below_a_break_even_and_not_above(accelerator, kernels, dtype, tokens):
-    if kernels == "two_four":
-        pytest.skip("has one sparsity")
     compute, product = model_of(accelerator), Product(tokens, 8192, 4096, dtype)
 
     def speed_up(sparsity):
