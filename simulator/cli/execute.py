@@ -43,9 +43,10 @@ def execute(
     this process, beside the simulator's prediction. Of a training scenario, steps are trained, with
     gradients that are compared with one process's.
     """
-    from simulator.scenario.training import is_training
+    from simulator.scenario.training import FAMILY
+    from simulator.scenario.user_table import is_training
 
-    if is_training(scenario):
+    if is_training(scenario, FAMILY):
         execute_training(
             scenario,
             out_folder,

@@ -60,9 +60,10 @@ def plan(
     from simulator.planner.store import Store
     from simulator.results.plan_sentences.traffic import tell_rate
     from simulator.scenario.question import list_routing_notes, load_question
-    from simulator.scenario.training_question import is_training_question
+    from simulator.scenario.training_question import FAMILY
+    from simulator.scenario.user_table import is_training
 
-    if is_training_question(question):
+    if is_training(question, FAMILY):
         refuse_options(cache=cache is not None, workers=workers is not None, address=bool(address))
         answer_training(question, out_folder, seed, overrides or [], as_json)
         return

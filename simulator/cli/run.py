@@ -78,9 +78,10 @@ def run(
     scenario are served one after another, or with --workers or --address at the same time; so are
     replicas of a long run whose balancer does not look at load.
     """
-    from simulator.scenario.training import is_training
+    from simulator.scenario.training import FAMILY
+    from simulator.scenario.user_table import is_training
 
-    if any(map(is_training, scenario)):
+    if any(is_training(one, FAMILY) for one in scenario):
         refuse_serving_options(
             sweep=bool(sweep) or seeds > 1 or len(scenario) > 1,
             fidelity=fidelity != "step",

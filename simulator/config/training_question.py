@@ -12,7 +12,7 @@ from simulator.base.kinds import PolicyOf
 from simulator.base.quantities import Gpus, Price, Seed, Share, value_range
 from simulator.config.pairing import DenseOf, MoeOf, check_one_model, model_text
 from simulator.config.training import OptimizerSpec, TrainingDType, TrainingSpec
-from simulator.config.user_file import UserFile
+from simulator.config.user_file import UserFile, check_names_differ
 
 Days = Annotated[float, value_range(1e-3, 3660, "days")]
 
@@ -93,9 +93,7 @@ class TrainingQuestion(UserFile):
                 "training.total_tokens is missing: how long a training takes hangs on it"
             )
         titles = [one.title for one in self.models]
-        twice = sorted({title for title in titles if titles.count(title) > 1})
-        if twice:
-            raise ValueError(f"two models are called '{twice[0]}'; give each its own name")
+        check_names_differ("models", titles)
         quality = self.training.quality
         if quality is not None and quality.as_good_as not in titles:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -41,3 +42,17 @@ class UserFile(Frozen):
         found = validate(cls, table, f"{where}{changed}")
         found._where, found._folder = where, folder
         return found
+
+
+def check_names_differ(noun: str, names: Sequence[str]) -> None:
+    """Refuse entries of a file that results could not tell apart.
+
+    Args:
+        noun: what they are, in the plural.
+
+    Raises:
+        ValueError: naming the first name, in the order of the alphabet, that two of them have.
+    """
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"two {noun} are called '{twice[0]}'; give each its own name")

@@ -12,7 +12,7 @@ from simulator.base.errors import UserError, did_you_mean
 from simulator.base.quantities import Seed
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.execution import ExecutionSpec
-from simulator.config.user_file import UserFile
+from simulator.config.user_file import UserFile, check_names_differ
 from simulator.config.workload import WorkloadSpec
 from simulator.scenario.user_table import Overrides, read_user_table
 
@@ -38,10 +38,7 @@ class Scenario(UserFile):
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
-        names = [deployment.name for deployment in self.deployments]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"two deployments are called '{twice[0]}'; give each its own name")
+        check_names_differ("deployments", [one.name for one in self.deployments])
         return self
 
     def choose_deployments(self, names: Sequence[str]) -> list[DeploymentSpec]:

@@ -10,12 +10,9 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from simulator.base.data import available_files
-from simulator.base.errors import UserError
 from simulator.base.quantities import Seed
-from simulator.base.reading import read_toml
 from simulator.config.training import TrainingDeployment, TrainingSpec
-from simulator.config.user_file import UserFile
+from simulator.config.user_file import UserFile, check_names_differ
 from simulator.scenario.user_table import Overrides, read_user_table
 
 FAMILY = "workloads/training"
@@ -38,25 +35,8 @@ class TrainingScenario(UserFile):
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
-        names = [deployment.name for deployment in self.deployments]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"two deployments are called '{twice[0]}'; give each its own name")
+        check_names_differ("deployments", [one.name for one in self.deployments])
         return self
-
-
-def is_training(source: str | Path | Mapping[str, Any]) -> bool:
-    """Whether a file, a shipped name or a table is a training scenario, as far as can be told."""
-    if isinstance(source, Mapping):
-        return "training" in source
-    name = str(source)
-    path = Path(name)
-    if path.suffix != ".toml" and not path.is_file():
-        return name in available_files(FAMILY)
-    try:
-        return "training" in read_toml(path)
-    except UserError:
-        return False
 
 
 def load_training(

@@ -6,29 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from simulator.base.data import available_files
 from simulator.base.errors import UserError
-from simulator.base.reading import read_toml
 from simulator.config.cluster import load_kind
 from simulator.config.training_question import TrainingQuestion
 from simulator.scenario.user_table import Overrides, read_user_table
 
 FAMILY = "workloads/training_plans"
 """Folder of the questions that ship."""
-
-
-def is_training_question(source: str | Path | Mapping[str, Any]) -> bool:
-    """Whether a file, a shipped name or a table asks about training, as far as can be told."""
-    if isinstance(source, Mapping):
-        return "training" in source
-    name = str(source)
-    path = Path(name)
-    if path.suffix != ".toml" and not path.is_file():
-        return name in available_files(FAMILY)
-    try:
-        return "training" in read_toml(path)
-    except UserError:
-        return False
 
 
 def load_training_question(

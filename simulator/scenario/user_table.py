@@ -68,6 +68,25 @@ def read_user_table(
     return UserTable(table, where, folder, changed)
 
 
+def is_training(source: str | Path | Mapping[str, Any], family: str) -> bool:
+    """Whether a file or a table has ``[training]``, as far as can be told without an error.
+
+    Args:
+        source: path of a TOML file, name of a shipped one, or the same keys as a table.
+        family: folder of the shipped files that have it.
+    """
+    if isinstance(source, Mapping):
+        return "training" in source
+    name = str(source)
+    path = Path(name)
+    if path.suffix != ".toml" and not path.is_file():
+        return name in available_files(family)
+    try:
+        return "training" in read_toml(path)
+    except UserError:
+        return False
+
+
 def _find(name: str, family: str, noun: str) -> Path:
     path = Path(name)
     if path.suffix != ".toml" and not path.is_file():
