@@ -77,9 +77,10 @@ def test_magnitudes_are_in_base_units(accelerator):
     assert 1e12 <= accelerator.bf16_flops_per_s <= 1e16  # a processor's cores to a rack's GPU
     assert 16e9 <= accelerator.memory_bytes <= 1e12
     assert 2e10 <= accelerator.memory_bytes_per_s <= 2e13
-    # A phone's system keeps more than a third of the memory that it shares with the GPU.
-    assert 0.6 <= accelerator.servable_memory_bytes / accelerator.memory_bytes <= 1.08
     assert 5 <= accelerator.board_power_w <= 2000
+    # The system of a phone or a laptop keeps a part of the memory that it shares with the GPU.
+    least = 0.6 if accelerator.board_power_w <= 30 else 0.85
+    assert least <= accelerator.servable_memory_bytes / accelerator.memory_bytes <= 1.08
 
 
 def test_a_multiprocessor_computes_at_a_possible_rate(accelerator):
