@@ -188,6 +188,8 @@ def test_pruning_where_nothing_was_measured_is_refused(local):
 def test_cost_models_refuse_a_calibration_of_the_other_kind(local):
     with pytest.raises(UserError, match="'roofline' needs shares of an accelerator's peaks"):
         local("dense", compute={"kind": "roofline"})
+    with pytest.raises(UserError, match="leave communication out, which prices by those"):
+        local("dense", communication={"kind": "alpha_beta"})
     with pytest.raises(
         UserError, match="'host' needs a calibration that moesim calibrate cpu wrote"
     ):

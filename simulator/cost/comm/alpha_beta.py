@@ -27,6 +27,7 @@ from simulator.config.calibration.collective import passes_of
 from simulator.config.calibration.exchange import Load, doublings
 from simulator.config.host import HostRates
 from simulator.cost.comm import Exchange, Operation, Vectors
+from simulator.cost.shares import check_shares
 from simulator.policies.messages import Messages
 from simulator.policies.topology import Fabric
 
@@ -52,12 +53,8 @@ class AlphaBeta(Frozen):
     def prepare(
         self, fabric: Fabric, calibration: Calibration | HostRates, accelerator: AcceleratorSpec
     ) -> AlphaBetaModel:
-        if isinstance(calibration, HostRates):
-            raise UserError(
-                "communication kind 'alpha_beta' needs shares of the wires' peaks; "
-                "the calibration holds times of a machine"
-            )
-        return AlphaBetaModel(fabric, calibration, accelerator, self)
+        shares = check_shares(calibration, "communication", "alpha_beta")
+        return AlphaBetaModel(fabric, shares, accelerator, self)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from simulator.cost.kernels.attention import context_rates
 from simulator.cost.kernels.gemm import gemm_s
 from simulator.cost.kernels.grouped_gemm import grouped_gemm_s, moves_s
 from simulator.cost.kernels.pruned import pruned_grouped_s, pruned_s
+from simulator.cost.shares import check_shares
 from simulator.work.context_kernels import ContextKernel
 
 _STREAM_PASSES = 8.0
@@ -38,12 +39,7 @@ class Roofline(Frozen):
     def prepare(
         self, accelerator: AcceleratorSpec, calibration: Calibration | HostRates
     ) -> RooflineModel:
-        if isinstance(calibration, HostRates):
-            raise UserError(
-                "compute kind 'roofline' needs shares of an accelerator's peaks; "
-                "the calibration holds times of a machine"
-            )
-        return RooflineModel(accelerator, calibration)
+        return RooflineModel(accelerator, check_shares(calibration, "compute", "roofline"))
 
 
 @dataclass(frozen=True)

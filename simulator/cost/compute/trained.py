@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import Calibration
 from simulator.config.host import HostRates
 from simulator.cost.compute.roofline import RooflineModel
+from simulator.cost.shares import check_shares
 
 _HIDDEN_MOVES, _WIDTH_MOVES = 4.0, 3.0
 """Times that a row's hidden vector and inner vector are read or written beside the products:
@@ -30,12 +30,7 @@ class Trained(Frozen):
     def prepare(
         self, accelerator: AcceleratorSpec, calibration: Calibration | HostRates
     ) -> TrainedModel:
-        if isinstance(calibration, HostRates):
-            raise UserError(
-                "compute kind 'trained' needs shares of an accelerator's peaks; "
-                "the calibration holds times of a machine"
-            )
-        return TrainedModel(accelerator, calibration)
+        return TrainedModel(accelerator, check_shares(calibration, "compute", "trained"))
 
 
 @dataclass(frozen=True)
