@@ -253,8 +253,10 @@ def tell_range(cases: Iterable[Case]) -> str:
 
 def say_whether(cases: Sequence[Case]) -> str:
     """Whether cases speak for a claim, in a word: ``yes`` where all do, ``mostly`` where two in
-    three do, ``no`` where none does, ``it depends`` otherwise.
+    three do, ``no`` where none does, ``it depends`` otherwise; ``not tried`` without any.
     """
+    if not cases:
+        return "not tried"
     in_favour = sum(case.outcome == "for" for case in cases)
     if in_favour == len(cases):
         return "yes"

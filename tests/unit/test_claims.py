@@ -164,6 +164,7 @@ def test_words():
     assert say_whether([FOR, FOR, OPEN]) == "mostly"
     assert say_whether([FOR, OPEN]) == "it depends"
     assert say_whether([OPEN]) == "no"
+    assert say_whether([]) == "not tried"
     assert tell_range([case(0.54, 1), case(2.0, 3.0)]) == "0.54 to 2 times"
     assert tell_range([case(1.2, 1.3)]) == "1.2 times"
     turned = [case(1.2, 1.4, load="1"), case(1.2, 1.4, load="1"), case(0.5, 0.7, load="8")]
@@ -230,6 +231,10 @@ def test_another_seed_gives_the_same_verdict(tmp_path, text):
         (COUNTED.replace("olmoe-1b-7b", "olmo"), "unknown model 'olmo'"),
         (COUNTED.replace("batches = [1, 64]", "batches = []"), "batches must be"),
         (TRAINED.replace("joint-moe", "joint"), "unknown law 'joint'"),
+        (TRAINED.replace("h100-sxm", "h1oo-sxm"), "unknown cluster 'h1oo-sxm'; did you mean"),
+        (TRAINED.replace("gpus = 8", "gpus = 12"), "gpus is 12.* name a multiple of 8"),
+        (SERVED.replace("[1, 16]", "[0.25, 16]"), "batches has 0.25 on each .* use at least 0.5"),
+        (ON_A_DEVICE.replace("[5, 20]", "[1e5]"), "no model runs under any of these conditions"),
     ],
 )
 def test_what_is_wrong_with_a_claim_is_told(tmp_path, text, told):

@@ -14,6 +14,7 @@ from simulator.base.frozen import Frozen, Policy
 from simulator.base.progress import Progress
 from simulator.base.quantities import Experts, TokenRate, Tokens, TopK, TrainingTokens
 from simulator.base.text import count_text
+from simulator.commands.claim_tests import check_tried
 from simulator.commands.run import run
 from simulator.config.cluster import load_kind
 from simulator.config.deployment import DeploymentSpec
@@ -34,8 +35,6 @@ from simulator.results.claims import (
 _SLOTS = (0.75, 0.5, 0.25)
 """Shares of each layer's experts that stay in the GPU's memory where all have no room, the largest
 first."""
-
-
 _ALIKE = 0.05
 """Relative difference in parameters that leaves open which model is better: sizes that are tried
 lie farther apart."""
@@ -101,6 +100,7 @@ class Device(Frozen):
             told = [f"{one.text}, as good as {count_text(one.quality)} dense" for one in ranked]
             figures.append(Figure(label=f"What runs on {title}", value="; ".join(told)))
         tried = tuple(case for case in cases if case.runs != "neither")
+        check_tried(tried)
         return Finding(
             tried,
             *self._tell(tried),

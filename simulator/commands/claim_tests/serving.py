@@ -11,10 +11,11 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
 from simulator.base.progress import Progress
 from simulator.base.quantities import Factor, Gpus, Requests, Tokens, value_range
-from simulator.commands.claim_tests import RIVALS
+from simulator.commands.claim_tests import RIVALS, check_tried
 from simulator.commands.run import run
 from simulator.config.dtypes import DType
 from simulator.planner.conditions import Conditions, apply_conditions
@@ -70,6 +71,7 @@ class Serving(Frozen):
     """Requests of chat traffic that the first model and its rival serve in full."""
 
     def find(self, seeds: Sequence[int], tick: Progress) -> Finding:
+        self._check_load()
         found: dict[tuple[str, ...], list[MapPoint]] = {}
         rounds = list(product(self.models, self.engines, self.skews, seeds))
         for number, (model, engine, skew, seed) in enumerate(rounds):
@@ -78,6 +80,7 @@ class Serving(Frozen):
                 found.setdefault(key, []).append(point)
         every = (_make_case(*key, points=points) for key, points in found.items())
         cases = tuple(case for case in every if case.runs != "neither")
+        check_tried(cases)
         tick("requests served", 0, None)
         return Finding(
             cases,
@@ -91,6 +94,15 @@ class Serving(Frozen):
                 "made: depth and width scaled as docs/pairs.md says.",
             ),
         )
+
+    def _check_load(self) -> None:
+        """Refuse a batch of less than one request on all GPUs together."""
+        least = min(self.batches)
+        if least * self.gpus < 1:
+            raise UserError(
+                f"claim [trial]: batches has {least:g} on each of {self.gpus} GPUs, less than one "
+                f"request in all; use at least {1 / self.gpus:g}"
+            )
 
     def _map_conditions(
         self, model: str, engine: str, skew: float, seed: int
@@ -197,8 +209,9 @@ class Serving(Frozen):
         }
         answer = (
             f"For a single user: {say_whether(by_load[loads[0]])}. On a machine that is full: "
-            f"{say_whether(by_load[_FULL])}. Beside a dense model of its size a mixture of experts "
-            f"makes {tell_range(large)} the tokens, depending on how much is asked of it at once."
+            f"{say_whether(by_load.get(_FULL, []))}. Beside a dense model of its size a mixture of "
+            f"experts makes {tell_range(large)} the tokens, depending on how much is asked of it "
+            "at once."
         )
         sentences = [
             f"With {load}{'' if load != _FULL else ' on each side'} it makes {tell_range(own)} the "

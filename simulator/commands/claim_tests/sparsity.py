@@ -28,8 +28,8 @@ _SIDE = 4096
 """Rows and columns of the matrix whose formats are compared."""
 _CONTEXT = 1024
 """Tokens of context in a decode step."""
-_BITS = 2.0
-"""Bytes of a weight that is pruned: 16 bits."""
+_VALUE_BYTES = 2.0
+"""Bytes of each weight of the pruned matrix: 16 bits."""
 _EQUAL = 0.05
 """Relative difference below which two sizes are called equal: counterparts are made to 1 %, and
 small parts of some models are stored in another format."""
@@ -90,9 +90,9 @@ class Sparsity(Frozen):
         return choose_model(spec, "claim [trial]")
 
     def _count_pruned(self) -> Iterator[Case]:
-        whole = _SIDE * _SIDE * _BITS
+        whole = _SIDE * _SIDE * _VALUE_BYTES
         for pruning in self._list_prunings():
-            kept = stored_bytes(pruning, _SIDE, _SIDE, _BITS)
+            kept = stored_bytes(pruning, _SIDE, _SIDE, _VALUE_BYTES)
             ratio = whole / kept
             yield Case(
                 rival="itself, before pruning",
@@ -201,7 +201,7 @@ def _relative_bytes(form: str, sparsity: float) -> float:
     pruning = Unstructured.model_validate(
         {"kind": "unstructured", "sparsity": sparsity, "format": form}
     )
-    return stored_bytes(pruning, _SIDE, _SIDE, _BITS) / (_SIDE * _SIDE * _BITS)
+    return stored_bytes(pruning, _SIDE, _SIDE, _VALUE_BYTES) / (_SIDE * _SIDE * _VALUE_BYTES)
 
 
 def _break_even(form: str) -> float:

@@ -18,8 +18,9 @@ from simulator.base.frozen import Frozen, Policy
 from simulator.base.progress import Progress
 from simulator.base.quantities import Gpus, TokenExtent, TrainingTokens, value_range
 from simulator.base.text import count_text
-from simulator.commands.claim_tests import RIVALS
+from simulator.commands.claim_tests import RIVALS, check_tried
 from simulator.commands.train import train
+from simulator.config.cluster import load_kind
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.law_file import load_law, measure_size
 from simulator.config.model import ModelSpec, load_model
@@ -41,8 +42,10 @@ _TOO_FAST, _TOO_SLOW = 1.3, 1.1
 are simulated up to some 30 % too fast, those of dense models within 10 %
 (``tests/validation/test_published_training.py``)."""
 _MIXTURE = "moe"
+_EP = 8
+"""Expert-parallel size of every split of a mixture of experts."""
 _SPLITS: dict[bool, tuple[dict[str, int], ...]] = {
-    True: ({"ep": 8}, {"pp": 2, "ep": 8}, {"pp": 4, "ep": 8}, {"tp": 2, "pp": 2, "ep": 8}),
+    True: ({"ep": _EP}, {"pp": 2, "ep": _EP}, {"pp": 4, "ep": _EP}, {"tp": 2, "pp": 2, "ep": _EP}),
     False: ({}, {"tp": 2}, {"tp": 4}, {"tp": 8}, {"tp": 4, "pp": 2}, {"tp": 8, "pp": 2}),
 }
 """Splits that are tried, of mixtures of experts and of dense models."""
@@ -80,6 +83,7 @@ class Training(Frozen):
     """Standard deviations of the logarithm of expert popularity; 0 = even, as balancing aims at."""
 
     def find(self, seeds: Sequence[int], tick: Progress) -> Finding:
+        self._check_machines()
         cases: list[Case] = []
         steps: list[Case] = []
         places = list(product(self.clusters, self.sequence_tokens))
@@ -91,6 +95,7 @@ class Training(Frozen):
                 cases += self._compare_losses(cluster, sequence, tokens, rates)
                 steps += self._compare_steps(cluster, sequence, rates)
             tick("training steps", number + 1, len(places))
+        check_tried(cases)
         return Finding(
             (*cases, *{repr(step): step for step in steps}.values()),
             *self._tell(cases, steps),
@@ -105,6 +110,16 @@ class Training(Frozen):
                 "10 %.",
             ),
         )
+
+    def _check_machines(self) -> None:
+        """Refuse machines that do not exist, or that no split of a mixture of experts fills."""
+        for cluster in self.clusters:
+            load_kind(cluster, "claim [trial]")
+        if self.gpus % _EP:
+            raise UserError(
+                f"claim [trial]: gpus is {self.gpus}, and experts are tried over {_EP} GPUs; name "
+                f"a multiple of {_EP}"
+            )
 
     def _measure_rates(
         self, cluster: str, sequence: int, tokens: float, seeds: Sequence[int]
