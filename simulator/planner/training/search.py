@@ -141,11 +141,10 @@ class TrainingSearch:
         where, model = question.where, self._choose(entry)
         if not math.isfinite(self._find_tokens(model)):
             return []
-        cluster, _ = load_kind(offer.cluster, where)
+        cluster, accelerator = load_kind(offer.cluster, where)
         splits = list_splits(model, cluster, size, batch)
         if not splits:
             self._ruled_out["a step has too few sequences for so many GPUs"] += 1
-        _, accelerator = load_kind(offer.cluster, where)
         fitting = [one for one in splits if find_least(model, one) < accelerator.memory_bytes]
         self._ruled_out["weights, gradients and optimizer do not fit"] += len(splits) - len(fitting)
         ranked = sorted(fitting, key=lambda one: self._estimate(entry, offer, model, one))
