@@ -55,7 +55,7 @@ class TrainingAnswer:
     """Answer of a plan of training: simulated splits, and those that are recommended."""
 
     run: dict[str, Any]
-    """``question``, ``verdict``, ``ruled_out`` (counts by reason), and how it was made."""
+    """``training_question``, ``verdict``, ``ruled_out`` (counts by reason), and how it was made."""
     candidates: pd.DataFrame
     """:data:`COLUMNS`, the cheapest first."""
     recommended: str | None
