@@ -59,7 +59,10 @@ def list_caches() -> dict[str, list[Path]]:
                 if path.stem.startswith(path.parent.name)
             ),
         ],
-        "measurements of this machine": [*measured_folder().glob("sparsity-*.json")],
+        "measurements of this machine": [
+            *measured_folder().glob("sparsity-*.json"),
+            *measured_folder().glob("claim-*.json"),
+        ],
     }
 
 

@@ -24,6 +24,14 @@ def claims(
         int,
         typer.Option("--seeds", metavar="N", min=1, help="Seeds that bands reach over."),
     ] = 3,
+    real: Annotated[
+        bool,
+        typer.Option(
+            "--real",
+            help="Measure the claims on this machine as well: small models are trained and shards "
+            "run for real. It says first how long that takes, and keeps what it measured.",
+        ),
+    ] = False,
     allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
@@ -35,6 +43,13 @@ def claims(
 
     folder = out_folder or Path("reports/out/claims")
     check_writable(folder, {"claims.csv"})
+    if real:
+        from simulator.commands.measured_claims import ClaimMeasurements
+
+        measurements = ClaimMeasurements(names or ())
+        console.err.say(measurements.describe())
+        with console.progress("steps", "starting") as tick:
+            measurements.measure(tick)
     with console.progress("rounds", "reading the claims") as tick:
         results = try_claims(
             names or (), seed=1 if seed is None else seed, num_seeds=seeds, progress=tick
@@ -48,4 +63,8 @@ def claims(
         console.print_verdict(verdict["headline"], verdict["reasons"])
         for answer in results.answers:
             console.print_verdict(answer.statement, answer.sentences)
+            if answer.measured is not None:
+                console.print_verdict(
+                    f"Measured here ({answer.measured.made})", answer.measured.sentences
+                )
     console.err.say(f"report: {folder / 'report.html'}")

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from simulator.results.sparsity import SparsityResults, SpeedCurve
 
 _TOKENS = (16, 1024)
-_REAL_SHAPE, _REAL_TOKENS = (1024, 1024), (1, 16, 256)
-"""Matrix and tokens that are timed on this machine: few enough to take about a minute."""
 
 
 def sparsity(
@@ -69,6 +67,8 @@ def sparsity(
     """
     from simulator.commands.sparsity import (
         MACHINES,
+        REAL_SHAPE,
+        REAL_TOKENS,
         compare_sparsity,
         find_data,
         find_sizes,
@@ -84,7 +84,7 @@ def sparsity(
     measured, made = None, Provenance.begin()
     if real:
         with console.progress("products", "pruning matrices") as tick:
-            measured = measure_here(_REAL_SHAPE, _REAL_TOKENS, tick)
+            measured = measure_here(REAL_SHAPE, REAL_TOKENS, tick)
     found = compare_sparsity(shape, dtype, machine or MACHINES, tokens or _TOKENS, values, measured)
     write_sparsity(found, out_folder, made, render)
     if as_json:

@@ -237,6 +237,8 @@ def _check_law(path: Path, _: Overrides) -> _Found:
 def _check_claim(path: Path, _: Overrides) -> _Found:
     claim = load_claim(str(path))
     build("commands.claim_tests", claim.trial, f"{path} [trial]")
+    if claim.real is not None:
+        build("commands.claim_measurements", claim.real, f"{path} [real]")
     return _Found(f", {claim.title}")
 
 

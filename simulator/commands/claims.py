@@ -14,6 +14,7 @@ from simulator.base.errors import UserError
 from simulator.base.plugins import build
 from simulator.base.progress import Progress, show_nothing
 from simulator.commands.claim_tests import ClaimTest
+from simulator.commands.measured_claims import read_measured
 from simulator.config.claim import ClaimFile, list_claims, load_claim
 from simulator.report.claims_page import render
 from simulator.results.claims import (
@@ -38,7 +39,8 @@ def try_claims(
     num_seeds: int = 3,
     progress: Progress = show_nothing,
 ) -> ClaimsResults:
-    """Try claims under the conditions that their files name.
+    """Try claims under the conditions that their files name. What was measured of them on this
+    machine before (:class:`ClaimMeasurements`) stands beside the verdicts.
 
     Args:
         names: of files in ``workloads/claims``, or paths; all that ship without any.
@@ -97,6 +99,7 @@ def _answer(
         limits=finding.limits,
         seeds=seeds,
         wall_s=round(wall_s, 1),
+        measured=read_measured(claim),
     )
 
 

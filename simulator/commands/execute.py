@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from simulator.base.errors import LostError, UserError
+from simulator.base.machine import name_machine
 from simulator.base.progress import Progress, show_nothing
 from simulator.base.thinned import Thinned
 from simulator.commands.execute_cache import sum_reads
@@ -22,7 +23,7 @@ from simulator.commands.execute_checks import (
     check_measured,
     check_transport,
 )
-from simulator.commands.execute_steps import list_steps
+from simulator.commands.execute_steps import list_steps, spread_evenly
 from simulator.commands.execute_tables import (
     Timed,
     choose_median,
@@ -38,7 +39,7 @@ from simulator.config.execution import ExecutionSpec
 from simulator.deployment.facts import facts_of
 from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.deployment.uniform_routing import uniform_imbalance
-from simulator.engine.forecast import EvenStep, forecast
+from simulator.engine.forecast import forecast
 from simulator.engine.rank import StepTimes
 from simulator.report.execution import render
 from simulator.results.executed import RANK_COLUMNS, STEP_COLUMNS, Executed, ShownTimeline, write
@@ -177,10 +178,9 @@ class _Runner:
     """Runs deployments one after the other, on the same actors where their ranks are the same."""
 
     def __init__(self, site: Site, execution: ExecutionSpec, tick: Progress) -> None:
-        from simulator.calibration.host.timing import machine
 
         self.site, self.execution, self.tick = site, execution, tick
-        self.machine = machine()
+        self.machine = name_machine()
         self.facts: dict[str, dict[str, Any]] = {}
         """By deployment that has run, what ``run.json`` has of its run: steps whose timelines are
         shown, and what changed."""
@@ -307,13 +307,5 @@ def _predict(counted: Sequence[_Counted]) -> Iterator[tuple[_Counted, StepTimes]
     """Simulate the steps that were measured, each by the plan that was in force."""
     for _, group in itertools.groupby(counted, key=lambda one: id(one.plan)):
         own = list(group)
-        steps = [_spread_evenly(one.plan, one.step) for one in own]
+        steps = [spread_evenly(one.plan, one.step) for one in own]
         yield from zip(own, forecast(own[0].plan, steps, keep_spans=True), strict=True)
-
-
-def _spread_evenly(plan: DeploymentPlan, step: Step) -> EvenStep:
-    from simulator.runtime.layers.part import Part
-
-    dp = plan.placement.layout.attention_dp
-    sequences_d = tuple(Part(d, dp).num(step.num_sequences) for d in range(dp))
-    return EvenStep(sequences_d, step.new_tokens, step.context_tokens, step.offset)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from simulator.config.execution import ExecutionSpec
+from simulator.deployment.plan import DeploymentPlan
+from simulator.engine.forecast import EvenStep
 
 if TYPE_CHECKING:  # it imports torch
     from simulator.runtime.job import Step
@@ -47,3 +49,12 @@ def list_steps(execution: ExecutionSpec, *, goes_on: bool = False) -> list[tuple
                 )
             )
     return found
+
+
+def spread_evenly(plan: DeploymentPlan, step: Step) -> EvenStep:
+    """The step as the simulator has it: its sequences spread over the data-parallel ranks."""
+    from simulator.runtime.layers.part import Part
+
+    dp = plan.placement.layout.attention_dp
+    sequences_d = tuple(Part(d, dp).num(step.num_sequences) for d in range(dp))
+    return EvenStep(sequences_d, step.new_tokens, step.context_tokens, step.offset)

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from simulator.base.errors import UserError
+from simulator.base.machine import name_machine
 from simulator.base.progress import Progress, show_nothing
 from simulator.commands.execute_checks import check_backend
 from simulator.config.execution import ExecutionSpec
@@ -67,7 +68,6 @@ def execute_training(
     require("torch")
     if backend == "ray":
         require("ray")
-    from simulator.calibration.host.timing import machine
     from simulator.runtime.sites import open_site
     from simulator.runtime.training.job import make_training_job
 
@@ -88,7 +88,7 @@ def execute_training(
         "name": scenario.name,
         "seed": scenario.seed,
         **made.describe("torch", *(["ray"] if backend == "ray" else [])),
-        "machine": machine(),
+        "machine": name_machine(),
         "calibration": _describe_calibration(plans[0]),
         "training": scenario.training.model_dump(mode="json"),
         "deployments": facts,

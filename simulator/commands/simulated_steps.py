@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from simulator.base.errors import UserError
+from simulator.base.machine import name_machine
 from simulator.config.host import HostRates
 from simulator.config.model import ModelSpec
 from simulator.config.training import TrainingDeployment, TrainingSpec
@@ -55,6 +56,4 @@ def simulate_steps(models: Mapping[str, ModelSpec], shape: Shape, seed: int) -> 
 
 def _is_here(rates: HostRates) -> bool:
     """Whether times are of this machine."""
-    from simulator.calibration.host.timing import machine
-
-    return rates.host.machine == machine()
+    return rates.host.machine == name_machine()

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from simulator.base.caches import measured_folder
 from simulator.base.errors import UserError, check_known
+from simulator.base.machine import name_machine
 from simulator.base.partial import whole_file
 from simulator.base.plugins import build
 from simulator.base.progress import Progress, show_nothing
@@ -43,6 +44,8 @@ from simulator.work.sparse_storage import list_storage
 
 MACHINES = ("a100-sxm", "h100-sxm", "b200-sxm", "rtx-4090", "this-machine")
 """One machine of each family whose pruned products were measured."""
+REAL_SHAPE, REAL_TOKENS = (1024, 1024), (1, 16, 256)
+"""Matrix and tokens that are timed on this machine: few enough to take about a minute."""
 SPARSITIES = tuple(round(0.01 * step, 2) for step in range(0, 100))
 _MOST_PLACES = 1 << 36
 """Most places of a matrix: those of 64 GiB in a byte each."""
@@ -227,12 +230,11 @@ def measure_here(
     of the shape and the tokens before.
     """
     from simulator.calibration.host.sparsity import measure_speeds
-    from simulator.calibration.host.timing import machine
 
     file = measured_folder() / f"sparsity-{'x'.join(map(str, (*shape, *tokens)))}.json"
     with suppress(FileNotFoundError, ValidationError):  # none, or an earlier version's
         kept = TypeAdapter(MeasuredSpeeds).validate_json(file.read_bytes())
-        if kept.machine == machine():
+        if kept.machine == name_machine():
             return kept
     found = measure_speeds(shape, tokens, tick)
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -42,6 +42,9 @@ class ClaimFile(Frozen):
     """Ordinal number on the page; those without one come last."""
     trial: Annotated[Policy, PolicyOf("commands.claim_tests")]
     """Test of the claim and its conditions."""
+    real: Annotated[Policy, PolicyOf("commands.claim_measurements")] | None = None
+    """Measurement of the claim on the machine at hand, which ``moesim claims --real`` takes;
+    absent = nothing is measured."""
     maps: Annotated[
         tuple[Annotated[tuple[str, str], Field(strict=False)], ...], Field(strict=False)
     ] = ()

@@ -4,6 +4,7 @@ measured elsewhere.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -43,6 +44,7 @@ def render(results: ClaimsResults) -> str:
 
 def _show_claim(answer: ClaimAnswer, cards: FigureCards) -> dict[str, Any]:
     counted = [case for case in answer.cases if case.counts]
+    measured = answer.measured.cases if answer.measured else ()
     return {
         "answer": answer,
         "num_cases": len(counted),
@@ -53,11 +55,15 @@ def _show_claim(answer: ClaimAnswer, cards: FigureCards) -> dict[str, Any]:
         "charts": pair_up(
             cards, [(chart.title, chart.caption, _draw(chart)) for chart in answer.charts]
         ),
-        "conditions": list(
-            dict.fromkeys(name for case in answer.cases for name in case.conditions)
-        ),
+        "conditions": _list_conditions(answer.cases),
         "rows": [_show_case(case) for case in answer.cases],
+        "measured_conditions": _list_conditions(measured),
+        "measured_rows": [_show_case(case) for case in measured],
     }
+
+
+def _list_conditions(cases: Sequence[Case]) -> list[str]:
+    return list(dict.fromkeys(name for case in cases for name in case.conditions))
 
 
 def _show_map(answer: ClaimAnswer, row: str, column: str) -> dict[str, Any]:

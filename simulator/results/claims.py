@@ -116,6 +116,25 @@ class Chart(Frozen):
     """Whether the horizontal axis is logarithmic."""
 
 
+class Measured(Frozen):
+    """Measurement of a claim on one machine, with models and shards that ran for real."""
+
+    cases: tuple[Case, ...]
+    """Cases with their measured ratios; verdicts do not rest on them."""
+    sentences: tuple[str, ...]
+    """Findings with numbers."""
+    command: str
+    """Command that measures it again, alone."""
+    machine: str
+    """Processor and its cores."""
+    made: str
+    """Day, and versions."""
+    others_share: float
+    """Share of the cores that other programs took meanwhile."""
+    took_s: float
+    """Seconds that it took."""
+
+
 class Finding(NamedTuple):
     """Findings of the test of a claim."""
 
@@ -161,6 +180,8 @@ class ClaimAnswer(Frozen):
     """Seeds of the simulations."""
     wall_s: float
     """Seconds that the test took."""
+    measured: Measured | None = None
+    """Measurement on this machine; ``None`` where nothing was measured."""
 
 
 class Turn(NamedTuple):

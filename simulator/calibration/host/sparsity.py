@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from simulator.base.machine import name_machine
 from simulator.base.progress import Progress, show_nothing
-from simulator.calibration.host.timing import machine
 from simulator.config.pruning import Block, Pruning, TwoFour, Unstructured
 from simulator.results.sparsity import MeasuredSpeeds, SpeedCurve
 from simulator.runtime.layers.pruned import PrunedMatrix, choose_kept
@@ -57,7 +57,7 @@ def measure_speeds(
         for number, found in zip(tokens, np.array(speed_ups).T, strict=True):
             curves.append(
                 SpeedCurve(
-                    machine=machine(),
+                    machine=name_machine(),
                     device="cpu",
                     kernels=kernels,
                     dtype="fp32",
@@ -73,7 +73,7 @@ def measure_speeds(
             )
     tick("pruned products", done, NUM_TIMINGS)
     others = others_share(before, [read_use(Shard(0, 1))])
-    return MeasuredSpeeds(machine(), made, *shape, others, tuple(curves))
+    return MeasuredSpeeds(name_machine(), made, *shape, others, tuple(curves))
 
 
 @contextmanager

@@ -6,17 +6,15 @@ from __future__ import annotations
 
 import datetime
 import os
-import platform
-import re
 import statistics
 import time
 from collections import defaultdict
-from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.stats import gmean
 
+from simulator.base.machine import name_machine
 from simulator.base.progress import CountDone, Progress, show_nothing
 from simulator.base.writing import toml_text
 from simulator.calibration.host.fit import fit_exchange, fit_steps
@@ -54,15 +52,6 @@ _PRUNED: tuple[Pruning, ...] = (
 )
 
 
-def machine() -> str:
-    """The processor and its cores, as a name to tell machines apart by."""
-    info = Path("/proc/cpuinfo")
-    text = info.read_text() if info.exists() else ""
-    found = re.search(r"^model name\s*:\s*(.+?)\s*$", text, re.MULTILINE)
-    name = found[1] if found else platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores"
-
-
 def default_ranks() -> list[int]:
     """Numbers of ranks to time: doublings up to the cores, and once beyond them."""
     cores = os.cpu_count() or 1
@@ -78,7 +67,7 @@ def calibrate(nodes: Nodes, ranks: list[int], tick: Progress = show_nothing) -> 
     """
     cores = os.cpu_count() or 1
     source = (
-        f"moesim calibrate cpu, {datetime.date.today().isoformat()}, {machine()}, "
+        f"moesim calibrate cpu, {datetime.date.today().isoformat()}, {name_machine()}, "
         f"torch {torch.__version__}"
     )
     kernels: dict[int, KernelTables] = {}
@@ -115,8 +104,8 @@ def calibrate(nodes: Nodes, ranks: list[int], tick: Progress = show_nothing) -> 
             backend.close()
     step_s = statistics.median(overheads_s) if overheads_s else 0.0
     return HostCalibration(
-        title=f"This machine: {machine()}",
-        machine=machine(),
+        title=f"This machine: {name_machine()}",
+        machine=name_machine(),
         num_cores=cores,
         dtype="fp32",
         engine=EngineFit(
