@@ -1,5 +1,5 @@
-"""Condition of a replica's GPUs and wires: which are slower than usual at some time, and the
-placement that prices its steps then.
+"""Condition of a replica's GPUs and wires: which are slower than usual at some time, or of another
+kind, and the placement that prices its steps then.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ class Condition:
     """Share of the rate of each rank's wires between domains, ``[R]``."""
     shared: tuple[float, float]
     """Shares of the rate of wires that several ranks share, inside domains and between."""
+    accelerator_R: tuple[str, ...] | None = None
+    """Accelerator of each rank, ``[R]``, where some are of another kind than the cluster's own,
+    which is an empty name; ``None`` where none is."""
 
     @classmethod
     def usual(cls, num_ranks: int) -> Condition:
@@ -44,22 +47,23 @@ class Condition:
         """Leave a share of the rate of all wires inside domains and of all between, where other
         traffic takes the rest.
         """
-        return Condition(
-            self.compute_R,
-            tuple(share * scale_up for share in self.scale_up_R),
-            tuple(share * scale_out for share in self.scale_out_R),
-            (self.shared[0] * scale_up, self.shared[1] * scale_out),
+        return replace(
+            self,
+            scale_up_R=tuple(share * scale_up for share in self.scale_up_R),
+            scale_out_R=tuple(share * scale_out for share in self.scale_out_R),
+            shared=(self.shared[0] * scale_up, self.shared[1] * scale_out),
         )
 
     def speed_up_wires(self) -> Condition:
         """Make all wires as fast as usual, and leave GPUs as they are."""
-        return replace(Condition.usual(len(self.compute_R)), compute_R=self.compute_R)
+        usual = Condition.usual(len(self.compute_R))
+        return replace(usual, compute_R=self.compute_R, accelerator_R=self.accelerator_R)
 
     @property
     def is_usual(self) -> bool:
         """Whether all is as fast as usual."""
         every = (*self.compute_R, *self.scale_up_R, *self.scale_out_R, *self.shared)
-        return all(share == 1.0 for share in every)
+        return self.accelerator_R is None and all(share == 1.0 for share in every)
 
 
 def find_condition(
@@ -74,6 +78,7 @@ def find_condition(
     first = machines.first_gpu + replica * machines.gpus_per_replica
     gpus = np.arange(first, first + machines.gpus_per_replica)
     shares_3R, shared = np.ones((3, len(gpus))), np.ones(2)
+    kinds = [""] * len(gpus)
     for one in degraded:
         if not one.at_s <= at_s < one.until_s:
             continue
@@ -86,8 +91,16 @@ def find_condition(
             is_hit = np.ones(len(gpus), dtype=np.bool_)
             shared *= each[1:]
         shares_3R[:, is_hit] *= each[:, None]
+        for rank in np.flatnonzero(is_hit).tolist():
+            kinds[rank] = one.accelerator or kinds[rank]
     compute, up, out = (tuple(map(float, row)) for row in shares_3R)
-    found = Condition(compute, up, out, (float(shared[0]), float(shared[1])))
+    found = Condition(
+        compute,
+        up,
+        out,
+        (float(shared[0]), float(shared[1])),
+        tuple(kinds) if any(kinds) else None,
+    )
     return None if found.is_usual else found
 
 
@@ -123,6 +136,7 @@ def degrade_placement(plan: DeploymentPlan, condition: Condition) -> Placement:
         fabric=fabric,
         comm=policy.prepare(fabric, whole.calibration, whole.accelerator),
         slow_R=None if (slow_R == 1.0).all() else slow_R,
+        accelerator_R=condition.accelerator_R,
     )
 
 

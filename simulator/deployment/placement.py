@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -67,6 +68,11 @@ class Placement:
     slow_R: NDArray[np.float64] | None = None
     """Factor on the seconds in which each rank computes, ``[R]``; ``None`` where all are as fast as
     usual."""
+    others: Mapping[str, ComputeModel] = field(default_factory=dict)
+    """Prices of kernels on other kinds of GPUs in the cluster, by accelerator."""
+    accelerator_R: tuple[str, ...] | None = None
+    """Accelerator of each rank, ``[R]``, where some are of another kind than the cluster's own,
+    which is an empty name; ``None`` where none is."""
     offload: OffloadPlan | None = None
     """Experts that lie below the GPU's memory; ``None`` where it holds all."""
 
@@ -81,6 +87,16 @@ class Placement:
         return seconds_R if self.slow_R is None else seconds_R * self.slow_R
 
     @cached_property
+    def kind_R(self) -> NDArray[np.int64]:
+        """Number of each rank's kind of GPU, 0 for the cluster's own and counting on through
+        ``others``, ``[R]``.
+        """
+        if self.accelerator_R is None:
+            return np.zeros(self.layout.num_ranks, dtype=np.int64)
+        numbers = {"": 0} | {name: number for number, name in enumerate(self.others, 1)}
+        return np.array([numbers[name] for name in self.accelerator_R], dtype=np.int64)
+
+    @cached_property
     def speed_classes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Class of each data-parallel group, ``[D]``, and the first group of each class: groups
         whose ranks and ports are equally fast are of one.
@@ -90,7 +106,8 @@ class Placement:
             if link.rank >= 0:
                 ports[link.rank].append(link.bytes_per_s)
         slow_R, tp = self.slow_down(np.ones(self.layout.num_ranks)).tolist(), self.layout.tp
-        each = [(slow, *own) for slow, own in zip(slow_R, ports, strict=True)]
+        kinds = self.accelerator_R or ("",) * self.layout.num_ranks
+        each = list(zip(slow_R, kinds, map(tuple, ports), strict=True))
         groups = [tuple(each[d * tp : (d + 1) * tp]) for d in range(self.layout.attention_dp)]
         first = list(dict.fromkeys(groups))
         return (

@@ -26,6 +26,7 @@ from simulator.deployment.expert_plan import plan_experts
 from simulator.deployment.memory import Capacity, check_memory, does_fit
 from simulator.deployment.offload_plan import plan_offload
 from simulator.deployment.offload_refusals import check_offload
+from simulator.deployment.other_gpus import check_tensor_groups, load_others, prepare_others
 from simulator.deployment.placement import Placement, choose_precision, wire_links
 from simulator.deployment.reduction import reduce_model
 from simulator.deployment.refusals import (
@@ -156,6 +157,11 @@ def make_plan(spec: DeploymentSpec, seed: int, where: str, folder: Path) -> Depl
     place = f"{where} [deployments '{spec.name}']"
     plan = _make_pools(spec, seed, place, folder)
     check_degraded_gpus(spec, plan.machines.values(), place)
+    for machines, pool in zip(plan.machines.values(), plan.pools, strict=True):
+        placed = pool.placement
+        check_tensor_groups(
+            placed.cluster, machines, placed.layout.tp, placed.accelerator.name, place
+        )
     failures = []
     for number, table in enumerate(spec.failures):
         in_table = f"{place} [failures.{number}]"
@@ -231,6 +237,8 @@ def _make_pool(
         name: getattr(spec, name) or getattr(loaded, name)
         for name in ("compute", "communication", "dispatch")
     }
+    others = load_others(cluster, place)
+    other_computes = prepare_others(others, spec.compute, spec.engine, place)
     spec = spec.model_copy(update=usual)
     if isinstance(loaded, CalibrationFile):
         loaded.check_engine(spec.engine, place)
@@ -266,7 +274,8 @@ def _make_pool(
     check_stages(spec, layout, cluster, loaded, rules, place)
     check_degraded(cluster, layout, loaded, place)
     fabric = wire_links(cluster, layout.num_ranks, place)
-    setup = Setup(spec, model, accelerator, layout, precision, rules, cluster.host)
+    smallest = min((accelerator, *others.values()), key=lambda one: one.servable_memory_bytes)
+    setup = Setup(spec, model, smallest, layout, precision, rules, cluster.host)
     capacity = _check_start(setup, place, loaded)
     calibration = (
         loaded.choose_tables(layout.num_ranks, capacity.weights_bytes * layout.num_ranks)
@@ -303,6 +312,7 @@ def _make_pool(
         ),
         sends=sends,
         seed=seed,
+        others=other_computes,
         offload=offload,
     )
     balancing = build("balancing", spec.balancing, f"{place} [balancing]")

@@ -37,6 +37,8 @@ def shrink_placement(
         fabric=fabric,
         comm=policy.prepare(fabric, whole.calibration, whole.accelerator),
         slow_R=None if whole.slow_R is None else whole.slow_R[left_R],
+        accelerator_R=whole.accelerator_R
+        and tuple(whole.accelerator_R[rank] for rank in left_R.tolist()),
     )
 
 

@@ -38,6 +38,7 @@ from simulator.engine.taken import TakenStep, TakenSteps
 from simulator.results.tables import STEP_PHASES
 from simulator.step.loads import measure_loads
 from simulator.step.operations import list_operations
+from simulator.step.pipelines import sends_s, stage_shares
 from simulator.step.prices import Prices
 from simulator.step.program import Batch, PricedBatch
 
@@ -208,8 +209,9 @@ class ByRanks:
         if placement.layout.pp == 1:
             row[ATTENTION:] = parts[0]
         else:
-            sends_s = prices.sends_s(np.array([batch.tokens_d.max() for batch in batches]))
-            price_pipeline(parts, head_s, sends_s, placement.layout.pp, *prices.stage_shares, row)
+            sent_s = sends_s(prices, np.array([batch.tokens_d.max() for batch in batches]))
+            stages = placement.layout.pp, *stage_shares(placement)
+            price_pipeline(parts, head_s, sent_s, *stages, row)
             yield env.timeout(max(0.0, row[0] + _parts_s(row) - env.now))
         row[1] = env.now - row[0]
         if placement.drafts.num_tokens:

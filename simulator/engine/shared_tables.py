@@ -65,7 +65,7 @@ class _FieldPickler(pickle.Pickler):
 def _is_all_shipped(placement: Placement) -> bool:
     """Whether all code that sets a placement's prices is the project's."""
     model, experts = placement.model, placement.experts
-    parts: list[object] = [placement.compute, placement.comm]
+    parts: list[object] = [placement.compute, *placement.others.values(), placement.comm]
     parts += [*model.mixers.values(), *model.ffns.values()]
     if experts is not None:
         parts += [experts.dispatch, experts.overflow, experts.replica_choice, experts.spilling]

@@ -156,22 +156,16 @@ def _price_lane(
     """
     running, chunk, each = ranks.running, ranks.chunk, ranks.each
     ints = requests.ints
-    windows, compressions, tile_rows, term_window = (
-        table.windows,
-        table.compressions,
-        table.tile_rows,
-        table.term_window,
-    )
-    term_layers, term_halved, term_bytes, rates = (
+    windows, compressions, tile_rows = table.windows, table.compressions, table.tile_rows
+    term_layers, term_halved, term_bytes = (
         table.term_layers,
         table.term_halved,
         table.term_bytes,
-        table.rates,
     )
-    mixer_s, ffn_s, head_s = table.mixer_s, table.ffn_s, table.head_s
+    kind = table.kind[z]
     slow, group_class, collective_s = table.slow[z], table.group_class[z], table.collective_s[z]
-    halved_s, decode_rows = table.halved_s, table.decode_rows
-    num_ranks, num_ways, num_terms = end - first, len(windows), len(term_window)
+    decode_rows = table.decode_rows
+    num_ranks, num_ways, num_terms = end - first, len(windows), len(term_layers)
     for d in range(first, end):
         num_ranks -= each[d, IS_LOST]
     sums, tokens_P = table.room_for_sums, table.room_for_profiles
@@ -223,9 +217,11 @@ def _price_lane(
                     compressions[w],
                     tile_rows[w, phase],
                 )
-        mixing, halving = mixer_s[tokens], halved_s[tokens]
+        a = kind[d - first]
+        rates = table.rates[a]
+        mixing, halving = table.mixer_s[a, tokens], table.halved_s[a, tokens]
         for j in range(num_terms):
-            way = term_window[j]
+            way = table.term_window[a, j]
             for phase in range(2):
                 if sums[way, phase, 4] > 0.0:
                     floor_s, attention_s = (
@@ -247,9 +243,10 @@ def _price_lane(
                         once_s = floor_s + split_s(rates[j, phase], sums[way, phase])
                         mixing += term_halved[j] * once_s * more
                         halving += term_halved[j] * (floor_s + attention_s + once_s * more)
-        feeding = ffn_s[tokens] + head_s[logits]
+        heading_s = table.head_s[a, logits]
+        feeding = table.ffn_s[a, tokens] + heading_s
         reducing = collective_s[group_class[d - first], tokens]
-        heading = max(heading, head_s[logits])
+        heading = max(heading, heading_s)
         mean_slow, most_slow = slow[d - first, 0], slow[d - first, 1]
         attention += mixing * mean_slow / num_ranks
         dense += feeding * mean_slow / num_ranks

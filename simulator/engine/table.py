@@ -15,6 +15,7 @@ from simulator.base.errors import UserError
 from simulator.cost.compute import Rates
 from simulator.cost.kernels.context import NUM_SUMS
 from simulator.deployment.placement import Placement
+from simulator.engine.block_prices import price_blocks, sum_layers
 from simulator.engine.experts_table import (
     NUM_COLUMNS,
     list_besides,
@@ -25,8 +26,8 @@ from simulator.engine.experts_table import (
 from simulator.engine.state import Floats, Ints
 from simulator.engine.step_log import LOG_COLUMNS
 from simulator.step.mixes import Mixes, single_mix
+from simulator.step.pipelines import sends_s, stage_shares
 from simulator.step.prices import PHASES, Prices
-from simulator.step.two_batch import first_half
 from simulator.work.context import NO_WINDOW
 
 
@@ -34,23 +35,25 @@ class StepTable(NamedTuple):
     """Price table of a pool's steps. Arrays over tokens are indexed by their number."""
 
     mixer_s: Floats
-    """``[T]`` seconds of all layers' mixers without attention over the context, by tokens of a
-    data-parallel rank."""
+    """``[A, T]`` seconds of all layers' mixers without attention over the context, on each kind of
+    GPU in the cluster, by tokens of a data-parallel rank."""
     ffn_s: Floats
-    """``[T]`` seconds of all layers' feed-forward blocks without routed experts."""
+    """``[A, T]`` seconds of all layers' feed-forward blocks without routed experts."""
     head_s: Floats
-    """``[n]`` seconds of the output matrix by sequences that get a token."""
+    """``[A, n]`` seconds of the output matrix by sequences that get a token."""
+    kind: Ints
+    """``[Z, D]`` kind of GPU of each data-parallel group in each state of a replica (``sizes``)."""
     slow: Floats
     """``[Z, D, 2]`` factors on the seconds in which the mean and the slowest rank of each
-    data-parallel group compute, in each state of a replica (``sizes``)."""
+    data-parallel group compute."""
     group_class: Ints
     """``[Z, D]`` class of each data-parallel group: those of one are equally fast."""
     collective_s: Floats
     """``[Z, K, T]`` seconds of all all-reduces of a step, in a group of each class."""
     halved_s: Floats
-    """``[T]`` seconds of mixers, feed-forward blocks and all-reduces of the layers that two-batch
-    overlap runs in halves, or of shared experts that compute beside the dispatch; 0 without
-    either."""
+    """``[A, T]`` seconds of mixers, feed-forward blocks and all-reduces of the layers that
+    two-batch overlap runs in halves, or of shared experts that compute beside the dispatch; 0
+    without either."""
     num_parts: int
     """Parts that a step's tokens pass those layers in: two halves, or one."""
     windows: Ints
@@ -61,7 +64,7 @@ class StepTable(NamedTuple):
     tile_rows: Floats
     """``[W, 2]`` rows that are computed together, for each kind of context."""
     term_window: Ints
-    """``[J]`` kind of context of each context kernel."""
+    """``[A, J]`` kind of context of each context kernel."""
     term_layers: Floats
     """``[J]`` layers of each context kernel."""
     term_halved: Floats
@@ -69,7 +72,7 @@ class StepTable(NamedTuple):
     term_bytes: Floats
     """``[J, 2]`` bytes of an entry in prefill and decode."""
     rates: Floats
-    """``[J, 2, :]`` fields of :class:`simulator.cost.kernels.context.Rates`."""
+    """``[A, J, 2, :]`` fields of :class:`simulator.cost.kernels.context.Rates`."""
     sizes: Ints
     """``[Z, 4]`` entries ``G``, ``S`` and ``M``, and ranks ``R``, of each state of a replica: all
     ranks as fast as usual, some lost, or some slower. Where groups are not equally fast, each class
@@ -187,27 +190,21 @@ def start_table(mixes: Mixes) -> StepTable:
             f"share {placement.calibration.shared_cores} cores, which takes --fidelity rank"
         )
     terms = prices.context_kernels
-    rates = {term: [prices.rates[term, phase] for phase in PHASES] for term in terms}
-    way_of = {t: tuple(prices.view(t, phase) for phase in PHASES) for t in terms}
-    ways = list(dict.fromkeys(way_of.values()))
+    kinds = (prices, *prices.others)
+    ways_AJ = [[tuple(own.view(t, phase) for phase in PHASES) for t in terms] for own in kinds]
+    ways = list(dict.fromkeys(way for ways_J in ways_AJ for way in ways_J))
     views = [view for way in ways for view in way]
-    zeros = np.zeros(prices.max_tokens + 1)
+    numbers = np.arange(prices.max_tokens + 1)
     layers = placement.model.layer_names
     in_halves = [layers[layer] for layer in prices.halved_layers]
     mixers_halved = Counter(mixer for mixer, _ in in_halves if mixer != "none")
     ffns_halved = Counter(ffn for _, ffn in in_halves if ffn != "none")
     reduces_halved = sum(sum(prices.all_reduces(ffn, mixer)) for mixer, ffn in in_halves)
-    mixers = [
-        (prices.mixer_s[name], count, mixers_halved[name])
-        for name, count in prices.mixer_layers.items()
-    ]
-    ffns = [
-        (prices.ffn_s[name], count, ffns_halved[name]) for name, count in prices.ffn_layers.items()
-    ]
     class_D, first_K = placement.speed_classes
     reduces = (
         [
-            (_all_reduce_s(prices, d), prices.num_all_reduces, reduces_halved)
+            # The fastest protocol changes with the size.
+            (prices.all_reduces_s(numbers, d), prices.num_all_reduces, reduces_halved)
             for d in first_K.tolist()
         ]
         if layout.tp > 1
@@ -215,38 +212,42 @@ def start_table(mixes: Mixes) -> StepTable:
     )
     tokens, shares, num_besides = list_entries(prices)
     entries = (len(tokens), len(shares), len(mixes.prices_M))
-    halved_blocks = (*mixers, *ffns, *reduces[:1])
+    blocks = [price_blocks(own, mixers_halved, ffns_halved, reduces[:1]) for own in kinds]
+    stages = stage_shares(placement)
     engine = placement.calibration.engine
 
     def repeat(of_state: NDArray[Any]) -> NDArray[Any]:
         return np.repeat(of_state[None], len(first_K), axis=0)
 
     return StepTable(
-        mixer_s=sum((_layers_s(*block) for block in mixers), zeros),
-        ffn_s=sum((_layers_s(*block) for block in ffns), zeros),
-        head_s=prices.head_s,
+        mixer_s=np.stack([one.mixer_s for one in blocks]),
+        ffn_s=np.stack([one.ffn_s for one in blocks]),
+        head_s=np.stack([own.head_s for own in kinds]),
+        kind=repeat(placement.kind_R[:: layout.tp]),
         slow=repeat(_list_slow(placement)),
         group_class=repeat(class_D),
         collective_s=repeat(
-            np.stack([_layers_s(*block) for block in reduces] or [zeros] * len(first_K))
+            np.stack(
+                [sum_layers(*block) for block in reduces] or [np.zeros(len(numbers))] * len(first_K)
+            )
         ),
-        halved_s=sum(
-            (_layers_s(block_s, halved, halved) for block_s, _, halved in halved_blocks),
-            _sum_shared(prices),
-        ),
+        halved_s=np.stack([one.halved_s for one in blocks]),
         num_parts=2 if in_halves else 1,
         windows=np.array([view[0] for view in views], dtype=np.int64).reshape(-1, 2),
         compressions=np.array([view[1] for view in views[::2]], dtype=np.int64),
         tile_rows=np.array([view[2] for view in views], dtype=np.float64).reshape(-1, 2),
-        term_window=np.array([ways.index(way_of[t]) for t in terms], dtype=np.int64),
+        term_window=np.array(
+            [[ways.index(way) for way in ways_J] for ways_J in ways_AJ], dtype=np.int64
+        ),
         term_layers=np.array([t.num_layers for t in terms], dtype=np.float64),
         term_halved=np.array([mixers_halved[t.mixer] for t in terms], dtype=np.float64),
         term_bytes=np.array(
             [(t.prefill_bytes, t.decode_bytes) for t in terms], dtype=np.float64
         ).reshape(-1, 2),
-        rates=np.array([rates[t] for t in terms], dtype=np.float64).reshape(
-            -1, 2, len(Rates._fields)
-        ),
+        rates=np.array(
+            [[[own.rates[t, phase] for phase in PHASES] for t in terms] for own in kinds],
+            dtype=np.float64,
+        ).reshape(len(kinds), -1, 2, len(Rates._fields)),
         sizes=repeat(np.array([*entries, mixes.load_YPR.shape[2]])),
         fullest=first_K,
         expert_tokens=repeat(tokens),
@@ -265,9 +266,9 @@ def start_table(mixes: Mixes) -> StepTable:
         factor=1.0,
         decode_rows=prices.decode_rows,
         slowdown=placement.drafts.slowdown,
-        sends_s=prices.sends_s(np.arange(prices.max_tokens + 1)) if layout.pp > 1 else np.zeros(0),
-        longest_stage=prices.stage_shares[0],
-        last_stage=prices.stage_shares[1],
+        sends_s=sends_s(prices, numbers) if layout.pp > 1 else np.zeros(0),
+        longest_stage=stages[0],
+        last_stage=stages[1],
         profile_tokens=np.zeros(mixes.load_YPR.shape[1]),
         room_for_profiles=np.zeros(mixes.load_YPR.shape[1]),
         room_for_loads=np.zeros(mixes.load_YPR.shape[2]),
@@ -283,30 +284,6 @@ def change_engine(table: StepTable, placement: Placement) -> StepTable:
     return table._replace(
         step_s=engine.step_s, sequence_s=engine.sequence_s, prompt_s=placement.prompt_s
     )
-
-
-def _sum_shared(prices: Prices) -> Floats:
-    """Sum the seconds of all layers' shared experts, where these compute beside the dispatch."""
-    found = np.zeros(prices.max_tokens + 1)
-    for name, shared_s in prices.shared_s.items() if prices.hides_shared else ():
-        found += shared_s * prices.ffn_layers[name]
-    return found
-
-
-def _layers_s(block_s: Floats, num_layers: int, num_halved: int) -> Floats:
-    """Seconds of all layers of one block, of which ``num_halved`` run once for each half of the
-    tokens.
-    """
-    rows = np.arange(len(block_s), dtype=np.int64)
-    halves_s: Floats = block_s[first_half(rows)] + block_s[rows - first_half(rows)]
-    return block_s * (num_layers - num_halved) + halves_s * num_halved
-
-
-def _all_reduce_s(prices: Prices, d: int) -> Floats:
-    """Seconds of group ``d``'s all-reduces for each number of tokens: the fastest protocol changes
-    with the size.
-    """
-    return prices.all_reduces_s(np.arange(prices.max_tokens + 1), d)
 
 
 def _list_slow(placement: Placement) -> Floats:
@@ -339,28 +316,30 @@ def slow_table(table: StepTable, factor: float) -> StepTable:
 def empty_table() -> StepTable:
     """Make a table without entries, for fidelities that simulate the ranks of each step."""
     nothing = np.zeros(0)
+    no_pairs = np.zeros((0, 0))
     return StepTable(
-        mixer_s=nothing,
-        ffn_s=nothing,
-        head_s=nothing,
+        mixer_s=no_pairs,
+        ffn_s=no_pairs,
+        head_s=no_pairs,
+        kind=no_pairs.astype(np.int64),
         slow=np.zeros((0, 0, 2)),
-        group_class=np.zeros((0, 0), dtype=np.int64),
+        group_class=no_pairs.astype(np.int64),
         collective_s=np.zeros((0, 0, 0)),
-        halved_s=nothing,
+        halved_s=no_pairs,
         num_parts=1,
         windows=np.zeros((0, 2), dtype=np.int64),
         compressions=nothing.astype(np.int64),
         tile_rows=np.zeros((0, 2)),
-        term_window=nothing.astype(np.int64),
+        term_window=no_pairs.astype(np.int64),
         term_layers=nothing,
         term_halved=nothing,
         term_bytes=np.zeros((0, 2)),
-        rates=np.zeros((0, 0, 0)),
+        rates=np.zeros((0, 0, 0, 0)),
         sizes=np.zeros((0, 4), dtype=np.int64),
         fullest=np.zeros(0, dtype=np.int64),
-        expert_tokens=np.zeros((0, 0)),
-        expert_shares=np.zeros((0, 0)),
-        expert_imbalances=np.zeros((0, 0)),
+        expert_tokens=no_pairs,
+        expert_shares=no_pairs,
+        expert_imbalances=no_pairs,
         profile_loads=np.zeros((0, 0, 0, 0)),
         expert_besides=nothing,
         expert_alone_s=np.zeros((0, 0, 0, 0)),
@@ -381,6 +360,6 @@ def empty_table() -> StepTable:
         room_for_profiles=nothing,
         room_for_loads=nothing,
         room_for_sums=np.zeros((0, 0, 0)),
-        room_for_lanes=np.zeros((0, 0)),
-        room_for_ends=np.zeros((0, 0)),
+        room_for_lanes=no_pairs,
+        room_for_ends=no_pairs,
     )

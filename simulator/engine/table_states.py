@@ -15,6 +15,7 @@ from simulator.step.mixes import Mixes
 _OF_STATES = (
     "sizes",
     "fullest",
+    "kind",
     "slow",
     "group_class",
     "collective_s",
@@ -40,9 +41,10 @@ def add_state(table: StepTable, mixes: Mixes, left_d: NDArray[np.int64] | None =
     if left_d is not None:
         num_states = len(other.sizes)
         slow = np.ones((num_states, *table.slow.shape[1:]))
-        group_class = np.zeros((num_states, table.group_class.shape[1]), dtype=np.int64)
-        slow[:, left_d], group_class[:, left_d] = other.slow, other.group_class
-        other = other._replace(slow=slow, group_class=group_class)
+        kind, group_class = np.zeros((2, num_states, table.kind.shape[1]), dtype=np.int64)
+        slow[:, left_d], kind[:, left_d] = other.slow, other.kind
+        group_class[:, left_d] = other.group_class
+        other = other._replace(slow=slow, kind=kind, group_class=group_class)
     stacked: dict[str, Any] = {
         name: _stack(getattr(table, name), getattr(other, name)) for name in _OF_STATES
     }

@@ -18,6 +18,7 @@ from simulator.cost.compute import Phase
 from simulator.cost.kernels.context import kernels_s
 from simulator.deployment.plan import DeploymentPlan
 from simulator.planner.traffic import Traffic
+from simulator.step.pipelines import sends_s, stage_shares
 from simulator.step.prices import Prices
 from simulator.work.context import total_sums
 
@@ -126,7 +127,7 @@ class Curve:
     @cached_property
     def _sends_s(self) -> Floats:
         """``[T]`` from stage to stage of a pipeline."""
-        return self._prices.sends_s(self._grid)
+        return sends_s(self._prices, self._grid)
 
     @cached_property
     def _experts(self) -> _Experts:
@@ -231,7 +232,7 @@ class Curve:
         """Wait of a batch of a pipeline for the longest stage, or the engine, that has not done
         with the others in flight.
         """
-        longest, last = self._prices.stage_shares
+        longest, last = stage_shares(self._prices.placement)
         busiest = (
             np.max([layers * longest, layers * last + head, own], axis=0)
             * self.plan.placement.layout.pp

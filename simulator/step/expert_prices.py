@@ -4,7 +4,7 @@ dispatch to seconds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -16,6 +16,7 @@ from simulator.config.dtypes import BYTES_PER_ELEMENT, INPUT_BYTES
 from simulator.config.ffns.moe import MoE
 from simulator.config.pruning import choose_experts
 from simulator.cost.comm import Exchange, Vectors
+from simulator.cost.compute import ComputeModel
 from simulator.deployment.expert_plan import ExpertPlan
 from simulator.deployment.placement import Placement
 from simulator.policies.contracts import count_copies
@@ -228,8 +229,13 @@ class ExpertPrices:
         seen_YP = self._count_seen(int(tokens_d.sum()), policy, counts, rows_YPG)
         kernels = _kernels_of(policy) if placement.layout.travels else None
         num_groups = rows_YPG.shape[2]
-        flat_s = self._experts_s(rows_YPG.reshape(-1, num_groups), seen_YP.ravel(), kernels)
-        experts_YR = placement.slow_down(np.repeat(flat_s.reshape(seen_YP.shape), moe_tp, axis=1))
+        rows_RG = rows_YPG.reshape(-1, num_groups)
+
+        def price(compute: ComputeModel) -> Floats:
+            flat_s = self._experts_s(compute, rows_RG, seen_YP.ravel(), kernels)
+            return np.repeat(flat_s.reshape(seen_YP.shape), moe_tp, axis=1)
+
+        experts_YR = self._price_ranks(price)
         if self._offload is not None:
             experts_YR = self._offload.price_layers(experts_YR, int(tokens_d.sum()), layers)
         return [
@@ -305,13 +311,33 @@ class ExpertPrices:
         placement = self._placement
         rows_R = count.copies.sum_by_rank(placement.fabric.node_R).sent_R + count.stays_R
         own_R = tokens_R * (self._moe.top_k * placement.layout.moe_tp)
-        packed = placement.compute.pack_s(own_R, rows_R, placement.model.hidden_size)
-        if packed is None:
+        hidden = placement.model.hidden_size
+        if placement.compute.pack_s(own_R, rows_R, hidden) is None:
             return None, None
-        pack_R, unpack_R = map(placement.slow_down, packed)
+
+        def price(compute: ComputeModel) -> Floats:
+            packed = compute.pack_s(own_R, rows_R, hidden)
+            return np.zeros((2, len(own_R))) if packed is None else np.stack(packed)
+
+        pack_R, unpack_R = self._price_ranks(price)
         return pack_R, unpack_R
 
-    def _experts_s(self, rows_RG: Floats, choices_R: Floats, kernels: str | None) -> Floats:
+    def _price_ranks(self, find: Callable[[ComputeModel], Floats]) -> Floats:
+        """Seconds in which each rank computes, ``[..., R]``.
+
+        Args:
+            find: seconds where all GPUs are of one kind, by the prices of its kernels.
+        """
+        placement = self._placement
+        seconds = find(placement.compute)
+        if placement.accelerator_R is not None:
+            for kind, compute in enumerate(placement.others.values(), 1):
+                seconds = np.where(placement.kind_R == kind, find(compute), seconds)
+        return placement.slow_down(seconds)
+
+    def _experts_s(
+        self, compute: ComputeModel, rows_RG: Floats, choices_R: Floats, kernels: str | None
+    ) -> Floats:
         """Seconds that each rank's experts compute, ``[R]``.
 
         Args:
@@ -319,7 +345,7 @@ class ExpertPrices:
                 those of other ranks' experts.
         """
         placement, moe = self._placement, self._moe
-        layout, hidden, compute = placement.layout, placement.model.hidden_size, placement.compute
+        layout, hidden = placement.layout, placement.model.hidden_size
         pairs_R, dtype = rows_RG.sum(axis=1), placement.precision.experts
         total_R = np.zeros(len(rows_RG))
         pruning = choose_experts(placement.pruning)

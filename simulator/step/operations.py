@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from simulator.step.chunks import ChunkedLayer
 from simulator.step.expert_prices import ExpertStep
+from simulator.step.pipelines import sends_s
 from simulator.step.prices import Prices
 from simulator.step.program import Batch, Busy, Operation, PricedBatch, PricedPart, Together
 from simulator.step.two_batch import interleave
@@ -47,31 +49,21 @@ def _end_of_step(prices: Prices, batch: Batch) -> list[Operation]:
     has_prompts = any(not flags.all() for flags in batch.is_decode)
     most = np.array([num_sequences.max(initial=0)], dtype=np.float64)
     overhead_s = prices.overheads_s(most, np.array([float(has_prompts)]))[0]
-    slow_down = prices.placement.slow_down
-    head_R = slow_down(np.repeat(prices.head_s[batch.num_logits], layout.tp))
+    head_R = prices.price_ranks(lambda own: own.head_s[batch.num_logits])
     operations = [Busy("dense", -1, head_R)]
     if layout.pp > 1:
-        sends_s = float(prices.sends_s(np.array([batch.tokens_d.max()]))[0])
-        operations.append(Busy("collective", -1, np.full(layout.num_ranks, sends_s)))
+        sent_s = float(sends_s(prices, np.array([batch.tokens_d.max()]))[0])
+        operations.append(Busy("collective", -1, np.full(layout.num_ranks, sent_s)))
     return [*operations, Busy("overhead", -1, np.full(layout.num_ranks, overhead_s))]
 
 
 def _layers(prices: Prices, part: PricedPart, layers: range) -> list[Operation]:
     model, tp = prices.placement.model, prices.placement.layout.tp
     tokens_d, steps = part.batch.tokens_d, iter(part.steps)
-    slow_down = prices.placement.slow_down
-    mixers_s = {
-        name: slow_down(np.repeat(seconds[tokens_d] + prices.mixer_context_s(name, part.batch), tp))
-        for name, seconds in prices.mixer_s.items()
-    }
-    ffns_s = {
-        name: slow_down(np.repeat(seconds[tokens_d], tp)) for name, seconds in prices.ffn_s.items()
-    }
-    shared_s = (
-        {n: slow_down(np.repeat(one[tokens_d], tp)) for n, one in prices.shared_s.items()}
-        if prices.hides_shared
-        else {}
-    )
+    mixers_s = {name: _price_mixer(prices, name, part.batch) for name in prices.mixer_s}
+    ffns_s = {name: _price_ffn(prices, name, tokens_d) for name in prices.ffn_s}
+    hides = prices.shared_s if prices.hides_shared else {}
+    shared_s = {name: _price_shared(prices, name, tokens_d) for name in hides}
     sums = tuple(prices.all_reduce(d, int(n)) for d, n in enumerate(tokens_d)) if tp > 1 else ()
     operations: list[Operation] = []
     for layer in layers:
@@ -92,6 +84,23 @@ def _layers(prices: Prices, part: PricedPart, layers: range) -> list[Operation]:
         if after_ffn:
             operations.append(Together("collective", layer, prices.tensor_groups, sums))
     return operations
+
+
+def _price_mixer(prices: Prices, name: str, batch: Batch) -> NDArray[np.float64]:
+    """Seconds of a layer's mixer on each rank, ``[R]``."""
+    return prices.price_ranks(
+        lambda own: own.mixer_s[name][batch.tokens_d] + own.mixer_context_s(name, batch)
+    )
+
+
+def _price_ffn(prices: Prices, name: str, tokens_d: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Seconds of a layer's feed-forward block on each rank, ``[R]``."""
+    return prices.price_ranks(lambda own: own.ffn_s[name][tokens_d])
+
+
+def _price_shared(prices: Prices, name: str, tokens_d: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Seconds of a layer's shared experts on each rank, ``[R]``."""
+    return prices.price_ranks(lambda own: own.shared_s[name][tokens_d])
 
 
 def expert_operations(

@@ -9,6 +9,8 @@ from ``topk_ids``.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -22,7 +24,6 @@ from simulator.cost.comm import Exchange
 from simulator.cost.compute import Phase, Rates
 from simulator.cost.engine_time import sequences_s
 from simulator.cost.kernels.context import kernels_s
-from simulator.cost.stages import VECTORS
 from simulator.deployment.placement import Placement
 from simulator.step.expert_prices import ExpertPrices, ExpertStep
 from simulator.step.offload_prices import OffloadPrices
@@ -32,7 +33,7 @@ from simulator.step.request_choices import RequestChoices
 from simulator.step.two_batch import halves
 from simulator.work.context import sums_by_rank
 from simulator.work.context_kernels import ContextKernel, context_kernels
-from simulator.work.layout import shard, stage_layers
+from simulator.work.layout import shard
 
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 """Phases that attention kernels tell apart, in the order of arrays with a phase axis."""
@@ -256,38 +257,29 @@ class Prices:
             self.placement.comm.all_reduces_s(num_bytes, self.tensor_groups[d]), dtype=np.float64
         )
 
-    def sends_s(self, num_tokens: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Seconds that a batch travels between pipeline stages, for each number of tokens.
+    def price_ranks(self, find: Callable[[Prices], NDArray[np.float64]]) -> NDArray[np.float64]:
+        """Seconds in which each rank computes, ``[R]``.
 
-        Each tensor-parallel rank sends its part of the vectors, and those of the next stage gather
-        them: half of an all-reduce, which scatters sums and gathers them.
+        Args:
+            find: seconds of each data-parallel rank, ``[D]``, where all GPUs are of one kind, by
+                the prices of that kind.
         """
-        placement = self.placement
-        if placement.sends is None:
-            return np.zeros(len(num_tokens))
-        vector_bytes = (
-            placement.model.hidden_size * BYTES_PER_ELEMENT[placement.precision.activations]
-        )
-        sent_s = placement.sends.seconds(
-            np.asarray(
-                num_tokens * (VECTORS * vector_bytes / placement.layout.tp), dtype=np.float64
-            )
-        )
-        if placement.layout.tp == 1:
-            return sent_s
-        gathered_s = (placement.layout.pp - 1) * self.all_reduces_s(VECTORS * num_tokens) / 2
-        return np.asarray(sent_s + gathered_s, dtype=np.float64)
+        placement, tp = self.placement, self.placement.layout.tp
+        own_R = np.repeat(find(self), tp)
+        if placement.accelerator_R is not None:
+            for kind, prices in enumerate(self.others, 1):
+                own_R = np.where(placement.kind_R == kind, np.repeat(find(prices), tp), own_R)
+        return placement.slow_down(own_R)
 
     @cached_property
-    def stage_shares(self) -> tuple[float, float]:
-        """Shares of all layers in a pipeline's longest stage, and in its last, which has the output
-        head too. All layers count alike.
+    def others(self) -> tuple[Prices, ...]:
+        """Prices of the same batches where all GPUs are of another kind that the cluster has, in
+        the order of ``placement.others``.
         """
-        stages = [
-            len(layers)
-            for layers in stage_layers(self.placement.model.num_layers, self.placement.layout.pp)
-        ]
-        return max(stages) / sum(stages), stages[-1] / sum(stages)
+        return tuple(
+            Prices(replace(self.placement, compute=compute), self.max_tokens, self._rows)
+            for compute in self.placement.others.values()
+        )
 
     @cached_property
     def experts(self) -> ExpertPrices:

@@ -1,0 +1,133 @@
+"""GPUs of another kind in a group: what their ranks compute, at every fidelity, and what is
+refused.
+"""
+
+import numpy as np
+import pytest
+
+from simulator.base.errors import UserError
+from simulator.deployment.notes import notes_of
+from simulator.engine.assembly import make_record
+from simulator.engine.timeline import serve
+from tests.laws.test_degraded import EP8, EP16, TP2, end_times
+from tests.laws.test_explanations import explain
+from tests.laws.test_one_price import price_both
+
+A100_NODE = [{"node": 1, "accelerator": "a100-sxm"}]
+MIXED = [
+    {"gpu": 3, "accelerator": "a100-sxm"},
+    {"gpu": 9, "accelerator": "h200-sxm", "compute": 0.8},
+    {"node": 1, "scale_out": 0.5},
+]
+COMPUTED = ["attention_s", "dense_s", "experts_s"]
+
+
+def run(tiny, trace, degraded=(), fidelity="step", model="moe", **keys):
+    return serve(tiny.plan(model, degraded=degraded, **{"replicas": 1, **keys}), trace, fidelity)
+
+
+@pytest.mark.parametrize("model", ["moe", "latent-moe", "sliding-dense"])
+@pytest.mark.parametrize("fidelity", ["step", "rank"])
+def test_a_cluster_of_the_other_kind_computes_as_long(tiny, model, fidelity):
+    """All nodes of another kind: kernels are those of a cluster of that kind, to the last digit."""
+    trace = tiny.trace(1, longest_output=9)  # alone, so that steps are the same
+    split = {"tp": 1} if model == "sliding-dense" else dict(EP8)
+    every = [{"node": node, "accelerator": "a100-sxm"} for node in (0, 1)]
+    split["replicas"] = 16 if model == "sliding-dense" else 2
+    other = run(tiny, trace, every, fidelity, model, **split)
+    own = run(tiny, trace, (), fidelity, model, **split, cluster="a100-sxm-16")
+    for column in COMPUTED:
+        np.testing.assert_allclose(other.steps[column], own.steps[column], rtol=1e-12)
+
+
+@pytest.mark.parametrize("fidelity", ["step", "rank", "message"])
+def test_the_same_kind_by_its_name_changes_nothing(tiny, fidelity):
+    trace = tiny.trace(8, 200.0, longest_output=6)
+    named = [{"node": 1, "accelerator": "h100-sxm"}]
+    ends = [end_times(run(tiny, trace, one, fidelity, **EP16)) for one in ((), named)]
+    np.testing.assert_allclose(*ends, rtol=0.01 if fidelity == "step" else 1e-12)
+
+
+@pytest.mark.parametrize("degraded", [A100_NODE, MIXED], ids=["node", "mixed"])
+@pytest.mark.parametrize("model", ["moe", "sliding-moe"])
+def test_the_table_is_what_ranks_take(tiny, monkeypatch, degraded, model):
+    plan = tiny.plan(model, replicas=1, degraded=degraded, **EP16)
+    trace = tiny.trace(60, 80.0, longest_input=400, longest_output=16)
+    by_table, by_ranks = price_both(monkeypatch, plan, trace)
+    assert by_table.sum() == pytest.approx(by_ranks.sum(), rel=0.02)
+
+
+def test_a_dense_model_is_priced_exactly(tiny, monkeypatch):
+    plan = tiny.plan("sliding-dense", replicas=2, degraded=A100_NODE, tp=2, attention_dp=4)
+    trace = tiny.trace(20, 80.0, longest_input=400, longest_output=12)
+    np.testing.assert_allclose(*price_both(monkeypatch, plan, trace), rtol=1e-9)
+
+
+def test_the_more_gpus_are_older_the_later(tiny):
+    trace = tiny.trace(12, 100.0, longest_output=12)
+    old = [{"gpu": gpu, "accelerator": "a100-sxm"} for gpu in range(16)]
+    last = [end_times(run(tiny, trace, old[:n], **EP16)).max() for n in (0, 1, 16)]
+    assert last == sorted(last)
+    assert last[0] < last[1]
+    # Everyone waits for the slowest, so the first old GPU costs most.
+    assert last[1] - last[0] > last[2] - last[1]
+
+
+def test_a_faster_kind_among_others_shortens_only_its_own_part(tiny):
+    trace = tiny.trace(30, 200.0)
+    usual, faster = (
+        run(tiny, trace, one, "rank", **EP8, cluster="a100-sxm-16")
+        for one in ((), [{"gpu": 2, "accelerator": "h100-sxm"}])
+    )
+    assert faster.steps["attention_s"].sum() < usual.steps["attention_s"].sum()
+    assert faster.steps["wait_s"].sum() > usual.steps["wait_s"].sum()
+    assert end_times(faster).max() <= end_times(usual).max() * (1 + 1e-9)
+
+
+def test_memory_is_that_of_the_smallest(tiny):
+    blocks = [
+        tiny.plan("moe", **EP16, replicas=1, degraded=one).serving.capacity.num_blocks
+        for one in ((), [{"gpu": 5, "accelerator": "rtx-4090"}])
+    ]
+    assert 0 < blocks[1] < blocks[0] / 3
+
+
+def test_it_is_a_piece_of_the_explanation_and_a_note(tiny):
+    trace = tiny.trace(40, 200.0)
+    (found,) = explain(tiny, tiny.plan("moe", **EP16, replicas=1, degraded=A100_NODE), trace)
+    assert found.pieces["slow_gpus"] > 0
+    assert found.pieces["slow_wires"] == 0
+    plan = tiny.plan("moe", **EP16, replicas=1, degraded=A100_NODE)
+    assert "moe: each GPU of node 1 is of another kind, a100-sxm" in notes_of(plan)
+    record = make_record(serve(plan, trace))
+    assert abs(record.changed_audit.mean) < 0.03
+
+
+@pytest.mark.parametrize("fidelity", ["step", "rank"])
+def test_a_replica_that_has_lost_ranks_keeps_its_kinds(tiny, fidelity):
+    trace = tiny.trace(40, 300.0)
+    lost = {
+        "placement": {"kind": "eplb", "num_slots": 32},
+        "failures": [{"kind": "kill", "at_s": 0.02, "gpu": 2, "restart_s": 10.0}],
+        "recovery": {"kind": "elastic", "detection_s": 0.01, "regroup_s": 0.01, "startup_s": 0.01},
+    }
+    old = [{"gpu": 7, "accelerator": "a100-sxm"}]
+    usual, slow = (run(tiny, trace, one, fidelity, **EP8, **lost) for one in ((), old))
+    assert [one.kind for one in slow.changed][:2] == ["hangs", "shrinks"]
+    assert end_times(slow).mean() > end_times(usual).mean()
+
+
+@pytest.mark.parametrize(
+    ("degraded", "split", "said"),
+    [
+        ([{"gpu": 3, "accelerator": "a100-sxm"}], TP2, "GPUs 2 to 3 has GPUs of several kinds"),
+        ([{"gpu": 0, "accelerator": "a100"}], EP8, "a100-sxm"),
+        ([{"accelerator": "a100-sxm"}], EP8, "names no gpu and no node; .* name a cluster"),
+        ([{"gpu": 0, "accelerator": "a100-sxm", "at_s": 1.0}], EP8, "leave at_s and for_s out"),
+        ([{"gpu": 0, "accelerator": "this-machine"}], EP8, "stands in no other cluster"),
+        ([{"gpu": 0, "accelerator": "a100-sxm"}], {"tp": 2, "pp": 2}, "leave pp or degraded out"),
+    ],
+)
+def test_what_is_not_simulated_is_refused(tiny, degraded, split, said):
+    with pytest.raises(UserError, match=said):
+        tiny.plan("moe", replicas=2, degraded=degraded, **split)
