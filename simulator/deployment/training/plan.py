@@ -286,8 +286,8 @@ def _describe_block(
 def _check_nodes(cluster: ClusterSpec, spec: TrainingDeployment, place: str) -> None:
     if cluster.degraded:
         raise UserError(
-            f"{place}: cluster '{spec.cluster}' has slower GPUs or some of another kind (degraded), "
-            "which are not simulated in trainings; name a cluster without them"
+            f"{place}: cluster '{spec.cluster}' has slower GPUs or some of another kind "
+            "(degraded), which are not simulated in trainings; name a cluster without them"
         )
     each = cluster.gpus_per_node
     if spec.num_gpus <= each:
