@@ -32,7 +32,7 @@ from simulator.workload.traces import RequestTrace
 from tests.parts import change_plan
 from tests.tables import Tables
 
-pytest_plugins = ["tests.suite", "tests.spent"]
+pytest_plugins = ["tests.suite", "tests.spent", "tests.draws"]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from simulator.engine import experts_table
 from simulator.engine.shared_tables import digest_placement
 from simulator.engine.step_price import price_step
 from simulator.engine.table import fill_entry, start_table
@@ -25,7 +26,8 @@ class Tables:
 
     def start(self, prices, stream="steps"):
         """A table of one mix, with the entries that were asked for until now."""
-        key = (digest_placement(prices.placement), prices.max_tokens, stream)
+        draws = experts_table._MOST_DRAWS
+        key = (digest_placement(prices.placement), prices.max_tokens, stream, draws)
         if key not in self._known:
             self._known[key] = start_table(single_mix(prices))
         return self._known[key]

@@ -171,7 +171,7 @@ def _band(error: float, idle_error: float) -> str:
 
 def _phase_rows(executed: Any) -> list[tuple[str, ...]]:
     from simulator.results.executed import KINDS, SOURCES
-    from simulator.results.tables import STEP_PHASES
+    from simulator.results.phases import STEP_PHASES
 
     columns = [f"{phase}_s" for phase in STEP_PHASES]
     median = executed.steps.groupby(["deployment", "kind", "source"], sort=False)[columns].median()

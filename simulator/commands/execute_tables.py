@@ -16,7 +16,8 @@ from simulator.config.pruning import Pruning, choose_dense, choose_experts
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.rank import StepTimes
 from simulator.results.executed import RANK_COLUMNS, SUMMARY_COLUMNS
-from simulator.results.tables import SPAN_COLUMNS, STEP_PHASES
+from simulator.results.phases import STEP_PHASES
+from simulator.results.tables import SPAN_COLUMNS
 
 _LEAST_LEFT = 0.01
 """Share of the cores that ranks have at least, since they did go on."""

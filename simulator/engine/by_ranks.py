@@ -35,7 +35,7 @@ from simulator.engine.state import (
 )
 from simulator.engine.step_price import ATTENTION, price_pipeline, slow_down
 from simulator.engine.taken import TakenStep, TakenSteps
-from simulator.results.tables import STEP_PHASES
+from simulator.results.phases import STEP_PHASES
 from simulator.step.loads import measure_loads
 from simulator.step.operations import list_operations
 from simulator.step.pipelines import sends_s, stage_shares

@@ -47,7 +47,7 @@ from simulator.engine.state import (
 from simulator.engine.step_log import DECODES, LOG_COLUMNS
 from simulator.engine.step_price import ATTENTION
 from simulator.engine.windows import list_chain
-from simulator.results.tables import STEP_PHASES
+from simulator.results.phases import STEP_PHASES
 
 _CACHE = (COMPUTED, TRANSFERRED, BLOCKS, SHARED, KEPT_FIRST, KEPT_BLOCKS, KEPT_END)
 """Columns of a request's state in the caches of its replica."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from simulator.base.jit import jit
 from simulator.cost.comm import Exchange
 from simulator.engine.fabric import drain_links, find_ends, largest
-from simulator.results.tables import STEP_PHASES
+from simulator.results.phases import STEP_PHASES
 from simulator.step.program import Busy, Finish, Operation, Start, Together
 
 _BUSY, _START, _FINISH = 0, 1, 2

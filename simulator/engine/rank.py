@@ -13,7 +13,7 @@ from simpy.events import Event, ProcessGenerator
 from simulator.cost.comm import Exchange
 from simulator.engine.cores import SharedCores
 from simulator.engine.fabric import Wires
-from simulator.results.tables import STEP_PHASES
+from simulator.results.phases import STEP_PHASES
 from simulator.step.program import Busy, Finish, Operation, Start, Together
 
 

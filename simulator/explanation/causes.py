@@ -49,7 +49,7 @@ class StepCauses(NamedTuple):
     """Seconds of one step by cause."""
 
     phases: dict[str, float]
-    """Seconds by phase, mean over ranks (:data:`simulator.results.tables.STEP_PHASES`)."""
+    """Seconds by phase, mean over ranks (:data:`simulator.results.phases.STEP_PHASES`)."""
     below_s: float
     """Seconds of ``experts`` that would not pass were all experts in the GPU's memory."""
     uneven_s: float

@@ -14,7 +14,7 @@ from simulator.deployment.placement import Placement
 from simulator.deployment.plan import DeploymentPlan
 from simulator.explanation.causes import Floats, StepCauses, find_causes, price_step
 from simulator.explanation.sample import SampledStep
-from simulator.results.tables import STEP_PHASES
+from simulator.results.phases import STEP_PHASES
 from simulator.step.prices import Prices
 
 

@@ -17,7 +17,7 @@ from simulator.explanation.sample import SampledStep, StepGroup, group_steps, sa
 from simulator.explanation.shares import Shares, measure_shares, measure_slower
 from simulator.results.explained import LIMITS, PIECES, Queue, Waterfall
 from simulator.results.folder import Results
-from simulator.results.tables import STEP_PHASES
+from simulator.results.phases import STEP_PHASES
 from simulator.results.token_time import weigh_steps
 
 Spent = dict[str, float]

@@ -10,7 +10,7 @@ import pandas as pd
 
 from simulator.report import style
 from simulator.results.executed import KINDS, Executed
-from simulator.results.tables import STEP_PHASES
+from simulator.results.phases import STEP_PHASES
 
 TITLES = {kind: words.capitalize() for kind, words in KINDS.items()}
 """Kinds of step as headings."""

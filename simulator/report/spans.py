@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from simulator.report import style
 from simulator.results.formats import seconds, time_axis
-from simulator.results.tables import STEP_PHASES
+from simulator.results.phases import STEP_PHASES
 
 MAX_RANKS = 16
 MAX_BARS = 400

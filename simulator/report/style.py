@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import plotly.graph_objects as go
 
 from simulator.report.texts import shorten
-from simulator.results.tables import STEP_PHASES
+from simulator.results.phases import STEP_PHASES
 
 DEPLOYMENT_COLOURS = (
     "#0077BB",

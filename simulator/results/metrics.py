@@ -14,7 +14,8 @@ from simulator.base.columns import Columns, Picked
 from simulator.config.workload import SLO
 from simulator.deployment.plan import DeploymentPlan
 from simulator.results.availability import measure_availability, measure_held, price_held
-from simulator.results.tables import STEP_PHASES, DeploymentRecord
+from simulator.results.phases import STEP_PHASES
+from simulator.results.tables import DeploymentRecord
 from simulator.work.flops import served_flops
 
 LATENCIES = ("ttft_s", "tpot_s", "e2e_s")

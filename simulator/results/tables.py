@@ -17,25 +17,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from simulator.base.columns import Columns
+from simulator.results.phases import STEP_PHASES
 from simulator.work.uniform_load import UniformImbalance
-
-STEP_PHASES = (
-    "attention",
-    "dense",
-    "experts",
-    "dispatch",
-    "combine",
-    "wait",
-    "collective",
-    "overhead",
-)
-"""Phases of a step's time, along the critical path; the eight add up to the step.
-
-``attention`` mixers with their projections; ``dense`` feed-forward blocks that every token uses
-(dense layers, shared experts, router) and the output head; ``experts`` routed experts, mean over
-ranks; ``dispatch`` and ``combine`` the two all-to-alls; ``wait`` for the slowest rank (slowest
-minus mean, attention and experts together); ``collective`` tensor-parallel all-reduces and, in a
-pipeline, transfers to the next stage; ``overhead`` the engine's own time between forward passes."""
 
 ADMISSION_LIMITS = ("none", "max_sequences", "kv_cache", "token_budget", "held_back")
 """Limits that keep waiting requests waiting: none, since none wait; the number of sequences; blocks

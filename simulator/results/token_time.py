@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from simulator.base.columns import Columns, Picked
-from simulator.results.tables import STEP_PHASES
+from simulator.results.phases import STEP_PHASES
 
 KINDS = ("decode", "mixed", "prefill", "cut")
 """Kinds of steps: with output tokens only, with prompts besides, with prompts only, for which

@@ -16,11 +16,11 @@ from simulator.results.changes_text import tell_changes, tell_recomputation, tel
 from simulator.results.folder import Results
 from simulator.results.formats import count, parameters, percent, seconds_text
 from simulator.results.overflow_text import tell_drops
+from simulator.results.phases import STEP_PHASES
 from simulator.results.queues_text import tell_queue
 from simulator.results.rebalances_text import tell_rebalances
 from simulator.results.run_bands_text import SURE, chance_of, tell_bands, tell_chance
 from simulator.results.scaling_text import tell_gpus, tell_scaling
-from simulator.results.tables import STEP_PHASES
 from simulator.results.why import PHASE_WORDS, SAME, explain
 
 _ATTAINMENT_STEP = 0.005

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from simulator.results.formats import seconds_text
-from simulator.results.tables import STEP_PHASES
+from simulator.results.phases import STEP_PHASES
 
 PHASE_WORDS = {
     "attention": "attention",

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simulator.results.tables import STEP_PHASES
+from simulator.results.phases import STEP_PHASES
 
 
 class Moment(NamedTuple):

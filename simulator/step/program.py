@@ -19,7 +19,7 @@ class Busy(NamedTuple):
     """Computation of each rank on its own."""
 
     phase: str
-    """Phase of the step, one of :data:`simulator.results.tables.STEP_PHASES`."""
+    """Phase of the step, one of :data:`simulator.results.phases.STEP_PHASES`."""
     layer: int
     seconds_R: NDArray[np.float64]
     """Seconds of each rank, ``[R]``."""

@@ -9,7 +9,7 @@ import pandas as pd
 from simulator.engine import by_ranks, timeline
 from simulator.engine.by_ranks import ByRanks
 from simulator.engine.step_log import LOG_COLUMNS
-from simulator.results.tables import STEP_PHASES
+from simulator.results.phases import STEP_PHASES
 from tests.parts import change_plan
 from tests.tables import price_filling
 

@@ -10,11 +10,13 @@ from simulator.engine.message import MessageWires
 from simulator.engine.rank import finish_step, run_step
 from simulator.engine.timeline import run_plan
 from simulator.results.metrics import latencies
-from simulator.results.tables import STEP_PHASES
+from simulator.results.phases import STEP_PHASES
 from simulator.step.operations import step_operations
 from simulator.step.prices import Prices
 from simulator.step.program import Batch
 from tests.parts import change_plan
+
+pytestmark = pytest.mark.shipped_draws
 
 SPLITS = {
     "expert parallel, attention data parallel": ("moe", {"attention_dp": 8, "ep": 8}),

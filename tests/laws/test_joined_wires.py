@@ -19,6 +19,8 @@ from simulator.policies.messages import Messages
 from simulator.results.shown_steps import tell_wires
 from tests.cases import seeds
 
+pytestmark = pytest.mark.shipped_draws
+
 
 def pools(tiny, network_speed, **keys):
     prefill = {"parallel": {"attention_dp": 2, "ep": 2}, "replicas": 1, **keys}

@@ -28,6 +28,8 @@ from tests.laws.test_recorded_choices import (
 from tests.parts import change_plan
 from tests.shared import shared_file
 
+pytestmark = pytest.mark.shipped_draws
+
 TWO = {"kind": "lognormal", "sigma": 1.0, "num_domains": 2}
 KEYS = {"attention_dp": 4, "ep": 4}
 

@@ -19,6 +19,8 @@ from simulator.workload.traces import RequestTrace
 from tests.cases import seeds
 from tests.tables import price_filling
 
+pytestmark = pytest.mark.shipped_draws
+
 PRUNED_EXPERTS = {"kind": "two_four", "blocks": "experts"}
 SPLITS = [
     ("dense", {"tp": 4}),

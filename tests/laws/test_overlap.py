@@ -17,7 +17,7 @@ from simulator.engine.rank import finish_step, run_step
 from simulator.engine.timeline import run_plan
 from simulator.policies.messages import Messages
 from simulator.results.metrics import latencies
-from simulator.results.tables import STEP_PHASES
+from simulator.results.phases import STEP_PHASES
 from simulator.step.operations import step_operations
 from simulator.step.prices import Prices
 from simulator.step.program import Batch, Busy, Finish, Start, Together

@@ -23,7 +23,7 @@ from simulator.engine.step_log import LOG_COLUMNS
 from simulator.engine.step_price import ATTENTION, price_pipeline
 from simulator.engine.timeline import run_plan
 from simulator.policies.scheduling import Rules
-from simulator.results.tables import STEP_PHASES
+from simulator.results.phases import STEP_PHASES
 from simulator.work.layout import make_layout, stage_layers
 from simulator.work.memory import Precision, cache_size, weight_bytes
 from simulator.workload.traces import RequestTrace

@@ -11,6 +11,8 @@ from simulator.engine.table import make_table
 from simulator.step.prices import Prices
 from tests.cases import cases
 
+pytestmark = pytest.mark.shipped_draws
+
 
 @pytest.mark.parametrize("overlap", ["none", "two_batch"])
 def test_an_entry_does_not_hang_on_the_others(tiny, overlap):

@@ -15,6 +15,8 @@ from simulator.step.mixes import single_mix
 from simulator.step.prices import Prices
 from tests.tables import price_filling
 
+pytestmark = pytest.mark.shipped_draws
+
 
 @pytest.mark.parametrize(
     ("model", "split", "longest_input"),

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from simulator.base import plugins
-from simulator.results.tables import STEP_PHASES
+from simulator.results.phases import STEP_PHASES
 from simulator.results.token_time import make_token_time
 
 SMALL = {"token_budget": 64, "max_sequences": 8}

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from simulator.results.executed import RANK_COLUMNS, STEP_COLUMNS, SUMMARY_COLUMNS, Executed
-from simulator.results.tables import SPAN_COLUMNS, STEP_PHASES
+from simulator.results.phases import STEP_PHASES
+from simulator.results.tables import SPAN_COLUMNS
 
 MACHINE = "AMD EPYC, 2 cores"
 HOSTILE = "<script>alert('x')</script> & <b>bold</b>"

@@ -12,7 +12,7 @@ from simulator.results import folder as results
 from simulator.results import tables as records
 from simulator.results.folder import Results
 from simulator.results.metrics import METRICS
-from simulator.results.tables import STEP_PHASES
+from simulator.results.phases import STEP_PHASES
 from tests.report.made_up_explanations import explanation_of
 from tests.report.made_up_moves import imbalance_of
 from tests.report.made_up_traffic import traffic_of

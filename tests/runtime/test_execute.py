@@ -20,7 +20,7 @@ ray = pytest.importorskip("ray", reason="needs pip install 'moesim[real]'")
 
 from simulator.policies.dispatch import per_rank
 from simulator.results.executed import SUMMARY_COLUMNS, read
-from simulator.results.tables import STEP_PHASES
+from simulator.results.phases import STEP_PHASES
 from tests.runtime.processes import PATIENCE_S, descendants, left_of, start_moesim
 
 pytestmark = pytest.mark.xdist_group("ray-apart")

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from simulator.results.folder import TABLES, Results
 from simulator.results.formats import seconds_text
 from simulator.results.metrics import METRICS
-from simulator.results.tables import MOVE_COLUMNS, STEP_PHASES
+from simulator.results.phases import STEP_PHASES
+from simulator.results.tables import MOVE_COLUMNS
 from simulator.results.verdict import short_names, verdict, with_verdict
 from simulator.results.why import explain
 from tests.cases import cases

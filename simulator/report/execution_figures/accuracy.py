@@ -10,7 +10,7 @@ from simulator.report.gallery import Figure
 from simulator.report.marks import add_agreement, log_axis
 from simulator.results.executed import Executed
 from simulator.results.formats import seconds
-from simulator.results.tables import STEP_PHASES
+from simulator.results.phases import STEP_PHASES
 
 BANDS = (0.25, 0.1)
 _STEP = "whole step"

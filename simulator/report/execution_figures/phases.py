@@ -10,7 +10,7 @@ from simulator.report.gallery import Figure
 from simulator.report.marks import add_name
 from simulator.results.executed import SOURCES, Executed
 from simulator.results.formats import seconds, time_axis
-from simulator.results.tables import STEP_PHASES
+from simulator.results.phases import STEP_PHASES
 
 _PITCH = 3.1
 """Distance of two deployments in bars: two of them, and a line for the name."""

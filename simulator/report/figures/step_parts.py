@@ -10,7 +10,7 @@ from simulator.report.shown_steps import WHICH, shared_heading
 from simulator.report.stacked_bars import draw_stacked
 from simulator.results.folder import Results
 from simulator.results.formats import seconds, time_axis
-from simulator.results.tables import STEP_PHASES
+from simulator.results.phases import STEP_PHASES
 
 
 class StepParts(Figure[Results]):

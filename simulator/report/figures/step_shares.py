@@ -9,7 +9,7 @@ from simulator.report.gallery import Figure
 from simulator.report.stacked_bars import draw_stacked
 from simulator.results.folder import Results
 from simulator.results.formats import number
-from simulator.results.tables import STEP_PHASES
+from simulator.results.phases import STEP_PHASES
 
 
 class StepShares(Figure[Results]):

@@ -26,7 +26,7 @@ from simulator.deployment.memory import check_requests
 from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.engine import timeline as engine
 from simulator.engine.table import StepTable, make_table
-from simulator.results.tables import STEP_PHASES
+from simulator.results.phases import STEP_PHASES
 from simulator.step.prices import Prices
 from simulator.validation.error_bands import ASSUMED, Band
 from simulator.validation.published import Part, Reply

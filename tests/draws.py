@@ -1,0 +1,27 @@
+"""Draws that entries of step tables are averaged over in tests: a third of those that ship, which
+take most of the time of laws. Laws hold for any number; tests of how exact prices are, and of
+numbers, take as many as ship.
+"""
+
+import pytest
+
+from simulator.engine import experts_table, shared_tables
+
+FOLDERS = ("laws", "report", "unit", "contracts")
+"""Folders whose tests take fewer, unless their file is marked ``shipped_draws``."""
+FEW = {"_DRAWN_TOKENS": 4096, "_FEWEST_DRAWS": 5, "_MOST_DRAWS": 24}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_draws(request):
+    module = request.node
+    folder = module.path.relative_to(request.config.rootpath / "tests").parts[0]
+    if folder not in FOLDERS or module.get_closest_marker("shipped_draws"):
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        for name, number in FEW.items():
+            patch.setattr(experts_table, name, number)
+        # Tables of one kind are no tables of the other.
+        patch.setattr(shared_tables, "_TABLES", type(shared_tables._TABLES)(most=64))
+        yield
