@@ -34,7 +34,15 @@ from tests.runtime.ray_nodes import (
 pytestmark = pytest.mark.xdist_group("ray")
 
 
-@pytest.fixture(scope="class", params=TRANSPORTS)
+# Kills and recoveries over each transport are tests/runtime/test_ray.py's; the changes here go
+# over the one that runs use, and in soak over all.
+EACH = [
+    pytest.param(kind, marks=() if kind == "process_group" else pytest.mark.soak)
+    for kind in TRANSPORTS
+]
+
+
+@pytest.fixture(scope="class", params=EACH)
 def backend(request, nodes, job):
     running = start(nodes, job, request.param)
     yield running
