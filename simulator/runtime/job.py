@@ -218,11 +218,6 @@ def make_job(plan: DeploymentPlan, folder: Path) -> Job:
             f"{where}: experts that move in the background of steps can be simulated, but not "
             "executed; leave asynchronous out of the rebalancing"
         )
-    if spec.rebalancing["kind"] != "none" and spec.failures and spec.recovery["kind"] != "restart":
-        raise UserError(
-            f"{where}: experts that are rebalanced while ranks are lost can be simulated, but not "
-            "executed; leave rebalancing or failures out"
-        )
     if choose_experts(spec.pruning) and spec.rebalancing["kind"] != "none":
         raise UserError(
             f"{where}: pruned experts that move can be simulated, but not executed; leave "

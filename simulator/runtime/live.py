@@ -102,6 +102,10 @@ class LiveDeployment:
             self._unchecked = {"prompt", "decode"}
 
     def _rebalance(self, number: int) -> None:
+        """Move experts where that is due; while ranks are lost, experts stay and looks pass."""
+        if not self.ranks.has_all:
+            self.experts.take_look(self.clock_s, number)
+            return
         seconds = self.experts.rebalance(self.clock_s, number)
         if seconds is None:
             return
@@ -109,4 +113,5 @@ class LiveDeployment:
         experts = self.experts.plan.placement.experts
         assert experts is not None
         self._job = self._job.place_experts(experts.placed)
+        self.ranks.use_placement(self.experts.plan, self._job)
         self._unchecked = {"prompt", "decode"}

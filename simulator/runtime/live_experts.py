@@ -72,7 +72,7 @@ class LiveExperts:
         placement = self.plan.placement
         policy = self.plan.serving.rebalancing
         by_steps = getattr(policy, "every_steps", None) is not None
-        found = self._take_look(step if by_steps else at_s)
+        found = self.take_look(at_s, step)
         if found is None:
             return None
         number, look = found
@@ -100,14 +100,16 @@ class LiveExperts:
         self._unmoved = load.placed
         return self._move(self._parts.pop(0), step)
 
-    def _take_look(self, passed: float) -> tuple[int, float] | None:
+    def take_look(self, at_s: float, step: int) -> tuple[int, float] | None:
         """Take the latest look that is due, with its number; those before it, which came during the
         same step or move, are left out.
 
         Args:
-            passed: seconds, or steps, so far.
+            at_s: seconds of the deployment's clock.
+            step: number of the next step.
         """
-        found = None
+        by_steps = getattr(self.plan.serving.rebalancing, "every_steps", None) is not None
+        found, passed = None, step if by_steps else at_s
         while self._next_look is not None and self._next_look[1] <= passed:
             found, self._next_look = self._next_look, next(self._looks, None)
         return found

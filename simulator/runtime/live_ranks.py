@@ -61,6 +61,20 @@ class LiveRanks:
         self._starting: list[_Starting] = []
         self.changed: list[ExecutedChange] = []
 
+    @property
+    def has_all(self) -> bool:
+        """Whether no rank is lost."""
+        return self._left is None
+
+    def use_placement(self, plan: DeploymentPlan, job: Job) -> None:
+        """Go by another placement of experts, to which they have moved while all ranks were there.
+
+        Args:
+            plan: with the experts where they lie now.
+            job: of that plan.
+        """
+        self._whole = self._whole._replace(plan=plan, job=job)
+
     def take_failures(self, at_s: float) -> list[int]:
         """Take what is due: begin to start ranks whose GPUs work again, and list the members whose
         GPUs fail.

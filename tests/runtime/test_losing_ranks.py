@@ -9,6 +9,7 @@ pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
 
 from simulator.base.errors import UserError
 from simulator.policies.failures.kill import Kill
+from simulator.policies.rebalancing.periodic import Periodic
 from simulator.policies.recovery.elastic import Elastic
 from simulator.policies.recovery.restart import Restart
 from simulator.runtime.job import Step
@@ -130,6 +131,30 @@ def test_a_rank_that_works_again_joins_the_others(real):
     assert [len(one.members) for one in ran] == [3, 3, 4, 4, 4, 4]
     assert ran[-1].plan.placement.experts.placed is live.experts.plan.placement.experts.placed
     assert live.ranks.changed[-1].ranks == (1,)
+
+
+@pytest.mark.parametrize("parts", [None, 1])
+def test_experts_move_while_all_ranks_are_there_and_stay_while_one_is_lost(real, parts):
+    """Lost in the third step, back behind the fifth: experts move before and behind that, in one
+    part or a layer at a time, and every step equals the whole model.
+    """
+    moves = Periodic(every_s=1.0, layers_per_chunk=parts, host_s_per_layer=0.0)
+    plan = change_plan(
+        plan_of(real, Kill(at_s=3.0, gpu=1, restart_s=2.5), num_slots=12), rebalancing=moves
+    )
+    ran, live = run_all(real, plan, 9, clock=range(1, 10))
+    assert kinds(live) == ["hangs", "shrinks", "grows"]
+    lost, back = live.ranks.changed[1].step, live.ranks.changed[2].step
+    assert [len(one.members) for one in ran] == [3 if lost <= n < back else 4 for n in range(9)]
+    assert 0 < lost < back
+    at = [moved.step for moved in live.experts.moves]
+    assert any(number < lost for number in at)
+    assert any(number > back for number in at)
+    assert not any(lost < number < back for number in at)
+    placed = live.experts.plan.placement.experts.placed
+    assert ran[-1].job.experts.placed is placed
+    before = plan.placement.experts.placed
+    assert (placed.expert_LP != before.expert_LP).any()
 
 
 def test_one_rank_joins_while_another_stays_lost(real):
