@@ -29,6 +29,8 @@ from simulator.planner.stored import STORED_EVALUATION, StoredEvaluation
 from simulator.planner.trial import Outcome
 from tests.findings_database import query, read_findings
 
+pytestmark = pytest.mark.shipped_draws  # as processes that the tests start take
+
 REGRET = 0.02
 """Of the search's choice over the cheapest of the whole space; the issue's limit."""
 
