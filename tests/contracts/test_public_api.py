@@ -65,6 +65,7 @@ def test_nothing_heavy_is_imported_with_the_package(tmp_path):
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
+@pytest.mark.slow
 def test_a_scenario_is_read_without_the_engine_and_a_run_needs_no_torch(tmp_path):
     program = (
         "import sys, simulator; simulator.load_scenario('mixtral_vs_llama2'); "

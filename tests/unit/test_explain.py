@@ -50,6 +50,7 @@ def by_hand(name, changes, overrides):
     return float(run(scenario).summary.set_index("deployment")[changes.metric][name])
 
 
+@pytest.mark.slow
 def test_what_is_printed_is_what_a_run_by_hand_gives(explained):
     changes = explained["MoE"].changes
     assert changes.stretch == ["workload.num_requests=20"]

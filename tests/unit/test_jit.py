@@ -81,6 +81,7 @@ def test_a_damaged_cache_is_made_anew(folder):
         assert run(folder)[0] == "42 0.5"
 
 
+@pytest.mark.slow
 def test_what_a_called_function_or_a_number_of_another_file_becomes_is_compiled_anew(tmp_path):
     """numba looks at a function's own file only, and ran what it had called before."""
     (tmp_path / "twice.py").write_text(FUNCTION.replace("doubled", "twice") + "\nFACTOR = 1\n")
@@ -96,6 +97,7 @@ def test_what_a_called_function_or_a_number_of_another_file_becomes_is_compiled_
     assert run(tmp_path) == ["126 1.5", ""]
 
 
+@pytest.mark.slow
 def test_another_clone_of_the_same_sources_finds_what_one_has_compiled(tmp_path):
     clones = [tmp_path / name for name in ("one", "other")]
     for clone in clones:
@@ -124,6 +126,7 @@ def doubled(x):
 """
 
 
+@pytest.mark.slow
 def test_a_borrowing_function_is_called_from_both_sides_and_kept_for_both(tmp_path):
     (tmp_path / "doubling.py").write_text(BORROWING)
     kept = [], []

@@ -76,6 +76,7 @@ def test_what_cannot_be_swept_is_refused_before_anything_runs(scenario, keys, sa
     assert said in str(refused.value)
 
 
+@pytest.mark.slow
 def test_a_point_is_the_run_that_its_command_makes_and_refused_ones_are_told(scenario, tmp_path):
     points, keys = list_points(
         [scenario], [], ["deployments.0.parallel.attention_dp=4,16"], None, 2
@@ -119,6 +120,7 @@ def test_a_folder_of_something_else_is_left_alone(scenario, tmp_path):
     assert (folder / "thesis.txt").read_text() == "years of work"
 
 
+@pytest.mark.slow
 def test_a_second_sweep_replaces_the_first_and_nothing_of_ones_own(scenario, tmp_path):
     folder = tmp_path / "sweep"
     for rates in ("1,2", "2,4"):
