@@ -103,7 +103,7 @@ def test_claims_are_measured_once_and_stand_beside_their_verdicts(folder):
     trained, pruned, run = (answer.measured for answer in results.answers)
     assert [case.rival for case in trained.cases] == ["dense, as large", "dense, as active"]
     assert [case.counts for case in trained.cases] == [True, False]
-    assert {case.conditions["format"] for case in pruned.cases} == {"csr", "block", "two_four"}
+    assert {case.conditions["format"] for case in pruned.cases} == {"CSR", "block-sparse", "2:4"}
     assert [(case.rival, case.conditions["phase"], case.counts) for case in run.cases] == [
         ("dense", "prompts", True),
         ("pruned", "prompts", False),

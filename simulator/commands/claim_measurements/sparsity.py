@@ -22,6 +22,10 @@ _SECONDS = 60.0
 """Least time of all products on two cores is 12 s; making and pruning matrices takes the rest."""
 
 
+_FORMATS = {"csr": "CSR", "block": "block-sparse", "two_four": "2:4"}
+"""Formats in words, by kernels."""
+
+
 class Sparsity(Frozen):
     """Time of a product with the whole matrix over that with the pruned one, as ``moesim sparsity
     --real`` measures it.
@@ -52,7 +56,7 @@ def _list_cases(curve: SpeedCurve) -> Iterator[Case]:
             yield Case(
                 rival="itself, before pruning",
                 conditions={
-                    "format": curve.kernels,
+                    "format": _FORMATS[curve.kernels],
                     "at once": curve.tokens_text,
                     "taken away": f"{sparsity:.0%}",
                 },
@@ -64,7 +68,7 @@ def _list_cases(curve: SpeedCurve) -> Iterator[Case]:
 
 def _tell(curve: SpeedCurve) -> str:
     """Sentence on where a format breaks even."""
-    name = f"Products of {curve.tokens_text} with {curve.kernels} matrices"
+    name = f"Products of {curve.tokens_text} with {_FORMATS[curve.kernels]} matrices"
     if len(curve.sparsities) == 1:
         return f"{name} take {1 / curve.speed_ups[0]:.2g} times the time of whole ones."
     if curve.break_even is None:
