@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from simulator.engine import experts_table, shared_tables
+from simulator.planner import explore
 
 FOLDERS = tuple(Path(__file__).parent / name for name in ("laws", "report", "unit", "contracts"))
 """Folders whose tests take fewer, unless their file is marked ``shipped_draws``."""
@@ -25,5 +26,6 @@ def few_draws(request):
         for name, number in FEW.items():
             patch.setattr(experts_table, name, number)
         # Tables of one kind are no tables of the other.
-        patch.setattr(shared_tables, "_TABLES", type(shared_tables._TABLES)(most=64))
+        for module in (shared_tables, explore):
+            patch.setattr(module, "_TABLES", type(module._TABLES)(most=64))
         yield

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import json
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -82,7 +81,8 @@ class ClaimMeasurements:
                     sentences=trial.sentences,
                     command=measurement.command,
                     machine=name_machine(),
-                    made=(
+                    made=trial.made
+                    or (
                         f"{datetime.date.today().isoformat()}, moesim {__version__}, "
                         f"torch {version('torch')}"
                     ),
@@ -93,8 +93,11 @@ class ClaimMeasurements:
 
 
 def read_measured(claim: ClaimFile) -> Measured | None:
-    """Read what was measured of a claim on this machine by the same table ``[real]``; ``None``
-    where nothing was.
+    """Read what was measured of a claim on this machine by the same table ``[real]``, with the
+    scenario and the models that it names; ``None`` where nothing was.
+
+    Raises:
+        UserError: if ``[real]`` is wrong, or names what does not exist.
     """
     if claim.real is None:
         return None
@@ -113,8 +116,8 @@ def _keep(claim: ClaimFile, measured: Measured) -> None:
 
 
 def _find_file(claim: ClaimFile) -> Path:
-    table = json.dumps(claim.real, sort_keys=True)
-    digest = hashlib.sha256(table.encode()).hexdigest()[:_HEXADECIMALS]
+    identity = _build_measurement(claim).identify()
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:_HEXADECIMALS]
     return measured_folder() / f"claim-{claim.name}-{digest}.json"
 
 

@@ -44,6 +44,9 @@ _SLOWER = {
 """Words for what is slower, by key of :class:`~simulator.config.degraded.Degraded`."""
 
 
+_ANOTHER = "is of another kind, {} (utilisation is told of the cluster's own peaks)"
+
+
 def _degraded_note(plan: DeploymentPlan) -> list[str]:
     """Say what is slower than usual."""
     parts = []
@@ -51,7 +54,7 @@ def _degraded_note(plan: DeploymentPlan) -> list[str]:
         whose = f"GPU {one.gpu}" if one.gpu is not None else "every GPU"
         whose = f"each GPU of node {one.node}" if one.node is not None else whose
         shares = {key: getattr(one, key) for key in _SLOWER}
-        slower = [f"is of another kind, {one.accelerator}"] if one.accelerator else []
+        slower = [_ANOTHER.format(one.accelerator)] if one.accelerator else []
         slower += [_SLOWER[key].format(100 * share) for key, share in shares.items() if share < 1]
         since = f" from {one.at_s:g} s" if one.at_s else ""
         until = f" until {one.until_s:g} s" if one.for_s is not None else ""

@@ -9,44 +9,109 @@ from simulator.base.frozen import Policy
 from simulator.base.plugins import build
 from simulator.config.accelerator import AcceleratorSpec, load_accelerator
 from simulator.config.cluster import ClusterSpec
+from simulator.config.deployment import DeploymentSpec
 from simulator.config.host import HostCalibration, load_any_calibration
+from simulator.config.model import ModelSpec
 from simulator.cost.compute import ComputeModel
+from simulator.deployment.refusals import check_pruning
 from simulator.policies.failures import Machines
+from simulator.work.memory import Precision
 
 
-def load_others(cluster: ClusterSpec, place: str) -> dict[str, AcceleratorSpec]:
+def load_others(
+    cluster: ClusterSpec, accelerator: AcceleratorSpec, place: str
+) -> dict[str, AcceleratorSpec]:
     """Load the other kinds of GPUs in a cluster, by name.
 
+    Args:
+        accelerator: of the cluster.
+
     Raises:
-        UserError: if there is no such accelerator.
+        UserError: if there is no such accelerator, or one is faster than the cluster's own.
     """
     names = [one.accelerator for one in cluster.degraded if one.accelerator is not None]
-    return {name: load_accelerator(name, f"{place} [degraded]") for name in dict.fromkeys(names)}
+    where = f"{place} [degraded]"
+    others = {name: load_accelerator(name, where) for name in dict.fromkeys(names)}
+    for name, other in others.items():
+        ratios = (
+            other.bf16_flops_per_s / accelerator.bf16_flops_per_s,
+            other.memory_bytes_per_s / accelerator.memory_bytes_per_s,
+        )
+        if min(ratios) >= 1.0 and max(ratios) > 1.0:
+            raise UserError(
+                f"{where}: {name} is faster than '{cluster.name}' and its {accelerator.name}; name "
+                f"a cluster of the faster kind, and the nodes with {accelerator.name} in degraded"
+            )
+    return others
+
+
+def choose_smallest(
+    cluster: ClusterSpec,
+    accelerator: AcceleratorSpec,
+    others: Mapping[str, AcceleratorSpec],
+    num_gpus: int,
+) -> AcceleratorSpec:
+    """Choose the accelerator with the least memory among the first GPUs of a cluster: engines take
+    as many blocks on each rank.
+
+    Args:
+        num_gpus: GPUs that a deployment uses of the cluster.
+    """
+    each = cluster.gpus_per_node
+    kinds = {accelerator.name: accelerator} if _is_own_there(cluster, num_gpus) else {}
+    for one in cluster.degraded:
+        first = one.gpu if one.gpu is not None else (one.node or 0) * each
+        if one.accelerator is not None and first < num_gpus:
+            kinds[one.accelerator] = others[one.accelerator]
+    return min(kinds.values(), key=lambda kind: kind.servable_memory_bytes, default=accelerator)
+
+
+def _is_own_there(cluster: ClusterSpec, num_gpus: int) -> bool:
+    """Whether any of a cluster's first GPUs is of its own kind."""
+    return any(
+        not any(
+            one.accelerator is not None
+            and (one.gpu == gpu or one.node == gpu // cluster.gpus_per_node)
+            for one in cluster.degraded
+        )
+        for gpu in range(num_gpus)
+    )
 
 
 def prepare_others(
-    others: Mapping[str, AcceleratorSpec], compute: Policy | None, engine: str, place: str
+    spec: DeploymentSpec,
+    model: ModelSpec,
+    precision: Precision,
+    others: Mapping[str, AcceleratorSpec],
+    compute: Policy | None,
+    place: str,
 ) -> dict[str, ComputeModel]:
     """Prepare to price kernels on other kinds of GPUs, each by its own calibration.
 
     Args:
         compute: compute model that the deployment names; ``None`` = that of each calibration.
-        engine: engine whose kernels run.
 
     Raises:
-        UserError: if a calibration does not hold the engine, or is of a processor.
+        UserError: if a calibration does not hold the engine or its pruned kernels, or is of a
+            processor, or experts are offloaded.
     """
     found = {}
     for name, accelerator in others.items():
+        if spec.offload is not None:
+            raise UserError(
+                f"{place} [degraded]: experts below the GPU's memory are priced for one kind of "
+                "GPU; leave offload or degraded out"
+            )
         loaded = load_any_calibration(accelerator.calibration, place)
         if isinstance(loaded, HostCalibration):
             raise UserError(
                 f"{place} [degraded]: {name} is priced by times that were measured on a machine "
                 "of its own kind, and stands in no other cluster; name a GPU"
             )
-        loaded.check_engine(engine, place)
+        loaded.check_engine(spec.engine, place)
+        check_pruning(spec, model, precision, loaded, f"{place} [degraded {name}]")
         policy = build("cost.compute", compute or loaded.compute or {}, f"{place} [compute]")
-        found[name] = policy.prepare(accelerator, loaded.choose_engine(engine))
+        found[name] = policy.prepare(accelerator, loaded.choose_engine(spec.engine))
     return found
 
 

@@ -26,7 +26,12 @@ from simulator.deployment.expert_plan import plan_experts
 from simulator.deployment.memory import Capacity, check_memory, does_fit
 from simulator.deployment.offload_plan import plan_offload
 from simulator.deployment.offload_refusals import check_offload
-from simulator.deployment.other_gpus import check_tensor_groups, load_others, prepare_others
+from simulator.deployment.other_gpus import (
+    check_tensor_groups,
+    choose_smallest,
+    load_others,
+    prepare_others,
+)
 from simulator.deployment.placement import Placement, choose_precision, wire_links
 from simulator.deployment.reduction import reduce_model
 from simulator.deployment.refusals import (
@@ -237,8 +242,7 @@ def _make_pool(
         name: getattr(spec, name) or getattr(loaded, name)
         for name in ("compute", "communication", "dispatch")
     }
-    others = load_others(cluster, place)
-    other_computes = prepare_others(others, spec.compute, spec.engine, place)
+    others, named = load_others(cluster, accelerator, place), spec.compute
     spec = spec.model_copy(update=usual)
     if isinstance(loaded, CalibrationFile):
         loaded.check_engine(spec.engine, place)
@@ -274,7 +278,8 @@ def _make_pool(
     check_stages(spec, layout, cluster, loaded, rules, place)
     check_degraded(cluster, layout, loaded, place)
     fabric = wire_links(cluster, layout.num_ranks, place)
-    smallest = min((accelerator, *others.values()), key=lambda one: one.servable_memory_bytes)
+    used = cluster.num_gpus if taken_gpus else replicas * layout.num_gpus
+    smallest = choose_smallest(cluster, accelerator, others, used)
     setup = Setup(spec, model, smallest, layout, precision, rules, cluster.host)
     capacity = _check_start(setup, place, loaded)
     calibration = (
@@ -312,7 +317,7 @@ def _make_pool(
         ),
         sends=sends,
         seed=seed,
-        others=other_computes,
+        others=prepare_others(spec, model, precision, others, named, place),
         offload=offload,
     )
     balancing = build("balancing", spec.balancing, f"{place} [balancing]")

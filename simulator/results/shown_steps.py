@@ -68,8 +68,8 @@ def tell_wires(record: DeploymentRecord) -> str | None:
     return (
         f"caches and steps of {record.name} are priced with the wires to themselves: where they "
         f"meet, caches take up to {100 * most.caches:.1f} % longer on the wires, decode steps "
-        f"{100 * most.decode:.2g} % and prompts' steps {100 * most.prefill:.2g} %; fidelity rank "
-        "simulates it"
+        f"{100 * most.decode:.2g} % and prompts' steps {100 * most.prefill:.2g} %, not counting "
+        "caches that meet each other at a receiver; fidelity rank simulates both"
     )
 
 

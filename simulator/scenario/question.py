@@ -73,6 +73,12 @@ def _check_names(question: Question, where: str) -> None:
                 f"{place}: the file of '{offer.cluster}' has no price; give price_per_gpu_hour, "
                 "0 for machines that are there anyway"
             )
+        if any(one.gpu is not None or one.node is not None for one in cluster.degraded):
+            raise UserError(
+                f"{place}: some GPUs of '{offer.cluster}' are slower than others or of another "
+                "kind (degraded), and a plan takes all machines to be alike; name a cluster "
+                "without them, and try what it recommends on this one with moesim run"
+            )
         calibrations.append(load_any_calibration(accelerator.calibration, place))
     known = [one for one in calibrations if isinstance(one, CalibrationFile)]
     for number, candidate in enumerate(question.models):

@@ -7,8 +7,6 @@ import itertools
 import numpy as np
 import pytest
 import simpy
-from hypothesis import given
-from hypothesis import strategies as st
 
 from simulator.cost.comm import Exchange
 from simulator.engine.assembly import make_record
@@ -17,10 +15,9 @@ from simulator.engine.fabric import FluidWires
 from simulator.engine.joined_fabric import join_fabric
 from simulator.engine.shared_wires import LocatedWires
 from simulator.engine.timeline import serve
-from simulator.engine.wires_shared import find_starts, sum_waits
 from simulator.policies.messages import Messages
 from simulator.results.shown_steps import tell_wires
-from tests.cases import cases, seeds
+from tests.cases import seeds
 
 pytestmark = pytest.mark.shipped_draws
 
@@ -67,33 +64,6 @@ def test_caches_and_steps_slow_each_other_within_what_is_printed(tiny, network_s
     assert 1.0 < step_s < 1.002 + most.decode
     assert "priced with the wires to themselves" in tell_wires(record)
     assert make_record(beside).wires_shared is None
-
-
-@pytest.mark.parametrize("network_speed", [0.01, 0.003, 0.001])
-@pytest.mark.parametrize("sizes", [(4, 1), (4, 2), (6, 4)], ids=str)
-def test_caches_that_meet_at_a_receiver_take_no_longer_than_is_printed(tiny, network_speed, sizes):
-    """More GPUs send than receive, so that a receiver's wire carries several caches at a time."""
-    senders, receivers = sizes
-    split = {"attention_dp": receivers, "ep": receivers if receivers > 1 else None}
-    prefill = {"parallel": {"attention_dp": 1}, "replicas": senders}
-    plan = tiny.plan("moe", **split, engine="sglang", network_speed=network_speed, prefill=prefill)
-    trace = tiny.trace(80, 300.0, longest_input=600, longest_output=60)
-    alone, beside = (serve(plan, trace, one) for one in ("step", "rank"))
-    transfer_s, step_s, *_ = measure(beside) / measure(alone)
-    most = make_record(alone).wires_shared
-    assert transfer_s < 1.0 + most.caches
-    assert step_s < 1.002 + most.decode
-
-
-@cases(100)
-@given(st.lists(st.tuples(st.floats(0, 5), st.floats(0.001, 2)), min_size=1, max_size=20))
-def test_a_server_takes_one_after_the_other(pieces):
-    begin_N, work_N = map(np.array, zip(*sorted(pieces), strict=True))
-    starts_N, free_s = find_starts(begin_N, work_N), 0.0
-    for begin_s, work_s, start_s in zip(begin_N, work_N, starts_N, strict=True):
-        assert start_s == pytest.approx(max(begin_s, free_s), abs=1e-9)
-        free_s = start_s + work_s
-    assert sum_waits(begin_N, work_N) == pytest.approx((starts_N - begin_N).sum())
 
 
 @pytest.mark.parametrize("split", [{"tp": 2}, {"attention_dp": 2, "ep": 2}, {"pp": 2}])

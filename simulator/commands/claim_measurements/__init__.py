@@ -16,6 +16,8 @@ class Trial(NamedTuple):
     """Findings with numbers."""
     others_share: float
     """Share of the cores that other programs took meanwhile."""
+    made: str = ""
+    """Day and versions of what had been measured before; empty for what was measured now."""
 
 
 class ClaimMeasurement(Protocol):
@@ -24,6 +26,13 @@ class ClaimMeasurement(Protocol):
     @property
     def command(self) -> str:
         """Command that measures the same by itself."""
+
+    def identify(self) -> str:
+        """Write everything, besides the machine, that the figures depend on.
+
+        Raises:
+            UserError: if something that the claim's file names does not exist.
+        """
 
     def expect_s(self) -> float:
         """Seconds that it is going to take here.

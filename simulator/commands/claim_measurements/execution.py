@@ -14,6 +14,7 @@ from simulator.base.errors import check_known
 from simulator.base.frozen import Frozen
 from simulator.base.progress import Progress
 from simulator.commands.claim_measurements import Trial
+from simulator.deployment.chosen_model import choose_model
 from simulator.results.claims import Case, Spread
 from simulator.results.executed import Executed
 from simulator.runtime import require
@@ -46,16 +47,28 @@ class Execution(Frozen):
     def command(self) -> str:
         return f"moesim execute {self.scenario} --backend {self.backend}"
 
+    def identify(self) -> str:
+        scenario = self._load()
+        models = [
+            choose_model(one, scenario.where, scenario.folder).model_dump_json()
+            for one in scenario.deployments
+        ]
+        return "\n".join((self.model_dump_json(), scenario.model_dump_json(), *models))
+
     def expect_s(self) -> float:
         require("torch")
+        if self.backend == "ray":
+            require("ray")
         from simulator.commands.execute_steps import list_steps, spread_evenly
         from simulator.deployment.plan import make_plan
         from simulator.engine.forecast import forecast
+        from simulator.runtime.job import make_job
 
         scenario = self._load()
         total_s = _START_S
         for deployment in scenario.deployments:
             plan = make_plan(deployment, scenario.seed, scenario.where, scenario.folder)
+            make_job(plan, scenario.folder)  # refuses what can only be simulated
             steps = list_steps(scenario.execution)
             kinds = {kind: step for kind, step, _ in steps}
             times = forecast(plan, [spread_evenly(plan, step) for step in kinds.values()])

@@ -38,6 +38,9 @@ class Sparsity(Frozen):
     def command(self) -> str:
         return "moesim sparsity --real"
 
+    def identify(self) -> str:
+        return self.model_dump_json()
+
     def expect_s(self) -> float:
         require("torch", "measuring pruned layers")
         return _SECONDS
@@ -46,7 +49,7 @@ class Sparsity(Frozen):
         require("torch", "measuring pruned layers")
         found = measure_here(REAL_SHAPE, self.tokens, tick)
         cases = tuple(case for curve in found.curves for case in _list_cases(curve))
-        return Trial(cases, tuple(map(_tell, found.curves)), found.others_share)
+        return Trial(cases, tuple(map(_tell, found.curves)), found.others_share, found.made)
 
 
 def _list_cases(curve: SpeedCurve) -> Iterator[Case]:

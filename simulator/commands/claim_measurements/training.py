@@ -35,7 +35,11 @@ class Training(Frozen):
     def command(self) -> str:
         return f"moesim trace record train OUT.npz --minutes {self.minutes:g} --seeds {self.seeds}"
 
+    def identify(self) -> str:
+        return self.model_dump_json()
+
     def expect_s(self) -> float:
+        require("torch", "training a model")
         return self.minutes * 60
 
     def measure(self, tick: Progress) -> Trial:
@@ -61,6 +65,7 @@ def _compare(outcomes: list[Outcome]) -> Iterator[Case]:
         is_large = row.model == SAME_TOTAL
         longest_s = max(row.seconds, moe.seconds)
         never = row.num_reached == 0
+        at_least = "at least; " if 0 < row.num_reached < row.num_seeds else ""
         time = row.time_to_moe_loss or TimeRatio(longest_s / moe.seconds, None, None)
         reached = (
             f"not in {seconds(longest_s)}"
@@ -77,5 +82,5 @@ def _compare(outcomes: list[Outcome]) -> Iterator[Case]:
             moe=seconds(moe.seconds),
             other=reached,
             counts=is_large,
-            note=f"reached in {row.num_reached} of {row.num_seeds} seeds",
+            note=f"{at_least}reached in {row.num_reached} of {row.num_seeds} seeds",
         )
