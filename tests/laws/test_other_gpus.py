@@ -106,7 +106,7 @@ def test_a_plan_takes_machines_that_are_alike(tmp_path, monkeypatch):
                 "num_requests": 10,
             }
         },
-        "targets": {"ttft_s": 1.0},
+        "targets": {"ttft_s": {"p90": 1.0}},
         "models": [{"model": "olmoe-1b-7b"}],
         "clusters": [{"cluster": "both", "max_gpus": 16}],
     }
