@@ -1,6 +1,6 @@
 """Draws that entries of step tables are averaged over in tests: a third of those that ship, which
-take most of the time of laws. Laws hold for any number; tests of how exact prices are, and of
-numbers, take as many as ship.
+take most of the time of laws. Laws hold for any number; numbers, and comparisons that need as many
+as ship, take those.
 """
 
 from pathlib import Path

@@ -9,8 +9,6 @@ from simulator.engine.timeline import serve
 from simulator.results.shown_steps import tell_changed
 from tests.laws.test_one_price import price_both
 
-pytestmark = pytest.mark.shipped_draws
-
 EP8 = {"attention_dp": 8, "ep": 8}
 EP16 = {"attention_dp": 16, "ep": 16}
 TP2 = {"attention_dp": 4, "tp": 2, "ep": 8}

@@ -31,7 +31,7 @@ def draw_moving(tiny, seed, *, beside_steps):
     return change_plan(plan, rebalancing=policy), trace
 
 
-@seeds(31_000, 25)
+@seeds(31_000, 12, soak=250)
 def test_no_request_is_lost_or_served_twice(tiny, seed):
     plan, trace = draw_moving(tiny, seed, beside_steps=True)
     served = serve(plan, trace)
@@ -43,7 +43,7 @@ def test_no_request_is_lost_or_served_twice(tiny, seed):
     check_all_is_given_back(pool)
 
 
-@seeds(32_000, 12)
+@seeds(32_000, 6, soak=120)
 def test_every_fidelity_moves_and_shrinks_alike(tiny, monkeypatch, seed):
     plan, trace = draw_moving(tiny, seed, beside_steps=False)
     check_same_events(

@@ -14,8 +14,6 @@ from tests.laws.test_degraded import EP8, EP16, TP2, end_times
 from tests.laws.test_explanations import explain
 from tests.laws.test_one_price import price_both
 
-pytestmark = pytest.mark.shipped_draws
-
 A100_NODE = [{"node": 1, "accelerator": "a100-sxm"}]
 MIXED = [
     {"gpu": 3, "accelerator": "a100-sxm"},

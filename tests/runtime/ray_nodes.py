@@ -16,6 +16,12 @@ from tests.runtime.processes import descendants, is_untouched, left_of, stale_ad
 
 NUM_NODES = 4
 TRANSPORTS = [kind for kind in plugins.available("runtime.transport") if kind != "in_process"]
+EACH = [
+    pytest.param(kind, marks=() if kind == "process_group" else pytest.mark.soak)
+    for kind in TRANSPORTS
+]
+"""Transports to run a deployment over: that which runs use, and in soak each. What a transport must
+do is held of each by ``tests/runtime/contract.py``."""
 TIMEOUT_S = 5.0
 """Much longer than any exchange takes; a rank that hangs costs this."""
 

@@ -33,6 +33,7 @@ from tests.runtime.equality import (
 )
 from tests.runtime.processes import PATIENCE_S
 from tests.runtime.ray_nodes import (
+    EACH,
     NUM_NODES,
     TRANSPORTS,
     homes,
@@ -52,7 +53,7 @@ PLANNED, TWICE = 20, 30
 """Steps in which something is killed."""
 
 
-@pytest.fixture(scope="class", params=TRANSPORTS)
+@pytest.fixture(scope="class", params=EACH)
 def backend(request, nodes, job):
     faults = (
         FaultSpec(step=PLANNED, rank=1),

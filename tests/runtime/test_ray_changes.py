@@ -23,8 +23,8 @@ from tests.parts import change_plan
 from tests.runtime.equality import STEPS, check, check_step, decode, prompts, running
 from tests.runtime.processes import PATIENCE_S
 from tests.runtime.ray_nodes import (
+    EACH,
     NUM_NODES,
-    TRANSPORTS,
     is_alive,
     new_faults,
     processes,
@@ -32,14 +32,6 @@ from tests.runtime.ray_nodes import (
 )
 
 pytestmark = pytest.mark.xdist_group("ray")
-
-
-# Kills and recoveries over each transport are tests/runtime/test_ray.py's; the changes here go
-# over the one that runs use, and in soak over all.
-EACH = [
-    pytest.param(kind, marks=() if kind == "process_group" else pytest.mark.soak)
-    for kind in TRANSPORTS
-]
 
 
 @pytest.fixture(scope="class", params=EACH)
