@@ -17,9 +17,9 @@ FEW = {"_DRAWN_TOKENS": 4096, "_FEWEST_DRAWS": 5, "_MOST_DRAWS": 24}
 
 @pytest.fixture(scope="module", autouse=True)
 def few_draws(request):
-    module = request.node
-    is_one_of_them = any(folder in module.path.parents for folder in FOLDERS)
-    if not is_one_of_them or module.get_closest_marker("shipped_draws"):
+    file = request.node
+    is_one_of_them = any(folder in file.path.parents for folder in FOLDERS)
+    if not is_one_of_them or file.get_closest_marker("shipped_draws"):
         yield
         return
     with pytest.MonkeyPatch.context() as patch:

@@ -178,7 +178,6 @@ class _Runner:
     """Runs deployments one after the other, on the same actors where their ranks are the same."""
 
     def __init__(self, site: Site, execution: ExecutionSpec, tick: Progress) -> None:
-
         self.site, self.execution, self.tick = site, execution, tick
         self.machine = name_machine()
         self.facts: dict[str, dict[str, Any]] = {}

@@ -5,7 +5,7 @@ kind, and the placement that prices its steps then.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from simulator.base.errors import UserError
 from simulator.base.plugins import build
 from simulator.config.degraded import Degraded
+from simulator.deployment.other_gpus import find_hit, list_kinds
 from simulator.deployment.placement import Placement
 from simulator.deployment.plan import DeploymentPlan
 from simulator.policies.failures import Machines
@@ -67,7 +68,7 @@ class Condition:
 
 
 def find_condition(
-    degraded: Iterable[Degraded], machines: Machines, replica: int, at_s: float
+    degraded: Sequence[Degraded], machines: Machines, replica: int, at_s: float
 ) -> Condition | None:
     """Find the condition of a replica at a time; ``None`` where all is as usual. What is named
     twice is slower by both.
@@ -78,29 +79,18 @@ def find_condition(
     first = machines.first_gpu + replica * machines.gpus_per_replica
     gpus = np.arange(first, first + machines.gpus_per_replica)
     shares_3R, shared = np.ones((3, len(gpus))), np.ones(2)
-    kinds = [""] * len(gpus)
     for one in degraded:
         if not one.at_s <= at_s < one.until_s:
             continue
         each = np.array([one.compute, one.scale_up, one.scale_out])
-        if one.gpu is not None:
-            is_hit = gpus == one.gpu
-        elif one.node is not None:
-            is_hit = gpus // machines.gpus_per_node == one.node
-        else:
-            is_hit = np.ones(len(gpus), dtype=np.bool_)
+        is_hit = find_hit(one, gpus, machines.gpus_per_node)
+        if one.gpu is None and one.node is None:
             shared *= each[1:]
         shares_3R[:, is_hit] *= each[:, None]
-        for rank in np.flatnonzero(is_hit).tolist():
-            kinds[rank] = one.accelerator or kinds[rank]
     compute, up, out = (tuple(map(float, row)) for row in shares_3R)
-    found = Condition(
-        compute,
-        up,
-        out,
-        (float(shared[0]), float(shared[1])),
-        tuple(kinds) if any(kinds) else None,
-    )
+    kinds = list_kinds(degraded, gpus, machines.gpus_per_node)
+    both = float(shared[0]), float(shared[1])
+    found = Condition(compute, up, out, both, kinds if any(kinds) else None)
     return None if found.is_usual else found
 
 

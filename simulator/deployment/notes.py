@@ -43,7 +43,6 @@ _SLOWER = {
 }
 """Words for what is slower, by key of :class:`~simulator.config.degraded.Degraded`."""
 
-
 _ANOTHER = "is of another kind, {} (utilisation is told of the cluster's own peaks)"
 
 

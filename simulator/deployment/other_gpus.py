@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
 from simulator.base.frozen import Policy
 from simulator.base.plugins import build
 from simulator.config.accelerator import AcceleratorSpec, load_accelerator
 from simulator.config.cluster import ClusterSpec
+from simulator.config.degraded import Degraded
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.host import HostCalibration, load_any_calibration
 from simulator.config.model import ModelSpec
@@ -45,6 +49,28 @@ def load_others(
     return others
 
 
+def find_hit(one: Degraded, gpus: NDArray[np.int64], gpus_per_node: int) -> NDArray[np.bool_]:
+    """Find which GPUs, by their numbers in the cluster, an entry names."""
+    if one.gpu is not None:
+        return np.asarray(gpus == one.gpu)
+    if one.node is not None:
+        return np.asarray(gpus // gpus_per_node == one.node)
+    return np.ones(len(gpus), dtype=np.bool_)
+
+
+def list_kinds(
+    degraded: Iterable[Degraded], gpus: NDArray[np.int64], gpus_per_node: int
+) -> tuple[str, ...]:
+    """List the accelerator of each GPU, by their numbers in the cluster; empty for the cluster's
+    own.
+    """
+    kinds = [""] * len(gpus)
+    for one in degraded:
+        for place in np.flatnonzero(find_hit(one, gpus, gpus_per_node)).tolist():
+            kinds[place] = one.accelerator or kinds[place]
+    return tuple(kinds)
+
+
 def choose_smallest(
     cluster: ClusterSpec,
     accelerator: AcceleratorSpec,
@@ -55,27 +81,11 @@ def choose_smallest(
     as many blocks on each rank.
 
     Args:
-        num_gpus: GPUs that a deployment uses of the cluster.
+        num_gpus: GPUs that a pool may lie on.
     """
-    each = cluster.gpus_per_node
-    kinds = {accelerator.name: accelerator} if _is_own_there(cluster, num_gpus) else {}
-    for one in cluster.degraded:
-        first = one.gpu if one.gpu is not None else (one.node or 0) * each
-        if one.accelerator is not None and first < num_gpus:
-            kinds[one.accelerator] = others[one.accelerator]
-    return min(kinds.values(), key=lambda kind: kind.servable_memory_bytes, default=accelerator)
-
-
-def _is_own_there(cluster: ClusterSpec, num_gpus: int) -> bool:
-    """Whether any of a cluster's first GPUs is of its own kind."""
-    return any(
-        not any(
-            one.accelerator is not None
-            and (one.gpu == gpu or one.node == gpu // cluster.gpus_per_node)
-            for one in cluster.degraded
-        )
-        for gpu in range(num_gpus)
-    )
+    kinds = list_kinds(cluster.degraded, np.arange(num_gpus), cluster.gpus_per_node)
+    there = [others[kind] if kind else accelerator for kind in dict.fromkeys(kinds)]
+    return min(there, key=lambda kind: kind.servable_memory_bytes)
 
 
 def prepare_others(
@@ -129,12 +139,8 @@ def check_tensor_groups(
     Raises:
         UserError: with the group, and what would do.
     """
-    kinds = [own] * machines.num_gpus
-    for one in cluster.degraded:
-        for place_of in range(machines.num_gpus) if one.accelerator is not None else ():
-            gpu = machines.first_gpu + place_of
-            if one.gpu == gpu or one.node == gpu // machines.gpus_per_node:
-                kinds[place_of] = str(one.accelerator)
+    gpus = machines.first_gpu + np.arange(machines.num_gpus)
+    kinds = [kind or own for kind in list_kinds(cluster.degraded, gpus, machines.gpus_per_node)]
     for first in range(0, machines.num_gpus, tp):
         group, begin = sorted(set(kinds[first : first + tp])), machines.first_gpu + first
         if len(group) > 1:

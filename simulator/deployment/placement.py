@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -95,6 +95,19 @@ class Placement:
             return np.zeros(self.layout.num_ranks, dtype=np.int64)
         numbers = {"": 0} | {name: number for number, name in enumerate(self.others, 1)}
         return np.array([numbers[name] for name in self.accelerator_R], dtype=np.int64)
+
+    def combine_kinds(self, price: Callable[[int], NDArray[np.float64]]) -> NDArray[np.float64]:
+        """Seconds in which each rank computes, ``[..., R]``, on its own kind of GPU, which may be
+        slower than others of it.
+
+        Args:
+            price: seconds of every rank, ``[..., R]``, were all GPUs of the kind of this number.
+        """
+        seconds = price(0)
+        if self.accelerator_R is not None:
+            for kind in range(1, len(self.others) + 1):
+                seconds = np.where(self.kind_R == kind, price(kind), seconds)
+        return self.slow_down(seconds)
 
     @cached_property
     def speed_classes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -180,7 +180,7 @@ def make_plan(spec: DeploymentSpec, seed: int, where: str, folder: Path) -> Depl
 
 def _make_pools(spec: DeploymentSpec, seed: int, place: str, folder: Path) -> DeploymentPlan:
     if spec.prefill is None:
-        return _make_pool(spec, seed, place, folder, 0)
+        return _make_pool(spec, seed, place, folder, 0, 0)
     pool = spec.prefill
     changes = {
         "parallel": pool.parallel,
@@ -198,13 +198,17 @@ def _make_pools(spec: DeploymentSpec, seed: int, place: str, folder: Path) -> De
         changes["placement"] = {"kind": "contiguous"}
     if pool.cluster is not None:
         changes |= {"calibration": None, "price_per_gpu_hour": None, "degraded": ()}
-    prefill = _make_pool(spec.model_copy(update=changes), seed, f"{place} [prefill]", folder, 0)
+    first_gpu = None if changes["cluster"] == spec.cluster else 0
+    prefill = _make_pool(
+        spec.model_copy(update=changes), seed, f"{place} [prefill]", folder, 0, first_gpu
+    )
     decode = _make_pool(
         spec,
         seed,
         place,
         folder,
         prefill.num_gpus if prefill.placement.cluster.name == spec.cluster else 0,
+        0,
     )
     transfer = make_transfer(
         pool,
@@ -227,9 +231,20 @@ def _choose_prefill_recovery(table: Policy, parallel: ParallelSpec) -> Policy:
 
 
 def _make_pool(
-    spec: DeploymentSpec, seed: int, place: str, folder: Path, taken_gpus: int
+    spec: DeploymentSpec,
+    seed: int,
+    place: str,
+    folder: Path,
+    taken_gpus: int,
+    first_gpu: int | None,
 ) -> DeploymentPlan:
-    """Build one pool of replicas on a cluster of which ``taken_gpus`` serve another one."""
+    """Build one pool of replicas.
+
+    Args:
+        taken_gpus: GPUs of its cluster that serve another pool.
+        first_gpu: number of its first GPU in the cluster; ``None`` where it is not known yet, since
+            the pool before it is made later.
+    """
     model, whole, reduction = choose_model(spec, place, folder), None, None
     if spec.reduction is not None:
         reduction = build("reduction", spec.reduction, f"{place} [reduction]")
@@ -278,8 +293,8 @@ def _make_pool(
     check_stages(spec, layout, cluster, loaded, rules, place)
     check_degraded(cluster, layout, loaded, place)
     fabric = wire_links(cluster, layout.num_ranks, place)
-    used = cluster.num_gpus if taken_gpus else replicas * layout.num_gpus
-    smallest = choose_smallest(cluster, accelerator, others, used)
+    last = cluster.num_gpus if first_gpu is None else first_gpu + replicas * layout.num_gpus
+    smallest = choose_smallest(cluster, accelerator, others, last)
     setup = Setup(spec, model, smallest, layout, precision, rules, cluster.host)
     capacity = _check_start(setup, place, loaded)
     calibration = (

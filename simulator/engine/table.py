@@ -190,7 +190,7 @@ def start_table(mixes: Mixes) -> StepTable:
             f"share {placement.calibration.shared_cores} cores, which takes --fidelity rank"
         )
     terms = prices.context_kernels
-    kinds = (prices, *prices.others)
+    kinds = prices.kinds
     ways_AJ = [[tuple(own.view(t, phase) for phase in PHASES) for t in terms] for own in kinds]
     ways = list(dict.fromkeys(way for ways_J in ways_AJ for way in ways_J))
     views = [view for way in ways for view in way]

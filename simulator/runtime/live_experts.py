@@ -71,7 +71,7 @@ class LiveExperts:
             return self._move(self._parts.pop(0), step)
         placement = self.plan.placement
         policy = self.plan.serving.rebalancing
-        by_steps = getattr(policy, "every_steps", None) is not None
+        by_steps = self._counts_steps
         found = self.take_look(at_s, step)
         if found is None:
             return None
@@ -100,6 +100,11 @@ class LiveExperts:
         self._unmoved = load.placed
         return self._move(self._parts.pop(0), step)
 
+    @property
+    def _counts_steps(self) -> bool:
+        """Whether the policy looks after so many steps, and not seconds."""
+        return getattr(self.plan.serving.rebalancing, "every_steps", None) is not None
+
     def take_look(self, at_s: float, step: int) -> tuple[int, float] | None:
         """Take the latest look that is due, with its number; those before it, which came during the
         same step or move, are left out.
@@ -108,8 +113,7 @@ class LiveExperts:
             at_s: seconds of the deployment's clock.
             step: number of the next step.
         """
-        by_steps = getattr(self.plan.serving.rebalancing, "every_steps", None) is not None
-        found, passed = None, step if by_steps else at_s
+        found, passed = None, step if self._counts_steps else at_s
         while self._next_look is not None and self._next_look[1] <= passed:
             found, self._next_look = self._next_look, next(self._looks, None)
         return found

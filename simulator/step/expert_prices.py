@@ -4,7 +4,7 @@ dispatch to seconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -131,6 +131,7 @@ class ExpertPrices:
             offload: prices of experts that lie below the GPU's memory; ``None`` where it holds all.
         """
         self._placement, self._offload = placement, offload
+        self._computes = (placement.compute, *placement.others.values())
         self._experts = experts
         self._moe = moe
         self._slot_maps: dict[int, SlotMap] = {}
@@ -231,11 +232,11 @@ class ExpertPrices:
         num_groups = rows_YPG.shape[2]
         rows_RG = rows_YPG.reshape(-1, num_groups)
 
-        def price(compute: ComputeModel) -> Floats:
-            flat_s = self._experts_s(compute, rows_RG, seen_YP.ravel(), kernels)
+        def price(kind: int) -> Floats:
+            flat_s = self._experts_s(self._computes[kind], rows_RG, seen_YP.ravel(), kernels)
             return np.repeat(flat_s.reshape(seen_YP.shape), moe_tp, axis=1)
 
-        experts_YR = self._price_ranks(price)
+        experts_YR = placement.combine_kinds(price)
         if self._offload is not None:
             experts_YR = self._offload.price_layers(experts_YR, int(tokens_d.sum()), layers)
         return [
@@ -312,28 +313,12 @@ class ExpertPrices:
         rows_R = count.copies.sum_by_rank(placement.fabric.node_R).sent_R + count.stays_R
         own_R = tokens_R * (self._moe.top_k * placement.layout.moe_tp)
         hidden = placement.model.hidden_size
-        if placement.compute.pack_s(own_R, rows_R, hidden) is None:
+        packed = [compute.pack_s(own_R, rows_R, hidden) for compute in self._computes]
+        known = [np.stack(one) for one in packed if one is not None]
+        if len(known) < len(packed):
             return None, None
-
-        def price(compute: ComputeModel) -> Floats:
-            packed = compute.pack_s(own_R, rows_R, hidden)
-            return np.zeros((2, len(own_R))) if packed is None else np.stack(packed)
-
-        pack_R, unpack_R = self._price_ranks(price)
+        pack_R, unpack_R = placement.combine_kinds(lambda kind: known[kind])
         return pack_R, unpack_R
-
-    def _price_ranks(self, find: Callable[[ComputeModel], Floats]) -> Floats:
-        """Seconds in which each rank computes, ``[..., R]``.
-
-        Args:
-            find: seconds where all GPUs are of one kind, by the prices of its kernels.
-        """
-        placement = self._placement
-        seconds = find(placement.compute)
-        if placement.accelerator_R is not None:
-            for kind, compute in enumerate(placement.others.values(), 1):
-                seconds = np.where(placement.kind_R == kind, find(compute), seconds)
-        return placement.slow_down(seconds)
 
     def _experts_s(
         self, compute: ComputeModel, rows_RG: Floats, choices_R: Floats, kernels: str | None

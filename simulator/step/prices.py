@@ -265,21 +265,18 @@ class Prices:
                 the prices of that kind.
         """
         placement, tp = self.placement, self.placement.layout.tp
-        own_R = np.repeat(find(self), tp)
-        if placement.accelerator_R is not None:
-            for kind, prices in enumerate(self.others, 1):
-                own_R = np.where(placement.kind_R == kind, np.repeat(find(prices), tp), own_R)
-        return placement.slow_down(own_R)
+        return placement.combine_kinds(lambda kind: np.repeat(find(self.kinds[kind]), tp))
 
     @cached_property
-    def others(self) -> tuple[Prices, ...]:
-        """Prices of the same batches where all GPUs are of another kind that the cluster has, in
-        the order of ``placement.others``.
+    def kinds(self) -> tuple[Prices, ...]:
+        """Prices on each kind of GPU in the cluster: these, of its own kind, and those of the same
+        batches where all GPUs are of another, in the order of ``placement.others``.
         """
-        return tuple(
+        others = (
             Prices(replace(self.placement, compute=compute), self.max_tokens, self._rows)
             for compute in self.placement.others.values()
         )
+        return (self, *others)
 
     @cached_property
     def experts(self) -> ExpertPrices:

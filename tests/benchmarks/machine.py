@@ -6,20 +6,10 @@ import os
 import platform
 import shlex
 import sys
-from pathlib import Path
 from typing import Any
 
+from simulator.base.machine import name_processor
 from simulator.results.provenance import Provenance
-
-
-def name_processor() -> str:
-    """The processor's model, as the system calls it."""
-    path = Path("/proc/cpuinfo")
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def read_memory_bytes() -> int:

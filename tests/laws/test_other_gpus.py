@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from simulator.base.errors import UserError
+from simulator.commands.train import train
 from simulator.deployment.notes import notes_of
 from simulator.engine.assembly import make_record
 from simulator.engine.timeline import serve
@@ -13,6 +14,7 @@ from simulator.scenario.question import load_question
 from tests.laws.test_degraded import EP8, EP16, TP2, end_times
 from tests.laws.test_explanations import explain
 from tests.laws.test_one_price import price_both
+from tests.laws.tiny_question import QUESTION
 
 A100_NODE = [{"node": 1, "accelerator": "a100-sxm"}]
 MIXED = [
@@ -88,28 +90,42 @@ def test_memory_is_that_of_the_smallest(tiny):
     assert both.serving.capacity.num_blocks == blocks[1]
 
 
-def test_a_plan_takes_machines_that_are_alike(tmp_path, monkeypatch):
+def test_a_prefill_pool_has_memory_for_wherever_it_lies(tiny):
+    """Prompts are computed behind the decode pool's GPUs: those of node 1, which are smaller."""
+    small = [{"node": 1, "accelerator": "rtx-4090"}]
+    prefill = {"parallel": {"attention_dp": 8, "ep": 8}, "replicas": 1}
+    plan = tiny.plan("moe", **EP8, replicas=1, prefill=prefill, degraded=small)
+    usual = tiny.plan("moe", **EP8, replicas=1, prefill=prefill)
+    found, whole = (
+        [pool.serving.capacity.num_blocks for pool in one.pools] for one in (plan, usual)
+    )
+    assert found[0] == whole[0]
+    assert found[1] < whole[1] / 3
+
+
+@pytest.fixture
+def both(tmp_path, monkeypatch):
+    """A cluster of two kinds, beside where commands are run."""
     (tmp_path / "cluster_configs").mkdir()
     (tmp_path / "cluster_configs/both.toml").write_text(
         'title = "both"\nbased_on = "h100-sxm"\n'
         'degraded = [{ node = 1, accelerator = "a100-sxm" }]\n'
     )
     monkeypatch.chdir(tmp_path)
-    question = {
-        "name": "q",
-        "workload": {
-            "requests": {
-                "arrivals": {"kind": "poisson", "rate_per_s": 1.0},
-                "lengths": {"kind": "fixed", "num_input": 10, "num_output": 10},
-                "num_requests": 10,
-            }
-        },
-        "targets": {"ttft_s": {"p90": 1.0}},
-        "models": [{"model": "olmoe-1b-7b"}],
-        "clusters": [{"cluster": "both", "max_gpus": 16}],
-    }
+    return "both"
+
+
+def test_a_plan_takes_machines_that_are_alike(both):
+    question = QUESTION | {"clusters": [{"cluster": both, "max_gpus": 16}]}
     with pytest.raises(UserError, match="takes all machines to be alike; name a cluster without"):
         load_question(question)
+
+
+def test_a_training_on_machines_that_differ_is_refused(both):
+    deployment = {"name": "moe", "model": "olmoe-1b-7b", "cluster": both, "num_gpus": 16}
+    training = {"sequence_tokens": 512, "global_batch": 16}
+    with pytest.raises(UserError, match="not simulated in trainings; name a cluster without them"):
+        train({"training": training, "deployments": [deployment]})
 
 
 def test_it_is_a_piece_of_the_explanation_and_a_note(tiny):

@@ -27,6 +27,8 @@ from tests.laws.test_mixes import KEYS, TWO, drift
 from tests.parts import change_plan
 from tests.single_steps import take_apart
 
+pytestmark = pytest.mark.shipped_draws
+
 RNG = np.random.default_rng(0)
 
 
@@ -212,7 +214,7 @@ def test_asynchronous_moves_stop_no_step(tiny, policy):
         gaps[stops] = float((starts_s.to_numpy()[1:] - ends_s.to_numpy()[:-1]).max())
         assert served.rebalances
         assert (served.requests_table()["outcome"] == "finished").all()
-    assert gaps[True] >= served.rebalances[0].alone_s * (1 - 1e-12) > gaps[False]
+    assert gaps[True] >= served.rebalances[0].alone_s > gaps[False]
 
 
 def test_ranks_that_are_simulated_are_rebalanced_alike(tiny):

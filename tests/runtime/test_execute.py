@@ -21,6 +21,7 @@ ray = pytest.importorskip("ray", reason="needs pip install 'moesim[real]'")
 from simulator.policies.dispatch import per_rank
 from simulator.results.executed import SUMMARY_COLUMNS, read
 from simulator.results.phases import STEP_PHASES
+from tests.runtime.model_files import write_models
 from tests.runtime.processes import PATIENCE_S, descendants, left_of, start_moesim
 
 pytestmark = pytest.mark.xdist_group("ray-apart")
@@ -50,24 +51,13 @@ cluster = "this-machine-2"
 parallel = { tp = 2 }
 pruning = { kind = "unstructured", sparsity = 0.5 }
 """
-MODEL = """
-hidden_size = 32
-vocab_size = 256
-weight_dtype = "fp32"
-layers = [{ repeat = 2, pattern = [["a", "f"]] }]
-[mixers]
-a = { kind = "gqa", num_heads = 4, num_kv_heads = 2, head_size = 8 }
-[ffns]
-"""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     here = tmp_path_factory.mktemp("execute")
     (here / "tiny.toml").write_text(SCENARIO)
-    moe = 'f = { kind = "moe", num_experts = 8, top_k = 2, intermediate_size = 16 }\n'
-    (here / "moe.toml").write_text('routing = { kind = "uniform" }\n' + MODEL + moe)
-    (here / "dense.toml").write_text(MODEL + 'f = { kind = "dense", intermediate_size = 64 }\n')
+    write_models(here)
     return here
 
 

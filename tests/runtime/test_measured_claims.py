@@ -15,8 +15,8 @@ from simulator.commands import record_training
 from simulator.commands.claims import read_claims, try_claims, write_claims
 from simulator.commands.measured_claims import ClaimMeasurements, read_measured
 from simulator.config.claim import load_claim
+from tests.runtime.model_files import write_models
 from tests.runtime.small_training import RECIPE, SHAPE
-from tests.runtime.test_execute import MODEL
 
 COUNTED = """
 title = "Sparsity saves something."
@@ -77,9 +77,7 @@ def folder(tmp_path, monkeypatch, text):
     for name, table in REAL.items():
         (tmp_path / f"{name}.toml").write_text(f"{COUNTED}\n[real]\n{table}\n")
     (tmp_path / "tiny.toml").write_text(SCENARIO)
-    moe = 'f = { kind = "moe", num_experts = 8, top_k = 2, intermediate_size = 16 }\n'
-    (tmp_path / "moe.toml").write_text('routing = { kind = "uniform" }\n' + MODEL + moe)
-    (tmp_path / "dense.toml").write_text(MODEL + 'f = { kind = "dense", intermediate_size = 64 }\n')
+    write_models(tmp_path)
     return tmp_path
 
 

@@ -39,7 +39,6 @@ class Execution(Frozen):
     """Deployment of the mixture of experts."""
     rivals: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
     """Deployments that the claim speaks of; the others of the scenario stand beside it."""
-
     backend: Literal["ray", "in_process"] = "ray"
     """Ranks: Ray actors, or threads of one process."""
 
