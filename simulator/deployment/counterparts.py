@@ -201,11 +201,17 @@ def _stretch(layers: Sequence[Layer], depth: int) -> tuple[Layer, ...]:
     kinds = [(mixer, "none" if ffn == "none" else "ffn") for mixer, ffn in layers]
     lag: Counter[Layer] = Counter()  # in parts of a layer, of which there are as many as layers
     stretched: list[Layer] = []
-    for part in range(depth * len(layers)):
-        lag[kinds[part // depth]] += 1
-        if (part + 1) % len(layers) == 0:
-            stretched.append(max(lag, key=lambda kind: lag[kind]))
-            lag[stretched[-1]] -= len(layers)
+    given, left = iter(kinds), 0  # each of the given layers has ``depth`` parts
+    for _ in range(depth):
+        missing = len(layers)
+        while missing:
+            if not left:
+                kind, left = next(given), depth
+            taken = min(missing, left)
+            lag[kind] += taken
+            missing, left = missing - taken, left - taken
+        stretched.append(max(lag, key=lambda kind: lag[kind]))
+        lag[stretched[-1]] -= len(layers)
     return tuple(stretched)
 
 

@@ -22,7 +22,7 @@ from simulator.config.dtypes import BYTES_PER_ELEMENT
 from simulator.config.ffns import FFN
 from simulator.config.host import HostRates
 from simulator.config.mixers import Mixer
-from simulator.cost.comm import CommModel
+from simulator.cost.comm import CommModel, Exchange
 from simulator.deployment.placement import Placement
 from simulator.deployment.training.plan import TrainingPlan
 from simulator.policies.pipelining import PassKind
@@ -216,26 +216,34 @@ class TrainingPrices:
     def _layers(self, layers: range, way: _Way) -> Iterator[Operation]:
         """Yield the operations of layers."""
         model = self.placement.model
+        mixers_s = {name: self._price_mixer(name, way) for name in model.mixers}
+        ffns_s = {name: self._price_ffn(name, way) for name in model.ffns}
         for layer in layers:
             mixer, ffn = model.layer_names[layer]
             after_mixer, after_ffn = self._prices.all_reduces(ffn, mixer)
             if mixer != "none":
-                own_s = float(self._prices.mixer_s[mixer][1])
-                seconds = self._multiply(own_s, self._count_weights(model.mixers[mixer]), way)
-                seconds_R = seconds + way.attention * self._context_s[mixer]
-                yield Busy("attention", layer, self.placement.slow_down(seconds_R))
+                yield Busy("attention", layer, mixers_s[mixer])
                 yield from self._pass_on(layer, mixer, way)
             if after_mixer:
                 yield self._sum(layer)
             if ffn != "none":
-                own_s = float(self._prices.ffn_s[ffn][1])
-                seconds = self._multiply(own_s, self._count_weights(model.ffns[ffn]), way)
-                seconds_R = np.full(self.placement.layout.num_ranks, seconds)
-                yield Busy("dense", layer, self.placement.slow_down(seconds_R))
+                yield Busy("dense", layer, ffns_s[ffn])
             if model.has_experts(ffn):
                 yield from self._experts(layer, way)
             if after_ffn:
                 yield self._sum(layer)
+
+    def _price_mixer(self, name: str, way: _Way) -> NDArray[np.float64]:
+        """Seconds of a layer's mixer on each rank, ``[R]``."""
+        own_s = float(self._prices.mixer_s[name][1])
+        seconds = self._multiply(own_s, self._count_weights(self.placement.model.mixers[name]), way)
+        return self.placement.slow_down(seconds + way.attention * self._context_s[name])
+
+    def _price_ffn(self, name: str, way: _Way) -> NDArray[np.float64]:
+        """Seconds of a layer's feed-forward block without routed experts on each rank, ``[R]``."""
+        own_s = float(self._prices.ffn_s[name][1])
+        seconds = self._multiply(own_s, self._count_weights(self.placement.model.ffns[name]), way)
+        return self.placement.slow_down(np.full(self.placement.layout.num_ranks, seconds))
 
     def _multiply(self, forward_s: ArrayLike, weights: float, way: _Way) -> NDArray[np.float64]:
         """Seconds of products and of what is done beside them.
@@ -286,11 +294,13 @@ class TrainingPrices:
         """Make the operation of one layer's reduce-scatter and all-gather over tensor-parallel
         ranks (sequence parallelism), which is an all-reduce.
         """
-        groups = self._prices.tensor_groups
-        sums = tuple(
-            self._prices.all_reduce(d, self.micro_batch.rank_tokens) for d in range(len(groups))
-        )
-        return Together("collective", layer, groups, sums)
+        return Together("collective", layer, self._prices.tensor_groups, self._sums)
+
+    @cached_property
+    def _sums(self) -> tuple[Exchange, ...]:
+        """Exchange of each tensor-parallel group behind a block, the same in every layer."""
+        tokens, groups = self.micro_batch.rank_tokens, range(len(self._prices.tensor_groups))
+        return tuple(self._prices.all_reduce(d, tokens) for d in groups)
 
     def _pass_on(self, layer: int, mixer: str, way: _Way) -> Iterator[Operation]:
         """Yield what keys and values take on their way round the context-parallel ring beyond the

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.jit import jit
 from simulator.policies.caching import CachingPolicy, ExpertUses
 from simulator.policies.caching_contracts import (
     predict_experts,
@@ -80,7 +81,7 @@ def replay_cache(
         earlier_LTK: choices of earlier tokens, which policies learn from.
     """
     cache = ExpertCache(rules, earlier_LTK, num_experts)
-    rows = [_count_step(cache.take_step(ids_LX)) for ids_LX in ids_SLX]
+    rows = [_count_step(*cache.take_step(ids_LX)) for ids_LX in ids_SLX]
     shape = (0, len(CacheUses._fields), len(earlier_LTK))
     counts_SCL = np.array(rows, dtype=np.int64) if rows else np.zeros(shape, dtype=np.int64)
     return CacheUses(*counts_SCL.transpose(1, 0, 2))
@@ -134,13 +135,13 @@ class ExpertCache:
         Args:
             ids_LX: experts that the step's tokens chose in each layer.
         """
-        pairs_LE = _count_pairs(ids_LX, self.held_LE.shape[1])
+        pairs_LE: Ints = _count_pairs(ids_LX, self.held_LE.shape[1])
         used_LE = pairs_LE > 0
         hits_LE = used_LE & self.held_LE
         fetched_LE = self._fetch_ahead(used_LE)
         ahead_LE = used_LE & fetched_LE
         missing_LE = used_LE & ~hits_LE & ~ahead_LE
-        rates_LE = self._rate(used_LE)
+        rates_LE = self._rate(pairs_LE)
         uploaded_LE = missing_LE
         if self._rules.uploads < used_LE.shape[1]:
             uploaded_LE = _choose_most(pairs_LE + _rank(rates_LE), missing_LE, self._rules.uploads)
@@ -156,35 +157,84 @@ class ExpertCache:
             return np.zeros_like(used_LE)
         return _choose_most(predict_experts(self._predictor, used_LE), ~self.held_LE, most)
 
-    def _rate(self, used_LE: Bools) -> NDArray[np.float64]:
+    def _rate(self, pairs_LE: Ints) -> NDArray[np.float64]:
         """Count the step's uses, and rate how much each expert is worth a slot now."""
         self._steps += 1
-        self._uses.last_LE[used_LE] = self._steps
-        self._uses.count_LE[used_LE] += 1
+        _note_uses(pairs_LE, self._steps, self._uses.last_LE, self._uses.count_LE)
         return rate_experts(self._rules.caching, self._uses)
 
 
-def _count_step(step: StepExperts) -> tuple[Ints, ...]:
-    """Count a step's experts by layer, in the order of :class:`CacheUses`."""
-    counted = (*step, step.pairs_LE * step.below_LE)
-    return tuple(one_LE.sum(axis=1) for one_LE in counted)
+@jit
+def _count_step(
+    used_LE: Any,
+    held_LE: Any,
+    ahead_LE: Any,
+    uploaded_LE: Any,
+    below_LE: Any,
+    fetched_LE: Any,
+    pairs_LE: Any,
+) -> Any:
+    """Count a step's experts by layer, ``[8, L]`` in the order of :class:`CacheUses`."""
+    counts_CL = np.zeros((8, len(used_LE)), dtype=np.int64)
+    for layer in range(len(used_LE)):
+        for expert in range(used_LE.shape[1]):
+            counts_CL[0, layer] += used_LE[layer, expert]
+            counts_CL[1, layer] += held_LE[layer, expert]
+            counts_CL[2, layer] += ahead_LE[layer, expert]
+            counts_CL[3, layer] += uploaded_LE[layer, expert]
+            counts_CL[4, layer] += below_LE[layer, expert]
+            counts_CL[5, layer] += fetched_LE[layer, expert]
+            counts_CL[6, layer] += pairs_LE[layer, expert]
+            counts_CL[7, layer] += pairs_LE[layer, expert] * below_LE[layer, expert]
+    return counts_CL
 
 
-def _count_pairs(ids_LX: NDArray[np.integer[Any]], num_experts: int) -> Ints:
+@jit
+def _count_pairs(ids_LX: Any, num_experts: int) -> Any:
     """Count the tokens of each expert in each layer, ``[L, E]``."""
-    layers = len(ids_LX)
-    places = ids_LX.astype(np.int64) + num_experts * np.arange(layers)[:, None]
-    return np.bincount(places.ravel(), minlength=layers * num_experts).reshape(layers, -1)
+    pairs_LE = np.zeros((len(ids_LX), num_experts), dtype=np.int64)
+    for layer in range(len(ids_LX)):
+        for place in range(ids_LX.shape[1]):
+            pairs_LE[layer, ids_LX[layer, place]] += 1
+    return pairs_LE
 
 
-def _choose_most(rates_LE: NDArray[np.float64], among_LE: Bools, most: int) -> Bools:
-    """Choose up to ``most`` experts of each layer by value, of equal ones the first; a value of 0
-    or less is never chosen.
+@jit
+def _note_uses(pairs_LE: Any, step: int, last_LE: Any, count_LE: Any) -> None:
+    """Note the step of each expert's last use, and its steps with tokens."""
+    for layer in range(len(pairs_LE)):
+        for expert in range(pairs_LE.shape[1]):
+            if pairs_LE[layer, expert] > 0:
+                last_LE[layer, expert] = step
+                count_LE[layer, expert] += 1
+
+
+@jit
+def _choose_most(rates_LE: Any, among_LE: Any, most: int) -> Any:
+    """Choose up to ``most`` experts of each layer by value, ``[L, E]``, of equal ones the first; a
+    value of 0 or less is never chosen.
     """
-    rates_LE = np.where(among_LE, rates_LE, 0.0)
     chosen_LE = np.zeros(rates_LE.shape, dtype=np.bool_)
-    best_LN = np.argsort(-rates_LE, axis=1, kind="stable")[:, :most]
-    np.put_along_axis(chosen_LE, best_LN, np.take_along_axis(rates_LE, best_LN, 1) > 0, axis=1)
+    rates_N = np.empty(rates_LE.shape[1])
+    for layer in range(len(rates_LE)):
+        count = 0
+        for expert in range(rates_LE.shape[1]):
+            if among_LE[layer, expert] and rates_LE[layer, expert] > 0.0:
+                rates_N[count] = rates_LE[layer, expert]
+                count += 1
+        least, num_least = 0.0, 0  # value that decides, and how many of it are chosen
+        if count > most > 0:
+            rates_N[:count].sort()
+            least = rates_N[count - most]
+            while num_least < most and rates_N[count - most + num_least] == least:
+                num_least += 1
+        for expert in range(rates_LE.shape[1]):
+            rate = rates_LE[layer, expert]
+            if most == 0 or rate < least or rate <= 0.0 or not among_LE[layer, expert]:
+                continue
+            if rate == least:
+                num_least -= 1
+            chosen_LE[layer, expert] = rate > least or num_least >= 0
     return chosen_LE
 
 

@@ -14,19 +14,16 @@ instead, with as large a share of the experts in the cache.
 import numpy as np
 import pytest
 
-from simulator.base.data import shipped_folder
 from simulator.commands.cache_trace import replay_recording
 from simulator.results.scores import is_answered
-from simulator.validation.published import run
 from simulator.validation.published.offload import Offload
 from tests.shared import shared_file
 
 pytestmark = pytest.mark.xdist_group("published")
-TABLE = shipped_folder() / "workloads" / "validation" / "offload.csv"
 
 
-def test_rates_of_ktransformers_come_out():
-    rows = run(TABLE).rows
+def test_rates_of_ktransformers_come_out(published):
+    rows = published.rows[published.rows["group"].str.startswith("offload")]
     answered = rows[is_answered(rows["status"])]
     errors = (answered["predicted"] / answered["measured"] - 1).abs()
     assert (len(rows), len(answered)) == (8, 6)

@@ -9,20 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulator.base.data import shipped_folder
 from simulator.commands.train import train
 from simulator.deployment.training.plan import make_training_plan
 from simulator.engine.training.step import run_training_step
 from simulator.scenario.training import load_training
 from simulator.step.training import price_micro_batch
-from simulator.validation.published import run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("published")]
 
 
 @pytest.fixture(scope="module")
-def rows():
-    found = run(shipped_folder() / "workloads/validation/training.csv").rows
+def rows(published):
+    found = published.rows[published.rows["group"].str.startswith("training")]
     return found.assign(ratio=found["predicted"] / found["measured"])
 
 

@@ -14,7 +14,7 @@ import simpy
 from simulator.deployment.training.plan import TrainingPlan
 from simulator.engine.fabric import FluidWires
 from simulator.engine.rank import finish_step, run_step
-from simulator.policies.pipelining import Pass, PassKind, Turn
+from simulator.policies.pipelining import ChunkPlace, PassKind, Turn
 from simulator.step.training import TrainingPrices
 
 _TRAVELS = ("dispatch", "combine")
@@ -63,7 +63,8 @@ class PassTable:
         """Find the times of a stage's turn. Of a pair of passes each hides its exchanges with
         experts beneath the other's computation, as far as that lasts.
         """
-        times = [self._find_own(stage, one) for one in turn]
+        depth_of = self._plan.depth_of
+        times = [self.find_pass(one.kind, depth_of[ChunkPlace(stage, one.chunk)]) for one in turn]
         if len(times) == 1:
             return times[0]
         first, second = times
@@ -75,15 +76,6 @@ class PassTable:
         travel_s = first.travel_s + second.travel_s
         share = exposed_s / travel_s if travel_s else 0.0
         return PassTimes({name: share * s if name in _TRAVELS else s for name, s in phases.items()})
-
-    def _find_own(self, stage: int, one: Pass) -> PassTimes:
-        places = self._plan.depth_of
-        depth = next(
-            depth
-            for place, depth in places.items()
-            if place.stage == stage and place.chunk == one.chunk
-        )
-        return self.find_pass(one.kind, depth)
 
     def _simulate(self, kind: PassKind, layers: range) -> PassTimes:
         env = simpy.Environment()

@@ -130,17 +130,20 @@ def _finish_step(
     norm of all gradients is needed for any update, so stages meet before it.
     """
     stages = range(plan.num_stages)
-    last = [max((s for s in spans if s.stage == stage), key=_find_end) for stage in stages]
+    spans_S: list[list[StageSpan]] = [[] for _ in stages]
+    for span in spans:
+        spans_S[span.stage].append(span)
+    last = [max(own, key=_find_end) for own in spans_S]
     exposed_s = [
-        _expose(plan, update.reduce_s, _find_last_s(plan, spans, stage))
-        for stage, update in zip(stages, updates, strict=True)
+        _expose(plan, update.reduce_s, _find_last_s(plan, own))
+        for own, update in zip(spans_S, updates, strict=True)
     ]
     met_s = max(_find_end(span) + s for span, s in zip(last, exposed_s, strict=True))
     step_s = met_s + max(update.optimizer_s for update in updates)
     parts = []
     for stage in stages:
         own = dict.fromkeys(PARTS, 0.0)
-        for span in (s for s in spans if s.stage == stage):
+        for span in spans_S[stage]:
             times = table.find_turn(stage, span.turn)
             for phase, seconds in times.phases.items():
                 own[phase if phase in own else "wait"] += seconds
@@ -165,15 +168,14 @@ def _find_end(span: StageSpan) -> float:
     return span.start_s + span.duration_s
 
 
-def _find_last_s(plan: TrainingPlan, spans: list[StageSpan], stage: int) -> float:
-    """Seconds of the last micro-batch's backward passes of a stage, beneath which gradients travel
-    that are final by then.
+def _find_last_s(plan: TrainingPlan, spans: list[StageSpan]) -> float:
+    """Seconds of the last micro-batch's backward passes of a stage with such turns, beneath which
+    gradients travel that are final by then.
     """
     number = plan.num_micro_batches - 1
     return sum(
         span.duration_s / len(span.turn)
         for span in spans
-        if span.stage == stage
         for one in span.turn
         if one.kind in ("backward", "weight") and one.micro_batch == number
     )
