@@ -21,9 +21,13 @@ NOT_LIGHT = ("ray", "torch", "browser", "slow", "soak")
 FIRST = ("ray-apart", "ray", "published", "pages")
 """Groups that take minutes, so that none is still at work when all others have ended."""
 _LEFT_OUT = pytest.StashKey[int]()
-_OBJECTS_A_LOOK = 50_000
+_OBJECTS_A_LOOK = 200_000
 """Objects that are made between two looks for cycles of garbage, as in the command. What tests
 import and share stays; looking through it took an eighth of their time."""
+
+
+def pytest_configure(config):
+    gc.disable()  # until all tests are collected
 
 
 def pytest_addoption(parser):
@@ -121,6 +125,7 @@ def pytest_runtest_call(item):
 def pytest_collection_finish(session):
     gc.set_threshold(_OBJECTS_A_LOOK)
     gc.freeze()
+    gc.enable()
     grouped = [item for item in session.items if item.get_closest_marker("xdist_group")]
     if getattr(session.config.option, "loadgroup", False) and not all(
         "@" in item.nodeid for item in grouped

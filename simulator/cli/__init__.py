@@ -47,7 +47,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_OBJECTS_A_LOOK = 50_000
+_OBJECTS_A_LOOK = 200_000
 """Objects that are made between two looks for cycles of garbage. Of what is imported all stays, and
 looking through it after every 700 took a seventh of a short run."""
 

@@ -22,8 +22,9 @@ from simulator.base.trust import allow_as_sender, allowed_folder
 from simulator.runtime.nodes import Nodes
 from simulator.runtime.ray_answers import collect_answers
 from simulator.runtime.shard import Shard, threads_per_rank
+from simulator.runtime.shard_process import ShardProcess
 
-RemoteShard = ray.remote(Shard)
+RemoteShard = ray.remote(ShardProcess)
 
 _START_S = 120.0
 """Longest start of actors, seconds: each imports PyTorch."""

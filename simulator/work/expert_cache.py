@@ -155,7 +155,8 @@ class ExpertCache:
         most = self._rules.prefetching.experts
         if most == 0:
             return np.zeros_like(used_LE)
-        return _choose_most(predict_experts(self._predictor, used_LE), ~self.held_LE, most)
+        rates_LE = predict_experts(self._predictor, used_LE)
+        return np.asarray(_choose_most(rates_LE, ~self.held_LE, most))
 
     def _rate(self, pairs_LE: Ints) -> NDArray[np.float64]:
         """Count the step's uses, and rate how much each expert is worth a slot now."""
