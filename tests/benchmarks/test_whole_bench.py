@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.benchmarks.__main__ import measure_all, parse_arguments
+from tests.benchmarks.clock import cpu_s
 from tests.benchmarks.collect import choose
 from tests.benchmarks.effort import QUICK
 from tests.benchmarks.files import write_files
@@ -43,6 +44,7 @@ def tiny_bench():
     """What the whole command finds on sizes that are soon done."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(serving, "start_revision", lambda name: nullcontext(StandIn()))
+        patch.setattr(serving, "repeated_cpu_s", cpu_s)
         run_once = cache(whole_run.run_scenario)  # the same run three times over
         for scenario in (start_up, whole_run):
             patch.setattr(scenario, "run_scenario", run_once)

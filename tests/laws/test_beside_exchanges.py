@@ -99,7 +99,7 @@ def test_a_compiled_loop_takes_what_ranks_take(tiny, way, seed):
 @pytest.mark.parametrize("network_speed", [1.0, 0.1])
 def test_the_table_is_what_ranks_take(tiny, way, network_speed):
     plan = tiny.plan("latent-moe", **EP8, network_speed=network_speed, **WAYS[way])
-    trace = tiny.trace(60, 80.0, longest_input=400, longest_output=16)
+    trace = tiny.trace(40, 80.0, longest_input=400, longest_output=16)
     table, ranks = (
         run_plan(plan, trace, one).steps["duration_s"].sum() for one in ("step", "rank")
     )

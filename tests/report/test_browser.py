@@ -12,7 +12,7 @@ import pytest
 from simulator.report.gallery import plots
 from simulator.report.page import FIGURES, render
 from simulator.results.folder import Results
-from tests.report.windows import DESK, PHONE
+from tests.report.windows import DESK, PHONE, on_screens
 
 pytestmark = pytest.mark.xdist_group("pages")  # one browser, and each page rendered once
 
@@ -37,8 +37,10 @@ def expected(run: Results) -> int:
     return sum(len(plots(figure, run)) for figure in FIGURES)
 
 
-@pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
-@pytest.mark.parametrize("name", ["plain", "many", "hostile", "one request", "no steps"])
+@pytest.mark.parametrize(
+    ("name", "viewport"),
+    on_screens(["plain", "many", "hostile", "one request", "no steps"], {"many", "hostile"}),
+)
 def test_page_opens_offline_and_draws_everything(open_page, files, runs, name, viewport):
     opened = open_page(files[name], viewport, has_touch=viewport is PHONE)
     assert opened.problems == []

@@ -20,7 +20,7 @@ from simulator.results.executed import BUSY, KINDS, SUMMARY_COLUMNS, describe_lo
 from simulator.results.formats import UNDEFINED
 from tests.report.made_up_executions import CASES, HOSTILE, MOE, TOTAL, make
 from tests.report.pages import payload_of
-from tests.report.windows import DESK, PHONE
+from tests.report.windows import DESK, on_screens
 
 pytestmark = pytest.mark.xdist_group("pages")  # one browser, and each page rendered once
 
@@ -235,16 +235,16 @@ def test_folder_is_written_read_and_reported_again(executions, tmp_path, capsys)
 
 
 @pytest.mark.parametrize(
-    ("viewport", "theme"), [(DESK, "light"), (PHONE, "dark")], ids=["desk", "phone"]
+    ("name", "viewport"),
+    on_screens(["all", "faults", "one", "hostile", "many ranks"], {"hostile", "many ranks"}),
 )
-@pytest.mark.parametrize("name", ["all", "faults", "one", "hostile", "many ranks"])
 def test_it_opens_offline_and_draws_everything(
-    execution_page_of, open_page, name, viewport, theme, tmp_path
+    execution_page_of, open_page, name, viewport, tmp_path
 ):
     file = tmp_path / "page.html"
     page = execution_page_of(name)
     file.write_text(page, encoding="utf-8")
-    opened = open_page(file, viewport, theme=theme)
+    opened = open_page(file, viewport, theme="light" if viewport is DESK else "dark")
     assert opened.problems == []
     assert opened.gone_out == []
     assert opened.page.locator(".js-plotly-plot").count() == len(plots_of(page))

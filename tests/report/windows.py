@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+
+
+def on_screens(names: Iterable[str], phones: Container[str]) -> list[Any]:
+    """List pages by the screens that they are opened on: all on a desk, those of ``phones`` on a
+    phone too, and in soak all.
+    """
+    found = []
+    for name in names:
+        marks = () if name in phones else pytest.mark.soak
+        found.append(pytest.param(name, DESK, id=f"{name}-desk"))
+        found.append(pytest.param(name, PHONE, id=f"{name}-phone", marks=marks))
+    return found
 
 
 class Opened:

@@ -91,7 +91,9 @@ def test_where_sockets_would_have_too_long_a_path_another_folder_is_taken(tmp_pa
     assert os.environ["RAY_TMPDIR"] == str(long)
 
 
-@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "stop", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.soak)]
+)
 def test_a_command_that_is_told_to_stop_leaves_neither_process_nor_file_behind(stop):
     code = """
 import signal, time

@@ -46,7 +46,9 @@ def test_training_that_is_told_to_stop_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "stop", [pytest.param(signal.SIGTERM, marks=pytest.mark.soak), signal.SIGKILL]
+)
 def test_what_calibrating_leaves_is_gone_after_the_next_command(tmp_path, stop):
     with common_folder() as common, hold_folder("moesim-", common.parent) as living:
         process = start_moesim(tmp_path, *CALIBRATE)

@@ -148,7 +148,7 @@ def test_the_screen_reads_rates_optimistically():
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray-apart")
 def test_an_answer_repeats_itself_whoever_works_on_it(tmp_path):
-    asked = question(clusters=[{"cluster": "h100-sxm", "max_gpus": 8}])
+    asked = question(clusters=[{"cluster": "h100-sxm", "max_gpus": 4}])
     first = plan_capacity(asked, Path(), Store(tmp_path / "a"), workers=1)
     again = plan_capacity(asked, Path(), Store(tmp_path / "b"), workers=2)
     kept = plan_capacity(asked, Path(), Store(tmp_path / "a"), workers=1)
