@@ -96,7 +96,7 @@ def test_a_compiled_loop_takes_what_ranks_take(tiny, way, seed):
 
 
 @each_way
-@pytest.mark.parametrize("network_speed", [1.0, 0.1])
+@pytest.mark.parametrize("network_speed", [pytest.param(1.0, marks=pytest.mark.soak), 0.1])
 def test_the_table_is_what_ranks_take(tiny, way, network_speed):
     plan = tiny.plan("latent-moe", **EP8, network_speed=network_speed, **WAYS[way])
     trace = tiny.trace(40, 80.0, longest_input=400, longest_output=16)

@@ -147,7 +147,11 @@ def slowly_together(folder, number):
     ("part", "told"),
     [
         ("gcs_server", "Ray was lost, and this process does the rest: its head at"),
-        ("ray::_Actor", "a process of Ray's was lost, and others do its work"),
+        pytest.param(
+            "ray::_Actor",
+            "a process of Ray's was lost, and others do its work",
+            marks=pytest.mark.soak,
+        ),
     ],
 )
 def test_what_a_lost_process_had_begun_is_done_by_this_one(tmp_path, part, told, ray):

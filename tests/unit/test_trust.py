@@ -184,7 +184,7 @@ def looks(folder, number):
 
 
 @pytest.mark.xdist_group("ray-apart")
-@pytest.mark.parametrize("is_allowed", [False, True])
+@pytest.mark.parametrize("is_allowed", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_workers_may_import_what_the_process_may_that_sends_the_work(
     elsewhere, tmp_path_factory, ray, is_allowed
 ):
