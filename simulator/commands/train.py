@@ -162,7 +162,7 @@ def _measure(
     plan, step_s, num_gpus = first.plan, first.step.step_s, first.plan.spec.num_gpus
     step_tokens = training.sequence_tokens * training.global_batch
     flops = trained_flops(plan.model, training.sequence_tokens) * training.global_batch
-    steps = first.prices.expert_steps
+    steps = [step for own in first.prices.expert_steps_M for step in own]
     dropped_share = (
         sum(one.dropped_pairs for one in steps) / (_count_pairs(first) * len(steps))
         if plan.placement.drops_pairs

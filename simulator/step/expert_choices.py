@@ -109,9 +109,7 @@ class ChoosingTokens:
 
 
 class RecordedTokens(ChoosingTokens):
-    """Tokens of one step whose requests take their experts from recorded sequences: all are looked
-    up, however many there are.
-    """
+    """Tokens of one step whose requests take their experts from recorded sequences."""
 
     def __init__(
         self,
@@ -125,10 +123,11 @@ class RecordedTokens(ChoosingTokens):
 
         Args:
             recorded_T: recorded token that each token of the step takes its experts from, ``[T]``,
-                data-parallel rank after rank.
+                data-parallel rank after rank; fewer are of evenly spaced tokens, which stand for
+                all, and need a policy that drops none.
         """
         super().__init__(experts, layout, tokens_d)
-        self._sampled = self.total
+        self._sampled = len(recorded_T)
         self._recorded, self._recorded_T = recorded, recorded_T
 
     def _take_ids(self, layer: int, offset: int, count: int) -> NDArray[np.int16]:

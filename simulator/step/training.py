@@ -29,6 +29,7 @@ from simulator.policies.pipelining import PassKind
 from simulator.step.expert_prices import ExpertStep
 from simulator.step.prices import Prices
 from simulator.step.program import Batch, Busy, Operation, Together
+from simulator.step.training_texts import draw_texts
 from simulator.work.layout import shard
 from simulator.work.trained import Recompute
 
@@ -61,6 +62,8 @@ class _Way(NamedTuple):
 
 
 _FORWARD = _Way(1.0, 0.0, 1.0)
+_DRAWN_MICRO_BATCHES = 4
+"""Micro-batches that stand for all where sequences differ in the experts that they use."""
 
 
 @dataclass(frozen=True)
@@ -79,22 +82,31 @@ class MicroBatch:
         """Tokens in each group."""
         return self.sequences * self.sequence_tokens // self.cp
 
-    def split(self, num_groups: int) -> Batch:
+    def count_sequences(self, num_groups: int) -> int:
+        """Count the sequences that so many data- and context-parallel groups have a part of."""
+        return -(-num_groups // self.cp) * self.sequences
+
+    def split(self, num_groups: int, first_sequence: int = 0) -> Batch:
         """Split the micro-batch over data- and context-parallel groups. A group computes a part
         from the front of a sequence and one from its back, so that all attend to equally much
         (Megatron-LM's context parallelism).
+
+        Args:
+            first_sequence: number of the first sequence, which its requests are called by.
         """
         part = self.sequence_tokens // (2 * self.cp)
-        new, context = [], []
+        new, context, numbers = [], [], []
         for group in range(num_groups):
             front = group % self.cp
             starts = [front * part, (2 * self.cp - 1 - front) * part] if self.cp > 1 else [0]
             length = part if self.cp > 1 else self.sequence_tokens
             new.append(np.full(len(starts) * self.sequences, length, dtype=np.int64))
             context.append(np.tile(np.array(starts, dtype=np.int64), self.sequences))
+            own = first_sequence + group // self.cp * self.sequences + np.arange(self.sequences)
+            numbers.append(np.repeat(own, len(starts)))
         never = tuple(np.zeros(len(one), dtype=np.bool_) for one in new)
         logits = np.full(num_groups, self.rank_tokens, dtype=np.int64)
-        return Batch(tuple(new), tuple(context), never, logits)
+        return Batch(tuple(new), tuple(context), never, logits, tuple(numbers))
 
 
 def price_micro_batch(plan: TrainingPlan) -> TrainingPrices:
@@ -112,9 +124,11 @@ def price_micro_batch(plan: TrainingPlan) -> TrainingPrices:
 
 
 def find_rank_imbalance(prices: TrainingPrices) -> float:
-    """Find the token-expert pairs of the busiest rank in all layers over the mean rank's."""
-    pairs_R = prices.pairs_R
-    return float(pairs_R.max() / pairs_R.mean()) if pairs_R.any() else 1.0
+    """Find the token-expert pairs of the busiest rank in all layers over the mean rank's, in the
+    micro-batch where that is most.
+    """
+    pairs_MR = prices.pairs_MR
+    return float((pairs_MR.max(axis=1) / pairs_MR.mean(axis=1)).max()) if pairs_MR.any() else 1.0
 
 
 class TrainingPrices:
@@ -146,27 +160,37 @@ class TrainingPrices:
         rates = placement.calibration
         self._measured = rates.training if isinstance(rates, HostRates) else None
         rows = np.array([0, micro_batch.rank_tokens], dtype=np.int64)
-        self._prices = Prices(placement, micro_batch.rank_tokens, rows)
+        groups = placement.layout.attention_dp
+        count = _DRAWN_MICRO_BATCHES * micro_batch.count_sequences(groups)
+        texts = draw_texts(placement, count, micro_batch.sequence_tokens)
+        self._prices = Prices(placement, micro_batch.rank_tokens, rows, texts)
+        self.num_drawn = 1 if texts is None else _DRAWN_MICRO_BATCHES
+        """Micro-batches ``M`` that stand for all."""
 
     @cached_property
     def batch(self) -> Batch:
         """Batch of all groups of the block."""
-        return self.micro_batch.split(self.placement.layout.attention_dp)
+        return self._draw_batch(0)
+
+    def _draw_batch(self, number: int) -> Batch:
+        groups = self.placement.layout.attention_dp
+        return self.micro_batch.split(groups, number * self.micro_batch.count_sequences(groups))
 
     @cached_property
-    def expert_steps(self) -> list[ExpertStep]:
-        """Priced experts of every MoE layer."""
+    def expert_steps_M(self) -> list[list[ExpertStep]]:
+        """Priced experts of every MoE layer, for each of the micro-batches that stand for all."""
         if self.placement.experts is None:
-            return []
-        return self._prices.price_batch(self.batch, 0).parts[0].steps
+            return [[]]
+        batches = map(self._draw_batch, range(self.num_drawn))
+        return [self._prices.price_batch(one, 0).parts[0].steps for one in batches]
 
     @property
-    def pairs_R(self) -> NDArray[np.float64]:
-        """Token-expert pairs of each rank in all layers, ``[R]``."""
-        total_R = np.zeros(self.placement.layout.num_ranks)
-        for step in self.expert_steps:
-            total_R = total_R + step.pairs_R
-        return total_R
+    def pairs_MR(self) -> NDArray[np.float64]:
+        """Token-expert pairs of each rank in all layers, ``[M, R]``."""
+        none_R = np.zeros(self.placement.layout.num_ranks)
+        return np.array(
+            [sum((step.pairs_R for step in own), none_R) for own in self.expert_steps_M]
+        )
 
     @cached_property
     def _context_s(self) -> dict[str, NDArray[np.float64]]:
@@ -177,12 +201,17 @@ class TrainingPrices:
             for name in self.placement.model.mixers
         }
 
-    def list_operations(self, layers: range, kind: PassKind) -> list[Operation]:
+    def list_operations(
+        self, layers: range, kind: PassKind, micro_batch: int = 0
+    ) -> list[Operation]:
         """List the operations of a pass through layers, in order. A pass with the last layer makes
         the logits, or their gradients.
+
+        Args:
+            micro_batch: among those that stand for all.
         """
-        way = self._ways[kind]
-        operations = [*self._layers(layers, way), *self._head(layers, way)]
+        way, steps = self._ways[kind], self.expert_steps_M[micro_batch]
+        operations = [*self._layers(layers, way, steps), *self._head(layers, way)]
         if self._measured is not None:
             ratios = self._measured.forward if kind == "forward" else self._measured.backward
             operations = [_scale(one, ratios) for one in operations]
@@ -190,7 +219,7 @@ class TrainingPrices:
             return operations
         if kind == "weight":
             return [one for one in operations if isinstance(one, Busy)]
-        return [*self._redo(layers), *reversed(operations)]
+        return [*self._redo(layers, steps), *reversed(operations)]
 
     @cached_property
     def _ways(self) -> dict[PassKind, _Way]:
@@ -204,16 +233,16 @@ class TrainingPrices:
             "backward": _Way(half, half, ATTENTION_RATIO),
         }
 
-    def _redo(self, layers: range) -> Iterator[Operation]:
+    def _redo(self, layers: range, steps: list[ExpertStep]) -> Iterator[Operation]:
         """Yield what is computed again before the gradients."""
         if self._redone == "layers":
-            yield from self._layers(layers, _FORWARD)
+            yield from self._layers(layers, _FORWARD, steps)
         if self._redone == "experts":
             for layer in layers:
                 if self.placement.model.has_experts(self.placement.model.layer_names[layer][1]):
-                    yield from self._experts(layer, _FORWARD)
+                    yield from self._experts(layer, _FORWARD, steps)
 
-    def _layers(self, layers: range, way: _Way) -> Iterator[Operation]:
+    def _layers(self, layers: range, way: _Way, steps: list[ExpertStep]) -> Iterator[Operation]:
         """Yield the operations of layers."""
         model = self.placement.model
         mixers_s = {name: self._price_mixer(name, way) for name in model.mixers}
@@ -229,7 +258,7 @@ class TrainingPrices:
             if ffn != "none":
                 yield Busy("dense", layer, ffns_s[ffn])
             if model.has_experts(ffn):
-                yield from self._experts(layer, way)
+                yield from self._experts(layer, way, steps)
             if after_ffn:
                 yield self._sum(layer)
 
@@ -271,9 +300,9 @@ class TrainingPrices:
         )
         return float(sum(inputs * outputs * copies for inputs, outputs, copies in shards))
 
-    def _experts(self, layer: int, way: _Way) -> Iterator[Operation]:
+    def _experts(self, layer: int, way: _Way, steps: list[ExpertStep]) -> Iterator[Operation]:
         model, layout = self.placement.model, self.placement.layout
-        step, moe = self.expert_steps[model.moe_layers.index(layer)], model.moe
+        step, moe = steps[model.moe_layers.index(layer)], model.moe
         assert moe is not None, "a layer with experts has some"
         each = moe.num_expert_parameters(model.hidden_size) / layout.moe_tp
         weights = -(-moe.num_experts // layout.ep) * each

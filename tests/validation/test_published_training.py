@@ -38,8 +38,8 @@ def test_mixtures_are_simulated_faster_than_frameworks_train_them(rows):
     errors = np.abs(own["ratio"] - 1.0)
     assert len(own) == 18
     assert (errors < 0.30).mean() >= 0.8
-    assert errors.median() < 0.22
-    assert np.abs(rows["ratio"] - 1.0).median() < 0.20
+    assert errors.median() < 0.20
+    assert np.abs(rows["ratio"] - 1.0).median() < 0.18
     hopper = own[own["group"] != "training, Blackwell"]
     assert (hopper["ratio"] > 1.0).all()
 
@@ -56,7 +56,9 @@ def test_forced_balance_is_faster_than_real_routing_and_less_so_over_longer_sequ
         even, real = own["predicted"].filter(like="forced"), own["predicted"].filter(like="real")
         by_length[tokens] = float(real.iloc[0] / even.iloc[0])
     assert all(ratio < 1.0 for ratio in by_length.values())
-    assert list(by_length.values()) == sorted(by_length.values())
+    # The experts of eight GPUs serve two sequences of 16,384 and a part of one of the others.
+    of_one = [by_length[tokens] for tokens in (32768, 65536, 131072)]
+    assert of_one == sorted(of_one)
 
 
 def test_twice_as_many_micro_batches_gain_what_dualpipe_v_gained():

@@ -78,8 +78,13 @@ class PassTable:
         return PassTimes({name: share * s if name in _TRAVELS else s for name, s in phases.items()})
 
     def _simulate(self, kind: PassKind, layers: range) -> PassTimes:
+        """Simulate a pass of each of the micro-batches that stand for all, and take the mean."""
+        count = self._prices.num_drawn
+        found = [self._run(layers, kind, micro_batch) for micro_batch in range(count)]
+        return PassTimes({name: sum(one[name] for one in found) / count for name in found[0]})
+
+    def _run(self, layers: range, kind: PassKind, micro_batch: int) -> dict[str, float]:
         env = simpy.Environment()
-        operations = self._prices.list_operations(layers, kind)
+        operations = self._prices.list_operations(layers, kind, micro_batch)
         num_ranks = self._plan.placement.layout.num_ranks
-        times = finish_step(env, run_step(env, FluidWires(env), operations, num_ranks))
-        return PassTimes(times.phases)
+        return finish_step(env, run_step(env, FluidWires(env), operations, num_ranks)).phases

@@ -1,0 +1,98 @@
+"""Laws of the texts that a training's sequences are of: few sequences load ranks unevenly, many as
+all texts together, and some of a micro-batch's tokens stand for all.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simulator.deployment.training.plan import make_training_plan
+from simulator.scenario.training import load_training
+from simulator.step import training_texts
+from simulator.step.training import find_rank_imbalance, price_micro_batch
+
+KINDS = {"kind": "lognormal", "sigma": 1.0, "num_domains": 4}
+
+
+def prices_of(routing, micro_batch=1, sequence_tokens=1024, overflow=None, **parallel):
+    deployment = {
+        "name": "it",
+        "model": "olmoe-1b-7b",
+        "cluster": "h100-sxm",
+        "num_gpus": 16,
+        "parallel": {"ep": 8, **parallel},
+        "micro_batch": micro_batch,
+        "routing": routing,
+        "recompute": "full",
+        **({"overflow": overflow} if overflow else {}),
+    }
+    training = {"sequence_tokens": sequence_tokens, "global_batch": 1024, "total_tokens": 1e12}
+    scenario = load_training({"training": training, "deployments": [deployment]})
+    plan = make_training_plan(scenario.deployments[0], scenario.training, 0, "test", Path())
+    return price_micro_batch(plan)
+
+
+def imbalance_of(prices):
+    return np.mean(
+        [step.pairs_R.max() / step.pairs_R.mean() for own in prices.expert_steps_M for step in own]
+    )
+
+
+def test_a_micro_batch_of_one_text_is_less_even_than_one_of_many():
+    one = imbalance_of(prices_of(KINDS, tp=8))  # one sequence on the eight ranks
+    few = imbalance_of(prices_of(KINDS, tp=2))
+    many = imbalance_of(prices_of(KINDS, micro_batch=16))
+    assert one > 1.1 * few
+    assert few > 1.02 * many
+    mixed = prices_of(KINDS, micro_batch=16)
+    mixed._prices.choices = None  # tokens of all kinds of text
+    assert many == pytest.approx(imbalance_of(mixed), rel=0.05)
+
+
+def test_routing_without_kinds_of_text_has_one_micro_batch_that_stands_for_all():
+    known = prices_of({**KINDS, "num_domains": 1})
+    assert known.num_drawn == len(known.expert_steps_M) == 1
+    assert prices_of(KINDS).num_drawn == len(prices_of(KINDS).expert_steps_M) == 4
+    assert find_rank_imbalance(known) >= 1.0
+
+
+def test_tokens_of_a_sequence_are_of_its_text_wherever_it_lies():
+    """Groups that share a sequence hold parts of its front and of its back."""
+    whole, shared = (prices_of(KINDS, 1, 4096, tp=2, cp=cp) for cp in (1, 2))
+    for prices, groups in ((whole, 4), (shared, 4)):
+        numbers = [set(own.tolist()) for own in prices.batch.requests]
+        assert len(numbers) == groups
+    assert [own.tolist() for own in whole.batch.requests] == [[0], [1], [2], [3]]
+    assert [own.tolist() for own in shared.batch.requests] == [[0, 0], [0, 0], [1, 1], [1, 1]]
+    choices = shared._prices.choices
+    tokens_T = choices.find_tokens(shared.batch)
+    kind_T = tokens_T // 4096  # as many were drawn of each kind
+    assert [len(set(part.tolist())) for part in kind_T.reshape(2, -1)] == [1, 1]
+    assert len(np.unique(tokens_T[:4096])) == 4096  # a sequence as long as what was drawn
+
+
+def test_evenly_spaced_tokens_stand_for_all(monkeypatch):
+    few = prices_of(KINDS, 2, 4096).expert_steps_M
+    monkeypatch.setattr(training_texts, "_MOST_TOKENS", 1 << 30)
+    every = prices_of(KINDS, 2, 4096).expert_steps_M
+    for some, all_ in zip(few, every, strict=True):
+        some_s, all_s = (sum(step.experts_R.max() for step in own) for own in (some, all_))
+        assert some_s == pytest.approx(all_s, rel=0.02)
+        for one, other in zip(some, all_, strict=True):
+            assert one.pairs_R.sum() == pytest.approx(other.pairs_R.sum(), rel=0.01)
+
+
+@pytest.mark.parametrize("overflow", [{"kind": "none"}, {"kind": "capacity", "factor": 1.0}])
+def test_where_tokens_may_be_dropped_all_are_looked_up(overflow):
+    prices = prices_of(KINDS, 4, 1024, overflow=overflow)
+    looked_up = prices._prices.choices.list_tokens(prices.placement, prices.batch)
+    total = int(prices.batch.tokens_d.sum())
+    assert total > training_texts._MOST_TOKENS
+    some = training_texts._MOST_TOKENS
+    assert len(looked_up._recorded_T) == (some if overflow["kind"] == "none" else total)
+    assert all(
+        step.dropped_pairs > 0 or overflow["kind"] == "none"
+        for own in prices.expert_steps_M
+        for step in own
+    )
