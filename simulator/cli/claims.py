@@ -49,7 +49,10 @@ def claims(
         measurements = ClaimMeasurements(names or ())
         console.err.say(measurements.describe())
         with console.progress("steps", "starting") as tick:
-            measurements.measure(tick)
+            try:
+                measurements.measure(tick)
+            except KeyboardInterrupt:
+                raise console.StoppedError(measurements.tell_kept()) from None
     with console.progress("rounds", "reading the claims") as tick:
         results = try_claims(
             names or (), seed=1 if seed is None else seed, num_seeds=seeds, progress=tick

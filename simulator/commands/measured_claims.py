@@ -49,6 +49,7 @@ class ClaimMeasurements:
         self._expected_s = {
             name: measurement.expect_s() for name, (_, measurement) in self._missing.items()
         }
+        self._done: list[str] = []
 
     def describe(self) -> str:
         """Sentences on what is going to be measured, how long it takes, and what is kept."""
@@ -90,6 +91,16 @@ class ClaimMeasurements:
                     took_s=round(time.perf_counter() - began_s, 1),
                 ),
             )
+            self._done.append(name)
+
+    def tell_kept(self) -> str:
+        """Say what is kept of measurements that were stopped."""
+        if not self._done:
+            return "stopped; no measurement was done, and nothing was written"
+        return (
+            f"stopped; kept what was measured of {', '.join(self._done)}: the same command goes on "
+            "with the rest"
+        )
 
 
 def read_measured(claim: ClaimFile) -> Measured | None:

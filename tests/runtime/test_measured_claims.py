@@ -11,7 +11,7 @@ pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
 
 from simulator.base.errors import UserError
 from simulator.calibration.host import sparsity
-from simulator.commands import record_training
+from simulator.commands import measured_claims, record_training
 from simulator.commands.claims import read_claims, try_claims, write_claims
 from simulator.commands.measured_claims import ClaimMeasurements, read_measured
 from simulator.config.claim import load_claim
@@ -155,3 +155,27 @@ def test_the_command_measures_and_says_what_it_found(folder, moesim):
     assert "measuring on this machine takes about" in told
     assert "Measured here" in printed
     assert "matrices" in printed
+
+
+@pytest.mark.parametrize(
+    ("stopped_in", "told"),
+    [
+        ("pruned", "stopped; no measurement was done, and nothing was written"),
+        ("run", "stopped; kept what was measured of pruned: the same command goes on with the"),
+    ],
+)
+def test_ctrl_c_says_what_is_kept(folder, moesim, monkeypatch, stopped_in, told):
+    measure = measured_claims._show
+
+    def stop(progress, claim, *words):
+        if claim == stopped_in:
+            raise KeyboardInterrupt
+        measure(progress, claim, *words)
+
+    monkeypatch.setattr(measured_claims, "_show", stop)
+    status, _, said = moesim("claims", "pruned.toml", "run.toml", "--real", "--out", "never")
+    assert status == 130
+    assert told in said
+    assert not (folder / "never").exists()
+    kept = list((folder / "cache" / "moesim" / "measured").glob("claim-*.json"))
+    assert len(kept) == (stopped_in == "run")
