@@ -47,16 +47,17 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_OBJECTS_A_LOOK = 200_000
-"""Objects that are made between two looks for cycles of garbage. Of what is imported all stays, and
-looking through it after every 700 took a seventh of a short run."""
+_RARE_LOOKS = (200_000, 10, 100)
+"""Objects that are made between two looks for cycles of garbage, how many of these there are to one
+at older objects, and of those to one at all. Of what is imported all stays, and looking through it
+as often as Python does took a fifth of a short run."""
 
 
 def main() -> None:
     """Run the command; exit status 2 for wrong input, 1 for a defect of ours or a cluster that was
     lost, 130 for Ctrl-C or SIGTERM, or the command's own.
     """
-    gc.set_threshold(_OBJECTS_A_LOOK)
+    gc.set_threshold(*_RARE_LOOKS)
     forget_current_folder()
     warnings.showwarning = console.show_warning
     tell_compiling(console.show_compiling)

@@ -39,26 +39,27 @@ def claims(
     and storage, on your device) under many conditions, and say which holds where.
     """
     from simulator.commands.claims import try_claims, write_claims
+    from simulator.commands.measured_claims import ClaimMeasurements
     from simulator.results.folder import check_writable
 
     folder = out_folder or Path("reports/out/claims")
     check_writable(folder, {"claims.csv"})
-    if real:
-        from simulator.commands.measured_claims import ClaimMeasurements
-
-        measurements = ClaimMeasurements(names or ())
-        console.err.say(measurements.describe())
-        with console.progress("steps", "starting") as tick:
-            try:
+    measurements = ClaimMeasurements(names or ()) if real else None
+    try:
+        if measurements is not None:
+            console.err.say(measurements.describe())
+            with console.progress("steps", "starting") as tick:
                 measurements.measure(tick)
-            except KeyboardInterrupt:
-                raise console.StoppedError(measurements.tell_kept()) from None
-    with console.progress("rounds", "reading the claims") as tick:
-        results = try_claims(
-            names or (), seed=1 if seed is None else seed, num_seeds=seeds, progress=tick
-        )
-        tick("writing the report", 0, None)
-        write_claims(results, folder)
+        with console.progress("rounds", "reading the claims") as tick:
+            results = try_claims(
+                names or (), seed=1 if seed is None else seed, num_seeds=seeds, progress=tick
+            )
+            tick("writing the report", 0, None)
+            write_claims(results, folder)
+    except KeyboardInterrupt:
+        if measurements is None:
+            raise
+        raise console.StoppedError(measurements.tell_kept()) from None
     if as_json:
         console.emit({"folder": str(folder), **results.run})
     else:

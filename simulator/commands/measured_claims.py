@@ -99,7 +99,7 @@ class ClaimMeasurements:
             return "stopped; no measurement was done, and nothing was written"
         return (
             f"stopped; kept what was measured of {', '.join(self._done)}: the same command goes on "
-            "with the rest"
+            "from there"
         )
 
 

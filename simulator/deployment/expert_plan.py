@@ -75,6 +75,11 @@ class DrawnDomains:
     seed: int
 
     @property
+    def num_kinds(self) -> int:
+        """Number of kinds of text that use experts of their own."""
+        return self.router.num_domains // getattr(self.router, "num_stages", 1)
+
+    @property
     def drifts(self) -> bool:
         """Whether popularity within a domain changes with time."""
         return getattr(self.router, "num_stages", 1) > 1

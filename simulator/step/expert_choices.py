@@ -123,8 +123,8 @@ class RecordedTokens(ChoosingTokens):
 
         Args:
             recorded_T: recorded token that each token of the step takes its experts from, ``[T]``,
-                data-parallel rank after rank; fewer are of evenly spaced tokens, which stand for
-                all, and need a policy that drops none.
+                data-parallel rank after rank; fewer stand for as many equal stretches of tokens,
+                and need a policy that drops none.
         """
         super().__init__(experts, layout, tokens_d)
         self._sampled = len(recorded_T)

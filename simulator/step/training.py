@@ -29,7 +29,7 @@ from simulator.policies.pipelining import PassKind
 from simulator.step.expert_prices import ExpertStep
 from simulator.step.prices import Prices
 from simulator.step.program import Batch, Busy, Operation, Together
-from simulator.step.training_texts import draw_texts
+from simulator.step.training_texts import draw_texts, tells_texts_apart
 from simulator.work.layout import shard
 from simulator.work.trained import Recompute
 
@@ -159,13 +159,18 @@ class TrainingPrices:
         self._gradient_bytes = gradient_bytes
         rates = placement.calibration
         self._measured = rates.training if isinstance(rates, HostRates) else None
-        rows = np.array([0, micro_batch.rank_tokens], dtype=np.int64)
-        groups = placement.layout.attention_dp
-        count = _DRAWN_MICRO_BATCHES * micro_batch.count_sequences(groups)
-        texts = draw_texts(placement, count, micro_batch.sequence_tokens)
-        self._prices = Prices(placement, micro_batch.rank_tokens, rows, texts)
-        self.num_drawn = 1 if texts is None else _DRAWN_MICRO_BATCHES
+        self.num_drawn = _DRAWN_MICRO_BATCHES if tells_texts_apart(placement) else 1
         """Micro-batches ``M`` that stand for all."""
+
+    @cached_property
+    def _prices(self) -> Prices:
+        """Prices of blocks with a micro-batch's tokens, and of the experts that these choose."""
+        micro_batch = self.micro_batch
+        rows = np.array([0, micro_batch.rank_tokens], dtype=np.int64)
+        groups = self.placement.layout.attention_dp
+        count = self.num_drawn * micro_batch.count_sequences(groups)
+        texts = draw_texts(self.placement, count, micro_batch.sequence_tokens)
+        return Prices(self.placement, micro_batch.rank_tokens, rows, texts)
 
     @cached_property
     def batch(self) -> Batch:

@@ -16,25 +16,33 @@ from simulator.step.request_choices import RequestChoices
 from simulator.workload.traces import RequestTrace
 
 _MOST_TOKENS = 16_384
-"""Most tokens of a micro-batch that are looked up, evenly spaced; a kind of text has 4,096 that
-were drawn, and longer sequences repeat them."""
+"""Most tokens of a micro-batch that are looked up: one of each of so many equal stretches."""
 
 
 class SequenceTexts(RequestChoices):
     """Recorded tokens that sequences take their experts from."""
 
     def list_tokens(self, placement: Placement, batch: Batch) -> RecordedTokens:
-        """List the tokens of a micro-batch, or evenly spaced ones that stand for all; all of them
-        where some are dropped, which each depends on the others for.
+        """List the tokens of a micro-batch, or some that stand for all; all of them where some are
+        dropped, which each depends on the others for.
+
+        One is drawn from each stretch: evenly spaced ones would be the same few of the recorded
+        tokens, which long sequences repeat.
         """
         experts = placement.experts
         assert experts is not None
         recorded_T = self.find_tokens(batch)
         if len(recorded_T) > _MOST_TOKENS and not may_drop(experts.overflow):
-            spacing = len(recorded_T) / _MOST_TOKENS
-            recorded_T = recorded_T[((np.arange(_MOST_TOKENS) + 0.5) * spacing).astype(np.int64)]
+            place_T = np.arange(_MOST_TOKENS) + placement.rng("places").random(_MOST_TOKENS)
+            recorded_T = recorded_T[(place_T * (len(recorded_T) / _MOST_TOKENS)).astype(np.int64)]
         layout = placement.layout
         return RecordedTokens(experts, layout, batch.tokens_d, self.recorded, recorded_T)
+
+
+def tells_texts_apart(placement: Placement) -> bool:
+    """Whether the experts that a sequence uses depend on the kind of text that it is."""
+    experts = placement.experts
+    return experts is not None and experts.domains is not None and experts.domains.num_kinds > 1
 
 
 def draw_texts(
@@ -42,7 +50,7 @@ def draw_texts(
 ) -> SequenceTexts | None:
     """Draw the kind of text of each sequence; ``None`` where the routing tells none apart."""
     experts = placement.experts
-    if experts is None or experts.domains is None:
+    if experts is None or experts.domains is None or not tells_texts_apart(placement):
         return None
     drawn = experts.domains.sequences
     trace = RequestTrace(

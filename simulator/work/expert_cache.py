@@ -235,7 +235,7 @@ def _choose_most(rates_LE: Any, among_LE: Any, most: int) -> Any:
                 continue
             if rate == least:
                 num_least -= 1
-            chosen_LE[layer, expert] = rate > least or num_least >= 0
+            chosen_LE[layer, expert] = rate > least or (rate == least and num_least >= 0)
     return chosen_LE
 
 

@@ -87,7 +87,7 @@ def test_no_other_split_of_as_many_gpus_is_cheaper(entry):
 def test_more_time_never_costs_more():
     costs = [
         float(ask(targets={"days": days}, **SMALL).list_best()["cost"].min())
-        for days in (0.5, 30.0)
+        for days in (0.5, 3.0, 30.0)
     ]
     assert costs == sorted(costs, reverse=True)
 

@@ -72,15 +72,27 @@ def test_tokens_of_a_sequence_are_of_its_text_wherever_it_lies():
     assert len(np.unique(tokens_T[:4096])) == 4096  # a sequence as long as what was drawn
 
 
-def test_evenly_spaced_tokens_stand_for_all(monkeypatch):
-    few = prices_of(KINDS, 2, 4096).expert_steps_M
+@pytest.mark.parametrize("sequence_tokens", [4096, 65536])  # that long, texts repeat
+def test_some_tokens_stand_for_all(monkeypatch, sequence_tokens):
+    some = prices_of(KINDS, 1, sequence_tokens)
+    texts = some._prices.choices
+    looked_up = texts.list_tokens(some.placement, some.batch)._recorded_T
+    kinds = {int(texts.group_N[own[0]]) for own in some.batch.requests}
+    assert len(set(looked_up.tolist())) > 0.6 * min(4096 * len(kinds), len(looked_up))
     monkeypatch.setattr(training_texts, "_MOST_TOKENS", 1 << 30)
-    every = prices_of(KINDS, 2, 4096).expert_steps_M
-    for some, all_ in zip(few, every, strict=True):
-        some_s, all_s = (sum(step.experts_R.max() for step in own) for own in (some, all_))
-        assert some_s == pytest.approx(all_s, rel=0.02)
-        for one, other in zip(some, all_, strict=True):
+    every = prices_of(KINDS, 1, sequence_tokens)
+    assert imbalance_of(some) == pytest.approx(imbalance_of(every), rel=0.02)
+    for few, all_ in zip(some.expert_steps_M, every.expert_steps_M, strict=True):
+        few_s, all_s = (sum(step.experts_R.max() for step in own) for own in (few, all_))
+        assert few_s == pytest.approx(all_s, rel=0.02)
+        for one, other in zip(few, all_, strict=True):
             assert one.pairs_R.sum() == pytest.approx(other.pairs_R.sum(), rel=0.01)
+
+
+def test_popularity_that_drifts_makes_no_kinds_of_text():
+    drifting = prices_of({"kind": "lognormal", "sigma": 1.0, "num_domains": 1, "drift_s": 3600.0})
+    assert drifting.num_drawn == 1
+    assert drifting._prices.choices is None
 
 
 @pytest.mark.parametrize("overflow", [{"kind": "none"}, {"kind": "capacity", "factor": 1.0}])

@@ -11,7 +11,7 @@ pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
 
 from simulator.base.errors import UserError
 from simulator.calibration.host import sparsity
-from simulator.commands import measured_claims, record_training
+from simulator.commands import claims, measured_claims, record_training
 from simulator.commands.claims import read_claims, try_claims, write_claims
 from simulator.commands.measured_claims import ClaimMeasurements, read_measured
 from simulator.config.claim import load_claim
@@ -158,24 +158,29 @@ def test_the_command_measures_and_says_what_it_found(folder, moesim):
 
 
 @pytest.mark.parametrize(
-    ("stopped_in", "told"),
+    ("stopped_in", "told", "num_kept"),
     [
-        ("pruned", "stopped; no measurement was done, and nothing was written"),
-        ("run", "stopped; kept what was measured of pruned: the same command goes on with the"),
+        ("pruned", "stopped; no measurement was done, and nothing was written", 0),
+        ("run", "stopped; kept what was measured of pruned: the same command goes on", 1),
+        ("trying", "stopped; kept what was measured of pruned, run: the same command goes", 2),
     ],
 )
-def test_ctrl_c_says_what_is_kept(folder, moesim, monkeypatch, stopped_in, told):
-    measure = measured_claims._show
+def test_ctrl_c_says_what_is_kept(folder, moesim, monkeypatch, stopped_in, told, num_kept):
+    show = measured_claims._show
 
-    def stop(progress, claim, *words):
+    def stop_while_measuring(progress, claim, *words):
         if claim == stopped_in:
             raise KeyboardInterrupt
-        measure(progress, claim, *words)
+        show(progress, claim, *words)
 
-    monkeypatch.setattr(measured_claims, "_show", stop)
+    def stop_while_trying(*arguments, **keys):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measured_claims, "_show", stop_while_measuring)
+    if stopped_in == "trying":
+        monkeypatch.setattr(claims, "try_claims", stop_while_trying)
     status, _, said = moesim("claims", "pruned.toml", "run.toml", "--real", "--out", "never")
     assert status == 130
     assert told in said
     assert not (folder / "never").exists()
-    kept = list((folder / "cache" / "moesim" / "measured").glob("claim-*.json"))
-    assert len(kept) == (stopped_in == "run")
+    assert len(list((folder / "cache" / "moesim" / "measured").glob("claim-*.json"))) == num_kept

@@ -265,3 +265,14 @@ def test_stopped_it_leaves_nothing_and_no_file_of_a_run_before_is_touched(text, 
     assert stopped.returncode == 130
     assert [path.name for path in tmp_path.iterdir()] == ["r.npz"]
     assert (tmp_path / "r.npz").read_bytes() == b"of a run before"
+
+
+@pytest.mark.soak
+def test_the_command_writes_its_files_over_those_of_a_run_before(text, tmp_path):
+    (tmp_path / "r.npz").write_bytes(b"of a run before")
+    arguments = ["trace", "record", "train", "r.npz", "--text", str(text), "--tokens", "256"]
+    done = start_moesim(tmp_path, *arguments, "--steps", "1", "--seeds", "1")
+    assert "wrote r.npz" in done.communicate(timeout=PATIENCE_S)[1]
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"r.npz", "r.csv", "r.html", "r.toml"}
+    assert (tmp_path / "r.npz").stat().st_size > 100

@@ -31,7 +31,7 @@ def test_dense_models_train_as_fast_as_published(rows):
 
 
 def test_mixtures_are_simulated_faster_than_frameworks_train_them(rows):
-    """Two in three within a quarter; gpt-oss-120B, whose attention with sinks was not fused, and
+    """Two in three within a quarter; gpt-oss-120B, whose attention has sinks, and
     Qwen3-235B on B300 are not.
     """
     own = rows[~rows["subject"].str.startswith("LLAMA")]

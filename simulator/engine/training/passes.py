@@ -1,8 +1,8 @@
 """Passes of a micro-batch on the ranks that share it: every rank is a SimPy process that computes,
 meets the others, and exchanges over shared links, as in a serving step.
 
-Micro-batches are equally large, so each pass through each chunk of layers is simulated once and
-repeated.
+Micro-batches are equally large, so each pass through each chunk of layers is simulated once, or
+with some micro-batches that stand for all, and repeated.
 """
 
 from __future__ import annotations

@@ -169,8 +169,11 @@ def _find_end(span: StageSpan) -> float:
 
 
 def _find_last_s(plan: TrainingPlan, spans: list[StageSpan]) -> float:
-    """Seconds of the last micro-batch's backward passes of a stage with such turns, beneath which
-    gradients travel that are final by then.
+    """Seconds of the last micro-batch's backward passes of a stage, beneath which gradients travel
+    that are final by then.
+
+    Args:
+        spans: turns of the stage.
     """
     number = plan.num_micro_batches - 1
     return sum(
