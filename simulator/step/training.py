@@ -161,6 +161,7 @@ class TrainingPrices:
         self._measured = rates.training if isinstance(rates, HostRates) else None
         self.num_drawn = _DRAWN_MICRO_BATCHES if tells_texts_apart(placement) else 1
         """Micro-batches ``M`` that stand for all."""
+        self._priced: dict[int, list[ExpertStep]] = {}
 
     @cached_property
     def _prices(self) -> Prices:
@@ -184,10 +185,16 @@ class TrainingPrices:
     @cached_property
     def expert_steps_M(self) -> list[list[ExpertStep]]:
         """Priced experts of every MoE layer, for each of the micro-batches that stand for all."""
+        return [self._price_experts(number) for number in range(self.num_drawn)]
+
+    def _price_experts(self, number: int) -> list[ExpertStep]:
+        """Price the experts of one of the micro-batches that stand for all, once."""
         if self.placement.experts is None:
-            return [[]]
-        batches = map(self._draw_batch, range(self.num_drawn))
-        return [self._prices.price_batch(one, 0).parts[0].steps for one in batches]
+            return []
+        if number not in self._priced:
+            batch = self._draw_batch(number)
+            self._priced[number] = self._prices.price_batch(batch, 0).parts[0].steps
+        return self._priced[number]
 
     @property
     def pairs_MR(self) -> NDArray[np.float64]:
@@ -215,7 +222,7 @@ class TrainingPrices:
         Args:
             micro_batch: among those that stand for all.
         """
-        way, steps = self._ways[kind], self.expert_steps_M[micro_batch]
+        way, steps = self._ways[kind], self._price_experts(micro_batch)
         operations = [*self._layers(layers, way, steps), *self._head(layers, way)]
         if self._measured is not None:
             ratios = self._measured.forward if kind == "forward" else self._measured.backward

@@ -9,7 +9,6 @@ longest stage.
 from __future__ import annotations
 
 from collections import Counter
-from itertools import product
 from typing import NamedTuple
 
 from simulator.config.model import LayerRun, ModelSpec
@@ -50,18 +49,16 @@ def time_layers(plan: TrainingPlan, model: ModelSpec) -> LayerTimes:
     """
     prices, counts = price_micro_batch(plan), Counter(model.layer_names)
     layers_s = head_s = 0.0
-    for number, way, micro_batch in product(
-        range(plan.model.num_layers), _PASSES, range(prices.num_drawn)
-    ):
-        kind = plan.model.layer_names[number]
-        weight = counts[kind] / _LAYERS_OF_A_KIND / prices.num_drawn
-        for operation in prices.list_operations(range(number, number + 1), way, micro_batch):
-            assert isinstance(operation, Busy | Together), "trainings start nothing ahead"
-            seconds = _time_operation(operation)
-            if operation.layer < 0:
-                head_s += seconds / prices.num_drawn
-            else:
-                layers_s += weight * seconds
+    for number, kind in enumerate(plan.model.layer_names):
+        weight = counts[kind] / _LAYERS_OF_A_KIND
+        for way in _PASSES:
+            for operation in prices.list_operations(range(number, number + 1), way):
+                assert isinstance(operation, Busy | Together), "trainings start nothing ahead"
+                seconds = _time_operation(operation)
+                if operation.layer < 0:
+                    head_s += seconds
+                else:
+                    layers_s += weight * seconds
     return LayerTimes(layers_s, head_s)
 
 
