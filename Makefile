@@ -20,13 +20,16 @@ run: .venv/installed
 quick: .venv/tested
 	$(PYTEST) $(WORKERS) --part light tests/unit tests/contracts
 
-# Everything but what only `make soak` runs. What share of the code the light tests run is counted, and may not fall; counting makes
+# What takes the pages of docs/ at their word: commands and files on them, a reference of everything, the notebook. `make docs` runs it.
+FOLLOWS := tests/docs/test_pages.py tests/docs/test_build.py tests/docs/test_notebook.py
+
+# Everything but what only `make soak` and `make docs` run. What share of the code the light tests run is counted, and may not fall; counting makes
 # tests take half as long again, for which the rest has no time.
 test: .venv/tested .venv/browser
 	$(PYTEST) $(WORKERS) --dist loadgroup $(COMPILES) --doctest-modules simulator
 	$(PYTEST) $(WORKERS) --part light --cov --cov-report= tests/unit tests/contracts
 	@$(BIN)/coverage report --sort=cover --fail-under=0 2>/dev/null | head -n 12
-	$(PYTEST) $(WORKERS) --dist loadgroup --part rest tests
+	$(PYTEST) $(WORKERS) --dist loadgroup --part rest $(addprefix --ignore=,$(FOLLOWS)) tests
 
 # Every law on at least ten times as many cases as `make test`; Hypothesis draws its own anew for each seed, laws by number go on counting.
 SEED ?= 1
@@ -41,9 +44,10 @@ check: .venv/tested
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/codespell README.md DESIGN.md CHANGELOG.md CONTRIBUTING.md docs simulator tests workloads cluster_configs
 
-# The written pages with a reference made from the program, as HTML; a warning is an error.
-docs: .venv/docs
+# The written pages with a reference made from the program, as HTML; a warning is an error, and so is a page that cannot be followed.
+docs: .venv/docs .venv/tested
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	$(PYTEST) $(WORKERS) --dist loadgroup $(FOLLOWS)
 	@echo "docs/_build/html/index.html"
 
 # The pictures of the README, from a committed report.
