@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import tests.cases  # noqa: F401 - its profiles must be there before --hypothesis-profile is read
+from simulator.base.garbage import look_rarely
 from tests.shared import ABSENT, SHARED
 
 HEAVY = ("ray", "torch", "playwright")
@@ -21,9 +22,6 @@ NOT_LIGHT = ("ray", "torch", "browser", "slow", "soak")
 FIRST = ("ray-apart", "ray", "published", "pages")
 """Groups that take minutes, so that none is still at work when all others have ended."""
 _LEFT_OUT = pytest.StashKey[int]()
-_OBJECTS_A_LOOK = 200_000
-"""Objects that are made between two looks for cycles of garbage, as in the command. What tests
-import and share stays; looking through it took an eighth of their time."""
 
 
 def pytest_configure(config):
@@ -123,7 +121,8 @@ def pytest_runtest_call(item):
 
 
 def pytest_collection_finish(session):
-    gc.set_threshold(_OBJECTS_A_LOOK)
+    # What tests import and share stays; looking through it took an eighth of their time.
+    look_rarely()
     gc.freeze()
     gc.enable()
     grouped = [item for item in session.items if item.get_closest_marker("xdist_group")]

@@ -1,4 +1,4 @@
-"""Collection of garbage around what a process imports as it starts."""
+"""Collection of garbage in a process of our own, which keeps most of what it makes and imports."""
 
 from __future__ import annotations
 
@@ -6,6 +6,17 @@ import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+_RARE_LOOKS = (200_000, 10, 100)
+"""Objects that are made between two looks for cycles of garbage, how many of these there are to one
+at older objects, and of those to one at all."""
+
+
+def look_rarely() -> None:
+    """Look for cycles of garbage less often than Python does, which took a tenth of a short run
+    (measured: 4.4 against 4.0 s of CPU).
+    """
+    gc.set_threshold(*_RARE_LOOKS)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ inside the functions.
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import traceback
@@ -19,6 +18,7 @@ import typer
 from simulator import __version__
 from simulator.base.caches import tell_compiling
 from simulator.base.errors import INTERRUPTED, LostError, UserError
+from simulator.base.garbage import look_rarely
 from simulator.base.text import one_line
 from simulator.base.trust import forget_current_folder
 from simulator.cli import (
@@ -47,17 +47,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_RARE_LOOKS = (200_000, 10, 100)
-"""Objects that are made between two looks for cycles of garbage, how many of these there are to one
-at older objects, and of those to one at all. Of what is imported all stays, and looking through it
-as often as Python does took a fifth of a short run."""
 
 
 def main() -> None:
     """Run the command; exit status 2 for wrong input, 1 for a defect of ours or a cluster that was
     lost, 130 for Ctrl-C or SIGTERM, or the command's own.
     """
-    gc.set_threshold(*_RARE_LOOKS)
+    look_rarely()
     forget_current_folder()
     warnings.showwarning = console.show_warning
     tell_compiling(console.show_compiling)

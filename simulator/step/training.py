@@ -29,7 +29,7 @@ from simulator.policies.pipelining import PassKind
 from simulator.step.expert_prices import ExpertStep
 from simulator.step.prices import Prices
 from simulator.step.program import Batch, Busy, Operation, Together
-from simulator.step.training_texts import draw_texts, tells_texts_apart
+from simulator.step.training_texts import draw_texts, find_kinds
 from simulator.work.layout import shard
 from simulator.work.trained import Recompute
 
@@ -159,7 +159,7 @@ class TrainingPrices:
         self._gradient_bytes = gradient_bytes
         rates = placement.calibration
         self._measured = rates.training if isinstance(rates, HostRates) else None
-        self.num_drawn = _DRAWN_MICRO_BATCHES if tells_texts_apart(placement) else 1
+        self.num_drawn = 1 if find_kinds(placement) is None else _DRAWN_MICRO_BATCHES
         """Micro-batches ``M`` that stand for all."""
         self._priced: dict[int, list[ExpertStep]] = {}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from simulator.deployment.expert_plan import DrawnDomains
 from simulator.deployment.placement import Placement
 from simulator.policies.overflow import may_drop
 from simulator.step.expert_choices import RecordedTokens
@@ -39,20 +40,20 @@ class SequenceTexts(RequestChoices):
         return RecordedTokens(experts, layout, batch.tokens_d, self.recorded, recorded_T)
 
 
-def tells_texts_apart(placement: Placement) -> bool:
-    """Whether the experts that a sequence uses depend on the kind of text that it is."""
-    experts = placement.experts
-    return experts is not None and experts.domains is not None and experts.domains.num_kinds > 1
+def find_kinds(placement: Placement) -> DrawnDomains | None:
+    """Find the kinds of text that use experts of their own; ``None`` where all use the same."""
+    kinds = None if placement.experts is None else placement.experts.domains
+    return None if kinds is None or kinds.num_kinds == 1 else kinds
 
 
 def draw_texts(
     placement: Placement, num_sequences: int, sequence_tokens: int
 ) -> SequenceTexts | None:
-    """Draw the kind of text of each sequence; ``None`` where the routing tells none apart."""
-    experts = placement.experts
-    if experts is None or experts.domains is None or not tells_texts_apart(placement):
+    """Draw the kind of text of each sequence; ``None`` where all use the same experts."""
+    kinds = find_kinds(placement)
+    if kinds is None:
         return None
-    drawn = experts.domains.sequences
+    drawn = kinds.sequences
     trace = RequestTrace(
         arrival_s=np.zeros(num_sequences),
         num_input=np.full(num_sequences, sequence_tokens, dtype=np.int64),
