@@ -5,7 +5,7 @@ deployment.
 import dataclasses
 import os
 import tempfile
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -249,14 +249,23 @@ def tiny(tmp_path_factory):
     )
 
 
+@pytest.fixture(scope="session")
+def read_command():
+    """Typer's reading of a command line from its functions, once for all tests."""
+    from typer.main import get_command
+
+    return cache(get_command)
+
+
 @pytest.fixture
-def moesim(tmp_path, monkeypatch, capsys):
+def moesim(tmp_path, monkeypatch, capsys, read_command):
     """Run the command in this process, in an empty folder; returns exit status, standard output and
     standard error.
     """
     from simulator import cli
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("typer.main.get_command", read_command)
 
     def run(*arguments):
         monkeypatch.setattr("sys.argv", ["moesim", *map(str, arguments)])

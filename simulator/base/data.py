@@ -8,18 +8,20 @@ installed wheel.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Hashable, Iterator
 from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from simulator.base.errors import check_known
+from simulator.base.errors import UserError, check_known
 
 Loaded = TypeVar("Loaded")
 
 _NOUNS = {"workloads": "scenario", "workloads/requests": "workload", "workloads/plans": "plan"}
 """Nouns for files whose folder's name is not one."""
+_TOML = ".toml"
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -95,8 +97,13 @@ def available_files(family: str) -> dict[str, Path]:
 def _available_files(family: str) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for folder in search_folders(family):
-        for path in sorted(folder.glob("*.toml")):
-            files.setdefault(path.stem, path)
+        try:
+            names = sorted(os.listdir(folder))
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be read: {error.strerror or error}") from None
+        for name in names:
+            if name.endswith(_TOML):
+                files.setdefault(name.removesuffix(_TOML), folder / name)
     return files
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,11 @@ def _find_versions(*packages: str) -> dict[str, str]:
     return own | {package: importlib.metadata.version(package) for package in packages}
 
 
+@cache
 def find_revision() -> str | None:
-    """Find the commit of the running checkout, with ``+`` for changes on top; ``None`` outside a
-    checkout, also where moesim is installed in a folder of another project's.
+    """Find the commit of the running checkout, with ``+`` for changes on top, as it was when this
+    process first asked; ``None`` outside a checkout, also where moesim is installed in a folder of
+    another project's.
     """
     try:
         _ask_git("ls-files", "--error-unmatch", Path(__file__).name)

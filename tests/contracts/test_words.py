@@ -187,9 +187,17 @@ def _is_free(function: ast.FunctionDef) -> bool:
     return returns_bool or bool(decorators & {"property", "cached_property"})
 
 
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """Every statement inside a module or a statement, however deep."""
+    for field in ("body", "orelse", "finalbody", "handlers", "cases"):
+        for child in getattr(node, field, ()):
+            yield child
+            yield from _statements(child)
+
+
 def _docstrings(tree: ast.Module) -> Iterator[ast.Constant]:
     """Every text that stands as a statement: of modules, classes, functions and fields."""
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         value = node.value if isinstance(node, ast.Expr) else None
         if isinstance(value, ast.Constant) and isinstance(value.value, str):
             yield value
@@ -216,7 +224,7 @@ def test_functions_are_named_by_what_they_do(room):
     wrong = [
         f"{name}:{node.lineno}: {node.name}"
         for name, tree in _trees(room)
-        for node in ast.walk(tree)
+        for node in _statements(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and _says_nothing(node.name)
         and not _is_free(node)

@@ -242,6 +242,18 @@ def test_what_is_wrong_with_a_claim_is_told(tmp_path, text, told):
         try_one(tmp_path, text)
 
 
+@pytest.mark.parametrize("wrong", [("joint-moe", "joint"), ("h100-sxm", "h1oo-sxm")])
+def test_wrong_names_are_told_before_anything_is_simulated(tmp_path, monkeypatch, wrong):
+    trainings = []
+    monkeypatch.setattr(
+        "simulator.commands.claim_tests.training._measure_rate",
+        lambda *asked: trainings.append(asked) or 1.0,
+    )
+    with pytest.raises(UserError, match="unknown"):
+        try_one(tmp_path, TRAINED.replace(*wrong))
+    assert not trainings
+
+
 def test_claims_are_tried_with_a_seed_at_least():
     with pytest.raises(UserError, match="--seeds 0: must be at least 1"):
         try_claims(["sparsity"], num_seeds=0)

@@ -65,6 +65,7 @@ def test_what_is_printed_is_what_a_run_by_hand_gives(explained):
     assert gains == sorted(gains, reverse=True)
 
 
+@pytest.mark.slow
 def test_changes_that_help_have_a_band_around_their_gain(explained):
     tried = [one for one in explained["MoE"].changes.tried if one.gain is not None]
     assert tried[0].band is not None
@@ -73,6 +74,7 @@ def test_changes_that_help_have_a_band_around_their_gain(explained):
         assert one.band is None or one.band[0] <= one.gain <= one.band[1]
 
 
+@pytest.mark.slow
 def test_a_run_alone_on_one_gpu_has_little_to_change(explained):
     texts = [one.text for one in explained["dense"].changes.tried]
     assert not any("expert" in text or "wires" in text for text in texts)

@@ -83,7 +83,7 @@ class Training(Frozen):
     """Standard deviations of the logarithm of expert popularity; 0 = even, as balancing aims at."""
 
     def find(self, seeds: Sequence[int], tick: Progress) -> Finding:
-        self._check_machines()
+        self._check_names()
         cases: list[Case] = []
         steps: list[Case] = []
         places = list(product(self.clusters, self.sequence_tokens))
@@ -111,8 +111,12 @@ class Training(Frozen):
             ),
         )
 
-    def _check_machines(self) -> None:
-        """Refuse machines that do not exist, or that no split of a mixture of experts fills."""
+    def _check_names(self) -> None:
+        """Refuse laws and machines that do not exist, and machines that no split of a mixture of
+        experts fills, before anything is simulated.
+        """
+        for law in self.laws:
+            load_law(law, "claim [trial]")
         for cluster in self.clusters:
             load_kind(cluster, "claim [trial]")
         if self.gpus % _EP:
