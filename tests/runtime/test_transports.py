@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
 
+from simulator.runtime.transport import PeerLostError
 from tests.runtime.contract import check_all, keep, policy, wait_alone
 
 
@@ -29,3 +30,11 @@ def test_threads_that_wait_when_the_meeting_is_aborted_are_told_so_at_once():
         waiting = threads.submit(wait_alone, "in_process", meeting.address, 2, 60.0)
         meeting.abort()
         assert waiting.result() < 30
+
+
+def test_a_process_that_comes_to_a_meeting_that_was_given_up_does_not_wait_for_it():
+    """It is refused, where the library would look for the others until its time is over."""
+    meeting = policy("process_group").meeting(2, 60.0)
+    meeting.abort()
+    with pytest.raises(PeerLostError, match=r"rank 1, forming the process group: .*refused"):
+        policy("process_group").connect(meeting.address, 1, 2, 60.0)

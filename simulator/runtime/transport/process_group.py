@@ -73,6 +73,9 @@ class ProcessGroupTransport:
         self.device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
         timeout = datetime.timedelta(seconds=timeout_s)
         try:
+            # A store that is gone was given up meanwhile, which is known at once; TCPStore would go
+            # on looking for it until the timeout.
+            socket.create_connection(address, timeout_s).close()
             store = TCPStore(address.host, address.port, size + 1, False, timeout)
             # Names of groups count up in each process. One whose last attempt failed would look
             # under another name than a new one.
@@ -81,7 +84,7 @@ class ProcessGroupTransport:
             dist.init_process_group(
                 backend, store=store, rank=rank, world_size=size, timeout=timeout
             )
-        except RuntimeError as error:
+        except (OSError, RuntimeError) as error:
             raise _make_lost_error(rank, "forming the process group", error) from None
 
     def all_to_all(
