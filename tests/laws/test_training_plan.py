@@ -69,21 +69,22 @@ def test_candidates_keep_their_promises(answer):
 
 
 @pytest.mark.parametrize(
-    ("entry", "every"), [pytest.param(0, 1, marks=pytest.mark.soak), (0, 5), (1, 1)]
+    ("entry", "num_gpus"), [(0, 2), pytest.param(0, 4, marks=pytest.mark.soak), (1, 4)]
 )
-def test_no_other_split_of_as_many_gpus_is_cheaper(entry, every):
-    """Splits that fit are simulated wherever the closed form ranks them: one in so many of the
-    mixture's 224, which take ten seconds, and all in ``make soak``.
+def test_no_other_split_of_as_many_gpus_is_cheaper(entry, num_gpus):
+    """All splits are simulated, not only those that the closed form ranks first. On two GPUs the
+    best one computes more again than evenly used experts would ask for.
     """
     question = load_training_question(QUESTION)
     model_entry, offer = question.models[entry], question.clusters[0]
     search = TrainingSearch(question, lambda *_: None)
     model = load_model(model_entry.model, "test")
     cluster, _ = load_kind(offer.cluster, "test")
-    found = search.simulate_best(model_entry, offer, 4)
-    splits = list_splits(model, cluster, 4, question.training.global_batch)
-    tried = [search.simulate_split(model_entry, offer, split) for split in splits[::every]]
-    days = [one.days for one in tried if one is not None]
+    found = search.simulate_best(model_entry, offer, num_gpus)
+    splits = list_splits(model, cluster, num_gpus, question.training.global_batch)
+    assert len(found) + sum(search.ruled_out.values()) == len(splits)
+    every = [search.simulate_split(model_entry, offer, split) for split in splits]
+    days = [one.days for one in every if one is not None]
     assert len(days) >= 10
     assert min(one.days for one in found) <= 1.01 * min(days)
 

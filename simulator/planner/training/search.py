@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import replace
+from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
 from simulator.base.errors import UserError
@@ -50,6 +51,9 @@ _SHORTLISTED = 24
 _SIMULATED = 3
 """Splits of a model on a number of GPUs that are simulated, the first ones that fit."""
 _DAY_S = 86_400.0
+_BEHIND = "ranked behind other splits of as many GPUs"
+_AGAIN = "computes more again than it must"
+_TOO_LARGE = "activations do not fit beside the rest"
 
 
 class Trained(NamedTuple):
@@ -85,7 +89,8 @@ class TrainingSearch:
         self._question = question
         self._progress = progress
         self._times: dict[tuple[object, ...], LayerTimes] = {}
-        self._ruled_out: Counter[str] = Counter()
+        self.ruled_out: Counter[str] = Counter()
+        """Splits that were considered and not simulated so far, by reason."""
 
     def run(self) -> Found:
         """Search for all models on all machines.
@@ -117,7 +122,7 @@ class TrainingSearch:
             for entry in question.models
             if entry.title not in there
         }
-        return Found(trained, self._ruled_out, absent)
+        return Found(trained, self.ruled_out, absent)
 
     def _choose(self, entry: TrainedModel) -> ModelSpec:
         return choose_model(entry, self._question.where, self._question.folder)
@@ -144,35 +149,61 @@ class TrainingSearch:
         cluster, accelerator = load_kind(offer.cluster, where)
         splits = list_splits(model, cluster, size, batch)
         if not splits:
-            self._ruled_out["a step has too few sequences for so many GPUs"] += 1
+            self.ruled_out["a step has too few sequences for so many GPUs"] += 1
         fitting = [one for one in splits if find_least(model, one) < accelerator.memory_bytes]
-        self._ruled_out["weights, gradients and optimizer do not fit"] += len(splits) - len(fitting)
+        self.ruled_out["weights, gradients and optimizer do not fit"] += len(splits) - len(fitting)
         ranked = sorted(fitting, key=lambda one: self._estimate(entry, offer, model, one))
-        # The first ones that fit, ranked anew with their gradients, which hang on all of a split.
-        shortlist: dict[Split, tuple[float, TrainingPlan]] = {}
-        for place, split in enumerate(ranked):
-            if len(shortlist) == _SHORTLISTED:
-                self._ruled_out["ranked behind other splits of as many GPUs"] += len(ranked) - place
-                break
-            # What is computed again is the least that fits.
+        # The first ones that fit, each with those that only compute more again, the fastest first.
+        shortlist: dict[Split, list[Split]] = {}
+        for split in ranked:
             alike = split._replace(recompute="none")
             if alike in shortlist:
-                self._ruled_out["computes more again than it must"] += 1
-                continue
+                shortlist[alike].append(split)
+            elif len(shortlist) == _SHORTLISTED:
+                self.ruled_out[_BEHIND] += 1
+            elif _fits(self._plan(entry, offer, split), split):
+                shortlist[alike] = [split]
+            else:
+                self.ruled_out[_TOO_LARGE] += 1
+        return self._simulate_first(entry, offer, model, list(shortlist.values()))
+
+    def _simulate_first(
+        self,
+        entry: TrainedModel,
+        offer: TrainingCluster,
+        model: ModelSpec,
+        shortlist: list[list[Split]],
+    ) -> list[Trained]:
+        """Simulate the fastest of a shortlist, ranked anew with their gradients, which hang on all
+        of a split.
+
+        Args:
+            shortlist: splits, each with those that only compute more again, the fastest first. What
+                is computed again is the least that fits on the busiest rank too.
+        """
+
+        def rank(number: int) -> tuple[float, int, TrainingPlan]:
+            split = shortlist[number][0]
             plan = self._plan(entry, offer, split)
-            if not _fits(plan, split):
-                self._ruled_out["activations do not fit beside the rest"] += 1
-                continue
             estimated_s = self._estimate(entry, offer, model, split)
-            shortlist[alike] = estimated_s + self._estimate_update(entry, offer, plan, split), plan
+            update_s = self._estimate_update(entry, offer, plan, split)
+            return estimated_s + update_s, number, plan
+
         found: list[Trained] = []
-        for _, plan in sorted(shortlist.values(), key=lambda one: one[0]):
-            if len(found) == _SIMULATED:
-                break
+        queue = [rank(number) for number in range(len(shortlist))]
+        heapify(queue)
+        while queue and len(found) < _SIMULATED:
+            _, number, plan = heappop(queue)
+            shortlist[number].pop(0)
             one = self._simulate(plan)
             if one is not None:
                 found.append(one)
-        self._ruled_out["ranked behind other splits of as many GPUs"] += len(shortlist) - len(found)
+                self.ruled_out[_AGAIN] += len(shortlist[number])
+                continue
+            self.ruled_out[_TOO_LARGE] += 1
+            if shortlist[number]:
+                heappush(queue, rank(number))
+        self.ruled_out[_BEHIND] += sum(len(shortlist[number]) for _, number, _ in queue)
         return found
 
     def simulate_split(
