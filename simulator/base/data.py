@@ -21,7 +21,6 @@ Loaded = TypeVar("Loaded")
 
 _NOUNS = {"workloads": "scenario", "workloads/requests": "workload", "workloads/plans": "plan"}
 """Nouns for files whose folder's name is not one."""
-_TOML = ".toml"
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -85,6 +84,9 @@ def load_once(key: Hashable, load: Callable[[], Loaded]) -> Loaded:
 def available_files(family: str) -> dict[str, Path]:
     """Map the name (file stem) of every TOML file of ``family`` to its path; the user's own files
     win.
+
+    Raises:
+        UserError: if a folder cannot be read: what it holds might be meant.
     """
     known = _KNOWN.get()
     if known is None:
@@ -96,14 +98,14 @@ def available_files(family: str) -> dict[str, Path]:
 
 def _available_files(family: str) -> dict[str, Path]:
     files: dict[str, Path] = {}
-    for folder in search_folders(family):
-        try:
-            names = sorted(os.listdir(folder))
-        except OSError as error:
-            raise UserError(f"{folder}: cannot be read: {error.strerror or error}") from None
-        for name in names:
-            if name.endswith(_TOML):
-                files.setdefault(name.removesuffix(_TOML), folder / name)
+    try:
+        for folder in search_folders(family):
+            for file in sorted(os.listdir(folder)):
+                name, _, ending = file.rpartition(".")
+                if name and ending == "toml":
+                    files.setdefault(name, folder / file)
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from None
     return files
 
 
@@ -111,7 +113,7 @@ def find_file(family: str, name: str, where: str) -> Path:
     """Find the TOML file called ``name`` in ``family``.
 
     Raises:
-        UserError: if there is none; the nearest name is suggested.
+        UserError: if there is none, the nearest name being suggested, or a folder cannot be read.
     """
     files = available_files(family)
     noun = _NOUNS.get(family, family.rsplit("/", 1)[-1].removesuffix("s"))

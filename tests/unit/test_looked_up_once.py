@@ -1,5 +1,7 @@
 """Within a search names are looked up, and what they name is loaded, once; outside of it anew."""
 
+import errno
+import os
 import shutil
 
 import pytest
@@ -71,3 +73,16 @@ def test_what_cannot_be_loaded_is_told_each_time_and_by_its_own_place():
         for place in ("first.toml", "second.toml"):
             with pytest.raises(UserError, match=f"^{place}: unknown model"):
                 load_model("nothing-of-that-name", place)
+
+
+@pytest.mark.parametrize("asked", ["os.listdir", "pathlib.Path.is_dir"])
+def test_a_folder_that_cannot_be_read_is_told_though_the_name_ships(own_model, monkeypatch, asked):
+    """The user's own file of that name would win, which nobody can know."""
+    folder = str(own_model.parent)
+
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
+
+    monkeypatch.setattr(asked, refuse)
+    with pytest.raises(UserError, match=f"^{folder}: cannot be read: Permission denied"):
+        load_model("mixtral-8x7b", "test")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import socket
+import time
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -65,6 +66,41 @@ def _find_own_address() -> str:
             return "127.0.0.1"
 
 
+def _find_store(address: Address, num_members: int, timeout_s: float) -> TCPStore:
+    """Connect to the driver's store.
+
+    TCPStore looks until its timeout for a store that is gone, because the meeting was given up
+    before or meanwhile. So it looks for a second, then for twice as long each time, and first of
+    all it is asked whether anybody listens.
+
+    Raises:
+        ConnectionRefusedError: if nobody does.
+        RuntimeError: if the store does not answer in time.
+    """
+    until_s, attempt_s = time.monotonic() + timeout_s, min(1.0, timeout_s)
+    while True:
+        _refuse_if_gone(address, timeout_s)
+        try:
+            store = TCPStore(*address, num_members, False, datetime.timedelta(seconds=attempt_s))
+        except RuntimeError:
+            if time.monotonic() >= until_s:
+                raise
+            attempt_s *= 2.0
+            continue
+        store.set_timeout(datetime.timedelta(seconds=timeout_s))
+        return store
+
+
+def _refuse_if_gone(address: Address, timeout_s: float) -> None:
+    """Raise what a connection is refused with; what else goes wrong, TCPStore may get over."""
+    try:
+        socket.create_connection(address, timeout_s).close()
+    except ConnectionRefusedError:
+        raise
+    except OSError:
+        return
+
+
 class ProcessGroupTransport:
     """One process's end of the transport."""
 
@@ -73,10 +109,7 @@ class ProcessGroupTransport:
         self.device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
         timeout = datetime.timedelta(seconds=timeout_s)
         try:
-            # A store that is gone was given up meanwhile, which is known at once; TCPStore would go
-            # on looking for it until the timeout.
-            socket.create_connection(address, timeout_s).close()
-            store = TCPStore(address.host, address.port, size + 1, False, timeout)
+            store = _find_store(address, size + 1, timeout_s)
             # Names of groups count up in each process. One whose last attempt failed would look
             # under another name than a new one.
             distributed_c10d._world.group_count = 0
