@@ -69,21 +69,44 @@ def test_candidates_keep_their_promises(answer):
 
 
 @pytest.mark.parametrize(
-    ("entry", "num_gpus"), [(0, 2), pytest.param(0, 4, marks=pytest.mark.soak), (1, 4)]
+    ("model", "kind", "num_gpus", "sequence_tokens", "global_batch"),
+    [
+        ("olmoe-1b-7b", "h100-sxm", 2, 2048, 64),
+        ("llama-3.1-8b", "h100-sxm", 4, 2048, 64),
+        *(
+            pytest.param(*case, marks=pytest.mark.soak)
+            for case in (
+                ("olmoe-1b-7b", "h100-sxm", 4, 2048, 64),
+                ("olmoe-1b-7b", "h100-sxm", 2, 8192, 16),
+                ("olmoe-1b-7b", "a100-sxm", 4, 4096, 64),
+                ("olmoe-1b-7b", "h100-sxm", 8, 1024, 16),
+                ("llama-3.1-8b", "h200-sxm", 2, 4096, 64),
+                ("qwen3-30b-a3b", "h200-sxm", 8, 4096, 32),
+            )
+        ),
+    ],
 )
-def test_no_other_split_of_as_many_gpus_is_cheaper(entry, num_gpus):
-    """All splits are simulated, not only those that the closed form ranks first. On two GPUs the
-    best one computes more again than evenly used experts would ask for.
+def test_no_other_split_of_as_many_gpus_is_cheaper(
+    model, kind, num_gpus, sequence_tokens, global_batch
+):
+    """All splits are simulated, not only those that the closed form ranks first. OLMoE's best one
+    on two GPUs computes more again than evenly used experts would ask for.
     """
-    question = load_training_question(QUESTION)
-    model_entry, offer = question.models[entry], question.clusters[0]
+    training = {
+        "sequence_tokens": sequence_tokens,
+        "global_batch": global_batch,
+        "total_tokens": 1e10,
+    }
+    clusters = [{"cluster": kind, "max_gpus": 16}]
+    changes = {"training": training, "models": [{"model": model}], "clusters": clusters}
+    question = load_training_question(QUESTION | changes)
+    entry, offer = question.models[0], question.clusters[0]
     search = TrainingSearch(question, lambda *_: None)
-    model = load_model(model_entry.model, "test")
-    cluster, _ = load_kind(offer.cluster, "test")
-    found = search.simulate_best(model_entry, offer, num_gpus)
-    splits = list_splits(model, cluster, num_gpus, question.training.global_batch)
+    found = search.simulate_best(entry, offer, num_gpus)
+    cluster, _ = load_kind(kind, "test")
+    splits = list_splits(load_model(model, "test"), cluster, num_gpus, global_batch)
     assert len(found) + sum(search.ruled_out.values()) == len(splits)
-    every = [search.simulate_split(model_entry, offer, split) for split in splits]
+    every = [search.simulate_split(entry, offer, split) for split in splits]
     days = [one.days for one in every if one is not None]
     assert len(days) >= 10
     assert min(one.days for one in found) <= 1.01 * min(days)
