@@ -16,7 +16,7 @@ COMPILES := tests/unit/test_kill.py::test_a_run_says_what_stopped_and_what_becam
 run: .venv/installed
 	$(BIN)/moesim run mixtral_vs_llama2
 
-# Unit and contract tests that need no Ray, torch or browser and are soon done: less than a minute on two cores, after a first compilation.
+# Unit and contract tests that need no Ray, torch or browser and are soon done: half a minute on two cores, after a first compilation.
 quick: .venv/tested
 	$(PYTEST) $(WORKERS) --part light tests/unit tests/contracts
 

@@ -69,9 +69,9 @@ def _find_own_address() -> str:
 def _find_store(address: Address, num_members: int, timeout_s: float) -> TCPStore:
     """Connect to the driver's store.
 
-    TCPStore looks until its timeout for a store that is gone, because the meeting was given up
-    before or meanwhile. So it looks for a second, then for twice as long each time, and first of
-    all it is asked whether anybody listens.
+    TCPStore looks until its timeout for a store that is gone because the meeting was given up. So
+    it looks for a second, then for twice as long each time, and before each it is asked whether
+    anybody listens.
 
     Raises:
         ConnectionRefusedError: if nobody does.
@@ -83,16 +83,21 @@ def _find_store(address: Address, num_members: int, timeout_s: float) -> TCPStor
         try:
             store = TCPStore(*address, num_members, False, datetime.timedelta(seconds=attempt_s))
         except RuntimeError:
-            if time.monotonic() >= until_s:
+            left_s = until_s - time.monotonic()
+            if left_s <= 0.0:
                 raise
-            attempt_s *= 2.0
+            attempt_s = min(2.0 * attempt_s, left_s)
             continue
         store.set_timeout(datetime.timedelta(seconds=timeout_s))
         return store
 
 
 def _refuse_if_gone(address: Address, timeout_s: float) -> None:
-    """Raise what a connection is refused with; what else goes wrong, TCPStore may get over."""
+    """Ask whether anybody listens. What else goes wrong with that, TCPStore may get over.
+
+    Raises:
+        ConnectionRefusedError: if nobody does.
+    """
     try:
         socket.create_connection(address, timeout_s).close()
     except ConnectionRefusedError:
