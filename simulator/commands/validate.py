@@ -8,6 +8,7 @@ from pathlib import Path
 
 from simulator.base.partial import whole_file
 from simulator.base.progress import Progress, show_nothing
+from simulator.calibration.left_out import answer_left_out
 from simulator.report.scoreboard import render
 from simulator.results.folder import check_writable
 from simulator.results.scores import Scoreboard
@@ -29,8 +30,9 @@ def validate(
         measurements: folder with tables of measurements, which are told by their columns; ``None``
             = only what ships.
         folder: results folder to write, with the scoreboard page; ``None`` = none.
-        accuracy: Markdown document to write the accuracy into: in one that is there, only its
-            tables are replaced; ``None`` = none.
+        accuracy: Markdown document to write the accuracy into, with whole models, GPUs and releases
+            left out of the fits in turn, which takes minutes: in one that is there, only its tables
+            are replaced; ``None`` = none.
         history: JSON Lines file to append date, revision and accuracy to, all of which the
             scoreboard then has; ``None`` = none.
         progress: called with the name of a part of the work, how many rows are done, and how many
@@ -49,6 +51,13 @@ def validate(
     with ExitStack() as files:
         partial = document and files.enter_context(whole_file(document))
         board = everything(source, progress)
+        if document is not None:
+            tables = [
+                (table["suite"], table["source"])
+                for table in board.run["tables"]
+                if table["in_sample"]
+            ]
+            board = replace(board, unseen=answer_left_out(tables, progress))
         if past is not None:
             append_history(past, board)
             board = replace(board, history=read_history(past))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
@@ -49,6 +48,9 @@ class Scoreboard:
     left_out: pd.DataFrame = field(default_factory=pd.DataFrame)
     """Errors that the calibrations state for models, shapes and GPUs left out of their fits:
     ``what`` of a target, ``rows``, ``fits``, ``missed``, ``median`` and ``p90``."""
+    unseen: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Rows that were answered with their whole model, GPU or release left out of the fits, with
+    ``case`` (``model``, ``gpu`` or ``release``) and ``without`` besides the columns of ``rows``."""
     history: pd.DataFrame = field(default_factory=pd.DataFrame)
     """Errors of earlier runs and this one, with ``date``, ``revision`` and ``what``, where a
     history is kept."""
@@ -241,20 +243,20 @@ def worst(rows: pd.DataFrame, most: int) -> pd.DataFrame:
     return ranked.groupby(["suite", "quantity"], sort=False).head(most).reset_index(drop=True)
 
 
-def order_of(suite: str, rows: pd.DataFrame, rivals: Sequence[Hashable]) -> dict[str, object]:
-    """Count the pairs among rows of the same ``rivals`` that differ when measured, and those
+def order_of(suite: str, rows: pd.DataFrame) -> dict[str, object]:
+    """Count the pairs among rows of the same ``rival`` that differ when measured, and those
     predicted in the same order.
 
     Args:
-        rows: of one suite and quantity.
-        rivals: for each row the group that it is compared within, such as a GPU, a model and a
-            load.
+        rows: of one suite; those whose rival is empty are compared with nothing.
     """
-    answered = (is_answered(rows["status"]) & rows["predicted"].notna()).to_numpy(bool)
-    number = {rival: place for place, rival in enumerate(dict.fromkeys(rivals))}
-    codes = np.array([number[rival] for rival in rivals], dtype=int)
     pairs = right = 0
-    for _, own in rows[answered].groupby(codes[answered], sort=False):
-        far, same = right_order(own["measured"].to_numpy(float), own["predicted"].to_numpy(float))
-        pairs, right = pairs + far, right + same
+    if "rival" in rows.columns:
+        answered = is_answered(rows["status"]) & rows["predicted"].notna()
+        compared = rows[answered & rows["rival"].fillna("").ne("")]
+        for _, own in compared.groupby("rival", sort=False):
+            far, same = right_order(
+                own["measured"].to_numpy(float), own["predicted"].to_numpy(float)
+            )
+            pairs, right = pairs + far, right + same
     return {"suite": suite, "pairs": pairs, "right": right}

@@ -16,7 +16,7 @@ from simulator.base.data import available_files
 from simulator.base.errors import UserError
 from simulator.base.progress import Progress, show_nothing
 from simulator.base.spreadsheet import write_csv
-from simulator.config.calibration import CalibrationFile, Fit, load_calibration
+from simulator.config.calibration import CalibrationFile, EngineFit, Fit, load_calibration
 from simulator.results.folder import replace_folder
 from simulator.results.judgement import judge_targets
 from simulator.results.provenance import Provenance
@@ -129,18 +129,20 @@ def list_fit_residuals(calibrations: Mapping[str, CalibrationFile]) -> pd.DataFr
             "bias": fit.bias,
             "low": fit.band and fit.band[0],
             "high": fit.band and fit.band[1],
+            "covered": fit.covered,
+            "gpus": fit.gpus if isinstance(fit, EngineFit) else (fit.accelerator,),
             "command": fit.command or "",
             "source": fit.source,
         }
         for name, calibration in calibrations.items()
         for path, fit in _fits_in(calibration)
         if fit.kind != "assumed"
-    ).astype(dict.fromkeys(("rows", "median", "p90", "bias", "low", "high"), float))
+    ).astype(dict.fromkeys(("rows", "median", "p90", "bias", "low", "high", "covered"), float))
 
 
 def write(board: Scoreboard, folder: Path, render: Callable[[Scoreboard], str]) -> None:
-    """Write ``run.json``, ``scores.csv``, ``targets.csv``, ``reasons.csv``, ``rows.parquet`` and
-    ``report.html``, or nothing.
+    """Write ``run.json``, ``scores.csv``, ``targets.csv``, ``reasons.csv``, ``rows.parquet``,
+    ``report.html`` and, where groups were left out, ``left_out.parquet``, or nothing.
 
     Args:
         render: makes the report's HTML.
@@ -161,6 +163,8 @@ def write(board: Scoreboard, folder: Path, render: Callable[[Scoreboard], str]) 
         write_csv(judge_targets(board), new / "targets.csv")
         write_csv(pd.concat(why, ignore_index=True), new / "reasons.csv")
         board.rows.to_parquet(new / "rows.parquet", index=False)
+        if len(board.unseen):
+            board.unseen.to_parquet(new / "left_out.parquet", index=False)
         (new / "report.html").write_text(page, encoding="utf-8")
 
     replace_folder(folder, fill)

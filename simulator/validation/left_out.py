@@ -21,7 +21,7 @@ from simulator.config.calibration import ANY, CalibrationFile
 from simulator.results.targets import TARGETS, Target
 from simulator.validation.hardware import accelerator_name
 
-COLUMNS = ("what", "rows", "fits", "missed", "median", "p90")
+COLUMNS = ("what", "rows", "fits", "missed", "median", "p90", "covered")
 """``missed``: how many of the ``fits`` are beyond the target by themselves."""
 _SUITES = {
     "grouped_gemm": {"moe", "eplb"},
@@ -61,7 +61,7 @@ def judge_left_out(
         if len(parts):
             is_beyond = (parts["median"] > target.median) | (parts["p90"] > target.p90)
             counts = int(parts["rows"].sum()), len(parts), int(is_beyond.sum())
-            found.append((target.what, *counts, *mix_residuals(parts)))
+            found.append((target.what, *counts, *mix_residuals(parts), _coverage(parts)))
     return pd.DataFrame(found, columns=list(COLUMNS))
 
 
@@ -82,6 +82,12 @@ def mix_residuals(parts: pd.DataFrame) -> tuple[float, float]:
         axis=0
     ) / rows.sum()
     return float(np.interp(0.5, share, _GRID)), float(np.interp(0.9, share, _GRID))
+
+
+def _coverage(parts: pd.DataFrame) -> float:
+    """Share of rows inside their bands, of the fits that state one."""
+    stated = parts.dropna(subset=["covered"]) if "covered" in parts else parts[:0]
+    return float(np.average(stated["covered"], weights=stated["rows"])) if len(stated) else np.nan
 
 
 def _name_calibrations(groups: Iterable[str]) -> set[str]:

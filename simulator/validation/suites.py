@@ -26,6 +26,8 @@ from simulator.validation.tables import ENDINGS, Table, format_of, read_table
 _FAMILIES = "validation.kernels"
 SERVING, PUBLISHED = "serving", "published"
 """Suites besides the families of kernels."""
+_COMPARED = "tpot"
+"""Quantity by which deployments are ordered."""
 _ROWS_TO_TELL_BY = 50
 _ROWS_TOLD, _COLUMNS_TOLD = 10, 10
 
@@ -76,8 +78,10 @@ def answer_kernels(name: str, path: Path, tick: Progress = show_nothing) -> Answ
     return replace(found, order=order)
 
 
-def answer_serving(path: Path, tick: Progress = show_nothing) -> Answered:
-    """Answer every row of a table of serving points, on all cores.
+def answer_serving(
+    path: Path, tick: Progress = show_nothing, workers: int | None = None
+) -> Answered:
+    """Answer every row of a table of serving points, on so many processes; ``None`` = one a core.
 
     Raises:
         UserError: if the table is not one of serving points.
@@ -88,9 +92,10 @@ def answer_serving(path: Path, tick: Progress = show_nothing) -> Answered:
     require(table.values, serving.COLUMNS, str(path))
     what, num_rows = f"{SERVING}: {path.name}", len(table.values)
     tick(what, 0, num_rows)
-    answers = serving.answer(table.values, lambda done: tick(what, done, num_rows))
-    found = _join_answers(SERVING, path, table, serving.MEASURES, answers, ())
-    return replace(found, order=(serving_order(table.values, answers),))
+    answers = serving.answer(table.values, lambda done: tick(what, done, num_rows), workers)
+    rivals = list_rivals(table.values)
+    found = _join_answers(SERVING, path, table, serving.MEASURES, answers, (), rivals)
+    return replace(found, order=(order_of(SERVING, found.rows),))
 
 
 def answer_published(file: Path | None, tick: Progress = show_nothing) -> Answered:
@@ -104,30 +109,35 @@ def answer_published(file: Path | None, tick: Progress = show_nothing) -> Answer
     return published.run(file, tick)
 
 
-def answer(suite: str, path: Path, tick: Progress = show_nothing) -> Answered:
-    """Answer a table of any suite.
+def answer(
+    suite: str, path: Path, tick: Progress = show_nothing, workers: int | None = None
+) -> Answered:
+    """Answer a table of any suite; serving points on so many processes, ``None`` = one a core.
 
     Raises:
         UserError: if the table is not one of the suite.
     """
     if suite == PUBLISHED:
         return answer_published(path, tick)
-    return answer_serving(path, tick) if suite == SERVING else answer_kernels(suite, path, tick)
+    return (
+        answer_serving(path, tick, workers)
+        if suite == SERVING
+        else answer_kernels(suite, path, tick)
+    )
 
 
-def serving_order(values: pd.DataFrame, answers: Answers) -> dict[str, object]:
-    """The order in TPOT of deployments of one model on one kind of GPU under the same load."""
+def list_rivals(values: pd.DataFrame) -> list[str]:
+    """For each row of serving points the deployments that it is compared with: of one model on one
+    kind of GPU under the same load; empty where a row cannot be read.
+    """
     from simulator.validation import serving
 
+    found = [""] * len(values)
     made, _ = serving.groups(values)
-    load = {
-        place: (point.system, point.repository, *point.asked)
-        for group in made
-        for place, point in zip(group.rows, group.points, strict=True)
-    }
-    rows = score_rows(SERVING, values.reset_index(drop=True), serving.MEASURES, answers)
-    rows = rows[rows["quantity"] == "tpot"]
-    return order_of(SERVING, rows, [load.get(int(place)) for place in rows["subject"]])
+    for group in made:
+        for place, point in zip(group.rows, group.points, strict=True):
+            found[place] = f"{point.system} {point.repository} {point.asked}"
+    return found
 
 
 def _join_answers(
@@ -137,15 +147,21 @@ def _join_answers(
     measures: tuple[Measure, ...],
     answers: Answers,
     columns: tuple[str, ...],
+    rivals: list[str] | None = None,
 ) -> Answered:
     """Put answers beside what was measured.
 
     Args:
         columns: what tells a row to a reader first, where it has no ``id``.
+        rivals: of each row, :func:`list_rivals`.
     """
     answers = _with_statuses(answers, table.texts)
     numbers = _numbers(table.values, measures)
     rows = score_rows(suite, table.values.assign(**numbers), measures, answers)
+    if rivals is not None:
+        is_compared = rows["quantity"] == _COMPARED
+        named = [rivals[int(place)] for place in rows["subject"]]
+        rows["rival"] = np.where(is_compared, np.array(named, dtype=object), "")
     if not rows.empty:
         measured = {measure.column for measure in measures}
         first = dict.fromkeys(

@@ -180,7 +180,7 @@ noise, only what no row tells apart may be off."""
 
 def coefficients(entry, known):
     """Fitted over known coefficients, by name, those of protocols too."""
-    about = {"num_rows", "median_error", "p90_error", "bias"}
+    about = {"num_rows", "median_error", "p90_error", "bias", "covered"}
     for name in entry.keys() - about:
         if isinstance(entry[name], dict):
             yield from coefficients(entry[name], known.get(name) or {})

@@ -206,9 +206,10 @@ def test_order_counts_pairs_of_the_same_load_that_differ():
         (9.0, 1.0, "ok"),
         (3.0, np.nan, "unsupported"),
     )
-    load = [("h100", 8)] * 3 + [("h200", 8)] + [("h100", 8)]
-    assert order_of("serving", made, load) == {"suite": "serving", "pairs": 2, "right": 0}
-    assert order_of("serving", made.iloc[:0], []) == {"suite": "serving", "pairs": 0, "right": 0}
+    made["rival"] = ["h100 8"] * 3 + ["h200 8"] + ["h100 8"]
+    assert order_of("serving", made) == {"suite": "serving", "pairs": 2, "right": 0}
+    for nothing in (made.iloc[:0], made.drop(columns="rival"), made.assign(rival="")):
+        assert order_of("serving", nothing) == {"suite": "serving", "pairs": 0, "right": 0}
 
 
 def test_words_of_groups_are_whole():

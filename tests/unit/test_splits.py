@@ -9,7 +9,7 @@ import pytest
 from simulator.base.data import shipped_folder
 from simulator.validation import Answers, Measure
 from simulator.validation.splits import split_orders
-from simulator.validation.suites import serving_order
+from simulator.validation.suites import list_rivals
 
 COLUMNS = ("gpu", "moe_tp_size", "moe_ep_size", "num_tokens")
 MEASURE = Measure("kernel", "latency_ms", 1e-3)
@@ -76,10 +76,11 @@ def test_tables_without_splits_have_no_order():
     )
 
 
-def test_serving_points_that_nobody_timed_have_no_order():
+def test_serving_points_are_compared_under_the_same_load():
     points = pd.read_csv(shipped_folder() / "workloads" / "validation" / "serving_pairs.csv").head(
         2
     )
-    untimed = points.drop(columns=["silicon_ttft_ms", "silicon_tpot_ms"])
-    found = serving_order(untimed, Answers.make_unsupported(2, 2))
-    assert found == {"suite": "serving", "pairs": 0, "right": 0}
+    rivals = list_rivals(pd.concat([points, points, points.assign(isl="?")], ignore_index=True))
+    assert rivals[:2] == rivals[2:4]
+    assert all(rivals[:2])
+    assert rivals[4:] == ["", ""]

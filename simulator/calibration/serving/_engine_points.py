@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
 from simulator.calibration.serving._measured import read_measured
+from simulator.config.calibration.engine import Unseen, parse_release
 from simulator.parallel.workers import sweep
 from simulator.validation.serving import Group, groups
 from simulator.validation.serving.answer import prepare
@@ -24,6 +25,8 @@ from simulator.validation.serving.points import Point
 
 LOAD = ("isl", "osl", "concurrency")
 """Quantities of an entry's domain: tokens in, tokens out, requests in flight."""
+_ONE_SHAPE = {"deepseek-r1": "deepseek-v3"}
+"""Models that differ in their weights only are one where models are left out."""
 _STALLED = ("sglang", "")
 """Engine and release of points that are left out: seconds before the first tokens whatever the
 load, so one wait of a minute in each run (kernels compiled while the first requests wait), which
@@ -34,6 +37,8 @@ says nothing of steps."""
 class Points:
     """Simulated points, one row each."""
 
+    place: NDArray[np.int64]
+    """Place in the table."""
     engine: NDArray[np.object_]
     version: NDArray[np.object_]
     model: NDArray[np.object_]
@@ -54,17 +59,41 @@ class Points:
         """Select some of the points."""
         return Points(**{field.name: getattr(self, field.name)[chosen] for field in fields(self)})
 
+    def groups(self) -> dict[Unseen, NDArray[np.object_]]:
+        """Groups that are left out as a whole; empty where a point does not say its release."""
+        columns = (self.file, self.system, self.engine, self.version)
+        named = [name_groups(*row) for row in zip(*columns, strict=True)]
+        kinds: tuple[Unseen, ...] = ("model", "gpu", "release")
+        return {kind: np.array([one[kind] for one in named], dtype=object) for kind in kinds}
 
-_KINDS = (*[object] * 5, float, float, object, bool, float)
+
+def name_groups(file: str, gpu: str, engine: str, version: str) -> dict[Unseen, str]:
+    """Groups of a point, each of which is left out of fits as a whole.
+
+    >>> name_groups("deepseek-r1", "h100-sxm", "vllm", "0.12.0.post1")
+    {'model': 'deepseek-v3', 'gpu': 'h100-sxm', 'release': 'vllm 0.12.0'}
+    """
+    release = ".".join(map(str, parse_release(version)))
+    return {
+        "model": _ONE_SHAPE.get(file, file),
+        "gpu": gpu,
+        "release": f"{engine} {release}" if release else "",
+    }
+
+
+_KINDS = (np.int64, *[object] * 5, float, float, object, bool, float)
 """Types of the columns of :class:`Points`."""
 
 
-def simulate(table: pd.DataFrame) -> Points:
-    """Simulate every aggregated point of a table that can be."""
-    table = table[table["mode"] == "agg"].reset_index(drop=True)
+def simulate(table: pd.DataFrame, workers: int | None = None) -> Points:
+    """Simulate every aggregated point of a table that can be, on so many processes; ``None`` = one
+    a core.
+    """
+    places = np.flatnonzero(table["mode"] == "agg")
+    table = table.iloc[places].reset_index(drop=True)
     made, _ = groups(table)
     rows: list[tuple[Any, ...]] = []
-    for group, found in zip(made, sweep(_simulate_group, made), strict=True):
+    for group, found in zip(made, sweep(_simulate_group, made, workers=workers), strict=True):
         for place, point, parts in zip(group.rows, group.points, found, strict=True):
             if parts is None:
                 continue
@@ -76,6 +105,7 @@ def simulate(table: pd.DataFrame) -> Points:
             known = (deployed.spec.model, deployed.model.moe is not None, load)
             rows.append(
                 (
+                    places[place],
                     point.engine,
                     point.version,
                     model,

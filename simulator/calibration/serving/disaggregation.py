@@ -36,6 +36,8 @@ _LEAST_ROWS = 12
 class Loaded(NamedTuple):
     """One point, ready to be answered with any coefficients."""
 
+    place: int
+    """Place in the table."""
     engine: str
     model: str
     gpu: str
@@ -72,8 +74,12 @@ def fit(tables: Sequence[pd.DataFrame]) -> dict[str, dict[str, Any]]:
 
 def fit_points(points: list[Loaded]) -> dict[str, dict[str, Any]]:
     """Assume workers of every engine, and score that on every GPU family, by what was assumed
-    without the GPU.
+    without the GPU; nothing where points are few.
     """
+    if min(Counter({True: 0, False: 0, **Counter(one.is_said for one in points)}).values()) < (
+        _LEAST_ROWS
+    ):
+        return {}
     ratios_N2 = cross_validate(points)
     fitted = assume_workers(points)
     tables: dict[str, dict[str, Any]] = {}
@@ -100,19 +106,22 @@ def _frequent(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(name for name, count in Counter(names).items() if count >= _LEAST_ROWS))
 
 
-def load_points(table: pd.DataFrame) -> list[Loaded]:
-    """Disaggregated points of a table that can be simulated."""
-    table = table[table["mode"] == "disagg"].reset_index(drop=True)
+def load_points(table: pd.DataFrame, workers: int | None = None) -> list[Loaded]:
+    """Disaggregated points of a table that can be simulated, on so many processes; ``None`` = one a
+    core.
+    """
+    places = np.flatnonzero(table["mode"] == "disagg")
+    table = table.iloc[places].reset_index(drop=True)
     made, _ = groups(table)
     found: list[Loaded] = []
-    for group, pools in zip(made, sweep(_pools, made), strict=True):
+    for group, pools in zip(made, sweep(_pools, made, workers=workers), strict=True):
         for place, point, some in zip(group.rows, group.points, pools, strict=True):
             if some:
                 gpu = accelerator_of(point)
                 model, load = deployment_of(point).spec.model, Load.from_point(point)
                 measured = read_measured(table, place)
                 known = (point.engine, model, gpu.name, gpu.calibration, load, some, measured)
-                found.append(Loaded(*known))
+                found.append(Loaded(int(places[place]), *known))
     return found
 
 

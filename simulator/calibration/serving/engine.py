@@ -14,11 +14,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from simulator.calibration.serving._engine_points import LOAD, Points, simulate
-from simulator.calibration.serving._measured import residuals
+from simulator.calibration.serving._engine_points import LOAD, Points, name_groups, simulate
+from simulator.calibration.serving._measured import band_of_unseen, residuals
 from simulator.config.calibration import ANY
 from simulator.config.calibration.engine import find_engine_key, parse_release
 from simulator.validation.kernels import COMMAND, SOURCE
+
+__all__ = ["Points", "fit", "fit_points", "name_groups", "simulate", "sources"]
 
 sources = ("serving_points.csv.gz",)
 _COEFFICIENTS = ("step_s", "sequence_s", "first_token_s", "stream_s")
@@ -57,7 +59,8 @@ def fit_points(points: Points) -> dict[str, dict[str, Any]]:
     """Fit every engine and release, and score the fits on models and GPUs that they had not
     seen.
     """
-    ratios = cross_validate(points)
+    ratios = np.stack([leave_out(points, names) for names in (points.model, points.system)])
+    unseen = _bands_of_unseen(points)
     fitted = _fit_all(points)
     tables: dict[str, dict[str, Any]] = {}
     for calibration in map(str, np.unique(points.calibration)):
@@ -72,7 +75,7 @@ def fit_points(points: Points) -> dict[str, dict[str, Any]]:
             entries[key] = _entry(
                 key, calibration if is_own else "all GPUs", values, int(fitted_on.sum()), judged
             )
-            entries[key] |= _describe(points.where(fitted_on))
+            entries[key] |= _describe(points.where(fitted_on)) | {"unseen": unseen}
         entries[ANY] |= {
             "left_out": _score_left_out(points, ratios, points.calibration == calibration)
         }
@@ -118,18 +121,31 @@ def _assume_earliest(compiled: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def cross_validate(points: Points) -> NDArray[np.float64]:
-    """Predicted over measured seconds ``[2, n, 2]``, without the point's own model in the fit, and
-    without its own GPU.
+def leave_out(points: Points, names: NDArray[np.object_]) -> NDArray[np.float64]:
+    """Predicted over measured seconds ``[n, 2]``, without the points of the same name in the fit;
+    not a number for points without a name.
     """
-    ratios = np.full((2, len(points.engine), 2), np.nan)
-    for split, names in enumerate((points.model, points.system)):
-        for name in np.unique(names):
-            out = names == name
-            ratios[split, out] = (
-                predict(points.where(out), _fit_all(points.where(~out))) / points.measured[out]
-            )
+    ratios = np.full((len(names), 2), np.nan)
+    for name in sorted(set(names) - {""}):
+        out = names == name
+        if not out.all():
+            fitted = _fit_all(points.where(~out))
+            ratios[out] = predict(points.where(out), fitted) / points.measured[out]
     return ratios
+
+
+def _bands_of_unseen(points: Points) -> dict[str, Any]:
+    """Bands of a model, a GPU and a release that has no points; few groups say more together than
+    one engine's do alone.
+    """
+    found: dict[str, Any] = {}
+    for kind, names in points.groups().items():
+        ttft, tpot = (
+            band_of_unseen(ratios, names, _LEAST_ROWS) for ratios in leave_out(points, names).T
+        )
+        if ttft and tpot:
+            found[kind] = {"band": tpot, "ttft_band": ttft}
+    return found
 
 
 Fitted = dict[tuple[str, str], NDArray[np.float64]]

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from collections.abc import Iterable
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from simulator.base.frozen import Frozen
 from simulator.base.quantities import Amount, Factor, Seconds
 from simulator.config.calibration.fit import Fit
+
+_Band = Annotated[tuple[Factor, Factor], Field(strict=False)]
+Unseen = Literal["model", "gpu", "release"]
+"""Kinds of groups of serving points that are left out of a fit as a whole."""
+
+
+class LatencyBands(Frozen):
+    """Ratio measured over predicted, 10th and 90th percentile."""
+
+    band: _Band
+    """10th and 90th percentile of the ratio measured over predicted time per output token."""
+    ttft_band: _Band
+    """10th and 90th percentile of the ratio measured over predicted time to first token."""
 
 
 class EngineFit(Fit):
@@ -39,7 +54,7 @@ class EngineFit(Fit):
     stream_s: Seconds = 0.0
     """Seconds added to ``first_token_s`` for each request in flight at a serving point: one process
     tokenises for and streams to all of them."""
-    ttft_band: Annotated[tuple[Factor, Factor], Field(strict=False)] | None = None
+    ttft_band: _Band | None = None
     """10th and 90th percentile of the ratio measured over predicted time to first token; ``band``
     is that of the time per output token."""
     ttft_median_error: Amount | None = None
@@ -50,12 +65,30 @@ class EngineFit(Fit):
     """Number of rows, median and 90th percentile of the absolute relative error by what was asked
     (``tpot MoE``, ``tpot dense``, ``ttft``), of all engines together, each point priced by the
     entry that it would have without its model and without its GPU."""
+    unseen: dict[Unseen, LatencyBands] = {}
+    """Bands of a model, a GPU or a release without points in the fit: of all engines together, from
+    the errors of whole models, GPUs or releases that were left out."""
     models: tuple[str, ...] = Field(default=(), strict=False)
     """Model files whose points are in the fit; ``domain`` is their load."""
     gpus: tuple[str, ...] = Field(default=(), strict=False)
     """Accelerator files whose points are in the fit."""
     releases: tuple[str, ...] = Field(default=(), strict=False)
     """Releases of the engine whose points are in the fit."""
+
+    def widest_bands(self, unseen: Iterable[Unseen]) -> LatencyBands | None:
+        """The entry's bands, no narrower than those of what is ``unseen``; ``None`` where nothing
+        was measured.
+        """
+        own = [(self.band, self.ttft_band)] if self.band and self.ttft_band else []
+        others = [self.unseen[kind] for kind in unseen if kind in self.unseen]
+        both = [*own, *((bands.band, bands.ttft_band) for bands in others)]
+        if not both:
+            return None
+        band, ttft_band = (
+            (min(low for low, _ in bands), max(high for _, high in bands))
+            for bands in zip(*both, strict=True)
+        )
+        return LatencyBands(band=band, ttft_band=ttft_band)
 
     def prompt_s(self, num_layers: int, num_moe_layers: int) -> float:
         """Seconds that a step with prompt tokens takes beyond one without.

@@ -41,6 +41,9 @@ class Fit(Frozen):
     band: Annotated[tuple[Factor, Factor], Field(strict=False)] | None = None
     """10th and 90th percentile of the ratio measured over predicted: factors that turn a prediction
     into its 80 % band."""
+    covered: Amount | None = None
+    """Share of the measurements that were left out which lie inside an 80 % band made without those
+    left out with them."""
     domain: dict[str, Range] = {}
     """Measured range, lowest and highest, of each quantity that the result depends on, in the
     quantity's unit; outside of it a result is extrapolated, and said to be."""

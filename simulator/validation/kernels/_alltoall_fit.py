@@ -234,7 +234,7 @@ def _fit_entry(
     return fitting.entry(
         _describe(kernels, timed),
         timed.accelerator,
-        fitting.residuals(measured[known], predicted[known]),
+        fitting.residuals(measured[known], predicted[known], timed.held_out[known]),
         num_sms=kernels.num_sms,
         overlap=kernels.overlap,
         **coefficients,
@@ -333,7 +333,7 @@ def _across_as(entry: dict[str, Any], hopper: dict[str, Any]) -> dict[str, Any]:
 
 def _assume_one_sided(entry: dict[str, Any]) -> dict[str, Any]:
     """Entry of a GPU whose one-sided kernels nobody timed."""
-    errors = ("num_rows", "median_error", "p90_error", "bias", "band")
+    errors = ("num_rows", "median_error", "p90_error", "bias", "band", "covered")
     about = ("accelerator", "command", *errors, "domain")
     kept = {name: value for name, value in entry.items() if name not in about}
     return {**kept, "kind": "assumed", "source": "As on GB200: " + entry["source"]}

@@ -220,15 +220,16 @@ class Timed(NamedTuple):
         """
         fitted = self.solve(start, given, np.ones(len(shapes), dtype=bool))
         begun = {name: getattr(fitted, name) for name in start}
+        folds = fitting.make_folds(shapes, num_folds)
         predicted = fitting.leave_out(
-            fitting.make_folds(shapes, num_folds),
+            folds,
             lambda seen, held: self.predict(self.solve(begun, given, seen), held),
         )
         seen = self.batches.new + self.batches.context
         return fitting.entry(
             source,
             self.accelerator,
-            fitting.residuals(self.measured_s, predicted),
+            fitting.residuals(self.measured_s, predicted, folds),
             **{name: value for name, value in fitted if name in start or name in given},
             domain=fitting.domain_of({**sizes, "context": seen}),
         )

@@ -185,7 +185,7 @@ class _Solution:
         return fitting.entry(
             source,
             timed.accelerator,
-            fitting.residuals(timed.measured_s, self.predicted),
+            fitting.residuals(timed.measured_s, self.predicted, timed.folds()[0]),
             **({"computes_in": computes_in} if computes_in else {}),
             **self.values,
             tile_rows=self.tiling.tile_rows,

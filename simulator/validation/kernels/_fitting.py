@@ -97,16 +97,38 @@ def leave_out(groups: ArrayLike, predict: Callable[[Chosen, Chosen], Floats]) ->
     return predicted
 
 
-def residuals(measured_s: Floats, predicted_s: Floats) -> dict[str, Any]:
-    """Errors of predictions by fits that had not seen the rows, and their 80 % band."""
-    error = predicted_s / measured_s - 1
+def residuals(
+    measured_s: Floats, predicted_s: Floats, groups: ArrayLike, band: list[float] | None = None
+) -> dict[str, Any]:
+    """Errors of predictions by fits that had not seen the rows, and their 80 % band.
+
+    Args:
+        groups: of the rows, which were left out together.
+        band: of the fit where it is not that of these errors.
+    """
+    error, ratios = predicted_s / measured_s - 1, measured_s / predicted_s
     return {
         "num_rows": len(error),
         "median_error": round_off(float(np.median(np.abs(error)))),
         "p90_error": round_off(float(np.quantile(np.abs(error), 0.9))),
         "bias": round_off(float(np.median(error))),
-        "band": band_of(measured_s / predicted_s),
+        "band": band or band_of(ratios),
+        **_coverage(ratios, np.asarray(groups), band),
     }
+
+
+def _coverage(ratios: Floats, groups: NDArray[Any], band: list[float] | None) -> dict[str, float]:
+    """Share of rows inside their band, made of other groups' rows where none is given; nothing
+    where there is one group.
+    """
+    inside = np.zeros(len(ratios), dtype=bool)
+    for name in np.unique(groups):
+        own = groups == name
+        if band is None and own.all():
+            return {}
+        low, high = band or band_of(ratios[~own])
+        inside[own] = (ratios[own] >= min(low, 1.0)) & (ratios[own] <= max(high, 1.0))
+    return {"covered": round_off(float(inside.mean()))}
 
 
 def band_of(ratios: Floats) -> list[float]:

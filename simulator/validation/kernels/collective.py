@@ -319,7 +319,7 @@ def _fit_entry(timed: _Timed, eager: _Timed | None) -> dict[str, Any]:
         accelerator,
         # Leaving out a number of GPUs asks for what lies outside the domain, where bands are
         # widened: inside, residuals tell.
-        fitting.residuals(measured, predicted) | {"band": fitting.band_of(ratios)},
+        fitting.residuals(measured, predicted, rows.num_ranks, fitting.band_of(ratios)),
         **({} if is_own else _ACROSS),
         **launched,
         protocols={

@@ -259,8 +259,9 @@ def _fit_entry(job: _Job, rows: pd.DataFrame, given: dict[str, Any]) -> dict[str
         return build(found)
 
     shapes = rows.groupby(["n", "k"]).ngroup().to_numpy()
+    folds = fitting.make_folds(shapes, _FOLDS)
     predicted = fitting.leave_out(
-        fitting.make_folds(shapes, _FOLDS),
+        folds,
         lambda seen, held: predict(solve(seen), held),
     )
     fitted = solve(np.ones(len(rows), dtype=bool))
@@ -273,7 +274,7 @@ def _fit_entry(job: _Job, rows: pd.DataFrame, given: dict[str, Any]) -> dict[str
     return fitting.entry(
         source,
         accelerator,
-        fitting.residuals(measured, predicted),
+        fitting.residuals(measured, predicted, folds),
         **{name: value for name, value in fitted if name in job.start | given},
         **({"eager": fitted.eager.model_dump()} if fitted.eager else {}),
         domain=fitting.domain_of(sizes),

@@ -15,6 +15,7 @@ from simulator.config.calibration.engine import parse_release
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.engine import find_hand_over, resolve_scheduling
 from simulator.deployment.plan import DeploymentPlan
+from simulator.deployment.unseen import find_bands
 from simulator.engine.prefill_loop import Prompts
 from simulator.engine.table import StepTable, change_engine, make_table
 from simulator.results.targets import DENSE, MOE
@@ -47,7 +48,7 @@ from simulator.validation.serving.disagg import (
 )
 from simulator.validation.serving.drafts import doubts_of_drafts, has_drafts
 from simulator.validation.serving.load import Latencies, measure
-from simulator.validation.serving.novelty import novelty_of
+from simulator.validation.serving.novelty import Novelty, novelty_of
 from simulator.validation.serving.points import Point, Pool
 
 _DEEPEP = {"dispatch": {"kind": "deepep_auto"}}
@@ -221,7 +222,8 @@ def _answer_pools(point: Point, prefill: Pool) -> Answer:
             fit.unsaid_band,
         )
     doubts, widens = doubts_of_pools(point, pools[1], fit)
-    status, _ = _status(found._replace(guesses=(*found.guesses, *doubts)), point, pools[1])
+    guessed = found._replace(guesses=(*found.guesses, *doubts))
+    status, _ = _status(guessed, point, Novelty())
     return Answer(*seconds, status, group, *bands, widens=widens)
 
 
@@ -268,15 +270,17 @@ def _answer(one: Prepared, known: dict[object, Latencies | UserError]) -> Answer
     seconds = known[load]
     if isinstance(seconds, UserError):
         return Answer.refuse(seconds, group)
-    engine = one.plan.placement.calibration.engine
-    status, widens = _status(found, point, one.plan)
-    widens = widens and engine.band is not None
-    return Answer(*seconds, status, group, engine.ttft_band, engine.band, widens)
+    engine, new = one.plan.placement.calibration.engine, novelty_of(point, one.plan)
+    status, widens = _status(found, point, new)
+    bands = find_bands(engine, new.unseen)
+    return Answer(
+        *seconds, status, group, bands.ttft_band, bands.band, widens and bool(engine.band)
+    )
 
 
-def _status(found: Deployment, point: Point, plan: DeploymentPlan) -> tuple[str, bool]:
-    """The status, and whether bands are wider for it."""
-    new, guesses = novelty_of(point, plan), (*found.guesses, *doubts_of_drafts(point, found.model))
+def _status(found: Deployment, point: Point, new: Novelty) -> tuple[str, bool]:
+    """The status, and whether bands are wider for it than for what is unseen."""
+    guesses = (*found.guesses, *doubts_of_drafts(point, found.model))
     reasons = (*guesses, *new.reasons)
     return (f"extrapolated: {'; '.join(reasons)}" if reasons else OK), bool(guesses or new.wider)
 

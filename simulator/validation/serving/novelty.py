@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import NamedTuple
 
-from simulator.base.data import available_files
-from simulator.base.errors import UserError
-from simulator.config.calibration import ANY, load_calibration
-from simulator.config.calibration.engine import EngineFit, parse_release
+from simulator.config.calibration import ANY
+from simulator.config.calibration.engine import Unseen
 from simulator.deployment.plan import DeploymentPlan
+from simulator.deployment.unseen import list_unseen
 from simulator.validation.hardware import load_family
 from simulator.validation.serving.points import Point
 
@@ -19,62 +17,28 @@ _LOAD = {"isl": "input length", "osl": "output length", "concurrency": "concurre
 class Novelty(NamedTuple):
     """Reasons why an answer is an extrapolation."""
 
-    held: tuple[str, ...]
-    """Models and GPUs without points: bands are of whole models and GPUs left out, so they hold as
-    they are."""
-    wider: tuple[str, ...]
-    """Releases and loads, which no band is of."""
+    unseen: dict[Unseen, str] = {}
+    """Model, GPU and release without points, which have bands of their own
+    (:attr:`~simulator.config.calibration.engine.EngineFit.unseen`), each in words."""
+    wider: tuple[str, ...] = ()
+    """Loads, which no band is of."""
 
     @property
     def reasons(self) -> tuple[str, ...]:
         """Reasons of both kinds."""
-        return (*self.held, *self.wider)
+        return (*self.unseen.values(), *self.wider)
 
 
 def novelty_of(point: Point, plan: DeploymentPlan) -> Novelty:
     """Novelty of a point to the fits of its engine; none where they do not say what they saw."""
-    placement = plan.placement
-    family = load_family(placement.accelerator.calibration)
+    family = load_family(plan.placement.accelerator.calibration)
     if (
         family is None or point.prefill is not None
     ):  # pools have a fit of their own, which says what it has seen
-        return Novelty((), ())
-    every, own = family.engine[ANY], family.engine.get(point.engine)
-    held, wider = [], []
-    if every.models and plan.spec.model not in _models():
-        held.append(f"no serving points of {placement.model.title or plan.spec.model} were fitted")
-    if every.gpus and placement.accelerator.name not in every.gpus:
-        held.append(f"no serving points on {placement.accelerator.title} were fitted")
-    release = ".".join(map(str, parse_release(point.version)))
-    if placement.calibration.engine.kind == "assumed":
-        of_release = every.kind != "assumed" and release
-        wider.append(
-            f"the own time of {point.engine} {release} is assumed"
-            if of_release
-            else f"no serving points of {placement.accelerator.title} were fitted"
-        )
-    elif own and own.releases and release and release not in own.releases:
-        wider.append(f"no serving points of {point.engine} {release} were fitted")
-    outside = every.outside(
+        return Novelty()
+    outside = family.engine[ANY].outside(
         isl=point.num_input, osl=point.num_output, concurrency=point.concurrency
     )
-    if outside:
-        wider.append(
-            f"{', '.join(_LOAD[name] for name in outside)} outside the range of what was fitted"
-        )
-    return Novelty(tuple(held), tuple(wider))
-
-
-@cache
-def _models() -> frozenset[str]:
-    """Models of which some calibration has serving points: an engine's own time is that of its
-    host, whatever the GPU.
-    """
-    found: set[str] = set()
-    for name in available_files("cluster_configs/calibration"):
-        try:
-            fit: EngineFit = load_calibration(name, "serving point").engine[ANY]
-        except UserError:  # a machine's own, or a user's that is of no use here
-            continue
-        found |= set(fit.models)
-    return frozenset(found)
+    loads = ", ".join(_LOAD[name] for name in outside)
+    wider = (f"{loads} outside the range of what was fitted",) if loads else ()
+    return Novelty(list_unseen(plan, point.version), wider)

@@ -1,0 +1,134 @@
+"""What is left out of a fit has no part in its answers."""
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from simulator.calibration.left_out import Simulated, answer_stranger, list_strangers
+from simulator.calibration.serving import engine
+from simulator.calibration.serving._measured import band_of_unseen
+from simulator.config.calibration import ANY, EngineFit, load_calibration
+from simulator.config.calibration.engine import LatencyBands
+from simulator.validation.suites import SERVING
+
+LEAST_ROWS = 20
+
+
+def make_points(num=LEAST_ROWS, models=("llama-3.1-8b", "qwen3-32b", "llama-3.1-70b")):
+    """Points whose steps take 10 ms of kernels and an engine's 2 ms, on two GPUs."""
+    names = [(model, gpu) for model in models for gpu in ("h100-sxm", "h200-sxm")]
+    rows = [name for name in names for _ in range(num)]
+    rng, count = np.random.default_rng(1), len(rows)
+    parts = np.zeros((count, 2, 5))
+    parts[:, :, 0], parts[:, :, 1], parts[:, 0, 3] = 0.01, 1.0, 1.0
+    measured = (0.012 + np.array([0.05, 0.0])) * rng.uniform(0.9, 1.1, (count, 2))
+    models, gpus = (np.array(column, dtype=object) for column in zip(*rows, strict=True))
+
+    def same(text):
+        return np.full(count, text, dtype=object)
+
+    return engine.Points(
+        *(np.arange(count), same("vllm"), same("0.12.0"), models, gpus, same("hopper")),
+        *(parts, measured, models, np.zeros(count, dtype=bool), np.full((count, 3), 8.0)),
+    )
+
+
+def test_a_refit_does_not_see_the_rows_of_its_group():
+    points = make_points()
+    held = points.model == "qwen3-32b"
+    fitted = Simulated(points, []).leave_out(held).fit()
+    for factor in (5.0, 0.01):
+        changed = points.measured * np.where(held, factor, 1.0)[:, None]
+        again = Simulated(replace(points, measured=changed), []).leave_out(held).fit()
+        assert again == fitted, "neither a coefficient nor a band"
+    others = points.measured * np.where(held, 1.0, 5.0)[:, None]
+    assert Simulated(replace(points, measured=others), []).leave_out(held).fit() != fitted
+
+
+def test_bands_of_what_is_unseen_are_of_whole_groups():
+    rng = np.random.default_rng(3)
+    middles = np.array([0.8, 1.0, 1.3])
+    names = np.repeat(["a", "b", "c"], 500)
+    ratios = np.repeat(middles, 500) * np.exp(rng.normal(0.0, 0.02, 1500))
+    low, high = band_of_unseen(1 / ratios, names, LEAST_ROWS)
+    pooled = np.quantile(ratios, [0.1, 0.9])
+    assert low < pooled[0]
+    assert high > pooled[1]
+    alike = band_of_unseen(1 / np.exp(rng.normal(0.0, 0.02, 1500)), names, LEAST_ROWS)
+    assert alike == pytest.approx((np.exp(-0.0256), np.exp(0.0256)), rel=0.01)
+    few = np.where(names == "a", "a", "b")
+    few[:5] = "rare"
+    assert band_of_unseen(1 / ratios, few, LEAST_ROWS) is not None
+    assert band_of_unseen(1 / ratios, few, 1200) is None, "one group says nothing of another"
+
+
+def test_bands_of_new_groups_hold_four_of_five():
+    """Groups whose middles are drawn like those that the band was made of."""
+    rng = np.random.default_rng(5)
+    inside = []
+    for _ in range(300):
+        middles = rng.normal(0.0, 0.15, 6)
+        drawn = np.exp(np.repeat(middles, 50) + rng.normal(0.0, 0.1, 300))
+        low, high = band_of_unseen(1 / drawn[:250], np.repeat(range(5), 50), LEAST_ROWS)
+        inside.append(((drawn[250:] >= low) & (drawn[250:] <= high)).mean())
+    assert 0.77 < np.mean(inside) < 0.87
+
+
+def test_an_entry_is_widened_by_what_is_unseen_alone():
+    own, new = (0.9, 1.1), LatencyBands(band=(0.95, 1.4), ttft_band=(0.5, 1.05))
+    fit = EngineFit.model_construct(kind="fitted", band=own, ttft_band=own, unseen={"gpu": new})
+    assert fit.widest_bands(()) == LatencyBands(band=own, ttft_band=own)
+    assert fit.widest_bands(("model",)) == LatencyBands(band=own, ttft_band=own)
+    wide = LatencyBands(band=(0.9, 1.4), ttft_band=(0.5, 1.1))
+    assert fit.widest_bands(("gpu", "model")) == wide
+
+
+def test_shipped_engines_know_how_far_what_is_unseen_may_be_off():
+    for name in ("hopper", "blackwell"):
+        unseen = load_calibration(name, "test").engine[ANY].unseen
+        assert set(unseen) == {"model", "gpu", "release"}
+        for bands in unseen.values():
+            assert bands.band[0] < 1 < bands.band[1]
+            assert bands.ttft_band[1] > bands.band[1]
+
+
+POINT = (
+    "2026_04_06_x_{gpu}_c4_tp1_ep1,vllm,0.12.0,meta-llama/Llama-3.1-8B-Instruct,"
+    "{gpu},agg,128,32,fp8,1,20,5"
+)
+
+
+@pytest.mark.slow
+def test_every_row_is_of_one_group_of_each_case_and_a_new_gpu_has_no_kernels(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    heads = "id,backend,backend_version,model_path,system,mode,isl,osl,gemm_quant_mode,tp_size"
+    table = tmp_path / "points.csv"
+    points = [POINT.format(gpu=gpu) for gpu in ("h100_sxm", "h200_sxm", "b200_sxm")]
+    wrong = POINT.format(gpu="h100_sxm").replace(",agg,", ",?,")
+    lines = [f"{heads},silicon_ttft_ms,silicon_tpot_ms", *points, wrong]
+    table.write_text("\n".join(lines))
+    strangers = list(list_strangers(SERVING, table))
+    for case in ("model", "gpu", "release"):
+        held = np.array([one.held for one in strangers if one.case == case])
+        assert held.sum(axis=0).tolist() == [1] * 4
+    kernels = {one.name: one.kernels for one in strangers if one.case == "gpu"}
+    assert kernels["h100-sxm"] == {"hopper": "blackwell"}
+    assert kernels["b200-sxm"] == {"blackwell": "hopper"}
+    assert kernels["h200-sxm"] == {}, "its kernels were never timed"
+    seen = Simulated(make_points(), [])
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as pool:
+        found = {
+            one.name: pool.submit(answer_stranger, one._replace(seen=seen)).result()
+            for one in strangers
+            if one.name in ("b200-sxm", "unreadable") and one.case == "gpu"
+        }
+    assert found["unreadable"]["status"].str.startswith("unsupported").all()
+    new = found["b200-sxm"].set_index("quantity")
+    assert "no serving points on" in new.loc["tpot", "status"]
+    assert new.loc["ttft", "rival"] == ""
+    assert new.loc["tpot", "rival"]
+    assert set(new["without"]) == {"b200-sxm"}
