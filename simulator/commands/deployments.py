@@ -29,7 +29,7 @@ from simulator.engine.shards import (
 from simulator.engine.timeline import run_plan
 from simulator.parallel.workers import Workers
 from simulator.planner.uncertainty.run_bands import FigureSamples, StepTables, draw_figures
-from simulator.results.metrics import summarise
+from simulator.results.metrics import select_judged, summarise
 from simulator.results.tables import DeploymentRecord
 from simulator.workload.traces import RequestTrace
 
@@ -61,7 +61,7 @@ class ServedDeployment:
 
     record: DeploymentRecord
     summary: pd.DataFrame
-    drawn: FigureSamples | None
+    drawn: FigureSamples
 
 
 def serve_deployments(
@@ -172,9 +172,11 @@ def _sum_up(
     tables: StepTables,
     tick: Progress,
 ) -> ServedDeployment:
-    if not (record.requests["outcome"] == "finished").any():
+    of_judged = select_judged(record.requests, record.judge_from_s)
+    if not (of_judged["outcome"] == "finished").any():
+        which = "judged request" if record.judge_from_s else "request"
         raise UserError(
-            f"{question.where} [deployments '{plan.name}']: no request finished: failures stop its "
+            f"{question.where} [deployments '{plan.name}']: no {which} finished: failures stop its "
             "replicas before; let them stop later"
         )
     slo = question.slo

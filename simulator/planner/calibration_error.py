@@ -26,8 +26,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.config.calibration import Fit
+from simulator.config.host import HostRates
+from simulator.deployment.fits import fits_of
 from simulator.deployment.memory import start_probability
 from simulator.deployment.plan import DeploymentPlan
+from simulator.deployment.unseen import find_bands, list_unseen
 from simulator.planner.closed_form import Terms
 from simulator.planner.trial import Outcome
 
@@ -42,6 +45,12 @@ SHARED = 0.5
 run."""
 Z_80 = 1.2816
 """Standard deviations either way that hold 80 %."""
+_OF_MEDIAN = 0.6745
+"""Standard deviations within which half of all errors lie."""
+MACHINE_ERRORS = (0.10, 0.18)
+"""Median errors of whole layers of mixtures that were predicted and timed on one machine, from its
+best calibration to its worst (``tests/benchmarks/twin.py``): a machine's steps are held to be no
+surer than the first, and assumed to be as the second where no fit states an error."""
 
 
 class LatencyBands(NamedTuple):
@@ -120,20 +129,45 @@ def include_one(band: Edges) -> Edges:
 
 
 def read_bands(plan: DeploymentPlan, is_pooled: bool) -> LatencyBands:
-    """The bands of the engine, or of its pools of prefill and decode, where these are known.
+    """The bands of the engine, or of its pools of prefill and decode, where these are known; of a
+    machine's own calibration those of its kernels, see :func:`_read_machine_bands`.
 
     Args:
         is_pooled: whether prompts have a pool of their own, which a plan in closed form does not
             say.
     """
-    pools = plan.placement.calibration.pools if is_pooled else None
-    fit = pools or plan.placement.calibration.engine
-    return LatencyBands(_read_band(fit.band, fit), _read_band(fit.ttft_band, fit), fit.source)
+    if isinstance(plan.placement.calibration, HostRates):
+        return _read_machine_bands(plan)
+    fit, pools = plan.placement.calibration.engine, plan.placement.calibration.pools
+    if is_pooled and pools is not None:
+        token, first_token = _read_band(pools.band, pools), _read_band(pools.ttft_band, pools)
+        return LatencyBands(token, first_token, pools.source)
+    unseen = list_unseen(plan)
+    bands, why = find_bands(fit, unseen), "".join(f"; {one}" for one in unseen.values())
+    return LatencyBands(bands.band, bands.ttft_band, f"{fit.source}{why}")
 
 
 def _read_band(band: Edges | None, fit: Fit) -> Edges:
     """A fit's band; :data:`ASSUMED` where nothing was measured."""
     return ASSUMED if band is None or fit.kind == "assumed" else band
+
+
+def _read_machine_bands(plan: DeploymentPlan) -> LatencyBands:
+    """The band of steps on a machine: log-normal with the median errors that the fits of its
+    kernels state, as if each made an equal part of the step and erred by itself; no less than
+    :data:`MACHINE_ERRORS`, which stand for them where none states one. A first token is some steps.
+    """
+    fits = fits_of(plan).values()
+    source = plan.placement.calibration.engine.source
+    if any(fit.kind == "assumed" for fit in fits):
+        return LatencyBands(ASSUMED, ASSUMED, source)
+    known = [fit.median_error for fit in fits if fit.median_error is not None]
+    least, assumed = MACHINE_ERRORS
+    error = max(least, math.hypot(*known) / len(known)) if known else assumed
+    how = "from the errors of its kernels" if known else "assumed"
+    wide = math.exp(Z_80 * error / _OF_MEDIAN)
+    band = (1 / wide, wide)
+    return LatencyBands(band, band, f"median error of a step {error:.0%}, {how}: {source}")
 
 
 def read_error(plan: DeploymentPlan, seconds: Floats, is_pooled: bool) -> CalibrationError:

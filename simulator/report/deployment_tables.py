@@ -15,7 +15,7 @@ from simulator.results.formats import (
     number,
     winners,
 )
-from simulator.results.run_bands_text import band_text
+from simulator.results.run_bands_text import band_text, note_on
 
 KINDS = ("assumed", "fitted", "interpolated", "published", "measured")
 """Kinds of numbers, the least certain first: that is what a reader should see first."""
@@ -38,6 +38,8 @@ class Value(NamedTuple):
     is_best: bool
     band: str = ""
     """Ends of its band as a text; empty where it has none."""
+    note: str = ""
+    """Note on its band; empty where it has none."""
 
 
 class Assumption(NamedTuple):
@@ -90,7 +92,8 @@ def _compare(results: Results, key: str) -> dict[str, Value]:
     for place, (name, raw) in enumerate(zip(results.deployments, values, strict=True)):
         currency = str(style.facts(results, name).get("currency") or "")
         band = band_text(results, name, key, raw, currency)
-        shown[name] = Value(raw, metric(key, raw, currency), place in best, band)
+        note = note_on(results, name, key)
+        shown[name] = Value(raw, metric(key, raw, currency), place in best, band, note)
     return shown
 
 

@@ -1,21 +1,97 @@
-"""Sentences on the uncertainty of a run's figures, and on the probability that one deployment is
-better.
+"""Sentences and notes on the uncertainty of a run's figures, and on the probability that one
+deployment is better.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Collection
+from typing import Any, NamedTuple
 
 from simulator.results.folder import Results
 from simulator.results.formats import metric, seconds_text
 from simulator.results.metrics import METRICS
 
 SURE = 0.9
-"""Probability below which the headline mentions a winner's uncertainty."""
+"""Probability from which on the headline states a difference as a fact."""
 _NEVER = 0.005
 """Probability that reads as 0 %."""
 _SHOWN = {"ttft_p50_s": "TTFT p50", "tpot_p50_s": "TPOT p50"}
+_JUDGED = {*_SHOWN, "slo_attainment"}
+"""Figures that deployments are compared by."""
+_NEARER = " Between two runs that differ by a factor of two, the probability takes the nearer one."
+NEAR_SATURATION = "near saturation: this figure is not determined"
+_NOTES = {
+    "near_saturation": NEAR_SATURATION,
+    "wide_error": "not determined: the error of its prices alone makes this much of it",
+}
+"""Notes on a figure by kind."""
+
+
+class BandNote(NamedTuple):
+    """Note on a figure whose band's ends differ by a factor of two or more; under ``notes`` of
+    ``bands`` in ``run.json``.
+    """
+
+    kind: str
+    """``near_saturation``: it differs so much between runs with steps at both ends of their prices'
+    band, and by clearly more than the steps do; ``wide_error``: hardly by more than the prices do,
+    or by the error of first tokens."""
+    deployment: str
+    metric: str
+    """Name in ``summary.csv``."""
+    low: float
+    high: float
+    """Ends of the band."""
+
+
+def list_notes(results: Results, kind: str) -> list[BandNote]:
+    """List the notes of a kind."""
+    found = [BandNote(**note) for note in _bands(results).get("notes", [])]
+    return [note for note in found if note.kind == kind]
+
+
+def note_on(results: Results, deployment: str, key: str) -> str:
+    """Write the note on a figure; empty where there is none."""
+    for kind, text in _NOTES.items():
+        for note in list_notes(results, kind):
+            if (note.deployment, note.metric) == (deployment, key):
+                return text
+    return ""
+
+
+def tell_undetermined(
+    results: Results, short: dict[str, str], names: Collection[str], keys: Collection[str]
+) -> list[str]:
+    """Say of each of some deployments which of some figures are not determined near saturation."""
+    told = []
+    for name in names:
+        currency = str(results.run["deployments"][name].get("currency") or "")
+        figures = [
+            f"{METRICS[note.metric].label} of {short[name]}, "
+            f"{metric(note.metric, note.low, currency)} to "
+            f"{metric(note.metric, note.high, currency)}"
+            for note in list_notes(results, "near_saturation")
+            if note.deployment == name and note.metric in keys
+        ]
+        told += [f"{'; '.join(figures)} ({NEAR_SATURATION})."] if figures else []
+    return told
+
+
+def tell_stretches(results: Results, short: dict[str, str]) -> str:
+    """Say by which requests bands were made, where not by all; empty otherwise."""
+    by_stretch: dict[tuple[int, int], list[str]] = {}
+    for name, (first, last) in _bands(results).get("requests", {}).items():
+        total = results.run["workload"]["num_requests"]
+        if last - first + 1 < total:
+            by_stretch.setdefault((first, last), []).append(short[name])
+    is_all = len(by_stretch) == 1 and sum(map(len, by_stretch.values())) == len(short)
+    told = [
+        f"requests {first:,} to {last:,} of {total:,}"
+        + ("" if is_all else f" ({', '.join(names)})")
+        for (first, last), names in by_stretch.items()
+    ]
+    return f" Bands from {' and '.join(told)}." if told else ""
 
 
 def chance_of(results: Results, first: str, second: str, has_targets: bool) -> float | None:
@@ -23,11 +99,15 @@ def chance_of(results: Results, first: str, second: str, has_targets: bool) -> f
     share of requests in time where targets are set, and by both latencies where none are or where
     the shares are equal; ``None`` where it was not drawn for both.
     """
-    chances = _bands(results).get("better", {}).get(first, {}).get(second)
-    if chances is None:
-        return None
-    key = "slo_attainment" if has_targets and "slo_attainment" in chances else "latency"
-    found = chances.get(key)
+    found = find_chance(results, first, second, "slo_attainment") if has_targets else None
+    return find_chance(results, first, second, "latency") if found is None else found
+
+
+def find_chance(results: Results, first: str, second: str, key: str) -> float | None:
+    """Find the probability that a figure of a deployment is better than another one's; ``None``
+    where it was not drawn for both.
+    """
+    found = _bands(results).get("better", {}).get(first, {}).get(second, {}).get(key)
     return None if found is None else float(found)
 
 
@@ -64,14 +144,16 @@ def tell_bands(results: Results, short: dict[str, str], chance: str) -> str | No
     which = f" ({' against '.join(short[name] for name in names)})" if len(names) > 1 else ""
     alone = "80 % bands, going by how far off the simulator was elsewhere"
     begin = f"{chance}; 80 % bands" if chance else alone
-    return f"{begin}{which}: {', '.join(pieces)}."
+    knees = _bands(results).get("knees", {}) if chance else {}
+    nearer = _NEARER if any(_JUDGED & {*knees.get(name, [])} for name in names) else ""
+    return f"{begin}{which}: {', '.join(pieces)}.{nearer}{tell_stretches(results, short)}"
 
 
 def band_text(results: Results, deployment: str, key: str, value: float, currency: str) -> str:
     """Write a figure's 80 % band for a table; empty where there is none, where arrivals decide the
-    figure, or where both ends read the same as the figure.
+    figure and no note says otherwise, or where both ends read the same as the figure.
     """
-    if METRICS[key].is_given and results.is_open:
+    if METRICS[key].is_given and results.is_open and not note_on(results, deployment, key):
         return ""
     edges = edges_of(results, deployment, key, value)
     if edges is None:

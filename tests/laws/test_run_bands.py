@@ -1,30 +1,45 @@
 """Bands of a run hold its figures, and chances of two deployments add up."""
 
 import dataclasses
+import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from simulator.cli.run import print_run
+from simulator.commands.run import run as run_scenario
 from simulator.config.workload import SLO
 from simulator.deployment.facts import facts_of
 from simulator.engine.timeline import run_plan
+from simulator.planner.calibration_error import MACHINE_ERRORS, read_bands
+from simulator.planner.uncertainty import run_bands
 from simulator.planner.uncertainty.run_bands import (
+    MOST_BETWEEN,
     MOST_REQUESTS,
     StepTables,
     _compare,
-    _extrapolate,
+    _interpolate,
     _move,
+    choose_stretch,
     draw_figures,
+    find_knees,
     make_bands,
 )
+from simulator.report.page import render
+from simulator.results import folder
 from simulator.results.folder import gather
 from simulator.results.metrics import METRICS, summarise
-from simulator.results.run_bands_text import tell_chance
+from simulator.results.run_bands_text import NEAR_SATURATION, note_on, tell_chance
 from simulator.results.shown_steps import describe_record
 from simulator.results.verdict import verdict
+from simulator.scenario.scenario import load_scenario
 from tests.parts import change_plan
+from tests.small_scenario import small_scenario
 
 NO_TARGETS = SLO()
+LOCAL_MOE = Path(__file__).parents[2] / "workloads" / "models" / "local" / "moe.toml"
 
 
 def bands_for(plans, trace, slo=NO_TARGETS, seed=1):
@@ -38,17 +53,19 @@ def make_from(plans, trace, slo, seed, summary, records):
         plan.name: draw_figures(plan, trace, slo, seed, own, record, StepTables())
         for plan, (_, own), record in zip(plans, summary.iterrows(), records, strict=True)
     }
-    return make_bands(drawn, trace.num_requests)
+    return make_bands(drawn)
 
 
 def named(tiny, model, name, band=None, **keys):
     """A plan with an error of its engine's steps."""
     plan = tiny.plan(model, **keys)
     plan = dataclasses.replace(plan, spec=plan.spec.model_copy(update={"name": name}))
-    if band is None:
-        return plan
+    return plan if band is None else with_band(plan, band, band)
+
+
+def with_band(plan, band, ttft_band):
     engine = plan.placement.calibration.engine.model_copy(
-        update={"band": band, "ttft_band": band, "kind": "fitted"}
+        update={"band": band, "ttft_band": ttft_band, "kind": "fitted", "unseen": {}}
     )
     calibration = plan.placement.calibration.model_copy(update={"engine": engine})
     return change_plan(plan, calibration=calibration)
@@ -57,7 +74,6 @@ def named(tiny, model, name, band=None, **keys):
 @pytest.mark.parametrize("concurrency", [None, 6])
 @pytest.mark.parametrize("model", ["dense", "moe"])
 def test_bands_hold_every_figure_that_is_better_one_way(tiny, model, concurrency):
-    """But for a little: figures hang on which batches are formed, at random."""
     plan = named(tiny, model, "it", (0.8, 1.3))
     found, summary, _ = bands_for([plan], tiny.trace(60, 4000.0, concurrency=concurrency))
     edges = found["deployments"]["it"]
@@ -67,7 +83,7 @@ def test_bands_hold_every_figure_that_is_better_one_way(tiny, model, concurrency
         if key in summary:
             assert METRICS[key].better
             value = float(summary[key].iloc[0])
-            assert low * 0.95 <= value <= high * 1.05
+            assert low <= value <= high
 
 
 def test_a_wider_error_has_wider_bands_and_none_has_none(tiny):
@@ -147,13 +163,176 @@ def test_what_was_served_already_is_not_served_otherwise(tiny):
     assert make_from(plans, trace, NO_TARGETS, 1, summary, [None]) == found
 
 
-def test_shares_stay_shares_and_long_traces_are_judged_by_their_beginning(tiny):
-    trace = tiny.trace(MOST_REQUESTS + 500, 4000.0)
+def rows_of(plan, trace, factors, slo=NO_TARGETS):
+    """Figures of runs by hand."""
+    tables = StepTables()
+    records = [run_plan(plan, trace, fill=tables.slow(factor)) for factor in factors]
+    return [summarise([plan], [record], slo).iloc[0] for record in records]
+
+
+@pytest.mark.parametrize(("model", "rate"), [("dense", 100.0), ("moe", 4000.0)])
+def test_ends_are_figures_of_runs_by_hand(tiny, model, rate):
+    """First tokens as sure as steps are: nothing but the runs makes a band."""
+    trace, slo = tiny.trace(80, rate), SLO(ttft_s=0.02, tpot_s=0.01)
+    plan = with_band(named(tiny, model, "it"), (0.8, 1.3), (1.0, 1.0))
+    found, summary, _ = bands_for([plan], trace, slo)
+    slow = rows_of(plan, trace, (0.8, 1.3), slo)
+    for key, edges in found["deployments"]["it"].items():
+        by_hand = [float(row[key]) for row in slow] + [float(summary[key].iloc[0])]
+        assert edges == [min(by_hand), max(by_hand)], key
+
+
+def test_first_tokens_are_as_far_off_as_their_own_band_where_that_is_wider(tiny):
+    trace = tiny.trace(12, 0.5)
+    plan = with_band(named(tiny, "dense", "it"), (0.99, 1.01), (0.5, 3.0))
+    found, summary, _ = bands_for([plan], trace)
+    low, high = found["deployments"]["it"]["ttft_p50_s"]
+    value = float(summary["ttft_p50_s"].iloc[0])
+    assert [low / value, high / value] == pytest.approx([0.5, 3.0])
+    [note] = [note for note in found["notes"] if note["metric"] == "ttft_p50_s"]
+    assert note["kind"] == "wide_error"
+    low, high = found["deployments"]["it"]["tpot_p50_s"]
+    assert high / low < 1.05
+
+
+def one_by_one(tiny, band, ttft_band=(0.9, 1.1)):
+    """A plan that serves one request at a time."""
+    rules = {"kind": "chunked", "token_budget": 64, "max_sequences": 1}
+    return with_band(tiny.plan("dense", scheduling=rules), band, ttft_band)
+
+
+def loaded(tiny, plan, load, count=400):
+    """Equal requests at random instants, which take a share of the plan's time: M/D/1."""
+    trace = tiny.trace(count, 1e-3)
+    sizes = {"num_input": np.full(count, 32), "num_output": np.full(count, 8)}
+    trace = dataclasses.replace(trace, **sizes)
+    row = rows_of(plan, trace, (1.0,))[0]
+    share = float(row["utilisation"] * row["duration_s"] / trace.arrival_s[-1])
+    return dataclasses.replace(trace, arrival_s=trace.arrival_s * share / load)
+
+
+def test_a_figure_near_saturation_is_noted_and_at_half_the_load_it_is_not(tiny):
+    plan, noted = one_by_one(tiny, (0.85, 1.2)), {}
+    for load in (0.95, 0.45):
+        found, summary, records = bands_for([plan], loaded(tiny, plan, load))
+        noted[load] = {(one["kind"], one["metric"]) for one in found["notes"]}
+        for one in found["notes"]:
+            assert [one["low"], one["high"]] == found["deployments"]["dense"][one["metric"]]
+        if load == 0.95:
+            facts = {"dense": facts_of(plan) | describe_record(records[0])}
+            run = {
+                "bands": found,
+                "slo": {},
+                "deployments": facts,
+                "fidelity": "step",
+                "workload": {"num_requests": len(records[0].requests)},
+            }
+            results = gather(run, summary, records)
+            told = verdict(results)
+            assert NEAR_SATURATION in told["headline"]
+            assert note_on(results, "dense", "ttft_p50_s") == NEAR_SATURATION
+            assert note_on(results, "dense", "tpot_p50_s") == ""
+    assert ("near_saturation", "ttft_p50_s") in noted[0.95]
+    assert not [one for one in noted[0.45] if one[1] in ("ttft_p50_s", "e2e_p50_s", "tpot_p50_s")]
+
+
+def test_every_band_whose_ends_differ_by_a_factor_of_two_has_a_note_and_no_other(tiny):
+    plan = named(tiny, "moe", "it", (0.6, 1.7))
+    found, _, _ = bands_for([plan], tiny.trace(80, 4000.0), SLO(ttft_s=0.02))
+    wide = {key for key, (low, high) in found["deployments"]["it"].items() if high >= 2 * low > 0}
+    noted = {note["metric"] for note in found["notes"] if note["low"] > 0}
+    assert noted == wide
+
+
+def test_a_deployment_with_a_calibration_of_one_machine_has_a_band(tiny):
+    plan = tiny.plan("dense", num_layers=1, cluster="this-machine-1")
+    bands = read_bands(plan, False)
+    assert bands.token[0] < 1 < bands.token[1]
+    assert "from the errors of its kernels" in bands.source
+    found, _, _ = bands_for([plan], tiny.trace(8, 0.5))
+    low, high = found["deployments"]["dense"]["tpot_p50_s"]
+    assert high / low == pytest.approx(bands.token[1] / bands.token[0], rel=0.05)
+
+
+def test_a_machine_whose_fits_state_no_error_is_assumed_to_err_as_layers_did(tiny, monkeypatch):
+    plan = tiny.plan("dense", num_layers=1, cluster="this-machine-1")
+    fits = {"matrices": plan.placement.calibration.tables.matrix}
+    monkeypatch.setattr("simulator.planner.calibration_error.fits_of", lambda _: fits)
+    bands = read_bands(plan, False)
+    assert f"{MACHINE_ERRORS[1]:.0%}, assumed" in bands.source
+    assert bands.token[1] == pytest.approx(np.exp(1.2816 * MACHINE_ERRORS[1] / 0.6745))
+
+
+def count_served(monkeypatch):
+    served, serve = [], run_bands.run_plan
+
+    def count(plan, trace, *more):
+        served.append(trace.num_requests)
+        return serve(plan, trace, *more)
+
+    monkeypatch.setattr(run_bands, "run_plan", count)
+    return served
+
+
+@pytest.mark.parametrize("load", [0.5, 0.97])
+def test_a_band_costs_at_most_two_more_runs(tiny, monkeypatch, load):
+    """Also of a longer trace, of which a stretch is served, and where a knee is looked into."""
+    monkeypatch.setattr(run_bands, "MOST_REQUESTS", 80)
+    plan = one_by_one(tiny, (0.85, 1.2))
+    for count in (60, 119, 120, 400, 700):
+        trace = loaded(tiny, plan, load, count)
+        served = count_served(monkeypatch)
+        found, _, _ = bands_for([plan], trace)
+        monkeypatch.undo()
+        monkeypatch.setattr(run_bands, "MOST_REQUESTS", 80)
+        assert sum(served) <= 2 * count
+        first, last = found["requests"]["dense"]
+        assert last - first + 1 == (count if count < 120 else 80)
+        assert 2 <= len(served) <= 3 + MOST_BETWEEN
+
+
+def test_a_knee_is_looked_into_where_the_budget_allows(tiny, monkeypatch):
+    monkeypatch.setattr(run_bands, "MOST_REQUESTS", 80)
+    plan = one_by_one(tiny, (0.5, 1.6))
+    trace = loaded(tiny, plan, 0.9, 700)
+    served = count_served(monkeypatch)
+    bands_for([plan], trace)
+    assert 3 < len(served) <= 3 + MOST_BETWEEN
+
+
+def test_a_stretch_of_a_long_trace_has_its_busiest_requests(tiny):
+    count = 4 * MOST_REQUESTS
+    trace = tiny.trace(count, 10.0)
+    gaps = np.full(count, 0.1)
+    gaps[15_000:16_500] = 0.01
+    trace = dataclasses.replace(trace, arrival_s=np.cumsum(gaps))
+    plan = tiny.plan("dense")
+    first, end = choose_stretch(plan, trace)
+    assert end - first == MOST_REQUESTS
+    assert first < 14_000
+    assert end > 16_500
+    timed = tiny.plan("dense", replicas=2, failures=[{"kind": "kill", "at_s": 5.0, "gpu": 0}])
+    assert choose_stretch(timed, trace) == (0, count)
+
+
+def test_shares_stay_shares_and_the_page_names_the_stretch(tiny, monkeypatch):
+    monkeypatch.setattr(run_bands, "MOST_REQUESTS", 40)
     plan = named(tiny, "dense", "it", (0.5, 2.0))
-    found, _, _ = bands_for([plan], trace, SLO(ttft_s=0.02))
-    assert found["num_requests"] == MOST_REQUESTS
+    found, summary, records = bands_for([plan], tiny.trace(100, 4000.0), SLO(ttft_s=0.02))
+    first, last = found["requests"]["it"]
+    assert last - first == 39
     low, high = found["deployments"]["it"]["slo_attainment"]
-    assert 0.0 <= low <= high <= 1.0
+    assert 0.0 <= low <= float(summary["slo_attainment"].iloc[0]) <= high <= 1.0
+    facts = {"it": facts_of(plan) | describe_record(records[0])}
+    run = {
+        "bands": found,
+        "slo": {},
+        "deployments": facts,
+        "fidelity": "step",
+        "workload": {"num_requests": len(records[0].requests)},
+    }
+    told = verdict(gather(run, summary, records))
+    assert f"Bands from requests {first} to {last} of 100." in told["reasons"][0]
 
 
 def test_a_chance_is_never_told_as_a_certainty():
@@ -173,10 +352,18 @@ def test_a_verdict_that_is_not_sure_says_so_first(tiny):
         plan.name: facts_of(plan) | describe_record(record)
         for plan, record in zip(plans, records, strict=True)
     }
-    run = {"bands": found, "slo": {}, "deployments": facts, "fidelity": "step"}
+    run = {
+        "bands": found,
+        "slo": {},
+        "deployments": facts,
+        "fidelity": "step",
+        "workload": {"num_requests": len(records[0].requests)},
+    }
     told = verdict(gather(run, summary, records))
-    chance = tell_chance(found["better"]["quick"]["slow"]["latency"])
-    assert f"That quick is better is not sure: the probability is {chance}." in told["headline"]
+    better = found["better"]["quick"]["slow"]
+    assert told["headline"].startswith("The GPUs cost 4.00 times less with slow (")
+    for key, what in (("tpot_p50_s", "the following tokens"), ("ttft_p50_s", "the first token")):
+        assert f"With a probability of {tell_chance(better[key])}, {what} " in told["headline"]
     assert told["reasons"][0].startswith("quick is better with a probability of ")
 
 
@@ -185,18 +372,54 @@ def test_shares_move_by_their_difference_and_other_figures_by_their_ratio():
     moved = [_move(0.7, drawn, 0.5, key) for key in ("slo_attainment", "ttft_p50_s")]
     assert moved[0] == pytest.approx([0.3, 0.8, 1.0])
     assert moved[1] == pytest.approx([0.14, 0.84, 1.26])
-    np.testing.assert_array_equal(_move(0.7, drawn, 0.0, "ttft_p50_s"), np.full(3, 0.7))
+    assert _move(0.7, drawn, 0.0, "ttft_p50_s") == pytest.approx([0.8, 1.3, 1.6])
+    assert _move(0.7, drawn, 0.7, "ttft_p50_s") is drawn
 
 
-def test_figures_lie_on_lines_between_the_speeds_that_were_tried_and_beyond_them():
-    """Of a share, which has no logarithm; then of its exponential."""
-    tried, at = np.array([-1.0, 0.0, 1.0]), np.array([-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5])
+def test_figures_lie_on_lines_between_the_runs_and_beyond_them_but_not_at_a_knee():
+    """Of a share, which has no logarithm; then of its exponential; then of a knee, whose sides have
+    the figures of the runs.
+    """
+    tried, at = np.array([-1.0, 0.0, 1.0]), np.array([-1.5, -1.0, -0.5, 0.0, 0.4, 1.0, 1.5])
+    nowhere = np.array([False, False])
     shares = np.array([0.7, 0.6, 0.2])
-    on_lines = [0.75, 0.7, 0.65, 0.6, 0.4, 0.2, 0.0]
-    assert _extrapolate(0.6, tried, shares, at, "slo_attainment") == pytest.approx(on_lines)
+    on_lines = [0.75, 0.7, 0.65, 0.6, 0.44, 0.2, 0.0]
+    found = _interpolate(tried, shares, nowhere, at, "slo_attainment")
+    assert found == pytest.approx(on_lines)
     times = np.exp(np.array([1.0, 2.0, 5.0]))
-    on_lines = np.exp([0.5, 1.0, 1.5, 2.0, 3.5, 5.0, 6.5])
-    assert _extrapolate(times[1], tried, times, at, "tpot_p50_s") == pytest.approx(on_lines)
+    on_lines = np.exp([0.5, 1.0, 1.5, 2.0, 3.2, 5.0, 6.5])
+    assert _interpolate(tried, times, nowhere, at, "tpot_p50_s") == pytest.approx(on_lines)
+    knees = find_knees(np.array([1.0, 1.5, 30.0]), np.exp(tried / 5))
+    assert knees.tolist() == [False, True]
+    found = _interpolate(tried, np.array([1.0, 1.5, 30.0]), knees, at, "ttft_p50_s")
+    assert found[3:] == pytest.approx([1.5, 1.5, 30.0, 30.0])
+
+
+@pytest.mark.parametrize(
+    ("figures", "expected"),
+    [([1.0, 1.99], False), ([1.0, 2.01], True), ([2.01, 1.0], True), ([0.0, 0.0], False)],
+)
+def test_a_knee_is_a_factor_of_two_that_steps_do_not_explain(figures, expected):
+    figures = np.array(figures)
+    assert find_knees(figures, np.array([1.0, 1.2])).tolist() == [expected]
+    assert not find_knees(figures, np.array([1.0, 2.0])).any()
+    assert find_knees(np.array([0.0, 1.0]), np.array([1.0, 1.2])).all()
+
+
+def test_the_probability_rises_with_the_distance(tiny):
+    """The same two, the slower one slower and slower."""
+    trace, chances = tiny.trace(40, 2.0), []
+    for more_s in (0.0, 0.0005, 0.001, 0.002):
+        quick, slow = (named(tiny, "dense", n, (0.8, 1.25), tp=t) for n, t in (("q", 2), ("s", 1)))
+        calibration = slow.placement.calibration
+        engine = calibration.engine.model_copy(
+            update={"step_s": calibration.engine.step_s + more_s}
+        )
+        changed = calibration.model_copy(update={"engine": engine})
+        found, _, _ = bands_for([quick, change_plan(slow, calibration=changed)], trace)
+        chances.append(found["better"]["q"]["s"]["latency"])
+    assert chances == sorted(chances)
+    assert chances[0] < chances[-1]
 
 
 def test_the_better_of_two_figures_is_the_lower_one_unless_higher_is_better():
@@ -206,3 +429,35 @@ def test_the_better_of_two_figures_is_the_lower_one_unless_higher_is_better():
     )
     chances = {"tpot_p50_s": 0.625, "slo_attainment": 0.375, "latency": 0.625}
     assert _compare(mine, theirs) == chances
+
+
+def test_notes_and_bands_keep_their_deployments_where_runs_are_merged():
+    parts = {
+        part: {"own": {}} for part in ("sources", "requests", "deployments", "knees", "better")
+    }
+    note = {"kind": "near_saturation", "deployment": "own", "metric": "ttft_p50_s"}
+    renamed = folder._rename_bands({**parts, "notes": [note]}, {"own": "own (b)"})
+    assert {tuple(renamed[part]) for part in parts} == {("own (b)",)}
+    assert renamed["notes"] == [note | {"deployment": "own (b)"}]
+    assert folder._rename_bands(None, {})["notes"] == []
+
+
+def test_the_page_the_terminal_and_json_carry_the_note(tmp_path, capsys):
+    """Of this machine's own calibration, nearly always busy."""
+    path, out = tmp_path / "small.toml", tmp_path / "out"
+    text = small_scenario(LOCAL_MOE, 1).replace("h100-sxm-8", "this-machine-1")
+    path.write_text(text.replace("max_sequences = 8", "max_sequences = 1"))
+    keys = ["workload.num_requests=300"]
+    rate = "workload.requests.arrivals.rate_per_s"
+    idle = run_scenario(load_scenario(str(path), [*keys, f"{rate}=0.1"])).summary.iloc[0]
+    busy_s = float(idle["utilisation"] * idle["duration_s"]) / 300
+    found = run_scenario(load_scenario(str(path), [*keys, f"{rate}={0.95 / busy_s}"]))
+    folder.write(found, out, render)
+    known = json.loads((out / "run.json").read_text())["bands"]["notes"]
+    assert {"ttft_p50_s"} <= {n["metric"] for n in known if n["kind"] == "near_saturation"}
+    page = (out / "report.html").read_text()
+    cell = re.findall('<td data-metric="ttft_p50_s".*?</td>', page)[0]
+    assert NEAR_SATURATION in cell
+    print_run(folder.read(out))
+    assert f"* {NEAR_SATURATION}" in capsys.readouterr().out
+    assert f"({NEAR_SATURATION})." in found.run["verdict"]["headline"]
