@@ -23,6 +23,8 @@ _SETTING_METRICS = ("ttft_p50_s", "tpot_p50_s", "output_tokens_per_s", "slo_atta
 """Metrics printed for each setting of a sweep."""
 _LONGEST_NAME = 22
 """Characters of a line of a deployment's name over its column."""
+_MARK = " *"
+"""Mark behind figures that are not determined."""
 
 
 def run(
@@ -139,6 +141,7 @@ def run(
                 "verdict": results.run["verdict"],
                 "notes": notes,
                 "summary": summary,
+                "bands": results.run["bands"],
                 **({"explanation": results.run["explanation"]} if explain else {}),
             }
         )
@@ -250,10 +253,15 @@ def report(
 
 def print_run(results: Any) -> None:
     """Print the verdict with its reasons, then the table of key metrics."""
+    from simulator.results.run_bands_text import NEAR_SATURATION
+
     verdict = results.run["verdict"]
     console.print_verdict(verdict["headline"], verdict["reasons"])
-    for line in _comparison(results, console.out.width if console.out.is_terminal else 10_000):
+    lines = list(_comparison(results, console.out.width if console.out.is_terminal else 10_000))
+    for line in lines:
         console.out.say(line)
+    if any(_MARK in line.plain for line in lines):
+        console.out.say(f"{_MARK.strip()} {NEAR_SATURATION}")
 
 
 def print_explanation(results: Any) -> None:
@@ -288,6 +296,7 @@ def _comparison(results: Any, width: int) -> Iterator[Text]:
     """
     from simulator.results.formats import KEY_METRICS, heading_unit, metric, winners
     from simulator.results.metrics import METRICS
+    from simulator.results.run_bands_text import list_notes
     from simulator.results.scaling_text import is_scaled
     from simulator.results.verdict import short_names
 
@@ -296,6 +305,7 @@ def _comparison(results: Any, width: int) -> Iterator[Text]:
     rows: list[tuple[str, list[str], set[int]]] = [
         ("", list(lines), set()) for lines in zip_longest(*names, fillvalue="")
     ]
+    noted = {(note.deployment, note.metric) for note in list_notes(results, "near_saturation")}
     is_any_scaled = any(map(is_scaled, results.run["deployments"].values()))
     for key in (
         *KEY_METRICS,
@@ -309,8 +319,8 @@ def _comparison(results: Any, width: int) -> Iterator[Text]:
         values = [float(value) for value in results.summary[key]]
         unit = heading_unit(key)
         cells = [
-            f"{metric(key, value, currency)} {unit}".rstrip()
-            for value, currency in zip(values, currencies, strict=True)
+            f"{metric(key, value, currency)} {unit}".rstrip() + _MARK * ((name, key) in noted)
+            for name, value, currency in zip(results.deployments, values, currencies, strict=True)
         ]
         if any(value == value for value in values):
             rows.append((METRICS[key].label, cells, winners(key, values, is_open=results.is_open)))

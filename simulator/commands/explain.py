@@ -26,8 +26,8 @@ from simulator.scenario.scenario import Scenario, load_scenario
 from simulator.workload.requests import longest_tokens
 
 MOST_REQUESTS = 2_000
-"""Requests of a longer trace with which changes are tried: some ten of them for three deployments
-then take about a minute on two cores."""
+"""Judged requests of a longer trace with which changes are tried: some ten of them for three
+deployments then take about a minute on two cores."""
 
 
 @dataclass(frozen=True)
@@ -94,14 +94,18 @@ def explain_run(
         workers: processes that try changes, with the same results.
         address: Ray cluster whose nodes try changes.
     """
-    num_requests = int(results.run["workload"]["num_requests"])
-    stretch = [f"workload.num_requests={MOST_REQUESTS}"] if num_requests > MOST_REQUESTS else []
+    workload = results.run["workload"]
+    num_requests, most = (
+        int(workload["num_requests"]),
+        MOST_REQUESTS + workload.get("num_lead_in", 0),
+    )
+    stretch = [f"workload.num_requests={most}"] if num_requests > most else []
     short = load_scenario(scenario, stretch)
     places = [_Place(short, number, fidelity) for number in range(len(plans))]
     shown = count_part(progress, "dividing the time of tokens", len(plans))
     parts: list[tuple[tuple[Waterfall, ...], Queue]] = []
     for plan in plans:
-        queue = measure_queue(plan, results.requests[plan.name], results.steps[plan.name])
+        queue = measure_queue(plan, results.select_judged(plan.name), results.steps[plan.name])
         parts.append((make_waterfalls(plan, results), queue))
         shown(len(parts))
     changes = [
@@ -128,7 +132,7 @@ def explain_run(
                     base.metric,
                     base.value,
                     stretch,
-                    min(num_requests, MOST_REQUESTS),
+                    min(num_requests, most),
                     [
                         *_rank([one for task, one in done if task.place is place]),
                         *_leave_out(own, own_parts[0]),

@@ -44,6 +44,11 @@ def list_notes(scenario: Scenario, plans: list[DeploymentPlan], trace: RequestTr
     notes += scheduling_notes(scenario.deployments, plans)
     notes += memory_notes(scenario.deployments, plans)
     notes += [note for plan in plans for pool in plan.pools for note in notes_of(pool)]
+    if trace.judge_from_s:
+        notes.append(
+            f"lead-in: {trace.num_lead_in:,} of {trace.num_requests:,} requests arrive before "
+            f"{trace.judge_from_s:g} s (workload.judge_from_s); they are served and not judged"
+        )
     if trace.concurrency is not None and any(plan.failures for plan in plans):
         notes.append(
             "failures in a closed loop: a client whose request is lost sends its next one at once, "
@@ -137,7 +142,7 @@ def run(
     summary = pd.concat([one.summary for one in served], ignore_index=True)
     results = gather(facts, summary, records)
     drawn = {plan.name: one.drawn for plan, one in zip(plans, served, strict=True)}
-    facts["bands"] = make_bands(drawn, trace.num_requests)
+    facts["bands"] = make_bands(drawn)
     facts["verdict"] = verdict(results)
     if explain:
         facts["explanation"] = explain_run(

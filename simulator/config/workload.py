@@ -118,6 +118,9 @@ class WorkloadSpec(Frozen):
     rate_scale: Factor = 1.0
     """Factor on the request rate: arrival times are divided by it, so 2.0 is the same requests at
     twice the rate."""
+    judge_from_s: Seconds = 0.0
+    """Seconds of the run before which requests are served and not judged: the end of the lead-in,
+    in which an empty cluster fills."""
     thickening: Thickening = 1.0
     """Number of requests for each recorded one, on the recording's own time axis: 10.0 makes a day
     sampled at 10 % whole, with the day's shape. Drawn from ``seed``, with the lengths of recorded

@@ -105,6 +105,8 @@ def make_record(served: Served) -> DeploymentRecord:
         price_audit=next((one.mixes for one in served.audits if one.mixes), None),
         changed_audit=next((one.changed for one in served.audits if one.changed), None),
         shown_steps={phase: step for found in probes for phase, step in found.shown_steps.items()},
+        judge_from_s=served.trace.judge_from_s,
+        is_open=served.trace.concurrency is None,
         wires_shared=None if served.by_ranks else bound_sharing(plan, requests, steps),
     )
 

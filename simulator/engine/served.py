@@ -22,6 +22,7 @@ from simulator.results.tables import (
     ExpertsMoved,
     ReplicasChanged,
 )
+from simulator.workload.traces import RequestTrace
 
 
 class Rows(NamedTuple):
@@ -37,6 +38,7 @@ class Served:
     """Requests and steps of a run, and the state that it ended in."""
 
     plan: DeploymentPlan
+    trace: RequestTrace
     pools: dict[str, PoolState]
     """Pools by name, ``both`` for one that computes prompts and decodes, else ``decode`` and
     ``prefill``; with the last rows of the window on the trace."""

@@ -132,7 +132,7 @@ def merge_shards(
     )
     costs = (frame for one in served for frame in list_frames(one.costs))
     rows = Rows(_merge_requests(trace, shards, served), _spool(steps), _spool(costs))
-    return Served(plan, {"both": pool}, {}, rows, served[0].ingress_delay_s)
+    return Served(plan, trace, {"both": pool}, {}, rows, served[0].ingress_delay_s)
 
 
 def _shift_replicas(table: Columns, first: int) -> Iterator[pd.DataFrame]:

@@ -103,6 +103,7 @@ def serve(
     fill: MakeTable = lambda pool, _: start_table(pool.mixes),
     ingress_delay_s: float | None = None,
     until: float | None = None,
+    keeps_steps: bool = True,
 ) -> Served:
     """Serve a trace on all replicas of all pools, which may stop and start as the plan's failures
     have it.
@@ -115,6 +116,7 @@ def serve(
             calibration's.
         until: seconds since the first arrival after which nothing happens any more, and what is
             under way is cut off; by default until all is done.
+        keeps_steps: whether the tables of steps are made, most of the memory of a long run.
 
     Raises:
         UserError: if the trace's longest request does not fit in the KV cache.
@@ -131,12 +133,12 @@ def serve(
             tables[name] = empty_table()
             by_ranks[name] = start_ranks_of(pool, fidelity, STREAMS[name])
     state = LoopState(plan, trace, pools, tables, ingress_delay_s, fidelity != "step")
-    timeline = _Timeline(state, pools, by_ranks, fill, progress, fidelity)
+    timeline = _Timeline(state, pools, by_ranks, fill, progress, fidelity, keeps_steps)
     timeline.run(math.inf if until is None else until)
     rows = timeline.close()
     changes = timeline.changed, tuple(timeline.rebalances), until
     audits = tuple(audit.report() for audit in timeline.audits)
-    return Served(plan, pools, by_ranks, rows, ingress_delay_s, *changes, audits)
+    return Served(plan, trace, pools, by_ranks, rows, ingress_delay_s, *changes, audits)
 
 
 class _Timeline:
@@ -150,7 +152,9 @@ class _Timeline:
         fill: MakeTable,
         progress: CountDone,
         fidelity: Fidelity,
+        keeps_steps: bool,
     ) -> None:
+        self._keeps_steps = keeps_steps
         self.instants = Instants()
         self._env = self.instants.env
         self.state, self._pools = state, pools
@@ -240,6 +244,8 @@ class _Timeline:
 
     def _put_away(self, log: list[NDArray[np.float64]]) -> None:
         """Make tables of parts of the log."""
+        if not self._keeps_steps:
+            return
         read = cache(partial(read_steps, log, self._pools))
         self._rows.steps.add(lambda: read()[0])
         self._rows.costs.add(lambda: read()[1])

@@ -13,7 +13,7 @@ from simulator.engine.timeline import run_plan
 from simulator.explanation.waterfall import measure_queue
 from simulator.planner.calibration_error import Floats
 from simulator.planner.uncertainty.run_bands import StepTables, draw_figures
-from simulator.results.metrics import METRICS, summarise
+from simulator.results.metrics import METRICS, select_judged, summarise
 from simulator.workload.traces import RequestTrace
 
 _IN_TIME = 0.95
@@ -42,9 +42,7 @@ class Trial:
 
     @cached_property
     def samples(self) -> dict[str, Floats]:
-        """Metrics in all samples of the calibration's error; empty for the calibration of one
-        machine.
-        """
+        """Metrics in all samples of the calibration's error."""
         drawn = draw_figures(
             self._plan,
             self._trace,
@@ -54,7 +52,7 @@ class Trial:
             self._record if self._fidelity == "step" else None,
             self._tables,
         )
-        return {} if drawn is None else drawn.values
+        return drawn.values
 
     def choose_metric(self) -> str:
         """Choose the metric by which changes are ranked: requests in time where targets are missed;
@@ -64,7 +62,11 @@ class Trial:
         values = self.values
         if values["slo_attainment"] < _IN_TIME and values["goodput_per_s"] > 0:
             return "goodput_per_s"
-        queue = measure_queue(self._plan, self._record.requests, self._record.steps)
+        queue = measure_queue(
+            self._plan,
+            select_judged(self._record.requests, self._record.judge_from_s),
+            self._record.steps,
+        )
         if self._trace.concurrency is not None or queue.share > _LATE:
             return "output_tokens_per_s"
         return "tpot_p50_s" if values["tpot_p50_s"] > 0 else "ttft_p50_s"

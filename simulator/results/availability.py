@@ -25,17 +25,17 @@ def list_told(table: pd.DataFrame) -> list[str]:
 
 
 def measure_held(
-    plan: DeploymentPlan, changes: Sequence[ReplicasChanged], duration_s: float
+    plan: DeploymentPlan, changes: Sequence[ReplicasChanged], until_s: float, from_s: float = 0.0
 ) -> list[float]:
-    """Measure the GPUs that each pool holds, mean over the duration, in the order of
-    ``plan.pools``: those of a replica from its launch until it has left, of all replicas without
-    scaling.
+    """Measure the GPUs that each pool holds, mean over the time from ``from_s`` to ``until_s``, in
+    the order of ``plan.pools``: those of a replica from its launch until it has left, of all
+    replicas without scaling.
     """
     return [
         pool.placement.layout.num_gpus
         * sum(
-            (end_s - begin_s) / duration_s
-            for begin_s, end_s in list_spans(pool, first, changes, duration_s)
+            (max(end_s, from_s) - max(begin_s, from_s)) / (until_s - from_s)
+            for begin_s, end_s in list_spans(pool, first, changes, until_s)
         )
         for pool, first in _list_pools(plan)
     ]

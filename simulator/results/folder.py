@@ -33,6 +33,7 @@ from simulator.base.spreadsheet import restore_texts, write_csv
 from simulator.results.chrome_trace import chrome_trace
 from simulator.results.columns_text import describe_columns
 from simulator.results.long_tables import read_long, write_long
+from simulator.results.metrics import select_judged
 from simulator.results.run_file import find_writer, read_run, refuse_damaged, write_run
 from simulator.results.shown_steps import step_text
 from simulator.results.tables import DeploymentRecord
@@ -46,7 +47,7 @@ TABLES = (*LONG_TABLES, *SHORT_TABLES)
 FILES = {
     *("run.json", "summary.csv", "token_time.csv", "faults.csv", "timeline.json"),
     *("report.html", "comparison.html"),
-    *("scores.csv", "targets.csv", "reasons.csv", "rows.parquet"),
+    *("scores.csv", "targets.csv", "reasons.csv", "rows.parquet", "left_out.parquet"),
     *(f"{name}.parquet" for name in TABLES),
 }
 """Names of files that a results folder may hold."""
@@ -115,6 +116,11 @@ class Results:
         long: Mapping[str, Columns] = getattr(self, table)
         parts = [read_whole(rows).assign(deployment=name) for name, rows in long.items()]
         return pd.concat(parts, ignore_index=True)[columns]
+
+    def select_judged(self, deployment: str) -> Columns:
+        """Requests of a deployment without those of the lead-in, which are not judged."""
+        lead_in_s = float((self.run.get("workload") or {}).get("judge_from_s", 0.0))
+        return select_judged(self.requests[deployment], lead_in_s)
 
     @property
     def is_open(self) -> bool:
@@ -266,7 +272,7 @@ def merge(runs: list[tuple[Path, Results]]) -> Results:
     run["bands"] = {
         part: {name: entry for r in renamed for name, entry in r.run["bands"][part].items()}
         for part in _BANDS
-    }
+    } | {"notes": [note for r in renamed for note in r.run["bands"]["notes"]]}
     together = {
         table: pd.concat([getattr(r, table) for r in renamed], ignore_index=True)
         for table in ("summary", *SHORT_TABLES)
@@ -276,14 +282,18 @@ def merge(runs: list[tuple[Path, Results]]) -> Results:
     return Results(run=run, requests=requests, steps=steps, **together)
 
 
-_BANDS = ("sources", "deployments", "better")
+_BANDS = ("sources", "requests", "deployments", "knees", "better")
 """Parts of a run's bands that are by deployment; only those of one run were drawn together."""
 
 
 def _rename_bands(bands: dict[str, Any] | None, new_name: dict[str, str]) -> dict[str, Any]:
-    if not bands:
-        return {part: {} for part in _BANDS}
-    found = {part: {new_name[name]: one for name, one in bands[part].items()} for part in _BANDS}
+    bands = bands or {}
+    found: dict[str, Any] = {
+        part: {new_name[name]: one for name, one in bands.get(part, {}).items()} for part in _BANDS
+    }
+    found["notes"] = [
+        note | {"deployment": new_name[note["deployment"]]} for note in bands.get("notes", [])
+    ]
     found["better"] = {
         name: {new_name[other]: chances for other, chances in by_other.items()}
         for name, by_other in found["better"].items()

@@ -35,7 +35,7 @@ class Metric(NamedTuple):
     """Whether the arrivals of an open loop decide it, as long as the deployment keeps up."""
 
 
-_LEVELS = (50, 90, 99)
+_LEVELS = (50, 90, 95, 99)
 """Percentiles of latencies."""
 
 
@@ -47,16 +47,21 @@ def _list_percentiles(stem: str, latency: str) -> dict[str, Metric]:
     }
     return {
         f"{stem}_p{level}_s": Metric(
-            f"{stem.upper()} p{level}", "s", f"{latency}, {text} over requests", "lower"
+            f"{stem.upper()} p{level}", "s", f"{latency}, {text} over judged requests", "lower"
         )
         for level, text in texts.items()
     }
 
 
+_WINDOW = (
+    "the window lasts from the first judged arrival to the last arrival, or to the last token in a "
+    "closed loop and where that is less than two mean stays"
+)
+"""Time over which tokens and requests are counted (:func:`measure_throughput`)."""
 METRICS: dict[str, Metric] = {
-    "num_requests": Metric("Requests", "", "requests that finished", ""),
+    "num_requests": Metric("Requests", "", "judged requests that finished", ""),
     "num_lost": Metric(
-        "Lost requests", "", "requests that were lost, since no replica was left", "lower"
+        "Lost requests", "", "judged requests that were lost, since no replica was left", "lower"
     ),
     "num_gpus": Metric("GPUs", "", "accelerators of the deployment, all replicas", ""),
     "gpus_held": Metric(
@@ -69,7 +74,7 @@ METRICS: dict[str, Metric] = {
     "duration_s": Metric(
         "Duration",
         "s",
-        "first arrival to last token, or to the last request that was lost",
+        "first arrival to last token, or to the last request that was lost, of the whole run",
         "lower",
         is_given=True,
     ),
@@ -90,45 +95,54 @@ METRICS: dict[str, Metric] = {
     "itl_p50_s": Metric(
         "ITL p50",
         "s",
-        "inter-token latency: gaps between deliveries of tokens, pooled over requests; median",
+        "inter-token latency: gaps between deliveries of tokens, pooled over all requests of the "
+        "run; median",
         "lower",
     ),
     "itl_p99_s": Metric(
-        "ITL p99", "s", "inter-token latency, pooled over requests; 99th percentile", "lower"
+        "ITL p99", "s", "inter-token latency, pooled over all requests; 99th percentile", "lower"
     ),
     **_list_percentiles("e2e", "arrival to last token"),
     "input_tokens_per_s": Metric(
         "Input throughput",
         "token/s",
-        "prompt tokens of finished requests over the duration",
+        "prompt tokens per second, counted as their first output token comes out, in the window of "
+        "the output throughput",
         "higher",
         is_given=True,
     ),
     "output_tokens_per_s": Metric(
-        "Output throughput", "token/s", "output tokens over the duration", "higher", is_given=True
+        "Output throughput",
+        "token/s",
+        f"output tokens that come out in the window, over its length; {_WINDOW}",
+        "higher",
+        is_given=True,
     ),
     "total_tokens_per_s_per_gpu": Metric(
         "Total throughput per GPU",
         "token/s",
-        "input and output tokens over duration and GPUs held",
+        "input and output throughput over the GPUs held in the window",
         "higher",
         is_given=True,
     ),
     "output_tokens_per_s_per_gpu": Metric(
         "Output throughput per GPU",
         "token/s",
-        "output tokens over duration and GPUs held",
+        "output throughput over the GPUs held in the window",
         "higher",
         is_given=True,
     ),
     "slo_attainment": Metric(
         "SLO attainment",
         "ratio",
-        "share of requests that meet all latency targets; lost ones do not",
+        "share of judged requests that meet all latency targets; lost ones do not",
         "higher",
     ),
     "goodput_per_s": Metric(
-        "Goodput", "request/s", "requests per second that meet all latency targets", "higher"
+        "Goodput",
+        "request/s",
+        f"judged requests that meet all latency targets, over the window; {_WINDOW}",
+        "higher",
     ),
     "utilisation": Metric(
         "Busy",
@@ -199,8 +213,8 @@ METRICS: dict[str, Metric] = {
     "room_wait_mean_s": Metric(
         "Wait for room to decode",
         "s",
-        "until a step of a decode pool finds KV blocks and a place, mean over requests; where "
-        "engines compute prompts before, what others wait for behind these is not counted",
+        "until a step of a decode pool finds KV blocks and a place, mean over judged requests; "
+        "where engines compute prompts before, what others wait for behind these is not counted",
         "lower",
     ),
     "num_retries": Metric(
@@ -216,7 +230,7 @@ METRICS: dict[str, Metric] = {
     "cost_per_million_tokens": Metric(
         "Cost per million output tokens",
         "currency",
-        "price of the GPUs held for the duration over output tokens",
+        "price of the GPUs held in the window of the throughput, over the output tokens in it",
         "lower",
         is_given=True,
     ),
@@ -276,6 +290,61 @@ def describe_latencies(latency: pd.DataFrame) -> dict[str, float]:
     return found
 
 
+def select_judged(requests: Columns, judge_from_s: float) -> Columns:
+    """Pick the requests that are judged: those that arrive at ``judge_from_s`` or later."""
+    if judge_from_s <= 0:
+        return requests
+    return Picked(requests, (requests["arrival_s"] >= judge_from_s).to_numpy())
+
+
+class Throughput(NamedTuple):
+    """Tokens per second in a window of a run."""
+
+    window_s: float
+    input_tokens_per_s: float
+    output_tokens_per_s: float
+
+
+def measure_throughput(
+    requests: Columns, judge_from_s: float = 0.0, is_open: bool = True
+) -> Throughput:
+    """Measure the tokens that come out in the window in which judged requests arrive, whoever they
+    are of, over its length; the drain of the last requests is no part of it.
+
+    A prompt counts when its first output token comes out. Later tokens are taken to come out evenly
+    until the last, which is exact but for requests that straddle an edge of the window. In a closed
+    loop, or where the window is shorter than two mean stays of judged requests, most of which would
+    straddle, it goes on to the last token.
+
+    Args:
+        requests: all requests, those of the lead-in included; those that did not finish, with no
+            ``finish_s``, count for nothing.
+        is_open: requests arrive by the clock.
+    """
+    of_judged = select_judged(requests, judge_from_s)
+    begin_s = float(of_judged["arrival_s"].min())
+    end_s = float(requests["arrival_s"].max())
+    stay_s = float((of_judged["finish_s"] - of_judged["arrival_s"]).mean())
+    if not is_open or end_s - begin_s < 2 * stay_s:
+        end_s = float(np.fmax(requests["finish_s"].max(), end_s))
+    finished = Picked(requests, requests["finish_s"].notna().to_numpy())
+    first_s, finish_s = (finished[name].to_numpy(float) for name in ("first_token_s", "finish_s"))
+    num_output = finished["num_output"].to_numpy(float)
+    gap_s = np.maximum((finish_s - first_s) / np.maximum(num_output - 1, 1), 1e-12)
+    # The last token comes at its time to the last digit, which a multiple of a gap may miss.
+    until_end = np.clip(np.floor((end_s - first_s) / gap_s) + 1, 0, num_output - 1)
+    until_end = np.where(finish_s <= end_s, num_output, until_end)
+    before = np.clip(np.ceil((begin_s - first_s) / gap_s), 0, num_output - 1)
+    before = np.where(finish_s < begin_s, num_output, before)
+    prompts = finished["num_input"].to_numpy(float)[(first_s >= begin_s) & (first_s <= end_s)]
+    window_s = end_s - begin_s
+    return Throughput(
+        window_s,
+        _ratio(float(prompts.sum()), window_s),
+        _ratio(float((until_end - before).sum()), window_s),
+    )
+
+
 def is_in_time(latency: pd.DataFrame, slo: SLO) -> pd.Series:
     """Whether each request met every target that is set; a request of one token cannot miss the
     TPOT target, one that did not finish meets none.
@@ -290,30 +359,31 @@ def is_in_time(latency: pd.DataFrame, slo: SLO) -> pd.Series:
 
 def _measure(plan: DeploymentPlan, record: DeploymentRecord, slo: SLO) -> dict[str, float]:
     everyone, steps = record.requests, record.steps
-    is_finished = everyone["outcome"] == "finished"
-    requests = everyone if is_finished.all() else Picked(everyone, is_finished.to_numpy())
-    num_lost = int((everyone["outcome"] == "lost").sum())
+    requests = _pick(everyone, "finished")
+    of_judged = select_judged(everyone, record.judge_from_s)
+    in_judged, num_lost = _pick(of_judged, "finished"), int((of_judged["outcome"] == "lost").sum())
     # Who is lost comes when nobody is there, which counts as well.
     ended_s = np.fmax(everyone["finish_s"], everyone["arrival_s"]).max()
-    if num_lost:  # with a replica that stopped
+    if (everyone["outcome"] == "lost").any():  # with a replica that stopped
         ended_s = max([ended_s, *(one.at_s for one in record.changes if one.num_requests)])
     duration_s = float(ended_s - everyone["arrival_s"].min())
-    num_input, num_output = float(requests["num_input"].sum()), float(requests["num_output"].sum())
+    throughput = measure_throughput(everyone, record.judge_from_s, record.is_open)
+    begin_s = float(of_judged["arrival_s"].min())
+    in_window = measure_held(plan, record.changes, begin_s + throughput.window_s, begin_s)
+    per_gpu = [_ratio(rate, sum(in_window)) for rate in throughput[1:]]
     busy_s = float(steps["duration_s"].sum())
     num_replicas = sum(pool.serving.replicas for pool in plan.pools)
-    of_pools = measure_held(plan, record.changes, duration_s)
-    gpus_held = sum(of_pools)
-    cost = price_held(plan, of_pools) * duration_s / 3600
+    gpus_held = sum(measure_held(plan, record.changes, duration_s))
     found = {
-        "num_requests": len(requests),
+        "num_requests": len(in_judged),
         "num_lost": num_lost,
         "num_gpus": plan.num_gpus,
         "gpus_held": gpus_held,
         "duration_s": duration_s,
-        "input_tokens_per_s": num_input / duration_s,
-        "output_tokens_per_s": num_output / duration_s,
-        "total_tokens_per_s_per_gpu": (num_input + num_output) / duration_s / gpus_held,
-        "output_tokens_per_s_per_gpu": num_output / duration_s / gpus_held,
+        "input_tokens_per_s": throughput.input_tokens_per_s,
+        "output_tokens_per_s": throughput.output_tokens_per_s,
+        "total_tokens_per_s_per_gpu": sum(per_gpu),
+        "output_tokens_per_s_per_gpu": per_gpu[1],
         "utilisation": min(1.0, busy_s / num_replicas / duration_s / (gpus_held / plan.num_gpus)),
         "load_imbalance": record.load_imbalance,
         "uniform_imbalance": record.uniform_imbalance,
@@ -327,15 +397,17 @@ def _measure(plan: DeploymentPlan, record: DeploymentRecord, slo: SLO) -> dict[s
         ),
         "kv_used_mean": float((steps["kv_used"] * steps["duration_s"]).sum() / busy_s),
         "kv_used_max": float(steps["kv_used"].max()),
-        "prefix_hit_ratio": _ratio(requests["num_cached"].sum(), num_input),
+        "prefix_hit_ratio": _ratio(requests["num_cached"].sum(), requests["num_input"].sum()),
         "tokens_per_decode": _ratio(steps["decode_tokens"].sum(), steps["decodes"].sum()),
         "num_preemptions": float(everyone["num_preemptions"].sum()),
-        "room_wait_mean_s": float(requests["room_wait_s"].mean()) if len(requests) else np.nan,
+        "room_wait_mean_s": float(in_judged["room_wait_s"].mean()) if len(in_judged) else np.nan,
         "num_retries": float(everyone["num_retries"].sum()),
         "recomputed_share": _recomputed_share(plan, requests, steps),
-        "cost_per_million_tokens": _ratio(cost * 1e6, num_output),
+        "cost_per_million_tokens": _ratio(
+            price_held(plan, in_window) / 3600 * 1e6, throughput.output_tokens_per_s
+        ),
     }
-    found |= _measure_latencies(requests, slo, len(requests) + num_lost, duration_s)
+    found |= _measure_latencies(in_judged, slo, len(in_judged) + num_lost, throughput.window_s)
     for level in (50, 99):
         found[f"itl_p{level}_s"] = record.itl.quantile_s(level / 100)
     for phase in STEP_PHASES:
@@ -343,8 +415,14 @@ def _measure(plan: DeploymentPlan, record: DeploymentRecord, slo: SLO) -> dict[s
     return {key: found[key] for key in METRICS}
 
 
+def _pick(requests: Columns, outcome: str) -> Columns:
+    """Pick the requests with an outcome."""
+    has = requests["outcome"] == outcome
+    return requests if has.all() else Picked(requests, has.to_numpy())
+
+
 def _measure_latencies(
-    requests: Columns, slo: SLO, num_ended: int, duration_s: float
+    requests: Columns, slo: SLO, num_ended: int, window_s: float
 ) -> dict[str, float]:
     """Measure the latencies, and the share of ended requests that met the targets."""
     latency = latencies(requests)
@@ -352,7 +430,7 @@ def _measure_latencies(
     return {
         **describe_latencies(latency),
         "slo_attainment": _ratio(met, num_ended) if slo.is_set else np.nan,
-        "goodput_per_s": met / duration_s if slo.is_set else np.nan,
+        "goodput_per_s": _ratio(met, window_s) if slo.is_set else np.nan,
     }
 
 

@@ -4,8 +4,9 @@ much, and why.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,14 @@ from simulator.results.overflow_text import tell_drops
 from simulator.results.phases import STEP_PHASES
 from simulator.results.queues_text import tell_queue
 from simulator.results.rebalances_text import tell_rebalances
-from simulator.results.run_bands_text import SURE, chance_of, tell_bands, tell_chance
+from simulator.results.run_bands_text import (
+    SURE,
+    chance_of,
+    find_chance,
+    tell_bands,
+    tell_chance,
+    tell_undetermined,
+)
 from simulator.results.scaling_text import tell_gpus, tell_scaling
 from simulator.results.why import PHASE_WORDS, SAME, explain
 
@@ -33,6 +41,13 @@ _EVEN = 1.005
 _NO_SKEW = 0.02
 """Relative difference to the imbalance of uniform routing below which a run has no skew: the run's
 own draws scatter by as much."""
+_LATENCIES = {
+    "tpot_p50_s": "the following tokens come {:.2f} times faster",
+    "ttft_p50_s": "the first token comes {:.2f} times sooner",
+}
+"""Differences of latencies in words."""
+_TOLD = ("ttft_p50_s", "tpot_p50_s", "output_tokens_per_s", "slo_attainment")
+"""Figures that headlines name."""
 _IN_TIME = 0.99
 """Share of requests in time above which targets count as met."""
 
@@ -63,6 +78,7 @@ def verdict(results: Results) -> dict[str, Any]:
     if len(rows) == 1:
         ((name, row),) = rows.items()
         headline = f"{short[name]} serves this traffic with {_numbers(row)}."
+        headline += _doubt(results, short, [name])
         return {
             "headline": headline,
             "reasons": [
@@ -82,24 +98,22 @@ def verdict(results: Results) -> dict[str, Any]:
         _share_attained(rows[best]) - _share_attained(rows[second])
     ) < _ATTAINMENT_STEP and _latency(rows[second]) < _latency(rows[best]):
         best, second = second, best  # the shares lie on either side of a step's edge
-    headline, winner = _compare(best, rows[best], second, rows[second], short)
     has_targets = not np.isnan(float(rows[best]["slo_attainment"]))
     gap = abs(_share_attained(rows[best]) - _share_attained(rows[second]))
     differs = gap >= _ATTAINMENT_STEP
     chance = None  # of losses no error is known
     if has_targets or not differs:
         chance = chance_of(results, best, second, has_targets and differs)
+    winner = best if differs else _find_quicker(rows, best, second)
     better = ""
     if chance is not None and winner is not None:
         better = (
             f"{short[best]} is better with a probability of {tell_chance(chance)}, going by how "
             "far off the simulator was elsewhere"
         )
-        if chance < SURE:
-            headline += (
-                f" That {short[best]} is better is not sure: the probability is "
-                f"{tell_chance(chance)}."
-            )
+    is_sure = chance is None or chance >= SURE
+    headline = _compare(results, rows, best, second, short, winner if is_sure else None)
+    headline += _doubt(results, short, [best, second])
     if len(ranked) > 2:
         headline += f" Behind them: {', '.join(short[name] for name in ranked[2:])}."
     if not queues:
@@ -124,6 +138,11 @@ def verdict(results: Results) -> dict[str, Any]:
 def _bands(results: Results, short: dict[str, str], better: str) -> list[str]:
     said = tell_bands(results, short, better)
     return [] if said is None else [said]
+
+
+def _doubt(results: Results, short: dict[str, str], names: Sequence[str]) -> str:
+    """Say which figures of a headline are not determined; empty where all are."""
+    return "".join(f" {text}" for text in tell_undetermined(results, short, names, _TOLD))
 
 
 def _headroom(rows: dict[str, pd.Series], short: dict[str, str]) -> str:
@@ -184,61 +203,130 @@ def _latency(row: pd.Series) -> float:
     return float(np.exp(np.mean(np.log(medians)))) if medians else 0.0
 
 
+def _find_quicker(rows: dict[str, pd.Series], best: str, second: str) -> str | None:
+    """Find which deployment has the lower latencies; ``None`` where they are equal or it is a
+    trade-off.
+    """
+    ratios = [_ratio(rows[second], rows[best], f"{name}_p50_s") for name in ("ttft", "tpot")]
+    return best if max(ratios) >= SAME and min(ratios) >= 1 / SAME else None
+
+
+class _Difference(NamedTuple):
+    """Difference between two deployments."""
+
+    text: str
+    better: str
+    """The better deployment, which may be named behind the text."""
+    chance: float | None
+    """Probability that it is better; ``None`` where none was drawn."""
+    rest: str = ""
+    """Rest of the text, behind that name."""
+    is_cost: bool = False
+
+    @property
+    def is_sure(self) -> bool:
+        return self.chance is None or self.chance >= SURE
+
+
 def _compare(
-    best: str, first: pd.Series, other: str, second: pd.Series, short: dict[str, str]
-) -> tuple[str, str | None]:
-    winner, loser = short[best], short[other]
-    attained, missed = float(first["slo_attainment"]), float(second["slo_attainment"])
-    has_targets = not np.isnan(attained)
-    if has_targets and attained - missed >= _ATTAINMENT_STEP:
-        numbers = _pairs(first, second, ("ttft", "tpot"))
-        shares = (
-            f"{_share(attained)} of requests meet the targets, "
-            f"against {_share(missed)} with {loser}"
-        )
-        return f"{winner} serves this traffic better: {shares} ({numbers}).", best
-    if not has_targets and _share_kept(first) - _share_kept(second) >= _ATTAINMENT_STEP:
-        numbers = _pairs(first, second, ("ttft", "tpot"))
-        few, many = (count(int(row["num_lost"]), "request") for row in (first, second))
-        return (
-            f"{winner} serves this traffic better: it loses "
-            f"{few if first['num_lost'] else 'none'}, {loser} {many} ({numbers}).",
-            best,
-        )
-    both = ""
-    if has_targets:
-        lowest = min(attained, missed)
-        both = (
-            (
-                " Both meet the targets "
-                f"for {'at least ' if lowest < 1 else ''}{_share(lowest)} of requests."
-            )
-            if lowest >= _ATTAINMENT_STEP
-            else " Neither meets the targets, or hardly ever."
-        )
-    ttft, tpot = (_ratio(second, first, key) for key in ("ttft_p50_s", "tpot_p50_s"))
-    numbers = _pairs(first, second, ("tpot", "ttft"))
-    if max(ttft, tpot) < SAME:
-        return f"{winner} and {loser} serve this traffic equally well ({numbers}).{both}", None
-    if min(ttft, tpot) < 1 / SAME:
-        sooner, faster = (winner, loser) if ttft > tpot else (loser, winner)
-        return (
-            (
-                f"It is a trade-off: {sooner} gives the first token sooner, {faster} the following "
-                f"ones faster ({winner} against {loser}: {numbers}).{both}"
-            ),
-            None,
-        )
-    factor, what = (
-        (tpot, "time per output token") if tpot >= ttft else (ttft, "time to first token")
+    results: Results,
+    rows: dict[str, pd.Series],
+    best: str,
+    second: str,
+    short: dict[str, str],
+    winner: str | None,
+) -> str:
+    """Compare two deployments: first what is sure, then the rest with its probability.
+
+    Args:
+        winner: the better one, as far as that is sure.
+    """
+
+    def tell(one: _Difference) -> str:
+        who = "" if one.better == winner else f" with {short[one.better]}"
+        return f"{one.text}{who}{one.rest}"
+
+    found = list(_list_differences(results, rows, (best, second), short))
+    sure = [one for one in found if one.is_sure]
+    lead, names_both = "", not sure or all(one.is_cost for one in found)
+    if winner is not None:
+        lead = f"{short[winner]} serves this traffic better than {short[second]}"
+    elif all(one.is_cost for one in found):
+        lead = f"{short[best]} and {short[second]} serve this traffic equally well"
+    elif not sure:
+        lead = f"Between {short[best]} and {short[second]} no difference is sure"
+    elif len({one.better for one in sure if not one.is_cost}) > 1:
+        lead = "It is a trade-off"
+    facts = "; ".join(map(tell, sure))
+    told = ("; " if names_both else ": ").join(filter(None, (lead, facts)))
+    numbers = _pairs(rows[best], rows[second], ("ttft", "tpot"))
+    sides = "" if winner or names_both else f"{short[best]} against {short[second]}: "
+    numbers = f" ({sides}{numbers})" if numbers else ""
+    unsure = "".join(
+        f" With a probability of {tell_chance(one.chance)}, {tell(one)}."
+        for one in found
+        if one.chance is not None and not one.is_sure
     )
-    return (
-        (
-            f"{winner} serves this traffic better than {loser}: {factor:.2f} times "
-            f"less {what} ({numbers}).{both}"
-        ),
-        best,
-    )
+    both = _tell_both(rows[best], rows[second])
+    return f"{told[0].upper() if not lead else told[0]}{told[1:]}{numbers}.{both}{unsure}"
+
+
+def _list_differences(
+    results: Results, rows: dict[str, pd.Series], pair: tuple[str, str], short: dict[str, str]
+) -> Iterator[_Difference]:
+    """List the differences of two deployments that are large enough to be mentioned."""
+    first, second = (rows[name] for name in pair)
+
+    def order(is_first: bool) -> tuple[str, str]:
+        return pair if is_first else (pair[1], pair[0])
+
+    attained = [float(row["slo_attainment"]) for row in (first, second)]
+    if abs(attained[0] - attained[1]) >= _ATTAINMENT_STEP:
+        who, other = order(attained[0] > attained[1])
+        chance = find_chance(results, who, other, "slo_attainment")
+        text = f"{_share(max(attained))} of requests meet the targets"
+        yield _Difference(
+            text, who, chance, f", against {_share(min(attained))} with {short[other]}"
+        )
+    kept = [_share_kept(row) for row in (first, second)]
+    if np.isnan(attained[0]) and abs(kept[0] - kept[1]) >= _ATTAINMENT_STEP:
+        who, other = order(kept[0] > kept[1])
+        few, many = (int(rows[name]["num_lost"]) for name in (who, other))
+        text = f"{count(few, 'request') if few else 'no request'} {'is' if few < 2 else 'are'} lost"
+        yield _Difference(text, who, None, f", against {many:,} with {short[other]}")
+    for key, text in _LATENCIES.items():
+        ratio = _ratio(second, first, key)
+        if max(ratio, 1 / ratio) >= SAME:
+            who, other = order(ratio > 1)
+            chance = find_chance(results, who, other, key)
+            yield _Difference(text.format(max(ratio, 1 / ratio)), who, chance)
+    # Where arrivals decide how many tokens are served, costs differ by what the GPUs cost.
+    key, what = "cost_per_million_tokens", "a token costs"
+    costs = [float(row[key]) for row in (first, second)]
+    if results.is_open:
+        what = "the GPUs cost"
+        costs = [
+            cost * float(rows[name]["output_tokens_per_s"])
+            for cost, name in zip(costs, pair, strict=True)
+        ]
+    currencies = {results.run["deployments"][name].get("currency") for name in pair}
+    if len(currencies) == 1 and min(costs) > 0 and max(costs) >= SAME * min(costs):
+        who, other = order(costs[0] < costs[1])
+        chance = None if results.is_open else find_chance(results, who, other, key)
+        text = f"{what} {max(costs) / min(costs):.2f} times less"
+        yield _Difference(text, who, chance, is_cost=True)
+
+
+def _tell_both(first: pd.Series, second: pd.Series) -> str:
+    """Say how far two deployments meet the targets, where they do so alike."""
+    attained = [float(row["slo_attainment"]) for row in (first, second)]
+    lowest = min(attained)
+    if np.isnan(attained).any() or max(attained) - lowest >= _ATTAINMENT_STEP:
+        return ""
+    if lowest < _ATTAINMENT_STEP:
+        return " Neither meets the targets, or hardly ever."
+    least = "at least " if lowest < 1 else ""
+    return f" Both meet the targets for {least}{_share(lowest)} of requests."
 
 
 def _ratio(second: pd.Series, first: pd.Series, key: str) -> float:

@@ -56,7 +56,7 @@ def load_requests(
         UserError: if the name or file is unknown or wrong, arrivals are missing, or nothing is left
             after the limits.
     """
-    trace = _load_requests(spec, folder, seed, where)
+    trace = _set_lead_in(_load_requests(spec, folder, seed, where), spec.judge_from_s, where)
     if spec.domains is None:
         return trace
     domains = read_mixes(spec.domains, folder)
@@ -103,6 +103,24 @@ def _load_requests(spec: WorkloadSpec, folder: Path, seed: int, where: str) -> R
         note = f"{spec.num_requests} requests were asked for; the source has {trace.num_requests}"
         trace = replace(trace, notes=(*trace.notes, note))
     return _apply_limits(trace, spec, spec.num_requests, _source_duration_s(spec), where)
+
+
+def _set_lead_in(trace: RequestTrace, judge_from_s: float, where: str) -> RequestTrace:
+    """Set the time from which requests are judged, of which some must be left."""
+    if not judge_from_s:
+        return trace
+    if trace.concurrency is not None:
+        raise UserError(
+            f"{where} judge_from_s: a closed loop has no arrival times to judge requests by; "
+            "remove it, or set arrivals"
+        )
+    last_s = float(trace.arrival_s[-1])
+    if judge_from_s >= last_s:
+        raise UserError(
+            f"{where} judge_from_s: must be less than {last_s:.6g}, when the last request arrives, "
+            f"or none is judged; it is {judge_from_s:g}"
+        )
+    return replace(trace, judge_from_s=judge_from_s)
 
 
 def source_arrivals_s(
@@ -184,8 +202,8 @@ def describe(trace: RequestTrace) -> dict[str, Any]:
     ``fano_60s`` (variance over mean of the requests in a window; 1 for Poisson); ``input`` and
     ``output``, each ``{mean, p50, p90, p99, max}`` in tokens; ``input_output_correlation``; with
     prefix blocks ``prefix``: ``{block_tokens, num_blocks, num_unique, ideal_hit_ratio,
-    single_use_ratio}``; with kinds of text ``domains``, the requests of each. What is undefined is
-    ``None``.
+    single_use_ratio}``; with kinds of text ``domains``, the requests of each; with a lead-in
+    ``judge_from_s`` and ``num_lead_in``, the requests before it. What is undefined is ``None``.
     """
     found: dict[str, Any] = {
         "num_requests": trace.num_requests,
@@ -226,6 +244,9 @@ def describe(trace: RequestTrace) -> dict[str, Any]:
     if trace.domains:
         counts = np.bincount(trace.domain[trace.domain >= 0], minlength=len(trace.domains))
         found["domains"] = dict(zip(trace.domains, counts.tolist(), strict=True))
+    if trace.judge_from_s:
+        found["judge_from_s"] = trace.judge_from_s
+        found["num_lead_in"] = trace.num_lead_in
     return found
 
 

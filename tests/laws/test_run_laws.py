@@ -9,9 +9,10 @@ import pytest
 
 from simulator.base import plugins
 from simulator.base.errors import UserError
+from simulator.config.workload import SLO
 from simulator.engine.experts_table import price_experts
 from simulator.engine.timeline import run_plan
-from simulator.results.metrics import latencies
+from simulator.results.metrics import latencies, summarise
 from simulator.step.prices import Prices
 from tests.parts import change_plan
 from tests.single_steps import take_apart
@@ -74,6 +75,46 @@ def test_a_balancer_is_told_of_all_that_is_unfinished(tiny):
         assert tokens == (unfinished["num_input"] + unfinished["num_output"]).sum()
     shortest = tiny.plan("dense", replicas=2, balancing={"kind": "least_outstanding"})
     assert requests.equals(run_plan(shortest, trace).requests)
+
+
+@pytest.mark.parametrize("model", ["dense", "moe"])
+def test_a_lead_in_is_served_as_before_and_not_judged(tiny, model):
+    """What requests get is of those that come later, by hand; what machines do is of the run."""
+    plan, trace = tiny.plan(model, replicas=2), tiny.trace(120, 3000.0)
+    begin_s = float(trace.arrival_s[50])
+    whole = run_plan(plan, trace)
+    led = run_plan(plan, dataclasses.replace(trace, judge_from_s=begin_s))
+    assert led.requests.equals(whole.requests)
+    later = whole.requests[whole.requests["arrival_s"] >= begin_s]
+    ttft_s = later["first_token_s"] - later["arrival_s"]
+    e2e_s = later["finish_s"] - later["arrival_s"]
+    slo = SLO(ttft_s=float(ttft_s.median()))
+    judged, all_judged = (summarise([plan], [one], slo).iloc[0] for one in (led, whole))
+    assert judged["num_requests"] == len(later) == 70
+    assert judged["slo_attainment"] == np.mean(ttft_s <= ttft_s.median())
+    for level in (50, 90, 99):
+        assert judged[f"ttft_p{level}_s"] == np.quantile(ttft_s, level / 100)
+        assert judged[f"e2e_p{level}_s"] == np.quantile(e2e_s, level / 100)
+    of_machines = ["duration_s", "utilisation", "itl_p50_s", "mfu", "mbu", "kv_used_max"]
+    assert judged[of_machines].equals(all_judged[of_machines])
+
+
+@pytest.mark.parametrize("judge_from_s", [0.0, 0.05])
+def test_equal_arrivals_in_time_are_equal_goodput_however_long_the_last_request_takes(
+    tiny, judge_from_s
+):
+    trace = tiny.trace(300, 1000.0, longest_output=12)
+    trace = dataclasses.replace(trace, judge_from_s=judge_from_s)
+    trace.num_output[-1] = 400
+    rows = [
+        summarise([plan], [run_plan(plan, trace)], SLO(e2e_s=100.0)).iloc[0]
+        for plan in (tiny.plan("dense", replicas=4), tiny.plan("moe", attention_dp=4, ep=4))
+    ]
+    assert rows[0]["duration_s"] != rows[1]["duration_s"]
+    later_s = trace.arrival_s[trace.arrival_s >= judge_from_s]
+    for row in rows:
+        assert row["slo_attainment"] == 1.0
+        assert row["goodput_per_s"] == len(later_s) / (later_s[-1] - later_s[0])
 
 
 def mean_ttft_s(tiny, kind):

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from simulator.config.workload import SLO
-from simulator.results.metrics import METRICS, is_in_time, summarise
+from simulator.results.metrics import METRICS, is_in_time, measure_throughput, summarise
 from simulator.results.tables import (
     GAP_BINS_PER_DECADE,
     NUM_GAP_BINS,
@@ -17,6 +17,7 @@ from simulator.results.tables import (
     Gaps,
 )
 from simulator.work.flops import served_flops
+from tests.cases import seeds
 
 #   arrival, first token, finish, input, output, cached, preemptions
 REQUESTS = [
@@ -158,7 +159,7 @@ def expected(plan):
         **{f"{phase}_share": part for phase, part in zip(STEP_PHASES, PARTS, strict=True)},
     }
     for name, values in (("ttft", ttft), ("tpot", tpot), ("e2e", e2e)):
-        found |= {f"{name}_p{level}_s": percentile(values, level) for level in (50, 90, 99)}
+        found |= {f"{name}_p{level}_s": percentile(values, level) for level in (50, 90, 95, 99)}
         found |= {f"{name}_mean_s": sum(values) / len(values)} if name != "e2e" else {}
     return found
 
@@ -185,6 +186,86 @@ def test_one_token_answers_have_no_tpot_and_cannot_miss_its_target(plan):
     row = summarise([plan], [record([(0.0, 0.5, 0.5, 10, 1, 0, 0)])], SLO(tpot_s=1e-6)).iloc[0]
     assert math.isnan(row["tpot_p50_s"])
     assert row["slo_attainment"] == 1.0
+
+
+def drawn_requests(seed):
+    """Some are lost; a stay is some tenth of the time of arrivals."""
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(30, 200))
+    arrival_s = np.cumsum(rng.exponential(1.0, count))
+    first_s = arrival_s + rng.exponential(3.0, count)
+    num_output = rng.integers(1, 30, count)
+    finish_s = first_s + (num_output - 1) * rng.exponential(0.2, count)
+    finish_s[rng.random(count) < 0.05] = np.nan
+    return pd.DataFrame(
+        {
+            "arrival_s": arrival_s,
+            "first_token_s": first_s,
+            "finish_s": finish_s,
+            "num_input": rng.integers(1, 2000, count),
+            "num_output": num_output,
+        }
+    )
+
+
+def count_slowly(requests, begin_s, end_s):
+    """Prompt and output tokens, one by one."""
+    prompts = tokens = 0
+    for row in requests.dropna().itertuples():
+        later = range(1, row.num_output)
+        gap_s = (row.finish_s - row.first_token_s) / max(len(later), 1)
+        times_s = [row.first_token_s, *(row.first_token_s + number * gap_s for number in later)]
+        tokens += sum(begin_s <= time_s <= end_s for time_s in times_s)
+        prompts += row.num_input * (begin_s <= row.first_token_s <= end_s)
+    return prompts, tokens
+
+
+@seeds(9100, 20)
+def test_throughput_is_of_the_tokens_that_come_out_while_judged_requests_arrive(seed):
+    requests = drawn_requests(seed)
+    arrival_s, last_s = requests["arrival_s"], requests["arrival_s"].max()
+    for judge_from_s in (0.0, float(arrival_s.iloc[10])):
+        later = requests[arrival_s >= judge_from_s]
+        begin_s = later["arrival_s"].min()
+        stay_s = (later["finish_s"] - later["arrival_s"]).mean()
+        end_s = last_s if last_s - begin_s >= 2 * stay_s else requests["finish_s"].max()
+        found = measure_throughput(requests, judge_from_s)
+        prompts, tokens = count_slowly(requests, begin_s, end_s)
+        assert found.window_s == end_s - begin_s
+        assert found.input_tokens_per_s == prompts / found.window_s
+        assert found.output_tokens_per_s == tokens / found.window_s
+
+
+@seeds(9200, 20)
+def test_throughput_is_what_is_offered_but_for_requests_that_straddle_an_edge(seed):
+    requests = drawn_requests(seed)
+    found, served = measure_throughput(requests), requests.dropna()
+    straddle = served["finish_s"] > requests["arrival_s"].max()
+    offered, late = (frame["num_output"].sum() for frame in (served, served[straddle]))
+    assert offered - late <= round(found.output_tokens_per_s * found.window_s) <= offered
+
+
+@seeds(9300, 10)
+def test_a_closed_loop_and_a_short_run_are_measured_to_their_last_token(seed):
+    """As long as all tokens take, which are all counted."""
+    requests = drawn_requests(seed)
+    served = requests.dropna()
+    burst = requests.assign(arrival_s=requests["arrival_s"] / 1e3)
+    for found, whole in (
+        (measure_throughput(requests, is_open=False), requests),
+        (measure_throughput(burst), burst),
+    ):
+        duration_s = whole["finish_s"].max() - whole["arrival_s"].min()
+        assert found == (
+            duration_s,
+            served["num_input"].sum() / duration_s,
+            served["num_output"].sum() / duration_s,
+        )
+
+
+def test_where_nothing_finishes_there_is_no_throughput():
+    requests = drawn_requests(1).assign(finish_s=np.nan)
+    assert measure_throughput(requests)[1:] == (0.0, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ import pytest
 import simulator
 from simulator.commands import validate as validation
 from simulator.commands.sweep_points import _check_values
+from simulator.report.figures.ttft import Ttft
+from simulator.report.page import render
 from simulator.results.long_tables import read_long, write_long
 from simulator.results.scores import SCORE_COLUMNS
 from simulator.scenario.user_table import override_texts
@@ -158,6 +160,22 @@ def test_every_table_is_a_frame_of_described_columns(results, table):
     assert all("[s]" in simulator.describe_columns(table)[name] for name in seconds)
     if table == "requests":
         assert len(frame) == 5
+
+
+def test_a_lead_in_is_said_and_in_no_distribution():
+    """By the workload's facts, a note and the page; explained by its judged requests."""
+    led = simulator.run({**SCENARIO, "workload": SCENARIO["workload"] | {"judge_from_s": 0.02}})
+    requests = led.frame("requests")
+    later = requests[requests["arrival_s"] >= 0.02]
+    count = len(requests) - len(later)
+    assert count > 0
+    assert led.run["workload"]["num_lead_in"] == count
+    assert any(f"lead-in: {count} of 5 requests" in note for note in led.run["notes"])
+    assert led.select_judged("own")["request"].tolist() == later["request"].tolist()
+    assert led.summary["num_requests"].tolist() == [len(later)]
+    (curve,) = Ttft().draw(led).data
+    assert len(curve.x) == len(later) + 1
+    assert "judged from 20 ms on" in render(led)
 
 
 def test_results_are_written_read_and_reported(results, tmp_path):

@@ -61,6 +61,7 @@ def deployment(
         "total_parameters": 47e9 if is_moe else 13e9,
         "is_moe": is_moe,
         "is_rumour": False,
+        "currency": "",
     }
     facts |= {
         "model_title": "A Model",
@@ -132,6 +133,54 @@ def test_more_requests_in_time_wins_whatever_the_latencies():
     assert "98.0 % of requests meet the targets, against 50.0 % with B" in found["headline"]
 
 
+def headline_of(*made, better, workload=None):
+    """With the probability that a figure of A is better than B's."""
+    found = results(*made)
+    chances = {"A": {"B": better}, "B": {"A": {key: 1 - one for key, one in better.items()}}}
+    found.run["bands"] = {"better": chances}
+    found.run["workload"] = workload or {}
+    return verdict(found)["headline"]
+
+
+def test_what_is_sure_is_said_first_and_the_rest_with_its_probability():
+    made = deployment("A", tpot_s=0.01, ttft_s=0.1), deployment("B", tpot_s=0.027, ttft_s=0.09)
+    better = {"latency": 0.97, "tpot_p50_s": 0.99, "ttft_p50_s": 0.4}
+    assert headline_of(*made, better=better) == (
+        "The following tokens come 2.70 times faster with A (A against B: TTFT p50 100 ms against "
+        "90 ms, TPOT p50 10 ms against 27 ms). Both meet the targets for at least 98.0 % of "
+        "requests. With a probability of 60 %, the first token comes 1.11 times sooner with B."
+    )
+
+
+@pytest.mark.parametrize(("chance", "is_sure"), [(0.89, False), (0.9, True)])
+def test_a_winner_is_named_as_far_as_that_is_sure(chance, is_sure):
+    made = deployment("A"), deployment("B", slo=0.9)
+    said_first = headline_of(*made, better={"slo_attainment": chance})
+    fact = "98.0 % of requests meet the targets"
+    if is_sure:
+        assert said_first.startswith(f"A serves this traffic better than B: {fact}, against 90.0 %")
+    else:
+        assert said_first.startswith("Between A and B no difference is sure (")
+        assert said_first.endswith(
+            f" With a probability of 89 %, {fact} with A, against 90.0 % with B."
+        )
+
+
+def test_a_runs_tail_is_no_difference_of_cost_or_goodput():
+    """At equal arrivals GPUs of one price cost the same, however many tokens come out in time."""
+    cost = {"currency": "USD", "slo": 1.0}
+    first = deployment("A", cost_per_million_tokens=10.3, output_tokens_per_s=1100.0, **cost)
+    tail = {"goodput_per_s": 2.83, "output_tokens_per_s": 1000.0}
+    second = deployment("B", cost_per_million_tokens=11.33, **tail, **cost)
+    headline = said(first, second)["headline"]
+    assert headline.startswith("A and B serve this traffic equally well (")
+    assert "cost" not in headline
+    twice = deployment("B", cost_per_million_tokens=22.66, **tail, **cost)
+    assert "equally well; the GPUs cost 2.00 times less with A" in said(first, twice)["headline"]
+    closed = headline_of(first, second, better={}, workload={"concurrency": 4})
+    assert "equally well; a token costs 1.10 times less with A" in closed
+
+
 def test_all_requests_in_time_is_not_written_with_a_decimal():
     assert (
         "100 % of requests" in said(deployment("A", slo=1.0), deployment("B", slo=0.5))["headline"]
@@ -151,7 +200,10 @@ def test_equal_latencies_are_a_tie():
 def test_sooner_but_slower_is_a_trade_off():
     found = said(deployment("A", ttft_s=0.05, tpot_s=0.02), deployment("B"))
     assert found["winner"] is None
-    assert "A gives the first token sooner, B the following ones faster" in found["headline"]
+    assert found["headline"].startswith(
+        "It is a trade-off: the following tokens come 2.00 times faster with B; "
+        "the first token comes 2.00 times sooner with A (A against B: "
+    )
 
 
 @pytest.mark.parametrize(
@@ -193,7 +245,7 @@ def test_shares_on_either_side_of_a_step_do_not_make_the_slower_one_win():
         deployment("slow", slo=0.9976, tpot_s=0.02, ttft_s=0.2), deployment("quick", slo=0.9974)
     )
     assert found["winner"] == "quick"
-    assert "2.00 times less" in found["headline"]
+    assert "the following tokens come 2.00 times faster; the first" in found["headline"]
 
 
 def test_three_are_ranked():
@@ -218,7 +270,7 @@ def test_answers_of_one_token_and_no_targets():
     ]
     found = said(*one)
     assert found["winner"] == "A"
-    assert "3.00 times less time to first token" in found["headline"]
+    assert "the first token comes 3.00 times sooner (" in found["headline"]
     assert "undefined" not in found["headline"]
     assert "targets" not in found["headline"]
 

@@ -97,6 +97,26 @@ def test_a_closed_loop_has_a_number_of_requests_and_no_times():
         load(requests=table, num_requests=10, rate_scale=2.0)
 
 
+def test_a_lead_in_leaves_requests_to_judge():
+    table = {"arrivals": POISSON, "lengths": FIXED}
+    whole = load(requests=table, num_requests=50)
+    assert (whole.judge_from_s, whole.num_lead_in) == (0.0, 0)
+    assert "num_lead_in" not in describe(whole)
+    led = load(requests=table, num_requests=50, judge_from_s=float(whole.arrival_s[10]))
+    assert np.array_equal(led.arrival_s, whole.arrival_s)
+    assert led.num_lead_in == describe(led)["num_lead_in"] == 10
+    with pytest.raises(UserError, match=r"\[workload\] judge_from_s: must be less than"):
+        load(requests=table, num_requests=50, judge_from_s=float(whole.arrival_s[-1]))
+    with pytest.raises(UserError, match="judge_from_s must be at least 0"):
+        load(requests=table, num_requests=50, judge_from_s=-1.0)
+
+
+def test_a_closed_loop_has_no_lead_in():
+    table = {"arrivals": {"kind": "closed_loop", "concurrency": 4}, "lengths": FIXED}
+    with pytest.raises(UserError, match="judge_from_s: a closed loop has no arrival times"):
+        load(requests=table, num_requests=10, judge_from_s=1.0)
+
+
 def test_a_file_of_lengths_asks_for_arrivals(tmp_path):
     (tmp_path / "pairs.csv").write_text("num_prefill_tokens,num_decode_tokens\n10,1\n20,2\n")
     with pytest.raises(

@@ -46,14 +46,14 @@ def quantiles(values: Array) -> tuple[Array, Array]:
 def draw_distribution(
     results: Results, measure: Callable[[Columns], Array], what: str, target: str
 ) -> go.Figure | None:
-    """The share of requests whose latency is at most ``x``, a curve a deployment.
+    """The share of judged requests whose latency is at most ``x``, a curve a deployment.
 
     Args:
         measure: seconds of each request.
         what: short name of the latency.
         target: key of the latency target, which is drawn as a line.
     """
-    every = {name: measure(requests) for name, requests in results.requests.items()}
+    every = {name: measure(results.select_judged(name)) for name in results.requests}
     defined = {
         name: found for name, value in every.items() if len(found := value[np.isfinite(value)])
     }

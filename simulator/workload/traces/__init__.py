@@ -61,11 +61,19 @@ class RequestTrace:
     without any."""
     part_of: PartOf | None = None
     """Whole trace that these requests are a part of, if they are."""
+    judge_from_s: float = 0.0
+    """End of the lead-in, in the time of the arrivals: requests that arrive before are served and
+    not judged."""
 
     @property
     def num_requests(self) -> int:
         """Requests in the trace."""
         return len(self.arrival_s)
+
+    @property
+    def num_lead_in(self) -> int:
+        """Requests that arrive before ``judge_from_s``."""
+        return int(np.searchsorted(self.arrival_s, self.judge_from_s))
 
 
 class TraceFormat(Protocol):

@@ -73,10 +73,8 @@ class Table(Frozen):
         )
 
 
-def write_table(trace: RequestTrace, path: Path) -> None:
-    """Write a trace as Parquet, or as CSV where the name ends in ``.csv``; :class:`Table` reads it
-    back unchanged.
-    """
+def list_columns(trace: RequestTrace) -> dict[str, Any]:
+    """The columns of a trace's table, which :class:`Table` reads back unchanged."""
     columns: dict[str, Any] = {"arrival_s": trace.arrival_s} if trace.has_arrivals else {}
     columns |= {"num_input": trace.num_input, "num_output": trace.num_output}
     if trace.domains:
@@ -89,6 +87,12 @@ def write_table(trace: RequestTrace, path: Path) -> None:
         columns["prefix_ids"] = [
             ids.tolist() for ids in np.split(trace.prefix_ids, trace.prefix_starts[1:-1])
         ]
+    return columns
+
+
+def write_table(trace: RequestTrace, path: Path) -> None:
+    """Write a trace as Parquet, or as CSV where the name ends in ``.csv``."""
+    columns = list_columns(trace)
     if path.suffix == ".csv":
         rows = zip(
             *(
