@@ -162,6 +162,8 @@ Rank = Annotated[int, value_range(0, MOST_RANKS - 1)]
 Stages = Annotated[int, value_range(1, MOST_LAYERS, "stages")]
 ReplicaGpus = Annotated[int, value_range(1, MOST_RANKS, "GPUs")]
 """GPUs of one replica, or of one node."""
+Variants = Annotated[int, value_range(1, 100_000, "variants")]
+"""Variants of the models of a plan."""
 Gpus = Annotated[int, value_range(1, MOST_GPUS, "GPUs")]
 Nodes = Annotated[int, value_range(1, MOST_GPUS, "nodes")]
 Spines = Annotated[int, value_range(1, 4096, "switches")]

@@ -37,3 +37,7 @@ class Recent(Generic[Key, Value]):
             del self._values[next(iter(self._values))]
         self._values[key] = value
         return value
+
+    def clear(self) -> None:
+        """Forget all values."""
+        self._values.clear()

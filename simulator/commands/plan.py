@@ -9,7 +9,9 @@ as it was resolved |
 | ``candidates.csv``, ``pareto.csv``, ``ruled_out.csv`` | what was found, a row a deployment or a
 reason |
 | ``sensitivity.csv``, ``losses.csv``, ``crossover.csv`` | where the answer has them |
-| ``recommended.toml`` and others | scenarios that ``moesim run`` takes as they are |
+| ``recommended.toml`` and others | scenarios that ``moesim run`` takes as they are, and says of
+them what the plan does |
+| ``traffic.parquet`` | their requests, where no keys cut them out of their source |
 | ``report.html`` | the report |
 """
 
@@ -20,17 +22,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from pydantic import ValidationError
 
 from simulator.config.capacity import Question
 from simulator.report.plan_page import render
 from simulator.results.answer import Answer
-from simulator.results.answer.handover import COMPARED, RECOMMENDED
+from simulator.results.answer.handover import COMPARED, RECOMMENDED, TRAFFIC
 from simulator.results.answer.parts import Part, make_table
 from simulator.results.folder import Content, replace_folder, write_files
 from simulator.results.folder import check_writable as check_results
 from simulator.results.provenance import Provenance
 from simulator.results.run_file import find_writer, read_run, refuse_damaged
+from simulator.workload.traces.table import list_columns
 
 _TABLES = ("candidates", "pareto", "ruled_out", "sensitivity", "losses")
 _MAPS = ("cells", "at_same_time", "at_full_load")
@@ -38,7 +42,14 @@ _MAPS = ("cells", "at_same_time", "at_full_load")
 _ALWAYS = ("candidates", "pareto", "ruled_out")
 """Tables that are written without rows too, since every answer has them."""
 _FIXED = frozenset(
-    {"plan.json", "crossover.csv", RECOMMENDED, COMPARED, *(f"{name}.csv" for name in _TABLES)}
+    {
+        "plan.json",
+        "crossover.csv",
+        RECOMMENDED,
+        COMPARED,
+        TRAFFIC,
+        *(f"{name}.csv" for name in _TABLES),
+    }
 )
 
 
@@ -77,8 +88,10 @@ def write(answer: Answer, run: dict[str, Any], folder: Path) -> None:
         points = [(name, point) for name in _MAPS for point in getattr(answer.crossover, name)]
         files["crossover.csv"] = table = make_table([point for _, point in points])
         table.insert(0, "reading", [name for name, _ in points])
-    for scenario in answer.handover.scenarios if answer.handover else ():
-        files[scenario.file] = scenario.text
+    if answer.handover is not None:
+        files |= {scenario.file: scenario.text for scenario in answer.handover.scenarios}
+        if answer.handover.traffic is not None:
+            files[TRAFFIC] = pd.DataFrame(list_columns(answer.handover.traffic))
     replace_folder(folder, partial(write_files, run, files))
 
 

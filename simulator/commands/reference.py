@@ -171,7 +171,7 @@ class _Reader:
             )
             held = " or ".join(types)
             return f"list of {held}" if node["type"] == "array" else f"table by name of {held}"
-        return _TYPES[node["type"]]
+        return _TYPES[node["type"]] if "type" in node else "value"
 
 
 def _unite(name: str, tables: list[_Node]) -> _Node:

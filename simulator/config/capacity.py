@@ -4,6 +4,8 @@ machines, this budget.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
@@ -30,6 +32,7 @@ from simulator.base.quantities import (
     TokenBudget,
     TokenRate,
     Tokens,
+    Variants,
     Watts,
     value_range,
 )
@@ -48,6 +51,48 @@ Durations = Annotated[tuple[Duration, ...], Field(strict=False, min_length=1)]
 TokenNumbers = Annotated[tuple[Tokens, ...], Field(strict=False, min_length=1)]
 Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 DTypes = Annotated[tuple[DType, ...], Field(strict=False, min_length=1)]
+_DECIDED = {
+    **dict.fromkeys(("name", "model", "dense_of", "moe_of", "routing", "engine"), "[[models]]"),
+    "cluster": "clusters.cluster",
+    "network_speed": "clusters.network_speed",
+    "price_per_gpu_hour": "clusters.price_per_gpu_hour",
+    "parallel": "space.tp, space.attention_dp, space.pp and space.ep",
+    "replicas": "targets and limits",
+    "prefill": "space.disaggregate",
+    "weight_dtype": "models.weight_dtypes",
+    "kv_dtype": "models.kv_dtypes",
+    "dispatch_dtype": "models.dispatch_dtypes",
+    "pruning": "models.prunings",
+    "placement": "space.placements and space.redundant_experts",
+    "overlap": "space.overlap",
+    "scheduling.token_budget": "space.token_budgets",
+    "scheduling.max_sequences": "space.max_sequences",
+}
+"""Keys of a deployment that a search decides, and where a question says how."""
+
+
+def _check_keys(keys: Iterable[str], where: str) -> None:
+    """Refuse keys of a deployment that the search decides."""
+    for key in keys:
+        decided = next((one for one in _DECIDED if key == one or key.startswith(f"{one}.")), None)
+        if decided is not None:
+            raise ValueError(
+                f"{where} has {key}, which the search decides; say in {_DECIDED[decided]} what "
+                "it may try, or leave it out"
+            )
+
+
+def list_keys(table: Mapping[str, Any], before: str = "") -> Iterator[str]:
+    """Dotted keys of a table's values.
+
+    >>> list(list_keys({"scheduling": {"watermark": 0.1}, "usage": "server"}))
+    ['scheduling.watermark', 'usage']
+    """
+    for key, value in table.items():
+        if isinstance(value, Mapping) and value:
+            yield from list_keys(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}"
 
 
 class Percentiles(Frozen):
@@ -144,6 +189,15 @@ class CandidateModel(Frozen):
     ``[{ kind = "two_four" }]``."""
     pruned_quality: Score | None = None
     """Score of the pruned model by the user's own measure; absent = not compared."""
+    deployment: dict[str, Any] = {}
+    """Keys of every deployment of the model, as in a scenario's ``[[deployments]]``, such as
+    ``speculation`` or ``offload``; not those that the search decides."""
+
+    @field_validator("deployment")
+    @classmethod
+    def _leaves_the_search_its_own(cls, table: dict[str, Any]) -> dict[str, Any]:
+        _check_keys(list_keys(table), "deployment")
+        return table
 
     @model_validator(mode="after")
     def _names_one_model(self) -> Self:
@@ -261,6 +315,27 @@ class Space(Frozen):
     """Whether prompts may have a pool of their own."""
     max_gpus_per_replica: ReplicaGpus = 64
     """Most GPUs of one replica."""
+    keys: dict[str, Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]] = {}
+    """Values to try of further keys of a deployment, by dotted key:
+    ``{ "speculation.num_drafts" = [1, 3] }``. Every model is tried with every combination."""
+    max_variants: Variants = 200
+    """Most variants of models: their prunings and combinations of ``keys``."""
+
+    @field_validator("keys")
+    @classmethod
+    def _leaves_the_search_its_own(cls, keys: dict[str, Any]) -> dict[str, Any]:
+        _check_keys(keys, "keys")
+        return keys
+
+
+_VARIANT_S = 2.0
+"""Seconds that one model on one kind of machines takes one core: 1.1 of the screen and 1.0 of
+trials, the mean of ``moesim plan azure_conv``."""
+
+
+def _overlap(key: str, other: str) -> bool:
+    """Whether one of two dotted keys holds the other."""
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
 
 
 Factors = Annotated[tuple[Factor, ...], Field(strict=False, min_length=1)]
@@ -355,6 +430,31 @@ class Question(UserFile):
                 raise ValueError(
                     f"models lists '{model_text(one)}' twice with the same keys; list it once"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _gives_keys_once(self) -> Self:
+        for one in self.models:
+            for key in list_keys(one.deployment):
+                twice = next((name for name in self.space.keys if _overlap(key, name)), None)
+                if twice is not None:
+                    raise ValueError(
+                        f"space.keys tries {twice}, and the deployment of {model_text(one)} "
+                        f"sets {key}; give it once"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _has_few_variants(self) -> Self:
+        combinations = math.prod(len(values) for values in self.space.keys.values())
+        count = combinations * sum(1 + len(one.prunings) for one in self.models)
+        if count > self.space.max_variants:
+            seconds = _VARIANT_S * count * len(self.clusters)
+            raise ValueError(
+                f"space.keys makes {count:,} variants of the models, which is more than "
+                f"space.max_variants = {self.space.max_variants:,}: about {seconds / 60:,.0f} "
+                "minutes on one core; try fewer values, or raise it"
+            )
         return self
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ from typing import Any
 
 from simulator.config.capacity import Spare
 from simulator.planner.assumptions import state_basis
+from simulator.planner.conditions import AS_ASKED
 from simulator.planner.evaluations import best_of_each, row_of, spares_of
 from simulator.planner.explore import Evaluation, resize_candidate
 from simulator.planner.handover import hand_over
@@ -28,6 +29,7 @@ from simulator.results.answer import (
     TrafficFacts,
 )
 from simulator.results.answer.failures import SpareGpus
+from simulator.results.answer.relations import check_answer, find_undetermined
 from simulator.results.plan_sentences.headline import headline
 from simulator.results.plan_sentences.reasons import reasons
 
@@ -35,7 +37,7 @@ from simulator.results.plan_sentences.reasons import reasons
 def make_answer(
     result: SearchResult, found: Assessment | None = None, target: Path | None = None
 ) -> Answer:
-    """The answer of a search.
+    """The answer of a search, checked against itself.
 
     Args:
         found: what was assessed; absent = only what takes no other conditions.
@@ -85,7 +87,11 @@ def make_answer(
         confidence=found.confidence,
         moe_vs_dense=found.moe_vs_dense,
     )
-    return answer.model_copy(update={"headline": headline(answer), "reasons": reasons(answer)})
+    answer = answer.model_copy(update={"undetermined": find_undetermined(answer)})
+    told = {"headline": headline(answer), "reasons": reasons(answer)}
+    answer = answer.model_copy(update=told)
+    check_answer(answer)
+    return answer
 
 
 def _recommend(row: DeploymentRow, found: Assessment) -> RecommendedRow:
@@ -95,8 +101,9 @@ def _recommend(row: DeploymentRow, found: Assessment) -> RecommendedRow:
     return RecommendedRow.model_validate(
         {
             **row.model_dump(),
-            "headroom": found.headroom,
-            **(name_band("headroom", found.headroom, ends) if ends else {}),
+            "headroom": found.headroom.factor,
+            "headroom_is_least": found.headroom.is_least,
+            **(name_band("headroom", found.headroom.factor, ends) if ends else {}),
         }
     )
 
@@ -148,7 +155,7 @@ def _describe_spare(result: SearchResult, best: Evaluation | None) -> SpareGpus:
 
 
 def _describe_traffic(result: SearchResult) -> TrafficFacts:
-    traffic = result.traffic
+    traffic, some = result.traffic, result.trials.read_traffic(AS_ASKED).num_requests
     return TrafficFacts(
         rate_per_s=traffic.rate_per_s,
         asked_rate_per_s=asked_rate(result.question, result.space.folder),
@@ -157,6 +164,8 @@ def _describe_traffic(result: SearchResult) -> TrafficFacts:
         lasts_s=traffic.duration_s,
         stay_s=traffic.stay_s,
         is_steady=traffic.is_steady,
+        notes=traffic.trace.notes,
+        num_on_stretch=some if some < traffic.num_requests else None,
         lengthened_from=result.asked_requests,
         mean_input=traffic.num_input,
         mean_output=traffic.num_output,

@@ -11,6 +11,7 @@ from simulator.base.progress import Progress, show_nothing
 from simulator.config.capacity import Question
 from simulator.parallel.workers import Workers
 from simulator.planner.answer import make_answer
+from simulator.planner.conditions import forget_files
 from simulator.planner.search import search
 from simulator.planner.store import Store, program
 from simulator.planner.uncertainty.assessment import assess
@@ -39,12 +40,13 @@ def plan_capacity(
     Raises:
         UserError: if the question names what does not exist, or the cluster cannot be used.
     """
+    forget_files()  # before workers begin with what it has
     ready = partial(
         _ready, None if address is None else (program(), str(Path.cwd()), str(folder), store.folder)
     )
     with Workers(workers, address, ready) as pool:
         found = search(question, folder, store, tick, pool)
-        choices = assess(found, store, tick, pool)
+        choices = assess(found, tick, pool)
         pool.shut_down()
         return make_answer(found, choices, target)
 

@@ -8,8 +8,11 @@ is asked.
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import math
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,32 +20,32 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from simulator.base.contracts import is_shipped
 from simulator.base.frozen import Policy
+from simulator.base.recent import Recent
 from simulator.config.capacity import CandidateModel, Question, Spare
+from simulator.config.model import ModelSpec
 from simulator.config.pairing import model_text
 from simulator.config.routing import complete_routing
 from simulator.config.workload import SLO
 from simulator.deployment.chosen_model import choose_model
 from simulator.planner.explore import ClusterSize, Evaluation, Explorer
-from simulator.planner.requests import is_generated, traffic_of
+from simulator.planner.requests import find_stretch, is_generated, lasting, traffic_of
 from simulator.planner.screen import Candidate
-from simulator.planner.search import identity
 from simulator.planner.space import Space
 from simulator.planner.store import Store, key_of
 from simulator.planner.stored import STORED_EVALUATION, STORED_OUTCOME, StoredEvaluation
 from simulator.planner.traffic import Traffic, subset
 from simulator.planner.trial import Outcome
 
-MOST_REQUESTS, MOST_STAYS = 3_000, 2.0
-"""Length of the busiest stretch that is looked at, at the traffic that was asked for; it lasts
-longer where requests stay for long."""
-SHORT_REQUESTS = 2_000
-"""Requests of that stretch where traffic itself is varied over two orders of magnitude."""
 _BLOCKS = 20
 """Blocks that a recorded trace is cut into to be resampled: long enough to keep most of what makes
 arrivals bursty."""
 _NUM_CACHED = 32
 """Spaces and stretches of traffic in memory: some more than a question has conditions."""
+_OUTCOMES = Recent[tuple[Any, ...], dict[ClusterSize, Outcome]](most=1024)
+"""Outcomes of this process, by size, of each candidate under each change: searches that ask for the
+same trial share it."""
 _SKEW_KEYS = ("sigma", "exponent")
 """Keys of routing policies that say how unevenly experts are popular; 0 is evenly."""
 
@@ -51,7 +54,7 @@ class Conditions(NamedTuple):
     """Factors on what a question takes as given; 1 = as asked."""
 
     rate: float = 1.0
-    """Factor on the requests' rate."""
+    """Factor on ``workload.rate_scale``."""
     prompts: float = 1.0
     """Factor on the length of prompts."""
     network: float = 1.0
@@ -74,11 +77,13 @@ class Change(NamedTuple):
     """Number of another sample of requests and of the experts' choices; 0 = as asked."""
     spare: Spare | None = None
     """GPUs and nodes that may be lost, without spare replicas; absent = as asked."""
-    most: int = MOST_REQUESTS
-    """Requests of the stretch that is looked at, at the rate that was asked for."""
+    is_whole: bool = False
+    """Whether all requests that the question names are served, rather than a stretch of them
+    (:func:`~simulator.planner.requests.find_stretch`)."""
 
 
 AS_ASKED: Change = Change()
+WHOLE: Change = Change(is_whole=True)
 
 
 @dataclass(frozen=True)
@@ -97,23 +102,22 @@ class Trials:
     def find(self, candidate: Candidate, change: Change | None = None) -> Evaluation:
         """Find the smallest cluster on which a candidate meets the targets."""
         explorer = self.open_explorer(candidate, change)
-        stored = self._store.recall(
-            self._key(explorer, change, "what if"),
-            STORED_EVALUATION,
-            lambda: StoredEvaluation.strip(explorer.find()),
-        )
-        return stored.restore(candidate, explorer.space.machines_at(candidate.shape).gpu_hour)
+        gpu_hour = explorer.space.machines_at(candidate.shape).gpu_hour
+        key = key_of(identity(explorer))
+        known = self._store.get(key, STORED_EVALUATION)
+        if known is not None:
+            return replace(known.restore(candidate, gpu_hour), was_stored=True)
+        found = replace(explorer.find(), candidate=candidate)
+        self._store.put(key, StoredEvaluation.strip(found), STORED_EVALUATION)
+        return found
 
     def trial(
         self, candidate: Candidate, cluster_size: ClusterSize, change: Change | None = None
     ) -> Outcome:
         """Serve the traffic with so many replicas of a candidate."""
         explorer = self.open_explorer(candidate, change)
-        return self._store.recall(
-            self._key(explorer, change, "trial", cluster_size),
-            STORED_OUTCOME,
-            lambda: explorer.trial(cluster_size),
-        )
+        key = key_of(identity(explorer, has_begun=False), cluster_size)
+        return self._store.recall(key, STORED_OUTCOME, lambda: explorer.trial(cluster_size))
 
     def open_explorer(self, candidate: Candidate, change: Change | None = None) -> Explorer:
         """Trials of a candidate, whose search begins where the change in traffic would put it."""
@@ -122,9 +126,7 @@ class Trials:
         space = _make_space(
             self.text, self.folder, factors._replace(rate=1.0, prompts=1.0, price=1.0), change.spare
         )
-        traffic = _make_traffic(
-            self.text, self.folder, factors.rate, factors.prompts, change.resample, change.most
-        )
+        traffic = self.read_traffic(change)
         context = space.models[candidate.shape.model].max_context_tokens
         if factors.prompts != 1 and context is not None:
             traffic = _cut_prompts(traffic, context)
@@ -135,7 +137,16 @@ class Trials:
             prefill_replicas=max(1, math.ceil(prompts)),
         )
         seed = _derive_seed(space.question.seed, change.resample)
-        return Explorer(space, begun, traffic, seed, change.slower)
+        same = candidate.shape, candidate.prefill, candidate.budget
+        outcomes = _OUTCOMES.get((self.text, self.folder, *same, change), dict)
+        return Explorer(space, begun, traffic, seed, change.slower, outcomes)
+
+    def read_traffic(self, change: Change = WHOLE) -> Traffic:
+        """The requests that are served under a change."""
+        factors = change.conditions
+        return _make_traffic(
+            self.text, self.folder, factors.rate, factors.prompts, change.resample, change.is_whole
+        )
 
     @property
     def space(self) -> Space:
@@ -146,9 +157,78 @@ class Trials:
     def _store(self) -> Store:
         return Store(None if self.place is None else Path(self.place))
 
-    def _key(self, explorer: Explorer, change: Change | None, *what: Any) -> str:
-        known = identity(explorer.space, explorer.traffic, explorer.candidate)
-        return key_of(known, *what, change or self.default)
+
+def forget_files() -> None:
+    """Forget what this process read from files, which may be others by the next search."""
+    for cached in (_make_space, _make_traffic, _read_traffic):
+        cached.cache_clear()
+    _OUTCOMES.clear()
+
+
+def identity(explorer: Explorer, has_begun: bool = True) -> list[Any]:
+    """All that trials of a candidate depend on: not the question's name, its other models and
+    machines, or its map.
+
+    A search that gets another model or another price therefore finds what it has done already.
+
+    Args:
+        has_begun: whether the replicas that a search begins with count.
+    """
+    space, traffic, candidate = explorer.space, explorer.traffic, explorer.candidate
+    question, shape = space.question, candidate.shape
+    variant, machines = space.variants[shape.model], space.machines_at(shape)
+    prompts = candidate.prefill and candidate.prefill._replace(model=0, machines=0)
+    begun = (candidate.replicas, candidate.prefill_replicas) if has_begun else ()
+    return [
+        [shape._replace(model=0, machines=0), candidate.budget, prompts, *begun],
+        [explorer.seed, explorer.slower],
+        space.models[shape.model].model_dump(mode="json"),
+        variant.entry.model_dump(mode="json", exclude={"quality", "pruned_quality", "prunings"}),
+        variant.pruning and variant.pruning.model_dump(mode="json"),
+        variant.keys,
+        _digest_own_code(space.models[shape.model]),
+        _digest_files(
+            [variant.entry.routing or space.models[shape.model].routing, variant.table],
+            space.folder,
+        ),
+        machines.spec.model_dump(
+            mode="json", exclude={"price_per_gpu_hour", "currency", "sources"}
+        ),
+        [machines.sizes, machines.offer.network_speed],
+        question.targets.model_dump(mode="json"),
+        question.workload.slo.model_dump(mode="json"),
+        [question.seed, question.spare.nodes, question.spare.gpus, *_list_spare_rates(question)],
+        traffic.digest,
+    ]
+
+
+def _list_spare_rates(question: Question) -> list[float]:
+    """Numbers that the count of spare replicas depends on; none without any."""
+    rates = question.failures
+    if rates.availability is None:
+        return []
+    found = [rates.availability, rates.mtbf_gpu_hours_low, rates.repair_hours]
+    if rates.node_share + rates.switch_share > 0:
+        found += [rates.node_share, rates.switch_share, rates.nodes_per_switch]
+    return found
+
+
+def _digest_own_code(model: ModelSpec) -> list[str]:
+    """Digests of a user's own files of mixers and feed-forward blocks."""
+    blocks = (*model.mixers.values(), *model.ffns.values())
+    files = {inspect.getfile(type(block)) for block in blocks if not is_shipped(type(block))}
+    return [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in sorted(files)]
+
+
+def _digest_files(value: Any, folder: Path) -> list[str]:
+    """Digests of the files that policies read."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return [digest for one in value for digest in _digest_files(one, folder)]
+    if isinstance(value, str) and (folder / value).is_file():
+        return [hashlib.sha256((folder / value).read_bytes()).hexdigest()]
+    return []
 
 
 def apply_conditions(conditions: Conditions, question: Question, folder: Path) -> Question:
@@ -157,13 +237,11 @@ def apply_conditions(conditions: Conditions, question: Question, folder: Path) -
     Raises:
         UserError: if a model or cluster is unknown.
     """
-    asked, rate = question.workload, conditions.rate
+    asked = question.workload
     workload: dict[str, Any] = {
-        "rate_scale": asked.rate_scale * rate,
+        "rate_scale": asked.rate_scale * conditions.rate,
         "prompt_scale": asked.prompt_scale * conditions.prompts,
     }
-    if asked.duration_s is not None:  # the same requests, not as many seconds of faster ones
-        workload["duration_s"] = asked.duration_s / rate
     prices = [offer.price_per_gpu_hour for offer in question.clusters]
     if conditions.price != 1:
         known = Space(question, folder).machines
@@ -181,7 +259,6 @@ def apply_conditions(conditions: Conditions, question: Question, folder: Path) -
         update={
             "workload": asked.model_copy(update=workload),
             "models": tuple(_skew(one, conditions.skew, folder) for one in question.models),
-            "peak_s": None if question.peak_s is None else question.peak_s / rate,
             "clusters": clusters,
         }
     )
@@ -226,20 +303,16 @@ def choose_slo(question: Question) -> SLO:
     return SLO(**{name: list(limits.values())[-1] for name, limits in latencies if limits})
 
 
-def is_whole(traffic: Traffic, most: int = MOST_REQUESTS) -> bool:
-    """Whether all requests are looked at rather than the busiest stretch of them."""
-    return traffic.busiest(most, MOST_STAYS).num_requests == traffic.num_requests
-
-
 def describe_stretch(trials: Trials, candidate: Candidate) -> str:
     """A sentence on the requests that trials are of; empty where these are all."""
-    traffic = trials.open_explorer(candidate, AS_ASKED).traffic
-    whole = trials.open_explorer(candidate, Change(most=2**62)).traffic
-    if is_whole(whole):
+    some, everything = (
+        trials.open_explorer(candidate, change).traffic for change in (AS_ASKED, WHOLE)
+    )
+    if some.num_requests == everything.num_requests:
         return ""
     return (
-        f"On the busiest stretch of the traffic, {traffic.num_requests:,} "
-        f"of {whole.num_requests:,} requests."
+        f"On the busiest stretch of the traffic, {some.num_requests:,} "
+        f"of {everything.num_requests:,} requests."
     )
 
 
@@ -265,22 +338,23 @@ def _make_space(text: str, folder: str, conditions: Conditions, spare: Spare | N
 
 @lru_cache(maxsize=_NUM_CACHED)
 def _make_traffic(
-    text: str, folder: str, rate: float, prompts: float, resample: int, most: int
+    text: str, folder: str, rate: float, prompts: float, resample: int, is_whole: bool
 ) -> Traffic:
-    """The busiest stretch of the requests, at another rate for as long."""
+    """The requests of the question at another rate, or their busiest stretch."""
     asked = _read_question(text)
-    question = apply_conditions(Conditions(prompts=prompts), asked, Path(folder))
+    question = apply_conditions(Conditions(rate=rate, prompts=prompts), asked, Path(folder))
     if is_generated(asked.workload):
         question = question.model_copy(update={"seed": _derive_seed(question.seed, resample)})
     traffic = _read_traffic(question.model_dump_json(), folder)
     if resample and not is_generated(asked.workload):
         traffic = _resample_blocks(traffic, np.random.default_rng([asked.seed, resample]))
-    return traffic.busiest(most, MOST_STAYS).at_rate(rate)
+    return traffic if is_whole else find_stretch(question, traffic)
 
 
 @lru_cache(maxsize=4)
 def _read_traffic(text: str, folder: str) -> Traffic:
-    return traffic_of(_read_question(text), Path(folder))
+    question, _ = lasting(_read_question(text), Path(folder))
+    return traffic_of(question, Path(folder))
 
 
 def _resample_blocks(traffic: Traffic, rng: np.random.Generator) -> Traffic:

@@ -49,7 +49,9 @@ def map_crossover(result: SearchResult) -> CrossoverMap | None:
         (n, usable[0]) for n in range(len(space.models))
     ]
     seen = [
-        (model, machines) for model, machines in places if space.variants[model].pruning is None
+        (space.variants[model].number, machines)
+        for model, machines in places
+        if space.variants[model].pruning is None
     ]
     kinds = [space.models[model].moe is not None for model, _ in seen]
     if len(set(kinds)) < 2 and result.question.crossover.models is None:

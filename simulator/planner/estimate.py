@@ -191,9 +191,9 @@ class Estimator:
                 ("decode", candidate.shape, cluster_size.replicas),
             ]
         pools: list[FittedPool] = []
-        for phase, shape, replicas in sides:
+        known = self._count_fewer(candidate, cluster_size)
+        for (phase, shape, replicas), fewer in zip(sides, known, strict=True):
             curve, served = self._serve(candidate, shape, phase)
-            fewer = self._count_fewer(candidate, cluster_size, replicas)
             pool = self._fit_pool(shape, served, replicas, fewer, rate)
             if pool is None:
                 return None
@@ -239,16 +239,21 @@ class Estimator:
             )
         return self._known[key]
 
-    def _count_fewer(self, candidate: Candidate, cluster_size: ClusterSize, replicas: int) -> int:
-        """The most replicas that are known not to do: those of the next smaller cluster."""
-        if candidate.prefill is not None:
-            return replicas - 1
-        space, shape = self._judges[0].space, candidate.shape
-        sizes = space.machines_at(shape).sizes
-        smaller = max((size for size in sizes if size < cluster_size.size), default=None)
-        if smaller is None:
-            return 0
-        return space.count_replicas(smaller, shape)
+    def _count_fewer(self, candidate: Candidate, cluster_size: ClusterSize) -> list[int]:
+        """Replicas of each pool on the next smaller cluster, which are known not to do: split as
+        nearly alike as that holds.
+        """
+        space, sides = self._judges[0].space, candidate.sides
+        smaller = [size for size in space.sizes(*sides) if size < cluster_size.size]
+        fills = space.list_fills(max(smaller), *sides) if smaller else []
+        if candidate.prefill is None:
+            return [fills[0][0] if fills else 0]
+        ratio = cluster_size.prefill_replicas / cluster_size.replicas
+        decodes, prompts = min(
+            fills, key=lambda one: abs(math.log(one[1] / one[0] / ratio)), default=(0, 0)
+        )
+        counts = prompts, decodes
+        return [min(a, b - 1) for a, b in zip(counts, cluster_size[:0:-1], strict=True)]
 
     def _fit_pool(
         self,

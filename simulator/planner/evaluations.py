@@ -1,4 +1,4 @@
-"""Deployment, words, price, headroom and row of an evaluation."""
+"""Deployment, words, price and row of an evaluation."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from simulator.config.deployment import DeploymentSpec
-from simulator.planner.explore import ClusterSize, Evaluation, Explorer, deployment
-from simulator.planner.headroom import headroom
+from simulator.planner.explore import ClusterSize, Evaluation, add_spares, deployment
 from simulator.planner.search import SearchResult
 from simulator.planner.spares import Spares, count_spares
 from simulator.results.answer import DeploymentRow
@@ -25,48 +24,32 @@ class FigureBands(NamedTuple):
 
 
 def price_cluster(result: SearchResult, evaluation: Evaluation) -> dict[str, float]:
-    """Costs of an evaluation's row, in the plan's currency, and its energy: at the traffic's mean
-    rate, the whole cluster paid for.
+    """Costs of an evaluation's row, in the plan's currency, and its energy: the whole cluster paid
+    for, over the tokens that come out while requests arrive.
 
     Power is that of the boards at their limit, times the machine room's overhead: an upper bound.
     """
     traffic, hourly, outcome = result.traffic, evaluation.cost_per_hour, evaluation.outcome
     machines = result.space.machines_at(evaluation.candidate.shape)
     watts = (evaluation.size or 0) * machines.watts_per_gpu
-    served = 1.0
-    if outcome is not None and not outcome.met:
-        # What falls behind is not paid for tokens that nobody gets.
-        asked_per_s = traffic.rate_per_s * traffic.num_output
-        served = min(1.0, outcome.output_tokens_per_s / asked_per_s)
-    output_per_hour = served * traffic.rate_per_s * traffic.num_output * 3600
-    all_per_hour = output_per_hour + served * traffic.rate_per_s * traffic.num_input * 3600
+    made_per_s = traffic.rate_per_s * traffic.num_output
+    if outcome is not None:
+        made_per_s = outcome.output_tokens_per_s
+    output_per_hour = made_per_s * 3600
+    per_token = hourly / 3600 * 1e6 / made_per_s  # as a run divides
     return {
         "cost_per_hour": hourly,
         "cost_power_per_hour": watts / 1000 * result.question.power.price_per_kwh,
-        "cost_per_million_output_tokens": hourly / output_per_hour * 1e6,
-        "cost_per_million_tokens": hourly / all_per_hour * 1e6,
+        "cost_per_million_output_tokens": per_token,
+        "cost_per_million_tokens": per_token / (1 + traffic.num_input / traffic.num_output),
         "cost_joules_per_output_token": watts * 3600 / output_per_hour,
     }
-
-
-def explorer(result: SearchResult, evaluation: Evaluation) -> Explorer:
-    """Trials of an evaluation's deployment."""
-    return Explorer(result.space, evaluation.candidate, result.traffic, result.question.seed)
-
-
-def headroom_of(result: SearchResult, evaluation: Evaluation) -> float:
-    """Times the traffic that an evaluation still carries at its size."""
-    return headroom(explorer(result, evaluation), evaluation.cluster_size)
 
 
 def deployment_of(result: SearchResult, evaluation: Evaluation, name: str = "") -> DeploymentSpec:
     """An evaluation as a scenario's deployment, with its spare replicas."""
     size = evaluation.cluster_size or ClusterSize(0, 1, 1)
-    spares = spares_of(result, evaluation)
-    size = size._replace(
-        replicas=size.replicas + spares.replicas,
-        prefill_replicas=size.prefill_replicas + spares.prefill_replicas,
-    )
+    size = add_spares(size, spares_of(result, evaluation))
     return deployment(result.space, evaluation.candidate, size, name)
 
 

@@ -1,5 +1,5 @@
 """The smallest cluster on which one deployment meets every target, found by trials: bracketing,
-then bisection over the sizes.
+then bisection over the sizes, then their neighbours.
 """
 
 from __future__ import annotations
@@ -7,7 +7,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import pandas as pd
 
 from simulator.base.errors import UserError
 from simulator.base.recent import Recent
@@ -19,16 +21,16 @@ from simulator.engine.timeline import serve
 from simulator.planner.calibration_error import compute_miss_probability
 from simulator.planner.screen import Candidate
 from simulator.planner.space import Space
-from simulator.planner.spares import count_spares, explain_no_room
+from simulator.planner.spares import Spares, count_spares, explain_no_room
 from simulator.planner.traffic import Traffic
-from simulator.planner.trial import Outcome, outcome
-from simulator.results.answer.deployments import BACKLOG
+from simulator.planner.trial import Outcome, estimate_sampling_error, measure_outcome
 from simulator.workload.requests import longest_tokens
 
-_FIRST, _LATER = ("ttft_s", "e2e_s", BACKLOG), ("tpot_s", "e2e_s", BACKLOG)
-"""Targets that prompts decide, and those that decoding does."""
+_BELOW, _ABOVE = 2, 1
+"""Sizes that are tried below and above the one that bisection finds: with few requests a larger
+cluster may miss what a smaller one meets."""
 _MOST_MOVES = 24
-_TABLES = Recent[tuple[str, str, str, str, int, str, int, bool], StepTable](most=96)
+_TABLES = Recent[tuple[Any, ...], StepTable](most=96)
 
 
 class ClusterSize(NamedTuple):
@@ -38,6 +40,15 @@ class ClusterSize(NamedTuple):
     """GPUs of the cluster."""
     replicas: int
     prefill_replicas: int = 0
+
+
+class SmallerMet(NamedTuple):
+    """A cluster that meets all targets, smaller than one that misses some."""
+
+    cluster_size: ClusterSize
+    outcome: Outcome
+    error: float
+    """Standard error of its worst ratio, by drawing blocks of neighbouring requests again."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,9 @@ class Evaluation:
     why: str = ""
     """Why there is no size."""
     below: Outcome | None = None
-    """On the next smaller cluster that was tried: what fails there."""
+    """On the next smaller cluster: what fails there."""
+    smaller: SmallerMet | None = None
+    """A smaller cluster that meets the targets, though one between the two does not."""
     most: ClusterSize | None = None
     """Size that ``outcome`` is of where none is enough: as much as the limits allow."""
     was_stored: bool = field(default=False, compare=False)
@@ -88,7 +101,9 @@ def resize_candidate(evaluation: Evaluation) -> Candidate:
 
 @dataclass
 class Explorer:
-    """Trials of one candidate on one stretch of traffic."""
+    """Trials of one candidate on some traffic, each of a whole deployment as it would be started:
+    all replicas, behind the balancer that they have.
+    """
 
     space: Space
     candidate: Candidate
@@ -96,173 +111,124 @@ class Explorer:
     seed: int
     slower: float = 1.0
     """All of a step's seconds are multiplied with this: how far off the calibration may be."""
-    _known: dict[tuple[ClusterSize, int], Outcome] = field(default_factory=dict)
-    """Outcomes by replicas, and by the parts of the requests of which they served one."""
+    outcomes: dict[ClusterSize, Outcome] = field(default_factory=dict)
+    """Outcomes so far, of this search and of others of the same process."""
+    _tried: dict[ClusterSize, float] = field(default_factory=dict)
+    """Worst ratio of every size that this search tried."""
 
     def find(self) -> Evaluation:
-        """Find the smallest size that meets all targets: bracket and bisect."""
+        """Find the smallest size from which all that were tried meet the targets."""
         try:
-            return self._find_replicas() if self.candidate.prefill is None else self._find_pools()
+            return self._find()
         except UserError as error:
-            return self._refuse(str(error).split("]: ", 1)[-1], self._tried)
+            return self._refuse(str(error).split("]: ", 1)[-1])
 
-    def _refuse(self, why: str, tried: tuple[tuple[ClusterSize, float], ...] = ()) -> Evaluation:
-        return Evaluation(self.candidate, None, None, math.inf, tried, why)
+    def _refuse(self, why: str) -> Evaluation:
+        return Evaluation(self.candidate, None, None, math.inf, tuple(self._tried.items()), why)
 
-    @property
-    def _tried(self) -> tuple[tuple[ClusterSize, float], ...]:
-        return tuple(
-            (
-                one._replace(
-                    replicas=one.replicas * parts, prefill_replicas=one.prefill_replicas * parts
-                ),
-                found.worst,
-            )
-            for (one, parts), found in self._known.items()
-        )
-
-    def _find_replicas(self) -> Evaluation:
-        """Replicas that do both phases, as many as the cluster holds."""
-        shape = self.candidate.shape
-        counts = [
-            ClusterSize(size, self.space.count_replicas(size, shape))
-            for size in self.space.sizes(shape)
-        ]
-        sizes = [one for one in counts if one.replicas >= 1]
+    def _find(self) -> Evaluation:
+        sides, candidate = self.candidate.sides, self.candidate
+        sizes = [size for size in self.space.sizes(*sides) if self.space.list_fills(size, *sides)]
         if not sizes:
-            spare = self.space.question.spare
-            why = f"no cluster of the limits is left without {spare}"
-            return self._refuse(explain_no_room(self.space, shape, 1) or why)
-        wanted = self.candidate.replicas
-        start = next((n for n, one in enumerate(sizes) if one.replicas >= wanted), len(sizes) - 1)
-        found = _find_first(len(sizes), start, lambda n: self.trial(sizes[n]).met)
+            if candidate.prefill is not None:
+                return self._refuse("the two pools do not fit within the limits")
+            why = f"no cluster of the limits is left without {self.space.question.spare}"
+            return self._refuse(explain_no_room(self.space, candidate.shape, 1) or why)
+        replicas = candidate.replicas, candidate.prefill, candidate.prefill_replicas
+        wanted = self.space.find_cluster(candidate.shape, *replicas) or sizes[-1]
+        start = next((n for n, size in enumerate(sizes) if size >= wanted), len(sizes) - 1)
+        met: dict[int, bool] = {}
+
+        def is_met(place: int) -> bool:
+            met[place] = self.fill(sizes[place])[1].met
+            return met[place]
+
+        found = find_size(len(sizes), start, is_met)
         if found is None:
-            return self._record_miss(sizes[-1])
-        below = self.trial(sizes[found - 1]) if found else None
-        return self._record_size(sizes[found], below)
-
-    def _find_pools(self) -> Evaluation:
-        """A pool for each phase, each as small as its targets allow."""
-        machines, candidate = self.space.machines_at(self.candidate.shape), self.candidate
-        if candidate.prefill is None:
-            raise ValueError("there is no prefill pool")
-        ranks = candidate.prefill.num_ranks, candidate.shape.num_ranks
-        room = machines.sizes[-1] - self.space.spare_gpus(*candidate.sides)
-        most = (room - ranks[1]) // ranks[0], (room - ranks[0]) // ranks[1]
-        if min(most) < 1:
-            return self._refuse("the two pools do not fit within the limits")
-        first, second = min(candidate.prefill_replicas, most[0]), min(candidate.replicas, most[1])
-        for _ in range(2):  # decoding hardly depends on how prompts are computed: twice is enough
-            first = self._find_pool("prefill_replicas", most[0], first, second, _FIRST)
-            second = self._find_pool("replicas", most[1], second, first, _LATER)
-        best = self._fit_pools(first, second)
-        more = 1  # the parts may do better than the whole, by chance
-        while best is not None and not (whole := self.trial(best)).met:
-            of_prompts = whole.find_worst(_FIRST) > whole.find_worst(_LATER)
-            first, second = (first + more, second) if of_prompts else (first, second + more)
-            best, more = self._fit_pools(first, second), 2 * more
-        if best is None:
-            first = min(first, most[0])
-            left = max(1, (room - first * ranks[0]) // ranks[1])
-            return self._record_miss(ClusterSize(machines.sizes[-1], left, first))
-        return self._record_size(best, None)
-
-    def _find_pool(
-        self, name: str, most: int, start: int, others: int, targets: tuple[str, ...]
-    ) -> int:
-        """The fewest replicas of a pool that keep the targets which it decides; ``most`` where none
-        do.
-
-        Args:
-            start: replicas that are tried first.
-            others: replicas of the other pool.
-        """
-        both = ClusterSize(0, others, others)
-
-        def keeps(place: int) -> bool:
-            tried = both._replace(**{name: place + 1})
-            return self._keeps_targets(place + 1, tried, targets)
-
-        found = _find_first(most, start - 1, keeps)
-        return most if found is None else found + 1
-
-    def _fit_pools(self, first: int, second: int) -> ClusterSize | None:
-        """Replicas of each pool on the smallest cluster that holds them."""
-        shape, prompts = self.candidate.sides
-        size = self.space.find_cluster(shape, second, prompts, first)
-        return None if size is None else ClusterSize(size, second, first)
-
-    def _keeps_targets(self, parts: int, cluster_size: ClusterSize, names: tuple[str, ...]) -> bool:
-        """Whether the pool that is split into its ``parts`` replicas keeps the targets that it
-        decides, with its part of the other.
-        """
-        replicas, prompts = (
-            -(-number // parts) for number in (cluster_size.replicas, cluster_size.prefill_replicas)
+            return self._record_miss(*self.fill(sizes[-1]))
+        smaller = max((n for n in range(found) if met.get(n)), default=None)
+        return self._record_size(
+            *self.fill(sizes[found]),
+            below=self.fill(sizes[found - 1])[1] if found else None,
+            smaller=None if smaller is None else self._measure_smaller(sizes[smaller]),
         )
-        found = self._serve_once(ClusterSize(0, replicas, prompts), parts)
-        other = {
-            name: ratio
-            for name, ratio in found.ratios.items()
-            if not name.startswith((*_FIRST, *_LATER))
-        }
-        return max(found.find_worst(names), *other.values(), 0.0) <= 1.0
 
-    def _record_size(self, cluster_size: ClusterSize, below: Outcome | None) -> Evaluation:
-        found = self.trial(cluster_size)
-        plan = self.plan(ClusterSize(0, 1, 1 if self.candidate.prefill is not None else 0))
+    def fill(self, size: int) -> tuple[ClusterSize, Outcome]:
+        """The most replicas that a cluster holds, split between pools as is best for the worst
+        target; and their outcome.
+        """
+        fills = self.space.list_fills(size, *self.candidate.sides)
+        low, high = 0, len(fills) - 1
+        best: tuple[ClusterSize, Outcome] | None = None
+        while low <= high:
+            middle = (low + high) // 2
+            tried = ClusterSize(size, *fills[middle])
+            outcome = self.trial(tried)
+            self._tried[tried] = outcome.worst
+            if best is None or outcome.worst < best[1].worst:
+                best = tried, outcome
+            if _lacks_prompts(outcome):
+                low = middle + 1
+            else:
+                high = middle - 1
+        if best is None:
+            raise UserError(f"no replica fits on {size:,} GPUs")
+        return best
+
+    def _record_size(
+        self,
+        cluster_size: ClusterSize,
+        outcome: Outcome,
+        below: Outcome | None,
+        smaller: SmallerMet | None,
+    ) -> Evaluation:
+        plan = self.plan(cluster_size)
+        spares = count_spares(self.space, self.candidate.sides, *cluster_size[1:])
+        if any(spares):  # they serve, too, until another fails
+            outcome = self.trial(add_spares(cluster_size, spares))
         return Evaluation(
             self.candidate,
             cluster_size,
-            found,
+            outcome,
             cluster_size.size * self.space.machines_at(self.candidate.shape).gpu_hour,
-            self._tried,
+            tuple(self._tried.items()),
             below=below,
-            risk=compute_miss_probability(plan, found, longest_tokens(self.traffic.trace)),
+            smaller=smaller,
+            risk=compute_miss_probability(plan, outcome, longest_tokens(self.traffic.trace)),
         )
 
-    def _record_miss(self, largest: ClusterSize) -> Evaluation:
-        found = self.trial(largest)
-        name = found.tightest
+    def _measure_smaller(self, size: int) -> SmallerMet:
+        cluster_size, found = self.fill(size)
+        requests = self.serve(cluster_size).iloc[self.traffic.lead :]
+        question = self.space.question
+        error = estimate_sampling_error(requests, found, question.targets, question.workload.slo)
+        return SmallerMet(cluster_size, found, error)
+
+    def _record_miss(self, largest: ClusterSize, found: Outcome) -> Evaluation:
         why = (
-            f"misses {name} by {found.worst:.2f}x on the largest cluster within the limits "
-            f"({largest.size} GPUs)"
+            f"misses {found.tightest} by {found.worst:.2f}x on the largest cluster within the "
+            f"limits ({largest.size} GPUs)"
         )
         spares = count_spares(self.space, self.candidate.sides, *largest[1:])
         if any(spares):
             why += f", of whose replicas {sum(spares)} {'is' if sum(spares) == 1 else 'are'} spare"
-        return Evaluation(self.candidate, None, found, math.inf, self._tried, why, most=largest)
+        tried = tuple(self._tried.items())
+        return Evaluation(self.candidate, None, found, math.inf, tried, why, most=largest)
 
     def trial(self, cluster_size: ClusterSize) -> Outcome:
-        """Serve the traffic with so many replicas: each of them, or each set of both pools that is
-        alike, gets its share.
-        """
-        if self.candidate.prefill is None:
-            return self._serve_once(
-                cluster_size._replace(size=0, replicas=1), cluster_size.replicas
-            )
-        parts = math.gcd(cluster_size.replicas, cluster_size.prefill_replicas)
-        return self._serve_once(
-            ClusterSize(0, cluster_size.replicas // parts, cluster_size.prefill_replicas // parts),
-            parts,
-        )
+        """Serve all requests with so many replicas, once."""
+        if cluster_size not in self.outcomes:
+            question, traffic = self.space.question, self.traffic
+            requests = self.serve(cluster_size)
+            judged = measure_outcome(requests, traffic, question.targets, question.workload.slo)
+            self.outcomes[cluster_size] = judged
+        return self.outcomes[cluster_size]
 
-    def _serve_once(self, cluster_size: ClusterSize, parts: int) -> Outcome:
-        """Serve every n-th request of ``parts`` with so many replicas, once."""
-        if (cluster_size, parts) not in self._known:
-            self._known[cluster_size, parts] = self._serve(cluster_size, parts)
-        return self._known[cluster_size, parts]
-
-    def _serve(self, cluster_size: ClusterSize, parts: int) -> Outcome:
-        question = self.space.question
-        trace, lead = self.traffic.share(parts)
-        requests = serve(self.plan(cluster_size), trace, fill=self._fill_table).requests_table()
-        return outcome(
-            requests.iloc[lead:],
-            question.targets,
-            question.workload.slo,
-            1 / parts,
-            self.traffic.stay_s,
-        )
+    def serve(self, cluster_size: ClusterSize) -> pd.DataFrame:
+        """The requests' table, those of the lead-in included."""
+        plan = self.plan(cluster_size)
+        fill = self._fill_table
+        return serve(plan, self.traffic.trace, fill=fill, keeps_steps=False).requests_table()
 
     def _fill_table(self, pool: PoolState, stream: str) -> StepTable:
         """A table that is filled once for all replicas of a shape, whatever their pool."""
@@ -273,22 +239,25 @@ class Explorer:
         machines = self.space.machines_at(self.candidate.shape).offer.cluster
         # Another model, or another recording, may have the same path.
         named = plan.placement.model.model_dump_json(), str(self.space.folder)
+        experts = plan.placement.experts
+        placed = experts and (experts.placed.expert_LP.tobytes(), experts.placed.rank_LP.tobytes())
         by_domain = pool.profiles is not None
         key = (spec, *named, machines, pool.max_tokens, stream, plan.placement.seed, by_domain)
-        table = _TABLES.get(key, lambda: start_table(pool.mixes))
+        table = _TABLES.get((*key, placed), lambda: start_table(pool.mixes))
         return slow_table(table, self.slower)
 
     def plan(self, cluster_size: ClusterSize) -> DeploymentPlan:
-        """The plan of so many replicas, each sent every n-th request of n: what a balancer that
-        keeps them even comes to.
-        """
+        """The plan of so many replicas."""
         spec = deployment(self.space, self.candidate, cluster_size)
-        return make_plan(
-            spec.model_copy(update={"balancing": {"kind": "round_robin"}}),
-            self.seed,
-            "plan",
-            self.space.folder,
-        )
+        return make_plan(spec, self.seed, "plan", self.space.folder)
+
+
+def add_spares(cluster_size: ClusterSize, spares: Spares) -> ClusterSize:
+    """A cluster with spare replicas beside those that keep the targets."""
+    return cluster_size._replace(
+        replicas=cluster_size.replicas + spares.replicas,
+        prefill_replicas=cluster_size.prefill_replicas + spares.prefill_replicas,
+    )
 
 
 def deployment(
@@ -312,11 +281,48 @@ def deployment(
     return spec.model_copy(update={"prefill": pool})
 
 
-def _find_first(count: int, start: int, is_met: Callable[[int], bool]) -> int | None:
-    """The first of ``count`` rising places where a monotone condition holds, looked for around
-    ``start``; ``None`` without one.
+def _lacks_prompts(outcome: Outcome) -> bool:
+    """Whether the prefill pool, and not the decode pool, is what a deployment has too little of."""
+    first, later = (outcome.find_worst((name,)) for name in ("ttft_s", "tpot_s"))
+    if not outcome.met and max(first, later) <= 1.0:  # what has no target of its own falls behind
+        return first == 0.0
+    return first > later
+
+
+def find_size(count: int, start: int, is_met: Callable[[int], bool]) -> int | None:
+    """The smallest of ``count`` rising sizes from which all that were tried meet the targets;
+    ``None`` where the largest does not.
+
+    Sizes are bracketed from ``start`` on and bisected, then the neighbours of what was found are
+    tried: above a size that meets, another may miss.
     """
-    low, high = -1, count  # not met at low, met at high
+    known: dict[int, bool] = {}
+
+    def met(place: int) -> bool:
+        if place not in known:
+            known[place] = is_met(place)
+        return known[place]
+
+    found = _find_first(count, start, met)
+    while found is not None:
+        for place in range(max(found - _BELOW, 0), min(found + _ABOVE + 1, count)):
+            met(place)
+        first = 1 + max((place for place, kept in known.items() if not kept), default=-1)
+        if first <= found:
+            return min(place for place in known if place >= first)
+        if first == count:
+            return None
+        found = _find_first(count, first, met, first)
+    return None
+
+
+def _find_first(
+    count: int, start: int, is_met: Callable[[int], bool], least: int = 0
+) -> int | None:
+    """The first of ``count`` rising places, from ``least`` on, where a monotone condition holds,
+    looked for around ``start``; ``None`` without one.
+    """
+    low, high = least - 1, count  # not met at low, met at high
     place, stride = min(max(start, 0), count - 1), 1
     for _ in range(_MOST_MOVES):
         if is_met(place):
@@ -325,8 +331,8 @@ def _find_first(count: int, start: int, is_met: Callable[[int], bool]) -> int | 
             low = place
         if high - low <= 1:
             break
-        if low == -1:
-            place, stride = max(high - stride, 0), stride * 2
+        if low == least - 1:
+            place, stride = max(high - stride, least), stride * 2
         elif high == count:
             place, stride = min(low + stride, count - 1), stride * 2
         else:

@@ -11,8 +11,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from simulator.base.data import available_files
 from simulator.base.writing import toml_text
 from simulator.config.capacity import Question, Spare
@@ -24,18 +22,33 @@ from simulator.planner.conditions import choose_slo
 from simulator.planner.evaluations import best_of_each, deployment_of, gpus_used, text_of
 from simulator.planner.explore import Evaluation
 from simulator.planner.launch import Command, list_commands
-from simulator.planner.requests import is_generated
 from simulator.planner.search import SearchResult
+from simulator.planner.space import inline_keys
 from simulator.results.answer.handover import (
     COMPARED,
     RECOMMENDED,
+    TRAFFIC,
     Handover,
     ScenarioFile,
     ServingCommand,
 )
-from simulator.workload.requests import load_requests, source_arrivals_s
 
 _MOST_RECOMMENDED = 5
+_PATHS = ("path", "trace", "weights")
+"""Keys whose values lead to files."""
+_UNSAID = (
+    "speculation",
+    "overflow",
+    "rebalancing",
+    "offload",
+    "reduction",
+    "spilling",
+    "replica_choice",
+    "recovery",
+    "scaling",
+    "exchange_chunks",
+)
+"""Keys of a deployment that launch commands are not made from."""
 _EXACT = 17
 """Digits that leave a number as it is."""
 
@@ -68,6 +81,7 @@ def hand_over(result: SearchResult, target: Path | None = None) -> Handover:
         {COMPARED: evaluations} if len(evaluations) > 1 else {}
     )
     return Handover(
+        traffic=result.traffic.trace if result.traffic.workload is None else None,
         scenarios=tuple(
             ScenarioFile(file=file, text=scenario_text(result, shown, target))
             for file, shown in files.items()
@@ -78,13 +92,22 @@ def hand_over(result: SearchResult, target: Path | None = None) -> Handover:
                 name=f"{deployment}: {one.name}",
                 model=name,
                 command=one.command,
-                not_expressed=one.not_expressed,
+                not_expressed=(*one.not_expressed, *_list_own_keys(result, evaluation)),
                 flags_read=one.flags_read,
             )
             for name, evaluation in best_of_each(result).items()
             for one in commands(result, evaluation)
         ),
     )
+
+
+def _list_own_keys(result: SearchResult, evaluation: Evaluation) -> list[str]:
+    """Sentences on keys of the question's own that no launch command says."""
+    table = result.space.variants[evaluation.candidate.shape.model].table
+    return [
+        f"No flag here says {key}."
+        for key in inline_keys({name: table[name] for name in _UNSAID if name in table})
+    ]
 
 
 def _tell_shares(rates: FailureRates) -> str:
@@ -165,16 +188,18 @@ def scenario_text(
 
 def _entry(spec: DeploymentSpec, base: Path, folder: Path | None) -> dict[str, Any]:
     """The entry of a deployment without defaults, with paths that hold from where the file lies."""
-    changes: dict[str, Any] = {}
-    if spec.model.endswith((".toml", ".json")):
-        changes["model"] = _path(spec.model, base, folder)
-    for key in ("dense_of", "moe_of"):
-        made = getattr(spec, key)
-        if made is not None and made.model.endswith((".toml", ".json")):
-            changes[key] = made.model_copy(update={"model": _path(made.model, base, folder)})
-    if spec.routing is not None:
-        changes["routing"] = _policy(spec.routing, base, folder)
-    return spec.model_copy(update=changes).model_dump(exclude_defaults=True)
+    entry: dict[str, Any] = _relocate(spec.model_dump(exclude_defaults=True), base, folder)
+    return entry
+
+
+def _relocate(value: Any, base: Path, folder: Path | None, key: str = "") -> Any:
+    """A value of a deployment with all paths in it from another folder."""
+    if isinstance(value, Mapping):
+        return {name: _relocate(one, base, folder, name) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_relocate(one, base, folder) for one in value]
+    is_path = key in _PATHS or (key == "model" and str(value).endswith((".toml", ".json")))
+    return _path(value, base, folder) if is_path and isinstance(value, str) else value
 
 
 def _path(named: str, base: Path, folder: Path | None) -> str:
@@ -187,92 +212,38 @@ def _path(named: str, base: Path, folder: Path | None) -> str:
     return str(path) if folder is None else os.path.relpath(path, folder.resolve())
 
 
-def _policy(policy: Mapping[str, Any], base: Path, folder: Path | None) -> dict[str, Any]:
-    changed = {
-        key: _path(policy[key], base, folder)
-        for key in ("path", "trace")
-        if isinstance(policy.get(key), str)
-    }
-    return {**policy, **changed}
-
-
 def _requests(workload: WorkloadSpec, base: Path, folder: Path | None) -> dict[str, Any]:
     requests, changes = workload.requests, dict[str, Any]()
     if isinstance(requests, dict):
         tables = {
-            key: _policy(value, base, folder)
+            key: _relocate(value, base, folder)
             for key, value in requests.items()
             if isinstance(value, Mapping)
         }
         changes["requests"] = {**requests, **tables}
-    elif requests not in available_files("workloads/requests"):
+    elif requests != TRAFFIC and requests not in available_files("workloads/requests"):
         changes["requests"] = _path(requests, base, folder)
     if workload.arrivals is not None:
-        changes["arrivals"] = _policy(workload.arrivals, base, folder)
+        changes["arrivals"] = _relocate(workload.arrivals, base, folder)
     return changes
 
 
 def _workload(result: SearchResult) -> tuple[WorkloadSpec, list[str]]:
-    """The plan's workload, cut to its busiest stretch; and what there is to say about that.
-
-    A plan's stretch is in the time of the run; ``start_s`` is in the source's.
+    """The workload of the requests that the finalists were simulated on, lead-in included; and what
+    there is to say about it.
     """
-    question, asked = result.question, result.question.workload
-    if question.peak_s is None:
-        return asked, []
-    cut = _peak(result)
-    if cut is None:
-        text = (
-            f"The plan is for the busiest {question.peak_s:g} s, which no start_s cuts out of "
-            "these requests: here are all of them."
-        )
-        return asked, [text]
-    lead_s = result.traffic.trace.arrival_s[result.traffic.lead]
-    before = (
-        f", behind those of the {lead_s:.3g} s before, which the plan serves and does not judge"
-        if lead_s
-        else ""
-    )
-    return cut, [f"The requests are those of the busiest {question.peak_s:g} s{before}."]
-
-
-def _peak(result: SearchResult) -> WorkloadSpec | None:
-    asked, wanted, seed, base = (
-        result.question.workload,
-        result.traffic.trace,
-        result.question.seed,
-        result.space.folder,
-    )
-    whole = load_requests(asked, base, seed)
-    count = wanted.num_requests
-    starts = np.flatnonzero(
-        (whole.num_input == wanted.num_input[0]) & (whole.num_output == wanted.num_output[0])
-    )
-    for first in starts[starts + count <= whole.num_requests]:
-        if not np.array_equal(whole.num_input[first : first + count], wanted.num_input):
-            continue
-        source_s = source_arrivals_s(asked, base, seed)
-        begin = int(np.searchsorted(source_s, asked.start_s)) + int(first)
-        end = begin + count
-        changes: dict[str, Any] = {
-            "start_s": float(source_s[begin]),
-            "num_requests": count,
-            "duration_s": None,
-        }
-        if is_generated(asked):
-            # Lengths are drawn for all requests at once, so all must still be drawn.
-            changes["num_requests"] = len(source_s) - begin
-            if end < len(source_s):
-                half = float(source_s[end - 1] + source_s[end]) / 2
-                changes["duration_s"] = (half - float(source_s[begin])) / asked.rate_scale
-        cut = asked.model_copy(update=changes)
-        got = load_requests(cut, base, seed)
-        same = np.array_equal(got.num_input, wanted.num_input) and np.array_equal(
-            got.num_output, wanted.num_output
-        )
-        if same and np.allclose(got.arrival_s, wanted.arrival_s, rtol=0, atol=1e-6):
-            return cut
-    return None
+    question, traffic = result.question, result.traffic
+    comments = []
+    if question.peak_s is not None:
+        comments.append(f"The requests are those of the busiest {question.peak_s:g} s.")
+    if traffic.lead:
+        before = f"{traffic.lead:,} requests that arrive before judge_from_s"
+        comments.append(f"The {before} are served and not judged: the cluster fills.")
+    found = traffic.workload
+    if found is None:
+        found = WorkloadSpec(requests=TRAFFIC)
+        comments.append(f"No start_s cuts them out, so {TRAFFIC} beside this file holds them.")
+    return found.model_copy(update={"judge_from_s": traffic.judge_from_s}), comments
 
 
 def _explain_slo(question: Question) -> Iterator[str]:

@@ -3,49 +3,79 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from typing import NamedTuple
 
-from simulator.planner.explore import ClusterSize, Explorer
+from simulator.planner.conditions import AS_ASKED, Change, Trials
+from simulator.planner.explore import ClusterSize
+from simulator.planner.screen import Candidate
 
 FURTHEST = 8.0
 """Times the traffic beyond which nobody asks, and one over it."""
+_RISING = (1.0, 1.25, 1.6, 2.0, 2.5, 3.2, 4.0, 5.0, 6.4, FURTHEST)
+"""Factors that bracket it; between two of them it is bisected."""
 _STEP = 1.02
-_COARSE = 1.25
 
 
-def headroom(explorer: Explorer, cluster_size: ClusterSize | None, step: float = _STEP) -> float:
-    """Times the traffic that the replicas still carry with all targets met; up to 8, and 0 below an
-    eighth.
+class Headroom(NamedTuple):
+    """Times the traffic that a deployment carries with all targets met."""
 
-    Requests come so much faster, and again and again, so that they last as long as before.
+    factor: float
+    """0 = less than an eighth."""
+    is_least: bool = False
+    """Whether it may carry more, which these requests cannot tell: faster, they are over before a
+    steady state shows, or nobody asks."""
+
+
+def measure_headroom(
+    trials: Trials,
+    candidate: Candidate,
+    cluster_size: ClusterSize | None,
+    change: Change = AS_ASKED,
+    step: float = _STEP,
+) -> Headroom:
+    """Times ``workload.rate_scale`` that the replicas still carry with all targets met.
+
+    At a factor for which the candidate's size is searched (twice the traffic) a size that carries
+    it is one that the search does not exceed.
 
     Args:
         step: ratio between what is still carried and what is not any more.
     """
     if cluster_size is None:
-        return 0.0
+        return Headroom(0.0)
 
-    def met(factor: float) -> bool:
-        return (
-            replace(explorer, traffic=explorer.traffic.at_rate(factor), _known={})
-            .trial(cluster_size)
-            .met
-        )
+    def vary(factor: float) -> Change:
+        return change._replace(conditions=change.conditions._replace(rate=factor))
 
-    low = 1.0
-    if met(low):
-        while low < FURTHEST and met(min(low * _COARSE, FURTHEST)):
-            low = min(low * _COARSE, FURTHEST)
-        if low >= FURTHEST:
-            return FURTHEST
+    def carries(factor: float) -> bool:
+        if not trials.trial(candidate, cluster_size, vary(factor)).met:
+            return False
+        if factor != 2.0 or change != AS_ASKED:
+            return True
+        needed = trials.find(candidate, vary(factor)).size
+        return needed is not None and needed <= cluster_size.size
+
+    def is_steady(factor: float) -> bool:
+        return trials.read_traffic(vary(factor)).is_steady
+
+    low, high = 1.0, 1.0
+    if carries(1.0):
+        for high in _RISING[1:]:
+            if is_steady(low) and not is_steady(high):
+                return Headroom(low, is_least=True)
+            if not carries(high):
+                break
+            low = high
+        else:
+            return Headroom(FURTHEST, is_least=True)
     else:
-        low /= _COARSE
-        while not met(low):
-            low /= _COARSE
-            if low < 1 / FURTHEST:
-                return 0.0
-    high = low * _COARSE
+        for low in (1 / factor for factor in _RISING[1:]):
+            if carries(low):
+                break
+            high = low
+        else:
+            return Headroom(0.0)
     while high / low > step:
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if met(middle) else (low, middle)
-    return low
+        low, high = (middle, high) if carries(middle) else (low, middle)
+    return Headroom(low)

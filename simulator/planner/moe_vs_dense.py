@@ -5,13 +5,14 @@ and where that turns round.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from simulator.planner.conditions import SHORT_REQUESTS, Change, Conditions, Trials
+from simulator.planner.conditions import Change, Conditions, Trials
 from simulator.planner.estimate import Estimator
 from simulator.planner.evaluations import FigureBands, best_of_each, row_of
 from simulator.planner.explore import Evaluation
+from simulator.planner.requests import count_needed
 from simulator.planner.samples import (
     CostSamples,
     Priced,
@@ -30,8 +31,6 @@ from simulator.results.plan_sentences.comparison import compare_kinds, state_onl
 RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Times the traffic that was asked for."""
 _BISECTIONS = 3
-_Tried = tuple[Priced, Change]
-"""A candidate at some rate, and the change of the question that it was found under."""
 
 
 def best_of_kind(result: SearchResult, kind: str) -> Evaluation | None:
@@ -55,15 +54,22 @@ class Rivals(NamedTuple):
     """The one that the screen expects to be best at the least traffic."""
     much: Candidate
     """The one that the screen expects to be best at the most traffic."""
+    others: tuple[Candidate, ...] = ()
+    """Others that what-ifs explore as asked and at twice the traffic."""
 
     def select_at(self, rate: float) -> tuple[Candidate, ...]:
         """Candidates that may be best at a rate."""
         other = self.little if rate < 1 else self.much if rate > 1 else self.now
-        return (self.now,) if other == self.now else (self.now, other)
+        others = self.others if rate in (1.0, 2.0) else ()
+        return tuple(dict.fromkeys((self.now, other, *others)))
 
 
-def rivals(result: SearchResult, best: Evaluation) -> Rivals:
-    """The best of a kind, and others of the kind that the screen kept."""
+def rivals(result: SearchResult, best: Evaluation, explored: Iterable[Candidate] = ()) -> Rivals:
+    """The best of a kind, and others of the kind that the screen kept.
+
+    Args:
+        explored: candidates that what-ifs explore.
+    """
     kind = result.space.kind(best.candidate.shape)
     kept = [
         one
@@ -75,10 +81,11 @@ def rivals(result: SearchResult, best: Evaluation) -> Rivals:
         min(kept, key=lambda one: _estimate_cost(result, one, rate), default=best.candidate)
         for rate in (RATES[0], RATES[-1])
     )
-    return Rivals(
-        best.candidate,
-        *(best.candidate if _is_alike(one, best.candidate) else one for one in (little, much)),
+    little, much = (
+        best.candidate if _is_alike(one, best.candidate) else one for one in (little, much)
     )
+    others = tuple(one for one in explored if result.space.kind(one.shape) == kind)
+    return Rivals(best.candidate, little, much, others)
 
 
 def _is_alike(one: Candidate, other: Candidate) -> bool:
@@ -118,26 +125,37 @@ def over_rates(trials: Trials, rate_per_s: float, moe: Rivals, dense: Rivals) ->
         rate_per_s: of the requests as asked.
     """
 
-    def try_rate(rate: float) -> tuple[_Tried, _Tried]:
+    def try_rate(rate: float) -> tuple[Priced, Priced]:
         first, second = (
             min(
-                (_try_candidate(trials, one, rate) for one in kind.select_at(rate)),
-                key=lambda one: one[0].cost,
+                (price(trials.find(one, _at_rate(rate))) for one in kind.select_at(rate)),
+                key=lambda one: one.cost,
             )
             for kind in (moe, dense)
         )
+        more = found.get(min((one for one in found if one > rate), default=rate))
+        if more is not None:  # what carries more carries this
+            first, second = (
+                min(pair, key=lambda one: one.cost)
+                for pair in zip((first, second), more, strict=True)
+            )
         return first, second
 
-    def add_demand(one: Priced, change: Change) -> Priced:
-        estimate = Estimator(trials, change).estimate(one.evaluation)
+    found: dict[float, tuple[Priced, Priced]] = {}
+
+    def add_demand(one: Priced, rate: float) -> Priced:
+        estimate = Estimator(trials, _at_rate(rate)).estimate(one.evaluation)
         return one._replace(demand=estimate and estimate.demand)
 
     points: list[tuple[float, Priced, Priced]] = []
     flips: list[Flip] = []
     last: tuple[float, str] | None = None
-    for rate in RATES:
-        first, second = try_rate(rate)
-        points.append((rate, add_demand(*first), add_demand(*second)))
+    rates = list_rates(trials)
+    for rate in reversed(rates):
+        found[rate] = try_rate(rate)
+    for rate in rates:
+        first, second = found[rate]
+        points.append((rate, add_demand(first, rate), add_demand(second, rate)))
         cheaper = _cheaper(first, second)
         if cheaper == "same":
             continue
@@ -153,42 +171,39 @@ def over_rates(trials: Trials, rate_per_s: float, moe: Rivals, dense: Rivals) ->
     return OverRates(points, flips)
 
 
-def changes_over_rates(moe: Rivals, dense: Rivals) -> list[tuple[Candidate, Change]]:
+def list_rates(trials: Trials) -> list[float]:
+    """Rates of :data:`RATES` at which the requests determine an answer: they last long enough for a
+    steady state, and enough lie beyond the highest percentile. All, where they do not as asked.
+    """
+    least = count_needed(trials.space.question) / 2
+
+    def is_enough(rate: float) -> bool:
+        traffic = trials.read_traffic(_at_rate(rate))
+        return traffic.is_steady and traffic.num_requests >= least
+
+    return [rate for rate in RATES if is_enough(rate)] if is_enough(1.0) else list(RATES)
+
+
+def changes_over_rates(
+    trials: Trials, moe: Rivals, dense: Rivals
+) -> list[tuple[Candidate, Change]]:
     """Explorations that :func:`over_rates` asks for in any case; others lie between two rates."""
     return [
-        (one, _change(one, rate)[1])
-        for rate in RATES
+        (one, _at_rate(rate))
+        for rate in list_rates(trials)
         for kind in (moe, dense)
         for one in kind.select_at(rate)
     ]
 
 
-def _change(candidate: Candidate, rate: float) -> tuple[int, Change]:
-    """Times the cluster of an exploration, and the change that it is under, for a rate.
-
-    Pools are sized for a part of much traffic: trials of them serve every request, and larger pools
-    are hardly better used.
-    """
-    times = 1 if candidate.prefill is None else 2 ** max(0, math.floor(math.log2(rate)))
-    return times, Change(Conditions(rate=rate / times), most=SHORT_REQUESTS)
+def _at_rate(rate: float) -> Change:
+    return Change(Conditions(rate=rate))
 
 
-def _try_candidate(trials: Trials, candidate: Candidate, rate: float) -> _Tried:
-    """A candidate at another rate."""
-    times, change = _change(candidate, rate)
-    found = price(trials.find(candidate, change))
-    size = found.evaluation.cluster_size
-    if size is not None and times > 1:
-        counts = size.replicas * times, size.prefill_replicas * times
-        cost = _price_replicas(trials.space, candidate, *counts)
-        found = found._replace(cost=cost)
-    return found, change
-
-
-def _cheaper(moe: _Tried, dense: _Tried) -> str:
-    if moe[0].cost == dense[0].cost:
+def _cheaper(moe: Priced, dense: Priced) -> str:
+    if moe.cost == dense.cost:
         return "same"
-    return "moe" if moe[0].cost < dense[0].cost else "dense"
+    return "moe" if moe.cost < dense.cost else "dense"
 
 
 def compare_at_targets(

@@ -1,11 +1,15 @@
 """Traffic that is planned for, from a question's workload: made long enough to be steady, cut
-to its peak.
+to its peak; and the stretch of it that everything but the finalists is simulated on.
+
+Traffic at another rate is the same question with another ``workload.rate_scale``: there is no other
+definition of it.
 """
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,14 +19,15 @@ from simulator.config.capacity import Question
 from simulator.config.workload import WorkloadSpec
 from simulator.planner.traffic import LEAST_STAYS, Traffic, busiest, led
 from simulator.scenario.question import load_open_requests
-from simulator.workload.requests import asked_rate_per_s
+from simulator.workload.requests import asked_rate_per_s, load_requests, source_arrivals_s
 from simulator.workload.traces import RequestTrace
 
 _STAYS = 8.0
 """Stays that generated requests last for behind their lead-in: queues near the most that can be
 carried build up slowly."""
-_BEYOND = 30
-"""Requests that must lie beyond the highest percentile that is asked for."""
+_BEYOND, _ON_STRETCH = 30, 100
+"""Requests that must lie beyond the highest percentile that is asked for: of generated requests at
+the least; and on the stretch that is looked at, whose count then has a sampling error of 10 %."""
 _LEVELS = {"mean": 0.5, "p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 _TOKEN_S, _FIRST_TOKEN_S = 0.05, 1.0
 """Taken where no target says how long a token, or the first one, may take. Assumed: about the pace
@@ -44,17 +49,25 @@ def lasting(question: Question, folder: Path) -> tuple[Question, int | None]:
     stay_s = stay(question, trace)
     duration_s = max(float(trace.arrival_s[-1] - trace.arrival_s[0]), 1e-9)
     rate = (trace.num_requests - 1) / duration_s
-    limits = question.targets.latencies.values()
-    levels = [1 - _LEVELS[level] for given in limits for level in given]
-    if question.targets.attainment is not None:
-        levels.append(1 - question.targets.attainment)
-    needed = math.ceil(
-        max(_STAYS * stay_s * rate, _BEYOND / max(min(levels, default=0.1), 0.001)) + stay_s * rate
-    )
+    needed = math.ceil(max(_STAYS * stay_s * rate, count_needed(question)) + stay_s * rate)
     if trace.num_requests >= needed:
         return question, None
     workload = question.workload.model_copy(update={"num_requests": needed, "duration_s": None})
     return question.model_copy(update={"workload": workload}), trace.num_requests
+
+
+def count_needed(question: Question) -> int:
+    """Requests that must be judged, so that enough lie beyond the highest percentile."""
+    return math.ceil(_BEYOND / _share_beyond(question))
+
+
+def _share_beyond(question: Question) -> float:
+    """Share of the requests that may lie beyond the highest percentile that is asked for."""
+    limits = question.targets.latencies.values()
+    levels = [1 - _LEVELS[level] for given in limits for level in given]
+    if question.targets.attainment is not None:
+        levels.append(1 - question.targets.attainment)
+    return max(min(levels, default=0.1), 0.001)
 
 
 def traffic_of(question: Question, folder: Path) -> Traffic:
@@ -67,26 +80,68 @@ def traffic_of(question: Question, folder: Path) -> Traffic:
     trace = _open_loop(question, folder)
     stay_s = stay(question, trace)
     if question.peak_s is not None:
-        peak = led(
-            trace,
-            *busiest(trace.arrival_s, trace.num_input + trace.num_output, question.peak_s),
-            stay_s,
+        return _cut_peak(question, folder, trace, stay_s)
+    lead = trace.num_lead_in
+    if not lead and trace.arrival_s[-1] >= LEAST_STAYS * stay_s:
+        lead = min(int(np.searchsorted(trace.arrival_s, stay_s)), trace.num_requests - 2)
+    return Traffic.measure(trace, lead, stay_s)._replace(workload=question.workload)
+
+
+def _cut_peak(question: Question, folder: Path, trace: RequestTrace, stay_s: float) -> Traffic:
+    """The busiest ``peak_s`` behind a stay's lead-in: just as a run loads them, where start and
+    number cut them out.
+    """
+    if question.workload.judge_from_s:
+        raise UserError("plan: peak_s says which requests are judged; leave judge_from_s out")
+    tokens = trace.num_input + trace.num_output
+    first, last = busiest(trace.arrival_s, tokens, question.peak_s or 0.0)
+    peak = led(trace, first, last, stay_s)
+    if peak.num_requests < 2 or peak.duration_s <= 0:
+        raise UserError(
+            f"plan: peak_s = {question.peak_s:g} holds "
+            f"{'one request' if peak.num_requests < 2 else 'requests of one moment only'}, "
+            "which is no rate to plan for; ask for a longer stretch"
         )
-        if peak.num_requests < 2 or peak.duration_s <= 0:
-            raise UserError(
-                f"plan: peak_s = {question.peak_s:g} holds "
-                f"{'one request' if peak.num_requests < 2 else 'requests of one moment only'}, "
-                "which is no rate to plan for; ask for a longer stretch"
-            )
+    cut = _cut_workload(question, folder, last - peak.trace.num_requests, last)
+    loaded = load_requests(cut, folder, question.seed)
+    if not _is_alike(loaded, peak.trace):
         return peak
-    is_long = trace.arrival_s[-1] >= LEAST_STAYS * stay_s
-    return Traffic.measure(
-        trace,
-        min(int(np.searchsorted(trace.arrival_s, stay_s)), trace.num_requests - 2)
-        if is_long
-        else 0,
-        stay_s,
+    return Traffic.measure(loaded, peak.lead, stay_s)._replace(workload=cut)
+
+
+def _cut_workload(question: Question, folder: Path, first: int, last: int) -> WorkloadSpec:
+    """The workload with its requests ``first`` to ``last`` (left out) alone."""
+    asked = question.workload
+    source_s = source_arrivals_s(asked, folder, question.seed)
+    begin = int(np.searchsorted(source_s, asked.start_s))
+    first, last = begin + first, begin + last
+    changes: dict[str, Any] = {"start_s": float(source_s[first]), "num_requests": last - first}
+    changes["duration_s"] = None
+    if is_generated(asked):
+        # Lengths are drawn for all requests at once, so all must still be drawn.
+        changes["num_requests"] = len(source_s) - first
+        if last < len(source_s):
+            half_s = float(source_s[last - 1] + source_s[last]) / 2
+            changes["duration_s"] = (half_s - float(source_s[first])) / asked.rate_scale
+    return asked.model_copy(update=changes)
+
+
+def _is_alike(loaded: RequestTrace, wanted: RequestTrace) -> bool:
+    """Whether requests are the same but for rounding."""
+    pairs = [
+        (getattr(loaded, name), getattr(wanted, name))
+        for name in ("num_input", "num_output", "prefix_starts", "domain")
+    ]
+    return all(np.array_equal(*pair) for pair in pairs) and np.allclose(
+        loaded.arrival_s, wanted.arrival_s, rtol=0, atol=1e-6
     )
+
+
+def find_stretch(question: Question, traffic: Traffic) -> Traffic:
+    """The busiest stretch of the traffic, with requests enough beyond the highest percentile and
+    as long as a steady state takes; all of it where it has no more.
+    """
+    return traffic.busiest(math.ceil(_ON_STRETCH / _share_beyond(question)), LEAST_STAYS)
 
 
 def asked_rate(question: Question, folder: Path) -> float | None:

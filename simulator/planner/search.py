@@ -4,43 +4,38 @@ on what looks best.
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import math
 from collections import Counter
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from itertools import product
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from simulator.base.contracts import is_shipped
 from simulator.base.data import cache_lookups
 from simulator.base.errors import UserError
-from simulator.base.frozen import Policy
 from simulator.base.progress import Progress, show_nothing
 from simulator.config.capacity import Question
-from simulator.config.model import ModelSpec
+from simulator.deployment.plan import make_plan
 from simulator.parallel.workers import Workers, use_workers
-from simulator.planner.explore import Evaluation, Explorer, resize_candidate
-from simulator.planner.requests import lasting, traffic_of
+from simulator.planner.conditions import AS_ASKED, WHOLE, Change, Trials, forget_files
+from simulator.planner.explore import Evaluation, resize_candidate
+from simulator.planner.judge import SLACK
+from simulator.planner.machines import WHERE
+from simulator.planner.requests import find_stretch, lasting
 from simulator.planner.ruled_out import Ruled
 from simulator.planner.screen import Candidate, Screened, by_cost, count_features, screen
-from simulator.planner.space import Space
-from simulator.planner.store import Store, key_of
-from simulator.planner.stored import STORED_EVALUATION, StoredEvaluation
+from simulator.planner.space import Space, check_variants
+from simulator.planner.store import Store
 from simulator.planner.traffic import Traffic
 
-_SHORT_REQUESTS, _SHORT_STAYS = 2000, 2.0
-"""Requests of the first round's stretch of traffic, or longer where they stay for long; the second
-has all."""
 _SPREAD = (0.0, 0.5, 1.0)
 """Places on the front of speeds, where no deployment can keep the targets."""
 _ALIKE = 6
 """Deployments of one model on one kind of machines, all with a prefill pool or all without, in the
 first round."""
-_FIRST_ROUND, _SECOND_ROUND = 20, 8
+_FIRST_ROUND, _SECOND_ROUND = 20, 5
 """Deployments in each round, besides the best of every model and of every kind of machines."""
 
 
@@ -54,9 +49,10 @@ class SearchResult(NamedTuple):
     """Requests of the workload as asked, where it got more."""
     space: Space
     traffic: Traffic
+    trials: Trials
     screened: dict[tuple[int, int], Screened]
     first: list[Evaluation]
-    """On the busiest stretch of the traffic."""
+    """On a busy stretch of the traffic."""
     evaluations: list[Evaluation]
     """On all of it; the best first."""
 
@@ -95,28 +91,30 @@ def search(
     Raises:
         UserError: if the question names what does not exist.
     """
+    forget_files()
     with use_workers(workers) as pool:
         return _search(question, folder, store, tick, pool)
 
 
 def _search(
-    question: Question, folder: Path, store: Store, tick: Progress, pool: Workers
+    asked: Question, folder: Path, store: Store, tick: Progress, pool: Workers
 ) -> SearchResult:
-    question, asked_requests = lasting(question, folder)
-    space, traffic = Space(question, folder), traffic_of(question, folder)
+    place = None if store.folder is None else str(store.folder)
+    trials = Trials(asked.model_dump_json(), str(folder), place)
+    question, asked_requests = lasting(asked, folder)
+    space, traffic = Space(question, folder), trials.read_traffic()
+    check_variants(space)
     wanted, offered = question.targets.output_tokens_per_s, traffic.rate_per_s * traffic.num_output
     if wanted is not None and wanted > offered:
         raise UserError(
             f"plan [targets]: output_tokens_per_s = {wanted:g} is more than the requests ask "
             f"for, {offered:,.0f} a second; raise workload.rate_scale, or leave it out"
         )
-    text = question.model_dump_json()
     parts = list(product(range(len(space.models)), range(len(space.machines))))
     name = "screening models on machines"
     tick(name, 0, len(parts))
-    task = partial(_screen_part, text, str(folder))
     judged = pool.map(
-        task,
+        partial(_screen_part, trials),
         parts,
         lambda n: tick(name, n, len(parts)),
         group=itemgetter(0),
@@ -129,17 +127,16 @@ def _search(
     candidates = shortlist(screened) + choose_hopeless(
         space, {key: part for key, part in screened.items() if key[0] not in possible}
     )
-    first = _explore(space, text, store, candidates, True, tick, pool)
-    chosen = choose_finalists(first)
-    if (
-        _cut_traffic(traffic).num_requests == traffic.num_requests
-    ):  # the first round had all requests
-        evaluations = [evaluation for evaluation in first if evaluation.candidate in chosen]
-    else:
-        begun = {evaluation.candidate: resize_candidate(evaluation) for evaluation in first}
-        evaluations = _explore(
-            space, text, store, [begun[candidate] for candidate in chosen], False, tick, pool
-        )
+    longest_prompt = int(traffic.trace.num_input.max())
+    candidates = [choose_chunks(space, one, longest_prompt) for one in candidates]
+    first = _explore(space, trials, store, candidates, AS_ASKED, tick, pool)
+    chosen = choose_finalists(space, first)
+    evaluations = [one for one in first if one.candidate in chosen]
+    finalists = [resize_candidate(evaluation) for evaluation in evaluations]
+    twins = [twin for one in finalists if (twin := find_twin(space, one)) is not None]
+    if find_stretch(question, traffic).num_requests < traffic.num_requests:
+        evaluations, twins = [], finalists + twins
+    evaluations += _explore(space, trials, store, twins, WHOLE, tick, pool)
     evaluations = [
         replace(evaluation, candidate=resize_candidate(evaluation)) for evaluation in evaluations
     ]
@@ -148,14 +145,11 @@ def _search(
         asked_requests,
         space,
         traffic,
+        trials,
         screened,
         first,
         sorted(evaluations, key=best_first),
     )
-
-
-def _cut_traffic(traffic: Traffic) -> Traffic:
-    return traffic.busiest(_SHORT_REQUESTS, _SHORT_STAYS)
 
 
 def shortlist(screened: dict[tuple[int, int], Screened]) -> list[Candidate]:
@@ -201,22 +195,75 @@ def choose_hopeless(space: Space, screened: dict[tuple[int, int], Screened]) -> 
     return list(chosen)
 
 
-def choose_finalists(first: list[Evaluation]) -> list[Candidate]:
-    """Candidates of the second round: the best, and the best of every model and of every kind of
-    machines.
+def choose_chunks(space: Space, candidate: Candidate, longest_prompt: int) -> Candidate:
+    """The candidate with prompts chunked where its engine's release does not by itself, and one is
+    longer than a step.
+    """
+    if longest_prompt <= candidate.budget or _splits_prompts(space, candidate) in (None, True):
+        return candidate
+    return _chunk_prompts(candidate, True)
+
+
+def find_twin(space: Space, candidate: Candidate) -> Candidate | None:
+    """The candidate with prompts in chunks if they are whole, and whole if they are in chunks,
+    which the screen prices alike; ``None`` where a question says which, or the engine has one way.
+    """
+    splits = _splits_prompts(space, candidate)
+    return None if splits is None else _chunk_prompts(candidate, not splits)
+
+
+def _splits_prompts(space: Space, candidate: Candidate) -> bool | None:
+    """Whether prompts are cut into chunks; ``None`` where a search has no choice."""
+    variant = space.variants[candidate.shape.model]
+    if not variant.entry.engine.startswith("trtllm"):
+        return None
+    if "chunked_prompts" in variant.table.get("scheduling", {}):
+        return None
+    spec = space.spec(candidate.shape, candidate.budget)
+    plan = make_plan(spec, space.question.seed, WHERE, space.folder)
+    return plan.serving.rules.splits_prompts
+
+
+def _chunk_prompts(candidate: Candidate, is_chunked: bool) -> Candidate:
+    how = "chunked" if is_chunked else "whole"
+    prefill = candidate.prefill and candidate.prefill._replace(prompts=how)
+    return candidate._replace(shape=candidate.shape._replace(prompts=how), prefill=prefill)
+
+
+def choose_finalists(space: Space, first: list[Evaluation]) -> list[Candidate]:
+    """Candidates of the second round: the best, the best of every model and of every kind of
+    machines, and of every model the one that may be cheapest on all requests, which are not as busy
+    as the stretch that it was tried on.
     """
     ordered = sorted(first, key=best_first)
     chosen = dict.fromkeys(evaluation.candidate for evaluation in ordered[:_SECOND_ROUND])
-    seen: set[tuple[str, int]] = set()
-    for evaluation in ordered:
-        for kind in (
-            ("model", evaluation.candidate.shape.model),
-            ("machines", evaluation.candidate.shape.machines),
-        ):
-            if kind not in seen:
-                chosen.setdefault(evaluation.candidate)
-            seen.add(kind)
+    hopeful = sorted(first, key=partial(_read_hopefully, space))
+    seen: set[tuple[str, Any]] = set()
+    for among, evaluation in [
+        *(("machines", one) for one in ordered),
+        *(("models", one) for one in ordered),
+        *(("hopeful", one) for one in hopeful),
+    ]:
+        candidate = evaluation.candidate
+        is_machine = among == "machines"
+        kind = candidate.shape.machines if is_machine else _name_model(space, candidate)
+        if (among, kind) not in seen:
+            chosen.setdefault(candidate)
+        seen.add((among, kind))
     return list(chosen)
+
+
+def _read_hopefully(space: Space, evaluation: Evaluation) -> tuple[Any, ...]:
+    """Cost of the smallest cluster that came near to the targets, and how near."""
+    gpu_hour = space.machines_at(evaluation.candidate.shape).gpu_hour
+    near = [(one.size * gpu_hour, worst) for one, worst in evaluation.tried if worst <= SLACK]
+    return (*min(near, default=(math.inf, math.inf)), *best_first(evaluation))
+
+
+def _name_model(space: Space, candidate: Candidate) -> tuple[int, bool]:
+    """A model of the question, whole or pruned."""
+    variant = space.variants[candidate.shape.model]
+    return variant.number, variant.pruning is not None
 
 
 def best_first(evaluation: Evaluation) -> tuple[Any, ...]:
@@ -245,17 +292,15 @@ def best_first(evaluation: Evaluation) -> tuple[Any, ...]:
 
 def _explore(
     space: Space,
-    text: str,
+    trials: Trials,
     store: Store,
     candidates: list[Candidate],
-    is_short: bool,
+    change: Change,
     tick: Progress,
     pool: Workers,
 ) -> list[Evaluation]:
-    name = f"simulating deployments on {'the busiest stretch' if is_short else 'all requests'}"
+    name = f"simulating deployments on {'all requests' if change.is_whole else 'a busy stretch'}"
     tick(name, 0, len(candidates))
-    place = None if store.folder is None else str(store.folder)
-    task = partial(_explore_candidate, text, str(space.folder), place, is_short)
     met: list[Evaluation] = []
 
     def note(evaluation: Evaluation) -> None:
@@ -266,6 +311,7 @@ def _explore(
     def show(count: int) -> None:
         tick(name, count, len(candidates), _describe_best(space, met[0]) if met else "")
 
+    task = partial(_explore_candidate, trials, change)
     return pool.map(task, candidates, show, note, model_of, estimate_work)
 
 
@@ -295,95 +341,12 @@ def _describe_best(space: Space, evaluation: Evaluation) -> str:
     return f"{price}{space.name_model(shape)} on {where}"
 
 
-@lru_cache(maxsize=2)
-def _read_world(text: str, folder: str, is_short: bool) -> tuple[Space, Traffic]:
-    question = Question.model_validate_json(text)
-    traffic = traffic_of(question, Path(folder))
-    return Space(question, Path(folder)), _cut_traffic(traffic) if is_short else traffic
-
-
-def _screen_part(text: str, folder: str, part: tuple[int, int]) -> Screened:
-    space, traffic = _read_world(text, folder, False)
+def _screen_part(trials: Trials, part: tuple[int, int]) -> Screened:
     with cache_lookups():
-        return screen(space, traffic, *part)
+        return screen(trials.space, trials.read_traffic(), *part)
 
 
-def _explore_candidate(
-    text: str, folder: str, place: str | None, is_short: bool, candidate: Candidate
-) -> Evaluation:
+def _explore_candidate(trials: Trials, change: Change, candidate: Candidate) -> Evaluation:
     """One evaluation, from the store where it is there."""
-    space, traffic = _read_world(text, folder, is_short)
-    store = Store(None if place is None else Path(place))
-    key = key_of(identity(space, traffic, candidate))
-    known = store.get(key, STORED_EVALUATION)
-    if known is not None:
-        return replace(
-            known.restore(candidate, space.machines_at(candidate.shape).gpu_hour),
-            was_stored=True,
-        )
     with cache_lookups():
-        found = Explorer(space, candidate, traffic, space.question.seed).find()
-    store.put(key, StoredEvaluation.strip(found), STORED_EVALUATION)
-    return found
-
-
-def identity(space: Space, traffic: Traffic, candidate: Candidate) -> list[Any]:
-    """All that an evaluation about a candidate depends on: not the question's name, its other
-    models and machines, or its map.
-
-    A search that gets another model or another price therefore finds what it has done already.
-    """
-    question, shape = space.question, candidate.shape
-    variant, machines = space.variants[shape.model], space.machines_at(shape)
-    prompts = candidate.prefill and candidate.prefill._replace(model=0, machines=0)
-    return [
-        candidate._replace(
-            shape=shape._replace(model=0, machines=0),
-            prefill=prompts,
-            cost_per_hour=0.0,
-            least_cost_per_hour=0.0,
-        ),
-        space.models[shape.model].model_dump(mode="json"),
-        variant.entry.model_dump(mode="json", exclude={"quality", "pruned_quality", "prunings"}),
-        variant.pruning and variant.pruning.model_dump(mode="json"),
-        _digest_own_code(space.models[shape.model]),
-        _digest_files(
-            variant.entry.routing or space.models[shape.model].routing or {}, space.folder
-        ),
-        machines.spec.model_dump(
-            mode="json", exclude={"price_per_gpu_hour", "currency", "sources"}
-        ),
-        [machines.sizes, machines.offer.network_speed],
-        question.targets.model_dump(mode="json"),
-        question.workload.slo.model_dump(mode="json"),
-        [question.seed, question.spare.nodes, question.spare.gpus, *_list_spare_rates(question)],
-        traffic.digest,
-    ]
-
-
-def _list_spare_rates(question: Question) -> list[float]:
-    """Numbers that the count of spare replicas hangs on; none without any."""
-    rates = question.failures
-    if rates.availability is None:
-        return []
-    found = [rates.availability, rates.mtbf_gpu_hours_low, rates.repair_hours]
-    if rates.node_share + rates.switch_share > 0:
-        found += [rates.node_share, rates.switch_share, rates.nodes_per_switch]
-    return found
-
-
-def _digest_own_code(model: ModelSpec) -> list[str]:
-    """Digests of a user's own files of mixers and feed-forward blocks."""
-    blocks = (*model.mixers.values(), *model.ffns.values())
-    files = {inspect.getfile(type(block)) for block in blocks if not is_shipped(type(block))}
-    return [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in sorted(files)]
-
-
-def _digest_files(table: Policy, folder: Path) -> list[str]:
-    """Digests of the files that a policy reads."""
-    paths = [
-        folder / value
-        for value in table.values()
-        if isinstance(value, str) and (folder / value).is_file()
-    ]
-    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+        return trials.find(candidate, change)

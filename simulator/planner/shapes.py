@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import copy
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from simulator.config.capacity import CandidateModel
 from simulator.config.pruning import Pruning
 
 
 class ModelVariant(NamedTuple):
-    """One of the question's models, whole or pruned."""
+    """One of the question's models, whole or pruned, with some values of ``space.keys``."""
 
+    number: int
+    """Index into the question's models."""
     entry: CandidateModel
     pruning: Pruning | None
     quality: float | None
+    keys: Mapping[str, Any]
+    """Values by dotted key."""
+
+    @property
+    def table(self) -> dict[str, Any]:
+        """Keys of a deployment that the search does not decide."""
+        found = copy.deepcopy(self.entry.deployment)
+        for key, value in self.keys.items():
+            *outer, last = key.split(".")
+            inner = found
+            for name in outer:
+                inner = inner.setdefault(name, {})
+            inner[last] = copy.deepcopy(value)
+        return found
 
 
 class ReplicaShape(NamedTuple):
@@ -39,6 +57,8 @@ class ReplicaShape(NamedTuple):
     """Placement of experts without copies."""
     max_sequences: int = 0
     """Sequences at once of a data-parallel rank; 0 = as many as the engine starts with."""
+    prompts: str = ""
+    """``"chunked"`` to fill steps, or ``"whole"``; empty = as the engine's release does."""
 
     @property
     def num_ranks(self) -> int:
@@ -50,4 +70,4 @@ class ReplicaShape(NamedTuple):
         """The shape whose blocks of a step take as long: without what changes the cache, the
         batches and their way through the layers.
         """
-        return self._replace(kv_dtype="", overlap="", pp=1, max_sequences=0)
+        return self._replace(kv_dtype="", overlap="", pp=1, max_sequences=0, prompts="")

@@ -7,10 +7,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from simulator.planner.calibration_error import compute_miss_probability
-from simulator.planner.evaluations import explorer, text_of
-from simulator.planner.explore import ClusterSize, Evaluation
+from simulator.planner.conditions import WHOLE
+from simulator.planner.evaluations import text_of
+from simulator.planner.explore import Evaluation
 from simulator.planner.search import SearchResult, best_first
-from simulator.results.answer.deployments import LargerSize, Sizes, SmallerSize
+from simulator.results.answer.deployments import AlsoMeets, LargerSize, Sizes, SmallerSize
 from simulator.workload.requests import longest_tokens
 
 _TRIED = 4
@@ -29,7 +30,7 @@ def find_sizes(result: SearchResult, evaluation: Evaluation) -> Sizes:
     if evaluation.size is None:
         return Sizes()
     place = machines.sizes.index(evaluation.size)
-    below = evaluation.below if place else None
+    below, smaller = evaluation.below, evaluation.smaller
     larger = machines.sizes[place + 1 : place + 2]
     return Sizes(
         smaller=None
@@ -39,6 +40,15 @@ def find_sizes(result: SearchResult, evaluation: Evaluation) -> Sizes:
             worst_target=below.tightest,
             worst_ratio=below.worst,
             measured=below.measured[below.tightest],
+        ),
+        also_meets=None
+        if smaller is None
+        else AlsoMeets(
+            gpus=smaller.cluster_size.size,
+            worst_target=smaller.outcome.tightest,
+            worst_ratio=smaller.outcome.worst,
+            measured=smaller.outcome.measured[smaller.outcome.tightest],
+            sampling_error=smaller.error,
         ),
         larger=_describe_larger(result, evaluation, larger[0]) if larger else None,
     )
@@ -73,11 +83,9 @@ def _find_best(result: SearchResult, first: Evaluation, size: int) -> Evaluation
             tried.append(one)
         elif one.candidate.prefill is None and replicas >= 1:
             there = one.cluster_size._replace(size=size, replicas=replicas)
-            trials = explorer(result, one)
-            outcome = trials.trial(there)
-            missing = compute_miss_probability(
-                trials.plan(ClusterSize(0, 1)), outcome, longest_tokens(trials.traffic.trace)
-            )
+            outcome = result.trials.trial(one.candidate, there, WHOLE)
+            plan = result.trials.open_explorer(one.candidate, WHOLE).plan(there)
+            missing = compute_miss_probability(plan, outcome, longest_tokens(result.traffic.trace))
             found = replace(one, cluster_size=there, outcome=outcome, risk=missing)
             tried.append(replace(found, cost_per_hour=size * machines.gpu_hour))
     met = [one for one in tried if one.outcome is not None and one.outcome.met]

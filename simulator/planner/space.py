@@ -5,12 +5,16 @@ and why others are not possible.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 from simulator.base.errors import UserError
-from simulator.base.frozen import Policy
+from simulator.base.frozen import Policy, validate
+from simulator.base.kinds import PolicyOf
+from simulator.base.plugins import build
+from simulator.base.text import inline_toml
 from simulator.config.capacity import CandidateModel, Question
 from simulator.config.deployment import DeploymentSpec, ParallelSpec
 from simulator.config.model import ModelSpec
@@ -48,11 +52,11 @@ class Space:
         """
         self.question = question
         self.folder = folder
-        self.variants = [ModelVariant(one, None, one.quality) for one in question.models]
-        self.variants += [
-            ModelVariant(one, each, one.pruned_quality)
-            for one in question.models
-            for each in one.prunings
+        keys = question.space.keys
+        self.variants = [
+            variant
+            for values in product(*keys.values())
+            for variant in _list_variants(question, dict(zip(keys, values, strict=True)))
         ]
         self.models = [
             _name_pruned(choose_model(one.entry, f"{WHERE} [models]", folder), one.pruning)
@@ -149,12 +153,30 @@ class Space:
         """Replicas that serve on a cluster when what may be lost is lost, and the spare ones are
         out of work.
         """
-        most = max(0, size - self.spare_gpus(shape)) // shape.num_ranks
-        return next(
-            count
-            for count in range(most, -1, -1)
-            if count + self.count_spares(shape, count) <= most
-        )
+        return self._count_serving(shape, (size - self.spare_gpus(shape)) // shape.num_ranks)
+
+    def _count_serving(self, shape: ReplicaShape, most: int, in_pools: bool = False) -> int:
+        """Replicas that serve, of ``most`` with the spare ones."""
+        counts = range(max(0, most), -1, -1)
+        return next(n for n in counts if n + self.count_spares(shape, n, in_pools) <= max(0, most))
+
+    def list_fills(
+        self, size: int, shape: ReplicaShape, prefill: ReplicaShape | None = None
+    ) -> list[tuple[int, int]]:
+        """Replicas, and prefill replicas, that fill a cluster when what may be lost is lost and the
+        spare ones are out of work: from fewest prefill replicas to most.
+        """
+        if prefill is None:
+            replicas = self.count_replicas(size, shape)
+            return [(replicas, 0)] if replicas else []
+        room, found = size - self.spare_gpus(shape, prefill), dict[int, int]()
+        for prompts in range(1, room // prefill.num_ranks + 1):
+            taken = prompts + self.count_spares(prefill, prompts, in_pools=True)
+            most = (room - taken * prefill.num_ranks) // shape.num_ranks
+            replicas = self._count_serving(shape, most, in_pools=True)
+            if replicas:
+                found[replicas] = prompts
+        return list(found.items())
 
     def find_cluster(
         self,
@@ -294,35 +316,37 @@ class Space:
             raise UserError(
                 f"{WHERE}: {replicas * shape.num_ranks} GPUs are more than the limits allow"
             )
-        return DeploymentSpec(
-            name=name or self.text(shape),
-            model=one.model,
-            dense_of=one.dense_of,
-            moe_of=one.moe_of,
-            cluster=machines.name_size(held),
-            parallel=ParallelSpec(
+        own = self.variants[shape.model].table
+        chosen = choose_scheduling(shape, budget or max(self.question.space.token_budgets))
+        table = {
+            "name": name or self.text(shape),
+            "model": one.model,
+            "dense_of": one.dense_of,
+            "moe_of": one.moe_of,
+            "cluster": machines.name_size(held),
+            "parallel": ParallelSpec(
                 tp=shape.tp,
                 attention_dp=shape.attention_dp,
                 ep=shape.ep if shape.ep > 1 else None,
                 pp=shape.pp,
             ),
-            engine=one.engine,
-            replicas=replicas,
-            weight_dtype=shape.weight_dtype or None,  # type: ignore[arg-type]
-            kv_dtype=shape.kv_dtype,  # type: ignore[arg-type]
-            dispatch_dtype=shape.dispatch_dtype or None,  # type: ignore[arg-type]
-            routing=one.routing,
-            placement={"kind": "eplb", "num_slots": shape.slots}
+            "engine": one.engine,
+            "replicas": replicas,
+            "weight_dtype": shape.weight_dtype or None,
+            "kv_dtype": shape.kv_dtype,
+            "dispatch_dtype": shape.dispatch_dtype or None,
+            "routing": one.routing,
+            "placement": {"kind": "eplb", "num_slots": shape.slots}
             if shape.slots
             else {"kind": shape.placement},
-            scheduling=choose_scheduling(
-                one.engine, budget or max(self.question.space.token_budgets), shape.max_sequences
-            ),
-            overlap=shape.overlap,  # type: ignore[arg-type]
-            network_speed=machines.offer.network_speed,
-            price_per_gpu_hour=machines.offer.price_per_gpu_hour,
-            pruning=self.variants[shape.model].pruning,
-        )
+            "overlap": shape.overlap,
+            "network_speed": machines.offer.network_speed,
+            "price_per_gpu_hour": machines.offer.price_per_gpu_hour,
+            "pruning": self.variants[shape.model].pruning,
+            **own,
+            "scheduling": {**own.get("scheduling", {}), **chosen},
+        }
+        return validate(DeploymentSpec, table, f"{WHERE} [models] deployment")
 
     def text(self, shape: ReplicaShape) -> str:
         """A shape in words, for tables."""
@@ -343,8 +367,11 @@ class Space:
         entry = self.variants[shape.model].entry
         alike = [one for one in self.question.models if model_text(one) == model_text(entry)]
         engines = {one.engine for one in alike}
-        engine = f" in {entry.engine}" if len(engines) > 1 else ""
-        return f"{model.name} {shape.weight_dtype or released}{engine}"
+        named = f" in {entry.engine}" if len(engines) > 1 else ""
+        if any(one.deployment != entry.deployment for one in alike):
+            named += "".join(f", {key}" for key in inline_keys(entry.deployment))
+        named += "".join(f", {key}" for key in inline_keys(self.variants[shape.model].keys))
+        return f"{model.name} {shape.weight_dtype or released}{named}"
 
     def split(self, shape: ReplicaShape) -> str:
         """The split of a replica, in words."""
@@ -362,16 +389,70 @@ class Space:
             split.append("experts placed by load")
         if shape.overlap != "none":
             split.append("overlap")
+        if shape.prompts:
+            split.append(f"{shape.prompts} prompts")
         return ", ".join(split)
 
 
-def choose_scheduling(engine: str, budget: int, max_sequences: int) -> Policy:
+def check_variants(space: Space, file: str = WHERE) -> None:
+    """Refuse keys and policies that no deployment has, before any is tried.
+
+    Args:
+        file: of the question, for errors.
+
+    Raises:
+        UserError: with the key, and what would be right.
+    """
+    hints = get_type_hints(DeploymentSpec, include_extras=True)
+    for variant in space.variants:
+        count, table = len(space.question.models), variant.table
+        where = f"{file} [models entry {variant.number + 1} of {count}] [deployment]"
+        if variant.keys:
+            where += " with [space.keys]"
+        named = {"name": "any", "model": "any", "cluster": "any"}
+        validate(DeploymentSpec, named | table, where)
+        for key, value in table.items():
+            for family in _list_families(hints[key]):
+                for policy in value if isinstance(value, list | tuple) else [value]:
+                    build(family, policy, f"{where} [{key}]")
+
+
+def _list_families(hint: Any) -> Iterator[str]:
+    """The families of whole policies that a key holds."""
+    for part in get_args(hint):
+        if not isinstance(part, PolicyOf):
+            yield from _list_families(part)
+        elif not part.is_partial:
+            yield part.family
+
+
+def inline_keys(table: Mapping[str, Any]) -> list[str]:
+    """The keys of a table as TOML, one by one.
+
+    >>> inline_keys({"usage": "offline"})
+    ['usage = "offline"']
+    """
+    return [f"{key} = {inline_toml(value)}" for key, value in table.items()]
+
+
+def _list_variants(question: Question, keys: Mapping[str, Any]) -> list[ModelVariant]:
+    """Every model with some values of ``space.keys``, the whole ones first."""
+    numbered = list(enumerate(question.models))
+    whole = [ModelVariant(n, one, None, one.quality, keys) for n, one in numbered]
+    return whole + [
+        ModelVariant(n, one, each, one.pruned_quality, keys)
+        for n, one in numbered
+        for each in one.prunings
+    ]
+
+
+def choose_scheduling(shape: ReplicaShape, budget: int) -> Policy:
     """Keys in which a shape's batching differs from its engine's own."""
     changes: Policy = {"token_budget": budget}
-    if max_sequences:
-        changes["max_sequences"] = max_sequences
-    if engine.startswith("trtllm"):
-        changes["chunked_prompts"] = True
+    if shape.max_sequences:
+        changes["max_sequences"] = shape.max_sequences
+    if shape.prompts:
+        changes["chunked_prompts"] = shape.prompts == "chunked"
     return changes
 
 

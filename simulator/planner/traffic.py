@@ -3,8 +3,6 @@ means that the screen goes by.
 
 A cluster that starts empty looks faster than it is, so the requests that are judged come behind a
 lead-in that is served and not judged, as long as a request stays where the targets are just kept.
-Traffic that is raised lasts as long as before: the same requests come again, so that queues have as
-long to build up.
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.config.workload import WorkloadSpec
 from simulator.workload.traces import RequestTrace, take_requests
 
 LEAST_STAYS = 4.0
@@ -24,8 +23,6 @@ LEAST_STAYS = 4.0
 the time is start and end."""
 _SAMPLED = 256
 """Requests whose lengths stand for all in the screen."""
-_LEAST_REQUESTS = 200
-"""Requests that are judged of traffic that is thinned out."""
 
 
 class Traffic(NamedTuple):
@@ -45,10 +42,13 @@ class Traffic(NamedTuple):
     """Prompt lengths of a sample."""
     contexts: NDArray[np.int64]
     """Contexts of a sample halfway through the output, each as often as its output is long."""
+    workload: WorkloadSpec | None = None
+    """The workload of just these requests; ``None`` where no keys of one cut them out."""
 
     @classmethod
     def measure(cls, trace: RequestTrace, lead: int = 0, stay_s: float = 0.0) -> Traffic:
         """Measure the rate and the lengths of a trace with arrivals."""
+        lead = int(np.searchsorted(trace.arrival_s, trace.arrival_s[lead]))
         num_input, num_output = trace.num_input[lead:], trace.num_output[lead:]
         count = len(num_input)
         places = np.linspace(0, count - 1, min(_SAMPLED, count)).astype(np.int64)
@@ -71,6 +71,11 @@ class Traffic(NamedTuple):
     def num_requests(self) -> int:
         """Requests that are judged."""
         return self.trace.num_requests - self.lead
+
+    @property
+    def judge_from_s(self) -> float:
+        """Arrival of the first request that is judged, seconds since the first one."""
+        return float(self.trace.arrival_s[self.lead])
 
     @property
     def duration_s(self) -> float:
@@ -105,14 +110,6 @@ class Traffic(NamedTuple):
             found.update(np.ascontiguousarray(values).tobytes())
         return found.hexdigest()
 
-    def share(self, parts: int) -> tuple[RequestTrace, int]:
-        """Requests of one of ``parts`` replicas, every n-th of n, as a balancer that keeps them
-        even would send; and its lead.
-        """
-        first = self.lead % parts  # so that the first request that is judged is among them
-        chosen = np.arange(first, self.trace.num_requests, parts)
-        return subset(self.trace, chosen), int(np.searchsorted(chosen, self.lead))
-
     def busiest(self, num_requests: int, stays: float = 0.0) -> Traffic:
         """The stretch of about so many requests in which most tokens arrive, behind a lead-in;
         itself where it has no more.
@@ -123,39 +120,17 @@ class Traffic(NamedTuple):
         num_requests = max(num_requests, math.ceil(stays * self.stay_s * self.rate_per_s))
         if self.num_requests <= num_requests:
             return self
+        arrival_s = self.trace.arrival_s[self.lead :]
         seconds = self.duration_s * num_requests / self.num_requests
-        first, last = busiest(self.trace.arrival_s[self.lead :], self._tokens[self.lead :], seconds)
+        first, last = busiest(arrival_s, self._tokens[self.lead :], seconds)
+        # Long requests may be few, and the last of a stretch comes before its seconds are over.
+        until_s, count = arrival_s[first] + stays * self.stay_s, len(arrival_s)
+        last = max(last, first + num_requests, int(np.searchsorted(arrival_s, until_s)) + 1)
+        last = min(last, count)
+        from_s = arrival_s[last - 1] - stays * self.stay_s
+        begin = int(np.searchsorted(arrival_s, from_s, side="right")) - 1
+        first = max(min(first, last - num_requests, begin), 0)
         return led(self.trace, self.lead + first, self.lead + last, self.stay_s)
-
-    def at_rate(self, factor: float) -> Traffic:
-        """Requests coming ``factor`` times as fast, for as long as these: repeated, or the last of
-        them.
-        """
-        if factor == 1.0:
-            return self
-        lead_s = float(self.trace.arrival_s[self.lead])
-        if factor < 1.0:
-            count = min(
-                self.num_requests, max(_LEAST_REQUESTS, math.ceil(self.num_requests * factor))
-            )
-            trace, judged = self.trace, self.trace.num_requests - count
-        else:
-            gap_s = self.duration_s / max(self.num_requests - 1, 1)
-            times = (
-                math.ceil(factor * (lead_s + self.duration_s) / max(self.duration_s + gap_s, 1e-9))
-                + 1
-            )
-            trace = _repeat(self.trace, self.lead, times, self.duration_s + gap_s)
-            judged = trace.num_requests - round(self.num_requests * factor)
-        arrival_s = trace.arrival_s - trace.arrival_s[judged]
-        arrival_s = arrival_s * (
-            (trace.num_requests - judged)
-            / max(float(arrival_s[-1]), 1e-9)
-            / (factor * self.rate_per_s)
-        )
-        first = int(np.searchsorted(arrival_s, -lead_s * (1 + 1e-9)))
-        changed = subset(replace(trace, arrival_s=arrival_s), np.arange(first, trace.num_requests))
-        return Traffic.measure(changed, judged - first, self.stay_s)
 
     @property
     def _tokens(self) -> NDArray[np.int64]:
@@ -171,9 +146,9 @@ def led(trace: RequestTrace, first: int, last: int, stay_s: float) -> Traffic:
 
 
 def subset(trace: RequestTrace, chosen: NDArray[np.int64]) -> RequestTrace:
-    """Some requests of a trace, in its order."""
+    """Some requests of a trace, in its order, all judged: their times begin anew."""
     taken = take_requests(trace, chosen)
-    return replace(taken, arrival_s=taken.arrival_s - taken.arrival_s[:1])
+    return replace(taken, arrival_s=taken.arrival_s - taken.arrival_s[:1], judge_from_s=0.0)
 
 
 def busiest(
@@ -186,19 +161,3 @@ def busiest(
     tokens = np.concatenate([[0], np.cumsum(num_tokens)])
     best = int(np.argmax(tokens[ends] - tokens[:-1]))
     return best, int(ends[best])
-
-
-def _repeat(trace: RequestTrace, lead: int, times: int, period_s: float) -> RequestTrace:
-    """The trace with all behind its lead-in ``times`` over; prefixes are shared within each time,
-    not between them.
-    """
-    order = np.concatenate([np.arange(lead), np.tile(np.arange(lead, trace.num_requests), times)])
-    which = np.concatenate(
-        [np.zeros(lead, np.int64), np.repeat(np.arange(times), trace.num_requests - lead)]
-    )
-    taken = take_requests(trace, order)
-    ids = taken.prefix_ids
-    if trace.prefix_block_tokens:
-        time_of = np.repeat(which, np.diff(taken.prefix_starts))
-        ids = ids + time_of * (int(ids.max(initial=0)) + 1)
-    return replace(taken, arrival_s=taken.arrival_s + which * period_s, prefix_ids=ids)

@@ -14,8 +14,9 @@ from pydantic import Field
 
 from simulator.config.capacity import Targets
 from simulator.config.workload import SLO
+from simulator.planner.traffic import Traffic
 from simulator.results.answer.deployments import BACKLOG
-from simulator.results.metrics import is_in_time, latencies
+from simulator.results.metrics import is_in_time, latencies, measure_throughput
 
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 _WORST = 1e9
@@ -27,9 +28,8 @@ _CHANCE = 4.0
 """... and so many times the square root of their number besides, which comes and goes by chance."""
 _FEWEST_REQUESTS = 40
 """Fewest requests of which growth can be told from chance."""
-_EARLY, _LATE = 0.05, 0.95
-"""Quantiles of the times at which requests end, between which tokens are counted: not while the
-last few run out."""
+_BLOCKS, _DRAWS = 20, 200
+"""Blocks of neighbouring requests, which wait in the same queues; and how often they are drawn."""
 
 
 class Outcome(NamedTuple):
@@ -68,30 +68,23 @@ class Outcome(NamedTuple):
         )
 
 
-def outcome(
-    requests: pd.DataFrame, targets: Targets, slo: SLO, share: float = 1.0, stay_s: float = 0.0
-) -> Outcome:
+def measure_outcome(table: pd.DataFrame, traffic: Traffic, targets: Targets, slo: SLO) -> Outcome:
     """Hold a trial against the targets, and against an implied one, ``backlog``: that it keeps up
     with what comes.
 
     Args:
-        requests: ``REQUEST_COLUMNS`` of those that are judged.
-        share: of the deployment's traffic that the trial saw.
-        stay_s: that a request may take, where it is known.
+        table: ``REQUEST_COLUMNS`` of all requests of the traffic.
     """
+    requests = table.iloc[traffic.lead :]
     latency = latencies(requests)
     measured: dict[str, float] = {}
     ratios: dict[str, float] = {}
     for name, limits in targets.latencies.items():
         values = latency[name].dropna()
         for level, limit in limits.items():
-            found = (
-                float(values.mean() if level == "mean" else values.quantile(_QUANTILES[level]))
-                if len(values)
-                else 0.0
-            )
+            found = _measure_level(values, level)
             measured[f"{name}.{level}"], ratios[f"{name}.{level}"] = found, found / limit
-    tokens_per_s = _tokens_per_s(requests) / share
+    tokens_per_s = measure_throughput(table, traffic.judge_from_s).output_tokens_per_s
     kept = is_in_time(latency, slo)
     if targets.attainment is not None:
         found = float(kept.mean())
@@ -100,7 +93,7 @@ def outcome(
     if targets.output_tokens_per_s is not None:
         measured["output_tokens_per_s"] = tokens_per_s
         ratios["output_tokens_per_s"] = targets.output_tokens_per_s / tokens_per_s
-    measured[BACKLOG], ratios[BACKLOG] = _measure_backlog(requests, stay_s)
+    measured[BACKLOG], ratios[BACKLOG] = _measure_backlog(requests, traffic.stay_s)
     return Outcome(
         ratios,
         measured,
@@ -110,21 +103,38 @@ def outcome(
     )
 
 
-def _tokens_per_s(requests: pd.DataFrame) -> float:
-    """Output tokens of the requests that ended between two quantiles of the ends, over the time
-    between these.
+def _measure_level(values: pd.Series, level: str) -> float:
+    if not len(values):
+        return 0.0
+    return float(values.mean() if level == "mean" else values.quantile(_QUANTILES[level]))
+
+
+def estimate_sampling_error(
+    requests: pd.DataFrame, outcome: Outcome, targets: Targets, slo: SLO
+) -> float:
+    """Standard error of an outcome's worst latency or attainment over its limit, by a block
+    bootstrap: requests that wait together are drawn together. 0 of a target that is a rate.
+
+    Args:
+        requests: those that are judged, in order of arrival.
     """
-    finish_s = requests["finish_s"].to_numpy(dtype=np.float64)
-    tokens = requests["num_output"].to_numpy(dtype=np.float64)
-    early, late = np.quantile(finish_s, (_EARLY, _LATE))
-    within = (finish_s > early) & (finish_s <= late)
-    if len(finish_s) < _FEWEST_REQUESTS or late <= early:
-        within, early, late = (
-            np.full(len(finish_s), True),
-            float(requests["arrival_s"].min()),
-            float(finish_s.max()),
-        )
-    return float(tokens[within].sum()) / max(float(late - early), 1e-9)
+    name, level = outcome.tightest.partition(".")[::2]
+    latency = latencies(requests)
+    if name in targets.latencies:
+        limit = targets.latencies[name][level]
+        values = latency[name].reset_index(drop=True)
+    elif name == "attainment" and targets.attainment is not None:
+        level, limit = "mean", 1 - targets.attainment
+        values = 1.0 - is_in_time(latency, slo).reset_index(drop=True)
+    else:
+        return 0.0
+    blocks = np.array_split(np.arange(len(values)), min(_BLOCKS, len(values)))
+    rng = np.random.default_rng(0)
+    drawn = [
+        _measure_level(values[np.concatenate([blocks[n] for n in chosen])].dropna(), level)
+        for chosen in rng.integers(len(blocks), size=(_DRAWS, len(blocks)))
+    ]
+    return float(np.std(drawn)) / limit if limit else 0.0
 
 
 def _measure_backlog(requests: pd.DataFrame, stay_s: float) -> tuple[float, float]:

@@ -148,5 +148,5 @@ def _is_banded(answer: Answer) -> bool:
     """Whether any figure of the table has a band."""
     sure = answer.confidence
     return has_bands([row for _, rows in groups(answer) for row in rows]) or (
-        sure is not None and band_text(sure.cost_band, amount) != ""
+        sure is not None and band_text(sure.needed_cost_band, amount) != ""
     )

@@ -10,8 +10,9 @@ def figures(value):
     """All figures of an answer that have a band, with it."""
     if isinstance(value, dict):
         for name in value:
-            if f"{name}_low" in value:
-                yield value[name], value[f"{name}_low"], value[f"{name}_high"]
+            for banded in (name, f"needed_{name}"):
+                if f"{banded}_low" in value:
+                    yield value[name], value[f"{banded}_low"], value[f"{banded}_high"]
             yield from figures(value[name])
     elif isinstance(value, list):
         for one in value:
@@ -29,9 +30,9 @@ def test_every_band_holds_its_figure():
 
 def test_every_deployment_has_bands():
     named = {
-        "cost_per_hour",
+        "needed_cost_per_hour",
         "cost_per_million_output_tokens",
-        "gpus",
+        "needed_gpus",
         "output_tokens_per_s",
         "ttft_s.p90",
         "tpot_s.p90",
@@ -70,13 +71,16 @@ def test_every_deployment_has_bands():
     )
 
 
-def test_what_a_gpu_makes_falls_as_more_of_them_are_needed():
+def test_figures_of_tokens_have_the_band_of_the_tokens_that_come_out_of_the_same_cluster():
     for row in answer_table()["candidates"]:
-        made = row["output_tokens_per_s_per_gpu"] * row["gpus"]
-        for one, other in (("low", "high"), ("high", "low")):
-            gpus = row[f"gpus_{other}"]
-            if gpus is not None:
-                assert row[f"output_tokens_per_s_per_gpu_{one}"] * gpus == pytest.approx(made)
+        made = row["output_tokens_per_s_low"], row["output_tokens_per_s_high"]
+        assert made[0] <= row["output_tokens_per_s"] <= made[1]
+        for end, other, tokens in zip(("low", "high"), ("high", "low"), made, strict=True):
+            per_gpu = row[f"output_tokens_per_s_per_gpu_{end}"]
+            assert per_gpu * row["gpus"] == pytest.approx(tokens)
+            for name in ("cost_per_million_output_tokens", "cost_joules_per_output_token"):
+                paid = row[name] * row["output_tokens_per_s"]
+                assert row[f"{name}_{other}"] * tokens == pytest.approx(paid)
 
 
 def test_a_change_of_the_plan_costs_so_many_times_as_much():

@@ -11,7 +11,7 @@ import pytest
 from simulator.planner.calibration_error import compare_speeds, read_error
 from simulator.planner.evaluations import FigureBands
 from simulator.planner.explore import ClusterSize, Evaluation
-from simulator.planner.moe_vs_dense import _estimate_cost, _name, _try_candidate
+from simulator.planner.moe_vs_dense import _estimate_cost, _name
 from simulator.planner.samples import (
     CostSamples,
     GpuDemand,
@@ -23,7 +23,7 @@ from simulator.planner.samples import (
     find_band,
 )
 from simulator.planner.uncertainty.bands import add_probabilities
-from tests.laws.tiny_question import candidate, costs, demand, error, found, trials
+from tests.laws.tiny_question import candidate, costs, demand, error, found
 
 
 def test_what_is_shared_cancels_and_the_rest_does_not():
@@ -135,28 +135,3 @@ def test_machines_that_cost_nothing_are_compared_by_their_number():
     assert priced(3.0, 8).divide(priced(0.0, 2)) is None
     assert priced(0.0, None).divide(priced(0.0, 2)) is None
     assert priced(0.0, 8).divide(priced(0.0, None)) is None
-
-
-@pytest.mark.parametrize(
-    ("has_pool", "rate", "cluster_size", "gpus"),
-    [
-        # A size of its own, of which not every GPU is taken.
-        (False, 4.0, ClusterSize(24, 3), 24),
-        (True, 1.0, ClusterSize(24, 3, 2), 24),
-        # Four times the nine GPUs of a quarter of the traffic, on the next size that is there.
-        (True, 4.0, ClusterSize(16, 5, 4), 40),
-        (True, 8.0, ClusterSize(16, 5, 4), math.inf),
-        (False, 4.0, None, math.inf),
-        (True, 1.0, None, math.inf),
-        (True, 4.0, None, math.inf),
-    ],
-)
-def test_pools_cost_as_many_times_their_part_and_nothing_found_is_never_affordable(
-    has_pool, rate, cluster_size, gpus
-):
-    one, asked = candidate(0, prefill=candidate(0).shape if has_pool else None), trials()
-    gpu_hour = asked.space.machines[0].gpu_hour
-    cost = math.inf if cluster_size is None else cluster_size.size * gpu_hour
-    evaluation = Evaluation(one, cluster_size, None, cost)
-    stand_in = SimpleNamespace(space=asked.space, find=lambda *_: evaluation)
-    assert _try_candidate(stand_in, one, rate)[0].cost == gpus * gpu_hour

@@ -173,64 +173,35 @@ def test_what_is_held_free_stands_what_may_be_lost(replicas, tp, nodes, gpus, is
         assert left.replicas + left.prefill_replicas >= both
 
 
-@given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 40))
-def test_a_part_of_two_pools_has_the_fewest_replicas_that_all_parts_make_up_for(
-    replicas, prompts, parts
+@given(
+    st.sampled_from([8, 16, 32, 64]),
+    st.floats(0.05, 40),
+    st.floats(0.05, 40),
+    st.integers(0, 2),
+)
+def test_a_cluster_is_split_between_pools_as_is_best_for_the_worst_target(
+    size, first, later, spare
 ):
-    explorer, tried = Explorer(trials().space, candidate(DENSE), None, 0), []
-
-    def kept(cluster_size, in_parts):
-        tried.append((cluster_size, in_parts))
-        return Outcome({"tpot_s.p90": 0.5}, {}, 1.0, 1.0)
-
-    explorer._serve_once = kept
-    assert explorer._keeps_targets(parts, ClusterSize(0, replicas, prompts), ("tpot_s",))
-    [(part, in_parts)] = tried
-    assert in_parts == parts
-    for number, whole in ((part.replicas, replicas), (part.prefill_replicas, prompts)):
-        assert (number - 1) * parts < whole <= number * parts
-
-
-def of_pools():
+    """Brute force, where each pool's latencies fall with its replicas."""
     asked = candidate(DENSE, tp=2, prefill=candidate(DENSE, tp=4).shape)
-    return Explorer(trials().space, asked, None, 0)
+    space = trials(spare={"gpus": spare}).space
+    explorer, tried = Explorer(space, asked, None, 0), []
 
-
-def test_a_pool_is_split_into_its_own_replicas_and_found_at_the_fewest_that_do():
-    explorer = of_pools()
-
-    def keeps(parts, cluster_size, names):
-        of_prompts = names[0] == "ttft_s"
-        assert parts == (cluster_size.prefill_replicas if of_prompts else cluster_size.replicas)
-        return parts >= (3 if of_prompts else 5)
-
-    explorer._keeps_targets = keeps
-    explorer.trial = lambda cluster_size: Outcome({"tpot_s.p90": 0.5}, {}, 1.0, 1.0)
-    explorer._record_size = lambda cluster_size, below: cluster_size[1:]
-    assert explorer.find() == (5, 3)
-    assert explorer.candidate.count_gpus(5, 3) == 5 * 2 + 3 * 4
-
-
-def test_a_pool_that_is_too_small_grows_by_twice_as_much_each_time():
-    explorer, tried = of_pools(), []
+    def measure(replicas, prompts):
+        return {"ttft_s.p90": first / prompts, "tpot_s.p90": later / replicas}
 
     def trial(cluster_size):
-        tried.append((cluster_size.replicas, cluster_size.prefill_replicas))
-        return Outcome({"tpot_s.p90": 10 / cluster_size.replicas, "ttft_s.p90": 0.5}, {}, 1.0, 1.0)
+        tried.append(cluster_size)
+        return Outcome(measure(*cluster_size[1:]), {}, 1.0, 1.0)
 
-    explorer._keeps_targets = lambda *_: True
     explorer.trial = trial
-    explorer._record_size = lambda cluster_size, *_: cluster_size.replicas
-    assert explorer.find() == 16
-    assert tried == [(1, 1), (2, 1), (4, 1), (8, 1), (16, 1)]
-
-
-def test_trials_of_a_part_are_told_as_of_all_parts():
-    explorer = of_pools()
-    explorer._known[ClusterSize(0, 2, 3), 4] = Outcome(
-        {"tpot_s.p90": 0.7, "ttft_s.p90": 0.9}, {}, 1.0, 1
-    )
-    assert explorer._tried == ((ClusterSize(0, 8, 12), 0.9),)
+    fills = space.list_fills(size, *asked.sides)
+    assume(fills)
+    found, outcome = explorer.fill(size)
+    assert outcome.worst == min(max(measure(*counts).values()) for counts in fills)
+    assert outcome.ratios == measure(*found[1:])
+    assert found.size == size
+    assert len(tried) <= 1 + np.log2(len(fills))
 
 
 @pytest.mark.parametrize("prefill", [None, candidate(DENSE, tp=8).shape])
@@ -343,11 +314,12 @@ def found():
 
 @lru_cache(maxsize=1)
 def all_doubts():
-    return assess(found(), Store(None), workers=1)
+    return assess(found(), workers=1)
 
 
 def test_the_same_question_has_the_same_doubts(tmp_path):
-    anew, kept = (assess(found(), Store(tmp_path), workers=1) for _ in range(2))
+    stored = found()._replace(trials=replace(found().trials, place=str(tmp_path)))
+    anew, kept = (assess(stored, workers=1) for _ in range(2))
     texts = (to_jsonable_python(answer) for answer in (all_doubts(), anew, kept))
     assert len({json.dumps(text, sort_keys=True) for text in texts}) == 1
     assert read_findings(tmp_path)
@@ -367,7 +339,7 @@ def test_doubts_are_whole():
     assert by_name["traffic"].cost_ratio >= 1.0
     assert not by_name["price"].flips
     certain = answer.confidence
-    assert certain.cost_low <= certain.cost_high
+    assert certain.needed_cost_low <= certain.needed_cost_high
     assert certain.headroom_low <= certain.headroom_high
     assert 0 <= certain.meets_targets <= 1
     assert 0 <= certain.moe_beats_dense <= certain.moe_costs_no_more_than_dense <= 1

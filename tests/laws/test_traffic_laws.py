@@ -1,12 +1,11 @@
-"""The traffic that is planned for: long enough to be steady, as long at any rate, and a deployment
-that falls behind is caught.
+"""The traffic that is planned for: long enough to be steady, with requests enough to judge by; a
+deployment that falls behind is caught, and headroom is what is just carried.
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,14 +15,14 @@ from hypothesis import strategies as st
 
 from simulator.config.capacity import Question, Targets
 from simulator.config.workload import SLO
-from simulator.planner.explore import ClusterSize, Explorer
-from simulator.planner.headroom import FURTHEST, headroom
+from simulator.planner.conditions import WHOLE, Trials
+from simulator.planner.explore import ClusterSize
+from simulator.planner.headroom import FURTHEST, Headroom, measure_headroom
 from simulator.planner.requests import lasting, stay, traffic_of
 from simulator.planner.screen import Candidate
 from simulator.planner.shapes import ReplicaShape
-from simulator.planner.space import Space
 from simulator.planner.traffic import LEAST_STAYS, Traffic
-from simulator.planner.trial import outcome
+from simulator.planner.trial import measure_outcome
 from simulator.workload.traces import RequestTrace
 from tests.cases import cases
 
@@ -50,6 +49,11 @@ def question(num_requests=300, rate=30.0, **changes):
     return Question.model_validate({**table, **changes})
 
 
+CANDIDATE = Candidate(
+    ReplicaShape(0, 0, 1, 1, 1, "", "bf16", 0, "none"), 2048, None, 1, 0, 0.0, 0.0, 0, 0, 0.0, 0.0
+)
+
+
 def recorded(count=400, rate=10.0, seed=0, blocks=0):
     rng = np.random.default_rng(seed)
     starts = np.arange(count + 1) * blocks
@@ -62,6 +66,14 @@ def recorded(count=400, rate=10.0, seed=0, blocks=0):
         prefix_starts=starts if blocks else np.zeros(0, np.int64),
         prefix_ids=np.arange(count * blocks) % 97 if blocks else np.zeros(0, np.int64),
     )
+
+
+def outcome(requests, targets, lead=0, stay_s=0.0):
+    """What a table of requests measures, the first ``lead`` of them not judged."""
+    lengths = np.ones(len(requests), np.int64)
+    trace = RequestTrace(requests["arrival_s"].to_numpy(float), lengths, lengths, "made up")
+    traffic = Traffic.measure(trace, lead, stay_s)
+    return measure_outcome(requests, traffic, Targets.model_validate(targets), SLO())
 
 
 def test_generated_requests_are_as_many_as_a_steady_state_takes():
@@ -92,43 +104,13 @@ def test_what_is_planned_does_not_hang_on_how_many_requests_were_asked_for():
     """The size, and within chance the headroom, of 150 requests as of 3,000."""
     found = []
     for count in (150, 3000):
-        asked, _ = lasting(question(count), HERE)
-        space, traffic = Space(asked, HERE), traffic_of(asked, HERE)
-        candidate = Candidate(
-            ReplicaShape(0, 0, 1, 1, 1, "", "bf16", 0, "none"),
-            2048,
-            None,
-            1,
-            0,
-            0.0,
-            0.0,
-            0,
-            0,
-            0.0,
-            0.0,
-        )
-        explorer = Explorer(space, candidate, traffic, asked.seed)
-        evaluation = explorer.find()
-        found.append((evaluation.cluster_size, headroom(explorer, evaluation.cluster_size)))
+        trials = Trials(question(count).model_dump_json(), str(HERE), None)
+        size = trials.find(CANDIDATE, WHOLE).cluster_size
+        found.append((size, measure_headroom(trials, CANDIDATE, size, WHOLE)))
     assert found[0][0] == found[1][0]
-    assert found[0][1] == pytest.approx(found[1][1], rel=0.1)
-    assert 1 <= found[0][1] < FURTHEST
-
-
-@given(st.floats(0.1, 9.0), st.integers(0, 3))
-def test_traffic_lasts_as_long_at_any_rate(factor, seed):
-    trace = recorded(seed=seed)
-    traffic = Traffic.measure(trace, 40, 3.0)
-    other = traffic.at_rate(factor)
-    assert other.rate_per_s == pytest.approx(factor * traffic.rate_per_s, rel=1e-6)
-    if factor * traffic.num_requests > 200:
-        assert other.duration_s == pytest.approx(traffic.duration_s, rel=0.25)
-    before_s = other.trace.arrival_s[other.lead] - other.trace.arrival_s[0]
-    assert before_s <= traffic.trace.arrival_s[40] * (1 + 1e-6)
-    assert np.all(np.diff(other.trace.arrival_s) >= 0)
-    assert set(zip(other.trace.num_input, other.trace.num_output, strict=True)) <= set(
-        zip(trace.num_input, trace.num_output, strict=True)
-    )
+    assert found[0][1].factor == pytest.approx(found[1][1].factor, rel=0.1)
+    assert not found[0][1].is_least
+    assert 1 <= found[0][1].factor < FURTHEST
 
 
 @given(st.lists(st.tuples(st.integers(1, 900), st.integers(1, 300)), min_size=1, max_size=60))
@@ -144,27 +126,6 @@ def test_the_sample_is_what_lies_in_the_cache_halfway_in_order(lengths):
     assert traffic.contexts.tolist() == of_each_token[places].tolist()
     in_order = sorted(range(len(lengths)), key=lambda n: halfway[n])
     assert traffic.prompts.tolist() == num_input[in_order].tolist()
-
-
-def test_a_burst_starts_empty_at_any_rate():
-    assert all(
-        Traffic.measure(recorded(), 0, 3.0).at_rate(factor).lead == 0 for factor in (0.7, 1.1, 5.0)
-    )
-
-
-def test_prefixes_are_not_shared_with_what_comes_again():
-    traffic = Traffic.measure(recorded(blocks=3), 40, 3.0)
-    again = traffic.at_rate(4.0).trace
-    assert len(np.unique(again.prefix_ids)) > 2 * len(np.unique(traffic.trace.prefix_ids))
-    assert len(again.prefix_ids) == 3 * again.num_requests
-
-
-@pytest.mark.parametrize("parts", [1, 2, 3, 7])
-def test_a_share_is_led_in_as_the_whole_is(parts):
-    traffic = Traffic.measure(recorded(), 41, 4.0)
-    trace, lead = traffic.share(parts)
-    assert trace.num_input[lead] == traffic.trace.num_input[41]
-    assert trace.num_requests - lead == math.ceil(traffic.num_requests / parts)
 
 
 def test_a_stretch_is_behind_what_came_before_it():
@@ -201,9 +162,7 @@ def test_a_deployment_that_falls_behind_is_caught_whatever_is_asked_for(slots, k
             "num_preemptions": np.arange(1200) % 4 // 2,
         }
     )
-    found = outcome(
-        requests.iloc[60:], Targets.model_validate({"tpot_s": {"p90": 0.05}}), SLO(), stay_s=1.0
-    )
+    found = outcome(requests, {"tpot_s": {"p90": 0.05}}, lead=60, stay_s=1.0)
     assert found.ratios["tpot_s.p90"] <= 1
     assert found.met == keeps_up
     assert found.preempted_share == 0.5
@@ -222,6 +181,7 @@ def test_the_backlog_is_what_the_last_quarter_serves_more_than_the_second(stays)
             "arrival_s": arrival_s,
             "first_token_s": arrival_s,
             "finish_s": arrival_s + stay_s,
+            "num_input": 1,
             "num_output": 1,
             "num_preemptions": 0,
         }
@@ -229,7 +189,7 @@ def test_the_backlog_is_what_the_last_quarter_serves_more_than_the_second(stays)
     in_second_S = np.arange(SPAN_S)[:, None]
     present_S = ((arrival_s <= in_second_S) & (in_second_S < arrival_s + stay_s)).sum(axis=1)
     _, second, _, last = present_S.reshape(4, -1).mean(axis=1)
-    found = outcome(requests, Targets.model_validate({"ttft_s": {"p90": 1.0}}), SLO())
+    found = outcome(requests, {"ttft_s": {"p90": 1.0}})
     expected = max(0.0, last - second) / (len(arrival_s) / 2)
     assert found.measured["backlog"] == pytest.approx(expected)
 
@@ -251,12 +211,12 @@ def test_a_backlog_may_grow_with_how_long_requests_stay_and_by_chance(
             "arrival_s": arrival_s,
             "first_token_s": arrival_s,
             "finish_s": arrival_s + lasts_s,
+            "num_input": 1,
             "num_output": 1,
             "num_preemptions": 0,
         }
     )
-    targets = Targets.model_validate({"ttft_s": {"p90": 1.0}})
-    found = outcome(requests, targets, SLO(), stay_s=stay_s)
+    found = outcome(requests, {"ttft_s": {"p90": 1.0}}, stay_s=stay_s)
     half = len(arrival_s) / 2
     grown = (0.25 if at_once == 1 else at_once) / half
     assert found.measured["backlog"] == pytest.approx(grown)
@@ -269,15 +229,14 @@ def test_few_requests_give_all_their_tokens_in_the_time_that_they_take():
             "arrival_s": [2.0, 3.0, 4.0],
             "first_token_s": [3.0, 4.0, 5.0],
             "finish_s": [4.0, 7.0, 6.0],
+            "num_input": 1,
             "num_output": [3, 5, 4],
             "num_preemptions": 0,
         }
     )
-    targets = Targets.model_validate({"output_tokens_per_s": 3.0})
-    found = outcome(requests, targets, SLO())
+    found = outcome(requests, {"output_tokens_per_s": 3.0})
     assert found.output_tokens_per_s == 12 / 5
     assert found.ratios["output_tokens_per_s"] == 3.0 / 2.4
-    assert outcome(requests, targets, SLO(), share=0.5).output_tokens_per_s == 2 * 12 / 5
 
 
 def test_stays_follow_from_what_is_asked_for():
@@ -289,46 +248,53 @@ def test_stays_follow_from_what_is_asked_for():
     )
 
 
-@pytest.mark.parametrize("factor", [1.5, 4.0])
-def test_requests_come_as_evenly_where_they_come_again(factor):
-    even = replace(recorded(200), arrival_s=np.arange(200) / 7.0)
-    gaps_s = np.diff(Traffic.measure(even, 0, 3.0).at_rate(factor).trace.arrival_s)
-    assert gaps_s == pytest.approx(gaps_s.mean(), rel=1e-6)
-
-
-class _Times(NamedTuple):
-    factor: float = 1.0
-
-    def at_rate(self, factor):
-        return _Times(factor)
-
-
-@dataclass(frozen=True)
+@dataclass
 class _Carries:
-    """Stands for trials of a deployment that carries so many times the traffic."""
+    """Stands for trials of a deployment that carries so many times the traffic, by trials and, at
+    twice the traffic, by a search; requests are enough up to another factor.
+    """
 
     most: float
-    traffic: _Times = field(default_factory=_Times)
-    _known: dict | None = None
+    needed: int = 1
+    steady_to: float = FURTHEST
 
-    def trial(self, cluster_size):
-        return SimpleNamespace(met=self.traffic.factor <= self.most)
+    def trial(self, candidate, cluster_size, change):
+        return SimpleNamespace(met=change.conditions.rate <= self.most)
+
+    def find(self, candidate, change):
+        return SimpleNamespace(size=self.needed)
+
+    def read_traffic(self, change):
+        return SimpleNamespace(is_steady=change.conditions.rate <= self.steady_to)
+
+
+ONE = ClusterSize(1, 1)
+
+
+def headroom_of(*given, size=ONE, **keys):
+    return measure_headroom(_Carries(*given, **keys), CANDIDATE, size)
 
 
 @pytest.mark.parametrize("most", [0.14, 0.5, 0.99, 1.0, 1.3, 7.9])
 def test_headroom_is_what_is_just_carried(most):
-    assert most / 1.02 <= headroom(_Carries(most), ClusterSize(1, 1)) <= most
+    found = headroom_of(most)
+    assert most / 1.02 <= found.factor <= most
+    assert not found.is_least
 
 
 def test_headroom_ends_at_eight_times_and_at_an_eighth():
-    assert (
-        headroom(_Carries(8.0), ClusterSize(1, 1))
-        == headroom(_Carries(100.0), ClusterSize(1, 1))
-        == 8
-    )
-    assert (
-        headroom(_Carries(0.05), ClusterSize(1, 1))
-        == headroom(_Carries(0.0), ClusterSize(1, 1))
-        == 0
-    )
-    assert headroom(_Carries(8.0), None) == 0
+    assert headroom_of(8.0) == headroom_of(100.0) == Headroom(8.0, is_least=True)
+    assert headroom_of(0.05) == headroom_of(0.0) == Headroom(0.0)
+    assert headroom_of(8.0, size=None) == Headroom(0.0)
+
+
+def test_headroom_ends_where_requests_are_over_before_a_steady_state_shows():
+    assert headroom_of(8.0, steady_to=3.0) == Headroom(2.5, is_least=True)
+    assert headroom_of(1.7, steady_to=3.0).factor == pytest.approx(1.7, rel=0.02)
+    # Where they are too few as asked, they are taken for what they are.
+    assert headroom_of(8.0, steady_to=0.5) == Headroom(8.0, is_least=True)
+
+
+def test_twice_the_traffic_is_not_carried_by_what_the_search_finds_too_small_for_it():
+    assert headroom_of(8.0, needed=2).factor < 2
+    assert headroom_of(8.0, needed=None).factor < 2

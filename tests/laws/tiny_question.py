@@ -78,7 +78,7 @@ def found():
 
 @lru_cache(maxsize=1)
 def answer():
-    return make_answer(found(), assess(found(), Store(None), workers=1))
+    return make_answer(found(), assess(found(), workers=1))
 
 
 @lru_cache(maxsize=1)

@@ -107,8 +107,8 @@ def test_the_whiskers_of_a_time_are_those_of_the_speed_upside_down():
 def test_a_band_without_an_end_runs_off_the_plot():
     made = answer()
     best = made["candidates"][0] | {
-        "cost_per_hour_low": 5.98,
-        "cost_per_hour_high": None,
+        "needed_cost_per_hour_low": 5.98,
+        "needed_cost_per_hour_high": None,
         "band": "closed form",
     }
     made |= {"recommended": best, "candidates": [best, *made["candidates"][1:]]}
@@ -126,8 +126,8 @@ def test_a_band_whose_ends_are_equal_has_no_whisker():
     made = answer()
     for one in made["best_of_each_model"].values():
         one |= {
-            "cost_per_hour_low": one["cost_per_hour"],
-            "cost_per_hour_high": one["cost_per_hour"],
+            "needed_cost_per_hour_low": one["cost_per_hour"],
+            "needed_cost_per_hour_high": one["cost_per_hour"],
         }
     page = render(made, RUN)
     assert "80 % of cases" not in section(page, "models-against-each-other")
@@ -266,7 +266,7 @@ def test_machines_without_a_price_are_counted_instead():
             "flips": False,
         }
     ]
-    made["confidence"] |= {"cost_low": 2.0, "cost_high": 4.0}
+    made["confidence"] |= {"needed_cost_low": 2.0, "needed_cost_high": 4.0}
     page = render(made, RUN)
     assert "2 to 4 GPUs" in section(page, "how-sure-this-is")
     assert "GPUs" in json.dumps([plot["layout"]["xaxis"] for plot in payload_of(page)["plots"]])

@@ -128,7 +128,7 @@ def test_who_loses_requests_is_not_better_whatever_the_latencies(tmp_path):
     path.write_text(text.replace('"own"', '"stays"') + dies)
     results = run_scenario(path)
     assert results.run["verdict"]["winner"] == "stays"
-    assert "it loses none, dies" in results.run["verdict"]["headline"]
+    assert "no request is lost, against " in results.run["verdict"]["headline"]
     rows = results.summary.set_index("deployment")
     assert rows["num_lost"]["dies"] > 0
     assert rows["duration_s"]["dies"] >= float(results.requests["dies"]["arrival_s"].max())

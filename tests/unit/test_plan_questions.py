@@ -12,6 +12,8 @@ import pytest
 
 from simulator.base.errors import UserError
 from simulator.base.frozen import validate
+from simulator.commands.capacity import plan
+from simulator.commands.run import run
 from simulator.config.capacity import Question
 from simulator.planner import ruled_out as reasons
 from simulator.planner.answer import _count_simulated
@@ -27,6 +29,8 @@ from simulator.planner.store import Store
 from simulator.planner.trial import Outcome
 from simulator.planner.why_not import _describe_miss, _find_reason, explain_models, find_nearest
 from simulator.scenario.question import load_question
+from simulator.scenario.scenario import load_scenario
+from tests.laws import tiny_question
 from tests.unit.test_plan_cli import QUESTION
 
 GUIDE = Path(__file__).parents[2] / "docs/planning.md"
@@ -64,6 +68,12 @@ def ask(moesim, tmp_path):
         ('models.1.routing={ kind = "zipf", exponent = 1.0 }', ("qwen3-8b is dense and routes nothing; leave it out")),
         ("targets.output_tokens_per_s=9000", ("asked.toml [targets]: output_tokens_per_s = 9000 is more than the requests ask for")),
         ("workload.requests.num_requests=1", "one request has no rate"),
+        ("models.0.deployment.replicas=2", "has replicas, which the search decides; say in targets and limits"),
+        ('space.keys={ "scheduling.token_budget" = [1024] }', "which the search decides; say in space.token_budgets"),
+        ('space.keys={ "memory_fractions" = [0.9] }', "unknown key 'memory_fractions'; did you mean 'memory_fraction'?"),
+        ('models.0.deployment.speculation={ kind = "modul" }', "unknown speculation kind 'modul'; did you mean 'module'?"),
+        ('space.keys={ "overflow.capacity_factor" = [1.25] }', "[overflow]: missing key 'kind'; choose one of: capacity,"),
+        (f'space.keys={{ "memory_fraction" = [{", ".join(f"0.{n}" for n in range(500, 700))}] }}', "makes 400 variants of the models, which is more than space.max_variants = 200: about 13 minutes"),
         (('workload.requests.arrivals={ kind = "closed_loop", concurrency = 4 }'), ("is a closed loop")),
     ],
 )  # fmt: skip
@@ -374,3 +384,45 @@ def test_the_example_of_the_guide_can_be_copied(tmp_path):
         re.sub(r"(?m)^requests = .*$", generator.replace("\\", "\\\\"), text), encoding="utf-8"
     )
     assert isinstance(load_question(str(path), []).workload.requests, dict)
+
+
+def test_a_key_that_is_given_twice_is_refused():
+    entry = {"model": "qwen3-8b", "deployment": {"scheduling": {"watermark": 0.1}}}
+    with pytest.raises(UserError, match=r"sets scheduling\.watermark; give it once"):
+        load_question(tiny_question.QUESTION | {
+            "models": [entry],
+            "space": {"keys": {"scheduling": [{"kind": "chunked"}]}},
+        })  # fmt: skip
+
+
+@pytest.mark.slow
+def test_further_keys_are_tried_and_run_as_planned(tmp_path):
+    models = [{"model": "llama-3.1-8b", "deployment": {"usage": "server", "kv_block_tokens": 32}}]
+    keys = {"memory_fraction": [0.5, 0.9], "scheduling.watermark": [0.0, 0.05]}
+    asked = tiny_question.QUESTION | {
+        "models": models,
+        "space": tiny_question.QUESTION["space"] | {"keys": keys, "disaggregate": False},
+    }
+    answer = plan(asked, folder=tmp_path / "out", cache=tmp_path / "cache", workers=1)
+    assert answer.num_simulated >= 4
+    scenario = load_scenario(tmp_path / "out/recommended.toml")
+    spec = scenario.deployments[0]
+    assert spec.kv_block_tokens == 32
+    assert spec.memory_fraction in keys["memory_fraction"]
+    assert spec.scheduling["watermark"] in keys["scheduling.watermark"]
+    assert f"memory_fraction = {spec.memory_fraction}" in answer.recommended.deployment
+    summary = run(scenario).summary.iloc[0]
+    assert summary["output_tokens_per_s"] == answer.recommended.output_tokens_per_s
+
+
+@pytest.mark.slow
+def test_prompts_of_tensorrt_are_tried_in_chunks_and_whole(tmp_path):
+    asked = tiny_question.QUESTION | {"models": [{"model": "llama-3.1-8b", "engine": "trtllm"}]}
+    assert {"chunked" in row.deployment for row in ask_plan(asked, tmp_path)} == {True, False}
+    fixed = {"scheduling": {"chunked_prompts": True}}
+    asked["models"] = [asked["models"][0] | {"deployment": fixed}]
+    assert not any("chunked" in row.deployment for row in ask_plan(asked, tmp_path))
+
+
+def ask_plan(asked, folder):
+    return plan(asked, cache=folder / "cache", workers=1).candidates

@@ -161,7 +161,7 @@ def test_bands_sizes_and_reasons_are_said_plainly():
             "text": "misses TPOT by 1.2x on 8 GPUs, all that limits.gpus = 8 allows",
         }
     }
-    answer["confidence"] = {"cost_low": 10.0, "cost_high": 10.0}
+    answer["confidence"] = {"needed_cost_low": 10.0, "needed_cost_high": 10.0}
     answer["sizes"] = {
         "larger": {
             "gpus": 4, "cost_per_hour": 20.0, "deployment": "other on 4 x h100-sxm", ("worst_target"): ("tpot_s.p90"), ("worst_ratio"): 0.4,
@@ -172,15 +172,12 @@ def test_bands_sizes_and_reasons_are_said_plainly():
         in headline(answer)
     )
     said = " ".join(reasons(answer))
-    assert (
-        "80 % band of the cost, from what the simulator may be off: 10.00 EUR per hour at both ends"
-        in said
-    )
+    assert "were the simulator's error known, costs 10.00 EUR per hour at both ends (80 %)" in said
     assert (
         "The next size up is 4 GPUs for 20.00 EUR per hour; the best there is other on 4 x h100-sxm, with the time per"
         in said
     )
-    answer["confidence"] = {"cost_low": 10.0, "cost_high": None}
+    answer["confidence"] = {"needed_cost_low": 10.0, "needed_cost_high": None}
     assert "10.00 EUR per hour to no cluster within the limits is enough" in " ".join(
         reasons(answer)
     )

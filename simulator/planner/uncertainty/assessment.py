@@ -16,8 +16,9 @@ from simulator.parallel.workers import Workers, use_workers
 from simulator.planner.conditions import Change, Conditions, Trials, describe_stretch
 from simulator.planner.crossover import map_crossover
 from simulator.planner.estimate import Estimator
-from simulator.planner.evaluations import FigureBands, headroom_of
+from simulator.planner.evaluations import FigureBands
 from simulator.planner.explore import Evaluation
+from simulator.planner.headroom import Headroom, measure_headroom
 from simulator.planner.losses import LOST, idle_costs, spare_nodes
 from simulator.planner.moe_vs_dense import (
     best_of_kind,
@@ -30,7 +31,6 @@ from simulator.planner.samples import CostSamples, GpuDemand, Priced, price
 from simulator.planner.screen import Candidate
 from simulator.planner.search import SearchResult, estimate_work
 from simulator.planner.sizes import find_sizes
-from simulator.planner.store import Store
 from simulator.planner.uncertainty.bands import (
     RowBands,
     add_probabilities,
@@ -120,7 +120,7 @@ class Assessment(NamedTuple):
     """Parts of an answer, named as in it, that take further trials."""
 
     crossover: CrossoverMap | None
-    headroom: float = 0.0
+    headroom: Headroom = Headroom(0.0)
     sizes: Sizes | None = None
     bands: Mapping[Candidate, FigureBands] = {}
     """Bands of every deployment that meets the targets."""
@@ -138,12 +138,12 @@ def assess_alone(result: SearchResult) -> Assessment:
     if not result.met:
         return Assessment(crossover)
     first = result.met[0]
-    return Assessment(crossover, headroom_of(result, first), find_sizes(result, first))
+    headroom = measure_headroom(result.trials, first.candidate, first.cluster_size)
+    return Assessment(crossover, headroom, find_sizes(result, first))
 
 
 def assess(
     result: SearchResult,
-    store: Store,
     tick: Progress = show_nothing,
     workers: Workers | int | None = None,
 ) -> Assessment:
@@ -156,27 +156,26 @@ def assess(
     first, moe, dense = met[0], best_of_kind(result, "MoE"), best_of_kind(result, "dense")
     choices = Choices(first, find_second_choice(met), moe, dense)
     changes = list_changes(result)
-    folder = None if store.folder is None else str(store.folder)
-    trials = Trials(result.question.model_dump_json(), str(result.space.folder), folder)
+    trials = result.trials
     assess_one = partial(_assess_candidate, trials, choices, changes)
     jobs: dict[Any, Callable[[], Any]] = {}
     rates: list[tuple[Candidate, Change]] = []
     if moe is not None and dense is not None:
-        both = rivals(result, moe), rivals(result, dense)
+        both = rivals(result, moe, changes), rivals(result, dense, changes)
         rate_per_s = result.traffic.rate_per_s
-        rates = changes_over_rates(*both)
+        rates = changes_over_rates(trials, *both)
         jobs["rates"] = partial(over_rates, trials, rate_per_s, *both)
     copying = next((one for one in met if one.candidate.shape.slots), None)
     jobs |= {
         first.candidate: partial(_assess_first, assess_one, trials, first, copying),
         "crossover": partial(map_crossover, result),
         "estimates": partial(estimate_all, trials, met, result.traffic.rate_per_s),
-        "headroom": partial(headroom_of, result, first),
+        "headroom": partial(measure_headroom, trials, first.candidate, first.cluster_size),
         "sizes": partial(find_sizes, result, first),
     }
     others = [one for one in dict.fromkeys([*changes, *choices.candidates]) if one not in jobs]
     jobs |= {candidate: partial(assess_one, candidate) for candidate in others}
-    explorations = [] if folder is None else _list_explorations(changes, choices, rates)
+    explorations = [] if trials.place is None else _list_explorations(changes, choices, rates)
     done = _run_all(jobs, trials, explorations, tick, workers)
     assessed: dict[Candidate, _Explored] = {one: done[one] for one in (first.candidate, *others)}
     estimates = dict(zip((one.candidate for one in met), done["estimates"], strict=True))

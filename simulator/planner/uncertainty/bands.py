@@ -42,15 +42,14 @@ from simulator.planner.uncertainty.confidence import RESAMPLED, FixedSize, band_
 from simulator.results.answer import LossRow, SpareRow
 
 SIMULATED, CLOSED = "simulated", "closed form"
-_GROWING = (
-    "gpus",
-    "cost_per_hour",
-    "cost_power_per_hour",
+_NEEDED = ("gpus", "cost_per_hour")
+"""Figures of the cluster that would be needed, whose size is searched for in each sample."""
+_PER_TOKEN = (
     "cost_per_million_output_tokens",
     "cost_per_million_tokens",
     "cost_joules_per_output_token",
 )
-"""Figures that grow as the cluster does."""
+"""Figures of the cluster as it is that tokens share."""
 _LATENCIES = ("tpot_s", "ttft_s", "e2e_s")
 _SHARE = "attainment"
 _TOKENS = "output_tokens_per_s"
@@ -113,9 +112,9 @@ class RowBands:
             return FigureBands()
         row, (low, high) = row_of(self._result, evaluation).model_dump(), find_band(gpus)
         estimate, bands = self._estimates.get(candidate), dict[str, float | None]()
-        for name in _GROWING:
+        for name in _NEEDED:
             ends = (None if end is None else row[name] * end / size for end in (low, high))
-            bands |= name_band(name, row[name], ends)
+            bands |= name_band(f"needed_{name}", row[name], ends)
         if candidate == self._first:
             bands |= self._band_tried(row)
         elif estimate is not None:
@@ -127,9 +126,12 @@ class RowBands:
         if f"{_TOKENS}_low" not in bands:
             made, spread = row[_TOKENS], row[_TOKENS] * self._scatters.get(_TOKENS, 0.0)
             bands |= name_band(_TOKENS, made, (max(0.0, made - spread), made + spread))
+        made = [bands[f"{_TOKENS}_{end}"] or row[_TOKENS] for end in ("low", "high")]
         per_gpu = row[f"{_TOKENS}_per_gpu"]
-        ends = (0.0 if end is None else per_gpu * size / end for end in (high, low))
-        bands |= name_band(f"{_TOKENS}_per_gpu", per_gpu, ends)
+        bands |= name_band(f"{_TOKENS}_per_gpu", per_gpu, (end / size for end in made))
+        for name in _PER_TOKEN:
+            ends = (row[name] * row[_TOKENS] / end if end else None for end in reversed(made))
+            bands |= name_band(name, row[name], ends)
         is_closed = self._costs.demands[candidate].by_resample
         return FigureBands(CLOSED if is_closed else SIMULATED, bands)
 

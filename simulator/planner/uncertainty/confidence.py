@@ -15,11 +15,11 @@ import numpy as np
 
 from simulator.planner.calibration_error import Z_80, compute_start_probability
 from simulator.planner.closed_form import Curve
-from simulator.planner.conditions import Change, Trials, is_whole
+from simulator.planner.conditions import AS_ASKED, WHOLE, Change, Trials
 from simulator.planner.estimate import estimate_candidate_error
-from simulator.planner.evaluations import explorer, text_of
+from simulator.planner.evaluations import text_of
 from simulator.planner.explore import ClusterSize, Evaluation
-from simulator.planner.headroom import headroom
+from simulator.planner.headroom import measure_headroom
 from simulator.planner.samples import (
     RESAMPLES,
     CostSamples,
@@ -138,7 +138,7 @@ def try_fixed_size(
         factor: trials.trial(candidate, size, Change(slower=factor)) for factor in demand.slower
     }
     fast, slow = (
-        headroom(trials.open_explorer(candidate, Change(slower=factor)), size, _LOAD_STEP)
+        measure_headroom(trials, candidate, size, Change(slower=factor), _LOAD_STEP).factor
         for factor in demand.error.bands.token
     )
     resampled = tuple(trials.trial(candidate, size, change) for change in RESAMPLED)
@@ -176,7 +176,13 @@ def find_second_choice(met: list[Evaluation]) -> Evaluation | None:
     def describe(evaluation: Evaluation) -> tuple[Any, ...]:
         shape, prefill = evaluation.candidate.shape, evaluation.candidate.prefill
         plain = shape._replace(
-            kv_dtype="", slots=0, overlap="", dispatch_dtype="", placement="", max_sequences=0
+            kv_dtype="",
+            slots=0,
+            overlap="",
+            dispatch_dtype="",
+            placement="",
+            max_sequences=0,
+            prompts="",
         )
         return (*plain, prefill and (prefill.tp, prefill.attention_dp, prefill.pp))
 
@@ -198,13 +204,13 @@ def summarise_confidence(
     mine, demand = costs.draw_costs(first), costs.demands[first.candidate]
     if mine is None or first.cluster_size is None:
         raise ValueError("the first choice has no demand")
-    opened = explorer(result, first)
-    plan, longest = opened.plan(first.cluster_size), longest_tokens(opened.traffic.trace)
+    opened = result.trials.open_explorer(first.candidate, WHOLE)
+    plan, longest = opened.plan(first.cluster_size), longest_tokens(result.traffic.trace)
     starts = compute_start_probability(plan, longest)
     low, high = find_band(mine)
     answer = Confidence(
-        cost_low=low,
-        cost_high=high,
+        needed_cost_low=low,
+        needed_cost_high=high,
         fails=float(np.isinf(mine).mean()),
         starts=starts,
         meets_targets=starts * _compute_meet_probability(demand, tried, costs.errors),
@@ -219,9 +225,12 @@ def summarise_confidence(
     )
     compared: dict[str, Any] = {}
     if choices.second is not None and (theirs := costs.draw_costs(choices.second)) is not None:
+        less, more = float((mine < theirs).mean()), float((mine > theirs).mean())
         compared |= {
-            "beats_second": count_share(mine <= theirs, mine, theirs),
-            "cheaper_than_second": count_share(mine < theirs, mine, theirs),
+            "beats_second": 1.0 - more,
+            "cheaper_than_second": less,
+            "as_dear_as_second": float((~(mine < theirs) & ~(mine > theirs)).mean()),
+            "dearer_than_second": more,
             "second": text_of(result, choices.second),
         }
     moe, dense = (
@@ -279,7 +288,10 @@ def _list_sources(result: SearchResult, demand: GpuDemand) -> list[Source]:
             f"{len(RESAMPLES)} other samples of experts' choices and of the trace's blocks, "
             "drawn with replacement"
         )
-    stretch = "" if is_whole(result.traffic) else ", on the busiest stretch of the traffic"
+    some = result.trials.read_traffic(AS_ASKED).num_requests
+    stretch = (
+        ", on the busiest stretch of the traffic" if some < result.traffic.num_requests else ""
+    )
     texts = {
         "calibration, time per token": (
             bands.token,

@@ -21,6 +21,7 @@ from simulator.planner.samples import (
 from simulator.planner.screen import Candidate
 from simulator.planner.search import SearchResult
 from simulator.results.answer.certainty import Brief, SensitivityRow
+from simulator.results.formats import seconds
 
 _PRICE_CUT = 1 - 0.7
 """Share by which the price of a GPU-hour is lower."""
@@ -180,6 +181,10 @@ class Sensitivity:
     def _note(self, one: WhatIf) -> str:
         """Restrictions of a row, in sentences."""
         parts = [self._stretch] if self._stretch else []
+        requests = self._result.trials.read_traffic(one.change)
+        if not requests.is_steady and self._result.traffic.is_steady:
+            lasts = f"the requests are over within {seconds(requests.duration_s)}"
+            parts.append(f"Not determined: {lasts}, too soon for a steady state.")
         if one.name == "prompts":
             parts += self._note_cuts(one.change.conditions.prompts)
         if one.name == "skew":

@@ -21,8 +21,9 @@ class Models(Figure[Answer]):
     section = "Models against each other"
     definition = (
         "Cost per hour of the cheapest cluster on which the model meets every target; "
-        "striped bars are dense models. Models that are not shown do not meet every target on any "
-        "cluster within the limits."
+        "striped bars are dense models. Whiskers: the cluster that would be needed, were its size "
+        "chosen knowing the simulator's error. Models that are not shown do not meet every target "
+        "on any cluster within the limits."
     )
     absent = "No model meets the targets."
     order = 10
@@ -41,16 +42,19 @@ class Models(Figure[Answer]):
         for row, value in zip(rows, values, strict=True):
             said = per_hour(value, answer) if is_priced else gpus(row)
             said += f", {times(value / values[0])}" if row is not rows[0] and values[0] else ""
-            cases = band_text(row.band_of(key), amount)
+            needed = row.band_of(f"needed_{key}")
+            cases = band_text(needed, amount)
             bars.append(
                 _rows.Row(
                     title=html.unescape(label_of(row)),
                     said=said,
                     end=value,
-                    hover=hover(row.deployment, said, f"80 % of cases: {cases}" if cases else ""),
+                    hover=hover(
+                        row.deployment, said, f"80 % of cases need {cases}" if cases else ""
+                    ),
                     colour=colour_of(answer, row),
                     is_striped=is_striped(row),
-                    band=row.band_of(key),
+                    band=needed,
                 )
             )
         axis = f"Cost per hour ({answer.currency})" if is_priced else "GPUs"

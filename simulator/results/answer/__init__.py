@@ -15,7 +15,7 @@ from simulator.results.answer.deployments import (
 )
 from simulator.results.answer.failures import Idle, LossRow, SpareGpus, SpareRow
 from simulator.results.answer.handover import Basis, Handover
-from simulator.results.answer.parts import Part
+from simulator.results.answer.parts import Part, Undetermined
 
 __all__ = [
     "Answer",
@@ -78,6 +78,11 @@ class TrafficFacts(Part):
     """Seconds that a request stays where the targets are just kept."""
     is_steady: bool | None = None
     """Whether they arrive for long enough to show a steady state."""
+    notes: tuple[str, ...] = ()
+    """Notes of the reader: rows that were left out, repaired or assumed."""
+    num_on_stretch: int | None = None
+    """Requests of the stretch on which losses, headroom, bands and what-ifs are simulated; null
+    where that is all of them."""
     lengthened_from: int | None = None
     """Requests that the workload asks for, where more were generated."""
     mean_input: float = 0.0
@@ -148,6 +153,8 @@ class Answer(Part):
     """Confidence in the recommendation."""
     moe_vs_dense: Comparison | None = None
     """Mixtures of experts against dense models at the same targets."""
+    undetermined: tuple[Undetermined, ...] = ()
+    """Figures that these requests do not determine."""
     headline: str = ""
     """The answer in a sentence."""
     reasons: tuple[str, ...] = ()

@@ -40,9 +40,10 @@ class Source(Part):
 class Confidence(Part):
     """Bands of the recommended deployment, and probabilities that the choice is right."""
 
-    cost_low: float | None = None
-    """Lower end of the 80 % band of the cost per hour; of GPUs where machines have no price."""
-    cost_high: float | None = None
+    needed_cost_low: float | None = None
+    """Lower end of the 80 % band of the cost per hour of the cluster that would be needed, were its
+    size chosen knowing the simulator's error; of GPUs where machines have no price."""
+    needed_cost_high: float | None = None
     """Upper end of that band; null where no cluster within the limits is enough."""
     fails: float | None = None
     """Probability that no cluster within the limits meets the targets."""
@@ -58,6 +59,10 @@ class Confidence(Part):
     """Probability that it costs no more than the second choice."""
     cheaper_than_second: float | None = None
     """Probability that it costs less than the second choice."""
+    as_dear_as_second: float | None = None
+    """Probability that it costs as much as the second choice; also where no size of either does."""
+    dearer_than_second: float | None = None
+    """Probability that it costs more than the second choice."""
     second: str | None = None
     """The second choice in words."""
     moe_beats_dense: float | None = None
@@ -74,9 +79,9 @@ class Confidence(Part):
     """Sources of the uncertainty."""
 
     @property
-    def cost_band(self) -> Band | None:
-        """The 80 % band of the cost."""
-        return make_band(self.cost_low, self.cost_high)
+    def needed_cost_band(self) -> Band | None:
+        """The 80 % band of the cost of the cluster that would be needed."""
+        return make_band(self.needed_cost_low, self.needed_cost_high)
 
 
 class Brief(Part):

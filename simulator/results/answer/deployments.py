@@ -66,7 +66,9 @@ class DeploymentRow(Banded):
     too_long_share: float = 0.0
     """Share of the requests that are longer than the model's context."""
     cost_per_hour: float
-    """Cost per hour of the whole cluster, electricity included, in the plan's currency."""
+    """Cost per hour of the whole cluster, electricity included, in the plan's currency. The band
+    ``needed_cost_per_hour`` is of the cluster that the deployment would need, and
+    ``needed_gpus`` of its size, were it chosen knowing the simulator's error."""
     cost_power_per_hour: float = 0.0
     """Cost of electricity per hour where it is paid apart, in the plan's currency."""
     cost_per_million_output_tokens: float = 0.0
@@ -94,7 +96,8 @@ class DeploymentRow(Banded):
 
     def has_figure(self, name: str) -> bool:
         """Whether a figure of that name may stand in the row."""
-        return super().has_figure(name) or name.partition(".")[0] in TARGETS
+        known = super().has_figure(name.removeprefix("needed_"))
+        return known or name.partition(".")[0] in TARGETS
 
     def measured_value(self, target: str) -> float | None:
         """Find the value measured for a target, in its unit; ``None`` where there is none."""
@@ -111,7 +114,9 @@ class RecommendedRow(DeploymentRow):
     """The recommended deployment."""
 
     headroom: float | None = None
-    """Times the planned traffic that it carries with every target met."""
+    """Times the planned traffic that it carries with every target met, all of it or a stretch."""
+    headroom_is_least: bool = False
+    """Whether it may carry more than these requests can tell."""
 
 
 class WhyNot(Part):
@@ -176,6 +181,13 @@ class SmallerSize(Part):
     """Value that was measured for that target, in its unit."""
 
 
+class AlsoMeets(SmallerSize):
+    """A smaller cluster that meets every target, though one between the two misses some."""
+
+    sampling_error: float
+    """Standard error of the ratio, which this many requests leave."""
+
+
 class LargerSize(Part):
     """The next larger cluster, and the best deployment on it."""
 
@@ -198,3 +210,5 @@ class Sizes(Part):
     """The next smaller one within the limits."""
     larger: LargerSize | None = None
     """The next larger one within the limits."""
+    also_meets: AlsoMeets | None = None
+    """A smaller one that meets the targets, where sizes between the two do not."""

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from pydantic import Field
+
 from simulator.results.answer.parts import Part
 
 RECOMMENDED, COMPARED = "recommended.toml", "compared.toml"
 """Scenario files of a plan's folder: the best deployment, and the best of several models."""
+TRAFFIC = "traffic.parquet"
+"""Requests of these scenarios, where no keys cut them out of their source."""
 
 
 class ScenarioFile(Part):
@@ -39,6 +45,8 @@ class Handover(Part):
 
     scenarios: tuple[ScenarioFile, ...] = ()
     """Scenario files."""
+    traffic: Any = Field(default=None, exclude=True, repr=False)
+    """Requests of the scenarios (a ``RequestTrace``), where these name :data:`TRAFFIC`."""
     commands: tuple[ServingCommand, ...] = ()
     """Commands of every model's best deployment."""
 

@@ -63,6 +63,19 @@ class Part(Frozen):
         }
 
 
+class Undetermined(Part):
+    """A figure that these requests do not determine."""
+
+    what: str
+    """The figure in words."""
+    figures: dict[str, float] = {}
+    """Numbers that disagree, in the units of the answer."""
+    text: str = ""
+    """The disagreement in words."""
+    would: str = ""
+    """Change of the question that would determine it."""
+
+
 _END = Field(description="End of the 80 % band of the figure before _low or _high, in its unit.")
 
 

@@ -61,7 +61,8 @@ def _locate_flips(rates: Sequence[RatePoint], flips: Sequence[Flip]) -> str:
     turned += [f"with {flip.change} to {_KINDS[flip.after]}" for flip in flips if flip.rate is None]
     if turned:
         return "the cheaper kind changes " + " and ".join(turned)
-    ratios = [point.cost_ratio for point in rates if point.cost_ratio is not None]
+    known = [point for point in rates if point.cost_ratio is not None]
+    ratios = [point.cost_ratio for point in known if point.cost_ratio is not None]
     if not ratios:
         return "nothing that was tried changes that"
     least, most = f"{min(ratios):.2f}", f"{max(ratios):.2f}"
@@ -71,4 +72,4 @@ def _locate_flips(rates: Sequence[RatePoint], flips: Sequence[Flip]) -> str:
         if least == most == "1.00"
         else f"the MoE's cost stays {between} of the dense model's"
     )
-    return f"from {rates[0].rate:g}{TIMES} to {rates[-1].rate:g}{TIMES} the traffic {stays}"
+    return f"from {known[0].rate:g}{TIMES} to {known[-1].rate:g}{TIMES} the traffic {stays}"

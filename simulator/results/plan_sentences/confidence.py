@@ -29,20 +29,26 @@ def tell_start(answer: Answer) -> Iterator[str]:
         )
 
 
-def tell_headroom(best: RecommendedRow) -> Iterator[str]:
+def tell_headroom(answer: Answer, best: RecommendedRow) -> Iterator[str]:
     """Tell how much more traffic the recommended deployment would carry."""
-    if best.headroom is None:
+    factor, traffic = best.headroom, answer.traffic
+    if factor is None:
         return
-    if best.headroom >= _MOST_HEADROOM:
-        yield f"It would carry 8{TIMES} this traffic or more with all targets met."
-    elif best.headroom < 1.02:
-        yield "It has no headroom: a little more traffic, and a target is missed."
+    some = None if traffic is None else traffic.num_on_stretch
+    where = f"On the busiest stretch ({some:,} requests) it" if some else "It"
+    if best.headroom_is_least:
+        more = "" if factor >= _MOST_HEADROOM else "; how much, these requests are too few to tell"
+        yield f"{where} would carry {factor:g}{TIMES} this traffic or more{more}."
+    elif factor < 1:
+        yield f"{where} carries {factor:.2f}{TIMES} this traffic with all targets met."
+    elif factor < 1.02:
+        yield f"{where} has no headroom: a little more traffic, and a target is missed."
     else:
-        band = best.band_of("headroom") or (best.headroom, best.headroom)
+        band = best.band_of("headroom") or (factor, factor)
         low, high = (f"{end:.2f}" for end in band)
         is_wide = low != high and math.isfinite(band[1])
         sure = f"; 80 % band: {low}{TIMES} to {high}{TIMES}" if is_wide else ""
-        yield f"It would carry {best.headroom:.2f}{TIMES} this traffic with all targets met{sure}."
+        yield f"{where} would carry {factor:.2f}{TIMES} this traffic with all targets met{sure}."
 
 
 def tell_confidence(answer: Answer) -> Iterator[str]:
@@ -53,7 +59,7 @@ def tell_confidence(answer: Answer) -> Iterator[str]:
 
 
 def _tell_cost(answer: Answer, sure: Confidence) -> Iterator[str]:
-    low, high = sure.cost_low, sure.cost_high
+    low, high = sure.needed_cost_low, sure.needed_cost_high
     if low is None:
         return
     if high is None:
@@ -67,7 +73,7 @@ def _tell_cost(answer: Answer, sure: Confidence) -> Iterator[str]:
         if sure.meets_targets is None
         else f"; as it is, it meets every target with a probability of {chance(sure.meets_targets)}"
     )
-    yield f"80 % band of the cost, from what the simulator may be off: {ends}{meets}."
+    yield f"The size that is needed, were the simulator's error known, costs {ends} (80 %){meets}."
 
 
 def _tell_second(sure: Confidence) -> Iterator[str]:

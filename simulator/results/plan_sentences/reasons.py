@@ -35,7 +35,7 @@ def _explain_choice(answer: Answer, best: RecommendedRow) -> Iterator[str]:
     yield from _tell_unscored(answer)
     yield from explain_idle(answer, best)
     yield from tell_traffic(answer, best)
-    yield from tell_headroom(best)
+    yield from tell_headroom(answer, best)
     yield from _tell_other_sizes(answer)
     if answer.moe_vs_dense is not None and answer.moe_vs_dense.text:
         yield answer.moe_vs_dense.text
@@ -44,6 +44,9 @@ def _explain_choice(answer: Answer, best: RecommendedRow) -> Iterator[str]:
     yield from _tell_left_out(answer, best)
     yield from explain_losses(answer)
     yield from tell_confidence(answer)
+    few = "" if answer.traffic is None else f" by {answer.traffic.num_requests:,} requests"
+    for one in answer.undetermined:
+        yield f"Not determined{few}: {one.what}; {one.text}. What would tell: {one.would}."
 
 
 def _tell_targets(answer: Answer, best: RecommendedRow) -> Iterator[str]:
@@ -76,7 +79,15 @@ def _tell_other_sizes(answer: Answer) -> Iterator[str]:
     smaller, larger = answer.sizes.smaller, answer.sizes.larger
     if smaller is not None:
         missed = state_miss(smaller.worst_target, smaller.worst_ratio)
-        yield f"The next smaller cluster, {count_gpus(smaller.gpus)}, {missed}."
+        out = " with its spare replicas out of work" if answer.spare.replicas else ""
+        yield f"The next smaller cluster, {count_gpus(smaller.gpus)}, {missed}{out}."
+    also = answer.sizes.also_meets
+    if also is not None:
+        yield (
+            f"{count_gpus(also.gpus)} would do as well, by chance or not: the "
+            f"{target_text(also.worst_target)} is at {percent(also.worst_ratio)} of its limit, "
+            f"with a sampling error of {percent(also.sampling_error)} at this many requests."
+        )
     if larger is not None:
         cost = f" for {per_hour(larger.cost_per_hour, answer)}" if larger.cost_per_hour else ""
         said = f"The next size up is {count_gpus(larger.gpus)}{cost}"

@@ -24,6 +24,8 @@ def tell_rate(traffic: TrafficFacts) -> str:
 def tell_traffic(answer: Answer, best: DeploymentRow) -> Iterator[str]:
     """Describe the requests that everything was simulated on."""
     traffic = answer.traffic
+    for note in () if traffic is None else traffic.notes:
+        yield f"Of the log: {note}."
     if traffic is not None and traffic.is_steady is False:
         yield (
             f"The {traffic.num_requests:,} requests arrive "
@@ -70,6 +72,11 @@ def explain_traffic(traffic: TrafficFacts) -> Iterator[str]:
             f"A request stays {seconds(traffic.stay_s)} where the targets are just kept; "
             f"those that are judged arrive over {number(traffic.lasts_s / traffic.stay_s)} times "
             f"as long{'' if traffic.is_steady is None else steady[traffic.is_steady]}."
+        )
+    if traffic.num_on_stretch:
+        yield (
+            f"Losses, headroom, bands and what-ifs are simulated on the {traffic.num_on_stretch:,} "
+            "requests of the busiest stretch, enough for the highest percentile that is asked for."
         )
     if traffic.lengthened_from:
         yield (
