@@ -104,9 +104,13 @@ def answer_left_out(
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(count_cores(), mp_context=spawn, max_tasks_per_child=1) as pool:
         tasks = [pool.submit(answer_stranger, one) for one in strangers]
-        for number, task in enumerate(as_completed(tasks), 1):
-            found.append(task.result())
-            tick("groups left out", number, len(tasks))
+        try:
+            for number, task in enumerate(as_completed(tasks), 1):
+                found.append(task.result())
+                tick("groups left out", number, len(tasks))
+        except BaseException:  # an interrupt does not wait for groups that have not begun
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     nothing = pd.DataFrame(columns=list(COLUMNS))
     return pd.concat(found, ignore_index=True) if found else nothing
 

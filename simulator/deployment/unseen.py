@@ -42,9 +42,15 @@ def list_unseen(plan: DeploymentPlan, version: str = "") -> dict[Unseen, str]:
     is_assumed = placement.calibration.engine.kind == "assumed"
     if is_assumed and every.kind != "assumed" and release:
         found["release"] = f"the own time of {engine} {release} is assumed"
-    elif own and own.releases and release and release not in own.releases:
+    elif own and own.models and release and release not in _list_releases(family, engine):
         found["release"] = f"no serving points of {engine} {release} were fitted"
     return found
+
+
+def _list_releases(family: CalibrationFile, engine: str) -> set[str]:
+    """Releases of an engine with points in any of its entries."""
+    entries = [fit for key, fit in family.engine.items() if key.partition("@")[0] == engine]
+    return {release for fit in entries for release in fit.releases}
 
 
 def find_bands(engine: EngineFit, unseen: Collection[Unseen]) -> LatencyBands:

@@ -190,8 +190,8 @@ def count_refusals(board: Scoreboard) -> pd.DataFrame:
     heads = {case.name: case.head for case in CASES}
     both = pd.concat([board.rows.assign(case=""), board.unseen], ignore_index=True)
     both = both[(both["suite"] != _PUBLISHED) & ~is_answered(both["status"].astype(str))]
-    why = both["status"].str.removeprefix("unsupported:").str.strip()
-    why = why.str.replace(r"\d[\d.,]*", "N", regex=True)
+    why = both["status"].str.removeprefix("unsupported:").str.split("[:;]", regex=True).str[0]
+    why = why.str.strip().str.replace(r"\b\d[\d.,]*\b", "N", regex=True)
     return (
         both.assign(why=why, case=both["case"].map(heads))
         .groupby(["why", "case"], sort=True)

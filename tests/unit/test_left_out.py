@@ -5,6 +5,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from simulator.calibration.left_out import Simulated, answer_stranger, list_strangers
@@ -12,6 +13,7 @@ from simulator.calibration.serving import engine
 from simulator.calibration.serving._measured import band_of_unseen
 from simulator.config.calibration import ANY, EngineFit, load_calibration
 from simulator.config.calibration.engine import LatencyBands
+from simulator.validation import serving
 from simulator.validation.suites import SERVING
 
 LEAST_ROWS = 20
@@ -93,6 +95,23 @@ def test_shipped_engines_know_how_far_what_is_unseen_may_be_off():
         for bands in unseen.values():
             assert bands.band[0] < 1 < bands.band[1]
             assert bands.ttft_band[1] > bands.band[1]
+
+
+def test_a_release_is_new_where_points_do_not_say_theirs():
+    engines = load_calibration("blackwell", "test").engine
+    assert engines["vllm"].models
+    assert not engines["vllm"].releases
+    row = {"id": "x_c4_tp1", "model_path": "meta-llama/Llama-3.1-70B", "system": "b200_sxm"}
+    row |= {"mode": "agg", "isl": 1024, "osl": 128, "gemm_quant_mode": "fp8", "tp_size": 1}
+    said = [("vllm", "0.12.0"), ("vllm", ""), ("trtllm", "1.2.0"), ("trtllm", "1.3.0")]
+    rows = [row | {"backend": engine, "backend_version": version} for engine, version in said]
+    found = serving.answer(pd.DataFrame(rows), workers=1)
+    new = [f"no serving points of {engine} {version} were fitted" for engine, version in said]
+    assert [words in status for words, status in zip(new, found.status, strict=True)] == [
+        *(True, False, False, True)
+    ]
+    low, high = engines[ANY].unseen["release"].ttft_band
+    assert found.high[0, 0] / found.low[0, 0] >= high / low * (1 - 1e-9)
 
 
 POINT = (

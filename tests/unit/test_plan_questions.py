@@ -71,7 +71,7 @@ def ask(moesim, tmp_path):
         ("models.0.deployment.replicas=2", "has replicas, which the search decides; say in targets and limits"),
         ('space.keys={ "scheduling.token_budget" = [1024] }', "which the search decides; say in space.token_budgets"),
         ('space.keys={ "memory_fractions" = [0.9] }', "unknown key 'memory_fractions'; did you mean 'memory_fraction'?"),
-        ('models.0.deployment.speculation={ kind = "modul" }', "unknown speculation kind 'modul'; did you mean 'module'?"),
+        ('models.0.deployment.speculation={ kind = "modulo" }', "unknown speculation kind 'modulo'; did you mean 'module'?"),
         ('space.keys={ "overflow.capacity_factor" = [1.25] }', "[overflow]: missing key 'kind'; choose one of: capacity,"),
         (f'space.keys={{ "memory_fraction" = [{", ".join(f"0.{n}" for n in range(500, 700))}] }}', "makes 400 variants of the models, which is more than space.max_variants = 200: about 13 minutes"),
         (('workload.requests.arrivals={ kind = "closed_loop", concurrency = 4 }'), ("is a closed loop")),
