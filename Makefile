@@ -9,7 +9,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # Tests that compile the engine, without and with a prefill pool, in a worker each before all others: workers that come to it at once would
 # each do so, and counting what lines run makes compiling take half as long again.
 COMPILES := tests/unit/test_kill.py::test_a_run_says_what_stopped_and_what_became_of_the_requests \
-  tests/unit/test_plan_rows.py::test_tokens_that_nobody_gets_are_not_counted
+  tests/unit/test_plan_rows.py::test_a_token_costs_its_share_of_those_that_come_out
 
 .PHONY: run quick test soak check docs pictures release golden moved report calibrate-published bench bench-twin bench-plan test-ray-beside-load clean
 
