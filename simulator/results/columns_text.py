@@ -45,7 +45,7 @@ def describe_columns(table: str) -> dict[str, str]:
     >>> describe_columns("requests")["first_token_s"]
     'first output token [s]'
     >>> describe_columns("summary")["tpot_p50_s"]
-    'time per output token, median over requests [s]'
+    'time per output token, median over judged requests [s]'
     """
     check_known(table, _TABLES, "unknown table")
     return {name: _add_unit(name, text) for name, text in _TABLES[table].items()}
