@@ -168,6 +168,13 @@ class CostSamples:
         self.demands = demands
         self._space = result.space
         self._is_free = all(machines.gpu_hour == 0 for machines in result.space.machines)
+        self._kept: dict[Candidate, NDArray[np.bool_]] = {}
+
+    def settle(self, candidate: Candidate, kept: NDArray[np.bool_]) -> None:
+        """Say in which samples a deployment meets all targets at the size that was found: it needs
+        no more in these, and the next size at the least in the others.
+        """
+        self._kept[candidate] = kept
 
     def draw_gpus(self, evaluation: Evaluation, demand: GpuDemand | None = None) -> Floats | None:
         """``[n]`` GPUs that a deployment needs, infinite where nothing meets the targets; ``None``
@@ -180,8 +187,13 @@ class CostSamples:
         if demand is None or evaluation.cluster_size is None:
             return None
         sizes = self._space.machines_at(evaluation.candidate.shape).sizes
-        scale = evaluation.cluster_size.size / demand.base if demand.base else 1.0
-        return self.errors.draw_gpus(demand, sizes) * scale
+        size = evaluation.cluster_size.size
+        gpus = self.errors.draw_gpus(demand, sizes) * (size / demand.base if demand.base else 1.0)
+        kept = self._kept.get(evaluation.candidate)
+        if kept is None or demand is not self.demands.get(evaluation.candidate):
+            return gpus
+        larger = min((one for one in sizes if one > size), default=math.inf)
+        return np.where(kept, np.minimum(gpus, size), np.maximum(gpus, larger))
 
     def draw_costs(self, evaluation: Evaluation, demand: GpuDemand | None = None) -> Floats | None:
         """``[n]`` costs per hour, known as :meth:`draw_gpus` is; GPUs where machines cost

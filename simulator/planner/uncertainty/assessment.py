@@ -42,6 +42,7 @@ from simulator.planner.uncertainty.confidence import (
     RESAMPLED,
     Choices,
     FixedSize,
+    find_kept,
     find_second_choice,
     simulate_demand,
     summarise_confidence,
@@ -184,6 +185,7 @@ def assess(
     costs, at_first = CostSamples(result, demands), assessed[first.candidate].at_first
     if at_first is None:
         raise ValueError("nothing is known of the first choice")
+    costs.settle(first.candidate, find_kept(demands[first.candidate], at_first.tried, costs.errors))
     bander = RowBands(result, first.candidate, at_first.tried, costs, estimates)
     bands = add_probabilities({one.candidate: bander.band_row(one) for one in met}, met, costs)
     explored = {one: assessed[one].explored for one in changes}
