@@ -329,8 +329,8 @@ class Space(Frozen):
 
 
 _VARIANT_S = 2.0
-"""Seconds that one model on one kind of machines takes one core: 1.1 of the screen and 1.0 of
-trials, the mean of ``moesim plan azure_conv``."""
+"""Seconds that one model on one kind of machines takes one core, roughly: a fifteenth of ``moesim
+plan azure_conv``, rounded down."""
 
 
 def _overlap(key: str, other: str) -> bool:

@@ -216,8 +216,7 @@ def summarise_confidence(
         fails=float(np.isinf(mine).mean()),
         starts=starts,
         meets_targets=starts * meets,
-        # Nine samples of ten carry the traffic just where nine of ten meet the targets.
-        headroom_low=min(*tried.headroom, 0.99) if meets < 0.9 else max(1.0, min(tried.headroom)),
+        headroom_low=min(tried.headroom),
         headroom_high=max(tried.headroom),
         figures=band_figures(demand, tried),
         sources=(
