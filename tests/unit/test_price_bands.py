@@ -4,6 +4,7 @@ import pytest
 
 from simulator.config.calibration import PriceKey
 from simulator.deployment.fits import fits_of, price_key_of
+from simulator.deployment.unseen import list_unseen
 from simulator.planner.calibration_error import read_bands
 from simulator.validation.published._serve import parts_of
 from simulator.validation.published._step import run_one
@@ -82,8 +83,10 @@ def test_latencies_of_pools_have_the_bands_of_pools(tiny):
     plan = tiny.plan("dense", prefill={"parallel": {"tp": 1}, "replicas": 1})
     engine, pools = plan.placement.calibration.engine, plan.placement.calibration.pools
     assert read_bands(plan, True) == (pools.band, pools.ttft_band, pools.source)
-    assert read_bands(plan, False) == (engine.band, engine.ttft_band, engine.source)
-    assert pools.band != engine.band
+    assert list(list_unseen(plan)) == ["model"]
+    widened = engine.widest_bands({"model"})
+    assert read_bands(plan, False)[:2] == (widened.band, widened.ttft_band)
+    assert pools.band not in (engine.band, widened.band)
 
 
 @pytest.mark.parametrize("fact", PriceKey._fields)
