@@ -138,6 +138,7 @@ def serve(
     rows = timeline.close()
     changes = timeline.changed, tuple(timeline.rebalances), until
     audits = tuple(audit.report() for audit in timeline.audits)
+    timeline.forget()
     return Served(plan, trace, pools, by_ranks, rows, ingress_delay_s, *changes, audits)
 
 
@@ -232,8 +233,16 @@ class _Timeline:
         while self.state.num_read < self.state.trace.num_requests:
             self._put_requests_away(self._read_requests())
             self.state.move_window(self.state.num_rows)
-        self._rows.requests.add(self._read_requests)
+        state = self.state
+        args = state.plan, state.trace, self._pools, state.ingress_delay_s
+        self._rows.requests.add(lambda: read_requests(*args))
         return self._rows
+
+    def forget(self) -> None:
+        """Let go of everything that refers back to this run, whose arrays would stay in memory
+        until Python looks for cycles: gigabytes of the many short runs of a search.
+        """
+        self.__dict__.clear()
 
     def _read_requests(self) -> pd.DataFrame:
         state = self.state

@@ -3,6 +3,8 @@ is put away that anything still names.
 """
 
 import dataclasses
+import gc
+import weakref
 from collections import Counter
 
 import numpy as np
@@ -214,3 +216,18 @@ def test_whatever_names_a_request_names_it_when_the_window_has_moved(tiny, monke
     tiny.serve(plan, trace)
     assert sum(moved) <= trace.num_requests
     assert len(moved) > 1 or trace.num_requests <= (trace.concurrency or 0) + 1
+
+
+@pytest.mark.parametrize("fidelity", ["step", "rank"])
+@pytest.mark.parametrize("keys", [{}, {"prefill": {"parallel": {"tp": 1}, "replicas": 1}}])
+def test_a_run_leaves_nothing_behind_for_the_garbage_collector(tiny, fidelity, keys):
+    plan = tiny.plan("moe", attention_dp=2, ep=2, **keys)
+    gc.disable()
+    try:
+        served = tiny.serve(plan, tiny.trace(), fidelity)
+        served.requests_table()
+        held = [weakref.ref(pool.requests.times) for pool in served.pools.values()]
+        del served
+        assert not any(one() is not None for one in held)
+    finally:
+        gc.enable()
