@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from simulator.planner.conditions import AS_ASKED, Change, Trials
+from simulator.planner.conditions import Change, Conditions, Trials
 from simulator.planner.explore import ClusterSize
 from simulator.planner.screen import Candidate
 
@@ -26,11 +26,22 @@ class Headroom(NamedTuple):
     steady state shows, or nobody asks."""
 
 
+class Slowness(NamedTuple):
+    """Measured over predicted seconds, as of one end of the calibration's bands."""
+
+    step: float = 1.0
+    first_token: float = 1.0
+    """Of the time to first token, where its steps alone do not make it as long."""
+
+
+AS_PREDICTED = Slowness()
+
+
 def measure_headroom(
     trials: Trials,
     candidate: Candidate,
     cluster_size: ClusterSize | None,
-    change: Change = AS_ASKED,
+    slowness: Slowness = AS_PREDICTED,
     step: float = _STEP,
 ) -> Headroom:
     """Times ``workload.rate_scale`` that the replicas still carry with all targets met.
@@ -44,13 +55,16 @@ def measure_headroom(
     if cluster_size is None:
         return Headroom(0.0)
 
-    def vary(factor: float) -> Change:
-        return change._replace(conditions=change.conditions._replace(rate=factor))
+    def vary(factor: float, slower: float = slowness.step) -> Change:
+        return trials.default._replace(conditions=Conditions(rate=factor), slower=slower)
 
     def carries(factor: float) -> bool:
         if not trials.trial(candidate, cluster_size, vary(factor)).met:
             return False
-        if factor != 2.0 or change != AS_ASKED:
+        if slowness != AS_PREDICTED:
+            predicted = trials.trial(candidate, cluster_size, vary(factor, 1.0))
+            return predicted.find_worst(("ttft",)) * slowness.first_token <= 1
+        if factor != 2.0:
             return True
         needed = trials.find(candidate, vary(factor)).size
         return needed is not None and needed <= cluster_size.size

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 
 from simulator.config.capacity import Question, Targets
 from simulator.config.workload import SLO
-from simulator.planner.conditions import WHOLE, Trials
+from simulator.planner.conditions import AS_ASKED, WHOLE, Change, Trials
 from simulator.planner.explore import ClusterSize
-from simulator.planner.headroom import FURTHEST, Headroom, measure_headroom
+from simulator.planner.headroom import AS_PREDICTED, FURTHEST, Headroom, Slowness, measure_headroom
 from simulator.planner.requests import lasting, stay, traffic_of
 from simulator.planner.screen import Candidate
 from simulator.planner.shapes import ReplicaShape
 from simulator.planner.traffic import LEAST_STAYS, Traffic
-from simulator.planner.trial import measure_outcome
+from simulator.planner.trial import Outcome, measure_outcome
 from simulator.workload.traces import RequestTrace
 from tests.cases import cases
 
@@ -104,9 +104,9 @@ def test_what_is_planned_does_not_hang_on_how_many_requests_were_asked_for():
     """The size, and within chance the headroom, of 150 requests as of 3,000."""
     found = []
     for count in (150, 3000):
-        trials = Trials(question(count).model_dump_json(), str(HERE), None)
-        size = trials.find(CANDIDATE, WHOLE).cluster_size
-        found.append((size, measure_headroom(trials, CANDIDATE, size, WHOLE)))
+        trials = Trials(question(count).model_dump_json(), str(HERE), None, WHOLE)
+        size = trials.find(CANDIDATE).cluster_size
+        found.append((size, measure_headroom(trials, CANDIDATE, size)))
     assert found[0][0] == found[1][0]
     assert found[0][1].factor == pytest.approx(found[1][1].factor, rel=0.1)
     assert not found[0][1].is_least
@@ -251,15 +251,19 @@ def test_stays_follow_from_what_is_asked_for():
 @dataclass
 class _Carries:
     """Stands for trials of a deployment that carries so many times the traffic, by trials and, at
-    twice the traffic, by a search; requests are enough up to another factor.
+    twice the traffic, by a search; requests are enough up to another factor. The time per token
+    grows with the traffic and with the seconds of a step, the time to first token does not.
     """
 
     most: float
     needed: int = 1
     steady_to: float = FURTHEST
+    first_token: float = 0.0
+    default: Change = AS_ASKED
 
     def trial(self, candidate, cluster_size, change):
-        return SimpleNamespace(met=change.conditions.rate <= self.most)
+        ratios = {"tpot_s.p90": change.conditions.rate * change.slower / max(self.most, 1e-9)}
+        return Outcome(ratios | {"ttft_s.p90": self.first_token}, {}, 1.0, 1.0)
 
     def find(self, candidate, change):
         return SimpleNamespace(size=self.needed)
@@ -271,8 +275,8 @@ class _Carries:
 ONE = ClusterSize(1, 1)
 
 
-def headroom_of(*given, size=ONE, **keys):
-    return measure_headroom(_Carries(*given, **keys), CANDIDATE, size)
+def headroom_of(*given, size=ONE, slowness=AS_PREDICTED, **keys):
+    return measure_headroom(_Carries(*given, **keys), CANDIDATE, size, slowness)
 
 
 @pytest.mark.parametrize("most", [0.14, 0.5, 0.99, 1.0, 1.3, 7.9])
@@ -298,3 +302,10 @@ def test_headroom_ends_where_requests_are_over_before_a_steady_state_shows():
 def test_twice_the_traffic_is_not_carried_by_what_the_search_finds_too_small_for_it():
     assert headroom_of(8.0, needed=2).factor < 2
     assert headroom_of(8.0, needed=None).factor < 2
+
+
+def test_headroom_at_an_end_of_the_bands_is_that_of_both_latencies():
+    assert headroom_of(3.0, slowness=Slowness(1.5)).factor == pytest.approx(2.0, rel=0.02)
+    slow_first = Slowness(1.5, 1.3)
+    assert headroom_of(3.0, first_token=0.7, slowness=slow_first).factor > 1.9
+    assert headroom_of(3.0, first_token=0.8, slowness=slow_first) == Headroom(0.0)

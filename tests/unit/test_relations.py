@@ -53,6 +53,8 @@ CONTRADICTIONS = [
     ({"confidence__moe_beats_dense": 1.0, "confidence__moe_costs_no_more_than_dense": 0.5}, "add"),
     ({"candidates__0__is_best_probability": 1.5, "recommended__is_best_probability": 1.5}, "add"),
     ({"confidence__meets_targets": 1.0, "losses__0__met": False}, "surely"),
+    ({"confidence__meets_targets": 0.5, "confidence__headroom_low": 1.2}, "headroom"),
+    ({"confidence__meets_targets": 0.98, "confidence__headroom_low": 0.9}, "headroom"),
     ({"confidence__meets_targets": 0.995, "recommended__headroom": 0.9, **WIDE}, "surely"),
     (
         {

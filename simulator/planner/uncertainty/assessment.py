@@ -171,7 +171,6 @@ def assess(
         first.candidate: partial(_assess_first, assess_one, trials, first, copying),
         "crossover": partial(map_crossover, result),
         "estimates": partial(estimate_all, trials, met, result.traffic.rate_per_s),
-        "headroom": partial(measure_headroom, trials, first.candidate, first.cluster_size),
         "sizes": partial(find_sizes, result, first),
     }
     others = [one for one in dict.fromkeys([*changes, *choices.candidates]) if one not in jobs]
@@ -192,7 +191,9 @@ def assess(
     stretch = describe_stretch(trials, first.candidate)
     rows = Sensitivity(result, explored, costs, stretch).list_rows()
     return Assessment(
-        **{name: done[name] for name in ("crossover", "headroom", "sizes")},
+        crossover=done["crossover"],
+        headroom=at_first.tried.headroom,
+        sizes=done["sizes"],
         bands=bands,
         sensitivity=rows,
         losses=at_first.losses,

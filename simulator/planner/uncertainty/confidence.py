@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.planner.calibration_error import Z_80, compute_start_probability
+from simulator.planner.calibration_error import Z_80, Edges, compute_start_probability
 from simulator.planner.closed_form import Curve
 from simulator.planner.conditions import AS_ASKED, WHOLE, Change, Trials
 from simulator.planner.estimate import estimate_candidate_error
 from simulator.planner.evaluations import text_of
 from simulator.planner.explore import ClusterSize, Evaluation
-from simulator.planner.headroom import measure_headroom
+from simulator.planner.headroom import Headroom, Slowness, measure_headroom
 from simulator.planner.samples import (
     RESAMPLES,
     CostSamples,
@@ -44,6 +44,8 @@ _BISECTIONS = 2
 """Bisections between the slowest calibration that meets the targets and the first that does not."""
 _LOAD_STEP = 1.04
 """Ratio between traffic that is carried and that is not, of headroom at the band's ends."""
+_IN_BAND = 0.9
+"""Share of samples above a band's low end."""
 RESAMPLED: tuple[Change, ...] = tuple(Change(resample=number) for number in RESAMPLES)
 """Changes of nothing but the sample of requests and of the experts' choices."""
 _LEAST_RATIO = 1e-9
@@ -108,8 +110,10 @@ class FixedSize(NamedTuple):
     """Outcomes by factor on the steps' seconds, as of its demand."""
     resampled: tuple[Outcome, ...]
     """Outcomes with each of :data:`RESAMPLES`."""
-    headroom: tuple[float, float]
-    """Times the traffic that it carries where the calibration is too fast and too slow."""
+    headroom: Headroom
+    headroom_band: Edges
+    """Times the traffic that it carries at the slow and at the fast end of the calibration's
+    bands."""
 
     def find_nearest(self, factor: float) -> Outcome:
         """The outcome whose factor is nearest."""
@@ -138,12 +142,14 @@ def try_fixed_size(
     slowed = {
         factor: trials.trial(candidate, size, Change(slower=factor)) for factor in demand.slower
     }
+    bands = demand.error.bands
     fast, slow = (
-        measure_headroom(trials, candidate, size, Change(slower=factor), _LOAD_STEP).factor
-        for factor in demand.error.bands.token
+        measure_headroom(trials, candidate, size, Slowness(*end), _LOAD_STEP).factor
+        for end in zip(bands.token, bands.first_token, strict=True)
     )
     resampled = tuple(trials.trial(candidate, size, change) for change in RESAMPLED)
-    return FixedSize(slowed, resampled, (fast, slow))
+    headroom = measure_headroom(trials, candidate, size)
+    return FixedSize(slowed, resampled, headroom, (slow, fast))
 
 
 class Choices(NamedTuple):
@@ -216,8 +222,8 @@ def summarise_confidence(
         fails=float(np.isinf(mine).mean()),
         starts=starts,
         meets_targets=starts * meets,
-        headroom_low=min(tried.headroom),
-        headroom_high=max(tried.headroom),
+        headroom_low=_agree(tried.headroom_band[0], meets >= _IN_BAND),
+        headroom_high=_agree(tried.headroom_band[1], meets > 1 - _IN_BAND),
         figures=band_figures(demand, tried),
         sources=(
             *_list_sources(result, demand),
@@ -247,6 +253,13 @@ def summarise_confidence(
             "cost_moe_over_dense_high": high,
         }
     return answer.model_copy(update=compared)
+
+
+def _agree(headroom: float, carries: bool) -> float:
+    """An end of the headroom's band, which is below 1 just where so few samples meet the targets:
+    other samples of requests, which have no band of headroom, count there.
+    """
+    return max(headroom, 1.0) if carries else min(headroom, 1 / _LOAD_STEP)
 
 
 def find_kept(demand: GpuDemand, tried: FixedSize, errors: ErrorSamples) -> NDArray[np.bool_]:

@@ -18,6 +18,8 @@ from simulator.results.answer.parts import Banded, Part, Undetermined
 _ROUNDING = 1e-9
 _SURE = 0.99
 """Probability of meeting every target from which on nothing may say that one is missed."""
+_TAIL = 0.1
+"""Share of samples below an 80 % band."""
 _LEAST_BEYOND = 20
 """Requests beyond a percentile from which on nothing is said: their number then varies by less than
 a fourth."""
@@ -127,6 +129,19 @@ def what_surely_meets_does_not_miss(answer: Answer) -> Iterator[str]:
         yield f"it meets with {sure.meets_targets:g}, and misses with nothing lost"
     if best.headroom is not None and best.headroom < 1:
         yield f"it meets with {sure.meets_targets:g}, and carries {best.headroom:g} of the traffic"
+
+
+def bands_of_headroom_begin_where_few_samples_miss(answer: Answer) -> Iterator[str]:
+    """The low end of its 80 % band carries all traffic just where nine of ten samples meet the
+    targets.
+    """
+    sure = answer.confidence
+    if sure is None or sure.headroom_low is None or not sure.meets_targets or not sure.starts:
+        return
+    meets = sure.meets_targets / sure.starts
+    is_close = abs(meets - (1 - _TAIL)) < _ROUNDING
+    if not is_close and (sure.headroom_low >= 1) != (meets > 1 - _TAIL):
+        yield f"it meets with {meets:g}, and carries {sure.headroom_low:g} at the low end"
 
 
 def what_carries_twice_the_traffic_needs_no_more_for_it(answer: Answer) -> Iterator[str]:
@@ -240,6 +255,7 @@ CERTAIN: tuple[Callable[[Answer], Iterator[str]], ...] = (
     bands_hold_their_figures,
     probabilities_add_up,
     what_surely_meets_does_not_miss,
+    bands_of_headroom_begin_where_few_samples_miss,
     what_carries_twice_the_traffic_needs_no_more_for_it,
 )
 ON_AVERAGE: tuple[Callable[[Answer], Iterator[Undetermined]], ...] = (
