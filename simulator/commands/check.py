@@ -30,6 +30,7 @@ from simulator.deployment.chosen_model import choose_model
 from simulator.deployment.facts import describe_layout
 from simulator.deployment.training.memory import check_training_memory
 from simulator.deployment.training.plan import make_training_plan
+from simulator.planner.requests import check_offered, lasting, traffic_of
 from simulator.planner.space import Space, check_variants
 from simulator.policies.contracts import make_rules, wire_cluster
 from simulator.scenario.question import list_routing_notes, load_open_requests, load_question
@@ -169,6 +170,8 @@ def _check_plan(source: Any, overrides: Overrides) -> _Found:
     question = load_question(source, overrides)
     trace = load_open_requests(question, question.folder, f"{question.where} [workload]")
     check_variants(Space(question, question.folder), question.where)
+    lasts, _ = lasting(question, question.folder)
+    check_offered(lasts, traffic_of(lasts, question.folder), question.where)
     lasts_s = float(trace.arrival_s[-1] - trace.arrival_s[0])
     models, clusters = (
         ", ".join(dict.fromkeys(names))

@@ -74,7 +74,16 @@ def best_of_each(result: SearchResult) -> dict[str, Evaluation]:
 
 
 def text_of(result: SearchResult, evaluation: Evaluation) -> str:
-    """An evaluation in words."""
+    """An evaluation in words, with the tokens of a step where it differs from another one in these
+    only.
+    """
+    text, step = _describe(result, evaluation), evaluation.candidate.budget
+    others = [one for one in result.evaluations if one.candidate.budget != step]
+    is_alone = all(text != _describe(result, one) for one in others)
+    return text if is_alone else f"{text}, {step:,} tokens a step"
+
+
+def _describe(result: SearchResult, evaluation: Evaluation) -> str:
     candidate, cluster_size = evaluation.candidate, evaluation.cluster_size
     space = result.space
     if cluster_size is None:

@@ -122,17 +122,7 @@ def _tell_shares(rates: FailureRates) -> str:
 
 def deployments(result: SearchResult, evaluations: list[Evaluation]) -> list[DeploymentSpec]:
     """Evaluations as deployments of one scenario, each with a name of its own."""
-    names = [text_of(result, evaluation) for evaluation in evaluations]
-    for n, evaluation in enumerate(evaluations):
-        if names.count(names[n]) > 1:
-            names[n] += f", {evaluation.candidate.budget} tokens a step"
-    for n, name in enumerate(names):
-        if name in names[:n]:
-            names[n] = f"{name} ({n + 1})"
-    return [
-        deployment_of(result, evaluation, name)
-        for evaluation, name in zip(evaluations, names, strict=True)
-    ]
+    return [deployment_of(result, one, text_of(result, one)) for one in evaluations]
 
 
 def scenario_text(

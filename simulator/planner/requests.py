@@ -8,6 +8,7 @@ definition of it.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from simulator.base.errors import UserError
 from simulator.config.capacity import Question
 from simulator.config.workload import WorkloadSpec
 from simulator.planner.traffic import LEAST_STAYS, Traffic, busiest, led
+from simulator.results.formats import seconds
 from simulator.scenario.question import load_open_requests
 from simulator.workload.requests import asked_rate_per_s, load_requests, source_arrivals_s
 from simulator.workload.traces import RequestTrace
@@ -87,6 +89,20 @@ def traffic_of(question: Question, folder: Path) -> Traffic:
     return Traffic.measure(trace, lead, stay_s)._replace(workload=question.workload)
 
 
+def check_offered(question: Question, traffic: Traffic, where: str = "plan") -> None:
+    """Refuse a target of tokens that the requests do not ask for.
+
+    Raises:
+        UserError: with what they ask for.
+    """
+    wanted, offered = question.targets.output_tokens_per_s, traffic.rate_per_s * traffic.num_output
+    if wanted is not None and wanted > offered:
+        raise UserError(
+            f"{where} [targets]: output_tokens_per_s = {wanted:g} is more than the requests ask "
+            f"for, {offered:,.0f} a second; raise workload.rate_scale, or leave it out"
+        )
+
+
 def _cut_peak(question: Question, folder: Path, trace: RequestTrace, stay_s: float) -> Traffic:
     """The busiest ``peak_s`` behind a stay's lead-in: just as a run loads them, where start and
     number cut them out.
@@ -106,6 +122,10 @@ def _cut_peak(question: Question, folder: Path, trace: RequestTrace, stay_s: flo
     loaded = load_requests(cut, folder, question.seed)
     if not _is_alike(loaded, peak.trace):
         return peak
+    if peak.num_requests == trace.num_requests:
+        lasts = f"its requests arrive within {seconds(peak.duration_s)}, and all are judged"
+        note = f"peak_s = {question.peak_s:g} is longer than it; {lasts}"
+        loaded = replace(loaded, notes=(*loaded.notes, note))
     return Traffic.measure(loaded, peak.lead, stay_s)._replace(workload=cut)
 
 

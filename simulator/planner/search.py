@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from simulator.base.data import cache_lookups
-from simulator.base.errors import UserError
 from simulator.base.progress import Progress, show_nothing
 from simulator.config.capacity import Question
 from simulator.deployment.plan import make_plan
@@ -23,7 +22,7 @@ from simulator.planner.conditions import AS_ASKED, WHOLE, Change, Trials, forget
 from simulator.planner.explore import Evaluation, resize_candidate
 from simulator.planner.judge import SLACK
 from simulator.planner.machines import WHERE
-from simulator.planner.requests import find_stretch, lasting
+from simulator.planner.requests import check_offered, find_stretch, lasting
 from simulator.planner.ruled_out import Ruled
 from simulator.planner.screen import Candidate, Screened, by_cost, count_features, screen
 from simulator.planner.space import Space, check_variants
@@ -104,12 +103,7 @@ def _search(
     question, asked_requests = lasting(asked, folder)
     space, traffic = Space(question, folder), trials.read_traffic()
     check_variants(space)
-    wanted, offered = question.targets.output_tokens_per_s, traffic.rate_per_s * traffic.num_output
-    if wanted is not None and wanted > offered:
-        raise UserError(
-            f"plan [targets]: output_tokens_per_s = {wanted:g} is more than the requests ask "
-            f"for, {offered:,.0f} a second; raise workload.rate_scale, or leave it out"
-        )
+    check_offered(question, traffic)
     parts = list(product(range(len(space.models)), range(len(space.machines))))
     name = "screening models on machines"
     tick(name, 0, len(parts))

@@ -19,7 +19,7 @@ KEY_METRICS = (
     "output_tokens_per_s_per_gpu",
     "goodput_per_s",
     "slo_attainment",
-    "cost_per_million_tokens",
+    "cost_per_million_output_tokens",
 )
 """Metrics of the short comparison; the full table shows all of ``METRICS``."""
 
@@ -187,7 +187,7 @@ def metric(name: str, value: float, currency: str) -> str:
     ('98.7 %', '1.50 s')
     >>> metric("slo_attainment", 0.9999, ""), metric("wait_share", -6.6e-18, "")
     ('99.9 %', '0 %')
-    >>> metric("cost_per_million_tokens", 0.5, "USD")
+    >>> metric("cost_per_million_output_tokens", 0.5, "USD")
     '0.500 USD'
     """
     if not math.isfinite(value):

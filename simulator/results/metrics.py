@@ -227,7 +227,7 @@ METRICS: dict[str, Metric] = {
         "output tokens among them, or that were computed for requests that were lost",
         "lower",
     ),
-    "cost_per_million_tokens": Metric(
+    "cost_per_million_output_tokens": Metric(
         "Cost per million output tokens",
         "currency",
         "price of the GPUs held in the window of the throughput, over the output tokens in it",
@@ -403,7 +403,7 @@ def _measure(plan: DeploymentPlan, record: DeploymentRecord, slo: SLO) -> dict[s
         "room_wait_mean_s": float(in_judged["room_wait_s"].mean()) if len(in_judged) else np.nan,
         "num_retries": float(everyone["num_retries"].sum()),
         "recomputed_share": _recomputed_share(plan, requests, steps),
-        "cost_per_million_tokens": _ratio(
+        "cost_per_million_output_tokens": _ratio(
             price_held(plan, in_window) / 3600 * 1e6, throughput.output_tokens_per_s
         ),
     }

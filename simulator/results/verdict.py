@@ -301,7 +301,7 @@ def _list_differences(
             chance = find_chance(results, who, other, key)
             yield _Difference(text.format(max(ratio, 1 / ratio)), who, chance)
     # Where arrivals decide how many tokens are served, costs differ by what the GPUs cost.
-    key, what = "cost_per_million_tokens", "a token costs"
+    key, what = "cost_per_million_output_tokens", "a token costs"
     costs = [float(row[key]) for row in (first, second)]
     if results.is_open:
         what = "the GPUs cost"

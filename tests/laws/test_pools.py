@@ -258,7 +258,7 @@ def test_gpus_cost_and_facts_count_both_pools(tiny):
         / record.requests["num_output"].sum()
         * 1e6
     )
-    assert summary["cost_per_million_tokens"] == pytest.approx(cost)
+    assert summary["cost_per_million_output_tokens"] == pytest.approx(cost)
     assert all(0 < summary[name] <= 1 for name in ("utilisation", "mfu", "mbu"))
     facts = facts_of(plan)
     assert facts["replicas"] == 5

@@ -265,7 +265,9 @@ def summary(made: list[Made], slo: dict[str, float | None]) -> pd.DataFrame:
                 good = float((ttft <= slo["ttft_s"]).mean())
                 row["slo_attainment"], row["goodput_per_s"] = good, good * len(q) / duration
             if r.facts["currency"]:
-                row["cost_per_million_tokens"] = 8 * 2.5 / 3600 / row["output_tokens_per_s"] * 1e6
+                row["cost_per_million_output_tokens"] = (
+                    8 * 2.5 / 3600 / row["output_tokens_per_s"] * 1e6
+                )
         rows.append(row)
     return pd.DataFrame(rows)
 

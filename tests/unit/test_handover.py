@@ -15,7 +15,7 @@ from simulator.commands.run import run as run_scenario
 from simulator.config.capacity import Question
 from simulator.deployment.plan import make_plan
 from simulator.planner.answer import make_answer
-from simulator.planner.evaluations import best_of_each, deployment_of, price_cluster
+from simulator.planner.evaluations import best_of_each, deployment_of, price_cluster, text_of
 from simulator.planner.explore import ClusterSize
 from simulator.planner.handover import (
     choose_handed_over,
@@ -186,9 +186,13 @@ def test_a_stretch_that_is_asked_for_is_not_made_longer():
 
 
 def test_names_differ_and_nothing_is_there_twice(found):
-    many = [*found.evaluations, *found.evaluations]
-    names = [spec.name for spec in deployments(found, many)]
+    first, candidate = found.evaluations[0], found.evaluations[0].candidate
+    larger = dataclasses.replace(first, candidate=candidate._replace(budget=2 * candidate.budget))
+    many = [first, larger, *found.evaluations[1:]]
+    names = [spec.name for spec in deployments(found._replace(evaluations=many), many)]
     assert len(set(names)) == len(names)
+    assert f"{2 * candidate.budget:,} tokens a step" in names[1]
+    assert "tokens a step" not in text_of(found, first)
     assert len({evaluation.candidate for evaluation in choose_handed_over(found)}) == len(
         choose_handed_over(found)
     )

@@ -150,7 +150,7 @@ def expected(plan):
         "num_retries": 0,
         "num_lost": 0,
         "recomputed_share": 1 - (inputs - 20) / (PREFILL_TOKENS * len(STEPS)),
-        "cost_per_million_tokens": plan.placement.cluster.price_per_gpu_hour
+        "cost_per_million_output_tokens": plan.placement.cluster.price_per_gpu_hour
         * 8
         * duration
         / 3600

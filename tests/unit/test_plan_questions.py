@@ -87,6 +87,14 @@ def test_a_wrong_question_is_refused_in_one_line(ask, tmp_path, change, said):
     assert not (tmp_path / "reports").exists()
 
 
+def test_more_tokens_than_the_requests_ask_for_are_refused_by_check_too(moesim, tmp_path):
+    (tmp_path / "asked.toml").write_text(QUESTION, encoding="utf-8")
+    many = "targets.output_tokens_per_s=9000"
+    code, _, err = moesim("check", "asked.toml", "--set", many)
+    assert code == 2
+    assert "[targets]: output_tokens_per_s = 9000 is more than the requests ask for" in err
+
+
 def test_files_that_are_no_question_are_told_apart(ask, moesim, tmp_path):
     assert "is empty" in ask(text="")[2]
     assert "missing key 'targets'" in ask(text=re.sub(r"\[targets\]\n.*\n.*\n", "", QUESTION))[2]
@@ -238,6 +246,14 @@ def test_a_peak_that_holds_no_rate_is_refused():
         traffic_of(asked, Path())
 
 
+def test_a_peak_that_is_longer_than_the_requests_is_said():
+    asked = validate(Question, TABLE | {"peak_s": 1e6}, "test")
+    traffic = traffic_of(asked, Path())
+    (note,) = traffic.trace.notes
+    assert "peak_s = 1e+06 is longer than it" in note
+    assert traffic.lead == 0
+
+
 def test_a_cluster_beyond_the_limits_leaves_the_others():
     both = [
         {"cluster": "h100-sxm", "price_per_gpu_hour": 9.0},
@@ -279,7 +295,9 @@ def test_both_pools_of_what_misses_a_target_take_up_gpus():
     outcome = Outcome({"tpot_s.p90": 1.5}, {"tpot_s.p90": 0.075}, 1.0, 1.0)
     missed = Evaluation(candidate, None, outcome, float("inf"), most=ClusterSize(32, 5, 3))
     space, traffic = Space(asked, Path()), traffic_of(asked, Path())
-    told = _describe_miss(SimpleNamespace(question=asked, space=space, traffic=traffic), missed)
+    told = _describe_miss(
+        SimpleNamespace(question=asked, space=space, traffic=traffic, evaluations=[]), missed
+    )
     assert told.row.gpus_used == 5 * 2 + 3 * 4
     assert told.deployment.endswith("on 32 x h100-sxm, 22 of 32 GPUs used")
 

@@ -26,7 +26,7 @@ UNKNOWN = SimpleNamespace(draw_priced=lambda *_: None)
 
 def found():
     space = trials().space
-    return SimpleNamespace(space=space, question=space.question, traffic=TRAFFIC)
+    return SimpleNamespace(space=space, question=space.question, traffic=TRAFFIC, evaluations=[])
 
 
 def sensitivity():

@@ -169,13 +169,13 @@ def test_a_winner_is_named_as_far_as_that_is_sure(chance, is_sure):
 def test_a_runs_tail_is_no_difference_of_cost_or_goodput():
     """At equal arrivals GPUs of one price cost the same, however many tokens come out in time."""
     cost = {"currency": "USD", "slo": 1.0}
-    first = deployment("A", cost_per_million_tokens=10.3, output_tokens_per_s=1100.0, **cost)
+    first = deployment("A", cost_per_million_output_tokens=10.3, output_tokens_per_s=1100.0, **cost)
     tail = {"goodput_per_s": 2.83, "output_tokens_per_s": 1000.0}
-    second = deployment("B", cost_per_million_tokens=11.33, **tail, **cost)
+    second = deployment("B", cost_per_million_output_tokens=11.33, **tail, **cost)
     headline = said(first, second)["headline"]
     assert headline.startswith("A and B serve this traffic equally well (")
     assert "cost" not in headline
-    twice = deployment("B", cost_per_million_tokens=22.66, **tail, **cost)
+    twice = deployment("B", cost_per_million_output_tokens=22.66, **tail, **cost)
     assert "equally well; the GPUs cost 2.00 times less with A" in said(first, twice)["headline"]
     closed = headline_of(first, second, better={}, workload={"concurrency": 4})
     assert "equally well; a token costs 1.10 times less with A" in closed

@@ -45,9 +45,9 @@ def tell_headroom(answer: Answer, best: RecommendedRow) -> Iterator[str]:
         yield f"{where} has no headroom: a little more traffic, and a target is missed."
     else:
         band = best.band_of("headroom") or (factor, factor)
-        low, high = (f"{end:.2f}" for end in band)
+        low, high = (f"{end:.2f}{TIMES}" if end else f"under 0.13{TIMES}" for end in band)
         is_wide = low != high and math.isfinite(band[1])
-        sure = f"; 80 % band: {low}{TIMES} to {high}{TIMES}" if is_wide else ""
+        sure = f"; 80 % band: {low} to {high}" if is_wide else ""
         yield f"{where} would carry {factor:.2f}{TIMES} this traffic with all targets met{sure}."
 
 

@@ -22,7 +22,8 @@ def headline(answer: Answer) -> str:
     unsure = (
         ""
         if sure is None or sure >= _SURE
-        else f", with a probability of {chance(sure)} of what the simulator may be off,"
+        else f" as simulated, and with a probability of {chance(sure)} given the simulator's "
+        "known errors,"
     )
     met = (
         f"{best.model} on {gpus(best)} meets {name_targets(answer)}{unsure} "
@@ -63,6 +64,8 @@ def state_miss(target: str, ratio: float) -> str:
     """
     if target == BACKLOG:
         return "falls behind what comes"
+    if target == "attainment" and times(ratio) != "far":
+        return f"keeps too few requests within their limits ({times(ratio)} the misses allowed)"
     by = "by far" if times(ratio) == "far" else f"by {times(ratio)}"
     return f"misses the {target_text(target)} {by}"
 

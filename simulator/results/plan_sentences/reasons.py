@@ -16,7 +16,14 @@ from simulator.results.plan_sentences.headline import (
     state_price,
 )
 from simulator.results.plan_sentences.traffic import tell_traffic
-from simulator.results.plan_text import count_gpus, is_floor, per_hour, target_text, value_text
+from simulator.results.plan_text import (
+    count_gpus,
+    is_floor,
+    per_hour,
+    state_use,
+    target_text,
+    value_text,
+)
 
 _BINDS = 0.9
 """Share of its limit from which on a target is what decides; below it is merely the closest."""
@@ -30,7 +37,8 @@ def reasons(answer: Answer) -> tuple[str, ...]:
 
 def _explain_choice(answer: Answer, best: RecommendedRow) -> Iterator[str]:
     yield from tell_start(answer)
-    yield f"Deploy {best.deployment}, {best.token_budget:,} tokens a step."
+    step = f", {best.token_budget:,} tokens a step"
+    yield f"Deploy {best.deployment.removesuffix(step)}{step}."
     yield from _tell_targets(answer, best)
     yield from _tell_unscored(answer)
     yield from explain_idle(answer, best)
@@ -85,7 +93,7 @@ def _tell_other_sizes(answer: Answer) -> Iterator[str]:
     if also is not None:
         yield (
             f"{count_gpus(also.gpus)} would do as well, by chance or not: the "
-            f"{target_text(also.worst_target)} is at {percent(also.worst_ratio)} of its limit, "
+            f"{target_text(also.worst_target)} {state_use(also.worst_target, also.worst_ratio)}, "
             f"with a sampling error of {percent(also.sampling_error)} at this many requests."
         )
     if larger is not None:
@@ -95,8 +103,8 @@ def _tell_other_sizes(answer: Answer) -> Iterator[str]:
             said += f"; the best there is {larger.deployment}"
         if larger.worst_ratio is not None and larger.worst_target not in (None, BACKLOG):
             said += (
-                f", with the {target_text(larger.worst_target or '')} "
-                f"at {percent(larger.worst_ratio)} of its limit"
+                f"; the {target_text(larger.worst_target or '')} "
+                f"{state_use(larger.worst_target or '', larger.worst_ratio)}"
             )
         yield f"{said}."
 
