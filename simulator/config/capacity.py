@@ -57,7 +57,7 @@ _DECIDED = {
     "network_speed": "clusters.network_speed",
     "price_per_gpu_hour": "clusters.price_per_gpu_hour",
     "parallel": "space.tp, space.attention_dp, space.pp and space.ep",
-    "replicas": "targets and limits",
+    **dict.fromkeys(("replicas", "idle_gpus"), "targets and limits"),
     "prefill": "space.disaggregate",
     "weight_dtype": "models.weight_dtypes",
     "kv_dtype": "models.kv_dtypes",

@@ -13,6 +13,7 @@ from simulator.base.quantities import (
     Bytes,
     ExchangeChunks,
     Factor,
+    GpuCount,
     Price,
     Ranks,
     Replicas,
@@ -130,6 +131,9 @@ class DeploymentSpec(Frozen):
     replicas: Replicas | None = None
     """Number of replicas, or with ``scaling`` the most that there can be; absent = as many as fill
     the cluster, or what the prefill pool leaves of it."""
+    idle_gpus: GpuCount = 0
+    """GPUs of the cluster that are held and paid for beside those of the replicas, for what may be
+    lost, say."""
     weight_dtype: DType | None = None
     """Number format of all matrices; absent = as the model is released (experts may then differ
     from the rest)."""

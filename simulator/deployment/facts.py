@@ -151,7 +151,7 @@ def _pruning_warnings(plan: DeploymentPlan) -> list[str]:
         )
     return [
         *found,
-        "What pruning costs in quality is not known here: give models a score of your own.",
+        "What pruning costs in quality is not simulated: a plan takes the scores that are given.",
     ]
 
 

@@ -188,7 +188,7 @@ def _make_pools(spec: DeploymentSpec, seed: int, place: str, folder: Path) -> De
         "scheduling": pool.scheduling,
         "overlap": pool.overlap,
     }
-    changes |= {"prefill": None, "cluster": pool.cluster or spec.cluster}
+    changes |= {"prefill": None, "cluster": pool.cluster or spec.cluster, "idle_gpus": 0}
     changes["speculation"] = {"kind": "none"}  # nothing decodes there
     changes["rebalancing"], changes["scaling"] = {"kind": "none"}, pool.scaling
     changes["recovery"] = _choose_prefill_recovery(spec.recovery, pool.parallel)
@@ -264,8 +264,10 @@ def _make_pool(
     elif cluster.host is None:
         cluster = cluster.model_copy(update={"host": loaded.machine_below})
     layout = make_layout(spec.parallel, model, place)
-    free_gpus = cluster.num_gpus - taken_gpus
-    besides = f" besides {taken_gpus} for prefill" if taken_gpus else ""
+    free_gpus = cluster.num_gpus - taken_gpus - spec.idle_gpus
+    apart = [(taken_gpus, "for prefill"), (spec.idle_gpus, "that are idle")]
+    besides = " and".join(f" {count} {what}" for count, what in apart if count)
+    besides = f" besides{besides}" if besides else ""
     has = f"cluster '{cluster.name}' has {cluster.num_gpus}"
     if layout.num_gpus > free_gpus:
         raise UserError(f"{place} [parallel]: needs {layout.num_gpus} GPUs{besides}, but {has}")

@@ -103,11 +103,12 @@ class Trials:
         """Find the smallest cluster on which a candidate meets the targets."""
         explorer = self.open_explorer(candidate, change)
         gpu_hour = explorer.space.machines_at(candidate.shape).gpu_hour
+        quality = explorer.space.variants[candidate.shape.model].quality or 0.0
         key = key_of(identity(explorer))
         known = self._store.get(key, STORED_EVALUATION)
         if known is not None:
-            return replace(known.restore(candidate, gpu_hour), was_stored=True)
-        found = replace(explorer.find(), candidate=candidate)
+            return replace(known.restore(candidate, gpu_hour, quality), was_stored=True)
+        found = replace(explorer.find(), candidate=candidate, quality=quality)
         self._store.put(key, StoredEvaluation.strip(found), STORED_EVALUATION)
         return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from simulator.config.deployment import DeploymentSpec
 from simulator.planner.explore import ClusterSize, Evaluation, add_spares, deployment
@@ -47,10 +47,18 @@ def price_cluster(result: SearchResult, evaluation: Evaluation) -> dict[str, flo
 
 
 def deployment_of(result: SearchResult, evaluation: Evaluation, name: str = "") -> DeploymentSpec:
-    """An evaluation as a scenario's deployment, with its spare replicas."""
+    """An evaluation as a scenario's deployment, with its spare replicas, on its whole cluster and
+    at its whole price, electricity included.
+    """
     size = evaluation.cluster_size or ClusterSize(0, 1, 1)
     size = add_spares(size, spares_of(result, evaluation))
-    return deployment(result.space, evaluation.candidate, size, name)
+    spec = deployment(result.space, evaluation.candidate, size, name)
+    idle_gpus = max(0, (evaluation.size or 0) - gpus_used(result, evaluation))
+    changes: dict[str, Any] = {"idle_gpus": idle_gpus}
+    if result.question.power.price_per_kwh:
+        machines = result.space.machines_at(evaluation.candidate.shape)
+        changes["price_per_gpu_hour"] = machines.gpu_hour
+    return spec.model_copy(update=changes)
 
 
 def spares_of(result: SearchResult, evaluation: Evaluation) -> Spares:

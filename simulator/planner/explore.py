@@ -75,6 +75,8 @@ class Evaluation:
     """Size that ``outcome`` is of where none is enough: as much as the limits allow."""
     was_stored: bool = field(default=False, compare=False)
     """Whether it was found by an earlier search."""
+    quality: float = field(default=0.0, compare=False)
+    """Score of the model; 0 without one."""
     risk: float = 0.0
     """See :func:`simulator.planner.calibration_error.compute_miss_probability`."""
 

@@ -19,7 +19,7 @@ from simulator.config.failure_rates import FailureRates
 from simulator.config.workload import WorkloadSpec
 from simulator.deployment.plan import make_plan
 from simulator.planner.conditions import choose_slo
-from simulator.planner.evaluations import best_of_each, deployment_of, gpus_used, text_of
+from simulator.planner.evaluations import best_of_each, deployment_of, text_of
 from simulator.planner.explore import Evaluation
 from simulator.planner.launch import Command, list_commands
 from simulator.planner.search import SearchResult
@@ -142,12 +142,7 @@ def scenario_text(
         now = f"these are {question.workload.num_requests:,}, so that a steady state shows"
         comments.append(f"The plan's workload asks for {result.asked_requests:,} requests; {now}.")
     if question.power.price_per_kwh:
-        comments.append("The plan pays for electricity apart, which a run does not.")
-    if any(gpus_used(result, one) < (one.size or 0) for one in evaluations):
-        comments.append(
-            "The plan pays for the whole cluster; a run counts the GPUs that replicas take up, "
-            "so it names a lower cost."
-        )
+        comments.append("The price of a GPU-hour contains the electricity.")
     if question.spare != Spare():
         comments.append(
             f"The clusters hold more than the replicas take up: {question.spare} may be lost."

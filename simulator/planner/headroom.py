@@ -9,11 +9,14 @@ from simulator.planner.conditions import Change, Conditions, Trials
 from simulator.planner.explore import ClusterSize
 from simulator.planner.screen import Candidate
 
-FURTHEST = 8.0
-"""Times the traffic beyond which nobody asks, and one over it."""
+FURTHEST, LEAST = 8.0, 1 / 8.0
+"""Times the traffic beyond which nobody asks, and below which."""
 _RISING = (1.0, 1.25, 1.6, 2.0, 2.5, 3.2, 4.0, 5.0, 6.4, FURTHEST)
 """Factors that bracket it; between two of them it is bisected."""
 _STEP = 1.02
+_BELOW = (0.0, 0.5, 1.0)
+"""Steps below what was found that must be carried too: near the most that is carried a little less
+may miss by chance."""
 
 
 class Headroom(NamedTuple):
@@ -31,7 +34,7 @@ class Slowness(NamedTuple):
 
     step: float = 1.0
     first_token: float = 1.0
-    """Of the time to first token, where its steps alone do not make it as long."""
+    """Seconds to first token, where its steps alone do not make it as long."""
 
 
 AS_PREDICTED = Slowness()
@@ -72,8 +75,9 @@ def measure_headroom(
     def is_steady(factor: float) -> bool:
         return trials.read_traffic(vary(factor)).is_steady
 
-    low, high = 1.0, 1.0
+    low, high, least = 1.0, 1.0, LEAST
     if carries(1.0):
+        least = 1.0
         for high in _RISING[1:]:
             if is_steady(low) and not is_steady(high):
                 return Headroom(low, is_least=True)
@@ -92,4 +96,10 @@ def measure_headroom(
     while high / low > step:
         middle = math.sqrt(low * high)
         low, high = (middle, high) if carries(middle) else (low, middle)
+    while low > least:
+        tried = [max(low / step**share, least) for share in _BELOW]
+        missed = [factor for factor in tried if not carries(factor)]
+        if not missed:
+            break
+        low = max(min(missed) / step, least)
     return Headroom(low)

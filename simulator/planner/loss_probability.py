@@ -22,29 +22,17 @@ def share_of_time_within(
     """Share of the time in which no more is lost than ``spare``, at the lowest and the highest
     ``mtbf_gpu_hours``.
 
-    GPUs fail independently and are repaired after a fixed time, so that the number out of work is
-    binomial. Where nodes may be lost, a node is out with any of its GPUs.
+    What fails is repaired after a fixed time, so that without failures of whole nodes or switches
+    the number out of work is binomial. Where nodes may be lost, one is out with any of its GPUs.
 
     Args:
         num_gpus: GPUs of the cluster.
         host_gpus: GPUs of one node.
     """
-    low, high = (
-        _share_within(num_gpus, host_gpus, spare, hours, rates.repair_hours)
-        for hours in (rates.mtbf_gpu_hours_low, rates.mtbf_gpu_hours_high)
-    )
-    return low, high
-
-
-def _share_within(
-    num_gpus: int, host_gpus: int, spare: Spare, mtbf_hours: float, repair_hours: float
-) -> float:
-    if not spare.nodes:
-        is_out = repair_hours / (mtbf_hours + repair_hours)
-        return _binomial_at_most(spare.gpus, num_gpus, is_out)
-    num_nodes = -(-num_gpus // host_gpus)
-    node_is_out = _share_of_time_out(min(host_gpus, num_gpus), mtbf_hours, repair_hours)
-    return _binomial_at_most(spare.nodes, num_nodes, node_is_out)
+    unit_gpus = min(host_gpus, num_gpus) if spare.nodes else 1
+    units, spares = -(-num_gpus // unit_gpus), spare.nodes or spare.gpus
+    left = max(0, units - spares)
+    return share_of_time_serving(left, min(spares, units), unit_gpus, host_gpus, rates)
 
 
 def count_spare_replicas(

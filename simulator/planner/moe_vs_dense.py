@@ -118,12 +118,8 @@ class OverRates(NamedTuple):
     """Rates at which the cheaper kind changes."""
 
 
-def over_rates(trials: Trials, rate_per_s: float, moe: Rivals, dense: Rivals) -> OverRates:
-    """Costs of both kinds over :data:`RATES`, and the rates at which the cheaper kind changes.
-
-    Args:
-        rate_per_s: of the requests as asked.
-    """
+def over_rates(trials: Trials, moe: Rivals, dense: Rivals) -> OverRates:
+    """Costs of both kinds over :data:`RATES`, and the rates at which the cheaper kind changes."""
 
     def try_rate(rate: float) -> tuple[Priced, Priced]:
         first, second = (
@@ -166,7 +162,9 @@ def over_rates(trials: Trials, rate_per_s: float, moe: Rivals, dense: Rivals) ->
                 is_before = _cheaper(*try_rate(middle)) == last[1]
                 low, high = (middle, high) if is_before else (low, middle)
             turn, kinds = math.sqrt(low * high), {"before": last[1], "after": cheaper}
-            flips.append(Flip(what="traffic", **kinds, rate=turn, requests_per_s=turn * rate_per_s))
+            flips.append(
+                Flip(what="traffic", **kinds, rate=turn, requests_per_s=_read_rate(trials, turn))
+            )
         last = (rate, cheaper)
     return OverRates(points, flips)
 
@@ -194,6 +192,11 @@ def changes_over_rates(
         for kind in (moe, dense)
         for one in kind.select_at(rate)
     ]
+
+
+def _read_rate(trials: Trials, rate: float) -> float:
+    """Requests a second at a factor: a peak of so many seconds holds others then."""
+    return trials.read_traffic(_at_rate(rate)._replace(is_whole=True)).rate_per_s
 
 
 def _at_rate(rate: float) -> Change:
@@ -282,7 +285,7 @@ def _point(
     ratio = moe.cost / dense.cost if is_known else None
     # Samples as asked say nothing of another rate.
     drawn = [one.demand and costs.draw_priced(one) for one in (moe, dense)]
-    point: dict[str, Any] = {"rate": rate, "requests_per_s": rate * result.traffic.rate_per_s}
+    point: dict[str, Any] = {"rate": rate, "requests_per_s": _read_rate(result.trials, rate)}
     for name, one, draws in zip(("moe", "dense"), (moe, dense), drawn, strict=True):
         key = f"{name}_cost_per_hour"
         point |= {key: one.finite_cost}

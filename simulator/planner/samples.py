@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -161,13 +162,25 @@ def interpolate_gpus(demand: GpuDemand, sizes: tuple[int, ...], slower: Floats) 
 
 
 class CostSamples:
-    """Samples of what deployments need and cost, the same for all of them."""
+    """Samples of what deployments need and cost, the same for all of them.
 
-    def __init__(self, result: SearchResult, demands: Mapping[Candidate, GpuDemand]) -> None:
+    Args:
+        demands: as asked.
+        closed: in closed form as asked, which says how much more is needed under other conditions.
+    """
+
+    def __init__(
+        self,
+        result: SearchResult,
+        demands: Mapping[Candidate, GpuDemand],
+        closed: Mapping[Candidate, GpuDemand] = MappingProxyType({}),
+    ) -> None:
         self.errors = ErrorSamples(result.question.seed)
         self.demands = demands
+        self._closed = closed
         self._space = result.space
         self._is_free = all(machines.gpu_hour == 0 for machines in result.space.machines)
+        self._asked = {one.candidate: one for one in result.met}
         self._kept: dict[Candidate, NDArray[np.bool_]] = {}
 
     def settle(self, candidate: Candidate, kept: NDArray[np.bool_]) -> None:
@@ -183,14 +196,30 @@ class CostSamples:
         Args:
             demand: under other conditions than those that were asked for.
         """
-        demand = demand or self.demands.get(evaluation.candidate)
-        if demand is None or evaluation.cluster_size is None:
+        candidate, size = evaluation.candidate, evaluation.size
+        asked = self._asked.get(candidate, evaluation)
+        closed = self._closed.get(candidate)
+        if size is None:
             return None
-        sizes = self._space.machines_at(evaluation.candidate.shape).sizes
-        size = evaluation.cluster_size.size
-        gpus = self.errors.draw_gpus(demand, sizes) * (size / demand.base if demand.base else 1.0)
+        sizes = self._space.machines_at(candidate.shape).sizes
+        gpus = self._draw_as_asked(asked, sizes)
+        if demand is not None and (gpus is None or closed is None):
+            return _draw_scaled(self.errors, demand, size, sizes)
+        if gpus is None or asked.size is None:
+            return None
+        factor = np.full(len(gpus), size / asked.size)
+        if demand is not None and closed is not None and demand != closed:
+            now, before = (self.errors.draw_gpus(one, sizes) for one in (demand, closed))
+            factor *= divide_finite(now, before) * ((closed.base or 1) / (demand.base or 1))
+        return round_up(gpus * factor, sizes)
+
+    def _draw_as_asked(self, evaluation: Evaluation, sizes: tuple[int, ...]) -> Floats | None:
+        demand, size = self.demands.get(evaluation.candidate), evaluation.size
+        if demand is None or size is None:
+            return None
+        gpus = _draw_scaled(self.errors, demand, size, sizes)
         kept = self._kept.get(evaluation.candidate)
-        if kept is None or demand is not self.demands.get(evaluation.candidate):
+        if kept is None:
             return gpus
         larger = min((one for one in sizes if one > size), default=math.inf)
         return np.where(kept, np.minimum(gpus, size), np.maximum(gpus, larger))
@@ -210,6 +239,13 @@ class CostSamples:
             return None
         own = one.evaluation.cost_per_hour
         return drawn * (one.cost / own if 0 < own < math.inf else 1.0)
+
+
+def _draw_scaled(
+    errors: ErrorSamples, demand: GpuDemand, size: int, sizes: tuple[int, ...]
+) -> Floats:
+    """``[n]`` GPUs, ``size`` of them as the calibration has it."""
+    return errors.draw_gpus(demand, sizes) * (size / demand.base if demand.base else 1.0)
 
 
 def find_band(values: Floats | None) -> Band:
@@ -261,6 +297,25 @@ def widen_band(value: float, band: Edges, scatter: float) -> Edges:
     """
     below, above = max(0.0, value - band[0]), max(0.0, band[1] - value)
     return max(0.0, value - math.hypot(below, scatter)), value + math.hypot(above, scatter)
+
+
+def divide_finite(costs: Floats, others: Floats) -> Floats:
+    """Ratios; infinite where only the first is, and 1 where the other is.
+
+    >>> divide_finite(np.array([4.0, np.inf, 4.0]), np.array([2.0, 2.0, np.inf]))
+    array([ 2., inf,  1.])
+    """
+    return np.where(np.isfinite(others), costs / np.where(np.isfinite(others), others, 1.0), 1.0)
+
+
+def round_up(gpus: Floats, sizes: tuple[int, ...]) -> Floats:
+    """The next of ``sizes`` (rising); infinite beyond.
+
+    >>> round_up(np.array([3.0, 4.0, 9.0]), (2, 4, 8))
+    array([ 4.,  4., inf])
+    """
+    offered = np.array([*sizes, math.inf])
+    return offered[np.searchsorted(offered, gpus * (1 - 1e-9))]
 
 
 def count_share(is_so: NDArray[np.bool_], mine: Floats, theirs: Floats) -> float:

@@ -264,10 +264,10 @@ def best_first(evaluation: Evaluation) -> tuple[Any, ...]:
     """The order of deployments that were simulated.
 
     At one price the one that is least likely to miss a target comes first, in tenths: going by how
-    far off its calibration was elsewhere, and then within a fifth of a limit by every further tenth
-    of it. Of these the one with fewest parts is run most easily; then the one that the screen
-    expects to need fewest GPUs has most headroom in a cluster of that price; then the one whose
-    tightest target is least tight.
+    far off its calibration was elsewhere; then the one of the best model; and then within a fifth
+    of a limit by every further tenth of it. Of these the one with fewest parts is run most easily;
+    then the one that the screen expects to need fewest GPUs has most headroom in a cluster of that
+    price; then the one whose tightest target is least tight.
     """
     worst = evaluation.outcome.worst if evaluation.outcome is not None else math.inf
     tight = max(0, math.ceil(round(10 * worst, 6) - 8)) if worst <= 1 else worst
@@ -281,7 +281,8 @@ def best_first(evaluation: Evaluation) -> tuple[Any, ...]:
         candidate.prefill or (),
         candidate.budget,
     )
-    return (evaluation.cost_per_hour, round(10 * evaluation.risk), tight, *told)
+    order = evaluation.cost_per_hour, round(10 * evaluation.risk), -evaluation.quality, tight
+    return (*order, *told)
 
 
 def _explore(

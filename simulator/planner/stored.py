@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from pydantic import ConfigDict, TypeAdapter
 
-from simulator.planner.explore import ClusterSize, Evaluation
+from simulator.planner.explore import ClusterSize, Evaluation, SmallerMet
 from simulator.planner.screen import Candidate
 from simulator.planner.trial import Outcome
 
@@ -22,20 +22,22 @@ class StoredEvaluation(NamedTuple):
     below: Outcome | None
     most: ClusterSize | None
     risk: float
+    smaller: SmallerMet | None
 
     @classmethod
     def strip(cls, evaluation: Evaluation) -> StoredEvaluation:
         """The parts of an evaluation that are stored."""
         return cls(*(getattr(evaluation, name) for name in cls._fields))
 
-    def restore(self, candidate: Candidate, gpu_hour: float) -> Evaluation:
+    def restore(self, candidate: Candidate, gpu_hour: float, quality: float = 0.0) -> Evaluation:
         """The evaluation that was stored.
 
         Args:
             gpu_hour: price of a GPU-hour now.
+            quality: of the model, as it is scored now.
         """
         cost_per_hour = self.cluster_size.size * gpu_hour if self.cluster_size else math.inf
-        return Evaluation(candidate=candidate, cost_per_hour=cost_per_hour, **self._asdict())
+        return Evaluation(candidate, cost_per_hour=cost_per_hour, quality=quality, **self._asdict())
 
 
 _INFINITE = ConfigDict(ser_json_inf_nan="constants")

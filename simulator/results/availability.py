@@ -20,7 +20,7 @@ def list_told(table: pd.DataFrame) -> list[str]:
     """List those of :data:`OF_CHANGES` that say something in rows of ``summary.csv``."""
     says = {name: name in table and bool(table[name].any()) for name in OF_CHANGES}
     if says["gpus_held"]:
-        says["gpus_held"] = bool((table["gpus_held"] < table["num_gpus"]).any())
+        says["gpus_held"] = bool((table["gpus_held"] != table["num_gpus"]).any())
     return [name for name in OF_CHANGES if says[name]]
 
 
@@ -29,10 +29,11 @@ def measure_held(
 ) -> list[float]:
     """Measure the GPUs that each pool holds, mean over the time from ``from_s`` to ``until_s``, in
     the order of ``plan.pools``: those of a replica from its launch until it has left, of all
-    replicas without scaling.
+    replicas without scaling; and those that are idle.
     """
     return [
-        pool.placement.layout.num_gpus
+        pool.spec.idle_gpus
+        + pool.placement.layout.num_gpus
         * sum(
             (max(end_s, from_s) - max(begin_s, from_s)) / (until_s - from_s)
             for begin_s, end_s in list_spans(pool, first, changes, until_s)

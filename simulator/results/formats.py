@@ -117,12 +117,13 @@ def count(number_of: int, noun: str) -> str:
 
 
 def percent(share: float) -> str:
-    """Write a share in whole hundredths.
+    """Write a share in whole hundredths; near 1 with a digit more.
 
-    >>> percent(0.627)
-    '63 %'
+    >>> percent(0.627), percent(0.9453), percent(0.95)
+    ('63 %', '94.5 %', '95 %')
     """
-    return f"{100 * share:.0f} %"
+    digits = 1 if 0.9 < share < 1 else 0
+    return f"{100 * share:.{digits}f}".removesuffix(".0") + " %"
 
 
 def parameters(value: float) -> str:

@@ -68,7 +68,7 @@ METRICS: dict[str, Metric] = {
         "GPUs held",
         "",
         "accelerators that are paid for, mean over the duration: those of a replica from its "
-        "launch until it has drained, all of them without scaling",
+        "launch until it has drained, all of them without scaling, and idle ones",
         "",
     ),
     "duration_s": Metric(
@@ -374,6 +374,7 @@ def _measure(plan: DeploymentPlan, record: DeploymentRecord, slo: SLO) -> dict[s
     busy_s = float(steps["duration_s"].sum())
     num_replicas = sum(pool.serving.replicas for pool in plan.pools)
     gpus_held = sum(measure_held(plan, record.changes, duration_s))
+    share_held = (gpus_held - plan.spec.idle_gpus) / plan.num_gpus
     found = {
         "num_requests": len(in_judged),
         "num_lost": num_lost,
@@ -384,7 +385,7 @@ def _measure(plan: DeploymentPlan, record: DeploymentRecord, slo: SLO) -> dict[s
         "output_tokens_per_s": throughput.output_tokens_per_s,
         "total_tokens_per_s_per_gpu": sum(per_gpu),
         "output_tokens_per_s_per_gpu": per_gpu[1],
-        "utilisation": min(1.0, busy_s / num_replicas / duration_s / (gpus_held / plan.num_gpus)),
+        "utilisation": min(1.0, busy_s / num_replicas / duration_s / share_held),
         "load_imbalance": record.load_imbalance,
         "uniform_imbalance": record.uniform_imbalance,
         "dropped_share": record.dropped_share,

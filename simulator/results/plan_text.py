@@ -130,7 +130,7 @@ def share(ratio: float) -> str:
 
 
 def state_use(name: str, ratio: float) -> str:
-    """How much of a target's limit is used.
+    """Describe the share of a target's limit that is used.
 
     >>> state_use("tpot_s.p90", 0.5), state_use("attainment", 0.4)
     ('is at 50 % of its limit', 'has 40 % of the misses that it may have')

@@ -32,3 +32,17 @@ def test_more_spares_are_enough_for_longer_and_more_machines_for_less():
     assert shares == sorted(shares)
     assert all(low < high < 1 for low, high in shares)
     assert share_of_time_within(512, 8, Spare(), rates) < shares[0]
+
+
+def test_failures_that_take_whole_nodes_leave_no_single_gpu_out():
+    """As many of the failures, each of a whole node: one spare GPU helps nothing, and a spare node
+    as often as all others work.
+    """
+    rates = FailureRates(mtbf_gpu_hours_low=800.0, mtbf_gpu_hours_high=800.0, node_share=1.0)
+    nothing, gpu, node = (
+        share_of_time_within(64, 8, spare, rates)[0]
+        for spare in (Spare(), Spare(gpus=1), Spare(nodes=1))
+    )
+    out = np.random.default_rng(1).random((200_000, 8)) < 8 / 808
+    assert nothing == gpu == pytest.approx((out.sum(axis=1) == 0).mean(), abs=0.003)
+    assert node == pytest.approx((out.sum(axis=1) <= 1).mean(), abs=0.001)

@@ -96,7 +96,7 @@ def answer(**changes):
         "spare_nodes": [{"lost": "1 node", "nodes_lost": 1, "gpus_lost": 0, "gpus": 16, "nodes": 2, "cost_per_hour": 47.84, ("extra_cost_per_hour"): 41.86, ("why"): ("")}],
         "idle": {"unused_gpus": 1, "unused_cost_per_hour": 2.99, "spare_experts": None},
         "confidence": {
-            "needed_cost_low": 5.98, "needed_cost_high": 11.96, "beats_second": 0.81, "meets_targets": 0.77, ("second"): runner[("deployment")],
+            "needed_cost_low": 5.98, "needed_cost_high": 11.96, "cheaper_than_second": 0.81, "as_dear_as_second": 0.1, "dearer_than_second": 0.09, "meets_targets": 0.77, ("second"): runner[("deployment")],
             "figures": {"tpot_s.p90": {"value": 0.0314, "low": 0.028, "high": 0.041}},
             "sources": [{"name": "calibration", "low": 0.8, "high": 1.3, "text": ("measured over predicted")}],
         },

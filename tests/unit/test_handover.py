@@ -154,15 +154,15 @@ def test_what_a_scenario_cannot_say_is_a_comment(found):
     )
     power = found.question.power.model_copy(update={"price_per_kwh": 0.2})
     asked = found._replace(question=found.question.model_copy(update={"power": power}))
-    assert "# The plan pays for electricity apart, which a run does not." in scenario_text(
+    assert "# The price of a GPU-hour contains the electricity." in scenario_text(
         asked, choose_handed_over(found)
     )
     first = found.evaluations[0]
     assert first.num_gpus == first.cluster_size.size
-    assert "pays for the whole cluster" not in scenario_text(found, [first])
+    assert "idle_gpus" not in scenario_text(found, [first])
     larger = first.cluster_size._replace(size=first.num_gpus + 1)
     partly = dataclasses.replace(first, cluster_size=larger)
-    assert "a run counts the GPUs that replicas take up" in scenario_text(found, [partly])
+    assert "idle_gpus = 1\n" in scenario_text(found, [partly])
 
 
 def test_electricity_is_that_of_the_whole_cluster_by_the_kilowatt_hour(found):

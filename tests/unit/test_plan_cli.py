@@ -176,7 +176,7 @@ def test_impossible_targets_get_an_answer(plan, tmp_path):
     assert code == 3, err
     assert out.startswith(
         "No deployment within the limits meets every target: the nearest misses the time per "
-        "output token (p90) by"
+        "output token (p90): "
     )
     answer, _ = planned.read(tmp_path / "reports/out/tiny_plan")
     assert answer.recommended is None

@@ -21,12 +21,17 @@ MOE, DENSE = 0, 1
 TRAFFIC = SimpleNamespace(
     rate_per_s=5.0, num_input=30.0, num_output=10.0, share_beyond=lambda _: 0.0
 )
+READ = SimpleNamespace(
+    read_traffic=lambda change: SimpleNamespace(rate_per_s=5.0 * change.conditions.rate)
+)
 UNKNOWN = SimpleNamespace(draw_priced=lambda *_: None)
 
 
 def found():
     space = trials().space
-    return SimpleNamespace(space=space, question=space.question, traffic=TRAFFIC, evaluations=[])
+    return SimpleNamespace(
+        space=space, question=space.question, traffic=TRAFFIC, trials=READ, evaluations=[]
+    )
 
 
 def sensitivity():

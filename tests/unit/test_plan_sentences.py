@@ -50,19 +50,18 @@ def test_the_best_other_model_is_told_with_its_price_where_it_has_one(cost, pric
 
 
 @pytest.mark.parametrize(
-    ("less", "share", "said"),
+    ("less", "more", "said"),
     [
-        (0.0, 1.0, "It costs as much as the second choice whatever"),
-        (0.004, 0.996, "It costs as much as the second choice whatever"),
-        (0.005, 1.0, "It costs less than the second choice with a probability of "),
-        (0.3, 1.0, "with a probability of 30 %, and no more with "),
-        (0.0, 0.6, " with a probability of 0 %, and no more with 60 %."),
-        (0.6, 0.6, "It costs less than the second choice with a probability of 60 %."),
-        (None, 0.6, "It costs no more than the second choice with a probability of 60 %."),
+        (0.0, 0.0, "It costs as much as the second choice whatever"),
+        (0.0, 0.004, "It costs as much as the second choice whatever"),
+        (0.3, 0.0, "cheaper with a probability of 30 %, as dear with 70 %, and dearer with 0 %."),
+        (0.0, 0.4, "cheaper with a probability of 0 %, as dear with 60 %, and dearer with 40 %."),
+        (0.6, 0.4, "cheaper with a probability of 60 %, as dear with 0 %, and dearer with 40 %."),
     ],
 )
-def test_the_second_choice_costs_as_much_only_if_it_is_hardly_ever_dearer(less, share, said):
-    [told] = tell_confidence(sure(beats_second=share, cheaper_than_second=less))
+def test_the_second_choice_costs_as_much_only_if_it_is_hardly_ever_dearer(less, more, said):
+    odds = {"cheaper_than_second": less, "dearer_than_second": more}
+    [told] = tell_confidence(sure(as_dear_as_second=1 - less - more, **odds))
     assert said in told
 
 
@@ -75,8 +74,9 @@ def test_a_cluster_is_told_with_its_nodes(nodes, said):
 
 
 def test_what_is_nearly_certain_reads_so():
-    said = " ".join(tell_confidence(sure(cheaper_than_second=0.007, beats_second=0.993)))
-    assert "a probability of < 1 %, and no more with > 99 %." in said
+    odds = {"as_dear_as_second": 0.0, "dearer_than_second": 0.993}
+    said = " ".join(tell_confidence(sure(cheaper_than_second=0.007, **odds)))
+    assert "a probability of < 1 %, as dear with 0 %, and dearer with > 99 %." in said
     assert "has a probability of < 1 %, " in next(tell_start(sure(starts=0.003)))
 
 
@@ -172,9 +172,9 @@ def test_bands_sizes_and_reasons_are_said_plainly():
         in headline(answer)
     )
     said = " ".join(reasons(answer))
-    assert "were the simulator's error known, costs 10.00 EUR per hour at both ends (80 %)" in said
+    assert "the cluster needed costs 10.00 EUR per hour at both ends (80 % band)" in said
     assert (
-        "The next size up is 4 GPUs for 20.00 EUR per hour; the best there is other on 4 x h100-sxm, with the time per"
+        "The next size up is 4 GPUs for 20.00 EUR per hour; the best there is other on 4 x h100-sxm; the time per"
         in said
     )
     answer["confidence"] = {"needed_cost_low": 10.0, "needed_cost_high": None}
@@ -232,28 +232,6 @@ def test_a_drawn_rate_is_told_beside_the_one_asked_for(drawn, asked, rate, is_fa
         assert "happen to arrive at 1.84 a second, where the workload asks for 2:" in line
 
 
-@pytest.mark.parametrize(
-    ("less", "no_more", "said"),
-    [
-        (0.9, 0.9, "It costs less than the second choice, other, with a probability of 90 %."),
-        (
-            0.4,
-            0.9,
-            (
-                "It costs less than the second choice, other, with a probability of 40 %, "
-                "and no more with 90 %."
-            ),
-        ),
-        (None, 0.9, "It costs no more than the second choice, other, with a probability of 90 %."),
-    ],
-)
-def test_a_tie_with_the_second_choice_is_no_win(less, no_more, said):
-    answer = rows(10.0, 20.0) | {
-        "confidence": {"second": "other", "beats_second": no_more, "cheaper_than_second": less}
-    }
-    assert said in reasons(answer)
-
-
 def test_headroom_has_its_band():
     answer = rows(10.0, 20.0)
     answer["recommended"] |= {"headroom_low": 1.1, "headroom_high": 1.6}
@@ -269,10 +247,10 @@ def test_the_time_that_a_spare_is_enough_for_is_told():
         {"lost": "1 GPU", "gpus": 16, "enough_low": 0.99998, "enough_high": 0.9999997},
     ]
     rates = "at the failure rates of [failures]."
-    told = f"No GPU of it is out of work for 99.01 to 99.984 % of the time, {rates}"
+    told = f"All GPUs work for 99.01 to 99.984 % of the time, {rates}"
     assert told in reasons(answer)
     answer["spare"] = {"lost": "1 GPU", "gpus": 1}
-    told = f"No more than 1 GPU is out of work for 99.998 to 99.9999 % of the time, {rates}"
+    told = f"No more than 1 GPU is out for 99.998 to 99.9999 % of the time, {rates}"
     assert told in reasons(answer)
 
 
@@ -286,8 +264,8 @@ def test_spare_replicas_are_told_with_what_they_are_enough_for():
     said = next(line for line in reasons(answer) if "spare" in line)
     assert said == (
         "4 replicas keep every target, and 1 more is spare: of 5 replicas at least 4 serve for "
-        "99.951 to 99.9987 % of the time at the failure rates of [failures], where 99.9 % is asked "
-        "at the higher one; without spare ones it would be 98.4 to 99.68 %. 8 of its 40 GPUs are "
+        "99.951 to 99.9987 % of the time at the failure rates of [failures] (99.9 % is asked "
+        "at the higher rate); without spare ones it would be 98.4 to 99.68 %. 8 of its 40 GPUs are "
         "spare, 20.00 EUR per hour."
     )
     answer["spare"] |= {"replicas": 0, "replica_gpus": 0}

@@ -59,7 +59,7 @@ def test_a_pruned_deployment_runs_on_an_accelerator_and_says_what_its_speed_rest
     row = next(row for row in pruned["assumptions"] if row["what"] == "pruned matrices")
     assert row["kind"] == "fitted"
     assert "arXiv:2603.05232" in row["source"]
-    assert any("quality is not known" in warning for warning in pruned["warnings"])
+    assert any("quality is not simulated" in warning for warning in pruned["warnings"])
     assert not any(row["what"] == "pruned matrices" for row in whole["assumptions"])
 
 

@@ -101,6 +101,7 @@ UNDETERMINED = [
     ({"sensitivity__0__cost_ratio": 0.5, "sensitivity__0__cost_ratio_low": 0.4}, "twice the traffic"),
     ({"recommended__headroom": 0.8, **WIDE, "confidence__meets_targets": 0.5}, "busiest stretch"),
     ({"traffic__num_requests": 150}, "to better than"),
+    ({"confidence__figures__tpot_s_DOT_p90": {"value": 0.02, "low": 0.01, "high": 0.02}}, "error"),
 ]  # fmt: skip
 
 

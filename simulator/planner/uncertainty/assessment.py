@@ -13,7 +13,7 @@ from simulator.base.data import cache_lookups
 from simulator.base.progress import Progress, show_nothing
 from simulator.config.capacity import Spare
 from simulator.parallel.workers import Workers, use_workers
-from simulator.planner.conditions import Change, Conditions, Trials, describe_stretch
+from simulator.planner.conditions import AS_ASKED, Change, Conditions, Trials, describe_stretch
 from simulator.planner.crossover import map_crossover
 from simulator.planner.estimate import Estimator
 from simulator.planner.evaluations import FigureBands
@@ -155,7 +155,7 @@ def assess(
     if not met:
         return assess_alone(result)
     first, moe, dense = met[0], best_of_kind(result, "MoE"), best_of_kind(result, "dense")
-    choices = Choices(first, find_second_choice(met), moe, dense)
+    choices = Choices(first, find_second_choice(result), moe, dense)
     changes = list_changes(result)
     trials = result.trials
     assess_one = partial(_assess_candidate, trials, choices, changes)
@@ -163,9 +163,8 @@ def assess(
     rates: list[tuple[Candidate, Change]] = []
     if moe is not None and dense is not None:
         both = rivals(result, moe, changes), rivals(result, dense, changes)
-        rate_per_s = result.traffic.rate_per_s
         rates = changes_over_rates(trials, *both)
-        jobs["rates"] = partial(over_rates, trials, rate_per_s, *both)
+        jobs["rates"] = partial(over_rates, trials, *both)
     copying = next((one for one in met if one.candidate.shape.slots), None)
     jobs |= {
         first.candidate: partial(_assess_first, assess_one, trials, first, copying),
@@ -181,7 +180,13 @@ def assess(
     estimates = dict(zip((one.candidate for one in met), done["estimates"], strict=True))
     demands = {one: estimate.demand for one, estimate in estimates.items() if estimate is not None}
     demands |= {one: found.demand for one, found in assessed.items() if found.demand is not None}
-    costs, at_first = CostSamples(result, demands), assessed[first.candidate].at_first
+    closed = {
+        one: demand
+        for one, found in assessed.items()
+        if found.explored and (demand := found.explored[AS_ASKED].demand) is not None
+    }
+    costs = CostSamples(result, demands, closed)
+    at_first = assessed[first.candidate].at_first
     if at_first is None:
         raise ValueError("nothing is known of the first choice")
     costs.settle(first.candidate, find_kept(demands[first.candidate], at_first.tried, costs.errors))

@@ -9,18 +9,20 @@ figures theirs.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.planner.calibration_error import Z_80, Edges, compute_start_probability
+from simulator.planner.calibration_error import Z_80, Edges, Floats, compute_start_probability
 from simulator.planner.closed_form import Curve
 from simulator.planner.conditions import AS_ASKED, WHOLE, Change, Trials
 from simulator.planner.estimate import estimate_candidate_error
 from simulator.planner.evaluations import text_of
 from simulator.planner.explore import ClusterSize, Evaluation
-from simulator.planner.headroom import Headroom, Slowness, measure_headroom
+from simulator.planner.headroom import LEAST, Headroom, Slowness, measure_headroom
 from simulator.planner.samples import (
     RESAMPLES,
     CostSamples,
@@ -28,7 +30,6 @@ from simulator.planner.samples import (
     GpuDemand,
     count_share,
     find_band,
-    find_ratio_band,
     widen_band,
 )
 from simulator.planner.screen import Candidate
@@ -42,12 +43,15 @@ _SCORES = (-2.3, -Z_80, Z_80, 2.3)
 """Standard deviations at which demand is simulated, besides what the calibration says."""
 _BISECTIONS = 2
 """Bisections between the slowest calibration that meets the targets and the first that does not."""
+_KNEE_BISECTIONS = 4
+"""Bisections between the slowest calibration that a fixed size stands and the next one that was
+tried."""
 _LOAD_STEP = 1.04
 """Ratio between traffic that is carried and that is not, of headroom at the band's ends."""
-_IN_BAND = 0.9
-"""Share of samples above a band's low end."""
 RESAMPLED: tuple[Change, ...] = tuple(Change(resample=number) for number in RESAMPLES)
 """Changes of nothing but the sample of requests and of the experts' choices."""
+_SHARES = ("attainment", BACKLOG)
+"""Targets whose ratios are shares of requests."""
 _LEAST_RATIO = 1e-9
 """Measured over limit at the least, so that it has a logarithm."""
 _METHOD = (
@@ -111,8 +115,11 @@ class FixedSize(NamedTuple):
     resampled: tuple[Outcome, ...]
     """Outcomes with each of :data:`RESAMPLES`."""
     headroom: Headroom
-    headroom_band: Edges
-    """Times the traffic that it carries at the slow and at the fast end of the calibration's
+    headrooms: tuple[float, ...]
+    """Times the traffic that it carries, of the requests as asked and with each of
+    :data:`RESAMPLES`."""
+    headroom_ends: Edges
+    """Times the traffic that it carries at the fast and at the slow end of the calibration's
     bands."""
 
     def find_nearest(self, factor: float) -> Outcome:
@@ -142,14 +149,22 @@ def try_fixed_size(
     slowed = {
         factor: trials.trial(candidate, size, Change(slower=factor)) for factor in demand.slower
     }
-    bands = demand.error.bands
-    fast, slow = (
-        measure_headroom(trials, candidate, size, Slowness(*end), _LOAD_STEP).factor
-        for end in zip(bands.token, bands.first_token, strict=True)
-    )
-    resampled = tuple(trials.trial(candidate, size, change) for change in RESAMPLED)
+    for _ in range(_KNEE_BISECTIONS):
+        knee = next((n for n in pairwise(sorted(slowed)) if not slowed[n[1]].met), None)
+        if knee is None or not slowed[knee[0]].met:
+            break
+        factor = math.sqrt(knee[0] * knee[1])
+        slowed[factor] = trials.trial(candidate, size, Change(slower=factor))
+    slowed = dict(sorted(slowed.items()))
     headroom = measure_headroom(trials, candidate, size)
-    return FixedSize(slowed, resampled, headroom, (slow, fast))
+    bands, found = demand.error.bands, [headroom.factor]
+    for change in RESAMPLED:
+        other = replace(trials, default=change)
+        found.append(measure_headroom(other, candidate, size, step=_LOAD_STEP).factor)
+    ends = [Slowness(*end) for end in zip(bands.token, bands.first_token, strict=True)]
+    fast, slow = (measure_headroom(trials, candidate, size, end, _LOAD_STEP) for end in ends)
+    resampled = tuple(trials.trial(candidate, size, change) for change in RESAMPLED)
+    return FixedSize(slowed, resampled, headroom, tuple(found), (fast.factor, slow.factor))
 
 
 class Choices(NamedTuple):
@@ -173,16 +188,17 @@ class Choices(NamedTuple):
         return tuple(one.candidate for one in self[:2] if one is not None)
 
 
-def find_second_choice(met: list[Evaluation]) -> Evaluation | None:
-    """The cheapest deployment that differs from the first in more than a setting.
-
-    Args:
-        met: those that meet the targets, the best first.
+def find_second_choice(result: SearchResult) -> Evaluation | None:
+    """The cheapest deployment that differs from the first in more than a setting: in its model,
+    its pruning, its machines, its number format or its split.
     """
+    met, variants = result.met, result.space.variants
 
     def describe(evaluation: Evaluation) -> tuple[Any, ...]:
         shape, prefill = evaluation.candidate.shape, evaluation.candidate.prefill
+        variant = variants[shape.model]
         plain = shape._replace(
+            model=variant.number,
             kv_dtype="",
             slots=0,
             overlap="",
@@ -191,7 +207,8 @@ def find_second_choice(met: list[Evaluation]) -> Evaluation | None:
             max_sequences=0,
             prompts="",
         )
-        return (*plain, prefill and (prefill.tp, prefill.attention_dp, prefill.pp))
+        split = prefill and (prefill.tp, prefill.attention_dp, prefill.pp)
+        return (*plain, variant.pruning and variant.pruning.model_dump_json(), split)
 
     return next((one for one in met[1:] if describe(one) != describe(met[0])), None)
 
@@ -200,9 +217,6 @@ def summarise_confidence(
     result: SearchResult, choices: Choices, tried: FixedSize, costs: CostSamples
 ) -> Confidence:
     """Bands of the recommended deployment's figures, and probabilities that the choice is right.
-
-    ``beats_second`` counts samples in which the first costs no more than the second (a deployment
-    beats itself in all), ``cheaper_than_second`` those in which it costs less (in none).
 
     Args:
         tried: of the recommended deployment.
@@ -215,16 +229,18 @@ def summarise_confidence(
     plan, longest = opened.plan(first.cluster_size), longest_tokens(result.traffic.trace)
     starts = compute_start_probability(plan, longest)
     low, high = find_band(mine)
-    meets = float(find_kept(demand, tried, costs.errors).mean())
+    kept = find_kept(demand, tried, costs.errors)
+    most = find_band(draw_headroom(demand, tried, costs.errors, kept))
+    meets = float(kept.mean())
     answer = Confidence(
         needed_cost_low=low,
         needed_cost_high=high,
         fails=float(np.isinf(mine).mean()),
         starts=starts,
         meets_targets=starts * meets,
-        headroom_low=_agree(tried.headroom_band[0], meets >= _IN_BAND),
-        headroom_high=_agree(tried.headroom_band[1], meets > 1 - _IN_BAND),
-        figures=band_figures(demand, tried),
+        headroom_low=most[0],
+        headroom_high=most[1],
+        figures=band_figures(demand, tried, first.outcome),
         sources=(
             *_list_sources(result, demand),
             *_list_other_calibrations(result, demand, costs),
@@ -235,55 +251,72 @@ def summarise_confidence(
     if choices.second is not None and (theirs := costs.draw_costs(choices.second)) is not None:
         less, more = float((mine < theirs).mean()), float((mine > theirs).mean())
         compared |= {
-            "beats_second": 1.0 - more,
             "cheaper_than_second": less,
             "as_dear_as_second": float((~(mine < theirs) & ~(mine > theirs)).mean()),
             "dearer_than_second": more,
             "second": text_of(result, choices.second),
         }
-    moe, dense = (
-        None if one is None else costs.draw_costs(one) for one in (choices.moe, choices.dense)
-    )
+    moe, dense = (_draw_cheapest(result, costs, kind) for kind in ("MoE", "dense"))
     if moe is not None and dense is not None:
-        low, high = find_ratio_band(moe, dense)
         compared |= {
             "moe_beats_dense": count_share(moe < dense, moe, dense),
             "moe_costs_no_more_than_dense": count_share(moe <= dense, moe, dense),
-            "cost_moe_over_dense_low": low,
-            "cost_moe_over_dense_high": high,
         }
     return answer.model_copy(update=compared)
 
 
-def _agree(headroom: float, carries: bool) -> float:
-    """An end of the headroom's band, which is below 1 just where so few samples meet the targets:
-    other samples of requests, which have no band of headroom, count there.
+def _draw_cheapest(result: SearchResult, costs: CostSamples, kind: str) -> Floats | None:
+    """``[n]`` costs of the deployment of a kind that is cheapest then."""
+    of_kind = [one for one in result.met if result.space.kind(one.candidate.shape) == kind]
+    drawn = [cost for one in of_kind if (cost := costs.draw_costs(one)) is not None]
+    return np.min(drawn, axis=0) if drawn else None
+
+
+def draw_headroom(
+    demand: GpuDemand, tried: FixedSize, errors: ErrorSamples, kept: NDArray[np.bool_]
+) -> Floats:
+    """``[n]`` times the traffic that the recommended size carries: all of it just where it meets
+    the targets.
     """
-    return max(headroom, 1.0) if carries else min(headroom, 1 / _LOAD_STEP)
+    slow = np.log([max(end, LEAST / 2) for end in tried.headroom_ends[::-1]])
+    as_slow = np.exp(np.interp(-errors.draw_scores(demand.error), [-Z_80, Z_80], slow))
+    other = np.array(tried.headrooms)[errors.resample] / max(tried.headrooms[0], LEAST / 2)
+    found = as_slow * other
+    return np.where(kept, np.maximum(found, 1.0), np.minimum(found, 1 / _LOAD_STEP))
 
 
 def find_kept(demand: GpuDemand, tried: FixedSize, errors: ErrorSamples) -> NDArray[np.bool_]:
-    """``[n]`` samples in which the recommended size, as it is, meets all targets."""
+    """``[n]`` samples in which the recommended size, as it is, meets all targets.
+
+    Other samples of requests multiply latencies and add to shares of requests, which may be 0.
+    """
     score, slowness = errors.draw_scores(demand.error), errors.draw_slowness(demand.error)
-    base = tried.slowed[1.0].ratios
     kept = np.full(errors.count, True)
-    for name in base:
-        least = max(base[name], _LEAST_RATIO)
-        ratios = np.maximum.accumulate(
-            [max(one.ratios[name], _LEAST_RATIO) for one in tried.slowed.values()]
-        )
-        drawn = np.interp(np.log(slowness), np.log(list(tried.slowed)), np.log(ratios))
-        others = [max(one.ratios[name], _LEAST_RATIO) / least for one in tried.resampled]
-        if name.startswith("ttft"):
-            drawn = np.maximum(drawn, math.log(least) + demand.error.shift_first_token(score))
-        kept &= drawn + np.log([1.0, *others])[errors.resample] <= _LEAST_RATIO
+    for name, base in tried.slowed[1.0].ratios.items():
+        curve = np.maximum.accumulate([one.ratios[name] for one in tried.slowed.values()])
+        others = np.array([base, *(one.ratios[name] for one in tried.resampled)])[errors.resample]
+        if name in _SHARES:
+            drawn = np.interp(np.log(slowness), np.log(list(tried.slowed)), curve) + others - base
+        else:
+            known = np.log(list(tried.slowed)), np.log(np.maximum(curve, _LEAST_RATIO))
+            drawn = np.exp(np.interp(np.log(slowness), *known))
+            if name.startswith("ttft"):
+                drawn = np.maximum(drawn, base * np.exp(demand.error.shift_first_token(score)))
+            drawn = drawn * others / max(base, _LEAST_RATIO)
+        kept &= drawn <= 1 + _LEAST_RATIO
     return kept
 
 
-def band_figures(demand: GpuDemand, tried: FixedSize) -> dict[str, FigureBand]:
+def band_figures(
+    demand: GpuDemand, tried: FixedSize, outcome: Outcome | None = None
+) -> dict[str, FigureBand]:
     """80 % bands of what the recommended size does: the calibration's, widened by how other samples
     scatter.
+
+    Args:
+        outcome: on all requests, which bands of the stretch that was looked at are scaled to.
     """
+    whole = {} if outcome is None else list_figures(outcome)
     edges = [list_figures(tried.find_nearest(edge)) for edge in demand.error.bands.token]
     scatters, bands = tried.scatters, {}
     for name, value in list_figures(tried.slowed[1.0]).items():
@@ -291,7 +324,10 @@ def band_figures(demand: GpuDemand, tried: FixedSize) -> dict[str, FigureBand]:
         if name.startswith("ttft"):
             ends += [value * edge for edge in demand.error.bands.first_token]
         low, high = widen_band(value, (min(ends), max(ends)), scatters[name])
-        bands[name] = FigureBand(value=value, low=low, high=high)
+        scale = whole.get(name, value) / value if value else 1.0
+        low, value, high = low * scale, whole.get(name, value), high * scale
+        most = 1.0 if name == "attainment" else math.inf
+        bands[name] = FigureBand(value=value, low=low, high=min(high, most))
     return bands
 
 

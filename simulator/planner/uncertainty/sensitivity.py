@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from simulator.planner.conditions import AS_ASKED, Change, Conditions, list_recorded_skews
 from simulator.planner.evaluations import best_of_each, text_of
-from simulator.planner.explore import Evaluation
 from simulator.planner.samples import (
     CostSamples,
     Priced,
@@ -148,7 +147,7 @@ class Sensitivity:
             "base_cost_per_hour": base.cost,
             "cost_ratio": best.divide(base) if best else None,
             "deployment": None if best is None else text_of(self._result, best.evaluation),
-            "flips": best is None or _choice(best.evaluation) != _choice(base.evaluation),
+            "flips": best is None or self._choice(best) != self._choice(base),
             "best_moe": self._summarise(moe),
             "best_dense": self._summarise(dense),
             "cost_moe_over_dense": moe.divide(dense) if moe and dense else None,
@@ -167,6 +166,12 @@ class Sensitivity:
         return _find_cheapest(
             [one for one in priced if space.kind(one.evaluation.candidate.shape) == kind]
         )
+
+    def _choice(self, priced: Priced) -> tuple[Any, ...]:
+        """Model, pruning and machines, whatever the settings."""
+        shape = priced.evaluation.candidate.shape
+        variant = self._result.space.variants[shape.model]
+        return variant.number, variant.pruning, shape.machines
 
     def _summarise(self, priced: Priced | None) -> Brief | None:
         if priced is None or priced.evaluation.size is None:
@@ -204,7 +209,7 @@ class Sensitivity:
                     f"{model.name}: {few} of prompts are cut, so that they fit its context "
                     f"of {model.max_context_tokens:,} tokens."
                 )
-        return notes
+        return list(dict.fromkeys(notes))
 
     def _note_skews(self) -> list[str]:
         space = self._result.space
@@ -214,10 +219,6 @@ class Sensitivity:
             f"Not applicable to {name}, whose experts' popularity was recorded, not drawn."
             for name in list_recorded_skews(space.question, space.folder)
         ]
-
-
-def _choice(evaluation: Evaluation) -> tuple[int, int]:
-    return (evaluation.candidate.shape.model, evaluation.candidate.shape.machines)
 
 
 def _find_cheapest(known: Sequence[Priced]) -> Priced | None:

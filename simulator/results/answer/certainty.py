@@ -55,8 +55,6 @@ class Confidence(Part):
     """Times the traffic that it carries where the calibration is too fast."""
     headroom_high: float | None = None
     """Times the traffic that it carries where the calibration is too slow."""
-    beats_second: float | None = None
-    """Probability that it costs no more than the second choice."""
     cheaper_than_second: float | None = None
     """Probability that it costs less than the second choice."""
     as_dear_as_second: float | None = None
@@ -66,13 +64,10 @@ class Confidence(Part):
     second: str | None = None
     """The second choice in words."""
     moe_beats_dense: float | None = None
-    """Probability that the best mixture of experts costs less than the best dense model."""
+    """Probability that the mixture of experts that is cheapest then costs less than any dense
+    model."""
     moe_costs_no_more_than_dense: float | None = None
-    """Probability that the best mixture of experts costs no more than the best dense model."""
-    cost_moe_over_dense_low: float | None = None
-    """Lower end of the 80 % band of the cost of the first over that of the second."""
-    cost_moe_over_dense_high: float | None = None
-    """Upper end of that band."""
+    """Probability that it costs no more than any dense model."""
     figures: dict[str, FigureBand] = {}
     """Figures of the recommended deployment by name."""
     sources: tuple[Source, ...] = ()

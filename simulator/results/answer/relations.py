@@ -115,6 +115,9 @@ def probabilities_add_up(answer: Answer) -> Iterator[str]:
         less, no_more = sure.moe_beats_dense, sure.moe_costs_no_more_than_dense
         if less is not None and no_more is not None and less > no_more + _ROUNDING:
             yield f"MoE is cheaper with {less:g}, and no dearer with {no_more:g}"
+        best = sum(row.is_best_probability or 0.0 for row in answer.candidates if row.kind == "MoE")
+        if no_more is not None and best > no_more + _ROUNDING:
+            yield f"MoE is cheapest with {best:g}, and no dearer than dense with {no_more:g}"
     total = sum(row.is_best_probability or 0.0 for row in answer.candidates)
     if total > 1 + 1e-6:
         yield f"probabilities of being the cheapest add up to {total:g}"
@@ -230,6 +233,26 @@ def percentiles_have_requests_beyond(answer: Answer) -> Iterator[Undetermined]:
             )
 
 
+def bands_determine_their_figures(answer: Answer) -> Iterator[Undetermined]:
+    """Bands of a factor of two determine nothing, as in a run."""
+    figures = {} if answer.confidence is None else answer.confidence.figures
+    wide = {
+        target: one
+        for target, one in figures.items()
+        if target in answer.targets and one.low and one.high and one.high >= 2 * one.low
+    }
+    if wide:
+        ends = {
+            f"{name} {end}": getattr(wide[name], end) for name in wide for end in ("low", "high")
+        }
+        yield Undetermined(
+            what=f"{', '.join(wide)}, allowing for the simulator's error",
+            figures=ends,
+            text="the ends of the 80 % band differ by a factor of two or more",
+            would="serving points of this model on this GPU, or a cluster with more headroom",
+        )
+
+
 def _list_rows(answer: Answer) -> list[DeploymentRow]:
     rows = [*answer.candidates, *answer.best_of_each_model.values()]
     return rows if answer.recommended is None else [answer.recommended, *rows]
@@ -264,4 +287,5 @@ ON_AVERAGE: tuple[Callable[[Answer], Iterator[Undetermined]], ...] = (
     more_load_costs_no_less,
     what_meets_on_all_requests_meets_on_a_stretch,
     percentiles_have_requests_beyond,
+    bands_determine_their_figures,
 )

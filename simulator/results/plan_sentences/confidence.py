@@ -73,26 +73,24 @@ def _tell_cost(answer: Answer, sure: Confidence) -> Iterator[str]:
         if sure.meets_targets is None
         else f"; as it is, it meets every target with a probability of {chance(sure.meets_targets)}"
     )
-    yield f"The size that is needed, were the simulator's error known, costs {ends} (80 %){meets}."
+    yield (
+        "Allowing for the simulator's error and other samples of such traffic, the cluster needed "
+        f"costs {ends} (80 % band){meets}."
+    )
 
 
 def _tell_second(sure: Confidence) -> Iterator[str]:
-    share, less = sure.beats_second, sure.cheaper_than_second
-    if share is None:
+    less, same, more = sure.cheaper_than_second, sure.as_dear_as_second, sure.dearer_than_second
+    if less is None or same is None or more is None:
         return
     second = f", {sure.second}," if sure.second else ""
-    if less is not None and less < _NEVER and share > 1 - _NEVER:
+    if same > 1 - _NEVER:
         yield (
-            f"It costs as much as the second choice{second} whatever the simulator may be off; "
+            f"It costs as much as the second choice{second} whatever the simulator's error; "
             "the order is by what is safer and simpler."
-        )
-    elif less is not None and chance(less) != chance(share):
-        yield (
-            f"It costs less than the second choice{second} with a probability "
-            f"of {chance(less)}, and no more with {chance(share)}."
         )
     else:
         yield (
-            f"It costs {'no more' if less is None else 'less'} than the second choice{second} "
-            f"with a probability of {chance(share)}."
+            f"Against the second choice{second} it is cheaper with a probability of "
+            f"{chance(less)}, as dear with {chance(same)}, and dearer with {chance(more)}."
         )

@@ -26,8 +26,8 @@ def explain_idle(answer: Answer, best: DeploymentRow) -> Iterator[str]:
         why = f"{kept} of them are what may be lost; {why}" if kept else why
     else:
         why = (
-            "they are what may be lost; every figure is without them, and replicas there make "
-            "all of it faster until then"
+            "they are what may be lost; latencies assume that they serve nothing, and improve "
+            "while replicas run there, too"
         )
     yield f"{idle} of its {best.gpus} GPUs {'stands' if idle == 1 else 'stand'} idle: {why}."
 
@@ -41,7 +41,7 @@ def _explain_replicas(answer: Answer, best: DeploymentRow) -> Iterator[str]:
     enough = _state_shares(spare.enough_low, spare.enough_high or spare.enough_low)
     alone = _state_shares(spare.alone_low, spare.alone_high or spare.alone_low)
     keeps = f"{count(needed, 'replica')} keep{'s' * (needed == 1)} every target"
-    rates = f"at the failure rates of [failures], where {asked} % is asked at the higher one"
+    rates = f"at the failure rates of [failures] ({asked} % is asked at the higher rate)"
     if not spare.replicas:
         yield f"{keeps}, and no spare one is needed: all serve for {alone} of the time {rates}."
         return
@@ -78,13 +78,15 @@ def explain_losses(answer: Answer) -> Iterator[str]:
     missed = next((row for row in rows if not row.met), None)
     if missed is None or any(row.nodes_lost for row in kept):
         return
+    whole = answer.losses[0].attainment
+    usual = "" if whole is None else f", {percent(whole)} with nothing lost"
     if missed.text:
         said = f"With {missed.lost} lost {missed.text}"
     else:
         served = (
             ""
             if missed.attainment is None
-            else f": {percent(missed.attainment)} of requests are served within their limits"
+            else f": {percent(missed.attainment)} of requests are served within their limits{usual}"
         )
         said = f"With {missed.lost} lost a target is missed{served}"
     spare = _find_spare(answer, missed.lost)
@@ -100,8 +102,8 @@ def _tell_share_of_time(answer: Answer) -> Iterator[str]:
     """
     row = _find_spare(answer, answer.spare.lost or "nothing")
     if row is not None and (enough := share_of_time(row)):
-        what = f"No more than {answer.spare.lost}" if answer.spare.lost else "No GPU of it"
-        yield f"{what} is out of work for {enough} of the time, at the failure rates of [failures]."
+        what = f"No more than {answer.spare.lost} is out" if answer.spare.lost else "All GPUs work"
+        yield f"{what} for {enough} of the time, at the failure rates of [failures]."
 
 
 def share_of_time(row: SpareRow) -> str:
@@ -132,7 +134,7 @@ def _find_spare(answer: Answer, lost: str) -> SpareRow | None:
 def _explain_spare(answer: Answer, size: int) -> str:
     """Explain which machines may be lost, and which cluster would do if none were."""
     spare = answer.spare
-    alone = f", each replica on one of {spare.nodes} nodes" if spare.is_spread else ""
+    alone = f" on {spare.nodes} nodes, a replica on each" if spare.is_spread else ""
     said = f"The cluster has {count_gpus(size)}{alone}, since {spare.lost} may be lost"
     said += _state_whole_nodes(answer, spare)
     without = _find_spare(answer, "nothing")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from simulator.results.answer import Answer, DeploymentRow, WhyNot
 from simulator.results.answer.deployments import BACKLOG
+from simulator.results.formats import percent
 from simulator.results.plan_sentences.confidence import ALIKE
 from simulator.results.plan_text import chance, count_gpus, gpus, money, target_text, times
 
@@ -22,8 +23,8 @@ def headline(answer: Answer) -> str:
     unsure = (
         ""
         if sure is None or sure >= _SURE
-        else f" as simulated, and with a probability of {chance(sure)} given the simulator's "
-        "known errors,"
+        else f" as simulated, and with a probability of {chance(sure)} allowing for the "
+        "simulator's error and other samples of such traffic,"
     )
     met = (
         f"{best.model} on {gpus(best)} meets {name_targets(answer)}{unsure} "
@@ -58,16 +59,19 @@ def state_miss(target: str, ratio: float) -> str:
     """The target that is missed, and by how much.
 
     >>> state_miss("ttft_s.p90", 1.5).replace("\N{MULTIPLICATION SIGN}", "x")
-    'misses the time to first token (p90) by 1.5x'
+    'misses the time to first token (p90): 1.5x its limit'
     >>> state_miss("backlog", 3.0)
     'falls behind what comes'
     """
     if target == BACKLOG:
         return "falls behind what comes"
-    if target == "attainment" and times(ratio) != "far":
-        return f"keeps too few requests within their limits ({times(ratio)} the misses allowed)"
-    by = "by far" if times(ratio) == "far" else f"by {times(ratio)}"
-    return f"misses the {target_text(target)} {by}"
+    if target == "attainment":
+        return "keeps too few requests within their limits"
+    if target.startswith("output_tokens"):
+        return f"makes {percent(1 / ratio)} of the {target_text(target)} that are asked"
+    if times(ratio) == "far":
+        return f"misses the {target_text(target)} by far"
+    return f"misses the {target_text(target)}: {times(ratio)} its limit"
 
 
 def state_shortfall(target: str, ratio: float, size: int, most_of: str) -> str:

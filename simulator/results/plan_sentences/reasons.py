@@ -52,9 +52,8 @@ def _explain_choice(answer: Answer, best: RecommendedRow) -> Iterator[str]:
     yield from _tell_left_out(answer, best)
     yield from explain_losses(answer)
     yield from tell_confidence(answer)
-    few = "" if answer.traffic is None else f" by {answer.traffic.num_requests:,} requests"
     for one in answer.undetermined:
-        yield f"Not determined{few}: {one.what}; {one.text}. What would tell: {one.would}."
+        yield f"Not determined: {one.what}; {one.text}. What would tell: {one.would}."
 
 
 def _tell_targets(answer: Answer, best: RecommendedRow) -> Iterator[str]:
