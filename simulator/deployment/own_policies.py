@@ -11,7 +11,7 @@ import numpy as np
 from simulator.base.contracts import is_shipped, method_name
 from simulator.base.errors import UserError
 from simulator.deployment.plan import DeploymentPlan
-from simulator.policies.balancing import Rule
+from simulator.policies.balancing import Asked, Rule, Snapshot
 from simulator.policies.contracts import (
     admit_pairs,
     choose_replica,
@@ -66,7 +66,8 @@ def try_policies(plan: DeploymentPlan) -> None:
         if isinstance(balancer, Rule):
             list_turns(plan.serving.balancing, balancer, _TOKENS, plan.serving.replicas)
         else:
-            choose_replica(balancer, nothing, nothing)
+            request = Asked(0, 0.0, 1, 1, nothing[:0])
+            choose_replica(balancer, request, Snapshot(nothing, nothing, nothing, nothing))
 
 
 def _try_recovery(plan: DeploymentPlan) -> None:

@@ -79,7 +79,7 @@ def admit(
         and ranks.each[d, NUM_RUNNING] < limits.rules.max_sequences
     ):
         r = ranks.each[d, HEAD]
-        hits = count_hits(requests, ranks, pool, r, limits)
+        hits = count_hits(requests, ranks.prefixes, pool, r, limits)
         kept = count_kept(requests, ranks, r, pool, hits, limits)
         found = hits * limits.prefix_tokens + kept * limits.block_tokens
         computed = max(found, requests.ints[r, TRANSFERRED])

@@ -51,7 +51,6 @@ from simulator.engine.state import (
     NUM_INPUT,
     NUM_OUTPUT,
     NUM_PUSHED,
-    NUM_RESERVED,
     NUM_RUNNING,
     NUM_WAITING,
     OUTSTANDING_TOKENS,
@@ -60,6 +59,7 @@ from simulator.engine.state import (
     STAGE,
     STOPPED_BY,
     TICKS,
+    TOKENS,
     Clock,
     Limits,
     Ranks,
@@ -71,29 +71,17 @@ _KV_CACHE, _HELD_BACK = (ADMISSION_LIMITS.index(name) for name in ("kv_cache", "
 
 
 @jit_inner
-def queue_request(requests: Requests, ranks: Ranks, clock: Clock, r: int) -> None:
-    """Queue request ``r`` at the data-parallel rank with the fewest unfinished requests."""
-    best, fewest = -1, 0
-    for d in range(len(ranks.each)):
-        count = _count_unfinished(ranks, d)
-        if not ranks.each[d, IS_LOST] and (best < 0 or count < fewest):
-            best, fewest = d, count
-    requests.ints[r, DP_RANK] = best
+def queue_request(requests: Requests, ranks: Ranks, clock: Clock, d: int, r: int) -> None:
+    """Queue request ``r`` at rank ``d``."""
+    tokens = requests.ints[r, NUM_INPUT] + requests.ints[r, NUM_OUTPUT]
+    requests.ints[r, DP_RANK] = d
     if requests.ints[r, STAGE] == IN_LINE:
-        stand_in_line(requests, ranks, best, r)
+        stand_in_line(requests, ranks, d, r)
     else:
-        queue_last(requests, ranks, best, r)
+        queue_last(requests, ranks, d, r)
+    ranks.each[d, TOKENS] += tokens
     clock.counts[0, NUM_PUSHED] += 1
-    clock.counts[0, OUTSTANDING_TOKENS] += (
-        requests.ints[r, NUM_INPUT] + requests.ints[r, NUM_OUTPUT]
-    )
-
-
-@jit_inner
-def _count_unfinished(ranks: Ranks, d: int) -> int:
-    each = ranks.each
-    here = each[d, NUM_WAITING] + each[d, NUM_RUNNING]
-    return int(here + each[d, NUM_IN_LINE] + each[d, NUM_RESERVED])
+    clock.counts[0, OUTSTANDING_TOKENS] += tokens
 
 
 @jit_inner
@@ -310,7 +298,9 @@ def complete_step(
                 each[d, IS_FULL] = False
                 if not limits.hands_over:
                     release(requests, ranks, pool, r)
-                clock.counts[0, OUTSTANDING_TOKENS] -= ints[r, NUM_INPUT] + ints[r, NUM_OUTPUT]
+                tokens = ints[r, NUM_INPUT] + ints[r, NUM_OUTPUT]
+                each[d, TOKENS] -= tokens
+                clock.counts[0, OUTSTANDING_TOKENS] -= tokens
                 finished += 1
             else:
                 running[d, kept] = r

@@ -30,6 +30,7 @@ from simulator.engine.state import (
     PREEMPTIONS,
     REFS,
     SHARED,
+    Ints,
     Limits,
     Ranks,
     Requests,
@@ -100,9 +101,12 @@ def _release_block(ranks: Ranks, d: int, block: int) -> None:
 
 
 @jit_inner
-def count_hits(requests: Requests, ranks: Ranks, d: int, r: int, limits: Limits) -> int:
+def count_hits(requests: Requests, prefixes: Ints, d: int, r: int, limits: Limits) -> int:
     """Count the leading prefix blocks of ``r`` that are cached and wholly inside its prompt,
     without the one that holds its last token.
+
+    Args:
+        prefixes: of a replica's ranks (:attr:`simulator.engine.state.Ranks.prefixes`).
     """
     if limits.prefix_tokens == 0:
         return 0
@@ -112,7 +116,7 @@ def count_hits(requests: Requests, ranks: Ranks, d: int, r: int, limits: Limits)
         (requests.ints[r, NUM_INPUT] - 1) // limits.prefix_tokens,
     )
     hits = 0
-    while hits < usable and ranks.prefixes[d, requests.prefix_ids[start + hits], IN_CACHE]:
+    while hits < usable and prefixes[d, requests.prefix_ids[start + hits], IN_CACHE]:
         hits += 1
     return hits
 

@@ -37,6 +37,7 @@ from simulator.engine.state import (
     OUTSTANDING_TOKENS,
     PROFILE,
     TICKS,
+    TOKENS,
     Clock,
     Limits,
     Ranks,
@@ -176,7 +177,9 @@ def end_decodes(
         requests.times[r, FINISH_S] = now_s
         each[d, IS_FULL] = False
         release(requests, ranks, d, r)
-        clock.counts[0, OUTSTANDING_TOKENS] -= ints[r, NUM_INPUT] + ints[r, NUM_OUTPUT]
+        tokens = ints[r, NUM_INPUT] + ints[r, NUM_OUTPUT]
+        each[d, TOKENS] -= tokens
+        clock.counts[0, OUTSTANDING_TOKENS] -= tokens
     each[d, NUM_DECODES] = kept
     each[d, LONGEST], each[d, NEXT_END] = longest + ticks, next_end
     return kept

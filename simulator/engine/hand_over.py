@@ -120,13 +120,13 @@ def handle_hand_over(
         form_soon(events, pool.clock, replica, num_first + replica, now_s, FORMS)
         return True
     if pool.balance.is_asked and feed.chosen[0] < 0:
-        feed.asks[0] = 1
+        feed.asks[0], feed.asks[1] = 1, request
         return False
     pop_event(events)
     if requests.times[request, LOST_S] >= 0:
         feed.chosen[0] = -1
         return True
-    replica = send_request(pool.balance, pool.clock, requests, request, feed)
+    replica = send_request(pool, request, feed)
     if replica < 0:
         requests.times[request, LOST_S] = now_s
         if first.requests.times[request, FIRST_S] >= 0:  # else it leaves when it is computed

@@ -174,6 +174,6 @@ def _start_feed(trace: RequestTrace, ingress_delay_s: float) -> Feed:
         num_requests=trace.num_requests,
         chosen=count(-1),
         used_up=count(),
-        asks=count(),
+        asks=np.zeros(2, dtype=np.int64),
         stopped_s=np.zeros(1),
     )

@@ -16,11 +16,11 @@ from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.limits import make_limits, scaled_blocks
 from simulator.engine.overflow_count import OverflowCount
 from simulator.engine.rebalancing import place_again
-from simulator.engine.sending import Balance, Pool
+from simulator.engine.sending import Balance, Pool, Weights, find_cached
 from simulator.engine.start import start_clock, start_ranks, start_requests
 from simulator.engine.state import Clock, Ints, Limits, Ranks, Requests
 from simulator.engine.table import StepTable, sums_contexts
-from simulator.policies.balancing import LoadBalancer, Rule
+from simulator.policies.balancing import Asked, LoadBalancer, Rule, Snapshot
 from simulator.policies.contracts import choose_replica, list_turns, prepare_balancer
 from simulator.policies.placement import Placed
 from simulator.step.load_profiles import LoadProfiles, find_profiles
@@ -184,14 +184,30 @@ class PoolState:
         if mixes is not None and self.profiles is not None:
             self.mixes = mixes.place(self.profiles, placed)
 
-    def choose(self) -> int:
-        """Choose the replica for the next request with the user's own balancer."""
+    def choose(self, row: int) -> int:
+        """Choose the replica of the request in a row with a balancer that is asked."""
         assert not isinstance(self._balancer, Rule)
-        clock = self.clock
+        living, requests, ranks, clock = self._living, self.requests, self.ranks, self.clock
+        starts = requests.prefix_starts
         outstanding = clock.num_pushed - clock.num_finished + clock.num_coming
         tokens = clock.outstanding_tokens + clock.coming_tokens
-        living = self._living
-        chosen = choose_replica(self._balancer, outstanding[living, 0], tokens[living, 0])
+        free_blocks = ranks.free_blocks + ranks.num_evictable * self.limits.prefix_blocks
+        chosen = choose_replica(
+            self._balancer,
+            Asked(
+                number=int(requests.number[row]),
+                arrival_s=float(requests.arrival_s[row]),
+                num_input=int(requests.num_input[row]),
+                num_output=int(requests.num_output[row]),
+                prefix_ids=requests.prefix_ids[starts[row] : starts[row + 1]],
+            ),
+            Snapshot(
+                outstanding=outstanding[living, 0],
+                outstanding_tokens=tokens[living, 0],
+                free_blocks=free_blocks[living].sum(axis=1),
+                cached_tokens=find_cached(requests, ranks.prefixes, row, self.limits, living),
+            ),
+        )
         return int(living[chosen])
 
     @property
@@ -238,8 +254,7 @@ class PoolState:
             turns = living[list_turns(plan.serving.balancing, balancer, count, len(living))]
         rule = balancer if isinstance(balancer, Rule) else Rule()
         return balancer, Balance(
-            per_request=rule.per_request,
-            per_token=rule.per_token,
+            weights=Weights(*map(float, rule[:3])),
             turns=turns,
             is_asked=not isinstance(balancer, Rule) and self.num_replicas > 1,
             num_sent=np.zeros(1, dtype=np.int64),

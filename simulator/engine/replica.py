@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from simulator.base.jit import jit_inline, jit_inner
 from simulator.engine.batching import complete_step, form_step, queue_request
 from simulator.engine.reservations import expects_caches
+from simulator.engine.sending import Weights, choose_rank
 from simulator.engine.state import (
     COMING_TOKENS,
     FINISH_S,
@@ -74,6 +75,7 @@ def take_steps(
     ranks: Ranks,
     limits: Limits,
     clock: Clock,
+    weights: Weights,
     table: StepTable,
     span: Span,
     stops: bool,
@@ -113,7 +115,7 @@ def take_steps(
         if clock.counts[0, NUM_COMING] > 0 and (
             is_idle or clock.counts[0, NUM_STEPS] % limits.rules.poll_steps == 0
         ):
-            _take(requests, ranks, clock)
+            _take(requests, ranks, limits, clock, weights)
             is_idle = False
         if is_idle:
             clock.counts[0, IS_BUSY] = False
@@ -156,13 +158,14 @@ def _waits(ranks: Ranks, limits: Limits, clock: Clock) -> bool:
 
 
 @jit_inner
-def _take(requests: Requests, ranks: Ranks, clock: Clock) -> None:
+def _take(requests: Requests, ranks: Ranks, limits: Limits, clock: Clock, weights: Weights) -> None:
     """Queue the requests that have arrived since the replica's last step."""
     request = clock.counts[0, FIRST_COMING]
     for _ in range(clock.counts[0, NUM_COMING]):
         following = requests.ints[request, FOLLOWING]
         if not requests.times[request, LOST_S] >= 0:
-            queue_request(requests, ranks, clock, request)
+            d = choose_rank(requests, ranks.each, ranks.prefixes, request, weights, limits)
+            queue_request(requests, ranks, clock, d, request)
         request = following
     clock.counts[0, NUM_COMING] = 0
     clock.counts[0, COMING_TOKENS] = 0

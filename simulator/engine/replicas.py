@@ -150,6 +150,7 @@ def run_ahead(
                 ranks_of(pool.ranks, replica),
                 pool.limits,
                 clock_of(pool.clock, replica),
+                pool.balance.weights,
                 pool.table,
                 span,
                 feed.is_closed or len(room) > 0,
@@ -197,7 +198,7 @@ def run_ahead(
                 push_event(events, at_s, code_of(GOES_ON, number))
                 continue
         if balance.is_asked and feed.chosen[0] < 0:
-            feed.asks[0] = 0
+            feed.asks[0], feed.asks[1] = 0, number
             return ASKS, rows
         if kind == COMES_LATER:
             pop_event(events)
@@ -206,7 +207,7 @@ def run_ahead(
         if handing is not None and handing.pool.requests.times[number, LOST_S] >= 0:
             feed.chosen[0] = -1
             continue
-        replica = send_request(balance, clock, requests, number, feed)
+        replica = send_request(first, number, feed)
         if replica >= 0:
             forms = FORMS_LATE if kind == RETURNS else FORMS
             form_soon(events, clock, replica, replica, at_s, forms)

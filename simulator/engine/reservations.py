@@ -41,6 +41,7 @@ from simulator.engine.state import (
     RESERVED_S,
     STAGE,
     STOPPED_BY,
+    TOKENS,
     Clock,
     Limits,
     Ranks,
@@ -123,12 +124,14 @@ def _leave_line(requests: Requests, ranks: Ranks, d: int, before: int) -> None:
 
 
 @jit_inner
-def _count_out(requests: Requests, clock: Clock, r: int) -> None:
+def _count_out(requests: Requests, ranks: Ranks, clock: Clock, r: int) -> None:
     """Remove request ``r`` from the replica's counts."""
     ints = requests.ints
+    tokens = ints[r, NUM_INPUT] + ints[r, NUM_OUTPUT]
     ints[r, STAGE] = HERE
+    ranks.each[ints[r, DP_RANK], TOKENS] -= tokens
     clock.counts[0, NUM_FINISHED] += 1
-    clock.counts[0, OUTSTANDING_TOKENS] -= ints[r, NUM_INPUT] + ints[r, NUM_OUTPUT]
+    clock.counts[0, OUTSTANDING_TOKENS] -= tokens
 
 
 @jit_inner
@@ -162,7 +165,7 @@ def give_up_line(requests: Requests, ranks: Ranks, clock: Clock, r: int) -> None
         before, other = other, requests.ints[other, FOLLOWING]
     if other == r:
         _leave_line(requests, ranks, d, before)
-        _count_out(requests, clock, r)
+        _count_out(requests, ranks, clock, r)
 
 
 @jit_inner
@@ -175,4 +178,4 @@ def give_up_blocks(requests: Requests, ranks: Ranks, clock: Clock, r: int) -> No
     each[d, RESERVED_OUTPUT] -= clip_output(
         requests.ints[r, NUM_OUTPUT] - requests.ints[r, GENERATED]
     )
-    _count_out(requests, clock, r)
+    _count_out(requests, ranks, clock, r)

@@ -4,9 +4,13 @@ Compiled.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
-from simulator.base.jit import jit_inner
+import numpy as np
+
+from simulator.base.jit import jit, jit_inner
+from simulator.engine.blocks import count_hits
 from simulator.engine.events import Events, code_of, push_event
 from simulator.engine.state import (
     ARRIVAL_S,
@@ -16,14 +20,20 @@ from simulator.engine.state import (
     IS_BUSY,
     IS_DRAINING,
     IS_GONE,
+    IS_LOST,
     LAST_COMING,
     NUM_COMING,
     NUM_FINISHED,
+    NUM_IN_LINE,
     NUM_INPUT,
     NUM_KEPT,
     NUM_OUTPUT,
     NUM_PUSHED,
+    NUM_RESERVED,
+    NUM_RUNNING,
+    NUM_WAITING,
     OUTSTANDING_TOKENS,
+    TOKENS,
     Clock,
     Floats,
     Ints,
@@ -49,13 +59,18 @@ class Pool(NamedTuple):
     balance: Balance
 
 
+class Weights(NamedTuple):
+    """Weights of what makes a load (:class:`simulator.policies.balancing.Rule`)."""
+
+    per_request: float = 0.0
+    per_token: float = 0.0
+    per_new_token: float = 0.0
+
+
 class Balance(NamedTuple):
     """Load balancer of a pool, as numbers."""
 
-    per_request: int
-    """Weight of an outstanding request (:class:`simulator.policies.balancing.Rule`)."""
-    per_token: int
-    """Weight of an outstanding token (:class:`simulator.policies.balancing.Rule`)."""
+    weights: Weights
     turns: Ints
     """``[N]`` replica of each of the trace's requests in order of arrival; empty where load
     decides."""
@@ -88,42 +103,40 @@ class Feed(NamedTuple):
     """``[1]`` requests that may arrive before the window on the trace needs more rows
     (:mod:`simulator.engine.windows`)."""
     asks: Ints
-    """``[1]`` place of the pool whose balancer is asked or that is looked at, number of the replica
-    whose step has no price yet or that has drained, or row of the request whose cache leaves."""
+    """``[2]`` place of the pool whose balancer is asked or that is looked at, number of the replica
+    whose step has no price yet or that has drained, or row of the request whose cache leaves; and
+    row of the request that a balancer is asked for."""
     stopped_s: Floats
     """``[1]`` time at which a replica has drained, or has taken the steps that somebody waits for,
     seconds."""
 
 
 @jit_inner
-def send_request(
-    balance: Balance, clock: Clock, requests: Requests, request: int, feed: Feed
-) -> int:
+def send_request(pool: Pool, request: int, feed: Feed) -> int:
     """Send a request to the replica that the balancer chooses, which queues it when it forms a
     step. Returns the replica's number, -1 where none is left.
     """
-    replica = _choose(balance, clock, feed)
+    replica = _choose(pool, request, feed)
     feed.chosen[0] = -1
     if replica < 0:
         return -1
+    balance, ints, counts = pool.balance, pool.requests.ints, pool.clock.counts
     balance.num_sent[0] += 1
     balance.replica_of[request] = replica
-    requests.ints[request, FOLLOWING] = -1
-    if clock.counts[replica, 0, NUM_COMING] == 0:
-        clock.counts[replica, 0, FIRST_COMING] = request
+    ints[request, FOLLOWING] = -1
+    if counts[replica, 0, NUM_COMING] == 0:
+        counts[replica, 0, FIRST_COMING] = request
     else:
-        requests.ints[clock.counts[replica, 0, LAST_COMING], FOLLOWING] = request
-    clock.counts[replica, 0, LAST_COMING] = request
-    clock.counts[replica, 0, NUM_COMING] += 1
-    clock.counts[replica, 0, COMING_TOKENS] += (
-        requests.ints[request, NUM_INPUT] + requests.ints[request, NUM_OUTPUT]
-    )
+        ints[counts[replica, 0, LAST_COMING], FOLLOWING] = request
+    counts[replica, 0, LAST_COMING] = request
+    counts[replica, 0, NUM_COMING] += 1
+    counts[replica, 0, COMING_TOKENS] += ints[request, NUM_INPUT] + ints[request, NUM_OUTPUT]
     return replica
 
 
 @jit_inner
-def _choose(balance: Balance, clock: Clock, feed: Feed) -> int:
-    counts = clock.counts
+def _choose(pool: Pool, request: int, feed: Feed) -> int:
+    counts, balance = pool.clock.counts, pool.balance
     num_replicas = len(counts)
     if num_replicas == 1:
         return -1 if counts[0, 0, IS_GONE] or counts[0, 0, IS_DRAINING] else 0
@@ -131,20 +144,101 @@ def _choose(balance: Balance, clock: Clock, feed: Feed) -> int:
         return int(feed.chosen[0])
     if len(balance.turns) > 0:
         return int(balance.turns[balance.num_sent[0]])
-    best, least = -1, 0
+    best, least = -1, 0.0
     for replica in range(num_replicas):
         if counts[replica, 0, IS_GONE] or counts[replica, 0, IS_DRAINING]:
             continue
-        load = balance.per_request * (
-            counts[replica, 0, NUM_PUSHED]
-            - counts[replica, 0, NUM_FINISHED]
-            + counts[replica, 0, NUM_COMING]
-        ) + balance.per_token * (
-            counts[replica, 0, OUTSTANDING_TOKENS] + counts[replica, 0, COMING_TOKENS]
-        )
+        if balance.weights.per_new_token > 0:
+            load = _measure_best_rank(pool, replica, request)
+        else:
+            load = balance.weights.per_request * (
+                counts[replica, 0, NUM_PUSHED]
+                - counts[replica, 0, NUM_FINISHED]
+                + counts[replica, 0, NUM_COMING]
+            ) + balance.weights.per_token * (
+                counts[replica, 0, OUTSTANDING_TOKENS] + counts[replica, 0, COMING_TOKENS]
+            )
         if best < 0 or load < least:
             best, least = replica, load
     return best
+
+
+@jit_inner
+def _measure_best_rank(pool: Pool, replica: int, request: int) -> float:
+    """Load of the rank of a replica where a request would be best off, with an equal part of the
+    requests that are at no rank yet.
+    """
+    ranks, weights = pool.ranks, pool.balance.weights
+    each, counts = ranks.each[replica], pool.clock.counts[replica, 0]
+    d = choose_rank(pool.requests, each, ranks.prefixes[replica], request, weights, pool.limits)
+    if d < 0:
+        return math.inf
+    coming = weights.per_request * counts[NUM_COMING] + weights.per_token * counts[COMING_TOKENS]
+    load = _measure_load(
+        pool.requests, each, ranks.prefixes[replica], d, request, weights, pool.limits
+    )
+    return float(load + coming / len(each))
+
+
+@jit_inner
+def choose_rank(
+    requests: Requests, each: Ints, prefixes: Ints, r: int, weights: Weights, limits: Limits
+) -> int:
+    """Choose the data-parallel rank of a replica for request ``r``: the one with the least load
+    where the balancer sees prefixes, otherwise the one with the fewest unfinished requests.
+    """
+    best, least = -1, 0.0
+    for d in range(len(each)):
+        if each[d, IS_LOST]:
+            continue
+        if weights.per_new_token > 0:
+            load = _measure_load(requests, each, prefixes, d, r, weights, limits)
+        else:
+            load = float(_count_unfinished(each, d))
+        if best < 0 or load < least:
+            best, least = d, load
+    return best
+
+
+@jit_inner
+def _measure_load(
+    requests: Requests,
+    each: Ints,
+    prefixes: Ints,
+    d: int,
+    r: int,
+    weights: Weights,
+    limits: Limits,
+) -> float:
+    """Load of a rank with request ``r``, whose cached prefix need not be computed there."""
+    cached = count_hits(requests, prefixes, d % len(prefixes), r, limits) * limits.prefix_tokens
+    return float(
+        weights.per_request * _count_unfinished(each, d)
+        + weights.per_token * each[d, TOKENS]
+        + weights.per_new_token * (requests.ints[r, NUM_INPUT] - cached)
+    )
+
+
+@jit_inner
+def _count_unfinished(each: Ints, d: int) -> int:
+    here = each[d, NUM_WAITING] + each[d, NUM_RUNNING]
+    return int(here + each[d, NUM_IN_LINE] + each[d, NUM_RESERVED])
+
+
+@jit
+def find_cached(requests: Requests, prefixes: Ints, r: int, limits: Limits, replicas: Ints) -> Ints:
+    """Tokens of the longest prefix of request ``r`` that a rank of each of some replicas has in its
+    cache, ``[M]``.
+
+    Args:
+        prefixes: of all replicas.
+    """
+    found = np.zeros(len(replicas), np.int64)
+    for place, replica in enumerate(replicas):
+        for d in range(prefixes.shape[1]):
+            hits = count_hits(requests, prefixes[replica], d, r, limits)
+            found[place] = max(found[place], hits * limits.prefix_tokens)
+    return found
 
 
 @jit_inner

@@ -77,8 +77,9 @@ is about to; blocks are reserved for its cache, which is in transfer or not comp
     NUM_IN_LINE,
     NUM_RESERVED,
     RESERVED_OUTPUT,
+    TOKENS,
     IS_LOST,
-) = range(19)
+) = range(20)
 """Integer columns of a data-parallel rank, or of one of its lanes in a pipeline."""
 (FREE_BLOCKS, CAPACITY_BLOCKS, NUM_EVICTABLE, NUM_TAKEN, RAN_OUT) = range(5)
 """Integer columns of a data-parallel rank's cache."""
@@ -255,6 +256,8 @@ class Ranks(_RanksArrays):
     """Requests whose caches are to arrive and that have blocks."""
     reserved_output = Column("each", RESERVED_OUTPUT)
     """Output tokens of these that SGLang's admission assumes, until they run."""
+    tokens = Column("each", TOKENS)
+    """Prompt and output tokens of the rank's unfinished requests."""
     is_lost = Column("each", IS_LOST)
     """Whether a GPU of the rank is lost, while the others go on; it gets no requests."""
     free_blocks = Column("pools", FREE_BLOCKS)

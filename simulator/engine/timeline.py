@@ -312,7 +312,8 @@ class _Timeline:
                 not self._by_ranks,
             )
             if why == ASKS:
-                state.feed.chosen[0] = state.pools[state.feed.asks[0]].choose()
+                place, row = state.feed.asks.tolist()
+                state.feed.chosen[0] = state.pools[place].choose(row)
                 continue
             if why == USED_UP:
                 self._move_window()

@@ -15,7 +15,7 @@ from simulator.base.frozen import Frozen, validate
 from simulator.base.quantities import Ratio, Sequences, StepCount, Steps, TokenBudget
 from simulator.config.cluster import ClusterSpec
 from simulator.config.ffns.moe import MoE
-from simulator.policies.balancing import BalancingPolicy, LoadBalancer, Rule
+from simulator.policies.balancing import Asked, BalancingPolicy, LoadBalancer, Rule, Snapshot
 from simulator.policies.dispatch import DispatchPolicy, ExecutableDispatch, Rows
 from simulator.policies.overflow import OverflowPolicy, RoutedTokens
 from simulator.policies.overflow_faults import find_fault as find_overflow_fault
@@ -179,9 +179,8 @@ def prepare_balancer(
     def explain(found: Any) -> str:
         if not isinstance(found, Rule):
             return has_choose(found)
-        loads = found[:2]
-        are_whole = all(isinstance(load, int) and load >= 0 for load in loads)
-        return "" if are_whole else "a Rule whose loads are whole numbers of at least 0"
+        are_loads = all(isinstance(load, int | float) and load >= 0 for load in found[:3])
+        return "" if are_loads else "a Rule whose loads are numbers of at least 0"
 
     found: Rule | LoadBalancer = ask(policy, "prepare", num_replicas, rng, explain=explain)
     return found
@@ -209,17 +208,16 @@ def list_turns(
     return np.ascontiguousarray(found, dtype=np.int64)
 
 
-def choose_replica(
-    balancer: LoadBalancer, outstanding: NDArray[np.int64], outstanding_tokens: NDArray[np.int64]
-) -> int:
-    """Choose the replica of the next request."""
+def choose_replica(balancer: LoadBalancer, request: Asked, snapshot: Snapshot) -> int:
+    """Choose the replica of a request."""
+    count = len(snapshot.outstanding)
 
     def explain(chosen: Any) -> str:
         is_whole = isinstance(chosen, int | np.integer) and not isinstance(chosen, bool)
-        fits = is_whole and 0 <= chosen < len(outstanding)
-        return "" if fits else f"a whole number from 0 to {len(outstanding) - 1}"
+        fits = is_whole and 0 <= chosen < count
+        return "" if fits else f"a whole number from 0 to {count - 1}"
 
-    return int(ask(balancer, "choose", outstanding, outstanding_tokens, explain=explain))
+    return int(ask(balancer, "choose", request, snapshot, explain=explain))
 
 
 def list_looks(policy: RebalancingPolicy | ScalingPolicy) -> Iterator[float]:

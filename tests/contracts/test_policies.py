@@ -135,7 +135,7 @@ def test_balancing_policies_say_their_choice_as_numbers_and_do_so_again(balancin
     assert policy.needs_load == (rules[0].turns is None)
     if policy.needs_load:
         assert rules[0] == rules[1]
-        assert min(rules[0][:2]) >= 0 < max(rules[0][:2])
+        assert min(rules[0][:3]) >= 0 < max(rules[0][:3])
     else:
         turns = [rule.turns(600) for rule in rules]
         assert turns[0].tolist() == turns[1].tolist()

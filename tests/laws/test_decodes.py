@@ -4,14 +4,20 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.engine.batching import complete_step, form_step, queue_request
+from simulator.engine.batching import complete_step, form_step
 from simulator.engine.blocks import blocks_for
 from simulator.engine.decodes import dissolve_sums
 from simulator.engine.start import start_clock, start_ranks, start_requests
 from simulator.engine.step_log import NUM_COLUMNS, observe
 from simulator.work.context import NO_WINDOW, add_decodes, add_sums
 from tests.cases import cases
-from tests.unit.steps_of_a_second import Asked, blocks_needed, make_limits, make_trace
+from tests.unit.steps_of_a_second import (
+    Asked,
+    blocks_needed,
+    make_limits,
+    make_trace,
+    queue_at_fewest,
+)
 
 ASKED = st.lists(
     st.builds(
@@ -43,7 +49,7 @@ class Run:
         position, now_s, count = 0, 0.0, len(self.trace.arrival_s)
         while self.clock.num_finished[0] < count:
             while position < count and self.trace.arrival_s[position] <= now_s:
-                queue_request(self.requests, self.ranks, self.clock, position)
+                queue_at_fewest(self.requests, self.ranks, self.limits, self.clock, position)
                 position += 1
             if form_step(self.requests, self.ranks, self.limits, now_s):
                 row = np.zeros(NUM_COLUMNS)

@@ -16,7 +16,7 @@ from simulator.base.errors import UserError
 from simulator.config.deployment import ParallelSpec
 from simulator.config.model import load_model
 from simulator.deployment.memory import check_requests
-from simulator.engine.batching import complete_step, computes, form_step, queue_request
+from simulator.engine.batching import complete_step, computes, form_step
 from simulator.engine.start import start_clock, start_ranks, start_requests
 from simulator.engine.state import Limits
 from simulator.engine.step_log import LOG_COLUMNS
@@ -28,6 +28,7 @@ from simulator.work.layout import make_layout, stage_layers
 from simulator.work.memory import Precision, cache_size, weight_bytes
 from simulator.workload.traces import RequestTrace
 from tests.cases import cases
+from tests.unit.steps_of_a_second import queue_at_fewest
 
 ROUNDS = 300
 BF16 = Precision("bf16", "bf16", "bf16", "bf16", "bf16")
@@ -328,7 +329,7 @@ def test_lanes_that_take_each_others_blocks_lose_none_and_all_end(seed):
     requests, clock = start_requests(trace, with_prefixes=False), start_clock()
     ranks = start_ranks(dp * pp, rules.max_sequences, capacity, 0, pp, rules.output_share)
     for request in range(count):
-        queue_request(requests, ranks, clock, request)
+        queue_at_fewest(requests, ranks, limits, clock, request)
     for step in range(10_000):
         assert form_step(requests, ranks, limits, float(step))
         assert computes(ranks, 0, dp * pp)

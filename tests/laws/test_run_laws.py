@@ -60,9 +60,9 @@ def test_a_balancer_is_told_of_all_that_is_unfinished(tiny):
         def prepare(self, num_replicas, rng):
             return self
 
-        def choose(self, outstanding, outstanding_tokens):
-            seen.append((outstanding.sum(), outstanding_tokens.sum()))
-            return int(outstanding.argmin())
+        def choose(self, request, snapshot):
+            seen.append((snapshot.outstanding.sum(), snapshot.outstanding_tokens.sum()))
+            return int(snapshot.outstanding.argmin())
 
     plan = change_plan(tiny.plan("dense", replicas=2), balancing=Asked())
     trace = tiny.trace(30, 3000.0)

@@ -8,6 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from simulator.engine.batching import complete_step, form_step, is_decode, queue_request
+from simulator.engine.sending import Weights, choose_rank
 from simulator.engine.start import start_clock, start_ranks, start_requests
 from simulator.engine.state import Limits
 from simulator.policies.scheduling import Rules
@@ -73,6 +74,12 @@ class Served(NamedTuple):
     decodes)``."""
 
 
+def queue_at_fewest(requests, ranks, limits, clock, r):
+    """Queue a request at the rank with the fewest unfinished ones."""
+    d = choose_rank(requests, ranks.each, ranks.prefixes, r, Weights(), limits)
+    queue_request(requests, ranks, clock, d, r)
+
+
 def serve(asked, limits, capacity, num_ranks=1):
     """Serve everything, a step a second, and check the state before and after every step."""
     trace = make_trace(asked)
@@ -96,7 +103,7 @@ def serve(asked, limits, capacity, num_ranks=1):
     while clock.num_finished[0] < len(asked):
         assert len(steps) < most_steps, "no progress"
         while position < len(asked) and trace.arrival_s[position] <= now_s:
-            queue_request(requests, ranks, clock, position)
+            queue_at_fewest(requests, ranks, limits, clock, position)
             position += 1
         if form_step(requests, ranks, limits, now_s):
             steps.append(check_step(requests, ranks, limits, now_s))

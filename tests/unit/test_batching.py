@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.engine.batching import complete_step, form_step, is_decode, queue_request
+from simulator.engine.batching import complete_step, form_step, is_decode
 from simulator.engine.by_ranks import read_batches
 from simulator.engine.preemption import find_latest
 from simulator.engine.start import start_clock, start_ranks, start_requests
@@ -19,6 +19,7 @@ from tests.unit.steps_of_a_second import (
     blocks_needed,
     make_limits,
     make_trace,
+    queue_at_fewest,
     serve,
     traces,
 )
@@ -122,7 +123,7 @@ def test_a_request_goes_to_the_rank_with_the_fewest_the_first_of_equals(counts):
     kinds = (ranks.num_waiting, ranks.num_running, ranks.num_in_line, ranks.num_reserved)
     for column, count in zip(kinds, np.array(counts).T, strict=True):
         column[:] = count
-    queue_request(requests, ranks, start_clock(), 0)
+    queue_at_fewest(requests, ranks, make_limits(), start_clock(), 0)
     assert requests.dp_rank[0] == np.argmin(np.sum(counts, axis=1))
 
 
@@ -165,7 +166,7 @@ def test_a_batch_tells_decodes_from_what_is_computed_again():
     requests, clock = start_requests(trace, with_prefixes=False), start_clock()
     ranks = start_ranks(1, limits.rules.max_sequences, 6, 1)
     for request in range(2):
-        queue_request(requests, ranks, clock, request)
+        queue_at_fewest(requests, ranks, limits, clock, request)
     seen, now_s = [], 0.0
     while clock.num_finished[0] < 2:
         form_step(requests, ranks, limits, now_s)

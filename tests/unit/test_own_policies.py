@@ -81,7 +81,7 @@ class Own(Frozen):
     needs_load: ClassVar[bool] = False
     def prepare(self, num_replicas, rng):
         return self
-    def choose(self, outstanding, outstanding_tokens):
+    def choose(self, request, snapshot):
         return {returned}
 """
 RULE = """
@@ -201,7 +201,7 @@ WRONG = [
     ("balancing", "0.0", "a whole number from 0 to 1", "float 0.0"),
     ("rule", "Rule(turns=lambda n: np.full(n, 2))", "8 whole numbers from 0 to 1", "turns(8)"),
     ("rule", "Rule(turns=lambda n: np.zeros(3, int))", "8 whole numbers", "turns(8)"),
-    ("rule", "Rule(per_token=0.5)", "whole numbers of at least 0", "Rule Rule(per_request=0"),
+    ("rule", "Rule(per_token=-0.5)", "numbers of at least 0", "Rule Rule(per_request=0"),
     ("rule", "7", "an object with choose()", "int 7"),
     ("scheduling", "(8192, 256)", "simulator.policies.scheduling.Rules", "tuple (8192, 256)"),
     ("scheduling", "Rules(0, 64, True, True)", "token_budget must be at least 1 tokens", "got 0"),

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from simulator.engine.batching import complete_step, form_step, queue_request
+from simulator.engine.batching import complete_step, form_step
 from simulator.engine.start import start_clock, start_ranks, start_requests
 from simulator.workload.traces import RequestTrace
-from tests.unit.steps_of_a_second import make_limits
+from tests.unit.steps_of_a_second import make_limits, queue_at_fewest
 
 NUM_BLOCKS, NUM_REQUESTS, CONCURRENCY = 299_584 // 16, 450, 128
 PUBLISHED = {0.0: 1065, 0.02: 400, 0.05: 187, 0.10: 168, 0.15: 168}
@@ -38,7 +38,7 @@ def count_preemptions(watermark, seed):
     now_s = 0.0  # an integer would be compiled for anew
     while clock.num_finished[0] < NUM_REQUESTS:
         for r in range(clock.num_pushed[0], min(CONCURRENCY + clock.num_finished[0], NUM_REQUESTS)):
-            queue_request(requests, ranks, clock, r)
+            queue_at_fewest(requests, ranks, limits, clock, r)
         form_step(requests, ranks, limits, now_s)
         now_s += 1
         complete_step(requests, ranks, limits, clock, now_s)

@@ -1,7 +1,7 @@
 """Load balancing of requests over replicas, one policy in a file.
 
-A policy states its choice as numbers, which the engine's compiled loop follows; or it is an object
-of the user's own, which is asked for each request.
+A policy states its choice as numbers, weights over what a router sees, which the engine's compiled
+loop follows; or it is an object, which is asked for each request.
 """
 
 from __future__ import annotations
@@ -14,27 +14,56 @@ from numpy.typing import NDArray
 
 
 class Rule(NamedTuple):
-    """Choice as numbers: the replica with the least load, ties to the first; or a fixed order."""
+    """Choice as numbers: the replica with the least load, ties to the first; or a fixed order.
 
-    per_request: int = 0
+    Where prefixes count, the data-parallel rank of a replica is chosen so as well, and a replica is
+    as good as its best rank; otherwise ranks get requests by how many they have.
+    """
+
+    per_request: float = 0
     """Load of an unfinished request, whatever its length."""
-    per_token: int = 0
+    per_token: float = 0
     """Load of each prompt and output token of an unfinished request."""
+    per_new_token: float = 0
+    """Load of each token of the request's prompt that is not cached there."""
     turns: Callable[[int], NDArray[np.int64]] | None = None
     """Function that returns the replicas of so many requests in order of arrival, without regard to
     load."""
 
 
+class Asked(NamedTuple):
+    """Request for which a replica is chosen."""
+
+    number: int
+    """Number in the trace."""
+    arrival_s: float
+    """Arrival at the scheduler, seconds."""
+    num_input: int
+    """Prompt tokens."""
+    num_output: int
+    """Output tokens, which no router knows beforehand."""
+    prefix_ids: NDArray[np.int64]
+    """Ids of the prompt's prefix blocks, from its beginning: equal blocks have equal ids."""
+
+
+class Snapshot(NamedTuple):
+    """State of all replicas that get requests, an entry for each."""
+
+    outstanding: NDArray[np.int64]
+    """Requests that the replica has and has not finished."""
+    outstanding_tokens: NDArray[np.int64]
+    """Prompt and output tokens of these."""
+    free_blocks: NDArray[np.int64]
+    """KV blocks that no request holds, of all its ranks."""
+    cached_tokens: NDArray[np.int64]
+    """Tokens of the longest prefix of the request's prompt that one of its ranks has cached."""
+
+
 class LoadBalancer(Protocol):
-    """User's own balancing policy, prepared for one run."""
+    """Balancing policy that is asked, prepared for one run."""
 
-    def choose(self, outstanding: NDArray[np.int64], outstanding_tokens: NDArray[np.int64]) -> int:
-        """Choose the replica for the next request.
-
-        Args:
-            outstanding: requests that each replica has and has not finished.
-            outstanding_tokens: prompt and output tokens of these.
-        """
+    def choose(self, request: Asked, snapshot: Snapshot) -> int:
+        """Choose the replica for a request: its place in the snapshot."""
         ...
 
 

@@ -1,0 +1,113 @@
+"""Requests go where their prompts are cached, weighed against what is to be done there; and a
+balancer that is asked sees what the compiled one goes by.
+"""
+
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from simulator.base.frozen import Frozen
+from simulator.engine.sending import Weights, choose_rank
+from simulator.engine.state import IN_CACHE, TOKENS
+from simulator.policies.balancing import Rule
+from simulator.workload.requests import load_requests
+from tests.cases import seeds
+from tests.laws.test_windows import share_prefixes
+from tests.parts import change_plan
+from tests.shared import shared_file
+from tests.unit.test_blocks import LIMITS, cache, compute, release  # noqa: F401
+
+
+class Asks(Frozen):
+    """The same weights, by an object that is asked for each request."""
+
+    needs_load: ClassVar[bool] = True
+    weight: float = 1.0
+
+    def prepare(self, num_replicas, rng):
+        return self
+
+    def choose(self, request, snapshot):
+        new = request.num_input - snapshot.cached_tokens
+        return int(np.argmin(snapshot.outstanding_tokens + self.weight * new))
+
+
+class Weighs(Frozen):
+    """Weights that the compiled loop follows."""
+
+    needs_load: ClassVar[bool] = True
+    weight: float = 1.0
+
+    def prepare(self, num_replicas, rng):
+        return Rule(per_token=1, per_new_token=self.weight)
+
+
+@seeds(6200, 4)
+def test_weights_choose_as_an_object_that_is_asked_does(tiny, seed):
+    rng = np.random.default_rng(seed)
+    replicas, weight = int(rng.choice([2, 5])), float(rng.choice([0.3, 1.0, 8.0]))
+    plan = tiny.plan("dense", num_layers=2, replicas=replicas)
+    trace = share_prefixes(tiny.trace(60, float(rng.choice([40.0, 900.0])), seed=seed), rng)
+    tables = [
+        tiny.serve(change_plan(plan, balancing=kind(weight=weight)), trace).requests_table()
+        for kind in (Asks, Weighs)
+    ]
+    assert tables[0].equals(tables[1])
+    assert (tables[0]["num_cached"] > 0).any()
+
+
+@pytest.mark.parametrize("keys", [{}, {"attention_dp": 4}, {"pp": 2}])
+def test_no_tokens_are_left_at_a_rank_when_all_is_done(tiny, keys):
+    plan = tiny.plan("dense", num_layers=2, replicas=2, balancing={"kind": "prefix_aware"}, **keys)
+    served = tiny.serve(plan, share_prefixes(tiny.trace(60), np.random.default_rng(1)))
+    assert served.requests_table()["finish_s"].notna().all()
+    for pool in served.pools.values():
+        assert not pool.ranks.tokens.any()
+
+
+def test_a_rank_with_the_prefix_gets_the_request_until_it_has_too_much_to_do(cache):  # noqa: F811
+    """Of a prompt of 24 tokens 16 are cached at the only rank that has anything."""
+    requests, ranks = cache
+    compute(cache, 0)
+    release(requests, ranks, 0, 0)
+    each, prefixes = (np.concatenate([one, one]) for one in (ranks.each, ranks.prefixes))
+    prefixes[1, :, IN_CACHE] = 0
+    for tokens, weight, wanted in ((15, 1.0, 0), (17, 1.0, 1), (31, 2.0, 0), (33, 2.0, 1)):
+        each[:, TOKENS] = [tokens, 0]
+        weights = Weights(0.0, 1.0, weight)
+        assert choose_rank(requests, each, prefixes, 1, weights, LIMITS) == wanted
+
+
+def replay(trace, count):
+    """Share of the prompt tokens that one boundless cache would have found."""
+    known, found = set(), 0
+    for n in range(count):
+        ids = trace.prefix_ids[trace.prefix_starts[n] : trace.prefix_starts[n + 1]].tolist()
+        usable = ids[: (trace.num_input[n] - 1) // trace.prefix_block_tokens]
+        hits = next((i for i, block in enumerate(usable) if block not in known), len(usable))
+        found += hits * trace.prefix_block_tokens
+        known |= set(ids[: trace.num_input[n] // trace.prefix_block_tokens])
+    return found / trace.num_input[:count].sum()
+
+
+@pytest.mark.slow
+def test_conversations_find_most_of_what_one_boundless_cache_would(tiny):
+    """Mooncake's first 1,500 requests on Qwen3-30B over 4 x DP 8 (requests: Apache-2.0,
+    arXiv:2407.00079).
+    """
+    from simulator.config.workload import WorkloadSpec
+
+    path = shared_file("traces/requests/mooncake/conversation_trace_first20min.jsonl")
+    spec = WorkloadSpec(requests=str(path), num_requests=1500)
+    trace = load_requests(spec, path.parent, 1)
+    keys = {"replicas": 4, "attention_dp": 8, "ep": 8, "cluster": "h100-sxm-32"}
+    found = {}
+    for kind in ("least_outstanding", "prefix_aware"):
+        plan = tiny.plan("qwen3-30b-a3b", balancing={"kind": kind}, **keys)
+        table = tiny.serve(plan, trace).requests_table()
+        found[kind] = table["num_cached"].sum() / table["num_input"].sum()
+    bound = replay(trace, 1500)
+    assert bound == pytest.approx(0.270, abs=0.001)
+    assert found["least_outstanding"] < 0.06
+    assert 0.8 * bound <= found["prefix_aware"] <= bound
