@@ -33,7 +33,7 @@ class Fault(NamedTuple):
     wrong: str
 
 
-ADMISSION, PREEMPTION, BATCHING, BLOCKS, DECODES, REPLICA, REPLICAS, PRICE = (
+ADMISSION, PREEMPTION, BATCHING, BLOCKS, DECODES, REPLICA, REPLICAS, SENDING, PRICE = (
     "simulator/engine/admission.py",
     "simulator/engine/preemption.py",
     "simulator/engine/batching.py",
@@ -41,14 +41,15 @@ ADMISSION, PREEMPTION, BATCHING, BLOCKS, DECODES, REPLICA, REPLICAS, PRICE = (
     "simulator/engine/decodes.py",
     "simulator/engine/replica.py",
     "simulator/engine/replicas.py",
+    "simulator/engine/sending.py",
     "simulator/engine/step_price.py",
 )
 FAULTS = (
     Fault(
         "a request goes to the fullest rank",
-        BATCHING,
-        "(best < 0 or count < fewest):",
-        "(best < 0 or count > fewest):",
+        SENDING,
+        "load = float(_count_unfinished(each, d))",
+        "load = -float(_count_unfinished(each, d))",
     ),
     Fault(
         "a prompt's last token counts as a decode",
