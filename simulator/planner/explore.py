@@ -28,7 +28,9 @@ from simulator.workload.requests import longest_tokens
 
 _BELOW, _ABOVE = 2, 1
 """Sizes that are tried below and above the one that bisection finds: with few requests a larger
-cluster may miss what a smaller one meets."""
+cluster may miss what a smaller one meets ..."""
+_SURELY = 1.5
+"""... where no target is missed, or kept, by so much that chance cannot be what decides."""
 _MOST_MOVES = 24
 _TABLES = Recent[tuple[Any, ...], StepTable](most=96)
 
@@ -139,16 +141,16 @@ class Explorer:
         replicas = candidate.replicas, candidate.prefill, candidate.prefill_replicas
         wanted = self.space.find_cluster(candidate.shape, *replicas) or sizes[-1]
         start = next((n for n, size in enumerate(sizes) if size >= wanted), len(sizes) - 1)
-        met: dict[int, bool] = {}
+        worst: dict[int, float] = {}
 
-        def is_met(place: int) -> bool:
-            met[place] = self.fill(sizes[place])[1].met
-            return met[place]
+        def measure(place: int) -> float:
+            worst[place] = self.fill(sizes[place])[1].worst
+            return worst[place]
 
-        found = find_size(len(sizes), start, is_met)
+        found = find_size(len(sizes), start, measure)
         if found is None:
             return self._record_miss(*self.fill(sizes[-1]))
-        smaller = max((n for n in range(found) if met.get(n)), default=None)
+        smaller = max((n for n in range(found) if worst.get(n, math.inf) <= 1.0), default=None)
         return self._record_size(
             *self.fill(sizes[found]),
             below=self.fill(sizes[found - 1])[1] if found else None,
@@ -291,30 +293,36 @@ def _lacks_prompts(outcome: Outcome) -> bool:
     return first > later
 
 
-def find_size(count: int, start: int, is_met: Callable[[int], bool]) -> int | None:
+def find_size(count: int, start: int, measure: Callable[[int], float]) -> int | None:
     """The smallest of ``count`` rising sizes from which all that were tried meet the targets;
     ``None`` where the largest does not.
 
     Sizes are bracketed from ``start`` on and bisected, then the neighbours of what was found are
-    tried: above a size that meets, another may miss.
+    tried, unless targets are missed or kept by much there: above a size that meets, another may
+    miss.
+
+    Args:
+        measure: the worst target's ratio at a size; up to 1 is met.
     """
-    known: dict[int, bool] = {}
+    known: dict[int, float] = {}
 
-    def met(place: int) -> bool:
+    def is_met(place: int) -> bool:
         if place not in known:
-            known[place] = is_met(place)
-        return known[place]
+            known[place] = measure(place)
+        return known[place] <= 1.0
 
-    found = _find_first(count, start, met)
+    found = _find_first(count, start, is_met)
     while found is not None:
-        for place in range(max(found - _BELOW, 0), min(found + _ABOVE + 1, count)):
-            met(place)
-        first = 1 + max((place for place, kept in known.items() if not kept), default=-1)
+        below = _BELOW if found and known[found - 1] <= _SURELY else 0
+        above = _ABOVE if known[found] * _SURELY >= 1.0 else 0
+        for place in range(max(found - below, 0), min(found + above + 1, count)):
+            is_met(place)
+        first = 1 + max((place for place, worst in known.items() if worst > 1.0), default=-1)
         if first <= found:
             return min(place for place in known if place >= first)
         if first == count:
             return None
-        found = _find_first(count, first, met, first)
+        found = _find_first(count, first, is_met, first)
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from typing import NamedTuple
 
 from simulator.planner.conditions import Change, Conditions, Trials
@@ -13,7 +14,9 @@ FURTHEST, LEAST = 8.0, 1 / 8.0
 """Times the traffic beyond which nobody asks, and below which."""
 _RISING = (1.0, 1.25, 1.6, 2.0, 2.5, 3.2, 4.0, 5.0, 6.4, FURTHEST)
 """Factors that bracket it; between two of them it is bisected."""
-_STEP = 1.02
+_STEP, COARSE_STEP = 1.02, 1.04
+"""Ratio between what is still carried and what is not any more, as asked and for what scatters
+about it."""
 _BELOW = (0.0, 0.5, 1.0)
 """Steps below what was found that must be carried too: near the most that is carried a little less
 may miss by chance."""
@@ -45,7 +48,7 @@ def measure_headroom(
     candidate: Candidate,
     cluster_size: ClusterSize | None,
     slowness: Slowness = AS_PREDICTED,
-    step: float = _STEP,
+    near: float | None = None,
 ) -> Headroom:
     """Times ``workload.rate_scale`` that the replicas still carry with all targets met.
 
@@ -53,7 +56,8 @@ def measure_headroom(
     it is one that the search does not exceed.
 
     Args:
-        step: ratio between what is still carried and what is not any more.
+        near: about what is expected, as of the same deployment with another sample; it is found
+            coarsely then.
     """
     if cluster_size is None:
         return Headroom(0.0)
@@ -76,9 +80,10 @@ def measure_headroom(
         return trials.read_traffic(vary(factor)).is_steady
 
     low, high, least = 1.0, 1.0, LEAST
+    step = _STEP if near is None else COARSE_STEP
     if carries(1.0):
         least = 1.0
-        for high in _RISING[1:]:
+        for high in _skip_far(near or 1.0):
             if is_steady(low) and not is_steady(high):
                 return Headroom(low, is_least=True)
             if not carries(high):
@@ -87,7 +92,7 @@ def measure_headroom(
         else:
             return Headroom(FURTHEST, is_least=True)
     else:
-        for low in (1 / factor for factor in _RISING[1:]):
+        for low in (1 / factor for factor in _skip_far(1 / (near or 1.0))):
             if carries(low):
                 break
             high = low
@@ -96,10 +101,15 @@ def measure_headroom(
     while high / low > step:
         middle = math.sqrt(low * high)
         low, high = (middle, high) if carries(middle) else (low, middle)
-    while low > least:
+    while low > least and near is None:
         tried = [max(low / step**share, least) for share in _BELOW]
         missed = [factor for factor in tried if not carries(factor)]
         if not missed:
             break
         low = max(min(missed) / step, least)
     return Headroom(low)
+
+
+def _skip_far(near: float) -> tuple[float, ...]:
+    """Factors that bracket, from the last one on that is not beyond what is expected."""
+    return _RISING[max(bisect_right(_RISING, near) - 1, 1) :]

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -14,12 +15,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from simulator.base.data import cache_lookups
+from simulator.base.errors import UserError
 from simulator.base.progress import Progress, show_nothing
 from simulator.config.capacity import Question
 from simulator.deployment.plan import make_plan
 from simulator.parallel.workers import Workers, use_workers
 from simulator.planner.conditions import AS_ASKED, WHOLE, Change, Trials, forget_files
-from simulator.planner.explore import Evaluation, resize_candidate
+from simulator.planner.explore import ClusterSize, Evaluation, resize_candidate
 from simulator.planner.judge import SLACK
 from simulator.planner.machines import WHERE
 from simulator.planner.requests import check_offered, find_stretch, lasting
@@ -123,14 +125,19 @@ def _search(
     )
     longest_prompt = int(traffic.trace.num_input.max())
     candidates = [choose_chunks(space, one, longest_prompt) for one in candidates]
-    first = _explore(space, trials, store, candidates, AS_ASKED, tick, pool)
+    explore = partial(_explore, space, store, tick, pool)
+    look, serve = (partial(_explore_candidate, trials, change) for change in (AS_ASKED, WHOLE))
+    first = explore("simulating deployments on a busy stretch", look, candidates)
+    chosen = choose_finalists(space, first)
+    finalists = [resize_candidate(one) for one in first if one.candidate in chosen]
+    if twins := [twin for one in finalists if (twin := find_twin(space, one)) is not None]:
+        name = "simulating the best with prompts whole instead of in chunks, or the reverse"
+        first += explore(name, partial(_explore_twin, trials), twins, first)
     chosen = choose_finalists(space, first)
     evaluations = [one for one in first if one.candidate in chosen]
-    finalists = [resize_candidate(evaluation) for evaluation in evaluations]
-    twins = [twin for one in finalists if (twin := find_twin(space, one)) is not None]
     if find_stretch(question, traffic).num_requests < traffic.num_requests:
-        evaluations, twins = [], finalists + twins
-    evaluations += _explore(space, trials, store, twins, WHOLE, tick, pool)
+        finalists = [resize_candidate(evaluation) for evaluation in evaluations]
+        evaluations = explore("simulating the best on all requests", serve, finalists)
     evaluations = [
         replace(evaluation, candidate=resize_candidate(evaluation)) for evaluation in evaluations
     ]
@@ -287,18 +294,25 @@ def best_first(evaluation: Evaluation) -> tuple[Any, ...]:
 
 def _explore(
     space: Space,
-    trials: Trials,
     store: Store,
-    candidates: list[Candidate],
-    change: Change,
     tick: Progress,
     pool: Workers,
+    name: str,
+    task: Callable[[Candidate], Evaluation | None],
+    candidates: list[Candidate],
+    before: Iterable[Evaluation] = (),
 ) -> list[Evaluation]:
-    name = f"simulating deployments on {'all requests' if change.is_whole else 'a busy stretch'}"
-    tick(name, 0, len(candidates))
-    met: list[Evaluation] = []
+    """Explore candidates.
 
-    def note(evaluation: Evaluation) -> None:
+    Args:
+        before: what is known of others, for the best so far.
+    """
+    tick(name, 0, len(candidates))
+    met = sorted((one for one in before if one.cluster_size is not None), key=best_first)[:1]
+
+    def note(evaluation: Evaluation | None) -> None:
+        if evaluation is None:
+            return
         store.num_recalled += evaluation.was_stored
         if evaluation.cluster_size is not None:
             met[:] = [min([*met, evaluation], key=best_first)]
@@ -306,8 +320,8 @@ def _explore(
     def show(count: int) -> None:
         tick(name, count, len(candidates), _describe_best(space, met[0]) if met else "")
 
-    task = partial(_explore_candidate, trials, change)
-    return pool.map(task, candidates, show, note, model_of, estimate_work)
+    found = pool.map(task, candidates, show, note, model_of, estimate_work)
+    return [evaluation for evaluation in found if evaluation is not None]
 
 
 def model_of(candidate: Candidate) -> int:
@@ -345,3 +359,13 @@ def _explore_candidate(trials: Trials, change: Change, candidate: Candidate) -> 
     """One evaluation, from the store where it is there."""
     with cache_lookups():
         return trials.find(candidate, change)
+
+
+def _explore_twin(trials: Trials, twin: Candidate) -> Evaluation | None:
+    """The evaluation of a twin; ``None`` where it needs more replicas than it is given."""
+    with cache_lookups():
+        try:
+            outcome = trials.trial(twin, ClusterSize(0, twin.replicas, twin.prefill_replicas))
+        except UserError:
+            return None
+        return trials.find(twin) if outcome.met else None

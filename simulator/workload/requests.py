@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simulator.base import plugins
-from simulator.base.data import available_files, find_file
+from simulator.base.data import available_files, find_file, load_once
 from simulator.base.errors import UserError
 from simulator.base.frozen import Policy, validate
 from simulator.base.quantities import MOST_REQUESTS
@@ -36,6 +37,8 @@ __all__ = [
     "read_trace",
     "source_arrivals_s",
 ]
+
+Drawn = TypeVar("Drawn")
 
 _FAMILY = "workloads/requests"
 
@@ -84,7 +87,7 @@ def _load_requests(spec: WorkloadSpec, folder: Path, seed: int, where: str) -> R
     trace = _read_recorded(path, spec, seed, where)
     if spec.arrivals is not None:
         process = _build("arrivals", spec.arrivals, folder, f"{where} arrivals")
-        drawn = draw_arrivals(process, trace.num_requests, open_stream(seed, "arrivals"))
+        drawn = _draw_once("arrivals", draw_arrivals, process, trace.num_requests, seed)
         note = f"arrival times generated ({spec.arrivals['kind']})"
         trace = replace(
             trace,
@@ -137,7 +140,7 @@ def source_arrivals_s(
         trace = _read_recorded(_path_of(spec.requests, folder, where), spec, seed, where)
         if process is None:
             return trace.arrival_s
-        return draw_arrivals(process, trace.num_requests, open_stream(seed, "arrivals"))
+        return _draw_once("arrivals", draw_arrivals, process, trace.num_requests, seed)
     assert process is not None, "a generator has arrivals"
     num_requests, duration_s = spec.num_requests, _source_duration_s(spec)
     if num_requests is None and duration_s is None:
@@ -316,7 +319,7 @@ def _generate(
             "it; give num_requests"
         )
     arrival_s = _enough_arrivals(process, spec.start_s, num_requests, duration_s, seed, where)
-    num_input, num_output = draw_lengths(lengths, len(arrival_s), open_stream(seed, "lengths"))
+    num_input, num_output = _draw_once("lengths", draw_lengths, lengths, len(arrival_s), seed)
     trace = RequestTrace(
         arrival_s=arrival_s,
         num_input=num_input,
@@ -338,7 +341,7 @@ def _enough_arrivals(
     """Draw arrivals, twice as many each time, until the requested number or span is covered."""
     drawn = num_requests or 1024
     while drawn <= MOST_REQUESTS:
-        arrival_s = draw_arrivals(process, drawn, open_stream(seed, "arrivals"))
+        arrival_s = _draw_once("arrivals", draw_arrivals, process, drawn, seed)
         first = int(np.searchsorted(arrival_s, start_s))
         if process.concurrency is not None or (
             num_requests is not None and drawn - first >= num_requests
@@ -351,6 +354,18 @@ def _enough_arrivals(
         f"{where}: more than {MOST_REQUESTS:,} requests would be generated; lower num_requests, "
         "duration_s or the rate"
     )
+
+
+def _draw_once(
+    stream: str,
+    draw: Callable[[Any, int, np.random.Generator], Drawn],
+    policy: Any,
+    count: int,
+    seed: int,
+) -> Drawn:
+    """Draw so many arrivals or lengths: once for all the rates that a search tries."""
+    key = (stream, type(policy), repr(policy), count, seed)
+    return load_once(key, lambda: draw(policy, count, open_stream(seed, stream)))
 
 
 def _apply_limits(

@@ -290,6 +290,12 @@ def test_headroom_is_what_is_just_carried(most):
     assert not found.is_least
 
 
+@given(most=st.floats(0.126, 7.9), near=st.floats(0.125, 8.0))
+def test_headroom_is_found_coarsely_wherever_it_is_looked_for(most, near):
+    found = measure_headroom(_Carries(most), CANDIDATE, ONE, near=near)
+    assert most / 1.04 <= found.factor <= most
+
+
 def test_headroom_ends_at_eight_times_and_at_an_eighth():
     assert headroom_of(8.0) == headroom_of(100.0) == Headroom(8.0, is_least=True)
     assert headroom_of(0.05) == headroom_of(0.0) == Headroom(0.0)

@@ -22,7 +22,7 @@ from simulator.planner.conditions import AS_ASKED, WHOLE, Change, Trials
 from simulator.planner.estimate import estimate_candidate_error
 from simulator.planner.evaluations import text_of
 from simulator.planner.explore import ClusterSize, Evaluation
-from simulator.planner.headroom import LEAST, Headroom, Slowness, measure_headroom
+from simulator.planner.headroom import COARSE_STEP, LEAST, Headroom, Slowness, measure_headroom
 from simulator.planner.samples import (
     RESAMPLES,
     CostSamples,
@@ -46,8 +46,6 @@ _BISECTIONS = 2
 _KNEE_BISECTIONS = 4
 """Bisections between the slowest calibration that a fixed size stands and the next one that was
 tried."""
-_LOAD_STEP = 1.04
-"""Ratio between traffic that is carried and that is not, of headroom at the band's ends."""
 RESAMPLED: tuple[Change, ...] = tuple(Change(resample=number) for number in RESAMPLES)
 """Changes of nothing but the sample of requests and of the experts' choices."""
 _SHARES = ("attainment", BACKLOG)
@@ -157,12 +155,13 @@ def try_fixed_size(
         slowed[factor] = trials.trial(candidate, size, Change(slower=factor))
     slowed = dict(sorted(slowed.items()))
     headroom = measure_headroom(trials, candidate, size)
+    near = max(headroom.factor, LEAST)
     bands, found = demand.error.bands, [headroom.factor]
     for change in RESAMPLED:
         other = replace(trials, default=change)
-        found.append(measure_headroom(other, candidate, size, step=_LOAD_STEP).factor)
+        found.append(measure_headroom(other, candidate, size, near=near).factor)
     ends = [Slowness(*end) for end in zip(bands.token, bands.first_token, strict=True)]
-    fast, slow = (measure_headroom(trials, candidate, size, end, _LOAD_STEP) for end in ends)
+    fast, slow = (measure_headroom(trials, candidate, size, end, near / end.step) for end in ends)
     resampled = tuple(trials.trial(candidate, size, change) for change in RESAMPLED)
     return FixedSize(slowed, resampled, headroom, tuple(found), (fast.factor, slow.factor))
 
@@ -282,7 +281,7 @@ def draw_headroom(
     as_slow = np.exp(np.interp(-errors.draw_scores(demand.error), [-Z_80, Z_80], slow))
     other = np.array(tried.headrooms)[errors.resample] / max(tried.headrooms[0], LEAST / 2)
     found = as_slow * other
-    return np.where(kept, np.maximum(found, 1.0), np.minimum(found, 1 / _LOAD_STEP))
+    return np.where(kept, np.maximum(found, 1.0), np.minimum(found, 1 / COARSE_STEP))
 
 
 def find_kept(demand: GpuDemand, tried: FixedSize, errors: ErrorSamples) -> NDArray[np.bool_]:
