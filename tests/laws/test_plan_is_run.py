@@ -135,6 +135,27 @@ def test_a_run_of_what_is_recommended_says_what_the_plan_says(kind, model, chang
             same_figures(row, one.outcome)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("has_pools", [False, True])
+@pytest.mark.parametrize("model", [DENSE, MOE])
+@pytest.mark.parametrize("kind", ["bursty", "diurnal", "steady"])
+def test_more_replicas_are_no_worse_within_sampling_error(kind, model, has_pools, tmp_path):
+    asked = question(write_log(kind, tmp_path / "log.csv"), model, rate_scale=8.0)
+    candidate = CANDIDATE._replace(prefill=SHAPE if has_pools else None)
+    explorer = trials(asked).open_explorer(candidate, WHOLE)
+    worst, errors = [], []
+    for replicas in (1, 2, 3, 4, 6, 8, 12, 16):
+        size = ClusterSize(16 * (1 + has_pools), replicas, replicas * has_pools)
+        outcome = explorer.trial(size)
+        judged = explorer.serve(size).iloc[explorer.traffic.lead :]
+        given = asked.targets, explorer.space.question.workload.slo
+        errors.append(estimate_sampling_error(judged, outcome, *given))
+        worst.append(outcome.worst)
+    assert worst[0] > 1 > worst[-1]
+    least = np.minimum.accumulate(worst)
+    assert (np.array(worst) <= least + 2 * np.array(errors)).all()
+
+
 def has_pools(evaluation):
     return evaluation.candidate.prefill is not None
 
