@@ -29,7 +29,7 @@ SCHEDULERS = [
     {"kind": "no_evict"},
 ]
 STEP_PARTS = [f"{phase}_s" for phase in STEP_PHASES]
-BALANCERS = ["least_outstanding", "least_tokens", "random", "round_robin"]
+BALANCERS = ["least_outstanding", "least_tokens", "prefix_aware", "random", "round_robin"]
 
 
 def draw_deployment(tiny, seed):

@@ -49,7 +49,8 @@ class Pool:
             return
         rule = self.plan.serving.balancing.prepare(len(living), rng)
         assert isinstance(rule, Rule), "a balancer in Python is asked by the engine alone"
-        self._rule = rule
+        for number in living:
+            self.replicas[number].rule = rule
         if rule.turns is not None:
             turns = np.asarray(living)[rule.turns(len(self.requests))]
             self._turns = turns.tolist()[::-1]
@@ -59,16 +60,14 @@ class Pool:
         living = self.living
         if not living:
             return None
-        chosen = self._turns.pop() if self._turns else min(living, key=self._measure_load)
+        chosen = (
+            self._turns.pop()
+            if self._turns
+            else min(living, key=lambda number: self.replicas[number].measure_load(request))
+        )
         request.replica = chosen
         self.replicas[chosen].coming.append(request)
         return self.replicas[chosen]
-
-    def _measure_load(self, number: int) -> int:
-        replica = self.replicas[number]
-        requests = replica.coming + replica.unfinished
-        tokens = sum(request.num_input + request.num_output for request in requests)
-        return self._rule.per_request * len(requests) + self._rule.per_token * tokens
 
 
 def read_requests(trace: RequestTrace) -> list[Request]:

@@ -4,8 +4,9 @@ batches in flight.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from simulator.policies.balancing import Rule
 from tests.reference.cache import Cache
 from tests.reference.requests import Part, Request
 from tests.reference.settings import Settings
@@ -44,6 +45,12 @@ class Rank:
     def unfinished(self) -> list[Request]:
         """All that it has."""
         return self.ready + self.waiting + self.running + self.line + self.reserved
+
+    def measure_load(self, rule: Rule, request: Request) -> float:
+        """The load with a request, of whose prompt only what is not cached is to be computed."""
+        cached = len(self.cache.find_prefix(request)) * self.settings.prefix_tokens
+        new = rule.per_new_token * (request.num_input - cached)
+        return measure_requests(rule, self.unfinished) + new
 
     @property
     def num_queued(self) -> int:
@@ -84,6 +91,12 @@ class Rank:
             share = self.output_share if request.generated else 1.0
             tokens += count_output(request) * share
         return int(tokens)
+
+
+def measure_requests(rule: Rule, requests: Sequence[Request]) -> float:
+    """Load of unfinished requests, whatever is cached."""
+    tokens = sum(request.num_input + request.num_output for request in requests)
+    return rule.per_request * len(requests) + rule.per_token * tokens
 
 
 def count_output(request: Request) -> int:

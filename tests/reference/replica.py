@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import count
 
+from simulator.policies.balancing import Rule
 from simulator.results.tables import ADMISSION_LIMITS
 from tests.reference.admission import admit, reserve
 from tests.reference.cache import Cache
 from tests.reference.drafts import count_kept
 from tests.reference.preemption import preempt_latest, retract
-from tests.reference.rank import Rank
+from tests.reference.rank import Rank, measure_requests
 from tests.reference.requests import Part, Request, Stage, Step
 from tests.reference.settings import Settings
 
@@ -22,6 +23,8 @@ class Replica:
         self.settings = settings
         self.coming: list[Request] = []
         """Were sent here since the last look at new requests."""
+        self.rule = Rule()
+        """The balancer's, by which ranks are chosen where it sees prefixes."""
         self.is_busy = False
         """Whether a step is under way, or about to be formed."""
         self.num_stops = 0
@@ -51,17 +54,28 @@ class Replica:
         """All requests of its ranks."""
         return [request for rank in self.ranks for request in rank.unfinished]
 
+    def measure_load(self, request: Request) -> float:
+        """What a balancer compares: of all requests here; or, where it sees prefixes, of the best
+        rank for this request, with its part of those that are at no rank yet.
+        """
+        if not self.rule.per_new_token:
+            return measure_requests(self.rule, self.coming + self.unfinished)
+        least = min(rank.measure_load(self.rule, request) for rank in self.ranks)
+        return least + measure_requests(self.rule, self.coming) / len(self.ranks)
+
     def queue_new(self) -> None:
         """Look at the requests that have come, every so many steps and whenever nothing else is
-        there: each goes to the rank with the fewest.
+        there: each goes to the rank with the fewest, or with the least load by the balancer.
         """
         if self.unfinished and len(self.steps) % self.settings.rules.poll_steps:
             return
         for request in self.coming:
             if request.lost_s is not None:
                 continue
-            number = min(range(len(self.ranks)), key=lambda d: len(self.ranks[d].unfinished))
-            rank, request.rank = self.ranks[number], number
+            rule = self.rule if self.rule.per_new_token else Rule(per_request=1)
+            loads = [rank.measure_load(rule, request) for rank in self.ranks]
+            request.rank = loads.index(min(loads))
+            rank = self.ranks[request.rank]
             (rank.line if request.stage is Stage.IN_LINE else rank.waiting).append(request)
         self.coming = []
 
