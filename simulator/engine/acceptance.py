@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from simulator.base.jit import jit_inner
-from simulator.engine.state import GENERATED, NUM_OUTPUT, NUMBER, Limits, Requests
+from simulator.engine.state import Limits, Requests
 
 _STEP, _FIRST, _SECOND = (
     np.uint64(number) for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
@@ -41,12 +41,12 @@ def count_kept_tokens(requests: Requests, limits: Limits, r: int, new: int) -> i
     of its tokens: one, and its draft tokens up to the first that is not accepted, at most the
     request's remaining output.
     """
-    ints = requests.ints
-    left = ints[r, NUM_OUTPUT] - ints[r, GENERATED]
-    kept, number = 1, ints[r, NUMBER]
+    request = requests.each[r]
+    left = request.num_output - request.generated
+    kept, number = 1, request.number
     while (
         kept < min(new, left)
-        and draw_uniform(limits.draft_seed, number, ints[r, GENERATED] + kept)
+        and draw_uniform(limits.draft_seed, number, request.generated + kept)
         < limits.accepted[kept - 1]
     ):
         kept += 1

@@ -10,31 +10,7 @@ blocks = capacity.
 from __future__ import annotations
 
 from simulator.base.jit import jit_inner
-from simulator.engine.state import (
-    BLOCKS,
-    COMPUTED,
-    FOLLOWING,
-    FREE_BLOCKS,
-    HEAD,
-    IN_CACHE,
-    KEPT_BLOCKS,
-    KEPT_END,
-    KEPT_FIRST,
-    LAST_READY,
-    NEWER,
-    NUM_EVICTABLE,
-    NUM_INPUT,
-    NUM_READY,
-    NUM_TAKEN,
-    OLDER,
-    PREEMPTIONS,
-    REFS,
-    SHARED,
-    Ints,
-    Limits,
-    Ranks,
-    Requests,
-)
+from simulator.engine.state import Limits, Ranks, Records, Requests
 
 
 @jit_inner
@@ -46,7 +22,8 @@ def blocks_for(tokens: int, limits: Limits) -> int:
 @jit_inner
 def count_available(ranks: Ranks, d: int, limits: Limits) -> int:
     """Number of blocks that are free or can be freed by eviction."""
-    return int(ranks.pools[d, FREE_BLOCKS] + ranks.pools[d, NUM_EVICTABLE] * limits.prefix_blocks)
+    cache = ranks.caches[d]
+    return int(cache.free_blocks + cache.num_evictable * limits.prefix_blocks)
 
 
 @jit_inner
@@ -54,54 +31,54 @@ def allocate_blocks(ranks: Ranks, d: int, count: int, limits: Limits) -> None:
     """Allocate ``count`` blocks, evicting prefix blocks as needed; the caller has checked that
     enough are available.
     """
-    ends = ranks.prefixes.shape[1] - 1
-    while ranks.pools[d, FREE_BLOCKS] < count:
-        victim = ranks.prefixes[
-            d, ends, NEWER
-        ]  # the ring's ends: its newer neighbour is the oldest block
+    cache, ends = ranks.caches[d], ranks.prefixes.shape[1] - 1
+    while cache.free_blocks < count:
+        victim = ranks.prefixes[d, ends].newer  # the newer neighbour of the ring's ends is oldest
         _unlink(ranks, d, victim)
-        ranks.prefixes[d, victim, IN_CACHE] = False
-        ranks.pools[d, FREE_BLOCKS] += limits.prefix_blocks
-    ranks.pools[d, FREE_BLOCKS] -= count
-    ranks.pools[d, NUM_TAKEN] += count
+        ranks.prefixes[d, victim].in_cache = False
+        cache.free_blocks += limits.prefix_blocks
+    cache.free_blocks -= count
+    cache.num_taken += count
 
 
 @jit_inner
 def _unlink(ranks: Ranks, d: int, block: int) -> None:
-    older, newer = ranks.prefixes[d, block, OLDER], ranks.prefixes[d, block, NEWER]
-    ranks.prefixes[d, older, NEWER] = newer
-    ranks.prefixes[d, newer, OLDER] = older
-    ranks.pools[d, NUM_EVICTABLE] -= 1
+    prefixes = ranks.prefixes[d]
+    older, newer = prefixes[block].older, prefixes[block].newer
+    prefixes[older].newer = newer
+    prefixes[newer].older = older
+    ranks.caches[d].num_evictable -= 1
 
 
 @jit_inner
 def _link_newest(ranks: Ranks, d: int, block: int) -> None:
-    ends = ranks.prefixes.shape[1] - 1
-    newest = ranks.prefixes[d, ends, OLDER]
-    ranks.prefixes[d, newest, NEWER] = block
-    ranks.prefixes[d, block, OLDER] = newest
-    ranks.prefixes[d, block, NEWER] = ends
-    ranks.prefixes[d, ends, OLDER] = block
-    ranks.pools[d, NUM_EVICTABLE] += 1
+    prefixes = ranks.prefixes[d]
+    ends = len(prefixes) - 1
+    newest = prefixes[ends].older
+    prefixes[newest].newer = block
+    prefixes[block].older = newest
+    prefixes[block].newer = ends
+    prefixes[ends].older = block
+    ranks.caches[d].num_evictable += 1
 
 
 @jit_inner
 def hold_block(ranks: Ranks, d: int, block: int) -> None:
     """Add a reference of one more request to a cached prefix block."""
-    if ranks.prefixes[d, block, REFS] == 0:
+    if ranks.prefixes[d, block].refs == 0:
         _unlink(ranks, d, block)
-    ranks.prefixes[d, block, REFS] += 1
+    ranks.prefixes[d, block].refs += 1
 
 
 @jit_inner
 def _release_block(ranks: Ranks, d: int, block: int) -> None:
-    ranks.prefixes[d, block, REFS] -= 1
-    if ranks.prefixes[d, block, REFS] == 0:
+    ranks.prefixes[d, block].refs -= 1
+    if ranks.prefixes[d, block].refs == 0:
         _link_newest(ranks, d, block)
 
 
 @jit_inner
-def count_hits(requests: Requests, prefixes: Ints, d: int, r: int, limits: Limits) -> int:
+def count_hits(requests: Requests, prefixes: Records, d: int, r: int, limits: Limits) -> int:
     """Count the leading prefix blocks of ``r`` that are cached and wholly inside its prompt,
     without the one that holds its last token.
 
@@ -113,10 +90,10 @@ def count_hits(requests: Requests, prefixes: Ints, d: int, r: int, limits: Limit
     start = requests.prefix_starts[r]
     usable = min(
         requests.prefix_starts[r + 1] - start,
-        (requests.ints[r, NUM_INPUT] - 1) // limits.prefix_tokens,
+        (requests.each[r].num_input - 1) // limits.prefix_tokens,
     )
     hits = 0
-    while hits < usable and prefixes[d, requests.prefix_ids[start + hits], IN_CACHE]:
+    while hits < usable and prefixes[d, requests.prefix_ids[start + hits]].in_cache:
         hits += 1
     return hits
 
@@ -128,7 +105,7 @@ def count_idle(requests: Requests, ranks: Ranks, d: int, r: int, hits: int) -> i
     """
     start, idle = requests.prefix_starts[r], 0
     for i in range(start, start + hits):
-        idle += ranks.prefixes[d, requests.prefix_ids[i], REFS] == 0
+        idle += ranks.prefixes[d, requests.prefix_ids[i]].refs == 0
     return idle
 
 
@@ -143,32 +120,30 @@ def share_prompt(
     """
     if limits.prefix_tokens == 0:
         return
-    start = requests.prefix_starts[r]
+    request, start = requests.each[r], requests.prefix_starts[r]
     whole = min(
         requests.prefix_starts[r + 1] - start,
-        min(requests.ints[r, NUM_INPUT], reach) // limits.prefix_tokens,
+        min(request.num_input, reach) // limits.prefix_tokens,
     )
-    while requests.ints[r, SHARED] < whole:
-        block = requests.prefix_ids[start + requests.ints[r, SHARED]]
-        if ranks.prefixes[
-            d, block, IN_CACHE
-        ]:  # another request computed it meanwhile; this one keeps its own copy
+    while request.shared < whole:
+        block = ranks.prefixes[d, requests.prefix_ids[start + request.shared]]
+        if block.in_cache:  # another request computed it meanwhile; this one keeps its own copy
             return
-        ranks.prefixes[d, block, IN_CACHE] = True
-        ranks.prefixes[d, block, REFS] = 1
-        requests.ints[r, SHARED] += 1
-        requests.ints[r, BLOCKS] -= limits.prefix_blocks
+        block.in_cache = True
+        block.refs = 1
+        request.shared += 1
+        request.blocks -= limits.prefix_blocks
 
 
 @jit_inner
 def release(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
     """Release all blocks that ``r`` holds."""
-    ranks.pools[d, FREE_BLOCKS] += requests.ints[r, BLOCKS]
-    requests.ints[r, BLOCKS] = 0
-    start = requests.prefix_starts[r]
-    for i in range(requests.ints[r, SHARED] - 1, -1, -1):
+    request, start = requests.each[r], requests.prefix_starts[r]
+    ranks.caches[d].free_blocks += request.blocks
+    request.blocks = 0
+    for i in range(request.shared - 1, -1, -1):
         _release_block(ranks, d, requests.prefix_ids[start + i])
-    requests.ints[r, SHARED] = 0
+    request.shared = 0
 
 
 @jit_inner
@@ -180,14 +155,11 @@ def keep_order(requests: Requests, ranks: Ranks, d: int, r: int, limits: Limits)
     sequence first, so that its beginning stays longest. A position is the number of blocks that
     have been taken once it is at the front. Only full blocks are found again.
     """
-    first = requests.ints[r, SHARED] * limits.prefix_blocks
-    full = min(requests.ints[r, COMPUTED] // limits.block_tokens - first, requests.ints[r, BLOCKS])
-    end = ranks.pools[d, NUM_TAKEN] + ranks.pools[d, FREE_BLOCKS] + requests.ints[r, BLOCKS]
-    requests.ints[r, KEPT_FIRST], requests.ints[r, KEPT_BLOCKS], requests.ints[r, KEPT_END] = (
-        first,
-        full,
-        end,
-    )
+    request, cache = requests.each[r], ranks.caches[d]
+    first = request.shared * limits.prefix_blocks
+    request.kept_first = first
+    request.kept_blocks = min(request.computed // limits.block_tokens - first, request.blocks)
+    request.kept_end = cache.num_taken + cache.free_blocks + request.blocks
 
 
 @jit_inner
@@ -195,32 +167,24 @@ def count_kept(requests: Requests, ranks: Ranks, r: int, d: int, hits: int, limi
     """Count the blocks behind the first ``hits`` prefix blocks that ``r`` lost and no request has
     taken since.
     """
-    if requests.ints[r, KEPT_FIRST] != hits * limits.prefix_blocks:
+    request = requests.each[r]
+    if request.kept_first != hits * limits.prefix_blocks:
         return 0
-    return int(
-        max(
-            0,
-            min(
-                requests.ints[r, KEPT_BLOCKS],
-                requests.ints[r, KEPT_END] - ranks.pools[d, NUM_TAKEN],
-            ),
-        )
-    )
+    return int(max(0, min(request.kept_blocks, request.kept_end - ranks.caches[d].num_taken)))
 
 
 @jit_inner
 def reclaim_blocks(requests: Requests, ranks: Ranks, r: int, d: int, count: int) -> None:
     """Reclaim ``count`` blocks that ``r`` lost from the free queue; those behind them move up."""
+    rows = requests.each
     if count > 0:
-        ranks.pools[d, FREE_BLOCKS] -= count
-        for lane in range(d, len(ranks.each), len(ranks.pools)):
-            other = ranks.each[lane, HEAD]
-            if ranks.each[lane, NUM_READY] > 0:
-                other = requests.ints[ranks.each[lane, LAST_READY], FOLLOWING]
-            while (
-                other >= 0 and requests.ints[other, PREEMPTIONS] > 0
-            ):  # they wait before others without blocks
-                if requests.ints[other, KEPT_END] > requests.ints[r, KEPT_END]:
-                    requests.ints[other, KEPT_END] -= count
-                other = requests.ints[other, FOLLOWING]
-    requests.ints[r, KEPT_BLOCKS] = 0
+        ranks.caches[d].free_blocks -= count
+        for lane in range(d, len(ranks.each), len(ranks.caches)):
+            rank = ranks.each[lane]
+            other = rows[rank.last_ready].following if rank.num_ready > 0 else rank.head
+            # They wait before others without blocks.
+            while other >= 0 and rows[other].preemptions > 0:
+                if rows[other].kept_end > rows[r].kept_end:
+                    rows[other].kept_end -= count
+                other = rows[other].following
+    rows[r].kept_blocks = 0

@@ -20,19 +20,7 @@ from simulator.engine.message import MessageWires
 from simulator.engine.overflow_count import OverflowCount
 from simulator.engine.pool import PoolState
 from simulator.engine.rank import StepTimes, run_step
-from simulator.engine.state import (
-    COMPUTED,
-    DOMAIN,
-    GENERATED,
-    NUM_DECODES,
-    NUM_INPUT,
-    NUM_RUNNING,
-    NUMBER,
-    TICKS,
-    Ints,
-    Ranks,
-    Requests,
-)
+from simulator.engine.state import Ints, Ranks, Requests
 from simulator.engine.step_price import ATTENTION, price_pipeline, slow_down
 from simulator.engine.taken import TakenStep, TakenSteps
 from simulator.results.phases import STEP_PHASES
@@ -60,14 +48,14 @@ class StepUnderWay:
 
 def read_batches(requests: Requests, ranks: Ranks) -> list[Batch]:
     """Read the formed step of a replica: one batch for each lane that has something to compute."""
-    num_dp = len(ranks.free_blocks)
+    num_dp = len(ranks.caches)
     ends, sequences, is_decode, num_logits = _list_sequences(
-        requests.ints, ranks.each, ranks.running, ranks.chunk, ranks.starts
+        requests.each, ranks.each, ranks.running, ranks.chunk, ranks.starts
     )
     begins = [0, *ends.tolist()]
     found = [
         _make_batch(begins[first : first + num_dp + 1], sequences, is_decode, num_logits[first:])
-        for first in range(0, len(ranks.head), num_dp)
+        for first in range(0, len(ranks.each), num_dp)
     ]
     return [batch for batch in found if batch.tokens_d.any()]
 
@@ -86,7 +74,7 @@ def _make_batch(
 
 @jit
 def _list_sequences(
-    ints: Any, each: Any, running: Any, chunk: Any, starts: Any
+    rows: Any, each: Any, running: Any, chunk: Any, starts: Any
 ) -> tuple[Ints, Ints, NDArray[np.bool_], Ints]:
     """List the sequences of a formed step, rank after rank.
 
@@ -96,29 +84,30 @@ def _list_sequences(
     """
     num_ranks, count = len(each), 0
     for d in range(num_ranks):
-        count += each[d, NUM_DECODES]
-        for place in range(each[d, NUM_DECODES], each[d, NUM_RUNNING]):
+        count += each[d].num_decodes
+        for place in range(each[d].num_decodes, each[d].num_running):
             count += chunk[d, place] != 0
     ends, num_logits = np.empty(num_ranks, np.int64), np.zeros(num_ranks, np.int64)
     sequences, is_decode = np.empty((4, count), np.int64), np.empty(count, np.bool_)
     n = 0
     for d in range(num_ranks):
-        for place in range(each[d, NUM_RUNNING]):
-            is_summed = place < each[d, NUM_DECODES]
+        rank = each[d]
+        for place in range(rank.num_running):
+            is_summed = place < rank.num_decodes
             new = 1 if is_summed else chunk[d, place]
             if new == 0:
                 continue
-            row = running[d, place]
-            context = starts[d, place] + each[d, TICKS] if is_summed else ints[row, COMPUTED]
-            generated = ints[row, GENERATED]
-            known = ints[row, NUM_INPUT] + generated
+            request = rows[running[d, place]]
+            context = starts[d, place] + rank.ticks if is_summed else request.computed
+            generated = request.generated
+            known = request.num_input + generated
             decodes = is_summed or (generated > 0 and context + 1 == known)
             if decodes:
                 num_logits[d] += new
             elif context + new == known:
                 num_logits[d] += 1
             sequences[0, n], sequences[1, n] = new, context
-            sequences[2, n], sequences[3, n] = ints[row, NUMBER], ints[row, DOMAIN]
+            sequences[2, n], sequences[3, n] = request.number, request.domain
             is_decode[n] = decodes
             n += 1
         ends[d] = n

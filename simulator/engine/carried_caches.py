@@ -45,8 +45,8 @@ class CarriedCaches:
         assert transfer is not None
         assert self._wires is not None
         row = request - first.requests.first
-        replica, d = int(first.balance.replica_of[row]), int(first.requests.dp_rank[row])
-        ready_s = first.requests.first_s[row] + transfer.handshake_s
+        replica, d = int(first.balance.replica_of[row]), int(first.requests.each.dp_rank[row])
+        ready_s = first.requests.each.first_s[row] + transfer.handshake_s
         exchange = self._make_exchange(row, transfer)
         if ready_s > self._env.now:
             yield self._env.timeout(ready_s - self._env.now)
@@ -69,7 +69,7 @@ class CarriedCaches:
         row, now_s = request - self._state.first.requests.first, self._env.now
         code = code_of(ARRIVES, row)
         if remove_events(self._state.events, [code]):
-            self._state.pools[1].requests.arrival_s[row] = now_s
+            self._state.pools[1].requests.each.arrival_s[row] = now_s
             push_event(self._state.events, now_s, code)
             self._run.look_soon()
 
@@ -80,9 +80,9 @@ class CarriedCaches:
         state, joined = self._state, self._joined
         assert joined is not None
         assert joined.between is not None
-        requests = state.first.requests
-        num_tokens = int(requests.num_input[row])
-        computing_s = requests.first_s[row] - requests.scheduled_s[row] + transfer.handshake_s
+        request = state.first.requests.each[row]
+        num_tokens = int(request.num_input)
+        computing_s = request.first_s - request.scheduled_s + transfer.handshake_s
         alone_s = max(transfer.send_s(num_tokens), transfer.receive_s(num_tokens))
         left = transfer.left_s(alone_s, computing_s) / alone_s if alone_s else 0.0
         sides = [self._list_gpus(place, row) for place in (0, 1)]
@@ -98,7 +98,7 @@ class CarriedCaches:
         layout = pool.plan.placement.layout
         assert self._joined is not None
         first = self._joined.gpu_of[name, int(pool.replica_of[row])]
-        group = first + int(pool.requests.dp_rank[row]) % layout.attention_dp * layout.tp
+        group = first + int(pool.requests.each.dp_rank[row]) % layout.attention_dp * layout.tp
         return [
             group + stage * layout.num_ranks + rank
             for stage in range(layout.pp)

@@ -26,33 +26,16 @@ from simulator.engine.hand_over import drop_lost, release_sent, withdraw
 from simulator.engine.loop_state import LoopState
 from simulator.engine.pool import PoolState
 from simulator.engine.sending import release_next
-from simulator.engine.state import (
-    BLOCKS,
-    COMPUTED,
-    FINISH_S,
-    FIRST_S,
-    FOLLOWING,
-    HERE,
-    IN_LINE,
-    KEPT_BLOCKS,
-    KEPT_END,
-    KEPT_FIRST,
-    LAST_S,
-    RETRIES,
-    SHARED,
-    TRANSFERRED,
-    Ints,
-    Requests,
-)
+from simulator.engine.state import HERE, IN_LINE, Ints, Requests
 from simulator.engine.step_log import DECODES, LOG_COLUMNS
 from simulator.engine.step_price import ATTENTION
 from simulator.engine.windows import list_chain
 from simulator.results.phases import STEP_PHASES
 
-_CACHE = (COMPUTED, TRANSFERRED, BLOCKS, SHARED, KEPT_FIRST, KEPT_BLOCKS, KEPT_END)
-"""Columns of a request's state in the caches of its replica."""
-_OF_PROMPT = (FIRST_S, LAST_S, FINISH_S)
-"""Columns that a request has once its prompt is computed."""
+_CACHE = ["computed", "transferred", "blocks", "shared", "kept_first", "kept_blocks", "kept_end"]
+"""A request's state in the caches of its replica."""
+_OF_PROMPT = ["first_s", "last_s", "finish_s"]
+"""Times that a request has once its prompt is computed."""
 _PREFILL_TOKENS, _DECODE_TOKENS, _READ_BYTES, _DROPPED_PAIRS = (
     LOG_COLUMNS.index(name)
     for name in ("prefill_tokens", "decode_tokens", "read_bytes", "dropped_pairs")
@@ -94,19 +77,18 @@ def stop_replica(pool: PoolState, replica: int, events: Events) -> Ints:
         Requests that it had, by their numbers in the trace; they keep the tokens they have emitted
             and nothing else.
     """
-    clock = pool.clock_of(replica)
+    (counts,) = pool.clock_of(replica).counts
     everywhere = np.ones(pool.plan.placement.layout.attention_dp, dtype=np.bool_)
     rows = [
         _call_off(pool, replica, everywhere, events),
         _lose_kept(pool, replica, everywhere, events),
     ]
     rows += [_lose_running(pool, replica), _lose_coming(pool, replica)]
-    clock.is_gone[:] = 1
+    counts.is_gone = 1
     for array, fresh in zip(pool.ranks_of(replica), pool.fresh_ranks, strict=True):
         array[:] = fresh
-    clock.num_kept[:] = 0
-    clock.num_pushed[:] = clock.num_finished
-    clock.outstanding_tokens[:] = 0
+    counts.num_kept = counts.outstanding_tokens = 0
+    counts.num_pushed = counts.num_finished
     given_back: Ints = np.sort(np.concatenate(rows)) + pool.requests.first
     return given_back
 
@@ -117,18 +99,20 @@ def lose_groups(pool: PoolState, replica: int, lost_D: NDArray[np.bool_], events
     Returns:
         Requests that they had, by their numbers in the trace.
     """
-    ranks, clock, requests = pool.ranks_of(replica), pool.clock_of(replica), pool.requests
+    ranks, requests = pool.ranks_of(replica), pool.requests
+    (counts,) = pool.clock_of(replica).counts
     expected = _call_off(pool, replica, lost_D, events)
     kept = _lose_kept(pool, replica, lost_D, events)
-    clock.num_kept[:] -= len(kept)
+    counts.num_kept -= len(kept)
     here = _lose_running(pool, replica, lost_D)
     left = np.concatenate([expected, here])
-    clock.num_pushed[:] -= len(left)
-    clock.outstanding_tokens[:] -= (requests.num_input[left] + requests.num_output[left]).sum()
+    counts.num_pushed -= len(left)
+    rows = requests.each[left]
+    counts.outstanding_tokens -= (rows.num_input + rows.num_output).sum()
     for array, fresh in zip(ranks, pool.fresh_ranks, strict=True):
         if array is not ranks.counts:
             array[lost_D] = fresh[lost_D]
-    ranks.is_lost[lost_D] = 1
+    ranks.each.is_lost[lost_D] = 1
     given_back: Ints = np.sort(np.concatenate([left, kept])) + requests.first
     return given_back
 
@@ -140,7 +124,7 @@ def halt_replica(pool: PoolState, replica: int, number: int, events: Events) -> 
         number: of the replica among those of all pools.
     """
     remove_events(events, [code_of(kind, number) for kind in (FORMS, FORMS_LATE)])
-    pool.clock_of(replica).is_busy[:] = False
+    pool.clock_of(replica).counts.is_busy[:] = False
 
 
 def undo_formed(pool: PoolState, replica: int) -> None:
@@ -148,9 +132,9 @@ def undo_formed(pool: PoolState, replica: int) -> None:
     token of summed decodes.
     """
     ranks = pool.ranks_of(replica)
-    for d in np.flatnonzero(ranks.num_decodes):
-        taken = ranks.ring[d, ranks.ticks[d] % pool.limits.block_tokens]
-        ranks.free_blocks[d] += taken
+    for d in np.flatnonzero(ranks.each.num_decodes):
+        taken = ranks.ring[d, ranks.each.ticks[d] % pool.limits.block_tokens]
+        ranks.caches.free_blocks[d] += taken
         dissolve_sums(pool.requests, ranks, pool.limits, int(d))
 
 
@@ -158,10 +142,10 @@ def lose_requests(rows: Sequence[int], place: int, at_s: float, state: LoopState
     """Lose the requests that a replica of a pool gave back; their clients get an error."""
     first, handing = state.first, state.handing
     for row in rows:
-        state.pools[place].requests.lost_s[row] = at_s
+        state.pools[place].requests.each.lost_s[row] = at_s
         if handing is not None and place == 0:
             drop_lost(state.events, len(first.clock.counts), handing.pool, row, at_s)
-        elif handing is not None and first.requests.first_s[row] >= 0:
+        elif handing is not None and first.requests.each.first_s[row] >= 0:
             release_sent(state.events, first, row, at_s)
         release_next(state.feed, first.requests, 1, at_s)
 
@@ -175,16 +159,17 @@ def withdraw_requests(rows: Sequence[int], at_s: float, state: LoopState) -> Non
     pool, num_first = state.handing.pool, len(state.first.clock.counts)
     for row in rows:
         if remove_events(state.events, [code_of(GOES_ON, row)]):
-            pool.requests.stage[row] = HERE
+            pool.requests.each.stage[row] = HERE
         else:
             withdraw(state.events, num_first, pool, row, at_s)
 
 
-def forget_tokens(rows: Sequence[int], pool: PoolState) -> None:
+def forget_tokens(rows: Sequence[int] | Ints, pool: PoolState) -> None:
     """Forget the output tokens of the requests, which begin anew."""
-    pool.requests.generated[rows] = 0
-    for column in _OF_PROMPT:
-        pool.requests.times[rows, column] = np.nan
+    each = pool.requests.each
+    each.generated[rows] = 0
+    for name in _OF_PROMPT:
+        each[name][rows] = np.nan
 
 
 def send_again(rows: Sequence[int], place: int, at_s: float, events: Events) -> None:
@@ -201,31 +186,32 @@ def _lose_running(pool: PoolState, replica: int, lost_D: NDArray[np.bool_] | Non
         lost_D: data-parallel groups, ``[D]``; by default all, those of all lanes of a pipeline.
     """
     ranks, requests = pool.ranks_of(replica), pool.requests
-    each = range(len(ranks.head)) if lost_D is None else np.flatnonzero(lost_D).tolist()
+    each = range(len(ranks.each)) if lost_D is None else np.flatnonzero(lost_D).tolist()
     found = [np.zeros(0, dtype=np.int64)]
     for d in each:
-        if ranks.num_decodes[d]:
+        rank = ranks.each[d]
+        if rank.num_decodes:
             dissolve_sums(requests, ranks, pool.limits, d)
-        found.append(ranks.running[d, : ranks.num_running[d]])
-        found.append(_read_queue(requests, int(ranks.head[d]), int(ranks.num_waiting[d])))
+        found.append(ranks.running[d, : rank.num_running])
+        found.append(_read_queue(requests, int(rank.head), int(rank.num_waiting)))
     given_back: Ints = np.concatenate(found)
-    given_back = given_back[requests.stage[given_back] == HERE]
+    given_back = given_back[requests.each.stage[given_back] == HERE]
     _lose_caches(pool, given_back)
     return given_back
 
 
 def _lose_coming(pool: PoolState, replica: int) -> Ints:
     """Take back the requests that were sent to a replica and are at no rank yet."""
-    clock, requests = pool.clock_of(replica), pool.requests
-    coming: Ints = _read_queue(requests, int(clock.first_coming[0]), int(clock.num_coming[0]))
-    coming = coming[requests.stage[coming] == HERE]
+    (counts,), requests = pool.clock_of(replica).counts, pool.requests
+    coming: Ints = _read_queue(requests, int(counts.first_coming), int(counts.num_coming))
+    coming = coming[requests.each.stage[coming] == HERE]
     _lose_caches(pool, coming)
-    clock.coming_tokens[:] = clock.num_coming[:] = 0
+    counts.coming_tokens = counts.num_coming = 0
     return coming
 
 
 def _read_queue(requests: Requests, first: int, count: int) -> Ints:
-    rows: Ints = np.fromiter(list_chain(requests.following, first, count), np.int64)
+    rows: Ints = np.fromiter(list_chain(requests.each.following, first, count), np.int64)
     return rows
 
 
@@ -235,10 +221,10 @@ def _find_own(pool: PoolState, replica: int, lost_D: NDArray[np.bool_]) -> NDArr
     """
     is_own: NDArray[np.bool_] = pool.replica_of == replica
     if not lost_D.all():
-        clock = pool.clock_of(replica)
-        is_own &= lost_D[pool.requests.dp_rank % len(lost_D)]
-        count = int(clock.num_coming[0])
-        is_own[_read_queue(pool.requests, int(clock.first_coming[0]), count)] = False
+        (counts,) = pool.clock_of(replica).counts
+        is_own &= lost_D[pool.requests.each.dp_rank % len(lost_D)]
+        coming = _read_queue(pool.requests, int(counts.first_coming), int(counts.num_coming))
+        is_own[coming] = False
     return is_own
 
 
@@ -246,15 +232,15 @@ def _call_off(pool: PoolState, replica: int, lost_D: NDArray[np.bool_], events: 
     """Take back requests whose caches were to be transferred to groups of a decode replica: the
     caches stay where they are, and the requests ask another rank for room.
     """
-    requests = pool.requests
+    rows = pool.requests.each
     is_own = _find_own(pool, replica, lost_D)
-    is_own &= (requests.stage != HERE) & np.isnan(requests.lost_s)
+    is_own &= (rows.stage != HERE) & np.isnan(rows.lost_s)
     expected: Ints = np.flatnonzero(is_own)
     remove_events(events, [code_of(ARRIVES, int(request)) for request in expected])
     remove_events(events, [code_of(GOES_ON, int(request)) for request in expected])
-    requests.stage[expected] = IN_LINE
-    requests.blocks[expected] = 0
-    requests.retries[expected] += 1
+    rows.stage[expected] = IN_LINE
+    rows.blocks[expected] = 0
+    rows.retries[expected] += 1
     return expected
 
 
@@ -262,23 +248,21 @@ def _lose_kept(pool: PoolState, replica: int, lost_D: NDArray[np.bool_], events:
     """Drop prompts whose caches groups of a prefill replica kept for transfer; they are to be
     computed again.
     """
-    requests = pool.requests
-    is_kept = (requests.blocks + requests.shared > 0) & ~np.isnan(requests.finish_s)
+    rows = pool.requests.each
+    is_kept = (rows.blocks + rows.shared > 0) & ~np.isnan(rows.finish_s)
     prompts: Ints = np.flatnonzero(_find_own(pool, replica, lost_D) & is_kept)
     remove_events(events, [code_of(ARRIVES, int(request)) for request in prompts])
-    requests.generated[prompts] = 0
-    for column in _OF_PROMPT:
-        requests.times[prompts, column] = np.nan
+    forget_tokens(prompts, pool)
     _lose_caches(pool, prompts)
     return prompts
 
 
 def _lose_caches(pool: PoolState, given_back: Ints) -> None:
-    ints = pool.requests.ints
-    for column in _CACHE:
-        ints[given_back, column] = 0
-    ints[given_back, FOLLOWING] = -1
-    ints[given_back, RETRIES] += 1
+    rows = pool.requests.each
+    for name in _CACHE:
+        rows[name][given_back] = 0
+    rows.following[given_back] = -1
+    rows.retries[given_back] += 1
 
 
 def cut_row(row: NDArray[np.float64], at_s: float) -> None:

@@ -17,32 +17,7 @@ import math
 from simulator.base.jit import jit_inner
 from simulator.engine.blocks import release
 from simulator.engine.preemption import preempt
-from simulator.engine.state import (
-    BLOCKS,
-    COMPUTED,
-    CONTEXTS,
-    FINISH_S,
-    FREE_BLOCKS,
-    GENERATED,
-    IS_FULL,
-    JOINED,
-    LAST_S,
-    LONGEST,
-    NEXT_END,
-    NUM_DECODES,
-    NUM_INPUT,
-    NUM_OUTPUT,
-    NUM_RUNNING,
-    NUM_TAKEN,
-    OUTSTANDING_TOKENS,
-    PROFILE,
-    TICKS,
-    TOKENS,
-    Clock,
-    Limits,
-    Ranks,
-    Requests,
-)
+from simulator.engine.state import Clock, Limits, Ranks, Requests
 from simulator.results.tables import GAP_BINS_PER_DECADE, NUM_GAP_BINS, SHORTEST_GAP_S
 
 _NEVER = 1 << 62
@@ -61,21 +36,21 @@ def take_blocks(requests: Requests, ranks: Ranks, limits: Limits, d: int) -> Non
     """Allocate the KV blocks that the next tokens of the summed decodes of rank ``d`` need; the
     latest admitted requests of the rank lose theirs when blocks run out.
     """
-    each, pools, ring = ranks.each, ranks.pools, ranks.ring
-    turn = each[d, TICKS] % limits.block_tokens
-    while ring[d, turn] > pools[d, FREE_BLOCKS]:
-        if each[d, NUM_RUNNING] == each[d, NUM_DECODES]:
+    rank, cache, ring = ranks.each[d], ranks.caches[d], ranks.ring
+    turn = rank.ticks % limits.block_tokens
+    while ring[d, turn] > cache.free_blocks:
+        if rank.num_running == rank.num_decodes:
             _leave_sums_last(requests, ranks, limits, d)
-        preempt(requests, ranks, d, each[d, NUM_RUNNING] - 1, limits)
-    pools[d, FREE_BLOCKS] -= ring[d, turn]
-    pools[d, NUM_TAKEN] += ring[d, turn]
+        preempt(requests, ranks, d, rank.num_running - 1, limits)
+    cache.free_blocks -= ring[d, turn]
+    cache.num_taken += ring[d, turn]
 
 
 @jit_inner
 def _count_spare_tokens(requests: Requests, r: int, limits: Limits) -> int:
     """Tokens that a request's blocks can hold beyond those it had when it joined the sums."""
-    blocks = requests.ints[r, BLOCKS] - limits.sequence_blocks
-    return int(blocks * limits.block_tokens - requests.ints[r, COMPUTED])
+    request = requests.each[r]
+    return int((request.blocks - limits.sequence_blocks) * limits.block_tokens - request.computed)
 
 
 @jit_inner
@@ -83,75 +58,74 @@ def join_sums(requests: Requests, ranks: Ranks, limits: Limits, d: int, now_s: f
     """Add to the summed decodes of rank ``d`` the requests behind them that got a token just now
     and want another.
     """
-    each, ints = ranks.each, requests.ints
-    while each[d, NUM_DECODES] < each[d, NUM_RUNNING]:
-        r = ranks.running[d, each[d, NUM_DECODES]]
+    rank, rows = ranks.each[d], requests.each
+    while rank.num_decodes < rank.num_running:
+        r = ranks.running[d, rank.num_decodes]
+        request = rows[r]
         if (
-            ints[r, GENERATED] == 0
-            or ints[r, COMPUTED] + 1 != ints[r, NUM_INPUT] + ints[r, GENERATED]
-            or requests.times[r, LAST_S] != now_s
+            request.generated == 0
+            or request.computed + 1 != request.num_input + request.generated
+            or request.last_s != now_s
         ):
             return
-        left, fitting = (
-            ints[r, NUM_OUTPUT] - ints[r, GENERATED],
-            _count_spare_tokens(requests, r, limits),
-        )
+        left = request.num_output - request.generated
+        fitting = _count_spare_tokens(requests, r, limits)
         if fitting < left:
             if fitting >= limits.block_tokens:
                 return
-            ranks.ring[d, (each[d, TICKS] + fitting) % limits.block_tokens] += 1
-        if each[d, NUM_DECODES] == 0:
-            each[d, NEXT_END] = _NEVER
-        ints[r, JOINED] = each[d, TICKS]
-        ranks.ends[d, each[d, NUM_DECODES]] = each[d, TICKS] + left
-        ranks.starts[d, each[d, NUM_DECODES]] = ints[r, COMPUTED] - each[d, TICKS]
-        each[d, NUM_DECODES] += 1
-        ranks.profiles[d, ints[r, PROFILE]] += 1
-        each[d, CONTEXTS] += ints[r, COMPUTED]
-        each[d, LONGEST] = max(each[d, LONGEST], ints[r, COMPUTED])
-        each[d, NEXT_END] = min(each[d, NEXT_END], each[d, TICKS] + left)
+            ranks.ring[d, (rank.ticks + fitting) % limits.block_tokens] += 1
+        if rank.num_decodes == 0:
+            rank.next_end = _NEVER
+        request.joined = rank.ticks
+        ranks.ends[d, rank.num_decodes] = rank.ticks + left
+        ranks.starts[d, rank.num_decodes] = request.computed - rank.ticks
+        rank.num_decodes += 1
+        ranks.profiles[d, request.profile] += 1
+        rank.contexts += request.computed
+        rank.longest = max(rank.longest, request.computed)
+        rank.next_end = min(rank.next_end, rank.ticks + left)
         ranks.emitted_s[d] = now_s
 
 
 @jit_inner
 def dissolve_sums(requests: Requests, ranks: Ranks, limits: Limits, d: int) -> None:
     """Give every request of rank ``d`` its own state again."""
-    each = ranks.each
-    for i in range(each[d, NUM_DECODES]):
+    rank = ranks.each[d]
+    for i in range(rank.num_decodes):
         _leave_sums(requests, ranks, limits, d, ranks.running[d, i])
-    each[d, NUM_DECODES] = each[d, CONTEXTS] = each[d, LONGEST] = 0
+    rank.num_decodes = rank.contexts = rank.longest = 0
 
 
 @jit_inner
 def _leave_sums_last(requests: Requests, ranks: Ranks, limits: Limits, d: int) -> None:
     """Give the latest admitted of the summed decodes of rank ``d`` its own state again."""
-    each, ticks = ranks.each, ranks.each[d, TICKS]
-    last = each[d, NUM_DECODES] - 1
+    rank = ranks.each[d]
+    last, ticks = rank.num_decodes - 1, rank.ticks
     r = ranks.running[d, last]
     _leave_sums(requests, ranks, limits, d, r)
     longest, next_end = -ticks, _NEVER
     for i in range(last):
         longest = max(longest, ranks.starts[d, i])
         next_end = min(next_end, ranks.ends[d, i])
-    each[d, NUM_DECODES] = last
-    each[d, CONTEXTS] -= requests.ints[r, COMPUTED]
-    each[d, LONGEST], each[d, NEXT_END] = longest + ticks, next_end
+    rank.num_decodes = last
+    rank.contexts -= requests.each[r].computed
+    rank.longest, rank.next_end = longest + ticks, next_end
 
 
 @jit_inner
 def _leave_sums(requests: Requests, ranks: Ranks, limits: Limits, d: int, r: int) -> None:
     """Write the state of a request that leaves the sums."""
-    ints = requests.ints
-    ranks.profiles[d, ints[r, PROFILE]] -= 1
-    steps = ranks.each[d, TICKS] - ints[r, JOINED]
+    request = requests.each[r]
+    ranks.profiles[d, request.profile] -= 1
+    steps = ranks.each[d].ticks - request.joined
     fitting = _count_spare_tokens(requests, r, limits)
-    if fitting < ints[r, NUM_OUTPUT] - ints[r, GENERATED]:
-        ranks.ring[d, (ints[r, JOINED] + fitting) % limits.block_tokens] -= 1
+    if fitting < request.num_output - request.generated:
+        ranks.ring[d, (request.joined + fitting) % limits.block_tokens] -= 1
         if steps > fitting:
-            ints[r, BLOCKS] += (steps - 1 - fitting) // limits.block_tokens + 1
-    ints[r, COMPUTED] += steps
-    ints[r, GENERATED] += steps
-    requests.times[r, LAST_S] = ranks.emitted_s[d]
+            request.blocks += (steps - 1 - fitting) // limits.block_tokens + 1
+    request.computed += steps
+    request.generated += steps
+    request.last_s = ranks.emitted_s[d]
 
 
 @jit_inner
@@ -161,9 +135,9 @@ def end_decodes(
     """Finish those summed decodes of rank ``d`` that have got their last token. Returns how many go
     on.
     """
-    each, ints = ranks.each, requests.ints
+    rank, rows = ranks.each[d], requests.each
     running, ends, starts = ranks.running[d], ranks.ends[d], ranks.starts[d]
-    count, ticks = each[d, NUM_DECODES], each[d, TICKS]
+    count, ticks = rank.num_decodes, rank.ticks
     kept, longest, next_end = 0, -ticks, _NEVER
     for i in range(count):
         r = running[i]
@@ -173,13 +147,14 @@ def end_decodes(
             kept += 1
             continue
         _leave_sums(requests, ranks, limits, d, r)
-        each[d, CONTEXTS] -= ints[r, COMPUTED]
-        requests.times[r, FINISH_S] = now_s
-        each[d, IS_FULL] = False
+        request = rows[r]
+        rank.contexts -= request.computed
+        request.finish_s = now_s
+        rank.is_full = False
         release(requests, ranks, d, r)
-        tokens = ints[r, NUM_INPUT] + ints[r, NUM_OUTPUT]
-        each[d, TOKENS] -= tokens
-        clock.counts[0, OUTSTANDING_TOKENS] -= tokens
-    each[d, NUM_DECODES] = kept
-    each[d, LONGEST], each[d, NEXT_END] = longest + ticks, next_end
+        tokens = request.num_input + request.num_output
+        rank.tokens -= tokens
+        clock.counts[0].outstanding_tokens -= tokens
+    rank.num_decodes = kept
+    rank.longest, rank.next_end = longest + ticks, next_end
     return kept

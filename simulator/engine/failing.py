@@ -77,7 +77,7 @@ class Failing:
 
     def begin(self, place: int, replica: int, at_s: float) -> None:
         """Let a replica that has started serve, unless a failure of it is announced."""
-        self._state.pools[place].clock.is_gone[replica] = 0
+        self._state.pools[place].clock.counts.is_gone[replica] = 0
         if self.is_announced(place, replica):
             self._evacuate(place, replica, at_s)
 
@@ -118,7 +118,7 @@ class Failing:
             if not self._hits_living(change, place, replica):
                 continue
             self._announced.add((place, replica, change.gpus))
-            if not (clock.is_gone[replica, 0] or clock.is_draining[replica, 0]):
+            if not (clock.counts.is_gone[replica, 0] or clock.counts.is_draining[replica, 0]):
                 self._evacuate(place, replica, change.at_s)
         self._state.balance_again(place)
         self._run.scale_soon()
@@ -126,7 +126,7 @@ class Failing:
     def _evacuate(self, place: int, replica: int, at_s: float) -> None:
         pool = self._state.pools[place]
         self._evacuating.add((place, replica))
-        pool.clock.is_draining[replica] = 1
+        pool.clock.counts.is_draining[replica] = 1
         self._note(_Became("evacuates", pool.count_gpus(replica)), place, at_s, {replica: _none()})
 
     def _apply_later(self, change: Change, place: int, at_s: float) -> ProcessGenerator:
@@ -140,13 +140,15 @@ class Failing:
         pool, hung = self._state.pools[place], []
         for replica in change.replicas:
             self._noticed_s[place, replica] = noticed_s
-            if pool.clock.is_gone[replica, 0] or not self._hits_living(change, place, replica):
+            if pool.clock.counts.is_gone[replica, 0] or not self._hits_living(
+                change, place, replica
+            ):
                 continue
             if self._run.cut_step(place, replica, change.at_s):
                 undo_formed(pool, replica)
             number = self._state.number_of(place, replica)
             halt_replica(pool, replica, number, self._state.events)
-            pool.clock.is_paused[replica] += 1
+            pool.clock.counts.is_paused[replica] += 1
             if not self._num_hangs[place, replica]:
                 hung.append(replica)
             self._num_hangs[place, replica] += 1
@@ -159,7 +161,7 @@ class Failing:
         """Whether a failure hits a data-parallel group that serves."""
         outages, ranks = self._outages[place], self._state.pools[place].ranks_of(replica)
         groups = outages.find_groups(outages.list_gpus(change, replica))
-        return bool((ranks.is_lost[groups] == 0).any())
+        return bool((ranks.each.is_lost[groups] == 0).any())
 
     def _apply(self, change: Change, place: int, at_s: float) -> None:
         """Let replicas stop, shrink, grow or start, as their GPUs are out of work or not: also for
@@ -173,7 +175,7 @@ class Failing:
             num_hangs = 0 if change.starts else self._num_hangs.pop((place, replica), 0)
             if change.starts and self._num_hangs[place, replica]:
                 continue  # what has failed meanwhile is noticed first
-            pool.clock.is_paused[replica] -= num_hangs
+            pool.clock.counts.is_paused[replica] -= num_hangs
             if not change.starts:
                 self._end_notice(change, place, replica)
             found = self._recover(place, replica)
@@ -193,7 +195,7 @@ class Failing:
         self._announced.discard((place, replica, change.gpus))
         if (place, replica) in self._evacuating and not self.is_announced(place, replica):
             self._evacuating.remove((place, replica))
-            self._state.pools[place].clock.is_draining[replica] = 0
+            self._state.pools[place].clock.counts.is_draining[replica] = 0
 
     def _note(self, became: _Became, place: int, at_s: float, given_back: dict[int, Ints]) -> None:
         kind, num_gpus, seconds = became
@@ -213,11 +215,11 @@ class Failing:
         clock, ranks = pool.clock_of(replica), pool.ranks_of(replica)
         layout = pool.plan.placement.layout
         lost_D = self._outages[place].find_lost(replica)
-        if clock.is_gone[0]:
+        if clock.counts.is_gone[0]:
             if lost_D.any() or not pool.is_ready[replica]:
                 return None
             return _Became("starts", layout.num_gpus), _none()
-        was_lost_D = ranks.is_lost[: layout.attention_dp] == 1
+        was_lost_D = ranks.each.is_lost[: layout.attention_dp] == 1
         if (lost_D == was_lost_D).all():
             return None
         states = self._run.replica_states
@@ -227,7 +229,7 @@ class Failing:
             return _Became("stops", 0), self.stop(place, replica)
         newly_D = lost_D & ~was_lost_D
         rows = lose_groups(pool, replica, newly_D, self._state.events) if newly_D.any() else _none()
-        ranks.is_lost[: layout.attention_dp] = lost_D
+        ranks.each.is_lost[: layout.attention_dp] = lost_D
         left = None if placed is None else RanksLeft(np.flatnonzero(~lost_D), placed)
         states.shrink(place, replica, left)
         loaded_bytes = (
@@ -251,7 +253,7 @@ class Failing:
 
     def _pause(self, place: int, replica: int, seconds: float) -> None:
         """Let a replica form steps again after a while, behind the step in flight."""
-        self._state.pools[place].clock.is_paused[replica] += 1
+        self._state.pools[place].clock.counts.is_paused[replica] += 1
         self._run.instants.env.process(self._run.pause(place, replica, seconds))
 
     def _send_again(self, at_s: float) -> None:

@@ -31,29 +31,7 @@ from simulator.engine.sending import (
     release_next,
     send_request,
 )
-from simulator.engine.state import (
-    ARRIVAL_S,
-    BLOCKS,
-    DP_RANK,
-    FIRST_RESERVED,
-    FIRST_S,
-    FOLLOWING,
-    GENERATED,
-    HERE,
-    IN_LINE,
-    IS_FULL,
-    LOST_S,
-    NUM_COMING,
-    NUM_FINISHED,
-    NUM_INPUT,
-    NUM_KEPT,
-    NUM_PUSHED,
-    RESERVED,
-    RESERVED_S,
-    SHARED,
-    STAGE,
-    TRANSFERRED,
-)
+from simulator.engine.state import HERE, IN_LINE, RESERVED
 from simulator.engine.transfers import Transfers, find_arrival
 
 
@@ -75,10 +53,10 @@ def asks_first(handing: HandOver, kind: int, request: int) -> bool:
 @jit_inner
 def expect_cache(handing: HandOver, request: int) -> None:
     """Queue a request for room in the decode pool, which is to receive its prompt's cache."""
-    ints, transfers = handing.pool.requests.ints, handing.transfers
-    ints[request, STAGE] = IN_LINE
-    ints[request, TRANSFERRED] = ints[request, NUM_INPUT] - transfers.recomputes_last
-    ints[request, GENERATED] = 1 - transfers.recomputes_last
+    row, transfers = handing.pool.requests.each[request], handing.transfers
+    row.stage = IN_LINE
+    row.transferred = row.num_input - transfers.recomputes_last
+    row.generated = 1 - transfers.recomputes_last
 
 
 @jit_inner
@@ -97,18 +75,18 @@ def handle_hand_over(
     """
     pool, transfers = handing.pool, handing.transfers
     requests, num_first = pool.requests, len(first.clock.counts)
+    row = requests.each[request]
     if kind == LEAVES:
         pop_event(events)
-        first.clock.counts[first.balance.replica_of[request], 0, NUM_KEPT] += 1
-        stage = requests.ints[request, STAGE]
-        if requests.times[request, LOST_S] >= 0:
+        first.clock.counts[first.balance.replica_of[request], 0].num_kept += 1
+        if row.lost_s >= 0:
             release_sent(events, first, request, now_s)
         elif not transfers.is_transferred[request]:
             release_sent(events, first, request, now_s)
             release_next(feed, first.requests, 1, now_s)
-        elif stage == RESERVED:
+        elif row.stage == RESERVED:
             send_cache(events, first, handing, request, now_s)
-        elif stage == HERE:
+        elif row.stage == HERE:
             expect_cache(handing, request)
             push_event(events, now_s + transfers.handshake_s, code_of(GOES_ON, request))
         return True
@@ -123,13 +101,13 @@ def handle_hand_over(
         feed.asks[0], feed.asks[1] = 1, request
         return False
     pop_event(events)
-    if requests.times[request, LOST_S] >= 0:
+    if row.lost_s >= 0:
         feed.chosen[0] = -1
         return True
     replica = send_request(pool, request, feed)
     if replica < 0:
-        requests.times[request, LOST_S] = now_s
-        if first.requests.times[request, FIRST_S] >= 0:  # else it leaves when it is computed
+        row.lost_s = now_s
+        if first.requests.each[request].first_s >= 0:  # else it leaves when it is computed
             release_sent(events, first, request, now_s)
         release_next(feed, first.requests, 1, now_s)
     else:
@@ -142,12 +120,12 @@ def use_reserved(events: Events, first: Pool, handing: HandOver, replica: int) -
     """Send the caches that a step of a decode replica has reserved blocks for; requests among them
     whose prompts are not computed yet go to the first pool.
     """
-    counts, requests = handing.pool.ranks.counts[replica], handing.pool.requests
-    request = counts[0, FIRST_RESERVED]
-    counts[0, FIRST_RESERVED] = -1
+    counts, rows = handing.pool.ranks.counts[replica, 0], handing.pool.requests.each
+    request = counts.first_reserved
+    counts.first_reserved = -1
     while request >= 0:
-        following, now_s = requests.ints[request, FOLLOWING], requests.times[request, RESERVED_S]
-        if first.requests.times[request, FIRST_S] >= 0:
+        following, now_s = rows[request].following, rows[request].reserved_s
+        if first.requests.each[request].first_s >= 0:
             send_cache(events, first, handing, request, now_s)
         elif first.balance.replica_of[request] < 0:
             push_event(events, now_s, code_of(COMES_LATER, request))
@@ -162,23 +140,23 @@ def send_cache(events: Events, first: Pool, handing: HandOver, request: int, now
         return
     replica = first.balance.replica_of[request]
     comes_s = find_arrival(handing.transfers, first.requests, replica, request, now_s)
-    handing.pool.requests.times[request, ARRIVAL_S] = comes_s
+    handing.pool.requests.each[request].arrival_s = comes_s
     push_event(events, max(now_s, comes_s), code_of(ARRIVES, request))
 
 
 @jit_inner
 def release_sent(events: Events, first: Pool, request: int, now_s: float) -> None:
     """Release the blocks of a prompt whose cache is no longer needed where it was computed."""
-    ints = first.requests.ints
-    if ints[request, BLOCKS] == 0 and ints[request, SHARED] == 0:
+    row = first.requests.each[request]
+    if row.blocks == 0 and row.shared == 0:
         return
-    replica, d = first.balance.replica_of[request], ints[request, DP_RANK]
-    counts = first.clock.counts[replica]
+    replica, d = first.balance.replica_of[request], row.dp_rank
+    counts = first.clock.counts[replica, 0]
     ranks = ranks_of(first.ranks, replica)
-    release(first.requests, ranks, d % len(ranks.pools), request)
-    ranks.each[d, IS_FULL] = False
-    counts[0, NUM_KEPT] -= 1
-    has_requests = counts[0, NUM_PUSHED] > counts[0, NUM_FINISHED] or counts[0, NUM_COMING] > 0
+    release(first.requests, ranks, d % len(ranks.caches), request)
+    ranks.each[d].is_full = False
+    counts.num_kept -= 1
+    has_requests = counts.num_pushed > counts.num_finished or counts.num_coming > 0
     if has_requests or has_drained(first.clock, replica):
         form_soon(events, first.clock, replica, replica, now_s, FORMS)
 
@@ -186,7 +164,7 @@ def release_sent(events: Events, first: Pool, request: int, now_s: float) -> Non
 @jit_inner
 def drop_lost(events: Events, num_first: int, second: Pool, request: int, now_s: float) -> None:
     """Drop a lost request whose cache the decode pool was to receive."""
-    second.requests.times[request, LOST_S] = now_s
+    second.requests.each[request].lost_s = now_s
     withdraw(events, num_first, second, request, now_s)
 
 
@@ -197,8 +175,9 @@ def withdraw(events: Events, num_first: int, second: Pool, request: int, now_s: 
     if replica < 0:
         return
     ranks, clock = ranks_of(second.ranks, replica), clock_of(second.clock, replica)
-    if requests.ints[request, STAGE] == RESERVED:
+    stage = requests.each[request].stage
+    if stage == RESERVED:
         give_up_blocks(requests, ranks, clock, request)
         form_soon(events, second.clock, replica, num_first + replica, now_s, FORMS)
-    elif requests.ints[request, STAGE] == IN_LINE:
+    elif stage == IN_LINE:
         give_up_line(requests, ranks, clock, request)

@@ -69,7 +69,7 @@ class LoopState:
     @property
     def num_rows(self) -> int:
         """Number of requests in the window."""
-        return len(self.first.requests.times)
+        return len(self.first.requests.each)
 
     @property
     def is_done(self) -> bool:

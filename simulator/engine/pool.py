@@ -80,7 +80,7 @@ class PoolState:
         self.clock = Clock._make(_repeat(start_clock(), self.num_replicas))
         self.is_ready = np.arange(self.num_replicas) < plan.serving.first_replicas
         """Whether each replica serves while its GPUs work: it was launched, and has started."""
-        self.clock.is_gone[~self.is_ready] = 1
+        self.clock.counts.is_gone[~self.is_ready] = 1
         self._stream, self._num_changes = stream, 0
         self._living = self._list_living()
         self._trace = trace
@@ -147,7 +147,7 @@ class PoolState:
             first=first,
         )
         if len(self.profile_N):
-            requests.profile[:] = self.profile_N[first:end]
+            requests.each.profile[:] = self.profile_N[first:end]
         return requests
 
     def hold_rows(self, requests: Requests, replica_of: Ints) -> None:
@@ -187,18 +187,19 @@ class PoolState:
     def choose(self, row: int) -> int:
         """Choose the replica of the request in a row with a balancer that is asked."""
         assert not isinstance(self._balancer, Rule)
-        living, requests, ranks, clock = self._living, self.requests, self.ranks, self.clock
-        starts = requests.prefix_starts
-        outstanding = clock.num_pushed - clock.num_finished + clock.num_coming
-        tokens = clock.outstanding_tokens + clock.coming_tokens
-        free_blocks = ranks.free_blocks + ranks.num_evictable * self.limits.prefix_blocks
+        living, requests, ranks = self._living, self.requests, self.ranks
+        counts, caches = self.clock.counts, ranks.caches
+        request, starts = requests.each[row], requests.prefix_starts
+        outstanding = counts.num_pushed - counts.num_finished + counts.num_coming
+        tokens = counts.outstanding_tokens + counts.coming_tokens
+        free_blocks = caches.free_blocks + caches.num_evictable * self.limits.prefix_blocks
         chosen = choose_replica(
             self._balancer,
             Asked(
-                number=int(requests.number[row]),
-                arrival_s=float(requests.arrival_s[row]),
-                num_input=int(requests.num_input[row]),
-                num_output=int(requests.num_output[row]),
+                number=int(request.number),
+                arrival_s=float(request.arrival_s),
+                num_input=int(request.num_input),
+                num_output=int(request.num_output),
                 prefix_ids=requests.prefix_ids[starts[row] : starts[row + 1]],
             ),
             Snapshot(
@@ -214,12 +215,12 @@ class PoolState:
     def num_living_groups(self) -> int:
         """Number of data-parallel groups that get requests, in all replicas."""
         num_groups = self.plan.placement.layout.attention_dp
-        return int((self.ranks.is_lost[self._living, :num_groups] == 0).sum())
+        return int((self.ranks.each.is_lost[self._living, :num_groups] == 0).sum())
 
     def count_gpus(self, replica: int) -> int:
         """Count the GPUs that a replica serves with, while it is not gone."""
         layout = self.plan.placement.layout
-        is_lost_D = self.ranks.is_lost[replica, : layout.attention_dp]
+        is_lost_D = self.ranks.each.is_lost[replica, : layout.attention_dp]
         return layout.num_gpus // layout.attention_dp * int((is_lost_D == 0).sum())
 
     @property
@@ -229,7 +230,7 @@ class PoolState:
 
     def _list_living(self) -> Ints:
         """List the replicas that get requests."""
-        is_closed = self.clock.is_gone[:, 0] | self.clock.is_draining[:, 0]
+        is_closed = self.clock.counts.is_gone[:, 0] | self.clock.counts.is_draining[:, 0]
         living: Ints = np.flatnonzero(is_closed == 0)
         return living
 

@@ -9,41 +9,20 @@ from __future__ import annotations
 
 from simulator.base.jit import jit_inner
 from simulator.engine.blocks import blocks_for, count_available, keep_order, release
-from simulator.engine.state import (
-    ADMITTED,
-    BLOCKS,
-    COMPUTED,
-    FOLLOWING,
-    GENERATED,
-    HEAD,
-    IS_FULL,
-    LAST_READY,
-    NUM_INPUT,
-    NUM_OUTPUT,
-    NUM_READY,
-    NUM_RUNNING,
-    NUM_WAITING,
-    PREEMPTIONS,
-    RAN_OUT,
-    SHARED,
-    TAIL,
-    TRANSFERRED,
-    Limits,
-    Ranks,
-    Requests,
-)
+from simulator.engine.state import Limits, Ranks, Requests
 
 
 @jit_inner
 def queue_last(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
     """Queue request ``r`` behind all others of its rank."""
-    requests.ints[r, FOLLOWING] = -1
-    if ranks.each[d, TAIL] < 0:
-        ranks.each[d, HEAD] = r
+    rank, rows = ranks.each[d], requests.each
+    rows[r].following = -1
+    if rank.tail < 0:
+        rank.head = r
     else:
-        requests.ints[ranks.each[d, TAIL], FOLLOWING] = r
-    ranks.each[d, TAIL] = r
-    ranks.each[d, NUM_WAITING] += 1
+        rows[rank.tail].following = r
+    rank.tail = r
+    rank.num_waiting += 1
 
 
 @jit_inner
@@ -51,16 +30,16 @@ def queue_after_ready(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
     """Queue request ``r`` before all others of rank ``d`` except those whose transferred caches
     have arrived.
     """
-    each, ints = ranks.each, requests.ints
-    if each[d, NUM_READY] == 0:
-        ints[r, FOLLOWING] = each[d, HEAD]
-        each[d, HEAD] = r
+    rank, rows = ranks.each[d], requests.each
+    if rank.num_ready == 0:
+        rows[r].following = rank.head
+        rank.head = r
     else:
-        ints[r, FOLLOWING] = ints[each[d, LAST_READY], FOLLOWING]
-        ints[each[d, LAST_READY], FOLLOWING] = r
-    if ints[r, FOLLOWING] < 0:
-        each[d, TAIL] = r
-    each[d, NUM_WAITING] += 1
+        rows[r].following = rows[rank.last_ready].following
+        rows[rank.last_ready].following = r
+    if rows[r].following < 0:
+        rank.tail = r
+    rank.num_waiting += 1
 
 
 @jit_inner
@@ -68,16 +47,14 @@ def find_latest(requests: Requests, ranks: Ranks, d: int) -> int:
     """Find the lane in which the latest admitted request runs, of those that share blocks with lane
     ``d``: the oldest is never preempted.
     """
-    running, each, ints = ranks.running, ranks.each, requests.ints
-    num_pools = len(ranks.pools)
+    running, each, rows = ranks.running, ranks.each, requests.each
+    num_pools = len(ranks.caches)
     best = d
     for other in range(d % num_pools, len(each), num_pools):
-        if each[other, NUM_RUNNING] > 0:
-            last, latest = (
-                running[other, each[other, NUM_RUNNING] - 1],
-                running[best, each[best, NUM_RUNNING] - 1],
-            )
-            if ints[last, ADMITTED] > ints[latest, ADMITTED]:
+        if each[other].num_running > 0:
+            last = running[other, each[other].num_running - 1]
+            latest = running[best, each[best].num_running - 1]
+            if rows[last].admitted > rows[latest].admitted:
                 best = other
     return best
 
@@ -85,21 +62,22 @@ def find_latest(requests: Requests, ranks: Ranks, d: int) -> int:
 @jit_inner
 def preempt(requests: Requests, ranks: Ranks, d: int, i: int, limits: Limits) -> None:
     """Preempt the ``i``-th running request of rank ``d``, which is computed again later."""
-    running, chunk = ranks.running, ranks.chunk
-    r, pool = running[d, i], d % len(ranks.pools)
+    running, chunk, rank = ranks.running, ranks.chunk, ranks.each[d]
+    r, pool = running[d, i], d % len(ranks.caches)
+    request = requests.each[r]
     if limits.rules.finds_preempted:
         keep_order(requests, ranks, pool, r, limits)
     release(requests, ranks, pool, r)
-    ranks.pools[pool, RAN_OUT] = True
-    ranks.each[d, IS_FULL] = False
-    requests.ints[r, COMPUTED] = 0
-    requests.ints[r, TRANSFERRED] = 0
-    requests.ints[r, PREEMPTIONS] += 1
-    last = ranks.each[d, NUM_RUNNING] - 1
+    ranks.caches[pool].ran_out = True
+    rank.is_full = False
+    request.computed = 0
+    request.transferred = 0
+    request.preemptions += 1
+    last = rank.num_running - 1
     for k in range(i, last):
         running[d, k], chunk[d, k] = running[d, k + 1], chunk[d, k + 1]
     chunk[d, last] = 0
-    ranks.each[d, NUM_RUNNING] = last
+    rank.num_running = last
     if limits.rules.output_share > 0:
         queue_last(requests, ranks, d, r)
     else:
@@ -115,19 +93,18 @@ def retract(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> None:
     remaining requests have used so far, or after a step without retraction to a little less than
     before (SGLang's ``retract_decode`` and ``NewTokenRatioTracker``).
     """
-    if ranks.each[d, NUM_RUNNING] == 0:
+    rank, running, rows = ranks.each[d], ranks.running, requests.each
+    if rank.num_running == 0:
         return
-    running, ints = ranks.running, requests.ints
-    pool, retracted = d % len(ranks.pools), False
-    while ranks.each[d, NUM_RUNNING] > 1 and _next_blocks(
-        requests, ranks, d, limits
-    ) > count_available(ranks, pool, limits):
+    pool, retracted = d % len(ranks.caches), False
+    while rank.num_running > 1 and _next_blocks(requests, ranks, d, limits) > count_available(
+        ranks, pool, limits
+    ):
         victim = 0
-        for i in range(1, ranks.each[d, NUM_RUNNING]):
-            r, best = running[d, i], running[d, victim]
-            if ints[r, GENERATED] < ints[best, GENERATED] or (
-                ints[r, GENERATED] == ints[best, GENERATED]
-                and ints[r, NUM_INPUT] > ints[best, NUM_INPUT]
+        for i in range(1, rank.num_running):
+            request, best = rows[running[d, i]], rows[running[d, victim]]
+            if request.generated < best.generated or (
+                request.generated == best.generated and request.num_input > best.num_input
             ):
                 victim = i
         preempt(requests, ranks, d, victim, limits)
@@ -138,9 +115,10 @@ def retract(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> None:
         )
         return
     used, asked = 0, 1
-    for i in range(ranks.each[d, NUM_RUNNING]):
-        used += ints[running[d, i], GENERATED] + limits.rules.retract_steps
-        asked += ints[running[d, i], NUM_OUTPUT]
+    for i in range(rank.num_running):
+        request = rows[running[d, i]]
+        used += request.generated + limits.rules.retract_steps
+        asked += request.num_output
     ranks.output_share[d] = min(1.0, used / asked)
 
 
@@ -149,14 +127,14 @@ def _next_blocks(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> in
     """Count the KV blocks that the next token of each running request takes, with its
     draft tokens.
     """
-    running, ints = ranks.running, requests.ints
+    running, rows = ranks.running, requests.each
     count = 0
-    for i in range(ranks.each[d, NUM_RUNNING]):
-        r = running[d, i]
+    for i in range(ranks.each[d].num_running):
+        request = rows[running[d, i]]
         need = (
-            blocks_for(ints[r, COMPUTED] + 1 + len(limits.accepted), limits)
-            - ints[r, BLOCKS]
-            - ints[r, SHARED] * limits.prefix_blocks
+            blocks_for(request.computed + 1 + len(limits.accepted), limits)
+            - request.blocks
+            - request.shared * limits.prefix_blocks
         )
         count += max(0, need)
     return count

@@ -12,29 +12,7 @@ from simulator.base.jit import jit_inline, jit_inner
 from simulator.engine.batching import complete_step, form_step, queue_request
 from simulator.engine.reservations import expects_caches
 from simulator.engine.sending import Weights, choose_rank
-from simulator.engine.state import (
-    COMING_TOKENS,
-    FINISH_S,
-    FIRST_COMING,
-    FIRST_RESERVED,
-    FOLLOWING,
-    HAS_ENDED,
-    IS_BUSY,
-    IS_PAUSED,
-    LOOK_STEPS,
-    LOST_S,
-    NUM_COMING,
-    NUM_FINISHED,
-    NUM_PUSHED,
-    NUM_RUNNING,
-    NUM_STEPS,
-    PRICE_STATE,
-    Clock,
-    Ints,
-    Limits,
-    Ranks,
-    Requests,
-)
+from simulator.engine.state import Clock, Ints, Limits, Ranks, Requests
 from simulator.engine.step_log import POOL, REPLICA, ROW_STEPS, find_row, observe
 from simulator.engine.step_price import count_profiles, price_step
 from simulator.engine.table import StepTable
@@ -96,36 +74,34 @@ def take_steps(
             and work done, in the unit of ``PAUSE``.
     """
     now_s, done, work = span.start_s, 0, 0
-    ends = span.ends
+    counts, ends = clock.counts[0], span.ends
     while True:
         if ends:
             finished = _end_step(requests, ranks, limits, clock, now_s, ended)
             done += finished
             if finished > 0:
-                clock.counts[0, HAS_ENDED] = True
+                counts.has_ended = True
             if span.next_s <= now_s or (finished > 0 and stops) or rows == len(log) or work > PAUSE:
                 return FORMS_NEXT, now_s, done, rows, work
         ends = True
-        if clock.counts[0, NUM_STEPS] >= clock.counts[0, LOOK_STEPS]:
+        if counts.num_steps >= counts.look_steps:
             return LOOKED_AT, now_s, done, rows, work
-        if clock.counts[0, IS_PAUSED] > 0:
-            clock.counts[0, IS_BUSY] = False
+        if counts.is_paused > 0:
+            counts.is_busy = False
             return IDLE, now_s, done, rows, work
-        is_idle = clock.counts[0, NUM_PUSHED] == clock.counts[0, NUM_FINISHED]
-        if clock.counts[0, NUM_COMING] > 0 and (
-            is_idle or clock.counts[0, NUM_STEPS] % limits.rules.poll_steps == 0
-        ):
+        is_idle = counts.num_pushed == counts.num_finished
+        if counts.num_coming > 0 and (is_idle or counts.num_steps % limits.rules.poll_steps == 0):
             _take(requests, ranks, limits, clock, weights)
             is_idle = False
         if is_idle:
-            clock.counts[0, IS_BUSY] = False
+            counts.is_busy = False
             return IDLE, now_s, done, rows, work
         if not form_step(requests, ranks, limits, now_s):
             if not _waits(ranks, limits, clock):
                 raise RuntimeError(
                     "requests wait, but none can run: the KV cache is smaller than one of them"
                 )
-            clock.counts[0, IS_BUSY] = False
+            counts.is_busy = False
             return IDLE, now_s, done, rows, work
         place = rows
         if span.prices_steps:
@@ -136,39 +112,40 @@ def take_steps(
         log[place, 0] = now_s
         observe(requests, ranks, limits, log[place])
         row = log[place, :POOL]
-        clock.counts[0, NUM_STEPS] += 1
+        counts.num_steps += 1
         if not span.prices_steps:
             row[1] = math.nan
             return IN_FLIGHT, now_s, done, rows, work
-        row[1] = price_step(requests, ranks, table, clock.counts[0, PRICE_STATE], row)
+        row[1] = price_step(requests, ranks, table, counts.price_state, row)
         if math.isnan(row[1]):
             return UNPRICED, now_s, done, rows, work
         count_profiles(table)
-        work += _STEP + ranks.each[:, NUM_RUNNING].sum()
+        work += _STEP + ranks.each.num_running.sum()
         now_s += row[1]
-        if now_s >= span.next_s or now_s > span.until_s or ranks.counts[0, FIRST_RESERVED] >= 0:
+        if now_s >= span.next_s or now_s > span.until_s or ranks.counts[0].first_reserved >= 0:
             return IN_FLIGHT, now_s, done, rows, work
 
 
 @jit_inner
 def _waits(ranks: Ranks, limits: Limits, clock: Clock) -> bool:
     """Whether a replica with nothing to compute waits for caches that arrive or leave."""
-    has_all = clock.counts[0, NUM_PUSHED] == clock.counts[0, NUM_FINISHED]
+    counts = clock.counts[0]
+    has_all = counts.num_pushed == counts.num_finished
     return bool(limits.hands_over or has_all or expects_caches(ranks))
 
 
 @jit_inner
 def _take(requests: Requests, ranks: Ranks, limits: Limits, clock: Clock, weights: Weights) -> None:
     """Queue the requests that have arrived since the replica's last step."""
-    request = clock.counts[0, FIRST_COMING]
-    for _ in range(clock.counts[0, NUM_COMING]):
-        following = requests.ints[request, FOLLOWING]
-        if not requests.times[request, LOST_S] >= 0:
+    counts, rows = clock.counts[0], requests.each
+    request = counts.first_coming
+    for _ in range(counts.num_coming):
+        following = rows[request].following
+        if not rows[request].lost_s >= 0:
             d = choose_rank(requests, ranks.each, ranks.prefixes, request, weights, limits)
             queue_request(requests, ranks, clock, d, request)
         request = following
-    clock.counts[0, NUM_COMING] = 0
-    clock.counts[0, COMING_TOKENS] = 0
+    counts.num_coming = counts.coming_tokens = 0
 
 
 @jit_inner
@@ -184,13 +161,13 @@ def _end_step(
         return int(complete_step(requests, ranks, limits, clock, now_s))
     count = 0
     for d in range(len(ranks.each)):
-        for i in range(ranks.each[d, NUM_RUNNING]):
+        for i in range(ranks.each[d].num_running):
             ended[count] = ranks.running[d, i]
             count += 1
     complete_step(requests, ranks, limits, clock, now_s)
     finished = 0
     for i in range(count):
-        if not math.isnan(requests.times[ended[i], FINISH_S]):
+        if not math.isnan(requests.each[ended[i]].finish_s):
             ended[finished] = ended[i]
             finished += 1
     return finished

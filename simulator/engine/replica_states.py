@@ -188,10 +188,10 @@ class ReplicaStates:
         clock = self._state.pools[place].clock_of(replica)
         if left is None and condition is None:
             self._priced.pop(key, None)
-            clock.price_state[:] = 0
+            clock.counts.price_state[:] = 0
             return
         found = self._priced[key] = self._price(place, left, condition)
-        clock.price_state[:] = found.number
+        clock.counts.price_state[:] = found.number
 
     def _price(
         self, place: int, left: RanksLeft | None, condition: Condition | None

@@ -60,12 +60,7 @@ from simulator.engine.sending import (
     release_next,
     send_request,
 )
-from simulator.engine.state import (
-    ARRIVAL_S,
-    FIRST_RESERVED,
-    LOST_S,
-    Floats,
-)
+from simulator.engine.state import Records
 
 DONE, LOG_FULL, STEP_FORMED, ASKS, PAUSED, PRICE_WANTED, USED_UP, DRAINED, CACHE_LEAVES, LOOKS = (
     range(10)
@@ -78,18 +73,18 @@ wires that are simulated; a replica has taken as many steps as somebody waits fo
 
 
 @jit_inner
-def next_event(events: Events, feed: Feed, times: Floats) -> tuple[float, int]:
+def next_event(events: Events, feed: Feed, rows: Records) -> tuple[float, int]:
     """Find the time and code of the next event; infinity where there is none.
 
     Args:
-        times: of requests at the first pool.
+        rows: of requests at the first pool.
     """
     at_s, code = math.inf, 0
     if events.num_left[0] > 0:
         at_s, code = events.at_s[0], events.code[0]
     request = feed.num_come[0]
     if request < feed.num_released[0]:
-        comes_s = times[request, ARRIVAL_S]
+        comes_s = rows[request].arrival_s
         comes = code_of(
             RETURNS if feed.is_closed and feed.ingress_delay_s == 0.0 else COMES, request
         )
@@ -130,7 +125,7 @@ def run_ahead(
     while True:
         if feed.num_come[0] >= feed.used_up[0]:
             return USED_UP, rows
-        at_s, code = next_event(events, feed, requests.times)
+        at_s, code = next_event(events, feed, requests.each)
         if at_s > until_s or at_s == math.inf or feed.num_done[0] == feed.num_requests:
             return DONE, rows
         kind, number = kind_of(code), number_of(code)
@@ -140,7 +135,7 @@ def run_ahead(
             if work > PAUSE:
                 return PAUSED, rows
             pop_event(events)
-            next_s, _ = next_event(events, feed, requests.times)
+            next_s, _ = next_event(events, feed, requests.each)
             pool, place, replica, room = first, 0, number, ended
             if handing is not None and number >= num_first:
                 pool, place, replica, room = handing.pool, 1, number - num_first, ended[:0]
@@ -158,7 +153,7 @@ def run_ahead(
                 log,
                 rows,
             )
-            reserves = pool.ranks.counts[replica, 0, FIRST_RESERVED] >= 0
+            reserves = pool.ranks.counts[replica, 0].first_reserved >= 0
             if handing is not None and place == 1 and reserves:
                 use_reserved(events, first, handing, replica)
             if handing is not None and place == 0:
@@ -204,7 +199,7 @@ def run_ahead(
             pop_event(events)
         else:
             feed.num_come[0] += 1
-        if handing is not None and handing.pool.requests.times[number, LOST_S] >= 0:
+        if handing is not None and handing.pool.requests.each[number].lost_s >= 0:
             feed.chosen[0] = -1
             continue
         replica = send_request(first, number, feed)
@@ -212,7 +207,7 @@ def run_ahead(
             forms = FORMS_LATE if kind == RETURNS else FORMS
             form_soon(events, clock, replica, replica, at_s, forms)
             continue
-        requests.times[number, LOST_S] = at_s
+        requests.each[number].lost_s = at_s
         if handing is not None:
             drop_lost(events, num_first, handing.pool, number, at_s)
         release_next(feed, requests, 1, at_s)

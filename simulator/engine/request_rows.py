@@ -10,7 +10,7 @@ import pandas as pd
 from simulator.cost.transfer import Transfer
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.pool import PoolState
-from simulator.engine.state import Floats, Ints, Requests
+from simulator.engine.state import Floats, Ints, Records
 from simulator.results.tables import OUTCOMES
 from simulator.workload.traces import RequestTrace
 
@@ -31,11 +31,11 @@ def read_requests(
         ingress_delay_s: seconds from the client to the scheduler.
     """
     first = (pools.get("prefill") or pools["both"]).requests
-    end = first.first + len(first.times)
+    end = first.first + len(first.each)
     # Of an open loop exactly what the trace says.
     is_open = trace.concurrency is None
     sent_s = np.array(
-        trace.arrival_s[first.first : end] if is_open else first.arrival_s - ingress_delay_s
+        trace.arrival_s[first.first : end] if is_open else first.each.arrival_s - ingress_delay_s
     )
     if plan.transfer is None:
         table = _one_pool(pools["both"], sent_s)
@@ -44,13 +44,14 @@ def read_requests(
             pools["prefill"], pools["decode"], plan.transfer, sent_s, ingress_delay_s
         )
     names: pd.Index[str] = pd.Index(["", *trace.domains])
+    domains = pd.Categorical.from_codes(first.each.domain + 1, names)
     before = list(table).index("num_cached")
-    table.insert(before, "domain", pd.Series(pd.Categorical.from_codes(first.domain + 1, names)))
+    table.insert(before, "domain", pd.Series(domains))
     return table
 
 
 def _one_pool(pool: PoolState, sent_s: Floats) -> pd.DataFrame:
-    requests, count = pool.requests, len(sent_s)
+    requests, count = pool.requests.each, len(sent_s)
     return pd.DataFrame(
         {
             "request": requests.number,
@@ -81,7 +82,7 @@ def _two_pools(
     sent_s: Floats,
     ingress_delay_s: float,
 ) -> pd.DataFrame:
-    prompts, decodes = prefill.requests, decode.requests
+    prompts, decodes = prefill.requests.each, decode.requests.each
     moved = transfer.is_transferred(decodes.num_output)
     first_s = np.where(moved, decodes.first_s, prompts.first_s)
     finish_s = np.where(moved, decodes.finish_s, first_s)
@@ -115,7 +116,7 @@ def _two_pools(
     )
 
 
-def _ready_waits_s(transfer: Transfer, prompts: Requests, decodes: Requests) -> Floats:
+def _ready_waits_s(transfer: Transfer, prompts: Records, decodes: Records) -> Floats:
     """Seconds that caches ready to leave waited for room in the decode pool."""
     ready_s = prompts.first_s + transfer.handshake_s
     held_s: Floats = np.maximum(decodes.reserved_s - ready_s, 0.0)
@@ -123,7 +124,7 @@ def _ready_waits_s(transfer: Transfer, prompts: Requests, decodes: Requests) -> 
 
 
 def _room_waits_s(
-    transfer: Transfer, prompts: Requests, decodes: Requests, held_s: Floats, asked_s: Floats
+    transfer: Transfer, prompts: Records, decodes: Records, held_s: Floats, asked_s: Floats
 ) -> Floats:
     """Seconds that requests waited for room in the decode pool, computed or not."""
     if not transfer.reserves_first:
@@ -134,7 +135,7 @@ def _room_waits_s(
     return waits_s
 
 
-def _count_retries(requests: Requests) -> Ints:
+def _count_retries(requests: Records) -> Ints:
     """Count how often each request was sent again, without those given back when no replica was
     left.
     """

@@ -55,10 +55,9 @@ class Scaling:
             self.adjust_soon()
 
     def _measure_load(self, at_s: float) -> PoolLoad:
-        clock = self._pool.clock
-        serving = self._list_serving()
-        requests = clock.num_pushed - clock.num_finished + clock.num_coming
-        tokens = clock.outstanding_tokens + clock.coming_tokens
+        serving, counts = self._list_serving(), self._pool.clock.counts
+        requests = counts.num_pushed - counts.num_finished + counts.num_coming
+        tokens = counts.outstanding_tokens + counts.coming_tokens
         return PoolLoad(
             at_s,
             self._wanted,
@@ -70,8 +69,8 @@ class Scaling:
 
     def _list_serving(self) -> list[int]:
         """List the replicas that get requests."""
-        clock = self._pool.clock
-        is_closed = clock.is_gone[:, 0] | clock.is_draining[:, 0]
+        counts = self._pool.clock.counts
+        is_closed = counts.is_gone[:, 0] | counts.is_draining[:, 0]
         return [replica for replica in self._launched if not is_closed[replica]]
 
     def adjust_soon(self) -> None:
@@ -90,7 +89,7 @@ class Scaling:
             return
         clock = self._pool.clock
         for replica in range(self._most):
-            if clock.is_draining[replica, 0] and clock.is_gone[replica, 0]:
+            if clock.counts.is_draining[replica, 0] and clock.counts.is_gone[replica, 0]:
                 self._leave(replica, at_s)
         free = self._list_free()
         while free and self._count() < self._wanted:
@@ -103,7 +102,7 @@ class Scaling:
 
     def _list_free(self) -> list[int]:
         """List the replicas that are not held and whose GPUs work, without notice of a failure."""
-        is_draining = self._pool.clock.is_draining
+        is_draining = self._pool.clock.counts.is_draining
         return [
             replica
             for replica in range(self._most)
@@ -127,7 +126,7 @@ class Scaling:
         """
         if self._failing.is_announced(self._place, replica):
             return True
-        is_gone = bool(self._pool.clock.is_gone[replica, 0])
+        is_gone = bool(self._pool.clock.counts.is_gone[replica, 0])
         is_starting = not self._pool.is_ready[replica]
         return is_gone and not (is_starting and not self._failing.is_broken(self._place, replica))
 
@@ -173,10 +172,10 @@ class Scaling:
         del self._launched[replica]
         self._failing.keep_drained(self._place, replica)
         clock = self._pool.clock
-        if clock.is_gone[replica, 0]:
+        if clock.counts.is_gone[replica, 0]:
             self._leave(replica, at_s)
             return
-        clock.is_draining[replica] = 1
+        clock.counts.is_draining[replica] = 1
         if has_drained(clock, replica):
             self._leave(replica, at_s)
             return
@@ -188,7 +187,7 @@ class Scaling:
         self._run.instants.call_at(at_s, CHANGE, leave)
 
     def _leave_if_drained(self, replica: int, at_s: float) -> None:
-        is_over = replica not in self._launched and self._pool.clock.is_draining[replica, 0]
+        is_over = replica not in self._launched and self._pool.clock.counts.is_draining[replica, 0]
         if is_over and at_s <= self._run.until_s:
             self._run.run_ahead(at_s)
             self._leave(replica, at_s)
@@ -196,7 +195,7 @@ class Scaling:
 
     def _leave(self, replica: int, at_s: float) -> None:
         """Give the GPUs of a replica without requests back."""
-        self._pool.is_ready[replica], self._pool.clock.is_draining[replica] = False, 0
+        self._pool.is_ready[replica], self._pool.clock.counts.is_draining[replica] = False, 0
         self._failing.stop(self._place, replica)
         self._note("leaves", replica, at_s, 0, at_s)
 

@@ -12,35 +12,7 @@ import numpy as np
 from simulator.base.jit import jit, jit_inner
 from simulator.engine.blocks import count_hits
 from simulator.engine.events import Events, code_of, push_event
-from simulator.engine.state import (
-    ARRIVAL_S,
-    COMING_TOKENS,
-    FIRST_COMING,
-    FOLLOWING,
-    IS_BUSY,
-    IS_DRAINING,
-    IS_GONE,
-    IS_LOST,
-    LAST_COMING,
-    NUM_COMING,
-    NUM_FINISHED,
-    NUM_IN_LINE,
-    NUM_INPUT,
-    NUM_KEPT,
-    NUM_OUTPUT,
-    NUM_PUSHED,
-    NUM_RESERVED,
-    NUM_RUNNING,
-    NUM_WAITING,
-    OUTSTANDING_TOKENS,
-    TOKENS,
-    Clock,
-    Floats,
-    Ints,
-    Limits,
-    Ranks,
-    Requests,
-)
+from simulator.engine.state import Clock, Floats, Ints, Limits, Ranks, Records, Requests
 from simulator.engine.table import StepTable
 
 
@@ -120,44 +92,42 @@ def send_request(pool: Pool, request: int, feed: Feed) -> int:
     feed.chosen[0] = -1
     if replica < 0:
         return -1
-    balance, ints, counts = pool.balance, pool.requests.ints, pool.clock.counts
-    balance.num_sent[0] += 1
-    balance.replica_of[request] = replica
-    ints[request, FOLLOWING] = -1
-    if counts[replica, 0, NUM_COMING] == 0:
-        counts[replica, 0, FIRST_COMING] = request
+    pool.balance.num_sent[0] += 1
+    pool.balance.replica_of[request] = replica
+    rows, counts = pool.requests.each, pool.clock.counts[replica, 0]
+    rows[request].following = -1
+    if counts.num_coming == 0:
+        counts.first_coming = request
     else:
-        ints[counts[replica, 0, LAST_COMING], FOLLOWING] = request
-    counts[replica, 0, LAST_COMING] = request
-    counts[replica, 0, NUM_COMING] += 1
-    counts[replica, 0, COMING_TOKENS] += ints[request, NUM_INPUT] + ints[request, NUM_OUTPUT]
+        rows[counts.last_coming].following = request
+    counts.last_coming = request
+    counts.num_coming += 1
+    counts.coming_tokens += rows[request].num_input + rows[request].num_output
     return replica
 
 
 @jit_inner
 def _choose(pool: Pool, request: int, feed: Feed) -> int:
-    counts, balance = pool.clock.counts, pool.balance
-    num_replicas = len(counts)
+    clock, balance = pool.clock, pool.balance
+    num_replicas = len(clock.counts)
     if num_replicas == 1:
-        return -1 if counts[0, 0, IS_GONE] or counts[0, 0, IS_DRAINING] else 0
+        counts = clock.counts[0, 0]
+        return -1 if counts.is_gone or counts.is_draining else 0
     if feed.chosen[0] >= 0:
         return int(feed.chosen[0])
     if len(balance.turns) > 0:
         return int(balance.turns[balance.num_sent[0]])
     best, least = -1, 0.0
     for replica in range(num_replicas):
-        if counts[replica, 0, IS_GONE] or counts[replica, 0, IS_DRAINING]:
+        counts = clock.counts[replica, 0]
+        if counts.is_gone or counts.is_draining:
             continue
         if balance.weights.per_new_token > 0:
             load = _measure_best_rank(pool, replica, request)
         else:
-            load = balance.weights.per_request * (
-                counts[replica, 0, NUM_PUSHED]
-                - counts[replica, 0, NUM_FINISHED]
-                + counts[replica, 0, NUM_COMING]
-            ) + balance.weights.per_token * (
-                counts[replica, 0, OUTSTANDING_TOKENS] + counts[replica, 0, COMING_TOKENS]
-            )
+            outstanding = counts.num_pushed - counts.num_finished + counts.num_coming
+            tokens = counts.outstanding_tokens + counts.coming_tokens
+            load = balance.weights.per_request * outstanding + balance.weights.per_token * tokens
         if best < 0 or load < least:
             best, least = replica, load
     return best
@@ -173,7 +143,7 @@ def _measure_best_rank(pool: Pool, replica: int, request: int) -> float:
     d = choose_rank(pool.requests, each, ranks.prefixes[replica], request, weights, pool.limits)
     if d < 0:
         return math.inf
-    coming = weights.per_request * counts[NUM_COMING] + weights.per_token * counts[COMING_TOKENS]
+    coming = weights.per_request * counts.num_coming + weights.per_token * counts.coming_tokens
     load = _measure_load(
         pool.requests, each, ranks.prefixes[replica], d, request, weights, pool.limits
     )
@@ -182,14 +152,14 @@ def _measure_best_rank(pool: Pool, replica: int, request: int) -> float:
 
 @jit_inner
 def choose_rank(
-    requests: Requests, each: Ints, prefixes: Ints, r: int, weights: Weights, limits: Limits
+    requests: Requests, each: Records, prefixes: Records, r: int, weights: Weights, limits: Limits
 ) -> int:
     """Choose the data-parallel rank of a replica for request ``r``: the one with the least load
     where the balancer sees prefixes, otherwise the one with the fewest unfinished requests.
     """
     best, least = -1, 0.0
     for d in range(len(each)):
-        if each[d, IS_LOST]:
+        if each[d].is_lost:
             continue
         if weights.per_new_token > 0:
             load = _measure_load(requests, each, prefixes, d, r, weights, limits)
@@ -203,8 +173,8 @@ def choose_rank(
 @jit_inner
 def _measure_load(
     requests: Requests,
-    each: Ints,
-    prefixes: Ints,
+    each: Records,
+    prefixes: Records,
     d: int,
     r: int,
     weights: Weights,
@@ -214,19 +184,21 @@ def _measure_load(
     cached = count_hits(requests, prefixes, d % len(prefixes), r, limits) * limits.prefix_tokens
     return float(
         weights.per_request * _count_unfinished(each, d)
-        + weights.per_token * each[d, TOKENS]
-        + weights.per_new_token * (requests.ints[r, NUM_INPUT] - cached)
+        + weights.per_token * each[d].tokens
+        + weights.per_new_token * (requests.each[r].num_input - cached)
     )
 
 
 @jit_inner
-def _count_unfinished(each: Ints, d: int) -> int:
-    here = each[d, NUM_WAITING] + each[d, NUM_RUNNING]
-    return int(here + each[d, NUM_IN_LINE] + each[d, NUM_RESERVED])
+def _count_unfinished(each: Records, d: int) -> int:
+    rank = each[d]
+    return int(rank.num_waiting + rank.num_running + rank.num_in_line + rank.num_reserved)
 
 
 @jit
-def find_cached(requests: Requests, prefixes: Ints, r: int, limits: Limits, replicas: Ints) -> Ints:
+def find_cached(
+    requests: Requests, prefixes: Records, r: int, limits: Limits, replicas: Ints
+) -> Ints:
     """Tokens of the longest prefix of request ``r`` that a rank of each of some replicas has in its
     cache, ``[M]``.
 
@@ -246,10 +218,10 @@ def has_drained(clock: Clock, replica: int) -> bool:
     """Whether a draining replica has no request left, and no cache that another pool needs."""
     counts = clock.counts[replica, 0]
     return bool(
-        counts[IS_DRAINING]
-        and counts[NUM_COMING] == 0
-        and counts[NUM_KEPT] == 0
-        and counts[NUM_PUSHED] == counts[NUM_FINISHED]
+        counts.is_draining
+        and counts.num_coming == 0
+        and counts.num_kept == 0
+        and counts.num_pushed == counts.num_finished
     )
 
 
@@ -258,8 +230,9 @@ def form_soon(
     events: Events, clock: Clock, replica: int, number: int, now_s: float, kind: int
 ) -> None:
     """Let a replica form a step at this instant, unless one is in flight."""
-    if not clock.counts[replica, 0, IS_BUSY]:
-        clock.counts[replica, 0, IS_BUSY] = True
+    counts = clock.counts[replica, 0]
+    if not counts.is_busy:
+        counts.is_busy = True
         push_event(events, now_s, code_of(kind, number))
 
 
@@ -270,7 +243,7 @@ def ranks_of(ranks: Ranks, replica: int) -> Ranks:
         ranks.each[replica],
         ranks.running[replica],
         ranks.chunk[replica],
-        ranks.pools[replica],
+        ranks.caches[replica],
         ranks.prefixes[replica],
         ranks.counts[replica],
         ranks.output_share[replica],
@@ -293,6 +266,7 @@ def release_next(feed: Feed, requests: Requests, count: int, now_s: float) -> No
     """Count ``count`` requests as done, and let clients of a closed loop send others instead."""
     feed.num_done[0] += count
     if feed.is_closed:
-        for _ in range(min(count, len(requests.times) - feed.num_released[0])):
-            requests.times[feed.num_released[0], ARRIVAL_S] = now_s + feed.ingress_delay_s
+        rows = requests.each
+        for _ in range(min(count, len(rows) - feed.num_released[0])):
+            rows[feed.num_released[0]].arrival_s = now_s + feed.ingress_delay_s
             feed.num_released[0] += 1

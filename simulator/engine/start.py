@@ -5,20 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 from simulator.engine.state import (
-    FIRST_IN_LINE,
-    IS_LOST,
-    LAST_IN_LINE,
-    LAST_RESERVED,
     NEVER,
-    NEWER,
-    NUM_KEPT,
-    NUMBER,
-    RAN_OUT,
-    RESERVED_S,
+    Cache,
     Clock,
     Ints,
+    PrefixBlock,
+    Rank,
     Ranks,
+    Replica,
+    ReplicaClock,
+    Request,
     Requests,
+    make_records,
 )
 from simulator.results.tables import NUM_GAP_BINS
 from simulator.workload.traces import RequestTrace
@@ -34,19 +32,24 @@ def start_requests(trace: RequestTrace, *, with_prefixes: bool, first: int = 0) 
     has_prefixes = with_prefixes and trace.prefix_block_tokens > 0
     starts = trace.prefix_starts if has_prefixes else np.zeros(count + 1)
     ids = trace.prefix_ids if has_prefixes else np.zeros(0)
+    before = make_records(Request, 1)
+    for name, kind in Request.__annotations__.items():
+        if kind == "float":
+            before[name] = np.nan
+    before.following[:] = before.domain[:] = -1
     requests = Requests(
-        np.zeros((count, NUMBER + 1), dtype=np.int64),
-        np.full((count, RESERVED_S + 1), np.nan),
+        np.repeat(before, count),  # much quicker than fields one after the other
         starts.astype(np.int64),
         np.require(ids, np.int64, ["C", "W"]),  # compiled code is of arrays that can be written
         first,
     )
-    requests.arrival_s[:] = trace.arrival_s
-    requests.num_input[:] = trace.num_input
-    requests.num_output[:] = trace.num_output
-    requests.following[:] = -1
-    requests.domain[:] = trace.domain if len(trace.domain) else -1
-    requests.number[:] = trace.part_of.numbers if trace.part_of else first + np.arange(count)
+    each = requests.each
+    each.arrival_s[:] = trace.arrival_s
+    each.num_input[:] = trace.num_input
+    each.num_output[:] = trace.num_output
+    each.number[:] = trace.part_of.numbers if trace.part_of else first + np.arange(count)
+    if len(trace.domain):
+        each.domain[:] = trace.domain
     return requests
 
 
@@ -76,12 +79,12 @@ def start_ranks(
         return np.zeros(shape, dtype=np.int64)
 
     ranks = Ranks(
-        each=zeros(num_ranks, IS_LOST + 1),
+        each=make_records(Rank, num_ranks),
         running=zeros(num_ranks, max_sequences) - 1,
         chunk=zeros(num_ranks, max_sequences),
-        pools=zeros(num_pools, RAN_OUT + 1),
-        prefixes=zeros(num_pools, num_prefixes + 1, NEWER + 1),
-        counts=zeros(1, LAST_RESERVED + 1),
+        caches=make_records(Cache, num_pools),
+        prefixes=make_records(PrefixBlock, num_pools, num_prefixes + 1),
+        counts=make_records(Replica, 1),
         output_share=np.full(num_ranks, output_share),
         ring=zeros(num_ranks, ring_tokens),
         emitted_s=np.zeros(num_ranks),
@@ -89,19 +92,17 @@ def start_ranks(
         starts=zeros(num_ranks, max_sequences),
         profiles=zeros(num_ranks, num_profiles),
     )
-    ranks.head[:] = ranks.tail[:] = ranks.first_reserved[:] = -1
-    ranks.each[:, [FIRST_IN_LINE, LAST_IN_LINE]] = -1
-    ranks.free_blocks[:] = ranks.capacity_blocks[:] = capacity_blocks
-    ranks.older[:, num_prefixes] = ranks.newer[:, num_prefixes] = num_prefixes
+    ranks.each.head[:] = ranks.each.tail[:] = ranks.counts.first_reserved[:] = -1
+    ranks.each.first_in_line[:] = ranks.each.last_in_line[:] = -1
+    ranks.caches.free_blocks[:] = ranks.caches.capacity_blocks[:] = capacity_blocks
+    ranks.prefixes.older[:, num_prefixes] = ranks.prefixes.newer[:, num_prefixes] = num_prefixes
     return ranks
 
 
 def start_clock() -> Clock:
     """Make the clock of an idle replica."""
-    clock = Clock(
-        np.zeros((1, NUM_KEPT + 1), dtype=np.int64), np.zeros(NUM_GAP_BINS, dtype=np.int64)
-    )
-    clock.first_coming[:] = clock.last_coming[:] = -1
-    clock.look_steps[:] = NEVER
-    clock.run_row[:] = clock.last_row[:] = -1
+    clock = Clock(make_records(ReplicaClock, 1), np.zeros(NUM_GAP_BINS, dtype=np.int64))
+    clock.counts.first_coming[:] = clock.counts.last_coming[:] = -1
+    clock.counts.look_steps[:] = NEVER
+    clock.counts.run_row[:] = clock.counts.last_row[:] = -1
     return clock

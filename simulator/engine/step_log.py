@@ -13,26 +13,7 @@ from numpy.typing import NDArray
 from simulator.base.jit import jit_inner
 from simulator.engine.acceptance import count_kept_tokens
 from simulator.engine.batching import is_decode
-from simulator.engine.state import (
-    CAPACITY_BLOCKS,
-    COMPUTED,
-    FREE_BLOCKS,
-    GENERATED,
-    HAS_ENDED,
-    LAST_ROW,
-    NUM_DECODES,
-    NUM_EVICTABLE,
-    NUM_IN_LINE,
-    NUM_INPUT,
-    NUM_RUNNING,
-    NUM_WAITING,
-    RUN_ROW,
-    STOPPED_BY,
-    Clock,
-    Limits,
-    Ranks,
-    Requests,
-)
+from simulator.engine.state import Clock, Limits, Ranks, Requests
 
 LOG_COLUMNS = (
     "start_s",
@@ -79,16 +60,16 @@ def find_row(clock: Clock, log: NDArray[np.float64], rows: int) -> tuple[int, in
     Returns:
         Row, and number of rows taken with it.
     """
-    counts = clock.counts
-    run, row = counts[0, RUN_ROW], counts[0, LAST_ROW]
+    counts = clock.counts[0]
+    run, row = counts.run_row, counts.last_row
     if row >= 0 and run >= 0 and _is_alike(log[run], log[row]):
         _add_step(log[run], log[row])
     else:
         run, row = row, rows
         rows += 1
-    counts[0, RUN_ROW] = -1 if counts[0, HAS_ENDED] else run
-    counts[0, LAST_ROW] = row
-    counts[0, HAS_ENDED] = False
+    counts.run_row = -1 if counts.has_ended else run
+    counts.last_row = row
+    counts.has_ended = False
     return row, rows
 
 
@@ -127,36 +108,34 @@ def _add_step(run: NDArray[np.float64], step: NDArray[np.float64]) -> None:
 @jit_inner
 def observe(requests: Requests, ranks: Ranks, limits: Limits, row: NDArray[np.float64]) -> None:
     """Write the contents of the formed step into columns 2 to 7 of a log row, and ``DECODES``."""
-    running, chunk, each = ranks.running, ranks.chunk, ranks.each
-    ints = requests.ints
-    pools = ranks.pools
+    running, chunk, rows = ranks.running, ranks.chunk, requests.each
     prefill = decode = more = holding = queued = longest = limit = 0
     used = 0.0
-    num_pools = len(pools)
-    for d in range(len(each)):
-        decode += each[d, NUM_DECODES]
-        for i in range(each[d, NUM_DECODES], each[d, NUM_RUNNING]):
+    num_pools = len(ranks.caches)
+    for d in range(len(ranks.each)):
+        rank = ranks.each[d]
+        decode += rank.num_decodes
+        for i in range(rank.num_decodes, rank.num_running):
             r, new = running[d, i], chunk[d, i]
             if new == 0:
                 continue
-            if not is_decode(ints[r, NUM_INPUT], ints[r, GENERATED], ints[r, COMPUTED]):
+            request = rows[r]
+            if not is_decode(request.num_input, request.generated, request.computed):
                 prefill += new
                 continue
             decode += 1
             if new > 1:
                 more += count_kept_tokens(requests, limits, r, new) - 1
-        holding += each[d, NUM_RUNNING]
-        waiting = each[d, NUM_WAITING] + each[d, NUM_IN_LINE]
+        holding += rank.num_running
+        waiting = rank.num_waiting + rank.num_in_line
         queued += waiting
         if waiting > longest:
-            longest, limit = waiting, each[d, STOPPED_BY]
+            longest, limit = waiting, rank.stopped_by
         if d < num_pools:
-            held = (
-                pools[d, CAPACITY_BLOCKS]
-                - pools[d, FREE_BLOCKS]
-                - pools[d, NUM_EVICTABLE] * limits.prefix_blocks
-            )
-            used += held / pools[d, CAPACITY_BLOCKS] / num_pools
+            cache = ranks.caches[d]
+            evictable = cache.num_evictable * limits.prefix_blocks
+            held = cache.capacity_blocks - cache.free_blocks - evictable
+            used += held / cache.capacity_blocks / num_pools
     row[_PREFILL], row[_DECODE], row[_RUNNING] = prefill, decode + more, holding
     row[DECODES] = decode
     row[_WAITING], row[_KV_USED], row[_LIMITED_BY] = queued, used, limit

@@ -20,18 +20,18 @@ class StepLooks:
 
     def count(self, place: int) -> int:
         """Count the steps of the replica of a pool that has taken most."""
-        return int(self._state.pools[place].clock.num_steps.max())
+        return int(self._state.pools[place].clock.counts.num_steps.max())
 
     def wait_for(self, place: int, num_steps: int) -> Event:
         """Make the event of a pool's replica that has taken more steps than any so far."""
-        self._state.pools[place].clock.look_steps[:] = num_steps
+        self._state.pools[place].clock.counts.look_steps[:] = num_steps
         event = self._waits[place] = Event(self._instants.env)
         return event
 
     def reach(self) -> float:
         """Let the event happen that the loop has stopped for. Returns its time."""
         place, at_s = int(self._state.feed.asks[0]), float(self._state.feed.stopped_s[0])
-        self._state.pools[place].clock.look_steps[:] = NEVER
+        self._state.pools[place].clock.counts.look_steps[:] = NEVER
         event = self._waits.pop(place)
         instant = self._instants.wait_until(at_s, CHANGE)
         instant.callbacks = [event.trigger]

@@ -13,19 +13,7 @@ from simulator.base.jit import jit_inner
 from simulator.cost.engine_time import sequences_s
 from simulator.cost.kernels.context import split_s, work_s
 from simulator.engine.batching import computes, is_decode
-from simulator.engine.state import (
-    COMPUTED,
-    CONTEXTS,
-    GENERATED,
-    IS_LOST,
-    LONGEST,
-    NUM_DECODES,
-    NUM_INPUT,
-    NUM_RUNNING,
-    PROFILE,
-    Ranks,
-    Requests,
-)
+from simulator.engine.state import Ranks, Requests
 from simulator.engine.table import StepTable
 from simulator.work.context import add_decodes, add_sums
 
@@ -43,7 +31,7 @@ def price_step(
     Data-parallel ranks wait for the slowest: the mean rank's time counts as work, the rest as
     waiting. The same holds for the lanes of a pipeline.
     """
-    num_dp = len(ranks.pools)
+    num_dp = len(ranks.caches)
     num_lanes = len(ranks.each) // num_dp
     factor = table.slowdown * table.factor
     if num_lanes == 1:
@@ -154,8 +142,7 @@ def _price_lane(
     Returns:
         Seconds of the output matrix, and tokens of the fullest rank.
     """
-    running, chunk, each = ranks.running, ranks.chunk, ranks.each
-    ints = requests.ints
+    running, chunk, each, rows = ranks.running, ranks.chunk, ranks.each, requests.each
     windows, compressions, tile_rows = table.windows, table.compressions, table.tile_rows
     term_layers, term_halved, term_bytes = (
         table.term_layers,
@@ -167,44 +154,39 @@ def _price_lane(
     decode_rows = table.decode_rows
     num_ranks, num_ways, num_terms = end - first, len(windows), len(term_layers)
     for d in range(first, end):
-        num_ranks -= each[d, IS_LOST]
+        num_ranks -= each[d].is_lost
     sums, tokens_P = table.room_for_sums, table.room_for_profiles
     tokens_P[:] = 0.0
     attention = dense = collective = slowest = beside = heading = 0.0
     read_bytes = table.weight_bytes
     total_tokens = fullest = fullest_class = most_sequences = prompts = 0
     for d in range(first, end):
-        if each[d, IS_LOST]:
+        rank = each[d]
+        if rank.is_lost:
             continue
         sums[:] = 0.0
-        tokens = sequences = logits = decodes = each[d, NUM_DECODES]
+        tokens = sequences = logits = decodes = rank.num_decodes
         for p in range(len(tokens_P)):
             tokens_P[p] += ranks.profiles[d, p]
         if decodes > 0:
             for w in range(num_ways):
-                add_decodes(
-                    sums[w, 1],
-                    decodes,
-                    each[d, CONTEXTS],
-                    each[d, LONGEST],
-                    tile_rows[w, 1],
-                )
-        for i in range(decodes, each[d, NUM_RUNNING]):
+                add_decodes(sums[w, 1], decodes, rank.contexts, rank.longest, tile_rows[w, 1])
+        for i in range(decodes, rank.num_running):
             new = chunk[d, i]
             if new == 0:
                 continue
-            r = running[d, i]
-            context = ints[r, COMPUTED]
+            request = rows[running[d, i]]
+            context = request.computed
             tokens += new
             sequences += 1
             if len(tokens_P):
-                tokens_P[ints[r, PROFILE]] += new
-            decoding = 1 if is_decode(ints[r, NUM_INPUT], ints[r, GENERATED], context) else 0
+                tokens_P[request.profile] += new
+            decoding = 1 if is_decode(request.num_input, request.generated, context) else 0
             # Every token of a draft is compared with the model's own.
             if decoding:
                 logits += new
             else:
-                logits += context + new == ints[r, NUM_INPUT] + ints[r, GENERATED]
+                logits += context + new == request.num_input + request.generated
             prompts += 1 - decoding
             decodes += decoding
             for w in range(num_ways):

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from simulator.engine.pool import PoolState
-from simulator.engine.state import LAST_ROW, RUN_ROW, Clock, Floats
+from simulator.engine.state import Clock, Floats
 from simulator.engine.step_log import DECODES, LOG_COLUMNS, NUM_COLUMNS, POOL, REPLICA, ROW_STEPS
 from simulator.results.tables import ADMISSION_LIMITS, STEP_COLUMNS
 
@@ -65,15 +65,16 @@ class StepLog:
         """Move the rows that clocks refer to into another part, so that which steps share a row
         depends on their replica alone.
         """
-        full, named = self.rows, [RUN_ROW, LAST_ROW]
-        rows = np.unique(np.concatenate([clock.counts[..., named].ravel() for clock in clocks]))
+        full = self.rows
+        named = [clock.counts[name] for clock in clocks for name in ("run_row", "last_row")]
+        rows = np.unique(np.concatenate([field.ravel() for field in named]))
         carried = rows[rows >= 0]
         self.rows, self.num_taken = np.empty((len(carried) + _LOG_ROWS, NUM_COLUMNS)), len(carried)
         self.rows[: len(carried)] = full[carried]
         place_of = np.full(len(full) + 1, -1)
         place_of[carried] = np.arange(len(carried))
-        for clock in clocks:
-            clock.counts[..., named] = place_of[clock.counts[..., named]]
+        for field in named:
+            field[:] = place_of[field]
         # Steps that ranks take write into their rows, which no clock names: no copy of those.
         self._full.append(np.delete(full, carried, axis=0) if len(carried) else full)
 

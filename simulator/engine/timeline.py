@@ -262,7 +262,7 @@ class _Timeline:
     def pause_all(self, place: int, seconds: float) -> list[Process]:
         """Pause all replicas of a pool while their experts move."""
         moving = list(self.replica_states.list_placements(place))
-        self.state.pools[place].clock.is_paused[moving] += 1
+        self.state.pools[place].clock.counts.is_paused[moving] += 1
         return [self._env.process(self.pause(place, replica, seconds)) for replica in moving]
 
     def pause(self, place: int, replica: int, seconds: float) -> ProcessGenerator:
@@ -275,7 +275,7 @@ class _Timeline:
         now_s = max(begin_s + seconds, self._env.now)
         self.run_ahead(now_s)
         clock = state.pools[place].clock
-        clock.is_paused[replica] -= 1
+        clock.counts.is_paused[replica] -= 1
         form_soon(state.events, clock, replica, number, now_s, FORMS)
         if self._by_ranks:
             self._look_at(now_s)
@@ -294,7 +294,7 @@ class _Timeline:
         was_there = remove_events(self.state.events, [code_of(ENDS, number)]) > 0
         if was_there:
             clock = self.state.pools[place].clock_of(replica)
-            cut_row(self.log.rows[clock.last_row[0]], at_s)
+            cut_row(self.log.rows[clock.counts.last_row[0]], at_s)
         return was_there
 
     def run_ahead(self, until_s: float) -> None:
@@ -346,7 +346,7 @@ class _Timeline:
         state = self.state
         place, replica = state.find_replica(number)
         pool = state.pools[place]
-        row = self.log.rows[pool.clock.last_row[replica, 0]]
+        row = self.log.rows[pool.clock.counts.last_row[replica, 0]]
         own = self.replica_states.find(place, replica)
         mixes, z = (own.mixes, own.number) if own else (pool.mixes, 0)
         table, ranks = state.pool_at(place).table, pool.ranks_of(replica)
@@ -361,7 +361,7 @@ class _Timeline:
 
     def _find_next(self) -> float:
         state = self.state
-        return float(next_event(state.events, state.feed, state.first.requests.times)[0])
+        return float(next_event(state.events, state.feed, state.first.requests.each)[0])
 
     def _take_step(self, row: NDArray[np.float64]) -> ProcessGenerator:
         """Execute a formed step at a fidelity that simulates ranks."""
@@ -376,7 +376,7 @@ class _Timeline:
         taken = yield from executor.take_step(
             self._env,
             replica,
-            int(pool.clock.num_steps[replica, 0]) - 1,
+            int(pool.clock.counts.num_steps[replica, 0]) - 1,
             read_batches(pool.requests, ranks),
             row[:POOL],
         )

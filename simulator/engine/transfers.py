@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from simulator.base.jit import jit_inner
 from simulator.cost.transfer import Transfer, seconds_left
 from simulator.deployment.plan import DeploymentPlan
-from simulator.engine.state import DP_RANK, FIRST_S, SCHEDULED_S, Floats, Ints, Requests
+from simulator.engine.state import Floats, Ints, Requests
 from simulator.workload.traces import RequestTrace
 
 
@@ -93,8 +93,9 @@ def find_arrival(
     """Find the time at which a computed prompt's cache arrives at the decode pool, which has room
     for it from now on; called in order of time.
     """
-    ended_s, handshake_s = requests.times[request, FIRST_S], transfers.handshake_s
-    computing_s = ended_s - requests.times[request, SCHEDULED_S] + handshake_s
+    row, handshake_s = requests.each[request], transfers.handshake_s
+    ended_s = row.first_s
+    computing_s = ended_s - row.scheduled_s + handshake_s
     send_s = seconds_left(
         transfers.send_s[request], computing_s, transfers.layers, transfers.stages
     )
@@ -102,7 +103,7 @@ def find_arrival(
         transfers.receive_s[request], computing_s, transfers.layers, transfers.stages
     )
     # The GPUs of a pipeline hold the caches of all batches in flight.
-    sender = requests.ints[request, DP_RANK] % transfers.free_s.shape[1]
+    sender = row.dp_rank % transfers.free_s.shape[1]
     start_s = max(max(ended_s + handshake_s, now_s), transfers.free_s[replica, sender])
     transfers.free_s[replica, sender] = start_s + send_s
     transfers.received_s[0] = (

@@ -26,29 +26,16 @@ from simulator.engine.events import (
     start_events,
 )
 from simulator.engine.pool import PoolState
-from simulator.engine.state import (
-    FIRST_COMING,
-    FIRST_IN_LINE,
-    FIRST_RESERVED,
-    FOLLOWING,
-    HEAD,
-    LAST_COMING,
-    LAST_IN_LINE,
-    LAST_READY,
-    LAST_RESERVED,
-    TAIL,
-    Floats,
-    Ints,
-    Requests,
-)
+from simulator.engine.state import Floats, Ints, Requests
 
 ROWS = 1 << 17
 """New rows of a window, unless four times as many stay, so that few are moved often."""
 _OF_REQUESTS = (LEAVES, GOES_ON, SENDS, ARRIVES, COMES_LATER)
 """Kinds of events that refer to a request."""
-_IN_RANKS = [HEAD, TAIL, LAST_READY, FIRST_IN_LINE, LAST_IN_LINE]
-_IN_COUNTS = [FIRST_RESERVED, LAST_RESERVED]
-_IN_CLOCK = [FIRST_COMING, LAST_COMING]
+_IN_RANKS = ["head", "tail", "last_ready", "first_in_line", "last_in_line"]
+_IN_COUNTS = ["first_reserved", "last_reserved"]
+_IN_CLOCK = ["first_coming", "last_coming"]
+"""Fields that refer to requests."""
 
 
 def move_window(pool: PoolState, count: int, arrival_s: Floats) -> None:
@@ -56,27 +43,27 @@ def move_window(pool: PoolState, count: int, arrival_s: Floats) -> None:
     whose arrivals are given.
     """
     old = pool.requests
-    begin = old.first + len(old.times)
+    begin = old.first + len(old.each)
     requests = pool.begin_requests(begin, begin + len(arrival_s))
-    requests.arrival_s[:] = arrival_s
-    if count < len(old.times):
+    requests.each.arrival_s[:] = arrival_s
+    if count < len(old.each):
         requests = Requests(
-            np.concatenate([old.ints[count:], requests.ints]),
-            np.concatenate([old.times[count:], requests.times]),
+            np.concatenate([old.each[count:], requests.each]).view(np.recarray),
             np.concatenate([old.prefix_starts[count:-1], requests.prefix_starts]),
             requests.prefix_ids,
             old.first + count,
         )
     nowhere = np.full(len(arrival_s), -1, dtype=np.int64)
     pool.hold_rows(requests, np.concatenate([pool.replica_of[count:], nowhere]))
-    requests.ints[:, FOLLOWING] = _shift_rows(requests.ints[:, FOLLOWING], count)
+    requests.each.following[:] = _shift_rows(requests.each.following, count)
     pool.ranks.running[:] = _shift_rows(pool.ranks.running, count)
-    for array, columns in (
+    for records, names in (
         (pool.ranks.each, _IN_RANKS),
         (pool.ranks.counts, _IN_COUNTS),
         (pool.clock.counts, _IN_CLOCK),
     ):
-        array[..., columns] = _shift_rows(array[..., columns], count)
+        for name in names:
+            records[name] = _shift_rows(records[name], count)
 
 
 def _shift_rows(rows: Ints, count: int) -> Ints:
@@ -123,15 +110,16 @@ def count_settled(
 
 def list_named(pool: PoolState) -> Iterator[int]:
     """List the rows of the requests that run at a pool's ranks, wait there or are about to."""
-    following = pool.requests.following
+    following = pool.requests.each.following
     for replica in range(pool.num_replicas):
-        ranks, clock = pool.ranks_of(replica), pool.clock_of(replica)
+        ranks = pool.ranks_of(replica)
         for d in range(len(ranks.each)):
-            yield from ranks.running[d, : ranks.num_running[d]].tolist()
-            yield from list_chain(following, int(ranks.head[d]), int(ranks.num_waiting[d]))
-            first = int(ranks.each[d, FIRST_IN_LINE])
-            yield from list_chain(following, first, int(ranks.num_in_line[d]))
-        yield from list_chain(following, int(clock.first_coming[0]), int(clock.num_coming[0]))
+            rank = ranks.each[d]
+            yield from ranks.running[d, : rank.num_running].tolist()
+            yield from list_chain(following, int(rank.head), int(rank.num_waiting))
+            yield from list_chain(following, int(rank.first_in_line), int(rank.num_in_line))
+        (clock,) = pool.clock_of(replica).counts
+        yield from list_chain(following, int(clock.first_coming), int(clock.num_coming))
 
 
 def list_chain(following: Ints, first: int, count: int) -> Iterator[int]:

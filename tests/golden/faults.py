@@ -66,8 +66,8 @@ FAULTS = (
     Fault(
         "prompts are held back one step too long",
         BATCHING,
-        "ranks.counts[0, HELD] >= limits.rules.balance_steps",
-        "ranks.counts[0, HELD] > limits.rules.balance_steps",
+        "counts.held >= limits.rules.balance_steps",
+        "counts.held > limits.rules.balance_steps",
     ),
     Fault(
         "prompts that fill the step wait all the same",
@@ -96,8 +96,8 @@ FAULTS = (
     Fault(
         "what was lost is never found again",
         BLOCKS,
-        "requests.ints[r, KEPT_BLOCKS],\n                requests.ints[r, KEPT_END]",
-        "0,\n                requests.ints[r, KEPT_END]",
+        "min(request.kept_blocks, request.kept_end",
+        "min(0, request.kept_end",
     ),
     Fault(
         "no blocks are kept free at admission",
@@ -109,7 +109,7 @@ FAULTS = (
         "room for the output is not reserved",
         ADMISSION,
         "            if limits.rules.reserves_output\n            else computed + new",
-        "            if False\n            else requests.ints[r, NUM_INPUT]",
+        "            if False\n            else request.num_input",
     ),
     Fault(
         "gaps of a millionth count ten times too long",
@@ -120,14 +120,14 @@ FAULTS = (
     Fault(
         "the most recently used prefix goes first",
         BLOCKS,
-        "d, ends, NEWER\n        ]",
-        "d, ends, OLDER\n        ]",
+        "ranks.prefixes[d, ends].newer",
+        "ranks.prefixes[d, ends].older",
     ),
     Fault(
         "a prefix is found although its last token must be computed",
         BLOCKS,
-        "(requests.ints[r, NUM_INPUT] - 1) // limits.prefix_tokens",
-        "requests.ints[r, NUM_INPUT] // limits.prefix_tokens + 1",
+        "(requests.each[r].num_input - 1) // limits.prefix_tokens",
+        "requests.each[r].num_input // limits.prefix_tokens + 1",
     ),
     Fault(
         "the fullest share is not interpolated",
@@ -150,7 +150,7 @@ FAULTS = (
     Fault(
         "the queue is looked at in every step",
         REPLICA,
-        "is_idle or clock.counts[0, NUM_STEPS] % limits.rules.poll_steps == 0",
+        "is_idle or counts.num_steps % limits.rules.poll_steps == 0",
         "True",
     ),
     Fault(

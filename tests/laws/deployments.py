@@ -86,7 +86,7 @@ ADDED = [*STEP_PARTS, "read_bytes", "dropped_pairs", "decode_tokens", "decodes",
 def find_ends(served, name, replica):
     """When requests end at a replica."""
     pool = served.pools[name]
-    return set(pool.requests.finish_s[pool.replica_of == replica])
+    return set(pool.requests.each.finish_s[pool.replica_of == replica])
 
 
 def join_steps(served, name, replica):

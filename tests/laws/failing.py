@@ -26,12 +26,13 @@ def with_changes(plan, *changes):
 
 def check_all_is_given_back(pool):
     """Nothing waits, runs or holds a block any more."""
-    free = pool.ranks.free_blocks + pool.ranks.num_evictable * pool.limits.prefix_blocks
-    assert (free == pool.ranks.capacity_blocks).all()
+    caches, counts = pool.ranks.caches, pool.clock.counts
+    free = caches.free_blocks + caches.num_evictable * pool.limits.prefix_blocks
+    assert (free == caches.capacity_blocks).all()
     for queue in ("num_waiting", "num_running", "num_reserved", "num_in_line"):
-        assert not getattr(pool.ranks, queue).any()
-    assert not pool.clock.outstanding_tokens.any()
-    assert (pool.clock.num_pushed == pool.clock.num_finished).all()
+        assert not pool.ranks.each[queue].any()
+    assert not counts.outstanding_tokens.any()
+    assert (counts.num_pushed == counts.num_finished).all()
 
 
 def draw_changes(plan, seed, span_s):

@@ -44,13 +44,14 @@ class Prices:
 
     def __call__(self, name, parts_d):
         requests, ranks = self._requests, self._ranks[name]
-        ranks.num_running[:] = [len(parts) for parts in parts_d]
+        ranks.each.num_running[:] = [len(parts) for parts in parts_d]
         number = 0
         for d, parts in enumerate(parts_d):
             for i, part in enumerate(parts):
-                requests.num_input[number] = part.num_input
-                requests.generated[number] = part.generated
-                requests.computed[number] = part.computed
+                request = requests.each[number]
+                request.num_input = part.num_input
+                request.generated = part.generated
+                request.computed = part.computed
                 ranks.running[d, i], ranks.chunk[d, i] = number, part.num_tokens
                 number += 1
         table, prices, stream = self._tables[name], self._prices[name], STREAMS[name]

@@ -47,7 +47,7 @@ class Run:
 
     def serve(self, look=lambda run: None):
         position, now_s, count = 0, 0.0, len(self.trace.arrival_s)
-        while self.clock.num_finished[0] < count:
+        while self.clock.counts.num_finished[0] < count:
             while position < count and self.trace.arrival_s[position] <= now_s:
                 queue_at_fewest(self.requests, self.ranks, self.limits, self.clock, position)
                 position += 1
@@ -56,21 +56,20 @@ class Run:
                 observe(self.requests, self.ranks, self.limits, row)
                 self.rows.append(row.tolist())
                 complete_step(self.requests, self.ranks, self.limits, self.clock, now_s + 1)
-                self.most_summed = max(self.most_summed, int(self.ranks.num_decodes.max()))
+                self.most_summed = max(self.most_summed, int(self.ranks.each.num_decodes.max()))
                 look(self)
             now_s += 1
         return self
 
 
 def outcome(run):
-    requests = run.requests
     names = ("first_s", "finish_s", "scheduled_s", "preemptions", "generated", "computed", "blocks")
     return (
-        {name: getattr(requests, name).tolist() for name in names},
+        {name: run.requests.each[name].tolist() for name in names},
         run.rows,
         run.clock.gap_counts.tolist(),
-        run.ranks.free_blocks.tolist(),
-        run.ranks.num_taken.tolist(),
+        run.ranks.caches.free_blocks.tolist(),
+        run.ranks.caches.num_taken.tolist(),
     )
 
 
@@ -111,20 +110,17 @@ def test_sums_are_those_of_the_requests(asked, spare):
 
     def look(run):
         ranks, requests, limits = run.ranks, run.requests, run.limits
-        count, contexts, longest = (
-            int(ranks.num_decodes[0]),
-            int(ranks.contexts[0]),
-            int(ranks.longest[0]),
-        )
+        rank, cache, each = ranks.each[0], ranks.caches[0], requests.each
+        count, contexts, longest = int(rank.num_decodes), int(rank.contexts), int(rank.longest)
         dissolve_sums(requests, ranks, limits, 0)
-        assert (ranks.num_decodes[0], ranks.ring.sum()) == (0, 0)
+        assert (rank.num_decodes, ranks.ring.sum()) == (0, 0)
         ids = ranks.running[0, :count]
-        assert contexts == requests.computed[ids].sum()
-        assert longest == requests.computed[ids].max(initial=0)
+        assert contexts == each.computed[ids].sum()
+        assert longest == each.computed[ids].max(initial=0)
         for r in ids:
-            assert requests.blocks[r] == blocks_for(requests.computed[r], limits)
-        held = requests.blocks[ranks.running[0, : ranks.num_running[0]]].sum()
-        assert ranks.free_blocks[0] + held == ranks.capacity_blocks[0]
+            assert each.blocks[r] == blocks_for(each.computed[r], limits)
+        held = each.blocks[ranks.running[0, : rank.num_running]].sum()
+        assert cache.free_blocks + held == cache.capacity_blocks
 
     limits = make_limits()
     Run(asked, limits, blocks_needed(asked, limits) + spare, 1, True).serve(look)
@@ -144,12 +140,12 @@ def test_who_loses_its_blocks_leaves_the_others_summed():
     summed_for = []
 
     def look(run):
-        if run.ranks.ran_out[0]:
+        if run.ranks.caches.ran_out[0]:
             first = run.ranks.running[0, 0]
-            summed_for.append(int(run.ranks.ticks[0] - run.requests.joined[first]))
+            summed_for.append(int(run.ranks.each.ticks[0] - run.requests.each.joined[first]))
 
     run = Run(asked, limits, 5 * blocks_needed(asked, limits), 1, True).serve(look)
-    assert run.requests.preemptions.sum() > 0
+    assert run.requests.each.preemptions.sum() > 0
     assert min(summed_for) > 0
 
 

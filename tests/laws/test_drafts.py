@@ -44,7 +44,7 @@ def test_whatever_is_drafted_every_token_comes_once(tiny, seed):
     plan, trace = draw_drafting(tiny, seed)
     served = tiny.serve(plan, trace)
     pool = served.pools.get("decode") or served.pools["both"]
-    assert (pool.requests.generated == trace.num_output).all() or "decode" in served.pools
+    assert (pool.requests.each.generated == trace.num_output).all() or "decode" in served.pools
     assert (served.requests_table()["outcome"] == "finished").all()
     gaps = sum(own.clock.gap_counts.sum() for own in served.pools.values())
     steps = served.steps_of("decode" if "decode" in served.pools else "both")
@@ -55,8 +55,9 @@ def test_whatever_is_drafted_every_token_comes_once(tiny, seed):
     assert (tokens >= decodes).all()
     assert (tokens <= decodes * (1 + plan.placement.drafts.num_tokens)).all()
     for own in served.pools.values():
-        free = own.ranks.free_blocks + own.ranks.num_evictable * own.limits.prefix_blocks
-        assert (free == own.ranks.capacity_blocks).all()
+        caches = own.ranks.caches
+        free = caches.free_blocks + caches.num_evictable * own.limits.prefix_blocks
+        assert (free == caches.capacity_blocks).all()
 
 
 @seeds(7100, 10)

@@ -39,7 +39,7 @@ def test_no_request_is_lost_or_served_twice(tiny, seed):
     assert set(table["outcome"]) <= {"finished", "lost"}
     is_finished = (table["outcome"] == "finished").to_numpy()
     pool = served.pools["both"]
-    assert (pool.requests.generated[is_finished] == trace.num_output[is_finished]).all()
+    assert (pool.requests.each.generated[is_finished] == trace.num_output[is_finished]).all()
     check_all_is_given_back(pool)
 
 

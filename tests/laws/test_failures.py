@@ -28,7 +28,7 @@ def draw_failing(tiny, seed):
 
 def generated(served):
     pool = served.pools.get("decode") or served.pools["both"]
-    return pool.requests.generated
+    return pool.requests.each.generated
 
 
 @seeds(3000, 16, soak=240)
@@ -257,7 +257,7 @@ def test_a_prompt_whose_cache_is_on_its_way_is_computed_once_more_and_no_more(ti
     )
     trace = dataclasses.replace(tiny.trace(1), num_input=np.array([500]), num_output=np.array([9]))
     whole = serve(plan, trace)
-    prompts = whole.pools["prefill"].requests
+    prompts = whole.pools["prefill"].requests.each
     lost_s = float(prompts.finish_s[0]) + 0.5
     served = serve(with_changes(plan, Change(lost_s, "prefill", (0,), starts=False)), trace)
     row, steps = served.requests_table().loc[0], served.steps_of("prefill")

@@ -136,8 +136,8 @@ def price_decodes(plan, table, prices, count, context):
     requests = start_requests(trace, with_prefixes=False)
     ranks = start_ranks(dp * pp, count, 1 << 30, 0, pp)
     ranks.running[:] = np.arange(total).reshape(dp * pp, count)
-    ranks.num_running[:], ranks.chunk[:] = count, 1
-    requests.computed[:], requests.generated[:] = context, 1
+    ranks.each.num_running[:], ranks.chunk[:] = count, 1
+    requests.each.computed[:], requests.each.generated[:] = context, 1
     row = np.zeros(len(LOG_COLUMNS))
     return price_filling(table, prices, "steps", requests, ranks, row)
 

@@ -335,14 +335,14 @@ def test_lanes_that_take_each_others_blocks_lose_none_and_all_end(seed):
         assert computes(ranks, 0, dp * pp)
         for pool in range(dp):
             running = np.concatenate(
-                [ranks.running[d, : ranks.num_running[d]] for d in range(pool, dp * pp, dp)]
+                [ranks.running[d, : ranks.each.num_running[d]] for d in range(pool, dp * pp, dp)]
             )
-            assert requests.blocks[running].sum() + ranks.free_blocks[pool] == capacity
+            assert requests.each.blocks[running].sum() + ranks.caches.free_blocks[pool] == capacity
         if (
             complete_step(requests, ranks, limits, clock, step + 1.0)
-            and clock.num_finished[0] == count
+            and clock.counts.num_finished[0] == count
         ):
             break
-    assert (requests.generated == trace.num_output).all()
-    assert ranks.free_blocks.tolist() == [capacity] * dp
-    assert not reserves or not requests.preemptions.any()
+    assert (requests.each.generated == trace.num_output).all()
+    assert ranks.caches.free_blocks.tolist() == [capacity] * dp
+    assert not reserves or not requests.each.preemptions.any()

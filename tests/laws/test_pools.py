@@ -240,8 +240,9 @@ def test_prefixes_are_shared_where_prompts_are_computed(tiny, num_input, num_cac
     requests, pool = served.requests_table(), served.pools["prefill"]
     assert list(requests["num_cached"]) == [0, *[num_cached] * 3]
     assert (requests["transfer_bytes"] == requests["transfer_bytes"][0]).all()
-    free = pool.ranks.free_blocks + pool.ranks.num_evictable * pool.limits.prefix_blocks
-    assert (free == pool.ranks.capacity_blocks).all()
+    caches = pool.ranks.caches
+    free = caches.free_blocks + caches.num_evictable * pool.limits.prefix_blocks
+    assert (free == caches.capacity_blocks).all()
 
 
 def test_gpus_cost_and_facts_count_both_pools(tiny):

@@ -9,7 +9,6 @@ import pytest
 
 from simulator.base.frozen import Frozen
 from simulator.engine.sending import Weights, choose_rank
-from simulator.engine.state import IN_CACHE, TOKENS
 from simulator.policies.balancing import Rule
 from simulator.workload.requests import load_requests
 from tests.cases import seeds
@@ -63,7 +62,7 @@ def test_no_tokens_are_left_at_a_rank_when_all_is_done(tiny, keys):
     served = tiny.serve(plan, share_prefixes(tiny.trace(60), np.random.default_rng(1)))
     assert served.requests_table()["finish_s"].notna().all()
     for pool in served.pools.values():
-        assert not pool.ranks.tokens.any()
+        assert not pool.ranks.each.tokens.any()
 
 
 def test_a_rank_with_the_prefix_gets_the_request_until_it_has_too_much_to_do(cache):  # noqa: F811
@@ -71,10 +70,10 @@ def test_a_rank_with_the_prefix_gets_the_request_until_it_has_too_much_to_do(cac
     requests, ranks = cache
     compute(cache, 0)
     release(requests, ranks, 0, 0)
-    each, prefixes = (np.concatenate([one, one]) for one in (ranks.each, ranks.prefixes))
-    prefixes[1, :, IN_CACHE] = 0
+    each, prefixes = (one.repeat(2, axis=0) for one in (ranks.each, ranks.prefixes))
+    prefixes.in_cache[1] = 0
     for tokens, weight, wanted in ((15, 1.0, 0), (17, 1.0, 1), (31, 2.0, 0), (33, 2.0, 1)):
-        each[:, TOKENS] = [tokens, 0]
+        each.tokens[:] = [tokens, 0]
         weights = Weights(0.0, 1.0, weight)
         assert choose_rank(requests, each, prefixes, 1, weights, LIMITS) == wanted
 

@@ -124,7 +124,7 @@ def test_every_request_finishes_or_is_lost_and_no_token_comes_twice(tiny, kind, 
     assert (is_finished == table["finish_s"].notna()).all()
     pool = served.pools.get("decode") or served.pools["both"]
     if "both" in served.pools:
-        tokens = pool.requests.generated
+        tokens = pool.requests.each.generated
         assert (tokens[is_finished] == trace.num_output[is_finished]).all()
         if plan.serving.recovery.requests != "retry":  # whose first attempts are in vain
             assert pool.clock.gap_counts.sum() == np.maximum(tokens - 1, 0).sum()

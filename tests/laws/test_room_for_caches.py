@@ -40,8 +40,8 @@ def most_at_once(blocks, begin_s, end_s):
 
 def count_most(pool, blocks, begin_s, end_s, is_there):
     """Most blocks at once of each cache of a pool's replicas."""
-    num_caches = len(pool.ranks.free_blocks[0])
-    of_cache = pool.replica_of * num_caches + pool.requests.dp_rank % num_caches
+    num_caches = pool.ranks.caches.shape[1]
+    of_cache = pool.replica_of * num_caches + pool.requests.each.dp_rank % num_caches
     found = []
     for cache in np.unique(of_cache[is_there]):
         own = is_there & (of_cache == cache)
@@ -58,17 +58,17 @@ def test_no_cache_holds_more_than_its_blocks_while_others_wait(tiny, seed):
     table = served.requests_table()
     assert (table["outcome"] == "finished").all()
     blocks = np.array([plan.serving.capacity.blocks_for(int(tokens)) for tokens in trace.num_input])
-    reserved_s, arrived_s = decode.requests.reserved_s, decode.requests.arrival_s
-    moved = ~np.isnan(reserved_s)
+    prompts, decodes = prefill.requests.each, decode.requests.each
+    moved = ~np.isnan(decodes.reserved_s)
     assert (moved == plan.transfer.is_transferred(trace.num_output)).all()
-    kept = moved & (decode.requests.preemptions == 0)
-    at_decode = count_most(decode, blocks, reserved_s, decode.requests.finish_s, kept)
-    assert max(at_decode, default=0) <= decode.ranks.capacity_blocks.max()
-    computed_once = prefill.requests.preemptions == 0
-    left_s = np.where(moved, arrived_s, prefill.requests.finish_s)
-    began_s = prefill.requests.first_s  # all of a prompt is there when it is computed
+    kept = moved & (decodes.preemptions == 0)
+    at_decode = count_most(decode, blocks, decodes.reserved_s, decodes.finish_s, kept)
+    assert max(at_decode, default=0) <= decode.ranks.caches.capacity_blocks.max()
+    computed_once = prompts.preemptions == 0
+    left_s = np.where(moved, decodes.arrival_s, prompts.finish_s)
+    began_s = prompts.first_s  # all of a prompt is there when it is computed
     at_prefill = count_most(prefill, blocks, began_s, left_s, computed_once)
-    assert max(at_prefill, default=0) <= prefill.ranks.capacity_blocks.max()
+    assert max(at_prefill, default=0) <= prefill.ranks.caches.capacity_blocks.max()
 
 
 @seeds(5100, 10)
@@ -76,7 +76,7 @@ def test_a_cache_leaves_when_it_is_computed_and_there_is_room(tiny, seed):
     plan, trace = draw_pools(tiny, seed)
     served = tiny.serve(plan, trace)
     transfer, table = plan.transfer, served.requests_table()
-    decode, prefill = served.pools["decode"].requests, served.pools["prefill"].requests
+    decode, prefill = (served.pools[name].requests.each for name in ("decode", "prefill"))
     moved = transfer.is_transferred(trace.num_output)
     asked_s = table["arrival_s"].to_numpy() + served.ingress_delay_s
     if not transfer.reserves_first:
@@ -128,7 +128,7 @@ def test_prompts_that_find_no_room_stay_where_they_were_computed(tiny, fidelity)
     blocks = -(-200 // 16)
     plan = pools_of(tiny, "trtllm", 2 * blocks, 3 * blocks)
     served = serve(plan, five_at_once(), fidelity)
-    prompts, decodes = served.pools["prefill"].requests, served.pools["decode"].requests
+    prompts, decodes = (served.pools[name].requests.each for name in ("prefill", "decode"))
     ends_s = np.sort(decodes.finish_s)
     assert decodes.reserved_s[2:4] == pytest.approx(ends_s[:2])
     assert prompts.scheduled_s[3] == pytest.approx(decodes.arrival_s[:2].min())
@@ -137,8 +137,8 @@ def test_prompts_that_find_no_room_stay_where_they_were_computed(tiny, fidelity)
     # Where the prefill pool holds two, the third prompt begins when a cache has left; where it
     # holds one, each begins when the one before it has gone.
     narrow = serve(pools_of(tiny, "trtllm", 2 * blocks, blocks), five_at_once(), fidelity)
-    began_s = narrow.pools["prefill"].requests.scheduled_s
-    assert began_s[1:] == pytest.approx(narrow.pools["decode"].requests.arrival_s[:-1])
+    began_s = narrow.pools["prefill"].requests.each.scheduled_s
+    assert began_s[1:] == pytest.approx(narrow.pools["decode"].requests.each.arrival_s[:-1])
 
 
 @pytest.mark.parametrize("fidelity", ["step", "rank"])
@@ -147,7 +147,7 @@ def test_an_engine_that_asks_first_computes_no_prompt_without_room(tiny, fidelit
     blocks = -(-200 // 16)
     plan = pools_of(tiny, "sglang", 2 * blocks, 5 * blocks)
     served = serve(plan, five_at_once(), fidelity)
-    prompts, decodes = served.pools["prefill"].requests, served.pools["decode"].requests
+    prompts, decodes = (served.pools[name].requests.each for name in ("prefill", "decode"))
     ends_s = np.sort(decodes.finish_s)
     assert decodes.reserved_s[2:4] == pytest.approx(ends_s[:2])
     assert prompts.scheduled_s[2] == pytest.approx(ends_s[0])

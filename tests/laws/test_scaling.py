@@ -102,7 +102,7 @@ def test_finished_and_lost_are_what_arrived_and_no_token_comes_twice(tiny, seed)
     assert set(table["outcome"]) <= {"finished", "lost"}
     is_finished = (table["outcome"] == "finished").to_numpy()
     pool = served.pools["both"]
-    tokens = pool.requests.generated
+    tokens = pool.requests.each.generated
     assert (tokens[is_finished] == trace.num_output[is_finished]).all()
     if plan.serving.recovery.requests != "retry":
         assert pool.clock.gap_counts.sum() == np.maximum(tokens - 1, 0).sum()
@@ -317,7 +317,7 @@ def test_announced_failures_lose_no_request_twice_and_are_the_same_at_every_fide
     assert set(table["outcome"]) <= {"finished", "lost"}
     is_finished = (table["outcome"] == "finished").to_numpy()
     if "both" in served.pools:
-        tokens = served.pools["both"].requests.generated
+        tokens = served.pools["both"].requests.each.generated
         assert (tokens[is_finished] == trace.num_output[is_finished]).all()
     for name, pool in served.pools.items():
         if name != "prefill" or is_finished.all():

@@ -48,8 +48,9 @@ def test_nothing_is_lost_where_pools_scale(tiny, seed):
         trace.num_input.sum() - table["num_cached"].sum()
     )
     for pool in served.pools.values():
-        assert not pool.clock.num_kept.any()
-        assert not pool.clock.is_draining.any() or (pool.clock.is_gone == 0).any()
+        counts = pool.clock.counts
+        assert not counts.num_kept.any()
+        assert not counts.is_draining.any() or (counts.is_gone == 0).any()
     end_s = float(table["finish_s"].max())
     held = measure_held(plan, served.list_changes(), end_s)
     for own, pool in zip(held, plan.pools, strict=True):

@@ -26,21 +26,6 @@ from simulator.engine.events import (
 )
 from simulator.engine.loop_state import LoopState
 from simulator.engine.pool import PoolState
-from simulator.engine.state import (
-    FIRST_COMING,
-    FIRST_IN_LINE,
-    FIRST_RESERVED,
-    FOLLOWING,
-    HEAD,
-    LAST_COMING,
-    LAST_IN_LINE,
-    LAST_READY,
-    LAST_RESERVED,
-    NUM_IN_LINE,
-    NUM_READY,
-    NUM_WAITING,
-    TAIL,
-)
 from tests.cases import seeds
 from tests.laws.deployments import draw_deployment, serve_by_events
 from tests.laws.test_drafts import draw_drafting
@@ -119,26 +104,26 @@ def test_every_place_that_names_a_request_names_it_by_its_new_row(tiny):
     pool = PoolState(tiny.plan("dense", replicas=2, num_layers=2), tiny.trace(12))
     windows.move_window(pool, 0, np.arange(9.0))
     places = [
-        pool.requests.ints[6:7, FOLLOWING],
+        pool.requests.each.following[6:7],
         pool.ranks.running[1, 0, :1],
-        *(pool.ranks.each[1, 0, c : c + 1] for c in (HEAD, TAIL, LAST_READY)),
-        *(pool.ranks.each[1, 0, c : c + 1] for c in (FIRST_IN_LINE, LAST_IN_LINE)),
-        *(pool.ranks.counts[1, 0, c : c + 1] for c in (FIRST_RESERVED, LAST_RESERVED)),
-        *(pool.clock.counts[1, 0, c : c + 1] for c in (FIRST_COMING, LAST_COMING)),
+        *(pool.ranks.each[name][1, :1] for name in ("head", "tail", "last_ready")),
+        *(pool.ranks.each[name][1, :1] for name in ("first_in_line", "last_in_line")),
+        *(pool.ranks.counts[name][1, :1] for name in ("first_reserved", "last_reserved")),
+        *(pool.clock.counts[name][1, :1] for name in ("first_coming", "last_coming")),
     ]
     for place in places:
         place[:] = 5
     windows.move_window(pool, 3, np.arange(9.0, 12.0))
     assert pool.requests.first == 3
-    assert pool.requests.following.tolist() == [-1, -1, -1, 2, *[-1] * 5]
-    assert pool.requests.arrival_s.tolist() == list(range(3, 12))
+    assert pool.requests.each.following.tolist() == [-1, -1, -1, 2, *[-1] * 5]
+    assert pool.requests.each.arrival_s.tolist() == list(range(3, 12))
     assert [place.item() for place in places[1:]] == [2] * (len(places) - 1)
 
 
 ENDS_OF_QUEUES = [
-    (NUM_WAITING, TAIL),
-    (NUM_READY, LAST_READY),
-    (NUM_IN_LINE, LAST_IN_LINE),
+    ("num_waiting", "tail"),
+    ("num_ready", "last_ready"),
+    ("num_in_line", "last_in_line"),
 ]
 
 
@@ -146,11 +131,11 @@ def count_names(state):
     """How often each request of the trace is named, by its number, and where."""
     found = Counter()
     for place, pool in enumerate(state.pools):
-        first, each, clock = pool.requests.first, pool.ranks.each, pool.clock
+        first, each, counts = pool.requests.first, pool.ranks.each, pool.clock.counts
         found.update((place, row + first) for row in windows.list_named(pool))
         for count, last in ENDS_OF_QUEUES:
-            found.update((place, last, row + first) for row in each[each[..., count] > 0, last])
-        found.update((place, row + first) for row in clock.last_coming[clock.num_coming > 0])
+            found.update((place, last, row + first) for row in each[last][each[count] > 0])
+        found.update((place, row + first) for row in counts.last_coming[counts.num_coming > 0])
     first, events = state.first.requests.first, state.events
     for at_s, code in zip(events.at_s, events.code[: events.num_left[0]], strict=False):
         kind, number = kind_of(code), number_of(code)
@@ -178,9 +163,9 @@ def test_lost_requests_stay_while_something_names_them(tiny):
     events = start_events(5)
     assert windows.count_settled(requests, [pool], events, []) == 8
     assert windows.count_settled(requests, [pool], events, [7, 8]) == 7
-    pool.ranks.running[1, 0, 0], pool.ranks.num_running[1, 0] = 6, 1
+    pool.ranks.running[1, 0, 0], pool.ranks.each.num_running[1, 0] = 6, 1
     assert windows.count_settled(requests, [pool], events, [7]) == 6
-    pool.clock.first_coming[0], pool.clock.num_coming[0] = 5, 1
+    pool.clock.counts.first_coming[0], pool.clock.counts.num_coming[0] = 5, 1
     assert windows.count_settled(requests, [pool], events, []) == 5
     push_event(events, 1.0, code_of(ENDS, 2))
     assert windows.count_settled(requests, [pool], events, []) == 5
@@ -191,7 +176,7 @@ def test_lost_requests_stay_while_something_names_them(tiny):
     codes = sorted(moved.code[: moved.num_left[0]].tolist())
     assert codes == [code_of(ENDS, 2), *(code_of(kind, row) for kind, row in MOVED)]
     requests["outcome"] = ["finished"] * 8 + ["unfinished"]
-    pool.ranks.head[0, 0], pool.ranks.num_waiting[0, 0] = 3, 1
+    pool.ranks.each.head[0, 0], pool.ranks.each.num_waiting[0, 0] = 3, 1
     assert windows.count_settled(requests, [pool], start_events(0), []) == 8
 
 
@@ -203,12 +188,12 @@ def test_whatever_names_a_request_names_it_when_the_window_has_moved(tiny, monke
     def check(state, count):
         before, end = count_names(state), state.first.requests.first + count
         assert all(number >= end for *_, number in before)
-        rows = [pool.requests.ints[count:].copy() for pool in state.pools]
+        rows = [pool.requests.each[count:].copy() for pool in state.pools]
         move(state, count)
         assert count_names(state) == before
         for pool, own in zip(state.pools, rows, strict=True):
-            kept = np.delete(pool.requests.ints[: len(own)], windows.FOLLOWING, axis=1)
-            assert np.array_equal(kept, np.delete(own, windows.FOLLOWING, axis=1))
+            for name in set(own.dtype.names) - {"following"}:
+                assert np.array_equal(pool.requests.each[name][: len(own)], own[name], True)
         moved.append(count)
 
     make_small(monkeypatch, 4)
@@ -216,6 +201,11 @@ def test_whatever_names_a_request_names_it_when_the_window_has_moved(tiny, monke
     tiny.serve(plan, trace)
     assert sum(moved) <= trace.num_requests
     assert len(moved) > 1 or trace.num_requests <= (trace.concurrency or 0) + 1
+
+
+def own_memory(records):
+    """The array that a column keeps alive."""
+    return records if records.base is None else records.base
 
 
 @pytest.mark.parametrize("fidelity", ["step", "rank"])
@@ -226,7 +216,7 @@ def test_a_run_leaves_nothing_behind_for_the_garbage_collector(tiny, fidelity, k
     try:
         served = tiny.serve(plan, tiny.trace(), fidelity)
         served.requests_table()
-        held = [weakref.ref(pool.requests.times) for pool in served.pools.values()]
+        held = [weakref.ref(own_memory(pool.requests.each)) for pool in served.pools.values()]
         del served
         assert not any(one() is not None for one in held)
     finally:

@@ -68,6 +68,7 @@ def blocks_needed(asked, limits):
 
 class Served(NamedTuple):
     requests: object
+    """Records of them."""
     clock: object
     steps: list
     """For each step, for each rank: ``(request, new tokens, tokens computed before, whether it
@@ -100,7 +101,8 @@ def serve(asked, limits, capacity, num_ranks=1):
         + int(trace.arrival_s[-1])
         + len(asked) * int((trace.num_input + trace.num_output).sum())
     )
-    while clock.num_finished[0] < len(asked):
+    counts = clock.counts[0]
+    while counts.num_finished < len(asked):
         assert len(steps) < most_steps, "no progress"
         while position < len(asked) and trace.arrival_s[position] <= now_s:
             queue_at_fewest(requests, ranks, limits, clock, position)
@@ -110,33 +112,33 @@ def serve(asked, limits, capacity, num_ranks=1):
             check_blocks(requests, ranks, limits)
             complete_step(requests, ranks, limits, clock, now_s + 1)
         else:
-            assert clock.num_pushed[0] == clock.num_finished[0], "requests wait and none runs"
+            assert counts.num_pushed == counts.num_finished, "requests wait and none runs"
         check_blocks(requests, ranks, limits)
         now_s += 1
     check_end(requests, ranks, clock, trace)
-    return Served(requests, clock, steps)
+    return Served(requests.each, clock, steps)
 
 
 def check_step(requests, ranks, limits, now_s):
-    found = []
-    for d in range(len(ranks.head)):
-        count = ranks.num_running[d]
+    found, each = [], requests.each
+    for d in range(len(ranks.each)):
+        count = ranks.each[d].num_running
         assert count <= limits.rules.max_sequences
         ids, chunks = ranks.running[d, :count], ranks.chunk[d, :count]
         assert len(set(ids.tolist())) == count
-        assert (requests.arrival_s[ids] <= now_s).all()
+        assert (each.arrival_s[ids] <= now_s).all()
         assert (chunks >= 0).all()
         rows = [
             (
                 int(r),
                 int(new),
-                int(requests.computed[r]),
-                bool(is_decode(requests.num_input[r], requests.generated[r], requests.computed[r])),
+                int(each.computed[r]),
+                bool(is_decode(each.num_input[r], each.generated[r], each.computed[r])),
             )
             for r, new in zip(ids, chunks, strict=True)
             if new
         ]
-        remaining = requests.num_input[ids] + requests.generated[ids] - requests.computed[ids]
+        remaining = each.num_input[ids] + each.generated[ids] - each.computed[ids]
         assert (chunks <= remaining).all()
         is_alone = len(rows) == 1 and not limits.rules.splits_prompts
         assert chunks.sum() <= limits.rules.token_budget or is_alone
@@ -152,61 +154,62 @@ def check_step(requests, ranks, limits, now_s):
 
 def check_blocks(requests, ranks, limits):
     """Free + held alone + cached = capacity, and what is cached agrees with who holds it."""
-    is_running = np.zeros(len(requests.blocks), dtype=bool)
-    for d in range(len(ranks.head)):
-        ids = ranks.running[d, : ranks.num_running[d]]
+    each = requests.each
+    is_running = np.zeros(len(each), dtype=bool)
+    for d in range(len(ranks.each)):
+        ids = ranks.running[d, : ranks.each[d].num_running]
         is_running[ids] = True
-        held = int(requests.blocks[ids].sum())
-        assert (requests.blocks[ids] >= 0).all()
-        assert ranks.free_blocks[d] >= 0
-        assert (
-            ranks.free_blocks[d] + held + ranks.in_cache[d].sum() * limits.prefix_blocks
-            == ranks.capacity_blocks[d]
-        )
-        refs = np.zeros_like(ranks.refs[d])
+        held = int(each.blocks[ids].sum())
+        assert (each.blocks[ids] >= 0).all()
+        cache, in_cache = ranks.caches[d], ranks.prefixes.in_cache[d, :-1]
+        assert cache.free_blocks >= 0
+        cached = in_cache.sum() * limits.prefix_blocks
+        assert cache.free_blocks + held + cached == cache.capacity_blocks
+        refs = np.zeros_like(in_cache)
         for r in ids:
             start = requests.prefix_starts[r]
-            np.add.at(refs, requests.prefix_ids[start : start + requests.shared[r]], 1)
-        assert np.array_equal(refs, ranks.refs[d])
-        assert ranks.in_cache[d][refs > 0].all()
-        evictable = set(np.flatnonzero(ranks.in_cache[d] & (refs == 0)).tolist())
+            np.add.at(refs, requests.prefix_ids[start : start + each.shared[r]], 1)
+        assert np.array_equal(refs, ranks.prefixes.refs[d, :-1])
+        assert in_cache[refs > 0].all()
+        evictable = set(np.flatnonzero(in_cache & (refs == 0)).tolist())
         assert set(ring(ranks, d)) == evictable
-        assert ranks.num_evictable[d] == len(evictable)
-        computed = requests.computed[ids]
-        blocks = -(-computed // limits.block_tokens) + limits.sequence_blocks
-        assert (requests.blocks[ids] + requests.shared[ids] * limits.prefix_blocks >= blocks).all()
-    assert (requests.blocks[~is_running] == 0).all()
-    assert (requests.shared[~is_running] == 0).all()
+        assert cache.num_evictable == len(evictable)
+        blocks = -(-each.computed[ids] // limits.block_tokens) + limits.sequence_blocks
+        assert (each.blocks[ids] + each.shared[ids] * limits.prefix_blocks >= blocks).all()
+    assert (each.blocks[~is_running] == 0).all()
+    assert (each.shared[~is_running] == 0).all()
 
 
 def ring(ranks, d):
     """Evictable blocks from the oldest to the newest; both directions agree."""
-    ends = ranks.older.shape[1] - 1
-    order, block = [], int(ranks.newer[d, ends])
+    older, newer = ranks.prefixes.older[d], ranks.prefixes.newer[d]
+    ends = len(older) - 1
+    order, block = [], int(newer[ends])
     while block != ends:
         order.append(block)
-        block = int(ranks.newer[d, block])
-    backwards, block = [], int(ranks.older[d, ends])
+        block = int(newer[block])
+    backwards, block = [], int(older[ends])
     while block != ends:
         backwards.append(block)
-        block = int(ranks.older[d, block])
+        block = int(older[block])
     assert order == backwards[::-1]
     return order
 
 
 def check_end(requests, ranks, clock, trace):
-    assert np.array_equal(requests.generated, trace.num_output)
+    each = requests.each
+    assert np.array_equal(each.generated, trace.num_output)
     assert clock.gap_counts.sum() == (trace.num_output - 1).sum()
-    assert clock.outstanding_tokens[0] == 0
-    assert (ranks.num_running == 0).all()
-    assert (ranks.num_waiting == 0).all()
-    assert (ranks.head == -1).all()
-    assert (ranks.tail == -1).all()
-    assert (requests.arrival_s <= requests.scheduled_s).all()
-    assert (requests.scheduled_s < requests.first_s).all()
-    assert (requests.first_s <= requests.finish_s).all()
-    assert ((requests.finish_s - requests.first_s) >= requests.num_output - 1).all()
-    assert (requests.cached < requests.num_input).all()
+    assert clock.counts.outstanding_tokens[0] == 0
+    assert (ranks.each.num_running == 0).all()
+    assert (ranks.each.num_waiting == 0).all()
+    assert (ranks.each.head == -1).all()
+    assert (ranks.each.tail == -1).all()
+    assert (each.arrival_s <= each.scheduled_s).all()
+    assert (each.scheduled_s < each.first_s).all()
+    assert (each.first_s <= each.finish_s).all()
+    assert ((each.finish_s - each.first_s) >= each.num_output - 1).all()
+    assert (each.cached < each.num_input).all()
 
 
 traces = st.lists(

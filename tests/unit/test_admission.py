@@ -114,11 +114,12 @@ def test_after_a_retraction_admission_counts_on_what_those_that_are_left_have_us
     )
     requests = start_requests(make_trace([Asked(0, 10, 20), Asked(0, 12, 30)]), with_prefixes=False)
     ranks = start_ranks(1, 8, 7, 0, output_share=0.7)
-    ranks.running[0, :2], ranks.num_running[0], ranks.free_blocks[0] = (0, 1), 2, 0
-    requests.computed[:], requests.generated[:], requests.blocks[:] = (12, 16), (3, 5), (3, 4)
-    requests.admitted[:] = (0, 1)
+    ranks.running[0, :2], ranks.each.num_running[0], ranks.caches.free_blocks[0] = (0, 1), 2, 0
+    each = requests.each
+    each.computed[:], each.generated[:], each.blocks[:] = (12, 16), (3, 5), (3, 4)
+    each.admitted[:] = (0, 1)
     form_step(requests, ranks, limits, 0.0)
-    assert requests.preemptions.tolist() == [1, 0]
+    assert each.preemptions.tolist() == [1, 0]
     assert ranks.output_share[0] == (5 + 2) / (30 + 1)
     retract(requests, ranks, 0, limits)
     assert ranks.output_share[0] == pytest.approx((5 + 2) / (30 + 1) - 0.05)

@@ -120,11 +120,11 @@ def test_a_request_goes_to_the_rank_with_the_fewest_the_first_of_equals(counts):
     """Those that wait, run, stand in line for blocks or have them count alike."""
     requests = start_requests(make_trace([Asked(0, 8, 3)]), with_prefixes=False)
     ranks = start_ranks(len(counts), 8, 100, 0)
-    kinds = (ranks.num_waiting, ranks.num_running, ranks.num_in_line, ranks.num_reserved)
-    for column, count in zip(kinds, np.array(counts).T, strict=True):
-        column[:] = count
+    kinds = ("num_waiting", "num_running", "num_in_line", "num_reserved")
+    for kind, count in zip(kinds, np.array(counts).T, strict=True):
+        ranks.each[kind] = count
     queue_at_fewest(requests, ranks, make_limits(), start_clock(), 0)
-    assert requests.dp_rank[0] == np.argmin(np.sum(counts, axis=1))
+    assert requests.each.dp_rank[0] == np.argmin(np.sum(counts, axis=1))
 
 
 @QUICK
@@ -134,15 +134,15 @@ def test_of_the_lanes_of_a_rank_the_one_that_admitted_last_is_found(admitted, co
     counts, lanes = [1, *counts], 3
     requests = start_requests(make_trace([Asked(0, 8, 3)] * 18), with_prefixes=False)
     ranks = start_ranks(2 * lanes, 8, 100, 0, lanes)
-    requests.admitted[:] = [*admitted, *range(9, 18)]
+    requests.each.admitted[:] = [*admitted, *range(9, 18)]
     begins = np.cumsum([0, *counts])
     for lane, (begin, end) in enumerate(pairwise(begins)):
         ids = sorted(range(begin, end), key=lambda r: admitted[r])
-        ranks.running[2 * lane, : len(ids)], ranks.num_running[2 * lane] = ids, len(ids)
-    ranks.running[1, :8], ranks.num_running[1] = range(9, 17), 8
+        ranks.running[2 * lane, : len(ids)], ranks.each.num_running[2 * lane] = ids, len(ids)
+    ranks.running[1, :8], ranks.each.num_running[1] = range(9, 17), 8
     latest = max(range(begins[-1]), key=lambda r: admitted[r])
     found = find_latest(requests, ranks, 0)
-    assert ranks.running[found, ranks.num_running[found] - 1] == latest
+    assert ranks.running[found, ranks.each.num_running[found] - 1] == latest
 
 
 def test_prompts_wait_until_every_rank_has_one_but_not_for_ever():
@@ -168,12 +168,12 @@ def test_a_batch_tells_decodes_from_what_is_computed_again():
     for request in range(2):
         queue_at_fewest(requests, ranks, limits, clock, request)
     seen, now_s = [], 0.0
-    while clock.num_finished[0] < 2:
+    while clock.counts.num_finished[0] < 2:
         form_step(requests, ranks, limits, now_s)
         [batch] = read_batches(requests, ranks)
         seen += zip(batch.new_tokens[0].tolist(), batch.is_decode[0].tolist(), strict=True)
         complete_step(requests, ranks, limits, clock, now_s + 1)
         now_s += 1
-    assert requests.preemptions.sum() == 1
+    assert requests.each.preemptions.sum() == 1
     assert {new for new, _ in seen} > {1, 8}, "a prompt, decodes, and a prompt with its outputs"
     assert all(decodes == (new == 1) for new, decodes in seen)

@@ -52,14 +52,14 @@ def compute(cache, r, hits=0):
     requests, ranks = cache
     for block in requests.prefix_ids[requests.prefix_starts[r] :][:hits]:
         hold_block(ranks, 0, block)
-    requests.shared[r] = hits
+    requests.each.shared[r] = hits
     allocate_blocks(ranks, 0, 6 - 2 * hits, LIMITS)
-    requests.blocks[r] = 6 - 2 * hits
+    requests.each.blocks[r] = 6 - 2 * hits
     share_prompt(requests, ranks, 0, r, 24, LIMITS)
 
 
 def cached(cache):
-    return np.flatnonzero(cache[1].in_cache[0]).tolist()
+    return np.flatnonzero(cache[1].prefixes.in_cache[0, :-1]).tolist()
 
 
 @pytest.mark.parametrize(("tokens", "wanted"), [(1, 1), (4, 1), (5, 2), (9, 3)])
@@ -72,19 +72,20 @@ def test_a_computed_prompt_moves_from_its_request_to_the_cache(cache):
     compute(cache, 0)
     requests, ranks = cache
     assert cached(cache) == [0, 1, 2]
-    assert (requests.blocks[0], requests.shared[0], ranks.free_blocks[0]) == (0, 3, 4)
+    request, rank_cache = requests.each[0], ranks.caches[0]
+    assert (request.blocks, request.shared, rank_cache.free_blocks) == (0, 3, 4)
     assert (
         count_available(ranks, 0, LIMITS) == 4
     )  # held by the request that runs, so none can be evicted
     release(requests, ranks, 0, 0)
     assert count_available(ranks, 0, LIMITS) == 10
-    assert ranks.free_blocks[0] == 4
+    assert rank_cache.free_blocks == 4
 
 
 def test_the_block_with_the_last_prompt_token_is_computed_again(cache):
     compute(cache, 0)
     assert count_hits(cache[0], cache[1].prefixes, 0, 0, LIMITS) == 2  # of 24 tokens in 3 blocks
-    cache[0].num_input[0] = 25
+    cache[0].each.num_input[0] = 25
     assert count_hits(cache[0], cache[1].prefixes, 0, 0, LIMITS) == 3
     assert count_hits(cache[0], cache[1].prefixes, 0, 1, LIMITS) == 2
     assert count_hits(cache[0], cache[1].prefixes, 0, 1, LIMITS._replace(prefix_tokens=0)) == 0
@@ -106,21 +107,21 @@ def test_what_a_request_holds_is_not_evicted(cache):
     release(cache[0], cache[1], 0, 0)
     compute(cache, 1, hits=2)
     assert cached(cache) == [0, 1, 2, 3]
-    assert cache[1].refs[0].tolist() == [1, 1, 0, 1]
+    assert cache[1].prefixes.refs[0, :-1].tolist() == [1, 1, 0, 1]
     allocate_blocks(cache[1], 0, count_available(cache[1], 0, LIMITS), LIMITS)
     assert cached(cache) == [0, 1, 3]
 
 
 def test_two_that_compute_the_same_block_keep_one_in_the_cache_and_one_copy_in_private(cache):
     requests, ranks = cache
-    ranks.free_blocks[0] = ranks.capacity_blocks[0] = 12
+    ranks.caches.free_blocks[0] = ranks.caches.capacity_blocks[0] = 12
     compute(cache, 0)
     compute(cache, 1)
     assert cached(cache) == [0, 1, 2]
-    assert (requests.shared[1], requests.blocks[1]) == (0, 6)
+    assert (requests.each.shared[1], requests.each.blocks[1]) == (0, 6)
     release(requests, ranks, 0, 1)
-    assert ranks.free_blocks[0] == 6
-    assert ranks.refs[0].tolist() == [1, 1, 1, 0]
+    assert ranks.caches.free_blocks[0] == 6
+    assert ranks.prefixes.refs[0, :-1].tolist() == [1, 1, 1, 0]
 
 
 NUM_REQUESTS, NUM_BLOCKS = 5, 24
@@ -175,18 +176,19 @@ def test_what_is_found_again_is_what_a_line_of_blocks_still_holds(moves):
     requests = start_requests(trace, with_prefixes=False)
     ranks, line = start_ranks(1, 8, NUM_BLOCKS, 0), Line()
     for r, ends, count, unfilled in moves:
-        if requests.blocks[r]:
-            held = int(requests.blocks[r])
-            requests.computed[r] = max(0, held * limits.block_tokens - unfilled)
+        request = requests.each[r]
+        if request.blocks:
+            held = int(request.blocks)
+            request.computed = max(0, held * limits.block_tokens - unfilled)
             if not ends:
                 keep_order(requests, ranks, 0, r, limits)
-                requests.preemptions[r] = 1
+                request.preemptions = 1
                 queue_last(requests, ranks, 0, r)
             release(requests, ranks, 0, r)
-            line.give_back(r, held, requests.computed[r] // limits.block_tokens if not ends else 0)
+            line.give_back(r, held, request.computed // limits.block_tokens if not ends else 0)
             continue
         kept = int(count_kept(requests, ranks, r, 0, 0, limits))
-        if max(count, kept) > ranks.free_blocks[0]:
+        if max(count, kept) > ranks.caches.free_blocks[0]:
             continue
         _leave_queue(requests, ranks, r)
         reclaim_blocks(requests, ranks, r, 0, kept)
@@ -194,17 +196,18 @@ def test_what_is_found_again_is_what_a_line_of_blocks_still_holds(moves):
         line.forget(r)
         allocate_blocks(ranks, 0, max(count, kept) - kept, limits)
         line.take(max(count, kept) - kept)
-        requests.blocks[r] = max(count, kept)
-        assert ranks.free_blocks[0] == len(line.free)
+        request.blocks = max(count, kept)
+        assert ranks.caches.free_blocks[0] == len(line.free)
 
 
 def _leave_queue(requests, ranks, r):
-    waiting, other = [], ranks.head[0]
+    rank = ranks.each[0]
+    waiting, other = [], rank.head
     while other >= 0:
         waiting.append(int(other))
-        other = requests.following[other]
-    ranks.head[0] = ranks.tail[0] = -1
-    ranks.num_waiting[0] = 0
+        other = requests.each[other].following
+    rank.head = rank.tail = -1
+    rank.num_waiting = 0
     for other in waiting:
         if other != r:
             queue_last(requests, ranks, 0, other)

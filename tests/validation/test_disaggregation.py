@@ -143,7 +143,7 @@ def test_pools_agree_with_the_engines_own():
     trace = trace_of(point)
     tables = {"prefill steps": prefill.table, "steps": decode.table}
     both = engine.serve(plan, trace, fill=lambda pool, stream: tables[stream])
-    found, prompts = both.requests_table(), both.pools["prefill"].requests
+    found, prompts = both.requests_table(), both.pools["prefill"].requests.each
     weights = weights_of(len(found), point.concurrency, 10)
     # The time in the prefill pool: less what the cache's way and the next step there take.
     prompt_s = prompts.first_s - prompts.arrival_s

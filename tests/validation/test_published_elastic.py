@@ -69,5 +69,5 @@ def test_no_request_of_a_living_rank_is_disturbed(served):
         assert len(shrinks.given_back[0]) == pytest.approx(400 / 32 * count, rel=0.1)
         again = table[table["num_retries"] > 0]
         assert set(again["request"]) == set(shrinks.given_back[0].tolist())
-        lost = run.pools["both"].ranks.is_lost[0]
+        lost = run.pools["both"].ranks.each.is_lost[0]
         assert np.flatnonzero(lost).tolist() == list(range(count))

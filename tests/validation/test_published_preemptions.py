@@ -36,13 +36,14 @@ def count_preemptions(watermark, seed):
     requests, clock = start_requests(trace, with_prefixes=False), start_clock()
     ranks = start_ranks(1, limits.rules.max_sequences, NUM_BLOCKS, 0)
     now_s = 0.0  # an integer would be compiled for anew
-    while clock.num_finished[0] < NUM_REQUESTS:
-        for r in range(clock.num_pushed[0], min(CONCURRENCY + clock.num_finished[0], NUM_REQUESTS)):
+    counts = clock.counts[0]
+    while counts.num_finished < NUM_REQUESTS:
+        for r in range(counts.num_pushed, min(CONCURRENCY + counts.num_finished, NUM_REQUESTS)):
             queue_at_fewest(requests, ranks, limits, clock, r)
         form_step(requests, ranks, limits, now_s)
         now_s += 1
         complete_step(requests, ranks, limits, clock, now_s)
-    return int(requests.preemptions.sum())
+    return int(requests.each.preemptions.sum())
 
 
 @pytest.mark.parametrize("watermark", PUBLISHED)

@@ -72,10 +72,10 @@ class Half(NamedTuple):
         limits = make_limits(self.plan, trace)
         ranks = start_ranks(dp, per_rank, scaled_blocks(self.plan, limits), 0)
         ranks.running[:] = np.arange(count).reshape(per_rank, dp).T
-        ranks.num_running[: dp if busy is None else busy] = per_rank
+        ranks.each.num_running[: dp if busy is None else busy] = per_rank
         ranks.chunk[:] = new
-        requests.computed[:] = context
-        requests.generated[:] = int(context > 0)
+        requests.each.computed[:] = context
+        requests.each.generated[:] = int(context > 0)
         return float(price_step(requests, ranks, self.table, 0, np.zeros(len(LOG_COLUMNS))))
 
 
