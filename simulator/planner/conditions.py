@@ -73,6 +73,8 @@ class Change(NamedTuple):
     conditions: Conditions = Conditions()
     slower: float = 1.0
     """Factor on the seconds of every step that the calibration says."""
+    later: float = 1.0
+    """Factor on the seconds to first token, whatever the steps take."""
     resample: int = 0
     """Number of another sample of requests and of the experts' choices; 0 = as asked."""
     spare: Spare | None = None
@@ -140,7 +142,8 @@ class Trials:
         seed = _derive_seed(space.question.seed, change.resample)
         same = candidate.shape, candidate.prefill, candidate.budget
         outcomes = _OUTCOMES.get((self.text, self.folder, *same, change), dict)
-        return Explorer(space, begun, traffic, seed, change.slower, outcomes)
+        share = min(factors.rate, 1.0)
+        return Explorer(space, begun, traffic, seed, change.slower, change.later, share, outcomes)
 
     def read_traffic(self, change: Change = WHOLE) -> Traffic:
         """The requests that are served under a change."""
@@ -182,7 +185,7 @@ def identity(explorer: Explorer, has_begun: bool = True) -> list[Any]:
     begun = (candidate.replicas, candidate.prefill_replicas) if has_begun else ()
     return [
         [shape._replace(model=0, machines=0), candidate.budget, prompts, *begun],
-        [explorer.seed, explorer.slower],
+        [explorer.seed, explorer.slower, explorer.later],
         space.models[shape.model].model_dump(mode="json"),
         variant.entry.model_dump(mode="json", exclude={"quality", "pruned_quality", "prunings"}),
         variant.pruning and variant.pruning.model_dump(mode="json"),

@@ -38,8 +38,6 @@ _NUM_BATCHES = 24
 """Batches among which the typical decode step is looked for."""
 _NEARLY = 1 - 1e-6
 """Share of what one replica fewer would need, which is not quite enough."""
-_ROUNDING = 1e-9
-"""Share of a replica that is put down to rounding."""
 _BUSIEST = 0.97
 """Share of the most that a replica carries: where the closed form puts one that simulation finds
 able to carry its share."""
@@ -116,10 +114,10 @@ class FittedPool(NamedTuple):
     loads: tuple[float, ...]
     """Load of a replica with each of :data:`RESAMPLES` over the load with the sample asked for."""
 
-    def count_replicas(self, rate_per_s: float, slower: float) -> int:
-        """Replicas that are needed; 0 where none keeps the limits."""
+    def count_gpus(self, rate_per_s: float, slower: float) -> float:
+        """GPUs that just do, in parts of a replica too; 0 where none keeps the limits."""
         carried = self.scale * self.capacity.find_rate(slower, self.slack)
-        return max(1, math.ceil(rate_per_s / carried * (1 - _ROUNDING))) if carried > 0 else 0
+        return self.capacity.ranks * rate_per_s / carried if carried > 0 else 0.0
 
 
 class Estimate(NamedTuple):
@@ -132,6 +130,8 @@ class Estimate(NamedTuple):
     attainment: Edges | None = None
     """Shares of the requests that keep their limits at both ends, where that is a target:
     simulated, there is no closed form of it."""
+    latest: float = math.inf
+    """Factor on the seconds to first token up to which it meets the targets at its size."""
 
 
 def estimate_error(
@@ -180,9 +180,9 @@ class Estimator:
         if cluster_size is None:
             return None
         explorers = [self._trials.open_explorer(candidate, change) for change in self._changes]
-        space, traffic = explorers[0].space, explorers[0].traffic
+        traffic = explorers[0].traffic
         if not self._judges:
-            self._judges = [Judge(space, one.traffic) for one in explorers]
+            self._judges = [Judge(explorers[0].space, one.traffic) for one in explorers]
         rate = traffic.rate_per_s if rate_per_s is None else rate_per_s
         sides = [("both", candidate.shape, cluster_size.replicas)]
         if candidate.prefill is not None:
@@ -201,16 +201,12 @@ class Estimator:
         error = estimate_candidate_error(curve, candidate)
         slower = sorted({1.0, *(math.exp(error.middle + z * error.spread) for z in _SCORES)})
 
-        def count_gpus(factor: float, loads: Sequence[float]) -> int:
-            counts = [
-                pool.count_replicas(rate * load, factor)
+        def count_gpus(factor: float, loads: Sequence[float]) -> float:
+            gpus = [
+                pool.count_gpus(rate * load, factor)
                 for pool, load in zip(pools, loads, strict=True)
             ]
-            if not all(counts):
-                return 0
-            prompts = counts[0] if candidate.prefill is not None else 0
-            size = space.find_cluster(candidate.shape, counts[-1], candidate.prefill, prompts)
-            return size or 0
+            return sum(gpus) if all(gpus) else 0.0
 
         gpus, *others = (
             [count_gpus(factor, loads) for factor in slower]

@@ -31,6 +31,9 @@ _BELOW, _ABOVE = 2, 1
 cluster may miss what a smaller one meets ..."""
 _SURELY = 1.5
 """... where no target is missed, or kept, by so much that chance cannot be what decides."""
+_MOST_RATIO = 2.0
+"""Ratio of a missed target beyond which it says no more of how much is lacking: queues grow without
+bound; and the inverse of the least that counts."""
 _MOST_MOVES = 24
 _TABLES = Recent[tuple[Any, ...], StepTable](most=96)
 
@@ -88,6 +91,23 @@ class Evaluation:
         return None if self.cluster_size is None else self.cluster_size.size
 
     @property
+    def needed(self) -> float:
+        """GPUs that just meet the targets, between the next smaller size that was tried and the one
+        found, by how much that misses and this one keeps them; infinite without one.
+        """
+        if self.cluster_size is None:
+            return math.inf
+        size, worst = self.cluster_size.size, dict[int, float]()
+        for tried, ratio in self.tried:
+            worst[tried.size] = min(worst.get(tried.size, math.inf), ratio)
+        kept = -math.log(max(worst.get(size, 1.0), 1 / _MOST_RATIO))
+        below = max((one for one in worst if one < size and worst[one] > 1.0), default=None)
+        if below is None:
+            return size * math.exp(-kept)
+        missed = math.log(min(worst[below], _MOST_RATIO))
+        return float(below * (size / below) ** (missed / (missed + max(kept, 0.0))))
+
+    @property
     def num_gpus(self) -> int:
         """GPUs of the cluster that its replicas take up; 0 without one."""
         return 0 if self.cluster_size is None else self.candidate.count_gpus(*self.cluster_size[1:])
@@ -115,6 +135,11 @@ class Explorer:
     seed: int
     slower: float = 1.0
     """All of a step's seconds are multiplied with this: how far off the calibration may be."""
+    later: float = 1.0
+    """All seconds to first token are multiplied with this."""
+    share: float = 1.0
+    """Share of the traffic that was asked for, where it is less: no more of a target on tokens a
+    second can be met."""
     outcomes: dict[ClusterSize, Outcome] = field(default_factory=dict)
     """Outcomes so far, of this search and of others of the same process."""
     _tried: dict[ClusterSize, float] = field(default_factory=dict)
@@ -224,7 +249,11 @@ class Explorer:
         if cluster_size not in self.outcomes:
             question, traffic = self.space.question, self.traffic
             requests = self.serve(cluster_size)
-            judged = measure_outcome(requests, traffic, question.targets, question.workload.slo)
+            targets, slo = question.targets, question.workload.slo
+            if self.share < 1 and targets.output_tokens_per_s is not None:
+                least = {"output_tokens_per_s": self.share * targets.output_tokens_per_s}
+                targets = targets.model_copy(update=least)
+            judged = measure_outcome(requests, traffic, targets, slo, self.later)
             self.outcomes[cluster_size] = judged
         return self.outcomes[cluster_size]
 

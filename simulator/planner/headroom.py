@@ -62,15 +62,18 @@ def measure_headroom(
     if cluster_size is None:
         return Headroom(0.0)
 
-    def vary(factor: float, slower: float = slowness.step) -> Change:
-        return trials.default._replace(conditions=Conditions(rate=factor), slower=slower)
+    def vary(factor: float, slower: float = slowness.step, later: float = 1.0) -> Change:
+        conditions = Conditions(rate=factor)
+        return trials.default._replace(conditions=conditions, slower=slower, later=later)
+
+    late = ("ttft", "attainment") if slowness.first_token > 1 else ("ttft",)
 
     def carries(factor: float) -> bool:
         if not trials.trial(candidate, cluster_size, vary(factor)).met:
             return False
         if slowness != AS_PREDICTED:
-            predicted = trials.trial(candidate, cluster_size, vary(factor, 1.0))
-            return predicted.find_worst(("ttft",)) * slowness.first_token <= 1
+            change = vary(factor, 1.0, slowness.first_token)
+            return trials.trial(candidate, cluster_size, change).find_worst(late) <= 1
         if factor != 2.0:
             return True
         needed = trials.find(candidate, vary(factor)).size

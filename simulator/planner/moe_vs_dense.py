@@ -140,8 +140,10 @@ def over_rates(trials: Trials, moe: Rivals, dense: Rivals) -> OverRates:
     found: dict[float, tuple[Priced, Priced]] = {}
 
     def add_demand(one: Priced, rate: float) -> Priced:
+        if one.evaluation.candidate in (moe.now, *moe.others, dense.now, *dense.others):
+            return one._replace(rate=rate)  # known as asked
         estimate = Estimator(trials, _at_rate(rate)).estimate(one.evaluation)
-        return one._replace(demand=estimate and estimate.demand)
+        return one._replace(demand=estimate and estimate.demand, rate=rate)
 
     points: list[tuple[float, Priced, Priced]] = []
     flips: list[Flip] = []
@@ -233,7 +235,7 @@ def compare_at_targets(
     moe, dense, pruned = (None if one is None else price(one) for one in best.values())
     ratio = moe.divide(dense) if moe and dense else None
     pruned_ratio = pruned.divide(dense) if pruned and dense else None
-    drawn = [costs.draw_priced(one) for one in (moe, dense, pruned)]
+    drawn = [costs.draw_cheapest(kind) for kind in best]
     points = [_point(result, costs, *point) for point in (rates.points if rates else [])]
     flips = [*(rates.flips if rates else []), *_list_flips(ratio, sensitivities)]
     return Comparison.model_validate(
@@ -283,8 +285,7 @@ def _point(
     """
     is_known = 0 < dense.cost < math.inf and moe.cost < math.inf
     ratio = moe.cost / dense.cost if is_known else None
-    # Samples as asked say nothing of another rate.
-    drawn = [one.demand and costs.draw_priced(one) for one in (moe, dense)]
+    drawn = [costs.draw_priced(one) for one in (moe, dense)]
     point: dict[str, Any] = {"rate": rate, "requests_per_s": _read_rate(result.trials, rate)}
     for name, one, draws in zip(("moe", "dense"), (moe, dense), drawn, strict=True):
         key = f"{name}_cost_per_hour"

@@ -32,18 +32,18 @@ class GpuDemand(NamedTuple):
     error: CalibrationError
     slower: list[float]
     """Factors on the steps' seconds, rising."""
-    gpus: list[int]
-    """GPUs of the smallest cluster at each factor; 0 where not even the largest meets the
-    targets."""
+    gpus: list[float]
+    """GPUs that just meet the targets at each factor, whatever the sizes that clusters come in
+    (:attr:`~simulator.planner.explore.Evaluation.needed`); 0 where not even the largest does."""
     noise: tuple[float, ...] = ()
     """GPUs with each of :data:`RESAMPLES` over those with the sample asked for; empty = the
     same."""
-    by_resample: tuple[list[int], ...] = ()
+    by_resample: tuple[list[float], ...] = ()
     """``gpus`` with each of :data:`RESAMPLES`, where that was tabulated instead."""
 
     @property
-    def base(self) -> int:
-        """GPUs that are needed as the calibration has it."""
+    def base(self) -> float:
+        """GPUs that just do as the calibration has it."""
         return self.gpus[self.slower.index(1.0)]
 
 
@@ -55,6 +55,8 @@ class Priced(NamedTuple):
     """Cost per hour, in the plan's currency; infinite where nothing meets the targets."""
     demand: GpuDemand | None = None
     """GPUs that it needs if steps take longer, under other conditions than asked."""
+    rate: float | None = 1.0
+    """Times the traffic that is served; ``None`` under other conditions than of traffic."""
 
     @property
     def finite_cost(self) -> float | None:
@@ -102,150 +104,118 @@ class ErrorSamples:
         """``[n]`` measured over predicted seconds of a step."""
         return np.exp(error.middle + error.spread * self.draw_scores(error))
 
-    def draw_gpus(self, demand: GpuDemand, sizes: tuple[int, ...]) -> Floats:
-        """``[n]`` GPUs that are needed; infinite where nothing meets the targets.
-
-        Args:
-            sizes: that the cluster comes in, rising.
-        """
+    def draw_gpus(self, demand: GpuDemand) -> Floats:
+        """``[n]`` GPUs that just meet the targets; infinite where nothing does."""
         slower = self.draw_slowness(demand.error)
         if not demand.by_resample:
-            noise = (1.0, *(demand.noise or (1.0,) * len(RESAMPLES)))
-            as_slow = np.array([_convert_noise(demand, ratio) for ratio in noise])[self.resample]
-            needed = interpolate_gpus(demand, sizes, slower * as_slow[:, 0])
-            return np.asarray(needed * as_slow[:, 1])
+            noise = np.array([1.0, *(demand.noise or (1.0,) * len(RESAMPLES))])
+            return np.asarray(interpolate_gpus(demand, slower) * noise[self.resample])
         found = np.empty(self.count)
         for number, gpus in enumerate((demand.gpus, *demand.by_resample)):
             here = self.resample == number
-            found[here] = interpolate_gpus(demand._replace(gpus=gpus), sizes, slower[here])
+            found[here] = interpolate_gpus(demand._replace(gpus=gpus), slower[here])
         return found
 
 
-def _convert_noise(demand: GpuDemand, ratio: float) -> tuple[float, float]:
-    """Factor on the steps' seconds with which a deployment needs ``ratio`` times the GPUs.
-
-    A sample that is harder counts as that: the two together need what the sum of both needs, not
-    one rounded size times another.
-
-    Returns:
-        That factor, and 1; or 1 and ``ratio``, where nothing that was tried needs so many.
-    """
-    slower, gpus, place = demand.slower, demand.gpus, demand.slower.index(1.0)
-    wanted = gpus[place] * ratio
-    if ratio > 1:
-        tried, inward = range(place + 1, len(gpus)), -1
-        beyond = next((n for n in tried if gpus[n] >= wanted), None)
-    else:
-        tried, inward = range(place - 1, -1, -1), 1
-        beyond = next((n for n in tried if ratio < 1 and 0 < gpus[n] <= wanted), None)
-    if beyond is None:
-        return 1.0, ratio
-    return math.sqrt(slower[beyond + inward] * slower[beyond]), 1.0
-
-
-def interpolate_gpus(demand: GpuDemand, sizes: tuple[int, ...], slower: Floats) -> Floats:
-    """GPUs needed if steps take so many times as long: between what was tried, the next size there
-    is. Never fewer if slower.
+def interpolate_gpus(demand: GpuDemand, slower: Floats) -> Floats:
+    """GPUs that just do if steps take so many times as long: a power of that between what was
+    tried. Never fewer if slower.
     """
     needed = np.maximum.accumulate(np.array([number or math.inf for number in demand.gpus]))
     tried, at = np.log(demand.slower), np.log(slower)
     num_known = int(np.isfinite(needed).sum())
     if not num_known:
         return np.full(len(slower), np.inf)
-    between = np.interp(at, tried[:num_known], needed[:num_known])
-    offered = np.array(sizes, dtype=np.float64)
-    places = np.minimum(np.searchsorted(offered, between * (1 - 1e-9)), len(offered) - 1)
+    between = np.exp(np.interp(at, tried[:num_known], np.log(needed[:num_known])))
     limit = math.inf
     if num_known < len(tried):
         limit = (tried[num_known - 1] + tried[num_known]) / 2
-    return np.where(at <= limit, offered[places], np.inf)
+    return np.where(at <= limit, between, np.inf)
 
 
 class CostSamples:
     """Samples of what deployments need and cost, the same for all of them.
 
     Args:
-        demands: as asked.
-        closed: in closed form as asked, which says how much more is needed under other conditions.
+        demands: as asked. Under other conditions a deployment's need grows with its steps' seconds
+            as it does as asked, where nothing else is known.
+        latest: factors on the seconds to first token up to which deployments meet the targets at
+            the size that was found.
     """
 
     def __init__(
         self,
         result: SearchResult,
         demands: Mapping[Candidate, GpuDemand],
-        closed: Mapping[Candidate, GpuDemand] = MappingProxyType({}),
+        latest: Mapping[Candidate, float] = MappingProxyType({}),
     ) -> None:
+        self._latest = latest
         self.errors = ErrorSamples(result.question.seed)
         self.demands = demands
-        self._closed = closed
         self._space = result.space
         self._is_free = all(machines.gpu_hour == 0 for machines in result.space.machines)
-        self._asked = {one.candidate: one for one in result.met}
-        self._kept: dict[Candidate, NDArray[np.bool_]] = {}
+        self._met = result.met
+        self._sizes = {one.candidate: one.size for one in self._met}
+        self._carried: dict[Candidate, Floats] = {}
 
-    def settle(self, candidate: Candidate, kept: NDArray[np.bool_]) -> None:
-        """Say in which samples a deployment meets all targets at the size that was found: it needs
-        no more in these, and the next size at the least in the others.
+    def settle(self, candidate: Candidate, carried: Floats) -> None:
+        """Say how many times the traffic, ``[n]``, a deployment carries at the size that was found:
+        it needs no more for that, and the next size at the least for more.
         """
-        self._kept[candidate] = kept
+        self._carried[candidate] = carried
 
-    def draw_gpus(self, evaluation: Evaluation, demand: GpuDemand | None = None) -> Floats | None:
+    def draw_gpus(
+        self, evaluation: Evaluation, demand: GpuDemand | None = None, rate: float | None = 1.0
+    ) -> Floats | None:
         """``[n]`` GPUs that a deployment needs, infinite where nothing meets the targets; ``None``
         where that is not known.
 
         Args:
-            demand: under other conditions than those that were asked for.
+            demand: under other conditions than those that were asked for, if it was simulated; else
+                it counts where there is none as asked.
+            rate: times the traffic; ``None`` under other conditions than of traffic.
         """
-        candidate, size = evaluation.candidate, evaluation.size
-        asked = self._asked.get(candidate, evaluation)
-        closed = self._closed.get(candidate)
-        if size is None:
+        candidate, known = evaluation.candidate, self.demands.get(evaluation.candidate)
+        if demand is not None and (known is None or not demand.by_resample):
+            known = demand._replace(noise=known.noise if known is not None else demand.noise)
+        if evaluation.size is None or known is None:
             return None
         sizes = self._space.machines_at(candidate.shape).sizes
-        gpus = self._draw_as_asked(asked, sizes)
-        if demand is not None and (gpus is None or closed is None):
-            return _draw_scaled(self.errors, demand, size, sizes)
-        if gpus is None or asked.size is None:
-            return None
-        factor = np.full(len(gpus), size / asked.size)
-        if demand is not None and closed is not None and demand != closed:
-            now, before = (self.errors.draw_gpus(one, sizes) for one in (demand, closed))
-            factor *= divide_finite(now, before) * ((closed.base or 1) / (demand.base or 1))
-        return round_up(gpus * factor, sizes)
-
-    def _draw_as_asked(self, evaluation: Evaluation, sizes: tuple[int, ...]) -> Floats | None:
-        demand, size = self.demands.get(evaluation.candidate), evaluation.size
-        if demand is None or size is None:
-            return None
-        gpus = _draw_scaled(self.errors, demand, size, sizes)
-        kept = self._kept.get(evaluation.candidate)
-        if kept is None:
+        ratio = self.errors.draw_gpus(known) / (known.base or 1.0)
+        gpus = round_up(evaluation.needed * ratio, sizes)
+        carried, size = self._carried.get(candidate), self._sizes.get(candidate)
+        if size is None or rate is None:
             return gpus
         larger = min((one for one in sizes if one > size), default=math.inf)
-        return np.where(kept, np.minimum(gpus, size), np.maximum(gpus, larger))
+        if carried is None:
+            shift = known.error.shift_first_token(self.errors.draw_scores(known.error))
+            is_late = shift > math.log(self._latest.get(candidate, math.inf))
+            return np.maximum(gpus, np.where(is_late & (rate == 1.0), larger, 0.0))
+        return np.where(carried >= rate, np.minimum(gpus, size), np.maximum(gpus, larger))
 
-    def draw_costs(self, evaluation: Evaluation, demand: GpuDemand | None = None) -> Floats | None:
+    def draw_costs(
+        self, evaluation: Evaluation, demand: GpuDemand | None = None, rate: float | None = 1.0
+    ) -> Floats | None:
         """``[n]`` costs per hour, known as :meth:`draw_gpus` is; GPUs where machines cost
         nothing.
         """
-        gpus = self.draw_gpus(evaluation, demand)
+        gpus = self.draw_gpus(evaluation, demand, rate)
         price = self._space.machines_at(evaluation.candidate.shape).gpu_hour
         return None if gpus is None else gpus * (1.0 if self._is_free else price)
 
+    def draw_cheapest(self, kind: str) -> Floats | None:
+        """``[n]`` costs of the deployment of a kind that is cheapest then."""
+        of_kind = [one for one in self._met if self._space.kind(one.candidate.shape) == kind]
+        drawn = [cost for one in of_kind if (cost := self.draw_costs(one)) is not None]
+        return np.min(drawn, axis=0) if drawn else None
+
     def draw_priced(self, one: Priced | None) -> Floats | None:
         """``[n]`` costs of an evaluation at a cost, known as :meth:`draw_gpus` is."""
-        drawn = None if one is None else self.draw_costs(one.evaluation, one.demand)
+        drawn = None if one is None else self.draw_costs(one.evaluation, one.demand, one.rate)
         if one is None or drawn is None:
             return None
         own = one.evaluation.cost_per_hour
         return drawn * (one.cost / own if 0 < own < math.inf else 1.0)
-
-
-def _draw_scaled(
-    errors: ErrorSamples, demand: GpuDemand, size: int, sizes: tuple[int, ...]
-) -> Floats:
-    """``[n]`` GPUs, ``size`` of them as the calibration has it."""
-    return errors.draw_gpus(demand, sizes) * (size / demand.base if demand.base else 1.0)
 
 
 def find_band(values: Floats | None) -> Band:
@@ -297,15 +267,6 @@ def widen_band(value: float, band: Edges, scatter: float) -> Edges:
     """
     below, above = max(0.0, value - band[0]), max(0.0, band[1] - value)
     return max(0.0, value - math.hypot(below, scatter)), value + math.hypot(above, scatter)
-
-
-def divide_finite(costs: Floats, others: Floats) -> Floats:
-    """Ratios; infinite where only the first is, and 1 where the other is.
-
-    >>> divide_finite(np.array([4.0, np.inf, 4.0]), np.array([2.0, 2.0, np.inf]))
-    array([ 2., inf,  1.])
-    """
-    return np.where(np.isfinite(others), costs / np.where(np.isfinite(others), others, 1.0), 1.0)
 
 
 def round_up(gpus: Floats, sizes: tuple[int, ...]) -> Floats:

@@ -68,15 +68,20 @@ class Outcome(NamedTuple):
         )
 
 
-def measure_outcome(table: pd.DataFrame, traffic: Traffic, targets: Targets, slo: SLO) -> Outcome:
+def measure_outcome(
+    table: pd.DataFrame, traffic: Traffic, targets: Targets, slo: SLO, later: float = 1.0
+) -> Outcome:
     """Hold a trial against the targets, and against an implied one, ``backlog``: that it keeps up
     with what comes.
 
     Args:
         table: ``REQUEST_COLUMNS`` of all requests of the traffic.
+        later: factor on the seconds to first token.
     """
     requests = table.iloc[traffic.lead :]
     latency = latencies(requests)
+    latency["e2e_s"] += (later - 1.0) * latency["ttft_s"]
+    latency["ttft_s"] *= later
     measured: dict[str, float] = {}
     ratios: dict[str, float] = {}
     for name, limits in targets.latencies.items():

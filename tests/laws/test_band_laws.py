@@ -2,15 +2,20 @@
 sizes and samples.
 """
 
+import copy
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from simulator.planner.explore import ClusterSize, Evaluation
 from simulator.planner.samples import (
     RESAMPLES,
+    CostSamples,
     ErrorSamples,
     GpuDemand,
     find_band,
@@ -18,7 +23,7 @@ from simulator.planner.samples import (
 )
 from simulator.planner.uncertainty.confidence import _compare_samples, _list_other_calibrations
 from simulator.results.answer.certainty import Source
-from tests.laws.tiny_question import MANY, candidate, demand, error, trials
+from tests.laws.tiny_question import candidate, demand, error, found, trials
 
 
 @pytest.mark.parametrize("own", ["", "mine"])
@@ -34,39 +39,67 @@ def test_the_band_of_a_known_log_normal_comes_out(parts, own):
     assert np.quantile(slowness, [0.1, 0.5, 0.9]) == pytest.approx(
         [0.8, math.sqrt(1.2), 1.5], rel=0.02
     )
-    assert find_band(samples.draw_gpus(one, MANY)) == pytest.approx((320, 600), rel=0.03)
+    assert find_band(samples.draw_gpus(one)) == pytest.approx((320, 600), rel=0.03)
 
 
 def test_gpus_between_what_was_tried():
-    tried = GpuDemand(error((0.8, 1.25)), [0.8, 1.0, 1.25], [4, 8, 0])
-    slower = np.array([0.1, 0.8, 0.81, 1.0, 1.05, 1.2, 9.0])
-    needed = interpolate_gpus(tried, (1, 2, 4, 8, 16), slower)
-    assert needed.tolist() == [4, 4, 8, 8, 8, np.inf, np.inf]
+    tried = GpuDemand(error((0.8, 1.25)), [0.8, 1.0, 1.25], [4.0, 8.0, 0.0])
+    slower = np.array([0.1, 0.8, math.sqrt(0.8), 1.0, 1.05, 1.2, 9.0])
+    needed = interpolate_gpus(tried, slower)
+    assert needed == pytest.approx([4, 4, math.sqrt(32), 8, 8, np.inf, np.inf])
 
 
 def test_other_samples_count_as_often_as_each_other():
     samples, one = ErrorSamples(3), demand(token=(0.999, 1.001))
-    noisy = samples.draw_gpus(one._replace(noise=(1.0, 1.0, 2.0)), MANY)
+    noisy = samples.draw_gpus(one._replace(noise=(1.0, 1.0, 2.0)))
     doubled = [2 * gpus for gpus in one.gpus]
-    tabulated = samples.draw_gpus(one._replace(by_resample=(one.gpus, one.gpus, doubled)), MANY)
+    tabulated = samples.draw_gpus(one._replace(by_resample=(one.gpus, one.gpus, doubled)))
     for gpus in (noisy, tabulated):
         assert (gpus > 600).mean() == pytest.approx(0.25, abs=0.03)
 
 
-def test_a_harder_sample_and_slower_steps_are_not_rounded_up_twice():
-    """Sizes double: either alone takes the next size, and both together hardly ever two sizes
-    more.
+@given(
+    worst=st.lists(st.floats(0.3, 3.0), min_size=1, max_size=6),
+    size=st.integers(0, 5),
+)
+def test_what_is_needed_lies_between_the_sizes_that_miss_and_meet(worst, size):
+    """Clusters of 1, 2, 4, ... GPUs: rounded up it is the size that was found, and the nearer that
+    is to its limits, the more is needed.
     """
-    one = GpuDemand(error((0.98, 1.1)), [0.9, 1.0, 1.08, 1.2, 1.6], [8, 8, 16, 16, 16])
+    tried = tuple((ClusterSize(2**n, 2**n), ratio) for n, ratio in enumerate(worst))
+    size %= len(tried)
+    assume(worst[size] <= 1)
 
-    def draw(*noise):
-        return ErrorSamples(3).draw_gpus(one._replace(noise=noise), (8, 16, 32))
+    def count(tried):
+        return Evaluation(candidate(0), tried[size][0], None, 1.0, tried).needed
 
-    alone, harder = draw(), draw(2.0, 2.0, 2.0)
-    assert set(alone) == {8.0, 16.0}
-    assert set(harder) == {8.0, 16.0}
-    assert (harder == 16).mean() > (alone == 16).mean() + 0.1
-    assert (draw(4.0, 4.0, 4.0) >= 32).mean() == pytest.approx(0.75, abs=0.03)
+    needed, found = count(tried), tried[size][0].size
+    below = max((one.size for one, ratio in tried[:size] if ratio > 1), default=0)
+    assert below < needed <= found
+    nearer = tuple((one, math.sqrt(r) if one.size == found else r) for one, r in tried)
+    assert count(nearer) >= needed
+
+
+def test_a_harder_sample_and_slower_steps_are_not_rounded_up_twice():
+    """Sizes double: 5 of 8 GPUs are needed, so that neither a fifth more nor steps that take as
+    much longer need another size, and both together seldom do.
+    """
+    one = GpuDemand(error((0.84, 1.19)), [0.5, 1.0, 2.0], [2.5, 5.0, 10.0], (1.2, 1.2, 1.2))
+    tried = ((ClusterSize(4, 4), 1.3), (ClusterSize(8, 8), 0.6))
+    asked = Evaluation(candidate(0), ClusterSize(8, 8), None, 8.0, tried)
+    assert 5 < asked.needed < 6
+    space = copy.copy(found().space)
+    space.machines = [machines._replace(sizes=(4, 8, 16, 32)) for machines in space.machines]
+    costs = CostSamples(found()._replace(space=space, evaluations=[asked]), {candidate(0): one})
+    gpus = costs.draw_gpus(asked)
+    assert (gpus <= 8).mean() > 0.8
+    assert set(gpus) <= {4.0, 8.0, 16.0}
+    costs.settle(candidate(0), np.where(np.arange(4000) % 2, 2.0, 0.9))
+    assert (costs.draw_gpus(asked)[::2] >= 16).all()
+    assert (costs.draw_gpus(asked)[1::2] <= 8).all()
+    twice = replace(asked, tried=((ClusterSize(8, 8), 1.01), (ClusterSize(16, 16), 0.6)),
+                    cluster_size=ClusterSize(16, 16))  # fmt: skip
+    assert (costs.draw_gpus(twice, rate=2.0)[1::2] <= 8).all()
 
 
 def test_a_sample_that_no_size_is_enough_for_fails():
@@ -78,9 +111,9 @@ def test_a_sample_that_no_size_is_enough_for_fails():
         samples.resample,
         [number for number, ratio in zip(RESAMPLES, noise, strict=True) if math.isinf(ratio)],
     )
-    needed = samples.draw_gpus(own._replace(noise=noise), MANY)
+    needed = samples.draw_gpus(own._replace(noise=noise))
     assert np.isinf(needed[failing]).all()
-    assert (needed[~failing] == samples.draw_gpus(own, MANY)[~failing]).all()
+    assert (needed[~failing] == samples.draw_gpus(own)[~failing]).all()
 
 
 def test_calibrations_are_told_of_all_that_meets_the_targets_with_another_than_the_first():

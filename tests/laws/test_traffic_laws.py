@@ -267,7 +267,7 @@ class _Carries:
         if self.gap[0] <= change.conditions.rate < self.gap[1]:
             return Outcome({"tpot_s.p90": 1.1}, {}, 1.0, 1.0)
         ratios = {"tpot_s.p90": change.conditions.rate * change.slower / max(self.most, 1e-9)}
-        return Outcome(ratios | {"ttft_s.p90": self.first_token}, {}, 1.0, 1.0)
+        return Outcome(ratios | {"ttft_s.p90": self.first_token * change.later}, {}, 1.0, 1.0)
 
     def find(self, candidate, change):
         return SimpleNamespace(size=self.needed)

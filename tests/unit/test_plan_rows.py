@@ -24,7 +24,7 @@ TRAFFIC = SimpleNamespace(
 READ = SimpleNamespace(
     read_traffic=lambda change: SimpleNamespace(rate_per_s=5.0 * change.conditions.rate)
 )
-UNKNOWN = SimpleNamespace(draw_priced=lambda *_: None)
+UNKNOWN = SimpleNamespace(draw_priced=lambda *_: None, demands={})
 
 
 def found():
@@ -88,7 +88,7 @@ def test_both_kinds_at_one_rate_have_costs_and_their_ratio(dense, ratio):
 
 
 def test_a_ratio_at_one_rate_has_a_band_where_both_kinds_have_tables():
-    drawn = SimpleNamespace(draw_priced=lambda *_: np.array([20.0, 30.0]))
+    drawn = SimpleNamespace(draw_priced=lambda *_: np.array([20.0, 30.0]), demands={})
     point = _point(
         found(),
         drawn,

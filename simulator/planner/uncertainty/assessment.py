@@ -13,9 +13,8 @@ from simulator.base.data import cache_lookups
 from simulator.base.progress import Progress, show_nothing
 from simulator.config.capacity import Spare
 from simulator.parallel.workers import Workers, use_workers
-from simulator.planner.conditions import AS_ASKED, Change, Conditions, Trials, describe_stretch
+from simulator.planner.conditions import Change, Conditions, Trials, describe_stretch
 from simulator.planner.crossover import map_crossover
-from simulator.planner.estimate import Estimator
 from simulator.planner.evaluations import FigureBands
 from simulator.planner.explore import Evaluation
 from simulator.planner.headroom import Headroom, measure_headroom
@@ -42,6 +41,7 @@ from simulator.planner.uncertainty.confidence import (
     RESAMPLED,
     Choices,
     FixedSize,
+    draw_headroom,
     find_kept,
     find_second_choice,
     simulate_demand,
@@ -180,16 +180,13 @@ def assess(
     estimates = dict(zip((one.candidate for one in met), done["estimates"], strict=True))
     demands = {one: estimate.demand for one, estimate in estimates.items() if estimate is not None}
     demands |= {one: found.demand for one, found in assessed.items() if found.demand is not None}
-    closed = {
-        one: demand
-        for one, found in assessed.items()
-        if found.explored and (demand := found.explored[AS_ASKED].demand) is not None
-    }
-    costs = CostSamples(result, demands, closed)
+    latest = {one: estimate.latest for one, estimate in estimates.items() if estimate is not None}
+    costs = CostSamples(result, demands, latest)
     at_first = assessed[first.candidate].at_first
     if at_first is None:
         raise ValueError("nothing is known of the first choice")
-    costs.settle(first.candidate, find_kept(demands[first.candidate], at_first.tried, costs.errors))
+    own = demands[first.candidate], at_first.tried, costs.errors
+    costs.settle(first.candidate, draw_headroom(*own, find_kept(*own)))
     bander = RowBands(result, first.candidate, at_first.tried, costs, estimates)
     bands = add_probabilities({one.candidate: bander.band_row(one) for one in met}, met, costs)
     explored = {one: assessed[one].explored for one in changes}
@@ -302,9 +299,12 @@ def _assess_first(
 def _explore_changes(
     trials: Trials, candidate: Candidate, changes: Iterable[Change]
 ) -> dict[Change, Priced]:
-    explored = {}
+    explored, asked = {}, trials.space.question
     for change in changes:
-        evaluation = trials.find(candidate, change)
-        estimate = Estimator(trials, change).estimate(evaluation)
-        explored[change] = price(evaluation, estimate and estimate.demand)
+        rate, spare = change.conditions.rate, change.spare
+        if spare == asked.spare and asked.failures.availability is None:
+            spare = None
+        is_traffic = change._replace(spare=spare) == Change(Conditions(rate=rate))
+        found = price(trials.find(candidate, change))
+        explored[change] = found._replace(rate=rate if is_traffic else None)
     return explored

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from simulator.planner.calibration_error import Z_80, Edges, Floats
-from simulator.planner.conditions import Change, Trials, describe_stretch
+from simulator.planner.conditions import AS_ASKED, Change, Trials, describe_stretch
 from simulator.planner.estimate import Estimate, Estimator
 from simulator.planner.evaluations import FigureBands, row_of
 from simulator.planner.explore import ClusterSize, Evaluation
@@ -38,6 +38,7 @@ from simulator.planner.samples import (
 )
 from simulator.planner.screen import Candidate
 from simulator.planner.search import SearchResult
+from simulator.planner.trial import Outcome
 from simulator.planner.uncertainty.confidence import RESAMPLED, FixedSize, band_figures
 from simulator.results.answer import LossRow, SpareRow
 
@@ -50,6 +51,8 @@ _PER_TOKEN = (
     "cost_joules_per_output_token",
 )
 """Figures of the cluster as it is that tokens share."""
+_BISECTIONS = 3
+"""Bisections of how much later first tokens may come."""
 _LATENCIES = ("tpot_s", "ttft_s", "e2e_s")
 _SHARE = "attainment"
 _TOKENS = "output_tokens_per_s"
@@ -65,22 +68,38 @@ def estimate_all(
     """
     estimator = Estimator(trials, resamples=True)
     found = [estimator.estimate(evaluation, rate_per_s) for evaluation in evaluations]
-    if trials.space.question.targets.attainment is None:
-        return found
     return [
-        one and one._replace(attainment=_simulate_attainment(trials, evaluation, one.demand))
+        one and _add_attainment(one._replace(latest=_find_latest(evaluation)), trials, evaluation)
         for one, evaluation in zip(found, evaluations, strict=True)
     ]
 
 
-def _simulate_attainment(trials: Trials, evaluation: Evaluation, demand: GpuDemand) -> Edges | None:
-    if evaluation.cluster_size is None:
-        return None
-    fast, slow = (
-        trials.trial(evaluation.candidate, evaluation.cluster_size, Change(slower=edge))
-        for edge in demand.error.edges
-    )
-    return fast.measured[_SHARE], slow.measured[_SHARE]
+def _find_latest(evaluation: Evaluation) -> float:
+    worst = 0.0 if evaluation.outcome is None else evaluation.outcome.find_worst(("ttft",))
+    return 1 / worst if worst else math.inf
+
+
+def _add_attainment(estimate: Estimate, trials: Trials, evaluation: Evaluation) -> Estimate:
+    """Add the shares of requests that keep their limits, where that is a target: at both ends of
+    the band, and how much later first tokens may come.
+    """
+    size = evaluation.cluster_size
+    if size is None or trials.space.question.targets.attainment is None:
+        return estimate
+    error = estimate.demand.error
+
+    def measure(**change: float) -> Outcome:
+        return trials.trial(evaluation.candidate, size, AS_ASKED._replace(**change))  # type: ignore[arg-type]
+
+    fast, slow = (measure(slower=edge) for edge in error.edges)
+    low, high = 1.0, max(1.0, error.bands.first_token[1])
+    late = measure(later=high)
+    for _ in range(0 if late.met else _BISECTIONS):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if measure(later=middle).met else (low, middle)
+    shares = [one.measured[_SHARE] for one in (fast, slow, late)]
+    latest = estimate.latest if late.met else min(estimate.latest, math.sqrt(low * high))
+    return estimate._replace(attainment=(shares[0], min(shares[1:])), latest=latest)
 
 
 class RowBands:
@@ -227,9 +246,9 @@ def band_spare_nodes(
     """
     banded: list[SpareRow] = []
     base: Floats | None = None
-    for row, (evaluation, _, demand) in zip(rows, found, strict=True):
-        gpus = None if demand is None else costs.draw_gpus(evaluation, demand)
-        drawn = None if demand is None else costs.draw_costs(evaluation, demand)
+    for row, one in zip(rows, found, strict=True):
+        gpus = costs.draw_gpus(one.evaluation, rate=one.rate)
+        drawn = costs.draw_priced(one)
         base = base if banded else drawn
         extra = None
         if drawn is not None and base is not None:

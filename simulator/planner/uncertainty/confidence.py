@@ -75,34 +75,34 @@ def simulate_demand(trials: Trials, candidate: Candidate, resamples: bool = Fals
         resamples: whether other samples of requests count.
     """
 
-    def size(change: Change) -> int:
-        found = trials.find(candidate, change).cluster_size
-        return 0 if found is None else found.size
+    def count(change: Change) -> float:
+        needed = trials.find(candidate, change).needed
+        return needed if math.isfinite(needed) else 0.0
 
     opened = trials.open_explorer(candidate)
     plan = opened.plan(ClusterSize(0, 1, 1 if candidate.prefill is not None else 0))
     error = estimate_candidate_error(Curve(plan, opened.traffic, candidate.budget), candidate)
     slower = sorted({1.0, *(math.exp(error.middle + z * error.spread) for z in _SCORES)})
-    gpus = [size(Change(slower=factor)) for factor in slower]
+    gpus = [count(Change(slower=factor)) for factor in slower]
     for _ in range(_BISECTIONS):
         edge = next((n for n in range(1, len(slower)) if gpus[n - 1] and not gpus[n]), None)
         if edge is None:
             break
         slower.insert(edge, math.sqrt(slower[edge - 1] * slower[edge]))
-        gpus.insert(edge, size(Change(slower=slower[edge])))
+        gpus.insert(edge, count(Change(slower=slower[edge])))
     demand = GpuDemand(error, slower, gpus)
     if not resamples:
         return demand
-    sizes = [size(change) for change in RESAMPLED]
-    return demand._replace(noise=_compare_samples(demand.base, sizes))
+    needed = [count(change) for change in RESAMPLED]
+    return demand._replace(noise=_compare_samples(demand.base, needed))
 
 
-def _compare_samples(base: int, sizes: list[int]) -> tuple[float, ...]:
+def _compare_samples(base: float, needed: list[float]) -> tuple[float, ...]:
     """GPUs that are needed with other samples over those with the one asked for.
 
     Infinite with a sample for which no size is enough; 1 where there is none for the one asked for.
     """
-    return tuple((size or math.inf) / base if base else 1.0 for size in sizes)
+    return tuple((one or math.inf) / base if base else 1.0 for one in needed)
 
 
 class FixedSize(NamedTuple):
@@ -110,6 +110,9 @@ class FixedSize(NamedTuple):
 
     slowed: dict[float, Outcome]
     """Outcomes by factor on the steps' seconds, as of its demand."""
+    later: dict[float, Outcome]
+    """Outcomes by factor on the seconds to first token, rising from 1; of a target on requests
+    that keep several limits."""
     resampled: tuple[Outcome, ...]
     """Outcomes with each of :data:`RESAMPLES`."""
     headroom: Headroom
@@ -144,16 +147,30 @@ def try_fixed_size(
     trials: Trials, candidate: Candidate, size: ClusterSize, demand: GpuDemand
 ) -> FixedSize:
     """Try a deployment at its size with slower steps and other samples."""
-    slowed = {
-        factor: trials.trial(candidate, size, Change(slower=factor)) for factor in demand.slower
-    }
-    for _ in range(_KNEE_BISECTIONS):
-        knee = next((n for n in pairwise(sorted(slowed)) if not slowed[n[1]].met), None)
-        if knee is None or not slowed[knee[0]].met:
-            break
-        factor = math.sqrt(knee[0] * knee[1])
-        slowed[factor] = trials.trial(candidate, size, Change(slower=factor))
-    slowed = dict(sorted(slowed.items()))
+
+    def find_knee(name: str, factors: list[float]) -> dict[float, Outcome]:
+        """Outcomes by factor, with some more between the last one that meets the targets and the
+        first that does not.
+        """
+
+        def try_factor(factor: float) -> Outcome:
+            change = Change(slower=factor) if name == "slower" else Change(later=factor)
+            return trials.trial(candidate, size, change)
+
+        known = {factor: try_factor(factor) for factor in factors}
+        for _ in range(_KNEE_BISECTIONS):
+            knee = next((n for n in pairwise(sorted(known)) if not known[n[1]].met), None)
+            if knee is None or not known[knee[0]].met:
+                break
+            factor = math.sqrt(knee[0] * knee[1])
+            known[factor] = try_factor(factor)
+        return dict(sorted(known.items()))
+
+    slowed = find_knee("slower", demand.slower)
+    later = {1.0: slowed[1.0]}
+    if "attainment" in slowed[1.0].ratios:
+        shifts = np.exp(demand.error.shift_first_token(np.array([0.0, *_SCORES[2:]])))
+        later = find_knee("later", [1.0, *shifts[shifts > 1].tolist()])
     headroom = measure_headroom(trials, candidate, size)
     near = max(headroom.factor, LEAST)
     bands, found = demand.error.bands, [headroom.factor]
@@ -163,7 +180,7 @@ def try_fixed_size(
     ends = [Slowness(*end) for end in zip(bands.token, bands.first_token, strict=True)]
     fast, slow = (measure_headroom(trials, candidate, size, end, near / end.step) for end in ends)
     resampled = tuple(trials.trial(candidate, size, change) for change in RESAMPLED)
-    return FixedSize(slowed, resampled, headroom, tuple(found), (fast.factor, slow.factor))
+    return FixedSize(slowed, later, resampled, headroom, tuple(found), (fast.factor, slow.factor))
 
 
 class Choices(NamedTuple):
@@ -255,20 +272,13 @@ def summarise_confidence(
             "dearer_than_second": more,
             "second": text_of(result, choices.second),
         }
-    moe, dense = (_draw_cheapest(result, costs, kind) for kind in ("MoE", "dense"))
+    moe, dense = map(costs.draw_cheapest, ("MoE", "dense"))
     if moe is not None and dense is not None:
         compared |= {
             "moe_beats_dense": count_share(moe < dense, moe, dense),
             "moe_costs_no_more_than_dense": count_share(moe <= dense, moe, dense),
         }
     return answer.model_copy(update=compared)
-
-
-def _draw_cheapest(result: SearchResult, costs: CostSamples, kind: str) -> Floats | None:
-    """``[n]`` costs of the deployment of a kind that is cheapest then."""
-    of_kind = [one for one in result.met if result.space.kind(one.candidate.shape) == kind]
-    drawn = [cost for one in of_kind if (cost := costs.draw_costs(one)) is not None]
-    return np.min(drawn, axis=0) if drawn else None
 
 
 def draw_headroom(
@@ -281,6 +291,7 @@ def draw_headroom(
     as_slow = np.exp(np.interp(-errors.draw_scores(demand.error), [-Z_80, Z_80], slow))
     other = np.array(tried.headrooms)[errors.resample] / max(tried.headrooms[0], LEAST / 2)
     found = as_slow * other
+    found[found < LEAST] = 0.0
     return np.where(kept, np.maximum(found, 1.0), np.minimum(found, 1 / COARSE_STEP))
 
 
@@ -295,7 +306,12 @@ def find_kept(demand: GpuDemand, tried: FixedSize, errors: ErrorSamples) -> NDAr
         curve = np.maximum.accumulate([one.ratios[name] for one in tried.slowed.values()])
         others = np.array([base, *(one.ratios[name] for one in tried.resampled)])[errors.resample]
         if name in _SHARES:
-            drawn = np.interp(np.log(slowness), np.log(list(tried.slowed)), curve) + others - base
+            drawn = np.interp(np.log(slowness), np.log(list(tried.slowed)), curve)
+            late = [one.ratios[name] for one in tried.later.values()]
+            shift = demand.error.shift_first_token(score)
+            as_late = np.interp(shift, np.log(list(tried.later)), late)
+            drawn = np.where(shift > 0, np.maximum(drawn, as_late), drawn)
+            drawn += others - base
         else:
             known = np.log(list(tried.slowed)), np.log(np.maximum(curve, _LEAST_RATIO))
             drawn = np.exp(np.interp(np.log(slowness), *known))
@@ -322,6 +338,10 @@ def band_figures(
         ends = [edge[name] for edge in edges]
         if name.startswith("ttft"):
             ends += [value * edge for edge in demand.error.bands.first_token]
+        elif name == "attainment":
+            late = demand.error.bands.first_token[1]
+            nearest = min(tried.later, key=lambda factor: abs(factor - late))
+            ends.append(list_figures(tried.later[nearest])[name])
         low, high = widen_band(value, (min(ends), max(ends)), scatters[name])
         scale = whole.get(name, value) / value if value else 1.0
         low, value, high = low * scale, whole.get(name, value), high * scale

@@ -4,6 +4,7 @@ more skew or other prices.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from simulator.planner.conditions import AS_ASKED, Change, Conditions, list_reco
 from simulator.planner.evaluations import best_of_each, text_of
 from simulator.planner.samples import (
     CostSamples,
+    GpuDemand,
     Priced,
     find_band,
     find_ratio_band,
@@ -97,7 +99,9 @@ class Sensitivity:
         if base is None:
             return []
         rows = [
-            self.describe(one.name, one.text, self._price_under(one.change), base, self._note(one))
+            self.describe(
+                one.name, one.text, self._price_under(one.change), base, self._note(one), one.change
+            )
             for one in WHAT_IFS
         ]
         machines = self._result.space.machines
@@ -129,13 +133,20 @@ class Sensitivity:
         return self.describe(name, text, changed, base, "")
 
     def describe(
-        self, name: str, text: str, priced: Sequence[Priced], base: Priced, note: str
+        self,
+        name: str,
+        text: str,
+        priced: Sequence[Priced],
+        base: Priced,
+        note: str,
+        change: Change = AS_ASKED,
     ) -> SensitivityRow:
         """The row of one change.
 
         Args:
             priced: all deployments under the change.
             base: the best one without it.
+            change: to be simulated at both ends of the calibration's band.
         """
         best = _find_cheapest(priced)
         moe, dense = (self._find_best(priced, kind) for kind in ("MoE", "dense"))
@@ -153,6 +164,7 @@ class Sensitivity:
             "cost_moe_over_dense": moe.divide(dense) if moe and dense else None,
             "note": note if best is not None else nothing,
         }
+        best, moe, dense = (self._try_ends(one, change) for one in (best, moe, dense))
         mine, theirs, of_moe, of_dense = map(self._costs.draw_priced, (best, base, moe, dense))
         if best is not None and best.cost > 0:
             row |= name_band("cost_per_hour", best.cost, find_band(mine))
@@ -160,6 +172,23 @@ class Sensitivity:
         band = find_ratio_band(of_moe, of_dense)
         row |= name_band("cost_moe_over_dense", row["cost_moe_over_dense"], band)
         return SensitivityRow.model_validate(row)
+
+    def _try_ends(self, priced: Priced | None, change: Change) -> Priced | None:
+        """Add the GPUs that a deployment needs with the calibration off, under other conditions
+        than of traffic.
+        """
+        known = None if priced is None else self._costs.demands.get(priced.evaluation.candidate)
+        if priced is None or priced.rate is not None or known is None:
+            return priced
+        candidate, slower = priced.evaluation.candidate, sorted({1.0, *known.error.edges})
+        then, now = (
+            [self._result.trials.find(candidate, one._replace(slower=n)).needed for n in slower]
+            for one in (change, AS_ASKED)
+        )
+        if then == now:  # what a change leaves alone is as certain as before
+            return priced._replace(rate=1.0)
+        gpus = [needed if math.isfinite(needed) else 0.0 for needed in then]
+        return priced._replace(demand=GpuDemand(known.error, slower, gpus))
 
     def _find_best(self, priced: Sequence[Priced], kind: str) -> Priced | None:
         space = self._result.space
