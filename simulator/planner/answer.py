@@ -54,8 +54,10 @@ def make_answer(
         currency=result.question.power.currency,
         targets=result.question.targets.limits,
         models=tuple(
-            ModelEntry(name=model.name, is_moe=model.moe is not None)
-            for model in result.space.models
+            dict.fromkeys(
+                ModelEntry(name=model.name, is_moe=model.moe is not None)
+                for model in result.space.models
+            )
         ),
         spare=_describe_spare(result, first),
         clusters=tuple(one.offer.cluster for one in machines),

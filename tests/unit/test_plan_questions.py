@@ -309,7 +309,7 @@ def test_the_reason_of_a_model_is_its_own():
 
     tried = [one(1, None, ""), one(1, None, "too long"), one(0, "measured", "missed")]
     found = SimpleNamespace(screened={}, evaluations=tried)
-    assert [_find_reason(found, model) for model in (0, 1)] == ["nothing was tried", "too long"]
+    assert [_find_reason(found, [model]) for model in (0, 1)] == ["nothing was tried", "too long"]
 
 
 @pytest.mark.parametrize("telling", ["TOO_FEW", "TOO_SLOW", "MEMORY", "TOO_LARGE"])
@@ -423,6 +423,7 @@ def test_further_keys_are_tried_and_run_as_planned(tmp_path):
     }
     answer = plan(asked, folder=tmp_path / "out", cache=tmp_path / "cache", workers=1)
     assert answer.num_simulated >= 4
+    assert [model.name for model in answer.models] == ["llama-3.1-8b"]
     scenario = load_scenario(tmp_path / "out/recommended.toml")
     spec = scenario.deployments[0]
     assert spec.kv_block_tokens == 32
