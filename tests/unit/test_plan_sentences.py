@@ -150,6 +150,16 @@ def test_the_reasons_say_what_binds_and_what_is_left():
     assert line.startswith(
         "Closest to its limit is the time per output token (p90): 16.5 ms, limit 50 ms"
     )
+    easy["targets"] |= {"ttft_s.p90": 1.0, "attainment": 0.9}
+    easy["recommended"] |= {"ttft_s.p90": 0.4, "attainment": 0.95}
+    easy["recommended"] |= {"worst_target": "backlog", "worst_ratio": 0.92}
+    (line,) = [line for line in reasons(easy) if "limit 50 ms" in line]
+    assert line.startswith("What binds is the backlog of requests that pile up: it is at 92 %")
+    assert [part.split(" (")[0].split(": ")[0] for part in line.split("; ")[1:]] == [
+        "share of requests within their limits",
+        "time to first token",
+        "time per output token",
+    ]
 
 
 def test_bands_sizes_and_reasons_are_said_plainly():
