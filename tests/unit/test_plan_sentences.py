@@ -273,7 +273,7 @@ def test_spare_replicas_are_told_with_what_they_are_enough_for():
     answer["spare"] |= {"alone_low": 0.984, "alone_high": 0.9968}
     said = next(line for line in reasons(answer) if "spare" in line)
     assert said == (
-        "4 replicas keep every target, and 1 more is spare: of 5 replicas at least 4 serve for "
+        "The cluster has room for 4 replicas and 1 spare: of 5 replicas at least 4 serve for "
         "99.951 to 99.9987 % of the time at the failure rates of [failures] (99.9 % is asked "
         "at the higher rate); without spare ones it would be 98.4 to 99.68 %. 8 of its 40 GPUs are "
         "spare, 20.00 EUR per hour."
