@@ -88,7 +88,7 @@ def plan(
     else:
         print_plan(answer)
     console.say_notes(list_routing_notes(loaded))
-    console.err.say(counted.tell_simulated(store))
+    console.err.say(tell_simulated(answer.num_simulated, store))
     if answer.traffic is not None:
         console.err.say(
             f"judged by {answer.traffic.num_requests:,} requests at "
@@ -111,17 +111,6 @@ class _Counted:
             self._simulations[name] = (done, total)
         self._bars(name, done, total, best)
 
-    def tell_simulated(self, store: Store) -> str:
-        """Describe how many deployments were simulated, and how many of them by an
-        earlier search.
-        """
-        known = store.num_recalled
-        done = sum(
-            count for name, (count, _) in self._simulations.items() if name.startswith("simulating")
-        )
-        kept = f", {known:,} kept from before in {store.folder}" if known else ""
-        return f"{done - known:,} simulated{kept}"
-
     def tell_kept(self, store: Store) -> str:
         """Describe the results kept when the search is stopped."""
         done, total = (sum(counts[n] for counts in self._simulations.values()) for n in range(2))
@@ -136,6 +125,15 @@ class _Counted:
             f"stopped; {done} of {total} simulations are kept in {store.folder}: "
             "run the same command to go on"
         )
+
+
+def tell_simulated(number: int, store: Store) -> str:
+    """Describe how many of the deployments an earlier search has simulated, and how many this one
+    has.
+    """
+    known = store.num_recalled
+    kept = f", {known:,} kept from before in {store.folder}" if known else ""
+    return f"{number - known:,} simulated{kept}"
 
 
 def print_plan(answer: Answer) -> None:

@@ -327,10 +327,9 @@ def _describe_memory(plan: DeploymentPlan) -> Assumption:
     else:
         source, kind = f"{engine.title}: {engine.sources.get('memory', '')}", rules.off_kind
         source += "; the share is the deployment's" if has_share else ""
-        whose = "a log's" if kind == "fitted" else "an engine's, it is assumed,"
-        value += (
-            f"; {whose} KV cache is {low / 1e9:+.1f} to {high / 1e9:+.1f} GB off in 80 % of cases"
-        )
+        said = "is" if kind == "fitted" else "is assumed to be"
+        off = f"{low / 1e9:+.1f} to {high / 1e9:+.1f} GB off"
+        value += f"; an engine's KV cache {said} {off} in 80 % of cases"
     return Assumption("memory held back", value, kind, source)
 
 

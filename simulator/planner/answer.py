@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from simulator.config.capacity import Spare
 from simulator.planner.assumptions import state_basis
 from simulator.planner.conditions import AS_ASKED
 from simulator.planner.evaluations import best_of_each, row_of, spares_of
-from simulator.planner.explore import Evaluation, resize_candidate
+from simulator.planner.explore import Evaluation
 from simulator.planner.handover import hand_over
 from simulator.planner.losses import whole_nodes
 from simulator.planner.pareto import find_pareto
@@ -54,12 +53,14 @@ def make_answer(
         currency=result.question.power.currency,
         targets=result.question.targets.limits,
         models=tuple(
-            ModelEntry(name=model.name, is_moe=model.moe is not None)
-            for model in result.space.models
+            dict.fromkeys(
+                ModelEntry(name=model.name, is_moe=model.moe is not None)
+                for model in result.space.models
+            )
         ),
         spare=_describe_spare(result, first),
         clusters=tuple(one.offer.cluster for one in machines),
-        num_simulated=_count_simulated(result),
+        num_simulated=result.num_simulated,
         num_legal=result.num_legal,
         num_ruled_out=sum(ruled.counts.values()),
         ruled_out=tuple(
@@ -106,16 +107,6 @@ def _recommend(row: DeploymentRow, found: Assessment) -> RecommendedRow:
             **(name_band("headroom", found.headroom.factor, ends) if ends else {}),
         }
     )
-
-
-def _count_simulated(result: SearchResult) -> int:
-    """Searches for a size; one for deployments whose first round was of all requests, however many
-    replicas they turned out to need.
-    """
-    first = [
-        replace(evaluation, candidate=resize_candidate(evaluation)) for evaluation in result.first
-    ]
-    return len(first) + sum(evaluation not in first for evaluation in result.evaluations)
 
 
 def _describe_spare(result: SearchResult, best: Evaluation | None) -> SpareGpus:

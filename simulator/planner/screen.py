@@ -266,7 +266,7 @@ def size_candidate(
     held, least_held = (space.find_cluster(shape, number) for number in (replicas or least, least))
     if least_held is None:
         no_room, text = explain_no_room(space, shape, least), space.text(shape)
-        few = f"{least * shape.num_ranks:,} GPUs or more"
+        few = f"{space.count_gpus(shape, least):,} GPUs or more"
         ruled.leave_out(NO_SPARES if no_room else TOO_FEW, f"{text}: {no_room or few}")
         return None
     price, most = machines.gpu_hour, machines.sizes[-1]
@@ -318,13 +318,14 @@ def pair_pools(
         sizes[np.minimum(np.searchsorted(sizes, g + extra), len(sizes) - 1)]
         for g, extra in zip((gpus, least), spares, strict=True)
     )
-    possible = least + spares[1] <= sizes[-1]
+    needed = least + spares[1]
+    possible = needed <= sizes[-1]
     number = int(possible.sum())
     if number < possible.size:
         p, d = np.argwhere(~possible)[0]
         example = (
             f"{space.text(decodes[d].shape)}, prompts "
-            f"on {space.split(prompts[p].shape)}: {int(least[p, d]):,} GPUs or more"
+            f"on {space.split(prompts[p].shape)}: {int(needed[p, d]):,} GPUs or more"
         )
         ruled.leave_out(TOO_FEW, example, possible.size - number)
     order = np.lexsort((least[possible], gpus[possible], held[possible]))[:_KEPT]

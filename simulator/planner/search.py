@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -25,7 +25,7 @@ from simulator.planner.explore import ClusterSize, Evaluation, resize_candidate
 from simulator.planner.judge import SLACK
 from simulator.planner.machines import WHERE
 from simulator.planner.requests import check_offered, find_stretch, lasting
-from simulator.planner.ruled_out import Ruled
+from simulator.planner.ruled_out import OTHER_PROMPTS, Ruled
 from simulator.planner.screen import Candidate, Screened, by_cost, count_features, screen
 from simulator.planner.space import Space, check_variants
 from simulator.planner.store import Store
@@ -56,11 +56,21 @@ class SearchResult(NamedTuple):
     """On a busy stretch of the traffic."""
     evaluations: list[Evaluation]
     """On all of it; the best first."""
+    twins: Sequence[Candidate] = ()
+    """Tried the other way with prompts."""
 
     @property
     def met(self) -> list[Evaluation]:
         """Evaluations of deployments that meet the targets, the best first."""
         return [one for one in self.evaluations if one.cluster_size is not None]
+
+    @property
+    def num_simulated(self) -> int:
+        """Searches for a size; one for deployments whose first round was of all requests, however
+        many replicas they turned out to need.
+        """
+        first = [replace(one, candidate=resize_candidate(one)) for one in self.first]
+        return len(first) + sum(one not in first for one in self.evaluations)
 
     @property
     def num_legal(self) -> int:
@@ -73,6 +83,10 @@ class SearchResult(NamedTuple):
         total = Ruled()
         for part in self.screened.values():
             total.add(part.ruled)
+        kept = {one.candidate for one in self.first}
+        for twin in self.twins:
+            if twin not in kept:
+                total.leave_out(OTHER_PROMPTS, self.space.text(twin.shape))
         return total
 
 
@@ -130,8 +144,9 @@ def _search(
     first = explore("simulating deployments on a busy stretch", look, candidates)
     chosen = choose_finalists(space, first)
     finalists = [resize_candidate(one) for one in first if one.candidate in chosen]
-    if twins := [twin for one in finalists if (twin := find_twin(space, one)) is not None]:
-        name = "simulating the best with prompts whole instead of in chunks, or the reverse"
+    twins = [twin for one in finalists if (twin := find_twin(space, one)) is not None]
+    if twins:
+        name = "trying the best with prompts whole instead of in chunks, or the reverse"
         first += explore(name, partial(_explore_twin, trials), twins, first)
     chosen = choose_finalists(space, first)
     evaluations = [one for one in first if one.candidate in chosen]
@@ -150,6 +165,7 @@ def _search(
         screened,
         first,
         sorted(evaluations, key=best_first),
+        twins,
     )
 
 

@@ -188,13 +188,24 @@ class Space:
         """The smallest cluster with so many replicas left when what may be lost is lost, and the
         spare ones are out of work.
         """
+        num_gpus = self.count_gpus(shape, replicas, prefill, prefill_replicas)
+        return next((size for size in self.sizes(shape, prefill) if size >= num_gpus), None)
+
+    def count_gpus(
+        self,
+        shape: ReplicaShape,
+        replicas: int,
+        prefill: ReplicaShape | None = None,
+        prefill_replicas: int = 0,
+    ) -> int:
+        """GPUs of so many replicas, of the spare ones and of what may be lost."""
         both = prefill is not None
         wanted = replicas + self.count_spares(shape, replicas, both)
         num_gpus = wanted * shape.num_ranks + self.spare_gpus(shape, prefill)
         if prefill is not None:
             wanted = prefill_replicas + self.count_spares(prefill, prefill_replicas, both)
             num_gpus += wanted * prefill.num_ranks
-        return next((size for size in self.sizes(shape, prefill) if size >= num_gpus), None)
+        return num_gpus
 
     def sizes(self, shape: ReplicaShape, prefill: ReplicaShape | None = None) -> tuple[int, ...]:
         """Sizes of the cluster within the limit on nodes, of which there are more where every

@@ -20,11 +20,10 @@ def find_nearest(result: SearchResult) -> WhyNot:
     """The deployment that misses a target by least; where nothing could be run at all, the reason
     for that.
     """
-    numbers = range(len(result.space.models))
-    best = _find_nearest(result, numbers)
+    best = _find_nearest(result, range(len(result.space.models)))
     if best is not None:
         return _describe_miss(result, best)
-    texts = {result.space.models[n].name: _find_reason(result, n) for n in numbers}
+    texts = {name: _find_reason(result, numbers) for name, numbers in _list_models(result).items()}
     if len(set(texts.values())) == 1:
         return WhyNot(text=next(iter(texts.values())))
     return WhyNot(text="; ".join(f"{name}: {text}" for name, text in texts.items()))
@@ -34,15 +33,23 @@ def explain_models(result: SearchResult) -> dict[str, WhyNot]:
     """The reason against every model that no deployment meets the targets with, by name."""
     met = best_of_each(result)
     stopped: dict[str, WhyNot] = {}
-    for number, model in enumerate(result.space.models):
-        if model.name not in met:
-            best = _find_nearest(result, [number])
-            stopped[model.name] = (
-                WhyNot(text=_find_reason(result, number))
+    for name, numbers in _list_models(result).items():
+        if name not in met:
+            best = _find_nearest(result, numbers)
+            stopped[name] = (
+                WhyNot(text=_find_reason(result, numbers))
                 if best is None
                 else _describe_miss(result, best)
             )
     return stopped
+
+
+def _list_models(result: SearchResult) -> dict[str, list[int]]:
+    """Numbers of each model by name: one for every value of ``space.keys``."""
+    numbers: dict[str, list[int]] = {}
+    for number, model in enumerate(result.space.models):
+        numbers.setdefault(model.name, []).append(number)
+    return numbers
 
 
 def _find_nearest(result: SearchResult, models: Collection[int]) -> Evaluation | None:
@@ -84,18 +91,18 @@ def _describe_miss(result: SearchResult, evaluation: Evaluation) -> WhyNot:
     )
 
 
-def _find_reason(result: SearchResult, model: int) -> str:
+def _find_reason(result: SearchResult, models: Collection[int]) -> str:
     """The reason that says most of why no deployment of a model came as far as a simulation."""
     total = Ruled()
     for (number, _), part in result.screened.items():
-        if number == model:
+        if number in models:
             total.add(part.ruled)
     telling = total.telling()
     failed = next(
         (
             one.why
             for one in result.evaluations
-            if one.candidate.shape.model == model and one.outcome is None and one.why
+            if one.candidate.shape.model in models and one.outcome is None and one.why
         ),
         None,
     )

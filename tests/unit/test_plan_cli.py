@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 
 from simulator.base.data import find_file
-from simulator.cli.plan import _Counted
+from simulator.cli.plan import tell_simulated
 from simulator.commands import plan as planned
 from simulator.planner import search
+from simulator.planner.ruled_out import OTHER_PROMPTS
 from simulator.planner.store import Store
 from simulator.scenario.question import load_question
 from tests.findings_database import read_findings
@@ -143,20 +144,26 @@ def test_what_is_written_names_no_place_of_this_machine(plan, moesim, tmp_path):
     assert moesim("check", folder / "recommended.toml")[0] == 0
 
 
-def test_simulations_that_were_kept_are_counted_aloud(tmp_path):
-    """A second search of the same question takes all from the store, and says so."""
+def test_simulations_that_were_kept_are_counted_aloud(tmp_path, monkeypatch):
+    """A second search of the same question takes all from the store, and says so; deployments whose
+    other way with prompts misses are no simulations, but ruled out.
+    """
+    monkeypatch.setattr(search, "find_twin", lambda _, one: search._chunk_prompts(one, True))
+    monkeypatch.setattr(search, "_explore_twin", lambda *_: None)
     asked = tmp_path / "tiny.toml"
     asked.write_text(QUESTION, encoding="utf-8")
     question = load_question(str(asked), [])
     said, shown = [], set()
     for _ in range(2):
-        counted = _Counted(lambda name, *_: shown.add(name))
         store = Store(tmp_path / "kept")
-        search.search(question, tmp_path, store, counted, workers=1)
-        said.append(counted.tell_simulated(store))
+        result = search.search(
+            question, tmp_path, store, lambda name, *_: shown.add(name), workers=1
+        )
+        said.append(tell_simulated(result.num_simulated, store))
+        assert result.ruled.counts[OTHER_PROMPTS] == 2
     kept = f"0 simulated, 2 kept from before in {tmp_path / 'kept'}"
     assert said == ["2 simulated", kept]
-    assert all(name.startswith(("screening ", "simulating ")) for name in shown)
+    assert all(name.startswith(("screening ", "simulating ", "trying ")) for name in shown)
 
 
 def test_a_folder_with_something_else_in_it_is_left_alone(plan, tmp_path):

@@ -16,7 +16,6 @@ from simulator.commands.capacity import plan
 from simulator.commands.run import run
 from simulator.config.capacity import Question
 from simulator.planner import ruled_out as reasons
-from simulator.planner.answer import _count_simulated
 from simulator.planner.explore import ClusterSize, Evaluation
 from simulator.planner.moe_vs_dense import rivals
 from simulator.planner.requests import traffic_of
@@ -218,7 +217,7 @@ def test_a_deployment_is_counted_once_and_compared_once_whatever_size_it_has():
         clusters=[{"cluster": "h100-sxm", "max_gpus": 8}], targets={"tpot_s": {"p90": 0.012}}
     )
     best = next(one for one in few.evaluations if one.cluster_size is not None)
-    assert _count_simulated(few) == len(few.first)
+    assert few.num_simulated == len(few.first)
     here = (best.candidate.shape.model, best.candidate.shape.machines)
     expected = best.candidate._replace(replicas=best.candidate.replicas + 1)
     screened = few.screened[here]._replace(candidates=[expected])
@@ -229,13 +228,9 @@ def test_a_deployment_is_counted_once_and_compared_once_whatever_size_it_has():
         cluster_size=ClusterSize(8, 3),
     )
     again = replace(moved, candidate=moved.candidate._replace(replicas=3))
-    assert _count_simulated(few._replace(first=[moved], evaluations=[again])) == 1
-    assert (
-        _count_simulated(
-            few._replace(first=[moved], evaluations=[replace(again, cost_per_hour=1.0)])
-        )
-        == 2
-    )
+    assert few._replace(first=[moved], evaluations=[again]).num_simulated == 1
+    dearer = replace(again, cost_per_hour=1.0)
+    assert few._replace(first=[moved], evaluations=[dearer]).num_simulated == 2
 
 
 def test_a_peak_that_holds_no_rate_is_refused():
@@ -309,7 +304,7 @@ def test_the_reason_of_a_model_is_its_own():
 
     tried = [one(1, None, ""), one(1, None, "too long"), one(0, "measured", "missed")]
     found = SimpleNamespace(screened={}, evaluations=tried)
-    assert [_find_reason(found, model) for model in (0, 1)] == ["nothing was tried", "too long"]
+    assert [_find_reason(found, [model]) for model in (0, 1)] == ["nothing was tried", "too long"]
 
 
 @pytest.mark.parametrize("telling", ["TOO_FEW", "TOO_SLOW", "MEMORY", "TOO_LARGE"])
@@ -423,6 +418,7 @@ def test_further_keys_are_tried_and_run_as_planned(tmp_path):
     }
     answer = plan(asked, folder=tmp_path / "out", cache=tmp_path / "cache", workers=1)
     assert answer.num_simulated >= 4
+    assert [model.name for model in answer.models] == ["llama-3.1-8b"]
     scenario = load_scenario(tmp_path / "out/recommended.toml")
     spec = scenario.deployments[0]
     assert spec.kv_block_tokens == 32

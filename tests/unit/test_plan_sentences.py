@@ -150,6 +150,16 @@ def test_the_reasons_say_what_binds_and_what_is_left():
     assert line.startswith(
         "Closest to its limit is the time per output token (p90): 16.5 ms, limit 50 ms"
     )
+    easy["targets"] |= {"ttft_s.p90": 1.0, "attainment": 0.9}
+    easy["recommended"] |= {"ttft_s.p90": 0.4, "attainment": 0.95}
+    easy["recommended"] |= {"worst_target": "backlog", "worst_ratio": 0.92}
+    (line,) = [line for line in reasons(easy) if "limit 50 ms" in line]
+    assert line.startswith("What binds is the backlog of requests that pile up: it is at 92 %")
+    assert [part.split(" (")[0].split(": ")[0] for part in line.split("; ")[1:]] == [
+        "share of requests within their limits",
+        "time to first token",
+        "time per output token",
+    ]
 
 
 def test_bands_sizes_and_reasons_are_said_plainly():
@@ -263,7 +273,7 @@ def test_spare_replicas_are_told_with_what_they_are_enough_for():
     answer["spare"] |= {"alone_low": 0.984, "alone_high": 0.9968}
     said = next(line for line in reasons(answer) if "spare" in line)
     assert said == (
-        "4 replicas keep every target, and 1 more is spare: of 5 replicas at least 4 serve for "
+        "The cluster has room for 4 replicas and 1 spare: of 5 replicas at least 4 serve for "
         "99.951 to 99.9987 % of the time at the failure rates of [failures] (99.9 % is asked "
         "at the higher rate); without spare ones it would be 98.4 to 99.68 %. 8 of its 40 GPUs are "
         "spare, 20.00 EUR per hour."

@@ -51,7 +51,7 @@ def test_spare_replicas_are_deployed_and_paid_for(plain, spare):
     assert answer.spare.replica_gpus == spares.replicas * ranks
     assert answer.spare.alone_low < 0.9999 <= answer.spare.enough_low <= answer.spare.enough_high
     assert f"{needed} + {spares.replicas} replicas" in row.deployment
-    told = next(line for line in answer.reasons if "more is spare" in line or "are spare" in line)
+    told = next(line for line in answer.reasons if "has room for" in line)
     assert f"of {needed + spares.replicas} replicas at least {needed} serve" in told
 
 

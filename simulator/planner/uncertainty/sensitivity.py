@@ -23,9 +23,12 @@ from simulator.planner.screen import Candidate
 from simulator.planner.search import SearchResult
 from simulator.results.answer.certainty import Brief, SensitivityRow
 from simulator.results.formats import seconds
+from simulator.results.plan_text import times
 
 _PRICE_CUT = 1 - 0.7
 """Share by which the price of a GPU-hour is lower."""
+_ALIKE = 0.1
+"""Share by which a rate may differ from what a change says."""
 _MOST_CANDIDATES = 6
 """Candidates that are explored again: about as many as cores of a small machine."""
 
@@ -219,11 +222,23 @@ class Sensitivity:
         if not requests.is_steady and self._result.traffic.is_steady:
             lasts = f"the requests are over within {seconds(requests.duration_s)}"
             parts.append(f"Not determined: {lasts}, too soon for a steady state.")
+        if one.name == "traffic":
+            parts += self._note_rate(requests.rate_per_s, one.change.conditions.rate)
         if one.name == "prompts":
             parts += self._note_cuts(one.change.conditions.prompts)
         if one.name == "skew":
             parts += self._note_skews()
         return " ".join(parts)
+
+    def _note_rate(self, rate_per_s: float, factor: float) -> list[str]:
+        more = rate_per_s / self._result.trials.read_traffic(AS_ASKED).rate_per_s
+        peak_s = self._result.question.peak_s
+        if peak_s is None or abs(more / factor - 1) < _ALIKE:
+            return []
+        return [
+            f"{times(more)} the requests a second: the busiest {seconds(peak_s)} then hold "
+            f"{seconds(factor * peak_s)} of the planned traffic."
+        ]
 
     def _note_cuts(self, factor: float) -> list[str]:
         trace, notes = self._result.traffic.trace, []

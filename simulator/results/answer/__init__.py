@@ -113,7 +113,7 @@ class Answer(Part):
     num_legal: int = 0
     """Deployments that could keep the targets."""
     num_ruled_out: int = 0
-    """Deployments that were ruled out before."""
+    """Deployments that were ruled out before, or by a single trial."""
     ruled_out: tuple[RuledOut, ...] = ()
     """Reasons for which they were."""
     traffic: TrafficFacts | None = None

@@ -40,9 +40,9 @@ def _explain_replicas(answer: Answer, best: DeploymentRow) -> Iterator[str]:
     needed, asked = best.replicas + best.prefill_replicas, _state_nines(spare.availability)
     enough = _state_shares(spare.enough_low, spare.enough_high or spare.enough_low)
     alone = _state_shares(spare.alone_low, spare.alone_high or spare.alone_low)
-    keeps = f"{count(needed, 'replica')} keep{'s' * (needed == 1)} every target"
     rates = f"at the failure rates of [failures] ({asked} % is asked at the higher rate)"
     if not spare.replicas:
+        keeps = f"{count(needed, 'replica')} keep{'s' * (needed == 1)} every target"
         yield f"{keeps}, and no spare one is needed: all serve for {alone} of the time {rates}."
         return
     total = f"{needed + spare.replicas} replicas"
@@ -51,11 +51,11 @@ def _explain_replicas(answer: Answer, best: DeploymentRow) -> Iterator[str]:
         least = f"with {total} enough of each pool serve"
     gpus = spare.replica_gpus or 0
     cost = _state_cost(answer, best.cost_per_hour * gpus / best.gpus)
-    more, held = (f"{'is' if number == 1 else 'are'} spare" for number in (spare.replicas, gpus))
     yield (
-        f"{keeps}, and {spare.replicas} more {more}: {least} for {enough} of the time {rates}; "
-        f"without spare ones it would be {alone}. {gpus} of its {count_gpus(best.gpus)} "
-        f"{held}{cost}."
+        f"The cluster has room for {count(needed, 'replica')} and {spare.replicas} spare: {least} "
+        f"for {enough} of the time {rates}; without spare ones it would be {alone}. {gpus} of its "
+        f"{count_gpus(best.gpus)} {'is' if gpus == 1 else 'are'} spare{cost}"
+        f"{_state_without(answer)}."
     )
 
 
@@ -137,11 +137,16 @@ def _explain_spare(answer: Answer, size: int) -> str:
     alone = f" on {spare.nodes} nodes, a replica on each" if spare.is_spread else ""
     said = f"The cluster has {count_gpus(size)}{alone}, since {spare.lost} may be lost"
     said += _state_whole_nodes(answer, spare)
+    return f"{said}{_state_without(answer)}."
+
+
+def _state_without(answer: Answer) -> str:
+    """Tell the size without anything spare, after a semicolon; empty where it is not known."""
     without = _find_spare(answer, "nothing")
-    if without is not None and without.gpus:
-        cost = _state_cost(answer, without.cost_per_hour)
-        said += f"; without the spare {count_gpus(without.gpus)} would do{cost}"
-    return f"{said}."
+    if without is None or not without.gpus:
+        return ""
+    cost = _state_cost(answer, without.cost_per_hour)
+    return f"; without the spare {count_gpus(without.gpus)} would do{cost}"
 
 
 def state_cluster(answer: Answer, row: SpareRow) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import itemgetter
 
 from simulator.results.answer import Answer, RecommendedRow
 from simulator.results.answer.deployments import BACKLOG
@@ -60,15 +61,27 @@ def _tell_targets(answer: Answer, best: RecommendedRow) -> Iterator[str]:
     """Every target with its limit, the tightest first."""
     kept = [
         (
+            _share_of_limit(name, value, limit),
             f"{target_text(name)}: {value_text(name, value)}, "
-            f"{'asked' if is_floor(name) else 'limit'} {value_text(name, limit)}"
+            f"{'asked' if is_floor(name) else 'limit'} {value_text(name, limit)}",
         )
-        for name, limit in sorted(answer.targets.items(), key=lambda it: it[0] != best.worst_target)
+        for name, limit in answer.targets.items()
         if (value := best.measured_value(name)) is not None
     ]
+    if best.worst_target == BACKLOG:
+        used = state_use(BACKLOG, best.worst_ratio)
+        kept.append((best.worst_ratio, f"{target_text(BACKLOG)} that pile up: it {used}"))
     if kept:
         first = "What binds is" if best.worst_ratio >= _BINDS else "Closest to its limit is"
-        yield f"{first} the {kept[0]}{''.join(f'; {one}' for one in kept[1:])}."
+        ordered = sorted(kept, key=itemgetter(0), reverse=True)
+        yield f"{first} the {'; '.join(text for _, text in ordered)}."
+
+
+def _share_of_limit(name: str, value: float, limit: float) -> float:
+    """Measured over limit, limit over measured of a rate."""
+    if name == "attainment":
+        return (1 - value) / max(1 - limit, 1e-9)
+    return limit / value if is_floor(name) else value / limit
 
 
 def _tell_unscored(answer: Answer) -> Iterator[str]:
