@@ -34,6 +34,8 @@ _SURELY = 1.5
 _MOST_RATIO = 2.0
 """Ratio of a missed target beyond which it says no more of how much is lacking: queues grow without
 bound; and the inverse of the least that counts."""
+_LEAST_STEEPNESS = 0.5
+"""Least power of the number of GPUs that the worst ratio is taken to fall with."""
 _MOST_MOVES = 24
 _TABLES = Recent[tuple[Any, ...], StepTable](most=96)
 
@@ -91,21 +93,35 @@ class Evaluation:
         return None if self.cluster_size is None else self.cluster_size.size
 
     @property
+    def worst_tried(self) -> dict[int, float]:
+        """Worst ratio on each cluster that was tried, split as is best, by its GPUs."""
+        worst: dict[int, float] = {}
+        for tried, ratio in self.tried:
+            worst[tried.size] = min(worst.get(tried.size, math.inf), ratio)
+        return worst
+
+    @property
     def needed(self) -> float:
         """GPUs that just meet the targets, between the next smaller size that was tried and the one
         found, by how much that misses and this one keeps them; infinite without one.
         """
-        if self.cluster_size is None:
+        return self.estimate_needed(self.worst_tried.get(self.size or 0, 1.0))
+
+    def estimate_needed(self, worst: float) -> float:
+        """GPUs that would just meet the targets, were the worst ratio at the size that was found
+        another.
+        """
+        if self.size is None:
             return math.inf
-        size, worst = self.cluster_size.size, dict[int, float]()
-        for tried, ratio in self.tried:
-            worst[tried.size] = min(worst.get(tried.size, math.inf), ratio)
-        kept = -math.log(max(worst.get(size, 1.0), 1 / _MOST_RATIO))
-        below = max((one for one in worst if one < size and worst[one] > 1.0), default=None)
-        if below is None:
-            return size * math.exp(-kept)
-        missed = math.log(min(worst[below], _MOST_RATIO))
-        return float(below * (size / below) ** (missed / (missed + max(kept, 0.0))))
+        tried, size = self.worst_tried, self.size
+        kept = min(max(tried.get(size, 1.0), 1 / _MOST_RATIO), 1.0)
+        below = max((one for one in tried if one < size and tried[one] > 1.0), default=None)
+        steepness = 1.0
+        if below is not None:
+            fall = math.log(min(tried[below], _MOST_RATIO) / kept)
+            steepness = max(fall / math.log(size / below), _LEAST_STEEPNESS)
+        ratio = min(max(worst, 1 / _MOST_RATIO), _MOST_RATIO)
+        return size * float(ratio ** (1 / steepness))
 
     @property
     def num_gpus(self) -> int:

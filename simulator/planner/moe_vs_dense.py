@@ -280,9 +280,7 @@ def _text(
 def _point(
     result: SearchResult, costs: CostSamples, rate: float, moe: Priced, dense: Priced
 ) -> RatePoint:
-    """Compare the cheapest mixture of experts and dense model at one rate of requests, with bands
-    in closed form.
-    """
+    """Compare the cheapest mixture of experts and dense model at one rate of requests."""
     is_known = 0 < dense.cost < math.inf and moe.cost < math.inf
     ratio = moe.cost / dense.cost if is_known else None
     drawn = [costs.draw_priced(one) for one in (moe, dense)]

@@ -119,18 +119,22 @@ class ErrorSamples:
 
 def interpolate_gpus(demand: GpuDemand, slower: Floats) -> Floats:
     """GPUs that just do if steps take so many times as long: a power of that between what was
-    tried. Never fewer if slower.
+    tried, and beyond. Never fewer if slower.
     """
     needed = np.maximum.accumulate(np.array([number or math.inf for number in demand.gpus]))
     tried, at = np.log(demand.slower), np.log(slower)
     num_known = int(np.isfinite(needed).sum())
     if not num_known:
         return np.full(len(slower), np.inf)
-    between = np.exp(np.interp(at, tried[:num_known], np.log(needed[:num_known])))
+    x, y = tried[:num_known], np.log(needed[:num_known])
+    between = np.interp(at, x, y)
+    if num_known > 1:
+        first, last = (y[1] - y[0]) / (x[1] - x[0]), (y[-1] - y[-2]) / (x[-1] - x[-2])
+        between += np.minimum(at - x[0], 0.0) * first + np.maximum(at - x[-1], 0.0) * last
     limit = math.inf
     if num_known < len(tried):
         limit = (tried[num_known - 1] + tried[num_known]) / 2
-    return np.where(at <= limit, between, np.inf)
+    return np.where(at <= limit, np.exp(between), np.inf)
 
 
 class CostSamples:

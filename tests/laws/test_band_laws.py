@@ -46,7 +46,9 @@ def test_gpus_between_what_was_tried():
     tried = GpuDemand(error((0.8, 1.25)), [0.8, 1.0, 1.25], [4.0, 8.0, 0.0])
     slower = np.array([0.1, 0.8, math.sqrt(0.8), 1.0, 1.05, 1.2, 9.0])
     needed = interpolate_gpus(tried, slower)
-    assert needed == pytest.approx([4, 4, math.sqrt(32), 8, 8, np.inf, np.inf])
+    power = math.log(2) / math.log(1.25)
+    beyond = [4 * 0.125**power, 4, math.sqrt(32), 8, 8 * 1.05**power, np.inf, np.inf]
+    assert needed == pytest.approx(beyond)
 
 
 def test_other_samples_count_as_often_as_each_other():
@@ -61,23 +63,21 @@ def test_other_samples_count_as_often_as_each_other():
 @given(
     worst=st.lists(st.floats(0.3, 3.0), min_size=1, max_size=6),
     size=st.integers(0, 5),
+    other=st.floats(0.3, 3.0),
 )
-def test_what_is_needed_lies_between_the_sizes_that_miss_and_meet(worst, size):
-    """Clusters of 1, 2, 4, ... GPUs: rounded up it is the size that was found, and the nearer that
-    is to its limits, the more is needed.
+def test_what_is_needed_lies_between_the_sizes_that_miss_and_meet(worst, size, other):
+    """Clusters of 1, 2, 4, ... GPUs: rounded up it is the size that was found; and the worse the
+    ratio is there, the more is needed.
     """
     tried = tuple((ClusterSize(2**n, 2**n), ratio) for n, ratio in enumerate(worst))
     size %= len(tried)
     assume(worst[size] <= 1)
-
-    def count(tried):
-        return Evaluation(candidate(0), tried[size][0], None, 1.0, tried).needed
-
-    needed, found = count(tried), tried[size][0].size
+    found = Evaluation(candidate(0), tried[size][0], None, 1.0, tried)
     below = max((one.size for one, ratio in tried[:size] if ratio > 1), default=0)
-    assert below < needed <= found
-    nearer = tuple((one, math.sqrt(r) if one.size == found else r) for one, r in tried)
-    assert count(nearer) >= needed
+    assert below < found.needed <= found.size
+    assert found.estimate_needed(1.0) == found.size
+    assert (found.estimate_needed(other) <= found.needed) or other > worst[size]
+    assert (found.estimate_needed(other) >= found.needed) or other < worst[size]
 
 
 def test_a_harder_sample_and_slower_steps_are_not_rounded_up_twice():

@@ -39,8 +39,9 @@ from simulator.results.answer.certainty import Confidence, FigureBand, Source
 from simulator.results.answer.deployments import BACKLOG
 from simulator.workload.requests import longest_tokens
 
-_SCORES = (-2.3, -Z_80, Z_80, 2.3)
-"""Standard deviations at which demand is simulated, besides what the calibration says."""
+_FAR = 2.3
+"""Standard deviations at which a fixed size is tried, besides those at which demand is simulated:
+the ends of the band."""
 _BISECTIONS = 2
 """Bisections between the slowest calibration that meets the targets and the first that does not."""
 _KNEE_BISECTIONS = 4
@@ -82,7 +83,7 @@ def simulate_demand(trials: Trials, candidate: Candidate, resamples: bool = Fals
     opened = trials.open_explorer(candidate)
     plan = opened.plan(ClusterSize(0, 1, 1 if candidate.prefill is not None else 0))
     error = estimate_candidate_error(Curve(plan, opened.traffic, candidate.budget), candidate)
-    slower = sorted({1.0, *(math.exp(error.middle + z * error.spread) for z in _SCORES)})
+    slower = sorted({1.0, *error.bands.token})
     gpus = [count(Change(slower=factor)) for factor in slower]
     for _ in range(_BISECTIONS):
         edge = next((n for n in range(1, len(slower)) if gpus[n - 1] and not gpus[n]), None)
@@ -166,10 +167,12 @@ def try_fixed_size(
             known[factor] = try_factor(factor)
         return dict(sorted(known.items()))
 
-    slowed = find_knee("slower", demand.slower)
+    error = demand.error
+    far = [math.exp(error.middle + z * error.spread) for z in (-_FAR, _FAR)]
+    slowed = find_knee("slower", [*demand.slower, *far])
     later = {1.0: slowed[1.0]}
     if "attainment" in slowed[1.0].ratios:
-        shifts = np.exp(demand.error.shift_first_token(np.array([0.0, *_SCORES[2:]])))
+        shifts = np.exp(error.shift_first_token(np.array([0.0, Z_80, _FAR])))
         later = find_knee("later", [1.0, *shifts[shifts > 1].tolist()])
     headroom = measure_headroom(trials, candidate, size)
     near = max(headroom.factor, LEAST)

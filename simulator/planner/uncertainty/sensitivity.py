@@ -8,14 +8,18 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from simulator.planner.conditions import AS_ASKED, Change, Conditions, list_recorded_skews
 from simulator.planner.evaluations import best_of_each, text_of
+from simulator.planner.explore import Evaluation
 from simulator.planner.samples import (
     CostSamples,
     GpuDemand,
     Priced,
     find_band,
     find_ratio_band,
+    interpolate_gpus,
     name_band,
     price,
 )
@@ -183,15 +187,30 @@ class Sensitivity:
         known = None if priced is None else self._costs.demands.get(priced.evaluation.candidate)
         if priced is None or priced.rate is not None or known is None:
             return priced
-        candidate, slower = priced.evaluation.candidate, sorted({1.0, *known.error.edges})
+        slower = sorted({1.0, *known.error.edges})
+        asked = self._result.trials.find(priced.evaluation.candidate, AS_ASKED)
         then, now = (
-            [self._result.trials.find(candidate, one._replace(slower=n)).needed for n in slower]
-            for one in (change, AS_ASKED)
+            [self._find_needed(one, under._replace(slower=factor)) for factor in slower]
+            for one, under in ((priced.evaluation, change), (asked, AS_ASKED))
         )
         if then == now:  # what a change leaves alone is as certain as before
             return priced._replace(rate=1.0)
-        gpus = [needed if math.isfinite(needed) else 0.0 for needed in then]
-        return priced._replace(demand=GpuDemand(known.error, slower, gpus))
+        as_asked = interpolate_gpus(known, np.array(slower))
+        gpus = (as_asked * np.array(then) / np.array(now)).tolist()
+        finite = [number if math.isfinite(number) else 0.0 for number in gpus]
+        return priced._replace(demand=GpuDemand(known.error, slower, finite))
+
+    def _find_needed(self, evaluation: Evaluation, change: Change) -> float:
+        """GPUs that just do with slower or faster steps, from one trial at the size that was
+        found.
+        """
+        sized = min(
+            (worst, size) for size, worst in evaluation.tried if size.size == evaluation.size
+        )
+        if change.slower == 1:
+            return evaluation.needed
+        trial = self._result.trials.trial(evaluation.candidate, sized[1], change)
+        return evaluation.estimate_needed(trial.worst)
 
     def _find_best(self, priced: Sequence[Priced], kind: str) -> Priced | None:
         space = self._result.space
