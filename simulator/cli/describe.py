@@ -69,17 +69,27 @@ def check(
 
 
 def new(
-    kind: Annotated[str, typer.Argument(help="scenario, plan, cluster or model.")],
-    name: Annotated[str, typer.Argument(help="What to call it; the file is NAME.toml.")],
+    kind: Annotated[
+        str,
+        typer.Argument(
+            help="scenario, plan, cluster or model; or a kind of policy, such as balancing."
+        ),
+    ],
+    name: Annotated[
+        str, typer.Argument(help="What to call it; the file is NAME.toml, or NAME.py.")
+    ],
 ) -> None:
     """Write a commented file to begin with, where its name is found; moesim check accepts it as it
-    is.
+    is. Of a policy, a working one with its test in my_package, and a scenario that runs it.
     """
     from simulator.commands.new import write_new
 
     path = write_new(kind, name)
     console.out.say(str(path))
-    console.err.print(f"moesim check {path} says whether it is right", style="dim")
+    how = f"moesim check {path} says whether it is right"
+    if path.suffix == ".py":
+        how = f"pytest {path.with_name(f'test_{path.name}')} runs it"
+    console.err.print(how, style="dim")
 
 
 def schema(

@@ -1,6 +1,9 @@
 """``moesim new``: what it writes is right as it is, and nothing of the user's is overwritten."""
 
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +11,7 @@ import pytest
 from simulator.base.errors import UserError
 from simulator.base.reading import read_toml
 from simulator.commands.check import check as check_file
-from simulator.commands.new import FOLDERS, read_template, write_new
+from simulator.commands.new import FOLDERS, read_guides, read_template, write_new
 from simulator.commands.run import run as run_scenario
 from simulator.config.cluster import load_cluster
 from simulator.config.model import load_model
@@ -57,6 +60,37 @@ def test_what_is_written_is_found_by_its_name():
     assert load_model("my-model", "test").moe.num_experts == 8
 
 
+@pytest.mark.parametrize("family", read_guides())
+def test_a_new_policy_has_its_test_and_what_that_runs(family, folder):
+    path = write_new(family, "mine")
+    assert path == Path("my_package/mine.py")
+    test = folder / "my_package/test_mine.py"
+    for file in (path, test):
+        compile(file.read_text(), file, "exec")
+    command = {}
+    exec(test.read_text().split("\n\n\ndef ")[0], command)
+    words = command["COMMAND"]
+    assert Path(words[1]).exists()
+    named = [file for file in folder.rglob("*.toml") if "my_package.mine" in file.read_text()]
+    assert named or any("my_package.mine" in word for word in words)
+    with pytest.raises(UserError, match="is there already"):
+        write_new(family, "mine")
+
+
+def test_every_family_with_a_guide_can_be_begun():
+    pages = Path(__file__).parents[2] / "docs/guides"
+    have = {page.stem for page in pages.glob("*.md") if "# my_package/" in page.read_text()}
+    assert read_guides().keys() == have
+    assert {"balancing", "routing", "scheduling", "replica-choice"} <= have
+
+
+@pytest.mark.slow
+def test_the_test_of_a_new_policy_passes():
+    write_new("balancing", "mine")
+    run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "my_package"]
+    subprocess.run(run, check=True)
+
+
 @pytest.mark.slow
 def test_a_new_scenario_runs():
     path = write_new("scenario", "mine")
@@ -72,6 +106,7 @@ def test_a_new_scenario_runs():
         ("scenari", "mine", "did you mean 'scenario'?"),
         ("model", "../mine", "a name has letters"),
         ("model", "", "a name has letters"),
+        ("routing", "my-own", "a name has small letters"),
     ],
 )
 def test_a_wrong_kind_or_name_is_refused_and_nothing_written(folder, kind, name, said):
