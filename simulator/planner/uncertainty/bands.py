@@ -239,7 +239,7 @@ def band_losses(
 def band_spare_nodes(
     rows: Sequence[SpareRow], found: Sequence[Priced], costs: CostSamples
 ) -> list[SpareRow]:
-    """Rows of :func:`~simulator.planner.losses.spare_nodes`.
+    """Bands of rows of :func:`~simulator.planner.losses.spare_nodes`.
 
     Args:
         found: by row.
