@@ -98,7 +98,7 @@ def installed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     source, target = folder / "source", folder / "installed"
     source.mkdir()
-    for name in ("simulator", "workloads", "cluster_configs"):
+    for name in ("simulator", "workloads", "cluster_configs", "docs/guides"):
         shutil.copytree(PROJECT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(PROJECT / name, source)
@@ -115,6 +115,7 @@ def installed(tmp_path_factory):
     [
         "_data/workloads/models/mixtral-8x7b.toml",
         "_data/cluster_configs/h100-sxm.toml",
+        "_data/docs/guides/balancing.md",
         "report/assets/page.css",
         "report/assets/plotly-cartesian.min.js.gz",
         "report/templates/plan.html",
@@ -130,7 +131,12 @@ def test_a_wheel_runs_from_any_folder_with_a_routing_policy_and_a_figure_of_one_
     installed, tmp_path
 ):
     own = (*SHORT, "--set", "deployments.0.routing.kind=neighbours")
-    listed, *runs = moesim(tmp_path, ("list", "routing", "--json"), own, SHORT, path=installed)
+    begin = ("new", "balancing", "mine")
+    listed, begun, *runs = moesim(
+        tmp_path, ("list", "routing", "--json"), begin, own, SHORT, path=installed
+    )
+    assert begun.status == 0, begun.err
+    assert (tmp_path / "my_package" / "test_mine.py").is_file()
     assert (
         listed.answer["routing"]["neighbours"]
         == "Every token goes to experts that lie side by side: the worst case of a contiguous placement."
