@@ -142,7 +142,8 @@ class Trials:
         seed = _derive_seed(space.question.seed, change.resample)
         same = candidate.shape, candidate.prefill, candidate.budget
         outcomes = _OUTCOMES.get((self.text, self.folder, *same, change), dict)
-        share = min(factors.rate, 1.0)
+        has_floor = space.question.targets.output_tokens_per_s is not None
+        share = min(factors.rate, 1.0) if has_floor else 1.0
         return Explorer(space, begun, traffic, seed, change.slower, change.later, share, outcomes)
 
     def read_traffic(self, change: Change = WHOLE) -> Traffic:
@@ -185,7 +186,7 @@ def identity(explorer: Explorer, has_begun: bool = True) -> list[Any]:
     begun = (candidate.replicas, candidate.prefill_replicas) if has_begun else ()
     return [
         [shape._replace(model=0, machines=0), candidate.budget, prompts, *begun],
-        [explorer.seed, explorer.slower, explorer.later],
+        [explorer.seed, explorer.slower, explorer.later, explorer.share],
         space.models[shape.model].model_dump(mode="json"),
         variant.entry.model_dump(mode="json", exclude={"quality", "pruned_quality", "prunings"}),
         variant.pruning and variant.pruning.model_dump(mode="json"),

@@ -154,8 +154,8 @@ class Explorer:
     later: float = 1.0
     """All seconds to first token are multiplied with this."""
     share: float = 1.0
-    """Share of the traffic that was asked for, where it is less: no more of a target on tokens a
-    second can be met."""
+    """Share of the traffic that was asked for, where it is less and tokens a second are a target:
+    no more of that can be met."""
     outcomes: dict[ClusterSize, Outcome] = field(default_factory=dict)
     """Outcomes so far, of this search and of others of the same process."""
     _tried: dict[ClusterSize, float] = field(default_factory=dict)

@@ -19,7 +19,7 @@ from simulator.commands.plan import write
 from simulator.config.capacity import Question, Targets
 from simulator.config.workload import SLO
 from simulator.planner.answer import make_answer
-from simulator.planner.conditions import WHOLE, Change, Conditions, Trials
+from simulator.planner.conditions import WHOLE, Change, Conditions, Trials, identity
 from simulator.planner.explore import ClusterSize, Explorer, find_size
 from simulator.planner.handover import scenario_text
 from simulator.planner.headroom import measure_headroom
@@ -28,7 +28,7 @@ from simulator.planner.screen import Candidate
 from simulator.planner.search import search
 from simulator.planner.shapes import ReplicaShape
 from simulator.planner.spares import count_spares
-from simulator.planner.store import Store
+from simulator.planner.store import Store, key_of
 from simulator.planner.traffic import LEAST_STAYS, Traffic
 from simulator.planner.trial import estimate_sampling_error, measure_outcome
 from simulator.workload.traces import RequestTrace
@@ -218,6 +218,20 @@ def test_what_carries_twice_the_traffic_needs_no_more_at_twice_the_traffic(kind,
     ]
     assert headrooms[-1] >= 2
     assert all(needed <= size for size, most in zip(sizes, headrooms, strict=True) if most >= 2)
+
+
+@pytest.mark.parametrize(("floor", "is_same"), [({}, True), ({"output_tokens_per_s": 50.0}, False)])
+def test_half_of_more_traffic_is_stored_apart_where_its_tokens_are_a_target(
+    floor, is_same, tmp_path
+):
+    """Half of the traffic is asked for half of the tokens; as asked it is for all of them."""
+    log, targets = write_log("steady", tmp_path / "log.csv"), {"ttft_s": {"p95": 0.2}} | floor
+    more, same = (question(log, DENSE, rate_scale=rate, targets=targets) for rate in (2.0, 1.0))
+    half = trials(more).open_explorer(CANDIDATE, Change(Conditions(rate=0.5)))
+    whole = trials(same).open_explorer(CANDIDATE)
+    assert half.traffic.digest == whole.traffic.digest
+    keys = {key_of(identity(one, has_begun=False)) for one in (half, whole)}
+    assert (len(keys) == 1) == is_same
 
 
 @given(st.lists(st.sampled_from([0.6, 0.9, 1.1, 1.6]), min_size=1, max_size=40), st.integers(0, 39))

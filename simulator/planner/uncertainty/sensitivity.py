@@ -189,6 +189,8 @@ class Sensitivity:
             return priced
         slower = sorted({1.0, *known.error.edges})
         asked = self._result.trials.find(priced.evaluation.candidate, AS_ASKED)
+        if asked.size is None:  # on the stretch, though not on all requests
+            return priced
         then, now = (
             [self._find_needed(one, under._replace(slower=factor)) for factor in slower]
             for one, under in ((priced.evaluation, change), (asked, AS_ASKED))
