@@ -20,6 +20,7 @@ from simulator.engine.blocks import (
     reclaim_blocks,
     share_prompt,
 )
+from simulator.engine.queue import pop
 from simulator.engine.state import Limits, Ranks, Requests
 from simulator.results.tables import ADMISSION_LIMITS
 
@@ -46,12 +47,12 @@ def admit(
     coming = count_coming(requests, ranks, d, limits)
     while (
         # Those that have come wait for nothing but tokens and places, which nobody else gets.
-        rank.num_ready == 0
-        and rank.head >= 0
+        rank.ready.count == 0
+        and rank.waiting.count > 0
         and budget > 0
         and rank.num_running < limits.rules.max_sequences
     ):
-        r = rank.head
+        r = rank.waiting.first
         request = requests.each[r]
         hits = count_hits(requests, ranks.prefixes, pool, r, limits)
         kept = count_kept(requests, ranks, r, pool, hits, limits)
@@ -91,6 +92,7 @@ def admit(
         request.shared = hits
         request.computed = computed
         share_prompt(requests, ranks, pool, r, computed + new, limits)
+        pop(rank.waiting, requests.each)
         _run(requests, ranks, d, r, new, now_s)
         budget = max(0, budget - new)
         coming += clipped
@@ -107,14 +109,14 @@ def _admit_ready(
     remaining token budget.
     """
     rank = ranks.each[d]
-    while rank.num_ready > 0 and rank.num_running < limits.rules.max_sequences:
-        r = rank.head
+    while rank.ready.count > 0 and rank.num_running < limits.rules.max_sequences:
+        r = rank.ready.first
         request = requests.each[r]
         new = request.num_input + request.generated - request.transferred
         if new > budget:
             return budget
         request.computed = request.transferred
-        rank.num_ready -= 1
+        pop(rank.ready, requests.each)
         rank.reserved_output -= clip_output(request.num_output - request.generated)
         _run(requests, ranks, d, r, new, now_s)
         budget -= new
@@ -146,7 +148,7 @@ def count_coming(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> in
 
 @jit_inner
 def _run(requests: Requests, ranks: Ranks, d: int, r: int, new: int, now_s: float) -> None:
-    """Start the first waiting request of rank ``d`` with ``new`` tokens."""
+    """Start request ``r`` of rank ``d``, which has left its queue, with ``new`` tokens."""
     request, rank = requests.each[r], ranks.each[d]
     request.admitted = ranks.counts[0].num_admissions
     ranks.counts[0].num_admissions += 1
@@ -156,10 +158,6 @@ def _run(requests: Requests, ranks: Ranks, d: int, r: int, new: int, now_s: floa
         request.cached = request.computed
         if request.generated > 0:  # a token that came with a cache is shown now
             request.first_s = request.last_s = request.scheduled_s
-    rank.head = request.following
-    if rank.head < 0:
-        rank.tail = -1
-    rank.num_waiting -= 1
     i = rank.num_running
     ranks.running[d, i] = r
     ranks.chunk[d, i] = new

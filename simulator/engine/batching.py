@@ -26,8 +26,9 @@ from simulator.engine.decodes import (
     join_sums,
     take_blocks,
 )
-from simulator.engine.preemption import find_latest, preempt, queue_last, retract
-from simulator.engine.reservations import reserve_blocks, stand_in_line
+from simulator.engine.preemption import find_latest, preempt, retract
+from simulator.engine.queue import join
+from simulator.engine.reservations import reserve_blocks
 from simulator.engine.state import IN_LINE, Clock, Limits, Ranks, Requests
 from simulator.results.tables import ADMISSION_LIMITS
 
@@ -41,9 +42,9 @@ def queue_request(requests: Requests, ranks: Ranks, clock: Clock, d: int, r: int
     tokens = request.num_input + request.num_output
     request.dp_rank = d
     if request.stage == IN_LINE:
-        stand_in_line(requests, ranks, d, r)
+        join(ranks.each[d].line, requests.each, r)
     else:
-        queue_last(requests, ranks, d, r)
+        join(ranks.each[d].waiting, requests.each, r)
     ranks.each[d].tokens += tokens
     clock.counts[0].num_pushed += 1
     clock.counts[0].outstanding_tokens += tokens
@@ -105,13 +106,17 @@ def _fill(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> boo
                 requests, ranks, d, budget, limits, True, limits.rules.mixes_phases
             )
         rank.stopped_by = _HELD_BACK if holds else _KV_CACHE
-        if rank.head >= 0 and not caches[d % len(caches)].ran_out and not holds:
+        if (
+            rank.waiting.count + rank.ready.count > 0
+            and not caches[d % len(caches)].ran_out
+            and not holds
+        ):
             budget = admit(requests, ranks, d, budget, limits, now_s)
         if not limits.rules.mixes_phases and budget == limits.rules.token_budget:
             if limits.rules.output_share > 0:
                 retract(requests, ranks, d, limits)
             budget = _schedule_running(requests, ranks, d, budget, limits, False, True)
-        if rank.num_in_line > 0:
+        if rank.line.count > 0:
             reserve_blocks(requests, ranks, d, limits, now_s)
         has_work = has_work or budget < limits.rules.token_budget
     return has_work
@@ -125,7 +130,7 @@ def _holds_prompts(ranks: Ranks, limits: Limits) -> bool:
     each, counts = ranks.each, ranks.counts[0]
     waiting = running = lost = 0
     for d in range(len(each)):
-        waiting += each[d].head >= 0
+        waiting += each[d].waiting.count + each[d].ready.count > 0
         running += each[d].num_running
         lost += each[d].is_lost
     if (
@@ -146,8 +151,9 @@ def _waits_for_more(requests: Requests, ranks: Ranks, limits: Limits) -> bool:
     step yet; for ``wait_steps`` steps at most.
     """
     rows, counts = requests.each, ranks.counts[0]
-    running, r = ranks.each[0].num_running, ranks.each[0].head
-    if r < 0:
+    rank = ranks.each[0]
+    running, r = rank.num_running, rank.waiting.first
+    if rank.waiting.count == 0:
         return False
     tokens = running
     while r >= 0 and tokens + rows[r].num_input <= limits.rules.token_budget:
@@ -270,7 +276,7 @@ def complete_step(
         rank.num_running = kept
         if limits.sums_decodes and rank.num_decodes < kept:
             join_sums(requests, ranks, limits, d, now_s)
-        if kept == 0 and rank.num_waiting == 0:
+        if kept == 0 and rank.waiting.count + rank.ready.count == 0:
             ranks.output_share[d] = limits.rules.output_share
     clock.counts[0].num_finished += finished
     return finished

@@ -160,6 +160,7 @@ def keep_order(requests: Requests, ranks: Ranks, d: int, r: int, limits: Limits)
     request.kept_first = first
     request.kept_blocks = min(request.computed // limits.block_tokens - first, request.blocks)
     request.kept_end = cache.num_taken + cache.free_blocks + request.blocks
+    ranks.each[request.dp_rank].num_bereft += request.kept_blocks > 0
 
 
 @jit_inner
@@ -181,10 +182,11 @@ def reclaim_blocks(requests: Requests, ranks: Ranks, r: int, d: int, count: int)
         ranks.caches[d].free_blocks -= count
         for lane in range(d, len(ranks.each), len(ranks.caches)):
             rank = ranks.each[lane]
-            other = rows[rank.last_ready].following if rank.num_ready > 0 else rank.head
-            # They wait before others without blocks.
-            while other >= 0 and rows[other].preemptions > 0:
+            other, num_left = rank.waiting.first, rank.num_bereft
+            while num_left > 0 and other >= 0:
+                num_left -= rows[other].kept_blocks > 0
                 if rows[other].kept_end > rows[r].kept_end:
                     rows[other].kept_end -= count
                 other = rows[other].following
+    ranks.each[rows[r].dp_rank].num_bereft -= rows[r].kept_blocks > 0
     rows[r].kept_blocks = 0

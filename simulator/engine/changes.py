@@ -25,11 +25,11 @@ from simulator.engine.events import (
 from simulator.engine.hand_over import drop_lost, release_sent, withdraw
 from simulator.engine.loop_state import LoopState
 from simulator.engine.pool import PoolState
+from simulator.engine.queue import list_requests
 from simulator.engine.sending import release_next
-from simulator.engine.state import HERE, IN_LINE, Ints, Requests
+from simulator.engine.state import HERE, IN_LINE, Ints
 from simulator.engine.step_log import DECODES, LOG_COLUMNS
 from simulator.engine.step_price import ATTENTION
-from simulator.engine.windows import list_chain
 from simulator.results.phases import STEP_PHASES
 
 _CACHE = ["computed", "transferred", "blocks", "shared", "kept_first", "kept_blocks", "kept_end"]
@@ -193,7 +193,7 @@ def _lose_running(pool: PoolState, replica: int, lost_D: NDArray[np.bool_] | Non
         if rank.num_decodes:
             dissolve_sums(requests, ranks, pool.limits, d)
         found.append(ranks.running[d, : rank.num_running])
-        found.append(_read_queue(requests, int(rank.head), int(rank.num_waiting)))
+        found += [list_requests(queue, requests.each) for queue in (rank.ready, rank.waiting)]
     given_back: Ints = np.concatenate(found)
     given_back = given_back[requests.each.stage[given_back] == HERE]
     _lose_caches(pool, given_back)
@@ -203,16 +203,11 @@ def _lose_running(pool: PoolState, replica: int, lost_D: NDArray[np.bool_] | Non
 def _lose_coming(pool: PoolState, replica: int) -> Ints:
     """Take back the requests that were sent to a replica and are at no rank yet."""
     (counts,), requests = pool.clock_of(replica).counts, pool.requests
-    coming: Ints = _read_queue(requests, int(counts.first_coming), int(counts.num_coming))
+    coming: Ints = list_requests(counts.coming, requests.each)
     coming = coming[requests.each.stage[coming] == HERE]
     _lose_caches(pool, coming)
-    counts.coming_tokens = counts.num_coming = 0
+    counts.coming_tokens = counts.coming.count = 0
     return coming
-
-
-def _read_queue(requests: Requests, first: int, count: int) -> Ints:
-    rows: Ints = np.fromiter(list_chain(requests.each.following, first, count), np.int64)
-    return rows
 
 
 def _find_own(pool: PoolState, replica: int, lost_D: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -223,8 +218,7 @@ def _find_own(pool: PoolState, replica: int, lost_D: NDArray[np.bool_]) -> NDArr
     if not lost_D.all():
         (counts,) = pool.clock_of(replica).counts
         is_own &= lost_D[pool.requests.each.dp_rank % len(lost_D)]
-        coming = _read_queue(pool.requests, int(counts.first_coming), int(counts.num_coming))
-        is_own[coming] = False
+        is_own[list_requests(counts.coming, pool.requests.each)] = False
     return is_own
 
 

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from simulator.base.jit import jit_inner
 from simulator.engine.blocks import release
 from simulator.engine.preemption import preempt
@@ -138,23 +140,29 @@ def end_decodes(
     rank, rows = ranks.each[d], requests.each
     running, ends, starts = ranks.running[d], ranks.ends[d], ranks.starts[d]
     count, ticks = rank.num_decodes, rank.ticks
-    kept, longest, next_end = 0, -ticks, _NEVER
+    first = count
     for i in range(count):
-        r = running[i]
         if ends[i] > ticks:
-            longest, next_end = max(longest, starts[i]), min(next_end, ends[i])
-            running[kept], ends[kept], starts[kept] = r, ends[i], starts[i]
-            kept += 1
             continue
-        _leave_sums(requests, ranks, limits, d, r)
-        request = rows[r]
+        first = min(first, i)
+        request = rows[running[i]]
+        _leave_sums(requests, ranks, limits, d, running[i])
         rank.contexts -= request.computed
         request.finish_s = now_s
         rank.is_full = False
-        release(requests, ranks, d, r)
+        release(requests, ranks, d, running[i])
         tokens = request.num_input + request.num_output
         rank.tokens -= tokens
         clock.counts[0].outstanding_tokens -= tokens
+    # Apart from the above: where one loop does all, it takes three times as long.
+    kept, longest, next_end = first, -ticks, _NEVER
+    for i in range(first, count):
+        to, at = np.uintp(kept), np.uintp(i)  # unsigned: no code looks for negative ones
+        end = ends[at]
+        running[to], ends[to], starts[to] = running[at], end, starts[at]
+        kept += end > ticks
+    for i in range(kept):
+        longest, next_end = max(longest, starts[i]), min(next_end, ends[i])
     rank.num_decodes = kept
     rank.longest, rank.next_end = longest + ticks, next_end
-    return kept
+    return int(kept)

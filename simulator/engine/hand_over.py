@@ -20,6 +20,7 @@ from simulator.engine.events import (
     pop_event,
     push_event,
 )
+from simulator.engine.queue import pop
 from simulator.engine.reservations import give_up_blocks, give_up_line, take_in
 from simulator.engine.sending import (
     Feed,
@@ -121,15 +122,13 @@ def use_reserved(events: Events, first: Pool, handing: HandOver, replica: int) -
     whose prompts are not computed yet go to the first pool.
     """
     counts, rows = handing.pool.ranks.counts[replica, 0], handing.pool.requests.each
-    request = counts.first_reserved
-    counts.first_reserved = -1
-    while request >= 0:
-        following, now_s = rows[request].following, rows[request].reserved_s
+    while counts.reserved.count > 0:
+        request = pop(counts.reserved, rows)
+        now_s = rows[request].reserved_s
         if first.requests.each[request].first_s >= 0:
             send_cache(events, first, handing, request, now_s)
         elif first.balance.replica_of[request] < 0:
             push_event(events, now_s, code_of(COMES_LATER, request))
-        request = following
 
 
 @jit_inner
@@ -156,7 +155,7 @@ def release_sent(events: Events, first: Pool, request: int, now_s: float) -> Non
     release(first.requests, ranks, d % len(ranks.caches), request)
     ranks.each[d].is_full = False
     counts.num_kept -= 1
-    has_requests = counts.num_pushed > counts.num_finished or counts.num_coming > 0
+    has_requests = counts.num_pushed > counts.num_finished or counts.coming.count > 0
     if has_requests or has_drained(first.clock, replica):
         form_soon(events, first.clock, replica, replica, now_s, FORMS)
 

@@ -190,7 +190,7 @@ class PoolState:
         living, requests, ranks = self._living, self.requests, self.ranks
         counts, caches = self.clock.counts, ranks.caches
         request, starts = requests.each[row], requests.prefix_starts
-        outstanding = counts.num_pushed - counts.num_finished + counts.num_coming
+        outstanding = counts.num_pushed - counts.num_finished + counts.coming.count
         tokens = counts.outstanding_tokens + counts.coming_tokens
         free_blocks = caches.free_blocks + caches.num_evictable * self.limits.prefix_blocks
         chosen = choose_replica(

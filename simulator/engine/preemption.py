@@ -9,37 +9,8 @@ from __future__ import annotations
 
 from simulator.base.jit import jit_inner
 from simulator.engine.blocks import blocks_for, count_available, keep_order, release
+from simulator.engine.queue import join, join_first
 from simulator.engine.state import Limits, Ranks, Requests
-
-
-@jit_inner
-def queue_last(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
-    """Queue request ``r`` behind all others of its rank."""
-    rank, rows = ranks.each[d], requests.each
-    rows[r].following = -1
-    if rank.tail < 0:
-        rank.head = r
-    else:
-        rows[rank.tail].following = r
-    rank.tail = r
-    rank.num_waiting += 1
-
-
-@jit_inner
-def queue_after_ready(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
-    """Queue request ``r`` before all others of rank ``d`` except those whose transferred caches
-    have arrived.
-    """
-    rank, rows = ranks.each[d], requests.each
-    if rank.num_ready == 0:
-        rows[r].following = rank.head
-        rank.head = r
-    else:
-        rows[r].following = rows[rank.last_ready].following
-        rows[rank.last_ready].following = r
-    if rows[r].following < 0:
-        rank.tail = r
-    rank.num_waiting += 1
 
 
 @jit_inner
@@ -79,9 +50,9 @@ def preempt(requests: Requests, ranks: Ranks, d: int, i: int, limits: Limits) ->
     chunk[d, last] = 0
     rank.num_running = last
     if limits.rules.output_share > 0:
-        queue_last(requests, ranks, d, r)
+        join(rank.waiting, requests.each, r)
     else:
-        queue_after_ready(requests, ranks, d, r)
+        join_first(rank.waiting, requests.each, r)
 
 
 @jit_inner

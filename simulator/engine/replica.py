@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from simulator.base.jit import jit_inline, jit_inner
 from simulator.engine.batching import complete_step, form_step, queue_request
+from simulator.engine.queue import pop
 from simulator.engine.reservations import expects_caches
 from simulator.engine.sending import Weights, choose_rank
 from simulator.engine.state import Clock, Ints, Limits, Ranks, Requests
@@ -90,7 +91,7 @@ def take_steps(
             counts.is_busy = False
             return IDLE, now_s, done, rows, work
         is_idle = counts.num_pushed == counts.num_finished
-        if counts.num_coming > 0 and (is_idle or counts.num_steps % limits.rules.poll_steps == 0):
+        if counts.coming.count > 0 and (is_idle or counts.num_steps % limits.rules.poll_steps == 0):
             _take(requests, ranks, limits, clock, weights)
             is_idle = False
         if is_idle:
@@ -122,7 +123,7 @@ def take_steps(
         count_profiles(table)
         work += _STEP + ranks.each.num_running.sum()
         now_s += row[1]
-        if now_s >= span.next_s or now_s > span.until_s or ranks.counts[0].first_reserved >= 0:
+        if now_s >= span.next_s or now_s > span.until_s or ranks.counts[0].reserved.count > 0:
             return IN_FLIGHT, now_s, done, rows, work
 
 
@@ -138,14 +139,12 @@ def _waits(ranks: Ranks, limits: Limits, clock: Clock) -> bool:
 def _take(requests: Requests, ranks: Ranks, limits: Limits, clock: Clock, weights: Weights) -> None:
     """Queue the requests that have arrived since the replica's last step."""
     counts, rows = clock.counts[0], requests.each
-    request = counts.first_coming
-    for _ in range(counts.num_coming):
-        following = rows[request].following
+    while counts.coming.count > 0:
+        request = pop(counts.coming, rows)
         if not rows[request].lost_s >= 0:
             d = choose_rank(requests, ranks.each, ranks.prefixes, request, weights, limits)
             queue_request(requests, ranks, clock, d, request)
-        request = following
-    counts.num_coming = counts.coming_tokens = 0
+    counts.coming_tokens = 0
 
 
 @jit_inner

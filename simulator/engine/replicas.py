@@ -153,7 +153,7 @@ def run_ahead(
                 log,
                 rows,
             )
-            reserves = pool.ranks.counts[replica, 0].first_reserved >= 0
+            reserves = pool.ranks.counts[replica, 0].reserved.count > 0
             if handing is not None and place == 1 and reserves:
                 use_reserved(events, first, handing, replica)
             if handing is not None and place == 0:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from simulator.base.jit import jit_inner
 from simulator.engine.admission import clip_output, count_coming
 from simulator.engine.blocks import allocate_blocks, blocks_for, count_available, release
-from simulator.engine.preemption import queue_after_ready
+from simulator.engine.queue import join, pop, remove
 from simulator.engine.state import HERE, RESERVED, Clock, Limits, Ranks, Requests
 from simulator.results.tables import ADMISSION_LIMITS
 
@@ -22,29 +22,16 @@ _MAX_SEQUENCES, _KV_CACHE = (ADMISSION_LIMITS.index(name) for name in ("max_sequ
 
 
 @jit_inner
-def stand_in_line(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
-    """Queue request ``r`` for blocks of rank ``d``, behind all others."""
-    rank, rows = ranks.each[d], requests.each
-    rows[r].following = -1
-    if rank.last_in_line < 0:
-        rank.first_in_line = r
-    else:
-        rows[rank.last_in_line].following = r
-    rank.last_in_line = r
-    rank.num_in_line += 1
-
-
-@jit_inner
 def reserve_blocks(requests: Requests, ranks: Ranks, d: int, limits: Limits, now_s: float) -> None:
     """Reserve blocks of rank ``d`` for queued requests while there is room, by the rules of
-    admission, and chain these requests from ``first_reserved`` on.
+    admission, and note these requests in ``reserved``.
     """
     rank, rows, counts = ranks.each[d], requests.each, ranks.counts[0]
     pool = d % len(ranks.caches)
-    while rank.num_in_line > 0:
-        r = rank.first_in_line
+    while rank.line.count > 0:
+        r = rank.line.first
         request = rows[r]
-        if rank.num_waiting > rank.num_ready:
+        if rank.waiting.count > 0:
             return
         if rank.num_running >= limits.rules.max_sequences:
             rank.stopped_by = _MAX_SEQUENCES
@@ -61,7 +48,7 @@ def reserve_blocks(requests: Requests, ranks: Ranks, d: int, limits: Limits, now
         if asked > count_available(ranks, pool, limits):
             rank.stopped_by = _KV_CACHE
             return
-        _leave_line(requests, ranks, d, -1)
+        pop(rank.line, rows)
         need = blocks_for(reach, limits)
         allocate_blocks(ranks, pool, need, limits)
         request.blocks = need
@@ -69,28 +56,7 @@ def reserve_blocks(requests: Requests, ranks: Ranks, d: int, limits: Limits, now
         request.reserved_s = now_s
         rank.num_reserved += 1
         rank.reserved_output += clip_output(output)
-        request.following = -1
-        if counts.first_reserved < 0:
-            counts.first_reserved = r
-        else:
-            rows[counts.last_reserved].following = r
-        counts.last_reserved = r
-
-
-@jit_inner
-def _leave_line(requests: Requests, ranks: Ranks, d: int, before: int) -> None:
-    """Remove from the queue of rank ``d`` the request behind ``before``, or the first if that is
-    -1.
-    """
-    rank, rows = ranks.each[d], requests.each
-    leaves = rank.first_in_line if before < 0 else rows[before].following
-    if before < 0:
-        rank.first_in_line = rows[leaves].following
-    else:
-        rows[before].following = rows[leaves].following
-    if rank.last_in_line == leaves:
-        rank.last_in_line = before
-    rank.num_in_line -= 1
+        join(counts.reserved, rows, r)
 
 
 @jit_inner
@@ -112,16 +78,12 @@ def expects_caches(ranks: Ranks) -> bool:
 
 @jit_inner
 def take_in(requests: Requests, ranks: Ranks, r: int) -> None:
-    """Queue request ``r``, whose cache has arrived, behind others with caches and before all
-    requests without blocks.
-    """
+    """Queue request ``r``, whose cache has arrived, behind others with caches."""
     request, d = requests.each[r], requests.each[r].dp_rank
     rank = ranks.each[d]
     request.stage = HERE
     rank.num_reserved -= 1
-    queue_after_ready(requests, ranks, d, r)
-    rank.last_ready = r
-    rank.num_ready += 1
+    join(rank.ready, requests.each, r)
 
 
 @jit_inner
@@ -129,12 +91,8 @@ def give_up_line(requests: Requests, ranks: Ranks, clock: Clock, r: int) -> None
     """Cancel the wait of request ``r`` for blocks, which is queued or about to be: its cache will
     not arrive.
     """
-    rows, d = requests.each, requests.each[r].dp_rank
-    before, other = -1, ranks.each[d].first_in_line
-    while other >= 0 and other != r:
-        before, other = other, rows[other].following
-    if other == r:
-        _leave_line(requests, ranks, d, before)
+    rank = ranks.each[requests.each[r].dp_rank]
+    if remove(rank.line, requests.each, r):
         _count_out(requests, ranks, clock, r)
 
 

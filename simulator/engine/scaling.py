@@ -56,7 +56,7 @@ class Scaling:
 
     def _measure_load(self, at_s: float) -> PoolLoad:
         serving, counts = self._list_serving(), self._pool.clock.counts
-        requests = counts.num_pushed - counts.num_finished + counts.num_coming
+        requests = counts.num_pushed - counts.num_finished + counts.coming.count
         tokens = counts.outstanding_tokens + counts.coming_tokens
         return PoolLoad(
             at_s,

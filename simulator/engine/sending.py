@@ -12,6 +12,7 @@ import numpy as np
 from simulator.base.jit import jit, jit_inner
 from simulator.engine.blocks import count_hits
 from simulator.engine.events import Events, code_of, push_event
+from simulator.engine.queue import join
 from simulator.engine.state import Clock, Floats, Ints, Limits, Ranks, Records, Requests
 from simulator.engine.table import StepTable
 
@@ -95,13 +96,7 @@ def send_request(pool: Pool, request: int, feed: Feed) -> int:
     pool.balance.num_sent[0] += 1
     pool.balance.replica_of[request] = replica
     rows, counts = pool.requests.each, pool.clock.counts[replica, 0]
-    rows[request].following = -1
-    if counts.num_coming == 0:
-        counts.first_coming = request
-    else:
-        rows[counts.last_coming].following = request
-    counts.last_coming = request
-    counts.num_coming += 1
+    join(counts.coming, rows, request)
     counts.coming_tokens += rows[request].num_input + rows[request].num_output
     return replica
 
@@ -125,7 +120,7 @@ def _choose(pool: Pool, request: int, feed: Feed) -> int:
         if balance.weights.per_new_token > 0:
             load = _measure_best_rank(pool, replica, request)
         else:
-            outstanding = counts.num_pushed - counts.num_finished + counts.num_coming
+            outstanding = counts.num_pushed - counts.num_finished + counts.coming.count
             tokens = counts.outstanding_tokens + counts.coming_tokens
             load = balance.weights.per_request * outstanding + balance.weights.per_token * tokens
         if best < 0 or load < least:
@@ -143,7 +138,7 @@ def _measure_best_rank(pool: Pool, replica: int, request: int) -> float:
     d = choose_rank(pool.requests, each, ranks.prefixes[replica], request, weights, pool.limits)
     if d < 0:
         return math.inf
-    coming = weights.per_request * counts.num_coming + weights.per_token * counts.coming_tokens
+    coming = weights.per_request * counts.coming.count + weights.per_token * counts.coming_tokens
     load = _measure_load(
         pool.requests, each, ranks.prefixes[replica], d, request, weights, pool.limits
     )
@@ -192,7 +187,8 @@ def _measure_load(
 @jit_inner
 def _count_unfinished(each: Records, d: int) -> int:
     rank = each[d]
-    return int(rank.num_waiting + rank.num_running + rank.num_in_line + rank.num_reserved)
+    here = rank.waiting.count + rank.ready.count + rank.num_running
+    return int(here + rank.line.count + rank.num_reserved)
 
 
 @jit
@@ -219,7 +215,7 @@ def has_drained(clock: Clock, replica: int) -> bool:
     counts = clock.counts[replica, 0]
     return bool(
         counts.is_draining
-        and counts.num_coming == 0
+        and counts.coming.count == 0
         and counts.num_kept == 0
         and counts.num_pushed == counts.num_finished
     )

@@ -92,8 +92,6 @@ def start_ranks(
         starts=zeros(num_ranks, max_sequences),
         profiles=zeros(num_ranks, num_profiles),
     )
-    ranks.each.head[:] = ranks.each.tail[:] = ranks.counts.first_reserved[:] = -1
-    ranks.each.first_in_line[:] = ranks.each.last_in_line[:] = -1
     ranks.caches.free_blocks[:] = ranks.caches.capacity_blocks[:] = capacity_blocks
     ranks.prefixes.older[:, num_prefixes] = ranks.prefixes.newer[:, num_prefixes] = num_prefixes
     return ranks
@@ -102,7 +100,6 @@ def start_ranks(
 def start_clock() -> Clock:
     """Make the clock of an idle replica."""
     clock = Clock(make_records(ReplicaClock, 1), np.zeros(NUM_GAP_BINS, dtype=np.int64))
-    clock.counts.first_coming[:] = clock.counts.last_coming[:] = -1
     clock.counts.look_steps[:] = NEVER
     clock.counts.run_row[:] = clock.counts.last_row[:] = -1
     return clock

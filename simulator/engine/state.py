@@ -5,6 +5,7 @@ them.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,13 +27,29 @@ HERE, IN_LINE, RESERVED = range(3)
 is about to; blocks are reserved for its cache, which is in transfer or not computed yet."""
 NEVER = 1 << 62
 """Number that is never reached."""
-_TYPES = {"int": np.int64, "float": np.float64}
+
+
+class Queue:
+    """Queue of requests (:mod:`simulator.engine.queue`)."""
+
+    first: int
+    """First request, if any."""
+    last: int
+    count: int
+
+
+@cache
+def _find_type(kind: type) -> np.dtype[Any]:
+    types: dict[str, Any] = {"int": np.int64, "float": np.float64}
+    if kind is not Queue:
+        types["Queue"] = _find_type(Queue)
+    fields = [(name, types[text]) for name, text in kind.__annotations__.items()]
+    return np.dtype(fields, align=True)
 
 
 def make_records(kind: type, *shape: int) -> Records:
     """Records of a kind, all zeros."""
-    fields = [(name, _TYPES[text]) for name, text in kind.__annotations__.items()]
-    return np.zeros(shape, np.dtype(fields, align=True)).view(np.recarray)
+    return np.zeros(shape, _find_type(kind)).view(np.recarray)
 
 
 class Request:
@@ -95,10 +112,6 @@ class Request:
 class Rank:
     """Data-parallel rank, or one of its lanes in a pipeline."""
 
-    head: int
-    """First waiting request, -1 for none."""
-    tail: int
-    num_waiting: int
     num_running: int
     is_full: int
     """Whether the last admission found no room for one more request, and none has left since."""
@@ -115,15 +128,8 @@ class Rank:
     """Steps that the rank has counted for its summed decodes."""
     next_end: int
     """Value of ``ticks`` at which the next summed decode ends."""
-    num_ready: int
-    """Number of waiting requests, the first of the queue, that have blocks and their transferred
-    caches in them."""
-    last_ready: int
-    """Last of these requests."""
-    first_in_line: int
-    last_in_line: int
-    num_in_line: int
-    """Requests whose caches are to arrive and that have no blocks yet, in a queue of their own."""
+    num_bereft: int
+    """Number of waiting requests that lost full KV blocks, which they may find again."""
     num_reserved: int
     """Requests whose caches are to arrive and that have blocks."""
     reserved_output: int
@@ -132,6 +138,13 @@ class Rank:
     """Prompt and output tokens of the rank's unfinished requests."""
     is_lost: int
     """Whether a GPU of the rank is lost, while the others go on; it gets no requests."""
+    waiting: Queue
+    """Requests without blocks."""
+    ready: Queue
+    """Requests that have blocks and their transferred caches in them; they start before all that
+    wait."""
+    line: Queue
+    """Requests whose caches are to arrive and that have no blocks yet."""
 
 
 class Cache:
@@ -168,11 +181,8 @@ class Replica:
     """Steps for which prompts have been held back."""
     num_admissions: int
     """Admissions so far."""
-    first_reserved: int
-    """First request that the latest step has reserved blocks for, -1 for none; ``following`` leads
-    to the next."""
-    last_reserved: int
-    """Last request that the latest step has reserved blocks for."""
+    reserved: Queue
+    """Requests that the latest step has reserved blocks for."""
 
 
 class ReplicaClock:
@@ -186,12 +196,6 @@ class ReplicaClock:
     num_steps: int
     outstanding_tokens: int
     """Prompt and output tokens of requests that were queued and have not finished."""
-    num_coming: int
-    """Requests that were sent to the replica since its last step, and are at no rank yet."""
-    first_coming: int
-    """First of these requests; ``following`` leads to the next."""
-    last_coming: int
-    """Last of these requests."""
     coming_tokens: int
     """Prompt and output tokens of these requests."""
     is_gone: int
@@ -213,6 +217,8 @@ class ReplicaClock:
     """Steps after which somebody looks at the replica."""
     num_kept: int
     """Computed prompts of a prefill replica whose caches have not arrived elsewhere yet."""
+    coming: Queue
+    """Requests that were sent to the replica since its last step, and are at no rank yet."""
 
 
 class Requests(NamedTuple):

@@ -127,7 +127,7 @@ def observe(requests: Requests, ranks: Ranks, limits: Limits, row: NDArray[np.fl
             if new > 1:
                 more += count_kept_tokens(requests, limits, r, new) - 1
         holding += rank.num_running
-        waiting = rank.num_waiting + rank.num_in_line
+        waiting = rank.waiting.count + rank.ready.count + rank.line.count
         queued += waiting
         if waiting > longest:
             longest, limit = waiting, rank.stopped_by

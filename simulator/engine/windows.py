@@ -26,16 +26,13 @@ from simulator.engine.events import (
     start_events,
 )
 from simulator.engine.pool import PoolState
+from simulator.engine.queue import list_requests
 from simulator.engine.state import Floats, Ints, Requests
 
 ROWS = 1 << 17
 """New rows of a window, unless four times as many stay, so that few are moved often."""
 _OF_REQUESTS = (LEAVES, GOES_ON, SENDS, ARRIVES, COMES_LATER)
 """Kinds of events that refer to a request."""
-_IN_RANKS = ["head", "tail", "last_ready", "first_in_line", "last_in_line"]
-_IN_COUNTS = ["first_reserved", "last_reserved"]
-_IN_CLOCK = ["first_coming", "last_coming"]
-"""Fields that refer to requests."""
 
 
 def move_window(pool: PoolState, count: int, arrival_s: Floats) -> None:
@@ -57,13 +54,11 @@ def move_window(pool: PoolState, count: int, arrival_s: Floats) -> None:
     pool.hold_rows(requests, np.concatenate([pool.replica_of[count:], nowhere]))
     requests.each.following[:] = _shift_rows(requests.each.following, count)
     pool.ranks.running[:] = _shift_rows(pool.ranks.running, count)
-    for records, names in (
-        (pool.ranks.each, _IN_RANKS),
-        (pool.ranks.counts, _IN_COUNTS),
-        (pool.clock.counts, _IN_CLOCK),
-    ):
-        for name in names:
-            records[name] = _shift_rows(records[name], count)
+    for records in (pool.ranks.each, pool.ranks.counts, pool.clock.counts):
+        for name, (kind, _) in records.dtype.fields.items():
+            if kind.names is not None:  # a queue
+                for end in ("first", "last"):
+                    records[name][end] = _shift_rows(records[name][end], count)
 
 
 def _shift_rows(rows: Ints, count: int) -> Ints:
@@ -110,20 +105,13 @@ def count_settled(
 
 def list_named(pool: PoolState) -> Iterator[int]:
     """List the rows of the requests that run at a pool's ranks, wait there or are about to."""
-    following = pool.requests.each.following
+    rows = pool.requests.each
     for replica in range(pool.num_replicas):
         ranks = pool.ranks_of(replica)
         for d in range(len(ranks.each)):
             rank = ranks.each[d]
             yield from ranks.running[d, : rank.num_running].tolist()
-            yield from list_chain(following, int(rank.head), int(rank.num_waiting))
-            yield from list_chain(following, int(rank.first_in_line), int(rank.num_in_line))
+            for queue in (rank.waiting, rank.ready, rank.line):
+                yield from list_requests(queue, rows).tolist()
         (clock,) = pool.clock_of(replica).counts
-        yield from list_chain(following, int(clock.first_coming), int(clock.num_coming))
-
-
-def list_chain(following: Ints, first: int, count: int) -> Iterator[int]:
-    """List the rows of a queue of ``count`` requests."""
-    for _ in range(count):
-        yield first
-        first = int(following[first])
+        yield from list_requests(clock.coming, rows).tolist()

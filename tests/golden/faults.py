@@ -78,8 +78,8 @@ FAULTS = (
     Fault(
         "what was preempted waits last in line",
         PREEMPTION,
-        "        queue_after_ready(requests, ranks, d, r)",
-        "        queue_last(requests, ranks, d, r)",
+        "        join_first(rank.waiting, requests.each, r)",
+        "        join(rank.waiting, requests.each, r)",
     ),
     Fault(
         "only the first chunk must have room",

@@ -29,8 +29,10 @@ def check_all_is_given_back(pool):
     caches, counts = pool.ranks.caches, pool.clock.counts
     free = caches.free_blocks + caches.num_evictable * pool.limits.prefix_blocks
     assert (free == caches.capacity_blocks).all()
-    for queue in ("num_waiting", "num_running", "num_reserved", "num_in_line"):
-        assert not pool.ranks.each[queue].any()
+    for kind in ("num_running", "num_reserved", "num_bereft"):
+        assert not pool.ranks.each[kind].any()
+    for queue in ("waiting", "ready", "line"):
+        assert not pool.ranks.each[queue]["count"].any()
     assert not counts.outstanding_tokens.any()
     assert (counts.num_pushed == counts.num_finished).all()
 

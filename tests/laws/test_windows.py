@@ -32,6 +32,8 @@ from tests.laws.test_drafts import draw_drafting
 from tests.laws.test_failures import draw_failing
 from tests.laws.test_room_for_caches import draw_pools
 
+QUEUES = ("waiting", "ready", "line")
+
 
 def share_prefixes(trace, rng):
     """Requests of which some begin with the same blocks of 16 tokens as others."""
@@ -106,10 +108,15 @@ def test_every_place_that_names_a_request_names_it_by_its_new_row(tiny):
     places = [
         pool.requests.each.following[6:7],
         pool.ranks.running[1, 0, :1],
-        *(pool.ranks.each[name][1, :1] for name in ("head", "tail", "last_ready")),
-        *(pool.ranks.each[name][1, :1] for name in ("first_in_line", "last_in_line")),
-        *(pool.ranks.counts[name][1, :1] for name in ("first_reserved", "last_reserved")),
-        *(pool.clock.counts[name][1, :1] for name in ("first_coming", "last_coming")),
+        *(
+            queue[end][1, :1]
+            for queue in (
+                *(pool.ranks.each[name] for name in QUEUES),
+                pool.ranks.counts.reserved,
+                pool.clock.counts.coming,
+            )
+            for end in ("first", "last")
+        ),
     ]
     for place in places:
         place[:] = 5
@@ -120,22 +127,16 @@ def test_every_place_that_names_a_request_names_it_by_its_new_row(tiny):
     assert [place.item() for place in places[1:]] == [2] * (len(places) - 1)
 
 
-ENDS_OF_QUEUES = [
-    ("num_waiting", "tail"),
-    ("num_ready", "last_ready"),
-    ("num_in_line", "last_in_line"),
-]
-
-
 def count_names(state):
     """How often each request of the trace is named, by its number, and where."""
     found = Counter()
     for place, pool in enumerate(state.pools):
         first, each, counts = pool.requests.first, pool.ranks.each, pool.clock.counts
         found.update((place, row + first) for row in windows.list_named(pool))
-        for count, last in ENDS_OF_QUEUES:
-            found.update((place, last, row + first) for row in each[last][each[count] > 0])
-        found.update((place, row + first) for row in counts.last_coming[counts.num_coming > 0])
+        for name in QUEUES:
+            last = each[name]["last"][each[name]["count"] > 0]
+            found.update((place, name, row + first) for row in last)
+        found.update((place, row + first) for row in counts.coming.last[counts.coming.count > 0])
     first, events = state.first.requests.first, state.events
     for at_s, code in zip(events.at_s, events.code[: events.num_left[0]], strict=False):
         kind, number = kind_of(code), number_of(code)
@@ -165,7 +166,7 @@ def test_lost_requests_stay_while_something_names_them(tiny):
     assert windows.count_settled(requests, [pool], events, [7, 8]) == 7
     pool.ranks.running[1, 0, 0], pool.ranks.each.num_running[1, 0] = 6, 1
     assert windows.count_settled(requests, [pool], events, [7]) == 6
-    pool.clock.counts.first_coming[0], pool.clock.counts.num_coming[0] = 5, 1
+    pool.clock.counts.coming.first[0], pool.clock.counts.coming.count[0] = 5, 1
     assert windows.count_settled(requests, [pool], events, []) == 5
     push_event(events, 1.0, code_of(ENDS, 2))
     assert windows.count_settled(requests, [pool], events, []) == 5
@@ -176,7 +177,7 @@ def test_lost_requests_stay_while_something_names_them(tiny):
     codes = sorted(moved.code[: moved.num_left[0]].tolist())
     assert codes == [code_of(ENDS, 2), *(code_of(kind, row) for kind, row in MOVED)]
     requests["outcome"] = ["finished"] * 8 + ["unfinished"]
-    pool.ranks.each.head[0, 0], pool.ranks.each.num_waiting[0, 0] = 3, 1
+    pool.ranks.each.waiting.first[0, 0], pool.ranks.each.waiting.count[0, 0] = 3, 1
     assert windows.count_settled(requests, [pool], start_events(0), []) == 8
 
 

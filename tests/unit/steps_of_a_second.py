@@ -202,9 +202,7 @@ def check_end(requests, ranks, clock, trace):
     assert clock.gap_counts.sum() == (trace.num_output - 1).sum()
     assert clock.counts.outstanding_tokens[0] == 0
     assert (ranks.each.num_running == 0).all()
-    assert (ranks.each.num_waiting == 0).all()
-    assert (ranks.each.head == -1).all()
-    assert (ranks.each.tail == -1).all()
+    assert (ranks.each.waiting.count == 0).all()
     assert (each.arrival_s <= each.scheduled_s).all()
     assert (each.scheduled_s < each.first_s).all()
     assert (each.first_s <= each.finish_s).all()

@@ -120,9 +120,8 @@ def test_a_request_goes_to_the_rank_with_the_fewest_the_first_of_equals(counts):
     """Those that wait, run, stand in line for blocks or have them count alike."""
     requests = start_requests(make_trace([Asked(0, 8, 3)]), with_prefixes=False)
     ranks = start_ranks(len(counts), 8, 100, 0)
-    kinds = ("num_waiting", "num_running", "num_in_line", "num_reserved")
-    for kind, count in zip(kinds, np.array(counts).T, strict=True):
-        ranks.each[kind] = count
+    each = ranks.each
+    each.waiting.count, each.num_running, each.line.count, each.num_reserved = np.array(counts).T
     queue_at_fewest(requests, ranks, make_limits(), start_clock(), 0)
     assert requests.each.dp_rank[0] == np.argmin(np.sum(counts, axis=1))
 

@@ -21,7 +21,7 @@ from simulator.engine.blocks import (
     release,
     share_prompt,
 )
-from simulator.engine.preemption import queue_last
+from simulator.engine.queue import join, remove
 from simulator.engine.start import start_ranks, start_requests
 from simulator.engine.state import Limits
 from simulator.policies.scheduling import Rules
@@ -183,14 +183,14 @@ def test_what_is_found_again_is_what_a_line_of_blocks_still_holds(moves):
             if not ends:
                 keep_order(requests, ranks, 0, r, limits)
                 request.preemptions = 1
-                queue_last(requests, ranks, 0, r)
+                join(ranks.each[0].waiting, requests.each, r)
             release(requests, ranks, 0, r)
             line.give_back(r, held, request.computed // limits.block_tokens if not ends else 0)
             continue
         kept = int(count_kept(requests, ranks, r, 0, 0, limits))
         if max(count, kept) > ranks.caches.free_blocks[0]:
             continue
-        _leave_queue(requests, ranks, r)
+        remove(ranks.each[0].waiting, requests.each, r)
         reclaim_blocks(requests, ranks, r, 0, kept)
         assert kept == line.find(r)
         line.forget(r)
@@ -198,16 +198,3 @@ def test_what_is_found_again_is_what_a_line_of_blocks_still_holds(moves):
         line.take(max(count, kept) - kept)
         request.blocks = max(count, kept)
         assert ranks.caches.free_blocks[0] == len(line.free)
-
-
-def _leave_queue(requests, ranks, r):
-    rank = ranks.each[0]
-    waiting, other = [], rank.head
-    while other >= 0:
-        waiting.append(int(other))
-        other = requests.each[other].following
-    rank.head = rank.tail = -1
-    rank.num_waiting = 0
-    for other in waiting:
-        if other != r:
-            queue_last(requests, ranks, 0, other)
