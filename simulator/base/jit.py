@@ -62,8 +62,15 @@ def jit_inline(function: Compiled) -> Compiled:
     return _borrow(function, inline="always")
 
 
-def _borrow(function: Compiled, inline: str) -> Compiled:
-    options = {"_nrt": False, "forceinline": True, "inline": inline}
+def jit_apart(function: Compiled) -> Compiled:
+    """Compile the function as :func:`jit_inner` does, for one that few runs call: its callers do
+    not contain its code.
+    """
+    return _borrow(function, inline="never", is_apart=True)
+
+
+def _borrow(function: Compiled, inline: str, is_apart: bool = False) -> Compiled:
+    options = {"_nrt": False, "forceinline": not is_apart, "inline": inline}
     inner = _compile(function, _jit(no_cpython_wrapper=True, **options)(function))
     if hasattr(inner, "py_func"):
         _open_to_python(inner, function)

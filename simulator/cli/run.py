@@ -253,6 +253,7 @@ def report(
 
 def print_run(results: Any) -> None:
     """Print the verdict with its reasons, then the table of key metrics."""
+    from simulator.results.queues_text import list_classes
     from simulator.results.run_bands_text import NEAR_SATURATION
 
     verdict = results.run["verdict"]
@@ -262,6 +263,9 @@ def print_run(results: Any) -> None:
         console.out.say(line)
     if any(_MARK in line.plain for line in lines):
         console.out.say(f"{_MARK.strip()} {NEAR_SATURATION}")
+    if classes := list_classes(results):
+        console.out.print()
+        console.print_table(classes)
 
 
 def print_explanation(results: Any) -> None:

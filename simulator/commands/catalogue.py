@@ -41,6 +41,7 @@ POLICIES = {
     "dispatch": "dispatch",
     "topology": "topology",
     "scheduling": "scheduling",
+    "order": "order",
     "balancing": "balancing",
     "failures": "failures",
     "rebalancing": "rebalancing",

@@ -24,6 +24,7 @@ def prepare_run(scenario: Scenario) -> tuple[list[DeploymentPlan], RequestTrace]
     trace = load_requests(scenario.workload, scenario.folder, scenario.seed, place)
     for pool in (pool for plan in plans for pool in plan.pools):
         try_policies(pool)
+        pool.find_keys(trace)
     for plan in plans:
         where = f"{scenario.where} [deployments '{plan.name}']"
         check_requests(

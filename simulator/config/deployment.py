@@ -195,6 +195,8 @@ class DeploymentSpec(Frozen):
     scheduling: Annotated[Policy, PolicyOf("scheduling", is_partial=True)] | None = None
     """Scheduling policy: which requests form a step; absent keys are as the engine sets them by
     itself on these GPUs, see ``cluster_configs/engines``."""
+    order: Annotated[Policy, PolicyOf("order")] = {"kind": "first_come"}
+    """Order policy: which of the requests that wait at a rank is first."""
     balancing: Annotated[Policy, PolicyOf("balancing")] = {"kind": "least_outstanding"}
     """Balancing policy: which replica a request is sent to."""
     failures: Annotated[

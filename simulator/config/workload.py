@@ -136,5 +136,9 @@ class WorkloadSpec(Frozen):
     domains: DomainsSpec | None = None
     """Kinds of text of the requests, which load different experts where the routing tells them
     apart; absent = those that the source names, if any."""
+    priorities: Annotated[list[Ratio], Field(min_length=1, examples=[[0.2, 0.8]])] | None = None
+    """Shares of the requests of priority 0, 1 and so on, which are drawn; they are scaled to a sum
+    of 1. The least is first where ``order`` is by priority. Absent = the column ``priority`` of the
+    trace, if it has one."""
     slo: SLO = SLO()
     """Latency targets of each request."""

@@ -48,9 +48,10 @@ from simulator.deployment.refusals import (
 from simulator.deployment.setup import Setup
 from simulator.deployment.splits import check_splits, find_refusal
 from simulator.policies.balancing import BalancingPolicy
-from simulator.policies.contracts import make_drafts, make_rules
+from simulator.policies.contracts import find_keys, make_drafts, make_rules
 from simulator.policies.failure_contracts import list_changes
 from simulator.policies.failures import Change, FailurePolicy, Machines
+from simulator.policies.order import Keys, OrderPolicy, Queued
 from simulator.policies.rebalancing import RebalancingPolicy
 from simulator.policies.recovery import RecoveryPolicy
 from simulator.policies.recovery.restart import Restart
@@ -59,6 +60,7 @@ from simulator.policies.scaling_contracts import begin_scaling, check_scaling
 from simulator.policies.scheduling import Rules
 from simulator.work.layout import make_layout
 from simulator.work.memory import CacheSize, cache_size
+from simulator.workload.traces import RequestTrace
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ class Serving:
     replicas: int
     rules: Rules
     """Limits of a step, from the scheduling policy."""
+    order: OrderPolicy
+    """Order in which requests wait."""
     balancing: BalancingPolicy
     capacity: Capacity
     """Memory of a GPU, and its part for the KV cache."""
@@ -107,6 +111,15 @@ class DeploymentPlan:
     def name(self) -> str:
         """The deployment's name."""
         return self.spec.name
+
+    def find_keys(self, trace: RequestTrace) -> Keys | None:
+        """Find the keys by which requests wait; ``None`` where they are served as they come.
+
+        Raises:
+            UserError: if the trace lacks what the order needs.
+        """
+        arrays = trace.arrival_s, trace.num_input, trace.num_output
+        return find_keys(self.serving.order, Queued(*arrays, trace.attributes))
 
     @property
     def num_gpus(self) -> int:
@@ -337,6 +350,7 @@ def _make_pool(
         others=prepare_others(spec, model, precision, others, named, place),
         offload=offload,
     )
+    order = build("order", spec.order, f"{place} [order]")
     balancing = build("balancing", spec.balancing, f"{place} [balancing]")
     check_rebalancing(spec, layout, f"{place} [rebalancing]")
     rebalancing = build("rebalancing", spec.rebalancing, f"{place} [rebalancing]")
@@ -344,7 +358,7 @@ def _make_pool(
     check_recovery(spec, placement, f"{place} [recovery]")
     scaling: ScalingPolicy = build("scaling", spec.scaling, f"{place} [scaling]")
     check_scaling(scaling, replicas, f"{place} [scaling]")
-    serving = Serving(replicas, rules, balancing, capacity, rebalancing, recovery, scaling)
+    serving = Serving(replicas, rules, order, balancing, capacity, rebalancing, recovery, scaling)
     return DeploymentPlan(spec, placement, serving)
 
 

@@ -26,8 +26,8 @@ from simulator.engine.decodes import (
     join_sums,
     take_blocks,
 )
-from simulator.engine.preemption import find_latest, preempt, retract
-from simulator.engine.queue import join
+from simulator.engine.preemption import find_last, preempt, retract
+from simulator.engine.queue import join, join_again, pop
 from simulator.engine.reservations import reserve_blocks
 from simulator.engine.state import IN_LINE, Clock, Limits, Ranks, Requests
 from simulator.results.tables import ADMISSION_LIMITS
@@ -93,7 +93,9 @@ def _fill(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> boo
     caches.ran_out[:] = False
     for d in range(len(each)):
         rank, budget = each[d], limits.rules.token_budget
-        if rank.num_decodes > budget:
+        if rank.num_decodes > budget or (
+            rank.waiting.is_ordered and _may_run_out(ranks, d, limits)
+        ):
             dissolve_sums(requests, ranks, limits, d)
         if rank.num_decodes > 0:
             take_blocks(requests, ranks, limits, d)
@@ -120,6 +122,19 @@ def _fill(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> boo
             reserve_blocks(requests, ranks, d, limits, now_s)
         has_work = has_work or budget < limits.rules.token_budget
     return has_work
+
+
+@jit_inner
+def _may_run_out(ranks: Ranks, d: int, limits: Limits) -> bool:
+    """Whether those that run may want more KV blocks in a step than are free: prompts, which are
+    not among the summed decodes, at most one each and those of all tokens.
+    """
+    rank = ranks.each[d]
+    most = ranks.ring[d, rank.ticks % limits.block_tokens]
+    if rank.num_running > rank.num_decodes:
+        most += rank.num_running - rank.num_decodes
+        most += limits.rules.token_budget // limits.block_tokens
+    return bool(most > ranks.caches[d % len(ranks.caches)].free_blocks)
 
 
 @jit_inner
@@ -152,13 +167,21 @@ def _waits_for_more(requests: Requests, ranks: Ranks, limits: Limits) -> bool:
     """
     rows, counts = requests.each, ranks.counts[0]
     rank = ranks.each[0]
-    running, r = rank.num_running, rank.waiting.first
+    running = rank.num_running
     if rank.waiting.count == 0:
         return False
-    tokens = running
-    while r >= 0 and tokens + rows[r].num_input <= limits.rules.token_budget:
+    tokens, taken = running, -1
+    while rank.waiting.count > 0:
+        r = rank.waiting.first
+        if tokens + rows[r].num_input > limits.rules.token_budget:
+            break
         tokens += rows[r].num_input
-        r = rows[r].following
+        pop(rank.waiting, rows)
+        rows[r].before = taken
+        taken = r
+    while taken >= 0:
+        r, taken = taken, rows[taken].before
+        join_again(rank.waiting, rows, r)
     if running == 0 or tokens >= limits.wait_tokens or counts.held >= limits.rules.wait_steps:
         counts.held = 0
         return False
@@ -176,7 +199,7 @@ def _schedule_running(
     prompts: bool,
     decodes: bool,
 ) -> int:
-    """Schedule the tokens of running requests in order of admission; the latest admitted lose their
+    """Schedule the tokens of running requests in order of admission; the last ones lose their
     blocks when blocks run out.
     """
     running, chunk, rows = ranks.running, ranks.chunk, requests.each
@@ -200,10 +223,12 @@ def _schedule_running(
         )
         if need > 0:
             while need > count_available(ranks, pool, limits):
-                latest = find_latest(requests, ranks, d)
-                last = ranks.each[latest].num_running - 1
-                preempt(requests, ranks, latest, last, limits)
-                if latest == d and last == i:
+                lane, last = find_last(requests, ranks, d)
+                if lane == d and last < i:  # others get its tokens
+                    budget += chunk[d, last]
+                    i -= 1
+                preempt(requests, ranks, lane, last, limits)
+                if running[d, i] != r or i == rank.num_running:
                     return budget
             allocate_blocks(ranks, pool, need, limits)
             request.blocks += need

@@ -10,6 +10,7 @@ blocks = capacity.
 from __future__ import annotations
 
 from simulator.base.jit import jit_inner
+from simulator.engine.queue import find_another
 from simulator.engine.state import Limits, Ranks, Records, Requests
 
 
@@ -187,6 +188,6 @@ def reclaim_blocks(requests: Requests, ranks: Ranks, r: int, d: int, count: int)
                 num_left -= rows[other].kept_blocks > 0
                 if rows[other].kept_end > rows[r].kept_end:
                     rows[other].kept_end -= count
-                other = rows[other].following
+                other = find_another(rank.waiting, rows, other)
     ranks.each[rows[r].dp_rank].num_bereft -= rows[r].kept_blocks > 0
     rows[r].kept_blocks = 0

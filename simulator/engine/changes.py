@@ -234,6 +234,7 @@ def _call_off(pool: PoolState, replica: int, lost_D: NDArray[np.bool_], events: 
     remove_events(events, [code_of(GOES_ON, int(request)) for request in expected])
     rows.stage[expected] = IN_LINE
     rows.blocks[expected] = 0
+    rows.child[expected] = rows.before[expected] = -1
     rows.retries[expected] += 1
     return expected
 
@@ -255,7 +256,7 @@ def _lose_caches(pool: PoolState, given_back: Ints) -> None:
     rows = pool.requests.each
     for name in _CACHE:
         rows[name][given_back] = 0
-    rows.following[given_back] = -1
+    rows.following[given_back] = rows.child[given_back] = rows.before[given_back] = -1
     rows.retries[given_back] += 1
 
 

@@ -105,7 +105,7 @@ def handle_hand_over(
     if row.lost_s >= 0:
         feed.chosen[0] = -1
         return True
-    replica = send_request(pool, request, feed)
+    replica = send_request(pool, request, feed, now_s)
     if replica < 0:
         row.lost_s = now_s
         if first.requests.each[request].first_s >= 0:  # else it leaves when it is computed

@@ -52,13 +52,17 @@ class PoolState:
             stream: names the balancer's random numbers.
 
         Raises:
-            UserError: if the trace's longest request does not fit in the KV cache.
+            UserError: if the trace's longest request does not fit in the KV cache, or the trace
+                lacks what the order of waiting requests needs.
         """
         placement = plan.placement
         self._longest = longest_tokens(trace) + placement.drafts.num_tokens
         check_requests(plan.serving.capacity, self._longest, f"deployment '{plan.name}'")
         self.plan = plan
+        self._keys = plan.find_keys(trace)
         self.limits = limits or make_limits(plan, trace)
+        if self._keys is not None:
+            self.limits = self.limits._replace(key_per_second=float(self._keys.per_second))
         self._choices = bind_requests(placement, trace)
         shares_prefixes = self.limits.prefix_tokens > 0
         ranks = start_ranks(
@@ -70,6 +74,7 @@ class PoolState:
             self.limits.rules.output_share,
             self.limits.block_tokens if self._may_sum_decodes else 1,
             len(self.profiles.tokens_P) if self.profiles else 1,
+            self._keys is not None,
         )
         self.fresh_ranks = ranks
         self.overflow = OverflowCount(placement.model.num_moe_layers)
@@ -141,10 +146,12 @@ class PoolState:
 
     def begin_requests(self, first: int, end: int) -> Requests:
         """Make rows for some requests of the trace, by their numbers in it."""
+        keys = self._keys
         requests = start_requests(
             cut_trace(self._trace, first, end),
             with_prefixes=self.limits.prefix_tokens > 0,
             first=first,
+            offset_N=None if keys is None else keys.offset_N[first:end],
         )
         if len(self.profile_N):
             requests.each.profile[:] = self.profile_N[first:end]

@@ -1,7 +1,8 @@
 """Preemption: requests that lose their KV blocks when these run out. Compiled.
 
 vLLM preempts the request that was admitted last, which then waits first in the queue; those of its
-blocks that no request has taken by then are found again. SGLang retracts the requests with the
+blocks that no request has taken by then are found again. By priority it preempts the last of those
+that run, by the order in which they wait. SGLang retracts the requests with the
 fewest output tokens, until the next decode step has room, and they wait last in the queue.
 """
 
@@ -9,25 +10,33 @@ from __future__ import annotations
 
 from simulator.base.jit import jit_inner
 from simulator.engine.blocks import blocks_for, count_available, keep_order, release
-from simulator.engine.queue import join, join_first
+from simulator.engine.queue import join, join_again
 from simulator.engine.state import Limits, Ranks, Requests
 
 
 @jit_inner
-def find_latest(requests: Requests, ranks: Ranks, d: int) -> int:
-    """Find the lane in which the latest admitted request runs, of those that share blocks with lane
-    ``d``: the oldest is never preempted.
+def find_last(requests: Requests, ranks: Ranks, d: int) -> tuple[int, int]:
+    """Find who is preempted of the requests that run in lanes which share blocks with lane ``d``:
+    the latest admitted, so that the oldest never is; where requests wait in an order of their own
+    the one that would be its last.
+
+    Returns:
+        Its lane, and its index there.
     """
     running, each, rows = ranks.running, ranks.each, requests.each
     num_pools = len(ranks.caches)
-    best = d
+    lane, place, is_ordered = d, each[d].num_running - 1, each[d].waiting.is_ordered
     for other in range(d % num_pools, len(each), num_pools):
-        if each[other].num_running > 0:
-            last = running[other, each[other].num_running - 1]
-            latest = running[best, each[best].num_running - 1]
-            if rows[last].admitted > rows[latest].admitted:
-                best = other
-    return best
+        last = each[other].num_running - 1
+        for i in range(0 if is_ordered else max(0, last), last + 1):
+            r, latest = running[other, i], running[lane, place]
+            if is_ordered:
+                is_later = (rows[r].key, r) > (rows[latest].key, latest)
+            else:
+                is_later = rows[r].admitted > rows[latest].admitted
+            if is_later:
+                lane, place = other, i
+    return lane, place
 
 
 @jit_inner
@@ -52,7 +61,7 @@ def preempt(requests: Requests, ranks: Ranks, d: int, i: int, limits: Limits) ->
     if limits.rules.output_share > 0:
         join(rank.waiting, requests.each, r)
     else:
-        join_first(rank.waiting, requests.each, r)
+        join_again(rank.waiting, requests.each, r)
 
 
 @jit_inner

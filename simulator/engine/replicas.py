@@ -202,7 +202,7 @@ def run_ahead(
         if handing is not None and handing.pool.requests.each[number].lost_s >= 0:
             feed.chosen[0] = -1
             continue
-        replica = send_request(first, number, feed)
+        replica = send_request(first, number, feed, at_s)
         if replica >= 0:
             forms = FORMS_LATE if kind == RETURNS else FORMS
             form_soon(events, clock, replica, replica, at_s, forms)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from simulator.cost.transfer import Transfer
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.pool import PoolState
 from simulator.engine.state import Floats, Ints, Records
-from simulator.results.tables import OUTCOMES
+from simulator.results.tables import OUTCOMES, REQUEST_COLUMNS
 from simulator.workload.traces import RequestTrace
 
 _OUTCOME = pd.CategoricalDtype(list(OUTCOMES))
@@ -38,41 +39,39 @@ def read_requests(
         trace.arrival_s[first.first : end] if is_open else first.each.arrival_s - ingress_delay_s
     )
     if plan.transfer is None:
-        table = _one_pool(pools["both"], sent_s)
+        columns = _one_pool(pools["both"], sent_s)
     else:
-        table = _two_pools(
+        columns = _two_pools(
             pools["prefill"], pools["decode"], plan.transfer, sent_s, ingress_delay_s
         )
     names: pd.Index[str] = pd.Index(["", *trace.domains])
-    domains = pd.Categorical.from_codes(first.each.domain + 1, names)
-    before = list(table).index("num_cached")
-    table.insert(before, "domain", pd.Series(domains))
-    return table
+    columns["domain"] = pd.Categorical.from_codes(first.each.domain + 1, names)
+    priority = trace.attributes.get("priority", np.zeros(end, dtype=np.int64))
+    columns["priority"] = priority[first.first : end]
+    return pd.DataFrame({name: columns[name] for name in REQUEST_COLUMNS if name in columns})
 
 
-def _one_pool(pool: PoolState, sent_s: Floats) -> pd.DataFrame:
+def _one_pool(pool: PoolState, sent_s: Floats) -> dict[str, Any]:
     requests, count = pool.requests.each, len(sent_s)
-    return pd.DataFrame(
-        {
-            "request": requests.number,
-            "replica": pool.replica_of,
-            "dp_rank": requests.dp_rank,
-            "arrival_s": sent_s,
-            "scheduled_s": requests.scheduled_s,
-            "first_token_s": requests.first_s,
-            "finish_s": requests.finish_s,
-            "num_input": requests.num_input,
-            "num_output": requests.num_output,
-            "num_cached": requests.cached,
-            "num_preemptions": requests.preemptions,
-            "num_retries": _count_retries(requests),
-            "outcome": _outcomes(requests.finish_s, requests.lost_s),
-            "prefill_replica": np.full(count, -1),
-            "room_wait_s": np.zeros(count),
-            "transfer_s": np.zeros(count),
-            "transfer_bytes": np.zeros(count),
-        }
-    )
+    return {
+        "request": requests.number,
+        "replica": pool.replica_of,
+        "dp_rank": requests.dp_rank,
+        "arrival_s": sent_s,
+        "scheduled_s": requests.scheduled_s,
+        "first_token_s": requests.first_s,
+        "finish_s": requests.finish_s,
+        "num_input": requests.num_input,
+        "num_output": requests.num_output,
+        "num_cached": requests.cached,
+        "num_preemptions": requests.preemptions,
+        "num_retries": _count_retries(requests),
+        "outcome": _outcomes(requests.finish_s, requests.lost_s),
+        "prefill_replica": np.full(count, -1),
+        "room_wait_s": np.zeros(count),
+        "transfer_s": np.zeros(count),
+        "transfer_bytes": np.zeros(count),
+    }
 
 
 def _two_pools(
@@ -81,7 +80,7 @@ def _two_pools(
     transfer: Transfer,
     sent_s: Floats,
     ingress_delay_s: float,
-) -> pd.DataFrame:
+) -> dict[str, Any]:
     prompts, decodes = prefill.requests.each, decode.requests.each
     moved = transfer.is_transferred(decodes.num_output)
     first_s = np.where(moved, decodes.first_s, prompts.first_s)
@@ -91,29 +90,27 @@ def _two_pools(
     held_s = _ready_waits_s(transfer, prompts, decodes)
     waits_s = _room_waits_s(transfer, prompts, decodes, held_s, sent_s + ingress_delay_s)
     num_bytes = [transfer.num_bytes(int(tokens)) for tokens in prompts.num_input]
-    return pd.DataFrame(
-        {
-            "request": decodes.number,
-            "replica": np.where(moved, decode.replica_of, -1),
-            "dp_rank": np.where(moved, decodes.dp_rank, -1),
-            "arrival_s": sent_s,
-            "scheduled_s": prompts.scheduled_s,
-            "first_token_s": first_s,
-            "finish_s": finish_s,
-            "num_input": decodes.num_input,
-            "num_output": decodes.num_output,
-            "num_cached": prompts.cached,
-            "num_preemptions": prompts.preemptions + decodes.preemptions,
-            "num_retries": _count_retries(prompts) + _count_retries(decodes),
-            "outcome": _outcomes(finish_s, lost_s),
-            "prefill_replica": np.where(
-                prefill.replica_of < 0, -1, prefill.replica_of + decode.num_replicas
-            ),
-            "room_wait_s": np.where(moved & ~np.isnan(decodes.reserved_s), waits_s, 0.0),
-            "transfer_s": np.where(has_left, decodes.arrival_s - prompts.first_s - held_s, 0.0),
-            "transfer_bytes": np.where(has_left, num_bytes, 0.0),
-        }
-    )
+    return {
+        "request": decodes.number,
+        "replica": np.where(moved, decode.replica_of, -1),
+        "dp_rank": np.where(moved, decodes.dp_rank, -1),
+        "arrival_s": sent_s,
+        "scheduled_s": prompts.scheduled_s,
+        "first_token_s": first_s,
+        "finish_s": finish_s,
+        "num_input": decodes.num_input,
+        "num_output": decodes.num_output,
+        "num_cached": prompts.cached,
+        "num_preemptions": prompts.preemptions + decodes.preemptions,
+        "num_retries": _count_retries(prompts) + _count_retries(decodes),
+        "outcome": _outcomes(finish_s, lost_s),
+        "prefill_replica": np.where(
+            prefill.replica_of < 0, -1, prefill.replica_of + decode.num_replicas
+        ),
+        "room_wait_s": np.where(moved & ~np.isnan(decodes.reserved_s), waits_s, 0.0),
+        "transfer_s": np.where(has_left, decodes.arrival_s - prompts.first_s - held_s, 0.0),
+        "transfer_bytes": np.where(has_left, num_bytes, 0.0),
+    }
 
 
 def _ready_waits_s(transfer: Transfer, prompts: Records, decodes: Records) -> Floats:

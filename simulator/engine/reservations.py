@@ -91,9 +91,12 @@ def give_up_line(requests: Requests, ranks: Ranks, clock: Clock, r: int) -> None
     """Cancel the wait of request ``r`` for blocks, which is queued or about to be: its cache will
     not arrive.
     """
-    rank = ranks.each[requests.each[r].dp_rank]
-    if remove(rank.line, requests.each, r):
+    request, counts = requests.each[r], clock.counts[0]
+    if remove(ranks.each[request.dp_rank].line, requests.each, r):
         _count_out(requests, ranks, clock, r)
+    elif remove(counts.coming, requests.each, r):
+        request.stage = HERE
+        counts.coming_tokens -= request.num_input + request.num_output
 
 
 @jit_inner

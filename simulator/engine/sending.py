@@ -85,7 +85,7 @@ class Feed(NamedTuple):
 
 
 @jit_inner
-def send_request(pool: Pool, request: int, feed: Feed) -> int:
+def send_request(pool: Pool, request: int, feed: Feed, now_s: float) -> int:
     """Send a request to the replica that the balancer chooses, which queues it when it forms a
     step. Returns the replica's number, -1 where none is left.
     """
@@ -96,6 +96,7 @@ def send_request(pool: Pool, request: int, feed: Feed) -> int:
     pool.balance.num_sent[0] += 1
     pool.balance.replica_of[request] = replica
     rows, counts = pool.requests.each, pool.clock.counts[replica, 0]
+    rows[request].key = rows[request].key_offset + pool.limits.key_per_second * now_s
     join(counts.coming, rows, request)
     counts.coming_tokens += rows[request].num_input + rows[request].num_output
     return replica

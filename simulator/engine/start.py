@@ -8,6 +8,7 @@ from simulator.engine.state import (
     NEVER,
     Cache,
     Clock,
+    Floats,
     Ints,
     PrefixBlock,
     Rank,
@@ -22,11 +23,14 @@ from simulator.results.tables import NUM_GAP_BINS
 from simulator.workload.traces import RequestTrace
 
 
-def start_requests(trace: RequestTrace, *, with_prefixes: bool, first: int = 0) -> Requests:
+def start_requests(
+    trace: RequestTrace, *, with_prefixes: bool, first: int = 0, offset_N: Floats | None = None
+) -> Requests:
     """Make the rows of requests that have not begun.
 
     Args:
         first: number of the first of them, where they are the end of a longer trace.
+        offset_N: of the keys by which they wait, ``[N]``.
     """
     count = trace.num_requests
     has_prefixes = with_prefixes and trace.prefix_block_tokens > 0
@@ -36,7 +40,7 @@ def start_requests(trace: RequestTrace, *, with_prefixes: bool, first: int = 0) 
     for name, kind in Request.__annotations__.items():
         if kind == "float":
             before[name] = np.nan
-    before.following[:] = before.domain[:] = -1
+    before.following[:] = before.child[:] = before.before[:] = before.domain[:] = -1
     requests = Requests(
         np.repeat(before, count),  # much quicker than fields one after the other
         starts.astype(np.int64),
@@ -50,6 +54,8 @@ def start_requests(trace: RequestTrace, *, with_prefixes: bool, first: int = 0) 
     each.number[:] = trace.part_of.numbers if trace.part_of else first + np.arange(count)
     if len(trace.domain):
         each.domain[:] = trace.domain
+    if offset_N is not None:
+        each.key_offset[:] = offset_N
     return requests
 
 
@@ -62,6 +68,7 @@ def start_ranks(
     output_share: float = 1.0,
     ring_tokens: int = 1,
     num_profiles: int = 1,
+    is_ordered: bool = False,
 ) -> Ranks:
     """Make idle ranks: nothing waits, nothing runs, all blocks are free.
 
@@ -72,6 +79,7 @@ def start_ranks(
         output_share: share of the outputs of running requests that admission assumes at first.
         ring_tokens: tokens of a KV block where decodes may be summed.
         num_profiles: load profiles of requests.
+        is_ordered: whether requests wait in an order of their own.
     """
     num_pools = num_ranks // num_lanes
 
@@ -92,6 +100,7 @@ def start_ranks(
         starts=zeros(num_ranks, max_sequences),
         profiles=zeros(num_ranks, num_profiles),
     )
+    ranks.each.waiting.is_ordered[:] = ranks.each.line.is_ordered[:] = is_ordered
     ranks.caches.free_blocks[:] = ranks.caches.capacity_blocks[:] = capacity_blocks
     ranks.prefixes.older[:, num_prefixes] = ranks.prefixes.newer[:, num_prefixes] = num_prefixes
     return ranks

@@ -52,7 +52,8 @@ def move_window(pool: PoolState, count: int, arrival_s: Floats) -> None:
         )
     nowhere = np.full(len(arrival_s), -1, dtype=np.int64)
     pool.hold_rows(requests, np.concatenate([pool.replica_of[count:], nowhere]))
-    requests.each.following[:] = _shift_rows(requests.each.following, count)
+    for link in ("following", "child", "before"):
+        requests.each[link] = _shift_rows(requests.each[link], count)
     pool.ranks.running[:] = _shift_rows(pool.ranks.running, count)
     for records in (pool.ranks.each, pool.ranks.counts, pool.clock.counts):
         for name, (kind, _) in records.dtype.fields.items():

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from simulator.base.plugins import available, build
 from simulator.config.pruning import pruning_text
 from simulator.deployment.plan import DeploymentPlan
+from simulator.deployment.policy_texts import policy_text
 from simulator.planner.serving import (
     Engine,
     Place,
@@ -82,6 +83,8 @@ def list_commands(
     for role, pool in pools.items():
         server = Server(pool, role, weights, longest_prompt, longest_tokens)
         notes = (*engine.list_unexpressed(server), *_list_notes(server))
+        if spec.order["kind"] != "first_come" and not (name == "vllm" and server.is_by_priority):
+            notes += (f"No flag here orders requests by {policy_text(spec.order)}.",)
         given += _start_pool(engine, server, placed[role], notes)
     given = [one._replace(flags_read=engine.server_program.sentence) for one in given]
     servers = {

@@ -152,6 +152,7 @@ def _is_alike(loaded: RequestTrace, wanted: RequestTrace) -> bool:
         (getattr(loaded, name), getattr(wanted, name))
         for name in ("num_input", "num_output", "prefix_starts", "domain")
     ]
+    pairs += [(loaded.attributes.get(name), one) for name, one in wanted.attributes.items()]
     return all(np.array_equal(*pair) for pair in pairs) and np.allclose(
         loaded.arrival_s, wanted.arrival_s, rtol=0, atol=1e-6
     )

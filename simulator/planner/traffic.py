@@ -108,6 +108,8 @@ class Traffic(NamedTuple):
             trace.prefix_ids,
         ):
             found.update(np.ascontiguousarray(values).tobytes())
+        for name, values in sorted(trace.attributes.items()):
+            found.update(repr((name, values.tolist())).encode())
         return found.hexdigest()
 
     def busiest(self, num_requests: int, stays: float = 0.0) -> Traffic:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from simulator.config.cluster import ClusterSpec
 from simulator.config.ffns.moe import MoE
 from simulator.policies.balancing import Asked, BalancingPolicy, LoadBalancer, Rule, Snapshot
 from simulator.policies.dispatch import DispatchPolicy, ExecutableDispatch, Rows
+from simulator.policies.order import Keys, OrderPolicy, Queued
 from simulator.policies.overflow import OverflowPolicy, RoutedTokens
 from simulator.policies.overflow_faults import find_fault as find_overflow_fault
 from simulator.policies.placement import Placed, PlacementPolicy
@@ -183,6 +185,26 @@ def prepare_balancer(
         return "" if are_loads else "a Rule whose loads are numbers of at least 0"
 
     found: Rule | LoadBalancer = ask(policy, "prepare", num_replicas, rng, explain=explain)
+    return found
+
+
+def find_keys(policy: OrderPolicy, requests: Queued) -> Keys | None:
+    """Find the keys by which requests wait; ``None`` to serve first who comes first.
+
+    Raises:
+        UserError: if the trace lacks what the order needs.
+    """
+    count = len(requests.num_input)
+
+    def explain(found: Any) -> str:
+        fits = isinstance(found, Keys) and (
+            is_array(found.offset_N, (count,), whole=False)
+            and isinstance(found.per_second, float | int)
+            and math.isfinite(found.per_second)
+        )
+        return "" if found is None or fits else f"Keys of {count} finite numbers, or None"
+
+    found: Keys | None = ask(policy, "keys", requests, explain=explain)
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from simulator.base.errors import check_known
 from simulator.results import token_time
-from simulator.results.metrics import METRICS
+from simulator.results.metrics import CLASS_COLUMNS, METRICS
 from simulator.results.tables import (
     EXPERT_COLUMNS,
     MOVE_COLUMNS,
@@ -23,6 +23,7 @@ _TABLES = {
             for name, metric in METRICS.items()
         },
     },
+    "classes": CLASS_COLUMNS,
     "requests": REQUEST_COLUMNS,
     "steps": STEP_COLUMNS,
     "token_time": token_time.COLUMNS,

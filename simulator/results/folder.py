@@ -8,6 +8,8 @@ deployment its facts and the steps that ranks, traffic and spans are of |
 ``traffic.parquet``, ``spans.parquet``, ``moves.parquet`` | :mod:`simulator.results.tables`, all
 deployments in one table each |
 | ``summary.csv`` | :mod:`simulator.results.metrics`, a row a deployment |
+| ``classes.csv`` | :func:`simulator.results.metrics.summarise_classes`, a row a deployment and
+priority, where requests differ in that |
 | ``token_time.csv`` | :mod:`simulator.results.token_time`, a row a deployment and kind of step |
 | ``timeline.json`` | the spans in Chrome's trace format; opens in Perfetto |
 | ``report.html`` | the report |
@@ -30,10 +32,11 @@ from simulator.base.columns import Columns, read_whole
 from simulator.base.errors import UserError
 from simulator.base.partial import hold_partial, new_path, replace_whole
 from simulator.base.spreadsheet import restore_texts, write_csv
+from simulator.config.workload import SLO
 from simulator.results.chrome_trace import chrome_trace
 from simulator.results.columns_text import describe_columns
 from simulator.results.long_tables import read_long, write_long
-from simulator.results.metrics import select_judged
+from simulator.results.metrics import select_judged, summarise_classes
 from simulator.results.run_file import find_writer, read_run, refuse_damaged, write_run
 from simulator.results.shown_steps import step_text
 from simulator.results.tables import DeploymentRecord
@@ -45,7 +48,7 @@ LONG_TABLES = ("requests", "steps")
 SHORT_TABLES = ("moves", "ranks", "experts", "traffic", "spans")
 TABLES = (*LONG_TABLES, *SHORT_TABLES)
 FILES = {
-    *("run.json", "summary.csv", "token_time.csv", "faults.csv", "timeline.json"),
+    *("run.json", "summary.csv", "classes.csv", "token_time.csv", "faults.csv", "timeline.json"),
     *("report.html", "comparison.html"),
     *("scores.csv", "targets.csv", "reasons.csv", "rows.parquet", "left_out.parquet"),
     *(f"{name}.parquet" for name in TABLES),
@@ -97,11 +100,20 @@ class Results:
         """Table of the time of an output token: :data:`simulator.results.token_time.COLUMNS`."""
         return make_token_time(self.requests, self.steps, self.moves)
 
+    @cached_property
+    def classes(self) -> pd.DataFrame:
+        """Table of requests by priority: :data:`simulator.results.metrics.CLASS_COLUMNS`, without
+        rows where all have the same.
+        """
+        lead_in_s = float((self.run.get("workload") or {}).get("judge_from_s", 0.0))
+        return summarise_classes(self.requests, SLO(**(self.run.get("slo") or {})), lead_in_s)
+
     def frame(self, table: str) -> pd.DataFrame:
         """One table of all deployments, whose first column is ``deployment``.
 
         Args:
-            table: ``summary`` (a row for each deployment), ``requests`` (a row for each request),
+            table: ``summary`` (a row for each deployment), ``classes`` (a row for each deployment
+                and priority, where requests differ in that), ``requests`` (a row for each request),
                 ``steps`` (a row for each step of an engine, or run of equal ones), ``token_time``,
                 ``ranks``, ``experts``, ``traffic``, ``spans`` or ``moves``.
                 :func:`describe_columns` tells the meaning and unit of their columns.
@@ -159,6 +171,7 @@ def write(results: Results, folder: Path, render: Callable[[Results], str]) -> N
     files = {
         "summary.csv": results.summary,
         "token_time.csv": results.token_time,
+        **({"classes.csv": results.classes} if len(results.classes) else {}),
         **{f"{name}.parquet": getattr(results, name) for name in (*SHORT_TABLES, *LONG_TABLES)},
         "timeline.json": json.dumps(chrome_trace(results.spans, partial(step_text, results.run))),
         "report.html": render(results),

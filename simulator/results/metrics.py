@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -238,6 +238,20 @@ METRICS: dict[str, Metric] = {
 """Metrics by name, in the order of ``summary.csv``'s columns."""
 
 
+CLASS_COLUMNS = {
+    "deployment": "name of the deployment",
+    "priority": "of the requests; where the order is by priority, the least is first",
+    **{
+        name: METRICS[name].definition
+        for name in (
+            *("num_requests", "num_lost", "slo_attainment"),
+            *(f"{stem}_p{level}_s" for stem in ("ttft", "tpot", "e2e") for level in (50, 99)),
+        )
+    },
+}
+"""Columns of ``classes.csv``, with their descriptions."""
+
+
 def summarise(
     plans: Sequence[DeploymentPlan], records: Sequence[DeploymentRecord], slo: SLO
 ) -> pd.DataFrame:
@@ -253,6 +267,28 @@ def summarise(
             }
         )
     return pd.DataFrame(rows, columns=["deployment", *METRICS])
+
+
+def summarise_classes(
+    requests: Mapping[str, Columns], slo: SLO, judge_from_s: float = 0.0
+) -> pd.DataFrame:
+    """Summarise the judged requests of each priority, with the columns of :data:`CLASS_COLUMNS`;
+    without rows where all have the same.
+
+    Args:
+        requests: ``REQUEST_COLUMNS`` by deployment.
+    """
+    judged = {name: select_judged(columns, judge_from_s) for name, columns in requests.items()}
+    found = {name: sorted(own["priority"].dropna().unique()) for name, own in judged.items()}
+    rows = []
+    if len(set().union(*found.values())) > 1:
+        for name, priority in ((name, one) for name, own in found.items() for one in own):
+            own = Picked(judged[name], (judged[name]["priority"] == priority).to_numpy())
+            finished, num_lost = _pick(own, "finished"), int((own["outcome"] == "lost").sum())
+            counts = {"num_requests": len(finished), "num_lost": num_lost}
+            measured = _measure_latencies(finished, slo, len(finished) + num_lost, np.nan)
+            rows.append({"deployment": name, "priority": priority, **counts, **measured})
+    return pd.DataFrame(rows, columns=list(CLASS_COLUMNS))
 
 
 def latencies(requests: Columns) -> pd.DataFrame:

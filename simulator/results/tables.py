@@ -47,6 +47,7 @@ REQUEST_COLUMNS = {
     "num_input": "prompt tokens",
     "num_output": "output tokens",
     "domain": "kind of text, as the trace names it; empty where it names none",
+    "priority": "its priority, as the trace or the workload has it; 0 where they have none",
     "num_cached": "prompt tokens found in the prefix cache",
     "num_preemptions": "times it lost its KV blocks and was computed again",
     "num_retries": "times that its replica was gone and it was sent to another one",

@@ -60,10 +60,27 @@ def load_requests(
             after the limits.
     """
     trace = _set_lead_in(_load_requests(spec, folder, seed, where), spec.judge_from_s, where)
+    if spec.priorities is not None:
+        trace = _draw_priorities(trace, spec.priorities, open_stream(seed, "priorities"), where)
     if spec.domains is None:
         return trace
     domains = read_mixes(spec.domains, folder)
     return draw_domains(trace, domains, open_stream(seed, "domains"), where)
+
+
+def _draw_priorities(
+    trace: RequestTrace, shares: list[float], rng: np.random.Generator, where: str
+) -> RequestTrace:
+    """Draw the priority of every request, of which it has none yet."""
+    if "priority" in trace.attributes:
+        raise UserError(
+            f"{where} priorities: the requests have priorities of their own; leave out "
+            "priorities, or the column priority"
+        )
+    if not sum(shares):
+        raise UserError(f"{where} priorities: shares must not all be 0")
+    priority_N = rng.choice(len(shares), size=trace.num_requests, p=np.array(shares) / sum(shares))
+    return replace(trace, attributes={**trace.attributes, "priority": priority_N})
 
 
 def _load_requests(spec: WorkloadSpec, folder: Path, seed: int, where: str) -> RequestTrace:

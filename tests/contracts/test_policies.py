@@ -20,10 +20,11 @@ from simulator.policies.caching_contracts import (
     prepare_predictor,
     rate_experts,
 )
-from simulator.policies.contracts import decide_placement, make_drafts
+from simulator.policies.contracts import decide_placement, find_keys, make_drafts
 from simulator.policies.failure_contracts import find_interruption, shrink_experts
 from simulator.policies.failures import Machines
 from simulator.policies.messages import Messages
+from simulator.policies.order import Queued
 from simulator.policies.overflow import RoutedTokens, may_drop
 from simulator.policies.overflow_faults import find_fault as find_overflow_fault
 from simulator.policies.rebalancing import ExpertLoad
@@ -140,6 +141,27 @@ def test_balancing_policies_say_their_choice_as_numbers_and_do_so_again(balancin
         turns = [rule.turns(600) for rule in rules]
         assert turns[0].tolist() == turns[1].tolist()
         assert set(turns[0].tolist()) == set(range(5))
+
+
+@pytest.mark.parametrize("order", available("order"))
+def test_orders_give_every_request_a_key_that_is_its_own(order):
+    policy = build("order", {"kind": order}, "test")
+    rng = np.random.default_rng(1)
+    columns = [np.sort(rng.random(50)), *rng.integers(1, 900, (2, 50))]
+    priority = rng.integers(4, size=50)
+
+    def ask(rows):
+        attributes = {"priority": priority[rows]}
+        return find_keys(policy, Queued(*(column[rows] for column in columns), attributes))
+
+    whole, part = ask(np.arange(50)), ask(np.arange(0, 50, 2))
+    if whole is None:
+        assert part is None
+        return
+    # A shard of the requests stands in the order of the whole.
+    assert part.per_second == whole.per_second
+    order_of = np.argsort(whole.offset_N[::2], kind="stable")
+    assert np.array_equal(np.argsort(part.offset_N, kind="stable"), order_of)
 
 
 SPECULATION = {"module": {"tokens": 3, "accepted": 0.7}}

@@ -78,7 +78,7 @@ FAULTS = (
     Fault(
         "what was preempted waits last in line",
         PREEMPTION,
-        "        join_first(rank.waiting, requests.each, r)",
+        "        join_again(rank.waiting, requests.each, r)",
         "        join(rank.waiting, requests.each, r)",
     ),
     Fault(

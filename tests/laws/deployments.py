@@ -53,6 +53,11 @@ def draw_deployment(tiny, seed):
         keys["engine"] = str(rng.choice(["vllm", "sglang"]))
         keys["prefill"] = {"parallel": {"tp": 2}, "replicas": int(rng.choice([1, 3]))}
         keys["prefill"] |= {"layerwise": bool(rng.random() < 0.5), "scheduling": scheduling}
+    more = np.random.default_rng([seed, 1])  # what was drawn before there were orders stays
+    by_priority = more.random() < 0.3
+    if by_priority:
+        keys["order"] = {"kind": "priority"}
+        keys["order"] |= {"ageing_s": 0.05} if more.random() < 0.5 else {}
     plan = tiny.plan(name, seed=1, **split, **keys)
     trace = tiny.trace(
         int(rng.choice([1, 30, 90])),
@@ -62,6 +67,9 @@ def draw_deployment(tiny, seed):
         seed=int(rng.integers(1000)),
         concurrency=None if rng.random() < 0.6 else int(rng.choice([1, 7, 40])),
     )
+    if by_priority:
+        priority = more.integers(more.integers(1, 5), size=trace.num_requests)
+        trace = dataclasses.replace(trace, attributes={"priority": priority})
     if rng.random() < 0.3:  # many at one instant
         trace = dataclasses.replace(trace, arrival_s=np.round(trace.arrival_s, 2))
     if rng.random() < 0.4:

@@ -38,7 +38,21 @@ def draw_case(tiny, seed):
     if rng.random() < 0.3:
         end_s = float(np.nanmax(trace.arrival_s)) + 0.05 * rng.random()
         plan = with_changes(plan, *draw_changes(plan, seed, end_s))
+    plan, trace = draw_order(plan, trace, np.random.default_rng([seed, 6]))
     return plan, trace, float(rng.choice([0.0, 0.001, 0.02]))
+
+
+def draw_order(plan, trace, rng):
+    """By priority, with or without ageing, or as it was."""
+    if rng.random() < 0.7:
+        return plan, trace
+    ageing = {"ageing_s": float(rng.choice([0.01, 0.5]))} if rng.random() < 0.5 else {}
+    order = build("order", {"kind": "priority", **ageing}, "test")
+    plan = change_plan(plan, order=order)
+    if plan.prefill is not None:
+        plan = dataclasses.replace(plan, prefill=change_plan(plan.prefill, order=order))
+    priority = rng.integers(rng.integers(1, 5), size=trace.num_requests)
+    return plan, dataclasses.replace(trace, attributes={"priority": priority})
 
 
 def draw_plan(tiny, rng):

@@ -108,9 +108,11 @@ class HandOver:
         if request.replica is None:
             return None
         rank = self._find_rank(request)
-        if request in rank.line:
-            rank.line.remove(request)
-            request.stage = Stage.HERE
+        coming = self._decodes.replicas[request.replica].coming
+        for queue in (rank.line, coming):
+            if request in queue:
+                queue.remove(request)
+                request.stage = Stage.HERE
         if request not in rank.reserved:
             return None
         rank.reserved.remove(request)

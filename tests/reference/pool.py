@@ -55,7 +55,7 @@ class Pool:
             turns = np.asarray(living)[rule.turns(len(self.requests))]
             self._turns = turns.tolist()[::-1]
 
-    def send(self, request: Request) -> Replica | None:
+    def send(self, request: Request, now_s: float) -> Replica | None:
         """Give a request to a replica: the next one in turn, or the first with the least load."""
         living = self.living
         if not living:
@@ -65,7 +65,7 @@ class Pool:
             if self._turns
             else min(living, key=lambda number: self.replicas[number].measure_load(request))
         )
-        request.replica = chosen
+        request.replica, request.joined_s = chosen, now_s
         self.replicas[chosen].coming.append(request)
         return self.replicas[chosen]
 
@@ -76,8 +76,15 @@ def read_requests(trace: RequestTrace) -> list[Request]:
     starts = trace.prefix_starts.tolist() if has_prefixes else [0] * (trace.num_requests + 1)
     ids = trace.prefix_ids.tolist()
     lengths = zip(trace.num_input.tolist(), trace.num_output.tolist(), strict=True)
+    priorities = trace.attributes.get("priority", np.zeros(trace.num_requests)).tolist()
     return [
-        Request(number, num_input, num_output, tuple(ids[starts[number] : starts[number + 1]]))
+        Request(
+            number,
+            num_input,
+            num_output,
+            priorities[number],
+            tuple(ids[starts[number] : starts[number + 1]]),
+        )
         for number, (num_input, num_output) in enumerate(lengths)
     ]
 

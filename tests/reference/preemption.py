@@ -1,8 +1,9 @@
 """Who loses its KV blocks when these run out, to be computed again.
 
-vLLM takes those of the request that was admitted last, which then waits first in line. SGLang takes
-those of the requests with the fewest output tokens before a decode step that has no room, and they
-wait last in line.
+vLLM takes those of the request that was admitted last, which then waits first in line; with
+``--scheduling-policy priority`` those of ``max(running, key=(priority, arrival_time))``. SGLang
+takes those of the requests with the fewest output tokens before a decode step that has no room, and
+they wait last in line.
 """
 
 from __future__ import annotations
@@ -17,19 +18,20 @@ def preempt(rank: Rank, request: Request) -> None:
     """Take the blocks of a request that runs."""
     rank.cache.preempt(request)
     rank.running.remove(request)
-    rank.tokens.pop(request, None)
+    rank.budget += rank.tokens.pop(request, 0)
     rank.is_full = False
     request.computed = request.transferred = 0
     request.preemptions += 1
-    place = len(rank.waiting) if rank.settings.rules.output_share else 0
-    rank.waiting.insert(place, request)
+    rank.queue(rank.waiting, request, None if rank.settings.rules.output_share else 0)
 
 
-def preempt_latest(ranks: Sequence[Rank]) -> Request:
-    """Take the blocks of the request that was admitted last to ranks that share them."""
+def preempt_last(ranks: Sequence[Rank]) -> Request:
+    """Take the blocks of the request that was admitted last to ranks that share them; by priority
+    those of the one that would wait behind all others.
+    """
     rank, request = max(
         ((rank, request) for rank in ranks for request in rank.running),
-        key=lambda found: found[1].admission,
+        key=lambda found: found[0].find_place(found[1]) or (0.0, 0.0, found[1].admission),
     )
     preempt(rank, request)
     return request

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from simulator.policies.balancing import Rule
+from simulator.policies.order.priority import Priority
 from tests.reference.cache import Cache
 from tests.reference.requests import Part, Request
 from tests.reference.settings import Settings
@@ -40,6 +41,24 @@ class Rank:
         """Part of the outputs of those that decode that SGLang's admission counts on."""
         self.limited_by = "none"
         self._admissions = admissions
+
+    def find_place(self, request: Request) -> tuple[float, float, int] | None:
+        """Where a request stands by priority, vLLM's ``(priority, arrival)``, or with ageing by the
+        time at which it came and what its priority is worth; ``None`` by the time at which it is
+        queued.
+        """
+        order = self.settings.order
+        if not isinstance(order, Priority):
+            return None
+        if order.ageing_s is None:
+            return request.priority, request.joined_s, request.number
+        return request.joined_s + request.priority * order.ageing_s, 0.0, request.number
+
+    def queue(self, queue: list[Request], request: Request, place: int | None = None) -> None:
+        """Let a request wait, by default behind all others, unless they wait by priority."""
+        queue.insert(len(queue) if place is None else place, request)
+        if self.find_place(request) is not None:
+            queue.sort(key=self.find_place)  # type: ignore[arg-type]
 
     @property
     def unfinished(self) -> list[Request]:

@@ -10,7 +10,7 @@ from simulator.results.tables import ADMISSION_LIMITS
 from tests.reference.admission import admit, reserve
 from tests.reference.cache import Cache
 from tests.reference.drafts import count_kept
-from tests.reference.preemption import preempt_latest, retract
+from tests.reference.preemption import preempt_last, retract
 from tests.reference.rank import Rank, measure_requests
 from tests.reference.requests import Part, Request, Stage, Step
 from tests.reference.settings import Settings
@@ -76,7 +76,8 @@ class Replica:
             loads = [rank.measure_load(rule, request) for rank in self.ranks]
             request.rank = loads.index(min(loads))
             rank = self.ranks[request.rank]
-            (rank.line if request.stage is Stage.IN_LINE else rank.waiting).append(request)
+            is_in_line = request.stage is Stage.IN_LINE
+            rank.queue(rank.line if is_in_line else rank.waiting, request)
         self.coming = []
 
     def form_step(self, now_s: float) -> tuple[list[list[Part]], list[Request]]:
@@ -121,14 +122,14 @@ class Replica:
         return reserved
 
     def _continue(self, rank: Rank, *, prompts: bool, decodes: bool) -> None:
-        """Give those that run their tokens in order of admission; when blocks run out, the latest
-        admitted loses its own.
+        """Give those that run their tokens in order of admission; when blocks run out, the last
+        loses its own, and its tokens go to others.
         """
         peers = [one for one in self.ranks if one.cache is rank.cache]
         for request in list(rank.running):
-            if not rank.budget or request not in rank.running:
+            if not rank.budget:
                 return
-            if not (decodes if request.decodes else prompts):
+            if request not in rank.running or not (decodes if request.decodes else prompts):
                 continue
             draft = len(self.settings.accepted) if request.decodes else 0
             new = min(request.known - request.computed + draft, rank.budget)
@@ -143,7 +144,7 @@ class Replica:
         """Whether there is room for a request to grow, others having lost their blocks for it."""
         cache = peers[0].cache
         while cache.count_missing(request, num_tokens) > cache.num_available:
-            if preempt_latest(peers) is request:
+            if preempt_last(peers) is request:
                 return False
         return True
 

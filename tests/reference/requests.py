@@ -22,6 +22,8 @@ class Request:
     number: int
     num_input: int
     num_output: int
+    priority: float = 0.0
+    """The least is served first, where requests wait by priority."""
     prefix: tuple[int, ...] = ()
     """Prefix blocks of its prompt: equal numbers hold equal tokens behind an equal beginning."""
     computed: int = 0
@@ -50,6 +52,8 @@ class Request:
     """Prompt tokens that were there when it was first admitted."""
     preemptions: int = 0
     retries: int = 0
+    joined_s: float = 0.0
+    """When it was sent to its replica."""
     arrival_s: float | None = None
     """When it came to the pool's replicas; in a decode pool, when its cache did."""
     scheduled_s: float | None = None

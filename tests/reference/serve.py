@@ -134,7 +134,7 @@ class _Run:
             return
         if self.last.requests[request.number].lost_s is not None:
             return
-        if self.first.send(request) is None:
+        if self.first.send(request, self._now_s) is None:
             self._lose(request)
             return
         late = event.kind is Kind.RETURNS
@@ -162,7 +162,7 @@ class _Run:
         request = self.last.requests[event.number]
         if request.lost_s is not None:
             return
-        if self.last.send(request) is None:
+        if self.last.send(request, self._now_s) is None:
             request.lost_s = self._now_s
             prompt = self.first.requests[event.number]
             if prompt.finish_s is not None:  # else it leaves when it is computed

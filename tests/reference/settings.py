@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from simulator.deployment.plan import DeploymentPlan
+from simulator.policies.order import OrderPolicy
 from simulator.policies.scheduling import Rules
 from simulator.workload.traces import RequestTrace
 
@@ -24,6 +25,7 @@ class Settings:
     finds_lost: bool
     """Whether a preempted request finds those of its blocks again that nobody has taken."""
     watermark_blocks: int
+    order: OrderPolicy
     accepted: tuple[float, ...]
     """Probability that each token of a draft is kept."""
     draft_seed: int
@@ -70,6 +72,7 @@ def read_settings(plan: DeploymentPlan, trace: RequestTrace) -> Settings:
         prefix_tokens=prefix_tokens,
         finds_lost=rules.finds_preempted and may_share,
         watermark_blocks=int(rules.watermark * capacity.num_blocks * cut),
+        order=plan.serving.order,
         accepted=plan.placement.drafts.accepted,
         draft_seed=int(plan.placement.rng("drafts").integers(1 << 62)),
     )

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from simulator.engine.batching import complete_step, form_step, is_decode
 from simulator.engine.by_ranks import read_batches
-from simulator.engine.preemption import find_latest
+from simulator.engine.preemption import find_last
 from simulator.engine.start import start_clock, start_ranks, start_requests
 from tests.unit.steps_of_a_second import (
     PREFIX_TOKENS,
@@ -126,22 +126,28 @@ def test_a_request_goes_to_the_rank_with_the_fewest_the_first_of_equals(counts):
     assert requests.each.dp_rank[0] == np.argmin(np.sum(counts, axis=1))
 
 
+@pytest.mark.parametrize("is_ordered", [False, True])
 @QUICK
 @given(st.permutations(range(9)), st.lists(st.integers(0, 4), min_size=2, max_size=2))
-def test_of_the_lanes_of_a_rank_the_one_that_admitted_last_is_found(admitted, counts):
-    """However many run in the others, and whoever was admitted last by another rank."""
+def test_of_the_lanes_of_a_rank_the_last_request_is_found(is_ordered, admitted, counts):
+    """The latest admitted, or the one of the greatest key; however many run in the others, and
+    whoever is last of another rank.
+    """
     counts, lanes = [1, *counts], 3
     requests = start_requests(make_trace([Asked(0, 8, 3)] * 18), with_prefixes=False)
     ranks = start_ranks(2 * lanes, 8, 100, 0, lanes)
     requests.each.admitted[:] = [*admitted, *range(9, 18)]
+    requests.each.key[:] = [*(-3.0 * (np.array(admitted) // 3)), *range(9)]
+    ranks.each.waiting.is_ordered[:] = is_ordered
     begins = np.cumsum([0, *counts])
     for lane, (begin, end) in enumerate(pairwise(begins)):
         ids = sorted(range(begin, end), key=lambda r: admitted[r])
         ranks.running[2 * lane, : len(ids)], ranks.each.num_running[2 * lane] = ids, len(ids)
     ranks.running[1, :8], ranks.each.num_running[1] = range(9, 17), 8
-    latest = max(range(begins[-1]), key=lambda r: admitted[r])
-    found = find_latest(requests, ranks, 0)
-    assert ranks.running[found, ranks.each.num_running[found] - 1] == latest
+    places = {True: lambda r: (requests.each.key[r], r), False: lambda r: admitted[r]}
+    assert ranks.running[find_last(requests, ranks, 0)] == max(
+        range(begins[-1]), key=places[is_ordered]
+    )
 
 
 def test_prompts_wait_until_every_rank_has_one_but_not_for_ever():

@@ -7,7 +7,14 @@ import pandas as pd
 import pytest
 
 from simulator.config.workload import SLO
-from simulator.results.metrics import METRICS, is_in_time, measure_throughput, summarise
+from simulator.results.metrics import (
+    CLASS_COLUMNS,
+    METRICS,
+    is_in_time,
+    measure_throughput,
+    summarise,
+    summarise_classes,
+)
 from simulator.results.tables import (
     GAP_BINS_PER_DECADE,
     NUM_GAP_BINS,
@@ -174,6 +181,19 @@ def test_every_column_agrees_with_a_plain_loop(plan):
         assert row[key] == pytest.approx(value, rel=1e-12, nan_ok=True), key
     for key, value in pooled.items():
         assert row[key] == pytest.approx(value, rel=0.005), key
+
+
+def test_classes_are_summaries_of_their_own_requests(plan):
+    whole = record().requests.assign(priority=[0, 1, 1, 0])
+    table = summarise_classes({"it": whole}, TARGETS).set_index("priority")
+    assert list(table.index) == [0, 1]
+    for priority, own in whole.groupby("priority"):
+        alone = summarise([plan], [record([REQUESTS[n] for n in own.index])], TARGETS).iloc[0]
+        for key in {*CLASS_COLUMNS} - {"deployment", "priority"}:
+            assert table.loc[priority, key] == pytest.approx(alone[key], rel=1e-12, nan_ok=True)
+    assert not len(summarise_classes({"it": whole.assign(priority=3)}, TARGETS))
+    late = summarise_classes({"it": whole}, TARGETS, judge_from_s=1.5)
+    assert late["num_requests"].tolist() == [1, 1]
 
 
 def test_without_targets_there_is_nothing_to_attain(plan):

@@ -33,6 +33,7 @@ def made(*names, **run):
             {
                 "deployment": list(names),
                 "num_output": 1,
+                "priority": 0,
                 "outcome": "finished",
                 "pool": "both",
                 "request": 0,

@@ -296,6 +296,38 @@ def test_tables_say_what_kind_of_text_a_request_is(tmp_path, name):
     assert (later.domains, later.domain.tolist()) == (trace.domains, [0, 1])
 
 
+@pytest.mark.parametrize("name", ["again.parquet", "again.csv"])
+def test_further_columns_of_tables_are_attributes_of_requests(tmp_path, name):
+    head = "arrival_s,num_input,num_output,priority,tenant,target_s,prompt\n"
+    long = "x" * 65
+    rows = f"9,4,4,1,a,0.5,{long}\n5,1,2,0,b,,{long}\n7,3,0,2,,1e3,{long}\n7,3,4,2,,1e3,{long}\n"
+    trace = read(tmp_path, head + rows)
+    assert trace.attributes.keys() == {"priority", "tenant", "target_s"}
+    assert trace.attributes["priority"].tolist() == [0, 2, 1]
+    assert trace.attributes["tenant"].tolist() == ["b", "", "a"]
+    assert np.array_equal(trace.attributes["target_s"], [np.nan, 1e3, 0.5], equal_nan=True)
+    write_table(trace, tmp_path / name)
+    again = read_trace(tmp_path / name)
+    for column, values in trace.attributes.items():
+        assert str(again.attributes[column].tolist()) == str(values.tolist())
+    later = subset(trace, np.array([0, 2]))
+    assert later.attributes["tenant"].tolist() == ["b", "a"]
+
+
+def test_columns_of_logs_are_attributes_and_tables_in_them_are_not(tmp_path):
+    head = "num_input_tokens,num_output_tokens,priority,user\n"
+    trace = read(tmp_path, head + "1,2,0,me\n2,2,1,you\n")
+    assert {name: values.tolist() for name, values in trace.attributes.items()} == {
+        "priority": [0, 1],
+        "user": ["me", "you"],
+    }
+    columns = {"num_input": [1, 2], "num_output": [2, 2], "priority": [1, None], "more": [[1], [2]]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    attributes = read_trace(tmp_path / "a.parquet").attributes
+    assert attributes.keys() == {"priority"}
+    assert np.array_equal(attributes["priority"], [1, np.nan], equal_nan=True)
+
+
 def test_logs_may_say_what_kind_of_text_a_request_is_and_info_tells_how_many(tmp_path):
     trace = read(tmp_path, "num_input_tokens,num_output_tokens,domain\n1,2,code\n2,2,\n3,3,code\n")
     assert trace.domain.tolist() == [0, -1, 0]

@@ -46,6 +46,22 @@ def test_lengths_of_a_file_keep_or_break_its_pairs(tmp_path):
     }
 
 
+def test_priorities_are_drawn_by_their_shares_and_alike_for_a_seed(tmp_path):
+    table = {"requests": {"arrivals": POISSON, "lengths": FIXED, "num_requests": 4000}}
+    trace = load(**table, priorities=[0.1, 0, 0.3])
+    counts = np.bincount(trace.attributes["priority"], minlength=3)
+    assert counts[1] == 0
+    assert counts[2] == pytest.approx(3000, abs=6 * (4000 * 0.75 * 0.25) ** 0.5)
+    again = load(**table, priorities=[0.1, 0, 0.3])
+    assert np.array_equal(again.attributes["priority"], trace.attributes["priority"])
+    assert np.array_equal(again.arrival_s, load(**table).arrival_s)
+    write_table(trace, tmp_path / "own.csv")
+    with pytest.raises(UserError, match="the requests have priorities of their own"):
+        load(tmp_path, requests="own.csv", priorities=[1])
+    with pytest.raises(UserError, match="shares must not all be 0"):
+        load(**table, priorities=[0, 0])
+
+
 def test_a_generator_needs_a_limit_and_the_workload_may_say_it():
     table = {"arrivals": POISSON, "lengths": FIXED}
     with pytest.raises(

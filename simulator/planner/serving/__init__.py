@@ -118,6 +118,11 @@ class Server(NamedTuple):
         return placement.experts is not None and spec.placement["kind"] != "contiguous"
 
     @property
+    def is_by_priority(self) -> bool:
+        """Whether requests wait by priority, whatever they have waited."""
+        return self.plan.spec.order == {"kind": "priority"}
+
+    @property
     def is_amd(self) -> bool:
         """Whether kernels are those of ROCm."""
         return "AMD" in self.plan.placement.accelerator.title

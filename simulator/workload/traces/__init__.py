@@ -4,9 +4,10 @@ recognised by content, not by name.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +53,9 @@ class RequestTrace:
     """Index of each request's kind of text, ``[N]``, -1 for none; empty without any."""
     request_ids: NDArray[np.object_] = field(default_factory=lambda: np.zeros(0, np.object_))
     """Identifier of each request in its source, ``[N]``; empty where the source has none."""
+    attributes: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """Further columns of the source by name, ``[N]``, such as ``priority``: numbers, or texts. An
+    order of waiting requests sees them (:mod:`simulator.policies.order`)."""
     notes: tuple[str, ...] = ()
     """Notes on rows that a reader dropped, repaired or assumed, for the user ("7 rows of 0 tokens
     left out")."""
@@ -113,6 +117,7 @@ def cut_trace(trace: RequestTrace, first: int, end: int) -> RequestTrace:
         num_output=trace.num_output[first:end],
         domain=trace.domain[first:end],
         request_ids=trace.request_ids[first:end],
+        attributes={name: values[first:end] for name, values in trace.attributes.items()},
         prefix_starts=trace.prefix_starts[first : end + 1] if has_prefixes else trace.prefix_starts,
         part_of=part and replace(part, numbers=part.numbers[first:end]),
     )
@@ -132,6 +137,7 @@ def take_requests(trace: RequestTrace, rows: NDArray[np.int64]) -> RequestTrace:
         num_output=trace.num_output[rows],
         domain=trace.domain[rows] if len(trace.domain) else trace.domain,
         request_ids=trace.request_ids[rows] if len(trace.request_ids) else trace.request_ids,
+        attributes={name: values[rows] for name, values in trace.attributes.items()},
         prefix_starts=starts,
         prefix_ids=ids,
         part_of=part and replace(part, numbers=part.numbers[rows]),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -48,6 +48,8 @@ class RawRequests:
     """Kind of text of each request, by name; empty for none."""
     request_ids: NDArray[Any] | None = None
     """Identifier of each request."""
+    attributes: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """Further columns by name."""
     notes: tuple[str, ...] = ()
 
 
@@ -62,6 +64,7 @@ class MoreColumns(TypedDict, total=False):
     prefix_ids: NDArray[np.int64] | None
     domain: NDArray[Any] | None
     request_ids: NDArray[Any] | None
+    attributes: Mapping[str, NDArray[Any]]
     notes: tuple[str, ...]
 
 
@@ -138,6 +141,7 @@ def make_trace(raw: RawRequests) -> RequestTrace:
         request_ids=np.zeros(0, np.object_)
         if raw.request_ids is None
         else raw.request_ids[order].astype(np.object_),
+        attributes={name: values[order] for name, values in raw.attributes.items()},
         notes=tuple(notes),
         repairs=tuple(repairs),
     )

@@ -42,7 +42,11 @@ def read_csv(path: Path, data: bytes, kinds: dict[str, Kind]) -> Rows:
         table = arrow_csv.read_csv(
             pa.BufferReader(data),
             convert_options=arrow_csv.ConvertOptions(
-                column_types={name: types.get(kind, pa.string()) for name, kind in kinds.items()},
+                column_types={
+                    name: types.get(kind, pa.string())
+                    for name, kind in kinds.items()
+                    if kind != "any"
+                },
                 include_columns=list(kinds),
             ),
         )
@@ -116,6 +120,8 @@ def _line_of(data: bytes, row: int, header_lines: int) -> int:
 def _is_clean(table: Any, kinds: dict[str, Kind]) -> bool:
     for name, kind in kinds.items():
         column = table.column(name)
+        if kind == "any":
+            continue
         if column.null_count or (kind == "float" and not np.isfinite(column.to_numpy()).all()):
             return False
         if kind == "ids" and any(chunk.flatten().null_count for chunk in column.chunks):

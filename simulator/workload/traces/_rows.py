@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
 
-Kind = Literal["int", "float", "clock", "time", "ids", "text"]
+Kind = Literal["int", "float", "clock", "time", "ids", "text", "any"]
 """Kinds of values. ``clock``: wall-clock time, given as nanoseconds since 1970. ``time``: as
 written in the file, for :func:`~simulator.workload.traces._times.read_times`. ``ids``: a list of
 block ids in each row, given as two columns, ``NAME`` (all ids) and ``NAME_starts`` (``[N +
-1]``)."""
+1]``). ``any``: a number or a text, for
+:func:`~simulator.workload.traces._tables.read_others`."""
 LONGEST_TEXT = 64
 """Most characters of a time or a name; in Parquet one text can stand in a million rows."""
 Columns = dict[str, NDArray[Any]]
@@ -33,8 +34,14 @@ _WORDS = {
     "time": "a time",
     "ids": "a list of whole numbers",
     "text": "a text",
+    "any": "a number or a text",
 }
-_DTYPES: dict[Kind, Any] = {"float": np.float64, "text": object, "time": object}
+_DTYPES: dict[Kind, Any] = {
+    "float": np.float64,
+    "text": object,
+    "time": object,
+    "any": object,
+}
 UTC = re.compile(r"(Z|\+00:00)$")
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d{1,9})?")
 _Row = tuple[int, dict[str, Any] | str]
@@ -171,6 +178,8 @@ def _lookup(row: dict[str, Any], name: str) -> Any:
 def _value(value: Any, kind: Kind) -> Any:
     if isinstance(value, bool):
         raise TypeError
+    if kind == "any":
+        return value
     if kind == "text":
         return value + ""
     if kind == "time":

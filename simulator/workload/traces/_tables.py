@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +29,25 @@ def column_names(path: Path, head: bytes) -> tuple[str, ...]:
     return parquet.column_names(head, str(path))
 
 
-def read_table(path: Path, data: bytes, kinds: dict[str, Kind]) -> Rows:
+def read_table(path: Path, data: bytes, kinds: dict[str, Kind], others: Sequence[str] = ()) -> Rows:
     """Read the columns named in ``kinds``; rows that lack a value are left out.
+
+    Args:
+        others: further columns, of any kind, for :func:`read_others`.
 
     Raises:
         UserError: if the file is damaged, or a column of a Parquet file is of another kind.
     """
     if not data.startswith(parquet.MAGIC):
-        return read_csv(path, data, kinds)
+        return read_csv(path, data, {**kinds, **dict.fromkeys(others, "any")})
+    if others:
+        plain = parquet.plain_names(data, str(path))
+        kinds = {**kinds, **{name: "any" for name in others if name in plain}}
     table = parquet.read_columns(data, list(kinds), str(path))
     missing = {
         name: table.column(name).is_null().to_numpy()
         for name, kind in kinds.items()
-        if kind != "text"
+        if kind not in ("text", "any")
     }
     is_whole = ~np.any(list(missing.values()), axis=0)
     unusable = tuple(
@@ -56,10 +63,34 @@ def read_table(path: Path, data: bytes, kinds: dict[str, Kind]) -> Rows:
     return Rows(columns, lambda row: f"row {kept[row] + 1}", unusable)
 
 
+def read_others(rows: Rows, names: Sequence[str]) -> Columns:
+    """Read columns of any kind: numbers where all are, NaN for none; else texts, of which those
+    with long ones are left out.
+    """
+    found: Columns = {}
+    for name in names:
+        values = rows.columns.get(name, np.zeros(0, np.object_))
+        if values.dtype.kind in "iuf":
+            found[name] = values
+        elif values.dtype == object:
+            texts = ["" if value is None else str(value).strip() for value in values.tolist()]
+            if max(map(len, texts), default=LONGEST_TEXT + 1) > LONGEST_TEXT:
+                continue
+            try:
+                found[name] = np.array([text or "nan" for text in texts], dtype=np.float64)
+            except ValueError:
+                found[name] = np.array(texts, dtype=np.object_)
+    return found
+
+
 def _column(path: Path, name: str, kind: Kind, column: Any) -> Columns:
     if kind == "time":
         return {name: _times(path, name, column)}
     pa = arrow()
+    if kind == "any":
+        if arrow("types").is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        return {name: np.asarray(column.to_numpy())}
     if kind == "text":
         texts = _short_texts(path, name, column, f"texts of at most {LONGEST_TEXT} characters")
         return {name: np.asarray(texts.fill_null("").to_numpy())}

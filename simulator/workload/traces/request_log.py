@@ -1,6 +1,6 @@
 """Logs of requests of any origin: CSV, Parquet or JSON lines with columns for the arrival, the
 prompt's tokens and the output's tokens, under the names that logs use, and perhaps ``domain`` and
-``request_id``.
+``request_id``; further columns of CSV and Parquet are attributes, such as ``priority``.
 
 Times are ISO 8601, or seconds, milliseconds, microseconds or nanoseconds, and a note says as what
 they were read. Without times there are lengths only. Asked last: a file in a format of its own is
@@ -21,7 +21,7 @@ from simulator.workload.traces._check import trace_from_rows
 from simulator.workload.traces._columns import read_json_lines
 from simulator.workload.traces._names import EXAMPLES, Names, find_names
 from simulator.workload.traces._rows import Kind
-from simulator.workload.traces._tables import column_names, read_table
+from simulator.workload.traces._tables import column_names, read_others, read_table
 from simulator.workload.traces._times import RULE, read_times
 from simulator.workload.unpacking import head_of, json_rows
 
@@ -49,7 +49,8 @@ class RequestLog(Frozen):
         is_json = data.lstrip().startswith(b"{")
         names = () if is_json else column_names(path, head_of(data))
         kinds |= {name: "text" for name in ("domain", "request_id") if name in names}
-        rows = read_json_lines(data, kinds) if is_json else read_table(path, data, kinds)
+        others = [name for name in names if name not in kinds]
+        rows = read_json_lines(data, kinds) if is_json else read_table(path, data, kinds, others)
         time_s, note = None, "no column of arrival times: lengths only"
         if arrival is not None:
             times = rows.columns[arrival]
@@ -65,6 +66,7 @@ class RequestLog(Frozen):
             time_s,
             domain=rows.columns.get("domain"),
             request_ids=rows.columns.get("request_id"),
+            attributes=read_others(rows, others),
             notes=(f"prompt tokens from {num_input}, output tokens from {num_output}; {note}",),
         )
 

@@ -4,6 +4,9 @@ blocks.
 
 Prefix blocks are two columns: ``prefix_ids`` (a list of ids in Parquet, ids separated by spaces in
 CSV) and ``prefix_block_tokens`` (the same number in every row).
+
+Further columns are attributes of requests, such as ``priority``: numbers or short texts, which
+policies find by name.
 """
 
 from __future__ import annotations
@@ -20,11 +23,12 @@ from simulator.workload.traces import RequestTrace
 from simulator.workload.traces._arrow import arrow
 from simulator.workload.traces._check import trace_from_rows
 from simulator.workload.traces._rows import Kind
-from simulator.workload.traces._tables import column_names, read_table
+from simulator.workload.traces._tables import column_names, read_others, read_table
 from simulator.workload.unpacking import head_of
 
 _LENGTHS: dict[str, Kind] = {"num_input": "int", "num_output": "int"}
 _PREFIXES: dict[str, Kind] = {"prefix_block_tokens": "int", "prefix_ids": "ids"}
+_KNOWN = {*_LENGTHS, *_PREFIXES, "arrival_s", "domain", "request_id"}
 
 
 class Table(Frozen):
@@ -52,7 +56,8 @@ class Table(Frozen):
                     f"{path}: prefix_ids need a column prefix_block_tokens, the tokens of one block"
                 )
             kinds |= _PREFIXES
-        rows = read_table(path, data, kinds)
+        others = [name for name in names if name not in _KNOWN]
+        rows = read_table(path, data, kinds, others)
         columns = rows.columns
         blocks = columns.get("prefix_block_tokens", np.zeros(0, np.int64))
         if len(blocks) and (blocks[0] < 1 or (blocks != blocks[0]).any()):
@@ -70,6 +75,7 @@ class Table(Frozen):
             prefix_ids=columns.get("prefix_ids"),
             domain=columns.get("domain"),
             request_ids=columns.get("request_id"),
+            attributes=read_others(rows, others),
         )
 
 
@@ -82,6 +88,7 @@ def list_columns(trace: RequestTrace) -> dict[str, Any]:
         columns["domain"] = [names[place] for place in trace.domain.tolist()]
     if len(trace.request_ids):
         columns["request_id"] = trace.request_ids.tolist()
+    columns |= {name: values.tolist() for name, values in trace.attributes.items()}
     if trace.prefix_block_tokens:
         columns["prefix_block_tokens"] = np.full(trace.num_requests, trace.prefix_block_tokens)
         columns["prefix_ids"] = [

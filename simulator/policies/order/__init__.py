@@ -1,0 +1,57 @@
+"""Order in which requests wait for a replica's ranks, one policy in a file.
+
+A policy gives each request a key, and the least is first; the engine's compiled loop compares keys
+and asks nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Queued(NamedTuple):
+    """Requests that are to wait, an entry for each."""
+
+    arrival_s: NDArray[np.float64]
+    """Arrival, seconds of the run; 0 in a closed loop, where it is not known beforehand."""
+    num_input: NDArray[np.int64]
+    """Prompt tokens."""
+    num_output: NDArray[np.int64]
+    """Output tokens, which no engine knows beforehand."""
+    attributes: Mapping[str, NDArray[Any]]
+    """Further columns of the trace by name, such as ``priority``: numbers, or texts."""
+
+
+class Keys(NamedTuple):
+    """Key of a request: ``offset_N + per_second * t`` when it joins the queues of a replica at
+    ``t`` seconds of the run. It keeps the key when it is preempted, and gets another one when its
+    replica fails and it joins another one. The request with the least key is first, of equal ones
+    the first of the trace.
+
+    Where an engine preempts the request that it admitted last, it then preempts the one with the
+    greatest key.
+    """
+
+    offset_N: NDArray[np.float64]
+    """Finite numbers in any unit, ``[N]``."""
+    per_second: float = 1.0
+    """Weight of the time at which it joins."""
+
+
+class OrderPolicy(Protocol):
+    """Interface of the files in this folder: a frozen pydantic model whose fields are its
+    configuration keys.
+    """
+
+    def keys(self, requests: Queued) -> Keys | None:
+        """Give requests their keys; ``None`` to serve first who comes first, as engines do by
+        default.
+
+        Raises:
+            UserError: if the trace lacks what the order needs.
+        """
+        ...
