@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from simulator.engine import experts_table, shared_tables
+from simulator.engine import experts_table, shards
 from simulator.planner import explore
 
 FOLDERS = tuple(Path(__file__).parent / name for name in ("laws", "report", "unit", "contracts"))
@@ -26,6 +26,6 @@ def few_draws(request):
         for name, number in FEW.items():
             patch.setattr(experts_table, name, number)
         # Tables of one kind are no tables of the other.
-        for module in (shared_tables, explore):
+        for module in (shards, explore):
             patch.setattr(module, "_TABLES", type(module._TABLES)(most=64))
         yield

@@ -3,9 +3,8 @@
 import numpy as np
 
 from simulator.engine import experts_table
-from simulator.engine.shared_tables import digest_placement
-from simulator.engine.step_price import price_step
-from simulator.engine.table import fill_entry, start_table
+from simulator.engine.shards import digest_placement
+from simulator.engine.table import fill_entry, price_step, start_table
 from simulator.step.mixes import single_mix
 
 

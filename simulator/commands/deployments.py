@@ -17,7 +17,6 @@ from simulator.base.errors import UserError
 from simulator.base.progress import Progress, count_part, show_nothing
 from simulator.config.workload import SLO
 from simulator.deployment.plan import DeploymentPlan
-from simulator.engine.assembly import make_record
 from simulator.engine.by_ranks import Fidelity
 from simulator.engine.shards import (
     ServedShard,
@@ -26,7 +25,7 @@ from simulator.engine.shards import (
     serve_shard,
     split_replicas,
 )
-from simulator.engine.timeline import run_plan
+from simulator.engine.timeline import make_record, run_plan
 from simulator.parallel.workers import Workers
 from simulator.planner.uncertainty.run_bands import FigureSamples, StepTables, draw_figures
 from simulator.results.metrics import select_judged, summarise

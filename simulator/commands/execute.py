@@ -39,8 +39,8 @@ from simulator.config.execution import ExecutionSpec
 from simulator.deployment.facts import facts_of
 from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.deployment.uniform_routing import uniform_imbalance
-from simulator.engine.forecast import forecast
-from simulator.engine.rank import StepTimes
+from simulator.engine.by_ranks import StepTimes
+from simulator.engine.probe import forecast
 from simulator.report.execution import render
 from simulator.results.executed import RANK_COLUMNS, STEP_COLUMNS, Executed, ShownTimeline, write
 from simulator.results.folder import check_writable

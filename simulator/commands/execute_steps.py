@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from simulator.config.execution import ExecutionSpec
 from simulator.deployment.plan import DeploymentPlan
-from simulator.engine.forecast import EvenStep
+from simulator.engine.probe import EvenStep
 
 if TYPE_CHECKING:  # it imports torch
     from simulator.runtime.job import Step

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from simulator.config.linear import Linear
 from simulator.config.pruning import Pruning, choose_dense, choose_experts
 from simulator.deployment.plan import DeploymentPlan
-from simulator.engine.rank import StepTimes
+from simulator.engine.by_ranks import StepTimes
 from simulator.results.executed import RANK_COLUMNS, SUMMARY_COLUMNS
 from simulator.results.phases import STEP_PHASES
 from simulator.results.tables import SPAN_COLUMNS

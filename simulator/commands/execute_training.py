@@ -18,7 +18,7 @@ from simulator.commands.execute_checks import check_backend
 from simulator.config.execution import ExecutionSpec
 from simulator.config.host import HostRates
 from simulator.deployment.training.plan import TrainingPlan, make_training_plan
-from simulator.engine.training.step import run_training_step
+from simulator.engine.training import run_training_step
 from simulator.results.folder import check_writable
 from simulator.results.provenance import Provenance
 from simulator.results.trained import STEP_PARTS, Trained, write_trained

@@ -13,7 +13,7 @@ from simulator.config.host import HostRates
 from simulator.config.model import ModelSpec
 from simulator.config.training import TrainingDeployment, TrainingSpec
 from simulator.deployment.training.plan import plan_model
-from simulator.engine.training.step import run_training_step
+from simulator.engine.training import run_training_step
 from simulator.runtime.recording.models import Shape
 from simulator.step.training import price_micro_batch
 

@@ -25,8 +25,7 @@ from simulator.deployment.training.memory import (
 from simulator.deployment.training.notes import list_training_notes
 from simulator.deployment.training.plan import TrainingPlan, make_training_plan
 from simulator.deployment.training.quality import TokensToLoss, find_tokens_to_loss
-from simulator.engine.training.bands import find_band
-from simulator.engine.training.step import TrainingStep, run_training_step
+from simulator.engine.training import TrainingStep, find_band, run_training_step
 from simulator.results.provenance import Provenance
 from simulator.results.training import METRICS, TrainingResults
 from simulator.results.training_text import tell_training

@@ -9,28 +9,349 @@ which costs twenty times the arithmetic of a sequence.
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
+
 from simulator.base.jit import jit_inline, jit_inner
-from simulator.engine.acceptance import count_kept_tokens
-from simulator.engine.admission import admit
+from simulator.engine.admission import admit, reserve_blocks
 from simulator.engine.blocks import (
     allocate_blocks,
     blocks_for,
     count_available,
+    keep_order,
     release,
     share_prompt,
 )
-from simulator.engine.decodes import (
-    dissolve_sums,
-    end_decodes,
-    find_gap_bin,
-    join_sums,
-    take_blocks,
-)
-from simulator.engine.preemption import find_last, preempt, retract
 from simulator.engine.queue import join, join_again, pop
-from simulator.engine.reservations import reserve_blocks
 from simulator.engine.state import IN_LINE, Clock, Limits, Ranks, Requests
-from simulator.results.tables import ADMISSION_LIMITS
+from simulator.results.tables import (
+    ADMISSION_LIMITS,
+    GAP_BINS_PER_DECADE,
+    NUM_GAP_BINS,
+    SHORTEST_GAP_S,
+)
+
+# Preemption: requests that lose their KV blocks when these run out. Compiled.
+#
+# vLLM preempts the request that was admitted last, which then waits first in the queue; those of
+# its blocks that no request has taken by then are found again. By priority it preempts the last of
+# those that run, by the order in which they wait. SGLang retracts the requests with the fewest
+# output tokens, until the next decode step has room, and they wait last in the queue.
+
+
+@jit_inner
+def find_last(requests: Requests, ranks: Ranks, d: int) -> tuple[int, int]:
+    """Find who is preempted of the requests that run in lanes which share blocks with lane ``d``:
+    the latest admitted, so that the oldest never is; where requests wait in an order of their own
+    the one that would be its last.
+
+    Returns:
+        Its lane, and its index there.
+    """
+    running, each, rows = ranks.running, ranks.each, requests.each
+    num_pools = len(ranks.caches)
+    lane, place, is_ordered = d, each[d].num_running - 1, each[d].waiting.is_ordered
+    for other in range(d % num_pools, len(each), num_pools):
+        last = each[other].num_running - 1
+        for i in range(0 if is_ordered else max(0, last), last + 1):
+            r, latest = running[other, i], running[lane, place]
+            if is_ordered:
+                is_later = (rows[r].key, r) > (rows[latest].key, latest)
+            else:
+                is_later = rows[r].admitted > rows[latest].admitted
+            if is_later:
+                lane, place = other, i
+    return lane, place
+
+
+@jit_inner
+def preempt(requests: Requests, ranks: Ranks, d: int, i: int, limits: Limits) -> None:
+    """Preempt the ``i``-th running request of rank ``d``, which is computed again later."""
+    running, chunk, rank = ranks.running, ranks.chunk, ranks.each[d]
+    r, pool = running[d, i], d % len(ranks.caches)
+    request = requests.each[r]
+    if limits.rules.finds_preempted:
+        keep_order(requests, ranks, pool, r, limits)
+    release(requests, ranks, pool, r)
+    ranks.caches[pool].ran_out = True
+    rank.is_full = False
+    request.computed = 0
+    request.transferred = 0
+    request.preemptions += 1
+    last = rank.num_running - 1
+    for k in range(i, last):
+        running[d, k], chunk[d, k] = running[d, k + 1], chunk[d, k + 1]
+    chunk[d, last] = 0
+    rank.num_running = last
+    if limits.rules.output_share > 0:
+        join(rank.waiting, requests.each, r)
+    else:
+        join_again(rank.waiting, requests.each, r)
+
+
+@jit_inner
+def retract(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> None:
+    """Make room for the next decode step of rank ``d``: requests with the fewest output tokens, of
+    equals those with the longest prompt, are retracted until it fits.
+
+    The share of outputs that admission assumes is updated: to the share of their limits that the
+    remaining requests have used so far, or after a step without retraction to a little less than
+    before (SGLang's ``retract_decode`` and ``NewTokenRatioTracker``).
+    """
+    rank, running, rows = ranks.each[d], ranks.running, requests.each
+    if rank.num_running == 0:
+        return
+    pool, retracted = d % len(ranks.caches), False
+    while rank.num_running > 1 and _next_blocks(requests, ranks, d, limits) > count_available(
+        ranks, pool, limits
+    ):
+        victim = 0
+        for i in range(1, rank.num_running):
+            request, best = rows[running[d, i]], rows[running[d, victim]]
+            if request.generated < best.generated or (
+                request.generated == best.generated and request.num_input > best.num_input
+            ):
+                victim = i
+        preempt(requests, ranks, d, victim, limits)
+        retracted = True
+    if not retracted:
+        ranks.output_share[d] = max(
+            limits.rules.least_output_share, ranks.output_share[d] - limits.rules.output_share_decay
+        )
+        return
+    used, asked = 0, 1
+    for i in range(rank.num_running):
+        request = rows[running[d, i]]
+        used += request.generated + limits.rules.retract_steps
+        asked += request.num_output
+    ranks.output_share[d] = min(1.0, used / asked)
+
+
+@jit_inner
+def _next_blocks(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> int:
+    """Count the KV blocks that the next token of each running request takes, with its
+    draft tokens.
+    """
+    running, rows = ranks.running, requests.each
+    count = 0
+    for i in range(ranks.each[d].num_running):
+        request = rows[running[d, i]]
+        need = (
+            blocks_for(request.computed + 1 + len(limits.accepted), limits)
+            - request.blocks
+            - request.shared * limits.prefix_blocks
+        )
+        count += max(0, need)
+    return count
+
+
+# Acceptance of draft tokens in speculative decoding. Compiled.
+#
+# Each draw depends only on the seed, the request and the token's position in the output, so that a
+# request keeps the same tokens whichever batches it is in, at every fidelity.
+
+
+_STEP, _FIRST, _SECOND = (
+    np.uint64(number) for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)
+_27, _30, _31, _11 = (np.uint64(bits) for bits in (27, 30, 31, 11))
+_UNIT = 2.0**-53
+"""Distance of neighbouring doubles of 53 random bits."""
+
+
+@jit_inner
+def draw_uniform(seed: int, request: int, place: int) -> float:
+    """Draw a number from 0 to 1 for one output token: SplitMix64 (Steele, Lea and Flood, "Fast
+    Splittable Pseudorandom Number Generators", OOPSLA 2014), seeded for the request.
+    """
+    state = _mix(np.uint64(seed) + _STEP * np.uint64(request + 1))
+    return float(_mix(state + _STEP * np.uint64(place + 1)) >> _11) * _UNIT
+
+
+@jit_inner
+def _mix(z: np.uint64) -> np.uint64:
+    z = (z ^ (z >> _30)) * _FIRST
+    z = (z ^ (z >> _27)) * _SECOND
+    return z ^ (z >> _31)
+
+
+@jit_inner
+def count_kept_tokens(requests: Requests, limits: Limits, r: int, new: int) -> int:
+    """Count the output tokens that the request in row ``r`` gets from a step that computes ``new``
+    of its tokens: one, and its draft tokens up to the first that is not accepted, at most the
+    request's remaining output.
+    """
+    request = requests.each[r]
+    left = request.num_output - request.generated
+    kept, number = 1, request.number
+    while (
+        kept < min(new, left)
+        and draw_uniform(limits.draft_seed, number, request.generated + kept)
+        < limits.accepted[kept - 1]
+    ):
+        kept += 1
+    return kept
+
+
+# Decodes of a data-parallel rank as sums: their number, total context and next end. Compiled.
+#
+# Decoding requests do the same in every step, so they are not visited one by one: their rank counts
+# its steps, and a request's state is its state when it joined plus the steps since. Summed decodes
+# come first among the running requests, in order of admission; others (prompts, and decodes behind
+# an unfinished prompt) follow and are visited each. A request that loses its blocks leaves the
+# sums; where a step has fewer tokens than there are decodes, the sums are dissolved and every
+# request has its own state again.
+#
+# Sums are of whole numbers, so a step costs the same to the last bit as if each request were
+# visited.
+
+
+_NEVER = 1 << 62
+"""Step number beyond any run's, of decodes that do not end."""
+
+
+@jit_inner
+def find_gap_bin(gap_s: float) -> int:
+    """Histogram bin of a gap between output tokens."""
+    decades = math.log10(max(gap_s, SHORTEST_GAP_S) / SHORTEST_GAP_S)
+    return min(int(decades * GAP_BINS_PER_DECADE), NUM_GAP_BINS - 1)
+
+
+@jit_inner
+def take_blocks(requests: Requests, ranks: Ranks, limits: Limits, d: int) -> None:
+    """Allocate the KV blocks that the next tokens of the summed decodes of rank ``d`` need; the
+    latest admitted requests of the rank lose theirs when blocks run out.
+    """
+    rank, cache, ring = ranks.each[d], ranks.caches[d], ranks.ring
+    turn = rank.ticks % limits.block_tokens
+    while ring[d, turn] > cache.free_blocks:
+        if rank.num_running == rank.num_decodes:
+            _leave_sums_last(requests, ranks, limits, d)
+        preempt(requests, ranks, d, rank.num_running - 1, limits)
+    cache.free_blocks -= ring[d, turn]
+    cache.num_taken += ring[d, turn]
+
+
+@jit_inner
+def _count_spare_tokens(requests: Requests, r: int, limits: Limits) -> int:
+    """Tokens that a request's blocks can hold beyond those it had when it joined the sums."""
+    request = requests.each[r]
+    return int((request.blocks - limits.sequence_blocks) * limits.block_tokens - request.computed)
+
+
+@jit_inner
+def join_sums(requests: Requests, ranks: Ranks, limits: Limits, d: int, now_s: float) -> None:
+    """Add to the summed decodes of rank ``d`` the requests behind them that got a token just now
+    and want another.
+    """
+    rank, rows = ranks.each[d], requests.each
+    while rank.num_decodes < rank.num_running:
+        r = ranks.running[d, rank.num_decodes]
+        request = rows[r]
+        if (
+            request.generated == 0
+            or request.computed + 1 != request.num_input + request.generated
+            or request.last_s != now_s
+        ):
+            return
+        left = request.num_output - request.generated
+        fitting = _count_spare_tokens(requests, r, limits)
+        if fitting < left:
+            if fitting >= limits.block_tokens:
+                return
+            ranks.ring[d, (rank.ticks + fitting) % limits.block_tokens] += 1
+        if rank.num_decodes == 0:
+            rank.next_end = _NEVER
+        request.joined = rank.ticks
+        ranks.ends[d, rank.num_decodes] = rank.ticks + left
+        ranks.starts[d, rank.num_decodes] = request.computed - rank.ticks
+        rank.num_decodes += 1
+        ranks.profiles[d, request.profile] += 1
+        rank.contexts += request.computed
+        rank.longest = max(rank.longest, request.computed)
+        rank.next_end = min(rank.next_end, rank.ticks + left)
+        ranks.emitted_s[d] = now_s
+
+
+@jit_inner
+def dissolve_sums(requests: Requests, ranks: Ranks, limits: Limits, d: int) -> None:
+    """Give every request of rank ``d`` its own state again."""
+    rank = ranks.each[d]
+    for i in range(rank.num_decodes):
+        _leave_sums(requests, ranks, limits, d, ranks.running[d, i])
+    rank.num_decodes = rank.contexts = rank.longest = 0
+
+
+@jit_inner
+def _leave_sums_last(requests: Requests, ranks: Ranks, limits: Limits, d: int) -> None:
+    """Give the latest admitted of the summed decodes of rank ``d`` its own state again."""
+    rank = ranks.each[d]
+    last, ticks = rank.num_decodes - 1, rank.ticks
+    r = ranks.running[d, last]
+    _leave_sums(requests, ranks, limits, d, r)
+    longest, next_end = -ticks, _NEVER
+    for i in range(last):
+        longest = max(longest, ranks.starts[d, i])
+        next_end = min(next_end, ranks.ends[d, i])
+    rank.num_decodes = last
+    rank.contexts -= requests.each[r].computed
+    rank.longest, rank.next_end = longest + ticks, next_end
+
+
+@jit_inner
+def _leave_sums(requests: Requests, ranks: Ranks, limits: Limits, d: int, r: int) -> None:
+    """Write the state of a request that leaves the sums."""
+    request = requests.each[r]
+    ranks.profiles[d, request.profile] -= 1
+    steps = ranks.each[d].ticks - request.joined
+    fitting = _count_spare_tokens(requests, r, limits)
+    if fitting < request.num_output - request.generated:
+        ranks.ring[d, (request.joined + fitting) % limits.block_tokens] -= 1
+        if steps > fitting:
+            request.blocks += (steps - 1 - fitting) // limits.block_tokens + 1
+    request.computed += steps
+    request.generated += steps
+    request.last_s = ranks.emitted_s[d]
+
+
+@jit_inner
+def end_decodes(
+    requests: Requests, ranks: Ranks, limits: Limits, clock: Clock, d: int, now_s: float
+) -> int:
+    """Finish those summed decodes of rank ``d`` that have got their last token. Returns how many go
+    on.
+    """
+    rank, rows = ranks.each[d], requests.each
+    running, ends, starts = ranks.running[d], ranks.ends[d], ranks.starts[d]
+    count, ticks = rank.num_decodes, rank.ticks
+    first = count
+    for i in range(count):
+        if ends[i] > ticks:
+            continue
+        first = min(first, i)
+        request = rows[running[i]]
+        _leave_sums(requests, ranks, limits, d, running[i])
+        rank.contexts -= request.computed
+        request.finish_s = now_s
+        rank.is_full = False
+        release(requests, ranks, d, running[i])
+        tokens = request.num_input + request.num_output
+        rank.tokens -= tokens
+        clock.counts[0].outstanding_tokens -= tokens
+    # Apart from the above: where one loop does all, it takes three times as long.
+    kept, longest, next_end = first, -ticks, _NEVER
+    for i in range(first, count):
+        to, at = np.uintp(kept), np.uintp(i)  # unsigned: no code looks for negative ones
+        end = ends[at]
+        running[to], ends[to], starts[to] = running[at], end, starts[at]
+        kept += end > ticks
+    for i in range(kept):
+        longest, next_end = max(longest, starts[i]), min(next_end, ends[i])
+    rank.num_decodes = kept
+    rank.longest, rank.next_end = longest + ticks, next_end
+    return int(kept)
+
 
 _KV_CACHE, _HELD_BACK = (ADMISSION_LIMITS.index(name) for name in ("kv_cache", "held_back"))
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import simpy
@@ -14,21 +14,306 @@ from numpy.typing import NDArray
 from simpy.events import Event, ProcessGenerator
 
 from simulator.base.jit import jit
+from simulator.base.thinned import Thinned
+from simulator.cost.comm import Exchange
 from simulator.deployment.expert_plan import POOL_TOKENS
-from simulator.engine.fabric import FluidWires, Wires
-from simulator.engine.message import MessageWires
-from simulator.engine.overflow_count import OverflowCount
-from simulator.engine.pool import PoolState
-from simulator.engine.rank import StepTimes, run_step
+from simulator.engine.fabric import FluidWires, MessageWires, Wires
+from simulator.engine.pool import OverflowCount, PoolState
 from simulator.engine.state import Ints, Ranks, Requests
-from simulator.engine.step_price import ATTENTION, price_pipeline, slow_down
-from simulator.engine.taken import TakenStep, TakenSteps
+from simulator.engine.table import ATTENTION, price_pipeline, slow_down
 from simulator.results.phases import STEP_PHASES
 from simulator.step.loads import measure_loads
 from simulator.step.operations import list_operations
 from simulator.step.pipelines import sends_s, stage_shares
 from simulator.step.prices import Prices
-from simulator.step.program import Batch, PricedBatch
+from simulator.step.program import Batch, Busy, Finish, Operation, PricedBatch, Start, Together
+
+# CPU cores that ranks share, where a machine has fewer cores than ranks.
+
+
+class SharedCores:
+    """Even sharing of cores by the ranks that compute, none getting more than one, as an operating
+    system's scheduler approximates.
+    """
+
+    def __init__(self, env: simpy.Environment, num_cores: int) -> None:
+        """Begin with idle cores."""
+        self._env, self._num_cores = env, num_cores
+        self._left: dict[Event, float] = {}
+        """Seconds that each computation still needs of a core of its own, by the event of its
+        end."""
+        self._updated_s = 0.0
+        self._round = 0
+
+    def work(self, seconds: float) -> Event:
+        """Compute for a rank what takes ``seconds`` on a core of its own."""
+        self._advance()
+        done = self._env.event()
+        self._left[done] = seconds
+        self._reschedule()
+        return done
+
+    @property
+    def _pace(self) -> float:
+        """Share of a core that each rank gets."""
+        return min(1.0, self._num_cores / max(1, len(self._left)))
+
+    def _advance(self) -> None:
+        passed_s = (self._env.now - self._updated_s) * self._pace
+        self._updated_s = self._env.now
+        self._left = {done: left_s - passed_s for done, left_s in self._left.items()}
+
+    def _reschedule(self) -> None:
+        self._round += 1
+        if not self._left:
+            return
+        least_s = max(0.0, min(self._left.values()))
+        # What is left of others then is rounding.
+        due = [done for done, left_s in self._left.items() if left_s <= least_s * (1 + 1e-9)]
+        self._env.process(self._wake(least_s / self._pace, due, self._round))
+
+    def _wake(self, delay_s: float, due: list[Event], round_: int) -> ProcessGenerator:
+        yield self._env.timeout(delay_s)
+        if round_ != self._round:
+            return  # others have begun or ended since; a later wake-up holds
+        self._advance()
+        for done in due:
+            del self._left[done]
+            done.succeed()
+        self._reschedule()
+
+
+# Sample of the steps that a run took at a fidelity that knows each rank's batch, kept to be shown.
+
+
+_MOST_KEPT = 256
+"""Most steps of a kind that are kept, spread evenly over the run; a batch of 32 ranks takes some 50
+kB."""
+
+
+class TakenStep(NamedTuple):
+    """One step of one replica."""
+
+    replica: int
+    """Number of the replica in its pool."""
+    number: int
+    """Steps that the replica took before."""
+    start_s: float
+    duration_s: float
+    batches: tuple[Batch, ...]
+    """Batch of each lane of a pipeline that had something to compute; otherwise one."""
+    prices: Prices
+    """Prices of its replica then."""
+    offsets: tuple[int, ...]
+    """Index of each batch's first token in the pool of expert choices."""
+
+
+class TakenSteps:
+    """Sample of a run's steps, by the phase that they are shown as."""
+
+    def __init__(self) -> None:
+        self._by_phase: dict[str, Thinned[TakenStep]] = {
+            phase: Thinned(_MOST_KEPT) for phase in ("decode", "prefill")
+        }
+
+    def add(self, step: TakenStep) -> None:
+        """Add a step to the sample."""
+        has_prompts = any(not flags.all() for batch in step.batches for flags in batch.is_decode)
+        self._by_phase["prefill" if has_prompts else "decode"].add(step)
+
+    def nearest(self, phase: str, duration_s: float) -> TakenStep | None:
+        """Find the kept step whose duration is nearest, the earliest of equals; ``None`` where none
+        of the phase was kept.
+        """
+        kept = self._by_phase[phase].items
+        return min(kept, key=lambda step: abs(step.duration_s - duration_s), default=None)
+
+
+# Execution of one step with every rank as a SimPy process: it computes, meets the others of its
+# group, exchanges, and goes on.
+
+
+class Span(NamedTuple):
+    """Activity of one rank for a while."""
+
+    rank: int
+    phase: str
+    layer: int
+    """Layer, -1 outside of layers."""
+    start_s: float
+    """Seconds from the start of the step."""
+    duration_s: float
+
+
+@dataclass
+class StepTimes:
+    """Times of one step: seconds by phase, mean over ranks, which add up to the step's duration."""
+
+    phases: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEP_PHASES, 0.0))
+    spans: list[Span] | None = None
+    """Timeline of every rank, if requested."""
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds of the step."""
+        return sum(self.phases.values())
+
+
+class _Meeting:
+    """Meeting of one group at one operation: when the last member arrives, the exchange starts; all
+    leave when it ends.
+    """
+
+    def __init__(self, env: simpy.Environment, size: int, exchange: Exchange) -> None:
+        self.missing = size
+        self.exchange = exchange
+        self.started_s = 0.0
+        """Time at which the last member arrives, as far as is known."""
+        self.over: Event = env.event()
+
+
+class _Work(NamedTuple):
+    """Computation of each rank."""
+
+    phase: str
+    layer: int
+    seconds_R: list[float]
+
+
+class _Appointment(NamedTuple):
+    """Operation at which groups of ranks meet, or wait for what they started."""
+
+    phase: str
+    layer: int
+    meeting_R: list[_Meeting]
+    """Meeting of each rank's group, ``[R]``."""
+    comes: bool
+    """Whether a rank is awaited here, as opposed to waiting for an exchange that it started."""
+    waits: bool
+    """Whether a rank waits until the exchange has ended."""
+
+
+def run_step(
+    env: simpy.Environment,
+    wires: Wires,
+    program: list[Operation],
+    num_ranks: int,
+    *,
+    shared_cores: int | None = None,
+    keep_spans: bool = False,
+) -> ProcessGenerator:
+    """Execute a program; the process's value is its :class:`StepTimes`.
+
+    Args:
+        shared_cores: cores that all ranks compute on, where there are fewer than ranks.
+    """
+    times = StepTimes(spans=[] if keep_spans else None)
+    everyone = Together("wait", -1, (tuple(range(num_ranks)),), (Exchange.empty(),))
+    turns = _arrange(env, [*program, everyone], num_ranks)
+    cores = None if shared_cores is None else SharedCores(env, shared_cores)
+    ranks = [
+        env.process(_rank(env, wires, cores, turns, rank, num_ranks, times))
+        for rank in range(num_ranks)
+    ]
+    yield env.all_of(ranks)
+    return times
+
+
+def _arrange(
+    env: simpy.Environment, program: list[Operation], num_ranks: int
+) -> list[_Work | _Appointment]:
+    """Translate a program for its ranks, each with its own group's meetings."""
+    turns: list[_Work | _Appointment] = []
+    started: dict[int, list[_Meeting]] = {}
+    for operation in program:
+        if isinstance(operation, Busy):
+            turns.append(_Work(operation.phase, operation.layer, operation.seconds_R.tolist()))
+        elif isinstance(operation, Finish):
+            start = operation.start
+            meeting_R = started[start.number]
+            turns.append(_Appointment(start.phase, start.layer, meeting_R, False, True))
+        else:
+            meeting_R = _make_meetings(env, operation, num_ranks)
+            waits = isinstance(operation, Together)
+            turns.append(_Appointment(operation.phase, operation.layer, meeting_R, True, waits))
+            if isinstance(operation, Start):
+                started[operation.number] = meeting_R
+    return turns
+
+
+def _make_meetings(
+    env: simpy.Environment, operation: Together | Start, num_ranks: int
+) -> list[_Meeting]:
+    """Make the meetings of an operation, one for each rank's group, ``[R]``."""
+    meeting_of: dict[int, _Meeting] = {}
+    for group, exchange in zip(operation.groups, operation.exchanges, strict=True):
+        meeting_of |= dict.fromkeys(group, _Meeting(env, len(group), exchange))
+    return [meeting_of[rank] for rank in range(num_ranks)]
+
+
+def finish_step(env: simpy.Environment, step: ProcessGenerator) -> StepTimes:
+    """Run virtual time until the step has ended."""
+    process = env.process(step)
+    env.run(process)
+    if not isinstance(process.value, StepTimes):
+        raise TypeError("not a step")
+    return process.value
+
+
+def _rank(
+    env: simpy.Environment,
+    wires: Wires,
+    cores: SharedCores | None,
+    turns: list[_Work | _Appointment],
+    rank: int,
+    num_ranks: int,
+    times: StepTimes,
+) -> ProcessGenerator:
+    """Process of one rank through the step. Its computation between two meetings concerns no other
+    rank, so it announces at once when it will arrive at the next.
+    """
+    started_s = busy_until_s = env.now
+
+    def account(phase: str, layer: int, since_s: float, until_s: float) -> None:
+        if until_s > since_s:
+            times.phases[phase] += (until_s - since_s) / num_ranks
+            if times.spans is not None:
+                times.spans.append(Span(rank, phase, layer, since_s - started_s, until_s - since_s))
+
+    for turn in turns:
+        since_s = busy_until_s
+        if isinstance(turn, _Work):
+            seconds = turn.seconds_R[rank]
+            if cores is None:
+                busy_until_s += seconds
+            elif seconds > 0.0:
+                yield cores.work(seconds)
+                busy_until_s = env.now
+            account(turn.phase, turn.layer, since_s, busy_until_s)
+            continue
+        meeting, now_s = turn.meeting_R[rank], env.now
+        since_s = now_s + (since_s - now_s)  # as the clock rounds it
+        if turn.comes:
+            meeting.started_s = max(meeting.started_s, since_s)
+            meeting.missing -= 1
+            if meeting.missing == 0:
+                env.process(_exchange(env, wires, meeting))
+        if turn.waits:
+            yield meeting.over
+            busy_until_s = max(since_s, env.now)
+            begun_s = min(max(since_s, meeting.started_s), busy_until_s)
+            account("wait", turn.layer, since_s, begun_s)
+            account(turn.phase, turn.layer, begun_s, busy_until_s)
+
+
+def _exchange(env: simpy.Environment, wires: Wires, meeting: _Meeting) -> ProcessGenerator:
+    meeting.started_s += meeting.exchange.stagger_s
+    if meeting.started_s > env.now:
+        yield env.timeout(meeting.started_s - env.now)
+    if meeting.exchange.latency_s > 0.0 or meeting.exchange.busy_s.size:
+        yield wires.carry(meeting.exchange)
+    meeting.over.succeed()
+
 
 Fidelity = Literal["step", "rank", "message"]
 FindProfiles = Callable[[NDArray[np.int64]], NDArray[np.int64]]
@@ -164,7 +449,7 @@ class ByRanks:
         row: NDArray[np.float64],
     ) -> ProcessGenerator:
         """Execute a formed step in virtual time, and fill in its log row from column 1. The
-        process's value is the :class:`~simulator.engine.taken.TakenStep`.
+        process's value is the :class:`~simulator.engine.by_ranks.TakenStep`.
 
         Args:
             replica: among those of its pool.
@@ -220,7 +505,7 @@ class ByRanks:
         keep_spans: bool = False,
     ) -> ProcessGenerator:
         """Execute one batch through all layers; the process's value is its
-        :class:`~simulator.engine.rank.StepTimes`.
+        :class:`~simulator.engine.by_ranks.StepTimes`.
 
         Args:
             wires: that it shares with other traffic; by default wires of its own.

@@ -14,8 +14,8 @@ from simpy.events import ProcessGenerator
 from simulator.cost.comm import Exchange
 from simulator.cost.transfer import Transfer
 from simulator.engine.events import ARRIVES, code_of, push_event, remove_events
-from simulator.engine.run import Run
-from simulator.engine.shared_wires import SharedWires
+from simulator.engine.links import SharedWires
+from simulator.engine.replica_states import Run
 from simulator.policies.messages import Messages
 
 

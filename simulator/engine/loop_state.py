@@ -4,27 +4,180 @@ requests, and the events.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
+import pandas as pd
+import simpy
+from numpy.typing import NDArray
+from simpy.events import Event, EventPriority
 
 from simulator.deployment.plan import DeploymentPlan
-from simulator.engine.events import start_events
-from simulator.engine.hand_over import HandOver
-from simulator.engine.pool import PoolState
-from simulator.engine.sending import Feed, Pool
-from simulator.engine.state import NEVER
+from simulator.engine.events import (
+    ARRIVES,
+    COMES_LATER,
+    GOES_ON,
+    KIND_BITS,
+    LEAVES,
+    SENDS,
+    Events,
+    number_of,
+    start_events,
+)
+from simulator.engine.loop import HandOver, start_transfers
+from simulator.engine.pool import Feed, Pool, PoolState
+from simulator.engine.queue import list_requests
+from simulator.engine.state import NEVER, Floats, Ints, Requests
 from simulator.engine.table import StepTable
-from simulator.engine.transfers import start_transfers
-from simulator.engine.windows import ROWS, move_events, move_window
 from simulator.workload.traces import RequestTrace
+
+# Window on the trace: rows for the requests that are in the system, and for the next to arrive.
+#
+# Requests are numbered, and arrive, in order of arrival time. When those of the window have
+# arrived, its first rows are stored, as far as their requests are settled; the others move to the
+# front, and the next of the trace follow. Every place that refers to a request by its row is moved
+# as far, so nothing else changes: the order of events at one instant is that of rows, which stays.
+
+
+ROWS = 1 << 17
+"""New rows of a window, unless four times as many stay, so that few are moved often."""
+_OF_REQUESTS = (LEAVES, GOES_ON, SENDS, ARRIVES, COMES_LATER)
+"""Kinds of events that refer to a request."""
+
+
+def move_window(pool: PoolState, count: int, arrival_s: Floats) -> None:
+    """Drop the first ``count`` rows of a pool, and add one for each of the trace's next requests,
+    whose arrivals are given.
+    """
+    old = pool.requests
+    begin = old.first + len(old.each)
+    requests = pool.begin_requests(begin, begin + len(arrival_s))
+    requests.each.arrival_s[:] = arrival_s
+    if count < len(old.each):
+        requests = Requests(
+            np.concatenate([old.each[count:], requests.each]).view(np.recarray),
+            np.concatenate([old.prefix_starts[count:-1], requests.prefix_starts]),
+            requests.prefix_ids,
+            old.first + count,
+        )
+    nowhere = np.full(len(arrival_s), -1, dtype=np.int64)
+    pool.hold_rows(requests, np.concatenate([pool.replica_of[count:], nowhere]))
+    for link in ("following", "child", "before"):
+        requests.each[link] = _shift_rows(requests.each[link], count)
+    pool.ranks.running[:] = _shift_rows(pool.ranks.running, count)
+    for records in (pool.ranks.each, pool.ranks.counts, pool.clock.counts):
+        for name, (kind, _) in records.dtype.fields.items():
+            if kind.names is not None:  # a queue
+                for end in ("first", "last"):
+                    records[name][end] = _shift_rows(records[name][end], count)
+
+
+def _shift_rows(rows: Ints, count: int) -> Ints:
+    """Renumber references to requests after ``count`` rows were dropped; leftover references to
+    dropped ones become -1.
+    """
+    return np.maximum(rows - count, -1)
+
+
+def move_events(events: Events, count: int, most: int) -> Events:
+    """Renumber events after the first ``count`` rows were dropped, with space for ``most``."""
+    moved, num_left = start_events(most), int(events.num_left[0])
+    codes = events.code[:num_left]
+    moved.at_s[:num_left] = events.at_s[:num_left]
+    moved.code[:num_left] = codes - count * _name_requests(codes)
+    moved.num_left[0] = num_left
+    return moved
+
+
+def _name_requests(codes: Ints) -> NDArray[np.bool_]:
+    """Whether each event is of a request, not of a replica."""
+    return np.isin(codes >> KIND_BITS, _OF_REQUESTS)
+
+
+def count_settled(
+    requests: pd.DataFrame, pools: Sequence[PoolState], events: Events, again: Iterable[int]
+) -> int:
+    """Count the first rows whose requests have finished or are lost, and that nothing refers to any
+    more.
+
+    Args:
+        requests: the rows (:func:`simulator.engine.result_rows.read_requests`).
+        again: rows of requests that are about to be sent again.
+    """
+    outcome = requests["outcome"]
+    is_settled = (outcome != "unfinished").to_numpy()
+    count = len(is_settled) if is_settled.all() else int(np.argmin(is_settled))
+    codes = events.code[: int(events.num_left[0])]
+    named = [*again, *(number_of(int(code)) for code in codes[_name_requests(codes)])]
+    if (outcome[:count] == "lost").any():  # else nobody queues, or runs, that is settled
+        named += [row for pool in pools for row in list_named(pool)]
+    return min(count, *named) if named else count
+
+
+def list_named(pool: PoolState) -> Iterator[int]:
+    """List the rows of the requests that run at a pool's ranks, wait there or are about to."""
+    rows = pool.requests.each
+    for replica in range(pool.num_replicas):
+        ranks = pool.ranks_of(replica)
+        for d in range(len(ranks.each)):
+            rank = ranks.each[d]
+            yield from ranks.running[d, : rank.num_running].tolist()
+            for queue in (rank.waiting, rank.ready, rank.line):
+                yield from list_requests(queue, rows).tolist()
+        (clock,) = pool.clock_of(replica).counts
+        yield from list_requests(clock.coming, rows).tolist()
+
+
+# Instants at which SimPy resumes the run, and their order.
+
+
+LAST, CHANGE, AGAIN = EventPriority(2), EventPriority(3), EventPriority(4)
+"""Priorities after SimPy's own events of an instant, so that all steps that end then have ended:
+for looking at the loop, for changes, and for what follows once all of that instant has changed."""
+
+
+class Instants:
+    """Virtual time, and the instants at which the compiled loop is to run."""
+
+    def __init__(self) -> None:
+        # As a float, for compiled code would be compiled once more for whole numbers.
+        self.env = simpy.Environment(initial_time=0.0)
+        self._looks_s: set[float] = set()
+
+    def wait_until(self, at_s: float, priority: EventPriority) -> Event:
+        """Make an event at an instant, or at the present one if that has passed; its value is the
+        instant.
+        """
+        event = Event(self.env)
+        event._ok, event._value = True, at_s
+        self.env.schedule(event, priority=priority, delay=max(0.0, at_s - self.env.now))
+        return event
+
+    def call_at(self, at_s: float, priority: EventPriority, call: Callable[[], None]) -> None:
+        """Schedule a call at an instant."""
+        self.wait_until(at_s, priority).callbacks = [lambda _: call()]
+
+    def look_at(self, at_s: float, look: Callable[[float], None]) -> None:
+        """Schedule a look at the loop after everything else at an instant; once, however often it
+        is requested.
+        """
+        if at_s in self._looks_s:
+            return
+        self._looks_s.add(at_s)
+
+        def look_once() -> None:
+            self._looks_s.discard(at_s)
+            look(at_s)
+
+        self.call_at(at_s, LAST, look_once)
+
 
 POOLS: tuple[str, ...] = ("both", "prefill", "decode")
 """Names of pools; requests arrive at the earlier ones first."""
 
 
 class LoopState:
-    """Arguments of :func:`simulator.engine.replicas.run_ahead`."""
+    """Arguments of :func:`simulator.engine.loop.run_ahead`."""
 
     def __init__(
         self,
@@ -177,3 +330,35 @@ def _start_feed(trace: RequestTrace, ingress_delay_s: float) -> Feed:
         asks=np.zeros(2, dtype=np.int64),
         stopped_s=np.zeros(1),
     )
+
+
+# Looks at a pool when the replica of it that has taken most steps has taken some number.
+
+
+class StepLooks:
+    """Numbers of steps that somebody waits for; at most one of each pool."""
+
+    def __init__(self, state: LoopState, instants: Instants) -> None:
+        """Begin with none."""
+        self._state, self._instants = state, instants
+        self._waits: dict[int, Event] = {}
+        """Event of each pool that is looked at, by its place; its value is the time."""
+
+    def count(self, place: int) -> int:
+        """Count the steps of the replica of a pool that has taken most."""
+        return int(self._state.pools[place].clock.counts.num_steps.max())
+
+    def wait_for(self, place: int, num_steps: int) -> Event:
+        """Make the event of a pool's replica that has taken more steps than any so far."""
+        self._state.pools[place].clock.counts.look_steps[:] = num_steps
+        event = self._waits[place] = Event(self._instants.env)
+        return event
+
+    def reach(self) -> float:
+        """Let the event happen that the loop has stopped for. Returns its time."""
+        place, at_s = int(self._state.feed.asks[0]), float(self._state.feed.stopped_s[0])
+        self._state.pools[place].clock.counts.look_steps[:] = NEVER
+        event = self._waits.pop(place)
+        instant = self._instants.wait_until(at_s, CHANGE)
+        instant.callbacks = [event.trigger]
+        return at_s

@@ -2,33 +2,408 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.jit import jit, jit_inner
 from simulator.deployment.memory import check_requests
 from simulator.deployment.placement import Placement
 from simulator.deployment.plan import DeploymentPlan
-from simulator.engine.limits import make_limits, scaled_blocks
-from simulator.engine.overflow_count import OverflowCount
+from simulator.engine.blocks import count_hits
+from simulator.engine.events import Events, code_of, push_event
+from simulator.engine.queue import join
 from simulator.engine.rebalancing import place_again
-from simulator.engine.sending import Balance, Pool, Weights, find_cached
-from simulator.engine.start import start_clock, start_ranks, start_requests
-from simulator.engine.state import Clock, Ints, Limits, Ranks, Requests
+from simulator.engine.state import (
+    Clock,
+    Floats,
+    Ints,
+    Limits,
+    Ranks,
+    Records,
+    Requests,
+    start_clock,
+    start_ranks,
+    start_requests,
+)
 from simulator.engine.table import StepTable, sums_contexts
 from simulator.policies.balancing import Asked, LoadBalancer, Rule, Snapshot
 from simulator.policies.contracts import choose_replica, list_turns, prepare_balancer
 from simulator.policies.placement import Placed
+from simulator.results.tables import OverflowByLayer
 from simulator.step.load_profiles import LoadProfiles, find_profiles
 from simulator.step.mixes import Mixes, list_mixes, single_mix
 from simulator.step.prices import Prices
+from simulator.step.program import PricedBatch
 from simulator.step.request_choices import bind_requests
 from simulator.workload.requests import longest_tokens
 from simulator.workload.traces import RequestTrace, cut_trace
+
+# Limits of batching, for one plan and one trace.
+
+
+def make_limits(plan: DeploymentPlan, trace: RequestTrace) -> Limits:
+    """Collect the limits of batching: the scheduling policy's rules and the cache's blocks.
+
+    Prefix blocks are whole KV blocks: where the trace's do not divide, KV blocks are cut to their
+    common divisor. Models that carry a state, or whose every layer keeps a window only, have
+    nothing that grows by prefix blocks, and share none.
+
+    The batches that a pipeline keeps in flight have equal parts of a data-parallel rank's limit on
+    sequences, as in SGLang; vLLM's limit applies to all of them together, too.
+    """
+    placement = plan.placement
+    capacity = plan.serving.capacity
+    has_state = any(mixer.state_elements() for mixer in placement.model.mixers.values())
+    grows = capacity.cache.bytes_per_token > 0
+    shares_prefixes = (
+        plan.spec.prefix_caching and trace.prefix_block_tokens > 0 and grows and not has_state
+    )
+    prefix_tokens = trace.prefix_block_tokens if shares_prefixes else 0
+    block_tokens = (
+        math.gcd(capacity.block_tokens, prefix_tokens) if prefix_tokens else capacity.block_tokens
+    )
+    cut = capacity.block_tokens // block_tokens
+    rules, has_groups = plan.serving.rules, placement.layout.attention_dp > 1
+    may_find = plan.spec.prefix_caching and grows and not has_state
+    return Limits(
+        rules=rules._replace(
+            max_sequences=max(1, rules.max_sequences // placement.layout.pp),
+            finds_preempted=rules.finds_preempted and may_find,
+            balance_steps=rules.balance_steps if has_groups else 0,
+            wait_steps=0 if has_groups else rules.wait_steps,
+        ),
+        block_tokens=block_tokens if grows else 1 << 40,
+        sequence_blocks=capacity.sequence_blocks * cut,
+        prefix_tokens=prefix_tokens,
+        prefix_blocks=prefix_tokens // block_tokens,
+        watermark_blocks=int(rules.watermark * capacity.num_blocks * cut),
+        wait_tokens=math.ceil(rules.wait_share * rules.token_budget),
+        accepted=np.array(placement.drafts.accepted, dtype=np.float64),
+        draft_seed=int(placement.rng("drafts").integers(1 << 62)),
+    )
+
+
+def scaled_blocks(plan: DeploymentPlan, limits: Limits) -> int:
+    """Number of KV blocks of a rank, in blocks of ``limits``."""
+    if not plan.serving.capacity.cache.bytes_per_token:
+        return plan.serving.capacity.num_blocks
+    return plan.serving.capacity.num_blocks * (
+        plan.serving.capacity.block_tokens // limits.block_tokens
+    )
+
+
+# Counts of token-expert pairs that an overflow policy drops or reroutes, layer by layer.
+
+
+class OverflowCount:
+    """Pairs of batches of one model that were counted."""
+
+    def __init__(self, num_layers: int) -> None:
+        """Start at nothing.
+
+        Args:
+            num_layers: MoE layers of the model.
+        """
+        self.num_batches = 0
+        self._pairs_3L = np.zeros((3, num_layers), dtype=np.int64)
+        """Pairs that were chosen, dropped and rerouted, by layer."""
+
+    def add(self, prices: Prices, priced: PricedBatch) -> None:
+        """Add a batch, where anything can be dropped."""
+        moe = prices.placement.model.moe
+        if moe is None or not prices.placement.drops_pairs:
+            return
+        self.num_batches += 1
+        for part, steps in priced.parts:
+            changed = [(step.dropped_pairs, step.rerouted_pairs) for step in steps]
+            self._pairs_3L[0] += int(part.tokens_d.sum()) * moe.top_k
+            self._pairs_3L[1:] += np.array(changed, dtype=np.int64).T
+
+    def join(self, other: OverflowCount) -> None:
+        """Add the batches of another pool."""
+        self.num_batches += other.num_batches
+        self._pairs_3L += other._pairs_3L
+
+    def report(self, dropped_share: float) -> OverflowByLayer | None:
+        """Report the shares of pairs by layer; ``None`` without any.
+
+        Args:
+            dropped_share: share of all pairs of the run that were dropped, which the shares by
+                layer are scaled to: batches that were counted may be few.
+        """
+        chosen_L, dropped_L, rerouted_L = self._pairs_3L
+        if not chosen_L.any():
+            return None
+        counted = dropped_L.sum() / chosen_L.sum()
+        scale = dropped_share / counted if counted else 1.0
+        shares = [
+            np.minimum(scale * pairs_L / chosen_L, 1.0).tolist()
+            for pairs_L in (dropped_L, rerouted_L)
+        ]
+        return OverflowByLayer(self.num_batches, *shares)
+
+
+# Sending of requests to replicas: pools, load balancers as numbers, and the arrival of requests.
+# Compiled.
+
+
+class Pool(NamedTuple):
+    """Equal replicas behind one load balancer."""
+
+    requests: Requests
+    """Requests of the trace as far as this pool serves them: those of a prefill pool have one
+    output token."""
+    ranks: Ranks
+    """Ranks of all replicas, ``[M, ...]``."""
+    clock: Clock
+    """Clocks of all replicas, ``[M, ...]``."""
+    limits: Limits
+    table: StepTable
+    balance: Balance
+
+
+class Weights(NamedTuple):
+    """Weights of what makes a load (:class:`simulator.policies.balancing.Rule`)."""
+
+    per_request: float = 0.0
+    per_token: float = 0.0
+    per_new_token: float = 0.0
+
+
+class Balance(NamedTuple):
+    """Load balancer of a pool, as numbers."""
+
+    weights: Weights
+    turns: Ints
+    """``[N]`` replica of each of the trace's requests in order of arrival; empty where load
+    decides."""
+    is_asked: bool
+    """Whether a balancer in Python chooses."""
+    num_sent: Ints
+    """``[1]`` requests sent so far."""
+    replica_of: Ints
+    """``[rows]`` replica that each request was sent to."""
+
+
+class Feed(NamedTuple):
+    """Arrival of requests at the first pool, by rows of the window on the trace."""
+
+    num_come: Ints
+    """``[1]`` row of the next request to arrive."""
+    num_released: Ints
+    """``[1]`` rows of requests whose arrival is known: all of an open loop."""
+    is_closed: bool
+    """Whether the end of a request releases another (closed loop)."""
+    ingress_delay_s: float
+    """Seconds from the end of one request of a closed loop to the next one's arrival."""
+    num_done: Ints
+    """``[1]`` requests that are finished or lost."""
+    num_requests: int
+    """Requests of the whole trace."""
+    chosen: Ints
+    """``[1]`` replica that a balancer in Python has chosen, or -1."""
+    used_up: Ints
+    """``[1]`` requests that may arrive before the window on the trace needs more rows
+    (:mod:`simulator.engine.loop_state`)."""
+    asks: Ints
+    """``[2]`` place of the pool whose balancer is asked or that is looked at, number of the replica
+    whose step has no price yet or that has drained, or row of the request whose cache leaves; and
+    row of the request that a balancer is asked for."""
+    stopped_s: Floats
+    """``[1]`` time at which a replica has drained, or has taken the steps that somebody waits for,
+    seconds."""
+
+
+@jit_inner
+def send_request(pool: Pool, request: int, feed: Feed, now_s: float) -> int:
+    """Send a request to the replica that the balancer chooses, which queues it when it forms a
+    step. Returns the replica's number, -1 where none is left.
+    """
+    replica = _choose(pool, request, feed)
+    feed.chosen[0] = -1
+    if replica < 0:
+        return -1
+    pool.balance.num_sent[0] += 1
+    pool.balance.replica_of[request] = replica
+    rows, counts = pool.requests.each, pool.clock.counts[replica, 0]
+    rows[request].key = rows[request].key_offset + pool.limits.key_per_second * now_s
+    join(counts.coming, rows, request)
+    counts.coming_tokens += rows[request].num_input + rows[request].num_output
+    return replica
+
+
+@jit_inner
+def _choose(pool: Pool, request: int, feed: Feed) -> int:
+    clock, balance = pool.clock, pool.balance
+    num_replicas = len(clock.counts)
+    if num_replicas == 1:
+        counts = clock.counts[0, 0]
+        return -1 if counts.is_gone or counts.is_draining else 0
+    if feed.chosen[0] >= 0:
+        return int(feed.chosen[0])
+    if len(balance.turns) > 0:
+        return int(balance.turns[balance.num_sent[0]])
+    best, least = -1, 0.0
+    for replica in range(num_replicas):
+        counts = clock.counts[replica, 0]
+        if counts.is_gone or counts.is_draining:
+            continue
+        if balance.weights.per_new_token > 0:
+            load = _measure_best_rank(pool, replica, request)
+        else:
+            outstanding = counts.num_pushed - counts.num_finished + counts.coming.count
+            tokens = counts.outstanding_tokens + counts.coming_tokens
+            load = balance.weights.per_request * outstanding + balance.weights.per_token * tokens
+        if best < 0 or load < least:
+            best, least = replica, load
+    return best
+
+
+@jit_inner
+def _measure_best_rank(pool: Pool, replica: int, request: int) -> float:
+    """Load of the rank of a replica where a request would be best off, with an equal part of the
+    requests that are at no rank yet.
+    """
+    ranks, weights = pool.ranks, pool.balance.weights
+    each, counts = ranks.each[replica], pool.clock.counts[replica, 0]
+    d = choose_rank(pool.requests, each, ranks.prefixes[replica], request, weights, pool.limits)
+    if d < 0:
+        return math.inf
+    coming = weights.per_request * counts.coming.count + weights.per_token * counts.coming_tokens
+    load = _measure_load(
+        pool.requests, each, ranks.prefixes[replica], d, request, weights, pool.limits
+    )
+    return float(load + coming / len(each))
+
+
+@jit_inner
+def choose_rank(
+    requests: Requests, each: Records, prefixes: Records, r: int, weights: Weights, limits: Limits
+) -> int:
+    """Choose the data-parallel rank of a replica for request ``r``: the one with the least load
+    where the balancer sees prefixes, otherwise the one with the fewest unfinished requests.
+    """
+    best, least = -1, 0.0
+    for d in range(len(each)):
+        if each[d].is_lost:
+            continue
+        if weights.per_new_token > 0:
+            load = _measure_load(requests, each, prefixes, d, r, weights, limits)
+        else:
+            load = float(_count_unfinished(each, d))
+        if best < 0 or load < least:
+            best, least = d, load
+    return best
+
+
+@jit_inner
+def _measure_load(
+    requests: Requests,
+    each: Records,
+    prefixes: Records,
+    d: int,
+    r: int,
+    weights: Weights,
+    limits: Limits,
+) -> float:
+    """Load of a rank with request ``r``, whose cached prefix need not be computed there."""
+    cached = count_hits(requests, prefixes, d % len(prefixes), r, limits) * limits.prefix_tokens
+    return float(
+        weights.per_request * _count_unfinished(each, d)
+        + weights.per_token * each[d].tokens
+        + weights.per_new_token * (requests.each[r].num_input - cached)
+    )
+
+
+@jit_inner
+def _count_unfinished(each: Records, d: int) -> int:
+    rank = each[d]
+    here = rank.waiting.count + rank.ready.count + rank.num_running
+    return int(here + rank.line.count + rank.num_reserved)
+
+
+@jit
+def find_cached(
+    requests: Requests, prefixes: Records, r: int, limits: Limits, replicas: Ints
+) -> Ints:
+    """Tokens of the longest prefix of request ``r`` that a rank of each of some replicas has in its
+    cache, ``[M]``.
+
+    Args:
+        prefixes: of all replicas.
+    """
+    found = np.zeros(len(replicas), np.int64)
+    for place, replica in enumerate(replicas):
+        for d in range(prefixes.shape[1]):
+            hits = count_hits(requests, prefixes[replica], d, r, limits)
+            found[place] = max(found[place], hits * limits.prefix_tokens)
+    return found
+
+
+@jit_inner
+def has_drained(clock: Clock, replica: int) -> bool:
+    """Whether a draining replica has no request left, and no cache that another pool needs."""
+    counts = clock.counts[replica, 0]
+    return bool(
+        counts.is_draining
+        and counts.coming.count == 0
+        and counts.num_kept == 0
+        and counts.num_pushed == counts.num_finished
+    )
+
+
+@jit_inner
+def form_soon(
+    events: Events, clock: Clock, replica: int, number: int, now_s: float, kind: int
+) -> None:
+    """Let a replica form a step at this instant, unless one is in flight."""
+    counts = clock.counts[replica, 0]
+    if not counts.is_busy:
+        counts.is_busy = True
+        push_event(events, now_s, code_of(kind, number))
+
+
+@jit_inner
+def ranks_of(ranks: Ranks, replica: int) -> Ranks:
+    """Ranks of one replica."""
+    return Ranks(
+        ranks.each[replica],
+        ranks.running[replica],
+        ranks.chunk[replica],
+        ranks.caches[replica],
+        ranks.prefixes[replica],
+        ranks.counts[replica],
+        ranks.output_share[replica],
+        ranks.ring[replica],
+        ranks.emitted_s[replica],
+        ranks.ends[replica],
+        ranks.starts[replica],
+        ranks.profiles[replica],
+    )
+
+
+@jit_inner
+def clock_of(clock: Clock, replica: int) -> Clock:
+    """Clock of one replica."""
+    return Clock(clock.counts[replica], clock.gap_counts[replica])
+
+
+@jit_inner
+def release_next(feed: Feed, requests: Requests, count: int, now_s: float) -> None:
+    """Count ``count`` requests as done, and let clients of a closed loop send others instead."""
+    feed.num_done[0] += count
+    if feed.is_closed:
+        rows = requests.each
+        for _ in range(min(count, len(rows) - feed.num_released[0])):
+            rows[feed.num_released[0]].arrival_s = now_s + feed.ingress_delay_s
+            feed.num_released[0] += 1
+
 
 _LONGEST_RING = 4096
 """Most tokens of a KV block for which block allocation is counted ahead."""
@@ -45,7 +420,7 @@ class PoolState:
         stream: str = "balancing",
     ) -> None:
         """Start a pool without requests; none of the trace has a row yet
-        (:func:`simulator.engine.windows.move_window`).
+        (:func:`simulator.engine.loop_state.move_window`).
 
         Args:
             limits: other than the plan's own for this trace.

@@ -6,8 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
+from simpy.events import Process, ProcessGenerator
 
 from simulator.cost.comm import Exchange
 from simulator.deployment.conditions import (
@@ -17,15 +20,210 @@ from simulator.deployment.conditions import (
     list_instants,
 )
 from simulator.deployment.placement import Placement
+from simulator.deployment.plan import DeploymentPlan
 from simulator.deployment.shrunk_placement import shrink_placement
 from simulator.engine.by_ranks import ByRanks, Fidelity, start_ranks
-from simulator.engine.loop_state import LoopState
-from simulator.engine.shrunk import RanksLeft
-from simulator.engine.table import StepTable
-from simulator.engine.table_states import add_state, keep_usual_state
+from simulator.engine.links import SharedWires
+from simulator.engine.loop_state import CHANGE, Instants, LoopState, StepLooks
+from simulator.engine.rebalancing import expect_load
+from simulator.engine.result_rows import StepLog
+from simulator.engine.state import Ranks
+from simulator.engine.table import StepTable, start_table
+from simulator.policies.failure_contracts import shrink_experts
 from simulator.policies.placement import Placed
+from simulator.policies.recovery import Loss
 from simulator.step.mixes import Mixes
 from simulator.step.prices import Prices
+from simulator.work.memory import expert_bytes_per_layer
+
+# Ranks that are left of a replica that has lost some, and the experts that they load.
+
+
+@dataclass(frozen=True)
+class RanksLeft:
+    """Ranks that a replica goes on with, and their experts."""
+
+    left_d: NDArray[np.int64]
+    """Data-parallel groups that are left, by their number in the whole replica."""
+    placed: Placed
+    """Placement of experts on the ranks that are left."""
+
+    @property
+    def key(self) -> tuple[bytes, bytes]:
+        """Value that equals that of the same ranks with the same experts."""
+        return self.left_d.tobytes(), self.placed.expert_LP.tobytes()
+
+    def list_ranks(self, tp: int) -> NDArray[np.int64]:
+        """List the ranks that are left, by their number in the whole replica."""
+        ranks_DT = self.left_d[:, None] * tp + np.arange(tp)
+        return np.asarray(ranks_DT.ravel())
+
+    def select_ranks(self, ranks: Ranks) -> Ranks:
+        """Copy the state of the ranks that are left, to read a formed step from."""
+        return Ranks._make(
+            array if array is ranks.counts else array[self.left_d] for array in ranks
+        )
+
+
+def place_on_left(
+    plan: DeploymentPlan, before: RanksLeft | None, lost_D: NDArray[np.bool_]
+) -> Placed | None:
+    """Place the experts on the ranks that are left, as the recovery policy has it: from where they
+    lie, or where ranks join, from where they lay while all worked. ``None`` where the replica
+    cannot go on.
+
+    Args:
+        plan: of the whole replica.
+        before: ranks that it had until then; ``None`` where it had all.
+        lost_D: whether each data-parallel group of the whole replica is lost, ``[D]``.
+    """
+    if lost_D.all() or plan.placement.experts is None:
+        return None
+    load = expect_load(plan.placement, 0.0, 1, None)
+    loss = Loss(lost_D, load.placed, load.load_LE)
+    if before is not None and np.isin(np.flatnonzero(~lost_D), before.left_d).all():
+        loss = loss._replace(lost_D=lost_D[before.left_d], placed=before.placed)
+    return shrink_experts(plan.serving.recovery, loss)
+
+
+def count_loaded_bytes(placement: Placement, before: RanksLeft | None, left: RanksLeft) -> float:
+    """Count the bytes of experts that the rank which lacks most of them loads when a replica goes
+    on with the ranks that are left.
+
+    Args:
+        placement: of the whole replica.
+        before: ranks that it had until then, where it had lost some already.
+    """
+    experts, moe, layout = placement.experts, placement.model.moe, placement.layout
+    assert experts is not None
+    assert moe is not None
+    had, had_R = experts.placed, np.arange(layout.num_ranks)
+    if before is not None:
+        had, had_R = before.placed, before.list_ranks(layout.tp)
+    left_R = left.list_ranks(layout.tp)
+    loaded_R = np.zeros(len(left_R))
+    for layer in range(len(had.expert_LP)):
+        held = _list_held(had, layer, had_R)
+        for rank, _ in _list_held(left.placed, layer, left_R) - held:
+            loaded_R[np.searchsorted(left_R, rank)] += 1
+    expert_bytes = expert_bytes_per_layer(
+        moe,
+        placement.model.hidden_size,
+        layout,
+        placement.precision,
+        num_slots=layout.ep,
+        pruning=placement.pruning,
+    )
+    return float(loaded_R.max() * expert_bytes)
+
+
+def _list_held(placed: Placed, layer: int, ranks: NDArray[np.int64]) -> set[tuple[int, int]]:
+    """List the ranks, by their number in the whole replica, with the experts that they hold."""
+    held = ranks[placed.rank_LP[layer]].tolist()
+    return set(zip(held, placed.expert_LP[layer].tolist(), strict=True))
+
+
+# States of a replica in its pool's table of prices: all ranks as fast as usual, some lost, or some
+# slower.
+
+
+_OF_STATES = (
+    "sizes",
+    "fullest",
+    "kind",
+    "slow",
+    "group_class",
+    "collective_s",
+    "expert_tokens",
+    "expert_shares",
+    "expert_imbalances",
+    "profile_loads",
+    "expert_alone_s",
+    "expert_s",
+    "is_filled",
+)
+"""Arrays of a table whose first axis are states."""
+
+
+def add_state(table: StepTable, mixes: Mixes, left_d: NDArray[np.int64] | None = None) -> StepTable:
+    """Add a state of a replica to a table, whose entries for it are filled when a step needs them;
+    no other table shares its arrays then.
+
+    Args:
+        left_d: data-parallel groups that are left in it; by default all.
+    """
+    other = start_table(mixes)
+    if left_d is not None:
+        num_states = len(other.sizes)
+        slow = np.ones((num_states, *table.slow.shape[1:]))
+        kind, group_class = np.zeros((2, num_states, table.kind.shape[1]), dtype=np.int64)
+        slow[:, left_d], kind[:, left_d] = other.slow, other.kind
+        group_class[:, left_d] = other.group_class
+        other = other._replace(slow=slow, kind=kind, group_class=group_class)
+    stacked: dict[str, Any] = {
+        name: _stack(getattr(table, name), getattr(other, name)) for name in _OF_STATES
+    }
+    return table._replace(**stacked)
+
+
+def keep_usual_state(table: StepTable) -> StepTable:
+    """Drop all states of replicas but the usual one."""
+    count = int(table.group_class[0].max()) + 1
+    return table._replace(**{name: getattr(table, name)[:count] for name in _OF_STATES})
+
+
+def _stack(old: NDArray[Any], new: NDArray[Any]) -> NDArray[Any]:
+    """Append the states of ``new`` to those of ``old``, in an array as large as the larger."""
+    missing = [wide - own for own, wide in zip(old.shape[1:], new.shape[1:], strict=True)]
+    room = [(0, max(0, more)) for more in missing]
+    fill = [(0, max(0, -more)) for more in missing]
+    return np.concatenate([np.pad(old, [(0, 0), *room]), np.pad(new, [(0, 0), *fill])])
+
+
+# Part of a run's timeline that changes of a deployment need.
+
+
+class Run(Protocol):
+    """Run while its deployment changes."""
+
+    state: LoopState
+    instants: Instants
+    until_s: float
+    """Time after which nothing happens any more."""
+    step_looks: StepLooks
+    """Looks at pools after some steps."""
+    log: StepLog
+    """Steps so far."""
+    replica_states: ReplicaStates
+    wires: SharedWires | None
+    """Wires of all replicas, where ranks are simulated."""
+
+    def run_ahead(self, until_s: float) -> None:
+        """Let everything happen up to a time, that instant included."""
+        ...
+
+    def cut_step(self, place: int, replica: int, at_s: float) -> bool:
+        """Cut a replica's step in flight short. Returns whether there was one."""
+        ...
+
+    def pause(self, place: int, replica: int, seconds: float) -> ProcessGenerator:
+        """Keep a replica from forming steps for a while, behind the step in flight."""
+        ...
+
+    def pause_all(self, place: int, seconds: float) -> list[Process]:
+        """Pause all replicas of a pool."""
+        ...
+
+    def look_soon(self) -> None:
+        """Go on at this instant once all has changed."""
+        ...
+
+    def scale_soon(self) -> None:
+        """Launch and drain replicas at this instant once all has changed, where there are too few
+        or too many.
+        """
+        ...
+
 
 _Replica = tuple[int, int]
 """Place of a pool, and number of a replica in it."""
@@ -237,3 +435,16 @@ class ReplicaStates:
 def _list_states(table: StepTable, number: int) -> slice:
     """List the states of a table that begin with one: of each class of groups."""
     return slice(number, number + int(table.group_class[number].max()) + 1)
+
+
+# GPUs and wires that become slower during a run, and as fast as usual again.
+
+
+def degrade(run: Run, times: Sequence[float]) -> ProcessGenerator:
+    """Make GPUs and wires as fast as they are from some times on, which are in order."""
+    for at_s in times:
+        yield run.instants.wait_until(at_s, CHANGE)
+        if at_s > run.until_s:
+            return
+        run.run_ahead(at_s)
+        run.replica_states.degrade_all(at_s)

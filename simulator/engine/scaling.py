@@ -9,12 +9,10 @@ from functools import partial
 import numpy as np
 from simpy.events import ProcessGenerator
 
-from simulator.engine.changes import Changed, Kind
-from simulator.engine.failing import Failing
-from simulator.engine.instants import AGAIN, CHANGE
-from simulator.engine.loop_state import LoopState
-from simulator.engine.run import Run
-from simulator.engine.sending import has_drained
+from simulator.engine.changes import Changed, Failing, Kind
+from simulator.engine.loop_state import AGAIN, CHANGE, LoopState
+from simulator.engine.pool import has_drained
+from simulator.engine.replica_states import Run
 from simulator.policies.contracts import list_looks
 from simulator.policies.scaling import PoolLoad
 from simulator.policies.scaling_contracts import decide_replicas

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.base.jit import jit_inner
-from simulator.engine.acceptance import count_kept_tokens
-from simulator.engine.batching import is_decode
+from simulator.engine.batching import count_kept_tokens, is_decode
 from simulator.engine.state import Clock, Limits, Ranks, Requests
 
 LOG_COLUMNS = (

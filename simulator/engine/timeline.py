@@ -9,19 +9,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import cache, cached_property, partial
 from itertools import chain
+from math import nan
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from simpy.events import Event, Process, ProcessGenerator
 
-from simulator.base.columns import Spool
+from simulator.base.columns import Columns, Picked, Spool, read_whole
+from simulator.base.errors import UserError
 from simulator.base.progress import CountDone
+from simulator.deployment.expert_plan import POOL_TOKENS
 from simulator.deployment.plan import DeploymentPlan
-from simulator.engine.assembly import make_record
-from simulator.engine.audit import Audit
+from simulator.deployment.uniform_routing import mean_uniform_imbalances
+from simulator.engine.audit import Audit, Audits
 from simulator.engine.by_ranks import (
     ByRanks,
     Fidelity,
@@ -30,18 +35,10 @@ from simulator.engine.by_ranks import (
     start_ranks_of,
 )
 from simulator.engine.carried_caches import CarriedCaches
-from simulator.engine.changes import Changed, cut_row
-from simulator.engine.degrading import degrade
+from simulator.engine.changes import Changed, Failing, cut_row
 from simulator.engine.events import ENDS, FORMS, code_of, find_event, push_event, remove_events
-from simulator.engine.failing import Failing
-from simulator.engine.instants import CHANGE, Instants
-from simulator.engine.loop_state import LoopState
-from simulator.engine.moving_experts import MovingExperts
-from simulator.engine.overflow_samples import count_formed_step
-from simulator.engine.pool import PoolState, start_pools
-from simulator.engine.rebalances import rebalance
-from simulator.engine.replica_states import ReplicaStates
-from simulator.engine.replicas import (
+from simulator.engine.links import SharedWires, bound_sharing
+from simulator.engine.loop import (
     ASKS,
     CACHE_LEAVES,
     DONE,
@@ -53,21 +50,296 @@ from simulator.engine.replicas import (
     next_event,
     run_ahead,
 )
-from simulator.engine.request_rows import read_requests
+from simulator.engine.loop_state import CHANGE, Instants, LoopState, StepLooks, count_settled
+from simulator.engine.moving_experts import MovingExperts, rebalance
+from simulator.engine.pool import OverflowCount, PoolState, form_soon, start_pools
+from simulator.engine.probe import probe
+from simulator.engine.replica_states import ReplicaStates, degrade
+from simulator.engine.result_rows import StepLog, read_requests, read_steps
 from simulator.engine.scaling import Scaling, leave_drained
-from simulator.engine.sending import form_soon
-from simulator.engine.served import Rows, Served
-from simulator.engine.shared_wires import SharedWires
-from simulator.engine.step_log import POOL, REPLICA
-from simulator.engine.step_looks import StepLooks
-from simulator.engine.step_price import count_profiles, price_step
-from simulator.engine.step_rows import StepLog, read_steps
-from simulator.engine.table import StepTable, empty_table, fill_entry, start_table
-from simulator.engine.windows import count_settled
+from simulator.engine.state import Floats
+from simulator.engine.step_log import LOG_COLUMNS, POOL, REPLICA
+from simulator.engine.table import (
+    StepTable,
+    count_profiles,
+    empty_table,
+    fill_entry,
+    price_step,
+    start_table,
+)
 from simulator.policies.contracts import list_looks
 from simulator.policies.scaling_contracts import scales
-from simulator.results.tables import DeploymentRecord, ExpertsMoved
+from simulator.results.tables import (
+    ADMISSION_LIMITS,
+    MOVE_COLUMNS,
+    NUM_GAP_BINS,
+    DeploymentRecord,
+    ExpertsMoved,
+    Gaps,
+    ImbalanceCurve,
+    ReplicasChanged,
+)
 from simulator.workload.traces import RequestTrace
+
+# Samples of the steps of a run whose ranks are not simulated, for drops by layer.
+
+
+_MOST_BATCHES = 32
+"""Most batches that are counted; each takes some 10 to 100 ms, and layers differ by more than large
+batches do."""
+
+
+def count_formed_step(pool: PoolState, replica: int) -> None:
+    """Count what is dropped and rerouted of the step that a replica has formed, layer by layer,
+    unless enough are counted.
+    """
+    prices, count = pool.prices, pool.overflow
+    if not prices.placement.drops_pairs or count.num_batches >= _MOST_BATCHES:
+        return
+    rng = prices.placement.rng("overflow by layer", count.num_batches)
+    for batch in read_batches(pool.requests, pool.ranks_of(replica)):
+        count.add(prices, prices.price_batch(batch, int(rng.integers(POOL_TOKENS))))
+
+
+# Results of serving a trace, before they are assembled into a record.
+
+
+class Rows(NamedTuple):
+    """Rows of a run, stored part by part."""
+
+    requests: Spool
+    steps: Spool
+    costs: Spool
+
+
+@dataclass(frozen=True)
+class Served:
+    """Requests and steps of a run, and the state that it ended in."""
+
+    plan: DeploymentPlan
+    trace: RequestTrace
+    pools: dict[str, PoolState]
+    """Pools by name, ``both`` for one that computes prompts and decodes, else ``decode`` and
+    ``prefill``; with the last rows of the window on the trace."""
+    by_ranks: dict[str, ByRanks]
+    """Executors of each pool's steps, where ranks were simulated."""
+    rows: Rows
+    ingress_delay_s: float
+    """Seconds from the client to the scheduler."""
+    changed: tuple[Changed, ...] = ()
+    """Changes of replicas that lost GPUs or got them back, in order of time."""
+    rebalances: tuple[ExpertsMoved, ...] = ()
+    """Moves of experts, in order of time."""
+    until_s: float | None = None
+    """Time at which the run was ended, seconds; ``None`` where it ended with all requests done."""
+    audits: tuple[Audits, ...] = ()
+    """Errors of each pool's prices."""
+
+    @cached_property
+    def requests(self) -> Columns:
+        """Table of requests with ``REQUEST_COLUMNS`` without the deployment, in order of number."""
+        return self.rows.requests.close()
+
+    @cached_property
+    def steps(self) -> Columns:
+        """Table of steps with ``STEP_COLUMNS`` without the deployment, those of a replica in order
+        of their start; replica after replica within each part that was stored at once.
+        """
+        return self.rows.steps.close()
+
+    @cached_property
+    def costs(self) -> Columns:
+        """Table of :data:`~simulator.engine.result_rows.COST_COLUMNS`, a row for each of
+        the steps.
+        """
+        return self.rows.costs.close()
+
+    def requests_table(self) -> pd.DataFrame:
+        """Read all requests as one data frame."""
+        return read_whole(self.requests)
+
+    def steps_of(self, name: str) -> pd.DataFrame:
+        """Read the steps of a pool as one data frame, replica after replica, with the columns
+        ``replica`` (its number in the pool), ``num_steps``, ``decodes`` and
+        :data:`~simulator.engine.step_log.LOG_COLUMNS`, ``limited_by`` as an index.
+        """
+        steps = pd.concat([read_whole(self.steps), read_whole(self.costs)], axis=1)
+        steps = steps[steps["pool"] == name].sort_values("replica", kind="stable")
+        limits = pd.Categorical(steps["limited_by"], categories=list(ADMISSION_LIMITS))
+        steps["limited_by"] = limits.codes.astype(float)
+        steps["replica"] -= self._number_of(name, 0)
+        columns = ["replica", "num_steps", "decodes", *LOG_COLUMNS]
+        return steps[columns].reset_index(drop=True)
+
+    def moves_table(self) -> pd.DataFrame:
+        """Table of requests moved between replicas, with ``MOVE_COLUMNS`` without the deployment,
+        in order of time.
+        """
+        rows = [
+            (int(request), self._number_of(changed.pool, replica), changed.at_s)
+            for changed in self.changed
+            for replica, requests in changed.given_back.items()
+            for request in requests
+        ]
+        return pd.DataFrame(rows, columns=list(MOVE_COLUMNS)[1:]).astype(
+            {"request": np.int64, "replica": np.int64, "at_s": np.float64}
+        )
+
+    def list_changes(self) -> tuple[ReplicasChanged, ...]:
+        """List the changes of replicas that lost GPUs or got them back, in order of time."""
+        return tuple(
+            ReplicasChanged(
+                at_s=changed.at_s,
+                pool=changed.pool,
+                kind=changed.kind,
+                starts=changed.kind in ("starts", "grows"),
+                replicas=[self._number_of(changed.pool, r) for r in changed.given_back],
+                num_requests=len(changed.list_requests()),
+                num_gpus=changed.num_gpus,
+                serves_s=changed.serves_s,
+            )
+            for changed in self.changed
+        )
+
+    def _number_of(self, pool: str, replica: int) -> int:
+        """Number of a pool's replica among those of all pools."""
+        return replica + (self.plan.serving.replicas if pool == "prefill" else 0)
+
+
+# Record of a run: tables of requests and steps, and one shown step of each kind, repeated rank by
+# rank.
+
+
+_NUM_BINS = 120
+"""Bins of the load imbalance over time: as many as a figure shows."""
+
+
+def make_record(served: Served) -> DeploymentRecord:
+    """Assemble a run's record; replicas are numbered on from pool to pool.
+
+    Raises:
+        UserError: if no step was taken.
+        RuntimeError: if a request neither finished nor was lost, and nothing ended the run.
+    """
+    plan, requests, steps = served.plan, served.requests, served.steps
+    unfinished = int((requests["outcome"] == "unfinished").sum())
+    if not len(steps):
+        raise UserError(
+            f"deployment '{plan.name}': no step was taken: its replicas stop before any request"
+        )
+    if unfinished and served.until_s is None:
+        raise RuntimeError(f"{unfinished} requests of deployment '{plan.name}' never finished")
+    probes, read_bytes, uniform_S = [], 0.0, np.full(len(steps), nan)
+    overflow = OverflowCount(plan.placement.model.num_moe_layers)
+    for name, pool in served.pools.items():
+        is_own = (steps["pool"] == name).to_numpy()
+        own = steps if is_own.all() else Picked(steps, is_own)
+        if plan.placement.experts is not None:
+            uniform_S[is_own] = mean_uniform_imbalances(
+                pool.plan, _tokens_of_batches(pool.plan, own)
+            )
+        overflow.join(pool.overflow)
+        read_bytes += (
+            float(served.costs["read_bytes"][is_own].sum()) * pool.plan.placement.layout.num_gpus
+        )
+        first = plan.serving.replicas if name == "prefill" else 0
+        executor = served.by_ranks.get(name)
+        found = probe(pool, plan.machines[name], own, requests, executor, first)
+        probes.append(found if name == "both" else found.select_phase(name))
+    gaps = sum(
+        (pool.clock.gap_counts.sum(axis=0) for pool in served.pools.values()),
+        np.zeros(NUM_GAP_BINS, dtype=np.int64),
+    )
+    duration_s = steps["duration_s"].to_numpy()
+    dropped_share = _share_dropped(plan, steps, served.costs)
+
+    def mean_over_time(values_S: Floats) -> float:
+        return (
+            float((values_S * duration_s).sum() / duration_s.sum())
+            if plan.placement.experts
+            else nan
+        )
+
+    def add_name(frame: pd.DataFrame) -> pd.DataFrame:
+        named_frame = frame.copy(deep=False)
+        named_frame.insert(0, "deployment", plan.name)
+        return named_frame
+
+    def join_probes(table: str) -> pd.DataFrame:
+        frames = [getattr(found, table) for found in probes]
+        return add_name(pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0])
+
+    return DeploymentRecord(
+        name=plan.name,
+        requests=requests,
+        steps=steps,
+        ranks=join_probes("ranks"),
+        experts=add_name(probes[0].experts),
+        traffic=join_probes("traffic"),
+        spans=join_probes("spans"),
+        itl=Gaps(gaps),
+        load_imbalance=mean_over_time(served.costs["load_imbalance"].to_numpy()),
+        uniform_imbalance=mean_over_time(uniform_S),
+        read_bytes=read_bytes,
+        dropped_share=dropped_share,
+        overflow_by_layer=overflow.report(dropped_share),
+        moves=add_name(served.moves_table()),
+        changes=served.list_changes(),
+        rebalances=served.rebalances,
+        imbalance_curve=_measure_imbalance(served, uniform_S),
+        price_audit=next((one.mixes for one in served.audits if one.mixes), None),
+        changed_audit=next((one.changed for one in served.audits if one.changed), None),
+        shown_steps={phase: step for found in probes for phase, step in found.shown_steps.items()},
+        judge_from_s=served.trace.judge_from_s,
+        is_open=served.trace.concurrency is None,
+        wires_shared=None if served.by_ranks else bound_sharing(plan, requests, steps),
+    )
+
+
+def _measure_imbalance(served: Served, uniform_S: Floats) -> ImbalanceCurve | None:
+    """Load imbalance over time; ``None`` for a dense model."""
+    if served.plan.placement.experts is None:
+        return None
+    steps = served.steps
+    start_s, duration_s = (steps[name].to_numpy() for name in ("start_s", "duration_s"))
+    width_s = float((start_s + duration_s).max()) / _NUM_BINS
+    bin_S = np.minimum((start_s / width_s).astype(np.int64), _NUM_BINS - 1)
+
+    def mean_in_bins(values_S: Floats) -> list[float | None]:
+        is_known = np.isfinite(values_S)
+        weight_S = np.where(is_known, duration_s, 0.0)
+        total = np.bincount(bin_S, weights=np.where(is_known, values_S, 0.0) * weight_S)
+        weight = np.bincount(bin_S, weights=weight_S)
+        return [
+            float(sum_s / of) if of > 0 else None for sum_s, of in zip(total, weight, strict=True)
+        ]
+
+    imbalance = mean_in_bins(served.costs["load_imbalance"].to_numpy())
+    at_s = ((np.arange(len(imbalance)) + 0.5) * width_s).tolist()
+    return ImbalanceCurve(at_s, imbalance, mean_in_bins(uniform_S))
+
+
+def _share_dropped(plan: DeploymentPlan, steps: Columns, costs: Columns) -> float:
+    """Share of token-expert pairs dropped, over all layers and steps; NaN where none can be."""
+    placement = plan.placement
+    moe = placement.model.moe
+    if moe is None or not placement.drops_pairs:
+        return nan
+    tokens = int(steps["prefill_tokens"].sum() + steps["decode_tokens"].sum())
+    pairs = tokens * moe.top_k * placement.model.num_moe_layers
+    return float(costs["dropped_pairs"].sum()) / pairs if pairs else nan
+
+
+def _tokens_of_batches(plan: DeploymentPlan, steps: Columns) -> Floats:
+    """Tokens of one batch that passes the routed experts in each step, ``[S]``: a pipeline's
+    batches in flight and the halves of two-batch overlap are assumed equal.
+    """
+    halves = 2 if plan.spec.overlap == "two_batch" else 1
+    of_decode = 1 + plan.placement.drafts.num_tokens
+    tokens_S = (steps["prefill_tokens"] + of_decode * steps["decodes"]).to_numpy(np.float64)
+    tokens_S /= steps["num_steps"].to_numpy()
+    return np.maximum(tokens_S / (plan.placement.layout.pp * halves), 1.0)
+
 
 MakeTable = Callable[[PoolState, str], StepTable]
 """Factory of a pool's table; entries that it lacks are filled with the random numbers of the named

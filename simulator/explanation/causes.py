@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.cost.comm import Exchange
-from simulator.engine.lockstep import Lockstep
+from simulator.engine.experts_table import Lockstep
 from simulator.policies.topology import Fabric
 from simulator.step.expert_choices import UniformTokens
 from simulator.step.operations import list_operations

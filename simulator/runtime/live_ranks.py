@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from simulator.base.errors import UserError
 from simulator.deployment.plan import DeploymentPlan
 from simulator.deployment.shrunk_placement import shrink_placement
-from simulator.engine.outages import Outages
-from simulator.engine.shrunk import RanksLeft, count_loaded_bytes, place_on_left
+from simulator.engine.changes import Outages
+from simulator.engine.replica_states import RanksLeft, count_loaded_bytes, place_on_left
 from simulator.policies.failure_contracts import find_interruption
 from simulator.policies.failures import Change
 from simulator.results.executed import ExecutedChange

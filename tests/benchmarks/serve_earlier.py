@@ -30,7 +30,7 @@ def find_engine() -> Callable[[Any, Any, Any], object]:
 def _serve_before_one_clock(plan: Any, trace: Any, fill: Any) -> object:
     from simulator.engine.cluster import _Run
 
-    from simulator.engine.replica import ByTable
+    from simulator.engine.loop import ByTable
 
     run = _Run(plan, trace, lambda _: None)
     table = fill(run.pool.prices, "steps")

@@ -5,9 +5,8 @@ of speed, so it is read.
 import numpy as np
 import pytest
 
-from simulator.engine.fabric import FluidWires
-from simulator.engine.message import MessageWires
-from simulator.engine.rank import run_step
+from simulator.engine.by_ranks import run_step
+from simulator.engine.fabric import FluidWires, MessageWires
 from simulator.step.operations import step_operations
 from simulator.step.prices import Prices
 from simulator.step.program import Batch

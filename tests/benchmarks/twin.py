@@ -22,7 +22,7 @@ from simulator.base.frozen import validate
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.execution import ExecutionSpec
 from simulator.deployment.plan import make_plan
-from simulator.engine.forecast import EvenStep, forecast
+from simulator.engine.probe import EvenStep, forecast
 from simulator.runtime.job import Step, make_job
 from simulator.runtime.layers.part import Part
 from simulator.runtime.nodes import connect

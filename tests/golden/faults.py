@@ -35,14 +35,14 @@ class Fault(NamedTuple):
 
 ADMISSION, PREEMPTION, BATCHING, BLOCKS, DECODES, REPLICA, REPLICAS, SENDING, PRICE = (
     "simulator/engine/admission.py",
-    "simulator/engine/preemption.py",
+    "simulator/engine/batching.py",
     "simulator/engine/batching.py",
     "simulator/engine/blocks.py",
-    "simulator/engine/decodes.py",
-    "simulator/engine/replica.py",
-    "simulator/engine/replicas.py",
-    "simulator/engine/sending.py",
-    "simulator/engine/step_price.py",
+    "simulator/engine/batching.py",
+    "simulator/engine/loop.py",
+    "simulator/engine/loop.py",
+    "simulator/engine/pool.py",
+    "simulator/engine/table.py",
 )
 FAULTS = (
     Fault(
@@ -185,19 +185,19 @@ FAULTS = (
     ),
     Fault(
         "a rank that waits is not the last one",
-        "simulator/engine/rank.py",
+        "simulator/engine/by_ranks.py",
         "meeting.missing == 0",
         "meeting.missing == 1 - (len(operation.groups[group]) == 1)",
     ),
     Fault(
         "transfers of one rank overlap",
-        "simulator/engine/transfers.py",
+        "simulator/engine/loop.py",
         "transfers.free_s[replica, sender] = start_s + send_s",
         "transfers.free_s[replica, sender] = start_s",
     ),
     Fault(
         "a draft is kept past a token that was not accepted",
-        "simulator/engine/acceptance.py",
+        "simulator/engine/batching.py",
         "        < limits.accepted[kept - 1]",
         "        < limits.accepted[0] + kept",
     ),
@@ -215,7 +215,7 @@ FAULTS = (
     ),
     Fault(
         "a cache leaves whether there is room for it or not",
-        "simulator/engine/reservations.py",
+        "simulator/engine/admission.py",
         "        if asked > count_available(ranks, pool, limits):",
         "        if asked > count_available(ranks, pool, limits) + 1_000_000:",
     ),
@@ -245,7 +245,7 @@ FAULTS = (
     ),
     Fault(
         "a backward pass does not wait for the gradient of the next stage",
-        "simulator/engine/training/pipeline.py",
+        "simulator/engine/training.py",
         "if depth < len(places) - 1:",
         "if depth < 0:",
     ),

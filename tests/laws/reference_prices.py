@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from simulator.engine.start import start_ranks, start_requests
+from simulator.engine.state import start_ranks, start_requests
 from simulator.engine.step_log import LOG_COLUMNS
 from simulator.engine.timeline import STREAMS
 from simulator.step import prices as pieces

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from simulator.base.errors import UserError
-from simulator.engine.lockstep import Lockstep
+from simulator.engine.experts_table import Lockstep
 from simulator.engine.timeline import run_plan
 from simulator.step.operations import step_operations
 from simulator.step.prices import Prices

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from simulator.base.errors import UserError
-from simulator.engine.assembly import make_record
-from simulator.engine.timeline import serve
+from simulator.engine.timeline import make_record, serve
 from simulator.results.shown_steps import tell_changed
 from tests.laws.test_one_price import price_both
 

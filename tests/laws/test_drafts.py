@@ -10,7 +10,7 @@ import pytest
 
 from simulator.base.errors import UserError
 from simulator.commands.prepare import prepare_run
-from simulator.engine.acceptance import draw_uniform
+from simulator.engine.batching import draw_uniform
 from simulator.engine.pool import PoolState
 from simulator.engine.timeline import run_plan, serve
 from simulator.planner.traffic import subset

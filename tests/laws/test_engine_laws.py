@@ -130,7 +130,7 @@ from pathlib import Path
 import numpy as np
 from simulator.engine.timeline import run_plan
 from simulator.engine.fabric import FluidWires
-from simulator.engine.rank import finish_step, run_step
+from simulator.engine.by_ranks import finish_step, run_step
 from simulator.deployment.plan import make_plan
 from simulator.config.deployment import DeploymentSpec, ParallelSpec
 from simulator.workload.traces import RequestTrace

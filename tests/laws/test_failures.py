@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from simulator.engine import step_rows
+from simulator.engine import result_rows
 from simulator.engine.timeline import serve
 from simulator.policies.failures import Change
 from tests.cases import seeds
@@ -274,7 +274,7 @@ def test_a_prompt_whose_cache_is_on_its_way_is_computed_once_more_and_no_more(ti
 def test_where_a_log_begins_anew_makes_no_difference(tiny, monkeypatch, rows):
     plan, trace = draw_failing(tiny, 3001)
     whole = tiny.serve(plan, trace)
-    monkeypatch.setattr(step_rows, "_LOG_ROWS", rows)
+    monkeypatch.setattr(result_rows, "_LOG_ROWS", rows)
     parts = tiny.serve(plan, trace)
     pd.testing.assert_frame_equal(whole.requests_table(), parts.requests_table(), check_exact=True)
     for name in whole.pools:

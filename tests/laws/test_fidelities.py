@@ -5,9 +5,8 @@ import pytest
 import simpy
 
 from simulator.base.plugins import available
-from simulator.engine.fabric import FluidWires
-from simulator.engine.message import MessageWires
-from simulator.engine.rank import finish_step, run_step
+from simulator.engine.by_ranks import finish_step, run_step
+from simulator.engine.fabric import FluidWires, MessageWires
 from simulator.engine.timeline import run_plan
 from simulator.results.metrics import latencies
 from simulator.results.phases import STEP_PHASES

@@ -9,12 +9,10 @@ import pytest
 import simpy
 
 from simulator.cost.comm import Exchange
-from simulator.engine.assembly import make_record
 from simulator.engine.carried_caches import spread_cache
 from simulator.engine.fabric import FluidWires
-from simulator.engine.joined_fabric import join_fabric
-from simulator.engine.shared_wires import LocatedWires
-from simulator.engine.timeline import serve
+from simulator.engine.links import LocatedWires, join_fabric
+from simulator.engine.timeline import make_record, serve
 from simulator.policies.messages import Messages
 from simulator.results.shown_steps import tell_wires
 from tests.cases import seeds

@@ -6,7 +6,7 @@ import pytest
 
 from simulator.base.columns import StoredColumns
 from simulator.commands.run import run as run_scenario
-from simulator.engine import loop_state, step_rows
+from simulator.engine import loop_state, result_rows
 from simulator.report.page import render
 from simulator.results.folder import read, write
 from simulator.scenario.scenario import load_scenario
@@ -21,7 +21,7 @@ LOSS = 'failures = [{ kind = "kill", at_s = 0.06, gpu = 0, restart_s = 0.02 }]\n
 def write_run(path, out, monkeypatch, rows):
     if rows:
         monkeypatch.setattr(loop_state, "ROWS", rows)
-        monkeypatch.setattr(step_rows, "HELD_ROWS", 0)
+        monkeypatch.setattr(result_rows, "HELD_ROWS", 0)
     results = run_scenario(load_scenario(path, ["workload.num_requests=60"]))
     write(results, out, lambda _: "")
     return results
@@ -31,7 +31,7 @@ def write_run(path, out, monkeypatch, rows):
 def test_a_run_in_parts_says_the_same(tmp_path, monkeypatch, more, ranks):
     path = tmp_path / "small.toml"
     path.write_text(small_scenario("stdlib-moe", ranks, more=more))
-    monkeypatch.setattr(step_rows, "_LOG_ROWS", 16)
+    monkeypatch.setattr(result_rows, "_LOG_ROWS", 16)
     whole = write_run(path, tmp_path / "whole", monkeypatch, None)
     parts = write_run(path, tmp_path / "parts", monkeypatch, 8)
     assert isinstance(parts.requests["own"], StoredColumns)

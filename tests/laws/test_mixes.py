@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.engine.assembly import make_record
 from simulator.engine.pool import start_pools
-from simulator.engine.timeline import serve
+from simulator.engine.timeline import make_record, serve
 from simulator.policies.routing import RecordedSequences
 from simulator.results.shown_steps import tell_audit
 from simulator.step.load_profiles import MOST_PROFILES, find_profiles

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from simulator.engine import instants
+from simulator.engine import loop_state
 from simulator.engine.events import code_of, pop_event, push_event, start_events
 from simulator.engine.timeline import serve
 from tests.cases import seeds
@@ -52,14 +52,14 @@ def test_replicas_in_step_form_the_same_batches_at_every_fidelity(tiny, monkeypa
 
 def test_simpy_has_no_event_of_a_request_where_steps_are_priced_by_tables(tiny, monkeypatch):
     made = []
-    environment = instants.simpy.Environment
+    environment = loop_state.simpy.Environment
 
     class Counted(environment):
         def schedule(self, *arguments, **keys):
             made.append(arguments)
             super().schedule(*arguments, **keys)
 
-    monkeypatch.setattr(instants.simpy, "Environment", Counted)
+    monkeypatch.setattr(loop_state.simpy, "Environment", Counted)
     counts = []
     for number in (10, 100):
         made.clear()

@@ -7,7 +7,7 @@ import pytest
 
 from simulator.engine import timeline
 from simulator.engine.by_ranks import ByRanks
-from simulator.engine.start import start_ranks, start_requests
+from simulator.engine.state import start_ranks, start_requests
 from simulator.engine.step_log import LOG_COLUMNS
 from simulator.engine.table import start_table
 from simulator.engine.timeline import run_plan

@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 
 from simulator.base.errors import UserError
 from simulator.cost.comm import Exchange
-from simulator.engine.fabric import FluidWires
-from simulator.engine.lockstep import Lockstep
-from simulator.engine.message import MessageWires
-from simulator.engine.rank import finish_step, run_step
+from simulator.engine.by_ranks import finish_step, run_step
+from simulator.engine.experts_table import Lockstep
+from simulator.engine.fabric import FluidWires, MessageWires
 from simulator.engine.timeline import run_plan
 from simulator.policies.messages import Messages
 from simulator.results.metrics import latencies

@@ -17,10 +17,9 @@ from simulator.config.deployment import ParallelSpec
 from simulator.config.model import load_model
 from simulator.deployment.memory import check_requests
 from simulator.engine.batching import complete_step, computes, form_step
-from simulator.engine.start import start_clock, start_ranks, start_requests
-from simulator.engine.state import Limits
+from simulator.engine.state import Limits, start_clock, start_ranks, start_requests
 from simulator.engine.step_log import LOG_COLUMNS
-from simulator.engine.step_price import ATTENTION, price_pipeline
+from simulator.engine.table import ATTENTION, price_pipeline
 from simulator.engine.timeline import run_plan
 from simulator.policies.scheduling import Rules
 from simulator.results.phases import STEP_PHASES

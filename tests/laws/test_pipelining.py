@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from simulator.base.plugins import available, build
-from simulator.engine.training.pipeline import run_pipeline
+from simulator.engine.training import run_pipeline
 from tests.cases import cases
 
 FORWARD, INPUT, WEIGHT = 1.0, 1.25, 0.75

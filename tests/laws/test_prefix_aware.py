@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from simulator.base.frozen import Frozen
-from simulator.engine.sending import Weights, choose_rank
+from simulator.engine.pool import Weights, choose_rank
 from simulator.policies.balancing import Rule
 from simulator.workload.requests import load_requests
 from tests.cases import seeds

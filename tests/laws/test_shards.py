@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from simulator.config.workload import SLO
-from simulator.engine import loop_state, shards, step_rows
-from simulator.engine.assembly import make_record
+from simulator.engine import loop_state, result_rows, shards
 from simulator.engine.shards import merge_shards, serve_shard, split_replicas
+from simulator.engine.timeline import make_record
 from simulator.policies.balancing.least_outstanding import LeastOutstanding
 from simulator.policies.balancing.random import Random
 from simulator.policies.balancing.round_robin import RoundRobin
@@ -60,7 +60,9 @@ def serve_apart(tiny, plan, trace, most):
 @seeds(8400, 8)
 def test_shards_leave_what_the_whole_leaves(tiny, monkeypatch, seed):
     plan, trace = draw_apart(tiny, seed)
-    monkeypatch.setattr(step_rows, "_LOG_ROWS", int(np.random.default_rng(seed).choice([5, 8192])))
+    monkeypatch.setattr(
+        result_rows, "_LOG_ROWS", int(np.random.default_rng(seed).choice([5, 8192]))
+    )
     whole = tiny.serve(plan, trace)
     for most in (2, 3, plan.serving.replicas):
         check_same(whole, serve_apart(tiny, plan, trace, most))
@@ -87,8 +89,8 @@ def test_they_do_where_tables_come_in_parts(tiny, monkeypatch, seed):
     monkeypatch.setattr(loop_state, "ROWS", 4)
     monkeypatch.setattr(shards, "ROWS", 7)
     monkeypatch.setattr(shards, "HELD_ROWS", 9)
-    monkeypatch.setattr(step_rows, "HELD_ROWS", 0)
-    monkeypatch.setattr(step_rows, "_LOG_ROWS", 5)
+    monkeypatch.setattr(result_rows, "HELD_ROWS", 0)
+    monkeypatch.setattr(result_rows, "_LOG_ROWS", 5)
     check_same(whole, serve_apart(tiny, plan, trace, 3))
 
 
@@ -98,7 +100,7 @@ def test_how_full_the_log_is_makes_no_difference_to_which_steps_share_a_row(
 ):
     plan, trace = (draw_deployment, draw_failing)[seed % 2](tiny, seed)
     whole = tiny.serve(plan, trace)
-    monkeypatch.setattr(step_rows, "_LOG_ROWS", int(np.random.default_rng(seed).integers(1, 20)))
+    monkeypatch.setattr(result_rows, "_LOG_ROWS", int(np.random.default_rng(seed).integers(1, 20)))
     check_same(whole, tiny.serve(plan, trace))
 
 

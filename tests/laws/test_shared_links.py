@@ -2,8 +2,7 @@
 
 import pytest
 
-from simulator.engine.assembly import make_record
-from simulator.engine.timeline import serve
+from simulator.engine.timeline import make_record, serve
 
 EP8 = {"attention_dp": 8, "ep": 8}
 EP4 = {"attention_dp": 4, "ep": 4}

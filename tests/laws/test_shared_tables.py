@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from simulator.engine import shared_tables
+from simulator.engine import shards
 from simulator.engine.pool import start_pools
-from simulator.engine.shared_tables import digest_placement, share_table
+from simulator.engine.shards import digest_placement, share_table
 from simulator.engine.timeline import serve
 from simulator.policies.dispatch.per_rank import PerRank
 from tests.cases import seeds
@@ -24,7 +24,7 @@ KEYS = {"attention_dp": 4, "ep": 4, "num_layers": 2}
 @pytest.fixture(autouse=True)
 def alone(monkeypatch):
     """No table of another test."""
-    monkeypatch.setattr(shared_tables, "_TABLES", type(shared_tables._TABLES)(most=64))
+    monkeypatch.setattr(shards, "_TABLES", type(shards._TABLES)(most=64))
 
 
 def shared(plan, trace):

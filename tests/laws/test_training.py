@@ -14,7 +14,7 @@ from simulator.config.law_file import load_law, measure_size
 from simulator.config.model import load_model
 from simulator.deployment.training.memory import count_stage, find_room, measure_memory
 from simulator.deployment.training.plan import make_training_plan
-from simulator.engine.training.step import run_training_step
+from simulator.engine.training import run_training_step
 from simulator.policies.pipelining import Pass, place_in_turn
 from simulator.policies.pipelining_faults import find_schedule_fault
 from simulator.results.training import PARTS

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from simulator.engine import loop_state, step_rows, windows
+from simulator.engine import loop_state, result_rows
 from simulator.engine.events import (
     ARRIVES,
     COMES_LATER,
@@ -68,7 +68,7 @@ def draw_case(tiny, seed):
 def make_small(monkeypatch, rows):
     """Windows of few new rows; what has ended is put away as soon as that is looked at."""
     monkeypatch.setattr(loop_state, "ROWS", rows)
-    monkeypatch.setattr(step_rows, "HELD_ROWS", 0)
+    monkeypatch.setattr(result_rows, "HELD_ROWS", 0)
 
 
 def check_same(one, other):
@@ -87,7 +87,7 @@ def check_same(one, other):
 @seeds(7900, 8, soak=200)
 def test_how_many_rows_a_window_has_makes_no_difference(tiny, monkeypatch, seed):
     plan, trace, until_s = draw_case(tiny, seed)
-    monkeypatch.setattr(step_rows, "_LOG_ROWS", 16)
+    monkeypatch.setattr(result_rows, "_LOG_ROWS", 16)
     whole = tiny.serve(plan, trace, until=until_s)
     make_small(monkeypatch, int(np.random.default_rng(seed).choice([1, 4, 16, 64])))
     check_same(whole, tiny.serve(plan, trace, until=until_s))
@@ -96,7 +96,7 @@ def test_how_many_rows_a_window_has_makes_no_difference(tiny, monkeypatch, seed)
 @seeds(7800, 4)
 def test_nor_where_ranks_say_how_long_steps_take(tiny, monkeypatch, seed):
     plan, trace, _ = draw_case(tiny, seed)
-    monkeypatch.setattr(step_rows, "_LOG_ROWS", 16)
+    monkeypatch.setattr(result_rows, "_LOG_ROWS", 16)
     whole = serve_by_events(monkeypatch, plan, trace, tiny.tables)
     make_small(monkeypatch, 4)
     check_same(whole, serve_by_events(monkeypatch, plan, trace, tiny.tables))
@@ -104,7 +104,7 @@ def test_nor_where_ranks_say_how_long_steps_take(tiny, monkeypatch, seed):
 
 def test_every_place_that_names_a_request_names_it_by_its_new_row(tiny):
     pool = PoolState(tiny.plan("dense", replicas=2, num_layers=2), tiny.trace(12))
-    windows.move_window(pool, 0, np.arange(9.0))
+    loop_state.move_window(pool, 0, np.arange(9.0))
     places = [
         pool.requests.each.following[6:7],
         pool.ranks.running[1, 0, :1],
@@ -120,7 +120,7 @@ def test_every_place_that_names_a_request_names_it_by_its_new_row(tiny):
     ]
     for place in places:
         place[:] = 5
-    windows.move_window(pool, 3, np.arange(9.0, 12.0))
+    loop_state.move_window(pool, 3, np.arange(9.0, 12.0))
     assert pool.requests.first == 3
     assert pool.requests.each.following.tolist() == [-1, -1, -1, 2, *[-1] * 5]
     assert pool.requests.each.arrival_s.tolist() == list(range(3, 12))
@@ -132,7 +132,7 @@ def count_names(state):
     found = Counter()
     for place, pool in enumerate(state.pools):
         first, each, counts = pool.requests.first, pool.ranks.each, pool.clock.counts
-        found.update((place, row + first) for row in windows.list_named(pool))
+        found.update((place, row + first) for row in loop_state.list_named(pool))
         for name in QUEUES:
             last = each[name]["last"][each[name]["count"] > 0]
             found.update((place, name, row + first) for row in last)
@@ -140,7 +140,7 @@ def count_names(state):
     first, events = state.first.requests.first, state.events
     for at_s, code in zip(events.at_s, events.code[: events.num_left[0]], strict=False):
         kind, number = kind_of(code), number_of(code)
-        if kind in windows._OF_REQUESTS:
+        if kind in loop_state._OF_REQUESTS:
             found[at_s, kind, number + first] += 1
     found["next to come", int(state.feed.num_come[0]) + first] += 1
     return found
@@ -159,26 +159,26 @@ MOVED = [(LEAVES, 3), (GOES_ON, 2), (ARRIVES, 1), (COMES_LATER, 0)]
 
 def test_lost_requests_stay_while_something_names_them(tiny):
     pool = PoolState(tiny.plan("dense", replicas=2, num_layers=2), tiny.trace(9))
-    windows.move_window(pool, 0, np.zeros(9))
+    loop_state.move_window(pool, 0, np.zeros(9))
     requests = pd.DataFrame({"outcome": ["finished"] + ["lost"] * 7 + ["unfinished"]})
     events = start_events(5)
-    assert windows.count_settled(requests, [pool], events, []) == 8
-    assert windows.count_settled(requests, [pool], events, [7, 8]) == 7
+    assert loop_state.count_settled(requests, [pool], events, []) == 8
+    assert loop_state.count_settled(requests, [pool], events, [7, 8]) == 7
     pool.ranks.running[1, 0, 0], pool.ranks.each.num_running[1, 0] = 6, 1
-    assert windows.count_settled(requests, [pool], events, [7]) == 6
+    assert loop_state.count_settled(requests, [pool], events, [7]) == 6
     pool.clock.counts.coming.first[0], pool.clock.counts.coming.count[0] = 5, 1
-    assert windows.count_settled(requests, [pool], events, []) == 5
+    assert loop_state.count_settled(requests, [pool], events, []) == 5
     push_event(events, 1.0, code_of(ENDS, 2))
-    assert windows.count_settled(requests, [pool], events, []) == 5
+    assert loop_state.count_settled(requests, [pool], events, []) == 5
     for row, kind in zip((4, 3, 2, 1), (LEAVES, GOES_ON, ARRIVES, COMES_LATER), strict=True):
         push_event(events, 1.0, code_of(kind, row))
-        assert windows.count_settled(requests, [pool], events, []) == row
-    moved = windows.move_events(events, 1, 9)
+        assert loop_state.count_settled(requests, [pool], events, []) == row
+    moved = loop_state.move_events(events, 1, 9)
     codes = sorted(moved.code[: moved.num_left[0]].tolist())
     assert codes == [code_of(ENDS, 2), *(code_of(kind, row) for kind, row in MOVED)]
     requests["outcome"] = ["finished"] * 8 + ["unfinished"]
     pool.ranks.each.waiting.first[0, 0], pool.ranks.each.waiting.count[0, 0] = 3, 1
-    assert windows.count_settled(requests, [pool], start_events(0), []) == 8
+    assert loop_state.count_settled(requests, [pool], start_events(0), []) == 8
 
 
 @seeds(7700, 8)

@@ -8,9 +8,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from simulator.engine.batching import complete_step, form_step, is_decode, queue_request
-from simulator.engine.sending import Weights, choose_rank
-from simulator.engine.start import start_clock, start_ranks, start_requests
-from simulator.engine.state import Limits
+from simulator.engine.pool import Weights, choose_rank
+from simulator.engine.state import Limits, start_clock, start_ranks, start_requests
 from simulator.policies.scheduling import Rules
 from simulator.workload.traces import RequestTrace
 from tests.cases import cases

@@ -11,9 +11,8 @@ from simulator.base.frozen import validate
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.workload import SLO
 from simulator.deployment.plan import make_plan
-from simulator.engine.batching import form_step
-from simulator.engine.preemption import retract
-from simulator.engine.start import start_ranks, start_requests
+from simulator.engine.batching import form_step, retract
+from simulator.engine.state import start_ranks, start_requests
 from simulator.engine.timeline import run_plan
 from simulator.results.metrics import summarise
 from simulator.workload.traces import RequestTrace

@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.engine.batching import complete_step, form_step, is_decode
+from simulator.engine.batching import complete_step, find_last, form_step, is_decode
 from simulator.engine.by_ranks import read_batches
-from simulator.engine.preemption import find_last
-from simulator.engine.start import start_clock, start_ranks, start_requests
+from simulator.engine.state import start_clock, start_ranks, start_requests
 from tests.unit.steps_of_a_second import (
     PREFIX_TOKENS,
     QUICK,

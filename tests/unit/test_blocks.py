@@ -22,8 +22,7 @@ from simulator.engine.blocks import (
     share_prompt,
 )
 from simulator.engine.queue import join, remove
-from simulator.engine.start import start_ranks, start_requests
-from simulator.engine.state import Limits
+from simulator.engine.state import Limits, start_ranks, start_requests
 from simulator.policies.scheduling import Rules
 from simulator.workload.traces import RequestTrace
 from tests.cases import cases

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.cost.comm import Exchange
-from simulator.engine.fabric import FluidWires, drain_links, find_ends
-from simulator.engine.message import MessageWires
+from simulator.engine.fabric import FluidWires, MessageWires, drain_links, find_ends
 from simulator.policies.messages import Messages
 from simulator.policies.topology.switch import Switch
 from tests.cases import cases

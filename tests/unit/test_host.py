@@ -15,8 +15,8 @@ from simulator.config.calibration import CalibrationFile
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.host import ExchangeTable, HostCalibration, MatrixTable, load_any_calibration
 from simulator.deployment.plan import make_plan
-from simulator.engine.cores import SharedCores
-from simulator.engine.forecast import EvenStep, forecast
+from simulator.engine.by_ranks import SharedCores
+from simulator.engine.probe import EvenStep, forecast
 
 ROWS, SIZES, WORKING = (1, 8, 64), (1024, 65536), (1 << 20, 1 << 26)
 

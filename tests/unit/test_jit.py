@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from simulator.base import caches
 from simulator.base.jit import jit, jit_inner
 from simulator.cli import app
-from simulator.engine.replicas import run_ahead
+from simulator.engine.loop import run_ahead
 
 PROGRAM = """
 import resource, sys, warnings

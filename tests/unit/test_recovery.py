@@ -9,7 +9,7 @@ from simulator.base.errors import UserError
 from simulator.base.plugins import build
 from simulator.commands.run import run as run_scenario
 from simulator.engine.pool import PoolState
-from simulator.engine.shrunk import RanksLeft, count_loaded_bytes
+from simulator.engine.replica_states import RanksLeft, count_loaded_bytes
 from simulator.policies.failures import Machines
 from simulator.policies.recovery import Loss
 from tests.small_scenario import small_scenario

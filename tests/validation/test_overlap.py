@@ -14,7 +14,7 @@ import pytest
 from simulator.base.frozen import validate
 from simulator.config.deployment import DeploymentSpec
 from simulator.deployment.plan import make_plan
-from simulator.engine.lockstep import Lockstep
+from simulator.engine.experts_table import Lockstep
 from simulator.step.operations import step_operations
 from simulator.step.prices import Prices
 from simulator.step.program import Batch

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from simulator.engine.batching import complete_step, form_step
-from simulator.engine.start import start_clock, start_ranks, start_requests
+from simulator.engine.state import start_clock, start_ranks, start_requests
 from simulator.workload.traces import RequestTrace
 from tests.unit.steps_of_a_second import make_limits, queue_at_fewest
 

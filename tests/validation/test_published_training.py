@@ -11,7 +11,7 @@ import pytest
 
 from simulator.commands.train import train
 from simulator.deployment.training.plan import make_training_plan
-from simulator.engine.training.step import run_training_step
+from simulator.engine.training import run_training_step
 from simulator.scenario.training import load_training
 from simulator.step.training import price_micro_batch
 

@@ -60,7 +60,7 @@ class Execution(Frozen):
             require("ray")
         from simulator.commands.execute_steps import list_steps, spread_evenly
         from simulator.deployment.plan import make_plan
-        from simulator.engine.forecast import forecast
+        from simulator.engine.probe import forecast
         from simulator.runtime.job import make_job
 
         scenario = self._load()

@@ -27,9 +27,7 @@ from simulator.deployment.training.memory import (
 )
 from simulator.deployment.training.plan import TrainingPlan, make_training_plan, plan_model
 from simulator.deployment.training.quality import find_tokens_to_loss
-from simulator.engine.training.bands import find_band
-from simulator.engine.training.gradients import price_update
-from simulator.engine.training.step import TrainingStep, run_training_step
+from simulator.engine.training import TrainingStep, find_band, price_update, run_training_step
 from simulator.planner.training.layer_times import (
     LayerTimes,
     estimate_step,

@@ -26,7 +26,7 @@ from simulator.deployment.conditions import list_instants
 from simulator.deployment.placement import Placement
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.pool import PoolState
-from simulator.engine.shared_tables import share_table
+from simulator.engine.shards import share_table
 from simulator.engine.table import StepTable, slow_table
 from simulator.engine.timeline import MakeTable, run_plan
 from simulator.planner.calibration_error import Z_80, CalibrationError, Edges, Floats, read_bands

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from simulator.deployment.plan import DeploymentPlan
-from simulator.engine.forecast import EvenStep, forecast
+from simulator.engine.probe import EvenStep, forecast
 from simulator.step.prices import Prices
 from simulator.validation.published._serve import make, tell_shares
 

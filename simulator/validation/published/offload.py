@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from simulator.config.dtypes import DType
 from simulator.deployment.placement import Placement
 from simulator.deployment.plan import DeploymentPlan
-from simulator.engine.forecast import EvenStep, forecast
+from simulator.engine.probe import EvenStep, forecast
 from simulator.validation.error_bands import ASSUMED
 from simulator.validation.published import Reply, extrapolate
 from simulator.validation.published._rows import Case, Count, ModelName, RowTopic

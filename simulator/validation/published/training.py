@@ -14,8 +14,7 @@ from simulator.config.dtypes import DType
 from simulator.config.training import TrainingDeployment, TrainingSpec
 from simulator.deployment.training.memory import check_training_memory
 from simulator.deployment.training.plan import TrainingPlan, make_training_plan
-from simulator.engine.training.bands import find_band
-from simulator.engine.training.step import run_training_step
+from simulator.engine.training import find_band, run_training_step
 from simulator.step.training import price_micro_batch
 from simulator.validation import OK
 from simulator.validation.published import Reply

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.pool import PoolState
-from simulator.engine.served import Served
 from simulator.engine.table import StepTable, start_table
-from simulator.engine.timeline import serve
+from simulator.engine.timeline import Served, serve
 from simulator.workload.traces import RequestTrace
 from tests.benchmarks.clock import repeated_cpu_s, time_in_turns
 from tests.benchmarks.deployments import (

@@ -12,9 +12,8 @@ import numpy as np
 import simpy
 
 from simulator.deployment.plan import DeploymentPlan
-from simulator.engine.fabric import FluidWires
-from simulator.engine.message import MessageWires
-from simulator.engine.rank import finish_step, run_step
+from simulator.engine.by_ranks import finish_step, run_step
+from simulator.engine.fabric import FluidWires, MessageWires
 from simulator.step.operations import step_operations
 from simulator.step.prices import Prices
 from simulator.step.program import Batch

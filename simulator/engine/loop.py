@@ -1,0 +1,627 @@
+"""Compiled event loop over all replicas of all pools between two changes.
+
+The loop takes the next event, lets it happen, and goes on until nothing is left to do before a
+given time, or until it needs something that it cannot do itself: more space for the log, the
+duration of a step where ranks are simulated, the choice of a balancer in Python. The caller
+provides it and calls again.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.base.jit import jit_inline, jit_inner
+from simulator.cost.transfer import Transfer, seconds_left
+from simulator.deployment.plan import DeploymentPlan
+from simulator.engine.admission import expects_caches, give_up_blocks, give_up_line, take_in
+from simulator.engine.batching import complete_step, form_step, queue_request
+from simulator.engine.blocks import release
+from simulator.engine.events import (
+    ARRIVES,
+    COMES,
+    COMES_LATER,
+    ENDS,
+    FORMS,
+    FORMS_LATE,
+    GOES_ON,
+    LEAVES,
+    RETURNS,
+    SENDS,
+    Events,
+    code_of,
+    kind_of,
+    number_of,
+    pop_event,
+    push_event,
+)
+from simulator.engine.pool import (
+    Feed,
+    Pool,
+    Weights,
+    choose_rank,
+    clock_of,
+    form_soon,
+    has_drained,
+    ranks_of,
+    release_next,
+    send_request,
+)
+from simulator.engine.queue import pop
+from simulator.engine.state import (
+    HERE,
+    IN_LINE,
+    RESERVED,
+    Clock,
+    Floats,
+    Ints,
+    Limits,
+    Ranks,
+    Records,
+    Requests,
+)
+from simulator.engine.step_log import POOL, REPLICA, ROW_STEPS, find_row, observe
+from simulator.engine.table import StepTable, count_profiles, price_step
+from simulator.workload.traces import RequestTrace
+
+# Transfers of caches from a prefill pool to a decode pool: each sending rank sends one cache after
+# another, and the receiving ranks share the arrivals. Compiled.
+
+
+class Transfers(NamedTuple):
+    """Caches to be sent, and occupation of the wires."""
+
+    is_transferred: NDArray[np.bool_]
+    """``[N]`` whether a request decodes elsewhere once its prompt is computed."""
+    recomputes_last: int
+    """1 where the decode pool computes the last token of a prompt again, else 0."""
+    reserves_first: bool
+    """Whether a prompt is computed only once the decode pool has room for its cache."""
+    send_s: Floats
+    """``[N]`` seconds on the sending GPUs' wires."""
+    receive_s: Floats
+    """``[N]`` seconds on the receiving GPUs' wires."""
+    handshake_s: float
+    """Seconds of the pools' handshake about one cache."""
+    latency_s: float
+    """Seconds from the last byte sent to its arrival."""
+    layers: int
+    """Layers that are sent one by one while the prompt is computed; 0 where all are sent at its
+    end."""
+    stages: int
+    """Pipeline stages that send."""
+    receivers: int
+    """Data-parallel ranks of all decode replicas."""
+    free_s: Floats
+    """``[M, dp]`` times at which each sending rank's wire is free, seconds."""
+    received_s: Floats
+    """``[1]`` time at which the receiving wires are free, seconds."""
+    is_carried: bool
+    """Whether wires are simulated, so that nobody knows yet when a cache that leaves arrives."""
+    ended: Ints
+    """Scratch space for the prompts that end in one step."""
+
+
+def start_transfers(
+    wires: Transfer,
+    prefill: DeploymentPlan,
+    decode: DeploymentPlan,
+    trace: RequestTrace,
+    most_ended: int,
+    is_carried: bool,
+) -> Transfers:
+    """Make transfers with free wires.
+
+    Args:
+        most_ended: prompts that may end in one step.
+        is_carried: whether wires are simulated.
+    """
+    return Transfers(
+        is_transferred=wires.is_transferred(trace.num_output),
+        recomputes_last=int(wires.recomputes_last),
+        reserves_first=wires.reserves_first,
+        send_s=np.array(
+            [wires.send_s(int(tokens)) for tokens in trace.num_input], dtype=np.float64
+        ),
+        receive_s=np.array(
+            [wires.receive_s(int(tokens)) for tokens in trace.num_input], dtype=np.float64
+        ),
+        handshake_s=wires.handshake_s,
+        latency_s=wires.latency_s,
+        layers=wires.layers,
+        stages=wires.stages,
+        receivers=decode.serving.replicas * wires.decode_dp,
+        free_s=np.zeros((prefill.serving.replicas, prefill.placement.layout.attention_dp)),
+        received_s=np.zeros(1),
+        is_carried=is_carried,
+        ended=np.zeros(most_ended, dtype=np.int64),
+    )
+
+
+@jit_inner
+def find_arrival(
+    transfers: Transfers, requests: Requests, replica: int, request: int, now_s: float
+) -> float:
+    """Find the time at which a computed prompt's cache arrives at the decode pool, which has room
+    for it from now on; called in order of time.
+    """
+    row, handshake_s = requests.each[request], transfers.handshake_s
+    ended_s = row.first_s
+    computing_s = ended_s - row.scheduled_s + handshake_s
+    send_s = seconds_left(
+        transfers.send_s[request], computing_s, transfers.layers, transfers.stages
+    )
+    receive_s = seconds_left(
+        transfers.receive_s[request], computing_s, transfers.layers, transfers.stages
+    )
+    # The GPUs of a pipeline hold the caches of all batches in flight.
+    sender = row.dp_rank % transfers.free_s.shape[1]
+    start_s = max(max(ended_s + handshake_s, now_s), transfers.free_s[replica, sender])
+    transfers.free_s[replica, sender] = start_s + send_s
+    transfers.received_s[0] = (
+        max(transfers.received_s[0], start_s) + receive_s / transfers.receivers
+    )
+    return float(
+        max(start_s + max(send_s, receive_s), transfers.received_s[0]) + transfers.latency_s
+    )
+
+
+# Hand-over from a prefill pool to a decode pool: a cache is sent when it is computed and the decode
+# pool has room for it, and kept by the prefill pool until it has arrived. Compiled.
+
+
+class HandOver(NamedTuple):
+    """Decode pool that requests go to once their prompts are computed, and the wires to it."""
+
+    pool: Pool
+    """The decode pool."""
+    transfers: Transfers
+
+
+@jit_inner
+def asks_first(handing: HandOver, kind: int, request: int) -> bool:
+    """Whether an arriving request asks the decode pool for room before its prompt is computed."""
+    transfers = handing.transfers
+    return kind != COMES_LATER and transfers.reserves_first and transfers.is_transferred[request]
+
+
+@jit_inner
+def expect_cache(handing: HandOver, request: int) -> None:
+    """Queue a request for room in the decode pool, which is to receive its prompt's cache."""
+    row, transfers = handing.pool.requests.each[request], handing.transfers
+    row.stage = IN_LINE
+    row.transferred = row.num_input - transfers.recomputes_last
+    row.generated = 1 - transfers.recomputes_last
+
+
+@jit_inner
+def handle_hand_over(
+    events: Events,
+    feed: Feed,
+    first: Pool,
+    handing: HandOver,
+    kind: int,
+    request: int,
+    now_s: float,
+) -> bool:
+    """Handle the event of a prompt that leaves, a request that arrives at the decode pool, or its
+    cache that arrives there. Returns whether it was handled; a balancer in Python may have to be
+    asked first.
+    """
+    pool, transfers = handing.pool, handing.transfers
+    requests, num_first = pool.requests, len(first.clock.counts)
+    row = requests.each[request]
+    if kind == LEAVES:
+        pop_event(events)
+        first.clock.counts[first.balance.replica_of[request], 0].num_kept += 1
+        if row.lost_s >= 0:
+            release_sent(events, first, request, now_s)
+        elif not transfers.is_transferred[request]:
+            release_sent(events, first, request, now_s)
+            release_next(feed, first.requests, 1, now_s)
+        elif row.stage == RESERVED:
+            send_cache(events, first, handing, request, now_s)
+        elif row.stage == HERE:
+            expect_cache(handing, request)
+            push_event(events, now_s + transfers.handshake_s, code_of(GOES_ON, request))
+        return True
+    if kind == ARRIVES:
+        pop_event(events)
+        release_sent(events, first, request, now_s)
+        replica = pool.balance.replica_of[request]
+        take_in(requests, ranks_of(pool.ranks, replica), request)
+        form_soon(events, pool.clock, replica, num_first + replica, now_s, FORMS)
+        return True
+    if pool.balance.is_asked and feed.chosen[0] < 0:
+        feed.asks[0], feed.asks[1] = 1, request
+        return False
+    pop_event(events)
+    if row.lost_s >= 0:
+        feed.chosen[0] = -1
+        return True
+    replica = send_request(pool, request, feed, now_s)
+    if replica < 0:
+        row.lost_s = now_s
+        if first.requests.each[request].first_s >= 0:  # else it leaves when it is computed
+            release_sent(events, first, request, now_s)
+        release_next(feed, first.requests, 1, now_s)
+    else:
+        form_soon(events, pool.clock, replica, num_first + replica, now_s, FORMS)
+    return True
+
+
+@jit_inner
+def use_reserved(events: Events, first: Pool, handing: HandOver, replica: int) -> None:
+    """Send the caches that a step of a decode replica has reserved blocks for; requests among them
+    whose prompts are not computed yet go to the first pool.
+    """
+    counts, rows = handing.pool.ranks.counts[replica, 0], handing.pool.requests.each
+    while counts.reserved.count > 0:
+        request = pop(counts.reserved, rows)
+        now_s = rows[request].reserved_s
+        if first.requests.each[request].first_s >= 0:
+            send_cache(events, first, handing, request, now_s)
+        elif first.balance.replica_of[request] < 0:
+            push_event(events, now_s, code_of(COMES_LATER, request))
+
+
+@jit_inner
+def send_cache(events: Events, first: Pool, handing: HandOver, request: int, now_s: float) -> None:
+    """Send the cache of a computed prompt into the blocks reserved for it."""
+    if handing.transfers.is_carried:
+        push_event(events, now_s, code_of(SENDS, request))
+        return
+    replica = first.balance.replica_of[request]
+    comes_s = find_arrival(handing.transfers, first.requests, replica, request, now_s)
+    handing.pool.requests.each[request].arrival_s = comes_s
+    push_event(events, max(now_s, comes_s), code_of(ARRIVES, request))
+
+
+@jit_inner
+def release_sent(events: Events, first: Pool, request: int, now_s: float) -> None:
+    """Release the blocks of a prompt whose cache is no longer needed where it was computed."""
+    row = first.requests.each[request]
+    if row.blocks == 0 and row.shared == 0:
+        return
+    replica, d = first.balance.replica_of[request], row.dp_rank
+    counts = first.clock.counts[replica, 0]
+    ranks = ranks_of(first.ranks, replica)
+    release(first.requests, ranks, d % len(ranks.caches), request)
+    ranks.each[d].is_full = False
+    counts.num_kept -= 1
+    has_requests = counts.num_pushed > counts.num_finished or counts.coming.count > 0
+    if has_requests or has_drained(first.clock, replica):
+        form_soon(events, first.clock, replica, replica, now_s, FORMS)
+
+
+@jit_inner
+def drop_lost(events: Events, num_first: int, second: Pool, request: int, now_s: float) -> None:
+    """Drop a lost request whose cache the decode pool was to receive."""
+    second.requests.each[request].lost_s = now_s
+    withdraw(events, num_first, second, request, now_s)
+
+
+@jit_inner
+def withdraw(events: Events, num_first: int, second: Pool, request: int, now_s: float) -> None:
+    """Give up the place of a request in the decode pool, which was to receive its cache."""
+    requests, replica = second.requests, second.balance.replica_of[request]
+    if replica < 0:
+        return
+    ranks, clock = ranks_of(second.ranks, replica), clock_of(second.clock, replica)
+    stage = requests.each[request].stage
+    if stage == RESERVED:
+        give_up_blocks(requests, ranks, clock, request)
+        form_soon(events, second.clock, replica, num_first + replica, now_s, FORMS)
+    elif stage == IN_LINE:
+        give_up_line(requests, ranks, clock, request)
+
+
+# Steps of one replica until an event elsewhere. Compiled.
+
+
+PAUSE = 3_000_000
+"""Work after which the loop returns, in sequences of steps plus :data:`_STEP` for each step: about
+a tenth of a second."""
+_STEP = 50
+"""Work of one step beside its sequences, in the unit of :data:`PAUSE`."""
+
+
+IDLE, FORMS_NEXT, IN_FLIGHT, UNPRICED, LOOKED_AT = range(5)
+"""Next event of a replica: none, a step to be formed, the end of a step, a step to be priced, or a
+look at it before it forms a step."""
+
+
+class Span(NamedTuple):
+    """Span of time in which a replica takes steps."""
+
+    ends: bool
+    """Whether a step of it ends at the beginning."""
+    start_s: float
+    next_s: float
+    """Time of the next event elsewhere, seconds."""
+    until_s: float
+    """Time until which steps end, seconds; later ones stay in flight."""
+    prices_steps: bool
+    """Whether a table prices the steps."""
+    pool: int
+    """Place of the pool, for the log."""
+    replica: int
+    """Number of the replica in its pool, for the log."""
+
+
+@jit_inline
+def take_steps(
+    requests: Requests,
+    ranks: Ranks,
+    limits: Limits,
+    clock: Clock,
+    weights: Weights,
+    table: StepTable,
+    span: Span,
+    stops: bool,
+    ended: Ints,
+    log: NDArray[np.float64],
+    rows: int,
+) -> tuple[int, float, int, int, int]:
+    """End a replica's step in flight, if there is one, and form and end others until an event
+    elsewhere.
+
+    Args:
+        stops: whether a finished request causes an event elsewhere.
+        ended: space for the requests that finish in a step, where they are wanted.
+        log: rows for steps, of which ``rows`` are taken.
+
+    Returns:
+        Next event of the replica, and its time; number of finished requests; number of rows taken;
+            and work done, in the unit of ``PAUSE``.
+    """
+    now_s, done, work = span.start_s, 0, 0
+    counts, ends = clock.counts[0], span.ends
+    while True:
+        if ends:
+            finished = _end_step(requests, ranks, limits, clock, now_s, ended)
+            done += finished
+            if finished > 0:
+                counts.has_ended = True
+            if span.next_s <= now_s or (finished > 0 and stops) or rows == len(log) or work > PAUSE:
+                return FORMS_NEXT, now_s, done, rows, work
+        ends = True
+        if counts.num_steps >= counts.look_steps:
+            return LOOKED_AT, now_s, done, rows, work
+        if counts.is_paused > 0:
+            counts.is_busy = False
+            return IDLE, now_s, done, rows, work
+        is_idle = counts.num_pushed == counts.num_finished
+        if counts.coming.count > 0 and (is_idle or counts.num_steps % limits.rules.poll_steps == 0):
+            _take(requests, ranks, limits, clock, weights)
+            is_idle = False
+        if is_idle:
+            counts.is_busy = False
+            return IDLE, now_s, done, rows, work
+        if not form_step(requests, ranks, limits, now_s):
+            if not _waits(ranks, limits, clock):
+                raise RuntimeError(
+                    "requests wait, but none can run: the KV cache is smaller than one of them"
+                )
+            counts.is_busy = False
+            return IDLE, now_s, done, rows, work
+        place = rows
+        if span.prices_steps:
+            place, rows = find_row(clock, log, rows)
+        else:
+            rows += 1
+        log[place, POOL], log[place, REPLICA], log[place, ROW_STEPS] = span.pool, span.replica, 1
+        log[place, 0] = now_s
+        observe(requests, ranks, limits, log[place])
+        row = log[place, :POOL]
+        counts.num_steps += 1
+        if not span.prices_steps:
+            row[1] = math.nan
+            return IN_FLIGHT, now_s, done, rows, work
+        row[1] = price_step(requests, ranks, table, counts.price_state, row)
+        if math.isnan(row[1]):
+            return UNPRICED, now_s, done, rows, work
+        count_profiles(table)
+        work += _STEP + ranks.each.num_running.sum()
+        now_s += row[1]
+        if now_s >= span.next_s or now_s > span.until_s or ranks.counts[0].reserved.count > 0:
+            return IN_FLIGHT, now_s, done, rows, work
+
+
+@jit_inner
+def _waits(ranks: Ranks, limits: Limits, clock: Clock) -> bool:
+    """Whether a replica with nothing to compute waits for caches that arrive or leave."""
+    counts = clock.counts[0]
+    has_all = counts.num_pushed == counts.num_finished
+    return bool(limits.hands_over or has_all or expects_caches(ranks))
+
+
+@jit_inner
+def _take(requests: Requests, ranks: Ranks, limits: Limits, clock: Clock, weights: Weights) -> None:
+    """Queue the requests that have arrived since the replica's last step."""
+    counts, rows = clock.counts[0], requests.each
+    while counts.coming.count > 0:
+        request = pop(counts.coming, rows)
+        if not rows[request].lost_s >= 0:
+            d = choose_rank(requests, ranks.each, ranks.prefixes, request, weights, limits)
+            queue_request(requests, ranks, clock, d, request)
+    counts.coming_tokens = 0
+
+
+@jit_inner
+def _end_step(
+    requests: Requests, ranks: Ranks, limits: Limits, clock: Clock, now_s: float, ended: Ints
+) -> int:
+    """Complete the step of a replica. Returns how many requests finished.
+
+    Args:
+        ended: space for these, where they are wanted.
+    """
+    if len(ended) == 0:
+        return int(complete_step(requests, ranks, limits, clock, now_s))
+    count = 0
+    for d in range(len(ranks.each)):
+        for i in range(ranks.each[d].num_running):
+            ended[count] = ranks.running[d, i]
+            count += 1
+    complete_step(requests, ranks, limits, clock, now_s)
+    finished = 0
+    for i in range(count):
+        if not math.isnan(requests.each[ended[i]].finish_s):
+            ended[finished] = ended[i]
+            finished += 1
+    return finished
+
+
+DONE, LOG_FULL, STEP_FORMED, ASKS, PAUSED, PRICE_WANTED, USED_UP, DRAINED, CACHE_LEAVES, LOOKS = (
+    range(10)
+)
+"""Reasons why the loop returned: nothing happens until the given time, or every request is done;
+the log is full; a step has been formed whose end is not known; a balancer in Python is asked; a
+slice of time has passed; a step has been formed whose table entry is not filled; the window on the
+trace has no request left; a draining replica has finished its last request; a cache leaves on
+wires that are simulated; a replica has taken as many steps as somebody waits for."""
+
+
+@jit_inner
+def next_event(events: Events, feed: Feed, rows: Records) -> tuple[float, int]:
+    """Find the time and code of the next event; infinity where there is none.
+
+    Args:
+        rows: of requests at the first pool.
+    """
+    at_s, code = math.inf, 0
+    if events.num_left[0] > 0:
+        at_s, code = events.at_s[0], events.code[0]
+    request = feed.num_come[0]
+    if request < feed.num_released[0]:
+        comes_s = rows[request].arrival_s
+        comes = code_of(
+            RETURNS if feed.is_closed and feed.ingress_delay_s == 0.0 else COMES, request
+        )
+        if comes_s < at_s or (comes_s == at_s and comes < code):
+            return comes_s, comes
+    return at_s, code
+
+
+@jit_inner
+def run_ahead(
+    events: Events,
+    feed: Feed,
+    first: Pool,
+    handing: HandOver | None,
+    until_s: float,
+    log: NDArray[np.float64],
+    rows: int,
+    prices_steps: bool,
+) -> tuple[int, int]:
+    """Let everything happen up to ``until_s``, that instant included.
+
+    Args:
+        first: pool that requests arrive at.
+        handing: pool that they go to once their prompts are computed, ``None`` where there is none:
+            numba compiles the loop without it then.
+        log: ``[steps, columns]`` rows for steps that are formed, of which ``rows`` are taken.
+        prices_steps: whether tables price the steps; otherwise each step is reported, and the
+            caller adds the event of its end.
+
+    Returns:
+        Reason for the return, and number of log rows taken.
+    """
+    requests, clock, balance = first.requests, first.clock, first.balance
+    num_first, work = len(clock.counts), 0
+    ended = feed.chosen[:0]
+    if handing is not None:
+        ended = handing.transfers.ended
+    while True:
+        if feed.num_come[0] >= feed.used_up[0]:
+            return USED_UP, rows
+        at_s, code = next_event(events, feed, requests.each)
+        if at_s > until_s or at_s == math.inf or feed.num_done[0] == feed.num_requests:
+            return DONE, rows
+        kind, number = kind_of(code), number_of(code)
+        if kind in (ENDS, FORMS, FORMS_LATE):
+            if rows == len(log):
+                return LOG_FULL, rows
+            if work > PAUSE:
+                return PAUSED, rows
+            pop_event(events)
+            next_s, _ = next_event(events, feed, requests.each)
+            pool, place, replica, room = first, 0, number, ended
+            if handing is not None and number >= num_first:
+                pool, place, replica, room = handing.pool, 1, number - num_first, ended[:0]
+            span = Span(kind == ENDS, at_s, next_s, until_s, prices_steps, place, replica)
+            state, then_s, done, rows, size = take_steps(
+                pool.requests,
+                ranks_of(pool.ranks, replica),
+                pool.limits,
+                clock_of(pool.clock, replica),
+                pool.balance.weights,
+                pool.table,
+                span,
+                feed.is_closed or len(room) > 0,
+                room,
+                log,
+                rows,
+            )
+            reserves = pool.ranks.counts[replica, 0].reserved.count > 0
+            if handing is not None and place == 1 and reserves:
+                use_reserved(events, first, handing, replica)
+            if handing is not None and place == 0:
+                for i in range(done):
+                    push_event(events, then_s, code_of(LEAVES, ended[i]))
+            else:
+                release_next(feed, requests, done, then_s)
+            work += size
+            if state == UNPRICED:
+                feed.asks[0] = number
+                return PRICE_WANTED, rows
+            if state == IN_FLIGHT:
+                if not prices_steps:
+                    return STEP_FORMED, rows
+                push_event(events, then_s, code_of(ENDS, number))
+            elif state in (FORMS_NEXT, LOOKED_AT):
+                push_event(events, then_s, code_of(FORMS, number))
+                if state == LOOKED_AT:
+                    feed.asks[0], feed.stopped_s[0] = place, then_s
+                    return LOOKS, rows
+            elif state == IDLE and has_drained(pool.clock, replica):
+                feed.asks[0], feed.stopped_s[0] = number, then_s
+                return DRAINED, rows
+            continue
+        if handing is not None:
+            if kind == SENDS:
+                pop_event(events)
+                feed.asks[0] = number
+                return CACHE_LEAVES, rows
+            if kind in (LEAVES, GOES_ON, ARRIVES):
+                if not handle_hand_over(events, feed, first, handing, kind, number, at_s):
+                    return ASKS, rows
+                continue
+            if asks_first(handing, kind, number):
+                feed.num_come[0] += 1
+                expect_cache(handing, number)
+                push_event(events, at_s, code_of(GOES_ON, number))
+                continue
+        if balance.is_asked and feed.chosen[0] < 0:
+            feed.asks[0], feed.asks[1] = 0, number
+            return ASKS, rows
+        if kind == COMES_LATER:
+            pop_event(events)
+        else:
+            feed.num_come[0] += 1
+        if handing is not None and handing.pool.requests.each[number].lost_s >= 0:
+            feed.chosen[0] = -1
+            continue
+        replica = send_request(first, number, feed, at_s)
+        if replica >= 0:
+            forms = FORMS_LATE if kind == RETURNS else FORMS
+            form_soon(events, clock, replica, replica, at_s, forms)
+            continue
+        requests.each[number].lost_s = at_s
+        if handing is not None:
+            drop_lost(events, num_first, handing.pool, number, at_s)
+        release_next(feed, requests, 1, at_s)

@@ -1,1 +1,0 @@
-"""Training steps in virtual time: passes on ranks, stages of a pipeline, and what follows them."""
