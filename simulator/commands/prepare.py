@@ -23,8 +23,8 @@ def prepare_run(scenario: Scenario) -> tuple[list[DeploymentPlan], RequestTrace]
     place = f"{scenario.where} [workload]"
     trace = load_requests(scenario.workload, scenario.folder, scenario.seed, place)
     for pool in (pool for plan in plans for pool in plan.pools):
-        try_policies(pool)
-        pool.find_keys(trace)
+        try_policies(pool, trace)
+        pool.check_prefixes(trace, f"{scenario.where} [deployments '{pool.name}']")
     for plan in plans:
         where = f"{scenario.where} [deployments '{plan.name}']"
         check_requests(

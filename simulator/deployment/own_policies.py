@@ -30,6 +30,7 @@ from simulator.policies.scaling_contracts import begin_scaling, decide_replicas
 from simulator.work.expert_cache import replay_cache, spread_streams
 from simulator.work.slots import SlotMap
 from simulator.work.spilled import spill_tokens
+from simulator.workload.traces import RequestTrace
 
 _TOKENS = 8
 """Tokens that overflow and dispatch are tried on, requests that a balancer is, and changes that a
@@ -38,8 +39,8 @@ _SEES = ("arrivals", "rows", "all")
 """Valid values of a dispatch policy's ``sees``."""
 
 
-def try_policies(plan: DeploymentPlan) -> None:
-    """Ask the plan's own policies once for everything that a run asks them.
+def try_policies(plan: DeploymentPlan, trace: RequestTrace) -> None:
+    """Ask the plan's own policies once for everything that a run of the requests asks them.
 
     Raises:
         UserError: naming the policy, and what it must return.
@@ -55,6 +56,7 @@ def try_policies(plan: DeploymentPlan) -> None:
         list(islice(changes, _TOKENS))
     if plan.failures and not is_shipped(type(plan.serving.recovery)):
         _try_recovery(plan)
+    plan.find_keys(trace)
     list(islice(list_looks(plan.serving.rebalancing), _TOKENS))
     if not is_shipped(type(plan.serving.scaling)):
         _try_scaling(plan.serving.scaling, plan.serving.replicas)
@@ -66,7 +68,8 @@ def try_policies(plan: DeploymentPlan) -> None:
         if isinstance(balancer, Rule):
             list_turns(plan.serving.balancing, balancer, _TOKENS, plan.serving.replicas)
         else:
-            request = Asked(0, 0.0, 1, 1, nothing[:0])
+            lengths = int(trace.num_input[0]), int(trace.num_output[0])
+            request = Asked(0, 0.0, *lengths, nothing[:0], trace.find_attributes(0))
             choose_replica(balancer, request, Snapshot(nothing, nothing, nothing, nothing))
 
 

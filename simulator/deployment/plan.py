@@ -62,6 +62,11 @@ from simulator.work.layout import make_layout
 from simulator.work.memory import CacheSize, cache_size
 from simulator.workload.traces import RequestTrace
 
+_LOOK_UP_BYTES = 32
+"""Bytes in which a rank keeps whether a prefix block is cached
+(:class:`simulator.engine.state.PrefixBlock`)."""
+_MOST_LOOK_UP_BYTES = 16e9
+
 
 @dataclass(frozen=True)
 class Serving:
@@ -111,6 +116,34 @@ class DeploymentPlan:
     def name(self) -> str:
         """The deployment's name."""
         return self.spec.name
+
+    @property
+    def keeps_prefixes(self) -> bool:
+        """Whether blocks of prompts stay in the KV cache for requests that begin alike. Models that
+        carry a state, or whose every layer keeps a window only, have none that grow by blocks.
+        """
+        has_state = any(one.state_elements() for one in self.placement.model.mixers.values())
+        grows = self.serving.capacity.cache.bytes_per_token > 0
+        return self.spec.prefix_caching and grows and not has_state
+
+    def check_prefixes(self, trace: RequestTrace, where: str) -> None:
+        """Refuse a trace with more prefix blocks than can be looked up at every rank.
+
+        Raises:
+            UserError: with the bytes that it would take.
+        """
+        if not (self.keeps_prefixes and len(trace.prefix_ids)):
+            return
+        num_blocks = int(trace.prefix_ids.max()) + 1
+        num_ranks = self.serving.replicas * self.placement.layout.attention_dp
+        num_bytes = num_blocks * num_ranks * _LOOK_UP_BYTES
+        if num_bytes > _MOST_LOOK_UP_BYTES:
+            raise UserError(
+                f"{where}: what each of {num_ranks:,} ranks has cached of {num_blocks:,} prefix "
+                f"blocks takes {num_bytes / 1e9:.3g} GB of this machine's memory, of which at most "
+                f"{_MOST_LOOK_UP_BYTES / 1e9:.3g} are used; take fewer requests (num_requests), "
+                "fewer replicas, or prefix_caching = false"
+            )
 
     def find_keys(self, trace: RequestTrace) -> Keys | None:
         """Find the keys by which requests wait; ``None`` where they are served as they come.

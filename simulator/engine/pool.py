@@ -59,22 +59,17 @@ def make_limits(plan: DeploymentPlan, trace: RequestTrace) -> Limits:
     """
     placement = plan.placement
     capacity = plan.serving.capacity
-    has_state = any(mixer.state_elements() for mixer in placement.model.mixers.values())
     grows = capacity.cache.bytes_per_token > 0
-    shares_prefixes = (
-        plan.spec.prefix_caching and trace.prefix_block_tokens > 0 and grows and not has_state
-    )
-    prefix_tokens = trace.prefix_block_tokens if shares_prefixes else 0
+    prefix_tokens = trace.prefix_block_tokens if plan.keeps_prefixes else 0
     block_tokens = (
         math.gcd(capacity.block_tokens, prefix_tokens) if prefix_tokens else capacity.block_tokens
     )
     cut = capacity.block_tokens // block_tokens
     rules, has_groups = plan.serving.rules, placement.layout.attention_dp > 1
-    may_find = plan.spec.prefix_caching and grows and not has_state
     return Limits(
         rules=rules._replace(
             max_sequences=max(1, rules.max_sequences // placement.layout.pp),
-            finds_preempted=rules.finds_preempted and may_find,
+            finds_preempted=rules.finds_preempted and plan.keeps_prefixes,
             balance_steps=rules.balance_steps if has_groups else 0,
             wait_steps=0 if has_groups else rules.wait_steps,
         ),
@@ -427,12 +422,14 @@ class PoolState:
             stream: names the balancer's random numbers.
 
         Raises:
-            UserError: if the trace's longest request does not fit in the KV cache, or the trace
-                lacks what the order of waiting requests needs.
+            UserError: if the trace's longest request does not fit in the KV cache, what is cached
+                where cannot be kept, or the trace lacks what the order of waiting requests needs.
         """
         placement = plan.placement
         self._longest = longest_tokens(trace) + placement.drafts.num_tokens
-        check_requests(plan.serving.capacity, self._longest, f"deployment '{plan.name}'")
+        where = f"deployment '{plan.name}'"
+        check_requests(plan.serving.capacity, self._longest, where)
+        plan.check_prefixes(trace, where)
         self.plan = plan
         self._keys = plan.find_keys(trace)
         self.limits = limits or make_limits(plan, trace)
@@ -583,6 +580,7 @@ class PoolState:
                 num_input=int(request.num_input),
                 num_output=int(request.num_output),
                 prefix_ids=requests.prefix_ids[starts[row] : starts[row + 1]],
+                attributes=self._trace.find_attributes(requests.first + row),
             ),
             Snapshot(
                 outstanding=outstanding[living, 0],

@@ -33,21 +33,14 @@ class Fault(NamedTuple):
     wrong: str
 
 
-ADMISSION, PREEMPTION, BATCHING, BLOCKS, DECODES, REPLICA, REPLICAS, SENDING, PRICE = (
-    "simulator/engine/admission.py",
-    "simulator/engine/batching.py",
-    "simulator/engine/batching.py",
-    "simulator/engine/blocks.py",
-    "simulator/engine/batching.py",
-    "simulator/engine/loop.py",
-    "simulator/engine/loop.py",
-    "simulator/engine/pool.py",
-    "simulator/engine/table.py",
+ADMISSION, BATCHING, BLOCKS, LOOP, POOL, TABLE = (
+    f"simulator/engine/{name}.py"
+    for name in ("admission", "batching", "blocks", "loop", "pool", "table")
 )
 FAULTS = (
     Fault(
         "a request goes to the fullest rank",
-        SENDING,
+        POOL,
         "load = float(_count_unfinished(each, d))",
         "load = -float(_count_unfinished(each, d))",
     ),
@@ -77,7 +70,7 @@ FAULTS = (
     ),
     Fault(
         "what was preempted waits last in line",
-        PREEMPTION,
+        BATCHING,
         "        join_again(rank.waiting, requests.each, r)",
         "        join(rank.waiting, requests.each, r)",
     ),
@@ -102,8 +95,8 @@ FAULTS = (
     Fault(
         "no blocks are kept free at admission",
         ADMISSION,
-        "asked += limits.watermark_blocks",
-        "asked += 0",
+        "        if rank.num_running > 0:",
+        "        if False:",
     ),
     Fault(
         "room for the output is not reserved",
@@ -113,7 +106,7 @@ FAULTS = (
     ),
     Fault(
         "gaps of a millionth count ten times too long",
-        DECODES,
+        BATCHING,
         "decades * GAP_BINS_PER_DECADE",
         "(decades + 1) * GAP_BINS_PER_DECADE",
     ),
@@ -131,37 +124,37 @@ FAULTS = (
     ),
     Fault(
         "the fullest share is not interpolated",
-        PRICE,
+        TABLE,
         "s2 = min(s + 1, sizes[z, 1] - 1)",
         "s2 = s",
     ),
     Fault(
         "the second half of an overlapped step computes nothing beside",
-        PRICE,
+        TABLE,
         "share, imbalance, beside / table.num_parts, row",
         "share, imbalance, beside, row",
     ),
     Fault(
         "a pipeline's last stage has no output matrix",
-        PRICE,
+        TABLE,
         "ends += in_layers * last + head_s[b]",
         "ends += in_layers * last",
     ),
     Fault(
         "the queue is looked at in every step",
-        REPLICA,
+        LOOP,
         "is_idle or counts.num_steps % limits.rules.poll_steps == 0",
         "True",
     ),
     Fault(
         "a closed loop's next request joins the step that is forming",
-        REPLICAS,
+        LOOP,
         "RETURNS if feed.is_closed and feed.ingress_delay_s == 0.0 else COMES",
         "COMES",
     ),
     Fault(
         "windows are as long as the context",
-        PRICE,
+        TABLE,
         "new,\n                    windows[w, phase],",
         "new,\n                    1 << 40,",
     ),

@@ -2,11 +2,13 @@
 balancer that is asked sees what the compiled one goes by.
 """
 
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 import pytest
 
+from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
 from simulator.engine.pool import Weights, choose_rank
 from simulator.policies.balancing import Rule
@@ -40,6 +42,42 @@ class Weighs(Frozen):
 
     def prepare(self, num_replicas, rng):
         return Rule(per_token=1, per_new_token=self.weight)
+
+
+class Sticky(Frozen):
+    """A session stays where its first request went, which has the fewest requests then."""
+
+    needs_load: ClassVar[bool] = True
+
+    def prepare(self, num_replicas, rng):
+        self.__dict__["replica_of"] = {}
+        return self
+
+    def choose(self, request, snapshot):
+        least = int(np.argmin(snapshot.outstanding))
+        return self.__dict__["replica_of"].setdefault(request.attributes["session"], least)
+
+
+@seeds(6210, 4)
+def test_a_balancer_of_ones_own_keeps_sessions_together(tiny, seed):
+    rng = np.random.default_rng(seed)
+    plan = tiny.plan("dense", num_layers=2, replicas=3)
+    trace = share_prefixes(tiny.trace(80, 400.0, seed=seed), rng)
+    session = rng.integers(9, size=trace.num_requests)
+    trace = replace(trace, attributes={"session": np.array([f"s{one}" for one in session], object)})
+    served = tiny.serve(change_plan(plan, balancing=Sticky()), trace).requests_table()
+    assert (served.groupby(session)["replica"].nunique() == 1).all()
+    assert served["replica"].nunique() > 1
+
+
+def test_more_blocks_than_can_be_looked_up_are_refused_with_what_would_do(tiny):
+    plan = tiny.plan("dense", num_layers=2, replicas=4)
+    trace = tiny.trace(2, 40.0)
+    ids = np.array([0, 10**9])
+    trace = replace(trace, prefix_block_tokens=16, prefix_starts=np.arange(3), prefix_ids=ids)
+    with pytest.raises(UserError, match=r"4 ranks .* 128 GB .* prefix_caching = false"):
+        plan.check_prefixes(trace, "here")
+    tiny.plan("dense", num_layers=2, prefix_caching=False).check_prefixes(trace, "here")
 
 
 @seeds(6200, 4)

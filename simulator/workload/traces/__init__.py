@@ -54,8 +54,8 @@ class RequestTrace:
     request_ids: NDArray[np.object_] = field(default_factory=lambda: np.zeros(0, np.object_))
     """Identifier of each request in its source, ``[N]``; empty where the source has none."""
     attributes: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-    """Further columns of the source by name, ``[N]``, such as ``priority``: numbers, or texts. An
-    order of waiting requests sees them (:mod:`simulator.policies.order`)."""
+    """Further columns of the source by name, ``[N]``, such as ``priority``: numbers, or texts.
+    Orders of waiting requests and balancers see them."""
     notes: tuple[str, ...] = ()
     """Notes on rows that a reader dropped, repaired or assumed, for the user ("7 rows of 0 tokens
     left out")."""
@@ -68,6 +68,10 @@ class RequestTrace:
     judge_from_s: float = 0.0
     """End of the lead-in, in the time of the arrivals: requests that arrive before are served and
     not judged."""
+
+    def find_attributes(self, number: int) -> dict[str, Any]:
+        """Find the attributes of one request, by its index."""
+        return {name: values[number] for name, values in self.attributes.items()}
 
     @property
     def num_requests(self) -> int:
