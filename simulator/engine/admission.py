@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from simulator.base.jit import jit_inner
-from simulator.engine.blocks import (
+from simulator.engine.cache import (
     allocate_blocks,
     blocks_for,
     count_available,

@@ -15,7 +15,7 @@ import numpy as np
 
 from simulator.base.jit import jit_inline, jit_inner
 from simulator.engine.admission import admit, reserve_blocks
-from simulator.engine.blocks import (
+from simulator.engine.cache import (
     allocate_blocks,
     blocks_for,
     count_available,
@@ -223,14 +223,13 @@ def take_blocks(requests: Requests, ranks: Ranks, limits: Limits, d: int) -> Non
     """Allocate the KV blocks that the next tokens of the summed decodes of rank ``d`` need; the
     latest admitted requests of the rank lose theirs when blocks run out.
     """
-    rank, cache, ring = ranks.each[d], ranks.caches[d], ranks.ring
+    rank, ring = ranks.each[d], ranks.ring
     turn = rank.ticks % limits.block_tokens
-    while ring[d, turn] > cache.free_blocks:
+    while ring[d, turn] > count_available(ranks, d, limits):
         if rank.num_running == rank.num_decodes:
             _leave_sums_last(requests, ranks, limits, d)
         preempt(requests, ranks, d, rank.num_running - 1, limits)
-    cache.free_blocks -= ring[d, turn]
-    cache.num_taken += ring[d, turn]
+    allocate_blocks(ranks, d, ring[d, turn], limits)
 
 
 @jit_inner
@@ -455,7 +454,7 @@ def _may_run_out(ranks: Ranks, d: int, limits: Limits) -> bool:
     if rank.num_running > rank.num_decodes:
         most += rank.num_running - rank.num_decodes
         most += limits.rules.token_budget // limits.block_tokens
-    return bool(most > ranks.caches[d % len(ranks.caches)].free_blocks)
+    return bool(most > count_available(ranks, d, limits))
 
 
 @jit_inner

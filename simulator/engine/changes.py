@@ -15,6 +15,7 @@ from simpy.events import ProcessGenerator
 
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.batching import dissolve_sums
+from simulator.engine.cache import give_back
 from simulator.engine.events import (
     ARRIVES,
     COMES_LATER,
@@ -140,7 +141,7 @@ def undo_formed(pool: PoolState, replica: int) -> None:
     ranks = pool.ranks_of(replica)
     for d in np.flatnonzero(ranks.each.num_decodes):
         taken = ranks.ring[d, ranks.each.ticks[d] % pool.limits.block_tokens]
-        ranks.caches.free_blocks[d] += taken
+        give_back(ranks, int(d), int(taken))
         dissolve_sums(pool.requests, ranks, pool.limits, int(d))
 
 

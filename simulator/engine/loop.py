@@ -19,7 +19,7 @@ from simulator.cost.transfer import Transfer, seconds_left
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.admission import expects_caches, give_up_blocks, give_up_line, take_in
 from simulator.engine.batching import complete_step, form_step, queue_request
-from simulator.engine.blocks import release
+from simulator.engine.cache import release
 from simulator.engine.events import (
     ARRIVES,
     COMES,

@@ -15,7 +15,7 @@ from simulator.base.jit import jit, jit_inner
 from simulator.deployment.memory import check_requests
 from simulator.deployment.placement import Placement
 from simulator.deployment.plan import DeploymentPlan
-from simulator.engine.blocks import count_hits
+from simulator.engine.cache import count_all_available, count_hits
 from simulator.engine.events import Events, code_of, push_event
 from simulator.engine.queue import join
 from simulator.engine.rebalancing import place_again
@@ -567,11 +567,11 @@ class PoolState:
         """Choose the replica of the request in a row with a balancer that is asked."""
         assert not isinstance(self._balancer, Rule)
         living, requests, ranks = self._living, self.requests, self.ranks
-        counts, caches = self.clock.counts, ranks.caches
+        counts = self.clock.counts
         request, starts = requests.each[row], requests.prefix_starts
         outstanding = counts.num_pushed - counts.num_finished + counts.coming.count
         tokens = counts.outstanding_tokens + counts.coming_tokens
-        free_blocks = caches.free_blocks + caches.num_evictable * self.limits.prefix_blocks
+        free_blocks = count_all_available(ranks, self.limits)
         chosen = choose_replica(
             self._balancer,
             Asked(

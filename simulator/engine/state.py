@@ -97,7 +97,7 @@ class Request:
     """Number of these blocks that were full."""
     kept_end: int
     """Position in the queue of free blocks behind these blocks
-    (:func:`simulator.engine.blocks.keep_order`)."""
+    (:func:`simulator.engine.cache.keep_order`)."""
     joined: int
     """Steps that its rank had counted when it joined the summed decodes
     (:mod:`simulator.engine.batching`); ``computed``, ``generated`` and ``blocks`` are of that

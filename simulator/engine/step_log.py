@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from simulator.base.jit import jit_inner
 from simulator.engine.batching import count_kept_tokens, is_decode
+from simulator.engine.cache import measure_use
 from simulator.engine.state import Clock, Limits, Ranks, Requests
 
 LOG_COLUMNS = (
@@ -131,10 +132,7 @@ def observe(requests: Requests, ranks: Ranks, limits: Limits, row: NDArray[np.fl
         if waiting > longest:
             longest, limit = waiting, rank.stopped_by
         if d < num_pools:
-            cache = ranks.caches[d]
-            evictable = cache.num_evictable * limits.prefix_blocks
-            held = cache.capacity_blocks - cache.free_blocks - evictable
-            used += held / cache.capacity_blocks / num_pools
+            used += measure_use(ranks, d, limits) / num_pools
     row[_PREFILL], row[_DECODE], row[_RUNNING] = prefill, decode + more, holding
     row[DECODES] = decode
     row[_WAITING], row[_KV_USED], row[_LIMITED_BY] = queued, used, limit

@@ -33,9 +33,9 @@ class Fault(NamedTuple):
     wrong: str
 
 
-ADMISSION, BATCHING, BLOCKS, LOOP, POOL, TABLE = (
+ADMISSION, BATCHING, CACHE, LOOP, POOL, TABLE = (
     f"simulator/engine/{name}.py"
-    for name in ("admission", "batching", "blocks", "loop", "pool", "table")
+    for name in ("admission", "batching", "cache", "loop", "pool", "table")
 )
 FAULTS = (
     Fault(
@@ -88,7 +88,7 @@ FAULTS = (
     ),
     Fault(
         "what was lost is never found again",
-        BLOCKS,
+        CACHE,
         "min(request.kept_blocks, request.kept_end",
         "min(0, request.kept_end",
     ),
@@ -112,13 +112,13 @@ FAULTS = (
     ),
     Fault(
         "the most recently used prefix goes first",
-        BLOCKS,
+        CACHE,
         "ranks.prefixes[d, ends].newer",
         "ranks.prefixes[d, ends].older",
     ),
     Fault(
         "a prefix is found although its last token must be computed",
-        BLOCKS,
+        CACHE,
         "(requests.each[r].num_input - 1) // limits.prefix_tokens",
         "requests.each[r].num_input // limits.prefix_tokens + 1",
     ),

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.engine.batching import complete_step, dissolve_sums, form_step
-from simulator.engine.blocks import blocks_for
+from simulator.engine.cache import blocks_for
 from simulator.engine.state import start_clock, start_ranks, start_requests
 from simulator.engine.step_log import NUM_COLUMNS, observe
 from simulator.work.context import NO_WINDOW, add_decodes, add_sums

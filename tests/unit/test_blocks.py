@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.engine.blocks import (
+from simulator.engine.cache import (
     allocate_blocks,
     blocks_for,
     count_available,

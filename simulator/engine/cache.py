@@ -1,5 +1,6 @@
-"""KV blocks of one data-parallel rank ``d``, shared by the lanes of a pipeline: allocation,
-release, and prefix caching. Compiled.
+"""KV cache of one data-parallel rank ``d``, shared by the lanes of a pipeline: looking up what is
+cached of a prompt, allocation, release and eviction of blocks. Compiled. Nothing else reads what is
+free.
 
 A prefix block is cached while a request holds it and afterwards until its blocks are needed; the
 least recently used is evicted first, and of one request's blocks the deepest first (vLLM's
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 from simulator.base.jit import jit_inner
 from simulator.engine.queue import find_another
-from simulator.engine.state import Limits, Ranks, Records, Requests
+from simulator.engine.state import Ints, Limits, Ranks, Records, Requests
 
 
 @jit_inner
@@ -25,6 +26,25 @@ def count_available(ranks: Ranks, d: int, limits: Limits) -> int:
     """Number of blocks that are free or can be freed by eviction."""
     cache = ranks.caches[d]
     return int(cache.free_blocks + cache.num_evictable * limits.prefix_blocks)
+
+
+def count_all_available(ranks: Ranks, limits: Limits) -> Ints:
+    """:func:`count_available` of all ranks at once."""
+    caches = ranks.caches
+    found: Ints = caches.free_blocks + caches.num_evictable * limits.prefix_blocks
+    return found
+
+
+@jit_inner
+def measure_use(ranks: Ranks, d: int, limits: Limits) -> float:
+    """Share of the blocks that requests hold."""
+    capacity = ranks.caches[d].capacity_blocks
+    return float((capacity - count_available(ranks, d, limits)) / capacity)
+
+
+def give_back(ranks: Ranks, d: int, count: int) -> None:
+    """Free ``count`` blocks that were allocated in advance."""
+    ranks.caches.free_blocks[d] += count
 
 
 @jit_inner
