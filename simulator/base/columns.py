@@ -64,8 +64,10 @@ class StoredColumns:
     def __getitem__(self, name: str, /) -> pd.Series:
         parts = map(partial(self._read_part, name), self._groups)
         first = next(parts)
-        if first.dtype.kind not in "if":
-            return pd.Series(union_categoricals([first.astype("category"), *parts]))
+        if first.dtype.kind not in "iufb":
+            return pd.Series(
+                union_categoricals([part.astype("category") for part in chain([first], parts)])
+            )
         # Part by part into its place: all parts beside the whole would take twice the room.
         values, begin = np.empty(len(self), dtype=first.to_numpy().dtype), 0
         for part in chain([first], parts):

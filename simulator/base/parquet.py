@@ -30,21 +30,14 @@ def column_names(data: bytes, where: str) -> tuple[str, ...]:
 
 
 def plain_names(data: bytes, where: str) -> tuple[str, ...]:
-    """Read the names of the columns that hold numbers or texts.
+    """Read the names of the columns that hold no tables.
 
     Raises:
         UserError: if the file is damaged.
     """
-    types = importlib.import_module("pyarrow.types")
     with refuse_damage(where, "a Parquet file"):
-        return tuple(
-            str(one.name)
-            for one in _open(data, ()).schema_arrow
-            if types.is_integer(one.type)
-            or types.is_floating(one.type)
-            or str(one.type) in _TEXTS
-            or types.is_dictionary(one.type)
-        )
+        schema = _open(data, ()).schema_arrow
+        return tuple(str(one.name) for one in schema if not _is_nested(one.type))
 
 
 def read_columns(data: bytes, names: Sequence[str], where: str) -> Any:

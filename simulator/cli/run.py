@@ -134,13 +134,17 @@ def run(
         write(results, folder, render)
     notes = [*results.run["workload"]["notes"], *results.run["notes"]]
     if as_json:
-        summary = json.loads(results.summary.to_json(orient="records", double_precision=15))
+        summary, classes = (
+            json.loads(table.to_json(orient="records", double_precision=15))
+            for table in (results.summary, results.classes)
+        )
         console.emit(
             {
                 "folder": str(folder),
                 "verdict": results.run["verdict"],
                 "notes": notes,
                 "summary": summary,
+                **({"classes": classes} if classes else {}),
                 "bands": results.run["bands"],
                 **({"explanation": results.run["explanation"]} if explain else {}),
             }

@@ -169,7 +169,7 @@ def _check_scenario(source: Any, overrides: Overrides) -> _Found:
 def _check_plan(source: Any, overrides: Overrides) -> _Found:
     question = load_question(source, overrides)
     trace = load_open_requests(question, question.folder, f"{question.where} [workload]")
-    check_variants(Space(question, question.folder), question.where)
+    check_variants(Space(question, question.folder), trace, question.where)
     lasts, _ = lasting(question, question.folder)
     check_offered(lasts, traffic_of(lasts, question.folder), question.where)
     lasts_s = float(trace.arrival_s[-1] - trace.arrival_s[0])

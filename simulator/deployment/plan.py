@@ -68,6 +68,19 @@ _LOOK_UP_BYTES = 32
 _MOST_LOOK_UP_BYTES = 16e9
 
 
+def find_keys_of(order: OrderPolicy, trace: RequestTrace, where: str) -> Keys | None:
+    """Find the keys by which an order lets the requests of a trace wait.
+
+    Raises:
+        UserError: with the place, if the trace lacks what the order needs.
+    """
+    arrays = trace.arrival_s, trace.num_input, trace.num_output
+    try:
+        return find_keys(order, Queued(*arrays, trace.attributes))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
 @dataclass(frozen=True)
 class Serving:
     """Serving rules of a pool of replicas: numbers and policies that no step's price depends on."""
@@ -151,8 +164,7 @@ class DeploymentPlan:
         Raises:
             UserError: if the trace lacks what the order needs.
         """
-        arrays = trace.arrival_s, trace.num_input, trace.num_output
-        return find_keys(self.serving.order, Queued(*arrays, trace.attributes))
+        return find_keys_of(self.serving.order, trace, f"deployment '{self.name}' [order]")
 
     @property
     def num_gpus(self) -> int:

@@ -83,8 +83,11 @@ def list_commands(
     for role, pool in pools.items():
         server = Server(pool, role, weights, longest_prompt, longest_tokens)
         notes = (*engine.list_unexpressed(server), *_list_notes(server))
-        if spec.order["kind"] != "first_come" and not (name == "vllm" and server.is_by_priority):
-            notes += (f"No flag here orders requests by {policy_text(spec.order)}.",)
+        if name == "vllm" and server.is_by_priority:
+            notes += ("Each request says its priority (the API's 'priority'), the least first.",)
+        elif spec.order["kind"] != "first_come":
+            order = policy_text(spec.order)
+            notes += (f"The plan orders requests by {order}; no flag here says so.",)
         given += _start_pool(engine, server, placed[role], notes)
     given = [one._replace(flags_read=engine.server_program.sentence) for one in given]
     servers = {

@@ -118,7 +118,7 @@ def _search(
     trials = Trials(asked.model_dump_json(), str(folder), place)
     question, asked_requests = lasting(asked, folder)
     space, traffic = Space(question, folder), trials.read_traffic()
-    check_variants(space)
+    check_variants(space, traffic.trace)
     check_offered(question, traffic)
     parts = list(product(range(len(space.models)), range(len(space.machines))))
     name = "screening models on machines"

@@ -21,7 +21,7 @@ from simulator.config.model import ModelSpec
 from simulator.config.pairing import model_text
 from simulator.config.pruning import Pruning, pruning_text
 from simulator.deployment.chosen_model import choose_model
-from simulator.deployment.plan import DeploymentPlan, make_plan
+from simulator.deployment.plan import DeploymentPlan, find_keys_of, make_plan
 from simulator.planner.loss_probability import count_spare_replicas
 from simulator.planner.machines import WHERE, Machines, machines_of
 from simulator.planner.ruled_out import (
@@ -39,6 +39,7 @@ from simulator.planner.ruled_out import (
 )
 from simulator.planner.shapes import ModelVariant, ReplicaShape
 from simulator.work.layout import uneven_heads
+from simulator.workload.traces import RequestTrace
 
 
 class Space:
@@ -405,8 +406,9 @@ class Space:
         return ", ".join(split)
 
 
-def check_variants(space: Space, file: str = WHERE) -> None:
-    """Refuse keys and policies that no deployment has, before any is tried.
+def check_variants(space: Space, trace: RequestTrace, file: str = WHERE) -> None:
+    """Refuse keys and policies that no deployment has, and an order that the requests lack what it
+    needs for, before any is tried.
 
     Args:
         file: of the question, for errors.
@@ -425,7 +427,9 @@ def check_variants(space: Space, file: str = WHERE) -> None:
         for key, value in table.items():
             for family in _list_families(hints[key]):
                 for policy in value if isinstance(value, list | tuple) else [value]:
-                    build(family, policy, f"{where} [{key}]")
+                    built = build(family, policy, f"{where} [{key}]")
+                    if family == "order":
+                        find_keys_of(built, trace, f"{where} [order]")
 
 
 def _list_families(hint: Any) -> Iterator[str]:

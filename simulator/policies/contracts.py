@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -199,7 +200,7 @@ def find_keys(policy: OrderPolicy, requests: Queued) -> Keys | None:
     def explain(found: Any) -> str:
         fits = isinstance(found, Keys) and (
             is_array(found.offset_N, (count,), whole=False)
-            and isinstance(found.per_second, float | int)
+            and isinstance(found.per_second, Real)
             and math.isfinite(found.per_second)
         )
         return "" if found is None or fits else f"Keys of {count} finite numbers, or None"

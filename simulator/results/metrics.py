@@ -238,6 +238,8 @@ METRICS: dict[str, Metric] = {
 """Metrics by name, in the order of ``summary.csv``'s columns."""
 
 
+MOST_CLASSES = 20
+"""Priorities above which requests are not told apart by them."""
 CLASS_COLUMNS = {
     "deployment": "name of the deployment",
     "priority": "of the requests; where the order is by priority, the least is first",
@@ -272,23 +274,28 @@ def summarise(
 def summarise_classes(
     requests: Mapping[str, Columns], slo: SLO, judge_from_s: float = 0.0
 ) -> pd.DataFrame:
-    """Summarise the judged requests of each priority, with the columns of :data:`CLASS_COLUMNS`;
-    without rows where all have the same.
+    """Summarise the judged requests of each priority, and of none, with the columns of
+    :data:`CLASS_COLUMNS`; without rows where all have the same, or there are more than
+    :data:`MOST_CLASSES`.
 
     Args:
         requests: ``REQUEST_COLUMNS`` by deployment.
     """
     judged = {name: select_judged(columns, judge_from_s) for name, columns in requests.items()}
-    found = {name: sorted(own["priority"].dropna().unique()) for name, own in judged.items()}
+    found = {name: pd.unique(own["priority"]) for name, own in judged.items()}
     rows = []
-    if len(set().union(*found.values())) > 1:
+    if 1 < len(pd.unique(np.concatenate([*found.values()]))) <= MOST_CLASSES:
         for name, priority in ((name, one) for name, own in found.items() for one in own):
-            own = Picked(judged[name], (judged[name]["priority"] == priority).to_numpy())
+            column = judged[name]["priority"]
+            is_own = column.isna() if pd.isna(priority) else column == priority
+            own = Picked(judged[name], is_own.to_numpy())
             finished, num_lost = _pick(own, "finished"), int((own["outcome"] == "lost").sum())
             counts = {"num_requests": len(finished), "num_lost": num_lost}
             measured = _measure_latencies(finished, slo, len(finished) + num_lost, np.nan)
             rows.append({"deployment": name, "priority": priority, **counts, **measured})
-    return pd.DataFrame(rows, columns=list(CLASS_COLUMNS))
+    table = pd.DataFrame(rows, columns=list(CLASS_COLUMNS))
+    by = table.groupby("deployment", sort=False, group_keys=False)
+    return by[list(CLASS_COLUMNS)].apply(lambda own: own.sort_values("priority"))
 
 
 def latencies(requests: Columns) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from simulator.base.columns import Columns, Picked
 from simulator.results.folder import Results
-from simulator.results.formats import count, metric, percent, seconds_text
+from simulator.results.formats import UNDEFINED, count, metric, percent, seconds_text
 from simulator.results.metrics import METRICS
 
 _QUEUE = 0.5
@@ -35,13 +35,16 @@ def list_classes(results: Results) -> list[list[str]]:
     table = results.classes.dropna(axis="columns", how="all")
     if not len(table):
         return []
-    names = [name for name in table if name in METRICS and table[name].any()]
+    names = [name for name in table if name in METRICS]
+    if not table["num_lost"].any():
+        names.remove("num_lost")
     titles = ["Deployment", "Priority", *(METRICS[name].label for name in names)]
     rows = [titles]
     for _, row in table.iterrows():
         cells = [metric(name, float(row[name]), "") for name in names]
         priority = row["priority"]
-        shown = priority if isinstance(priority, str) else f"{priority:g}"
+        shown = priority if isinstance(priority, str) else f"{priority:.15g}"
+        shown = UNDEFINED if pd.isna(priority) else shown
         rows.append([str(row["deployment"]), shown, *cells])
     return rows
 

@@ -41,6 +41,8 @@ __all__ = [
 Drawn = TypeVar("Drawn")
 
 _FAMILY = "workloads/requests"
+_MOST_COUNTED = 20
+"""Values of an attribute above which their number is told, not the requests of each."""
 
 
 def load_requests(
@@ -60,8 +62,6 @@ def load_requests(
             after the limits.
     """
     trace = _set_lead_in(_load_requests(spec, folder, seed, where), spec.judge_from_s, where)
-    if spec.priorities is not None:
-        trace = _draw_priorities(trace, spec.priorities, open_stream(seed, "priorities"), where)
     if spec.domains is None:
         return trace
     domains = read_mixes(spec.domains, folder)
@@ -69,9 +69,14 @@ def load_requests(
 
 
 def _draw_priorities(
-    trace: RequestTrace, shares: list[float], rng: np.random.Generator, where: str
+    trace: RequestTrace, spec: WorkloadSpec, seed: int, where: str
 ) -> RequestTrace:
-    """Draw the priority of every request, of which it has none yet."""
+    """Draw the priority of every request where the workload has shares of them; requests have none
+    yet.
+    """
+    shares = spec.priorities
+    if shares is None:
+        return trace
     if "priority" in trace.attributes:
         raise UserError(
             f"{where} priorities: the requests have priorities of their own; leave out "
@@ -79,6 +84,7 @@ def _draw_priorities(
         )
     if not sum(shares):
         raise UserError(f"{where} priorities: shares must not all be 0")
+    rng = open_stream(seed, "priorities")
     priority_N = rng.choice(len(shares), size=trace.num_requests, p=np.array(shares) / sum(shares))
     return replace(trace, attributes={**trace.attributes, "priority": priority_N})
 
@@ -122,6 +128,7 @@ def _load_requests(spec: WorkloadSpec, folder: Path, seed: int, where: str) -> R
     if spec.num_requests is not None and spec.num_requests > trace.num_requests:
         note = f"{spec.num_requests} requests were asked for; the source has {trace.num_requests}"
         trace = replace(trace, notes=(*trace.notes, note))
+    trace = _draw_priorities(trace, spec, seed, where)
     return _apply_limits(trace, spec, spec.num_requests, _source_duration_s(spec), where)
 
 
@@ -222,7 +229,8 @@ def describe(trace: RequestTrace) -> dict[str, Any]:
     ``fano_60s`` (variance over mean of the requests in a window; 1 for Poisson); ``input`` and
     ``output``, each ``{mean, p50, p90, p99, max}`` in tokens; ``input_output_correlation``; with
     prefix blocks ``prefix``: ``{block_tokens, num_blocks, num_unique, ideal_hit_ratio,
-    single_use_ratio}``; with kinds of text ``domains``, the requests of each; with a lead-in
+    single_use_ratio}``; with kinds of text ``domains``, the requests of each; with further columns
+    ``attributes``, by name the requests of each value, or how many values differ; with a lead-in
     ``judge_from_s`` and ``num_lead_in``, the requests before it. What is undefined is ``None``.
     """
     found: dict[str, Any] = {
@@ -264,6 +272,11 @@ def describe(trace: RequestTrace) -> dict[str, Any]:
     if trace.domains:
         counts = np.bincount(trace.domain[trace.domain >= 0], minlength=len(trace.domains))
         found["domains"] = dict(zip(trace.domains, counts.tolist(), strict=True))
+    for name, values in trace.attributes.items():
+        different, counts = np.unique(values.astype(str), return_counts=True)
+        is_few = len(different) <= _MOST_COUNTED
+        told = dict(zip(different.tolist(), counts.tolist(), strict=True)) if is_few else {}
+        found.setdefault("attributes", {})[name] = told or f"{len(different):,} different"
     if trace.judge_from_s:
         found["judge_from_s"] = trace.judge_from_s
         found["num_lead_in"] = trace.num_lead_in
@@ -344,6 +357,7 @@ def _generate(
         provenance=f"{provenance}, seed {seed}",
         concurrency=process.concurrency,
     )
+    trace = _draw_priorities(trace, spec, seed, where)
     return _apply_limits(trace, spec, num_requests, duration_s, where)
 
 

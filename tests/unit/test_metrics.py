@@ -192,6 +192,12 @@ def test_classes_are_summaries_of_their_own_requests(plan):
         for key in {*CLASS_COLUMNS} - {"deployment", "priority"}:
             assert table.loc[priority, key] == pytest.approx(alone[key], rel=1e-12, nan_ok=True)
     assert not len(summarise_classes({"it": whole.assign(priority=3)}, TARGETS))
+    of_texts = summarise_classes({"it": whole.assign(priority=["b", "a", "a", "b"])}, TARGETS)
+    assert of_texts["priority"].tolist() == ["a", "b"]
+    some = summarise_classes({"it": whole.assign(priority=[0, 1, np.nan, 0])}, TARGETS)
+    assert some["num_requests"].tolist() == [2, 1, 1], "those without a priority are the last"
+    many = pd.concat([whole] * 6, ignore_index=True)
+    assert not len(summarise_classes({"it": many.assign(priority=range(24))}, TARGETS))
     late = summarise_classes({"it": whole}, TARGETS, judge_from_s=1.5)
     assert late["num_requests"].tolist() == [1, 1]
 

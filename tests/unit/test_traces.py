@@ -301,6 +301,8 @@ def test_further_columns_of_tables_are_attributes_of_requests(tmp_path, name):
     head = "arrival_s,num_input,num_output,priority,tenant,target_s,prompt\n"
     long = "x" * 65
     rows = f"9,4,4,1,a,0.5,{long}\n5,1,2,0,b,,{long}\n7,3,0,2,,1e3,{long}\n7,3,4,2,,1e3,{long}\n"
+    asked = "num_input_tokens,num_output_tokens,num_input,prefix_ids\n1,2,9,7\n"
+    assert not read(tmp_path, asked).attributes, "no column of a table is overwritten"
     trace = read(tmp_path, head + rows)
     assert trace.attributes.keys() == {"priority", "tenant", "target_s"}
     assert trace.attributes["priority"].tolist() == [0, 2, 1]
@@ -321,11 +323,21 @@ def test_columns_of_logs_are_attributes_and_tables_in_them_are_not(tmp_path):
         "priority": [0, 1],
         "user": ["me", "you"],
     }
-    columns = {"num_input": [1, 2], "num_output": [2, 2], "priority": [1, None], "more": [[1], [2]]}
+    long = pyarrow.array(["x" * 10**5, "y" * 65]).dictionary_encode()
+    columns = {
+        **{"num_input": [1, 2], "num_output": [2, 2], "priority": [1, None], "more": [[1], [2]]},
+        **{"small": pyarrow.array([3, 250], pyarrow.uint8()), "is_paid": [True, False]},
+        **{"at": pyarrow.array([0, 1], pyarrow.timestamp("s")), "prompt": long, "": [1, 2]},
+    }
     pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
     attributes = read_trace(tmp_path / "a.parquet").attributes
-    assert attributes.keys() == {"priority"}
+    assert attributes.keys() == {"priority", "small", "is_paid"}
     assert np.array_equal(attributes["priority"], [1, np.nan], equal_nan=True)
+    assert (-attributes["small"]).tolist() == [-3, -250]
+    assert attributes["is_paid"].tolist() == [1, 0]
+    twice = pyarrow.table([[1], [2], [0], [1]], ["num_input", "num_output", "priority", "priority"])
+    pyarrow.parquet.write_table(twice, tmp_path / "a.parquet")
+    assert not read_trace(tmp_path / "a.parquet").attributes
 
 
 def test_logs_may_say_what_kind_of_text_a_request_is_and_info_tells_how_many(tmp_path):

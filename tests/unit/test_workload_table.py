@@ -52,6 +52,11 @@ def test_priorities_are_drawn_by_their_shares_and_alike_for_a_seed(tmp_path):
     counts = np.bincount(trace.attributes["priority"], minlength=3)
     assert counts[1] == 0
     assert counts[2] == pytest.approx(3000, abs=6 * (4000 * 0.75 * 0.25) ** 0.5)
+    later = load(**table, priorities=[0.1, 0, 0.3], start_s=100.0, num_requests=50)
+    gap_s = np.diff(later.arrival_s)[0]  # which only one pair of requests has
+    first = int(np.argmin(abs(np.diff(trace.arrival_s) - gap_s)))
+    kept = trace.attributes["priority"][first : first + 50]
+    assert np.array_equal(later.attributes["priority"], kept), "drawn before requests are cut out"
     again = load(**table, priorities=[0.1, 0, 0.3])
     assert np.array_equal(again.attributes["priority"], trace.attributes["priority"])
     assert np.array_equal(again.arrival_s, load(**table).arrival_s)

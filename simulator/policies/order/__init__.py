@@ -27,9 +27,9 @@ class Queued(NamedTuple):
 
 
 class Keys(NamedTuple):
-    """Key of a request: ``offset_N + per_second * t`` when it joins the queues of a replica at
-    ``t`` seconds of the run. It keeps the key when it is preempted, and gets another one when its
-    replica fails and it joins another one. The request with the least key is first, of equal ones
+    """Key of a request: ``offset_N + per_second * t`` when it is sent to a replica at ``t`` seconds
+    of the run. It keeps the key when it is preempted, and gets another one when its replica fails
+    and it is sent to another one. The request with the least key is first, of equal ones
     the first of the trace.
 
     Where an engine preempts the request that it admitted last, it then preempts the one with the
@@ -39,7 +39,7 @@ class Keys(NamedTuple):
     offset_N: NDArray[np.float64]
     """Finite numbers in any unit, ``[N]``."""
     per_second: float = 1.0
-    """Weight of the time at which it joins."""
+    """Weight of the time at which it is sent."""
 
 
 class OrderPolicy(Protocol):

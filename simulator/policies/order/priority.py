@@ -28,16 +28,16 @@ class Priority(Frozen):
         priority_N = requests.attributes.get("priority")
         if priority_N is None:
             raise UserError(
-                "order 'priority' needs a priority of each request: add priorities = "
-                "[0.2, 0.8] to [workload], or a column 'priority' of whole numbers to the trace"
+                "'priority' needs a priority of each request: add priorities = "
+                "[0.2, 0.8] to [workload], or serve a CSV or Parquet table of requests with a "
+                "column 'priority' of numbers"
             )
         if priority_N.dtype == object:
-            raise UserError("order 'priority': the trace's column 'priority' must hold numbers")
-        if np.isnan(priority_N).any():
-            missing = int(np.isnan(priority_N).sum())
+            raise UserError("the trace's column 'priority' holds texts, and must hold numbers")
+        if not np.isfinite(priority_N).all():
+            missing = int((~np.isfinite(priority_N)).sum())
             raise UserError(
-                f"order 'priority': {missing} of {len(priority_N)} requests of the trace are "
-                "without a priority"
+                f"{missing} of {len(priority_N)} requests of the trace are without a priority"
             )
         if self.ageing_s is not None:
             return Keys(priority_N.astype(np.float64) * self.ageing_s)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from simulator.workload.traces._arrow import arrow
 from simulator.workload.traces._rows import (
+    LONGEST_TEXT,
     UTC,
     Columns,
     Kind,
@@ -57,10 +58,38 @@ def read_csv(path: Path, data: bytes, kinds: dict[str, Kind]) -> Rows:
             if kind == "clock"
             else table.column(name).to_numpy()
             for name, kind in kinds.items()
+            if kind != "any"
         }
+        plain = {name: table.column(name) for name, kind in kinds.items() if kind == "any"}
+        found = {name: find_plain(column) for name, column in plain.items()}
+        columns |= {name: values for name, values in found.items() if values is not None}
         return Rows(columns, lambda row: f"line {_line_of(data, row, 1)}")
     except (pa.ArrowInvalid, pa.ArrowKeyError):
         return gather(csv_rows(path, data), kinds)
+
+
+def find_plain(column: Any) -> NDArray[Any] | None:
+    """Values of an Arrow column as ``int64``, ``float64`` or short texts; ``None`` of another
+    kind.
+    """
+    pa, types, compute = arrow(), arrow("types"), arrow("compute")
+    is_coded = types.is_dictionary(column.type)
+    inner = column.type.value_type if is_coded else column.type
+    is_whole = types.is_integer(inner) or types.is_boolean(inner)
+    try:
+        if types.is_string(inner) or types.is_large_string(inner):
+            coded = [chunk.dictionary for chunk in column.chunks] if is_coded else []
+            different = pa.chunked_array(coded, inner) if is_coded else column
+            longest = compute.max(compute.utf8_length(different)).as_py() or 0
+            is_short = longest <= LONGEST_TEXT
+            return np.asarray(column.cast(inner).fill_null("").to_numpy()) if is_short else None
+        if is_whole and not column.null_count:
+            return np.asarray(column.cast(inner).cast(pa.int64()).to_numpy())
+        if is_whole or types.is_floating(inner) or types.is_decimal(inner):
+            return np.asarray(column.cast(inner).cast(pa.float64()).to_numpy(), dtype=np.float64)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        pass
+    return None
 
 
 def read_json_lines(data: bytes, kinds: dict[str, Kind]) -> Rows:

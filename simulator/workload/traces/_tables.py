@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,15 @@ from numpy.typing import NDArray
 from simulator.base import parquet
 from simulator.base.errors import UserError
 from simulator.workload.traces._arrow import arrow
-from simulator.workload.traces._columns import read_csv
+from simulator.workload.traces._columns import find_plain, read_csv
 from simulator.workload.traces._rows import LONGEST_TEXT, Columns, Kind, Rows
 from simulator.workload.unpacking import csv_header
+
+_OWN = {
+    *("num_input", "num_output", "arrival_s", "domain", "request_id"),
+    *("prefix_ids", "prefix_block_tokens"),
+}
+"""Columns of a table of requests (:mod:`simulator.workload.traces.table`)."""
 
 
 def column_names(path: Path, head: bytes) -> tuple[str, ...]:
@@ -63,23 +70,32 @@ def read_table(path: Path, data: bytes, kinds: dict[str, Kind], others: Sequence
     return Rows(columns, lambda row: f"row {kept[row] + 1}", unusable)
 
 
+def list_others(names: Sequence[str], known: Collection[str]) -> list[str]:
+    """List the columns that are attributes of requests: with a name of their own, and none that a
+    table of requests has a meaning for.
+    """
+    return [
+        name for name in names if name and names.count(name) == 1 and name not in {*known, *_OWN}
+    ]
+
+
 def read_others(rows: Rows, names: Sequence[str]) -> Columns:
-    """Read columns of any kind: numbers where all are, NaN for none; else texts, of which those
-    with long ones are left out.
+    """Read attributes: whole numbers where all are, numbers where the others are empty (NaN), else
+    texts, of which columns with long ones are left out.
     """
     found: Columns = {}
     for name in names:
         values = rows.columns.get(name, np.zeros(0, np.object_))
-        if values.dtype.kind in "iuf":
-            found[name] = values
-        elif values.dtype == object:
+        if values.dtype == object:
             texts = ["" if value is None else str(value).strip() for value in values.tolist()]
-            if max(map(len, texts), default=LONGEST_TEXT + 1) > LONGEST_TEXT:
+            if max(map(len, texts), default=LONGEST_TEXT + 1) > LONGEST_TEXT or not any(texts):
                 continue
-            try:
-                found[name] = np.array([text or "nan" for text in texts], dtype=np.float64)
-            except ValueError:
-                found[name] = np.array(texts, dtype=np.object_)
+            values = np.array(texts, dtype=np.object_)
+            for kind in (np.int64, np.float64):
+                with suppress(ValueError, OverflowError):
+                    values = np.array([text or "nan" for text in texts]).astype(kind)
+                    break
+        found[name] = values
     return found
 
 
@@ -88,9 +104,8 @@ def _column(path: Path, name: str, kind: Kind, column: Any) -> Columns:
         return {name: _times(path, name, column)}
     pa = arrow()
     if kind == "any":
-        if arrow("types").is_dictionary(column.type):
-            column = column.cast(column.type.value_type)
-        return {name: np.asarray(column.to_numpy())}
+        values = find_plain(column)
+        return {} if values is None else {name: values}
     if kind == "text":
         texts = _short_texts(path, name, column, f"texts of at most {LONGEST_TEXT} characters")
         return {name: np.asarray(texts.fill_null("").to_numpy())}

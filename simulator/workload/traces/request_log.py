@@ -21,7 +21,7 @@ from simulator.workload.traces._check import trace_from_rows
 from simulator.workload.traces._columns import read_json_lines
 from simulator.workload.traces._names import EXAMPLES, Names, find_names
 from simulator.workload.traces._rows import Kind
-from simulator.workload.traces._tables import column_names, read_others, read_table
+from simulator.workload.traces._tables import column_names, list_others, read_others, read_table
 from simulator.workload.traces._times import RULE, read_times
 from simulator.workload.unpacking import head_of, json_rows
 
@@ -49,7 +49,7 @@ class RequestLog(Frozen):
         is_json = data.lstrip().startswith(b"{")
         names = () if is_json else column_names(path, head_of(data))
         kinds |= {name: "text" for name in ("domain", "request_id") if name in names}
-        others = [name for name in names if name not in kinds]
+        others = list_others(names, kinds)
         rows = read_json_lines(data, kinds) if is_json else read_table(path, data, kinds, others)
         time_s, note = None, "no column of arrival times: lengths only"
         if arrival is not None:

@@ -23,12 +23,11 @@ from simulator.workload.traces import RequestTrace
 from simulator.workload.traces._arrow import arrow
 from simulator.workload.traces._check import trace_from_rows
 from simulator.workload.traces._rows import Kind
-from simulator.workload.traces._tables import column_names, read_others, read_table
+from simulator.workload.traces._tables import column_names, list_others, read_others, read_table
 from simulator.workload.unpacking import head_of
 
 _LENGTHS: dict[str, Kind] = {"num_input": "int", "num_output": "int"}
 _PREFIXES: dict[str, Kind] = {"prefix_block_tokens": "int", "prefix_ids": "ids"}
-_KNOWN = {*_LENGTHS, *_PREFIXES, "arrival_s", "domain", "request_id"}
 
 
 class Table(Frozen):
@@ -56,7 +55,7 @@ class Table(Frozen):
                     f"{path}: prefix_ids need a column prefix_block_tokens, the tokens of one block"
                 )
             kinds |= _PREFIXES
-        others = [name for name in names if name not in _KNOWN]
+        others = list_others(names, kinds)
         rows = read_table(path, data, kinds, others)
         columns = rows.columns
         blocks = columns.get("prefix_block_tokens", np.zeros(0, np.int64))
