@@ -262,6 +262,7 @@ def _room_waits_s(
     if not transfer.reserves_first:
         return held_s
     first_s = np.fmax(prompts.first_s, asked_s)
+    first_s[np.isnan(prompts.first_s)] = np.inf  # lost before it was computed
     before_s = np.maximum(np.minimum(decodes.reserved_s, first_s) - asked_s, 0.0)
     waits_s: Floats = before_s + np.nan_to_num(held_s)
     return waits_s

@@ -73,7 +73,7 @@ def _measure_room_wait(prompt: Request, decode: Request, transfer: Transfer) -> 
     held_s = _measure_held(prompt, decode, transfer)
     if not transfer.reserves_first or prompt.arrival_s is None:
         return held_s
-    computed_s = prompt.arrival_s if prompt.first_s is None else prompt.first_s
+    computed_s = math.inf if prompt.first_s is None else prompt.first_s
     until_s = min(decode.reserved_s, max(computed_s, prompt.arrival_s))
     return max(until_s - prompt.arrival_s, 0.0) + (0.0 if math.isnan(held_s) else held_s)
 

@@ -60,8 +60,8 @@ class _Run:
             self._events.add(request.arrival_s, kind, request.number)
 
     def run(self) -> None:
-        """Let everything happen until all requests are done, and what is under way then, up to the
-        next change.
+        """Let everything happen until all requests are done, or nothing happens any more. Prompts
+        of lost ones that are still under way then are of no use to anybody.
         """
         happen = {
             Kind.STEP_ENDS: self._end_step,
@@ -76,11 +76,8 @@ class _Run:
             Kind.CHANGES: lambda event: self._failures.change(event.at_s, event.number),
             Kind.HAS_CHANGED: lambda event: self._send_again(event.at_s),
         }
-        changes = (Kind.CHANGES, Kind.HAS_CHANGED)
-        while self._num_done < len(self.first.requests) or self._events.has_next:
+        while self._num_done < len(self.first.requests) and self._events.has_next:
             event = self._events.take_next()
-            if self._num_done == len(self.first.requests) and event.kind in changes:
-                return
             self._now_s = event.at_s
             happen[event.kind](event)
 
