@@ -4,10 +4,10 @@ they had.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -315,7 +315,67 @@ class Outages:
 # Failures of GPUs during a run, and recoveries of their replicas.
 
 
-Flags = NDArray[np.bool_]
+class Life(NamedTuple):
+    """State of a replica, as failures and its launch have left it."""
+
+    is_gone: bool = False
+    """Whether it has stopped, or has not been launched yet."""
+    is_ready: bool = True
+    """Whether it has been launched and has started, so that it serves while its GPUs work."""
+    is_draining: bool = False
+    """Whether it gets no requests."""
+    broken: frozenset[int] = frozenset()
+    """Data-parallel groups with a GPU out of work."""
+    lost: frozenset[int] = frozenset()
+    """Data-parallel groups that it goes on without."""
+    num_hangs: int = 0
+    """Failures that are not noticed yet."""
+    announced: frozenset[tuple[int, ...]] = frozenset()
+    """Failures that are announced, by their GPUs."""
+    evacuates: bool = False
+    """Whether it drains until an announced failure."""
+
+
+Event = Literal["announced", "fails", "noticed", "works", "begins"]
+"""What happens to a replica: a failure is announced, comes, is noticed; GPUs work again and ranks
+on them have started; the replica itself has."""
+
+
+def decide(
+    life: Life, event: Event, gpus: tuple[int, ...] = (), *, goes_on: bool = True
+) -> tuple[Life, Kind | None]:
+    """Decide what an event makes of a replica.
+
+    Args:
+        gpus: of the failure that is announced or noticed.
+        goes_on: whether the groups that are left could hold all of its experts.
+
+    Returns:
+        Its state, and what it does; ``None`` where it goes on as it was.
+    """
+    if event == "announced":
+        life = life._replace(announced=life.announced | {gpus})
+    if event == "begins" or (event == "announced" and not (life.is_gone or life.is_draining)):
+        if not life.announced:
+            return life, None
+        return life._replace(evacuates=True, is_draining=True), "evacuates"
+    if event == "announced":
+        return life, None
+    if event == "fails":
+        return life._replace(num_hangs=life.num_hangs + 1), None if life.num_hangs else "hangs"
+    if event == "works" and life.num_hangs:
+        return life, None  # what has failed meanwhile is noticed first
+    if event == "noticed":
+        life = life._replace(num_hangs=0, announced=life.announced - {gpus})
+        if life.evacuates and not life.announced:
+            life = life._replace(evacuates=False, is_draining=False)
+    if life.is_gone:
+        return life, "starts" if life.is_ready and not life.broken else None
+    if life.broken == life.lost:
+        return life, None
+    if life.broken and not goes_on:
+        return life._replace(is_gone=True), "stops"
+    return life._replace(lost=life.broken), "shrinks" if life.broken - life.lost else "grows"
 
 
 class _Became(NamedTuple):
@@ -337,33 +397,57 @@ class Failing:
         self._outages = [Outages(pool.plan) for pool in self._state.pools]
         self._noticed_s: dict[tuple[int, int], float] = {}
         """Time at which the latest failure of a replica is noticed, by place and replica."""
-        self._num_hangs: Counter[tuple[int, int]] = Counter()
-        """Failures of a replica that are not noticed yet, by place and replica."""
-        self._announced: set[tuple[int, int, tuple[int, ...]]] = set()
-        """Failures that are announced, by place, replica and GPUs."""
-        self._evacuating: set[tuple[int, int]] = set()
-        """Replicas that get no requests until an announced failure, by place and replica."""
+        self._lives: defaultdict[tuple[int, int], Life] = defaultdict(Life)
+        """States of replicas after their last events, by place and replica."""
         self.changed: list[Changed] = []
         self._waits_to_send: list[tuple[int, list[int]]] = []
         """Numbers of requests that replicas gave back at this instant, by place of their pool."""
 
     def is_broken(self, place: int, replica: int) -> bool:
         """Whether GPUs of a replica are out of work."""
-        return bool(self._outages[place].find_lost(replica).any())
+        return bool(self._read(place, replica).broken)
 
     def is_announced(self, place: int, replica: int) -> bool:
         """Whether a failure of a replica is announced."""
-        return any(key[:2] == (place, replica) for key in self._announced)
+        return bool(self._lives[place, replica].announced)
 
     def keep_drained(self, place: int, replica: int) -> None:
         """Leave a replica drained whatever becomes of the failure that was announced."""
-        self._evacuating.discard((place, replica))
+        self._lives[place, replica] = self._lives[place, replica]._replace(evacuates=False)
+
+    def _read(self, place: int, replica: int) -> Life:
+        """Read the state of a replica now."""
+        pool = self._state.pools[place]
+        counts, ranks = pool.clock.counts[replica, 0], pool.ranks_of(replica)
+        lost_D = ranks.each.is_lost[: pool.plan.placement.layout.attention_dp]
+        return self._lives[place, replica]._replace(
+            is_gone=bool(counts.is_gone),
+            is_ready=bool(pool.is_ready[replica]),
+            is_draining=bool(counts.is_draining),
+            broken=_list_groups(self._outages[place].find_lost(replica)),
+            lost=_list_groups(lost_D),
+        )
+
+    def _step(
+        self,
+        place: int,
+        replica: int,
+        event: Event,
+        gpus: tuple[int, ...] = (),
+        *,
+        goes_on: bool = True,
+    ) -> Kind | None:
+        """Bring a replica into its next state. Returns what it does."""
+        life, kind = decide(self._read(place, replica), event, gpus, goes_on=goes_on)
+        self._lives[place, replica] = life
+        self._state.pools[place].clock.counts.is_draining[replica] = life.is_draining
+        return kind
 
     def begin(self, place: int, replica: int, at_s: float) -> None:
         """Let a replica that has started serve, unless a failure of it is announced."""
         self._state.pools[place].clock.counts.is_gone[replica] = 0
-        if self.is_announced(place, replica):
-            self._evacuate(place, replica, at_s)
+        if self._step(place, replica, "begins"):
+            self._note_evacuation(place, replica, at_s)
 
     def follow(self, changes: Iterator[Change]) -> ProcessGenerator:
         """Apply a failure policy's changes: failures when they are noticed, and repairs when ranks
@@ -397,21 +481,17 @@ class Failing:
         """Send no more requests to replicas of which GPUs will fail, nor to those that start before
         that.
         """
-        clock = self._state.pools[place].clock
         for replica in change.replicas:
-            if not self._hits_living(change, place, replica):
-                continue
-            self._announced.add((place, replica, change.gpus))
-            if not (clock.counts.is_gone[replica, 0] or clock.counts.is_draining[replica, 0]):
-                self._evacuate(place, replica, change.at_s)
+            if self._hits_living(change, place, replica) and self._step(
+                place, replica, "announced", change.gpus
+            ):
+                self._note_evacuation(place, replica, change.at_s)
         self._state.balance_again(place)
         self._run.scale_soon()
 
-    def _evacuate(self, place: int, replica: int, at_s: float) -> None:
-        pool = self._state.pools[place]
-        self._evacuating.add((place, replica))
-        pool.clock.counts.is_draining[replica] = 1
-        self._note(_Became("evacuates", pool.count_gpus(replica)), place, at_s, {replica: _none()})
+    def _note_evacuation(self, place: int, replica: int, at_s: float) -> None:
+        num_gpus = self._state.pools[place].count_gpus(replica)
+        self._note(_Became("evacuates", num_gpus), place, at_s, {replica: _none()})
 
     def _apply_later(self, change: Change, place: int, at_s: float) -> ProcessGenerator:
         yield self._run.instants.wait_until(at_s, CHANGE)
@@ -433,9 +513,8 @@ class Failing:
             number = self._state.number_of(place, replica)
             halt_replica(pool, replica, number, self._state.events)
             pool.clock.counts.is_paused[replica] += 1
-            if not self._num_hangs[place, replica]:
+            if self._step(place, replica, "fails"):
                 hung.append(replica)
-            self._num_hangs[place, replica] += 1
         self._outages[place].apply(change)
         if noticed_s > change.at_s and hung:
             became = _Became("hangs", 0)
@@ -456,13 +535,9 @@ class Failing:
         given: dict[_Became, dict[int, Ints]] = {}
         pool = self._state.pools[place]
         for replica in change.replicas:
-            num_hangs = 0 if change.starts else self._num_hangs.pop((place, replica), 0)
-            if change.starts and self._num_hangs[place, replica]:
-                continue  # what has failed meanwhile is noticed first
+            num_hangs = 0 if change.starts else self._lives[place, replica].num_hangs
             pool.clock.counts.is_paused[replica] -= num_hangs
-            if not change.starts:
-                self._end_notice(change, place, replica)
-            found = self._recover(place, replica)
+            found = self._recover(change, place, replica)
             if found is not None:
                 given.setdefault(found[0], {})[replica] = found[1]
             elif num_hangs:
@@ -474,13 +549,6 @@ class Failing:
         self._state.balance_again(place)
         self._run.scale_soon()
 
-    def _end_notice(self, change: Change, place: int, replica: int) -> None:
-        """Send requests again to a replica whose announced failure has come, once it serves."""
-        self._announced.discard((place, replica, change.gpus))
-        if (place, replica) in self._evacuating and not self.is_announced(place, replica):
-            self._evacuating.remove((place, replica))
-            self._state.pools[place].clock.counts.is_draining[replica] = 0
-
     def _note(self, became: _Became, place: int, at_s: float, given_back: dict[int, Ints]) -> None:
         kind, num_gpus, seconds = became
         name = self._state.names[place]
@@ -491,39 +559,40 @@ class Failing:
             self._run.instants.call_at(self._run.instants.env.now, AGAIN, send)
         self._waits_to_send.append((place, changed.list_requests()))
 
-    def _recover(self, place: int, replica: int) -> tuple[_Became, Ints] | None:
+    def _recover(self, change: Change, place: int, replica: int) -> tuple[_Became, Ints] | None:
         """Bring a replica into the state that its GPUs allow. Returns what it became, and the
         requests that it lost; ``None`` where it stays as it is.
         """
-        pool = self._state.pools[place]
-        clock, ranks = pool.clock_of(replica), pool.ranks_of(replica)
-        layout = pool.plan.placement.layout
-        lost_D = self._outages[place].find_lost(replica)
-        if clock.counts.is_gone[0]:
-            if lost_D.any() or not pool.is_ready[replica]:
-                return None
-            return _Became("starts", layout.num_gpus), _none()
-        was_lost_D = ranks.each.is_lost[: layout.attention_dp] == 1
-        if (lost_D == was_lost_D).all():
+        pool, states = self._state.pools[place], self._run.replica_states
+        layout, ranks = pool.plan.placement.layout, pool.ranks_of(replica)
+        lost_D, was_lost_D = (
+            self._outages[place].find_lost(replica),
+            ranks.each.is_lost[: layout.attention_dp] == 1,
+        )
+        before, placed = states.find_left(place, replica), None
+        if lost_D.any() and not pool.clock.counts.is_gone[replica, 0]:
+            placed = place_on_left(pool.plan, before, lost_D)
+        event: Event = "works" if change.starts else "noticed"
+        kind = self._step(place, replica, event, change.gpus, goes_on=placed is not None)
+        if kind is None:
             return None
-        states = self._run.replica_states
-        before = states.find_left(place, replica)
-        placed = place_on_left(pool.plan, before, lost_D) if lost_D.any() else None
-        if lost_D.any() and placed is None:
-            return _Became("stops", 0), self.stop(place, replica)
+        if kind == "starts":
+            return _Became(kind, layout.num_gpus), _none()
+        if kind == "stops":
+            return _Became(kind, 0), self.stop(place, replica)
         newly_D = lost_D & ~was_lost_D
         rows = lose_groups(pool, replica, newly_D, self._state.events) if newly_D.any() else _none()
         ranks.each.is_lost[: layout.attention_dp] = lost_D
         left = None if placed is None else RanksLeft(np.flatnonzero(~lost_D), placed)
         states.shrink(place, replica, left)
+        # Ranks that join have loaded their experts before.
         loaded_bytes = (
-            0.0 if left is None else count_loaded_bytes(pool.plan.placement, before, left)
+            count_loaded_bytes(pool.plan.placement, before, left)
+            if left is not None and newly_D.any()
+            else 0.0
         )
-        if not newly_D.any():
-            loaded_bytes = 0.0  # ranks that join have loaded theirs before
         seconds = find_interruption(pool.plan.serving.recovery, loaded_bytes)
         self._pause(place, replica, seconds)
-        kind: Kind = "shrinks" if newly_D.any() else "grows"
         return _Became(kind, int((~lost_D).sum()) * layout.tp, seconds), rows
 
     def stop(self, place: int, replica: int) -> Ints:
@@ -561,6 +630,10 @@ class Failing:
         """List the place of the pool and the row of each request that is to be sent again."""
         first = self._state.first.requests.first
         return [(place, r - first) for place, again in self._waits_to_send for r in again]
+
+
+def _list_groups(is_own_D: NDArray[Any]) -> frozenset[int]:
+    return frozenset(np.flatnonzero(is_own_D).tolist())
 
 
 def _none() -> Ints:
