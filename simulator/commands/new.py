@@ -8,6 +8,7 @@ import re
 import shlex
 from functools import cache
 from importlib.resources import files
+from keyword import iskeyword
 from pathlib import Path
 from typing import NamedTuple
 
@@ -110,9 +111,10 @@ def write_new(kind: str, name: str) -> Path:
 
 def _write_policy(family: str, name: str) -> Path:
     guide, path = read_guides()[family], Path(_PACKAGE) / f"{name}.py"
-    if not _MODULE.fullmatch(name):
+    if not _MODULE.fullmatch(name) or iskeyword(name):
         raise UserError(
-            f"new {family} {name!r}: a name has small letters, digits and '_', such as mine"
+            f"new {family} {name!r}: a name has small letters, digits and '_', and means nothing "
+            "to Python, such as mine"
         )
     before, after = f"{_PACKAGE}.{guide.module}", f"{_PACKAGE}.{name}"
     texts = {file: text.replace(before, after) for file, text in guide.texts.items()}
@@ -122,6 +124,11 @@ def _write_policy(family: str, name: str) -> Path:
     for own in (path, test):
         if own.exists():
             raise UserError(f"{own}: is there already; choose another name")
+    for file, text in texts.items():
+        if after in text and Path(file).exists():
+            raise UserError(
+                f"{file}: is there already, of another policy; move it, or change folder"
+            )
     texts |= {str(path): policy, str(test): _TEST.format(kind=after, command=repr(command))}
     try:
         for file, text in texts.items():

@@ -355,12 +355,12 @@ def decide(
     """
     if event == "announced":
         life = life._replace(announced=life.announced | {gpus})
-    if event == "begins" or (event == "announced" and not (life.is_gone or life.is_draining)):
+        if life.is_gone or life.is_draining:
+            return life, None
+    if event in ("announced", "begins"):
         if not life.announced:
             return life, None
         return life._replace(evacuates=True, is_draining=True), "evacuates"
-    if event == "announced":
-        return life, None
     if event == "fails":
         return life._replace(num_hangs=life.num_hangs + 1), None if life.num_hangs else "hangs"
     if event == "works" and life.num_hangs:

@@ -107,12 +107,20 @@ def test_a_new_scenario_runs():
         ("model", "../mine", "a name has letters"),
         ("model", "", "a name has letters"),
         ("routing", "my-own", "a name has small letters"),
+        ("routing", "class", "means nothing to Python"),
     ],
 )
 def test_a_wrong_kind_or_name_is_refused_and_nothing_written(folder, kind, name, said):
     with pytest.raises(UserError, match=said.replace("?", r"\?")):
         write_new(kind, name)
     assert not list(folder.iterdir())
+
+
+def test_a_second_policy_does_not_run_the_first_ones_machine(folder):
+    write_new("topology", "one")
+    with pytest.raises(UserError, match=r"\.toml: is there already, of another policy"):
+        write_new("topology", "two")
+    assert not (folder / "my_package/two.py").exists()
 
 
 def test_a_file_that_is_there_stays():

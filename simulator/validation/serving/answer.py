@@ -16,7 +16,6 @@ from simulator.config.deployment import DeploymentSpec
 from simulator.config.engine import find_hand_over, resolve_scheduling
 from simulator.deployment.plan import DeploymentPlan
 from simulator.deployment.unseen import find_bands
-from simulator.engine.prefill_loop import Prompts
 from simulator.engine.table import StepTable, change_engine, make_table
 from simulator.results.targets import DENSE, MOE
 from simulator.step.prices import Prices
@@ -50,6 +49,7 @@ from simulator.validation.serving.drafts import doubts_of_drafts, has_drafts
 from simulator.validation.serving.load import Latencies, measure
 from simulator.validation.serving.novelty import Novelty, novelty_of
 from simulator.validation.serving.points import Point, Pool
+from simulator.validation.serving.prefill_loop import Prompts
 
 _DEEPEP = {"dispatch": {"kind": "deepep_auto"}}
 

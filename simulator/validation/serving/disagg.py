@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from simulator.config.calibration.disaggregation import DisaggregationFit
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.pool import make_limits, scaled_blocks
-from simulator.engine.prefill_loop import Prompts, first_tokens
 from simulator.engine.state import start_ranks, start_requests
 from simulator.engine.step_log import LOG_COLUMNS
 from simulator.engine.table import StepTable, price_step
 from simulator.validation.serving.campaigns import load_campaigns
 from simulator.validation.serving.load import Latencies, weights_of
 from simulator.validation.serving.points import Point, Pool
+from simulator.validation.serving.prefill_loop import Prompts, first_tokens
 from simulator.workload.traces import RequestTrace
 
 _FEW_ROUNDS, _MANY_IN_FLIGHT = 4, 512
