@@ -15,10 +15,20 @@ from typing import Any
 
 import numpy as np
 
-from simulator.base.errors import UserError
+from simulator.base.errors import UserError, did_you_mean
 
 _PROJECT = Path(__file__).parents[1]
 _LIBRARY = Path(sysconfig.get_path("stdlib"))
+
+
+class Attributes(dict[str, Any]):
+    """Further columns of a trace by name, which a user's own policy may ask for in vain."""
+
+    def __missing__(self, name: str) -> Any:
+        raise UserError(
+            f"the requests have no column '{name}' of numbers or short texts beside those that "
+            f"requests always have: {did_you_mean(name, self)}"
+        )
 
 
 def ask(policy: object, method: str, *arguments: Any, explain: Callable[[Any], str]) -> Any:
@@ -56,7 +66,7 @@ def check_call(name: str, call: Callable[[], Any], explain: Callable[[Any], str]
         said = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{name} failed{_place_of(error)}: {said}") from error
     if wanted:
-        raise UserError(f"{name} must return {wanted}; returned {_describe(found)}")
+        raise UserError(f"{name} must return {wanted}; returned {describe_value(found)}")
     return found
 
 
@@ -110,7 +120,8 @@ def _is_installed(file: Path) -> bool:
     return bool(shipped) or "site-packages" in file.parts or not file.is_absolute()
 
 
-def _describe(found: object) -> str:
+def describe_value(found: object) -> str:
+    """Describe a value that a user's own code returned, briefly."""
     if isinstance(found, np.ndarray):
         return f"{found.dtype} of shape {found.shape}" + _range_of(found)
     text = " ".join(repr(found).split())

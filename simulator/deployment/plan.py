@@ -10,7 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from numpy.typing import NDArray
+
+from simulator.base.contracts import Attributes
 from simulator.base.errors import UserError
 from simulator.base.frozen import Policy
 from simulator.base.plugins import build
@@ -74,11 +78,23 @@ def find_keys_of(order: OrderPolicy, trace: RequestTrace, where: str) -> Keys | 
     Raises:
         UserError: with the place, if the trace lacks what the order needs.
     """
-    arrays = trace.arrival_s, trace.num_input, trace.num_output
+    requests = Queued(
+        _lock(trace.arrival_s),
+        _lock(trace.num_input),
+        _lock(trace.num_output),
+        Attributes((name, _lock(values)) for name, values in trace.attributes.items()),
+    )
     try:
-        return find_keys(order, Queued(*arrays, trace.attributes))
+        return find_keys(order, requests)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+
+
+def _lock(values: NDArray[Any]) -> NDArray[Any]:
+    """View of an array that other deployments see too, through which nobody can write."""
+    view = values.view()
+    view.flags.writeable = False
+    return view
 
 
 @dataclass(frozen=True)

@@ -337,8 +337,8 @@ class Life(NamedTuple):
 
 
 Event = Literal["announced", "fails", "noticed", "works", "begins"]
-"""What happens to a replica: a failure is announced, comes, is noticed; GPUs work again and ranks
-on them have started; the replica itself has."""
+"""Event in the life of a replica: a failure is announced, comes, is noticed; GPUs work again and
+ranks on them have started; the replica itself has."""
 
 
 def decide(

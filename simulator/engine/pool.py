@@ -572,6 +572,8 @@ class PoolState:
         outstanding = counts.num_pushed - counts.num_finished + counts.coming.count
         tokens = counts.outstanding_tokens + counts.coming_tokens
         free_blocks = count_all_available(ranks, self.limits)
+        prefix_ids = requests.prefix_ids[starts[row] : starts[row + 1]]
+        prefix_ids.flags.writeable = False
         chosen = choose_replica(
             self._balancer,
             Asked(
@@ -579,7 +581,7 @@ class PoolState:
                 arrival_s=float(request.arrival_s),
                 num_input=int(request.num_input),
                 num_output=int(request.num_output),
-                prefix_ids=requests.prefix_ids[starts[row] : starts[row + 1]],
+                prefix_ids=prefix_ids,
                 attributes=self._trace.find_attributes(requests.first + row),
             ),
             Snapshot(

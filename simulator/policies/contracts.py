@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.base.contracts import ask, check_call, has_method, is_array, is_shipped, method_name
+from simulator.base.contracts import (
+    ask,
+    check_call,
+    describe_value,
+    has_method,
+    is_array,
+    is_shipped,
+    method_name,
+)
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen, validate
 from simulator.base.quantities import Ratio, Sequences, StepCount, Steps, TokenBudget
@@ -198,12 +206,20 @@ def find_keys(policy: OrderPolicy, requests: Queued) -> Keys | None:
     count = len(requests.num_input)
 
     def explain(found: Any) -> str:
-        fits = isinstance(found, Keys) and (
-            is_array(found.offset_N, (count,), whole=False)
-            and isinstance(found.per_second, Real)
-            and math.isfinite(found.per_second)
-        )
-        return "" if found is None or fits else f"Keys of {count} finite numbers, or None"
+        if found is None:
+            return ""
+        if not isinstance(found, Keys):
+            return f"Keys of {count} numbers, or None"
+        if not isinstance(found.per_second, Real) or not math.isfinite(found.per_second):
+            return "Keys whose per_second is a finite number"
+        if is_array(found.offset_N, (count,), whole=False):
+            return ""
+        offset_N, wrong = found.offset_N, describe_value(found.offset_N)
+        is_shaped = isinstance(offset_N, np.ndarray) and offset_N.shape == (count,)
+        if is_shaped and offset_N.dtype.kind == "f":
+            place = int(np.argmin(np.isfinite(offset_N)))
+            wrong = f"{offset_N[place]} for request {place}"
+        return f"Keys whose offset_N is {count} finite numbers, not {wrong}"
 
     found: Keys | None = ask(policy, "keys", requests, explain=explain)
     return found

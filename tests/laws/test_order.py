@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.base.errors import UserError
+from simulator.base.frozen import Frozen
 from simulator.base.plugins import build
 from simulator.engine.timeline import serve
+from simulator.policies.order import Keys
 from tests.cases import cases
 from tests.parts import change_plan
 
@@ -68,6 +70,38 @@ def test_an_order_decides_who_is_early_and_hardly_how_much_is_served(tiny, seed)
     assert first_s[1][is_urgent].mean() <= first_s[0][is_urgent].mean() * 1.05
     ends_s = [one["finish_s"].max() for one in (known, found)]
     assert ends_s[1] == pytest.approx(ends_s[0], rel=0.25)
+
+
+class Own(Frozen):
+    """Whatever a user's own file may return."""
+
+    column: str = "deadline_s"
+    writes: bool = False
+    place: int = -1
+
+    def keys(self, requests):
+        keys = requests.attributes[self.column] * 1.0
+        if self.writes:
+            requests.num_input[0] = 1
+        if self.place >= 0:
+            keys[self.place] = np.nan
+        return Keys(keys, per_second=0.0)
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        (Own(column="deadlin_s"), "no column 'deadlin_s' .* did you mean 'deadline_s'"),
+        (Own(writes=True), "read-only"),
+        (Own(place=1), "nan for request 1"),
+    ],
+)
+def test_an_order_of_ones_own_is_told_what_is_wrong(tiny, own, said):
+    plan = change_plan(tiny.plan("dense", seed=1, tp=2, num_layers=2), order=own)
+    trace = replace(tiny.trace(2, 50.0, 60, 8), attributes={"deadline_s": np.array([2.0, 1.0])})
+    with pytest.raises(UserError, match=said):
+        plan.find_keys(trace)
+    assert plan.serving.order.writes or (trace.num_input > 1).all()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.contracts import Attributes
+
 
 @dataclass(frozen=True)
 class PartOf:
@@ -71,7 +73,7 @@ class RequestTrace:
 
     def find_attributes(self, number: int) -> dict[str, Any]:
         """Find the attributes of one request, by its index."""
-        return {name: values[number] for name, values in self.attributes.items()}
+        return Attributes((name, values[number]) for name, values in self.attributes.items())
 
     @property
     def num_requests(self) -> int:

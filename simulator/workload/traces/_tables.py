@@ -79,6 +79,13 @@ def list_others(names: Sequence[str], known: Collection[str]) -> list[str]:
     ]
 
 
+def tell_left_out(names: Sequence[str], attributes: Columns) -> tuple[str, ...]:
+    """Note on the columns that were to be attributes of requests and hold something else."""
+    left_out = [name for name in names if name not in attributes]
+    said = f"columns left out, which hold no numbers or short texts: {', '.join(left_out)}"
+    return (said,) if left_out else ()
+
+
 def read_others(rows: Rows, names: Sequence[str]) -> Columns:
     """Read attributes: whole numbers where all are, numbers where the others are empty (NaN), else
     texts, of which columns with long ones are left out.

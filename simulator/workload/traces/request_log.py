@@ -21,7 +21,13 @@ from simulator.workload.traces._check import trace_from_rows
 from simulator.workload.traces._columns import read_json_lines
 from simulator.workload.traces._names import EXAMPLES, Names, find_names
 from simulator.workload.traces._rows import Kind
-from simulator.workload.traces._tables import column_names, list_others, read_others, read_table
+from simulator.workload.traces._tables import (
+    column_names,
+    list_others,
+    read_others,
+    read_table,
+    tell_left_out,
+)
 from simulator.workload.traces._times import RULE, read_times
 from simulator.workload.unpacking import head_of, json_rows
 
@@ -51,6 +57,7 @@ class RequestLog(Frozen):
         kinds |= {name: "text" for name in ("domain", "request_id") if name in names}
         others = list_others(names, kinds)
         rows = read_json_lines(data, kinds) if is_json else read_table(path, data, kinds, others)
+        attributes = read_others(rows, others)
         time_s, note = None, "no column of arrival times: lengths only"
         if arrival is not None:
             times = rows.columns[arrival]
@@ -66,8 +73,11 @@ class RequestLog(Frozen):
             time_s,
             domain=rows.columns.get("domain"),
             request_ids=rows.columns.get("request_id"),
-            attributes=read_others(rows, others),
-            notes=(f"prompt tokens from {num_input}, output tokens from {num_output}; {note}",),
+            attributes=attributes,
+            notes=(
+                f"prompt tokens from {num_input}, output tokens from {num_output}; {note}",
+                *tell_left_out(others, attributes),
+            ),
         )
 
 

@@ -23,7 +23,13 @@ from simulator.workload.traces import RequestTrace
 from simulator.workload.traces._arrow import arrow
 from simulator.workload.traces._check import trace_from_rows
 from simulator.workload.traces._rows import Kind
-from simulator.workload.traces._tables import column_names, list_others, read_others, read_table
+from simulator.workload.traces._tables import (
+    column_names,
+    list_others,
+    read_others,
+    read_table,
+    tell_left_out,
+)
 from simulator.workload.unpacking import head_of
 
 _LENGTHS: dict[str, Kind] = {"num_input": "int", "num_output": "int"}
@@ -57,6 +63,7 @@ class Table(Frozen):
             kinds |= _PREFIXES
         others = list_others(names, kinds)
         rows = read_table(path, data, kinds, others)
+        attributes = read_others(rows, others)
         columns = rows.columns
         blocks = columns.get("prefix_block_tokens", np.zeros(0, np.int64))
         if len(blocks) and (blocks[0] < 1 or (blocks != blocks[0]).any()):
@@ -74,7 +81,8 @@ class Table(Frozen):
             prefix_ids=columns.get("prefix_ids"),
             domain=columns.get("domain"),
             request_ids=columns.get("request_id"),
-            attributes=read_others(rows, others),
+            attributes=attributes,
+            notes=tell_left_out(others, attributes),
         )
 
 
