@@ -316,6 +316,14 @@ def test_further_columns_of_tables_are_attributes_of_requests(tmp_path, name):
     assert later.attributes["tenant"].tolist() == ["b", "a"]
 
 
+def test_attributes_stay_with_their_rows_where_others_are_left_out(tmp_path):
+    head = "timestamp,num_input_tokens,num_output_tokens,priority\n"
+    rows = "1,1,2,10\nnever,2,2,20\n3,3,2,30\n2,4,2,40\n5,5,0,50\n6,6,2,60\n"
+    trace = read(tmp_path, head + rows)
+    assert trace.num_input.tolist() == [1, 4, 3, 6]
+    assert trace.attributes["priority"].tolist() == [10, 40, 30, 60]
+
+
 def test_columns_of_logs_are_attributes_and_tables_in_them_are_not(tmp_path):
     head = "num_input_tokens,num_output_tokens,priority,user\n"
     trace = read(tmp_path, head + "1,2,0,me\n2,2,1,you\n")

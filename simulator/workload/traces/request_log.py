@@ -57,7 +57,6 @@ class RequestLog(Frozen):
         kinds |= {name: "text" for name in ("domain", "request_id") if name in names}
         others = list_others(names, kinds)
         rows = read_json_lines(data, kinds) if is_json else read_table(path, data, kinds, others)
-        attributes = read_others(rows, others)
         time_s, note = None, "no column of arrival times: lengths only"
         if arrival is not None:
             times = rows.columns[arrival]
@@ -65,6 +64,7 @@ class RequestLog(Frozen):
             is_no_time = np.isnan(time_s)
             rows = rows.leave_out(is_no_time, lambda row: f"{arrival} {RULE}, got '{times[row]}'")
             time_s = time_s[~is_no_time]
+        attributes = read_others(rows, others)
         return trace_from_rows(
             path,
             "request log",
