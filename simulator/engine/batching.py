@@ -497,7 +497,7 @@ def _waits_for_more(requests: Requests, ranks: Ranks, limits: Limits) -> bool:
             break
         tokens += rows[r].num_input
         pop(rank.waiting, rows)
-        rows[r].before = taken
+        rows[r].before = taken  # who is out of all queues follows nobody
         taken = r
     while taken >= 0:
         r, taken = taken, rows[taken].before

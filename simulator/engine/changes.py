@@ -405,7 +405,7 @@ class Failing:
 
     def is_broken(self, place: int, replica: int) -> bool:
         """Whether GPUs of a replica are out of work."""
-        return bool(self._read(place, replica).broken)
+        return bool(self._outages[place].find_lost(replica).any())
 
     def is_announced(self, place: int, replica: int) -> bool:
         """Whether a failure of a replica is announced."""

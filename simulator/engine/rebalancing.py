@@ -87,23 +87,28 @@ class ExpertTraffic(NamedTuple):
     """Price of their way over the replica's links: that of all layers at once."""
 
 
+def find_part_bytes(placement: Placement) -> float:
+    """Bytes of a rank's part of one expert of one layer."""
+    assert placement.model.moe is not None
+    return expert_bytes_per_layer(
+        placement.model.moe,
+        placement.model.hidden_size,
+        placement.layout,
+        placement.precision,
+        num_slots=placement.layout.ep,
+        pruning=placement.pruning,
+    )
+
+
 def list_traffic(placement: Placement, placed: Placed) -> ExpertTraffic:
     """List the weights that travel when the experts of one replica move. A rank of a split expert
     gets its part from the same part of another copy.
     """
-    experts, moe, layout = placement.experts, placement.model.moe, placement.layout
+    experts, layout = placement.experts, placement.layout
     assert experts is not None
-    assert moe is not None
     nodes = placement.fabric.node_R[:: layout.moe_tp]
     moves_SR = count_expert_moves(experts.placed, placed, nodes)
-    part_bytes = expert_bytes_per_layer(
-        moe,
-        placement.model.hidden_size,
-        layout,
-        placement.precision,
-        num_slots=layout.ep,
-        pruning=placement.pruning,
-    )
+    part_bytes = find_part_bytes(placement)
     parts_SR = np.kron(moves_SR, np.eye(layout.moe_tp, dtype=np.int64))
     sent = Messages.from_matrix(parts_SR.astype(np.float64)).times(part_bytes)
     return ExpertTraffic(

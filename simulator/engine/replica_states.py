@@ -25,7 +25,7 @@ from simulator.deployment.shrunk_placement import shrink_placement
 from simulator.engine.by_ranks import ByRanks, Fidelity, start_ranks
 from simulator.engine.links import SharedWires
 from simulator.engine.loop_state import CHANGE, Instants, LoopState, StepLooks
-from simulator.engine.rebalancing import expect_load
+from simulator.engine.rebalancing import expect_load, find_part_bytes
 from simulator.engine.result_rows import StepLog
 from simulator.engine.state import Ranks
 from simulator.engine.table import StepTable, start_table
@@ -34,7 +34,6 @@ from simulator.policies.placement import Placed
 from simulator.policies.recovery import Loss
 from simulator.step.mixes import Mixes
 from simulator.step.prices import Prices
-from simulator.work.memory import expert_bytes_per_layer
 
 # Ranks that are left of a replica that has lost some, and the experts that they load.
 
@@ -94,9 +93,8 @@ def count_loaded_bytes(placement: Placement, before: RanksLeft | None, left: Ran
         placement: of the whole replica.
         before: ranks that it had until then, where it had lost some already.
     """
-    experts, moe, layout = placement.experts, placement.model.moe, placement.layout
+    experts, layout = placement.experts, placement.layout
     assert experts is not None
-    assert moe is not None
     had, had_R = experts.placed, np.arange(layout.num_ranks)
     if before is not None:
         had, had_R = before.placed, before.list_ranks(layout.tp)
@@ -106,15 +104,7 @@ def count_loaded_bytes(placement: Placement, before: RanksLeft | None, left: Ran
         held = _list_held(had, layer, had_R)
         for rank, _ in _list_held(left.placed, layer, left_R) - held:
             loaded_R[np.searchsorted(left_R, rank)] += 1
-    expert_bytes = expert_bytes_per_layer(
-        moe,
-        placement.model.hidden_size,
-        layout,
-        placement.precision,
-        num_slots=layout.ep,
-        pruning=placement.pruning,
-    )
-    return float(loaded_R.max() * expert_bytes)
+    return float(loaded_R.max() * find_part_bytes(placement))
 
 
 def _list_held(placed: Placed, layer: int, ranks: NDArray[np.int64]) -> set[tuple[int, int]]:

@@ -109,7 +109,9 @@ class Traffic(NamedTuple):
         ):
             found.update(np.ascontiguousarray(values).tobytes())
         for name, values in sorted(trace.attributes.items()):
-            found.update(repr((name, values.tolist())).encode())
+            is_text = values.dtype == object
+            found.update(repr((name, values.tolist() if is_text else None)).encode())
+            found.update(b"" if is_text else np.ascontiguousarray(values).tobytes())
         return found.hexdigest()
 
     def busiest(self, num_requests: int, stays: float = 0.0) -> Traffic:

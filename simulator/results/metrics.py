@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -285,7 +285,7 @@ def summarise_classes(
     found = {name: pd.unique(own["priority"]) for name, own in judged.items()}
     rows = []
     if 1 < len(pd.unique(np.concatenate([*found.values()]))) <= MOST_CLASSES:
-        for name, priority in ((name, one) for name, own in found.items() for one in own):
+        for name, priority in ((name, one) for name, own in found.items() for one in _sort(own)):
             column = judged[name]["priority"]
             is_own = column.isna() if pd.isna(priority) else column == priority
             own = Picked(judged[name], is_own.to_numpy())
@@ -293,9 +293,12 @@ def summarise_classes(
             counts = {"num_requests": len(finished), "num_lost": num_lost}
             measured = _measure_latencies(finished, slo, len(finished) + num_lost, np.nan)
             rows.append({"deployment": name, "priority": priority, **counts, **measured})
-    table = pd.DataFrame(rows, columns=list(CLASS_COLUMNS))
-    by = table.groupby("deployment", sort=False, group_keys=False)
-    return by[list(CLASS_COLUMNS)].apply(lambda own: own.sort_values("priority"))
+    return pd.DataFrame(rows, columns=list(CLASS_COLUMNS))
+
+
+def _sort(priorities: Iterable[Any]) -> list[Any]:
+    """Priorities in order, none of them (NaN) behind all."""
+    return sorted(priorities, key=lambda one: (pd.isna(one), one))
 
 
 def latencies(requests: Columns) -> pd.DataFrame:

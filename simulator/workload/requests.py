@@ -273,10 +273,11 @@ def describe(trace: RequestTrace) -> dict[str, Any]:
         counts = np.bincount(trace.domain[trace.domain >= 0], minlength=len(trace.domains))
         found["domains"] = dict(zip(trace.domains, counts.tolist(), strict=True))
     for name, values in trace.attributes.items():
-        different, counts = np.unique(values.astype(str), return_counts=True)
-        is_few = len(different) <= _MOST_COUNTED
-        told = dict(zip(different.tolist(), counts.tolist(), strict=True)) if is_few else {}
-        found.setdefault("attributes", {})[name] = told or f"{len(different):,} different"
+        different, counts = np.unique(values, return_counts=True)
+        told: dict[str, int] | str = f"{len(different):,} different"
+        if len(different) <= _MOST_COUNTED:
+            told = dict(zip(map(str, different.tolist()), counts.tolist(), strict=True))
+        found.setdefault("attributes", {})[name] = told
     if trace.judge_from_s:
         found["judge_from_s"] = trace.judge_from_s
         found["num_lead_in"] = trace.num_lead_in
