@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from simulator.engine.timeline import serve
+from simulator.policies.order.first_come import FirstCome
 from simulator.workload.traces import RequestTrace
 from tests.cases import seeds
 from tests.laws.deployments import draw_deployment, shrink_cache
@@ -74,6 +75,9 @@ def test_no_cache_holds_more_than_its_blocks_while_others_wait(tiny, seed):
 @seeds(5100, 10)
 def test_a_cache_leaves_when_it_is_computed_and_there_is_room(tiny, seed):
     plan, trace = draw_pools(tiny, seed)
+    plan = change_plan(
+        plan, order=FirstCome(), prefill=change_plan(plan.prefill, order=FirstCome())
+    )
     served = tiny.serve(plan, trace)
     transfer, table = plan.transfer, served.requests_table()
     decode, prefill = (served.pools[name].requests.each for name in ("decode", "prefill"))
@@ -91,8 +95,6 @@ def test_a_cache_leaves_when_it_is_computed_and_there_is_room(tiny, seed):
     before_s = 0.0 if transfer.reserves_first else prefill.first_s[moved] + transfer.handshake_s
     waits_s = decode.reserved_s[moved] - (asked_s[moved] if transfer.reserves_first else before_s)
     np.testing.assert_allclose(own["room_wait_s"], waits_s, atol=1e-9)
-    if plan.spec.order["kind"] != "first_come":
-        return
     # Those of one line get room in the order in which they came to it.
     line = served.pools["decode"].replica_of * 1000 + decode.dp_rank
     for number in np.unique(line[moved]):
