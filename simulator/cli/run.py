@@ -112,7 +112,7 @@ def run(
     from simulator.commands.run import check_fidelity
     from simulator.commands.run import run as run_scenario
     from simulator.report.page import render
-    from simulator.results.folder import check_writable, write
+    from simulator.results.folder import LISTED_TABLES, check_writable, write
     from simulator.scenario.scenario import load_scenario
 
     level = check_fidelity(fidelity)
@@ -134,17 +134,16 @@ def run(
         write(results, folder, render)
     notes = [*results.run["workload"]["notes"], *results.run["notes"]]
     if as_json:
-        summary, classes = (
-            json.loads(table.to_json(orient="records", double_precision=15))
-            for table in (results.summary, results.classes)
-        )
+        tables = {
+            name: json.loads(getattr(results, name).to_json(orient="records", double_precision=15))
+            for name in ("summary", *LISTED_TABLES)
+        }
         console.emit(
             {
                 "folder": str(folder),
                 "verdict": results.run["verdict"],
                 "notes": notes,
-                "summary": summary,
-                **({"classes": classes} if classes else {}),
+                **{name: rows for name, rows in tables.items() if rows},
                 "bands": results.run["bands"],
                 **({"explanation": results.run["explanation"]} if explain else {}),
             }
@@ -257,7 +256,7 @@ def report(
 
 def print_run(results: Any) -> None:
     """Print the verdict with its reasons, then the table of key metrics."""
-    from simulator.results.queues_text import list_classes
+    from simulator.results.listed_tables import list_tables
     from simulator.results.run_bands_text import NEAR_SATURATION
 
     verdict = results.run["verdict"]
@@ -267,9 +266,9 @@ def print_run(results: Any) -> None:
         console.out.say(line)
     if any(_MARK in line.plain for line in lines):
         console.out.say(f"{_MARK.strip()} {NEAR_SATURATION}")
-    if classes := list_classes(results):
+    for table in list_tables(results):
         console.out.print()
-        console.print_table(classes)
+        console.print_table(table.rows)
 
 
 def print_explanation(results: Any) -> None:

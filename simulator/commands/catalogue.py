@@ -42,6 +42,7 @@ POLICIES = {
     "topology": "topology",
     "scheduling": "scheduling",
     "order": "order",
+    "kv_tiers": "kv_tiers",
     "balancing": "balancing",
     "failures": "failures",
     "rebalancing": "rebalancing",

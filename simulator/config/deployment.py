@@ -163,6 +163,11 @@ class DeploymentSpec(Frozen):
     prefix_caching: bool = True
     """Whether KV blocks of finished prompts are kept for requests with the same prefix (only traces
     with prefix blocks gain)."""
+    kv_tiers: Annotated[
+        tuple[Annotated[Policy, PolicyOf("kv_tiers")], ...], Field(strict=False)
+    ] = ()
+    """Memory below the GPU's own that prefix blocks are kept in, the fastest first; of a prefill
+    pool where there is one."""
     pruning: Pruning | None = None
     """Pruning of the matrices of feed-forward blocks: dense ones, experts, or both; absent =
     none."""

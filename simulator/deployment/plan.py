@@ -19,7 +19,7 @@ from simulator.base.errors import UserError
 from simulator.base.frozen import Policy
 from simulator.base.plugins import build
 from simulator.config.calibration import Calibration, CalibrationFile
-from simulator.config.cluster import load_cluster
+from simulator.config.cluster import ClusterSpec, load_cluster
 from simulator.config.deployment import DeploymentSpec, ParallelSpec
 from simulator.config.engine import find_hand_over, resolve_scheduling
 from simulator.config.host import HostCalibration, load_any_calibration
@@ -52,9 +52,10 @@ from simulator.deployment.refusals import (
 from simulator.deployment.setup import Setup
 from simulator.deployment.splits import check_splits, find_refusal
 from simulator.policies.balancing import BalancingPolicy
-from simulator.policies.contracts import find_keys, make_drafts, make_rules
+from simulator.policies.contracts import find_keys, find_tier, make_drafts, make_rules
 from simulator.policies.failure_contracts import list_changes
 from simulator.policies.failures import Change, FailurePolicy, Machines
+from simulator.policies.kv_tiers import Tier
 from simulator.policies.order import Keys, OrderPolicy, Queued
 from simulator.policies.rebalancing import RebalancingPolicy
 from simulator.policies.recovery import RecoveryPolicy
@@ -67,7 +68,7 @@ from simulator.work.memory import CacheSize, cache_size
 from simulator.workload.traces import RequestTrace
 
 _LOOK_UP_BYTES = 32
-"""Bytes in which a rank keeps whether a prefix block is cached
+"""Bytes in which a rank keeps whether a prefix block is in a tier of its cache
 (:class:`simulator.engine.state.PrefixBlock`)."""
 _MOST_LOOK_UP_BYTES = 16e9
 
@@ -115,6 +116,8 @@ class Serving:
     """Policy that says how replicas recover from lost GPUs."""
     scaling: ScalingPolicy
     """Policy that says how many of the replicas serve."""
+    tiers: tuple[Tier, ...] = ()
+    """Memory below a GPU's own for prefix blocks, the fastest first."""
 
     @property
     def first_replicas(self) -> int:
@@ -165,7 +168,8 @@ class DeploymentPlan:
             return
         num_blocks = int(trace.prefix_ids.max()) + 1
         num_ranks = self.serving.replicas * self.placement.layout.attention_dp
-        num_bytes = num_blocks * num_ranks * _LOOK_UP_BYTES
+        num_tiers = 1 + len(self.serving.tiers)
+        num_bytes = num_blocks * num_ranks * num_tiers * _LOOK_UP_BYTES
         if num_bytes > _MOST_LOOK_UP_BYTES:
             raise UserError(
                 f"{where}: what each of {num_ranks:,} ranks has cached of {num_blocks:,} prefix "
@@ -419,8 +423,29 @@ def _make_pool(
     check_recovery(spec, placement, f"{place} [recovery]")
     scaling: ScalingPolicy = build("scaling", spec.scaling, f"{place} [scaling]")
     check_scaling(scaling, replicas, f"{place} [scaling]")
-    serving = Serving(replicas, rules, order, balancing, capacity, rebalancing, recovery, scaling)
-    return DeploymentPlan(spec, placement, serving)
+    tiers = _list_tiers(spec, cluster, place)
+    serving = Serving(
+        replicas, rules, order, balancing, capacity, rebalancing, recovery, scaling, tiers
+    )
+    plan = DeploymentPlan(spec, placement, serving)
+    if tiers and not plan.keeps_prefixes:
+        raise UserError(
+            f"{place} [kv_tiers]: no prefix is cached: prefix_caching is false, or the model's "
+            "cache does not grow by blocks of tokens; leave out kv_tiers"
+        )
+    return plan
+
+
+def _list_tiers(spec: DeploymentSpec, cluster: ClusterSpec, place: str) -> tuple[Tier, ...]:
+    found = []
+    for number, table in enumerate(spec.kv_tiers):
+        where = f"{place} [kv_tiers.{number}]"
+        policy = build("kv_tiers", table, where)
+        try:
+            found.append(find_tier(policy, cluster))
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+    return tuple(found)
 
 
 def _check_start(

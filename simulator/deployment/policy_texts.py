@@ -24,6 +24,7 @@ def describe_policies(plan: DeploymentPlan) -> dict[str, str | None]:
         "topology": policy_text(placement.cluster.topology),
         "scheduling": _scheduling_text(plan),
         "order": _describe_unless("first_come", spec.order),
+        "kv_tiers": "; ".join(policy_text(table) for table in spec.kv_tiers) or None,
         "balancing": policy_text(spec.balancing),
         "failures": "; ".join(policy_text(table) for table in spec.failures) or None,
         "recovery": policy_text(spec.recovery) if spec.failures else None,

@@ -16,13 +16,16 @@ from simulator.engine.cache import (
     count_hits,
     count_idle,
     count_kept,
+    count_readable,
     hold_block,
+    read_blocks,
     reclaim_blocks,
     release,
     share_prompt,
+    write_blocks,
 )
 from simulator.engine.queue import join, pop, remove
-from simulator.engine.state import HERE, RESERVED, Clock, Limits, Ranks, Requests
+from simulator.engine.state import HERE, READ, RESERVED, Clock, Limits, Ranks, Requests
 from simulator.results.tables import ADMISSION_LIMITS
 
 _MAX_SEQUENCES, _KV_CACHE, _TOKEN_BUDGET = (
@@ -45,23 +48,33 @@ def admit(
     if limits.rules.output_share > 0 and rank.is_full and rank.num_running > 0:
         rank.stopped_by = _KV_CACHE
         return budget
-    coming = count_coming(requests, ranks, d, limits)
-    while (
+    coming, reads = count_coming(requests, ranks, d, limits), ranks.tiers.shape[1] > 0
+    while rank.waiting.count > 0:
         # Those that have come wait for nothing but tokens and places, which nobody else gets.
-        rank.ready.count == 0
-        and rank.waiting.count > 0
-        and budget > 0
-        and rank.num_running < limits.rules.max_sequences
-    ):
+        may_start = budget > 0 and rank.ready.count == 0
+        places = limits.rules.max_sequences - rank.num_running
+        if reads:  # who reads its first blocks has a place already
+            places -= rank.num_reserved + rank.ready.count
+        if places <= 0 or not (may_start or reads):
+            break
         r = rank.waiting.first
         request = requests.each[r]
         hits = count_hits(requests, ranks.prefixes, pool, r, limits)
         kept = count_kept(requests, ranks, r, pool, hits, limits)
-        found = hits * limits.prefix_tokens + kept * limits.block_tokens
+        readable = count_readable(requests, ranks, pool, r, hits, limits, now_s)
+        if readable * limits.prefix_blocks > kept:
+            kept = 0
+        else:
+            readable = 0
+        if readable == 0 and not may_start:
+            break
+        found = (hits + readable) * limits.prefix_tokens + kept * limits.block_tokens
         computed = max(found, request.transferred)
         known = request.num_input + request.generated
         remaining = known - computed
-        new = remaining if not limits.rules.splits_prompts else min(remaining, budget)
+        new = min(remaining, budget) if limits.rules.splits_prompts else remaining
+        if readable > 0:  # it has its blocks then, whoever starts meanwhile
+            new = remaining
         output = request.num_output - request.generated
         reach = (
             known + output + len(limits.accepted)
@@ -78,7 +91,7 @@ def admit(
         if rank.num_running > 0:
             asked += limits.watermark_blocks
         has_blocks = asked <= count_available(ranks, pool, limits)
-        fits_budget = new <= budget or budget == limits.rules.token_budget
+        fits_budget = readable > 0 or new <= budget or budget == limits.rules.token_budget
         if not has_blocks or not fits_budget:
             rank.stopped_by = _TOKEN_BUDGET if has_blocks else _KV_CACHE
             rank.is_full = not has_blocks
@@ -91,12 +104,22 @@ def admit(
         allocate_blocks(ranks, pool, need - kept, limits)
         request.blocks = need
         request.shared = hits
-        request.computed = computed
-        share_prompt(requests, ranks, pool, r, computed + new, limits)
         pop(rank.waiting, requests.each)
+        coming += clipped
+        if readable > 0:
+            read_blocks(requests, ranks, pool, r, hits, hits + readable, now_s)
+            write_blocks(requests, ranks, pool, r, 0, hits + readable, now_s)
+            request.transferred, request.stage, request.reserved_s = found, READ, now_s
+            if math.isnan(request.scheduled_s):
+                request.read = readable * limits.prefix_tokens
+            _reserve(requests, ranks, d, r)
+            continue
+        request.computed = computed
+        if hits > 0:
+            write_blocks(requests, ranks, pool, r, 0, hits, now_s)
+        share_prompt(requests, ranks, pool, r, computed + new, limits, now_s)
         _run(requests, ranks, d, r, new, now_s)
         budget = max(0, budget - new)
-        coming += clipped
     is_full = rank.num_running >= limits.rules.max_sequences
     rank.stopped_by = _MAX_SEQUENCES if is_full else _TOKEN_BUDGET
     return budget
@@ -109,18 +132,23 @@ def _admit_ready(
     """Admit requests whose transferred caches have arrived in their reserved blocks. Returns the
     remaining token budget.
     """
-    rank = ranks.each[d]
-    while rank.ready.count > 0 and rank.num_running < limits.rules.max_sequences:
+    rank, whole = ranks.each[d], limits.rules.token_budget
+    while rank.ready.count > 0 and budget > 0 and rank.num_running < limits.rules.max_sequences:
         r = rank.ready.first
         request = requests.each[r]
         new = request.num_input + request.generated - request.transferred
-        if new > budget:
+        if limits.rules.splits_prompts:
+            new = min(new, budget)
+        elif new > budget and budget < whole:
             return budget
         request.computed = request.transferred
+        share_prompt(
+            requests, ranks, d % len(ranks.caches), r, request.computed + new, limits, now_s
+        )
         pop(rank.ready, requests.each)
         rank.reserved_output -= clip_output(request.num_output - request.generated)
         _run(requests, ranks, d, r, new, now_s)
-        budget -= new
+        budget = max(0, budget - new)
     return budget
 
 
@@ -181,7 +209,7 @@ def reserve_blocks(requests: Requests, ranks: Ranks, d: int, limits: Limits, now
     """Reserve blocks of rank ``d`` for queued requests while there is room, by the rules of
     admission, and note these requests in ``reserved``.
     """
-    rank, rows, counts = ranks.each[d], requests.each, ranks.counts[0]
+    rank, rows = ranks.each[d], requests.each
     pool = d % len(ranks.caches)
     while rank.line.count > 0:
         r = rank.line.first
@@ -209,9 +237,16 @@ def reserve_blocks(requests: Requests, ranks: Ranks, d: int, limits: Limits, now
         request.blocks = need
         request.stage = RESERVED
         request.reserved_s = now_s
-        rank.num_reserved += 1
-        rank.reserved_output += clip_output(output)
-        join(counts.reserved, rows, r)
+        _reserve(requests, ranks, d, r)
+
+
+@jit_inner
+def _reserve(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
+    """Note a request of rank ``d`` that has blocks for a cache that is to come."""
+    request, rank = requests.each[r], ranks.each[d]
+    rank.num_reserved += 1
+    rank.reserved_output += clip_output(request.num_output - request.generated)
+    join(ranks.counts[0].reserved, requests.each, r)
 
 
 @jit_inner

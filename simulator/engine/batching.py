@@ -425,7 +425,7 @@ def _fill(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> boo
             retract(requests, ranks, d, limits)
         if rank.num_running > rank.num_decodes:
             budget = _schedule_running(
-                requests, ranks, d, budget, limits, True, limits.rules.mixes_phases
+                requests, ranks, d, budget, limits, True, limits.rules.mixes_phases, now_s
             )
         rank.stopped_by = _HELD_BACK if holds else _KV_CACHE
         if (
@@ -437,7 +437,7 @@ def _fill(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> boo
         if not limits.rules.mixes_phases and budget == limits.rules.token_budget:
             if limits.rules.output_share > 0:
                 retract(requests, ranks, d, limits)
-            budget = _schedule_running(requests, ranks, d, budget, limits, False, True)
+            budget = _schedule_running(requests, ranks, d, budget, limits, False, True, now_s)
         if rank.line.count > 0:
             reserve_blocks(requests, ranks, d, limits, now_s)
         has_work = has_work or budget < limits.rules.token_budget
@@ -518,6 +518,7 @@ def _schedule_running(
     limits: Limits,
     prompts: bool,
     decodes: bool,
+    now_s: float,
 ) -> int:
     """Schedule the tokens of running requests in order of admission; the last ones lose their
     blocks when blocks run out.
@@ -552,7 +553,7 @@ def _schedule_running(
                     return budget
             allocate_blocks(ranks, pool, need, limits)
             request.blocks += need
-        share_prompt(requests, ranks, pool, r, request.computed + new, limits)
+        share_prompt(requests, ranks, pool, r, request.computed + new, limits, now_s)
         chunk[d, i] = new
         budget -= new
         i += 1

@@ -22,6 +22,7 @@ from simulator.engine.events import (
     FORMS,
     FORMS_LATE,
     GOES_ON,
+    IS_READ,
     Events,
     code_of,
     push_event,
@@ -32,7 +33,7 @@ from simulator.engine.loop_state import AGAIN, CHANGE, LoopState
 from simulator.engine.pool import PoolState, release_next
 from simulator.engine.queue import list_requests
 from simulator.engine.replica_states import RanksLeft, Run, count_loaded_bytes, place_on_left
-from simulator.engine.state import HERE, IN_LINE, Ints
+from simulator.engine.state import HERE, IN_LINE, READ, Ints
 from simulator.engine.step_log import DECODES, LOG_COLUMNS
 from simulator.engine.table import ATTENTION
 from simulator.policies.failure_contracts import find_interruption
@@ -92,8 +93,8 @@ def stop_replica(pool: PoolState, replica: int, events: Events) -> Ints:
     ]
     rows += [_lose_running(pool, replica), _lose_coming(pool, replica)]
     counts.is_gone = 1
-    for array, fresh in zip(pool.ranks_of(replica), pool.fresh_ranks, strict=True):
-        array[:] = fresh
+    _empty_ranks(pool, replica, slice(None))
+    pool.ranks_of(replica).counts[:] = pool.fresh_ranks.counts
     counts.num_kept = counts.outstanding_tokens = 0
     counts.num_pushed = counts.num_finished
     given_back: Ints = np.sort(np.concatenate(rows)) + pool.requests.first
@@ -116,9 +117,7 @@ def lose_groups(pool: PoolState, replica: int, lost_D: NDArray[np.bool_], events
     counts.num_pushed -= len(left)
     rows = requests.each[left]
     counts.outstanding_tokens -= (rows.num_input + rows.num_output).sum()
-    for array, fresh in zip(ranks, pool.fresh_ranks, strict=True):
-        if array is not ranks.counts:
-            array[lost_D] = fresh[lost_D]
+    _empty_ranks(pool, replica, lost_D)
     ranks.each.is_lost[lost_D] = 1
     given_back: Ints = np.sort(np.concatenate([left, kept])) + requests.first
     return given_back
@@ -186,6 +185,16 @@ def send_again(rows: Sequence[int], place: int, at_s: float, events: Events) -> 
         push_event(events, at_s, code_of(kind, request))
 
 
+def _empty_ranks(pool: PoolState, replica: int, which: slice | NDArray[np.bool_]) -> None:
+    """Empty ranks of a replica, which go on counting hits."""
+    ranks = pool.ranks_of(replica)
+    num_hits = ranks.tiers.num_hits.copy()
+    for array, fresh in zip(ranks, pool.fresh_ranks, strict=True):
+        if array is not ranks.counts:
+            array[which] = fresh[which]
+    ranks.tiers.num_hits[:] = num_hits
+
+
 def _lose_running(pool: PoolState, replica: int, lost_D: NDArray[np.bool_] | None = None) -> Ints:
     """Take back the requests that run or wait at a replica's ranks.
 
@@ -230,19 +239,23 @@ def _find_own(pool: PoolState, replica: int, lost_D: NDArray[np.bool_]) -> NDArr
 
 
 def _call_off(pool: PoolState, replica: int, lost_D: NDArray[np.bool_], events: Events) -> Ints:
-    """Take back requests whose caches were to be transferred to groups of a decode replica: the
-    caches stay where they are, and the requests ask another rank for room.
+    """Take back requests that read their first blocks from tiers, or whose caches were to be
+    transferred to groups of a decode replica: these stay where they are, and the requests ask
+    another rank for room.
     """
     rows = pool.requests.each
     is_own = _find_own(pool, replica, lost_D)
     is_own &= (rows.stage != HERE) & np.isnan(rows.lost_s)
     expected: Ints = np.flatnonzero(is_own)
-    remove_events(events, [code_of(ARRIVES, int(request)) for request in expected])
-    remove_events(events, [code_of(GOES_ON, int(request)) for request in expected])
+    kinds = ARRIVES, GOES_ON, IS_READ
+    remove_events(events, [code_of(kind, int(request)) for kind in kinds for request in expected])
+    reads = expected[rows.stage[expected] == READ]
     rows.stage[expected] = IN_LINE
+    rows.stage[reads] = HERE
     rows.blocks[expected] = 0
     rows.child[expected] = rows.before[expected] = -1
     rows.retries[expected] += 1
+    _forget_caches(pool, reads)
     return expected
 
 
@@ -261,10 +274,16 @@ def _lose_kept(pool: PoolState, replica: int, lost_D: NDArray[np.bool_], events:
 
 def _lose_caches(pool: PoolState, given_back: Ints) -> None:
     rows = pool.requests.each
-    for name in _CACHE:
-        rows[name][given_back] = 0
+    _forget_caches(pool, given_back)
     rows.following[given_back] = rows.child[given_back] = rows.before[given_back] = -1
     rows.retries[given_back] += 1
+
+
+def _forget_caches(pool: PoolState, lost: Ints) -> None:
+    rows = pool.requests.each
+    for name in _CACHE:
+        rows[name][lost] = 0
+    rows.read[lost] *= ~np.isnan(rows.scheduled_s[lost])
 
 
 def cut_row(row: NDArray[np.float64], at_s: float) -> None:

@@ -2,9 +2,10 @@
 
 Events at one instant happen in the same order at every fidelity: steps end; prompts that ended
 leave; requests arrive at the first pool, and at the decode pool; caches leave for it, and arrive
-there; requests arrive again at the first pool; replicas form steps. Last come the requests of a
-closed loop whose clients need no time to send them, which so miss the step that is formed at the
-end of another request; idle replicas form a step for these.
+there; blocks have been read from tiers of a cache; requests arrive again at the first pool;
+replicas form steps. Last come the requests of a closed loop whose clients need no time to send
+them, which so miss the step that is formed at the end of another request; idle replicas form a step
+for these.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ import numpy as np
 from simulator.base.jit import jit_inner
 from simulator.engine.state import Floats, Ints
 
-ENDS, LEAVES, COMES, GOES_ON, SENDS, ARRIVES, COMES_LATER, FORMS, RETURNS, FORMS_LATE = range(10)
+ENDS, LEAVES, COMES, GOES_ON, SENDS, ARRIVES, IS_READ, COMES_LATER, FORMS, RETURNS, FORMS_LATE = (
+    range(11)
+)
 """Kinds of events, in their order at one instant: a replica's step ends; a prompt that ended
 leaves; a request arrives at the first pool; a request arrives at the decode pool; its prompt's
-cache leaves for it, where wires are simulated; the cache arrives there; a request arrives at the
-first pool again, or once the decode pool has room; a replica forms a step; a request arrives from a
-client that has just got an answer; a replica forms a step for such requests."""
+cache leaves for it, where wires are simulated; the cache arrives there; a request's first blocks
+have been read from tiers; a request arrives at the first pool again, or once the decode pool has
+room; a replica forms a step; a request arrives from a client that has just got an answer; a replica
+forms a step for such requests."""
 KIND_BITS = 40
 """Bits of an event's code below its kind, which hold the number of a replica or request."""
 

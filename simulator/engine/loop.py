@@ -28,6 +28,7 @@ from simulator.engine.events import (
     FORMS,
     FORMS_LATE,
     GOES_ON,
+    IS_READ,
     LEAVES,
     RETURNS,
     SENDS,
@@ -487,6 +488,15 @@ wires that are simulated; a replica has taken as many steps as somebody waits fo
 
 
 @jit_inner
+def _await_reads(events: Events, pool: Pool, replica: int) -> None:
+    """Schedule the requests whose first blocks are read from tiers since the latest step."""
+    counts, rows = pool.ranks.counts[replica, 0], pool.requests.each
+    while counts.reserved.count > 0:
+        request = pop(counts.reserved, rows)
+        push_event(events, rows[request].read_s, code_of(IS_READ, request))
+
+
+@jit_inner
 def next_event(events: Events, feed: Feed, rows: Records) -> tuple[float, int]:
     """Find the time and code of the next event; infinity where there is none.
 
@@ -568,6 +578,8 @@ def run_ahead(
                 rows,
             )
             reserves = pool.ranks.counts[replica, 0].reserved.count > 0
+            if reserves and place == 0:
+                _await_reads(events, first, replica)
             if handing is not None and place == 1 and reserves:
                 use_reserved(events, first, handing, replica)
             if handing is not None and place == 0:
@@ -591,6 +603,12 @@ def run_ahead(
             elif state == IDLE and has_drained(pool.clock, replica):
                 feed.asks[0], feed.stopped_s[0] = number, then_s
                 return DRAINED, rows
+            continue
+        if kind == IS_READ:
+            pop_event(events)
+            replica = balance.replica_of[number]
+            take_in(requests, ranks_of(first.ranks, replica), number)
+            form_soon(events, clock, replica, replica, at_s, FORMS)
             continue
         if handing is not None:
             if kind == SENDS:

@@ -17,6 +17,7 @@ from simulator.engine.events import (
     ARRIVES,
     COMES_LATER,
     GOES_ON,
+    IS_READ,
     KIND_BITS,
     LEAVES,
     SENDS,
@@ -41,7 +42,7 @@ from simulator.workload.traces import RequestTrace
 
 ROWS = 1 << 17
 """New rows of a window, unless four times as many stay, so that few are moved often."""
-_OF_REQUESTS = (LEAVES, GOES_ON, SENDS, ARRIVES, COMES_LATER)
+_OF_REQUESTS = (LEAVES, GOES_ON, SENDS, ARRIVES, IS_READ, COMES_LATER)
 """Kinds of events that refer to a request."""
 
 
@@ -245,7 +246,7 @@ class LoopState:
         self._use_rows()
         self._move_feed(count, concurrency if begin == 0 else 0)
         num_replicas = sum(pool.num_replicas for pool in self.pools)
-        may_return = len(self.pools) > 1 or bool(self.plan.failures)
+        may_return = len(self.pools) > 1 or bool(self.plan.failures or self.plan.serving.tiers)
         # A request may be about to come to both pools.
         most = 2 * num_replicas + self.num_rows * may_return * len(self.pools) + 1
         self.events = move_events(self.events, count, most)

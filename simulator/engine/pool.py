@@ -15,7 +15,7 @@ from simulator.base.jit import jit, jit_inner
 from simulator.deployment.memory import check_requests
 from simulator.deployment.placement import Placement
 from simulator.deployment.plan import DeploymentPlan
-from simulator.engine.cache import count_all_available, count_hits
+from simulator.engine.cache import count_all_available, count_found
 from simulator.engine.events import Events, code_of, push_event
 from simulator.engine.queue import join
 from simulator.engine.rebalancing import place_again
@@ -91,6 +91,23 @@ def scaled_blocks(plan: DeploymentPlan, limits: Limits) -> int:
     return plan.serving.capacity.num_blocks * (
         plan.serving.capacity.block_tokens // limits.block_tokens
     )
+
+
+def measure_tiers(plan: DeploymentPlan, limits: Limits) -> list[tuple[int, float, float, float]]:
+    """Measure the tiers of a rank's cache below the GPU in prefix blocks: how many each holds,
+    seconds to read and to write one, and seconds until the first arrives.
+    """
+    num_bytes = plan.serving.capacity.cache.bytes_per_token * limits.prefix_tokens
+    return [
+        (
+            int(tier.memory_bytes / num_bytes),
+            num_bytes / tier.read_bytes_per_s,
+            num_bytes / tier.write_bytes_per_s,
+            tier.latency_s,
+        )
+        for tier in plan.serving.tiers
+        if limits.prefix_tokens > 0
+    ]
 
 
 # Counts of token-expert pairs that an overflow policy drops or reroutes, layer by layer.
@@ -308,7 +325,7 @@ def _measure_load(
     limits: Limits,
 ) -> float:
     """Load of a rank with request ``r``, whose cached prefix need not be computed there."""
-    cached = count_hits(requests, prefixes, d % len(prefixes), r, limits) * limits.prefix_tokens
+    cached = count_found(requests, prefixes, d % len(prefixes), r, limits) * limits.prefix_tokens
     return float(
         weights.per_request * _count_unfinished(each, d)
         + weights.per_token * each[d].tokens
@@ -336,7 +353,7 @@ def find_cached(
     found = np.zeros(len(replicas), np.int64)
     for place, replica in enumerate(replicas):
         for d in range(prefixes.shape[1]):
-            hits = count_hits(requests, prefixes[replica], d, r, limits)
+            hits = count_found(requests, prefixes[replica], d, r, limits)
             found[place] = max(found[place], hits * limits.prefix_tokens)
     return found
 
@@ -373,6 +390,7 @@ def ranks_of(ranks: Ranks, replica: int) -> Ranks:
         ranks.chunk[replica],
         ranks.caches[replica],
         ranks.prefixes[replica],
+        ranks.tiers[replica],
         ranks.counts[replica],
         ranks.output_share[replica],
         ranks.ring[replica],
@@ -447,6 +465,7 @@ class PoolState:
             self.limits.block_tokens if self._may_sum_decodes else 1,
             len(self.profiles.tokens_P) if self.profiles else 1,
             self._keys is not None,
+            measure_tiers(plan, self.limits),
         )
         self.fresh_ranks = ranks
         self.overflow = OverflowCount(placement.model.num_moe_layers)

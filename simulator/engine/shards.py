@@ -57,6 +57,8 @@ class ServedShard(NamedTuple):
     costs: Columns
     gap_counts: Ints
     """Histograms of gaps between output tokens, ``[M, NUM_GAP_BINS]``."""
+    tier_hits: Ints
+    """Prefix blocks read from tiers, ``[M, caches, tiers]``."""
     ingress_delay_s: float
     """Seconds from the client to the scheduler."""
 
@@ -114,10 +116,9 @@ def serve_shard(shard: Shard, progress: CountDone, fill: MakeTable) -> ServedSha
             entries.
     """
     served = serve(shard.plan, shard.trace, progress=progress, fill=fill)
-    gap_counts = served.pools["both"].clock.gap_counts
-    return ServedShard(
-        served.requests, served.steps, served.costs, gap_counts, served.ingress_delay_s
-    )
+    pool = served.pools["both"]
+    counts = pool.clock.gap_counts, pool.ranks.tiers.num_hits
+    return ServedShard(served.requests, served.steps, served.costs, *counts, served.ingress_delay_s)
 
 
 def merge_shards(
@@ -133,6 +134,7 @@ def merge_shards(
     """
     pool = PoolState(plan, trace)
     pool.clock.gap_counts[:] = np.concatenate([one.gap_counts for one in served])
+    pool.ranks.tiers.num_hits[:] = np.concatenate([one.tier_hits for one in served])
     steps = (
         frame
         for shard, one in zip(shards, served, strict=True)

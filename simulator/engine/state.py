@@ -5,6 +5,7 @@ them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -24,9 +25,10 @@ outside."""
 
 _NOTHING: Floats = np.zeros(0)
 
-HERE, IN_LINE, RESERVED = range(3)
-"""Stages of a request in the decode pool: no cache is to arrive for it; it queues for KV blocks or
-is about to; blocks are reserved for its cache, which is in transfer or not computed yet."""
+HERE, IN_LINE, RESERVED, READ = range(4)
+"""Stages of a request: no cache is to arrive for it; in the decode pool, it queues for KV blocks or
+is about to; blocks are reserved for its cache, which is in transfer or not computed yet; or its
+first blocks are read from a tier."""
 NEVER = 1 << 62
 """Number that is never reached."""
 
@@ -75,6 +77,8 @@ class Request:
     """Leading prefix blocks held together with other requests."""
     cached: int
     """Prompt tokens found in the prefix cache at first admission."""
+    read: int
+    """Tokens of these that were read from tiers below the GPU."""
     preemptions: int
     dp_rank: int
     following: int
@@ -121,7 +125,9 @@ class Request:
     lost_s: float
     """Time at which no replica was left to send it to."""
     reserved_s: float
-    """Time at which a rank of the decode pool reserved KV blocks for its cache."""
+    """Time at which KV blocks were reserved for its cache, or for what is read from tiers."""
+    read_s: float
+    """Time at which its first blocks have been read from tiers."""
 
 
 class Rank:
@@ -175,15 +181,33 @@ class Cache:
     """Whether a request has lost its blocks in this step."""
 
 
+class Tier:
+    """Memory below a GPU's own, of a data-parallel rank, and its link."""
+
+    capacity_blocks: int
+    """Prefix blocks that it holds at most."""
+    num_held: int
+    num_hits: int
+    """Prefix blocks that requests have read for their first admission."""
+    block_read_s: float
+    """Seconds in which a prefix block is read."""
+    block_write_s: float
+    latency_s: float
+    """Seconds until the first block of a request arrives."""
+    read_until_s: float
+    """Time from which the link towards the GPU is free."""
+    written_until_s: float
+
+
 class PrefixBlock:
-    """Prefix block in such a cache. Those that nobody holds form a ring from the most to the least
-    recently used, whose ends are one more row.
+    """Prefix block in a tier. Those that may be evicted (on the GPU, those that nobody holds) form
+    a ring from the most to the least recently used, whose ends are one more row.
     """
 
     refs: int
-    """Running requests that hold it."""
-    in_cache: int
-    """Whether it is cached."""
+    """Requests that hold it, on the GPU."""
+    since_s: float
+    """Time from which it can be read, infinite while it is not there."""
     older: int
     """Neighbour in the ring that was used less recently."""
     newer: int
@@ -269,8 +293,10 @@ class Ranks(NamedTuple):
     caches: Records
     """``[caches]`` :class:`Cache` of each data-parallel rank."""
     prefixes: Records
-    """``[caches, U + 1]`` :class:`PrefixBlock`; the last row holds the ends of the eviction
-    ring."""
+    """``[caches, 1 + tiers, U + 1]`` :class:`PrefixBlock` on the GPU and in tiers below it; the
+    last row of each holds the ends of the eviction ring."""
+    tiers: Records
+    """``[caches, tiers]`` :class:`Tier`."""
     counts: Records
     """``[1]`` :class:`Replica`."""
     output_share: Floats
@@ -382,6 +408,7 @@ def start_ranks(
     ring_tokens: int = 1,
     num_profiles: int = 1,
     is_ordered: bool = False,
+    tiers: Sequence[tuple[int, float, float, float]] = (),
 ) -> Ranks:
     """Make idle ranks: nothing waits, nothing runs, all blocks are free.
 
@@ -393,6 +420,8 @@ def start_ranks(
         ring_tokens: tokens of a KV block where decodes may be summed.
         num_profiles: load profiles of requests.
         is_ordered: whether requests wait in an order of their own.
+        tiers: of the cache below the GPU: prefix blocks that each holds, seconds to read and to
+            write one, and latency.
     """
     num_pools = num_ranks // num_lanes
 
@@ -404,7 +433,8 @@ def start_ranks(
         running=zeros(num_ranks, max_sequences) - 1,
         chunk=zeros(num_ranks, max_sequences),
         caches=make_records(Cache, num_pools),
-        prefixes=make_records(PrefixBlock, num_pools, num_prefixes + 1),
+        prefixes=make_records(PrefixBlock, num_pools, 1 + len(tiers), num_prefixes + 1),
+        tiers=make_records(Tier, num_pools, len(tiers)),
         counts=make_records(Replica, 1),
         output_share=np.full(num_ranks, output_share),
         ring=zeros(num_ranks, ring_tokens),
@@ -415,7 +445,12 @@ def start_ranks(
     )
     ranks.each.waiting.is_ordered[:] = ranks.each.line.is_ordered[:] = is_ordered
     ranks.caches.free_blocks[:] = ranks.caches.capacity_blocks[:] = capacity_blocks
-    ranks.prefixes.older[:, num_prefixes] = ranks.prefixes.newer[:, num_prefixes] = num_prefixes
+    ranks.prefixes.since_s[:] = np.inf
+    for end in (ranks.prefixes.older, ranks.prefixes.newer):
+        end[..., num_prefixes] = num_prefixes
+    for t, tier in enumerate(tiers):
+        own = ranks.tiers[:, t]
+        own.capacity_blocks, own.block_read_s, own.block_write_s, own.latency_s = tier
     return ranks
 
 

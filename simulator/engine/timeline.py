@@ -78,6 +78,7 @@ from simulator.results.tables import (
     Gaps,
     ImbalanceCurve,
     ReplicasChanged,
+    TierUse,
 )
 from simulator.workload.traces import RequestTrace
 
@@ -287,6 +288,7 @@ def make_record(served: Served) -> DeploymentRecord:
         changes=served.list_changes(),
         rebalances=served.rebalances,
         imbalance_curve=_measure_imbalance(served, uniform_S),
+        tiers=_list_tiers(served.pools.get("prefill") or served.pools["both"], requests),
         price_audit=next((one.mixes for one in served.audits if one.mixes), None),
         changed_audit=next((one.changed for one in served.audits if one.changed), None),
         shown_steps={phase: step for found in probes for phase, step in found.shown_steps.items()},
@@ -294,6 +296,20 @@ def make_record(served: Served) -> DeploymentRecord:
         is_open=served.trace.concurrency is None,
         wires_shared=None if served.by_ranks else bound_sharing(plan, requests, steps),
     )
+
+
+def _list_tiers(pool: PoolState, requests: Columns) -> tuple[TierUse, ...]:
+    """List the use of a pool's tiers; none where there is the GPU only."""
+    own, size = pool.ranks.tiers[0, 0], pool.limits.prefix_tokens
+    if not len(own):
+        return ()
+    read = (pool.ranks.tiers.num_hits.sum(axis=(0, 1)) * size).tolist()
+    hits = [int(requests["num_cached"].sum() - requests["num_read"].sum()), *read]
+    kinds = ["gpu", *(str(table["kind"]) for table in pool.plan.spec.kv_tiers)]
+    capacities = [pool.plan.serving.capacity.tokens, *(own.capacity_blocks * size).tolist()]
+    asked = int(requests["num_input"].sum())
+    shares = [found / asked for found in hits]
+    return tuple(map(TierUse, kinds, capacities, hits, shares))
 
 
 def _measure_imbalance(served: Served, uniform_S: Floats) -> ImbalanceCurve | None:

@@ -27,6 +27,7 @@ from simulator.config.cluster import ClusterSpec
 from simulator.config.ffns.moe import MoE
 from simulator.policies.balancing import Asked, BalancingPolicy, LoadBalancer, Rule, Snapshot
 from simulator.policies.dispatch import DispatchPolicy, ExecutableDispatch, Rows
+from simulator.policies.kv_tiers import Tier, TierPolicy
 from simulator.policies.order import Keys, OrderPolicy, Queued
 from simulator.policies.overflow import OverflowPolicy, RoutedTokens
 from simulator.policies.overflow_faults import find_fault as find_overflow_fault
@@ -222,6 +223,19 @@ def find_keys(policy: OrderPolicy, requests: Queued) -> Keys | None:
         return f"Keys whose offset_N is {count} finite numbers, not {wrong}"
 
     found: Keys | None = ask(policy, "keys", requests, explain=explain)
+    return found
+
+
+def find_tier(policy: TierPolicy, cluster: ClusterSpec) -> Tier:
+    """Find the memory that a tier of the KV cache has on each GPU of a cluster."""
+
+    def explain(found: Any) -> str:
+        is_tier = isinstance(found, Tier) and all(isinstance(value, Real) for value in found)
+        is_tier = is_tier and all(0 < value < math.inf for value in found[:3])
+        wanted = "a Tier of positive finite numbers, and a latency of 0 or more"
+        return "" if is_tier and 0 <= found.latency_s < math.inf else wanted
+
+    found: Tier = ask(policy, "tier", cluster, explain=explain)
     return found
 
 

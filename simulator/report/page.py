@@ -16,8 +16,8 @@ from simulator.report.rendering import render_page
 from simulator.results.explanation_text import read_explanation, tell_changes
 from simulator.results.folder import Results
 from simulator.results.formats import KEY_METRICS, better_way, heading_unit
+from simulator.results.listed_tables import list_tables
 from simulator.results.metrics import METRICS
-from simulator.results.queues_text import list_classes
 
 FIGURES = load_figures("report.figures")
 """Figures in the order of the page; a file without one is refused before anything is run."""
@@ -42,7 +42,7 @@ def render(results: Results) -> str:
         better_way=partial(better_way, is_open=results.is_open),
         key_metrics=list_metrics(results, KEY_METRICS),
         all_metrics=list_metrics(results, METRICS),
-        classes=list_classes(results),
+        listed=list(list_tables(results)),
         drawn=cards.draw(FIGURES, results),
         changes={
             name: list(tell_changes(explained.changes))

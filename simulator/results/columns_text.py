@@ -12,6 +12,7 @@ from simulator.results.tables import (
     REQUEST_COLUMNS,
     SPAN_COLUMNS,
     STEP_COLUMNS,
+    TIER_COLUMNS,
     TRAFFIC_COLUMNS,
 )
 
@@ -24,6 +25,7 @@ _TABLES = {
         },
     },
     "classes": CLASS_COLUMNS,
+    "kv_tiers": TIER_COLUMNS,
     "requests": REQUEST_COLUMNS,
     "steps": STEP_COLUMNS,
     "token_time": token_time.COLUMNS,

@@ -10,6 +10,8 @@ deployments in one table each |
 | ``summary.csv`` | :mod:`simulator.results.metrics`, a row a deployment |
 | ``classes.csv`` | :func:`simulator.results.metrics.summarise_classes`, a row a deployment and
 priority, where requests differ in that |
+| ``kv_tiers.csv`` | :data:`simulator.results.tables.TIER_COLUMNS`, a row a deployment and tier of
+the KV cache, where there are several |
 | ``token_time.csv`` | :mod:`simulator.results.token_time`, a row a deployment and kind of step |
 | ``timeline.json`` | the spans in Chrome's trace format; opens in Perfetto |
 | ``report.html`` | the report |
@@ -39,7 +41,7 @@ from simulator.results.long_tables import read_long, write_long
 from simulator.results.metrics import select_judged, summarise_classes
 from simulator.results.run_file import find_writer, read_run, refuse_damaged, write_run
 from simulator.results.shown_steps import step_text
-from simulator.results.tables import DeploymentRecord
+from simulator.results.tables import TIER_COLUMNS, DeploymentRecord
 from simulator.results.token_time import make_token_time
 
 Content: TypeAlias = str | pd.DataFrame | Mapping[str, Columns]
@@ -47,8 +49,11 @@ Content: TypeAlias = str | pd.DataFrame | Mapping[str, Columns]
 LONG_TABLES = ("requests", "steps")
 SHORT_TABLES = ("moves", "ranks", "experts", "traffic", "spans")
 TABLES = (*LONG_TABLES, *SHORT_TABLES)
+LISTED_TABLES = ("classes", "kv_tiers")
+"""Tables of a few rows that a run has where there is something to tell."""
 FILES = {
-    *("run.json", "summary.csv", "classes.csv", "token_time.csv", "faults.csv", "timeline.json"),
+    *("run.json", "summary.csv", "token_time.csv", "faults.csv", "timeline.json"),
+    *(f"{name}.csv" for name in LISTED_TABLES),
     *("report.html", "comparison.html"),
     *("scores.csv", "targets.csv", "reasons.csv", "rows.parquet", "left_out.parquet"),
     *(f"{name}.parquet" for name in TABLES),
@@ -108,12 +113,25 @@ class Results:
         lead_in_s = float((self.run.get("workload") or {}).get("judge_from_s", 0.0))
         return summarise_classes(self.requests, SLO(**(self.run.get("slo") or {})), lead_in_s)
 
+    @cached_property
+    def kv_tiers(self) -> pd.DataFrame:
+        """Table of the tiers of the KV cache: :data:`simulator.results.tables.TIER_COLUMNS`,
+        without rows where there is the GPU only.
+        """
+        rows = [
+            {"deployment": name, **tier}
+            for name in self.deployments
+            for tier in self.run["deployments"].get(name, {}).get("kv_tiers", ())
+        ]
+        return pd.DataFrame(rows, columns=list(TIER_COLUMNS))
+
     def frame(self, table: str) -> pd.DataFrame:
         """One table of all deployments, whose first column is ``deployment``.
 
         Args:
             table: ``summary`` (a row for each deployment), ``classes`` (a row for each deployment
-                and priority, where requests differ in that), ``requests`` (a row for each request),
+                and priority, where requests differ in that), ``kv_tiers`` (a row for each
+                deployment and tier of its cache), ``requests`` (a row for each request),
                 ``steps`` (a row for each step of an engine, or run of equal ones), ``token_time``,
                 ``ranks``, ``experts``, ``traffic``, ``spans`` or ``moves``.
                 :func:`describe_columns` tells the meaning and unit of their columns.
@@ -171,7 +189,7 @@ def write(results: Results, folder: Path, render: Callable[[Results], str]) -> N
     files = {
         "summary.csv": results.summary,
         "token_time.csv": results.token_time,
-        **({"classes.csv": results.classes} if len(results.classes) else {}),
+        **{f"{name}.csv": table for name in LISTED_TABLES if len(table := getattr(results, name))},
         **{f"{name}.parquet": getattr(results, name) for name in (*SHORT_TABLES, *LONG_TABLES)},
         "timeline.json": json.dumps(chrome_trace(results.spans, partial(step_text, results.run))),
         "report.html": render(results),

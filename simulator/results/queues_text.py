@@ -8,8 +8,7 @@ import pandas as pd
 
 from simulator.base.columns import Columns, Picked
 from simulator.results.folder import Results
-from simulator.results.formats import UNDEFINED, count, metric, percent, seconds_text
-from simulator.results.metrics import METRICS
+from simulator.results.formats import count, percent, seconds_text
 
 _QUEUE = 0.5
 """Requests waiting on average above which a queue is mentioned."""
@@ -26,27 +25,6 @@ _LIMIT_FACTS = ("max_sequences", "token_budget")
 _LATE = 1.02
 """Ratio of a run's duration to that of its arrivals (and a mean request) above which it has fallen
 behind."""
-
-
-def list_classes(results: Results) -> list[list[str]]:
-    """Rows of a table of requests by priority, below a row of titles; empty where all have the
-    same.
-    """
-    table = results.classes.dropna(axis="columns", how="all")
-    if not len(table):
-        return []
-    names = [name for name in table if name in METRICS]
-    if not table["num_lost"].any():
-        names.remove("num_lost")
-    titles = ["Deployment", "Priority", *(METRICS[name].label for name in names)]
-    rows = [titles]
-    for _, row in table.iterrows():
-        cells = [metric(name, float(row[name]), "") for name in names]
-        priority = row["priority"]
-        shown = priority if isinstance(priority, str) else f"{priority:.15g}"
-        shown = UNDEFINED if pd.isna(priority) else shown
-        rows.append([str(row["deployment"]), shown, *cells])
-    return rows
 
 
 def tell_queue(results: Results, name: str, row: pd.Series, short: str) -> str | None:

@@ -29,6 +29,7 @@ def describe_record(record: DeploymentRecord) -> dict[str, Any]:
         SHOWN: {phase: asdict(step) for phase, step in record.shown_steps.items()},
         "changes": [asdict(change) for change in record.changes],
         "rebalances": [asdict(moved) for moved in record.rebalances],
+        "kv_tiers": [tier._asdict() for tier in record.tiers],
     } | {name: found._asdict() for name, found in optional.items() if found is not None}
 
 

@@ -49,6 +49,7 @@ REQUEST_COLUMNS = {
     "domain": "kind of text, as the trace names it; empty where it names none",
     "priority": "its priority, as the trace or the workload has it; 0 where they have none",
     "num_cached": "prompt tokens found in the prefix cache",
+    "num_read": "tokens of these that were read from tiers of the cache below the GPU (kv_tiers)",
     "num_preemptions": "times it lost its KV blocks and was computed again",
     "num_retries": "times that its replica was gone and it was sent to another one",
     "outcome": f"one of {', '.join(OUTCOMES)}",
@@ -64,8 +65,22 @@ REQUEST_COLUMNS = {
         "for room there meanwhile; 0 without a transfer"
     ),
     "transfer_bytes": "of its KV cache that went there, on all receiving ranks",
+    "read_wait_s": (
+        "from when it got KV blocks until its first ones were read from tiers below the GPU; 0 "
+        "where none were"
+    ),
 }
 """Columns of the table of requests, with their descriptions."""
+TIER_COLUMNS = {
+    "deployment": "name of the deployment",
+    "tier": "'gpu', or the kind of a tier below it",
+    "capacity_tokens": "tokens that it holds of a data-parallel rank's cache",
+    "hit_tokens": (
+        "prompt tokens that requests of all ranks found in it before they were first scheduled"
+    ),
+    "hit_share": "share of these in all prompt tokens",
+}
+"""Columns of ``kv_tiers.csv``, with their descriptions."""
 STEP_COLUMNS = {
     "deployment": "name of the deployment",
     "replica": (
@@ -296,6 +311,15 @@ class OverflowByLayer(NamedTuple):
     """Share of each layer's pairs that another expert computed than the one that was chosen."""
 
 
+class TierUse(NamedTuple):
+    """Use of a tier of the KV cache (:data:`TIER_COLUMNS`)."""
+
+    tier: str
+    capacity_tokens: int
+    hit_tokens: int
+    hit_share: float
+
+
 class ImbalanceCurve(NamedTuple):
     """Load imbalance over the time of a run, in bins of equal length."""
 
@@ -356,6 +380,8 @@ class DeploymentRecord:
     so."""
     shown_steps: dict[str, ShownStep]
     """Steps shown in ``ranks``, ``traffic`` and ``spans``, by phase."""
+    tiers: tuple[TierUse, ...] = ()
+    """Tiers of the KV cache, the fastest first; none where there is the GPU only."""
     changed_audit: PriceAudit | None = None
     """Error of prices of steps with slower GPUs or wires, with ranks lost, or beside experts that
     move, on some of the run's own; ``None`` without any."""

@@ -113,8 +113,8 @@ FAULTS = (
     Fault(
         "the most recently used prefix goes first",
         CACHE,
-        "ranks.prefixes[d, ends].newer",
-        "ranks.prefixes[d, ends].older",
+        "prefixes[len(prefixes) - 1].newer  # the",
+        "prefixes[len(prefixes) - 1].older  # the",
     ),
     Fault(
         "a prefix is found although its last token must be computed",

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from simulator.base.plugins import build
+from simulator.policies.kv_tiers import Tier
 from simulator.policies.speculation import Drafts
 from tests.laws.deployments import BALANCERS, shrink_cache
 from tests.laws.failing import draw_changes, with_changes
@@ -39,6 +40,7 @@ def draw_case(tiny, seed):
         end_s = float(np.nanmax(trace.arrival_s)) + 0.05 * rng.random()
         plan = with_changes(plan, *draw_changes(plan, seed, end_s))
     plan, trace = draw_order(plan, trace, np.random.default_rng([seed, 6]))
+    plan = draw_tiers(plan, trace, np.random.default_rng([seed, 7]))
     return plan, trace, float(rng.choice([0.0, 0.001, 0.02]))
 
 
@@ -53,6 +55,26 @@ def draw_order(plan, trace, rng):
         plan = dataclasses.replace(plan, prefill=change_plan(plan.prefill, order=order))
     priority = rng.integers(rng.integers(1, 5), size=trace.num_requests)
     return plan, dataclasses.replace(trace, attributes={"priority": priority})
+
+
+def draw_tiers(plan, trace, rng):
+    """With memory below the GPU, of any size and speed, or as it was."""
+    if not trace.prefix_block_tokens or not plan.keeps_prefixes or rng.random() < 0.3:
+        return plan
+    size = plan.serving.capacity.cache.bytes_per_token * trace.prefix_block_tokens
+    tiers = tuple(
+        Tier(
+            size * float(rng.choice([0.5, 4.5, 30.5, 1000.5])),
+            size / float(rng.choice([1e-6, 1e-3, 0.02])),
+            size / float(rng.choice([1e-6, 1e-3, 0.02])),
+            float(rng.choice([0.0, 0.005])),
+        )
+        for _ in range(rng.integers(1, 3))
+    )
+    plan = change_plan(plan, tiers=tiers)
+    if plan.prefill is None:
+        return plan
+    return dataclasses.replace(plan, prefill=change_plan(plan.prefill, tiers=tiers))
 
 
 def draw_plan(tiny, rng):

@@ -109,7 +109,7 @@ def test_a_rank_with_the_prefix_gets_the_request_until_it_has_too_much_to_do(cac
     compute(cache, 0)
     release(requests, ranks, 0, 0)
     each, prefixes = (one.repeat(2, axis=0) for one in (ranks.each, ranks.prefixes))
-    prefixes.in_cache[1] = 0
+    prefixes.since_s[1] = np.inf
     for tokens, weight, wanted in ((15, 1.0, 0), (17, 1.0, 1), (31, 2.0, 0), (33, 2.0, 1)):
         each.tokens[:] = [tokens, 0]
         weights = Weights(0.0, 1.0, weight)

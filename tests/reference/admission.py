@@ -8,6 +8,7 @@ TensorRT-LLM's GUARANTEED_NO_EVICT; or the output and a share of those of others
 
 from __future__ import annotations
 
+from tests.reference.cache import Tier
 from tests.reference.rank import Rank, count_output
 from tests.reference.requests import Request, Stage
 
@@ -20,8 +21,13 @@ def admit(rank: Rank, now_s: float) -> None:
         rank.limited_by = "kv_cache"
         return
     expected = rank.count_expected_output()
-    while rank.waiting and not rank.ready and rank.budget and len(rank.running) < most:
+    while rank.waiting and len(rank.running) < most:
         request = rank.waiting[0]
+        may_start = not rank.ready and rank.budget > 0
+        places = most - len(rank.running + rank.reading + rank.ready)
+        has_place = places > 0 or not rank.cache.tiers
+        if not has_place or not (may_start or _is_read(rank, request, now_s)):
+            break
         limit = _try_to_start(rank, request, expected, now_s)
         if limit is not None:
             rank.limited_by, rank.is_full = limit, limit == "kv_cache"
@@ -32,37 +38,68 @@ def admit(rank: Rank, now_s: float) -> None:
 
 def _admit_ready(rank: Rank, now_s: float) -> None:
     """Start requests whose caches have come."""
-    while rank.ready and len(rank.running) < rank.settings.rules.max_sequences:
+    rules = rank.settings.rules
+    while rank.ready and rank.budget and len(rank.running) < rules.max_sequences:
         request = rank.ready[0]
         new = request.known - request.transferred
-        if new > rank.budget:
+        if rules.splits_prompts:
+            new = min(new, rank.budget)
+        if rank.budget < min(new, rules.token_budget):
             return
         request.computed = request.transferred
+        rank.cache.share_prompt(request, request.computed + new, now_s)
         rank.ready.remove(request)
         rank.start(request, new, now_s)
+
+
+def _find(rank: Rank, request: Request, now_s: float) -> tuple[list[int], list[int], list[Tier]]:
+    """What there is of a request: prefix blocks on the GPU, and behind those either blocks that it
+    lost or prefix blocks that tiers have, whichever are more.
+    """
+    prefixes = rank.cache.find_prefix(request)
+    lost = rank.cache.find_lost(request, len(prefixes))
+    tiers = rank.cache.find_readable(request, len(prefixes), now_s)
+    if tiers and len(tiers) * rank.settings.prefix_blocks > len(lost):
+        return prefixes, [], tiers
+    return prefixes, lost, []
+
+
+def _is_read(rank: Rank, request: Request, now_s: float) -> bool:
+    """Whether a request begins with blocks that are read before it starts."""
+    return bool(_find(rank, request, now_s)[2])
 
 
 def _try_to_start(rank: Rank, request: Request, expected: int, now_s: float) -> str | None:
     """Start a request, or say what is missing."""
     cache, rules = rank.cache, rank.settings.rules
-    prefixes = cache.find_prefix(request)
-    lost = cache.find_lost(request, len(prefixes))
-    found = len(prefixes) * rank.settings.prefix_tokens + len(lost) * rank.settings.block_tokens
+    prefixes, lost, tiers = _find(rank, request, now_s)
+    found = (len(prefixes) + len(tiers)) * rank.settings.prefix_tokens
+    found += len(lost) * rank.settings.block_tokens
     new = request.known - found
-    if rules.splits_prompts:
+    if rules.splits_prompts and not tiers:
         new = min(new, rank.budget)
     taken = _whole(rank, request) if rules.reserves_output else found + new
     asked = _count_asked(rank, request, taken, expected)
     blocks = rank.settings.blocks_for(asked) - cache.count_in_use(prefixes)
     if not _has_room(rank, blocks, beside=rank.running):
         return "kv_cache"
-    if new > rank.budget and rank.budget < rules.token_budget:
+    if not tiers and new > rank.budget and rank.budget < rules.token_budget:
         return "token_budget"
     cache.use_again(request, prefixes, lost)
     cache.grow(request, taken)
-    request.computed = found
-    cache.share_prompt(request, found + new)
     rank.waiting.remove(request)
+    first = len(prefixes)
+    if tiers:
+        found_s = [tier.read(tiers.count(tier), now_s) for tier in dict.fromkeys(tiers)]
+        request.read_s, request.transferred, request.stage = max(found_s), found, Stage.READ
+        if request.scheduled_s is None:
+            request.read = len(tiers) * rank.settings.prefix_tokens
+        rank.reading.append(request)
+        cache.write(request, 0, first + len(tiers), now_s)
+        return None
+    cache.write(request, 0, first, now_s)
+    request.computed = found
+    cache.share_prompt(request, found + new, now_s)
     rank.start(request, new, now_s)
     return None
 

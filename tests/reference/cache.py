@@ -15,6 +15,49 @@ from tests.reference.requests import Request
 from tests.reference.settings import Settings
 
 
+class Tier:
+    """Memory below the GPU, which holds copies of prefix blocks: the least recently used goes
+    first, but none before those that continue it.
+    """
+
+    def __init__(self, most: int, read_s: float, write_s: float, latency_s: float) -> None:
+        self._most, self._read_s, self._write_s, self._latency_s = most, read_s, write_s, latency_s
+        self.held: list[int] = []
+        """Blocks, the least recently used first."""
+        self._there_s: dict[int, float] = {}
+        """When each can be read."""
+        self._reads_until_s = self._writes_until_s = 0.0
+
+    def has(self, prefix: int, now_s: float) -> bool:
+        """Whether a block can be read."""
+        return prefix in self.held and self._there_s[prefix] <= now_s
+
+    def write(self, chain: tuple[int, ...], first: int, now_s: float) -> None:
+        """Keep the blocks of a chain from some on, each directly behind the one before it."""
+        before = chain[first - 1] if first else None
+        for prefix in chain[first:]:
+            if before is not None and before not in self.held:
+                return
+            if prefix in self.held:
+                self.held.remove(prefix)
+            else:
+                if len(self.held) == self._most:
+                    if not self.held or self.held[0] == before:
+                        return
+                    self.held.pop(0)
+                self._writes_until_s = max(self._writes_until_s, now_s) + self._write_s
+                self._there_s[prefix] = self._writes_until_s
+            place = len(self.held) if before is None else self.held.index(before)
+            self.held.insert(place, prefix)
+            before = prefix
+
+    def read(self, count: int, now_s: float) -> float:
+        """Read some blocks of a request behind those of others. Returns when they have come."""
+        begin_s = max(self._reads_until_s, now_s)
+        self._reads_until_s = begin_s + self._latency_s + count * self._read_s
+        return self._reads_until_s
+
+
 class Cache:
     """The blocks of a rank; the lanes of a pipeline share them."""
 
@@ -28,6 +71,7 @@ class Cache:
         """KV blocks of each prefix block that is cached."""
         self.idle: dict[int, None] = {}
         """Cached prefix blocks that no request holds, the least recently used first."""
+        self.tiers = [Tier(*numbers) for numbers in settings.tiers]
         self.has_preempted = False
         """Whether a request has lost its blocks while this step was formed."""
         self._holders: dict[int, int] = {}
@@ -54,6 +98,32 @@ class Cache:
             return []
         whole = (request.num_input - 1) // self.settings.prefix_tokens
         return list(takewhile(self.prefixes.__contains__, request.prefix[:whole]))
+
+    def count_cached(self, request: Request) -> int:
+        """Tokens of the longest prefix of a prompt that is anywhere, or about to be."""
+        if not self.settings.prefix_tokens:
+            return 0
+        whole = (request.num_input - 1) // self.settings.prefix_tokens
+        known = {*self.prefixes, *(prefix for tier in self.tiers for prefix in tier.held)}
+        found = takewhile(known.__contains__, request.prefix[:whole])
+        return len(list(found)) * self.settings.prefix_tokens
+
+    def find_readable(self, request: Request, num_prefixes: int, now_s: float) -> list[Tier]:
+        """Where each prefix block behind the first ones is read: in the first tier that has it."""
+        if not self.tiers:
+            return []
+        whole, found = (request.num_input - 1) // self.settings.prefix_tokens, []
+        for prefix in request.prefix[num_prefixes:whole]:
+            tiers = [tier for tier in self.tiers if tier.has(prefix, now_s)]
+            if not tiers:
+                break
+            found.append(tiers[0])
+        return found
+
+    def write(self, request: Request, first: int, end: int, now_s: float) -> None:
+        """Keep some prefix blocks of a request in all tiers."""
+        for tier in self.tiers if end > first else ():
+            tier.write(request.prefix[:end], first, now_s)
 
     def find_lost(self, request: Request, num_prefixes: int) -> list[int]:
         """Blocks behind its first prefix blocks that a request lost and nobody has taken."""
@@ -107,7 +177,7 @@ class Cache:
         del self.idle[prefix], self._holders[prefix]
         self._free |= dict.fromkeys(self.prefixes.pop(prefix))
 
-    def share_prompt(self, request: Request, num_tokens: int) -> None:
+    def share_prompt(self, request: Request, num_tokens: int, now_s: float) -> None:
         """Cache the whole prefix blocks among the first tokens of a prompt, which others find from
         the step on that computes them. Behind one that somebody else computed meanwhile a request
         keeps blocks of its own.
@@ -115,13 +185,15 @@ class Cache:
         if not self.settings.prefix_tokens:
             return
         whole = min(request.num_input, num_tokens) // self.settings.prefix_tokens
-        for prefix in request.prefix[len(request.shared) : whole]:
+        first = len(request.shared)
+        for prefix in request.prefix[first:whole]:
             if prefix in self.prefixes:
-                return
+                break
             size = self.settings.prefix_blocks
             self.prefixes[prefix], request.blocks = request.blocks[:size], request.blocks[size:]
             self._holders[prefix] = 1
             request.shared.append(prefix)
+        self.write(request, first, len(request.shared), now_s)
 
     def release(self, request: Request) -> None:
         """Take back all that a request holds."""

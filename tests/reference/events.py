@@ -19,16 +19,18 @@ class Kind(IntEnum):
     GOES_ON = 3
     """A request comes to the decode pool."""
     CACHE_ARRIVES = 4
-    COMES_LATER = 5
+    IS_READ = 5
+    """A request has its first blocks from memory below the GPU."""
+    COMES_LATER = 6
     """A request comes to the first pool once more, or when there is room in the other."""
-    STEP_FORMS = 6
-    RETURNS = 7
+    STEP_FORMS = 7
+    RETURNS = 8
     """A request comes from a client that got an answer at this instant."""
-    STEP_FORMS_LATE = 8
+    STEP_FORMS_LATE = 9
     """A replica forms a step for requests that returned at this instant."""
-    CHANGES = 9
+    CHANGES = 10
     """Replicas stop or start."""
-    HAS_CHANGED = 10
+    HAS_CHANGED = 11
     """What they had is sent again."""
 
 

@@ -96,9 +96,12 @@ class Failures:
             and request.lost_s is None
         ]
         for request in found:
-            request.stage = Stage.IN_LINE
+            is_read = request.stage is Stage.READ
+            request.stage = Stage.HERE if is_read else Stage.IN_LINE
             request.blocks, request.fixed_blocks = [], []
             self._cancel_arrival(request)
+            if is_read:
+                request.forget_cache()
         return found
 
     def _lose_prompts(self, pool: Pool, number: int) -> list[Request]:
@@ -117,8 +120,9 @@ class Failures:
         return found
 
     def _cancel_arrival(self, request: Request) -> None:
-        arrives = (Kind.CACHE_ARRIVES, 0, request.number)
-        self._events.call_off(lambda event: event[1:] == arrives)
+        for kind in (Kind.CACHE_ARRIVES, Kind.IS_READ):
+            arrives = (kind, 0, request.number)
+            self._events.call_off(lambda event, arrives=arrives: event[1:] == arrives)
 
     def send_again(self, now_s: float) -> list[int]:
         """All that changes at this instant has changed. Returns replicas of the decode pool that

@@ -101,7 +101,7 @@ def start_pools(plan: DeploymentPlan, trace: RequestTrace) -> list[Pool]:
     prompts = replace(trace, num_output=np.ones_like(trace.num_output))
     keeping = replace(read_settings(plan.prefill, prompts), keeps_caches=True)
     rules = settings.rules._replace(mixes_phases=True, balance_steps=0, wait_steps=0)
-    decoding = replace(settings, rules=rules, prefix_tokens=0)
+    decoding = replace(settings, rules=rules, prefix_tokens=0, tiers=())
     return [
         Pool("prefill", plan.prefill, prompts, keeping, "balancing"),
         Pool("decode", plan, trace, decoding, "balancing decodes"),

@@ -31,6 +31,8 @@ class Rank:
         """Requests that want KV blocks for caches that are to come."""
         self.reserved: list[Request] = []
         """Requests that have KV blocks for caches that are to come."""
+        self.reading: list[Request] = []
+        """Requests that have KV blocks, the first of which come from memory below the GPU."""
         self.tokens: dict[Request, int] = {}
         """Tokens of each request in the step."""
         self.budget = 0
@@ -63,12 +65,12 @@ class Rank:
     @property
     def unfinished(self) -> list[Request]:
         """All that it has."""
-        return self.ready + self.waiting + self.running + self.line + self.reserved
+        here = self.ready + self.waiting + self.running
+        return here + self.line + self.reserved + self.reading
 
     def measure_load(self, rule: Rule, request: Request) -> float:
         """The load with a request, of whose prompt only what is not cached is to be computed."""
-        cached = len(self.cache.find_prefix(request)) * self.settings.prefix_tokens
-        new = rule.per_new_token * (request.num_input - cached)
+        new = rule.per_new_token * (request.num_input - self.cache.count_cached(request))
         return measure_requests(rule, self.unfinished) + new
 
     @property
@@ -105,7 +107,7 @@ class Rank:
         """
         if not self.settings.rules.output_share:
             return 0
-        tokens = float(sum(count_output(request) for request in self.reserved))
+        tokens = float(sum(count_output(one) for one in self.reserved + self.reading + self.ready))
         for request in self.running:
             share = self.output_share if request.generated else 1.0
             tokens += count_output(request) * share

@@ -99,7 +99,7 @@ class Replica:
 
     @property
     def _may_wait(self) -> bool:
-        caches_come = any(rank.reserved for rank in self.ranks)
+        caches_come = any(rank.reserved or rank.reading for rank in self.ranks)
         return self.settings.keeps_caches or caches_come or not self.unfinished
 
     def _fill(self, now_s: float) -> list[Request]:
@@ -111,17 +111,17 @@ class Replica:
             rank.tokens, rank.budget = {}, rules.token_budget
             if rules.mixes_phases:
                 retract(rank)
-            self._continue(rank, prompts=True, decodes=rules.mixes_phases)
+            self._continue(rank, now_s, prompts=True, decodes=rules.mixes_phases)
             rank.limited_by = "held_back" if holds else "kv_cache"
             if (rank.ready or rank.waiting) and not holds and not rank.cache.has_preempted:
                 admit(rank, now_s)
             if not rules.mixes_phases and rank.budget == rules.token_budget:
                 retract(rank)
-                self._continue(rank, prompts=False, decodes=True)
+                self._continue(rank, now_s, prompts=False, decodes=True)
             reserved += reserve(rank, now_s)
         return reserved
 
-    def _continue(self, rank: Rank, *, prompts: bool, decodes: bool) -> None:
+    def _continue(self, rank: Rank, now_s: float, *, prompts: bool, decodes: bool) -> None:
         """Give those that run their tokens in order of admission; when blocks run out, the last
         loses its own, and its tokens go to others.
         """
@@ -136,7 +136,7 @@ class Replica:
             if not self._make_room(peers, request, request.computed + new):
                 return
             rank.cache.grow(request, request.computed + new)
-            rank.cache.share_prompt(request, request.computed + new)
+            rank.cache.share_prompt(request, request.computed + new, now_s)
             rank.give(request, new)
 
     @staticmethod

@@ -13,6 +13,7 @@ class Stage(Enum):
     HERE = "nothing is to come for it"
     IN_LINE = "it is to get KV blocks for a cache that comes"
     RESERVED = "it has blocks for a cache that comes"
+    READ = "its first blocks come from memory below the GPU"
 
 
 @dataclass(eq=False)
@@ -62,6 +63,10 @@ class Request:
     finish_s: float | None = None
     lost_s: float | None = None
     reserved_s: float | None = None
+    read_s: float | None = None
+    """When its first blocks have come from memory below the GPU."""
+    read: int = 0
+    """Prompt tokens of these, at its first admission."""
 
     @property
     def known(self) -> int:
@@ -81,6 +86,7 @@ class Request:
     def forget_cache(self) -> None:
         """The caches of its replica are gone."""
         self.computed = self.transferred = self.lost_behind = 0
+        self.read *= self.scheduled_s is not None
         self.shared, self.blocks, self.fixed_blocks, self.lost_blocks = [], [], [], []
 
 

@@ -12,7 +12,7 @@ from tests.reference.events import Event, Events, Kind
 from tests.reference.failures import Failures
 from tests.reference.hand_over import HandOver
 from tests.reference.pool import Pool, start_pools
-from tests.reference.requests import Part, Request
+from tests.reference.requests import Part, Request, Stage
 
 Price = Callable[[str, list[list[Part]]], float]
 """Seconds of a step of a pool, by its name, given what each rank computes."""
@@ -73,6 +73,7 @@ class _Run:
             Kind.PROMPT_LEAVES: self._leave,
             Kind.GOES_ON: self._go_on,
             Kind.CACHE_ARRIVES: self._arrive,
+            Kind.IS_READ: self._take_in,
             Kind.CHANGES: lambda event: self._failures.change(event.at_s, event.number),
             Kind.HAS_CHANGED: lambda event: self._send_again(event.at_s),
         }
@@ -112,6 +113,11 @@ class _Run:
         replica = pool.replicas[event.number]
         replica.queue_new()
         parts, reserved = replica.form_step(self._now_s)
+        for rank in replica.ranks:
+            for request in rank.reading:
+                if request.stage is Stage.READ and request.read_s is not None:
+                    self._events.add(request.read_s, Kind.IS_READ, request.number)
+                    request.read_s = None
         replica.is_busy = any(parts)
         if replica.is_busy:
             duration_s = self._price(pool.name, parts)
@@ -174,6 +180,16 @@ class _Run:
         request = self.last.requests[event.number]
         self._handing.take_in(request)
         self._form_soon(1, request.replica)
+
+    def _take_in(self, event: Event) -> None:
+        """A request has its first blocks, and waits for nothing but tokens and a place."""
+        request = self.first.requests[event.number]
+        assert request.replica is not None
+        rank = self.first.replicas[request.replica].ranks[request.rank]
+        rank.reading.remove(request)
+        rank.ready.append(request)
+        request.stage = Stage.HERE
+        self._form_soon(0, request.replica)
 
     def _let_go(self, prompt: Request) -> None:
         """A prompt's cache is needed no longer where it was computed, and others may start."""

@@ -29,6 +29,9 @@ class Settings:
     accepted: tuple[float, ...]
     """Probability that each token of a draft is kept."""
     draft_seed: int
+    tiers: tuple[tuple[int, float, float, float], ...] = ()
+    """Memory below the GPU: prefix blocks it holds, seconds to read one, to write one, and until
+    the first of a request has come."""
     keeps_caches: bool = False
     """Whether prompts that are computed keep their blocks until their caches are elsewhere."""
 
@@ -59,6 +62,7 @@ def read_settings(plan: DeploymentPlan, trace: RequestTrace) -> Settings:
     prefix_tokens = trace.prefix_block_tokens if may_share else 0
     block_tokens = math.gcd(capacity.block_tokens, prefix_tokens)
     cut = capacity.block_tokens // block_tokens
+    size = capacity.cache.bytes_per_token * prefix_tokens
     is_alone = plan.placement.layout.attention_dp == 1
     return Settings(
         rules=rules._replace(
@@ -75,4 +79,14 @@ def read_settings(plan: DeploymentPlan, trace: RequestTrace) -> Settings:
         order=plan.serving.order,
         accepted=plan.placement.drafts.accepted,
         draft_seed=int(plan.placement.rng("drafts").integers(1 << 62)),
+        tiers=tuple(
+            (
+                int(tier.memory_bytes // size),
+                size / tier.read_bytes_per_s,
+                size / tier.write_bytes_per_s,
+                tier.latency_s,
+            )
+            for tier in plan.serving.tiers
+            if prefix_tokens
+        ),
     )

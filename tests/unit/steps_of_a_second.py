@@ -160,15 +160,15 @@ def check_blocks(requests, ranks, limits):
         is_running[ids] = True
         held = int(each.blocks[ids].sum())
         assert (each.blocks[ids] >= 0).all()
-        cache, in_cache = ranks.caches[d], ranks.prefixes.in_cache[d, :-1]
+        cache, in_cache = ranks.caches[d], np.isfinite(ranks.prefixes.since_s[d, 0, :-1])
         assert cache.free_blocks >= 0
         cached = in_cache.sum() * limits.prefix_blocks
         assert cache.free_blocks + held + cached == cache.capacity_blocks
-        refs = np.zeros_like(in_cache)
+        refs = np.zeros(len(in_cache), dtype=np.int64)
         for r in ids:
             start = requests.prefix_starts[r]
             np.add.at(refs, requests.prefix_ids[start : start + each.shared[r]], 1)
-        assert np.array_equal(refs, ranks.prefixes.refs[d, :-1])
+        assert np.array_equal(refs, ranks.prefixes.refs[d, 0, :-1])
         assert in_cache[refs > 0].all()
         evictable = set(np.flatnonzero(in_cache & (refs == 0)).tolist())
         assert set(ring(ranks, d)) == evictable
@@ -181,7 +181,7 @@ def check_blocks(requests, ranks, limits):
 
 def ring(ranks, d):
     """Evictable blocks from the oldest to the newest; both directions agree."""
-    older, newer = ranks.prefixes.older[d], ranks.prefixes.newer[d]
+    older, newer = ranks.prefixes.older[d, 0], ranks.prefixes.newer[d, 0]
     ends = len(older) - 1
     order, block = [], int(newer[ends])
     while block != ends:

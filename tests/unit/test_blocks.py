@@ -54,11 +54,11 @@ def compute(cache, r, hits=0):
     requests.each.shared[r] = hits
     allocate_blocks(ranks, 0, 6 - 2 * hits, LIMITS)
     requests.each.blocks[r] = 6 - 2 * hits
-    share_prompt(requests, ranks, 0, r, 24, LIMITS)
+    share_prompt(requests, ranks, 0, r, 24, LIMITS, 0.0)
 
 
 def cached(cache):
-    return np.flatnonzero(cache[1].prefixes.in_cache[0, :-1]).tolist()
+    return np.flatnonzero(np.isfinite(cache[1].prefixes.since_s[0, 0, :-1])).tolist()
 
 
 @pytest.mark.parametrize(("tokens", "wanted"), [(1, 1), (4, 1), (5, 2), (9, 3)])
@@ -106,7 +106,7 @@ def test_what_a_request_holds_is_not_evicted(cache):
     release(cache[0], cache[1], 0, 0)
     compute(cache, 1, hits=2)
     assert cached(cache) == [0, 1, 2, 3]
-    assert cache[1].prefixes.refs[0, :-1].tolist() == [1, 1, 0, 1]
+    assert cache[1].prefixes.refs[0, 0, :-1].tolist() == [1, 1, 0, 1]
     allocate_blocks(cache[1], 0, count_available(cache[1], 0, LIMITS), LIMITS)
     assert cached(cache) == [0, 1, 3]
 
@@ -120,7 +120,7 @@ def test_two_that_compute_the_same_block_keep_one_in_the_cache_and_one_copy_in_p
     assert (requests.each.shared[1], requests.each.blocks[1]) == (0, 6)
     release(requests, ranks, 0, 1)
     assert ranks.caches.free_blocks[0] == 6
-    assert ranks.prefixes.refs[0, :-1].tolist() == [1, 1, 1, 0]
+    assert ranks.prefixes.refs[0, 0, :-1].tolist() == [1, 1, 1, 0]
 
 
 NUM_REQUESTS, NUM_BLOCKS = 5, 24

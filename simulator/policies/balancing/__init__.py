@@ -58,7 +58,8 @@ class Snapshot(NamedTuple):
     free_blocks: NDArray[np.int64]
     """KV blocks that no request holds, of all its ranks."""
     cached_tokens: NDArray[np.int64]
-    """Tokens of the longest prefix of the request's prompt that one of its ranks has cached."""
+    """Tokens of the longest prefix of the request's prompt that one of its ranks has cached, in
+    any tier."""
 
 
 class LoadBalancer(Protocol):
