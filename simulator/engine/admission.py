@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from simulator.base.jit import jit_inner
+from simulator.base.jit import jit_apart, jit_inner
 from simulator.engine.cache import (
     allocate_blocks,
     blocks_for,
@@ -61,13 +61,15 @@ def admit(
         request = requests.each[r]
         hits = count_hits(requests, ranks.prefixes, pool, r, limits)
         kept = count_kept(requests, ranks, r, pool, hits, limits)
-        readable = count_readable(requests, ranks, pool, r, hits, limits, now_s)
-        if readable * limits.prefix_blocks > kept:
-            kept = 0
-        else:
-            readable = 0
-        if readable == 0 and not may_start:
-            break
+        readable = 0
+        if reads:
+            readable = count_readable(requests, ranks, pool, r, hits, limits, now_s)
+            if readable * limits.prefix_blocks > kept:
+                kept = 0
+            else:
+                readable = 0
+            if readable == 0 and not may_start:
+                break
         found = (hits + readable) * limits.prefix_tokens + kept * limits.block_tokens
         computed = max(found, request.transferred)
         known = request.num_input + request.generated
@@ -107,15 +109,10 @@ def admit(
         pop(rank.waiting, requests.each)
         coming += clipped
         if readable > 0:
-            read_blocks(requests, ranks, pool, r, hits, hits + readable, now_s)
-            write_blocks(requests, ranks, pool, r, 0, hits + readable, now_s)
-            request.transferred, request.stage, request.reserved_s = found, READ, now_s
-            if math.isnan(request.scheduled_s):
-                request.read = readable * limits.prefix_tokens
-            _reserve(requests, ranks, d, r)
+            _begin_reading(requests, ranks, d, r, readable, limits, now_s)
             continue
         request.computed = computed
-        if hits > 0:
+        if reads:
             write_blocks(requests, ranks, pool, r, 0, hits, now_s)
         share_prompt(requests, ranks, pool, r, computed + new, limits, now_s)
         _run(requests, ranks, d, r, new, now_s)
@@ -123,6 +120,24 @@ def admit(
     is_full = rank.num_running >= limits.rules.max_sequences
     rank.stopped_by = _MAX_SEQUENCES if is_full else _TOKEN_BUDGET
     return budget
+
+
+@jit_apart
+def _begin_reading(
+    requests: Requests, ranks: Ranks, d: int, r: int, count: int, limits: Limits, now_s: float
+) -> None:
+    """Let request ``r`` of rank ``d``, which holds its blocks on the GPU and has others of its own,
+    read ``count`` prefix blocks from tiers.
+    """
+    request, pool = requests.each[r], d % len(ranks.caches)
+    end = request.shared + count
+    read_blocks(requests, ranks, pool, r, request.shared, end, now_s)
+    write_blocks(requests, ranks, pool, r, 0, end, now_s)
+    request.transferred = end * limits.prefix_tokens
+    request.stage, request.reserved_s = READ, now_s
+    if math.isnan(request.scheduled_s):
+        request.read = count * limits.prefix_tokens
+    _reserve(requests, ranks, d, r)
 
 
 @jit_inner

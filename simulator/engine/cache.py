@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 
-from simulator.base.jit import jit_inner
+from simulator.base.jit import jit_apart, jit_inner
 from simulator.engine.queue import find_another
 from simulator.engine.state import Ints, Limits, Ranks, Records, Requests
 
@@ -190,11 +190,11 @@ def share_prompt(
         block.refs = 1
         request.shared += 1
         request.blocks -= limits.prefix_blocks
-    if request.shared > first:
+    if ranks.tiers.shape[1] > 0:
         write_blocks(requests, ranks, d, r, first, request.shared, now_s)
 
 
-@jit_inner
+@jit_apart
 def write_blocks(
     requests: Requests, ranks: Ranks, d: int, r: int, first: int, end: int, now_s: float
 ) -> None:
@@ -230,13 +230,11 @@ def _write(tier: Records, prefixes: Records, block: int, now_s: float) -> None:
     prefixes[block].since_s = tier.written_until_s
 
 
-@jit_inner
+@jit_apart
 def count_readable(
     requests: Requests, ranks: Ranks, d: int, r: int, hits: int, limits: Limits, now_s: float
 ) -> int:
     """Count the prefix blocks of ``r`` behind its first ``hits`` that can be read from tiers."""
-    if ranks.tiers.shape[1] == 0:
-        return 0
     end = hits
     while end < _count_usable(requests, r, limits):
         if _find_tier(ranks, d, requests.prefix_ids[requests.prefix_starts[r] + end], now_s) < 0:
