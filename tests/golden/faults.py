@@ -123,6 +123,24 @@ FAULTS = (
         "requests.each[r].num_input // limits.prefix_tokens + 1",
     ),
     Fault(
+        "a tier evicts the most recently used",
+        CACHE,
+        "            _link(prefixes, block, before)",
+        "            _link(prefixes, block, prefixes[len(prefixes) - 1].newer)",
+    ),
+    Fault(
+        "reads of one link overlap",
+        CACHE,
+        "            tier.read_until_s = until_s",
+        "            tier.read_until_s = now_s",
+    ),
+    Fault(
+        "blocks can be read before they are written",
+        CACHE,
+        "    prefixes[block].since_s = tier.written_until_s",
+        "    prefixes[block].since_s = now_s",
+    ),
+    Fault(
         "the fullest share is not interpolated",
         TABLE,
         "s2 = min(s + 1, sizes[z, 1] - 1)",

@@ -9,6 +9,10 @@ import pytest
 from simulator.config.workload import WorkloadSpec
 from simulator.policies.kv_tiers import Tier
 from simulator.workload.requests import load_requests
+from tests.cases import seeds
+from tests.laws.deployments import check_same_events, serve_by_events
+from tests.laws.failing import check_all_is_given_back
+from tests.laws.reference_cases import draw_case
 from tests.parts import change_plan
 from tests.shared import shared_file
 
@@ -75,3 +79,165 @@ def test_hits_are_those_of_an_lru(tiny, most):
     np.testing.assert_array_equal(table["num_cached"], wanted * trace.prefix_block_tokens)
     share = 100 * wanted.sum() / len(trace.prefix_ids)
     assert share == pytest.approx(PUBLISHED[most], abs=0.35)
+
+
+BLOCK = 64
+"""Tokens of a prefix block."""
+
+
+def three_prompts(tiny, gaps_s=(1.0, 1.0), blocks=21, **keys):
+    """A prompt of ten blocks, others that take all of the GPU's cache, and the first one again."""
+    plan = tiny.plan("dense", num_layers=2, **keys)
+    capacity = plan.serving.capacity
+    size = blocks * BLOCK * capacity.block_bytes / capacity.block_tokens
+    plan = change_plan(plan, capacity=replace(capacity, kv_bytes=size))
+    ids = [*range(10), *range(100, 120), *range(10)]
+    trace = replace(
+        tiny.trace(3, 1.0),
+        arrival_s=np.cumsum([0.0, *gaps_s]),
+        num_input=np.array([10 * BLOCK + 1, 20 * BLOCK + 1, 10 * BLOCK + 1]),
+        num_output=np.array([1, 1, 1]),
+        prefix_block_tokens=BLOCK,
+        prefix_starts=np.array([0, 10, 30, 40]),
+        prefix_ids=np.array(ids),
+    )
+    return plan, trace
+
+
+@pytest.mark.parametrize("keys", [{}, {"tp": 2}, {"pp": 2}])
+def test_blocks_are_read_at_the_links_rate_behind_its_latency(tiny, keys):
+    plan, trace = three_prompts(tiny, **keys)
+    rate, latency_s = 1e6, 0.25
+    plan = with_tiers(plan, trace, 100, rate=rate, latency_s=latency_s)
+    table = tiny.serve(plan, trace, ingress_delay_s=0.0).requests_table()
+    assert table["num_cached"].tolist() == table["num_read"].tolist() == [0, 0, 10 * BLOCK]
+    waits_s = latency_s + 10 * BLOCK * plan.serving.capacity.cache.bytes_per_token / rate
+    assert table["read_wait_s"][2] == pytest.approx(waits_s, rel=1e-9)
+    assert table["scheduled_s"][2] == pytest.approx(trace.arrival_s[2] + waits_s, rel=1e-9)
+
+
+def test_what_is_not_written_yet_is_not_found(tiny):
+    """Ten blocks are written in ten seconds, one after another, from when they are computed on."""
+    for gap_s, wanted in ((3.5, 3), (4.5, 4), (60.0, 10)):
+        plan, trace = three_prompts(tiny, (gap_s / 2, gap_s / 2))
+        size = plan.serving.capacity.cache.bytes_per_token * BLOCK
+        plan = change_plan(plan, tiers=(Tier(100.5 * size, 1e15, size),))
+        table = tiny.serve(plan, trace).requests_table()
+        assert table["num_cached"][2] == wanted * BLOCK
+
+
+def test_the_first_tier_that_has_a_block_is_read(tiny):
+    """A small fast tier has the beginning only: the rest comes from a large slow one meanwhile."""
+    plan, trace = three_prompts(tiny)
+    size = plan.serving.capacity.cache.bytes_per_token * BLOCK
+    fast, slow = Tier(26.5 * size, 100 * size, 1e15), Tier(100.5 * size, 10 * size, 1e15)
+    for tiers, waits_s in (((fast,), 0.06), ((slow,), 1.0), ((fast, slow), 0.4), ((slow, fast), 1)):
+        found = tiny.serve(change_plan(plan, tiers=tiers), trace).requests_table()
+        assert found["read_wait_s"][2] == pytest.approx(waits_s)
+
+
+def test_others_compute_while_blocks_are_read(tiny):
+    """A prompt that comes behind one whose blocks are read for a second is served before it."""
+    plan, trace = three_prompts(tiny)
+    plan = with_tiers(plan, trace, 100, rate=1e15, latency_s=1.0)
+    later = replace(
+        trace,
+        arrival_s=np.array([*trace.arrival_s, trace.arrival_s[2] + 0.01]),
+        num_input=np.array([*trace.num_input, 2 * BLOCK]),
+        num_output=np.array([1, 1, 1, 1]),
+        prefix_starts=np.array([*trace.prefix_starts, 42]),
+        prefix_ids=np.array([*trace.prefix_ids, 200, 201]),
+    )
+    table = tiny.serve(plan, later).requests_table()
+    assert table["finish_s"][3] < table["scheduled_s"][2]
+
+
+def test_blocks_are_read_while_a_prompt_waits_for_tokens(tiny):
+    """A long prompt takes all tokens of its steps; who waits behind it has its blocks by then."""
+    scheduling = {"kind": "chunked", "token_budget": BLOCK}
+    plan, trace = three_prompts(tiny, blocks=31, scheduling=scheduling)
+    lengths = [10, 30, 20, 10]
+    ids = np.concatenate([np.arange(n) + 100 * k for n, k in zip(lengths, (0, 1, 2, 0), strict=True)])
+    trace = replace(
+        trace,
+        arrival_s=np.array([0.0, 1.0, 2.0, 2.001]),
+        num_input=np.array(lengths) * BLOCK + 1,
+        num_output=np.ones(4, dtype=np.int64),
+        prefix_starts=np.cumsum([0, *lengths]),
+        prefix_ids=ids,
+    )
+    plan = with_tiers(plan, trace, 100, rate=1e15, latency_s=0.01)
+    table = tiny.serve(plan, trace, ingress_delay_s=0.0).requests_table()
+    long_s = table["finish_s"][2] - 2.0
+    assert table["num_read"][3] == 10 * BLOCK
+    assert long_s > 3 * 0.01
+    assert table["scheduled_s"][3] == pytest.approx(table["finish_s"][2], abs=0.1 * long_s)
+    assert table["finish_s"][3] < table["finish_s"][2] + 0.01
+
+def check_tiers(pool):
+    """Each tier's ring has what it holds, once, and every block behind the one before it."""
+    starts, ids = pool.requests.prefix_starts, pool.requests.prefix_ids
+    before = {}
+    for r in range(len(pool.requests.each)):
+        chain = ids[starts[r] : starts[r + 1]].tolist()
+        before |= zip(chain[1:], chain, strict=False)
+    for replica in range(pool.num_replicas):
+        ranks = pool.ranks_of(replica)
+        for d, t in np.ndindex(ranks.tiers.shape):
+            blocks, tier = ranks.prefixes[d, t + 1], ranks.tiers[d, t]
+            order, block = [], int(blocks.newer[-1])
+            while block != len(blocks) - 1:
+                order.append(block)
+                block = int(blocks.newer[block])
+            place_of = {block: place for place, block in enumerate(order)}
+            held = np.flatnonzero(np.isfinite(blocks.since_s))
+            assert sorted(order) == held.tolist()
+            assert len(order) == tier.num_held <= tier.capacity_blocks
+            for block in order:
+                if block in before:
+                    assert place_of[before[block]] > place_of[block]
+
+
+@seeds(6300, 12)
+def test_all_blocks_are_given_back_and_tiers_hold_chains(tiny, seed):
+    plan, trace = draw_tiered(tiny, seed)
+    served = tiny.serve(plan, trace)
+    for pool in served.pools.values():
+        check_all_is_given_back(pool)
+        check_tiers(pool)
+
+
+@seeds(6320, 8)
+def test_reads_happen_alike_where_steps_are_events(tiny, monkeypatch, seed):
+    plan, trace = draw_tiered(tiny, seed)
+    compiled = tiny.serve(plan, trace, ingress_delay_s=0.001)
+    simpy = serve_by_events(monkeypatch, plan, trace, tiny.tables, 0.001)
+    check_same_events(compiled, simpy)
+
+
+def draw_tiered(tiny, seed):
+    """Any deployment with tiers and prompts that begin alike."""
+    while True:
+        plan, trace, _ = draw_case(tiny, seed)
+        if plan.serving.tiers and not plan.failures:
+            return plan, trace
+        seed += 10_000
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_prefix_in_a_tier_draws_requests_to_its_rank(tiny, held):
+    """The third prompt is found below the GPU of the first replica, which has as much to do."""
+    plan, trace = three_prompts(tiny, replicas=2, balancing={"kind": "prefix_aware"})
+    order = [0, 1, 1, 2]  # the second prompt goes to both
+    starts = trace.prefix_starts
+    trace = replace(
+        trace,
+        arrival_s=np.array([0.0, 1.0, 1.0, 2.0]),
+        num_input=trace.num_input[order],
+        num_output=np.ones(4, dtype=np.int64),
+        prefix_starts=np.array([0, 10, 30, 50, 60]),
+        prefix_ids=np.concatenate([trace.prefix_ids[starts[n] : starts[n + 1]] for n in order]),
+    )
+    table = tiny.serve(with_tiers(plan, trace, *([100] * held)), trace).requests_table()
+    assert table["replica"][1] != table["replica"][2]
+    assert table["num_cached"][3] == 10 * BLOCK * held

@@ -18,6 +18,7 @@ from simulator.policies.balancing.round_robin import RoundRobin
 from simulator.results.metrics import summarise
 from tests.cases import seeds
 from tests.laws.deployments import draw_deployment
+from tests.laws.reference_cases import draw_tiers
 from tests.laws.test_drafts import draw_drafting
 from tests.laws.test_failures import draw_failing
 from tests.laws.test_windows import check_same, share_prefixes
@@ -37,6 +38,7 @@ def draw_apart(tiny, seed):
         seed += 10_000
     if rng.random() < 0.3:
         trace = share_prefixes(trace, rng)
+        plan = draw_tiers(plan, trace, rng)
     plan = change_plan(plan, replicas=int(rng.integers(2, 7)), balancing=BLIND[rng.integers(2)])
     domain = rng.integers(-1, 2, trace.num_requests)
     return plan, dataclasses.replace(trace, concurrency=None, domain=domain, domains=("a", "b"))

@@ -28,6 +28,7 @@ from simulator.engine.loop_state import LoopState
 from simulator.engine.pool import PoolState
 from tests.cases import seeds
 from tests.laws.deployments import draw_deployment, serve_by_events
+from tests.laws.reference_cases import draw_tiers
 from tests.laws.test_drafts import draw_drafting
 from tests.laws.test_failures import draw_failing
 from tests.laws.test_room_for_caches import draw_pools
@@ -61,6 +62,7 @@ def draw_case(tiny, seed):
     rng = np.random.default_rng([seed, 79])
     if rng.random() < 0.3:
         trace = share_prefixes(trace, rng)
+        plan = draw_tiers(plan, trace, rng)
     until_s = float(trace.arrival_s.max() * rng.uniform(0.5, 1.5)) if rng.random() < 0.1 else None
     return plan, trace, until_s
 
