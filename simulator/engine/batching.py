@@ -22,6 +22,7 @@ from simulator.engine.cache import (
     keep_order,
     release,
     share_prompt,
+    touch_blocks,
 )
 from simulator.engine.queue import join, join_again, pop
 from simulator.engine.state import IN_LINE, Clock, Limits, Ranks, Requests
@@ -610,6 +611,8 @@ def complete_step(
                 request = rows[r]
                 request.finish_s = now_s
                 rank.is_full = False
+                if ranks.tiers.shape[1] > 0:
+                    touch_blocks(requests, ranks, pool, r)
                 if not limits.hands_over:
                     release(requests, ranks, pool, r)
                 tokens = request.num_input + request.num_output

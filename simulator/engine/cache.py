@@ -195,12 +195,22 @@ def share_prompt(
 
 
 @jit_apart
+def touch_blocks(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
+    """Make the prefix blocks of ``r``, which has finished, the most recently used of all tiers."""
+    count = requests.prefix_starts[r + 1] - requests.prefix_starts[r]
+    write_blocks(requests, ranks, d, r, 0, count, math.inf)
+
+
+@jit_apart
 def write_blocks(
     requests: Requests, ranks: Ranks, d: int, r: int, first: int, end: int, now_s: float
 ) -> None:
     """Write a request's prefix blocks from ``first`` to ``end`` to all tiers, where those that are
     there already become the most recently used: each right behind the one before it, so that
-    the deepest are evicted first.
+    the deepest are evicted first (vLLM's ``LRUCachePolicy``, by request and position).
+
+    Args:
+        now_s: the present; infinite to write none that are not there.
     """
     start = requests.prefix_starts[r]
     for t in range(ranks.tiers.shape[1]):
@@ -212,6 +222,8 @@ def write_blocks(
             block = requests.prefix_ids[i]
             if prefixes[block].since_s < math.inf:
                 _unlink(prefixes, block)
+            elif now_s == math.inf:
+                break
             elif tier.num_held < tier.capacity_blocks:
                 tier.num_held += 1
                 _write(tier, prefixes, block, now_s)

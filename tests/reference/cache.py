@@ -9,6 +9,7 @@ recently used goes first, and of one sequence the deepest.
 
 from __future__ import annotations
 
+import math
 from itertools import islice, takewhile
 
 from tests.reference.requests import Request
@@ -33,7 +34,9 @@ class Tier:
         return prefix in self.held and self._there_s[prefix] <= now_s
 
     def write(self, chain: tuple[int, ...], first: int, now_s: float) -> None:
-        """Keep the blocks of a chain from some on, each directly behind the one before it."""
+        """Keep the blocks of a chain from some on, each directly behind the one before it; at no
+        time only those that are there already.
+        """
         before = chain[first - 1] if first else None
         for prefix in chain[first:]:
             if before is not None and before not in self.held:
@@ -41,6 +44,8 @@ class Tier:
             if prefix in self.held:
                 self.held.remove(prefix)
             else:
+                if now_s == math.inf:
+                    return
                 if len(self.held) == self._most:
                     if not self.held or self.held[0] == before:
                         return

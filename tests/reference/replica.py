@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import count
 
@@ -213,6 +214,7 @@ class Replica:
             for request in list(rank.running):
                 if self._advance(request, rank.tokens.get(request, 0), now_s):
                     finished.append(request)
+                    rank.cache.write(request, 0, len(request.prefix), math.inf)
                     rank.running.remove(request)
                     rank.is_full = False
                     if not self.settings.keeps_caches:
