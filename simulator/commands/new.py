@@ -26,6 +26,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _MODULE = re.compile(r"[a-z_][a-z0-9_]*")
 _BLOCK = re.compile(r"```(?:python|toml)\n# (\S+\.(?:py|toml))\n(.*?)```", re.DOTALL)
 """A file on a guide's page: its path and its text."""
+_TABLE = re.compile(r"`(\S+\.csv)`:\n\n```csv\n(.*?)```", re.DOTALL)
+"""A table there, which has no comments."""
 _COMMAND = re.compile(
     r"^\$ moesim (run (?:[^\n\\]|\\\n)*--allow-code(?:[^\n\\]|\\\n)*)", re.MULTILINE
 )
@@ -63,7 +65,7 @@ def read_guides() -> dict[str, Guide]:
     shared = dict(_BLOCK.findall((folder / "index.md").read_text(encoding="utf-8")))
     for page in sorted(folder.glob("*.md")):
         text = page.read_text(encoding="utf-8")
-        texts = dict(_BLOCK.findall(text))
+        texts = dict(_BLOCK.findall(text) + _TABLE.findall(text))
         modules = [Path(path).stem for path in texts if path.endswith(".py")]
         command = _COMMAND.search(text)
         if len(modules) == 1 and command is not None:

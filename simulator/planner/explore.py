@@ -283,7 +283,7 @@ class Explorer:
         """A table that is filled once for all replicas of a shape, whatever their pool."""
         plan = pool.plan
         spec = plan.spec.model_dump_json(
-            exclude={"name", "cluster", "replicas", "order", "balancing", "prefill"}
+            exclude={"name", "cluster", "replicas", "order", "balancing", "kv_tiers", "prefill"}
         )
         machines = self.space.machines_at(self.candidate.shape).offer.cluster
         # Another model, or another recording, may have the same path.

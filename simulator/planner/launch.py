@@ -88,6 +88,9 @@ def list_commands(
         elif spec.order["kind"] != "first_come":
             order = policy_text(spec.order)
             notes += (f"The plan orders requests by {order}; no flag here says so.",)
+        if spec.kv_tiers and role != "decoding" and not server.host_bytes:
+            tiers = "; ".join(policy_text(table) for table in spec.kv_tiers)
+            notes += (f"The plan keeps prefix blocks in {tiers}; no flag here says so.",)
         given += _start_pool(engine, server, placed[role], notes)
     given = [one._replace(flags_read=engine.server_program.sentence) for one in given]
     servers = {

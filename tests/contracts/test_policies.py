@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from simulator.base.errors import UserError
 from simulator.base.plugins import available, build
+from simulator.config.cluster import load_cluster
 from simulator.policies.balancing import Rule
 from simulator.policies.caching import ExpertUses
 from simulator.policies.caching_contracts import (
@@ -20,7 +21,7 @@ from simulator.policies.caching_contracts import (
     prepare_predictor,
     rate_experts,
 )
-from simulator.policies.contracts import decide_placement, find_keys, make_drafts
+from simulator.policies.contracts import decide_placement, find_keys, find_tier, make_drafts
 from simulator.policies.failure_contracts import find_interruption, shrink_experts
 from simulator.policies.failures import Machines
 from simulator.policies.messages import Messages
@@ -162,6 +163,27 @@ def test_orders_give_every_request_a_key_that_is_its_own(order):
     assert part.per_second == whole.per_second
     order_of = np.argsort(whole.offset_N[::2], kind="stable")
     assert np.array_equal(np.argsort(part.offset_N, kind="stable"), order_of)
+
+
+KV_TIERS = {"host": {"memory_bytes": 1e9, "read_bytes_per_s": 5e10}}
+
+
+@pytest.mark.parametrize("kv_tiers", available("kv_tiers"))
+def test_tiers_of_the_cache_have_room_and_rates(tiny, kv_tiers):
+    policy = build("kv_tiers", {"kind": kv_tiers, **KV_TIERS.get(kv_tiers, {})}, "test")
+    tier = find_tier(policy, tiny.cluster(8, 8))
+    assert min(tier[:3]) > 0
+    assert tier.latency_s >= 0
+
+
+def test_a_host_tier_is_as_fast_as_the_link_of_its_cluster_unless_it_says_so():
+    cluster, _ = load_cluster("desktop-rtx-4090", "test")
+    link = cluster.host.link
+    tier = find_tier(build("kv_tiers", {"kind": "host", "memory_bytes": 1e9}, "test"), cluster)
+    assert tier == (1e9, link.copy_bytes_per_s, link.copy_bytes_per_s, link.latency_s)
+    own = {"read_bytes_per_s": 3e9, "write_bytes_per_s": 2e9, "latency_s": 0.0}
+    policy = build("kv_tiers", {"kind": "host", "memory_bytes": 1e9, **own}, "test")
+    assert find_tier(policy, cluster) == (1e9, 3e9, 2e9, 0.0)
 
 
 SPECULATION = {"module": {"tokens": 3, "accepted": 0.7}}

@@ -157,7 +157,9 @@ def test_blocks_are_read_while_a_prompt_waits_for_tokens(tiny):
     scheduling = {"kind": "chunked", "token_budget": BLOCK}
     plan, trace = three_prompts(tiny, blocks=31, scheduling=scheduling)
     lengths = [10, 30, 20, 10]
-    ids = np.concatenate([np.arange(n) + 100 * k for n, k in zip(lengths, (0, 1, 2, 0), strict=True)])
+    ids = np.concatenate(
+        [np.arange(n) + 100 * k for n, k in zip(lengths, (0, 1, 2, 0), strict=True)]
+    )
     trace = replace(
         trace,
         arrival_s=np.array([0.0, 1.0, 2.0, 2.001]),
@@ -173,6 +175,7 @@ def test_blocks_are_read_while_a_prompt_waits_for_tokens(tiny):
     assert long_s > 3 * 0.01
     assert table["scheduled_s"][3] == pytest.approx(table["finish_s"][2], abs=0.1 * long_s)
     assert table["finish_s"][3] < table["finish_s"][2] + 0.01
+
 
 def check_tiers(pool):
     """Each tier's ring has what it holds, once, and every block behind the one before it."""

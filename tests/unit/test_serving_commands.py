@@ -144,6 +144,19 @@ def test_memory_is_what_the_plan_gives_to_weights_and_cache():
     )
 
 
+def test_a_host_tier_is_a_flag_in_each_engines_unit_and_others_are_told():
+    host = {"kind": "host", "memory_bytes": 64e9, "read_bytes_per_s": 5e10}
+    found = {one: launched(one, (2, 1, 1), replicas=1, kv_tiers=[host])[0] for one in ENGINES}
+    assert flags(found["vllm"].command)["--kv-offloading-size"] == "119"  # GiB of both ranks
+    assert flags(found["sglang"].command)["--hicache-size"] == "64"
+    assert "host_cache_size: 64000000000" in found["trtllm"].command
+    assert not any("no flag here says so" in said([one]) for one in found.values())
+    for one in ENGINES:
+        given = launched(one, (2, 1, 1), replicas=1, kv_tiers=[host, host])
+        assert "prefix blocks in host" in said(given)
+        assert not any(word in given[0].command for word in ("offloading", "hicache", "host_cache"))
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_spare_experts_and_their_placement(engine):
     given = launched(engine, (1, 4, 4), replicas=1, placement={"kind": "eplb", "num_slots": 36})

@@ -123,6 +123,15 @@ class Server(NamedTuple):
         return self.plan.spec.order == {"kind": "priority"}
 
     @property
+    def host_bytes(self) -> float:
+        """Bytes of main memory for each GPU's part of the cache, 0 where the plan has another tier,
+        none, or pools.
+        """
+        kinds = [table["kind"] for table in self.plan.spec.kv_tiers]
+        tiers = self.plan.serving.tiers
+        return tiers[0].memory_bytes if kinds == ["host"] and self.role == "both" else 0.0
+
+    @property
     def is_amd(self) -> bool:
         """Whether kernels are those of ROCm."""
         return "AMD" in self.plan.placement.accelerator.title

@@ -72,6 +72,8 @@ _SERVER = Program(
         "--enable-two-batch-overlap": "none",
         "--quantization": ("fp8",),
         "--disable-radix-cache": "none",
+        "--enable-hierarchical-cache": "none",
+        "--hicache-size": "whole",
         "--enable-mixed-chunk": "none",
         "--scheduler-recv-interval": "whole",
         "--disaggregation-mode": ("prefill", "decode"),
@@ -144,6 +146,8 @@ class Sglang(Frozen):
             "--enable-two-batch-overlap": plan.spec.overlap == "two_batch",
             "--quantization": "fp8" if server.weights.quantises else None,
             "--disable-radix-cache": not plan.spec.prefix_caching,
+            "--enable-hierarchical-cache": server.host_bytes > 0,
+            "--hicache-size": int(server.host_bytes / 1e9) or None,  # of each rank, GB
             "--enable-mixed-chunk": rules.mixes_phases,
             "--scheduler-recv-interval": rules.poll_steps if rules.poll_steps > 1 else None,
             "--disaggregation-mode": _SIDES.get(server.role),

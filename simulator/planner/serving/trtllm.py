@@ -66,6 +66,7 @@ _SERVER = Program(
         "attention_dp_config.timeout_iters": "whole",
         "kv_cache_config.enable_block_reuse": "boolean",
         "kv_cache_config.free_gpu_memory_fraction": "share",
+        "kv_cache_config.host_cache_size": "whole",
         "kv_cache_config.dtype": ("fp8", "nvfp4"),
         "moe_config.backend": ("WIDEEP",),
         "moe_config.load_balancer.num_slots": "whole",
@@ -200,6 +201,8 @@ def _make_settings(server: Server) -> dict[str, Any]:
         "enable_block_reuse": plan.spec.prefix_caching,
         "free_gpu_memory_fraction": find_free_share(server),
     }
+    if server.host_bytes:
+        cache["host_cache_size"] = int(server.host_bytes)
     if plan.placement.precision.kv in ("fp8", "nvfp4"):
         cache["dtype"] = plan.placement.precision.kv
     found["kv_cache_config"] = cache

@@ -82,6 +82,8 @@ _SERVER = Program(
         "--enable-dbo": "none",
         "--quantization": ("fp8",),
         "--no-enable-prefix-caching": "none",
+        "--kv-offloading-backend": ("native", "lmcache"),
+        "--kv-offloading-size": "whole",
         "--kv-transfer-config": "json",
     },
 )
@@ -153,6 +155,9 @@ class Vllm(Frozen):
             "--enable-dbo": hides,
             "--quantization": "fp8" if server.weights.quantises else None,
             "--no-enable-prefix-caching": not plan.spec.prefix_caching,
+            "--kv-offloading-backend": "native" if server.host_bytes else None,
+            # Of all ranks of an engine, GiB.
+            "--kv-offloading-size": int(server.host_bytes * layout.tp * layout.pp / 2**30) or None,
             "--kv-transfer-config": transfer if is_pooled else None,
         }
         environment = restrict_gpus(place) | (side if is_pooled else {})
