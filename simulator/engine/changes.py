@@ -30,7 +30,7 @@ from simulator.engine.events import (
 )
 from simulator.engine.loop import drop_lost, release_sent, withdraw
 from simulator.engine.loop_state import AGAIN, CHANGE, LoopState
-from simulator.engine.pool import PoolState, release_next
+from simulator.engine.pool import PoolState, has_no_requests, release_next
 from simulator.engine.queue import list_requests
 from simulator.engine.replica_states import RanksLeft, Run, count_loaded_bytes, place_on_left
 from simulator.engine.state import HERE, IN_LINE, READ, Ints
@@ -335,14 +335,18 @@ class Outages:
 
 
 class Life(NamedTuple):
-    """State of a replica, as failures and its launch have left it."""
+    """State of a replica, as failures and scaling have left it."""
 
+    is_held: bool = True
+    """Whether its pool counts on it: it has been launched, and no more drains for good."""
     is_gone: bool = False
     """Whether it has stopped, or has not been launched yet."""
     is_ready: bool = True
     """Whether it has been launched and has started, so that it serves while its GPUs work."""
     is_draining: bool = False
     """Whether it gets no requests."""
+    is_empty: bool = False
+    """Whether it would have none then."""
     broken: frozenset[int] = frozenset()
     """Data-parallel groups with a GPU out of work."""
     lost: frozenset[int] = frozenset()
@@ -355,9 +359,12 @@ class Life(NamedTuple):
     """Whether it drains until an announced failure."""
 
 
-Event = Literal["announced", "fails", "noticed", "works", "begins"]
+Event = Literal[
+    "announced", "fails", "noticed", "works", "begins", "launched", "started", "surplus", "drained"
+]
 """Event in the life of a replica: a failure is announced, comes, is noticed; GPUs work again and
-ranks on them have started; the replica itself has."""
+ranks on them have started; the replica itself has; it is launched, has started for the first time,
+is one too many, has no request left."""
 
 
 def decide(
@@ -372,6 +379,25 @@ def decide(
     Returns:
         Its state, and what it does; ``None`` where it goes on as it was.
     """
+    if event == "launched":
+        return life._replace(is_held=True), "launches"
+    if event == "started":
+        life = life._replace(is_ready=True)
+        if life.broken:
+            return life, "stops"
+        event = "begins"
+    if event == "surplus":
+        life = life._replace(is_held=False, evacuates=False, is_draining=True)
+        if not (life.is_gone or life.is_empty):
+            return life, "drains"
+        event = "drained"
+    if event == "drained":
+        if not life.is_draining or (life.is_held and not life.is_gone):
+            return life, None
+        life = life._replace(is_gone=True, is_ready=False)
+        return life._replace(is_draining=False, evacuates=False), "leaves"
+    if event == "begins":
+        life = life._replace(is_gone=False)
     if event == "announced":
         life = life._replace(announced=life.announced | {gpus})
         if life.is_gone or life.is_draining:
@@ -430,10 +456,6 @@ class Failing:
         """Whether a failure of a replica is announced."""
         return bool(self._lives[place, replica].announced)
 
-    def keep_drained(self, place: int, replica: int) -> None:
-        """Leave a replica drained whatever becomes of the failure that was announced."""
-        self._lives[place, replica] = self._lives[place, replica]._replace(evacuates=False)
-
     def _read(self, place: int, replica: int) -> Life:
         """Read the state of a replica now."""
         pool = self._state.pools[place]
@@ -443,11 +465,12 @@ class Failing:
             is_gone=bool(counts.is_gone),
             is_ready=bool(pool.is_ready[replica]),
             is_draining=bool(counts.is_draining),
+            is_empty=has_no_requests(pool.clock, replica),
             broken=_list_groups(self._outages[place].find_lost(replica)),
             lost=_list_groups(lost_D),
         )
 
-    def _step(
+    def step(
         self,
         place: int,
         replica: int,
@@ -459,14 +482,21 @@ class Failing:
         """Bring a replica into its next state. Returns what it does."""
         life, kind = decide(self._read(place, replica), event, gpus, goes_on=goes_on)
         self._lives[place, replica] = life
-        self._state.pools[place].clock.counts.is_draining[replica] = life.is_draining
+        pool = self._state.pools[place]
+        pool.clock.counts.is_gone[replica] = life.is_gone
+        pool.clock.counts.is_draining[replica] = life.is_draining
+        pool.is_ready[replica] = life.is_ready
         return kind
 
-    def begin(self, place: int, replica: int, at_s: float) -> None:
-        """Let a replica that has started serve, unless a failure of it is announced."""
-        self._state.pools[place].clock.counts.is_gone[replica] = 0
-        if self._step(place, replica, "begins"):
-            self._note_evacuation(place, replica, at_s)
+    def note(self, kind: Kind, place: int, replica: int, at_s: float, seconds: float = 0.0) -> None:
+        """Note what a replica does that loses no request by it.
+
+        Args:
+            seconds: until it serves, where it is launched.
+        """
+        pool = self._state.pools[place]
+        num_gpus = 0 if kind in ("stops", "leaves") else pool.count_gpus(replica)
+        self._add(_Became(kind, num_gpus, seconds), place, at_s, {replica: _none()})
 
     def follow(self, changes: Iterator[Change]) -> ProcessGenerator:
         """Apply a failure policy's changes: failures when they are noticed, and repairs when ranks
@@ -501,16 +531,12 @@ class Failing:
         that.
         """
         for replica in change.replicas:
-            if self._hits_living(change, place, replica) and self._step(
+            if self._hits_living(change, place, replica) and self.step(
                 place, replica, "announced", change.gpus
             ):
-                self._note_evacuation(place, replica, change.at_s)
+                self.note("evacuates", place, replica, change.at_s)
         self._state.balance_again(place)
         self._run.scale_soon()
-
-    def _note_evacuation(self, place: int, replica: int, at_s: float) -> None:
-        num_gpus = self._state.pools[place].count_gpus(replica)
-        self._note(_Became("evacuates", num_gpus), place, at_s, {replica: _none()})
 
     def _apply_later(self, change: Change, place: int, at_s: float) -> ProcessGenerator:
         yield self._run.instants.wait_until(at_s, CHANGE)
@@ -532,12 +558,12 @@ class Failing:
             number = self._state.number_of(place, replica)
             halt_replica(pool, replica, number, self._state.events)
             pool.clock.counts.is_paused[replica] += 1
-            if self._step(place, replica, "fails"):
+            if self.step(place, replica, "fails"):
                 hung.append(replica)
         self._outages[place].apply(change)
         if noticed_s > change.at_s and hung:
             became = _Became("hangs", 0)
-            self._note(became, place, change.at_s, dict.fromkeys(hung, _none()))
+            self._add(became, place, change.at_s, dict.fromkeys(hung, _none()))
 
     def _hits_living(self, change: Change, place: int, replica: int) -> bool:
         """Whether a failure hits a data-parallel group that serves."""
@@ -562,13 +588,14 @@ class Failing:
             elif num_hangs:
                 self._pause(place, replica, 0.0)
         for became, rows_of in given.items():
-            self._note(became, place, at_s, rows_of)
+            self._add(became, place, at_s, rows_of)
             for replica in rows_of if became.kind == "starts" else ():
-                self.begin(place, replica, at_s)
+                if self.step(place, replica, "begins"):
+                    self.note("evacuates", place, replica, at_s)
         self._state.balance_again(place)
         self._run.scale_soon()
 
-    def _note(self, became: _Became, place: int, at_s: float, given_back: dict[int, Ints]) -> None:
+    def _add(self, became: _Became, place: int, at_s: float, given_back: dict[int, Ints]) -> None:
         kind, num_gpus, seconds = became
         name = self._state.names[place]
         changed = Changed(at_s, name, kind, given_back, num_gpus, at_s + seconds)
@@ -592,7 +619,7 @@ class Failing:
         if lost_D.any() and not pool.clock.counts.is_gone[replica, 0]:
             placed = place_on_left(pool.plan, before, lost_D)
         event: Event = "works" if change.starts else "noticed"
-        kind = self._step(place, replica, event, change.gpus, goes_on=placed is not None)
+        kind = self.step(place, replica, event, change.gpus, goes_on=placed is not None)
         if kind is None:
             return None
         if kind == "starts":

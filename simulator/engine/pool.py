@@ -360,14 +360,16 @@ def find_cached(
 
 @jit_inner
 def has_drained(clock: Clock, replica: int) -> bool:
-    """Whether a draining replica has no request left, and no cache that another pool needs."""
+    """Whether a draining replica has no request left."""
+    return bool(clock.counts[replica, 0].is_draining and has_no_requests(clock, replica))
+
+
+@jit_inner
+def has_no_requests(clock: Clock, replica: int) -> bool:
+    """Whether a replica has neither requests nor caches that another pool needs."""
     counts = clock.counts[replica, 0]
-    return bool(
-        counts.is_draining
-        and counts.coming.count == 0
-        and counts.num_kept == 0
-        and counts.num_pushed == counts.num_finished
-    )
+    has_all = counts.num_pushed == counts.num_finished
+    return bool(has_all and counts.coming.count == 0 and counts.num_kept == 0)
 
 
 @jit_inner

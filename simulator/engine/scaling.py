@@ -9,9 +9,8 @@ from functools import partial
 import numpy as np
 from simpy.events import ProcessGenerator
 
-from simulator.engine.changes import Changed, Failing, Kind
+from simulator.engine.changes import Event, Failing, Kind
 from simulator.engine.loop_state import AGAIN, CHANGE, LoopState
-from simulator.engine.pool import has_drained
 from simulator.engine.replica_states import Run
 from simulator.policies.contracts import list_looks
 from simulator.policies.scaling import PoolLoad
@@ -86,14 +85,15 @@ class Scaling:
         if self._run.state.is_done:
             return
         clock = self._pool.clock
-        for replica in range(self._most):
-            if clock.counts.is_draining[replica, 0] and clock.counts.is_gone[replica, 0]:
-                self._leave(replica, at_s)
+        for replica in np.flatnonzero(clock.counts.is_gone & clock.counts.is_draining).tolist():
+            self._step(replica, "drained", at_s)
         free = self._list_free()
         while free and self._count() < self._wanted:
             self._launch(free.pop(0), at_s)
         while len(self._launched) > self._wanted:
-            self._drain(self._choose_surplus(), at_s)
+            replica = self._choose_surplus()
+            del self._launched[replica]
+            self._step(replica, "surplus", at_s)
         if not self._pool.is_balanced:
             self._run.state.balance_again(self._place)
             self._run.look_soon()
@@ -142,12 +142,10 @@ class Scaling:
     def _launch(self, replica: int, at_s: float) -> None:
         self._num_launches += 1
         self._launched[replica] = self._num_launches
+        self._step(replica, "launched", at_s, self._policy.startup_s)
         serves_s = at_s + self._policy.startup_s
-        num_gpus = self._pool.plan.placement.layout.num_gpus
-        self._note("launches", replica, at_s, num_gpus, serves_s)
         if serves_s == at_s:
-            self._pool.is_ready[replica] = True
-            self._failing.begin(self._place, replica, at_s)
+            self._step(replica, "started", at_s)
         else:
             start = self._start_later(replica, self._num_launches, serves_s)
             self._run.instants.env.process(start)
@@ -158,26 +156,8 @@ class Scaling:
         if at_s > self._run.until_s or self._launched.get(replica) != launch:
             return
         self._run.run_ahead(at_s)
-        self._pool.is_ready[replica] = True
-        if self._failing.is_broken(self._place, replica):
-            self._note("stops", replica, at_s, 0, at_s)
-        else:
-            self._failing.begin(self._place, replica, at_s)
+        self._step(replica, "started", at_s)
         self.adjust_soon()
-
-    def _drain(self, replica: int, at_s: float) -> None:
-        """Send a replica no more requests; one without any leaves at once."""
-        del self._launched[replica]
-        self._failing.keep_drained(self._place, replica)
-        clock = self._pool.clock
-        if clock.counts.is_gone[replica, 0]:
-            self._leave(replica, at_s)
-            return
-        clock.counts.is_draining[replica] = 1
-        if has_drained(clock, replica):
-            self._leave(replica, at_s)
-            return
-        self._note("drains", replica, at_s, self._pool.count_gpus(replica), at_s)
 
     def leave_at(self, at_s: float, replica: int) -> None:
         """Give a replica's GPUs back at a time, when it has drained."""
@@ -185,22 +165,23 @@ class Scaling:
         self._run.instants.call_at(at_s, CHANGE, leave)
 
     def _leave_if_drained(self, replica: int, at_s: float) -> None:
-        is_over = replica not in self._launched and self._pool.clock.counts.is_draining[replica, 0]
-        if is_over and at_s <= self._run.until_s:
+        if at_s <= self._run.until_s and self._pool.clock.counts.is_draining[replica, 0]:
             self._run.run_ahead(at_s)
-            self._leave(replica, at_s)
-            self.adjust_soon()
+            if self._step(replica, "drained", at_s):
+                self.adjust_soon()
 
-    def _leave(self, replica: int, at_s: float) -> None:
-        """Give the GPUs of a replica without requests back."""
-        self._pool.is_ready[replica], self._pool.clock.counts.is_draining[replica] = False, 0
-        self._failing.stop(self._place, replica)
-        self._note("leaves", replica, at_s, 0, at_s)
+    def _step(self, replica: int, event: Event, at_s: float, seconds: float = 0.0) -> Kind | None:
+        """Bring a replica into its next state. Returns what it does.
 
-    def _note(self, kind: Kind, replica: int, at_s: float, num_gpus: int, serves_s: float) -> None:
-        nothing = {replica: np.zeros(0, dtype=np.int64)}
-        name = self._run.state.names[self._place]
-        self._failing.changed.append(Changed(at_s, name, kind, nothing, num_gpus, serves_s))
+        Args:
+            seconds: until it serves, where it is launched.
+        """
+        kind = self._failing.step(self._place, replica, event)
+        if kind == "leaves":
+            self._failing.stop(self._place, replica)
+        if kind is not None:
+            self._failing.note(kind, self._place, replica, at_s, seconds)
+        return kind
 
 
 def leave_drained(scaling: Mapping[int, Scaling], state: LoopState) -> float:

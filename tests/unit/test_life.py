@@ -13,6 +13,9 @@ ONE, TWO = frozenset({0}), frozenset({0, 1})
 SERVES, GONE = Life(), Life(is_gone=True)
 HANGS = Life(num_hangs=2, broken=ONE)
 SHRUNK = Life(lost=ONE, broken=ONE)
+FREE = Life(is_held=False, is_gone=True, is_ready=False)
+STARTS = FREE._replace(is_held=True)
+DRAINS = Life(is_held=False, is_draining=True)
 LEAVES = Life(announced=frozenset({(3,)}), evacuates=True, is_draining=True)
 
 
@@ -44,19 +47,39 @@ LEAVES = Life(announced=frozenset({(3,)}), evacuates=True, is_draining=True)
         (LEAVES, "noticed", True, None, SERVES._asdict()),
         (GONE._replace(announced=LEAVES.announced), "begins", True, "evacuates", {}),
         (SERVES, "begins", True, None, {}),
+        (FREE, "launched", True, "launches", {"is_held": True}),
+        (STARTS, "started", True, None, SERVES._asdict()),
+        (STARTS._replace(broken=ONE), "started", True, "stops", {"is_ready": True}),
+        (
+            STARTS._replace(announced=LEAVES.announced),
+            "started",
+            True,
+            "evacuates",
+            LEAVES._asdict(),
+        ),
+        (SERVES, "surplus", True, "drains", {"is_held": False, "is_draining": True}),
+        (LEAVES, "surplus", True, "drains", {"is_held": False, "evacuates": False}),
+        (SERVES._replace(is_empty=True), "surplus", True, "leaves", FREE._asdict()),
+        (GONE, "surplus", True, "leaves", FREE._asdict()),
+        (STARTS, "surplus", True, "leaves", FREE._asdict()),
+        (DRAINS, "drained", True, "leaves", FREE._asdict()),
+        (LEAVES, "drained", True, None, {}),
+        (SERVES, "drained", True, None, {}),
     ],
 )
 def test_an_event_makes_of_a_replica(life, event, goes_on, kind, changed):
     found, does = decide(life, event, (3,), goes_on=goes_on)
     assert does == kind
     if event != "begins":
-        assert found == life._replace(**changed)
+        assert found._replace(is_empty=False) == life._replace(**changed)._replace(is_empty=False)
 
 
 @cases(200)
 @given(
     life=st.builds(
         Life,
+        is_held=st.booleans(),
+        is_empty=st.booleans(),
         is_gone=st.booleans(),
         is_ready=st.booleans(),
         is_draining=st.booleans(),
@@ -73,6 +96,8 @@ def test_an_event_makes_of_a_replica(life, event, goes_on, kind, changed):
 def test_no_event_leads_out_of_what_a_replica_can_be(life, events):
     life = life._replace(evacuates=life.is_draining and bool(life.announced))
     for event, gpus, goes_on in events:
+        if event in ("launched", "started") and not life.is_gone:
+            continue
         before = life
         life, kind = decide(before, event, gpus, goes_on=goes_on)
         assert not life.evacuates or (life.is_draining and life.announced)
@@ -81,7 +106,12 @@ def test_no_event_leads_out_of_what_a_replica_can_be(life, events):
             assert before.is_ready
             assert not before.broken
             life = life._replace(is_gone=False)
-        if kind in ("shrinks", "grows", "stops"):
+        if kind == "leaves":
+            assert life.is_gone
+            assert not (life.is_ready or life.is_draining or life.evacuates)
+        if event in ("started", "begins"):
+            assert life.is_gone == (kind == "stops")
+        elif kind in ("shrinks", "grows", "stops"):
             assert not before.is_gone
             assert before.broken != before.lost
             assert life.is_gone == (kind == "stops")
