@@ -330,9 +330,9 @@ _STEP = 50
 """Work of one step beside its sequences, in the unit of :data:`PAUSE`."""
 
 
-IDLE, FORMS_NEXT, IN_FLIGHT, UNPRICED, LOOKED_AT = range(5)
-"""Next event of a replica: none, a step to be formed, the end of a step, a step to be priced, or a
-look at it before it forms a step."""
+IDLE, FORMS_NEXT, IN_FLIGHT, UNPRICED, LOOKED_AT, UNRANKED = range(6)
+"""Next event of a replica: none, a step to be formed, the end of a step, a step to be priced, a
+look at it before it forms a step, or other keys of those that wait."""
 
 
 class Span(NamedTuple):
@@ -402,6 +402,9 @@ def take_steps(
         if is_idle:
             counts.is_busy = False
             return IDLE, now_s, done, rows, work
+        if limits.ranks_again and not counts.is_ranked and _have_choice(ranks):
+            return UNRANKED, now_s, done, rows, work
+        counts.is_ranked = False
         if not form_step(requests, ranks, limits, now_s):
             if not _waits(ranks, limits, clock):
                 raise RuntimeError(
@@ -430,6 +433,15 @@ def take_steps(
         now_s += row[1]
         if now_s >= span.next_s or now_s > span.until_s or ranks.counts[0].reserved.count > 0:
             return IN_FLIGHT, now_s, done, rows, work
+
+
+@jit_inner
+def _have_choice(ranks: Ranks) -> bool:
+    """Whether several requests wait at any rank."""
+    most = 0
+    for d in range(len(ranks.each)):
+        most = max(most, ranks.each[d].waiting.count)
+    return most > 1
 
 
 @jit_inner
@@ -477,14 +489,14 @@ def _end_step(
     return finished
 
 
-DONE, LOG_FULL, STEP_FORMED, ASKS, PAUSED, PRICE_WANTED, USED_UP, DRAINED, CACHE_LEAVES, LOOKS = (
-    range(10)
-)
+DONE, LOG_FULL, STEP_FORMED, ASKS, PAUSED, PRICE_WANTED, USED_UP, DRAINED, CACHE_LEAVES = range(9)
+LOOKS, RANKS = 9, 10
 """Reasons why the loop returned: nothing happens until the given time, or every request is done;
 the log is full; a step has been formed whose end is not known; a balancer in Python is asked; a
 slice of time has passed; a step has been formed whose table entry is not filled; the window on the
 trace has no request left; a draining replica has finished its last request; a cache leaves on
-wires that are simulated; a replica has taken as many steps as somebody waits for."""
+wires that are simulated; a replica has taken as many steps as somebody waits for; requests that
+wait at a replica want other keys."""
 
 
 @jit_inner
@@ -595,11 +607,15 @@ def run_ahead(
                 if not prices_steps:
                     return STEP_FORMED, rows
                 push_event(events, then_s, code_of(ENDS, number))
-            elif state in (FORMS_NEXT, LOOKED_AT):
+            elif state in (FORMS_NEXT, LOOKED_AT, UNRANKED):
                 push_event(events, then_s, code_of(FORMS, number))
+                feed.stopped_s[0] = then_s
                 if state == LOOKED_AT:
-                    feed.asks[0], feed.stopped_s[0] = place, then_s
+                    feed.asks[0] = place
                     return LOOKS, rows
+                if state == UNRANKED:
+                    feed.asks[0] = number
+                    return RANKS, rows
             elif state == IDLE and has_drained(pool.clock, replica):
                 feed.asks[0], feed.stopped_s[0] = number, then_s
                 return DRAINED, rows

@@ -17,7 +17,7 @@ from simulator.deployment.placement import Placement
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.cache import count_all_available, count_found
 from simulator.engine.events import Events, code_of, push_event
-from simulator.engine.queue import join
+from simulator.engine.queue import join, list_requests, remove
 from simulator.engine.rebalancing import place_again
 from simulator.engine.state import (
     Clock,
@@ -33,7 +33,14 @@ from simulator.engine.state import (
 )
 from simulator.engine.table import StepTable, sums_contexts
 from simulator.policies.balancing import Asked, LoadBalancer, Rule, Snapshot
-from simulator.policies.contracts import choose_replica, list_turns, prepare_balancer
+from simulator.policies.contracts import (
+    choose_replica,
+    list_turns,
+    prepare_balancer,
+    rank_waiting,
+    ranks_again,
+)
+from simulator.policies.order import Waiting
 from simulator.policies.placement import Placed
 from simulator.results.tables import OverflowByLayer
 from simulator.step.load_profiles import LoadProfiles, find_profiles
@@ -454,7 +461,10 @@ class PoolState:
         self._keys = plan.find_keys(trace)
         self.limits = limits or make_limits(plan, trace)
         if self._keys is not None:
-            self.limits = self.limits._replace(key_per_second=float(self._keys.per_second))
+            self.limits = self.limits._replace(
+                key_per_second=float(self._keys.per_second),
+                ranks_again=ranks_again(plan.serving.order),
+            )
         self._choices = bind_requests(placement, trace)
         shares_prefixes = self.limits.prefix_tokens > 0
         ranks = start_ranks(
@@ -613,6 +623,27 @@ class PoolState:
             ),
         )
         return int(living[chosen])
+
+    def rank_waiting(self, replica: int, now_s: float) -> None:
+        """Give the requests that wait at a replica's ranks the keys that their order has now."""
+        ranks, rows, limits = self.ranks_of(replica), self.requests.each, self.limits
+        self.clock.counts.is_ranked[replica] = True
+        for d in range(len(ranks.each)):
+            queue = ranks.each[d].waiting
+            waiting = list_requests(queue, rows)
+            if len(waiting) < 2:
+                continue
+            own = self.requests, ranks.prefixes, d % len(ranks.caches)
+            found = [count_found(*own, r, limits) * limits.prefix_tokens for r in waiting]
+            own_rows, cached = rows[waiting], np.array(found, dtype=np.int64)
+            numbers = waiting + self.requests.first
+            seen = own_rows.key, numbers, own_rows.num_input, own_rows.generated, cached
+            keys = rank_waiting(self.plan.serving.order, Waiting(now_s, *seen))
+            for r in waiting:
+                remove(queue, rows, r)
+            rows.key[waiting] = keys
+            for r in waiting:
+                join(queue, rows, r)
 
     @property
     def num_living_groups(self) -> int:

@@ -250,6 +250,8 @@ class ReplicaClock:
     hangs, or its ranks form a new group."""
     price_state: int
     """State that its steps are priced in: 0 with all ranks, others with some that are lost."""
+    is_ranked: int
+    """Whether waiting requests have their keys for the step that is about to be formed."""
     is_draining: int
     """Whether the replica finishes the requests that it has and gets no others."""
     look_steps: int
@@ -345,6 +347,8 @@ class Limits(NamedTuple):
     key_per_second: float = 0.0
     """Part of a request's key for each second of the time at which it joins, where requests wait in
     an order of their own (:mod:`simulator.policies.order`)."""
+    ranks_again: bool = False
+    """Whether requests that wait get other keys before each step."""
     hands_over: bool = False
     """Whether finished requests keep their KV blocks until their caches have arrived at another
     pool."""

@@ -45,6 +45,7 @@ from simulator.engine.loop import (
     DRAINED,
     LOOKS,
     PRICE_WANTED,
+    RANKS,
     STEP_FORMED,
     USED_UP,
     next_event,
@@ -602,6 +603,10 @@ class _Timeline:
             if why == ASKS:
                 place, row = state.feed.asks.tolist()
                 state.feed.chosen[0] = state.pools[place].choose(row)
+                continue
+            if why == RANKS:
+                place, replica = state.find_replica(int(state.feed.asks[0]))
+                state.pools[place].rank_waiting(replica, float(state.feed.stopped_s[0]))
                 continue
             if why == USED_UP:
                 self._move_window()

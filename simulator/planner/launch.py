@@ -85,7 +85,7 @@ def list_commands(
         notes = (*engine.list_unexpressed(server), *_list_notes(server))
         if name == "vllm" and server.is_by_priority:
             notes += ("Each request says its priority (the API's 'priority'), the least first.",)
-        elif spec.order["kind"] != "first_come":
+        elif spec.order["kind"] != "first_come" and not (name == "sglang" and server.is_by_prefix):
             order = policy_text(spec.order)
             notes += (f"The plan orders requests by {order}; no flag here says so.",)
         if spec.kv_tiers and role != "decoding" and not server.host_bytes:

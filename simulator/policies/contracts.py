@@ -28,7 +28,7 @@ from simulator.config.ffns.moe import MoE
 from simulator.policies.balancing import Asked, BalancingPolicy, LoadBalancer, Rule, Snapshot
 from simulator.policies.dispatch import DispatchPolicy, ExecutableDispatch, Rows
 from simulator.policies.kv_tiers import Tier, TierPolicy
-from simulator.policies.order import Keys, OrderPolicy, Queued
+from simulator.policies.order import Keys, OrderPolicy, Queued, Waiting
 from simulator.policies.overflow import OverflowPolicy, RoutedTokens
 from simulator.policies.overflow_faults import find_fault as find_overflow_fault
 from simulator.policies.placement import Placed, PlacementPolicy
@@ -224,6 +224,22 @@ def find_keys(policy: OrderPolicy, requests: Queued) -> Keys | None:
 
     found: Keys | None = ask(policy, "keys", requests, explain=explain)
     return found
+
+
+def ranks_again(policy: OrderPolicy) -> bool:
+    """Whether an order is asked for the keys of waiting requests before each step."""
+    return hasattr(policy, "rank")
+
+
+def rank_waiting(policy: OrderPolicy, waiting: Waiting) -> NDArray[np.float64]:
+    """Find the keys of requests that wait at a rank now."""
+    count = len(waiting.key)
+
+    def explain(found: Any) -> str:
+        fits = is_array(found, (count,), whole=False)
+        return "" if fits else f"an array of {count} finite numbers"
+
+    return np.asarray(ask(policy, "rank", waiting, explain=explain), dtype=np.float64)
 
 
 def find_tier(policy: TierPolicy, cluster: ClusterSpec) -> Tier:

@@ -21,11 +21,18 @@ from simulator.policies.caching_contracts import (
     prepare_predictor,
     rate_experts,
 )
-from simulator.policies.contracts import decide_placement, find_keys, find_tier, make_drafts
+from simulator.policies.contracts import (
+    decide_placement,
+    find_keys,
+    find_tier,
+    make_drafts,
+    rank_waiting,
+    ranks_again,
+)
 from simulator.policies.failure_contracts import find_interruption, shrink_experts
 from simulator.policies.failures import Machines
 from simulator.policies.messages import Messages
-from simulator.policies.order import Queued
+from simulator.policies.order import Queued, Waiting
 from simulator.policies.overflow import RoutedTokens, may_drop
 from simulator.policies.overflow_faults import find_fault as find_overflow_fault
 from simulator.policies.rebalancing import ExpertLoad
@@ -159,6 +166,10 @@ def test_orders_give_every_request_a_key_that_is_its_own(order):
     if whole is None:
         assert part is None
         return
+    if ranks_again(policy):
+        count = rng.integers(2, 200)
+        asked = Waiting(1.0, rng.random(count), np.arange(count), *rng.integers(0, 900, (3, count)))
+        assert np.isfinite(rank_waiting(policy, asked)).all()
     # A shard of the requests stands in the order of the whole.
     assert part.per_second == whole.per_second
     order_of = np.argsort(whole.offset_N[::2], kind="stable")

@@ -19,6 +19,7 @@ SPLITS = [
     ("sliding-dense", {"tp": 2}),
     ("state-moe", {"tp": 2}),
 ]
+LONGEST, MOST = {"kind": "longest_prefix"}, [3, 128]
 DRAFTS = [Drafts((0.8,), 0.1), Drafts((0.9, 0.6, 0.3), 0.05)]
 
 
@@ -45,16 +46,24 @@ def draw_case(tiny, seed):
 
 
 def draw_order(plan, trace, rng):
-    """By priority, with or without ageing, or as it was."""
-    if rng.random() < 0.7:
+    """By priority, with or without ageing, by what is cached, or as it was."""
+    if rng.random() < 0.6:
         return plan, trace
+    if rng.random() < 0.4:
+        return with_order(
+            plan, build("order", LONGEST | {"most": int(rng.choice(MOST))}, "test")
+        ), trace
     ageing = {"ageing_s": float(rng.choice([0.01, 0.5]))} if rng.random() < 0.5 else {}
     order = build("order", {"kind": "priority", **ageing}, "test")
-    plan = change_plan(plan, order=order)
-    if plan.prefill is not None:
-        plan = dataclasses.replace(plan, prefill=change_plan(plan.prefill, order=order))
+    plan = with_order(plan, order)
     priority = rng.integers(rng.integers(1, 5), size=trace.num_requests)
     return plan, dataclasses.replace(trace, attributes={"priority": priority})
+
+
+def with_order(plan, order):
+    """The same plan whose requests wait in another order, in both pools."""
+    prefill = plan.prefill and change_plan(plan.prefill, order=order)
+    return change_plan(plan, order=order, prefill=prefill)
 
 
 def draw_tiers(plan, trace, rng):

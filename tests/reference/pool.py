@@ -66,6 +66,7 @@ class Pool:
             else min(living, key=lambda number: self.replicas[number].measure_load(request))
         )
         request.replica, request.joined_s = chosen, now_s
+        request.key = now_s
         self.replicas[chosen].coming.append(request)
         return self.replicas[chosen]
 

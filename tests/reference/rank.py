@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from simulator.policies.balancing import Rule
+from simulator.policies.order.longest_prefix import LongestPrefix
 from simulator.policies.order.priority import Priority
 from tests.reference.cache import Cache
 from tests.reference.requests import Part, Request
@@ -50,6 +51,8 @@ class Rank:
         queued.
         """
         order = self.settings.order
+        if isinstance(order, LongestPrefix):
+            return request.key, 0.0, request.number
         if not isinstance(order, Priority):
             return None
         if order.ageing_s is None:
@@ -61,6 +64,16 @@ class Rank:
         queue.insert(len(queue) if place is None else place, request)
         if self.find_place(request) is not None:
             queue.sort(key=self.find_place)  # type: ignore[arg-type]
+
+    def rank_waiting(self) -> None:
+        """Sort those that wait by the longest prefix that is cached, up to so many (SGLang's
+        ``_sort_by_longest_prefix`` and ``_determine_active_policy``).
+        """
+        order = self.settings.order
+        if isinstance(order, LongestPrefix) and 1 < len(self.waiting) <= order.most:
+            for request in self.waiting:
+                request.key = float(-self.cache.count_cached(request))
+            self.waiting.sort(key=lambda request: (request.key, request.number))
 
     @property
     def unfinished(self) -> list[Request]:

@@ -87,6 +87,8 @@ class Replica:
         Raises:
             RuntimeError: if requests wait for blocks that nobody will give back.
         """
+        for rank in self.ranks:
+            rank.rank_waiting()
         reserved = self._fill(now_s)
         while any(cache.has_preempted for cache in self.caches) and not self._computes:
             reserved += self._fill(now_s)

@@ -53,6 +53,8 @@ class Request:
     """Prompt tokens that were there when it was first admitted."""
     preemptions: int = 0
     retries: int = 0
+    key: float = 0.0
+    """Where it stands among those that wait, the least first, where that changes meanwhile."""
     joined_s: float = 0.0
     """When it was sent to its replica."""
     arrival_s: float | None = None

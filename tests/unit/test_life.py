@@ -108,7 +108,7 @@ def test_no_event_leads_out_of_what_a_replica_can_be(life, events):
             life = life._replace(is_gone=False)
         if kind == "leaves":
             assert life.is_gone
-            assert not (life.is_ready or life.is_draining or life.evacuates)
+            assert not any((life.is_ready, life.is_draining, life.evacuates))
         if event in ("started", "begins"):
             assert life.is_gone == (kind == "stops")
         elif kind in ("shrinks", "grows", "stops"):

@@ -157,6 +157,13 @@ def test_a_host_tier_is_a_flag_in_each_engines_unit_and_others_are_told():
         assert not any(word in given[0].command for word in ("offloading", "hicache", "host_cache"))
 
 
+def test_sglang_alone_has_a_word_for_the_longest_prefix():
+    for engine in ENGINES:
+        given = launched(engine, (2, 1, 1), replicas=1, order={"kind": "longest_prefix"})
+        assert ("no flag here says so" in said(given)) == (engine != "sglang")
+        assert (flags(given[0].command).get("--schedule-policy") == "lpm") == (engine == "sglang")
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_spare_experts_and_their_placement(engine):
     given = launched(engine, (1, 4, 4), replicas=1, placement={"kind": "eplb", "num_slots": 36})

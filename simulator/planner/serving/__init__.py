@@ -123,6 +123,11 @@ class Server(NamedTuple):
         return self.plan.spec.order == {"kind": "priority"}
 
     @property
+    def is_by_prefix(self) -> bool:
+        """Whether whoever has most of its prompt in the cache is next."""
+        return self.plan.spec.order == {"kind": "longest_prefix"}
+
+    @property
     def host_bytes(self) -> float:
         """Bytes of main memory for each GPU's part of the cache, 0 where the plan has another tier,
         none, or pools.

@@ -73,6 +73,7 @@ _SERVER = Program(
         "--quantization": ("fp8",),
         "--disable-radix-cache": "none",
         "--enable-hierarchical-cache": "none",
+        "--schedule-policy": ("lpm", "fcfs"),
         "--hicache-size": "whole",
         "--enable-mixed-chunk": "none",
         "--scheduler-recv-interval": "whole",
@@ -146,6 +147,7 @@ class Sglang(Frozen):
             "--enable-two-batch-overlap": plan.spec.overlap == "two_batch",
             "--quantization": "fp8" if server.weights.quantises else None,
             "--disable-radix-cache": not plan.spec.prefix_caching,
+            "--schedule-policy": "lpm" if server.is_by_prefix else None,
             "--enable-hierarchical-cache": server.host_bytes > 0,
             "--hicache-size": int(server.host_bytes / 1e9) or None,  # of each rank, GB
             "--enable-mixed-chunk": rules.mixes_phases,

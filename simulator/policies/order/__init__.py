@@ -1,7 +1,7 @@
 """Order in which requests wait for a replica's ranks, one policy in a file.
 
-A policy gives each request a key, and the least is first; the engine's compiled loop compares keys
-and asks nobody.
+A policy gives each request a key, and the least is first; the engine's compiled loop compares keys.
+An order that changes while requests wait is asked for keys again before each step.
 """
 
 from __future__ import annotations
@@ -42,9 +42,28 @@ class Keys(NamedTuple):
     """Weight of the time at which it is sent."""
 
 
+class Waiting(NamedTuple):
+    """Requests that wait at a rank which is about to form a step, an entry for each."""
+
+    now_s: float
+    """The present, seconds of the run."""
+    key: NDArray[np.float64]
+    """Keys that they have."""
+    number: NDArray[np.int64]
+    """Numbers in the trace, from 0: entries of what ``keys`` was given."""
+    num_input: NDArray[np.int64]
+    num_generated: NDArray[np.int64]
+    """Output tokens that they have: of those that were preempted."""
+    cached_tokens: NDArray[np.int64]
+    """Tokens of the longest prefix of each that the rank has cached, in any tier."""
+
+
 class OrderPolicy(Protocol):
     """Interface of the files in this folder: a frozen pydantic model whose fields are its
     configuration keys.
+
+    One that has a method ``rank(waiting: Waiting)``, too, is asked for the keys of two and more
+    that wait at a rank, as an array of finite numbers, before each step.
     """
 
     def keys(self, requests: Queued) -> Keys | None:
