@@ -17,7 +17,7 @@ from simulator.deployment.placement import Placement
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.cache import count_all_available, count_found
 from simulator.engine.events import Events, code_of, push_event
-from simulator.engine.queue import join, list_requests, remove
+from simulator.engine.queue import find_another, join
 from simulator.engine.rebalancing import place_again
 from simulator.engine.state import (
     Clock,
@@ -365,6 +365,30 @@ def find_cached(
     return found
 
 
+@jit
+def _survey_waiting(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> tuple[Ints, Ints]:
+    """Find the rows of the requests that wait at a rank, and the tokens of the longest prefix of
+    each that it has cached, ``[W]`` each.
+    """
+    queue = ranks.each[d].waiting
+    waiting, cached = np.zeros(queue.count, np.int64), np.zeros(queue.count, np.int64)
+    r = queue.first
+    for place in range(len(waiting)):
+        hits = count_found(requests, ranks.prefixes, d % len(ranks.caches), r, limits)
+        waiting[place], cached[place] = r, hits * limits.prefix_tokens
+        r = find_another(queue, requests.each, r)
+    return waiting, cached
+
+
+@jit
+def _queue_again(rows: Records, ranks: Ranks, d: int, waiting: Ints) -> None:
+    """Queue the requests that wait at a rank anew, by other keys than before."""
+    queue = ranks.each[d].waiting
+    queue.count = 0
+    for r in waiting:
+        join(queue, rows, r)
+
+
 @jit_inner
 def has_drained(clock: Clock, replica: int) -> bool:
     """Whether a draining replica has no request left."""
@@ -629,21 +653,13 @@ class PoolState:
         ranks, rows, limits = self.ranks_of(replica), self.requests.each, self.limits
         self.clock.counts.is_ranked[replica] = True
         for d in range(len(ranks.each)):
-            queue = ranks.each[d].waiting
-            waiting = list_requests(queue, rows)
-            if len(waiting) < 2:
+            if ranks.each[d].waiting.count < 2:
                 continue
-            own = self.requests, ranks.prefixes, d % len(ranks.caches)
-            found = [count_found(*own, r, limits) * limits.prefix_tokens for r in waiting]
-            own_rows, cached = rows[waiting], np.array(found, dtype=np.int64)
-            numbers = waiting + self.requests.first
-            seen = own_rows.key, numbers, own_rows.num_input, own_rows.generated, cached
-            keys = rank_waiting(self.plan.serving.order, Waiting(now_s, *seen))
-            for r in waiting:
-                remove(queue, rows, r)
-            rows.key[waiting] = keys
-            for r in waiting:
-                join(queue, rows, r)
+            waiting, cached = _survey_waiting(self.requests, ranks, d, limits)
+            own, numbers = rows[waiting], waiting + self.requests.first
+            seen = own.key, numbers, own.num_input, own.generated, cached
+            rows.key[waiting] = rank_waiting(self.plan.serving.order, Waiting(now_s, *seen))
+            _queue_again(rows, ranks, d, waiting)
 
     @property
     def num_living_groups(self) -> int:
