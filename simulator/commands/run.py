@@ -44,6 +44,11 @@ def list_notes(scenario: Scenario, plans: list[DeploymentPlan], trace: RequestTr
     notes += scheduling_notes(scenario.deployments, plans)
     notes += memory_notes(scenario.deployments, plans)
     notes += [note for plan in plans for pool in plan.pools for note in notes_of(pool)]
+    for plan in plans:
+        if plan.spec.kv_tiers and not trace.prefix_block_tokens:
+            notes.append(
+                f"kv_tiers of {plan.name} have nothing to keep: the trace has no prefix blocks"
+            )
     if trace.judge_from_s:
         notes.append(
             f"lead-in: {trace.num_lead_in:,} of {trace.num_requests:,} requests arrive before "

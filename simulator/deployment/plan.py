@@ -159,13 +159,15 @@ class DeploymentPlan:
         return self.spec.prefix_caching and grows and not has_state
 
     def check_prefixes(self, trace: RequestTrace, where: str) -> None:
-        """Refuse a trace with more prefix blocks than can be looked up at every rank.
+        """Refuse a trace with more prefix blocks than can be looked up at every rank, and tiers
+        that hold none of them.
 
         Raises:
-            UserError: with the bytes that it would take.
+            UserError: with the bytes that it would take, or that a block takes.
         """
         if not (self.keeps_prefixes and len(trace.prefix_ids)):
             return
+        self._check_tiers(trace, where)
         num_blocks = int(trace.prefix_ids.max()) + 1
         num_ranks = self.serving.replicas * self.placement.layout.attention_dp
         num_tiers = 1 + len(self.serving.tiers)
@@ -177,6 +179,17 @@ class DeploymentPlan:
                 f"{_MOST_LOOK_UP_BYTES / 1e9:.3g} are used; take fewer requests (num_requests), "
                 "fewer replicas, or prefix_caching = false"
             )
+
+    def _check_tiers(self, trace: RequestTrace, where: str) -> None:
+        tokens = trace.prefix_block_tokens
+        num_bytes = tokens * self.serving.capacity.cache.bytes_per_token
+        for number, tier in enumerate(self.serving.tiers):
+            if tier.memory_bytes < num_bytes:
+                raise UserError(
+                    f"{where} [kv_tiers.{number}]: its {tier.memory_bytes:.3g} bytes hold none of "
+                    f"the trace's prefix blocks of {tokens:,} tokens, each of {num_bytes:.3g} "
+                    "bytes on a GPU; make it larger, or leave it out"
+                )
 
     def find_keys(self, trace: RequestTrace) -> Keys | None:
         """Find the keys by which requests wait; ``None`` where they are served as they come.
@@ -281,7 +294,7 @@ def _make_pools(spec: DeploymentSpec, seed: int, place: str, folder: Path) -> De
         spec.model_copy(update=changes), seed, f"{place} [prefill]", folder, 0, first_gpu
     )
     decode = _make_pool(
-        spec,
+        spec.model_copy(update={"kv_tiers": ()}),  # nothing but decodes comes there
         seed,
         place,
         folder,
@@ -297,7 +310,8 @@ def _make_pools(spec: DeploymentSpec, seed: int, place: str, folder: Path) -> De
         decode.placement.model.num_layers,
         find_hand_over(spec.engine),
     )
-    return replace(decode, prefill=prefill, transfer=transfer)
+    whole = decode.spec.model_copy(update={"kv_tiers": spec.kv_tiers})
+    return replace(decode, spec=whole, prefill=prefill, transfer=transfer)
 
 
 def _choose_prefill_recovery(table: Policy, parallel: ParallelSpec) -> Policy:
@@ -429,10 +443,9 @@ def _make_pool(
     )
     plan = DeploymentPlan(spec, placement, serving)
     if tiers and not plan.keeps_prefixes:
-        raise UserError(
-            f"{place} [kv_tiers]: no prefix is cached: prefix_caching is false, or the model's "
-            "cache does not grow by blocks of tokens; leave out kv_tiers"
-        )
+        why = "the model has a state, or no layer that attends to all tokens"
+        why = why if spec.prefix_caching else "prefix_caching is false"
+        raise UserError(f"{place} [kv_tiers]: no prefix is cached, since {why}; leave out kv_tiers")
     return plan
 
 

@@ -134,9 +134,9 @@ def _begin_reading(
     read_blocks(requests, ranks, pool, r, request.shared, end, now_s)
     write_blocks(requests, ranks, pool, r, 0, end, now_s)
     request.transferred = end * limits.prefix_tokens
-    request.stage, request.reserved_s = READ, now_s
+    request.stage = READ
     if math.isnan(request.scheduled_s):
-        request.read = count * limits.prefix_tokens
+        request.read, request.read_wait_s = count * limits.prefix_tokens, request.read_s - now_s
     _reserve(requests, ranks, d, r)
 
 

@@ -279,9 +279,8 @@ def read_blocks(
         for i in range(start + hits, start + end):
             count += _find_tier(ranks, d, requests.prefix_ids[i], now_s) == t
         if count > 0:
-            until_s = max(tier.read_until_s, now_s) + tier.latency_s + count * tier.block_read_s
-            tier.read_until_s = until_s
-            request.read_s = max(request.read_s, until_s)
+            tier.read_until_s = max(tier.read_until_s, now_s) + count * tier.block_read_s
+            request.read_s = max(request.read_s, tier.read_until_s + tier.latency_s)
             tier.num_hits += count * is_first
 
 

@@ -283,7 +283,8 @@ def _forget_caches(pool: PoolState, lost: Ints) -> None:
     rows = pool.requests.each
     for name in _CACHE:
         rows[name][lost] = 0
-    rows.read[lost] *= ~np.isnan(rows.scheduled_s[lost])
+    unread = lost[np.isnan(rows.scheduled_s[lost])]
+    rows.read[unread], rows.read_wait_s[unread] = 0, np.nan
 
 
 def cut_row(row: NDArray[np.float64], at_s: float) -> None:

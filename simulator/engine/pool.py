@@ -20,6 +20,7 @@ from simulator.engine.events import Events, code_of, push_event
 from simulator.engine.queue import find_another, join
 from simulator.engine.rebalancing import place_again
 from simulator.engine.state import (
+    NEVER,
     Clock,
     Floats,
     Ints,
@@ -107,7 +108,7 @@ def measure_tiers(plan: DeploymentPlan, limits: Limits) -> list[tuple[int, float
     num_bytes = plan.serving.capacity.cache.bytes_per_token * limits.prefix_tokens
     return [
         (
-            int(tier.memory_bytes / num_bytes),
+            int(min(tier.memory_bytes / num_bytes, NEVER)),
             num_bytes / tier.read_bytes_per_s,
             num_bytes / tier.write_bytes_per_s,
             tier.latency_s,

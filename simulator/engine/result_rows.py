@@ -199,7 +199,7 @@ def _one_pool(pool: PoolState, sent_s: Floats) -> dict[str, Any]:
         "num_input": requests.num_input,
         "num_output": requests.num_output,
         "num_cached": requests.cached,
-        "num_read": requests.read,
+        **_describe_reads(requests),
         "num_preemptions": requests.preemptions,
         "num_retries": _count_retries(requests),
         "outcome": _outcomes(requests.finish_s, requests.lost_s),
@@ -207,7 +207,6 @@ def _one_pool(pool: PoolState, sent_s: Floats) -> dict[str, Any]:
         "room_wait_s": np.zeros(count),
         "transfer_s": np.zeros(count),
         "transfer_bytes": np.zeros(count),
-        "read_wait_s": _read_waits_s(requests),
     }
 
 
@@ -238,7 +237,7 @@ def _two_pools(
         "num_input": decodes.num_input,
         "num_output": decodes.num_output,
         "num_cached": prompts.cached,
-        "num_read": prompts.read,
+        **_describe_reads(prompts),
         "num_preemptions": prompts.preemptions + decodes.preemptions,
         "num_retries": _count_retries(prompts) + _count_retries(decodes),
         "outcome": _outcomes(finish_s, lost_s),
@@ -248,14 +247,14 @@ def _two_pools(
         "room_wait_s": np.where(moved & ~np.isnan(decodes.reserved_s), waits_s, 0.0),
         "transfer_s": np.where(has_left, decodes.arrival_s - prompts.first_s - held_s, 0.0),
         "transfer_bytes": np.where(has_left, num_bytes, 0.0),
-        "read_wait_s": _read_waits_s(prompts),
     }
 
 
-def _read_waits_s(requests: Records) -> Floats:
-    """Seconds in which the first blocks of requests were read from tiers."""
-    waits_s: Floats = np.nan_to_num(requests.read_s - requests.reserved_s)
-    return waits_s
+def _describe_reads(requests: Records) -> dict[str, Any]:
+    """Describe what requests read from tiers before they were first scheduled."""
+    is_scheduled = ~np.isnan(requests.scheduled_s)
+    waits_s = np.where(is_scheduled, np.nan_to_num(requests.read_wait_s), 0.0)
+    return {"num_read": requests.read * is_scheduled, "read_wait_s": waits_s}
 
 
 def _ready_waits_s(transfer: Transfer, prompts: Records, decodes: Records) -> Floats:

@@ -125,9 +125,11 @@ class Request:
     lost_s: float
     """Time at which no replica was left to send it to."""
     reserved_s: float
-    """Time at which KV blocks were reserved for its cache, or for what is read from tiers."""
+    """Time at which a rank of the decode pool reserved KV blocks for its cache."""
     read_s: float
     """Time at which its first blocks have been read from tiers."""
+    read_wait_s: float
+    """Seconds that this takes, before the request is first scheduled."""
 
 
 class Rank:

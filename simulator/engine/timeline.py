@@ -300,17 +300,21 @@ def make_record(served: Served) -> DeploymentRecord:
 
 
 def _list_tiers(pool: PoolState, requests: Columns) -> tuple[TierUse, ...]:
-    """List the use of a pool's tiers; none where there is the GPU only."""
-    own, size = pool.ranks.tiers[0, 0], pool.limits.prefix_tokens
-    if not len(own):
+    """List the use of a pool's tiers; none where it keeps no prefixes."""
+    size, plan = pool.limits.prefix_tokens, pool.plan
+    if not size:
         return ()
-    read = (pool.ranks.tiers.num_hits.sum(axis=(0, 1)) * size).tolist()
-    hits = [int(requests["num_cached"].sum() - requests["num_read"].sum()), *read]
-    kinds = ["gpu", *(str(table["kind"]) for table in pool.plan.spec.kv_tiers)]
-    capacities = [pool.plan.serving.capacity.tokens, *(own.capacity_blocks * size).tolist()]
-    asked = int(requests["num_input"].sum())
+    num_read, asked = int(requests["num_read"].sum()), int(requests["num_input"].sum())
+    begun = pool.ranks.tiers.num_hits.sum(axis=(0, 1))
+    read = [round(num_read * share) for share in begun / max(1, begun.sum())]
+    hits = [int(requests["num_cached"].sum()) - num_read, *read]
+    kinds = [str(table["kind"]) for table in plan.spec.kv_tiers]
+    names = [f"{kind} {n + 1}" if kinds.count(kind) > 1 else kind for n, kind in enumerate(kinds)]
+    num_bytes = plan.serving.capacity.cache.bytes_per_token * size
+    capacities = [int(tier.memory_bytes / num_bytes) * size for tier in plan.serving.tiers]
+    capacities.insert(0, plan.serving.capacity.tokens)
     shares = [found / asked for found in hits]
-    return tuple(map(TierUse, kinds, capacities, hits, shares))
+    return tuple(map(TierUse, ["gpu", *names], capacities, hits, shares))
 
 
 def _measure_imbalance(served: Served, uniform_S: Floats) -> ImbalanceCurve | None:

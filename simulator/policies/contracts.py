@@ -42,6 +42,8 @@ from simulator.policies.topology import Fabric, TopologyPolicy
 
 _MOST_DRAFTED = 64
 """Most tokens of a draft: engines draft fewer than ten."""
+_MOST_OF_TIER = 1e18
+"""Most bytes of a tier, and bytes per second: more than any store has."""
 
 
 def prepare_router(
@@ -246,10 +248,14 @@ def find_tier(policy: TierPolicy, cluster: ClusterSpec) -> Tier:
     """Find the memory that a tier of the KV cache has on each GPU of a cluster."""
 
     def explain(found: Any) -> str:
-        is_tier = isinstance(found, Tier) and all(isinstance(value, Real) for value in found)
-        is_tier = is_tier and all(0 < value < math.inf for value in found[:3])
-        wanted = "a Tier of positive finite numbers, and a latency of 0 or more"
-        return "" if is_tier and 0 <= found.latency_s < math.inf else wanted
+        if not isinstance(found, Tier):
+            return "a Tier"
+        for name, value in found._asdict().items():
+            least = 0.0 if name == "latency_s" else math.ulp(0.0)
+            if not isinstance(value, float | int) or not least <= value <= _MOST_OF_TIER:
+                above = "from 0" if least == 0 else "above 0"
+                return f"a Tier whose {name} is a number {above} to {_MOST_OF_TIER:g}"
+        return ""
 
     found: Tier = ask(policy, "tier", cluster, explain=explain)
     return found

@@ -23,7 +23,7 @@ PIECES = {
     "slow_gpus": "GPUs slower than usual",
     "slow_wires": "wires slower than usual",
     "stops": "steps cut off by failures",
-    "between": "between steps: moves, hangs, new groups",
+    "between": "between steps: moves, hangs, new groups, reads",
 }
 """Pieces of a token's time in the order of the waterfall, with their words: from what perfect
 balance and free links would cost to all of it."""

@@ -116,14 +116,13 @@ class Results:
     @cached_property
     def kv_tiers(self) -> pd.DataFrame:
         """Table of the tiers of the KV cache: :data:`simulator.results.tables.TIER_COLUMNS`,
-        without rows where there is the GPU only.
+        without rows where all deployments have the GPU only.
         """
-        rows = [
-            {"deployment": name, **tier}
-            for name in self.deployments
-            for tier in self.run["deployments"].get(name, {}).get("kv_tiers", ())
-        ]
-        return pd.DataFrame(rows, columns=list(TIER_COLUMNS))
+        facts = ((name, self.run["deployments"].get(name, {})) for name in self.deployments)
+        uses = [(name, own.get("kv_tiers") or ()) for name, own in facts]
+        rows = [{"deployment": name, **tier} for name, own in uses for tier in own]
+        has_several = any(len(own) > 1 for _, own in uses)
+        return pd.DataFrame(rows if has_several else [], columns=list(TIER_COLUMNS))
 
     def frame(self, table: str) -> pd.DataFrame:
         """One table of all deployments, whose first column is ``deployment``.

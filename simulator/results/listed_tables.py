@@ -48,7 +48,7 @@ def _list_classes(table: pd.DataFrame) -> Listed:
 
 
 def _list_tiers(table: pd.DataFrame) -> Listed:
-    rows = [["Deployment", "Tier", "Tokens it holds", "Prompt tokens found", "Share"]]
+    rows = [["Deployment", "Tier", "Tokens of a rank", "Prompt tokens found", "Share"]]
     for _, row in table.iterrows():
         counts = [f"{row[name]:,}" for name in ("capacity_tokens", "hit_tokens")]
         share = metric("prefix_hit_ratio", float(row["hit_share"]), "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from simulator.results.formats import seconds_text
+from simulator.results.formats import count, seconds_text
 from simulator.results.tables import DeploymentRecord, PriceAudit
 
 SHOWN = "shown_steps"
@@ -74,8 +74,21 @@ def tell_wires(record: DeploymentRecord) -> str | None:
     )
 
 
-TELLS = (tell_audit, tell_changed, tell_wires)
-"""Functions from a record to a sentence about the error of its prices, or to ``None``."""
+def tell_reads(record: DeploymentRecord) -> str | None:
+    """Describe how long requests waited for blocks in tiers; ``None`` where none did."""
+    waits_s = record.requests["read_wait_s"]
+    waits_s = waits_s[waits_s > 0]
+    if not len(waits_s):
+        return None
+    return (
+        f"{count(len(waits_s), 'request')} of {record.name} read first blocks from tiers below the "
+        f"GPU: {seconds_text(float(waits_s.mean()))} in the mean, at most "
+        f"{seconds_text(float(waits_s.max()))}, in which they hold KV blocks and a place"
+    )
+
+
+TELLS = (tell_audit, tell_changed, tell_wires, tell_reads)
+"""Functions from a record to a sentence beside its figures, or to ``None``."""
 
 
 def shown_step(run: dict[str, Any], deployment: str, phase: str) -> dict[str, Any]:

@@ -49,7 +49,7 @@ REQUEST_COLUMNS = {
     "domain": "kind of text, as the trace names it; empty where it names none",
     "priority": "its priority, as the trace or the workload has it; 0 where they have none",
     "num_cached": "prompt tokens found in the prefix cache",
-    "num_read": "tokens of these that were read from tiers of the cache below the GPU (kv_tiers)",
+    "num_read": "tokens of these that were read from tiers below the GPU (kv_tiers)",
     "num_preemptions": "times it lost its KV blocks and was computed again",
     "num_retries": "times that its replica was gone and it was sent to another one",
     "outcome": f"one of {', '.join(OUTCOMES)}",
@@ -66,17 +66,18 @@ REQUEST_COLUMNS = {
     ),
     "transfer_bytes": "of its KV cache that went there, on all receiving ranks",
     "read_wait_s": (
-        "from when it got KV blocks until its first ones were read from tiers below the GPU; 0 "
-        "where none were"
+        "from when KV blocks were reserved for it until its first prefix blocks were read from "
+        "tiers below the GPU, before it was first scheduled; 0 where none were"
     ),
 }
 """Columns of the table of requests, with their descriptions."""
 TIER_COLUMNS = {
     "deployment": "name of the deployment",
-    "tier": "'gpu', or the kind of a tier below it",
+    "tier": "'gpu', or the kind of a tier below it, numbered where there are several of a kind",
     "capacity_tokens": "tokens that it holds of a data-parallel rank's cache",
     "hit_tokens": (
-        "prompt tokens that requests of all ranks found in it before they were first scheduled"
+        "prompt tokens that requests of all ranks found in it before they were first scheduled; "
+        "of reads that a failure cut off, among several tiers, in proportion"
     ),
     "hit_share": "share of these in all prompt tokens",
 }

@@ -223,6 +223,8 @@ def make_job(plan: DeploymentPlan, folder: Path) -> Job:
             f"{where}: pruned experts that move can be simulated, but not executed; leave "
             "rebalancing out, or prune dense blocks"
         )
+    if spec.kv_tiers:
+        raise UserError(f"{where}: kv_tiers can be simulated, but not executed; leave them out")
     if spec.scaling["kind"] != "none":
         raise UserError(f"{where}: scaling can be simulated, but not executed; leave it out")
     if (spec.routing or {}).get("exact"):

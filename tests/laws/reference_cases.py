@@ -73,7 +73,7 @@ def draw_tiers(plan, trace, rng):
     size = plan.serving.capacity.cache.bytes_per_token * trace.prefix_block_tokens
     tiers = tuple(
         Tier(
-            size * float(rng.choice([0.5, 4.5, 30.5, 1000.5])),
+            size * float(rng.choice([1.5, 4.5, 30.5, 1000.5])),
             size / float(rng.choice([1e-6, 1e-3, 0.02])),
             size / float(rng.choice([1e-6, 1e-3, 0.02])),
             float(rng.choice([0.0, 0.005])),

@@ -58,9 +58,8 @@ class Tier:
 
     def read(self, count: int, now_s: float) -> float:
         """Read some blocks of a request behind those of others. Returns when they have come."""
-        begin_s = max(self._reads_until_s, now_s)
-        self._reads_until_s = begin_s + self._latency_s + count * self._read_s
-        return self._reads_until_s
+        self._reads_until_s = max(self._reads_until_s, now_s) + count * self._read_s
+        return self._reads_until_s + self._latency_s
 
 
 class Cache:

@@ -32,9 +32,16 @@ class Host(Frozen):
             latency_s = link.latency_s if latency_s is None else latency_s
         if read_bytes_per_s is None:
             raise UserError(
-                f"the file of cluster '{cluster.name}' has no host.link: give read_bytes_per_s "
-                "(PCIe 5.0 x16 has a peak of 64e9 each way, PCIe 4.0 x16 of 32e9; copies reach "
-                "some 0.8 of it)"
+                f"the file of cluster '{cluster.name}' has no host.link, main memory apart from "
+                "the GPU's: give read_bytes_per_s (PCIe 5.0 x16 has a peak of 64e9 each way, "
+                "PCIe 4.0 x16 of 32e9; copies reach some 0.8 of it)"
+            )
+        dram = cluster.host.dram if cluster.host else None
+        if dram is not None and self.memory_bytes * cluster.gpus_per_node > dram.memory_bytes:
+            raise UserError(
+                f"memory_bytes of {cluster.gpus_per_node} GPUs is more than the "
+                f"{dram.memory_bytes:.3g} bytes of main memory that a node of '{cluster.name}' has "
+                "to give"
             )
         write_bytes_per_s = self.write_bytes_per_s or read_bytes_per_s
         return Tier(self.memory_bytes, read_bytes_per_s, write_bytes_per_s, latency_s or 0.0)
