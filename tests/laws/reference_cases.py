@@ -70,7 +70,8 @@ def draw_tiers(plan, trace, rng):
     """With memory below the GPU, of any size and speed, or as it was."""
     if not trace.prefix_block_tokens or not plan.keeps_prefixes or rng.random() < 0.3:
         return plan
-    size = plan.serving.capacity.cache.bytes_per_token * trace.prefix_block_tokens
+    capacity = (plan.prefill or plan).serving.capacity
+    size = capacity.cache.bytes_per_token * trace.prefix_block_tokens
     tiers = tuple(
         Tier(
             size * float(rng.choice([1.5, 4.5, 30.5, 1000.5])),
