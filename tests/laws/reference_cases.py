@@ -81,9 +81,8 @@ def draw_tiers(plan, trace, rng):
         )
         for _ in range(rng.integers(1, 3))
     )
-    plan = change_plan(plan, tiers=tiers)
     if plan.prefill is None:
-        return plan
+        return change_plan(plan, tiers=tiers)
     return dataclasses.replace(plan, prefill=change_plan(plan.prefill, tiers=tiers))
 
 

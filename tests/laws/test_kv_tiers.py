@@ -222,7 +222,7 @@ def draw_tiered(tiny, seed):
     """Any deployment with tiers and prompts that begin alike."""
     while True:
         plan, trace, _ = draw_case(tiny, seed)
-        if plan.serving.tiers and not plan.failures:
+        if (plan.prefill or plan).serving.tiers and not plan.failures:
             return plan, trace
         seed += 10_000
 
