@@ -26,7 +26,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _MODULE = re.compile(r"[a-z_][a-z0-9_]*")
 _BLOCK = re.compile(r"```(?:python|toml)\n# (\S+\.(?:py|toml))\n(.*?)```", re.DOTALL)
 """A file on a guide's page: its path and its text."""
-_TABLE = re.compile(r"`(\S+\.csv)`:\n\n```csv\n(.*?)```", re.DOTALL)
+_TABLE = re.compile(r"`(\S+\.csv)`:\n\n```text\n(.*?)```", re.DOTALL)
 """A table there, which has no comments."""
 _COMMAND = re.compile(
     r"^\$ moesim (run (?:[^\n\\]|\\\n)*--allow-code(?:[^\n\\]|\\\n)*)", re.MULTILINE

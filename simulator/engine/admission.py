@@ -117,7 +117,10 @@ def admit(
         share_prompt(requests, ranks, pool, r, computed + new, limits, now_s)
         _run(requests, ranks, d, r, new, now_s)
         budget = max(0, budget - new)
-    is_full = rank.num_running >= limits.rules.max_sequences
+    taken = rank.num_running
+    if reads:
+        taken += rank.num_reserved + rank.ready.count
+    is_full = taken >= limits.rules.max_sequences
     rank.stopped_by = _MAX_SEQUENCES if is_full else _TOKEN_BUDGET
     return budget
 

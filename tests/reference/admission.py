@@ -33,7 +33,8 @@ def admit(rank: Rank, now_s: float) -> None:
             rank.limited_by, rank.is_full = limit, limit == "kv_cache"
             return
         expected += count_output(request)
-    rank.limited_by = "max_sequences" if len(rank.running) >= most else "token_budget"
+    here = rank.running + (rank.reading + rank.ready if rank.cache.tiers else [])
+    rank.limited_by = "max_sequences" if len(here) >= most else "token_budget"
 
 
 def _admit_ready(rank: Rank, now_s: float) -> None:
