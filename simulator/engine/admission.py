@@ -135,7 +135,9 @@ def _begin_reading(
     request, pool = requests.each[r], d % len(ranks.caches)
     end = request.shared + count
     read_blocks(requests, ranks, pool, r, request.shared, end, now_s)
-    write_blocks(requests, ranks, pool, r, 0, end, now_s)
+    write_blocks(requests, ranks, pool, r, 0, request.shared, now_s)
+    # To tiers that lack the others they are written once the GPU has them.
+    write_blocks(requests, ranks, pool, r, request.shared, end, math.inf)
     request.transferred = end * limits.prefix_tokens
     request.stage = READ
     if math.isnan(request.scheduled_s):

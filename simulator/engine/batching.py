@@ -455,7 +455,7 @@ def _may_run_out(ranks: Ranks, d: int, limits: Limits) -> bool:
     if rank.num_running > rank.num_decodes:
         most += rank.num_running - rank.num_decodes
         most += limits.rules.token_budget // limits.block_tokens
-    return bool(most > count_available(ranks, d, limits))
+    return bool(most > count_available(ranks, d % len(ranks.caches), limits))
 
 
 @jit_inner

@@ -220,6 +220,8 @@ def write_blocks(
             if i > start and prefixes[before].since_s == math.inf:
                 break  # nobody finds it without the one before it
             block = requests.prefix_ids[i]
+            if block == before:
+                continue
             if prefixes[block].since_s < math.inf:
                 _unlink(prefixes, block)
             elif now_s == math.inf:

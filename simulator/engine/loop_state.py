@@ -249,7 +249,8 @@ class LoopState:
         may_return = len(self.pools) > 1 or bool(self.plan.failures or self.plan.serving.tiers)
         # A request may be about to come to both pools.
         most = 2 * num_replicas + self.num_rows * may_return * len(self.pools) + 1
-        self.events = move_events(self.events, count, most)
+        # Those that a run leaves behind may be more than it can have with the next rows.
+        self.events = move_events(self.events, count, max(most, int(self.events.num_left[0])))
 
     def _move_feed(self, count: int, num_begin: int) -> None:
         feed, num_rows = self.feed, self.num_rows

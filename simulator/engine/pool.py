@@ -268,7 +268,8 @@ def _choose(pool: Pool, request: int, feed: Feed) -> int:
     if feed.chosen[0] >= 0:
         return int(feed.chosen[0])
     if len(balance.turns) > 0:
-        return int(balance.turns[balance.num_sent[0]])
+        # Whose prompt is lost elsewhere comes again, so that more may be sent than there are turns.
+        return int(balance.turns[balance.num_sent[0] % len(balance.turns)])
     best, least = -1, 0.0
     for replica in range(num_replicas):
         counts = clock.counts[replica, 0]
@@ -701,7 +702,6 @@ class PoolState:
             rng = plan.placement.rng(self._stream, *changes)
             balancer = prepare_balancer(plan.serving.balancing, len(living), rng)
         if len(living) and self.num_replicas > 1 and isinstance(balancer, Rule):
-            # Between two changes every request is sent once at most.
             count = self._trace.num_requests
             turns = living[list_turns(plan.serving.balancing, balancer, count, len(living))]
         rule = balancer if isinstance(balancer, Rule) else Rule()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from simulator.config.workload import WorkloadSpec
+from simulator.engine.timeline import make_record
 from simulator.policies.kv_tiers import Tier
 from simulator.workload.requests import load_requests
 from tests.cases import seeds
@@ -175,6 +176,51 @@ def test_blocks_are_read_while_a_prompt_waits_for_tokens(tiny):
     assert long_s > 3 * 0.01
     assert table["scheduled_s"][3] == pytest.approx(table["finish_s"][2], abs=0.1 * long_s)
     assert table["finish_s"][3] < table["finish_s"][2] + 0.01
+
+
+def test_hits_by_tier_are_those_of_requests(tiny):
+    plan, trace = three_prompts(tiny)
+    table = {"name": "x", "kind": "host"}
+    spec = plan.spec.model_copy(update={"kv_tiers": (table, table)})
+    plan = replace(with_tiers(plan, trace, 26, 100), spec=spec)
+    record = make_record(tiny.serve(plan, trace))
+    assert [use.tier for use in record.tiers] == ["gpu", "host 1", "host 2"]
+    assert [use.hit_tokens for use in record.tiers] == [0, 6 * BLOCK, 4 * BLOCK]
+    assert [use.capacity_tokens for use in record.tiers[1:]] == [26 * BLOCK, 100 * BLOCK]
+    shares = sum(use.hit_share for use in record.tiers)
+    assert shares == record.requests["num_cached"].sum() / record.requests["num_input"].sum()
+
+
+def test_what_is_read_from_a_slow_tier_is_in_a_fast_one_afterwards(tiny):
+    """Two alike ask one after the other for blocks that only the slow tier has: neither finds them
+    above it before the first has read them.
+    """
+    plan, trace = three_prompts(tiny, blocks=31)
+    size = plan.serving.capacity.cache.bytes_per_token * BLOCK
+    fast, slow = Tier(20.5 * size, 1000 * size, 1e15), Tier(100.5 * size, size, 1e15)
+    ids = np.concatenate([np.arange(n) + 100 * k for n, k in ((10, 0), (30, 1), (10, 0), (10, 0))])
+    trace = replace(
+        trace,
+        arrival_s=np.array([0.0, 1.0, 3.0, 3.1]),
+        num_input=np.array([10, 30, 10, 10]) * BLOCK + 1,
+        num_output=np.ones(4, dtype=np.int64),
+        prefix_starts=np.cumsum([0, 10, 30, 10, 10]),
+        prefix_ids=ids,
+    )
+    plan = change_plan(plan, tiers=(fast, slow))
+    table = tiny.serve(plan, trace, ingress_delay_s=0.0).requests_table()
+    assert table["read_wait_s"][2] == pytest.approx(10.0)
+    assert table["read_wait_s"][3] == pytest.approx(20.0, abs=0.2)
+
+
+def test_a_block_twice_in_a_prompt_is_kept_once(tiny):
+    plan, trace = three_prompts(tiny)
+    ids = trace.prefix_ids.copy()
+    ids[[1, 2, 31, 32]] = 0
+    trace = replace(trace, prefix_ids=ids)
+    served = tiny.serve(with_tiers(plan, trace, 40), trace)
+    ranks = served.pools["both"].ranks_of(0)
+    assert ranks.tiers.num_held[0, 0] == np.isfinite(ranks.prefixes.since_s[0, 1]).sum()
 
 
 def check_tiers(pool):

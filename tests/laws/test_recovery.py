@@ -231,3 +231,10 @@ def test_prompts_that_are_computed_again_do_not_wait_for_caches_behind_them(tiny
     losses = draw_gpu_losses(plan, np.random.default_rng([9515, seed]), span_s)
     outcomes = tiny.serve(with_changes(plan, *losses), trace).requests_table()["outcome"]
     assert set(outcomes) <= {"finished", "lost"}
+
+
+def test_prompts_that_come_again_may_be_sent_more_often_than_there_are_requests(tiny):
+    """Elastic prefill ranks lose prompts whose requests have a turn at the decode pool already."""
+    plan, trace = draw_elastic(tiny, 6072)
+    outcome = tiny.serve(plan, trace).requests_table()["outcome"]
+    assert (outcome != "unfinished").all()

@@ -8,6 +8,8 @@ TensorRT-LLM's GUARANTEED_NO_EVICT; or the output and a share of those of others
 
 from __future__ import annotations
 
+import math
+
 from tests.reference.cache import Tier
 from tests.reference.rank import Rank, count_output
 from tests.reference.requests import Request, Stage
@@ -96,7 +98,8 @@ def _try_to_start(rank: Rank, request: Request, expected: int, now_s: float) -> 
         if request.scheduled_s is None:
             request.read = len(tiers) * rank.settings.prefix_tokens
         rank.reading.append(request)
-        cache.write(request, 0, first + len(tiers), now_s)
+        cache.write(request, 0, first, now_s)
+        cache.write(request, first, first + len(tiers), math.inf)
         return None
     cache.write(request, 0, first, now_s)
     request.computed = found

@@ -41,6 +41,8 @@ class Tier:
         for prefix in chain[first:]:
             if before is not None and before not in self.held:
                 return
+            if prefix == before:
+                continue
             if prefix in self.held:
                 self.held.remove(prefix)
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import count
 
 import numpy as np
 
@@ -45,6 +46,7 @@ class Pool:
         self._num_starts += 1
         rng, living = self.plan.placement.rng(self._stream, *which), self.living
         self._turns: list[int] = []
+        self._sent = count()
         if not living:
             return
         rule = self.plan.serving.balancing.prepare(len(living), rng)
@@ -53,7 +55,7 @@ class Pool:
             self.replicas[number].rule = rule
         if rule.turns is not None:
             turns = np.asarray(living)[rule.turns(len(self.requests))]
-            self._turns = turns.tolist()[::-1]
+            self._turns = turns.tolist()
 
     def send(self, request: Request, now_s: float) -> Replica | None:
         """Give a request to a replica: the next one in turn, or the first with the least load."""
@@ -61,7 +63,7 @@ class Pool:
         if not living:
             return None
         chosen = (
-            self._turns.pop()
+            self._turns[next(self._sent) % len(self._turns)]
             if self._turns
             else min(living, key=lambda number: self.replicas[number].measure_load(request))
         )

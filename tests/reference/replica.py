@@ -169,7 +169,7 @@ class Replica:
 
     def _waits_for_ranks(self) -> bool:
         """Whether some ranks have prompts and others none, while any runs."""
-        have = [bool(rank.waiting) for rank in self.ranks]
+        have = [bool(rank.waiting or rank.ready) for rank in self.ranks]
         return any(have) and not all(have) and any(rank.running for rank in self.ranks)
 
     def _waits_for_more(self) -> bool | None:

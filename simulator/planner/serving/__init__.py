@@ -24,6 +24,8 @@ Values = Literal["none", "whole", "share", "boolean", "text", "json"] | tuple[st
 """Words that may stand behind a flag: nothing, a whole number, a number above 0 and up to 1,
 ``true`` or ``false``, any text, a JSON object, or one of some words."""
 
+_LEAST_HOST_BYTES = 2**30
+"""Least bytes of main memory that all engines' flags have a number for."""
 CONTEXT_STEP = 1024
 """Tokens that the longest sequence of a server is rounded up to a multiple of: room for what a chat
 template adds to a prompt."""
@@ -130,11 +132,13 @@ class Server(NamedTuple):
     @property
     def host_bytes(self) -> float:
         """Bytes of main memory for each GPU's part of the cache, 0 where the plan has another tier,
-        none, or pools.
+        none, pools, or less than flags can say.
         """
         kinds = [table["kind"] for table in self.plan.spec.kv_tiers]
-        tiers = self.plan.serving.tiers
-        return tiers[0].memory_bytes if kinds == ["host"] and self.role == "both" else 0.0
+        if kinds != ["host"] or self.role != "both":
+            return 0.0
+        found = self.plan.serving.tiers[0].memory_bytes
+        return found if found >= _LEAST_HOST_BYTES else 0.0
 
     @property
     def is_amd(self) -> bool:
