@@ -131,8 +131,8 @@ FAULTS = (
     Fault(
         "reads of one link overlap",
         CACHE,
-        "            tier.read_until_s = until_s",
-        "            tier.read_until_s = now_s",
+        "tier.read_until_s = max(tier.read_until_s, now_s) + count",
+        "tier.read_until_s = now_s + count",
     ),
     Fault(
         "blocks can be read before they are written",
