@@ -437,7 +437,7 @@ def _make_pool(
     check_recovery(spec, placement, f"{place} [recovery]")
     scaling: ScalingPolicy = build("scaling", spec.scaling, f"{place} [scaling]")
     check_scaling(scaling, replicas, f"{place} [scaling]")
-    tiers = _list_tiers(spec, cluster, place)
+    tiers = _make_tiers(spec, cluster, place)
     serving = Serving(
         replicas, rules, order, balancing, capacity, rebalancing, recovery, scaling, tiers
     )
@@ -449,7 +449,7 @@ def _make_pool(
     return plan
 
 
-def _list_tiers(spec: DeploymentSpec, cluster: ClusterSpec, place: str) -> tuple[Tier, ...]:
+def _make_tiers(spec: DeploymentSpec, cluster: ClusterSpec, place: str) -> tuple[Tier, ...]:
     found = []
     for number, table in enumerate(spec.kv_tiers):
         where = f"{place} [kv_tiers.{number}]"

@@ -7,8 +7,8 @@ least recently used is evicted first, and of one request's blocks the deepest fi
 automatic prefix caching). Conserved: free blocks + blocks that requests hold alone + cached prefix
 blocks = capacity.
 
-Tiers below the GPU keep copies: a block is written to each once it is computed or found, and can be
-read from the time at which the tier's link, one block after another, has written it. Behind the
+Tiers below the GPU keep copies: a block is written to each from the step on that computes or finds
+it, and can be read once the tier's link, one block after another, has written it. Behind the
 blocks that the GPU has, a request reads those that tiers have, each from the first that does, into
 blocks of its own while it waits (vLLM's asynchronous connectors). Each tier evicts the least
 recently used, and none without those that continue it.

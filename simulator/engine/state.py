@@ -70,7 +70,8 @@ class Request:
     generated: int
     """Output tokens emitted."""
     transferred: int
-    """Tokens whose keys and values are transferred from a prefill pool; 0 once they are lost."""
+    """Tokens whose keys and values are transferred from a prefill pool or read from tiers; 0 once
+    they are lost."""
     blocks: int
     """KV blocks that the request alone holds."""
     shared: int
@@ -154,7 +155,7 @@ class Rank:
     num_bereft: int
     """Number of waiting requests that lost full KV blocks, which they may find again."""
     num_reserved: int
-    """Requests whose caches are to arrive and that have blocks."""
+    """Requests whose caches are to arrive, or are read from tiers, and that have blocks."""
     reserved_output: int
     """Output tokens of these that SGLang's admission assumes, until they run."""
     tokens: int

@@ -47,7 +47,7 @@ def _list_classes(table: pd.DataFrame) -> Listed:
     return Listed("By priority", lead, rows)
 
 
-def _list_tiers(table: pd.DataFrame) -> Listed:
+def _list_kv_tiers(table: pd.DataFrame) -> Listed:
     rows = [["Deployment", "Tier", "Tokens of a rank", "Prompt tokens found", "Share"]]
     for _, row in table.iterrows():
         counts = [f"{row[name]:,}" for name in ("capacity_tokens", "hit_tokens")]
@@ -62,5 +62,5 @@ def _list_tiers(table: pd.DataFrame) -> Listed:
 
 _LISTS: dict[str, Callable[[pd.DataFrame], Listed]] = {
     "classes": _list_classes,
-    "kv_tiers": _list_tiers,
+    "kv_tiers": _list_kv_tiers,
 }

@@ -8,12 +8,15 @@ import pytest
 
 from simulator.config.workload import WorkloadSpec
 from simulator.engine.timeline import make_record
+from simulator.policies.failures import Change
 from simulator.policies.kv_tiers import Tier
 from simulator.workload.requests import load_requests
 from tests.cases import seeds
 from tests.laws.deployments import check_same_events, serve_by_events
-from tests.laws.failing import check_all_is_given_back
+from tests.laws.failing import check_all_is_given_back, with_changes
 from tests.laws.reference_cases import draw_case
+from tests.laws.test_shards import serve_apart
+from tests.laws.test_windows import check_same, make_small
 from tests.parts import change_plan
 from tests.shared import shared_file
 
@@ -221,6 +224,81 @@ def test_a_block_twice_in_a_prompt_is_kept_once(tiny):
     served = tiny.serve(with_tiers(plan, trace, 40), trace)
     ranks = served.pools["both"].ranks_of(0)
     assert ranks.tiers.num_held[0, 0] == np.isfinite(ranks.prefixes.since_s[0, 1]).sum()
+
+
+def repeat_first(trace, at_s):
+    """A trace whose first prompt comes again at some times, behind all others."""
+    count = trace.prefix_starts[1]
+    return replace(
+        trace,
+        arrival_s=np.concatenate([trace.arrival_s, at_s]),
+        num_input=np.concatenate([trace.num_input, np.full(len(at_s), trace.num_input[0])]),
+        num_output=np.ones(len(trace.num_input) + len(at_s), dtype=np.int64),
+        prefix_starts=np.concatenate(
+            [trace.prefix_starts, trace.prefix_starts[-1] + count * np.arange(1, len(at_s) + 1)]
+        ),
+        prefix_ids=np.concatenate([trace.prefix_ids, np.tile(trace.prefix_ids[:count], len(at_s))]),
+    )
+
+
+def test_who_reads_has_a_place(tiny):
+    """Of three alike two have places: the third gets one when the first ends, and finds its blocks
+    on the GPU then.
+    """
+    rules = {"kind": "chunked", "max_sequences": 2}
+    plan, trace = three_prompts(tiny, blocks=41, scheduling=rules)
+    size = plan.serving.capacity.cache.bytes_per_token * BLOCK
+    trace = repeat_first(trace, np.array([2.0, 2.0]))
+    trace = replace(trace, num_input=trace.num_input * np.array([1, 2, 1, 1, 1]))
+    plan = change_plan(plan, tiers=(Tier(100.5 * size, size, 1e15),))
+    table = tiny.serve(plan, trace, ingress_delay_s=0.0).requests_table()
+    assert table["read_wait_s"][2:].to_numpy() == pytest.approx([10, 20, 0], abs=0.1)
+    assert table["scheduled_s"][4] == pytest.approx(12.0, abs=0.1)
+
+
+def test_a_window_moves_on_while_a_request_reads(tiny, monkeypatch):
+    plan, trace = three_prompts(tiny, blocks=61)
+    size = plan.serving.capacity.cache.bytes_per_token * BLOCK
+    plan = change_plan(plan, tiers=(Tier(100.5 * size, size, 1e15),))
+    trace = replace(trace, num_input=trace.num_input * np.array([1, 3, 1]))
+    trace = repeat_first(trace, 2.0 + 0.3 * np.arange(1, 30))
+    whole = tiny.serve(plan, trace)
+    make_small(monkeypatch, 4)
+    check_same(tiny.serve(plan, trace), whole)
+    assert (whole.requests_table()["read_wait_s"] > 3.0).any()
+
+
+def test_hits_of_replicas_apart_are_those_of_all(tiny):
+    """Two prompts are asked for in turn, and everything in between takes the GPU's cache."""
+    plan, trace = three_prompts(tiny, replicas=2, balancing={"kind": "round_robin"})
+    order = [0, 0, 1, 1, 2, 2]
+    starts = trace.prefix_starts
+    trace = replace(
+        trace,
+        arrival_s=np.arange(6.0),
+        num_input=trace.num_input[order],
+        num_output=np.ones(6, dtype=np.int64),
+        prefix_starts=np.cumsum([0, *np.diff(starts)[order]]),
+        prefix_ids=np.concatenate([trace.prefix_ids[starts[n] : starts[n + 1]] for n in order]),
+    )
+    plan = with_tiers(plan, trace, 100)
+    apart, whole = serve_apart(tiny, plan, trace, 2), tiny.serve(plan, trace)
+    hits = [one.pools["both"].ranks.tiers.num_hits.sum() for one in (apart, whole)]
+    assert hits == [20, 20]
+
+
+def test_a_read_that_a_failure_cuts_off_is_no_hit(tiny):
+    plan, trace = three_prompts(tiny)
+    size = plan.serving.capacity.cache.bytes_per_token * BLOCK
+    plan = change_plan(plan, tiers=(Tier(100.5 * size, size, 1e15),))
+    stops, starts = Change(3.0, "both", (0,), starts=False), Change(4.0, "both", (0,), starts=True)
+    served = tiny.serve(with_changes(plan, stops, starts), repeat_first(trace, np.array([30.0])))
+    table, record = served.requests_table(), make_record(served)
+    assert table["num_read"].tolist() == table["read_wait_s"].tolist() == [0, 0, 0, 0]
+    assert table["outcome"].tolist() == ["finished", "finished", "lost", "finished"]
+    assert record.tiers[0].hit_tokens == table["num_cached"].sum()
+    for pool in served.pools.values():
+        check_all_is_given_back(pool)
 
 
 def check_tiers(pool):
