@@ -94,6 +94,7 @@ Power = Annotated[float, value_range(0, 20)]
 Steps = Annotated[int, value_range(1, 1_000_000, "steps")]
 StepCount = Annotated[int, value_range(0, 1_000_000, "steps")]
 """Number of steps that may be 0."""
+StepsAhead = Annotated[int, value_range(0, 1, "steps")]
 ExchangeChunks = Annotated[int, value_range(1, 64, "chunks")]
 StepNumber = Annotated[int, value_range(0, 1_000_000)]
 """Index of a step, from 0."""

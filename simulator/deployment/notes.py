@@ -215,7 +215,7 @@ def _rules_of(policy: Policy) -> Rules:
 
 def _comparable(rules: Rules) -> Rules:
     """Remove the rules that no key decides."""
-    return rules._replace(finds_preempted=False)
+    return rules._replace(finds_full=False, frees_partial_first=False)
 
 
 def _say_scheduling(pool: DeploymentPlan) -> str:

@@ -67,7 +67,7 @@ from simulator.work.layout import make_layout
 from simulator.work.memory import CacheSize, cache_size
 from simulator.workload.traces import RequestTrace
 
-_LOOK_UP_BYTES = 32
+_LOOK_UP_BYTES = 48
 """Bytes in which a rank keeps whether a prefix block is in a tier of its cache
 (:class:`simulator.engine.state.PrefixBlock`)."""
 _MOST_LOOK_UP_BYTES = 16e9

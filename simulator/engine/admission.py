@@ -100,7 +100,7 @@ def admit(
             return budget
         start = requests.prefix_starts[r]
         for i in range(start, start + hits):
-            hold_block(ranks, pool, requests.prefix_ids[i])
+            hold_block(requests, ranks, pool, requests.prefix_ids[i], limits)
         reclaim_blocks(requests, ranks, r, pool, kept)
         need = blocks_for(reach, limits) - hits * limits.prefix_blocks
         allocate_blocks(ranks, pool, need - kept, limits)
@@ -199,7 +199,7 @@ def count_coming(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> in
 def _run(requests: Requests, ranks: Ranks, d: int, r: int, new: int, now_s: float) -> None:
     """Start request ``r`` of rank ``d``, which has left its queue, with ``new`` tokens."""
     request, rank = requests.each[r], ranks.each[d]
-    request.admitted = ranks.counts[0].num_admissions
+    request.admitted, request.ahead = ranks.counts[0].num_admissions, 0
     ranks.counts[0].num_admissions += 1
     if math.isnan(request.scheduled_s):
         # SimPy adds delays, which may round a hair early.
@@ -310,11 +310,11 @@ def give_up_line(requests: Requests, ranks: Ranks, clock: Clock, r: int) -> None
 
 
 @jit_inner
-def give_up_blocks(requests: Requests, ranks: Ranks, clock: Clock, r: int) -> None:
+def give_up_blocks(requests: Requests, ranks: Ranks, limits: Limits, clock: Clock, r: int) -> None:
     """Cancel the reserved blocks of request ``r``: its cache will not arrive."""
     request, d = requests.each[r], requests.each[r].dp_rank
     rank = ranks.each[d]
-    release(requests, ranks, d % len(ranks.caches), r)
+    release(requests, ranks, d % len(ranks.caches), r, limits)
     rank.is_full = False
     rank.num_reserved -= 1
     rank.reserved_output -= clip_output(request.num_output - request.generated)

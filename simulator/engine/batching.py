@@ -72,9 +72,10 @@ def preempt(requests: Requests, ranks: Ranks, d: int, i: int, limits: Limits) ->
     running, chunk, rank = ranks.running, ranks.chunk, ranks.each[d]
     r, pool = running[d, i], d % len(ranks.caches)
     request = requests.each[r]
-    if limits.rules.finds_preempted:
+    has_all = request.generated == request.num_output  # its last token is on the way
+    if limits.rules.finds_full and not has_all:
         keep_order(requests, ranks, pool, r, limits)
-    release(requests, ranks, pool, r)
+    release(requests, ranks, pool, r, limits)
     ranks.caches[pool].ran_out = True
     rank.is_full = False
     request.computed = 0
@@ -85,6 +86,8 @@ def preempt(requests: Requests, ranks: Ranks, d: int, i: int, limits: Limits) ->
         running[d, k], chunk[d, k] = running[d, k + 1], chunk[d, k + 1]
     chunk[d, last] = 0
     rank.num_running = last
+    if has_all:
+        return
     if limits.rules.output_share > 0:
         join(rank.waiting, requests.each, r)
     else:
@@ -220,17 +223,36 @@ def find_gap_bin(gap_s: float) -> int:
 
 
 @jit_inner
-def take_blocks(requests: Requests, ranks: Ranks, limits: Limits, d: int) -> None:
-    """Allocate the KV blocks that the next tokens of the summed decodes of rank ``d`` need; the
-    latest admitted requests of the rank lose theirs when blocks run out.
+def count_ended(requests: Requests, ranks: Ranks, limits: Limits, d: int) -> tuple[int, int]:
+    """Count the summed decodes of rank ``d`` that get their last token from the step in flight, and
+    those of them that the ring of blocks counts for the next step.
     """
-    rank, ring = ranks.each[d], ranks.ring
-    turn = rank.ticks % limits.block_tokens
-    while ring[d, turn] > count_available(ranks, d, limits):
+    rank, ended, due = ranks.each[d], 0, 0
+    if rank.is_flying and rank.num_decodes > 0 and rank.ticks == rank.next_end:
+        for i in range(rank.num_decodes):
+            if ranks.ends[d, i] == rank.ticks:
+                request = requests.each[ranks.running[d, i]]
+                spare = _count_spare_tokens(requests, ranks.running[d, i], limits)
+                steps = rank.ticks - request.joined
+                ended += 1
+                due += spare < steps and (steps - spare) % limits.block_tokens == 0
+    return ended, due
+
+
+@jit_inner
+def take_blocks(requests: Requests, ranks: Ranks, limits: Limits, d: int) -> int:
+    """Allocate the KV blocks that the next tokens of the summed decodes of rank ``d`` need; the
+    latest admitted requests of the rank lose theirs when blocks run out. Returns how many decode.
+    """
+    rank, turn = ranks.each[d], ranks.each[d].ticks % limits.block_tokens
+    ended, due = count_ended(requests, ranks, limits, d)
+    while ranks.ring[d, turn] - due > count_available(ranks, d, limits):
         if rank.num_running == rank.num_decodes:
             _leave_sums_last(requests, ranks, limits, d)
         preempt(requests, ranks, d, rank.num_running - 1, limits)
-    allocate_blocks(ranks, d, ring[d, turn], limits)
+        ended, due = count_ended(requests, ranks, limits, d)
+    allocate_blocks(ranks, d, ranks.ring[d, turn] - due, limits)
+    return int(rank.num_decodes - ended)
 
 
 @jit_inner
@@ -241,18 +263,18 @@ def _count_spare_tokens(requests: Requests, r: int, limits: Limits) -> int:
 
 
 @jit_inner
-def join_sums(requests: Requests, ranks: Ranks, limits: Limits, d: int, now_s: float) -> None:
-    """Add to the summed decodes of rank ``d`` the requests behind them that got a token just now
-    and want another.
+def _join_sums(requests: Requests, ranks: Ranks, limits: Limits, d: int) -> None:
+    """Add to the summed decodes of rank ``d`` the requests behind them that got a token from the
+    latest step and want another.
     """
     rank, rows = ranks.each[d], requests.each
     while rank.num_decodes < rank.num_running:
         r = ranks.running[d, rank.num_decodes]
         request = rows[r]
         if (
-            request.generated == 0
-            or request.computed + 1 != request.num_input + request.generated
-            or request.last_s != now_s
+            not is_decode(request.num_input, request.generated, request.computed)
+            or request.joined != rank.ticks
+            or request.generated == request.num_output
         ):
             return
         left = request.num_output - request.generated
@@ -263,7 +285,6 @@ def join_sums(requests: Requests, ranks: Ranks, limits: Limits, d: int, now_s: f
             ranks.ring[d, (rank.ticks + fitting) % limits.block_tokens] += 1
         if rank.num_decodes == 0:
             rank.next_end = _NEVER
-        request.joined = rank.ticks
         ranks.ends[d, rank.num_decodes] = rank.ticks + left
         ranks.starts[d, rank.num_decodes] = request.computed - rank.ticks
         rank.num_decodes += 1
@@ -271,7 +292,6 @@ def join_sums(requests: Requests, ranks: Ranks, limits: Limits, d: int, now_s: f
         rank.contexts += request.computed
         rank.longest = max(rank.longest, request.computed)
         rank.next_end = min(rank.next_end, rank.ticks + left)
-        ranks.emitted_s[d] = now_s
 
 
 @jit_inner
@@ -302,17 +322,25 @@ def _leave_sums_last(requests: Requests, ranks: Ranks, limits: Limits, d: int) -
 @jit_inner
 def _leave_sums(requests: Requests, ranks: Ranks, limits: Limits, d: int, r: int) -> None:
     """Write the state of a request that leaves the sums."""
-    request = requests.each[r]
+    request, rank = requests.each[r], ranks.each[d]
     ranks.profiles[d, request.profile] -= 1
-    steps = ranks.each[d].ticks - request.joined
+    steps = rank.ticks - request.joined
     fitting = _count_spare_tokens(requests, r, limits)
     if fitting < request.num_output - request.generated:
         ranks.ring[d, (request.joined + fitting) % limits.block_tokens] -= 1
         if steps > fitting:
             request.blocks += (steps - 1 - fitting) // limits.block_tokens + 1
+    if steps == 0:
+        return
     request.computed += steps
     request.generated += steps
+    request.joined = rank.ticks
     request.last_s = ranks.emitted_s[d]
+    if rank.num_summed > 0:  # its latest token is not out yet
+        request.ahead = 1
+        rank.num_summed -= 1
+        ranks.out[d, rank.num_out] = r
+        rank.num_out += 1
 
 
 @jit_inner
@@ -335,7 +363,7 @@ def end_decodes(
         rank.contexts -= request.computed
         request.finish_s = now_s
         rank.is_full = False
-        release(requests, ranks, d, running[i])
+        release(requests, ranks, d, running[i], limits)
         tokens = request.num_input + request.num_output
         rank.tokens -= tokens
         clock.counts[0].outstanding_tokens -= tokens
@@ -387,8 +415,22 @@ def form_step(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) ->
     while True:
         has_work = _fill(requests, ranks, limits, now_s)
         # Who ran may have lost its blocks, to other lanes or to caches that are to come.
-        if not ranks.caches.ran_out.any() or computes(ranks, 0, len(ranks.each)):
+        if not ranks.caches.ran_out.any():
             return bool(has_work)
+        if _computes_any(requests, ranks, limits):
+            return True
+        if ranks.each[0].is_flying:
+            return False
+
+
+@jit_inner
+def _computes_any(requests: Requests, ranks: Ranks, limits: Limits) -> bool:
+    """Whether any request is in the step that is formed."""
+    for d in range(len(ranks.each)):
+        ended, _ = count_ended(requests, ranks, limits, d)
+        if ranks.each[d].num_decodes > ended:
+            return True
+    return bool(computes(ranks, 0, len(ranks.each)))
 
 
 @jit_inner
@@ -396,7 +438,7 @@ def computes(ranks: Ranks, first: int, end: int) -> bool:
     """Whether any request of ranks ``first`` to ``end`` is in the step."""
     chunk, each = ranks.chunk, ranks.each
     for d in range(first, end):
-        for i in range(each[d].num_running):
+        for i in range(each[d].num_decodes, each[d].num_running):
             if chunk[d, i] > 0:
                 return True
     return False
@@ -414,13 +456,13 @@ def _fill(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> boo
     caches.ran_out[:] = False
     for d in range(len(each)):
         rank, budget = each[d], limits.rules.token_budget
-        if rank.num_decodes > budget or (
+        ended, _ = count_ended(requests, ranks, limits, d)
+        if rank.num_decodes - ended > budget or (
             rank.waiting.is_ordered and _may_run_out(ranks, d, limits)
         ):
             dissolve_sums(requests, ranks, limits, d)
         if rank.num_decodes > 0:
-            take_blocks(requests, ranks, limits, d)
-            budget -= rank.num_decodes
+            budget -= take_blocks(requests, ranks, limits, d)
         chunk[d, rank.num_decodes : rank.num_running] = 0
         if limits.rules.output_share > 0 and limits.rules.mixes_phases:
             retract(requests, ranks, d, limits)
@@ -532,7 +574,8 @@ def _schedule_running(
         request = rows[r]
         remaining = request.num_input + request.generated - request.computed
         decodes_next = is_decode(request.num_input, request.generated, request.computed)
-        if not (decodes if decodes_next else prompts):
+        has_all = request.generated == request.num_output  # with the step in flight
+        if has_all or not (decodes if decodes_next else prompts):
             i += 1
             continue
         if decodes_next:
@@ -565,67 +608,107 @@ def _schedule_running(
 def complete_step(
     requests: Requests, ranks: Ranks, limits: Limits, clock: Clock, now_s: float
 ) -> int:
-    """Complete a step: count its tokens, emit outputs, finish requests. Returns how many requests
-    finished.
+    """Complete a step with which no other is in flight: count its tokens, emit outputs, finish
+    requests. Returns how many requests finished.
     """
-    running, chunk, rows = ranks.running, ranks.chunk, requests.each
+    count_tokens(requests, ranks, limits)
+    finished = emit_tokens(requests, ranks, limits, clock, now_s)
+    sum_decodes(requests, ranks, limits)
+    return int(finished)
+
+
+@jit_inner
+def count_tokens(requests: Requests, ranks: Ranks, limits: Limits) -> None:
+    """Count the tokens of a step, as computed and as emitted, though they may not be out yet."""
+    running, chunk, rows, out = ranks.running, ranks.chunk, requests.each, ranks.out
+    for d in range(len(ranks.each)):
+        rank = ranks.each[d]
+        summed, count = rank.num_decodes, 0
+        rank.num_summed, rank.is_flying = summed, True
+        rank.ticks += 1
+        if summed > 0:
+            rank.contexts += summed
+            rank.longest += 1
+        for i in range(summed, rank.num_running):
+            r = running[d, i]
+            new = chunk[d, i]
+            # Not one record for all of this: where it is kept, the loop takes a seventh longer.
+            rows[r].ahead = new
+            if new == 0:
+                continue
+            if new > 1 and is_decode(rows[r].num_input, rows[r].generated, rows[r].computed):
+                new = count_kept_tokens(requests, limits, r, new)
+                rows[r].generated += new - 1
+            rows[r].computed += new
+            if rows[r].computed == rows[r].num_input + rows[r].generated:
+                rows[r].generated += 1
+                rows[r].joined = rank.ticks
+                out[d, count] = r
+                count += 1
+        rank.num_out = count
+
+
+@jit_inner
+def sum_decodes(requests: Requests, ranks: Ranks, limits: Limits) -> None:
+    """Sum the decodes of every rank whose tokens have just been counted."""
+    if limits.sums_decodes:
+        for d in range(len(ranks.each)):
+            if ranks.each[d].num_decodes < ranks.each[d].num_running:
+                _join_sums(requests, ranks, limits, d)
+
+
+@jit_inner
+def emit_tokens(
+    requests: Requests, ranks: Ranks, limits: Limits, clock: Clock, now_s: float
+) -> int:
+    """Emit the tokens of the step that has ended, and finish requests. Returns how many."""
+    running, chunk, rows, out = ranks.running, ranks.chunk, requests.each, ranks.out
     gap_counts, emitted_s = clock.gap_counts, ranks.emitted_s
     finished = 0
     last_gap, last_bin = -1.0, 0
     for d in range(len(ranks.each)):
         rank, pool = ranks.each[d], d % len(ranks.caches)
         kept = summed = rank.num_decodes
-        if summed > 0:
+        if rank.num_summed > 0:
             gap = now_s - emitted_s[d]
             if gap != last_gap:
                 last_gap, last_bin = gap, find_gap_bin(gap)
-            gap_counts[last_bin] += summed
-            emitted_s[d] = now_s
-            rank.ticks += 1
-            rank.contexts += summed
-            rank.longest += 1
-            if rank.ticks == rank.next_end:
-                kept = end_decodes(requests, ranks, limits, clock, d, now_s)
-                finished += summed - kept
-        for i in range(summed, rank.num_running):
-            r = running[d, i]
-            new = chunk[d, i]
-            # Not one record for all of this: where it is kept, the loop takes a seventh longer.
-            if new > 1 and is_decode(rows[r].num_input, rows[r].generated, rows[r].computed):
-                new = count_kept_tokens(requests, limits, r, new)
-                rows[r].generated += new - 1
-            rows[r].computed += new
-            is_done = False
-            if new > 0 and rows[r].computed == rows[r].num_input + rows[r].generated:
-                if rows[r].generated == 0:
-                    rows[r].first_s = now_s
-                else:
-                    gap = now_s - rows[r].last_s
-                    if gap != last_gap:
-                        last_gap, last_bin = gap, find_gap_bin(gap)
-                    gap_counts[last_bin] += 1
-                rows[r].generated += 1
-                rows[r].last_s = now_s
-                is_done = rows[r].generated == rows[r].num_output
-            if is_done:
-                request = rows[r]
+            gap_counts[last_bin] += rank.num_summed
+        emitted_s[d] = now_s
+        rank.is_flying, rank.num_summed = False, 0
+        if summed > 0 and rank.ticks == rank.next_end:
+            kept = end_decodes(requests, ranks, limits, clock, d, now_s)
+            finished += summed - kept
+        has_ended = kept < summed
+        for k in range(rank.num_out):
+            request = rows[out[d, k]]
+            if request.generated == 1:
+                request.first_s = now_s
+            else:
+                gap = now_s - request.last_s
+                if gap != last_gap:
+                    last_gap, last_bin = gap, find_gap_bin(gap)
+                gap_counts[last_bin] += 1
+            request.last_s = now_s
+            if request.generated == request.num_output:
                 request.finish_s = now_s
-                rank.is_full = False
                 if ranks.tiers.shape[1] > 0:
-                    touch_blocks(requests, ranks, pool, r)
+                    touch_blocks(requests, ranks, pool, out[d, k])
                 if not limits.hands_over:
-                    release(requests, ranks, pool, r)
+                    release(requests, ranks, pool, out[d, k], limits)
                 tokens = request.num_input + request.num_output
                 rank.tokens -= tokens
                 clock.counts[0].outstanding_tokens -= tokens
                 finished += 1
-            else:
-                running[d, kept] = r
-                kept += 1
-        rank.num_running = kept
-        if limits.sums_decodes and rank.num_decodes < kept:
-            join_sums(requests, ranks, limits, d, now_s)
-        if kept == 0 and rank.waiting.count + rank.ready.count == 0:
+                has_ended = True
+        if has_ended:
+            rank.is_full = False
+            for i in range(summed, rank.num_running):
+                if math.isnan(rows[running[d, i]].finish_s):
+                    running[d, kept], chunk[d, kept] = running[d, i], chunk[d, i]
+                    kept += 1
+            rank.num_running = kept
+        if rank.num_running == 0 and rank.waiting.count + rank.ready.count == 0:
             ranks.output_share[d] = limits.rules.output_share
     clock.counts[0].num_finished += finished
     return finished

@@ -4,8 +4,11 @@ free.
 
 A prefix block is cached while a request holds it and afterwards until its blocks are needed; the
 least recently used is evicted first, and of one request's blocks the deepest first (vLLM's
-automatic prefix caching). Conserved: free blocks + blocks that requests hold alone + cached prefix
-blocks = capacity.
+automatic prefix caching). Other full blocks, of outputs and of prompts that nobody shares, are in
+the same line: only the request that lost them finds them again, but prefix blocks are evicted in
+their turn. They are counted, each with the prefix block behind it in line. Conserved: free blocks +
+those full ones that nobody holds + blocks that requests hold alone + cached prefix blocks =
+capacity.
 
 Tiers below the GPU keep copies: a block is written to each from the step on that computes or finds
 it, and can be read once the tier's link, one block after another, has written it. Behind the
@@ -33,13 +36,14 @@ def blocks_for(tokens: int, limits: Limits) -> int:
 def count_available(ranks: Ranks, d: int, limits: Limits) -> int:
     """Number of blocks that are free or can be freed by eviction."""
     cache = ranks.caches[d]
-    return int(cache.free_blocks + cache.num_evictable * limits.prefix_blocks)
+    return int(cache.free_blocks + cache.num_full + cache.num_evictable * limits.prefix_blocks)
 
 
 def count_all_available(ranks: Ranks, limits: Limits) -> Ints:
     """:func:`count_available` of all ranks at once."""
     caches = ranks.caches
-    found: Ints = caches.free_blocks + caches.num_evictable * limits.prefix_blocks
+    prefixes: Ints = caches.num_evictable * limits.prefix_blocks
+    found: Ints = caches.free_blocks + caches.num_full + prefixes
     return found
 
 
@@ -62,11 +66,18 @@ def allocate_blocks(ranks: Ranks, d: int, count: int, limits: Limits) -> None:
     """
     cache, prefixes = ranks.caches[d], ranks.prefixes[d, 0]
     while cache.free_blocks < count:
-        _evict(prefixes)
-        cache.num_evictable -= 1
-        cache.free_blocks += limits.prefix_blocks
+        victim = prefixes[prefixes[len(prefixes) - 1].newer]
+        if victim.full_before > 0:
+            taken = min(victim.full_before, count - cache.free_blocks)
+            victim.full_before -= taken
+            cache.num_full -= taken
+        else:
+            taken = limits.prefix_blocks
+            _evict(prefixes)
+            cache.num_evictable -= 1
+        cache.free_blocks += taken
+        cache.num_taken += taken
     cache.free_blocks -= count
-    cache.num_taken += count
 
 
 @jit_inner
@@ -82,6 +93,8 @@ def _unlink(prefixes: Records, block: int) -> None:
     older, newer = prefixes[block].older, prefixes[block].newer
     prefixes[older].newer = newer
     prefixes[newer].older = older
+    prefixes[newer].full_before += prefixes[block].full_before
+    prefixes[block].full_before = 0
 
 
 @jit_inner
@@ -95,10 +108,11 @@ def _link(prefixes: Records, block: int, newer: int) -> None:
 
 
 @jit_inner
-def hold_block(ranks: Ranks, d: int, block: int) -> None:
+def hold_block(requests: Requests, ranks: Ranks, d: int, block: int, limits: Limits) -> None:
     """Add a reference of one more request to a cached prefix block."""
     prefixes = ranks.prefixes[d, 0]
     if prefixes[block].refs == 0:
+        _move_up(requests, ranks, d, prefixes[block].released, limits.prefix_blocks)
         _unlink(prefixes, block)
         ranks.caches[d].num_evictable -= 1
     prefixes[block].refs += 1
@@ -106,17 +120,26 @@ def hold_block(ranks: Ranks, d: int, block: int) -> None:
 
 @jit_inner
 def _release_block(ranks: Ranks, d: int, block: int) -> None:
-    prefixes = ranks.prefixes[d, 0]
+    prefixes, end = ranks.prefixes[d, 0], ranks.prefixes.shape[2] - 1
     prefixes[block].refs -= 1
     if prefixes[block].refs == 0:
-        _link(prefixes, block, len(prefixes) - 1)
+        _link(prefixes, block, end)
+        prefixes[block].full_before = prefixes[end].full_before
+        prefixes[end].full_before = 0
+        prefixes[block].released = _count_release(ranks, d)
         ranks.caches[d].num_evictable += 1
+
+
+@jit_inner
+def _count_release(ranks: Ranks, d: int) -> int:
+    ranks.caches[d].num_released += 1
+    return int(ranks.caches[d].num_released)
 
 
 @jit_inner
 def count_hits(requests: Requests, prefixes: Records, d: int, r: int, limits: Limits) -> int:
     """Count the leading prefix blocks of ``r`` that the GPU has and that are wholly inside its
-    prompt, without the one that holds its last token.
+    prompt, without one that holds the last token that it has.
 
     Args:
         prefixes: of a replica's ranks (:attr:`simulator.engine.state.Ranks.prefixes`).
@@ -149,9 +172,11 @@ def _count_leading(
 
 @jit_inner
 def _count_usable(requests: Requests, r: int, limits: Limits) -> int:
-    """Count the prefix blocks of ``r`` without the one that holds its last token."""
+    """Count the whole prefix blocks of ``r`` without one that holds the last token that it has."""
+    request = requests.each[r]
     num_blocks = requests.prefix_starts[r + 1] - requests.prefix_starts[r]
-    return int(min(num_blocks, (requests.each[r].num_input - 1) // limits.prefix_tokens))
+    most = min(request.num_input, request.num_input + request.generated - 1)
+    return int(min(num_blocks, most // limits.prefix_tokens))
 
 
 @jit_inner
@@ -287,10 +312,11 @@ def read_blocks(
 
 
 @jit_inner
-def release(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
+def release(requests: Requests, ranks: Ranks, d: int, r: int, limits: Limits) -> None:
     """Release all blocks that ``r`` holds."""
     request, start = requests.each[r], requests.prefix_starts[r]
-    ranks.caches[d].free_blocks += request.blocks
+    full = _count_full(requests, ranks, r, limits)
+    _release_own(ranks, d, request.blocks, full, limits)
     request.blocks = 0
     for i in range(request.shared - 1, -1, -1):
         _release_block(ranks, d, requests.prefix_ids[start + i])
@@ -298,20 +324,47 @@ def release(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
 
 
 @jit_inner
+def _count_full(requests: Requests, ranks: Ranks, r: int, limits: Limits) -> int:
+    """Count the full blocks that ``r`` holds alone, and that can be found by their content."""
+    if not limits.rules.finds_full:
+        return 0
+    request, rank = requests.each[r], ranks.each[requests.each[r].dp_rank]
+    # A block whose last token came out of the latest step is not known by its content yet.
+    is_out = rank.is_flying and request.joined == rank.ticks and request.generated > 1
+    known = request.computed - (is_out and request.ahead == 1)
+    first = request.shared * limits.prefix_blocks
+    return int(max(0, min(known // limits.block_tokens - first, request.blocks)))
+
+
+@jit_inner
+def _release_own(ranks: Ranks, d: int, blocks: int, full: int, limits: Limits) -> None:
+    """Free blocks that a request held alone: the full ones go to the end of the line in which
+    blocks are taken when no others are free, the others there before them, or not into it.
+    """
+    cache, end = ranks.caches[d], ranks.prefixes.shape[2] - 1
+    if limits.rules.finds_full and not limits.rules.frees_partial_first:
+        full = blocks
+    cache.free_blocks += blocks - full
+    cache.num_full += full
+    ranks.prefixes[d, 0, end].full_before += full
+
+
+@jit_inner
 def keep_order(requests: Requests, ranks: Ranks, d: int, r: int, limits: Limits) -> None:
-    """Remember the positions in the free queue that the blocks of ``r``, which it is about to lose,
+    """Remember the positions in the line that the full blocks of ``r``, which it is about to lose,
     will get.
 
-    Blocks are taken from the front of the free queue and appended at its end, the last of a
-    sequence first, so that its beginning stays longest. A position is the number of blocks that
-    have been taken once it is at the front. Only full blocks are found again.
+    The last of a sequence comes first, so that its beginning stays longest. A position is the
+    number of blocks that have been taken from the line once it is at the front.
     """
-    request, cache = requests.each[r], ranks.caches[d]
-    first = request.shared * limits.prefix_blocks
-    request.kept_first = first
-    request.kept_blocks = min(request.computed // limits.block_tokens - first, request.blocks)
-    request.kept_end = cache.num_taken + cache.free_blocks + request.blocks
-    ranks.each[request.dp_rank].num_bereft += request.kept_blocks > 0
+    request, cache, rank = requests.each[r], ranks.caches[d], ranks.each[requests.each[r].dp_rank]
+    request.kept_first = request.shared * limits.prefix_blocks
+    request.kept_blocks = _count_full(requests, ranks, r, limits)
+    in_line = count_available(ranks, d, limits) - cache.free_blocks
+    in_line += request.kept_blocks if limits.rules.frees_partial_first else request.blocks
+    request.kept_end = cache.num_taken + in_line
+    request.kept_since = _count_release(ranks, d)
+    rank.num_bereft += request.kept_blocks > 0
 
 
 @jit_inner
@@ -327,17 +380,34 @@ def count_kept(requests: Requests, ranks: Ranks, r: int, d: int, hits: int, limi
 
 @jit_inner
 def reclaim_blocks(requests: Requests, ranks: Ranks, r: int, d: int, count: int) -> None:
-    """Reclaim ``count`` blocks that ``r`` lost from the free queue; those behind them move up."""
-    rows = requests.each
+    """Reclaim ``count`` blocks that ``r`` lost from the line."""
+    request, prefixes = requests.each[r], ranks.prefixes[d, 0]
     if count > 0:
-        ranks.caches[d].free_blocks -= count
-        for lane in range(d, len(ranks.each), len(ranks.caches)):
-            rank = ranks.each[lane]
-            other, num_left = rank.waiting.first, rank.num_bereft
-            while num_left > 0 and other >= 0:
-                num_left -= rows[other].kept_blocks > 0
-                if rows[other].kept_end > rows[r].kept_end:
-                    rows[other].kept_end -= count
-                other = find_another(rank.waiting, rows, other)
-    ranks.each[rows[r].dp_rank].num_bereft -= rows[r].kept_blocks > 0
-    rows[r].kept_blocks = 0
+        behind = end = len(prefixes) - 1
+        while prefixes[behind].older != end:
+            if prefixes[prefixes[behind].older].released < request.kept_since:
+                break
+            behind = prefixes[behind].older
+        prefixes[behind].full_before -= count
+        ranks.caches[d].num_full -= count
+        _move_up(requests, ranks, d, request.kept_since, count)
+    ranks.each[request.dp_rank].num_bereft -= request.kept_blocks > 0
+    request.kept_blocks = 0
+
+
+@jit_inner
+def _move_up(requests: Requests, ranks: Ranks, d: int, since: int, count: int) -> None:
+    """Move the lost blocks that stand in line behind others up, of which ``count`` are taken out.
+
+    Args:
+        since: when these came into it, by number.
+    """
+    rows = requests.each
+    for lane in range(d, len(ranks.each), len(ranks.caches)):
+        rank = ranks.each[lane]
+        other, num_left = rank.waiting.first, rank.num_bereft
+        while num_left > 0 and other >= 0:
+            num_left -= rows[other].kept_blocks > 0
+            if rows[other].kept_since > since:
+                rows[other].kept_end -= count
+            other = find_another(rank.waiting, rows, other)

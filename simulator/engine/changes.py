@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from simpy.events import ProcessGenerator
 
 from simulator.deployment.plan import DeploymentPlan
-from simulator.engine.batching import dissolve_sums
+from simulator.engine.batching import count_ended, dissolve_sums
 from simulator.engine.cache import give_back
 from simulator.engine.events import (
     ARRIVES,
@@ -31,9 +31,9 @@ from simulator.engine.events import (
 from simulator.engine.loop import drop_lost, release_sent, withdraw
 from simulator.engine.loop_state import AGAIN, CHANGE, LoopState
 from simulator.engine.pool import PoolState, has_no_requests, release_next
-from simulator.engine.queue import list_requests
+from simulator.engine.queue import join_again, list_requests
 from simulator.engine.replica_states import RanksLeft, Run, count_loaded_bytes, place_on_left
-from simulator.engine.state import HERE, IN_LINE, READ, Ints
+from simulator.engine.state import HERE, IN_LINE, READ, Ints, Ranks, Requests
 from simulator.engine.step_log import DECODES, LOG_COLUMNS
 from simulator.engine.table import ATTENTION
 from simulator.policies.failure_contracts import find_interruption
@@ -135,13 +135,30 @@ def halt_replica(pool: PoolState, replica: int, number: int, events: Events) -> 
 
 def undo_formed(pool: PoolState, replica: int) -> None:
     """Undo what forming a step did that forming it again would do once more: blocks for the next
-    token of summed decodes.
+    token of summed decodes, and tokens that were counted ahead.
     """
-    ranks = pool.ranks_of(replica)
-    for d in np.flatnonzero(ranks.each.num_decodes):
-        taken = ranks.ring[d, ranks.each.ticks[d] % pool.limits.block_tokens]
-        give_back(ranks, int(d), int(taken))
-        dissolve_sums(pool.requests, ranks, pool.limits, int(d))
+    ranks, requests, limits = pool.ranks_of(replica), pool.requests, pool.limits
+    (counts,) = pool.clock_of(replica).counts
+    for d, rank in enumerate(ranks.each):
+        if rank.num_decodes and (counts.is_formed or not rank.is_flying):
+            _, due = count_ended(requests, ranks, limits, d)
+            give_back(ranks, d, int(ranks.ring[d, rank.ticks % limits.block_tokens] - due))
+        if rank.num_decodes:
+            dissolve_sums(requests, ranks, limits, d)
+        if rank.is_flying:
+            _call_back(requests, ranks, d)
+    counts.in_flight = counts.is_formed = 0
+
+
+def _call_back(requests: Requests, ranks: Ranks, d: int) -> None:
+    """Forget the tokens of a rank's step in flight, which has been cut off."""
+    rank, rows = ranks.each[d], requests.each
+    out, running = ranks.out[d, : rank.num_out], ranks.running[d, : rank.num_running]
+    for r in np.setdiff1d(out[rows.generated[out] == rows.num_output[out]], running):
+        join_again(rank.waiting, rows, r)  # preempted with its last token on the way
+    rows.generated[out] -= 1
+    rows.computed[running] -= rows.ahead[running]
+    rank.num_out = rank.num_summed = rank.is_flying = 0
 
 
 def lose_requests(rows: Sequence[int], place: int, at_s: float, state: LoopState) -> None:
@@ -554,7 +571,8 @@ class Failing:
                 change, place, replica
             ):
                 continue
-            if self._run.cut_step(place, replica, change.at_s):
+            cut = self._run.cut_step(place, replica, change.at_s)
+            if cut or pool.clock.counts.is_formed[replica]:
                 undo_formed(pool, replica)
             number = self._state.number_of(place, replica)
             halt_replica(pool, replica, number, self._state.events)

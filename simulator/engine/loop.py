@@ -18,7 +18,14 @@ from simulator.base.jit import jit_inline, jit_inner
 from simulator.cost.transfer import Transfer, seconds_left
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.admission import expects_caches, give_up_blocks, give_up_line, take_in
-from simulator.engine.batching import complete_step, form_step, queue_request
+from simulator.engine.batching import (
+    complete_step,
+    count_tokens,
+    emit_tokens,
+    form_step,
+    queue_request,
+    sum_decodes,
+)
 from simulator.engine.cache import release
 from simulator.engine.events import (
     ARRIVES,
@@ -290,7 +297,7 @@ def release_sent(events: Events, first: Pool, request: int, now_s: float) -> Non
     replica, d = first.balance.replica_of[request], row.dp_rank
     counts = first.clock.counts[replica, 0]
     ranks = ranks_of(first.ranks, replica)
-    release(first.requests, ranks, d % len(ranks.caches), request)
+    release(first.requests, ranks, d % len(ranks.caches), request, first.limits)
     ranks.each[d].is_full = False
     counts.num_kept -= 1
     has_requests = counts.num_pushed > counts.num_finished or counts.coming.count > 0
@@ -314,7 +321,7 @@ def withdraw(events: Events, num_first: int, second: Pool, request: int, now_s: 
     ranks, clock = ranks_of(second.ranks, replica), clock_of(second.clock, replica)
     stage = requests.each[request].stage
     if stage == RESERVED:
-        give_up_blocks(requests, ranks, clock, request)
+        give_up_blocks(requests, ranks, second.limits, clock, request)
         form_soon(events, second.clock, replica, num_first + replica, now_s, FORMS)
     elif stage == IN_LINE:
         give_up_line(requests, ranks, clock, request)
@@ -330,9 +337,10 @@ _STEP = 50
 """Work of one step beside its sequences, in the unit of :data:`PAUSE`."""
 
 
-IDLE, FORMS_NEXT, IN_FLIGHT, UNPRICED, LOOKED_AT, UNRANKED = range(6)
+IDLE, FORMS_NEXT, IN_FLIGHT, UNPRICED, LOOKED_AT, UNRANKED, FORMED, BEGUN = range(8)
 """Next event of a replica: none, a step to be formed, the end of a step, a step to be priced, a
-look at it before it forms a step, or other keys of those that wait."""
+look at it before it forms a step, other keys of those that wait, the end of a step that is known
+already, or the end of a step besides one to be formed."""
 
 
 class Span(NamedTuple):
@@ -380,59 +388,95 @@ def take_steps(
             and work done, in the unit of ``PAUSE``.
     """
     now_s, done, work = span.start_s, 0, 0
-    counts, ends = clock.counts[0], span.ends
+    counts, ends, then_s = clock.counts[0], span.ends, math.nan
     while True:
         if ends:
             finished = _end_step(requests, ranks, limits, clock, now_s, ended)
+            counts.in_flight = False
             done += finished
             if finished > 0:
                 counts.has_ended = True
             if span.next_s <= now_s or (finished > 0 and stops) or rows == len(log) or work > PAUSE:
                 return FORMS_NEXT, now_s, done, rows, work
         ends = True
-        if counts.num_steps >= counts.look_steps:
-            return LOOKED_AT, now_s, done, rows, work
-        if counts.is_paused > 0:
-            counts.is_busy = False
-            return IDLE, now_s, done, rows, work
-        is_idle = counts.num_pushed == counts.num_finished
-        if counts.coming.count > 0 and (is_idle or counts.num_steps % limits.rules.poll_steps == 0):
-            _take(requests, ranks, limits, clock, weights)
-            is_idle = False
-        if is_idle:
-            counts.is_busy = False
-            return IDLE, now_s, done, rows, work
-        if limits.ranks_again and not counts.is_ranked and _have_choice(ranks):
-            return UNRANKED, now_s, done, rows, work
-        counts.is_ranked = False
-        if not form_step(requests, ranks, limits, now_s):
-            if not _waits(ranks, limits, clock):
-                raise RuntimeError(
-                    "requests wait, but none can run: the KV cache is smaller than one of them"
-                )
-            counts.is_busy = False
-            return IDLE, now_s, done, rows, work
-        place = rows
-        if span.prices_steps:
-            place, rows = find_row(clock, log, rows)
-        else:
-            rows += 1
-        log[place, POOL], log[place, REPLICA], log[place, ROW_STEPS] = span.pool, span.replica, 1
-        log[place, 0] = now_s
-        observe(requests, ranks, limits, log[place])
-        row = log[place, :POOL]
-        counts.num_steps += 1
-        if not span.prices_steps:
-            row[1] = math.nan
-            return IN_FLIGHT, now_s, done, rows, work
-        row[1] = price_step(requests, ranks, table, counts.price_state, row)
-        if math.isnan(row[1]):
-            return UNPRICED, now_s, done, rows, work
-        count_profiles(table)
-        work += _STEP + ranks.each.num_running.sum()
-        now_s += row[1]
+        if not counts.in_flight:
+            if counts.num_steps >= counts.look_steps:
+                return LOOKED_AT, now_s, done, rows, work
+            if counts.is_paused > 0:
+                counts.is_busy = False
+                return IDLE, now_s, done, rows, work
+            if not counts.is_formed:
+                state = _form_next(requests, ranks, limits, clock, weights, now_s)
+                if state != FORMED:
+                    if state == IDLE:
+                        counts.is_busy = False
+                    return state, now_s, done, rows, work
+            counts.is_formed = False
+            place = rows
+            if span.prices_steps:
+                place, rows = find_row(clock, log, rows)
+            else:
+                rows += 1
+            log[place, POOL], log[place, REPLICA], log[place, ROW_STEPS] = (
+                span.pool,
+                span.replica,
+                1,
+            )
+            log[place, 0] = now_s
+            observe(requests, ranks, limits, log[place])
+            row = log[place, :POOL]
+            counts.num_steps += 1
+            counts.in_flight = True
+            if not span.prices_steps:
+                row[1] = math.nan
+                return IN_FLIGHT, now_s, done, rows, work
+            row[1] = price_step(requests, ranks, table, counts.price_state, row)
+            if math.isnan(row[1]):
+                return UNPRICED, now_s, done, rows, work
+            count_profiles(table)
+            work += _STEP + ranks.each.num_running.sum()
+            then_s = now_s + row[1]
+        if limits.rules.steps_ahead > 0:
+            if limits.ranks_again and not math.isnan(then_s):
+                return BEGUN, then_s, done, rows, work
+            if not ranks.each[0].is_flying:
+                count_tokens(requests, ranks, limits)
+                sum_decodes(requests, ranks, limits)
+            state = _form_next(requests, ranks, limits, clock, weights, now_s)
+            counts.is_formed = state == FORMED
+            if state == UNRANKED or math.isnan(then_s):
+                return state if state == UNRANKED else FORMED, now_s, done, rows, work
+        now_s = then_s
         if now_s >= span.next_s or now_s > span.until_s or ranks.counts[0].reserved.count > 0:
             return IN_FLIGHT, now_s, done, rows, work
+
+
+@jit_inner
+def _form_next(
+    requests: Requests, ranks: Ranks, limits: Limits, clock: Clock, weights: Weights, now_s: float
+) -> int:
+    """Form a replica's next step: ``FORMED``, or ``IDLE`` with nothing to compute, or ``UNRANKED``.
+
+    Raises:
+        RuntimeError: if requests wait for blocks that nobody will give back.
+    """
+    counts = clock.counts[0]
+    is_idle = counts.num_pushed == counts.num_finished
+    if counts.coming.count > 0 and (is_idle or counts.num_steps % limits.rules.poll_steps == 0):
+        _take(requests, ranks, limits, clock, weights)
+        is_idle = False
+    if is_idle:
+        return IDLE
+    if limits.ranks_again and not counts.is_ranked and _have_choice(ranks):
+        return UNRANKED
+    counts.is_ranked = False
+    if form_step(requests, ranks, limits, now_s):
+        return FORMED
+    if not (counts.in_flight or _waits(ranks, limits, clock)):
+        raise RuntimeError(
+            "requests wait, but none can run: the KV cache is smaller than one of them"
+        )
+    return IDLE
 
 
 @jit_inner
@@ -468,25 +512,22 @@ def _take(requests: Requests, ranks: Ranks, limits: Limits, clock: Clock, weight
 def _end_step(
     requests: Requests, ranks: Ranks, limits: Limits, clock: Clock, now_s: float, ended: Ints
 ) -> int:
-    """Complete the step of a replica. Returns how many requests finished.
+    """End the step of a replica. Returns how many requests finished.
 
     Args:
-        ended: space for these, where they are wanted.
+        ended: space for these, where they are wanted, which are prompts.
     """
-    if len(ended) == 0:
-        return int(complete_step(requests, ranks, limits, clock, now_s))
+    if limits.rules.steps_ahead > 0:
+        finished = emit_tokens(requests, ranks, limits, clock, now_s)
+    else:
+        finished = complete_step(requests, ranks, limits, clock, now_s)
     count = 0
-    for d in range(len(ranks.each)):
-        for i in range(ranks.each[d].num_running):
-            ended[count] = ranks.running[d, i]
-            count += 1
-    complete_step(requests, ranks, limits, clock, now_s)
-    finished = 0
-    for i in range(count):
-        if not math.isnan(requests.each[ended[i]].finish_s):
-            ended[finished] = ended[i]
-            finished += 1
-    return finished
+    if len(ended) > 0:
+        for d in range(len(ranks.each)):
+            for k in range(ranks.each[d].num_out):
+                ended[count] = ranks.out[d, k]
+                count += 1
+    return int(finished)
 
 
 DONE, LOG_FULL, STEP_FORMED, ASKS, PAUSED, PRICE_WANTED, USED_UP, DRAINED, CACHE_LEAVES = range(9)
@@ -603,10 +644,12 @@ def run_ahead(
             if state == UNPRICED:
                 feed.asks[0] = number
                 return PRICE_WANTED, rows
-            if state == IN_FLIGHT:
+            if state in (IN_FLIGHT, BEGUN):
                 if not prices_steps:
                     return STEP_FORMED, rows
                 push_event(events, then_s, code_of(ENDS, number))
+                if state == BEGUN:
+                    push_event(events, at_s, code_of(FORMS, number))
             elif state in (FORMS_NEXT, LOOKED_AT, UNRANKED):
                 push_event(events, then_s, code_of(FORMS, number))
                 feed.stopped_s[0] = then_s

@@ -65,7 +65,8 @@ def move_window(pool: PoolState, count: int, arrival_s: Floats) -> None:
     pool.hold_rows(requests, np.concatenate([pool.replica_of[count:], nowhere]))
     for link in ("following", "child", "before"):
         requests.each[link] = _shift_rows(requests.each[link], count)
-    pool.ranks.running[:] = _shift_rows(pool.ranks.running, count)
+    for rows in (pool.ranks.running, pool.ranks.out):
+        rows[:] = _shift_rows(rows, count)
     for records in (pool.ranks.each, pool.ranks.counts, pool.clock.counts):
         for name, (kind, _) in records.dtype.fields.items():
             if kind.names is not None:  # a queue

@@ -103,10 +103,14 @@ class Request:
     kept_end: int
     """Position in the queue of free blocks behind these blocks
     (:func:`simulator.engine.cache.keep_order`)."""
+    kept_since: int
+    """Number of its cache's release with which they came into it."""
     joined: int
-    """Steps that its rank had counted when it joined the summed decodes
-    (:mod:`simulator.engine.batching`); ``computed``, ``generated`` and ``blocks`` are of that
-    moment."""
+    """Steps that its rank had counted when its latest token was; of a summed decode when it joined
+    the others (:mod:`simulator.engine.batching`): ``computed``, ``generated`` and ``blocks`` are of
+    that moment."""
+    ahead: int
+    """Tokens that the step in flight computes of it, and ``computed`` counts already."""
     retries: int
     """Times that its replica stopped and it was sent to another one."""
     stage: int
@@ -149,7 +153,13 @@ class Rank:
     longest: int
     """Tokens of the longest summed decode in the cache."""
     ticks: int
-    """Steps that the rank has counted for its summed decodes."""
+    """Steps that the rank has counted."""
+    is_flying: int
+    """Whether the latest of these is in flight, so that its tokens are counted and not out yet."""
+    num_summed: int
+    """Summed decodes in the step in flight."""
+    num_out: int
+    """Other requests that get a token from it, or got one from the latest step."""
     next_end: int
     """Value of ``ticks`` at which the next summed decode ends."""
     num_bereft: int
@@ -178,8 +188,12 @@ class Cache:
     capacity_blocks: int
     num_evictable: int
     """Prefix blocks that no request holds."""
+    num_full: int
+    """Other full blocks that no request holds, and that are in line with these."""
     num_taken: int
-    """KV blocks taken so far, which is how far the queue of free blocks has moved."""
+    """KV blocks taken from that line so far."""
+    num_released: int
+    """Releases so far, of which each has a number."""
     ran_out: int
     """Whether a request has lost its blocks in this step."""
 
@@ -214,6 +228,11 @@ class PrefixBlock:
     older: int
     """Neighbour in the ring that was used less recently."""
     newer: int
+    released: int
+    """Number of its cache's release with which it came into the ring, on the GPU."""
+    full_before: int
+    """Full blocks of no prefix that stand in line between it and the less recently used neighbour,
+    on the GPU."""
 
 
 class Replica:
@@ -232,6 +251,10 @@ class ReplicaClock:
 
     is_busy: int
     """Whether a step is in flight, or about to be formed."""
+    in_flight: int
+    """Whether a step is in flight."""
+    is_formed: int
+    """Whether another is formed, which begins when it has ended."""
     num_finished: int
     num_pushed: int
     """Requests that have been queued at a rank."""
@@ -295,6 +318,9 @@ class Ranks(NamedTuple):
     """``[dp, max_sequences]`` running requests in order of admission."""
     chunk: Ints
     """``[dp, max_sequences]`` tokens of each that the step computes; 0 = not in this step."""
+    out: Ints
+    """``[dp, max_sequences]`` requests, other than summed decodes, that get a token from the step
+    in flight, or got one from the latest."""
     caches: Records
     """``[caches]`` :class:`Cache` of each data-parallel rank."""
     prefixes: Records
@@ -439,6 +465,7 @@ def start_ranks(
         each=make_records(Rank, num_ranks),
         running=zeros(num_ranks, max_sequences) - 1,
         chunk=zeros(num_ranks, max_sequences),
+        out=zeros(num_ranks, max_sequences) - 1,
         caches=make_records(Cache, num_pools),
         prefixes=make_records(PrefixBlock, num_pools, 1 + len(tiers), num_prefixes + 1),
         tiers=make_records(Tier, num_pools, len(tiers)),

@@ -55,7 +55,7 @@ from simulator.engine.loop_state import CHANGE, Instants, LoopState, StepLooks, 
 from simulator.engine.moving_experts import MovingExperts, rebalance
 from simulator.engine.pool import OverflowCount, PoolState, form_soon, start_pools
 from simulator.engine.probe import probe
-from simulator.engine.replica_states import ReplicaStates, degrade
+from simulator.engine.replica_states import RanksLeft, ReplicaStates, degrade
 from simulator.engine.result_rows import StepLog, read_requests, read_steps
 from simulator.engine.scaling import Scaling, leave_drained
 from simulator.engine.state import Floats
@@ -623,7 +623,7 @@ class _Timeline:
             if why == CACHE_LEAVES:
                 self._caches.send(int(state.feed.asks[0]))
             if why == STEP_FORMED:
-                self._env.process(self._take_step(log.rows[log.num_taken - 1]))
+                self._env.process(self._begin_step(log.rows[log.num_taken - 1]))
             if log.is_full:
                 log.go_on(self._find_next(), [pool.clock for pool in state.pools])
             if why not in (STEP_FORMED, CACHE_LEAVES):
@@ -655,13 +655,19 @@ class _Timeline:
         if own is None:
             count_formed_step(pool, replica)
         push_event(state.events, row[0] + row[1], code_of(ENDS, number))
+        self._form_ahead(place, number, row[0])
+
+    def _form_ahead(self, place: int, number: int, at_s: float) -> None:
+        """Form the step behind the one that a replica begins, where its engine works ahead."""
+        if self.state.pools[place].limits.rules.steps_ahead:
+            push_event(self.state.events, at_s, code_of(FORMS, number))
 
     def _find_next(self) -> float:
         state = self.state
         return float(next_event(state.events, state.feed, state.first.requests.each)[0])
 
-    def _take_step(self, row: NDArray[np.float64]) -> ProcessGenerator:
-        """Execute a formed step at a fidelity that simulates ranks."""
+    def _begin_step(self, row: NDArray[np.float64]) -> ProcessGenerator:
+        """Begin a formed step at a fidelity that simulates ranks. Returns its execution."""
         place, replica = int(row[POOL]), int(row[REPLICA])
         pool, number = self.state.pools[place], self.state.number_of(place, replica)
         step = self._under_way[number] = StepUnderWay(row, Event(self._env))
@@ -670,21 +676,30 @@ class _Timeline:
         if own is not None and own.by_ranks is not None:
             executor = own.by_ranks
             ranks = ranks if own.left is None else own.left.select_ranks(ranks)
-        taken = yield from executor.take_step(
-            self._env,
-            replica,
-            int(pool.clock.counts.num_steps[replica, 0]) - 1,
-            read_batches(pool.requests, ranks),
-            row[:POOL],
-        )
+        batches = read_batches(pool.requests, ranks)
+        number_of_step = int(pool.clock.counts.num_steps[replica, 0]) - 1
+        self._form_ahead(place, number, row[0])
+        taking = executor.take_step(self._env, replica, number_of_step, batches, row[:POOL])
+        return self._end_step(place, number, step, taking, None if own is None else own.left)
+
+    def _end_step(
+        self,
+        place: int,
+        number: int,
+        step: StepUnderWay,
+        taking: ProcessGenerator,
+        left: RanksLeft | None,
+    ) -> ProcessGenerator:
+        """Execute a step that has begun, to its end."""
+        taken = yield from taking
         if step.ended.callbacks:
             step.ended.succeed()
         if step.cut_s is not None:
-            cut_row(row, step.cut_s)
+            cut_row(step.row, step.cut_s)
             self._num_cut -= 1
             return
         del self._under_way[number]
-        if own is None or own.left is None:  # figures show whole replicas
+        if left is None:  # figures show whole replicas
             self._by_ranks[place].taken.add(taken)
         push_event(self.state.events, self._env.now, code_of(ENDS, number))
         self._look_at(self._env.now)

@@ -22,7 +22,14 @@ from simulator.base.contracts import (
 )
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen, validate
-from simulator.base.quantities import Ratio, Sequences, StepCount, Steps, TokenBudget
+from simulator.base.quantities import (
+    Ratio,
+    Sequences,
+    StepCount,
+    Steps,
+    StepsAhead,
+    TokenBudget,
+)
 from simulator.config.cluster import ClusterSpec
 from simulator.config.ffns.moe import MoE
 from simulator.policies.balancing import Asked, BalancingPolicy, LoadBalancer, Rule, Snapshot
@@ -363,11 +370,13 @@ class _RulesRange(Frozen):
     reserves_output: bool
     checks_known: bool
     watermark: Ratio
-    finds_preempted: bool
+    finds_full: bool
+    frees_partial_first: bool
     output_share: Ratio
     least_output_share: Ratio
     output_share_decay: Ratio
     retract_steps: StepCount
+    steps_ahead: StepsAhead
     poll_steps: Steps
     balance_steps: StepCount
     wait_steps: StepCount

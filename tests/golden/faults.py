@@ -119,8 +119,26 @@ FAULTS = (
     Fault(
         "a prefix is found although its last token must be computed",
         CACHE,
-        "(requests.each[r].num_input - 1) // limits.prefix_tokens",
-        "requests.each[r].num_input // limits.prefix_tokens + 1",
+        "most = min(request.num_input, request.num_input + request.generated - 1)",
+        "most = request.num_input",
+    ),
+    Fault(
+        "blocks that are not full stand in line with those that are",
+        CACHE,
+        "limits.rules.finds_full and not limits.rules.frees_partial_first",
+        "limits.rules.finds_full",
+    ),
+    Fault(
+        "who has all tokens with the step in flight gets another one",
+        BATCHING,
+        "has_all = request.generated == request.num_output  # with the step in flight",
+        "has_all = False",
+    ),
+    Fault(
+        "a summed decode that ends with the step in flight takes a place in the next",
+        BATCHING,
+        "return int(rank.num_decodes - ended)",
+        "return int(rank.num_decodes)",
     ),
     Fault(
         "a tier evicts the most recently used",

@@ -58,6 +58,7 @@ def draw_deployment(tiny, seed):
     if by_priority:
         keys["order"] = {"kind": "priority"}
         keys["order"] |= {"ageing_s": 0.05} if more.random() < 0.5 else {}
+    scheduling["steps_ahead"] = int(np.random.default_rng([seed, 2]).integers(2))
     plan = tiny.plan(name, seed=1, **split, **keys)
     trace = tiny.trace(
         int(rng.choice([1, 30, 90])),
@@ -147,6 +148,12 @@ def check_same_events(compiled, simpy):
             np.testing.assert_allclose(own[own["replica"] == replica], other, rtol=1e-9, atol=1e-12)
 
 
+def _keep_batches(requests, ranks):
+    """The formed step as it is now, before another is formed."""
+    kept = requests._replace(each=requests.each.copy())
+    return kept, ranks._make(array.copy() for array in ranks)
+
+
 def serve_by_events(monkeypatch, plan, trace, tables, ingress_delay_s=None, until=None):
     """Serve as the ``rank`` fidelity does, but let every step be one timeout of the price in one of
     ``tables``, and caches arrive when they are priced to.
@@ -177,5 +184,5 @@ def serve_by_events(monkeypatch, plan, trace, tables, ingress_delay_s=None, unti
     with monkeypatch.context() as patch:
         patch.setattr(by_ranks, "ByRanks", ByTable)
         patch.setattr(timeline, "LoopState", Priced)
-        patch.setattr(timeline, "read_batches", lambda requests, ranks: (requests, ranks))
+        patch.setattr(timeline, "read_batches", _keep_batches)
         return timeline.serve(plan, trace, "rank", ingress_delay_s=ingress_delay_s, until=until)

@@ -42,7 +42,17 @@ def draw_case(tiny, seed):
         plan = with_changes(plan, *draw_changes(plan, seed, end_s))
     plan, trace = draw_order(plan, trace, np.random.default_rng([seed, 6]))
     plan = draw_tiers(plan, trace, np.random.default_rng([seed, 7]))
+    plan = draw_rules(plan, np.random.default_rng([seed, 8]))
     return plan, trace, float(rng.choice([0.0, 0.001, 0.02]))
+
+
+def draw_rules(plan, rng):
+    """With steps that are formed ahead, and blocks that are freed in one of two ways."""
+    rules = plan.serving.rules._replace(
+        steps_ahead=int(rng.integers(2)), frees_partial_first=bool(rng.random() < 0.5)
+    )
+    prefill = plan.prefill and draw_rules(plan.prefill, rng)
+    return change_plan(plan, rules=rules, prefill=prefill)
 
 
 def draw_order(plan, trace, rng):

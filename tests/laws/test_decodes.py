@@ -79,18 +79,18 @@ def outcome(run):
     num_ranks=st.integers(1, 3),
     reserves=st.booleans(),
     sequence_blocks=st.sampled_from([0, 2]),
-    finds_preempted=st.booleans(),
+    finds_full=st.booleans(),
     checks_known=st.booleans(),
 )
 @cases(30, soak=1500)
 def test_requests_are_served_as_if_each_were_looked_at(
-    asked, spare, budget, num_ranks, reserves, sequence_blocks, finds_preempted, checks_known
+    asked, spare, budget, num_ranks, reserves, sequence_blocks, finds_full, checks_known
 ):
     limits = make_limits(
         token_budget=budget,
         reserves_output=reserves,
         sequence_blocks=sequence_blocks,
-        finds_preempted=finds_preempted,
+        finds_full=finds_full,
         checks_known=checks_known,
     )
     capacity = blocks_needed(asked, limits) + spare

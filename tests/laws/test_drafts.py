@@ -56,7 +56,9 @@ def test_whatever_is_drafted_every_token_comes_once(tiny, seed):
     assert (tokens <= decodes * (1 + plan.placement.drafts.num_tokens)).all()
     for own in served.pools.values():
         caches = own.ranks.caches
-        free = caches.free_blocks + caches.num_evictable * own.limits.prefix_blocks
+        free = (
+            caches.free_blocks + caches.num_full + caches.num_evictable * own.limits.prefix_blocks
+        )
         assert (free == caches.capacity_blocks).all()
 
 

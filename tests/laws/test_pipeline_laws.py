@@ -318,7 +318,7 @@ def test_lanes_that_take_each_others_blocks_lose_none_and_all_end(seed):
     rules = Rules(
         *(tokens, int(rng.integers(1, 6)), mixes, splits),
         checks_known=checks,
-        finds_preempted=finds,
+        finds_full=finds,
         reserves_output=reserves,
         output_share=0.7 * counts * (not reserves),
         output_share_decay=0.05,

@@ -241,7 +241,7 @@ def test_prefixes_are_shared_where_prompts_are_computed(tiny, num_input, num_cac
     assert list(requests["num_cached"]) == [0, *[num_cached] * 3]
     assert (requests["transfer_bytes"] == requests["transfer_bytes"][0]).all()
     caches = pool.ranks.caches
-    free = caches.free_blocks + caches.num_evictable * pool.limits.prefix_blocks
+    free = caches.free_blocks + caches.num_full + caches.num_evictable * pool.limits.prefix_blocks
     assert (free == caches.capacity_blocks).all()
 
 

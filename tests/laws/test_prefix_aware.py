@@ -75,7 +75,7 @@ def test_more_blocks_than_can_be_looked_up_are_refused_with_what_would_do(tiny):
     trace = tiny.trace(2, 40.0)
     ids = np.array([0, 10**9])
     trace = replace(trace, prefix_block_tokens=16, prefix_starts=np.arange(3), prefix_ids=ids)
-    with pytest.raises(UserError, match=r"4 ranks .* 128 GB .* prefix_caching = false"):
+    with pytest.raises(UserError, match=r"4 ranks .* 192 GB .* prefix_caching = false"):
         plan.check_prefixes(trace, "here")
     tiny.plan("dense", num_layers=2, prefix_caching=False).check_prefixes(trace, "here")
 
@@ -107,7 +107,7 @@ def test_a_rank_with_the_prefix_gets_the_request_until_it_has_too_much_to_do(cac
     """Of a prompt of 24 tokens 16 are cached at the only rank that has anything."""
     requests, ranks = cache
     compute(cache, 0)
-    release(requests, ranks, 0, 0)
+    release(requests, ranks, 0, 0, LIMITS)
     each, prefixes = (one.repeat(2, axis=0) for one in (ranks.each, ranks.prefixes))
     prefixes.since_s[1] = np.inf
     for tokens, weight, wanted in ((15, 1.0, 0), (17, 1.0, 1), (31, 2.0, 0), (33, 2.0, 1)):

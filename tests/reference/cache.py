@@ -1,16 +1,16 @@
 """KV blocks of one data-parallel rank, each with a number of its own.
 
-vLLM's block pool (``vllm/v1/core/block_pool.py``): blocks are taken from the front of a line of
-free ones and given back at its end, the last of a sequence first, so that its beginning stays for
-longest; what a free block holds can be used again until somebody takes it. Prefix blocks stay
-cached while requests hold them, and then until blocks are needed and no other is free: the least
-recently used goes first, and of one sequence the deepest.
+vLLM's block pool (``vllm/v1/core/block_pool.py``, ``free_blocks``): blocks are taken from the front
+of a line of free ones. With prefix caching a block that is full is known by its content, be it of a
+prompt or of an output, and goes back to the end of the line, the last of a sequence first, so that
+its beginning stays for longest; others go to the front, or before 0.24 to the end as well. What a
+free block holds can be used again until somebody takes it. A prefix block stands in line as one.
 """
 
 from __future__ import annotations
 
 import math
-from itertools import islice, takewhile
+from itertools import takewhile
 
 from tests.reference.requests import Request
 from tests.reference.settings import Settings
@@ -70,13 +70,14 @@ class Cache:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._num_fresh = settings.num_blocks
-        """Blocks that nobody has had yet, which stand before all others in the line."""
-        self._free: dict[int, None] = {}
-        """Blocks that were given back, in the order in which they are taken."""
+        """Blocks that nobody has had yet."""
+        self._spare: list[int] = []
+        """Free blocks of which nobody wants to know what they held, taken before those in line."""
+        self._line: dict[int | tuple[int], None] = {}
+        """Other free blocks by number, and cached prefix blocks that no request holds, each as a
+        tuple, in the order in which they are taken."""
         self.prefixes: dict[int, list[int]] = {}
         """KV blocks of each prefix block that is cached."""
-        self.idle: dict[int, None] = {}
-        """Cached prefix blocks that no request holds, the least recently used first."""
         self.tiers = [Tier(*numbers) for numbers in settings.tiers]
         self.has_preempted = False
         """Whether a request has lost its blocks while this step was formed."""
@@ -85,13 +86,15 @@ class Cache:
         """Whose tokens free blocks still hold, where that request may find them again."""
 
     @property
-    def _num_free(self) -> int:
-        return self._num_fresh + len(self._free)
-
-    @property
     def num_available(self) -> int:
         """Blocks that are free, or would be if prefix blocks went."""
-        return self._num_free + len(self.idle) * self.settings.prefix_blocks
+        num_prefixes = sum(isinstance(one, tuple) for one in self._line)
+        in_line = len(self._line) + num_prefixes * (self.settings.prefix_blocks - 1)
+        return self._num_spare + in_line
+
+    @property
+    def _num_spare(self) -> int:
+        return self._num_fresh + len(self._spare)
 
     @property
     def num_held(self) -> int:
@@ -102,14 +105,19 @@ class Cache:
         """Leading prefix blocks of a prompt that are cached; its last token is computed anyway."""
         if not self.settings.prefix_tokens:
             return []
-        whole = (request.num_input - 1) // self.settings.prefix_tokens
+        whole = self._count_whole(request)
         return list(takewhile(self.prefixes.__contains__, request.prefix[:whole]))
+
+    def _count_whole(self, request: Request) -> int:
+        """Whole prefix blocks of a prompt, less one with the last token that is known."""
+        most = min(request.num_input, request.known - 1)
+        return most // self.settings.prefix_tokens
 
     def count_cached(self, request: Request) -> int:
         """Tokens of the longest prefix of a prompt that is anywhere, or about to be."""
         if not self.settings.prefix_tokens:
             return 0
-        whole = (request.num_input - 1) // self.settings.prefix_tokens
+        whole = self._count_whole(request)
         known = {*self.prefixes, *(prefix for tier in self.tiers for prefix in tier.held)}
         found = takewhile(known.__contains__, request.prefix[:whole])
         return len(list(found)) * self.settings.prefix_tokens
@@ -118,7 +126,7 @@ class Cache:
         """Where each prefix block behind the first ones is read: in the first tier that has it."""
         if not self.tiers:
             return []
-        whole, found = (request.num_input - 1) // self.settings.prefix_tokens, []
+        whole, found = self._count_whole(request), list[Tier]()
         for prefix in request.prefix[num_prefixes:whole]:
             tiers = [tier for tier in self.tiers if tier.has(prefix, now_s)]
             if not tiers:
@@ -141,15 +149,16 @@ class Cache:
 
     def count_in_use(self, prefixes: list[int]) -> int:
         """KV blocks of cached prefix blocks that others hold, so that nothing is taken for them."""
-        return sum(len(self.prefixes[prefix]) for prefix in prefixes if prefix not in self.idle)
+        held = [prefix for prefix in prefixes if (prefix,) not in self._line]
+        return sum(len(self.prefixes[prefix]) for prefix in held)
 
     def use_again(self, request: Request, prefixes: list[int], lost: list[int]) -> None:
         """Let a request hold what it has found."""
         for prefix in prefixes:
-            self.idle.pop(prefix, None)
+            self._line.pop((prefix,), None)
             self._holders[prefix] += 1
         for block in lost:
-            del self._free[block], self._left_by[block]
+            del self._line[block], self._left_by[block]
         request.shared, request.blocks, request.lost_blocks = prefixes, lost, []
 
     def count_missing(self, request: Request, num_tokens: int) -> int:
@@ -166,22 +175,25 @@ class Cache:
         request.blocks += taken[fixed:]
 
     def _take(self, count: int) -> list[int]:
-        while self._num_free < count:
+        while self._num_spare < count:
             self._evict()
-        fresh = min(count, self._num_fresh)
-        taken = list(range(self._num_fresh - fresh, self._num_fresh))
+        taken = [self._spare.pop() for _ in range(min(count, len(self._spare)))]
+        fresh = count - len(taken)
+        taken += range(self._num_fresh - fresh, self._num_fresh)
         self._num_fresh -= fresh
-        for block in list(islice(self._free, count - fresh)):
-            del self._free[block]
-            self._left_by.pop(block, None)
-            taken.append(block)
         return taken
 
     def _evict(self) -> None:
-        """Let the prefix block go that nobody has held for longest."""
-        prefix = next(iter(self.idle))
-        del self.idle[prefix], self._holders[prefix]
-        self._free |= dict.fromkeys(self.prefixes.pop(prefix))
+        """Let go what stands first in line."""
+        first = next(iter(self._line))
+        del self._line[first]
+        if isinstance(first, int):
+            self._left_by.pop(first, None)
+            self._spare.append(first)
+            return
+        [prefix] = first
+        del self._holders[prefix]
+        self._spare += self.prefixes.pop(prefix)
 
     def share_prompt(self, request: Request, num_tokens: int, now_s: float) -> None:
         """Cache the whole prefix blocks among the first tokens of a prompt, which others find from
@@ -203,21 +215,33 @@ class Cache:
 
     def release(self, request: Request) -> None:
         """Take back all that a request holds."""
-        own = [*reversed(request.fixed_blocks), *reversed(request.blocks)]
-        self._free |= dict.fromkeys(own)
+        full = self._list_full(request)
+        for block in [*reversed(request.fixed_blocks), *reversed(request.blocks)]:
+            if self.settings.finds_full and (
+                block in full or not self.settings.rules.frees_partial_first
+            ):
+                self._line[block] = None
+            else:
+                self._spare.append(block)
         for prefix in reversed(request.shared):
             self._holders[prefix] -= 1
             if not self._holders[prefix]:
-                self.idle[prefix] = None
+                self._line[prefix,] = None
         request.blocks, request.fixed_blocks, request.shared = [], [], []
+
+    def _list_full(self, request: Request) -> list[int]:
+        """Blocks of its own that a request has filled, and that are known by their content: not one
+        that is filled by a token whose successor is not known yet.
+        """
+        known = request.computed - request.waits_for_token
+        full = known // self.settings.block_tokens
+        return request.blocks[: max(0, full - len(request.shared) * self.settings.prefix_blocks)]
 
     def preempt(self, request: Request) -> None:
         """Take back all that a request holds, which finds its full blocks again while they last."""
-        if self.settings.finds_lost:
+        if self.settings.finds_full and request.left:
             request.lost_behind = len(request.shared)
-            behind = request.lost_behind * self.settings.prefix_blocks
-            full = max(0, request.computed // self.settings.block_tokens - behind)
-            request.lost_blocks = request.blocks[:full]
+            request.lost_blocks = self._list_full(request)
             self._left_by |= dict.fromkeys(request.lost_blocks, request)
         self.release(request)
         self.has_preempted = True

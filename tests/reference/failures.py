@@ -85,6 +85,7 @@ class Failures:
             step = self._pools[place].replicas[number].steps[-1]
             step.duration_s = now_s - step.start_s
             step.prefill_tokens = step.decodes = step.decode_tokens = 0
+        self._pools[place].replicas[number].cut_step()
 
     def _call_off(self, pool: Pool, number: int) -> list[Request]:
         """Requests whose caches a decode replica was to take in, and which ask another for room."""

@@ -22,7 +22,8 @@ def preempt(rank: Rank, request: Request) -> None:
     rank.is_full = False
     request.computed = request.transferred = 0
     request.preemptions += 1
-    rank.queue(rank.waiting, request, None if rank.settings.rules.output_share else 0)
+    if request.left:  # else its last token is on the way
+        rank.queue(rank.waiting, request, None if rank.settings.rules.output_share else 0)
 
 
 def preempt_last(ranks: Sequence[Rank]) -> Request:
@@ -46,12 +47,12 @@ def retract(rank: Rank) -> None:
         return
     count = len(running)
     while len(running) > 1 and _count_next_blocks(rank) > rank.cache.num_available:
-        preempt(rank, min(running, key=lambda one: (one.generated, -one.num_input)))
+        preempt(rank, min(running, key=lambda one: (one.counted, -one.num_input)))
     if len(running) == count:
         less = rank.output_share - rules.output_share_decay
         rank.output_share = max(rules.least_output_share, less)
         return
-    used = sum(request.generated + rules.retract_steps for request in running)
+    used = sum(request.counted + rules.retract_steps for request in running)
     rank.output_share = min(1.0, used / (1 + sum(request.num_output for request in running)))
 
 

@@ -98,7 +98,7 @@ class Rank:
 
     def start(self, request: Request, num_tokens: int, now_s: float) -> None:
         """A request runs from this step on, what it has found being computed already."""
-        request.admission = next(self._admissions)
+        request.admission, request.under_way = next(self._admissions), 0
         if request.scheduled_s is None:
             request.scheduled_s, request.cached = now_s, request.computed
             if request.generated:  # a token that came with a cache is shown now
@@ -109,7 +109,12 @@ class Rank:
     def list_parts(self) -> list[Part]:
         """What the step computes."""
         return [
-            Part(request.num_input, request.generated, request.computed, self.tokens[request])
+            Part(
+                request.num_input,
+                request.counted,
+                request.computed,
+                self.tokens[request],
+            )
             for request in self.running
             if request in self.tokens
         ]
@@ -122,7 +127,7 @@ class Rank:
             return 0
         tokens = float(sum(count_output(one) for one in self.reserved + self.reading + self.ready))
         for request in self.running:
-            share = self.output_share if request.generated else 1.0
+            share = self.output_share if request.counted else 1.0
             tokens += count_output(request) * share
         return int(tokens)
 

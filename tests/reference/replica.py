@@ -33,6 +33,10 @@ class Replica:
         self.steps: list[Step] = []
         self.gaps_s: list[float] = []
         """Seconds between output tokens."""
+        self.formed: list[list[Part]] | None = None
+        """What the next step computes, where it is formed while another is under way."""
+        self.under_way: list[Request] | None = None
+        """Requests that get a token from the step under way, where another is formed meanwhile."""
         self._sizes = num_caches, num_lanes
         self.empty()
 
@@ -48,6 +52,7 @@ class Replica:
         ]
         self.coming = []
         self.is_busy = False
+        self.formed = self.under_way = None
         self._held_steps = 0
 
     @property
@@ -91,8 +96,10 @@ class Replica:
             rank.rank_waiting()
         reserved = self._fill(now_s)
         while any(cache.has_preempted for cache in self.caches) and not self._computes:
+            if self.under_way is not None:
+                break
             reserved += self._fill(now_s)
-        if not self._computes and not self._may_wait:
+        if not self._computes and self.under_way is None and not self._may_wait:
             raise RuntimeError("requests wait, but none can run")
         return [rank.list_parts() for rank in self.ranks], reserved
 
@@ -133,6 +140,8 @@ class Replica:
             if not rank.budget:
                 return
             if request not in rank.running or not (decodes if request.decodes else prompts):
+                continue
+            if not request.left:
                 continue
             draft = len(self.settings.accepted) if request.decodes else 0
             new = min(request.known - request.computed + draft, rank.budget)
@@ -209,21 +218,67 @@ class Replica:
             used += cache.num_held / self.settings.num_blocks / len(self.caches)
         return used
 
+    def begin_step(self) -> None:
+        """Count on the tokens of a step that begins, before another one is formed."""
+        self.under_way = []
+        for rank in self.ranks:
+            for request in rank.running:
+                request.under_way = rank.tokens.get(request, 0)
+                request.computed += request.under_way
+                if request.under_way and request.computed == request.known:
+                    request.promised = 1
+                    self.under_way.append(request)
+
+    def _end_step_under_way(self, now_s: float) -> list[Request]:
+        assert self.under_way is not None
+        finished = []
+        for request in self.under_way:
+            rank = self.ranks[request.rank]
+            request.generated, request.promised = request.generated + 1, 0
+            self._show_token(request, now_s)
+            if not request.left:
+                finished.append(request)
+                self._take_leave(rank, request)
+        self.under_way = None
+        return finished
+
+    def _take_leave(self, rank: Rank, request: Request) -> None:
+        """Let a request go that has finished."""
+        rank.cache.write(request, 0, len(request.prefix), math.inf)
+        if request in rank.running:  # else it has been preempted since
+            rank.running.remove(request)
+        rank.is_full = False
+        if not self.settings.keeps_caches:
+            rank.cache.release(request)
+
+    def cut_step(self) -> None:
+        """Take the tokens back that a step which is cut off was to bring."""
+        for request in self.under_way or []:
+            rank = self.ranks[request.rank]
+            if not request.left and request not in rank.running:
+                rank.waiting.insert(0, request)
+            request.promised = 0
+        self.formed = self.under_way = None
+
     def end_step(self, now_s: float) -> list[Request]:
         """Count the tokens of the step. Returns the requests that finish with it."""
+        if self.under_way is not None:
+            found = self._end_step_under_way(now_s)
+            for rank in self.ranks:
+                self._forget_share(rank)
+            return found
         finished = []
         for rank in self.ranks:
             for request in list(rank.running):
                 if self._advance(request, rank.tokens.get(request, 0), now_s):
                     finished.append(request)
-                    rank.cache.write(request, 0, len(request.prefix), math.inf)
-                    rank.running.remove(request)
-                    rank.is_full = False
-                    if not self.settings.keeps_caches:
-                        rank.cache.release(request)
-            if not rank.running and not rank.waiting and not rank.ready:
-                rank.output_share = self.settings.rules.output_share
+                    self._take_leave(rank, request)
+            self._forget_share(rank)
         return finished
+
+    def _forget_share(self, rank: Rank) -> None:
+        if not rank.running and not rank.waiting and not rank.ready:
+            rank.output_share = self.settings.rules.output_share
 
     def _advance(self, request: Request, num_tokens: int, now_s: float) -> bool:
         """Let a request have had its tokens computed. Returns whether it finishes."""
@@ -233,12 +288,15 @@ class Replica:
         request.computed += num_tokens
         if not num_tokens or request.computed < request.known:
             return False
+        request.generated += 1
+        self._show_token(request, now_s)
+        return not request.left
+
+    def _show_token(self, request: Request, now_s: float) -> None:
         if request.latest_s is None:
             request.first_s = now_s
         else:
             self.gaps_s.append(now_s - request.latest_s)
-        request.generated += 1
         request.latest_s = now_s
         if not request.left:
             request.finish_s = now_s
-        return not request.left

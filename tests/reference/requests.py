@@ -31,6 +31,10 @@ class Request:
     """Tokens whose keys and values are in the cache."""
     generated: int = 0
     """Output tokens so far."""
+    promised: int = 0
+    """Output tokens of the step that is under way, where another is formed meanwhile."""
+    under_way: int = 0
+    """Tokens that this step computes."""
     transferred: int = 0
     """Tokens whose keys and values come from another pool."""
     stage: Stage = Stage.HERE
@@ -72,18 +76,28 @@ class Request:
 
     @property
     def known(self) -> int:
-        """Tokens of the prompt and of the output so far."""
-        return self.num_input + self.generated
+        """Tokens of the prompt and of the output so far, or promised."""
+        return self.num_input + self.counted
+
+    @property
+    def counted(self) -> int:
+        """Output tokens so far, or promised."""
+        return self.generated + self.promised
 
     @property
     def left(self) -> int:
         """Output tokens that are still to come."""
-        return self.num_output - self.generated
+        return self.num_output - self.counted
 
     @property
     def decodes(self) -> bool:
         """Whether its newest output token alone is not computed."""
-        return self.generated > 0 and self.computed + 1 == self.known
+        return self.counted > 0 and self.computed + 1 == self.known
+
+    @property
+    def waits_for_token(self) -> bool:
+        """Whether it decodes in the step under way."""
+        return self.promised > 0 and self.generated > 0 and self.under_way == 1
 
     def forget_cache(self) -> None:
         """The caches of its replica are gone."""

@@ -12,6 +12,7 @@ from tests.reference.events import Event, Events, Kind
 from tests.reference.failures import Failures
 from tests.reference.hand_over import HandOver
 from tests.reference.pool import Pool, start_pools
+from tests.reference.replica import Replica
 from tests.reference.requests import Part, Request, Stage
 
 Price = Callable[[str, list[list[Part]]], float]
@@ -111,6 +112,23 @@ class _Run:
     def _form_step(self, event: Event) -> None:
         pool = self.pools[event.place]
         replica = pool.replicas[event.number]
+        if replica.formed is None:
+            replica.formed = self._form(replica)
+        parts, replica.formed = replica.formed, None
+        replica.is_busy = any(parts)
+        if not replica.is_busy:
+            return
+        duration_s = self._price(pool.name, parts)
+        replica.record_step(self._now_s, duration_s)
+        self._events.add(self._now_s + duration_s, Kind.STEP_ENDS, event.number, event.place)
+        if pool.settings.rules.steps_ahead:
+            replica.begin_step()
+            replica.formed = self._form(replica)
+            if not any(replica.formed):
+                replica.formed = None  # it is formed when the other has ended
+
+    def _form(self, replica: Replica) -> list[list[Part]]:
+        """Let a replica form a step of what has come."""
         replica.queue_new()
         parts, reserved = replica.form_step(self._now_s)
         for rank in replica.ranks:
@@ -118,14 +136,10 @@ class _Run:
                 if request.stage is Stage.READ and request.read_s is not None:
                     self._events.add(request.read_s, Kind.IS_READ, request.number)
                     request.read_s = None
-        replica.is_busy = any(parts)
-        if replica.is_busy:
-            duration_s = self._price(pool.name, parts)
-            replica.record_step(self._now_s, duration_s)
-            self._events.add(self._now_s + duration_s, Kind.STEP_ENDS, event.number, event.place)
         for request in reserved:
             assert self._handing is not None
             self._handing.use_room(request, self._now_s)
+        return parts
 
     def _come(self, event: Event) -> None:
         """A request comes to the first pool, if it need not ask the other for room before."""

@@ -22,8 +22,9 @@ class Settings:
     """Blocks that every running sequence takes for windows and states."""
     prefix_tokens: int
     """Tokens of a prefix block, 0 where none is shared."""
-    finds_lost: bool
-    """Whether a preempted request finds those of its blocks again that nobody has taken."""
+    finds_full: bool
+    """Whether full blocks are known by their content, so that a preempted request finds those of
+    its own again that nobody has taken."""
     watermark_blocks: int
     order: OrderPolicy
     accepted: tuple[float, ...]
@@ -64,17 +65,19 @@ def read_settings(plan: DeploymentPlan, trace: RequestTrace) -> Settings:
     cut = capacity.block_tokens // block_tokens
     size = capacity.cache.bytes_per_token * prefix_tokens
     is_alone = plan.placement.layout.attention_dp == 1
+    has_lanes = plan.placement.layout.pp > 1
     return Settings(
         rules=rules._replace(
             max_sequences=max(1, rules.max_sequences // plan.placement.layout.pp),
             balance_steps=0 if is_alone else rules.balance_steps,
             wait_steps=rules.wait_steps if is_alone else 0,
+            steps_ahead=0 if has_lanes or plan.placement.drafts.num_tokens else rules.steps_ahead,
         ),
         num_blocks=capacity.num_blocks * cut,
         block_tokens=block_tokens,
         fixed_blocks=capacity.sequence_blocks * cut,
         prefix_tokens=prefix_tokens,
-        finds_lost=rules.finds_preempted and may_share,
+        finds_full=rules.finds_full and may_share,
         watermark_blocks=int(rules.watermark * capacity.num_blocks * cut),
         order=plan.serving.order,
         accepted=plan.placement.drafts.accepted,

@@ -144,7 +144,7 @@ def check_step(requests, ranks, limits, now_s):
         if not limits.rules.splits_prompts:
             assert (chunks == remaining)[chunks > 0].all()
         if not (
-            limits.rules.mixes_phases or limits.rules.finds_preempted
+            limits.rules.mixes_phases or limits.rules.finds_full
         ):  # who finds all comes as a decode
             assert len({decodes for *_, decodes in rows}) <= 1
         found.append(rows)
@@ -162,8 +162,10 @@ def check_blocks(requests, ranks, limits):
         assert (each.blocks[ids] >= 0).all()
         cache, in_cache = ranks.caches[d], np.isfinite(ranks.prefixes.since_s[d, 0, :-1])
         assert cache.free_blocks >= 0
+        assert cache.num_full == ranks.prefixes.full_before[d, 0].sum()
+        assert (ranks.prefixes.full_before[d, 0] >= 0).all()
         cached = in_cache.sum() * limits.prefix_blocks
-        assert cache.free_blocks + held + cached == cache.capacity_blocks
+        assert cache.free_blocks + cache.num_full + held + cached == cache.capacity_blocks
         refs = np.zeros(len(in_cache), dtype=np.int64)
         for r in ids:
             start = requests.prefix_starts[r]
@@ -230,7 +232,8 @@ all_limits = st.builds(
     block_tokens=st.sampled_from([1, 4, 8]),
     sequence_blocks=st.integers(0, 3),
     checks_known=st.booleans(),
-    finds_preempted=st.booleans(),
+    finds_full=st.booleans(),
+    frees_partial_first=st.booleans(),
     output_share=st.sampled_from([0.0, 0.7, 1.0]),
     least_output_share=st.just(0.1),
     output_share_decay=st.just(0.05),

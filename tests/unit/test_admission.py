@@ -87,7 +87,7 @@ def test_the_watermark_is_not_asked_of_a_request_alone():
 
 
 def test_what_a_request_lost_and_nobody_took_is_found_again():
-    limits = make_limits(max_sequences=3, finds_preempted=True)
+    limits = make_limits(max_sequences=3, finds_full=True)
     asked = [Asked(0, 16, 12), Asked(0, 16, 12), Asked(0, 16, 1)]
     served, anew = (serve(asked, each, 10) for each in (limits, make_limits(max_sequences=3)))
     assert served.requests.preemptions.tolist() == anew.requests.preemptions.tolist() == [0, 1, 0]

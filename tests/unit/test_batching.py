@@ -61,7 +61,7 @@ def test_tokens_of_a_request_are_computed_in_order_and_once_between_preemptions(
                 if before != reached[r]:
                     assert before < reached[r]
                     assert before % limits.block_tokens == 0
-                    assert before == 0 or limits.rules.finds_preempted
+                    assert before == 0 or limits.rules.finds_full
                     restarts[r] += 1
                 reached[r] = before + new
     assert (restarts <= served.requests.preemptions).all()

@@ -50,7 +50,7 @@ def compute(cache, r, hits=0):
     """A prompt is computed: its blocks are taken and shared."""
     requests, ranks = cache
     for block in requests.prefix_ids[requests.prefix_starts[r] :][:hits]:
-        hold_block(ranks, 0, block)
+        hold_block(requests, ranks, 0, block, LIMITS)
     requests.each.shared[r] = hits
     allocate_blocks(ranks, 0, 6 - 2 * hits, LIMITS)
     requests.each.blocks[r] = 6 - 2 * hits
@@ -76,7 +76,7 @@ def test_a_computed_prompt_moves_from_its_request_to_the_cache(cache):
     assert (
         count_available(ranks, 0, LIMITS) == 4
     )  # held by the request that runs, so none can be evicted
-    release(requests, ranks, 0, 0)
+    release(requests, ranks, 0, 0, LIMITS)
     assert count_available(ranks, 0, LIMITS) == 10
     assert rank_cache.free_blocks == 4
 
@@ -92,7 +92,7 @@ def test_the_block_with_the_last_prompt_token_is_computed_again(cache):
 
 def test_the_deepest_block_goes_first(cache):
     compute(cache, 0)
-    release(cache[0], cache[1], 0, 0)
+    release(cache[0], cache[1], 0, 0, LIMITS)
     allocate_blocks(cache[1], 0, 5, LIMITS)
     assert cached(cache) == [0, 1]
     allocate_blocks(cache[1], 0, 1, LIMITS)  # the evicted prefix block left one KV block
@@ -103,7 +103,7 @@ def test_the_deepest_block_goes_first(cache):
 
 def test_what_a_request_holds_is_not_evicted(cache):
     compute(cache, 0)
-    release(cache[0], cache[1], 0, 0)
+    release(cache[0], cache[1], 0, 0, LIMITS)
     compute(cache, 1, hits=2)
     assert cached(cache) == [0, 1, 2, 3]
     assert cache[1].prefixes.refs[0, 0, :-1].tolist() == [1, 1, 0, 1]
@@ -118,7 +118,7 @@ def test_two_that_compute_the_same_block_keep_one_in_the_cache_and_one_copy_in_p
     compute(cache, 1)
     assert cached(cache) == [0, 1, 2]
     assert (requests.each.shared[1], requests.each.blocks[1]) == (0, 6)
-    release(requests, ranks, 0, 1)
+    release(requests, ranks, 0, 1, LIMITS)
     assert ranks.caches.free_blocks[0] == 6
     assert ranks.prefixes.refs[0, 0, :-1].tolist() == [1, 1, 1, 0]
 
@@ -129,12 +129,16 @@ NUM_REQUESTS, NUM_BLOCKS = 5, 24
 class Line:
     """The line of free blocks as vLLM keeps it: each block knows what it held last."""
 
-    def __init__(self):
+    def __init__(self, partial_first):
         self.free = deque((None, i) for i in range(NUM_BLOCKS))
+        self.partial_first = partial_first
 
     def give_back(self, r, count, full):
         """The last of a sequence first; only full blocks can be told apart."""
-        self.free.extend((r, i) if i < full else (None, i) for i in reversed(range(count)))
+        own = [(r, i) if i < full else (None, i) for i in reversed(range(count))]
+        first = [block for block in own if self.partial_first and block[0] is None]
+        self.free.extendleft(first)
+        self.free.extend(block for block in own if block not in first)
 
     def take(self, count):
         for _ in range(count):
@@ -149,7 +153,8 @@ class Line:
         return found
 
     def forget(self, r):
-        self.free = deque((None, i) if owner == r else (owner, i) for owner, i in self.free)
+        """Nobody looks for these any more; who finishes never does."""
+        self.free = deque((-1, i) if owner == r else (owner, i) for owner, i in self.free)
 
 
 @cases(200)
@@ -159,9 +164,10 @@ class Line:
             st.integers(0, NUM_REQUESTS - 1), st.booleans(), st.integers(1, 9), st.integers(0, 3)
         ),
         max_size=60,
-    )
+    ),
+    st.booleans(),
 )
-def test_what_is_found_again_is_what_a_line_of_blocks_still_holds(moves):
+def test_what_is_found_again_is_what_a_line_of_blocks_still_holds(moves, partial_first):
     """A request that runs is preempted or ends; one that does not takes blocks, what it finds of
     its own first.
     """
@@ -171,9 +177,10 @@ def test_what_is_found_again_is_what_a_line_of_blocks_still_holds(moves):
         num_output=np.full(NUM_REQUESTS, 10),
         provenance="made up",
     )
-    limits = Limits(Rules(64, 8, True, True, finds_preempted=True), 4, 0, 0, 0)
+    rules = Rules(64, 8, True, True, finds_full=True, frees_partial_first=partial_first)
+    limits = Limits(rules, 4, 0, 0, 0)
     requests = start_requests(trace, with_prefixes=False)
-    ranks, line = start_ranks(1, 8, NUM_BLOCKS, 0), Line()
+    ranks, line = start_ranks(1, 8, NUM_BLOCKS, 0), Line(partial_first)
     for r, ends, count, unfilled in moves:
         request = requests.each[r]
         if request.blocks:
@@ -183,11 +190,13 @@ def test_what_is_found_again_is_what_a_line_of_blocks_still_holds(moves):
                 keep_order(requests, ranks, 0, r, limits)
                 request.preemptions = 1
                 join(ranks.each[0].waiting, requests.each, r)
-            release(requests, ranks, 0, r)
-            line.give_back(r, held, request.computed // limits.block_tokens if not ends else 0)
+            release(requests, ranks, 0, r, limits)
+            line.give_back(r, held, request.computed // limits.block_tokens)
+            if ends:
+                line.forget(r)
             continue
         kept = int(count_kept(requests, ranks, r, 0, 0, limits))
-        if max(count, kept) > ranks.caches.free_blocks[0]:
+        if max(count, kept) > count_available(ranks, 0, limits):
             continue
         remove(ranks.each[0].waiting, requests.each, r)
         reclaim_blocks(requests, ranks, r, 0, kept)
@@ -196,4 +205,4 @@ def test_what_is_found_again_is_what_a_line_of_blocks_still_holds(moves):
         allocate_blocks(ranks, 0, max(count, kept) - kept, limits)
         line.take(max(count, kept) - kept)
         request.blocks = max(count, kept)
-        assert ranks.caches.free_blocks[0] == len(line.free)
+        assert count_available(ranks, 0, limits) == len(line.free)

@@ -28,9 +28,11 @@ class Rules(NamedTuple):
     takes the blocks of its first chunk only."""
     watermark: float = 0.0
     """Share of the KV blocks that admission leaves free while other requests run."""
-    finds_preempted: bool = False
-    """Whether a preempted request finds those of its blocks again that no request has taken, given
-    prefix caching."""
+    finds_full: bool = False
+    """Whether all full blocks are cached, given prefix caching: those of outputs and of prompts
+    that nobody shares, too, which a preempted request finds again, and which push prefixes out."""
+    frees_partial_first: bool = False
+    """Whether other blocks are taken again before all full ones, and not as they became free."""
     output_share: float = 0.0
     """Share of the outputs of running requests that admission assumes at first, besides the whole
     output of the arriving request; the requests with the fewest output tokens are then preempted
@@ -42,6 +44,9 @@ class Rules(NamedTuple):
     retract_steps: int = 0
     """Output tokens beyond its present ones that each request counts for when the share is set
     again, after others lost their blocks."""
+    steps_ahead: int = 0
+    """Steps that are formed while another one runs, 0 or 1: from what has come, ended and become
+    free until that begins."""
     poll_steps: int = 1
     """Steps between two polls of the queue of new requests."""
     balance_steps: int = 0

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from simulator.base.frozen import Frozen
-from simulator.base.quantities import Ratio, Sequences, TokenBudget
+from simulator.base.quantities import Ratio, Sequences, StepsAhead, TokenBudget
 from simulator.policies.scheduling import Rules
 
 
@@ -26,6 +26,13 @@ class Chunked(Frozen):
     watermark: Ratio = 0.0
     """Share of the KV cache that admission leaves free while others run (vLLM's ``watermark``,
     since 0.23, #44594)."""
+    frees_partial_first: bool = True
+    """Whether blocks that are not full are taken again before those that are (vLLM's
+    ``free_blocks``, since #42656). ``false`` = all as they became free, as before."""
+    steps_ahead: StepsAhead = 0
+    """Steps that are formed while another one runs (vLLM's ``async_scheduling``).
+    Whatever comes, ends or becomes free meanwhile counts from one step later on. Pipelines and
+    drafts work without."""
 
     def rules(self) -> Rules:
         return Rules(
@@ -35,5 +42,7 @@ class Chunked(Frozen):
             splits_prompts=True,
             checks_known=self.reserve_full_isl,
             watermark=self.watermark,
-            finds_preempted=True,
+            finds_full=True,
+            frees_partial_first=self.frees_partial_first,
+            steps_ahead=self.steps_ahead,
         )

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from simulator.base.frozen import Frozen
-from simulator.base.quantities import Ratio, Sequences, StepCount, TokenBudget
+from simulator.base.quantities import Ratio, Sequences, StepCount, StepsAhead, TokenBudget
 from simulator.policies.scheduling import Rules
 
 
@@ -31,6 +31,11 @@ class NoEvict(Frozen):
     """Share of the budget from which on prompts wait no longer
     (``batch_wait_max_tokens_ratio``)."""
 
+    steps_ahead: StepsAhead = 0
+    """Steps that are formed while another one runs (TensorRT-LLM's overlap scheduler).
+    Whatever comes, ends or becomes free meanwhile counts from one step later on. Pipelines and
+    drafts work without."""
+
     def rules(self) -> Rules:
         return Rules(
             self.token_budget,
@@ -41,4 +46,5 @@ class NoEvict(Frozen):
             balance_steps=self.balance_steps,
             wait_steps=self.wait_steps,
             wait_share=self.wait_share,
+            steps_ahead=self.steps_ahead,
         )

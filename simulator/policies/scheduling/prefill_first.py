@@ -5,7 +5,7 @@ V0).
 from __future__ import annotations
 
 from simulator.base.frozen import Frozen
-from simulator.base.quantities import Factor, Ratio, Sequences, Steps, TokenBudget
+from simulator.base.quantities import Factor, Ratio, Sequences, Steps, StepsAhead, TokenBudget
 from simulator.policies.scheduling import Rules
 
 _OUTPUT_SHARE, _LEAST_OF_SHARE, _DECAY_STEPS, _RETRACT_STEPS = 0.7, 0.14, 600, 20
@@ -38,6 +38,11 @@ class PrefillFirst(Frozen):
     watermark: Ratio = 0.0
     """Share of the KV cache that admission leaves free while others run (vLLM V0: 0.01)."""
 
+    steps_ahead: StepsAhead = 0
+    """Steps that are formed while another one runs (SGLang's overlap schedule).
+    Whatever comes, ends or becomes free meanwhile counts from one step later on. Pipelines and
+    drafts work without."""
+
     def rules(self) -> Rules:
         share = min(1.0, _OUTPUT_SHARE * self.conservativeness) if self.counts_output else 0.0
         least = min(1.0, _LEAST_OF_SHARE * share)
@@ -52,4 +57,5 @@ class PrefillFirst(Frozen):
             output_share_decay=(share - least) / _DECAY_STEPS,
             retract_steps=_RETRACT_STEPS,
             poll_steps=self.poll_steps,
+            steps_ahead=self.steps_ahead,
         )
