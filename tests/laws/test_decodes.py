@@ -119,7 +119,7 @@ def test_sums_are_those_of_the_requests(asked, spare):
         for r in ids:
             assert each.blocks[r] == blocks_for(each.computed[r], limits)
         held = each.blocks[ranks.running[0, : rank.num_running]].sum()
-        assert cache.free_blocks + held == cache.capacity_blocks
+        assert cache.free_blocks + cache.num_full + held == cache.capacity_blocks
 
     limits = make_limits()
     Run(asked, limits, blocks_needed(asked, limits) + spare, 1, True).serve(look)

@@ -17,6 +17,7 @@ from simulator.config.deployment import ParallelSpec
 from simulator.config.model import load_model
 from simulator.deployment.memory import check_requests
 from simulator.engine.batching import complete_step, computes, form_step
+from simulator.engine.cache import count_all_available
 from simulator.engine.state import Limits, start_clock, start_ranks, start_requests
 from simulator.engine.step_log import LOG_COLUMNS
 from simulator.engine.table import ATTENTION, price_pipeline
@@ -336,12 +337,13 @@ def test_lanes_that_take_each_others_blocks_lose_none_and_all_end(seed):
             running = np.concatenate(
                 [ranks.running[d, : ranks.each.num_running[d]] for d in range(pool, dp * pp, dp)]
             )
-            assert requests.each.blocks[running].sum() + ranks.caches.free_blocks[pool] == capacity
+            held = requests.each.blocks[running].sum()
+            assert held + count_all_available(ranks, limits)[pool] == capacity
         if (
             complete_step(requests, ranks, limits, clock, step + 1.0)
             and clock.counts.num_finished[0] == count
         ):
             break
     assert (requests.each.generated == trace.num_output).all()
-    assert ranks.caches.free_blocks.tolist() == [capacity] * dp
+    assert count_all_available(ranks, limits).tolist() == [capacity] * dp
     assert not reserves or not requests.each.preemptions.any()
