@@ -32,7 +32,7 @@ from tests.parts import change_plan
 STEP_S, TOKEN_S = 2.0**-7, 2.0**-17
 """Seconds of a step, and of each of its tokens."""
 TOLERANCE_S = 1e-7
-_RETURNS_S = {"vllm": 2.0**-40}
+_RETURNS_S = {"vllm": 2.0**-40, "sglang": 1e-10}
 """Seconds from the end of a request of a closed loop to the next one."""
 _MOST_TOKENS = 8192
 
@@ -83,7 +83,29 @@ def _read_vllm(line: dict[str, Any], engine: str, where: str) -> Iterator[Case]:
         )
 
 
-_READ = {"vllm": _read_vllm}
+def _read_sglang(line: dict[str, Any], engine: str, where: str) -> Iterator[Case]:
+    setting, page = line["setting"], line["page_tokens"]
+    own = {
+        "splits_prompts": True,
+        "steps_ahead": int(not setting.startswith("no overlap")),
+        "ignore_eos": "ignore_eos" in setting,
+    }
+    more = {"prefix_caching": "no prefix cache" not in setting}
+    size = page, line["pool_tokens"] // page
+    trace = _make_trace(line, line["arrival_s"], None)
+    if line["max_tokens"] is not None:
+        most = np.full(trace.num_requests, line["max_tokens"])
+        trace = replace(trace, attributes={"max_tokens": most})
+    yield Case(
+        where,
+        setting,
+        _make_plan(line, engine, "prefill_first", *size, own, more),
+        trace,
+        {name: np.array(line[name]) for name in ("first_token_s", "finish_s")},
+    )
+
+
+_READ = {"vllm": _read_vllm, "sglang": _read_sglang}
 
 
 def _make_plan(

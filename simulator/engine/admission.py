@@ -173,6 +173,114 @@ def _admit_ready(
 
 
 @jit_inner
+def admit_prefills(requests: Requests, ranks: Ranks, d: int, limits: Limits, now_s: float) -> int:
+    """Form a step of prompts of rank ``d`` as SGLang does (``_get_new_batch_prefill_raw`` in its
+    ``scheduler.py``, ``PrefillAdder`` in ``schedule_policy.py``). Returns the tokens of the step.
+    """
+    rank, rows, pool = ranks.each[d], requests.each, d % len(ranks.caches)
+    page, budget, tokens = limits.block_tokens, limits.rules.token_budget, 0
+    fixed = limits.sequence_blocks * page
+    open_chunk, num_decodes, assumed = _survey_running(requests, ranks, d, limits)
+    if open_chunk >= 0 or num_decodes == 0:
+        rank.is_full = False
+    rank.stopped_by = _KV_CACHE
+    if open_chunk < 0 and (rank.is_full or rank.waiting.count == 0):
+        return 0
+    room = count_available(ranks, pool, limits) * page - assumed
+    if open_chunk >= 0:
+        r = ranks.running[d, open_chunk]
+        request = rows[r]
+        left = request.num_input + request.generated - request.computed
+        new = min(left, min(budget, int(room)) if room >= 1 else budget)
+        need = blocks_for(request.computed + new, limits) - request.blocks
+        need -= request.shared * limits.prefix_blocks
+        if need > count_available(ranks, pool, limits):
+            return 0
+        allocate_blocks(ranks, pool, max(0, need), limits)
+        request.blocks += max(0, need)
+        share_prompt(requests, ranks, pool, r, request.computed + new, limits, now_s)
+        ranks.chunk[d, open_chunk] = new
+        room -= _round_up(new, page) + page
+        if new == left:
+            room -= clip_output(request.max_output)
+        budget -= _round_up(new, page)
+        tokens += new
+    while rank.waiting.count > 0:
+        if room > 0 and budget <= 0:
+            rank.stopped_by = _TOKEN_BUDGET
+            break
+        if rank.num_running >= limits.rules.max_sequences:
+            rank.is_full, rank.stopped_by = True, _MAX_SEQUENCES
+            break
+        r = rank.waiting.first
+        request = rows[r]
+        hits = count_hits(requests, ranks.prefixes, pool, r, limits)
+        kept = count_kept(requests, ranks, r, pool, hits, limits)
+        idle = count_idle(requests, ranks, pool, r, hits) * limits.prefix_blocks + kept
+        found = hits * limits.prefix_tokens + kept * page
+        new = request.num_input + request.generated - found
+        output = clip_output(request.max_output - request.generated)
+        # Alone it has room: then its limit on outputs is cut to that.
+        asked = blocks_for(new, limits) + idle
+        is_alone = rank.num_running == 0 and asked <= count_available(ranks, pool, limits)
+        if new + output + page + fixed >= room - idle * page and not is_alone:
+            rank.is_full = tokens > 0 or num_decodes > 0
+            break
+        output, size = clip_output(request.max_output), _round_up(new, page)
+        if size > budget and limits.rules.splits_prompts:
+            new = (found + budget // page * page) // page * page - found
+            output, size = 0, new
+        if new <= 0 or (size > budget and tokens > 0):
+            rank.stopped_by = _TOKEN_BUDGET
+            break
+        start = requests.prefix_starts[r]
+        for i in range(start, start + hits):
+            hold_block(requests, ranks, pool, requests.prefix_ids[i], limits)
+        reclaim_blocks(requests, ranks, r, pool, kept)
+        need = blocks_for(found + new, limits) - hits * limits.prefix_blocks
+        allocate_blocks(ranks, pool, need - kept, limits)
+        request.blocks, request.shared, request.computed = need, hits, found
+        pop(rank.waiting, rows)
+        share_prompt(requests, ranks, pool, r, found + new, limits, now_s)
+        _run(requests, ranks, d, r, new, now_s)
+        room -= idle * page + size + page + fixed + output
+        budget -= size
+        tokens += new
+        if room <= 0:
+            rank.is_full = True
+            break
+    if num_decodes == 0:
+        rank.is_full = False  # the batch becomes the running one, with a flag of its own
+    return tokens
+
+
+@jit_inner
+def _round_up(tokens: int, page: int) -> int:
+    return (tokens + page - 1) // page * page
+
+
+@jit_inner
+def _survey_running(
+    requests: Requests, ranks: Ranks, d: int, limits: Limits
+) -> tuple[int, int, float]:
+    """Survey the running requests of rank ``d``: index of the one whose prompt is not computed, -1
+    for none; number of the others; and their output tokens that SGLang's admission assumes, of
+    which a token in flight is still to come.
+    """
+    rank, open_chunk, count, tokens = ranks.each[d], -1, 0, 0.0
+    share = 1.0 if limits.rules.ignores_share else ranks.output_share[d]
+    for i in range(rank.num_running):
+        request = requests.each[ranks.running[d, i]]
+        if request.computed < request.prompt:
+            open_chunk = i
+            continue
+        emitted = request.generated - (rank.is_flying and request.joined == rank.ticks)
+        tokens += clip_output(request.max_output - emitted) * share
+        count += 1
+    return open_chunk, count, tokens
+
+
+@jit_inner
 def clip_output(output: int) -> int:
     """Output tokens of a request that SGLang's admission assumes."""
     return min(output, _CLIPPED_OUTPUT)
@@ -207,6 +315,7 @@ def _run(requests: Requests, ranks: Ranks, d: int, r: int, new: int, now_s: floa
         request.cached = request.computed
         if request.generated > 0:  # a token that came with a cache is shown now
             request.first_s = request.last_s = request.scheduled_s
+    request.prompt = request.num_input + request.generated
     i = rank.num_running
     ranks.running[d, i] = r
     ranks.chunk[d, i] = new

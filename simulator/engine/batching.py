@@ -14,17 +14,20 @@ import math
 import numpy as np
 
 from simulator.base.jit import jit_inline, jit_inner
-from simulator.engine.admission import admit, reserve_blocks
+from simulator.engine.admission import admit, admit_prefills, reserve_blocks
 from simulator.engine.cache import (
     allocate_blocks,
     blocks_for,
     count_available,
+    evict_blocks,
     keep_order,
+    reclaim_blocks,
     release,
+    release_known,
     share_prompt,
     touch_blocks,
 )
-from simulator.engine.queue import join, join_again, pop
+from simulator.engine.queue import join, join_again, pop, remove
 from simulator.engine.state import IN_LINE, Clock, Limits, Ranks, Requests
 from simulator.results.tables import (
     ADMISSION_LIMITS,
@@ -72,10 +75,11 @@ def preempt(requests: Requests, ranks: Ranks, d: int, i: int, limits: Limits) ->
     running, chunk, rank = ranks.running, ranks.chunk, ranks.each[d]
     r, pool = running[d, i], d % len(ranks.caches)
     request = requests.each[r]
-    has_all = request.generated == request.num_output  # its last token is on the way
+    has_all = request.generated == request.max_output  # its last token is on the way
+    known = _count_known(requests, ranks, d, r, limits)
     if limits.rules.finds_full and not has_all:
-        keep_order(requests, ranks, pool, r, limits)
-    release(requests, ranks, pool, r, limits)
+        keep_order(requests, ranks, pool, r, known, limits)
+    release_known(requests, ranks, pool, r, known, limits)
     ranks.caches[pool].ran_out = True
     rank.is_full = False
     request.computed = 0
@@ -92,6 +96,26 @@ def preempt(requests: Requests, ranks: Ranks, d: int, i: int, limits: Limits) ->
         join(rank.waiting, requests.each, r)
     else:
         join_again(rank.waiting, requests.each, r)
+
+
+@jit_inner
+def _count_known(requests: Requests, ranks: Ranks, d: int, r: int, limits: Limits) -> int:
+    """Count the tokens of a request of rank ``d`` that can be found again once it has lost its
+    blocks. SGLang's tree has those of its prompt only, and the token that is on the way is lost.
+    """
+    request, rank = requests.each[r], ranks.each[d]
+    is_out = rank.is_flying and request.joined == rank.ticks
+    if limits.rules.output_share == 0:
+        # A block whose last token came out of the latest step is not known by its content yet.
+        return int(request.computed - (is_out and request.generated > 1 and request.ahead == 1))
+    if is_out:
+        request.generated -= 1
+        for k in range(rank.num_out):
+            if ranks.out[d, k] == r:
+                rank.num_out -= 1
+                ranks.out[d, k] = ranks.out[d, rank.num_out]
+                break
+    return int(min(request.prompt, request.computed))
 
 
 @jit_inner
@@ -114,10 +138,13 @@ def retract(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> None:
         for i in range(1, rank.num_running):
             request, best = rows[running[d, i]], rows[running[d, victim]]
             if request.generated < best.generated or (
-                request.generated == best.generated and request.num_input > best.num_input
+                request.generated == best.generated and request.num_input >= best.num_input
             ):
                 victim = i
         preempt(requests, ranks, d, victim, limits)
+        tokens = rank.num_running * limits.rules.retract_steps
+        if ranks.caches[pool].free_blocks * limits.block_tokens < tokens:
+            evict_blocks(ranks, pool, -(-tokens // limits.block_tokens), limits)
         retracted = True
     if not retracted:
         ranks.output_share[d] = max(
@@ -127,8 +154,9 @@ def retract(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> None:
     used, asked = 0, 1
     for i in range(rank.num_running):
         request = rows[running[d, i]]
-        used += request.generated + limits.rules.retract_steps
-        asked += request.num_output
+        emitted = request.generated - (rank.is_flying and request.joined == rank.ticks)
+        used += emitted + limits.rules.retract_steps
+        asked += request.max_output
     ranks.output_share[d] = min(1.0, used / asked)
 
 
@@ -141,6 +169,8 @@ def _next_blocks(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> in
     count = 0
     for i in range(ranks.each[d].num_running):
         request = rows[running[d, i]]
+        if request.generated == request.max_output:
+            continue
         need = (
             blocks_for(request.computed + 1 + len(limits.accepted), limits)
             - request.blocks
@@ -274,7 +304,7 @@ def _join_sums(requests: Requests, ranks: Ranks, limits: Limits, d: int) -> None
         if (
             not is_decode(request.num_input, request.generated, request.computed)
             or request.joined != rank.ticks
-            or request.generated == request.num_output
+            or request.generated == request.max_output
         ):
             return
         left = request.num_output - request.generated
@@ -464,6 +494,9 @@ def _fill(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> boo
         if rank.num_decodes > 0:
             budget -= take_blocks(requests, ranks, limits, d)
         chunk[d, rank.num_decodes : rank.num_running] = 0
+        if limits.fills_apart:
+            has_work = _fill_apart(requests, ranks, d, limits, now_s) or has_work
+            continue
         if limits.rules.output_share > 0 and limits.rules.mixes_phases:
             retract(requests, ranks, d, limits)
         if rank.num_running > rank.num_decodes:
@@ -485,6 +518,32 @@ def _fill(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> boo
             reserve_blocks(requests, ranks, d, limits, now_s)
         has_work = has_work or budget < limits.rules.token_budget
     return has_work
+
+
+@jit_inner
+def _fill_apart(requests: Requests, ranks: Ranks, d: int, limits: Limits, now_s: float) -> bool:
+    """Fill ``ranks.chunk`` of rank ``d`` with prompts, or where there are none with decodes, as
+    SGLang does (``get_next_batch_to_run``). Returns whether there is anything.
+    """
+    rank, rows = ranks.each[d], requests.each
+    if admit_prefills(requests, ranks, d, limits, now_s) > 0:
+        return True
+    num_ending = 0
+    for i in range(rank.num_running):
+        request = rows[ranks.running[d, i]]
+        num_ending += request.generated == request.max_output
+    if rank.num_running == num_ending:
+        rank.is_full = False
+        return False
+    if num_ending > 0:
+        needed = _next_blocks(requests, ranks, d, limits)
+        if needed > count_available(ranks, d % len(ranks.caches), limits):
+            rank.is_full = False  # what these free is waited for
+            return False
+    retract(requests, ranks, d, limits)
+    budget = max(limits.rules.token_budget, rank.num_running)
+    left = _schedule_running(requests, ranks, d, budget, limits, False, True, now_s)
+    return bool(left < budget)
 
 
 @jit_inner
@@ -574,7 +633,7 @@ def _schedule_running(
         request = rows[r]
         remaining = request.num_input + request.generated - request.computed
         decodes_next = is_decode(request.num_input, request.generated, request.computed)
-        has_all = request.generated == request.num_output  # with the step in flight
+        has_all = request.generated == request.max_output  # with the step in flight
         if has_all or not (decodes if decodes_next else prompts):
             i += 1
             continue
@@ -629,9 +688,14 @@ def count_tokens(requests: Requests, ranks: Ranks, limits: Limits) -> None:
         if summed > 0:
             rank.contexts += summed
             rank.longest += 1
+        kept = summed
         for i in range(summed, rank.num_running):
             r = running[d, i]
             new = chunk[d, i]
+            if not math.isnan(rows[r].finish_s):
+                continue  # nobody knew that it would end with the step before
+            running[d, kept] = r
+            kept += 1
             # Not one record for all of this: where it is kept, the loop takes a seventh longer.
             rows[r].ahead = new
             if new == 0:
@@ -645,7 +709,7 @@ def count_tokens(requests: Requests, ranks: Ranks, limits: Limits) -> None:
                 rows[r].joined = rank.ticks
                 out[d, count] = r
                 count += 1
-        rank.num_out = count
+        rank.num_out, rank.num_running = count, kept
 
 
 @jit_inner
@@ -692,6 +756,9 @@ def emit_tokens(
             request.last_s = now_s
             if request.generated == request.num_output:
                 request.finish_s = now_s
+                # Preempted meanwhile, it waits to be computed again.
+                if request.computed == 0 and remove(rank.waiting, rows, out[d, k]):
+                    reclaim_blocks(requests, ranks, out[d, k], pool, 0)
                 if ranks.tiers.shape[1] > 0:
                     touch_blocks(requests, ranks, pool, out[d, k])
                 if not limits.hands_over:
@@ -704,7 +771,9 @@ def emit_tokens(
         if has_ended:
             rank.is_full = False
             for i in range(summed, rank.num_running):
-                if math.isnan(rows[running[d, i]].finish_s):
+                # Where nobody knew that it would end, it is in the next step, too.
+                is_formed = limits.rules.steps_ahead > 0 and chunk[d, i] > 0
+                if is_formed or math.isnan(rows[running[d, i]].finish_s):
                     running[d, kept], chunk[d, kept] = running[d, i], chunk[d, i]
                     kept += 1
             rank.num_running = kept

@@ -314,8 +314,18 @@ def read_blocks(
 @jit_inner
 def release(requests: Requests, ranks: Ranks, d: int, r: int, limits: Limits) -> None:
     """Release all blocks that ``r`` holds."""
+    release_known(requests, ranks, d, r, requests.each[r].computed, limits)
+
+
+@jit_inner
+def release_known(
+    requests: Requests, ranks: Ranks, d: int, r: int, known: int, limits: Limits
+) -> None:
+    """Release all blocks that ``r`` holds, of which those of its first ``known`` tokens can be
+    found by their content.
+    """
     request, start = requests.each[r], requests.prefix_starts[r]
-    full = _count_full(requests, ranks, r, limits)
+    full = _count_full(request, known, limits)
     _release_own(ranks, d, request.blocks, full, limits)
     request.blocks = 0
     for i in range(request.shared - 1, -1, -1):
@@ -324,14 +334,12 @@ def release(requests: Requests, ranks: Ranks, d: int, r: int, limits: Limits) ->
 
 
 @jit_inner
-def _count_full(requests: Requests, ranks: Ranks, r: int, limits: Limits) -> int:
-    """Count the full blocks that ``r`` holds alone, and that can be found by their content."""
+def _count_full(request: Records, known: int, limits: Limits) -> int:
+    """Count the full blocks that a request holds alone among those of its first ``known``
+    tokens.
+    """
     if not limits.rules.finds_full:
         return 0
-    request, rank = requests.each[r], ranks.each[requests.each[r].dp_rank]
-    # A block whose last token came out of the latest step is not known by its content yet.
-    is_out = rank.is_flying and request.joined == rank.ticks and request.generated > 1
-    known = request.computed - (is_out and request.ahead == 1)
     first = request.shared * limits.prefix_blocks
     return int(max(0, min(known // limits.block_tokens - first, request.blocks)))
 
@@ -350,16 +358,18 @@ def _release_own(ranks: Ranks, d: int, blocks: int, full: int, limits: Limits) -
 
 
 @jit_inner
-def keep_order(requests: Requests, ranks: Ranks, d: int, r: int, limits: Limits) -> None:
-    """Remember the positions in the line that the full blocks of ``r``, which it is about to lose,
-    will get.
+def keep_order(
+    requests: Requests, ranks: Ranks, d: int, r: int, known: int, limits: Limits
+) -> None:
+    """Remember the positions in the line that the full blocks among the first ``known`` tokens of
+    ``r``, which it is about to lose, will get.
 
     The last of a sequence comes first, so that its beginning stays longest. A position is the
     number of blocks that have been taken from the line once it is at the front.
     """
     request, cache, rank = requests.each[r], ranks.caches[d], ranks.each[requests.each[r].dp_rank]
     request.kept_first = request.shared * limits.prefix_blocks
-    request.kept_blocks = _count_full(requests, ranks, r, limits)
+    request.kept_blocks = _count_full(request, known, limits)
     in_line = count_available(ranks, d, limits) - cache.free_blocks
     in_line += request.kept_blocks if limits.rules.frees_partial_first else request.blocks
     request.kept_end = cache.num_taken + in_line
@@ -375,7 +385,19 @@ def count_kept(requests: Requests, ranks: Ranks, r: int, d: int, hits: int, limi
     request = requests.each[r]
     skipped = hits * limits.prefix_blocks - request.kept_first  # others have cached these since
     left = min(request.kept_blocks, request.kept_end - ranks.caches[d].num_taken)
-    return int(max(0, left - skipped)) if skipped >= 0 else 0
+    if skipped < 0 or (limits.rules.output_share > 0 and left < request.kept_blocks):
+        return 0  # SGLang's tree evicts the tokens of a prompt together
+    return int(max(0, left - skipped))
+
+
+@jit_inner
+def evict_blocks(ranks: Ranks, d: int, count: int, limits: Limits) -> None:
+    """Evict ``count`` blocks from the line, or all."""
+    cache = ranks.caches[d]
+    in_line = count_available(ranks, d, limits) - cache.free_blocks
+    wanted = cache.free_blocks + min(count, in_line)
+    allocate_blocks(ranks, d, wanted, limits)
+    cache.free_blocks += wanted
 
 
 @jit_inner

@@ -154,7 +154,7 @@ def _call_back(requests: Requests, ranks: Ranks, d: int) -> None:
     """Forget the tokens of a rank's step in flight, which has been cut off."""
     rank, rows = ranks.each[d], requests.each
     out, running = ranks.out[d, : rank.num_out], ranks.running[d, : rank.num_running]
-    for r in np.setdiff1d(out[rows.generated[out] == rows.num_output[out]], running):
+    for r in np.setdiff1d(out[rows.generated[out] == rows.max_output[out]], running):
         join_again(rank.waiting, rows, r)  # preempted with its last token on the way
     rows.generated[out] -= 1
     rows.computed[running] -= rows.ahead[running]
@@ -228,7 +228,8 @@ def _lose_running(pool: PoolState, replica: int, lost_D: NDArray[np.bool_] | Non
         found.append(ranks.running[d, : rank.num_running])
         found += [list_requests(queue, requests.each) for queue in (rank.ready, rank.waiting)]
     given_back: Ints = np.concatenate(found)
-    given_back = given_back[requests.each.stage[given_back] == HERE]
+    is_here = requests.each.stage[given_back] == HERE
+    given_back = given_back[is_here & np.isnan(requests.each.finish_s[given_back])]
     _lose_caches(pool, given_back)
     return given_back
 

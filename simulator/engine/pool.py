@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.errors import UserError
 from simulator.base.jit import jit, jit_inner
 from simulator.deployment.memory import check_requests
 from simulator.deployment.placement import Placement
@@ -86,6 +87,9 @@ def make_limits(plan: DeploymentPlan, trace: RequestTrace) -> Limits:
         sequence_blocks=capacity.sequence_blocks * cut,
         prefix_tokens=prefix_tokens,
         prefix_blocks=prefix_tokens // block_tokens,
+        fills_apart=(
+            grows and rules.output_share > 0 and not rules.mixes_phases and not plan.serving.tiers
+        ),
         watermark_blocks=int(rules.watermark * capacity.num_blocks * cut),
         wait_tokens=math.ceil(rules.wait_share * rules.token_budget),
         accepted=np.array(placement.drafts.accepted, dtype=np.float64),
@@ -493,7 +497,8 @@ class PoolState:
         where = f"deployment '{plan.name}'"
         check_requests(plan.serving.capacity, self._longest, where)
         plan.check_prefixes(trace, where)
-        self.plan = plan
+        _check_limits(trace, where)
+        self.plan, self._trace = plan, trace
         self._keys = plan.find_keys(trace)
         self.limits = limits or make_limits(plan, trace)
         if self._keys is not None:
@@ -527,7 +532,6 @@ class PoolState:
         self.clock.counts.is_gone[~self.is_ready] = 1
         self._stream, self._num_changes = stream, 0
         self._living = self._list_living()
-        self._trace = trace
         self.requests = self.begin_requests(0, 0)
         self._replica_of: Ints = np.zeros(0, dtype=np.int64)
         self._balancer, self.balance = self._start_balance()
@@ -617,6 +621,7 @@ class PoolState:
             and limits.rules.output_share == 0
             and limits.prefix_tokens == 0
             and not len(limits.accepted)
+            and (limits.rules.steps_ahead == 0 or "max_tokens" not in self._trace.attributes)
             and self.plan.placement.layout.pp == 1
             and limits.block_tokens <= _LONGEST_RING
         )
@@ -732,6 +737,20 @@ class PoolState:
         return Clock._make(array[replica] for array in self.clock)
 
 
+def _check_limits(trace: RequestTrace, where: str) -> None:
+    """Refuse limits on outputs that are none.
+
+    Raises:
+        UserError: if a request's ``max_tokens`` is no number, or less than 1.
+    """
+    limits = trace.attributes.get("max_tokens", trace.num_output)
+    if not np.issubdtype(limits.dtype, np.number) or not (limits >= 1).all():
+        raise UserError(
+            f"{where}: the column max_tokens of its requests must be a number of at least 1 in "
+            "every row; fill it, or leave it out"
+        )
+
+
 def start_pools(plan: DeploymentPlan, trace: RequestTrace) -> dict[str, PoolState]:
     """Make the pools of a plan by name: ``both`` for one that computes prompts and decodes, else
     ``decode`` and ``prefill``.
@@ -744,8 +763,12 @@ def start_pools(plan: DeploymentPlan, trace: RequestTrace) -> dict[str, PoolStat
     # Nothing but decodes comes to the decode pool; what is preempted is computed again there.
     limits = make_limits(plan, trace)
     rules = limits.rules._replace(mixes_phases=True, balance_steps=0, wait_steps=0)
-    limits = limits._replace(rules=rules, prefix_tokens=0, prefix_blocks=0)
-    prompts = replace(trace, num_output=np.broadcast_to(np.int64(1), trace.num_output.shape))
+    limits = limits._replace(rules=rules, prefix_tokens=0, prefix_blocks=0, fills_apart=False)
+    prompts = replace(
+        trace,
+        num_output=np.broadcast_to(np.int64(1), trace.num_output.shape),
+        attributes={name: of for name, of in trace.attributes.items() if name != "max_tokens"},
+    )
     hands_over = make_limits(plan.prefill, prompts)._replace(hands_over=True)
     decode = PoolState(plan, trace, limits, "balancing decodes")
     return {"decode": decode, "prefill": PoolState(plan.prefill, prompts, hands_over)}

@@ -65,6 +65,8 @@ class Request:
 
     num_input: int
     num_output: int
+    max_output: int
+    """Output tokens that it may have as far as its engine knows (``max_tokens``)."""
     computed: int
     """Tokens whose keys and values are in the cache."""
     generated: int
@@ -96,6 +98,8 @@ class Request:
     admitted: int
     """Number of admissions before its latest one, which orders requests by how long they have
     run."""
+    prompt: int
+    """Tokens that it had when it was last admitted: its prompt, and its output until then."""
     kept_first: int
     """Index in its sequence of the first KV block that it lost when it was preempted."""
     kept_blocks: int
@@ -361,6 +365,9 @@ class Limits(NamedTuple):
     """Tokens of one prefix block, 0 without prefix caching."""
     prefix_blocks: int
     """KV blocks of one prefix block."""
+    fills_apart: bool = False
+    """Whether prompts have steps of their own and are admitted by the outputs that are assumed
+    (:func:`simulator.engine.admission.admit_prefills`)."""
     watermark_blocks: int = 0
     """KV blocks kept free when a request is admitted while others run."""
     wait_tokens: int = 0
@@ -422,7 +429,9 @@ def start_requests(
     each = requests.each
     each.arrival_s[:] = trace.arrival_s
     each.num_input[:] = trace.num_input
-    each.num_output[:] = trace.num_output
+    each.num_output[:] = each.max_output[:] = trace.num_output
+    if "max_tokens" in trace.attributes:
+        each.max_output[:] = np.maximum(trace.attributes["max_tokens"], trace.num_output)
     each.number[:] = trace.part_of.numbers if trace.part_of else first + np.arange(count)
     if len(trace.domain):
         each.domain[:] = trace.domain

@@ -124,6 +124,9 @@ def observe(requests: Requests, ranks: Ranks, limits: Limits, row: NDArray[np.fl
                 prefill += new
                 continue
             decode += 1
+            if request.finish_s >= 0:
+                more -= 1  # it has ended with the step before, which nobody knew
+                holding -= 1
             if new > 1:
                 more += count_kept_tokens(requests, limits, r, new) - 1
         holding += rank.num_running

@@ -373,6 +373,7 @@ class _RulesRange(Frozen):
     finds_full: bool
     frees_partial_first: bool
     output_share: Ratio
+    ignores_share: bool
     least_output_share: Ratio
     output_share_decay: Ratio
     retract_steps: StepCount

@@ -43,13 +43,25 @@ def draw_case(tiny, seed):
     plan, trace = draw_order(plan, trace, np.random.default_rng([seed, 6]))
     plan = draw_tiers(plan, trace, np.random.default_rng([seed, 7]))
     plan = draw_rules(plan, np.random.default_rng([seed, 8]))
+    trace = draw_limits(trace, np.random.default_rng([seed, 9]))
     return plan, trace, float(rng.choice([0.0, 0.001, 0.02]))
+
+
+def draw_limits(trace, rng):
+    """With outputs that end before the engine expects it, some or all of them."""
+    if rng.random() < 0.7:
+        return trace
+    more = rng.integers(rng.choice([1, 40, 500]), size=trace.num_requests)
+    attributes = {**trace.attributes, "max_tokens": trace.num_output + more}
+    return dataclasses.replace(trace, attributes=attributes)
 
 
 def draw_rules(plan, rng):
     """With steps that are formed ahead, and blocks that are freed in one of two ways."""
     rules = plan.serving.rules._replace(
-        steps_ahead=int(rng.integers(2)), frees_partial_first=bool(rng.random() < 0.5)
+        steps_ahead=int(rng.integers(2)),
+        frees_partial_first=bool(rng.random() < 0.5),
+        ignores_share=bool(rng.random() < 0.2),
     )
     prefill = plan.prefill and draw_rules(plan.prefill, rng)
     return change_plan(plan, rules=rules, prefill=prefill)

@@ -1,8 +1,10 @@
 """Requests are served as the engines' own schedulers served them: ``python -m tests.oracle`` on all
-of the answers, and a few that ship (vLLM 0.32.0, Apache-2.0: its ``Scheduler`` and
-``AsyncScheduler`` with their KV cache manager, run without a model at a fixed price of a step).
+of the answers, and a few that ship (both Apache-2.0, run without a model at a fixed price of a
+step: vLLM 0.32.0's ``Scheduler`` and ``AsyncScheduler`` with their KV cache manager, SGLang
+0.5.23's ``Scheduler`` with its tree).
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +50,20 @@ def test_without_the_step_in_flight_hardly_a_request_is_served_as_it_was():
     assert sum(one.num_equal for one in found) < 0.2 * sum(one.num_requests for one in found)
 
 
-@pytest.mark.parametrize("name", ["vllm-0.32.0.jsonl.gz"])
-def test_at_least_98_of_100_traces_are_served_as_the_engine_did(name, capsys):
-    assert oracle.main([str(shared_file(f"oracles/{name}"))]) == 0
-    assert capsys.readouterr().out.splitlines()[-1].endswith("136 of 136 traces equal")
+def test_an_engine_that_does_not_know_when_outputs_end_computes_a_token_more():
+    [case] = [
+        one
+        for path in SAMPLES
+        for one in oracle.read_cases(path)
+        if "max_tokens" in one.trace.attributes
+    ]
+    knows = case._replace(trace=replace(case.trace, attributes={}))
+    served = [oracle.serve_case(one) for one in (case, knows)]
+    assert served[0].num_equal == served[0].num_requests
+    assert served[1].num_equal < 0.2 * served[1].num_requests
+
+
+@pytest.mark.parametrize(("engine", "count"), [("vllm-0.32.0", 136), ("sglang-0.5.23", 346)])
+def test_every_trace_is_served_as_the_engine_did(engine, count, capsys):
+    assert oracle.main([str(shared_file(f"oracles/{engine}.jsonl.gz"))]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f"{count} of {count} traces equal")

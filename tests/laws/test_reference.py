@@ -32,6 +32,7 @@ from tests.reference.serve import serve_by_rules
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 ADDED = ["prefill_tokens", "decode_tokens", "decodes"]
+EMITTED = ["prefill_tokens", "decode_tokens"]
 ALIKE = ["running", "waiting", "limited_by"]
 
 
@@ -53,8 +54,14 @@ def check_requests(found, known):
 
 
 def check_steps(rows, steps):
-    """A row of the log stands for a run of steps: as many as it says, which are alike."""
+    """A row of the log stands for a run of steps: as many as it says, which are alike. One that
+    nobody needs, formed before the last request ended, may be there or not.
+    """
     steps = pd.DataFrame([vars(step) for step in steps])
+    if len(steps) and not steps.iloc[-1][EMITTED].any():
+        steps = steps.iloc[:-1]
+    if len(rows) and not rows.iloc[-1][EMITTED].any():
+        rows = rows.iloc[:-1]
     assert rows["num_steps"].sum() == len(steps)
     if not len(steps):
         return

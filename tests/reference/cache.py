@@ -144,8 +144,11 @@ class Cache:
         skipped = (num_prefixes - request.lost_behind) * self.settings.prefix_blocks
         if skipped < 0:
             return []
-        lost = request.lost_blocks[skipped:]
-        return list(takewhile(lambda block: self._left_by.get(block) is request, lost))
+        lost = request.lost_blocks
+        found = list(takewhile(lambda block: self._left_by.get(block) is request, lost))
+        if self.settings.rules.output_share and len(found) < len(lost):
+            return []  # SGLang's tree lets go of a prompt as a whole
+        return found[skipped:]
 
     def count_in_use(self, prefixes: list[int]) -> int:
         """KV blocks of cached prefix blocks that others hold, so that nothing is taken for them."""
@@ -213,9 +216,9 @@ class Cache:
             request.shared.append(prefix)
         self.write(request, first, len(request.shared), now_s)
 
-    def release(self, request: Request) -> None:
-        """Take back all that a request holds."""
-        full = self._list_full(request)
+    def release(self, request: Request, known: int | None = None) -> None:
+        """Take back all that a request holds, of which the first tokens are known by content."""
+        full = self._list_full(request, request.computed if known is None else known)
         for block in [*reversed(request.fixed_blocks), *reversed(request.blocks)]:
             if self.settings.finds_full and (
                 block in full or not self.settings.rules.frees_partial_first
@@ -229,19 +232,31 @@ class Cache:
                 self._line[prefix,] = None
         request.blocks, request.fixed_blocks, request.shared = [], [], []
 
-    def _list_full(self, request: Request) -> list[int]:
-        """Blocks of its own that a request has filled, and that are known by their content: not one
-        that is filled by a token whose successor is not known yet.
-        """
-        known = request.computed - request.waits_for_token
+    def _list_full(self, request: Request, known: int) -> list[int]:
+        """Blocks of its own that a request has filled with its first tokens."""
         full = known // self.settings.block_tokens
         return request.blocks[: max(0, full - len(request.shared) * self.settings.prefix_blocks)]
 
     def preempt(self, request: Request) -> None:
-        """Take back all that a request holds, which finds its full blocks again while they last."""
-        if self.settings.finds_full and request.left:
+        """Take back all that a request holds, which finds its full blocks again while they last:
+        not one that is filled by a token whose successor is not known yet; in SGLang's tree those
+        of its prompt only.
+        """
+        known = request.computed - request.waits_for_token
+        if self.settings.rules.output_share:
+            known = min(request.computed, request.prompt)
+        if self.settings.finds_full and request.may_go_on:
             request.lost_behind = len(request.shared)
-            request.lost_blocks = self._list_full(request)
+            request.lost_blocks = self._list_full(request, known)
             self._left_by |= dict.fromkeys(request.lost_blocks, request)
-        self.release(request)
+        self.release(request, known)
         self.has_preempted = True
+
+    def make_spare(self, num_tokens: int) -> None:
+        """Let go of blocks in line, as many as hold so many tokens, unless others do already."""
+        wanted = -(-num_tokens // self.settings.block_tokens)
+        if self._num_spare * self.settings.block_tokens >= num_tokens:
+            return
+        before = self._num_spare
+        while self._line and self._num_spare < before + wanted:
+            self._evict()

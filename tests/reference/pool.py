@@ -78,17 +78,20 @@ def read_requests(trace: RequestTrace) -> list[Request]:
     has_prefixes = trace.prefix_block_tokens > 0
     starts = trace.prefix_starts.tolist() if has_prefixes else [0] * (trace.num_requests + 1)
     ids = trace.prefix_ids.tolist()
-    lengths = zip(trace.num_input.tolist(), trace.num_output.tolist(), strict=True)
+    most = trace.attributes.get("max_tokens", trace.num_output)
+    columns = trace.num_input, trace.num_output, most
+    lengths = zip(*(column.tolist() for column in columns), strict=True)
     priorities = trace.attributes.get("priority", np.zeros(trace.num_requests)).tolist()
     return [
         Request(
             number,
             num_input,
             num_output,
+            max(num_output, most),
             priorities[number],
             tuple(ids[starts[number] : starts[number + 1]]),
         )
-        for number, (num_input, num_output) in enumerate(lengths)
+        for number, (num_input, num_output, most) in enumerate(lengths)
     ]
 
 
@@ -101,10 +104,11 @@ def start_pools(plan: DeploymentPlan, trace: RequestTrace) -> list[Pool]:
     settings = read_settings(plan, trace)
     if plan.prefill is None:
         return [Pool("both", plan, trace, settings, "balancing")]
-    prompts = replace(trace, num_output=np.ones_like(trace.num_output))
+    own = {name: of for name, of in trace.attributes.items() if name != "max_tokens"}
+    prompts = replace(trace, num_output=np.ones_like(trace.num_output), attributes=own)
     keeping = replace(read_settings(plan.prefill, prompts), keeps_caches=True)
     rules = settings.rules._replace(mixes_phases=True, balance_steps=0, wait_steps=0)
-    decoding = replace(settings, rules=rules, prefix_tokens=0, tiers=())
+    decoding = replace(settings, rules=rules, prefix_tokens=0, tiers=(), fills_apart=False)
     return [
         Pool("prefill", plan.prefill, prompts, keeping, "balancing"),
         Pool("decode", plan, trace, decoding, "balancing decodes"),

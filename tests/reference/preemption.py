@@ -22,7 +22,9 @@ def preempt(rank: Rank, request: Request) -> None:
     rank.is_full = False
     request.computed = request.transferred = 0
     request.preemptions += 1
-    if request.left:  # else its last token is on the way
+    if rank.settings.rules.output_share:
+        request.promised = 0  # SGLang drops what is under way
+    if request.may_go_on:  # else its last token is on the way
         rank.queue(rank.waiting, request, None if rank.settings.rules.output_share else 0)
 
 
@@ -46,19 +48,23 @@ def retract(rank: Rank) -> None:
     if not rules.output_share or not running:
         return
     count = len(running)
-    while len(running) > 1 and _count_next_blocks(rank) > rank.cache.num_available:
-        preempt(rank, min(running, key=lambda one: (one.counted, -one.num_input)))
+    while len(running) > 1 and count_next_blocks(rank) > rank.cache.num_available:
+        # Of equals the last.
+        preempt(rank, min(reversed(running), key=lambda one: (one.counted, -one.num_input)))
+        rank.cache.make_spare(len(running) * rules.retract_steps)
     if len(running) == count:
         less = rank.output_share - rules.output_share_decay
         rank.output_share = max(rules.least_output_share, less)
         return
-    used = sum(request.counted + rules.retract_steps for request in running)
-    rank.output_share = min(1.0, used / (1 + sum(request.num_output for request in running)))
+    used = sum(request.generated + rules.retract_steps for request in running)
+    rank.output_share = min(1.0, used / (1 + sum(request.most for request in running)))
 
 
-def _count_next_blocks(rank: Rank) -> int:
+def count_next_blocks(rank: Rank) -> int:
     """Blocks that one more token of each running request takes, and its draft."""
     more = 1 + len(rank.settings.accepted)
     return sum(
-        rank.cache.count_missing(request, request.computed + more) for request in rank.running
+        rank.cache.count_missing(request, request.computed + more)
+        for request in rank.running
+        if request.may_go_on
     )

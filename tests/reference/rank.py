@@ -99,6 +99,7 @@ class Rank:
     def start(self, request: Request, num_tokens: int, now_s: float) -> None:
         """A request runs from this step on, what it has found being computed already."""
         request.admission, request.under_way = next(self._admissions), 0
+        request.prompt = request.known
         if request.scheduled_s is None:
             request.scheduled_s, request.cached = now_s, request.computed
             if request.generated:  # a token that came with a cache is shown now
@@ -140,4 +141,9 @@ def measure_requests(rule: Rule, requests: Sequence[Request]) -> float:
 
 def count_output(request: Request) -> int:
     """Output tokens of a request that SGLang counts on."""
-    return min(request.left, _MOST_COUNTED)
+    return clip(request.left)
+
+
+def clip(num_output: int) -> int:
+    """At most so many as SGLang counts on."""
+    return min(num_output, _MOST_COUNTED)

@@ -9,6 +9,7 @@ from itertools import count
 from simulator.policies.balancing import Rule
 from simulator.results.tables import ADMISSION_LIMITS
 from tests.reference.admission import admit, reserve
+from tests.reference.apart import fill_apart
 from tests.reference.cache import Cache
 from tests.reference.drafts import count_kept
 from tests.reference.preemption import preempt_last, retract
@@ -119,6 +120,10 @@ class Replica:
             cache.has_preempted = False
         for rank in self.ranks:
             rank.tokens, rank.budget = {}, rules.token_budget
+            if self.settings.fills_apart:
+                if fill_apart(rank, now_s):
+                    self._continue(rank, now_s, prompts=False, decodes=True)
+                continue
             if rules.mixes_phases:
                 retract(rank)
             self._continue(rank, now_s, prompts=True, decodes=rules.mixes_phases)
@@ -141,7 +146,7 @@ class Replica:
                 return
             if request not in rank.running or not (decodes if request.decodes else prompts):
                 continue
-            if not request.left:
+            if not request.may_go_on:
                 continue
             draft = len(self.settings.accepted) if request.decodes else 0
             new = min(request.known - request.computed + draft, rank.budget)
@@ -204,7 +209,9 @@ class Replica:
                 duration_s,
                 prefill_tokens=sum(new for _, new in given) - sum(new for _, new in decodes),
                 decodes=len(decodes),
-                decode_tokens=sum(count_kept(self.settings, *found) for found in decodes),
+                decode_tokens=sum(
+                    count_kept(self.settings, *found) for found in decodes if found[0].left
+                ),
                 running=sum(len(rank.running) for rank in self.ranks),
                 waiting=sum(rank.num_queued for rank in self.ranks),
                 kv_used=self._measure_use(),
@@ -233,6 +240,8 @@ class Replica:
         assert self.under_way is not None
         finished = []
         for request in self.under_way:
+            if not request.promised:
+                continue
             rank = self.ranks[request.rank]
             request.generated, request.promised = request.generated + 1, 0
             self._show_token(request, now_s)
@@ -245,8 +254,9 @@ class Replica:
     def _take_leave(self, rank: Rank, request: Request) -> None:
         """Let a request go that has finished."""
         rank.cache.write(request, 0, len(request.prefix), math.inf)
-        if request in rank.running:  # else it has been preempted since
-            rank.running.remove(request)
+        for own in (rank.running, rank.waiting):  # or neither, if it has been preempted since
+            if request in own:
+                own.remove(request)
         rank.is_full = False
         if not self.settings.keeps_caches:
             rank.cache.release(request)
@@ -255,7 +265,7 @@ class Replica:
         """Take the tokens back that a step which is cut off was to bring."""
         for request in self.under_way or []:
             rank = self.ranks[request.rank]
-            if not request.left and request not in rank.running:
+            if not request.may_go_on and request not in rank.running:
                 rank.waiting.insert(0, request)
             request.promised = 0
         self.formed = self.under_way = None

@@ -23,6 +23,8 @@ class Request:
     number: int
     num_input: int
     num_output: int
+    most: int
+    """Output tokens that it may have, as far as its engine knows."""
     priority: float = 0.0
     """The least is served first, where requests wait by priority."""
     prefix: tuple[int, ...] = ()
@@ -33,6 +35,8 @@ class Request:
     """Output tokens so far."""
     promised: int = 0
     """Output tokens of the step that is under way, where another is formed meanwhile."""
+    prompt: int = 0
+    """Tokens that were known when it was last admitted."""
     under_way: int = 0
     """Tokens that this step computes."""
     transferred: int = 0
@@ -88,6 +92,11 @@ class Request:
     def left(self) -> int:
         """Output tokens that are still to come."""
         return self.num_output - self.counted
+
+    @property
+    def may_go_on(self) -> int:
+        """Output tokens that its engine has to reckon with."""
+        return self.most - self.counted
 
     @property
     def decodes(self) -> bool:

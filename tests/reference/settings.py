@@ -25,6 +25,8 @@ class Settings:
     finds_full: bool
     """Whether full blocks are known by their content, so that a preempted request finds those of
     its own again that nobody has taken."""
+    fills_apart: bool
+    """Whether prompts have steps of their own, as SGLang's ``PrefillAdder`` fills them."""
     watermark_blocks: int
     order: OrderPolicy
     accepted: tuple[float, ...]
@@ -78,6 +80,7 @@ def read_settings(plan: DeploymentPlan, trace: RequestTrace) -> Settings:
         fixed_blocks=capacity.sequence_blocks * cut,
         prefix_tokens=prefix_tokens,
         finds_full=rules.finds_full and may_share,
+        fills_apart=(rules.output_share > 0 and not rules.mixes_phases and not plan.serving.tiers),
         watermark_blocks=int(rules.watermark * capacity.num_blocks * cut),
         order=plan.serving.order,
         accepted=plan.placement.drafts.accepted,

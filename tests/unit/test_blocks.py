@@ -187,7 +187,7 @@ def test_what_is_found_again_is_what_a_line_of_blocks_still_holds(moves, partial
             held = int(request.blocks)
             request.computed = max(0, held * limits.block_tokens - unfilled)
             if not ends:
-                keep_order(requests, ranks, 0, r, limits)
+                keep_order(requests, ranks, 0, r, int(request.computed), limits)
                 request.preemptions = 1
                 join(ranks.each[0].waiting, requests.each, r)
             release(requests, ranks, 0, r, limits)

@@ -37,6 +37,9 @@ class Rules(NamedTuple):
     """Share of the outputs of running requests that admission assumes at first, besides the whole
     output of the arriving request; the requests with the fewest output tokens are then preempted
     first. 0 = outputs are not assumed, and the latest admitted is preempted."""
+    ignores_share: bool = False
+    """Whether all of these outputs are assumed, whatever the share is: requests that end with
+    ``max_tokens`` only."""
     least_output_share: float = 0.0
     """Lower bound of that share."""
     output_share_decay: float = 0.0

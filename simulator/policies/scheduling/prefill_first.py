@@ -31,6 +31,9 @@ class PrefillFirst(Frozen):
     counts_output: bool = True
     """Whether a request is admitted only where its prompt, its output and a share of the outputs of
     those that run have room (SGLang's ``PrefillAdder``). ``false`` = where its first chunk has."""
+    ignore_eos: bool = False
+    """Whether requests end with ``max_tokens`` only, as benchmarks send them: the outputs of those
+    that run count in full then."""
     conservativeness: Factor = 1.0
     """Factor on the share of the outputs of running requests that admission reckons with (SGLang's
     ``--schedule-conservativeness``): 0.7 times that at first, falling to 0.14 of it over 600 decode
@@ -53,6 +56,9 @@ class PrefillFirst(Frozen):
             splits_prompts=self.splits_prompts,
             watermark=self.watermark,
             output_share=share,
+            ignores_share=self.ignore_eos,
+            finds_full=self.counts_output,
+            frees_partial_first=self.counts_output,
             least_output_share=least,
             output_share_decay=(share - least) / _DECAY_STEPS,
             retract_steps=_RETRACT_STEPS,
