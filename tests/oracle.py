@@ -34,7 +34,8 @@ STEP_S, TOKEN_S = 2.0**-7, 2.0**-17
 TOLERANCE_S = 1e-7
 _RETURNS_S = {"vllm": 2.0**-40, "sglang": 1e-10}
 """Seconds from the end of a request of a closed loop to the next one."""
-_MOST_TOKENS = 8192
+_LEAST_TABLE = 8192
+"""Tokens of the largest step that a table has, so that most traces share one."""
 
 
 class Case(NamedTuple):
@@ -62,6 +63,8 @@ class Outcome(NamedTuple):
 def read_cases(path: Path) -> Iterator[Case]:
     """Read a file's cases in order."""
     engine, _, release = path.name.partition(".jsonl")[0].rpartition("-")
+    if engine not in _READ:
+        raise SystemExit(f"{path}: its name begins with none of {', '.join(_READ)}, and a release")
     with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
         for number, text in enumerate(lines, 1):
             yield from _READ[engine](json.loads(text), f"{engine}@{release}", f"line {number}")
@@ -201,19 +204,18 @@ def work_ahead(case: Case, steps_ahead: int) -> Case:
 
 
 def _fill(pool: PoolState, _: str) -> StepTable:
-    assert pool.max_tokens <= _MOST_TOKENS
-    return _price_steps()
+    return _price_steps(max(_LEAST_TABLE, pool.max_tokens))
 
 
 @cache
-def _price_steps() -> StepTable:
+def _price_steps(most_tokens: int) -> StepTable:
     placement = _freeze({}).placement
-    table = start_table(single_mix(Prices(placement, _MOST_TOKENS)))
+    table = start_table(single_mix(Prices(placement, most_tokens)))
     return table._replace(
         mixer_s=np.zeros_like(table.mixer_s),
         head_s=np.zeros_like(table.head_s),
         rates=np.zeros_like(table.rates),
-        ffn_s=np.broadcast_to(TOKEN_S * np.arange(_MOST_TOKENS + 1), table.ffn_s.shape).copy(),
+        ffn_s=np.broadcast_to(TOKEN_S * np.arange(most_tokens + 1), table.ffn_s.shape).copy(),
         step_s=STEP_S,
         sequence_s=0.0,
         prompt_s=0.0,
