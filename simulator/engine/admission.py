@@ -274,7 +274,7 @@ def _survey_running(
         if request.computed < request.prompt:
             open_chunk = i
             continue
-        emitted = request.generated - (rank.is_flying and request.joined == rank.ticks)
+        emitted = request.generated - (rank.in_flight and request.joined == rank.ticks)
         tokens += clip_output(request.max_output - emitted) * share
         count += 1
     return open_chunk, count, tokens

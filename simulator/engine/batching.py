@@ -76,7 +76,14 @@ def preempt(requests: Requests, ranks: Ranks, d: int, i: int, limits: Limits) ->
     r, pool = running[d, i], d % len(ranks.caches)
     request = requests.each[r]
     has_all = request.generated == request.max_output  # its last token is on the way
-    known = _count_known(requests, ranks, d, r, limits)
+    is_out = rank.in_flight and request.joined == rank.ticks
+    known = request.computed
+    if limits.rules.output_share > 0:  # SGLang's tree has prompts of those that run
+        known = min(known, request.prompt)
+        if is_out:
+            _drop_token(requests, ranks, d, r)
+    elif is_out and request.generated > 1 and request.ahead == 1:
+        known -= 1  # what a block holds is known when the token behind it is out
     if limits.rules.finds_full and not has_all:
         keep_order(requests, ranks, pool, r, known, limits)
     release_known(requests, ranks, pool, r, known, limits)
@@ -99,23 +106,15 @@ def preempt(requests: Requests, ranks: Ranks, d: int, i: int, limits: Limits) ->
 
 
 @jit_inner
-def _count_known(requests: Requests, ranks: Ranks, d: int, r: int, limits: Limits) -> int:
-    """Count the tokens of a request of rank ``d`` that can be found again once it has lost its
-    blocks. SGLang's tree has those of its prompt only, and the token that is on the way is lost.
-    """
-    request, rank = requests.each[r], ranks.each[d]
-    is_out = rank.is_flying and request.joined == rank.ticks
-    if limits.rules.output_share == 0:
-        # A block whose last token came out of the latest step is not known by its content yet.
-        return int(request.computed - (is_out and request.generated > 1 and request.ahead == 1))
-    if is_out:
-        request.generated -= 1
-        for k in range(rank.num_out):
-            if ranks.out[d, k] == r:
-                rank.num_out -= 1
-                ranks.out[d, k] = ranks.out[d, rank.num_out]
-                break
-    return int(min(request.prompt, request.computed))
+def _drop_token(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
+    """Drop the token of a request of rank ``d`` that is on the way; it is computed again."""
+    requests.each[r].generated -= 1
+    rank = ranks.each[d]
+    for k in range(rank.num_emitting):
+        if ranks.emitting[d, k] == r:
+            rank.num_emitting -= 1
+            ranks.emitting[d, k] = ranks.emitting[d, rank.num_emitting]
+            break
 
 
 @jit_inner
@@ -154,7 +153,7 @@ def retract(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> None:
     used, asked = 0, 1
     for i in range(rank.num_running):
         request = rows[running[d, i]]
-        emitted = request.generated - (rank.is_flying and request.joined == rank.ticks)
+        emitted = request.generated - (rank.in_flight and request.joined == rank.ticks)
         used += emitted + limits.rules.retract_steps
         asked += request.max_output
     ranks.output_share[d] = min(1.0, used / asked)
@@ -258,7 +257,7 @@ def count_ended(requests: Requests, ranks: Ranks, limits: Limits, d: int) -> tup
     those of them that the ring of blocks counts for the next step.
     """
     rank, ended, due = ranks.each[d], 0, 0
-    if rank.is_flying and rank.num_decodes > 0 and rank.ticks == rank.next_end:
+    if rank.in_flight and rank.num_decodes > 0 and rank.ticks == rank.next_end:
         for i in range(rank.num_decodes):
             if ranks.ends[d, i] == rank.ticks:
                 request = requests.each[ranks.running[d, i]]
@@ -369,8 +368,8 @@ def _leave_sums(requests: Requests, ranks: Ranks, limits: Limits, d: int, r: int
     if rank.num_summed > 0:  # its latest token is not out yet
         request.ahead = 1
         rank.num_summed -= 1
-        ranks.out[d, rank.num_out] = r
-        rank.num_out += 1
+        ranks.emitting[d, rank.num_emitting] = r
+        rank.num_emitting += 1
 
 
 @jit_inner
@@ -449,7 +448,7 @@ def form_step(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) ->
             return bool(has_work)
         if _computes_any(requests, ranks, limits):
             return True
-        if ranks.each[0].is_flying:
+        if ranks.each[0].in_flight:
             return False
 
 
@@ -679,11 +678,11 @@ def complete_step(
 @jit_inner
 def count_tokens(requests: Requests, ranks: Ranks, limits: Limits) -> None:
     """Count the tokens of a step, as computed and as emitted, though they may not be out yet."""
-    running, chunk, rows, out = ranks.running, ranks.chunk, requests.each, ranks.out
+    running, chunk, rows, out = ranks.running, ranks.chunk, requests.each, ranks.emitting
     for d in range(len(ranks.each)):
         rank = ranks.each[d]
         summed, count = rank.num_decodes, 0
-        rank.num_summed, rank.is_flying = summed, True
+        rank.num_summed, rank.in_flight = summed, True
         rank.ticks += 1
         if summed > 0:
             rank.contexts += summed
@@ -709,7 +708,7 @@ def count_tokens(requests: Requests, ranks: Ranks, limits: Limits) -> None:
                 rows[r].joined = rank.ticks
                 out[d, count] = r
                 count += 1
-        rank.num_out, rank.num_running = count, kept
+        rank.num_emitting, rank.num_running = count, kept
 
 
 @jit_inner
@@ -726,7 +725,7 @@ def emit_tokens(
     requests: Requests, ranks: Ranks, limits: Limits, clock: Clock, now_s: float
 ) -> int:
     """Emit the tokens of the step that has ended, and finish requests. Returns how many."""
-    running, chunk, rows, out = ranks.running, ranks.chunk, requests.each, ranks.out
+    running, chunk, rows, out = ranks.running, ranks.chunk, requests.each, ranks.emitting
     gap_counts, emitted_s = clock.gap_counts, ranks.emitted_s
     finished = 0
     last_gap, last_bin = -1.0, 0
@@ -739,12 +738,12 @@ def emit_tokens(
                 last_gap, last_bin = gap, find_gap_bin(gap)
             gap_counts[last_bin] += rank.num_summed
         emitted_s[d] = now_s
-        rank.is_flying, rank.num_summed = False, 0
+        rank.in_flight, rank.num_summed = False, 0
         if summed > 0 and rank.ticks == rank.next_end:
             kept = end_decodes(requests, ranks, limits, clock, d, now_s)
             finished += summed - kept
         has_ended = kept < summed
-        for k in range(rank.num_out):
+        for k in range(rank.num_emitting):
             request = rows[out[d, k]]
             if request.generated == 1:
                 request.first_s = now_s

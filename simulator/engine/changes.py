@@ -140,12 +140,12 @@ def undo_formed(pool: PoolState, replica: int) -> None:
     ranks, requests, limits = pool.ranks_of(replica), pool.requests, pool.limits
     (counts,) = pool.clock_of(replica).counts
     for d, rank in enumerate(ranks.each):
-        if rank.num_decodes and (counts.is_formed or not rank.is_flying):
+        if rank.num_decodes and (counts.is_formed or not rank.in_flight):
             _, due = count_ended(requests, ranks, limits, d)
             give_back(ranks, d, int(ranks.ring[d, rank.ticks % limits.block_tokens] - due))
         if rank.num_decodes:
             dissolve_sums(requests, ranks, limits, d)
-        if rank.is_flying:
+        if rank.in_flight:
             _call_back(requests, ranks, d)
     counts.in_flight = counts.is_formed = 0
 
@@ -153,12 +153,12 @@ def undo_formed(pool: PoolState, replica: int) -> None:
 def _call_back(requests: Requests, ranks: Ranks, d: int) -> None:
     """Forget the tokens of a rank's step in flight, which has been cut off."""
     rank, rows = ranks.each[d], requests.each
-    out, running = ranks.out[d, : rank.num_out], ranks.running[d, : rank.num_running]
+    out, running = ranks.emitting[d, : rank.num_emitting], ranks.running[d, : rank.num_running]
     for r in np.setdiff1d(out[rows.generated[out] == rows.max_output[out]], running):
         join_again(rank.waiting, rows, r)  # preempted with its last token on the way
     rows.generated[out] -= 1
     rows.computed[running] -= rows.ahead[running]
-    rank.num_out = rank.num_summed = rank.is_flying = 0
+    rank.num_emitting = rank.num_summed = rank.in_flight = 0
 
 
 def lose_requests(rows: Sequence[int], place: int, at_s: float, state: LoopState) -> None:

@@ -439,7 +439,7 @@ def take_steps(
         if limits.rules.steps_ahead > 0:
             if limits.ranks_again and not math.isnan(then_s):
                 return BEGUN, then_s, done, rows, work
-            if not ranks.each[0].is_flying:
+            if not ranks.each[0].in_flight:
                 count_tokens(requests, ranks, limits)
                 sum_decodes(requests, ranks, limits)
             state = _form_next(requests, ranks, limits, clock, weights, now_s)
@@ -524,8 +524,8 @@ def _end_step(
     count = 0
     if len(ended) > 0:
         for d in range(len(ranks.each)):
-            for k in range(ranks.each[d].num_out):
-                ended[count] = ranks.out[d, k]
+            for k in range(ranks.each[d].num_emitting):
+                ended[count] = ranks.emitting[d, k]
                 count += 1
     return int(finished)
 

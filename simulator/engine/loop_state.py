@@ -65,7 +65,7 @@ def move_window(pool: PoolState, count: int, arrival_s: Floats) -> None:
     pool.hold_rows(requests, np.concatenate([pool.replica_of[count:], nowhere]))
     for link in ("following", "child", "before"):
         requests.each[link] = _shift_rows(requests.each[link], count)
-    for rows in (pool.ranks.running, pool.ranks.out):
+    for rows in (pool.ranks.running, pool.ranks.emitting):
         rows[:] = _shift_rows(rows, count)
     for records in (pool.ranks.each, pool.ranks.counts, pool.clock.counts):
         for name, (kind, _) in records.dtype.fields.items():

@@ -436,7 +436,7 @@ def ranks_of(ranks: Ranks, replica: int) -> Ranks:
         ranks.each[replica],
         ranks.running[replica],
         ranks.chunk[replica],
-        ranks.out[replica],
+        ranks.emitting[replica],
         ranks.caches[replica],
         ranks.prefixes[replica],
         ranks.tiers[replica],

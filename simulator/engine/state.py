@@ -158,11 +158,11 @@ class Rank:
     """Tokens of the longest summed decode in the cache."""
     ticks: int
     """Steps that the rank has counted."""
-    is_flying: int
+    in_flight: int
     """Whether the latest of these is in flight, so that its tokens are counted and not out yet."""
     num_summed: int
     """Summed decodes in the step in flight."""
-    num_out: int
+    num_emitting: int
     """Other requests that get a token from it, or got one from the latest step."""
     next_end: int
     """Value of ``ticks`` at which the next summed decode ends."""
@@ -322,7 +322,7 @@ class Ranks(NamedTuple):
     """``[dp, max_sequences]`` running requests in order of admission."""
     chunk: Ints
     """``[dp, max_sequences]`` tokens of each that the step computes; 0 = not in this step."""
-    out: Ints
+    emitting: Ints
     """``[dp, max_sequences]`` requests, other than summed decodes, that get a token from the step
     in flight, or got one from the latest."""
     caches: Records
@@ -474,7 +474,7 @@ def start_ranks(
         each=make_records(Rank, num_ranks),
         running=zeros(num_ranks, max_sequences) - 1,
         chunk=zeros(num_ranks, max_sequences),
-        out=zeros(num_ranks, max_sequences) - 1,
+        emitting=zeros(num_ranks, max_sequences) - 1,
         caches=make_records(Cache, num_pools),
         prefixes=make_records(PrefixBlock, num_pools, 1 + len(tiers), num_prefixes + 1),
         tiers=make_records(Tier, num_pools, len(tiers)),
