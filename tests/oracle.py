@@ -42,7 +42,9 @@ class Case(NamedTuple):
     """A trace as it was served by one loop of the engine."""
 
     where: str
+    """Line of the file."""
     setting: str
+    """Loop and options of the engine, by which cases are counted."""
     plan: DeploymentPlan
     trace: RequestTrace
     times: dict[str, np.ndarray[Any, np.dtype[np.float64]]]
@@ -73,14 +75,12 @@ def read_cases(path: Path) -> Iterator[Case]:
 def _read_vllm(line: dict[str, Any], engine: str, where: str) -> Iterator[Case]:
     for loop in ("sync", "async"):
         own = {"reserve_full_isl": line["reserve_full_isl"], "steps_ahead": int(loop == "async")}
-        cached = line["prefix_caching"]
-        size = line["block_tokens"], line["num_blocks"]
-        more = {"prefix_caching": cached}
-        plan = _make_plan(line, engine, "chunked", *size, own, more)
+        cached, page = line["prefix_caching"], line["block_tokens"]
+        keys = {"engine": engine, "kv_block_tokens": page, "prefix_caching": cached}
         yield Case(
             where,
             f"{loop}, {'with' if cached else 'without'} prefix caching",
-            plan,
+            _make_plan(line, keys, {"kind": "chunked", **own}, line["num_blocks"]),
             _make_trace(line, line[loop]["arrival_s"], line["prompt_blocks"]),
             {name: np.array(line[loop][name]) for name in ("first_token_s", "finish_s")},
         )
@@ -89,12 +89,12 @@ def _read_vllm(line: dict[str, Any], engine: str, where: str) -> Iterator[Case]:
 def _read_sglang(line: dict[str, Any], engine: str, where: str) -> Iterator[Case]:
     setting, page = line["setting"], line["page_tokens"]
     own = {
-        "splits_prompts": True,
+        "kind": "prefill_first",
         "steps_ahead": int(not setting.startswith("no overlap")),
         "ignore_eos": "ignore_eos" in setting,
     }
-    more = {"prefix_caching": "no prefix cache" not in setting}
-    size = page, line["pool_tokens"] // page
+    cached = "no prefix cache" not in setting
+    keys = {"engine": engine, "kv_block_tokens": page, "prefix_caching": cached}
     trace = _make_trace(line, line["arrival_s"], None)
     if line["max_tokens"] is not None:
         most = np.full(trace.num_requests, line["max_tokens"])
@@ -102,7 +102,7 @@ def _read_sglang(line: dict[str, Any], engine: str, where: str) -> Iterator[Case
     yield Case(
         where,
         setting,
-        _make_plan(line, engine, "prefill_first", *size, own, more),
+        _make_plan(line, keys, own, line["pool_tokens"] // page),
         trace,
         {name: np.array(line[name]) for name in ("first_token_s", "finish_s")},
     )
@@ -112,23 +112,10 @@ _READ = {"vllm": _read_vllm, "sglang": _read_sglang}
 
 
 def _make_plan(
-    line: dict[str, Any],
-    engine: str,
-    kind: str,
-    block_tokens: int,
-    num_blocks: int,
-    own: dict[str, Any],
-    more: dict[str, Any],
+    line: dict[str, Any], keys: dict[str, Any], own: dict[str, Any], num_blocks: int
 ) -> DeploymentPlan:
-    scheduling = {
-        "kind": kind,
-        "token_budget": line["token_budget"],
-        "max_sequences": line["max_sequences"],
-        **own,
-    }
-    plan = _freeze(
-        {"engine": engine, "kv_block_tokens": block_tokens, "scheduling": scheduling, **more}
-    )
+    limits = {name: line[name] for name in ("token_budget", "max_sequences")}
+    plan = _freeze(keys | {"scheduling": own | limits})
     capacity = plan.serving.capacity
     smaller = replace(capacity, kv_bytes=num_blocks * capacity.block_bytes)
     return change_plan(plan, capacity=smaller)

@@ -95,6 +95,7 @@ Steps = Annotated[int, value_range(1, 1_000_000, "steps")]
 StepCount = Annotated[int, value_range(0, 1_000_000, "steps")]
 """Number of steps that may be 0."""
 StepsAhead = Annotated[int, value_range(0, 1, "steps")]
+"""Number of steps that are formed while another one runs."""
 ExchangeChunks = Annotated[int, value_range(1, 64, "chunks")]
 StepNumber = Annotated[int, value_range(0, 1_000_000)]
 """Index of a step, from 0."""

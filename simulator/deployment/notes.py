@@ -214,7 +214,7 @@ def _rules_of(policy: Policy) -> Rules:
 
 
 def _comparable(rules: Rules) -> Rules:
-    """Remove the rules that no key decides."""
+    """Remove the rules that are of an engine's cache, which no earlier default had."""
     return rules._replace(finds_full=False, frees_partial_first=False)
 
 

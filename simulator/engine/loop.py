@@ -417,11 +417,8 @@ def take_steps(
                 place, rows = find_row(clock, log, rows)
             else:
                 rows += 1
-            log[place, POOL], log[place, REPLICA], log[place, ROW_STEPS] = (
-                span.pool,
-                span.replica,
-                1,
-            )
+            log[place, POOL], log[place, REPLICA] = span.pool, span.replica
+            log[place, ROW_STEPS] = 1
             log[place, 0] = now_s
             observe(requests, ranks, limits, log[place])
             row = log[place, :POOL]

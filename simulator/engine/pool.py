@@ -741,10 +741,11 @@ def _check_limits(trace: RequestTrace, where: str) -> None:
     """Refuse limits on outputs that are none.
 
     Raises:
-        UserError: if a request's ``max_tokens`` is no number, or less than 1.
+        UserError: if a request's ``max_tokens`` is no number, infinite, or less than 1.
     """
     limits = trace.attributes.get("max_tokens", trace.num_output)
-    if not np.issubdtype(limits.dtype, np.number) or not (limits >= 1).all():
+    is_number = np.issubdtype(limits.dtype, np.number)
+    if not is_number or not ((limits >= 1) & (limits < NEVER)).all():
         raise UserError(
             f"{where}: the column max_tokens of its requests must be a number of at least 1 in "
             "every row; fill it, or leave it out"

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from simulator.base.errors import UserError
 from tests import oracle
 from tests.reference.outcomes import tabulate
 from tests.reference.serve import serve_by_rules
@@ -61,6 +62,13 @@ def test_an_engine_that_does_not_know_when_outputs_end_computes_a_token_more():
     served = [oracle.serve_case(one) for one in (case, knows)]
     assert served[0].num_equal == served[0].num_requests
     assert served[1].num_equal < 0.2 * served[1].num_requests
+
+
+@pytest.mark.parametrize("limits", [[0, 5], [np.nan, 5.0], [np.inf, 5.0], ["many", "few"]])
+def test_limits_on_outputs_that_are_none_are_refused(tiny, limits):
+    trace = replace(tiny.trace(2), attributes={"max_tokens": np.array(limits)})
+    with pytest.raises(UserError, match=r"max_tokens .* fill it, or leave it out"):
+        tiny.serve(tiny.plan("dense", num_layers=2), trace)
 
 
 @pytest.mark.parametrize(("engine", "count"), [("vllm-0.32.0", 136), ("sglang-0.5.23", 346)])
