@@ -60,6 +60,8 @@ class HandOver(Frozen):
     reserves_first: bool = False
     """Whether the decode pool keeps KV blocks for a prompt before it is computed; if not, when it
     is, so that prompts which find no room stay in the prefill pool's cache."""
+    prefill_works_ahead: bool = True
+    """Whether the prefill pool forms steps ahead where the scheduling policy says so."""
 
 
 class EngineSpec(Frozen):

@@ -214,8 +214,8 @@ def _rules_of(policy: Policy) -> Rules:
 
 
 def _comparable(rules: Rules) -> Rules:
-    """Remove the rules that are of an engine's cache, which no earlier default had."""
-    return rules._replace(finds_full=False, frees_partial_first=False)
+    """Remove the rules that no earlier default had: an engine's cache, and its work ahead."""
+    return rules._replace(finds_full=False, frees_partial_first=False, steps_ahead=0)
 
 
 def _say_scheduling(pool: DeploymentPlan) -> str:

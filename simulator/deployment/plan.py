@@ -22,7 +22,7 @@ from simulator.config.calibration import Calibration, CalibrationFile
 from simulator.config.cluster import ClusterSpec, load_cluster
 from simulator.config.deployment import DeploymentSpec, ParallelSpec
 from simulator.config.engine import find_hand_over, resolve_scheduling
-from simulator.config.host import HostCalibration, load_any_calibration
+from simulator.config.host import HostCalibration, HostRates, load_any_calibration
 from simulator.cost.stages import make_sends
 from simulator.cost.transfer import Transfer, make_transfer
 from simulator.deployment.chosen_model import choose_model
@@ -158,6 +158,17 @@ class DeploymentPlan:
         grows = self.serving.capacity.cache.bytes_per_token > 0
         return self.spec.prefix_caching and grows and not has_state
 
+    @property
+    def steps_ahead(self) -> int:
+        """Number of steps that are formed while another one runs: none with a pipeline, whose
+        batches are all in flight anyway, with drafts, of which nobody knows yet how many tokens are
+        kept, and on a processor, where vLLM turns it off (``vllm/platforms/cpu.py`` of 0.14.0).
+        """
+        placement = self.placement
+        is_host = isinstance(placement.calibration, HostRates)
+        is_off = placement.layout.pp > 1 or placement.drafts.num_tokens > 0 or is_host
+        return 0 if is_off else self.serving.rules.steps_ahead
+
     def check_prefixes(self, trace: RequestTrace, where: str) -> None:
         """Refuse a trace with more prefix blocks than can be looked up at every rank, and tiers
         that hold none of them.
@@ -279,6 +290,9 @@ def _make_pools(spec: DeploymentSpec, seed: int, place: str, folder: Path) -> De
         "scheduling": pool.scheduling,
         "overlap": pool.overlap,
     }
+    own = pool.scheduling or {}
+    if "kind" not in own and not find_hand_over(spec.engine).prefill_works_ahead:
+        changes["scheduling"] = {"steps_ahead": 0, **own}
     changes |= {"prefill": None, "cluster": pool.cluster or spec.cluster, "idle_gpus": 0}
     changes["speculation"] = {"kind": "none"}  # nothing decodes there
     changes["rebalancing"], changes["scaling"] = {"kind": "none"}, pool.scaling

@@ -36,11 +36,13 @@ def list_unseen(plan: DeploymentPlan, version: str = "") -> dict[Unseen, str]:
     if every.models and plan.spec.model not in _list_models():
         title = placement.model.title or plan.spec.model
         found["model"] = f"no serving points of {title} were fitted"
-    if every.kind == "assumed" or (every.gpus and placement.accelerator.name not in every.gpus):
+    fit = placement.calibration.engine
+    if every.kind == fit.kind == "assumed" or (
+        every.gpus and placement.accelerator.name not in every.gpus
+    ):
         found["gpu"] = f"no serving points on {placement.accelerator.title} were fitted"
     release = ".".join(map(str, parse_release(named or version)))
-    is_assumed = placement.calibration.engine.kind == "assumed"
-    if is_assumed and every.kind != "assumed" and release:
+    if fit.kind == "assumed" and every.kind != "assumed" and release:
         found["release"] = f"the own time of {engine} {release} is assumed"
     elif own and own.models and release and release not in _list_releases(family, engine):
         found["release"] = f"no serving points of {engine} {release} were fitted"

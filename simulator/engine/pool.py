@@ -81,7 +81,7 @@ def make_limits(plan: DeploymentPlan, trace: RequestTrace) -> Limits:
             finds_full=rules.finds_full and plan.keeps_prefixes,
             balance_steps=rules.balance_steps if has_groups else 0,
             wait_steps=0 if has_groups else rules.wait_steps,
-            steps_ahead=rules.steps_ahead * may_work_ahead(placement),
+            steps_ahead=plan.steps_ahead,
         ),
         block_tokens=block_tokens if grows else 1 << 40,
         sequence_blocks=capacity.sequence_blocks * cut,
@@ -95,14 +95,6 @@ def make_limits(plan: DeploymentPlan, trace: RequestTrace) -> Limits:
         accepted=np.array(placement.drafts.accepted, dtype=np.float64),
         draft_seed=int(placement.rng("drafts").integers(1 << 62)),
     )
-
-
-def may_work_ahead(placement: Placement) -> bool:
-    """Whether an engine may form a step while another is in flight: without a pipeline, whose
-    batches are all in flight anyway, and without drafts, of which nobody knows yet how many tokens
-    are kept.
-    """
-    return placement.layout.pp == 1 and placement.drafts.num_tokens == 0
 
 
 def scaled_blocks(plan: DeploymentPlan, limits: Limits) -> int:

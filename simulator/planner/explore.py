@@ -36,7 +36,6 @@ _MOST_RATIO = 2.0
 bound; and the inverse of the least that counts."""
 _LEAST_STEEPNESS = 0.5
 """Least power of the number of GPUs that the worst ratio is taken to fall with."""
-_MOST_MOVES = 24
 _TABLES = Recent[tuple[Any, ...], StepTable](most=96)
 
 
@@ -379,17 +378,16 @@ def _find_first(
     """
     low, high = least - 1, count  # not met at low, met at high
     place, stride = min(max(start, 0), count - 1), 1
-    for _ in range(_MOST_MOVES):
+    while True:
         if is_met(place):
             high = place
         else:
             low = place
         if high - low <= 1:
-            break
+            return high if high < count else None
         if low == least - 1:
             place, stride = max(high - stride, least), stride * 2
         elif high == count:
             place, stride = min(low + stride, count - 1), stride * 2
         else:
             place = (low + high) // 2
-    return high if high < count else None

@@ -129,7 +129,9 @@ class Judge:
             stays = np.full(len(batches), True)
             first_s = np.full(len(batches), self.alone_s(curve, budget)) + decode_s / 2
             busy = pause_s / step_s
-        waits = step_s / 2 + first_s * busy / (2 * np.maximum(1 - busy, 0.02))
+        waits = step_s * (0.5 + plan.steps_ahead) + first_s * busy / (
+            2 * np.maximum(1 - busy, 0.02)
+        )
         ttft_s = plan.placement.calibration.engine.first_token_s + first_s + waits
         return batches, step_s, ttft_s, stays & (busy < _HIGHEST_LOAD)
 

@@ -58,7 +58,7 @@ def compare(plan, trace):
 @pytest.mark.parametrize(("lengths", "rate"), [((60, 40), 400.0), ((1200, 10), 200.0)])
 def test_steps_of_recorded_requests_take_what_their_ranks_take(tiny, model, path, lengths, rate):
     plan = tiny.plan(model, attention_dp=8, ep=8, routing=exact(shared_file(path)))
-    trace = tiny.trace(60, rate, 2 * lengths[0], 2 * lengths[1])
+    trace = tiny.trace(120, rate, 2 * lengths[0], 2 * lengths[1])
     assert compare(plan, trace) == pytest.approx(1.0, abs=0.02)
 
 

@@ -2,6 +2,8 @@
 held to the program of operations that ranks execute, on deployments drawn at random.
 """
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 
@@ -80,19 +82,22 @@ def price_both(monkeypatch, plan, trace):
             super().__init__(prices, wires, stream)
             self.table = start_table(single_mix(prices))
 
-        def take_step(self, env, replica, number, state, row):
-            requests, ranks = state
+        def take_step(self, env, replica, number, formed, row):
+            state, batches = formed
             table_s = price_filling(
-                self.table, self.prices, self.stream, requests, ranks, np.zeros(len(LOG_COLUMNS))
+                self.table, self.prices, self.stream, *state, np.zeros(len(LOG_COLUMNS))
             )
-            batches = read_batches(requests, ranks)
             taken = yield from super().take_step(env, replica, number, batches, row)
             prices.append((table_s, row[1]))
             return taken
 
+    def read(*state):
+        """Of a copy, since the next step may be formed ahead, in the same rows."""
+        return deepcopy(state), read_batches(*state)
+
     with monkeypatch.context() as patch:
         patch.setattr("simulator.engine.by_ranks.ByRanks", Both)
-        patch.setattr(timeline, "read_batches", lambda requests, ranks: (requests, ranks))
+        patch.setattr(timeline, "read_batches", read)
         run_plan(plan, trace, "rank")
     return np.array(prices).T
 

@@ -69,8 +69,17 @@ def test_each_engine_has_its_own_scheduler():
         "chunked_prompts": False,
         "token_budget": 8192,
         "max_sequences": 2048,
+        "steps_ahead": 1,
     }
     assert resolve("mine", "h100-sxm") == {"kind": "chunked"}
+
+
+def test_engines_work_ahead_from_the_release_on_that_does_it_by_default():
+    ahead = {
+        engine: resolve(engine, "h100-sxm").get("steps_ahead", 0)
+        for engine in ("vllm@0.13.0", "vllm@0.14.0", "vllm", "sglang", "trtllm@0.21.0", "trtllm")
+    }
+    assert list(ahead.values()) == [0, 1, 1, 1, 0, 1]
 
 
 def test_sglang_splits_a_step_over_data_parallel_ranks_and_trusts_short_outputs_there():
@@ -163,5 +172,7 @@ def test_a_plan_gives_prompts_of_their_own_pool_the_batching_of_its_engine(engin
     spec = deployment(space, pooled, ClusterSize(0, 1, 1))
     plan = make_plan(spec, 0, "test", Path())
     alone = make_plan(space.spec(pooled.shape, pooled.budget), 0, "test", Path())
-    assert plan.prefill.serving.rules == alone.serving.rules
+    assert plan.prefill.serving.rules == alone.serving.rules._replace(
+        steps_ahead=int(engine != "trtllm")  # whose context servers cannot
+    )
     assert plan.prefill.serving.rules.splits_prompts != (engine == "trtllm")

@@ -18,7 +18,7 @@ from simulator.base.reading import read_toml
 from simulator.config.calibration.attention import AttentionFit
 from simulator.config.calibration.collective import CollectiveFit, ProtocolFit
 from simulator.config.calibration.disaggregation import DisaggregationFit
-from simulator.config.calibration.engine import EngineFit, find_engine_fit
+from simulator.config.calibration.engine import OWN_TIMES, EngineFit, find_engine_fit
 from simulator.config.calibration.exchange import ExchangeFit
 from simulator.config.calibration.fit import Fit, Kind
 from simulator.config.calibration.gemm import GemmFit
@@ -213,6 +213,9 @@ class CalibrationFile(Frozen):
 
     title: str
     """Name of the calibration, for reports."""
+    engine_of: str | None = None
+    """Name of another calibration whose times of engines hold here, as assumptions, where this one
+    has none; absent = none."""
     gemm: dict[str, dict[str, GemmFit]]
     """Dense matrix products by engine (``any`` for all that have no entry), then weight dtype."""
     grouped_gemm: dict[str, dict[str, GroupedGemmFit]]
@@ -336,12 +339,33 @@ def read_calibration(path: Path) -> dict[str, Any]:
     Raises:
         UserError: if a file is no TOML, or the same table is in both.
     """
+    table = _read_files(path)
+    if isinstance(table.get("engine_of"), str):
+        table["engine"] = _carry_engines(path, table["engine_of"]) | table.get("engine", {})
+    return table
+
+
+def _read_files(path: Path) -> dict[str, Any]:
     table = read_toml(path)
     for part in list_calibration_files(path)[1:]:
         if part.stem in table:
             raise UserError(f"{path}: [{part.stem}] is in {part} too; keep one")
         table[part.stem] = read_toml(part)
     return table
+
+
+def _carry_engines(path: Path, name: str) -> dict[str, Any]:
+    """The engines' own times on the GPUs of another calibration, as assumptions of this one."""
+    other = _read_files(find_file("cluster_configs/calibration", name, f"{path}: engine_of"))
+    return {
+        key: {part: entry[part] for part in OWN_TIMES if part in entry}
+        | {
+            "kind": "assumed",
+            "source": f"as on {other['title']}, since an engine's own time is its host's; there: "
+            f"{entry['source']}",
+        }
+        for key, entry in other.get("engine", {}).items()
+    }
 
 
 def load_calibration(name: str, where: str) -> CalibrationFile:

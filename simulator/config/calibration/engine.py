@@ -26,6 +26,19 @@ class LatencyBands(Frozen):
     """10th and 90th percentile of the ratio measured over predicted time to first token."""
 
 
+OWN_TIMES = (
+    "step_s",
+    "sequence_s",
+    "layer_s",
+    "prompt_layer_s",
+    "prompt_expert_layer_s",
+    "expert_ratio",
+    "first_token_s",
+    "stream_s",
+)
+"""Keys of :class:`EngineFit` that are times, and the ratio of two."""
+
+
 class EngineFit(Fit):
     """The serving engine's own time."""
 
