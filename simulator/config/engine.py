@@ -145,20 +145,32 @@ def find_hand_over(engine: str) -> HandOver:
     return HandOver() if spec is None else spec.hand_over
 
 
+def name_release(engine: str) -> str:
+    """Name the release that an engine stands for: ``vllm`` for that of its newest file.
+
+    >>> name_release("vllm@0.19.1"), name_release("mine")
+    ('vllm@0.19.1', 'mine')
+    """
+    files = _read_releases(engine.partition("@")[0])
+    return engine if "@" in engine or not files else list(files)[-1]
+
+
 def find_engine(engine: str) -> EngineSpec | None:
     """The file that holds for ``vllm`` or ``vllm@0.19.1``: of the newest release where none is
     said, the oldest there is for releases before it; ``None`` for engines without a file.
     """
-    name, _, version = engine.partition("@")
-    files = map(read_engine, available_files(_FAMILY).values())
-    own = {f"{name}@{one.release}": one for one in files if one.engine == name}
-    if not own:
-        return None
-    by_age = sorted(own, key=lambda key: parse_release(own[key].release))
-    key = find_engine_key(tuple(own), engine) if version else None
-    if key is None:
-        key = by_age[0] if parse_release(version) else by_age[-1]
-    return own[key]
+    files = _read_releases(engine.partition("@")[0])
+    key = find_engine_key(tuple(files), engine) or next(reversed(files), None)
+    return None if key is None else files[key]
+
+
+def _read_releases(name: str) -> dict[str, EngineSpec]:
+    """The files of an engine by its name and release, the newest last."""
+    files = [read_engine(path) for path in available_files(_FAMILY).values()]
+    own = sorted(
+        (one for one in files if one.engine == name), key=lambda one: parse_release(one.release)
+    )
+    return {f"{name}@{one.release}": one for one in own}
 
 
 @cache

@@ -14,16 +14,19 @@ from simulator.deployment.memory import memory_rules, start_probability
 from simulator.deployment.offload_text import describe_offload
 from simulator.deployment.plan import DeploymentPlan
 from simulator.deployment.splits import refined_block
+from simulator.deployment.unseen import list_unseen
 from simulator.policies.contracts import make_rules
 from simulator.policies.scheduling import Rules
 
 
 def notes_of(plan: DeploymentPlan) -> list[str]:
-    """Write a sentence for each default that matters, for each setting without effect, and for
-    what is slower than usual.
+    """Write a sentence for each default that matters, for each setting without effect, for what is
+    slower than usual, and for a release that was not measured.
     """
     placement = plan.placement
     slower = _degraded_note(plan)
+    if release := list_unseen(plan).get("release"):
+        slower.append(f"{release}; bands are those of whole releases that were left out")
     if placement.experts is None:
         return slower
     name = placement.model.title or placement.model.name

@@ -14,6 +14,7 @@ from simulator.config.accelerator import AcceleratorSpec, load_accelerator
 from simulator.config.cluster import ClusterSpec
 from simulator.config.degraded import Degraded
 from simulator.config.deployment import DeploymentSpec
+from simulator.config.engine import name_release
 from simulator.config.host import HostCalibration, load_any_calibration
 from simulator.config.model import ModelSpec
 from simulator.cost.compute import ComputeModel
@@ -121,7 +122,7 @@ def prepare_others(
         loaded.check_engine(spec.engine, place)
         check_pruning(spec, model, precision, loaded, f"{place} [degraded {name}]")
         policy = build("cost.compute", compute or loaded.compute or {}, f"{place} [compute]")
-        found[name] = policy.prepare(accelerator, loaded.choose_engine(spec.engine))
+        found[name] = policy.prepare(accelerator, loaded.choose_engine(name_release(spec.engine)))
     return found
 
 

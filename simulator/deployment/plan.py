@@ -21,7 +21,7 @@ from simulator.base.plugins import build
 from simulator.config.calibration import Calibration, CalibrationFile
 from simulator.config.cluster import ClusterSpec, load_cluster
 from simulator.config.deployment import DeploymentSpec, ParallelSpec
-from simulator.config.engine import find_hand_over, resolve_scheduling
+from simulator.config.engine import find_hand_over, name_release, resolve_scheduling
 from simulator.config.host import HostCalibration, HostRates, load_any_calibration
 from simulator.cost.stages import make_sends
 from simulator.cost.transfer import Transfer, make_transfer
@@ -367,6 +367,7 @@ def _make_pool(
     spec = spec.model_copy(update=usual)
     if isinstance(loaded, CalibrationFile):
         loaded.check_engine(spec.engine, place)
+        spec = spec.model_copy(update={"engine": name_release(spec.engine)})
     elif cluster.host is None:
         cluster = cluster.model_copy(update={"host": loaded.machine_below})
     layout = make_layout(spec.parallel, model, place)

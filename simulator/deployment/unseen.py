@@ -10,7 +10,13 @@ from functools import cache
 from simulator.base.data import available_files
 from simulator.base.errors import UserError
 from simulator.config.calibration import ANY, CalibrationFile, load_calibration
-from simulator.config.calibration.engine import EngineFit, LatencyBands, Unseen, parse_release
+from simulator.config.calibration.engine import (
+    EngineFit,
+    LatencyBands,
+    Unseen,
+    find_engine_key,
+    parse_release,
+)
 from simulator.config.host import load_any_calibration
 from simulator.deployment.plan import DeploymentPlan
 
@@ -45,7 +51,9 @@ def list_unseen(plan: DeploymentPlan, version: str = "") -> dict[Unseen, str]:
     if fit.kind == "assumed" and every.kind != "assumed" and release:
         found["release"] = f"the own time of {engine} {release} is assumed"
     elif own and own.models and release and release not in _list_releases(family, engine):
-        found["release"] = f"no serving points of {engine} {release} were fitted"
+        key = find_engine_key(tuple(family.engine), f"{engine}@{release}") or engine
+        taken = key.partition("@")[2] or "all releases together"
+        found["release"] = f"no serving points of {engine} {release} were fitted, priced as {taken}"
     return found
 
 

@@ -59,7 +59,7 @@ def question(log, model, disaggregate=False, rate_scale=2.0, workload=None, **ch
         "name": "drawn",
         "seed": 3,
         "workload": {"requests": log, "rate_scale": rate_scale} | (workload or {}),
-        "targets": {"ttft_s": {"p95": 0.2}, "tpot_s": {"mean": 0.009, "p90": 0.011}},
+        "targets": {"ttft_s": {"p95": 0.22}, "tpot_s": {"mean": 0.01, "p90": 0.012}},
         "models": [{"model": model}],
         "clusters": [{"cluster": "h100-sxm", "max_gpus": 16}],
         "space": {

@@ -3,6 +3,7 @@
 import tomllib
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from simulator.base.data import available_files
@@ -10,11 +11,14 @@ from simulator.base.errors import UserError
 from simulator.base.frozen import validate
 from simulator.commands.check import check as check_file
 from simulator.config.accelerator import load_accelerator
+from simulator.config.calibration import load_calibration
+from simulator.config.calibration.engine import UNSAID, find_engine_key
 from simulator.config.capacity import Question
 from simulator.config.deployment import DeploymentSpec
-from simulator.config.engine import EngineSpec, find_engine, resolve_scheduling
+from simulator.config.engine import EngineSpec, find_engine, name_release, resolve_scheduling
 from simulator.deployment.notes import scheduling_notes
 from simulator.deployment.plan import make_plan
+from simulator.engine.timeline import serve
 from simulator.planner.explore import ClusterSize, deployment
 from simulator.planner.space import Space
 from tests.laws.tiny_question import QUESTION, candidate
@@ -82,6 +86,36 @@ def test_engines_work_ahead_from_the_release_on_that_does_it_by_default():
     assert list(ahead.values()) == [0, 1, 1, 1, 0, 1]
 
 
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])
+@pytest.mark.parametrize("cluster", ["h100-sxm-8", "b200-sxm-8", "l40s-8", "rtx-pro-6000-8"])
+def test_a_name_without_a_release_is_the_release_it_stands_for(tiny, engine, cluster):
+    """To the last bit, in what is served and in what is priced."""
+    release = name_release(engine)
+    assert release.startswith(f"{engine}@")
+    found = []
+    for name in (engine, release):
+        plan = tiny.plan("dense", engine=name, cluster=cluster)
+        requests = serve(plan, tiny.trace(30, 50.0)).requests
+        found.append((requests, plan.placement.calibration.engine, plan.serving))
+    pd.testing.assert_frame_equal(found[0][0], found[1][0], check_exact=True)
+    assert found[0][1:] == found[1][1:]
+
+
+def test_a_release_without_points_is_priced_as_the_nearest_that_has_some():
+    fits = load_calibration("hopper", "test").engine
+    for name, key in (
+        ("vllm@0.9.0", "vllm@0.12.0"),
+        ("vllm", "vllm@0.12.0"),
+        ("sglang@0.5.0", "sglang@0.5.1"),
+        ("sglang@0.5.8", "sglang@0.5.6"),
+        ("sglang", "sglang@0.5.9"),
+        ("trtllm@1.0.3", "trtllm@1.0.0"),
+        ("trtllm@0.9.0", "trtllm@0.0.0"),
+        (f"vllm@{UNSAID}", "vllm"),
+    ):
+        assert find_engine_key(tuple(fits), name_release(name)) == key
+
+
 def test_sglang_splits_a_step_over_data_parallel_ranks_and_trusts_short_outputs_there():
     alone, spread = (resolve("sglang", "h200-sxm", attention_dp=dp) for dp in (1, 8))
     assert (alone["token_budget"], spread["token_budget"]) == (8192, 1024)
@@ -128,7 +162,7 @@ def restored(note):
 def test_what_a_note_gives_restores_what_deployments_and_pools_had_and_says_no_more():
     (own, pool), plan = noted(prefill={"replicas": 1})
     assert own.startswith("scheduling of it: chunked, 8,192 tokens a step, 1,024 sequences")
-    assert "vLLM 0.29 and later" in own
+    assert "vLLM 0.33 and later" in own
     assert pool.startswith("scheduling of it, prefill: chunked")
     assert (restored(own), restored(pool)) == (BEFORE_CHUNKED, BEFORE_PROMPTS)
     notes, old = noted(restored(own), {"replicas": 1, "scheduling": restored(pool)})

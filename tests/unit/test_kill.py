@@ -101,7 +101,7 @@ def test_a_run_says_what_stopped_and_what_became_of_the_requests(tmp_path):
 
 
 def test_lost_requests_are_told_and_meet_no_target(tmp_path):
-    late = 'failures = [{ kind = "kill", at_s = 0.06, gpu = 0 }]'
+    late = 'failures = [{ kind = "kill", at_s = 0.12, gpu = 0 }]'
     results = run(tmp_path, late, ranks=8)
     row, outcomes = results.summary.iloc[0], results.requests["own"]["outcome"]
     assert 0 < row["num_lost"] == (outcomes == "lost").sum() < 5
@@ -124,7 +124,7 @@ def test_who_loses_requests_is_not_better_whatever_the_latencies(tmp_path):
     path = tmp_path / "two.toml"
     text = small_scenario("stdlib-moe", 8)
     whole = text[text.index("[[deployments]]") :]
-    dies = whole.replace('"own"', '"dies"') + 'failures = [{ kind = "kill", at_s = 0.06, gpu = 0 }]'
+    dies = whole.replace('"own"', '"dies"') + 'failures = [{ kind = "kill", at_s = 0.12, gpu = 0 }]'
     path.write_text(text.replace('"own"', '"stays"') + dies)
     results = run_scenario(path)
     assert results.run["verdict"]["winner"] == "stays"

@@ -116,7 +116,7 @@ def test_names_of_repositories():
     assert found.status[0].startswith("extrapolated: ")
 
 
-def test_releases_take_the_newest_entry_that_is_not_newer():
+def test_releases_take_the_newest_entry_that_is_not_newer_or_the_oldest():
     keys = ("any", "trtllm", "trtllm@1.0.0", "trtllm@1.2.0")
     assert [
         find_engine_key(keys, f"trtllm@{v}")
@@ -125,7 +125,7 @@ def test_releases_take_the_newest_entry_that_is_not_newer():
         "trtllm@1.2.0",
         "trtllm@1.0.0",
         "trtllm@1.2.0",
-        "trtllm",
+        "trtllm@1.0.0",
         "trtllm",
     ]
 

@@ -39,6 +39,10 @@ OWN_TIMES = (
 """Keys of :class:`EngineFit` that are times, and the ratio of two."""
 
 
+UNSAID = "unsaid"
+"""Version of an engine of which a measurement does not say it."""
+
+
 class EngineFit(Fit):
     """The serving engine's own time."""
 
@@ -119,26 +123,29 @@ def find_engine_fit(table: dict[str, EngineFit], engine: str, otherwise: EngineF
 
 
 def find_engine_key(keys: tuple[str, ...], engine: str) -> str | None:
-    """Find the key of an engine and version: its newest release that is not newer than the
-    version.
+    """Find the key that answers for an engine's release: its newest one that is not newer, or else
+    its oldest. The engine's own key answers where no release has one, or ``engine`` says none.
 
     >>> find_engine_key(("vllm", "trtllm", "trtllm@1.0.0", "trtllm@1.2.0"), "trtllm@1.1.0rc2")
     'trtllm@1.0.0'
     >>> find_engine_key(("vllm", "trtllm", "trtllm@1.0.0"), "trtllm@0.8.1")
-    'trtllm'
+    'trtllm@1.0.0'
+    >>> find_engine_key(("vllm", "vllm@0.12.0"), f"vllm@{UNSAID}")
+    'vllm'
     >>> find_engine_key(("vllm",), "mine") is None
     True
     """
     name, _, version = engine.partition("@")
     wanted = parse_release(version)
-    older = [
-        key
-        for key in keys
-        if key.startswith(f"{name}@") and wanted and parse_release(key.partition("@")[2]) <= wanted
-    ]
-    if older:
-        return max(older, key=lambda key: parse_release(key.partition("@")[2]))
-    return name if name in keys else None
+    by_age = sorted(
+        (parse_release(release), key)
+        for key, at, release in ((key, *key.partition("@")[1:]) for key in keys)
+        if at and key.startswith(f"{name}@")
+    )
+    if not by_age or not wanted:
+        return name if name in keys else None
+    older = [key for release, key in by_age if release <= wanted]
+    return older[-1] if older else by_age[0][1]
 
 
 def parse_release(version: str) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from simulator.base.errors import UserError
 from simulator.base.frozen import Policy
 from simulator.config.accelerator import AcceleratorSpec, load_accelerator
-from simulator.config.calibration.engine import parse_release
+from simulator.config.calibration.engine import UNSAID, parse_release
 from simulator.config.deployment import DeploymentSpec, ParallelSpec
 from simulator.config.model import ModelSpec, load_model
 from simulator.deployment.plan import DeploymentPlan, make_plan
@@ -104,7 +104,7 @@ def deployment_of(point: Point) -> Deployment:
         parallel=ParallelSpec(
             tp=pool.tp, attention_dp=pool.attention_dp, ep=pool.ep if is_moe else None, pp=pool.pp
         ),
-        engine=f"{point.engine}@{point.version}" if point.version else point.engine,
+        engine=f"{point.engine}@{point.version or UNSAID}",
         replicas=1,
         weight_dtype=weights,  # type: ignore[arg-type]
         expert_dtype=experts if is_moe else None,  # type: ignore[arg-type]
@@ -202,6 +202,6 @@ def table_key(point: Point) -> str:
     """
     spec = deployment_of(point).spec
     plain = spec.model_copy(
-        update={"engine": spec.engine.partition("@")[0], "scheduling": {"kind": "chunked"}}
+        update={"engine": f"{point.engine}@{UNSAID}", "scheduling": {"kind": "chunked"}}
     )
     return plain.model_dump_json()
