@@ -15,7 +15,13 @@ from simulator.commands.deployments import Question, serve_deployments
 from simulator.commands.explain import explain_run
 from simulator.commands.prepare import prepare_run
 from simulator.deployment.facts import facts_of
-from simulator.deployment.notes import memory_notes, notes_of, scheduling_notes, start_notes
+from simulator.deployment.notes import (
+    memory_notes,
+    notes_of,
+    refusal_notes,
+    scheduling_notes,
+    start_notes,
+)
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.by_ranks import Fidelity
 from simulator.parallel.cores import check_count
@@ -40,6 +46,7 @@ def list_notes(scenario: Scenario, plans: list[DeploymentPlan], trace: RequestTr
         for pool in plan.pools
         for note in start_notes(pool, longest, ", prefill" if pool is plan.prefill else "")
     ]
+    notes += [note for plan in plans for note in refusal_notes(plan, trace.num_input)]
     notes += [note for plan in plans if (note := describe_choices(plan.placement, trace))]
     notes += scheduling_notes(scenario.deployments, plans)
     notes += memory_notes(scenario.deployments, plans)

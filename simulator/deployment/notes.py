@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from simulator.base.frozen import Policy
 from simulator.base.plugins import build
 from simulator.base.text import inline_toml
@@ -84,6 +87,20 @@ def start_notes(plan: DeploymentPlan, longest_tokens: int, part: str = "") -> li
         f"the KV cache, the longest request takes {needed:.1f} GB, and {whose} have {low:+.1f} to "
         f"{high:+.1f} GB more, so that it starts with a probability of {probability:.0%}; "
         f"{_SURER[capacity.kind]} make it surer"
+    ]
+
+
+def refusal_notes(plan: DeploymentPlan, num_input: NDArray[np.int64]) -> list[str]:
+    """Write a sentence where the engine refuses prompts, with what would take them."""
+    rules = (plan.prefill or plan).serving.rules
+    refused = num_input > rules.longest_prompt
+    if not refused.any():
+        return []
+    return [
+        f"{plan.name} refuses {refused.sum():,} of {len(num_input):,} requests: their prompts are "
+        f"longer than a step's {rules.token_budget:,} tokens (up to {num_input.max():,}), and are "
+        "not computed in chunks; chunked_prompts = true in its scheduling takes them, or "
+        f"token_budget = {num_input.max()}"
     ]
 
 

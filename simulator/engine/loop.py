@@ -666,6 +666,14 @@ def run_ahead(
             take_in(requests, ranks_of(first.ranks, replica), number)
             form_soon(events, clock, replica, replica, at_s, FORMS)
             continue
+        is_new = kind in (COMES, RETURNS)
+        if is_new and requests.each[number].num_input > first.limits.longest_prompt:
+            feed.num_come[0] += 1
+            requests.each[number].lost_s = at_s
+            if handing is not None:
+                drop_lost(events, num_first, handing.pool, number, at_s)
+            release_next(feed, requests, 1, at_s)
+            continue
         if handing is not None:
             if kind == SENDS:
                 pop_event(events)

@@ -30,6 +30,7 @@ from simulator.engine.pool import Feed, Pool, PoolState
 from simulator.engine.queue import list_requests
 from simulator.engine.state import NEVER, Floats, Ints, Requests
 from simulator.engine.table import StepTable
+from simulator.results.tables import TURNED_AWAY
 from simulator.workload.traces import RequestTrace
 
 # Window on the trace: rows for the requests that are in the system, and for the next to arrive.
@@ -111,7 +112,7 @@ def count_settled(
     count = len(is_settled) if is_settled.all() else int(np.argmin(is_settled))
     codes = events.code[: int(events.num_left[0])]
     named = [*again, *(number_of(int(code)) for code in codes[_name_requests(codes)])]
-    if (outcome[:count] == "lost").any():  # else nobody queues, or runs, that is settled
+    if outcome[:count].isin(TURNED_AWAY).any():  # else nobody queues, or runs, that is settled
         named += [row for pool in pools for row in list_named(pool)]
     return min(count, *named) if named else count
 

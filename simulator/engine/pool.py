@@ -92,6 +92,7 @@ def make_limits(plan: DeploymentPlan, trace: RequestTrace) -> Limits:
         ),
         watermark_blocks=int(rules.watermark * capacity.num_blocks * cut),
         wait_tokens=math.ceil(rules.wait_share * rules.token_budget),
+        longest_prompt=rules.longest_prompt,
         accepted=np.array(placement.drafts.accepted, dtype=np.float64),
         draft_seed=int(placement.rng("drafts").integers(1 << 62)),
     )

@@ -202,7 +202,7 @@ def _one_pool(pool: PoolState, sent_s: Floats) -> dict[str, Any]:
         **_describe_reads(requests),
         "num_preemptions": requests.preemptions,
         "num_retries": _count_retries(requests),
-        "outcome": _outcomes(requests.finish_s, requests.lost_s),
+        "outcome": _outcomes(pool, requests.finish_s, requests.lost_s),
         "prefill_replica": np.full(count, -1),
         "room_wait_s": np.zeros(count),
         "transfer_s": np.zeros(count),
@@ -240,7 +240,7 @@ def _two_pools(
         **_describe_reads(prompts),
         "num_preemptions": prompts.preemptions + decodes.preemptions,
         "num_retries": _count_retries(prompts) + _count_retries(decodes),
-        "outcome": _outcomes(finish_s, lost_s),
+        "outcome": _outcomes(prefill, finish_s, lost_s),
         "prefill_replica": np.where(
             prefill.replica_of < 0, -1, prefill.replica_of + decode.num_replicas
         ),
@@ -285,8 +285,14 @@ def _count_retries(requests: Records) -> Ints:
     return found
 
 
-def _outcomes(finish_s: Floats, lost_s: Floats) -> pd.Series:
-    """Outcome of each request, one of :data:`~simulator.results.tables.OUTCOMES`."""
+def _outcomes(first: PoolState, finish_s: Floats, lost_s: Floats) -> pd.Series:
+    """Outcome of each request, one of :data:`~simulator.results.tables.OUTCOMES`.
+
+    Args:
+        first: pool that the requests arrived at.
+    """
+    is_refused = first.requests.each.num_input > first.limits.longest_prompt
     codes = np.where(np.isnan(finish_s), OUTCOMES.index("unfinished"), OUTCOMES.index("finished"))
     codes[~np.isnan(lost_s)] = OUTCOMES.index("lost")
+    codes[~np.isnan(lost_s) & is_refused] = OUTCOMES.index("refused")
     return pd.Series(pd.Categorical.from_codes(codes.astype("int8"), dtype=_OUTCOME))

@@ -372,6 +372,8 @@ class Limits(NamedTuple):
     """KV blocks kept free when a request is admitted while others run."""
     wait_tokens: int = 0
     """Tokens from which on a step is not held back any longer."""
+    longest_prompt: int = NEVER
+    """Tokens of the longest prompt that is not refused when it arrives."""
     sums_decodes: bool = False
     """Whether decodes may be summed (:mod:`simulator.engine.batching`): where a table prices them,
     and only their number and contexts matter."""

@@ -226,9 +226,10 @@ def make_record(served: Served) -> DeploymentRecord:
     plan, requests, steps = served.plan, served.requests, served.steps
     unfinished = int((requests["outcome"] == "unfinished").sum())
     if not len(steps):
-        raise UserError(
-            f"deployment '{plan.name}': no step was taken: its replicas stop before any request"
-        )
+        why = "its replicas stop before any request"
+        if (requests["outcome"] == "refused").all():
+            why = "every prompt is longer than it takes"
+        raise UserError(f"deployment '{plan.name}': no step was taken: {why}")
     if unfinished and served.until_s is None:
         raise RuntimeError(f"{unfinished} requests of deployment '{plan.name}' never finished")
     probes, read_bytes, uniform_S = [], 0.0, np.full(len(steps), nan)

@@ -367,6 +367,7 @@ class _RulesRange(Frozen):
     max_sequences: Sequences
     mixes_phases: bool
     splits_prompts: bool
+    refuses_long: bool
     reserves_output: bool
     checks_known: bool
     watermark: Ratio

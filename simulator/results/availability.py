@@ -12,8 +12,9 @@ import pandas as pd
 from simulator.deployment.plan import DeploymentPlan
 from simulator.results.tables import ReplicasChanged
 
-OF_CHANGES = ("num_lost", "availability", "gpus_held")
-"""Metrics that say something only where machines fail, or replicas come and go."""
+OF_CHANGES = ("num_lost", "num_refused", "availability", "gpus_held")
+"""Metrics that say something only where machines fail, replicas come and go, or prompts are
+longer than the engine takes."""
 
 
 def list_told(table: pd.DataFrame) -> list[str]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from simulator.results.availability import OF_CHANGES
 from simulator.results.folder import LISTED_TABLES, Results
 from simulator.results.formats import UNDEFINED, metric
 from simulator.results.metrics import METRICS
@@ -34,8 +35,7 @@ def list_tables(results: Results) -> Iterator[Listed]:
 
 def _list_classes(table: pd.DataFrame) -> Listed:
     names = [name for name in table if name in METRICS]
-    if not table["num_lost"].any():
-        names.remove("num_lost")
+    names = [name for name in names if name not in OF_CHANGES or table[name].any()]
     rows = [["Deployment", "Priority", *(METRICS[name].label for name in names)]]
     for _, row in table.iterrows():
         cells = [metric(name, float(row[name]), "") for name in names]

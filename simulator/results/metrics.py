@@ -15,7 +15,7 @@ from simulator.config.workload import SLO
 from simulator.deployment.plan import DeploymentPlan
 from simulator.results.availability import measure_availability, measure_held, price_held
 from simulator.results.phases import STEP_PHASES
-from simulator.results.tables import DeploymentRecord
+from simulator.results.tables import TURNED_AWAY, DeploymentRecord
 from simulator.work.flops import served_flops
 
 LATENCIES = ("ttft_s", "tpot_s", "e2e_s")
@@ -62,6 +62,12 @@ METRICS: dict[str, Metric] = {
     "num_requests": Metric("Requests", "", "judged requests that finished", ""),
     "num_lost": Metric(
         "Lost requests", "", "judged requests that were lost, since no replica was left", "lower"
+    ),
+    "num_refused": Metric(
+        "Refused requests",
+        "",
+        "judged requests whose prompt is longer than the engine takes",
+        "lower",
     ),
     "num_gpus": Metric("GPUs", "", "accelerators of the deployment, all replicas", ""),
     "gpus_held": Metric(
@@ -135,7 +141,7 @@ METRICS: dict[str, Metric] = {
     "slo_attainment": Metric(
         "SLO attainment",
         "ratio",
-        "share of judged requests that meet all latency targets; lost ones do not",
+        "share of judged requests that meet all latency targets; lost and refused ones do not",
         "higher",
     ),
     "goodput_per_s": Metric(
@@ -246,7 +252,7 @@ CLASS_COLUMNS = {
     **{
         name: METRICS[name].definition
         for name in (
-            *("num_requests", "num_lost", "slo_attainment"),
+            *("num_requests", "num_lost", "num_refused", "slo_attainment"),
             *(f"{stem}_p{level}_s" for stem in ("ttft", "tpot", "e2e") for level in (50, 99)),
         )
     },
@@ -289,9 +295,8 @@ def summarise_classes(
             column = judged[name]["priority"]
             is_own = column.isna() if pd.isna(priority) else column == priority
             own = Picked(judged[name], is_own.to_numpy())
-            finished, num_lost = _pick(own, "finished"), int((own["outcome"] == "lost").sum())
-            counts = {"num_requests": len(finished), "num_lost": num_lost}
-            measured = _measure_latencies(finished, slo, len(finished) + num_lost, np.nan)
+            finished, counts = _count_outcomes(own)
+            measured = _measure_latencies(finished, slo, sum(counts.values()), np.nan)
             rows.append({"deployment": name, "priority": priority, **counts, **measured})
     return pd.DataFrame(rows, columns=list(CLASS_COLUMNS))
 
@@ -407,7 +412,7 @@ def _measure(plan: DeploymentPlan, record: DeploymentRecord, slo: SLO) -> dict[s
     everyone, steps = record.requests, record.steps
     requests = _pick(everyone, "finished")
     of_judged = select_judged(everyone, record.judge_from_s)
-    in_judged, num_lost = _pick(of_judged, "finished"), int((of_judged["outcome"] == "lost").sum())
+    in_judged, counts = _count_outcomes(of_judged)
     # Who is lost comes when nobody is there, which counts as well.
     ended_s = np.fmax(everyone["finish_s"], everyone["arrival_s"]).max()
     if (everyone["outcome"] == "lost").any():  # with a replica that stopped
@@ -422,8 +427,7 @@ def _measure(plan: DeploymentPlan, record: DeploymentRecord, slo: SLO) -> dict[s
     gpus_held = sum(measure_held(plan, record.changes, duration_s))
     share_held = (gpus_held - plan.spec.idle_gpus) / plan.num_gpus
     found = {
-        "num_requests": len(in_judged),
-        "num_lost": num_lost,
+        **counts,
         "num_gpus": plan.num_gpus,
         "gpus_held": gpus_held,
         "duration_s": duration_s,
@@ -454,12 +458,19 @@ def _measure(plan: DeploymentPlan, record: DeploymentRecord, slo: SLO) -> dict[s
             price_held(plan, in_window) / 3600 * 1e6, throughput.output_tokens_per_s
         ),
     }
-    found |= _measure_latencies(in_judged, slo, len(in_judged) + num_lost, throughput.window_s)
+    found |= _measure_latencies(in_judged, slo, sum(counts.values()), throughput.window_s)
     for level in (50, 99):
         found[f"itl_p{level}_s"] = record.itl.quantile_s(level / 100)
     for phase in STEP_PHASES:
         found[f"{phase}_share"] = float(steps[f"{phase}_s"].sum()) / busy_s
     return {key: found[key] for key in METRICS}
+
+
+def _count_outcomes(requests: Columns) -> tuple[Columns, dict[str, int]]:
+    """Pick the requests that finished, and count them and those that were turned away."""
+    finished = _pick(requests, "finished")
+    away = {f"num_{kind}": int((requests["outcome"] == kind).sum()) for kind in TURNED_AWAY}
+    return finished, {"num_requests": len(finished), **away}
 
 
 def _pick(requests: Columns, outcome: str) -> Columns:

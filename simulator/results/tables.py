@@ -25,9 +25,11 @@ ADMISSION_LIMITS = ("none", "max_sequences", "kv_cache", "token_budget", "held_b
 of the KV cache; the tokens of a step; or a policy that holds prompts back until more have
 arrived."""
 
-OUTCOMES = ("finished", "lost", "unfinished")
-"""Outcomes of a request: it got all its tokens; no replica was left to send it to; or the run ended
-before."""
+OUTCOMES = ("finished", "lost", "unfinished", "refused")
+"""Outcomes of a request: it got all its tokens; no replica was left to send it to; the run ended
+before; or the engine takes no prompt of its length."""
+TURNED_AWAY = ("lost", "refused")
+"""Outcomes of requests that are settled without their tokens."""
 
 REQUEST_COLUMNS = {
     "deployment": "name of the deployment",

@@ -29,6 +29,7 @@ from simulator.results.run_bands_text import (
     tell_undetermined,
 )
 from simulator.results.scaling_text import tell_gpus, tell_scaling
+from simulator.results.tables import TURNED_AWAY
 from simulator.results.why import PHASE_WORDS, SAME, explain
 
 _ATTAINMENT_STEP = 0.005
@@ -192,9 +193,14 @@ def _share_attained(row: pd.Series) -> float:
 
 
 def _share_kept(row: pd.Series) -> float:
-    """Share of requests that are not lost."""
-    lost = float(row["num_lost"])
-    return 1.0 if np.isnan(lost) or not lost else 1.0 - lost / (lost + float(row["num_requests"]))
+    """Share of requests that are neither lost nor refused."""
+    away = _count_away(row)
+    return 1.0 - away / (away + float(row["num_requests"])) if away else 1.0
+
+
+def _count_away(row: pd.Series) -> int:
+    """Count the requests that are lost or refused."""
+    return int(np.nansum([row[f"num_{kind}"] for kind in TURNED_AWAY]))
 
 
 def _latency(row: pd.Series) -> float:
@@ -291,8 +297,11 @@ def _list_differences(
     kept = [_share_kept(row) for row in (first, second)]
     if np.isnan(attained[0]) and abs(kept[0] - kept[1]) >= _ATTAINMENT_STEP:
         who, other = order(kept[0] > kept[1])
-        few, many = (int(rows[name]["num_lost"]) for name in (who, other))
-        text = f"{count(few, 'request') if few else 'no request'} {'is' if few < 2 else 'are'} lost"
+        few, many = (_count_away(rows[name]) for name in (who, other))
+        how = "refused" if rows[other]["num_refused"] > 0 else "lost"
+        text = (
+            f"{count(few, 'request') if few else 'no request'} {'is' if few < 2 else 'are'} {how}"
+        )
         yield _Difference(text, who, None, f", against {many:,} with {short[other]}")
     for key, text in _LATENCIES.items():
         ratio = _ratio(second, first, key)

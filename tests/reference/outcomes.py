@@ -37,7 +37,9 @@ def _describe(request: Request) -> Row:
         "num_read": 0 if request.scheduled_s is None else request.read,
         "num_preemptions": request.preemptions,
         "num_retries": _count_retries(request),
-        "outcome": _tell_outcome(request.finish_s, request.lost_s),
+        "outcome": "refused"
+        if request.is_refused
+        else _tell_outcome(request.finish_s, request.lost_s),
         "prefill_replica": -1,
         "room_wait_s": 0.0,
         "transfer_s": 0.0,
@@ -59,7 +61,7 @@ def _describe_both(prompt: Request, decode: Request, transfer: Transfer, before:
         "num_read": 0 if prompt.scheduled_s is None else prompt.read,
         "num_preemptions": prompt.preemptions + decode.preemptions,
         "num_retries": _count_retries(prompt) + _count_retries(decode),
-        "outcome": _tell_outcome(finish_s, lost_s),
+        "outcome": "refused" if prompt.is_refused else _tell_outcome(finish_s, lost_s),
         "prefill_replica": -1 if prompt.replica is None else prompt.replica + before,
         "room_wait_s": _measure_room_wait(prompt, decode, transfer) if goes_on else 0.0,
         "transfer_s": _measure_transfer(prompt, decode, transfer) if goes_on else 0.0,

@@ -72,6 +72,7 @@ class Request:
     latest_s: float | None = None
     finish_s: float | None = None
     lost_s: float | None = None
+    is_refused: bool = False
     reserved_s: float | None = None
     read_s: float | None = None
     """When its first blocks have come from memory below the GPU."""

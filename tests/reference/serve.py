@@ -144,7 +144,12 @@ class _Run:
     def _come(self, event: Event) -> None:
         """A request comes to the first pool, if it need not ask the other for room before."""
         request = self.first.requests[event.number]
-        may_ask = self._handing and event.kind is not Kind.COMES_LATER
+        is_new, rules = event.kind is not Kind.COMES_LATER, self.first.plan.serving.rules
+        if is_new and rules.refuses_long and request.num_input > rules.token_budget:
+            request.is_refused = True
+            self._lose(request)
+            return
+        may_ask = self._handing and is_new
         if may_ask and self._handing.asks_first(request):
             self._handing.expect_cache(request)
             self._events.add(self._now_s, Kind.GOES_ON, request.number)

@@ -156,6 +156,7 @@ def expected(plan):
         "tokens_per_decode": 50 / 20,
         "num_retries": 0,
         "num_lost": 0,
+        "num_refused": 0,
         "recomputed_share": 1 - (inputs - 20) / (PREFILL_TOKENS * len(STEPS)),
         "cost_per_million_output_tokens": plan.placement.cluster.price_per_gpu_hour
         * 8

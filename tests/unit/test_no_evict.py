@@ -1,16 +1,20 @@
 """Reserving the whole output at admission: fewer requests run, and none is ever preempted."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from simulator.base.frozen import validate
+from simulator.commands.check import check
+from simulator.commands.run import run as run_scenario
 from simulator.config.deployment import DeploymentSpec
 from simulator.deployment.plan import make_plan
 from simulator.engine.timeline import run_plan
-from simulator.workload.traces import RequestTrace
+from simulator.workload.traces import RequestTrace, take_requests
 from tests.single_steps import take_apart
+from tests.small_scenario import small_scenario
 
 
 def serve(scheduling, num_requests=60, **deployment):
@@ -86,3 +90,56 @@ def test_prompts_wait_for_more_beside_decodes_but_not_for_ever():
     assert held_back(wait, 1) == held_back(wait, 3) == at_once + 20
     assert held_back(wait, 4) == at_once  # with the decode they are more than half a step
     assert held_back({**wait, "wait_steps": 0}, 1) == at_once
+
+
+@pytest.mark.parametrize("kind", ["one replica", "two", "pools"])
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_longer_prompts_than_a_step_takes_are_refused_and_nobody_waits_for_them(
+    tiny, kind, is_closed
+):
+    """As TensorRT-LLM refuses them: "should not exceed max_num_tokens" (#9277)."""
+    trace = tiny.trace(60, 100.0, longest_input=600, longest_output=20)
+    if is_closed:
+        trace = replace(trace, has_arrivals=False, concurrency=4)
+
+    def serve_by(is_chunked, trace):
+        rules = {"kind": "no_evict", "token_budget": 256, "chunked_prompts": is_chunked}
+        keys = {"scheduling": rules, "replicas": 2 if kind == "two" else 1}
+        if kind == "pools":
+            keys["prefill"] = {"replicas": 1, "scheduling": rules}
+        return run_plan(tiny.plan("dense", **keys), trace).requests
+
+    found = [serve_by(is_chunked, trace) for is_chunked in (False, True)]
+    is_long = trace.num_input > 256
+    assert 10 < is_long.sum() < 50
+    outcome = found[False]["outcome"]
+    assert (outcome[is_long] == "refused").all()
+    assert (outcome[~is_long] == "finished").all()
+    assert (found[True]["outcome"] == "finished").all()
+    if is_closed:
+        assert found[False]["arrival_s"].notna().all()
+    else:
+        alone = serve_by(False, take_requests(trace, np.flatnonzero(~is_long)))
+        kept = found[False][~is_long].reset_index(drop=True)
+        for name in ("first_token_s", "finish_s"):
+            np.testing.assert_allclose(kept[name], alone[name], rtol=1e-12)
+
+
+def test_refused_requests_are_foretold_counted_and_miss_every_target(tmp_path):
+    (tmp_path / "log.csv").write_text(
+        "arrival_s,num_input,num_output\n"
+        + "".join(f"{0.1 * i},{300 if i % 4 == 0 else 100},4\n" for i in range(20))
+    )
+    text = small_scenario("llama-3.1-8b", 1)
+    text = text[text.index("[[deployments]]") :].replace('"chunked"', '"no_evict"')
+    path = tmp_path / "scenario.toml"
+    path.write_text('[workload]\nrequests = "log.csv"\nslo = { e2e_s = 60.0 }\n' + text)
+    (note,) = (note for note in check(str(path), []).notes if "refuses" in note)
+    assert "own refuses 5 of 20 requests" in note
+    assert "128 tokens (up to 300)" in note
+    row = run_scenario(path).summary.iloc[0]
+    assert (row["num_requests"], row["num_refused"], row["num_lost"]) == (15, 5, 0)
+    assert row["slo_attainment"] == 0.75
+    path.write_text(path.read_text().replace("kind = ", "chunked_prompts = true, kind = "))
+    assert not any("refuses" in note for note in check(str(path), []).notes)
+    assert run_scenario(path).summary.iloc[0]["num_refused"] == 0

@@ -4,6 +4,7 @@ follows; one policy in a file.
 
 from __future__ import annotations
 
+import sys
 from typing import NamedTuple, Protocol
 
 
@@ -20,6 +21,8 @@ class Rules(NamedTuple):
     splits_prompts: bool
     """Whether a prompt may be computed over several steps; if not, a prompt larger than the budget
     has a step alone."""
+    refuses_long: bool = False
+    """Whether a prompt larger than the budget is refused when it arrives."""
     reserves_output: bool = False
     """Whether a request is admitted only where its whole output has room in the cache too, so that
     none is ever preempted."""
@@ -60,6 +63,11 @@ class Rules(NamedTuple):
     attention data parallelism."""
     wait_share: float = 0.0
     """Share of the token budget above which a step is not held back any longer."""
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt that is not refused."""
+        return self.token_budget if self.refuses_long else sys.maxsize
 
 
 class SchedulingPolicy(Protocol):

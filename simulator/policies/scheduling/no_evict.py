@@ -20,7 +20,8 @@ class NoEvict(Frozen):
     """Most requests that run at once on a data-parallel rank (TensorRT-LLM's
     ``max_batch_size``)."""
     chunked_prompts: bool = False
-    """Whether prompts are cut to fit the budget (chunked context)."""
+    """Whether prompts are cut to fit the budget (chunked context); if not, longer ones are
+    refused."""
     balance_steps: StepCount = 0
     """Steps for which prompts wait until every rank has one, with attention data parallelism
     (``attention_dp_config``'s ``timeout_iters``, with ``enable_balance``)."""
@@ -42,6 +43,7 @@ class NoEvict(Frozen):
             self.max_sequences,
             mixes_phases=True,
             splits_prompts=self.chunked_prompts,
+            refuses_long=not self.chunked_prompts,
             reserves_output=True,
             balance_steps=self.balance_steps,
             wait_steps=self.wait_steps,
