@@ -16,6 +16,7 @@ from simulator.commands.explain import explain_run
 from simulator.commands.prepare import prepare_run
 from simulator.deployment.facts import facts_of
 from simulator.deployment.notes import (
+    limit_notes,
     memory_notes,
     notes_of,
     refusal_notes,
@@ -47,6 +48,7 @@ def list_notes(scenario: Scenario, plans: list[DeploymentPlan], trace: RequestTr
         for note in start_notes(pool, longest, ", prefill" if pool is plan.prefill else "")
     ]
     notes += [note for plan in plans for note in refusal_notes(plan, trace.num_input)]
+    notes += limit_notes(plans, trace)
     notes += [note for plan in plans if (note := describe_choices(plan.placement, trace))]
     notes += scheduling_notes(scenario.deployments, plans)
     notes += memory_notes(scenario.deployments, plans)

@@ -11,7 +11,15 @@ from pydantic import Field, field_validator, model_validator
 
 from simulator.base.frozen import Frozen, Policy
 from simulator.base.kinds import PolicyOf, TableOf
-from simulator.base.quantities import Duration, Factor, Ratio, Requests, Seconds, Thickening
+from simulator.base.quantities import (
+    Duration,
+    Factor,
+    Ratio,
+    Requests,
+    Seconds,
+    Thickening,
+    Tokens,
+)
 
 
 class SLO(Frozen):
@@ -140,5 +148,9 @@ class WorkloadSpec(Frozen):
     """Shares of the requests of priority 0, 1 and so on, which are drawn; they are scaled to a sum
     of 1. The least is first where ``order`` is by priority. Absent = the column ``priority`` of the
     trace, if it has one."""
+    max_tokens: Tokens | None = None
+    """Most output tokens that each request asks for, at least its output: TensorRT-LLM reserves KV
+    blocks for as many, SGLang's admission assumes them up to 4,096. Absent = the column
+    ``max_tokens`` of the trace, or else each output's true length, which no engine knows."""
     slo: SLO = SLO()
     """Latency targets of each request."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from simulator.deployment.splits import refined_block
 from simulator.deployment.unseen import list_unseen
 from simulator.policies.contracts import make_rules
 from simulator.policies.scheduling import Rules
+from simulator.workload.traces import RequestTrace
 
 
 def notes_of(plan: DeploymentPlan) -> list[str]:
@@ -88,6 +89,22 @@ def start_notes(plan: DeploymentPlan, longest_tokens: int, part: str = "") -> li
         f"{high:+.1f} GB more, so that it starts with a probability of {probability:.0%}; "
         f"{_SURER[capacity.kind]} make it surer"
     ]
+
+
+def limit_notes(plans: Iterable[DeploymentPlan], trace: RequestTrace) -> list[str]:
+    """Write a sentence where engines go by ``max_tokens`` and nobody says them."""
+    if "max_tokens" in trace.attributes:
+        return []
+    reads = [
+        plan.name
+        for plan in plans
+        if plan.serving.rules.reserves_output or plan.serving.rules.output_share
+    ]
+    return [
+        f"max_tokens of the requests are assumed: {', '.join(reads)} admit by them, and have each "
+        "output's true length here, which no engine knows; give max_tokens in [workload], or a "
+        "column of that name"
+    ] * bool(reads)
 
 
 def refusal_notes(plan: DeploymentPlan, num_input: NDArray[np.int64]) -> list[str]:

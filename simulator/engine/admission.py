@@ -77,7 +77,7 @@ def admit(
         new = min(remaining, budget) if limits.rules.splits_prompts else remaining
         if readable > 0:  # it has its blocks then, whoever starts meanwhile
             new = remaining
-        output = request.num_output - request.generated
+        output = request.max_output - request.generated
         reach = (
             known + output + len(limits.accepted)
             if limits.rules.reserves_output
@@ -349,7 +349,7 @@ def reserve_blocks(requests: Requests, ranks: Ranks, d: int, limits: Limits, now
             rank.stopped_by = _MAX_SEQUENCES
             return
         known = request.num_input + request.generated
-        output = request.num_output - request.generated
+        output = request.max_output - request.generated
         reach = known + output + len(limits.accepted) if limits.rules.reserves_output else known
         room = reach
         if limits.rules.output_share > 0:

@@ -490,8 +490,7 @@ class PoolState:
         where = f"deployment '{plan.name}'"
         check_requests(plan.serving.capacity, self._longest, where)
         plan.check_prefixes(trace, where)
-        _check_limits(trace, where)
-        self.plan, self._trace = plan, trace
+        self.plan, self._trace = plan, bound_outputs(plan, trace, where)
         self._keys = plan.find_keys(trace)
         self.limits = limits or make_limits(plan, trace)
         if self._keys is not None:
@@ -730,19 +729,27 @@ class PoolState:
         return Clock._make(array[replica] for array in self.clock)
 
 
-def _check_limits(trace: RequestTrace, where: str) -> None:
-    """Refuse limits on outputs that are none.
+def bound_outputs(plan: DeploymentPlan, trace: RequestTrace, where: str) -> RequestTrace:
+    """Bound each request's ``max_tokens`` by what its prompt leaves of the model's longest sequence
+    and of an empty KV cache, but not below its output.
 
     Raises:
         UserError: if a request's ``max_tokens`` is no number, infinite, or less than 1.
     """
-    limits = trace.attributes.get("max_tokens", trace.num_output)
+    if "max_tokens" not in trace.attributes:
+        return trace
+    limits = trace.attributes["max_tokens"]
     is_number = np.issubdtype(limits.dtype, np.number)
     if not is_number or not ((limits >= 1) & (limits < NEVER)).all():
         raise UserError(
             f"{where}: the column max_tokens of its requests must be a number of at least 1 in "
             "every row; fill it, or leave it out"
         )
+    placement = plan.placement
+    longest = min(placement.model.max_context_tokens or NEVER, plan.serving.capacity.tokens)
+    left = longest - placement.drafts.num_tokens - trace.num_input
+    bound = np.maximum(np.minimum(limits, left), trace.num_output).astype(np.int64)
+    return replace(trace, attributes={**trace.attributes, "max_tokens": bound})
 
 
 def start_pools(plan: DeploymentPlan, trace: RequestTrace) -> dict[str, PoolState]:

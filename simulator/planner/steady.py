@@ -87,11 +87,11 @@ class Steady:
         ):
             return 0.0
         capacity = plan.serving.capacity
-        held = capacity.blocks_for(
-            longest
-            if plan.serving.rules.reserves_output
-            else round(traffic.num_input + traffic.num_output / 2)
-        )
+        outputs = traffic.num_output / 2
+        if plan.serving.rules.reserves_output:
+            limits = traffic.trace.attributes.get("max_tokens", traffic.trace.num_output)
+            outputs = float(np.mean(limits[traffic.lead :]))
+        held = min(capacity.blocks_for(round(traffic.num_input + outputs)), capacity.num_blocks)
         if capacity.blocks_for(longest) > capacity.num_blocks:
             return 0.0
         return max(1.0, capacity.num_blocks * _FULL / held) / plan.placement.layout.tp

@@ -61,7 +61,8 @@ def load_requests(
         UserError: if the name or file is unknown or wrong, arrivals are missing, or nothing is left
             after the limits.
     """
-    trace = _set_lead_in(_load_requests(spec, folder, seed, where), spec.judge_from_s, where)
+    trace = _set_limits(_load_requests(spec, folder, seed, where), spec, where)
+    trace = _set_lead_in(trace, spec.judge_from_s, where)
     if spec.domains is None:
         return trace
     domains = read_mixes(spec.domains, folder)
@@ -87,6 +88,23 @@ def _draw_priorities(
     rng = open_stream(seed, "priorities")
     priority_N = rng.choice(len(shares), size=trace.num_requests, p=np.array(shares) / sum(shares))
     return replace(trace, attributes={**trace.attributes, "priority": priority_N})
+
+
+def _set_limits(trace: RequestTrace, spec: WorkloadSpec, where: str) -> RequestTrace:
+    """Give every request the workload's ``max_tokens``, where it has one."""
+    if spec.max_tokens is None:
+        return trace
+    if "max_tokens" in trace.attributes:
+        raise UserError(
+            f"{where} max_tokens: the requests have a column max_tokens of their own; leave out one"
+        )
+    if trace.num_output.max() > spec.max_tokens:
+        raise UserError(
+            f"{where} max_tokens: outputs have up to {trace.num_output.max():,} tokens, so that "
+            f"they did not end by {spec.max_tokens:,}; give as many, or more"
+        )
+    limits = np.full(trace.num_requests, spec.max_tokens)
+    return replace(trace, attributes={**trace.attributes, "max_tokens": limits})
 
 
 def _load_requests(spec: WorkloadSpec, folder: Path, seed: int, where: str) -> RequestTrace:

@@ -116,7 +116,7 @@ def _has_room(rank: Rank, num_blocks: int, beside: list[Request]) -> bool:
 
 def _whole(rank: Rank, request: Request) -> int:
     """Tokens of a request at its end, a last draft included."""
-    return request.num_input + request.num_output + len(rank.settings.accepted)
+    return request.num_input + request.most + len(rank.settings.accepted)
 
 
 def _count_asked(rank: Rank, request: Request, taken: int, expected: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import count
 
@@ -27,8 +28,11 @@ class Pool:
             stream: names the balancer's random numbers.
         """
         self.name, self.plan, self.settings = name, plan, settings
-        self.requests = read_requests(trace)
         layout = plan.placement.layout
+        longest = min(
+            plan.placement.model.max_context_tokens or math.inf, plan.serving.capacity.tokens
+        )
+        self.requests = read_requests(trace, longest - len(settings.accepted))
         self.replicas = [
             Replica(settings, layout.attention_dp, layout.pp) for _ in range(plan.serving.replicas)
         ]
@@ -73,8 +77,8 @@ class Pool:
         return self.replicas[chosen]
 
 
-def read_requests(trace: RequestTrace) -> list[Request]:
-    """The requests of a trace."""
+def read_requests(trace: RequestTrace, longest: float) -> list[Request]:
+    """The requests of a trace, which reckon with no more than ``longest`` tokens each."""
     has_prefixes = trace.prefix_block_tokens > 0
     starts = trace.prefix_starts.tolist() if has_prefixes else [0] * (trace.num_requests + 1)
     ids = trace.prefix_ids.tolist()
@@ -87,7 +91,7 @@ def read_requests(trace: RequestTrace) -> list[Request]:
             number,
             num_input,
             num_output,
-            max(num_output, most),
+            max(num_output, min(most, int(longest) - num_input)),
             priorities[number],
             tuple(ids[starts[number] : starts[number + 1]]),
         )

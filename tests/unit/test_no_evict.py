@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from simulator.base.errors import UserError
 from simulator.base.frozen import validate
 from simulator.commands.check import check
 from simulator.commands.run import run as run_scenario
@@ -143,3 +144,46 @@ def test_refused_requests_are_foretold_counted_and_miss_every_target(tmp_path):
     path.write_text(path.read_text().replace("kind = ", "chunked_prompts = true, kind = "))
     assert not any("refuses" in note for note in check(str(path), []).notes)
     assert run_scenario(path).summary.iloc[0]["num_refused"] == 0
+
+
+def test_room_is_kept_for_all_tokens_that_requests_may_ask_for(tiny):
+    """As TensorRT-LLM does, whatever the true lengths are: fewer run at once, and none is
+    preempted. A limit beyond the cache is what an empty one takes.
+    """
+    trace = tiny.trace(60, 500.0, longest_input=200, longest_output=40)
+    rules = {"kind": "no_evict", "token_budget": 2048}
+
+    def serve_with(limit):
+        own = {} if limit is None else {"max_tokens": np.maximum(limit, trace.num_output)}
+        plan = tiny.with_blocks(tiny.plan("dense", scheduling=rules), 256)
+        return run_plan(plan, replace(trace, attributes=own))
+
+    told = serve_with(None)
+    same = serve_with(trace.num_output)
+    np.testing.assert_array_equal(told.requests["finish_s"], same.requests["finish_s"])
+    most = {}
+    for limit in (200, 1000, 1 << 20):
+        found = serve_with(limit)
+        assert (found.requests["outcome"] == "finished").all()
+        assert found.requests["num_preemptions"].sum() == 0
+        most[limit] = found.steps["running"].max()
+        mean_s = (found.requests["first_token_s"] - found.requests["arrival_s"]).mean()
+        assert mean_s > (told.requests["first_token_s"] - told.requests["arrival_s"]).mean()
+    assert told.steps["running"].max() > most[200] > most[1000] > most[1 << 20] == 1
+
+
+def test_a_workload_says_max_tokens_or_check_says_that_they_are_assumed(tmp_path):
+    path = tmp_path / "scenario.toml"
+    text = small_scenario("llama-3.1-8b", 1).replace('"chunked"', '"no_evict"')
+
+    def notes_with(lines):
+        path.write_text(text.replace("num_requests = 5", f"num_requests = 5\n{lines}"))
+        return [note for note in check(str(path), []).notes if "max_tokens" in note]
+
+    (note,) = notes_with("")
+    assert "are assumed: own admit by them" in note
+    assert notes_with("max_tokens = 64") == []
+    with pytest.raises(UserError, match="outputs have up to 4 tokens"):
+        notes_with("max_tokens = 3")
+    text = text.replace('"no_evict"', '"chunked"')
+    assert notes_with("") == [], "nobody reads them"
