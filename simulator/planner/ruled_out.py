@@ -15,11 +15,12 @@ STAGES_IN_A_NODE = "pipelines on fast wires are tried where tensor parallelism c
 TOO_LARGE = "a replica would be larger than the limits allow"
 MEMORY = "weights, activations and a cache do not fit in memory"
 NO_CACHE = "the cache has no room for the longest request"
+REFUSES = "its engine refuses prompts that are longer than a step and not cut into chunks"
 TOO_SLOW = "misses a latency target even when nothing else runs"
 TOO_FEW = "needs more GPUs than the limits allow"
 NO_SPARES = "has no room for its spare replicas"
 OTHER_PROMPTS = "misses a target with its prompts whole instead of in chunks, or the reverse"
-_TELLING = (NO_SPARES, TOO_FEW, TOO_SLOW, NO_CACHE, MEMORY, TOO_LARGE)
+_TELLING = (NO_SPARES, TOO_FEW, TOO_SLOW, REFUSES, NO_CACHE, MEMORY, TOO_LARGE)
 """Reasons by how far a deployment came before it was ruled out: the furthest is what keeps a model
 from doing the job."""
 _STRUCTURAL = (

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from simulator.deployment.plan import DeploymentPlan
 from simulator.planner.closed_form import Curve
 from simulator.planner.judge import Judge, Rates, Served
-from simulator.planner.ruled_out import NO_CACHE, NO_SPARES, TOO_FEW, TOO_SLOW, Ruled
+from simulator.planner.ruled_out import NO_CACHE, NO_SPARES, REFUSES, TOO_FEW, TOO_SLOW, Ruled
 from simulator.planner.shapes import ReplicaShape
 from simulator.planner.space import Space
 from simulator.planner.spares import explain_no_room
@@ -140,8 +140,13 @@ class _Screening:
             self._ruled.leave_out(NO_CACHE, self._space.text(shape), len(asked.token_budgets))
         if not has_prompts_room:
             return
+        budgets = [one for one in asked.token_budgets if self._takes_prompts(shape, plan, one)]
+        num_refusing = len(asked.token_budgets) - len(budgets)
+        self._ruled.leave_out(REFUSES, self._space.text(shape), num_refusing)
+        if not budgets:
+            return
         curve = self._judge.curve(shape, plan)
-        for budget in asked.token_budgets if has_room else ():
+        for budget in budgets if has_room else ():
             served = self._judge.both(plan, curve, budget)
             rates = self._judge.best(served)
             candidate = size_candidate(
@@ -151,6 +156,12 @@ class _Screening:
             self._speeds.append(_measure_speeds(self._traffic, served, shape, budget))
         if asked.disaggregate:
             self._add_to_pools(shape, plan, curve, has_room)
+
+    def _takes_prompts(self, shape: ReplicaShape, plan: DeploymentPlan, budget: int) -> bool:
+        """Whether a step takes the longest prompt, or the search may have it cut into chunks."""
+        scheduling = self._space.variants[shape.model].table.get("scheduling", {})
+        refuses = plan.serving.rules.refuses_long and "chunked_prompts" in scheduling
+        return not refuses or self._longest_prompt <= budget
 
     def _add_to_pools(
         self, shape: ReplicaShape, plan: DeploymentPlan, curve: Curve, has_room: bool

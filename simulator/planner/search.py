@@ -144,7 +144,7 @@ def _search(
     first = explore("simulating deployments on a busy stretch", look, candidates)
     chosen = choose_finalists(space, first)
     finalists = [resize_candidate(one) for one in first if one.candidate in chosen]
-    twins = [twin for one in finalists if (twin := find_twin(space, one)) is not None]
+    twins = [twin for one in finalists if (twin := find_twin(space, one, longest_prompt))]
     if twins:
         name = "trying the best with prompts whole instead of in chunks, or the reverse"
         first += explore(name, partial(_explore_twin, trials), twins, first)
@@ -221,12 +221,15 @@ def choose_chunks(space: Space, candidate: Candidate, longest_prompt: int) -> Ca
     return _chunk_prompts(candidate, True)
 
 
-def find_twin(space: Space, candidate: Candidate) -> Candidate | None:
+def find_twin(space: Space, candidate: Candidate, longest_prompt: int) -> Candidate | None:
     """The candidate with prompts in chunks if they are whole, and whole if they are in chunks,
-    which the screen prices alike; ``None`` where a question says which, or the engine has one way.
+    which the screen prices alike; ``None`` where a question says which, the engine has one way, or
+    it refuses whole prompts of this length.
     """
     splits = _splits_prompts(space, candidate)
-    return None if splits is None else _chunk_prompts(candidate, not splits)
+    if splits is None or (splits and longest_prompt > candidate.budget):
+        return None
+    return _chunk_prompts(candidate, not splits)
 
 
 def _splits_prompts(space: Space, candidate: Candidate) -> bool | None:

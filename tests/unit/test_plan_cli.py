@@ -148,7 +148,7 @@ def test_simulations_that_were_kept_are_counted_aloud(tmp_path, monkeypatch):
     """A second search of the same question takes all from the store, and says so; deployments whose
     other way with prompts misses are no simulations, but ruled out.
     """
-    monkeypatch.setattr(search, "find_twin", lambda _, one: search._chunk_prompts(one, True))
+    monkeypatch.setattr(search, "find_twin", lambda _, one, __: search._chunk_prompts(one, True))
     monkeypatch.setattr(search, "_explore_twin", lambda *_: None)
     asked = tmp_path / "tiny.toml"
     asked.write_text(QUESTION, encoding="utf-8")

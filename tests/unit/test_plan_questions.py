@@ -332,6 +332,31 @@ def test_a_model_whose_context_is_too_short_is_ruled_out():
     )
 
 
+def test_nothing_that_refuses_a_prompt_is_recommended():
+    """Whole prompts of TensorRT-LLM that are longer than a step: in chunks where the search may
+    choose, else in larger steps, or not at all.
+    """
+    lengths = {"kind": "fixed", "num_input": 3000, "num_output": 16}
+    arrivals = {"kind": "poisson", "rate_per_s": 2.0}
+    whole = {"deployment": {"scheduling": {"chunked_prompts": False}}}
+
+    def ask(token_budgets, **more):
+        return found(
+            models=[{"model": "llama-3.1-8b", "engine": "trtllm", **more}],
+            clusters=[{"cluster": "h100-sxm", "max_gpus": 2}],
+            workload={"requests": {"arrivals": arrivals, "num_requests": 40, "lengths": lengths}},
+            targets={"ttft_s": {"p90": 5.0}},
+            space=TABLE["space"] | {"tp": [1], "token_budgets": token_budgets},
+        )
+
+    chunked = ask([2048])
+    assert chunked.evaluations[0].candidate.shape.prompts == "chunked"
+    larger = ask([2048, 4096], **whole)
+    assert {one.candidate.budget for one in larger.evaluations} == {4096}
+    assert reasons.REFUSES in larger.ruled.counts
+    assert not ask([2048], **whole).met
+
+
 def test_only_what_has_room_for_the_longest_request_is_simulated():
     """One long request among short ones: replicas of one GPU could never serve it, those of two
     can.
