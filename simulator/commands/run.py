@@ -16,11 +16,10 @@ from simulator.commands.explain import explain_run
 from simulator.commands.prepare import prepare_run
 from simulator.deployment.facts import facts_of
 from simulator.deployment.notes import (
+    default_notes,
     limit_notes,
-    memory_notes,
     notes_of,
     refusal_notes,
-    scheduling_notes,
     start_notes,
 )
 from simulator.deployment.plan import DeploymentPlan
@@ -50,8 +49,7 @@ def list_notes(scenario: Scenario, plans: list[DeploymentPlan], trace: RequestTr
     notes += [note for plan in plans for note in refusal_notes(plan, trace.num_input)]
     notes += limit_notes(plans, trace)
     notes += [note for plan in plans if (note := describe_choices(plan.placement, trace))]
-    notes += scheduling_notes(scenario.deployments, plans)
-    notes += memory_notes(scenario.deployments, plans)
+    notes += default_notes(plans)
     notes += [note for plan in plans for pool in plan.pools for note in notes_of(pool)]
     for plan in plans:
         if plan.spec.kv_tiers and not trace.prefix_block_tokens:

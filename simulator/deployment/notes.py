@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.base.frozen import Policy
-from simulator.base.plugins import build
-from simulator.base.text import inline_toml
-from simulator.config.deployment import DeploymentSpec
 from simulator.config.engine import find_engine
 from simulator.config.routing import routing_note
 from simulator.deployment.memory import memory_rules, start_probability
@@ -18,8 +14,6 @@ from simulator.deployment.offload_text import describe_offload
 from simulator.deployment.plan import DeploymentPlan
 from simulator.deployment.splits import refined_block
 from simulator.deployment.unseen import list_unseen
-from simulator.policies.contracts import make_rules
-from simulator.policies.scheduling import Rules
 from simulator.workload.traces import RequestTrace
 
 
@@ -164,106 +158,24 @@ def _block_note(plan: DeploymentPlan) -> str | None:
 
 _STARTS = 0.95
 """Probability of starting below which a deployment is noted."""
-_COMMON: Policy = {"token_budget": 8192, "max_sequences": 256}
-"""Limits of all scheduling policies up to schema 2 of results."""
-_BEFORE: dict[str, Policy] = {
-    "chunked": {**_COMMON, "reserve_full_isl": False, "watermark": 0.01},
-    "prefill_first": {**_COMMON, "counts_output": False, "watermark": 0.01},
-    "no_evict": {**_COMMON, "max_sequences": 2048},
-}
-"""Defaults of scheduling policies up to schema 2 of results, by kind."""
-_UNWRITTEN: Policy = {"kind": "chunked", **_BEFORE["chunked"]}
-"""Scheduling of a deployment that named none up to schema 2, whatever its engine."""
-_UNWRITTEN_PREFILL: Policy = {
-    "kind": "prefill_first",
-    **_BEFORE["prefill_first"],
-    "splits_prompts": True,
-}
-"""Scheduling of a prefill pool that named none up to schema 2."""
 
 
-def scheduling_notes(specs: Sequence[DeploymentSpec], plans: Sequence[DeploymentPlan]) -> list[str]:
-    """Describe the scheduling of pools whose files leave it to defaults that have changed, and the
-    keys that restore the older ones.
-
-    Args:
-        specs: the plans' deployments as they were written.
+def default_notes(plans: Iterable[DeploymentPlan]) -> list[str]:
+    """Describe the scheduling and the KV caches of pools whose engine decides what files leave
+    open.
     """
-    found: dict[tuple[str, str], list[str]] = {}
-    for spec, plan in zip(specs, plans, strict=True):
-        written = [(plan, plan.name, spec.scheduling, _UNWRITTEN)]
-        if plan.prefill is not None and spec.prefill is not None:
-            name = f"{plan.name}, prefill"
-            written.append((plan.prefill, name, spec.prefill.scheduling, _UNWRITTEN_PREFILL))
-        for pool, name, own, unwritten in written:
-            before = unwritten if own is None else _complete(own)
-            if before is not None and _rules_of(before) != _comparable(pool.serving.rules):
-                found.setdefault((_say_scheduling(pool), inline_toml(before)), []).append(name)
-    return [
-        f"scheduling of {', '.join(names)}: {now}. Before, it was scheduling = {before}"
-        for (now, before), names in found.items()
-    ]
-
-
-_MEMORY_BEFORE = "memory_fraction = 0.9, activation_bytes = 2e9"
-"""Keys that divide memory as up to schema 3 of results, for a deployment that names neither."""
-
-
-def memory_notes(specs: Sequence[DeploymentSpec], plans: Sequence[DeploymentPlan]) -> list[str]:
-    """Describe the memory of deployments whose files leave it to a default that has changed, and
-    the keys that restore the older one.
-
-    Args:
-        specs: the plans' deployments as they were written.
-    """
-    found: dict[tuple[str, str], list[str]] = {}
-    for spec, plan in zip(specs, plans, strict=True):
-        low, high = plan.serving.capacity.off_bytes
-        if spec.activation_bytes is not None or high == low:
-            continue
-        has_share = spec.memory_fraction is not None or spec.free_memory_fraction is not None
-        before = "activation_bytes = 2e9" if has_share else _MEMORY_BEFORE
-        engine = find_engine(plan.spec.engine)
-        name = plan.spec.engine if engine is None else engine.title
-        names = [plan.name] if plan.prefill is None else [plan.name, f"{plan.name}, prefill"]
-        pools = [plan] if plan.prefill is None else [plan, plan.prefill]
-        found.setdefault((name, before), []).extend(
-            f"{own} ({pool.serving.capacity.kv_bytes / 1e9:.1f} GB a GPU)"
-            for own, pool in zip(names, pools, strict=True)
-        )
-    return [
-        f"KV cache of {', '.join(caches)}: memory is divided as {name} does it. Before, it was "
-        f"{before}"
-        for (name, before), caches in found.items()
-    ]
-
-
-def _complete(own: Policy) -> Policy | None:
-    """Complete a policy with its earlier defaults; ``None`` for one that did not exist, or had
-    none.
-    """
-    kind = own.get("kind")
-    return {"kind": kind, **_BEFORE[kind], **own} if kind in _BEFORE else None
-
-
-def _rules_of(policy: Policy) -> Rules:
-    return _comparable(make_rules(build("scheduling", policy, "the scheduling of before")))
-
-
-def _comparable(rules: Rules) -> Rules:
-    """Remove the rules that no earlier default had: an engine's cache, and its work ahead."""
-    return rules._replace(finds_full=False, frees_partial_first=False, steps_ahead=0)
-
-
-def _say_scheduling(pool: DeploymentPlan) -> str:
-    """Describe the scheduling of a pool, and whose defaults it follows."""
-    engine, rules, kind = (
-        find_engine(pool.spec.engine),
-        pool.serving.rules,
-        (pool.spec.scheduling or {}),
-    )
-    name = pool.spec.engine if engine is None else engine.title
-    return (
-        f"{kind['kind']}, {rules.token_budget:,} tokens a step, {rules.max_sequences:,} sequences, "
-        f"by the file's keys and else as {name} starts on {pool.placement.accelerator.title}"
-    )
+    found: dict[str, list[str]] = {}
+    for plan in plans:
+        for pool in plan.pools:
+            engine, rules = find_engine(pool.spec.engine), pool.serving.rules
+            if engine is None:
+                continue
+            part = ", prefill" if pool is plan.prefill else ""
+            cache = f"{pool.serving.capacity.kv_bytes / 1e9:.1f} GB of KV cache a GPU"
+            text = (
+                f"{(pool.spec.scheduling or {})['kind']}, {rules.token_budget:,} tokens a step, "
+                f"{rules.max_sequences:,} sequences, by the file's keys and else as {engine.title} "
+                f"starts on {pool.placement.accelerator.title}"
+            )
+            found.setdefault(text, []).append(f"{plan.name}{part} ({cache})")
+    return [f"scheduling of {', '.join(names)}: {text}" for text, names in found.items()]

@@ -16,7 +16,7 @@ from simulator.config.calibration.engine import UNSAID, find_engine_key
 from simulator.config.capacity import Question
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.engine import EngineSpec, find_engine, name_release, resolve_scheduling
-from simulator.deployment.notes import scheduling_notes
+from simulator.deployment.notes import default_notes
 from simulator.deployment.plan import make_plan
 from simulator.engine.timeline import serve
 from simulator.planner.explore import ClusterSize, deployment
@@ -130,60 +130,20 @@ def test_what_a_deployment_names_holds_and_the_rest_is_the_engines():
     assert resolve("vllm", "h100-sxm", **other) == other
 
 
-BEFORE = {"token_budget": 8192, "max_sequences": 256}
-BEFORE_CHUNKED = BEFORE | {"kind": "chunked", "reserve_full_isl": False, "watermark": 0.01}
-BEFORE_PROMPTS = BEFORE | {
-    "kind": "prefill_first",
-    "splits_prompts": True,
-    "counts_output": False,
-    "watermark": 0.01,
-}
-
-
-def noted(scheduling=None, prefill=None):
-    """What a run says of a deployment's scheduling, and the deployment's plan."""
+def test_a_note_says_what_the_engine_decides():
     table = {
         "name": "it",
         "model": "llama-3.1-8b",
         "cluster": "h100-sxm-8",
-        "scheduling": scheduling,
-        "prefill": prefill,
+        "prefill": {"replicas": 1, "scheduling": {"token_budget": 4096}},
     }
-    spec = validate(DeploymentSpec, table, "test")
-    plan = make_plan(spec, 0, "test", Path())
-    return scheduling_notes([spec], [plan]), plan
-
-
-def restored(note):
-    """The scheduling that a note says it was before."""
-    return tomllib.loads(note[note.index("scheduling = ") :])["scheduling"]
-
-
-def test_what_a_note_gives_restores_what_deployments_and_pools_had_and_says_no_more():
-    (own, pool), plan = noted(prefill={"replicas": 1})
-    assert own.startswith("scheduling of it: chunked, 8,192 tokens a step, 1,024 sequences")
-    assert "vLLM 0.33 and later" in own
-    assert pool.startswith("scheduling of it, prefill: chunked")
-    assert (restored(own), restored(pool)) == (BEFORE_CHUNKED, BEFORE_PROMPTS)
-    notes, old = noted(restored(own), {"replicas": 1, "scheduling": restored(pool)})
-    assert notes == []
-    assert (
-        old.serving.rules.max_sequences,
-        old.serving.rules.watermark,
-        old.serving.rules.checks_known,
-    ) == (
-        256,
-        0.01,
-        False,
-    )
-    assert plan.serving.rules != old.serving.rules
-
-
-def test_a_file_that_leaves_out_a_changed_default_is_told_of_it_with_its_own_keys_kept():
-    (note,), _ = noted({"kind": "chunked", "token_budget": 2048, "max_sequences": 64})
-    assert restored(note) == BEFORE_CHUNKED | {"token_budget": 2048, "max_sequences": 64}
-    assert noted(restored(note))[0] == []
-    assert noted({"max_sequences": 64})[0] == [], "was refused before"
+    plan = make_plan(validate(DeploymentSpec, table, "test"), 0, "test", Path())
+    both, prompts = default_notes([plan])
+    assert both.startswith("scheduling of it (")
+    assert "chunked, 8,192 tokens a step, 1,024 sequences" in both
+    assert "as vLLM 0.33 and later starts on NVIDIA H100" in both
+    assert prompts.startswith("scheduling of it, prefill (")
+    assert "4,096 tokens a step" in prompts
 
 
 def test_an_engine_file_that_could_not_be_used_is_refused():

@@ -30,7 +30,7 @@ def test_check_accepts_what_is_written_as_it_is(kind):
     found = check_file(str(path), [])
     assert found.kind == kind
     assert all(
-        note.startswith(("scheduling of ", "KV cache of ", "no serving points"))
+        note.startswith(("scheduling of ", "no serving points"))
         for note in found.notes
     )
 
