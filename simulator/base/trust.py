@@ -76,10 +76,11 @@ def allow_as_sender(folder: Path | None) -> None:
 
 def forget_current_folder() -> None:
     """Remove the current folder from ``sys.path``, where ``python -m`` and an empty entry of
-    ``PYTHONPATH`` put it; modules imported already stay.
+    ``PYTHONPATH`` put it, unless moesim itself lies there, which worker processes import anew;
+    modules imported already stay.
     """
     current = Path.cwd()
-    if current not in _package_folders():
+    if current not in {*_package_folders(), _OWN.parent}:
         sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != current]
 
 

@@ -213,3 +213,12 @@ def test_rays_workers_do_not_look_into_the_current_folder(elsewhere, tmp_path_fa
     assert len({pid for pid, _ in found}) == 2
     assert not any(is_found for _, is_found in found)
     assert not (elsewhere / "ran").exists()
+
+
+def test_a_checkout_keeps_its_own_folder_for_worker_processes(tmp_path, monkeypatch):
+    """Processes that are spawned get this ``sys.path`` and import moesim from it."""
+    for current, is_kept in ((str(PROJECT), True), (str(tmp_path.resolve()), False)):
+        monkeypatch.chdir(current)
+        monkeypatch.setattr(sys, "path", [current, *sys.path])
+        trust.forget_current_folder()
+        assert (current in sys.path) == is_kept
