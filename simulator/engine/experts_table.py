@@ -17,6 +17,7 @@ from simulator.deployment.expert_plan import POOL_TOKENS
 from simulator.engine.fabric import drain_links, find_ends, largest
 from simulator.engine.state import Floats, Ints
 from simulator.policies.dispatch import limits_of
+from simulator.policies.overflow import list_jumps
 from simulator.results.phases import STEP_PHASES
 from simulator.step.expert_prices import ExpertStep, find_imbalance
 from simulator.step.operations import expert_operations
@@ -242,20 +243,21 @@ def list_besides(prices: Prices) -> tuple[float, ...]:
 
 
 def _edges(prices: Prices) -> list[int]:
-    """Total numbers of tokens on both sides of each change of the dispatch policy's method."""
-    placement = prices.placement
-    layout = placement.layout
-    if placement.experts is None or not layout.travels:
+    """Total numbers of tokens on both sides of each change of the dispatch policy's method, and of
+    each jump of what overflows.
+    """
+    layout, experts = prices.placement.layout, prices.placement.experts
+    moe = prices.placement.model.moe
+    if experts is None or moe is None:
         return []
-    ends = [limit * layout.num_ranks for limit in limits_of(placement.experts.dispatch)]
+    routers = layout.num_ranks if layout.travels else 1
+    jumps = list_jumps(experts.overflow, moe.top_k, moe.num_experts, layout.ep)
+    limits = limits_of(experts.dispatch) if layout.travels else ()
+    ends = [(limit * routers, 1) for limit in limits] + [(at * routers, routers) for at in jumps]
     if prices.halved_layers:  # the halves pass the limit one after the other
-        ends = [at for end in ends for at in (2 * end, 2 * end + layout.num_ranks)]
-    return [
-        total
-        for end in ends
-        for total in (end, end + 1)
-        if total <= prices.max_tokens * layout.attention_dp
-    ]
+        ends = [(at, step) for end, step in ends for at in (2 * end, 2 * end + routers)]
+    most = prices.max_tokens * layout.attention_dp
+    return [total for end, step in ends for total in (end, end + step) if total <= most]
 
 
 def _grid(largest: int) -> list[int]:

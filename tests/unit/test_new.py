@@ -29,10 +29,7 @@ def test_check_accepts_what_is_written_as_it_is(kind):
     path = write_new(kind, "mine")
     found = check_file(str(path), [])
     assert found.kind == kind
-    assert all(
-        note.startswith(("scheduling of ", "no serving points"))
-        for note in found.notes
-    )
+    assert all(note.startswith(("scheduling of ", "no serving points")) for note in found.notes)
 
 
 OFFERED = re.compile(r"# (?!based_on|num_shared|shared_)(\w+ = .*)")

@@ -59,7 +59,9 @@ class OverflowPolicy(Protocol):
     All class variables are optional: ``drops`` is false where it never drops anything
     (:func:`may_drop`); ``best_first`` is true where a token's experts must come best first, and
     ``next_choices``, a field or class variable, is the number of next best ones that it asks for
-    (:func:`count_next_choices`); ``sees_ranks`` is true where the ranks of choices matter.
+    (:func:`count_next_choices`); ``sees_ranks`` is true where the ranks of choices matter. A method
+    ``list_jumps`` lists tokens of one router beyond which more or less is dropped at once
+    (:func:`list_jumps`).
     """
 
     def admit(self, tokens: RoutedTokens) -> NDArray[np.integer[Any]]:
@@ -76,6 +78,14 @@ class OverflowPolicy(Protocol):
 def may_drop(policy: OverflowPolicy) -> bool:
     """Whether a policy changes anything at some load."""
     return bool(getattr(policy, "drops", True))
+
+
+def list_jumps(policy: OverflowPolicy, top_k: int, num_experts: int, num_ranks: int) -> list[int]:
+    """Tokens of one router beyond which a policy drops more or less at once; none where it does not
+    say.
+    """
+    found = getattr(policy, "list_jumps", None)
+    return [] if found is None else list(found(top_k, num_experts, num_ranks))
 
 
 def count_next_choices(policy: OverflowPolicy) -> int | None:

@@ -14,6 +14,8 @@ from simulator.base.jit import jit
 from simulator.base.quantities import Factor, value_range
 from simulator.policies.overflow import RoutedTokens
 
+_TOLD_ROOM = 32
+
 
 class Capacity(Frozen):
     """Room for ``ceil(factor x tokens x top_k / num_experts)`` of a rank's own tokens in each
@@ -46,6 +48,16 @@ class Capacity(Frozen):
     def sees_ranks(self) -> bool:
         """Whether the ranks of choices matter."""
         return self.per == "rank"
+
+    def list_jumps(self, top_k: int, num_experts: int, num_ranks: int) -> list[int]:
+        """Tokens of one router beyond which a holder has room for a pair more; up to
+        :data:`_TOLD_ROOM` pairs, beyond which one is little.
+        """
+        holders = num_ranks if self.sees_ranks else num_experts
+        if self.factor * (1 if self.sees_ranks else top_k) >= holders:  # room for every pair
+            return []
+        tokens = np.arange(1, _TOLD_ROOM + 1) * (holders / (top_k * self.factor))
+        return list(dict.fromkeys(tokens[tokens >= 1].astype(int).tolist()))
 
     def admit(self, tokens: RoutedTokens) -> NDArray[np.integer[Any]]:
         holders = tokens.num_ranks if self.sees_ranks else tokens.num_experts

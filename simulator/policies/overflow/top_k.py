@@ -30,6 +30,10 @@ class FewerExperts(Frozen):
     """Tokens of one router in a step up to which tokens keep all of their experts; a rank's own
     where tokens travel to their experts, all of the step otherwise."""
 
+    def list_jumps(self, *_: int) -> list[int]:
+        """The number of tokens above which fewer experts are used."""
+        return [self.above_tokens] if self.above_tokens else []
+
     def admit(self, tokens: RoutedTokens) -> NDArray[np.integer[Any]]:
         topk_ids_TK = tokens.ids_TJ[:, : tokens.top_k].copy()
         is_many_T = tokens.tokens_S[tokens.source_T] > self.above_tokens
