@@ -27,6 +27,18 @@ _LATE = 1.02
 behind."""
 
 
+def tell_refusals(row: pd.Series, short: str) -> str | None:
+    """Count the requests that an engine refuses; ``None`` without one."""
+    refused, served = int(row["num_refused"]), int(row["num_requests"])
+    if not refused:
+        return None
+    total = refused + served + int(row["num_lost"])
+    return (
+        f"{short} refuses {refused:,} of {total:,} requests, whose prompts are longer than a step, "
+        "so that what the others get says nothing of them."
+    )
+
+
 def tell_queue(results: Results, name: str, row: pd.Series, short: str) -> str | None:
     """Describe a queue and what its requests wait for, which says more of headroom than how busy an
     engine is, which is always busy; ``None`` without one.

@@ -18,7 +18,7 @@ from simulator.results.folder import Results
 from simulator.results.formats import count, parameters, percent, seconds_text
 from simulator.results.overflow_text import tell_drops
 from simulator.results.phases import STEP_PHASES
-from simulator.results.queues_text import tell_queue
+from simulator.results.queues_text import tell_queue, tell_refusals
 from simulator.results.rebalances_text import tell_rebalances
 from simulator.results.run_bands_text import (
     SURE,
@@ -67,7 +67,8 @@ def verdict(results: Results) -> dict[str, Any]:
         for text in (tell_room_wait(row, short[name]), tell_recomputation(row, short[name]))
         if text
     ]
-    gone = [
+    gone = [text for name in rows if (text := tell_refusals(rows[name], short[name]))]
+    gone += [
         text
         for name, row in rows.items()
         for tell in (tell_changes, tell_scaling)

@@ -138,7 +138,9 @@ def test_refused_requests_are_foretold_counted_and_miss_every_target(tmp_path):
     (note,) = (note for note in check(str(path), []).notes if "refuses" in note)
     assert "own refuses 5 of 20 requests" in note
     assert "128 tokens (up to 300)" in note
-    row = run_scenario(path).summary.iloc[0]
+    results = run_scenario(path)
+    assert any("own refuses 5 of 20" in text for text in results.run["verdict"]["reasons"])
+    row = results.summary.iloc[0]
     assert (row["num_requests"], row["num_refused"], row["num_lost"]) == (15, 5, 0)
     assert row["slo_attainment"] == 0.75
     path.write_text(path.read_text().replace("kind = ", "chunked_prompts = true, kind = "))
