@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from simulator.base.columns import Columns, Spool, list_frames
@@ -86,8 +87,11 @@ def split_replicas(plan: DeploymentPlan, trace: RequestTrace, most: int) -> list
     turns = PoolState(plan, trace).balance.turns
     if not len(turns):
         return []
+    is_taken = trace.num_input <= plan.serving.rules.longest_prompt
+    chosen = np.zeros(trace.num_requests, dtype=np.int64)  # refused ones take no turn
+    chosen[is_taken] = turns[: is_taken.sum()]
     ends = [plan.serving.replicas * number // count for number in range(count + 1)]
-    return [_take_range(plan, trace, turns, *span) for span in pairwise(ends)]
+    return [_take_range(plan, trace, chosen, is_taken, *span) for span in pairwise(ends)]
 
 
 def _are_apart(plan: DeploymentPlan, trace: RequestTrace) -> bool:
@@ -100,10 +104,18 @@ def _are_apart(plan: DeploymentPlan, trace: RequestTrace) -> bool:
 
 
 def _take_range(
-    plan: DeploymentPlan, trace: RequestTrace, turns: Ints, first: int, end: int
+    plan: DeploymentPlan,
+    trace: RequestTrace,
+    chosen: Ints,
+    is_taken: NDArray[np.bool_],
+    first: int,
+    end: int,
 ) -> Shard:
-    rows = np.flatnonzero((turns >= first) & (turns < end))
-    serving = replace(plan.serving, replicas=end - first, balancing=_Chosen(turns[rows] - first))
+    rows = np.flatnonzero((chosen >= first) & (chosen < end))
+    turns = np.zeros(len(rows), dtype=np.int64)  # as many as requests, though fewer are sent
+    own = chosen[rows[is_taken[rows]]] - first
+    turns[: len(own)] = own
+    serving = replace(plan.serving, replicas=end - first, balancing=_Chosen(turns))
     return Shard(replace(plan, serving=serving), pick_requests(trace, rows), first)
 
 
@@ -148,7 +160,8 @@ def merge_shards(
 def _shift_replicas(table: Columns, first: int) -> Iterator[pd.DataFrame]:
     """Renumber a shard's replicas to their numbers in the deployment."""
     for frame in list_frames(table):
-        yield frame.assign(replica=frame["replica"] + first)
+        replica = frame["replica"]
+        yield frame.assign(replica=replica.where(replica < 0, replica + first))
 
 
 def _spool(frames: Iterator[pd.DataFrame]) -> Spool:

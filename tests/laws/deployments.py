@@ -26,7 +26,7 @@ SCHEDULERS = [
     {"kind": "chunked"},
     {"kind": "chunked", "reserve_full_isl": False, "watermark": 0.01},
     {"kind": "prefill_first"},
-    {"kind": "no_evict"},
+    {"kind": "no_evict", "chunked_prompts": True},
 ]
 STEP_PARTS = [f"{phase}_s" for phase in STEP_PHASES]
 BALANCERS = ["least_outstanding", "least_tokens", "prefix_aware", "random", "round_robin"]

@@ -161,7 +161,9 @@ def test_every_full_data_parallel_rank_can_be_looked_into(tiny):
 @pytest.mark.parametrize("budget", [1, 2, 7])
 @pytest.mark.parametrize("kind", plugins.available("scheduling"))
 def test_a_tiny_budget_or_a_prompt_far_beyond_it_still_ends(tiny, kind, budget):
-    plan = tiny.plan("moe", scheduling={"kind": kind, "token_budget": budget, "max_sequences": 3})
+    chunked = {"chunked_prompts": True} if kind == "no_evict" else {}
+    scheduling = {"kind": kind, "token_budget": budget, "max_sequences": 3, **chunked}
+    plan = tiny.plan("moe", scheduling=scheduling)
     record = run_plan(plan, tiny.trace(5, longest_input=40, longest_output=4))
     assert np.isfinite(record.steps["duration_s"]).all()
     assert (record.steps["duration_s"] > 0).all()

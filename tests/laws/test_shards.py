@@ -128,3 +128,15 @@ def test_what_is_joined_is_not_split(tiny):
     failing, _ = draw_failing(tiny, 3349)
     assert failing.failures
     assert not split_replicas(dataclasses.replace(plan, failures=failing.failures), trace, 9)
+
+
+def test_refused_requests_take_no_turn_in_shards_either(tiny):
+    scheduling = {"kind": "no_evict", "token_budget": 256}
+    plan = tiny.plan("dense", replicas=4, scheduling=scheduling)
+    trace = tiny.trace(80, 300.0, longest_input=600)
+    for balancing in BLIND:
+        own = change_plan(plan, balancing=balancing)
+        whole = tiny.serve(own, trace)
+        assert {"finished", "refused"} == set(whole.requests["outcome"])
+        for most in (2, 3, 4):
+            check_same(whole, serve_apart(tiny, own, trace, most))
