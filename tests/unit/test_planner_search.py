@@ -92,7 +92,7 @@ def everything(asked):
     "changes",
     [
         {},
-        {"targets": {"ttft_s": {"p90": 0.3}, "tpot_s": {"p90": 0.006}}},
+        {"targets": {"ttft_s": {"p90": 0.3}, "tpot_s": {"p90": 0.007}}},
         {
             "models": [{"model": "qwen3-8b"}],
             "space": {"tp": [1, 2], "attention_dp": [1], "token_budgets": [2048]},
