@@ -29,12 +29,12 @@ behind."""
 
 def tell_refusals(row: pd.Series, short: str) -> str | None:
     """Count the requests that an engine refuses; ``None`` without one."""
-    refused, served = int(row["num_refused"]), int(row["num_requests"])
-    if not refused:
+    refused = float(row["num_refused"])
+    if not refused > 0:  # nor undefined
         return None
-    total = refused + served + int(row["num_lost"])
+    total = refused + float(row["num_requests"]) + float(row["num_lost"])
     return (
-        f"{short} refuses {refused:,} of {total:,} requests, whose prompts are longer than a step, "
+        f"{short} refuses {refused:,.0f} of {total:,.0f} requests, whose prompts are longer than a step, "
         "so that what the others get says nothing of them."
     )
 
