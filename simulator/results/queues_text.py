@@ -34,8 +34,8 @@ def tell_refusals(row: pd.Series, short: str) -> str | None:
         return None
     total = refused + float(row["num_requests"]) + float(row["num_lost"])
     return (
-        f"{short} refuses {refused:,.0f} of {total:,.0f} requests, whose prompts are longer than a step, "
-        "so that what the others get says nothing of them."
+        f"{short} refuses {refused:,.0f} of {total:,.0f} requests, whose prompts are longer than "
+        "a step, so that what the others get says nothing of them."
     )
 
 
