@@ -87,18 +87,18 @@ def start_notes(plan: DeploymentPlan, longest_tokens: int, part: str = "") -> li
 
 def limit_notes(plans: Iterable[DeploymentPlan], trace: RequestTrace) -> list[str]:
     """Write a sentence where engines go by ``max_tokens`` and nobody says them."""
-    if "max_tokens" in trace.attributes:
-        return []
     reads = [
         plan.name
         for plan in plans
         if plan.serving.rules.reserves_output or plan.serving.rules.output_share
     ]
+    if not reads or "max_tokens" in trace.attributes:
+        return []
     return [
         f"max_tokens of the requests are assumed: {', '.join(reads)} admit by them, and have each "
         "output's true length here, which no engine knows; give max_tokens in [workload], or a "
         "column of that name"
-    ] * bool(reads)
+    ]
 
 
 def refusal_notes(plan: DeploymentPlan, num_input: NDArray[np.int64]) -> list[str]:

@@ -137,11 +137,8 @@ def find_engine_key(keys: tuple[str, ...], engine: str) -> str | None:
     """
     name, _, version = engine.partition("@")
     wanted = parse_release(version)
-    by_age = sorted(
-        (parse_release(release), key)
-        for key, at, release in ((key, *key.partition("@")[1:]) for key in keys)
-        if at and key.startswith(f"{name}@")
-    )
+    own = [key for key in keys if key.startswith(f"{name}@")]
+    by_age = sorted((parse_release(key.partition("@")[2]), key) for key in own)
     if not by_age or not wanted:
         return name if name in keys else None
     older = [key for release, key in by_age if release <= wanted]

@@ -15,6 +15,7 @@ from simulator.base.quantities import Factor, value_range
 from simulator.policies.overflow import RoutedTokens
 
 _TOLD_ROOM = 32
+"""Pairs of room up to which jumps are told: one more is then 3 % of it."""
 
 
 class Capacity(Frozen):
