@@ -33,6 +33,7 @@ from simulator.planner.traffic import LEAST_STAYS, Traffic
 from simulator.planner.trial import estimate_sampling_error, measure_outcome
 from simulator.workload.traces import RequestTrace
 from tests.cases import cases
+from tests.laws.tiny_question import ENGINE
 
 DENSE, MOE = "llama-3.1-8b", "gpt-oss-20b"
 DOMAINS = {"mixes": [{"shares": {"chat": 0.6, "code": 0.4}}, {"at_s": 20, "shares": {"code": 1.0}}]}
@@ -59,8 +60,8 @@ def question(log, model, disaggregate=False, rate_scale=2.0, workload=None, **ch
         "name": "drawn",
         "seed": 3,
         "workload": {"requests": log, "rate_scale": rate_scale} | (workload or {}),
-        "targets": {"ttft_s": {"p95": 0.22}, "tpot_s": {"mean": 0.01, "p90": 0.012}},
-        "models": [{"model": model}],
+        "targets": {"ttft_s": {"p95": 0.2}, "tpot_s": {"mean": 0.009, "p90": 0.011}},
+        "models": [{"model": model, "engine": ENGINE}],
         "clusters": [{"cluster": "h100-sxm", "max_gpus": 16}],
         "space": {
             "tp": [1],

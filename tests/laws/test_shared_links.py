@@ -69,14 +69,15 @@ def test_messages_and_fluids_agree_on_a_move_beside_steps(tiny, network_speed):
 
 
 def agree(tiny, fidelities, **keys):
-    """Two fidelities agree on when a move and a run end, within 7 and 4 %: 6 and 3 % were seen with
-    40 to 180 requests.
+    """Two fidelities agree on when a move and a run end, within 5 and 2 %; where links are slowest
+    within 7 and 4 %, as 6 and 3 % were seen with 40 to 180 requests, with work ahead or without.
     """
+    move, end = (0.07, 0.04) if keys["network_speed"] < 0.01 else (0.05, 0.02)
     one, other = (run(tiny, fidelity, asynchronous=True, **keys) for fidelity in fidelities)
-    assert one.rebalances[0].seconds == pytest.approx(other.rebalances[0].seconds, rel=0.07)
+    assert one.rebalances[0].seconds == pytest.approx(other.rebalances[0].seconds, rel=move)
     assert one.rebalances[0].seconds > 1.02 * one.rebalances[0].alone_s
     ends = [served.requests["finish_s"].max() for served in (one, other)]
-    assert ends[0] == pytest.approx(ends[1], rel=0.04)
+    assert ends[0] == pytest.approx(ends[1], rel=end)
 
 
 def test_a_run_tells_the_error_of_steps_beside_a_move(tiny):
