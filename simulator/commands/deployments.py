@@ -171,9 +171,9 @@ def _sum_up(
     tables: StepTables,
     tick: Progress,
 ) -> ServedDeployment:
-    of_judged = select_judged(record.requests, record.judge_from_s)
+    of_judged = select_judged(record.requests, record.num_lead_in)
     if not (of_judged["outcome"] == "finished").any():
-        which = "judged request" if record.judge_from_s else "request"
+        which = "judged request" if record.num_lead_in else "request"
         raise UserError(
             f"{question.where} [deployments '{plan.name}']: no {which} finished: failures stop its "
             "replicas before; let them stop later"

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pandas as pd
 
 from simulator.base.errors import UserError
@@ -34,7 +35,7 @@ from simulator.runtime import require
 from simulator.scenario.scenario import Scenario, load_scenario
 from simulator.step.request_choices import describe_choices
 from simulator.workload.requests import describe, longest_tokens
-from simulator.workload.traces import RequestTrace
+from simulator.workload.traces import LEAST_ROUNDS, RequestTrace
 
 
 def list_notes(scenario: Scenario, plans: list[DeploymentPlan], trace: RequestTrace) -> list[str]:
@@ -61,6 +62,8 @@ def list_notes(scenario: Scenario, plans: list[DeploymentPlan], trace: RequestTr
             f"lead-in: {trace.num_lead_in:,} of {trace.num_requests:,} requests arrive before "
             f"{trace.judge_from_s:g} s (workload.judge_from_s); they are served and not judged"
         )
+    if trace.concurrency is not None:
+        notes += _list_loop_notes(trace)
     if trace.concurrency is not None and any(plan.failures for plan in plans):
         notes.append(
             "failures in a closed loop: a client whose request is lost sends its next one at once, "
@@ -73,6 +76,29 @@ def list_notes(scenario: Scenario, plans: list[DeploymentPlan], trace: RequestTr
             "injected by moesim execute only"
         )
     return list(dict.fromkeys(notes))
+
+
+def _list_loop_notes(trace: RequestTrace) -> list[str]:
+    """Notes on a closed loop: whether its first round is judged, and requests in lockstep."""
+    clients, notes = trace.concurrency or 1, []
+    if trace.num_lead_in:
+        notes.append(
+            f"the first request of each of the {clients:,} clients is served and not judged, since "
+            "the load builds up then (judge_ramp = true judges all, as benchmark clients do)"
+        )
+    elif clients > 1 and not trace.judge_ramp:
+        notes.append(
+            f"the load builds up in the first {clients:,} requests, which are judged too: at least "
+            f"{LEAST_ROUNDS * clients:,} requests leave them out"
+        )
+    is_equal = not np.ptp(trace.num_input) and not np.ptp(trace.num_output)
+    if clients > 1 and trace.start == "at_once" and is_equal:
+        notes.append(
+            "lockstep: requests of equal lengths that begin together end together, round after "
+            "round, and their prompts wait for each other, which drawn lengths or "
+            'start = "spread" avoid'
+        )
+    return notes
 
 
 def run(

@@ -560,7 +560,8 @@ def next_event(events: Events, feed: Feed, rows: Records) -> tuple[float, int]:
     if request < feed.num_released[0]:
         comes_s = rows[request].arrival_s
         comes = code_of(
-            RETURNS if feed.is_closed and feed.ingress_delay_s == 0.0 else COMES, request
+            RETURNS if feed.is_closed and feed.ingress_delay_s + feed.send_s == 0.0 else COMES,
+            request,
         )
         if comes_s < at_s or (comes_s == at_s and comes < code):
             return comes_s, comes

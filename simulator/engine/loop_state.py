@@ -239,7 +239,7 @@ class LoopState:
         end = min(begin + max(ROWS, stay // 4, concurrency + 1), self.trace.num_requests)
         arrival_s = self.trace.arrival_s[begin:end]
         if self.feed.is_closed:
-            arrival_s = np.where(np.arange(begin, end) < concurrency, 0.0, np.inf)
+            arrival_s = np.where(np.arange(begin, end) < concurrency, arrival_s, np.inf)
         # At the scheduler; the record says when requests were sent.
         move_window(self.pools[0], count, arrival_s + self.ingress_delay_s)
         for pool in self.pools[1:]:  # where caches arrive
@@ -322,11 +322,15 @@ def _start_feed(trace: RequestTrace, ingress_delay_s: float) -> Feed:
     def count(value: int = 0) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         return np.full(1, value, dtype=np.int64)
 
+    first = trace.arrival_s[: trace.concurrency or 0]
+    latest_s = float(first.max(initial=0.0)) if trace.start == "at_once" else 0.0
     return Feed(
         num_come=count(),
         num_released=count(),
         is_closed=trace.concurrency is not None,
         ingress_delay_s=ingress_delay_s,
+        send_s=trace.send_s,
+        sent_s=np.full(1, latest_s),
         num_done=count(),
         num_requests=trace.num_requests,
         chosen=count(-1),

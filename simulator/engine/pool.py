@@ -227,7 +227,11 @@ class Feed(NamedTuple):
     is_closed: bool
     """Whether the end of a request releases another (closed loop)."""
     ingress_delay_s: float
-    """Seconds from the end of one request of a closed loop to the next one's arrival."""
+    """Seconds from the client, when it sends a request of a closed loop, to its arrival."""
+    send_s: float
+    """Seconds between two requests that the clients of a closed loop send."""
+    sent_s: Floats
+    """``[1]`` time at which they sent the latest."""
     num_done: Ints
     """``[1]`` requests that are finished or lost."""
     num_requests: int
@@ -451,12 +455,20 @@ def clock_of(clock: Clock, replica: int) -> Clock:
 
 @jit_inner
 def release_next(feed: Feed, requests: Requests, count: int, now_s: float) -> None:
-    """Count ``count`` requests as done, and let clients of a closed loop send others instead."""
+    """Count ``count`` requests as done, and let clients of a closed loop send others instead, one
+    after another; before those that other clients will begin with later.
+    """
     feed.num_done[0] += count
     if feed.is_closed:
         rows = requests.each
         for _ in range(min(count, len(rows) - feed.num_released[0])):
-            rows[feed.num_released[0]].arrival_s = now_s + feed.ingress_delay_s
+            feed.sent_s[0] = max(feed.sent_s[0], now_s) + feed.send_s
+            comes_s = feed.sent_s[0] + feed.ingress_delay_s
+            row = feed.num_released[0]
+            while row > feed.num_come[0] and rows[row - 1].arrival_s > comes_s:
+                rows[row].arrival_s = rows[row - 1].arrival_s
+                row -= 1
+            rows[row].arrival_s = comes_s
             feed.num_released[0] += 1
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from itertools import chain
 from math import nan
@@ -81,7 +81,7 @@ from simulator.results.tables import (
     ReplicasChanged,
     TierUse,
 )
-from simulator.workload.traces import RequestTrace
+from simulator.workload.traces import RequestTrace, take_requests
 
 # Samples of the steps of a run whose ranks are not simulated, for drops by layer.
 
@@ -294,8 +294,7 @@ def make_record(served: Served) -> DeploymentRecord:
         price_audit=next((one.mixes for one in served.audits if one.mixes), None),
         changed_audit=next((one.changed for one in served.audits if one.changed), None),
         shown_steps={phase: step for found in probes for phase, step in found.shown_steps.items()},
-        judge_from_s=served.trace.judge_from_s,
-        is_open=served.trace.concurrency is None,
+        num_lead_in=served.trace.num_lead_in,
         wires_shared=None if served.by_ranks else bound_sharing(plan, requests, steps),
     )
 
@@ -415,9 +414,11 @@ def serve(
     Raises:
         UserError: if the trace's longest request does not fit in the KV cache.
     """
-    pools = start_pools(plan, trace)
     if ingress_delay_s is None:
         ingress_delay_s = (plan.prefill or plan).placement.calibration.engine.first_token_s
+    if trace.concurrency is not None:
+        trace = _start_clients(plan, trace, fidelity, fill, ingress_delay_s)
+    pools = start_pools(plan, trace)
     tables: dict[str, StepTable] = {}
     by_ranks: dict[str, ByRanks] = {}
     for name, pool in pools.items():
@@ -434,6 +435,29 @@ def serve(
     audits = tuple(audit.report() for audit in timeline.audits)
     timeline.forget()
     return Served(plan, trace, pools, by_ranks, rows, ingress_delay_s, *changes, audits)
+
+
+def _start_clients(
+    plan: DeploymentPlan,
+    trace: RequestTrace,
+    fidelity: Fidelity,
+    fill: MakeTable,
+    ingress_delay_s: float,
+) -> RequestTrace:
+    """Set when the clients of a closed loop send their first requests: one after another, or spread
+    over the mean stay of these when they come so.
+    """
+    clients = np.arange(min(trace.concurrency or 0, trace.num_requests))
+    gap_s = trace.send_s
+    if trace.start == "spread":
+        crowd = replace(take_requests(trace, clients), start="at_once")
+        served = serve(plan, crowd, fidelity, fill=fill, ingress_delay_s=ingress_delay_s)
+        stays_s = served.requests["finish_s"] - served.requests["arrival_s"]
+        known_s = stays_s[np.isfinite(stays_s)]  # none where all are lost
+        gap_s = max(gap_s, float(known_s.sum() / max(1, len(known_s)) / len(clients)))
+    arrival_s = np.zeros(trace.num_requests)
+    arrival_s[clients] = gap_s * clients
+    return replace(trace, arrival_s=arrival_s)
 
 
 class _Timeline:

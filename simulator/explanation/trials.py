@@ -64,7 +64,7 @@ class Trial:
             return "goodput_per_s"
         queue = measure_queue(
             self._plan,
-            select_judged(self._record.requests, self._record.judge_from_s),
+            select_judged(self._record.requests, self._record.num_lead_in),
             self._record.steps,
         )
         if self._trace.concurrency is not None or queue.share > _LATE:

@@ -89,7 +89,7 @@ def measure_outcome(
         for level, limit in limits.items():
             found = _measure_level(values, level)
             measured[f"{name}.{level}"], ratios[f"{name}.{level}"] = found, found / limit
-    tokens_per_s = measure_throughput(table, traffic.judge_from_s).output_tokens_per_s
+    tokens_per_s = measure_throughput(table, traffic.lead).output_tokens_per_s
     kept = is_in_time(latency, slo)
     if targets.attainment is not None:
         found = float(kept.mean())

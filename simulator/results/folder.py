@@ -110,8 +110,8 @@ class Results:
         """Table of requests by priority: :data:`simulator.results.metrics.CLASS_COLUMNS`, without
         rows where all have the same.
         """
-        lead_in_s = float((self.run.get("workload") or {}).get("judge_from_s", 0.0))
-        return summarise_classes(self.requests, SLO(**(self.run.get("slo") or {})), lead_in_s)
+        slo = SLO(**(self.run.get("slo") or {}))
+        return summarise_classes(self.requests, slo, self._num_lead_in)
 
     @cached_property
     def kv_tiers(self) -> pd.DataFrame:
@@ -148,8 +148,11 @@ class Results:
 
     def select_judged(self, deployment: str) -> Columns:
         """Requests of a deployment without those of the lead-in, which are not judged."""
-        lead_in_s = float((self.run.get("workload") or {}).get("judge_from_s", 0.0))
-        return select_judged(self.requests[deployment], lead_in_s)
+        return select_judged(self.requests[deployment], self._num_lead_in)
+
+    @property
+    def _num_lead_in(self) -> int:
+        return int((self.run.get("workload") or {}).get("num_lead_in", 0))
 
     @property
     def is_open(self) -> bool:

@@ -54,8 +54,8 @@ def _list_percentiles(stem: str, latency: str) -> dict[str, Metric]:
 
 
 _WINDOW = (
-    "the window lasts from the first judged arrival to the last arrival, or to the last token in a "
-    "closed loop and where that is less than two mean stays"
+    "the window lasts from the first judged arrival to the last arrival, or to the last token "
+    "where that is less than two mean stays"
 )
 """Time over which tokens and requests are counted (:func:`measure_throughput`)."""
 METRICS: dict[str, Metric] = {
@@ -278,7 +278,7 @@ def summarise(
 
 
 def summarise_classes(
-    requests: Mapping[str, Columns], slo: SLO, judge_from_s: float = 0.0
+    requests: Mapping[str, Columns], slo: SLO, num_lead_in: int = 0
 ) -> pd.DataFrame:
     """Summarise the judged requests of each priority, and of none, with the columns of
     :data:`CLASS_COLUMNS`; without rows where all have the same, or there are more than
@@ -287,7 +287,7 @@ def summarise_classes(
     Args:
         requests: ``REQUEST_COLUMNS`` by deployment.
     """
-    judged = {name: select_judged(columns, judge_from_s) for name, columns in requests.items()}
+    judged = {name: select_judged(columns, num_lead_in) for name, columns in requests.items()}
     found = {name: pd.unique(own["priority"]) for name, own in judged.items()}
     rows = []
     if 1 < len(pd.unique(np.concatenate([*found.values()]))) <= MOST_CLASSES:
@@ -341,11 +341,11 @@ def describe_latencies(latency: pd.DataFrame) -> dict[str, float]:
     return found
 
 
-def select_judged(requests: Columns, judge_from_s: float) -> Columns:
-    """Pick the requests that are judged: those that arrive at ``judge_from_s`` or later."""
-    if judge_from_s <= 0:
+def select_judged(requests: Columns, num_lead_in: int) -> Columns:
+    """Pick the requests that are judged: all after the first ``num_lead_in``."""
+    if not num_lead_in:
         return requests
-    return Picked(requests, (requests["arrival_s"] >= judge_from_s).to_numpy())
+    return Picked(requests, np.arange(len(requests["arrival_s"])) >= num_lead_in)
 
 
 class Throughput(NamedTuple):
@@ -356,27 +356,24 @@ class Throughput(NamedTuple):
     output_tokens_per_s: float
 
 
-def measure_throughput(
-    requests: Columns, judge_from_s: float = 0.0, is_open: bool = True
-) -> Throughput:
+def measure_throughput(requests: Columns, num_lead_in: int = 0) -> Throughput:
     """Measure the tokens that come out in the window in which judged requests arrive, whoever they
     are of, over its length; the drain of the last requests is no part of it.
 
     A prompt counts when its first output token comes out. Later tokens are taken to come out evenly
-    until the last, which is exact but for requests that straddle an edge of the window. In a closed
-    loop, or where the window is shorter than two mean stays of judged requests, most of which would
-    straddle, it goes on to the last token.
+    until the last, which is exact but for requests that straddle an edge of the window. Where the
+    window is shorter than two mean stays of judged requests, most of which would straddle, it goes
+    on to the last token.
 
     Args:
         requests: all requests, those of the lead-in included; those that did not finish, with no
             ``finish_s``, count for nothing.
-        is_open: requests arrive by the clock.
     """
-    of_judged = select_judged(requests, judge_from_s)
+    of_judged = select_judged(requests, num_lead_in)
     begin_s = float(of_judged["arrival_s"].min())
     end_s = float(requests["arrival_s"].max())
     stay_s = float((of_judged["finish_s"] - of_judged["arrival_s"]).mean())
-    if not is_open or end_s - begin_s < 2 * stay_s:
+    if end_s - begin_s < 2 * stay_s:
         end_s = float(np.fmax(requests["finish_s"].max(), end_s))
     finished = Picked(requests, requests["finish_s"].notna().to_numpy())
     first_s, finish_s = (finished[name].to_numpy(float) for name in ("first_token_s", "finish_s"))
@@ -411,14 +408,14 @@ def is_in_time(latency: pd.DataFrame, slo: SLO) -> pd.Series:
 def _measure(plan: DeploymentPlan, record: DeploymentRecord, slo: SLO) -> dict[str, float]:
     everyone, steps = record.requests, record.steps
     requests = _pick(everyone, "finished")
-    of_judged = select_judged(everyone, record.judge_from_s)
+    of_judged = select_judged(everyone, record.num_lead_in)
     in_judged, counts = _count_outcomes(of_judged)
     # Who is lost comes when nobody is there, which counts as well.
     ended_s = np.fmax(everyone["finish_s"], everyone["arrival_s"]).max()
     if (everyone["outcome"] == "lost").any():  # with a replica that stopped
         ended_s = max([ended_s, *(one.at_s for one in record.changes if one.num_requests)])
     duration_s = float(ended_s - everyone["arrival_s"].min())
-    throughput = measure_throughput(everyone, record.judge_from_s, record.is_open)
+    throughput = measure_throughput(everyone, record.num_lead_in)
     begin_s = float(of_judged["arrival_s"].min())
     in_window = measure_held(plan, record.changes, begin_s + throughput.window_s, begin_s)
     per_gpu = [_ratio(rate, sum(in_window)) for rate in throughput[1:]]

@@ -388,11 +388,9 @@ class DeploymentRecord:
     changed_audit: PriceAudit | None = None
     """Error of prices of steps with slower GPUs or wires, with ranks lost, or beside experts that
     move, on some of the run's own; ``None`` without any."""
-    judge_from_s: float = 0.0
-    """End of the lead-in: requests that arrive before are not judged
+    num_lead_in: int = 0
+    """Requests at the beginning that are not judged
     (:func:`simulator.results.metrics.select_judged`)."""
-    is_open: bool = True
-    """Whether requests arrive by the clock (open loop), not when others end."""
     wires_shared: WiresShared | None = None
     """Error of wires that each kind of traffic has to itself; ``None`` where pools share none, or
     wires were simulated."""

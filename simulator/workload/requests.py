@@ -134,7 +134,7 @@ def _load_requests(spec: WorkloadSpec, folder: Path, seed: int, where: str) -> R
             trace,
             arrival_s=drawn,
             has_arrivals=True,
-            concurrency=process.concurrency,
+            **_read_clients(process),
             notes=(*trace.notes, note),
         )
     elif not trace.has_arrivals:
@@ -298,6 +298,7 @@ def describe(trace: RequestTrace) -> dict[str, Any]:
         found.setdefault("attributes", {})[name] = told
     if trace.judge_from_s:
         found["judge_from_s"] = trace.judge_from_s
+    if trace.num_lead_in:
         found["num_lead_in"] = trace.num_lead_in
     return found
 
@@ -374,7 +375,7 @@ def _generate(
         num_input=num_input,
         num_output=num_output,
         provenance=f"{provenance}, seed {seed}",
-        concurrency=process.concurrency,
+        **_read_clients(process),
     )
     trace = _draw_priorities(trace, spec, seed, where)
     return _apply_limits(trace, spec, num_requests, duration_s, where)
@@ -404,6 +405,12 @@ def _enough_arrivals(
         f"{where}: more than {MOST_REQUESTS:,} requests would be generated; lower num_requests, "
         "duration_s or the rate"
     )
+
+
+def _read_clients(process: ArrivalProcess) -> dict[str, Any]:
+    """Fields of a trace that say how a process's clients send, each as it is without."""
+    names = ("concurrency", "start", "send_s", "judge_ramp")
+    return {name: getattr(process, name) for name in names if hasattr(process, name)}
 
 
 def _draw_once(

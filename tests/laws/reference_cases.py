@@ -44,6 +44,7 @@ def draw_case(tiny, seed):
     plan = draw_tiers(plan, trace, np.random.default_rng([seed, 7]))
     plan = draw_rules(plan, np.random.default_rng([seed, 8]))
     trace = draw_limits(trace, np.random.default_rng([seed, 9]))
+    trace = draw_clients(trace, np.random.default_rng([seed, 10]))
     return plan, trace, float(rng.choice([0.0, 0.001, 0.02]))
 
 
@@ -54,6 +55,14 @@ def draw_limits(trace, rng):
     more = rng.integers(rng.choice([1, 40, 500]), size=trace.num_requests)
     attributes = {**trace.attributes, "max_tokens": trace.num_output + more}
     return dataclasses.replace(trace, attributes=attributes)
+
+
+def draw_clients(trace, rng):
+    """With clients of a closed loop that need time to send, or begin at different times."""
+    start, send_s = str(rng.choice(["at_once", "spread"])), float(rng.choice([0.0, 1e-4, 0.003]))
+    if trace.concurrency is None or rng.random() < 0.4:
+        return trace
+    return dataclasses.replace(trace, start=start, send_s=send_s)
 
 
 def draw_rules(plan, rng):

@@ -13,8 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import simulator
 from simulator.engine.timeline import run_plan
 from simulator.results.metrics import latencies
+from simulator.workload.traces import take_requests
 
 ROUNDING_S = 1e-12
 """A request comes when another has gone, but for the last digit: each is reckoned from its own way
@@ -190,3 +192,57 @@ def test_fewer_requests_a_second_never_wait_much_longer(tiny):
         waits.append(latencies(record.requests)["ttft_s"].mean())
     # A request may just miss a step and wait for its end: 5 %.
     assert all(later <= sooner * 1.05 for sooner, later in itertools.pairwise(waits))
+
+
+def starts_of(record):
+    return record.requests["arrival_s"].to_numpy()
+
+
+@pytest.mark.parametrize("fidelity", ["step", "rank"])
+def test_clients_of_a_closed_loop_send_one_after_another(tiny, fidelity):
+    trace = dataclasses.replace(tiny.trace(num_requests=60, concurrency=12), send_s=0.001)
+    record = tiny.run(tiny.plan("moe", tp=2, ep=2, replicas=2), trace, fidelity)
+    check(record, trace)
+    starts, ends = starts_of(record), np.sort(record.requests["finish_s"].to_numpy())
+    np.testing.assert_allclose(starts[:12], 0.001 * np.arange(12), rtol=1e-12)
+    assert np.diff(starts).min() > 0.001 - 1e-9
+    # The client that is free the longest sends first, as soon as the one before has sent.
+    expected = starts[11]
+    for start, end in zip(starts[12:], ends, strict=False):
+        expected = max(expected, end) + 0.001
+        assert start == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["dense", "moe"])
+def test_a_spread_start_begins_over_the_mean_stay_of_a_crowd(tiny, name):
+    plan, trace = tiny.plan(name, tp=2), tiny.trace(num_requests=60, concurrency=12)
+    crowd = take_requests(trace, np.arange(12))
+    stays = tiny.run(plan, crowd).requests
+    stay_s = (stays["finish_s"] - stays["arrival_s"]).mean()
+    record = tiny.run(plan, dataclasses.replace(trace, start="spread"))
+    check(record, trace)
+    starts, ends = starts_of(record), record.requests["finish_s"].to_numpy()
+    assert (np.diff(starts) >= 0).all()
+    free = np.sort(np.concatenate([stay_s / 12 * np.arange(12), ends]))
+    np.testing.assert_allclose(starts, free[:60], rtol=1e-9)
+
+
+def test_equal_requests_that_begin_together_wait_for_each_other():
+    """In lockstep all prompts come at once, round after round; spread they do not."""
+
+    def run(**loop):
+        arrivals = {"kind": "closed_loop", "concurrency": 24, **loop}
+        lengths = {"kind": "fixed", "num_input": 2000, "num_output": 60}
+        requests = {"arrivals": arrivals, "lengths": lengths}
+        dense = {"name": "it", "model": "qwen3-8b", "cluster": "h100-sxm-1", "engine": "vllm"}
+        workload = {"requests": requests, "num_requests": 120}
+        return simulator.run({"seed": 1, "workload": workload, "deployments": [dense]})
+
+    crowd, spread, client = run(), run(start="spread"), run(judge_ramp=True)
+    of_each = [one.summary.iloc[0] for one in (crowd, spread, client)]
+    assert [one["num_requests"] for one in of_each] == [96, 96, 120]
+    assert of_each[1]["ttft_mean_s"] < 0.5 * of_each[0]["ttft_mean_s"]
+    assert [any("lockstep" in note for note in one.run["notes"]) for one in (crowd, spread)] == [
+        True,
+        False,
+    ]

@@ -43,22 +43,23 @@ class _Run:
         self._price, self._ingress_delay_s = price, ingress_delay_s
         self._events, self._now_s, self._num_done = Events(), 0.0, 0
         self._is_closed = trace.concurrency is not None
-        at_once = trace.num_requests if trace.concurrency is None else trace.concurrency
-        arrival_s = np.zeros(trace.num_requests) if self._is_closed else trace.arrival_s
+        self._send_s, self._num_sent = trace.send_s, 0
         self._unsent = self.first.requests[::-1]
-        for sent_s in arrival_s[:at_once].tolist():
-            self._release(sent_s)
+        starts_s = trace.arrival_s[: trace.concurrency].tolist()
+        self._sent_s = starts_s[-1] if trace.start == "at_once" else 0.0
+        for sent_s in starts_s:
+            self._send(sent_s)
         self._handing = HandOver(plan, self.pools, self._events) if plan.transfer else None
         self._failures = Failures(plan.list_failures(), self.pools, self._events, self._handing)
 
-    def _release(self, sent_s: float) -> None:
-        """Let a client send the next request."""
-        if self._unsent:
-            request = self._unsent.pop()
-            request.arrival_s = sent_s + self._ingress_delay_s
-            at_once = self._is_closed and not self._ingress_delay_s
-            kind = Kind.RETURNS if at_once else Kind.COMES
-            self._events.add(request.arrival_s, kind, request.number)
+    def _send(self, sent_s: float) -> None:
+        """Let a client send whichever request is next then, if there are as many."""
+        if self._num_sent == len(self.first.requests):
+            return
+        at_once = self._is_closed and not self._ingress_delay_s and not self._send_s
+        kind = Kind.RETURNS if at_once else Kind.COMES
+        self._events.add(sent_s + self._ingress_delay_s, kind, self._num_sent)
+        self._num_sent += 1
 
     def run(self) -> None:
         """Let everything happen until all requests are done, or nothing happens any more. Prompts
@@ -87,7 +88,8 @@ class _Run:
         """A request needs nothing more, and a client of a closed loop sends another."""
         self._num_done += 1
         if self._is_closed:
-            self._release(self._now_s)
+            self._sent_s = max(self._sent_s, self._now_s) + self._send_s
+            self._send(self._sent_s)
 
     def _send_again(self, now_s: float) -> None:
         for replica in self._failures.send_again(now_s):
@@ -143,8 +145,10 @@ class _Run:
 
     def _come(self, event: Event) -> None:
         """A request comes to the first pool, if it need not ask the other for room before."""
-        request = self.first.requests[event.number]
         is_new, rules = event.kind is not Kind.COMES_LATER, self.first.plan.serving.rules
+        request = self._unsent.pop() if is_new else self.first.requests[event.number]
+        if is_new:
+            request.arrival_s = self._now_s
         if is_new and rules.refuses_long and request.num_input > rules.token_budget:
             request.is_refused = True
             self._lose(request)

@@ -17,7 +17,10 @@ class ArrivalProcess(Protocol):
 
     @property
     def concurrency(self) -> int | None:
-        """Requests kept in flight by a closed loop; ``None`` for open-loop processes."""
+        """Requests kept in flight by a closed loop; ``None`` for open-loop processes. Fields
+        ``start``, ``send_s`` and ``judge_ramp`` of
+        :class:`~simulator.workload.arrivals.closed_loop.ClosedLoop` are read where there are any.
+        """
         ...
 
     def arrival_s(self, num_requests: int, rng: np.random.Generator) -> NDArray[np.float64]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +25,17 @@ class PartOf:
     """Prompt and output tokens of the longest request of the whole."""
 
 
+LEAST_ROUNDS = 3
+"""Requests over concurrency from which the first round of a closed loop is left out."""
+
+
 @dataclass(frozen=True)
 class RequestTrace:
     """Requests in order of arrival. Arrays have one entry for each request."""
 
     arrival_s: NDArray[np.float64]
-    """Seconds since the first request; sorted. All zero where the source has lengths only."""
+    """Seconds since the first request; sorted. All zero where the source has lengths only, and in
+    a closed loop."""
     num_input: NDArray[np.int64]
     """Prompt tokens, at least 1."""
     num_output: NDArray[np.int64]
@@ -42,6 +47,12 @@ class RequestTrace:
     concurrency: int | None = None
     """Closed loop: at most this many requests in flight; each next one starts when one ends.
     ``None`` = open loop."""
+    start: Literal["at_once", "spread"] = "at_once"
+    """Times at which the clients of a closed loop send their first requests."""
+    send_s: float = 0.0
+    """Seconds between two requests that the clients of a closed loop send."""
+    judge_ramp: bool = True
+    """Whether the first round of a closed loop is judged, a request of each client."""
     prefix_block_tokens: int = 0
     """Tokens of one prefix block; 0 where the trace has no prefix blocks."""
     prefix_starts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -82,8 +93,13 @@ class RequestTrace:
 
     @property
     def num_lead_in(self) -> int:
-        """Requests that arrive before ``judge_from_s``."""
-        return int(np.searchsorted(self.arrival_s, self.judge_from_s))
+        """Requests that are served and not judged: those that arrive before ``judge_from_s``, or
+        the first round of a closed loop that has at least three.
+        """
+        if self.concurrency is None:
+            return int(np.searchsorted(self.arrival_s, self.judge_from_s))
+        has_ramp = 1 < self.concurrency <= self.num_requests // LEAST_ROUNDS
+        return self.concurrency if has_ramp and not self.judge_ramp else 0
 
 
 class TraceFormat(Protocol):
