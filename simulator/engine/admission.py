@@ -385,6 +385,7 @@ def _count_out(requests: Requests, ranks: Ranks, clock: Clock, r: int) -> None:
     tokens = request.num_input + request.num_output
     request.stage = HERE
     ranks.each[request.dp_rank].tokens -= tokens
+    ranks.each[request.dp_rank].prompt_tokens -= request.num_input
     counts.num_finished += 1
     counts.outstanding_tokens -= tokens
 

@@ -395,6 +395,7 @@ def end_decodes(
         release(requests, ranks, d, running[i], limits)
         tokens = request.num_input + request.num_output
         rank.tokens -= tokens
+        rank.prompt_tokens -= request.num_input
         clock.counts[0].outstanding_tokens -= tokens
     # Apart from the above: one loop for both spills its counters, and takes up to twice as long.
     kept, longest, next_end = first, -ticks, _NEVER
@@ -424,7 +425,9 @@ def queue_request(requests: Requests, ranks: Ranks, clock: Clock, d: int, r: int
     else:
         join(ranks.each[d].waiting, requests.each, r)
     ranks.each[d].tokens += tokens
+    ranks.each[d].prompt_tokens += request.num_input
     clock.counts[0].num_pushed += 1
+    clock.counts[0].num_turns += 1
     clock.counts[0].outstanding_tokens += tokens
 
 
@@ -764,6 +767,7 @@ def emit_tokens(
                     release(requests, ranks, pool, out[d, k], limits)
                 tokens = request.num_input + request.num_output
                 rank.tokens -= tokens
+                rank.prompt_tokens -= request.num_input
                 clock.counts[0].outstanding_tokens -= tokens
                 finished += 1
                 has_ended = True

@@ -52,8 +52,11 @@ from simulator.engine.pool import (
     Weights,
     choose_rank,
     clock_of,
+    count_unfinished,
+    find_least_loaded,
     form_soon,
     has_drained,
+    key_of,
     ranks_of,
     release_next,
     send_request,
@@ -460,7 +463,7 @@ def _form_next(
     counts = clock.counts[0]
     is_idle = counts.num_pushed == counts.num_finished
     if counts.coming.count > 0 and (is_idle or counts.num_steps % limits.rules.poll_steps == 0):
-        _take(requests, ranks, limits, clock, weights)
+        _take(requests, ranks, limits, clock, weights, now_s)
         is_idle = False
     if is_idle:
         return IDLE
@@ -494,15 +497,39 @@ def _waits(ranks: Ranks, limits: Limits, clock: Clock) -> bool:
 
 
 @jit_inner
-def _take(requests: Requests, ranks: Ranks, limits: Limits, clock: Clock, weights: Weights) -> None:
+def _take(
+    requests: Requests,
+    ranks: Ranks,
+    limits: Limits,
+    clock: Clock,
+    weights: Weights,
+    now_s: float,
+) -> None:
     """Queue the requests that have arrived since the replica's last step."""
-    counts, rows = clock.counts[0], requests.each
+    counts, rows, each = clock.counts[0], requests.each, ranks.each
+    sees_prefixes, most = weights.per_new_token > 0, _share_out(each, counts.coming.count)
     while counts.coming.count > 0:
-        request = pop(counts.coming, rows)
-        if not rows[request].lost_s >= 0:
-            d = choose_rank(requests, ranks.each, ranks.prefixes, request, weights, limits)
-            queue_request(requests, ranks, clock, d, request)
+        r = pop(counts.coming, rows)
+        if counts.coming.is_ordered:
+            rows[r].key = key_of(rows[r], limits, now_s)
+        if not rows[r].lost_s >= 0:
+            if sees_prefixes:
+                d = find_least_loaded(requests, each, ranks.prefixes, r, weights, limits)
+            else:
+                d = choose_rank(ranks, limits, counts.num_turns, most)
+            queue_request(requests, ranks, clock, d, r)
     counts.coming_tokens = 0
+
+
+@jit_inner
+def _share_out(each: Records, num_coming: int) -> int:
+    """Count the requests that a rank may have: its share of all, or as many as one has already."""
+    total, living, most = num_coming, 0, 0
+    for d in range(len(each)):
+        living += 0 if each[d].is_lost else 1
+        total += count_unfinished(each, d)
+        most = max(most, count_unfinished(each, d))
+    return max(most, (total + living - 1) // max(1, living))
 
 
 @jit_inner

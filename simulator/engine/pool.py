@@ -16,7 +16,7 @@ from simulator.base.jit import jit, jit_inner
 from simulator.deployment.memory import check_requests
 from simulator.deployment.placement import Placement
 from simulator.deployment.plan import DeploymentPlan
-from simulator.engine.cache import count_all_available, count_found
+from simulator.engine.cache import count_all_available, count_found, measure_use
 from simulator.engine.events import Events, code_of, push_event
 from simulator.engine.queue import find_another, join
 from simulator.engine.rebalancing import place_again
@@ -44,6 +44,7 @@ from simulator.policies.contracts import (
 )
 from simulator.policies.order import Waiting
 from simulator.policies.placement import Placed
+from simulator.policies.scheduling import RANK_CHOICES
 from simulator.results.tables import OverflowByLayer
 from simulator.step.load_profiles import LoadProfiles, find_profiles
 from simulator.step.mixes import Mixes, list_mixes, single_mix
@@ -52,6 +53,10 @@ from simulator.step.program import PricedBatch
 from simulator.step.request_choices import bind_requests
 from simulator.workload.requests import longest_tokens
 from simulator.workload.traces import RequestTrace, cut_trace
+
+FEWEST, WAITING_MORE, WAITING_FULL, IN_TURN, PROMPT_TOKENS = range(len(RANK_CHOICES))
+"""Places in :data:`~simulator.policies.scheduling.RANK_CHOICES`."""
+
 
 # Limits of batching, for one plan and one trace.
 
@@ -81,6 +86,7 @@ def make_limits(plan: DeploymentPlan, trace: RequestTrace) -> Limits:
             finds_full=rules.finds_full and plan.keeps_prefixes,
             balance_steps=rules.balance_steps if has_groups else 0,
             wait_steps=0 if has_groups else rules.wait_steps,
+            rank_choice=rules.rank_choice if has_groups else FEWEST,
             steps_ahead=plan.steps_ahead,
         ),
         block_tokens=block_tokens if grows else 1 << 40,
@@ -262,10 +268,18 @@ def send_request(pool: Pool, request: int, feed: Feed, now_s: float) -> int:
     pool.balance.num_sent[0] += 1
     pool.balance.replica_of[request] = replica
     rows, counts = pool.requests.each, pool.clock.counts[replica, 0]
-    rows[request].key = rows[request].key_offset + pool.limits.key_per_second * now_s
+    rows[request].key = key_of(rows[request], pool.limits, now_s)
+    if counts.coming.is_ordered:
+        rows[request].key = -rows[request].num_input
     join(counts.coming, rows, request)
     counts.coming_tokens += rows[request].num_input + rows[request].num_output
     return replica
+
+
+@jit_inner
+def key_of(request: Records, limits: Limits, now_s: float) -> float:
+    """Key by which a request that joins a queue now is ordered."""
+    return float(request.key_offset + limits.key_per_second * now_s)
 
 
 @jit_inner
@@ -303,7 +317,9 @@ def _measure_best_rank(pool: Pool, replica: int, request: int) -> float:
     """
     ranks, weights = pool.ranks, pool.balance.weights
     each, counts = ranks.each[replica], pool.clock.counts[replica, 0]
-    d = choose_rank(pool.requests, each, ranks.prefixes[replica], request, weights, pool.limits)
+    d = find_least_loaded(
+        pool.requests, each, ranks.prefixes[replica], request, weights, pool.limits
+    )
     if d < 0:
         return math.inf
     coming = weights.per_request * counts.coming.count + weights.per_token * counts.coming_tokens
@@ -314,20 +330,47 @@ def _measure_best_rank(pool: Pool, replica: int, request: int) -> float:
 
 
 @jit_inner
-def choose_rank(
+def find_least_loaded(
     requests: Requests, each: Records, prefixes: Records, r: int, weights: Weights, limits: Limits
 ) -> int:
-    """Choose the data-parallel rank of a replica for request ``r``: the one with the least load
-    where the balancer sees prefixes, otherwise the one with the fewest unfinished requests.
+    """Find the data-parallel rank of a replica with the least load for request ``r`` as a balancer
+    that sees prefixes has it; -1 without any rank.
     """
     best, least = -1, 0.0
     for d in range(len(each)):
-        if each[d].is_lost:
-            continue
-        if weights.per_new_token > 0:
+        if not each[d].is_lost:
             load = _measure_load(requests, each, prefixes, d, r, weights, limits)
-        else:
-            load = float(_count_unfinished(each, d))
+            if best < 0 or load < least:
+                best, least = d, load
+    return best
+
+
+@jit_inner
+def choose_rank(ranks: Ranks, limits: Limits, turn: int, most: int) -> int:
+    """Choose the data-parallel rank of a replica that gets the next request, as its engine does.
+
+    Args:
+        turn: requests that the ranks got before.
+        most: requests of a rank from which on it gets no more, where prompts' tokens decide.
+    """
+    each, choice = ranks.each, limits.rules.rank_choice
+    begin = turn if choice in (WAITING_FULL, IN_TURN) else 0
+    best, least = -1, 0.0
+    for k in range(len(each)):
+        d = (begin + k) % len(each)
+        unfinished = count_unfinished(each, d)
+        if each[d].is_lost or (choice == PROMPT_TOKENS and unfinished >= most):
+            continue
+        waiting, load = unfinished - each[d].num_running, float(unfinished)
+        if choice == WAITING_MORE:
+            load += 3.0 * waiting
+        elif choice == WAITING_FULL:
+            used = measure_use(ranks, d % len(ranks.caches), limits)
+            load += 6.0 * waiting * max(0.0, used - 0.5)
+        elif choice == IN_TURN:
+            load = 0.0
+        elif choice == PROMPT_TOKENS:
+            load = float(each[d].prompt_tokens)
         if best < 0 or load < least:
             best, least = d, load
     return best
@@ -346,14 +389,15 @@ def _measure_load(
     """Load of a rank with request ``r``, whose cached prefix need not be computed there."""
     cached = count_found(requests, prefixes, d % len(prefixes), r, limits) * limits.prefix_tokens
     return float(
-        weights.per_request * _count_unfinished(each, d)
+        weights.per_request * count_unfinished(each, d)
         + weights.per_token * each[d].tokens
         + weights.per_new_token * (requests.each[r].num_input - cached)
     )
 
 
 @jit_inner
-def _count_unfinished(each: Records, d: int) -> int:
+def count_unfinished(each: Records, d: int) -> int:
+    """Count the unfinished requests of a rank."""
     rank = each[d]
     here = rank.waiting.count + rank.ready.count + rank.num_running
     return int(here + rank.line.count + rank.num_reserved)
@@ -531,6 +575,8 @@ class PoolState:
         self.num_replicas = plan.serving.replicas
         self.ranks = Ranks._make(_repeat(ranks, self.num_replicas))
         self.clock = Clock._make(_repeat(start_clock(), self.num_replicas))
+        # Longest prompts first, where prompts' tokens decide.
+        self.clock.counts.coming.is_ordered[:] = self.limits.rules.rank_choice == PROMPT_TOKENS
         self.is_ready = np.arange(self.num_replicas) < plan.serving.first_replicas
         """Whether each replica serves while its GPUs work: it was launched, and has started."""
         self.clock.counts.is_gone[~self.is_ready] = 1

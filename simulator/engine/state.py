@@ -174,6 +174,8 @@ class Rank:
     """Output tokens of these that SGLang's admission assumes, until they run."""
     tokens: int
     """Prompt and output tokens of the rank's unfinished requests."""
+    prompt_tokens: int
+    """Prompt tokens of these."""
     is_lost: int
     """Whether a GPU of the rank is lost, while the others go on; it gets no requests."""
     waiting: Queue
@@ -262,6 +264,8 @@ class ReplicaClock:
     num_finished: int
     num_pushed: int
     """Requests that have been queued at a rank."""
+    num_turns: int
+    """The same, whatever became of them."""
     num_steps: int
     outstanding_tokens: int
     """Prompt and output tokens of requests that were queued and have not finished."""

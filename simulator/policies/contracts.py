@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from functools import partial
 from numbers import Real
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -383,6 +383,7 @@ class _RulesRange(Frozen):
     balance_steps: StepCount
     wait_steps: StepCount
     wait_share: Ratio
+    rank_choice: Literal[0, 1, 2, 3, 4]
 
 
 def make_rules(policy: SchedulingPolicy) -> Rules:

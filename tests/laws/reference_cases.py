@@ -6,6 +6,7 @@ import numpy as np
 
 from simulator.base.plugins import build
 from simulator.policies.kv_tiers import Tier
+from simulator.policies.scheduling import RANK_CHOICES
 from simulator.policies.speculation import Drafts
 from tests.laws.deployments import BALANCERS, shrink_cache
 from tests.laws.failing import draw_changes, with_changes
@@ -71,6 +72,7 @@ def draw_rules(plan, rng):
         steps_ahead=int(rng.integers(2)),
         frees_partial_first=bool(rng.random() < 0.5),
         ignores_share=bool(rng.random() < 0.2),
+        rank_choice=int(rng.integers(len(RANK_CHOICES))),
     )
     prefill = plan.prefill and draw_rules(plan.prefill, rng)
     return change_plan(plan, rules=rules, prefill=prefill)

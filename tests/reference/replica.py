@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import count
 
 from simulator.policies.balancing import Rule
+from simulator.policies.scheduling import RANK_CHOICES, RankChoice
 from simulator.results.tables import ADMISSION_LIMITS
 from tests.reference.admission import admit, reserve
 from tests.reference.apart import fill_apart
@@ -39,6 +40,8 @@ class Replica:
         self.under_way: list[Request] | None = None
         """Requests that get a token from the step under way, where another is formed meanwhile."""
         self._sizes = num_caches, num_lanes
+        self._num_queued = 0
+        """Requests that its ranks have got."""
         self.empty()
 
     def empty(self) -> None:
@@ -72,20 +75,53 @@ class Replica:
 
     def queue_new(self) -> None:
         """Look at the requests that have come, every so many steps and whenever nothing else is
-        there: each goes to the rank with the fewest, or with the least load by the balancer.
+        there: each goes to the rank that its engine chooses, or with the least load by the
+        balancer.
         """
         if self.unfinished and len(self.steps) % self.settings.rules.poll_steps:
             return
-        for request in self.coming:
+        coming = self.coming
+        choice = RANK_CHOICES[self.settings.rules.rank_choice]
+        if choice == "prompt_tokens":
+            coming.sort(key=lambda request: request.num_input, reverse=True)
+        counts = [len(rank.unfinished) for rank in self.ranks]
+        most = max(*counts, math.ceil((sum(counts) + len(coming)) / len(counts)))
+        for request in coming:
             if request.lost_s is not None:
                 continue
-            rule = self.rule if self.rule.per_new_token else Rule(per_request=1)
-            loads = [rank.measure_load(rule, request) for rank in self.ranks]
-            request.rank = loads.index(min(loads))
+            request.rank = self._choose_rank(request, choice, most)
+            self._num_queued += 1
             rank = self.ranks[request.rank]
             is_in_line = request.stage is Stage.IN_LINE
             rank.queue(rank.line if is_in_line else rank.waiting, request)
         self.coming = []
+
+    def _choose_rank(self, request: Request, choice: RankChoice, most: int) -> int:
+        """Rank of a request: by the balancer where it sees prefixes; as SGLang's data-parallel
+        controller, vLLM's client of several engine cores or TensorRT-LLM's executor has it.
+        """
+        if self.rule.per_new_token:
+            loads = [rank.measure_load(self.rule, request) for rank in self.ranks]
+            return loads.index(min(loads))
+        if choice == "in_turn":
+            return self._num_queued % len(self.ranks)
+        scores: list[tuple[float, int]] = []
+        for number, rank in enumerate(self.ranks):
+            running, unfinished = len(rank.running), len(rank.unfinished)
+            waiting, tie = unfinished - running, number
+            score = {"fewest": unfinished, "waiting_more": 4 * waiting + running}.get(choice, 0.0)
+            if choice == "waiting_full":
+                score = unfinished + waiting * 6.0 * max(0.0, self._used(rank) - 0.5)
+                tie = (number - self._num_queued) % len(self.ranks)
+            if choice == "prompt_tokens":
+                score = sum(one.num_input for one in rank.unfinished)
+                if unfinished >= most:
+                    continue
+            scores.append((score, tie, number))
+        return min(scores)[-1]
+
+    def _used(self, rank: Rank) -> float:
+        return 1 - rank.cache.num_available / self.settings.num_blocks
 
     def form_step(self, now_s: float) -> tuple[list[list[Part]], list[Request]]:
         """Choose what each rank computes, and whom blocks are kept for.

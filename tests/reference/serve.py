@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-
 from simulator.deployment.plan import DeploymentPlan
 from simulator.workload.traces import RequestTrace
 from tests.reference.events import Event, Events, Kind

@@ -5,7 +5,14 @@ follows; one policy in a file.
 from __future__ import annotations
 
 import sys
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, get_args
+
+RankChoice = Literal["fewest", "waiting_more", "waiting_full", "in_turn", "prompt_tokens"]
+RANK_CHOICES: tuple[RankChoice, ...] = get_args(RankChoice)
+"""Ways to choose a request's data-parallel rank: the one with the fewest requests; those that wait
+counted four times; those that wait counted up to four times as the cache fills from half on, equal
+ranks in turn; in turn; fewest prompt tokens, for the longest prompt of those that have come first,
+of ranks that are not above their share of requests."""
 
 
 class Rules(NamedTuple):
@@ -63,6 +70,8 @@ class Rules(NamedTuple):
     attention data parallelism."""
     wait_share: float = 0.0
     """Share of the token budget above which a step is not held back any longer."""
+    rank_choice: int = 0
+    """Way to choose a request's data-parallel rank, by its place in :data:`RANK_CHOICES`."""
 
     @property
     def longest_prompt(self) -> int:

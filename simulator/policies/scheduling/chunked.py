@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from simulator.base.frozen import Frozen
 from simulator.base.quantities import Ratio, Sequences, StepsAhead, TokenBudget
-from simulator.policies.scheduling import Rules
+from simulator.policies.scheduling import RANK_CHOICES, RankChoice, Rules
 
 
 class Chunked(Frozen):
@@ -33,6 +33,9 @@ class Chunked(Frozen):
     """Steps that are formed while another one runs (vLLM's ``async_scheduling``).
     Whatever comes, ends or becomes free meanwhile counts from one step later on. Pipelines and
     drafts work without."""
+    rank_choice: RankChoice = "fewest"
+    """How a request's data-parallel rank is chosen
+    (:data:`~simulator.policies.scheduling.RANK_CHOICES`)."""
 
     def rules(self) -> Rules:
         return Rules(
@@ -45,4 +48,5 @@ class Chunked(Frozen):
             finds_full=True,
             frees_partial_first=self.frees_partial_first,
             steps_ahead=self.steps_ahead,
+            rank_choice=RANK_CHOICES.index(self.rank_choice),
         )

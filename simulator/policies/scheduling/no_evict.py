@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from simulator.base.frozen import Frozen
 from simulator.base.quantities import Ratio, Sequences, StepCount, StepsAhead, TokenBudget
-from simulator.policies.scheduling import Rules
+from simulator.policies.scheduling import RANK_CHOICES, RankChoice, Rules
 
 
 class NoEvict(Frozen):
@@ -36,6 +36,9 @@ class NoEvict(Frozen):
     """Steps that are formed while another one runs (TensorRT-LLM's overlap scheduler).
     Whatever comes, ends or becomes free meanwhile counts from one step later on. Pipelines and
     drafts work without."""
+    rank_choice: RankChoice = "fewest"
+    """How a request's data-parallel rank is chosen
+    (:data:`~simulator.policies.scheduling.RANK_CHOICES`)."""
 
     def rules(self) -> Rules:
         return Rules(
@@ -49,4 +52,5 @@ class NoEvict(Frozen):
             wait_steps=self.wait_steps,
             wait_share=self.wait_share,
             steps_ahead=self.steps_ahead,
+            rank_choice=RANK_CHOICES.index(self.rank_choice),
         )

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from simulator.base.frozen import Frozen
 from simulator.base.quantities import Factor, Ratio, Sequences, Steps, StepsAhead, TokenBudget
-from simulator.policies.scheduling import Rules
+from simulator.policies.scheduling import RANK_CHOICES, RankChoice, Rules
 
 _OUTPUT_SHARE, _LEAST_OF_SHARE, _DECAY_STEPS, _RETRACT_STEPS = 0.7, 0.14, 600, 20
 """Defaults of SGLang's ``SGLANG_INIT_NEW_TOKEN_RATIO``, ``_MIN_NEW_TOKEN_RATIO_FACTOR``,
@@ -45,6 +45,9 @@ class PrefillFirst(Frozen):
     """Steps that are formed while another one runs (SGLang's overlap schedule).
     Whatever comes, ends or becomes free meanwhile counts from one step later on. Pipelines and
     drafts work without."""
+    rank_choice: RankChoice = "fewest"
+    """How a request's data-parallel rank is chosen
+    (:data:`~simulator.policies.scheduling.RANK_CHOICES`)."""
 
     def rules(self) -> Rules:
         share = min(1.0, _OUTPUT_SHARE * self.conservativeness) if self.counts_output else 0.0
@@ -64,4 +67,5 @@ class PrefillFirst(Frozen):
             retract_steps=_RETRACT_STEPS,
             poll_steps=self.poll_steps,
             steps_ahead=self.steps_ahead,
+            rank_choice=RANK_CHOICES.index(self.rank_choice),
         )
