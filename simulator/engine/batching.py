@@ -75,7 +75,7 @@ def preempt(requests: Requests, ranks: Ranks, d: int, i: int, limits: Limits) ->
     running, chunk, rank = ranks.running, ranks.chunk, ranks.each[d]
     r, pool = running[d, i], d % len(ranks.caches)
     request = requests.each[r]
-    has_all = request.generated == request.max_output  # its last token is on the way
+    has_all = request.generated == request.known_end  # its last token is on the way
     is_out = rank.in_flight and request.joined == rank.ticks
     known = request.computed
     if limits.rules.output_share > 0:  # SGLang's tree has prompts of those that run
@@ -168,7 +168,7 @@ def _next_blocks(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> in
     count = 0
     for i in range(ranks.each[d].num_running):
         request = rows[running[d, i]]
-        if request.generated == request.max_output:
+        if request.generated == request.known_end:
             continue
         need = (
             blocks_for(request.computed + 1 + len(limits.accepted), limits)
@@ -303,7 +303,7 @@ def _join_sums(requests: Requests, ranks: Ranks, limits: Limits, d: int) -> None
         if (
             not is_decode(request.num_input, request.generated, request.computed)
             or request.joined != rank.ticks
-            or request.generated == request.max_output
+            or request.generated == request.known_end
         ):
             return
         left = request.num_output - request.generated
@@ -533,7 +533,7 @@ def _fill_apart(requests: Requests, ranks: Ranks, d: int, limits: Limits, now_s:
     num_ending = 0
     for i in range(rank.num_running):
         request = rows[ranks.running[d, i]]
-        num_ending += request.generated == request.max_output
+        num_ending += request.generated == request.known_end
     if rank.num_running == num_ending:
         rank.is_full = False
         return False
@@ -635,7 +635,7 @@ def _schedule_running(
         request = rows[r]
         remaining = request.num_input + request.generated - request.computed
         decodes_next = is_decode(request.num_input, request.generated, request.computed)
-        has_all = request.generated == request.max_output  # with the step in flight
+        has_all = request.generated == request.known_end  # with the step in flight
         if has_all or not (decodes if decodes_next else prompts):
             i += 1
             continue

@@ -154,7 +154,7 @@ def _call_back(requests: Requests, ranks: Ranks, d: int) -> None:
     """Forget the tokens of a rank's step in flight, which has been cut off."""
     rank, rows = ranks.each[d], requests.each
     out, running = ranks.emitting[d, : rank.num_emitting], ranks.running[d, : rank.num_running]
-    for r in np.setdiff1d(out[rows.generated[out] == rows.max_output[out]], running):
+    for r in np.setdiff1d(out[rows.generated[out] == rows.known_end[out]], running):
         join_again(rank.waiting, rows, r)  # preempted with its last token on the way
     rows.generated[out] -= 1
     rows.computed[running] -= rows.ahead[running]

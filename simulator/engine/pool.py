@@ -642,6 +642,7 @@ class PoolState:
         keys = self._keys
         requests = start_requests(
             cut_trace(self._trace, first, end),
+            knows_ends=self.limits.rules.knows_ends or self.limits.hands_over,
             with_prefixes=self.limits.prefix_tokens > 0,
             first=first,
             offset_N=None if keys is None else keys.offset_N[first:end],

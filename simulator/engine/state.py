@@ -67,6 +67,8 @@ class Request:
     num_output: int
     max_output: int
     """Output tokens that it may have as far as its engine knows (``max_tokens``)."""
+    known_end: int
+    """Output tokens with which it ends as the engine knows beforehand."""
     computed: int
     """Tokens whose keys and values are in the cache."""
     generated: int
@@ -409,11 +411,17 @@ class Clock(NamedTuple):
 
 
 def start_requests(
-    trace: RequestTrace, *, with_prefixes: bool, first: int = 0, offset_N: Floats | None = None
+    trace: RequestTrace,
+    *,
+    with_prefixes: bool,
+    knows_ends: bool = True,
+    first: int = 0,
+    offset_N: Floats | None = None,
 ) -> Requests:
     """Make the rows of requests that have not begun.
 
     Args:
+        knows_ends: whether the engine knows beforehand who ends by ``max_tokens``.
         first: number of the first of them, where they are the end of a longer trace.
         offset_N: of the keys by which they wait, ``[N]``.
     """
@@ -438,6 +446,7 @@ def start_requests(
     each.num_output[:] = each.max_output[:] = trace.num_output
     if "max_tokens" in trace.attributes:
         each.max_output[:] = np.maximum(trace.attributes["max_tokens"], trace.num_output)
+    each.known_end[:] = each.max_output if knows_ends else NEVER
     each.number[:] = trace.part_of.numbers if trace.part_of else first + np.arange(count)
     if len(trace.domain):
         each.domain[:] = trace.domain

@@ -383,6 +383,7 @@ class _RulesRange(Frozen):
     balance_steps: StepCount
     wait_steps: StepCount
     wait_share: Ratio
+    knows_ends: bool
     rank_choice: Literal[0, 1, 2, 3, 4]
 
 

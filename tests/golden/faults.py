@@ -131,7 +131,7 @@ FAULTS = (
     Fault(
         "who has all tokens with the step in flight gets another one",
         BATCHING,
-        "has_all = request.generated == request.max_output  # with the step in flight",
+        "has_all = request.generated == request.known_end  # with the step in flight",
         "has_all = False",
     ),
     Fault(

@@ -72,6 +72,7 @@ def draw_rules(plan, rng):
         steps_ahead=int(rng.integers(2)),
         frees_partial_first=bool(rng.random() < 0.5),
         ignores_share=bool(rng.random() < 0.2),
+        knows_ends=bool(rng.random() < 0.7),
         rank_choice=int(rng.integers(len(RANK_CHOICES))),
     )
     prefill = plan.prefill and draw_rules(plan.prefill, rng)

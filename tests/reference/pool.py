@@ -36,6 +36,8 @@ class Pool:
         self.replicas = [
             Replica(settings, layout.attention_dp, layout.pp) for _ in range(plan.serving.replicas)
         ]
+        for request in self.requests if settings.rules.knows_ends or name == "prefill" else []:
+            request.known_end = request.most
         self._stream, self._num_starts = stream, 0
         self.start_balancing()
 

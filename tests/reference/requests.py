@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
@@ -65,6 +66,8 @@ class Request:
     """Where it stands among those that wait, the least first, where that changes meanwhile."""
     joined_s: float = 0.0
     """When it was sent to its replica."""
+    known_end: float = math.inf
+    """Output tokens with which it ends as its engine knows before it does."""
     arrival_s: float | None = None
     """When it came to the pool's replicas; in a decode pool, when its cache did."""
     scheduled_s: float | None = None
@@ -95,9 +98,9 @@ class Request:
         return self.num_output - self.counted
 
     @property
-    def may_go_on(self) -> int:
+    def may_go_on(self) -> float:
         """Output tokens that its engine has to reckon with."""
-        return self.most - self.counted
+        return self.known_end - self.counted
 
     @property
     def decodes(self) -> bool:

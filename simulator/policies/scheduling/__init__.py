@@ -70,6 +70,9 @@ class Rules(NamedTuple):
     attention data parallelism."""
     wait_share: float = 0.0
     """Share of the token budget above which a step is not held back any longer."""
+    knows_ends: bool = True
+    """Whether a step that is formed ahead leaves out who has the last of its ``max_tokens`` with
+    the step in flight; if not, one computes a token too many, and leaves a step later."""
     rank_choice: int = 0
     """Way to choose a request's data-parallel rank, by its place in :data:`RANK_CHOICES`."""
 

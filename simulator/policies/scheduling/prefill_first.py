@@ -45,6 +45,9 @@ class PrefillFirst(Frozen):
     """Steps that are formed while another one runs (SGLang's overlap schedule).
     Whatever comes, ends or becomes free meanwhile counts from one step later on. Pipelines and
     drafts work without."""
+    knows_ends: bool = True
+    """Whether a step that is formed ahead leaves out who ends with the step in flight, by its
+    ``max_tokens`` (SGLang from 0.5.22 on)."""
     rank_choice: RankChoice = "fewest"
     """How a request's data-parallel rank is chosen
     (:data:`~simulator.policies.scheduling.RANK_CHOICES`)."""
@@ -67,5 +70,6 @@ class PrefillFirst(Frozen):
             retract_steps=_RETRACT_STEPS,
             poll_steps=self.poll_steps,
             steps_ahead=self.steps_ahead,
+            knows_ends=self.knows_ends,
             rank_choice=RANK_CHOICES.index(self.rank_choice),
         )
