@@ -158,8 +158,8 @@ class DeploymentSpec(Frozen):
     activation_bytes: Bytes | None = None
     """Bytes held free on each GPU for activations and communication buffers; absent = what the
     engine's largest step takes, by the rules in ``cluster_configs/engines``."""
-    kv_block_tokens: TokenBudget = 16
-    """Tokens of one KV block."""
+    kv_block_tokens: TokenBudget | None = None
+    """Tokens of one KV block; by default the engine's, or 16."""
     prefix_caching: bool = True
     """Whether KV blocks of finished prompts are kept for requests with the same prefix (only traces
     with prefix blocks gain)."""

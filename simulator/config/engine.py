@@ -8,13 +8,13 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from simulator.base.data import available_files
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen, Policy, validate
 from simulator.base.kinds import PolicyOf
-from simulator.base.quantities import Bytes, Factor, Seconds
+from simulator.base.quantities import Bytes, Factor, Seconds, TokenBudget
 from simulator.base.reading import read_toml
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration.engine import find_engine_key, parse_release
@@ -64,6 +64,22 @@ class HandOver(Frozen):
     """Whether the prefill pool forms steps ahead where the scheduling policy says so."""
 
 
+class Sequences(Frozen):
+    """Most requests that run at once on a data-parallel rank, where the size of its KV cache says
+    so.
+    """
+
+    per_context: Factor
+    """Requests for each time that the cache holds the model's longest context."""
+    least: PositiveInt
+    most: PositiveInt
+
+    def count(self, cache_tokens: int, context_tokens: int | None) -> int:
+        """Count the requests for a cache of so many tokens."""
+        contexts = cache_tokens / context_tokens if context_tokens else 0.0
+        return min(max(int(contexts * self.per_context), self.least), self.most)
+
+
 class EngineSpec(Frozen):
     """Release of a serving engine, and those after it up to the next file's."""
 
@@ -79,6 +95,11 @@ class EngineSpec(Frozen):
     """Scheduling policy, and those of its keys that no GPU changes."""
     tiers: Annotated[tuple[Tier, ...], Field(strict=False, min_length=1)]
     """Starting values by the memory of a GPU; the first that fits holds."""
+    kv_block_tokens: TokenBudget = 16
+    """Tokens of a KV block."""
+    sequences: Sequences | None = None
+    """Most requests that run at once by the size of the cache; absent = ``max_sequences`` as
+    ``scheduling`` and ``tiers`` have it."""
     attention_dp: WithAttentionDP = WithAttentionDP()
     """Changes that attention data parallelism brings."""
     hand_over: HandOver = HandOver()
@@ -135,6 +156,20 @@ def resolve_scheduling(
         return {"kind": "chunked", **own}
     usual = spec.scheduling_on(accelerator, attention_dp, usage)
     return {**usual, **own} if own.get("kind", usual["kind"]) == usual["kind"] else own
+
+
+def find_sequences(
+    asked: Policy | None, engine: str, cache_tokens: int, context_tokens: int | None
+) -> int | None:
+    """Find how many requests an engine lets run at once with a KV cache of so many tokens; ``None``
+    where the deployment says it, or the cache does not.
+    """
+    own, spec = asked or {}, find_engine(engine)
+    if spec is None or spec.sequences is None or "max_sequences" in own:
+        return None
+    if own.get("kind", spec.scheduling["kind"]) != spec.scheduling["kind"]:
+        return None
+    return spec.sequences.count(cache_tokens, context_tokens)
 
 
 def find_hand_over(engine: str) -> HandOver:

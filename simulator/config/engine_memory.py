@@ -38,9 +38,19 @@ class Reserve(Frozen):
     gib_per_rank: _Gibibytes = 0.0
     """GiB kept free for each rank of a replica."""
     mib_per_token: Annotated[float, Field(ge=0, le=1e4)] = 0.0
-    """MiB kept free for each token of a step's budget."""
+    """MiB kept free for each token of a step's budget, of all data-parallel ranks where these
+    divide it."""
+    mib_per_dp_rank: dict[str, Annotated[float, Field(ge=0, le=1e5)]] = {}
+    """MiB kept free for each rank of data-parallel attention, by ranks of a replica; more ranks
+    keep as much as the next fewer that are named."""
     least_gib: _Gibibytes = 0.0
     """Least GiB kept free."""
+
+
+def _find_by_ranks(amounts: dict[str, float], num_ranks: int) -> float:
+    """The amount of the most ranks that are not more than these."""
+    known = ((int(ranks), amount) for ranks, amount in amounts.items())
+    return max((entry for entry in known if entry[0] <= num_ranks), default=(0, 0.0))[1]
 
 
 class MemoryRules(Frozen):
@@ -84,11 +94,12 @@ class MemoryRules(Frozen):
 
     def outside_bytes(self, num_ranks: int, generation: str) -> float:
         """Bytes outside PyTorch on one GPU of a replica."""
-        known = sorted((int(ranks), gib) for ranks, gib in self.outside_gib.items())
-        gib = max((entry for entry in known if entry[0] <= num_ranks), default=(0, 0.0))[1]
+        gib = _find_by_ranks(self.outside_gib, num_ranks)
         return (gib + self.generation_gib.get(generation, 0.0)) * GIB
 
-    def share_on(self, memory_bytes: float, num_ranks: int, token_budget: TokenCount) -> float:
+    def share_on(
+        self, memory_bytes: float, num_ranks: int, attention_dp: int, token_budget: TokenCount
+    ) -> float:
         """The share on GPUs of some memory, to three digits where it follows from a reserve."""
         reserve = next(
             (one for one in self.reserves if memory_bytes >= one.least_memory_bytes), None
@@ -99,6 +110,9 @@ class MemoryRules(Frozen):
             reserve.least_gib,
             reserve.gib
             + reserve.gib_per_rank * num_ranks
-            + reserve.mib_per_token / 1024 * max(token_budget, 2048),
+            + reserve.mib_per_token / 1024 * max(token_budget, 2048)
+            + _find_by_ranks(reserve.mib_per_dp_rank, num_ranks)
+            / 1024
+            * (attention_dp if attention_dp > 1 else 0),
         )
         return max(0.0, round(1 - gib * GIB / memory_bytes, 3))

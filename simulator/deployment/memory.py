@@ -175,7 +175,7 @@ def _does_fit(capacity: Capacity, model: ModelSpec) -> bool:
 def capacity_of(setup: Setup) -> Capacity:
     """Divide the memory of one GPU as the engine does, whether the model fits or not."""
     spec, model, accelerator, layout, precision, rules, _ = setup
-    memory = memory_rules(spec.engine, accelerator)
+    engine, memory = find_engine(spec.engine), memory_rules(spec.engine, accelerator)
     total = accelerator.servable_memory_bytes
     num_slots = spec.offload.slots if spec.offload else spec.placement.get("num_slots")
     padding = memory.padding.get(precision.experts, {}).get(accelerator.calibration, Padding())
@@ -191,7 +191,9 @@ def capacity_of(setup: Setup) -> Capacity:
         weights += _IN_FLIGHT * expert_bytes(model, layout, precision, spec.pruning)
     share = spec.memory_fraction
     if share is None:
-        share = memory.share_on(total, layout.num_gpus, rules.token_budget)
+        splits = engine is not None and engine.attention_dp.splits_budget
+        chunk = rules.token_budget * (layout.attention_dp if splits else 1)
+        share = memory.share_on(total, layout.num_gpus, layout.attention_dp, chunk)
     kind = memory.kind
     off = memory.generation_off_gib.get(accelerator.calibration, memory.off_gib)
     held = memory.outside_bytes(layout.num_gpus, accelerator.calibration)
@@ -214,7 +216,7 @@ def capacity_of(setup: Setup) -> Capacity:
         reserve_bytes=total - weights - kv_bytes,
         kv_bytes=kv_bytes,
         cache=cache_size(model, layout, precision),
-        block_tokens=spec.kv_block_tokens,
+        block_tokens=spec.kv_block_tokens or (16 if engine is None else engine.kv_block_tokens),
         kind=kind,
         share=share,
         step_bytes=held if kind == "before_loading" else held + step,
@@ -247,6 +249,10 @@ def memory_rules(engine: str, accelerator: AcceleratorSpec) -> MemoryRules:
     return found if found and accelerator.calibration in found.generations else _UNKNOWN
 
 
+_LARGER_SHARE = 0.8
+"""Share of the memory that is suggested where an engine's own leaves too little."""
+
+
 def _suggest_fit(setup: Setup, is_legal: Callable[[Setup], bool]) -> str:
     precision, rules = setup.precision, setup.rules
     dtypes = [
@@ -260,6 +266,16 @@ def _suggest_fit(setup: Setup, is_legal: Callable[[Setup], bool]) -> str:
         if sequences < rules.max_sequences and does_fit(fewer):
             answers.append((setup.layout.num_gpus, f"scheduling.max_sequences = {sequences}"))
             break
+    if (
+        setup.spec.memory_fraction is None
+        and memory_rules(setup.spec.engine, setup.accelerator).reserves
+    ):
+        more = setup.spec.model_copy(update={"memory_fraction": _LARGER_SHARE})
+        if does_fit(setup._replace(spec=more)):
+            text = (
+                f"memory_fraction = {_LARGER_SHARE}, which leaves less for activations and graphs"
+            )
+            answers.append((setup.layout.num_gpus, text))
     for dtype in dict.fromkeys(dtypes):
         is_own = dtype == precision.weights
         formats = precision if is_own else replace(precision, weights=dtype, experts=dtype)

@@ -21,7 +21,7 @@ from simulator.base.plugins import build
 from simulator.config.calibration import Calibration, CalibrationFile
 from simulator.config.cluster import ClusterSpec, load_cluster
 from simulator.config.deployment import DeploymentSpec, ParallelSpec
-from simulator.config.engine import find_hand_over, name_release, resolve_scheduling
+from simulator.config.engine import find_hand_over, find_sequences, name_release, resolve_scheduling
 from simulator.config.host import HostCalibration, HostRates, load_any_calibration
 from simulator.cost.stages import make_sends
 from simulator.cost.transfer import Transfer, make_transfer
@@ -388,8 +388,9 @@ def _make_pool(
     precision = choose_precision(spec, model)
     check_pruning(spec, model, precision, loaded, place)
     check_offload(spec.offload, model, cluster, layout, precision, spec.pruning, place)
+    asked = spec.scheduling
     scheduling = resolve_scheduling(
-        spec.scheduling, spec.engine, accelerator, layout.attention_dp, spec.usage
+        asked, spec.engine, accelerator, layout.attention_dp, spec.usage
     )
     spec = spec.model_copy(update={"scheduling": scheduling})
     rules = make_rules(build("scheduling", scheduling, f"{place} [scheduling]"))
@@ -406,6 +407,9 @@ def _make_pool(
     smallest = choose_smallest(cluster, accelerator, others, last)
     setup = Setup(spec, model, smallest, layout, precision, rules, cluster.host)
     capacity = _check_start(setup, place, loaded)
+    most = find_sequences(asked, spec.engine, capacity.tokens, model.max_context_tokens)
+    if most is not None:
+        rules = rules._replace(max_sequences=most)
     calibration = (
         loaded.choose_tables(layout.num_ranks, capacity.weights_bytes * layout.num_ranks)
         if isinstance(loaded, HostCalibration)

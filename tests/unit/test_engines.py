@@ -74,8 +74,57 @@ def test_each_engine_has_its_own_scheduler():
         "token_budget": 8192,
         "max_sequences": 2048,
         "steps_ahead": 1,
+        "rank_choice": "prompt_tokens",
     }
     assert resolve("mine", "h100-sxm") == {"kind": "chunked"}
+
+
+def test_sglang_leaves_out_who_ends_from_the_release_on_that_does():
+    asked = ("sglang@0.5.4", "sglang@0.5.21", "sglang@0.5.22", "sglang")
+    assert [resolve(one, "h100-sxm")["knows_ends"] for one in asked] == [False, False, True, True]
+
+
+def make(model, cluster, engine, parallel, **keys):
+    table = {"name": "it", "model": model, "cluster": cluster, "engine": engine, **keys}
+    table["parallel"] = parallel
+    return make_plan(validate(DeploymentSpec, table, "test"), 0, "test", Path()).serving
+
+
+def test_engines_have_pages_of_their_own():
+    pages = [
+        make("qwen3-8b", "h100-sxm-1", engine, {}).capacity.block_tokens
+        for engine in ("vllm", "sglang", "trtllm", "any")
+    ]
+    assert pages == [16, 1, 32, 16]
+    assert (
+        make("qwen3-8b", "h100-sxm-1", "sglang", {}, kv_block_tokens=64).capacity.block_tokens == 64
+    )
+
+
+def test_sglang_lets_more_run_where_the_cache_holds_many_contexts():
+    """``min(max(int(tokens / context * 512), 2048), 4096)`` of its own cache."""
+    small = make("qwen3-8b", "h100-sxm-1", "sglang", {})
+    assert small.capacity.tokens / 40_960 * 512 > 4096
+    assert small.rules.max_sequences == 4096
+    middle = make("qwen3-8b", "h100-sxm-1", "sglang", {}, memory_fraction=0.55)
+    assert middle.rules.max_sequences == int(middle.capacity.tokens / 40_960 * 512)
+    assert 2048 < middle.rules.max_sequences < 4096
+    asked = {"kind": "prefill_first", "max_sequences": 300}
+    assert make("qwen3-8b", "h100-sxm-1", "sglang", {}, scheduling=asked).rules.max_sequences == 300
+
+
+def test_sglang_keeps_room_for_graphs_of_all_data_parallel_ranks():
+    """By ``server_args.py`` of 0.5.4: the chunk before it is divided, and graphs of 512 sequences
+    times 8 ranks, 3 MiB and half as much again. DeepSeek-V3 keeps some 12 GiB a rank.
+    """
+    split = {"attention_dp": 8, "ep": 8}
+    found = make("deepseek-v3", "h200-sxm-8", "sglang@0.5.4", split)
+    reserved_mib = 512 + 8192 * 1.5 + 512 * 2 + 8 / 8 * 1024 + 512 * 8 * (3 + 1.5)
+    total_mib = found.capacity.total_bytes / 2**20
+    assert found.capacity.share == pytest.approx(1 - reserved_mib / total_mib, abs=6e-4)
+    assert found.capacity.kv_bytes / 2**30 == pytest.approx(11.7, rel=0.05)
+    with pytest.raises(UserError, match=r"memory_fraction = 0\.8"):
+        make("deepseek-v3", "h100-sxm-32", "sglang", {"attention_dp": 32, "ep": 32})
 
 
 def test_engines_work_ahead_from_the_release_on_that_does_it_by_default():

@@ -68,7 +68,8 @@ def test_every_rank_is_started(engine, split):
     tp, dp, ep = split
     ranks = tp * dp
     nodes = max(1, ranks // 8)
-    given = launched(engine, split, gpus=max(ranks, 8), replicas=1)
+    share = {"memory_fraction": 0.8} if engine == "sglang" else {}
+    given = launched(engine, split, gpus=max(ranks, 8), replicas=1, **share)
     for one in given:
         found = flags(one.command)
         if engine == "vllm":
@@ -108,7 +109,8 @@ def test_nodes_of_one_vllm_replica_share_out_its_data_parallel_ranks(nodes):
 
 
 def test_nodes_of_one_sglang_replica_have_ranks():
-    found = [flags(one.command) for one in launched("sglang", (1, 16, 16), gpus=16, replicas=1)]
+    given = launched("sglang", (1, 16, 16), gpus=16, replicas=1, memory_fraction=0.8)
+    found = [flags(one.command) for one in given]
     assert [(one["--nnodes"], one["--node-rank"], one["--dist-init-addr"]) for one in found] == [
         ("2", "0", "node0:5000"),
         ("2", "1", "node0:5000"),
@@ -346,7 +348,7 @@ def test_amd_has_its_own_exchange():
 
 
 def test_replicas_of_several_nodes_are_started_alike():
-    given = launched("sglang", (1, 16, 16), gpus=48, replicas=3)
+    given = launched("sglang", (1, 16, 16), gpus=48, replicas=3, memory_fraction=0.8)
     assert len(given) == 3
     assert "begin on node2, node4" in said(given)
     assert "http://node4:30000" in given[-1].command

@@ -33,6 +33,7 @@ def step_s():
             "model": "deepseek-v3",
             "cluster": f"h100-sxm-{num_gpus}",
             "engine": "sglang",
+            "memory_fraction": 0.835,
             "parallel": {"attention_dp": num_gpus, "ep": num_gpus},
             "replicas": 1,
             "weight_dtype": "fp8_block",

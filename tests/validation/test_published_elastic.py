@@ -27,6 +27,7 @@ def served(tiny):
         "deepseek-v3.2",
         cluster="h800-sxm-32",
         engine="sglang",
+        memory_fraction=0.9,
         attention_dp=32,
         ep=32,
         placement={"kind": "eplb", "num_slots": 512},

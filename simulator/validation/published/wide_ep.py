@@ -116,6 +116,11 @@ class _Rate(NamedTuple):
     because: str
 
 
+_SGLANG_SHARE = 0.835
+"""``--mem-fraction-static`` of the published decode nodes (sglang #6017; 0.85 of prefill nodes).
+SGLang's own leaves too little for so many data-parallel ranks."""
+
+
 class WideEP(RowTopic):
     """``model, gpu, engine, num_gpus, phase, sequences, new, context, emitted, balanced, eplb,
     two_batch, per``: one full batch.
@@ -142,6 +147,8 @@ def _deployment(case: _Case, moe: MoE) -> dict[str, Any]:
         "parallel": {"attention_dp": case.num_gpus, "ep": case.ep},
         "dispatch": {"kind": "all_gather" if case.ep == 1 else dispatch},
     }
+    if case.engine.startswith("sglang"):
+        found["memory_fraction"] = _SGLANG_SHARE
     if case.balanced:
         found["routing"] = {"kind": "uniform"}
     if case.eplb or case.ep > 1:
