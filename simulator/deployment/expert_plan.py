@@ -257,7 +257,7 @@ class _Pools:
         return (
             isinstance(kind, str)  # what else it may be is refused when the policy is built
             and "." not in kind
-            and all(isinstance(value, int | float) for value in fields)
+            and all(isinstance(value, int | float | dict) for value in fields)
         )
 
     def draw(self) -> _Drawn:

@@ -65,8 +65,18 @@ def _scheduling_text(plan: DeploymentPlan) -> str:
 
 
 def policy_text(policy: Policy) -> str:
-    """Describe a policy's table for people: ``lognormal (sigma 1.06, affinity 0.5)``."""
-    fields = ", ".join(f"{key} {value}" for key, value in policy.items() if key != "kind")
+    """Describe a policy's table for people: ``lognormal (sigma 1.06, affinity 0.5)``.
+
+    >>> policy_text({"kind": "lognormal", "sigma": 0.1, "persistence": {"0": 0.27, "15": 0.38}})
+    'lognormal (sigma 0.1, persistence 0.27 at 0 and 0.38 at 15)'
+    """
+
+    def text(value: object) -> str:
+        if not isinstance(value, dict):
+            return str(value)
+        return " and ".join(f"{one} at {key}" for key, one in value.items())
+
+    fields = ", ".join(f"{key} {text(value)}" for key, value in policy.items() if key != "kind")
     return f"{policy['kind']} ({fields})" if fields else str(policy["kind"])
 
 

@@ -92,6 +92,52 @@ def test_consecutive_tokens_of_a_run_share_the_persistence_and_runs_are_stranger
     assert alone == pytest.approx(shape.top_k / shape.num_experts, abs=0.03)
 
 
+def test_persistence_by_layer_is_interpolated_and_a_number_is_of_all_layers():
+    shape, lengths = moe(64, 6), [500] * 8
+
+    def shares(**keys):
+        policy = build("routing", {"kind": "lognormal", "sigma": 0.3, **keys}, "test")
+        router = policy.prepare(shape, 5, np.random.default_rng(0))
+        return [shared_with_previous(route(router, lengths, layer)) for layer in range(5)]
+
+    rising = shares(persistence={"4": 0.8, "0": 0.2})
+    assert rising == pytest.approx([0.2, 0.35, 0.5, 0.65, 0.8], abs=0.03)
+    assert shares(persistence={"1": 0.3, "3": 0.6})[::4] == pytest.approx([0.3, 0.6], abs=0.03)
+    assert shares(persistence=0.4) == shares(persistence={"2": 0.4})
+
+
+@pytest.mark.parametrize("affinity", [0.0, 0.6])
+def test_repetition_is_a_part_of_persistence_that_keeps_all_experts(affinity):
+    shape = moe(64, 6)
+    policy = Lognormal(sigma=0.3, affinity=affinity, persistence=0.5, repetition=0.3)
+    ids_TK = route(policy.prepare(shape, 1, np.random.default_rng(0)), [500] * 8)
+    assert shared_with_previous(ids_TK) == pytest.approx(0.5, abs=0.03)
+    whole = (np.sort(ids_TK[1:], axis=1) == np.sort(ids_TK[:-1], axis=1)).all(axis=1).mean()
+    assert whole == pytest.approx(0.3, abs=0.03)
+    without = Lognormal(sigma=0.3, affinity=affinity, persistence=0.5)
+    other_TK = route(without.prepare(shape, 1, np.random.default_rng(0)), [500] * 8)
+    assert (np.sort(other_TK[1:]) == np.sort(other_TK[:-1])).all(axis=1).mean() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"persistence": {"first": 0.3}}, "MoE layers by their numbers, .* got first"),
+        ({"persistence": {}}, "MoE layers by their numbers, .* got none"),
+        ({"persistence": {"3": 1.0}}, r"persistence\.3 must be at most 0.999, got 1.0"),
+        ({"persistence": {"4": 0.3}}, "names layer 4, and the model's 4 MoE layers are 0 to 3"),
+        ({"persistence": {"0": 0.5, "3": 0.1}, "repetition": 0.2}, "in layer 3 it is more"),
+    ],
+)
+def test_persistence_of_layers_that_are_not_there_is_refused(keys, told):
+    def prepare_it():
+        policy = build("routing", {"kind": "lognormal", "sigma": 0.3, **keys}, "test")
+        policy.prepare(moe(), NUM_LAYERS, np.random.default_rng(0))
+
+    with pytest.raises(UserError, match=told):
+        prepare_it()
+
+
 def shared_with_previous(ids_TK):
     return (ids_TK[1:, :, None] == ids_TK[:-1, None, :]).any(axis=2).mean()
 

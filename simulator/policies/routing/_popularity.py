@@ -51,9 +51,13 @@ class PopularityRouter:
     """Stages of each kind of text's popularity, each a domain (:class:`RecordedSequences`)."""
     stage_s: float = math.inf
     """Seconds from one stage to the next."""
-    hold: float = 0.0
-    """Probability that a token keeps the previous token's noise for an expert, and its topic.
-    Keeping does not depend on the outcome, so popularity is the same with and without."""
+    hold_L: NDArray[np.float64] | None = None
+    """Probability in each layer that a token keeps the previous token's noise for an expert, and
+    its topic; ``None`` = 0. Keeping does not depend on the outcome, so popularity is the same with
+    and without."""
+    repeat_L: NDArray[np.float64] | None = None
+    """Probability in each layer that a token keeps all of the previous token's noise at once;
+    ``None`` = 0."""
     num_ranked: int = 0
     """Experts of a token that are returned, best first; 0 = the ``K`` that it chooses, in no
     particular order."""
@@ -125,8 +129,15 @@ class PopularityRouter:
         # Layers called with one stream share the domains of their runs, as layers of one text do,
         # and nothing else.
         rng = np.random.default_rng([int(rng.integers(1 << 62)), layer])
-        holds = self.hold > 0 and len(lengths) < num_tokens
-        topic_T = self._topics(layer, domain_T, is_first_T, rng)
+        hold, repeat = (
+            0.0 if chance_L is None else float(chance_L[layer])
+            for chance_L in (self.hold_L, self.repeat_L)
+        )
+        holds = max(hold, repeat) > 0 and len(lengths) < num_tokens
+        repeats_T = np.zeros(num_tokens, dtype=bool)
+        if holds and repeat > 0:
+            repeats_T = (rng.random(num_tokens) < repeat) & ~is_first_T
+        topic_T = self._topics(layer, domain_T, is_first_T, repeats_T, hold, rng)
 
         num_choices = self.num_ranked or self.moe.top_k
         topk_ids_TK = np.empty((num_tokens, num_choices), dtype=np.int16)
@@ -136,7 +147,7 @@ class PopularityRouter:
             part = slice(start, start + chunk)
             noise_TE = self._noise(len(domain_T[part]), rng)
             if holds:
-                _take_over(noise_TE, last_noise_E, is_first_T[part], self.hold, rng)
+                _take_over(noise_TE, last_noise_E, is_first_T[part], repeats_T[part], hold, rng)
                 last_noise_E = noise_TE[-1].copy()
             noise_TE *= self.handicap_DLCE[domain_T[part], layer, topic_T[part]]
             topk_ids_TK[part] = choose(noise_TE, self.moe, self.num_ranked)
@@ -165,6 +176,8 @@ class PopularityRouter:
         layer: int,
         domain_T: NDArray[np.int64],
         is_first_T: NDArray[np.bool_],
+        repeats_T: NDArray[np.bool_],
+        hold: float,
         rng: np.random.Generator,
     ) -> NDArray[np.int64]:
         num_tokens = len(domain_T)
@@ -173,7 +186,7 @@ class PopularityRouter:
         # The last topic takes what rounding leaves.
         drawn_TC = rng.random(num_tokens)[:, None] >= self.topic_cdf_DLC[domain_T, layer, :-1]
         topic_T: NDArray[np.int64] = drawn_TC.sum(axis=1)
-        is_new_T = is_first_T | (rng.random(num_tokens) >= self.hold)
+        is_new_T = is_first_T | (~repeats_T & (rng.random(num_tokens) >= hold))
         return topic_T[np.maximum.accumulate(np.where(is_new_T, np.arange(num_tokens), 0))]
 
 
@@ -227,20 +240,31 @@ def with_affinity(
 
 
 def with_persistence(
-    router: PopularityRouter, persistence: float, rng: np.random.Generator
+    router: PopularityRouter,
+    persistence_L: NDArray[np.float64],
+    repetition_L: NDArray[np.float64],
+    rng: np.random.Generator,
 ) -> PopularityRouter:
-    """Make the router keep enough from token to token that consecutive tokens share ``persistence``
-    of their experts.
+    """Make the router keep enough from token to token that consecutive tokens share
+    ``persistence_L`` of their experts in each layer, of which ``repetition_L`` is by tokens that
+    keep all of them.
 
     The share that follows from a probability of keeping has no closed form with groups and topics,
-    so it is measured on a sample. Where popularity alone makes tokens share more, nothing is kept.
+    so it is measured on a sample, over all layers alike. Where popularity alone makes tokens share
+    more, nothing is kept.
     """
     holds = np.linspace(0.0, 0.99, 12)
-    num_layers = router.handicap_DLCE.shape[1]
+    num_layers = len(persistence_L)
     layers = np.unique(np.linspace(0, num_layers - 1, min(num_layers, 8)).astype(np.int64))
     seed = int(rng.integers(2**32))
-    shared = [_shared_experts(replace(router, hold=float(hold)), layers, seed) for hold in holds]
-    return replace(router, hold=float(np.interp(persistence, np.maximum.accumulate(shared), holds)))
+    shared = [
+        _shared_experts(replace(router, hold_L=np.full(num_layers, hold)), layers, seed)
+        for hold in holds
+    ]
+    # Tokens that keep all of their experts share all; the others are as far apart as without them.
+    others_L = (persistence_L - repetition_L) / (1 - repetition_L)
+    hold_L = np.interp(others_L, np.maximum.accumulate(shared), holds)
+    return replace(router, hold_L=hold_L, repeat_L=repetition_L if repetition_L.any() else None)
 
 
 def _shared_experts(router: PopularityRouter, layers: NDArray[np.int64], seed: int) -> float:
@@ -262,13 +286,15 @@ def _take_over(
     noise_TE: NDArray[np.float32],
     last_noise_E: NDArray[np.float32],
     is_first_T: NDArray[np.bool_],
+    repeats_T: NDArray[np.bool_],
     hold: float,
     rng: np.random.Generator,
 ) -> None:
-    """Replace, in place, each token's noise by its predecessor's with chance ``hold``, except at
-    the first of a run.
+    """Replace, in place, each token's noise by its predecessor's: all of it where the token
+    repeats, otherwise each value with chance ``hold``, and none at the first of a run.
     """
     holds_TE = rng.integers(1 << 16, size=noise_TE.shape, dtype=np.uint16) < round(hold * (1 << 16))
+    holds_TE[repeats_T] = True
     holds_TE[is_first_T] = False
     _pass_on(noise_TE, last_noise_E, holds_TE)
 
