@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from simulator.base.errors import UserError
+from simulator.base.plugins import build
 from simulator.config.ffns.moe import MoE
+from simulator.config.model import load_model
 from simulator.policies.routing.lognormal import Lognormal
 from simulator.policies.routing.replay import Replay
 from tests.shared import shared_file
@@ -208,3 +210,38 @@ def test_replayed_counts_keep_the_skew_of_model_and_text(moe, num_layers, domain
     peak_L = peak(load_LE(ids_LTK, moe))
     assert peak_L.min() > low * 0.96
     assert peak_L.max() < high * 1.04
+
+
+REPEATS = {
+    "ArXiv": (14.0, 27.9, 22.7, 46.5, 62.3, 52.9),
+    "DM Mathematics": (14.1, 28.4, 19.7, 44.9, 67.0, 44.5),
+    "GitHub": (14.9, 28.1, 19.7, 49.9, 66.9, 49.2),
+    "Gutenberg": (13.9, 26.1, 26.3, 49.5, 63.1, 52.2),
+    "PhilPapers": (13.6, 25.3, 22.1, 46.9, 61.9, 51.3),
+    "PubMed Abstracts": (14.2, 24.6, 22.0, 48.6, 61.6, 51.8),
+    "StackExchange": (13.6, 27.2, 23.6, 48.2, 64.6, 53.6),
+    "Wikipedia (en)": (14.4, 23.6, 25.3, 49.8, 62.1, 51.8),
+}
+"""Consecutive tokens of Mixtral-8x7B with the same first choice, and with one of their two experts
+in common, %, in layers 0, 15 and 31 each (Mixtral of Experts, arXiv:2401.04088, Table 5)."""
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_mixtral_repeats_its_experts_as_its_paper_says(seed):
+    model = load_model("mixtral-8x7b", "test")
+    policy = build("routing", model.routing, "test")
+    router = policy.prepare(MIXTRAL, model.num_moe_layers, np.random.default_rng(seed))
+    runs, best_first = np.full(60, 1000), router.rank_choices(2)
+    drawn = []
+    for layer in (0, 15, 31):
+        ids_RTK = best_first.topk_ids(layer, runs, np.random.default_rng(seed)).reshape(60, 1000, 2)
+        now, before = ids_RTK[:, 1:], ids_RTK[:, :-1]
+        first = (now[..., 0] == before[..., 0]).mean()
+        either = (now[..., :, None] == before[..., None, :]).any(axis=(2, 3)).mean()
+        drawn.append((first, either))
+    found = 100 * np.array(drawn).T.ravel()
+    table = np.array(list(REPEATS.values()))
+    # Layer 31 repeats first choices more, and others less, than two numbers can say at once.
+    assert found == pytest.approx(table.mean(axis=0), abs=1.6)
+    assert (table.min(axis=0) <= found).all()
+    assert (found <= table.max(axis=0)).all()
