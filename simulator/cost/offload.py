@@ -4,7 +4,7 @@ processor, beside what the GPU computes.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,25 +57,39 @@ def offloaded_s(
     """Seconds of the routed experts, ``[S, L]`` by step and layer of a replay.
 
     The GPU computes the experts it holds while others arrive, and these behind their arrival; the
-    processor computes the rest meanwhile, and reads the same memory as the copies do. Experts that
-    were fetched ahead travelled while the layer before computed; what this did not hide is waited
-    for.
+    processor computes the rest meanwhile, and reads the same memory as the copies do.
+
+    Experts are fetched ahead while the link idles: from when the layer before has all that it asked
+    for, until this layer asks. Then they give way to what is missing, as ProMoE's do
+    (arXiv:2410.22134): what of the right ones has not arrived is asked for like any other, and of
+    the wrong ones nothing more travels. How long the link idles is taken as if what the layer
+    before had fetched ahead were late; the first layer's is the last one, of the step before.
 
     Args:
         gpu_s: seconds of the GPU with all experts in its own memory; each takes its share.
         beside_s: seconds of the GPU for the rest of a layer.
     """
-    used_SL = np.maximum(uses.used_SL, 1)
-    arriving_s = gpu_s * uses.uploaded_SL / used_SL
-    below_s = gpu_s * uses.below_SL / used_SL
-    held_s = gpu_s - arriving_s - below_s
-    copied_s = copy_s(uses.uploaded_SL, size, rates)
-    late_s = np.maximum(copy_s(uses.fetched_SL, size, rates) - (gpu_s + beside_s), 0.0)
     processor_s = _processor_s(uses, size, rates)
-    return np.maximum(np.maximum(held_s, copied_s) + arriving_s, processor_s) + late_s
+
+    def layer_s(arriving_SL: NDArray[Any], copied_s: Floats) -> Floats:
+        used_SL = np.maximum(uses.used_SL, 1)
+        arriving_s = gpu_s * arriving_SL / used_SL
+        held_s = gpu_s - arriving_s - gpu_s * uses.below_SL / used_SL
+        return np.maximum(np.maximum(held_s, copied_s) + arriving_s, processor_s)
+
+    asked_SL = uses.uploaded_SL + uses.ahead_SL
+    copied_s = copy_s(asked_SL, size, rates)
+    whole_s = layer_s(asked_SL, copied_s)
+    if not uses.fetched_SL.any():
+        return whole_s
+    idle_s = np.roll(whole_s - copied_s, 1, axis=1) + beside_s
+    fetched_s = copy_s(uses.fetched_SL, size, rates)
+    share_SL = np.divide(idle_s, fetched_s, out=np.ones_like(idle_s), where=fetched_s > idle_s)
+    late_SL = asked_SL - uses.ahead_SL * share_SL
+    return layer_s(late_SL, copy_s(late_SL, size, rates))
 
 
-def copy_s(experts: NDArray[np.int64], size: ExpertSize, rates: OffloadRates) -> Floats:
+def copy_s(experts: NDArray[Any], size: ExpertSize, rates: OffloadRates) -> Floats:
     """Seconds in which so many experts travel to the GPU, one behind another."""
     moving_s = experts * (size.weight_bytes / rates.copy_bytes_per_s)
     return np.where(experts > 0, rates.latency_s + moving_s, 0.0)

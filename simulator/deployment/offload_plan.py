@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
-from simulator.base.plugins import build
+from simulator.base.plugins import available, build
 from simulator.config.host_memory import HostSpec
 from simulator.config.offload import OffloadSpec
 from simulator.cost.offload import OffloadRates, find_rates
@@ -124,6 +124,15 @@ def plan_offload(
         build("caching", spec.caching, f"{where} caching"),
         build("prefetching", spec.prefetching, f"{where} prefetching"),
     )
+    drawn = str(experts.routing["kind"])
+    is_drawn = drawn != "replay" and drawn in available("routing")
+    if is_drawn and getattr(rules.prefetching, "learns", False):
+        raise UserError(
+            f"{where}: prefetching '{spec.prefetching['kind']}' learns which experts follow each "
+            f"other from layer to layer, and routing '{drawn}' draws each layer by itself, so it "
+            'cannot tell; use prefetching.kind = "next_layer" with its hit_rate, or routing.kind = '
+            '"replay" with a recording'
+        )
     is_idle = spec.slots > 0 and rules.uploads == 0
     if is_idle and begins_empty(rules, experts.earlier_LTK, num_experts):
         raise UserError(

@@ -13,7 +13,8 @@ def describe_offload(placement: Placement) -> str | None:
         return None
     uses, rates = offload.replay(1), offload.rates
     size = expert_bytes(placement.model, placement.layout, placement.precision, placement.pruning)
-    brought = float((uses.uploaded_SL + uses.fetched_SL).sum(axis=1).mean()) * size
+    brought = float((uses.uploaded_SL + uses.ahead_SL).sum(axis=1).mean()) * size
+    in_vain = float((uses.fetched_SL - uses.ahead_SL).sum(axis=1).mean()) * size
     below = float(uses.below_SL.sum(axis=1).mean()) * size
     costs = [
         f"{amount / 1e9:.2f} GB for each token {way} at {rate / 1e9:.1f} GB/s"
@@ -23,6 +24,8 @@ def describe_offload(placement: Placement) -> str | None:
         )
         if amount
     ]
+    if in_vain:
+        costs.append(f"and up to {in_vain / 1e9:.2f} GB are fetched ahead in vain")
     return (
         f"{placement.name}: {offload.rules.slots} of the {offload.num_experts} experts of a layer "
         f"are in the GPU's memory; by replay, a sequence alone finds {uses.hit_rate:.0%} of its "

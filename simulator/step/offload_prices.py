@@ -57,5 +57,7 @@ class OffloadPrices:
         )
 
     def _price_layer(self, uses: CacheUses, gpu_s: float, beside_s: float, layer: int) -> float:
-        own = CacheUses(*(one[:, layer : layer + 1] for one in uses))
-        return float(offloaded_s(own, gpu_s, beside_s, self._size, self._offload.rates).mean())
+        # The layer itself behind the one before it, during which experts are fetched ahead.
+        pair = CacheUses(*(one[:, [layer - 1, layer]] for one in uses))
+        seconds = offloaded_s(pair, gpu_s, beside_s, self._size, self._offload.rates)
+        return float(seconds[:, 1].mean())

@@ -129,15 +129,34 @@ def test_more_slots_never_hurt_and_room_for_all_leaves_first_uses(kind, shape, s
 
 
 @cases(30)
-@given(SHAPES, st.integers(1, 8))
-def test_experts_that_layers_always_follow_with_are_fetched_before_they_are_asked_for(shape, most):
-    layers, tokens, top_k, num_experts, seed = shape
-    one_TK = draw_ids(1, tokens, top_k, num_experts, seed)[0]
+@given(SHAPES)
+def test_experts_that_layers_always_follow_with_are_fetched_before_they_are_asked_for(shape):
+    layers, tokens, _, num_experts, seed = shape
+    one_TK = draw_ids(1, tokens, 1, num_experts, seed)[0]
     ids_LTK = np.stack([(one_TK + layer) % num_experts for layer in range(layers)])
-    policy = build("prefetching", {"kind": "next_layer", "experts": num_experts}, "test")
+    policy = build("prefetching", {"kind": "successors", "experts": num_experts}, "test")
     uses = replay("lru", ids_LTK, num_experts, 1, ahead=policy)
     assert not uses.uploaded_SL[:, 1:].any()  # each expert of a layer has one that follows it
     assert (uses.ahead_SL[:, 0] == 0).all()  # nothing tells the first layer's
+    assert np.array_equal(uses.fetched_SL, uses.ahead_SL)  # as many are named as are used
+
+
+@pytest.mark.parametrize(("num_experts", "top_k"), [(8, 2), (32, 4)])
+@pytest.mark.parametrize("hit_rate", [0.0, 0.3, 0.8, 1.0])
+def test_a_router_asked_ahead_is_right_as_often_as_its_key_says(hit_rate, num_experts, top_k):
+    ids_LTK = draw_ids(4, 3000, top_k, num_experts, 5)
+    keys = {"kind": "next_layer", "experts": num_experts, "hit_rate": hit_rate}
+    policy = build("prefetching", keys, "test")
+    empty = replay("lru", ids_LTK, num_experts, 0, ahead=policy)
+    assert (empty.fetched_SL[:, 1:] == top_k).all()  # as many as are used, right or not
+    assert not empty.fetched_SL[:, 0].any()  # nothing is known before the first layer
+    share = empty.ahead_SL[:, 1:].sum() / empty.used_SL[:, 1:].sum()
+    error = np.sqrt(hit_rate * (1 - hit_rate) / empty.used_SL[:, 1:].sum())
+    assert abs(share - hit_rate) <= 4 * error
+    half = replay("lru", ids_LTK, num_experts, num_experts // 2, ahead=policy)
+    alone = replay("lru", ids_LTK, num_experts, num_experts // 2)
+    assert np.array_equal(half.held_SL, alone.held_SL)  # what stays hangs on uses alone
+    assert half.fetched_SL.sum() < empty.fetched_SL.sum()  # what is held is not fetched
 
 
 @pytest.mark.measured

@@ -73,6 +73,10 @@ REFUSED = [
         "an overflow changes them; leave overflow or offload out",
     ),
     ({**INT4, "offload": {**ONE, "prefetching": {"kind": "next"}}}, "next_layer"),
+    (
+        {**INT4, "offload": {**ONE, "prefetching": {"kind": "successors"}}},
+        r"routing 'lognormal' draws each layer by itself, .* cannot tell; .*next_layer.* hit_rate",
+    ),
 ]
 
 

@@ -16,8 +16,9 @@ class Predictor(Protocol):
         the layers before it used. What is not above 0 is not fetched.
 
         Args:
-            used_LE: experts that the step uses, in every layer; layer ``l`` may look at the rows
-                before ``l`` alone.
+            used_LE: experts that the step uses, in every layer. Layer ``l`` may look at the rows
+                before ``l``; a policy that is right as often as its key says (``hit_rate``), at its
+                own row too.
         """
         ...
 
@@ -25,6 +26,9 @@ class Predictor(Protocol):
 class PrefetchingPolicy(Protocol):
     """Interface of the files in this folder: a frozen pydantic model whose fields are its
     configuration keys.
+
+    One that learns how experts of two layers follow each other has a class variable ``learns =
+    True``, and is refused where routing is drawn: its layers choose independently of each other.
     """
 
     @property
