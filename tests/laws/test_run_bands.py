@@ -366,6 +366,18 @@ def test_a_verdict_that_is_not_sure_says_so_first(tiny):
         assert f"With a probability of {tell_chance(better[key])}, {what} " in told["headline"]
     assert told["reasons"][0].startswith("quick is better with a probability of ")
 
+    def told_of(**offloaded):
+        changed = {**run, "deployments": {**facts, "quick": {**facts["quick"], **offloaded}}}
+        return verdict(gather(changed, summary, records))["reasons"][0]
+
+    # Hits of a cache of experts rest on how often tokens repeat themselves, which no band is of.
+    cache = "in dram, 4 of a layer cached by lru"
+    drawn = told_of(offload=cache, routing="lognormal (sigma 1.0)")
+    assert "synthetic routing cannot tell" in drawn
+    assert "with a probability of" not in drawn
+    recorded = told_of(offload=cache, routing="replay (trace ids.npz)")
+    assert recorded == told["reasons"][0]
+
 
 def test_shares_move_by_their_difference_and_other_figures_by_their_ratio():
     drawn = np.array([0.1, 0.6, 0.9])
