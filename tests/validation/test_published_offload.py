@@ -88,7 +88,9 @@ def replay_mixtral(slots, **prefetching):
 
 def test_fetching_ahead_gains_what_mixtral_offloading_gains():
     """Its public code copies an expert on the stream that computes, so that nothing is computed
-    meanwhile and a layer takes compute + missing x copy. Two rows give both.
+    meanwhile and a layer takes compute + missing x copy. Two rows give both. It was chosen after
+    both ways were tried: with cached experts computed during copies the median error is 0.13, the
+    largest 0.28, and two links are faster than their peaks.
     """
     errors = {}
     for (gpu, bits), (full, cached, uncached, slots) in ABLATIONS.items():

@@ -241,7 +241,8 @@ def test_mixtral_repeats_its_experts_as_its_paper_says(seed):
         drawn.append((first, either))
     found = 100 * np.array(drawn).T.ravel()
     table = np.array(list(REPEATS.values()))
-    # Layer 31 repeats first choices more, and others less, than two numbers can say at once.
+    # Layer 31 repeats first choices more, and others less, than two numbers can say at once: off by
+    # 1.1 points, where drawing has an error of 0.2. Elsewhere it is up to 0.7, by interpolation.
     assert found == pytest.approx(table.mean(axis=0), abs=1.6)
     assert (table.min(axis=0) <= found).all()
     assert (found <= table.max(axis=0)).all()
