@@ -74,6 +74,11 @@ class TrainingParallel(Frozen):
     pass keys and values on in a ring."""
     pp: Stages = 1
     """Pipeline stages."""
+    layout: Annotated[str, Field(max_length=1000)] | None = None
+    """Layers of each chunk in Megatron-Core's form (``--pipeline-model-parallel-layout``), such as
+    ``Et*3|(tt|)*29|L``: a bar between chunks in the order of layers, E the embedding table, t a
+    layer, L the output matrix; absent = as evenly as possible, with those two in chunks of their
+    own where there are more chunks than layers."""
     ep: Gpu | None = None
     """Expert parallelism: ranks of a stage that share the routed experts whole; absent = 1, and
     experts are split like dense blocks."""

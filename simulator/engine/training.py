@@ -28,7 +28,7 @@ from simulator.engine.fabric import FluidWires
 from simulator.policies.pipelining import ChunkPlace, Pass, PassKind, Turn
 from simulator.results.training import PARTS
 from simulator.step.training import TrainingPrices
-from simulator.work.trained import ParameterCount
+from simulator.work.trained import Chunk, ParameterCount
 
 # Passes of a micro-batch on the ranks that share it: every rank is a SimPy process that computes,
 # meets the others, and exchanges over shared links, as in a serving step.
@@ -76,7 +76,7 @@ class PassTable:
     def find_pass(self, kind: PassKind, depth: int) -> PassTimes:
         """Find the times of a pass through the chunk at a place in the order of layers."""
         if (kind, depth) not in self._found:
-            self._found[kind, depth] = self._simulate(kind, self._plan.layers[depth])
+            self._found[kind, depth] = self._simulate(kind, self._plan.chunks[depth])
         return self._found[kind, depth]
 
     def find_turn(self, stage: int, turn: Turn) -> PassTimes:
@@ -97,15 +97,15 @@ class PassTable:
         share = exposed_s / travel_s if travel_s else 0.0
         return PassTimes({name: share * s if name in _TRAVELS else s for name, s in phases.items()})
 
-    def _simulate(self, kind: PassKind, layers: range) -> PassTimes:
+    def _simulate(self, kind: PassKind, chunk: Chunk) -> PassTimes:
         """Simulate a pass of each of the micro-batches that stand for all, and take the mean."""
         count = self._prices.num_drawn
-        found = [self._run(layers, kind, micro_batch) for micro_batch in range(count)]
+        found = [self._run(chunk, kind, micro_batch) for micro_batch in range(count)]
         return PassTimes({name: sum(one[name] for one in found) / count for name in found[0]})
 
-    def _run(self, layers: range, kind: PassKind, micro_batch: int) -> dict[str, float]:
+    def _run(self, chunk: Chunk, kind: PassKind, micro_batch: int) -> dict[str, float]:
         env = simpy.Environment()
-        operations = self._prices.list_operations(layers, kind, micro_batch)
+        operations = self._prices.list_operations(chunk, kind, micro_batch)
         num_ranks = self._plan.placement.layout.num_ranks
         return finish_step(env, run_step(env, FluidWires(env), operations, num_ranks)).phases
 

@@ -31,7 +31,7 @@ from simulator.step.prices import Prices
 from simulator.step.program import Batch, Busy, Operation, Together
 from simulator.step.training_texts import draw_texts, find_kinds
 from simulator.work.layout import shard
-from simulator.work.trained import Recompute
+from simulator.work.trained import Chunk, Recompute
 
 ATTENTION_RATIO = 2.5 * 648 / 561
 """Ratio of the seconds of attention's backward pass to those of its forward pass: it makes the
@@ -214,16 +214,18 @@ class TrainingPrices:
         }
 
     def list_operations(
-        self, layers: range, kind: PassKind, micro_batch: int = 0
+        self, chunk: Chunk, kind: PassKind, micro_batch: int = 0
     ) -> list[Operation]:
-        """List the operations of a pass through layers, in order. A pass with the last layer makes
-        the logits, or their gradients.
+        """List the operations of a pass through a chunk of layers, in order. One with the head
+        makes the logits, or their gradients.
 
         Args:
             micro_batch: among those that stand for all.
         """
         way, steps = self._ways[kind], self._price_experts(micro_batch)
-        operations = [*self._layers(layers, way, steps), *self._head(layers, way)]
+        operations = [*self._layers(chunk.layers, way, steps)]
+        if chunk.has_head:
+            operations.append(self._head(way))
         if self._measured is not None:
             ratios = self._measured.forward if kind == "forward" else self._measured.backward
             operations = [_scale(one, ratios) for one in operations]
@@ -231,7 +233,7 @@ class TrainingPrices:
             return operations
         if kind == "weight":
             return [one for one in operations if isinstance(one, Busy)]
-        return [*self._redo(layers, steps), *reversed(operations)]
+        return [*self._redo(chunk.layers, steps), *reversed(operations)]
 
     @cached_property
     def _ways(self) -> dict[PassKind, _Way]:
@@ -368,12 +370,11 @@ class TrainingPrices:
         size = np.array([per_token * element * self.micro_batch.rank_tokens * cp])
         return float(ring.all_reduces_s(size, tuple(range(0, tp * cp, tp)))[0]) / 2.0
 
-    def _head(self, layers: range, way: _Way) -> Iterator[Operation]:
+    def _head(self, way: _Way) -> Operation:
         model = self.placement.model
-        if layers.stop == model.num_layers:
-            weights = model.vocab_size * model.hidden_size / self.placement.layout.tp
-            seconds = self._multiply(float(self._prices.head_s[1]), weights, way)
-            yield Busy("dense", -1, np.full(self.placement.layout.num_ranks, seconds))
+        weights = model.vocab_size * model.hidden_size / self.placement.layout.tp
+        seconds = self._multiply(float(self._prices.head_s[1]), weights, way)
+        return Busy("dense", -1, np.full(self.placement.layout.num_ranks, seconds))
 
 
 def _scale(operation: Operation, ratios: Mapping[str, float]) -> Operation:

@@ -4,6 +4,8 @@ needs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Literal, NamedTuple
 
 from simulator.config.ffns import FFN
@@ -12,6 +14,17 @@ from simulator.config.model import ModelSpec
 from simulator.work.layout import Layout, shard
 
 Recompute = Literal["none", "selective", "experts", "full"]
+
+
+class Chunk(NamedTuple):
+    """Consecutive layers of a pipeline stage; none where it has the embedding table or the output
+    matrix alone.
+    """
+
+    layers: range
+    has_embedding: bool
+    has_head: bool
+    """Whether the last norm and the output matrix are behind the layers."""
 
 
 class ParameterCount(NamedTuple):
@@ -33,20 +46,30 @@ class Kept(NamedTuple):
     """Numbers for each token-expert pair."""
 
 
-def count_parameters(model: ModelSpec, layout: Layout, layers: range) -> ParameterCount:
-    """Count the parameters of a range of layers on one rank; the embedding table is with the first
-    layer, the output matrix and the last norm with the last one.
-
-    The first and the last of several stages each hold a tied embedding table.
+def cut_chunks(counts: Sequence[int]) -> tuple[Chunk, ...]:
+    """Cut a model into chunks of so many layers: the embedding table is with the first one, the
+    output matrix with the last.
     """
-    is_first, is_last = layers.start == 0, layers.stop == model.num_layers
-    dense = float(model.num_extra_parameters) if is_first else 0.0
-    if is_first:
-        dense += model.num_embedding_parameters / layout.tp
-    if is_last:
-        dense += model.norm_vectors * model.hidden_size + _count_head(model, is_first) / layout.tp
-    expert = 0.0
-    for mixer_name, ffn_name in model.layer_names[layers.start : layers.stop]:
+    ends = list(accumulate(counts, initial=0))
+    last = len(counts) - 1
+    return tuple(
+        Chunk(range(*ends), number == 0, number == last)
+        for number, ends in enumerate(pairwise(ends))
+    )
+
+
+def count_parameters(model: ModelSpec, layout: Layout, chunk: Chunk) -> ParameterCount:
+    """Count the parameters of a chunk on one rank.
+
+    The first and the last of several chunks each hold a tied embedding table.
+    """
+    dense = expert = 0.0
+    if chunk.has_embedding:
+        dense += model.num_extra_parameters + model.num_embedding_parameters / layout.tp
+    if chunk.has_head:
+        dense += model.norm_vectors * model.hidden_size
+        dense += _count_head(model, chunk.has_embedding) / layout.tp
+    for mixer_name, ffn_name in model.layer_names[chunk.layers.start : chunk.layers.stop]:
         if mixer_name != "none":
             dense += _count_block(model, model.mixers[mixer_name], layout.tp)
         if ffn_name != "none":

@@ -13,7 +13,7 @@ from simulator.commands.train import train
 from simulator.config.law_file import load_law, measure_size
 from simulator.config.model import load_model
 from simulator.deployment.training.memory import count_stage, find_room, measure_memory
-from simulator.deployment.training.plan import make_training_plan
+from simulator.deployment.training.plan import expand_layout, make_training_plan
 from simulator.engine.training import run_training_step
 from simulator.policies.pipelining import Pass, place_in_turn
 from simulator.policies.pipelining_faults import find_schedule_fault
@@ -36,9 +36,10 @@ BASE = {
 }
 
 
-def plan_of(**changes):
+def plan_of(training=None, **changes):
     deployment = BASE["deployments"][0] | changes
-    scenario = load_training(BASE | {"deployments": [deployment]})
+    shared = BASE["training"] | (training or {})
+    scenario = load_training({"training": shared, "deployments": [deployment]})
     spec = scenario.deployments[0]
     return make_training_plan(spec, scenario.training, 0, "test", Path())
 
@@ -153,6 +154,53 @@ def test_stages_hold_all_parameters_between_them(model):
         assert sum(one.dense + one.expert for one in held) == pytest.approx(spec.num_parameters)
 
 
+def test_126_layers_on_16_stages_of_8_chunks_leave_the_ends_to_embedding_and_head():
+    """Megatron-Core counts the embedding table and the output matrix as layers then
+    (``account_for_embedding_in_pipeline_split``, ``account_for_loss_in_pipeline_split``): 126 + 2
+    are 128 chunks.
+    """
+    keys = {"model": "llama-3.1-405b", "num_gpus": 512}
+    parallel = {"tp": 4, "pp": 16}
+    chunks = {"pipelining": {"kind": "interleaved", "chunks": 8}}
+    plan = plan_of(**keys, **chunks, parallel=parallel, training={"global_batch": 128})
+    assert [len(chunk.layers) for chunk in plan.chunks] == [0] + [1] * 126 + [0]
+    # Stage 0 has the empty first chunk and a layer in seven others, the last stage likewise.
+    model = load_model("llama-3.1-405b", "test")
+    held = [sum(count_stage(plan, stage)) for stage in range(16)]
+    assert 4 * sum(held) == pytest.approx(model.num_parameters, rel=1e-3)
+    layer = held[1] / 8
+    assert held[0] == pytest.approx(7 * layer + model.num_embedding_parameters / 4)
+    said = {**parallel, "layout": "E|(t|)*126,L"}
+    again = plan_of(**keys, **chunks, parallel=said, training={"global_batch": 128})
+    assert again.chunks == plan.chunks
+
+
+@pytest.mark.parametrize(
+    "layout", ["Et*5|t*3|t*5|t*3L", "E||t*8|t*8L", "E(tt,|)*3t*10L", "Et*16||| L"]
+)
+def test_a_layout_moves_layers_and_neither_work_nor_parameters(layout):
+    """Uneven chunks, empty ones, and a stage that has no layer at all."""
+    keys = {"pipelining": {"kind": "interleaved", "chunks": 2}}
+    parallel = BASE["deployments"][0]["parallel"]
+    even, own = plan_of(**keys), plan_of(**keys, parallel={**parallel, "layout": layout})
+    counts = [part.count("t") for part in expand_layout(layout, "test")]
+    assert [len(chunk.layers) for chunk in own.chunks] == counts
+    assert [layer for chunk in own.chunks for layer in chunk.layers] == list(range(16))
+    for count in (lambda one: one.dense, lambda one: one.expert):
+        held, usual = (
+            sum(count(count_stage(plan, stage)) for stage in range(2)) for plan in (own, even)
+        )
+        assert held == pytest.approx(usual)
+    steps = [step_of(plan) for plan in (own, even)]
+    for part in ("attention", "dense", "experts", "dispatch", "combine"):
+        busy, usual = (step.mean_parts[part] for step in steps)
+        assert busy == pytest.approx(usual, rel=1e-6)
+    stages = [counts[0] + counts[2], counts[1] + counts[3]]
+    if max(stages) > 9:
+        assert steps[0].step_s > 1.1 * steps[1].step_s
+    assert measure_memory(own).total_bytes > 0.0
+
+
 def test_trained_flops_are_six_for_each_weight_and_what_attention_takes():
     model = load_model("llama-3.1-8b", "test")
     short, long = (trained_flops(model, tokens) / tokens for tokens in (1, 4096))
@@ -185,6 +233,12 @@ def test_a_later_routing_changes_the_days_and_nothing_else():
         ({"micro_batch": 5}, r"must divide the global_batch \(64\), as it does 40"),
         ({"pipelining": {"kind": "dualpipe_v"}, "micro_batch": 4}, "at least twice as many"),
         ({"model": "llama-3.1-8b"}, "is dense and has no experts"),
+        ({"pipelining": {"kind": "interleaved", "chunks": 10}}, "must be at most 18"),
+        ({"parallel": {"pp": 2, "layout": "Et*8|t*7|tL"}}, "has 3 chunks, and .* need 2"),
+        ({"parallel": {"pp": 2, "layout": "Et*8|t*7L"}}, r"has 15 layers \(t\), and olmoe.* 16"),
+        ({"parallel": {"pp": 2, "layout": "Et*8|t*8"}}, "end with L .output matrix"),
+        ({"parallel": {"pp": 2, "layout": "Et*8|t*8mL"}}, "is not simulated"),
+        ({"parallel": {"pp": 2, "layout": "E(t*999)*999|L"}}, "more than 1,000 layers"),
         ({"later": [{"after_tokens": 1e10, "routing": {"kind": "uniformm"}}]}, "did you mean"),
     ],
 )

@@ -46,9 +46,9 @@ def step(**keys):
 def test_passes_are_those_of_serving_times_what_was_measured(ranks):
     own = plan(num_gpus=ranks, parallel={"ep": ranks}, micro_batch=4)
     prices, ratios = price_micro_batch(own), own.placement.calibration.training
-    layers = range(own.model.num_layers)
-    forward = prices.list_operations(layers, "forward")
-    backward = prices.list_operations(layers, "backward")
+    (chunk,) = own.chunks
+    forward = prices.list_operations(chunk, "forward")
+    backward = prices.list_operations(chunk, "backward")
     assert [(one.phase, one.layer) for one in forward] == [
         (one.phase, one.layer) for one in reversed(backward)
     ]

@@ -11,7 +11,7 @@ from simulator.config.host import HostCalibration, HostRates
 from simulator.config.model import ModelSpec
 from simulator.config.training import TrainingDeployment
 from simulator.work.layout import Layout
-from simulator.work.trained import count_parameters
+from simulator.work.trained import Chunk, count_parameters
 
 _TRAINED_HERE: dict[str, object] = {
     "dtype": "fp32",
@@ -46,7 +46,7 @@ def choose_host_rates(
             f"{place}: num_gpus ({spec.num_gpus}) must be at most the {host.num_cores} cores of "
             f"'{host.machine}': trainings were timed with a core for each rank"
         )
-    own = count_parameters(model, layout, range(model.num_layers))
+    own = count_parameters(model, layout, Chunk(range(model.num_layers), True, True))
     num_bytes = _VALUE_BYTES * (own.dense + own.expert) * spec.num_gpus
     rates = host.choose_tables(spec.num_gpus, num_bytes)
     _ = rates.training

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from simulator.base.errors import UserError
 from simulator.config.dtypes import BYTES_PER_ELEMENT
 from simulator.deployment.training.plan import TrainingPlan
-from simulator.work.trained import ParameterCount, count_kept, count_parameters
+from simulator.work.trained import Chunk, ParameterCount, count_kept, count_parameters
 
 _LOGIT_BYTES = 4.0 + 2.0
 """Bytes of a logit: as the loss reads it, in fp32, and its gradient in bf16."""
@@ -91,12 +91,18 @@ def find_room(plan: TrainingPlan) -> float:
     return plan.placement.accelerator.servable_memory_bytes * plan.spec.memory_fraction
 
 
+def list_chunks(plan: TrainingPlan, stage: int) -> list[Chunk]:
+    """List the chunks of a stage, in the order of layers."""
+    return [
+        chunk for place, chunk in zip(plan.places, plan.chunks, strict=True) if place.stage == stage
+    ]
+
+
 def count_stage(plan: TrainingPlan, stage: int) -> ParameterCount:
     """Count the parameters of all chunks of a stage on one rank."""
     counts = [
-        count_parameters(plan.model, plan.placement.layout, layers)
-        for place, layers in zip(plan.places, plan.layers, strict=True)
-        if place.stage == stage
+        count_parameters(plan.model, plan.placement.layout, chunk)
+        for chunk in list_chunks(plan, stage)
     ]
     return ParameterCount(
         sum(one.dense for one in counts),
@@ -137,11 +143,11 @@ def list_sizes(plan: TrainingPlan, stage: int, imbalance: float) -> dict[int, fl
     recompute, tp = plan.spec.recompute, plan.placement.layout.tp
     pairs = plan.rank_tokens / tp * _count_choices(plan) * imbalance
     found = {}
-    for place, layers in zip(plan.places, plan.layers, strict=True):
+    for place, chunk in zip(plan.places, plan.chunks, strict=True):
         if place.stage != stage:
             continue
         total = 0.0
-        for names in plan.model.layer_names[layers.start : layers.stop]:
+        for names in plan.model.layer_names[chunk.layers.start : chunk.layers.stop]:
             kept = count_kept(plan.model, *names, recompute)
             total += kept.per_token * plan.rank_tokens / tp + kept.per_pair * pairs
         found[place.chunk] = total * find_element_bytes(plan)
@@ -184,11 +190,22 @@ def _count_largest_layer(plan: TrainingPlan, stage: int) -> float:
     """
     model, layout = plan.model, plan.placement.layout
     return max(
-        sum(count_parameters(model, layout, range(layer, layer + 1)))
-        for place, layers in zip(plan.places, plan.layers, strict=True)
-        if place.stage == stage
-        for layer in layers
+        sum(count_parameters(model, layout, part))
+        for chunk in list_chunks(plan, stage)
+        for part in _cut_layers(chunk)
     )
+
+
+def _cut_layers(chunk: Chunk) -> Iterator[Chunk]:
+    """Cut a chunk into chunks of a layer each."""
+    layers = chunk.layers
+    if len(layers) < 2:
+        yield chunk
+        return
+    for layer in layers:
+        has_embedding = chunk.has_embedding and layer == layers.start
+        has_head = chunk.has_head and layer == layers.stop - 1
+        yield Chunk(range(layer, layer + 1), has_embedding, has_head)
 
 
 def _measure_layer(plan: TrainingPlan, stage: int, imbalance: float) -> float:
@@ -197,14 +214,13 @@ def _measure_layer(plan: TrainingPlan, stage: int, imbalance: float) -> float:
     tokens = plan.rank_tokens / tp
     pairs = tokens * _count_choices(plan) * imbalance
     names = {
-        names
-        for place, layers in zip(plan.places, plan.layers, strict=True)
-        if place.stage == stage
-        for names in plan.model.layer_names[layers.start : layers.stop]
+        plan.model.layer_names[layer]
+        for chunk in list_chunks(plan, stage)
+        for layer in chunk.layers
     }
     kept = [count_kept(plan.model, *each, "none") for each in names]
     return find_element_bytes(plan) * max(
-        one.per_token * tokens + one.per_pair * pairs for one in kept
+        (one.per_token * tokens + one.per_pair * pairs for one in kept), default=0.0
     )
 
 

@@ -8,6 +8,7 @@ of gradients only.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 from simulator.base.errors import UserError
 from simulator.base.frozen import Policy
 from simulator.base.plugins import build
+from simulator.base.quantities import MOST_LAYERS
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import Calibration
 from simulator.config.cluster import ClusterSpec, load_kind
@@ -32,6 +34,7 @@ from simulator.policies.pipelining import ChunkPlace, PipeliningPolicy, Turn
 from simulator.policies.pipelining_faults import find_schedule_fault
 from simulator.policies.speculation import Drafts
 from simulator.work.layout import Layout, make_layout, stage_layers
+from simulator.work.trained import Chunk, cut_chunks
 
 _ENGINE = "vllm"
 """Engine whose calibrated kernels are priced; those of large batches are cuBLAS's and
@@ -53,8 +56,8 @@ class TrainingPlan:
     policy: PipeliningPolicy
     places: tuple[ChunkPlace, ...]
     """Stage of each chunk, in the order of layers."""
-    layers: tuple[range, ...]
-    """Layers of each chunk."""
+    chunks: tuple[Chunk, ...]
+    """Layers of each of ``places``."""
     num_micro_batches: int
     """Micro-batches of a step on each data-parallel rank."""
     sends: Sends | None
@@ -175,11 +178,7 @@ def plan_model(
     if refusal is not None:
         raise UserError(f"{place} [pipelining]: {refusal}")
     places = tuple(policy.place_chunks(pp))
-    if len(places) > model.num_layers:
-        raise UserError(
-            f"{place} [parallel]: {len(places)} chunks of layers on {pp} stages must be at most "
-            f"the {model.num_layers} layers of {model.name}"
-        )
+    chunks = cut_chunks(_count_layers(spec.parallel, model, len(places), place))
     rank_tokens = spec.micro_batch * training.sequence_tokens // spec.parallel.cp
     placement = place_block(
         spec, model, (cluster, accelerator), layout, rank_tokens, seed, place, folder
@@ -196,11 +195,64 @@ def plan_model(
         placement=placement,
         policy=policy,
         places=places,
-        layers=tuple(stage_layers(model.num_layers, len(places))),
+        chunks=chunks,
         num_micro_batches=num_micro_batches,
         sends=sends,
         ring=_make_ring(placement, spec.parallel, place),
     )
+
+
+def _count_layers(
+    parallel: TrainingParallel, model: ModelSpec, num_chunks: int, place: str
+) -> list[int]:
+    """Count the layers of each chunk: as ``layout`` says, or as evenly as possible, where the
+    embedding table and the output matrix may be a chunk each.
+    """
+    if parallel.layout is None:
+        if num_chunks > model.num_layers + 2:
+            raise UserError(
+                f"{place} [parallel]: {num_chunks} chunks of layers on {parallel.pp} stages must "
+                f"be at most {model.num_layers + 2}: {model.name} has {model.num_layers} layers, "
+                "an embedding table and an output matrix"
+            )
+        return [len(layers) for layers in stage_layers(model.num_layers, num_chunks)]
+    where = f"{place} [parallel]: layout '{parallel.layout}'"
+    chunks = expand_layout(parallel.layout, where)
+    if len(chunks) != num_chunks:
+        raise UserError(
+            f"{where} has {len(chunks)} chunks, and {parallel.pp} stages of "
+            f"{num_chunks // parallel.pp} each need {num_chunks}; give pp or chunks to match, or "
+            "other bars"
+        )
+    counts = [chunk.count("t") for chunk in chunks]
+    if sum(counts) != model.num_layers:
+        raise UserError(
+            f"{where} has {sum(counts)} layers (t), and {model.name} has {model.num_layers}"
+        )
+    return counts
+
+
+def expand_layout(layout: str, where: str) -> list[str]:
+    """Expand a layout as Megatron-Core writes it to the symbols of each chunk.
+
+    >>> expand_layout("Et*2|(t|)*2,L", "here")
+    ['Ett', 't', 't', 'L']
+
+    Raises:
+        UserError: if it is not in that form, or of more layers than a model may have.
+    """
+    plain = re.sub(r"[,\s]", "", layout)
+    plain = re.sub(r"\(([^()]*)\)\*(\d{1,3})", lambda found: found[1] * int(found[2]), plain)
+    if sum(map(int, re.findall(r"\d+", plain))) > MOST_LAYERS:
+        raise UserError(f"{where} has more than {MOST_LAYERS:,} layers")
+    plain = re.sub(r"([Et|L])\*(\d{1,3})", lambda found: found[1] * int(found[2]), plain)
+    if re.fullmatch(r"E[t|]*L", plain) is None:
+        raise UserError(
+            f"{where} must begin with E (embedding table), end with L (output matrix and loss), "
+            "and have t (a layer) and | (the next chunk) between, such as 'Et*3|(tt|)*29|L'; m (a "
+            "layer that predicts further tokens) is not simulated"
+        )
+    return plain.split("|")
 
 
 def _make_ring(placement: Placement, parallel: TrainingParallel, place: str) -> CommModel | None:

@@ -17,6 +17,7 @@ from simulator.planner.training.space import Split
 from simulator.policies.pipelining import PassKind
 from simulator.step.program import Busy, Together
 from simulator.step.training import price_micro_batch
+from simulator.work.trained import Chunk
 
 _PASSES: tuple[PassKind, ...] = ("forward", "backward")
 _LAYERS_OF_A_KIND = 2
@@ -51,8 +52,9 @@ def time_layers(plan: TrainingPlan, model: ModelSpec) -> LayerTimes:
     layers_s = head_s = 0.0
     for number, kind in enumerate(plan.model.layer_names):
         weight = counts[kind] / _LAYERS_OF_A_KIND
+        chunk = Chunk(range(number, number + 1), number == 0, number == plan.model.num_layers - 1)
         for way in _PASSES:
-            for operation in prices.list_operations(range(number, number + 1), way):
+            for operation in prices.list_operations(chunk, way):
                 assert isinstance(operation, Busy | Together), "trainings start nothing ahead"
                 seconds = _time_operation(operation)
                 if operation.layer < 0:

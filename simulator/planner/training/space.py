@@ -10,7 +10,7 @@ from simulator.config.model import ModelSpec
 from simulator.config.training import TrainingDeployment, TrainingParallel
 from simulator.config.training_question import TrainedModel, TrainingCluster, TrainingQuestion
 from simulator.work.layout import Layout, uneven_heads
-from simulator.work.trained import count_parameters
+from simulator.work.trained import Chunk, count_parameters
 
 _MOST_EP = 64
 """Most expert-parallel ranks that are tried."""
@@ -62,7 +62,7 @@ def find_least(model: ModelSpec, split: Split) -> float:
     optimizer shared out and activations left out.
     """
     layout = Layout(split.tp, max(split.tp, split.ep) // split.tp, split.ep)
-    count = count_parameters(model, layout, range(model.num_layers))
+    count = count_parameters(model, layout, Chunk(range(model.num_layers), True, True))
     return (count.dense + count.expert) / split.pp * _LEAST_BYTES
 
 
