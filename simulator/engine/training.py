@@ -20,6 +20,7 @@ from simulator.config.calibration.exchange import doublings
 from simulator.config.calibration.fit import Fit
 from simulator.config.dtypes import BYTES_PER_ELEMENT
 from simulator.config.host import ExchangeTable, HostRates
+from simulator.cost.compute.trained import TrainedModel
 from simulator.cost.stages import VECTORS
 from simulator.deployment.training.memory import count_optimized, count_stage, find_element_bytes
 from simulator.deployment.training.plan import TrainingPlan
@@ -230,6 +231,7 @@ class StageUpdate(NamedTuple):
     gather_s: float
     """Updated weights to the ranks that do not hold their optimizer state."""
     optimizer_s: float
+    """The optimizer, and weights that are converted to 8 bits."""
 
 
 def price_update(plan: TrainingPlan, stage: int) -> StageUpdate:
@@ -310,8 +312,9 @@ def _collect_stage(
 
 
 def _price_optimizer(plan: TrainingPlan, stage: int, gradient_bytes: float) -> float:
-    """Seconds to read and write moments and master weights, to read gradients and to write
-    weights.
+    """Seconds to read and write moments and master weights, to read gradients and to write weights;
+    and to convert to 8 bits what a rank holds of them, which all micro-batches of a step then use
+    (``is_first_microbatch`` of Transformer Engine).
     """
     optimizer = plan.spec.optimizer
     moved = (
@@ -320,7 +323,11 @@ def _price_optimizer(plan: TrainingPlan, stage: int, gradient_bytes: float) -> f
         + find_element_bytes(plan)
     )
     rate = plan.placement.accelerator.memory_bytes_per_s * _OPTIMIZER_SHARE
-    return count_optimized(plan, stage) * moved / rate
+    compute, converted_s = plan.placement.compute, 0.0
+    if isinstance(compute, TrainedModel):
+        numbers = sum(count_stage(plan, stage, with_ends=False))
+        converted_s = float(compute.convert_s(numbers, plan.spec.dtype))
+    return count_optimized(plan, stage) * moved / rate + converted_s
 
 
 class _Group(NamedTuple):
@@ -413,12 +420,11 @@ def _list_fits(plan: TrainingPlan) -> dict[str, Fit]:
 
 
 def _yield_fits(plan: TrainingPlan, calibration: Calibration) -> Iterator[tuple[str, Fit]]:
-    placement = plan.placement
-    yield "dense", calibration.matrices(placement.precision.weights)
-    yield "attention", calibration.matrices(placement.precision.weights)
-    if placement.experts is not None and placement.model.moe is not None:
-        moe = placement.model.moe
-        yield "experts", calibration.experts(placement.precision.experts, moe.num_experts)
+    products = calibration.matrices("bf16")
+    yield "dense", products
+    yield "attention", products
+    if plan.placement.experts is not None:
+        yield "experts", products
     if plan.spec.parallel.tp > 1:
         yield "collective", calibration.collective["all_reduce"]
 

@@ -23,6 +23,7 @@ from simulator.config.ffns import FFN
 from simulator.config.host import HostRates
 from simulator.config.mixers import Mixer
 from simulator.cost.comm import CommModel, Exchange
+from simulator.cost.compute.trained import TrainedModel
 from simulator.deployment.placement import Placement
 from simulator.deployment.training.plan import TrainingPlan
 from simulator.policies.pipelining import PassKind
@@ -30,8 +31,7 @@ from simulator.step.expert_prices import ExpertStep
 from simulator.step.prices import Prices
 from simulator.step.program import Batch, Busy, Operation, Together
 from simulator.step.training_texts import draw_texts, find_kinds
-from simulator.work.layout import shard
-from simulator.work.trained import Chunk, Recompute
+from simulator.work.trained import Chunk, Operands, Recompute, count_operands, count_weights
 
 ATTENTION_RATIO = 2.5 * 648 / 561
 """Ratio of the seconds of attention's backward pass to those of its forward pass: it makes the
@@ -59,9 +59,11 @@ class _Way(NamedTuple):
     """Factor on products that make gradients of weights."""
     attention: float
     """Factor on attention over the context."""
+    converts: Literal["inputs", "gradients", "nothing"]
+    """Operands that are converted to 8 bits: gradients for both products that read them."""
 
 
-_FORWARD = _Way(1.0, 0.0, 1.0)
+_FORWARD = _Way(1.0, 0.0, 1.0, "inputs")
 _DRAWN_MICRO_BATCHES = 4
 """Micro-batches that stand for all where sequences differ in the experts that they use."""
 
@@ -242,9 +244,9 @@ class TrainingPrices:
         half = self._ratio / 2.0
         return {
             "forward": _FORWARD,
-            "input": _Way(half, 0.0, ATTENTION_RATIO),
-            "weight": _Way(0.0, half, 0.0),
-            "backward": _Way(half, half, ATTENTION_RATIO),
+            "input": _Way(half, 0.0, ATTENTION_RATIO, "gradients"),
+            "weight": _Way(0.0, half, 0.0, "nothing"),
+            "backward": _Way(half, half, ATTENTION_RATIO, "gradients"),
         }
 
     def _redo(self, layers: range, steps: list[ExpertStep]) -> Iterator[Operation]:
@@ -278,15 +280,35 @@ class TrainingPrices:
 
     def _price_mixer(self, name: str, way: _Way) -> NDArray[np.float64]:
         """Seconds of a layer's mixer on each rank, ``[R]``."""
-        own_s = float(self._prices.mixer_s[name][1])
-        seconds = self._multiply(own_s, self._count_weights(self.placement.model.mixers[name]), way)
+        seconds = self._price_linears(
+            float(self._prices.mixer_s[name][1]), self.placement.model.mixers[name], way
+        )
         return self.placement.slow_down(seconds + way.attention * self._context_s[name])
 
     def _price_ffn(self, name: str, way: _Way) -> NDArray[np.float64]:
         """Seconds of a layer's feed-forward block without routed experts on each rank, ``[R]``."""
-        own_s = float(self._prices.ffn_s[name][1])
-        seconds = self._multiply(own_s, self._count_weights(self.placement.model.ffns[name]), way)
+        seconds = self._price_linears(
+            float(self._prices.ffn_s[name][1]), self.placement.model.ffns[name], way
+        )
         return self.placement.slow_down(np.full(self.placement.layout.num_ranks, seconds))
+
+    def _price_linears(self, forward_s: float, block: Mixer | FFN, way: _Way) -> float:
+        """Seconds of a block's matrices that every token passes through."""
+        hidden, tp = self.placement.model.hidden_size, self.placement.layout.tp
+        linears = block.linears(hidden)
+        products_s = self._multiply(forward_s, count_weights(linears, tp), way)
+        operands = count_operands(linears, hidden, tp)
+        return float(products_s + self._convert(operands, self.micro_batch.rank_tokens, way))
+
+    def _convert(self, operands: Operands, rows: ArrayLike, way: _Way) -> NDArray[np.float64]:
+        """Seconds to convert operands of products with so many rows to the weights' format."""
+        compute, dtype = self.placement.compute, self.placement.precision.weights
+        numbers = np.asarray(rows, dtype=np.float64)
+        if way.converts == "nothing" or not isinstance(compute, TrainedModel):
+            return np.zeros_like(numbers)
+        if way.converts == "gradients":
+            return compute.convert_s(numbers * operands.gradients, dtype)
+        return compute.convert_s(numbers * operands.inputs, dtype, numbers * operands.behind_norm)
 
     def _multiply(self, forward_s: ArrayLike, weights: float, way: _Way) -> NDArray[np.float64]:
         """Seconds of products and of what is done beside them.
@@ -300,27 +322,21 @@ class TrainingPrices:
         calibration = self.placement.calibration
         if not way.weights or not isinstance(calibration, Calibration):
             return np.asarray(inputs_s + weights_s)
-        fit = calibration.matrices(self.placement.precision.weights)
+        fit = calibration.matrices("bf16")
         rate = self.placement.accelerator.memory_bytes_per_s * fit.memory_fraction
         added_s = 2.0 * self._gradient_bytes * weights / rate  # read and written
         together_s = (weights_s**fit.overlap + added_s**fit.overlap) ** (1.0 / fit.overlap)
         return np.asarray(inputs_s + together_s)
 
-    def _count_weights(self, block: Mixer | FFN) -> float:
-        """Count the numbers in a block's matrices on one rank, routed experts' aside."""
-        shards = (
-            shard(linear, self.placement.layout.tp)
-            for linear in block.linears(self.placement.model.hidden_size)
-        )
-        return float(sum(inputs * outputs * copies for inputs, outputs, copies in shards))
-
     def _experts(self, layer: int, way: _Way, steps: list[ExpertStep]) -> Iterator[Operation]:
         model, layout = self.placement.model, self.placement.layout
         step, moe = steps[model.moe_layers.index(layer)], model.moe
         assert moe is not None, "a layer with experts has some"
-        each = moe.num_expert_parameters(model.hidden_size) / layout.moe_tp
-        weights = -(-moe.num_experts // layout.ep) * each
-        busy = Busy("experts", layer, self._multiply(step.experts_R, weights, way))
+        linears = moe.expert_linears(model.hidden_size)
+        weights = -(-moe.num_experts // layout.ep) * count_weights(linears, layout.moe_tp)
+        seconds_R = self._multiply(step.experts_R, weights, way)
+        seconds_R += self._convert(self._expert_operands, step.pairs_R, way)
+        busy = Busy("experts", layer, seconds_R)
         if not layout.travels:
             yield busy
             return
@@ -332,6 +348,15 @@ class TrainingPrices:
         yield Together("combine", layer, everyone, (step.combine,))
         if step.unpack_R is not None:
             yield Busy("experts", layer, step.unpack_R)
+
+    @cached_property
+    def _expert_operands(self) -> Operands:
+        """Operands of a routed expert's products, whose rows are permuted behind the norm."""
+        model = self.placement.model
+        assert model.moe is not None, "a layer with experts has some"
+        linears = model.moe.expert_linears(model.hidden_size)
+        found = count_operands(linears, model.hidden_size, self.placement.layout.moe_tp)
+        return Operands(0.0, found.behind_norm + found.inputs, found.gradients)
 
     def _sum(self, layer: int) -> Operation:
         """Make the operation of one layer's reduce-scatter and all-gather over tensor-parallel

@@ -4,11 +4,12 @@ needs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate, pairwise
 from typing import Literal, NamedTuple
 
 from simulator.config.ffns import FFN
+from simulator.config.linear import Linear
 from simulator.config.mixers import Mixer
 from simulator.config.model import ModelSpec
 from simulator.work.layout import Layout, shard
@@ -50,11 +51,51 @@ def cut_chunks(counts: Sequence[int]) -> tuple[Chunk, ...]:
     """Cut a model into chunks of so many layers: the embedding table is with the first one, the
     output matrix with the last.
     """
-    ends = list(accumulate(counts, initial=0))
+    ends = pairwise(accumulate(counts, initial=0))
     last = len(counts) - 1
     return tuple(
-        Chunk(range(*ends), number == 0, number == last)
-        for number, ends in enumerate(pairwise(ends))
+        Chunk(range(first, end), number == 0, number == last)
+        for number, (first, end) in enumerate(ends)
+    )
+
+
+def count_weights(linears: Iterable[Linear], tp: int) -> float:
+    """Count the numbers in matrices on one rank."""
+    shards = (shard(linear, tp) for linear in linears)
+    return float(sum(inputs * outputs * copies for inputs, outputs, copies in shards))
+
+
+class Operands(NamedTuple):
+    """Numbers of a token in the tensors that products read beside weights, on one rank: each
+    tensor once, whatever the number of products.
+    """
+
+    behind_norm: float
+    """Inputs that a norm makes."""
+    inputs: float
+    """Other inputs."""
+    gradients: float
+    """Gradients of outputs."""
+
+
+def count_operands(linears: Iterable[Linear], hidden_size: int, tp: int) -> Operands:
+    """Count the operands of a block's products, the router's aside, which stay in 16 bits.
+
+    Vectors as wide as the model are shared out among tensor-parallel ranks (sequence parallelism),
+    as are those that these split.
+    """
+    own = [linear for linear in linears if linear.name != "router"]
+    shards = [(linear, *shard(linear, tp)) for linear in own]
+    reads_norm = any(one.split != "row" and one.in_features == hidden_size for one in own)
+    # Matrices that split their inputs, and those side by side, read a tensor of their own.
+    apart = sum(k * copies for one, k, _, copies in shards if one.split == "row" or copies > 1)
+    common = {k for one, k, _, copies in shards if one.split != "row" and copies == 1}
+    return Operands(
+        behind_norm=hidden_size / tp if reads_norm else 0.0,
+        inputs=float(apart + sum(common - {hidden_size})),
+        gradients=sum(
+            n * copies / (tp if one.split == "row" else 1) for one, _, n, copies in shards
+        ),
     )
 
 
@@ -92,10 +133,7 @@ def _count_block(model: ModelSpec, block: Mixer | FFN, tp: int) -> float:
     """Count a block's parts on one rank with its norm, routed experts left out."""
     total = float(model.norm_vectors * model.hidden_size)
     total += block.num_small_parameters(model.hidden_size)
-    for linear in block.linears(model.hidden_size):
-        in_features, out_features, copies = shard(linear, tp)
-        total += in_features * out_features * copies
-    return total
+    return total + count_weights(block.linears(model.hidden_size), tp)
 
 
 def count_kept(model: ModelSpec, mixer_name: str, ffn_name: str, recompute: Recompute) -> Kept:

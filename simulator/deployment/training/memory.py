@@ -98,12 +98,16 @@ def list_chunks(plan: TrainingPlan, stage: int) -> list[Chunk]:
     ]
 
 
-def count_stage(plan: TrainingPlan, stage: int) -> ParameterCount:
-    """Count the parameters of all chunks of a stage on one rank."""
-    counts = [
-        count_parameters(plan.model, plan.placement.layout, chunk)
-        for chunk in list_chunks(plan, stage)
-    ]
+def count_stage(plan: TrainingPlan, stage: int, *, with_ends: bool = True) -> ParameterCount:
+    """Count the parameters of all chunks of a stage on one rank.
+
+    Args:
+        with_ends: whether the embedding table, the last norm and the output matrix count.
+    """
+    chunks = list_chunks(plan, stage)
+    if not with_ends:
+        chunks = [Chunk(chunk.layers, has_embedding=False, has_head=False) for chunk in chunks]
+    counts = [count_parameters(plan.model, plan.placement.layout, chunk) for chunk in chunks]
     return ParameterCount(
         sum(one.dense for one in counts),
         sum(one.expert for one in counts),

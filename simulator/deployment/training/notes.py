@@ -28,7 +28,7 @@ def list_training_notes(plan: TrainingPlan, target: TokensToLoss | None = None) 
     if spec.dtype in ("fp8", "fp8_block"):
         notes.append(
             f"{plan.name}: activations count as kept in bf16, also where {spec.dtype} recipes keep "
-            "inputs of matrices in 8 bits"
+            "inputs of matrices in 8 bits, and 8-bit copies of weights do not count"
         )
     if target is not None and target.outside:
         notes.append(
