@@ -52,6 +52,9 @@ class ClusterSpec(Frozen):
     """GPUs where the name says no number; absent = the first of ``sizes``, else one node."""
     gpus_per_node: ReplicaGpus
     """GPUs of one fast (scale-up) domain: 8 in an HGX box, 72 in an NVL72 rack, 1 in a laptop."""
+    gpus_per_tray: ReplicaGpus | None = None
+    """GPUs of a fast domain that are rented together, such as the 4 of a compute tray in an NVL72
+    rack; absent = the whole domain is."""
     sizes: Annotated[tuple[Gpus, ...], Field(strict=False)] = ()
     """Numbers of GPUs that the cluster comes in; ``<file name>-<size>`` names each."""
     scale_up: WireSpec

@@ -121,7 +121,11 @@ class TrainingDeployment(Frozen):
     cluster: str
     """Kind of machines, such as ``h100-sxm``."""
     num_gpus: Gpus
-    """GPUs that train, whole nodes of the cluster's where it has several."""
+    """GPUs that train: whole nodes where there are several, or whole trays of racks, equally many
+    on the fewest racks that hold them."""
+    gpus_per_node: Gpu | None = None
+    """GPUs of each node or rack that the job takes, where it does not take what ``num_gpus`` says:
+    128 GPUs on racks of 72 lie on two, and with 32 on four."""
     parallel: TrainingParallel = TrainingParallel()
     """Split over the GPUs."""
     pipelining: Annotated[Policy, PolicyOf("pipelining")] = {"kind": "one_f_one_b"}

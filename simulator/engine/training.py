@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import simpy
+from numpy.typing import NDArray
 from simpy.events import Event, ProcessGenerator
 
 from simulator.base.errors import UserError
@@ -154,7 +155,7 @@ def run_pipeline(
     turns: Sequence[Sequence[Turn]],
     places: Sequence[ChunkPlace],
     turn_s: TurnSeconds,
-    send_s: float,
+    sends_s: Mapping[tuple[int, int], float],
     begins_s: Sequence[float] | None = None,
 ) -> list[StageSpan]:
     """Run all turns of a step.
@@ -162,7 +163,7 @@ def run_pipeline(
     Args:
         turns: of each stage, in order.
         places: of each chunk, in the order of layers.
-        send_s: seconds from one stage to another.
+        sends_s: seconds from one stage to another.
         begins_s: seconds before the first turn of each stage; by default none.
 
     Returns:
@@ -201,8 +202,8 @@ def run_pipeline(
             arrivals.find("through", one.micro_batch, depth).succeed()
         way, after = ("down", depth + 1) if one.kind == "forward" else ("up", depth - 1)
         if 0 <= after < len(places):
-            is_near = places[after].stage == places[depth].stage
-            arrivals.send(way, one.micro_batch, after, 0.0 if is_near else send_s)
+            stages = places[depth].stage, places[after].stage
+            arrivals.send(way, one.micro_batch, after, sends_s.get(stages, 0.0))
 
     stages = [env.process(run_stage(stage)) for stage in range(len(turns))]
     env.run()
@@ -242,16 +243,16 @@ def price_update(plan: TrainingPlan, stage: int) -> StageUpdate:
     if isinstance(plan.placement.calibration, HostRates):
         return _price_on_host(plan, held, plan.placement.calibration)
     element = BYTES_PER_ELEMENT[spec.optimizer.gradient_dtype]
-    sums = _collect_stage(plan, "reduce_scatter", held, element)
+    sums = _collect_stage(plan, "reduce_scatter", stage, held, element)
     optimizer_s = _price_optimizer(plan, stage, element)
     if spec.zero == 0:
         # An all-reduce: sums are handed out before the optimizer needs them.
-        handed_s = _collect_stage(plan, "all_gather", held, element)
+        handed_s = _collect_stage(plan, "all_gather", stage, held, element)
         return StageUpdate(sums + handed_s, 0.0, optimizer_s)
     gather_s = (
         0.0
         if spec.zero == 3
-        else _collect_stage(plan, "all_gather", held, find_element_bytes(plan))
+        else _collect_stage(plan, "all_gather", stage, held, find_element_bytes(plan))
     )
     return StageUpdate(0.0 if spec.zero >= 2 else sums, gather_s, optimizer_s)
 
@@ -294,20 +295,24 @@ def price_micro_batches(plan: TrainingPlan, stage: int) -> MicroBatchUpdate:
     """
     held, element = count_stage(plan, stage), BYTES_PER_ELEMENT[plan.spec.optimizer.gradient_dtype]
     return MicroBatchUpdate(
-        _collect_stage(plan, "all_gather", held, find_element_bytes(plan))
+        _collect_stage(plan, "all_gather", stage, held, find_element_bytes(plan))
         if plan.spec.zero == 3
         else 0.0,
-        _collect_stage(plan, "reduce_scatter", held, element) if plan.spec.zero >= 2 else 0.0,
+        _collect_stage(plan, "reduce_scatter", stage, held, element)
+        if plan.spec.zero >= 2
+        else 0.0,
     )
 
 
 def _collect_stage(
-    plan: TrainingPlan, name: str, held: ParameterCount, element_bytes: float
+    plan: TrainingPlan, name: str, stage: int, held: ParameterCount, element_bytes: float
 ) -> float:
     """Seconds of a collective of all parameters of a stage, dense and routed experts'."""
-    dense, expert = _find_groups(plan)
-    return _collect(plan, name, held.dense * element_bytes, dense) + _collect(
-        plan, name, held.expert * element_bytes, expert
+    layout = plan.placement.layout
+    dense_N = _count_members(plan, stage, plan.dense_group, layout.tp)
+    expert_N = _count_members(plan, stage, plan.expert_group, layout.num_ranks)
+    return _collect(plan, name, held.dense * element_bytes, dense_N) + _collect(
+        plan, name, held.expert * element_bytes, expert_N
     )
 
 
@@ -330,39 +335,38 @@ def _price_optimizer(plan: TrainingPlan, stage: int, gradient_bytes: float) -> f
     return count_optimized(plan, stage) * moved / rate + converted_s
 
 
-class _Group(NamedTuple):
-    """Ranks that a collective goes over."""
+def _count_members(plan: TrainingPlan, stage: int, size: int, apart: int) -> NDArray[np.int64]:
+    """Count the members of a group in each node that has some, ``[N]``.
 
-    size: int
-    apart: int
-    """Ranks from one member to the next."""
-
-
-def _find_groups(plan: TrainingPlan) -> tuple[_Group, _Group]:
-    layout = plan.placement.layout
-    return _Group(plan.dense_group, layout.tp), _Group(plan.expert_group, layout.num_ranks)
+    Args:
+        apart: ranks from one member to the next.
+    """
+    ranks = stage * plan.stage_ranks + apart * np.arange(size)
+    return np.unique(ranks // plan.cluster.gpus_per_node, return_counts=True)[1]
 
 
-def _collect(plan: TrainingPlan, name: str, num_bytes: float, group: _Group) -> float:
+def _collect(
+    plan: TrainingPlan, name: str, num_bytes: float, members_N: NDArray[np.int64]
+) -> float:
     """Seconds of one collective of ``num_bytes`` over a group; all groups of a node go on at once,
-    each over its own ports and cards.
+    each over its own ports and cards, between nodes as many as where it has the fewest members.
     """
     calibration, cluster = plan.placement.calibration, plan.cluster
-    if group.size == 1 or num_bytes == 0.0 or not isinstance(calibration, Calibration):
+    size, nodes = int(members_N.sum()), len(members_N)
+    if size == 1 or num_bytes == 0.0 or not isinstance(calibration, Calibration):
         return 0.0
     fit: CollectiveFit = calibration.collective[name]
-    here = min(max(cluster.gpus_per_node // group.apart, 1), group.size)
-    nodes = -(-group.size // here)
     inside_s = 0.0
     start_s = 0.0
-    if here > 1:
-        start, carry = fit.parts_s(num_bytes, float(here), 1.0, cluster.scale_up.bytes_per_s)
+    if (most := float(members_N.max())) > 1:
+        start, carry = fit.parts_s(num_bytes, most, 1.0, cluster.scale_up.bytes_per_s)
         start_s, inside_s = float(start), float(carry)
     if nodes == 1 or cluster.scale_out is None:
         return start_s + inside_s
     start_s += fit.scale_out_latency_s + fit.latency_per_doubling_s * float(doublings(nodes))
-    rate = here * cluster.scale_out.bytes_per_s * (fit.scale_out_fraction or 1.0)
-    between_s = num_bytes * (group.size - 1) / group.size / rate
+    cards = float(members_N.min())
+    rate = cards * cluster.scale_out.bytes_per_s * (fit.scale_out_fraction or 1.0)
+    between_s = num_bytes * (size - 1) / size / rate
     return float(np.maximum(inside_s, between_s)) + start_s
 
 
@@ -480,7 +484,7 @@ def run_training_step(plan: TrainingPlan, prices: TrainingPrices) -> TrainingSte
     ]
     shared = [price_micro_batches(plan, stage) for stage in range(len(updates))]
     turn_s = partial(_time_turn, plan, table, shared)
-    spans = run_pipeline(plan.turns, plan.places, turn_s, _find_send_s(plan), begins_s)
+    spans = run_pipeline(plan.turns, plan.places, turn_s, _price_sends(plan), begins_s)
     return _finish_step(plan, table, spans, updates, begins_s)
 
 
@@ -513,16 +517,14 @@ def _expose(plan: TrainingPlan, travel_s: float, beneath_s: float) -> float:
     return max(0.0, travel_s - beneath_s) if plan.spec.overlap_gradients else travel_s
 
 
-def _find_send_s(plan: TrainingPlan) -> float:
-    """Seconds of a micro-batch's vectors from one stage to the next: each rank sends those of its
-    own tokens, which tensor-parallel ranks share out (sequence parallelism).
+def _price_sends(plan: TrainingPlan) -> dict[tuple[int, int], float]:
+    """Price a micro-batch's vectors from one stage to another: each rank sends those of its own
+    tokens, which tensor-parallel ranks share out (sequence parallelism).
     """
-    if plan.sends is None:
-        return 0.0
     # The calibrated transfer is of two vectors a token, as serving engines send them.
     vectors = plan.rank_tokens / plan.placement.layout.tp / VECTORS
-    num_bytes = vectors * VECTORS * plan.model.hidden_size * _VECTOR_BYTES
-    return float(plan.sends.seconds(np.array([num_bytes]))[0])
+    num_bytes = np.array([vectors * VECTORS * plan.model.hidden_size * _VECTOR_BYTES])
+    return {stages: float(one.seconds(num_bytes)[0]) for stages, one in plan.sends.items()}
 
 
 def _finish_step(

@@ -31,7 +31,8 @@ def run(policy, num_stages, num_micro_batches, send_s=0.0, seconds=SECONDS):
     def turn_s(_, turn):
         return sum(seconds[one.kind] for one in turn) / chunks
 
-    spans = run_pipeline(turns, places, turn_s, send_s)
+    sends_s = dict.fromkeys(itertools.permutations(range(num_stages), 2), send_s)
+    spans = run_pipeline(turns, places, turn_s, sends_s)
     return turns, spans, max(span.start_s + span.duration_s for span in spans)
 
 

@@ -14,7 +14,7 @@ from simulator.config.law_file import load_law, measure_size
 from simulator.config.model import load_model
 from simulator.deployment.training.memory import count_stage, find_room, measure_memory
 from simulator.deployment.training.plan import expand_layout, make_training_plan
-from simulator.engine.training import run_training_step
+from simulator.engine.training import price_update, run_training_step
 from simulator.policies.pipelining import Pass, place_in_turn
 from simulator.policies.pipelining_faults import find_schedule_fault
 from simulator.results.training import PARTS
@@ -87,7 +87,7 @@ def test_the_parts_of_a_step_add_up_on_every_stage_and_its_timeline_has_no_overl
 
 def test_the_bubble_of_equal_stages_is_its_closed_form():
     """Llama 3.1 8B without its head, which only the last stage has: stages of equal layers."""
-    plan = plan_of(model="llama-3.1-8b", parallel={"pp": 4})
+    plan = plan_of(model="llama-3.1-8b", num_gpus=8, parallel={"pp": 4})
     step = step_of(plan)
     p, m = 4, plan.num_micro_batches
     spans = [span for span in step.spans if span.stage == 0 and span.micro_batch >= 0]
@@ -201,6 +201,71 @@ def test_a_layout_moves_layers_and_neither_work_nor_parameters(layout):
     assert measure_memory(own).total_bytes > 0.0
 
 
+RACKS = {
+    "cluster": "gb200",
+    "model": "qwen3-30b-a3b",
+    "routing": {"kind": "uniform"},
+    "training": {"global_batch": 2304, "sequence_tokens": 4096},
+}
+"""Racks of 72 GPUs in trays of 4."""
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "nodes"), [(4, 1), (64, 1), (72, 1), (128, 2), (144, 2), (192, 3), (256, 4)]
+)
+def test_gpus_lie_equally_on_the_fewest_racks_that_hold_them(num_gpus, nodes):
+    training = RACKS["training"] | {"global_batch": num_gpus}
+    plan = plan_of(**RACKS | {"training": training}, num_gpus=num_gpus, parallel={"ep": 4})
+    assert plan.cluster.gpus_per_node == num_gpus // nodes
+    assert plan.cluster.num_nodes == nodes
+    assert plan.dp == num_gpus
+
+
+def test_groups_are_priced_by_the_links_that_they_cross():
+    """Gradients of 128 GPUs: within a rack for 64, then between racks by as many cards as a rack
+    has ranks of the group. The reduce-scatter takes at least the bytes that cross over the cards.
+    """
+    pieces = {"parallel": {"ep": 32}, "num_gpus": 128}
+    two, four = plan_of(**RACKS, **pieces), plan_of(**RACKS, **pieces, gpus_per_node=32)
+    assert (two.cluster.num_nodes, four.cluster.num_nodes) == (2, 4)
+    held, card = count_stage(two, 0), two.cluster.scale_out.bytes_per_s
+    for plan, ranks, copies in ((two, 64, 2), (four, 32, 1)):
+        crossing = 4 * (held.dense * 127 / 128 / ranks + held.expert * 3 / 4 / copies) / card
+        taken = price_update(plan, 0).reduce_s
+        assert crossing <= taken < 2.0 * crossing
+    alone = plan_of(**RACKS, num_gpus=64, parallel={"ep": 32})
+    assert price_update(alone, 0).reduce_s < 0.5 * price_update(two, 0).reduce_s
+
+
+def test_a_stage_waits_for_the_block_that_lies_across_racks():
+    """144 GPUs on two racks of 72: experts over 16 GPUs have one group of nine on both, over 12
+    none. With 64 of each rack's 72 no group of 16 crosses.
+    """
+    inside = plan_of(**RACKS, num_gpus=144, parallel={"ep": 12})
+    across = plan_of(**RACKS, num_gpus=144, parallel={"ep": 16})
+    assert inside.placement.fabric.num_nodes == 1
+    assert across.placement.fabric.node_R.tolist() == [0] * 8 + [1] * 8
+    spared = plan_of(**RACKS, num_gpus=128, parallel={"ep": 16})
+    assert spared.placement.fabric.num_nodes == 1
+    near, far = (
+        step_of(plan).mean_parts["dispatch"] / plan.num_micro_batches for plan in (spared, across)
+    )
+    assert far > 1.2 * near
+
+
+def test_stages_send_over_the_links_between_them():
+    """Stages of 4 GPUs on nodes of 8: every other boundary lies between nodes; of 8, all do."""
+    keys = {"model": "llama-3.1-8b", "num_gpus": 32}
+    plan = plan_of(**keys, parallel={"pp": 8})
+    num_bytes = np.array([1e8])
+    near, far = (plan.sends[pair].seconds(num_bytes)[0] for pair in ((0, 1), (1, 2)))
+    card, port = plan.cluster.scale_out.bytes_per_s, plan.cluster.scale_up.bytes_per_s
+    assert 1e8 / port < near < 1e8 / card < far
+    assert plan.sends[2, 3].seconds(num_bytes)[0] == plan.sends[3, 2].seconds(num_bytes)[0] == near
+    whole = plan_of(**keys, parallel={"pp": 4})
+    assert {float(one.seconds(num_bytes)[0]) for one in whole.sends.values()} == {far}
+
+
 def test_trained_flops_are_six_for_each_weight_and_what_attention_takes():
     model = load_model("llama-3.1-8b", "test")
     short, long = (trained_flops(model, tokens) / tokens for tokens in (1, 4096))
@@ -228,6 +293,12 @@ def test_a_later_routing_changes_the_days_and_nothing_else():
     ("changes", "error"),
     [
         ({"num_gpus": 12}, "must be whole nodes of 8, such as 8 or 16"),
+        (
+            {"cluster": "gb200", "num_gpus": 100},
+            "on 2 nodes of 72 in trays of 4, such as 96 or 104",
+        ),
+        ({"gpus_per_node": 3}, r"gpus_per_node \(3\) must divide num_gpus \(16\)"),
+        ({"gpus_per_node": 16}, "be at most the 8 of a node"),
         ({"parallel": {"tp": 3}}, r"tp x cp x pp \(3\) must divide num_gpus \(16\)"),
         ({"parallel": {"pp": 4, "ep": 8}}, r"ep \(8\) must divide the 4 GPUs of a stage"),
         ({"micro_batch": 5}, r"must divide the global_batch \(64\), as it does 40"),

@@ -9,9 +9,13 @@ of gradients only.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
+
+import numpy as np
 
 from simulator.base.errors import UserError
 from simulator.base.frozen import Policy
@@ -33,6 +37,7 @@ from simulator.deployment.training.host import choose_host_rates
 from simulator.policies.pipelining import ChunkPlace, PipeliningPolicy, Turn
 from simulator.policies.pipelining_faults import find_schedule_fault
 from simulator.policies.speculation import Drafts
+from simulator.policies.topology import Fabric
 from simulator.work.layout import Layout, make_layout, stage_layers
 from simulator.work.trained import Chunk, cut_chunks
 
@@ -60,8 +65,8 @@ class TrainingPlan:
     """Layers of each of ``places``."""
     num_micro_batches: int
     """Micro-batches of a step on each data-parallel rank."""
-    sends: Sends | None
-    """Transfers between neighbouring stages; ``None`` for one stage."""
+    sends: Mapping[tuple[int, int], Sends]
+    """Transfers from one stage to another that has the chunk before or behind; empty on hosts."""
     ring: CommModel | None
     """Wires of the ranks that share a sequence; ``None`` without context parallelism."""
 
@@ -166,8 +171,7 @@ def plan_model(
     """
     cluster, accelerator = load_kind(spec.cluster, place)
     cluster = cluster.with_price(spec.price_per_gpu_hour)
-    cluster = cluster.model_copy(update={"num_gpus": spec.num_gpus})
-    _check_nodes(cluster, spec, place)
+    cluster = _take_gpus(cluster, spec, place)
     layout = _make_block(spec, model, place)
     num_micro_batches = _count_micro_batches(spec, training, place)
     policy: PipeliningPolicy = build("pipelining", spec.pipelining, f"{place} [pipelining]")
@@ -183,12 +187,6 @@ def plan_model(
     placement = place_block(
         spec, model, (cluster, accelerator), layout, rank_tokens, seed, place, folder
     )
-    sends = None
-    if pp > 1 and isinstance(placement.calibration, Calibration):
-        # Neighbouring stages lie a stage's ranks apart: within a node only where it holds several.
-        apart = min(spec.num_gpus // pp, cluster.gpus_per_node)
-        links = wire_links(cluster, 2 * apart, place)
-        sends = make_sends(Layout(1, apart, 1, 2), links, placement.calibration)
     return TrainingPlan(
         spec=spec,
         training=training,
@@ -197,7 +195,7 @@ def plan_model(
         places=places,
         chunks=chunks,
         num_micro_batches=num_micro_batches,
-        sends=sends,
+        sends=_make_sends(placement, spec.num_gpus // pp, places, place),
         ring=_make_ring(placement, spec.parallel, place),
     )
 
@@ -255,10 +253,46 @@ def expand_layout(layout: str, where: str) -> list[str]:
     return plain.split("|")
 
 
+def _make_sends(
+    placement: Placement, num_ranks: int, places: Sequence[ChunkPlace], place: str
+) -> dict[tuple[int, int], Sends]:
+    """Price the transfers between stages of so many ranks, which lie behind each other: within a
+    node where all ranks of both lie in one, otherwise from node to node.
+    """
+    calibration, cluster = placement.calibration, placement.cluster
+    if not isinstance(calibration, Calibration):
+        return {}
+    found, made, ranks = {}, {}, np.arange(num_ranks)
+    for stages in {(one.stage, two.stage) for one, two in pairwise(places)}:
+        nodes, others = ((stage * num_ranks + ranks) // cluster.gpus_per_node for stage in stages)
+        crosses = bool((nodes != others).any())
+        if crosses not in made:
+            apart = cluster.gpus_per_node if crosses else num_ranks
+            links = wire_links(cluster, 2 * apart, place)
+            made[crosses] = make_sends(Layout(1, apart, 1, 2), links, calibration)
+        found[stages] = found[stages[::-1]] = made[crosses]
+    return found
+
+
+def _wire_group(cluster: ClusterSpec, size: int, place: str) -> Fabric:
+    """Wire the group of so many neighbouring ranks that is spread over nodes most: a stage waits
+    for the slowest of its groups.
+    """
+    node, count = cluster.gpus_per_node, max(cluster.num_gpus // size, 1)
+
+    def count_pairs(first: int) -> int:
+        """Count the pairs of ranks that lie in one node."""
+        _, members_N = np.unique((first + np.arange(size)) // node, return_counts=True)
+        return int((members_N**2).sum())
+
+    first = min((number * size % node for number in range(min(count, node))), key=count_pairs)
+    return wire_links(cluster, first + size, place).from_rank(first)
+
+
 def _make_ring(placement: Placement, parallel: TrainingParallel, place: str) -> CommModel | None:
     if parallel.cp == 1:
         return None
-    fabric = wire_links(placement.cluster, parallel.tp * parallel.cp, place)
+    fabric = _wire_group(placement.cluster, parallel.tp * parallel.cp, place)
     comm: CommPolicy = build("cost.comm", Calibration.communication, place)
     return comm.prepare(fabric, placement.calibration, placement.accelerator)
 
@@ -283,7 +317,7 @@ def place_block(
     cluster, accelerator = machines
     loaded = load_any_calibration(spec.calibration or accelerator.calibration, place)
     served = _describe_block(spec, layout, routing or spec.routing)
-    fabric = wire_links(cluster, layout.num_ranks, place)
+    fabric = _wire_group(cluster, layout.num_ranks, place)
     calibration: Calibration | HostRates
     if isinstance(loaded, HostCalibration):
         calibration, compute = choose_host_rates(loaded, spec, model, layout, place), loaded.compute
@@ -335,26 +369,48 @@ def _describe_block(
     )
 
 
-def _check_nodes(cluster: ClusterSpec, spec: TrainingDeployment, place: str) -> None:
+def _take_gpus(cluster: ClusterSpec, spec: TrainingDeployment, place: str) -> ClusterSpec:
+    """Find the machines as the job sees them: nodes of as many GPUs as it takes of each.
+
+    Raises:
+        UserError: if the GPUs do not lie equally on nodes, with what would do.
+    """
     if cluster.degraded:
         raise UserError(
             f"{place}: cluster '{spec.cluster}' has slower GPUs or some of another kind "
             "(degraded), which are not simulated in trainings; name a cluster without them"
         )
-    each = cluster.gpus_per_node
-    if spec.num_gpus <= each:
-        return
-    if spec.num_gpus % each:
-        low = spec.num_gpus // each * each
+    num_gpus, most = spec.num_gpus, cluster.gpus_per_node
+    each = spec.gpus_per_node or _share_nodes(cluster, num_gpus, place)
+    if each > most or num_gpus % each:
         raise UserError(
-            f"{place}: num_gpus ({spec.num_gpus}) must be whole nodes of {each}, such as {low} or "
-            f"{low + each}"
+            f"{place}: gpus_per_node ({each}) must divide num_gpus ({num_gpus}), and be at most "
+            f"the {most} of a node of '{spec.cluster}'"
         )
-    if cluster.scale_out is None:
+    if num_gpus > each and cluster.scale_out is None:
         raise UserError(
-            f"{place}: num_gpus ({spec.num_gpus}) is more than the {each} of a node, and "
+            f"{place}: num_gpus ({num_gpus}) is more than the {each} of a node, and "
             f"'{spec.cluster}' has no wires between nodes"
         )
+    return cluster.model_copy(update={"num_gpus": num_gpus, "gpus_per_node": each})
+
+
+def _share_nodes(cluster: ClusterSpec, num_gpus: int, place: str) -> int:
+    """Share GPUs out equally over the fewest nodes that hold them, in whole trays."""
+    most = cluster.gpus_per_node
+    if num_gpus <= most:
+        return num_gpus
+    nodes, tray = -(-num_gpus // most), cluster.gpus_per_tray or most
+    step = nodes * tray if tray < most else most
+    if num_gpus % step:
+        low = num_gpus // step * step
+        whole = f"lie equally on {nodes} nodes of {most} in trays of {tray}"
+        raise UserError(
+            f"{place}: num_gpus ({num_gpus}) must "
+            f"{whole if tray < most else f'be whole nodes of {most}'}, such as {low} or "
+            f"{low + step}"
+        )
+    return num_gpus // nodes
 
 
 def _make_block(spec: TrainingDeployment, model: ModelSpec, place: str) -> Layout:

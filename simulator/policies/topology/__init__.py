@@ -53,6 +53,20 @@ class Fabric:
             else replace(self, path_SRH=self.own_card_SRH, own_card_SRH=None)
         )
 
+    def from_rank(self, first: int) -> Fabric:
+        """Fabric of the ranks from one on, counted from there. All links stay, those of the ranks
+        before it unused or as relays.
+        """
+        if first == 0:
+            return self
+        own_card = self.own_card_SRH
+        return Fabric(
+            tuple(link._replace(rank=max(link.rank - first, -1)) for link in self.links),
+            self.path_SRH[first:, first:],
+            self.node_R[first:] - self.node_R[first],
+            None if own_card is None else own_card[first:, first:],
+        )
+
     @property
     def num_ranks(self) -> int:
         """Number of ranks, ``R``."""
