@@ -377,11 +377,11 @@ BACKWARD_RANGE = (1.7, 2.4)
 """Ratios of a backward matrix product's time to the forward one's that are held possible: two
 products of the same size, somewhat faster where they need no launch of their own, somewhat slower
 where operands are transposed or gradients are added up in fp32. Assumed."""
-FRAMEWORK_RANGE = {False: (0.95, 1.10), True: (0.95, 1.35)}
+FRAMEWORK_RANGE = {False: (0.95, 1.30), True: (0.80, 1.60)}
 """Ratios of a step's seconds to those of its kernels and exchanges that are held possible, of dense
-models and of mixtures of experts, for which frameworks run more small kernels and let the host wait
-for counts of tokens. Assumed, after the published trainings were compared
-(``workloads/validation/training.csv``)."""
+models and of mixtures of experts, for which frameworks run more small kernels, let the host wait
+for counts of tokens, and exchange by kernels that were not measured. Assumed, so that 80 % of the
+published trainings lie inside (``workloads/validation/training.csv``)."""
 _UNKNOWN = 1.3
 """Factor of a fit that states no band."""
 
