@@ -297,6 +297,7 @@ def test_a_later_routing_changes_the_days_and_nothing_else():
             {"cluster": "gb200", "num_gpus": 100},
             "on 2 nodes of 72 in trays of 4, such as 96 or 104",
         ),
+        ({"cluster": "a100-sxm", "dtype": "fp8"}, "needs fp8 products, .* say dtype = 'bf16'"),
         ({"gpus_per_node": 3}, r"gpus_per_node \(3\) must divide num_gpus \(16\)"),
         ({"gpus_per_node": 16}, "be at most the 8 of a node"),
         ({"parallel": {"tp": 3}}, r"tp x cp x pp \(3\) must divide num_gpus \(16\)"),

@@ -321,6 +321,11 @@ def place_block(
     calibration: Calibration | HostRates
     if isinstance(loaded, HostCalibration):
         calibration, compute = choose_host_rates(loaded, spec, model, layout, place), loaded.compute
+    elif lacking := accelerator.lacks(spec.dtype):
+        raise UserError(
+            f"{place}: dtype = '{spec.dtype}' needs {lacking} products, which {accelerator.title} "
+            "does not have; say dtype = 'bf16'"
+        )
     else:
         calibration, compute = loaded.choose_engine(_ENGINE), _COMPUTE
     return Placement(
