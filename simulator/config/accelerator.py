@@ -26,6 +26,9 @@ _ARITHMETIC = {
 """Arithmetic that multiplies each format where hardware has it; others are expanded to 16 bits
 everywhere."""
 
+_PEAKS = ("bf16_flops_per_s", "fp8_flops_per_s", "int8_flops_per_s", "fp4_flops_per_s")
+"""Keys that are peak rates of matrix products."""
+
 
 class AcceleratorSpec(Frozen):
     """Vendor peaks of one accelerator (GPU, or a laptop's SoC)."""
@@ -80,6 +83,16 @@ class AcceleratorSpec(Frozen):
         if dtype == "fp32":
             return self.bf16_flops_per_s / 2
         return self._arithmetic.get(_ARITHMETIC.get(dtype, "")) or self.bf16_flops_per_s
+
+    def with_speed(self, memory: float, arithmetic: float) -> AcceleratorSpec:
+        """The accelerator with its rates of memory and of matrix products multiplied."""
+        if memory == arithmetic == 1.0:
+            return self
+        known = {name: getattr(self, name) for name in _PEAKS if getattr(self, name) is not None}
+        rates = {name: rate * arithmetic for name, rate in known.items()}
+        return self.model_copy(
+            update={**rates, "memory_bytes_per_s": self.memory_bytes_per_s * memory}
+        )
 
     def lacks(self, dtype: str) -> str | None:
         """The arithmetic that would multiply weights stored as ``dtype`` and that the hardware does

@@ -99,16 +99,24 @@ class ClusterSpec(Frozen):
         """``N``, fast domains."""
         return -(-self.num_gpus // self.gpus_per_node)
 
-    def with_speed(self, factor: float) -> ClusterSpec:
-        """The cluster with the rate of all its wires multiplied."""
-        if factor == 1.0:
+    def with_speed(self, rate: float, latency: float = 1.0, below: float = 1.0) -> ClusterSpec:
+        """The cluster with faster parts beside its GPUs.
+
+        Args:
+            rate: factor on the rate of all its wires.
+            latency: factor by which their latencies are shorter.
+            below: factor on the speed of all that lies below the GPUs' memory.
+        """
+        if rate == latency == below == 1.0:
             return self
-        wires = {
-            name: wire.model_copy(update={"bytes_per_s": wire.bytes_per_s * factor})
+        parts: dict[str, Any] = {
+            name: WireSpec(bytes_per_s=wire.bytes_per_s * rate, latency_s=wire.latency_s / latency)
             for name, wire in (("scale_up", self.scale_up), ("scale_out", self.scale_out))
             if wire is not None
         }
-        return self.model_copy(update=wires)
+        if self.host is not None:
+            parts["host"] = self.host.with_speed(below)
+        return self.model_copy(update=parts)
 
     def degrade(self, degraded: tuple[Degraded, ...]) -> ClusterSpec:
         """The cluster with some more slower GPUs and wires."""

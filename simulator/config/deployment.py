@@ -27,6 +27,7 @@ from simulator.config.dtypes import DType
 from simulator.config.offload import OffloadSpec
 from simulator.config.pairing import DenseOf, MoeOf, check_one_model
 from simulator.config.pruning import Pruning
+from simulator.config.speeds import Speeds
 
 
 class ParallelSpec(Frozen):
@@ -235,6 +236,8 @@ class DeploymentSpec(Frozen):
     network_speed: Factor = 1.0
     """Factor on the rate of every wire of the cluster, inside fast domains and between them, to see
     what faster ones would do; latencies stay."""
+    speeds: Speeds = Speeds()
+    """Speeds of other parts of the machine and of the engine, to see what faster ones would do."""
     price_per_gpu_hour: Price | None = None
     """Price of one GPU for one hour, in the cluster file's currency; absent = the cluster file's. A
     prefill pool on another cluster keeps the price of that one."""

@@ -4,6 +4,8 @@ processor that can compute there.
 
 from __future__ import annotations
 
+from typing import Any
+
 from simulator.base.frozen import Frozen
 from simulator.base.quantities import BytesPerSecond, FlopsPerSecond, MemoryBytes, Seconds, Share
 
@@ -62,3 +64,20 @@ class HostSpec(Frozen):
     """Wires from main memory to each accelerator; absent = memory is unified."""
     processor: Processor | None = None
     """Cores that can compute experts; absent = they compute none."""
+
+    def with_speed(self, factor: float) -> HostSpec:
+        """The machine with all of it so many times as fast."""
+        parts: dict[str, Any] = {
+            name: part.model_copy(update={"bytes_per_s": part.bytes_per_s * factor})
+            for name in ("dram", "storage", "link")
+            if (part := getattr(self, name)) is not None
+        }
+        if self.link is not None:
+            parts["link"] = parts["link"].model_copy(
+                update={"latency_s": self.link.latency_s / factor}
+            )
+        if self.processor is not None:
+            parts["processor"] = self.processor.model_copy(
+                update={"flops_per_s": self.processor.flops_per_s * factor}
+            )
+        return self.model_copy(update=parts)

@@ -122,7 +122,9 @@ def prepare_others(
         loaded.check_engine(spec.engine, place)
         check_pruning(spec, model, precision, loaded, f"{place} [degraded {name}]")
         policy = build("cost.compute", compute or loaded.compute or {}, f"{place} [compute]")
-        found[name] = policy.prepare(accelerator, loaded.choose_engine(name_release(spec.engine)))
+        fits = loaded.choose_engine(name_release(spec.engine)).with_speeds(spec.speeds)
+        faster = accelerator.with_speed(spec.speeds.memory, spec.speeds.arithmetic)
+        found[name] = policy.prepare(faster, fits)
     return found
 
 

@@ -23,6 +23,7 @@ from simulator.config.cluster import ClusterSpec, load_cluster
 from simulator.config.deployment import DeploymentSpec, ParallelSpec
 from simulator.config.engine import find_hand_over, find_sequences, name_release, resolve_scheduling
 from simulator.config.host import HostCalibration, HostRates, load_any_calibration
+from simulator.config.speeds import Speeds
 from simulator.cost.stages import make_sends
 from simulator.cost.transfer import Transfer, make_transfer
 from simulator.deployment.chosen_model import choose_model
@@ -356,18 +357,25 @@ def _make_pool(
         reduction = build("reduction", spec.reduction, f"{place} [reduction]")
         whole, model = model.moe, reduce_model(model, reduction, f"{place} [reduction]")
     cluster, accelerator = load_cluster(spec.cluster, place)
-    cluster = cluster.with_speed(spec.network_speed).with_price(spec.price_per_gpu_hour)
-    cluster = cluster.degrade(spec.degraded)
+    speeds = spec.speeds
+    cluster = cluster.with_speed(spec.network_speed, speeds.latency, speeds.below)
+    cluster = cluster.with_price(spec.price_per_gpu_hour).degrade(spec.degraded)
     loaded = load_any_calibration(spec.calibration or accelerator.calibration, place)
     usual = {
         name: getattr(spec, name) or getattr(loaded, name)
         for name in ("compute", "communication", "dispatch")
     }
     others, named = load_others(cluster, accelerator, place), spec.compute
+    accelerator = accelerator.with_speed(speeds.memory, speeds.arithmetic)
     spec = spec.model_copy(update=usual)
     if isinstance(loaded, CalibrationFile):
         loaded.check_engine(spec.engine, place)
         spec = spec.model_copy(update={"engine": name_release(spec.engine)})
+    elif speeds != Speeds():
+        raise UserError(
+            f"{place} [speeds]: what is priced by times of a machine has no parts of its own to "
+            "be faster; leave speeds out"
+        )
     elif cluster.host is None:
         cluster = cluster.model_copy(update={"host": loaded.machine_below})
     layout = make_layout(spec.parallel, model, place)
@@ -413,7 +421,7 @@ def _make_pool(
     calibration = (
         loaded.choose_tables(layout.num_ranks, capacity.weights_bytes * layout.num_ranks)
         if isinstance(loaded, HostCalibration)
-        else loaded.choose_engine(spec.engine)
+        else loaded.choose_engine(spec.engine).with_speeds(speeds)
     )
     sends = None
     if layout.pp > 1 and isinstance(calibration, Calibration):

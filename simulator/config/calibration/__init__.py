@@ -8,6 +8,7 @@ stays as it is.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -26,6 +27,7 @@ from simulator.config.calibration.grouped_gemm import GroupedGemmFit
 from simulator.config.calibration.price_key import PriceKey
 from simulator.config.calibration.pruned import PrunedFit
 from simulator.config.pruning import choose_dense
+from simulator.config.speeds import Speeds
 
 __all__ = [
     "AttentionFit",
@@ -59,6 +61,11 @@ _BEHIND = {
 }
 """Entries that were timed behind an exchange, by its kernels: DeepGEMM's masked and contiguous
 kernels, which SGLang and vLLM share, and TensorRT-LLM's."""
+
+_OF_KERNELS = ("gemm", "grouped_gemm", "attention", "expanded", "pruned")
+"""Tables whose seconds are what kernels take beside memory and arithmetic."""
+_STARTS = ("latency_", "scale_out_latency_", "notify_")
+"""Beginnings of an exchange's keys that are seconds before its first byte."""
 
 
 class Calibration(Frozen):
@@ -151,6 +158,24 @@ class Calibration(Frozen):
         )
         return (
             self.expanded.get(found, self.attention[found]) if is_served else self.attention[found]
+        )
+
+    def with_speeds(self, speeds: Speeds) -> Calibration:
+        """The calibration with faster kernels, exchanges that start sooner, and a faster engine;
+        rates are shares of peaks, which are faster themselves.
+        """
+        if speeds.kernels == speeds.latency == speeds.engine == 1.0:
+            return self
+        own: dict[str, Callable[[str], float]] = {
+            **dict.fromkeys(_OF_KERNELS, lambda key: speeds.kernels),
+            "collective": lambda key: speeds.latency,
+            "exchange": lambda key: speeds.latency if key.startswith(_STARTS) else speeds.kernels,
+            "engine": lambda key: speeds.kernels if key == "layer_s" else speeds.engine,
+        }
+        return self.model_copy(
+            update={
+                name: _divide_seconds(getattr(self, name), factor) for name, factor in own.items()
+            }
         )
 
     def list_fits(self, key: PriceKey) -> dict[str, Fit]:
@@ -274,6 +299,25 @@ class CalibrationFile(Frozen):
             pools=self.pools(engine),
             pruned=self.pruned,
         )
+
+
+def _divide_seconds(found: Any, factor: Callable[[str], float]) -> Any:
+    """Divide all seconds in a table of fits.
+
+    Args:
+        factor: divisor by the key of the seconds.
+    """
+    if isinstance(found, Mapping):
+        return {name: _divide_seconds(entry, factor) for name, entry in found.items()}
+    if not isinstance(found, Frozen):
+        return found
+    entries = {name: getattr(found, name) for name in type(found).model_fields}
+    return found.model_copy(
+        update={
+            name: entry / factor(name) if name.endswith("_s") else _divide_seconds(entry, factor)
+            for name, entry in entries.items()
+        }
+    )
 
 
 def _list_engines(file: CalibrationFile) -> set[str]:
