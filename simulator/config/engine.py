@@ -25,6 +25,13 @@ _FAMILY = "cluster_configs/engines"
 Usage = Literal["server", "offline"]
 """Whether an engine answers requests over HTTP, or is given all of them by a program."""
 
+Remedy = Literal[
+    "eplb", "exchange_chunks", "least_loaded", "shared_experts", "spilling", "two_batch"
+]
+"""Way of an engine to place experts by load, exchange tokens in chunks, send them to the least
+loaded copy, compute shared experts beside exchanges, spill excess tokens, or overlap two halves of
+a batch."""
+
 
 class Tier(Frozen):
     """Starting values of an engine on GPUs of some memory."""
@@ -108,6 +115,9 @@ class EngineSpec(Frozen):
     """Splits and number formats that the engine refuses."""
     memory: MemoryRules | None = None
     """Rules by which memory is divided; absent = not known."""
+    offers: dict[Remedy, str] = {}
+    """Ways of the engine to do what ``moesim run --explain`` tries: a flag, a setting, or
+    ``by itself``; for what is not here it has none."""
     sources: dict[str, str]
     """Source of each group of numbers."""
 
@@ -206,6 +216,19 @@ def _read_releases(name: str) -> dict[str, EngineSpec]:
         (one for one in files if one.engine == name), key=lambda one: parse_release(one.release)
     )
     return {f"{name}@{one.release}": one for one in own}
+
+
+def find_offering(need: Remedy, engine: str) -> list[str] | None:
+    """Find the engines that offer what this one lacks, by their names for readers, each in its
+    newest release; ``None`` where it does not lack it, or has no file and others offer it.
+    """
+    own = find_engine(engine)
+    if own is not None and need in own.offers:
+        return None
+    names = sorted({read_engine(path).engine for path in available_files(_FAMILY).values()})
+    newest = [spec for name in names if (spec := find_engine(name)) is not None]
+    found = [spec.title.partition(" ")[0] for spec in newest if need in spec.offers]
+    return None if own is None and found else found
 
 
 @cache

@@ -15,7 +15,13 @@ from simulator.config.calibration import load_calibration
 from simulator.config.calibration.engine import UNSAID, find_engine_key
 from simulator.config.capacity import Question
 from simulator.config.deployment import DeploymentSpec
-from simulator.config.engine import EngineSpec, find_engine, name_release, resolve_scheduling
+from simulator.config.engine import (
+    EngineSpec,
+    find_engine,
+    find_offering,
+    name_release,
+    resolve_scheduling,
+)
 from simulator.deployment.notes import default_notes
 from simulator.deployment.plan import make_plan
 from simulator.engine.timeline import serve
@@ -219,3 +225,12 @@ def test_a_plan_gives_prompts_of_their_own_pool_the_batching_of_its_engine(engin
         steps_ahead=int(engine != "trtllm")  # whose context servers cannot
     )
     assert plan.prefill.serving.rules.splits_prompts != (engine == "trtllm")
+
+
+def test_an_engine_offers_what_its_release_or_an_earlier_one_did():
+    assert find_offering("exchange_chunks", "vllm") == []
+    assert find_offering("spilling", "sglang@0.5.0") == []
+    assert find_offering("two_batch", "sglang") is None
+    assert find_offering("two_batch", "trtllm") == ["SGLang", "vLLM"]
+    assert find_offering("two_batch", "vllm@0.10.0") == ["SGLang", "vLLM"]
+    assert find_offering("two_batch", "mine") is None
