@@ -239,6 +239,7 @@ def tiny(tmp_path_factory):
         return spec.model_copy(update={"num_gpus": num_gpus, "gpus_per_node": gpus_per_node})
 
     return SimpleNamespace(
+        folder=folder,
         plan=plan,
         model=model,
         trace=_trace,

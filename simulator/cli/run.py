@@ -274,6 +274,7 @@ def print_run(results: Any) -> None:
 def print_explanation(results: Any) -> None:
     """Print where the time of each deployment's tokens goes."""
     from simulator.results.explanation_text import (
+        list_limits,
         list_pieces,
         read_explanation,
         tell_changes,
@@ -288,6 +289,8 @@ def print_explanation(results: Any) -> None:
             console.out.print()
             console.out.say(console.fill(tell_token(short[name], waterfall)), "bold")
             console.print_table(list_pieces(waterfall))
+            console.out.print()
+            console.print_table(list_limits(explained, waterfall))
             for sentence in tell_limits(explained, waterfall):
                 console.out.say(console.fill(sentence, "- ", "  "))
         console.out.print()

@@ -5,17 +5,18 @@ each found by simulating it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from simulator.base.errors import UserError
 from simulator.base.progress import Progress, count_part
 from simulator.base.text import one_line
 from simulator.commands.prepare import prepare_run
+from simulator.config.engine import find_offering
 from simulator.deployment.notes import start_notes
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.by_ranks import Fidelity
-from simulator.explanation.changes import LEAST, Change, find_bound, list_changes
+from simulator.explanation.changes import Change, find_bound, is_worth_trying, list_changes
 from simulator.explanation.trials import Trial, find_band, measure_gain
 from simulator.explanation.waterfall import make_waterfalls, measure_queue
 from simulator.parallel.workers import Workers
@@ -106,7 +107,7 @@ def explain_run(
     parts: list[tuple[tuple[Waterfall, ...], Queue]] = []
     for plan in plans:
         queue = measure_queue(plan, results.select_judged(plan.name), results.steps[plan.name])
-        parts.append((make_waterfalls(plan, results), queue))
+        parts.append((make_waterfalls(plan, results, scenario.folder), queue))
         shown(len(parts))
     changes = [
         list_changes(plan, number, queue)
@@ -119,7 +120,7 @@ def explain_run(
             _Task(place, base, change)
             for place, base, own, (waterfalls, _) in zip(places, bases, changes, parts, strict=True)
             for change in own
-            if find_bound(change, waterfalls) >= LEAST
+            if is_worth_trying(change, waterfalls)
         ]
         shown = count_part(progress, "changes that may help", len(tasks))
         tried = pool.map(_try_task, tasks, shown, group=lambda task: task.place.number)
@@ -135,7 +136,7 @@ def explain_run(
                     min(num_requests, most),
                     [
                         *_rank([one for task, one in done if task.place is place]),
-                        *_leave_out(own, own_parts[0]),
+                        *_leave_out(own, own_parts[0], place),
                     ],
                 ),
             )
@@ -156,22 +157,32 @@ def _measure_base(place: _Place) -> _Base:
 def _try_task(task: _Task) -> Tried:
     """Try a change; with its band where it helps."""
     place, base, change = task
-    overrides, metric = list(change.overrides), base.metric
+    overrides, metric, begun = list(change.overrides), base.metric, _begin(change, place)
     try:
         trial = place.try_change(overrides)
     except UserError as error:
-        return Tried(change.text, overrides, reason=_shorten(error))
+        return replace(begun, reason=_shorten(error))
     value = trial.values[metric]
     gain = measure_gain(metric, base.value, value)
+    tried = replace(begun, value=value, gain=gain)
     if not gain >= LEAST_GAIN:
-        return Tried(change.text, overrides, value, gain)
+        return tried
     gains = [gain, *find_band(metric, base.samples, trial.samples)]
     if (
         min(gains) > 0 and base.other_value > 0
     ):  # otherwise another seed can but widen what is noise already
         other = place.try_change(overrides, seeds_on=1).values[metric]
         gains.append(measure_gain(metric, base.other_value, other))
-    return Tried(change.text, overrides, value, gain, [min(gains), max(gains)])
+    return replace(tried, band=[min(gains), max(gains)])
+
+
+def _begin(change: Change, place: _Place) -> Tried:
+    """Describe a change before it is tried."""
+    engine = place.scenario.deployments[place.number].engine
+    offered_by = None if change.needs is None else find_offering(change.needs, engine)
+    return Tried(
+        change.text, list(change.overrides), resource=change.resource, offered_by=offered_by
+    )
 
 
 def _shorten(error: UserError) -> str:
@@ -184,10 +195,13 @@ def _rank(tried: Sequence[Tried]) -> list[Tried]:
     return sorted(tried, key=lambda one: -one.gain if one.gain is not None else float("inf"))
 
 
-def _leave_out(changes: Sequence[Change], waterfalls: Sequence[Waterfall]) -> Iterator[Tried]:
+def _leave_out(
+    changes: Sequence[Change], waterfalls: Sequence[Waterfall], place: _Place
+) -> Iterator[Tried]:
     """List the changes that address too little to be tried."""
     for change in changes:
-        bound = find_bound(change, waterfalls)
-        if bound < LEAST:
-            reason = f"can gain {100 * bound:.1f} % at most"
-            yield Tried(change.text, list(change.overrides), reason=reason)
+        if not is_worth_trying(change, waterfalls):
+            share = 100 * find_bound(change, waterfalls)
+            kind = "saves" if change.resource else "addresses"
+            reason = f"{kind} {share:.1f} % of a token's time"
+            yield replace(_begin(change, place), reason=reason)

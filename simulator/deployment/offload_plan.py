@@ -5,7 +5,7 @@ that it is replayed with.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -54,6 +54,14 @@ class OffloadPlan:
     @cached_property
     def _replays(self) -> dict[tuple[int, int], CacheUses]:
         return {}
+
+    def with_rates(self, rates: OffloadRates) -> OffloadPlan:
+        """The same experts on a machine with other rates; which ones a step finds does not depend
+        on them, so that replays are shared.
+        """
+        other = replace(self, rates=rates)
+        vars(other)["_replays"] = self._replays
+        return other
 
     def rules_at(self, num_tokens: int) -> CacheRules:
         """Rules that hold in steps of so many tokens."""

@@ -20,8 +20,6 @@ from simulator.step.prices import Prices
 from simulator.step.program import Batch, Busy, Operation, PricedBatch, PricedPart, Start, Together
 
 Floats = NDArray[np.float64]
-COMPUTING = ("attention", "dense", "experts")
-"""Phases in which ranks compute."""
 EXCHANGING = ("dispatch", "combine")
 """Phases in which tokens travel to experts and back."""
 _CHANGED = (Start, Together)
@@ -136,15 +134,6 @@ def price_step(prices: Prices, batch: Batch, offset: int) -> float:
     """Price a batch in seconds."""
     program = list_operations(prices, prices.price_batch(batch, offset))
     return sum(Lockstep(program, prices.placement.layout.num_ranks).run().values())
-
-
-def sum_computing(program: list[Operation]) -> float:
-    """Sum the seconds in which the mean rank computes."""
-    return sum(
-        float(one.seconds_R.mean())
-        for one in program
-        if isinstance(one, Busy) and one.phase in COMPUTING
-    )
 
 
 def _even_out(program: list[Operation]) -> list[Operation]:

@@ -8,21 +8,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from simulator.base.text import inline_toml
+from simulator.config.engine import Remedy
 from simulator.deployment.plan import DeploymentPlan
+from simulator.explanation.limits import TWICE, list_resources, speed_up
 from simulator.results.explained import Queue, Waterfall
 
-LEAST = 0.05
+LEAST = 0.02
 """Share of a token's time below which what a change addresses is left alone: no change takes all
-of it away, and one of a few hundredths is not what helps most."""
-_UNEVEN = ("chance", "skew", "busiest_link", "prompts")
-_EXCHANGES = ("links", "busiest_link", "latency", "prompts")
-_WIRES = ("links", "busiest_link", "collectives", "prompts")
-_BELOW = ("below", "prompts")
+of it away, and one of a hundredth is not what helps most."""
+LEAST_DOUBLED = 1e-3
+"""Share of a token's time below which a resource is not tried that would save it in the same steps:
+queues have not been seen to make twenty times as much of it."""
+_UNEVEN = ("chance", "skew", "busiest_link")
+_EXCHANGES = ("links", "busiest_link", "latency")
+_BELOW = ("below",)
+_OUTSIDE = ("network", "latency", "below")
+"""Resources that experts and caches use as they move, beside what steps do."""
+_PROMPTS = "prompts"
+"""In the place of pieces: the part of all that is of prompts of other requests."""
 _MANY = 32
 """Tokens of a step from which llama.cpp brings experts that it computes below otherwise
 (``GGML_OP_OFFLOAD_MIN_BATCH``)."""
-_FASTER = 2.0
-"""Factor on the rate of wires: one generation of NVLink or InfiniBand to the next."""
 _CHUNKS = 4
 """Chunks of an exchange: the last one's computation, which nothing hides, is a quarter."""
 _SMALLER = 4
@@ -33,6 +39,16 @@ _KINDS = {"deepep_auto": ("all_gather",)}
 _ALL_KINDS = ("deepep_auto", "per_expert", "per_node", "all_gather")
 """Dispatch policies with kernels that are calibrated on most accelerators."""
 
+_TWICE = {
+    "memory": "the GPUs' memory twice as fast",
+    "arithmetic": "arithmetic twice as fast",
+    "kernels": "what else kernels do twice as fast",
+    "network": "wires twice as fast",
+    "latency": "network latency halved",
+    "engine": "the engine's own work twice as fast",
+    "below": "all below the GPUs' memory twice as fast",
+}
+"""Words for resources that are twice as fast."""
 _SPLIT_WORDS = {"tp": "TP {}", "attention_dp": "attention DP {}", "ep": "EP {}", "pp": "PP {}"}
 
 
@@ -44,8 +60,12 @@ class Change(NamedTuple):
     overrides: tuple[str, ...]
     """Change as ``path=value`` texts, which ``--set`` takes."""
     addressed: tuple[str, ...] = ()
-    """Pieces of a token's time that it shortens, those of prompts among them; empty where it may
-    shorten any."""
+    """Pieces of a token's time that it shortens; empty where it may shorten any."""
+    resource: str = ""
+    """Resource that is twice as fast (:data:`~simulator.results.explained.RESOURCES`); empty of
+    other changes."""
+    needs: Remedy | None = None
+    """What the engine must offer for it; ``None`` where any does."""
 
 
 def list_changes(plan: DeploymentPlan, number: int, queue: Queue) -> list[Change]:
@@ -60,20 +80,36 @@ def list_changes(plan: DeploymentPlan, number: int, queue: Queue) -> list[Change
         *_send_otherwise(plan, keys),
         *_split_otherwise(plan, keys),
         *_offload_otherwise(plan, keys),
-        *_speed_wires(plan, keys),
+        *_speed_up(plan, keys),
         *_schedule_otherwise(plan, keys, queue),
         *_leave_out(plan, keys),
     ]
 
 
 def find_bound(change: Change, waterfalls: Sequence[Waterfall]) -> float:
-    """Largest share of a token's time that a change can take away: that of all it addresses."""
+    """Largest share of a token's time in its pieces that a change addresses; of a resource, what it
+    saves in the same steps, and what passes outside of steps. Queues may make more of it.
+    """
+    if change.resource:
+        if change.resource in _OUTSIDE and len(waterfalls) > 1:
+            return 1.0  # caches travel between pools
+        outside = change.resource in _OUTSIDE
+        return max(
+            one.doubled.get(change.resource, 0.0) + outside * one.limits.get("outside", 0.0)
+            for one in waterfalls
+        )
     if not change.addressed:
         return 1.0
     return max(
-        sum(one.pieces.get(name, 0.0) for name in change.addressed) / one.token_s
+        sum(({**one.pieces, _PROMPTS: one.prompts_s}).get(name, 0.0) for name in change.addressed)
+        / one.token_s
         for one in waterfalls
     )
+
+
+def is_worth_trying(change: Change, waterfalls: Sequence[Waterfall]) -> bool:
+    """Whether a change addresses enough of a token's time to be simulated."""
+    return find_bound(change, waterfalls) >= (LEAST_DOUBLED if change.resource else LEAST)
 
 
 class _Keys:
@@ -100,13 +136,16 @@ def _place_experts(plan: DeploymentPlan, keys: _Keys) -> Iterator[Change]:
     num_slots = (-(-slots_before // ep) + 1) * ep
     spare = num_slots - moe.num_experts
     text = f"{num_slots} expert slots by EPLB, {spare} of them spare"
-    yield Change(text, keys.replace(placement={"kind": "eplb", "num_slots": num_slots}), _UNEVEN)
+    eplb = keys.replace(placement={"kind": "eplb", "num_slots": num_slots})
+    yield Change(text, eplb, _UNEVEN, needs="eplb")
     if present["kind"] not in ("eplb", "greedy"):
         text = "experts placed by load (greedy)"
-        yield Change(text, keys.replace(placement={"kind": "greedy"}), _UNEVEN)
+        greedy = keys.replace(placement={"kind": "greedy"})
+        yield Change(text, greedy, _UNEVEN, needs="eplb")
     if slots_before > moe.num_experts and plan.spec.replica_choice["kind"] != "least_loaded":
         text = "tokens to the least loaded copy"
-        yield Change(text, keys.replace(replica_choice={"kind": "least_loaded"}), _UNEVEN)
+        least = keys.replace(replica_choice={"kind": "least_loaded"})
+        yield Change(text, least, _UNEVEN, needs="least_loaded")
 
 
 def _send_otherwise(plan: DeploymentPlan, keys: _Keys) -> Iterator[Change]:
@@ -120,16 +159,20 @@ def _send_otherwise(plan: DeploymentPlan, keys: _Keys) -> Iterator[Change]:
             yield Change(f"dispatch {kind}", keys.replace(dispatch={"kind": kind}), _EXCHANGES)
     if plan.spec.spilling["kind"] == "none" and plan.placement.layout.ep > 1:
         text = "excess tokens spilled to idle ranks"
-        yield Change(text, keys.replace(spilling={"kind": "least_loaded"}), _UNEVEN)
+        spill = keys.replace(spilling={"kind": "least_loaded"})
+        yield Change(text, spill, _UNEVEN, needs="spilling")
     if plan.spec.overlap == "none":
         if plan.spec.exchange_chunks == 1:
-            yield Change("two-batch overlap", keys.replace(overlap="two_batch"), _EXCHANGES)
+            halves = keys.replace(overlap="two_batch")
+            yield Change("two-batch overlap", halves, _EXCHANGES, needs="two_batch")
         if plan.placement.model.moe and plan.placement.model.moe.num_shared_experts:
             text = "shared experts beside the dispatch"
-            yield Change(text, keys.replace(overlap="shared_experts"), _EXCHANGES)
+            beside = keys.replace(overlap="shared_experts")
+            yield Change(text, beside, _EXCHANGES, needs="shared_experts")
     if plan.spec.overlap != "two_batch" and plan.spec.exchange_chunks == 1:
         text = f"exchanges in {_CHUNKS} chunks"
-        yield Change(text, keys.replace(exchange_chunks=_CHUNKS), _EXCHANGES)
+        chunks = keys.replace(exchange_chunks=_CHUNKS)
+        yield Change(text, chunks, _EXCHANGES, needs="exchange_chunks")
 
 
 def _offload_otherwise(plan: DeploymentPlan, keys: _Keys) -> Iterator[Change]:
@@ -195,11 +238,12 @@ def _split_otherwise(plan: DeploymentPlan, keys: _Keys) -> Iterator[Change]:
         yield Change(text, keys.replace(parallel=split, **sized))
 
 
-def _speed_wires(plan: DeploymentPlan, keys: _Keys) -> Iterator[Change]:
-    """Faster wires, where ranks exchange anything."""
-    if plan.placement.layout.num_gpus > 1:
-        speed = plan.spec.network_speed * _FASTER
-        yield Change("wires twice as fast", keys.replace(network_speed=speed), _WIRES)
+def _speed_up(plan: DeploymentPlan, keys: _Keys) -> Iterator[Change]:
+    """Resources that are twice as fast."""
+    for resource in list_resources(plan):
+        key, value = speed_up(plan.spec, resource, TWICE)
+        name = key.replace(".", "__")
+        yield Change(_TWICE[resource], keys.replace(**{name: value}), resource=resource)
 
 
 def _schedule_otherwise(plan: DeploymentPlan, keys: _Keys, queue: Queue) -> Iterator[Change]:
@@ -208,7 +252,7 @@ def _schedule_otherwise(plan: DeploymentPlan, keys: _Keys, queue: Queue) -> Iter
     smaller = rules.token_budget // _SMALLER
     if rules.splits_prompts and smaller >= rules.max_sequences:
         text = f"steps of at most {smaller:,} tokens"
-        yield Change(text, keys.replace(scheduling__token_budget=smaller), ("prompts",))
+        yield Change(text, keys.replace(scheduling__token_budget=smaller), (_PROMPTS,))
     if queue.limited_by == "max_sequences":
         more = 2 * rules.max_sequences
         text = f"{more:,} sequences at once on a rank"

@@ -33,17 +33,18 @@ class StepGroup(NamedTuple):
 
 
 class SampledStep(NamedTuple):
-    """One step of a run, with its tokens spread evenly over the data-parallel ranks."""
+    """One step of a run."""
 
     batch: Batch
-    """Batch of the step; of one lane where a pipeline has several in flight."""
+    """Batch of the step, of one lane where a pipeline has several in flight: its decodes spread
+    evenly over the data-parallel ranks, its prompts on as few as they need, as requests arrive,
+    for which the other ranks wait."""
     decodes: Batch | None
     """Decodes of the step alone, where prompts are beside them."""
-    arrived: Batch
-    """Batch with its prompts on as few ranks as they need, as requests arrive: one that is busier
-    than the others feels slow wires more."""
     wait_s: float
     """Seconds that the mean rank waited in the run's own step."""
+    duration_s: float
+    """Seconds of the run's own step."""
 
 
 def group_steps(
@@ -115,12 +116,14 @@ def _read_step(
     decodes = int(steps["decodes"].iloc[place]) // num_steps
     lane_prompts = max(1, prompts // pp) if prompts else 0
     lane_decodes = decodes // pp if prompts else max(1, decodes // pp)
-    batch = spread_batch(plan, lane_prompts, lane_decodes, context)
+    decoding = spread_batch(plan, 0, lane_decodes, context) if lane_decodes else None
     return SampledStep(
-        batch,
-        spread_batch(plan, 0, lane_decodes, context) if prompts and lane_decodes else None,
-        _gather_prompts(plan, lane_prompts, lane_decodes, context, prompt) if prompts else batch,
+        _gather_prompts(plan, lane_prompts, lane_decodes, context, prompt)
+        if prompts or decoding is None
+        else decoding,
+        decoding if prompts else None,
         float(steps["wait_s"].iloc[place]) / num_steps,
+        float(steps["duration_s"].iloc[place]) / num_steps,
     )
 
 

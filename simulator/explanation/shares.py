@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -45,7 +46,7 @@ class Shares:
     rank_R: Floats
     """Ratio of each rank's time in experts to the mean rank's, ``[R]``."""
     decodes: float
-    """Ratio of the steps' seconds as they were priced to those with their prompts."""
+    """Ratio of the steps' seconds as they were priced to those with their prompts, at most 1."""
 
 
 def measure_shares(
@@ -61,21 +62,25 @@ def measure_shares(
     Args:
         without_prompts: whether the decodes of each step are priced alone.
         was_slower: whether the replica was slower than that, so that its ranks waited for more than
-            what causes at the usual speed.
+            what causes at the usual speed, and its steps took longer.
     """
     prices = _prepare_prices(placement, sampled)
-    found, whole_s = [], 0.0
+    found, wholes_s = [], []
+    slowdown, is_pipeline = placement.drafts.slowdown, placement.layout.pp > 1
     for number, step in enumerate(sampled):
         rng, offset = _draw_offset(placement, number)
         batch = step.decodes if without_prompts and step.decodes is not None else step.batch
         found.append(find_causes(prices, batch, offset, rng))
-        if without_prompts:
-            whole_s += price_step(prices, step.batch, offset)
+        # The run's own step is of all lanes of a pipeline.
+        priced = without_prompts and (was_slower or is_pipeline)
+        wholes_s.append(
+            price_step(prices, step.batch, offset) if priced else step.duration_s / slowdown
+        )
     if without_prompts or was_slower:
         waits_s = [one.phases["wait"] for one in found]
     else:
-        waits_s = [step.wait_s / placement.drafts.slowdown for step in sampled]
-    return _add_up(found, waits_s, whole_s)
+        waits_s = [step.wait_s / slowdown for step in sampled]
+    return _add_up(found, waits_s, wholes_s)
 
 
 class Slower(NamedTuple):
@@ -104,7 +109,7 @@ def measure_slower(
         for number, step in enumerate(sampled):
             offset = _draw_offset(usual, number)[1]
             for first, num_groups in by_class:
-                seconds += num_groups * price_step(prices, step.arrived.roll(first), offset)
+                seconds += num_groups * price_step(prices, step.batch.roll(first), offset)
         return seconds
 
     usual_s, slowed_s = add_up(usual), add_up(slowed)
@@ -115,7 +120,7 @@ def measure_slower(
 
 
 def _prepare_prices(placement: Placement, sampled: Sequence[SampledStep]) -> Prices:
-    return Prices(placement, max(int(one.arrived.tokens_d.max()) for one in sampled))
+    return Prices(placement, max(int(one.batch.tokens_d.max()) for one in sampled))
 
 
 def _draw_offset(placement: Placement, number: int) -> tuple[np.random.Generator, int]:
@@ -126,39 +131,50 @@ def _draw_offset(placement: Placement, number: int) -> tuple[np.random.Generator
     return rng, int(rng.integers(POOL_TOKENS))
 
 
-def _add_up(found: Sequence[StepCauses], waits_s: Sequence[float], whole_s: float) -> Shares:
-    """Add up the causes of several steps.
+def _add_up(
+    found: Sequence[StepCauses], waits_s: Sequence[float], wholes_s: Sequence[float]
+) -> Shares:
+    """Add up the causes of several steps, each of which stands for as much time.
 
     Args:
         waits_s: seconds that each step's mean rank waited.
-        whole_s: seconds of all steps with their prompts; 0 where none are left out.
+        wholes_s: seconds of each step with its prompts.
     """
-    total_s = sum(one.duration_s for one in found)
-    wait_s, experts_s = sum(waits_s), sum(one.phases["experts"] for one in found)
-    pairs = list(zip(found, waits_s, strict=True))
-    uneven_s = sum(min(one.uneven_s, wait) for one, wait in pairs)
-    chance_s = sum(min(one.chance_s, wait) for one, wait in pairs)
-    jitter_s = min(sum(one.jitter_s for one in found), wait_s - uneven_s)
-    exchange_s = sum(one.exchanges.total_s for one in found)
-    collective_s = sum(one.collectives.total_s for one in found)
+    weights = [1.0 / whole_s for whole_s in wholes_s]
+
+    def add(find: Callable[[StepCauses], float]) -> float:
+        return sum(weight * find(one) for weight, one in zip(weights, found, strict=True))
+
+    def add_waits(find: Callable[[StepCauses], float]) -> float:
+        triples = zip(weights, found, waits_s, strict=True)
+        return sum(weight * min(find(one), wait_s) for weight, one, wait_s in triples)
+
+    total = add(lambda one: one.duration_s)
+    wait, experts = add_waits(lambda one: math.inf), add(lambda one: one.phases["experts"])
+    uneven, chance = add_waits(lambda one: one.uneven_s), add_waits(lambda one: one.chance_s)
+    jitter = min(add(lambda one: one.jitter_s), wait - uneven)
+    exchanges = add(lambda one: one.exchanges.total_s)
+    collectives = add(lambda one: one.collectives.total_s)
     layer_L, rank_R = (
-        np.sum([getattr(one, name) for one in found], axis=0) for name in ("layer_L", "rank_R")
+        np.sum([weight * one for weight, one in zip(weights, of_steps, strict=True)], axis=0)
+        for of_steps in ([one.layer_L for one in found], [one.rank_R for one in found])
     )
     return Shares(
         phases={
-            phase: _share(sum(one.phases[phase] for one in found), total_s) for phase in STEP_PHASES
+            phase: _share(add(lambda one: one.phases[phase]), total)  # noqa: B023 - called at once
+            for phase in STEP_PHASES
         },
-        below=_share(sum(one.below_s for one in found), experts_s),
-        chance=_share(chance_s, wait_s),
-        skew=_share(uneven_s - chance_s, wait_s),
-        jitter=_share(jitter_s, wait_s),
-        busiest=_share(sum(one.exchanges.busiest_s for one in found), exchange_s),
-        latency=_share(sum(one.exchanges.latency_s for one in found), exchange_s),
-        collective_latency=_share(sum(one.collectives.latency_s for one in found), collective_s),
-        hidden=_share(sum(one.hidden_s for one in found), total_s),
+        below=_share(add(lambda one: one.below_s), experts),
+        chance=_share(chance, wait),
+        skew=_share(uneven - chance, wait),
+        jitter=_share(jitter, wait),
+        busiest=_share(add(lambda one: one.exchanges.busiest_s), exchanges),
+        latency=_share(add(lambda one: one.exchanges.latency_s), exchanges),
+        collective_latency=_share(add(lambda one: one.collectives.latency_s), collectives),
+        hidden=_share(add(lambda one: one.hidden_s), total),
         layer_L=layer_L / (layer_L.sum() or 1.0),
         rank_R=rank_R / (rank_R.mean() or 1.0),
-        decodes=_share(total_s, whole_s) if whole_s else 1.0,
+        decodes=min(1.0, total / len(found)),
     )
 
 

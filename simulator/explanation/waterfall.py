@@ -4,15 +4,17 @@ that the pieces add up to it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simulator.base.columns import Columns, Picked
+from simulator.deployment.placement import Placement
 from simulator.deployment.plan import DeploymentPlan
 from simulator.explanation.causes import Floats
-from simulator.explanation.limits import find_limits
+from simulator.explanation.limits import Faster, find_limits, place_faster
 from simulator.explanation.sample import SampledStep, StepGroup, group_steps, sample_steps
 from simulator.explanation.shares import Shares, measure_shares, measure_slower
 from simulator.results.explained import LIMITS, PIECES, Queue, Waterfall
@@ -28,21 +30,24 @@ _ROUNDING = 1e-8
 """Share of a token's time that is left between steps by adding up times in another order."""
 _COMPUTED = ("attention", "dense", "experts")
 _LIMIT_OF = {
-    **dict.fromkeys(("chance", "skew", "unevenness", "jitter"), "balance"),
-    **dict.fromkeys(("links", "busiest_link", "collectives"), "network"),
     **dict.fromkeys(("slow_gpus", "slow_wires"), "slower"),
     **dict.fromkeys(("stops", "between"), "outside"),
 }
-"""Limit of each piece that is not of its own name; ranks' computation has several."""
+"""Limit of each piece that is no part of a step as it usually is."""
 
 
-def make_waterfalls(plan: DeploymentPlan, results: Results) -> tuple[Waterfall, ...]:
-    """Divide the time of a deployment's tokens by cause, in each of its pools."""
+def make_waterfalls(plan: DeploymentPlan, results: Results, folder: Path) -> tuple[Waterfall, ...]:
+    """Divide the time of a deployment's tokens by cause, in each of its pools.
+
+    Args:
+        folder: what paths in the deployment are relative to.
+    """
+    placed = place_faster(plan, folder)
     requests, steps = results.requests[plan.name], results.steps[plan.name]
     own = results.token_time[results.token_time["deployment"] == plan.name]
     moves = results.moves[results.moves["deployment"] == plan.name]
     waterfalls = []
-    for pool in plan.pools:
+    for number, pool in enumerate(plan.pools):
         is_prefill = pool is plan.prefill
         here = Picked(steps, ((steps["pool"] == "prefill") == is_prefill).to_numpy())
         if not len(here):
@@ -59,7 +64,8 @@ def make_waterfalls(plan: DeploymentPlan, results: Results) -> tuple[Waterfall, 
         groups = group_steps(pool, here, plan.machines[name], first_replica)
         spent = _spend(here, weight / (num_tokens or 1), groups)
         sampled = {group: sample_steps(pool, here, groups[group], requests) for group in spent}
-        waterfalls.append(_make_waterfall(pool, name, token, spent, between_s, sampled))
+        faster = {resource: pools[number] for resource, pools in placed.items()}
+        waterfalls.append(_make_waterfall(pool, name, token, spent, between_s, sampled, faster))
     return tuple(waterfalls)
 
 
@@ -107,6 +113,7 @@ def _make_waterfall(
     spent: Mapping[StepGroup, Spent],
     between_s: float,
     sampled: Mapping[StepGroup, list[SampledStep]],
+    faster: Mapping[str, Faster],
 ) -> Waterfall:
     pieces = dict.fromkeys(PIECES, 0.0)
     if between_s > _ROUNDING * sum(map(sum, (one.values() for one in spent.values()))):
@@ -114,58 +121,81 @@ def _make_waterfall(
     has_experts, hidden_s = plan.placement.experts is not None, 0.0
     layer_L = np.zeros(plan.placement.model.num_moe_layers)
     rank_R = np.zeros(plan.placement.layout.num_ranks)
-    computed = dict.fromkeys(LIMITS, 0.0)
+    prompts, limits = dict(pieces, between=0.0), dict.fromkeys(LIMITS, 0.0)
+    doubled = dict.fromkeys(faster, 0.0)
     for group, phases in spent.items():
         kind, seconds, steps = group.kind, sum(phases.values()), sampled[group]
-        if kind == "cut":
+        if kind == "cut" or not seconds:  # or no token waits for it
             pieces["stops"] += seconds
             continue
+        was_slower, slower_s = group.condition is not None, {}
         if group.condition is not None:
             slower = measure_slower(plan, group.condition, steps)
-            pieces["slow_gpus"] += seconds * slower.gpus
-            pieces["slow_wires"] += seconds * slower.wires
+            slower_s = {"slow_gpus": seconds * slower.gpus, "slow_wires": seconds * slower.wires}
             seconds *= 1 - sum(slower)
-        if kind == "prefill" and token == "output":
-            pieces["prompts"] += seconds
-            continue
-        is_mixed = kind == "mixed" and token == "output"
-        shares = measure_shares(
-            plan.placement,
-            steps,
-            without_prompts=is_mixed,
-            was_slower=group.condition is not None,
-        )
-        if is_mixed:
-            pieces["prompts"] += seconds * (1 - shares.decodes)
-            seconds *= shares.decodes
-        if is_mixed or group.condition is not None:
-            phases = {phase: seconds * share for phase, share in shares.phases.items()}
-        found = _divide(phases, shares, plan.placement.layout.pp > 1)
-        for name, part_s in found.items():
-            pieces[name] += part_s
-        uneven_s = found["chance"] + found["skew"]
-        layer_L += uneven_s * shares.layer_L
+        shares = measure_shares(plan.placement, steps, was_slower=was_slower)
+        if was_slower:
+            phases = _spread(seconds, shares)
+        found = _divide(phases, shares, plan.placement)
+        of_prompts = _find_prompts(plan.placement, group, token, steps, found)
+        share = sum(of_prompts.values()) / seconds
+        of_prompts |= {name: part_s * share for name, part_s in slower_s.items()}
+        for parts, total in ((found | slower_s, pieces), (of_prompts, prompts)):
+            for name, part_s in parts.items():
+                total[name] += part_s
+        layer_L += (found["chance"] + found["skew"]) * shares.layer_L
         rank_R += found["experts"] * shares.rank_R
         hidden_s += seconds * shares.hidden
-        computing_s = sum(found[name] for name in _COMPUTED)
-        for limit, share in find_limits(plan, steps[len(steps) // 2]).items():
-            computed[limit] += computing_s * share
+        own = find_limits(plan.placement, faster, steps[len(steps) // 2], phases)
+        for limit, share in own.shares.items():
+            limits[limit] += seconds * share
+        for resource, share in own.doubled.items():
+            doubled[resource] += seconds * share
+    for name, limit in _LIMIT_OF.items():
+        limits[limit] += pieces[name]
     left_out = set(() if has_experts else _OF_EXPERTS)
     left_out |= set() if plan.placement.offload is not None else {"below"}
     token_s = sum(pieces.values())
+    ordered = sorted(limits.items(), key=lambda entry: -entry[1])
     return Waterfall(
         pool,
         token,
         token_s,
         {name: part_s for name, part_s in pieces.items() if name not in left_out},
-        _rank_limits(pieces, computed, token_s),
+        {name: part_s for name, part_s in prompts.items() if name not in left_out},
+        {limit: part_s / token_s for limit, part_s in ordered if part_s > 0},
+        {resource: saved_s / token_s for resource, saved_s in doubled.items()},
         hidden_s,
         layer_L.tolist(),
         (rank_R / (rank_R.mean() or 1.0)).tolist() if has_experts else [],
     )
 
 
-def _divide(phases: Mapping[str, float], shares: Shares, is_pipeline: bool) -> dict[str, float]:
+def _spread(seconds: float, shares: Shares) -> Spent:
+    """Spread seconds over phases as sampled steps have them."""
+    return {phase: seconds * share for phase, share in shares.phases.items()}
+
+
+def _find_prompts(
+    placement: Placement,
+    group: StepGroup,
+    token: str,
+    steps: Sequence[SampledStep],
+    found: Mapping[str, float],
+) -> dict[str, float]:
+    """Find the part of each piece of a kind of steps that is of prompts of other requests."""
+    if token != "output" or group.kind == "decode":
+        return dict.fromkeys(found, 0.0)
+    if group.kind == "prefill":
+        return dict(found)
+    was_slower = group.condition is not None
+    shares = measure_shares(placement, steps, without_prompts=True, was_slower=was_slower)
+    alone_s = sum(found.values()) * shares.decodes
+    alone = _divide(_spread(alone_s, shares), shares, placement)
+    return {name: max(0.0, part_s - alone.get(name, 0.0)) for name, part_s in found.items()}
+
+
+def _divide(phases: Mapping[str, float], shares: Shares, placement: Placement) -> dict[str, float]:
     """Divide the seconds of a kind of steps by cause."""
     wait_s, exchange_s = phases["wait"], phases["dispatch"] + phases["combine"]
     found = {name: phases[name] for name in _COMPUTED}
@@ -173,7 +203,7 @@ def _divide(phases: Mapping[str, float], shares: Shares, is_pipeline: bool) -> d
     found["experts"] -= found["below"]
     found |= {name: wait_s * getattr(shares, name) for name in ("chance", "skew", "jitter")}
     rest_s = max(0.0, wait_s - sum(found[name] for name in ("chance", "skew", "jitter")))
-    found["bubble" if is_pipeline else "unevenness"] = rest_s
+    found["bubble" if placement.layout.pp > 1 else "unevenness"] = rest_s
     found["busiest_link"] = exchange_s * shares.busiest
     latency_s = exchange_s * shares.latency
     found["links"] = max(0.0, exchange_s - found["busiest_link"] - latency_s)
@@ -182,15 +212,3 @@ def _divide(phases: Mapping[str, float], shares: Shares, is_pipeline: bool) -> d
     found["latency"] = latency_s + collective_latency_s
     found["host"] = phases["overhead"]
     return found
-
-
-def _rank_limits(
-    pieces: Mapping[str, float], computed: dict[str, float], token_s: float
-) -> dict[str, float]:
-    """Shares of a token's time by limit, the largest first, without those that take none."""
-    total = dict(computed)
-    for name, part_s in pieces.items():
-        if name not in _COMPUTED:
-            total[_LIMIT_OF.get(name, name)] += part_s
-    ordered = sorted(total.items(), key=lambda entry: -entry[1])
-    return {limit: part_s / token_s for limit, part_s in ordered if part_s > 0}

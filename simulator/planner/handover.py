@@ -47,6 +47,7 @@ _UNSAID = (
     "recovery",
     "scaling",
     "exchange_chunks",
+    "speeds",
 )
 """Keys of a deployment that launch commands are not made from."""
 _EXACT = 17

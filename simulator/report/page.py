@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
 from simulator.report.deployment_tables import (
     describe_deployments,
@@ -13,7 +14,13 @@ from simulator.report.deployment_tables import (
 from simulator.report.figure_cards import FigureCards
 from simulator.report.gallery import load_figures
 from simulator.report.rendering import render_page
-from simulator.results.explanation_text import read_explanation, tell_changes
+from simulator.results.explained import Explained
+from simulator.results.explanation_text import (
+    list_limits,
+    read_explanation,
+    tell_changes,
+    tell_limits,
+)
 from simulator.results.folder import Results
 from simulator.results.formats import KEY_METRICS, better_way, heading_unit
 from simulator.results.listed_tables import list_tables
@@ -44,11 +51,28 @@ def render(results: Results) -> str:
         all_metrics=list_metrics(results, METRICS),
         listed=list(list_tables(results)),
         drawn=cards.draw(FIGURES, results),
-        changes={
-            name: list(tell_changes(explained.changes))
-            for name, explained in read_explanation(run).items()
-        },
+        explained={name: _tell(one) for name, one in read_explanation(run).items()},
         run=run,
         making=describe_making(run),
         **describe_deployments(results),
+    )
+
+
+class _Told(NamedTuple):
+    """Explanation of one deployment, as the page shows it."""
+
+    tables: list[list[tuple[str, ...]]]
+    """Limits of each pool, with a heading; its pieces are a figure."""
+    limits: list[str]
+    """Sentences on them."""
+    changes: list[str]
+    """Sentences on what would help, the headline first."""
+
+
+def _tell(explained: Explained) -> _Told:
+    pools = explained.waterfalls
+    return _Told(
+        [list(list_limits(explained, pool)) for pool in pools],
+        [sentence for pool in pools for sentence in tell_limits(explained, pool)],
+        list(tell_changes(explained.changes)),
     )

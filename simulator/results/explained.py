@@ -19,7 +19,6 @@ PIECES = {
     "collectives": "all-reduces and sends between stages",
     "latency": "latency of exchanges",
     "host": "the engine's own work",
-    "prompts": "prompts of other requests",
     "slow_gpus": "GPUs slower than usual",
     "slow_wires": "wires slower than usual",
     "stops": "steps cut off by failures",
@@ -27,18 +26,20 @@ PIECES = {
 }
 """Pieces of a token's time in the order of the waterfall, with their words: from what perfect
 balance and free links would cost to all of it."""
-LIMITS = {
+RESOURCES = {
     "memory": "memory bandwidth",
-    "flops": "arithmetic",
-    "fixed": "fixed costs of kernels",
-    "measured": "computation as it was measured",
-    "below": "the memory below the GPU's",
-    "balance": "uneven load",
-    "bubble": "the pipeline",
+    "arithmetic": "arithmetic",
+    "kernels": "what else kernels do",
     "network": "network bandwidth",
     "latency": "network latency",
-    "host": "the engine's own work",
-    "prompts": "prompts of other requests",
+    "engine": "the engine's own work",
+    "below": "the memory below the GPU's",
+}
+"""Resources that may be faster, with their words: those of
+:class:`~simulator.config.speeds.Speeds`, and the wires."""
+LIMITS = {
+    **RESOURCES,
+    "measured": "steps as they were measured",
     "slower": "slower GPUs and wires",
     "outside": "stops and transfers",
 }
@@ -62,14 +63,27 @@ class Waterfall:
     """Seconds of a token."""
     pieces: dict[str, float]
     """Seconds by piece, in the order of :data:`PIECES`; those that cannot occur are left out."""
+    prompts: dict[str, float]
+    """Part of each piece that is of prompts of other requests: what it takes longer than it would
+    for the decodes of its steps alone. 0 of a ``prompt`` token, which waits for none."""
     limits: dict[str, float]
-    """Share of the token's time by limit (:data:`LIMITS`), the largest first; they add up to 1."""
+    """Share of the token's time by limit (:data:`LIMITS`), the largest first; they add up to 1.
+    That of a resource is the elasticity of the time to it."""
+    doubled: dict[str, float]
+    """Share of the token's time that each resource (:data:`RESOURCES`), twice as fast, would save
+    were the steps the same: at most half its share in ``limits``, but where a library goes over to
+    another protocol."""
     hidden_s: float
     """Seconds of exchanges behind computation, which are in no piece."""
     layers_s: list[float]
     """Seconds of ``chance`` and ``skew`` by MoE layer; empty for a dense model."""
     ranks: list[float]
     """Ratio of each rank's time in routed experts to the mean rank's; empty for a dense model."""
+
+    @property
+    def prompts_s(self) -> float:
+        """Seconds of prompts of other requests."""
+        return sum(self.prompts.values())
 
     @property
     def binding(self) -> str:
@@ -105,6 +119,11 @@ class Tried:
     ``None`` where the gain is less than :data:`LEAST_GAIN`."""
     reason: str = ""
     """Reason why it was not simulated; empty where it was."""
+    resource: str = ""
+    """Resource that is twice as fast, of :data:`RESOURCES`; empty of other changes."""
+    offered_by: list[str] | None = None
+    """Engines that have a way to do it, where the deployment's has none: none at all, if empty;
+    ``None`` where its own has one, or none is needed."""
 
     @property
     def is_sure(self) -> bool:

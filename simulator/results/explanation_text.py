@@ -73,27 +73,56 @@ def tell_token(short: str, waterfall: Waterfall) -> str:
     )
 
 
-def list_pieces(waterfall: Waterfall) -> Iterator[tuple[str, str, str]]:
-    """List the pieces of a token's time, with a heading and the sum: words, time and share."""
+def list_pieces(waterfall: Waterfall) -> Iterator[tuple[str, ...]]:
+    """List the pieces of a token's time, with a heading and the sum: words, time, the part of it
+    that is of prompts of other requests where there are some, and share.
+    """
     size, unit = (1e-3, "ms") if waterfall.token_s >= _LEAST_MS else (1e-6, "us")
-    yield "Where it goes", f"time ({unit})", "share"
+    has_prompts = waterfall.prompts_s >= LEAST_SHOWN * waterfall.token_s
+
+    def write(words: str, seconds: float, prompts_s: float, share: float) -> tuple[str, ...]:
+        parts = [seconds, prompts_s] if has_prompts else [seconds]
+        return words, *(f"{part / size:,.3f}" for part in parts), f"{100 * share:.1f} %"
+
+    of_prompts = (f"for prompts ({unit})",) if has_prompts else ()
+    yield "Where it goes", f"time ({unit})", *of_prompts, "share"
     for name, seconds in waterfall.pieces.items():
         share = seconds / waterfall.token_s
         if share >= LEAST_SHOWN:
-            yield PIECES[name], f"{seconds / size:,.3f}", f"{100 * share:.1f} %"
-    yield "all", f"{waterfall.token_s / size:,.3f}", "100.0 %"
+            yield write(PIECES[name], seconds, waterfall.prompts[name], share)
+    yield write("all", waterfall.token_s, waterfall.prompts_s, 1.0)
+
+
+def list_limits(explained: Explained, waterfall: Waterfall) -> Iterator[tuple[str, ...]]:
+    """List the limits of a token's time, with a heading: words, share, what the resource twice as
+    fast saves in the same steps, and what it gains by simulation.
+    """
+    label = METRICS[explained.changes.metric].label
+    gains = {one.resource: one.gain for one in explained.changes.tried if one.resource}
+    yield "Limited by", "share", "twice as fast saves", f"{label} simulated"
+    for limit, share in waterfall.limits.items():
+        doubled, gain = waterfall.doubled.get(limit), gains.get(limit)
+        if share >= _LEAST_LIMIT or (gain or 0.0) > _LEAST_LIMIT:
+            yield (
+                LIMITS[limit],
+                f"{100 * share:.1f} %",
+                "-" if doubled is None else f"{100 * doubled:.1f} %",
+                "-" if gain is None else f"{_write_gain(gain)} %",
+            )
 
 
 def tell_limits(explained: Explained, waterfall: Waterfall) -> Iterator[str]:
-    """Describe the limits, the layers and ranks that are uneven, what overlap hides, and the
-    queue.
+    """Describe prompts of other requests, what queues make of a faster resource, the layers and
+    ranks that are uneven, what overlap hides, and the queue.
     """
-    named = [
-        f"{LIMITS[limit]} {percent(share)}"
-        for limit, share in waterfall.limits.items()
-        if share >= _LEAST_LIMIT
-    ]
-    yield f"Limits, by their share of the time: {', '.join(named)}."
+    if waterfall.prompts_s >= _LEAST_LIMIT * waterfall.token_s:
+        yield _tell_prompts(waterfall)
+    gains = {one.resource: one.gain or 0.0 for one in explained.changes.tried if one.resource}
+    if any(gains.get(name, 0.0) > one + _LEAST_LIMIT for name, one in waterfall.doubled.items()):
+        yield (
+            "Where a resource gains more by simulation than it saves in the same steps, queues add "
+            "the rest: faster steps hold fewer requests and fewer prompts."
+        )
     uneven = waterfall.pieces.get("chance", 0.0) + waterfall.pieces.get("skew", 0.0)
     if uneven > _LEAST_UNEVEN * waterfall.token_s:
         yield _tell_uneven(waterfall, uneven)
@@ -106,6 +135,18 @@ def tell_limits(explained: Explained, waterfall: Waterfall) -> Iterator[str]:
             f"Before its first step a request waits for {percent(explained.queue.share)} of its "
             f"time, mostly for {wait}."
         )
+
+
+def _tell_prompts(waterfall: Waterfall) -> str:
+    """Divide the time of prompts of other requests, the largest part first."""
+    ordered = sorted(waterfall.prompts.items(), key=lambda entry: -entry[1])
+    named = [
+        f"{PIECES[name]} {100 * part_s / waterfall.token_s:.1f} %"
+        for name, part_s in ordered
+        if part_s >= _LEAST_UNEVEN * waterfall.token_s
+    ]
+    share = percent(waterfall.prompts_s / waterfall.token_s)
+    return f"Prompts of other requests are {share} of it: {', '.join(named)}."
 
 
 def _tell_uneven(waterfall: Waterfall, uneven_s: float) -> str:
@@ -149,7 +190,7 @@ def tell_changes(changes: Changes) -> Iterator[str]:
     for name, group in groups.items():
         if group:
             yield f"{name}: {', '.join(map(_name_tried, group))}."
-    refused = [f"{one.text} ({one.reason})" for one in changes.tried if one.reason]
+    refused = [f"{_name_change(one)} ({one.reason})" for one in changes.tried if one.reason]
     if refused:
         yield f"Not simulated: {'; '.join(refused)}."
 
@@ -165,7 +206,17 @@ def _name_tried(tried: Tried) -> str:
     if tried.band is not None:
         low, high = map(_write_gain, tried.band)
         band = f", 80 % band {low} to {high} %"
-    return f"{tried.text} ({_write_gain(tried.gain or 0.0)} %{band})"
+    return f"{_name_change(tried)} ({_write_gain(tried.gain or 0.0)} %{band})"
+
+
+def _name_change(tried: Tried) -> str:
+    """Name a change, and whether the deployment's engine has no way to do it."""
+    if tried.offered_by is None:
+        return tried.text
+    if not tried.offered_by:
+        return f"{tried.text}, which no engine offers"
+    verb = "offers" if len(tried.offered_by) == 1 else "offer"
+    return f"{tried.text}, which {' and '.join(tried.offered_by)} {verb}, not this engine"
 
 
 def _write_gain(gain: float) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from simulator import __version__
 from simulator.base.errors import UserError
 
-SCHEMA = 10
+SCHEMA = 11
 """Schema of the folders that this version writes, and the only one that it reads: it counts up
 whenever a file, a column or a key that a reader needs is added, renamed or given another meaning.
 Folders that name none have schema 1."""

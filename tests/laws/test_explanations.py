@@ -9,12 +9,17 @@ import pytest
 from simulator.config.workload import SLO
 from simulator.engine.probe import spread_batch
 from simulator.explanation.causes import find_causes
-from simulator.explanation.limits import find_limits
+from simulator.explanation.limits import find_limits, list_resources, place_faster, speed_up
 from simulator.explanation.sample import SampledStep
 from simulator.explanation.trials import Trial, find_band, measure_gain
 from simulator.explanation.waterfall import make_waterfalls, measure_queue
 from simulator.results.explained import LIMITS, PIECES, Changes, Explained
-from simulator.results.explanation_text import list_pieces, read_explanation, tell_limits
+from simulator.results.explanation_text import (
+    list_limits,
+    list_pieces,
+    read_explanation,
+    tell_limits,
+)
 from simulator.results.folder import gather
 from simulator.step.prices import Prices
 
@@ -40,7 +45,7 @@ def test_the_front_end_is_no_queue(tiny):
 def explain(tiny, plan, trace, fidelity="step"):
     """The waterfall of each pool, after the laws that hold for all."""
     results = gather({}, pd.DataFrame(), [tiny.run(plan, trace, fidelity)])
-    waterfalls = make_waterfalls(plan, results)
+    waterfalls = make_waterfalls(plan, results, tiny.folder)
     queue = measure_queue(plan, results.requests[plan.name], results.steps[plan.name])
     explained = Explained(waterfalls, queue, Changes("tpot_p50_s", 0.1, [], 9, []))
     again = read_explanation({"explanation": {"a": dataclasses.asdict(explained)}})["a"]
@@ -49,14 +54,21 @@ def explain(tiny, plan, trace, fidelity="step"):
     for one in explained.waterfalls:
         assert sum(one.pieces.values()) == pytest.approx(one.token_s, rel=1e-9)
         assert min(one.pieces.values()) >= 0
+        assert list(one.prompts) == list(one.pieces)
+        assert all(0 <= part_s <= one.pieces[name] for name, part_s in one.prompts.items())
+        assert one.token == "output" or one.prompts_s == 0
         assert list(one.pieces) == [name for name in PIECES if name in one.pieces]
         assert sum(one.limits.values()) == pytest.approx(1.0, rel=1e-9)
         assert set(one.limits) <= set(LIMITS)
         assert one.limits[one.binding] == max(one.limits.values())
+        for resource, saved in one.doubled.items():
+            assert 0 <= saved <= 0.5 * one.limits.get(resource, 0.0) + 0.02
         uneven_s = one.pieces.get("chance", 0) + one.pieces.get("skew", 0)
         assert sum(one.layers_s) == pytest.approx(uneven_s, rel=1e-9, abs=1e-15)
         assert not one.ranks or np.mean(one.ranks) == pytest.approx(1.0)
         assert len(list(list_pieces(one))) > 2
+        assert len({len(row) for row in list_pieces(one)}) == 1
+        assert len(list(list_limits(explained, one))) > 1
         assert all(sentence.endswith(".") for sentence in tell_limits(explained, one))
     return explained.waterfalls
 
@@ -142,16 +154,18 @@ def test_faster_links_shorten_what_links_take_and_leave_latency(tiny, overlap):
 
 def test_few_rows_wait_for_memory_and_many_for_arithmetic(tiny):
     plan = tiny.plan("dense")
+    faster = {name: one for name, (one,) in place_faster(plan, tiny.folder).items()}
 
     def limits_of(prompts, decodes):
         batch = spread_batch(plan, prompts, decodes, 5000)
-        return find_limits(plan, SampledStep(batch, None, batch, 0.0))
+        step = SampledStep(batch, None, 0.0, 1.0)
+        return find_limits(plan.placement, faster, step, {"attention": 0.5, "dense": 0.5}).shares
 
     decode, prefill = limits_of(0, 200), limits_of(8000, 0)
     for limits in (decode, prefill):
         assert sum(limits.values()) == pytest.approx(1.0)
-    assert decode["memory"] > decode["flops"]
-    assert prefill["flops"] > prefill["memory"]
+    assert decode["memory"] > decode["arithmetic"]
+    assert prefill["arithmetic"] > prefill["memory"]
 
 
 def test_prompts_that_go_first_are_a_piece_of_their_own(tiny):
@@ -160,7 +174,54 @@ def test_prompts_that_go_first_are_a_piece_of_their_own(tiny):
     (found,) = explain(tiny, plan, trace)
     results = gather({}, pd.DataFrame(), [tiny.run(plan, trace)])
     own = results.token_time.set_index("kind")["token_s"]
-    assert found.pieces["prompts"] == pytest.approx(own["prefill"], rel=1e-9)
+    assert found.prompts_s == pytest.approx(own["prefill"], rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("model", "keys"),
+    [
+        ("dense", {"tp": 4, "network_speed": 0.5}),
+        ("moe", {**SPREAD, "network_speed": 0.02}),
+        ("moe", {**SPREAD, "network_speed": 0.02, "overlap": "two_batch"}),
+        ("latent-moe", {"tp": 2, **SPREAD, "network_speed": 0.05}),
+        ("moe", {**SPREAD, "network_speed": 0.02, "scheduling": "prefill_first"}),
+    ],
+)
+def test_in_a_closed_loop_a_resource_twice_as_fast_saves_what_its_limit_says(tiny, model, keys):
+    """No queue makes more of it: at most half of the share, and as much as in the same steps."""
+    kind = keys.get("scheduling", "chunked")
+    steps = {"kind": kind, "token_budget": 512, "max_sequences": 16}
+    usual = {**keys, "scheduling": steps, "speeds": {"engine": 30.0}}
+    trace = tiny.trace(120, concurrency=12)
+    lengths = {"num_input": 900, "num_output": 20}
+    trace = dataclasses.replace(
+        trace, **{name: np.full_like(trace.num_input, value) for name, value in lengths.items()}
+    )
+    plan = tiny.plan(model, **usual)
+    (found,) = explain(tiny, plan, trace)
+    assert found.prompts_s > 0.1 * found.token_s
+    for resource in list_resources(plan):
+        key, value = speed_up(plan.spec, resource, 2.0)
+        table, _, name = key.rpartition(".")
+        faster = {table: {**usual["speeds"], name: value}} if table else {key: value}
+        requests = tiny.run(tiny.plan(model, **{**usual, **faster}), trace).requests
+        saved = 1 - token_s(requests) / found.token_s
+        assert saved == pytest.approx(found.doubled[resource], abs=0.02)
+        assert saved < found.limits[resource] / 2 + 0.02
+
+
+def test_what_prompts_take_longer_is_divided_by_the_causes_of_all_else(tiny):
+    """Slow wires are found in the prompts that they carry, and so is arithmetic."""
+    keys = {**SPREAD, "scheduling": {"kind": "chunked", "token_budget": 512, "max_sequences": 16}}
+    trace = tiny.trace(60, concurrency=12)
+    trace = dataclasses.replace(trace, num_input=np.full_like(trace.num_input, 900))
+    (fast,) = explain(tiny, tiny.plan("moe", **keys), trace)
+    (slow,) = explain(tiny, tiny.plan("moe", **keys, network_speed=0.005), trace)
+    wires = ("links", "busiest_link")
+    added_s = sum(slow.prompts[name] - fast.prompts[name] for name in wires)
+    assert added_s > 0.8 * (slow.prompts_s - fast.prompts_s) > 0
+    for name in ("attention", "experts"):
+        assert slow.prompts[name] == pytest.approx(fast.prompts[name], rel=0.25)
 
 
 def test_first_tokens_only_are_explained_by_their_prompts(tiny):
@@ -168,7 +229,7 @@ def test_first_tokens_only_are_explained_by_their_prompts(tiny):
     trace = dataclasses.replace(trace, num_output=np.ones_like(trace.num_output))
     (found,) = explain(tiny, tiny.plan("dense"), trace)
     assert found.token == "prompt"
-    assert found.pieces["prompts"] == 0
+    assert found.prompts_s == 0
 
 
 def test_steps_that_failures_cut_off_are_a_piece_of_their_own(tiny):

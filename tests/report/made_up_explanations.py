@@ -13,8 +13,7 @@ _SHARES = {
     "busiest_link": 0.03,
     "collectives": 0.02,
     "latency": 0.1,
-    "host": 0.05,
-    "prompts": 0.1,
+    "host": 0.15,
 }
 _OF_EXPERTS = ("experts", "chance", "skew", "links", "busiest_link")
 
@@ -31,7 +30,9 @@ def _explain(is_moe):
         "token": "output",
         "token_s": sum(0.03 * share for share in shares.values()),
         "pieces": {name: 0.03 * shares[name] for name in PIECES if name in shares},
-        "limits": {"memory": 0.5, "latency": 0.3, "prompts": 0.2},
+        "prompts": {name: 0.01 * shares[name] for name in PIECES if name in shares},
+        "limits": {"memory": 0.5, "latency": 0.3, "network": 0.2},
+        "doubled": {"memory": 0.25, "latency": 0.15, "network": 0.08},
         "hidden_s": 0.0,
         "layers_s": [0.003 / 32] * 32 if is_moe else [],
         "ranks": [1.2, 0.8, *[1.0] * 6] if is_moe else [],
@@ -44,6 +45,8 @@ def _explain(is_moe):
             "gain": 0.2,
             "band": [0.1, 0.3],
             "reason": "",
+            "resource": "network",
+            "offered_by": None,
         }
     ]
     changes = {"metric": "tpot_p50_s", "value": 0.025, "stretch": [], "num_requests": 400}

@@ -13,8 +13,8 @@ MOST_BYTES = 900_000
 0.6 MB of it."""
 FEW_DEPLOYMENTS = 4
 """Deployments that a page of at most :data:`MOST_BYTES` compares."""
-BYTES_OF_A_DEPLOYMENT = 56_000
-"""Bytes that each further one adds: its tables, curves and maps, and its explanation."""
+BYTES_OF_A_DEPLOYMENT = 59_000
+"""Bytes that each further one adds: tables, curves, maps, and its explanation with its limits."""
 DIGITS = "".join(chr(code) for code in range(ord("#"), ord("y")) if chr(code) != "<")
 
 

@@ -178,17 +178,20 @@ def test_the_waterfall_comes_first_and_its_bars_lead_from_nothing_to_all(runs):
     drawn = plots(FIGURES[0], run)
     assert list(drawn) == run.deployments
     for name, plot in drawn.items():
-        (bars,) = plot.data
-        ends = np.add(bars.base, bars.x)
-        assert bars.base[0] == 0
-        np.testing.assert_allclose(bars.base[1:], ends[:-1])
-        token_s = run.run["explanation"][name]["waterfalls"][0]["token_s"]
-        assert ends[-1] == pytest.approx(1e3 * token_s)
+        own, of_prompts = plot.data
+        begins, ends = np.array(own.base), np.add(of_prompts.base, of_prompts.x)
+        assert begins[0] == 0
+        np.testing.assert_allclose(of_prompts.base, np.add(own.base, own.x))
+        np.testing.assert_allclose(begins[1:], ends[:-1])
+        waterfall = run.run["explanation"][name]["waterfalls"][0]
+        assert ends[-1] == pytest.approx(1e3 * waterfall["token_s"])
+        assert sum(of_prompts.x) == pytest.approx(1e3 * sum(waterfall["prompts"].values()))
 
 
 def test_a_page_says_what_would_help_where_it_was_asked_for(runs, page_of):
     made = page_of("plain")
     assert "deployments.0.network_speed=2.0" in made
+    assert "twice as fast saves" in made
     without = {name: value for name, value in runs["plain"].run.items() if name != "explanation"}
     made = page.render(dataclasses.replace(runs["plain"], run=without))
     assert "What would help most" not in made

@@ -1,14 +1,21 @@
 """What ``--explain`` names, run by hand, gives what was printed."""
 
 import json
+import random
+from pathlib import Path
 
 import pytest
 
 from simulator import UserError, load_scenario, run
+from simulator.base.frozen import validate
 from simulator.commands import explain
 from simulator.config.calibration.engine import UNSAID
-from simulator.results.explained import Changes, Tried
-from simulator.results.explanation_text import read_explanation, tell_changes
+from simulator.config.deployment import DeploymentSpec
+from simulator.deployment.plan import make_plan
+from simulator.explanation.changes import list_changes
+from simulator.explanation.trials import measure_gain
+from simulator.results.explained import RESOURCES, Changes, Queue, Tried
+from simulator.results.explanation_text import list_limits, read_explanation, tell_changes
 
 SCENARIO = {
     "name": "small",
@@ -82,6 +89,51 @@ def test_a_run_alone_on_one_gpu_has_little_to_change(explained):
     assert not any("expert" in text or "wires" in text for text in texts)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("draw", range(3))
+def test_every_resource_whose_doubling_gains_is_named_with_what_it_gains(draw):
+    """By hand, each resource twice as fast, of deployments whose steps mix prompts and decodes."""
+    rng = random.Random(draw)
+    deployment = {
+        **SCENARIO["deployments"][1],
+        "parallel": rng.choice(
+            [{"attention_dp": 4, "ep": 4}, {"tp": 2, "attention_dp": 2, "ep": 4}]
+        ),
+        "network_speed": rng.choice([1.0, 0.2, 0.05]),
+        "speeds": {"engine": rng.choice([1.0, 8.0])},
+        "scheduling": {"kind": rng.choice(["chunked", "prefill_first"]), **STEPS},
+    }
+    lengths = {"kind": "fixed", "num_input": rng.choice([300, 900]), "num_output": 24}
+    arrivals = {"kind": "poisson", "rate_per_s": rng.choice([40.0, 90.0])}
+    workload = {"requests": {"arrivals": arrivals, "lengths": lengths}, "num_requests": 40}
+    table = {"name": "drawn", "workload": workload, "deployments": [deployment]}
+    (explained,) = read_explanation(run(table, explain=True).run).values()
+    changes, (waterfall,) = explained.changes, explained.waterfalls
+    assert waterfall.prompts_s > 0.05 * waterfall.token_s
+    named = {one.resource: one for one in changes.tried if one.gain is not None}
+    told = " ".join(" ".join(row) for row in list_limits(explained, waterfall))
+    for resource in ("memory", "arithmetic", "kernels", "network", "latency", "engine"):
+        key = "network_speed" if resource == "network" else f"speeds.{resource}"
+        usual = deployment["network_speed"] if resource == "network" else 1.0
+        usual = deployment["speeds"]["engine"] if resource == "engine" else usual
+        faster = load_scenario(table, [f"deployments.0.{key}={2 * usual}"])
+        value = float(run(faster).summary[changes.metric].iloc[0])
+        gain = measure_gain(changes.metric, changes.value, value)
+        if gain > 0.02:
+            assert named[resource].gain == pytest.approx(gain)
+            assert RESOURCES[resource] in told
+
+
+def test_changes_say_what_they_need_of_an_engine():
+    plan = make_plan(
+        validate(DeploymentSpec, SCENARIO["deployments"][1], "test"), 1, "test", Path(".")
+    )
+    needs = {one.text: one.needs for one in list_changes(plan, 0, Queue(0.0, "none"))}
+    assert needs["exchanges in 4 chunks"] == "exchange_chunks"
+    assert needs["two-batch overlap"] == "two_batch"
+    assert needs["wires twice as fast"] is None
+
+
 def test_what_is_refused_says_why():
     table = {**SCENARIO, "deployments": [{**SCENARIO["deployments"][1], "memory_fraction": 0.1}]}
     table["workload"] = {**SCENARIO["workload"], "num_requests": 10}
@@ -105,6 +157,8 @@ def test_changes_in_words():
         Tried("C", ["c=1"], 0.01, 0.0),
         Tried("D", ["d=1"], 0.02, -1.0),
         Tried("E", ["e=1"], reason="it does not fit"),
+        Tried("F", ["f=1"], 0.02, -1.0, offered_by=[]),
+        Tried("G", ["g=1"], 0.02, -1.0, offered_by=["SGLang"]),
     ]
     told = list(tell_changes(Changes("tpot_p50_s", 0.01, ["workload.num_requests=9"], 9, tried)))
     assert told[0].startswith("What would help most, each simulated by itself with the first 9 ")
@@ -115,7 +169,8 @@ def test_changes_in_words():
     assert told[3:] == [
         "Within the noise: B (+2.0 %, 80 % band -1.0 to +3.0 %).",
         "Within 1 %: C (+0.0 %).",
-        "Worse: D (-100.0 %).",
+        "Worse: D (-100.0 %), F, which no engine offers (-100.0 %), "
+        "G, which SGLang offers, not this engine (-100.0 %).",
         "Not simulated: E (it does not fit).",
     ]
 
