@@ -12,6 +12,9 @@ block (DeepSeek-V3), ``mxfp4`` has one 8-bit scale per 32 values (OCP MX v1.0), 
 multiplies the same weights with fp8 inputs, ``nvfp4`` has one scale per 16, ``int4`` is weight-only
 with one 16-bit scale per 128."""
 
+COMPUTED_HERE = ("fp32", "bf16", "fp16")
+"""Formats that shards on processors compute in."""
+
 BYTES_PER_ELEMENT: dict[str, float] = {
     "fp32": 4.0,
     "bf16": 2.0,

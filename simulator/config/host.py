@@ -331,7 +331,7 @@ class HostRates:
             UserError: if collectives of so many ranks were not measured.
         """
         tables, pruning = self.tables, key.pruning
-        found: dict[str, Fit] = {f"{key.weights} matrices": tables.matrix}
+        found: dict[str, Fit] = {f"{self.host.dtype} matrices": tables.matrix}
         if pruning is not None:
             measured = [entry for entry in self.host.pruned if entry.pruning == pruning.kind]
             nearest = min(
@@ -339,7 +339,7 @@ class HostRates:
             )
             found |= {} if nearest is None else {"pruned matrices": nearest}
         if key.experts is not None:
-            found |= {"router": tables.router, f"{key.experts} experts": tables.experts}
+            found |= {"router": tables.router, f"{self.host.dtype} experts": tables.experts}
         if key.travels:
             found |= {
                 "packing": tables.pack,

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.config.engine import find_engine
+from simulator.config.host import HostRates
 from simulator.config.routing import routing_note
 from simulator.deployment.memory import memory_rules, start_probability
 from simulator.deployment.offload_text import describe_offload
@@ -25,6 +26,7 @@ def notes_of(plan: DeploymentPlan) -> list[str]:
     slower = _degraded_note(plan)
     if release := list_unseen(plan).get("release"):
         slower.append(f"{release}; bands are those of whole releases that were left out")
+    slower += _format_note(plan)
     if placement.experts is None:
         return slower
     name = placement.model.title or placement.model.name
@@ -154,6 +156,22 @@ def _block_note(plan: DeploymentPlan) -> str | None:
         f"scales to blocks of {block}; Triton's kernels alone take them, and DeepGEMM, CUTLASS and "
         "FlashInfer do not, which the price does not contain"
     )
+
+
+def _format_note(plan: DeploymentPlan) -> list[str]:
+    """Note that a machine was timed in one format of weights, and prices others like it."""
+    rates, precision = plan.placement.calibration, plan.placement.precision
+    if not isinstance(rates, HostRates):
+        return []
+    others = dict.fromkeys((precision.weights, precision.experts))
+    others.pop(rates.host.dtype, None)
+    if not others:
+        return []
+    return [
+        f"{plan.name}: products of matrices in {' and '.join(others)} take as long here as in "
+        f"{rates.host.dtype}, in which '{rates.host.machine}' was timed; what the weights take of "
+        "its memory and caches differs"
+    ]
 
 
 _STARTS = 0.95

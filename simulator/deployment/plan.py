@@ -43,6 +43,7 @@ from simulator.deployment.refusals import (
     check_degraded,
     check_degraded_gpus,
     check_drafts,
+    check_formats,
     check_overlap,
     check_pruning,
     check_rebalancing,
@@ -394,6 +395,7 @@ def _make_pool(
         )
     check_overlap(spec, model, layout, place)
     precision = choose_precision(spec, model)
+    check_formats(precision, loaded, place)
     check_pruning(spec, model, precision, loaded, place)
     check_offload(spec.offload, model, cluster, layout, precision, spec.pruning, place)
     asked = spec.scheduling

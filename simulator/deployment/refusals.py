@@ -8,6 +8,7 @@ from simulator.base.errors import UserError
 from simulator.config.calibration import CalibrationFile, find_pruned_fit
 from simulator.config.cluster import ClusterSpec
 from simulator.config.deployment import DeploymentSpec
+from simulator.config.dtypes import COMPUTED_HERE
 from simulator.config.host import HostCalibration
 from simulator.config.model import ModelSpec
 from simulator.config.pruning import Pruning, Unstructured, choose_dense, choose_experts
@@ -228,6 +229,22 @@ def check_pruning(
             f"matrices pruned '{pruning.kernels}' are on {calibration.title}; "
             f"there are: {known or 'none'}"
         )
+
+
+def check_formats(
+    precision: Precision, calibration: CalibrationFile | HostCalibration, place: str
+) -> None:
+    """Refuse weights in formats that processors neither compute nor were timed in."""
+    if not isinstance(calibration, HostCalibration):
+        return
+    for key, dtype in (("weight_dtype", precision.weights), ("expert_dtype", precision.experts)):
+        if dtype not in COMPUTED_HERE:
+            raise UserError(
+                f"{place}: {key} = \"{dtype}\" was not timed on '{calibration.machine}', where "
+                f"shards compute in {', '.join(COMPUTED_HERE)}; say {key} = "
+                f'"{calibration.dtype}", in which products were timed, or name a cluster of '
+                "accelerators"
+            )
 
 
 def _check_pruned_blocks(pruning: Pruning, model: ModelSpec, place: str) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from simulator.base.errors import UserError
+from simulator.config.dtypes import COMPUTED_HERE
 from simulator.config.ffns.moe import MoE
 from simulator.config.model import ModelSpec
 from simulator.config.pruning import Pruning, choose_experts
@@ -39,7 +40,7 @@ from simulator.runtime.layers.transformer import check_executable
 from simulator.work.layout import Layout
 from simulator.work.slots import SlotMap
 
-TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TORCH_DTYPES = dict(zip(COMPUTED_HERE, (torch.float32, torch.bfloat16, torch.float16), strict=True))
 """Number formats that shards compute in."""
 
 

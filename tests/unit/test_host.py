@@ -14,6 +14,8 @@ from simulator.base.frozen import validate
 from simulator.config.calibration import CalibrationFile
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.host import ExchangeTable, HostCalibration, MatrixTable, load_any_calibration
+from simulator.deployment.fits import fits_of
+from simulator.deployment.notes import notes_of
 from simulator.deployment.plan import make_plan
 from simulator.engine.by_ranks import SharedCores
 from simulator.engine.probe import EvenStep, forecast
@@ -183,6 +185,22 @@ def test_pruning_where_nothing_was_measured_is_refused(local):
         local("dense", cluster="h100-sxm-2", pruning={"kind": "two_four"})
     with pytest.raises(UserError, match="has none; leave it out"):
         local("moe", pruning={"kind": "two_four"})
+
+
+def test_formats_of_weights_that_were_not_timed_are_refused_or_noted(local):
+    """A machine timed in fp32 says nothing of int8, and prices bf16 like fp32."""
+    for key, dtype in (("weight_dtype", "int8"), ("expert_dtype", "fp8")):
+        with pytest.raises(
+            UserError, match=f'{key} = "{dtype}" was not timed .* say {key} = "fp32"'
+        ):
+            local("moe", **{key: dtype})
+    with pytest.raises(UserError, match='weight_dtype = "mxfp4" was not timed'):
+        local("dense", weight_dtype="mxfp4")
+    noted = notes_of(local("moe", weight_dtype="bf16"))
+    assert any("matrices in bf16 take as long here as in fp32" in note for note in noted)
+    assert not any("take as long" in note for note in notes_of(local("moe")))
+    fits = fits_of(local("moe", weight_dtype="bf16"))
+    assert {"fp32 matrices", "fp32 experts"} <= set(fits)  # what was measured, by its own name
 
 
 def test_cost_models_refuse_a_calibration_of_the_other_kind(local):
