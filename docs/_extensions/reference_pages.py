@@ -151,10 +151,11 @@ def _tabulate_keys(keys: Iterable[Any]) -> str:
 
 
 def _say_values(key: Any) -> str:
-    """Type, range with unit, default and alternatives of a key."""
+    """Type, range with unit, default and alternatives of a key, and whether it is a label."""
     bounds = " ".join(filter(None, (key.bounds, key.unit)))
     within = key.within and f"in a table of `{key.within}`"
-    return "; ".join(filter(None, (key.type, bounds, _say_default(key.default), within)))
+    label = "a label: no figure changes with it" if key.is_label else ""
+    return "; ".join(filter(None, (key.type, bounds, _say_default(key.default), within, label)))
 
 
 def _say_default(default: str | None) -> str:

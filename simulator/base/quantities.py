@@ -62,6 +62,15 @@ def mistaken_unit(unit: str, *, is_high: bool) -> str:
     return _MISTAKEN.get((unit, is_high), "")
 
 
+# Names, remarks and told errors
+
+IS_LABEL = Field(json_schema_extra={"is_label": True})
+"""Mark of a key that people read and no figure depends on; the reference of keys says so."""
+Label = Annotated[str, IS_LABEL]
+"""Name, source or remark."""
+Sources = Annotated[dict[str, str], IS_LABEL]
+"""Source by key or group of keys."""
+
 # Pure numbers
 
 Seed = Annotated[int, value_range(0, 2**63 - 1)]

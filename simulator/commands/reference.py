@@ -45,6 +45,9 @@ class Key(NamedTuple):
     within: str = ""
     """Tables that have the key, where its table is one of several alternatives and others lack it:
     ``kind = "block"``, or the table's title in words."""
+    is_label: bool = False
+    """Whether it is told only: a name, a source, a remark, or a fit's error, with which no figure
+    changes."""
 
 
 class Kind(NamedTuple):
@@ -112,6 +115,7 @@ class _Reader:
             None if is_required else _default_of(node, parts),
             described,
             within,
+            node.get("is_label", False),
         )
 
     def _alternatives(self, node: _Node) -> Iterator[_Node]:

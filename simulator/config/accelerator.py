@@ -9,8 +9,10 @@ from simulator.base.frozen import Frozen, validate
 from simulator.base.quantities import (
     BytesPerSecond,
     FlopsPerSecond,
+    Label,
     MemoryBytes,
     Multiprocessors,
+    Sources,
     Watts,
 )
 from simulator.base.reading import read_toml
@@ -35,7 +37,7 @@ class AcceleratorSpec(Frozen):
 
     name: str
     """Name of the accelerator, which is that of its file."""
-    title: str
+    title: Label
     """Name as the vendor writes it, for reports."""
     bf16_flops_per_s: FlopsPerSecond
     """Peak rate of dense bf16 matrix products, FLOP/s, without sparsity."""
@@ -61,9 +63,9 @@ class AcceleratorSpec(Frozen):
     """Power of one board at full load, watts."""
     calibration: str
     """File in ``cluster_configs/calibration`` that says what of the peaks is achieved."""
-    notes: str = ""
+    notes: Label = ""
     """Remarks in free text."""
-    sources: dict[str, str] = {}
+    sources: Sources = {}
     """A source for each number above; needed in files of the project."""
 
     @property

@@ -18,6 +18,7 @@ from simulator.base.quantities import (
     Factor,
     GpuCount,
     Gpus,
+    Label,
     NodeCount,
     Nodes,
     Price,
@@ -269,7 +270,7 @@ class Power(Frozen):
     electricity."""
     overhead: Annotated[float, value_range(1, 100)] = 1.3
     """Ratio of the power of the whole machine room to that of the GPUs' boards."""
-    currency: str = "USD"
+    currency: Label = "USD"
     """Currency of the price."""
 
 
@@ -376,11 +377,11 @@ class Question(UserFile):
     """Question of ``moesim plan``: traffic, targets, candidate models and machines, and limits."""
 
     _where: str = PrivateAttr(default="plan")
-    name: str
+    name: Label
     """Name of the question; absent = the file's."""
     seed: Seed = 0
     """Seed of all random numbers."""
-    notes: str = ""
+    notes: Label = ""
     """Remarks in free text."""
     workload: WorkloadSpec
     """Traffic to serve; ``rate_scale`` is the growth factor."""

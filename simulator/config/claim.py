@@ -12,7 +12,7 @@ from pydantic import Field
 from simulator.base.data import available_files, find_file
 from simulator.base.frozen import Frozen, Policy, validate
 from simulator.base.kinds import PolicyOf
-from simulator.base.quantities import value_range
+from simulator.base.quantities import Label, value_range
 from simulator.base.reading import read_toml
 
 FOLDER = "workloads/claims"
@@ -21,9 +21,9 @@ FOLDER = "workloads/claims"
 class PublishedFigure(Frozen):
     """A figure that somebody measured and published."""
 
-    text: str
+    text: Label
     """Finding in a sentence, with its number and its conditions."""
-    source: str
+    source: Label
     """Publication, and the place in it."""
     speaks: Literal["for", "against", "open"]
     """Whether it speaks for the claim, against it, or leaves it open."""
@@ -32,11 +32,11 @@ class PublishedFigure(Frozen):
 class ClaimFile(Frozen):
     """A claim that people make, and the conditions under which it is tried."""
 
-    name: str
+    name: Label
     """Name of the claim; absent = the file's."""
-    title: str
+    title: Label
     """Claim as people say it."""
-    asks: str
+    asks: Label
     """Claim as a question that can be tried, in plain words."""
     place: Annotated[int, value_range(1, 1000)] = 1000
     """Ordinal number on the page; those without one come last."""

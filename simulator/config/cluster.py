@@ -17,7 +17,15 @@ from simulator.base.data import available_files, load_once
 from simulator.base.errors import UserError, check_known, did_you_mean
 from simulator.base.frozen import Frozen, Policy, validate
 from simulator.base.kinds import PolicyOf
-from simulator.base.quantities import BytesPerSecond, Gpus, Price, ReplicaGpus, Seconds
+from simulator.base.quantities import (
+    BytesPerSecond,
+    Gpus,
+    Label,
+    Price,
+    ReplicaGpus,
+    Seconds,
+    Sources,
+)
 from simulator.base.reading import read_toml
 from simulator.config.accelerator import AcceleratorSpec, load_accelerator
 from simulator.config.degraded import Degraded
@@ -40,9 +48,9 @@ class ClusterSpec(Frozen):
     ``h100-sxm``.
     """
 
-    name: str
+    name: Label
     """Name of the cluster, which is that of its file and, behind a hyphen, its size."""
-    title: str
+    title: Label
     """Name in reports."""
     based_on: str | None = None
     """Name of another cluster file, whose keys hold where this one gives none (its sources too)."""
@@ -71,11 +79,11 @@ class ClusterSpec(Frozen):
     that a deployment uses do not matter to it."""
     price_per_gpu_hour: Price | None = None
     """Price of one GPU for one hour, in ``currency``; absent = costs are not told."""
-    currency: str = "USD"
+    currency: Label = "USD"
     """Currency of the price, as reports write it."""
-    notes: str = ""
+    notes: Label = ""
     """Remarks in free text."""
-    sources: dict[str, str] = {}
+    sources: Sources = {}
     """A source for each number above; needed in files of the project."""
 
     @model_validator(mode="after")

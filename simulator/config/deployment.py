@@ -14,6 +14,7 @@ from simulator.base.quantities import (
     ExchangeChunks,
     Factor,
     GpuCount,
+    Label,
     Price,
     Ranks,
     Replicas,
@@ -109,7 +110,7 @@ class PrefillPoolSpec(Frozen):
 class DeploymentSpec(Frozen):
     """Deployment of a scenario: a model on a cluster, its split and its policies."""
 
-    name: str = Field(min_length=1)
+    name: Label = Field(min_length=1)
     """Name of the deployment, which differs from the others'."""
     model: str = ""
     """Name of a model, or the path of a TOML file or a Hugging Face ``config.json``; absent =

@@ -14,7 +14,7 @@ from simulator.base.data import available_files
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen, Policy, validate
 from simulator.base.kinds import PolicyOf
-from simulator.base.quantities import Bytes, Factor, Seconds, TokenBudget
+from simulator.base.quantities import Bytes, Factor, Label, Seconds, Sources, TokenBudget
 from simulator.base.reading import read_toml
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration.engine import find_engine_key, parse_release
@@ -90,7 +90,7 @@ class Sequences(Frozen):
 class EngineSpec(Frozen):
     """Release of a serving engine, and those after it up to the next file's."""
 
-    title: str
+    title: Label
     """Name of the release, for reports."""
     based_on: str | None = None
     """Name of another engine file, whose keys hold where this one gives none, table by table."""
@@ -118,7 +118,7 @@ class EngineSpec(Frozen):
     offers: dict[Remedy, str] = {}
     """Ways of the engine to do what ``moesim run --explain`` tries: a flag, a setting, or
     ``by itself``; for what is not here it has none."""
-    sources: dict[str, str]
+    sources: Sources
     """Source of each group of numbers."""
 
     @model_validator(mode="after")

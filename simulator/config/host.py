@@ -21,6 +21,7 @@ from simulator.base.quantities import (
     BytesPerSecond,
     Cores,
     Factor,
+    Label,
     MemoryBytes,
     Ranks,
     Ratio,
@@ -222,9 +223,9 @@ class Storage(Fit):
 class HostCalibration(Frozen):
     """Times of the shards on one machine, in one file."""
 
-    title: str
+    title: Label
     """Name of the calibration, for reports."""
-    machine: str
+    machine: Label
     """Machine that was measured, processor and cores. A run on another machine says so."""
     num_cores: Cores
     """Cores of the machine."""
@@ -243,7 +244,7 @@ class HostCalibration(Frozen):
     """Reads of experts from the disk; absent = not measured."""
     others_share: Ratio | None = None
     """Share of the cores that other programs took while it was measured; absent = not known."""
-    notes: str = ""
+    notes: Label = ""
     """Remarks in free text."""
 
     @property

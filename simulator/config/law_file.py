@@ -11,7 +11,14 @@ from pydantic import Field
 from simulator.base.data import find_file, load_once
 from simulator.base.frozen import Frozen, validate
 from simulator.base.kinds import OneOf
-from simulator.base.quantities import Expansion, ModelParameters, TrainingTokens, value_range
+from simulator.base.quantities import (
+    IS_LABEL,
+    Expansion,
+    Label,
+    ModelParameters,
+    TrainingTokens,
+    value_range,
+)
 from simulator.base.reading import read_toml
 from simulator.base.text import count_text
 from simulator.config.laws import ModelSize, ScalingLaw
@@ -51,19 +58,21 @@ class FittedRange(Frozen):
 class LawFile(Frozen):
     """A scaling law as its authors fitted it."""
 
-    name: str
+    name: Label
     """Name of the law; absent = the file's."""
-    title: str
+    title: Label
     """Name of the law as people cite it."""
-    source: str
+    source: Label
     """Publication, with the place of the formula and of the coefficients in it."""
     law: Annotated[ScalingLaw, OneOf("laws")]
     """Formula and its coefficients."""
     fitted: FittedRange = FittedRange()
     """Range of the models that the law was fitted on."""
-    loss_rmse: Annotated[float, value_range(0, 10, "nats a token")] | None = None
+    loss_rmse: Annotated[Annotated[float, value_range(0, 10, "nats a token")] | None, IS_LABEL] = (
+        None
+    )
     """Published root mean square error of predicted losses, nats a token; absent = none is."""
-    notes: str = ""
+    notes: Label = ""
     """Remarks in free text."""
 
     def find_equal_dense(self, size: ModelSize, tokens: float) -> float:

@@ -14,10 +14,13 @@ from simulator.base.data import find_file, load_once
 from simulator.base.frozen import Frozen, Policy, validate
 from simulator.base.kinds import OneOf, PolicyOf
 from simulator.base.quantities import (
+    IS_LABEL,
     MOST_LAYERS,
+    Label,
     Layers,
     Parameters,
     PrintedParameters,
+    Sources,
     TokenCount,
     TokenExtent,
     Width,
@@ -65,7 +68,7 @@ class Published(Frozen):
     of the number (17B: 1e9)."""
     active_rounded_to: PrintedParameters = 0.0
     """Value of the last digit that the makers print of the parameters of one token."""
-    disagreement: str = ""
+    disagreement: Label = ""
     """Reason why a count that follows from the layers differs by more than 1 % and by more than
     half of the last printed digit."""
 
@@ -73,11 +76,11 @@ class Published(Frozen):
 class ModelSpec(Frozen):
     """A dense or mixture-of-experts transformer, layer by layer."""
 
-    name: str
+    name: Label
     """Name of the model; absent = the file's."""
-    title: str = ""
+    title: Label = ""
     """Name as the makers write it."""
-    repositories: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    repositories: Annotated[tuple[str, ...], Field(strict=False), IS_LABEL] = ()
     """Repositories of the weights on Hugging Face (``owner/name``), in the formats that have been
     published."""
     hidden_size: Width
@@ -110,16 +113,16 @@ class ModelSpec(Frozen):
     """Whether the makers' count of active parameters includes the output matrix."""
     published: Published | None = None
     """Size as the makers print it, to be checked against the layers."""
-    is_rumour: bool = False
+    is_rumour: Annotated[bool, IS_LABEL] = False
     """Whether the numbers are not published by the makers: marked wherever the model appears."""
     routing: Annotated[Policy, PolicyOf("routing")] | None = None
     """Default routing policy of the model's experts; absent = log-normal popularity with the median
     spread of measured models (:mod:`simulator.config.routing`)."""
-    routing_source: str = ""
+    routing_source: Label = ""
     """Source of the skew in ``routing``."""
-    notes: str = ""
+    notes: Label = ""
     """Remarks in free text."""
-    sources: dict[str, str] = Field(default_factory=dict)
+    sources: Sources = Field(default_factory=dict)
     """Source of each group of numbers."""
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ from simulator.base.quantities import (
     MOST_RANKS,
     Factor,
     Gpus,
+    Label,
     Price,
     Share,
     Stages,
@@ -109,7 +110,7 @@ class RoutingFrom(Frozen):
 class TrainingDeployment(Frozen):
     """A model, the machines that train it, and how they share the work."""
 
-    name: str = Field(min_length=1)
+    name: Label = Field(min_length=1)
     """Name of the deployment, which differs from the others'."""
     model: str = ""
     """Name of a model, or the path of a TOML file or a Hugging Face ``config.json``; absent =

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from simulator.base.errors import did_you_mean
 from simulator.base.frozen import Frozen, Policy
 from simulator.base.kinds import PolicyOf
-from simulator.base.quantities import Gpus, Price, Seed, Share, value_range
+from simulator.base.quantities import Gpus, Label, Price, Seed, Share, value_range
 from simulator.config.pairing import DenseOf, MoeOf, check_one_model, model_text
 from simulator.config.training import OptimizerSpec, TrainingDType, TrainingSpec
 from simulator.config.user_file import UserFile, check_names_differ
@@ -27,7 +27,7 @@ class TrainingTargets(Frozen):
 class TrainedModel(Frozen):
     """A model that would do the job."""
 
-    name: str = ""
+    name: Label = ""
     """Name in the answer; absent = the model's."""
     model: str = ""
     """Name of a model, or the path of a TOML file or a Hugging Face ``config.json``; absent =
@@ -67,11 +67,11 @@ class TrainingCluster(Frozen):
 class TrainingQuestion(UserFile):
     """Input of ``moesim plan`` about training."""
 
-    name: str
+    name: Label
     """Name of the question; absent = the file's."""
     seed: Seed = 0
     """Seed of all random numbers."""
-    notes: str = ""
+    notes: Label = ""
     """Remarks in free text."""
     training: TrainingSpec
     """Batch of a step, and tokens in all."""

@@ -14,9 +14,11 @@ from simulator.base.kinds import PolicyOf, TableOf
 from simulator.base.quantities import (
     Duration,
     Factor,
+    Label,
     Ratio,
     Requests,
     Seconds,
+    Sources,
     Thickening,
     Tokens,
 )
@@ -56,13 +58,13 @@ class GeneratorSpec(Frozen):
 class NamedWorkloadSpec(GeneratorSpec):
     """A file of ``workloads/requests``: a generator with its story."""
 
-    title: str = ""
+    title: Label = ""
     """Name of the workload, for reports."""
-    notes: str = ""
+    notes: Label = ""
     """Remarks in free text: the traffic that it reproduces, and what it leaves out."""
-    licence: str = ""
+    licence: Label = ""
     """Licence of the data behind the numbers, with the attribution that it asks for."""
-    sources: dict[str, str] = Field(default={})
+    sources: Sources = Field(default={})
     """Source of each group of numbers."""
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, PrivateAttr, model_validator
 
 from simulator.base.errors import UserError, did_you_mean
-from simulator.base.quantities import Seed
+from simulator.base.quantities import Label, Seed
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.execution import ExecutionSpec
 from simulator.config.user_file import UserFile, check_names_differ
@@ -23,11 +23,11 @@ class Scenario(UserFile):
     """
 
     _where: str = PrivateAttr(default="scenario")
-    name: str
+    name: Label
     """Name of the scenario; absent = the file's."""
     seed: Seed = 0
     """Seed of all random numbers."""
-    notes: str = ""
+    notes: Label = ""
     """Remarks in free text."""
     workload: WorkloadSpec
     """Traffic that every deployment serves."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from simulator.base.quantities import Seed
+from simulator.base.quantities import Label, Seed
 from simulator.config.training import TrainingDeployment, TrainingSpec
 from simulator.config.user_file import UserFile, check_names_differ
 from simulator.scenario.user_table import Overrides, read_user_table
@@ -22,11 +22,11 @@ FAMILY = "workloads/training"
 class TrainingScenario(UserFile):
     """Input of ``moesim run`` for a training: one batch, and the deployments to compare on it."""
 
-    name: str
+    name: Label
     """Name of the scenario; absent = the file's."""
     seed: Seed = 0
     """Seed of all random numbers."""
-    notes: str = ""
+    notes: Label = ""
     """Remarks in free text."""
     training: TrainingSpec
     """Batch that every deployment trains on."""

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from simulator.base.data import find_file
 from simulator.base.errors import UserError, did_you_mean
 from simulator.base.frozen import Frozen, Policy, validate
+from simulator.base.quantities import Label
 from simulator.base.reading import read_toml
 from simulator.config.calibration.attention import AttentionFit
 from simulator.config.calibration.collective import CollectiveFit, ProtocolFit
@@ -76,7 +77,7 @@ class Calibration(Frozen):
     dispatch: ClassVar[Policy] = {"kind": "deepep_auto"}
     shared_cores: ClassVar[int | None] = None
 
-    title: str
+    title: Label
     """Name of the calibration, for reports."""
     gemm: dict[str, GemmFit]
     """Dense matrices by weight dtype; ``other`` for dtypes that have no entry."""
@@ -236,7 +237,7 @@ class CalibrationFile(Frozen):
     communication: ClassVar[Policy] = Calibration.communication
     dispatch: ClassVar[Policy] = Calibration.dispatch
 
-    title: str
+    title: Label
     """Name of the calibration, for reports."""
     engine_of: str | None = None
     """Name of another calibration whose times of engines hold here, as assumptions, where this one

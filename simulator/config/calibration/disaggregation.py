@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from simulator.base.quantities import Amount, Factor, Replicas, Score, value_range
+from simulator.base.quantities import IS_LABEL, Amount, Factor, Replicas, Score, value_range
 from simulator.config.calibration.fit import Fit
 
 _Band = Annotated[tuple[Factor, Factor], Field(strict=False)]
@@ -21,11 +21,11 @@ class DisaggregationFit(Fit):
     """10th and 90th percentile of the ratio measured over predicted time to first token. Predicted
     is what the engine does by its source; nothing explains the rest, so the band is wide and most
     of it lies above 1."""
-    ttft_bias: Score | None = None
+    ttft_bias: Annotated[Score | None, IS_LABEL] = None
     """Median of the ratio measured over predicted time to first token, less 1."""
-    ttft_median_error: Amount | None = None
+    ttft_median_error: Annotated[Amount | None, IS_LABEL] = None
     """Median of the absolute relative error of the time to first token, as a share."""
-    ttft_p90_error: Amount | None = None
+    ttft_p90_error: Annotated[Amount | None, IS_LABEL] = None
     """90th percentile of the absolute relative error of the time to first token, as a share."""
     unsaid_workers: Replicas
     """Decode workers of a deployment whose source does not say how many there are."""
@@ -38,16 +38,16 @@ class DisaggregationFit(Fit):
     unsaid_ttft_band: _Band
     """10th and 90th percentile of the ratio measured over predicted time to first token of such
     deployments."""
-    unsaid_median_error: Amount | None = None
+    unsaid_median_error: Annotated[Amount | None, IS_LABEL] = None
     """Median of the absolute relative error of the time per output token of such deployments, as a
     share."""
-    unsaid_p90_error: Amount | None = None
+    unsaid_p90_error: Annotated[Amount | None, IS_LABEL] = None
     """90th percentile of the absolute relative error of the time per output token of such
     deployments, as a share."""
-    unsaid_ttft_median_error: Amount | None = None
+    unsaid_ttft_median_error: Annotated[Amount | None, IS_LABEL] = None
     """Median of the absolute relative error of the time to first token of such deployments, as a
     share."""
-    unsaid_ttft_p90_error: Amount | None = None
+    unsaid_ttft_p90_error: Annotated[Amount | None, IS_LABEL] = None
     """90th percentile of the absolute relative error of the time to first token of such
     deployments, as a share."""
     models: tuple[str, ...] = Field(default=(), strict=False)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from simulator.base.frozen import Frozen
-from simulator.base.quantities import Amount, Factor, Seconds
+from simulator.base.quantities import IS_LABEL, Amount, Factor, Seconds
 from simulator.config.calibration.fit import Fit
 
 _Band = Annotated[tuple[Factor, Factor], Field(strict=False)]
@@ -74,11 +74,13 @@ class EngineFit(Fit):
     ttft_band: _Band | None = None
     """10th and 90th percentile of the ratio measured over predicted time to first token; ``band``
     is that of the time per output token."""
-    ttft_median_error: Amount | None = None
+    ttft_median_error: Annotated[Amount | None, IS_LABEL] = None
     """Median of the absolute relative error of the time to first token, as a share."""
-    ttft_p90_error: Amount | None = None
+    ttft_p90_error: Annotated[Amount | None, IS_LABEL] = None
     """90th percentile of the absolute relative error of the time to first token, as a share."""
-    left_out: dict[str, Annotated[tuple[Amount, Amount, Amount], Field(strict=False)]] = {}
+    left_out: Annotated[
+        dict[str, Annotated[tuple[Amount, Amount, Amount], Field(strict=False)]], IS_LABEL
+    ] = {}
     """Number of rows, median and 90th percentile of the absolute relative error by what was asked
     (``tpot MoE``, ``tpot dense``, ``ttft``), of all engines together, each point priced by the
     entry that it would have without its model and without its GPU."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from simulator.base.frozen import Frozen
-from simulator.base.quantities import Amount, Extent, Factor, Score
+from simulator.base.quantities import IS_LABEL, Amount, Extent, Factor, Label, Score
 
 Kind = Literal["measured", "interpolated", "fitted", "published", "assumed"]
 
@@ -21,27 +21,27 @@ class Fit(Frozen):
     kind: Kind
     """Origin of the numbers: timed as they stand, interpolated or fitted on measurements, taken
     from a publication, or assumed."""
-    source: str = Field(min_length=1)
+    source: Label = Field(min_length=1)
     """Measurements that the numbers were fitted on, or the reason why they are assumed."""
     accelerator: str | None = None
     """File of the accelerator that was measured; on others of its family the numbers are
     extrapolated, and said to be."""
-    command: str | None = None
+    command: Annotated[str | None, IS_LABEL] = None
     """The command that fits them anew; absent where they were not fitted by one."""
-    num_rows: Amount | None = None
+    num_rows: Annotated[Amount | None, IS_LABEL] = None
     """Number of measurements in the fit."""
     median_error: Amount | None = None
     """Median of the absolute relative error on measurements like those of the fit, as a share;
     whole model shapes are left out in turn where ``command`` is given."""
-    p90_error: Amount | None = None
+    p90_error: Annotated[Amount | None, IS_LABEL] = None
     """90th percentile of the absolute relative error on the same measurements, as a share."""
-    bias: Score | None = None
+    bias: Annotated[Score | None, IS_LABEL] = None
     """Median of the signed relative error on the same measurements, as a share: above 0 where
     predictions are too slow."""
     band: Annotated[tuple[Factor, Factor], Field(strict=False)] | None = None
     """10th and 90th percentile of the ratio measured over predicted: factors that turn a prediction
     into its 80 % band."""
-    covered: Amount | None = None
+    covered: Annotated[Amount | None, IS_LABEL] = None
     """Share of the measurements that were left out which lie inside an 80 % band made without those
     left out with them."""
     domain: dict[str, Range] = {}
