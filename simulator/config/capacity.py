@@ -318,7 +318,7 @@ class Space(Frozen):
     """Most GPUs of one replica."""
     keys: dict[str, Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]] = {}
     """Values to try of further keys of a deployment, by dotted key:
-    ``{ "speculation.num_drafts" = [1, 3] }``. Every model is tried with every combination."""
+    ``{ "speculation.tokens" = [1, 3] }``. Every model is tried with every combination."""
     max_variants: Variants = 200
     """Most variants of models: their prunings and combinations of ``keys``."""
 

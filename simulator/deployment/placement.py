@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -29,7 +29,7 @@ from simulator.policies.overflow import may_drop
 from simulator.policies.speculation import Drafts
 from simulator.policies.topology import Fabric
 from simulator.work.layout import Layout
-from simulator.work.memory import Precision
+from simulator.work.memory import Precision, make_module
 
 _FABRICS = Recent[tuple[str, int], Fabric](most=256)
 """Links of replicas built lately, shared by plans on the same machines."""
@@ -75,6 +75,24 @@ class Placement:
     which is an empty name; ``None`` where none is."""
     offload: OffloadPlan | None = None
     """Experts that lie below the GPU's memory; ``None`` where it holds all."""
+
+    @cached_property
+    def module(self) -> Placement | None:
+        """The module that drafts, as a placement: few layers on the same ranks, with the launches
+        of a pass as the engine's own time; ``None`` where no module drafts.
+        """
+        drafts, calibration = self.drafts, self.calibration
+        if not drafts.num_layers or isinstance(calibration, HostRates):
+            return None
+        own = {"step_s": drafts.launch_s, "sequence_s": 0.0}
+        own |= {"prompt_layer_s": 0.0, "prompt_expert_layer_s": 0.0}
+        engine = calibration.engine.model_copy(update=own)
+        return replace(
+            self,
+            model=make_module(self.model, drafts),
+            calibration=calibration.model_copy(update={"engine": engine}),
+            drafts=drafts._replace(num_layers=0),
+        )
 
     @property
     def prompt_s(self) -> float:

@@ -405,11 +405,9 @@ def _make_pool(
     spec = spec.model_copy(update={"scheduling": scheduling})
     rules = make_rules(build("scheduling", scheduling, f"{place} [scheduling]"))
     check_sequences(replicas, layout, rules, place)
-    drafts = make_drafts(
-        build("speculation", spec.speculation, f"{place} [speculation]"), model.num_layers
-    )
+    drafts = make_drafts(build("speculation", spec.speculation, f"{place} [speculation]"))
     if drafts.num_tokens:
-        check_drafts(spec, layout, loaded, place)
+        check_drafts(spec, drafts, model, layout, loaded, place)
     check_stages(spec, layout, cluster, loaded, rules, place)
     check_degraded(cluster, layout, loaded, place)
     fabric = wire_links(cluster, layout.num_ranks, place)

@@ -16,6 +16,7 @@ from simulator.deployment.placement import Placement
 from simulator.policies.failures import Machines
 from simulator.policies.placement_faults import count_slots
 from simulator.policies.scheduling import Rules
+from simulator.policies.speculation import Drafts
 from simulator.work.layout import Layout
 from simulator.work.memory import Precision
 
@@ -58,12 +59,19 @@ def check_overlap(spec: DeploymentSpec, model: ModelSpec, layout: Layout, place:
 
 def check_drafts(
     spec: DeploymentSpec,
+    drafts: Drafts,
+    model: ModelSpec,
     layout: Layout,
     calibration: CalibrationFile | HostCalibration,
     place: str,
 ) -> None:
     """Refuse deployments with drafts that are not simulated."""
     where = f"{place} [speculation]: drafts"
+    if drafts.num_layers > model.num_layers:
+        raise UserError(
+            f"{place} [speculation]: a module of {drafts.num_layers} layers like the model's last "
+            f"ones, and {model.name} has {model.num_layers}; take fewer layers"
+        )
     if layout.pp > 1:
         raise UserError(f"{where} in a pipeline are not simulated; leave pp or speculation out")
     if spec.overlap != "none":

@@ -20,10 +20,10 @@ from simulator.deployment.expert_plan import POOL_TOKENS
 from simulator.engine.fabric import FluidWires, MessageWires, Wires
 from simulator.engine.pool import OverflowCount, PoolState
 from simulator.engine.state import Ints, Ranks, Requests
-from simulator.engine.table import ATTENTION, price_pipeline, slow_down
+from simulator.engine.table import ATTENTION, add_pass, price_pipeline
 from simulator.results.phases import STEP_PHASES
 from simulator.step.loads import measure_loads
-from simulator.step.operations import list_operations
+from simulator.step.operations import list_operations, pass_operations
 from simulator.step.pipelines import sends_s, stage_shares
 from simulator.step.prices import Prices
 from simulator.step.program import Batch, Busy, Finish, Operation, PricedBatch, Start, Together
@@ -482,16 +482,23 @@ class ByRanks:
             parts[lane, len(STEP_PHASES) :] = measure_loads(prices, priced[lane])
         if placement.layout.pp == 1:
             row[ATTENTION:] = parts[0]
+            for own, batch, count in prices.list_passes(batches[0]):
+                begun_s, drafting = env.now, own.price_batch(batch, offsets[0])
+                program = pass_operations(own, drafting)
+                passed: StepTimes = yield env.process(
+                    run_step(
+                        env, wires or self.make_wires(env), program, placement.layout.num_ranks
+                    )
+                )
+                phases = [passed.phases[phase] for phase in STEP_PHASES]
+                add_pass(row, np.array([*phases, *measure_loads(own, drafting)]), count)
+                yield env.timeout((count - 1) * (env.now - begun_s))
         else:
             sent_s = sends_s(prices, np.array([batch.tokens_d.max() for batch in batches]))
             stages = placement.layout.pp, *stage_shares(placement)
             price_pipeline(parts, head_s, sent_s, *stages, row)
             yield env.timeout(max(0.0, row[0] + _parts_s(row) - env.now))
         row[1] = env.now - row[0]
-        if placement.drafts.num_tokens:
-            slow_down(row, placement.drafts.slowdown, placement.drafts.slowdown)
-            yield env.timeout(row[1] * (placement.drafts.slowdown - 1.0))
-            row[1] = env.now - row[0]
         return TakenStep(
             replica, number, float(row[0]), float(row[1]), tuple(batches), prices, tuple(offsets)
         )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,72 +28,11 @@ from simulator.engine.experts_table import (
 )
 from simulator.engine.state import Floats, Ints, Ranks, Requests
 from simulator.engine.step_log import LOG_COLUMNS
+from simulator.step.blocks import price_blocks, price_module, sum_layers
 from simulator.step.mixes import Mixes, single_mix
 from simulator.step.pipelines import sends_s, stage_shares
 from simulator.step.prices import PHASES, Prices
-from simulator.step.two_batch import first_half
 from simulator.work.context import NO_WINDOW, add_decodes, add_sums
-
-# Seconds of all layers of a model by tokens of a data-parallel rank, for the table of the ``step``
-# fidelity.
-
-
-class Blocks(NamedTuple):
-    """Seconds of all layers on one kind of GPU, ``[T]`` each."""
-
-    mixer_s: Floats
-    ffn_s: Floats
-    halved_s: Floats
-
-
-def price_blocks(
-    prices: Prices,
-    mixers_halved: Counter[str],
-    ffns_halved: Counter[str],
-    reduces: Sequence[tuple[Floats, int, int]],
-) -> Blocks:
-    """Price the blocks of all layers.
-
-    Args:
-        mixers_halved: layers of each mixer that run in halves.
-        ffns_halved: layers of each feed-forward block that do.
-        reduces: seconds of an all-reduce, its number in all layers, and in those that do.
-    """
-    zeros = np.zeros(prices.max_tokens + 1)
-    mixers = [
-        (prices.mixer_s[name], count, mixers_halved[name])
-        for name, count in prices.mixer_layers.items()
-    ]
-    ffns = [
-        (prices.ffn_s[name], count, ffns_halved[name]) for name, count in prices.ffn_layers.items()
-    ]
-    blocks = (*mixers, *ffns, *reduces)
-    return Blocks(
-        sum((sum_layers(*block) for block in mixers), zeros),
-        sum((sum_layers(*block) for block in ffns), zeros),
-        sum(
-            (sum_layers(block_s, halved, halved) for block_s, _, halved in blocks),
-            _sum_shared(prices),
-        ),
-    )
-
-
-def _sum_shared(prices: Prices) -> Floats:
-    """Sum the seconds of all layers' shared experts, where these compute beside the dispatch."""
-    found = np.zeros(prices.max_tokens + 1)
-    for name, shared_s in prices.shared_s.items() if prices.hides_shared else ():
-        found += shared_s * prices.ffn_layers[name]
-    return found
-
-
-def sum_layers(block_s: Floats, num_layers: int, num_halved: int) -> Floats:
-    """Seconds of all layers of one block, of which ``num_halved`` run once for each half of the
-    tokens.
-    """
-    rows = np.arange(len(block_s), dtype=np.int64)
-    halves_s: Floats = block_s[first_half(rows)] + block_s[rows - first_half(rows)]
-    return block_s * (num_layers - num_halved) + halves_s * num_halved
-
 
 # Seconds of a formed step, read from the table: of one data-parallel group, of the lanes of a
 # pipeline, and of routed experts between the table's entries. Compiled.
@@ -116,20 +54,21 @@ def price_step(
     """
     num_dp = len(ranks.caches)
     num_lanes = len(ranks.each) // num_dp
-    factor = table.slowdown * table.factor
+    factor = table.factor
     if num_lanes == 1:
-        _price_lane(requests, ranks, table, z, 0, num_dp, row)
+        _price_lane(requests, ranks, table, z, 0, False, 0, num_dp, row)
+        _add_passes(requests, ranks, table, z, row)
         if table.wanted[0] >= 0:
             return math.nan
         if factor != 1.0:
-            slow_down(row, factor, table.slowdown)
+            slow_down(row, factor)
         return float(row[ATTENTION : ATTENTION + 8].sum())
     lanes, head_s, sends_s = table.room_for_lanes, table.room_for_ends[0], table.room_for_ends[1]
     lanes[:] = 0.0
     for lane in range(num_lanes):
         if computes(ranks, lane * num_dp, (lane + 1) * num_dp):
             head, fullest = _price_lane(
-                requests, ranks, table, z, lane * num_dp, (lane + 1) * num_dp, lanes[lane]
+                requests, ranks, table, z, 0, False, lane * num_dp, (lane + 1) * num_dp, lanes[lane]
             )
             head_s[lane], sends_s[lane] = head, table.sends_s[fullest]
             lanes[lane, ATTENTION + 6] += sends_s[lane]
@@ -138,8 +77,36 @@ def price_step(
     parts, ends = lanes[:, ATTENTION:], (table.longest_stage, table.last_stage)
     duration_s = float(price_pipeline(parts, head_s, sends_s, num_lanes, ends[0], ends[1], row))
     if factor != 1.0:
-        slow_down(row, factor, 1.0)
+        slow_down(row, factor)
     return duration_s * factor
+
+
+@jit_inner
+def _add_passes(
+    requests: Requests, ranks: Ranks, table: StepTable, z: int, row: NDArray[np.float64]
+) -> None:
+    """Add the passes of the drafting module to the log row of a step: the first is over all its
+    tokens, each further one over one token of each sequence.
+    """
+    own = table.room_for_lanes[0]
+    for k in range(min(2, table.num_passes)):
+        if table.wanted[0] >= 0:
+            return
+        _price_lane(requests, ranks, table, z, 1, k > 0, 0, len(ranks.caches), own)
+        add_pass(row, own[ATTENTION:], 1 if k == 0 else table.num_passes - 1)
+
+
+@jit_inner
+def add_pass(row: NDArray[np.float64], parts: NDArray[np.float64], count: int) -> None:
+    """Add ``count`` equal passes of a drafting module to the log row of a step, whose imbalance
+    stays that of the model.
+
+    Args:
+        parts: log row of one pass from :data:`ATTENTION` on.
+    """
+    for c in range(11):
+        if c != 8:
+            row[ATTENTION + c] += count * parts[c]
 
 
 @jit_inner
@@ -151,16 +118,10 @@ def count_profiles(table: StepTable) -> None:
 
 
 @jit_inner
-def slow_down(row: NDArray[np.float64], factor: float, passes: float) -> None:
-    """Multiply the parts of a step's time by ``factor``.
-
-    Args:
-        passes: passes through the model's layers, those that draft tokens included, which read as
-            many bytes each.
-    """
+def slow_down(row: NDArray[np.float64], factor: float) -> None:
+    """Multiply the parts of a step's time by ``factor``."""
     for c in range(8):
         row[ATTENTION + c] *= factor
-    row[ATTENTION + 9] *= passes
 
 
 @jit_inner
@@ -215,6 +176,8 @@ def _price_lane(
     ranks: Ranks,
     table: StepTable,
     z: int,
+    part: int,
+    is_further: bool,
     first: int,
     end: int,
     row: NDArray[np.float64],
@@ -222,13 +185,17 @@ def _price_lane(
     """Price the batches of ranks ``first`` to ``end``, which step together through every layer;
     those that are lost do not.
 
+    Args:
+        part: 0 for the model, 1 for the module that drafts for it.
+        is_further: whether one token of each sequence is computed, behind those of the step.
+
     Returns:
         Seconds of the output matrix, and tokens of the fullest rank.
     """
     running, chunk, each, rows = ranks.running, ranks.chunk, ranks.each, requests.each
     windows, compressions, tile_rows = table.windows, table.compressions, table.tile_rows
     term_layers, term_halved, term_bytes = (
-        table.term_layers,
+        table.term_layers[part],
         table.term_halved,
         table.term_bytes,
     )
@@ -239,9 +206,10 @@ def _price_lane(
     for d in range(first, end):
         num_ranks -= each[d].is_lost
     sums, tokens_P = table.room_for_sums, table.room_for_profiles
-    tokens_P[:] = 0.0
+    if part == 0:
+        tokens_P[:] = 0.0
     attention = dense = collective = slowest = beside = heading = 0.0
-    read_bytes = table.weight_bytes
+    read_bytes = table.weight_bytes[part]
     total_tokens = fullest = fullest_class = most_sequences = prompts = 0
     for d in range(first, end):
         rank = each[d]
@@ -249,8 +217,9 @@ def _price_lane(
             continue
         sums[:] = 0.0
         tokens = sequences = logits = decodes = rank.num_decodes
-        for p in range(len(tokens_P)):
-            tokens_P[p] += ranks.profiles[d, p]
+        if part == 0:
+            for p in range(len(tokens_P)):
+                tokens_P[p] += ranks.profiles[d, p]
         if decodes > 0:
             for w in range(num_ways):
                 add_decodes(sums[w, 1], decodes, rank.contexts, rank.longest, tile_rows[w, 1])
@@ -260,13 +229,18 @@ def _price_lane(
                 continue
             request = rows[running[d, i]]
             context = request.computed
+            if is_further:
+                context += new
+                new = 1
             tokens += new
             sequences += 1
-            if len(tokens_P):
+            if part == 0 and len(tokens_P):
                 tokens_P[request.profile] += new
             decoding = 1 if is_decode(request.num_input, request.generated, context) else 0
             # Every token of a draft is compared with the model's own.
-            if decoding:
+            if part > 0:
+                logits += 1
+            elif decoding:
                 logits += new
             else:
                 logits += context + new == request.num_input + request.generated
@@ -284,7 +258,7 @@ def _price_lane(
                 )
         a = kind[d - first]
         rates = table.rates[a]
-        mixing, halving = table.mixer_s[a, tokens], table.halved_s[a, tokens]
+        mixing, halving = table.mixer_s[part, a, tokens], table.halved_s[a, tokens]
         for j in range(num_terms):
             way = table.term_window[a, j]
             for phase in range(2):
@@ -308,9 +282,9 @@ def _price_lane(
                         once_s = floor_s + split_s(rates[j, phase], sums[way, phase])
                         mixing += term_halved[j] * once_s * more
                         halving += term_halved[j] * (floor_s + attention_s + once_s * more)
-        heading_s = table.head_s[a, logits]
-        feeding = table.ffn_s[a, tokens] + heading_s
-        reducing = collective_s[group_class[d - first], tokens]
+        heading_s = table.head_s[part, a, logits]
+        feeding = table.ffn_s[part, a, tokens] + heading_s
+        reducing = collective_s[group_class[d - first], tokens] * table.reduce_share[part]
         heading = max(heading, heading_s)
         mean_slow, most_slow = slow[d - first, 0], slow[d - first, 1]
         attention += mixing * mean_slow / num_ranks
@@ -331,10 +305,12 @@ def _price_lane(
         share = fullest * num_ranks / total_tokens
         imbalance = _expect_imbalance(table, z) if len(tokens_P) else 1.0
         state = z + fullest_class
-        _interpolate_experts(
-            table, state, total_tokens, share, imbalance, beside / table.num_parts, row
-        )
+        beside_s, layers = beside / table.num_parts, table.expert_share[part]
+        _interpolate_experts(table, state, total_tokens, share, imbalance, beside_s, layers, row)
     row[ATTENTION + 6] = collective
+    if part > 0:
+        row[ATTENTION + 7] = table.launch_s
+        return heading, fullest
     row[ATTENTION + 7] = table.step_s + (table.prompt_s if prompts else 0.0)
     row[ATTENTION + 7] += sequences_s(most_sequences, table.sequence_s)
     return heading, fullest
@@ -384,6 +360,7 @@ def _interpolate_experts(
     share: float,
     imbalance: float,
     beside_s: float,
+    layers: float,
     row: NDArray[np.float64],
 ) -> None:
     """Add the routed experts' part: linear in tokens, in the fullest rank's share and in the
@@ -391,6 +368,7 @@ def _interpolate_experts(
 
     Args:
         beside_s: what a part computes beside its exchanges in all layers.
+        layers: those that are priced over those of the model.
     """
     sizes = table.sizes
     tokens_G, shares_S, at_M = (
@@ -436,19 +414,28 @@ def _interpolate_experts(
                 table.expert_s[z, at_g, at_s, at_m, x2, c],
             )
             value = low * (1 - y) + high * y
+            if c != 4:  # a mean over layers
+                value *= layers
             row[ATTENTION + 2 + c + (2 if c >= 4 else 0)] += value * weight_g * weight_s * weight_m
 
 
 class StepTable(NamedTuple):
-    """Price table of a pool's steps. Arrays over tokens are indexed by their number."""
+    """Price table of a pool's steps. Arrays over tokens are indexed by their number; ``M`` parts
+    are the model, and behind it the module that drafts for it, where one does.
+    """
 
     mixer_s: Floats
-    """``[A, T]`` seconds of all layers' mixers without attention over the context, on each kind of
-    GPU in the cluster, by tokens of a data-parallel rank."""
+    """``[M, A, T]`` seconds of all layers' mixers without attention over the context, on each kind
+    of GPU in the cluster, by tokens of a data-parallel rank."""
     ffn_s: Floats
-    """``[A, T]`` seconds of all layers' feed-forward blocks without routed experts."""
+    """``[M, A, T]`` seconds of all layers' feed-forward blocks without routed experts, and of what
+    stands before a module's layers."""
     head_s: Floats
-    """``[A, n]`` seconds of the output matrix by sequences that get a token."""
+    """``[M, A, n]`` seconds of the output matrix by sequences that get a token."""
+    reduce_share: Floats
+    """``[M]`` all-reduces over those of the model."""
+    expert_share: Floats
+    """``[M]`` layers with routed experts over those of the model."""
     kind: Ints
     """``[Z, D]`` kind of GPU of each data-parallel group in each state of a replica (``sizes``)."""
     slow: Floats
@@ -474,7 +461,7 @@ class StepTable(NamedTuple):
     term_window: Ints
     """``[A, J]`` kind of context of each context kernel."""
     term_layers: Floats
-    """``[J]`` layers of each context kernel."""
+    """``[M, J]`` layers of each context kernel."""
     term_halved: Floats
     """``[J]`` layers of each context kernel that run in halves."""
     term_bytes: Floats
@@ -509,8 +496,8 @@ class StepTable(NamedTuple):
     """``[Z, G, S, M]`` whether an entry is filled; others are filled when a step needs them."""
     wanted: Ints
     """``[4]`` entry that the latest price lacked; -1 if none."""
-    weight_bytes: float
-    """Bytes of weights other than routed experts that a rank reads in every step."""
+    weight_bytes: Floats
+    """``[M]`` bytes of weights other than routed experts that a rank reads in every pass."""
     step_s: float
     """Seconds of engine overhead of every step."""
     sequence_s: float
@@ -522,9 +509,10 @@ class StepTable(NamedTuple):
     decode_rows: int
     """Most new tokens of a sequence that decode attention kernels take: one, and the draft
     tokens."""
-    slowdown: float
-    """Ratio of a step's time with drafting to its time without
-    (:attr:`simulator.policies.speculation.Drafts.slowdown`)."""
+    num_passes: int
+    """Passes of the module in a step, one for each token of a draft; 0 without one."""
+    launch_s: float
+    """Seconds in which the kernels of such a pass are launched."""
     sends_s: Floats
     """``[T]`` seconds of transfers through all stages of a pipeline, by tokens of a batch's fullest
     data-parallel rank; empty without one."""
@@ -621,6 +609,9 @@ def start_table(mixes: Mixes) -> StepTable:
     tokens, shares, num_besides = list_entries(prices)
     entries = (len(tokens), len(shares), len(mixes.prices_M))
     blocks = [price_blocks(own, mixers_halved, ffns_halved, reduces[:1]) for own in kinds]
+    parts = [(prices, blocks)]
+    if prices.module is not None:
+        parts.append((prices.module, [price_module(own) for own in prices.module.kinds]))
     stages = stage_shares(placement)
     engine = placement.calibration.engine
 
@@ -628,9 +619,11 @@ def start_table(mixes: Mixes) -> StepTable:
         return np.repeat(of_state[None], len(first_K), axis=0)
 
     return StepTable(
-        mixer_s=np.stack([one.mixer_s for one in blocks]),
-        ffn_s=np.stack([one.ffn_s for one in blocks]),
-        head_s=np.stack([own.head_s for own in kinds]),
+        mixer_s=np.array([[one.mixer_s for one in own] for _, own in parts]),
+        ffn_s=np.array([[one.ffn_s for one in own] for _, own in parts]),
+        head_s=np.array([[own.head_s for own in part.kinds] for part, _ in parts]),
+        reduce_share=_divide([part.num_all_reduces for part, _ in parts]),
+        expert_share=_divide([part.placement.model.num_moe_layers for part, _ in parts]),
         kind=repeat(placement.kind_R[:: layout.tp]),
         slow=repeat(_list_slow(placement)),
         group_class=repeat(class_D),
@@ -647,7 +640,9 @@ def start_table(mixes: Mixes) -> StepTable:
         term_window=np.array(
             [[ways.index(way) for way in ways_J] for ways_J in ways_AJ], dtype=np.int64
         ),
-        term_layers=np.array([t.num_layers for t in terms], dtype=np.float64),
+        term_layers=np.array(
+            [[part.mixer_layers[t.mixer] for t in terms] for part, _ in parts], dtype=np.float64
+        ).reshape(len(parts), -1),
         term_halved=np.array([mixers_halved[t.mixer] for t in terms], dtype=np.float64),
         term_bytes=np.array(
             [(t.prefill_bytes, t.decode_bytes) for t in terms], dtype=np.float64
@@ -667,13 +662,14 @@ def start_table(mixes: Mixes) -> StepTable:
         expert_s=np.zeros((len(first_K), *entries, num_besides, NUM_COLUMNS)),
         is_filled=np.zeros((len(first_K), *entries), dtype=np.bool_),
         wanted=np.full(4, -1, dtype=np.int64),
-        weight_bytes=prices.read_bytes_per_step,
+        weight_bytes=np.array([part.read_bytes_per_step for part, _ in parts]),
         step_s=engine.step_s,
         sequence_s=engine.sequence_s,
         prompt_s=placement.prompt_s,
         factor=1.0,
         decode_rows=prices.decode_rows,
-        slowdown=placement.drafts.slowdown,
+        num_passes=placement.drafts.num_tokens * (len(parts) - 1),
+        launch_s=placement.drafts.launch_s,
         sends_s=sends_s(prices, numbers) if layout.pp > 1 else np.zeros(0),
         longest_stage=stages[0],
         last_stage=stages[1],
@@ -692,6 +688,11 @@ def change_engine(table: StepTable, placement: Placement) -> StepTable:
     return table._replace(
         step_s=engine.step_s, sequence_s=engine.sequence_s, prompt_s=placement.prompt_s
     )
+
+
+def _divide(counts: list[int]) -> Floats:
+    """Counts of the parts over the model's, the first."""
+    return np.array([1.0, *(count / max(1, counts[0]) for count in counts[1:])])
 
 
 def _list_slow(placement: Placement) -> Floats:
@@ -726,9 +727,11 @@ def empty_table() -> StepTable:
     nothing = np.zeros(0)
     no_pairs = np.zeros((0, 0))
     return StepTable(
-        mixer_s=no_pairs,
-        ffn_s=no_pairs,
-        head_s=no_pairs,
+        mixer_s=np.zeros((0, 0, 0)),
+        ffn_s=np.zeros((0, 0, 0)),
+        head_s=np.zeros((0, 0, 0)),
+        reduce_share=nothing,
+        expert_share=nothing,
         kind=no_pairs.astype(np.int64),
         slow=np.zeros((0, 0, 2)),
         group_class=no_pairs.astype(np.int64),
@@ -739,7 +742,7 @@ def empty_table() -> StepTable:
         compressions=nothing.astype(np.int64),
         tile_rows=np.zeros((0, 2)),
         term_window=no_pairs.astype(np.int64),
-        term_layers=nothing,
+        term_layers=no_pairs,
         term_halved=nothing,
         term_bytes=np.zeros((0, 2)),
         rates=np.zeros((0, 0, 0, 0)),
@@ -754,13 +757,14 @@ def empty_table() -> StepTable:
         expert_s=np.zeros((0, 0, 0, 0, 0, 0)),
         is_filled=np.zeros((0, 0, 0, 0), dtype=np.bool_),
         wanted=np.full(4, -1, dtype=np.int64),
-        weight_bytes=0.0,
+        weight_bytes=nothing,
         step_s=0.0,
         sequence_s=0.0,
         prompt_s=0.0,
         factor=1.0,
         decode_rows=1,
-        slowdown=1.0,
+        num_passes=0,
+        launch_s=0.0,
         sends_s=nothing,
         longest_stage=0.0,
         last_stage=0.0,

@@ -15,7 +15,7 @@ from simulator.cost.comm import Exchange
 from simulator.engine.experts_table import Lockstep
 from simulator.policies.topology import Fabric
 from simulator.step.expert_choices import UniformTokens
-from simulator.step.operations import list_operations
+from simulator.step.operations import list_operations, pass_operations
 from simulator.step.prices import Prices
 from simulator.step.program import Batch, Busy, Operation, PricedBatch, PricedPart, Start, Together
 
@@ -130,10 +130,19 @@ def _measure_below(prices: Prices, batch: Batch, offset: int, experts_s: float) 
     return max(0.0, experts_s - held["experts"])
 
 
-def price_step(prices: Prices, batch: Batch, offset: int) -> float:
-    """Price a batch in seconds."""
-    program = list_operations(prices, prices.price_batch(batch, offset))
-    return sum(Lockstep(program, prices.placement.layout.num_ranks).run().values())
+def price_step(
+    prices: Prices, batch: Batch, offset: int, *, with_drafts: bool = True
+) -> float:
+    """Price a batch in seconds, with the passes that draft for it or without."""
+    programs = [(1, list_operations(prices, prices.price_batch(batch, offset)))]
+    programs += [
+        (count, pass_operations(own, own.price_batch(passed, offset)))
+        for own, passed, count in (prices.list_passes(batch) if with_drafts else ())
+    ]
+    num_ranks = prices.placement.layout.num_ranks
+    return sum(
+        count * sum(Lockstep(program, num_ranks).run().values()) for count, program in programs
+    )
 
 
 def _even_out(program: list[Operation]) -> list[Operation]:

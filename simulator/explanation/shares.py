@@ -65,21 +65,22 @@ def measure_shares(
             what causes at the usual speed, and its steps took longer.
     """
     prices = _prepare_prices(placement, sampled)
-    found, wholes_s = [], []
-    slowdown, is_pipeline = placement.drafts.slowdown, placement.layout.pp > 1
+    found, wholes_s, owns = [], [], []
+    is_pipeline = placement.layout.pp > 1
     for number, step in enumerate(sampled):
         rng, offset = _draw_offset(placement, number)
         batch = step.decodes if without_prompts and step.decodes is not None else step.batch
         found.append(find_causes(prices, batch, offset, rng))
+        own_s = price_step(prices, step.batch, offset, with_drafts=False)
+        whole_s = own_s if prices.module is None else price_step(prices, step.batch, offset)
+        owns.append(own_s / whole_s)  # causes are those of the model's own pass
         # The run's own step is of all lanes of a pipeline.
-        priced = without_prompts and (was_slower or is_pipeline)
-        wholes_s.append(
-            price_step(prices, step.batch, offset) if priced else step.duration_s / slowdown
-        )
+        is_priced = without_prompts and (was_slower or is_pipeline)
+        wholes_s.append(own_s if is_priced else step.duration_s * owns[-1])
     if without_prompts or was_slower:
         waits_s = [one.phases["wait"] for one in found]
     else:
-        waits_s = [step.wait_s / slowdown for step in sampled]
+        waits_s = [step.wait_s * own for step, own in zip(sampled, owns, strict=True)]
     return _add_up(found, waits_s, wholes_s)
 
 

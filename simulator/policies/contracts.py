@@ -23,6 +23,8 @@ from simulator.base.contracts import (
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen, validate
 from simulator.base.quantities import (
+    MOST_WIDTH,
+    YEAR_S,
     Ratio,
     Sequences,
     StepCount,
@@ -44,11 +46,9 @@ from simulator.policies.rebalancing import ExpertLoad, RebalancingPolicy
 from simulator.policies.routing import Router, RoutingPolicy
 from simulator.policies.scaling import ScalingPolicy
 from simulator.policies.scheduling import Rules, SchedulingPolicy
-from simulator.policies.speculation import Drafts, SpeculationPolicy
+from simulator.policies.speculation import MOST_DRAFTED, Drafts, SpeculationPolicy
 from simulator.policies.topology import Fabric, TopologyPolicy
 
-_MOST_DRAFTED = 64
-"""Most tokens of a draft: engines draft fewer than ten."""
 _MOST_OF_TIER = 1e18
 """Most bytes of a tier, and bytes per second: more than any store has."""
 
@@ -399,23 +399,27 @@ def make_rules(policy: SchedulingPolicy) -> Rules:
     return found
 
 
-def make_drafts(policy: SpeculationPolicy, num_layers: int) -> Drafts:
+def make_drafts(policy: SpeculationPolicy) -> Drafts:
     """Read the drafts of a speculation policy."""
 
     def explain(drafts: Any) -> str:
         fits = (
             isinstance(drafts, Drafts)
-            and len(drafts.accepted) <= _MOST_DRAFTED
+            and len(drafts.accepted) <= MOST_DRAFTED
             and all(0 <= probability <= 1 for probability in drafts.accepted)
-            and 0 <= drafts.pass_share < float("inf")
+            and all(
+                isinstance(size, int) and 0 <= size <= MOST_WIDTH
+                for size in (drafts.num_layers, drafts.vocab_size)
+            )
+            and 0 <= drafts.launch_s <= YEAR_S
         )
         wanted = (
-            f"Drafts with at most {_MOST_DRAFTED} probabilities from 0 to 1 as accepted, and "
-            "a pass_share of at least 0"
+            f"Drafts with at most {MOST_DRAFTED} probabilities from 0 to 1 as accepted, whole "
+            "numbers from 0 as num_layers and vocab_size, and a launch_s of at least 0"
         )
         return "" if fits else wanted
 
-    found: Drafts = ask(policy, "drafts", num_layers, explain=explain)
+    found: Drafts = ask(policy, "drafts", explain=explain)
     return found
 
 

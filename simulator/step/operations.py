@@ -40,6 +40,12 @@ def list_operations(prices: Prices, priced: PricedBatch) -> list[Operation]:
     return operations + _end_of_step(prices, batch)
 
 
+def pass_operations(prices: Prices, priced: PricedBatch) -> list[Operation]:
+    """List the operations of a drafting module's pass over a batch, by the module's prices."""
+    entry_R = prices.price_ranks(lambda own: own.projection_s[priced.batch.tokens_d])
+    return [Busy("dense", -1, entry_R), *list_operations(prices, priced)]
+
+
 def _end_of_step(prices: Prices, batch: Batch) -> list[Operation]:
     """List the operations behind the last layer: output head, transfers between pipeline stages,
     and engine overhead.

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,14 @@ from simulator.work.layout import shard
 
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 """Phases that attention kernels tell apart, in the order of arrays with a phase axis."""
+
+
+class DraftPass(NamedTuple):
+    """Passes of a drafting module that take equally long."""
+
+    prices: Prices
+    batch: Batch
+    number: int
 
 
 class Prices:
@@ -277,6 +286,38 @@ class Prices:
             for compute in self.placement.others.values()
         )
         return (self, *others)
+
+    @cached_property
+    def module(self) -> Prices | None:
+        """Prices of the module that drafts; ``None`` where none does."""
+        placed = self.placement.module
+        return None if placed is None else Prices(placed, self.max_tokens, self._rows, self.choices)
+
+    def list_passes(self, batch: Batch) -> list[DraftPass]:
+        """List the passes of the module that draft for the sequences of a batch: the first is over
+        its tokens, each further one over one token of each sequence behind them.
+        """
+        if self.module is None:
+            return []
+        counts = np.array([len(new) for new in batch.new_tokens], dtype=np.int64)
+        ends = tuple(
+            context + new
+            for context, new in zip(batch.context_tokens, batch.new_tokens, strict=True)
+        )
+        ones = tuple(np.ones(count, dtype=np.int64) for count in counts)
+        found = [DraftPass(self.module, replace(batch, num_logits=counts), 1)]
+        further = replace(batch, new_tokens=ones, context_tokens=ends, num_logits=counts)
+        more = self.placement.drafts.num_tokens - 1
+        return found + ([DraftPass(self.module, further, more)] if more else [])
+
+    @cached_property
+    def projection_s(self) -> NDArray[np.float64]:
+        """Seconds of what stands before a drafting module's layers, by number of tokens: the
+        product with a token's hidden vector and its successor's embedding, which every rank
+        computes whole.
+        """
+        hidden = self.placement.model.hidden_size
+        return self._linears_s((Linear("projection", 2 * hidden, hidden, "whole"),), dtype="bf16")
 
     @cached_property
     def experts(self) -> ExpertPrices:

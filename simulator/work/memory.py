@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from simulator.config.dtypes import BYTES_PER_ELEMENT
 from simulator.config.ffns.moe import MoE
 from simulator.config.linear import Linear
-from simulator.config.model import ModelSpec
+from simulator.config.model import LayerRun, ModelSpec
 from simulator.config.pruning import Pruning, choose_dense, choose_experts, stored_bytes
+from simulator.policies.speculation import Drafts
 from simulator.work.layout import Layout, shard, stage_layers
+
+_NO_DRAFTS = Drafts()
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ def weight_bytes(
     pruning: Pruning | None = None,
     num_slots: int | None = None,
     padded_to: tuple[int, int] = (1, 1),
+    drafts: Drafts = _NO_DRAFTS,
 ) -> float:
     """Bytes of weights on the fullest rank of the fullest stage. Embeddings, norms, biases and the
     router stay in bf16, as engines keep them.
@@ -49,18 +53,24 @@ def weight_bytes(
         num_slots: expert slots of a layer on all ranks together, where some hold copies.
         padded_to: multiples that a rank's part of the experts' inner width, and the experts' hidden
             width, are rounded up to.
+        drafts: whose module, on every stage, has weights too.
     """
+    stored = (layout, precision, pruning, num_slots, padded_to)
     stages = stage_layers(model.num_layers, layout.pp)
-    return max(
-        _stage_bytes(model, layout, layers, precision, pruning, num_slots, padded_to)
-        for layers in stages
-    )
+    whole = max(_stage_bytes(model, layers, *stored) for layers in stages)
+    if not drafts.num_layers:
+        return whole
+    module = make_module(model, drafts)
+    # The embedding table is the model's, and the output matrix unless the module has its own.
+    shared = module.num_embedding_parameters * (1 if drafts.vocab_size else 2)
+    shared_bytes = shared / layout.tp * BYTES_PER_ELEMENT["bf16"]
+    return whole + _stage_bytes(module, range(module.num_layers), *stored) - shared_bytes
 
 
 def _stage_bytes(
     model: ModelSpec,
-    layout: Layout,
     layers: range,
+    layout: Layout,
     precision: Precision,
     pruning: Pruning | None,
     num_slots: int | None,
@@ -84,6 +94,23 @@ def _stage_bytes(
         for part in bytes_of[names]:
             total += part
     return total
+
+
+def make_module(model: ModelSpec, drafts: Drafts) -> ModelSpec:
+    """The module that drafts for a model: layers like its last ones behind a projection of a
+    token's hidden vector and its successor's embedding (arXiv:2412.19437, eq. 21), and an output
+    matrix.
+    """
+    keys = {name: getattr(model, name) for name in ModelSpec.model_fields}
+    last = LayerRun(pattern=model.layer_names[-drafts.num_layers :])
+    keys |= {
+        "layers": (last,),
+        "vocab_size": drafts.vocab_size or model.vocab_size,
+        "ties_embeddings": False,
+        "num_positions": 0,
+        "num_extra_parameters": 2 * model.hidden_size**2,
+    }
+    return ModelSpec(**keys)
 
 
 def _layer_bytes(
@@ -199,14 +226,21 @@ class CacheSize:
         return self.bytes_per_token * num_tokens + self.bytes_per_sequence
 
 
-def cache_size(model: ModelSpec, layout: Layout, precision: Precision) -> CacheSize:
-    """Cache of one sequence on one rank, over all layers of the stage that needs most."""
+def cache_size(
+    model: ModelSpec, layout: Layout, precision: Precision, drafts: Drafts = _NO_DRAFTS
+) -> CacheSize:
+    """Cache of one sequence on one rank, over all layers of the stage that needs most and those of
+    the module that drafts.
+    """
     found = [
         _stage_cache(model, layout, layers, precision)
         for layers in stage_layers(model.num_layers, layout.pp)
     ]
+    first = model.num_layers - drafts.num_layers
+    module = _stage_cache(model, layout, range(first, model.num_layers), precision)
     return CacheSize(
-        max(one.bytes_per_token for one in found), max(one.bytes_per_sequence for one in found)
+        max(one.bytes_per_token for one in found) + module.bytes_per_token,
+        max(one.bytes_per_sequence for one in found) + module.bytes_per_sequence,
     )
 
 

@@ -167,8 +167,8 @@ FAULTS = (
     Fault(
         "the second half of an overlapped step computes nothing beside",
         TABLE,
-        "share, imbalance, beside / table.num_parts, row",
-        "share, imbalance, beside, row",
+        "beside / table.num_parts, table.expert_share[part]",
+        "beside, table.expert_share[part]",
     ),
     Fault(
         "a pipeline's last stage has no output matrix",
@@ -232,9 +232,9 @@ FAULTS = (
     ),
     Fault(
         "drafts are found in no time",
-        "simulator/policies/speculation/module.py",
-        "self.layers / num_layers",
-        "0.0 * num_layers",
+        "simulator/engine/table.py",
+        "range(min(2, table.num_passes))",
+        "range(min(0, table.num_passes))",
     ),
     Fault(
         "caches are forgotten before they have left",

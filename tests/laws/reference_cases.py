@@ -21,7 +21,7 @@ SPLITS = [
     ("state-moe", {"tp": 2}),
 ]
 LONGEST, MOST = {"kind": "longest_prefix"}, [3, 128]
-DRAFTS = [Drafts((0.8,), 0.1), Drafts((0.9, 0.6, 0.3), 0.05)]
+DRAFTS = [Drafts((0.8,), 1), Drafts((0.9, 0.6, 0.3), 1, 512, 1e-4)]
 
 
 def draw_case(tiny, seed):

@@ -10,8 +10,8 @@ import pytest
 
 from simulator.base.errors import UserError
 from simulator.commands.prepare import prepare_run
-from simulator.engine.batching import draw_uniform
-from simulator.engine.pool import PoolState
+from simulator.engine.batching import count_kept_tokens, draw_uniform
+from simulator.engine.pool import PoolState, make_limits, start_requests
 from simulator.engine.timeline import run_plan, serve
 from simulator.planner.traffic import subset
 from simulator.policies.speculation import Drafts
@@ -32,11 +32,12 @@ def draw_drafting(tiny, seed):
         seed += 10_000
     rng = np.random.default_rng([seed, 11])
     accepted = tuple(rng.uniform(0, 1, int(rng.integers(1, 5))).round(2).tolist())
-    return change_plan(plan, drafts=Drafts(accepted, float(rng.uniform(0, 0.2)))), trace
+    module = (int(rng.integers(0, 3)), int(rng.choice([0, 512])), float(rng.uniform(0, 1e-3)))
+    return change_plan(plan, drafts=Drafts(accepted, *module)), trace
 
 
-def with_drafts(plan, *accepted, pass_share=0.0):
-    return change_plan(plan, drafts=Drafts(accepted, pass_share))
+def with_drafts(plan, *accepted, num_layers=0, vocab_size=0, launch_s=0.0):
+    return change_plan(plan, drafts=Drafts(accepted, num_layers, vocab_size, launch_s))
 
 
 @seeds(7000, 20)
@@ -103,21 +104,50 @@ def test_drafts_that_are_always_kept_come_whole_and_others_cost_their_time(
 ):
     plan = tiny.plan("dense", tp=2, num_layers=2)
     always, never, without = (
-        take_apart(serve(own, one(num_output)).steps_of("both").assign(pool="both"))
+        single_steps(own, one(num_output))
         for own in (
-            with_drafts(plan, *[1.0] * drafted, pass_share=0.1),
-            with_drafts(plan, *[0.0] * drafted, pass_share=0.1),
+            with_drafts(plan, *[1.0] * drafted, num_layers=1),
+            with_drafts(plan, *[0.0] * drafted, num_layers=1),
             plan,
         )
     )
     assert len(always) - 1 == math.ceil((num_output - 1) / (1 + drafted))
     assert len(never) == len(without) == num_output
-    # The prompt's own step is one of the model's, and the module's passes.
-    assert never["duration_s"].iloc[0] == pytest.approx(
-        without["duration_s"].iloc[0] * (1 + drafted * 0.1)
+    assert (never["duration_s"] > without["duration_s"]).all()
+
+
+def single_steps(plan, trace):
+    return take_apart(serve(plan, trace).steps_of("both").assign(pool="both"))
+
+
+@pytest.mark.parametrize("vocab_size", [0, 512])
+def test_each_pass_takes_a_layer_the_output_matrix_and_its_launches(tiny, vocab_size):
+    """A layer is what a model of two takes more than one of one; the first pass is over the
+    prompt's 64 tokens, each further one over one.
+    """
+    launch_s = 3e-4
+    (one_s, one_decode_s), (two_s, two_decode_s) = (
+        single_steps(tiny.plan("dense", num_layers=number), one(2))["duration_s"]
+        for number in (1, 2)
     )
-    if num_output > 1:
-        assert never["duration_s"].iloc[1] > without["duration_s"].iloc[1] * (1 + drafted * 0.1)
+    plan = tiny.plan("dense", num_layers=2)
+    engine, compute = plan.placement.calibration.engine, plan.placement.compute
+    hidden, vocabulary = 1024, vocab_size or 8192
+
+    def matrix_s(tokens, inner, outer):
+        return float(compute.gemm_s(np.array([tokens]), inner, outer, "bf16", 1)[0])
+
+    head_s = one_s - (two_s - one_s) - engine.step_s - engine.sequence_s
+    assert head_s == pytest.approx(matrix_s(1, hidden, 8192))
+    head_s = matrix_s(1, hidden, vocabulary)
+    first_s = two_s - one_s + matrix_s(64, 2 * hidden, hidden) + head_s + launch_s
+    further_s = two_decode_s - one_decode_s + matrix_s(1, 2 * hidden, hidden) + head_s + launch_s
+    for drafted in (1, 2, 5):
+        drafting = with_drafts(
+            plan, *[0.5] * drafted, num_layers=1, vocab_size=vocab_size, launch_s=launch_s
+        )
+        prompt_s = single_steps(drafting, one(2))["duration_s"].iloc[0]
+        assert prompt_s - two_s == pytest.approx(first_s + (drafted - 1) * further_s)
 
 
 def test_as_many_tokens_are_kept_as_probabilities_say():
@@ -130,14 +160,35 @@ def test_as_many_tokens_are_kept_as_probabilities_say():
     assert drafts.mean_kept == pytest.approx(expected)
 
 
-def test_kept_tokens_of_a_long_run_are_as_many_as_expected(tiny):
-    plan = with_drafts(tiny.plan("dense", tp=2, num_layers=2), 0.8, 0.5, 0.3)
-    trace = tiny.trace(60, 2000.0, 50, 400)
-    steps = serve(plan, trace).steps_of("both")
-    kept = steps["decode_tokens"].sum() / steps["decodes"].sum()
-    count = steps["decodes"].sum()
-    # Each step's tokens lie between 1 and 4, so their mean scatters by less than 1.5 / sqrt(n).
-    assert abs(kept - plan.placement.drafts.mean_kept) < 4 * 1.5 / math.sqrt(count) + 4 * 60 / count
+def test_a_list_of_acceptances_is_followed_place_by_place(tiny):
+    """As many steps keep 1 to 4 tokens as the products of conditional probabilities say
+    (chi-square), wherever in a request's output they begin.
+    """
+    from scipy.stats import chisquare
+
+    speculation = {"kind": "module", "accepted": [0.8, 0.5, 0.3]}
+    plan = tiny.plan("dense", num_layers=2, speculation=speculation)
+    assert plan.placement.drafts.mean_kept == pytest.approx(1 + 0.8 + 0.8 * 0.5 + 0.8 * 0.5 * 0.3)
+    trace = one(6000)
+    requests, limits = start_requests(trace, with_prefixes=False), make_limits(plan, trace)
+    kept = []
+    for place in range(1, 5000):
+        requests.each.generated[0] = place
+        kept.append(count_kept_tokens(requests, limits, 0, 4))
+    counts = np.bincount(kept, minlength=5)[1:]
+    shares = np.array([0.2, 0.8 * 0.5, 0.8 * 0.5 * 0.7, 0.8 * 0.5 * 0.3])
+    assert chisquare(counts, shares * counts.sum()).pvalue > 1e-3
+
+
+def test_one_acceptance_is_a_list_of_equal_ones(tiny):
+    number, listed = (
+        tiny.plan("dense", speculation={"kind": "module", **keys}).placement.drafts
+        for keys in ({"tokens": 3, "accepted": 0.6}, {"accepted": [0.6, 0.6, 0.6]})
+    )
+    assert number == listed
+    for keys in ({"tokens": 2, "accepted": [0.6] * 3}, {"accepted": []}, {"accepted": [1.5]}):
+        with pytest.raises(UserError, match="accepted"):
+            tiny.plan("dense", speculation={"kind": "module", **keys})
 
 
 def test_draws_are_even_and_of_their_own():
@@ -157,20 +208,19 @@ def test_a_request_alone_is_as_much_faster_as_was_derived(tiny):
     """Leviathan et al., theorem 3.8: (1 - a^(g + 1)) / ((1 - a) (g c + 1)) times, where a step of
     some tokens more takes no longer, which reading weights makes nearly so.
     """
-    plan = tiny.plan("dense", tp=2)
-    accepted, drafted, share = 0.6, 3, 0.05
-    drafting = with_drafts(plan, *[accepted] * drafted, pass_share=share)
-    trace = one(4000)
-    slow, fast = (
-        float(served["finish_s"].iloc[0] - served["first_token_s"].iloc[0])
-        for served in (serve(own, trace).requests_table() for own in (plan, drafting))
-    )
-    steps = [serve(own, trace).steps_of("both") for own in (plan, drafting)]
-    per_step = [own["duration_s"].sum() / own["num_steps"].sum() for own in steps]
-    verifying = per_step[1] / (1 + drafted * share) / per_step[0]
-    assert 1.0 <= verifying < 1.2
-    expected = drafting.placement.drafts.mean_kept / (1 + drafted * share) / verifying
-    assert slow / fast == pytest.approx(expected, rel=0.05)
+    accepted, drafted = 0.6, 3
+    plan, trace = tiny.plan("dense", tp=2), one(4000)
+    looked_up = with_drafts(plan, *[accepted] * drafted)
+    drafting = with_drafts(plan, *[accepted] * drafted, num_layers=1, launch_s=1e-4)
+    taken = [serve(own, trace).steps_of("both") for own in (plan, looked_up, drafting)]
+    slow, verifying, fast = (float(own["duration_s"].sum()) for own in taken)
+    per_step = [float(own["duration_s"].sum() / own["num_steps"].sum()) for own in taken]
+    assert 1.0 <= per_step[1] / per_step[0] < 1.2
+    cost = (per_step[2] / per_step[1] - 1) / drafted
+    assert cost > 1e-4 / per_step[1]
+    expected = (1 - accepted ** (drafted + 1)) / ((1 - accepted) * (drafted * cost + 1))
+    assert slow / fast == pytest.approx(expected * per_step[0] / per_step[1], rel=0.05)
+    assert slow > verifying
 
 
 @pytest.mark.parametrize(
@@ -190,14 +240,17 @@ def test_what_drafts_are_not_simulated_with_is_refused(tiny, keys, said):
     assert said in str(error.value)
 
 
-def test_a_module_of_one_layer_takes_a_layer_s_share_of_a_step(tiny):
+def test_only_the_pool_that_decodes_drafts(tiny):
     speculation = {"kind": "module", "tokens": 2, "accepted": 0.8}
-    plan = tiny.plan("dense", tp=2, speculation=speculation)
-    assert plan.placement.drafts == Drafts((0.8, 0.8), 1 / plan.placement.model.num_layers)
-    assert plan.placement.drafts.slowdown == pytest.approx(1 + 2 / plan.placement.model.num_layers)
     pools = tiny.plan("dense", tp=2, speculation=speculation, prefill={"parallel": {"tp": 2}})
-    assert pools.placement.drafts.num_tokens == 2
+    assert pools.placement.drafts.accepted == (0.8, 0.8)
     assert pools.prefill.placement.drafts.num_tokens == 0
+
+
+def test_a_module_has_at_most_the_model_s_layers(tiny):
+    speculation = {"kind": "module", "accepted": 0.8, "layers": 5}
+    with pytest.raises(UserError, match="take fewer layers"):
+        tiny.plan("dense", speculation=speculation)
 
 
 @pytest.mark.parametrize("budget", [66, 70])
@@ -209,7 +262,7 @@ def test_a_step_whose_drafts_are_cut_can_be_shown(tiny, budget):
         ep=4,
         scheduling={"kind": "chunked", "token_budget": budget, "max_sequences": 128},
     )
-    plan = with_drafts(plan, 0.7, 0.7, 0.7, pass_share=0.1)
+    plan = with_drafts(plan, 0.7, 0.7, 0.7, num_layers=1)
     record = run_plan(plan, tiny.trace(600, 50_000.0, 8, 40))
     steps = record.steps
     computed = steps["prefill_tokens"] + steps["decodes"] * 4

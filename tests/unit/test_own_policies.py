@@ -120,7 +120,7 @@ class Own(Frozen):
 """
 SPECULATION = """
 class Own(Frozen):
-    def drafts(self, num_layers):
+    def drafts(self):
         return {returned}
 """
 ARRIVALS = """
@@ -165,7 +165,7 @@ RIGHT = {
     "failures": "iter([Change(0.5, 'both', (1,), False), Change(2, 'both', (1,), True)])",
     "rebalancing": "iter([0, 0.5, 7])",
     "scaling": "np.int64(loads[-1].replicas + most - 1)",
-    "speculation": "Drafts((0.9, 0.5), 1 / num_layers)",
+    "speculation": "Drafts((0.9, 0.5), num_layers=1, launch_s=1e-4)",
     "arrivals": "np.arange(num_requests)",
     "lengths": "(ones * 20, ones)",
 }
@@ -229,8 +229,9 @@ WRONG = [
     ("scaling", "None", "a whole number from 1 to 2", "NoneType None"),
     ("speculation", "(0.9,)", "Drafts with at most 64", "tuple (0.9,)"),
     ("speculation", "Drafts((1.5,))", "probabilities from 0 to 1", "Drafts(accepted=(1.5,)"),
-    ("speculation", "Drafts((0.5,), -1.0)", "a pass_share of at least 0", "pass_share=-1.0"),
-    ("speculation", "Drafts((0.5,), float('nan'))", "a pass_share of at least 0", "nan"),
+    ("speculation", "Drafts((0.5,), -1)", "whole numbers from 0 as num_layers", "num_layers=-1"),
+    ("speculation", "Drafts((0.5,), 1, 0.5)", "and vocab_size", "vocab_size=0.5"),
+    ("speculation", "Drafts((0.5,), 1, 0, -1.0)", "a launch_s of at least 0", "num_layers=1"),
     ("arrivals", "np.arange(num_requests)[::-1]", "never falling", "int64 of shape (5,)"),
     ("arrivals", "np.zeros(2)", "numbers of shape (5,)", "float64 of shape (2,)"),
     ("lengths", "(ones, ones * 0)", "all at least 1", "tuple"),

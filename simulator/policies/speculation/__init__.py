@@ -6,26 +6,28 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+MOST_DRAFTED = 64
+"""Most tokens of a draft: engines draft fewer than ten."""
+
 
 class Drafts(NamedTuple):
-    """Drafts of a policy as numbers: acceptance and cost."""
+    """Drafts of a policy as numbers: acceptance, and the module that makes them."""
 
     accepted: tuple[float, ...] = ()
     """Probability that each token of a draft is accepted, given that all before it were; one for
     each token of a draft, none without drafts."""
-    pass_share: float = 0.0
-    """Ratio of the time to find one more token of all drafts to that of the step that verifies
-    them: ``c`` of Leviathan et al. (arXiv:2211.17192)."""
+    num_layers: int = 0
+    """Layers of the drafting module, which are like the model's last ones; 0 where drafts are
+    looked up instead of computed."""
+    vocab_size: int = 0
+    """Rows of an output matrix of the module's own; 0 where it uses the model's."""
+    launch_s: float = 0.0
+    """Seconds in which the kernels of a pass of the module are launched."""
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of a draft."""
+        """Tokens of a draft, each of which takes a pass of the module."""
         return len(self.accepted)
-
-    @property
-    def slowdown(self) -> float:
-        """Ratio of a step's time with its drafts to its time without."""
-        return 1.0 + self.num_tokens * self.pass_share
 
     @property
     def mean_kept(self) -> float:
@@ -46,6 +48,6 @@ class SpeculationPolicy(Protocol):
     configuration keys.
     """
 
-    def drafts(self, num_layers: int) -> Drafts:
-        """Return the policy as numbers, for a model of so many layers."""
+    def drafts(self) -> Drafts:
+        """Return the policy as numbers."""
         ...

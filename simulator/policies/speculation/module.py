@@ -4,24 +4,34 @@ prediction (arXiv:2412.19437, 2.2), EAGLE (arXiv:2401.15077).
 
 from __future__ import annotations
 
-from simulator.base.frozen import Frozen
-from simulator.base.quantities import DraftTokens, Layers, Ratio
+from simulator.base.quantities import Layers, Seconds, Width
 from simulator.policies.speculation import Drafts
+from simulator.policies.speculation.ngram import NGram
+
+_LAUNCH_S = 9.1e-5
+"""1,200 launches of 80 layers of Qwen2.5-72B took 7.29 ms more than one graph of them, A100
+(github.com/pie-project/pie, pull request 348)."""
 
 
-class Module(Frozen):
-    """Module whose passes are over the same sequences as the verifying step; each of its layers
-    takes as long as one of the model's in that step.
+class Module(NGram):
+    """Module of layers like the model's last ones. Its first pass is over all tokens of a step,
+    each further one over one token of each sequence, and each ends in the output matrix.
+
+    Published for the first token of DeepSeek-V3's module: 0.85 to 0.90 accepted (arXiv:2412.19437,
+    5.4.3).
     """
 
-    tokens: DraftTokens = 1
-    """Tokens of a draft (engines' ``num_speculative_tokens``)."""
-    accepted: Ratio
-    """Probability that a token of a draft is kept, given that those before it were. Published for
-    the first one of DeepSeek-V3's module: 0.85 to 0.90 (arXiv:2412.19437, 5.4.3); it falls with the
-    place in the draft and depends on the text."""
     layers: Layers = 1
-    """Layers of the drafting module, which are like the model's own."""
+    """Layers of the drafting module, which are like the model's last ones, and placed and routed
+    like its first ones."""
+    vocab_size: Width | None = None
+    """Rows of an output matrix of the module's own (32,000 in EAGLE-3's of Llama 3.1); absent = the
+    module uses the model's."""
+    launch_s: Seconds = _LAUNCH_S
+    """Seconds in which the kernels of one of its layers are launched in each pass: engines capture
+    graphs of the model's steps, and launch a module's kernels mostly one by one. 91 microseconds
+    are those of Qwen2.5-72B's layers on an A100; 0 where its passes are one graph."""
 
-    def drafts(self, num_layers: int) -> Drafts:
-        return Drafts((self.accepted,) * self.tokens, self.layers / num_layers)
+    def drafts(self) -> Drafts:
+        accepted = super().drafts().accepted
+        return Drafts(accepted, self.layers, self.vocab_size or 0, self.layers * self.launch_s)

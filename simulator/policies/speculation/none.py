@@ -9,5 +9,5 @@ from simulator.policies.speculation import Drafts
 class NoDrafts(Frozen):
     """No drafts: every decode makes one token."""
 
-    def drafts(self, num_layers: int) -> Drafts:
+    def drafts(self) -> Drafts:
         return Drafts()
