@@ -16,7 +16,7 @@ from simulator.config.pairing import describe_pairing
 from simulator.config.pruning import choose_experts
 from simulator.deployment.fits import fits_of
 from simulator.deployment.memory import memory_rules
-from simulator.deployment.notes import notes_of
+from simulator.deployment.notes import describe_module, notes_of
 from simulator.deployment.plan import DeploymentPlan
 from simulator.deployment.policy_texts import describe_policies, policy_text
 
@@ -55,7 +55,8 @@ def facts_of(plan: DeploymentPlan) -> dict[str, Any]:
         "published_active": model.published.active_parameters if model.published else None,
         "model_note": " ".join(model.notes.split()),
         "memory": {
-            "weights_bytes": capacity.weights_bytes,
+            "weights_bytes": capacity.weights_bytes - capacity.module_bytes,
+            "module_bytes": capacity.module_bytes,
             "kv_bytes": capacity.kv_bytes,
             "reserve_bytes": capacity.reserve_bytes,
             "total_bytes": capacity.total_bytes,
@@ -206,8 +207,8 @@ def _describe_chances(plan: DeploymentPlan) -> Iterator[Assumption]:
     if placement.drafts.num_tokens:
         yield Assumption(
             "drafts",
-            f"{policy_text(plan.spec.speculation)}: {placement.drafts.mean_kept:.2f} "
-            "tokens a decode; the module's weights and cache take no memory",
+            f"{policy_text(plan.spec.speculation)}: {placement.drafts.mean_kept:.2f} tokens a "
+            f"decode{describe_module(plan)}",
             "assumed",
             "the scenario: how many tokens are kept depends on model and text",
         )

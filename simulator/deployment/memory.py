@@ -18,6 +18,7 @@ from simulator.config.engine_memory import GIB, MemoryRules, Padding
 from simulator.config.model import ModelSpec
 from simulator.config.offload import OffloadSpec
 from simulator.deployment.setup import Setup
+from simulator.policies.speculation import Drafts
 from simulator.work.layout import Layout, uneven_heads
 from simulator.work.memory import CacheSize, cache_size, expert_bytes, weight_bytes
 from simulator.work.workspace import expert_workspace_bytes, forward_bytes, logits_bytes
@@ -59,6 +60,10 @@ class Capacity:
     """Bytes that the engine holds for its largest step, communication and libraries."""
     off_bytes: tuple[float, float] = (0.0, 0.0)
     """10th and 90th percentile of the cache in engines' logs less ``kv_bytes``, bytes."""
+    module_bytes: float = 0.0
+    """Part of ``weights_bytes`` that a drafting module has."""
+    module_token_bytes: float = 0.0
+    """Part of the cache's bytes of a token that a drafting module has."""
 
     @property
     def block_bytes(self) -> float:
@@ -174,12 +179,12 @@ def _does_fit(capacity: Capacity, model: ModelSpec) -> bool:
 
 def capacity_of(setup: Setup) -> Capacity:
     """Divide the memory of one GPU as the engine does, whether the model fits or not."""
-    spec, model, accelerator, layout, precision, rules, _ = setup
+    spec, model, accelerator, layout, precision, rules, _, drafts = setup
     engine, memory = find_engine(spec.engine), memory_rules(spec.engine, accelerator)
     total = accelerator.servable_memory_bytes
     num_slots = spec.offload.slots if spec.offload else spec.placement.get("num_slots")
     padding = memory.padding.get(precision.experts, {}).get(accelerator.calibration, Padding())
-    weights = weight_bytes(
+    stored = (
         model,
         layout,
         precision,
@@ -187,6 +192,8 @@ def capacity_of(setup: Setup) -> Capacity:
         num_slots if isinstance(num_slots, int) else None,
         (padding.intermediate, padding.hidden),
     )
+    weights = weight_bytes(*stored, drafts)
+    module_bytes = weights - weight_bytes(*stored) if drafts.num_layers else 0.0
     if spec.offload is not None and spec.offload.brings_experts:
         weights += _IN_FLIGHT * expert_bytes(model, layout, precision, spec.pruning)
     share = spec.memory_fraction
@@ -210,17 +217,20 @@ def capacity_of(setup: Setup) -> Capacity:
         "before_loading": (seen - held) * share - weights,
         "left": (seen - weights - held - step) * share,
     }[kind]
+    cache, own = (cache_size(model, layout, precision, one) for one in (drafts, Drafts()))
     return Capacity(
         total_bytes=total,
         weights_bytes=weights,
         reserve_bytes=total - weights - kv_bytes,
         kv_bytes=kv_bytes,
-        cache=cache_size(model, layout, precision),
+        cache=cache,
         block_tokens=spec.kv_block_tokens or (16 if engine is None else engine.kv_block_tokens),
         kind=kind,
         share=share,
         step_bytes=held if kind == "before_loading" else held + step,
         off_bytes=(off[0] * GIB, off[1] * GIB),
+        module_bytes=module_bytes,
+        module_token_bytes=cache.bytes_per_token - own.bytes_per_token,
     )
 
 

@@ -27,6 +27,8 @@ def notes_of(plan: DeploymentPlan) -> list[str]:
     if release := list_unseen(plan).get("release"):
         slower.append(f"{release}; bands are those of whole releases that were left out")
     slower += _format_note(plan)
+    if module := describe_module(plan):
+        slower.append(f"{plan.name}{module}")
     if placement.experts is None:
         return slower
     name = placement.model.title or placement.model.name
@@ -37,6 +39,18 @@ def notes_of(plan: DeploymentPlan) -> list[str]:
         describe_offload(placement),
     ]
     return [note for note in found if note is not None] + slower
+
+
+def describe_module(plan: DeploymentPlan) -> str:
+    """Describe the memory of a drafting module; empty where there is none."""
+    capacity = plan.serving.capacity
+    if not capacity.module_bytes:
+        return ""
+    return (
+        f": the module that drafts takes {capacity.module_bytes / 1e9:.3g} GB of weights on a GPU, "
+        f"and {capacity.module_token_bytes:,.0f} of the "
+        f"{capacity.cache.bytes_per_token:,.0f} bytes that a token has in the cache"
+    )
 
 
 _SLOWER = {

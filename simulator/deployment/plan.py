@@ -413,7 +413,7 @@ def _make_pool(
     fabric = wire_links(cluster, layout.num_ranks, place)
     last = cluster.num_gpus if first_gpu is None else first_gpu + replicas * layout.num_gpus
     smallest = choose_smallest(cluster, accelerator, others, last)
-    setup = Setup(spec, model, smallest, layout, precision, rules, cluster.host)
+    setup = Setup(spec, model, smallest, layout, precision, rules, cluster.host, drafts)
     capacity = _check_start(setup, place, loaded)
     most = find_sequences(asked, spec.engine, capacity.tokens, model.max_context_tokens)
     if most is not None:

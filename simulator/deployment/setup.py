@@ -9,6 +9,7 @@ from simulator.config.deployment import DeploymentSpec
 from simulator.config.host_memory import HostSpec
 from simulator.config.model import ModelSpec
 from simulator.policies.scheduling import Rules
+from simulator.policies.speculation import Drafts
 from simulator.work.layout import Layout
 from simulator.work.memory import Precision
 
@@ -24,3 +25,5 @@ class Setup(NamedTuple):
     rules: Rules
     host: HostSpec | None = None
     """Machine around the GPU, where its memory is known."""
+    drafts: Drafts = Drafts()
+    """Drafts, whose module has weights and a cache too."""

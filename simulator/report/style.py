@@ -34,7 +34,12 @@ PHASE_COLOURS = dict(
         strict=True,
     )
 )
-MEMORY_COLOURS = {"weights": "#4477AA", "KV cache": "#66CCEE", "reserve": "#A5ACB5"}
+MEMORY_COLOURS = {
+    "weights": "#4477AA",
+    "drafting module": "#AA7744",
+    "KV cache": "#66CCEE",
+    "reserve": "#A5ACB5",
+}
 MUTED = "#808B99"
 """For target lines: visible on light and on dark."""
 LOAD_COLOURS = [

@@ -10,12 +10,15 @@ import pytest
 
 from simulator.base.errors import UserError
 from simulator.commands.prepare import prepare_run
+from simulator.config.model import load_model
 from simulator.engine.batching import count_kept_tokens, draw_uniform
 from simulator.engine.pool import PoolState, make_limits, start_requests
 from simulator.engine.timeline import run_plan, serve
 from simulator.planner.traffic import subset
 from simulator.policies.speculation import Drafts
 from simulator.scenario.scenario import load_scenario
+from simulator.work.layout import Layout
+from simulator.work.memory import Precision, cache_size, weight_bytes
 from simulator.workload.traces import RequestTrace
 from tests.cases import seeds
 from tests.laws.deployments import check_same_events, draw_deployment, serve_by_events
@@ -251,6 +254,39 @@ def test_a_module_has_at_most_the_model_s_layers(tiny):
     speculation = {"kind": "module", "accepted": 0.8, "layers": 5}
     with pytest.raises(UserError, match="take fewer layers"):
         tiny.plan("dense", speculation=speculation)
+
+
+def test_a_module_has_weights_and_a_cache():
+    """DeepSeek-V3's own parameters of its module are 11.5B (README_WEIGHTS.md of its repository),
+    with 576 numbers of a token in the cache; an output matrix of its own comes on top.
+    """
+    model, whole = load_model("deepseek-v3", "test"), Layout(1, 1, 1)
+    precision = Precision("bf16", "bf16", "bf16", "bf16", "bf16")
+
+    def module_bytes(drafts):
+        without = weight_bytes(model, whole, precision)
+        return weight_bytes(model, whole, precision, drafts=drafts) - without
+
+    own = module_bytes(Drafts((0.85,), 1))
+    assert own / 2 == pytest.approx(11.5e9, rel=0.01)
+    assert module_bytes(Drafts((0.85,))) == 0
+    headed = module_bytes(Drafts((0.85,), 1, 32_000))
+    assert headed - own == pytest.approx(32_000 * model.hidden_size * 2)
+    caches = [cache_size(model, whole, precision, Drafts((0.85,), n)) for n in (0, 1)]
+    assert caches[1].bytes_per_token - caches[0].bytes_per_token == 576 * 2
+
+
+def test_memory_of_a_deployment_holds_its_module(tiny):
+    speculation = {"kind": "module", "accepted": 0.8}
+    without, drafting = (
+        tiny.plan("moe", attention_dp=4, ep=4, **keys).serving.capacity
+        for keys in ({}, {"speculation": speculation})
+    )
+    assert drafting.module_bytes == drafting.weights_bytes - without.weights_bytes > 0
+    assert without.kv_bytes - drafting.kv_bytes == pytest.approx(drafting.module_bytes)
+    # Four layers' and the module's one.
+    assert drafting.cache.bytes_per_token == pytest.approx(without.cache.bytes_per_token * 5 / 4)
+    assert drafting.tokens < without.tokens
 
 
 @pytest.mark.parametrize("budget", [66, 70])

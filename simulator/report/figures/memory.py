@@ -11,7 +11,12 @@ from simulator.report.stacked_bars import draw_stacked
 from simulator.results.folder import Results
 from simulator.results.formats import bytes_axis, num_bytes
 
-_PARTS = {"weights_bytes": "weights", "kv_bytes": "KV cache", "reserve_bytes": "reserve"}
+_PARTS = {
+    "weights_bytes": "weights",
+    "module_bytes": "drafting module",
+    "kv_bytes": "KV cache",
+    "reserve_bytes": "reserve",
+}
 
 
 class Memory(Figure[Results]):
