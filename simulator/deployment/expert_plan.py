@@ -95,8 +95,8 @@ class ExpertPlan:
     """Routed experts of a plan."""
 
     topk_ids_LTK: NDArray[np.int16]
-    """Pool of expert choices, ``[L, POOL_TOKENS, K]``, in an order in which neighbours are
-    independent (a decode batch)."""
+    """Pool of expert choices, ``[L, POOL_TOKENS, K]``: runs of ``run_tokens`` consecutive tokens of
+    one sequence, and neighbouring runs are independent (a decode batch)."""
     placed: Placed
     """Placement on the ``ep`` expert-parallel ranks."""
     overflow: OverflowPolicy
@@ -119,6 +119,8 @@ class ExpertPlan:
     """Sequences of each domain of a routing policy that tells some apart."""
     earlier_LTK: NDArray[np.int16] | None = None
     """Choices of other tokens at an earlier time, ``[L, T, K]``; ``None`` where nobody asks."""
+    run_tokens: int = 1
+    """Tokens of a run: one, and those of a draft, which steps verify together."""
     pool_order: NDArray[np.int64] | None = None
     """Place of each of the pool's tokens in runs of one sequence, ``[POOL_TOKENS]``; ``None`` where
     nobody asks."""
@@ -140,12 +142,14 @@ def plan_experts(
     folder: Path,
     whole: MoE | None = None,
     reduction: ReductionPolicy | None = None,
+    run_tokens: int = 1,
 ) -> ExpertPlan | None:
     """Draw a model's expert choices and place its experts; ``None`` for a dense model.
 
     Args:
         whole: experts of the model that ``reduction`` made this one of; ``None`` = its own.
         token_budget: most tokens of a step on a data-parallel rank.
+        run_tokens: tokens of a sequence that a decode step computes.
         place: of the deployment, for errors.
         folder: what paths are relative to.
 
@@ -167,7 +171,17 @@ def plan_experts(
     overflow = _build_overflow(spec, token_budget * layout.attention_dp * moe.top_k, place)
     where = f"{place} [routing]"
     next_choices = count_next_choices(overflow)
-    pools = _Pools(moe, whole, reduction, model.num_moe_layers, routing, seed, where, next_choices)
+    pools = _Pools(
+        moe,
+        whole,
+        reduction,
+        model.num_moe_layers,
+        routing,
+        seed,
+        where,
+        next_choices,
+        run_tokens,
+    )
     drawn = pools.draw_once() if pools.is_seed_only else pools.draw()
     return ExpertPlan(
         topk_ids_LTK=drawn.topk_ids_LTK,
@@ -182,13 +196,18 @@ def plan_experts(
         recorded=drawn.recorded,
         domains=drawn.domains,
         earlier_LTK=drawn.yesterday_LTK if spec.offload else None,
-        pool_order=_draw_order(seed) if spec.offload else None,
+        run_tokens=run_tokens,
+        pool_order=_draw_order(seed, run_tokens) if spec.offload else None,
     )
 
 
-def _draw_order(seed: int) -> NDArray[np.int64]:
-    """Draw the order in which the pool's neighbours are independent."""
-    return open_stream(seed, "pool order").permutation(POOL_TOKENS)
+def _draw_order(seed: int, run_tokens: int) -> NDArray[np.int64]:
+    """Draw the order in which the pool's neighbouring runs are independent; what is left of the
+    pool comes last.
+    """
+    starts = open_stream(seed, "pool order").permutation(POOL_TOKENS // run_tokens) * run_tokens
+    runs = (starts[:, None] + np.arange(run_tokens)).ravel()
+    return np.concatenate([runs, np.arange(len(runs), POOL_TOKENS)])
 
 
 def _build_overflow(spec: DeploymentSpec, most_pairs: int, place: str) -> OverflowPolicy:
@@ -246,6 +265,8 @@ class _Pools:
     next_choices: int | None
     """Experts behind the chosen ones that are drawn too; ``None`` draws the chosen ones in no
     particular order."""
+    run_tokens: int
+    """Tokens of a sequence that stay together in the pool."""
 
     @property
     def is_seed_only(self) -> bool:
@@ -269,8 +290,9 @@ class _Pools:
         if self.reduction is not None:
             router = reduce_router(router, whole, moe, self.num_layers, self.reduction, seed)
         drawn, num_choices = self._rank_choices(router)
-        runs = np.full(POOL_TOKENS // _RUN_TOKENS, _RUN_TOKENS, dtype=np.int64)
-        order = _draw_order(seed)
+        length = _RUN_TOKENS - _RUN_TOKENS % self.run_tokens
+        runs = np.diff([*range(0, POOL_TOKENS, length), POOL_TOKENS])
+        order = _draw_order(seed, self.run_tokens)
         # The same stream in every layer, so that a token keeps its domain (or its place in a
         # recording) from layer to layer.
         today = [
@@ -341,6 +363,7 @@ class _Pools:
             repr(sorted(self.routing.items())),
             self.seed,
             self.next_choices,
+            self.run_tokens,
         )
 
     def draw_once(self) -> _Drawn:

@@ -427,7 +427,16 @@ def _make_pool(
     if layout.pp > 1 and isinstance(calibration, Calibration):
         sends = make_sends(layout, wire_links(cluster, layout.num_gpus, place), calibration)
     experts = plan_experts(
-        spec, model, layout, rules.token_budget, seed, place, folder, whole, reduction
+        spec,
+        model,
+        layout,
+        rules.token_budget,
+        seed,
+        place,
+        folder,
+        whole,
+        reduction,
+        1 + drafts.num_tokens,
     )
     num_experts = model.moe.num_experts if model.moe is not None else 0
     offload = plan_offload(spec.offload, experts, cluster.host, num_experts, place)

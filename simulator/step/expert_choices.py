@@ -73,14 +73,19 @@ class ChoosingTokens:
 
     def _take_ids(self, layer: int, offset: int, count: int) -> NDArray[np.int16]:
         pool_TK: NDArray[np.int16] = self._experts.topk_ids_LTK[layer]
-        begin = offset % POOL_TOKENS
+        begin = self._begin_run(offset)
         if begin + count <= POOL_TOKENS:
             return pool_TK[begin : begin + count]
         return pool_TK.take(np.arange(begin, begin + count), axis=0, mode="wrap")
 
+    def _begin_run(self, offset: int) -> int:
+        """Index in the pool at which the run around ``offset`` begins."""
+        begin = offset % POOL_TOKENS
+        return begin - begin % self._experts.run_tokens
+
     def _take_choices(self, layer: int, offset: int) -> NDArray[np.int16]:
         """Experts that all tokens chose, and the next ones where they are known, ``[T, J]``."""
-        place_T = (offset + np.arange(self.total)) % POOL_TOKENS
+        place_T = (self._begin_run(offset) + np.arange(self.total)) % POOL_TOKENS
         experts = self._experts
         return take_choices(experts.topk_ids_LTK, experts.next_LTN, layer, place_T)
 

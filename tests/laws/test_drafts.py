@@ -17,6 +17,7 @@ from simulator.engine.timeline import run_plan, serve
 from simulator.planner.traffic import subset
 from simulator.policies.speculation import Drafts
 from simulator.scenario.scenario import load_scenario
+from simulator.step.prices import Prices
 from simulator.work.layout import Layout
 from simulator.work.memory import Precision, cache_size, weight_bytes
 from simulator.workload.traces import RequestTrace
@@ -287,6 +288,44 @@ def test_memory_of_a_deployment_holds_its_module(tiny):
     # Four layers' and the module's one.
     assert drafting.cache.bytes_per_token == pytest.approx(without.cache.bytes_per_token * 5 / 4)
     assert drafting.tokens < without.tokens
+
+
+def share_experts(experts, distance):
+    """Share of the experts of tokens in the pool that those behind them have too, by place in a
+    run.
+    """
+    ids_LTK, run = experts.topk_ids_LTK, experts.run_tokens
+    whole = ids_LTK.shape[1] // run * run - run
+    both = ids_LTK[:, :whole, :, None] == ids_LTK[:, distance : whole + distance, None, :]
+    return both.any(axis=3).mean(axis=(0, 2)).reshape(-1, run).mean(axis=0)
+
+
+def test_tokens_of_a_draft_share_experts_as_neighbours_do(tiny):
+    """Within a run as many as ``persistence`` says, across runs as many as chance."""
+    routing = {"kind": "lognormal", "sigma": 0.0, "persistence": 0.5}
+    keys = {"attention_dp": 4, "ep": 4, "routing": routing}
+    without = tiny.plan("moe", **keys).placement.experts
+    drafting = tiny.plan(
+        "moe", speculation={"kind": "module", "accepted": [0.9] * 3}, **keys
+    ).placement.experts
+    chance = 2 / 16
+    assert share_experts(without, 1) == pytest.approx([chance], abs=0.02)
+    assert share_experts(drafting, 1) == pytest.approx([0.5] * 3 + [chance], abs=0.02)
+
+
+def test_a_verified_draft_reads_the_union_of_its_tokens_experts(tiny):
+    routing = {"kind": "lognormal", "sigma": 0.0, "persistence": 0.5}
+    speculation = {"kind": "module", "accepted": [1.0] * 3, "layers": 1}
+    read = {}
+    for persistence in (0.0, 0.5):
+        keys = {"routing": {**routing, "persistence": persistence}, "speculation": speculation}
+        plan = tiny.plan("moe", **keys)
+        prices = Prices(plan.placement, 4)
+        steps = [prices.expert_step(n % 4, np.array([4]), 37 * n) for n in range(400)]
+        read[persistence] = np.mean([one.read_bytes for one in steps]) / prices.experts.expert_bytes
+    # Of 16 experts, 2 a token: by chance 16 (1 - (7/8)^4) of four tokens.
+    assert read[0.0] == pytest.approx(16 * (1 - (7 / 8) ** 4), rel=0.03)
+    assert read[0.5] < 0.8 * read[0.0]
 
 
 @pytest.mark.parametrize("budget", [66, 70])
