@@ -7,6 +7,8 @@ what they are on average, and sequences are as long as the traffic's mean one.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -73,7 +75,12 @@ class Curve:
     """Steps of one replica with ``traffic``'s sequences, evenly spread over its batches."""
 
     def __init__(
-        self, plan: DeploymentPlan, traffic: Traffic, max_tokens: int, like: Curve | None = None
+        self,
+        plan: DeploymentPlan,
+        traffic: Traffic,
+        max_tokens: int,
+        like: Curve | None = None,
+        pass_tokens: int = 0,
     ) -> None:
         """Price the blocks of a step at a few numbers of tokens.
 
@@ -81,16 +88,45 @@ class Curve:
             like: of a plan with the same kernels
                 (:attr:`simulator.planner.space.ReplicaShape.kernels`): blocks and experts take as
                 long.
+            pass_tokens: tokens of a decoding sequence in a pass of the module that drafts; 0 = the
+                model's own steps.
         """
         self.plan = plan
         self.max_tokens = max_tokens
         self._like = like
+        self._is_module = pass_tokens > 0
+        self._decode_tokens = pass_tokens or 1 + plan.placement.drafts.num_tokens
+        self._passes = self._price_passes(traffic)
         self._grid = np.unique(np.rint(np.geomspace(1, max_tokens, _POINTS)).astype(np.int64))
         self._prices = Prices(plan.placement, max_tokens, self._grid)
         self._sums: dict[Phase, Floats] = {
             "prefill": self._mean_sums(np.zeros_like(traffic.prompts), traffic.prompts, "prefill"),
-            "decode": self._mean_sums(traffic.contexts, np.ones_like(traffic.contexts), "decode"),
+            "decode": self._mean_sums(
+                traffic.contexts, np.full_like(traffic.contexts, self._decode_tokens), "decode"
+            ),
         }
+
+    def _price_passes(self, traffic: Traffic) -> list[tuple[Curve, int]]:
+        """Curves of the passes that draft, and how many there are of each: the first is over all
+        tokens of a step, each further one over one token of each sequence.
+        """
+        module, found = self.plan.placement.module, []
+        if module is None:
+            return []
+        plan, more = replace(self.plan, placement=module), self.plan.placement.drafts.num_tokens - 1
+        passes = [(self._decode_tokens, 1), (1, more)]
+        for n, (tokens, times) in enumerate(passes if more else passes[:1]):
+            like = None if self._like is None else self._like._passes[n][0]
+            found.append((Curve(plan, traffic, self.max_tokens, like, tokens), times))
+        return found
+
+    def _spread_passes(
+        self, decodes: Floats, prompts: Floats, prompt_tokens: float
+    ) -> Iterator[tuple[Curve, int, tuple[Floats, Floats, float]]]:
+        """Yield the curve of each kind of pass, how many there are, and what it computes."""
+        for n, (curve, times) in enumerate(self._passes):
+            step = decodes, prompts, prompt_tokens
+            yield curve, times, (decodes + np.ceil(prompts), 0 * prompts, 0.0) if n else step
 
     @cached_property
     def _blocks_s(self) -> Floats:
@@ -110,7 +146,7 @@ class Curve:
             total += prices.mixer_s[name] * count
         for name, count in prices.ffn_layers.items():
             total += prices.ffn_s[name] * count
-        return total
+        return total + prices.projection_s if self._is_module else total
 
     @cached_property
     def _all_reduces_s(self) -> Floats:
@@ -202,8 +238,7 @@ class Curve:
         Args:
             prompt_tokens: of a whole prompt.
         """
-        tokens = np.maximum(decodes + prompts * prompt_tokens, 1.0)
-        logits = np.clip(decodes + prompts, 1, self.max_tokens)
+        tokens, logits = self._count(decodes, prompts, prompt_tokens)
         computing = (
             self._interpolate(tokens, self._blocks_s)
             + self.attention_s("decode", decodes)
@@ -223,10 +258,22 @@ class Curve:
         else:
             busy = computing + experts + exchanges
         head, own = self._interpolate(logits, self._prices.head_s), self._host_s(decodes, prompts)
+        for curve, times, step in self._spread_passes(decodes, prompts, prompt_tokens):
+            own = own + times * curve.step_s(*step)
         if self.plan.placement.layout.pp == 1:
             return np.asarray(busy + head + own)
         alone = busy + head + own + self._interpolate(tokens, self._sends_s)
         return alone + self._pipeline_wait_s(alone, busy, head, own)
+
+    def _count(
+        self, decodes: Floats, prompts: Floats, prompt_tokens: float
+    ) -> tuple[Floats, Floats]:
+        """Tokens of a step, and those that the output matrix is asked for."""
+        logits = decodes * (1 if self._is_module else self._decode_tokens) + prompts
+        return (
+            np.maximum(decodes * self._decode_tokens + prompts * prompt_tokens, 1.0),
+            np.clip(logits, 1, self.max_tokens),
+        )
 
     def _pipeline_wait_s(self, alone: Floats, layers: Floats, head: Floats, own: Floats) -> Floats:
         """Wait of a batch of a pipeline for the longest stage, or the engine, that has not done
@@ -241,8 +288,7 @@ class Curve:
 
     def terms(self, decodes: Floats, prompts: Floats, prompt_tokens: float) -> Terms:
         """Parts of :meth:`step_s` of the same arguments."""
-        tokens = np.maximum(decodes + prompts * prompt_tokens, 1.0)
-        logits = np.clip(decodes + prompts, 1, self.max_tokens)
+        tokens, logits = self._count(decodes, prompts, prompt_tokens)
         routed, parts = self._experts, 2 if self.plan.spec.overlap == "two_batch" else 1
         each = np.maximum(tokens / parts, 1.0)
         share = self._share_streaming(self.plan.placement.precision.weights, each)
@@ -265,7 +311,7 @@ class Curve:
             all_reduces = all_reduces + self._interpolate(tokens, self._sends_s)
             alone = layers + head + own + self._interpolate(tokens, self._sends_s)
             waiting = waiting + self._pipeline_wait_s(alone, layers, head, own)
-        return Terms(
+        found = Terms(
             weights=matrices * share + head * head_share + streaming,
             products=matrices * (1 - share) + head * (1 - head_share) + mean - streaming,
             cache=cache,
@@ -275,6 +321,10 @@ class Curve:
             all_reduces=all_reduces,
             host=own,
         )
+        for curve, times, step in self._spread_passes(decodes, prompts, prompt_tokens):
+            added = curve.terms(*step)
+            found = Terms(*(one + times * more for one, more in zip(found, added, strict=True)))
+        return found
 
     def _host_s(self, decodes: Floats, prompts: Floats) -> Floats:
         """The engine's own seconds."""

@@ -144,7 +144,8 @@ def estimate_error(
     """
     batches = np.geomspace(1, max(2, most_sequences), _NUM_BATCHES)
     terms = curve.terms(batches, np.zeros(_NUM_BATCHES), 0.0)
-    place = int(np.argmin(np.abs(terms.total - tpot_s)))
+    step_s = tpot_s * curve.plan.placement.drafts.mean_kept
+    place = int(np.argmin(np.abs(terms.total - step_s)))
     return read_error(curve.plan, np.array(terms)[:, place], is_pooled)
 
 

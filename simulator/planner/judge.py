@@ -1,7 +1,8 @@
 """Rates that one replica carries, in closed form.
 
-In the steady state a replica with ``b`` sequences decoding on each data-parallel rank starts ``b /
-O`` prompts a step (``O`` mean output tokens), so everything follows from ``b``: the step's seconds,
+In the steady state a replica with ``b`` sequences decoding on each data-parallel rank, which get
+``k`` tokens of a step each (1, and what is kept of a draft), starts ``b k / O`` prompts a step
+(``O`` mean output tokens), so everything follows from ``b``: the step's seconds,
 the time per token, the rate, the memory. The most that a replica carries is at the largest ``b``
 that keeps the targets. Latencies are means without chance, so a replica is given the benefit of
 ``SLACK``.
@@ -89,9 +90,13 @@ class Judge:
 
     def both(self, plan: DeploymentPlan, curve: Curve, budget: int) -> Served:
         """A replica that computes prompts and decodes."""
-        batches, step_s, ttft_s, possible = self._loads(plan, curve, budget)
-        rates = batches * plan.placement.layout.num_batches / (self.traffic.num_output * step_s)
-        return Served(rates, step_s, ttft_s, possible, batches)
+        batches, tpot_s, ttft_s, possible = self._loads(plan, curve, budget)
+        return Served(self._rates(plan, batches, tpot_s), tpot_s, ttft_s, possible, batches)
+
+    def _rates(self, plan: DeploymentPlan, batches: Floats, tpot_s: Floats) -> Floats:
+        """Requests a second that so many sequences on a data-parallel rank make."""
+        sequences = batches * plan.placement.layout.num_batches
+        return np.asarray(sequences / (self.traffic.num_output * tpot_s))
 
     def _loads(
         self, plan: DeploymentPlan, curve: Curve, budget: int
@@ -100,12 +105,13 @@ class Judge:
         the budget suffices.
         """
         traffic = self.traffic
-        batches = self._batches(plan)
-        prompts = batches / traffic.num_output
+        batches, drafts = self._batches(plan), plan.placement.drafts
+        prompts = batches * drafts.mean_kept / traffic.num_output
+        tokens = batches * (1 + drafts.num_tokens) + prompts * traffic.num_input
         splits = plan.serving.rules.mixes_phases
         if splits:
             step_s = curve.step_s(batches, prompts, traffic.num_input)
-            stays = batches * (1 + traffic.num_input / traffic.num_output) <= budget * _HIGHEST_LOAD
+            stays = tokens <= budget * _HIGHEST_LOAD
             chunks = math.ceil(traffic.num_input / max(1.0, budget))
             full_s = curve.step_s(
                 batches,
@@ -113,7 +119,7 @@ class Judge:
                 traffic.num_input,
             )
             first_s = full_s * chunks
-            busy = batches * (1 + traffic.num_input / traffic.num_output) / budget
+            busy = tokens / budget
         else:
             decode_s = curve.step_s(batches, np.zeros(len(batches)), 0.0)
             # Prompts that came during a step share the next one, the ranks that got none idle: at
@@ -133,14 +139,15 @@ class Judge:
             2 * np.maximum(1 - busy, 0.02)
         )
         ttft_s = plan.placement.calibration.engine.first_token_s + first_s + waits
-        return batches, step_s, ttft_s, stays & (busy < _HIGHEST_LOAD)
+        return batches, step_s / drafts.mean_kept, ttft_s, stays & (busy < _HIGHEST_LOAD)
 
     def decoding(self, plan: DeploymentPlan, curve: Curve) -> Served:
         """A replica that only decodes."""
         batches = self._batches(plan)
-        step_s = curve.step_s(batches, np.zeros(len(batches)), 0.0)
-        rates = batches * plan.placement.layout.num_batches / (self.traffic.num_output * step_s)
-        return Served(rates, step_s, np.zeros(len(batches)), np.full(len(batches), True), batches)
+        nothing = np.zeros(len(batches))
+        tpot_s = curve.step_s(batches, nothing, 0.0) / plan.placement.drafts.mean_kept
+        possible = np.full(len(batches), True)
+        return Served(self._rates(plan, batches, tpot_s), tpot_s, nothing, possible, batches)
 
     def prefilling(self, plan: DeploymentPlan, curve: Curve, budget: int) -> Served:
         """A replica that only computes prompts."""

@@ -111,7 +111,8 @@ class Steady:
         ranks = sequences * layout.tp
         terms, stays = self._step(ranks)
         step_s = terms.total
-        made = np.maximum(ranks * layout.attention_dp, 1e-9)
+        kept = self.plan.placement.drafts.mean_kept
+        made = np.maximum(ranks * layout.attention_dp * kept, 1e-9)
         per_token = np.array(terms) * layout.num_ranks / made
         fits = stays & (sequences <= self.most * (1 + 1e-9))
         return Loads(sequences, step_s, made / layout.num_ranks / step_s, per_token, fits)
@@ -120,9 +121,11 @@ class Steady:
         """Parts of a step with the prompts that come during it, for sequences on a data-parallel
         rank; and whether that can go on.
         """
-        num_input, prompts = self.traffic.num_input, ranks / self.traffic.num_output
+        num_input, drafts = self.traffic.num_input, self.plan.placement.drafts
+        prompts = ranks * drafts.mean_kept / self.traffic.num_output
         if self.plan.serving.rules.mixes_phases:
-            stays = ranks * (1 + num_input / self.traffic.num_output) <= self.budget * _FULL
+            tokens = ranks * (1 + drafts.num_tokens) + prompts * num_input
+            stays = tokens <= self.budget * _FULL
             return self.curve.terms(ranks, prompts, num_input), stays
         nothing = np.zeros(len(ranks))
         decoding = self.curve.terms(ranks, nothing, 0.0)

@@ -2,19 +2,29 @@
 about which tokens come.
 """
 
+import copy
 import dataclasses
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from simulator.base.errors import UserError
+from simulator.base.frozen import validate
 from simulator.commands.prepare import prepare_run
+from simulator.config.capacity import Question
 from simulator.config.model import load_model
+from simulator.deployment.plan import make_plan
 from simulator.engine.batching import count_kept_tokens, draw_uniform
 from simulator.engine.pool import PoolState, make_limits, start_requests
 from simulator.engine.timeline import run_plan, serve
-from simulator.planner.traffic import subset
+from simulator.planner.closed_form import Curve
+from simulator.planner.judge import Judge
+from simulator.planner.search import search
+from simulator.planner.store import Store
+from simulator.planner.traffic import Traffic, subset
 from simulator.policies.speculation import Drafts
 from simulator.scenario.scenario import load_scenario
 from simulator.step.prices import Prices
@@ -22,6 +32,7 @@ from simulator.work.layout import Layout
 from simulator.work.memory import Precision, cache_size, weight_bytes
 from simulator.workload.traces import RequestTrace
 from tests.cases import seeds
+from tests.laws import tiny_question
 from tests.laws.deployments import check_same_events, draw_deployment, serve_by_events
 from tests.parts import change_plan
 from tests.single_steps import take_apart
@@ -328,6 +339,43 @@ def test_a_verified_draft_reads_the_union_of_its_tokens_experts(tiny):
     assert read[0.5] < 0.8 * read[0.0]
 
 
+@pytest.mark.parametrize("name", ["dense", "latent-moe"])
+@pytest.mark.parametrize("accepted", [(0.9,), (0.9, 0.7, 0.5)])
+def test_the_closed_form_has_the_passes_that_steps_have(tiny, name, accepted):
+    """Steps of eight decodes as the table prices them, and as a plan's screen does."""
+    speculation = {"kind": "module", "accepted": list(accepted)}
+    plan = tiny.plan(name, speculation=speculation)
+    alike = np.full(8, 500), np.full(8, 40)
+    trace = RequestTrace(np.zeros(8), *alike, provenance="alike")
+    steps = serve(plan, trace).steps_of("both")
+    decoding = steps[(steps["decodes"] == 8 * steps["num_steps"]) & (steps["prefill_tokens"] == 0)]
+    decode_s = decoding["duration_s"].sum() / decoding["num_steps"].sum()
+    curve = Curve(plan, Traffic.measure(trace), 2048)
+    step_s = float(curve.step_s(np.array([8.0]), np.zeros(1), 0.0)[0])
+    assert step_s == pytest.approx(decode_s, rel=0.03)
+    total_s = float(curve.terms(np.array([8.0]), np.zeros(1), 0.0).total[0])
+    assert total_s == pytest.approx(step_s, rel=1e-6)
+
+
+def test_a_plan_s_rates_rise_with_what_is_kept_and_fall_with_the_module(tiny):
+    def best(accepted, **keys):
+        spec = {"kind": "module", "tokens": 3, "accepted": accepted, **keys}
+        plan = tiny.plan("dense", speculation=spec)
+        alike = np.full(8, 500), np.full(8, 40)
+        traffic = Traffic.measure(RequestTrace(np.arange(8.0), *alike, provenance="alike"))
+        judge = SimpleNamespace(traffic=traffic)
+        for name in ("_batches", "_rates"):
+            setattr(judge, name, getattr(Judge, name).__get__(judge))
+        served = Judge.decoding(judge, plan, Curve(plan, traffic, 2048))
+        return served.tpot_s[0], served.rates.max()
+
+    (slow_s, few), (fast_s, many) = best(0.0), best(1.0)
+    assert slow_s == pytest.approx(4 * fast_s)
+    assert many == pytest.approx(4 * few)
+    launched_s, _ = best(1.0, launch_s=1e-3)
+    assert launched_s - fast_s == pytest.approx(3 * (1e-3 - 9.1e-5) / 4)
+
+
 @pytest.mark.parametrize("budget", [66, 70])
 def test_a_step_whose_drafts_are_cut_can_be_shown(tiny, budget):
     """Many sequences fill a step, so that the last draft has fewer tokens."""
@@ -359,3 +407,24 @@ def test_a_cache_without_room_for_the_longest_draft_is_refused_before_anything_r
     assert asked == [longest + 3, longest]
     for plan, tokens in zip(plans, asked, strict=True):
         assert PoolState(plan, trace)._longest == tokens
+
+
+def test_a_plan_takes_drafts_with_their_module_s_memory():
+    """Llama-3.1-8B, whose tokens come sooner of two drafted ones than without."""
+    found = {}
+    for speculation in ({"kind": "none"}, {"kind": "module", "tokens": 2, "accepted": 0.8}):
+        question = copy.deepcopy(tiny_question.QUESTION)
+        question["models"] = [{**question["models"][1], "deployment": {"speculation": speculation}}]
+        question["workload"]["requests"]["arrivals"]["rate_per_s"] = 400.0
+        result = search(validate(Question, question, "test"), Path(), Store(None), workers=1)
+        candidate = result.screened[0, 0].candidates[0]
+        spec = result.space.spec(candidate.shape, None)
+        capacity = make_plan(spec, question["seed"], "test", Path()).serving.capacity
+        assert result.met
+        found[speculation["kind"]] = candidate, capacity
+    (slow, without), (fast, drafting) = found["none"], found["module"]
+    assert (fast.tpot_s, fast.gpus) < (slow.tpot_s, slow.gpus)
+    # One layer more of 32, its projection, and no second output matrix.
+    assert drafting.module_bytes == pytest.approx(2 * (218e6 + 2 * 4096**2), rel=0.01)
+    assert drafting.cache.bytes_per_token == pytest.approx(without.cache.bytes_per_token * 33 / 32)
+    assert drafting.tokens < without.tokens
