@@ -47,7 +47,7 @@ def ratio(group: str, subject: str, above: pd.Series, below: pd.Series) -> Row:
     status = status or next((text for text in statuses if text != OK), OK)
     measured = above["measured"] / below["measured"]
     predicted = above["predicted"] / below["predicted"] if answered else np.nan
-    wide = _wide(above, below) if answered else np.nan
+    wide = half_band(above, below) if answered else np.nan
     return make_row(group, subject, (measured, predicted), wide, status)
 
 
@@ -66,7 +66,7 @@ def make_row(
     return dict(zip(FIELDS, values, strict=True))
 
 
-def _wide(above: pd.Series, below: pd.Series) -> float:
+def half_band(above: pd.Series, below: pd.Series) -> float:
     """Half the band of a ratio, in log space.
 
     Where it is known what both times are made of, an entry that prices a part of both is off in
