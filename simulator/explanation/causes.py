@@ -130,9 +130,7 @@ def _measure_below(prices: Prices, batch: Batch, offset: int, experts_s: float) 
     return max(0.0, experts_s - held["experts"])
 
 
-def price_step(
-    prices: Prices, batch: Batch, offset: int, *, with_drafts: bool = True
-) -> float:
+def price_step(prices: Prices, batch: Batch, offset: int, *, with_drafts: bool = True) -> float:
     """Price a batch in seconds, with the passes that draft for it or without."""
     programs = [(1, list_operations(prices, prices.price_batch(batch, offset)))]
     programs += [
