@@ -8,13 +8,13 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from simulator.base.data import available_files
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen, Policy, validate
 from simulator.base.kinds import PolicyOf
-from simulator.base.quantities import Bytes, Factor, Label, Seconds, Sources, TokenBudget
+from simulator.base.quantities import Bytes, Factor, Label, Seconds, Sequences, Sources, TokenBudget
 from simulator.base.reading import read_toml
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration.engine import find_engine_key, parse_release
@@ -71,15 +71,17 @@ class HandOver(Frozen):
     """Whether the prefill pool forms steps ahead where the scheduling policy says so."""
 
 
-class Sequences(Frozen):
+class Places(Frozen):
     """Most requests that run at once on a data-parallel rank, where the size of its KV cache says
     so.
     """
 
     per_context: Factor
     """Requests for each time that the cache holds the model's longest context."""
-    least: PositiveInt
-    most: PositiveInt
+    least: Sequences
+    """Least such requests."""
+    most: Sequences
+    """Most such requests."""
 
     def count(self, cache_tokens: int, context_tokens: int | None) -> int:
         """Count the requests for a cache of so many tokens."""
@@ -104,7 +106,7 @@ class EngineSpec(Frozen):
     """Starting values by the memory of a GPU; the first that fits holds."""
     kv_block_tokens: TokenBudget = 16
     """Tokens of a KV block."""
-    sequences: Sequences | None = None
+    sequences: Places | None = None
     """Most requests that run at once by the size of the cache; absent = ``max_sequences`` as
     ``scheduling`` and ``tiers`` have it."""
     attention_dp: WithAttentionDP = WithAttentionDP()

@@ -7,8 +7,8 @@ from simulator.base.quantities import Factor
 
 
 class Speeds(Frozen):
-    """How many times as fast each part is, beside ``network_speed`` for the wires; all twice as
-    fast, a step takes half.
+    """Factors on the speed of each part, beside ``network_speed`` for the wires; all twice as fast,
+    a step takes half.
     """
 
     memory: Factor = 1.0

@@ -56,8 +56,8 @@ class OffloadPlan:
         return {}
 
     def with_rates(self, rates: OffloadRates) -> OffloadPlan:
-        """The same experts on a machine with other rates; which ones a step finds does not depend
-        on them, so that replays are shared.
+        """Place the same experts on a machine with other rates; which ones a step finds does not
+        depend on them, so that replays are shared.
         """
         other = replace(self, rates=rates)
         vars(other)["_replays"] = self._replays

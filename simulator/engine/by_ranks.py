@@ -17,8 +17,9 @@ from simulator.base.jit import jit
 from simulator.base.thinned import Thinned
 from simulator.cost.comm import Exchange
 from simulator.deployment.expert_plan import POOL_TOKENS
+from simulator.engine.experts_table import OverflowCount
 from simulator.engine.fabric import FluidWires, MessageWires, Wires
-from simulator.engine.pool import OverflowCount, PoolState
+from simulator.engine.pool import PoolState
 from simulator.engine.state import Ints, Ranks, Requests
 from simulator.engine.table import ATTENTION, add_pass, price_pipeline
 from simulator.results.phases import STEP_PHASES

@@ -267,7 +267,7 @@ class ReplicaClock:
     num_pushed: int
     """Requests that have been queued at a rank."""
     num_turns: int
-    """The same, whatever became of them."""
+    """Requests that ever were."""
     num_steps: int
     outstanding_tokens: int
     """Prompt and output tokens of requests that were queued and have not finished."""

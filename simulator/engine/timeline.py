@@ -37,6 +37,7 @@ from simulator.engine.by_ranks import (
 from simulator.engine.carried_caches import CarriedCaches
 from simulator.engine.changes import Changed, Failing, cut_row
 from simulator.engine.events import ENDS, FORMS, code_of, find_event, push_event, remove_events
+from simulator.engine.experts_table import OverflowCount
 from simulator.engine.links import SharedWires, bound_sharing
 from simulator.engine.loop import (
     ASKS,
@@ -53,7 +54,7 @@ from simulator.engine.loop import (
 )
 from simulator.engine.loop_state import CHANGE, Instants, LoopState, StepLooks, count_settled
 from simulator.engine.moving_experts import MovingExperts, rebalance
-from simulator.engine.pool import OverflowCount, PoolState, form_soon, start_pools
+from simulator.engine.pool import PoolState, form_soon, start_pools
 from simulator.engine.probe import probe
 from simulator.engine.replica_states import RanksLeft, ReplicaStates, degrade
 from simulator.engine.result_rows import StepLog, read_requests, read_steps

@@ -65,7 +65,7 @@ class Change(NamedTuple):
     """Resource that is twice as fast (:data:`~simulator.results.explained.RESOURCES`); empty of
     other changes."""
     needs: Remedy | None = None
-    """What the engine must offer for it; ``None`` where any does."""
+    """Remedy that the engine must offer for it; ``None`` where any does."""
 
 
 def list_changes(plan: DeploymentPlan, number: int, queue: Queue) -> list[Change]:

@@ -94,7 +94,9 @@ def test_a_key_that_ends_in_a_unit_is_a_quantity_of_it():
 
 
 NAMED = {
-    name: member for name, member in vars(quantities).items() if hasattr(member, "__metadata__")
+    name: member
+    for name, member in vars(quantities).items()
+    if hasattr(member, "__metadata__") and quantities.IS_LABEL not in member.__metadata__
 }
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from simulator.engine.batching import complete_step, form_step, is_decode, queue_request
-from simulator.engine.pool import Weights, choose_rank
+from simulator.engine.pool import choose_rank
 from simulator.engine.state import Limits, start_clock, start_ranks, start_requests
 from simulator.policies.scheduling import Rules
 from simulator.workload.traces import RequestTrace
@@ -76,7 +76,7 @@ class Served(NamedTuple):
 
 def queue_at_fewest(requests, ranks, limits, clock, r):
     """Queue a request at the rank with the fewest unfinished ones."""
-    d = choose_rank(requests, ranks.each, ranks.prefixes, r, Weights(), limits)
+    d = choose_rank(ranks, limits, 0, 0)
     queue_request(requests, ranks, clock, d, r)
 
 

@@ -41,7 +41,7 @@ class _Conversion(NamedTuple):
 
     alone: float
     behind_norm: float
-    """The same where the kernel of the norm that makes the tensor does a part of it."""
+    """Bytes where the kernel of the norm that makes the tensor does a part of it."""
 
 
 _CONVERSIONS = {"fp8": _Conversion(6.0, 4.0), "fp8_block": _Conversion(4.0625, 4.0625)}

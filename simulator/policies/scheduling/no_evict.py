@@ -37,7 +37,7 @@ class NoEvict(Frozen):
     Whatever comes, ends or becomes free meanwhile counts from one step later on. Pipelines and
     drafts work without."""
     rank_choice: RankChoice = "fewest"
-    """How a request's data-parallel rank is chosen
+    """Way to choose a request's data-parallel rank
     (:data:`~simulator.policies.scheduling.RANK_CHOICES`)."""
 
     def rules(self) -> Rules:

@@ -49,7 +49,7 @@ class PrefillFirst(Frozen):
     """Whether a step that is formed ahead leaves out who ends with the step in flight, by its
     ``max_tokens`` (SGLang from 0.5.22 on)."""
     rank_choice: RankChoice = "fewest"
-    """How a request's data-parallel rank is chosen
+    """Way to choose a request's data-parallel rank
     (:data:`~simulator.policies.scheduling.RANK_CHOICES`)."""
 
     def rules(self) -> Rules:
