@@ -118,7 +118,12 @@ class ClusterSpec(Frozen):
         if rate == latency == below == 1.0:
             return self
         parts: dict[str, Any] = {
-            name: WireSpec(bytes_per_s=wire.bytes_per_s * rate, latency_s=wire.latency_s / latency)
+            name: wire.model_copy(
+                update={
+                    "bytes_per_s": wire.bytes_per_s * rate,
+                    "latency_s": wire.latency_s / latency,
+                }
+            )
             for name, wire in (("scale_up", self.scale_up), ("scale_out", self.scale_out))
             if wire is not None
         }

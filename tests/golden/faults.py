@@ -41,8 +41,8 @@ FAULTS = (
     Fault(
         "a request goes to the fullest rank",
         POOL,
-        "load = float(_count_unfinished(each, d))",
-        "load = -float(_count_unfinished(each, d))",
+        "waiting, load = unfinished - each[d].num_running, float(unfinished)",
+        "waiting, load = unfinished - each[d].num_running, -float(unfinished)",
     ),
     Fault(
         "a prompt's last token counts as a decode",
@@ -185,7 +185,7 @@ FAULTS = (
     Fault(
         "a closed loop's next request joins the step that is forming",
         LOOP,
-        "RETURNS if feed.is_closed and feed.ingress_delay_s == 0.0 else COMES",
+        "RETURNS if feed.is_closed and feed.ingress_delay_s + feed.send_s == 0.0 else COMES",
         "COMES",
     ),
     Fault(

@@ -68,7 +68,10 @@ def test_a_dense_model_is_priced_exactly(tiny, monkeypatch):
 def test_the_more_gpus_are_older_the_later(tiny):
     trace = tiny.trace(12, 100.0, longest_output=12)
     old = [{"gpu": gpu, "accelerator": "a100-sxm"} for gpu in range(16)]
-    last = [end_times(run(tiny, trace, old[:n], **EP16)).max() for n in (0, 1, 16)]
+    rules = {"kind": "chunked", "rank_choice": "fewest"}  # the old GPU always has somebody
+    last = [
+        end_times(run(tiny, trace, old[:n], scheduling=rules, **EP16)).max() for n in (0, 1, 16)
+    ]
     assert last == sorted(last)
     assert last[0] < last[1]
     # Everyone waits for the slowest, so the first old GPU costs most.

@@ -110,9 +110,8 @@ def five_at_once(num_output=40):
 
 
 def pools_of(tiny, engine, decode_blocks, prefill_blocks):
-    plan = tiny.plan(
-        "dense", tp=2, engine=engine, prefill={"parallel": {"tp": 2}, "handshake_s": 0.0}
-    )
+    pool = {"parallel": {"tp": 2}, "handshake_s": 0.0}
+    plan = tiny.plan("dense", tp=2, engine=engine, prefill=pool, kv_block_tokens=16)
     capacity = plan.serving.capacity
 
     def with_blocks(own, count):

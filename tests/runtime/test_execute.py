@@ -350,7 +350,7 @@ def test_running_shards_are_recorded_in_a_file_that_replays(folder, moesim, monk
         (["--set", "execution.transport.kind=in_process"], "joins threads of one process"),
         (
             ["--set", "deployments.0.weight_dtype=fp8"],
-            "weight_dtype = 'fp8' can be simulated, but not executed",
+            'weight_dtype = "fp8" was not timed on',
         ),
         (["--set", "deployments.0.weights=none.safetensors"], "no such file"),
         (["--set", "deployments.0.cluster=this-machine-4"], "has 2 replicas; execution runs one"),

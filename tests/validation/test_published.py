@@ -39,6 +39,7 @@ TOPIC_OF = {
     "serving_pairs.csv": "serving_pairs",
     "trtllm_max_throughput.csv": "trtllm",
     "training.csv": "training",
+    "speculation.csv": "speculation",
 }
 
 
