@@ -42,7 +42,7 @@ class TokenWaterfall(Figure[Results]):
         "Time from one output token to the next, mean over all but each request's first (of a "
         "prefill pool, seconds of its steps for each prompt token), from what even work and free "
         "links would cost, through everything that makes it longer, to all of it. Behind each "
-        "piece, in red, what it takes longer for prompts of other requests."
+        "piece, in dark red, what it takes longer for prompts of other requests."
     )
     absent = "The run was not explained (moesim run --explain)."
     order = 1
@@ -95,8 +95,9 @@ def _draw_pieces(waterfall: Waterfall) -> go.Figure:
 
 
 def _name_piece(name: str, part_s: float, waterfall: Waterfall) -> str:
-    text = f"{PIECES[name]}: {seconds(part_s)}, {100 * part_s / waterfall.token_s:.1f} %"
-    prompt_s = waterfall.prompts[name]
-    if prompt_s < LEAST_SHOWN * waterfall.token_s:
-        return text
-    return f"{text}, {100 * prompt_s / waterfall.token_s:.1f} % of it for prompts"
+    share, prompts = (
+        f"{100 * one_s / waterfall.token_s:.1f}" for one_s in (part_s, waterfall.prompts[name])
+    )
+    if waterfall.prompts[name] < LEAST_SHOWN * waterfall.token_s:
+        return f"{PIECES[name]}: {seconds(part_s)}, {share} %"
+    return f"{PIECES[name]}: {share} % ({prompts} prompts)"
