@@ -418,6 +418,7 @@ def _make_pool(
     most = find_sequences(asked, spec.engine, capacity.tokens, model.max_context_tokens)
     if most is not None:
         rules = rules._replace(max_sequences=most)
+        spec = spec.model_copy(update={"scheduling": {**scheduling, "max_sequences": most}})
     calibration = (
         loaded.choose_tables(layout.num_ranks, capacity.weights_bytes * layout.num_ranks)
         if isinstance(loaded, HostCalibration)

@@ -115,6 +115,17 @@ def test_sglang_lets_more_run_where_the_cache_holds_many_contexts():
     middle = make("qwen3-8b", "h100-sxm-1", "sglang", {}, memory_fraction=0.55)
     assert middle.rules.max_sequences == int(middle.capacity.tokens / 40_960 * 512)
     assert 2048 < middle.rules.max_sequences < 4096
+    made = make_plan(
+        validate(
+            DeploymentSpec,
+            {"name": "it", "model": "qwen3-8b", "cluster": "h100-sxm-1", "engine": "sglang"},
+            "test",
+        ),
+        0,
+        "test",
+        Path(),
+    )
+    assert made.spec.scheduling["max_sequences"] == 4096, "what it says is what it does"
     asked = {"kind": "prefill_first", "max_sequences": 300}
     assert make("qwen3-8b", "h100-sxm-1", "sglang", {}, scheduling=asked).rules.max_sequences == 300
 
