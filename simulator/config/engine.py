@@ -55,6 +55,16 @@ class WithAttentionDP(Frozen):
     """Whether the tokens of a step are those of all data-parallel ranks together."""
 
 
+class WithDrafts(Frozen):
+    """Changes that speculative decoding brings."""
+
+    works_ahead: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Kinds of speculation with which steps are formed ahead, as they are without; with others
+    none are."""
+    max_sequences: Sequences | None = None
+    """Most requests that run at once on all data-parallel ranks together; absent = as without."""
+
+
 class HandOver(Frozen):
     """Passage of a request from a prefill pool to a decode pool, beside queues, steps and wires."""
 
@@ -111,6 +121,8 @@ class EngineSpec(Frozen):
     ``scheduling`` and ``tiers`` have it."""
     attention_dp: WithAttentionDP = WithAttentionDP()
     """Changes that attention data parallelism brings."""
+    drafts: WithDrafts = WithDrafts()
+    """Changes that speculative decoding brings."""
     hand_over: HandOver = HandOver()
     """Passage of a request from a prefill pool to a decode pool."""
     splits: Splits = Splits()
@@ -137,7 +149,7 @@ class EngineSpec(Frozen):
         return self
 
     def scheduling_on(
-        self, accelerator: AcceleratorSpec, attention_dp: int, usage: Usage
+        self, accelerator: AcceleratorSpec, attention_dp: int, usage: Usage, speculation: str
     ) -> Policy:
         """The scheduling policy with every key that the engine sets itself."""
         memory = accelerator.servable_memory_bytes
@@ -154,30 +166,47 @@ class EngineSpec(Frozen):
             found["conservativeness"] = self.attention_dp.conservativeness
         if self.attention_dp.splits_budget:
             found["token_budget"] = max(1, found["token_budget"] // attention_dp)
+        if speculation != "none":
+            if "steps_ahead" in found and speculation not in self.drafts.works_ahead:
+                found["steps_ahead"] = 0
+            if self.drafts.max_sequences is not None:
+                found["max_sequences"] = max(1, self.drafts.max_sequences // attention_dp)
         return found
 
 
 def resolve_scheduling(
-    asked: Policy | None, engine: str, accelerator: AcceleratorSpec, attention_dp: int, usage: Usage
+    asked: Policy | None,
+    engine: str,
+    accelerator: AcceleratorSpec,
+    attention_dp: int,
+    usage: Usage,
+    speculation: str = "none",
 ) -> Policy:
-    """The scheduling policy of a deployment: the keys that it names, and the engine's own for the
-    rest; for a policy of another kind than the engine's, the policy's own.
+    """The scheduling policy of a deployment with some kind of speculation: the keys that it names,
+    and the engine's own for the rest; for a policy of another kind than the engine's, the policy's
+    own.
     """
     own, spec = asked or {}, find_engine(engine)
     if spec is None:
         return {"kind": "chunked", **own}
-    usual = spec.scheduling_on(accelerator, attention_dp, usage)
+    usual = spec.scheduling_on(accelerator, attention_dp, usage, speculation)
     return {**usual, **own} if own.get("kind", usual["kind"]) == usual["kind"] else own
 
 
 def find_sequences(
-    asked: Policy | None, engine: str, cache_tokens: int, context_tokens: int | None
+    asked: Policy | None,
+    engine: str,
+    cache_tokens: int,
+    context_tokens: int | None,
+    speculation: str,
 ) -> int | None:
     """Find how many requests an engine lets run at once with a KV cache of so many tokens; ``None``
     where the deployment says it, or the cache does not.
     """
     own, spec = asked or {}, find_engine(engine)
     if spec is None or spec.sequences is None or "max_sequences" in own:
+        return None
+    if speculation != "none" and spec.drafts.max_sequences is not None:
         return None
     if own.get("kind", spec.scheduling["kind"]) != spec.scheduling["kind"]:
         return None

@@ -95,6 +95,13 @@ class Capacity:
         return growing + self.sequence_blocks
 
 
+class NoRoomError(UserError):
+    """A model that does not fit on its GPUs."""
+
+    larger_share: float | None = None
+    """``memory_fraction`` with which it does; ``None`` where that does not help."""
+
+
 def check_memory(
     setup: Setup, where: str, is_legal: Callable[[Setup], bool] = lambda _: True
 ) -> Capacity:
@@ -104,7 +111,7 @@ def check_memory(
         is_legal: whether the engine starts with a split and formats.
 
     Raises:
-        UserError: if weights, activations and a KV cache of one sequence of 2,048 tokens do not
+        NoRoomError: if weights, activations and a KV cache of one sequence of 2,048 tokens do not
             fit: with what is needed, what there is, and the smallest split or narrower format that
             fits.
     """
@@ -117,13 +124,16 @@ def check_memory(
     room = capacity.kv_bytes / (capacity.share if capacity.kind == "left" else 1.0)
     available = capacity.weights_bytes + capacity.step_bytes + room
     dtypes = " and ".join(dict.fromkeys((precision.weights, precision.experts)))
-    raise UserError(
+    larger_share = _find_larger_share(setup)
+    error = NoRoomError(
         f"{where}: {model.name} does not fit: each GPU needs {_gb(needed)} "
         f"({_gb(capacity.weights_bytes)} of weights in {dtypes}, "
         f"{_gb(capacity.step_bytes)} for activations, {_gb(sequence_bytes)} for one sequence), "
         f"{accelerator.title} has {_gb(available)} ({_share_text(capacity, available)}); "
-        + _suggest_fit(setup, is_legal)
+        + _suggest_fit(setup, larger_share, is_legal)
     )
+    error.larger_share = larger_share
+    raise error
 
 
 def _share_text(capacity: Capacity, available: float) -> str:
@@ -263,7 +273,20 @@ _LARGER_SHARE = 0.8
 """Share of the memory that is suggested where an engine's own leaves too little."""
 
 
-def _suggest_fit(setup: Setup, is_legal: Callable[[Setup], bool]) -> str:
+def _find_larger_share(setup: Setup) -> float | None:
+    """Find a share of the memory with which a deployment fits, where its engine's reserve for
+    activations and graphs is what it does not.
+    """
+    rules = memory_rules(setup.spec.engine, setup.accelerator)
+    if setup.spec.memory_fraction is not None or not rules.reserves:
+        return None
+    more = setup.spec.model_copy(update={"memory_fraction": _LARGER_SHARE})
+    return _LARGER_SHARE if does_fit(setup._replace(spec=more)) else None
+
+
+def _suggest_fit(
+    setup: Setup, larger_share: float | None, is_legal: Callable[[Setup], bool]
+) -> str:
     precision, rules = setup.precision, setup.rules
     dtypes = [
         dtype
@@ -276,16 +299,9 @@ def _suggest_fit(setup: Setup, is_legal: Callable[[Setup], bool]) -> str:
         if sequences < rules.max_sequences and does_fit(fewer):
             answers.append((setup.layout.num_gpus, f"scheduling.max_sequences = {sequences}"))
             break
-    if (
-        setup.spec.memory_fraction is None
-        and memory_rules(setup.spec.engine, setup.accelerator).reserves
-    ):
-        more = setup.spec.model_copy(update={"memory_fraction": _LARGER_SHARE})
-        if does_fit(setup._replace(spec=more)):
-            text = (
-                f"memory_fraction = {_LARGER_SHARE}, which leaves less for activations and graphs"
-            )
-            answers.append((setup.layout.num_gpus, text))
+    if larger_share is not None:
+        text = f"memory_fraction = {larger_share}, which leaves less for activations and graphs"
+        answers.append((setup.layout.num_gpus, text))
     for dtype in dict.fromkeys(dtypes):
         is_own = dtype == precision.weights
         formats = precision if is_own else replace(precision, weights=dtype, experts=dtype)

@@ -163,12 +163,12 @@ class DeploymentPlan:
     @property
     def steps_ahead(self) -> int:
         """Number of steps that are formed while another one runs: none with a pipeline, whose
-        batches are all in flight anyway, with drafts, of which nobody knows yet how many tokens are
-        kept, and on a processor, where vLLM turns it off (``vllm/platforms/cpu.py`` of 0.14.0).
+        batches are all in flight anyway, and on a processor, where vLLM turns it off
+        (``vllm/platforms/cpu.py`` of 0.14.0).
         """
         placement = self.placement
         is_host = isinstance(placement.calibration, HostRates)
-        is_off = placement.layout.pp > 1 or placement.drafts.num_tokens > 0 or is_host
+        is_off = placement.layout.pp > 1 or is_host
         return 0 if is_off else self.serving.rules.steps_ahead
 
     def check_prefixes(self, trace: RequestTrace, where: str) -> None:
@@ -398,9 +398,9 @@ def _make_pool(
     check_formats(precision, loaded, place)
     check_pruning(spec, model, precision, loaded, place)
     check_offload(spec.offload, model, cluster, layout, precision, spec.pruning, place)
-    asked = spec.scheduling
+    asked, speculation = spec.scheduling, spec.speculation["kind"]
     scheduling = resolve_scheduling(
-        asked, spec.engine, accelerator, layout.attention_dp, spec.usage
+        asked, spec.engine, accelerator, layout.attention_dp, spec.usage, speculation
     )
     spec = spec.model_copy(update={"scheduling": scheduling})
     rules = make_rules(build("scheduling", scheduling, f"{place} [scheduling]"))
@@ -415,7 +415,9 @@ def _make_pool(
     smallest = choose_smallest(cluster, accelerator, others, last)
     setup = Setup(spec, model, smallest, layout, precision, rules, cluster.host, drafts)
     capacity = _check_start(setup, place, loaded)
-    most = find_sequences(asked, spec.engine, capacity.tokens, model.max_context_tokens)
+    most = find_sequences(
+        asked, spec.engine, capacity.tokens, model.max_context_tokens, speculation
+    )
     if most is not None:
         rules = rules._replace(max_sequences=most)
         spec = spec.model_copy(update={"scheduling": {**scheduling, "max_sequences": most}})

@@ -75,15 +75,15 @@ def preempt(requests: Requests, ranks: Ranks, d: int, i: int, limits: Limits) ->
     running, chunk, rank = ranks.running, ranks.chunk, ranks.each[d]
     r, pool = running[d, i], d % len(ranks.caches)
     request = requests.each[r]
-    has_all = request.generated == request.known_end  # its last token is on the way
+    has_all, ahead = gets_last(requests, r), request.ahead
     is_out = rank.in_flight and request.joined == rank.ticks
     known = request.computed
     if limits.rules.output_share > 0:  # SGLang's tree has prompts of those that run
         known = min(known, request.prompt)
         if is_out:
             _drop_token(requests, ranks, d, r)
-    elif is_out and request.generated > 1 and request.ahead == 1:
-        known -= 1  # what a block holds is known when the token behind it is out
+    elif is_out and request.generated > 1 and ahead < 2:
+        known -= abs(ahead)  # what a block holds is known when the token behind it is out
     if limits.rules.finds_full and not has_all:
         keep_order(requests, ranks, pool, r, known, limits)
     release_known(requests, ranks, pool, r, known, limits)
@@ -106,9 +106,18 @@ def preempt(requests: Requests, ranks: Ranks, d: int, i: int, limits: Limits) ->
 
 
 @jit_inner
+def gets_last(requests: Requests, r: int) -> bool:
+    """Whether it is known that a request gets its last token from the step in flight: where its
+    end is known, whatever becomes of its draft.
+    """
+    request = requests.each[r]
+    return bool(request.generated == request.known_end and request.ahead >= -1)
+
+
+@jit_inner
 def _drop_token(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
-    """Drop the token of a request of rank ``d`` that is on the way; it is computed again."""
-    requests.each[r].generated -= 1
+    """Drop the tokens of a request of rank ``d`` that are on the way; they are computed again."""
+    requests.each[r].generated -= max(1, -requests.each[r].ahead)
     rank = ranks.each[d]
     for k in range(rank.num_emitting):
         if ranks.emitting[d, k] == r:
@@ -153,7 +162,9 @@ def retract(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> None:
     used, asked = 0, 1
     for i in range(rank.num_running):
         request = rows[running[d, i]]
-        emitted = request.generated - (rank.in_flight and request.joined == rank.ticks)
+        emitted = request.generated
+        if rank.in_flight and request.joined == rank.ticks:
+            emitted -= max(1, -request.ahead)
         used += emitted + limits.rules.retract_steps
         asked += request.max_output
     ranks.output_share[d] = min(1.0, used / asked)
@@ -168,7 +179,7 @@ def _next_blocks(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> in
     count = 0
     for i in range(ranks.each[d].num_running):
         request = rows[running[d, i]]
-        if request.generated == request.known_end:
+        if gets_last(requests, running[d, i]):
             continue
         need = (
             blocks_for(request.computed + 1 + len(limits.accepted), limits)
@@ -527,13 +538,12 @@ def _fill_apart(requests: Requests, ranks: Ranks, d: int, limits: Limits, now_s:
     """Fill ``ranks.chunk`` of rank ``d`` with prompts, or where there are none with decodes, as
     SGLang does (``get_next_batch_to_run``). Returns whether there is anything.
     """
-    rank, rows = ranks.each[d], requests.each
+    rank = ranks.each[d]
     if admit_prefills(requests, ranks, d, limits, now_s) > 0:
         return True
     num_ending = 0
     for i in range(rank.num_running):
-        request = rows[ranks.running[d, i]]
-        num_ending += request.generated == request.known_end
+        num_ending += gets_last(requests, ranks.running[d, i])
     if rank.num_running == num_ending:
         rank.is_full = False
         return False
@@ -635,8 +645,7 @@ def _schedule_running(
         request = rows[r]
         remaining = request.num_input + request.generated - request.computed
         decodes_next = is_decode(request.num_input, request.generated, request.computed)
-        has_all = request.generated == request.known_end  # with the step in flight
-        if has_all or not (decodes if decodes_next else prompts):
+        if gets_last(requests, r) or not (decodes if decodes_next else prompts):
             i += 1
             continue
         if decodes_next:
@@ -705,6 +714,7 @@ def count_tokens(requests: Requests, ranks: Ranks, limits: Limits) -> None:
             if new > 1 and is_decode(rows[r].num_input, rows[r].generated, rows[r].computed):
                 new = count_kept_tokens(requests, limits, r, new)
                 rows[r].generated += new - 1
+                rows[r].ahead = -new
             rows[r].computed += new
             if rows[r].computed == rows[r].num_input + rows[r].generated:
                 rows[r].generated += 1

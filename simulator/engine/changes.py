@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from simpy.events import ProcessGenerator
 
 from simulator.deployment.plan import DeploymentPlan
-from simulator.engine.batching import count_ended, dissolve_sums
+from simulator.engine.batching import count_ended, dissolve_sums, gets_last
 from simulator.engine.cache import give_back
 from simulator.engine.events import (
     ARRIVES,
@@ -154,10 +154,10 @@ def _call_back(requests: Requests, ranks: Ranks, d: int) -> None:
     """Forget the tokens of a rank's step in flight, which has been cut off."""
     rank, rows = ranks.each[d], requests.each
     out, running = ranks.emitting[d, : rank.num_emitting], ranks.running[d, : rank.num_running]
-    for r in np.setdiff1d(out[rows.generated[out] == rows.known_end[out]], running):
+    for r in np.setdiff1d(out[[bool(gets_last(requests, r)) for r in out]], running):
         join_again(rank.waiting, rows, r)  # preempted with its last token on the way
-    rows.generated[out] -= 1
-    rows.computed[running] -= rows.ahead[running]
+    rows.generated[out] -= np.maximum(1, -rows.ahead[out])
+    rows.computed[running] -= np.abs(rows.ahead[running])
     rank.num_emitting = rank.num_summed = rank.in_flight = 0
 
 

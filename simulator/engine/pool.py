@@ -16,7 +16,7 @@ from simulator.base.jit import jit, jit_inner
 from simulator.deployment.memory import check_requests
 from simulator.deployment.placement import Placement
 from simulator.deployment.plan import DeploymentPlan
-from simulator.engine.cache import count_all_available, count_found, measure_use
+from simulator.engine.cache import count_all_available, count_available, count_found
 from simulator.engine.events import Events, code_of, push_event
 from simulator.engine.experts_table import OverflowCount
 from simulator.engine.queue import find_another, join
@@ -302,18 +302,21 @@ def choose_rank(ranks: Ranks, limits: Limits, turn: int, most: int) -> int:
         most: requests of a rank from which on it gets no more, where prompts' tokens decide.
     """
     each, choice = ranks.each, limits.rules.rank_choice
-    begin = turn if choice in (WAITING_FULL, IN_TURN) else 0
-    best, least = -1, 0.0
-    for k in range(len(each)):
-        d = (begin + k) % len(each)
+    d = turn % len(each) if choice in (WAITING_FULL, IN_TURN) else 0
+    lane = d % len(ranks.caches)
+    d, lane, best, least = d - 1, lane - 1, -1, 0.0
+    for _ in range(len(each)):  # no division, which takes as long as all else here
+        d = d + 1 if d + 1 < len(each) else 0
+        lane = lane + 1 if lane + 1 < len(ranks.caches) else 0
         unfinished = count_unfinished(each, d)
         if each[d].is_lost or (choice == PROMPT_TOKENS and unfinished >= most):
             continue
         waiting, load = unfinished - each[d].num_running, float(unfinished)
         if choice == WAITING_MORE:
             load += 3.0 * waiting
-        elif choice == WAITING_FULL:
-            used = measure_use(ranks, d % len(ranks.caches), limits)
+        elif choice == WAITING_FULL and waiting > 0:
+            free = count_available(ranks, lane, limits) / ranks.caches[lane].capacity_blocks
+            used = 1.0 - free  # rounded as vLLM rounds it, since it breaks ties
             load += 6.0 * waiting * max(0.0, used - 0.5)
         elif choice == IN_TURN:
             load = 0.0

@@ -120,6 +120,7 @@ def read_steps(
     after replica, and one of :data:`COST_COLUMNS` beside it.
     """
     log = np.concatenate(parts)
+    log = log[~np.isnan(log[:, 1])]  # in flight for nobody, when all requests have ended
     replica, names = log[:, REPLICA].astype(np.int64), ["both"]
     if len(pools) > 1:  # in the log the pool comes first that requests come to first
         names = ["prefill", "decode"]

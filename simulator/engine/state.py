@@ -116,7 +116,8 @@ class Request:
     the others (:mod:`simulator.engine.batching`): ``computed``, ``generated`` and ``blocks`` are of
     that moment."""
     ahead: int
-    """Tokens that the step in flight computes of it, and ``computed`` counts already."""
+    """Tokens that the step in flight computes of it, and ``computed`` counts already; minus the
+    tokens that it gets where they come of a draft."""
     retries: int
     """Times that its replica stopped and it was sent to another one."""
     stage: int

@@ -124,8 +124,8 @@ class _Screening:
         self._judge = Judge(space, traffic)
         self._candidates: list[Candidate] = []
         self._speeds: list[Speeds] = []
-        self._pools: dict[tuple[str, str, str], _Pools] = {}
-        """By number formats of weights, cache and dispatch."""
+        self._pools: dict[tuple[str, str, str, float], _Pools] = {}
+        """By number formats of weights, cache and dispatch, and the share of the memory."""
         self._longest = int((traffic.trace.num_input + traffic.trace.num_output).max())
         self._longest_prompt = int(traffic.trace.num_input.max())
 
@@ -176,7 +176,7 @@ class _Screening:
         is_usual = (shape.max_sequences, shape.placement) == (usual_sequences, usual_placement)
         sents = self._space.variants[shape.model].entry.dispatch_dtypes or ("",)
         for sent in (shape.dispatch_dtype,) if shape.dispatch_dtype else sents:
-            key = shape.weight_dtype, shape.kv_dtype, sent
+            key = shape.weight_dtype, shape.kv_dtype, sent, shape.memory_fraction
             pools = self._pools.setdefault(key, _Pools([], []))
             if is_usual:
                 pools.prompts.append(Prefilling(shape, prefilling, budget))

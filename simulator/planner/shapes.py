@@ -59,6 +59,8 @@ class ReplicaShape(NamedTuple):
     """Sequences at once of a data-parallel rank; 0 = as many as the engine starts with."""
     prompts: str = ""
     """``"chunked"`` to fill steps, or ``"whole"``; empty = as the engine's release does."""
+    memory_fraction: float = 0.0
+    """Share of the memory, where the engine's own leaves no room; 0 = its own."""
 
     @property
     def num_ranks(self) -> int:

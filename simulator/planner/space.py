@@ -21,6 +21,7 @@ from simulator.config.model import ModelSpec
 from simulator.config.pairing import model_text
 from simulator.config.pruning import Pruning, pruning_text
 from simulator.deployment.chosen_model import choose_model
+from simulator.deployment.memory import NoRoomError
 from simulator.deployment.plan import DeploymentPlan, find_keys_of, make_plan
 from simulator.planner.loss_probability import count_spare_replicas
 from simulator.planner.machines import WHERE, Machines, machines_of
@@ -76,13 +77,23 @@ class Space:
             return
         for shape in self._list_shapes(model, self.variants[model].entry, machines, ruled):
             try:
-                plan = make_plan(
-                    self.spec(shape, budget=None), self.question.seed, WHERE, self.folder
-                )
+                found = self._fit(shape)
             except UserError as error:
                 ruled.leave_out(reason_of(str(error)), self.text(shape))
                 continue
-            yield shape, plan
+            yield found
+
+    def _fit(self, shape: ReplicaShape) -> tuple[ReplicaShape, DeploymentPlan]:
+        """A shape with the plan of one replica, of more memory where the engine's share leaves no
+        room and more does.
+        """
+        spec = self.spec(shape, budget=None)
+        try:
+            return shape, make_plan(spec, self.question.seed, WHERE, self.folder)
+        except NoRoomError as error:
+            if error.larger_share is None:
+                raise
+            return self._fit(shape._replace(memory_fraction=error.larger_share))
 
     def machines_at(self, shape: ReplicaShape) -> Machines:
         """The machines that a shape is on."""
@@ -354,6 +365,7 @@ class Space:
             "overlap": shape.overlap,
             "network_speed": machines.offer.network_speed,
             "price_per_gpu_hour": machines.offer.price_per_gpu_hour,
+            "memory_fraction": shape.memory_fraction or None,
             "pruning": self.variants[shape.model].pruning,
             **own,
             "scheduling": {**own.get("scheduling", {}), **chosen},
@@ -403,6 +415,8 @@ class Space:
             split.append("overlap")
         if shape.prompts:
             split.append(f"{shape.prompts} prompts")
+        if shape.memory_fraction:
+            split.append(f"memory fraction {shape.memory_fraction:g}")
         return ", ".join(split)
 
 

@@ -266,10 +266,14 @@ class Replica:
         self.under_way = []
         for rank in self.ranks:
             for request in rank.running:
-                request.under_way = rank.tokens.get(request, 0)
-                request.computed += request.under_way
-                if request.under_way and request.computed == request.known:
-                    request.promised = 1
+                given = rank.tokens.get(request, 0)
+                kept = 1
+                if given and request.decodes:
+                    given = kept = count_kept(self.settings, request, given)
+                request.under_way = given
+                request.computed += given
+                if given and request.computed == request.known + kept - 1:
+                    request.promised = kept
                     self.under_way.append(request)
 
     def _end_step_under_way(self, now_s: float) -> list[Request]:
@@ -279,7 +283,7 @@ class Replica:
             if not request.promised:
                 continue
             rank = self.ranks[request.rank]
-            request.generated, request.promised = request.generated + 1, 0
+            request.generated, request.promised = request.generated + request.promised, 0
             self._show_token(request, now_s)
             if not request.left:
                 finished.append(request)

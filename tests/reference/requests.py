@@ -99,8 +99,10 @@ class Request:
 
     @property
     def may_go_on(self) -> float:
-        """Output tokens that its engine has to reckon with."""
-        return self.known_end - self.counted
+        """Output tokens that its engine has to reckon with, where any; nobody knows how many
+        tokens of a draft under way are kept.
+        """
+        return self.promised > 1 or self.known_end - self.counted
 
     @property
     def decodes(self) -> bool:
@@ -110,7 +112,8 @@ class Request:
     @property
     def waits_for_token(self) -> bool:
         """Whether it decodes in the step under way."""
-        return self.promised > 0 and self.generated > 0 and self.under_way == 1
+        is_decode = self.under_way == 1 or self.promised > 1
+        return self.promised > 0 and self.generated > 0 and is_decode
 
     def forget_cache(self) -> None:
         """The caches of its replica are gone."""

@@ -74,7 +74,7 @@ def read_settings(plan: DeploymentPlan, trace: RequestTrace) -> Settings:
             balance_steps=0 if is_alone else rules.balance_steps,
             wait_steps=rules.wait_steps if is_alone else 0,
             rank_choice=0 if is_alone else rules.rank_choice,
-            steps_ahead=0 if has_lanes or plan.placement.drafts.num_tokens else rules.steps_ahead,
+            steps_ahead=0 if has_lanes else rules.steps_ahead,
         ),
         num_blocks=capacity.num_blocks * cut,
         block_tokens=block_tokens,

@@ -242,7 +242,12 @@ def _change_batching(plan: DeploymentPlan, found: Deployment) -> DeploymentPlan:
         raise UserError("a machine's own calibration has no engines")
     spec, dp = found.spec, placement.layout.attention_dp
     scheduling = resolve_scheduling(
-        spec.scheduling, spec.engine, placement.accelerator, dp, spec.usage
+        spec.scheduling,
+        spec.engine,
+        placement.accelerator,
+        dp,
+        spec.usage,
+        spec.speculation["kind"],
     )
     rules = build("scheduling", scheduling, place).rules()
     own = replace(
