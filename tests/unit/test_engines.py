@@ -1,8 +1,10 @@
 """What engines start with by themselves, by release, memory of a GPU and usage."""
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -24,9 +26,11 @@ from simulator.config.engine import (
 )
 from simulator.deployment.notes import default_notes
 from simulator.deployment.plan import make_plan
+from simulator.deployment.unseen import find_bands, list_unseen
 from simulator.engine.timeline import serve
 from simulator.planner.explore import ClusterSize, deployment
 from simulator.planner.space import Space
+from simulator.workload.traces import RequestTrace
 from tests.laws.tiny_question import QUESTION, candidate
 
 
@@ -245,3 +249,28 @@ def test_an_engine_offers_what_its_release_or_an_earlier_one_did():
     assert find_offering("two_batch", "trtllm") == ["SGLang", "vLLM"]
     assert find_offering("two_batch", "vllm@0.10.0") == ["SGLang", "vLLM"]
     assert find_offering("two_batch", "mine") is None
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])
+@pytest.mark.parametrize("model", ["llama-3.1-8b", "qwen3-30b-a3b"])
+@pytest.mark.parametrize("cluster", ["h100-sxm-8", "b200-sxm-8"])
+def test_a_release_without_points_has_bands_that_hold_both_prices(cluster, model, engine):
+    """Priced as the nearest release and as all releases together, to 10 % of a band's end."""
+    table = {"name": "x", "model": model, "cluster": cluster, "engine": engine, "replicas": 1}
+    plan = make_plan(validate(DeploymentSpec, table, "test"), 1, "test", Path())
+    placement, unseen = plan.placement, list_unseen(plan)
+    every = load_calibration(placement.accelerator.calibration, "test").engine[engine]
+    if "release" not in unseen:
+        return  # priced as all together: there is one price
+    trace = RequestTrace(np.arange(32) * 0.5, np.full(32, 1000), np.full(32, 100), provenance="x")
+    seconds = []
+    for fit in (placement.calibration.engine, every):
+        priced = replace(
+            placement, calibration=placement.calibration.model_copy(update={"engine": fit})
+        )
+        rows = serve(replace(plan, placement=priced), trace).requests_table()
+        ttft = (rows["first_token_s"] - rows["arrival_s"]).median()
+        seconds.append((ttft, (rows["finish_s"] - rows["first_token_s"]).median()))
+    bands = find_bands(placement.calibration.engine, unseen)
+    for nearest, together, (low, high) in zip(*seconds, (bands.ttft_band, bands.band), strict=True):
+        assert 0.9 * low <= together / nearest <= 1.1 * high

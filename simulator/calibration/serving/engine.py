@@ -7,6 +7,7 @@ of points whose whole model or whole GPU was left out.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,9 @@ _LEAST_ROWS = 20
 """An engine's release with fewer points is priced as the engine."""
 _WEIGHTS = np.array([1.0, 1.5])
 """Weights of errors of TTFT and TPOT in the fit: times per token repeat better."""
+_SHORTER = 0.5
+"""Seconds of kernels and queues beside those of a point: deployments may have shorter ones than
+any that was measured, and differ by more between releases."""
 _ALL, _POOLED = "@all", ""
 """Names of pooled fits: of every release of an engine, which stands in no table; of every
 calibration."""
@@ -75,7 +79,10 @@ def fit_points(points: Points) -> dict[str, dict[str, Any]]:
             entries[key] = _entry(
                 key, calibration if is_own else "all GPUs", values, int(fitted_on.sum()), judged
             )
-            entries[key] |= _describe(points.where(fitted_on)) | {"unseen": unseen}
+            engine = key.partition("@")[0]
+            together = fitted.get((calibration, engine), fitted[_POOLED, engine])
+            known = _hold_both(unseen, points, values, together)
+            entries[key] |= _describe(points.where(fitted_on)) | {"unseen": known}
         entries[ANY] |= {
             "left_out": _score_left_out(points, ratios, points.calibration == calibration)
         }
@@ -161,6 +168,41 @@ def _bands_of_unseen(points: Points) -> dict[str, Any]:
     return found
 
 
+def _hold_both(
+    unseen: dict[str, Any],
+    points: Points,
+    values: NDArray[np.float64],
+    together: NDArray[np.float64],
+) -> dict[str, Any]:
+    """Widen the bands of a release without points, which is priced as the nearest one, so that they
+    hold the answers of all releases together, too, for what every point served.
+
+    Args:
+        values: coefficients of the nearest release.
+        together: coefficients of all releases together.
+    """
+    if "release" not in unseen:
+        return unseen
+    short = replace(points, parts=points.parts * np.r_[_SHORTER, np.ones(len(values))])
+    ratios = _add_up(short, together) / _add_up(short, values)
+    low, high = np.minimum(ratios.min(axis=0), 1), np.maximum(ratios.max(axis=0), 1)
+    held = {
+        name: (min(band[0], float(low[place])), max(band[1], float(high[place])))
+        for place, name in enumerate(("ttft_band", "band"))
+        for band in (unseen["release"][name],)
+    }
+    return unseen | {"release": held}
+
+
+def _add_up(points: Points, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Seconds ``[n, 2]`` to the first token, and a token, by one entry's coefficients or by those
+    of each point.
+    """
+    whole = np.broadcast_to(values, (len(points.parts), values.shape[-1]))
+    whole = np.concatenate([np.ones((len(whole), 1)), whole], axis=1)
+    return np.asarray(np.einsum("nmk,nk->nm", points.parts, whole))
+
+
 Fitted = dict[tuple[str, str], NDArray[np.float64]]
 """Coefficients by calibration, or all of them together, and by engine and release."""
 
@@ -209,8 +251,7 @@ def predict(points: Points, fitted: Fitted, is_pooled: bool = False) -> NDArray[
         release = UNSAID if is_pooled else version or UNSAID
         key = find_engine_key(keys[calibration], f"{engine}@{release}") or ANY
         values.append(fitted.get((calibration, key), fitted[_POOLED, key]))
-    whole = np.concatenate([np.ones((len(values), 1)), np.array(values)], axis=1)
-    return np.asarray(np.einsum("nmk,nk->nm", points.parts, whole))
+    return _add_up(points, np.array(values))
 
 
 def _select(points: Points, key: str) -> NDArray[np.bool_]:
