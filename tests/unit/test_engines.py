@@ -29,6 +29,7 @@ from simulator.deployment.plan import make_plan
 from simulator.deployment.unseen import find_bands, list_unseen
 from simulator.engine.timeline import serve
 from simulator.planner.explore import ClusterSize, deployment
+from simulator.planner.ruled_out import Ruled
 from simulator.planner.space import Space
 from simulator.workload.traces import RequestTrace
 from tests.laws.tiny_question import QUESTION, candidate
@@ -274,3 +275,23 @@ def test_a_release_without_points_has_bands_that_hold_both_prices(cluster, model
     bands = find_bands(placement.calibration.engine, unseen)
     for nearest, together, (low, high) in zip(*seconds, (bands.ttft_band, bands.band), strict=True):
         assert 0.9 * low <= together / nearest <= 1.1 * high
+
+
+def test_a_plan_takes_a_larger_share_where_the_engine_s_own_leaves_no_room():
+    """SGLang's reserve for graphs under attention DP on 80 GB, which is started with
+    ``--mem-fraction-static`` there.
+    """
+    asked = QUESTION | {
+        "models": [{"model": "deepseek-v3", "engine": "sglang"}],
+        "space": QUESTION["space"] | {"attention_dp": [16], "max_gpus_per_replica": 16},
+    }
+    space, ruled = Space(validate(Question, asked, "test"), Path()), Ruled()
+    [found, *_] = space.shapes(0, 0, ruled)
+    shape, plan = found
+    assert (shape.memory_fraction, plan.spec.memory_fraction) == (0.8, 0.8)
+    spec = deployment(space, candidate(0)._replace(shape=shape), ClusterSize(16, 1, 0))
+    again = make_plan(spec, 1, "test", Path())
+    assert again.serving.capacity.tokens == plan.serving.capacity.tokens > 0
+    table = spec.model_dump(exclude={"memory_fraction"}, exclude_defaults=True)
+    with pytest.raises(UserError, match="memory_fraction = 0.8"):
+        make_plan(validate(DeploymentSpec, table, "test"), 1, "test", Path())
