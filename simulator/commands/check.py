@@ -15,7 +15,7 @@ from simulator.base.reading import read_json, read_toml
 from simulator.commands.prepare import prepare_run
 from simulator.commands.run import list_notes
 from simulator.config import cluster as clusters
-from simulator.config.accelerator import AcceleratorSpec, load_accelerator
+from simulator.config.accelerator import AcceleratorSpec, list_odd, load_accelerator
 from simulator.config.calibration import CalibrationFile, read_calibration
 from simulator.config.capacity import Question
 from simulator.config.claim import load_claim
@@ -250,7 +250,7 @@ def _check_claim(path: Path, _: Overrides) -> _Found:
 def _check_accelerator(path: Path, _: Overrides) -> _Found:
     found = validate(AcceleratorSpec, {"name": path.stem, **read_toml(path)}, str(path))
     load_any_calibration(found.calibration, str(path))
-    return _Found(f", {found.title}")
+    return _Found(f", {found.title}", tuple(list_odd(found, found.name)))
 
 
 def _check_engine(path: Path, _: Overrides) -> _Found:
@@ -283,7 +283,8 @@ def _check_cluster(path: Path, _: Overrides) -> _Found:
     most = min(MOST_RANKS, _WIRED_NODES * found.gpus_per_node)
     for num_gpus in {min(size, most) for size in (min(sizes), max(sizes))}:
         wire_cluster(topology, found.model_copy(update={"num_gpus": num_gpus}), num_gpus)
-    return _Found(f", {found.title}; {', '.join(map(str, sizes))} GPUs")
+    odd = tuple(clusters.list_odd_wires(found))
+    return _Found(f", {found.title}; {', '.join(map(str, sizes))} GPUs", odd)
 
 
 _CHECKS: dict[str, Callable[[Any, Overrides], _Found]] = {

@@ -32,6 +32,33 @@ _PEAKS = ("bf16_flops_per_s", "fp8_flops_per_s", "int8_flops_per_s", "fp4_flops_
 """Keys that are peak rates of matrix products."""
 
 
+_SHIPPED: dict[str, tuple[float, float, str]] = {
+    "bf16_flops_per_s": (2e12, 2.5e15, "FLOP/s"),
+    "memory_bytes": (1.6e10, 2.79e11, "B"),
+    "memory_bytes_per_s": (4e10, 8e12, "B/s"),
+    "bytes_per_s": (1e10, 9e11, "B/s"),
+    "latency_s": (0.0, 5e-6, "s"),
+}
+"""Least and most of any shipped accelerator, and of any shipped cluster's wires."""
+_FAR = 10.0
+"""Factor beyond these from which on a number is told: rather a wrong unit than a new machine."""
+
+
+def list_odd(spec: Frozen, what: str) -> list[str]:
+    """List numbers of an accelerator or of wires that are far from every shipped one's, each as a
+    sentence.
+    """
+    found = []
+    for key, (low, high, unit) in _SHIPPED.items():
+        value = getattr(spec, key, None)
+        if value is not None and not low / _FAR <= value <= high * _FAR:
+            found.append(
+                f"{what}: {key} is {value:.3g} {unit}, and no shipped one's is below {low:.3g} or "
+                f"above {high:.3g}; is the unit right?"
+            )
+    return found
+
+
 class AcceleratorSpec(Frozen):
     """Vendor peaks of one accelerator (GPU, or a laptop's SoC)."""
 

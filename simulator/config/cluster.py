@@ -27,7 +27,7 @@ from simulator.base.quantities import (
     Sources,
 )
 from simulator.base.reading import read_toml
-from simulator.config.accelerator import AcceleratorSpec, load_accelerator
+from simulator.config.accelerator import AcceleratorSpec, list_odd, load_accelerator
 from simulator.config.degraded import Degraded
 from simulator.config.host_memory import HostSpec
 
@@ -41,6 +41,17 @@ class WireSpec(Frozen):
     """Peak rate in one direction of one GPU's port, bytes per second."""
     latency_s: Seconds
     """Seconds that the smallest message takes one way."""
+
+
+def list_odd_wires(cluster: ClusterSpec) -> list[str]:
+    """List numbers of a cluster's wires that are far from every shipped one's."""
+    wires = {"scale_up": cluster.scale_up, "scale_out": cluster.scale_out}
+    return [
+        note
+        for name, wire in wires.items()
+        if wire is not None
+        for note in list_odd(wire, f"{cluster.name} {name}")
+    ]
 
 
 class ClusterSpec(Frozen):

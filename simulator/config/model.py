@@ -40,6 +40,9 @@ drawn for all."""
 _MOST_MODEL_CHOICES = 1 << 14
 """Experts that a token uses in all layers together, 35 times those of DeepSeek-V3: the choices of
 thousands of tokens are held at once."""
+_MOST_OFF = 0.1
+"""Most that what the makers print may be off from the layers, as a share, unless it is explained:
+rounded numbers are."""
 
 
 class LayerRun(Frozen):
@@ -144,6 +147,23 @@ class ModelSpec(Frozen):
                         f"layers name the ffn '{ffn}', which is not in ffns "
                         f"({', '.join(self.ffns)})"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _is_as_large_as_published(self) -> Self:
+        said = self.published
+        if said is None or said.disagreement:
+            return self
+        for name, counted, printed, digit in (
+            ("total", self.num_parameters, said.total_parameters, said.total_rounded_to),
+            ("active", self.num_active_parameters, said.active_parameters, said.active_rounded_to),
+        ):
+            if printed and abs(counted - printed) > max(_MOST_OFF * printed, digit / 2):
+                raise ValueError(
+                    f"published.{name}_parameters ({printed:.3g}) and the layers' own "
+                    f"({counted:.3g}) differ by more than {_MOST_OFF:.0%}; correct either, or say "
+                    "why in published.disagreement"
+                )
         return self
 
     @model_validator(mode="after")

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.config.accelerator import list_odd
+from simulator.config.cluster import list_odd_wires
 from simulator.config.engine import find_engine
 from simulator.config.host import HostRates
 from simulator.config.routing import routing_note
@@ -20,10 +22,12 @@ from simulator.workload.traces import RequestTrace
 
 def notes_of(plan: DeploymentPlan) -> list[str]:
     """Write a sentence for each default that matters, for each setting without effect, for what is
-    slower than usual, and for a release that was not measured.
+    slower than usual or far from every machine, and for a release that was not measured.
     """
     placement = plan.placement
-    slower = _degraded_note(plan)
+    accelerator = placement.accelerator
+    slower = [*list_odd(accelerator, accelerator.name), *list_odd_wires(placement.cluster)]
+    slower += _degraded_note(plan)
     if release := list_unseen(plan).get("release"):
         slower.append(f"{release}; bands are those of whole releases that were left out")
     slower += _format_note(plan)

@@ -4,10 +4,17 @@ from pathlib import Path
 
 import pytest
 
+from simulator.base.data import available_files
 from simulator.base.errors import UserError
-from simulator.config.accelerator import load_accelerator
-from simulator.config.cluster import available_clusters, load_cluster
+from simulator.base.frozen import validate
+from simulator.commands.check import check
+from simulator.config.accelerator import _SHIPPED, list_odd, load_accelerator
+from simulator.config.cluster import available_clusters, list_odd_wires, load_cluster
+from simulator.config.deployment import DeploymentSpec
+from simulator.deployment.notes import notes_of
+from simulator.deployment.plan import make_plan
 
+ACCELERATORS = "cluster_configs/accelerators"
 BOX = """
 title = "a box"
 accelerator = "h100-sxm"
@@ -220,3 +227,26 @@ def test_files_are_found_from_any_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert load_cluster("h100-sxm-8", "a test")[0].num_gpus == 8
     assert Path.cwd() == tmp_path
+
+
+def test_no_shipped_machine_is_odd_and_the_bounds_are_theirs():
+    specs = [load_accelerator(name, "test") for name in available_files(ACCELERATORS)]
+    clusters = [load_cluster(name, "test")[0] for name in available_clusters()]
+    wires = [one for cluster in clusters for one in (cluster.scale_up, cluster.scale_out) if one]
+    for key, (low, high, _) in _SHIPPED.items():
+        found = [getattr(one, key) for one in (*specs, *wires) if hasattr(one, key)]
+        assert (min(found), max(found)) == pytest.approx((low, high), rel=0.01)
+    assert not [note for one in specs for note in list_odd(one, one.name)]
+    assert not [note for one in clusters for note in list_odd_wires(one)]
+
+
+def test_a_number_far_from_every_machine_is_told(own):
+    hundredfold = load_accelerator("h100-sxm", "test").with_speed(1.0, 100.0)
+    [note] = list_odd(hundredfold, "mine")
+    assert note.startswith("mine: bf16_flops_per_s is 9.89e+16 FLOP/s")
+    [note] = check(own("slow", BOX.replace("1e-6", "1.0"))).notes
+    assert note.startswith("slow scale_up: latency_s is 1 s")
+    own("slow-wires", BOX.replace("1e-6", "1.0"))
+    table = {"name": "x", "model": "llama-3.1-8b", "cluster": "slow-wires"}
+    plan = make_plan(validate(DeploymentSpec, table, "test"), 1, "test", Path())
+    assert any("latency_s is 1 s" in note for note in notes_of(plan))

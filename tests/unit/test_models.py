@@ -115,6 +115,10 @@ def test_one_expert_of_one_costs_what_the_dense_block_costs_and_a_router():
             {"ffns": {**TINY["ffns"], "other": {**TINY["ffns"]["moe"], "num_experts": 4}}},
             "all ffns with experts must have the same num_experts",
         ),
+        (
+            {"published": {"total_parameters": 1.04e12}},
+            "published.total_parameters \\(1.04e\\+12\\) and the layers' own .* differ by more",
+        ),
     ],
 )
 def test_a_wrong_model_file_is_one_line_with_file_and_key(change, message):
