@@ -8,8 +8,8 @@ from simulator.base.trust import forget_current_folder
 
 def main() -> None:
     """Run the command; Ctrl-C while it is still being imported ends it as later."""
-    forget_current_folder()  # before anything is imported that is not moesim's own
     try:
+        forget_current_folder()  # before anything is imported that is not moesim's own
         from simulator.cli import main as run
 
         run()

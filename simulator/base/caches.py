@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from platformdirs import user_cache_path
 
+from simulator.base.errors import UserError
+
 DATABASE = "findings.sqlite"
 """File that keeps the evaluations of searches."""
 _DATABASE_FILES = (DATABASE, f"{DATABASE}-journal", f"{DATABASE}.damaged")
@@ -43,7 +45,15 @@ def measured_folder() -> Path:
 
 
 def _user_folder() -> Path:
-    return user_cache_path("moesim", appauthor=False)
+    """The user's folder of caches.
+
+    Raises:
+        UserError: if the user has no home folder.
+    """
+    with suppress(RuntimeError):  # older releases of platformdirs leave a ~ instead
+        if (folder := user_cache_path("moesim", appauthor=False)).is_absolute():
+            return folder
+    raise UserError("there is no home folder for caches: set HOME or XDG_CACHE_HOME to a folder")
 
 
 def list_caches() -> dict[str, list[Path]]:

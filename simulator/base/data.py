@@ -36,7 +36,7 @@ def search_folders(family: str) -> list[Path]:
     own first.
     """
     found: list[Path] = []
-    for folder in (Path.cwd() / family, shipped_folder() / family):
+    for folder in (Path(family), shipped_folder() / family):
         if folder.is_dir() and (real := folder.resolve()) not in found:
             found.append(real)
     return found

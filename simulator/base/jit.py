@@ -19,6 +19,7 @@ from numba import types
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 
 from simulator.base.caches import compiled_folder, say_compiling
+from simulator.base.errors import UserError
 from simulator.base.text import first_line
 
 Compiled = TypeVar("Compiled", bound=Callable[..., Any])
@@ -107,7 +108,7 @@ def _compile(function: Compiled, dispatcher: Any) -> Compiled:
         dispatcher.get_call_template = _widen_literals(dispatcher.get_call_template)
         try:
             dispatcher._cache = _Cache(function, dispatcher.targetoptions)
-        except (OSError, RuntimeError) as error:  # no folder that it could be in
+        except (OSError, RuntimeError, UserError) as error:  # no folder that it could be in
             _warn(error)
     compiled_function: Compiled = dispatcher
     return compiled_function
@@ -217,9 +218,13 @@ def _stamps_of_others(function: Callable[..., Any]) -> Iterator[tuple[str, objec
 
 
 def _warn(error: Exception) -> None:
-    why = getattr(error, "strerror", None) or first_line(error)
+    _warn_once(getattr(error, "strerror", None) or first_line(error))
+
+
+@cache
+def _warn_once(why: str) -> None:
     warnings.warn(
         f"compiled functions cannot be kept, so every start compiles anew: {why}",
         RuntimeWarning,
-        stacklevel=2,
+        stacklevel=3,
     )

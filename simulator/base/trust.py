@@ -22,9 +22,11 @@ the command was given (:func:`allow_as_sender`).
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
+import os
 import site
 import sys
 import sysconfig
@@ -79,9 +81,10 @@ def forget_current_folder() -> None:
     ``PYTHONPATH`` put it, unless moesim itself lies there, which worker processes import anew;
     modules imported already stay.
     """
-    current = Path.cwd()
-    if current not in {*_package_folders(), _OWN.parent}:
-        sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != current]
+    with contextlib.suppress(OSError):  # it was removed: nothing can be imported from it
+        current = Path.cwd()
+        if current not in {*_package_folders(), _OWN.parent}:
+            sys.path[:] = [entry for entry in sys.path if os.path.realpath(entry) != str(current)]
 
 
 def admit(name: str, what: str) -> None:

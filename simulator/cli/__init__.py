@@ -7,6 +7,7 @@ inside the functions.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -37,6 +38,9 @@ from simulator.cli import (
 from simulator.runtime.ray_files import remove_dead_clusters
 from simulator.runtime.stopping import stop_on_terminate
 
+_OBSTACLES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+"""Errors of a folder that may not be read or written, or is full."""
+
 app = typer.Typer(
     name="moesim",
     help=(
@@ -53,16 +57,16 @@ def main() -> None:
     """Run the command; exit status 2 for wrong input, 1 for a defect of ours or a cluster that was
     lost, 130 for Ctrl-C or SIGTERM, or the command's own.
     """
-    look_rarely()
-    forget_current_folder()
-    warnings.showwarning = console.show_warning
-    tell_compiling(console.show_compiling)
     with stop_on_terminate():
         _run()
 
 
 def _run() -> None:
     try:
+        look_rarely()
+        forget_current_folder()
+        warnings.showwarning = console.show_warning
+        tell_compiling(console.show_compiling)
         remove_dead_clusters()
         status = app(
             standalone_mode=False
@@ -90,6 +94,8 @@ def _run() -> None:
             _fail_usage(error)
         if _was_interrupted(error):
             _stop("stopped; nothing was written")
+        if isinstance(error, OSError) and (obstacle := _find_obstacle(error)):
+            _fail(obstacle)
         console.err.say(traceback.format_exc())
         console.err.say(
             f"\nThis is a defect of moesim {__version__}, not of your input. "
@@ -105,6 +111,15 @@ def _was_interrupted(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def _find_obstacle(error: OSError) -> str | None:
+    """Describe what of the user's folders led to an error, if anything did."""
+    try:
+        os.getcwd()
+    except OSError:
+        return "the current folder was removed, or cannot be read: change to another (cd)"
+    return f"{error.filename}: {error.strerror}" if error.errno in _OBSTACLES else None
 
 
 def _stop(message: str) -> NoReturn:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import typer
 
 from simulator.base import caches
@@ -20,19 +22,20 @@ app = typer.Typer(
 @app.command()
 def info(as_json: AsJson = False) -> None:
     """Say what is kept, where, and how much it is."""
-    _show(caches.measure_caches(), as_json)
+    _show(caches.measure_caches, as_json)
 
 
 @app.command()
 def clear(as_json: AsJson = False) -> None:
     """Remove all that is kept; the next run compiles anew, the next search simulates anew."""
+    _show(caches.clear_caches, as_json)
+
+
+def _show(find: Callable[[], dict[str, Kept]], as_json: bool) -> None:
     try:
-        _show(caches.clear_caches(), as_json)
+        kept = find()
     except OSError as error:
-        raise UserError(f"cannot clear the caches: {first_line(error)}") from error
-
-
-def _show(kept: dict[str, Kept], as_json: bool) -> None:
+        raise UserError(f"caches cannot be read or cleared: {first_line(error)}") from error
     if as_json:
         console.emit(
             {

@@ -192,7 +192,7 @@ def _path(named: str, base: Path, folder: Path | None) -> str:
     """A path that is relative to the plan's folder, from another folder; a name that is no file's
     stays.
     """
-    path = (base / Path(named).expanduser()).resolve()
+    path = (base / os.path.expanduser(named)).resolve()
     if not path.exists():
         return named
     return str(path) if folder is None else os.path.relpath(path, folder.resolve())

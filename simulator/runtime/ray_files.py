@@ -66,7 +66,10 @@ def remove_dead_clusters() -> None:
     """Remove the remains of clusters whose process was killed before it could end them: Ray's
     agents, which may go on for ever, and their folder.
     """
-    with take_abandoned(_PREFIX, _find_short_place()) as folders:
+    with (
+        contextlib.suppress(FileNotFoundError),  # no folder for temporary files can be written
+        take_abandoned(_PREFIX, _find_short_place()) as folders,
+    ):
         for folder in folders:
             kill_left(find_writers(folder))
             remove(folder)

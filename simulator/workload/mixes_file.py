@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def read_mixes(spec: DomainsSpec, folder: Path) -> DomainsSpec:
     """
     if not isinstance(spec.mixes, str):
         return spec
-    path = folder / Path(spec.mixes).expanduser()
+    path = folder / os.path.expanduser(spec.mixes)
     data = read_bytes(path, _MOST_BYTES)
     with refuse_damage(path, "a table of mixes"):
         names, rows = (_read_parquet if data.startswith(parquet.MAGIC) else _read_csv)(path, data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -338,7 +339,7 @@ def _path_of(requests: str, folder: Path, where: str) -> Path:
     named = available_files(_FAMILY)
     if requests in named:
         return named[requests]
-    path = folder / Path(requests).expanduser()
+    path = folder / os.path.expanduser(requests)
     if path.exists() or path.suffix or len(Path(requests).parts) > 1:
         return path
     return find_file(_FAMILY, requests, f"{where} requests")
@@ -478,5 +479,5 @@ def _build(family: str, table: Policy, folder: Path, where: str) -> Any:
     """
     path = table.get("path")
     if isinstance(path, str):
-        table = {**table, "path": str(folder / Path(path).expanduser())}
+        table = {**table, "path": str(folder / os.path.expanduser(path))}
     return plugins.build(family, table, where)

@@ -1,6 +1,7 @@
 """The command as a user meets it."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -92,6 +93,58 @@ def test_ctrl_c_while_the_command_is_imported_ends_it_as_later(monkeypatch, caps
         command.main()
     assert ended.value.code == 130
     assert capsys.readouterr().err == "stopped; nothing was written\n"
+
+
+STRANGER = ("unshare", "--user", "--map-user=54321", "--map-group=54321", "--")
+"""Runs a command as a user who is in no list of users, and to whom permissions apply."""
+GONE = "the current folder was removed, or cannot be read"
+NO_HOME = "there is no home folder for caches"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("folder", "variables", "command", "status", "said"),
+    [
+        ("gone", {}, "--version", 0, ""),
+        ("gone", {}, "list models", 0, ""),
+        ("gone", {}, "check mixtral_vs_llama2", 2, GONE),
+        ("closed", {}, "--version", 0, ""),
+        ("closed", {}, "run mixtral_vs_llama2", 2, "no permission to write"),
+        ("closed", {"TMPDIR": "locked", "RAY_TMPDIR": "locked"}, "list models", 0, ""),
+        ("open", {"HOME": None}, "new scenario mine", 0, ""),
+        ("open", {"HOME": None}, "cache info", 2, NO_HOME),
+        ("open", {"HOME": "file"}, "cache info", 0, ""),
+        ("open", {"HOME": None}, "trace info ~nobody-of-this-name/log.csv", 2, "no such file"),
+        ("open", {"XDG_CACHE_HOME": "locked"}, "cache info", 2, "Permission denied"),
+        ("open", {"TMPDIR": "gone", "RAY_TMPDIR": "file"}, "list models", 0, ""),
+    ],
+)
+def test_no_folder_ends_a_command_in_a_traceback(
+    tmp_path, folder, variables, command, status, said
+):
+    """Whether the current folder, the home, or those for caches and temporary files."""
+    if subprocess.run([*STRANGER, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("needs user namespaces")
+    (tmp_path / "file").touch()
+    for name, mode in (("gone", 0o755), ("open", 0o755), ("closed", 0o500), ("locked", 0)):
+        (tmp_path / name).mkdir(mode)
+    told = {name: value and str(tmp_path / value) for name, value in variables.items()}
+    kept = dict.fromkeys(("NUMBA_CACHE_DIR", "MOESIM_CACHE", "XDG_CACHE_HOME"))
+    known = {**os.environ, **kept, "PYTHONPATH": str(PROJECT), **told}
+    done = subprocess.run(
+        [*STRANGER, sys.executable, "-m", "simulator", *command.split()],
+        cwd=tmp_path / folder,
+        env={name: value for name, value in known.items() if value is not None},
+        preexec_fn=lambda: folder == "gone" and (tmp_path / folder).rmdir(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (status, False), done.stderr
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) <= 1
+    written = {path.name for path in (tmp_path / "open").iterdir()}
+    assert written == ({"mine.toml"} if command.startswith("new") else set())
 
 
 def test_list_shows_every_family_and_a_rumour_as_one(moesim):
