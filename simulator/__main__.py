@@ -2,18 +2,24 @@
 
 import sys
 
-from simulator.base.errors import INTERRUPTED
-from simulator.base.trust import forget_current_folder
-
 
 def main() -> None:
-    """Run the command; Ctrl-C while it is still being imported ends it as later."""
+    """Run the command; Ctrl-C or SIGTERM while it is still being imported ends it as later."""
     try:
-        forget_current_folder()  # before anything is imported that is not moesim's own
-        from simulator.cli import main as run
+        from simulator.base.trust import forget_current_folder
+        from simulator.runtime.stopping import stop_on_signal
+
+        with stop_on_signal():
+            forget_current_folder()  # before anything is imported that is not moesim's own
+            from simulator.cli import main as run
 
         run()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Exception) as error:
+        from simulator.base.errors import INTERRUPTED
+        from simulator.runtime.stopping import find_interrupts
+
+        if not any(find_interrupts(error)):
+            raise
         sys.stderr.write("stopped; nothing was written\n")
         sys.exit(INTERRUPTED)
 

@@ -36,7 +36,7 @@ from simulator.cli import (
     validate,
 )
 from simulator.runtime.ray_files import remove_dead_clusters
-from simulator.runtime.stopping import stop_on_terminate
+from simulator.runtime.stopping import find_interrupts, stop_on_signal
 
 _OBSTACLES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 """Errors of a folder that may not be read or written, or is full."""
@@ -57,22 +57,9 @@ def main() -> None:
     """Run the command; exit status 2 for wrong input, 1 for a defect of ours or a cluster that was
     lost, 130 for Ctrl-C or SIGTERM, or the command's own.
     """
-    with stop_on_terminate():
-        _run()
-
-
-def _run() -> None:
     try:
-        look_rarely()
-        forget_current_folder()
-        warnings.showwarning = console.show_warning
-        tell_compiling(console.show_compiling)
-        remove_dead_clusters()
-        status = app(
-            standalone_mode=False
-        )  # typer returns the status of a Ctrl-C and of an Exit instead of raising it
-        if status == INTERRUPTED:
-            raise KeyboardInterrupt
+        with stop_on_signal():
+            status = _run()
         sys.stdout.flush()
         if status:
             sys.exit(status)
@@ -92,7 +79,7 @@ def _run() -> None:
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "format_message"):
             _fail_usage(error)
-        if _was_interrupted(error):
+        if any(find_interrupts(error)):
             _stop("stopped; nothing was written")
         if isinstance(error, OSError) and (obstacle := _find_obstacle(error)):
             _fail(obstacle)
@@ -104,13 +91,16 @@ def _run() -> None:
         sys.exit(1)
 
 
-def _was_interrupted(error: BaseException | None) -> bool:
-    """Whether an error came of Ctrl-C, for which a library that was at work raised its own."""
-    while error is not None:
-        if isinstance(error, KeyboardInterrupt):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+def _run() -> Any:
+    look_rarely()
+    forget_current_folder()
+    warnings.showwarning = console.show_warning
+    tell_compiling(console.show_compiling)
+    remove_dead_clusters()
+    status = app(standalone_mode=False)
+    if status == INTERRUPTED:  # typer returns the status of a Ctrl-C instead of raising it
+        raise KeyboardInterrupt
+    return status
 
 
 def _find_obstacle(error: OSError) -> str | None:

@@ -18,7 +18,7 @@ from simulator.base.trust import allow_as_sender, allowed_folder
 from simulator.parallel.actors import call, end_actors, start_actors, wait_for
 from simulator.parallel.cores import count_cores
 from simulator.parallel.work_list import WorkList
-from simulator.runtime.stopping import stop_on_terminate
+from simulator.runtime.stopping import stop_on_signal
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -115,7 +115,7 @@ class Workers:
             UserError: if it cannot be joined.
         """
         Workers._num_open += self._is_open
-        self._signals.enter_context(stop_on_terminate())
+        self._signals.enter_context(stop_on_signal())
         if self._address is not None and self._is_open:
             try:
                 self._start()

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import ray
+import ray._private.ray_constants as ray_constants
 import ray._private.worker as ray_worker
 from numpy.typing import NDArray
 from ray._private.node import Node
@@ -25,7 +26,7 @@ from simulator.runtime.last_resort import end_though_stuck
 from simulator.runtime.orphans import find_started_by, kill_left
 from simulator.runtime.ray_files import isolate_ray_files, keep_variables
 from simulator.runtime.ray_path import WithoutCurrentFolder
-from simulator.runtime.stopping import stop_on_terminate
+from simulator.runtime.stopping import stop_on_signal
 
 _BARE = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
 """Options of a simulated node without what nobody looks at: the dashboard, copies of logs, and the
@@ -155,6 +156,8 @@ def connect(
     os.environ.setdefault(
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1"
     )  # a rank that asked for no GPU sees none
+    # Ray's handler of SIGTERM would write a stack trace of its compiled code before ours is called.
+    ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
     os.environ.setdefault("RAY_enable_open_telemetry", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray starts workers at the lowest priority but four: beside three busy processes on two cores
@@ -162,7 +165,7 @@ def connect(
     os.environ.setdefault("RAY_worker_niceness", "0")
     # A cluster of the user's has its own folder, which the driver learns from it.
     with (
-        stop_on_terminate(),
+        stop_on_signal(),
         isolate_ray_files() if address is None else keep_variables() as folder,
         end_though_stuck(folder),
     ):
@@ -186,7 +189,7 @@ def connect(
                 raise KeyboardInterrupt from None
             nodes.head = Head(ray.get_runtime_context().gcs_address, lambda: _has_ended(nodes))
             # Once more: Ray puts a handler of its own in place, which ends the process at once.
-            with stop_on_terminate(), nodes.head.watch_until_lost():
+            with stop_on_signal(), nodes.head.watch_until_lost():
                 yield nodes
         except (Exception, KeyboardInterrupt) as error:
             if (lost := _find_loss(nodes, error)) is None:

@@ -1,27 +1,80 @@
-"""Handling of SIGTERM like Ctrl-C, so that what a command started is stopped."""
+"""Interrupts by SIGTERM and Ctrl-C, so that what a command started is stopped.
+
+Python raises ``KeyboardInterrupt`` wherever the main thread happens to be. In a callback that no
+code of Python's has called (of a weak reference, a finalizer, compiled code) it is reported and
+dropped, and a library may catch whatever is raised: the program would run on. Here an interrupt
+that is dropped comes again.
+"""
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import signal
+import sys
+import threading
+import time
 from collections.abc import Iterator
+from typing import Any
+
+_AGAIN_S = 0.05
+"""Seconds until a dropped interrupt comes again, when the callback will have ended."""
+
+
+class _Interrupt(KeyboardInterrupt):
+    """Interrupt that comes again if it is dropped before it has left :func:`stop_on_signal`."""
+
+    __module__, __qualname__ = "builtins", "KeyboardInterrupt"  # what a traceback shows
+    has_left = False
+
+    def __del__(self) -> None:
+        if not self.has_left and signal.getsignal(signal.SIGTERM) is _interrupt:
+            _thread.start_new_thread(_repeat, ())
+
+
+def _interrupt(*_: object) -> None:
+    raise _Interrupt
+
+
+def _repeat() -> None:
+    time.sleep(_AGAIN_S)
+    if signal.getsignal(signal.SIGTERM) is _interrupt:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def stop_on_terminate() -> Iterator[None]:
-    """Turn SIGTERM into KeyboardInterrupt; only in the main thread, since no other can set a
+def stop_on_signal() -> Iterator[None]:
+    """Turn SIGTERM, and Ctrl-C unless it is ignored, into a KeyboardInterrupt that leaves this
+    context however often it is dropped within; only in the main thread, since no other can set a
     handler.
     """
+    with contextlib.ExitStack() as stack:
+        if threading.current_thread() is threading.main_thread():
+            stack.callback(setattr, sys, "unraisablehook", sys.unraisablehook)
+            sys.unraisablehook = _hide_interrupts(sys.unraisablehook)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                before = signal.getsignal(number)
+                if number == signal.SIGTERM or before is signal.default_int_handler:
+                    stack.callback(signal.signal, number, before)
+                    signal.signal(number, _interrupt)
+        try:
+            yield
+        except BaseException as error:
+            for interrupt in find_interrupts(error):
+                vars(interrupt)["has_left"] = True
+            raise
 
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
 
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not in the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def find_interrupts(error: BaseException | None) -> Iterator[KeyboardInterrupt]:
+    """Find the interrupts that an error came of; a library that was at work may have raised its own
+    meanwhile.
+    """
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            yield error
+        error = error.__cause__ or error.__context__
+
+
+def _hide_interrupts(report: Any) -> Any:
+    """Report what is raised in a callback, but for interrupts, which come again."""
+    return lambda raised: None if raised.exc_type is _Interrupt else report(raised)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from simulator.cli.screen import Screen
 from simulator.commands.schema import FILES as KINDS
 from simulator.commands.schema import WRITTEN
 from simulator.results.folder import read
+from tests.cases import times
 from tests.shared import SHARED, each_shared
 
 PROJECT = Path(__file__).parents[2]
@@ -145,6 +147,82 @@ def test_no_folder_ends_a_command_in_a_traceback(
     assert len(done.stderr.splitlines()) <= 1
     written = {path.name for path in (tmp_path / "open").iterdir()}
     assert written == ({"mine.toml"} if command.startswith("new") else set())
+
+
+DROPPING = """
+import ctypes, os, signal, sys, time, weakref
+from simulator.runtime.stopping import stop_on_signal
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+asked, dropped = int(sys.argv[1]), []
+
+def stop(*_):
+    dropped.append(1)
+    os.kill(os.getpid(), asked)
+    time.sleep(1)
+
+class Thing:
+    def __del__(self):
+        stop()
+
+def catch():
+    try:
+        stop()
+    except:
+        pass
+
+try:
+    with stop_on_signal():
+        thing = Thing()
+        known = weakref.ref(thing, stop)
+        del thing  # drops two
+        ctypes.CFUNCTYPE(None)(stop)()
+        catch()
+        time.sleep(60)
+except KeyboardInterrupt:
+    print(len(dropped), signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
+time.sleep(0.2)  # nothing comes afterwards
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupt_comes_again_where_a_callback_or_a_library_drops_it(asked):
+    done = subprocess.run(
+        [sys.executable, "-c", DROPPING, str(int(asked))],
+        capture_output=True,
+        text=True,
+        cwd=PROJECT,
+        timeout=60,
+        check=False,
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("4 True\n", "", 0)
+
+
+@pytest.mark.seeded
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_at_any_moment_of_the_start_ends_the_command_in_a_line(tmp_path, asked):
+    """Python, before it has come to the command and after, ends by the signal itself."""
+    chance, ends = random.Random(int(asked)), []
+    for _ in range(times(10, soak=100)):
+        running = subprocess.Popen(
+            [sys.executable, "-m", "simulator", "check", "mixtral_vs_llama2"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(PROJECT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        time.sleep(chance.uniform(0.2, 1.2))
+        running.send_signal(asked)
+        out, err = running.communicate(timeout=60)
+        ends.append(running.returncode)
+        assert ends[-1] in (0, 130, -asked), err
+        assert (ends[-1] == 130) == (err == "stopped; nothing was written\n"), err
+        assert ends[-1] != 0 or "a valid scenario" in out
+    assert 130 in ends
 
 
 def test_list_shows_every_family_and_a_rumour_as_one(moesim):
