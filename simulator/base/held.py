@@ -14,6 +14,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from simulator.base.errors import UserError
+from simulator.base.reading import open_file
+
 _LOCK = "moesim.lock"
 
 
@@ -64,8 +67,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def _try_lock(path: Path) -> Iterator[bool]:
     """Try to take a lock for this context, and yield whether it was free."""
     try:
-        lock = path.open()
-    except OSError:  # there is none, or it is another user's
+        lock = open_file(path)
+    except UserError:  # there is none, or it is another user's
         yield False
         return
     with lock:

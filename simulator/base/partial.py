@@ -38,6 +38,7 @@ def whole_file(target: Path) -> Iterator[Path]:
     Raises:
         UserError: if ``target`` is a folder or cannot be written.
     """
+    refuse_dangling(target, str(target))
     if target.is_dir():
         raise UserError(f"{target}: is a folder; name a file to write")
     if not target.parent.is_dir():
@@ -52,6 +53,22 @@ def whole_file(target: Path) -> Iterator[Path]:
         partial = folder / f"new{target.suffix}"
         yield partial
         os.replace(partial, target)
+
+
+def refuse_dangling(target: Path, where: str) -> None:
+    """Refuse to write where a link points to nothing, which whoever made it has chosen.
+
+    Args:
+        where: how the error begins.
+
+    Raises:
+        UserError: if ``target`` is such a link.
+    """
+    if target.is_symlink() and not target.exists():
+        raise UserError(
+            f"{where}: is a link to {os.readlink(target)}, which is not there; "
+            "remove the link, or name another place"
+        )
 
 
 def replace_whole(partial: Path, target: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import json
 import os
 import re
@@ -62,6 +63,13 @@ def open_file(path: Path) -> BinaryIO:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     except ValueError as error:  # no name can hold a zero byte
         raise UserError(f"{str(path)!r}: is no name of a file: {error}") from None
+
+
+def load_file(path: Path, most: int = MOST_BYTES) -> io.BytesIO:
+    """Read a file's contents for a library that would open the path by itself; else as
+    :func:`read_bytes`.
+    """
+    return io.BytesIO(read_bytes(path, most))
 
 
 def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:

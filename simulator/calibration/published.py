@@ -10,6 +10,7 @@ model shapes are left out in turn, never random rows.
 from __future__ import annotations
 
 import importlib
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from simulator.base.errors import UserError, did_you_mean
 from simulator.base.plugins import available
 from simulator.base.progress import Progress, show_nothing
+from simulator.base.unpacking import unpack
 from simulator.base.writing import toml_text
 from simulator.config.calibration import CalibrationFile
 from simulator.validation import known_rows
@@ -107,14 +109,13 @@ def fit_table(name: str, folder: Path) -> dict[str, dict[str, Any]]:
     merged: dict[str, dict[str, Any]] = {}
     try:
         for calibrator in calibrators()[name]:
-            tables = [pd.read_csv(folder / file, low_memory=False) for file in calibrator.sources]
+            tables = [
+                pd.read_csv(io.BytesIO(unpack(folder / file)), low_memory=False)
+                for file in calibrator.sources
+            ]
             for calibration, engines in calibrator.fit(tables).items():
                 for engine, entries in engines.items():
                     merged.setdefault(calibration, {}).setdefault(engine, {}).update(entries)
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{error.filename}: no such file; the table '{name}' is fitted on it"
-        ) from error
     except KeyError as error:
         raise UserError(
             f"{folder}: a table that '{name}' is fitted on has no column or rows of {error}"

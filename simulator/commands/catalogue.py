@@ -12,7 +12,7 @@ from pathlib import Path
 from simulator.base.data import available_files
 from simulator.base.errors import UserError, check_known
 from simulator.base.plugins import available, package_of
-from simulator.base.reading import read_toml
+from simulator.base.reading import read_text, read_toml
 from simulator.config.cluster import available_clusters
 
 _DATA = {
@@ -151,5 +151,5 @@ def describe_kind(family: str, kind: str) -> str:
     spec = importlib.util.find_spec(f"{package_of(family).__name__}.{kind}")
     assert spec is not None, "a kind that is available has a file"
     assert spec.origin is not None, "a kind that is available has a file"
-    text = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
+    text = ast.get_docstring(ast.parse(read_text(Path(spec.origin)))) or ""
     return " ".join(text.split("\n\n")[0].split())

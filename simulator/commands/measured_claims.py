@@ -15,10 +15,12 @@ from pydantic import ValidationError
 
 from simulator import __version__
 from simulator.base.caches import measured_folder
+from simulator.base.errors import UserError
 from simulator.base.machine import name_machine
 from simulator.base.partial import whole_file
 from simulator.base.plugins import build
 from simulator.base.progress import Progress, show_nothing
+from simulator.base.reading import read_bytes
 from simulator.commands.claim_measurements import ClaimMeasurement
 from simulator.config.claim import ClaimFile, list_claims, load_claim
 from simulator.results.claims import Measured
@@ -112,8 +114,9 @@ def read_measured(claim: ClaimFile) -> Measured | None:
     """
     if claim.real is None:
         return None
-    with suppress(FileNotFoundError, ValidationError):  # none, or an earlier version's
-        kept = Measured.model_validate_json(_find_file(claim).read_bytes())
+    file = _find_file(claim)
+    with suppress(UserError, ValidationError):  # none, or an earlier version's
+        kept = Measured.model_validate_json(read_bytes(file))
         if kept.machine == name_machine():
             return kept
     return None

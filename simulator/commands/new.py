@@ -4,6 +4,7 @@ policy with its test, as its guide has it.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from functools import cache
@@ -124,7 +125,7 @@ def _write_policy(family: str, name: str) -> Path:
     command = [argument.replace(before, after) for argument in guide.command]
     test = path.with_name(f"test_{name}.py")
     for own in (path, test):
-        if own.exists():
+        if os.path.lexists(own):
             raise UserError(f"{own}: is there already; choose another name")
     for file, text in texts.items():
         if after in text and Path(file).exists():
@@ -136,7 +137,8 @@ def _write_policy(family: str, name: str) -> Path:
         for file, text in texts.items():
             Path(file).parent.mkdir(parents=True, exist_ok=True)
             if not Path(file).exists():
-                Path(file).write_text(text, encoding="utf-8")
+                with Path(file).open("x", encoding="utf-8") as written:
+                    written.write(text)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
     return path

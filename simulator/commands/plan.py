@@ -25,6 +25,7 @@ from typing import Any
 import pandas as pd
 from pydantic import ValidationError
 
+from simulator.base.reading import read_bytes
 from simulator.config.capacity import Question
 from simulator.report.plan_page import render
 from simulator.results.answer import Answer
@@ -102,7 +103,7 @@ def read(folder: Path) -> tuple[Answer, dict[str, Any]]:
         UserError: if a file is missing or broken, or another version wrote it in another schema.
     """
     with refuse_damaged(folder, "folder of moesim plan"):
-        run, text = read_run(folder), (folder / "plan.json").read_bytes()
+        run, text = read_run(folder), read_bytes(folder / "plan.json")
         try:
             return Answer.model_validate_json(text), run
         except ValidationError as error:

@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from simulator.base.arrays import parse_array
 from simulator.base.caches import measured_folder
 from simulator.base.errors import UserError, check_known
 from simulator.base.machine import name_machine
 from simulator.base.partial import whole_file
 from simulator.base.plugins import build
 from simulator.base.progress import Progress, show_nothing
-from simulator.base.text import first_line
+from simulator.base.reading import read_bytes
 from simulator.config.accelerator import AcceleratorSpec, load_accelerator
 from simulator.config.calibration import Calibration, CalibrationFile, Fit
 from simulator.config.dtypes import BYTES_PER_ELEMENT
@@ -232,8 +233,8 @@ def measure_here(
     from simulator.calibration.host.sparsity import measure_speeds
 
     file = measured_folder() / f"sparsity-{'x'.join(map(str, (*shape, *tokens)))}.json"
-    with suppress(FileNotFoundError, ValidationError):  # none, or an earlier version's
-        kept = TypeAdapter(MeasuredSpeeds).validate_json(file.read_bytes())
+    with suppress(UserError, ValidationError):  # none, or an earlier version's
+        kept = TypeAdapter(MeasuredSpeeds).validate_json(read_bytes(file))
         if kept.machine == name_machine():
             return kept
     found = measure_speeds(shape, tokens, tick)
@@ -284,10 +285,7 @@ def find_sizes(text: str, option: str) -> tuple[int, int]:
 
 
 def _count_file(path: Path) -> tuple[int, int, int]:
-    try:
-        values = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--data {path}: cannot be read: {first_line(error)}") from None
+    values = parse_array(read_bytes(path), f"--data {path}")
     if values.ndim != 2 or not values.size:
         raise UserError(f"--data {path}: has the shape {values.shape}, must have rows and columns")
     return values.shape[0], values.shape[1], int(np.count_nonzero(values))

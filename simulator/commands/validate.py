@@ -8,6 +8,7 @@ from pathlib import Path
 
 from simulator.base.partial import whole_file
 from simulator.base.progress import Progress, show_nothing
+from simulator.base.reading import read_text
 from simulator.calibration.left_out import answer_left_out
 from simulator.report.scoreboard import render
 from simulator.results.folder import check_writable
@@ -65,6 +66,6 @@ def validate(
             progress("writing the report", 0, None)
             write(board, target, render)
         if document and partial:
-            old = document.read_text(encoding="utf-8") if document.exists() else ""
+            old = read_text(document) if document.exists() else ""
             partial.write_text(update_document(old, board), encoding="utf-8")
     return board

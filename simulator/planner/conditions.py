@@ -22,6 +22,7 @@ import numpy as np
 
 from simulator.base.contracts import is_shipped
 from simulator.base.frozen import Policy
+from simulator.base.reading import read_bytes
 from simulator.base.recent import Recent
 from simulator.config.capacity import CandidateModel, Question, Spare
 from simulator.config.model import ModelSpec
@@ -222,7 +223,7 @@ def _digest_own_code(model: ModelSpec) -> list[str]:
     """Digests of a user's own files of mixers and feed-forward blocks."""
     blocks = (*model.mixers.values(), *model.ffns.values())
     files = {inspect.getfile(type(block)) for block in blocks if not is_shipped(type(block))}
-    return [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in sorted(files)]
+    return [hashlib.sha256(read_bytes(Path(file))).hexdigest() for file in sorted(files)]
 
 
 def _digest_files(value: Any, folder: Path) -> list[str]:
@@ -232,7 +233,7 @@ def _digest_files(value: Any, folder: Path) -> list[str]:
     if isinstance(value, list | tuple):
         return [digest for one in value for digest in _digest_files(one, folder)]
     if isinstance(value, str) and (folder / value).is_file():
-        return [hashlib.sha256((folder / value).read_bytes()).hexdigest()]
+        return [hashlib.sha256(read_bytes(folder / value)).hexdigest()]
     return []
 
 

@@ -29,6 +29,7 @@ from simulator import __version__
 from simulator.base.caches import DATABASE
 from simulator.base.data import search_folders
 from simulator.base.errors import UserError
+from simulator.base.reading import read_bytes
 
 Value = TypeVar("Value")
 _TABLE = """
@@ -222,7 +223,7 @@ def program() -> str:
     digest = hashlib.sha256(__version__.encode())
     for path in _files():
         digest.update(str(path.name).encode())
-        digest.update(path.read_bytes())
+        digest.update(read_bytes(path))
     return digest.hexdigest()
 
 

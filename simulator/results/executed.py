@@ -26,6 +26,7 @@ from typing import Any
 
 import pandas as pd
 
+from simulator.base.reading import load_file
 from simulator.base.spreadsheet import restore_texts
 from simulator.results.chrome_trace import chrome_trace
 from simulator.results.folder import check_writable, replace_folder, write_files
@@ -226,8 +227,10 @@ def read(folder: Path) -> Executed:
         return Executed(
             run=read_run(folder),
             summary=restore_texts(
-                pd.read_csv(folder / "summary.csv", keep_default_na=False, na_values=["nan", ""])
+                pd.read_csv(
+                    load_file(folder / "summary.csv"), keep_default_na=False, na_values=["nan", ""]
+                )
             ),
-            faults=restore_texts(pd.read_csv(folder / "faults.csv")),
-            **{name: pd.read_parquet(folder / f"{name}.parquet") for name in _LONG},
+            faults=restore_texts(pd.read_csv(load_file(folder / "faults.csv"))),
+            **{name: pd.read_parquet(load_file(folder / f"{name}.parquet")) for name in _LONG},
         )

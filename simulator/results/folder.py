@@ -32,7 +32,8 @@ import pandas as pd
 
 from simulator.base.columns import Columns, read_whole
 from simulator.base.errors import UserError
-from simulator.base.partial import hold_partial, new_path, replace_whole
+from simulator.base.partial import hold_partial, new_path, refuse_dangling, replace_whole
+from simulator.base.reading import load_file
 from simulator.base.spreadsheet import restore_texts, write_csv
 from simulator.config.workload import SLO
 from simulator.results.chrome_trace import chrome_trace
@@ -208,6 +209,7 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     Raises:
         UserError: if it cannot be written; nothing is left behind then.
     """
+    refuse_dangling(folder, f"--out {folder}")
     target = folder.resolve()
     made = [parent for parent in target.parents if not parent.exists()]
     try:
@@ -357,6 +359,7 @@ def check_writable(folder: Path, others: Set[str] = frozenset()) -> None:
     Raises:
         UserError: with what stands in the way.
     """
+    refuse_dangling(folder, f"--out {folder}")
     if folder.exists():
         if not folder.is_dir():
             raise UserError(
@@ -407,7 +410,9 @@ def read(folder: Path) -> Results:
         run = read_run(folder)
         names = list(run["deployments"])
         requests, steps = (read_long(folder / f"{name}.parquet", names) for name in LONG_TABLES)
-        short = {name: pd.read_parquet(folder / f"{name}.parquet") for name in SHORT_TABLES}
+        short = {
+            name: pd.read_parquet(load_file(folder / f"{name}.parquet")) for name in SHORT_TABLES
+        }
         summary = _read_summary(folder / "summary.csv")
         if names != list(summary["deployment"]):
             raise ValueError("run.json and summary.csv name other deployments")
@@ -418,7 +423,7 @@ def _read_summary(path: Path) -> pd.DataFrame:
     """Read the table with every digit that was written, and names unchanged (``NA`` and ``1`` are
     names too).
     """
-    texts = restore_texts(pd.read_csv(path, dtype=str, keep_default_na=False))
+    texts = restore_texts(pd.read_csv(load_file(path), dtype=str, keep_default_na=False))
     numbers = {
         key: [float(value or "nan") for value in texts[key]]
         for key in texts.columns

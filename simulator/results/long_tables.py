@@ -13,6 +13,7 @@ import pandas as pd
 
 from simulator.base.columns import Columns, ParquetParts, StoredColumns, list_frames
 from simulator.base.errors import UserError
+from simulator.base.reading import load_file, open_file
 
 
 def write_long(tables: Mapping[str, Columns], path: Path) -> None:
@@ -43,13 +44,14 @@ def read_long(path: Path, deployments: Sequence[str]) -> dict[str, Columns]:
     Raises:
         ValueError: if it is damaged.
     """
-    metadata = importlib.import_module("pyarrow.parquet").read_metadata(path)
+    with open_file(path) as file:
+        metadata = importlib.import_module("pyarrow.parquet").read_metadata(file)
     owners = [_find_owner(metadata.row_group(place)) for place in range(metadata.num_row_groups)]
     if len(owners) <= len(deployments) or set(owners) != set(deployments):
-        return _split(pd.read_parquet(path), deployments)
+        return _split(pd.read_parquet(load_file(path)), deployments)
     return {
         name: StoredColumns(
-            path.open("rb"), [place for place, owner in enumerate(owners) if owner == name]
+            open_file(path), [place for place, owner in enumerate(owners) if owner == name]
         )
         for name in deployments
     }

@@ -10,6 +10,7 @@ from typing import Any
 
 from simulator import __version__
 from simulator.base.errors import UserError
+from simulator.base.reading import read_bytes
 
 SCHEMA = 11
 """Schema of the folders that this version writes, and the only one that it reads: it counts up
@@ -38,8 +39,8 @@ def find_writer(folder: Path) -> str:
         if (folder / file).is_file():
             return command
     try:
-        run = json.loads((folder / _FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        run = json.loads(read_bytes(folder / _FILE))
+    except (UserError, ValueError):
         return "moesim run"
     if not isinstance(run, dict):
         return "moesim run"
@@ -78,7 +79,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         OSError: if it cannot be read.
         ValueError, TypeError: if it is no JSON object.
     """
-    run = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+    run = json.loads(read_bytes(folder / _FILE))
     if not isinstance(run, dict):
         raise TypeError(f"{_FILE} holds no object")
     written = run.pop(_KEY, 1)

@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from simulator.base.errors import UserError
+from simulator.base.reading import load_file
 from simulator.base.spreadsheet import restore_texts
 from simulator.results.folder import FILES, write_files
 from simulator.results.metrics import METRICS
@@ -157,7 +158,7 @@ def read(folder: Path) -> Sweep:
         run = read_run(folder)
         table = restore_texts(
             pd.read_csv(
-                folder / TABLE,
+                load_file(folder / TABLE),
                 dtype=dict.fromkeys(("point", "deployment"), str),
                 na_values=[""],
                 keep_default_na=False,

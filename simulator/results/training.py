@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from simulator.base.errors import UserError
+from simulator.base.reading import load_file
 from simulator.base.spreadsheet import restore_texts
 from simulator.results.chrome_trace import chrome_trace
 from simulator.results.folder import Content, check_writable, replace_folder, write_files
@@ -137,7 +138,10 @@ def read_training(folder: Path) -> TrainingResults:
         if "training" not in run:
             raise UserError(f"{folder}: holds no training")
         table = pd.read_csv(
-            folder / "summary.csv", dtype={"deployment": str}, na_values=[""], keep_default_na=False
+            load_file(folder / "summary.csv"),
+            dtype={"deployment": str},
+            na_values=[""],
+            keep_default_na=False,
         )
-        spans = pd.read_parquet(folder / "spans.parquet")
+        spans = pd.read_parquet(load_file(folder / "spans.parquet"))
     return TrainingResults(run, restore_texts(table), spans)

@@ -20,6 +20,7 @@ from typing import Any
 import pandas as pd
 
 from simulator.base.errors import UserError
+from simulator.base.reading import load_file, read_text
 from simulator.base.spreadsheet import restore_texts
 from simulator.results.folder import Content, check_writable, replace_folder, write_files
 from simulator.results.formats import TIMES, count, number
@@ -157,10 +158,10 @@ def read_training_answer(folder: Path) -> TrainingAnswer:
         if "training_question" not in run:
             raise UserError(f"{folder}: holds no plan of training")
         table = restore_texts(
-            pd.read_csv(folder / "candidates.csv", na_values=[""], keep_default_na=False)
+            pd.read_csv(load_file(folder / "candidates.csv"), na_values=[""], keep_default_na=False)
         )
         if missing := set(COLUMNS) - set(table.columns):
             raise ValueError(f"candidates.csv lacks {', '.join(sorted(missing))}")
         text = folder / RECOMMENDED
-        recommended = text.read_text(encoding="utf-8") if text.is_file() else None
+        recommended = read_text(text) if text.is_file() else None
     return TrainingAnswer(run, table, recommended)

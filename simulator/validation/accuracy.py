@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 
 from simulator.base.errors import UserError
-from simulator.base.text import first_line
+from simulator.base.partial import whole_file
+from simulator.base.reading import read_text
 from simulator.results.judgement import percent_of
 from simulator.results.scores import Scoreboard, is_answered, order_of, score
 from simulator.results.targets import TARGETS, Target
@@ -255,10 +256,11 @@ def append_history(path: Path, board: Scoreboard) -> None:
             )
     made = {"date": board.run["started"], "revision": board.run["revision"]}
     line = json.dumps({**made, "version": board.run["versions"]["moesim"], "figures": figures})
+    past = read_text(path) if path.exists() else ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with whole_file(path) as partial:
+            partial.write_text(f"{past}{line}\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from error
 
@@ -272,12 +274,8 @@ def read_history(path: Path) -> pd.DataFrame:
     """
     if not path.exists():
         return pd.DataFrame()
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is no history that can be read: {first_line(error)}") from error
     rows = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         try:
             run = json.loads(line)
             made = {"date": run["date"], "revision": run["revision"]}

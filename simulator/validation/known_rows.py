@@ -7,7 +7,6 @@ some kilobytes tell the whole table, any large enough part of it, or a copy in a
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from simulator.base.data import search_folders
+from simulator.base.reading import read_json
 
 FILE = Path("fitted_rows.json")
 """File beside the calibrations."""
@@ -63,7 +63,7 @@ def _overlaps(values: pd.DataFrame, kept: dict[str, Any]) -> bool:
 def _sketches() -> list[dict[str, Any]]:
     """Sketches of the user's own calibrations where there are some, else of those that ship."""
     paths = [folder / FILE for folder in search_folders(_FOLDER) if (folder / FILE).is_file()]
-    return list(json.loads(paths[0].read_text(encoding="utf-8")).values()) if paths else []
+    return list(read_json(paths[0]).values()) if paths else []
 
 
 def _keys(values: pd.DataFrame, columns: list[str]) -> NDArray[np.uint64]:

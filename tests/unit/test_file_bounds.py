@@ -17,6 +17,7 @@ import pytest
 from simulator import cli
 from simulator.base import unpacking
 from simulator.base.errors import UserError
+from simulator.base.held import take_abandoned
 from simulator.base.reading import open_file, read_json, read_toml
 from simulator.base.unpacking import unpack
 from simulator.commands.catalogue import list_kinds
@@ -175,6 +176,48 @@ def test_a_pipe_is_not_waited_for(tmp_path):
             reader(tmp_path / "pipe.toml")
     with pytest.raises(UserError, match="/dev/zero: is a device"):
         open_file(Path("/dev/zero"))
+
+
+@pytest.mark.parametrize("pipe", ["data.npy", "run/run.json", "past.jsonl"])
+def test_no_command_waits_for_a_pipe(moesim, tmp_path, pipe):
+    (tmp_path / "run").mkdir()
+    os.mkfifo(tmp_path / pipe)
+    commands = {
+        "data.npy": ("sparsity", "--data", "data.npy"),
+        "run/run.json": ("report", "run"),
+        "past.jsonl": ("validate", "--history", "past.jsonl"),
+    }
+    code, _, err = moesim(*commands[pipe])
+    assert code == 2
+    assert len(err.splitlines()) == 1
+
+
+def test_a_pipe_in_place_of_a_lock_is_not_waited_for(tmp_path):
+    (tmp_path / "p-1").mkdir()
+    os.mkfifo(tmp_path / "p-1" / "moesim.lock")
+    with take_abandoned("p-", tmp_path) as found:
+        assert found == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("run", "mixtral_vs_llama2", "--out", "link"),
+        ("trace", "generate", "sharegpt-like", "link.csv"),
+        ("new", "scenario", "link.toml"),
+        ("new", "routing", "link"),
+    ],
+)
+def test_a_link_to_nothing_is_not_followed(moesim, tmp_path, command):
+    links = [tmp_path / name for name in ("link", "link.csv", "link.toml", "my_package/link.py")]
+    links[-1].parent.mkdir()
+    for link in links:
+        link.symlink_to(tmp_path / "nowhere" / "else")
+    code, _, err = moesim(*command)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "is a link to" in err or "is there already" in err
+    assert len(list(tmp_path.iterdir())) == len(links)
+    assert all(link.is_symlink() for link in links)
 
 
 def test_names_that_no_file_can_have(tmp_path):

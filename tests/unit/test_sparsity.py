@@ -80,7 +80,7 @@ def test_the_break_even_is_told_as_a_property_of_the_batch(moesim):
         (("--matrix", "14336"), "--matrix 14336: must be ROWSxCOLUMNS"),
         (("--data", "10x10@2"), "with a density from 0 to 1"),
         (("--data", "10x10"), "with a density from 0 to 1"),
-        (("--data", "none.npy"), "--data none.npy: cannot be read"),
+        (("--data", "none.npy"), "none.npy: no such file"),
         (("--dtype", "bf17"), "--dtype: unknown number format 'bf17'"),
         (("--machine", "a100-sxn"), "a100-sxm"),
     ],

@@ -115,7 +115,7 @@ def test_accuracy_and_history_are_written_beside_the_scoreboard(moesim, tmp_path
     assert "--json: must stand behind 'published'" in err
     code, _, err = moesim("validate", "--history", tmp_path)
     assert code == 2
-    assert "is no history that can be read" in err
+    assert "is a folder; name a file" in err
 
 
 @pytest.mark.slow

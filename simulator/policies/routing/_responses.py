@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.arrays import parse_array
 from simulator.base.errors import UserError
 from simulator.base.reading import parse_json
 from simulator.base.text import shorten
 from simulator.base.unpacking import unpack
 from simulator.config.ffns.moe import MoE
-from simulator.policies.routing._numpy_file import parse_array
 from simulator.policies.routing._recording import Tokens
 
 _KEY = "routed_experts"

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.arrays import load_arrays
 from simulator.base.errors import UserError, did_you_mean
 from simulator.base.reading import parse_json, read_bytes, refuse_damage
 from simulator.config.ffns.moe import MoE
 from simulator.policies.routing._id_table import is_id_table, read_id_table
-from simulator.policies.routing._numpy_file import load_arrays
 from simulator.policies.routing._recording import Counts, Tokens
 from simulator.policies.routing._responses import read_responses
 from simulator.policies.routing._sglang import Phase, read_sglang

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
+from simulator.base.reading import open_file, read_bytes
 from simulator.base.streams import open_stream
 
 Bytes = NDArray[np.uint8]
@@ -194,9 +195,9 @@ def _is_text(path: Path) -> bool:
     try:
         if path.is_symlink() or not path.is_file():
             return False
-        with path.open("rb") as file:
+        with open_file(path) as file:
             head = file.read(4096)
-    except OSError:
+    except (OSError, UserError):
         return False
     if not head.strip() or b"\0" in head:
         return False
@@ -227,7 +228,7 @@ def _choose_contents(files: list[Path], seed: int, name: str) -> list[bytes]:
     contents: list[bytes] = []
     total = 0
     for place in order:
-        content = files[place].read_bytes()
+        content = read_bytes(files[place])
         if contents and total + len(content) > _MAX_DOMAIN_BYTES:
             continue
         contents.append(content[:_MAX_DOMAIN_BYTES])
