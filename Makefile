@@ -54,7 +54,7 @@ docs: .venv/docs .venv/tested
 pictures: .venv/tested .venv/browser
 	$(BIN)/python docs/images/shoot.py
 
-# A release but for pushing it (make release VERSION=0.2.0): a clean tree and a green check, the version, changelog and citation, the
+# A release but for pushing it (make release VERSION=0.2.0): a clean tree, a green check, pip-audit and licences, the version, changelog and citation, the
 # wheel and the sdist in dist/, a commit and a tag.
 release: .venv/tested
 	@test -n "$(VERSION)" || { echo "say which: make release VERSION=0.2.0"; exit 2; }

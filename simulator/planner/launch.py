@@ -30,6 +30,11 @@ _NAMES: dict[Role, str] = {
 
 _HOST_GPUS = 8
 """GPUs that one machine holds at most; larger fast domains are racks of them."""
+_OPEN = (
+    "Servers and routers listen on every network of their node (0.0.0.0) and ask for no key: "
+    "whoever reaches a port can use the model. Keep the ports behind a firewall, or give --host "
+    "an inner address."
+)
 
 
 class Command(NamedTuple):
@@ -105,6 +110,7 @@ def list_commands(
     general = (
         *_describe_weights(weights, spec.engine),
         *_describe_cluster(plan, node_gpus, placed),
+        _OPEN,
     )
     return [given[0]._replace(not_expressed=(*general, *given[0].not_expressed)), *given[1:]]
 

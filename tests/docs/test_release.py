@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tarfile
@@ -28,8 +29,9 @@ def git(folder, *words):
     return done.stdout.strip()
 
 
-def release(folder, version, check="true"):
-    command = [sys.executable, str(ROOT / ".ci/release.py"), version, "--check", check]
+def release(folder, version, check="true", audit="true"):
+    program = str(ROOT / ".ci/release.py")
+    command = [sys.executable, program, version, "--check", check, "--audit", audit]
     return subprocess.run(
         command, cwd=folder, capture_output=True, text=True, timeout=300,
         env={**os.environ, **IDENTITY},
@@ -80,11 +82,12 @@ def test_a_release_is_versioned_built_committed_and_tagged(clone):
         ("0.0.1", "true", "does not follow"),
         ("7.1.0", "false", "'false' failed; nothing was changed"),
         ("7.1.0", "touch left_over", "left changes behind"),
+        ("7.1.0", None, "'false' failed; nothing was changed"),
     ],
 )
 def test_what_is_no_release_changes_nothing(clone, version, check, said):
     before = git(clone, "rev-parse", "HEAD")
-    done = release(clone, version, check)
+    done = release(clone, version, check or "true", "true" if check else "false")
     assert done.returncode == 1
     assert said in done.stderr
     assert git(clone, "rev-parse", "HEAD") == before
@@ -97,3 +100,13 @@ def test_changes_that_are_not_committed_stand_in_the_way(clone):
     done = release(clone, "7.1.0")
     assert "the tree has changes" in done.stderr
     assert git(clone, "tag") == ""
+
+
+def test_licences_of_all_dependencies_are_known_and_leave_users_free():
+    program = runpy.run_path(str(ROOT / ".ci/release.py"))
+    found = program["list_licences"]()
+    assert {"moesim", "numba", "llvmlite", "numpy", "typer"} <= set(found)  # llvmlite by numba
+    assert "pytest" not in found
+    assert {name: said for name, said in found.items() if not program["is_free"](said)} == {}
+    bound = ("", "GPL-3.0-only", "LGPLv3+", "MIT AND GPL-2.0", "Proprietary")
+    assert not any(map(program["is_free"], bound))

@@ -87,7 +87,7 @@ def test_columns_go_by_the_names_that_logs_use(tmp_path, header):
 
 def test_of_several_times_the_arrival_is_taken():
     names = find_names(["end_time", "time", "arrival_time", "total_tokens", "input_tokens"])
-    assert names == ("arrival_time", "input_tokens", None)
+    assert names == ("arrival_time", "input_tokens", None, None)
 
 
 def test_parquet_and_json_lines_hold_the_same_log(tmp_path):
@@ -162,6 +162,42 @@ def test_a_file_of_mostly_unusable_rows_is_refused(tmp_path):
         read(tmp_path, text)
     assert "line 2: timestamp must be an ISO 8601 time, or a number of" in str(refusal.value)
     assert "got '16/Nov/2023'; 4 of 4 rows cannot be used" in str(refusal.value)
+
+
+@pytest.mark.parametrize("status", ["status", "Status Code", "http.response.status_code"])
+def test_requests_that_were_not_served_are_left_out_and_counted(tmp_path, status):
+    """Whether or not they have tokens, and though they are most of the rows."""
+    import pandas as pd
+
+    table = {
+        "timestamp": [float(n) for n in range(6)],
+        "prompt_tokens": [10, 20, 30, 40, 50, 60],
+        "completion_tokens": [1, None, None, None, 0, 6],
+        status: [200, 429, 500, 429, 503, 200],
+    }
+    frame = pd.DataFrame(table).astype({"completion_tokens": "Int64"})
+    frame.to_parquet(tmp_path / "log.parquet")
+    whole = frame.fillna(0)
+    rows = [{key: values[n] for key, values in table.items()} for n in range(6)]
+    for found in (
+        read(tmp_path, frame.to_csv(index=False)),
+        read(tmp_path, whole.to_csv(index=False)),
+        read(tmp_path, whole.astype({status: float}).to_csv(index=False)),
+        read(tmp_path, lines(rows)),
+        read_trace(tmp_path / "log.parquet", strict=True),
+    ):
+        assert found.arrival_s.tolist() == [0, 5]
+        assert found.num_input.tolist() == [10, 60]
+        assert (found.attributes, found.repairs) == ({}, ())
+        assert found.notes[1:] == (
+            "4 rows with an HTTP status other than 200 left out: 2 of 429, 1 of 500, 1 of 503",
+        )
+
+
+def test_a_status_in_words_is_no_http_status(tmp_path):
+    header = f"{HEADER},status"
+    trace = read(tmp_path, f"{header}\n0,10,1,ok\n1,11,2,\n2,12,3,200 OK\n3,13,4,404 Not Found\n")
+    assert trace.num_input.tolist() == [10, 11, 12]
 
 
 def test_an_unknown_header_is_refused_with_what_is_known_and_what_was_found(tmp_path):

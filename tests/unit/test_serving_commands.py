@@ -59,6 +59,11 @@ def said(commands):
     return " ".join(sentence for one in commands for sentence in one.not_expressed)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_listening_everywhere_opens_is_said_once(engine):
+    assert said(launched(engine=engine)).count("(0.0.0.0) and ask for no key") == 1
+
+
 SPLITS = [(1, 1, 1), (2, 1, 1), (2, 1, 2), (1, 4, 4), (2, 4, 8), (2, 4, 1), (1, 16, 16), (4, 4, 16)]
 
 

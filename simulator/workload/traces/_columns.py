@@ -97,7 +97,7 @@ def read_json_lines(data: bytes, kinds: dict[str, Kind]) -> Rows:
     keys are left out.
     """
     # Arrow does not check that texts are UTF-8, and takes a time for a number or a text, not both.
-    if {"text", "time"} & set(kinds.values()):
+    if {"text", "time", "status"} & set(kinds.values()):
         return gather(json_objects(data), kinds)
     pa, arrow_json = arrow(), arrow("json")
     types = {

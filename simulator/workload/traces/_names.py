@@ -1,5 +1,6 @@
-"""Names in logs of the three columns that a request trace needs, written without capitals, spaces
-and signs: ``Prompt Tokens``, ``promptTokens`` and ``usage.prompt_tokens`` are one name.
+"""Names in logs of the three columns that a request trace needs, and of the HTTP status, written
+without capitals, spaces and signs: ``Prompt Tokens``, ``promptTokens`` and ``usage.prompt_tokens``
+are one name.
 
 From the responses of OpenAI, Anthropic and Gemini, from the logs of LiteLLM, OpenRouter, Langfuse
 and Helicone, from OpenTelemetry's ``gen_ai`` attributes and OpenInference, and from benchmark tools
@@ -36,6 +37,10 @@ _OUTPUT = (
     *("numoutput", "outputlength", "completionlength", "responselength", "outputlen"),
     *("completionlen", "outputsequencelength", "osl"),
 )
+_STATUS = (
+    *("status", "statuscode", "httpstatus", "httpstatuscode", "responsestatus"),
+    *("responsestatuscode", "httpresponsestatuscode", "responsecode", "httpcode"),
+)
 EXAMPLES = {
     "arrival": "timestamp, arrival_time, created_at, startTime",
     "prompt tokens": "prompt_tokens, input_tokens, context_tokens, input_length",
@@ -51,10 +56,12 @@ class Names(NamedTuple):
     arrival: str | None
     num_input: str | None
     num_output: str | None
+    status: str | None = None
+    """Column of the HTTP status, which a log may do without."""
 
     def __str__(self) -> str:
         """Describe the columns that were found, and those that were not."""
-        pairs = zip(EXAMPLES.items(), self, strict=True)
+        pairs = zip(EXAMPLES.items(), self[:3], strict=True)
         return ", ".join(
             f"{what}: '{name}'" if name else f"{what}: none, such as {examples}"
             for (what, examples), name in pairs
@@ -64,15 +71,16 @@ class Names(NamedTuple):
 def find_names(columns: Iterable[str]) -> Names:
     """Find the columns by a log's names; of several the one that is listed first.
 
-    >>> find_names(["id", "startTime", "usage.prompt_tokens", "Completion Tokens"])
-    Names(arrival='startTime', num_input='usage.prompt_tokens', num_output='Completion Tokens')
+    >>> tuple(find_names(["id", "startTime", "usage.prompt_tokens", "Completion Tokens"]))
+    ('startTime', 'usage.prompt_tokens', 'Completion Tokens', None)
     """
     listed = list(columns)
     plain = {_plain(name): name for name in reversed(listed)}
     last = {_plain(name.rsplit(".", 1)[-1]): name for name in reversed(listed)}
     known = last | plain
     bare = {_plain(split_unit(name)[0]): name for name in reversed(listed)}
-    return Names(_first(_ARRIVAL, bare | known), _first(_INPUT, known), _first(_OUTPUT, known))
+    found = (_first(_ARRIVAL, bare | known), _first(_INPUT, known), _first(_OUTPUT, known))
+    return Names(*found, _first(_STATUS, known))
 
 
 def _plain(name: str) -> str:

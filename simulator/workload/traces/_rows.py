@@ -9,7 +9,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
 
-Kind = Literal["int", "float", "clock", "time", "ids", "text", "any"]
+Kind = Literal["int", "float", "clock", "time", "ids", "text", "any", "status"]
 """Kinds of values. ``clock``: wall-clock time, given as nanoseconds since 1970. ``time``: as
 written in the file, for :func:`~simulator.workload.traces._times.read_times`. ``ids``: a list of
 block ids in each row, given as two columns, ``NAME`` (all ids) and ``NAME_starts`` (``[N +
 1]``). ``any``: a number or a text, for
-:func:`~simulator.workload.traces._tables.read_others`."""
+:func:`~simulator.workload.traces._tables.read_others`. ``status``: an HTTP status, perhaps with
+words; rows of another one than 200 are left out, whatever else they lack."""
 LONGEST_TEXT = 64
 """Most characters of a time or a name; in Parquet one text can stand in a million rows."""
 Columns = dict[str, NDArray[Any]]
@@ -35,15 +36,20 @@ _WORDS = {
     "ids": "a list of whole numbers",
     "text": "a text",
     "any": "a number or a text",
+    "status": "an HTTP status",
 }
 _DTYPES: dict[Kind, Any] = {
     "float": np.float64,
     "text": object,
     "time": object,
     "any": object,
+    "status": object,
 }
+_STATUS = re.compile(r"\s*([1-5]\d\d)(\.0*)?(\s|$)")
 UTC = re.compile(r"(Z|\+00:00)$")
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d{1,9})?")
+_NOTHING = object()
+"""Value of what a row does not have."""
 _Row = tuple[int, dict[str, Any] | str]
 """Line in the file, and its values by name or the reason why there are none."""
 
@@ -57,6 +63,8 @@ class Rows:
     """Function that names the ``i``-th row's place in the file: ``"line 7"``."""
     unusable: tuple[str, ...] = ()
     """Message for each row that is left out: its place, and the problem."""
+    refused: tuple[str, ...] = ()
+    """HTTP status of each row that is left out because it is not 200."""
 
     def leave_out(self, wrong: NDArray[np.bool_], problem: Callable[[int], str]) -> Rows:
         """Leave out wrong rows, of columns with one entry for each row.
@@ -71,7 +79,24 @@ class Rows:
             {name: values[kept] for name, values in self.columns.items()},
             lambda row: self.line(int(kept[row])),
             self.unusable + new,
+            self.refused,
         )
+
+    def leave_refused(self, name: str) -> Rows:
+        """Leave out rows whose HTTP status, in the column of that name, is not 200."""
+        codes = [find_refusal(value) for value in self.columns[name].tolist()]
+        left = self.leave_out(np.array([code is not None for code in codes], bool), lambda _: "")
+        return replace(left, unusable=self.unusable, refused=(*self.refused, *filter(None, codes)))
+
+
+def find_refusal(status: object) -> str | None:
+    """Find the HTTP status of a request that was not served; a value that is none says nothing.
+
+    >>> find_refusal(429), find_refusal("503 Service Unavailable"), find_refusal("200.0")
+    ('429', '503', None)
+    """
+    found = _STATUS.match(str(status))
+    return None if found is None or found[1] == "200" else found[1]
 
 
 def csv_rows(path: Path, data: bytes) -> Iterator[_Row]:
@@ -129,7 +154,12 @@ def gather(rows: Iterable[_Row], kinds: dict[str, Kind]) -> Rows:
     found: dict[str, list[Any]] = {name: [] for name in kinds}
     lines: list[int] = []
     unusable: list[str] = []
+    refused: list[str] = []
+    status = next((name for name, kind in kinds.items() if kind == "status"), None)
     for number, row in rows:
+        if status and isinstance(row, dict) and (code := find_refusal(_lookup(row, status))):
+            refused.append(code)
+            continue
         values = row if isinstance(row, str) else _values(row, kinds)
         if isinstance(values, str):
             unusable.append(f"line {number}: {values}")
@@ -146,16 +176,14 @@ def gather(rows: Iterable[_Row], kinds: dict[str, Kind]) -> Rows:
             columns[name] = _dense([block for ids in found[name] for block in ids])
         else:
             columns[name] = np.array(found[name], _DTYPES.get(kind, np.int64))
-    return Rows(columns, lambda row: f"line {lines[row]}", tuple(unusable))
+    return Rows(columns, lambda row: f"line {lines[row]}", tuple(unusable), tuple(refused))
 
 
 def _values(row: dict[str, Any], kinds: dict[str, Kind]) -> list[Any] | str:
     """Find the row's values, or the problem of one."""
     values = []
     for name, kind in kinds.items():
-        try:
-            value = _lookup(row, name)
-        except (KeyError, TypeError):
+        if (value := _lookup(row, name)) is _NOTHING and kind != "status":
             return f"missing {name}; it must be {_WORDS[kind]}"
         try:
             values.append(_value(value, kind))
@@ -172,13 +200,14 @@ def _lookup(row: dict[str, Any], name: str) -> Any:
     if name in row:
         return row[name]
     table, _, key = name.partition(".")
-    return row[table][key]
+    inner = row.get(table)
+    return inner.get(key, _NOTHING) if isinstance(inner, dict) else _NOTHING
 
 
 def _value(value: Any, kind: Kind) -> Any:
     if isinstance(value, bool):
         raise TypeError
-    if kind == "any":
+    if kind in ("any", "status"):
         return value
     if kind == "text":
         return value + ""

@@ -14,7 +14,7 @@ from simulator.base import parquet
 from simulator.base.errors import UserError
 from simulator.workload.traces._arrow import arrow
 from simulator.workload.traces._columns import find_plain, read_csv
-from simulator.workload.traces._rows import LONGEST_TEXT, Columns, Kind, Rows
+from simulator.workload.traces._rows import LONGEST_TEXT, Columns, Kind, Rows, find_refusal
 from simulator.workload.unpacking import csv_header
 
 _OWN = {
@@ -54,20 +54,28 @@ def read_table(path: Path, data: bytes, kinds: dict[str, Kind], others: Sequence
     missing = {
         name: table.column(name).is_null().to_numpy()
         for name, kind in kinds.items()
-        if kind not in ("text", "any")
+        if kind not in ("text", "any", "status")
     }
     is_whole = ~np.any(list(missing.values()), axis=0)
+    refused: list[str] = []
+    for name in (name for name, kind in kinds.items() if kind == "status"):
+        codes = [find_refusal(value) for value in table.column(name).to_pylist()]
+        is_served = np.array([code is None for code in codes], bool)
+        refused = [code for code in codes if code]
+        for lacks in missing.values():
+            lacks &= is_served
+        is_whole &= is_served
     unusable = tuple(
         f"row {row + 1}: {next(name for name in missing if missing[name][row])} has no value"
-        for row in np.flatnonzero(~is_whole).tolist()
+        for row in np.flatnonzero(np.any(list(missing.values()), axis=0)).tolist()
     )
     kept = np.flatnonzero(is_whole)
-    if unusable:
+    if unusable or refused:
         table = table.filter(arrow().array(is_whole))
     columns: Columns = {}
     for name, kind in kinds.items():
         columns |= _column(path, name, kind, table.column(name))
-    return Rows(columns, lambda row: f"row {kept[row] + 1}", unusable)
+    return Rows(columns, lambda row: f"row {kept[row] + 1}", unusable, tuple(refused))
 
 
 def list_others(names: Sequence[str], known: Collection[str]) -> list[str]:
@@ -110,6 +118,8 @@ def _column(path: Path, name: str, kind: Kind, column: Any) -> Columns:
     if kind == "time":
         return {name: _times(path, name, column)}
     pa = arrow()
+    if kind == "status":
+        return {}
     if kind == "any":
         values = find_plain(column)
         return {} if values is None else {name: values}

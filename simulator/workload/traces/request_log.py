@@ -1,6 +1,7 @@
 """Logs of requests of any origin: CSV, Parquet or JSON lines with columns for the arrival, the
 prompt's tokens and the output's tokens, under the names that logs use, and perhaps ``domain`` and
-``request_id``; further columns of CSV and Parquet are attributes, such as ``priority``.
+``request_id``; rows of an HTTP status other than 200 are left out. Further columns of CSV and
+Parquet are attributes, such as ``priority``.
 
 Times are ISO 8601, or seconds, milliseconds, microseconds or nanoseconds, and a note says as what
 they were read. Without times there are lengths only. Asked last: a file in a format of its own is
@@ -9,6 +10,8 @@ read by that.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,7 +23,7 @@ from simulator.workload.traces import RequestTrace
 from simulator.workload.traces._check import trace_from_rows
 from simulator.workload.traces._columns import read_json_lines
 from simulator.workload.traces._names import EXAMPLES, Names, find_names
-from simulator.workload.traces._rows import Kind
+from simulator.workload.traces._rows import Kind, Rows
 from simulator.workload.traces._tables import (
     column_names,
     list_others,
@@ -46,17 +49,21 @@ class RequestLog(Frozen):
 
     def read(self, path: Path, data: bytes) -> RequestTrace:
         """Read the whole log."""
-        arrival, num_input, num_output = names_in(path, head_of(data))
+        arrival, num_input, num_output, status = names_in(path, head_of(data))
         if num_input is None or num_output is None:
             raise UserError(f"{path}: has no columns of prompt and output tokens")
         kinds: dict[str, Kind] = {num_input: "int", num_output: "int"}
         if arrival is not None:
             kinds[arrival] = "time"
+        if status is not None:
+            kinds[status] = "status"
         is_json = data.lstrip().startswith(b"{")
         names = () if is_json else column_names(path, head_of(data))
         kinds |= {name: "text" for name in ("domain", "request_id") if name in names}
         others = list_others(names, kinds)
         rows = read_json_lines(data, kinds) if is_json else read_table(path, data, kinds, others)
+        if status in rows.columns:
+            rows = rows.leave_refused(status)
         time_s, note = None, "no column of arrival times: lengths only"
         if arrival is not None:
             times = rows.columns[arrival]
@@ -76,8 +83,19 @@ class RequestLog(Frozen):
             attributes=attributes,
             notes=(
                 f"prompt tokens from {num_input}, output tokens from {num_output}; {note}",
+                *_tell_refused(rows),
                 *tell_left_out(others, attributes),
             ),
+        )
+
+
+def _tell_refused(rows: Rows) -> Iterator[str]:
+    """Note on the requests that were not served, by their HTTP status."""
+    if rows.refused:
+        counts = sorted(Counter(rows.refused).items())
+        yield (
+            f"{len(rows.refused)} rows with an HTTP status other than 200 left out: "
+            + ", ".join(f"{count} of {code}" for code, count in counts)
         )
 
 
