@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import pickle
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache, partial
@@ -16,13 +17,19 @@ from typing import Any, TypeVar
 
 import numba
 from numba import types
-from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+from numba.core.caching import (
+    CompileResultCacheImpl,
+    FunctionCache,
+    IndexDataCacheFile,
+    _CacheLocator,
+)
 
 from simulator.base.caches import compiled_folder, say_compiling
 from simulator.base.errors import UserError
 from simulator.base.text import first_line
 
 Compiled = TypeVar("Compiled", bound=Callable[..., Any])
+_DIGEST_BYTES = 32
 _jit = partial(numba.njit, no_cfunc_wrapper=True)  # nobody calls them from C
 
 
@@ -138,7 +145,7 @@ class _Locator(_CacheLocator):  # type: ignore[misc]  # untyped
 
     def __init__(self, function: Callable[..., Any], file: str) -> None:
         self._py_file = file  # numba names it in warnings
-        parts = (numba.__version__, _read_digest(file), *_stamps_of_others(function))
+        parts = ("digests", numba.__version__, _read_digest(file), *_stamps_of_others(function))
         self.stamp = hashlib.sha256(repr(parts).encode()).hexdigest()
 
     @classmethod
@@ -161,6 +168,35 @@ class _Impl(CompileResultCacheImpl):  # type: ignore[misc]  # untyped
     _locator_classes = [_Locator]
 
 
+class _Files(IndexDataCacheFile):  # type: ignore[misc]  # untyped
+    """Files that begin with the digest of what follows: machine code with a flipped bit would be
+    run, and end the process in a segmentation fault.
+    """
+
+    def _load_index(self) -> dict[Any, str]:
+        try:
+            stamp, overloads = self._load_data(self._index_name)
+        except FileNotFoundError:
+            return {}
+        return overloads if stamp == self._source_stamp else {}
+
+    def _save_index(self, overloads: dict[Any, str]) -> None:
+        self._save_data(self._index_name, (self._source_stamp, overloads))
+
+    def _load_data(self, name: str) -> Any:
+        content = memoryview(Path(self._data_path(name)).read_bytes())
+        digest, data = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+        if hashlib.sha256(data).digest() != digest:
+            raise OSError(f"{name} is damaged")  # of an entry, read as if it were not there
+        return pickle.loads(data)
+
+    def _save_data(self, name: str, data: Any) -> None:
+        content = self._dump(data)
+        with self._open_for_write(self._data_path(name)) as file:
+            file.write(hashlib.sha256(content).digest())
+            file.write(content)
+
+
 class _Cache(FunctionCache):  # type: ignore[misc]  # untyped
     """Cache whose failures cost time only: a damaged or unwritable one compiles anew."""
 
@@ -168,6 +204,7 @@ class _Cache(FunctionCache):  # type: ignore[misc]  # untyped
 
     def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
         super().__init__(function)
+        self._cache_file = _Files(self._cache_path, self._impl.filename_base, self.stamp)
         self._options = tuple(sorted(options.items()))
 
     def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:

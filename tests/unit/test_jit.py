@@ -82,6 +82,22 @@ def test_a_damaged_cache_is_made_anew(folder):
 
 
 @pytest.mark.slow
+def test_machine_code_with_flipped_bits_is_not_run(folder):
+    """It ended in a segmentation fault, or in a wrong answer."""
+    assert run(folder) == ["42 0.5", ""]
+    one, other = sorted((folder / "moesim").glob("*.nbc"))
+    for damaged, whole in ((one, other), (other, one)):
+        code, before = bytearray(damaged.read_bytes()), whole.read_bytes()
+        first = code.index(b"\x7fELF") + 64  # behind the header of what is linked
+        for place in range(first, first + 64):
+            code[place] ^= 0xFF
+        damaged.write_bytes(code)
+        assert run(folder) == ["42 0.5", ""]
+        assert damaged.read_bytes() != code
+        assert whole.read_bytes() == before  # and is not compiled again
+
+
+@pytest.mark.slow
 def test_what_a_called_function_or_a_number_of_another_file_becomes_is_compiled_anew(tmp_path):
     """numba looks at a function's own file only, and ran what it had called before."""
     (tmp_path / "twice.py").write_text(FUNCTION.replace("doubled", "twice") + "\nFACTOR = 1\n")
