@@ -231,11 +231,13 @@ _TABLES = Recent[tuple[bytes, int, str], StepTable](most=64)
 def share_table(pool: PoolState, stream: str) -> StepTable:
     """Find the table of a pool's steps, with the entries that runs have filled until now.
 
-    A table is started anew for requests with load profiles, whose tokens it counts, and where a
-    user's own code sets prices, which may change while a notebook goes on.
+    A table is started anew for requests with load profiles, whose tokens it counts; where pairs are
+    dropped, which are counted by layer in the steps that fill it; and where a user's own code sets
+    prices, which may change while a notebook goes on.
     """
     placement = pool.prices.placement
-    if pool.profiles is not None or not _is_all_shipped(placement):
+    counts = pool.profiles is not None or placement.drops_pairs
+    if counts or not _is_all_shipped(placement):
         return start_table(pool.mixes)
     key = (digest_placement(placement), pool.prices.max_tokens, stream)
     table = _TABLES.get(key, lambda: start_table(pool.mixes))

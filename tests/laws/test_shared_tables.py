@@ -11,7 +11,7 @@ import pytest
 from simulator.engine import shards
 from simulator.engine.pool import start_pools
 from simulator.engine.shards import digest_placement, share_table
-from simulator.engine.timeline import serve
+from simulator.engine.timeline import run_plan, serve
 from simulator.policies.dispatch.per_rank import PerRank
 from tests.cases import seeds
 from tests.laws.deployments import draw_deployment
@@ -41,6 +41,14 @@ def test_a_run_says_the_same_by_a_table_that_others_have_filled(tiny, seed):
     pd.testing.assert_frame_equal(found.requests_table(), alone.requests_table(), check_exact=True)
     for name in alone.pools:
         np.testing.assert_array_equal(found.steps_of(name), alone.steps_of(name))
+
+
+def test_drops_by_layer_are_the_same_by_a_run_before_this_one(tiny):
+    plan = tiny.plan("moe", **KEYS, overflow={"kind": "capacity", "factor": 1.0})
+    trace = tiny.trace(20)
+    first, again = (run_plan(plan, trace, fill=share_table).overflow_by_layer for _ in range(2))
+    assert again == first
+    assert sum(first.dropped) > 0
 
 
 def test_deployments_of_other_rules_names_and_numbers_of_replicas_share_a_table(tiny):
