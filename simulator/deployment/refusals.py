@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from simulator.base.errors import UserError
+from simulator.base.plugins import policy_class
 from simulator.config.calibration import CalibrationFile, find_pruned_fit
 from simulator.config.cluster import ClusterSpec
 from simulator.config.deployment import DeploymentSpec
@@ -85,8 +86,12 @@ def check_drafts(
         )
 
 
-def check_rebalancing(spec: DeploymentSpec, layout: Layout, where: str) -> None:
-    """Refuse to rebalance experts where none can move, or where moving them is not simulated."""
+def check_rebalancing(
+    spec: DeploymentSpec, layout: Layout, where: str, *, has_copies: bool
+) -> None:
+    """Refuse to rebalance experts where none can move, where moving them is not simulated, or by a
+    placement that has no slots for the copies that there are.
+    """
     if spec.rebalancing["kind"] == "none":
         return
     if not layout.travels:
@@ -98,6 +103,15 @@ def check_rebalancing(spec: DeploymentSpec, layout: Layout, where: str) -> None:
     if layout.pp > 1:
         raise UserError(
             f"{where}: moving experts in a pipeline is not simulated; leave pp or rebalancing out"
+        )
+    kind = spec.rebalancing.get("placement", {}).get("kind", "eplb")
+    is_own = "." in kind  # and may have as many slots by itself
+    keys = policy_class("placement", kind, where).model_fields
+    if has_copies and not is_own and "num_slots" not in keys:
+        raise UserError(
+            f"{where}: placement '{kind}' has no slots for copies of experts, and the deployment "
+            'has some; use placement.kind = "eplb", or leave num_slots out of the deployment\'s '
+            "own placement"
         )
 
 

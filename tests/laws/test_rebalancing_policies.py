@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy.optimize import Bounds, LinearConstraint, milp
 
+from simulator.base.errors import UserError
 from simulator.engine.rebalancing import list_parts
 from simulator.engine.timeline import serve
 from simulator.policies.placement import Placed
@@ -171,6 +172,33 @@ def test_experts_stay_where_moving_is_not_worth_it(keys):
     assert Periodic(every_s=10).decide(load, RNG) is not None
     assert Periodic(every_s=10, **keys).decide(load, RNG) is None
     assert Periodic(every_s=10).decide(load._replace(num_tokens=0), RNG) is None
+
+
+@pytest.mark.parametrize("kind", ["biased", "eplb"])
+def test_a_placement_with_slots_for_copies_fills_those_that_there_are(kind):
+    load_LE = draw_load(1)
+    order_LE = np.argsort(-load_LE)  # the most loaded ones on the first rank
+    start = place_in_order(3, 20, 4, 16)
+    expert_LP = np.take_along_axis(order_LE, start.expert_LP, axis=1)
+    load = load_of(load_LE, dataclasses.replace(start, expert_LP=expert_LP))
+    placed = Periodic(every_s=10, placement={"kind": kind}).decide(load, RNG)
+    assert placed is not None
+    assert placed.expert_LP.shape == (3, 20)
+
+
+@pytest.mark.parametrize(
+    ("placement", "message"),
+    [
+        ({}, "missing key 'kind'"),
+        ({"kind": "eplbb"}, "unknown placement kind 'eplbb'; did you mean 'eplb'?"),
+        ({"kind": "eplb", "slots": 3}, "unknown key 'slots'"),
+        ({"kind": "greedy"}, "placement 'greedy' has no slots for copies of experts"),
+    ],
+)
+def test_a_placement_that_cannot_be_is_refused_before_the_run(tiny, placement, message):
+    copies, policy = {"kind": "eplb", "num_slots": 20}, {"kind": "periodic", "placement": placement}
+    with pytest.raises(UserError, match=message):
+        tiny.plan("moe", **KEYS, placement=copies, rebalancing=policy)
 
 
 def rebalanced(tiny, policy, **keys):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Annotated
 
 import numpy as np
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
+from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen, Policy
-from simulator.base.plugins import build
+from simulator.base.kinds import PolicyOf
+from simulator.base.plugins import build, policy_class
 from simulator.base.quantities import Duration, Factor, Seconds, Steps
 from simulator.policies.placement import Placed, PlacementPolicy
 from simulator.policies.rebalancing import HOST_S_PER_LAYER, ExpertLoad
@@ -41,8 +44,9 @@ class Periodic(Frozen):
     = ``every_s`` counts."""
     window_steps: Steps | None = None
     """Steps before a look whose load counts; absent = all since the last look."""
-    placement: Policy = {"kind": "eplb"}
-    """Placement policy; of ``eplb``, the slots are those that the deployment has."""
+    placement: Annotated[Policy, PolicyOf("placement")] = {"kind": "eplb"}
+    """Placement policy; of those with slots for copies, these are as many as the
+    deployment has."""
     threshold: Factor = 1.0
     """Ratio of the busiest rank's load to the mean rank's in the window, as a mean over layers, at
     and above which experts are moved."""
@@ -73,6 +77,15 @@ class Periodic(Frozen):
         check_chunks(self)
         return self
 
+    @field_validator("placement")
+    @classmethod
+    def _check_placement(cls, table: Policy) -> Policy:
+        try:
+            build("placement", table, "placement")
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        return table
+
     def looks(self) -> Iterator[float]:
         if self.every_steps is not None:
             return list_intervals(self.every_steps, self.window_steps or self.every_steps)
@@ -87,7 +100,8 @@ class Periodic(Frozen):
             return None
         table = dict(self.placement)
         num_slots = load.placed.expert_LP.shape[1]
-        if table["kind"] == "eplb" and num_slots > load.load_LE.shape[1]:
+        fields = policy_class("placement", table["kind"], "rebalancing placement").model_fields
+        if "num_slots" in fields and num_slots > load.load_LE.shape[1]:
             table["num_slots"] = num_slots
         elif table == {"kind": "eplb"} and num_slots % load.placed.num_ranks:
             table = {"kind": "greedy"}  # without copies they do the same
