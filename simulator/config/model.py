@@ -147,6 +147,11 @@ class ModelSpec(Frozen):
                         f"layers name the ffn '{ffn}', which is not in ffns "
                         f"({', '.join(self.ffns)})"
                     )
+        named = {name for layer in self.layer_names for name in layer}
+        for key, own in (("mixers", self.mixers), ("ffns", self.ffns)):
+            for name in own:
+                if name not in named:
+                    raise ValueError(f"{key} has '{name}', which no layer has; leave it out")
         return self
 
     @model_validator(mode="after")

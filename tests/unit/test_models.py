@@ -108,11 +108,18 @@ def test_one_expert_of_one_costs_what_the_dense_block_costs_and_a_router():
         ),
         ({"layers": []}, "layers"),
         (
+            {"layers": [{"pattern": [["full", "none"]]}]},
+            "ffns has 'moe', which no layer has; leave it out",
+        ),
+        (
             {"mixers": {"full": {**TINY["mixers"]["full"], "num_kv_heads": 3}}},
             "num_kv_heads \\(3\\) must divide num_heads \\(4\\)",
         ),
         (
-            {"ffns": {**TINY["ffns"], "other": {**TINY["ffns"]["moe"], "num_experts": 4}}},
+            {
+                "ffns": {**TINY["ffns"], "other": {**TINY["ffns"]["moe"], "num_experts": 4}},
+                "layers": [{"pattern": [["full", "moe"], ["full", "other"]]}],
+            },
             "all ffns with experts must have the same num_experts",
         ),
         (
