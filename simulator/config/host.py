@@ -17,6 +17,7 @@ from simulator.base.data import find_file, load_once
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen, Policy, validate
 from simulator.base.quantities import (
+    IS_LABEL,
     Amount,
     BytesPerSecond,
     Cores,
@@ -36,6 +37,7 @@ from simulator.config.calibration import (
     list_calibration_files,
     read_calibration,
 )
+from simulator.config.dtypes import DType
 from simulator.config.host_memory import HostSpec, MemoryTier
 
 Numbers = Annotated[tuple[Amount, ...], Field(strict=False, min_length=1)]
@@ -229,7 +231,7 @@ class HostCalibration(Frozen):
     """Machine that was measured, processor and cores. A run on another machine says so."""
     num_cores: Cores
     """Cores of the machine."""
-    dtype: str
+    dtype: DType
     """Number format that was timed."""
     engine: EngineFit
     """Time of the runtime itself: ``step_s`` is starting a step on every rank and hearing of its
@@ -242,7 +244,7 @@ class HostCalibration(Frozen):
     """Products with pruned matrices against whole ones."""
     storage: Storage | None = None
     """Reads of experts from the disk; absent = not measured."""
-    others_share: Ratio | None = None
+    others_share: Annotated[Ratio | None, IS_LABEL] = None
     """Share of the cores that other programs took while it was measured; absent = not known."""
     notes: Label = ""
     """Remarks in free text."""

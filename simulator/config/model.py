@@ -62,14 +62,16 @@ class LayerRun(Frozen):
 class Published(Frozen):
     """Size of the model as its makers print it."""
 
-    total_parameters: Annotated[float, value_range(1, 1e15, "parameters")]
+    total_parameters: Annotated[float, value_range(1, 1e15, "parameters"), IS_LABEL]
     """Number of parameters that the makers print."""
-    active_parameters: Annotated[float, value_range(1, 1e15, "parameters")] | None = None
+    active_parameters: Annotated[
+        Annotated[float, value_range(1, 1e15, "parameters")] | None, IS_LABEL
+    ] = None
     """Number of parameters of one token that the makers print; absent = they print none."""
-    total_rounded_to: PrintedParameters = 0.0
+    total_rounded_to: Annotated[PrintedParameters, IS_LABEL] = 0.0
     """Value of the last digit that the makers print of the parameters, where it is coarser than 2 %
     of the number (17B: 1e9)."""
-    active_rounded_to: PrintedParameters = 0.0
+    active_rounded_to: Annotated[PrintedParameters, IS_LABEL] = 0.0
     """Value of the last digit that the makers print of the parameters of one token."""
     disagreement: Label = ""
     """Reason why a count that follows from the layers differs by more than 1 % and by more than

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import model_validator
 
-from simulator.base.quantities import Groups, Heads, TokenCount, Tokens, Width
+from simulator.base.quantities import IS_LABEL, Groups, Heads, TokenCount, Tokens, Width
 from simulator.config._config_json import ConfigKeys, Table
 from simulator.config.linear import Linear
 from simulator.config.mixers import ContextTerm, Mixer, count_heads
@@ -47,7 +47,7 @@ class CompressedAttention(Mixer):
     """Number of groups of heads whose outputs are projected down by themselves."""
     output_rank: Width
     """Numbers that each group's output is projected down to."""
-    rope_head_size: Width = 64
+    rope_head_size: Annotated[Width, IS_LABEL] = 64
     """Numbers of a head that carry the rotary position."""
 
     @model_validator(mode="after")
