@@ -293,5 +293,5 @@ def test_a_plan_takes_a_larger_share_where_the_engine_s_own_leaves_no_room():
     again = make_plan(spec, 1, "test", Path())
     assert again.serving.capacity.tokens == plan.serving.capacity.tokens > 0
     table = spec.model_dump(exclude={"memory_fraction"}, exclude_defaults=True)
-    with pytest.raises(UserError, match="memory_fraction = 0.8"):
+    with pytest.raises(UserError, match=r"memory_fraction = 0\.8"):
         make_plan(validate(DeploymentSpec, table, "test"), 1, "test", Path())
