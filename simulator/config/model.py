@@ -11,6 +11,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from simulator.base.data import find_file, load_once
+from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen, Policy, validate
 from simulator.base.kinds import OneOf, PolicyOf
 from simulator.base.quantities import (
@@ -154,23 +155,6 @@ class ModelSpec(Frozen):
             for name in own:
                 if name not in named:
                     raise ValueError(f"{key} has '{name}', which no layer has; leave it out")
-        return self
-
-    @model_validator(mode="after")
-    def _is_as_large_as_published(self) -> Self:
-        said = self.published
-        if said is None or said.disagreement:
-            return self
-        for name, counted, printed, digit in (
-            ("total", self.num_parameters, said.total_parameters, said.total_rounded_to),
-            ("active", self.num_active_parameters, said.active_parameters, said.active_rounded_to),
-        ):
-            if printed and abs(counted - printed) > max(_MOST_OFF * printed, digit / 2):
-                raise ValueError(
-                    f"published.{name}_parameters ({printed:.3g}) and the layers' own "
-                    f"({counted:.3g}) differ by more than {_MOST_OFF:.0%}; correct either, or say "
-                    "why in published.disagreement"
-                )
         return self
 
     @model_validator(mode="after")
@@ -322,7 +306,30 @@ def _load_model(name: str, where: str, folder: Path | None) -> ModelSpec:
         path = find_file("workloads/models", name, where)
     table = read_toml(path)
     table.setdefault("name", path.stem)
-    return _complete(validate(ModelSpec, table, str(path)))
+    found = validate(ModelSpec, table, str(path))
+    _check_published(found, str(path))
+    return _complete(found)
+
+
+def _check_published(model: ModelSpec, where: str) -> None:
+    """Refuse a file whose layers are of another size than its makers print.
+
+    Raises:
+        UserError: with both numbers.
+    """
+    said = model.published
+    if said is None or said.disagreement:
+        return
+    for name, counted, printed, digit in (
+        ("total", model.num_parameters, said.total_parameters, said.total_rounded_to),
+        ("active", model.num_active_parameters, said.active_parameters, said.active_rounded_to),
+    ):
+        if printed and abs(counted - printed) > max(_MOST_OFF * printed, digit / 2):
+            raise UserError(
+                f"{where}: published.{name}_parameters ({printed:.3g}) and the layers' own "
+                f"({counted:.3g}) differ by more than {_MOST_OFF:.0%}; correct either, leave "
+                "published out, or say why in published.disagreement"
+            )
 
 
 def _complete(model: ModelSpec) -> ModelSpec:

@@ -56,7 +56,7 @@ def test_what_names_another_file_is_loaded_for_itself():
 
 
 def test_a_file_that_changes_or_comes_is_seen_by_the_next_search(own_model):
-    text = own_model.read_text()
+    text = own_model.read_text().partition("[published]")[0]
     with cache_lookups():
         layers = load_model("own", "test").num_layers
         own_model.write_text(text.replace("repeat = 32", "repeat = 16"))

@@ -281,7 +281,8 @@ def test_two_folders_with_a_model_of_one_name_do_not_share_its_steps(tmp_path):
     for layers in (36, 12):
         folder = tmp_path / str(layers)
         folder.mkdir()
-        (folder / "own.toml").write_text(shipped.replace("repeat = 36", f"repeat = {layers}"))
+        own = shipped.partition("[published]")[0].replace("repeat = 36", f"repeat = {layers}")
+        (folder / "own.toml").write_text(own)
         asked = question(models=[{"model": "own.toml"}])
         one = Explorer(
             Space(asked, folder), evaluation(1.0).candidate, traffic_of(asked, Path()), 1
