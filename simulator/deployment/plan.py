@@ -161,6 +161,14 @@ class DeploymentPlan:
         return self.spec.prefix_caching and grows and not has_state
 
     @property
+    def draws_hits(self) -> bool:
+        """Whether it is drawn which experts tokens find where some are offloaded: no band knows how
+        real tokens repeat their experts.
+        """
+        experts = self.placement.experts
+        return self.placement.offload is not None and experts is not None and not experts.recorded
+
+    @property
     def steps_ahead(self) -> int:
         """Number of steps that are formed while another one runs: none with a pipeline, whose
         batches are all in flight anyway, and on a processor, where vLLM turns it off

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from simulator.config.capacity import Question
+from simulator.planner.answer import make_answer
 from simulator.planner.calibration_error import compute_miss_probability
 from simulator.planner.capacity import plan_capacity
 from simulator.planner.conditions import identity
@@ -28,6 +29,8 @@ from simulator.planner.space import Space
 from simulator.planner.store import Store, key_of
 from simulator.planner.stored import STORED_EVALUATION, StoredEvaluation
 from simulator.planner.trial import Outcome
+from simulator.planner.uncertainty.assessment import assess
+from simulator.results.plan_sentences.headline import headline
 from tests.findings_database import query, read_findings
 from tests.laws.tiny_question import ENGINE
 
@@ -387,3 +390,28 @@ def test_what_is_likely_to_miss_a_target_says_so():
     assert loose < 0.01
     assert 0.1 < tight < 0.9
     assert 0 <= explorer.find().risk <= 1
+
+
+def test_no_probability_is_of_hits_that_were_drawn():
+    """Bands know nothing of how real tokens repeat their experts."""
+    fixed = {"kind": "fixed", "num_input": 60, "num_output": 10}
+    arrivals = {"kind": "poisson", "rate_per_s": 0.01}
+    asked = question(
+        models=[
+            {
+                "model": "mixtral-8x7b",
+                "engine": "any",
+                "weight_dtypes": ["int4"],
+                "deployment": {"offload": {"slots": 5}},
+            }
+        ],
+        clusters=[{"cluster": "desktop-rtx-4090", "max_gpus": 1}],
+        space={"tp": [1], "attention_dp": [1], "token_budgets": [2048]},
+        targets={"ttft_s": {"p90": 60.0}, "tpot_s": {"p90": 1.0}},
+        workload={"requests": {"arrivals": arrivals, "lengths": fixed, "num_requests": 20}},
+    )
+    found = search(asked, Path(), Store(None), workers=1)
+    answer = make_answer(found, assess(found, workers=1))
+    assert answer.recommended is not None
+    assert answer.confidence.meets_targets is None
+    assert "probability" not in headline(answer)

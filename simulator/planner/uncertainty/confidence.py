@@ -235,7 +235,8 @@ def find_second_choice(result: SearchResult) -> Evaluation | None:
 def summarise_confidence(
     result: SearchResult, choices: Choices, tried: FixedSize, costs: CostSamples
 ) -> Confidence:
-    """Bands of the recommended deployment's figures, and probabilities that the choice is right.
+    """Bands of the recommended deployment's figures, and probabilities that the choice is right,
+    but where hits of offloaded experts are drawn.
 
     Args:
         tried: of the recommended deployment.
@@ -244,8 +245,12 @@ def summarise_confidence(
     mine, demand = costs.draw_costs(first), costs.demands[first.candidate]
     if mine is None or first.cluster_size is None:
         raise ValueError("the first choice has no demand")
-    opened = result.trials.open_explorer(first.candidate, WHOLE)
-    plan, longest = opened.plan(first.cluster_size), longest_tokens(result.traffic.trace)
+    plans = [
+        result.trials.open_explorer(one.candidate, WHOLE).plan(one.cluster_size)
+        for one in choices[:2]
+        if one is not None and one.cluster_size is not None
+    ]
+    plan, longest = plans[0], longest_tokens(result.traffic.trace)
     starts = compute_start_probability(plan, longest)
     low, high = find_band(mine)
     kept = find_kept(demand, tried, costs.errors)
@@ -256,7 +261,7 @@ def summarise_confidence(
         needed_cost_high=high,
         fails=float(np.isinf(mine).mean()),
         starts=starts,
-        meets_targets=starts * meets,
+        meets_targets=None if plan.draws_hits else starts * meets,
         headroom_low=most[0],
         headroom_high=most[1],
         figures=band_figures(demand, tried, first.outcome),
@@ -266,6 +271,8 @@ def summarise_confidence(
             *_METHOD,
         ),
     )
+    if any(one.draws_hits for one in plans):
+        return answer
     compared: dict[str, Any] = {}
     if choices.second is not None and (theirs := costs.draw_costs(choices.second)) is not None:
         less, more = float((mine < theirs).mean()), float((mine > theirs).mean())

@@ -50,7 +50,8 @@ class Confidence(Part):
     starts: float | None = None
     """Probability that weights and one of the longest requests fit in a GPU's memory."""
     meets_targets: float | None = None
-    """Probability that the recommended deployment meets every target as it is."""
+    """Probability that the recommended deployment meets every target as it is; null where it is
+    drawn which experts tokens find where some are offloaded."""
     headroom_low: float | None = None
     """Times the traffic that it carries where the calibration is too fast."""
     headroom_high: float | None = None
