@@ -31,10 +31,18 @@ from simulator.commands.schema import FILES
 from simulator.commands.train import train
 from simulator.config import engine
 from simulator.config.calibration import Fit
+from simulator.config.capacity import Question
 from simulator.config.model import ModelSpec, _complete
 from simulator.deployment.facts import facts_of
 from simulator.engine import experts_table
 from simulator.engine.timeline import run_plan
+from simulator.planner.answer import make_answer
+from simulator.planner.requests import traffic_of
+from simulator.planner.screen import screen
+from simulator.planner.search import search
+from simulator.planner.space import Space
+from simulator.planner.store import Store
+from simulator.planner.uncertainty.assessment import assess
 from simulator.planner.uncertainty.run_bands import StepTables, _estimate_error
 from simulator.results.metrics import summarise
 from simulator.scenario.scenario import Scenario
@@ -271,14 +279,16 @@ class World:
         self.name, self.kind = name, own.pop("of", "scenario")
         base = TEXT["base"][self.kind]
         table = {"name": name, "seed": 1}
-        table["deployments"] = [
-            {**base["deployment"], **own.pop("deployment", {})},
-            *own.pop("besides", []),
-        ]
-        for key in ("workload", "training"):
-            if key in base:
-                table[key] = {**base[key], **own.get(key, {})}
-        cls = {"scenario": Scenario, "training": TrainingScenario}[self.kind]
+        if "deployment" in base:
+            table["deployments"] = [
+                {**base["deployment"], **own.pop("deployment", {})},
+                *own.pop("besides", []),
+            ]
+        for key in base.keys() - {"deployment"}:
+            is_table = isinstance(base[key], dict)
+            table[key] = {**base[key], **own.pop(key, {})} if is_table else base[key]
+        table |= own
+        cls = {"scenario": Scenario, "training": TrainingScenario, "plan": Question}[self.kind]
         self.parts = {"file": cls.read(table, name, folder)}
         for model, keys in TEXT["models"].items():
             if f"'model': '{model}'" in repr(table):
@@ -412,7 +422,20 @@ def _train(scenario):
     yield results.run["notes"]
 
 
-FIGURES = {"scenario": _serve, "training": _train}
+def _plan(question):
+    """Figures of a plan, the cheapest first: what is screened, and the answer."""
+    folder = Path(question.folder)
+    space, traffic = Space(question, folder), traffic_of(question, folder)
+    for place in range(len(space.models)):
+        for machines in range(len(space.machines)):
+            found = screen(space, traffic, place, machines)
+            yield _numbers([found.candidates, found.num_legal, found.front])
+    result = search(question, folder, Store(None), workers=1)
+    answer = make_answer(result, assess(result, workers=1)).model_dump(mode="json")
+    yield _numbers(answer)
+
+
+FIGURES = {"scenario": _serve, "training": _train, "plan": _plan}
 
 
 def _ask(worlds, cls, name):
