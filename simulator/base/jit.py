@@ -183,6 +183,14 @@ class _Files(IndexDataCacheFile):  # type: ignore[misc]  # untyped
     def _save_index(self, overloads: dict[Any, str]) -> None:
         self._save_data(self._index_name, (self._source_stamp, overloads))
 
+    def save(self, key: tuple[Any, ...], data: Any) -> None:
+        """Save an entry in a file named after its key, which processes that compile different
+        signatures at once do not take for each other's.
+        """
+        name = self._data_name(int(hashlib.sha256(repr(key).encode()).hexdigest()[:12], 16))
+        self._save_index({**self._load_index(), key: name})
+        self._save_data(name, data)
+
     def _load_data(self, name: str) -> Any:
         content = memoryview(Path(self._data_path(name)).read_bytes())
         digest, data = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]

@@ -109,6 +109,9 @@ def _find_obstacle(error: OSError) -> str | None:
         os.getcwd()
     except OSError:
         return "the current folder was removed, or cannot be read: change to another (cd)"
+    if error.filename is None:  # what was written to, or a process: only a full disk is the user's
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return "no space left to write to; make room, or write elsewhere" if is_full else None
     return f"{error.filename}: {error.strerror}" if error.errno in _OBSTACLES else None
 
 

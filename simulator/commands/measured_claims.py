@@ -114,9 +114,8 @@ def read_measured(claim: ClaimFile) -> Measured | None:
     """
     if claim.real is None:
         return None
-    file = _find_file(claim)
     with suppress(UserError, ValidationError):  # none, or an earlier version's
-        kept = Measured.model_validate_json(read_bytes(file))
+        kept = Measured.model_validate_json(read_bytes(_find_file(claim)))
         if kept.machine == name_machine():
             return kept
     return None

@@ -34,7 +34,11 @@ _PEAKS = ("bf16_flops_per_s", "fp8_flops_per_s", "int8_flops_per_s", "fp4_flops_
 
 _SHIPPED: dict[str, tuple[float, float, str]] = {
     "bf16_flops_per_s": (2e12, 2.5e15, "FLOP/s"),
+    "fp8_flops_per_s": (2.96e14, 5e15, "FLOP/s"),
+    "fp4_flops_per_s": (1.87e15, 1.5e16, "FLOP/s"),
+    "int8_flops_per_s": (1.535e14, 5e15, "op/s"),
     "memory_bytes": (1.6e10, 2.79e11, "B"),
+    "visible_memory_bytes": (1e10, 2.98e11, "B"),
     "memory_bytes_per_s": (4e10, 8e12, "B/s"),
     "bytes_per_s": (1e10, 9e11, "B/s"),
     "latency_s": (0.0, 5e-6, "s"),

@@ -14,6 +14,7 @@ from simulator.base.data import available_files
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen, Policy, validate
 from simulator.base.kinds import PolicyOf
+from simulator.base.plugins import available
 from simulator.base.quantities import Bytes, Factor, Label, Seconds, Sequences, Sources, TokenBudget
 from simulator.base.reading import read_toml
 from simulator.config.accelerator import AcceleratorSpec
@@ -143,6 +144,12 @@ class EngineSpec(Frozen):
             "token_budget" in tier.server for tier in self.tiers
         ):
             raise ValueError("attention_dp.splits_budget divides token_budget, which a tier lacks")
+        known = available("speculation")
+        if unknown := [kind for kind in self.drafts.works_ahead if kind not in known]:
+            raise ValueError(
+                f"drafts.works_ahead names '{unknown[0]}', which is no kind of speculation "
+                f"({', '.join(known)})"
+            )
         last = self.tiers[-1]
         if last.least_memory_bytes or last.other_than:
             raise ValueError("tiers must end with one that holds for every GPU")

@@ -150,11 +150,11 @@ class ModelSpec(Frozen):
                         f"layers name the ffn '{ffn}', which is not in ffns "
                         f"({', '.join(self.ffns)})"
                     )
-        named = {name for layer in self.layer_names for name in layer}
-        for key, own in (("mixers", self.mixers), ("ffns", self.ffns)):
-            for name in own:
-                if name not in named:
-                    raise ValueError(f"{key} has '{name}', which no layer has; leave it out")
+        patterns = [layer for run in self.layers for layer in run.pattern]
+        own = {"mixers": self.mixers.keys(), "ffns": self.ffns.keys()}
+        for (key, names), named in zip(own.items(), zip(*patterns, strict=True), strict=True):
+            for name in names - {*named}:
+                raise ValueError(f"{key} has '{name}', which no layer has; leave it out")
         return self
 
     @model_validator(mode="after")

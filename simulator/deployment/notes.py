@@ -12,6 +12,7 @@ from simulator.config.cluster import list_odd_wires
 from simulator.config.engine import find_engine
 from simulator.config.host import HostRates
 from simulator.config.routing import routing_note
+from simulator.config.speeds import Speeds
 from simulator.deployment.memory import memory_rules, start_probability
 from simulator.deployment.offload_text import describe_offload
 from simulator.deployment.plan import DeploymentPlan
@@ -25,8 +26,10 @@ def notes_of(plan: DeploymentPlan) -> list[str]:
     slower than usual or far from every machine, and for a release that was not measured.
     """
     placement = plan.placement
-    accelerator = placement.accelerator
-    slower = [*list_odd(accelerator, accelerator.name), *list_odd_wires(placement.cluster)]
+    slower = []
+    if plan.spec.speeds == Speeds():  # else numbers are not those of a file
+        accelerator = placement.accelerator
+        slower += [*list_odd(accelerator, accelerator.name), *list_odd_wires(placement.cluster)]
     slower += _degraded_note(plan)
     if release := list_unseen(plan).get("release"):
         slower.append(f"{release}; bands are those of whole releases that were left out")

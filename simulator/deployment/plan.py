@@ -479,8 +479,8 @@ def _make_pool(
     order = build("order", spec.order, f"{place} [order]")
     balancing = build("balancing", spec.balancing, f"{place} [balancing]")
     has_copies = experts is not None and experts.placed.expert_LP.shape[1] > num_experts
-    check_rebalancing(spec, layout, f"{place} [rebalancing]", has_copies=has_copies)
     rebalancing = build("rebalancing", spec.rebalancing, f"{place} [rebalancing]")
+    check_rebalancing(spec, rebalancing, layout, f"{place} [rebalancing]", has_copies=has_copies)
     recovery: RecoveryPolicy = build("recovery", spec.recovery, f"{place} [recovery]")
     check_recovery(spec, placement, f"{place} [recovery]")
     scaling: ScalingPolicy = build("scaling", spec.scaling, f"{place} [scaling]")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from simulator.base.errors import UserError
+from simulator.base.frozen import Policy
 from simulator.base.plugins import policy_class
 from simulator.config.calibration import CalibrationFile, find_pruned_fit
 from simulator.config.cluster import ClusterSpec
@@ -16,6 +17,7 @@ from simulator.config.pruning import Pruning, Unstructured, choose_dense, choose
 from simulator.deployment.placement import Placement
 from simulator.policies.failures import Machines
 from simulator.policies.placement_faults import count_slots
+from simulator.policies.rebalancing import RebalancingPolicy
 from simulator.policies.scheduling import Rules
 from simulator.policies.speculation import Drafts
 from simulator.work.layout import Layout
@@ -87,7 +89,7 @@ def check_drafts(
 
 
 def check_rebalancing(
-    spec: DeploymentSpec, layout: Layout, where: str, *, has_copies: bool
+    spec: DeploymentSpec, policy: RebalancingPolicy, layout: Layout, where: str, *, has_copies: bool
 ) -> None:
     """Refuse to rebalance experts where none can move, where moving them is not simulated, or by a
     placement that has no slots for the copies that there are.
@@ -104,7 +106,10 @@ def check_rebalancing(
         raise UserError(
             f"{where}: moving experts in a pipeline is not simulated; leave pp or rebalancing out"
         )
-    kind = spec.rebalancing.get("placement", {}).get("kind", "eplb")
+    placement: Policy | None = getattr(policy, "placement", None)
+    if placement is None:  # the policy moves experts by itself
+        return
+    kind = placement["kind"]
     is_own = "." in kind  # and may have as many slots by itself
     keys = policy_class("placement", kind, where).model_fields
     if has_copies and not is_own and "num_slots" not in keys:

@@ -260,6 +260,16 @@ def _round_up(tokens: int, page: int) -> int:
 
 
 @jit_inner
+def count_emitted(requests: Requests, ranks: Ranks, d: int, r: int) -> int:
+    """Count the output tokens of a request of rank ``d`` that are out, those of the step in flight
+    not among them.
+    """
+    request, rank = requests.each[r], ranks.each[d]
+    is_out = rank.in_flight and request.joined == rank.ticks
+    return int(request.generated - (max(1, -request.ahead) if is_out else 0))
+
+
+@jit_inner
 def _survey_running(
     requests: Requests, ranks: Ranks, d: int, limits: Limits
 ) -> tuple[int, int, float]:
@@ -274,7 +284,7 @@ def _survey_running(
         if request.computed < request.prompt:
             open_chunk = i
             continue
-        emitted = request.generated - (rank.in_flight and request.joined == rank.ticks)
+        emitted = count_emitted(requests, ranks, d, ranks.running[d, i])
         tokens += clip_output(request.max_output - emitted) * share
         count += 1
     return open_chunk, count, tokens

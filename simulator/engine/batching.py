@@ -14,7 +14,7 @@ import math
 import numpy as np
 
 from simulator.base.jit import jit_inline, jit_inner
-from simulator.engine.admission import admit, admit_prefills, reserve_blocks
+from simulator.engine.admission import admit, admit_prefills, count_emitted, reserve_blocks
 from simulator.engine.cache import (
     allocate_blocks,
     blocks_for,
@@ -162,10 +162,7 @@ def retract(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> None:
     used, asked = 0, 1
     for i in range(rank.num_running):
         request = rows[running[d, i]]
-        emitted = request.generated
-        if rank.in_flight and request.joined == rank.ticks:
-            emitted -= max(1, -request.ahead)
-        used += emitted + limits.rules.retract_steps
+        used += count_emitted(requests, ranks, d, running[d, i]) + limits.rules.retract_steps
         asked += request.max_output
     ranks.output_share[d] = min(1.0, used / asked)
 

@@ -120,7 +120,8 @@ def read_steps(
     after replica, and one of :data:`COST_COLUMNS` beside it.
     """
     log = np.concatenate(parts)
-    log = log[~np.isnan(log[:, 1])]  # in flight for nobody, when all requests have ended
+    if (is_cut := np.isnan(log[:, 1])).any():  # in flight for nobody, when all requests have ended
+        log = log[~is_cut]
     replica, names = log[:, REPLICA].astype(np.int64), ["both"]
     if len(pools) > 1:  # in the log the pool comes first that requests come to first
         names = ["prefill", "decode"]

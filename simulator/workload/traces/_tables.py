@@ -14,7 +14,14 @@ from simulator.base import parquet
 from simulator.base.errors import UserError
 from simulator.workload.traces._arrow import arrow
 from simulator.workload.traces._columns import find_plain, read_csv
-from simulator.workload.traces._rows import LONGEST_TEXT, Columns, Kind, Rows, find_refusal
+from simulator.workload.traces._rows import (
+    LONGEST_TEXT,
+    Columns,
+    Kind,
+    Rows,
+    find_refusal,
+    hold_codes,
+)
 from simulator.workload.unpacking import csv_header
 
 _OWN = {
@@ -118,9 +125,9 @@ def _column(path: Path, name: str, kind: Kind, column: Any) -> Columns:
     if kind == "time":
         return {name: _times(path, name, column)}
     pa = arrow()
-    if kind == "status":
+    if kind == "status" and hold_codes(column.to_pylist()):
         return {}
-    if kind == "any":
+    if kind in ("any", "status"):
         values = find_plain(column)
         return {} if values is None else {name: values}
     if kind == "text":

@@ -23,7 +23,7 @@ from simulator.workload.traces import RequestTrace
 from simulator.workload.traces._check import trace_from_rows
 from simulator.workload.traces._columns import read_json_lines
 from simulator.workload.traces._names import EXAMPLES, Names, find_names
-from simulator.workload.traces._rows import Kind, Rows
+from simulator.workload.traces._rows import Kind, Rows, hold_codes
 from simulator.workload.traces._tables import (
     column_names,
     list_others,
@@ -64,6 +64,13 @@ class RequestLog(Frozen):
         rows = read_json_lines(data, kinds) if is_json else read_table(path, data, kinds, others)
         if status in rows.columns:
             rows = rows.leave_refused(status)
+            if not (is_json or rows.refused or hold_codes(rows.columns[status].tolist())):
+                others.append(status)
+        if rows.refused and not len(rows.columns[num_input]):
+            raise UserError(
+                f"{path}: no request was served, all rows have an HTTP status other than 200 "
+                f"({_count_codes(rows)}); leave that column out to take them as served"
+            )
         time_s, note = None, "no column of arrival times: lengths only"
         if arrival is not None:
             times = rows.columns[arrival]
@@ -92,11 +99,13 @@ class RequestLog(Frozen):
 def _tell_refused(rows: Rows) -> Iterator[str]:
     """Note on the requests that were not served, by their HTTP status."""
     if rows.refused:
-        counts = sorted(Counter(rows.refused).items())
-        yield (
-            f"{len(rows.refused)} rows with an HTTP status other than 200 left out: "
-            + ", ".join(f"{count} of {code}" for code, count in counts)
-        )
+        count = len(rows.refused)
+        yield f"{count} rows with an HTTP status other than 200 left out: {_count_codes(rows)}"
+
+
+def _count_codes(rows: Rows) -> str:
+    counts = sorted(Counter(rows.refused).items())
+    return ", ".join(f"{count} of {code}" for code, count in counts)
 
 
 def names_in(path: Path, head: bytes) -> Names:
