@@ -131,8 +131,8 @@ FAULTS = (
     Fault(
         "who has all tokens with the step in flight gets another one",
         BATCHING,
-        "has_all = request.generated == request.known_end  # with the step in flight",
-        "has_all = False",
+        "if gets_last(requests, r) or not (decodes if decodes_next else prompts):",
+        "if not (decodes if decodes_next else prompts):",
     ),
     Fault(
         "a summed decode that ends with the step in flight takes a place in the next",

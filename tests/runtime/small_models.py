@@ -11,12 +11,13 @@ SHARED = {"num_shared_experts": 2, "shared_intermediate_size": 14}
 
 
 def spec(ffn, mixer=GQA, pattern=(("m", "f"), ("m", "f")), **keys):
+    has_mixer, has_ffn = (any(half in layer for layer in pattern) for half in "mf")
     table = {
         "name": "small",
         "hidden_size": 24,
         "vocab_size": 50,
-        "mixers": {"m": mixer},
-        "ffns": {"f": ffn},
+        "mixers": {"m": mixer} if has_mixer else {},
+        "ffns": {"f": ffn} if has_ffn else {},
         **keys,
     }
     return ModelSpec.model_validate(
