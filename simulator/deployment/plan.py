@@ -40,6 +40,7 @@ from simulator.deployment.other_gpus import (
 from simulator.deployment.placement import Placement, choose_precision, wire_links
 from simulator.deployment.reduction import reduce_model
 from simulator.deployment.refusals import (
+    check_copies,
     check_degraded,
     check_degraded_gpus,
     check_drafts,
@@ -479,8 +480,10 @@ def _make_pool(
     order = build("order", spec.order, f"{place} [order]")
     balancing = build("balancing", spec.balancing, f"{place} [balancing]")
     has_copies = experts is not None and experts.placed.expert_LP.shape[1] > num_experts
+    check_rebalancing(spec, layout, f"{place} [rebalancing]")
     rebalancing = build("rebalancing", spec.rebalancing, f"{place} [rebalancing]")
-    check_rebalancing(spec, rebalancing, layout, f"{place} [rebalancing]", has_copies=has_copies)
+    if has_copies:
+        check_copies(rebalancing, f"{place} [rebalancing]")
     recovery: RecoveryPolicy = build("recovery", spec.recovery, f"{place} [recovery]")
     check_recovery(spec, placement, f"{place} [recovery]")
     scaling: ScalingPolicy = build("scaling", spec.scaling, f"{place} [scaling]")

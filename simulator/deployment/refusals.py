@@ -88,12 +88,8 @@ def check_drafts(
         )
 
 
-def check_rebalancing(
-    spec: DeploymentSpec, policy: RebalancingPolicy, layout: Layout, where: str, *, has_copies: bool
-) -> None:
-    """Refuse to rebalance experts where none can move, where moving them is not simulated, or by a
-    placement that has no slots for the copies that there are.
-    """
+def check_rebalancing(spec: DeploymentSpec, layout: Layout, where: str) -> None:
+    """Refuse to rebalance experts where none can move, or where moving them is not simulated."""
     if spec.rebalancing["kind"] == "none":
         return
     if not layout.travels:
@@ -106,13 +102,17 @@ def check_rebalancing(
         raise UserError(
             f"{where}: moving experts in a pipeline is not simulated; leave pp or rebalancing out"
         )
+
+
+def check_copies(policy: RebalancingPolicy, where: str) -> None:
+    """Refuse to rebalance by a placement that has no slots for copies of experts."""
     placement: Policy | None = getattr(policy, "placement", None)
     if placement is None:  # the policy moves experts by itself
         return
     kind = placement["kind"]
     is_own = "." in kind  # and may have as many slots by itself
     keys = policy_class("placement", kind, where).model_fields
-    if has_copies and not is_own and "num_slots" not in keys:
+    if not is_own and "num_slots" not in keys:
         raise UserError(
             f"{where}: placement '{kind}' has no slots for copies of experts, and the deployment "
             'has some; use placement.kind = "eplb", or leave num_slots out of the deployment\'s '
