@@ -53,7 +53,10 @@ def _user_folder() -> Path:
     with suppress(RuntimeError):  # older releases of platformdirs leave a ~ instead
         if (folder := user_cache_path("moesim", appauthor=False)).is_absolute():
             return folder
-    raise UserError("there is no home folder for caches: set HOME or XDG_CACHE_HOME to a folder")
+    raise UserError(
+        "there is no home folder for caches: set HOME or XDG_CACHE_HOME to a folder, or "
+        "MOESIM_CACHE for those of searches"
+    )
 
 
 def list_caches() -> dict[str, list[Path]]:

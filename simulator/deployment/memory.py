@@ -274,8 +274,8 @@ _LARGER_SHARE = 0.8
 
 
 def _find_larger_share(setup: Setup) -> float | None:
-    """Find a share of the memory with which a deployment fits, where its engine's reserve for
-    activations and graphs is what it does not.
+    """Find a share of the memory with which a deployment fits, where only its engine's reserve for
+    activations and graphs is in the way.
     """
     rules = memory_rules(setup.spec.engine, setup.accelerator)
     if setup.spec.memory_fraction is not None or not rules.reserves:

@@ -42,6 +42,7 @@ def read_long(path: Path, deployments: Sequence[str]) -> dict[str, Columns]:
     file.
 
     Raises:
+        UserError: if it cannot be read.
         ValueError: if it is damaged.
     """
     with open_file(path) as file:

@@ -75,8 +75,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     """Read the table that :func:`write_run` was given.
 
     Raises:
-        UserError: if another version wrote it in another schema.
-        OSError: if it cannot be read.
+        UserError: if it cannot be read, or another version wrote it in another schema.
         ValueError, TypeError: if it is no JSON object.
     """
     run = json.loads(read_bytes(folder / _FILE))

@@ -189,6 +189,7 @@ def test_a_placement_with_slots_for_copies_fills_those_that_there_are(kind):
 @pytest.mark.parametrize(
     ("placement", "message"),
     [
+        ("greedy", "placement must be a table"),
         ({}, "missing key 'kind'"),
         ({"kind": "eplbb"}, "unknown placement kind 'eplbb'; did you mean 'eplb'?"),
         ({"kind": "eplb", "slots": 3}, "unknown key 'slots'"),
