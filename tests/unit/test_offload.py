@@ -2,15 +2,18 @@
 
 import textwrap
 
+import numpy as np
 import pytest
 
 from simulator.base import trust
 from simulator.base.errors import UserError
 from simulator.commands.check import check as check_file
 from simulator.config.deployment import DeploymentSpec
+from simulator.cost.offload import ExpertSize, OffloadRates, offloaded_s
 from simulator.deployment.notes import notes_of
 from simulator.deployment.plan import make_plan
 from simulator.deployment.policy_texts import describe_policies
+from simulator.work.expert_cache import CacheUses
 from tests.contracts.processes import PROJECT
 
 SPEC = {"name": "own", "model": "mixtral-8x7b", "cluster": "desktop-rtx-4090"}
@@ -98,6 +101,50 @@ def test_a_note_tells_what_is_found_and_what_travels():
     described = describe_policies(plan_of(**INT4, offload=on_cpu))["offload"]
     assert described == "in dram, 0 of a layer cached by lru, missing ones are computed there"
     assert describe_policies(plan_of(model="llama-2-7b"))["offload"] is None
+
+
+def count_uses(**counts):
+    """One step of two layers of four used experts: the first layer asks for one, the second for two
+    and leaves one to the processor.
+    """
+    usual = {"used": (4, 4), "held": (3, 1), "ahead": (0, 0), "uploaded": (1, 2), "below": (0, 1)}
+    usual |= {"fetched": (0, 0), "pairs": (8, 8), "below_pairs": (0, 2)} | counts
+    return CacheUses(**{f"{name}_SL": np.array([each]) for name, each in usual.items()})
+
+
+AHEAD = {"ahead": (0, 1), "uploaded": (1, 1), "fetched": (0, 2)}
+"""One of the second layer's two is fetched ahead, and a wrong one."""
+
+
+@pytest.mark.parametrize(
+    ("counts", "gpu_s", "beside_s", "flops_per_s", "wanted"),
+    [
+        # First: three experts held take 6 s, longer than a copy's 1.5, and the one that arrives 2.
+        # Second: one held takes 2 s, less than two copies' 2.5, and the two that arrive 4.
+        ({}, 8.0, 0.0, 0.0, [8.0, 6.5]),
+        # The processor reads three experts in 3 s and multiplies two pairs in 6, after 0.5 s on
+        # the way there and before 0.5 on the way back.
+        ({}, 8.0, 0.0, 2.0, [8.0, 7.0]),
+        ({}, 0.0, 0.0, 12.0, [1.5, 4.0]),
+        ({}, 8.0, 0.0, 0.5, [8.0, 25.0]),
+        # 6.5 s of idle wires are enough for the two fetched ahead: one copy behind which 2 s follow
+        # is hidden by two held.
+        (AHEAD, 8.0, 0.0, 0.0, [8.0, 6.0]),
+        # Wires idle for 0.2 s of the first layer and 0.3 beside it, in which a fifth of 2.5 s of
+        # fetching is done: 1.8 experts are late, 0.5 + 1.8 s, and 0.36 of work behind them.
+        (AHEAD, 0.8, 0.3, 0.0, [1.7, 2.66]),
+    ],
+)
+def test_experts_arrive_one_behind_another_and_are_computed_then(
+    counts, gpu_s, beside_s, flops_per_s, wanted
+):
+    """A copy takes a second after half a second, and the processor reads as fast."""
+    size = ExpertSize(weight_bytes=10.0, pair_flops=6.0)
+    rates = OffloadRates(
+        copy_bytes_per_s=10.0, latency_s=0.5, read_bytes_per_s=10.0, flops_per_s=flops_per_s
+    )
+    found = offloaded_s(count_uses(**counts), gpu_s, beside_s, size, rates)
+    assert found.tolist() == [pytest.approx(wanted)]
 
 
 SCENARIO = """
