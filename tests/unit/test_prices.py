@@ -4,7 +4,6 @@ kernels of which nothing overlaps, so that times add up.
 Tokens choose all four experts, so that no choice is left to chance.
 """
 
-
 import numpy as np
 import pytest
 
