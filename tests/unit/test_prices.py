@@ -70,6 +70,9 @@ FILES = {
         moe = { kind = "moe", num_experts = 4, top_k = 4, intermediate_size = 128, num_shared_experts = 1, shared_intermediate_size = 128 }
     """,
 }
+FILES["workloads/models/tied.toml"] = (
+    "ties_embeddings = true\n" + FILES["workloads/models/lab.toml"]
+)
 PROMPT = 16
 """Tokens of each prompt, which fill the rows of one tile."""
 
@@ -381,22 +384,31 @@ SPARE = {"kind": "eplb", "num_slots": 6}
 
 
 @pytest.mark.parametrize(
-    ("keys", "slots"),
+    ("keys", "tables", "slots"),
     [
-        ({}, 4),
-        ({"attention_dp": 2, "ep": 2}, 2),
-        ({"attention_dp": 2, "ep": 2, "placement": SPARE}, 3),
-        ({"offload": {"slots": 0, "uploads": 0}}, 0),
-        ({"offload": {"slots": 2}}, 4),  # and two on their way
+        ({}, 2, 4),
+        ({"model": "tied"}, 1, 4),
+        ({"attention_dp": 2, "ep": 2}, 2, 2),
+        ({"attention_dp": 2, "ep": 2, "placement": SPARE}, 2, 3),
+        ({"offload": {"slots": 0, "uploads": 0}}, 2, 0),
+        ({"offload": {"slots": 2}}, 2, 4),  # and two on their way
     ],
 )
-def test_memory_is_divided_to_the_last_byte(lab, keys, slots):
+def test_memory_is_divided_to_the_last_byte(lab, keys, tables, slots):
     """Of engines that no file describes: nine tenths of the whole, less 2 GB."""
     capacity = lab(**keys).serving.capacity
-    assert capacity.weights_bytes == 2 * TABLE_BYTES + BESIDE_BYTES + slots * EXPERT_BYTES
+    assert capacity.weights_bytes == tables * TABLE_BYTES + BESIDE_BYTES + slots * EXPERT_BYTES
     assert capacity.kv_bytes == 0.9 * 10e9 - 2e9 - capacity.weights_bytes
     assert capacity.cache.bytes_per_token == 2 * (2 * 2 * 32) * 2
     assert capacity.num_blocks == capacity.kv_bytes // (16 * 512)
+
+
+@pytest.mark.parametrize("name", ["lab", "tied"])
+def test_steps_read_their_weights_and_caches_once(lab, name):
+    """Three steps, with the output head and without a table that is another one."""
+    record = run_plan(plan := lab(model=name), prompts_of(plan))
+    weights = BESIDE_BYTES + TABLE_BYTES + 4 * EXPERT_BYTES
+    assert record.read_bytes == 3 * weights + (16 + 17 + 18) * 512
 
 
 def test_flops_are_two_for_each_weight_and_four_for_each_pair_of_a_head(model):
