@@ -45,6 +45,9 @@ FILES = {
         [exchange.normal]
         dispatch = {{ latency_s = 1e-5, latency_per_byte_s = 1e-8, latency_per_expert_s = 1e-7, scale_out_latency_s = 3e-5, latency_per_doubling_s = 1e-5, num_sms = 1, overlap = 1.0, token_s = 1e-8, copy_s = 2e-8, scale_up_fraction = 0.5, scale_out_fraction = 0.5, {ASSUMED} }}
         combine = {{ latency_s = 2e-5, scale_out_latency_s = 4e-5, latency_per_doubling_s = 2e-5, num_sms = 1, overlap = 1.0, token_s = 3e-8, copy_s = 4e-8, scale_up_fraction = 0.25, scale_out_fraction = 0.25, {ASSUMED} }}
+        [exchange.beside]
+        dispatch = {{ latency_s = 1e-5, scale_out_latency_s = 0.0, latency_per_doubling_s = 0.0, num_sms = 0, overlap = 1.0, copy_s = 3e-8, scale_up_fraction = 0.01, scale_out_fraction = 0.01, {ASSUMED} }}
+        combine = {{ latency_s = 2e-5, scale_out_latency_s = 0.0, latency_per_doubling_s = 0.0, num_sms = 0, overlap = 1.0, copy_s = 7e-8, scale_up_fraction = 0.01, scale_out_fraction = 0.01, {ASSUMED} }}
     """,
     "cluster_configs/lab.toml": """
         title = "Two nodes of two such GPUs"
@@ -220,6 +223,36 @@ def spread(others, *placed, num_slots=4):
     ]
 
 
+BESIDE = {"dispatch": (1e-5, 3e-8), "combine": (2e-5, 7e-8)}
+"""Latency, and copying of a vector, of kernels that leave the GPU while wires carry slowly."""
+
+
+def beside(way, tokens):
+    """Seconds that such kernels hold the GPU, and all of them."""
+    latency_s, copy_s = BESIDE[way]
+    held_s = latency_s + tokens * copy_s
+    return held_s, held_s + tokens * 256 / (0.01 * 100e9)
+
+
+def beside_shared_experts(rows):
+    held_s, whole_s = beside("dispatch", rows)
+    dispatch_s = max(held_s, whole_s - gated(rows, 128))
+    return {"dispatch": dispatch_s, "combine": beside("combine", rows)[1]}
+
+
+def in_two_chunks(rows):
+    """The first chunk has the latency, and each holds the GPU for the same share. Half of the
+    experts hides the second one's way there, the other half the first one's way back.
+    """
+    found = {}
+    for way, waits_for in (("dispatch", 0), ("combine", 1)):
+        held_s, whole_s = beside(way, rows)
+        second_s = (whole_s - BESIDE[way][0]) / 2
+        chunks = whole_s - second_s, second_s
+        found[way] = chunks[waits_for] + held_s * chunks[1 - waits_for] / whole_s
+    return found
+
+
 def sent(num_bytes):
     """An all-gather between two GPUs of one node stands for a send."""
     return 7e-6 + num_bytes / (0.5 * 100e9)
@@ -275,15 +308,18 @@ def drafted(rows, context, prompts):
     }
 
 
-def change(*changes):
-    return [step | each for step, each in zip(WHOLE, changes, strict=True)]
+def merge(steps, *changes):
+    return [step | each for step, each in zip(steps, changes, strict=True)]
 
 
+SPREAD = spread(1, (32, 32), (2, 2))
+TRAVELLING = {"attention_dp": 2, "ep": 2, "dispatch": {"kind": "per_rank", "kernels": "beside"}}
 CASES = {
     "one GPU": ({}, WHOLE),
     "two tensor-parallel ranks": (
         {"tp": 2},
-        change(
+        merge(
+            WHOLE,
             *(
                 {
                     "attention": 2 * attention(**chunk, tp=2),
@@ -292,12 +328,12 @@ CASES = {
                     "collective": reduced(rows),
                 }
                 for chunk, rows in ((PREFILL | {"kernel": "prefill"}, 16), (decode(17), 1))
-            )
+            ),
         ),
     ),
     "two expert-parallel ranks": (
         {"attention_dp": 2, "ep": 2},
-        spread(1, (32, 32), (2, 2)),
+        SPREAD,
     ),
     # The first two experts, as loaded as the others, get the spare slots; copies take turns.
     "spare slots": (
@@ -308,17 +344,25 @@ CASES = {
         {"attention_dp": 4, "ep": 4},
         spread(3, (64,), (4,)),
     ),
+    "shared experts while tokens travel": (
+        {**TRAVELLING, "overlap": "shared_experts"},
+        merge(SPREAD, beside_shared_experts(16), beside_shared_experts(1)),
+    ),
+    "tokens that travel in two chunks": (
+        {**TRAVELLING, "exchange_chunks": 2},
+        merge(SPREAD, in_two_chunks(16), in_two_chunks(1)),
+    ),
     "experts that arrive": (
         {"offload": {"slots": 2}},
-        change(*({"experts": offloaded(ARRIVAL_S, 0.5, rows)} for rows in (16, 1))),
+        merge(WHOLE, *({"experts": offloaded(ARRIVAL_S, 0.5, rows)} for rows in (16, 1))),
     ),
     "experts on the processor": (
         {"offload": {"slots": 0, "uploads": 0}},
-        change(*({"experts": below(rows)} for rows in (16, 1))),
+        merge(WHOLE, *({"experts": below(rows)} for rows in (16, 1))),
     ),
     "half of the weights": (
         {"pruning": {"kind": "two_four"}},
-        change(halve_first_block(16), halve_first_block(1)),
+        merge(WHOLE, halve_first_block(16), halve_first_block(1)),
     ),
     "drafts": (
         {"speculation": {"kind": "module", "tokens": 2, "accepted": 1.0, "launch_s": 1e-4}},
