@@ -320,9 +320,9 @@ def main() -> None:
     asked.out = asked.out.absolute()
     asked.out.mkdir(parents=True, exist_ok=True)
     os.chdir(ROOT)
-    began_s = time.monotonic()
     if not asked.known:
         find_reached(asked.out, asked.rooms, asked.tests)
+    began_s = time.monotonic()
     reached = Reached(asked.out)
     outcomes = defaultdict(int)
     drawn = draw_mutants(asked.seed, asked.count, asked.rooms)

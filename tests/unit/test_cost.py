@@ -239,6 +239,7 @@ def test_the_busiest_ranks_crossing_copies_count_whether_it_sends_or_receives_th
     )
     expected_s = fit.start_s(load) + fit.announce_s(load, carry_s, 132) + carry_s
     assert priced.alone_s == pytest.approx(float(expected_s))
+    assert priced.is_direct, "kernels of the GPU's own post to its own card"
 
 
 def test_kernels_that_no_calibration_knows_are_refused():

@@ -19,6 +19,7 @@ from simulator.deployment.notes import notes_of
 from simulator.deployment.plan import make_plan
 from simulator.engine.by_ranks import SharedCores
 from simulator.engine.probe import EvenStep, forecast
+from simulator.step.prices import Prices
 
 ROWS, SIZES, WORKING = (1, 8, 64), (1024, 65536), (1 << 20, 1 << 26)
 
@@ -255,6 +256,14 @@ def test_rows_are_packed_by_their_bytes(local):
     pack = compute.rates.tables.pack
     assert pack_s == pytest.approx(pack.total(choices=choices, bytes=num_bytes), rel=1e-12)
     assert unpack_s == pytest.approx(compute.rates.tables.unpack.total(bytes=num_bytes), rel=1e-12)
+
+
+def test_each_layer_is_packed_by_rows_of_its_own(local):
+    experts, tokens = Prices(local().placement, 64).experts, np.array([40, 7])
+    places = [(0, 0), (1, 0), (0, 500)]
+    together = [step.pack_R.tolist() for step in experts.steps(tokens, places)]
+    assert together == [experts.steps(tokens, [one])[0].pack_R.tolist() for one in places]
+    assert len(set(map(tuple, together))) > 1
 
 
 @pytest.mark.parametrize("name", sorted(available_files("cluster_configs/calibration")))

@@ -13,6 +13,7 @@ from simulator.config.model import load_model
 from simulator.deployment.plan import make_plan
 from simulator.engine.timeline import run_plan
 from simulator.results.phases import STEP_PHASES
+from simulator.step.expert_prices import find_imbalance
 from simulator.work.decode_step import count_decode_step
 from simulator.work.flops import expert_flops, served_flops, trained_flops
 from simulator.workload.traces import RequestTrace
@@ -414,6 +415,11 @@ def test_a_first_token_takes_its_way_to_the_engine_and_a_step(lab):
     assert request.first_token_s == pytest.approx(0.01 + prompt_s)
     last_s = token_s + 2 * (attention(**decode(18)) - attention(**decode(17)))
     assert request.finish_s == pytest.approx(0.01 + prompt_s + token_s + last_s)
+
+
+def test_imbalance_is_the_busiest_rank_over_the_mean_one():
+    pairs = np.array([[6.0, 2.0, 4.0], [5.0, 5.0, 5.0], [0.0, 0.0, 0.0]])
+    assert find_imbalance(pairs).tolist() == [1.5, 1.0, 1.0]
 
 
 LAYER_WEIGHTS = 2 * 128 + 128 * 256 + 128 * 128
