@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +24,7 @@ from simulator.cost.compute.trained import TrainedModel
 from simulator.cost.stages import VECTORS
 from simulator.deployment.training.memory import count_optimized, count_stage, find_element_bytes
 from simulator.deployment.training.plan import TrainingPlan
-from simulator.engine.by_ranks import finish_step, run_step
+from simulator.engine.by_ranks import StepTimes, finish_step, run_step
 from simulator.engine.fabric import FluidWires
 from simulator.policies.pipelining import ChunkPlace, Pass, PassKind, Turn
 from simulator.results.training import PARTS
@@ -43,28 +42,6 @@ _TRAVELS = ("dispatch", "combine")
 """Phases that a pass of another micro-batch may hide."""
 
 
-@dataclass(frozen=True)
-class PassTimes:
-    """Times of one pass: seconds by phase, mean over ranks, which add up to its duration."""
-
-    phases: dict[str, float]
-
-    @property
-    def duration_s(self) -> float:
-        """Seconds of the pass."""
-        return sum(self.phases.values())
-
-    @property
-    def travel_s(self) -> float:
-        """Seconds of exchanges with experts."""
-        return sum(self.phases[phase] for phase in _TRAVELS)
-
-    @property
-    def busy_s(self) -> float:
-        """Seconds of everything else."""
-        return self.duration_s - self.travel_s
-
-
 class PassTable:
     """Times of the passes through every chunk of layers, each simulated when it is first asked
     for.
@@ -73,39 +50,36 @@ class PassTable:
     def __init__(self, plan: TrainingPlan, prices: TrainingPrices) -> None:
         self._plan = plan
         self._prices = prices
-        self._found: dict[tuple[PassKind, int], PassTimes] = {}
+        self._found: dict[tuple[PassKind, int], StepTimes] = {}
 
-    def find_pass(self, kind: PassKind, depth: int) -> PassTimes:
-        """Find the times of a pass through the chunk at a place in the order of layers."""
-        if (kind, depth) not in self._found:
-            self._found[kind, depth] = self._simulate(kind, self._plan.chunks[depth])
-        return self._found[kind, depth]
-
-    def find_turn(self, stage: int, turn: Turn) -> PassTimes:
+    def find_turn(self, stage: int, turn: Turn) -> StepTimes:
         """Find the times of a stage's turn. Of a pair of passes each hides its exchanges with
         experts beneath the other's computation, as far as that lasts.
         """
         depth_of = self._plan.depth_of
-        times = [self.find_pass(one.kind, depth_of[ChunkPlace(stage, one.chunk)]) for one in turn]
+        times = [self._find_pass(one.kind, depth_of[ChunkPlace(stage, one.chunk)]) for one in turn]
         if len(times) == 1:
             return times[0]
-        first, second = times
-        phases = {name: first.phases[name] + second.phases[name] for name in first.phases}
-        exposed_s = sum(
-            max(0.0, one.travel_s - other.busy_s)
-            for one, other in ((first, second), (second, first))
-        )
-        travel_s = first.travel_s + second.travel_s
-        share = exposed_s / travel_s if travel_s else 0.0
-        return PassTimes({name: share * s if name in _TRAVELS else s for name, s in phases.items()})
+        first, second = (one.phases for one in times)
+        travel_s = [sum(one.phases[phase] for phase in _TRAVELS) for one in times]
+        busy_s = [one.duration_s - own_s for one, own_s in zip(times, travel_s, strict=True)]
+        exposed_s = max(0.0, travel_s[0] - busy_s[1]) + max(0.0, travel_s[1] - busy_s[0])
+        share = exposed_s / sum(travel_s) if sum(travel_s) else 0.0
+        factors = {phase: share if phase in _TRAVELS else 1.0 for phase in first}
+        return StepTimes({name: of * (first[name] + second[name]) for name, of in factors.items()})
 
-    def _simulate(self, kind: PassKind, chunk: Chunk) -> PassTimes:
-        """Simulate a pass of each of the micro-batches that stand for all, and take the mean."""
-        count = self._prices.num_drawn
-        found = [self._run(chunk, kind, micro_batch) for micro_batch in range(count)]
-        return PassTimes({name: sum(one[name] for one in found) / count for name in found[0]})
+    def _find_pass(self, kind: PassKind, depth: int) -> StepTimes:
+        """Find the times of a pass through the chunk at a place in the order of layers: the mean of
+        the micro-batches that stand for all.
+        """
+        if (kind, depth) not in self._found:
+            chunk, count = self._plan.chunks[depth], self._prices.num_drawn
+            found = [self._simulate(chunk, kind, micro_batch) for micro_batch in range(count)]
+            phases = {name: sum(one[name] for one in found) / count for name in found[0]}
+            self._found[kind, depth] = StepTimes(phases)
+        return self._found[kind, depth]
 
-    def _run(self, chunk: Chunk, kind: PassKind, micro_batch: int) -> dict[str, float]:
+    def _simulate(self, chunk: Chunk, kind: PassKind, micro_batch: int) -> dict[str, float]:
         env = simpy.Environment()
         operations = self._prices.list_operations(chunk, kind, micro_batch)
         num_ranks = self._plan.placement.layout.num_ranks
@@ -127,28 +101,6 @@ class StageSpan(NamedTuple):
     turn: Turn
     start_s: float
     duration_s: float
-
-
-class _Arrivals:
-    """Data that passes wait for, by the pass that makes them."""
-
-    def __init__(self, env: simpy.Environment) -> None:
-        self._env = env
-        self._made: defaultdict[tuple[str, int, int], Event] = defaultdict(env.event)
-
-    def find(self, way: str, micro_batch: int, depth: int) -> Event:
-        """Find the event at which a micro-batch has come to a chunk ``down``, its gradient ``up``,
-        or its chunk has passed ``through``.
-        """
-        return self._made[way, micro_batch, depth]
-
-    def send(self, way: str, micro_batch: int, depth: int, delay_s: float) -> None:
-        """Let data arrive after some seconds."""
-        self._env.process(self._arrive(self.find(way, micro_batch, depth), delay_s))
-
-    def _arrive(self, event: Event, delay_s: float) -> ProcessGenerator:
-        yield self._env.timeout(delay_s)
-        event.succeed()
 
 
 def run_pipeline(
@@ -173,7 +125,10 @@ def run_pipeline(
         UserError: if the schedule waits for itself.
     """
     env = simpy.Environment()
-    arrivals, spans = _Arrivals(env), []
+    spans: list[StageSpan] = []
+    made: defaultdict[tuple[str, int, int], Event] = defaultdict(env.event)
+    """Events at which a micro-batch has come ``down`` to a chunk, its gradient ``up``, or at which
+    the chunk has passed it ``through``."""
     depth_of = {place: depth for depth, place in enumerate(places)}
 
     def run_stage(stage: int) -> ProcessGenerator:
@@ -189,21 +144,25 @@ def run_pipeline(
 
     def _await(one: Pass, depth: int) -> ProcessGenerator:
         if one.kind == "forward" and depth > 0:
-            yield arrivals.find("down", one.micro_batch, depth)
+            yield made["down", one.micro_batch, depth]
         if one.kind in ("backward", "input"):
-            yield arrivals.find("through", one.micro_batch, depth)
+            yield made["through", one.micro_batch, depth]
             if depth < len(places) - 1:
-                yield arrivals.find("up", one.micro_batch, depth)
+                yield made["up", one.micro_batch, depth]
 
     def hand_on(one: Pass, depth: int) -> None:
         if one.kind == "weight":
             return
         if one.kind == "forward":
-            arrivals.find("through", one.micro_batch, depth).succeed()
+            made["through", one.micro_batch, depth].succeed()
         way, after = ("down", depth + 1) if one.kind == "forward" else ("up", depth - 1)
         if 0 <= after < len(places):
-            stages = places[depth].stage, places[after].stage
-            arrivals.send(way, one.micro_batch, after, sends_s.get(stages, 0.0))
+            delay_s = sends_s.get((places[depth].stage, places[after].stage), 0.0)
+            env.process(arrive(made[way, one.micro_batch, after], delay_s))
+
+    def arrive(event: Event, delay_s: float) -> ProcessGenerator:
+        yield env.timeout(delay_s)
+        event.succeed()
 
     stages = [env.process(run_stage(stage)) for stage in range(len(turns))]
     env.run()
@@ -225,36 +184,40 @@ STREAM-like kernels do."""
 
 
 class StageUpdate(NamedTuple):
-    """Seconds of one stage that come once in a step."""
+    """Seconds of one stage besides its passes."""
 
     reduce_s: float
-    """Sums of gradients over data-parallel ranks, on wires that carry nothing else."""
+    """Sums of gradients over data-parallel ranks, once in a step, on wires that carry nothing
+    else."""
     gather_s: float
-    """Updated weights to the ranks that do not hold their optimizer state."""
+    """Updated weights to the ranks that do not hold their optimizer state, once in a step."""
     optimizer_s: float
     """The optimizer, and weights that are converted to 8 bits."""
+    each_gather_s: float = 0.0
+    """Weights that are gathered before each pass of a micro-batch (ZeRO 3), beneath its passes as
+    far as these last."""
+    each_reduce_s: float = 0.0
+    """Gradients that are added up after each backward pass (ZeRO 2 and 3): a rank that keeps only
+    its part of them must do so before those of the next micro-batch."""
 
 
 def price_update(plan: TrainingPlan, stage: int) -> StageUpdate:
-    """Price the update of a stage's weights. What ZeRO 2 and 3 do for each micro-batch is priced by
-    :func:`price_micro_batches`.
-    """
-    held, spec = count_stage(plan, stage), plan.spec
+    """Price the update of a stage's weights, and what ZeRO 2 and 3 do for each micro-batch."""
+    held, zero = count_stage(plan, stage), plan.spec.zero
     if isinstance(plan.placement.calibration, HostRates):
         return _price_on_host(plan, held, plan.placement.calibration)
-    element = BYTES_PER_ELEMENT[spec.optimizer.gradient_dtype]
-    sums = _collect_stage(plan, "reduce_scatter", stage, held, element)
-    optimizer_s = _price_optimizer(plan, stage, element)
-    if spec.zero == 0:
-        # An all-reduce: sums are handed out before the optimizer needs them.
-        handed_s = _collect_stage(plan, "all_gather", stage, held, element)
-        return StageUpdate(sums + handed_s, 0.0, optimizer_s)
-    gather_s = (
-        0.0
-        if spec.zero == 3
-        else _collect_stage(plan, "all_gather", stage, held, find_element_bytes(plan))
+    element = BYTES_PER_ELEMENT[plan.spec.optimizer.gradient_dtype]
+    sums_s = _collect_stage(plan, "reduce_scatter", stage, held, element)
+    weights_s = _collect_stage(plan, "all_gather", stage, held, find_element_bytes(plan))
+    # Without ZeRO an all-reduce: sums are handed out before the optimizer needs them.
+    handed_s = 0.0 if zero else _collect_stage(plan, "all_gather", stage, held, element)
+    return StageUpdate(
+        reduce_s=0.0 if zero >= 2 else sums_s + handed_s,
+        gather_s=weights_s if zero in (1, 2) else 0.0,
+        optimizer_s=_price_optimizer(plan, stage, element),
+        each_gather_s=weights_s if zero == 3 else 0.0,
+        each_reduce_s=sums_s if zero >= 2 else 0.0,
     )
-    return StageUpdate(0.0 if spec.zero >= 2 else sums, gather_s, optimizer_s)
 
 
 def _price_on_host(plan: TrainingPlan, held: ParameterCount, rates: HostRates) -> StageUpdate:
@@ -278,41 +241,18 @@ def _time_exchange(table: ExchangeTable, num_bytes: float) -> float:
     return table.stagger_s + table.latency_s + float(table.seconds_for(np.array(num_bytes)))
 
 
-class MicroBatchUpdate(NamedTuple):
-    """Seconds of a stage that sharing weights or gradients adds to every micro-batch, beneath its
-    passes as far as these last.
-    """
-
-    gather_s: float
-    """Weights that are gathered before each pass (ZeRO 3)."""
-    reduce_s: float
-    """Gradients that are added up after each backward pass (ZeRO 2 and 3)."""
-
-
-def price_micro_batches(plan: TrainingPlan, stage: int) -> MicroBatchUpdate:
-    """Price what ZeRO 2 and 3 do for each micro-batch: a rank that keeps only its part of the
-    gradients must add them up before those of the next micro-batch.
-    """
-    held, element = count_stage(plan, stage), BYTES_PER_ELEMENT[plan.spec.optimizer.gradient_dtype]
-    return MicroBatchUpdate(
-        _collect_stage(plan, "all_gather", stage, held, find_element_bytes(plan))
-        if plan.spec.zero == 3
-        else 0.0,
-        _collect_stage(plan, "reduce_scatter", stage, held, element)
-        if plan.spec.zero >= 2
-        else 0.0,
-    )
-
-
 def _collect_stage(
     plan: TrainingPlan, name: str, stage: int, held: ParameterCount, element_bytes: float
 ) -> float:
     """Seconds of a collective of all parameters of a stage, dense and routed experts'."""
     layout = plan.placement.layout
-    dense_N = _count_members(plan, stage, plan.dense_group, layout.tp)
-    expert_N = _count_members(plan, stage, plan.expert_group, layout.num_ranks)
-    return _collect(plan, name, held.dense * element_bytes, dense_N) + _collect(
-        plan, name, held.expert * element_bytes, expert_N
+    groups = (
+        (held.dense, plan.dense_group, layout.tp),
+        (held.expert, plan.expert_group, layout.num_ranks),
+    )
+    return sum(
+        _collect(plan, name, numbers * element_bytes, _count_members(plan, stage, size, apart))
+        for numbers, size, apart in groups
     )
 
 
@@ -382,8 +322,8 @@ FRAMEWORK_RANGE = {False: (0.95, 1.30), True: (0.80, 1.60)}
 models and of mixtures of experts, for which frameworks run more small kernels, let the host wait
 for counts of tokens, and exchange by kernels that were not measured. Assumed, so that 80 % of the
 published trainings lie inside (``workloads/validation/training.csv``)."""
-_UNKNOWN = 1.3
-"""Factor of a fit that states no band."""
+_UNKNOWN = 1 / 1.3, 1.3
+"""Factors of a fit that states no band."""
 
 
 def find_band(plan: TrainingPlan, step: TrainingStep) -> tuple[float, float]:
@@ -394,43 +334,25 @@ def find_band(plan: TrainingPlan, step: TrainingStep) -> tuple[float, float]:
     Returns:
         Factors on the step's seconds, low and high.
     """
-    if isinstance(plan.placement.calibration, HostRates):
-        return 1 / _UNKNOWN, _UNKNOWN
-    total = step.step_s
-    parts = step.mean_parts
-    shares = {name: parts[name] / total for name in _list_fits(plan)}
-    wide = [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
-    for name, fit in _list_fits(plan).items():
-        for side, factor in zip(wide, fit.band or (1 / _UNKNOWN, _UNKNOWN), strict=True):
-            side[0] += (shares[name] * math.log(factor)) ** 2
-    # Of the products' time two thirds are backward passes, less where passes are made again.
-    products = shares.get("dense", 0.0) + shares.get("experts", 0.0) + shares.get("attention", 0.0)
-    ratio = plan.spec.backward_ratio
-    forward = 1.0 + (plan.spec.recompute == "full")
-    for side, other in zip(wide, BACKWARD_RANGE, strict=True):
-        changed = (forward + other) / (forward + ratio)
-        side[1] = (products * math.log(changed)) ** 2
-    framework = FRAMEWORK_RANGE[plan.placement.experts is not None]
-    for side, factor in zip(wide, framework, strict=True):
-        side[2] = math.log(factor) ** 2
-    low, high = (math.sqrt(sum(side)) for side in wide)
-    return math.exp(-low), math.exp(high)
-
-
-def _list_fits(plan: TrainingPlan) -> dict[str, Fit]:
-    """List the fits that price parts of a step."""
     calibration = plan.placement.calibration
-    return dict(_yield_fits(plan, calibration)) if isinstance(calibration, Calibration) else {}
-
-
-def _yield_fits(plan: TrainingPlan, calibration: Calibration) -> Iterator[tuple[str, Fit]]:
-    products = calibration.matrices("bf16")
-    yield "dense", products
-    yield "attention", products
+    if isinstance(calibration, HostRates):
+        return _UNKNOWN
+    shares = {name: seconds / step.step_s for name, seconds in step.mean_parts.items()}
+    fits: dict[str, Fit] = dict.fromkeys(("dense", "attention"), calibration.matrices("bf16"))
     if plan.placement.experts is not None:
-        yield "experts", products
+        fits["experts"] = calibration.matrices("bf16")
     if plan.spec.parallel.tp > 1:
-        yield "collective", calibration.collective["all_reduce"]
+        fits["collective"] = calibration.collective["all_reduce"]
+    # Of the products' time two thirds are backward passes, less where passes are made again.
+    products = shares["dense"] + shares["experts"] + shares["attention"]
+    forward = 1.0 + (plan.spec.recompute == "full")
+    framework, wide = FRAMEWORK_RANGE[plan.placement.experts is not None], []
+    for side in (0, 1):
+        factors = [(shares[name], (fit.band or _UNKNOWN)[side]) for name, fit in fits.items()]
+        changed = (forward + BACKWARD_RANGE[side]) / (forward + plan.spec.backward_ratio)
+        factors += [(products, changed), (1.0, framework[side])]
+        wide.append(math.sqrt(sum((share * math.log(one)) ** 2 for share, one in factors)))
+    return math.exp(-wide[0]), math.exp(wide[1])
 
 
 _VECTOR_BYTES = 2.0
@@ -476,40 +398,28 @@ def run_training_step(plan: TrainingPlan, prices: TrainingPrices) -> TrainingSte
     Raises:
         UserError: if the schedule waits for itself.
     """
-    table = PassTable(plan, prices)
-    updates = [price_update(plan, stage) for stage in range(plan.num_stages)]
+    table, stages = PassTable(plan, prices), range(plan.num_stages)
+    updates = [price_update(plan, stage) for stage in stages]
     begins_s = [
         _expose(plan, update.gather_s, table.find_turn(stage, plan.turns[stage][0]).duration_s)
         for stage, update in enumerate(updates)
     ]
-    shared = [price_micro_batches(plan, stage) for stage in range(len(updates))]
-    turn_s = partial(_time_turn, plan, table, shared)
-    spans = run_pipeline(plan.turns, plan.places, turn_s, _price_sends(plan), begins_s)
+
+    def time_turn(stage: int, turn: Turn) -> float:
+        """Seconds of a turn, or of the weights and gradients that travel meanwhile, if these take
+        longer (one after the other where nothing overlaps).
+        """
+        travel_s = sum(
+            (updates[stage].each_gather_s if one.kind != "weight" else 0.0)
+            + (updates[stage].each_reduce_s if one.kind in ("backward", "weight") else 0.0)
+            for one in turn
+        )
+        seconds = table.find_turn(stage, turn).duration_s
+        chunks = len(plan.places) // plan.num_stages
+        return seconds + _expose(plan, travel_s / chunks, seconds)
+
+    spans = run_pipeline(plan.turns, plan.places, time_turn, _price_sends(plan), begins_s)
     return _finish_step(plan, table, spans, updates, begins_s)
-
-
-def _count_chunks(plan: TrainingPlan) -> int:
-    return len(plan.places) // plan.num_stages
-
-
-def _time_turn(
-    plan: TrainingPlan,
-    table: PassTable,
-    shared: list[MicroBatchUpdate],
-    stage: int,
-    turn: Turn,
-) -> float:
-    """Seconds of a turn, or of the weights and gradients that travel meanwhile, if these take
-    longer (one after the other where nothing overlaps).
-    """
-    chunks = _count_chunks(plan)
-    travel_s = sum(
-        (shared[stage].gather_s if one.kind != "weight" else 0.0)
-        + (shared[stage].reduce_s if one.kind in ("backward", "weight") else 0.0)
-        for one in turn
-    )
-    seconds = table.find_turn(stage, turn).duration_s
-    return seconds + _expose(plan, travel_s / chunks, seconds)
 
 
 def _expose(plan: TrainingPlan, travel_s: float, beneath_s: float) -> float:
@@ -541,12 +451,12 @@ def _finish_step(
     spans_S: list[list[StageSpan]] = [[] for _ in stages]
     for span in spans:
         spans_S[span.stage].append(span)
-    last = [max(own, key=_find_end) for own in spans_S]
+    end_S = [own[-1].start_s + own[-1].duration_s for own in spans_S]
     exposed_s = [
         _expose(plan, update.reduce_s, _find_last_s(plan, own))
         for own, update in zip(spans_S, updates, strict=True)
     ]
-    met_s = max(_find_end(span) + s for span, s in zip(last, exposed_s, strict=True))
+    met_s = max(end_s + s for end_s, s in zip(end_S, exposed_s, strict=True))
     step_s = met_s + max(update.optimizer_s for update in updates)
     parts = []
     for stage in stages:
@@ -561,19 +471,23 @@ def _finish_step(
         bubble_s = step_s - sum(own.values())
         own["bubble"] = bubble_s if bubble_s > _ROUNDED * step_s else 0.0
         parts.append(own)
-    named = list(_name_spans(spans))
+    named = [
+        StepSpan(
+            span.stage,
+            span.turn[0].kind if len(span.turn) == 1 else "both",
+            span.turn[0].micro_batch,
+            span.start_s,
+            span.duration_s,
+        )
+        for span in spans
+    ]
     for stage in stages:
         if begins_s[stage]:
             named.append(StepSpan(stage, "gradients", -1, 0.0, begins_s[stage]))
         if exposed_s[stage]:
-            end_s = _find_end(last[stage])
-            named.append(StepSpan(stage, "gradients", -1, end_s, exposed_s[stage]))
+            named.append(StepSpan(stage, "gradients", -1, end_S[stage], exposed_s[stage]))
         named.append(StepSpan(stage, "optimizer", -1, met_s, updates[stage].optimizer_s))
     return TrainingStep(step_s, tuple(parts), tuple(named))
-
-
-def _find_end(span: StageSpan) -> float:
-    return span.start_s + span.duration_s
 
 
 def _find_last_s(plan: TrainingPlan, spans: list[StageSpan]) -> float:
@@ -590,10 +504,3 @@ def _find_last_s(plan: TrainingPlan, spans: list[StageSpan]) -> float:
         for one in span.turn
         if one.kind in ("backward", "weight") and one.micro_batch == number
     )
-
-
-def _name_spans(spans: list[StageSpan]) -> Iterator[StepSpan]:
-    """Name the turns of all stages; a pair of passes is ``both``."""
-    for span in spans:
-        name = span.turn[0].kind if len(span.turn) == 1 else "both"
-        yield StepSpan(span.stage, name, span.turn[0].micro_batch, span.start_s, span.duration_s)
