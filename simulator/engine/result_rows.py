@@ -168,84 +168,61 @@ def read_requests(
         pools: by name, ``both`` or ``prefill`` and ``decode``.
         ingress_delay_s: seconds from the client to the scheduler.
     """
-    first = (pools.get("prefill") or pools["both"]).requests
-    end = first.first + len(first.each)
+    first, last = (pools.get(name) or pools["both"] for name in ("prefill", "decode"))
+    prompts, decodes, begin = first.requests.each, last.requests.each, first.requests.first
+    end = begin + len(prompts)
     # Of an open loop exactly what the trace says.
     is_open = trace.concurrency is None
     sent_s = np.array(
-        trace.arrival_s[first.first : end] if is_open else first.each.arrival_s - ingress_delay_s
+        trace.arrival_s[begin:end] if is_open else prompts.arrival_s - ingress_delay_s
     )
-    if plan.transfer is None:
-        columns = _one_pool(pools["both"], sent_s)
-    else:
-        columns = _two_pools(
-            pools["prefill"], pools["decode"], plan.transfer, sent_s, ingress_delay_s
-        )
-    names: pd.Index[str] = pd.Index(["", *trace.domains])
-    columns["domain"] = pd.Categorical.from_codes(first.each.domain + 1, names)
-    priority = trace.attributes.get("priority", np.zeros(end, dtype=np.int64))
-    columns["priority"] = priority[first.first : end]
-    return pd.DataFrame({name: columns[name] for name in REQUEST_COLUMNS if name in columns})
-
-
-def _one_pool(pool: PoolState, sent_s: Floats) -> dict[str, Any]:
-    requests, count = pool.requests.each, len(sent_s)
-    return {
-        "request": requests.number,
-        "replica": pool.replica_of,
-        "dp_rank": requests.dp_rank,
-        "arrival_s": sent_s,
-        "scheduled_s": requests.scheduled_s,
-        "first_token_s": requests.first_s,
-        "finish_s": requests.finish_s,
-        "num_input": requests.num_input,
-        "num_output": requests.num_output,
-        "num_cached": requests.cached,
-        **_describe_reads(requests),
-        "num_preemptions": requests.preemptions,
-        "num_retries": _count_retries(requests),
-        "outcome": _outcomes(pool, requests.finish_s, requests.lost_s),
-        "prefill_replica": np.full(count, -1),
-        "room_wait_s": np.zeros(count),
-        "transfer_s": np.zeros(count),
-        "transfer_bytes": np.zeros(count),
-    }
-
-
-def _two_pools(
-    prefill: PoolState,
-    decode: PoolState,
-    transfer: Transfer,
-    sent_s: Floats,
-    ingress_delay_s: float,
-) -> dict[str, Any]:
-    prompts, decodes = prefill.requests.each, decode.requests.each
-    moved = transfer.is_transferred(decodes.num_output)
-    first_s = np.where(moved, decodes.first_s, prompts.first_s)
-    finish_s = np.where(moved, decodes.finish_s, first_s)
-    lost_s = np.fmax(prompts.lost_s, decodes.lost_s)
-    has_left = moved & ~np.isnan(decodes.arrival_s)
-    held_s = _ready_waits_s(transfer, prompts, decodes)
-    waits_s = _room_waits_s(transfer, prompts, decodes, held_s, sent_s + ingress_delay_s)
-    num_bytes = [transfer.num_bytes(int(tokens)) for tokens in prompts.num_input]
-    return {
+    columns = {
         "request": decodes.number,
-        "replica": np.where(moved, decode.replica_of, -1),
-        "dp_rank": np.where(moved, decodes.dp_rank, -1),
+        "replica": last.replica_of,
+        "dp_rank": decodes.dp_rank,
         "arrival_s": sent_s,
         "scheduled_s": prompts.scheduled_s,
-        "first_token_s": first_s,
-        "finish_s": finish_s,
+        "first_token_s": decodes.first_s,
+        "finish_s": decodes.finish_s,
         "num_input": decodes.num_input,
         "num_output": decodes.num_output,
         "num_cached": prompts.cached,
         **_describe_reads(prompts),
-        "num_preemptions": prompts.preemptions + decodes.preemptions,
-        "num_retries": _count_retries(prompts) + _count_retries(decodes),
-        "outcome": _outcomes(prefill, finish_s, lost_s),
-        "prefill_replica": np.where(
-            prefill.replica_of < 0, -1, prefill.replica_of + decode.num_replicas
-        ),
+        "num_preemptions": sum(pool.requests.each.preemptions for pool in pools.values()),
+        "num_retries": sum(_count_retries(pool.requests.each) for pool in pools.values()),
+        **dict.fromkeys(("room_wait_s", "transfer_s", "transfer_bytes"), np.zeros(len(sent_s))),
+        "prefill_replica": np.full(len(sent_s), -1),
+    }
+    if plan.transfer is not None:
+        columns |= _describe_transfers(first, last, plan.transfer, sent_s + ingress_delay_s)
+    lost_s = np.fmax(prompts.lost_s, decodes.lost_s)
+    columns["outcome"] = _outcomes(first, columns["finish_s"], lost_s)
+    names: pd.Index[str] = pd.Index(["", *trace.domains])
+    columns["domain"] = pd.Categorical.from_codes(prompts.domain + 1, names)
+    priority = trace.attributes.get("priority", np.zeros(end, dtype=np.int64))
+    columns["priority"] = priority[begin:end]
+    return pd.DataFrame({name: columns[name] for name in REQUEST_COLUMNS if name in columns})
+
+
+def _describe_transfers(
+    prefill: PoolState, decode: PoolState, transfer: Transfer, asked_s: Floats
+) -> dict[str, Any]:
+    """Describe the requests of two pools as far as not all of their caches are transferred."""
+    prompts, decodes = prefill.requests.each, decode.requests.each
+    moved = transfer.is_transferred(decodes.num_output)
+    first_s = np.where(moved, decodes.first_s, prompts.first_s)
+    has_left = moved & ~np.isnan(decodes.arrival_s)
+    # A cache that is ready to leave may wait for room in the decode pool.
+    held_s = np.maximum(decodes.reserved_s - (prompts.first_s + transfer.handshake_s), 0.0)
+    waits_s = _room_waits_s(transfer, prompts, decodes, held_s, asked_s)
+    num_bytes = [transfer.num_bytes(int(tokens)) for tokens in prompts.num_input]
+    is_new = prefill.replica_of < 0
+    return {
+        "replica": np.where(moved, decode.replica_of, -1),
+        "dp_rank": np.where(moved, decodes.dp_rank, -1),
+        "first_token_s": first_s,
+        "finish_s": np.where(moved, decodes.finish_s, first_s),
+        "prefill_replica": np.where(is_new, -1, prefill.replica_of + decode.num_replicas),
         "room_wait_s": np.where(moved & ~np.isnan(decodes.reserved_s), waits_s, 0.0),
         "transfer_s": np.where(has_left, decodes.arrival_s - prompts.first_s - held_s, 0.0),
         "transfer_bytes": np.where(has_left, num_bytes, 0.0),
@@ -257,13 +234,6 @@ def _describe_reads(requests: Records) -> dict[str, Any]:
     is_scheduled = ~np.isnan(requests.scheduled_s)
     waits_s = np.where(is_scheduled, np.nan_to_num(requests.read_wait_s), 0.0)
     return {"num_read": requests.read * is_scheduled, "read_wait_s": waits_s}
-
-
-def _ready_waits_s(transfer: Transfer, prompts: Records, decodes: Records) -> Floats:
-    """Seconds that caches ready to leave waited for room in the decode pool."""
-    ready_s = prompts.first_s + transfer.handshake_s
-    held_s: Floats = np.maximum(decodes.reserved_s - ready_s, 0.0)
-    return held_s
 
 
 def _room_waits_s(
