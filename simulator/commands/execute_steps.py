@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from simulator.config.execution import ExecutionSpec
 from simulator.deployment.plan import DeploymentPlan
-from simulator.engine.probe import EvenStep
+from simulator.engine.probe import make_even_batch
+from simulator.step.program import Batch
 
 if TYPE_CHECKING:  # it imports torch
     from simulator.runtime.job import Step
@@ -51,10 +52,12 @@ def list_steps(execution: ExecutionSpec, *, goes_on: bool = False) -> list[tuple
     return found
 
 
-def spread_evenly(plan: DeploymentPlan, step: Step) -> EvenStep:
-    """The step as the simulator has it: its sequences spread over the data-parallel ranks."""
+def spread_evenly(plan: DeploymentPlan, step: Step) -> tuple[Batch, int]:
+    """The step as the simulator has it, its sequences spread over the data-parallel ranks, and its
+    offset.
+    """
     from simulator.runtime.layers.part import Part
 
     dp = plan.placement.layout.attention_dp
-    sequences_d = tuple(Part(d, dp).num(step.num_sequences) for d in range(dp))
-    return EvenStep(sequences_d, step.new_tokens, step.context_tokens, step.offset)
+    sequences_d = [Part(d, dp).num(step.num_sequences) for d in range(dp)]
+    return make_even_batch(sequences_d, step.new_tokens, step.context_tokens), step.offset

@@ -11,31 +11,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import simpy
 
 from simulator.base.columns import Columns
+from simulator.cost.comm import Exchange
 from simulator.deployment.conditions import place_at
 from simulator.deployment.plan import DeploymentPlan
 from simulator.deployment.uniform_routing import uniform_imbalance
-from simulator.engine.by_ranks import ByRanks, StepTimes, TakenStep, finish_step, run_step
+from simulator.engine.by_ranks import ByRanks, StepTimes, TakenStep, finish_step
 from simulator.engine.fabric import FluidWires
 from simulator.engine.pool import PoolState
 from simulator.engine.state import Floats, Ints
 from simulator.policies.failures import Machines
-from simulator.results.tables import (
-    EXPERT_COLUMNS,
-    RANK_COLUMNS,
-    SPAN_COLUMNS,
-    TRAFFIC_COLUMNS,
-    ShownStep,
-)
-from simulator.step.operations import step_operations
+from simulator.results import tables
 from simulator.step.prices import Prices
 from simulator.step.program import Batch, PricedBatch
+
+_OF_STEP = ("replica", "start_s", "duration_s", "num_steps", "prefill_tokens", "decodes")
+"""Columns of the log that a step is represented by."""
 
 
 @dataclass(frozen=True)
@@ -48,28 +44,7 @@ class Probe:
     experts: pd.DataFrame
     traffic: pd.DataFrame
     spans: pd.DataFrame
-    shown_steps: dict[str, ShownStep]
-
-    def select_phase(self, phase: str) -> Probe:
-        """Select the step of one phase."""
-        ranks, traffic, spans = (
-            t[t["phase"] == phase].reset_index(drop=True)
-            for t in (self.ranks, self.traffic, self.spans)
-        )
-        steps = {name: step for name, step in self.shown_steps.items() if name == phase}
-        return Probe(ranks, self.experts, traffic, spans, steps)
-
-
-class _Chosen(NamedTuple):
-    """Batch to be shown."""
-
-    batch: Batch
-    prices: Prices
-    """Prices of its replica then."""
-    offset: int
-    """Index of its first token in the pool of expert choices."""
-    taken: TakenStep | None
-    """Step of the run that it belongs to; ``None`` for a representative one."""
+    shown_steps: dict[str, tables.ShownStep]
 
 
 def probe(
@@ -79,6 +54,7 @@ def probe(
     requests: Columns,
     by_ranks: ByRanks | None,
     first_replica: int,
+    phases: Sequence[str],
 ) -> Probe:
     """Run a decode step and a step with prompt tokens again, rank by rank: of each kind, one as
     long as the step at the median of the time spent in its kind.
@@ -89,102 +65,80 @@ def probe(
         requests: served by the run, for the typical context of a sequence.
         by_ranks: executor of the run's steps, where ranks were simulated.
         first_replica: number of the pool's first replica in the log.
+        phases: ``decode`` and ``prefill``, or the one that the pool is for.
     """
     ranks, traffic, spans = [], [], []
-    shown: dict[str, ShownStep] = {}
+    shown: dict[str, tables.ShownStep] = {}
     plan = pool.plan
     make_wires = FluidWires if by_ranks is None else by_ranks.make_wires
-    for phase, step in _medians(steps):
-        taken = by_ranks.taken.nearest(phase, float(step.duration_s)) if by_ranks else None
-        if taken is None:
-            replica = int(step.replica) - first_replica
-            placement = place_at(plan, machines, replica, float(step.start_s))
-            prices = pool.prices
-            if placement is not plan.placement:
-                prices = pool.price_placement(placement)
-            chosen = _represent(plan, prices, step, requests)
-        else:
-            chosen = _choose_fullest(taken)
+    for phase, row in _find_medians(steps, phases):
+        taken = by_ranks.taken.nearest(phase, row["duration_s"]) if by_ranks else None
+        step = taken or _represent(pool, machines, row, requests, first_replica)
+        # Of the batches that a pipeline has in flight, the one with most tokens.
+        lane = int(np.argmax([batch.tokens_d.sum() for batch in step.batches]))
         env = simpy.Environment()
-        priced = chosen.prices.price_batch(chosen.batch, chosen.offset)
-        run = ByRanks(chosen.prices, make_wires).run_batch(env, priced, keep_spans=True)
+        priced = step.prices.price_batch(step.batches[lane], step.offsets[lane])
+        run = ByRanks(step.prices, make_wires).run_batch(env, priced, keep_spans=True)
         found = finish_step(env, run).spans or []
         spans += [(phase, *span) for span in sorted(found, key=attrgetter("rank", "start_s"))]
-        shown[phase] = _describe(plan, chosen, first_replica)
+        shown[phase] = _describe(plan, priced.batch, taken, first_replica)
         if plan.placement.experts is not None:
             rows, sent = _expert_ranks(plan, priced, phase)
             ranks += rows
             traffic += sent
     return Probe(
-        ranks=_frame(ranks, list(RANK_COLUMNS)[1:]),
+        ranks=pd.DataFrame(ranks, columns=list(tables.RANK_COLUMNS)[1:]),
         experts=_expert_load(plan),
-        traffic=_frame(traffic, list(TRAFFIC_COLUMNS)[1:]),
-        spans=_frame(spans, ["phase", "rank", "name", "layer", "start_s", "duration_s"])[
-            list(SPAN_COLUMNS)[1:]
-        ],
+        traffic=pd.DataFrame(traffic, columns=list(tables.TRAFFIC_COLUMNS)[1:]),
+        spans=pd.DataFrame(spans, columns=list(tables.SPAN_COLUMNS)[1:]),
         shown_steps=shown,
     )
 
 
-def _frame(rows: Sequence[tuple[object, ...]], columns: list[str]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=columns)
-
-
-class _Median(NamedTuple):
-    """Row of equal steps, by its columns in the log."""
-
-    replica: int
-    start_s: float
-    duration_s: float
-    num_steps: int
-    prefill_tokens: int
-    decodes: int
-
-
-def _medians(steps: Columns) -> Iterator[tuple[str, _Median]]:
-    """Yield for each kind the step at the median of the time spent in steps of its kind: half of
-    that time passes in steps that are no longer. The median over steps would be a short one, where
-    many short steps accompany a few that take all the time.
+def _find_medians(steps: Columns, phases: Sequence[str]) -> Iterator[tuple[str, dict[str, float]]]:
+    """Find for each kind the step at the median of the time spent in steps of its kind, by the
+    log's columns: half of that time passes in steps that are no longer. The median over steps would
+    be a short one, where many short steps accompany a few that take all the time.
     """
     has_prompts = (steps["prefill_tokens"] > 0).to_numpy()
-    decodes = ~has_prompts & (steps["decodes"] > 0).to_numpy()
-    for phase, is_own in (("decode", decodes), ("prefill", has_prompts)):
-        places = np.flatnonzero(is_own)
+    is_of = {"decode": ~has_prompts & (steps["decodes"] > 0).to_numpy(), "prefill": has_prompts}
+    for phase in phases:
+        places = np.flatnonzero(is_of[phase])
         if len(places):
-            duration_s, num_steps = (
-                steps[column].to_numpy()[places] for column in ("duration_s", "num_steps")
-            )
-            place = places[_find_median_of_time(duration_s, num_steps)]
-            yield phase, _Median(*(steps[column].iloc[place] for column in _Median._fields))
+            own = (steps[column].to_numpy()[places] for column in ("duration_s", "num_steps"))
+            place = places[_find_median_of_time(*own)]
+            yield phase, {column: steps[column].iloc[place] for column in _OF_STEP}
 
 
-def _represent(plan: DeploymentPlan, prices: Prices, step: _Median, requests: Columns) -> _Chosen:
-    """Make a batch of as many tokens as the run's step (of one lane of a pipeline), spread evenly
-    over the data-parallel ranks, all with a typical context.
+def _represent(
+    pool: PoolState,
+    machines: Machines,
+    row: dict[str, float],
+    requests: Columns,
+    first_replica: int,
+) -> TakenStep:
+    """Make a step of as many tokens as one of the run (as one lane of a pipeline), spread evenly
+    over the data-parallel ranks, all with a typical context, at the prices of its replica then.
     """
+    plan, replica = pool.plan, int(row["replica"]) - first_replica
+    placement = place_at(plan, machines, replica, float(row["start_s"]))
+    is_usual = placement is plan.placement
     context = max(1, int((requests["num_input"] + requests["num_output"] / 2).mean()))
-    pp, prompts = plan.placement.layout.pp, int(step.prefill_tokens)
-    decodes = int(step.decodes // step.num_steps)
-    least = 0 if prompts else 1
-    batch = spread_batch(
-        plan, max(1, prompts // pp) if prompts else 0, max(least, decodes // pp), context
-    )
-    return _Chosen(batch, prices, 0, None)
+    pp, prompts = placement.layout.pp, int(row["prefill_tokens"])
+    decodes = max(0 if prompts else 1, int(row["decodes"] // row["num_steps"]) // pp)
+    batch = spread_batch(plan, max(1, prompts // pp) if prompts else 0, decodes, context)
+    prices = pool.prices if is_usual else pool.price_placement(placement)
+    return TakenStep(replica, 0, row["start_s"], row["duration_s"], (batch,), prices, (0,))
 
 
-def _choose_fullest(taken: TakenStep) -> _Chosen:
-    """Choose a step's batch; of those that a pipeline has in flight, the one with most tokens."""
-    tokens = [int(batch.tokens_d.sum()) for batch in taken.batches]
-    lane = tokens.index(max(tokens))
-    return _Chosen(taken.batches[lane], taken.prices, taken.offsets[lane], taken)
-
-
-def _describe(plan: DeploymentPlan, chosen: _Chosen, first_replica: int) -> ShownStep:
-    batch, taken = chosen.batch, chosen.taken
+def _describe(
+    plan: DeploymentPlan, batch: Batch, taken: TakenStep | None, first_replica: int
+) -> tables.ShownStep:
+    """Describe a step that was taken, or a representative one."""
     decodes = [
         int(new[flags].sum()) for new, flags in zip(batch.new_tokens, batch.is_decode, strict=True)
     ]
-    return ShownStep(
+    return tables.ShownStep(
         source="representative" if taken is None else "run",
         replica=None if taken is None else first_replica + taken.replica,
         number=None if taken is None else taken.number,
@@ -227,127 +181,85 @@ def spread_batch(
     decodes = num_decodes // dp + (order >= dp - num_decodes % dp)
     if of_decode > 1:  # drafts are cut where a step is full
         decodes = np.minimum(decodes, (plan.serving.rules.token_budget - prompts) // of_decode)
-    new = [
-        np.array([of_decode] * n + [p] * bool(p), dtype=np.int64)
-        for p, n in zip(prompts.tolist(), decodes.tolist(), strict=True)
-    ]
-    is_decode = [
-        np.array([True] * n + [False] * bool(p), dtype=np.bool_)
-        for p, n in zip(prompts.tolist(), decodes.tolist(), strict=True)
-    ]
-    contexts = [np.where(flags, context, 0).astype(np.int64) for flags in is_decode]
-    logits = np.array(
-        [of_decode * n + bool(p) for p, n in zip(prompts, decodes, strict=True)], dtype=np.int64
-    )
+    each = list(zip(prompts.tolist(), decodes.tolist(), strict=True))
+    is_decode = [np.arange(n + bool(p)) < n for p, n in each]
+    new = [np.where(flags, of_decode, p) for flags, (p, _) in zip(is_decode, each, strict=True)]
+    contexts = [np.where(flags, context, 0) for flags in is_decode]
+    logits = of_decode * decodes + (prompts > 0)
     return Batch(tuple(new), tuple(contexts), tuple(is_decode), logits)
 
 
 def _expert_ranks(
     plan: DeploymentPlan, priced: PricedBatch, phase: str
 ) -> tuple[list[tuple[object, ...]], list[tuple[object, ...]]]:
+    """Make the rows of the tables of ranks and of traffic."""
     num_ranks, num_layers = plan.placement.layout.num_ranks, plan.placement.model.num_moe_layers
-    pairs_LR, experts_LR, wait_LR = np.zeros((3, num_layers, num_ranks))
-    bytes_SR = {
-        "dispatch": np.zeros((num_ranks, num_ranks)),
-        "combine": np.zeros((num_ranks, num_ranks)),
-    }
+    found_3LR = np.zeros((3, num_layers, num_ranks))
+    bytes_SR = {name: np.zeros((num_ranks, num_ranks)) for name in ("dispatch", "combine")}
     for _, steps in priced.parts:
         for layer, step in enumerate(steps):
-            pairs_LR[layer] += step.pairs_R
-            experts_LR[layer] += step.experts_R
-            wait_LR[layer] += step.experts_R.max() - step.experts_R
-            for direction, exchange in (("dispatch", step.dispatch), ("combine", step.combine)):
+            waits_R = step.experts_R.max() - step.experts_R
+            found_3LR[:, layer] += step.pairs_R, step.experts_R, waits_R
+            for direction, sum_SR in bytes_SR.items():
+                exchange: Exchange = getattr(step, direction)
                 if exchange.sent.num_ranks:
-                    bytes_SR[direction] += exchange.bytes_SR / num_layers
+                    sum_SR += exchange.bytes_SR / num_layers
     rows: list[tuple[object, ...]] = [
-        (
-            phase,
-            layer,
-            rank,
-            float(pairs_LR[layer, rank]),
-            float(experts_LR[layer, rank]),
-            float(wait_LR[layer, rank]),
-        )
-        for layer in range(num_layers)
-        for rank in range(num_ranks)
+        (phase, layer, rank, *found_3LR[:, layer, rank].tolist())
+        for layer, rank in np.ndindex(num_layers, num_ranks)
     ]
     sent: list[tuple[object, ...]] = [
-        (phase, direction, int(source), int(destination), float(matrix[source, destination]))
-        for direction, matrix in bytes_SR.items()
-        for source, destination in zip(*np.nonzero(matrix), strict=True)
+        (phase, direction, source, destination, float(sum_SR[source, destination]))
+        for direction, sum_SR in bytes_SR.items()
+        for source, destination in np.argwhere(sum_SR).tolist()
     ]
     return rows, sent
 
 
 def _expert_load(plan: DeploymentPlan) -> pd.DataFrame:
-    placement = plan.placement
-    columns = list(EXPERT_COLUMNS)[1:]
-    if placement.experts is None or placement.model.moe is None:
+    """Make the table of experts."""
+    columns, experts = list(tables.EXPERT_COLUMNS)[1:], plan.placement.experts
+    moe = plan.placement.model.moe
+    if experts is None or moe is None:
         return pd.DataFrame(columns=columns)
-    frames = []
-    for layer, topk_ids_TK in enumerate(placement.experts.topk_ids_LTK):
-        pairs_E = np.bincount(topk_ids_TK.ravel(), minlength=placement.model.moe.num_experts)
-        frames.append(
-            pd.DataFrame(
-                {
-                    "layer": layer,
-                    "expert": np.arange(len(pairs_E)),
-                    "load": pairs_E / pairs_E.mean(),
-                }
-            )
-        )
-    return pd.concat(frames, ignore_index=True)[columns]
+    ids_LTK = experts.topk_ids_LTK
+    pairs_LE = np.array([np.bincount(ids.ravel(), minlength=moe.num_experts) for ids in ids_LTK])
+    layer, expert = np.indices(pairs_LE.shape)
+    load_LE = pairs_LE / pairs_LE.mean(axis=1, keepdims=True)
+    found = zip(columns, (layer, expert, load_LE), strict=True)
+    return pd.DataFrame({column: of_LE.ravel() for column, of_LE in found})
 
 
 # Predicted times of single steps, rank by rank, to compare with a real execution.
 
 
-class EvenStep(NamedTuple):
-    """Step over sequences that are alike, spread over the data-parallel ranks."""
+def make_even_batch(sequences_d: Sequence[int], new_tokens: int, context_tokens: int) -> Batch:
+    """Make a batch of sequences that are alike, as the simulator's engine forms it.
 
-    sequences_d: tuple[int, ...]
-    """Sequences of each data-parallel rank."""
-    new_tokens: int
-    """New tokens of each sequence."""
-    context_tokens: int
-    """Tokens of each sequence in the cache."""
-    offset: int
-    """Index of the step's first token in the plan's pool of expert choices."""
-
-    def batch(self) -> Batch:
-        """Batch of the step, as the simulator's engine forms it."""
-        is_decode = self.new_tokens == 1 and self.context_tokens > 0
-        return Batch(
-            new_tokens=tuple(
-                np.full(number, self.new_tokens, dtype=np.int64) for number in self.sequences_d
-            ),
-            context_tokens=tuple(
-                np.full(number, self.context_tokens, dtype=np.int64) for number in self.sequences_d
-            ),
-            is_decode=tuple(np.full(number, is_decode) for number in self.sequences_d),
-            num_logits=np.array(self.sequences_d, dtype=np.int64),
-        )
+    Args:
+        sequences_d: sequences of each data-parallel rank.
+        new_tokens: new tokens of each sequence.
+        context_tokens: tokens of each sequence in the cache.
+    """
+    values = new_tokens, context_tokens, new_tokens == 1 and context_tokens > 0
+    new, contexts, is_decode = (
+        tuple(np.full(number, value) for number in sequences_d) for value in values
+    )
+    return Batch(new, contexts, is_decode, np.array(sequences_d, dtype=np.int64))
 
 
 def forecast(
-    plan: DeploymentPlan, steps: Sequence[EvenStep], *, keep_spans: bool = False
+    plan: DeploymentPlan, steps: Sequence[tuple[Batch, int]], *, keep_spans: bool = False
 ) -> Iterator[StepTimes]:
-    """Simulate each step on its own at the ``rank`` fidelity."""
+    """Simulate each step on its own at the ``rank`` fidelity.
+
+    Args:
+        steps: batch of each, and index of its first token in the plan's pool of expert choices.
+    """
     if not steps:
         return
-    prices = Prices(plan.placement, max(max(step.sequences_d) * step.new_tokens for step in steps))
-    num_ranks = plan.placement.layout.num_ranks
+    prices = Prices(plan.placement, max(int(batch.tokens_d.max()) for batch, _ in steps))
+    executor = ByRanks(prices, FluidWires)
     for step in steps:
-        env = simpy.Environment()
-        program = step_operations(prices, step.batch(), step.offset)
-        yield finish_step(
-            env,
-            run_step(
-                env,
-                FluidWires(env),
-                program,
-                num_ranks,
-                shared_cores=plan.placement.calibration.shared_cores,
-                keep_spans=keep_spans,
-            ),
-        )
+        env, priced = simpy.Environment(), prices.price_batch(*step)
+        yield finish_step(env, executor.run_batch(env, priced, keep_spans=keep_spans))

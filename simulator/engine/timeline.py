@@ -248,8 +248,8 @@ def make_record(served: Served) -> DeploymentRecord:
         )
         first = plan.serving.replicas if name == "prefill" else 0
         executor = served.by_ranks.get(name)
-        found = probe(pool, plan.machines[name], own, requests, executor, first)
-        probes.append(found if name == "both" else found.select_phase(name))
+        phases = ("decode", "prefill") if name == "both" else (name,)
+        probes.append(probe(pool, plan.machines[name], own, requests, executor, first, phases))
     gaps = sum(
         (pool.clock.gap_counts.sum(axis=0) for pool in served.pools.values()),
         np.zeros(NUM_GAP_BINS, dtype=np.int64),

@@ -22,7 +22,7 @@ from simulator.base.frozen import validate
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.execution import ExecutionSpec
 from simulator.deployment.plan import make_plan
-from simulator.engine.probe import EvenStep, forecast
+from simulator.engine.probe import forecast, make_even_batch
 from simulator.runtime.job import Step, make_job
 from simulator.runtime.layers.part import Part
 from simulator.runtime.nodes import connect
@@ -75,7 +75,8 @@ def predicted_seconds(plan, step):
         Part(d, plan.placement.layout.attention_dp).num(step.num_sequences)
         for d in range(plan.placement.layout.attention_dp)
     )
-    [times] = forecast(plan, [EvenStep(sequences_d, 1, 0, step.offset)], keep_spans=True)
+    even = make_even_batch(sequences_d, 1, 0), step.offset
+    [times] = forecast(plan, [even], keep_spans=True)
     found = []
     for layer in range(plan.placement.model.num_layers):
         own = [span for span in times.spans if span.layer == layer and span.phase in PHASES]

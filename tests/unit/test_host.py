@@ -18,7 +18,7 @@ from simulator.deployment.fits import fits_of
 from simulator.deployment.notes import notes_of
 from simulator.deployment.plan import make_plan
 from simulator.engine.by_ranks import SharedCores
-from simulator.engine.probe import EvenStep, forecast
+from simulator.engine.probe import forecast, make_even_batch
 from simulator.step.prices import Prices
 
 ROWS, SIZES, WORKING = (1, 8, 64), (1024, 65536), (1 << 20, 1 << 26)
@@ -142,7 +142,7 @@ def local(tmp_path_factory):
 
 def seconds_of(plan, sequences, new=1, context=0):
     dp = plan.placement.layout.attention_dp
-    [times] = forecast(plan, [EvenStep((sequences // dp,) * dp, new, context, 0)])
+    [times] = forecast(plan, [(make_even_batch([sequences // dp] * dp, new, context), 0)])
     return times
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from simulator.deployment.plan import DeploymentPlan
-from simulator.engine.probe import EvenStep, forecast
+from simulator.engine.probe import forecast, make_even_batch
 from simulator.step.prices import Prices
 from simulator.validation.published._serve import make, tell_shares
 
@@ -48,8 +48,8 @@ def run_one(deployment: Mapping[str, Any], num_sequences: int, new: int, context
         UserError: if the deployment is impossible.
     """
     plan = _plan(json.dumps(deployment, sort_keys=True))
-    step = EvenStep((num_sequences,) * plan.placement.layout.attention_dp, new, context, 0)
-    (times,) = forecast(plan, [step])
+    sequences_d = [num_sequences] * plan.placement.layout.attention_dp
+    (times,) = forecast(plan, [(make_even_batch(sequences_d, new, context), 0)])
     priced_as = _OF_PROMPTS if new > 1 else {}
     shares = {
         priced_as.get(phase, phase): seconds / times.duration_s

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from simulator.config.dtypes import DType
 from simulator.deployment.placement import Placement
 from simulator.deployment.plan import DeploymentPlan
-from simulator.engine.probe import EvenStep, forecast
+from simulator.engine.probe import forecast, make_even_batch
 from simulator.validation.error_bands import ASSUMED
 from simulator.validation.published import Reply, extrapolate
 from simulator.validation.published._rows import Case, Count, ModelName, RowTopic
@@ -55,7 +55,7 @@ class Offload(RowTopic):
         plan = _plan(json.dumps(_describe(case), sort_keys=True))
         if case.top_k is not None:
             plan = replace(plan, placement=_leave_out(plan.placement, case.top_k))
-        (times,) = forecast(plan, [EvenStep((1,), case.new, case.context, 0)])
+        (times,) = forecast(plan, [(make_even_batch([1], case.new, case.context), 0)])
         rate = case.new / times.duration_s
         shares = {phase: seconds / times.duration_s for phase, seconds in times.phases.items()}
         status = extrapolate(status_of(plan), _WHY)
