@@ -17,11 +17,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import simpy
-from numpy.typing import NDArray
 from simpy.events import Event, ProcessGenerator
 
 from simulator.base.jit import jit
 from simulator.cost.comm import Exchange
+from simulator.engine.state import Floats
 from simulator.policies.topology import Fabric
 
 # Wires of the ``message`` fidelity: every message is a process that crosses its links in parcels,
@@ -30,8 +30,6 @@ from simulator.policies.topology import Fabric
 # The reference that the ``rank`` fidelity is tested against. Slow on purpose: at 32 ranks with 64
 # tokens each an exchange is 50,000 to 80,000 events.
 
-
-Floats = NDArray[np.float64]
 
 _PARCELS = 8
 """Fewest parcels that each message of an exchange is cut into. A link serves waiting parcels in
@@ -180,7 +178,6 @@ class Wires(Protocol):
 
     def carry(self, exchange: Exchange) -> Event:
         """Start an exchange; the event succeeds when its last byte has arrived."""
-        ...
 
 
 class FluidWires:
@@ -195,6 +192,10 @@ class FluidWires:
         self._updated_s = 0.0
         self._round = 0
 
+    def share(self, _: Fabric) -> FluidWires:
+        """Let exchanges of other paths flow over the same links."""
+        return self
+
     def carry(self, exchange: Exchange) -> Event:
         """Start an exchange: its latency, then its bytes."""
         if not exchange.busy_s.size or exchange.busy_s.max() == 0.0:
@@ -207,7 +208,7 @@ class FluidWires:
         yield self.env.timeout(exchange.latency_s)
         yield self._start(exchange.busy_s)
 
-    def _start(self, busy_s: NDArray[np.float64]) -> Event:
+    def _start(self, busy_s: Floats) -> Event:
         self._advance()
         done = self.env.event()
         self._done.append(done)

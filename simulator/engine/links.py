@@ -7,12 +7,12 @@ caches join all replicas.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import simpy
-from numpy.typing import NDArray
 from simpy.events import Event
 
 from simulator.base.columns import Columns
@@ -23,6 +23,7 @@ from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.by_ranks import Fidelity
 from simulator.engine.fabric import FluidWires, MessageWires, Wires
 from simulator.engine.loop_state import LoopState
+from simulator.engine.state import Floats, Ints
 from simulator.policies.topology import Fabric, Link
 from simulator.results.tables import WiresShared
 
@@ -63,10 +64,6 @@ def bound_sharing(plan: DeploymentPlan, requests: Columns, steps: Columns) -> Wi
 # A replica is priced as if it began with a node and a leaf switch. Where it lies decides which
 # wires between switches its messages cross, so ports are its own and paths between switches are
 # those of the whole cluster.
-
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -124,7 +121,11 @@ class JoinedFabric:
     """Paths of caches from a prefill pool's GPUs to the decode pool's."""
 
     def list_groups(self) -> list[set[tuple[str, int]]]:
-        """List the groups of replicas whose messages cross wires that others of the group cross."""
+        """List the groups of replicas whose messages cross wires that others of the group cross;
+        one of all where caches join them.
+        """
+        if self.between is not None:
+            return [set(self.located)]
         groups: list[tuple[set[int], set[tuple[str, int]]]] = []
         for key, one in self.located.items():
             links, members = set(one.shared_S.tolist()), {key}
@@ -242,21 +243,18 @@ def _map_ports(own: Fabric, first_gpu: int, links: list[Link]) -> Ints:
     """Find the place of each of a replica's links that are one rank's; those that the whole fabric
     lacks are added to its ``links``.
     """
-    places: dict[tuple[int, str], list[int]] = {}
+    free: defaultdict[tuple[int, str], list[int]] = defaultdict(list)
     for place, link in enumerate(links):
-        places.setdefault((link.rank, link.kind), []).append(place)
-    port_L, count = np.full(len(own.links), -1, dtype=np.int64), dict.fromkeys(places, 0)
+        free[link.rank, link.kind].append(place)
+    port_L = np.full(len(own.links), -1, dtype=np.int64)
     for place, link in enumerate(own.links):
         if link.rank < 0:
             continue
-        key = link.rank + first_gpu, link.kind
-        number = count.get(key, 0)
-        count[key] = number + 1
-        if number < len(places.get(key, ())):
-            port_L[place] = places[key][number]
-        else:
-            port_L[place] = len(links)
+        found = free[link.rank + first_gpu, link.kind]
+        if not found:
+            found.append(len(links))
             links.append(link._replace(rank=link.rank + first_gpu))
+        port_L[place] = found.pop(0)
     return port_L
 
 
@@ -265,33 +263,26 @@ def _locate(own: Fabric, whole: Fabric, first_gpu: int, port_L: Ints) -> Located
     ranks = slice(first_gpu, first_gpu + own.num_ranks)
 
     def cross(own_SRH: Ints, whole_SRH: Ints) -> Ints:
-        return _cross_shared(own_SRH, whole_SRH[ranks, ranks], port_L, is_shared)
+        """Find paths that leave and arrive by the replica's own ports, and cross the shared wires
+        of the whole fabric before the last of these.
+        """
+        shape = *own_SRH.shape[:2], own_SRH.shape[2] + whole_SRH.shape[2]
+        path_SRH = np.full(shape, -1)
+        for pair in np.ndindex(shape[:2]):
+            ports = [int(port_L[link]) for link in own_SRH[pair] if link >= 0 and port_L[link] >= 0]
+            shared = [int(link) for link in whole_SRH[pair] if link >= 0 and is_shared[link]]
+            path = [*ports[:-1], *shared, *ports[-1:]]
+            path_SRH[pair][: len(path)] = path
+        longest = max(1, int((path_SRH >= 0).sum(axis=2).max(initial=0)))
+        return path_SRH[:, :, :longest]
 
-    path_SRH = cross(own.path_SRH, whole.path_SRH)
+    path_SRH = cross(own.path_SRH, whole.path_SRH[ranks, ranks])
     direct_SRH = None
     if own.own_card_SRH is not None:
-        direct_SRH = cross(own.own_card_SRH, whole.direct.path_SRH)
+        direct_SRH = cross(own.own_card_SRH, whole.direct.path_SRH[ranks, ranks])
     fabric = Fabric(whole.links, path_SRH, own.node_R, direct_SRH)
     crossed = np.unique(path_SRH[path_SRH >= 0])
     return Located(own, fabric, port_L, crossed[is_shared[crossed]])
-
-
-def _cross_shared(
-    own_SRH: Ints, whole_SRH: Ints, port_L: Ints, is_shared: NDArray[np.bool_]
-) -> Ints:
-    """Find paths that leave and arrive by a replica's own ports, and cross the shared wires of the
-    whole fabric before the last of these.
-    """
-    num_ranks = len(own_SRH)
-    path_SRH = np.full((num_ranks, num_ranks, own_SRH.shape[2] + whole_SRH.shape[2]), -1)
-    for source, destination in np.ndindex(num_ranks, num_ranks):
-        own, whole = own_SRH[source, destination], whole_SRH[source, destination]
-        ports = [int(port_L[link]) for link in own if link >= 0 and port_L[link] >= 0]
-        shared = [int(link) for link in whole if link >= 0 and is_shared[link]]
-        path = [*ports[:-1], *shared, *ports[-1:]]
-        path_SRH[source, destination, : len(path)] = path
-    longest = max(1, int((path_SRH >= 0).sum(axis=2).max(initial=0)))
-    return path_SRH[:, :, :longest]
 
 
 def _list_seconds(fabric: Fabric, exchange: Exchange) -> Floats:
@@ -322,18 +313,22 @@ class SharedWires:
 
     def __init__(self, env: simpy.Environment, state: LoopState, fidelity: Fidelity) -> None:
         """Begin with idle wires."""
-        self._env, self._is_fluid = env, fidelity == "rank"
-        self._names = state.names
-        self._fabrics = [pool.plan.placement.fabric for pool in state.pools]
+        self._env, self._is_fluid, self._state = env, fidelity == "rank", state
         self.joined: JoinedFabric | None = None
         """Links of all replicas; ``None`` where these share none."""
         self.between: Wires | None = None
         """Wires between all GPUs, where caches travel from pool to pool."""
-        self._make_of: dict[tuple[str, int], Callable[[Fabric], Wires]] = {}
-        """Access to the wires of each replica that shares some, by its pool and number."""
+        self._shared: dict[tuple[str, int], FluidWires | MessageWires] = {}
+        """Wires of each replica that shares some, by its pool and number."""
         plan = state.plan
         if plan.transfer is not None or _may_share(plan):
-            self._join(join_fabric(plan))
+            joined = join_fabric(plan)
+            for group in joined.list_groups():
+                if len(group) > 1:
+                    self.joined, shared = joined, self._make_apart(joined.fabric)
+                    self._shared |= dict.fromkeys(group, shared)
+                    if joined.between is not None:
+                        self.between = shared.share(joined.between)
         self._wires = [
             [self._make(place, replica) for replica in range(pool.num_replicas)]
             for place, pool in enumerate(state.pools)
@@ -349,38 +344,18 @@ class SharedWires:
         """
         before = self._wires[place][replica]
         if isinstance(before, LocatedWires) and self.joined is not None:
-            key = self._names[place], replica
+            key = self._state.names[place], replica
             before.leave(self._make_apart(self.joined.located[key].fabric))
         self._wires[place][replica] = self._make(place, replica)
 
-    def _join(self, joined: JoinedFabric) -> None:
-        """Make the wires of each group of replicas that share links."""
-        bridge = joined.between
-        groups = joined.list_groups() if bridge is None else [set(joined.located)]
-        for group in groups:
-            if len(group) == 1:
-                continue
-            self.joined, make = joined, self._share(joined.fabric)
-            self._make_of |= dict.fromkeys(group, make)
-            if bridge is not None:
-                self.between = make(bridge)
-
-    def _share(self, fabric: Fabric) -> Callable[[Fabric], Wires]:
-        """Make wires that several replicas have access to, each with paths of its own."""
-        if self._is_fluid:
-            fluid = FluidWires(self._env)
-            return lambda _: fluid
-        messages = MessageWires(self._env, fabric)
-        return messages.share
-
     def _make(self, place: int, replica: int) -> Wires:
-        key = self._names[place], replica
-        if key not in self._make_of or self.joined is None:
-            return self._make_apart(self._fabrics[place])
+        key = self._state.names[place], replica
+        if key not in self._shared or self.joined is None:
+            return self._make_apart(self._state.pools[place].plan.placement.fabric)
         located = self.joined.located[key]
-        return LocatedWires(self._make_of[key](located.fabric), located)
+        return LocatedWires(self._shared[key].share(located.fabric), located)
 
-    def _make_apart(self, fabric: Fabric) -> Wires:
+    def _make_apart(self, fabric: Fabric) -> FluidWires | MessageWires:
         return FluidWires(self._env) if self._is_fluid else MessageWires(self._env, fabric)
 
 

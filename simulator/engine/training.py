@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 import simpy
-from numpy.typing import NDArray
 from simpy.events import Event, ProcessGenerator
 
 from simulator.base.errors import UserError
@@ -245,15 +244,9 @@ def _collect_stage(
     plan: TrainingPlan, name: str, stage: int, held: ParameterCount, element_bytes: float
 ) -> float:
     """Seconds of a collective of all parameters of a stage, dense and routed experts'."""
-    layout = plan.placement.layout
-    groups = (
-        (held.dense, plan.dense_group, layout.tp),
-        (held.expert, plan.expert_group, layout.num_ranks),
-    )
-    return sum(
-        _collect(plan, name, numbers * element_bytes, _count_members(plan, stage, size, apart))
-        for numbers, size, apart in groups
-    )
+    layout, of = plan.placement.layout, (plan, name, stage)
+    dense_s = _collect(*of, held.dense * element_bytes, plan.dense_group, layout.tp)
+    return dense_s + _collect(*of, held.expert * element_bytes, plan.expert_group, layout.num_ranks)
 
 
 def _price_optimizer(plan: TrainingPlan, stage: int, gradient_bytes: float) -> float:
@@ -262,11 +255,9 @@ def _price_optimizer(plan: TrainingPlan, stage: int, gradient_bytes: float) -> f
     (``is_first_microbatch`` of Transformer Engine).
     """
     optimizer = plan.spec.optimizer
-    moved = (
-        2.0 * (optimizer.state_bytes + optimizer.master_bytes)
-        + gradient_bytes
-        + find_element_bytes(plan)
-    )
+    moved = 2.0 * (optimizer.state_bytes + optimizer.master_bytes)
+    moved += gradient_bytes
+    moved += find_element_bytes(plan)
     rate = plan.placement.accelerator.memory_bytes_per_s * _OPTIMIZER_SHARE
     compute, converted_s = plan.placement.compute, 0.0
     if isinstance(compute, TrainedModel):
@@ -275,35 +266,30 @@ def _price_optimizer(plan: TrainingPlan, stage: int, gradient_bytes: float) -> f
     return count_optimized(plan, stage) * moved / rate + converted_s
 
 
-def _count_members(plan: TrainingPlan, stage: int, size: int, apart: int) -> NDArray[np.int64]:
-    """Count the members of a group in each node that has some, ``[N]``.
-
-    Args:
-        apart: ranks from one member to the next.
-    """
-    ranks = stage * plan.stage_ranks + apart * np.arange(size)
-    return np.unique(ranks // plan.cluster.gpus_per_node, return_counts=True)[1]
-
-
 def _collect(
-    plan: TrainingPlan, name: str, num_bytes: float, members_N: NDArray[np.int64]
+    plan: TrainingPlan, name: str, stage: int, num_bytes: float, size: int, apart: int
 ) -> float:
     """Seconds of one collective of ``num_bytes`` over a group; all groups of a node go on at once,
     each over its own ports and cards, between nodes as many as where it has the fewest members.
+
+    Args:
+        size: members of the group.
+        apart: ranks from one member to the next.
     """
     calibration, cluster = plan.placement.calibration, plan.cluster
-    size, nodes = int(members_N.sum()), len(members_N)
     if size == 1 or num_bytes == 0.0 or not isinstance(calibration, Calibration):
         return 0.0
+    ranks = stage * plan.stage_ranks + apart * np.arange(size)
+    members_N = np.unique(ranks // cluster.gpus_per_node, return_counts=True)[1]
     fit: CollectiveFit = calibration.collective[name]
-    inside_s = 0.0
-    start_s = 0.0
+    start_s = inside_s = 0.0
     if (most := float(members_N.max())) > 1:
         start, carry = fit.parts_s(num_bytes, most, 1.0, cluster.scale_up.bytes_per_s)
         start_s, inside_s = float(start), float(carry)
-    if nodes == 1 or cluster.scale_out is None:
+    if len(members_N) == 1 or cluster.scale_out is None:
         return start_s + inside_s
-    start_s += fit.scale_out_latency_s + fit.latency_per_doubling_s * float(doublings(nodes))
+    steps = float(doublings(len(members_N)))
+    start_s += fit.scale_out_latency_s + fit.latency_per_doubling_s * steps
     cards = float(members_N.min())
     rate = cards * cluster.scale_out.bytes_per_s * (fit.scale_out_fraction or 1.0)
     between_s = num_bytes * (size - 1) / size / rate
@@ -471,16 +457,10 @@ def _finish_step(
         bubble_s = step_s - sum(own.values())
         own["bubble"] = bubble_s if bubble_s > _ROUNDED * step_s else 0.0
         parts.append(own)
-    named = [
-        StepSpan(
-            span.stage,
-            span.turn[0].kind if len(span.turn) == 1 else "both",
-            span.turn[0].micro_batch,
-            span.start_s,
-            span.duration_s,
-        )
-        for span in spans
-    ]
+    named = []
+    for stage, turn, start_s, seconds in spans:
+        name = turn[0].kind if len(turn) == 1 else "both"
+        named.append(StepSpan(stage, name, turn[0].micro_batch, start_s, seconds))
     for stage in stages:
         if begins_s[stage]:
             named.append(StepSpan(stage, "gradients", -1, 0.0, begins_s[stage]))
