@@ -66,18 +66,17 @@ class Audit:
         experts that move meanwhile.
         """
         pool, env, row = self._pool, simpy.Environment(), np.zeros(POOL)
-        prices, ranks = pool.prices, pool.ranks_of(replica)
+        prices, ranks = pool.prices, self._states.ranks_of(self._place, replica)
         own = self._states.find(self._place, replica)
-        background = self._states.find_background(self._place)
+        beside = self._states.beside.get(self._place)
         if own is not None:
             if own.number not in self._prices:
                 self._prices[own.number] = self._states.price_alone(self._place, replica)
             prices = self._prices[own.number]
-            ranks = ranks if own.left is None else own.left.select_ranks(ranks)
         by_ranks = ByRanks(prices, FluidWires, "audit")
-        if background is not None and (own is None or own.left is None):
+        if beside is not None and (own is None or own.left is None):
             wires = FluidWires(env)
-            wires.carry(background)
+            wires.carry(beside[0])
             by_ranks.find_wires = lambda _: wires
         batches = read_batches(pool.requests, ranks)
         env.run(env.process(by_ranks.take_step(env, replica, number, batches, row)))

@@ -32,23 +32,13 @@ from simulator.engine.loop import drop_lost, release_sent, withdraw
 from simulator.engine.loop_state import AGAIN, CHANGE, LoopState
 from simulator.engine.pool import PoolState, has_no_requests, release_next
 from simulator.engine.queue import join_again, list_requests
-from simulator.engine.replica_states import RanksLeft, Run, count_loaded_bytes, place_on_left
+from simulator.engine.replica_states import Run, count_loaded_bytes, place_on_left
 from simulator.engine.state import HERE, IN_LINE, READ, Ints, Ranks, Requests
-from simulator.engine.step_log import DECODES, LOG_COLUMNS
-from simulator.engine.table import ATTENTION
 from simulator.policies.failure_contracts import find_interruption
 from simulator.policies.failures import Change
-from simulator.results.phases import STEP_PHASES
 
 _CACHE = ["computed", "transferred", "blocks", "shared", "kept_first", "kept_blocks", "kept_end"]
 """A request's state in the caches of its replica."""
-_OF_PROMPT = ["first_s", "last_s", "finish_s"]
-"""Times that a request has once its prompt is computed."""
-_PREFILL_TOKENS, _DECODE_TOKENS, _READ_BYTES, _DROPPED_PAIRS = (
-    LOG_COLUMNS.index(name)
-    for name in ("prefill_tokens", "decode_tokens", "read_bytes", "dropped_pairs")
-)
-
 
 Kind = Literal[
     "hangs", "stops", "starts", "shrinks", "grows", "evacuates", "launches", "drains", "leaves"
@@ -78,59 +68,39 @@ class Changed(NamedTuple):
         return [int(request) for found in self.given_back.values() for request in found]
 
 
-def stop_replica(pool: PoolState, replica: int, events: Events) -> Ints:
-    """Stop a replica, whose caches are lost; its step under way has been cut off before.
-
-    Returns:
-        Requests that it had, by their numbers in the trace; they keep the tokens they have emitted
-            and nothing else.
-    """
-    (counts,) = pool.clock_of(replica).counts
-    everywhere = np.ones(pool.plan.placement.layout.attention_dp, dtype=np.bool_)
-    rows = [
-        _call_off(pool, replica, everywhere, events),
-        _lose_kept(pool, replica, everywhere, events),
-    ]
-    rows += [_lose_running(pool, replica), _lose_coming(pool, replica)]
-    counts.is_gone = 1
-    _empty_ranks(pool, replica, slice(None))
-    pool.ranks_of(replica).counts[:] = pool.fresh_ranks.counts
-    counts.num_kept = counts.outstanding_tokens = 0
-    counts.num_pushed = counts.num_finished
-    given_back: Ints = np.sort(np.concatenate(rows)) + pool.requests.first
-    return given_back
-
-
 def lose_groups(pool: PoolState, replica: int, lost_D: NDArray[np.bool_], events: Events) -> Ints:
-    """Stop some data-parallel groups of a replica, whose caches are lost, while the others go on.
+    """Stop some data-parallel groups of a replica, whose caches are lost, while the others go on;
+    or all, where its step under way has been cut off before.
+
+    Args:
+        lost_D: whether each group is lost, ``[D]``.
 
     Returns:
-        Requests that they had, by their numbers in the trace.
+        Requests that they had, by their numbers in the trace; they keep the tokens they have
+            emitted and nothing else.
     """
     ranks, requests = pool.ranks_of(replica), pool.requests
     (counts,) = pool.clock_of(replica).counts
+    # Of all groups those of all lanes of a pipeline.
+    which = slice(None) if lost_D.all() else lost_D
     expected = _call_off(pool, replica, lost_D, events)
     kept = _lose_kept(pool, replica, lost_D, events)
-    counts.num_kept -= len(kept)
-    here = _lose_running(pool, replica, lost_D)
-    left = np.concatenate([expected, here])
-    counts.num_pushed -= len(left)
-    rows = requests.each[left]
-    counts.outstanding_tokens -= (rows.num_input + rows.num_output).sum()
-    _empty_ranks(pool, replica, lost_D)
-    ranks.each.is_lost[lost_D] = 1
+    left = np.concatenate([expected, _lose_running(pool, replica, which)])
+    _empty_ranks(pool, replica, which)
+    if lost_D.all():
+        kept = np.concatenate([kept, _lose_coming(pool, replica)])
+        ranks.counts[:] = pool.fresh_ranks.counts
+        counts.is_gone = 1
+        counts.num_kept = counts.outstanding_tokens = 0
+        counts.num_pushed = counts.num_finished
+    else:
+        ranks.each.is_lost[lost_D] = 1
+        rows = requests.each[left]
+        counts.num_kept -= len(kept)
+        counts.outstanding_tokens -= (rows.num_input + rows.num_output).sum()
+        counts.num_pushed -= len(left)
     given_back: Ints = np.sort(np.concatenate([left, kept])) + requests.first
     return given_back
-
-
-def halt_replica(pool: PoolState, replica: int, number: int, events: Events) -> None:
-    """Call off the step that a replica is about to form; one under way has been cut off.
-
-    Args:
-        number: of the replica among those of all pools.
-    """
-    remove_events(events, [code_of(kind, number) for kind in (FORMS, FORMS_LATE)])
-    pool.clock_of(replica).counts.is_busy[:] = False
 
 
 def undo_formed(pool: PoolState, replica: int) -> None:
@@ -191,15 +161,7 @@ def forget_tokens(rows: Sequence[int] | Ints, pool: PoolState) -> None:
     """Forget the output tokens of the requests, which begin anew."""
     each = pool.requests.each
     each.generated[rows] = 0
-    for name in _OF_PROMPT:
-        each[name][rows] = np.nan
-
-
-def send_again(rows: Sequence[int], place: int, at_s: float, events: Events) -> None:
-    """Schedule the requests to arrive again at a pool, in order of number."""
-    kind = COMES_LATER if place == 0 else GOES_ON
-    for request in sorted(rows):
-        push_event(events, at_s, code_of(kind, request))
+    each.first_s[rows] = each.last_s[rows] = each.finish_s[rows] = np.nan
 
 
 def _empty_ranks(pool: PoolState, replica: int, which: slice | NDArray[np.bool_]) -> None:
@@ -212,16 +174,11 @@ def _empty_ranks(pool: PoolState, replica: int, which: slice | NDArray[np.bool_]
     ranks.tiers.num_hits[:] = num_hits
 
 
-def _lose_running(pool: PoolState, replica: int, lost_D: NDArray[np.bool_] | None = None) -> Ints:
-    """Take back the requests that run or wait at a replica's ranks.
-
-    Args:
-        lost_D: data-parallel groups, ``[D]``; by default all, those of all lanes of a pipeline.
-    """
+def _lose_running(pool: PoolState, replica: int, which: slice | NDArray[np.bool_]) -> Ints:
+    """Take back the requests that run or wait at some of a replica's ranks."""
     ranks, requests = pool.ranks_of(replica), pool.requests
-    each = range(len(ranks.each)) if lost_D is None else np.flatnonzero(lost_D).tolist()
     found = [np.zeros(0, dtype=np.int64)]
-    for d in each:
+    for d in np.arange(len(ranks.each))[which].tolist():
         rank = ranks.each[d]
         if rank.num_decodes:
             dissolve_sums(requests, ranks, pool.limits, d)
@@ -303,17 +260,6 @@ def _forget_caches(pool: PoolState, lost: Ints) -> None:
         rows[name][lost] = 0
     unread = lost[np.isnan(rows.scheduled_s[lost])]
     rows.read[unread], rows.read_wait_s[unread] = 0, np.nan
-
-
-def cut_row(row: NDArray[np.float64], at_s: float) -> None:
-    """Cut a step short: the time until then is spent in the proportions of the whole step, and it
-    emits no tokens.
-    """
-    share = max(0.0, at_s - row[0]) / row[1]
-    row[1] *= share
-    row[ATTENTION : ATTENTION + len(STEP_PHASES)] *= share
-    row[_READ_BYTES] *= share
-    row[[_PREFILL_TOKENS, _DECODE_TOKENS, _DROPPED_PAIRS, DECODES]] = 0
 
 
 # GPUs of a pool that are out of work, and the ranks that are lost with them.
@@ -550,9 +496,8 @@ class Failing:
         that.
         """
         for replica in change.replicas:
-            if self._hits_living(change, place, replica) and self.step(
-                place, replica, "announced", change.gpus
-            ):
+            hits = self._hits_living(change, place, replica)
+            if hits and self.step(place, replica, "announced", change.gpus):
                 self.note("evacuates", place, replica, change.at_s)
         self._state.balance_again(place)
         self._run.scale_soon()
@@ -568,22 +513,19 @@ class Failing:
         pool, hung = self._state.pools[place], []
         for replica in change.replicas:
             self._noticed_s[place, replica] = noticed_s
-            if pool.clock.counts.is_gone[replica, 0] or not self._hits_living(
-                change, place, replica
-            ):
+            is_gone = pool.clock.counts.is_gone[replica, 0]
+            if is_gone or not self._hits_living(change, place, replica):
                 continue
             cut = self._run.cut_step(place, replica, change.at_s)
             if cut or pool.clock.counts.is_formed[replica]:
                 undo_formed(pool, replica)
-            number = self._state.number_of(place, replica)
-            halt_replica(pool, replica, number, self._state.events)
+            self._halt(place, replica)
             pool.clock.counts.is_paused[replica] += 1
             if self.step(place, replica, "fails"):
                 hung.append(replica)
         self._outages[place].apply(change)
         if noticed_s > change.at_s and hung:
-            became = _Became("hangs", 0)
-            self._add(became, place, change.at_s, dict.fromkeys(hung, _none()))
+            self._add(_Became("hangs", 0), place, change.at_s, dict.fromkeys(hung, _none()))
 
     def _hits_living(self, change: Change, place: int, replica: int) -> bool:
         """Whether a failure hits a data-parallel group that serves."""
@@ -631,15 +573,13 @@ class Failing:
         """
         pool, states = self._state.pools[place], self._run.replica_states
         layout, ranks = pool.plan.placement.layout, pool.ranks_of(replica)
-        lost_D, was_lost_D = (
-            self._outages[place].find_lost(replica),
-            ranks.each.is_lost[: layout.attention_dp] == 1,
-        )
-        before, placed = states.find_left(place, replica), None
+        lost_D = self._outages[place].find_lost(replica)
+        was_lost_D = ranks.each.is_lost[: layout.attention_dp] == 1
+        before, left = states.find_left(place, replica), None
         if lost_D.any() and not pool.clock.counts.is_gone[replica, 0]:
-            placed = place_on_left(pool.plan, before, lost_D)
+            left = place_on_left(pool.plan, before, lost_D)
         event: Event = "works" if change.starts else "noticed"
-        kind = self.step(place, replica, event, change.gpus, goes_on=placed is not None)
+        kind = self.step(place, replica, event, change.gpus, goes_on=left is not None)
         if kind is None:
             return None
         if kind == "starts":
@@ -649,14 +589,10 @@ class Failing:
         newly_D = lost_D & ~was_lost_D
         rows = lose_groups(pool, replica, newly_D, self._state.events) if newly_D.any() else _none()
         ranks.each.is_lost[: layout.attention_dp] = lost_D
-        left = None if placed is None else RanksLeft(np.flatnonzero(~lost_D), placed)
         states.shrink(place, replica, left)
-        # Ranks that join have loaded their experts before.
-        loaded_bytes = (
-            count_loaded_bytes(pool.plan.placement, before, left)
-            if left is not None and newly_D.any()
-            else 0.0
-        )
+        loaded_bytes = 0.0  # ranks that join have loaded their experts before
+        if left is not None and newly_D.any():
+            loaded_bytes = count_loaded_bytes(pool.plan.placement, before, left)
         seconds = find_interruption(pool.plan.serving.recovery, loaded_bytes)
         self._pause(place, replica, seconds)
         return _Became(kind, int((~lost_D).sum()) * layout.tp, seconds), rows
@@ -665,10 +601,17 @@ class Failing:
         """Stop a replica, whose step under way has been cut off before. Returns the requests that
         it had, by their numbers in the trace.
         """
-        pool, events = self._state.pools[place], self._state.events
+        pool = self._state.pools[place]
         self._run.replica_states.shrink(place, replica, None)
-        halt_replica(pool, replica, self._state.number_of(place, replica), events)
-        return stop_replica(pool, replica, events)
+        self._halt(place, replica)
+        everywhere = np.ones(pool.plan.placement.layout.attention_dp, dtype=np.bool_)
+        return lose_groups(pool, replica, everywhere, self._state.events)
+
+    def _halt(self, place: int, replica: int) -> None:
+        """Call off the step that a replica is about to form; one under way has been cut off."""
+        number = self._state.number_of(place, replica)
+        remove_events(self._state.events, [code_of(kind, number) for kind in (FORMS, FORMS_LATE)])
+        self._state.pools[place].clock.counts.is_busy[replica] = False
 
     def _pause(self, place: int, replica: int, seconds: float) -> None:
         """Let a replica form steps again after a while, behind the step in flight."""
@@ -688,7 +631,9 @@ class Failing:
                 withdraw_requests(rows, at_s, state)
             if fate == "retry":
                 forget_tokens(rows, state.pools[place])
-            send_again(rows, place, at_s, state.events)
+            for row in sorted(rows):
+                kind = COMES_LATER if place == 0 else GOES_ON
+                push_event(state.events, at_s, code_of(kind, row))
         self._waits_to_send.clear()
         self._run.look_soon()
 

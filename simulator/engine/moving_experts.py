@@ -14,18 +14,11 @@ from simpy.events import AllOf, ProcessGenerator
 from simulator.cost.comm import Exchange
 from simulator.deployment.expert_plan import POOL_TOKENS
 from simulator.deployment.placement import Placement
+from simulator.engine import rebalancing
 from simulator.engine.by_ranks import ByRanks
-from simulator.engine.loop_state import AGAIN, CHANGE, LoopState
+from simulator.engine.loop_state import AGAIN, CHANGE
 from simulator.engine.pool import PoolState
-from simulator.engine.rebalancing import (
-    expect_load,
-    judge_move,
-    list_parts,
-    list_traffic,
-    moves_any,
-    price_move,
-)
-from simulator.engine.replica_states import ReplicaStates, Run
+from simulator.engine.replica_states import Run
 from simulator.engine.state import Floats
 from simulator.engine.step_log import DECODES, LOG_COLUMNS, ROW_STEPS
 from simulator.engine.table import StepTable
@@ -34,78 +27,25 @@ from simulator.policies.placement import Placed
 from simulator.policies.rebalancing import ExpertLoad
 from simulator.results.tables import ExpertsMoved
 
-# Rebalances of a pool during a run: when its policy is asked, and the moves that it decides on.
-
-
-def rebalance(
-    run: Run, place: int, experts: MovingExperts, looks: Iterator[float]
-) -> ProcessGenerator:
-    """Ask a pool's rebalancing policy at its times, or after its steps, and move experts as it
-    decides.
-    """
-    pool, env = run.state.pools[place], run.instants.env
-    policy = pool.plan.serving.rebalancing
-    by_steps = getattr(policy, "every_steps", None) is not None
-    for number, look in enumerate(looks):
-        if not by_steps:
-            at_s = yield run.instants.wait_until(look, CHANGE)
-        elif run.step_looks.count(place) < look:
-            at_s = yield run.step_looks.wait_for(place, int(look))
-        else:
-            continue
-        if at_s > run.until_s:
-            return
-        run.run_ahead(at_s)
-        if experts.is_moving(at_s) or run.replica_states.has_no_whole(place):
-            continue
-        drafted = pool.plan.placement.drafts.num_tokens
-        load = experts.measure_load(at_s, run.log.count_tokens(place, drafted))
-        load = load._replace(num_steps=int(look) if by_steps else run.step_looks.count(place))
-        placement = pool.plan.placement
-        placed = decide_placement(policy, load, placement.rng("rebalancing", number))
-        if placed is None or not moves_any(placement, placed):
-            continue
-        if getattr(policy, "layers_per_chunk", None) is not None:
-            env.process(_move_in_parts(run, place, experts.move_in_parts(placed, load)))
-        elif (moved := experts.price_move(placed, load)).stops:
-            experts.place(placed)
-            run.pause_all(place, moved.seconds)
-        else:
-            env.process(move_beside_steps(run, place, experts, placed))
-
-
-def _move_in_parts(run: Run, place: int, parts: Iterator[float]) -> ProcessGenerator:
-    """Move experts part by part; every replica that has requests forms a step between two."""
-    for seconds in parts:
-        ended = yield AllOf(run.instants.env, run.pause_all(place, seconds))
-        yield run.instants.wait_until(max(ended.values()), AGAIN)
-        run.run_ahead(max(ended.values()))
-
 
 class MovingExperts:
-    """Experts of one pool."""
+    """Experts of one pool: the load on them, and the moves that its policy decides on."""
 
     def __init__(
-        self,
-        state: LoopState,
-        place: int,
-        by_ranks: ByRanks | None,
-        states: ReplicaStates,
-        fill: Callable[[], StepTable],
-        moves: list[ExpertsMoved],
+        self, run: Run, place: int, by_ranks: ByRanks | None, fill: Callable[[], StepTable]
     ) -> None:
         """Begin to count the load.
 
         Args:
             place: of the pool.
             by_ranks: executor of its steps, where ranks are simulated.
-            states: of all replicas, which are priced anew when experts have moved.
             fill: makes a table for the experts as they lie.
-            moves: list of all moves, which those of these experts are added to.
         """
-        self._state, self._place, self._by_ranks, self._fill = state, place, by_ranks, fill
-        self._replica_states = states
-        self._moves, self._name = moves, state.names[place]
+        self._run, self._place, self._by_ranks, self._fill = run, place, by_ranks, fill
+        self._pool = run.state.pools[place]
+        self._policy = self._pool.plan.serving.rebalancing
+        self._host_s = float(getattr(self._policy, "host_s_per_layer", 0.0))
+        """Seconds of the engine's own work for each layer that changes."""
         self._last: tuple[int, Placed] | None = None
         """Number of the latest move, and where experts lay before, until it is judged."""
         self._since_P: Floats | None = None
@@ -114,97 +54,143 @@ class MovingExperts:
         self._num_tokens = 0
         self._tokens_P = self._count_profiles()
 
-    def is_moving(self, at_s: float) -> bool:
-        """Whether the latest move is under way at some time."""
-        return at_s < self._arrive_s
+    def follow(self, looks: Iterator[float]) -> ProcessGenerator:
+        """Ask the policy at its times, or after its steps, and move experts as it decides."""
+        run, place, env = self._run, self._place, self._run.instants.env
+        by_steps = getattr(self._policy, "every_steps", None) is not None
+        for number, look in enumerate(looks):
+            if not by_steps:
+                at_s = yield run.instants.wait_until(look, CHANGE)
+            elif run.step_looks.count(place) < look:
+                at_s = yield run.step_looks.wait_for(place, int(look))
+            else:
+                continue
+            if at_s > run.until_s:
+                return
+            run.run_ahead(at_s)
+            if at_s < self._arrive_s or run.replica_states.has_no_whole(place):
+                continue
+            num_steps = int(look) if by_steps else run.step_looks.count(place)
+            load = self._measure_load(at_s)._replace(num_steps=num_steps)
+            placement = self._pool.plan.placement
+            placed = decide_placement(self._policy, load, placement.rng("rebalancing", number))
+            if placed is None or not rebalancing.moves_any(placement, placed):
+                continue
+            moved = self._begin_move(placed, load)
+            num_layers = getattr(self._policy, "layers_per_chunk", None)
+            if num_layers is not None:
+                env.process(self._move_in_parts(placed, load, num_layers))
+            elif moved.stops:
+                self._lay(placed)
+                run.pause_all(place, moved.seconds)
+            else:
+                env.process(self._move_beside_steps(placed))
 
-    def measure_load(self, at_s: float, num_tokens: int) -> ExpertLoad:
-        """Measure the load since the last time.
-
-        Args:
-            num_tokens: tokens of all steps so far.
-        """
-        pool, tokens_P = self._state.pools[self._place], self._count_profiles()
+    def _measure_load(self, at_s: float) -> ExpertLoad:
+        """Measure the load since the last time, and judge the latest move by what followed it."""
+        pool, tokens_P = self._pool, self._count_profiles()
+        num_tokens = self._run.log.count_tokens(self._place, pool.plan.placement.drafts.num_tokens)
         profiles, new = pool.profiles, num_tokens - self._num_tokens
         profile_LE = profiles.expect_load(tokens_P - self._tokens_P) if profiles else None
         self._num_tokens, self._tokens_P = num_tokens, tokens_P
-        load = expect_load(pool.plan.placement, at_s, new, profile_LE)
+        load = rebalancing.expect_load(pool.plan.placement, at_s, new, profile_LE)
         if self._last is not None and self._since_P is not None:
             followed = load
             if profiles:
                 followed = load._replace(load_LE=profiles.expect_load(tokens_P - self._since_P))
             if new and followed.load_LE.any():
-                number, before = self._last
-                self._moves[number] = judge_move(self._moves[number], followed, before)
+                (number, before), moves = self._last, self._run.rebalances
+                moves[number] = rebalancing.judge_move(moves[number], followed, before)
                 self._last = None
         return load
 
-    @property
-    def host_s(self) -> float:
-        """Seconds of the engine's own work for each layer that changes."""
-        policy = self._state.pools[self._place].plan.serving.rebalancing
-        return float(getattr(policy, "host_s_per_layer", 0.0))
+    def _count_profiles(self) -> Floats:
+        """Count the tokens of all steps so far by their load profiles, ``[P]``."""
+        counted = self._by_ranks or self._run.state.pool_at(self._place).table
+        return counted.profile_tokens.copy()
 
-    def price_move(self, placed: Placed, load: ExpertLoad) -> ExpertsMoved:
-        """Price a move that is decided on a load."""
-        policy = self._state.pools[self._place].plan.serving.rebalancing
+    def _begin_move(self, placed: Placed, load: ExpertLoad) -> ExpertsMoved:
+        """Price a move that is decided on a load, and note it."""
+        moves = self._run.rebalances
         moved = self._price_slowest(placed, load)
-        moved = replace(moved, stops=not getattr(policy, "asynchronous", False))
-        self._last, self._since_P = (len(self._moves), load.placed), None
+        moved = replace(moved, stops=not getattr(self._policy, "asynchronous", False))
+        self._last, self._since_P = (len(moves), load.placed), None
         self._arrive_s = load.at_s + moved.seconds if moved.stops else math.inf
-        self._moves.append(moved)
+        moves.append(moved)
         return moved
-
-    def arrive(self, placed: Placed, at_s: float) -> None:
-        """Place experts whose weights have travelled beside steps until now."""
-        number, moved = len(self._moves) - 1, self._moves[-1]
-        self._moves[number] = replace(moved, seconds=at_s - moved.at_s, alone_s=moved.seconds)
-        self._arrive_s = at_s
-        self.place(placed)
-
-    def move_in_parts(self, placed: Placed, load: ExpertLoad) -> Iterator[float]:
-        """Move experts a few layers at a time, as the policy says, and yield the seconds of each
-        part when it is placed; the next one is, when the caller comes back.
-        """
-        whole, number = self.price_move(placed, load), len(self._moves) - 1
-        policy = self._state.pools[self._place].plan.serving.rebalancing
-        num_layers = getattr(policy, "layers_per_chunk", len(placed.expert_LP))
-        self._arrive_s, seconds = math.inf, 0.0
-        parts = list(list_parts(load.placed, placed, num_layers))
-        for part in parts:
-            part_s = self._price_slowest(part, load).seconds
-            seconds += part_s
-            self._moves[number] = replace(whole, seconds=seconds, num_parts=len(parts))
-            self.place(part)
-            yield part_s
-        self._arrive_s = -math.inf
 
     def _price_slowest(self, placed: Placed, load: ExpertLoad) -> ExpertsMoved:
         """Price a move by the replica that it takes longest in, with its links to itself."""
-        placements = self._replica_states.list_placements(self._place).values()
-        distinct = {id(one): one for one in placements}.values()
-        each = (price_move(one, placed, load, self._name, self.host_s) for one in distinct)
+        placements = self._run.replica_states.list_placements(self._place).values()
+        distinct, name = {id(one): one for one in placements}, self._run.state.names[self._place]
+        each = (
+            rebalancing.price_move(one, placed, load, name, self._host_s)
+            for one in distinct.values()
+        )
         return max(each, key=lambda moved: moved.seconds)
 
-    def place(self, placed: Placed) -> None:
+    def _lay(self, placed: Placed) -> None:
         """Price steps that are formed from now on with another placement."""
-        pool = self._state.pools[self._place]
-        pool.place_experts(placed)
+        state, states = self._run.state, self._run.replica_states
+        self._pool.place_experts(placed)
         self._since_P = self._count_profiles()
-        if self._by_ranks is not None:
-            self._by_ranks.use_prices(pool.prices)
-            self._replica_states.price_again(self._place)
-        elif pool.profiles is None:
-            self._state.use_table(self._place, self._fill())
-            self._replica_states.price_again(self._place)
+        if self._by_ranks is None and self._pool.profiles is not None:
+            states.place_experts(self._place, placed)
+            return
+        if self._by_ranks is None:
+            state.use_table(self._place, self._fill())
         else:
-            self._replica_states.place_experts(self._place, placed)
+            self._by_ranks.use_prices(self._pool.prices)
+        states.price_again(self._place)
 
-    def _count_profiles(self) -> Floats:
-        """Count the tokens of all steps so far by their load profiles, ``[P]``."""
-        if self._by_ranks is not None:
-            return self._by_ranks.profile_tokens.copy()
-        return self._state.pool_at(self._place).table.profile_tokens.copy()
+    def _move_in_parts(self, placed: Placed, load: ExpertLoad, num_layers: int) -> ProcessGenerator:
+        """Move experts so many layers at a time, as the policy says; every replica that has
+        requests forms a step between two parts.
+        """
+        run, moves, number = self._run, self._run.rebalances, len(self._run.rebalances) - 1
+        self._arrive_s, seconds = math.inf, 0.0
+        parts = list(rebalancing.list_parts(load.placed, placed, num_layers))
+        for part in parts:
+            part_s = self._price_slowest(part, load).seconds
+            seconds += part_s
+            moves[number] = replace(moves[number], seconds=seconds, num_parts=len(parts))
+            self._lay(part)
+            ended = yield AllOf(run.instants.env, run.pause_all(self._place, part_s))
+            yield run.instants.wait_until(max(ended.values()), AGAIN)
+            run.run_ahead(max(ended.values()))
+        self._arrive_s = -math.inf
+
+    def _move_beside_steps(self, placed: Placed) -> ProcessGenerator:
+        """Move experts behind the host's work while steps go on, and place them when the last has
+        arrived.
+        """
+        run, place = self._run, self._place
+        placements = run.replica_states.list_placements(place)
+        traffic = {
+            replica: rebalancing.list_traffic(one, placed) for replica, one in placements.items()
+        }
+        first = next(iter(traffic.values()))
+        begin_s = run.instants.env.now + self._host_s * first.num_layers
+        yield run.instants.wait_until(begin_s, CHANGE)
+        if begin_s > run.until_s:
+            return
+        if run.wires is not None:
+            carried = [run.wires.find(place, r).carry(one.exchange) for r, one in traffic.items()]
+            yield AllOf(run.instants.env, carried)
+        else:
+            run.run_ahead(begin_s)
+            slowest = max(traffic, key=lambda replica: traffic[replica].exchange.alone_s)
+            exchange = traffic[slowest].exchange
+            yield from _contend(run, place, placements[slowest], exchange, begin_s)
+        now_s = run.instants.env.now
+        yield run.instants.wait_until(now_s, CHANGE)
+        if now_s <= run.until_s:
+            run.run_ahead(now_s)
+            moved = run.rebalances[-1]
+            alone_s = moved.seconds
+            run.rebalances[-1] = replace(moved, seconds=now_s - moved.at_s, alone_s=alone_s)
+            self._arrive_s = now_s
+            self._lay(placed)
 
 
 # Experts that move while steps go on: both share the links of their replica.
@@ -231,40 +217,13 @@ _PREFILL, _DISPATCH, _COMBINE = (
 )
 
 
-def move_beside_steps(
-    run: Run, place: int, experts: MovingExperts, placed: Placed
-) -> ProcessGenerator:
-    """Move a pool's experts behind the host's work, and place them when the last has arrived."""
-    placements = run.replica_states.list_placements(place)
-    traffic = {replica: list_traffic(one, placed) for replica, one in placements.items()}
-    first = next(iter(traffic.values()))
-    begin_s = run.instants.env.now + experts.host_s * first.num_layers
-    yield run.instants.wait_until(begin_s, CHANGE)
-    if begin_s > run.until_s:
-        return
-    exchanges = {replica: one.exchange for replica, one in traffic.items()}
-    if run.wires is not None:
-        carried = [run.wires.find(place, r).carry(one) for r, one in exchanges.items()]
-        yield AllOf(run.instants.env, carried)
-    else:
-        run.run_ahead(begin_s)
-        slowest = max(exchanges, key=lambda replica: exchanges[replica].alone_s)
-        contending = _contend(run, place, placements[slowest], exchanges[slowest], begin_s)
-        yield from contending
-    now_s = run.instants.env.now
-    yield run.instants.wait_until(now_s, CHANGE)
-    if now_s <= run.until_s:
-        run.run_ahead(now_s)
-        experts.arrive(placed, now_s)
-
-
 def _contend(
     run: Run, place: int, placement: Placement, exchange: Exchange, begin_s: float
 ) -> ProcessGenerator:
     """Let steps be priced with what the weights leave of the wires until these have arrived."""
     pool, since_s = run.state.pools[place], begin_s + exchange.latency_s
     left_L = exchange.busy_s.copy()
-    run.replica_states.contend(place, exchange, _find_left(placement, exchange))
+    run.replica_states.contend(place, (exchange, _find_left(placement, exchange)))
     while left_L.max(initial=0.0) > _NEAR * exchange.alone_s and since_s <= run.until_s:
         until_s = since_s + float(left_L.max())
         yield run.instants.wait_until(until_s, CHANGE)
@@ -272,7 +231,7 @@ def _contend(
         share_L = _measure_share(pool, run.log.list_rows(place, since_s), since_s, until_s)
         left_L -= (until_s - since_s) * (1.0 - share_L)
         since_s = until_s
-    run.replica_states.leave_alone(place)
+    run.replica_states.contend(place, None)
 
 
 def _find_left(placement: Placement, exchange: Exchange) -> tuple[float, float]:

@@ -49,9 +49,7 @@ def expect_load(
 def moves_any(placement: Placement, placed: Placed) -> bool:
     """Whether any slot holds another expert, or lies elsewhere, than now."""
     assert placement.experts is not None
-    now = placement.experts.placed
-    stays = np.array_equal(now.expert_LP, placed.expert_LP)
-    return not (stays and np.array_equal(now.rank_LP, placed.rank_LP))
+    return bool(_find_changed_layers(placement.experts.placed, placed).any())
 
 
 def place_again(placement: Placement, placed: Placed) -> Placement:

@@ -32,6 +32,7 @@ from simulator.engine.table import StepTable, start_table
 from simulator.policies.failure_contracts import shrink_experts
 from simulator.policies.placement import Placed
 from simulator.policies.recovery import Loss
+from simulator.results.tables import ExpertsMoved
 from simulator.step.mixes import Mixes
 from simulator.step.prices import Prices
 
@@ -57,16 +58,10 @@ class RanksLeft:
         ranks_DT = self.left_d[:, None] * tp + np.arange(tp)
         return np.asarray(ranks_DT.ravel())
 
-    def select_ranks(self, ranks: Ranks) -> Ranks:
-        """Copy the state of the ranks that are left, to read a formed step from."""
-        return Ranks._make(
-            array if array is ranks.counts else array[self.left_d] for array in ranks
-        )
-
 
 def place_on_left(
     plan: DeploymentPlan, before: RanksLeft | None, lost_D: NDArray[np.bool_]
-) -> Placed | None:
+) -> RanksLeft | None:
     """Place the experts on the ranks that are left, as the recovery policy has it: from where they
     lie, or where ranks join, from where they lay while all worked. ``None`` where the replica
     cannot go on.
@@ -82,7 +77,8 @@ def place_on_left(
     loss = Loss(lost_D, load.placed, load.load_LE)
     if before is not None and np.isin(np.flatnonzero(~lost_D), before.left_d).all():
         loss = loss._replace(lost_D=lost_D[before.left_d], placed=before.placed)
-    return shrink_experts(plan.serving.recovery, loss)
+    placed = shrink_experts(plan.serving.recovery, loss)
+    return None if placed is None else RanksLeft(np.flatnonzero(~lost_D), placed)
 
 
 def count_loaded_bytes(placement: Placement, before: RanksLeft | None, left: RanksLeft) -> float:
@@ -187,32 +183,28 @@ class Run(Protocol):
     replica_states: ReplicaStates
     wires: SharedWires | None
     """Wires of all replicas, where ranks are simulated."""
+    rebalances: list[ExpertsMoved]
+    """Moves of experts so far, in order of time."""
 
     def run_ahead(self, until_s: float) -> None:
         """Let everything happen up to a time, that instant included."""
-        ...
 
     def cut_step(self, place: int, replica: int, at_s: float) -> bool:
         """Cut a replica's step in flight short. Returns whether there was one."""
-        ...
 
     def pause(self, place: int, replica: int, seconds: float) -> ProcessGenerator:
         """Keep a replica from forming steps for a while, behind the step in flight."""
-        ...
 
     def pause_all(self, place: int, seconds: float) -> list[Process]:
         """Pause all replicas of a pool."""
-        ...
 
     def look_soon(self) -> None:
         """Go on at this instant once all has changed."""
-        ...
 
     def scale_soon(self) -> None:
         """Launch and drain replicas at this instant once all has changed, where there are too few
         or too many.
         """
-        ...
 
 
 _Replica = tuple[int, int]
@@ -242,14 +234,12 @@ class ReplicaStates:
             by_ranks: executors of each pool's steps, where ranks are simulated.
         """
         self._state, self._by_ranks, self._fidelity = state, by_ranks, fidelity
-        self._left: dict[_Replica, RanksLeft] = {}
-        self._conditions: dict[_Replica, Condition] = {}
-        self._contention: dict[int, tuple[float, float]] = {}
-        """Shares of their rate that other traffic leaves on the wires of a pool's replicas, inside
-        domains and between, by its place."""
-        self._background: dict[int, Exchange] = {}
-        """Other traffic of each of a pool's replicas, by its place."""
-        self._priced: dict[_Replica, PricedState] = {}
+        self._left: dict[_Replica, RanksLeft | None] = {}
+        self._conditions: dict[_Replica, Condition | None] = {}
+        self.beside: dict[int, tuple[Exchange, tuple[float, float]] | None] = {}
+        """Other traffic of each of a pool's replicas, by the pool's place, and the shares of their
+        rate that it leaves on wires inside domains and between."""
+        self._priced: dict[_Replica, PricedState | None] = {}
         self._known: dict[tuple[object, ...], PricedState] = {}
         """States that were priced once, by place of the pool, ranks that are left and condition."""
 
@@ -261,17 +251,21 @@ class ReplicaStates:
         """Find the ranks that are left of a replica; ``None`` for all."""
         return self._left.get((place, replica))
 
+    def ranks_of(self, place: int, replica: int) -> Ranks:
+        """Ranks that are left of a replica, to read a formed step from."""
+        ranks, left = self._state.pools[place].ranks_of(replica), self.find_left(place, replica)
+        if left is None:
+            return ranks
+        return Ranks._make(one if one is ranks.counts else one[left.left_d] for one in ranks)
+
     def has_no_whole(self, place: int) -> bool:
         """Whether every replica of a pool has lost ranks."""
         replicas = range(self._state.pools[place].num_replicas)
-        return all((place, replica) in self._left for replica in replicas)
+        return all(self.find_left(place, replica) for replica in replicas)
 
     def shrink(self, place: int, replica: int, left: RanksLeft | None) -> None:
         """Let a replica go on with some of its ranks, or with all."""
-        if left is None:
-            self._left.pop((place, replica), None)
-        else:
-            self._left[place, replica] = left
+        self._left[place, replica] = left
         self._use(place, replica)
 
     def list_instants(self) -> list[float]:
@@ -281,37 +275,21 @@ class ReplicaStates:
 
     def degrade_all(self, at_s: float) -> None:
         """Make GPUs and wires of all replicas as fast as they are at a time."""
-        machines = self._state.plan.machines
         for place, pool in enumerate(self._state.pools):
             degraded = pool.plan.placement.cluster.degraded
+            machines = self._state.plan.machines[self._state.names[place]]
             for replica in range(pool.num_replicas) if degraded else ():
-                own = machines[self._state.names[place]]
-                condition = find_condition(degraded, own, replica, at_s)
-                if condition == self._conditions.get((place, replica)):
-                    continue
-                if condition is None:
-                    del self._conditions[place, replica]
-                else:
+                condition = find_condition(degraded, machines, replica, at_s)
+                if condition != self._conditions.get((place, replica)):
                     self._conditions[place, replica] = condition
-                self._use(place, replica)
+                    self._use(place, replica)
 
-    def contend(self, place: int, background: Exchange, shares: tuple[float, float]) -> None:
-        """Let other traffic leave a share of the rate of wires inside domains, and of those
-        between, on the wires of a pool's replicas.
+    def contend(self, place: int, beside: tuple[Exchange, tuple[float, float]] | None) -> None:
+        """Let other traffic on the wires of a pool's replicas leave shares of their rate, inside
+        domains and between; ``None`` gives them all of their wires again.
         """
-        self._contention[place], self._background[place] = shares, background
-        for replica in range(self._state.pools[place].num_replicas):
-            self._use(place, replica)
-
-    def leave_alone(self, place: int) -> None:
-        """Give a pool's replicas all of their wires again."""
-        del self._contention[place], self._background[place]
-        for replica in range(self._state.pools[place].num_replicas):
-            self._use(place, replica)
-
-    def find_background(self, place: int) -> Exchange | None:
-        """Find the other traffic on the wires of each of a pool's replicas."""
-        return self._background.get(place)
+        self.beside[place] = beside
+        self._use_all(place)
 
     def price_alone(self, place: int, replica: int) -> Prices:
         """Price a replica's steps as its ranks and their condition are, with all of its wires."""
@@ -335,7 +313,7 @@ class ReplicaStates:
                 self._known[key] = replace(one, mixes=mixes)
                 loads[_list_states(table, one.number), :, :, : load_YPR.shape[2]] = load_YPR
         self._state.use_table(place, table._replace(profile_loads=loads))
-        self._use_again(place)
+        self._use_all(place)
 
     def price_again(self, place: int) -> None:
         """Price the states of a pool's replicas anew, since its experts have moved."""
@@ -343,7 +321,7 @@ class ReplicaStates:
         if self._fidelity == "step":
             table = self._state.pool_at(place).table
             self._state.use_table(place, keep_usual_state(table))
-        self._use_again(place)
+        self._use_all(place)
 
     def list_placements(self, place: int) -> dict[int, Placement]:
         """List the placements of a pool's experts on links as fast as each replica has them, of
@@ -357,29 +335,23 @@ class ReplicaStates:
             if condition is not None and condition not in known:
                 known[condition] = degrade_placement(pool.plan, condition)
             found[replica] = known[condition]
-        whole = {one: own for one, own in found.items() if (place, one) not in self._left}
+        whole = {one: own for one, own in found.items() if not self.find_left(place, one)}
         return whole or found
 
-    def _use_again(self, place: int) -> None:
-        for of_place, replica in list(self._priced):
-            if of_place == place:
-                self._use(place, replica)
+    def _use_all(self, place: int) -> None:
+        for replica in range(self._state.pools[place].num_replicas):
+            self._use(place, replica)
 
     def _use(self, place: int, replica: int) -> None:
         """Price a replica's steps from now on as its ranks and their condition are."""
-        key = place, replica
+        key, pool = (place, replica), self._state.pools[place]
         left, condition = self._left.get(key), self._conditions.get(key)
-        if place in self._contention:
-            num_ranks = self._state.pools[place].plan.placement.layout.num_ranks
-            usual = condition or Condition.usual(num_ranks)
-            condition = usual.leave(*self._contention[place])
-        clock = self._state.pools[place].clock_of(replica)
-        if left is None and condition is None:
-            self._priced.pop(key, None)
-            clock.counts.price_state[:] = 0
-            return
-        found = self._priced[key] = self._price(place, left, condition)
-        clock.counts.price_state[:] = found.number
+        if beside := self.beside.get(place):
+            usual = condition or Condition.usual(pool.plan.placement.layout.num_ranks)
+            condition = usual.leave(*beside[1])
+        is_usual = left is None and condition is None
+        found = self._priced[key] = None if is_usual else self._price(place, left, condition)
+        pool.clock_of(replica).counts.price_state[:] = found.number if found else 0
 
     def _price(
         self, place: int, left: RanksLeft | None, condition: Condition | None

@@ -22,7 +22,7 @@ _LOG_ROWS = 8192
 """Rows of one part of the log."""
 HELD_ROWS = 1 << 17
 """Rows held in memory before they are stored."""
-COST_COLUMNS = ("load_imbalance", "read_bytes", "dropped_pairs")
+COST_COLUMNS = LOG_COLUMNS[-3:]
 """Columns of the log that are not in the table of steps."""
 _COUNTS = ("prefill_tokens", "decode_tokens", "running", "waiting")
 
@@ -176,7 +176,9 @@ def read_requests(
     sent_s = np.array(
         trace.arrival_s[begin:end] if is_open else prompts.arrival_s - ingress_delay_s
     )
-    columns = {
+    # Of reads from tiers only those before a request was first scheduled are over.
+    is_scheduled = ~np.isnan(prompts.scheduled_s)
+    columns: dict[str, Any] = {
         "request": decodes.number,
         "replica": last.replica_of,
         "dp_rank": decodes.dp_rank,
@@ -187,7 +189,8 @@ def read_requests(
         "num_input": decodes.num_input,
         "num_output": decodes.num_output,
         "num_cached": prompts.cached,
-        **_describe_reads(prompts),
+        "num_read": prompts.read * is_scheduled,
+        "read_wait_s": np.where(is_scheduled, np.nan_to_num(prompts.read_wait_s), 0.0),
         "num_preemptions": sum(pool.requests.each.preemptions for pool in pools.values()),
         "num_retries": sum(_count_retries(pool.requests.each) for pool in pools.values()),
         **dict.fromkeys(("room_wait_s", "transfer_s", "transfer_bytes"), np.zeros(len(sent_s))),
@@ -207,14 +210,19 @@ def read_requests(
 def _describe_transfers(
     prefill: PoolState, decode: PoolState, transfer: Transfer, asked_s: Floats
 ) -> dict[str, Any]:
-    """Describe the requests of two pools as far as not all of their caches are transferred."""
+    """Describe the transfers of caches from pool to pool, and what else depends on these."""
     prompts, decodes = prefill.requests.each, decode.requests.each
     moved = transfer.is_transferred(decodes.num_output)
     first_s = np.where(moved, decodes.first_s, prompts.first_s)
     has_left = moved & ~np.isnan(decodes.arrival_s)
-    # A cache that is ready to leave may wait for room in the decode pool.
+    # A cache that is ready to leave may wait for room in the decode pool, as may a prompt before.
     held_s = np.maximum(decodes.reserved_s - (prompts.first_s + transfer.handshake_s), 0.0)
-    waits_s = _room_waits_s(transfer, prompts, decodes, held_s, asked_s)
+    waits_s = held_s
+    if transfer.reserves_first:
+        computed_s = np.fmax(prompts.first_s, asked_s)
+        computed_s[np.isnan(prompts.first_s)] = np.inf  # lost before it was computed
+        before_s = np.maximum(np.minimum(decodes.reserved_s, computed_s) - asked_s, 0.0)
+        waits_s = before_s + np.nan_to_num(held_s)
     num_bytes = [transfer.num_bytes(int(tokens)) for tokens in prompts.num_input]
     is_new = prefill.replica_of < 0
     return {
@@ -227,26 +235,6 @@ def _describe_transfers(
         "transfer_s": np.where(has_left, decodes.arrival_s - prompts.first_s - held_s, 0.0),
         "transfer_bytes": np.where(has_left, num_bytes, 0.0),
     }
-
-
-def _describe_reads(requests: Records) -> dict[str, Any]:
-    """Describe what requests read from tiers before they were first scheduled."""
-    is_scheduled = ~np.isnan(requests.scheduled_s)
-    waits_s = np.where(is_scheduled, np.nan_to_num(requests.read_wait_s), 0.0)
-    return {"num_read": requests.read * is_scheduled, "read_wait_s": waits_s}
-
-
-def _room_waits_s(
-    transfer: Transfer, prompts: Records, decodes: Records, held_s: Floats, asked_s: Floats
-) -> Floats:
-    """Seconds that requests waited for room in the decode pool, computed or not."""
-    if not transfer.reserves_first:
-        return held_s
-    first_s = np.fmax(prompts.first_s, asked_s)
-    first_s[np.isnan(prompts.first_s)] = np.inf  # lost before it was computed
-    before_s = np.maximum(np.minimum(decodes.reserved_s, first_s) - asked_s, 0.0)
-    waits_s: Floats = before_s + np.nan_to_num(held_s)
-    return waits_s
 
 
 def _count_retries(requests: Records) -> Ints:

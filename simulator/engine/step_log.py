@@ -14,28 +14,12 @@ from simulator.base.jit import jit_inner
 from simulator.engine.batching import count_kept_tokens, is_decode
 from simulator.engine.cache import measure_use
 from simulator.engine.state import Clock, Limits, Ranks, Requests
+from simulator.results.phases import STEP_PHASES
 
-LOG_COLUMNS = (
-    "start_s",
-    "duration_s",
-    "prefill_tokens",
-    "decode_tokens",
-    "running",
-    "waiting",
-    "kv_used",
-    "limited_by",
-    "attention_s",
-    "dense_s",
-    "experts_s",
-    "dispatch_s",
-    "combine_s",
-    "wait_s",
-    "collective_s",
-    "overhead_s",
-    "load_imbalance",
-    "read_bytes",
-    "dropped_pairs",
-)
+_HELD = ("prefill_tokens", "decode_tokens", "running", "waiting", "kv_used", "limited_by")
+_PHASES = tuple(f"{phase}_s" for phase in STEP_PHASES)
+_COSTS = ("load_imbalance", "read_bytes", "dropped_pairs")
+LOG_COLUMNS = ("start_s", "duration_s", *_HELD, *_PHASES, *_COSTS)
 """Columns of a step's row in the log: those of :data:`simulator.results.tables.STEP_COLUMNS`
 (``limited_by`` as an index), the expert load imbalance, the bytes of weights and cache that the
 mean rank had to read, and the token-expert pairs dropped in all layers."""
@@ -139,3 +123,14 @@ def observe(requests: Requests, ranks: Ranks, limits: Limits, row: NDArray[np.fl
     row[_PREFILL], row[_DECODE], row[_RUNNING] = prefill, decode + more, holding
     row[DECODES] = decode
     row[_WAITING], row[_KV_USED], row[_LIMITED_BY] = queued, used, limit
+
+
+def cut_row(row: NDArray[np.float64], at_s: float) -> None:
+    """Cut a step short: the time until then is spent in the proportions of the whole step, and it
+    emits no tokens.
+    """
+    share = max(0.0, at_s - row[0]) / row[1]
+    row[1] *= share
+    row[_LIMITED_BY + 1 : _IMBALANCE] *= share
+    row[_READ_BYTES] *= share
+    row[[_PREFILL, _DECODE, _DROPPED, DECODES]] = 0

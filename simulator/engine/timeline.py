@@ -35,7 +35,7 @@ from simulator.engine.by_ranks import (
     start_ranks_of,
 )
 from simulator.engine.carried_caches import CarriedCaches
-from simulator.engine.changes import Changed, Failing, cut_row
+from simulator.engine.changes import Changed, Failing
 from simulator.engine.events import ENDS, FORMS, code_of, find_event, push_event, remove_events
 from simulator.engine.experts_table import OverflowCount
 from simulator.engine.links import SharedWires, bound_sharing
@@ -53,14 +53,14 @@ from simulator.engine.loop import (
     run_ahead,
 )
 from simulator.engine.loop_state import CHANGE, Instants, LoopState, StepLooks, count_settled
-from simulator.engine.moving_experts import MovingExperts, rebalance
+from simulator.engine.moving_experts import MovingExperts
 from simulator.engine.pool import PoolState, form_soon, start_pools
 from simulator.engine.probe import probe
 from simulator.engine.replica_states import RanksLeft, ReplicaStates, degrade
 from simulator.engine.result_rows import StepLog, read_requests, read_steps
 from simulator.engine.scaling import Scaling, leave_drained
 from simulator.engine.state import Floats
-from simulator.engine.step_log import LOG_COLUMNS, POOL, REPLICA
+from simulator.engine.step_log import LOG_COLUMNS, POOL, REPLICA, cut_row
 from simulator.engine.table import (
     StepTable,
     count_profiles,
@@ -523,9 +523,8 @@ class _Timeline:
             if first_s is not None:
                 by_ranks = self._by_ranks[place] if self._by_ranks else None
                 fill = partial(self._fill, pool, STREAMS[self.state.names[place]])
-                kept = self.replica_states, fill, self.rebalances
-                experts = MovingExperts(self.state, place, by_ranks, *kept)
-                self._env.process(rebalance(self, place, experts, chain([first_s], looks)))
+                experts = MovingExperts(self, place, by_ranks, fill)
+                self._env.process(experts.follow(chain([first_s], looks)))
         for scaling in self._scaling.values():
             self._env.process(scaling.follow())
         if self._by_ranks:
@@ -697,11 +696,10 @@ class _Timeline:
         place, replica = int(row[POOL]), int(row[REPLICA])
         pool, number = self.state.pools[place], self.state.number_of(place, replica)
         step = self._under_way[number] = StepUnderWay(row, Event(self._env))
-        executor, ranks = self._by_ranks[place], pool.ranks_of(replica)
+        executor, ranks = self._by_ranks[place], self.replica_states.ranks_of(place, replica)
         own = self.replica_states.find(place, replica)
         if own is not None and own.by_ranks is not None:
             executor = own.by_ranks
-            ranks = ranks if own.left is None else own.left.select_ranks(ranks)
         batches = read_batches(pool.requests, ranks)
         number_of_step = int(pool.clock.counts.num_steps[replica, 0]) - 1
         self._form_ahead(place, number, row[0])

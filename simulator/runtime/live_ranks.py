@@ -128,8 +128,8 @@ class LiveRanks:
         self._note("hangs", now, step, ranks, hang_s, policy.detection_s)
         noticed = now._replace(clock_s=now.clock_s + hang_s)
         lost_D = self._outages.find_lost(0)
-        placed = place_on_left(self._whole.plan, self._left, lost_D)
-        if placed is None:
+        left = place_on_left(self._whole.plan, self._left, lost_D)
+        if left is None:
             self._note("stops", noticed, step, ranks, num_requests=step.num_sequences)
             return self._restart(noticed, step, ranks)
         members = self._list_members(self._left)
@@ -139,12 +139,7 @@ class LiveRanks:
             for first, end in [now.job.sequences(members.index(rank), step.num_sequences)]
         )
         return self._regroup(
-            RanksLeft(np.flatnonzero(~lost_D), placed),
-            noticed,
-            step,
-            ranks,
-            num_requests=num_requests,
-            since_s=lost.noticed_s,
+            left, noticed, step, ranks, num_requests=num_requests, since_s=lost.noticed_s
         )
 
     def join(self, now: Group, step: Step) -> Group | None:
@@ -162,10 +157,9 @@ class LiveRanks:
             self._outages.apply(one.change)
         lost_D, left = self._outages.find_lost(0), None
         if lost_D.any():
-            placed = place_on_left(self._whole.plan, self._left, lost_D)
-            if placed is None:
+            left = place_on_left(self._whole.plan, self._left, lost_D)
+            if left is None:
                 return None
-            left = RanksLeft(np.flatnonzero(~lost_D), placed)
         joined = [rank for rank in self._list_members(left) if rank not in before]
         if not joined:
             return None

@@ -16,9 +16,8 @@ from simulator.base.plugins import build
 from simulator.config.workload import SLO
 from simulator.deployment.expert_plan import POOL_TOKENS
 from simulator.engine.by_ranks import ByRanks
-from simulator.engine.changes import cut_row
 from simulator.engine.experts_table import spread_tokens
-from simulator.engine.step_log import LOG_COLUMNS, NUM_COLUMNS
+from simulator.engine.step_log import LOG_COLUMNS, NUM_COLUMNS, cut_row
 from simulator.engine.timeline import run_plan, serve
 from simulator.policies.contracts import admit_pairs
 from simulator.policies.overflow import RoutedTokens, take_choices
