@@ -48,39 +48,29 @@ class Lockstep:
         exchanges: list[Exchange] = []
         flights: dict[int, int] = {}
         for operation in program:
-            phase = _PHASES[
-                operation.start.phase if isinstance(operation, Finish) else operation.phase
-            ]
             if isinstance(operation, Busy):
-                orders.append((_BUSY, phase, len(seconds)))
+                orders.append((_BUSY, _PHASES[operation.phase], len(seconds)))
                 seconds.append(operation.seconds_R)
                 continue
-            if isinstance(operation, Start | Together):
-                flight = len(exchanges)
-                orders.append((_START, phase, flight))
+            started = operation.start if isinstance(operation, Finish) else operation
+            number = started.number if isinstance(started, Start) else -1
+            if not isinstance(operation, Finish):
+                flights[number] = len(exchanges)
+                orders.append((_START, _PHASES[started.phase], flights[number]))
                 exchanges.append(operation.exchanges[0])
-            if isinstance(operation, Start):
-                flights[operation.number] = flight
-            else:
-                orders.append(
-                    (
-                        _FINISH,
-                        phase,
-                        flights.pop(operation.start.number)
-                        if isinstance(operation, Finish)
-                        else flight,
-                    )
-                )
-        self._orders_O3 = np.array(orders, dtype=np.int64).reshape(-1, 3)
-        self._seconds_BR = np.array(seconds, dtype=np.float64).reshape(-1, num_ranks)
-        self._delays_F2 = np.array(
-            [(way.stagger_s, way.latency_s) for way in exchanges], dtype=np.float64
-        ).reshape(-1, 2)
-        self._busy_FL = np.zeros(
-            (len(exchanges), max((way.busy_s.size for way in exchanges), default=0))
-        )
-        for busy_L, way in zip(self._busy_FL, exchanges, strict=True):
+            if not isinstance(operation, Start):
+                orders.append((_FINISH, _PHASES[started.phase], flights[number]))
+        delays = [(way.stagger_s, way.latency_s) for way in exchanges]
+        num_links = max((way.busy_s.size for way in exchanges), default=0)
+        busy_FL = np.zeros((len(exchanges), num_links))
+        for busy_L, way in zip(busy_FL, exchanges, strict=True):
             busy_L[: way.busy_s.size] = way.busy_s
+        self._program = (
+            np.array(orders, dtype=np.int64).reshape(-1, 3),
+            np.array(seconds, dtype=np.float64).reshape(-1, num_ranks),
+            np.array(delays, dtype=np.float64).reshape(-1, 2),
+            busy_FL,
+        )
 
     def run(self, attention: float = 1.0) -> dict[str, float]:
         """Seconds of the program by phase, mean over ranks, including the wait for the last rank at
@@ -91,14 +81,7 @@ class Lockstep:
         """
         factor_P = np.ones(len(STEP_PHASES))
         factor_P[_PHASES["attention"]] = attention
-        phases_P = _run(
-            self._orders_O3,
-            self._seconds_BR,
-            self._delays_F2,
-            self._busy_FL,
-            factor_P,
-            _PHASES["wait"],
-        )
+        phases_P = _run(*self._program, factor_P, _PHASES["wait"])
         return dict(zip(STEP_PHASES, phases_P.tolist(), strict=True))
 
 
@@ -210,19 +193,17 @@ _STARTS = 32
 """Number of systematic samples of layers, of which the most typical is taken."""
 
 
-def list_entries(prices: Prices) -> tuple[Floats, Floats, int]:
-    """List a table's ``expert_tokens`` and ``expert_shares``, and count its :data:`BESIDES`."""
+def list_entries(prices: Prices) -> tuple[Floats, Floats, Floats]:
+    """List a table's ``expert_tokens``, ``expert_shares`` and ``expert_besides``."""
     layout = prices.placement.layout
     if prices.placement.experts is None:
-        return np.zeros(0), np.ones(1), 1
+        return np.zeros(0), np.ones(1), np.zeros(1)
     # Only tokens that travel care on which rank they are.
-    shares = (
-        [s for s in _SHARES if s < layout.attention_dp] + [float(layout.attention_dp)]
-        if layout.travels
-        else [1.0]
-    )
+    most = float(layout.attention_dp if layout.travels else 1)
+    shares = [*(share for share in _SHARES if share < most), most]
     totals = sorted({*_grid(prices.max_tokens * layout.attention_dp), *_edges(prices)})
-    return np.array(totals, dtype=np.float64), np.array(shares), len(list_besides(prices))
+    besides = BESIDES if prices.halved_layers or prices.hides_shared else (0.0,)
+    return np.array(totals, dtype=np.float64), np.array(shares), np.array(besides)
 
 
 def price_entry(prices: Prices, tokens_d: Ints, stream: str) -> tuple[float, Floats]:
@@ -234,13 +215,11 @@ def price_entry(prices: Prices, tokens_d: Ints, stream: str) -> tuple[float, Flo
     """
     total, fullest = int(tokens_d.sum()), int(tokens_d.max())
     rng = prices.placement.rng(stream, total, fullest)
-    places = _draw_places(prices.experts.imbalance_L, total, rng)
-    return price_experts(prices, tokens_d, places, list_besides(prices))
-
-
-def list_besides(prices: Prices) -> tuple[float, ...]:
-    """List the ratios that each entry has: of what is computed beside exchanges to their time."""
-    return BESIDES if prices.halved_layers or prices.hides_shared else (0.0,)
+    # More draws where a step has few tokens, which differ most.
+    count = min(max(_DRAWN_TOKENS // total, _FEWEST_DRAWS), _MOST_DRAWS)
+    offsets = rng.integers(POOL_TOKENS, size=count)
+    layers = _choose_layers(tuple(prices.experts.imbalance_L.tolist()), count)
+    return price_experts(prices, tokens_d, list(zip(layers, offsets.tolist(), strict=True)))
 
 
 def _edges(prices: Prices) -> list[int]:
@@ -282,18 +261,6 @@ def spread_tokens(total: int, share: float, num_ranks: int) -> Ints:
     return tokens_d
 
 
-def _draw_places(
-    imbalance_L: Floats, total: int, rng: np.random.Generator
-) -> list[tuple[int, int]]:
-    """Draw layers, and indices in their pools of recorded choices at which an entry's tokens begin:
-    more where a step has few tokens, whose draws differ most.
-    """
-    count = min(max(_DRAWN_TOKENS // total, _FEWEST_DRAWS), _MOST_DRAWS)
-    offsets = rng.integers(POOL_TOKENS, size=count)
-    layers = _choose_layers(tuple(imbalance_L.tolist()), count)
-    return list(zip(layers, offsets.tolist(), strict=True))
-
-
 @lru_cache(maxsize=1024)
 def _choose_layers(imbalances: tuple[float, ...], count: int) -> list[int]:
     """Choose ``count`` layers that represent all of a model, some repeatedly where it has fewer.
@@ -312,21 +279,16 @@ def _choose_layers(imbalances: tuple[float, ...], count: int) -> list[int]:
 
 
 def price_experts(
-    prices: Prices,
-    tokens_d: Ints,
-    places: Sequence[tuple[int, int]],
-    besides: tuple[float, ...] = (0.0,),
+    prices: Prices, tokens_d: Ints, places: Sequence[tuple[int, int]]
 ) -> tuple[float, Floats]:
     """Run MoE layers that represent all of the model for ``tokens_d`` tokens at the ``rank``
     fidelity, one after another.
 
     Args:
         places: MoE layer, and index of the first token in its pool of recorded choices.
-        besides: ratios of what is computed beside exchanges in all layers to their time alone
-            (:data:`BESIDES`).
 
     Returns:
-        Seconds of a half's exchanges alone, and for each of ``besides`` the seconds of
+        Seconds of a half's exchanges alone, and for each of :data:`BESIDES` the seconds of
             ``EXPERT_PHASES``, imbalance, bytes read and token-expert pairs dropped.
     """
     is_split = bool(prices.halved_layers) and int(tokens_d.max()) > 1
@@ -344,7 +306,7 @@ def price_experts(
     else:
         passes = [range(len(places))]
         alone_s = _sum_alone(steps, ("dispatch",)) if prices.hides_shared else 0.0
-        besides = besides if prices.hides_shared else (0.0,)
+    besides = BESIDES if is_split or prices.hides_shared else (0.0,)
     alone_s *= num_layers / len(places)
     rows = _run_passes(prices, steps, passes, alone_s / num_layers, besides)
     return alone_s or 1.0, np.hstack([rows, np.tile(loads, (len(rows), 1))])
@@ -393,10 +355,8 @@ def _run_passes(
         programs = [
             _expert_program(prices, [part[draw] for draw in drawn], beside_s) for part in steps
         ]
-        lockstep = Lockstep(
-            interleave(*programs) if len(programs) > 1 else programs[0],
-            prices.placement.layout.num_ranks,
-        )
+        program = interleave(*programs) if len(programs) > 1 else programs[0]
+        lockstep = Lockstep(program, prices.placement.layout.num_ranks)
         rows += [[run[phase] for phase in EXPERT_PHASES] for run in map(lockstep.run, besides)]
     return rows * (prices.placement.model.num_moe_layers / sum(map(len, passes)))
 
@@ -426,9 +386,8 @@ def _expert_program(prices: Prices, steps: list[ExpertStep], beside_s: float) ->
             program += expert_operations(prices, step, layer, beside)
         else:
             program += [beside, *expert_operations(prices, step, layer)]
-        if (
-            not prices.placement.layout.travels
-        ):  # ranks meet in the all-reduce that follows, priced elsewhere
+        # Ranks then meet in the all-reduce that follows, which is priced elsewhere.
+        if not prices.placement.layout.travels:
             program.append(Together("wait", layer, (tuple(range(num_ranks)),), (Exchange.empty(),)))
     return program
 

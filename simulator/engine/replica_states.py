@@ -113,21 +113,7 @@ def _list_held(placed: Placed, layer: int, ranks: NDArray[np.int64]) -> set[tupl
 # slower.
 
 
-_OF_STATES = (
-    "sizes",
-    "fullest",
-    "kind",
-    "slow",
-    "group_class",
-    "collective_s",
-    "expert_tokens",
-    "expert_shares",
-    "expert_imbalances",
-    "profile_loads",
-    "expert_alone_s",
-    "expert_s",
-    "is_filled",
-)
+_OF_STATES = StepTable._fields[: StepTable._fields.index("is_filled") + 1]
 """Arrays of a table whose first axis are states."""
 
 

@@ -19,13 +19,7 @@ from simulator.cost.engine_time import sequences_s
 from simulator.cost.kernels.context import NUM_SUMS, split_s, work_s
 from simulator.deployment.placement import Placement
 from simulator.engine.batching import computes, is_decode
-from simulator.engine.experts_table import (
-    NUM_COLUMNS,
-    list_besides,
-    list_entries,
-    price_entry,
-    spread_tokens,
-)
+from simulator.engine.experts_table import NUM_COLUMNS, list_entries, price_entry, spread_tokens
 from simulator.engine.state import Floats, Ints, Ranks, Requests
 from simulator.engine.step_log import LOG_COLUMNS
 from simulator.step.blocks import price_blocks, price_module, sum_layers
@@ -194,11 +188,7 @@ def _price_lane(
     """
     running, chunk, each, rows = ranks.running, ranks.chunk, ranks.each, requests.each
     windows, compressions, tile_rows = table.windows, table.compressions, table.tile_rows
-    term_layers, term_halved, term_bytes = (
-        table.term_layers[part],
-        table.term_halved,
-        table.term_bytes,
-    )
+    term_layers, term_halved = table.term_layers[part], table.term_halved
     kind = table.kind[z]
     slow, group_class, collective_s = table.slow[z], table.group_class[z], table.collective_s[z]
     decode_rows = table.decode_rows
@@ -248,40 +238,27 @@ def _price_lane(
             decodes += decoding
             for w in range(num_ways):
                 phase = 1 if new <= decode_rows else 0
-                add_sums(
-                    sums[w, phase],
-                    context,
-                    new,
-                    windows[w, phase],
-                    compressions[w],
-                    tile_rows[w, phase],
-                )
+                own = sums[w, phase]
+                add_sums(own, context, new, windows[w, phase], compressions[w], tile_rows[w, phase])
         a = kind[d - first]
         rates = table.rates[a]
         mixing, halving = table.mixer_s[part, a, tokens], table.halved_s[a, tokens]
         for j in range(num_terms):
             way = table.term_window[a, j]
             for phase in range(2):
-                if sums[way, phase, 4] > 0.0:
-                    floor_s, attention_s = (
-                        rates[j, phase, 0],
-                        work_s(rates[j, phase], sums[way, phase]),
-                    )
-                    read_bytes += (
-                        term_layers[j] * sums[way, phase, 1] * term_bytes[j, phase] / num_ranks
-                    )
-                    mixing += term_layers[j] * (floor_s + attention_s)
-                    if (
-                        term_halved[j] > 0.0
-                    ):  # decodes are in the first half, and in both where they are more than that
-                        more = (
-                            decodes > tokens - tokens // 2
-                            if phase == 1
-                            else tokens - decodes > tokens // 2
-                        )
-                        once_s = floor_s + split_s(rates[j, phase], sums[way, phase])
-                        mixing += term_halved[j] * once_s * more
-                        halving += term_halved[j] * (floor_s + attention_s + once_s * more)
+                own, rate = sums[way, phase], rates[j, phase]
+                if own[4] == 0.0:
+                    continue
+                floor_s, attention_s = rate[0], work_s(rate, own)
+                read_bytes += term_layers[j] * own[1] * table.term_bytes[j, phase] / num_ranks
+                mixing += term_layers[j] * (floor_s + attention_s)
+                if term_halved[j] > 0.0:
+                    # Decodes are in the first half, and in both where they are more than that.
+                    half = tokens - tokens // 2 if phase == 1 else tokens // 2
+                    more = (decodes if phase == 1 else tokens - decodes) > half
+                    once_s = floor_s + split_s(rate, own)
+                    mixing += term_halved[j] * once_s * more
+                    halving += term_halved[j] * (floor_s + attention_s + once_s * more)
         heading_s = table.head_s[part, a, logits]
         feeding = table.ffn_s[part, a, tokens] + heading_s
         reducing = collective_s[group_class[d - first], tokens] * table.reduce_share[part]
@@ -338,10 +315,12 @@ def _expect_imbalance(table: StepTable, z: int) -> float:
 
 
 @jit_inner
-def _find_interval(grid: NDArray[np.float64], size: int, value: float) -> int:
-    """Index of the interval that ``value`` lies in, or of the nearest one, in the first ``size``
-    values of a grid.
+def _find_interval(grid: NDArray[np.float64], size: int, value: float) -> tuple[int, float]:
+    """Find the interval that ``value`` lies in, or the nearest one, in the first ``size`` values of
+    a grid: its index, and where in it the value lies, 0 at its begin and 1 at its end.
     """
+    if size < 2:
+        return 0, 0.0
     low, high = 0, size - 1
     while high - low > 1:
         middle = (low + high) // 2
@@ -349,7 +328,7 @@ def _find_interval(grid: NDArray[np.float64], size: int, value: float) -> int:
             low = middle
         else:
             high = middle
-    return low
+    return low, (value - grid[low]) / (grid[low + 1] - grid[low])
 
 
 @jit_inner
@@ -370,25 +349,12 @@ def _interpolate_experts(
         beside_s: what a part computes beside its exchanges in all layers.
         layers: those that are priced over those of the model.
     """
-    sizes = table.sizes
-    tokens_G, shares_S, at_M = (
-        table.expert_tokens[z],
-        table.expert_shares[z],
-        table.expert_imbalances[z],
-    )
-    g = _find_interval(tokens_G, sizes[z, 0], tokens)
-    low, high = tokens_G[g], tokens_G[g + 1]
-    a = min(max((tokens - low) / (high - low), 0.0), 1.0)
-    s, b = 0, 0.0
-    if sizes[z, 1] > 1:
-        s = _find_interval(shares_S, sizes[z, 1], share)
-        b = (share - shares_S[s]) / (shares_S[s + 1] - shares_S[s])
-        b = min(max(b, 0.0), 1.0)
+    sizes, besides = table.sizes, table.expert_besides
+    g, a = _find_interval(table.expert_tokens[z], sizes[z, 0], float(tokens))
+    s, b = _find_interval(table.expert_shares[z], sizes[z, 1], share)
+    m, e = _find_interval(table.expert_imbalances[z], sizes[z, 2], imbalance)
+    a, b = min(max(a, 0.0), 1.0), min(max(b, 0.0), 1.0)
     s2 = min(s + 1, sizes[z, 1] - 1)
-    m, e = 0, 0.0
-    if sizes[z, 2] > 1:
-        m = _find_interval(at_M, sizes[z, 2], imbalance)
-        e = (imbalance - at_M[m]) / (at_M[m + 1] - at_M[m])
     for corner in range(8):
         at_g, weight_g = (g, 1 - a) if corner & 2 == 0 else (g + 1, a)
         at_s, weight_s = (s, 1 - b) if corner & 1 == 0 else (s2, b)
@@ -399,21 +365,12 @@ def _interpolate_experts(
             wanted = table.wanted
             wanted[0], wanted[1], wanted[2], wanted[3] = z, at_g, at_s, at_m
             return
-        x, y = 0, 0.0
-        if len(table.expert_besides) > 1:
-            beside = beside_s / table.expert_alone_s[z, at_g, at_s, at_m]
-            x = _find_interval(table.expert_besides, len(table.expert_besides), beside)
-            y = (beside - table.expert_besides[x]) / (
-                table.expert_besides[x + 1] - table.expert_besides[x]
-            )
-            y = min(max(y, 0.0), 1.0)
-        x2 = min(x + 1, len(table.expert_besides) - 1)
+        beside = beside_s / table.expert_alone_s[z, at_g, at_s, at_m]
+        x, y = _find_interval(besides, len(besides), beside)
+        y = min(max(y, 0.0), 1.0)
+        found_BC = table.expert_s[z, at_g, at_s, at_m]
         for c in range(7):
-            low, high = (
-                table.expert_s[z, at_g, at_s, at_m, x, c],
-                table.expert_s[z, at_g, at_s, at_m, x2, c],
-            )
-            value = low * (1 - y) + high * y
+            value = found_BC[x, c] * (1 - y) + found_BC[min(x + 1, len(besides) - 1), c] * y
             if c != 4:  # a mean over layers
                 value *= layers
             row[ATTENTION + 2 + c + (2 if c >= 4 else 0)] += value * weight_g * weight_s * weight_m
@@ -421,116 +378,117 @@ def _interpolate_experts(
 
 class StepTable(NamedTuple):
     """Price table of a pool's steps. Arrays over tokens are indexed by their number; ``M`` parts
-    are the model, and behind it the module that drafts for it, where one does.
+    are the model, and behind it the module that drafts for it, where one does. By default it has no
+    entries, for fidelities that simulate the ranks of each step.
     """
 
-    mixer_s: Floats
-    """``[M, A, T]`` seconds of all layers' mixers without attention over the context, on each kind
-    of GPU in the cluster, by tokens of a data-parallel rank."""
-    ffn_s: Floats
-    """``[M, A, T]`` seconds of all layers' feed-forward blocks without routed experts, and of what
-    stands before a module's layers."""
-    head_s: Floats
-    """``[M, A, n]`` seconds of the output matrix by sequences that get a token."""
-    reduce_share: Floats
-    """``[M]`` all-reduces over those of the model."""
-    expert_share: Floats
-    """``[M]`` layers with routed experts over those of the model."""
-    kind: Ints
-    """``[Z, D]`` kind of GPU of each data-parallel group in each state of a replica (``sizes``)."""
-    slow: Floats
-    """``[Z, D, 2]`` factors on the seconds in which the mean and the slowest rank of each
-    data-parallel group compute."""
-    group_class: Ints
-    """``[Z, D]`` class of each data-parallel group: those of one are equally fast."""
-    collective_s: Floats
-    """``[Z, K, T]`` seconds of all all-reduces of a step, in a group of each class."""
-    halved_s: Floats
-    """``[A, T]`` seconds of mixers, feed-forward blocks and all-reduces of the layers that
-    two-batch overlap runs in halves, or of shared experts that compute beside the dispatch; 0
-    without either."""
-    num_parts: int
-    """Parts that a step's tokens pass those layers in: two halves, or one."""
-    windows: Ints
-    """``[W, 2]`` window in entries of each distinct kind of attention context, for prefill and
-    decode."""
-    compressions: Ints
-    """``[W]`` tokens of a cached entry of each kind of context."""
-    tile_rows: Floats
-    """``[W, 2]`` rows that are computed together, for each kind of context."""
-    term_window: Ints
-    """``[A, J]`` kind of context of each context kernel."""
-    term_layers: Floats
-    """``[M, J]`` layers of each context kernel."""
-    term_halved: Floats
-    """``[J]`` layers of each context kernel that run in halves."""
-    term_bytes: Floats
-    """``[J, 2]`` bytes of an entry in prefill and decode."""
-    rates: Floats
-    """``[A, J, 2, :]`` fields of :class:`simulator.cost.kernels.context.Rates`."""
-    sizes: Ints
+    sizes: Ints = np.zeros((0, 4), dtype=np.int64)
     """``[Z, 4]`` entries ``G``, ``S`` and ``M``, and ranks ``R``, of each state of a replica: all
     ranks as fast as usual, some lost, or some slower. Where groups are not equally fast, each class
     of them that may have most tokens is a state. Arrays of all states are as large as the
     largest."""
-    fullest: Ints
+    fullest: Ints = np.zeros(0, dtype=np.int64)
     """``[Z]`` data-parallel group that has most tokens in a state, for its class."""
-    expert_tokens: Floats
+    kind: Ints = np.zeros((0, 0), dtype=np.int64)
+    """``[Z, D]`` kind of GPU of each data-parallel group in each state of a replica (``sizes``)."""
+    slow: Floats = np.zeros((0, 0, 2))
+    """``[Z, D, 2]`` factors on the seconds in which the mean and the slowest rank of each
+    data-parallel group compute."""
+    group_class: Ints = np.zeros((0, 0), dtype=np.int64)
+    """``[Z, D]`` class of each data-parallel group: those of one are equally fast."""
+    collective_s: Floats = np.zeros((0, 0, 0))
+    """``[Z, K, T]`` seconds of all all-reduces of a step, in a group of each class."""
+    expert_tokens: Floats = np.zeros((0, 0))
     """``[Z, G]`` tokens of the whole replica; ``G`` is 0 for a dense model."""
-    expert_shares: Floats
+    expert_shares: Floats = np.zeros((0, 0))
     """``[Z, S]`` ratio of the fullest data-parallel rank's tokens to the mean rank's."""
-    expert_imbalances: Floats
+    expert_imbalances: Floats = np.zeros((0, 0))
     """``[Z, M]`` imbalances of the loads that are expected of the mixes of requests."""
-    profile_loads: Floats
+    profile_loads: Floats = np.zeros((0, 0, 0, 0))
     """``[Z, Y, P, R]`` token-expert pairs of a token of each load profile that are expected on each
     rank, in layers that stand for all; without profiles where all mixes cost the same."""
-    expert_besides: Floats
-    """``[B]`` seconds that a part computes beside its exchanges, in ``expert_alone_s``; one entry
-    where nothing is hidden."""
-    expert_alone_s: Floats
+    expert_alone_s: Floats = np.zeros((0, 0, 0, 0))
     """``[Z, G, S, M]`` seconds of a part's exchanges by themselves in all layers."""
-    expert_s: Floats
+    expert_s: Floats = np.zeros((0, 0, 0, 0, 0, 0))
     """``[Z, G, S, M, B, 7]`` seconds of ``EXPERT_PHASES``, all layers; mean load imbalance; bytes
     of weights the mean rank reads; token-expert pairs dropped in all layers."""
-    is_filled: NDArray[np.bool_]
+    is_filled: NDArray[np.bool_] = np.zeros((0, 0, 0, 0), dtype=np.bool_)
     """``[Z, G, S, M]`` whether an entry is filled; others are filled when a step needs them."""
-    wanted: Ints
+    mixer_s: Floats = np.zeros((0, 0, 0))
+    """``[M, A, T]`` seconds of all layers' mixers without attention over the context, on each kind
+    of GPU in the cluster, by tokens of a data-parallel rank."""
+    ffn_s: Floats = np.zeros((0, 0, 0))
+    """``[M, A, T]`` seconds of all layers' feed-forward blocks without routed experts, and of what
+    stands before a module's layers."""
+    head_s: Floats = np.zeros((0, 0, 0))
+    """``[M, A, n]`` seconds of the output matrix by sequences that get a token."""
+    reduce_share: Floats = np.zeros(0)
+    """``[M]`` all-reduces over those of the model."""
+    expert_share: Floats = np.zeros(0)
+    """``[M]`` layers with routed experts over those of the model."""
+    halved_s: Floats = np.zeros((0, 0))
+    """``[A, T]`` seconds of mixers, feed-forward blocks and all-reduces of the layers that
+    two-batch overlap runs in halves, or of shared experts that compute beside the dispatch; 0
+    without either."""
+    num_parts: int = 1
+    """Parts that a step's tokens pass those layers in: two halves, or one."""
+    windows: Ints = np.zeros((0, 2), dtype=np.int64)
+    """``[W, 2]`` window in entries of each distinct kind of attention context, for prefill and
+    decode."""
+    compressions: Ints = np.zeros(0, dtype=np.int64)
+    """``[W]`` tokens of a cached entry of each kind of context."""
+    tile_rows: Floats = np.zeros((0, 2))
+    """``[W, 2]`` rows that are computed together, for each kind of context."""
+    term_window: Ints = np.zeros((0, 0), dtype=np.int64)
+    """``[A, J]`` kind of context of each context kernel."""
+    term_layers: Floats = np.zeros((0, 0))
+    """``[M, J]`` layers of each context kernel."""
+    term_halved: Floats = np.zeros(0)
+    """``[J]`` layers of each context kernel that run in halves."""
+    term_bytes: Floats = np.zeros((0, 2))
+    """``[J, 2]`` bytes of an entry in prefill and decode."""
+    rates: Floats = np.zeros((0, 0, 0, 0))
+    """``[A, J, 2, :]`` fields of :class:`simulator.cost.kernels.context.Rates`."""
+    expert_besides: Floats = np.zeros(0)
+    """``[B]`` seconds that a part computes beside its exchanges, in ``expert_alone_s``; one entry
+    where nothing is hidden."""
+    wanted: Ints = np.full(4, -1, dtype=np.int64)
     """``[4]`` entry that the latest price lacked; -1 if none."""
-    weight_bytes: Floats
+    weight_bytes: Floats = np.zeros(0)
     """``[M]`` bytes of weights other than routed experts that a rank reads in every pass."""
-    step_s: float
+    step_s: float = 0.0
     """Seconds of engine overhead of every step."""
-    sequence_s: float
+    sequence_s: float = 0.0
     """Seconds of engine overhead of each sequence in a step."""
-    prompt_s: float
+    prompt_s: float = 0.0
     """Seconds of engine overhead that a step with prompt tokens takes beyond one without."""
-    factor: float
+    factor: float = 1.0
     """Multiplier of all seconds."""
-    decode_rows: int
+    decode_rows: int = 1
     """Most new tokens of a sequence that decode attention kernels take: one, and the draft
     tokens."""
-    num_passes: int
+    num_passes: int = 0
     """Passes of the module in a step, one for each token of a draft; 0 without one."""
-    launch_s: float
+    launch_s: float = 0.0
     """Seconds in which the kernels of such a pass are launched."""
-    sends_s: Floats
+    sends_s: Floats = np.zeros(0)
     """``[T]`` seconds of transfers through all stages of a pipeline, by tokens of a batch's fullest
     data-parallel rank; empty without one."""
-    longest_stage: float
+    longest_stage: float = 0.0
     """Share of the layers in the longest stage."""
-    last_stage: float
+    last_stage: float = 0.0
     """Share of the layers in the last stage."""
-    profile_tokens: Floats
+    profile_tokens: Floats = np.zeros(0)
     """``[P]`` tokens of each load profile in all steps that were priced."""
-    room_for_profiles: Floats
+    room_for_profiles: Floats = np.zeros(0)
     """Scratch space ``[P]`` of a step's tokens by load profile."""
-    room_for_loads: Floats
+    room_for_loads: Floats = np.zeros(0)
     """Scratch space ``[R]`` of the ranks' expected loads."""
-    room_for_sums: Floats
+    room_for_sums: Floats = np.zeros((0, 0, 0))
     """Scratch space ``[W, 2, NUM_SUMS]`` of a rank's price."""
-    room_for_lanes: Floats
+    room_for_lanes: Floats = np.zeros((0, 0))
     """Scratch space ``[pp, columns]`` of the rows of a pipeline's lanes."""
-    room_for_ends: Floats
+    room_for_ends: Floats = np.zeros((0, 0))
     """Scratch space ``[2, pp]`` of the seconds of the lanes' output matrices and of their
     transfers."""
 
@@ -597,28 +555,28 @@ def start_table(mixes: Mixes) -> StepTable:
     ffns_halved = Counter(ffn for _, ffn in in_halves if ffn != "none")
     reduces_halved = sum(sum(prices.all_reduces(ffn, mixer)) for mixer, ffn in in_halves)
     class_D, first_K = placement.speed_classes
-    reduces = (
-        [
-            # The fastest protocol changes with the size.
-            (prices.all_reduces_s(numbers, d), prices.num_all_reduces, reduces_halved)
-            for d in first_K.tolist()
-        ]
-        if layout.tp > 1
-        else []
-    )
-    tokens, shares, num_besides = list_entries(prices)
+    # The fastest protocol of all-reduces changes with the size.
+    reduces = [
+        (prices.all_reduces_s(numbers, d), prices.num_all_reduces, reduces_halved)
+        for d in (first_K.tolist() if layout.tp > 1 else ())
+    ]
+    tokens, shares, besides = list_entries(prices)
     entries = (len(tokens), len(shares), len(mixes.prices_M))
     blocks = [price_blocks(own, mixers_halved, ffns_halved, reduces[:1]) for own in kinds]
     parts = [(prices, blocks)]
     if prices.module is not None:
         parts.append((prices.module, [price_module(own) for own in prices.module.kinds]))
+    window_AJ = [[ways.index(way) for way in ways_J] for ways_J in ways_AJ]
+    layers_MJ = [[part.mixer_layers[t.mixer] for t in terms] for part, _ in parts]
+    bytes_J2 = [(t.prefill_bytes, t.decode_bytes) for t in terms]
+    rates = [[[own.rates[t, phase] for phase in PHASES] for t in terms] for own in kinds]
     stages = stage_shares(placement)
-    engine = placement.calibration.engine
 
     def repeat(of_state: NDArray[Any]) -> NDArray[Any]:
         return np.repeat(of_state[None], len(first_K), axis=0)
 
-    return StepTable(
+    reduces_KT = [sum_layers(*block) for block in reduces] or repeat(np.zeros(len(numbers)))
+    table = StepTable(
         mixer_s=np.array([[one.mixer_s for one in own] for _, own in parts]),
         ffn_s=np.array([[one.ffn_s for one in own] for _, own in parts]),
         head_s=np.array([[own.head_s for own in part.kinds] for part, _ in parts]),
@@ -627,46 +585,29 @@ def start_table(mixes: Mixes) -> StepTable:
         kind=repeat(placement.kind_R[:: layout.tp]),
         slow=repeat(_list_slow(placement)),
         group_class=repeat(class_D),
-        collective_s=repeat(
-            np.stack(
-                [sum_layers(*block) for block in reduces] or [np.zeros(len(numbers))] * len(first_K)
-            )
-        ),
+        collective_s=repeat(np.array(reduces_KT)),
         halved_s=np.stack([one.halved_s for one in blocks]),
         num_parts=2 if in_halves else 1,
         windows=np.array([view[0] for view in views], dtype=np.int64).reshape(-1, 2),
         compressions=np.array([view[1] for view in views[::2]], dtype=np.int64),
         tile_rows=np.array([view[2] for view in views], dtype=np.float64).reshape(-1, 2),
-        term_window=np.array(
-            [[ways.index(way) for way in ways_J] for ways_J in ways_AJ], dtype=np.int64
-        ),
-        term_layers=np.array(
-            [[part.mixer_layers[t.mixer] for t in terms] for part, _ in parts], dtype=np.float64
-        ).reshape(len(parts), -1),
+        term_window=np.array(window_AJ, dtype=np.int64),
+        term_layers=np.array(layers_MJ, dtype=np.float64).reshape(len(parts), -1),
         term_halved=np.array([mixers_halved[t.mixer] for t in terms], dtype=np.float64),
-        term_bytes=np.array(
-            [(t.prefill_bytes, t.decode_bytes) for t in terms], dtype=np.float64
-        ).reshape(-1, 2),
-        rates=np.array(
-            [[[own.rates[t, phase] for phase in PHASES] for t in terms] for own in kinds],
-            dtype=np.float64,
-        ).reshape(len(kinds), -1, 2, len(Rates._fields)),
+        term_bytes=np.array(bytes_J2, dtype=np.float64).reshape(-1, 2),
+        rates=np.array(rates, dtype=np.float64).reshape(len(kinds), -1, 2, len(Rates._fields)),
         sizes=repeat(np.array([*entries, mixes.load_YPR.shape[2]])),
         fullest=first_K,
         expert_tokens=repeat(tokens),
         expert_shares=repeat(shares),
         expert_imbalances=repeat(mixes.imbalance_M),
         profile_loads=repeat(mixes.load_YPR),
-        expert_besides=np.array(list_besides(prices)),
-        expert_alone_s=np.ones((len(first_K), *entries)),
-        expert_s=np.zeros((len(first_K), *entries, num_besides, NUM_COLUMNS)),
-        is_filled=np.zeros((len(first_K), *entries), dtype=np.bool_),
+        expert_besides=besides,
+        expert_alone_s=repeat(np.ones(entries)),
+        expert_s=repeat(np.zeros((*entries, len(besides), NUM_COLUMNS))),
+        is_filled=repeat(np.zeros(entries, dtype=np.bool_)),
         wanted=np.full(4, -1, dtype=np.int64),
         weight_bytes=np.array([part.read_bytes_per_step for part, _ in parts]),
-        step_s=engine.step_s,
-        sequence_s=engine.sequence_s,
-        prompt_s=placement.prompt_s,
-        factor=1.0,
         decode_rows=prices.decode_rows,
         num_passes=placement.drafts.num_tokens * (len(parts) - 1),
         launch_s=placement.drafts.launch_s,
@@ -680,6 +621,7 @@ def start_table(mixes: Mixes) -> StepTable:
         room_for_lanes=np.zeros((layout.pp, len(LOG_COLUMNS))),
         room_for_ends=np.zeros((2, layout.pp)),
     )
+    return change_engine(table, placement)
 
 
 def change_engine(table: StepTable, placement: Placement) -> StepTable:
@@ -720,58 +662,3 @@ def slow_table(table: StepTable, factor: float) -> StepTable:
     the original.
     """
     return table._replace(factor=table.factor * factor)
-
-
-def empty_table() -> StepTable:
-    """Make a table without entries, for fidelities that simulate the ranks of each step."""
-    nothing = np.zeros(0)
-    no_pairs = np.zeros((0, 0))
-    return StepTable(
-        mixer_s=np.zeros((0, 0, 0)),
-        ffn_s=np.zeros((0, 0, 0)),
-        head_s=np.zeros((0, 0, 0)),
-        reduce_share=nothing,
-        expert_share=nothing,
-        kind=no_pairs.astype(np.int64),
-        slow=np.zeros((0, 0, 2)),
-        group_class=no_pairs.astype(np.int64),
-        collective_s=np.zeros((0, 0, 0)),
-        halved_s=no_pairs,
-        num_parts=1,
-        windows=np.zeros((0, 2), dtype=np.int64),
-        compressions=nothing.astype(np.int64),
-        tile_rows=np.zeros((0, 2)),
-        term_window=no_pairs.astype(np.int64),
-        term_layers=no_pairs,
-        term_halved=nothing,
-        term_bytes=np.zeros((0, 2)),
-        rates=np.zeros((0, 0, 0, 0)),
-        sizes=np.zeros((0, 4), dtype=np.int64),
-        fullest=np.zeros(0, dtype=np.int64),
-        expert_tokens=no_pairs,
-        expert_shares=no_pairs,
-        expert_imbalances=no_pairs,
-        profile_loads=np.zeros((0, 0, 0, 0)),
-        expert_besides=nothing,
-        expert_alone_s=np.zeros((0, 0, 0, 0)),
-        expert_s=np.zeros((0, 0, 0, 0, 0, 0)),
-        is_filled=np.zeros((0, 0, 0, 0), dtype=np.bool_),
-        wanted=np.full(4, -1, dtype=np.int64),
-        weight_bytes=nothing,
-        step_s=0.0,
-        sequence_s=0.0,
-        prompt_s=0.0,
-        factor=1.0,
-        decode_rows=1,
-        num_passes=0,
-        launch_s=0.0,
-        sends_s=nothing,
-        longest_stage=0.0,
-        last_stage=0.0,
-        profile_tokens=nothing,
-        room_for_profiles=nothing,
-        room_for_loads=nothing,
-        room_for_sums=np.zeros((0, 0, 0)),
-        room_for_lanes=no_pairs,
-        room_for_ends=no_pairs,
-    )

@@ -61,14 +61,7 @@ from simulator.engine.result_rows import StepLog, read_requests, read_steps
 from simulator.engine.scaling import Scaling, leave_drained
 from simulator.engine.state import Floats
 from simulator.engine.step_log import LOG_COLUMNS, POOL, REPLICA, cut_row
-from simulator.engine.table import (
-    StepTable,
-    count_profiles,
-    empty_table,
-    fill_entry,
-    price_step,
-    start_table,
-)
+from simulator.engine.table import StepTable, count_profiles, fill_entry, price_step, start_table
 from simulator.policies.contracts import list_looks
 from simulator.policies.scaling_contracts import scales
 from simulator.results.tables import (
@@ -426,7 +419,7 @@ def serve(
         if fidelity == "step":
             tables[name] = fill(pool, STREAMS[name])
         else:
-            tables[name] = empty_table()
+            tables[name] = StepTable()
             by_ranks[name] = start_ranks_of(pool, fidelity, STREAMS[name])
     state = LoopState(plan, trace, pools, tables, ingress_delay_s, fidelity != "step")
     timeline = _Timeline(state, pools, by_ranks, fill, progress, fidelity, keeps_steps)
