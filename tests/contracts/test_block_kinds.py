@@ -51,12 +51,14 @@ def shipped(family):
     found = {one.kind for one in every}
     for kind in set(available(family)) - found:
         cls = policy_class(family, kind, "test")
-        fields = {
-            name: field.examples[0]
+        examples = {
+            name: field.examples or []
             for name, field in cls.model_fields.items()
             if field.is_required() and name != "kind"
         }
-        distinct[kind] = validate(cls, {"kind": kind, **fields}, "test")
+        if all(examples.values()):
+            fields = {name: values[0] for name, values in examples.items()}
+            distinct[kind] = validate(cls, {"kind": kind, **fields}, "test")
     return list(distinct.values())
 
 
@@ -94,7 +96,11 @@ def holds_linears(linears):
 
 @pytest.mark.parametrize("family", ["mixers", "ffns"])
 def test_a_kind_is_called_like_its_file_and_is_tried_here(family):
-    assert {one.kind for one in shipped(family)} == set(available(family))
+    untried = set(available(family)) - {one.kind for one in shipped(family)}
+    assert not untried, (
+        f"{family} of no shipped model: {', '.join(sorted(untried))}; ship a model that has one, or "
+        "give each of its required fields `examples`"
+    )
     for kind in available(family):
         cls = policy_class(family, kind, "test")
         assert cls.__module__ == f"simulator.config.{family}.{kind}"

@@ -34,11 +34,13 @@ SHAPES = [
 
 
 def example(family, kind, trace):
-    fields = {
-        name: str(trace) if name == "trace" else field.examples[0]
-        for name, field in plugins.policy_class(family, kind, "test").model_fields.items()
-        if field.is_required()
-    }
+    fields = {}
+    for name, field in plugins.policy_class(family, kind, "test").model_fields.items():
+        if not field.is_required():
+            continue
+        said = [str(trace)] if name == "trace" else field.examples
+        assert said, f"{family} kind '{kind}': give its field {name} `examples`"
+        fields[name] = said[0]
     return plugins.build(family, {"kind": kind, **fields}, "test")
 
 

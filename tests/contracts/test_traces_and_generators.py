@@ -27,19 +27,25 @@ ROOT = Path(__file__).parents[2]
 
 
 def examples(family):
-    params = []
-    for kind in plugins.available(family):
-        found = (
-            plugins.policy_class(family, kind, "test")
-            .model_config.get("json_schema_extra", {})
-            .get("examples", [])
-        )
-        assert found, f"{family} kind '{kind}' shows no example of how it is written"
-        params += [
-            pytest.param({"kind": kind, **table}, id=f"{kind}-{number}")
-            for number, table in enumerate(found)
-        ]
-    return params
+    return [
+        pytest.param({"kind": kind, **table}, id=f"{kind}-{number}")
+        for kind in plugins.available(family)
+        for number, table in enumerate(list_examples(family, kind))
+    ]
+
+
+def list_examples(family, kind):
+    config = plugins.policy_class(family, kind, "test").model_config
+    return config.get("json_schema_extra", {}).get("examples", [])
+
+
+@pytest.mark.parametrize("family", ["arrivals", "lengths"])
+def test_a_kind_shows_how_it_is_written(family):
+    silent = [kind for kind in plugins.available(family) if not list_examples(family, kind)]
+    assert not silent, (
+        f"{family} without an example: {', '.join(silent)}; give `model_config` one, under "
+        "`json_schema_extra`"
+    )
 
 
 @pytest.mark.parametrize("table", examples("arrivals"))
