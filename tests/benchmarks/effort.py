@@ -37,7 +37,7 @@ class Effort:
 
 
 BEFORE_ONE_CLOCK = "203fa09"
-"""The last revision before the engine was rebuilt around one clock (ADR 61): what ratios
+"""The last revision before the engine was rebuilt around one clock (decision 14): what ratios
 were asked over."""
 FULL = Effort(
     name="full",

@@ -1,4 +1,4 @@
-"""What happens, and when (ADR 61 and ADR 65)."""
+"""What happens, and when (decisions 14 and 20)."""
 
 from __future__ import annotations
 

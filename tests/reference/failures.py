@@ -1,4 +1,4 @@
-"""Replicas that stop and start (ADR 65): caches are lost, tokens that were sent are not, and
+"""Replicas that stop and start (decision 20): caches are lost, tokens that were sent are not, and
 what a replica had is sent again when everything of that instant has changed.
 """
 

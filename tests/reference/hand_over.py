@@ -1,4 +1,4 @@
-"""What happens between a prefill pool and a decode pool (ADR 70): a cache is sent when it is
+"""What happens between a prefill pool and a decode pool (decision 18): a cache is sent when it is
 computed and a rank of the decode pool has blocks for it, and kept until it is there.
 """
 

@@ -1,5 +1,5 @@
 """The wires between a prefill pool and a decode pool: a data-parallel rank sends one cache after
-another, and all receiving ranks together take in what comes (ADR 23).
+another, and all receiving ranks together take in what comes (decision 18).
 """
 
 from __future__ import annotations

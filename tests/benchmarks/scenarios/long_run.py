@@ -13,7 +13,7 @@ ORDER = 45
 OPT_IN = True
 REQUESTS, MOST_S, MOST_BYTES = 10_000_000, 150.0, 1.5e9
 """CPU seconds and peak memory that were asked for when requests came to be served in windows
-(ADR 79)."""
+(decision 15)."""
 
 
 def measure(effort: Effort, tell: Callable[[str], None]) -> Iterator[Row]:

@@ -39,7 +39,7 @@ HOPELESS = 128
 
 
 class Asked(NamedTuple):
-    """A case and what was asked of it when the engine got one clock (ADR 61)."""
+    """A case and what was asked of it when the engine got one clock (decision 14)."""
 
     case: Case
     ratio: float | None = None

@@ -15,7 +15,7 @@ ORDER = 50
 OPT_IN = False
 REQUESTS, MOST_ROUNDS = 10, 3
 WARM_S, COLD_S = 1.2, 12.0
-"""CPU seconds that were asked for when the engine got one clock (ADR 61)."""
+"""CPU seconds that were asked for when the engine got one clock (decision 14)."""
 
 
 def measure(effort: Effort, tell: Callable[[str], None]) -> Iterator[Row]:

@@ -31,7 +31,7 @@ MESSAGE_LAYERS = 6
 """Layers of DeepSeek-V3 at ``message``, three of them dense; all 61 take half a minute over 32
 ranks."""
 TARGETS_S = {("rank", 64): 0.04, ("rank", 256): 0.16, ("rank", 1_024): 1.2}
-"""CPU seconds that were asked for when the engine got one clock (ADR 61)."""
+"""CPU seconds that were asked for when the engine got one clock (decision 14)."""
 
 
 class CountedEnvironment(simpy.Environment):

@@ -27,7 +27,7 @@ cluster = "h100-sxm-1"
 """
 MILLION, MILLION_S, MILLION_BYTES = 1_000_000, 15.0, 1.2e9
 """CPU seconds and peak memory that were asked for a million requests when the engine got one clock
-(ADR 61)."""
+(decision 14)."""
 
 
 def run_scenario(num_requests: int, **environment: str) -> Spent:
