@@ -19,6 +19,7 @@ from simulator.planner.serving import (
     Server,
     Weights,
     find_weights,
+    load_programs,
     place_replicas,
 )
 
@@ -71,6 +72,7 @@ def list_commands(
         note = f"No commands are known for the engine '{spec.engine}', only for {known}."
         return [Command("servers", "", (note,))]
     engine: Engine = build("planner.serving", {"kind": name}, "plan")
+    programs = load_programs(name)
     weights = find_weights(plan, model, engine.quantises)
     pools: dict[Role, DeploymentPlan] = {"both": plan}
     if plan.prefill is not None:
@@ -97,7 +99,7 @@ def list_commands(
             tiers = "; ".join(policy_text(table) for table in spec.kv_tiers)
             notes += (f"The plan keeps prefix blocks in {tiers}; no flag here says so.",)
         given += _start_pool(engine, server, placed[role], notes)
-    given = [one._replace(flags_read=engine.server_program.sentence) for one in given]
+    given = [one._replace(flags_read=programs.server.sentence) for one in given]
     servers = {
         role: [(place.hosts[0], place.first_gpu) for place in places]
         for role, places in placed.items()
@@ -105,7 +107,7 @@ def list_commands(
     is_single = sum(map(len, servers.values())) == 1
     if not is_single and (command := engine.start_router(servers, balancing)):
         notes = tuple(filter(None, [engine.describe_router(balancing)]))
-        flags_read = engine.router_program.sentence
+        flags_read = programs.router.sentence
         given.append(Command("router in front of all servers", command, notes, flags_read))
     general = (
         *_describe_weights(weights, spec.engine),

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from simulator.base.errors import UserError
-from simulator.base.plugins import build
 from simulator.planner.launch import list_commands
+from simulator.planner.serving import load_programs
 from tests.unit.test_serving_commands import ENGINES, SPLITS, launched, plan
 
 CHOICES = [
@@ -33,8 +33,8 @@ CHOICES = [
 
 
 def programs_of(name):
-    engine = build("planner.serving", {"kind": name}, "test")
-    return engine.router_program, engine.server_program
+    found = load_programs(name)
+    return found.router, found.server
 
 
 def find_program(programs, words):

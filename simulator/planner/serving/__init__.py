@@ -1,9 +1,9 @@
 """The commands that start a plan's servers, one serving engine a file.
 
 A file says how its engine is started with a split, batching, a cache and pools, and which of a
-plan's choices its flags have no word for. Flags come and go with releases: each file has a table of
-the flags that it writes, with the release and the source in which they were read, and when
-(:class:`Program`).
+plan's choices its flags have no word for. Flags come and go with releases: those that are written
+are in ``cluster_configs/launch``, with the release and the source in which they were read, and
+when.
 """
 
 from __future__ import annotations
@@ -11,16 +11,25 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from types import MappingProxyType
-from typing import ClassVar, Literal, NamedTuple, Protocol
+from typing import Annotated, Literal, NamedTuple, Protocol
 
+from pydantic import Field
+
+from simulator.base.data import find_file
+from simulator.base.frozen import Frozen, validate
+from simulator.base.reading import read_toml
 from simulator.deployment.plan import DeploymentPlan
 
 Role = Literal["both", "prompts", "decoding"]
 """Phases that a server computes."""
 Address = tuple[str, int]
 """Host of a server and number of its first GPU."""
-Values = Literal["none", "whole", "share", "boolean", "text", "json"] | tuple[str, ...]
+Values = (
+    Literal["none", "whole", "share", "boolean", "text", "json"]
+    | Annotated[tuple[str, ...], Field(strict=False)]
+)
 """Words that may stand behind a flag: nothing, a whole number, a number above 0 and up to 1,
 ``true`` or ``false``, any text, a JSON object, or one of some words."""
 
@@ -31,20 +40,22 @@ CONTEXT_STEP = 1024
 template adds to a prompt."""
 
 
-class Program(NamedTuple):
+class Program(Frozen):
     """A program that commands start, with the flags that one release of it takes."""
 
-    begins: tuple[str, ...]
+    begins: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
     """The words that start it, before its flags."""
     title: str
+    """Name of the program."""
     release: str
+    """Release whose flags were read."""
     read_on: str
     """The day on which the flags were read (ISO 8601)."""
     source: str
     """The files in which the flags were read."""
-    flags: Mapping[str, Values]
+    flags: dict[str, Values]
     """Every flag that a command of ours may have, and what may follow it."""
-    settings: Mapping[str, Values] = {}
+    settings: dict[str, Values] = {}
     """Every key of the YAML file beside the command, as a dotted path; empty without such a
     file."""
 
@@ -52,6 +63,26 @@ class Program(NamedTuple):
     def sentence(self) -> str:
         """The release that the flags are of, and their source, in a sentence."""
         return f"Flags of {self.title} {self.release}, read on {self.read_on} in {self.source}."
+
+
+class Programs(Frozen):
+    """A file of ``cluster_configs/launch``: what starts one engine."""
+
+    server: Program
+    """Program of :meth:`Engine.start_server`."""
+    router: Program
+    """Program of :meth:`Engine.start_router`."""
+
+
+@cache
+def load_programs(engine: str) -> Programs:
+    """Read the programs of an engine with a file in this folder.
+
+    Raises:
+        UserError: if their file is wrong.
+    """
+    path = find_file("cluster_configs/launch", engine, "launch")
+    return validate(Programs, read_toml(path), str(path))
 
 
 class Weights(NamedTuple):
@@ -149,10 +180,6 @@ class Server(NamedTuple):
 class Engine(Protocol):
     """A file in this folder: a frozen pydantic model."""
 
-    server_program: ClassVar[Program]
-    """Program of :meth:`start_server`."""
-    router_program: ClassVar[Program]
-    """Program of :meth:`start_router`."""
     quantises: bool
     """Whether 16-bit weights can be cut to fp8 as they are loaded."""
 

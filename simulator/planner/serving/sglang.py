@@ -1,9 +1,9 @@
 """SGLang, and its router.
 
-Flags and the conditions between them as in the release of :data:`_SERVER`, and its documentation
-("Server Arguments", "Expert Parallelism", "PD Disaggregation", "Pipeline Parallelism", "SGLang
-Model Gateway"). With ``--attn-dp-size``, ``--chunked-prefill-size`` and ``--max-running-requests``
-are those of all data-parallel ranks together, which the server divides
+Flags and the conditions between them as in the release of ``cluster_configs/launch/sglang.toml``,
+and its documentation ("Server Arguments", "Expert Parallelism", "PD Disaggregation", "Pipeline
+Parallelism", "SGLang Model Gateway"). With ``--attn-dp-size``, ``--chunked-prefill-size`` and
+``--max-running-requests`` are those of all data-parallel ranks together, which the server divides
 (``arg_groups/parallel_hook.py``); a plan's are each rank's. Before that release
 ``--attn-dp-size N`` was ``--dp-size N --enable-dp-attention``, which goes at the end of 2026.
 """
@@ -12,17 +12,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar
 
 from simulator.base.frozen import Frozen
 from simulator.planner.serving import (
     Address,
     Place,
-    Program,
     Role,
     Server,
     compare_two_at_random,
     list_urls,
+    load_programs,
     restrict_gpus,
     write_line,
 )
@@ -39,72 +38,10 @@ _SENT = ("bf16", "fp8", "int8", "nvfp4")
 _POLICIES = {"round_robin": "round_robin", "random": "random"}
 _SIDES: dict[Role, str] = {"prompts": "prefill", "decoding": "decode"}
 
-_SERVER = Program(
-    begins=("python", "-m", "sglang.launch_server"),
-    title="SGLang",
-    release="0.5.23",
-    read_on="2026-11-27",
-    source="sglang/srt/server_args.py and sglang/srt/arg_groups of its wheel on PyPI",
-    flags={
-        "--model-path": "text",
-        "--host": "text",
-        "--port": "whole",
-        "--tp-size": "whole",
-        "--attn-dp-size": "whole",
-        "--enable-dp-lm-head": "none",
-        "--moe-dense-tp-size": "whole",
-        "--ep-size": "whole",
-        "--pp-size": "whole",
-        "--moe-a2a-backend": ("deepep", "mori"),
-        "--deepep-mode": ("auto", "normal", "low_latency"),
-        "--deepep-dispatcher-output-dtype": _SENT,
-        "--nnodes": "whole",
-        "--node-rank": "whole",
-        "--dist-init-addr": "text",
-        "--chunked-prefill-size": "whole",
-        "--max-running-requests": "whole",
-        "--max-prefill-tokens": "whole",
-        "--context-length": "whole",
-        "--mem-fraction-static": "share",
-        "--kv-cache-dtype": ("auto", *_CACHE.values()),
-        "--ep-num-redundant-experts": "whole",
-        "--enable-eplb": "none",
-        "--enable-two-batch-overlap": "none",
-        "--quantization": ("fp8",),
-        "--disable-radix-cache": "none",
-        "--enable-hierarchical-cache": "none",
-        "--schedule-policy": ("lpm", "fcfs"),
-        "--hicache-size": "whole",
-        "--enable-mixed-chunk": "none",
-        "--scheduler-recv-interval": "whole",
-        "--disaggregation-mode": ("prefill", "decode"),
-        "--disaggregation-transfer-backend": ("mooncake",),
-        "--disaggregation-bootstrap-port": "whole",
-    },
-)
-_ROUTER = Program(
-    begins=("python", "-m", "sglang_router.launch_router"),
-    title="sglang-router",
-    release="0.3.2",
-    read_on="2026-11-27",
-    source="sglang_router/router_args.py of its wheel on PyPI",
-    flags={
-        "--host": "text",
-        "--port": "whole",
-        "--policy": ("random", "round_robin", "cache_aware", "power_of_two", "manual"),
-        "--worker-urls": "text",
-        "--pd-disaggregation": "none",
-        "--prefill": "text",
-        "--decode": "text",
-    },
-)
-
 
 class Sglang(Frozen):
     """``python -m sglang.launch_server``."""
 
-    server_program: ClassVar[Program] = _SERVER
-    router_program: ClassVar[Program] = _ROUTER
     quantises: bool = True
 
     def count_starts(self, place: Place) -> int:
@@ -162,7 +99,7 @@ class Sglang(Frozen):
         if _needs_room(server):
             most = min(rules.max_sequences, _MOST_LOW_LATENCY_TOKENS)
             environment["SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK"] = most
-        return write_line(_SERVER, [], flags, environment)
+        return write_line(load_programs("sglang").server, [], flags, environment)
 
     def start_router(self, servers: Mapping[Role, list[Address]], balancing: str) -> str:
         flags: dict[str, object] = {
@@ -172,8 +109,10 @@ class Sglang(Frozen):
         }
         urls = {role: list_urls(own, _find_port) for role, own in servers.items()}
         if "both" in servers:
-            return write_line(_ROUTER, [], flags | {"--worker-urls": urls["both"]})
-        line = write_line(_ROUTER, [], flags | {"--pd-disaggregation": True})
+            return write_line(
+                load_programs("sglang").router, [], flags | {"--worker-urls": urls["both"]}
+            )
+        line = write_line(load_programs("sglang").router, [], flags | {"--pd-disaggregation": True})
         prompts = zip(urls["prompts"], servers["prompts"], strict=True)
         prefills = (f"--prefill {url} {_BOOTSTRAP_PORT + gpu}" for url, (_, gpu) in prompts)
         return " ".join([line, *prefills, *(f"--decode {url}" for url in urls["decoding"])])

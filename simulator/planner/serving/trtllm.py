@@ -1,7 +1,8 @@
 """TensorRT-LLM, and its server in front of prompt and decode servers.
 
-Flags and YAML keys as in :data:`_SERVER`, and in its documentation of 1.2 and 1.3.0rc24
-("trtllm-serve", "Parallelism in TensorRT LLM", "Disaggregated Serving", "Wide Expert Parallelism").
+Flags and YAML keys as in ``cluster_configs/launch/trtllm.toml``, and in its documentation of 1.2
+and 1.3.0rc24 ("trtllm-serve", "Parallelism in TensorRT LLM", "Disaggregated Serving", "Wide Expert
+Parallelism").
 Batch size and tokens are each data-parallel rank's. The cache's share of memory is a key of the
 file, not a flag: in some releases a ``kv_cache_config`` there replaces what flags say of it.
 """
@@ -10,16 +11,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from simulator.base.frozen import Frozen
 from simulator.planner.serving import (
     Address,
     Place,
-    Program,
     Role,
     Server,
     join_words,
+    load_programs,
     restrict_gpus,
     write_line,
 )
@@ -32,74 +33,11 @@ _FILES: dict[Role, str] = {
     "decoding": "decoding.yml",
 }
 """Settings beside the command, by what a server computes."""
-_POOL: dict[str, Any] = {
-    "num_instances": "whole",
-    "urls": "text",
-    "router.type": ("round_robin", "load_balancing", "kv_cache_aware"),
-    "router.use_tokens": "boolean",
-}
-
-_SERVER = Program(
-    begins=("trtllm-serve",),
-    title="TensorRT-LLM",
-    release="between 1.2 and 1.3 (commits 00209af and 0004396)",
-    read_on="2026-11-27",
-    source=(
-        "tensorrt_llm/commands/serve.py and tensorrt_llm/llmapi/llm_args.py of "
-        "github.com/NVIDIA/TensorRT-LLM"
-    ),
-    flags={
-        "--host": "text",
-        "--port": "whole",
-        "--tp_size": "whole",
-        "--pp_size": "whole",
-        "--ep_size": "whole",
-        "--max_batch_size": "whole",
-        "--max_num_tokens": "whole",
-        "--max_seq_len": "whole",
-        "--extra_llm_api_options": "text",
-    },
-    settings={
-        "enable_chunked_prefill": "boolean",
-        "enable_attention_dp": "boolean",
-        "attention_dp_config.enable_balance": "boolean",
-        "attention_dp_config.timeout_iters": "whole",
-        "kv_cache_config.enable_block_reuse": "boolean",
-        "kv_cache_config.free_gpu_memory_fraction": "share",
-        "kv_cache_config.host_cache_size": "whole",
-        "kv_cache_config.dtype": ("fp8", "nvfp4"),
-        "moe_config.backend": ("WIDEEP",),
-        "moe_config.load_balancer.num_slots": "whole",
-        "moe_config.load_balancer.layer_updates_per_iter": "whole",
-        "cache_transceiver_config.backend": ("DEFAULT", "UCX", "NIXL", "MOONCAKE", "MPI"),
-        "cache_transceiver_config.max_tokens_in_buffer": "whole",
-        "disable_overlap_scheduler": "boolean",
-    },
-)
-_ROUTER = Program(
-    begins=("trtllm-serve", "disaggregated"),
-    title="TensorRT-LLM",
-    release=_SERVER.release,
-    read_on="2026-11-27",
-    source=(
-        "tensorrt_llm/commands/serve.py and tensorrt_llm/llmapi/disagg_utils.py of "
-        "github.com/NVIDIA/TensorRT-LLM"
-    ),
-    flags={"-c": "text"},
-    settings={
-        "hostname": "text",
-        "port": "whole",
-        **{f"context_servers.{key}": values for key, values in _POOL.items()},
-        **{f"generation_servers.{key}": values for key, values in _POOL.items()},
-    },
-)
 
 
 class Trtllm(Frozen):
     """``trtllm-serve``."""
 
-    server_program: ClassVar[Program] = _SERVER
-    router_program: ClassVar[Program] = _ROUTER
     quantises: bool = False
 
     def count_starts(self, place: Place) -> int:
@@ -124,7 +62,7 @@ class Trtllm(Frozen):
             "--max_seq_len": server.context_tokens,
             "--extra_llm_api_options": file,
         }
-        line = write_line(_SERVER, [server.weights.path], flags)
+        line = write_line(load_programs("trtllm").server, [server.weights.path], flags)
         start = join_words(launcher if spans else [], restrict_gpus(place))
         return f"{_write_file(file, _make_settings(server))}\n{f'{start} {line}'.lstrip()}"
 
@@ -140,7 +78,8 @@ class Trtllm(Frozen):
                 router = {"type": "load_balancing", "use_tokens": _POLICIES[balancing]}
                 settings[key]["router"] = router
         file = "disaggregated.yml"
-        return f"{_write_file(file, settings)}\n{write_line(_ROUTER, [], {'-c': file})}"
+        line = write_line(load_programs("trtllm").router, [], {"-c": file})
+        return f"{_write_file(file, settings)}\n{line}"
 
     def describe_router(self, balancing: str) -> str:
         if balancing in (*_POLICIES, "round_robin"):

@@ -1,9 +1,9 @@
 """vLLM, and the router of its project.
 
-Flags and the conditions between them as in the release of :data:`_SERVER`; that a replica of
-several nodes is started with ``--nnodes``, or with data-parallel ranks that are shared out, as in
-its documentation ("Expert Parallel Deployment", "Data Parallel Deployment", "Parallelism and
-Scaling", "Dual Batch Overlap", "NixlConnector Usage Guide").
+Flags and the conditions between them as in the release of ``cluster_configs/launch/vllm.toml``;
+that a replica of several nodes is started with ``--nnodes``, or with data-parallel ranks that are
+shared out, as in its documentation ("Expert Parallel Deployment", "Data Parallel Deployment",
+"Parallelism and Scaling", "Dual Batch Overlap", "NixlConnector Usage Guide").
 """
 
 from __future__ import annotations
@@ -11,18 +11,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import ClassVar
 
 from simulator.base.frozen import Frozen
 from simulator.deployment.memory import Capacity
 from simulator.planner.serving import (
     Address,
     Place,
-    Program,
     Role,
     Server,
     compare_two_at_random,
     list_urls,
+    load_programs,
     restrict_gpus,
     write_line,
 )
@@ -47,69 +46,10 @@ _RPC_PORT = 13345
 _SIDE_PORT = 5600
 """Port of NIXL's handshake; each data-parallel rank of a node takes the next one."""
 
-_SERVER = Program(
-    begins=("vllm", "serve"),
-    title="vLLM",
-    release="0.33.0",
-    read_on="2026-11-27",
-    source=(
-        "vllm/engine/arg_utils.py, vllm/config and vllm/entrypoints/common/cli_args.py of its "
-        "wheel on PyPI"
-    ),
-    flags={
-        "--port": "whole",
-        "--tensor-parallel-size": "whole",
-        "--data-parallel-size": "whole",
-        "--pipeline-parallel-size": "whole",
-        "--nnodes": "whole",
-        "--node-rank": "whole",
-        "--master-addr": "text",
-        "--headless": "none",
-        "--data-parallel-size-local": "whole",
-        "--data-parallel-address": "text",
-        "--data-parallel-rpc-port": "whole",
-        "--data-parallel-start-rank": "whole",
-        "--enable-expert-parallel": "none",
-        "--all2all-backend": ("allgather_reducescatter", *_ON_AMD, *_ON_AMD.values()),
-        "--max-num-batched-tokens": "whole",
-        "--max-num-seqs": "whole",
-        "--scheduling-policy": ("fcfs", "priority"),
-        "--gpu-memory-utilization": "share",
-        "--kv-cache-dtype": ("auto", *_CACHE.values()),
-        "--max-model-len": "whole",
-        "--enable-eplb": "none",
-        "--eplb-config": "json",
-        "--enable-dbo": "none",
-        "--quantization": ("fp8",),
-        "--no-enable-prefix-caching": "none",
-        "--kv-offloading-backend": ("native", "lmcache"),
-        "--kv-offloading-size": "whole",
-        "--kv-transfer-config": "json",
-    },
-)
-_ROUTER = Program(
-    begins=("vllm-router",),
-    title="vllm-router",
-    release="0.1.17",
-    read_on="2026-11-27",
-    source="vllm_router/router_args.py of its wheel on PyPI",
-    flags={
-        "--host": "text",
-        "--port": "whole",
-        "--policy": ("random", "round_robin", "cache_aware", "power_of_two", "consistent_hash"),
-        "--worker-urls": "text",
-        "--vllm-pd-disaggregation": "none",
-        "--prefill": "text",
-        "--decode": "text",
-    },
-)
-
 
 class Vllm(Frozen):
     """``vllm serve``."""
 
-    server_program: ClassVar[Program] = _SERVER
-    router_program: ClassVar[Program] = _ROUTER
     quantises: bool = True
 
     def count_starts(self, place: Place) -> int:
@@ -161,7 +101,7 @@ class Vllm(Frozen):
             "--kv-transfer-config": transfer if is_pooled else None,
         }
         environment = restrict_gpus(place) | (side if is_pooled else {})
-        return write_line(_SERVER, [server.weights.path], flags, environment)
+        return write_line(load_programs("vllm").server, [server.weights.path], flags, environment)
 
     def start_router(self, servers: Mapping[Role, list[Address]], balancing: str) -> str:
         flags: dict[str, object] = {
@@ -171,8 +111,12 @@ class Vllm(Frozen):
         }
         urls = {role: list_urls(own, _find_port) for role, own in servers.items()}
         if "both" in servers:
-            return write_line(_ROUTER, [], flags | {"--worker-urls": urls["both"]})
-        line = write_line(_ROUTER, [], flags | {"--vllm-pd-disaggregation": True})
+            return write_line(
+                load_programs("vllm").router, [], flags | {"--worker-urls": urls["both"]}
+            )
+        line = write_line(
+            load_programs("vllm").router, [], flags | {"--vllm-pd-disaggregation": True}
+        )
         prompts = (f"--prefill {url}" for url in urls["prompts"])
         return " ".join([line, *prompts, *(f"--decode {url}" for url in urls["decoding"])])
 
