@@ -129,8 +129,10 @@ def test_errors_in_the_committed_tables_are_those_of_shapes_that_were_left_out()
 @pytest.mark.parametrize("number", [1, pytest.param(None, marks=pytest.mark.soak, id="all")])
 def test_the_committed_tables_are_what_the_command_fits(number, monkeypatch):
     """So many of the entries of each kind, of which each takes the same way."""
-    for family in (attention, mla):
-        monkeypatch.setattr(family, "_JOBS", family._JOBS[:number])
+    for family, name in ((attention, "attention"), (mla, "mla")):
+        plan = family.load_plan(name)
+        few = plan.model_copy(update={"entries": plan.entries[:number]})
+        monkeypatch.setattr(family, "load_plan", lambda _, few=few: few)
     for family, tables in fit_table("attention", shared_file("measurements")).items():
         committed = load_calibration(family, "test").attention
         for engine, entries in tables.items():

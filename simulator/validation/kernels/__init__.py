@@ -11,13 +11,14 @@ of one kind.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import pandas as pd
 
 from simulator.base.frozen import Frozen
-from simulator.validation import Answers, Measure
+from simulator.validation import Answers, Measure, require
+from simulator.validation.kernels._answering import Part, answer_part
 
 COMMAND = "moesim calibrate published"
 """Command that fits calibrations on measurements."""
@@ -40,9 +41,9 @@ class KernelFamily(Frozen, ABC):
     """Files of the measurements that the shipped calibrations are fitted on."""
 
     @abstractmethod
-    def answer(self, table: pd.DataFrame) -> Answers:
-        """Price every row, vectorised where rows are many: 100,000 rows take seconds. Measured
-        columns are not looked at.
+    def parts(self, table: pd.DataFrame) -> Iterable[Part]:
+        """Rows of a table by the entries of calibrations that price them, vectorised where rows are
+        many: 100,000 rows take seconds. Measured columns are not looked at.
         """
 
     @abstractmethod
@@ -53,6 +54,18 @@ class KernelFamily(Frozen, ABC):
         Args:
             tables: of ``sources``, in their order. A GPU or format that they lack has no entry.
         """
+
+    def answer(self, table: pd.DataFrame) -> Answers:
+        """Price every row.
+
+        Raises:
+            UserError: if the table lacks columns.
+        """
+        require(table, self.columns, f"{type(self).__name__.lower()} table")
+        answers = Answers.make_unsupported(len(table), len(self.measures_of(table)))
+        for part in self.parts(table):
+            answer_part(answers, part)
+        return answers
 
     def measures_of(self, table: pd.DataFrame, where: str = "table") -> tuple[Measure, ...]:
         """Measures that the family answers for ``table``: columns of its ``Answers``, in order.

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from simulator.config.accelerator import AcceleratorSpec
+from simulator.config.calibration import Calibration
 from simulator.config.calibration.fit import Fit
 from simulator.validation import OK, Answers
 from simulator.validation.error_bands import Band
 from simulator.validation.extrapolation import Doubt, no_narrower, outside_of, settle
+from simulator.validation.hardware import find_calibrated
 
 Floats = NDArray[np.float64]
 Places = NDArray[np.intp]
@@ -34,6 +37,23 @@ class Estimate(NamedTuple):
     """Fit of a measured family of GPUs: an assumed entry's band is no narrower than this one's."""
     band: Band | None = None
     """Band of the rows where it is not the fit's."""
+
+
+class Part(NamedTuple):
+    """Rows of a table that one entry of a calibration prices: a column of its answers."""
+
+    places: Places
+    gpu: str
+    """Name of the GPU in the table."""
+    engine: str
+    group: str
+    """Name that errors are reported by."""
+    refused: str | Sequence[str] | NDArray[np.object_]
+    """Why rows of a calibrated GPU cannot be priced, one for each or one for all; empty where they
+    can."""
+    price: Callable[[AcceleratorSpec, Calibration, Places], Estimate]
+    """Estimate of the rows at some places of the table."""
+    measure: int = 0
 
 
 def words(table: pd.DataFrame, *names: str, **absent: str) -> pd.DataFrame:
@@ -58,29 +78,21 @@ def group_rows(keys: pd.DataFrame) -> Iterator[tuple[tuple[Any, ...], Places]]:
     yield from zip(found, np.split(order, ends[:-1]), strict=False)
 
 
-def name_group(
-    answers: Answers, places: Places, name: str, reasons: str | Sequence[str] | NDArray[np.object_]
-) -> NDArray[np.bool_]:
-    """Name the group of some rows and refuse those that have a reason.
-
-    Args:
-        reasons: why rows cannot be priced, one for each or one for all; empty where they can.
-
-    Returns:
-        Which rows can be priced.
+def answer_part(answers: Answers, part: Part) -> None:
+    """Name the group of a part's rows, refuse those that cannot be priced, and price the others. A
+    row with several measures is as sure as its least sure one.
     """
-    refusals = [reasons] * len(places) if isinstance(reasons, str) else reasons
-    for place, reason in zip(places, refusals, strict=True):
-        answers.group[place] = name
+    found = find_calibrated(part.gpu, part.engine)
+    refused = unknown_gpu(part.gpu) if found is None else part.refused
+    reasons = [refused] * len(part.places) if isinstance(refused, str) else refused
+    for place, reason in zip(part.places, reasons, strict=True):
+        answers.group[place] = part.group
         if reason:
             answers.status[place] = f"{_UNANSWERED}: {reason}"
-    return np.array([not reason for reason in refusals], dtype=bool)
-
-
-def fill(answers: Answers, places: Places, estimate: Estimate, measure: int = 0) -> None:
-    """Write an estimate into the answers. A row with several measures is as sure as its least sure
-    one.
-    """
+    places = part.places[[not reason for reason in reasons]]
+    if found is None or not len(places):
+        return
+    estimate = part.price(*found, places)
     fit, seconds = estimate.fit, estimate.seconds
     statuses, wider = settle(
         len(places),
@@ -96,7 +108,7 @@ def fill(answers: Answers, places: Places, estimate: Estimate, measure: int = 0)
     for column, values in zip(
         (answers.seconds, answers.low, answers.high), (seconds, low, high), strict=True
     ):
-        column[places, measure] = values
+        column[places, part.measure] = values
     for place, status in zip(places, statuses, strict=True):
         if status != OK or answers.status[place] == _UNANSWERED:
             answers.status[place] = status

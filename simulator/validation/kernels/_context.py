@@ -4,7 +4,7 @@ simulator's own formula, and the search for its coefficients.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -16,10 +16,17 @@ from simulator.config.calibration import AttentionFit
 from simulator.cost.kernels.attention import context_rates
 from simulator.cost.kernels.context import kernels_s
 from simulator.validation.extrapolation import OUTSIDE, Doubt
-from simulator.validation.hardware import find_calibrated
 from simulator.validation.kernels import _fitting as fitting
-from simulator.validation.kernels._answering import Estimate, unknown_gpu, unknown_name
-from simulator.validation.kernels._fitting import Chosen, Floats, Groups, Values
+from simulator.validation.kernels._answering import Estimate, unknown_name
+from simulator.validation.kernels._fitting import (
+    Chosen,
+    FitPlan,
+    Floats,
+    Groups,
+    Search,
+    Values,
+    Wanted,
+)
 from simulator.validation.sizes import numbers, refusals
 from simulator.work.context import uniform_sums
 from simulator.work.context_kernels import ContextKernel
@@ -40,18 +47,6 @@ KV_FORMATS = {
 _MEASURED = ("bf16", "fp16", "fp8")
 """Formats of a cache that were measured."""
 BEHIND = Doubt("tokens cached before a prompt were not measured", OUTSIDE)
-_SCALE = 0.1
-"""Error of the logarithm beyond which errors count linearly."""
-_MOST_EVALUATIONS = 60
-"""Evaluations after which a search stops: coefficients move in the third digit by then."""
-_BOUNDS = {
-    "compute_fraction": (0.05, 1.0),
-    "memory_fraction": (0.05, 1.0),
-    "overlap": (1.0, 6.0),
-    "longest_rows": (1.0, 256.0),
-    "module_s": (1e-7, 1e-3),
-}
-"""Possible coefficients; others are searched far around their start."""
 _MOST_SEQUENCES = 2.0**20
 """Most sequences of one batch: far more than any cache holds."""
 _MOST_TOKENS = 2.0**31
@@ -128,10 +123,8 @@ def whole_sizes(
     return whole, wrong
 
 
-def refuse(gpu: str, engine: str, phase: str, kv: str) -> str:
-    """Reason to refuse a GPU, a phase or a cache's format that is not known, or ``""``."""
-    if find_calibrated(gpu, engine) is None:
-        return unknown_gpu(gpu)
+def refuse(phase: str, kv: str) -> str:
+    """Reason to refuse a phase or a cache's format that is not known, or ``""``."""
     if phase not in PHASES:
         return unknown_name("phase", phase, PHASES)
     return "" if kv in KV_FORMATS else unknown_name("cache format", kv, KV_FORMATS)
@@ -141,7 +134,7 @@ def make_estimate(
     seconds: Floats,
     fit: AttentionFit,
     doubts: Sequence[Doubt],
-    sizes: dict[str, Floats],
+    sizes: Mapping[str, Floats],
     phase: Phase,
 ) -> Estimate:
     """Estimate of rows of one kernel.
@@ -149,7 +142,7 @@ def make_estimate(
     Args:
         sizes: ``isl`` and ``step`` among them.
     """
-    quantities = sizes | {"context": sizes["isl"] + sizes["step"]}
+    quantities = {**sizes, "context": sizes["isl"] + sizes["step"]}
     is_behind = (sizes["step"] > 0) & (phase == "prefill")
     return Estimate(seconds, fit, doubts, quantities, [(BEHIND, is_behind)])
 
@@ -165,9 +158,9 @@ def doubt_formats(computed: str, known: Sequence[str], kv_dtype: str) -> Iterato
 
 
 class Timed(NamedTuple):
-    """Measured batches of one kind of kernel on one accelerator."""
+    """Measured batches of one entry."""
 
-    accelerator: AcceleratorSpec
+    wanted: Wanted
     kernels: Sequence[ContextKernel]
     phase: Phase
     batches: Batches
@@ -177,58 +170,62 @@ class Timed(NamedTuple):
     is_module: Chosen
     """Whether a whole block was timed."""
 
-    def predict(self, fit: AttentionFit, rows: Chosen) -> Floats:
-        """Seconds of some rows."""
-        kernels = [(self.accelerator, fit, kernel, self.phase) for kernel in self.kernels]
-        module_s = np.where(self.is_module[rows], fit.module_s, 0.0)
-        return context_s(self.batches.take(rows), kernels) + self.beside_s[rows] + module_s
+    @classmethod
+    def read(
+        cls,
+        wanted: Wanted,
+        rows: pd.DataFrame,
+        kernels: Sequence[ContextKernel],
+        which: Ints,
+        beside_s: Floats | None = None,
+    ) -> Timed:
+        """Read rows that have ``phase`` and, where blocks were timed whole, ``is_module``.
 
-    def solve(self, start: Values, given: dict[str, Any], rows: Chosen) -> AttentionFit:
-        """Fit the coefficients of ``start`` to some rows, beside those that are given."""
-
-        def build(values: Values) -> AttentionFit:
-            return AttentionFit.model_construct(kind="fitted", source="", **given | values)
-
-        bounds = {
-            name: _BOUNDS.get(name, (value * 1e-6, value * 1e4)) for name, value in start.items()
-        }
-        return build(
-            fitting.search(
-                lambda values: self.predict(build(values), rows),
-                self.measured_s[rows],
-                start,
-                bounds,
-                _SCALE,
-                max_nfev=_MOST_EVALUATIONS,
-            ).values
+        Args:
+            which: place of each row's kernel in ``kernels``.
+        """
+        sizes = rows[["batch_size", "isl", "step"]].to_numpy(dtype=float).T
+        nothing = np.zeros(len(rows))
+        return cls(
+            wanted,
+            kernels,
+            rows["phase"].iloc[0],
+            Batches.from_sizes(sizes, which),
+            rows["latency_ms"].to_numpy() / 1e3,
+            nothing if beside_s is None else beside_s,
+            rows.get("is_module", pd.Series(nothing)).to_numpy(bool),
         )
 
     def entry(
-        self,
-        source: str,
-        start: Values,
-        given: dict[str, Any],
-        shapes: Groups,
-        num_folds: int,
-        **sizes: Any,
+        self, plan: FitPlan, source: str, given: dict[str, Any], shapes: Groups, **sizes: Any
     ) -> dict[str, Any]:
         """Entry of a calibration, whole shapes left out in turn.
 
         Args:
+            given: fields that are known.
             shapes: number of each row's shape, from 0.
             sizes: of the rows, by the names of the entry's domain.
         """
-        fitted = self.solve(start, given, np.ones(len(shapes), dtype=bool))
-        begun = {name: getattr(fitted, name) for name in start}
-        folds = fitting.make_folds(shapes, num_folds)
-        predicted = fitting.leave_out(
-            folds,
-            lambda seen, held: self.predict(self.solve(begun, given, seen), held),
-        )
+        accelerator = fitting.accelerator_of(self.wanted.gpu)
+
+        def build(values: Values) -> AttentionFit:
+            return AttentionFit.model_construct(kind="fitted", source="", **given | values)
+
+        def predict(fit: AttentionFit, rows: Chosen) -> Floats:
+            kernels = [(accelerator, fit, kernel, self.phase) for kernel in self.kernels]
+            module_s = np.where(self.is_module[rows], fit.module_s, 0.0)
+            return context_s(self.batches.take(rows), kernels) + self.beside_s[rows] + module_s
+
+        sets = [name for name in self.wanted.search if name != "module" or self.is_module.any()]
+        start = {name: value for name, value in plan.begin(*sets).items() if name not in given}
+        search = Search(plan, self.measured_s, build, predict, start)
+        fitted = search.solve()
+        folds = fitting.make_folds(shapes, plan.folds)
+        predicted = search.leave_out(folds, {name: getattr(fitted, name) for name in start})
         seen = self.batches.new + self.batches.context
         return fitting.entry(
             source,
-            self.accelerator,
+            accelerator,
             fitting.residuals(self.measured_s, predicted, folds),
             **{name: value for name, value in fitted if name in start or name in given},
             domain=fitting.domain_of({**sizes, "context": seen}),

@@ -7,8 +7,10 @@ them, each library by itself: the simulator then takes the faster of the two for
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,16 +19,24 @@ from numpy.typing import NDArray
 
 from simulator.config.accelerator import AcceleratorSpec, load_accelerator
 from simulator.config.calibration import ANY, Calibration
-from simulator.config.calibration.collective import Algorithm, CollectiveFit, ProtocolFit, passes_of
-from simulator.config.cluster import ClusterSpec
-from simulator.validation import Answers, Measure, require
+from simulator.config.calibration.collective import CollectiveFit, ProtocolFit, passes_of
+from simulator.validation import Measure, require
 from simulator.validation.extrapolation import Doubt, of_hardware
 from simulator.validation.hardware import accelerator_name, find_calibrated
 from simulator.validation.kernels import SOURCE, KernelFamily
 from simulator.validation.kernels import _answering as answering
 from simulator.validation.kernels import _fitting as fitting
-from simulator.validation.kernels._answering import Estimate, Places
-from simulator.validation.kernels._fitting import GPUS, Chosen, Floats, Tables, Values
+from simulator.validation.kernels._answering import Estimate, Part, Places
+from simulator.validation.kernels._fitting import (
+    GPUS,
+    Chosen,
+    Floats,
+    Search,
+    Tables,
+    Values,
+    Wanted,
+    load_plan,
+)
 from simulator.validation.sizes import MOST_RANKS, numbers, refusals
 from simulator.validation.traffic import cluster_of
 
@@ -44,59 +54,14 @@ _LIBRARIES = ("nccl", *_OWNERS)
 NEWER_SGLANG = (0, 5, 11)
 """SGLang's kernel changed between 0.5.10 and 0.5.14: it starts in half the time."""
 
-_SCALE = 0.05
-"""Error of the logarithm beyond which errors count linearly: single readings are off by twice."""
-_STEP = 1e-3
-"""Relative step of the numeric derivative: seconds have a kink where the fastest protocol
-changes."""
 _ACROSS = {"scale_out_latency_s": 12e-6, "latency_per_doubling_s": 8e-6, "scale_out_fraction": 0.85}
 """Across nodes: two of NCCL's tree steps a doubling, and what its ring reaches of a network card.
 Assumed, no table holds it."""
-_BOUNDS = {
-    "latency_s": (1e-6, 2e-4),
-    "latency_per_rank_s": (1e-9, 2e-5),
-    "fraction": (0.005, 1.0),
-    "copy_fraction": (0.01, 100.0),
-}
-"""Possible coefficients of a protocol."""
 _HIDDEN = 50.0
 """A share of the port's peak above which a copy of the message costs nothing."""
 _LATER, _SECOND_LATER = 2.0, 3.0
 """Factors on latencies at which a search begins anew: a minimum of several lines has several
 optima."""
-
-
-class _Start(NamedTuple):
-    """A protocol, and where the search for its coefficients begins."""
-
-    algorithm: Algorithm
-    numbers: tuple[float, float, float, float]
-    limit: float | None = None
-    """Value of ``max_bytes_times_ranks``."""
-
-
-_RINGS = {
-    "low_latency": _Start("ring", (5e-6, 1e-6, 0.1, 0.3)),
-    "middle": _Start("ring", (8e-6, 1e-6, 0.4, 2.0)),
-    "bandwidth": _Start("ring", (2e-5, 3e-6, 0.8, 3.0)),
-}
-"""NCCL's protocols by what they are for (LL, LL128, Simple): which one a message takes is the
-tuner's affair."""
-_OWN = {
-    "one_shot": _Start("one_shot", (4e-6, 1e-7, 0.6, 10.0)),
-    "two_shot": _Start("ring", (8e-6, 5e-7, 0.6, 10.0)),
-    "large": _Start("ring", (2e-5, 1e-6, 0.7, 3.0)),
-}
-"""Engines' kernels: each rank reads all others' data, or a part of it and hands the sum on; what is
-large goes to NCCL."""
-_LIMITED = {**_OWN, "one_shot": _OWN["one_shot"]._replace(limit=2.0 * 1024 * 1024)}
-"""vLLM's kernel, which SGLang took over: one shot below 512 kB on four ranks and 256 kB on eight
-(custom_all_reduce.cuh)."""
-_USES_LIMIT = ("vllm custom_all_reduce", "sglang custom_all_reduce_older")
-
-
-_COLUMNS = ("places", "num_ranks", "num_bytes", "wrong")
-"""Fields of :class:`_Rows` with a value a row."""
 
 
 class _Rows(NamedTuple):
@@ -109,11 +74,25 @@ class _Rows(NamedTuple):
     entry: str
     """Name in the calibration's table ``collective``."""
     operation: str
+    is_own: bool
+    """Whether an engine brought the kernels along."""
     is_eager: bool
     num_ranks: Floats
     num_bytes: Floats
     wrong: NDArray[np.object_]
     """Why a row's numbers are none of a message, or ``""``."""
+    measured_s: Floats
+    """Not a number where nothing was measured."""
+    release: NDArray[np.object_]
+
+    @property
+    def hardware(self) -> tuple[AcceleratorSpec, float]:
+        """Accelerator, and bytes per second of its port."""
+        accelerator = load_accelerator(self.accelerator or self.gpu, "fit")
+        cluster = cluster_of(accelerator.name)
+        if cluster is None:
+            raise ValueError(f"no cluster of {accelerator.name}")
+        return accelerator, cluster.scale_up.bytes_per_s
 
     def seconds(self, fit: CollectiveFit, accelerator: AcceleratorSpec, port: float) -> Floats:
         """Seconds ``[n]`` over a port of so many bytes per second."""
@@ -122,10 +101,6 @@ class _Rows(NamedTuple):
         if self.is_eager:
             return fit.eager_launch_s(total, self.num_bytes, accelerator.memory_bytes_per_s)
         return np.asarray(total)
-
-    def take(self, chosen: Places | Chosen) -> _Rows:
-        """Select some of the rows."""
-        return self._replace(**{name: getattr(self, name)[chosen] for name in _COLUMNS})
 
 
 class Collective(KernelFamily):
@@ -137,25 +112,23 @@ class Collective(KernelFamily):
     calibrates = "collective"
     sources = ("nccl.csv.gz", "custom_allreduce.csv.gz")
 
-    def answer(self, table: pd.DataFrame) -> Answers:
-        answers = Answers.make_unsupported(len(table), len(self.measures))
+    def parts(self, table: pd.DataFrame) -> Iterator[Part]:
         for rows in _rows_of(table):
-            _answer(answers, rows)
-        return answers
+            library = rows.engine if rows.is_own else "nccl"
+            group = f"{rows.gpu} {library} {rows.operation}{' eager' if rows.is_eager else ''}"
+            price = partial(_estimate, rows, library)
+            yield Part(rows.places, rows.gpu, rows.engine, group, _refuse(rows), price)
 
     def fit(self, tables: Sequence[pd.DataFrame]) -> Tables:
-        timed: dict[tuple[str, str, str], dict[bool, _Timed]] = {}
-        for table, release in zip(tables, ("nccl_ver", "engine_ver"), strict=True):
-            measured = table["latency_ms"].to_numpy(dtype=float) * 1e-3
-            for rows in _rows_of(table):
-                own = _Timed(rows, measured[rows.places], set(table[release].iloc[rows.places]))
-                kinds = timed.setdefault((rows.gpu, rows.engine, rows.entry), {})
-                known = kinds.get(rows.is_eager)
-                kinds[rows.is_eager] = own if known is None else known.join(own)
+        timed: dict[tuple[str, str, str], dict[bool, list[_Rows]]] = {}
+        for rows in itertools.chain(*map(_rows_of, tables)):
+            kinds = timed.setdefault((rows.gpu, rows.engine, rows.entry), {})
+            kinds.setdefault(rows.is_eager, []).append(rows)
         found: Tables = {}
         for (gpu, engine, name), kinds in timed.items():
             if gpu in GPUS and False in kinds:
-                made = _fit_entry(kinds[False], kinds.get(True))
+                eager = fitting.join(kinds[True]) if True in kinds else None
+                made = _fit_entry(fitting.join(kinds[False]), eager)
                 found.setdefault(GPUS[gpu][0], {ANY: {}}).setdefault(engine, {})[name] = made
         for engines in found.values():
             if vllm := engines.get("vllm", {}).get("custom_all_reduce"):
@@ -164,47 +137,35 @@ class Collective(KernelFamily):
         return found
 
 
-def _answer(answers: Answers, rows: _Rows) -> None:
-    found = find_calibrated(rows.gpu, rows.engine)
-    cluster = cluster_of(rows.accelerator) if rows.accelerator else None
-    library = rows.engine if rows.entry.startswith("custom") else "nccl"
-    reasons: Any = rows.wrong
-    if found is None or cluster is None:
-        reasons = answering.unknown_gpu(rows.gpu)
-    elif rows.entry not in found[1].collective:
-        known = sorted(name for name in found[1].collective if not name.startswith("custom"))
-        reasons = answering.unknown_name("constants for the operation", rows.entry, known)
-    else:
-        reasons = _refusals(rows, found[0], cluster)
-    group = f"{rows.gpu} {library} {rows.operation}{' eager' if rows.is_eager else ''}"
-    rows = rows.take(answering.name_group(answers, rows.places, group, reasons))
-    if found is not None and cluster is not None and len(rows.places):
-        answering.fill(answers, rows.places, _estimate(*found, cluster, rows, library))
-
-
 def _estimate(
-    accelerator: AcceleratorSpec,
-    calibration: Calibration,
-    cluster: ClusterSpec,
     rows: _Rows,
     library: str,
+    accelerator: AcceleratorSpec,
+    calibration: Calibration,
+    places: Places,
 ) -> Estimate:
     fit = calibration.collective[rows.entry]
+    rows = fitting.take(rows, np.isin(rows.places, places))
     doubts = of_hardware(fit, accelerator, f"{rows.entry.replace('_', ' ')} operations")
     if fit.kind != "assumed" and library not in _LIBRARIES:
         doubts.append(Doubt(f"no measured all-reduce of '{library}', vLLM's was"))
     return Estimate(
-        rows.seconds(fit, accelerator, cluster.scale_up.bytes_per_s),
+        rows.seconds(fit, *rows.hardware),
         fit,
         doubts,
         {"ranks": rows.num_ranks, "bytes": rows.num_bytes},
     )
 
 
-def _refusals(
-    rows: _Rows, accelerator: AcceleratorSpec, cluster: ClusterSpec
-) -> NDArray[np.object_]:
-    """Why each row has no answer, or ``""``."""
+def _refuse(rows: _Rows) -> str | NDArray[np.object_]:
+    """Why rows cannot be priced, one for all or one for each."""
+    found, cluster = find_calibrated(rows.gpu, rows.engine), cluster_of(rows.accelerator or "")
+    if found is None or cluster is None:
+        return answering.unknown_gpu(rows.gpu)
+    accelerator, calibration = found
+    if rows.entry not in calibration.collective:
+        known = sorted(name for name in calibration.collective if not name.startswith("custom"))
+        return answering.unknown_name("constants for the operation", rows.entry, known)
     refused = rows.wrong.copy()
     for row in np.flatnonzero(refused == ""):
         if rows.num_ranks[row] > cluster.gpus_per_node:
@@ -229,6 +190,12 @@ def _rows_of(table: pd.DataFrame) -> Iterator[_Rows]:
     read = numbers(table, ("message_elements", "num_gpus"))
     wrong = refusals(read, {"num_gpus": 2.0}, {"message_elements": np.inf, "num_gpus": MOST_RANKS})
     formats = table["nccl_dtype"].map(str)
+    release = answering.words(table, **{"engine_ver" if is_own else "nccl_ver": ""}).to_numpy()[
+        :, 0
+    ]
+    measured_s = np.full(len(table), np.nan)
+    if "latency_ms" in table.columns:
+        measured_s = numbers(table, ("latency_ms",))["latency_ms"] * 1e-3
     for row in np.flatnonzero(~formats.isin(list(_BYTES)) & (wrong == "")):
         wrong[row] = answering.unknown_name("number format", formats.iloc[row], _BYTES)
     sizes = read["message_elements"] * formats.map(_BYTES).to_numpy(dtype=float)
@@ -245,10 +212,13 @@ def _rows_of(table: pd.DataFrame) -> Iterator[_Rows]:
             engine,
             name,
             "all_reduce" if is_own else operation,
+            is_own,
             is_own and "eager" in operation.lower(),
             np.where(is_well, read["num_gpus"][places], 2.0),
             np.where(is_well, sizes[places], 1.0),
             wrong[places],
+            measured_s[places],
+            release[places],
         )
 
 
@@ -269,58 +239,30 @@ def _release(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in numbers[0].split(".")) if numbers else (99,)
 
 
-class _Timed(NamedTuple):
-    """Rows of one library's operation on one GPU, and what was measured."""
-
-    rows: _Rows
-    measured_s: Floats
-    releases: set[Any]
-
-    def join(self, other: _Timed) -> _Timed:
-        """Rows of both."""
-        parts = (self.rows, other.rows)
-        both: dict[str, Any] = {
-            name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS
-        }
-        return _Timed(
-            self.rows._replace(**both),
-            np.concatenate([self.measured_s, other.measured_s]),
-            self.releases | other.releases,
-        )
-
-
-def _fit_entry(timed: _Timed, eager: _Timed | None) -> dict[str, Any]:
-    rows, measured = timed.rows, timed.measured_s
-    accelerator, port = _hardware(rows)
-    is_own = rows.entry.startswith("custom")
-    start = _OWN if is_own else _RINGS
-    if f"{rows.engine} {rows.entry}" in _USES_LIMIT:
-        start = _LIMITED
-    predicted = fitting.leave_out(
-        rows.num_ranks,
-        lambda seen, held: rows.take(held).seconds(_solve(start, timed, seen), accelerator, port),
-    )
-    fitted = _solve(start, timed, np.ones(len(measured), dtype=bool))
-    ratios = measured / rows.seconds(fitted, accelerator, port)
+def _fit_entry(rows: _Rows, eager: _Rows | None) -> dict[str, Any]:
+    measured, hardware = rows.measured_s, rows.hardware
+    search = _Protocols.choose(rows)
+    predicted, fitted = fitting.leave_out(rows.num_ranks, search.predict), search.solve()
+    ratios = measured / rows.seconds(fitted, *hardware)
     within = np.abs(1 / ratios - 1)
     launched = {} if eager is None else _fit_launch(fitted, eager)
     if eager is not None:
-        eager_launch_s = eager.rows.seconds(fitted.model_copy(update=launched), accelerator, port)
+        eager_launch_s = eager.seconds(fitted.model_copy(update=launched), *hardware)
         ratios = np.concatenate([ratios, eager.measured_s / eager_launch_s])
-    library = f"{rows.engine}'s own all-reduce" if is_own else f"NCCL {rows.entry}"
+    library = f"{rows.engine}'s own all-reduce" if rows.is_own else f"NCCL {rows.entry}"
     source = (
-        f"{len(measured):,} timings of {library}, {', '.join(sorted(map(str, timed.releases)))}, "
-        f"{accelerator.title}, {SOURCE}; errors with each number of GPUs left out (within the "
+        f"{len(measured):,} timings of {library}, {', '.join(sorted(set(rows.release)))}, "
+        f"{hardware[0].title}, {SOURCE}; errors with each number of GPUs left out (within the "
         f"fit: median {np.median(within):.3f}, 90th percentile "
         f"{np.quantile(within, 0.9):.3f}, likewise the band); across nodes assumed"
     )
     return fitting.entry(
         source,
-        accelerator,
+        hardware[0],
         # Leaving out a number of GPUs asks for what lies outside the domain, where bands are
         # widened: inside, residuals tell.
         fitting.residuals(measured, predicted, rows.num_ranks, fitting.band_of(ratios)),
-        **({} if is_own else _ACROSS),
+        **({} if rows.is_own else _ACROSS),
         **launched,
         protocols={
             name: way.model_dump(exclude_none=True) for name, way in fitted.protocols.items()
@@ -329,69 +271,90 @@ def _fit_entry(timed: _Timed, eager: _Timed | None) -> dict[str, Any]:
     )
 
 
-def _hardware(rows: _Rows) -> tuple[AcceleratorSpec, float]:
-    """Accelerator of some rows, and bytes per second of its port."""
-    accelerator = load_accelerator(rows.accelerator or rows.gpu, "fit")
-    cluster = cluster_of(accelerator.name)
-    if cluster is None:
-        raise ValueError(f"no cluster of {accelerator.name}")
-    return accelerator, cluster.scale_up.bytes_per_s
+class _Protocols(NamedTuple):
+    """Search for the coefficients of several protocols, of which the fastest is taken."""
 
+    rows: _Rows
+    wanted: Wanted
 
-def _solve(start: dict[str, _Start], timed: _Timed, chosen: Chosen) -> CollectiveFit:
-    """Fit the protocols to the ``chosen`` rows, from several starts."""
-    rows = timed.rows.take(chosen)
-    accelerator, port = _hardware(rows)
-    bounds = {f"{way} {name}": limits for way in start for name, limits in _BOUNDS.items()}
-    numbers = np.concatenate([way.numbers for way in start.values()])
-    solutions = [
-        fitting.search(
-            lambda values: rows.seconds(_build(start, values), accelerator, port),
-            timed.measured_s[chosen],
-            dict(zip(bounds, (numbers * factors).tolist(), strict=True)),
-            bounds,
-            _SCALE,
-            diff_step=_STEP,
+    @classmethod
+    def choose(cls, rows: _Rows) -> _Protocols:
+        """Choose the protocols of a library."""
+        return cls(
+            rows,
+            next(
+                wanted
+                for wanted in load_plan("collective").entries
+                if all(getattr(rows, name) == value for name, value in wanted.rows.items())
+            ),
         )
-        for factors in _starts(len(start))
-    ]
-    best = min(solutions, key=lambda solution: solution.cost).values
-    hidden = {name for name in best if name.endswith("copy_fraction") and best[name] > _HIDDEN}
-    return _build(start, {name: value for name, value in best.items() if name not in hidden})
 
-
-def _starts(num_protocols: int) -> list[Floats]:
-    """Factors on the coefficients where a search begins: all protocols start later, or the second
-    one does, or both.
-    """
-    later, second = np.ones((2, num_protocols, len(_BOUNDS)))
-    later[:, 0], second[1, :2] = _LATER, _SECOND_LATER
-    return [np.ones(later.size), later.ravel(), second.ravel(), (later * second).ravel()]
-
-
-def _build(start: dict[str, _Start], values: Values) -> CollectiveFit:
-    """Protocols from their coefficients, named ``<protocol> <field>``; one without is hidden."""
-    protocols = {}
-    for name, way in start.items():
-        keys = {field: f"{name} {field}" for field in _BOUNDS}
-        own: dict[str, Any] = {field: values[key] for field, key in keys.items() if key in values}
-        protocols[name] = ProtocolFit.model_construct(
-            algorithm=way.algorithm, max_bytes_times_ranks=way.limit, **own
+    def build(self, values: Values) -> CollectiveFit:
+        """Protocols of coefficients, named ``<protocol> <field>``; one without is hidden."""
+        protocols = {}
+        for name in self.wanted.search:
+            own: dict[str, Any] = {
+                key.removeprefix(f"{name} "): value
+                for key, value in values.items()
+                if key.startswith(f"{name} ")
+            }
+            about = {"algorithm": "ring"} | self.wanted.given.get(name, {})
+            protocols[name] = ProtocolFit.model_construct(**about, **own)
+        return CollectiveFit.model_construct(
+            kind="fitted", source="", protocols=protocols, eager_s=0.0, eager_more_s=0.0
         )
-    return CollectiveFit.model_construct(
-        kind="fitted", source="", protocols=protocols, eager_s=0.0, eager_more_s=0.0
-    )
+
+    def solve(self, chosen: Chosen | None = None) -> CollectiveFit:
+        """Fit some rows, or all, from several starts."""
+        rows = self.rows if chosen is None else fitting.take(self.rows, chosen)
+        plan, hardware = load_plan("collective"), rows.hardware
+        ways = self.wanted.search
+        start = {f"{way} {name}": value for way in ways for name, value in plan.begin(way).items()}
+        search = Search(
+            plan,
+            rows.measured_s,
+            self.build,
+            lambda fit, _: rows.seconds(fit, *hardware),
+            start,
+        )
+        all_rows = np.ones(len(rows.measured_s), dtype=bool)
+        best = min(
+            (search.find(all_rows, one) for one in _starts(start, ways)),
+            key=lambda solution: solution.cost,
+        ).values
+        hidden = {name for name in best if name.endswith("copy_fraction") and best[name] > _HIDDEN}
+        return self.build({name: value for name, value in best.items() if name not in hidden})
+
+    def predict(self, seen: Chosen, held: Chosen) -> Floats:
+        """Seconds of some rows by a fit on others."""
+        return fitting.take(self.rows, held).seconds(self.solve(seen), *self.rows.hardware)
 
 
-def _fit_launch(fitted: CollectiveFit, eager: _Timed) -> Values:
+def _starts(start: Values, ways: Sequence[str]) -> Iterator[Values]:
+    """Starts of a search: as they are, all protocols later, the second one later, or both."""
+    of_second = (f"{ways[1]} latency_s", f"{ways[1]} latency_per_rank_s")
+    for second, later in itertools.product((1.0, _SECOND_LATER), (1.0, _LATER)):
+        yield {
+            name: value
+            * (
+                (later if name.endswith(" latency_s") else 1.0)
+                * (second if name in of_second else 1.0)
+            )
+            for name, value in start.items()
+        }
+
+
+def _fit_launch(fitted: CollectiveFit, eager: _Rows) -> Values:
     """Seconds that launching from Python adds."""
-    hardware = _hardware(eager.rows)
-    start = {"eager_s": 2e-5, "eager_more_s": 5e-6}
-    return fitting.search(
-        lambda values: eager.rows.seconds(fitted.model_copy(update=values), *hardware),
-        eager.measured_s,
-        start,
-        dict.fromkeys(start, (0.0, np.inf)),
-        _SCALE,
-        diff_step=_STEP,
-    ).values
+    plan, hardware = load_plan("collective"), eager.hardware
+    return (
+        Search(
+            plan,
+            eager.measured_s,
+            lambda values: fitted.model_copy(update=values),
+            lambda fit, _: eager.seconds(fit, *hardware),
+            plan.begin("launch"),
+        )
+        .find(np.ones(len(eager.measured_s), dtype=bool), plan.begin("launch"))
+        .values
+    )

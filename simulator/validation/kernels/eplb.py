@@ -8,7 +8,7 @@ many tokens reached the rank.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 import numpy as np
@@ -17,12 +17,12 @@ import pandas as pd
 from simulator.base.errors import UserError
 from simulator.policies.placement import eplb as placement
 from simulator.policies.placement.contiguous import Contiguous
-from simulator.validation import Answers, Measure, require
+from simulator.validation import Measure
 from simulator.validation.kernels import KernelFamily
 from simulator.validation.kernels import _answering as answering
 from simulator.validation.kernels import _experts as experts
+from simulator.validation.kernels._answering import Part
 from simulator.validation.kernels._experts import NOT_WHOLE, SHAPES, Layers, Sizes
-from simulator.validation.kernels._experts_fit import fit_entries
 from simulator.validation.kernels._fitting import Floats, Tables
 from simulator.validation.kernels._power_law import expert_tokens, exponent
 from simulator.validation.sizes import LARGEST, numbers
@@ -44,16 +44,14 @@ class Eplb(KernelFamily):
     calibrates = "grouped_gemm"
     sources = ("moe_eplb_trtllm.csv.gz",)
 
-    def answer(self, table: pd.DataFrame) -> Answers:
-        require(table, self.columns, "eplb table")
-        layers, reasons = _layers_of(table)
-        return experts.answer(table, _kernels_of(table), layers, reasons)
+    def parts(self, table: pd.DataFrame) -> Iterator[Part]:
+        return experts.list_parts(table, _kernels_of(table), *_layers_of(table))
 
     def fit(self, tables: Sequence[pd.DataFrame]) -> Tables:
         (table,) = tables
         model = table["hidden_size"].astype(str) + "x" + table["num_experts"].astype(str)
         table = table.assign(engine=_ENGINE, model=model, is_fitted=True, is_generic=False)
-        return fit_entries(table, _layers_of(table)[0], _kernels_of(table))
+        return experts.fit_entries(table, _layers_of(table)[0], _kernels_of(table))
 
 
 def _kernels_of(table: pd.DataFrame) -> list[str]:

@@ -9,17 +9,17 @@ takes one; both get the same prediction, the faster kernel's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 
-from simulator.validation import Answers, Measure, require
+from simulator.validation import Answers, Measure
 from simulator.validation.kernels import KernelFamily
 from simulator.validation.kernels import _answering as answering
 from simulator.validation.kernels import _experts as experts
+from simulator.validation.kernels._answering import Part
 from simulator.validation.kernels._experts import NOT_WHOLE, Layers, Sizes
-from simulator.validation.kernels._experts_fit import fit_entries
 from simulator.validation.kernels._fitting import Tables
 from simulator.validation.kernels._power_law import Case, exponent, rank_rows
 
@@ -53,10 +53,11 @@ class Moe(KernelFamily):
     calibrates = "grouped_gemm"
     sources = ("moe_grouped_gemm.csv.gz", "moe_wide_ep_sglang.csv.gz")
 
+    def parts(self, table: pd.DataFrame) -> Iterator[Part]:
+        return experts.list_parts(table, _kernels_of(table), *_layers_of(table))
+
     def answer(self, table: pd.DataFrame) -> Answers:
-        require(table, self.columns, "moe table")
-        layers, reasons = _layers_of(table)
-        answers = experts.answer(table, _kernels_of(table), layers, reasons)
+        answers = super().answer(table)
         versions = [name for name in ("engine_ver", "phase", "is_gated") if name in table.columns]
         for place in np.flatnonzero(table.duplicated([*self.columns, *versions], keep=False)):
             answers.group[place] += ", by two kernels"
@@ -70,7 +71,7 @@ class Moe(KernelFamily):
         twice = table.groupby([*self.columns, "phase", "engine_ver"], dropna=False)["latency_ms"]
         table["is_fitted"] = table.index.isin(twice.idxmin())
         table["is_generic"] = table["phase"] == ""
-        return fit_entries(table, _layers_of(table)[0], _kernels_of(table))
+        return experts.fit_entries(table, _layers_of(table)[0], _kernels_of(table))
 
 
 def _kernels_of(table: pd.DataFrame) -> list[str]:

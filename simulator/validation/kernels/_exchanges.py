@@ -1,27 +1,56 @@
-"""Tables of exchanges as their rows by GPU, kernels and operation. Four kinds of table are read,
-told apart by their columns.
+"""Tables of exchanges as loads of the busiest rank and wire, which the simulator prices, by GPU,
+kernels and operation. Four kinds of table are read, told apart by their columns.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
+from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import ANY
+from simulator.config.calibration.exchange import ExchangeFit, Load
 from simulator.validation import Measure, require
 from simulator.validation.hardware import accelerator_name
 from simulator.validation.kernels import _answering as answering
-from simulator.validation.kernels._alltoall_moves import VALUE_BYTES, Moves, read_moves
 from simulator.validation.kernels._answering import Places
 from simulator.validation.kernels._fitting import Chosen, Floats
-from simulator.validation.sizes import numbers
-from simulator.validation.traffic import cluster_of
+from simulator.validation.sizes import MOST_CHOICES, MOST_EXPERTS, MOST_RANKS, numbers, refusals
+from simulator.validation.traffic import cluster_of, draw_choices
+
+_SCALE_BYTES = 4 / 128
+"""An fp32 scale for 128 values goes with fp8."""
+VALUE_BYTES = {
+    "fp8": 1.0 + _SCALE_BYTES,
+    "bfloat16": 2.0,
+    "float16": 2.0,
+    "half": 2.0,
+    "nvfp4": 0.5 + 1 / 16,
+    "fp4": 0.5 + 1 / 16,
+    "mxfp4": 0.5 + 1 / 32,
+    "mxfp8": 1.0 + 1 / 32,
+}
+"""Bytes of one value as it travels, by names in tables."""
+_DEEPEP_GROUPS = 4
+"""DeepEP's own benchmark lets a token use at most four nodes (``num_topk_groups = min(num_nodes,
+4)``)."""
+_MOST_SMS = 1024.0
+"""Several times what any GPU has."""
+_MOST = {
+    "num_ranks": MOST_RANKS,
+    "topk": MOST_CHOICES,
+    "num_experts": MOST_EXPERTS,
+    "sms": _MOST_SMS,
+}
+"""Largest values by column, where they are not those of any column."""
+_SIZES = ("num_ranks", "hidden_size", "topk", "num_experts", "num_tokens", "value_bytes")
+
 
 _MICRO = 1e-6
 """Seconds of a microsecond."""
@@ -50,10 +79,45 @@ _POLICY = {"low_latency": "per_expert", "normal": "per_node", "one_sided": "per_
 """Dispatch policies of published kernels. NVLink one-sided ones were timed with a perfect router:
 each of a token's experts on another rank."""
 _DEEPSEEK = {"hidden_size": 7168, "topk": 8, "num_experts": 256}
-"""DeepSeek-V3's shape, of which published figures are."""
+"""DeepSeek-V3's shape, of which published figures are. Its router takes 4 of 8 groups of
+experts."""
 
 
-class Part(NamedTuple):
+class Moves(NamedTuple):
+    """Exchanges of one kind on one sort of GPU: ``n`` rows of a table."""
+
+    load: Load
+    scale_up_s: Floats
+    """``[n]`` seconds of the busiest wire inside domains, at its peak."""
+    scale_out_s: Floats
+    """``[n]`` seconds of the busiest wire between domains, at its peak."""
+    num_sms: Floats
+    """``[n]`` multiprocessors that the kernels hold; 0 where the row does not say."""
+    num_ranks: Floats
+    wrong: NDArray[np.object_]
+    """``[n]`` why the row's numbers are none of an exchange, or such ranks are not joined; ``""``
+    where all is well."""
+
+    def carry_s(self, fit: ExchangeFit, accelerator: AcceleratorSpec) -> Floats:
+        """Seconds of copying and wires."""
+        wires = np.maximum(
+            self.scale_up_s / fit.scale_up_fraction, self.scale_out_s / fit.scale_out_fraction
+        )
+        copying = fit.copying_s(self.load, accelerator.num_multiprocessors, self.num_sms)
+        return fit.overlapped_s(copying, wires)
+
+    def transfer_s(self, fit: ExchangeFit, accelerator: AcceleratorSpec) -> Floats:
+        """Seconds of the transfer alone, as kernel timings see it."""
+        seconds = fit.start_s(self.load) + self.carry_s(fit, accelerator)
+        return np.asarray(np.maximum(fit.floor_s, seconds))
+
+    def notify_s(self, fit: ExchangeFit, accelerator: AcceleratorSpec) -> Floats:
+        """Seconds of telling how much will come."""
+        carrying_s = self.carry_s(fit, accelerator)
+        return fit.announce_s(self.load, carrying_s, accelerator.num_multiprocessors, self.num_sms)
+
+
+class Exchanges(NamedTuple):
     """Rows of a table with one GPU, one kind of kernels and one operation: a column of its
     answers.
     """
@@ -69,18 +133,33 @@ class Part(NamedTuple):
     """The shape, or across nodes their number: what is left out together when a fit is
     cross-validated."""
     is_congested: Chosen
+    measured_s: Floats
+    """Measured seconds ``[n]``, not a number where nothing was measured."""
     measure: int = 0
-    measured: str = ""
-    """The column that holds what was measured, microseconds."""
     is_whole_row: bool = True
     """Whether the rows measure nothing else."""
     is_notify: bool = False
     """Telling how much will come, and not the transfer."""
     guess: str = ""
 
-    def measured_s(self, table: pd.DataFrame) -> Floats:
-        """Measured seconds ``[n]``."""
-        return numbers(table, (self.measured,))[self.measured][self.places] * _MICRO
+    @property
+    def nodes(self) -> Floats:
+        """Nodes ``[n]`` that the ranks lie in."""
+        return np.asarray(self.moves.load.num_nodes, dtype=float)
+
+    @property
+    def domain(self) -> dict[str, Floats]:
+        """Quantities that a price depends on."""
+        load, ranks = self.moves.load, self.moves.num_ranks
+        named = (load.tokens, load.vector_bytes, load.num_experts, load.num_nodes, ranks)
+        names = ("tokens", "vector_bytes", "experts", "nodes", "ranks")
+        return {name: np.asarray(values) for name, values in zip(names, named, strict=True)}
+
+    def measured(self, table: pd.DataFrame, column: str, **changes: Any) -> Exchanges:
+        """Take what was measured from a column, microseconds, where the table has it."""
+        if column in table.columns:
+            changes["measured_s"] = numbers(table, (column,))[column][self.places] * _MICRO
+        return self._replace(**changes)
 
 
 def measures_of(table: pd.DataFrame, where: str) -> tuple[Measure, ...]:
@@ -106,7 +185,7 @@ def measures_of(table: pd.DataFrame, where: str) -> tuple[Measure, ...]:
     raise UserError(f"{where}: its columns are of no kind that is known")
 
 
-def parts_of(table: pd.DataFrame) -> Iterator[Part]:
+def exchanges_of(table: pd.DataFrame) -> Iterator[Exchanges]:
     """Rows of a table by GPU, kernels and operation.
 
     Raises:
@@ -122,7 +201,7 @@ def parts_of(table: pd.DataFrame) -> Iterator[Part]:
         yield from _published_rows(table)
 
 
-def _deepep_rows(table: pd.DataFrame, kernels: str) -> Iterator[Part]:
+def _deepep_rows(table: pd.DataFrame, kernels: str) -> Iterator[Exchanges]:
     """Rows of DeepEP's own benchmark, both operations in each."""
     table = table.rename(columns={"num_token": "num_tokens", "num_topk": "topk"})
     for (gpu, engine), places in answering.group_rows(
@@ -142,29 +221,31 @@ def _deepep_rows(table: pd.DataFrame, kernels: str) -> Iterator[Part]:
         for number, part in enumerate(parts):
             part = part._replace(is_whole_row=False, moves=part.moves._replace(wrong=wrong))
             if kernels == "low_latency":
-                yield part._replace(measure=number, measured=f"{part.operation}_avg_t_us")
+                yield part.measured(table, f"{part.operation}_avg_t_us", measure=number)
             else:
-                yield from _normal_rows(part, 2 * number)
+                yield from _normal_rows(table, part, 2 * number)
 
 
-def _normal_rows(part: Part, measure: int) -> Iterator[Part]:
+def _normal_rows(table: pd.DataFrame, part: Exchanges, measure: int) -> Iterator[Exchanges]:
     """Telling how much will come, and the transfer."""
-    is_large = part.moves.num_ranks == _CONGESTED_NODES * _GPUS_PER_NODE
+    is_large, operation = part.moves.num_ranks == _CONGESTED_NODES * _GPUS_PER_NODE, part.operation
     tokens = np.where(is_large, part.moves.load.tokens, 0)
-    yield part._replace(
+    yield part.measured(
+        table,
+        f"{operation}_notify_us",
         is_notify=True,
         is_congested=tokens > _CONGESTED_NOTIFY,
         measure=measure + 1,
-        measured=f"{part.operation}_notify_us",
     )
-    yield part._replace(
-        is_congested=tokens > _CONGESTED_TOKENS[part.operation],
+    yield part.measured(
+        table,
+        f"{operation}_transmit_us",
+        is_congested=tokens > _CONGESTED_TOKENS[operation],
         measure=measure,
-        measured=f"{part.operation}_transmit_us",
     )
 
 
-def _backend_rows(table: pd.DataFrame) -> Iterator[Part]:
+def _backend_rows(table: pd.DataFrame) -> Iterator[Exchanges]:
     """Rows of engines' own kernels, one operation in each."""
     keys = answering.words(table, "gpu", "comm_backend", "phase", "comm_dtype", engine=ANY)
     for (gpu, backend, phase, dtype, engine), places in answering.group_rows(keys):
@@ -180,7 +261,7 @@ def _backend_rows(table: pd.DataFrame) -> Iterator[Part]:
         policy = "per_expert" if "_ll" in backend or "generation" in backend else "per_node"
         groups = "deepseek" if engine == "trtllm" else "none"
         part = _part(rows, places, gpu, engine, kernels, phase, groups, policy)
-        yield part._replace(measured="latency", guess=guess)
+        yield part.measured(table, "latency", guess=guess)
 
 
 def _format_sent(backend: str, phase: str, dtype: str) -> tuple[str, str]:
@@ -195,7 +276,7 @@ def _format_sent(backend: str, phase: str, dtype: str) -> tuple[str, str]:
     return backend, "bfloat16"  # results are not quantised
 
 
-def _published_rows(table: pd.DataFrame) -> Iterator[Part]:
+def _published_rows(table: pd.DataFrame) -> Iterator[Exchanges]:
     """Figures of DeepEP's and TensorRT-LLM's own pages: DeepSeek-V3's shape."""
     for key, places in answering.group_rows(
         answering.words(table, "library", "hardware", "mode", "op")
@@ -220,14 +301,14 @@ def _published_rows(table: pd.DataFrame) -> Iterator[Part]:
         policy = _POLICY.get(kernels, "per_rank")
         part = _part(rows, places, gpu, ANY, kernels, operation, groups, policy)
         ranks = part.moves.num_ranks.astype(int).astype(str)
-        part = part._replace(measured="latency_us", held_out=ranks)
+        part = part.measured(table, "latency_us", held_out=ranks)
         if "pure RDMA" in library:
             guess = "its kernels send over the network inside a node too"
             part = _over_the_network(part)._replace(guess=guess)
         yield part
 
 
-def _over_the_network(part: Part) -> Part:
+def _over_the_network(part: Exchanges) -> Exchanges:
     """Send every vector by the network card, as before DeepEP used NVLink for low latency."""
     cluster, load = cluster_of(part.accelerator or ""), part.moves.load
     if cluster is None or cluster.scale_out is None:
@@ -250,12 +331,62 @@ def _part(
     operation: str,
     groups: str,
     policy: str | None = None,
-) -> Part:
+) -> Exchanges:
     name = accelerator_name(gpu)
     moves = read_moves(rows, name or "", policy or _POLICY[kernels], groups)
     shapes = answering.words(rows, "hidden_size", "topk", "num_experts").agg(" ".join, axis=1)
     nodes = np.asarray(moves.load.num_nodes, dtype=float)
     across = np.char.add("nodes ", nodes.astype(int).astype(str))
     held_out = np.where(nodes > 1, across, shapes.to_numpy(dtype=str))
-    nothing = np.zeros(len(places), dtype=bool)
-    return Part(places, gpu, name, engine, kernels, operation, moves, held_out, nothing)
+    return Exchanges(
+        *(places, gpu, name, engine, kernels, operation, moves, held_out),
+        is_congested=np.zeros(len(places), dtype=bool),
+        measured_s=np.full(len(places), np.nan),
+    )
+
+
+def read_moves(rows: pd.DataFrame, accelerator: str, dispatch: str, groups: str) -> Moves:
+    """Read rows.
+
+    Args:
+        rows: with ``num_ranks``, ``hidden_size``, ``topk``, ``num_experts``, ``num_tokens``,
+            ``value_bytes``, and ``sms`` where it is known.
+        dispatch: the policy that sends the kernels' copies.
+        groups: whose limit on groups of experts holds: ``none``, ``deepep`` or ``deepseek``.
+    """
+    sizes = numbers(rows, _SIZES)
+    sms = numbers(rows, ("sms",))["sms"] if "sms" in rows.columns else np.zeros(len(rows))
+    sms = np.nan_to_num(sms, nan=0.0)
+    least = {"value_bytes": 0.0, "sms": 0.0}
+    wrong = refusals(sizes | {"sms": sms}, least, _MOST, ("value_bytes",))
+    wrong[(sizes["topk"] > sizes["num_experts"]) & (wrong == "")] = "topk is above num_experts"
+    ranks, hidden, top_k, experts, tokens, value_bytes = np.where(
+        wrong == "", np.stack(list(sizes.values())), 1.0
+    )
+    shapes, shape = np.unique(
+        np.stack([ranks, hidden, top_k, experts], axis=1), axis=0, return_inverse=True
+    )
+    found = np.full((len(shapes), 5), np.nan)
+    for s, (r, h, k, e) in enumerate(shapes.astype(int).tolist()):
+        one = draw_choices(accelerator, r, dispatch, e, k, *_limit(groups, r, h, k, e))
+        if one is not None:
+            found[s] = one
+    copies, crossing, up, out, nodes = found[shape.ravel()].T
+    wrong[np.isnan(copies) & (wrong == "")] = "so many of its GPUs are not joined"
+    vector_bytes, nodes = hidden * value_bytes, np.nan_to_num(nodes, nan=1.0)
+    load = Load(tokens, tokens * copies, tokens * crossing, vector_bytes, experts, nodes)
+    vectors = tokens * hidden * value_bytes
+    sms = np.where(wrong == "", sms, 0.0)
+    return Moves(load, vectors * up, vectors * out, sms, ranks, wrong)
+
+
+def _limit(
+    groups: str, num_ranks: int, hidden: int, top_k: int, num_experts: int
+) -> tuple[int, int]:
+    """Groups of experts, and how many of them a token may use."""
+    nodes = -(-num_ranks // 8)
+    if groups == "deepep" and nodes > _DEEPEP_GROUPS:
+        return nodes, _DEEPEP_GROUPS
+    if groups == "deepseek" and (hidden, top_k, num_experts) == tuple(_DEEPSEEK.values()):
+        return 8, 4
+    return 1, 1
