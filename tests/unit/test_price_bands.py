@@ -6,8 +6,7 @@ from simulator.config.calibration import PriceKey
 from simulator.deployment.fits import fits_of, price_key_of
 from simulator.deployment.unseen import list_unseen
 from simulator.planner.calibration_error import read_bands
-from simulator.validation.published._serve import parts_of
-from simulator.validation.published._step import run_one
+from simulator.validation.published._runs import make, parts_of, run_step
 
 SPREAD = {"attention_dp": 4, "ep": 4}
 
@@ -71,7 +70,7 @@ def test_few_experts_have_the_band_of_the_kernels_for_few(tiny):
 
 def test_a_step_of_prompts_has_the_band_of_attention_over_prompts():
     deployment = {"model": "mixtral-8x7b", "cluster": "h200-sxm-1", "weight_dtype": "fp8"}
-    prompts, decode = (run_one(deployment, 1, new, 512) for new in (256, 1))
+    prompts, decode = (run_step(make(deployment), 1, new, 512) for new in (256, 1))
     known = prompts.plan.placement.calibration.attention
     assert band(prompts.plan, "attention over prompts") == around_one(known["prefill"])
     assert around_one(known["prefill"]) != around_one(known["decode"])

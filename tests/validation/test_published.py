@@ -15,15 +15,18 @@ import pytest
 from simulator.base.data import shipped_folder
 from simulator.base.errors import UserError
 from simulator.results.scores import SCORE_COLUMNS, is_answered
-from simulator.validation.published import Part, Reply, orders_of, run, topic_of, topics
-from simulator.validation.published._scores import figures, ratio
-from simulator.validation.published._splits import (
+from simulator.validation.published import (
     RELEASE_UNSAID,
     SAME_RELEASE,
-    split_pairs,
-    trends,
+    Part,
+    Reply,
+    orders_of,
+    run,
+    topic_of,
+    topics,
 )
-from simulator.validation.published.serving_pairs import read_points
+from simulator.validation.published._rows import figures, ratio
+from simulator.validation.published.serving_pairs import read_points, split_pairs, trends
 from tests.shared import shared_file
 
 pytestmark = pytest.mark.xdist_group(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from simulator.validation.published._step import run_one
+from simulator.validation.published._runs import make, run_step
 
 HERE = Path(__file__).parent / "mi355x"
 SIGMA = 1.25
@@ -40,7 +40,7 @@ def seconds_of(tmp_path_factory):
             "placement": placement,
             "replica_choice": {"kind": "nearest"},
         }
-        return run_one(deployment, 1, 8192, 0).seconds
+        return run_step(make(deployment), 1, 8192, 0).seconds
 
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)

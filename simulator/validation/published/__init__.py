@@ -63,6 +63,23 @@ class Reply(NamedTuple):
     they share."""
 
     @classmethod
+    def from_times(
+        cls,
+        rate: float,
+        band: tuple[float, float],
+        status: str,
+        because: str,
+        parts: tuple[Part, ...] = (),
+    ) -> Reply:
+        """Reply of a rate.
+
+        Args:
+            band: factors on its time for the low and the high of that.
+        """
+        low, high = band
+        return cls(rate, rate / high, rate / low, status, because, parts)
+
+    @classmethod
     def refuse_row(cls, why: str) -> Reply:
         """A row that cannot be answered, and why."""
         nothing = float("nan")

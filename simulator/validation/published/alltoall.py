@@ -14,7 +14,7 @@ from simulator.base.progress import Progress
 from simulator.validation import Answers
 from simulator.validation.kernels import KernelFamily
 from simulator.validation.published import FIGURE_COLUMNS, Reply
-from simulator.validation.published._scores import figures
+from simulator.validation.published._rows import figures
 from simulator.validation.tables import Table
 
 _US_PER_S = 1e6

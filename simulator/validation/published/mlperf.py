@@ -5,21 +5,25 @@ within limits of latency).
 from __future__ import annotations
 
 from collections.abc import Hashable
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from simulator.base.data import find_file
 from simulator.base.errors import UserError
+from simulator.base.frozen import Frozen, validate
+from simulator.base.quantities import Duration, Sequences, TokenBudget
+from simulator.base.reading import read_toml
 from simulator.config.dtypes import DType
 from simulator.results.metrics import latencies
 from simulator.validation.hardware import cluster_of
 from simulator.validation.published import Part, Reply, extrapolate
-from simulator.validation.published._queries import Benchmark, benchmarks
 from simulator.validation.published._rows import Case, Count, GpuName, ModelName, RowTopic
-from simulator.validation.published._serve import Served, serve
+from simulator.validation.published._runs import Served, serve
+from simulator.workload.lengths.lognormal import LogNormal
 
 _OFFLINE_S, _FIRST_TURNS, _MOST_TURNS = 600.0, 3, 60
 """Shortest run that the rules allow. How many queries fill it follows from a shorter run of so many
@@ -41,6 +45,35 @@ end."""
 _UNMEASURED = "expert kernels of TensorRT-LLM before release 0.17 were measured in one figure only"
 Limit = Annotated[float, Field(gt=0)] | None
 """Latency limit, milliseconds."""
+
+
+class Benchmark(Frozen):
+    """Queries that every submission of one benchmark serves."""
+
+    lengths: LogNormal
+    ttft_s: Duration | None = None
+    """99th percentile of the time to first token that the server scenario allows."""
+    tpot_s: Duration | None = None
+    """99th percentile of the time per output token that the server scenario allows."""
+    max_sequences: Sequences = 1024
+    token_budget: TokenBudget = 8192
+    source: str = Field(min_length=1)
+
+
+class Benchmarks(Frozen):
+    """The file."""
+
+    title: str
+    benchmarks: dict[str, Benchmark]
+
+
+@cache
+def benchmarks() -> dict[str, Benchmark]:
+    """Benchmarks by the name that results give them, without what follows it (``llama2-70b`` for
+    ``llama2-70b-99.9``).
+    """
+    path = find_file("workloads/validation", "mlperf", "MLPerf")
+    return validate(Benchmarks, read_toml(path), str(path)).benchmarks
 
 
 class _Row(Case):

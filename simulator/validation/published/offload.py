@@ -4,20 +4,16 @@ publish them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Hashable
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any, ClassVar
 
 from simulator.config.dtypes import DType
 from simulator.deployment.placement import Placement
-from simulator.deployment.plan import DeploymentPlan
-from simulator.engine.probe import forecast, make_even_batch
 from simulator.validation.error_bands import ASSUMED
 from simulator.validation.published import Reply, extrapolate
 from simulator.validation.published._rows import Case, Count, ModelName, RowTopic
-from simulator.validation.published._serve import make, status_of, tell_shares
+from simulator.validation.published._runs import make_once, run_step, status_of, tell_shares
 
 _WHY = "what the machine achieves of its memory's and its processor's peaks is of other rows"
 
@@ -52,15 +48,13 @@ class Offload(RowTopic):
         return case.model_copy(update={"new": 1, "context": 0})
 
     def predict(self, case: _Row) -> Reply:
-        plan = _plan(json.dumps(_describe(case), sort_keys=True))
+        plan = make_once(_describe(case))
         if case.top_k is not None:
             plan = replace(plan, placement=_leave_out(plan.placement, case.top_k))
-        (times,) = forecast(plan, [(make_even_batch([1], case.new, case.context), 0)])
-        rate = case.new / times.duration_s
-        shares = {phase: seconds / times.duration_s for phase, seconds in times.phases.items()}
+        step = run_step(plan, 1, case.new, case.context)
         status = extrapolate(status_of(plan), _WHY)
-        because = f"step of {times.duration_s * 1e3:.1f} ms: {tell_shares(shares)}"
-        return Reply(rate, rate / ASSUMED.high, rate / ASSUMED.low, status, because)
+        because = f"step of {step.seconds * 1e3:.1f} ms: {tell_shares(step.phases)}"
+        return Reply.from_times(case.new / step.seconds, ASSUMED, status, because)
 
 
 def _describe(case: _Row) -> dict[str, Any]:
@@ -74,11 +68,6 @@ def _describe(case: _Row) -> dict[str, Any]:
         "expert_dtype": case.expert_dtype,
         "offload": {"slots": case.cached, "uploads": case.uploads, "caching": caching},
     }
-
-
-@lru_cache(maxsize=4)
-def _plan(deployment: str) -> DeploymentPlan:
-    return make(json.loads(deployment))
 
 
 def _leave_out(placement: Placement, top_k: int) -> Placement:

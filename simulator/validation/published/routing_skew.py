@@ -18,7 +18,7 @@ from simulator.validation import OK
 from simulator.validation.hardware import cluster_of
 from simulator.validation.published import Reply
 from simulator.validation.published._rows import Case, Count, ModelName, RowTopic
-from simulator.validation.published._serve import make
+from simulator.validation.published._runs import make
 from simulator.work.slots import SlotMap
 
 _ACCELERATOR = "gb200"

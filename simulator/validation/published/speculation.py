@@ -24,9 +24,8 @@ from simulator.results.phases import STEP_PHASES
 from simulator.step.prices import Prices
 from simulator.validation.error_bands import ASSUMED
 from simulator.validation.published import Reply, extrapolate
-from simulator.validation.published._rows import Case, Count, ModelName, RowTopic
-from simulator.validation.published._scores import half_band
-from simulator.validation.published._serve import make, parts_of, status_of, tell_shares
+from simulator.validation.published._rows import Case, Count, ModelName, RowTopic, half_band
+from simulator.validation.published._runs import make, parts_of, status_of, tell_shares
 from simulator.workload.traces import RequestTrace
 
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)

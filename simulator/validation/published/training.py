@@ -65,13 +65,13 @@ class Training(RowTopic):
         step = run_training_step(plan, price_micro_batch(plan))
         flops = trained_flops(plan.model, case.sequence_tokens) * case.global_batch
         rate = flops / step.step_s / case.num_gpus / 1e12
-        low, high = find_band(plan, step)
         parts = ", ".join(
             f"{name} {seconds / step.step_s:.0%}"
             for name, seconds in step.mean_parts.items()
             if seconds >= 0.005 * step.step_s
         )
-        return Reply(rate, rate / high, rate / low, OK, f"recompute {recompute}; {parts}")
+        because = f"recompute {recompute}; {parts}"
+        return Reply.from_times(rate, find_band(plan, step), OK, because)
 
 
 def _find_plan(case: _Row) -> tuple[TrainingPlan, str]:

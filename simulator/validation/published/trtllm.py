@@ -16,7 +16,7 @@ from simulator.config.dtypes import DType
 from simulator.validation.hardware import cluster_of
 from simulator.validation.published import Reply
 from simulator.validation.published._rows import Case, Count, GpuName, ModelName, RowTopic
-from simulator.validation.published._serve import make, serve
+from simulator.validation.published._runs import make, serve
 
 _MOST_SEQUENCES, _MOST_TOKENS = 4096, 32_768
 """Caps of ``max_batch_size`` and ``max_num_tokens`` in ``trtllm-bench``, which chooses both for

@@ -25,8 +25,13 @@ from simulator.validation.error_bands import Band
 from simulator.validation.hardware import cluster_of
 from simulator.validation.published import Reply, extrapolate
 from simulator.validation.published._rows import Case, Count, GpuName, ModelName, RowTopic
-from simulator.validation.published._serve import band_of, make, status_of
-from simulator.validation.published._step import run_one
+from simulator.validation.published._runs import (
+    band_of,
+    make_once,
+    run_step,
+    status_of,
+    tell_shares,
+)
 
 _REDUNDANT = 32
 """Redundant experts in SGLang's and DeepSeek's deployments."""
@@ -183,30 +188,33 @@ def _run(case: _Case) -> _Rate:
     moe = load_model(case.model, case.model).moe
     if moe is None:
         raise UserError(f"{case.model} has no experts to spread")
-    deployment, sequences = _deployment(case, moe), case.sequences
+    plan, sequences = make_once(_deployment(case, moe)), case.sequences
     if not sequences:
-        room = make(deployment).serving.capacity.tokens // (case.context + case.new)
+        room = plan.serving.capacity.tokens // (case.context + case.new)
         sequences = int(np.clip(room, 1, _MOST_SEQUENCES))
     if sequences * case.new > _MOST_TOKENS:
         raise UserError(
             f"{sequences * case.new:,} tokens of a GPU in one step are more than fit in its memory"
         )
-    step = run_one(deployment, sequences, case.new, case.context)
-    low, high = band_of(step.plan, step.shares)
-    status = status_of(step.plan)
+    step = run_step(plan, sequences, case.new, case.context)
+    low, high = band_of(plan, step.shares)
+    status = status_of(plan)
     if case.two_batch:
         wide = Band(low, high).widen()
         low, high = wide.low, wide.high
         status = extrapolate(status, _TIMED_ALONE)
-    gpus_per_node = step.plan.placement.cluster.gpus_per_node
+    gpus_per_node = plan.placement.cluster.gpus_per_node
     in_node = 4 if gpus_per_node > 8 else gpus_per_node
-    because = f"{sequences} sequences a GPU, {step.because}"
+    because = (
+        f"{sequences} sequences a GPU, step of {step.seconds * 1e3:.1f} ms: "
+        f"{tell_shares(step.shares)}; busiest rank {step.imbalance:.2f} x the mean"
+    )
     return _Rate(sequences * case.emitted / step.seconds, in_node, low, high, status, because)
 
 
 def _one(rate: _Rate, per: str) -> Reply:
     value = rate.tokens_per_s * (rate.gpus_of_a_node if per == "node" else 1)
-    return Reply(value, value / rate.high, value / rate.low, rate.status, rate.because)
+    return Reply.from_times(value, (rate.low, rate.high), rate.status, rate.because)
 
 
 def _ratio(above: _Rate, below: _Rate, assumed: str) -> Reply:

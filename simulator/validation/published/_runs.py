@@ -1,5 +1,5 @@
-"""Throughput of a deployment when requests are queued: the plan, its step table and the compiled
-engine, no formula beside them.
+"""Runs of what published figures are of, no formula beside them: requests that are queued, by the
+plan, its step table and the compiled engine, and single steps of large replicas.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -25,12 +25,17 @@ from simulator.deployment.fits import fits_of
 from simulator.deployment.memory import check_requests
 from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.engine import timeline as engine
+from simulator.engine.probe import forecast, make_even_batch
 from simulator.engine.table import StepTable, make_table
 from simulator.results.phases import STEP_PHASES
 from simulator.step.prices import Prices
 from simulator.validation.error_bands import ASSUMED, Band
 from simulator.validation.published import Part, Reply
 from simulator.workload.traces import RequestTrace
+
+_OF_PROMPTS = {"attention": "attention over prompts"}
+"""Phases that other kernels compute where a sequence has more than one new token."""
+
 
 _WHERE = "published"
 _NONE = 1e-9
@@ -71,11 +76,46 @@ class Served:
 
     def reply(self, value: float, status: str = "") -> Reply:
         """``value``, a rate, with the band of the parts that the time is made of."""
-        low, high = band_of(self.plan, self.shares)
-        parts = parts_of(self.plan, self.shares)
-        return Reply(
-            value, value / high, value / low, status or status_of(self.plan), self.because, parts
-        )
+        band, parts = band_of(self.plan, self.shares), parts_of(self.plan, self.shares)
+        return Reply.from_times(value, band, status or status_of(self.plan), self.because, parts)
+
+
+class Step(NamedTuple):
+    """A step that has run at the ``rank`` fidelity: every rank a process, links shared by all
+    traffic present.
+    """
+
+    plan: DeploymentPlan
+    num_tokens: int
+    """Tokens that each data-parallel rank computes."""
+    seconds: float
+    phases: dict[str, float]
+    """Shares of the time by phase."""
+    shares: dict[str, float]
+    """Shares of the time by phase, or by the calibration entry that prices it where that differs
+    for prompts."""
+
+    @property
+    def imbalance(self) -> float:
+        """Token-expert pairs of the busiest rank over the mean rank's, mean over layers."""
+        placement = self.plan.placement
+        tokens_d = np.full(placement.layout.attention_dp, self.num_tokens, dtype=np.int64)
+        prices = Prices(placement, 1)
+        layers = range(placement.model.num_moe_layers)
+        steps = [prices.expert_step(layer, tokens_d, 0).pairs_R for layer in layers]
+        return float(np.mean([pairs_R.max() / pairs_R.mean() for pairs_R in steps]))
+
+
+def run_step(plan: DeploymentPlan, num_sequences: int, new: int, context: int) -> Step:
+    """Run a step in which every data-parallel rank has ``num_sequences`` with ``context`` tokens in
+    the cache, computing ``new`` each.
+    """
+    sequences_D = [num_sequences] * plan.placement.layout.attention_dp
+    (times,) = forecast(plan, [(make_even_batch(sequences_D, new, context), 0)])
+    phases = {phase: seconds / times.duration_s for phase, seconds in times.phases.items()}
+    priced_as = _OF_PROMPTS if new > 1 else {}
+    shares = {priced_as.get(phase, phase): share for phase, share in phases.items()}
+    return Step(plan, num_sequences * new, times.duration_s, phases, shares)
 
 
 def tell_shares(shares: Mapping[str, float]) -> str:
@@ -91,6 +131,16 @@ def make(deployment: Mapping[str, Any], seed: int = 0) -> DeploymentPlan:
     """
     spec = validate(DeploymentSpec, {"name": _WHERE, "replicas": 1, **deployment}, _WHERE)
     return make_plan(spec, seed, _WHERE, Path())
+
+
+def make_once(deployment: Mapping[str, Any]) -> DeploymentPlan:
+    """The plan of a deployment, kept for the cases that follow."""
+    return _plan(json.dumps(deployment, sort_keys=True))
+
+
+@lru_cache(maxsize=4)
+def _plan(deployment: str) -> DeploymentPlan:
+    return make(json.loads(deployment))
 
 
 def serve(
