@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+from pydantic import Field
 
 from simulator.base.errors import UserError
+from simulator.base.frozen import Frozen, validate
 from simulator.base.progress import Progress
-from simulator.results.claims import Case, Finding
+from simulator.base.reading import read_toml
+from simulator.results.claims import Case, Finding, say_whether, tell_deciding, tell_range
 
 RIVALS = {
     "total_params": "dense, as large",
@@ -31,6 +36,78 @@ class ClaimTest(Protocol):
         """
 
 
+class Cases(tuple[Case, ...]):
+    """Cases that a sentence speaks of, which it tells as its format says: ``range``, ``whether``,
+    ``Whether`` at the beginning of a sentence, ``share`` (of those that speak for the claim) or
+    ``deciding``.
+    """
+
+    def __format__(self, how: str) -> str:
+        if how == "range":
+            return tell_range(self)
+        if how == "deciding":
+            return tell_deciding(self) or ""
+        if how == "share":
+            return f"{sum(case.outcome == 'for' for case in self)} of {len(self)}"
+        said = say_whether(self)
+        return said.capitalize() if how == "Whether" else said
+
+    @classmethod
+    def by_rival(cls, cases: Iterable[Case], measures: Iterable[str]) -> dict[str, Cases]:
+        """Cases beside the rival of each measure, by the measure."""
+        every = tuple(cases)
+        return {
+            measure: cls(case for case in every if case.rival == RIVALS[measure])
+            for measure in measures
+        }
+
+
+class Sentence(Frozen):
+    """Template of a sentence."""
+
+    text: str
+    each: str = ""
+    """Name of what it is said of each of, as ``value`` and ``cases``; absent = it is said once."""
+
+
+class Telling(Frozen):
+    """A file beside a test: what is said of its claim, in templates."""
+
+    answer: str
+    sentences: Annotated[tuple[Sentence, ...], Field(strict=False)]
+    limits: Annotated[tuple[str, ...], Field(strict=False)]
+
+    @classmethod
+    def load(cls, kind: str) -> Telling:
+        """Read the file of a kind of test."""
+        path = Path(__file__).with_name(f"{kind}.toml")
+        return validate(cls, read_toml(path), str(path))
+
+    def tell(
+        self,
+        cases: Sequence[Case],
+        facts: Mapping[str, Any],
+        each: Mapping[str, Mapping[str, Cases]] | None = None,
+    ) -> Finding:
+        """Tell what was found. Sentences of which nothing is left are left out.
+
+        Args:
+            facts: cases and values by their names in the templates.
+            each: cases by value, for sentences that are said of each.
+        """
+        said = []
+        for sentence in self.sentences:
+            of_each = (each or {})[sentence.each] if sentence.each else {"": Cases()}
+            for value, own in of_each.items():
+                said.append(sentence.text.format(**facts, value=value, cases=own))
+        return Finding(
+            tuple(cases),
+            self.answer.format(**facts),
+            tuple(filter(None, said)),
+            limits=tuple(limit.format(**facts) for limit in self.limits),
+        )
+
+
 def check_tried(cases: Sequence[Case]) -> None:
     """Refuse a claim that nothing was tried of, which no verdict can be reached on.
 
@@ -42,3 +119,8 @@ def check_tried(cases: Sequence[Case]) -> None:
             "claim [trial]: no model runs under any of these conditions; name more GPUs or memory, "
             "or smaller models"
         )
+
+
+def name_rival(rival: str) -> str:
+    """A rival without what all are."""
+    return rival.removeprefix("dense, ").removesuffix(", per token")

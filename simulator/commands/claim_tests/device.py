@@ -4,7 +4,7 @@ of some memory runs at a usable speed, for one user.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
@@ -14,7 +14,7 @@ from simulator.base.frozen import Frozen, Policy
 from simulator.base.progress import Progress
 from simulator.base.quantities import Experts, TokenRate, Tokens, TopK, TrainingTokens
 from simulator.base.text import count_text
-from simulator.commands.claim_tests import check_tried
+from simulator.commands.claim_tests import Cases, Telling, check_tried
 from simulator.commands.run import run
 from simulator.config.cluster import load_kind
 from simulator.config.deployment import DeploymentSpec
@@ -23,14 +23,7 @@ from simulator.config.ffns.moe import MoE
 from simulator.config.law_file import load_law, measure_size
 from simulator.config.model import ModelSpec
 from simulator.deployment.chosen_model import choose_model
-from simulator.results.claims import (
-    Case,
-    Figure,
-    Finding,
-    Runs,
-    say_whether,
-    tell_range,
-)
+from simulator.results.claims import Case, Figure, Finding, Runs
 
 _SLOTS = (0.75, 0.5, 0.25)
 """Shares of each layer's experts that stay in the GPU's memory where all have no room, the largest
@@ -101,20 +94,7 @@ class Device(Frozen):
             figures.append(Figure(label=f"What runs on {title}", value="; ".join(told)))
         tried = tuple(case for case in cases if case.runs != "neither")
         check_tried(tried)
-        return Finding(
-            tried,
-            *self._tell(tried),
-            figures=tuple(figures),
-            limits=(
-                f"All models in {self.weight_dtype}, one user, prompts of {self.prompt_tokens} "
-                f"tokens. Quality is what {self.law} gives after {count_text(self.tokens)} tokens "
-                "of training, the same for all; released models differ in their data.",
-                "What will be built is nobody's to simulate; tried is which of today's kinds of "
-                "model is the better one on today's devices.",
-                "Bands reach over the seeds of the routing, where experts lie below the GPU's "
-                "memory.",
-            ),
-        )
+        return self._tell(tried)._replace(figures=tuple(figures))
 
     def _try_models(self, device: str, seeds: Sequence[int]) -> Iterator[_Runs]:
         """Every model that the device runs, offloaded where it has no room otherwise."""
@@ -219,35 +199,25 @@ class Device(Frozen):
             other=dense.text,
         )
 
-    def _tell(self, cases: Sequence[Case]) -> tuple[str, tuple[str, ...]]:
-        def pick(condition: str, value: str) -> list[Case]:
-            return [case for case in cases if case.conditions[condition] == value]
+    def _tell(self, cases: Sequence[Case]) -> Finding:
+        def group_by(condition: str, values: Iterable[str]) -> dict[str, Cases]:
+            found = {
+                value: Cases(case for case in cases if case.conditions[condition] == value)
+                for value in values
+            }
+            return {value: own for value, own in found.items() if own}
 
-        by_speed = {
-            f"{speed:g} tokens/s": own
-            for speed in self.speeds
-            if (own := pick("least speed", f"{speed:g} tokens/s"))
-        }
-        told = [f"at {speed} {say_whether(own)}" for speed, own in by_speed.items()]
-        answer = (
-            "Is the best model that is fast enough a mixture of experts? Over these devices: "
-            f"{', '.join(told)}. It has the speed of a small model and needs the memory of a large "
-            "one: it pays where speed is what is scarce, a dense model that fills the memory where "
-            "memory is."
+        by_speed = group_by("least speed", [f"{speed:g} tokens/s" for speed in self.speeds])
+        names = dict.fromkeys(case.conditions["device"] for case in cases)
+        return Telling.load("device").tell(
+            cases,
+            {
+                "speeds": ", ".join(f"at {speed} {own:whether}" for speed, own in by_speed.items()),
+                **self.model_dump(include={"weight_dtype", "prompt_tokens", "law"}),
+                "tokens": count_text(self.tokens),
+            },
+            {"devices": group_by("device", names), "speeds": by_speed},
         )
-        devices = dict.fromkeys(case.conditions["device"] for case in cases)
-        sentences = [
-            f"On {device} the best mixture of experts is worth "
-            f"{tell_range(pick('device', device))} the parameters of the best dense model that is "
-            "as fast as asked."
-            for device in devices
-        ]
-        sentences += [
-            f"Where at least {speed} are asked for, it is the best model on "
-            f"{sum(case.outcome == 'for' for case in own)} of {len(own)} devices."
-            for speed, own in by_speed.items()
-        ]
-        return answer, tuple(sentences)
 
 
 def _name(spec: DeploymentSpec, model: ModelSpec) -> str:

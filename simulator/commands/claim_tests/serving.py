@@ -15,7 +15,7 @@ from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
 from simulator.base.progress import Progress
 from simulator.base.quantities import Factor, Gpus, Requests, Tokens, value_range
-from simulator.commands.claim_tests import RIVALS, check_tried
+from simulator.commands.claim_tests import RIVALS, Cases, Telling, check_tried, name_rival
 from simulator.commands.run import run
 from simulator.config.dtypes import DType
 from simulator.planner.conditions import Conditions, apply_conditions
@@ -28,9 +28,6 @@ from simulator.results.claims import (
     Finding,
     Runs,
     measure_seeds,
-    say_whether,
-    tell_deciding,
-    tell_range,
 )
 from simulator.scenario.question import load_question
 
@@ -82,18 +79,7 @@ class Serving(Frozen):
         cases = tuple(case for case in every if case.runs != "neither")
         check_tried(cases)
         tick("requests served", 0, None)
-        return Finding(
-            cases,
-            *self._tell(cases),
-            figures=tuple(self._serve(seeds)),
-            limits=(
-                "Conditions are priced in closed form at a steady load, each model with the best "
-                f"of its splits over at most {self.gpus} GPUs; bands reach over seeds and over how "
-                "far off the simulator was where it was compared with measurements.",
-                "No dense model with the parameters of these mixtures was released, so rivals are "
-                "made: depth and width scaled as docs/pairs.md says.",
-            ),
-        )
+        return self._tell(cases)._replace(figures=tuple(self._serve(seeds)))
 
     def _check_load(self) -> None:
         """Refuse a batch of less than one request on all GPUs together."""
@@ -201,32 +187,26 @@ class Serving(Frozen):
             ),
         )
 
-    def _tell(self, cases: Sequence[Case]) -> tuple[str, tuple[str, ...]]:
-        large = [case for case in cases if case.counts]
-        loads = list(dict.fromkeys(case.conditions["in flight"] for case in large))
+    def _tell(self, cases: Sequence[Case]) -> Finding:
+        large = Cases(case for case in cases if case.counts)
+        loads = dict.fromkeys(case.conditions["in flight"] for case in large)
         by_load = {
-            load: [case for case in large if case.conditions["in flight"] == load] for load in loads
+            load: Cases(case for case in large if case.conditions["in flight"] == load)
+            for load in loads
         }
-        answer = (
-            f"For a single user: {say_whether(by_load[loads[0]])}. On a machine that is full: "
-            f"{say_whether(by_load.get(_FULL, []))}. Beside a dense model of its size a mixture of "
-            f"experts makes {tell_range(large)} the tokens, depending on how much is asked of it "
-            "at once."
+        first, full = by_load[next(iter(loads))], by_load.get(_FULL, Cases())
+        others = Cases.by_rival(cases, [one for one in RIVALS if one != "total_params"])
+        each_side = {
+            f"{_FULL} on each side" if load == _FULL else load: by_load[load] for load in loads
+        }
+        return Telling.load("serving").tell(
+            cases,
+            {"first": first, "full": full, "all": large, "gpus": self.gpus},
+            {
+                "loads": each_side,
+                "rivals": {name_rival(RIVALS[measure]): own for measure, own in others.items()},
+            },
         )
-        sentences = [
-            f"With {load}{'' if load != _FULL else ' on each side'} it makes {tell_range(own)} the "
-            "tokens of the dense model as large."
-            for load, own in by_load.items()
-        ]
-        for measure, rival in RIVALS.items():
-            if measure != "total_params":
-                own = [case for case in cases if case.rival == rival]
-                words = rival.removeprefix("dense, ")
-                sentences.append(
-                    f"Beside a dense model {words} it makes {tell_range(own)} the tokens."
-                )
-        deciding = tell_deciding(large)
-        return answer, (*([deciding] if deciding else []), *sentences)
 
 
 def _name_skew(factor: float) -> str:

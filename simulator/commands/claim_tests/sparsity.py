@@ -5,7 +5,7 @@ and for pruned matrices beside them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -13,13 +13,13 @@ from simulator.base.frozen import Frozen, Policy
 from simulator.base.progress import Progress
 from simulator.base.quantities import Ratio, Sequences, TrainingTokens
 from simulator.base.text import count_text
-from simulator.commands.claim_tests import RIVALS
+from simulator.commands.claim_tests import RIVALS, Cases, Telling, name_rival
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.model import ModelSpec, load_model
 from simulator.config.pairing import DenseOf
 from simulator.config.pruning import Pruning, TwoFour, Unstructured, stored_bytes
 from simulator.deployment.chosen_model import choose_model
-from simulator.results.claims import Case, Chart, Curve, Figure, Finding, say_whether, tell_range
+from simulator.results.claims import Case, Chart, Curve, Figure, Finding
 from simulator.work.decode_step import count_decode_step
 from simulator.work.flops import matmul_flops_per_token
 from simulator.work.idle import count_idle, stored_bytes_of
@@ -54,16 +54,8 @@ class Sparsity(Frozen):
             tick("counting", number, len(self.models))
             cases += self._count_mixture(load_model(name, "claim [trial]"))
         cases += self._count_pruned()
-        return Finding(
-            tuple(cases),
-            *_tell(cases),
-            figures=tuple(self._list_figures()),
-            charts=(self._draw_idle(), self._draw_formats()),
-            limits=(
-                "Counts are exact and do not depend on a machine. Bytes that are read assume that "
-                "all experts are equally likely; real routers are uneven and read fewer.",
-                "What pruning costs in accuracy is not predicted; published figures stand below.",
-            ),
+        return _tell(cases)._replace(
+            figures=tuple(self._list_figures()), charts=(self._draw_idle(), self._draw_formats())
         )
 
     def _count_mixture(self, moe: ModelSpec) -> Iterator[Case]:
@@ -211,12 +203,14 @@ def _break_even(form: str) -> float:
     return next(step / 100 for step in range(100) if _relative_bytes(form, step / 100) < 1)
 
 
-def _tell(cases: Sequence[Case]) -> tuple[str, tuple[str, ...]]:
-    def pick(rival: str, what: str) -> list[Case]:
-        chosen = [case for case in cases if case.rival == rival]
-        return [case for case in chosen if case.conditions["what"].startswith(what)]
+def _tell(cases: Sequence[Case]) -> Finding:
+    def pick(rival: str, what: str) -> Cases:
+        return Cases(
+            case
+            for case in cases
+            if case.rival == RIVALS[rival] and case.conditions["what"].startswith(what)
+        )
 
-    large, good = RIVALS["total_params"], RIVALS["quality"]
     smallest = min(
         (
             case
@@ -225,24 +219,13 @@ def _tell(cases: Sequence[Case]) -> tuple[str, tuple[str, ...]]:
         ),
         key=lambda case: case.ratio or 0.0,
     )
-    compute = [*pick(large, "compute"), *pick(good, "compute")]
-    storage = [*pick(large, "weights to store"), *pick(good, "weights to store")]
-    answer = (
-        f"Less compute: {say_whether(compute)}. Less storage: {say_whether(storage)}. A token "
-        "passes through a few experts, but every expert has to be kept somewhere."
-    )
-    return answer, (
-        f"Compute of a token: a dense model as large needs {tell_range(pick(large, 'compute'))} "
-        f"as much, one as good by a scaling law {tell_range(pick(good, 'compute'))}.",
-        f"Storage: a dense model as large takes {tell_range(pick(large, 'weights to store'))} the "
-        f"room, one as good only {tell_range(pick(good, 'weights to store'))}: for the same "
-        "quality a mixture of experts is the larger one.",
-        "Bytes that a step reads lie between the two and depend on the batch: for one user they "
-        "are like the compute, for a full batch like the storage (at the worst "
+    facts: dict[str, Any] = {form: _break_even(form) for form in ("csr", "bitmap")}
+    for name, what in (("compute", "compute"), ("storage", "weights to store")):
+        large, good = pick("total_params", what), pick("quality", what)
+        facts |= {name: Cases(large + good), f"{name}_large": large, f"{name}_good": good}
+    batch = smallest.conditions["what"].partition(", ")[2]
+    facts["worst"] = (
         f"{smallest.ratio:.2g} times, {smallest.conditions['model']} beside a dense model "
-        f"{smallest.rival.removeprefix('dense, ')}, "
-        f"{smallest.conditions['what'].partition(', ')[2]}).",
-        "Pruning saves storage only beyond what saying where the kept weights are takes: in 16 "
-        f"bits with 32-bit columns from {_break_even('csr'):.0%} on, with a bitmap from "
-        f"{_break_even('bitmap'):.0%}.",
+        f"{name_rival(smallest.rival)}, {batch}"
     )
+    return Telling.load("sparsity").tell(cases, facts)

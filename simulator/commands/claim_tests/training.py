@@ -18,7 +18,7 @@ from simulator.base.frozen import Frozen, Policy
 from simulator.base.progress import Progress
 from simulator.base.quantities import Gpus, TokenExtent, TrainingTokens, value_range
 from simulator.base.text import count_text
-from simulator.commands.claim_tests import RIVALS, check_tried
+from simulator.commands.claim_tests import RIVALS, Cases, Telling, check_tried, name_rival
 from simulator.commands.train import train
 from simulator.config.cluster import load_kind
 from simulator.config.deployment import DeploymentSpec
@@ -27,15 +27,7 @@ from simulator.config.model import ModelSpec, load_model
 from simulator.config.pairing import DenseOf
 from simulator.deployment.chosen_model import choose_model
 from simulator.deployment.training.quality import find_tokens_to_loss
-from simulator.results.claims import (
-    Case,
-    Figure,
-    Finding,
-    measure_seeds,
-    say_whether,
-    tell_deciding,
-    tell_range,
-)
+from simulator.results.claims import Case, Figure, Finding, measure_seeds
 
 _TOO_FAST, _TOO_SLOW = 1.3, 1.1
 """Factors by which ratios may be too high and too low: published trainings of mixtures of experts
@@ -96,19 +88,9 @@ class Training(Frozen):
                 steps += self._compare_steps(cluster, sequence, rates)
             tick("training steps", number + 1, len(places))
         check_tried(cases)
-        return Finding(
-            (*cases, *{repr(step): step for step in steps}.values()),
-            *self._tell(cases, steps),
+        return self._tell(cases, steps)._replace(
+            cases=(*cases, *{repr(step): step for step in steps}.values()),
             figures=(*self._list_sizes(), *self._list_outside()),
-            limits=(
-                "How many tokens each model needs for the same loss is a scaling law's word, not a "
-                "simulation; the laws were fitted on smaller models (see the figures).",
-                "Each model has the best of a few splits that fit; backward kernels are assumed to "
-                "take twice the forward ones.",
-                "Bands reach over the seeds of the routing and how far off published trainings "
-                "were simulated: mixtures of experts up to some 30 % too fast, dense models within "
-                "10 %.",
-            ),
         )
 
     def _check_names(self) -> None:
@@ -264,31 +246,21 @@ class Training(Frozen):
             told = "; ".join(outside) if outside else "inside of what it was fitted on"
             yield Figure(label=f"Asked of: {law.title}", value=told)
 
-    def _tell(self, cases: Sequence[Case], steps: Sequence[Case]) -> tuple[str, tuple[str, ...]]:
-        def pick(measure: str) -> list[Case]:
-            return [case for case in cases if case.rival == RIVALS[measure]]
-
-        large = [step for step in steps if step.rival.startswith(RIVALS["total_params"])]
-        answer = (
-            "To the same quality on the same machines, is it faster than a dense model as large? "
-            f"{say_whether(pick('total_params')).capitalize()}. Than one as good? "
-            f"{say_whether(pick('quality')).capitalize()}. Than one that computes as much for a "
-            f"token? {say_whether(pick('active_params')).capitalize()}. It takes in tokens "
-            f"{tell_range(large)} as fast as a dense model of its size, but learns less from each."
+    def _tell(self, cases: Sequence[Case], steps: Sequence[Case]) -> Finding:
+        beside = Cases.by_rival(cases, RIVALS)
+        per_token = {
+            rival: Cases(step for step in steps if step.rival == rival)
+            for rival in dict.fromkeys(step.rival for step in steps)
+        }
+        large = f"{RIVALS['total_params']}, per token"
+        return Telling.load("training").tell(
+            cases,
+            {**beside, "all": Cases(cases), "steps": per_token.get(large, Cases())},
+            {
+                "rivals": {name_rival(RIVALS[measure]): own for measure, own in beside.items()},
+                "steps": {name_rival(rival): own for rival, own in per_token.items()},
+            },
         )
-        sentences = [
-            f"Beside a dense model {rival.removeprefix('dense, ')} it gets to the same loss "
-            f"{tell_range(pick(measure))} as fast."
-            for measure, rival in RIVALS.items()
-        ]
-        for rival in dict.fromkeys(step.rival for step in steps):
-            own = [step for step in steps if step.rival == rival]
-            words = rival.removeprefix("dense, ").removesuffix(", per token")
-            sentences.append(
-                f"Tokens a second alone are {tell_range(own)} those of a dense model {words}."
-            )
-        deciding = tell_deciding(cases)
-        return answer, (*sentences, *([deciding] if deciding else []))
 
 
 @lru_cache(maxsize=1024)
