@@ -7,8 +7,7 @@ from simulator.base.errors import UserError
 from simulator.validation.serving import campaigns as module
 from simulator.validation.serving import groups
 from simulator.validation.serving.campaigns import DEFAULT, find_campaign, load_campaigns
-from simulator.validation.serving.deployments import deployment_of, stream_interval
-from simulator.validation.serving.drafts import drafts
+from simulator.validation.serving.deployments import deployment_of, drafts, stream_interval
 from simulator.validation.serving.points import UnreadableError, read_point
 
 OWN = """

@@ -16,11 +16,10 @@ from simulator.results.scores import is_answered
 from simulator.step.prices import Prices
 from simulator.validation import score_rows
 from simulator.validation.serving import COLUMNS, MEASURES, answer, groups
-from simulator.validation.serving.closed_loop import serve_closed_loop
 from simulator.validation.serving.deployments import deployment_of, stream_interval
+from simulator.validation.serving.load import serve_closed_loop, sums_of
 from simulator.validation.serving.models import find_model
 from simulator.validation.serving.points import UnreadableError, read_point
-from simulator.validation.serving.sums import sums_of
 from tests.shared import shared_file
 
 POINT = {

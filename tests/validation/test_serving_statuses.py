@@ -13,7 +13,7 @@ from simulator.config.deployment import DeploymentSpec
 from simulator.deployment import unseen
 from simulator.deployment.facts import warnings_of
 from simulator.deployment.plan import make_plan
-from simulator.validation.serving import answer, novelty
+from simulator.validation.serving import answer, deployments
 from simulator.validation.serving.deployments import deployment_of, plan_of, table_key
 from simulator.validation.serving.points import UnreadableError, read_point
 
@@ -59,7 +59,7 @@ def known(monkeypatch):
     }
     engine = {name: fit.model_copy(update=seen) for name, fit in shipped.engine.items()}
     family = shipped.model_copy(update={"engine": engine})
-    monkeypatch.setattr(novelty, "load_family", lambda _: family)
+    monkeypatch.setattr(deployments, "load_family", lambda _: family)
     monkeypatch.setattr(unseen, "load_any_calibration", lambda *_: family)
     monkeypatch.setattr(unseen, "_list_models", lambda: frozenset(seen["models"]))
 

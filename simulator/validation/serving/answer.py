@@ -24,9 +24,13 @@ from simulator.validation.hardware import load_family
 from simulator.validation.serving.campaigns import DEFAULT
 from simulator.validation.serving.deployments import (
     Deployment,
+    Novelty,
     accelerator_of,
     deployment_of,
+    doubts_of_drafts,
+    has_drafts,
     is_tight,
+    novelty_of,
     plan_of,
     table_key,
 )
@@ -45,9 +49,7 @@ from simulator.validation.serving.disagg import (
     transfer_s,
     with_enough_workers,
 )
-from simulator.validation.serving.drafts import doubts_of_drafts, has_drafts
 from simulator.validation.serving.load import Latencies, measure
-from simulator.validation.serving.novelty import Novelty, novelty_of
 from simulator.validation.serving.points import Point, Pool
 from simulator.validation.serving.prefill_loop import Prompts
 

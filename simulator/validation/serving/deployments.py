@@ -1,5 +1,6 @@
-"""The deployment that a point measured: its model, cluster, split, number formats and the engine's
-way of batching.
+"""The deployment that a point measured: its model, cluster, split, number formats, the engine's way
+of batching, and drafts by DeepSeek's multi-token-prediction module. Where a table does not say
+whether drafts were on, the point's campaign may tell by its release.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from typing import Any, NamedTuple
 from simulator.base.errors import UserError
 from simulator.base.frozen import Policy
 from simulator.config.accelerator import AcceleratorSpec, load_accelerator
-from simulator.config.calibration.engine import UNSAID, parse_release
+from simulator.config.calibration import ANY
+from simulator.config.calibration.engine import UNSAID, Unseen, parse_release
 from simulator.config.deployment import DeploymentSpec, ParallelSpec
 from simulator.config.model import ModelSpec, load_model
 from simulator.deployment.plan import DeploymentPlan, make_plan
-from simulator.validation.hardware import accelerator_name, cluster_of
+from simulator.deployment.unseen import list_unseen
+from simulator.validation.hardware import accelerator_name, cluster_of, load_family
 from simulator.validation.serving.campaigns import Rule, When, load_campaigns
-from simulator.validation.serving.drafts import drafts, speculation_of
 from simulator.validation.serving.models import find_model, release_format
 from simulator.validation.serving.points import Point
 
@@ -36,6 +38,7 @@ _BLOCK_SCALED_RELEASES = ("qwen",)
 """Owners whose ``-FP8`` repositories hold one scale for each 128 x 128 block."""
 _TIGHT = {"memory_fraction": 0.97, "free_memory_fraction": None, "activation_bytes": 0.5e9}
 """Memory of a deployment that fits only just."""
+_LOAD = {"isl": "input length", "osl": "output length", "concurrency": "concurrency"}
 
 
 class Deployment(NamedTuple):
@@ -205,3 +208,75 @@ def table_key(point: Point) -> str:
         update={"engine": f"{point.engine}@{UNSAID}", "scheduling": {"kind": "chunked"}}
     )
     return plain.model_dump_json()
+
+
+def speculation_of(point: Point, model: ModelSpec) -> Policy:
+    """The deployment's ``speculation``."""
+    drafted = drafts(point, model)
+    if not drafted:
+        return {"kind": "none"}
+    accepted = load_campaigns()[point.campaign].drafts.accepted
+    return {"kind": "module", "tokens": drafted, "accepted": accepted}
+
+
+def drafts(point: Point, model: ModelSpec) -> int:
+    """Tokens of the drafts that the point was measured with, as the table says, or else as its
+    release suggests; 0 without.
+    """
+    if point.drafted is not None:
+        return point.drafted
+    return load_campaigns()[point.campaign].drafts.tokens if _suggests_drafts(point, model) else 0
+
+
+def doubts_of_drafts(point: Point, model: ModelSpec) -> tuple[str, ...]:
+    """Guesses about drafts, in words."""
+    if point.drafted is None:
+        return ("drafts guessed from the release",) if _suggests_drafts(point, model) else ()
+    known = load_campaigns()[point.campaign].drafts
+    is_set = point.engine in known.engines and has_drafts(model) and point.drafted == known.tokens
+    return (
+        ()
+        if is_set or not point.drafted
+        else (f"what drafts of {point.drafted} tokens save is assumed",)
+    )
+
+
+def _suggests_drafts(point: Point, model: ModelSpec) -> bool:
+    return point.is_drafted and has_drafts(model) and point.prefill is None
+
+
+def has_drafts(model: ModelSpec) -> bool:
+    """Whether a model has the module: DeepSeek's, which are those with latent attention and
+    experts.
+    """
+    return model.has_latent_cache and model.moe is not None
+
+
+class Novelty(NamedTuple):
+    """Reasons why an answer is an extrapolation."""
+
+    unseen: dict[Unseen, str] = {}
+    """Model, GPU and release without points, which have bands of their own
+    (:attr:`~simulator.config.calibration.engine.EngineFit.unseen`), each in words."""
+    wider: tuple[str, ...] = ()
+    """Loads, which no band is of."""
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Reasons of both kinds."""
+        return (*self.unseen.values(), *self.wider)
+
+
+def novelty_of(point: Point, plan: DeploymentPlan) -> Novelty:
+    """Novelty of a point to the fits of its engine; none where they do not say what they saw."""
+    family = load_family(plan.placement.accelerator.calibration)
+    if (
+        family is None or point.prefill is not None
+    ):  # pools have a fit of their own, which says what it has seen
+        return Novelty()
+    outside = family.engine[ANY].outside(
+        isl=point.num_input, osl=point.num_output, concurrency=point.concurrency
+    )
+    loads = ", ".join(_LOAD[name] for name in outside)
+    wider = (f"{loads} outside the range of what was fitted",) if loads else ()
+    return Novelty(list_unseen(plan, point.version), wider)
