@@ -65,7 +65,7 @@ _HOMES = {
     "commands.schema": ("make_schema",),
     "commands.sweep": ("sweep",),
     "commands.train": ("train",),
-    "commands.validate": ("validate",),
+    "lab.commands.validate": ("validate",),
     "config.capacity": ("Question",),
     "results.answer": ("Answer",),
     "results.columns_text": ("describe_columns",),

@@ -12,8 +12,8 @@ from simulator.commands.run import run
 from simulator.commands.schema import make_schema
 from simulator.commands.sweep import sweep
 from simulator.commands.train import train
-from simulator.commands.validate import validate
 from simulator.config.capacity import Question
+from simulator.lab.commands.validate import validate
 from simulator.results.answer import Answer
 from simulator.results.columns_text import describe_columns
 from simulator.results.executed import Executed

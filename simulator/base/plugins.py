@@ -25,7 +25,9 @@ _CHECKED: dict[tuple[str, str], type[Frozen]] = {}
 times."""
 
 
-_ROOMS = ("simulator.policies", "simulator.workload", "simulator", "simulator.config")
+_ROOMS = (
+    *("simulator.policies", "simulator.workload", "simulator", "simulator.config", "simulator.lab"),
+)
 """Packages that hold families."""
 
 
@@ -61,6 +63,11 @@ def available(family: str) -> tuple[str, ...]:
     )
 
 
+def load_kind(family: str, kind: str) -> ModuleType:
+    """Import the file of a shipped kind."""
+    return importlib.import_module(f"{package_of(family).__name__}.{kind}")
+
+
 def policy_class(family: str, kind: str, where: str) -> type[Frozen]:
     """Find the one public :class:`Frozen` that the file of ``kind`` defines.
 
@@ -90,7 +97,7 @@ def find_class(family: str, kind: str) -> type[Frozen]:
     if "." in kind:
         module = _user_module(family, kind)
     elif kind in available(family):
-        module = importlib.import_module(f"{package_of(family).__name__}.{kind}")
+        module = load_kind(family, kind)
     else:
         raise UserError(
             f"unknown {family} kind '{shorten(kind)}'; {did_you_mean(kind, available(family))}"

@@ -1,1 +1,1 @@
-"""Lessons of measurements: published kernels and servers, and this machine's own."""
+"""Times of this machine."""

@@ -1,8 +1,8 @@
 """The ``moesim`` command. All printing is in this package: results on standard output, everything
 else on standard error.
 
-A command is a function of one of the modules, which are registered here; slow packages are imported
-inside the functions.
+A command is a function of one of the modules, which are registered here; the lab's are found in
+its folder. Slow packages are imported inside the functions.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ from simulator import __version__
 from simulator.base.caches import tell_compiling
 from simulator.base.errors import INTERRUPTED, LostError, UserError
 from simulator.base.garbage import look_rarely
+from simulator.base.plugins import available, load_kind
 from simulator.base.text import one_line
 from simulator.base.trust import forget_current_folder
 from simulator.cli import (
     cache,
-    calibrate,
-    claims,
     console,
     describe,
     execute,
@@ -33,7 +32,6 @@ from simulator.cli import (
     run,
     sparsity,
     trace,
-    validate,
 )
 from simulator.runtime.ray_files import remove_dead_clusters
 from simulator.runtime.stopping import find_interrupts, stop_on_signal
@@ -159,18 +157,28 @@ def options(
     """
 
 
-# The help lists the commands in this order.
+for _kind in available("lab.cli"):
+    load_kind("lab.cli", _kind).register(app)
 app.command()(run.run)
 app.command()(plan.plan)
 app.command()(execute.execute)
-app.command()(claims.claims)
-app.command()(calibrate.calibrate)
 app.command()(run.report)
 app.command()(sparsity.sparsity)
-app.add_typer(validate.app, name="validate")
 app.command("list")(describe.list_)
 app.command()(describe.new)
 app.command()(describe.check)
 app.command()(describe.schema)
 app.add_typer(trace.app, name="trace")
 app.add_typer(cache.app, name="cache")
+
+_ORDER = ("run", "plan", "execute", "claims", "calibrate", "report", "sparsity", "validate", "list")
+"""Commands that the help lists first, in this order."""
+
+
+def _place(command: Any) -> int:
+    name = command.name or command.callback.__name__
+    return _ORDER.index(name) if name in _ORDER else len(_ORDER)
+
+
+app.registered_commands.sort(key=_place)
+app.registered_groups.sort(key=_place)

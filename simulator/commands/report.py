@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from simulator.base.errors import UserError
 from simulator.base.partial import whole_file
+from simulator.base.plugins import available, load_kind
 from simulator.results.run_file import find_writer
+
+_LAB = "lab.pages"
 
 
 class Report(NamedTuple):
@@ -54,7 +58,8 @@ def build_report(
 def _build_page(folders: list[Path]) -> _Page:
     """Page of the kind that the folders hold, found out without the engine or pandas."""
     writers = [find_writer(folder) for folder in folders]
-    for command, build in _BUILDERS.items():
+    own = {f"moesim {kind}": partial(_build_of_lab, kind) for kind in available(_LAB)}
+    for command, build in (_BUILDERS | own).items():
         if command in writers:
             found = folders[writers.index(command)]
             if len(folders) > 1:
@@ -139,12 +144,8 @@ def _build_sparsity(folder: Path) -> _Page:
     return _Page(render(found), {"headline": tell_headline(found), "reasons": list_findings(found)})
 
 
-def _build_claims(folder: Path) -> _Page:
-    from simulator.commands.claims import read_claims
-    from simulator.report.claims_page import render
-
-    found = read_claims(folder)
-    return _Page(render(found), found.run["verdict"])
+def _build_of_lab(kind: str, folder: Path) -> _Page:
+    return _Page(*load_kind(_LAB, kind).build(folder))
 
 
 _BUILDERS = {
@@ -154,6 +155,6 @@ _BUILDERS = {
     "moesim execute": _build_executed,
     "a training": _build_training,
     "moesim sparsity": _build_sparsity,
-    "moesim claims": _build_claims,
 }
-"""Builders of the pages that show one folder, by the command that wrote it."""
+"""Builders of the pages that show one folder, by the command that wrote it. The lab's are found: a
+file is called as the command."""

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from simulator.config.calibration import CalibrationFile, load_calibration
-from simulator.validation import Answers
-from simulator.validation.suites import families, family_of, suite_of
-from simulator.validation.tables import read_table, values_of
+from simulator.lab.validation import Answers
+from simulator.lab.validation.suites import families, family_of, suite_of
+from simulator.lab.validation.tables import read_table, values_of
 
 SAMPLES = Path(__file__).parents[1] / "validation" / "samples"
 HEADERS = (

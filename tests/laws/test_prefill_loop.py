@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from simulator.validation.serving.prefill_loop import Prompts, first_tokens
+from simulator.lab.validation.serving.prefill_loop import Prompts, first_tokens
 
 
 def prompts(num_ranks=1, most=1, step_s=0.5):

@@ -22,8 +22,8 @@ from simulator.commands.check import check as check_file
 from simulator.commands.schema import FILES
 from simulator.config.calibration import read_calibration
 from simulator.config.ffns.moe import MoE
+from simulator.lab.validation.tables import read_table
 from simulator.policies.routing.replay import Replay
-from simulator.validation.tables import read_table
 from simulator.workload.reading import read_trace
 from tests.cases import cases
 from tests.unit.torch_files import torch_members

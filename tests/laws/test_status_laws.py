@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 
 from simulator.base.plugins import available, build
-from simulator.validation import OK
-from simulator.validation.extrapolation import Doubt, settle
-from simulator.validation.hardware import accelerator_name
+from simulator.lab.validation import OK
+from simulator.lab.validation.extrapolation import Doubt, settle
+from simulator.lab.validation.hardware import accelerator_name
 
 NAN = float("nan")
 ATTENTION = {

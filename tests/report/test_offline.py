@@ -9,7 +9,8 @@ import pytest
 from plotly.offline import get_plotlyjs_version
 
 from simulator import report
-from simulator.report import execution, page, plan_page, scoreboard
+from simulator.lab.report import scoreboard
+from simulator.report import execution, page, plan_page
 from simulator.results.answer import Answer
 from tests.report import made_up_executions, made_up_runs, plan_answers
 from tests.report.pages import MOST_BYTES, payload_of, unpacked

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from simulator.lab.report.scoreboard import FIGURES, render
 from simulator.report.gallery import plots
-from simulator.report.scoreboard import FIGURES, render
 from simulator.results.judgement import judge_targets
 from simulator.results.scores import SCORE_COLUMNS, Scoreboard, reasons, score_groups
 from tests.report.pages import payload_of

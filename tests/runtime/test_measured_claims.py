@@ -11,12 +11,13 @@ pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
 
 from simulator.base.errors import UserError
 from simulator.calibration.host import sparsity
-from simulator.cli import claims as cli
 from simulator.cli.console import StoppedError
-from simulator.commands import claims, measured_claims, record_training
-from simulator.commands.claims import read_claims, try_claims, write_claims
-from simulator.commands.measured_claims import ClaimMeasurements, read_measured
+from simulator.commands import record_training
 from simulator.config.claim import load_claim
+from simulator.lab.cli import claims as cli
+from simulator.lab.commands import claims, measured_claims
+from simulator.lab.commands.claims import read_claims, try_claims, write_claims
+from simulator.lab.commands.measured_claims import ClaimMeasurements, read_measured
 from tests.runtime.model_files import write_models
 from tests.runtime.small_training import RECIPE, SHAPE
 
@@ -128,7 +129,7 @@ def test_what_is_kept_belongs_to_a_machine_and_to_what_was_asked(folder, monkeyp
     assert read_measured(asked) is None
     assert read_measured(claim.model_copy(update={"real": None})) is None
     with monkeypatch.context() as patch:
-        patch.setattr("simulator.commands.measured_claims.name_machine", lambda: "another")
+        patch.setattr("simulator.lab.commands.measured_claims.name_machine", lambda: "another")
         assert read_measured(claim) is None
     (file,) = (folder / "cache" / "moesim" / "measured").glob("claim-pruned-*.json")
     assert json.loads(file.read_text()) == kept.model_dump(mode="json")

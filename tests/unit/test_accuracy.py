@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 from simulator.base.errors import UserError
-from simulator.report.scoreboard import render
+from simulator.lab.report.scoreboard import render
+from simulator.lab.validation import accuracy
 from simulator.results.scores import SCORE_COLUMNS, Scoreboard
-from simulator.validation import accuracy
 
 RUN = {
     "started": "2026-05-04T10:00:00+00:00",

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from simulator.base.writing import toml_text
-from simulator.calibration import published
 from simulator.config.calibration import load_calibration
+from simulator.lab.calibration import published
 
 ENTRY = {
     "kind": "fitted",

@@ -4,11 +4,11 @@ import pandas as pd
 import pytest
 
 from simulator.base.errors import UserError
-from simulator.validation.serving import campaigns as module
-from simulator.validation.serving import groups
-from simulator.validation.serving.campaigns import DEFAULT, find_campaign, load_campaigns
-from simulator.validation.serving.deployments import deployment_of, drafts, stream_interval
-from simulator.validation.serving.points import UnreadableError, read_point
+from simulator.lab.validation.serving import campaigns as module
+from simulator.lab.validation.serving import groups
+from simulator.lab.validation.serving.campaigns import DEFAULT, find_campaign, load_campaigns
+from simulator.lab.validation.serving.deployments import deployment_of, drafts, stream_interval
+from simulator.lab.validation.serving.points import UnreadableError, read_point
 
 OWN = """
 title = "Ours"

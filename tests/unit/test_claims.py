@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from simulator.base.data import available_files
 from simulator.base.errors import UserError
 from simulator.commands.check import check
-from simulator.commands.claims import read_claims, tabulate_cases, try_claims, write_claims
 from simulator.config.claim import list_claims, load_claim
+from simulator.lab.commands.claims import read_claims, tabulate_cases, try_claims, write_claims
 from simulator.results.claims import (
     Case,
     list_turns,
@@ -246,7 +246,7 @@ def test_what_is_wrong_with_a_claim_is_told(tmp_path, text, told):
 def test_wrong_names_are_told_before_anything_is_simulated(tmp_path, monkeypatch, wrong):
     trainings = []
     monkeypatch.setattr(
-        "simulator.commands.claim_tests.training._measure_rate",
+        "simulator.lab.commands.claim_tests.training._measure_rate",
         lambda *asked: trainings.append(asked) or 1.0,
     )
     with pytest.raises(UserError, match="unknown"):

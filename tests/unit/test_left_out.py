@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from simulator.calibration.left_out import Simulated, answer_stranger, list_strangers
-from simulator.calibration.serving import engine
-from simulator.calibration.serving._measured import band_of_unseen
 from simulator.config.calibration import ANY, EngineFit, load_calibration
 from simulator.config.calibration.engine import LatencyBands
-from simulator.validation import serving
-from simulator.validation.suites import SERVING
+from simulator.lab.calibration.left_out import Simulated, answer_stranger, list_strangers
+from simulator.lab.calibration.serving import engine
+from simulator.lab.calibration.serving._measured import band_of_unseen
+from simulator.lab.validation import serving
+from simulator.lab.validation.suites import SERVING
 
 LEAST_ROWS = 20
 

@@ -5,8 +5,8 @@ import pytest
 from simulator.config.calibration import PriceKey
 from simulator.deployment.fits import fits_of, price_key_of
 from simulator.deployment.unseen import list_unseen
+from simulator.lab.validation.published._runs import make, parts_of, run_step
 from simulator.planner.calibration_error import read_bands
-from simulator.validation.published._runs import make, parts_of, run_step
 
 SPREAD = {"attention_dp": 4, "ep": 4}
 

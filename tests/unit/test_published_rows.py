@@ -4,10 +4,10 @@ import pandas as pd
 import pytest
 
 from simulator.base.data import shipped_folder
-from simulator.validation.published import topic_of, topics
-from simulator.validation.published.trtllm import TrtLLM
-from simulator.validation.published.wide_ep import WideEP
-from simulator.validation.tables import Table, read_table, values_of
+from simulator.lab.validation.published import topic_of, topics
+from simulator.lab.validation.published.trtllm import TrtLLM
+from simulator.lab.validation.published.wide_ep import WideEP
+from simulator.lab.validation.tables import Table, read_table, values_of
 
 SHIPPED = shipped_folder() / "workloads" / "validation"
 RAW = "measurements/published"

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 import simulator
-from simulator.commands import validate as validation
 from simulator.commands.sweep_points import _check_values
+from simulator.lab.commands import validate as validation
 from simulator.report.figures.ttft import Ttft
 from simulator.report.page import render
 from simulator.results.long_tables import read_long, write_long

@@ -19,8 +19,8 @@ from simulator.base.text import one_line, visible
 from simulator.cli import console
 from simulator.cli.run import print_run
 from simulator.cli.screen import Screen
+from simulator.lab.validation import tables
 from simulator.results.folder import read, write
-from simulator.validation import tables
 from tests.report.made_up_runs import plain
 
 HOSTILE = "\x1b]0;owned\x07 \x9b31m\r\x08 [red]:fire:[/red] \u202etxt \udcff"

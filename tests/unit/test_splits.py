@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from simulator.base.data import shipped_folder
-from simulator.validation import Answers, Measure
-from simulator.validation.splits import split_orders
-from simulator.validation.suites import list_rivals
+from simulator.lab.validation import Answers, Measure
+from simulator.lab.validation.splits import split_orders
+from simulator.lab.validation.suites import list_rivals
 
 COLUMNS = ("gpu", "moe_tp_size", "moe_ep_size", "num_tokens")
 MEASURE = Measure("kernel", "latency_ms", 1e-3)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from simulator.validation import suites
+from simulator.lab.validation import suites
 
 pytestmark = pytest.mark.usefixtures("gemm_table")
 

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 
 from simulator.base.errors import UserError
-from simulator.validation import known_rows, suites
-from simulator.validation.tables import read_table, values_of
+from simulator.lab.validation import known_rows, suites
+from simulator.lab.validation.tables import read_table, values_of
 
 pytestmark = pytest.mark.usefixtures("gemm_table")
 

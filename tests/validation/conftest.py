@@ -4,7 +4,7 @@ worker makes them, once.
 
 import pytest
 
-from simulator.validation.suites import answer_published
+from simulator.lab.validation.suites import answer_published
 
 
 @pytest.fixture(scope="session")

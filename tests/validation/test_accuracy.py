@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from simulator.validation.accuracy import accuracy_table, markdown_of
-from simulator.validation.board import describe_run, scoreboard
+from simulator.lab.validation.accuracy import accuracy_table, markdown_of
+from simulator.lab.validation.board import describe_run, scoreboard
 
 pytestmark = pytest.mark.xdist_group("published")
 DOCUMENT = Path(__file__).parents[2] / "docs" / "accuracy.md"

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from simulator.base.errors import UserError
-from simulator.validation.kernels.alltoall import Alltoall
-from simulator.validation.traffic import draw_choices
+from simulator.lab.validation.kernels.alltoall import Alltoall
+from simulator.lab.validation.traffic import draw_choices
 from tests.shared import shared_file
 
 FAMILY = Alltoall()

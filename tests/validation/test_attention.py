@@ -13,12 +13,12 @@ import pytest
 
 from simulator.base.data import shipped_folder
 from simulator.base.errors import UserError
-from simulator.calibration.published import fit_table
 from simulator.config.calibration import load_calibration
-from simulator.validation import OK
-from simulator.validation.kernels import attention, mla
-from simulator.validation.kernels.attention import Attention
-from simulator.validation.kernels.mla import Mla
+from simulator.lab.calibration.published import fit_table
+from simulator.lab.validation import OK
+from simulator.lab.validation.kernels import attention, mla
+from simulator.lab.validation.kernels.attention import Attention
+from simulator.lab.validation.kernels.mla import Mla
 from tests.shared import shared_file
 
 ATTENTION = {

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from simulator.validation.kernels.collective import Collective
+from simulator.lab.validation.kernels.collective import Collective
 from tests.shared import shared_file
 
 FAMILY = Collective()

@@ -12,14 +12,14 @@ from simulator.config.deployment import PrefillPoolSpec
 from simulator.config.engine import HandOver
 from simulator.cost.transfer import make_transfer
 from simulator.engine import timeline as engine
+from simulator.lab.validation import OK
+from simulator.lab.validation.serving import answer
+from simulator.lab.validation.serving.answer import _alone, half_of, open_pools
+from simulator.lab.validation.serving.campaigns import load_campaigns
+from simulator.lab.validation.serving.disagg import Load, serve
+from simulator.lab.validation.serving.load import trace_of, weights_of
+from simulator.lab.validation.serving.points import read_point
 from simulator.policies.speculation import Drafts
-from simulator.validation import OK
-from simulator.validation.serving import answer
-from simulator.validation.serving.answer import _alone, half_of, open_pools
-from simulator.validation.serving.campaigns import load_campaigns
-from simulator.validation.serving.disagg import Load, serve
-from simulator.validation.serving.load import trace_of, weights_of
-from simulator.validation.serving.points import read_point
 from tests.parts import change_plan
 from tests.shared import shared_file
 

@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 
 from simulator.base.errors import UserError
-from simulator.calibration.published import fit_table
 from simulator.config.calibration import load_calibration
-from simulator.validation import OK
-from simulator.validation.kernels import gemm
-from simulator.validation.kernels.gemm import Gemm
+from simulator.lab.calibration.published import fit_table
+from simulator.lab.validation import OK
+from simulator.lab.validation.kernels import gemm
+from simulator.lab.validation.kernels.gemm import Gemm
 from tests.shared import shared_file
 
 

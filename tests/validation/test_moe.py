@@ -14,16 +14,16 @@ from simulator.base.errors import UserError
 from simulator.config.accelerator import load_accelerator
 from simulator.config.calibration import load_calibration
 from simulator.cost.kernels.grouped_gemm import grouped_gemm_s
-from simulator.validation import OK
-from simulator.validation.kernels._power_law import (
+from simulator.lab.validation import OK
+from simulator.lab.validation.kernels._power_law import (
     Case,
     _balanced_ids,
     expert_tokens,
     exponent,
     rank_rows,
 )
-from simulator.validation.kernels.eplb import Eplb
-from simulator.validation.kernels.moe import Moe
+from simulator.lab.validation.kernels.eplb import Eplb
+from simulator.lab.validation.kernels.moe import Moe
 from tests.shared import shared_file
 
 ROW = {

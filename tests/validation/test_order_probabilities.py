@@ -14,13 +14,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from simulator.lab.validation import OK
+from simulator.lab.validation.serving import answer
+from simulator.lab.validation.serving.deployments import plan_of, table_key
+from simulator.lab.validation.serving.points import read_point
 from simulator.planner.calibration_error import CalibrationError, compare_speeds, read_error
 from simulator.planner.closed_form import Curve
 from simulator.planner.steady import make_fixed_traffic
-from simulator.validation import OK
-from simulator.validation.serving import answer
-from simulator.validation.serving.deployments import plan_of, table_key
-from simulator.validation.serving.points import read_point
 from tests.shared import shared_file
 
 GPU = "h200_sxm"

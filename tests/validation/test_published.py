@@ -14,8 +14,7 @@ import pytest
 
 from simulator.base.data import shipped_folder
 from simulator.base.errors import UserError
-from simulator.results.scores import SCORE_COLUMNS, is_answered
-from simulator.validation.published import (
+from simulator.lab.validation.published import (
     RELEASE_UNSAID,
     SAME_RELEASE,
     Part,
@@ -25,8 +24,9 @@ from simulator.validation.published import (
     topic_of,
     topics,
 )
-from simulator.validation.published._rows import figures, ratio
-from simulator.validation.published.serving_pairs import read_points, split_pairs, trends
+from simulator.lab.validation.published._rows import figures, ratio
+from simulator.lab.validation.published.serving_pairs import read_points, split_pairs, trends
+from simulator.results.scores import SCORE_COLUMNS, is_answered
 from tests.shared import shared_file
 
 pytestmark = pytest.mark.xdist_group(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from simulator.validation.published._runs import make, run_step
+from simulator.lab.validation.published._runs import make, run_step
 
 HERE = Path(__file__).parent / "mi355x"
 SIGMA = 1.25

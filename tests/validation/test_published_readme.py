@@ -4,9 +4,9 @@ import re
 
 from simulator.base.data import shipped_folder
 from simulator.base.plugins import build
-from simulator.validation.published import FIGURE_COLUMNS, topic_of
-from simulator.validation.published._rows import RowTopic
-from simulator.validation.tables import read_table
+from simulator.lab.validation.published import FIGURE_COLUMNS, topic_of
+from simulator.lab.validation.published._rows import RowTopic
+from simulator.lab.validation.tables import read_table
 
 FOLDER = shipped_folder() / "workloads" / "validation"
 

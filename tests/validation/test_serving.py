@@ -12,14 +12,14 @@ import pytest
 
 from simulator.config.calibration.engine import find_engine_key
 from simulator.engine.table import make_table
+from simulator.lab.validation import score_rows
+from simulator.lab.validation.serving import COLUMNS, MEASURES, answer, groups
+from simulator.lab.validation.serving.deployments import deployment_of, stream_interval
+from simulator.lab.validation.serving.load import serve_closed_loop, sums_of
+from simulator.lab.validation.serving.models import find_model
+from simulator.lab.validation.serving.points import UnreadableError, read_point
 from simulator.results.scores import is_answered
 from simulator.step.prices import Prices
-from simulator.validation import score_rows
-from simulator.validation.serving import COLUMNS, MEASURES, answer, groups
-from simulator.validation.serving.deployments import deployment_of, stream_interval
-from simulator.validation.serving.load import serve_closed_loop, sums_of
-from simulator.validation.serving.models import find_model
-from simulator.validation.serving.points import UnreadableError, read_point
 from tests.shared import shared_file
 
 POINT = {

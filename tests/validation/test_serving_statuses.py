@@ -13,9 +13,9 @@ from simulator.config.deployment import DeploymentSpec
 from simulator.deployment import unseen
 from simulator.deployment.facts import warnings_of
 from simulator.deployment.plan import make_plan
-from simulator.validation.serving import answer, deployments
-from simulator.validation.serving.deployments import deployment_of, plan_of, table_key
-from simulator.validation.serving.points import UnreadableError, read_point
+from simulator.lab.validation.serving import answer, deployments
+from simulator.lab.validation.serving.deployments import deployment_of, plan_of, table_key
+from simulator.lab.validation.serving.points import UnreadableError, read_point
 
 POINT = {
     "id": "x_c4_tp1",

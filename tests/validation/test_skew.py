@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from simulator.validation.kernels.moe import Moe
+from simulator.lab.validation.kernels.moe import Moe
 from tests.shared import shared_file
 
 

@@ -1,0 +1,393 @@
+"""Fit of the table ``engine`` on serving points: the engine's own time, by engine and release.
+
+TTFT and TPOT of every simulated point are linear in the coefficients. What is reported of a fit is
+of points whose whole model or whole GPU was left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.optimize import least_squares
+
+from simulator.config.calibration import ANY
+from simulator.config.calibration.engine import UNSAID, find_engine_key, parse_release
+from simulator.lab.calibration.serving._engine_points import LOAD, Points, name_groups, simulate
+from simulator.lab.calibration.serving._measured import band_of_unseen, residuals
+from simulator.lab.validation.kernels import COMMAND, SOURCE
+
+__all__ = ["Points", "fit", "fit_points", "name_groups", "simulate", "sources"]
+
+sources = ("serving_points.csv.gz",)
+_COEFFICIENTS = ("step_s", "sequence_s", "first_token_s", "stream_s")
+_START = np.array([1e-3, 2e-5, 4e-2, 1e-3])
+"""Start of the search: the order of magnitude of what fits of single engines find."""
+_LARGEST = np.array([2e-2, 1e-3, 0.4, 1e-2])
+"""Bounds of the search: ten times and more of where it begins."""
+_PULL = 0.3
+"""Strength by which a fit is drawn to the one above it, for each of the coefficients in units of
+where the search starts."""
+_SCALE = 0.1
+"""Errors (of the logarithm) beyond this count linearly: a point may have run in a way that its row
+does not say."""
+_LEAST_ROWS = 20
+"""An engine's release with fewer points is priced as the engine."""
+_WEIGHTS = np.array([1.0, 1.5])
+"""Weights of errors of TTFT and TPOT in the fit: times per token repeat better."""
+_SHORTER = 0.5
+"""Seconds of kernels and queues beside those of a point: deployments may have shorter ones than
+any that was measured, and differ by more between releases."""
+_ALL, _POOLED = "@all", ""
+"""Names of pooled fits: of every release of an engine, which stands in no table; of every
+calibration."""
+_COMPILED, _COMPILED_SEQUENCE_S = "trtllm@0.17.0", 2e-6
+"""Release that prepared requests in C++, and its assumed seconds of a sequence."""
+_EARLIEST, _EARLIEST_EXPERTS = "trtllm@0.0.0", 2.35**0.5
+"""With 2.35 Mixtral-8x7B on two H100 (128 tokens in, 128 out) slows down as published between
+releases: from 27,451 tokens/s to 16,052. Which release had which kernels is not known, so the
+middle is taken."""
+
+
+def fit(tables: Sequence[pd.DataFrame]) -> dict[str, dict[str, Any]]:
+    """Fit the table of every calibration that has serving points."""
+    (table,) = tables
+    return fit_points(simulate(table))
+
+
+def fit_points(points: Points) -> dict[str, dict[str, Any]]:
+    """Fit every engine and release, and score the fits on models and GPUs that they had not
+    seen.
+    """
+    ratios = np.stack([leave_out(points, names) for names in (points.model, points.system)])
+    unseen = _bands_of_unseen(points)
+    fitted = _fit_all(points)
+    tables: dict[str, dict[str, Any]] = {}
+    for calibration in map(str, np.unique(points.calibration)):
+        entries = {}
+        for key in _entries_of(fitted, calibration):
+            values = fitted.get((calibration, key), fitted[_POOLED, key])
+            members = _select(points, key)
+            here = members & (points.calibration == calibration)
+            is_own = (calibration, key) in fitted
+            judged = ratios[:, here if here.sum() >= _LEAST_ROWS else members]
+            fitted_on = here if is_own else members
+            entries[key] = _entry(
+                key, calibration if is_own else "all GPUs", values, int(fitted_on.sum()), judged
+            )
+            engine = key.partition("@")[0]
+            together = fitted.get((calibration, engine), fitted[_POOLED, engine])
+            known = _hold_both(unseen, points, values, together)
+            entries[key] |= _describe(points.where(fitted_on)) | {"unseen": known}
+        entries[ANY] |= {
+            "left_out": _score_left_out(points, ratios, points.calibration == calibration)
+        }
+        every = f"trtllm{_ALL}"
+        if "trtllm" in entries:
+            later = fitted.get((calibration, every), fitted[_POOLED, every])
+            entries[_COMPILED] = _assume_compiled(_name_coefficients(later))
+            entries[_EARLIEST] = _assume_earliest(entries[_COMPILED])
+        tables[calibration] = entries
+    return tables
+
+
+def _assume_compiled(later: dict[str, Any]) -> dict[str, Any]:
+    """TensorRT-LLM before 1.0, of which there are no points: later releases prepare each request in
+    Python, these did in C++.
+    """
+    return {
+        "kind": "assumed",
+        "source": (
+            "TensorRT-LLM before release 1.0 prepares the requests of a step in C++ while the step "
+            "before runs: a few microseconds each at most, no more than the 7 us fitted to release "
+            "1.2. The time of a step is that of later releases"
+        ),
+        "step_s": later["step_s"],
+        "sequence_s": _COMPILED_SEQUENCE_S,
+        "layer_s": 0.0,
+    }
+
+
+def _assume_earliest(compiled: dict[str, Any]) -> dict[str, Any]:
+    """TensorRT-LLM before 0.17, whose kernels for routed experts were not measured but in one
+    published figure.
+    """
+    ratio = (
+        "; experts are slower than in 0.17 by half (in logarithms) of what takes Mixtral-8x7B, "
+        "TP2 on H100 fp8, 128 in and 128 out, from 27,451 tokens/s in release 0.17 to the 16,052 "
+        "that was published for an earlier one: which release had which kernels is not known"
+    )
+    return {
+        **compiled,
+        "source": compiled["source"] + ratio,
+        "expert_ratio": round(_EARLIEST_EXPERTS, 2),
+    }
+
+
+def leave_out(
+    points: Points, names: NDArray[np.object_], is_pooled: bool = False
+) -> NDArray[np.float64]:
+    """Predicted over measured seconds ``[n, 2]``, without the points of the same name in the fit;
+    not a number for points without a name.
+
+    Args:
+        is_pooled: as of :func:`predict`.
+    """
+    ratios = np.full((len(names), 2), np.nan)
+    for name in sorted(set(names) - {""}):
+        out = names == name
+        if not out.all():
+            fitted = _fit_all(points.where(~out))
+            ratios[out] = predict(points.where(out), fitted, is_pooled) / points.measured[out]
+    return ratios
+
+
+def _bands_of_unseen(points: Points) -> dict[str, Any]:
+    """Bands of a model, a GPU and a release that has no points; few groups say more together than
+    one engine's do alone.
+
+    A release is priced as the nearest one that was measured, since whole releases that were left
+    out are nearer to that than to all releases together: median error of TTFT 22 against 33 %, of
+    TPOT 9 against 12 %, of the 894 points that differ. Its band has the errors of both.
+    """
+    found: dict[str, Any] = {}
+    for kind, names in points.groups().items():
+        errors = [leave_out(points, names)]
+        if kind == "release":
+            errors.append(leave_out(points, names, is_pooled=True))
+        every = np.tile(names, len(errors))
+        ttft, tpot = (
+            band_of_unseen(ratios, every, _LEAST_ROWS) for ratios in np.concatenate(errors).T
+        )
+        if ttft and tpot:
+            found[kind] = {"band": tpot, "ttft_band": ttft}
+    return found
+
+
+def _hold_both(
+    unseen: dict[str, Any],
+    points: Points,
+    values: NDArray[np.float64],
+    together: NDArray[np.float64],
+) -> dict[str, Any]:
+    """Widen the bands of a release without points, which is priced as the nearest one, so that they
+    hold the answers of all releases together, too, for what every point served.
+
+    Args:
+        values: coefficients of the nearest release.
+        together: coefficients of all releases together.
+    """
+    if "release" not in unseen:
+        return unseen
+    short = replace(points, parts=points.parts * np.r_[_SHORTER, np.ones(len(values))])
+    ratios = _add_up(short, together) / _add_up(short, values)
+    low, high = np.minimum(ratios.min(axis=0), 1), np.maximum(ratios.max(axis=0), 1)
+    held = {
+        name: (min(band[0], float(low[place])), max(band[1], float(high[place])))
+        for place, name in enumerate(("ttft_band", "band"))
+        for band in (unseen["release"][name],)
+    }
+    return unseen | {"release": held}
+
+
+def _add_up(points: Points, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Seconds ``[n, 2]`` to the first token, and a token, by one entry's coefficients or by those
+    of each point.
+    """
+    whole = np.broadcast_to(values, (len(points.parts), values.shape[-1]))
+    whole = np.concatenate([np.ones((len(whole), 1)), whole], axis=1)
+    return np.asarray(np.einsum("nmk,nk->nm", points.parts, whole))
+
+
+Fitted = dict[tuple[str, str], NDArray[np.float64]]
+"""Coefficients by calibration, or all of them together, and by engine and release."""
+
+
+def _entries_of(fitted: Fitted, calibration: str) -> tuple[str, ...]:
+    """Names of a calibration's entries: releases that were measured on its GPUs, or all where
+    nothing was measured on them.
+
+    Of TensorRT-LLM also those of other GPUs that are older than these: what is older still has
+    assumed entries, which would answer for them. Other engines' older releases are better told by
+    the engine's own entry than by another GPU's.
+    """
+    keys = dict.fromkeys(key for _, key in fitted if not key.endswith(_ALL))
+    own = {key for place, key in fitted if place == calibration}
+    return tuple(
+        key for key in keys if "@" not in key or not own or key in own or _is_borrowed(key, own)
+    )
+
+
+def _is_borrowed(key: str, own: set[str]) -> bool:
+    engine, _, release = key.partition("@")
+    if engine != _COMPILED.partition("@")[0]:
+        return False
+    releases = [
+        parse_release(one.partition("@")[2])
+        for one in own
+        if one.startswith(f"{engine}@") and not one.endswith(_ALL)
+    ]
+    return bool(releases) and parse_release(release) < min(releases)
+
+
+def predict(points: Points, fitted: Fitted, is_pooled: bool = False) -> NDArray[np.float64]:
+    """Seconds ``[n, 2]`` to the first token, and a token.
+
+    Args:
+        is_pooled: whether all releases are priced as one that is not said.
+    """
+    keys = {
+        calibration: _entries_of(fitted, calibration)
+        for calibration in map(str, np.unique(points.calibration))
+    }
+    values = []
+    for calibration, engine, version in zip(
+        points.calibration, points.engine, points.version, strict=True
+    ):
+        release = UNSAID if is_pooled else version or UNSAID
+        key = find_engine_key(keys[calibration], f"{engine}@{release}") or ANY
+        values.append(fitted.get((calibration, key), fitted[_POOLED, key]))
+    return _add_up(points, np.array(values))
+
+
+def _select(points: Points, key: str) -> NDArray[np.bool_]:
+    """Points of an entry: of a release, of an engine whose release is not said, of everything.
+
+    Where too few of an engine's points do not say their release, all of the engine's are taken for
+    it.
+    """
+    engine, _, release = key.partition("@")
+    if key == ANY:
+        return np.ones(len(points.engine), dtype=bool)
+    wanted = parse_release(release)
+    of_engine = np.asarray(points.engine == engine)
+    if key.endswith(_ALL):
+        return of_engine
+    found = of_engine & np.array(
+        [parse_release(version) == wanted for version in points.version], dtype=bool
+    )
+    return found if wanted or found.sum() >= _LEAST_ROWS else of_engine
+
+
+def _fit_all(points: Points) -> Fitted:
+    """Fit the coefficients of any engine, of each engine, and of each release with enough points;
+    for one calibration where it has enough itself.
+
+    Each fit is drawn to one on more points, so that what its own do not tell stays as it is there:
+    an engine's to all engines', a release's to its engine's, one calibration's to that of all.
+    """
+    found: Fitted = {}
+    for key in _names_of_fits(points):
+        members = _select(points, key)
+        above = ANY if key.endswith(_ALL) else key.partition("@")[0] + _ALL
+        for calibration in (_POOLED, *map(str, np.unique(points.calibration[members]))):
+            is_here = points.calibration == calibration
+            own = members & (is_here | (calibration == _POOLED))
+            if own.sum() < _LEAST_ROWS:
+                continue
+            higher = ((_POOLED, key),) if key == ANY else ((calibration, above), (_POOLED, above))
+            prior = next((found[place] for place in higher if place in found), _START)
+            found[calibration, key] = _solve(points.where(own), prior)
+        found.setdefault((_POOLED, key), found.get((_POOLED, above), _START))
+    return found
+
+
+def _names_of_fits(points: Points) -> list[str]:
+    keys = [ANY]
+    for engine in map(str, np.unique(points.engine)):
+        keys += [engine + _ALL, engine]
+        releases = [parse_release(version) for version in points.version[points.engine == engine]]
+        enough = sorted(
+            {release for release in releases if release and releases.count(release) >= _LEAST_ROWS}
+        )
+        keys += [f"{engine}@{'.'.join(map(str, release))}" for release in enough]
+    return keys
+
+
+def _solve(points: Points, prior: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Least squares on the logarithms of both latencies; models and GPUs with many points do not
+    drown the others.
+    """
+    names = np.array([f"{m} {s}" for m, s in zip(points.model, points.system, strict=True)])
+    _, place, counts = np.unique(names, return_inverse=True, return_counts=True)
+    weight = counts[place][:, None] ** -0.25 * _WEIGHTS
+    log_measured = np.log(points.measured)
+    centre = prior / _START
+
+    def weigh_errors(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        whole = np.concatenate([[1.0], values * _START])
+        errors = ((np.log(points.parts @ whole) - log_measured) * weight).ravel()
+        return np.concatenate([errors, _PULL * (values - centre)])
+
+    found = least_squares(
+        weigh_errors,
+        np.maximum(centre, 1e-3),
+        bounds=(0.0, _LARGEST / _START),
+        loss="soft_l1",
+        f_scale=_SCALE,
+    )
+    return np.asarray(found.x * _START)
+
+
+def _entry(
+    key: str, where: str, values: NDArray[np.float64], num_rows: int, ratios: NDArray[np.float64]
+) -> dict[str, Any]:
+    what = "all engines" if key == ANY else key.replace("@", " ")
+    return {
+        "kind": "fitted",
+        "source": (
+            f"{num_rows} serving points of {what} on {where}, time to first token and time per "
+            f"token, {SOURCE}; cross-validated by leaving out each model and each GPU"
+        ),
+        "command": COMMAND,
+        "num_rows": num_rows,
+        **residuals(ratios.reshape(-1, 2)),
+        **_name_coefficients(values),
+        "layer_s": 0.0,
+    }
+
+
+def _name_coefficients(values: NDArray[np.float64]) -> dict[str, float]:
+    """Coefficients by name."""
+    return dict(zip(_COEFFICIENTS, values.tolist(), strict=True))
+
+
+def _describe(points: Points) -> dict[str, Any]:
+    """Models, GPUs, releases and loads that the points of an entry were measured on."""
+    low, high = points.load.min(axis=0), points.load.max(axis=0)
+    return {
+        "models": sorted(map(str, np.unique(points.file))),
+        "gpus": sorted(map(str, np.unique(points.system))),
+        "releases": [
+            ".".join(map(str, release))
+            for release in sorted({parse_release(version) for version in points.version} - {()})
+        ],
+        "domain": {name: (int(low[i]), int(high[i])) for i, name in enumerate(LOAD)},
+    }
+
+
+def _score_left_out(
+    points: Points, ratios: NDArray[np.float64], here: NDArray[np.bool_]
+) -> dict[str, tuple[int, float, float]]:
+    """Points, median error and 90th percentile of fits without their model, and without their GPU,
+    by what is asked of them.
+    """
+    asked = {
+        "tpot MoE": (1, here & points.is_moe),
+        "tpot dense": (1, here & ~points.is_moe),
+        "ttft": (0, here),
+    }
+    found = {}
+    for name, (measure, own) in asked.items():
+        off = np.abs(ratios[:, own, measure] - 1)
+        if off.size:
+            found[name] = (
+                int(own.sum()),
+                float(np.nanmedian(off)),
+                float(np.nanquantile(off, 0.9)),
+            )
+    return found

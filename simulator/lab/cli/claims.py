@@ -1,0 +1,79 @@
+"""``moesim claims``: the verdict on each claim, and the folder with the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simulator.cli import console
+from simulator.cli.console import AllowCode, AsJson, Out, Seed
+
+
+def register(commands: typer.Typer) -> None:
+    """Add the command to those of ``moesim``."""
+    commands.command()(claims)
+
+
+def claims(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Claims to try: names of shipped ones or TOML files; all that ship by default."
+        ),
+    ] = None,
+    out_folder: Out = None,
+    seed: Seed = None,
+    seeds: Annotated[
+        int,
+        typer.Option("--seeds", metavar="N", min=1, help="Seeds that bands reach over."),
+    ] = 3,
+    real: Annotated[
+        bool,
+        typer.Option(
+            "--real",
+            help="Measure the claims on this machine as well: small models are trained and shards "
+            "run for real. It says first how long that takes, and keeps what it measured.",
+        ),
+    ] = False,
+    allow_code: AllowCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Try what people say of mixtures of experts (faster to train, faster to serve, less compute
+    and storage, on your device) under many conditions, and say which holds where.
+    """
+    from simulator.lab.commands.claims import try_claims, write_claims
+    from simulator.lab.commands.measured_claims import ClaimMeasurements
+    from simulator.results.folder import check_writable
+
+    folder = out_folder or Path("reports/out/claims")
+    check_writable(folder, {"claims.csv"})
+    measurements = ClaimMeasurements(names or ()) if real else None
+    try:
+        if measurements is not None:
+            console.err.say(measurements.describe())
+            with console.progress("steps", "starting") as tick:
+                measurements.measure(tick)
+        with console.progress("rounds", "reading the claims") as tick:
+            results = try_claims(
+                names or (), seed=1 if seed is None else seed, num_seeds=seeds, progress=tick
+            )
+            tick("writing the report", 0, None)
+            write_claims(results, folder)
+    except KeyboardInterrupt:
+        if measurements is None:
+            raise
+        raise console.StoppedError(measurements.tell_kept()) from None
+    if as_json:
+        console.emit({"folder": str(folder), **results.run})
+    else:
+        verdict = results.run["verdict"]
+        console.print_verdict(verdict["headline"], verdict["reasons"])
+        for answer in results.answers:
+            console.print_verdict(answer.statement, answer.sentences)
+            if answer.measured is not None:
+                console.print_verdict(
+                    f"Measured here ({answer.measured.made})", answer.measured.sentences
+                )
+    console.err.say(f"report: {folder / 'report.html'}")

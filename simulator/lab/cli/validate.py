@@ -1,0 +1,228 @@
+"""``moesim validate``: how far predictions are from measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from simulator.base.errors import UserError
+from simulator.base.partial import whole_file
+from simulator.cli import console
+from simulator.cli.console import AllowCode, AsJson
+from simulator.lab.cli._scoreboard import as_numbers, print_board
+
+app = typer.Typer(
+    invoke_without_command=True,
+    help=(
+        "Show how far predictions are from measurements: the suites that ship, or your own tables."
+    ),
+)
+_MEASUREMENTS = "MOESIM_MEASUREMENTS"
+
+
+def register(commands: typer.Typer) -> None:
+    """Add the command to those of ``moesim``."""
+    commands.add_typer(app, name="validate")
+
+
+Rows = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="FILE",
+        help="CSV or Parquet file to write: the table's columns, predictions, bands and status.",
+    ),
+]
+Page = Annotated[
+    Path | None,
+    typer.Option("--report", metavar="FILE", help="HTML file to write: the scoreboard page."),
+]
+TableFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="TABLE", help="Measurements: CSV (gzipped or not) or Parquet, whatever its name."
+    ),
+]
+
+
+def _place(option: str, suite: str) -> str:
+    """Say where an option belongs that stands before the name of a suite."""
+    if option in ("--accuracy", "--history"):
+        return f"is of 'moesim validate' as a whole; leave out '{suite}'"
+    return f"must stand behind '{suite}'"
+
+
+@app.callback()
+def validate(
+    context: typer.Context,
+    measurements: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            envvar=_MEASUREMENTS,
+            help="Folder with tables of measurements, which are read by their columns.",
+        ),
+    ] = None,
+    out_folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Folder to write; by default reports/out/validate."
+        ),
+    ] = None,
+    accuracy: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.md",
+            help="Markdown document to write: the accuracy in tables of one number per cell. "
+            "In a document that is there, only those tables are replaced.",
+        ),
+    ] = None,
+    history: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.jsonl",
+            help="Append date, revision and accuracy to this file, and draw all of it on the page.",
+        ),
+    ] = None,
+    allow_code: AllowCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show how far predictions are from measurements: everything that ships, and the tables of a
+    folder.
+    """
+    if context.invoked_subcommand is not None:
+        given = {"--out": out_folder, "--json": as_json, "--accuracy": accuracy}
+        given = {name: bool(value) for name, value in {**given, "--history": history}.items()}
+        if misplaced := [name for name, is_given in given.items() if is_given]:
+            raise UserError(f"{misplaced[0]}: {_place(misplaced[0], context.invoked_subcommand)}")
+        return
+    from simulator.lab.commands.validate import validate as validate_all
+
+    folder = out_folder or Path("reports/out/validate")
+    with console.progress(unit="rows", waiting="looking for tables of measurements") as tick:
+        board = validate_all(
+            measurements, folder=folder, accuracy=accuracy, history=history, progress=tick
+        )
+    if as_json:
+        console.emit({"folder": str(folder), **as_numbers(board)})
+    else:
+        print_board(board)
+    for name, why in board.run["skipped"].items():
+        console.err.say(f"skipped: {name}: {why}", "yellow")
+    console.err.say(f"report: {folder / 'report.html'}")
+
+
+class _WithColumns(TyperCommand):
+    """Help that ends with the columns of every family, which are looked up when somebody asks."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from simulator.lab.validation.suites import describe_columns
+
+        # Typer keeps lines apart that an empty one is between.
+        self.epilog = "\n\n".join(["Columns of a table:", *describe_columns()])
+        super().format_help(ctx, formatter)
+
+
+@app.command(cls=_WithColumns)
+def kernels(
+    family: Annotated[
+        str,
+        typer.Argument(
+            metavar="FAMILY", help="Such as gemm, attention or moe; moesim list kernels names them."
+        ),
+    ],
+    table: TableFile,
+    out_file: Rows = None,
+    report: Page = None,
+    allow_code: AllowCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Answer a table of kernel or exchange timings."""
+    from simulator.lab.validation.suites import answer_kernels, family_of
+
+    family_of(family)
+    _answer_one(lambda tick: answer_kernels(family, table, tick), table, out_file, report, as_json)
+
+
+@app.command()
+def serving(
+    table: TableFile,
+    out_file: Rows = None,
+    report: Page = None,
+    allow_code: AllowCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Answer a table of serving points: TTFT and TPOT at a fixed number of requests in flight.
+
+    Columns length_range (shortest over longest), concurrency and speculative (true, false or draft
+    tokens) come before what ids suggest.
+    """
+    from simulator.lab.validation.suites import answer_serving
+
+    _answer_one(lambda tick: answer_serving(table, tick), table, out_file, report, as_json)
+
+
+@app.command("published")
+def validate_published(
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[FILE]", help="Published figures; by default those that ship."),
+    ] = None,
+    out_file: Rows = None,
+    report: Page = None,
+    allow_code: AllowCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Answer published end-to-end figures."""
+    from simulator.lab.validation.suites import answer_published
+
+    _answer_one(lambda tick: answer_published(file, tick), file, out_file, report, as_json)
+
+
+def _answer_one(
+    answer: Callable[[Any], Any],
+    table: Path | None,
+    out_file: Path | None,
+    report: Path | None,
+    as_json: bool,
+) -> None:
+    """Answer one table, and write and print what was found; files are written when all went
+    well.
+    """
+    from simulator.lab.validation.board import describe_run, scoreboard
+    from simulator.lab.validation.tables import ENDINGS, write_table
+
+    if out_file is not None and not out_file.name.endswith(ENDINGS):
+        raise UserError(
+            f"--out {out_file}: must end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}, "
+            "which says the format to write"
+        )
+    if out_file is not None and table is not None and out_file.resolve() == table.resolve():
+        raise UserError(f"--out {out_file}: is the table itself; name another file")
+    with ExitStack() as files:
+        rows_file = out_file and files.enter_context(whole_file(out_file))
+        page_file = report and files.enter_context(whole_file(report))
+        waiting = f"reading {table or 'published figures'}"
+        with console.progress(unit="rows", waiting=waiting) as tick, describe_run() as run:
+            answered = answer(tick)
+        board = scoreboard([answered], run)
+        if rows_file:
+            write_table(answered.table, rows_file)
+        if page_file:
+            from simulator.lab.report.scoreboard import render
+
+            page_file.write_text(render(board), encoding="utf-8")
+    if as_json:
+        console.emit(as_numbers(board))
+    else:
+        print_board(board)
+    if out_file is not None:
+        count = len(answered.table)
+        console.err.say(f"{count:,} {'row' if count == 1 else 'rows'}: {out_file}")
+    if report is not None:
+        console.err.say(f"report: {report}")

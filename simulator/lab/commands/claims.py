@@ -1,0 +1,144 @@
+"""``moesim claims``: what people say of mixtures of experts, tried under many conditions."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+
+from simulator.base.errors import UserError
+from simulator.base.plugins import build
+from simulator.base.progress import Progress, show_nothing
+from simulator.config.claim import ClaimFile, list_claims, load_claim
+from simulator.lab.commands.claim_tests import ClaimTest
+from simulator.lab.commands.measured_claims import read_measured
+from simulator.lab.report.claims_page import render
+from simulator.results.claims import (
+    Cited,
+    ClaimAnswer,
+    ClaimsResults,
+    Finding,
+    reach_verdict,
+    tell_claims,
+)
+from simulator.results.folder import Content, check_writable, replace_folder, write_files
+from simulator.results.provenance import Provenance
+from simulator.results.run_file import read_run, refuse_damaged
+
+_TABLE = "claims.csv"
+
+
+def try_claims(
+    names: Sequence[str] = (),
+    *,
+    seed: int = 1,
+    num_seeds: int = 3,
+    progress: Progress = show_nothing,
+) -> ClaimsResults:
+    """Try claims under the conditions that their files name. What was measured of them on this
+    machine before (:class:`ClaimMeasurements`) stands beside the verdicts.
+
+    Args:
+        names: of files in ``workloads/claims``, or paths; all that ship without any.
+        seed: first of the seeds that bands reach over.
+        num_seeds: number of seeds, counted on from the first.
+        progress: called with the part of the work that is done.
+
+    Raises:
+        UserError: if there is no such claim, its file is wrong, or fewer than one seed is asked
+            for.
+    """
+    if num_seeds < 1:
+        raise UserError(f"--seeds {num_seeds}: must be at least 1")
+    made = Provenance.begin()
+    seeds = tuple(range(seed, seed + num_seeds))
+    claims = [load_claim(name) for name in names or list_claims()]
+    tests: list[ClaimTest] = [
+        build("commands.claim_tests", claim.trial, f"{claim.name} [trial]") for claim in claims
+    ]
+    answers = []
+    for claim, test in zip(claims, tests, strict=True):
+        began = time.perf_counter()
+        finding = test.find(seeds, partial(_show, progress, claim.name))
+        answers.append(_answer(claim, finding, seeds, time.perf_counter() - began))
+    headline, reasons = tell_claims(answers)
+    run = {
+        "name": "What people say of mixtures of experts",
+        "claims": [answer.model_dump(mode="json") for answer in answers],
+        "seeds": list(seeds),
+        "verdict": {"headline": headline, "reasons": reasons},
+    }
+    return ClaimsResults(run | made.describe(), tuple(answers))
+
+
+def _show(
+    progress: Progress, claim: str, name: str, done: int, total: int | None, best: str = ""
+) -> None:
+    progress(f"{claim}: {name}", done, total, best)
+
+
+def _answer(
+    claim: ClaimFile, finding: Finding, seeds: tuple[int, ...], wall_s: float
+) -> ClaimAnswer:
+    return ClaimAnswer(
+        name=claim.name,
+        statement=claim.title,
+        asks=claim.asks,
+        verdict=reach_verdict(finding.cases),
+        answer=finding.answer,
+        sentences=finding.sentences,
+        cases=finding.cases,
+        figures=finding.figures,
+        charts=finding.charts,
+        evidence=tuple(Cited(**one.model_dump()) for one in claim.evidence),
+        maps=claim.maps,
+        limits=finding.limits,
+        seeds=seeds,
+        wall_s=round(wall_s, 1),
+        measured=read_measured(claim),
+    )
+
+
+def write_claims(results: ClaimsResults, folder: Path) -> None:
+    """Write the folder with its report under a temporary name, and rename it when it is whole.
+
+    Raises:
+        UserError: if ``folder`` exists and is not a results folder, or cannot be written.
+    """
+    check_writable(folder, {_TABLE})
+    files: dict[str, Content] = {_TABLE: tabulate_cases(results), "report.html": render(results)}
+    replace_folder(folder, partial(write_files, results.run, files))
+
+
+def tabulate_cases(results: ClaimsResults) -> pd.DataFrame:
+    """Table of all cases, a row each, with their conditions as JSON."""
+    rows = [
+        {
+            "claim": answer.name,
+            "rival": case.rival,
+            "conditions": json.dumps(case.conditions),
+            "outcome": case.outcome,
+            **case.model_dump(include={"counts", "ratio", "low", "high", "runs", "moe", "other"}),
+        }
+        for answer in results.answers
+        for case in answer.cases
+    ]
+    return pd.DataFrame(rows)
+
+
+def read_claims(folder: Path) -> ClaimsResults:
+    """Read a folder of :func:`write_claims`.
+
+    Raises:
+        UserError: if a file is missing or broken, or another version wrote it in another schema.
+    """
+    with refuse_damaged(folder, "folder of claims"):
+        run = read_run(folder)
+        answers = tuple(
+            ClaimAnswer.model_validate_json(json.dumps(table)) for table in run["claims"]
+        )
+    return ClaimsResults(run, answers)
