@@ -193,7 +193,7 @@ class Timed(NamedTuple):
             Batches.from_sizes(sizes, which),
             rows["latency_ms"].to_numpy() / 1e3,
             nothing if beside_s is None else beside_s,
-            rows.get("is_module", pd.Series(nothing)).to_numpy(bool),
+            np.asarray(rows.get("is_module", nothing), dtype=bool),
         )
 
     def entry(

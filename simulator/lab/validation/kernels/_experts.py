@@ -108,7 +108,8 @@ class Layers(NamedTuple):
             return np.asarray(values_nD.mean(axis=1, keepdims=True))
 
         tiles = {size: mean(tiles) for size, tiles in self.load.tiles.items()}
-        load = Load(*map(mean, self.load[:3]), tiles)
+        rows, touched, slots, _ = self.load
+        load = Load(mean(rows), mean(touched), mean(slots), tiles)
         return self._replace(choices=mean(self.choices), load=load)
 
     def seconds(self, accelerator: AcceleratorSpec, fit: GroupedGemmFit, dtype: str) -> Floats:
@@ -272,7 +273,7 @@ class _Timed(NamedTuple):
     engine: NDArray[np.object_]
     model: NDArray[np.object_]
     """Name of the model, or nothing."""
-    split: NDArray[np.object_]
+    split: Groups
     """Split over ranks."""
     is_fitted: Chosen
     """Rows that a search may use; the others only count in the errors."""
@@ -317,7 +318,7 @@ class _Timed(NamedTuple):
         models, found = pd.factorize(self.model)
         if len(found) > 1:
             return models, "model"
-        return pd.factorize(self.split)[0], "split over ranks, since there is one model"
+        return self.split, "split over ranks, since there is one model"
 
 
 @dataclass(frozen=True)
@@ -400,7 +401,7 @@ def fit_entries(table: pd.DataFrame, layers: Layers, kernels: list[str]) -> Tabl
                 rows["latency_ms"].to_numpy(dtype=float) / 1e3,
                 rows["engine"].to_numpy(object),
                 rows["model"].fillna("").to_numpy(object),
-                rows.groupby(["moe_tp_size", "moe_ep_size"]).ngroup().to_numpy(object),
+                rows.groupby(["moe_tp_size", "moe_ep_size"]).ngroup().to_numpy(),
                 rows["is_fitted"].to_numpy(bool),
             )
             entries = found.setdefault(GPUS[gpu][0], {}).setdefault(engine, {})

@@ -160,6 +160,8 @@ class Search(Generic[AnyFit]):
     """Coefficients that are searched for, and where."""
     finish: Callable[[Values], Values] = dict
     """Whatever is done to the coefficients that were found."""
+    others: Sequence[Values] = ()
+    """Other starts, of which the one that leads to the least is taken."""
 
     def find(self, rows: Chosen, start: Values, evaluations: int | None = None) -> Solution:
         """Find the coefficients that fit some rows best, from a start."""
@@ -173,22 +175,18 @@ class Search(Generic[AnyFit]):
         with np.errstate(divide="ignore"):  # a bound of zero is none
             lowest, highest = np.log(np.array(bounds).T)
         first = np.clip(np.log(list(start.values())), lowest + _MARGIN, highest - _MARGIN)
-        best = least_squares(
-            errors,
-            first,
-            bounds=(lowest, highest),
-            loss="soft_l1",
-            f_scale=self.plan.scale,
-            diff_step=self.plan.step,
-            max_nfev=evaluations or self.plan.evaluations,
-        )
+        options: dict[str, Any] = {"diff_step": self.plan.step, "f_scale": self.plan.scale}
+        options["max_nfev"] = evaluations or self.plan.evaluations
+        best = least_squares(errors, first, bounds=(lowest, highest), loss="soft_l1", **options)
         found = zip(start, np.exp(best.x).tolist(), strict=True)
         return Solution({name: round_off(value) for name, value in found}, float(best.cost))
 
     def solve(self, rows: Chosen | None = None, start: Values | None = None) -> AnyFit:
         """Fit some rows, or all."""
         chosen = np.ones(len(self.measured_s), dtype=bool) if rows is None else rows
-        return self.build(self.finish(self.find(chosen, start or self.start).values))
+        starts = [start] if start else [self.start, *self.others]
+        found = min((self.find(chosen, one) for one in starts), key=lambda solution: solution.cost)
+        return self.build(self.finish(found.values))
 
     def leave_out(self, groups: ArrayLike, start: Values | None = None) -> Floats:
         """Seconds ``[n]`` of every row by a fit without the row's group."""
@@ -216,7 +214,7 @@ def join(parts: Sequence[Rows]) -> Rows:
     first: Any = parts[0]
     found = first
     if isinstance(first, np.ndarray):
-        found = np.concatenate(parts)
+        found = np.concatenate(cast(Any, parts))
     elif isinstance(first, tuple):
         found = type(first)(*map(join, zip(*parts, strict=True)))
     return cast(Rows, found)

@@ -129,7 +129,8 @@ class Alltoall(KernelFamily):
 def _estimate(
     rows: Exchanges, accelerator: AcceleratorSpec, calibration: Calibration, places: Places
 ) -> Estimate:
-    fit = calibration.exchange[rows.kernels][rows.operation]
+    kernels: dict[Any, ExchangeFit] = calibration.exchange[rows.kernels]
+    fit = kernels[rows.operation]
     rows = fitting.take(rows, np.isin(rows.places, places))
     seconds, band = rows.moves.transfer_s(fit, accelerator), Band.from_fit(fit)
     if rows.is_notify:

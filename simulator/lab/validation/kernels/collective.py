@@ -34,7 +34,6 @@ from simulator.lab.validation.kernels._fitting import (
     Search,
     Tables,
     Values,
-    Wanted,
     load_plan,
 )
 from simulator.lab.validation.sizes import MOST_RANKS, numbers, refusals
@@ -60,8 +59,8 @@ Assumed, no table holds it."""
 _HIDDEN = 50.0
 """A share of the port's peak above which a copy of the message costs nothing."""
 _LATER, _SECOND_LATER = 2.0, 3.0
-"""Factors on latencies at which a search begins anew: a minimum of several lines has several
-optima."""
+"""Factors on the latencies of all protocols, and of the second one, at which a search begins anew:
+a minimum of several lines has several optima."""
 
 
 class _Rows(NamedTuple):
@@ -94,12 +93,18 @@ class _Rows(NamedTuple):
             raise ValueError(f"no cluster of {accelerator.name}")
         return accelerator, cluster.scale_up.bytes_per_s
 
-    def seconds(self, fit: CollectiveFit, accelerator: AcceleratorSpec, port: float) -> Floats:
-        """Seconds ``[n]`` over a port of so many bytes per second."""
-        passes = passes_of(self.operation)
-        total = np.add(*fit.parts_s(self.num_bytes, self.num_ranks, passes, port))
+    def seconds(
+        self,
+        fit: CollectiveFit,
+        accelerator: AcceleratorSpec,
+        port: float,
+        chosen: Chosen | slice = slice(None),
+    ) -> Floats:
+        """Seconds of some rows, by default all, over a port of so many bytes per second."""
+        num_bytes, num_ranks = self.num_bytes[chosen], self.num_ranks[chosen]
+        total = np.add(*fit.parts_s(num_bytes, num_ranks, passes_of(self.operation), port))
         if self.is_eager:
-            return fit.eager_launch_s(total, self.num_bytes, accelerator.memory_bytes_per_s)
+            return fit.eager_launch_s(total, num_bytes, accelerator.memory_bytes_per_s)
         return np.asarray(total)
 
 
@@ -241,8 +246,8 @@ def _release(text: str) -> tuple[int, ...]:
 
 def _fit_entry(rows: _Rows, eager: _Rows | None) -> dict[str, Any]:
     measured, hardware = rows.measured_s, rows.hardware
-    search = _Protocols.choose(rows)
-    predicted, fitted = fitting.leave_out(rows.num_ranks, search.predict), search.solve()
+    search = _search_protocols(rows)
+    predicted, fitted = search.leave_out(rows.num_ranks), search.solve()
     ratios = measured / rows.seconds(fitted, *hardware)
     within = np.abs(1 / ratios - 1)
     launched = {} if eager is None else _fit_launch(fitted, eager)
@@ -271,90 +276,64 @@ def _fit_entry(rows: _Rows, eager: _Rows | None) -> dict[str, Any]:
     )
 
 
-class _Protocols(NamedTuple):
-    """Search for the coefficients of several protocols, of which the fastest is taken."""
+def _search_protocols(rows: _Rows) -> Search[CollectiveFit]:
+    """Search for the coefficients of a library's protocols, of which the fastest is taken. They are
+    named ``<protocol> <field>``, and one without is hidden.
+    """
+    plan, hardware = load_plan("collective"), rows.hardware
+    wanted = next(
+        one
+        for one in plan.entries
+        if all(getattr(rows, name) == value for name, value in one.rows.items())
+    )
+    ways = wanted.search
 
-    rows: _Rows
-    wanted: Wanted
-
-    @classmethod
-    def choose(cls, rows: _Rows) -> _Protocols:
-        """Choose the protocols of a library."""
-        return cls(
-            rows,
-            next(
-                wanted
-                for wanted in load_plan("collective").entries
-                if all(getattr(rows, name) == value for name, value in wanted.rows.items())
-            ),
-        )
-
-    def build(self, values: Values) -> CollectiveFit:
-        """Protocols of coefficients, named ``<protocol> <field>``; one without is hidden."""
-        protocols = {}
-        for name in self.wanted.search:
-            own: dict[str, Any] = {
-                key.removeprefix(f"{name} "): value
-                for key, value in values.items()
-                if key.startswith(f"{name} ")
-            }
-            about = {"algorithm": "ring"} | self.wanted.given.get(name, {})
-            protocols[name] = ProtocolFit.model_construct(**about, **own)
-        return CollectiveFit.model_construct(
-            kind="fitted", source="", protocols=protocols, eager_s=0.0, eager_more_s=0.0
-        )
-
-    def solve(self, chosen: Chosen | None = None) -> CollectiveFit:
-        """Fit some rows, or all, from several starts."""
-        rows = self.rows if chosen is None else fitting.take(self.rows, chosen)
-        plan, hardware = load_plan("collective"), rows.hardware
-        ways = self.wanted.search
-        start = {f"{way} {name}": value for way in ways for name, value in plan.begin(way).items()}
-        search = Search(
-            plan,
-            rows.measured_s,
-            self.build,
-            lambda fit, _: rows.seconds(fit, *hardware),
-            start,
-        )
-        all_rows = np.ones(len(rows.measured_s), dtype=bool)
-        best = min(
-            (search.find(all_rows, one) for one in _starts(start, ways)),
-            key=lambda solution: solution.cost,
-        ).values
-        hidden = {name for name in best if name.endswith("copy_fraction") and best[name] > _HIDDEN}
-        return self.build({name: value for name, value in best.items() if name not in hidden})
-
-    def predict(self, seen: Chosen, held: Chosen) -> Floats:
-        """Seconds of some rows by a fit on others."""
-        return fitting.take(self.rows, held).seconds(self.solve(seen), *self.rows.hardware)
-
-
-def _starts(start: Values, ways: Sequence[str]) -> Iterator[Values]:
-    """Starts of a search: as they are, all protocols later, the second one later, or both."""
-    of_second = (f"{ways[1]} latency_s", f"{ways[1]} latency_per_rank_s")
-    for second, later in itertools.product((1.0, _SECOND_LATER), (1.0, _LATER)):
-        yield {
-            name: value
-            * (
-                (later if name.endswith(" latency_s") else 1.0)
-                * (second if name in of_second else 1.0)
-            )
-            for name, value in start.items()
+    def build(values: Values) -> CollectiveFit:
+        protocols: dict[str, dict[str, Any]] = {
+            way: {"algorithm": "ring"} | wanted.given.get(way, {}) for way in ways
         }
+        for name, value in values.items():
+            way, _, field = name.partition(" ")
+            protocols[way][field] = value
+        made = {way: ProtocolFit.model_construct(**fields) for way, fields in protocols.items()}
+        return CollectiveFit.model_construct(
+            kind="fitted", source="", protocols=made, eager_s=0.0, eager_more_s=0.0
+        )
+
+    def hide(values: Values) -> Values:
+        return {
+            name: value
+            for name, value in values.items()
+            if not name.endswith("copy_fraction") or value <= _HIDDEN
+        }
+
+    start = {f"{way} {name}": value for way in ways for name, value in plan.begin(way).items()}
+    late = {name: _LATER for name in start if name.endswith(" latency_s")}
+    second = {f"{ways[1]} {name}": _SECOND_LATER for name in ("latency_s", "latency_per_rank_s")}
+    both = second | {name: factor * second.get(name, 1.0) for name, factor in late.items()}
+    return Search(
+        plan,
+        rows.measured_s,
+        build,
+        lambda fit, chosen: rows.seconds(fit, *hardware, chosen),
+        start,
+        hide,
+        [
+            {name: value * factors.get(name, 1.0) for name, value in start.items()}
+            for factors in (late, second, both)
+        ],
+    )
 
 
 def _fit_launch(fitted: CollectiveFit, eager: _Rows) -> Values:
     """Seconds that launching from Python adds."""
     plan, hardware = load_plan("collective"), eager.hardware
-    return (
-        Search(
-            plan,
-            eager.measured_s,
-            lambda values: fitted.model_copy(update=values),
-            lambda fit, _: eager.seconds(fit, *hardware),
-            plan.begin("launch"),
-        )
-        .find(np.ones(len(eager.measured_s), dtype=bool), plan.begin("launch"))
-        .values
+    start = plan.begin("launch")
+    search = Search(
+        plan,
+        eager.measured_s,
+        lambda values: fitted.model_copy(update=values),
+        lambda fit, chosen: eager.seconds(fit, *hardware, chosen),
+        start,
     )
+    return search.find(np.ones(len(eager.measured_s), dtype=bool), start).values

@@ -47,7 +47,7 @@ Limit = Annotated[float, Field(gt=0)] | None
 """Latency limit, milliseconds."""
 
 
-class Benchmark(Frozen):
+class _Benchmark(Frozen):
     """Queries that every submission of one benchmark serves."""
 
     lengths: LogNormal
@@ -60,20 +60,20 @@ class Benchmark(Frozen):
     source: str = Field(min_length=1)
 
 
-class Benchmarks(Frozen):
+class _Benchmarks(Frozen):
     """The file."""
 
     title: str
-    benchmarks: dict[str, Benchmark]
+    benchmarks: dict[str, _Benchmark]
 
 
 @cache
-def benchmarks() -> dict[str, Benchmark]:
+def benchmarks() -> dict[str, _Benchmark]:
     """Benchmarks by the name that results give them, without what follows it (``llama2-70b`` for
     ``llama2-70b-99.9``).
     """
     path = find_file("workloads/validation", "mlperf", "MLPerf")
-    return validate(Benchmarks, read_toml(path), str(path)).benchmarks
+    return validate(_Benchmarks, read_toml(path), str(path)).benchmarks
 
 
 class _Row(Case):
@@ -190,7 +190,7 @@ def _find_throughput(case: _Row) -> tuple[float, Served]:
     return low * mean_output, best
 
 
-def _benchmark(case: _Row) -> Benchmark:
+def _benchmark(case: _Row) -> _Benchmark:
     found = benchmarks().get(case.benchmark)
     if found is None:
         raise UserError(
@@ -221,7 +221,7 @@ def _deployment(case: _Row) -> dict[str, Any]:
 
 
 def _lasting(
-    deployment: dict[str, Any], benchmark: Benchmark, rate: float, limits: tuple[float | None, ...]
+    deployment: dict[str, Any], benchmark: _Benchmark, rate: float, limits: tuple[float | None, ...]
 ) -> Served | None:
     """A server run at a rate, if it keeps within the limits of latency."""
     served = None
@@ -234,7 +234,7 @@ def _lasting(
     return served
 
 
-def _queries(benchmark: Benchmark, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _queries(benchmark: _Benchmark, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return benchmark.lengths.draw(count, np.random.default_rng(0))
 
 

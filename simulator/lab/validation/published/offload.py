@@ -54,7 +54,9 @@ class Offload(RowTopic):
         step = run_step(plan, 1, case.new, case.context)
         status = extrapolate(status_of(plan), _WHY)
         because = f"step of {step.seconds * 1e3:.1f} ms: {tell_shares(step.phases)}"
-        return Reply.from_times(case.new / step.seconds, ASSUMED, status, because)
+        return Reply.from_times(
+            case.new / step.seconds, (ASSUMED.low, ASSUMED.high), status, because
+        )
 
 
 def _describe(case: _Row) -> dict[str, Any]:
