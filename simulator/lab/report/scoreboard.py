@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
-from simulator.lab.report.scoreboard_tables import (
-    group_fits,
-    list_scores,
-    list_targets,
-    list_worst,
-)
 from simulator.report.deployment_tables import describe_making
 from simulator.report.figure_cards import FigureCards
 from simulator.report.gallery import load_figures
 from simulator.report.rendering import render_page
 from simulator.report.texts import keep_units, percent_beside
 from simulator.results.judgement import IN_SAMPLE, judge_targets, tally
-from simulator.results.scores import Scoreboard, is_answered, reasons, remarks, title_of
+from simulator.results.scores import (
+    Scoreboard,
+    is_answered,
+    reasons,
+    remarks,
+    score,
+    score_groups,
+    title_of,
+    worst,
+)
 
 FIGURES = load_figures("report.scoreboard_figures")
 """Figures in the order of the page; a file without one is refused before anything is run."""
 
+_MOST_GROUPS = 25
+_WORST_ROWS = 3
 _MOST_MISSED = 6
 _MOST_REASONS = 40
 
@@ -41,17 +50,17 @@ def render(board: Scoreboard) -> str:
         rows=board.rows,
         has_rows=has_rows,
         answered=_select_answered(board),
-        targets=list_targets(board) if has_rows else [],
+        targets=_list_targets(board) if has_rows else [],
         drawn=cards.draw(shown, board) if has_rows else {},
-        scores=list(list_scores(board)) if has_rows else [],
+        scores=list(_list_scores(board)) if has_rows else [],
         unanswered={
             status: reasons(board.rows, status).to_dict("records")
             for status in ("unsupported", "extrapolated")
         },
         most_reasons=_MOST_REASONS,
-        worst=list_worst(board),
+        worst=_list_worst(board),
         title_of=title_of,
-        fits=group_fits(board.fits),
+        fits=_group_fits(board.fits),
         num_fits=len(board.fits),
         making=describe_making(board.run),
     )
@@ -97,3 +106,53 @@ def _list_missed(board: Scoreboard) -> list[str]:
     if (more := len(missed) - _MOST_MISSED) > 0:
         missed[_MOST_MISSED:] = [f"{more} further targets are missed; see below."]
     return missed
+
+
+def _list_targets(board: Scoreboard) -> list[dict[Any, Any]]:
+    """Targets that the rows can be held to, as :func:`~simulator.results.judgement.judge_targets`
+    has them, errors as median / 90th percentile, each number and its unit on one line.
+    """
+    rows = judge_targets(board).to_dict("records")
+    for row in rows:
+        row |= {key: _shorten_errors(row[key]) for key in ("what", "asked", "found", "left_out")}
+    return rows
+
+
+def _shorten_errors(text: str) -> str:
+    """Errors as the median / the 90th percentile."""
+    return keep_units(text.replace("median ", "").replace(", p90", " /"))
+
+
+def _list_scores(board: Scoreboard) -> Iterator[dict[Any, Any]]:
+    """Rows of errors: each suite's own numbers, then its groups, the worst first."""
+    by_group = score_groups(board.rows)
+    no_target = {"target_median": math.nan, "target_p90": math.nan, "within_target": None}
+    for total in score(board.rows, ["suite", "quantity"]).to_dict("records"):
+        is_own = by_group["suite"].eq(total["suite"]) & by_group["quantity"].eq(total["quantity"])
+        own = by_group[is_own].to_dict("records")
+        title = title_of(total["suite"], total["quantity"])
+        if board.in_sample(board.rows[board.rows["suite"] == total["suite"]]):
+            title = f"{title}, in sample"
+        first = own[0] if len(own) == 1 else total | no_target
+        yield first | {"title": title, "is_total": True, "num_more": 0}
+        if len(own) > 1:
+            more = [0] * (min(len(own), _MOST_GROUPS) - 1) + [max(len(own) - _MOST_GROUPS, 0)]
+            for row, num_more in zip(own, more, strict=False):
+                title = str(row["group"]) or "all"
+                yield row | {"title": title, "is_total": False, "num_more": num_more}
+
+
+def _list_worst(board: Scoreboard) -> list[dict[Any, Any]]:
+    """The rows that are furthest off, of each suite and quantity."""
+    by_quantity = worst(board.rows, _WORST_ROWS).groupby(["suite", "quantity"], sort=False)
+    return [row for _, own in by_quantity for row in own.to_dict("records")]
+
+
+def _group_fits(fits: pd.DataFrame) -> dict[str, list[dict[Any, Any]]]:
+    """Errors that calibrations state of themselves, by calibration and table."""
+    if fits.empty:
+        return {}
+    return {
+        f"{calibration}: {table}": own.to_dict("records")
+        for (calibration, table), own in fits.groupby(["calibration", "table"], sort=False)
+    }
