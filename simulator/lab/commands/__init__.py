@@ -1,1 +1,1 @@
-"""What the lab's commands do."""
+"""Functions behind the lab's commands."""

@@ -155,7 +155,7 @@ class Exchanges(NamedTuple):
         names = ("tokens", "vector_bytes", "experts", "nodes", "ranks")
         return {name: np.asarray(values) for name, values in zip(names, named, strict=True)}
 
-    def measured(self, table: pd.DataFrame, column: str, **changes: Any) -> Exchanges:
+    def read_measured(self, table: pd.DataFrame, column: str, **changes: Any) -> Exchanges:
         """Take what was measured from a column, microseconds, where the table has it."""
         if column in table.columns:
             changes["measured_s"] = numbers(table, (column,))[column][self.places] * _MICRO
@@ -221,7 +221,7 @@ def _deepep_rows(table: pd.DataFrame, kernels: str) -> Iterator[Exchanges]:
         for number, part in enumerate(parts):
             part = part._replace(is_whole_row=False, moves=part.moves._replace(wrong=wrong))
             if kernels == "low_latency":
-                yield part.measured(table, f"{part.operation}_avg_t_us", measure=number)
+                yield part.read_measured(table, f"{part.operation}_avg_t_us", measure=number)
             else:
                 yield from _normal_rows(table, part, 2 * number)
 
@@ -230,14 +230,14 @@ def _normal_rows(table: pd.DataFrame, part: Exchanges, measure: int) -> Iterator
     """Telling how much will come, and the transfer."""
     is_large, operation = part.moves.num_ranks == _CONGESTED_NODES * _GPUS_PER_NODE, part.operation
     tokens = np.where(is_large, part.moves.load.tokens, 0)
-    yield part.measured(
+    yield part.read_measured(
         table,
         f"{operation}_notify_us",
         is_notify=True,
         is_congested=tokens > _CONGESTED_NOTIFY,
         measure=measure + 1,
     )
-    yield part.measured(
+    yield part.read_measured(
         table,
         f"{operation}_transmit_us",
         is_congested=tokens > _CONGESTED_TOKENS[operation],
@@ -261,7 +261,7 @@ def _backend_rows(table: pd.DataFrame) -> Iterator[Exchanges]:
         policy = "per_expert" if "_ll" in backend or "generation" in backend else "per_node"
         groups = "deepseek" if engine == "trtllm" else "none"
         part = _part(rows, places, gpu, engine, kernels, phase, groups, policy)
-        yield part.measured(table, "latency", guess=guess)
+        yield part.read_measured(table, "latency", guess=guess)
 
 
 def _format_sent(backend: str, phase: str, dtype: str) -> tuple[str, str]:
@@ -301,7 +301,7 @@ def _published_rows(table: pd.DataFrame) -> Iterator[Exchanges]:
         policy = _POLICY.get(kernels, "per_rank")
         part = _part(rows, places, gpu, ANY, kernels, operation, groups, policy)
         ranks = part.moves.num_ranks.astype(int).astype(str)
-        part = part.measured(table, "latency_us", held_out=ranks)
+        part = part.read_measured(table, "latency_us", held_out=ranks)
         if "pure RDMA" in library:
             guess = "its kernels send over the network inside a node too"
             part = _over_the_network(part)._replace(guess=guess)
