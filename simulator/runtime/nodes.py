@@ -34,16 +34,27 @@ autoscaler, each of which a process would start for."""
 
 
 @contextlib.contextmanager
-def _start_few_processes() -> Iterator[None]:
-    """Let ``ray.init``, which has no options for them, start neither the autoscaler nor what copies
-    logs: a quarter of the CPU time of a start.
+def _start_few_and_on_loopback() -> Iterator[None]:
+    """Let Ray start as it has no options for: without the autoscaler and what copies logs, a
+    quarter of the CPU time of a start, and with every port open to this machine only.
+
+    A node that has the loopback address listens there alone (tried with Ray 2.40 and 2.60), where
+    any other listens on all addresses. ``ray.init`` gives it to a node on macOS and Windows, and on
+    Linux replaces it where it is asked for it.
     """
-    before = Node.start_monitor, Node.start_log_monitor
-    Node.start_monitor = Node.start_log_monitor = lambda _: None
+    changes = [
+        (Node, "start_monitor", lambda _: None),
+        (Node, "start_log_monitor", lambda _: None),
+        (ray_constants, "ENABLE_RAY_CLUSTER", False),
+    ]
+    before = [(place, name, getattr(place, name)) for place, name, _ in changes]
+    for change in changes:
+        setattr(*change)
     try:
         yield
     finally:
-        Node.start_monitor, Node.start_log_monitor = before
+        for change in before:
+            setattr(*change)
 
 
 def _mark(number: int) -> str:
@@ -66,6 +77,13 @@ class Nodes:
     def is_lost(self) -> bool:
         """Whether the cluster is lost, so that requests to it are never answered."""
         return self.head is not None and self.head.lost is not None
+
+    @property
+    def own_address(self) -> str:
+        """Address by which the other nodes reach this process's: the loopback one where all are
+        on this machine.
+        """
+        return str(ray.util.get_node_ip_address())
 
     @property
     def alive(self) -> dict[str, float]:
@@ -174,17 +192,9 @@ def connect(
             try:
                 if address is not None:
                     _join(address, quiet)
-                elif simulated_nodes is not None:
-                    _simulate(nodes, simulated_nodes, quiet)
                 else:
-                    with _start_few_processes():
-                        ray.init(
-                            address="local",
-                            num_cpus=cores,
-                            include_dashboard=False,
-                            job_config=WithoutCurrentFolder(),
-                            **quiet,
-                        )
+                    with _start_few_and_on_loopback():
+                        _start(nodes, simulated_nodes, cores, quiet)
             except SystemExit:  # a handler of SIGTERM that Ray has put in place meanwhile
                 raise KeyboardInterrupt from None
             nodes.head = Head(ray.get_runtime_context().gcs_address, lambda: _has_ended(nodes))
@@ -272,6 +282,21 @@ def _show_token_where_asked(address: str) -> None:
             tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
         except Exception:  # whatever else is wrong, joining will say it
             pass
+
+
+def _start(
+    nodes: Nodes, simulated_nodes: int | None, cores: int | None, quiet: dict[str, Any]
+) -> None:
+    if simulated_nodes is not None:
+        _simulate(nodes, simulated_nodes, quiet)
+        return
+    ray.init(
+        address="local",
+        num_cpus=cores,
+        include_dashboard=False,
+        job_config=WithoutCurrentFolder(),
+        **quiet,
+    )
 
 
 def _simulate(nodes: Nodes, number: int, quiet: dict[str, Any]) -> None:

@@ -69,7 +69,7 @@ class RayBackend:
         """Form the transport anew over all ranks."""
         policy = plugins.build("runtime.transport", self._transport, "execution [transport]")
         timeout_s = self._patience.first_s
-        self._meeting = policy.meeting(self.size, timeout_s)
+        self._meeting = policy.meeting(self.size, timeout_s, self.nodes.own_address)
         address = self._meeting.address
         self._ask_all(
             lambda actor: actor.join.remote(self._transport, address, timeout_s), timeout_s

@@ -1,5 +1,6 @@
 """What a process started, what of it is left, and what others left lying around."""
 
+import ipaddress
 import os
 import signal
 import subprocess
@@ -64,6 +65,31 @@ def descendants(pid):
         found |= children
         parents = {own for own, _ in children}
     return found
+
+
+def open_addresses(pids):
+    """Addresses that processes listen at, without their ports."""
+    found = set()
+    sockets = {
+        os.readlink(entry)
+        for pid in pids
+        for entry in (Path(f"/proc/{pid}/fd").iterdir() if Path(f"/proc/{pid}/fd").exists() else ())
+        if entry.is_symlink()
+    }
+    for table in ("tcp", "tcp6"):
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+            own, state, inode = (line.split()[place] for place in (1, 3, 9))
+            if state == "0A" and f"socket:[{inode}]" in sockets:
+                words = bytes.fromhex(own.partition(":")[0])
+                parts = [words[at : at + 4][::-1] for at in range(0, len(words), 4)]
+                found.add(ipaddress.ip_address(b"".join(parts)))
+    return found
+
+
+def is_loopback(address):
+    """Whether other machines cannot reach an address; one of IPv4 may stand in one of IPv6."""
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
 
 
 def left_of(processes, wait_s=PATIENCE_S):

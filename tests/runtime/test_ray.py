@@ -31,7 +31,7 @@ from tests.runtime.equality import (
     decode,
     prompts,
 )
-from tests.runtime.processes import PATIENCE_S
+from tests.runtime.processes import PATIENCE_S, descendants, is_loopback, open_addresses
 from tests.runtime.ray_nodes import (
     EACH,
     NUM_NODES,
@@ -84,6 +84,12 @@ class TestEachTransport:
             if mark.startswith("moesim_node_")
         }
         assert [number_of[node] for node in homes(backend)] == job.node_R.tolist() == [0, 1, 2, 3]
+
+    def test_no_other_machine_reaches_a_port_of_theirs(self, backend, job):
+        pids = [os.getpid(), *processes(backend)]
+        assert all(open_addresses([pid]) for pid in pids)
+        of_ray = [pid for pid, args in descendants(os.getpid()) if "ray" in args]
+        assert all(map(is_loopback, open_addresses([*pids, *of_ray])))
 
     def test_a_rank_killed_as_planned_is_replaced_and_the_step_repeated(
         self, backend, job, reference
@@ -184,12 +190,12 @@ def test_transports_between_processes_keep_the_contract(nodes):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     peers = [ray.remote(Peer).options(num_cpus=0).remote() for _ in range(3)]
     for transport in TRANSPORTS:
-        meeting = contract.policy(transport).meeting(3, PATIENCE_S)
+        meeting = contract.policy(transport).meeting(3, PATIENCE_S, "127.0.0.1")
         asked = [
             p.keep.remote(transport, meeting.address, r, 3, PATIENCE_S) for r, p in enumerate(peers)
         ]
         contract.check_all(ray.get(asked, timeout=PATIENCE_S))
-        alone = contract.policy(transport).meeting(2, 1.0)
+        alone = contract.policy(transport).meeting(2, 1.0, "127.0.0.1")
         waited_s = ray.get(
             peers[0].wait_alone.remote(transport, alone.address, 2, 1.0), timeout=PATIENCE_S
         )

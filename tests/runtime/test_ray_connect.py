@@ -29,8 +29,10 @@ from tests.runtime.processes import (
     cluster_by_hand,
     common_folder,
     descendants,
+    is_loopback,
     is_untouched,
     left_of,
+    open_addresses,
     stale_address,
 )
 
@@ -46,7 +48,7 @@ def where():
 def test_what_is_started_is_found_whatever_addresses_lie_around_and_is_all_gone_afterwards(
     simulated_nodes,
 ):
-    before, started, folders = descendants(os.getpid()), set(), []
+    before, started, folders, addresses = descendants(os.getpid()), set(), [], set()
 
     def fail():
         with stale_address() as common, connect(simulated_nodes) as nodes:
@@ -59,6 +61,7 @@ def test_what_is_started_is_found_whatever_addresses_lie_around_and_is_all_gone_
             assert len(nodes.alive) == 1
             assert ray.get(where.remote(), timeout=PATIENCE_S) in nodes.alive
             started.update(descendants(os.getpid()) - before)
+            addresses.update(open_addresses([os.getpid(), *(pid for pid, _ in started)]))
             raise ZeroDivisionError  # as anything inside may
 
     with pytest.raises(ZeroDivisionError):
@@ -66,6 +69,8 @@ def test_what_is_started_is_found_whatever_addresses_lie_around_and_is_all_gone_
     names = " ".join(args for _, args in started)
     assert "gcs_server" in names
     assert "raylet" in names
+    assert addresses
+    assert all(map(is_loopback, addresses))  # no other machine reaches any port
     assert not ray.is_initialized()
     assert left_of(started) == set()
     assert not folders[0].exists()

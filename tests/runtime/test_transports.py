@@ -35,14 +35,17 @@ def test_threads_that_wait_when_the_meeting_is_aborted_are_told_so_at_once():
 
 def test_a_process_that_comes_to_a_meeting_that_was_given_up_does_not_wait_for_it():
     """It is refused, where the library would look for the others until its time is over."""
-    meeting = policy("process_group").meeting(2, 60.0)
+    meeting = policy("process_group").meeting(2, 60.0, "127.0.0.1")
     meeting.abort()
     with pytest.raises(PeerLostError, match=r"rank 1, forming the process group: .*refused"):
         policy("process_group").connect(meeting.address, 1, 2, 60.0)
 
 
 def test_a_process_whose_meeting_is_given_up_while_it_connects_does_not_wait_for_it(monkeypatch):
-    meeting, connect = policy("process_group").meeting(2, 60.0), socket.create_connection
+    meeting, connect = (
+        policy("process_group").meeting(2, 60.0, "127.0.0.1"),
+        socket.create_connection,
+    )
 
     def connect_before_the_end(*asked):
         connected = connect(*asked)

@@ -76,9 +76,12 @@ class TransportPolicy(Protocol):
     joins_processes: ClassVar[bool]
     """Whether its ranks may be processes, on one machine or several."""
 
-    def meeting(self, size: int, timeout_s: float) -> Meeting:
+    def meeting(self, size: int, timeout_s: float, host: str) -> Meeting:
         """Prepare a meeting point for the ranks, in the driver's process. Called again after every
         failure.
+
+        Args:
+            host: address of this machine by which the ranks reach it.
         """
         ...
 

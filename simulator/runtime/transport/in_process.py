@@ -35,7 +35,7 @@ class InProcess(Frozen):
 
     joins_processes: ClassVar[bool] = False
 
-    def meeting(self, size: int, timeout_s: float) -> Room:
+    def meeting(self, size: int, timeout_s: float, host: str = "") -> Room:
         return Room(size, timeout_s)
 
     def connect(self, address: Room, rank: int, size: int, timeout_s: float) -> InProcessTransport:

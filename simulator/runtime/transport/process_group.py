@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import ipaddress
+import os
 import socket
 import time
 from typing import Any, ClassVar, NamedTuple
@@ -29,8 +31,8 @@ class ProcessGroup(Frozen):
 
     joins_processes: ClassVar[bool] = True
 
-    def meeting(self, size: int, timeout_s: float) -> Listener:
-        return Listener(size, timeout_s)
+    def meeting(self, size: int, timeout_s: float, host: str) -> Listener:
+        return Listener(size, timeout_s, host)
 
     def connect(
         self, address: Address, rank: int, size: int, timeout_s: float
@@ -41,13 +43,19 @@ class ProcessGroup(Frozen):
 class Listener:
     """Driver's end: a store through which the ranks find each other; no tokens pass through it."""
 
-    def __init__(self, size: int, timeout_s: float) -> None:
-        host = _find_own_address()
-        store = TCPStore(
-            host, 0, size + 1, True, datetime.timedelta(seconds=timeout_s), wait_for_workers=False
+    def __init__(self, size: int, timeout_s: float, host: str) -> None:
+        # TCPStore would listen on all addresses.
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, 0), family=family)
+        self.address = Address(host, listener.getsockname()[1])
+        self._store: TCPStore | None = TCPStore(
+            *self.address,
+            size + 1,
+            True,
+            datetime.timedelta(seconds=timeout_s),
+            wait_for_workers=False,
+            master_listen_fd=listener.detach(),
         )
-        self.address = Address(host, store.port)
-        self._store: TCPStore | None = store
 
     def abort(self) -> None:
         """End the introductions: ranks that still wait for each other give up. Connections to a
@@ -56,14 +64,14 @@ class Listener:
         self._store = None
 
 
-def _find_own_address() -> str:
-    """Find the address that other machines reach this one by, without sending a packet."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("10.255.255.255", 1))
-            return str(probe.getsockname()[0])
-        except OSError:
-            return "127.0.0.1"
+def _stay_on_loopback() -> None:
+    """Let gloo and NCCL listen on the loopback interface, where all ranks are on this machine; they
+    would choose one by the machine's name.
+    """
+    loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
+    if loopback is not None:
+        for library in ("GLOO", "NCCL"):
+            os.environ.setdefault(f"{library}_SOCKET_IFNAME", loopback)
 
 
 def _find_store(address: Address, num_members: int, timeout_s: float) -> TCPStore:
@@ -113,6 +121,8 @@ class ProcessGroupTransport:
         self.rank, self.size = rank, size
         self.device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
         timeout = datetime.timedelta(seconds=timeout_s)
+        if ipaddress.ip_address(address.host).is_loopback:
+            _stay_on_loopback()
         try:
             store = _find_store(address, size + 1, timeout_s)
             # Names of groups count up in each process. One whose last attempt failed would look
