@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from simulator.base.errors import UserError, check_known
+from simulator.base.home import fetch_files, find_home_data
 
 Loaded = TypeVar("Loaded")
 
@@ -24,9 +25,13 @@ _NOUNS = {"workloads": "scenario", "workloads/requests": "workload", "workloads/
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
-@cache
 def shipped_folder() -> Path:
     """Find the folder that holds the shipped ``workloads/`` and ``cluster_configs/``."""
+    return find_home_data() or _find_own_data()
+
+
+@cache
+def _find_own_data() -> Path:
     inside = _PACKAGE / "_data"
     return inside if inside.is_dir() else _PACKAGE.parent
 
@@ -36,7 +41,8 @@ def search_folders(family: str) -> list[Path]:
     own first.
     """
     found: list[Path] = []
-    for folder in (Path(family), shipped_folder() / family):
+    for named in (Path(family), shipped_folder() / family):
+        folder = fetch_files(named, ".toml")
         if folder.is_dir() and (real := folder.resolve()) not in found:
             found.append(real)
     return found

@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable
 
+from simulator.base.home import name_at_home
 from simulator.base.text import one_line, shorten
 
 INTERRUPTED = 130
@@ -27,7 +28,9 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        words = _LONG_WORD.sub(lambda word: shorten(word[0], _LONGEST_WORD), one_line(message))
+        words = _LONG_WORD.sub(
+            lambda word: shorten(word[0], _LONGEST_WORD), one_line(name_at_home(message))
+        )
         super().__init__(shorten(words, _LONGEST_MESSAGE))
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from simulator.base.errors import UserError
+from simulator.base.home import fetch
 from simulator.base.text import shorten
 
 MOST_BYTES = 4 << 30
@@ -47,6 +48,7 @@ def open_file(path: Path) -> BinaryIO:
     Raises:
         UserError: if it is missing, a folder, a pipe or a device, or may not be read.
     """
+    path = fetch(path)
     try:
         kind = stat.S_IFMT(path.stat().st_mode)
         if kind == stat.S_IFDIR:

@@ -30,13 +30,15 @@ import os
 import site
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
+from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from simulator.base.errors import UserError
+from simulator.base.home import fetch
 
 FLAG = "--allow-code"
 """The option of the command line that allows the current folder's code."""
@@ -74,6 +76,25 @@ def allow_as_sender(folder: Path | None) -> None:
     allow_code(folder)
     if folder is not None:
         _append(folder)
+        sys.meta_path.append(_FromHome())
+
+
+class _FromHome(MetaPathFinder):
+    """Finder of modules in the folder that was allowed, where that is on another machine."""
+
+    def find_spec(
+        self, name: str, path: Iterable[str] | None = None, target: object = None
+    ) -> ModuleSpec | None:
+        allowed = _Allowed.folder
+        if allowed is None or (top := fetch(allowed)) == allowed:
+            return None
+        folders = [top] if path is None else [Path(one) for one in path]
+        own, last = [one for one in folders if one.is_relative_to(top)], name.rpartition(".")[2]
+        for folder in own:
+            for file in (last, f"{last}/__init__.py", f"{last}.py"):
+                fetch(folder / file)
+        importlib.invalidate_caches()  # of folders, which are looked at as often as clocks tick
+        return PathFinder.find_spec(name, list(map(str, own))) if own else None
 
 
 def forget_current_folder() -> None:

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from simulator.base.data import find_file, load_once
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen, Policy, validate
+from simulator.base.home import fetch
 from simulator.base.kinds import OneOf, PolicyOf
 from simulator.base.quantities import (
     IS_LABEL,
@@ -341,5 +342,5 @@ def _complete(model: ModelSpec) -> ModelSpec:
 
 
 def _find_path(name: str, folder: Path | None) -> Path:
-    beside = (folder or Path()) / name
-    return beside if beside.exists() else Path(name)
+    beside = fetch((folder or Path()) / name)
+    return beside if beside.exists() else fetch(Path(name))

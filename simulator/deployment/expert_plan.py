@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
 from simulator.base.frozen import Policy
+from simulator.base.home import fetch
 from simulator.base.plugins import build
 from simulator.base.recent import Recent
 from simulator.base.streams import open_stream
@@ -381,6 +382,6 @@ class _Pools:
 def _with_path(routing: Policy, folder: Path) -> Policy:
     """Resolve a recorded routing's path, which is relative to the scenario's folder."""
     trace: Any = routing.get("trace")
-    if isinstance(trace, str) and (folder / trace).exists():
-        return {**routing, "trace": str(folder / trace)}
+    if isinstance(trace, str) and (path := fetch(folder / trace)).exists():
+        return {**routing, "trace": str(path)}
     return routing

@@ -22,6 +22,7 @@ import numpy as np
 
 from simulator.base.contracts import is_shipped
 from simulator.base.frozen import Policy
+from simulator.base.home import fetch
 from simulator.base.reading import read_bytes
 from simulator.base.recent import Recent
 from simulator.config.capacity import CandidateModel, Question, Spare
@@ -232,7 +233,7 @@ def _digest_files(value: Any, folder: Path) -> list[str]:
         value = list(value.values())
     if isinstance(value, list | tuple):
         return [digest for one in value for digest in _digest_files(one, folder)]
-    if isinstance(value, str) and (folder / value).is_file():
+    if isinstance(value, str) and fetch(folder / value).is_file():
         return [hashlib.sha256(read_bytes(folder / value)).hexdigest()]
     return []
 

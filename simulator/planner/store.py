@@ -1,12 +1,12 @@
 """Results of simulations on disk, keyed by all that they depend on: a search that was killed or
 extended goes on where it was.
 
-They lie in one SQLite file, which any number of processes of one machine may use at once. Machines
-may share it where their file system locks files across machines (NFS 4, Lustre and the like): a
-transaction is guarded by these locks and by a rollback journal. A write-ahead log would be faster,
-but needs memory that all machines share, and nothing tells which file systems are shared; a
-simulation takes a hundred times as long as writing what it found. A file that is damaged all the
-same is set aside.
+They lie in one SQLite file, which any number of processes of one machine may use at once; those on
+other machines of a cluster ask one on this machine. A command elsewhere may share the file where
+the file system locks files across machines (NFS 4, Lustre and the like): a transaction is guarded
+by these locks and by a rollback journal. A write-ahead log would be faster, but needs memory that
+all machines share; a simulation takes a hundred times as long as writing what it found. A file that
+is damaged all the same is set aside.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sqlite3
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +29,7 @@ from simulator import __version__
 from simulator.base.caches import DATABASE
 from simulator.base.data import search_folders
 from simulator.base.errors import UserError
+from simulator.base.home import ask_home
 from simulator.base.reading import read_bytes
 
 Value = TypeVar("Value")
@@ -91,6 +92,15 @@ class Store:
         """Read what was kept under a key; ``None`` where nothing was, or what is there cannot be
         read or has another shape.
         """
+        found: bytes | None = None
+        with contextlib.suppress(sqlite3.Error, OSError):
+            found = ask_home(partial(self._read, key))
+        try:
+            return None if found is None else shape.validate_json(found, strict=True)
+        except ValueError:
+            return None
+
+    def _read(self, key: str) -> bytes | None:
         rows: list[tuple[bytes, int]] = []
 
         def read(database: sqlite3.Connection) -> None:
@@ -103,12 +113,8 @@ class Store:
                     "UPDATE findings SET last_used_s = ? WHERE digest = ?", (now_s, key)
                 )
 
-        with contextlib.suppress(sqlite3.Error, OSError):
-            self._transact(read, "rw")
-        try:
-            return shape.validate_json(rows[0][0], strict=True) if rows else None
-        except ValueError:
-            return None
+        self._transact(read, "rw")
+        return rows[0][0] if rows else None
 
     def recall(self, key: str, shape: TypeAdapter[Value], make: Callable[[], Value]) -> Value:
         """Read what was kept under a key, or make and keep it."""
@@ -125,15 +131,8 @@ class Store:
         if self.folder is None or self.has_failed:
             return
         row = (key, shape.dump_json(value).decode(), int(time.time()))
-
-        def write(database: sqlite3.Connection) -> None:
-            database.execute(_TABLE)
-            database.execute("INSERT OR REPLACE INTO findings VALUES (?, ?, ?)", row)
-            _remove_oldest(database)
-
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._transact(write, "rwc")
+            ask_home(partial(self._write, row))
         except (sqlite3.Error, OSError) as error:
             _FAILED.add(self.folder)
             warnings.warn(
@@ -143,6 +142,18 @@ class Store:
                 RuntimeWarning,
                 stacklevel=2,
             )
+
+    def _write(self, row: tuple[str, str, int]) -> None:
+        if self.folder is None:
+            return
+
+        def write(database: sqlite3.Connection) -> None:
+            database.execute(_TABLE)
+            database.execute("INSERT OR REPLACE INTO findings VALUES (?, ?, ?)", row)
+            _remove_oldest(database)
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._transact(write, "rwc")
 
     @property
     def has_failed(self) -> bool:
@@ -213,7 +224,7 @@ def _set_aside(file: Path, inode: int | None) -> None:
 
 def key_of(*parts: Any) -> str:
     """A key for everything that an evaluation depends on, the program and its data included."""
-    text = json.dumps([program(), *parts], sort_keys=True, default=str)
+    text = json.dumps([ask_home(program), *parts], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -25,6 +25,7 @@ from simulator.runtime.head import ANSWER_S, Head, knock
 from simulator.runtime.last_resort import end_though_stuck
 from simulator.runtime.orphans import find_started_by, kill_left
 from simulator.runtime.ray_files import isolate_ray_files, keep_variables
+from simulator.runtime.ray_home import Sender, make_sender, ship_code
 from simulator.runtime.ray_path import WithoutCurrentFolder
 from simulator.runtime.stopping import stop_on_signal
 
@@ -68,6 +69,8 @@ class Nodes:
     simulated: Cluster | None = None
     head: Head | None = None
     """Head of the cluster, once there is one."""
+    sender: Sender = field(default_factory=lambda: Sender(None))
+    """Description of this process for those that it starts there."""
     _simulated_nodes: list[Any] = field(default_factory=list)
     _killed: set[str] = field(default_factory=set)
     """Ids of nodes that were killed: Ray itself notices a node's death only after missed
@@ -77,6 +80,16 @@ class Nodes:
     def is_lost(self) -> bool:
         """Whether the cluster is lost, so that requests to it are never answered."""
         return self.head is not None and self.head.lost is not None
+
+    def find_loss(self) -> str | None:
+        """Describe the loss of the cluster, looking for it now: a request would wait for what is
+        lost. ``None`` while nothing is.
+        """
+        if self.head is None:
+            return None
+        if self.head.lost is None:
+            self.head.look()
+        return self.head.lost
 
     @property
     def own_address(self) -> str:
@@ -95,6 +108,11 @@ class Nodes:
             and node["Resources"].get("CPU", 0) > 0
             and node["NodeID"] not in self._killed
         }
+
+    @property
+    def own(self) -> str:
+        """Id of the node that this process is on."""
+        return str(ray.get_runtime_context().get_node_id())
 
     @property
     def gpus(self) -> int:
@@ -197,12 +215,15 @@ def connect(
                         _start(nodes, simulated_nodes, cores, quiet)
             except SystemExit:  # a handler of SIGTERM that Ray has put in place meanwhile
                 raise KeyboardInterrupt from None
+            nodes.sender = make_sender(is_joined=address is not None)
             nodes.head = Head(ray.get_runtime_context().gcs_address, lambda: _has_ended(nodes))
             # Once more: Ray puts a handler of its own in place, which ends the process at once.
             with stop_on_signal(), nodes.head.watch_until_lost():
                 yield nodes
         except (Exception, KeyboardInterrupt) as error:
-            if (lost := _find_loss(nodes, error)) is None:
+            is_told = isinstance(error, KeyboardInterrupt)  # the watcher's comes after a loss
+            lost = nodes.head and nodes.head.lost if is_told else nodes.find_loss()
+            if lost is None:
                 raise
             raise LostError(f"Ray was lost: {lost}") from error
         finally:
@@ -216,15 +237,6 @@ def connect(
                 ):  # a node that was killed on purpose cannot be stopped again
                     nodes.simulated.shutdown()
             kill_left(agents)
-
-
-def _find_loss(nodes: Nodes, error: BaseException) -> str | None:
-    """Describe the loss of the cluster that caused an error, if it did."""
-    if nodes.head is None:
-        return None
-    if not isinstance(error, KeyboardInterrupt):  # one of the watcher's comes after a loss
-        nodes.head.look()
-    return nodes.head.lost
 
 
 def _has_ended(nodes: Nodes) -> bool:
@@ -259,7 +271,9 @@ def _join(address: str, quiet: dict[str, Any]) -> None:
         # Ray itself waits for minutes, and complains on standard error, where nobody is.
         knock(address)
         _show_token_where_asked(address)
-        ray.init(address=address, job_config=WithoutCurrentFolder(), **quiet)
+        ray.init(
+            address=address, job_config=WithoutCurrentFolder(), runtime_env=ship_code(), **quiet
+        )
     except (OSError, OverflowError, ValueError, RuntimeError) as error:
         raise UserError(
             f"--address {address}: no Ray cluster can be joined there: {first_line(error)}"

@@ -8,7 +8,6 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +17,9 @@ from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from simulator.base.errors import UserError
-from simulator.base.trust import allow_as_sender, allowed_folder
 from simulator.runtime.nodes import Nodes
 from simulator.runtime.ray_answers import collect_answers
+from simulator.runtime.ray_home import Sender
 from simulator.runtime.shard import Shard, threads_per_rank
 from simulator.runtime.shard_process import ShardProcess
 
@@ -30,8 +29,8 @@ _START_S = 120.0
 """Longest start of actors, seconds: each imports PyTorch."""
 
 
-def _allow(_: Shard, folder: Path | None) -> None:
-    allow_as_sender(folder)
+def _greet(_: Shard, sender: Sender) -> None:
+    sender.greet()
 
 
 class RankActors:
@@ -102,7 +101,7 @@ class RankActors:
         self.actors[rank] = RemoteShard.options(
             num_cpus=self._cpus, num_gpus=self._gpus, scheduling_strategy=strategy
         ).remote(rank, self.size)
-        self.actors[rank].apply.remote(_allow, allowed_folder())
+        self.actors[rank].apply.remote(_greet, self.nodes.sender)
         self._home[rank] = (group, bundle)
         self._pids[rank] = 0
 

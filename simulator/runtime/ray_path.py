@@ -17,11 +17,11 @@ class WithoutCurrentFolder(JobConfig):
     Ray itself would put the current folder and the script's in front of everything else, so that a
     stray ``numpy.py`` beside a scenario ran in every worker. Where moesim is not installed but
     found on the path of this process alone (``python -m simulator`` in a checkout), its own folder
-    stands there.
+    stands there, unless a runtime environment ships it.
     """
 
     def _serialize(self) -> bytes:
-        self._py_driver_sys_path = _folders()
+        self._py_driver_sys_path = [] if self.runtime_env else _folders()
         serialized: bytes = super()._serialize()
         return serialized
 

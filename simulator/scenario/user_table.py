@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from simulator.base.data import available_files, find_file
 from simulator.base.errors import UserError, did_you_mean
+from simulator.base.home import fetch
 from simulator.base.reading import read_toml
 from simulator.base.text import inline_toml
 
@@ -88,7 +89,7 @@ def is_training(source: str | Path | Mapping[str, Any], family: str) -> bool:
 
 
 def _find(name: str, family: str, noun: str) -> Path:
-    path = Path(name)
+    path = fetch(Path(name))
     if path.suffix != ".toml" and not path.is_file():
         if name in available_files(family):
             path = find_file(family, name, name)

@@ -15,6 +15,7 @@ from simulator.base import plugins
 from simulator.base.data import available_files, find_file, load_once
 from simulator.base.errors import UserError
 from simulator.base.frozen import Policy, validate
+from simulator.base.home import fetch, fetch_files
 from simulator.base.quantities import MOST_REQUESTS
 from simulator.base.reading import read_toml
 from simulator.base.streams import open_stream
@@ -339,7 +340,7 @@ def _path_of(requests: str, folder: Path, where: str) -> Path:
     named = available_files(_FAMILY)
     if requests in named:
         return named[requests]
-    path = folder / os.path.expanduser(requests)
+    path = fetch_files(folder / os.path.expanduser(requests))
     if path.exists() or path.suffix or len(Path(requests).parts) > 1:
         return path
     return find_file(_FAMILY, requests, f"{where} requests")
@@ -479,5 +480,5 @@ def _build(family: str, table: Policy, folder: Path, where: str) -> Any:
     """
     path = table.get("path")
     if isinstance(path, str):
-        table = {**table, "path": str(folder / os.path.expanduser(path))}
+        table = {**table, "path": str(fetch(folder / os.path.expanduser(path)))}
     return plugins.build(family, table, where)

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from simulator.base.data import find_file
 from simulator.base.errors import UserError, did_you_mean
 from simulator.base.frozen import Frozen, Policy, validate
+from simulator.base.home import fetch_files
 from simulator.base.quantities import Label
 from simulator.base.reading import read_toml
 from simulator.config.calibration.attention import AttentionFit
@@ -375,7 +376,7 @@ def _merge_any(table: dict[str, dict[str, AnyFit]], engine: str) -> dict[str, An
 
 def list_calibration_files(path: Path) -> list[Path]:
     """The files of a calibration: its own, and those of its folder."""
-    return [path, *sorted(path.with_suffix("").glob("*.toml"))]
+    return [path, *sorted(fetch_files(path.with_suffix(""), ".toml").glob("*.toml"))]
 
 
 def read_calibration(path: Path) -> dict[str, Any]:

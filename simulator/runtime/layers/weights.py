@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from simulator.base.errors import UserError
+from simulator.base.home import fetch
 
 
 class Weights(Protocol):
@@ -73,7 +74,7 @@ class SafetensorsWeights:
 
 def weights_from(path: str | None, seed: int) -> Weights:
     """Open the file's weights, or the seed's where no file is given."""
-    return SeededWeights(seed) if path is None else SafetensorsWeights(Path(path))
+    return SeededWeights(seed) if path is None else SafetensorsWeights(fetch(Path(path)))
 
 
 def empty(*shape: int) -> nn.Parameter:
