@@ -49,8 +49,8 @@ def plan(
     cheapest splits that train a model in so many days.
 
     Work is spread over this machine's cores with Ray, where that is installed. With --address it is
-    spread over the nodes of a Ray cluster, this one among them; all must have the plan's folder,
-    the current one and that of --cache under the same paths.
+    spread over the nodes of a Ray cluster, this one among them; the others need neither moesim nor
+    the plan's files.
 
     Exit status: 0 where one does, 3 where none does within the limits, 2 where the question is
     wrong.

@@ -9,14 +9,13 @@ _GLANCE_S = 1.0
 """Seconds that a thread waits for an answer before it checks that one can still come."""
 
 
-def start_actors(number: int) -> list[Any]:
-    """Start processes with a CPU each, over as many nodes as there are; they may still be starting
-    on return.
-    """
+def start_actor(node: str) -> Any:
+    """Start a process with a CPU of a node; it may still be starting on return."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    actor = ray.remote(num_cpus=1, max_restarts=0, scheduling_strategy="SPREAD")(_Actor)
-    return [actor.remote() for _ in range(number)]
+    place = NodeAffinitySchedulingStrategy(node, soft=False)
+    return ray.remote(num_cpus=1, max_restarts=0, scheduling_strategy=place)(_Actor).remote()
 
 
 def end_actors(actors: Iterable[Any]) -> None:

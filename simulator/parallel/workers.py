@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import math
 import sys
 import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any, ClassVar, TypeVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from simulator.base.errors import UserError
 from simulator.base.progress import CountDone
 from simulator.base.text import first_line
-from simulator.base.trust import allow_as_sender, allowed_folder
-from simulator.parallel.actors import call, end_actors, start_actors, wait_for
+from simulator.parallel.actors import call, end_actors, start_actor, wait_for
 from simulator.parallel.cores import count_cores
-from simulator.parallel.work_list import WorkList
+from simulator.parallel.work_list import Taker, WorkList
 from simulator.runtime.stopping import stop_on_signal
+
+if TYPE_CHECKING:  # it imports Ray
+    from simulator.runtime.nodes import Nodes
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -30,8 +34,10 @@ _MANY = 2
 """Items left for each worker above which a worker is handed its next item before it has ended the
 last, so that it never waits."""
 
+_HERE = Taker(0)
+"""Taker that this process is."""
 _GLANCE_S = 1.0
-"""Seconds between two checks that the Ray cluster is still there."""
+"""Seconds between two looks at the Ray cluster, its nodes and the workers that are slow."""
 _STOPS_S = 60.0
 """Seconds within which Ray stops, or never will; afterwards its processes end with this one."""
 _SHORT_S = 0.3
@@ -57,6 +63,21 @@ def use_workers(workers: Workers | int | None) -> contextlib.AbstractContextMana
     return contextlib.nullcontext(workers) if isinstance(workers, Workers) else Workers(workers)
 
 
+@dataclass
+class _Worker:
+    """Another process of the pool."""
+
+    taker: Taker
+    actor: Any
+    thread: threading.Thread | None = None
+    """Hands it its items, until the pool is closed or it is lost."""
+    handed: _Handed = field(default_factory=deque)
+
+    @property
+    def is_lost(self) -> bool:
+        return self.thread is not None and not self.thread.is_alive()
+
+
 class Workers:
     """Worker pool: processes that work through one list of items after another, this one and others
     that Ray starts.
@@ -64,6 +85,10 @@ class Workers:
     The others are started soon after the first list, while this process already works on it, and
     keep what they have loaded and filled from list to list. They are gone when the context ends,
     also after an error, Ctrl-C or SIGTERM.
+
+    A process that is lost is replaced, and a node that joins the cluster gets processes too. What a
+    lost one had begun is begun once more, and what one is slow with at the end also on another
+    node. No result depends on any of it, as long as the function's depend on its item only.
     """
 
     _num_open: ClassVar[int] = 0
@@ -102,8 +127,12 @@ class Workers:
         self._is_starting = False
         """Whether there may be processes that must be stopped."""
         self._has_started = threading.Event()
-        self._actors: list[Any] = []
-        self._drivers: list[threading.Thread] = []
+        self._workers: list[_Worker] = []
+        self._greet: Callable[[], None] = lambda: None
+        """Called before :attr:`_ready`, which may rest on what it does."""
+        self._num_started = 0
+        self._barred: set[str] = set()
+        """Nodes on which a worker did not start."""
 
     def _has_others(self) -> bool:
         return self._count != 1 and importlib.util.find_spec("ray") is not None and not _is_on_ray()
@@ -180,7 +209,7 @@ class Workers:
                 self._tell_news()
                 place = self._next_here(work)
                 if place is not None:
-                    self._keep(work, place, function(items[place]))
+                    self._keep(work, place, function(items[place]), _HERE)
                 fresh = work.fresh()
                 for result in fresh:
                     seen(result)
@@ -204,7 +233,7 @@ class Workers:
                     raise error
                 if work.has_fresh:
                     return None
-                place = work.take(0)
+                place = work.take(_HERE)
                 if place is not None:
                     return place
                 self._changed.wait()
@@ -213,9 +242,9 @@ class Workers:
         while self._news:
             warnings.warn(self._news.pop(0), RuntimeWarning, stacklevel=3)
 
-    def _keep(self, work: WorkList[Any, Any], place: int, result: Any) -> None:
+    def _keep(self, work: WorkList[Any, Any], place: int, result: Any, taker: Taker) -> None:
         with self._changed:
-            work.keep(place, result)
+            work.keep(place, result, taker)
             self._changed.notify_all()
 
     def _start(self) -> None:
@@ -240,12 +269,12 @@ class Workers:
                 self._is_starting = True
             others = None if self._count is None else self._count - 1
             with connect(address=self._address, cores=others) as nodes:
+                self._greet = nodes.sender.greet
                 if self._is_closed:
                     return
-                cpus = int(sum(nodes.alive.values()))
-                self._start_workers(cpus - 1 if others is None else min(others, cpus))
+                self._fill(nodes)
                 self._has_started.set()
-                self._wait_for_end(nodes.head)
+                self._wait_for_end(nodes)
                 self._give_up()
         except (
             BaseException
@@ -261,15 +290,22 @@ class Workers:
         finally:
             self._has_started.set()
 
-    def _wait_for_end(self, head: Any) -> None:
-        """Wait until the workers are not needed any more, or their cluster is lost."""
-        with self._changed:
-            while not self._is_closed and head.lost is None:
-                self._changed.wait(_GLANCE_S)
-            if not self._is_closed:
-                self._is_lost = True
-                self._news.append(f"Ray was lost, and this process does the rest: {head.lost}")
-                self._changed.notify_all()
+    def _wait_for_end(self, nodes: Nodes) -> None:
+        """Wait until the workers are not needed any more, or their cluster is lost; meanwhile,
+        replace those that are lost, and use nodes that join.
+        """
+        while True:
+            with self._changed:
+                if self._changed.wait_for(lambda: self._is_closed, _GLANCE_S):
+                    return
+            if lost := nodes.find_loss():
+                with self._changed:
+                    self._is_lost = True
+                    self._news.append(f"Ray was lost, and this process does the rest: {lost}")
+                    self._changed.notify_all()
+                return
+            if self._address is not None or any(one.is_lost for one in self._workers):
+                self._fill(nodes)
 
     def _do_without(self, error: Exception) -> None:
         """Note that workers did not start, which is no error on this machine: a busy one may give
@@ -277,32 +313,58 @@ class Workers:
         """
         self._news.append(f"{_UNSTARTED}: {first_line(error)}")
 
-    def _start_workers(self, number: int) -> None:
-        self._actors += start_actors(number)
-        for place, one in enumerate(self._actors, 1):
-            driver = threading.Thread(
-                target=self._drive, args=(place, one), name=f"worker {place}", daemon=True
-            )
-            self._drivers.append(driver)
-            driver.start()
+    def _fill(self, nodes: Nodes) -> None:
+        """Start a worker on each CPU that has none, up to their number; on a cluster this process
+        takes one of its node's.
+        """
+        free = {node: int(cpus) for node, cpus in nodes.alive.items() if node not in self._barred}
+        if self._address is not None and nodes.own in free:
+            free[nodes.own] -= 1
+        self._workers = [one for one in self._workers if not one.is_lost]
+        for one in self._workers:
+            if one.taker.node in free:
+                free[one.taker.node] -= 1
+        room = math.inf if self._count is None else self._count - 1 - len(self._workers)
+        while free and room > 0 and max(free.values()) > 0:
+            node = max(free, key=lambda name: free[name])
+            free[node] -= 1
+            room -= 1
+            self._start_worker(node)
+
+    def _start_worker(self, node: str) -> None:
+        self._num_started += 1
+        worker = _Worker(Taker(self._num_started, node), start_actor(node))
+        worker.thread = threading.Thread(
+            target=self._drive,
+            args=(worker, self._has_started.is_set()),
+            name=f"worker {self._num_started}",
+            daemon=True,
+        )
+        self._workers.append(worker)
+        worker.thread.start()
 
     def _give_up(self) -> None:
         """End calls that still run, so that no thread waits for one when Ray stops."""
-        if any(driver.is_alive() for driver in self._drivers):
-            end_actors([] if self._is_lost else self._actors)
-            for driver in self._drivers:
-                driver.join()
+        threads = [one.thread for one in self._workers if one.thread is not None]
+        if any(thread.is_alive() for thread in threads):
+            end_actors([] if self._is_lost else [one.actor for one in self._workers])
+            for thread in threads:
+                thread.join()
 
-    def _drive(self, number: int, actor: Any) -> None:
-        """Hand one worker item after item, from list to list."""
+    def _drive(self, worker: _Worker, is_late: bool) -> None:
+        """Hand one worker item after item, from list to list.
+
+        Args:
+            is_late: whether the first workers have been started before.
+        """
         import ray
 
-        handed: _Handed = deque()
+        handed, actor = worker.handed, worker.actor
         work: WorkList[Any, Any] | None = None
         try:
-            if not self._greets(actor):
+            if not self._greets(worker, is_late):
                 return
-            for work, place in self._for_worker(number, handed):
+            for work, place in self._for_worker(worker):
                 if place is not None:
                     handed.append((work, place, None))
                     # Not once in Ray's store: who writes there after it is gone is ended by Ray.
@@ -311,63 +373,71 @@ class Workers:
                     continue
                 work, place, task = handed[0]
                 try:
-                    self._keep(work, place, wait_for(task, lambda: self._is_lost))
+                    self._keep(work, place, wait_for(task, lambda: self._is_lost), worker.taker)
                 except ray.exceptions.RayTaskError as error:
-                    self._fail(work, error.cause)
+                    if place not in work.results:
+                        self._fail(work, error.cause)
                 handed.popleft()
-        except (ray.exceptions.RayError, OSError):
-            self._lose(number, handed)
+        except (ray.exceptions.RayError, OSError) as error:
+            self._lose(worker, error)
         except BaseException as error:
             self._fail(work, error)
+        finally:
+            if not self._is_closed and not self._is_lost:
+                end_actors([actor])
 
-    def _lose(self, number: int, handed: _Handed) -> None:
+    def _lose(self, worker: _Worker, error: Exception) -> None:
         """Return a lost worker's items to the list; whoever is left does them, this process at
         last.
         """
         with self._changed:
-            for work, place, _ in handed:
-                work.give_back(place, number)
+            for number, (work, place, _) in enumerate(worker.handed):
+                was_begun = number == 0 and not self._is_lost
+                work.give_back(place, worker.taker, first_line(error), was_begun=was_begun)
             if not self._is_closed and not self._is_lost:
                 self._news.append("a process of Ray's was lost, and others do its work")
             self._changed.notify_all()
 
-    def _greets(self, actor: Any) -> bool:
+    def _greets(self, worker: _Worker, is_late: bool) -> bool:
         """Wait until a worker has started, and say whether it has."""
         import ray
 
         try:
-            actor.call.remote(allow_as_sender, allowed_folder())  # before its work comes
-            wait_for(actor.call.remote(call, self._ready), lambda: self._is_lost)
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from error
+            for prepare in (self._greet, self._ready):  # before its work comes
+                wait_for(worker.actor.call.remote(call, prepare), lambda: self._is_lost)
         except ray.exceptions.RayError as error:
-            if self._is_lost:
+            cause = getattr(error, "cause", None) or error
+            if not isinstance(cause, ray.exceptions.RayError | ImportError):
+                raise cause from error
+            if self._is_lost or self._is_closed:
                 return False
-            if self._address is None:
-                self._do_without(error)
+            self._barred.add(worker.taker.node)
+            if self._address is None or is_late:
+                self._do_without(cause)
                 return False
-            why = f"a worker did not start: {first_line(error)}"
+            why = f"a worker did not start: {first_line(cause)}"
             raise UserError(f"--address {self._address}: {why}") from error
         return True
 
-    def _for_worker(
-        self, number: int, handed: _Handed
-    ) -> Iterator[tuple[WorkList[Any, Any], int | None]]:
+    def _for_worker(self, worker: _Worker) -> Iterator[tuple[WorkList[Any, Any], int | None]]:
         """Yield the next items of one worker; without a place where it must first end what it was
         handed.
         """
+        taker, handed = worker.taker, worker.handed
         while True:
             with self._changed:
                 place = None
                 while not self._is_closed and not self._is_lost:
                     work = self._list
-                    num_workers = 1 + len(self._actors)
+                    num_workers = 1 + len(self._workers)
                     if work is not None and work.error is None:
                         is_long = work.num_left >= _MANY * num_workers
-                        place = work.take(number) if len(handed) < 1 + is_long else None
+                        place = work.take(taker) if len(handed) < 1 + is_long else None
+                        if place is None and not handed:
+                            place = work.take_again(taker)
                     if place is not None or handed:
                         break
-                    self._changed.wait()
+                    self._changed.wait(_GLANCE_S)
                 if self._is_closed or (self._is_lost and not handed):
                     return
                 work = work if place is not None else handed[0][0]

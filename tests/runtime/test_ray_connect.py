@@ -19,8 +19,6 @@ ray = pytest.importorskip("ray", reason="needs pip install 'moesim[real]'")
 
 from simulator.base.errors import UserError
 from simulator.parallel.workers import Workers
-from simulator.planner.capacity import _ready
-from simulator.planner.store import program
 from simulator.runtime.nodes import connect
 from simulator.runtime.ray_files import isolate_ray_files
 from tests.runtime.processes import (
@@ -37,6 +35,7 @@ from tests.runtime.processes import (
 )
 
 pytestmark = pytest.mark.xdist_group("ray-apart")
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a cluster has no tests
 
 
 @ray.remote(num_cpus=1)
@@ -153,15 +152,14 @@ def test_a_cluster_that_somebody_started_is_joined_and_goes_on_afterwards(tmp_pa
                     nodes.kill(0)
             assert command.poll() is None
             assert processes <= {pid for pid, _ in descendants(command.pid)}
-        # What a plan does on its nodes, of which one worker a CPU is made, this process included.
-        here = (program(), str(Path.cwd()), str(Path.cwd()), None)
-        with Workers(address=address, ready=partial(_ready, here)) as pool:
+        # One worker a CPU, this process included.
+        with Workers(address=address) as pool:
             assert {pid for _, pid in pool.map(partial(both_at_work, tmp_path), range(3))} > {
                 os.getpid()
             }
         with (
-            pytest.raises(UserError, match="another version of moesim"),
-            Workers(address=address, ready=partial(_ready, ("another", *here[1:]))) as pool,
+            pytest.raises(UserError, match="nobody works here"),
+            Workers(address=address, ready=refuse) as pool,
         ):
             pool.map(time.sleep, [0.05] * 2000)
         assert (common / "ray_current_cluster").read_text() == address
@@ -189,6 +187,10 @@ def test_a_search_goes_on_alone_where_the_head_of_its_cluster_is_lost(tmp_path):
             assert work_on() == [0, 1, 2, 3]
         with pytest.raises(UserError, match=address), connect(address=address):
             pass
+
+
+def refuse():
+    raise UserError("nobody works here")
 
 
 def both_at_work(folder, number):

@@ -14,8 +14,8 @@ from types import ModuleType
 
 import pytest
 
-from simulator.base.errors import UserError
-from simulator.parallel.work_list import WorkList
+from simulator.base.errors import LostError, UserError
+from simulator.parallel.work_list import Taker, WorkList
 from simulator.parallel.workers import Workers, sweep
 
 PATIENCE_S = 300.0
@@ -185,17 +185,50 @@ def test_a_loss_during_the_last_item_is_told_before_the_results():
 def test_what_is_given_back_is_begun_anew_by_whoever_asks():
     items = [("a", 1), ("b", 3), ("a", 5)]
     work = WorkList(None, items, lambda item: item[0], lambda item: item[1], {})
-    lost = work.take(1)
+    lost = work.take(Taker(1))
     assert items[lost] == ("a", 5)
-    work.give_back(lost, 1)
-    assert [items[work.take(2)] for _ in items] == [("a", 5), ("b", 3), ("a", 1)]
-    assert work.take(2) is None
+    work.give_back(lost, Taker(1), "it was killed", was_begun=True)
+    assert [items[work.take(Taker(2))] for _ in items] == [("a", 5), ("b", 3), ("a", 1)]
+    assert work.take(Taker(2)) is None
+
+
+def test_an_item_that_is_lost_twice_ends_the_list_and_one_that_was_not_begun_does_not_count():
+    work = WorkList(None, ["a"], str, lambda _: 1.0, {})
+    for number, was_begun in ((1, False), (2, True), (3, True)):
+        assert work.error is None
+        place = work.take(Taker(number))
+        work.give_back(place, Taker(number), "it was killed", was_begun=was_begun)
+    assert isinstance(work.error, LostError)
+    assert "number 1 of 1: it was killed" in str(work.error)
+
+
+def test_what_one_worker_is_slow_with_is_begun_on_another_node_too_and_the_first_answer_counts():
+    now_s = [0.0]
+    work = WorkList(None, [1, 2, 3], str, lambda _: 1.0, {}, lambda: now_s[0])
+    here, slow, beside, other = Taker(0, "a"), Taker(1, "b"), Taker(2, "b"), Taker(3, "c")
+    of_here, stuck = work.take(here), work.take(slow)
+    assert work.take_again(other) is None  # one is left
+    done = work.take(other)
+    now_s[0] = 2.0
+    work.keep(done, "quick", other)
+    assert work.take_again(other) is None  # no longer than others took
+    now_s[0] = 4.0
+    assert work.take_again(beside) is None  # on the same node
+    assert work.take_again(other) == stuck
+    assert work.take_again(Taker(4, "d")) is None  # two have it
+    work.keep(stuck, "first", other)
+    work.keep(stuck, "second", slow)
+    work.give_back(stuck, slow, "it was killed", was_begun=True)
+    assert work.take(slow) is None
+    work.keep(of_here, "own", here)
+    assert work.results == {done: "quick", stuck: "first", of_here: "own"}
+    assert work.fresh() == ["quick", "first", "own"]
 
 
 def order(items, *takers):
     """Items, which are ``(group, weight)``, as they are taken by workers that ask in turn."""
     work = WorkList(None, items, lambda item: item[0], lambda item: item[1], {})
-    taken = [(taker, work.take(taker)) for taker in takers]
+    taken = [(taker, work.take(Taker(taker))) for taker in takers]
     return [(taker, place if place is None else items[place]) for taker, place in taken]
 
 
@@ -222,7 +255,7 @@ def test_who_had_a_group_in_one_list_gets_it_in_the_next():
     owners, items = {}, ["a", "b"]
     for first, second in ((0, 1), (1, 0)):
         work = WorkList(None, items, str, lambda _: 1.0, owners)
-        taken = {first: items[work.take(first)], second: items[work.take(second)]}
+        taken = {one: items[work.take(Taker(one))] for one in (first, second)}
         assert taken == {0: "a", 1: "b"}
 
 
