@@ -408,7 +408,8 @@ class Workers:
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None) or error
             if not isinstance(cause, ray.exceptions.RayError | ImportError):
-                raise cause from error
+                self._fail(None, cause)
+                return False
             if self._is_lost or self._is_closed:
                 return False
             self._barred.add(worker.taker.node)

@@ -6,6 +6,7 @@ import contextlib
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import simulator
 from simulator.base.data import shipped_folder
+from simulator.base.errors import UserError
 from simulator.base.held import hold_folder, take_abandoned
 from simulator.base.home import Far, join_home
 from simulator.base.trust import allow_as_sender, allowed_folder
@@ -37,9 +39,10 @@ class _Caller:
     """Body of a process on the command's machine that calls functions for the others."""
 
     def __init__(self, folder: Path, shipped: Path) -> None:
-        join_home(folder, shipped, None)
+        self._join = partial(join_home, folder, shipped, None)
 
     def call(self, function: Callable[[], Any]) -> Any:
+        self._join()  # here, where who asks is told of a folder that is missing
         return function()
 
 
@@ -101,6 +104,12 @@ def _open_far(caller: Any) -> Far:
         except RayTaskError as error:
             raise error.cause from None
 
+    try:
+        ask(Path.cwd)
+    except OSError as error:
+        raise UserError(
+            f"--address: Ray's processes on the command's own node do not see its files: {error}"
+        ) from None
     return Far(root, ask, {})
 
 

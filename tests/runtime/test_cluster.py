@@ -100,12 +100,21 @@ def hide(*folders):
 
 
 @contextmanager
-def far_node(address, num_cpus, *hidden):
-    """A node of the cluster that has none of the folders' files; its process."""
+def far_node(address, number, num_cpus, *hidden):
+    """A node of the cluster that has none of the folders' files, nor Ray's of other nodes; its
+    process.
+    """
     start = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={address}"]
+    start += [f"--node-ip-address=127.0.0.{number}"]  # Ray tells nodes apart by them
     start += [f"--num-cpus={num_cpus}", "--block", *OWN_PORTS]
     node = subprocess.Popen(
-        ["unshare", "--mount", "sh", "-c", f"{hide(*hidden)}\nexec {shlex.join(start)}"],
+        [
+            "unshare",
+            "--mount",
+            "sh",
+            "-c",
+            f"{hide(os.environ['RAY_TMPDIR'], *hidden)}\nexec {shlex.join(start)}",
+        ],
         cwd="/",
         env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
         stdout=subprocess.DEVNULL,
@@ -149,7 +158,7 @@ def address(home):
     with (
         common_folder(),
         cluster_by_hand(*head) as (found, _),
-        far_node(found, 2, CHECKOUT, home.parent),
+        far_node(found, 2, 2, CHECKOUT, home.parent),
     ):
         yield found
 
@@ -355,7 +364,7 @@ def stalls_once(marks, home, number):
 
 
 def test_a_node_that_joins_gets_work_also_what_another_is_stuck_with(address, home, marks):
-    with open_pool(address, marks) as pool, far_node(address, 1, CHECKOUT, home.parent):
+    with open_pool(address, marks) as pool, far_node(address, 3, 1, CHECKOUT, home.parent):
         gather(pool, marks, 4)
         found = pool.map(partial(stalls_once, marks, os.getpid()), range(40))
         assert found == list(range(40))
