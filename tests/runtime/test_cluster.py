@@ -88,7 +88,7 @@ def hide(*folders):
         for folder in map(Path, {sys.prefix, sys.base_prefix})
         if folder.is_relative_to(CHECKOUT)
     ]
-    lines = ["set -e", "mount --make-rprivate /"]
+    lines = ["set -e", "mount --make-rprivate /", "mount -t tmpfs tmpfs /mnt"]
     for number, folder in enumerate(inside):
         saved = f"/mnt/saved-{number}"
         lines += [f"mkdir -p {saved}", f"mount --bind {shlex.quote(str(folder))} {saved}"]
