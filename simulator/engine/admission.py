@@ -16,6 +16,7 @@ from simulator.engine.cache import (
     count_hits,
     count_idle,
     count_kept,
+    count_missing,
     count_readable,
     hold_block,
     read_blocks,
@@ -59,7 +60,7 @@ def admit(
             break
         r = rank.waiting.first
         request = requests.each[r]
-        hits = count_hits(requests, ranks.prefixes, pool, r, limits)
+        hits = count_hits(requests, ranks.prefixes, pool, r, limits, 1)
         kept = count_kept(requests, ranks, r, pool, hits, limits)
         readable = 0
         if reads:
@@ -98,15 +99,7 @@ def admit(
             rank.stopped_by = _TOKEN_BUDGET if has_blocks else _KV_CACHE
             rank.is_full = not has_blocks
             return budget
-        start = requests.prefix_starts[r]
-        for i in range(start, start + hits):
-            hold_block(requests, ranks, pool, requests.prefix_ids[i], limits)
-        reclaim_blocks(requests, ranks, r, pool, kept)
-        need = blocks_for(reach, limits) - hits * limits.prefix_blocks
-        allocate_blocks(ranks, pool, need - kept, limits)
-        request.blocks = need
-        request.shared = hits
-        pop(rank.waiting, requests.each)
+        _take_blocks(requests, ranks, d, hits, kept, reach, limits)
         coming += clipped
         if readable > 0:
             _begin_reading(requests, ranks, d, r, readable, limits, now_s)
@@ -192,12 +185,11 @@ def admit_prefills(requests: Requests, ranks: Ranks, d: int, limits: Limits, now
         request = rows[r]
         left = request.num_input + request.generated - request.computed
         new = min(left, min(budget, int(room)) if room >= 1 else budget)
-        need = blocks_for(request.computed + new, limits) - request.blocks
-        need -= request.shared * limits.prefix_blocks
+        need = max(0, count_missing(request, request.computed + new, limits))
         if need > count_available(ranks, pool, limits):
             return 0
-        allocate_blocks(ranks, pool, max(0, need), limits)
-        request.blocks += max(0, need)
+        allocate_blocks(ranks, pool, need, limits)
+        request.blocks += need
         share_prompt(requests, ranks, pool, r, request.computed + new, limits, now_s)
         ranks.chunk[d, open_chunk] = new
         room -= _round_up(new, page) + page
@@ -214,7 +206,7 @@ def admit_prefills(requests: Requests, ranks: Ranks, d: int, limits: Limits, now
             break
         r = rank.waiting.first
         request = rows[r]
-        hits = count_hits(requests, ranks.prefixes, pool, r, limits)
+        hits = count_hits(requests, ranks.prefixes, pool, r, limits, 1)
         kept = count_kept(requests, ranks, r, pool, hits, limits)
         idle = count_idle(requests, ranks, pool, r, hits) * limits.prefix_blocks + kept
         found = hits * limits.prefix_tokens + kept * page
@@ -233,14 +225,8 @@ def admit_prefills(requests: Requests, ranks: Ranks, d: int, limits: Limits, now
         if new <= 0 or (size > budget and tokens > 0):
             rank.stopped_by = _TOKEN_BUDGET
             break
-        start = requests.prefix_starts[r]
-        for i in range(start, start + hits):
-            hold_block(requests, ranks, pool, requests.prefix_ids[i], limits)
-        reclaim_blocks(requests, ranks, r, pool, kept)
-        need = blocks_for(found + new, limits) - hits * limits.prefix_blocks
-        allocate_blocks(ranks, pool, need - kept, limits)
-        request.blocks, request.shared, request.computed = need, hits, found
-        pop(rank.waiting, rows)
+        _take_blocks(requests, ranks, d, hits, kept, found + new, limits)
+        request.computed = found
         share_prompt(requests, ranks, pool, r, found + new, limits, now_s)
         _run(requests, ranks, d, r, new, now_s)
         room -= idle * page + size + page + fixed + output
@@ -252,6 +238,23 @@ def admit_prefills(requests: Requests, ranks: Ranks, d: int, limits: Limits, now
     if num_decodes == 0:
         rank.is_full = False  # the batch becomes the running one, with a flag of its own
     return tokens
+
+
+@jit_inner
+def _take_blocks(
+    requests: Requests, ranks: Ranks, d: int, hits: int, kept: int, reach: int, limits: Limits
+) -> None:
+    """Take the first waiting request of rank ``d`` out of its queue, with blocks for its first
+    ``reach`` tokens: ``hits`` prefix blocks, and ``kept`` blocks that it lost.
+    """
+    pool, r = d % len(ranks.caches), ranks.each[d].waiting.first
+    request, start = requests.each[r], requests.prefix_starts[r]
+    for i in range(start, start + hits):
+        hold_block(requests, ranks, pool, requests.prefix_ids[i], limits)
+    reclaim_blocks(requests, ranks, r, pool, kept)
+    request.shared, request.blocks = hits, blocks_for(reach, limits) - hits * limits.prefix_blocks
+    allocate_blocks(ranks, pool, request.blocks - kept, limits)
+    pop(ranks.each[d].waiting, requests.each)
 
 
 @jit_inner
@@ -278,7 +281,7 @@ def _survey_running(
     which a token in flight is still to come.
     """
     rank, open_chunk, count, tokens = ranks.each[d], -1, 0, 0.0
-    share = 1.0 if limits.rules.ignores_share else ranks.output_share[d]
+    share = 1.0 if limits.rules.ignores_share else rank.output_share
     for i in range(rank.num_running):
         request = requests.each[ranks.running[d, i]]
         if request.computed < request.prompt:
@@ -309,7 +312,7 @@ def count_coming(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> in
     for i in range(rank.num_running):
         request = rows[running[d, i]]
         left = clip_output(request.num_output - request.generated)
-        tokens += left if request.generated == 0 else left * ranks.output_share[d]
+        tokens += left if request.generated == 0 else left * rank.output_share
     return int(tokens)
 
 
@@ -371,11 +374,9 @@ def reserve_blocks(requests: Requests, ranks: Ranks, d: int, limits: Limits, now
             rank.stopped_by = _KV_CACHE
             return
         pop(rank.line, rows)
-        need = blocks_for(reach, limits)
-        allocate_blocks(ranks, pool, need, limits)
-        request.blocks = need
-        request.stage = RESERVED
-        request.reserved_s = now_s
+        request.blocks = blocks_for(reach, limits)
+        allocate_blocks(ranks, pool, request.blocks, limits)
+        request.stage, request.reserved_s = RESERVED, now_s
         _reserve(requests, ranks, d, r)
 
 
@@ -389,21 +390,15 @@ def _reserve(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
 
 
 @jit_inner
-def _count_out(requests: Requests, ranks: Ranks, clock: Clock, r: int) -> None:
-    """Remove request ``r`` from the replica's counts."""
+def count_out(requests: Requests, ranks: Ranks, clock: Clock, r: int) -> None:
+    """Remove request ``r`` from the counts of its rank and replica."""
     request, counts = requests.each[r], clock.counts[0]
-    tokens = request.num_input + request.num_output
+    rank, tokens = ranks.each[request.dp_rank], request.num_input + request.num_output
     request.stage = HERE
-    ranks.each[request.dp_rank].tokens -= tokens
-    ranks.each[request.dp_rank].prompt_tokens -= request.num_input
+    rank.tokens -= tokens
+    rank.prompt_tokens -= request.num_input
     counts.num_finished += 1
     counts.outstanding_tokens -= tokens
-
-
-@jit_inner
-def expects_caches(ranks: Ranks) -> bool:
-    """Whether caches are to arrive, which blocks are reserved for."""
-    return bool(ranks.each.num_reserved.any())
 
 
 @jit_inner
@@ -423,7 +418,7 @@ def give_up_line(requests: Requests, ranks: Ranks, clock: Clock, r: int) -> None
     """
     request, counts = requests.each[r], clock.counts[0]
     if remove(ranks.each[request.dp_rank].line, requests.each, r):
-        _count_out(requests, ranks, clock, r)
+        count_out(requests, ranks, clock, r)
     elif remove(counts.coming, requests.each, r):
         request.stage = HERE
         counts.coming_tokens -= request.num_input + request.num_output
@@ -438,4 +433,4 @@ def give_up_blocks(requests: Requests, ranks: Ranks, limits: Limits, clock: Cloc
     rank.is_full = False
     rank.num_reserved -= 1
     rank.reserved_output -= clip_output(request.num_output - request.generated)
-    _count_out(requests, ranks, clock, r)
+    count_out(requests, ranks, clock, r)

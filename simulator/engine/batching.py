@@ -14,11 +14,17 @@ import math
 import numpy as np
 
 from simulator.base.jit import jit_inline, jit_inner
-from simulator.engine.admission import admit, admit_prefills, count_emitted, reserve_blocks
+from simulator.engine.admission import (
+    admit,
+    admit_prefills,
+    count_emitted,
+    count_out,
+    reserve_blocks,
+)
 from simulator.engine.cache import (
     allocate_blocks,
-    blocks_for,
     count_available,
+    count_missing,
     evict_blocks,
     keep_order,
     reclaim_blocks,
@@ -28,7 +34,7 @@ from simulator.engine.cache import (
     touch_blocks,
 )
 from simulator.engine.queue import join, join_again, pop, remove
-from simulator.engine.state import IN_LINE, Clock, Limits, Ranks, Requests
+from simulator.engine.state import IN_LINE, NEVER, Clock, Limits, Ranks, Requests
 from simulator.results.tables import (
     ADMISSION_LIMITS,
     GAP_BINS_PER_DECADE,
@@ -155,16 +161,15 @@ def retract(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> None:
             evict_blocks(ranks, pool, -(-tokens // limits.block_tokens), limits)
         retracted = True
     if not retracted:
-        ranks.output_share[d] = max(
-            limits.rules.least_output_share, ranks.output_share[d] - limits.rules.output_share_decay
-        )
+        share = rank.output_share - limits.rules.output_share_decay
+        rank.output_share = max(limits.rules.least_output_share, share)
         return
     used, asked = 0, 1
     for i in range(rank.num_running):
         request = rows[running[d, i]]
         used += count_emitted(requests, ranks, d, running[d, i]) + limits.rules.retract_steps
         asked += request.max_output
-    ranks.output_share[d] = min(1.0, used / asked)
+    rank.output_share = min(1.0, used / asked)
 
 
 @jit_inner
@@ -172,18 +177,12 @@ def _next_blocks(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> in
     """Count the KV blocks that the next token of each running request takes, with its
     draft tokens.
     """
-    running, rows = ranks.running, requests.each
-    count = 0
+    count, new = 0, 1 + len(limits.accepted)
     for i in range(ranks.each[d].num_running):
-        request = rows[running[d, i]]
-        if gets_last(requests, running[d, i]):
-            continue
-        need = (
-            blocks_for(request.computed + 1 + len(limits.accepted), limits)
-            - request.blocks
-            - request.shared * limits.prefix_blocks
-        )
-        count += max(0, need)
+        r = ranks.running[d, i]
+        if not gets_last(requests, r):
+            request = requests.each[r]
+            count += max(0, count_missing(request, request.computed + new, limits))
     return count
 
 
@@ -248,10 +247,6 @@ def count_kept_tokens(requests: Requests, limits: Limits, r: int, new: int) -> i
 # visited.
 
 
-_NEVER = 1 << 62
-"""Step number beyond any run's, of decodes that do not end."""
-
-
 @jit_inner
 def find_gap_bin(gap_s: float) -> int:
     """Histogram bin of a gap between output tokens."""
@@ -300,35 +295,36 @@ def _count_spare_tokens(requests: Requests, r: int, limits: Limits) -> int:
 
 
 @jit_inner
-def _join_sums(requests: Requests, ranks: Ranks, limits: Limits, d: int) -> None:
-    """Add to the summed decodes of rank ``d`` the requests behind them that got a token from the
-    latest step and want another.
+def sum_decodes(requests: Requests, ranks: Ranks, limits: Limits) -> None:
+    """Add to the summed decodes of every rank, whose tokens have just been counted, the requests
+    behind them that got a token from the latest step and want another.
     """
-    rank, rows = ranks.each[d], requests.each
-    while rank.num_decodes < rank.num_running:
-        r = ranks.running[d, rank.num_decodes]
-        request = rows[r]
-        if (
-            not is_decode(request.num_input, request.generated, request.computed)
-            or request.joined != rank.ticks
-            or request.generated == request.known_end
-        ):
-            return
-        left = request.num_output - request.generated
-        fitting = _count_spare_tokens(requests, r, limits)
-        if fitting < left:
-            if fitting >= limits.block_tokens:
-                return
-            ranks.ring[d, (rank.ticks + fitting) % limits.block_tokens] += 1
-        if rank.num_decodes == 0:
-            rank.next_end = _NEVER
-        ranks.ends[d, rank.num_decodes] = rank.ticks + left
-        ranks.starts[d, rank.num_decodes] = request.computed - rank.ticks
-        rank.num_decodes += 1
-        ranks.profiles[d, request.profile] += 1
-        rank.contexts += request.computed
-        rank.longest = max(rank.longest, request.computed)
-        rank.next_end = min(rank.next_end, rank.ticks + left)
+    for d in range(len(ranks.each) if limits.sums_decodes else 0):
+        rank = ranks.each[d]
+        while rank.num_decodes < rank.num_running:
+            r = ranks.running[d, rank.num_decodes]
+            request = requests.each[r]
+            if (
+                not is_decode(request.num_input, request.generated, request.computed)
+                or request.joined != rank.ticks
+                or request.generated == request.known_end
+            ):
+                break
+            left = request.num_output - request.generated
+            fitting = _count_spare_tokens(requests, r, limits)
+            if fitting < left:
+                if fitting >= limits.block_tokens:
+                    break
+                ranks.ring[d, (rank.ticks + fitting) % limits.block_tokens] += 1
+            if rank.num_decodes == 0:
+                rank.next_end = NEVER
+            ranks.ends[d, rank.num_decodes] = rank.ticks + left
+            ranks.starts[d, rank.num_decodes] = request.computed - rank.ticks
+            rank.num_decodes += 1
+            ranks.profiles[d, request.profile] += 1
+            rank.contexts += request.computed
+            rank.longest = max(rank.longest, request.computed)
+            rank.next_end = min(rank.next_end, rank.ticks + left)
 
 
 @jit_inner
@@ -344,16 +340,20 @@ def dissolve_sums(requests: Requests, ranks: Ranks, limits: Limits, d: int) -> N
 def _leave_sums_last(requests: Requests, ranks: Ranks, limits: Limits, d: int) -> None:
     """Give the latest admitted of the summed decodes of rank ``d`` its own state again."""
     rank = ranks.each[d]
-    last, ticks = rank.num_decodes - 1, rank.ticks
-    r = ranks.running[d, last]
+    r = ranks.running[d, rank.num_decodes - 1]
     _leave_sums(requests, ranks, limits, d, r)
-    longest, next_end = -ticks, _NEVER
-    for i in range(last):
-        longest = max(longest, ranks.starts[d, i])
-        next_end = min(next_end, ranks.ends[d, i])
-    rank.num_decodes = last
     rank.contexts -= requests.each[r].computed
-    rank.longest, rank.next_end = longest + ticks, next_end
+    _count_sums(ranks, d, rank.num_decodes - 1)
+
+
+@jit_inner
+def _count_sums(ranks: Ranks, d: int, count: int) -> None:
+    """Note that the first ``count`` running requests of rank ``d`` are its summed decodes."""
+    rank, ends, starts = ranks.each[d], ranks.ends[d], ranks.starts[d]
+    longest, next_end = -rank.ticks, NEVER
+    for i in range(count):
+        longest, next_end = max(longest, starts[i]), min(next_end, ends[i])
+    rank.num_decodes, rank.longest, rank.next_end = count, longest + rank.ticks, next_end
 
 
 @jit_inner
@@ -372,7 +372,7 @@ def _leave_sums(requests: Requests, ranks: Ranks, limits: Limits, d: int, r: int
     request.computed += steps
     request.generated += steps
     request.joined = rank.ticks
-    request.last_s = ranks.emitted_s[d]
+    request.last_s = rank.emitted_s
     if rank.num_summed > 0:  # its latest token is not out yet
         request.ahead = 1
         rank.num_summed -= 1
@@ -401,21 +401,15 @@ def end_decodes(
         request.finish_s = now_s
         rank.is_full = False
         release(requests, ranks, d, running[i], limits)
-        tokens = request.num_input + request.num_output
-        rank.tokens -= tokens
-        rank.prompt_tokens -= request.num_input
-        clock.counts[0].outstanding_tokens -= tokens
+        count_out(requests, ranks, clock, running[i])
     # Apart from the above: one loop for both spills its counters, and takes up to twice as long.
-    kept, longest, next_end = first, -ticks, _NEVER
+    kept = first
     for i in range(first, count):
         to, at = np.uintp(kept), np.uintp(i)  # unsigned: no code looks for negative ones
         end = ends[at]
         running[to], ends[to], starts[to] = running[at], end, starts[at]
         kept += end > ticks
-    for i in range(kept):
-        longest, next_end = max(longest, starts[i]), min(next_end, ends[i])
-    rank.num_decodes = kept
-    rank.longest, rank.next_end = longest + ticks, next_end
+    _count_sums(ranks, d, int(kept))
     return int(kept)
 
 
@@ -428,10 +422,8 @@ def queue_request(requests: Requests, ranks: Ranks, clock: Clock, d: int, r: int
     request = requests.each[r]
     tokens = request.num_input + request.num_output
     request.dp_rank = d
-    if request.stage == IN_LINE:
-        join(ranks.each[d].line, requests.each, r)
-    else:
-        join(ranks.each[d].waiting, requests.each, r)
+    queue = ranks.each[d].line if request.stage == IN_LINE else ranks.each[d].waiting
+    join(queue, requests.each, r)
     ranks.each[d].tokens += tokens
     ranks.each[d].prompt_tokens += request.num_input
     clock.counts[0].num_pushed += 1
@@ -467,20 +459,19 @@ def form_step(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) ->
 def _computes_any(requests: Requests, ranks: Ranks, limits: Limits) -> bool:
     """Whether any request is in the step that is formed."""
     for d in range(len(ranks.each)):
+        rank = ranks.each[d]
         ended, _ = count_ended(requests, ranks, limits, d)
-        if ranks.each[d].num_decodes > ended:
+        if rank.num_decodes > ended or computes(ranks, d, d + 1):
             return True
-    return bool(computes(ranks, 0, len(ranks.each)))
+    return False
 
 
 @jit_inner
 def computes(ranks: Ranks, first: int, end: int) -> bool:
-    """Whether any request of ranks ``first`` to ``end`` is in the step."""
-    chunk, each = ranks.chunk, ranks.each
+    """Whether any request of ranks ``first`` to ``end`` but summed decodes is in the step."""
     for d in range(first, end):
-        for i in range(each[d].num_decodes, each[d].num_running):
-            if chunk[d, i] > 0:
-                return True
+        if ranks.chunk[d, ranks.each[d].num_decodes : ranks.each[d].num_running].any():
+            return True
     return False
 
 
@@ -648,11 +639,7 @@ def _schedule_running(
         if decodes_next:
             remaining += len(limits.accepted)
         new = min(remaining, budget)
-        need = (
-            blocks_for(request.computed + new, limits)
-            - request.blocks
-            - request.shared * limits.prefix_blocks
-        )
+        need = count_missing(request, request.computed + new, limits)
         if need > 0:
             while need > count_available(ranks, pool, limits):
                 lane, last = find_last(requests, ranks, d)
@@ -722,36 +709,25 @@ def count_tokens(requests: Requests, ranks: Ranks, limits: Limits) -> None:
 
 
 @jit_inner
-def sum_decodes(requests: Requests, ranks: Ranks, limits: Limits) -> None:
-    """Sum the decodes of every rank whose tokens have just been counted."""
-    if limits.sums_decodes:
-        for d in range(len(ranks.each)):
-            if ranks.each[d].num_decodes < ranks.each[d].num_running:
-                _join_sums(requests, ranks, limits, d)
-
-
-@jit_inner
 def emit_tokens(
     requests: Requests, ranks: Ranks, limits: Limits, clock: Clock, now_s: float
 ) -> int:
     """Emit the tokens of the step that has ended, and finish requests. Returns how many."""
     running, chunk, rows, out = ranks.running, ranks.chunk, requests.each, ranks.emitting
-    gap_counts, emitted_s = clock.gap_counts, ranks.emitted_s
-    finished = 0
+    gap_counts, before = clock.gap_counts, clock.counts[0].num_finished
     last_gap, last_bin = -1.0, 0
     for d in range(len(ranks.each)):
         rank, pool = ranks.each[d], d % len(ranks.caches)
         kept = summed = rank.num_decodes
         if rank.num_summed > 0:
-            gap = now_s - emitted_s[d]
+            gap = now_s - rank.emitted_s
             if gap != last_gap:
                 last_gap, last_bin = gap, find_gap_bin(gap)
             gap_counts[last_bin] += rank.num_summed
-        emitted_s[d] = now_s
+        rank.emitted_s = now_s
         rank.in_flight, rank.num_summed = False, 0
         if summed > 0 and rank.ticks == rank.next_end:
             kept = end_decodes(requests, ranks, limits, clock, d, now_s)
-            finished += summed - kept
         has_ended = kept < summed
         for k in range(rank.num_emitting):
             request = rows[out[d, k]]
@@ -772,11 +748,7 @@ def emit_tokens(
                     touch_blocks(requests, ranks, pool, out[d, k])
                 if not limits.hands_over:
                     release(requests, ranks, pool, out[d, k], limits)
-                tokens = request.num_input + request.num_output
-                rank.tokens -= tokens
-                rank.prompt_tokens -= request.num_input
-                clock.counts[0].outstanding_tokens -= tokens
-                finished += 1
+                count_out(requests, ranks, clock, out[d, k])
                 has_ended = True
         if has_ended:
             rank.is_full = False
@@ -788,6 +760,5 @@ def emit_tokens(
                     kept += 1
             rank.num_running = kept
         if rank.num_running == 0 and rank.waiting.count + rank.ready.count == 0:
-            ranks.output_share[d] = limits.rules.output_share
-    clock.counts[0].num_finished += finished
-    return finished
+            rank.output_share = limits.rules.output_share
+    return int(clock.counts[0].num_finished - before)

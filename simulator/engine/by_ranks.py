@@ -17,6 +17,7 @@ from simulator.base.jit import jit
 from simulator.base.thinned import Thinned
 from simulator.cost.comm import Exchange
 from simulator.deployment.expert_plan import POOL_TOKENS
+from simulator.engine.batching import is_decode
 from simulator.engine.experts_table import OverflowCount
 from simulator.engine.fabric import FluidWires, MessageWires, Wires
 from simulator.engine.pool import PoolState
@@ -32,56 +33,30 @@ from simulator.step.program import Batch, Busy, Finish, Operation, PricedBatch, 
 # CPU cores that ranks share, where a machine has fewer cores than ranks.
 
 
-class SharedCores:
+class SharedCores(FluidWires):
     """Even sharing of cores by the ranks that compute, none getting more than one, as an operating
-    system's scheduler approximates.
+    system's scheduler approximates: a link of which nobody gets more than a part.
     """
 
     def __init__(self, env: simpy.Environment, num_cores: int) -> None:
         """Begin with idle cores."""
-        self._env, self._num_cores = env, num_cores
-        self._left: dict[Event, float] = {}
-        """Seconds that each computation still needs of a core of its own, by the event of its
-        end."""
-        self._updated_s = 0.0
-        self._round = 0
+        super().__init__(env)
+        self._num_cores = num_cores
 
     def work(self, seconds: float) -> Event:
         """Compute for a rank what takes ``seconds`` on a core of its own."""
-        self._advance()
-        done = self._env.event()
-        self._left[done] = seconds
-        self._reschedule()
-        return done
+        return self._start(np.array([seconds]))
 
     @property
     def _pace(self) -> float:
         """Share of a core that each rank gets."""
-        return min(1.0, self._num_cores / max(1, len(self._left)))
+        return min(1.0, self._num_cores / max(1, len(self._done)))
 
-    def _advance(self) -> None:
-        passed_s = (self._env.now - self._updated_s) * self._pace
-        self._updated_s = self._env.now
-        self._left = {done: left_s - passed_s for done, left_s in self._left.items()}
+    def _drain(self, seconds: float) -> None:
+        self._left_FL -= seconds * self._pace
 
-    def _reschedule(self) -> None:
-        self._round += 1
-        if not self._left:
-            return
-        least_s = max(0.0, min(self._left.values()))
-        # What is left of others then is rounding.
-        due = [done for done, left_s in self._left.items() if left_s <= least_s * (1 + 1e-9)]
-        self._env.process(self._wake(least_s / self._pace, due, self._round))
-
-    def _wake(self, delay_s: float, due: list[Event], round_: int) -> ProcessGenerator:
-        yield self._env.timeout(delay_s)
-        if round_ != self._round:
-            return  # others have begun or ended since; a later wake-up holds
-        self._advance()
-        for done in due:
-            del self._left[done]
-            done.succeed()
-        self._reschedule()
+    def _find_ends(self) -> NDArray[np.float64]:
+        return np.asarray(np.maximum(self._left_FL[:, 0], 0.0) / self._pace)
 
 
 # Sample of the steps that a run took at a fidelity that knows each rank's batch, kept to be shown.
@@ -173,24 +148,20 @@ class _Meeting:
         self.over: Event = env.event()
 
 
-class _Work(NamedTuple):
-    """Computation of each rank."""
+class _Turn(NamedTuple):
+    """Operation of a program: ranks compute, or their groups meet, or they wait for what they
+    started.
+    """
 
     phase: str
     layer: int
-    seconds_R: list[float]
-
-
-class _Appointment(NamedTuple):
-    """Operation at which groups of ranks meet, or wait for what they started."""
-
-    phase: str
-    layer: int
-    meeting_R: list[_Meeting]
+    seconds_R: list[float] | None = None
+    """Seconds that each rank computes, ``[R]``; ``None`` where it does not."""
+    meeting_R: list[_Meeting] | None = None
     """Meeting of each rank's group, ``[R]``."""
-    comes: bool
+    comes: bool = False
     """Whether a rank is awaited here, as opposed to waiting for an exchange that it started."""
-    waits: bool
+    waits: bool = True
     """Whether a rank waits until the exchange has ended."""
 
 
@@ -220,36 +191,27 @@ def run_step(
     return times
 
 
-def _arrange(
-    env: simpy.Environment, program: list[Operation], num_ranks: int
-) -> list[_Work | _Appointment]:
+def _arrange(env: simpy.Environment, program: list[Operation], num_ranks: int) -> list[_Turn]:
     """Translate a program for its ranks, each with its own group's meetings."""
-    turns: list[_Work | _Appointment] = []
-    started: dict[int, list[_Meeting]] = {}
+    turns: list[_Turn] = []
+    started: dict[int, _Turn] = {}
     for operation in program:
+        if isinstance(operation, Finish):
+            turns.append(started[operation.start.number]._replace(comes=False, waits=True))
+            continue
+        turn = _Turn(operation.phase, operation.layer)
         if isinstance(operation, Busy):
-            turns.append(_Work(operation.phase, operation.layer, operation.seconds_R.tolist()))
-        elif isinstance(operation, Finish):
-            start = operation.start
-            meeting_R = started[start.number]
-            turns.append(_Appointment(start.phase, start.layer, meeting_R, False, True))
-        else:
-            meeting_R = _make_meetings(env, operation, num_ranks)
-            waits = isinstance(operation, Together)
-            turns.append(_Appointment(operation.phase, operation.layer, meeting_R, True, waits))
-            if isinstance(operation, Start):
-                started[operation.number] = meeting_R
+            turns.append(turn._replace(seconds_R=operation.seconds_R.tolist()))
+            continue
+        meeting_of: dict[int, _Meeting] = {}
+        for group, exchange in zip(operation.groups, operation.exchanges, strict=True):
+            meeting_of |= dict.fromkeys(group, _Meeting(env, len(group), exchange))
+        meeting_R = [meeting_of[rank] for rank in range(num_ranks)]
+        waits = isinstance(operation, Together)
+        turns.append(turn._replace(meeting_R=meeting_R, comes=True, waits=waits))
+        if isinstance(operation, Start):
+            started[operation.number] = turns[-1]
     return turns
-
-
-def _make_meetings(
-    env: simpy.Environment, operation: Together | Start, num_ranks: int
-) -> list[_Meeting]:
-    """Make the meetings of an operation, one for each rank's group, ``[R]``."""
-    meeting_of: dict[int, _Meeting] = {}
-    for group, exchange in zip(operation.groups, operation.exchanges, strict=True):
-        meeting_of |= dict.fromkeys(group, _Meeting(env, len(group), exchange))
-    return [meeting_of[rank] for rank in range(num_ranks)]
 
 
 def finish_step(env: simpy.Environment, step: ProcessGenerator) -> StepTimes:
@@ -265,7 +227,7 @@ def _rank(
     env: simpy.Environment,
     wires: Wires,
     cores: SharedCores | None,
-    turns: list[_Work | _Appointment],
+    turns: list[_Turn],
     rank: int,
     num_ranks: int,
     times: StepTimes,
@@ -283,7 +245,7 @@ def _rank(
 
     for turn in turns:
         since_s = busy_until_s
-        if isinstance(turn, _Work):
+        if turn.seconds_R is not None:
             seconds = turn.seconds_R[rank]
             if cores is None:
                 busy_until_s += seconds
@@ -292,6 +254,7 @@ def _rank(
                 busy_until_s = env.now
             account(turn.phase, turn.layer, since_s, busy_until_s)
             continue
+        assert turn.meeting_R is not None
         meeting, now_s = turn.meeting_R[rank], env.now
         since_s = now_s + (since_s - now_s)  # as the clock rounds it
         if turn.comes:
@@ -317,8 +280,7 @@ def _exchange(env: simpy.Environment, wires: Wires, meeting: _Meeting) -> Proces
 
 
 Fidelity = Literal["step", "rank", "message"]
-FindProfiles = Callable[[NDArray[np.int64]], NDArray[np.int64]]
-"""Function from numbers of requests to their load profiles."""
+FindProfiles = Callable[[Ints], Ints]
 
 
 @dataclass
@@ -335,27 +297,18 @@ class StepUnderWay:
 def read_batches(requests: Requests, ranks: Ranks) -> list[Batch]:
     """Read the formed step of a replica: one batch for each lane that has something to compute."""
     num_dp = len(ranks.caches)
-    ends, sequences, is_decode, num_logits = _list_sequences(
+    ends, sequences, decodes_N, num_logits = _list_sequences(
         requests.each, ranks.each, ranks.running, ranks.chunk, ranks.starts
     )
-    begins = [0, *ends.tolist()]
-    found = [
-        _make_batch(begins[first : first + num_dp + 1], sequences, is_decode, num_logits[first:])
-        for first in range(0, len(ranks.each), num_dp)
-    ]
+    places = [slice(*span) for span in pairwise([0, *ends.tolist()])]
+    found = []
+    for first in range(0, len(places), num_dp):
+        lane = slice(first, first + num_dp)
+        new, context, numbers, domains, decodes = (
+            tuple(row[place] for place in places[lane]) for row in (*sequences, decodes_N)
+        )
+        found.append(Batch(new, context, decodes, num_logits[lane], numbers, domains))
     return [batch for batch in found if batch.tokens_d.any()]
-
-
-def _make_batch(
-    begins: list[int], sequences: Ints, is_decode: NDArray[np.bool_], num_logits: Ints
-) -> Batch:
-    """Make the batch of a lane, whose ranks' sequences begin at the first of ``begins`` and end at
-    its last.
-    """
-    places = [slice(*ends) for ends in pairwise(begins)]
-    new, context, numbers, domains = (tuple(row[place] for place in places) for row in sequences)
-    decodes = tuple(is_decode[place] for place in places)
-    return Batch(new, context, decodes, num_logits[: len(places)], numbers, domains)
 
 
 @jit
@@ -374,7 +327,7 @@ def _list_sequences(
         for place in range(each[d].num_decodes, each[d].num_running):
             count += chunk[d, place] != 0
     ends, num_logits = np.empty(num_ranks, np.int64), np.zeros(num_ranks, np.int64)
-    sequences, is_decode = np.empty((4, count), np.int64), np.empty(count, np.bool_)
+    sequences, decodes_N = np.empty((4, count), np.int64), np.empty(count, np.bool_)
     n = 0
     for d in range(num_ranks):
         rank = each[d]
@@ -385,19 +338,17 @@ def _list_sequences(
                 continue
             request = rows[running[d, place]]
             context = starts[d, place] + rank.ticks if is_summed else request.computed
-            generated = request.generated
-            known = request.num_input + generated
-            decodes = is_summed or (generated > 0 and context + 1 == known)
+            decodes = is_summed or is_decode(request.num_input, request.generated, context)
             if decodes:
                 num_logits[d] += new
-            elif context + new == known:
+            elif context + new == request.num_input + request.generated:
                 num_logits[d] += 1
             sequences[0, n], sequences[1, n] = new, context
             sequences[2, n], sequences[3, n] = request.number, request.domain
-            is_decode[n] = decodes
+            decodes_N[n] = decodes
             n += 1
         ends[d] = n
-    return ends, sequences, is_decode, num_logits
+    return ends, sequences, decodes_N, num_logits
 
 
 class ByRanks:
@@ -417,6 +368,7 @@ class ByRanks:
             stream: name of the random stream, of which each step of each replica has its own.
         """
         self.prices = prices
+        """Prices of steps that are formed from now on."""
         self.make_wires = make_wires
         self.stream = stream
         self.taken = TakenSteps()
@@ -424,22 +376,16 @@ class ByRanks:
         self.find_wires: Callable[[int], Wires] | None = None
         """Function from a replica to wires that its steps share with other traffic; ``None`` where
         every batch has wires of its own."""
-        self._find_profiles: FindProfiles | None = None
+        self.find_profiles: FindProfiles | None = None
+        """Function from numbers of requests to their load profiles; ``None`` where they have
+        none."""
         self.profile_tokens = np.zeros(0)
         """Tokens of each load profile in all steps, ``[P]``."""
 
-    def count_profiles(self, find_profiles: FindProfiles, num_profiles: int) -> None:
-        """Count the tokens of later steps by the load profiles of their requests."""
-        self._find_profiles, self.profile_tokens = find_profiles, np.zeros(num_profiles)
-
     def join(self, other: ByRanks) -> None:
         """Count together with another executor of the same pool."""
-        self.overflow, self._find_profiles = other.overflow, other._find_profiles
+        self.overflow, self.find_profiles = other.overflow, other.find_profiles
         self.profile_tokens = other.profile_tokens
-
-    def use_prices(self, prices: Prices) -> None:
-        """Use other prices for steps that are formed from now on."""
-        self.prices = prices
 
     def take_step(
         self,
@@ -459,9 +405,9 @@ class ByRanks:
         """
         prices = self.prices
         placement = prices.placement
-        if self._find_profiles is not None:
+        if self.find_profiles is not None:
             for batch in batches:
-                profile_N = self._find_profiles(np.concatenate(batch.requests))
+                profile_N = self.find_profiles(np.concatenate(batch.requests))
                 np.add.at(self.profile_tokens, profile_N, np.concatenate(batch.new_tokens))
         drawn = placement.rng(self.stream, replica, number)
         offsets = drawn.integers(POOL_TOKENS, size=len(batches)).tolist()
@@ -498,7 +444,8 @@ class ByRanks:
             sent_s = sends_s(prices, np.array([batch.tokens_d.max() for batch in batches]))
             stages = placement.layout.pp, *stage_shares(placement)
             price_pipeline(parts, head_s, sent_s, *stages, row)
-            yield env.timeout(max(0.0, row[0] + _parts_s(row) - env.now))
+            parts_s = float(row[ATTENTION : ATTENTION + len(STEP_PHASES)].sum())
+            yield env.timeout(max(0.0, row[0] + parts_s - env.now))
         row[1] = env.now - row[0]
         return TakenStep(
             replica, number, float(row[0]), float(row[1]), tuple(batches), prices, tuple(offsets)
@@ -540,9 +487,6 @@ def start_ranks_of(pool: PoolState, fidelity: Fidelity, stream: str) -> ByRanks:
     made = start_ranks(pool.prices, fidelity, stream)
     made.overflow = pool.overflow
     if pool.profiles is not None:
-        made.count_profiles(pool.find_profiles, len(pool.profiles.tokens_P))
+        made.find_profiles = pool.find_profiles
+        made.profile_tokens = np.zeros(len(pool.profiles.tokens_P))
     return made
-
-
-def _parts_s(row: NDArray[np.float64]) -> float:
-    return float(row[ATTENTION : ATTENTION + len(STEP_PHASES)].sum())

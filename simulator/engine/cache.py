@@ -33,6 +33,13 @@ def blocks_for(tokens: int, limits: Limits) -> int:
 
 
 @jit_inner
+def count_missing(request: Records, tokens: int, limits: Limits) -> int:
+    """Number of KV blocks that a request lacks for its first ``tokens``."""
+    held = request.blocks + request.shared * limits.prefix_blocks
+    return int(blocks_for(tokens, limits) - held)
+
+
+@jit_inner
 def count_available(ranks: Ranks, d: int, limits: Limits) -> int:
     """Number of blocks that are free or can be freed by eviction."""
     cache = ranks.caches[d]
@@ -137,26 +144,16 @@ def _count_release(ranks: Ranks, d: int) -> int:
 
 
 @jit_inner
-def count_hits(requests: Requests, prefixes: Records, d: int, r: int, limits: Limits) -> int:
-    """Count the leading prefix blocks of ``r`` that the GPU has and that are wholly inside its
-    prompt, without one that holds the last token that it has.
+def count_hits(
+    requests: Requests, prefixes: Records, d: int, r: int, limits: Limits, num_tiers: int
+) -> int:
+    """Count the leading prefix blocks of ``r`` that any of the first tiers, of which the first is
+    the GPU, has and that are wholly inside its prompt, without one that holds the last token that
+    it has.
 
     Args:
         prefixes: of a replica's ranks (:attr:`simulator.engine.state.Ranks.prefixes`).
     """
-    return _count_leading(requests, prefixes, d, r, limits, 1)
-
-
-@jit_inner
-def count_found(requests: Requests, prefixes: Records, d: int, r: int, limits: Limits) -> int:
-    """Count the leading prefix blocks of ``r`` that any tier has, as :func:`count_hits` does."""
-    return _count_leading(requests, prefixes, d, r, limits, prefixes.shape[1])
-
-
-@jit_inner
-def _count_leading(
-    requests: Requests, prefixes: Records, d: int, r: int, limits: Limits, num_tiers: int
-) -> int:
     if limits.prefix_tokens == 0:
         return 0
     start, usable, count = requests.prefix_starts[r], _count_usable(requests, r, limits), 0

@@ -45,7 +45,7 @@ class CarriedCaches:
         assert transfer is not None
         assert self._wires is not None
         row = request - first.requests.first
-        replica, d = int(first.balance.replica_of[row]), int(first.requests.each.dp_rank[row])
+        replica, d = int(first.requests.each.replica[row]), int(first.requests.each.dp_rank[row])
         ready_s = first.requests.each.first_s[row] + transfer.handshake_s
         exchange = self._make_exchange(row, transfer)
         if ready_s > self._env.now:
@@ -58,20 +58,17 @@ class CarriedCaches:
             if self._is_latest(request, number):
                 yield self._wires.carry(exchange)
         yield self._env.timeout(transfer.latency_s)
-        if self._is_latest(request, number):
-            self._arrive(request)
-
-    def _is_latest(self, request: int, number: int) -> bool:
-        return self._number_of[request] == number
-
-    def _arrive(self, request: int) -> None:
-        """Let a cache arrive, unless its transfer was called off."""
-        row, now_s = request - self._state.first.requests.first, self._env.now
+        if not self._is_latest(request, number):
+            return
+        row, now_s = request - self._state.pools[0].requests.first, self._env.now
         code = code_of(ARRIVES, row)
-        if remove_events(self._state.events, [code]):
+        if remove_events(self._state.events, [code]):  # else its transfer was called off
             self._state.pools[1].requests.each.arrival_s[row] = now_s
             push_event(self._state.events, now_s, code)
             self._run.look_soon()
+
+    def _is_latest(self, request: int, number: int) -> bool:
+        return self._number_of[request] == number
 
     def _make_exchange(self, row: int, transfer: Transfer) -> Exchange:
         """Make the exchange of a request's cache: what is left to be sent of it, from the GPUs of
@@ -97,7 +94,7 @@ class CarriedCaches:
         pool, name = self._state.pools[place], self._state.names[place]
         layout = pool.plan.placement.layout
         assert self._joined is not None
-        first = self._joined.gpu_of[name, int(pool.replica_of[row])]
+        first = self._joined.gpu_of[name, int(pool.requests.each.replica[row])]
         group = first + int(pool.requests.each.dp_rank[row]) % layout.attention_dp * layout.tp
         return [
             group + stage * layout.num_ranks + rank

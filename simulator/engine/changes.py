@@ -205,7 +205,7 @@ def _find_own(pool: PoolState, replica: int, lost_D: NDArray[np.bool_]) -> NDArr
     """Whether each request was sent to some data-parallel groups of a replica; where these are all,
     also those that it has not queued at a rank yet.
     """
-    is_own: NDArray[np.bool_] = pool.replica_of == replica
+    is_own: NDArray[np.bool_] = pool.requests.each.replica == replica
     if not lost_D.all():
         (counts,) = pool.clock_of(replica).counts
         is_own &= lost_D[pool.requests.each.dp_rank % len(lost_D)]

@@ -221,13 +221,19 @@ class FluidWires:
         elapsed_s = self.env.now - self._updated_s
         self._updated_s = self.env.now
         if self._done:
-            drain_links(self._left_FL, elapsed_s)
+            self._drain(elapsed_s)
+
+    def _drain(self, seconds: float) -> None:
+        drain_links(self._left_FL, seconds)
+
+    def _find_ends(self) -> NDArray[np.float64]:
+        return np.asarray(find_ends(self._left_FL))
 
     def _reschedule(self) -> None:
         self._round += 1
         if not self._done:
             return
-        ends_F = find_ends(self._left_FL)
+        ends_F = self._find_ends()
         first_s = float(ends_F.min())
         due = np.flatnonzero(ends_F <= first_s * (1 + 1e-9))
         self.env.process(self._wake(first_s, due.tolist(), self._round))

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.base.jit import jit_inline, jit_inner
-from simulator.cost.transfer import Transfer, seconds_left
+from simulator.cost.transfer import seconds_left
 from simulator.deployment.plan import DeploymentPlan
-from simulator.engine.admission import expects_caches, give_up_blocks, give_up_line, take_in
+from simulator.engine.admission import give_up_blocks, give_up_line, take_in
 from simulator.engine.batching import (
     complete_step,
     count_tokens,
@@ -47,7 +47,6 @@ from simulator.engine.events import (
     push_event,
 )
 from simulator.engine.pool import (
-    Feed,
     Pool,
     Weights,
     choose_rank,
@@ -75,26 +74,29 @@ from simulator.engine.state import (
     Requests,
 )
 from simulator.engine.step_log import POOL, REPLICA, ROW_STEPS, find_row, observe
-from simulator.engine.table import StepTable, count_profiles, price_step
-from simulator.workload.traces import RequestTrace
+from simulator.engine.table import count_profiles, price_step
 
-# Transfers of caches from a prefill pool to a decode pool: each sending rank sends one cache after
-# another, and the receiving ranks share the arrivals. Compiled.
+# Hand-over from a prefill pool to a decode pool: a cache is sent when it is computed and the decode
+# pool has room for it, and kept by the prefill pool until it has arrived. Each sending rank sends
+# one cache after another, and the receiving ranks share the arrivals. Compiled.
 
 
-class Transfers(NamedTuple):
-    """Caches to be sent, and occupation of the wires."""
+class HandOver(NamedTuple):
+    """Decode pool that requests go to once their prompts are computed, and the wires to it."""
 
-    is_transferred: NDArray[np.bool_]
-    """``[N]`` whether a request decodes elsewhere once its prompt is computed."""
-    recomputes_last: int
-    """1 where the decode pool computes the last token of a prompt again, else 0."""
+    pool: Pool
+    """The decode pool."""
+    recomputes_last: bool
+    """Whether the decode pool computes the last token of a prompt again."""
     reserves_first: bool
     """Whether a prompt is computed only once the decode pool has room for its cache."""
-    send_s: Floats
-    """``[N]`` seconds on the sending GPUs' wires."""
-    receive_s: Floats
-    """``[N]`` seconds on the receiving GPUs' wires."""
+    sent_bytes: tuple[float, float]
+    """Bytes of a cache that each sending GPU puts on its wire: of a token, and of all caches
+    alike."""
+    received_bytes: tuple[float, float]
+    """Bytes of it that each receiving GPU stores."""
+    bytes_per_s: float
+    """Bytes per second of one GPU."""
     handshake_s: float
     """Seconds of the pools' handshake about one cache."""
     latency_s: float
@@ -116,102 +118,85 @@ class Transfers(NamedTuple):
     """Scratch space for the prompts that end in one step."""
 
 
-def start_transfers(
-    wires: Transfer,
-    prefill: DeploymentPlan,
-    decode: DeploymentPlan,
-    trace: RequestTrace,
-    most_ended: int,
-    is_carried: bool,
-) -> Transfers:
-    """Make transfers with free wires.
+def start_handing(plan: DeploymentPlan, first: Pool, pool: Pool, is_carried: bool) -> HandOver:
+    """Make the hand-over from the first pool of a plan to its decode pool, with free wires.
 
     Args:
-        most_ended: prompts that may end in one step.
         is_carried: whether wires are simulated.
     """
-    return Transfers(
-        is_transferred=wires.is_transferred(trace.num_output),
-        recomputes_last=int(wires.recomputes_last),
+    wires = plan.transfer
+    assert wires is not None
+    num_replicas, num_ranks = first.ranks.each.shape
+    return HandOver(
+        pool=pool,
+        recomputes_last=wires.recomputes_last,
         reserves_first=wires.reserves_first,
-        send_s=np.array(
-            [wires.send_s(int(tokens)) for tokens in trace.num_input], dtype=np.float64
-        ),
-        receive_s=np.array(
-            [wires.receive_s(int(tokens)) for tokens in trace.num_input], dtype=np.float64
-        ),
+        sent_bytes=(wires.sent.bytes_per_token, wires.sent.bytes_per_sequence),
+        received_bytes=(wires.received.bytes_per_token, wires.received.bytes_per_sequence),
+        bytes_per_s=wires.bytes_per_s,
         handshake_s=wires.handshake_s,
         latency_s=wires.latency_s,
         layers=wires.layers,
         stages=wires.stages,
-        receivers=decode.serving.replicas * wires.decode_dp,
-        free_s=np.zeros((prefill.serving.replicas, prefill.placement.layout.attention_dp)),
+        receivers=plan.serving.replicas * wires.decode_dp,
+        free_s=np.zeros((num_replicas, num_ranks // wires.stages)),
         received_s=np.zeros(1),
         is_carried=is_carried,
-        ended=np.zeros(most_ended, dtype=np.int64),
+        ended=np.zeros(first.ranks.running[0].size, dtype=np.int64),
     )
+
+
+@jit_inner
+def _measure_left(
+    handing: HandOver, num_bytes: tuple[float, float], num_tokens: int, computing_s: float
+) -> float:
+    """Measure the seconds that a cache still takes on wires when its prompt is computed."""
+    busy_s = (num_bytes[0] * num_tokens + num_bytes[1]) / handing.bytes_per_s
+    return float(seconds_left(busy_s, computing_s, handing.layers, handing.stages))
 
 
 @jit_inner
 def find_arrival(
-    transfers: Transfers, requests: Requests, replica: int, request: int, now_s: float
+    handing: HandOver, requests: Requests, replica: int, request: int, now_s: float
 ) -> float:
     """Find the time at which a computed prompt's cache arrives at the decode pool, which has room
     for it from now on; called in order of time.
     """
-    row, handshake_s = requests.each[request], transfers.handshake_s
+    row, handshake_s = requests.each[request], handing.handshake_s
     ended_s = row.first_s
     computing_s = ended_s - row.scheduled_s + handshake_s
-    send_s = seconds_left(
-        transfers.send_s[request], computing_s, transfers.layers, transfers.stages
-    )
-    receive_s = seconds_left(
-        transfers.receive_s[request], computing_s, transfers.layers, transfers.stages
-    )
+    send_s = _measure_left(handing, handing.sent_bytes, row.num_input, computing_s)
+    receive_s = _measure_left(handing, handing.received_bytes, row.num_input, computing_s)
     # The GPUs of a pipeline hold the caches of all batches in flight.
-    sender = row.dp_rank % transfers.free_s.shape[1]
-    start_s = max(max(ended_s + handshake_s, now_s), transfers.free_s[replica, sender])
-    transfers.free_s[replica, sender] = start_s + send_s
-    transfers.received_s[0] = (
-        max(transfers.received_s[0], start_s) + receive_s / transfers.receivers
-    )
-    return float(
-        max(start_s + max(send_s, receive_s), transfers.received_s[0]) + transfers.latency_s
-    )
-
-
-# Hand-over from a prefill pool to a decode pool: a cache is sent when it is computed and the decode
-# pool has room for it, and kept by the prefill pool until it has arrived. Compiled.
-
-
-class HandOver(NamedTuple):
-    """Decode pool that requests go to once their prompts are computed, and the wires to it."""
-
-    pool: Pool
-    """The decode pool."""
-    transfers: Transfers
+    sender = row.dp_rank % handing.free_s.shape[1]
+    start_s = max(max(ended_s + handshake_s, now_s), handing.free_s[replica, sender])
+    handing.free_s[replica, sender] = start_s + send_s
+    received_s = max(handing.received_s[0], start_s) + receive_s / handing.receivers
+    handing.received_s[0] = received_s
+    return float(max(start_s + max(send_s, receive_s), received_s) + handing.latency_s)
 
 
 @jit_inner
-def asks_first(handing: HandOver, kind: int, request: int) -> bool:
-    """Whether an arriving request asks the decode pool for room before its prompt is computed."""
-    transfers = handing.transfers
-    return kind != COMES_LATER and transfers.reserves_first and transfers.is_transferred[request]
+def goes_on(handing: HandOver, request: int) -> bool:
+    """Whether a request decodes elsewhere once its prompt is computed
+    (:meth:`simulator.cost.transfer.Transfer.is_transferred`).
+    """
+    return bool(handing.recomputes_last or handing.pool.requests.each[request].num_output > 1)
 
 
 @jit_inner
 def expect_cache(handing: HandOver, request: int) -> None:
     """Queue a request for room in the decode pool, which is to receive its prompt's cache."""
-    row, transfers = handing.pool.requests.each[request], handing.transfers
+    row = handing.pool.requests.each[request]
     row.stage = IN_LINE
-    row.transferred = row.num_input - transfers.recomputes_last
-    row.generated = 1 - transfers.recomputes_last
+    row.transferred = row.num_input - handing.recomputes_last
+    row.generated = 1 - handing.recomputes_last
 
 
 @jit_inner
 def handle_hand_over(
     events: Events,
-    feed: Feed,
+    feed: Records,
     first: Pool,
     handing: HandOver,
     kind: int,
@@ -222,36 +207,36 @@ def handle_hand_over(
     cache that arrives there. Returns whether it was handled; a balancer in Python may have to be
     asked first.
     """
-    pool, transfers = handing.pool, handing.transfers
-    requests, num_first = pool.requests, len(first.clock.counts)
+    pool, num_first = handing.pool, len(first.clock.counts)
+    requests = pool.requests
     row = requests.each[request]
     if kind == LEAVES:
         pop_event(events)
-        first.clock.counts[first.balance.replica_of[request], 0].num_kept += 1
+        first.clock.counts[first.requests.each[request].replica, 0].num_kept += 1
         if row.lost_s >= 0:
             release_sent(events, first, request, now_s)
-        elif not transfers.is_transferred[request]:
+        elif not goes_on(handing, request):
             release_sent(events, first, request, now_s)
             release_next(feed, first.requests, 1, now_s)
         elif row.stage == RESERVED:
             send_cache(events, first, handing, request, now_s)
         elif row.stage == HERE:
             expect_cache(handing, request)
-            push_event(events, now_s + transfers.handshake_s, code_of(GOES_ON, request))
+            push_event(events, now_s + handing.handshake_s, code_of(GOES_ON, request))
         return True
     if kind == ARRIVES:
         pop_event(events)
         release_sent(events, first, request, now_s)
-        replica = pool.balance.replica_of[request]
+        replica = row.replica
         take_in(requests, ranks_of(pool.ranks, replica), request)
         form_soon(events, pool.clock, replica, num_first + replica, now_s, FORMS)
         return True
-    if pool.balance.is_asked and feed.chosen[0] < 0:
-        feed.asks[0], feed.asks[1] = 1, request
+    if pool.balance.is_asked and feed.chosen < 0:
+        feed.asks, feed.asks_for = 1, request
         return False
     pop_event(events)
     if row.lost_s >= 0:
-        feed.chosen[0] = -1
+        feed.chosen = -1
         return True
     replica = send_request(pool, request, feed, now_s)
     if replica < 0:
@@ -275,18 +260,18 @@ def use_reserved(events: Events, first: Pool, handing: HandOver, replica: int) -
         now_s = rows[request].reserved_s
         if first.requests.each[request].first_s >= 0:
             send_cache(events, first, handing, request, now_s)
-        elif first.balance.replica_of[request] < 0:
+        elif first.requests.each[request].replica < 0:
             push_event(events, now_s, code_of(COMES_LATER, request))
 
 
 @jit_inner
 def send_cache(events: Events, first: Pool, handing: HandOver, request: int, now_s: float) -> None:
     """Send the cache of a computed prompt into the blocks reserved for it."""
-    if handing.transfers.is_carried:
+    if handing.is_carried:
         push_event(events, now_s, code_of(SENDS, request))
         return
-    replica = first.balance.replica_of[request]
-    comes_s = find_arrival(handing.transfers, first.requests, replica, request, now_s)
+    replica = first.requests.each[request].replica
+    comes_s = find_arrival(handing, first.requests, replica, request, now_s)
     handing.pool.requests.each[request].arrival_s = comes_s
     push_event(events, max(now_s, comes_s), code_of(ARRIVES, request))
 
@@ -297,7 +282,7 @@ def release_sent(events: Events, first: Pool, request: int, now_s: float) -> Non
     row = first.requests.each[request]
     if row.blocks == 0 and row.shared == 0:
         return
-    replica, d = first.balance.replica_of[request], row.dp_rank
+    replica, d = row.replica, row.dp_rank
     counts = first.clock.counts[replica, 0]
     ranks = ranks_of(first.ranks, replica)
     release(first.requests, ranks, d % len(ranks.caches), request, first.limits)
@@ -318,7 +303,7 @@ def drop_lost(events: Events, num_first: int, second: Pool, request: int, now_s:
 @jit_inner
 def withdraw(events: Events, num_first: int, second: Pool, request: int, now_s: float) -> None:
     """Give up the place of a request in the decode pool, which was to receive its cache."""
-    requests, replica = second.requests, second.balance.replica_of[request]
+    requests, replica = second.requests, second.requests.each[request].replica
     if replica < 0:
         return
     ranks, clock = ranks_of(second.ranks, replica), clock_of(second.clock, replica)
@@ -366,12 +351,9 @@ class Span(NamedTuple):
 
 @jit_inline
 def take_steps(
-    requests: Requests,
+    pool: Pool,
     ranks: Ranks,
-    limits: Limits,
     clock: Clock,
-    weights: Weights,
-    table: StepTable,
     span: Span,
     stops: bool,
     ended: Ints,
@@ -383,18 +365,28 @@ def take_steps(
 
     Args:
         stops: whether a finished request causes an event elsewhere.
-        ended: space for the requests that finish in a step, where they are wanted.
+        ended: space for the requests that finish in a step, where they are wanted, which are
+            prompts.
         log: rows for steps, of which ``rows`` are taken.
 
     Returns:
         Next event of the replica, and its time; number of finished requests; number of rows taken;
             and work done, in the unit of ``PAUSE``.
     """
+    requests, limits, table, weights = pool.requests, pool.limits, pool.table, pool.balance.weights
     now_s, done, work = span.start_s, 0, 0
     counts, ends, then_s = clock.counts[0], span.ends, math.nan
     while True:
         if ends:
-            finished = _end_step(requests, ranks, limits, clock, now_s, ended)
+            if limits.rules.steps_ahead > 0:
+                finished = emit_tokens(requests, ranks, limits, clock, now_s)
+            else:
+                finished = complete_step(requests, ranks, limits, clock, now_s)
+            count = 0
+            for d in range(len(ranks.each) if len(ended) > 0 else 0):
+                for k in range(ranks.each[d].num_emitting):
+                    ended[count] = ranks.emitting[d, k]
+                    count += 1
             counts.in_flight = False
             done += finished
             if finished > 0:
@@ -472,7 +464,9 @@ def _form_next(
     counts.is_ranked = False
     if form_step(requests, ranks, limits, now_s):
         return FORMED
-    if not (counts.in_flight or _waits(ranks, limits, clock)):
+    comes = ranks.each.num_reserved.any()  # a cache, into the blocks reserved for it
+    waits = limits.hands_over or counts.num_pushed == counts.num_finished or comes
+    if not (counts.in_flight or waits):
         raise RuntimeError(
             "requests wait, but none can run: the KV cache is smaller than one of them"
         )
@@ -486,14 +480,6 @@ def _have_choice(ranks: Ranks) -> bool:
     for d in range(len(ranks.each)):
         most = max(most, ranks.each[d].waiting.count)
     return most > 1
-
-
-@jit_inner
-def _waits(ranks: Ranks, limits: Limits, clock: Clock) -> bool:
-    """Whether a replica with nothing to compute waits for caches that arrive or leave."""
-    counts = clock.counts[0]
-    has_all = counts.num_pushed == counts.num_finished
-    return bool(limits.hands_over or has_all or expects_caches(ranks))
 
 
 @jit_inner
@@ -514,7 +500,7 @@ def _take(
             rows[r].key = key_of(rows[r], limits, now_s)
         if not rows[r].lost_s >= 0:
             if sees_prefixes:
-                d = find_least_loaded(requests, each, ranks.prefixes, r, weights, limits)
+                d, _ = find_least_loaded(requests, each, ranks.prefixes, r, weights, limits)
             else:
                 d = choose_rank(ranks, limits, counts.num_turns, most)
             queue_request(requests, ranks, clock, d, r)
@@ -530,28 +516,6 @@ def _share_out(each: Records, num_coming: int) -> int:
         total += count_unfinished(each, d)
         most = max(most, count_unfinished(each, d))
     return max(most, (total + living - 1) // max(1, living))
-
-
-@jit_inner
-def _end_step(
-    requests: Requests, ranks: Ranks, limits: Limits, clock: Clock, now_s: float, ended: Ints
-) -> int:
-    """End the step of a replica. Returns how many requests finished.
-
-    Args:
-        ended: space for these, where they are wanted, which are prompts.
-    """
-    if limits.rules.steps_ahead > 0:
-        finished = emit_tokens(requests, ranks, limits, clock, now_s)
-    else:
-        finished = complete_step(requests, ranks, limits, clock, now_s)
-    count = 0
-    if len(ended) > 0:
-        for d in range(len(ranks.each)):
-            for k in range(ranks.each[d].num_emitting):
-                ended[count] = ranks.emitting[d, k]
-                count += 1
-    return int(finished)
 
 
 DONE, LOG_FULL, STEP_FORMED, ASKS, PAUSED, PRICE_WANTED, USED_UP, DRAINED, CACHE_LEAVES = range(9)
@@ -574,7 +538,18 @@ def _await_reads(events: Events, pool: Pool, replica: int) -> None:
 
 
 @jit_inner
-def next_event(events: Events, feed: Feed, rows: Records) -> tuple[float, int]:
+def _lose(
+    events: Events, feed: Records, first: Pool, handing: HandOver | None, r: int, at_s: float
+) -> None:
+    """Lose a request that the first pool refuses, or that it has no replica for."""
+    first.requests.each[r].lost_s = at_s
+    if handing is not None:
+        drop_lost(events, len(first.clock.counts), handing.pool, r, at_s)
+    release_next(feed, first.requests, 1, at_s)
+
+
+@jit_inner
+def next_event(events: Events, feed: Records, rows: Records) -> tuple[float, int]:
     """Find the time and code of the next event; infinity where there is none.
 
     Args:
@@ -583,8 +558,8 @@ def next_event(events: Events, feed: Feed, rows: Records) -> tuple[float, int]:
     at_s, code = math.inf, 0
     if events.num_left[0] > 0:
         at_s, code = events.at_s[0], events.code[0]
-    request = feed.num_come[0]
-    if request < feed.num_released[0]:
+    request = feed.num_come
+    if request < feed.num_released:
         comes_s = rows[request].arrival_s
         comes = code_of(
             RETURNS if feed.is_closed and feed.ingress_delay_s + feed.send_s == 0.0 else COMES,
@@ -598,7 +573,7 @@ def next_event(events: Events, feed: Feed, rows: Records) -> tuple[float, int]:
 @jit_inner
 def run_ahead(
     events: Events,
-    feed: Feed,
+    feed: Records,
     first: Pool,
     handing: HandOver | None,
     until_s: float,
@@ -621,14 +596,14 @@ def run_ahead(
     """
     requests, clock, balance = first.requests, first.clock, first.balance
     num_first, work = len(clock.counts), 0
-    ended = feed.chosen[:0]
+    ended = events.code[:0]
     if handing is not None:
-        ended = handing.transfers.ended
+        ended = handing.ended
     while True:
-        if feed.num_come[0] >= feed.used_up[0]:
+        if feed.num_come >= feed.used_up:
             return USED_UP, rows
         at_s, code = next_event(events, feed, requests.each)
-        if at_s > until_s or at_s == math.inf or feed.num_done[0] == feed.num_requests:
+        if at_s > until_s or at_s == math.inf or feed.num_done == feed.num_requests:
             return DONE, rows
         kind, number = kind_of(code), number_of(code)
         if kind in (ENDS, FORMS, FORMS_LATE):
@@ -643,14 +618,11 @@ def run_ahead(
                 pool, place, replica, room = handing.pool, 1, number - num_first, ended[:0]
             span = Span(kind == ENDS, at_s, next_s, until_s, prices_steps, place, replica)
             state, then_s, done, rows, size = take_steps(
-                pool.requests,
+                pool,
                 ranks_of(pool.ranks, replica),
-                pool.limits,
                 clock_of(pool.clock, replica),
-                pool.balance.weights,
-                pool.table,
                 span,
-                feed.is_closed or len(room) > 0,
+                feed.is_closed > 0 or len(room) > 0,
                 room,
                 log,
                 rows,
@@ -667,7 +639,7 @@ def run_ahead(
                 release_next(feed, requests, done, then_s)
             work += size
             if state == UNPRICED:
-                feed.asks[0] = number
+                feed.asks = number
                 return PRICE_WANTED, rows
             if state in (IN_FLIGHT, BEGUN):
                 if not prices_steps:
@@ -677,61 +649,56 @@ def run_ahead(
                     push_event(events, at_s, code_of(FORMS, number))
             elif state in (FORMS_NEXT, LOOKED_AT, UNRANKED):
                 push_event(events, then_s, code_of(FORMS, number))
-                feed.stopped_s[0] = then_s
+                feed.stopped_s = then_s
                 if state == LOOKED_AT:
-                    feed.asks[0] = place
+                    feed.asks = place
                     return LOOKS, rows
                 if state == UNRANKED:
-                    feed.asks[0] = number
+                    feed.asks = number
                     return RANKS, rows
             elif state == IDLE and has_drained(pool.clock, replica):
-                feed.asks[0], feed.stopped_s[0] = number, then_s
+                feed.asks, feed.stopped_s = number, then_s
                 return DRAINED, rows
             continue
         if kind == IS_READ:
             pop_event(events)
-            replica = balance.replica_of[number]
+            replica = requests.each[number].replica
             take_in(requests, ranks_of(first.ranks, replica), number)
             form_soon(events, clock, replica, replica, at_s, FORMS)
             continue
         is_new = kind in (COMES, RETURNS)
         if is_new and requests.each[number].num_input > first.limits.longest_prompt:
-            feed.num_come[0] += 1
-            requests.each[number].lost_s = at_s
-            if handing is not None:
-                drop_lost(events, num_first, handing.pool, number, at_s)
-            release_next(feed, requests, 1, at_s)
+            feed.num_come += 1
+            _lose(events, feed, first, handing, number, at_s)
             continue
         if handing is not None:
             if kind == SENDS:
                 pop_event(events)
-                feed.asks[0] = number
+                feed.asks = number
                 return CACHE_LEAVES, rows
             if kind in (LEAVES, GOES_ON, ARRIVES):
                 if not handle_hand_over(events, feed, first, handing, kind, number, at_s):
                     return ASKS, rows
                 continue
-            if asks_first(handing, kind, number):
-                feed.num_come[0] += 1
+            # Whether it asks the decode pool for room before its prompt is computed.
+            if kind != COMES_LATER and handing.reserves_first and goes_on(handing, number):
+                feed.num_come += 1
                 expect_cache(handing, number)
                 push_event(events, at_s, code_of(GOES_ON, number))
                 continue
-        if balance.is_asked and feed.chosen[0] < 0:
-            feed.asks[0], feed.asks[1] = 0, number
+        if balance.is_asked and feed.chosen < 0:
+            feed.asks, feed.asks_for = 0, number
             return ASKS, rows
         if kind == COMES_LATER:
             pop_event(events)
         else:
-            feed.num_come[0] += 1
+            feed.num_come += 1
         if handing is not None and handing.pool.requests.each[number].lost_s >= 0:
-            feed.chosen[0] = -1
+            feed.chosen = -1
             continue
         replica = send_request(first, number, feed, at_s)
         if replica >= 0:
             forms = FORMS_LATE if kind == RETURNS else FORMS
             form_soon(events, clock, replica, replica, at_s, forms)
             continue
-        requests.each[number].lost_s = at_s
-        if handing is not None:
-            drop_lost(events, num_first, handing.pool, number, at_s)
-        release_next(feed, requests, 1, at_s)
+        _lose(events, feed, first, handing, number, at_s)

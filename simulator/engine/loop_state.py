@@ -25,11 +25,10 @@ from simulator.engine.events import (
     number_of,
     start_events,
 )
-from simulator.engine.loop import HandOver, start_transfers
-from simulator.engine.pool import Feed, Pool, PoolState
+from simulator.engine.loop import HandOver, start_handing
+from simulator.engine.pool import Pool, PoolState
 from simulator.engine.queue import list_requests
-from simulator.engine.state import NEVER, Floats, Ints, Requests
-from simulator.engine.table import StepTable
+from simulator.engine.state import NEVER, Feed, Floats, Ints, Records, Requests, make_records
 from simulator.results.tables import TURNED_AWAY
 from simulator.workload.traces import RequestTrace
 
@@ -62,8 +61,7 @@ def move_window(pool: PoolState, count: int, arrival_s: Floats) -> None:
             requests.prefix_ids,
             old.first + count,
         )
-    nowhere = np.full(len(arrival_s), -1, dtype=np.int64)
-    pool.hold_rows(requests, np.concatenate([pool.replica_of[count:], nowhere]))
+    pool.requests = requests
     for link in ("following", "child", "before"):
         requests.each[link] = _shift_rows(requests.each[link], count)
     for rows in (pool.ranks.running, pool.ranks.emitting):
@@ -187,7 +185,6 @@ class LoopState:
         plan: DeploymentPlan,
         trace: RequestTrace,
         pools: Mapping[str, PoolState],
-        tables: Mapping[str, StepTable],
         ingress_delay_s: float,
         carries_caches: bool,
     ) -> None:
@@ -204,33 +201,31 @@ class LoopState:
         """Requests of the trace that have, or had, a row."""
         self.events = start_events(0)
         self.feed = _start_feed(trace, ingress_delay_s)
-        self.first = self.pools[0].with_table(tables[self.names[0]])
-        self.handing = self._start_handing(tables, carries_caches)
-        self._transfers = self.handing.transfers if self.handing else None
+        self._handing: HandOver | None = None
+        if len(self.pools) > 1:
+            first, decode = (pool.compiled for pool in self.pools)
+            self._handing = start_handing(plan, first, decode, carries_caches)
         self.move_window(0)
 
-    def _start_handing(
-        self, tables: Mapping[str, StepTable], carries_caches: bool
-    ) -> HandOver | None:
-        wires, prefill = self.plan.transfer, self.plan.prefill
-        if wires is None or prefill is None:
-            return None
-        pool = self.pools[1].with_table(tables[self.names[1]])
-        most_ended = int(self.first.ranks.running[0].size)
-        transfers = start_transfers(
-            wires, prefill, self.plan, self.trace, most_ended, carries_caches
-        )
-        return HandOver(pool, transfers)
+    @property
+    def first(self) -> Pool:
+        """Pool that requests arrive at, as compiled code sees it."""
+        return self.pools[0].compiled
+
+    @property
+    def handing(self) -> HandOver | None:
+        """Pool that they go to once their prompts are computed, and the wires to it."""
+        return self._handing and self._handing._replace(pool=self.pools[1].compiled)
 
     @property
     def num_rows(self) -> int:
         """Number of requests in the window."""
-        return len(self.first.requests.each)
+        return len(self.pools[0].requests.each)
 
     @property
     def is_done(self) -> bool:
         """Whether every request is finished or lost."""
-        return bool(self.feed.num_done[0] == self.trace.num_requests)
+        return bool(self.feed.num_done == self.trace.num_requests)
 
     def move_window(self, count: int) -> None:
         """Drop the first rows, and add rows for the next requests of the trace."""
@@ -245,66 +240,26 @@ class LoopState:
         for pool in self.pools[1:]:  # where caches arrive
             move_window(pool, count, np.full(end - begin, np.nan))
         self.num_read = end
-        self._use_rows()
-        self._move_feed(count, concurrency if begin == 0 else 0)
+        feed, num_rows = self.feed, self.num_rows
+        feed.num_come -= count
+        feed.num_released += min(concurrency if begin == 0 else 0, num_rows) - count
+        if not feed.is_closed:
+            feed.num_released = num_rows
+        # All that are in flight may end, and be followed by others, at once.
+        feed.used_up = NEVER if end == self.trace.num_requests else num_rows - concurrency
         num_replicas = sum(pool.num_replicas for pool in self.pools)
         may_return = len(self.pools) > 1 or bool(self.plan.failures or self.plan.serving.tiers)
         # A request may be about to come to both pools.
-        most = 2 * num_replicas + self.num_rows * may_return * len(self.pools) + 1
+        most = 2 * num_replicas + num_rows * may_return * len(self.pools) + 1
         # Those that a run leaves behind may be more than it can have with the next rows.
         self.events = move_events(self.events, count, max(most, int(self.events.num_left[0])))
-
-    def _move_feed(self, count: int, num_begin: int) -> None:
-        feed, num_rows = self.feed, self.num_rows
-        feed.num_come[0] -= count
-        feed.num_released[0] += min(num_begin, num_rows) - count
-        if not feed.is_closed:
-            feed.num_released[0] = num_rows
-        # All that are in flight may end, and be followed by others, at once.
-        spare = self.trace.concurrency or 0
-        is_last = self.num_read == self.trace.num_requests
-        feed.used_up[0] = NEVER if is_last else num_rows - spare
-
-    def _use_rows(self) -> None:
-        """Pass the rows that the pools have now to compiled code."""
-        first = self.pools[0]
-        self.first = self.first._replace(requests=first.requests, balance=first.balance)
-        if self.handing is None or self._transfers is None:
-            return
-        pool, rows = self.pools[1], slice(first.requests.first, self.num_read)
-        decode = self.handing.pool._replace(requests=pool.requests, balance=pool.balance)
-        transfers = self.handing.transfers._replace(
-            is_transferred=self._transfers.is_transferred[rows],
-            send_s=self._transfers.send_s[rows],
-            receive_s=self._transfers.receive_s[rows],
-        )
-        self.handing = HandOver(decode, transfers)
 
     def balance_again(self, place: int) -> None:
         """Balance over the living replicas of a pool, after some stopped or started."""
         pool = self.pools[place]
-        self._replace_pool(place, self.pool_at(place)._replace(balance=pool.balance_again()))
-        if place == 1 and self.handing is not None and self.plan.transfer is not None:
-            receivers = max(1, pool.num_living_groups)
-            transfers = self.handing.transfers._replace(receivers=receivers)
-            self.handing = self.handing._replace(transfers=transfers)
-
-    def use_table(self, place: int, table: StepTable) -> None:
-        """Use another table for steps of a pool that are formed from now on."""
-        self._replace_pool(place, self.pool_at(place)._replace(table=table))
-
-    def pool_at(self, place: int) -> Pool:
-        """Pool at a place, as compiled code sees it."""
-        if place == 0:
-            return self.first
-        assert self.handing is not None
-        return self.handing.pool
-
-    def _replace_pool(self, place: int, pool: Pool) -> None:
-        if place == 0:
-            self.first = pool
-        elif self.handing is not None:
-            self.handing = self.handing._replace(pool=pool)
+        pool.balance_again()
+        if place == 1 and self._handing is not None:
+            self._handing = self._handing._replace(receivers=max(1, pool.num_living_groups))
 
     def number_of(self, place: int, replica: int) -> int:
         """Number of a pool's replica among those of all pools."""
@@ -318,26 +273,14 @@ class LoopState:
         return place, number - place * self.pools[0].num_replicas
 
 
-def _start_feed(trace: RequestTrace, ingress_delay_s: float) -> Feed:
-    def count(value: int = 0) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        return np.full(1, value, dtype=np.int64)
-
+def _start_feed(trace: RequestTrace, ingress_delay_s: float) -> Records:
+    feed = make_records(Feed)[()]
+    feed.is_closed = trace.concurrency is not None
+    feed.ingress_delay_s, feed.send_s = ingress_delay_s, trace.send_s
     first = trace.arrival_s[: trace.concurrency or 0]
-    latest_s = float(first.max(initial=0.0)) if trace.start == "at_once" else 0.0
-    return Feed(
-        num_come=count(),
-        num_released=count(),
-        is_closed=trace.concurrency is not None,
-        ingress_delay_s=ingress_delay_s,
-        send_s=trace.send_s,
-        sent_s=np.full(1, latest_s),
-        num_done=count(),
-        num_requests=trace.num_requests,
-        chosen=count(-1),
-        used_up=count(),
-        asks=np.zeros(2, dtype=np.int64),
-        stopped_s=np.zeros(1),
-    )
+    feed.sent_s = first.max(initial=0.0) if trace.start == "at_once" else 0.0
+    feed.num_requests, feed.chosen = trace.num_requests, -1
+    return feed
 
 
 # Looks at a pool when the replica of it that has taken most steps has taken some number.
@@ -364,7 +307,7 @@ class StepLooks:
 
     def reach(self) -> float:
         """Let the event happen that the loop has stopped for. Returns its time."""
-        place, at_s = int(self._state.feed.asks[0]), float(self._state.feed.stopped_s[0])
+        place, at_s = int(self._state.feed.asks), float(self._state.feed.stopped_s)
         self._state.pools[place].clock.counts.look_steps[:] = NEVER
         event = self._waits.pop(place)
         instant = self._instants.wait_until(at_s, CHANGE)

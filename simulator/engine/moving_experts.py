@@ -106,7 +106,7 @@ class MovingExperts:
 
     def _count_profiles(self) -> Floats:
         """Count the tokens of all steps so far by their load profiles, ``[P]``."""
-        counted = self._by_ranks or self._run.state.pool_at(self._place).table
+        counted = self._by_ranks or self._pool.table
         return counted.profile_tokens.copy()
 
     def _begin_move(self, placed: Placed, load: ExpertLoad) -> ExpertsMoved:
@@ -138,7 +138,7 @@ class MovingExperts:
             states.place_experts(self._place, placed)
             return
         if self._by_ranks is None:
-            state.use_table(self._place, self._fill())
+            self._pool.table = self._fill()
         else:
             self._by_ranks.use_prices(self._pool.prices)
         states.price_again(self._place)

@@ -16,7 +16,7 @@ from simulator.base.jit import jit, jit_inner
 from simulator.deployment.memory import check_requests
 from simulator.deployment.placement import Placement
 from simulator.deployment.plan import DeploymentPlan
-from simulator.engine.cache import count_all_available, count_available, count_found
+from simulator.engine.cache import count_all_available, count_available, count_hits
 from simulator.engine.events import Events, code_of, push_event
 from simulator.engine.experts_table import OverflowCount
 from simulator.engine.queue import find_another, join
@@ -24,7 +24,6 @@ from simulator.engine.rebalancing import place_again
 from simulator.engine.state import (
     NEVER,
     Clock,
-    Floats,
     Ints,
     Limits,
     Ranks,
@@ -167,55 +166,20 @@ class Balance(NamedTuple):
     """Whether a balancer in Python chooses."""
     num_sent: Ints
     """``[1]`` requests sent so far."""
-    replica_of: Ints
-    """``[rows]`` replica that each request was sent to."""
-
-
-class Feed(NamedTuple):
-    """Arrival of requests at the first pool, by rows of the window on the trace."""
-
-    num_come: Ints
-    """``[1]`` row of the next request to arrive."""
-    num_released: Ints
-    """``[1]`` rows of requests whose arrival is known: all of an open loop."""
-    is_closed: bool
-    """Whether the end of a request releases another (closed loop)."""
-    ingress_delay_s: float
-    """Seconds from the client, when it sends a request of a closed loop, to its arrival."""
-    send_s: float
-    """Seconds between two requests that the clients of a closed loop send."""
-    sent_s: Floats
-    """``[1]`` time at which they sent the latest."""
-    num_done: Ints
-    """``[1]`` requests that are finished or lost."""
-    num_requests: int
-    """Requests of the whole trace."""
-    chosen: Ints
-    """``[1]`` replica that a balancer in Python has chosen, or -1."""
-    used_up: Ints
-    """``[1]`` requests that may arrive before the window on the trace needs more rows
-    (:mod:`simulator.engine.loop_state`)."""
-    asks: Ints
-    """``[2]`` place of the pool whose balancer is asked or that is looked at, number of the replica
-    whose step has no price yet or that has drained, or row of the request whose cache leaves; and
-    row of the request that a balancer is asked for."""
-    stopped_s: Floats
-    """``[1]`` time at which a replica has drained, or has taken the steps that somebody waits for,
-    seconds."""
 
 
 @jit_inner
-def send_request(pool: Pool, request: int, feed: Feed, now_s: float) -> int:
+def send_request(pool: Pool, request: int, feed: Records, now_s: float) -> int:
     """Send a request to the replica that the balancer chooses, which queues it when it forms a
     step. Returns the replica's number, -1 where none is left.
     """
     replica = _choose(pool, request, feed)
-    feed.chosen[0] = -1
+    feed.chosen = -1
     if replica < 0:
         return -1
     pool.balance.num_sent[0] += 1
-    pool.balance.replica_of[request] = replica
     rows, counts = pool.requests.each, pool.clock.counts[replica, 0]
+    rows[request].replica = replica
     rows[request].key = key_of(rows[request], pool.limits, now_s)
     if counts.coming.is_ordered:
         rows[request].key = -rows[request].num_input
@@ -231,14 +195,14 @@ def key_of(request: Records, limits: Limits, now_s: float) -> float:
 
 
 @jit_inner
-def _choose(pool: Pool, request: int, feed: Feed) -> int:
+def _choose(pool: Pool, request: int, feed: Records) -> int:
     clock, balance = pool.clock, pool.balance
     num_replicas = len(clock.counts)
     if num_replicas == 1:
         counts = clock.counts[0, 0]
         return -1 if counts.is_gone or counts.is_draining else 0
-    if feed.chosen[0] >= 0:
-        return int(feed.chosen[0])
+    if feed.chosen >= 0:
+        return int(feed.chosen)
     if len(balance.turns) > 0:
         # Whose prompt is lost elsewhere comes again, so that more may be sent than there are turns.
         return int(balance.turns[balance.num_sent[0] % len(balance.turns)])
@@ -265,32 +229,34 @@ def _measure_best_rank(pool: Pool, replica: int, request: int) -> float:
     """
     ranks, weights = pool.ranks, pool.balance.weights
     each, counts = ranks.each[replica], pool.clock.counts[replica, 0]
-    d = find_least_loaded(
+    d, load = find_least_loaded(
         pool.requests, each, ranks.prefixes[replica], request, weights, pool.limits
     )
-    if d < 0:
-        return math.inf
     coming = weights.per_request * counts.coming.count + weights.per_token * counts.coming_tokens
-    load = _measure_load(
-        pool.requests, each, ranks.prefixes[replica], d, request, weights, pool.limits
-    )
-    return float(load + coming / len(each))
+    return math.inf if d < 0 else float(load + coming / len(each))
 
 
 @jit_inner
 def find_least_loaded(
     requests: Requests, each: Records, prefixes: Records, r: int, weights: Weights, limits: Limits
-) -> int:
-    """Find the data-parallel rank of a replica with the least load for request ``r`` as a balancer
-    that sees prefixes has it; -1 without any rank.
+) -> tuple[int, float]:
+    """Find the data-parallel rank of a replica with the least load for request ``r``, whose cached
+    prefix need not be computed there, as a balancer that sees prefixes has it; -1 without any rank.
+    Returns its load, too.
     """
     best, least = -1, 0.0
     for d in range(len(each)):
-        if not each[d].is_lost:
-            load = _measure_load(requests, each, prefixes, d, r, weights, limits)
-            if best < 0 or load < least:
-                best, least = d, load
-    return best
+        if each[d].is_lost:
+            continue
+        hits = count_hits(requests, prefixes, d % len(prefixes), r, limits, prefixes.shape[1])
+        load = (
+            weights.per_request * count_unfinished(each, d)
+            + weights.per_token * each[d].tokens
+            + weights.per_new_token * (requests.each[r].num_input - hits * limits.prefix_tokens)
+        )
+        if best < 0 or load < least:
+            best, least = d, load
+    return best, least
 
 
 @jit_inner
@@ -328,25 +294,6 @@ def choose_rank(ranks: Ranks, limits: Limits, turn: int, most: int) -> int:
 
 
 @jit_inner
-def _measure_load(
-    requests: Requests,
-    each: Records,
-    prefixes: Records,
-    d: int,
-    r: int,
-    weights: Weights,
-    limits: Limits,
-) -> float:
-    """Load of a rank with request ``r``, whose cached prefix need not be computed there."""
-    cached = count_found(requests, prefixes, d % len(prefixes), r, limits) * limits.prefix_tokens
-    return float(
-        weights.per_request * count_unfinished(each, d)
-        + weights.per_token * each[d].tokens
-        + weights.per_new_token * (requests.each[r].num_input - cached)
-    )
-
-
-@jit_inner
 def count_unfinished(each: Records, d: int) -> int:
     """Count the unfinished requests of a rank."""
     rank = each[d]
@@ -367,7 +314,7 @@ def find_cached(
     found = np.zeros(len(replicas), np.int64)
     for place, replica in enumerate(replicas):
         for d in range(prefixes.shape[1]):
-            hits = count_found(requests, prefixes[replica], d, r, limits)
+            hits = count_hits(requests, prefixes[replica], d, r, limits, prefixes.shape[2])
             found[place] = max(found[place], hits * limits.prefix_tokens)
     return found
 
@@ -377,11 +324,11 @@ def _survey_waiting(requests: Requests, ranks: Ranks, d: int, limits: Limits) ->
     """Find the rows of the requests that wait at a rank, and the tokens of the longest prefix of
     each that it has cached, ``[W]`` each.
     """
-    queue = ranks.each[d].waiting
+    queue, num_tiers = ranks.each[d].waiting, ranks.prefixes.shape[1]
     waiting, cached = np.zeros(queue.count, np.int64), np.zeros(queue.count, np.int64)
     r = queue.first
     for place in range(len(waiting)):
-        hits = count_found(requests, ranks.prefixes, d % len(ranks.caches), r, limits)
+        hits = count_hits(requests, ranks.prefixes, d % len(ranks.caches), r, limits, num_tiers)
         waiting[place], cached[place] = r, hits * limits.prefix_tokens
         r = find_another(queue, requests.each, r)
     return waiting, cached
@@ -433,9 +380,7 @@ def ranks_of(ranks: Ranks, replica: int) -> Ranks:
         ranks.prefixes[replica],
         ranks.tiers[replica],
         ranks.counts[replica],
-        ranks.output_share[replica],
         ranks.ring[replica],
-        ranks.emitted_s[replica],
         ranks.ends[replica],
         ranks.starts[replica],
         ranks.profiles[replica],
@@ -449,22 +394,22 @@ def clock_of(clock: Clock, replica: int) -> Clock:
 
 
 @jit_inner
-def release_next(feed: Feed, requests: Requests, count: int, now_s: float) -> None:
+def release_next(feed: Records, requests: Requests, count: int, now_s: float) -> None:
     """Count ``count`` requests as done, and let clients of a closed loop send others instead, one
     after another; before those that other clients will begin with later.
     """
-    feed.num_done[0] += count
+    feed.num_done += count
     if feed.is_closed:
         rows = requests.each
-        for _ in range(min(count, len(rows) - feed.num_released[0])):
-            feed.sent_s[0] = max(feed.sent_s[0], now_s) + feed.send_s
-            comes_s = feed.sent_s[0] + feed.ingress_delay_s
-            row = feed.num_released[0]
-            while row > feed.num_come[0] and rows[row - 1].arrival_s > comes_s:
+        for _ in range(min(count, len(rows) - feed.num_released)):
+            feed.sent_s = max(feed.sent_s, now_s) + feed.send_s
+            comes_s = feed.sent_s + feed.ingress_delay_s
+            row = feed.num_released
+            while row > feed.num_come and rows[row - 1].arrival_s > comes_s:
                 rows[row].arrival_s = rows[row - 1].arrival_s
                 row -= 1
             rows[row].arrival_s = comes_s
-            feed.num_released[0] += 1
+            feed.num_released += 1
 
 
 _LONGEST_RING = 4096
@@ -532,9 +477,10 @@ class PoolState:
         """Whether each replica serves while its GPUs work: it was launched, and has started."""
         self.clock.counts.is_gone[~self.is_ready] = 1
         self._stream, self._num_changes = stream, 0
-        self._living = self._list_living()
+        self._living = self.list_living()
         self.requests = self.begin_requests(0, 0)
-        self._replica_of: Ints = np.zeros(0, dtype=np.int64)
+        self.table = StepTable()
+        """Table that prices the steps that are formed from now on."""
         self._balancer, self.balance = self._start_balance()
 
     @property
@@ -583,11 +529,6 @@ class PoolState:
             return None
         return find_profiles(self._choices.recorded, moe.num_experts)
 
-    @property
-    def replica_of(self) -> Ints:
-        """Replica that each request was sent to last, ``[N]``; -1 for none."""
-        return self.balance.replica_of
-
     def begin_requests(self, first: int, end: int) -> Requests:
         """Make rows for some requests of the trace, by their numbers in it."""
         keys = self._keys
@@ -602,15 +543,15 @@ class PoolState:
             requests.each.profile[:] = self.profile_N[first:end]
         return requests
 
-    def hold_rows(self, requests: Requests, replica_of: Ints) -> None:
-        """Replace the rows, and the replicas that their requests were sent to."""
-        self.requests, self._replica_of = requests, replica_of
-        self.balance = self.balance._replace(replica_of=replica_of)
+    def price_by(self, table: StepTable) -> None:
+        """Price steps by a table, which one with the same axes may replace."""
+        sums = self._may_sum_decodes and sums_contexts(table)
+        self.table, self.limits = table, self.limits._replace(sums_decodes=sums)
 
-    def with_table(self, table: StepTable) -> Pool:
-        """Make the pool as compiled code sees it."""
-        limits = self.limits._replace(sums_decodes=self._may_sum_decodes and sums_contexts(table))
-        return Pool(self.requests, self.ranks, self.clock, limits, table, self.balance)
+    @property
+    def compiled(self) -> Pool:
+        """The pool as compiled code sees it."""
+        return Pool(self.requests, self.ranks, self.clock, self.limits, self.table, self.balance)
 
     @property
     def _may_sum_decodes(self) -> bool:
@@ -641,10 +582,8 @@ class PoolState:
         """Choose the replica of the request in a row with a balancer that is asked."""
         assert not isinstance(self._balancer, Rule)
         living, requests, ranks = self._living, self.requests, self.ranks
-        counts = self.clock.counts
         request, starts = requests.each[row], requests.prefix_starts
-        outstanding = counts.num_pushed - counts.num_finished + counts.coming.count
-        tokens = counts.outstanding_tokens + counts.coming_tokens
+        outstanding, tokens = self.count_outstanding(living)
         free_blocks = count_all_available(ranks, self.limits)
         prefix_ids = requests.prefix_ids[starts[row] : starts[row + 1]]
         prefix_ids.flags.writeable = False
@@ -659,13 +598,22 @@ class PoolState:
                 attributes=self._trace.find_attributes(requests.first + row),
             ),
             Snapshot(
-                outstanding=outstanding[living, 0],
-                outstanding_tokens=tokens[living, 0],
+                outstanding=outstanding,
+                outstanding_tokens=tokens,
                 free_blocks=free_blocks[living].sum(axis=1),
                 cached_tokens=find_cached(requests, ranks.prefixes, row, self.limits, living),
             ),
         )
         return int(living[chosen])
+
+    def count_outstanding(self, replicas: Ints) -> tuple[Ints, Ints]:
+        """Count the requests that some replicas were sent and have not finished, and their prompt
+        and output tokens, ``[M]`` each.
+        """
+        counts = self.clock.counts[replicas, 0]
+        requests: Ints = counts.num_pushed - counts.num_finished + counts.coming.count
+        tokens: Ints = counts.outstanding_tokens + counts.coming_tokens
+        return requests, tokens
 
     def rank_waiting(self, replica: int, now_s: float) -> None:
         """Give the requests that wait at a replica's ranks the keys that their order has now."""
@@ -695,20 +643,19 @@ class PoolState:
     @property
     def is_balanced(self) -> bool:
         """Whether the balancer is over the replicas that get requests now."""
-        return np.array_equal(self._living, self._list_living())
+        return np.array_equal(self._living, self.list_living())
 
-    def _list_living(self) -> Ints:
+    def list_living(self) -> Ints:
         """List the replicas that get requests."""
         is_closed = self.clock.counts.is_gone[:, 0] | self.clock.counts.is_draining[:, 0]
         living: Ints = np.flatnonzero(is_closed == 0)
         return living
 
-    def balance_again(self) -> Balance:
+    def balance_again(self) -> None:
         """Start a balancer over the replicas that get requests, after some stopped or started."""
         self._num_changes += 1
-        self._living = self._list_living()
+        self._living = self.list_living()
         self._balancer, self.balance = self._start_balance()
-        return self.balance
 
     def _start_balance(self) -> tuple[Rule | LoadBalancer, Balance]:
         plan, living = self.plan, self._living
@@ -727,7 +674,6 @@ class PoolState:
             turns=turns,
             is_asked=not isinstance(balancer, Rule) and self.num_replicas > 1,
             num_sent=np.zeros(1, dtype=np.int64),
-            replica_of=self._replica_of,
         )
 
     def ranks_of(self, replica: int) -> Ranks:

@@ -157,5 +157,5 @@ def list_requests(queue: Records, rows: Records) -> Ints:
     other = int(queue.first)
     for place in range(len(found)):
         found[place] = other
-        other = find_another(queue, rows, other) if queue.is_ordered else int(rows.following[other])
+        other = int(find_another(queue, rows, other))
     return found[np.lexsort((found, rows.key[found]))] if queue.is_ordered else found

@@ -289,7 +289,7 @@ class ReplicaStates:
         """Keep the prices of a pool's states, which hold for any placement of experts in as many
         slots, and add up the loads of ranks anew; those of replicas that have lost ranks stay.
         """
-        pool, table = self._state.pools[place], self._state.pool_at(place).table
+        pool, table = self._state.pools[place], self._state.pools[place].table
         assert pool.profiles is not None
         loads, load_YPR = table.profile_loads.copy(), pool.mixes.load_YPR
         loads[_list_states(table, 0), :, :, : load_YPR.shape[2]] = load_YPR
@@ -298,15 +298,15 @@ class ReplicaStates:
                 mixes = one.mixes.place(pool.profiles, placed)
                 self._known[key] = replace(one, mixes=mixes)
                 loads[_list_states(table, one.number), :, :, : load_YPR.shape[2]] = load_YPR
-        self._state.use_table(place, table._replace(profile_loads=loads))
+        pool.table = table._replace(profile_loads=loads)
         self._use_all(place)
 
     def price_again(self, place: int) -> None:
         """Price the states of a pool's replicas anew, since its experts have moved."""
         self._known = {key: one for key, one in self._known.items() if key[0] != place}
         if self._fidelity == "step":
-            table = self._state.pool_at(place).table
-            self._state.use_table(place, keep_usual_state(table))
+            pool = self._state.pools[place]
+            pool.table = keep_usual_state(pool.table)
         self._use_all(place)
 
     def list_placements(self, place: int) -> dict[int, Placement]:
@@ -347,11 +347,11 @@ class ReplicaStates:
             return self._known[key]
         pool = self._state.pools[place]
         prices = pool.price_placement(self._place_ranks(place, left, condition))
-        table, mixes = self._state.pool_at(place).table, pool.list_mixes(prices)
+        table, mixes = self._state.pools[place].table, pool.list_mixes(prices)
         found = PricedState(left, mixes, self._start_ranks(place, prices, left), len(table.sizes))
         if self._fidelity == "step":
             added = add_state(table, mixes, None if left is None else left.left_d)
-            self._state.use_table(place, added)
+            self._state.pools[place].table = added
         self._known[key] = found
         return found
 

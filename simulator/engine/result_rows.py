@@ -180,7 +180,7 @@ def read_requests(
     is_scheduled = ~np.isnan(prompts.scheduled_s)
     columns: dict[str, Any] = {
         "request": decodes.number,
-        "replica": last.replica_of,
+        "replica": decodes.replica,
         "dp_rank": decodes.dp_rank,
         "arrival_s": sent_s,
         "scheduled_s": prompts.scheduled_s,
@@ -224,13 +224,12 @@ def _describe_transfers(
         before_s = np.maximum(np.minimum(decodes.reserved_s, computed_s) - asked_s, 0.0)
         waits_s = before_s + np.nan_to_num(held_s)
     num_bytes = [transfer.num_bytes(int(tokens)) for tokens in prompts.num_input]
-    is_new = prefill.replica_of < 0
     return {
-        "replica": np.where(moved, decode.replica_of, -1),
+        "replica": np.where(moved, decodes.replica, -1),
         "dp_rank": np.where(moved, decodes.dp_rank, -1),
         "first_token_s": first_s,
         "finish_s": np.where(moved, decodes.finish_s, first_s),
-        "prefill_replica": np.where(is_new, -1, prefill.replica_of + decode.num_replicas),
+        "prefill_replica": np.where(prompts.replica < 0, -1, prompts.replica + decode.num_replicas),
         "room_wait_s": np.where(moved & ~np.isnan(decodes.reserved_s), waits_s, 0.0),
         "transfer_s": np.where(has_left, decodes.arrival_s - prompts.first_s - held_s, 0.0),
         "transfer_bytes": np.where(has_left, num_bytes, 0.0),

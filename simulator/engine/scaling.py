@@ -52,23 +52,17 @@ class Scaling:
             self.adjust_soon()
 
     def _measure_load(self, at_s: float) -> PoolLoad:
-        serving, counts = self._list_serving(), self._pool.clock.counts
-        requests = counts.num_pushed - counts.num_finished + counts.coming.count
-        tokens = counts.outstanding_tokens + counts.coming_tokens
+        living = self._pool.list_living()
+        serving = living[np.isin(living, list(self._launched))]
+        requests, tokens = self._pool.count_outstanding(serving)
         return PoolLoad(
             at_s,
             self._wanted,
             len(serving),
             sum(not self._pool.is_ready[replica] for replica in self._launched),
-            int(requests[serving].sum()),
-            int(tokens[serving].sum()),
+            int(requests.sum()),
+            int(tokens.sum()),
         )
-
-    def _list_serving(self) -> list[int]:
-        """List the replicas that get requests."""
-        counts = self._pool.clock.counts
-        is_closed = counts.is_gone[:, 0] | counts.is_draining[:, 0]
-        return [replica for replica in self._launched if not is_closed[replica]]
 
     def adjust_soon(self) -> None:
         """Launch and drain replicas once all of this instant has changed."""
@@ -191,9 +185,9 @@ def leave_drained(scaling: Mapping[int, Scaling], state: LoopState) -> float:
     Args:
         scaling: of the pools that scale, by their places.
     """
-    place, replica = state.find_replica(int(state.feed.asks[0]))
+    place, replica = state.find_replica(int(state.feed.asks))
     if place not in scaling:
         return math.inf
-    at_s = float(state.feed.stopped_s[0])
+    at_s = float(state.feed.stopped_s)
     scaling[place].leave_at(at_s, replica)
     return at_s

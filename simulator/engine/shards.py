@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import io
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -171,28 +171,23 @@ def _spool(frames: Iterator[pd.DataFrame]) -> Spool:
     for frame in frames:
         held.append(frame)
         if sum(map(len, held)) >= HELD_ROWS:
-            spool.add(partial(_stack, held))
+            spool.add(partial(pd.concat, held, ignore_index=True))
             held = []
     if held:
-        spool.add(partial(_stack, held))
+        spool.add(partial(pd.concat, held, ignore_index=True))
     return spool
-
-
-def _stack(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    return pd.concat(frames, ignore_index=True)
 
 
 def _merge_requests(
     trace: RequestTrace, shards: Sequence[Shard], served: Sequence[ServedShard]
 ) -> Spool:
     """Merge requests in the order of the trace, a window of it at a time."""
-    spool = Spool()
-    readers = [
-        _Reader(_shift_replicas(one.requests, shard.first))
+    spool, ends = Spool(), range(ROWS, trace.num_requests + ROWS, ROWS)
+    windows = [
+        _cut_windows(_shift_replicas(one.requests, shard.first), ends)
         for shard, one in zip(shards, served, strict=True)
     ]
-    for begin in range(0, trace.num_requests, ROWS):
-        parts = [reader.take_before(begin + ROWS) for reader in readers]
+    for parts in zip(*windows, strict=True):
         spool.add(partial(_sort_requests, parts))
     return spool
 
@@ -201,23 +196,18 @@ def _sort_requests(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(parts).sort_values("request", ignore_index=True)
 
 
-class _Reader:
-    """Reader of a shard's requests in order."""
-
-    def __init__(self, frames: Iterator[pd.DataFrame]) -> None:
-        self._frames, self._left = frames, next(frames)
-
-    def take_before(self, end: int) -> pd.DataFrame:
-        """Take the requests whose numbers are below ``end`` and that were not taken yet."""
+def _cut_windows(frames: Iterator[pd.DataFrame], ends: Iterable[int]) -> Iterator[pd.DataFrame]:
+    """Cut a shard's requests, which are in order, at some numbers."""
+    more: pd.DataFrame | None = next(frames)
+    for end in ends:
         taken = []
-        while True:
-            count = int(np.searchsorted(self._left["request"], end))
-            taken.append(self._left.iloc[:count])
-            left = self._left.iloc[count:]
-            more = next(self._frames, None) if not len(left) else None
-            self._left = left if more is None else more
-            if more is None:
-                return pd.concat(taken)
+        while more is not None:
+            count = int(np.searchsorted(more["request"], end))
+            taken.append(more.iloc[:count])
+            left = more.iloc[count:]
+            more = next(frames, None) if not len(left) else None
+        more = left
+        yield pd.concat(taken)
 
 
 # Step tables that the runs of one process share: filling one takes a hundred times as long as a

@@ -85,6 +85,8 @@ class Request:
     read: int
     """Tokens of these that were read from tiers below the GPU."""
     preemptions: int
+    replica: int
+    """Replica that it was sent to last, -1 for none."""
     dp_rank: int
     following: int
     """Next request in the same queue, or on its way to the same replica; -1 at the end. In an
@@ -181,6 +183,10 @@ class Rank:
     """Prompt tokens of these."""
     is_lost: int
     """Whether a GPU of the rank is lost, while the others go on; it gets no requests."""
+    output_share: float
+    """Share of the outputs of running requests that admission assumes."""
+    emitted_s: float
+    """Time of the summed decodes' latest tokens, seconds."""
     waiting: Queue
     """Requests without blocks."""
     ready: Queue
@@ -299,6 +305,42 @@ class ReplicaClock:
     """Requests that were sent to the replica since its last step, and are at no rank yet."""
 
 
+class Feed:
+    """Arrival of requests at the first pool, by rows of the window on the trace, and what the loop
+    asks for.
+    """
+
+    num_come: int
+    """Row of the next request to arrive."""
+    num_released: int
+    """Rows of requests whose arrival is known: all of an open loop."""
+    is_closed: int
+    """Whether the end of a request releases another (closed loop)."""
+    ingress_delay_s: float
+    """Seconds from the client, when it sends a request of a closed loop, to its arrival."""
+    send_s: float
+    """Seconds between two requests that the clients of a closed loop send."""
+    sent_s: float
+    """Time at which they sent the latest."""
+    num_done: int
+    """Requests that are finished or lost."""
+    num_requests: int
+    """Requests of the whole trace."""
+    chosen: int
+    """Replica that a balancer in Python has chosen, or -1."""
+    used_up: int
+    """Requests that may arrive before the window on the trace needs more rows
+    (:mod:`simulator.engine.loop_state`)."""
+    asks: int
+    """Place of the pool whose balancer is asked or that is looked at, number of the replica whose
+    step has no price yet or that has drained, or row of the request whose cache leaves."""
+    asks_for: int
+    """Row of the request that a balancer is asked for."""
+    stopped_s: float
+    """Time at which a replica has drained, or has taken the steps that somebody waits for,
+    seconds."""
+
+
 class Requests(NamedTuple):
     """Requests and their progress: a record for each request of a window on the trace
     (:mod:`simulator.engine.loop_state`), shared by all replicas of a pool.
@@ -341,13 +383,9 @@ class Ranks(NamedTuple):
     """``[caches, tiers]`` :class:`Tier`."""
     counts: Records
     """``[1]`` :class:`Replica`."""
-    output_share: Floats
-    """``[dp]`` share of the outputs of running requests that admission assumes."""
     ring: Ints
     """``[dp, block tokens]`` summed decodes that need a KV block in steps whose number has this
     remainder."""
-    emitted_s: Floats
-    """``[dp]`` time of the summed decodes' latest tokens, seconds."""
     ends: Ints
     """``[dp, max_sequences]`` step count of the rank at which each summed decode ends."""
     starts: Ints
@@ -434,7 +472,8 @@ def start_requests(
     for name, kind in Request.__annotations__.items():
         if kind == "float":
             before[name] = np.nan
-    before.following[:] = before.child[:] = before.before[:] = before.domain[:] = -1
+    for name in ("replica", "following", "child", "before", "domain"):
+        before[name] = -1
     requests = Requests(
         np.repeat(before, count),  # much quicker than fields one after the other
         starts.astype(np.int64),
@@ -495,14 +534,13 @@ def start_ranks(
         prefixes=make_records(PrefixBlock, num_pools, 1 + len(tiers), num_prefixes + 1),
         tiers=make_records(Tier, num_pools, len(tiers)),
         counts=make_records(Replica, 1),
-        output_share=np.full(num_ranks, output_share),
         ring=zeros(num_ranks, ring_tokens),
-        emitted_s=np.zeros(num_ranks),
         ends=zeros(num_ranks, max_sequences),
         starts=zeros(num_ranks, max_sequences),
         profiles=zeros(num_ranks, num_profiles),
     )
     ranks.each.waiting.is_ordered[:] = ranks.each.line.is_ordered[:] = is_ordered
+    ranks.each.output_share[:] = output_share
     ranks.caches.free_blocks[:] = ranks.caches.capacity_blocks[:] = capacity_blocks
     ranks.prefixes.since_s[:] = np.inf
     for end in (ranks.prefixes.older, ranks.prefixes.newer):

@@ -26,6 +26,7 @@ from simulator.base.progress import CountDone
 from simulator.deployment.expert_plan import POOL_TOKENS
 from simulator.deployment.plan import DeploymentPlan
 from simulator.deployment.uniform_routing import mean_uniform_imbalances
+from simulator.engine import loop
 from simulator.engine.audit import Audit, Audits
 from simulator.engine.by_ranks import (
     ByRanks,
@@ -39,19 +40,6 @@ from simulator.engine.changes import Changed, Failing
 from simulator.engine.events import ENDS, FORMS, code_of, find_event, push_event, remove_events
 from simulator.engine.experts_table import OverflowCount
 from simulator.engine.links import SharedWires, bound_sharing
-from simulator.engine.loop import (
-    ASKS,
-    CACHE_LEAVES,
-    DONE,
-    DRAINED,
-    LOOKS,
-    PRICE_WANTED,
-    RANKS,
-    STEP_FORMED,
-    USED_UP,
-    next_event,
-    run_ahead,
-)
 from simulator.engine.loop_state import CHANGE, Instants, LoopState, StepLooks, count_settled
 from simulator.engine.moving_experts import MovingExperts
 from simulator.engine.pool import PoolState, form_soon, start_pools
@@ -67,7 +55,6 @@ from simulator.policies.scaling_contracts import scales
 from simulator.results.tables import (
     ADMISSION_LIMITS,
     MOVE_COLUMNS,
-    NUM_GAP_BINS,
     DeploymentRecord,
     ExpertsMoved,
     Gaps,
@@ -243,10 +230,7 @@ def make_record(served: Served) -> DeploymentRecord:
         executor = served.by_ranks.get(name)
         phases = ("decode", "prefill") if name == "both" else (name,)
         probes.append(probe(pool, plan.machines[name], own, requests, executor, first, phases))
-    gaps = sum(
-        (pool.clock.gap_counts.sum(axis=0) for pool in served.pools.values()),
-        np.zeros(NUM_GAP_BINS, dtype=np.int64),
-    )
+    gaps = np.sum([pool.clock.gap_counts.sum(axis=0) for pool in served.pools.values()], axis=0)
     duration_s = steps["duration_s"].to_numpy()
     dropped_share = _share_dropped(plan, steps, served.costs)
 
@@ -413,22 +397,17 @@ def serve(
     if trace.concurrency is not None:
         trace = _start_clients(plan, trace, fidelity, fill, ingress_delay_s)
     pools = start_pools(plan, trace)
-    tables: dict[str, StepTable] = {}
     by_ranks: dict[str, ByRanks] = {}
     for name, pool in pools.items():
         if fidelity == "step":
-            tables[name] = fill(pool, STREAMS[name])
+            pool.price_by(fill(pool, STREAMS[name]))
         else:
-            tables[name] = StepTable()
+            pool.price_by(pool.table)
             by_ranks[name] = start_ranks_of(pool, fidelity, STREAMS[name])
-    state = LoopState(plan, trace, pools, tables, ingress_delay_s, fidelity != "step")
+    state = LoopState(plan, trace, pools, ingress_delay_s, fidelity != "step")
     timeline = _Timeline(state, pools, by_ranks, fill, progress, fidelity, keeps_steps)
     timeline.run(math.inf if until is None else until)
-    rows = timeline.close()
-    changes = timeline.changed, tuple(timeline.rebalances), until
-    audits = tuple(audit.report() for audit in timeline.audits)
-    timeline.forget()
-    return Served(plan, trace, pools, by_ranks, rows, ingress_delay_s, *changes, audits)
+    return timeline.close()
 
 
 def _start_clients(
@@ -472,7 +451,10 @@ class _Timeline:
         self._env = self.instants.env
         self.state, self._pools = state, pools
         self._fill, self._progress = fill, progress
+        self._by_name = by_ranks
         self._by_ranks = [by_ranks[name] for name in state.names if name in by_ranks]
+        args = state.plan, state.trace, pools, state.ingress_delay_s
+        self._read_requests = partial(read_requests, *args)
         self.log = StepLog(self._put_away)
         self._rows = Rows(Spool(), Spool(), Spool())
         self._under_way: dict[int, StepUnderWay] = {}
@@ -497,11 +479,6 @@ class _Timeline:
         self.audits = [Audit(n, one, self.replica_states) for n, one in enumerate(state.pools)]
         self.until_s = math.inf
 
-    @property
-    def changed(self) -> tuple[Changed, ...]:
-        """Changes of replicas so far."""
-        return tuple(self._failing.changed)
-
     def run(self, until_s: float) -> None:
         """Let everything happen up to ``until_s``, that instant included."""
         self.until_s = until_s
@@ -520,8 +497,7 @@ class _Timeline:
                 self._env.process(experts.follow(chain([first_s], looks)))
         for scaling in self._scaling.values():
             self._env.process(scaling.follow())
-        if self._by_ranks:
-            self._look_at(0.0)
+        self._look_at(0.0)
         while not self.state.is_done:
             if not self._by_ranks:
                 self.run_ahead(min(self._env.peek(), until_s))
@@ -538,26 +514,26 @@ class _Timeline:
         while self._num_cut:
             self._env.step()
 
-    def close(self) -> Rows:
-        """Store all rows that are left."""
+    def close(self) -> Served:
+        """Store all rows that are left, and let go of everything that refers back to this run,
+        whose arrays would stay in memory until Python looks for cycles: gigabytes of the many short
+        runs of a search.
+        """
         self.log.end()
         while self.state.num_read < self.state.trace.num_requests:
             self._put_requests_away(self._read_requests())
             self.state.move_window(self.state.num_rows)
-        state = self.state
-        args = state.plan, state.trace, self._pools, state.ingress_delay_s
-        self._rows.requests.add(lambda: read_requests(*args))
-        return self._rows
-
-    def forget(self) -> None:
-        """Let go of everything that refers back to this run, whose arrays would stay in memory
-        until Python looks for cycles: gigabytes of the many short runs of a search.
-        """
+        self._rows.requests.add(self._read_requests)
+        plan, trace, ingress_delay_s = self.state.plan, self.state.trace, self.state.ingress_delay_s
+        served = Served(
+            *(plan, trace, self._pools, self._by_name, self._rows, ingress_delay_s),
+            changed=tuple(self._failing.changed),
+            rebalances=tuple(self.rebalances),
+            until_s=None if self.until_s == math.inf else self.until_s,
+            audits=tuple(audit.report() for audit in self.audits),
+        )
         self.__dict__.clear()
-
-    def _read_requests(self) -> pd.DataFrame:
-        state = self.state
-        return read_requests(state.plan, state.trace, self._pools, state.ingress_delay_s)
+        return served
 
     def _put_requests_away(self, requests: pd.DataFrame) -> None:
         self._rows.requests.add(lambda: requests)
@@ -588,8 +564,7 @@ class _Timeline:
         clock = state.pools[place].clock
         clock.counts.is_paused[replica] -= 1
         form_soon(state.events, clock, replica, number, now_s, FORMS)
-        if self._by_ranks:
-            self._look_at(now_s)
+        self._look_at(now_s)
         return now_s
 
     def cut_step(self, place: int, replica: int, at_s: float) -> bool:
@@ -611,8 +586,8 @@ class _Timeline:
     def run_ahead(self, until_s: float) -> None:
         """Let everything happen up to a time, that instant included."""
         why, log, state = -1, self.log, self.state
-        while why != DONE:
-            why, log.num_taken = run_ahead(
+        while why != loop.DONE:
+            why, log.num_taken = loop.run_ahead(
                 state.events,
                 state.feed,
                 state.first,
@@ -622,30 +597,30 @@ class _Timeline:
                 log.num_taken,
                 not self._by_ranks,
             )
-            if why == ASKS:
-                place, row = state.feed.asks.tolist()
-                state.feed.chosen[0] = state.pools[place].choose(row)
+            if why == loop.ASKS:
+                feed = state.feed
+                feed.chosen = state.pools[feed.asks].choose(int(feed.asks_for))
                 continue
-            if why == RANKS:
-                place, replica = state.find_replica(int(state.feed.asks[0]))
-                state.pools[place].rank_waiting(replica, float(state.feed.stopped_s[0]))
+            if why == loop.RANKS:
+                place, replica = state.find_replica(int(state.feed.asks))
+                state.pools[place].rank_waiting(replica, float(state.feed.stopped_s))
                 continue
-            if why == USED_UP:
+            if why == loop.USED_UP:
                 self._move_window()
-            if why == DRAINED:
+            if why == loop.DRAINED:
                 until_s = min(until_s, leave_drained(self._scaling, state))
-            if why == LOOKS:
+            if why == loop.LOOKS:
                 until_s = min(until_s, self.step_looks.reach())
-            if why == PRICE_WANTED:
-                self._price_step(int(state.feed.asks[0]))
-            if why == CACHE_LEAVES:
-                self._caches.send(int(state.feed.asks[0]))
-            if why == STEP_FORMED:
+            if why == loop.PRICE_WANTED:
+                self._price_step(int(state.feed.asks))
+            if why == loop.CACHE_LEAVES:
+                self._caches.send(int(state.feed.asks))
+            if why == loop.STEP_FORMED:
                 self._env.process(self._begin_step(log.rows[log.num_taken - 1]))
             if log.is_full:
                 log.go_on(self._find_next(), [pool.clock for pool in state.pools])
-            if why not in (STEP_FORMED, CACHE_LEAVES):
-                self._progress(int(state.feed.num_done[0]))
+            if why not in (loop.STEP_FORMED, loop.CACHE_LEAVES):
+                self._progress(int(state.feed.num_done))
 
     def _move_window(self) -> None:
         """Store the first requests that are settled, and go on with the next of the trace."""
@@ -664,7 +639,7 @@ class _Timeline:
         row = self.log.rows[pool.clock.counts.last_row[replica, 0]]
         own = self.replica_states.find(place, replica)
         mixes, z = (own.mixes, own.number) if own else (pool.mixes, 0)
-        table, ranks = state.pool_at(place).table, pool.ranks_of(replica)
+        table, ranks = pool.table, pool.ranks_of(replica)
         while np.isnan(row[1]):
             fill_entry(table, mixes, STREAMS[state.names[place]], *table.wanted.tolist())
             row[1] = price_step(pool.requests, ranks, table, z, row[:POOL])
@@ -682,7 +657,7 @@ class _Timeline:
 
     def _find_next(self) -> float:
         state = self.state
-        return float(next_event(state.events, state.feed, state.first.requests.each)[0])
+        return float(loop.next_event(state.events, state.feed, state.pools[0].requests.each)[0])
 
     def _begin_step(self, row: NDArray[np.float64]) -> ProcessGenerator:
         """Begin a formed step at a fidelity that simulates ranks. Returns its execution."""
@@ -728,12 +703,12 @@ class _Timeline:
 
     def look_soon(self) -> None:
         """Go on at this instant once all has changed."""
-        if self._by_ranks:
-            self._look_at(self._env.now)
+        self._look_at(self._env.now)
 
     def _look_at(self, at_s: float) -> None:
-        """Run ahead at a time, after everything else at that instant."""
-        self.instants.look_at(at_s, self._look)
+        """Run ahead at a time, after everything else at that instant, where ranks are simulated."""
+        if self._by_ranks:
+            self.instants.look_at(at_s, self._look)
 
     def _look(self, at_s: float) -> None:
         if self._env.now > self.until_s:

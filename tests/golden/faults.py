@@ -221,8 +221,8 @@ FAULTS = (
     Fault(
         "transfers of one rank overlap",
         "simulator/engine/loop.py",
-        "transfers.free_s[replica, sender] = start_s + send_s",
-        "transfers.free_s[replica, sender] = start_s",
+        "handing.free_s[replica, sender] = start_s + send_s",
+        "handing.free_s[replica, sender] = start_s",
     ),
     Fault(
         "a draft is kept past a token that was not accepted",

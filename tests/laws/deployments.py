@@ -95,7 +95,7 @@ ADDED = [*STEP_PARTS, "read_bytes", "dropped_pairs", "decode_tokens", "decodes",
 def find_ends(served, name, replica):
     """When requests end at a replica."""
     pool = served.pools[name]
-    return set(pool.requests.each.finish_s[pool.replica_of == replica])
+    return set(pool.requests.each.finish_s[pool.requests.each.replica == replica])
 
 
 def join_steps(served, name, replica):
@@ -166,17 +166,22 @@ def serve_by_events(monkeypatch, plan, trace, tables, ingress_delay_s=None, unti
     """
 
     class Priced(timeline.LoopState):
-        def __init__(self, plan, trace, pools, tables, ingress_delay_s, carries_caches):
-            super().__init__(plan, trace, pools, tables, ingress_delay_s, False)
+        def __init__(self, *state):
+            super().__init__(*state[:-1], False)
 
     class ByTable(ByRanks):
         def __init__(self, prices, make_wires, stream):
+            self.stream = stream
             super().__init__(prices, make_wires, stream)
-            self.table = tables.start(prices, stream)
             self.taken = SimpleNamespace(add=lambda step: None)
 
-        def use_prices(self, prices):
-            self.prices, self.table = prices, tables.start(prices, self.stream)
+        @property
+        def prices(self):
+            return self._prices
+
+        @prices.setter
+        def prices(self, prices):
+            self._prices, self.table = prices, tables.start(prices, self.stream)
 
         def take_step(self, env, replica, number, batches, row):
             requests, ranks = batches

@@ -113,7 +113,7 @@ def test_a_rank_with_the_prefix_gets_the_request_until_it_has_too_much_to_do(cac
     for tokens, weight, wanted in ((15, 1.0, 0), (17, 1.0, 1), (31, 2.0, 0), (33, 2.0, 1)):
         each.tokens[:] = [tokens, 0]
         weights = Weights(0.0, 1.0, weight)
-        assert find_least_loaded(requests, each, prefixes, 1, weights, LIMITS) == wanted
+        assert find_least_loaded(requests, each, prefixes, 1, weights, LIMITS)[0] == wanted
 
 
 def replay(trace, count):

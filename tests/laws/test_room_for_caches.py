@@ -42,7 +42,7 @@ def most_at_once(blocks, begin_s, end_s):
 def count_most(pool, blocks, begin_s, end_s, is_there):
     """Most blocks at once of each cache of a pool's replicas."""
     num_caches = pool.ranks.caches.shape[1]
-    of_cache = pool.replica_of * num_caches + pool.requests.each.dp_rank % num_caches
+    of_cache = pool.requests.each.replica * num_caches + pool.requests.each.dp_rank % num_caches
     found = []
     for cache in np.unique(of_cache[is_there]):
         own = is_there & (of_cache == cache)
@@ -96,7 +96,7 @@ def test_a_cache_leaves_when_it_is_computed_and_there_is_room(tiny, seed):
     waits_s = decode.reserved_s[moved] - (asked_s[moved] if transfer.reserves_first else before_s)
     np.testing.assert_allclose(own["room_wait_s"], waits_s, atol=1e-9)
     # Those of one line get room in the order in which they came to it.
-    line = served.pools["decode"].replica_of * 1000 + decode.dp_rank
+    line = decode.replica * 1000 + decode.dp_rank
     for number in np.unique(line[moved]):
         chosen = moved & (line == number)
         order = np.argsort(decode.reserved_s[chosen], kind="stable")

@@ -144,7 +144,7 @@ def count_names(state):
         kind, number = kind_of(code), number_of(code)
         if kind in loop_state._OF_REQUESTS:
             found[at_s, kind, number + first] += 1
-    found["next to come", int(state.feed.num_come[0]) + first] += 1
+    found["next to come", int(state.feed.num_come) + first] += 1
     return found
 
 

@@ -119,9 +119,9 @@ def test_after_a_retraction_admission_counts_on_what_those_that_are_left_have_us
     each.admitted[:] = (0, 1)
     form_step(requests, ranks, limits, 0.0)
     assert each.preemptions.tolist() == [1, 0]
-    assert ranks.output_share[0] == (5 + 2) / (30 + 1)
+    assert ranks.each.output_share[0] == (5 + 2) / (30 + 1)
     retract(requests, ranks, 0, limits)
-    assert ranks.output_share[0] == pytest.approx((5 + 2) / (30 + 1) - 0.05)
+    assert ranks.each.output_share[0] == pytest.approx((5 + 2) / (30 + 1) - 0.05)
 
 
 def test_those_with_the_fewest_output_tokens_lose_their_blocks_and_wait_last():

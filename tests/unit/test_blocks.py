@@ -83,11 +83,11 @@ def test_a_computed_prompt_moves_from_its_request_to_the_cache(cache):
 
 def test_the_block_with_the_last_prompt_token_is_computed_again(cache):
     compute(cache, 0)
-    assert count_hits(cache[0], cache[1].prefixes, 0, 0, LIMITS) == 2  # of 24 tokens in 3 blocks
+    assert count_hits(cache[0], cache[1].prefixes, 0, 0, LIMITS, 1) == 2  # of 24 tokens in 3 blocks
     cache[0].each.num_input[0] = 25
-    assert count_hits(cache[0], cache[1].prefixes, 0, 0, LIMITS) == 3
-    assert count_hits(cache[0], cache[1].prefixes, 0, 1, LIMITS) == 2
-    assert count_hits(cache[0], cache[1].prefixes, 0, 1, LIMITS._replace(prefix_tokens=0)) == 0
+    assert count_hits(cache[0], cache[1].prefixes, 0, 0, LIMITS, 1) == 3
+    assert count_hits(cache[0], cache[1].prefixes, 0, 1, LIMITS, 1) == 2
+    assert count_hits(cache[0], cache[1].prefixes, 0, 1, LIMITS._replace(prefix_tokens=0), 1) == 0
 
 
 def test_the_deepest_block_goes_first(cache):
