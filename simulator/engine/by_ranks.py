@@ -422,11 +422,9 @@ class ByRanks:
             self.overflow.add(prices, one)
         lanes = [env.process(self.run_batch(env, one, wires)) for one in priced]
         parts = np.zeros((len(lanes), len(STEP_PHASES) + 3))
-        head_s = np.array([prices.head_s[batch.num_logits].max() for batch in batches])
         for lane, process in enumerate(lanes):
             times: StepTimes = yield process
-            parts[lane, : len(STEP_PHASES)] = [times.phases[phase] for phase in STEP_PHASES]
-            parts[lane, len(STEP_PHASES) :] = measure_loads(prices, priced[lane])
+            parts[lane] = *times.phases.values(), *measure_loads(prices, priced[lane])
         if placement.layout.pp == 1:
             row[ATTENTION:] = parts[0]
             for own, batch, count in prices.list_passes(batches[0]):
@@ -437,10 +435,11 @@ class ByRanks:
                         env, wires or self.make_wires(env), program, placement.layout.num_ranks
                     )
                 )
-                phases = [passed.phases[phase] for phase in STEP_PHASES]
-                add_pass(row, np.array([*phases, *measure_loads(own, drafting)]), count)
+                part = np.array([*passed.phases.values(), *measure_loads(own, drafting)])
+                add_pass(row, part, count)
                 yield env.timeout((count - 1) * (env.now - begun_s))
         else:
+            head_s = np.array([prices.head_s[batch.num_logits].max() for batch in batches])
             sent_s = sends_s(prices, np.array([batch.tokens_d.max() for batch in batches]))
             stages = placement.layout.pp, *stage_shares(placement)
             price_pipeline(parts, head_s, sent_s, *stages, row)

@@ -126,18 +126,6 @@ def hold_block(requests: Requests, ranks: Ranks, d: int, block: int, limits: Lim
 
 
 @jit_inner
-def _release_block(ranks: Ranks, d: int, block: int) -> None:
-    prefixes, end = ranks.prefixes[d, 0], ranks.prefixes.shape[2] - 1
-    prefixes[block].refs -= 1
-    if prefixes[block].refs == 0:
-        _link(prefixes, block, end)
-        prefixes[block].full_before = prefixes[end].full_before
-        prefixes[end].full_before = 0
-        prefixes[block].released = _count_release(ranks, d)
-        ranks.caches[d].num_evictable += 1
-
-
-@jit_inner
 def _count_release(ranks: Ranks, d: int) -> int:
     ranks.caches[d].num_released += 1
     return int(ranks.caches[d].num_released)
@@ -320,14 +308,28 @@ def release_known(
 ) -> None:
     """Release all blocks that ``r`` holds, of which those of its first ``known`` tokens can be
     found by their content.
+
+    Of those that it holds alone the full ones go to the end of the line in which blocks are taken
+    when no others are free, the others there before them, or not into it.
     """
-    request, start = requests.each[r], requests.prefix_starts[r]
-    full = _count_full(request, known, limits)
-    _release_own(ranks, d, request.blocks, full, limits)
-    request.blocks = 0
+    request, start, cache = requests.each[r], requests.prefix_starts[r], ranks.caches[d]
+    prefixes, end = ranks.prefixes[d, 0], ranks.prefixes.shape[2] - 1
+    in_line = _count_full(request, known, limits)
+    if limits.rules.finds_full and not limits.rules.frees_partial_first:
+        in_line = request.blocks
+    cache.free_blocks += request.blocks - in_line
+    cache.num_full += in_line
+    prefixes[end].full_before += in_line
     for i in range(request.shared - 1, -1, -1):
-        _release_block(ranks, d, requests.prefix_ids[start + i])
-    request.shared = 0
+        block = requests.prefix_ids[start + i]
+        prefixes[block].refs -= 1
+        if prefixes[block].refs == 0:
+            _link(prefixes, block, end)
+            prefixes[block].full_before = prefixes[end].full_before
+            prefixes[end].full_before = 0
+            prefixes[block].released = _count_release(ranks, d)
+            cache.num_evictable += 1
+    request.blocks = request.shared = 0
 
 
 @jit_inner
@@ -339,19 +341,6 @@ def _count_full(request: Records, known: int, limits: Limits) -> int:
         return 0
     first = request.shared * limits.prefix_blocks
     return int(max(0, min(known // limits.block_tokens - first, request.blocks)))
-
-
-@jit_inner
-def _release_own(ranks: Ranks, d: int, blocks: int, full: int, limits: Limits) -> None:
-    """Free blocks that a request held alone: the full ones go to the end of the line in which
-    blocks are taken when no others are free, the others there before them, or not into it.
-    """
-    cache, end = ranks.caches[d], ranks.prefixes.shape[2] - 1
-    if limits.rules.finds_full and not limits.rules.frees_partial_first:
-        full = blocks
-    cache.free_blocks += blocks - full
-    cache.num_full += full
-    ranks.prefixes[d, 0, end].full_before += full
 
 
 @jit_inner

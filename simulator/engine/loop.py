@@ -9,6 +9,7 @@ provides it and calls again.
 from __future__ import annotations
 
 import math
+from dataclasses import astuple
 from typing import NamedTuple
 
 import numpy as np
@@ -90,10 +91,10 @@ class HandOver(NamedTuple):
     """Whether the decode pool computes the last token of a prompt again."""
     reserves_first: bool
     """Whether a prompt is computed only once the decode pool has room for its cache."""
-    sent_bytes: tuple[float, float]
+    sent_bytes: tuple[float, ...]
     """Bytes of a cache that each sending GPU puts on its wire: of a token, and of all caches
     alike."""
-    received_bytes: tuple[float, float]
+    received_bytes: tuple[float, ...]
     """Bytes of it that each receiving GPU stores."""
     bytes_per_s: float
     """Bytes per second of one GPU."""
@@ -131,9 +132,9 @@ def start_handing(plan: DeploymentPlan, first: Pool, pool: Pool, is_carried: boo
         pool=pool,
         recomputes_last=wires.recomputes_last,
         reserves_first=wires.reserves_first,
-        sent_bytes=(wires.sent.bytes_per_token, wires.sent.bytes_per_sequence),
-        received_bytes=(wires.received.bytes_per_token, wires.received.bytes_per_sequence),
-        bytes_per_s=wires.bytes_per_s,
+        sent_bytes=tuple(map(float, astuple(wires.sent))),
+        received_bytes=tuple(map(float, astuple(wires.received))),
+        bytes_per_s=float(wires.bytes_per_s),
         handshake_s=wires.handshake_s,
         latency_s=wires.latency_s,
         layers=wires.layers,
@@ -148,7 +149,7 @@ def start_handing(plan: DeploymentPlan, first: Pool, pool: Pool, is_carried: boo
 
 @jit_inner
 def _measure_left(
-    handing: HandOver, num_bytes: tuple[float, float], num_tokens: int, computing_s: float
+    handing: HandOver, num_bytes: tuple[float, ...], num_tokens: int, computing_s: float
 ) -> float:
     """Measure the seconds that a cache still takes on wires when its prompt is computed."""
     busy_s = (num_bytes[0] * num_tokens + num_bytes[1]) / handing.bytes_per_s
@@ -325,10 +326,17 @@ _STEP = 50
 """Work of one step beside its sequences, in the unit of :data:`PAUSE`."""
 
 
-IDLE, FORMS_NEXT, IN_FLIGHT, UNPRICED, LOOKED_AT, UNRANKED, FORMED, BEGUN = range(8)
-"""Next event of a replica: none, a step to be formed, the end of a step, a step to be priced, a
-look at it before it forms a step, other keys of those that wait, the end of a step that is known
-already, or the end of a step besides one to be formed."""
+DONE, LOG_FULL, STEP_FORMED, ASKS, PAUSED, PRICE_WANTED, USED_UP, DRAINED, CACHE_LEAVES = range(9)
+LOOKS, RANKS = 9, 10
+"""Reasons why the loop returned: nothing happens until the given time, or every request is done;
+the log is full; a step has been formed whose end is not known; a balancer in Python is asked; a
+slice of time has passed; a step has been formed whose table entry is not filled; the window on the
+trace has no request left; a draining replica has finished its last request; a cache leaves on
+wires that are simulated; a replica has taken as many steps as somebody waits for; requests that
+wait at a replica want other keys."""
+IDLE, FORMS_NEXT, IN_FLIGHT, FORMED, BEGUN = range(11, 16)
+"""Next event of a replica where the loop goes on: none, a step to be formed, the end of a step, the
+end of a step that is known already, or the end of a step besides one to be formed."""
 
 
 class Span(NamedTuple):
@@ -396,7 +404,7 @@ def take_steps(
         ends = True
         if not counts.in_flight:
             if counts.num_steps >= counts.look_steps:
-                return LOOKED_AT, now_s, done, rows, work
+                return LOOKS, now_s, done, rows, work
             if counts.is_paused > 0:
                 counts.is_busy = False
                 return IDLE, now_s, done, rows, work
@@ -424,7 +432,7 @@ def take_steps(
                 return IN_FLIGHT, now_s, done, rows, work
             row[1] = price_step(requests, ranks, table, counts.price_state, row)
             if math.isnan(row[1]):
-                return UNPRICED, now_s, done, rows, work
+                return PRICE_WANTED, now_s, done, rows, work
             count_profiles(table)
             work += _STEP + ranks.each.num_running.sum()
             then_s = now_s + row[1]
@@ -436,8 +444,8 @@ def take_steps(
                 sum_decodes(requests, ranks, limits)
             state = _form_next(requests, ranks, limits, clock, weights, now_s)
             counts.is_formed = state == FORMED
-            if state == UNRANKED or math.isnan(then_s):
-                return state if state == UNRANKED else FORMED, now_s, done, rows, work
+            if state == RANKS or math.isnan(then_s):
+                return state if state == RANKS else FORMED, now_s, done, rows, work
         now_s = then_s
         if now_s >= span.next_s or now_s > span.until_s or ranks.counts[0].reserved.count > 0:
             return IN_FLIGHT, now_s, done, rows, work
@@ -447,7 +455,7 @@ def take_steps(
 def _form_next(
     requests: Requests, ranks: Ranks, limits: Limits, clock: Clock, weights: Weights, now_s: float
 ) -> int:
-    """Form a replica's next step: ``FORMED``, or ``IDLE`` with nothing to compute, or ``UNRANKED``.
+    """Form a replica's next step: ``FORMED``, or ``IDLE`` with nothing to compute, or ``RANKS``.
 
     Raises:
         RuntimeError: if requests wait for blocks that nobody will give back.
@@ -460,7 +468,7 @@ def _form_next(
     if is_idle:
         return IDLE
     if limits.ranks_again and not counts.is_ranked and _have_choice(ranks):
-        return UNRANKED
+        return RANKS
     counts.is_ranked = False
     if form_step(requests, ranks, limits, now_s):
         return FORMED
@@ -516,16 +524,6 @@ def _share_out(each: Records, num_coming: int) -> int:
         total += count_unfinished(each, d)
         most = max(most, count_unfinished(each, d))
     return max(most, (total + living - 1) // max(1, living))
-
-
-DONE, LOG_FULL, STEP_FORMED, ASKS, PAUSED, PRICE_WANTED, USED_UP, DRAINED, CACHE_LEAVES = range(9)
-LOOKS, RANKS = 9, 10
-"""Reasons why the loop returned: nothing happens until the given time, or every request is done;
-the log is full; a step has been formed whose end is not known; a balancer in Python is asked; a
-slice of time has passed; a step has been formed whose table entry is not filled; the window on the
-trace has no request left; a draining replica has finished its last request; a cache leaves on
-wires that are simulated; a replica has taken as many steps as somebody waits for; requests that
-wait at a replica want other keys."""
 
 
 @jit_inner
@@ -638,26 +636,20 @@ def run_ahead(
             else:
                 release_next(feed, requests, done, then_s)
             work += size
-            if state == UNPRICED:
-                feed.asks = number
-                return PRICE_WANTED, rows
+            feed.asks, feed.stopped_s = number, then_s
+            if state == PRICE_WANTED:
+                return state, rows
             if state in (IN_FLIGHT, BEGUN):
                 if not prices_steps:
                     return STEP_FORMED, rows
                 push_event(events, then_s, code_of(ENDS, number))
                 if state == BEGUN:
                     push_event(events, at_s, code_of(FORMS, number))
-            elif state in (FORMS_NEXT, LOOKED_AT, UNRANKED):
+            elif state in (FORMS_NEXT, LOOKS, RANKS):
                 push_event(events, then_s, code_of(FORMS, number))
-                feed.stopped_s = then_s
-                if state == LOOKED_AT:
-                    feed.asks = place
-                    return LOOKS, rows
-                if state == UNRANKED:
-                    feed.asks = number
-                    return RANKS, rows
+                if state != FORMS_NEXT:
+                    return state, rows
             elif state == IDLE and has_drained(pool.clock, replica):
-                feed.asks, feed.stopped_s = number, then_s
                 return DRAINED, rows
             continue
         if kind == IS_READ:

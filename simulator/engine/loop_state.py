@@ -307,7 +307,8 @@ class StepLooks:
 
     def reach(self) -> float:
         """Let the event happen that the loop has stopped for. Returns its time."""
-        place, at_s = int(self._state.feed.asks), float(self._state.feed.stopped_s)
+        place, _ = self._state.find_replica(int(self._state.feed.asks))
+        at_s = float(self._state.feed.stopped_s)
         self._state.pools[place].clock.counts.look_steps[:] = NEVER
         event = self._waits.pop(place)
         instant = self._instants.wait_until(at_s, CHANGE)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import partial
 
 import numpy as np
 from simpy.events import ProcessGenerator
@@ -155,14 +154,14 @@ class Scaling:
 
     def leave_at(self, at_s: float, replica: int) -> None:
         """Give a replica's GPUs back at a time, when it has drained."""
-        leave = partial(self._leave_if_drained, replica, at_s)
-        self._run.instants.call_at(at_s, CHANGE, leave)
 
-    def _leave_if_drained(self, replica: int, at_s: float) -> None:
-        if at_s <= self._run.until_s and self._pool.clock.counts.is_draining[replica, 0]:
-            self._run.run_ahead(at_s)
-            if self._step(replica, "drained", at_s):
-                self.adjust_soon()
+        def leave() -> None:
+            if at_s <= self._run.until_s and self._pool.clock.counts.is_draining[replica, 0]:
+                self._run.run_ahead(at_s)
+                if self._step(replica, "drained", at_s):
+                    self.adjust_soon()
+
+        self._run.instants.call_at(at_s, CHANGE, leave)
 
     def _step(self, replica: int, event: Event, at_s: float, seconds: float = 0.0) -> Kind | None:
         """Bring a replica into its next state. Returns what it does.

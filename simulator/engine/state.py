@@ -332,13 +332,12 @@ class Feed:
     """Requests that may arrive before the window on the trace needs more rows
     (:mod:`simulator.engine.loop_state`)."""
     asks: int
-    """Place of the pool whose balancer is asked or that is looked at, number of the replica whose
-    step has no price yet or that has drained, or row of the request whose cache leaves."""
+    """Place of the pool whose balancer is asked, number of the replica that has stopped, or row of
+    the request whose cache leaves."""
     asks_for: int
     """Row of the request that a balancer is asked for."""
     stopped_s: float
-    """Time at which a replica has drained, or has taken the steps that somebody waits for,
-    seconds."""
+    """Time at which it has, seconds."""
 
 
 class Requests(NamedTuple):
