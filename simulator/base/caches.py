@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from platformdirs import user_cache_path
 
+from simulator.base.data import find_own_folder
 from simulator.base.errors import UserError
 
 DATABASE = "findings.sqlite"
@@ -50,9 +51,8 @@ def _user_folder() -> Path:
     Raises:
         UserError: if the user has no home folder.
     """
-    with suppress(RuntimeError):  # older releases of platformdirs leave a ~ instead
-        if (folder := user_cache_path("moesim", appauthor=False)).is_absolute():
-            return folder
+    if folder := find_own_folder(user_cache_path):
+        return folder
     raise UserError(
         "there is no home folder for caches: set HOME or XDG_CACHE_HOME to a folder, or "
         "MOESIM_CACHE for those of searches"

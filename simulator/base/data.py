@@ -1,8 +1,8 @@
 """Search of the data folders ``workloads/`` and ``cluster_configs/``.
 
 A folder of that name in the current directory is looked at first (a user's own models and
-clusters), then the one that ships with moesim: beside the package in a checkout, inside it in an
-installed wheel.
+clusters), then the one in the user's data folder (what was measured on this machine), then the one
+that ships with moesim: beside the package in a checkout, inside it in an installed wheel.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+
+from platformdirs import user_data_path
 
 from simulator.base.errors import UserError, check_known
 from simulator.base.home import fetch_files, find_home_data
@@ -36,16 +38,42 @@ def _find_own_data() -> Path:
     return inside if inside.is_dir() else _PACKAGE.parent
 
 
+def find_own_folder(find: Callable[..., Path]) -> Path | None:
+    """Find a folder of the user's for moesim by a function of platformdirs; ``None`` where the user
+    has no home.
+    """
+    with contextlib.suppress(RuntimeError):  # older releases of platformdirs leave a ~ instead
+        if (folder := find("moesim", appauthor=False)).is_absolute():
+            return folder
+    return None
+
+
+def data_folder() -> Path:
+    """Folder of what is measured on this machine, in the order of the shipped data.
+
+    Raises:
+        UserError: if the user has no home folder.
+    """
+    if folder := find_own_folder(user_data_path):
+        return folder
+    raise UserError("there is no home folder for data: set HOME or XDG_DATA_HOME to a folder")
+
+
 def search_folders(family: str) -> list[Path]:
     """Find existing folders of ``family`` (such as ``"workloads/models"``), the user's
     own first.
     """
-    found: list[Path] = []
-    for named in (Path(family), shipped_folder() / family):
-        folder = fetch_files(named, ".toml")
-        if folder.is_dir() and (real := folder.resolve()) not in found:
-            found.append(real)
-    return found
+    own = find_own_folder(user_data_path)
+    bases = [Path(), *([own] if own else []), shipped_folder()]
+    folders = [fetch_files(base / family, ".toml") for base in bases]
+    found = [folder.resolve() for folder in folders if os.path.isdir(folder)]
+    # The current directory may be a checkout, whose files ship and come last all the same.
+    return [folder for place, folder in enumerate(found) if folder not in found[place + 1 :]]
+
+
+def is_shipped(family: str, name: str) -> bool:
+    """Whether the file that is found under a name is one that ships."""
+    return available_files(family)[name].parent == (shipped_folder() / family).resolve()
 
 
 class _Known(NamedTuple):

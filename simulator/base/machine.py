@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 
 def name_machine() -> str:
-    """The processor and its cores, as a name to tell machines apart by."""
-    return f"{name_processor()}, {os.cpu_count()} cores"
+    """The processor and the cores of it that may be used, as a name to tell machines apart by."""
+    return f"{name_processor()}, {count_cores()} cores"
 
 
 def name_processor() -> str:
@@ -19,3 +21,32 @@ def name_processor() -> str:
     text = info.read_text() if info.exists() else ""
     found = re.search(r"^model name\s*:\s*(.+?)\s*$", text, re.MULTILINE)
     return found[1] if found else platform.processor() or platform.machine()
+
+
+def count_cores(root: Path = Path("/")) -> int:
+    """Count the cores that this process may use: those of its affinity, or the whole ones that the
+    quotas of its control groups pay for, where these are fewer.
+
+    Args:
+        root: of the file systems ``proc`` and ``sys``.
+    """
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min([own, *_list_quotas(root)])))
+
+
+def _list_quotas(root: Path) -> Iterator[float]:
+    """Cores that each control group around this process has at once, of either version."""
+    groups = root / "proc/self/cgroup"
+    for line in groups.read_text().splitlines() if groups.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else ("cpu.max",)
+        group = mount / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(mount):
+                with suppress(OSError, ValueError):  # no such group in this container, or no limit
+                    quota, period = " ".join((folder / name).read_text() for name in names).split()
+                    if int(quota) > 0:
+                        yield int(quota) / int(period)

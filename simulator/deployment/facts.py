@@ -198,6 +198,8 @@ def _describe_fit(what: str, fit: Fit) -> Assumption:
     value = _fit_text(fit)
     if fit.median_error is not None:
         value += f"; median error {fit.median_error:.0%} on what it was fitted on"
+    if fit.spread is not None:
+        value += f"; spread {fit.spread:.0%} between rounds"
     return Assumption(what, value, fit.kind, fit.source)
 
 
@@ -371,7 +373,7 @@ def _fit_text(fit: Fit) -> str:
         return f"{fit.seconds['call'] * 1e6:.1f} us a call, and by " + ", ".join(
             key for key in fit.seconds if key != "call"
         )
-    numbers = fit.model_dump(exclude={"kind", "source", "median_error"})
+    numbers = fit.model_dump(exclude={"kind", "source", "median_error", "spread"})
     return ", ".join(
         _number_text(key, value) for key, value in numbers.items() if isinstance(value, float | int)
     )

@@ -131,7 +131,7 @@ class MovingExperts:
 
     def _lay(self, placed: Placed) -> None:
         """Price steps that are formed from now on with another placement."""
-        state, states = self._run.state, self._run.replica_states
+        states = self._run.replica_states
         self._pool.place_experts(placed)
         self._since_P = self._count_profiles()
         if self._by_ranks is None and self._pool.profiles is not None:

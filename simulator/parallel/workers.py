@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from simulator.base.errors import UserError
+from simulator.base.machine import count_cores
 from simulator.base.progress import CountDone
 from simulator.base.text import first_line
 from simulator.parallel.actors import call, end_actors, start_actor, wait_for
-from simulator.parallel.cores import count_cores
 from simulator.parallel.work_list import Taker, WorkList
 from simulator.runtime.stopping import stop_on_signal
 

@@ -19,6 +19,7 @@ two times per token holds 79 % of the ratios. Of one engine, GPU and model it ho
 from __future__ import annotations
 
 import math
+import statistics
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -154,7 +155,8 @@ def _read_band(band: Edges | None, fit: Fit) -> Edges:
 
 def _read_machine_bands(plan: DeploymentPlan) -> LatencyBands:
     """The band of steps on a machine: log-normal with the median errors that the fits of its
-    kernels state, as if each made an equal part of the step and erred by itself; no less than
+    kernels state, as if each made an equal part of the step and erred by itself, and with the
+    spread of the machine's times, which is that of all of them at once; no less than
     :data:`MACHINE_ERRORS`, which stand for them where none states one. A first token is some steps.
     """
     fits = fits_of(plan).values()
@@ -162,8 +164,10 @@ def _read_machine_bands(plan: DeploymentPlan) -> LatencyBands:
     if any(fit.kind == "assumed" for fit in fits):
         return LatencyBands(ASSUMED, ASSUMED, source)
     known = [fit.median_error for fit in fits if fit.median_error is not None]
+    spread = statistics.median([fit.spread for fit in fits if fit.spread is not None] or [0.0])
     least, assumed = MACHINE_ERRORS
-    error = max(least, math.hypot(*known) / len(known)) if known else assumed
+    own = math.hypot(*known) / len(known) if known else assumed
+    error = max(least, math.hypot(own, _OF_MEDIAN * spread))
     how = "from the errors of its kernels" if known else "assumed"
     wide = math.exp(Z_80 * error / _OF_MEDIAN)
     band = (1 / wide, wide)

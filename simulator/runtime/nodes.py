@@ -20,6 +20,7 @@ from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
 from simulator.base.errors import LostError, UserError
+from simulator.base.machine import count_cores
 from simulator.base.text import first_line
 from simulator.runtime.head import ANSWER_S, Head, knock
 from simulator.runtime.last_resort import end_though_stuck
@@ -319,7 +320,7 @@ def _simulate(nodes: Nodes, number: int, quiet: dict[str, Any]) -> None:
     nodes.simulated = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **_BARE})
     for i in range(number):
         started = nodes.simulated.add_node(
-            num_cpus=os.cpu_count() or 1, resources={_mark(i): 1.0}, **_BARE
+            num_cpus=count_cores(), resources={_mark(i): 1.0}, **_BARE
         )
         nodes._simulated_nodes.append(started)
     ray.init(address=nodes.simulated.address, job_config=WithoutCurrentFolder(), **quiet)

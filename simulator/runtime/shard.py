@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from simulator.base import plugins
+from simulator.base.machine import count_cores
 from simulator.policies.placement import Placed
 from simulator.runtime.blocks import RankModel
 from simulator.runtime.inputs import Contexts, token_ids
@@ -218,4 +219,4 @@ class Shard:
 
 def threads_per_rank(ranks_on_machine: int) -> int:
     """Threads of each rank's kernels: an equal part of the cores, at least one."""
-    return max(1, (os.cpu_count() or 1) // ranks_on_machine)
+    return max(1, count_cores() // ranks_on_machine)

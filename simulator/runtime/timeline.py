@@ -24,6 +24,8 @@ class Moment(NamedTuple):
     """Whether the ranks of a group meet in it, so that the first to arrive waits for the last."""
     start_s: float
     end_s: float
+    cpu_s: float
+    """Seconds that its thread computed: what other programs take of the cores is not in them."""
 
 
 class Timeline:
@@ -33,7 +35,7 @@ class Timeline:
 
     def __init__(self) -> None:
         self.moments: list[Moment] = []
-        self._last_s = time.perf_counter()
+        self._last_s, self._last_cpu_s = time.perf_counter(), time.thread_time()
 
     @contextmanager
     def busy(self, phase: str, layer: int) -> Iterator[None]:
@@ -49,7 +51,9 @@ class Timeline:
 
     def _end(self, phase: str, layer: int, *, is_together: bool) -> None:
         start_s, self._last_s = self._last_s, time.perf_counter()
-        self.moments.append(Moment(phase, layer, is_together, start_s, self._last_s))
+        start_cpu_s, self._last_cpu_s = self._last_cpu_s, time.thread_time()
+        cpu_s = self._last_cpu_s - start_cpu_s
+        self.moments.append(Moment(phase, layer, is_together, start_s, self._last_s, cpu_s))
 
 
 @dataclass(frozen=True)

@@ -254,6 +254,20 @@ def test_a_deployment_with_a_calibration_of_one_machine_has_a_band(tiny):
     assert high / low == pytest.approx(bands.token[1] / bands.token[0], rel=0.05)
 
 
+def test_a_machine_whose_times_spread_more_has_a_wider_band(tiny, monkeypatch):
+    plan = tiny.plan("dense", num_layers=1, cluster="this-machine-1")
+    fits, error = plan.placement.calibration.tables.matrix, 0.12
+
+    def find_band(spread):
+        found = fits.model_copy(update={"median_error": error, "spread": spread})
+        monkeypatch.setattr("simulator.planner.calibration_error.fits_of", lambda _: {"a": found})
+        return read_bands(plan, False).token
+
+    assert find_band(None) == find_band(0.0)
+    wide = np.exp(1.2816 / 0.6745 * np.hypot(error, 0.6745 * 0.2))
+    assert find_band(0.2) == pytest.approx((1 / wide, wide))
+
+
 def test_a_machine_whose_fits_state_no_error_is_assumed_to_err_as_layers_did(tiny, monkeypatch):
     plan = tiny.plan("dense", num_layers=1, cluster="this-machine-1")
     fits = {"matrices": plan.placement.calibration.tables.matrix}

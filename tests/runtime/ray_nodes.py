@@ -36,7 +36,8 @@ def open_nodes():
     """Four simulated nodes, of whose processes none is left."""
     before = descendants(os.getpid())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "cpu_count", lambda: 2)  # of a simulated node, whatever machine runs this
+        # Of a simulated node, whatever machine runs this.
+        patch.setattr("simulator.runtime.nodes.count_cores", lambda: 2)
         with stale_address() as common, connect(simulated_nodes=NUM_NODES) as found:
             assert is_untouched(common)  # other programs' way to their own cluster
             started = of_ray(descendants(os.getpid()) - before)

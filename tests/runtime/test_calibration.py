@@ -2,6 +2,8 @@
 
 # ruff: noqa: E402 (what follows needs torch, and is skipped without)
 
+import contextlib
+import time
 import tomllib
 from collections import defaultdict
 from pathlib import Path
@@ -13,11 +15,12 @@ torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
 
 from simulator.base.frozen import validate
 from simulator.base.reading import read_toml
+from simulator.calibration.host import measure, storage, timing, training
 from simulator.calibration.host.fit import fit_exchange, fit_steps
 from simulator.calibration.host.layers import REPEATS, Sample, Shape, collect
-from simulator.calibration.host.measure import matrix_seconds, pruned_ratios
-from simulator.calibration.host.timing import calibration_toml
-from simulator.config.host import HostCalibration, MatrixTable
+from simulator.calibration.host.measure import matrix_seconds, measure_pace, pruned_ratios
+from simulator.calibration.host.timing import ROUNDS, calibration_toml
+from simulator.config.host import HostCalibration, MatrixTable, load_any_calibration
 from simulator.config.pruning import TwoFour, Unstructured
 from simulator.runtime.in_process import InProcessBackend
 from simulator.runtime.shard import Shard
@@ -90,10 +93,12 @@ def test_every_moment_of_a_timed_model_is_explained(shape, kinds, num_ranks):
     job = shape.job(num_ranks, np.random.default_rng(0))
     backend = InProcessBackend(num_ranks)
     backend.load(job)
-    steps = list(shape.every_step(num_ranks))
+    steps, later = (list(shape.every_step(num_ranks, turn)) for turn in (0, 1))
     assert len(steps) == len(shape.steps) * (REPEATS + 1)
+    assert not {step.offset for step in steps} & {step.offset for step in later}
     for step in steps[:2]:
-        collect(samples, shape, job, step, backend.step(step))
+        run = backend.step(step)
+        collect(samples, shape, job, step, run)
     backend.close()
     if num_ranks > 1:
         kinds = kinds | ({"collective", "collective wait"} if shape.is_split else set())
@@ -105,6 +110,10 @@ def test_every_moment_of_a_timed_model_is_explained(shape, kinds, num_ranks):
     filled = {name for name, found in samples.items() if found}
     assert filled - {"decode"} == kinds - {"decode"}
     assert all(sample.seconds > 0 for found in samples.values() for sample in found)
+    collect(samples, shape, job, later[1], run)
+    assert {sample.turn for found in samples.values() for sample in found} == (
+        {0, 1} if filled else set()
+    )
 
 
 def test_products_are_timed_for_every_number_of_rows():
@@ -120,3 +129,114 @@ def test_products_are_timed_for_every_number_of_rows():
 def test_pruned_products_are_timed_against_whole_ones(pruning):
     [ratio] = pruned_ratios(Shard(0, 1), (4,), pruning, (64, 32))
     assert ratio > 0
+
+
+SPREAD = (4 / 3) ** 0.5 / (5 / 3)
+"""Of one round that takes three times as long as two others."""
+
+
+@pytest.fixture(scope="module")
+def rounds():
+    """A calibration of next to nothing, whose products take three times as long in its second
+    round; and the order in which ranks were timed.
+    """
+    order, seconds = [], np.array([1e-6, 1e-4])
+
+    class Ranks(InProcessBackend):
+        def __init__(self, nodes, node_R, execution):
+            super().__init__(len(node_R))
+            order.append(len(node_R))
+
+        def apply(self, function, *arguments):
+            if function is not matrix_seconds:
+                return super().apply(function, *arguments)
+            turn = (len(order) - 1) // 2
+            return [(seconds * (3.0 if turn == 1 else 1.0)).tolist() for _ in self.shards]
+
+    steps = ((1, 4, 0), (2, 1, 0))
+    models = [
+        Shape(32, 64, 4, 2, steps),
+        Shape(32, 64, steps=(*steps, (2, 1, 8))),
+        Shape(32, 64, steps=steps, is_split=True),
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing, "RayBackend", Ranks)
+        patch.setattr(timing, "count_cores", lambda: 2)
+        patch.setattr(timing, "shapes", lambda: models)
+        patch.setattr(timing, "ROWS", (1, 100))
+        patch.setattr(timing, "SIZES", (1000,))
+        patch.setattr(timing, "WORKING_BYTES", (1000,))
+        patch.setattr(timing, "_PRUNED", (TwoFour(kind="two_four"),))
+        patch.setattr(timing, "_PRUNED_ROWS", (1,))
+        patch.setattr(training, "SHAPES", [Shape(32, 64, 4, 2, ((1, 4, 0),))])
+        patch.setattr(storage, "_EXPERTS", 4)
+        patch.setattr(storage, "_EXPERT_BYTES", 1 << 12)
+        yield timing.calibrate(None, [2, 1]), order
+
+
+def test_parts_are_timed_in_rounds_over_the_whole_of_a_calibration(rounds):
+    assert rounds[1] == [1, 2] * ROUNDS
+
+
+def test_a_slow_round_is_left_out_of_the_times_and_told_by_their_spread(rounds):
+    found, _ = rounds
+    for tables in found.kernels:
+        assert tables.matrix.seconds == MATRIX.seconds
+        assert tables.matrix.spread == pytest.approx(SPREAD)
+    fits = [found.engine, found.storage, *found.pruned]
+    fits += [getattr(tables, name) for tables in found.kernels for name in ("experts", "training")]
+    fits += [getattr(found.collectives[0], name) for name in ("dispatch", "combine", "all_reduce")]
+    assert all(fit.spread is not None for fit in fits)
+
+
+def test_a_calibration_with_spreads_is_written_and_read(rounds):
+    found, _ = rounds
+    again = validate(HostCalibration, tomllib.loads(calibration_toml(found)), "again")
+    assert again.kernels[0].matrix == found.kernels[0].matrix.model_copy(
+        update={"spread": pytest.approx(SPREAD, rel=1e-3)}
+    )
+
+
+def test_the_shipped_file_of_an_earlier_calibration_has_no_spreads():
+    shipped = validate(HostCalibration, read_toml(SHIPPED), "shipped")
+    assert shipped.kernels[0].matrix.spread is None
+
+
+@pytest.mark.parametrize("pace", [0.8, 1.0, 1.3])
+def test_the_pace_is_what_products_take_now_over_what_they_took(pace):
+    rates = validate(HostCalibration, read_toml(SHIPPED), "shipped").choose_tables(2, 1e8)
+
+    class Ranks:
+        def apply(self, function, rows, size, working):
+            assert function is matrix_seconds
+            known_s = rates.tables.matrix.seconds_for(np.array(rows, float), size, working)
+            return [(known_s * pace).tolist()] * 2
+
+    assert measure_pace(Ranks(), rates) == pytest.approx(pace)
+    assert measure_pace(Ranks(), None) == 1.0  # no machine's own calibration
+
+
+def test_one_thread_is_timed_by_its_own_clock(monkeypatch):
+    """On which a call that sleeps, as one that other programs hold up, takes next to nothing."""
+    monkeypatch.setattr(measure, "_MOST_CALLS", 4)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    alone_s = measure._seconds([lambda: time.sleep(0.003)])
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert alone_s < 0.002 < 0.003 <= measure._seconds([lambda: time.sleep(0.003)])
+
+
+def test_a_calibration_is_written_where_execute_finds_it_and_no_shipped_file_is(
+    moesim, monkeypatch, tmp_path
+):
+    shipped = validate(HostCalibration, read_toml(SHIPPED), "shipped")
+    mine = shipped.model_copy(update={"title": "mine"})
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setattr(timing, "calibrate", lambda *_: mine)
+    monkeypatch.setattr("simulator.runtime.nodes.connect", contextlib.nullcontext)
+    before = SHIPPED.read_bytes()
+    code, _, err = moesim("calibrate", "cpu")
+    assert code == 0, err
+    assert str(tmp_path / "data") in "".join(err.split())
+    assert load_any_calibration("this-machine", "test").title == "mine"
+    assert SHIPPED.read_bytes() == before
+    assert not (tmp_path / "cluster_configs").exists()

@@ -108,16 +108,16 @@ def test_unknown_deployments_are_refused(scenario):
 
 
 def test_calibration_times_passes_of_every_phase(monkeypatch):
-    monkeypatch.setattr(timed, "REPEATS", 2)
     steps = ((2, 8, 0),)
     shapes = (Shape(32, 64, 4, 2, steps), Shape(32, 64, steps=steps))
     monkeypatch.setattr(timed, "SHAPES", shapes)
     matrix = load_any_calibration("this-machine", "test").kernels[0].matrix
     backend = InProcessBackend(2)
     try:
-        found = timed.time_training(backend, 2, matrix, "a test")
+        rounds = [timed.time_training(backend, 2, turn) for turn in (0, 1)]
     finally:
         backend.close()
+    found = timed.fit_training(rounds, matrix, "a test")
     for ratios in (found.forward, found.backward):
         assert set(ratios) == {"attention", "dense", "experts"}
         assert all(ratio > 0 for ratio in ratios.values())

@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
 
 from simulator.base.errors import UserError
-from simulator.calibration.host.storage import time_storage
+from simulator.calibration.host.storage import describe_storage, time_reads, write_experts
 from simulator.commands.execute import execute
 from simulator.runtime.job import Step, place_streams
 from simulator.runtime.layers.expert_file import ExpertFile
@@ -90,7 +90,9 @@ def test_a_file_gives_back_what_was_written(tmp_path):
 
 
 def test_the_disk_is_timed():
-    storage = time_storage("a test")
+    with write_experts() as file:
+        rates = [time_reads(file, turn) for turn in (0, 1)]
+    storage = describe_storage(rates, "a test")
     assert 1e6 < storage.bytes_per_s < 1e12
     assert storage.free_bytes > 0
 

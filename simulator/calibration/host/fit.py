@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import nnls
 
 from simulator.calibration.host.layers import Sample
@@ -21,6 +21,19 @@ again, and what takes longer was held up by others; an exchange that takes longe
 kind, so more of them count in full."""
 _ROUNDS = 25
 """Rounds of reweighting: weights move by less than measurements repeat long before."""
+
+
+def find_spread(values: ArrayLike) -> float | None:
+    """Spread between rounds, which lie along the first axis: their standard deviation over their
+    mean, in the median over what was timed; ``None`` of a single round.
+
+    >>> round(find_spread([[1.0, 5.0], [1.2, 5.0], [0.8, 5.0]]), 9)
+    0.1
+    """
+    by_round = np.asarray(values, dtype=np.float64)
+    if len(by_round) < 2:
+        return None
+    return float(np.median(by_round.std(axis=0, ddof=1) / by_round.mean(axis=0)))
 
 
 def fit_steps(
@@ -43,11 +56,12 @@ def fit_steps(
             expected[place] += product_s[0]
         for name, seconds in (known or {}).items():
             expected[place] += seconds * (1.0 if name == "call" else sample.amounts[name])
-    found, error = _fit(samples, names, expected, _FAR_KERNEL)
+    found, error, spread = _fit(samples, names, expected, _FAR_KERNEL)
     return Steps(
         kind="fitted",
         source=source,
         median_error=error,
+        spread=spread,
         seconds=dict(zip(("call", *names), found.tolist(), strict=True)),
     )
 
@@ -56,13 +70,14 @@ def fit_exchange(samples: Sequence[Sample], waits: Sequence[Sample], source: str
     """Fit a latency, seconds by the busiest rank's bytes, and what ranks wait for each other
     without having more work.
     """
-    (call_s, byte_s), error = _fit(samples, ("bytes",), 0.0, _FAR_EXCHANGE)
-    (stagger_s, _), _ = _fit(waits, ("spread",), 0.0, _FAR_EXCHANGE)
+    (call_s, byte_s), error, spread = _fit(samples, ("bytes",), 0.0, _FAR_EXCHANGE)
+    (stagger_s, _), *_ = _fit(waits, ("spread",), 0.0, _FAR_EXCHANGE)
     seconds = tuple(float(call_s + byte_s * num_bytes) for num_bytes in _NUM_BYTES)
     return ExchangeTable(
         kind="fitted",
         source=source,
         median_error=error,
+        spread=spread,
         num_bytes=_NUM_BYTES,
         seconds=seconds,
         stagger_s=float(stagger_s),
@@ -74,8 +89,9 @@ def _fit(
     names: tuple[str, ...],
     expected: NDArray[np.float64] | float,
     far: float,
-) -> tuple[NDArray[np.float64], float]:
-    """Seconds of a constant and of each amount, and the median relative error.
+) -> tuple[NDArray[np.float64], float, float | None]:
+    """Seconds of a constant and of each amount, the median relative error, and the spread between
+    rounds.
 
     Errors are relative to the prediction: relative to the measurement, short times would count
     most, and the fit would be short of the mean. A sample far off (other processes held it up)
@@ -92,6 +108,7 @@ def _fit(
         predicted = np.maximum(expected + columns / scale @ found, 0.1 * measured)
         error = np.abs(measured / predicted - 1)
         weight = np.sqrt(np.minimum(1.0, far / np.maximum(error, 1e-9)))
-    return np.asarray(found / scale), float(
-        np.median(np.abs(expected + columns / scale @ found - measured) / measured)
-    )
+    ratio = measured / np.maximum(expected + columns / scale @ found, 1e-30)
+    turns = np.array([row.turn for row in samples])
+    by_round = [np.median(ratio[turns == turn]) for turn in np.unique(turns)]
+    return np.asarray(found / scale), float(np.median(np.abs(1 / ratio - 1))), find_spread(by_round)

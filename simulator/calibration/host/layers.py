@@ -17,12 +17,13 @@ from simulator.deployment.expert_plan import POOL_TOKENS
 from simulator.policies.dispatch.per_rank import PerRank
 from simulator.policies.placement import Placed
 from simulator.runtime.job import Job, RoutedExperts, Step
-from simulator.runtime.shard import ShardStep
+from simulator.runtime.shard import ShardStep, threads_per_rank
+from simulator.runtime.timeline import Moment
 from simulator.work.layout import Layout
 
-REPEATS = 8
-"""Times that each kind of step is run, each time with other tokens: the same ones again would find
-their experts in a cache."""
+REPEATS = 2
+"""Times that each kind of step is run in a round, each time with other tokens: the same ones again
+would find their experts in a cache."""
 _LAYERS = 2
 """Layers of a timed model: the second one finds caches as a model's layers do."""
 _HEADS, _SPLIT_HEAD_SIZE = 4, 32
@@ -106,11 +107,13 @@ class Shape:
             weights=None,
         )
 
-    def every_step(self, num_ranks: int) -> Iterator[Step]:
-        """Steps over all ranks, each several times; the first of each is for warming up."""
+    def every_step(self, num_ranks: int, turn: int) -> Iterator[Step]:
+        """Steps of a round over all ranks, each several times; the first of each is for warming
+        up.
+        """
         for kind, (sequences, new, context) in enumerate(self.steps):
             for repeat in range(REPEATS + 1):
-                number = kind * (REPEATS + 1) + repeat
+                number = (turn * len(self.steps) + kind) * (REPEATS + 1) + repeat
                 total = sequences if self.is_split else sequences * num_ranks
                 yield Step(number, total, new, context, offset=997 * number)
 
@@ -124,6 +127,16 @@ class Sample(NamedTuple):
     matrices: Sequence[tuple[float, int]]
     """Products in it: rows, and weights of the matrix."""
     amounts: dict[str, float]
+    turn: int = 0
+    """Round of the calibration that it was timed in."""
+
+
+def find_computed_s(moment: Moment, num_ranks: int) -> float:
+    """Seconds that a rank computed in a moment: by the clock of its thread where it has only one,
+    which other programs do not hold up.
+    """
+    is_alone = threads_per_rank(num_ranks) == 1
+    return moment.cpu_s if is_alone else moment.end_s - moment.start_s
 
 
 def collect(
@@ -161,7 +174,8 @@ class _Collector:
         model, shape = self.job.model, self.shape
         copies = 1 if shape.num_experts or shape.is_split else len(self.run)
         working_bytes = _VALUE_BYTES * model.num_parameters * copies
-        self.samples[kind].append(Sample(seconds, working_bytes, matrices, amounts))
+        turn = self.step.number // (len(shape.steps) * (REPEATS + 1))
+        self.samples[kind].append(Sample(seconds, working_bytes, matrices, amounts, turn))
 
     def add_exchange(self, number: int, phase: str, layer: int) -> None:
         """Note an exchange, which lasts from its last rank's coming, mean over ranks, and is
@@ -193,7 +207,7 @@ class _Collector:
         own: dict[str, list[float]] = defaultdict(list)
         for moment in shard.moments:
             if moment.layer == layer:
-                own[moment.phase].append(moment.end_s - moment.start_s)
+                own[moment.phase].append(max(find_computed_s(moment, len(self.run)), _CLOCK_S))
         tokens, hidden = float(shard.num_tokens), shape.hidden_size
         self._add_attention(shard.num_tokens, own["attention"][0])
         values = tokens * hidden

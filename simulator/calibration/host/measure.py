@@ -4,7 +4,7 @@ memory and cores as in a step.
 
 from __future__ import annotations
 
-import statistics
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,15 +14,17 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from simulator.config.host import HostRates
 from simulator.config.pruning import Pruning
+from simulator.runtime.backend import Backend
 from simulator.runtime.layers.pruned import PrunedMatrix, choose_kept
 from simulator.runtime.shard import Shard
 
-_PASSES = 5
-"""Times that everything is timed; the median counts, as in a step, where other processes of the
-machine take their share."""
-_PASS_S = 0.006
+_PASS_S = 0.004
 """Shortest that one timing lasts."""
+_MOST_CALLS = 2000
+_PACE_TURNS = 3
+"""Times that the products are timed which tell how fast a machine is now; the median counts."""
 
 
 def matrix_seconds(
@@ -37,13 +39,31 @@ def matrix_seconds(
     narrow = 2 ** round(np.log2(size / 2) / 2)
     shapes = [(size // narrow, narrow), (narrow, size // narrow)]
     with torch.inference_mode():
-        matrices = [torch.randn(shapes[i % 2]) for i in range(own)]
+        drawn = [torch.randn(shape) for shape in shapes]
+        matrices = [drawn[i % 2].clone() for i in range(own)]
         found = []
         for number in rows:
             inputs = {width: torch.randn(number, width) for shape in shapes for width in shape}
             calls = [partial(functional.linear, inputs[m.shape[1]], m) for m in matrices]
             found.append(_seconds(calls))
     return found
+
+
+def measure_pace(backend: Backend, rates: object) -> float:
+    """Seconds that products take on these ranks now, over those of a machine's calibration: the
+    geometric mean over some that lie in a core's cache and some that do not; 1 where the
+    calibration is of no such machine.
+    """
+    if not isinstance(rates, HostRates):
+        return 1.0
+    table = rates.tables.matrix
+    rows, size = table.rows[::3], table.sizes[len(table.sizes) // 2]
+    logs = []
+    for working in (table.working_bytes[0], table.working_bytes[-1]):
+        known_s = table.seconds_for(np.array(rows, float), size, working)
+        found_s = [backend.apply(matrix_seconds, rows, size, working) for _ in range(_PACE_TURNS)]
+        logs.append(np.log(np.median(np.mean(found_s, axis=1), axis=0) / known_s))
+    return math.exp(float(np.mean(logs)))
 
 
 def pruned_ratios(
@@ -66,15 +86,21 @@ def pruned_ratios(
 
 
 def _seconds(calls: Sequence[Callable[[], object]]) -> float:
-    """Seconds of one call of several that take turns, as the median of some timings of many."""
+    """Seconds of one call of several that take turns, from a timing of many: by the clock of this
+    thread where it works alone, which other programs do not hold up.
+    """
     turns = cycle(calls)
+    read_s = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
 
     def time_calls(times: int) -> float:
-        started_s = time.perf_counter()
+        started_s = read_s()
         for call in islice(turns, times):
             call()
-        return (time.perf_counter() - started_s) / times
+        return (read_s() - started_s) / times
 
     time_calls(2)
-    times = max(2, min(2000, int(_PASS_S / max(time_calls(2), 1e-7))))
-    return statistics.median(time_calls(times) for _ in range(_PASSES))
+    times, found_s = 2, time_calls(2)
+    while times * found_s < _PASS_S and times < _MOST_CALLS:
+        times = min(_MOST_CALLS, max(2 * times, int(1.2 * _PASS_S / max(found_s, 1e-7))))
+        found_s = time_calls(times)
+    return found_s

@@ -5,23 +5,25 @@ found.
 from __future__ import annotations
 
 import datetime
-import os
 import statistics
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.stats import gmean
 
-from simulator.base.machine import name_machine
+from simulator.base.machine import count_cores, name_machine
 from simulator.base.progress import CountDone, Progress, show_nothing
 from simulator.base.writing import toml_text
-from simulator.calibration.host.fit import fit_exchange, fit_steps
+from simulator.calibration.host.fit import find_spread, fit_exchange, fit_steps
 from simulator.calibration.host.layers import REPEATS, Sample, collect, shapes
 from simulator.calibration.host.measure import matrix_seconds, pruned_ratios
-from simulator.calibration.host.storage import time_storage
-from simulator.calibration.host.training import time_training
+from simulator.calibration.host.storage import describe_storage, time_reads, write_experts
+from simulator.calibration.host.training import TrainingTimes, fit_training, time_training
 from simulator.config.calibration import EngineFit
 from simulator.config.execution import ExecutionSpec
 from simulator.config.host import (
@@ -37,13 +39,17 @@ from simulator.runtime.load import LoadMeter
 from simulator.runtime.nodes import Nodes
 from simulator.runtime.ray_backend import RayBackend
 
+ROUNDS = 3
+"""Rounds in which everything is timed, over the whole of a calibration: a moment in which the
+machine is slow falls on a third of each thing at most, and the median leaves it out."""
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 """Rows of the products that are timed: those of steps of one token to a long prompt."""
 SIZES = (1 << 13, 1 << 16, 1 << 18, 1 << 20, 1 << 22)
 """Weights of the matrices that are timed: those of models that a machine without GPU runs."""
 WORKING_BYTES = (1 << 20, 1 << 23, 3 << 23, 3 << 24, 3 << 26)
 """1 MB lies in a core's own cache, 192 MB in none."""
-_MOST_WORK = 1 << 32
+_PRUNED_ROWS = ROWS[::2]
+_MOST_WORK = 1 << 31
 """Multiply-adds beyond which a product is not timed but extrapolated from fewer rows."""
 _PRUNED: tuple[Pruning, ...] = (
     *(Unstructured(kind="unstructured", sparsity=s) for s in (0.5, 0.8, 0.95)),
@@ -54,27 +60,28 @@ _PRUNED: tuple[Pruning, ...] = (
 
 def default_ranks() -> list[int]:
     """Numbers of ranks to time: doublings up to the cores, and once beyond them."""
-    cores = os.cpu_count() or 1
+    cores = count_cores()
     return [*(1 << power for power in range(12) if 1 << power <= cores), 2 * cores]
 
 
 def calibrate(nodes: Nodes, ranks: list[int], tick: Progress = show_nothing) -> HostCalibration:
-    """Time everything; takes about a minute and a half on two cores.
+    """Time everything in rounds, each on processes of its own; takes three minutes on two cores.
 
     Args:
         ranks: numbers of ranks to time collectives of; kernels are timed for those that have a core
             each.
     """
-    cores = os.cpu_count() or 1
+    cores = count_cores()
     source = (
         f"moesim calibrate cpu, {datetime.date.today().isoformat()}, {name_machine()}, "
         f"torch {torch.__version__}"
     )
-    kernels: dict[int, KernelTables] = {}
-    collectives, overheads_s, pruned, others = [], [], [], []
     most = max((number for number in ranks if number <= cores), default=1)
-    total = sum(_num_parts(number, cores, most) for number in set(ranks))
-    done = 0
+    timings = [
+        _Timing(number, has_cores=number <= cores, has_pruned=number == most)
+        for number in sorted(set(ranks))
+    ]
+    done, total = 0, ROUNDS * sum(timing.num_parts for timing in timings)
 
     def report(parts: int) -> None:
         nonlocal done
@@ -82,40 +89,36 @@ def calibrate(nodes: Nodes, ranks: list[int], tick: Progress = show_nothing) -> 
         tick("timing this machine", done, total)
 
     report(0)
-    for num_ranks in sorted(set(ranks)):
-        backend = RayBackend(nodes, np.zeros(num_ranks, dtype=np.int64), ExecutionSpec())
-        try:
-            meter = LoadMeter(backend)
-            samples, overhead_s = _run_layers(backend, report)
-            others.append(meter.others_share())
-            if num_ranks <= cores:
-                overheads_s.append(overhead_s)
-                matrix, threads = _matrix(backend, source, report), cores // num_ranks
-                tables = _kernels(samples, matrix, threads, source)
-                training = time_training(backend, num_ranks, matrix, source)
-                report(1)
-                kernels.setdefault(threads, tables.model_copy(update={"training": training}))
-            if num_ranks > 1:
-                collectives.append(_collectives(samples, num_ranks, source))
-            if num_ranks == most:
-                pruned = [_time_pruned(backend, pruning, source) for pruning in _PRUNED]
-                report(1)
-        finally:
-            backend.close()
-    step_s = statistics.median(overheads_s) if overheads_s else 0.0
+    read_rates = []
+    with write_experts() as file:
+        for turn in range(ROUNDS):
+            for timing in timings:
+                timing.time_round(nodes, turn, report)
+            read_rates.append(time_reads(file, turn))
+    alone = [timing for timing in timings if timing.has_cores]
+    step_s = np.array([timing.overheads_s for timing in alone] or [[0.0]])
     return HostCalibration(
         title=f"This machine: {name_machine()}",
         machine=name_machine(),
         num_cores=cores,
         dtype="fp32",
         engine=EngineFit(
-            kind="measured", source=source, step_s=step_s, sequence_s=0.0, layer_s=0.0
+            kind="measured",
+            source=source,
+            spread=find_spread(step_s.T),
+            step_s=float(np.median(step_s)),
+            sequence_s=0.0,
+            layer_s=0.0,
         ),
-        kernels=tuple(kernels.values()),
-        collectives=tuple(collectives),
-        pruned=tuple(pruned),
-        storage=time_storage(source),
-        others_share=round(max(others, default=0.0), 3),
+        kernels=tuple(
+            {
+                cores // one.size: one.fit_kernels(cores // one.size, source) for one in alone
+            }.values()
+        ),
+        collectives=tuple(one.fit_collectives(source) for one in timings if one.size > 1),
+        pruned=tuple(pruned for one in alone for pruned in one.list_pruned(source)),
+        storage=describe_storage(read_rates, source),
+        others_share=round(max(share for one in timings for share in one.others), 3),
         notes=(
             "Times of one machine; a busy one gives wrong ones. "
             "moesim calibrate cpu writes this file anew."
@@ -123,36 +126,126 @@ def calibrate(nodes: Nodes, ranks: list[int], tick: Progress = show_nothing) -> 
     )
 
 
-def _num_parts(num_ranks: int, cores: int, most: int) -> int:
-    return (
-        len(list(shapes()))
-        + (len(WORKING_BYTES) + 1 if num_ranks <= cores else 0)
-        + (num_ranks == most)
-    )
+@dataclass
+class _Timing:
+    """What is timed of ``size`` ranks, round by round. A round has processes of its own: where
+    their memory happens to lie makes them faster or slower.
+    """
 
+    size: int
+    has_cores: bool
+    """Whether each has a core, so that kernels are timed."""
+    has_pruned: bool
+    samples: dict[str, list[Sample]] = field(default_factory=lambda: defaultdict(list))
+    """Of every kind of moment."""
+    overheads_s: list[float] = field(default_factory=list)
+    """Seconds to start a step and hear of its end, of each round."""
+    matrix_s: list[Any] = field(default_factory=list)
+    """Seconds of products, ``[working_bytes][sizes][rows]``, of each round."""
+    training: list[TrainingTimes] = field(default_factory=list)
+    pruned: list[list[Any]] = field(default_factory=list)
+    """Of each round for each of ``_PRUNED``, ratios by rows."""
+    others: list[float] = field(default_factory=list)
+    """Share of the cores that other programs took, of each round."""
 
-def _run_layers(backend: RayBackend, report: CountDone) -> tuple[dict[str, list[Sample]], float]:
-    """Samples of every kind of moment, and seconds to start a step and hear of its end."""
-    samples: dict[str, list[Sample]] = defaultdict(list)
-    overheads_s = []
-    rng = np.random.default_rng(0)
-    for shape in shapes():
-        if shape.is_split and backend.size == 1:
+    @property
+    def num_parts(self) -> int:
+        """Parts of a round, for progress."""
+        products = len(WORKING_BYTES) + 1 if self.has_cores else 0
+        return len(list(shapes())) + products + self.has_pruned
+
+    def time_round(self, nodes: Nodes, turn: int, report: CountDone) -> None:
+        """Time everything once."""
+        backend = RayBackend(nodes, np.zeros(self.size, dtype=np.int64), ExecutionSpec())
+        try:
+            meter = LoadMeter(backend)
+            self._run_layers(backend, turn, report)
+            if self.has_cores:
+                self.matrix_s.append(
+                    [_time_products(backend, size, report) for size in WORKING_BYTES]
+                )
+                self.training.append(time_training(backend, self.size, turn))
+                report(1)
+            if self.has_pruned:
+                self.pruned.append(
+                    [
+                        gmean(backend.apply(pruned_ratios, _PRUNED_ROWS, one, (2048, 256)), axis=0)
+                        for one in _PRUNED
+                    ]
+                )
+                report(1)
+            self.others.append(meter.others_share())
+        finally:
+            backend.close()
+
+    def _run_layers(self, backend: RayBackend, turn: int, report: CountDone) -> None:
+        rng, overheads_s = np.random.default_rng(turn), []
+        for shape in shapes():
+            if shape.is_split and self.size == 1:
+                report(1)
+                continue
+            job = shape.job(self.size, rng)
+            backend.load(job)
+            for step in shape.every_step(self.size, turn):
+                started_s = time.perf_counter()
+                run = backend.step(step)
+                elapsed_s = time.perf_counter() - started_s
+                if step.number % (REPEATS + 1):
+                    ended_s = max(shard.moments[-1].end_s for shard in run)
+                    inside_s = ended_s - min(shard.moments[0].start_s for shard in run)
+                    overheads_s.append(elapsed_s - inside_s)
+                    collect(self.samples, shape, job, step, run)
             report(1)
-            continue
-        job = shape.job(backend.size, rng)
-        backend.load(job)
-        for step in shape.every_step(backend.size):
-            started_s = time.perf_counter()
-            run = backend.step(step)
-            elapsed_s = time.perf_counter() - started_s
-            if step.number % (REPEATS + 1):
-                ended_s = max(shard.moments[-1].end_s for shard in run)
-                inside_s = ended_s - min(shard.moments[0].start_s for shard in run)
-                overheads_s.append(elapsed_s - inside_s)
-                collect(samples, shape, job, step, run)
-        report(1)
-    return samples, statistics.median(overheads_s)
+        self.overheads_s.append(statistics.median(overheads_s))
+
+    def fit_kernels(self, threads: int, source: str) -> KernelTables:
+        """The tables of one rank's computation."""
+        matrix = MatrixTable(
+            kind="measured",
+            source=source,
+            spread=find_spread(self.matrix_s),
+            rows=ROWS,
+            sizes=SIZES,
+            working_bytes=WORKING_BYTES,
+            seconds=np.median(self.matrix_s, axis=0).tolist(),
+        )
+        tables = _kernels(self.samples, matrix, threads, source)
+        training = fit_training(self.training, matrix, source)
+        return tables.model_copy(update={"training": training})
+
+    def fit_collectives(self, source: str) -> Collectives:
+        """The tables of exchanges between all ranks."""
+        dispatch, combine, all_reduce = (
+            fit_exchange(self.samples[name], self.samples[f"{name} wait"], source)
+            for name in ("dispatch", "combine", "collective")
+        )
+        return Collectives(
+            num_ranks=self.size, dispatch=dispatch, combine=combine, all_reduce=all_reduce
+        )
+
+    def list_pruned(self, source: str) -> Iterator[Pruned]:
+        """Pruned products against whole ones, where they were timed."""
+        for pruning, ratios in zip(_PRUNED, zip(*self.pruned, strict=True), strict=False):
+            yield Pruned(
+                kind="measured",
+                source=source,
+                spread=find_spread(ratios),
+                pruning=pruning.kind,
+                sparsity=pruning.sparsity,
+                rows=_PRUNED_ROWS,
+                ratio=tuple(np.median(ratios, axis=0).tolist()),
+            )
+
+
+def _time_products(backend: RayBackend, working: int, report: CountDone) -> list[list[float]]:
+    """Seconds of products, mean over ranks, ``[sizes][rows]``."""
+    by_size = []
+    for size in SIZES:
+        timed = tuple(rows for rows in ROWS if rows * size <= _MOST_WORK)
+        found = np.mean(backend.apply(matrix_seconds, timed, size, working), axis=0).tolist()
+        by_size.append(found + [found[-1] * rows / timed[-1] for rows in ROWS[len(timed) :]])
+    report(1)
+    return by_size
 
 
 def _kernels(
@@ -178,50 +271,6 @@ def _kernels(
         experts=steps("experts", "touched", "values", "hidden"),
         pack=steps("pack", "choices", "bytes") if samples["pack"] else nothing,
         unpack=steps("unpack", "bytes") if samples["unpack"] else nothing,
-    )
-
-
-def _matrix(backend: RayBackend, source: str, report: CountDone) -> MatrixTable:
-    seconds = []
-    for working in WORKING_BYTES:
-        by_size = []
-        for size in SIZES:
-            timed = tuple(rows for rows in ROWS if rows * size <= _MOST_WORK)
-            found = np.mean(backend.apply(matrix_seconds, timed, size, working), axis=0).tolist()
-            found += [found[-1] * rows / timed[-1] for rows in ROWS[len(timed) :]]
-            by_size.append(tuple(found))
-        seconds.append(tuple(by_size))
-        report(1)
-    return MatrixTable(
-        kind="measured",
-        source=source,
-        rows=ROWS,
-        sizes=SIZES,
-        working_bytes=WORKING_BYTES,
-        seconds=tuple(seconds),
-    )
-
-
-def _collectives(samples: dict[str, list[Sample]], num_ranks: int, source: str) -> Collectives:
-    dispatch, combine, all_reduce = (
-        fit_exchange(samples[name], samples[f"{name} wait"], source)
-        for name in ("dispatch", "combine", "collective")
-    )
-    return Collectives(
-        num_ranks=num_ranks, dispatch=dispatch, combine=combine, all_reduce=all_reduce
-    )
-
-
-def _time_pruned(backend: RayBackend, pruning: Pruning, source: str) -> Pruned:
-    rows = ROWS[::2]
-    ratio = gmean(backend.apply(pruned_ratios, rows, pruning, (2048, 256)), axis=0)
-    return Pruned(
-        kind="measured",
-        source=source,
-        pruning=pruning.kind,
-        sparsity=pruning.sparsity,
-        rows=rows,
-        ratio=tuple(ratio.tolist()),
     )
 
 

@@ -4,15 +4,16 @@ optimizer.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import gmean
 
-from simulator.calibration.host.fit import fit_steps
-from simulator.calibration.host.layers import Sample, Shape
+from simulator.calibration.host.fit import find_spread, fit_steps
+from simulator.calibration.host.layers import Sample, Shape, find_computed_s
 from simulator.config.host import MatrixTable, TrainingTables
 from simulator.runtime.backend import Backend
 from simulator.runtime.job import Step
@@ -20,8 +21,8 @@ from simulator.runtime.timeline import Moment
 from simulator.runtime.training.job import TrainingJob
 from simulator.runtime.training.rank import begin_training, train_step
 
-REPEATS = 8
-"""Steps of each kind behind the first, which warms up; the median counts."""
+_REPEATS = 1
+"""Steps of each kind in a round, behind one that warms up."""
 SHAPES = (
     Shape(128, 256, 8, 2, ((4, 32, 0), (8, 128, 0))),
     Shape(256, 512, 8, 2, ((4, 32, 0), (8, 128, 0))),
@@ -33,15 +34,21 @@ SHAPES = (
 PhaseSeconds = dict[str, float]
 
 
-def time_training(
-    backend: Backend, num_ranks: int, matrix: MatrixTable, source: str
-) -> TrainingTables:
-    """Time training steps of :data:`SHAPES` on ranks that each have as much to do."""
-    ratios: dict[str, dict[str, list[float]]] = {
-        "forward": defaultdict(list),
-        "backward": defaultdict(list),
-    }
-    updates: list[Sample] = []
+class TrainingTimes(NamedTuple):
+    """What a round timed of training steps."""
+
+    ratios: dict[str, dict[str, list[float]]]
+    """Seconds over those of a forward pass that keeps nothing, ``forward`` and ``backward``, by
+    phase: of each model and batch."""
+    updates: list[Sample]
+    """Steps of the optimizer."""
+
+
+def time_training(backend: Backend, num_ranks: int, turn: int) -> TrainingTimes:
+    """Time training steps of :data:`SHAPES` on ranks that each have as much to do, in one round of
+    a calibration: the first step of each kind warms up.
+    """
+    times = TrainingTimes({"forward": defaultdict(list), "backward": defaultdict(list)}, [])
     for shape in SHAPES:
         job = shape.job(num_ranks, np.random.default_rng(0))
         for sequences, tokens, _ in shape.steps:
@@ -50,46 +57,63 @@ def time_training(
             trained = TrainingJob(job, num_ranks, sequences * num_ranks, sequences, tokens)
             sizes = backend.apply(begin_training, trained)
             ways: dict[str, list[list[Moment]]] = {"forward": [], "backward": []}
-            for number in range(REPEATS + 1):  # in turns, so that both meet what else goes on
-                served += _serve(backend, number, sequences * num_ranks, tokens)
-                for size, rank in zip(sizes, backend.apply(train_step, number, False), strict=True):
-                    last = rank.moments[-1]
-                    seconds = last.end_s - last.start_s
-                    if number:
-                        updates.append(Sample(seconds, 0.0, (), {"parameters": float(size)}))
+            for repeat in range(_REPEATS + 1):  # in turns, so that both meet what else goes on
+                number = turn * (_REPEATS + 1) + repeat
+                alone = _serve(backend, number, sequences * num_ranks, tokens)
+                ranks = backend.apply(train_step, number, False)
+                if repeat == 0:
+                    continue
+                served += alone
+                for size, rank in zip(sizes, ranks, strict=True):
+                    seconds = find_computed_s(rank.moments[-1], num_ranks)
+                    amounts = {"parameters": float(size)}
+                    times.updates.append(Sample(seconds, 0.0, (), amounts, turn))
                     for name, moments in zip(ways, _split(rank.moments), strict=True):
-                        ways[name] += [moments] if number else []
-            alone = _find_median(served)
+                        ways[name].append(moments)
+            served_s = _find_median(served, num_ranks)
             for name, found in ways.items():
-                for phase, seconds in _find_median(found).items():
-                    ratios[name][phase].append(seconds / alone[phase])
-    means = {
-        name: {phase: float(gmean(found)) for phase, found in by_phase.items()}
-        for name, by_phase in ratios.items()
+                for phase, seconds in _find_median(found, num_ranks).items():
+                    times.ratios[name][phase].append(seconds / served_s[phase])
+    return times
+
+
+def fit_training(
+    rounds: Sequence[TrainingTimes], matrix: MatrixTable, source: str
+) -> TrainingTables:
+    """The tables of training steps by what rounds timed: geometric means over models and batches of
+    the median ratio of all rounds.
+    """
+    logs = {
+        (name, phase): np.log([times.ratios[name][phase] for times in rounds])  # [round][step]
+        for name, by_phase in rounds[0].ratios.items()
+        for phase in by_phase
     }
-    errors = [
-        abs(one / means[name][phase] - 1)
-        for name, by_phase in ratios.items()
-        for phase, found in by_phase.items()
-        for one in found
-    ]
+    means: dict[str, dict[str, float]] = {"forward": {}, "backward": {}}
+    errors = []
+    for (name, phase), found in logs.items():
+        middle = float(np.median(found, axis=0).mean())
+        means[name][phase] = math.exp(middle)
+        errors += np.abs(np.expm1(found - middle)).ravel().tolist()
     return TrainingTables(
         kind="measured",
         source=source,
         median_error=statistics.median(errors),
+        spread=find_spread(np.exp(np.concatenate(list(logs.values()), 1))),
         forward=means["forward"],
         backward=means["backward"],
-        optimizer=fit_steps(updates, matrix, ("parameters",), source),
+        optimizer=fit_steps(
+            [update for times in rounds for update in times.updates],
+            matrix,
+            ("parameters",),
+            source,
+        ),
     )
 
 
-def _serve(
-    backend: Backend, number: int, num_sequences: int, tokens: int
-) -> Iterator[list[Moment]]:
-    """Moments of a forward pass that keeps nothing, by rank; of the first, which warms up, none."""
+def _serve(backend: Backend, number: int, num_sequences: int, tokens: int) -> list[list[Moment]]:
+    """Moments of a forward pass that keeps nothing, by rank."""
     step = Step(number, num_sequences, tokens, 0, offset=number * num_sequences * tokens)
-    ranks = backend.step(step)
-    yield from (rank.moments for rank in ranks if number)
+    return [rank.moments for rank in backend.step(step)]
 
 
 def _split(moments: list[Moment]) -> tuple[list[Moment], list[Moment]]:
@@ -100,14 +124,14 @@ def _split(moments: list[Moment]) -> tuple[list[Moment], list[Moment]]:
     return moments[: outside[1] + 1], moments[outside[1] + 1 :]
 
 
-def _find_median(passes: Iterable[list[Moment]]) -> PhaseSeconds:
+def _find_median(passes: Iterable[list[Moment]], num_ranks: int) -> PhaseSeconds:
     """Median over passes of the seconds that a rank computes in all layers, by phase."""
     found: dict[str, list[float]] = defaultdict(list)
     for moments in passes:
         own: dict[str, float] = defaultdict(float)
         for moment in moments:
             if moment.layer >= 0 and not moment.is_together:
-                own[moment.phase] += moment.end_s - moment.start_s
+                own[moment.phase] += find_computed_s(moment, num_ranks)
         for phase, seconds in own.items():
             found[phase].append(seconds)
     return {phase: statistics.median(seconds) for phase, seconds in found.items()}

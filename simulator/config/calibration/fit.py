@@ -33,6 +33,9 @@ class Fit(Frozen):
     median_error: Amount | None = None
     """Median of the absolute relative error on measurements like those of the fit, as a share;
     whole model shapes are left out in turn where ``command`` is given."""
+    spread: Amount | None = None
+    """Spread of the same thing between rounds of a calibration, as a share: the standard deviation
+    over the mean. Absent = timed in one go."""
     p90_error: Annotated[Amount | None, IS_LABEL] = None
     """90th percentile of the absolute relative error on the same measurements, as a share."""
     bias: Annotated[Score | None, IS_LABEL] = None

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from simulator.base.data import available_files, shipped_folder
 from simulator.base.errors import UserError
+from simulator.base.machine import count_cores
 from simulator.base.progress import Progress, show_nothing
 from simulator.base.writing import toml_text
 from simulator.config.calibration import ANY, load_calibration
@@ -34,7 +35,6 @@ from simulator.lab.validation.serving import groups
 from simulator.lab.validation.serving.deployments import accelerator_of, deployment_of
 from simulator.lab.validation.suites import PUBLISHED, SERVING, answer
 from simulator.lab.validation.tables import read_table
-from simulator.parallel.cores import count_cores
 from simulator.results.scores import SCORE_COLUMNS
 
 COLUMNS = (*SCORE_COLUMNS, "source", "rival", "case", "without")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from simulator.base.data import data_folder
 from simulator.base.errors import UserError
 from simulator.base.partial import whole_file
 from simulator.cli import console
@@ -42,8 +43,8 @@ def calibrate(
             "--out",
             metavar="PATH",
             help=(
-                f"By default {_FOLDER / _DEVICE}, where execute finds it; of published a folder, "
-                f"by default {_FOLDER}."
+                f"By default {_FOLDER / _DEVICE} of the user's data folder, where execute finds "
+                f"it; of published a folder, by default {_FOLDER}."
             ),
         ),
     ] = None,
@@ -80,7 +81,7 @@ def calibrate(
             )
         if tables:
             raise UserError("--table: belongs to 'calibrate published'")
-        _calibrate_cpu(out or _FOLDER / _DEVICE, ranks)
+        _calibrate_cpu(out or data_folder() / _FOLDER / _DEVICE, ranks)
     else:
         raise UserError(f"calibrate {what}: must be cpu or published")
 
@@ -105,8 +106,8 @@ def _calibrate_cpu(out_file: Path, ranks: list[int] | None) -> None:
         partial.write_text(calibration_toml(found), encoding="utf-8")
     if (found.others_share or 0.0) >= BUSY:
         note = (
-            f"other programs took {found.others_share:.0%} of this machine's cores "
-            "meanwhile, so these times are too long; calibrate again when it is idle"
+            f"other programs took {found.others_share:.0%} of this machine's cores meanwhile, so "
+            "times of exchanges and several threads are too long; calibrate again when it is idle"
         )
         console.say_notes([note])
     console.err.say(f"calibration of {found.machine}: {out_file}")
