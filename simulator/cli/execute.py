@@ -136,10 +136,11 @@ def print_executed(executed: Any) -> None:
 
 def _list_notes(executed: Any) -> Iterator[str]:
     """Notes on what the prediction leaves out, or rests on."""
-    from simulator.results.executed import describe_load
+    from simulator.results.executed import describe_load, describe_pace
 
-    if load := describe_load(executed):
-        yield f"{load[0].lower()}{load[1:]}"
+    for said in (describe_load(executed), describe_pace(executed.run["deployments"])):
+        if said:
+            yield f"{said[0].lower()}{said[1:]}"
     transport = executed.run["scenario"]["execution"]["transport"]["kind"]
     if transport != "process_group":
         yield (
@@ -157,6 +158,11 @@ def _list_notes(executed: Any) -> Iterator[str]:
             f"the prediction rests on {rests_on}; moesim calibrate cpu measures this one "
             f"({executed.run['machine']}), for deployments on a cluster 'this-machine-<ranks>'"
         )
+    else:
+        whose = "the shipped" if known["is_shipped"] else "your"
+        spread = known["spread"]
+        noise = "" if spread is None else f", whose times differed by {spread:.0%} between rounds"
+        yield f"the prediction rests on {whose} calibration{noise}: {known['source']}"
 
 
 def _band(error: float, idle_error: float) -> str:

@@ -67,9 +67,11 @@ def print_trained(trained: Any) -> None:
 
 def _list_notes(trained: Any) -> list[str]:
     """Notes on what the comparison rests on."""
-    from simulator.results.executed import BUSY
+    from simulator.results.executed import BUSY, describe_pace
 
     known, notes = trained.run["calibration"], []
+    if pace := describe_pace(trained.run["deployments"]):
+        notes.append(f"{pace[0].lower()}{pace[1:]}")
     if known["machine"] != trained.run["machine"]:
         notes.append(
             f"the simulated step rests on {known['title']}, not on times of this machine "

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
+from simulator.base.data import is_shipped
 from simulator.base.errors import LostError, UserError
 from simulator.base.machine import name_machine
 from simulator.base.progress import Progress, show_nothing
@@ -160,6 +161,11 @@ def _describe_calibration(plans: list[DeploymentPlan]) -> dict[str, Any]:
             "title": found.host.title,
             "machine": found.host.machine,
             "source": found.tables.matrix.source,
+            "spread": found.tables.matrix.spread,
+            "is_shipped": is_shipped(
+                "cluster_configs/calibration",
+                plans[0].spec.calibration or plans[0].placement.accelerator.calibration,
+            ),
         }
     return {"title": found.title, "machine": None, "source": ""}
 
@@ -199,6 +205,7 @@ class _Runner:
         return self._backend
 
     def run(self, plan: DeploymentPlan, job: Job) -> dict[str, pd.DataFrame]:
+        from simulator.calibration.host.measure import measure_pace
         from simulator.runtime.live import LiveDeployment
         from simulator.runtime.load import LoadMeter
         from simulator.runtime.reference import Reference
@@ -210,6 +217,7 @@ class _Runner:
         )
         self.tick(plan.name, 0, total)
         backend.load(job)
+        pace = measure_pace(backend, plan.placement.calibration)
         known_faults = len(backend.faults)
         rows: list[dict[str, Any]] = []
         ranks: list[dict[str, Any]] = []
@@ -251,7 +259,7 @@ class _Runner:
             make_span_rows(plan.name, f"{kind}, measured", step.spans)
             for kind, step in medians.items()
         ]
-        for one, times in _predict(counted):
+        for one, times in _predict(counted, pace):
             rows.append(
                 make_step_row(
                     plan.name, one.kind, "predicted", one.step, times.duration_s, times.phases
@@ -276,6 +284,7 @@ class _Runner:
                 )
             ],
             "clock_s": live.clock_s,
+            "pace": pace,
         }
         faults = backend.faults[known_faults:]
         table = pd.DataFrame(rows, columns=list(STEP_COLUMNS))
@@ -302,9 +311,12 @@ class _Counted(NamedTuple):
     plan: DeploymentPlan
 
 
-def _predict(counted: Sequence[_Counted]) -> Iterator[tuple[_Counted, StepTimes]]:
-    """Simulate the steps that were measured, each by the plan that was in force."""
+def _predict(counted: Sequence[_Counted], pace: float) -> Iterator[tuple[_Counted, StepTimes]]:
+    """Simulate the steps that were measured, each by the plan that was in force, on a machine that
+    takes ``pace`` times as long as when it was calibrated.
+    """
     for _, group in itertools.groupby(counted, key=lambda one: id(one.plan)):
         own = list(group)
         steps = [spread_evenly(one.plan, one.step) for one in own]
-        yield from zip(own, forecast(own[0].plan, steps, keep_spans=True), strict=True)
+        for one, times in zip(own, forecast(own[0].plan, steps, keep_spans=True), strict=True):
+            yield one, times.stretch(pace)

@@ -77,13 +77,13 @@ def execute_training(
         for spec in _choose_deployments(scenario, names)
     ]
     jobs = [make_training_job(plan) for plan in plans]
-    rows: list[dict[str, Any]] = [_simulate(plan) for plan in plans]
+    rows: list[dict[str, Any]] = []
     facts = {}
     progress("starting Ray" if backend == "ray" else "starting threads", 0, None)
     with open_site(backend, simulated_nodes, address) as site:
         for plan, job in zip(plans, jobs, strict=True):
             own, facts[plan.name] = _train(site, plan, job, progress)
-            rows += own
+            rows += [_simulate(plan, facts[plan.name]["pace"]), *own]
     run = {
         "name": scenario.name,
         "seed": scenario.seed,
@@ -116,15 +116,17 @@ def _describe_calibration(plan: TrainingPlan) -> dict[str, Any]:
     return {"title": found.title, "machine": None}
 
 
-def _simulate(plan: TrainingPlan) -> dict[str, Any]:
-    """Make the row of the simulated step."""
+def _simulate(plan: TrainingPlan, pace: float) -> dict[str, Any]:
+    """Make the row of the simulated step, on a machine that takes ``pace`` times as long as when it
+    was calibrated.
+    """
     step = run_training_step(plan, price_micro_batch(plan))
-    parts = {name: step.mean_parts[name] for name in STEP_PARTS}
+    parts = {name: pace * step.mean_parts[name] for name in STEP_PARTS}
     return {
         "deployment": plan.name,
         "source": "simulated",
         "step": -1,
-        "step_s": step.step_s,
+        "step_s": pace * step.step_s,
         **parts,
     }
 
@@ -133,6 +135,7 @@ def _train(
     site: Site, plan: TrainingPlan, job: TrainingJob, progress: Progress
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Train a deployment. Returns the rows of its measured steps, and its facts."""
+    from simulator.calibration.host.measure import measure_pace
     from simulator.runtime.load import LoadMeter
     from simulator.runtime.training.rank import begin_training, train_step
     from simulator.runtime.training.reference import ReferenceTraining, find_largest_error
@@ -142,6 +145,7 @@ def _train(
     node_R = np.arange(job.num_ranks, dtype=np.int64) // plan.cluster.gpus_per_node
     backend: Backend = site.start(node_R, ExecutionSpec())
     try:
+        pace = measure_pace(backend, plan.placement.calibration)
         sizes = backend.apply(begin_training, job)
         reference, errors, losses = ReferenceTraining(job), [], []
         rows: list[dict[str, Any]] = []
@@ -164,6 +168,7 @@ def _train(
             "gradient_error": max(errors),
             "exchanges": _count_exchanges(plan, ranks[0]),
             "others_share": meter.others_share(),
+            "pace": pace,
         }
     finally:
         backend.close()

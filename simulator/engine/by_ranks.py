@@ -134,6 +134,17 @@ class StepTimes:
         """Seconds of the step."""
         return sum(self.phases.values())
 
+    def stretch(self, pace: float) -> StepTimes:
+        """The step where everything takes ``pace`` times as long."""
+        return StepTimes(
+            {phase: pace * seconds for phase, seconds in self.phases.items()},
+            self.spans
+            and [
+                span._replace(start_s=pace * span.start_s, duration_s=pace * span.duration_s)
+                for span in self.spans
+            ],
+        )
+
 
 class _Meeting:
     """Meeting of one group at one operation: when the last member arrives, the exchange starts; all

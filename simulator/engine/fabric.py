@@ -226,7 +226,7 @@ class FluidWires:
     def _drain(self, seconds: float) -> None:
         drain_links(self._left_FL, seconds)
 
-    def _find_ends(self) -> NDArray[np.float64]:
+    def _find_ends(self) -> Floats:
         return np.asarray(find_ends(self._left_FL))
 
     def _reschedule(self) -> None:

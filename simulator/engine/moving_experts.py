@@ -140,7 +140,7 @@ class MovingExperts:
         if self._by_ranks is None:
             self._pool.table = self._fill()
         else:
-            self._by_ranks.use_prices(self._pool.prices)
+            self._by_ranks.prices = self._pool.prices
         states.price_again(self._place)
 
     def _move_in_parts(self, placed: Placed, load: ExpertLoad, num_layers: int) -> ProcessGenerator:

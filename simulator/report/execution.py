@@ -12,7 +12,13 @@ from simulator.report.execution_verdict import verdict
 from simulator.report.figure_cards import FigureCards
 from simulator.report.gallery import load_figures
 from simulator.report.rendering import render_page
-from simulator.results.executed import KINDS, SUMMARY_COLUMNS, Executed, describe_load
+from simulator.results.executed import (
+    KINDS,
+    SUMMARY_COLUMNS,
+    Executed,
+    describe_load,
+    describe_pace,
+)
 
 FIGURES = load_figures("report.execution_figures")
 """Figures in the order of the page; a file without one is refused before anything is run."""
@@ -31,7 +37,7 @@ def render(executed: Executed) -> str:
         reasons=[split_at_rumours(reason, executed) for reason in found.reasons],
         run=run,
         execution=(run.get("scenario") or {}).get("execution") or {},
-        load_warning=describe_load(executed),
+        noise_warnings=[describe_load(executed), describe_pace(run.get("deployments") or {})],
         drawn=cards.draw(FIGURES, executed),
         faults=list_losses(executed),
         kind_of=lambda step: KINDS[kind_of_step(executed, step)],

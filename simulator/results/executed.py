@@ -18,7 +18,8 @@ times, measured and predicted |
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -44,6 +45,9 @@ SOURCES = ("measured", "predicted")
 BUSY = 0.1
 """Share of a machine's cores above which their use by other programs is mentioned: measured steps
 vary by as much by themselves."""
+OFF_PACE = 0.05
+"""Share by which a machine's times may differ from its calibration's before that is mentioned:
+calibrations in a row differ by as much."""
 STEP_COLUMNS = {
     "deployment": "name of the deployment",
     "kind": "'prompt' or 'decode'",
@@ -191,6 +195,27 @@ def describe_load(executed: Executed) -> str | None:
         f"measured ({worst['calibrated_others_share']:.0%} while the machine was calibrated), so "
         "steps took longer than on an idle machine; each error is given up to what it would be "
         "with those cores. Run it again when the machine is idle."
+    )
+
+
+def describe_pace(deployments: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Warn where the machine is faster or slower than when it was calibrated; ``None`` where it is
+    not.
+
+    Args:
+        deployments: facts of each, as ``run.json`` has them; of earlier versions without a pace.
+
+    >>> describe_pace({"a": {"pace": 1.04}, "of an earlier version": {}})
+    >>> describe_pace({"a": {"pace": 1.04}, "b": {"pace": 0.8}})[:33]
+    'Matrix products took 0.80 times a'
+    """
+    paces = [facts.get("pace", 1.0) for facts in deployments.values()]
+    worst = max(paces, key=lambda pace: abs(math.log(pace)), default=1.0)
+    if abs(math.log(worst)) < math.log1p(OFF_PACE):
+        return None
+    return (
+        f"Matrix products took {worst:.2f} times as long as when the calibration was made, and "
+        "predictions are stretched by as much. Calibrate again if that lasts."
     )
 
 

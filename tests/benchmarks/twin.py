@@ -2,7 +2,9 @@
 over a grid it was not fitted on.
 
 ``make bench-twin`` calibrates the machine and runs this; nothing else may run meanwhile. Writes a
-CSV, a row a configuration, and prints the distribution of the errors. The calibration timed models
+CSV, a row a configuration, and prints the distribution of the errors and how many of the measured
+times lie in the band of the prediction, which is stretched by the pace of the machine as that of
+``moesim execute`` is. The calibration timed models
 of hidden sizes 128, 256 and 512 under one mild skew; the grid has other shapes, skews, expert
 counts and token counts.
 """
@@ -19,10 +21,12 @@ import numpy as np
 import pandas as pd
 
 from simulator.base.frozen import validate
+from simulator.calibration.host.measure import measure_pace
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.execution import ExecutionSpec
 from simulator.deployment.plan import make_plan
 from simulator.engine.probe import forecast, make_even_batch
+from simulator.planner.calibration_error import read_bands
 from simulator.runtime.job import Step, make_job
 from simulator.runtime.layers.part import Part
 from simulator.runtime.nodes import connect
@@ -90,6 +94,8 @@ def rows(backend, folder, num_ranks):
     for (experts, top_k), skew in itertools.product(EXPERTS, SKEWS):
         plan = plan_of(folder, num_ranks, experts, top_k, skew)
         backend.load(make_job(plan, folder))
+        pace = measure_pace(backend, plan.placement.calibration)
+        low, high = read_bands(plan, is_pooled=False).token
         for num_tokens in TOKENS:
             steps = steps_of(num_tokens)
             moments = [[shard.moments for shard in backend.step(step)] for step in steps][WARM_UP:]
@@ -109,7 +115,10 @@ def rows(backend, folder, num_ranks):
                 "measured_s": statistics.median(measured),
                 "measured_p10_s": float(np.quantile(measured, 0.1)),
                 "measured_p90_s": float(np.quantile(measured, 0.9)),
-                "predicted_s": statistics.median(predicted),
+                "predicted_s": pace * statistics.median(predicted),
+                "pace": pace,
+                "band_low": low,
+                "band_high": high,
             }
 
 
@@ -163,6 +172,10 @@ def main():
     for column in ("ep", "tokens", "skew", "experts", "top_k"):
         for value, part in table.groupby(column):
             print(f"{column + ' ' + str(value):14}{summary(part)}")
+    ratio = table["measured_s"] / table["predicted_s"]
+    print(
+        f"in their bands of 80 %: {ratio.between(table['band_low'], table['band_high']).mean():.1%}"
+    )
     pairs, share = right_orders(table)
     print(f"right order of {pairs} pairs that differ by over 15 %: {share:.1%}")
 

@@ -18,6 +18,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
 ray = pytest.importorskip("ray", reason="needs pip install 'moesim[real]'")
 
+from simulator.calibration.host import measure
 from simulator.policies.dispatch import per_rank
 from simulator.results.executed import SUMMARY_COLUMNS, read
 from simulator.results.phases import STEP_PHASES
@@ -172,6 +173,25 @@ def test_only_the_deployment_that_was_named_is_run_and_its_verdict_is_on_the_ter
     assert out.startswith("On this machine (")
     assert "pruned computes prompts at" in out.splitlines()[0]
     assert "- The predicted duration of a step is off by" in out
+
+
+def test_a_machine_that_is_slower_than_when_it_was_calibrated_is_told_and_predicted_as_such(
+    folder, moesim, monkeypatch
+):
+    monkeypatch.chdir(folder)
+    predicted_s, notes = [], []
+    for number, pace in enumerate((1.0, 1.5)):
+        monkeypatch.setattr(measure, "measure_pace", lambda *_, pace=pace: pace)
+        command = ("--out", f"pace-{number}", "--deployment", "moe", "--backend", "in_process")
+        code, _, err = moesim("execute", "tiny.toml", *command)
+        assert code == 0, err
+        found = read(folder / f"pace-{number}")
+        assert found.run["deployments"]["moe"]["pace"] == pace
+        predicted_s.append(found.summary["predicted_step_s"].to_numpy())
+        notes.append(" ".join(err.split()))
+    assert predicted_s[1] == pytest.approx(1.5 * predicted_s[0])
+    assert "took 1.50 times as long as when the calibration was made" in notes[1]
+    assert "when the calibration was made" not in notes[0]
 
 
 def test_experts_that_moved_between_steps_are_in_the_record_beside_their_price(executed):
