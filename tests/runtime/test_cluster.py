@@ -254,6 +254,7 @@ def test_workers_of_a_node_without_moesim_read_the_commands_files_and_keep_what_
             pool.map(partial(read_elsewhere, broken, os.getpid()), range(30))
 
 
+@pytest.mark.soak  # compiles the engine for a test session of its own: minutes
 def test_a_sweep_over_nodes_that_share_no_files_is_the_one_of_one_process(
     address, in_home, tmp_path, marks, monkeypatch
 ):
