@@ -1,4 +1,6 @@
-"""Engine overhead for the sequences of a step, in compiled code: of one step or of many."""
+"""Engine overhead for the sequences of a step, in compiled code, and for the requests of a front
+end.
+"""
 
 from __future__ import annotations
 
@@ -26,3 +28,16 @@ def sequences_s(count: Any, sequence_s: float) -> Any:
     """
     beyond = np.maximum(count - MEASURED_SEQUENCES, 0)
     return (count - beyond) * sequence_s + beyond * min(sequence_s, BEYOND_S)
+
+
+def streams_s(count: Any, stream_s: float) -> Any:
+    """Seconds from the engine to the client for the tokens of a request beside which ``count``
+    requests run, itself among them.
+
+    Beyond :data:`MEASURED_SEQUENCES`, where nothing was measured, no further seconds are added.
+
+    Args:
+        stream_s: seconds for one request, see
+            :attr:`~simulator.config.calibration.engine.EngineFit.stream_s`.
+    """
+    return np.minimum(count, MEASURED_SEQUENCES) * stream_s

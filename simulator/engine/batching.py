@@ -714,8 +714,10 @@ def emit_tokens(
 ) -> int:
     """Emit the tokens of the step that has ended, and finish requests. Returns how many."""
     running, chunk, rows, out = ranks.running, ranks.chunk, requests.each, ranks.emitting
-    gap_counts, before = clock.gap_counts, clock.counts[0].num_finished
+    gap_counts, before, streams = clock.gap_counts, clock.counts[0].num_finished, 0
     last_gap, last_bin = -1.0, 0
+    for d in range(len(ranks.each)):
+        streams += ranks.each[d].num_running
     for d in range(len(ranks.each)):
         rank, pool = ranks.each[d], d % len(ranks.caches)
         kept = summed = rank.num_decodes
@@ -732,7 +734,7 @@ def emit_tokens(
         for k in range(rank.num_emitting):
             request = rows[out[d, k]]
             if request.generated == 1:
-                request.first_s = now_s
+                request.first_s, request.streams = now_s, streams
             else:
                 gap = now_s - request.last_s
                 if gap != last_gap:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from simulator.cost.engine_time import streams_s
 from simulator.cost.transfer import Transfer
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.pool import PoolState
@@ -178,6 +179,7 @@ def read_requests(
     )
     # Of reads from tiers only those before a request was first scheduled are over.
     is_scheduled = ~np.isnan(prompts.scheduled_s)
+    stream_s = plan.placement.calibration.engine.stream_s if plan.transfer is None else 0.0
     columns: dict[str, Any] = {
         "request": decodes.number,
         "replica": decodes.replica,
@@ -186,6 +188,7 @@ def read_requests(
         "scheduled_s": prompts.scheduled_s,
         "first_token_s": decodes.first_s,
         "finish_s": decodes.finish_s,
+        "stream_s": streams_s(decodes.streams, stream_s),
         "num_input": decodes.num_input,
         "num_output": decodes.num_output,
         "num_cached": prompts.cached,

@@ -87,6 +87,8 @@ class Request:
     preemptions: int
     replica: int
     """Replica that it was sent to last, -1 for none."""
+    streams: int
+    """Requests that ran on its replica when its first token came, itself among them."""
     dp_rank: int
     following: int
     """Next request in the same queue, or on its way to the same replica; -1 at the end. In an

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.config.engine import find_hand_over
+from simulator.cost.engine_time import streams_s
 from simulator.deployment.plan import DeploymentPlan
 from simulator.planner.closed_form import Curve, Floats
 from simulator.planner.shapes import ReplicaShape
@@ -138,7 +139,9 @@ class Judge:
         waits = step_s * (0.5 + plan.steps_ahead) + first_s * busy / (
             2 * np.maximum(1 - busy, 0.02)
         )
-        ttft_s = plan.placement.calibration.engine.first_token_s + first_s + waits
+        engine = plan.placement.calibration.engine
+        streams = batches * plan.placement.layout.num_batches
+        ttft_s = engine.first_token_s + streams_s(streams, engine.stream_s) + first_s + waits
         return batches, step_s / drafts.mean_kept, ttft_s, stays & (busy < _HIGHEST_LOAD)
 
     def decoding(self, plan: DeploymentPlan, curve: Curve) -> Served:

@@ -12,7 +12,7 @@ from simulator import __version__
 from simulator.base.errors import UserError
 from simulator.base.reading import read_bytes
 
-SCHEMA = 11
+SCHEMA = 12
 """Schema of the folders that this version writes, and the only one that it reads: it counts up
 whenever a file, a column or a key that a reader needs is added, renamed or given another meaning.
 Folders that name none have schema 1."""

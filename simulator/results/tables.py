@@ -46,6 +46,11 @@ REQUEST_COLUMNS = {
     "scheduled_s": "first time tokens of it were in a step",
     "first_token_s": "first output token",
     "finish_s": "last output token",
+    "stream_s": (
+        "from the engine to the client, for each of its tokens: one process serves all requests "
+        "that run on a replica. Its latencies contain it; 0 with a prefill pool, whose latencies "
+        "were fitted without"
+    ),
     "num_input": "prompt tokens",
     "num_output": "output tokens",
     "domain": "kind of text, as the trace names it; empty where it names none",

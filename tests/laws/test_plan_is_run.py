@@ -386,6 +386,7 @@ def test_the_sampling_error_is_that_of_many_samples(target):
                 "finish_s": finish_s,
                 "num_input": 10,
                 "num_output": 5,
+                "stream_s": 0.0,
                 "num_preemptions": 0,
             }
         )

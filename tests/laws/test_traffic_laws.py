@@ -159,6 +159,7 @@ def test_a_deployment_that_falls_behind_is_caught_whatever_is_asked_for(slots, k
             "finish_s": finish_s,
             "num_input": trace.num_input,
             "num_output": np.full(1200, 31),
+            "stream_s": 0.0,
             "num_preemptions": np.arange(1200) % 4 // 2,
         }
     )
@@ -183,6 +184,7 @@ def test_the_backlog_is_what_the_last_quarter_serves_more_than_the_second(stays)
             "finish_s": arrival_s + stay_s,
             "num_input": 1,
             "num_output": 1,
+            "stream_s": 0.0,
             "num_preemptions": 0,
         }
     )
@@ -213,6 +215,7 @@ def test_a_backlog_may_grow_with_how_long_requests_stay_and_by_chance(
             "finish_s": arrival_s + lasts_s,
             "num_input": 1,
             "num_output": 1,
+            "stream_s": 0.0,
             "num_preemptions": 0,
         }
     )
@@ -231,6 +234,7 @@ def test_few_requests_give_all_their_tokens_in_the_time_that_they_take():
             "finish_s": [4.0, 7.0, 6.0],
             "num_input": 1,
             "num_output": [3, 5, 4],
+            "stream_s": 0.0,
             "num_preemptions": 0,
         }
     )

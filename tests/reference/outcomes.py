@@ -18,7 +18,11 @@ Row = dict[str, Any]
 def tabulate(pools: Sequence[Pool]) -> pd.DataFrame:
     """A row for each request, with times as far as they came."""
     if len(pools) == 1:
-        rows = [_describe(request) for request in pools[0].requests]
+        stream_s = pools[0].plan.placement.calibration.engine.stream_s
+        rows = [
+            _describe(request) | {"stream_s": min(request.streams, 512) * stream_s}
+            for request in pools[0].requests
+        ]
     else:
         transfer, before = pools[1].plan.transfer, pools[1].plan.serving.replicas
         pairs = zip(pools[0].requests, pools[1].requests, strict=True)

@@ -312,6 +312,7 @@ class Replica:
 
     def end_step(self, now_s: float) -> list[Request]:
         """Count the tokens of the step. Returns the requests that finish with it."""
+        self.num_streams = sum(len(rank.running) for rank in self.ranks)
         if self.under_way is not None:
             found = self._end_step_under_way(now_s)
             for rank in self.ranks:
@@ -344,7 +345,7 @@ class Replica:
 
     def _show_token(self, request: Request, now_s: float) -> None:
         if request.latest_s is None:
-            request.first_s = now_s
+            request.first_s, request.streams = now_s, self.num_streams
         else:
             self.gaps_s.append(now_s - request.latest_s)
         request.latest_s = now_s

@@ -61,6 +61,8 @@ class Request:
     cached: int = 0
     """Prompt tokens that were there when it was first admitted."""
     preemptions: int = 0
+    streams: int = 0
+    """Requests that ran on its replica when its first token came."""
     retries: int = 0
     key: float = 0.0
     """Where it stands among those that wait, the least first, where that changes meanwhile."""

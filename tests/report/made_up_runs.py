@@ -140,7 +140,7 @@ def record(
     requests = pd.DataFrame(
         {
             "request": np.arange(num_requests), "replica": 0, "dp_rank": np.arange(num_requests) % num_ranks,
-            "arrival_s": arrival_s, "scheduled_s": (arrival_s + first_s) / 2, "first_token_s": first_s, ("finish_s"): finish_s,
+            "arrival_s": arrival_s, "scheduled_s": (arrival_s + first_s) / 2, "first_token_s": first_s, ("finish_s"): finish_s, "stream_s": 0.0,
             "num_input": rng.integers(10, 4000, num_requests), "num_output": num_output, "priority": 0, ("num_cached"): 0, ("num_preemptions"): 0,
             "room_wait_s": 0.0, "transfer_s": 0.0, "num_retries": 0, "outcome": "finished",
         }

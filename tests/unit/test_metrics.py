@@ -40,6 +40,7 @@ PREFILL_TOKENS = 1000
 GAPS_S = [0.01] * 60 + [0.02] * 38 + [0.5] * 2
 PARTS = np.arange(1.0, len(STEP_PHASES) + 1) / sum(range(1, len(STEP_PHASES) + 1))
 TARGETS = SLO(ttft_s=1.0, tpot_s=0.1)
+STREAM_S = 2**-7
 
 
 def gaps(values_s):
@@ -71,7 +72,7 @@ def record(requests=REQUESTS):
                 "num_output": num_output,
             }
             | {"num_cached": cached, "num_preemptions": preempted}
-            | {"num_retries": 0, "outcome": "finished", "room_wait_s": 0.0}
+            | {"num_retries": 0, "outcome": "finished", "room_wait_s": 0.0, "stream_s": STREAM_S}
         ),
         steps=pd.DataFrame(
             {
@@ -115,8 +116,8 @@ def percentile(values, level):
 
 
 def expected(plan):
-    ttft = [first - arrival for arrival, first, *_ in REQUESTS]
-    e2e = [finish - arrival for arrival, _, finish, *_ in REQUESTS]
+    ttft = [first - arrival + STREAM_S for arrival, first, *_ in REQUESTS]
+    e2e = [finish - arrival + STREAM_S for arrival, _, finish, *_ in REQUESTS]
     tpot = [
         (finish - first) / (output - 1)
         for _, first, finish, _, output, *_ in REQUESTS

@@ -98,6 +98,7 @@ def deployment(
             "first_token_s": [0.0, 100.0 + late_s],
             "room_wait_s": 0.0,
             "transfer_s": 0.0,
+            "stream_s": 0.0,
             "finish_s": [5 * step_s, 100.0 + late_s],
             "num_output": [6, 1],
         }

@@ -69,8 +69,9 @@ class EngineFit(Fit):
     """Seconds before a request's first token, once: HTTP, tokenising, passing between processes,
     streaming."""
     stream_s: Seconds = 0.0
-    """Seconds added to ``first_token_s`` for each request in flight at a serving point: one process
-    tokenises for and streams to all of them."""
+    """Seconds that a request's tokens come later to its client for each request that runs on the
+    replica: one process tokenises for and streams to all of them
+    (:func:`~simulator.cost.engine_time.streams_s`)."""
     ttft_band: _Band | None = None
     """10th and 90th percentile of the ratio measured over predicted time to first token; ``band``
     is that of the time per output token."""

@@ -36,7 +36,7 @@ from simulator.planner.samples import ErrorSamples
 from simulator.planner.traffic import Traffic, subset
 from simulator.policies.contracts import list_looks
 from simulator.policies.scaling_contracts import scales
-from simulator.results.metrics import METRICS, summarise
+from simulator.results.metrics import METRICS, measure_ttft, summarise
 from simulator.results.run_bands_text import BandNote
 from simulator.results.tables import DeploymentRecord
 from simulator.workload.requests import longest_tokens
@@ -266,8 +266,8 @@ class _Runs:
         behind them moved along.
         """
         record = self._records[1.0]
-        took_s = record.requests["first_token_s"] - record.requests["arrival_s"]
-        later = _Later(record.requests, (took_s * (off - 1)).fillna(0.0))
+        later_s = measure_ttft(record.requests) * (off - 1)
+        later = _Later(record.requests, later_s.fillna(0.0))
         return self._sum_up(replace(record, requests=later))
 
 

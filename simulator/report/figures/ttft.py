@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
-from simulator.base.columns import Columns
-from simulator.report.figures._curves import Array, draw_distribution
+from simulator.report.figures._curves import draw_distribution
 from simulator.report.gallery import Figure
 from simulator.results.folder import Results
+from simulator.results.metrics import measure_ttft
 
 
 class Ttft(Figure[Results]):
@@ -23,8 +23,6 @@ class Ttft(Figure[Results]):
     order = 20
 
     def draw(self, results: Results) -> go.Figure | None:
-        return draw_distribution(results, _ttft_s, "TTFT", "ttft_s")
-
-
-def _ttft_s(requests: Columns) -> Array:
-    return (requests["first_token_s"] - requests["arrival_s"]).to_numpy(float)
+        return draw_distribution(
+            results, lambda requests: measure_ttft(requests).to_numpy(float), "TTFT", "ttft_s"
+        )

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
 from simulator.config.calibration.engine import parse_release
+from simulator.cost.engine_time import streams_s
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.step_log import LOG_COLUMNS
 from simulator.engine.table import StepTable
@@ -138,7 +139,8 @@ def measure(plan: DeploymentPlan, table: StepTable, point: Point) -> Latencies:
         else float("nan")
     )
     ttft_s, tpot_s = _stream_latencies(float(served.ttft_s @ weights), tpot_s, point, plan)
-    return Latencies(ttft_s + engine.first_token_s + point.concurrency * engine.stream_s, tpot_s)
+    front_s = engine.first_token_s + streams_s(point.concurrency, engine.stream_s)
+    return Latencies(ttft_s + front_s, tpot_s)
 
 
 def _stream_latencies(ttft: T, tpot: T, point: Point, plan: DeploymentPlan) -> tuple[T, T]:
@@ -154,6 +156,7 @@ class ClosedLoop(NamedTuple):
     """Latencies of each request, and the steps."""
 
     ttft_s: NDArray[np.float64]
+    """At the engine."""
     tpot_s: NDArray[np.float64]
     """Seconds between the first token and the last, over the tokens after the first; not a number
     with one token."""
@@ -176,11 +179,12 @@ def serve_closed_loop(plan: DeploymentPlan, table: StepTable, trace: RequestTrac
         raise UserError(f"deployment '{plan.name}': a closed loop needs a concurrency")
     one = replace(plan, serving=replace(plan.serving, replicas=1))
     served = serve(one, trace, fill=lambda *_: table, ingress_delay_s=0.0)
-    latency, steps = latencies(served.requests), served.steps_of("both")
+    requests, steps = served.requests, served.steps_of("both")
+    latency = latencies(requests)
     return ClosedLoop(
-        ttft_s=latency["ttft_s"].to_numpy(),
+        ttft_s=(latency["ttft_s"] - requests["stream_s"]).to_numpy(),
         tpot_s=latency["tpot_s"].to_numpy(),
-        arrival_s=served.requests["arrival_s"].to_numpy(),
+        arrival_s=requests["arrival_s"].to_numpy(),
         steps=steps[list(LOG_COLUMNS)].to_numpy(),
         num_steps=steps["num_steps"].to_numpy(np.float64),
     )
