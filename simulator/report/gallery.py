@@ -1,9 +1,10 @@
-"""Folders of figures, one a file: a new file is a new figure on its page."""
+"""Folders of figures: a figure in a new file, or in one of its subject, is on its page."""
 
 from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
+from itertools import chain
 from types import ModuleType
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
@@ -23,8 +24,8 @@ Subject = TypeVar("Subject")
 
 
 class Figure(ABC, Generic[Subject]):
-    """A figure of a page: the one public class of its file; files that begin with ``_`` hold shared
-    drawing code.
+    """A figure of a page: a public class of a file in the page's folder; files that begin with
+    ``_`` hold shared drawing code.
     """
 
     title: str
@@ -51,34 +52,32 @@ def load_figures(family: str) -> list[Figure[Any]]:
     """Make every figure of a folder, such as ``"report.figures"``, in the order of its page.
 
     Raises:
-        UserError: if a file defines no figure, or several.
+        UserError: if a file defines no figure.
     """
     package = plugins.package_of(family).__name__
     modules = (importlib.import_module(f"{package}.{k}") for k in plugins.available(family))
-    return sorted(map(make_figure, modules), key=lambda figure: figure.order)
+    return sorted(chain.from_iterable(map(make_figures, modules)), key=lambda one: one.order)
 
 
-def make_figure(module: ModuleType) -> Figure[Any]:
-    """Make the figure that a file defines.
+def make_figures(module: ModuleType) -> list[Figure[Any]]:
+    """Make the figures that a file defines.
 
     Raises:
-        UserError: if it defines none, or several.
+        UserError: if it defines none.
     """
     found = [
-        member
+        member()
         for name, member in vars(module).items()
         if isinstance(member, type)
         and issubclass(member, Figure)
         and member.__module__ == module.__name__
         and name[0] != "_"
     ]
-    if len(found) != 1:
+    if not found:
         raise UserError(
-            f"{module.__file__}: must define exactly one public class derived from "
-            f"{__name__}.Figure, found {', '.join(one.__name__ for one in found) or 'none'}"
+            f"{module.__file__}: must define a public class derived from {__name__}.Figure"
         )
-    figure: Figure[Any] = found[0]()
-    return figure
+    return found
 
 
 def plots(figure: Figure[Subject], subject: Subject) -> dict[str, go.Figure]:
