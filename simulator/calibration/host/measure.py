@@ -4,7 +4,6 @@ memory and cores as in a step.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,8 +22,6 @@ from simulator.runtime.shard import Shard
 _PASS_S = 0.004
 """Shortest that one timing lasts."""
 _MOST_CALLS = 2000
-_PACE_TURNS = 3
-"""Times that the products are timed which tell how fast a machine is now; the median counts."""
 
 
 def matrix_seconds(
@@ -51,19 +48,18 @@ def matrix_seconds(
 
 def measure_pace(backend: Backend, rates: object) -> float:
     """Seconds that products take on these ranks now, over those of a machine's calibration: the
-    geometric mean over some that lie in a core's cache and some that do not; 1 where the
-    calibration is of no such machine.
+    median over some of each size that lie in a core's cache and some that do not, since each is as
+    noisy in the calibration as now; 1 where the calibration is of no such machine.
     """
     if not isinstance(rates, HostRates):
         return 1.0
     table = rates.tables.matrix
-    rows, size = table.rows[::3], table.sizes[len(table.sizes) // 2]
-    logs = []
-    for working in (table.working_bytes[0], table.working_bytes[-1]):
-        known_s = table.seconds_for(np.array(rows, float), size, working)
-        found_s = [backend.apply(matrix_seconds, rows, size, working) for _ in range(_PACE_TURNS)]
-        logs.append(np.log(np.median(np.mean(found_s, axis=1), axis=0) / known_s))
-    return math.exp(float(np.mean(logs)))
+    rows, ratios = table.rows[::3], []
+    for size in table.sizes[:-1] or table.sizes:  # the largest takes as long as all others
+        for working in (table.working_bytes[0], table.working_bytes[-1]):
+            now_s = np.mean(backend.apply(matrix_seconds, rows, size, working), axis=0)
+            ratios.append(now_s / table.seconds_for(np.array(rows, float), size, working))
+    return float(np.median(ratios))
 
 
 def pruned_ratios(
