@@ -238,7 +238,7 @@ class _Cache(FunctionCache):  # type: ignore[misc]  # untyped
     def save_overload(self, sig: Any, data: Any) -> None:
         try:
             super().save_overload(sig, data)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # or its machine code cannot be read back
             self.disable()
             _warn(error)
 

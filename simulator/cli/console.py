@@ -1,4 +1,4 @@
-"""Output and common options of every command: the two streams, rows and bars."""
+"""What commands print."""
 
 from __future__ import annotations
 
@@ -10,17 +10,56 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import RenderableType
-from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
-from rich.progress import Progress as RichProgress
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.progress import (
+    BarColumn,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+)
+from rich.progress import (
+    Progress as RichProgress,
+)
+from rich.segment import Segment
 from rich.text import Text
 
 from simulator.base import trust
 from simulator.base.errors import UserError
 from simulator.base.progress import Progress
-from simulator.base.text import one_line
+from simulator.base.text import one_line, visible
 from simulator.cli.progress_lines import Lines, keep_saying, tell_time
-from simulator.cli.screen import Screen
+
+
+class Screen(Console):
+    """Console (:class:`rich.console.Console`) without markup, emoji and highlighting, on which
+    control characters of what is printed are visible.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def say(self, text: str | Text, style: str = "") -> None:
+        """Print a text whose lines are left as long as they are."""
+        self.print(text, style=style, soft_wrap=True)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Escape control characters that Rich would leave in."""
+        return super().render_str(visible(text), **options)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Escape everything that is printed, tables and bars included; Rich's own control codes
+        stay.
+        """
+        for segment in super().render(renderable, options):
+            if segment.control:
+                yield segment
+            else:
+                yield Segment(visible(segment.text), segment.style)
+
 
 err = Screen(stderr=True)
 out = Screen()

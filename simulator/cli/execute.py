@@ -60,7 +60,7 @@ def execute(
         )
         return
     from simulator.commands.execute import execute as execute_scenario
-    from simulator.report.execution_verdict import verdict
+    from simulator.report.execution import verdict
     from simulator.scenario.scenario import load_scenario
 
     loaded = load_scenario(scenario, overrides or [], seed)
@@ -100,7 +100,7 @@ def execute(
 
 def print_executed(executed: Any) -> None:
     """The verdict with its reasons, then tokens a second and phases, measured beside predicted."""
-    from simulator.report.execution_verdict import verdict
+    from simulator.report.execution import verdict
     from simulator.results.executed import KINDS
 
     console.print_verdict(*verdict(executed))

@@ -47,7 +47,7 @@ def execute_training(
 def print_trained(trained: Any) -> None:
     """Print the findings, and where a step's time goes, measured beside simulated."""
     from simulator.results.formats import seconds
-    from simulator.results.trained import STEP_PARTS
+    from simulator.results.training import STEP_PARTS
 
     for finding in trained.list_findings():
         console.out.say(console.fill(finding), "bold")

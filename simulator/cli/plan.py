@@ -56,9 +56,9 @@ def plan(
     wrong.
     """
     from simulator.base.caches import findings_folder
-    from simulator.commands.capacity import plan as answer_question
+    from simulator.commands.plan import plan as answer_question
     from simulator.planner.store import Store
-    from simulator.results.plan_sentences.traffic import tell_rate
+    from simulator.results.plan_sentences import tell_rate
     from simulator.scenario.question import list_routing_notes, load_question
     from simulator.scenario.training_question import FAMILY
     from simulator.scenario.user_table import is_training
@@ -157,7 +157,7 @@ def print_plan(answer: Answer) -> None:
 
 def _candidates(answer: Answer) -> Iterator[Text]:
     """A row a deployment under the headings of its numbers, the text of the deployment last."""
-    from simulator.report.plan_candidates import groups
+    from simulator.report.plan_page import groups
     from simulator.results.plan_text import amount, share, target_short, value_text
 
     currency = answer.currency

@@ -22,7 +22,7 @@ def answer_training(
 ) -> None:
     """Answer a question about training, write its folder, and print the answer."""
     from simulator.commands.plan_training import plan_training
-    from simulator.report.training_plan_page import render
+    from simulator.report.training_pages import render_training_plan as render
     from simulator.results.training_answer import (
         RECOMMENDED,
         check_answer_writable,

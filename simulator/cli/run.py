@@ -170,7 +170,7 @@ def _run_sweep(
 ) -> None:
     from simulator.commands.run import check_fidelity
     from simulator.commands.sweep import sweep
-    from simulator.results.sweep_text import tell_sweep
+    from simulator.results.sweep import tell_sweep
 
     folder = out_folder or Path("reports/out") / f"{Path(scenarios[0]).stem}_sweep"
     with console.progress("points") as tick:
@@ -209,8 +209,7 @@ def _print_settings(sweep: Any) -> None:
     from simulator.results.availability import list_told
     from simulator.results.formats import metric
     from simulator.results.metrics import METRICS
-    from simulator.results.sweep import measure_spread
-    from simulator.results.sweep_text import setting_text
+    from simulator.results.sweep import measure_spread, setting_text
 
     rows = {}
     for setting in sweep.settings:
@@ -307,7 +306,7 @@ def _comparison(results: Any, width: int) -> Iterator[Text]:
     from simulator.results.formats import KEY_METRICS, heading_unit, metric, winners
     from simulator.results.metrics import METRICS
     from simulator.results.run_bands_text import list_notes
-    from simulator.results.scaling_text import is_scaled
+    from simulator.results.run_sentences import is_scaled
     from simulator.results.verdict import short_names
 
     names = [textwrap.wrap(name, _LONGEST_NAME) for name in short_names(results).values()]

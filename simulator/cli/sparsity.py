@@ -77,7 +77,7 @@ def sparsity(
     from simulator.report.sparsity_page import render
     from simulator.results.folder import check_writable
     from simulator.results.provenance import Provenance
-    from simulator.results.sparsity_folder import write_sparsity
+    from simulator.results.sparsity import write_sparsity
 
     shape, values = find_sizes(matrix, "--matrix"), find_data(data)
     check_writable(out_folder)
@@ -95,7 +95,7 @@ def sparsity(
 
 
 def _print(found: SparsityResults) -> None:
-    from simulator.results.sparsity_text import list_findings, tell_headline
+    from simulator.results.sparsity import list_findings, tell_headline
 
     console.print_verdict(tell_headline(found), list_findings(found))
     rows = [["format", "bytes at 50 %", "at 75 %", "at 90 %", "fewer bytes from"]]

@@ -1,6 +1,4 @@
-"""``moesim trace``: describe, convert and make request traces; ``trace record`` is in
-:mod:`simulator.cli.record`.
-"""
+"""``moesim trace``."""
 
 from __future__ import annotations
 
@@ -8,12 +6,60 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
 from simulator.base.errors import UserError, did_you_mean
 from simulator.base.partial import whole_file
 from simulator.cli import console, record
 from simulator.cli.console import AllowCode, AsJson, Seed
-from simulator.cli.trace_cache import cache
+
+
+def cache(
+    recording: Annotated[
+        Path, typer.Argument(help="A recording of the experts that tokens chose.")
+    ],
+    model: Annotated[
+        str, typer.Option("--model", metavar="NAME", help="The model that it was recorded of.")
+    ],
+    slots: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--slots",
+            metavar="N",
+            min=1,
+            help="Experts of each layer in the cache; by default a quarter, a half and three "
+            "quarters of them. May be given several times.",
+        ),
+    ] = None,
+    streams: Annotated[
+        int, typer.Option("--streams", metavar="N", min=1, help="Sequences served at once.")
+    ] = 1,
+    caching: Annotated[
+        list[str] | None,
+        typer.Option("--caching", metavar="KIND", help="Caching policy; by default each in turn."),
+    ] = None,
+    prefetching: Annotated[
+        str, typer.Option("--prefetching", metavar="KIND", help="Prefetching policy.")
+    ] = "none",
+    allow_code: AllowCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Replay a recording through caches that hold a few experts of each layer, and say what share
+    of the experts was found there. Policies learn from its first half, and its second is replayed.
+    """
+    from simulator.commands.cache_trace import replay_recording
+
+    tables = [{"kind": kind} for kind in caching or ()]
+    found = replay_recording(recording, model, slots or (), streams, tables, {"kind": prefetching})
+    if as_json:
+        console.emit([row._asdict() for row in found])
+        return
+    table = Table("caching", "slots a layer", "hits", "fetched ahead", "uploads a layer and step")
+    for row in found:
+        rates = (f"{row.hit_rate:.1%}", f"{row.ahead_rate:.1%}", f"{row.uploads:.2f}")
+        table.add_row(row.caching, f"{row.slots:,}", *rates)
+    console.out.print(table)
+
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -40,8 +86,7 @@ def info(
     """Describe a trace: where it comes from, rate, busiest hour, burstiness, lengths, prefixes, and
     what was repaired in it.
     """
-    from simulator.workload.hours import describe_hours
-    from simulator.workload.requests import describe
+    from simulator.workload.requests import describe, describe_hours
 
     trace = _load_trace(source, seed, strict)
     found = {

@@ -15,7 +15,7 @@ def run_training(
 ) -> None:
     """Simulate a training scenario, write its folder, and print the comparison."""
     from simulator.commands.train import train
-    from simulator.report.training_step_page import render
+    from simulator.report.training_pages import render_training_step as render
     from simulator.results.folder import check_writable
     from simulator.results.training import write_training
     from simulator.scenario.training import load_training
@@ -41,8 +41,7 @@ def run_training(
 
 def print_training(results: Any) -> None:
     """Print the verdict, and a row for each metric."""
-    from simulator.results.training import METRICS
-    from simulator.results.training_text import write_metric
+    from simulator.results.training import METRICS, write_metric
 
     verdict, facts = results.run["verdict"], results.run["deployments"]
     console.print_verdict(verdict["headline"], verdict["reasons"])

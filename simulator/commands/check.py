@@ -12,7 +12,7 @@ from simulator.base.frozen import validate
 from simulator.base.plugins import build
 from simulator.base.quantities import MOST_RANKS
 from simulator.base.reading import read_json, read_toml
-from simulator.commands.prepare import prepare_run
+from simulator.commands.deployments import prepare_run
 from simulator.commands.run import list_notes
 from simulator.config import cluster as clusters
 from simulator.config.accelerator import AcceleratorSpec, list_odd, load_accelerator
@@ -26,12 +26,12 @@ from simulator.config.law_file import LawFile, load_law
 from simulator.config.model import load_model
 from simulator.config.routing import routing_note
 from simulator.config.workload import WorkloadSpec
-from simulator.deployment.chosen_model import choose_model
+from simulator.deployment.counterparts import choose_model
 from simulator.deployment.facts import describe_layout
 from simulator.deployment.training.memory import check_training_memory
 from simulator.deployment.training.plan import make_training_plan
-from simulator.planner.requests import check_offered, lasting, traffic_of
 from simulator.planner.space import Space, check_variants
+from simulator.planner.traffic import check_offered, lasting, traffic_of
 from simulator.policies.contracts import make_rules, wire_cluster
 from simulator.scenario.question import list_routing_notes, load_open_requests, load_question
 from simulator.scenario.scenario import Scenario, load_scenario

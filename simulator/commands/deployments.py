@@ -1,14 +1,11 @@
-"""The deployments of a scenario, served by one process or several: each whole, or in shards where
-it is long and nothing joins its replicas.
-
-What is split does not depend on how many processes there are, so neither do results.
-"""
+"""Deployments of a scenario, prepared, served and written."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -16,21 +13,75 @@ import pandas as pd
 from simulator.base.errors import UserError
 from simulator.base.progress import Progress, count_part, show_nothing
 from simulator.config.workload import SLO
-from simulator.deployment.plan import DeploymentPlan
+from simulator.deployment.memory import check_requests
+from simulator.deployment.own_policies import try_policies
+from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.engine.by_ranks import Fidelity
-from simulator.engine.shards import (
-    ServedShard,
-    Shard,
-    merge_shards,
-    serve_shard,
-    split_replicas,
-)
+from simulator.engine.shards import ServedShard, Shard, merge_shards, serve_shard, split_replicas
 from simulator.engine.timeline import make_record, run_plan
 from simulator.parallel.workers import Workers
 from simulator.planner.uncertainty.run_bands import FigureSamples, StepTables, draw_figures
+from simulator.report.page import render
+from simulator.results import folder as folders
+from simulator.results.folder import Results
 from simulator.results.metrics import select_judged, summarise
 from simulator.results.tables import DeploymentRecord
+from simulator.scenario.scenario import Scenario
+from simulator.workload.requests import load_requests, longest_tokens
 from simulator.workload.traces import RequestTrace
+
+
+def write_results(results: Results, folder: str | Path) -> Path:
+    """Write a results folder with its tables and its report, as ``moesim run`` does; an earlier run
+    in it is replaced.
+
+    Returns:
+        The report, ``report.html`` in the folder.
+
+    Raises:
+        UserError: if the folder holds something else, or cannot be written; nothing is left behind
+            then.
+    """
+    target = Path(folder)
+    folders.write(results, target, render)
+    return target / "report.html"
+
+
+def load_results(folder: str | Path) -> Results:
+    """Read a results folder of ``moesim run`` or :func:`write_results`.
+
+    Raises:
+        UserError: if it is not one, a file is missing, or another version wrote it in another
+            schema.
+    """
+    return folders.read(Path(folder))
+
+
+def prepare_run(scenario: Scenario) -> tuple[list[DeploymentPlan], RequestTrace]:
+    """Make the plans of all deployments, and load the requests that they serve.
+
+    Raises:
+        UserError: if anything that the scenario names is wrong or does not fit.
+    """
+    plans = [
+        make_plan(deployment, scenario.seed, scenario.where, scenario.folder)
+        for deployment in scenario.deployments
+    ]
+    place = f"{scenario.where} [workload]"
+    trace = load_requests(scenario.workload, scenario.folder, scenario.seed, place)
+    for pool in (pool for plan in plans for pool in plan.pools):
+        try_policies(pool, trace)
+        pool.check_prefixes(trace, f"{scenario.where} [deployments '{pool.name}']")
+    for plan in plans:
+        where = f"{scenario.where} [deployments '{plan.name}']"
+        check_requests(
+            plan.serving.capacity, longest_tokens(trace) + plan.placement.drafts.num_tokens, where
+        )
+        if plan.prefill is not None:
+            longest = int(trace.num_input.max()) + 1
+            check_requests(plan.prefill.serving.capacity, longest, f"{where} [prefill]")
+    return plans, trace
+
 
 _SHARD_REQUESTS = 1 << 15
 """Requests of a shard on average, at least: a third of a second or more, beside which filling its

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from simulator.config.linear import Linear
-from simulator.config.pruning import Pruning, choose_dense, choose_experts
+from simulator.config.sparsity import Pruning, choose_dense, choose_experts
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.by_ranks import StepTimes
 from simulator.results.executed import RANK_COLUMNS, SUMMARY_COLUMNS

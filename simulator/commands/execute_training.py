@@ -21,7 +21,7 @@ from simulator.deployment.training.plan import TrainingPlan, make_training_plan
 from simulator.engine.training import run_training_step
 from simulator.results.folder import check_writable
 from simulator.results.provenance import Provenance
-from simulator.results.trained import STEP_PARTS, Trained, write_trained
+from simulator.results.training import STEP_PARTS, Trained, write_trained
 from simulator.runtime import require
 from simulator.scenario.training import TrainingScenario
 from simulator.step.training import price_micro_batch

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from simulator.base.errors import UserError
 from simulator.base.progress import Progress, count_part
 from simulator.base.text import one_line
-from simulator.commands.prepare import prepare_run
+from simulator.commands.deployments import prepare_run
 from simulator.config.engine import find_offering
 from simulator.deployment.notes import start_notes
 from simulator.deployment.plan import DeploymentPlan

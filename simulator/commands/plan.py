@@ -1,23 +1,10 @@
-"""The results folder of a plan: written whole or not at all, and read back by ``moesim report``.
-
-| file | holds |
-|---|---|
-| ``plan.json`` | the answer, as ``moesim plan --json`` prints it: the same bytes for the same
-question, seed and version |
-| ``run.json`` | how it was made: command, seed, versions, source revision, wall time, the question
-as it was resolved |
-| ``candidates.csv``, ``pareto.csv``, ``ruled_out.csv`` | what was found, a row a deployment or a
-reason |
-| ``sensitivity.csv``, ``losses.csv``, ``crossover.csv`` | where the answer has them |
-| ``recommended.toml`` and others | scenarios that ``moesim run`` takes as they are, and says of
-them what the plan does |
-| ``traffic.parquet`` | their requests, where no keys cut them out of their source |
-| ``report.html`` | the report |
-"""
+"""``moesim plan``."""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,17 +12,81 @@ from typing import Any
 import pandas as pd
 from pydantic import ValidationError
 
+from simulator.base.caches import findings_folder
+from simulator.base.errors import UserError
+from simulator.base.progress import Progress, show_nothing
 from simulator.base.reading import read_bytes
 from simulator.config.capacity import Question
+from simulator.parallel.work_list import check_count
+from simulator.planner.capacity import plan_capacity
+from simulator.planner.store import Store
 from simulator.report.plan_page import render
 from simulator.results.answer import Answer
 from simulator.results.answer.handover import COMPARED, RECOMMENDED, TRAFFIC
 from simulator.results.answer.parts import Part, make_table
-from simulator.results.folder import Content, replace_folder, write_files
-from simulator.results.folder import check_writable as check_results
+from simulator.results.folder import (
+    Content,
+    replace_folder,
+    write_files,
+)
+from simulator.results.folder import (
+    check_writable as check_results,
+)
 from simulator.results.provenance import Provenance
 from simulator.results.run_file import find_writer, read_run, refuse_damaged
+from simulator.runtime import require
+from simulator.scenario.question import load_question
 from simulator.workload.traces.table import list_columns
+
+
+def plan(
+    question: Question | str | Path | Mapping[str, Any],
+    *,
+    folder: str | Path | None = None,
+    cache: str | Path | Store | None = None,
+    workers: int | None = None,
+    address: str | None = None,
+    progress: Progress = show_nothing,
+) -> Answer:
+    """Find the cheapest deployments, MoE or dense, that meet latency targets for a workload.
+
+    The answer is the same for the same question, seed and version. A search that is interrupted
+    keeps its simulations, and goes on where it was when it is asked again.
+
+    Args:
+        question: as :func:`load_question` takes it, which also overrides keys.
+        folder: results folder to write, with the report; ``None`` = none.
+        cache: folder where finished simulations are kept; ``None`` = in the user's cache folder.
+        workers: processes; ``None`` = one a core, or one a CPU of the cluster.
+        address: Ray cluster (``host:port``) whose nodes simulate.
+        progress: called with the name of a part of the work, how much of it is done, how much there
+            is (``None`` where that is unknown) and, in a search, the best deployment so far, which
+            is absent elsewhere: ``progress(name, done, total, best="")``.
+
+    Raises:
+        UserError: if the question is wrong, the cluster cannot be joined, or a folder cannot be
+            written.
+    """
+    check_count(workers)
+    if address is not None:
+        require("ray", "--address")
+    if not isinstance(question, Question):
+        question = load_question(question)
+    target = None if folder is None else Path(folder)
+    if target is not None:
+        check_writable(target)
+    store = cache if isinstance(cache, Store) else Store(Path(cache or findings_folder()))
+    store.check_writable()
+    made, where = Provenance.begin(), question.where
+    try:
+        answer = plan_capacity(question, question.folder, store, progress, workers, address, target)
+    except UserError as error:
+        raise UserError(re.sub(r"^plan(?=[: ])", lambda _: where, str(error))) from None
+    if target is not None:
+        progress("writing the report", 0, None)
+        write(answer, describe_run(question, made), target)
+    return answer
+
 
 _TABLES = ("candidates", "pareto", "ruled_out", "sensitivity", "losses")
 _MAPS = ("cells", "at_same_time", "at_full_load")

@@ -260,7 +260,7 @@ def write_training(made: TrainedRecording, target: Path, partial: dict[str, Path
         partial: where to write, by what: ``recording``, ``curve``, ``page``, ``model``, and
             ``weights`` where they are wanted.
     """
-    from simulator.report.training_page import render
+    from simulator.report.training_pages import render_training as render
 
     write_recording(made.recording, partial["recording"])
     write_csv(made.curve, partial["curve"], float_format="%.6g")

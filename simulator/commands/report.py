@@ -101,8 +101,7 @@ def _build_plan(folder: Path) -> _Page:
 
 def _build_sweep(folder: Path) -> _Page:
     from simulator.report.sweep_page import render
-    from simulator.results.sweep import read
-    from simulator.results.sweep_text import tell_sweep
+    from simulator.results.sweep import read, tell_sweep
 
     found = read(folder)
     headline, reasons = tell_sweep(found)
@@ -110,8 +109,7 @@ def _build_sweep(folder: Path) -> _Page:
 
 
 def _build_executed(folder: Path) -> _Page:
-    from simulator.report.execution import render
-    from simulator.report.execution_verdict import verdict
+    from simulator.report.execution import render, verdict
     from simulator.results.executed import read
 
     executed = read(folder)
@@ -120,7 +118,7 @@ def _build_executed(folder: Path) -> _Page:
 
 
 def _build_training(folder: Path) -> _Page:
-    from simulator.report.training_step_page import render
+    from simulator.report.training_pages import render_training_step as render
     from simulator.results.training import read_training
 
     found = read_training(folder)
@@ -128,7 +126,7 @@ def _build_training(folder: Path) -> _Page:
 
 
 def _build_training_plan(folder: Path) -> _Page:
-    from simulator.report.training_plan_page import render
+    from simulator.report.training_pages import render_training_plan as render
     from simulator.results.training_answer import read_training_answer
 
     found = read_training_answer(folder)
@@ -137,8 +135,7 @@ def _build_training_plan(folder: Path) -> _Page:
 
 def _build_sparsity(folder: Path) -> _Page:
     from simulator.report.sparsity_page import render
-    from simulator.results.sparsity_folder import read_sparsity
-    from simulator.results.sparsity_text import list_findings, tell_headline
+    from simulator.results.sparsity import list_findings, read_sparsity, tell_headline
 
     found = read_sparsity(folder)
     return _Page(render(found), {"headline": tell_headline(found), "reasons": list_findings(found)})

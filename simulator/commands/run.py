@@ -12,9 +12,8 @@ import pandas as pd
 
 from simulator.base.errors import UserError
 from simulator.base.progress import Progress, show_nothing
-from simulator.commands.deployments import Question, serve_deployments
+from simulator.commands.deployments import Question, prepare_run, serve_deployments
 from simulator.commands.explain import explain_run
-from simulator.commands.prepare import prepare_run
 from simulator.deployment.facts import facts_of
 from simulator.deployment.notes import (
     default_notes,
@@ -25,7 +24,7 @@ from simulator.deployment.notes import (
 )
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.by_ranks import Fidelity
-from simulator.parallel.cores import check_count
+from simulator.parallel.work_list import check_count
 from simulator.planner.uncertainty.run_bands import make_bands
 from simulator.results.folder import Results, gather
 from simulator.results.provenance import Provenance

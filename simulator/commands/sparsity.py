@@ -27,8 +27,7 @@ from simulator.config.accelerator import AcceleratorSpec, load_accelerator
 from simulator.config.calibration import Calibration, CalibrationFile, Fit
 from simulator.config.dtypes import BYTES_PER_ELEMENT
 from simulator.config.host import HostRates, load_any_calibration
-from simulator.config.pruning import Block, TwoFour, stored_bytes
-from simulator.config.published_sparsity import PublishedSpeed, load_published
+from simulator.config.sparsity import Block, PublishedSpeed, TwoFour, load_published, stored_bytes
 from simulator.cost.break_even import Product, find_break_even, find_speed_up, make_pruning
 from simulator.cost.compute import ComputeModel
 from simulator.results.sparsity import (
@@ -41,7 +40,7 @@ from simulator.results.sparsity import (
     SpeedCurve,
     StorageCurve,
 )
-from simulator.work.sparse_storage import list_storage
+from simulator.work.sparsity import list_storage
 
 MACHINES = ("a100-sxm", "h100-sxm", "b200-sxm", "rtx-4090", "this-machine")
 """One machine of each family whose pruned products were measured."""

@@ -22,13 +22,11 @@ from simulator.deployment.training.memory import (
     check_training_memory,
     find_room,
 )
-from simulator.deployment.training.notes import list_training_notes
-from simulator.deployment.training.plan import TrainingPlan, make_training_plan
+from simulator.deployment.training.plan import TrainingPlan, list_training_notes, make_training_plan
 from simulator.deployment.training.quality import TokensToLoss, find_tokens_to_loss
 from simulator.engine.training import TrainingStep, find_band, run_training_step
 from simulator.results.provenance import Provenance
-from simulator.results.training import METRICS, TrainingResults
-from simulator.results.training_text import tell_training
+from simulator.results.training import METRICS, TrainingResults, tell_training
 from simulator.scenario.training import TrainingScenario, load_training
 from simulator.step.training import TrainingPrices, find_rank_imbalance, price_micro_batch
 from simulator.work.flops import expert_flops, trained_flops

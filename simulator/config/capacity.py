@@ -38,9 +38,9 @@ from simulator.base.quantities import (
     value_range,
 )
 from simulator.config.dtypes import DType
-from simulator.config.failure_rates import FailureRates
+from simulator.config.failures import FailureRates
 from simulator.config.pairing import DenseOf, MoeOf, check_one_model, model_text
-from simulator.config.pruning import Pruning
+from simulator.config.sparsity import Pruning
 from simulator.config.user_file import UserFile
 from simulator.config.workload import WorkloadSpec
 

@@ -28,7 +28,7 @@ from simulator.base.quantities import (
 )
 from simulator.base.reading import read_toml
 from simulator.config.accelerator import AcceleratorSpec, list_odd, load_accelerator
-from simulator.config.degraded import Degraded
+from simulator.config.failures import Degraded
 from simulator.config.host_memory import HostSpec
 
 _FAMILY = "cluster_configs"

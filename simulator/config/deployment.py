@@ -23,11 +23,11 @@ from simulator.base.quantities import (
     Stages,
     TokenBudget,
 )
-from simulator.config.degraded import Degraded
 from simulator.config.dtypes import DType
+from simulator.config.failures import Degraded
 from simulator.config.offload import OffloadSpec
 from simulator.config.pairing import DenseOf, MoeOf, check_one_model
-from simulator.config.pruning import Pruning
+from simulator.config.sparsity import Pruning
 from simulator.config.speeds import Speeds
 
 

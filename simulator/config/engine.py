@@ -1,6 +1,4 @@
-"""Behaviour of a serving engine that no flag asks for: how it batches, hands prompts over between
-pools, refuses splits and divides memory. A file holds from one release on until the next file's.
-"""
+"""Behaviour of a serving engine: how it batches, divides memory, refuses splits."""
 
 from __future__ import annotations
 
@@ -15,12 +13,186 @@ from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen, Policy, validate
 from simulator.base.kinds import PolicyOf
 from simulator.base.plugins import available
-from simulator.base.quantities import Bytes, Factor, Label, Seconds, Sequences, Sources, TokenBudget
+from simulator.base.quantities import (
+    Amount,
+    Bytes,
+    Factor,
+    Label,
+    Seconds,
+    Sequences,
+    Share,
+    Sources,
+    TokenBudget,
+    TokenCount,
+    Width,
+)
 from simulator.base.reading import read_toml
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration.engine import find_engine_key, parse_release
-from simulator.config.engine_memory import MemoryRules
-from simulator.config.splits import Splits
+from simulator.config.dtypes import BYTES_PER_ELEMENT
+
+GIB = 1 << 30
+_Names = Annotated[tuple[str, ...], Field(strict=False)]
+_Gibibytes = Annotated[float, Field(ge=-1e4, le=1e4)]
+_Off = Annotated[tuple[_Gibibytes, _Gibibytes], Field(strict=False)]
+
+
+class Padding(Frozen):
+    """Numbers that the widths of routed experts are rounded up to a multiple of."""
+
+    intermediate: Width = 1
+    """Number that a rank's part of the intermediate width is rounded up to a multiple of."""
+    hidden: Width = 1
+    """Number that the hidden width is rounded up to a multiple of."""
+
+
+class Reserve(Frozen):
+    """Memory that SGLang keeps free on GPUs of some memory: ``share`` is what is left of the
+    whole.
+    """
+
+    least_memory_bytes: Bytes = 0.0
+    """Least memory of a GPU, bytes."""
+    gib: _Gibibytes
+    """GiB kept free whatever is asked."""
+    gib_per_rank: _Gibibytes = 0.0
+    """GiB kept free for each rank of a replica."""
+    mib_per_token: Annotated[float, Field(ge=0, le=1e4)] = 0.0
+    """MiB kept free for each token of a step's budget, of all data-parallel ranks where these
+    divide it."""
+    mib_per_dp_rank: dict[str, Annotated[float, Field(ge=0, le=1e5)]] = {}
+    """MiB kept free for each rank of data-parallel attention, by ranks of a replica; more ranks
+    keep as much as the next fewer that are named."""
+    least_gib: _Gibibytes = 0.0
+    """Least GiB kept free."""
+
+
+def _find_by_ranks(amounts: dict[str, float], num_ranks: int) -> float:
+    """The amount of the most ranks that are not more than these."""
+    known = ((int(ranks), amount) for ranks, amount in amounts.items())
+    return max((entry for entry in known if entry[0] <= num_ranks), default=(0, 0.0))[1]
+
+
+class MemoryRules(Frozen):
+    """Rules for the part of a GPU's memory that the KV cache gets.
+
+    ``of_total`` (vLLM): a share of the whole, less weights, what a step of the largest size was
+    seen to take, and what lies outside PyTorch. ``before_loading`` (SGLang): a share of what was
+    free before the weights, less these; activations and graphs live in the rest. ``left``
+    (TensorRT-LLM): a share of what weights and a step of the largest size leave.
+    """
+
+    kind: Literal["of_total", "before_loading", "left"]
+    """Rule of the engine: ``of_total``, ``before_loading`` or ``left``."""
+    generations: _Names
+    """Generations of accelerators (names of their calibrations) that the rules were read for."""
+    share: Share = 0.9
+    """Share of the memory, as the rule takes it."""
+    reserves: Annotated[tuple[Reserve, ...], Field(strict=False)] = ()
+    """Memory kept free, where the share follows from it: the first entry that fits holds."""
+    sampler_copies: Amount = 0.0
+    """Number of times that the logits of a full batch are held in 32 bits when tokens are drawn."""
+    has_expert_workspace: bool = False
+    """Whether the inputs and outputs of a step's experts are held besides."""
+    outside_gib: dict[str, _Gibibytes] = {}
+    """GiB that communication and libraries hold, by ranks of a replica; more ranks hold as much as
+    the next fewer that are named."""
+    generation_gib: dict[str, _Gibibytes] = {}
+    """GiB more on accelerators of some generation."""
+    graphs_gib: _Gibibytes = 0.0
+    """GiB of captured graphs that are taken off."""
+    driver_gib: _Gibibytes = 0.0
+    """GiB that the driver shows and PyTorch does not see."""
+    padding: dict[str, dict[str, Padding]] = {}
+    """Widths that experts are rounded up to, by their number format and generation."""
+    off_kind: Literal["fitted", "assumed"] = "fitted"
+    """Origin of ``off_gib``: start-up logs, or nowhere."""
+    off_gib: _Off
+    """10th and 90th percentile of a KV cache in logs less what these rules make of it, GiB."""
+    generation_off_gib: dict[str, _Off] = {}
+    """Replaces ``off_gib`` on accelerators of some generation, GiB."""
+
+    def outside_bytes(self, num_ranks: int, generation: str) -> float:
+        """Bytes outside PyTorch on one GPU of a replica."""
+        gib = _find_by_ranks(self.outside_gib, num_ranks)
+        return (gib + self.generation_gib.get(generation, 0.0)) * GIB
+
+    def share_on(
+        self, memory_bytes: float, num_ranks: int, attention_dp: int, token_budget: TokenCount
+    ) -> float:
+        """The share on GPUs of some memory, to three digits where it follows from a reserve."""
+        reserve = next(
+            (one for one in self.reserves if memory_bytes >= one.least_memory_bytes), None
+        )
+        if reserve is None:
+            return self.share
+        gib = max(
+            reserve.least_gib,
+            reserve.gib
+            + reserve.gib_per_rank * num_ranks
+            + reserve.mib_per_token / 1024 * max(token_budget, 2048)
+            + _find_by_ranks(reserve.mib_per_dp_rank, num_ranks)
+            / 1024
+            * (attention_dp if attention_dp > 1 else 0),
+        )
+        return max(0.0, round(1 - gib * GIB / memory_bytes, 3))
+
+
+_Widths = Annotated[tuple[Width, ...], Field(strict=False)]
+
+
+class Blocks(Frozen):
+    """Widths that a rank's part of a matrix must be a multiple of, for one format of weights."""
+
+    matrices: Width = 1
+    """Number that the columns of a rank's part must be a multiple of in attention, dense
+    feed-forward blocks and shared experts."""
+    experts: Width = 1
+    """Number that the columns of a rank's part of a routed expert must be a multiple of; experts
+    that are kept whole are not bound by it."""
+    refined_to: Width | None = None
+    """Smallest number of columns that the scales of experts are refined to where their parts are no
+    multiple; absent = they are not."""
+
+
+class CacheHeads(Frozen):
+    """A format of the KV cache on one generation of GPUs."""
+
+    head_sizes: _Widths = ()
+    """Numbers in a head that the format is there for; empty = any."""
+    latent: bool = True
+    """Whether the format is there for latent attention."""
+
+
+class Splits(Frozen):
+    """Splits and number formats that an engine refuses to start with; everything else is
+    accepted.
+    """
+
+    generations: _Names = ()
+    """Generations of accelerators (names of their calibrations) that it runs on; empty = any."""
+    kv_heads_divide: bool = False
+    """Whether tensor parallelism must divide the KV heads or be a multiple of them."""
+    experts_divide: bool = False
+    """Whether expert parallelism must divide the experts, copies included."""
+    weights: dict[str, Blocks] = {}
+    """Widths that parts of matrices must be a multiple of, by number format of the weights."""
+    weights_on: dict[str, _Names] = {}
+    """Generations that number formats of weights are there for; a format that is absent is for
+    all."""
+    cache_on: dict[str, dict[str, CacheHeads]] = {}
+    """Caches that are there, by number format and generation; a generation that is absent has no
+    limit."""
+
+    @model_validator(mode="after")
+    def _names_formats(self) -> Self:
+        for key in ("weights", "weights_on", "cache_on"):
+            for name in getattr(self, key):
+                if name not in BYTES_PER_ELEMENT:
+                    known = ", ".join(BYTES_PER_ELEMENT)
+                    raise ValueError(f"{key} names the format '{name}', known are {known}")
+        return self
+
 
 _FAMILY = "cluster_configs/engines"
 Usage = Literal["server", "offline"]

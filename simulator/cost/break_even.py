@@ -8,8 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.config.pruning import Block, Pruning, TwoFour, Unstructured
-from simulator.config.sparse_formats import FORMATS
+from simulator.config.sparsity import FORMATS, Block, Pruning, TwoFour, Unstructured
 from simulator.cost.compute import ComputeModel
 
 MOST_SPARSITY = 0.9999

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.config.calibration import Calibration, CollectiveFit
-from simulator.config.calibration.exchange import doublings
+from simulator.config.calibration.communication import doublings
 from simulator.policies.messages import Messages
 from simulator.policies.topology import Fabric
 from simulator.work.layout import Layout

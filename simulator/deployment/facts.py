@@ -13,12 +13,11 @@ from simulator.config.calibration import CalibrationFile, CollectiveFit, Exchang
 from simulator.config.engine import find_engine
 from simulator.config.host import ExchangeTable, MatrixTable, Steps, load_any_calibration
 from simulator.config.pairing import describe_pairing
-from simulator.config.pruning import choose_experts
+from simulator.config.sparsity import choose_experts
 from simulator.deployment.fits import fits_of
 from simulator.deployment.memory import memory_rules
-from simulator.deployment.notes import describe_module, notes_of
+from simulator.deployment.notes import describe_module, describe_policies, notes_of, policy_text
 from simulator.deployment.plan import DeploymentPlan
-from simulator.deployment.policy_texts import describe_policies, policy_text
 
 
 def facts_of(plan: DeploymentPlan) -> dict[str, Any]:

@@ -13,15 +13,21 @@ from simulator.base.errors import UserError
 from simulator.base.quantities import MOST_RANKS
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.dtypes import BYTES_PER_ELEMENT
-from simulator.config.engine import find_engine
-from simulator.config.engine_memory import GIB, MemoryRules, Padding
+from simulator.config.engine import GIB, MemoryRules, Padding, find_engine
 from simulator.config.model import ModelSpec
 from simulator.config.offload import OffloadSpec
-from simulator.deployment.setup import Setup
+from simulator.deployment.splits import Setup
 from simulator.policies.speculation import Drafts
 from simulator.work.layout import Layout, uneven_heads
-from simulator.work.memory import CacheSize, cache_size, expert_bytes, weight_bytes
-from simulator.work.workspace import expert_workspace_bytes, forward_bytes, logits_bytes
+from simulator.work.memory import (
+    CacheSize,
+    cache_size,
+    expert_bytes,
+    expert_workspace_bytes,
+    forward_bytes,
+    logits_bytes,
+    weight_bytes,
+)
 
 _Z_90 = 1.2815515655446004
 """90th percentile of the standard normal distribution."""
@@ -53,7 +59,7 @@ class Capacity:
     block_tokens: int
     """Tokens of a KV block."""
     kind: str = "of_total"
-    """Meaning of ``share``, see :class:`~simulator.config.engine_memory.MemoryRules`."""
+    """Meaning of ``share``, see :class:`~simulator.config.engine.MemoryRules`."""
     share: float = 1.0
     """Share of memory that the engine uses, by ``kind``."""
     step_bytes: float = 0.0

@@ -108,7 +108,7 @@ def plan_offload(
     place: str,
 ) -> OffloadPlan | None:
     """Plan the offloading of a deployment that
-    :func:`~simulator.deployment.offload_refusals.check_offload` took; ``None`` where its GPU holds
+    :func:`~simulator.deployment.refusals.check_offload` took; ``None`` where its GPU holds
     all experts.
 
     Args:

@@ -12,9 +12,9 @@ from simulator.base.frozen import Policy
 from simulator.base.plugins import build
 from simulator.config.accelerator import AcceleratorSpec, load_accelerator
 from simulator.config.cluster import ClusterSpec
-from simulator.config.degraded import Degraded
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.engine import name_release
+from simulator.config.failures import Degraded
 from simulator.config.host import HostCalibration, load_any_calibration
 from simulator.config.model import ModelSpec
 from simulator.cost.compute import ComputeModel

@@ -21,15 +21,18 @@ from simulator.policies.contracts import (
     prepare_balancer,
 )
 from simulator.policies.dispatch import find_kernel_input, policy_at
-from simulator.policies.failure_contracts import find_interruption, shrink_experts
 from simulator.policies.overflow import take_choices
 from simulator.policies.placement import Placed
 from simulator.policies.recovery import Loss
+from simulator.policies.replica_contracts import (
+    begin_scaling,
+    decide_replicas,
+    find_interruption,
+    shrink_experts,
+)
 from simulator.policies.scaling import PoolLoad, ScalingPolicy
-from simulator.policies.scaling_contracts import begin_scaling, decide_replicas
 from simulator.work.expert_cache import replay_cache, spread_streams
-from simulator.work.slots import SlotMap
-from simulator.work.spilled import spill_tokens
+from simulator.work.slots import SlotMap, spill_tokens
 from simulator.workload.traces import RequestTrace
 
 _TOKENS = 8

@@ -18,7 +18,7 @@ from simulator.config.cluster import ClusterSpec
 from simulator.config.deployment import DeploymentSpec, Overlap
 from simulator.config.host import HostRates
 from simulator.config.model import ModelSpec
-from simulator.config.pruning import Pruning
+from simulator.config.sparsity import Pruning
 from simulator.cost.comm import CommModel
 from simulator.cost.compute import ComputeModel
 from simulator.cost.stages import Sends

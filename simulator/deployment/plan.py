@@ -26,11 +26,10 @@ from simulator.config.host import HostCalibration, HostRates, load_any_calibrati
 from simulator.config.speeds import Speeds
 from simulator.cost.stages import make_sends
 from simulator.cost.transfer import Transfer, make_transfer
-from simulator.deployment.chosen_model import choose_model
+from simulator.deployment.counterparts import choose_model
 from simulator.deployment.expert_plan import plan_experts
 from simulator.deployment.memory import Capacity, check_memory, does_fit
 from simulator.deployment.offload_plan import plan_offload
-from simulator.deployment.offload_refusals import check_offload
 from simulator.deployment.other_gpus import (
     check_tensor_groups,
     choose_smallest,
@@ -45,6 +44,7 @@ from simulator.deployment.refusals import (
     check_degraded_gpus,
     check_drafts,
     check_formats,
+    check_offload,
     check_overlap,
     check_pruning,
     check_rebalancing,
@@ -52,19 +52,17 @@ from simulator.deployment.refusals import (
     check_sequences,
     check_stages,
 )
-from simulator.deployment.setup import Setup
-from simulator.deployment.splits import check_splits, find_refusal
+from simulator.deployment.splits import Setup, check_splits, find_refusal
 from simulator.policies.balancing import BalancingPolicy
 from simulator.policies.contracts import find_keys, find_tier, make_drafts, make_rules
-from simulator.policies.failure_contracts import list_changes
 from simulator.policies.failures import Change, FailurePolicy, Machines
 from simulator.policies.kv_tiers import Tier
 from simulator.policies.order import Keys, OrderPolicy, Queued
 from simulator.policies.rebalancing import RebalancingPolicy
 from simulator.policies.recovery import RecoveryPolicy
 from simulator.policies.recovery.restart import Restart
+from simulator.policies.replica_contracts import begin_scaling, check_scaling, list_changes
 from simulator.policies.scaling import ScalingPolicy
-from simulator.policies.scaling_contracts import begin_scaling, check_scaling
 from simulator.policies.scheduling import Rules
 from simulator.work.layout import make_layout
 from simulator.work.memory import CacheSize, cache_size

@@ -12,9 +12,8 @@ from simulator.base.frozen import validate
 from simulator.base.streams import open_stream
 from simulator.config.ffns.moe import MoE
 from simulator.config.model import ModelSpec
-from simulator.policies.contracts import draw_ids
+from simulator.policies.contracts import draw_ids, reduce_experts
 from simulator.policies.reduction import ReductionPolicy
-from simulator.policies.reduction_contract import reduce_experts
 from simulator.policies.routing import RecordedSequences, Router
 
 _PROBE_TOKENS = 4096

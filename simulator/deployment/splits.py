@@ -1,19 +1,38 @@
-"""Splits and number formats that a deployment's engine refuses to start with."""
+"""Splits, number formats and settings that a serving engine refuses to start with."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 from simulator.base.errors import UserError
 from simulator.base.frozen import Policy
-from simulator.config.engine import EngineSpec, find_engine
+from simulator.config.accelerator import AcceleratorSpec
+from simulator.config.deployment import DeploymentSpec
+from simulator.config.engine import Blocks, EngineSpec, find_engine
+from simulator.config.host_memory import HostSpec
 from simulator.config.model import ModelSpec
-from simulator.config.splits import Blocks
-from simulator.deployment.setup import Setup
+from simulator.policies.scheduling import Rules
+from simulator.policies.speculation import Drafts
 from simulator.work.layout import Layout, uneven_heads
 from simulator.work.memory import Precision
+
+
+class Setup(NamedTuple):
+    """A replica as its engine is started: model, GPU, split, number formats and batching."""
+
+    spec: DeploymentSpec
+    model: ModelSpec
+    accelerator: AcceleratorSpec
+    layout: Layout
+    precision: Precision
+    rules: Rules
+    host: HostSpec | None = None
+    """Machine around the GPU, where its memory is known."""
+    drafts: Drafts = Drafts()
+    """Drafts, whose module has weights and a cache too."""
 
 
 def check_splits(setup: Setup, place: str, fits: Callable[[Setup], bool]) -> None:

@@ -22,9 +22,9 @@ from simulator.results.phases import STEP_PHASES
 from simulator.results.tables import OverflowByLayer
 from simulator.step.expert_prices import ExpertStep, find_imbalance
 from simulator.step.operations import expert_operations
+from simulator.step.overlap import first_half, interleave
 from simulator.step.prices import Prices
 from simulator.step.program import Busy, Finish, Operation, PricedBatch, Start, Together
-from simulator.step.two_batch import first_half, interleave
 
 # Execution of all ranks of a step in one compiled loop, for programs in which every exchange joins
 # all ranks: most of the time of filling tables.

@@ -18,10 +18,10 @@ from simulator.deployment.conditions import (
     degrade_placement,
     find_condition,
     list_instants,
+    shrink_placement,
 )
 from simulator.deployment.placement import Placement
 from simulator.deployment.plan import DeploymentPlan
-from simulator.deployment.shrunk_placement import shrink_placement
 from simulator.engine.by_ranks import ByRanks, Fidelity, start_ranks
 from simulator.engine.links import SharedWires
 from simulator.engine.loop_state import CHANGE, Instants, LoopState, StepLooks
@@ -29,9 +29,9 @@ from simulator.engine.rebalancing import expect_load, find_part_bytes
 from simulator.engine.result_rows import StepLog
 from simulator.engine.state import Ranks
 from simulator.engine.table import StepTable, start_table
-from simulator.policies.failure_contracts import shrink_experts
 from simulator.policies.placement import Placed
 from simulator.policies.recovery import Loss
+from simulator.policies.replica_contracts import shrink_experts
 from simulator.results.tables import ExpertsMoved
 from simulator.step.mixes import Mixes
 from simulator.step.prices import Prices

@@ -36,7 +36,7 @@ from simulator.engine.table import StepTable, start_table
 from simulator.engine.timeline import MakeTable, Rows, Served, serve
 from simulator.policies.balancing import Rule
 from simulator.policies.contracts import list_looks
-from simulator.policies.scaling_contracts import scales
+from simulator.policies.replica_contracts import scales
 from simulator.workload.traces import RequestTrace, pick_requests
 
 

@@ -16,7 +16,7 @@ from simulator.base.errors import UserError
 from simulator.base.jit import jit_inner
 from simulator.cost.compute import Rates
 from simulator.cost.engine_time import sequences_s
-from simulator.cost.kernels.context import NUM_SUMS, split_s, work_s
+from simulator.cost.kernels.attention import NUM_SUMS, split_s, work_s
 from simulator.deployment.placement import Placement
 from simulator.engine.batching import computes, is_decode
 from simulator.engine.experts_table import NUM_COLUMNS, list_entries, price_entry, spread_tokens
@@ -448,7 +448,7 @@ class StepTable(NamedTuple):
     term_bytes: Floats = np.zeros((0, 2))
     """``[J, 2]`` bytes of an entry in prefill and decode."""
     rates: Floats = np.zeros((0, 0, 0, 0))
-    """``[A, J, 2, :]`` fields of :class:`simulator.cost.kernels.context.Rates`."""
+    """``[A, J, 2, :]`` fields of :class:`simulator.cost.kernels.attention.Rates`."""
     expert_besides: Floats = np.zeros(0)
     """``[B]`` seconds that a part computes beside its exchanges, in ``expert_alone_s``; one entry
     where nothing is hidden."""

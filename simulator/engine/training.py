@@ -14,8 +14,7 @@ from simpy.events import Event, ProcessGenerator
 
 from simulator.base.errors import UserError
 from simulator.config.calibration import Calibration
-from simulator.config.calibration.collective import CollectiveFit
-from simulator.config.calibration.exchange import doublings
+from simulator.config.calibration.communication import CollectiveFit, doublings
 from simulator.config.calibration.fit import Fit
 from simulator.config.dtypes import BYTES_PER_ELEMENT
 from simulator.config.host import ExchangeTable, HostRates

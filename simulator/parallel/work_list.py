@@ -1,4 +1,4 @@
-"""Items that several processes work through: assignment to workers, and results."""
+"""Items that several processes work through, and how many processes there are."""
 
 from __future__ import annotations
 
@@ -9,7 +9,18 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Generic, TypeVar
 
-from simulator.base.errors import LostError
+from simulator.base.errors import LostError, UserError
+
+
+def check_count(workers: int | None) -> None:
+    """Refuse a number of processes below 1; ``None`` is any.
+
+    Raises:
+        UserError: if it is below 1.
+    """
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers {workers}: must be at least 1")
+
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

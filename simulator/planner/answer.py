@@ -13,10 +13,10 @@ from simulator.planner.explore import Evaluation
 from simulator.planner.handover import hand_over
 from simulator.planner.losses import whole_nodes
 from simulator.planner.pareto import find_pareto
-from simulator.planner.requests import asked_rate
 from simulator.planner.samples import name_band
 from simulator.planner.search import SearchResult
 from simulator.planner.spares import Spares, share_of_time_enough
+from simulator.planner.traffic import asked_rate
 from simulator.planner.uncertainty.assessment import Assessment, assess_alone
 from simulator.planner.why_not import explain_models, find_nearest
 from simulator.results.answer import (
@@ -29,8 +29,7 @@ from simulator.results.answer import (
 )
 from simulator.results.answer.failures import SpareGpus
 from simulator.results.answer.relations import check_answer, find_undetermined
-from simulator.results.plan_sentences.headline import headline
-from simulator.results.plan_sentences.reasons import reasons
+from simulator.results.plan_sentences import headline, reasons
 
 
 def make_answer(

@@ -28,10 +28,9 @@ from numpy.typing import NDArray
 
 from simulator.config.calibration import Fit
 from simulator.config.host import HostRates
-from simulator.deployment.fits import fits_of
+from simulator.deployment.fits import find_bands, fits_of, list_unseen
 from simulator.deployment.memory import start_probability
 from simulator.deployment.plan import DeploymentPlan
-from simulator.deployment.unseen import find_bands, list_unseen
 from simulator.planner.closed_form import Terms
 from simulator.planner.trial import Outcome
 

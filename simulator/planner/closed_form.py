@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from simulator.config.dtypes import BYTES_PER_ELEMENT
 from simulator.cost.compute import Phase
-from simulator.cost.kernels.context import kernels_s
+from simulator.cost.kernels.attention import kernels_s
 from simulator.deployment.plan import DeploymentPlan
 from simulator.planner.traffic import Traffic
 from simulator.step.pipelines import sends_s, stage_shares

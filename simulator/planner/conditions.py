@@ -30,14 +30,25 @@ from simulator.config.model import ModelSpec
 from simulator.config.pairing import model_text
 from simulator.config.routing import complete_routing
 from simulator.config.workload import SLO
-from simulator.deployment.chosen_model import choose_model
+from simulator.deployment.counterparts import choose_model
 from simulator.planner.explore import ClusterSize, Evaluation, Explorer
-from simulator.planner.requests import find_stretch, is_generated, lasting, traffic_of
 from simulator.planner.screen import Candidate
 from simulator.planner.space import Space
-from simulator.planner.store import Store, key_of
-from simulator.planner.stored import STORED_EVALUATION, STORED_OUTCOME, StoredEvaluation
-from simulator.planner.traffic import Traffic, subset
+from simulator.planner.store import (
+    STORED_EVALUATION,
+    STORED_OUTCOME,
+    Store,
+    StoredEvaluation,
+    key_of,
+)
+from simulator.planner.traffic import (
+    Traffic,
+    find_stretch,
+    is_generated,
+    lasting,
+    subset,
+    traffic_of,
+)
 from simulator.planner.trial import Outcome
 
 _BLOCKS = 20
@@ -83,7 +94,7 @@ class Change(NamedTuple):
     """GPUs and nodes that may be lost, without spare replicas; absent = as asked."""
     is_whole: bool = False
     """Whether all requests that the question names are served, rather than a stretch of them
-    (:func:`~simulator.planner.requests.find_stretch`)."""
+    (:func:`~simulator.planner.traffic.find_stretch`)."""
 
 
 AS_ASKED: Change = Change()

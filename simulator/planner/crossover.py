@@ -1,33 +1,310 @@
-"""The crossover map: where a mixture of experts beats a dense model, by how much, and what decides.
-
-Three readings of "better", since they differ: at the same sequences on each GPU, at the same time
-per token, and each at its full load. At every point each model has the best of its splits. The
-deciding term is the one in which the winner saves most GPU-seconds of an output token; room for the
-cache decides where the loser would need it to hold as many sequences as the winner. A ratio's band
-and ``moe_wins_probability`` are of the calibration's error alone
-(:mod:`simulator.planner.calibration_error`).
-"""
+"""The crossover map: where a mixture of experts beats a dense model, and what decides."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
 
 from simulator.config.capacity import Crossover, Question
 from simulator.config.pairing import model_text
 from simulator.deployment.plan import make_plan
+from simulator.planner.calibration_error import compare_speeds, include_one, read_bands, read_error
 from simulator.planner.closed_form import Curve
 from simulator.planner.conditions import Conditions, apply_conditions
-from simulator.planner.map_points import MEMORY, TERMS, Place, Readings, compare_models
 from simulator.planner.ruled_out import Ruled
 from simulator.planner.screen import by_cost
 from simulator.planner.search import SearchResult
-from simulator.planner.shapes import ReplicaShape
-from simulator.planner.space import Space
-from simulator.planner.steady import Steady, make_fixed_traffic
-from simulator.results.answer.crossover import CrossoverMap, MapModels
-from simulator.results.plan_sentences.crossover import describe_flips
+from simulator.planner.space import ReplicaShape, Space
+from simulator.planner.steady import Loads, Steady, make_fixed_traffic
+from simulator.results.answer.crossover import (
+    CrossoverMap,
+    FullPoint,
+    LoadPoint,
+    MapModels,
+    MapPoint,
+    SpeedPoint,
+)
+from simulator.results.crossover_text import describe_flips
+
+TERMS: dict[str, str] = {
+    "weights": "weight streaming",
+    "products": "compute",
+    "cache": "KV reading",
+    "prompts": "prompt attention",
+    "waiting": "imbalance",
+    "exchanges": "all-to-all",
+    "all_reduces": "all-reduce",
+    "host": "host overhead",
+}
+"""Names of :class:`simulator.planner.closed_form.Terms`, in its order."""
+MEMORY = "KV memory"
+WEIGHTS = "memory for weights"
+"""Room that a model lacks which does not even load."""
+BEST, ALIKE = "best of each", "same tensor parallelism"
+"""Splits that are compared: each model's best, or replicas without attention data parallelism over
+the same number of GPUs."""
+_ALIKE = 0.005
+"""Models that differ by less in tokens a second are alike."""
+_DIGITS = 5
+"""Digits of the map's numbers: more than any model's error leaves sure."""
+
+AnyPoint = TypeVar("AnyPoint", bound=MapPoint)
+
+
+class Place(NamedTuple):
+    """Two models, the requests and the network of some points of the map."""
+
+    moe: str
+    """Name of the mixture of experts."""
+    dense: str
+    """Name of the dense model."""
+    input: int
+    """Prompt tokens of a request."""
+    output: int
+    """Output tokens of a request."""
+    network: float
+    """Factor on the network's speed."""
+
+
+class Readings(NamedTuple):
+    """Points of the three readings, under the names that they have in the map."""
+
+    cells: list[LoadPoint]
+    """Points at the same load."""
+    at_same_time: list[SpeedPoint]
+    """Points at the same time per token."""
+    at_full_load: list[FullPoint]
+    """Points with each model at its full load."""
+
+
+class Point(NamedTuple):
+    """A model at one point of the map."""
+
+    steady: Steady
+    loads: Loads
+    """Figures of one load."""
+    is_full: bool
+    """Whether the cache holds no more."""
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Output tokens per second of one GPU."""
+        return float(self.loads.tokens_per_s[0])
+
+    @property
+    def sequences(self) -> float:
+        """Sequences decoding on one GPU."""
+        return float(self.loads.sequences[0])
+
+
+def compare_models(
+    moe: list[Steady], dense: list[Steady], asked: Crossover, place: Place
+) -> Readings:
+    """Points of the three readings for two models with requests of one length; each is given by its
+    splits.
+    """
+    alike = [
+        (size, _select_size(moe, size), _select_size(dense, size))
+        for size in sorted({one.plan.placement.layout.num_ranks for one in dense})
+    ]
+    pairs = [
+        (BEST, None, moe, dense),
+        *((ALIKE, size, first, second) for size, first, second in alike if first and second),
+    ]
+    found = Readings([], [], [])
+    batches = np.array(asked.batches)
+    dense_loads = [one.load(batches) for one in dense]
+    for ep in asked.eps:
+        splits = [one for one in moe if one.shape.ep == ep]
+        loads = [one.load(batches) for one in splits]
+        for n, batch in enumerate(asked.batches if splits else ()):
+            first, second = _best_at(splits, loads, n), _best_at(dense, dense_loads, n)
+            missing = _too_many(splits if first is None else dense, batch)
+            keys: dict[str, object] = {"batch_per_gpu": batch, "ep": ep}
+            found.cells.append(_compare(LoadPoint, place, keys, first, second, missing))
+    for pairing, size, firsts, seconds in pairs:
+        keys = {"pairing": pairing, "gpus": size}
+        for time_s in asked.times_s:
+            first, second = _most_within(firsts, time_s), _most_within(seconds, time_s)
+            missing = _slowest_term(firsts if first is None else seconds)
+            timed = {**keys, "time_per_token_s": time_s}
+            found.at_same_time.append(
+                _compare(SpeedPoint, place, timed, first, second, missing, time_s)
+            )
+        first, second = _most_within(firsts), _most_within(seconds)
+        missing = MEMORY if firsts and seconds else WEIGHTS
+        found.at_full_load.append(_compare(FullPoint, place, keys, first, second, missing))
+    return found
+
+
+def _select_size(splits: list[Steady], num_gpus: int) -> list[Steady]:
+    """The splits without attention data parallelism over so many GPUs."""
+    return [one for one in splits if one.shape.attention_dp == 1 and one.shape.tp == num_gpus]
+
+
+def _best_at(splits: list[Steady], loads: list[Loads], n: int) -> Point | None:
+    """The split that makes most of the ``n``-th load."""
+    found = [
+        Point(one, part.select(n), False)
+        for one, part in zip(splits, loads, strict=True)
+        if part.fits[n]
+    ]
+    return max(found, key=lambda point: point.tokens_per_s, default=None)
+
+
+def _most_within(splits: list[Steady], time_s: float = math.inf) -> Point | None:
+    """The split and load that make most tokens, each of them within ``time_s``."""
+    found = []
+    for one in splits:
+        loads = one.curve_points
+        made = np.where(loads.fits & (loads.step_s <= time_s), loads.tokens_per_s, 0.0)
+        if made.any():
+            best = int(made.argmax())
+            found.append(Point(one, loads.select(best), best == len(made) - 1))
+    return max(found, key=lambda point: point.tokens_per_s, default=None)
+
+
+def _compare(
+    cls: type[AnyPoint],
+    place: Place,
+    keys: Mapping[str, object],
+    moe: Point | None,
+    dense: Point | None,
+    missing: str,
+    time_s: float = math.inf,
+) -> AnyPoint:
+    """Two models against each other at one point of the map.
+
+    Args:
+        keys: fields of the reading.
+        missing: what keeps a model from the place, where it has no point.
+        time_s: seconds that a token may take: slower models have less load then.
+    """
+    row: dict[str, object] = {**place._asdict(), **keys, "fits": None not in (moe, dense)}
+    for kind, point in (("moe", moe), ("dense", dense)):
+        if point is not None:
+            row |= _describe_side(kind, point)
+    if moe is not None and dense is not None:
+        row |= _decide(moe, dense, time_s)
+    elif (winner := moe or dense) is not None:
+        row |= {"winner": _name(winner), "deciding_term": missing}
+    return cls.model_validate(row)
+
+
+def _describe_side(kind: str, point: Point) -> dict[str, object]:
+    """The fields of one model."""
+    made = point.tokens_per_s
+    return {
+        f"{kind}_tokens_per_s_gpu": _round_ratio(made),
+        f"{kind}_requests_per_s_gpu": _round_ratio(made / point.steady.traffic.num_output),
+        f"{kind}_sequences_per_gpu": _round_ratio(point.sequences),
+        f"{kind}_time_per_token_s": _round_ratio(float(point.loads.step_s[0])),
+        f"{kind}_split": point.steady.split,
+    }
+
+
+def _decide(moe: Point, dense: Point, time_s: float) -> dict[str, object]:
+    """The ratio with its band, the winner, and what decides."""
+    ratio = moe.tokens_per_s / dense.tokens_per_s
+    moe_error, dense_error = (
+        read_error(one.steady.plan, one.loads.terms[:, 0], one.steady.plan.prefill is not None)
+        for one in (moe, dense)
+    )
+    elasticities = _find_elasticity(moe, time_s), _find_elasticity(dense, time_s)
+    sure = compare_speeds(ratio, moe_error, dense_error, elasticities)
+    row: dict[str, object] = {
+        name: None if value is None else round(_round_ratio(value), 6)
+        for name, value in (
+            ("ratio_low", sure.low),
+            ("ratio_high", sure.high),
+            ("moe_wins_probability", sure.above),
+        )
+    }
+    row["ratio"] = _round_ratio(ratio)
+    if abs(ratio - 1) < _ALIKE:
+        return row
+    winner, loser = (moe, dense) if ratio > 1 else (dense, moe)
+    term, share = deciding(winner, loser)
+    return row | {"winner": _name(winner), "deciding_term": term, "share": _round_ratio(share)}
+
+
+def _find_elasticity(point: Point, time_s: float) -> float:
+    """Per cent fewer tokens that a model makes where its steps take one per cent longer and a token
+    may not.
+    """
+    if math.isinf(time_s):
+        return 1.0
+    edges = include_one(read_bands(point.steady.plan, False).token)
+    faster, slower = (_most_within([point.steady], time_s / edge) for edge in edges)
+    if faster is None or slower is None:
+        return math.inf
+    return 1.0 + math.log(faster.tokens_per_s / slower.tokens_per_s) / math.log(edges[1] / edges[0])
+
+
+def deciding(winner: Point, loser: Point) -> tuple[str, float]:
+    """The term in which the winner saves most, and its share of all that it saves somewhere (it may
+    lose some of it elsewhere).
+    """
+    spent, own = loser.loads.terms[:, 0], winner.loads.terms[:, 0]
+    saved = {}
+    steady = loser.steady
+    if loser.is_full and winner.sequences > loser.sequences:
+        # What it would spend if it could hold as many: the rest is for want of room.
+        per_rank = steady.budget / (1 + steady.traffic.num_input / steady.traffic.num_output)
+        roomy = steady.load(
+            np.array(
+                [
+                    min(
+                        winner.sequences,
+                        max(loser.sequences, per_rank / steady.plan.placement.layout.tp),
+                    )
+                ]
+            )
+        ).terms[:, 0]
+        saved[MEMORY] = float(spent.sum() - roomy.sum())
+        spent = roomy
+    saved |= {
+        name: float(more - less)
+        for name, more, less in zip(TERMS.values(), spent, own, strict=True)
+    }
+    term = max(saved, key=saved.__getitem__)
+    return term, saved[term] / sum(value for value in saved.values() if value > 0)
+
+
+def _too_many(splits: list[Steady], batch: float) -> str:
+    """Why no split takes so many sequences on a GPU."""
+    if not splits:
+        return WEIGHTS
+    if all(one.most == 0 for one in splits):
+        return "context length"
+    return MEMORY if all(one.most < batch for one in splits) else "tokens of a step"
+
+
+def _slowest_term(splits: list[Steady]) -> str:
+    """The term that keeps the fastest split from being faster."""
+    found = [
+        (float(one.curve_points.step_s[0]), one.curve_points.terms[:, 0])
+        for one in splits
+        if one.most
+    ]
+    if not splits:
+        return WEIGHTS
+    if not found:
+        return "context length"
+    return list(TERMS.values())[int(np.argmax(min(found, key=lambda pair: pair[0])[1]))]
+
+
+def _name(point: Point) -> str:
+    return point.steady.plan.placement.model.name
+
+
+def _round_ratio(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")
 
 
 def map_crossover(result: SearchResult) -> CrossoverMap | None:

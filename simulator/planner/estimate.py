@@ -27,10 +27,9 @@ from simulator.planner.calibration_error import (
 from simulator.planner.closed_form import Curve
 from simulator.planner.conditions import AS_ASKED, Change, Trials
 from simulator.planner.explore import ClusterSize, Evaluation
-from simulator.planner.judge import Judge, Served
 from simulator.planner.samples import RESAMPLES, GpuDemand
-from simulator.planner.screen import Candidate
-from simulator.planner.shapes import ReplicaShape
+from simulator.planner.screen import Candidate, Judge, Served
+from simulator.planner.space import ReplicaShape
 
 _SCORES = np.linspace(-2.6, 2.6, 27)
 """Standard deviations of the calibration's error at which demand is tabulated."""

@@ -15,7 +15,7 @@ from simulator.base.data import available_files
 from simulator.base.writing import toml_text
 from simulator.config.capacity import Question, Spare
 from simulator.config.deployment import DeploymentSpec
-from simulator.config.failure_rates import FailureRates
+from simulator.config.failures import FailureRates
 from simulator.config.workload import WorkloadSpec
 from simulator.deployment.plan import make_plan
 from simulator.planner.conditions import choose_slo

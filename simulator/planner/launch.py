@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from simulator.base.plugins import available, build
-from simulator.config.pruning import pruning_text
+from simulator.config.sparsity import pruning_text
+from simulator.deployment.notes import policy_text
 from simulator.deployment.plan import DeploymentPlan
-from simulator.deployment.policy_texts import policy_text
 from simulator.planner.serving import (
     Engine,
     Place,

@@ -12,7 +12,6 @@ from simulator.planner.conditions import Change, Conditions, Trials
 from simulator.planner.estimate import Estimator
 from simulator.planner.evaluations import FigureBands, best_of_each, row_of
 from simulator.planner.explore import Evaluation
-from simulator.planner.requests import count_needed
 from simulator.planner.samples import (
     CostSamples,
     Priced,
@@ -24,9 +23,10 @@ from simulator.planner.samples import (
 from simulator.planner.screen import Candidate, by_cost
 from simulator.planner.search import SearchResult
 from simulator.planner.space import Space
+from simulator.planner.traffic import count_needed
 from simulator.results.answer import Comparison, DeploymentRow, SensitivityRow
 from simulator.results.answer.certainty import Flip, RatePoint
-from simulator.results.plan_sentences.comparison import compare_kinds, state_only_kind
+from simulator.results.plan_sentences import compare_kinds, state_only_kind
 
 RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Times the traffic that was asked for."""

@@ -14,7 +14,7 @@ from simulator.planner.calibration_error import include_one, read_bands
 from simulator.planner.explore import Evaluation
 from simulator.planner.screen import Candidate
 from simulator.planner.search import SearchResult
-from simulator.planner.shapes import ReplicaShape
+from simulator.planner.space import ReplicaShape
 from simulator.planner.speeds import Speed
 from simulator.results.answer import DeploymentRow, ParetoPoint
 

@@ -22,14 +22,12 @@ from simulator.deployment.plan import make_plan
 from simulator.parallel.workers import Workers, use_workers
 from simulator.planner.conditions import AS_ASKED, WHOLE, Change, Trials, forget_files
 from simulator.planner.explore import ClusterSize, Evaluation, resize_candidate
-from simulator.planner.judge import SLACK
 from simulator.planner.machines import WHERE
-from simulator.planner.requests import check_offered, find_stretch, lasting
 from simulator.planner.ruled_out import OTHER_PROMPTS, Ruled
-from simulator.planner.screen import Candidate, Screened, by_cost, count_features, screen
+from simulator.planner.screen import SLACK, Candidate, Screened, by_cost, count_features, screen
 from simulator.planner.space import Space, check_variants
 from simulator.planner.store import Store
-from simulator.planner.traffic import Traffic
+from simulator.planner.traffic import Traffic, check_offered, find_stretch, lasting
 
 _SPREAD = (0.0, 0.5, 1.0)
 """Places on the front of speeds, where no deployment can keep the targets."""
@@ -45,7 +43,7 @@ class SearchResult(NamedTuple):
 
     question: Question
     """The question with as many requests as a steady state takes, see
-    :func:`simulator.planner.requests.lasting`."""
+    :func:`simulator.planner.traffic.lasting`."""
     asked_requests: int | None
     """Requests of the workload as asked, where it got more."""
     space: Space

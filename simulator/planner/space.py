@@ -1,14 +1,13 @@
-"""Every replica that a question allows: how a model is split, in which formats, on which machines;
-and why others are not possible.
-"""
+"""Every replica that a question allows: splits, number formats, machines."""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 from simulator.base.errors import UserError
 from simulator.base.frozen import Policy, validate
@@ -19,8 +18,8 @@ from simulator.config.capacity import CandidateModel, Question
 from simulator.config.deployment import DeploymentSpec, ParallelSpec
 from simulator.config.model import ModelSpec
 from simulator.config.pairing import model_text
-from simulator.config.pruning import Pruning, pruning_text
-from simulator.deployment.chosen_model import choose_model
+from simulator.config.sparsity import Pruning, pruning_text
+from simulator.deployment.counterparts import choose_model
 from simulator.deployment.memory import NoRoomError
 from simulator.deployment.plan import DeploymentPlan, find_keys_of, make_plan
 from simulator.planner.loss_probability import count_spare_replicas
@@ -38,9 +37,75 @@ from simulator.planner.ruled_out import (
     Ruled,
     reason_of,
 )
-from simulator.planner.shapes import ModelVariant, ReplicaShape
 from simulator.work.layout import uneven_heads
 from simulator.workload.traces import RequestTrace
+
+
+class ModelVariant(NamedTuple):
+    """One of the question's models, whole or pruned, with some values of ``space.keys``."""
+
+    number: int
+    """Index into the question's models."""
+    entry: CandidateModel
+    pruning: Pruning | None
+    quality: float | None
+    keys: Mapping[str, Any]
+    """Values by dotted key."""
+
+    @property
+    def table(self) -> dict[str, Any]:
+        """Keys of a deployment that the search does not decide."""
+        found = copy.deepcopy(self.entry.deployment)
+        for key, value in self.keys.items():
+            *outer, last = key.split(".")
+            inner = found
+            for name in outer:
+                inner = inner.setdefault(name, {})
+            inner[last] = copy.deepcopy(value)
+        return found
+
+
+class ReplicaShape(NamedTuple):
+    """One replica of a deployment."""
+
+    model: int
+    """Index into the space's models."""
+    machines: int
+    """Index into the space's machines."""
+    tp: int
+    attention_dp: int
+    ep: int
+    weight_dtype: str
+    """Empty = as the model is released, experts perhaps in another format than the rest."""
+    kv_dtype: str
+    slots: int
+    """Expert slots in all; 0 = one an expert, in order."""
+    overlap: str
+    pp: int = 1
+    dispatch_dtype: str = ""
+    """Empty = as engines do with the weights' format, or nothing travels."""
+    placement: str = "contiguous"
+    """Placement of experts without copies."""
+    max_sequences: int = 0
+    """Sequences at once of a data-parallel rank; 0 = as many as the engine starts with."""
+    prompts: str = ""
+    """``"chunked"`` to fill steps, or ``"whole"``; empty = as the engine's release does."""
+    memory_fraction: float = 0.0
+    """Share of the memory, where the engine's own leaves no room; 0 = its own."""
+
+    @property
+    def num_ranks(self) -> int:
+        """GPUs of a replica."""
+        return self.tp * self.attention_dp * self.pp
+
+    @property
+    def kernels(self) -> ReplicaShape:
+        """The shape whose blocks of a step take as long: without what changes the cache, the
+        batches and their way through the layers.
+        """
+        return self._replace(
+            kv_dtype="", overlap="", pp=1, max_sequences=0, prompts="", memory_fraction=0.0
+        )
 
 
 class Space:

@@ -7,8 +7,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from simulator.planner.loss_probability import share_of_time_serving
-from simulator.planner.shapes import ReplicaShape
-from simulator.planner.space import Space
+from simulator.planner.space import ReplicaShape, Space
 
 Sides = tuple[ReplicaShape, ReplicaShape | None]
 """Shape of a deployment's replicas, and of those that compute prompts where these are a pool."""

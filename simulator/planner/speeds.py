@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from simulator.planner.closed_form import Floats
-from simulator.planner.shapes import ReplicaShape
+from simulator.planner.space import ReplicaShape
 
 
 class Speed(NamedTuple):

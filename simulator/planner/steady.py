@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from simulator.deployment.plan import DeploymentPlan
 from simulator.planner.closed_form import Curve, Floats, Terms
-from simulator.planner.shapes import ReplicaShape
+from simulator.planner.space import ReplicaShape
 from simulator.planner.traffic import Traffic
 from simulator.workload.traces import RequestTrace
 

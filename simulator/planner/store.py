@@ -1,19 +1,11 @@
-"""Results of simulations on disk, keyed by all that they depend on: a search that was killed or
-extended goes on where it was.
-
-They lie in one SQLite file, which any number of processes of one machine may use at once; those on
-other machines of a cluster ask one on this machine. A command elsewhere may share the file where
-the file system locks files across machines (NFS 4, Lustre and the like): a transaction is guarded
-by these locks and by a rollback journal. A write-ahead log would be faster, but needs memory that
-all machines share; a simulation takes a hundred times as long as writing what it found. A file that
-is damaged all the same is set aside.
-"""
+"""Results of simulations on disk, keyed by all that they depend on."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
+import math
 import os
 import sqlite3
 import time
@@ -21,9 +13,9 @@ import warnings
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import ConfigDict, TypeAdapter
 
 from simulator import __version__
 from simulator.base.caches import DATABASE
@@ -31,6 +23,43 @@ from simulator.base.data import search_folders
 from simulator.base.errors import UserError
 from simulator.base.home import ask_home
 from simulator.base.reading import read_bytes
+from simulator.planner.explore import ClusterSize, Evaluation, SmallerMet
+from simulator.planner.screen import Candidate
+from simulator.planner.trial import Outcome
+
+
+class StoredEvaluation(NamedTuple):
+    """An evaluation without its candidate and its price, which are the question's."""
+
+    cluster_size: ClusterSize | None
+    outcome: Outcome | None
+    tried: tuple[tuple[ClusterSize, float], ...]
+    why: str
+    below: Outcome | None
+    most: ClusterSize | None
+    risk: float
+    smaller: SmallerMet | None
+
+    @classmethod
+    def strip(cls, evaluation: Evaluation) -> StoredEvaluation:
+        """The parts of an evaluation that are stored."""
+        return cls(*(getattr(evaluation, name) for name in cls._fields))
+
+    def restore(self, candidate: Candidate, gpu_hour: float, quality: float = 0.0) -> Evaluation:
+        """The evaluation that was stored.
+
+        Args:
+            gpu_hour: price of a GPU-hour now.
+            quality: of the model, as it is scored now.
+        """
+        cost_per_hour = self.cluster_size.size * gpu_hour if self.cluster_size else math.inf
+        return Evaluation(candidate, cost_per_hour=cost_per_hour, quality=quality, **self._asdict())
+
+
+_INFINITE = ConfigDict(ser_json_inf_nan="constants")
+STORED_EVALUATION = TypeAdapter(StoredEvaluation, config=_INFINITE)
+STORED_OUTCOME = TypeAdapter(Outcome, config=_INFINITE)
+
 
 Value = TypeVar("Value")
 _TABLE = """

@@ -13,7 +13,7 @@ from simulator.planner.explore import Evaluation
 from simulator.planner.ruled_out import MEMORY, NO_SPARES, TOO_LARGE, Ruled
 from simulator.planner.search import SearchResult
 from simulator.results.answer import WhyNot
-from simulator.results.plan_sentences.headline import state_shortfall
+from simulator.results.plan_sentences import state_shortfall
 
 
 def find_nearest(result: SearchResult) -> WhyNot:

@@ -35,18 +35,28 @@ from simulator.base.quantities import (
 from simulator.config.cluster import ClusterSpec
 from simulator.config.ffns.moe import MoE
 from simulator.policies.balancing import Asked, BalancingPolicy, LoadBalancer, Rule, Snapshot
+from simulator.policies.caching import CachingPolicy, ExpertUses
 from simulator.policies.dispatch import DispatchPolicy, ExecutableDispatch, Rows
+from simulator.policies.faults import (
+    count_slots,
+    find_overflow_fault,
+)
+from simulator.policies.faults import (
+    find_placement_fault as find_fault,
+)
 from simulator.policies.kv_tiers import Tier, TierPolicy
 from simulator.policies.order import Keys, OrderPolicy, Queued, Waiting
 from simulator.policies.overflow import OverflowPolicy, RoutedTokens
-from simulator.policies.overflow_faults import find_fault as find_overflow_fault
 from simulator.policies.placement import Placed, PlacementPolicy
-from simulator.policies.placement_faults import count_slots, find_fault
+from simulator.policies.prefetching import Predictor, PrefetchingPolicy
 from simulator.policies.rebalancing import ExpertLoad, RebalancingPolicy
+from simulator.policies.reduction import ReductionPolicy
+from simulator.policies.replica_choice import Copies, Origins, ReplicaChoicePolicy, ReplicaChooser
 from simulator.policies.routing import Router, RoutingPolicy
 from simulator.policies.scaling import ScalingPolicy
 from simulator.policies.scheduling import Rules, SchedulingPolicy
 from simulator.policies.speculation import MOST_DRAFTED, Drafts, SpeculationPolicy
+from simulator.policies.spilling import SpillingPolicy, Spills
 from simulator.policies.topology import Fabric, TopologyPolicy
 
 _MOST_OF_TIER = 1e18
@@ -442,3 +452,111 @@ def wire_cluster(policy: TopologyPolicy, cluster: ClusterSpec, num_ranks: int) -
 
     found: Fabric = ask(policy, "wire", cluster, num_ranks, explain=explain)
     return found
+
+
+def rate_experts(policy: CachingPolicy, uses: ExpertUses) -> NDArray[np.float64]:
+    """Rate how much each expert is worth a slot, ``[L, E]``."""
+    found = ask(policy, "rate_experts", uses, explain=_explain_rates(uses.last_LE.shape))
+    return np.asarray(found, dtype=np.float64)
+
+
+def prepare_predictor(
+    policy: PrefetchingPolicy, earlier_LTK: NDArray[np.int16], num_experts: int
+) -> Predictor:
+    """Prepare a prefetching policy for a model."""
+    found: Predictor = ask(
+        policy, "prepare", earlier_LTK, num_experts, explain=has_method("predict")
+    )
+    return found
+
+
+def predict_experts(predictor: Predictor, used_LE: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Rate how likely each expert is needed, ``[L, E]``."""
+    found = ask(predictor, "predict", used_LE, explain=_explain_rates(used_LE.shape))
+    return np.asarray(found, dtype=np.float64)
+
+
+def _explain_rates(shape: tuple[int, ...]) -> Any:
+    def explain(found: Any) -> str:
+        fits = is_array(found, shape, whole=False) and bool(np.isfinite(found).all())
+        return "" if fits else f"finite numbers of shape {shape}"
+
+    return explain
+
+
+def reduce_experts(
+    policy: ReductionPolicy, load_E: NDArray[np.float64], pairs_EE: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Ask what becomes of each expert of one layer, ``[E]``."""
+
+    def explain(becomes_E: Any) -> str:
+        fits = is_array(becomes_E, load_E.shape, whole=True) and (
+            set(np.unique(becomes_E).tolist()) - {-1} == set(range(policy.num_experts))
+        )
+        wanted = f"numbers of shape {load_E.shape}, all of 0 to {policy.num_experts - 1} among them"
+        return "" if fits else f"{wanted}, or -1"
+
+    found: NDArray[np.int64] = ask(policy, "reduce", load_E, pairs_EE, explain=explain)
+    return found
+
+
+def prepare_replica_choice(policy: ReplicaChoicePolicy, copies: Copies) -> ReplicaChooser:
+    """Prepare the choice among the copies of one layer."""
+    found: ReplicaChooser = ask(policy, "prepare", copies, explain=has_method("choose"))
+    return found
+
+
+def choose_replicas(
+    chooser: ReplicaChooser,
+    ids_TK: NDArray[np.int64],
+    origins: Origins,
+) -> NDArray[np.int64]:
+    """Choose the slot of every token-expert pair, ``[T, K]``."""
+
+    def explain(slot_TK: Any) -> str:
+        fits = is_array(slot_TK, ids_TK.shape, whole=True) and bool(
+            ((slot_TK >= 0) == (ids_TK >= 0)).all()
+        )
+        return "" if fits else f"slots of shape {ids_TK.shape}, -1 exactly where an id is"
+
+    found: NDArray[np.int64] = ask(chooser, "choose", ids_TK, origins, explain=explain)
+    return found
+
+
+def spill_pairs(
+    policy: SpillingPolicy, pairs_P: NDArray[np.int64], rank_P: NDArray[np.int64], num_ranks: int
+) -> Spills:
+    """Choose what is spilled in one layer of a step."""
+
+    def explain(found: Any) -> str:
+        wanted = (
+            f"Spills of whole numbers: slots below {len(pairs_P)}, other ranks below {num_ranks} "
+            "than theirs, none twice for a slot, and no more pairs than a slot has"
+        )
+        return "" if _fits(found, pairs_P, rank_P, num_ranks) else wanted
+
+    found: Spills = ask(policy, "spill", pairs_P, rank_P, num_ranks, explain=explain)
+    return found
+
+
+def _fits(
+    found: Any, pairs_P: NDArray[np.int64], rank_P: NDArray[np.int64], num_ranks: int
+) -> bool:
+    """Whether spills keep what is promised of them."""
+    if not isinstance(found, Spills) or not is_array(found.slot_X, (None,), whole=True):
+        return False
+    slot_X, rank_X, pairs_X = found
+    if not all(is_array(one, slot_X.shape, whole=True) for one in (rank_X, pairs_X)):
+        return False
+    if not len(slot_X):
+        return True
+    if slot_X.min() < 0 or slot_X.max() >= len(pairs_P) or pairs_X.min() < 0:
+        return False
+    spilled_P = np.bincount(slot_X, weights=pairs_X, minlength=len(pairs_P))
+    return bool(
+        rank_X.min() >= 0
+        and rank_X.max() < num_ranks
+        and (rank_P[slot_X] != rank_X).all()
+        and len(set(zip(slot_X.tolist(), rank_X.tolist(), strict=True))) == len(slot_X)
+        and (spilled_P <= pairs_P).all()
+    )

@@ -1,8 +1,9 @@
-"""Heat maps over layers, experts and ranks."""
+"""Heat maps of load, and the imbalance that follows from it."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from simulator.report import style
+from simulator.report.style import Shown
 from simulator.results.formats import TIMES
+from simulator.results.shown_steps import shown_step
 
 MAX_FACTOR = 8.0
 """Loads beyond this factor of the mean take the last colour: one scale for all heat maps makes them
@@ -82,3 +85,90 @@ def _tick(size: int) -> int:
     while size > 9 * step:
         step *= 2
     return step
+
+
+SKEW = (
+    "The dotted line is what uniform routing gives by chance at as many tokens; the shade from "
+    "it up to the mean of the layers is the skew of the routing."
+)
+"""Caption of the line and the shade of :func:`add_imbalance`."""
+_SHADE = 0.22
+_HALF_WIDTH = 0.3
+"""Half the width of the mark of a single layer, in layers."""
+
+
+def draw_imbalance(shown: Shown, step: str, ratios: Mapping[str, pd.Series]) -> go.Figure:
+    """Curves of deployments over layers with their skew.
+
+    Args:
+        step: phase or kind of the step that is shown.
+        ratios: pairs of the busiest rank over the mean rank's, by deployment and layer.
+    """
+    label, line = style.labels(shown), style.lines(shown)
+    drawn = style.figure("MoE layer (index)", "Busiest over mean rank (ratio)", height=240)
+    for name, ratio in ratios.items():
+        uniform = shown_step(shown.run, name, step)["uniform_imbalance"]
+        add_imbalance(drawn, ratio, uniform, label[name], line[name])
+    drawn.update_yaxes(rangemode="tozero", nticks=6)
+    return drawn.update_xaxes(nticks=9)
+
+
+def add_imbalance(
+    drawn: go.Figure, ratio: pd.Series, uniform: dict[str, float], label: str, line: dict[str, Any]
+) -> None:
+    """Add a deployment's curve, the line that chance alone gives, and a shade for its skew.
+
+    Args:
+        ratio: pairs of the busiest rank over the mean rank's, by layer.
+        uniform: fields of :class:`~simulator.work.uniform_load.UniformImbalance`.
+        label: name of the deployment.
+        line: look of the deployment's curves.
+    """
+    layers, values = ratio.index.to_numpy(float), ratio.to_numpy(np.float64)
+    names = [f"layer {layer}" for layer in ratio.index]
+    if len(ratio) == 1:
+        layers = np.array([layers[0] - _HALF_WIDTH, layers[0] + _HALF_WIDTH])
+        values, names = np.repeat(values, 2), names * 2
+    chance = np.full(len(layers), uniform["mean"])
+    # Of the mean, since single layers scatter to both sides of what chance gives on average.
+    skewed = np.fmax(np.full(len(layers), np.nanmean(values)), chance)
+    hidden = {"name": label, "showlegend": False, "mode": "lines"}
+    drawn.add_scatter(
+        x=np.concatenate([layers, layers[::-1]]),
+        y=np.concatenate([chance, skewed]),
+        line={"width": 0, "color": line["color"]},
+        fill="toself",
+        fillcolor=style.fade_colour(line["color"], _SHADE),
+        hoverinfo="skip",
+        **hidden,
+    )
+    drawn.add_scatter(
+        x=layers,
+        y=chance,
+        line=line | {"dash": "dot", "width": 1.5},
+        hovertemplate=(
+            f"uniform routing: %{{y:.2f}}{TIMES}, in nine of ten batches "
+            f"{uniform['low']:.2f} to {uniform['high']:.2f}<extra>{label}</extra>"
+        ),
+        **hidden,
+    )
+    drawn.add_scatter(
+        x=layers,
+        y=values,
+        name=label,
+        line=line,
+        mode="lines",
+        customdata=[
+            [name, _excess(value - uniform["mean"])]
+            for name, value in zip(names, values.tolist(), strict=True)
+        ],
+        hovertemplate=(
+            f"%{{customdata[0]}}: %{{y:.2f}}{TIMES}, %{{customdata[1]}}<extra>{label}</extra>"
+        ),
+    )
+
+
+def _excess(skew: float) -> str:
+    """Distance of a layer from what chance gives, in words."""
+    side = "above" if skew >= 0 else "below"
+    return f"{abs(skew):.2f} {side} uniform routing"

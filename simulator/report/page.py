@@ -11,8 +11,7 @@ from simulator.report.deployment_tables import (
     list_metrics,
     split_at_rumours,
 )
-from simulator.report.figure_cards import FigureCards
-from simulator.report.gallery import load_figures
+from simulator.report.gallery import FigureCards, load_figures
 from simulator.report.rendering import render_page
 from simulator.results.explained import Explained
 from simulator.results.explanation_text import (

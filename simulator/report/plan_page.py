@@ -1,10 +1,15 @@
-"""The page of ``moesim plan``, drawn from the answer alone."""
+"""The page of ``moesim plan``."""
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import groupby
 from typing import Any, NamedTuple
 
+from simulator.report import marks, style
 from simulator.report.deployment_tables import (
     KINDS,
     describe_making,
@@ -12,20 +17,309 @@ from simulator.report.deployment_tables import (
     list_warnings,
     name_deployments,
 )
-from simulator.report.figure_cards import FigureCards
-from simulator.report.gallery import load_figures
+from simulator.report.gallery import FigureCards, load_figures
 from simulator.report.model_colours import colour_of, is_striped, model_of
-from simulator.report.plan_bands import band_text
-from simulator.report.plan_candidates import list_candidates
-from simulator.report.plan_handover import list_servers
-from simulator.report.plan_sensitivity import format_ends, list_figures
 from simulator.report.rendering import render_page
 from simulator.results import plan_text
-from simulator.results.answer import Answer
-from simulator.results.answer.parts import has_bands
+from simulator.results.answer import Answer, DeploymentRow
+from simulator.results.answer.certainty import FigureBand
+from simulator.results.answer.handover import Handover, ServingCommand
+from simulator.results.answer.parts import Band, has_bands, make_band
 from simulator.results.formats import TIMES, number, percent
-from simulator.results.plan_sentences.failures import share_of_time
-from simulator.results.plan_sentences.traffic import explain_traffic, warn_of_short_traffic
+from simulator.results.plan_sentences import explain_traffic, share_of_time, warn_of_short_traffic
+from simulator.results.plan_text import (
+    amount,
+    chance,
+    kind_of,
+    share,
+    target_short,
+    target_text,
+    value_text,
+)
+
+_BEYOND = 1000.0
+"""Times its value at which a whisker without an end stops: far off any plot."""
+
+
+def band_text(found: Band | None, text: Callable[[float], str]) -> str:
+    """A band in words, a unit that both ends have said once; empty where there is none, or where
+    both ends read the same.
+
+    >>> band_text(Band(1.0, 2.0), lambda value: f"{value:g} ms")
+    '1 to 2 ms'
+    >>> band_text(Band(1.0, 1.0), str), band_text(None, str)
+    ('', '')
+    >>> band_text(Band(1.0, math.inf), str), band_text(Band(0.0, 2.0), str)
+    ('1.0 or more', '0.0 to 2.0')
+    """
+    if found is None:
+        return ""
+    if math.isinf(found.high):
+        return f"{text(found.low)} or more"
+    if text(found.low) == text(found.high):
+        return ""
+    (low, *unit), (high, *other) = text(found.low).split(" ", 1), text(found.high).split(" ", 1)
+    return " ".join(
+        [low, "to", high, *other] if unit == other else [low, *unit, "to", high, *other]
+    )
+
+
+def whiskers(values: Sequence[float], bands: Sequence[Band | None], colour: str) -> dict[str, Any]:
+    """Error bars of a trace: ``error_x`` or ``error_y``; empty where no point has a band.
+
+    Args:
+        values: where the points lie on that axis.
+        bands: the bands of these; a figure outside its band gets a whisker on one side only.
+    """
+    if not any(found and found.is_wide for found in bands):
+        return {}
+    ends = [
+        (found.low, min(found.high, _BEYOND * value)) if found else (value, value)
+        for value, found in zip(values, bands, strict=True)
+    ]
+    return marks.whiskers(values, *zip(*ends, strict=True), color=colour, thickness=1.5, width=4)
+
+
+def list_figures(answer: Answer) -> list[list[str]]:
+    """A row a figure of the recommended deployment: its name, its value and its band; none where
+    confidence was not worked out.
+    """
+    figures = {} if answer.confidence is None else answer.confidence.figures
+    return [_figure(answer, name, one) for name, one in figures.items()]
+
+
+def _figure(answer: Answer, name: str, found: FigureBand) -> list[str]:
+    """A figure of the recommended deployment with its band: that of its row, where the row has
+    one.
+    """
+    text = partial(value_text, name)
+    value: float | None = found.value
+    cases: Band | None = found.band
+    row = answer.recommended
+    if row is not None and row.band_of(name) is not None:
+        value, cases = row.measured_value(name), row.band_of(name)
+    value = found.value if value is None else value
+    return [target_text(name), text(value), band_text(cases, text) or text(value)]
+
+
+def format_ends(low: float | None, high: float | None, text: Callable[[float], str]) -> str:
+    """The ends of a band in words; empty without any, and a cluster that is not to be had where the
+    band has no high end.
+    """
+    if low is None:
+        return ""
+    if high is None:
+        return f"{text(low)} to no cluster within the limits"
+    return band_text(make_band(low, high), text) or text(low)
+
+
+MOST_RUNNERS_UP = 8
+_MISSED = "Models that miss a target, as large as the limits allow"
+
+
+class Column(NamedTuple):
+    """A column of the table."""
+
+    figure: str
+    """Name of the row's figure that it shows."""
+    text: str
+    """Title of the column."""
+    hint: str
+    """Text below the title."""
+    brief: str
+    """Title above each cell, where a phone shows no header."""
+    write: Callable[[float], str]
+
+
+class Candidate(NamedTuple):
+    """A row of the table."""
+
+    row: DeploymentRow
+    swatch: str
+    what: str
+    why: str
+    """The target that it misses; empty where it meets all."""
+
+
+class CandidatesTable(NamedTuple):
+    """The candidates by the heading that they stand under."""
+
+    columns: list[Column]
+    groups: dict[str, list[Candidate]]
+    is_banded: bool
+    has_estimates: bool
+
+
+def list_candidates(answer: Answer) -> CandidatesTable | None:
+    """The recommended deployment, the runners-up and the best of each other model, or what comes
+    nearest; None where there is none.
+    """
+    found = {title: [_view(answer, row) for row in rows] for title, rows in groups(answer)}
+    estimates = any(one.row.is_estimated for rows in found.values() for one in rows)
+    nearest = None if answer.why_not is None else answer.why_not.row
+    found[_MISSED] = [
+        _view(answer, why.row, why.text)
+        for why in answer.why_not_models.values()
+        if why.row and not (nearest and _is_same(why.row, nearest))
+    ]
+    found = {title: rows for title, rows in found.items() if rows}
+    if not found:
+        return None
+    every = [candidate.row for rows in found.values() for candidate in rows]
+    return CandidatesTable(_columns(answer, every), found, _is_banded(answer), estimates)
+
+
+def groups(
+    answer: Answer, most: int = MOST_RUNNERS_UP
+) -> Iterator[tuple[str, Sequence[DeploymentRow]]]:
+    """Headings and what is shown of the candidates below; no deployment twice. Where none meets
+    the targets, what comes nearest.
+    """
+    if answer.recommended is not None:
+        yield "Recommended", [answer.recommended]
+    others = answer.other_models()
+    named = {row.deployment for row in others}
+    behind = [row for row in runners_up(answer) if row.deployment not in named][:most]
+    if behind:
+        yield "Runners-up", behind
+    if others:
+        yield "Best of the other models", others
+    nearest = None if answer.why_not is None else answer.why_not.row
+    if nearest is not None and not (answer.recommended or behind or others):
+        yield "Nearest, as large as the limits allow", [nearest]
+
+
+def runners_up(answer: Answer) -> list[DeploymentRow]:
+    """The candidates behind the recommended one; of several that differ in the step's budget only,
+    the best.
+    """
+    best = answer.recommended and answer.recommended.deployment
+    found: dict[str, DeploymentRow] = {}
+    for row in answer.candidates:
+        if row.deployment != best:
+            found.setdefault(row.deployment, row)
+    return list(found.values())
+
+
+def _is_same(one: DeploymentRow, other: DeploymentRow) -> bool:
+    """Whether two rows are of one deployment: two models may have deployments of one text."""
+    return (one.model, one.deployment) == (other.model, other.deployment)
+
+
+def _view(answer: Answer, row: DeploymentRow, why: str = "") -> Candidate:
+    swatch = style.swatch(colour_of(answer, row), is_striped(row))
+    budget = f", {row.token_budget:,} tokens a step" if row.token_budget else ""
+    return Candidate(row, swatch, kind_of(row) + budget, why)
+
+
+def _columns(answer: Answer, shown: list[DeploymentRow]) -> list[Column]:
+    """Columns of what the rows have to show."""
+    currency = answer.currency
+    power = ", with power" if any(row.cost_power_per_hour for row in shown) else ""
+    out, every = (f"cost_per_million_{kind}" for kind in ("output_tokens", "tokens"))
+    columns = [
+        Column("cost_per_hour", "Cost per hour", currency + power, f"{currency}/hour", amount),
+        Column(out, "Per 1M tokens out", currency, f"{currency}/1M out", amount),
+        Column(every, "Per 1M tokens", f"{currency}, with prompts", f"{currency}/1M all", amount),
+        Column("gpus", "GPUs", "", "GPUs", lambda count: f"{count:,.0f}"),
+    ]
+    for name, limit in answer.targets.items():
+        text, short = partial(value_text, name), target_short(name)
+        columns.append(Column(name, short, f"limit {text(limit)}", short, text))
+    columns.append(Column("worst_ratio", "Tightest", "of its limit", "tightest", share))
+    if any(row.is_best_probability is not None for row in shown):
+        probable = "is_best_probability"
+        columns.append(
+            Column(probable, "Chance", "of being the cheapest", "chance cheapest", chance)
+        )
+    if any(row.cost_joules_per_output_token for row in shown):
+        text = partial(number, keep_zeros=True)
+        joules = "cost_joules_per_output_token"
+        columns.append(Column(joules, "Energy", "J per token out", "J/token out", text))
+    if any(row.quality is not None for row in shown):
+        columns.append(Column("quality", "Quality", "as stated", "quality", number))
+    return columns
+
+
+def _is_banded(answer: Answer) -> bool:
+    """Whether any figure of the table has a band."""
+    sure = answer.confidence
+    return has_bands([row for _, rows in groups(answer) for row in rows]) or (
+        sure is not None and band_text(sure.needed_cost_band, amount) != ""
+    )
+
+
+_WIDEST = 76
+"""Letters of a command's line; a longer one goes on below."""
+_FLAGS = re.compile(r"""(?:(?! --)(?:'[^']*(?:'|$)|"[^"]*(?:"|$)|.))+""")
+"""Pieces of a line, cut before each flag that stands outside quotes."""
+
+
+class Servers(NamedTuple):
+    """Commands that start the servers of a deployment."""
+
+    deployment: str
+    notes: list[str]
+    """Notes on what flags do not express."""
+    sources: list[str]
+    """Releases and pages that flags were read from."""
+    commands: list[list[tuple[str, str]]]
+    """Names and texts of commands, those together that differ in numbers only: the servers of one
+    kind."""
+
+
+def list_servers(found: Handover | None) -> list[Servers]:
+    """The commands that start the servers of each deployment."""
+    by_deployment: dict[str, list[ServingCommand]] = {}
+    for row in () if found is None else found.commands:
+        by_deployment.setdefault(row.deployment, []).append(row)
+    return [
+        Servers(
+            deployment,
+            list(dict.fromkeys(note for row in rows for note in row.not_expressed)),
+            list(dict.fromkeys(row.flags_read for row in rows if row.flags_read)),
+            [
+                [(row.name.removeprefix(f"{deployment}: "), by_flag(row.command)) for row in alike]
+                for _, alike in groupby((row for row in rows if row.command), _hide_numbers)
+            ],
+        )
+        for deployment, rows in by_deployment.items()
+    ]
+
+
+def _hide_numbers(row: ServingCommand) -> str:
+    return re.sub(r"[0-9]+(,[0-9]+)*", "0", row.command)
+
+
+def by_flag(command: str) -> str:
+    r"""A command with each flag of a long line on a line of its own, which a shell reads as the
+    same command.
+
+    Quoted text and here-documents stay as they are.
+
+    >>> parallel = "--tensor-parallel-size 8 --pipeline-parallel-size 2"
+    >>> print(by_flag(f"serve model --port 8000 --kv '{{a --b: 1}}' {parallel}"))
+    serve model \
+      --port 8000 \
+      --kv '{a --b: 1}' \
+      --tensor-parallel-size 8 \
+      --pipeline-parallel-size 2
+    """
+    lines, end = [], None
+    for line in command.split("\n"):
+        if end is not None:
+            end = None if line.strip() == end else end
+            lines.append(line)
+            continue
+        opened = re.search(r"<<-?\s*['\"]?(\w+)", line)
+        end = opened[1] if opened else None
+        lines.append(
+            line
+            if opened or len(line) <= _WIDEST or line.endswith("\\")
+            else " \\\n  ".join(_FLAGS.findall(line))
+        )
+    return "\n".join(lines)
+
 
 FIGURES = load_figures("report.plan_figures")
 """Figures in the order of the page; a file without one is refused before anything is run."""

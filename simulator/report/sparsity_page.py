@@ -9,10 +9,15 @@ from collections.abc import Iterator, Sequence
 import plotly.graph_objects as go
 
 from simulator.report import style
-from simulator.report.figure_cards import Card, FigureCards
+from simulator.report.gallery import Card, FigureCards
 from simulator.report.rendering import render_page
-from simulator.results.sparsity import PublishedPoint, SparsityResults, SpeedCurve
-from simulator.results.sparsity_text import list_findings, tell_headline
+from simulator.results.sparsity import (
+    PublishedPoint,
+    SparsityResults,
+    SpeedCurve,
+    list_findings,
+    tell_headline,
+)
 
 _SPARSITY = "Share of the weights that are gone"
 _BYTES = "Bytes over those of the whole matrix"

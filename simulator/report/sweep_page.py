@@ -18,7 +18,7 @@ from simulator.report.deployment_tables import (
     name_deployments,
     split_at_rumours,
 )
-from simulator.report.figure_cards import FigureCards, pair_up
+from simulator.report.gallery import FigureCards, pair_up
 from simulator.report.marks import log_axis, whiskers
 from simulator.report.rendering import render_page
 from simulator.results.availability import list_told
@@ -31,8 +31,7 @@ from simulator.results.formats import (
     time_ticks,
 )
 from simulator.results.metrics import METRICS
-from simulator.results.sweep import Sweep, measure_spread
-from simulator.results.sweep_text import setting_text, tell_sweep, value_text
+from simulator.results.sweep import Sweep, measure_spread, setting_text, tell_sweep, value_text
 
 _FIGURES = (
     *KEY_METRICS,

@@ -29,11 +29,10 @@ import pandas as pd
 
 from simulator.base.reading import load_file
 from simulator.base.spreadsheet import restore_texts
-from simulator.results.chrome_trace import chrome_trace
 from simulator.results.folder import check_writable, replace_folder, write_files
 from simulator.results.phases import STEP_PHASES
 from simulator.results.run_file import read_run, refuse_damaged
-from simulator.results.shown_steps import shown_step
+from simulator.results.shown_steps import chrome_trace, shown_step
 from simulator.results.tables import ExpertsMoved, ReplicasChanged
 from simulator.work.uniform_load import UniformImbalance
 

@@ -1,27 +1,11 @@
-"""Results folder of a run: written whole or not at all, and read back by the report.
-
-| file | holds |
-|---|---|
-| ``run.json`` | resolved scenario, seed, versions, source revision, wall time, verdict, and per
-deployment its facts and the steps that ranks, traffic and spans are of |
-| ``requests.parquet``, ``steps.parquet``, ``ranks.parquet``, ``experts.parquet``,
-``traffic.parquet``, ``spans.parquet``, ``moves.parquet`` | :mod:`simulator.results.tables`, all
-deployments in one table each |
-| ``summary.csv`` | :mod:`simulator.results.metrics`, a row a deployment |
-| ``classes.csv`` | :func:`simulator.results.metrics.summarise_classes`, a row a deployment and
-priority, where requests differ in that |
-| ``kv_tiers.csv`` | :data:`simulator.results.tables.TIER_COLUMNS`, a row a deployment and tier of
-the KV cache, where there are several |
-| ``token_time.csv`` | :mod:`simulator.results.token_time`, a row a deployment and kind of step |
-| ``timeline.json`` | the spans in Chrome's trace format; opens in Perfetto |
-| ``report.html`` | the report |
-"""
+"""Results folder of a run: written whole or not at all, and read back by the report."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -30,20 +14,72 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 
-from simulator.base.columns import Columns, read_whole
+from simulator.base.columns import Columns, ParquetParts, StoredColumns, list_frames, read_whole
 from simulator.base.errors import UserError
 from simulator.base.partial import hold_partial, new_path, refuse_dangling, replace_whole
-from simulator.base.reading import load_file
+from simulator.base.reading import load_file, open_file
 from simulator.base.spreadsheet import restore_texts, write_csv
 from simulator.config.workload import SLO
-from simulator.results.chrome_trace import chrome_trace
 from simulator.results.columns_text import describe_columns
-from simulator.results.long_tables import read_long, write_long
 from simulator.results.metrics import select_judged, summarise_classes
 from simulator.results.run_file import find_writer, read_run, refuse_damaged, write_run
-from simulator.results.shown_steps import step_text
+from simulator.results.shown_steps import chrome_trace, step_text
 from simulator.results.tables import TIER_COLUMNS, DeploymentRecord
 from simulator.results.token_time import make_token_time
+
+
+def write_long(tables: Mapping[str, Columns], path: Path) -> None:
+    """Write the tables of the deployments one after another.
+
+    Raises:
+        UserError: if they have different columns.
+    """
+    parts = ParquetParts(path)
+    written: list[str] = []
+    for deployment, columns in tables.items():
+        for frame in list_frames(columns):
+            names = frame.columns.tolist()
+            written = written or names
+            if other := sorted({*written} ^ {*names}):
+                raise UserError(
+                    f"{path.stem} of '{deployment}': only some deployments have a column "
+                    f"'{other[0]}'; add it to all of them, or to the table that frame() returns"
+                )
+            parts.add(frame, deployment=deployment)
+    parts.close()
+
+
+def read_long(path: Path, deployments: Sequence[str]) -> dict[str, Columns]:
+    """Read the table of each deployment: a data frame where all are short, otherwise columns in the
+    file.
+
+    Raises:
+        UserError: if it cannot be read.
+        ValueError: if it is damaged.
+    """
+    with open_file(path) as file:
+        metadata = importlib.import_module("pyarrow.parquet").read_metadata(file)
+    owners = [_find_owner(metadata.row_group(place)) for place in range(metadata.num_row_groups)]
+    if len(owners) <= len(deployments) or set(owners) != set(deployments):
+        return _split(pd.read_parquet(load_file(path)), deployments)
+    return {
+        name: StoredColumns(
+            open_file(path), [place for place, owner in enumerate(owners) if owner == name]
+        )
+        for name in deployments
+    }
+
+
+def _find_owner(group: Any) -> str | None:
+    """Find the only deployment of a row group, as far as its statistics say."""
+    found = group.column(0).statistics
+    return found.min if found is not None and found.min == found.max else None
+
+
+def _split(table: pd.DataFrame, deployments: Sequence[str]) -> dict[str, Columns]:
+    owner = table.pop("deployment")
+    return {name: table[owner == name].reset_index(drop=True) for name in deployments}
+
 
 Content: TypeAlias = str | pd.DataFrame | Mapping[str, Columns]
 """Content of a file of results: a text, a table, or long tables by deployment."""

@@ -1,31 +1,37 @@
-"""Results of training scenarios: a row of metrics for each deployment, and the timeline of a step.
-
-| file | holds |
-|---|---|
-| ``run.json`` | resolved scenario, seed, versions, verdict, and facts of each deployment |
-| ``summary.csv`` | :data:`METRICS`, a row a deployment |
-| ``spans.parquet`` | what each stage does in a step |
-| ``timeline.json`` | these spans in Chrome's trace format; opens in Perfetto |
-| ``report.html`` | the report |
-"""
+"""A training: its results, its folder, sentences on it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from simulator.base.errors import UserError
 from simulator.base.reading import load_file
 from simulator.base.spreadsheet import restore_texts
-from simulator.results.chrome_trace import chrome_trace
 from simulator.results.folder import Content, check_writable, replace_folder, write_files
+from simulator.results.formats import (
+    TIMES,
+    UNDEFINED,
+    count,
+    num_bytes,
+    number,
+    parameters,
+    percent,
+    seconds,
+)
+from simulator.results.formats import (
+    seconds as write_seconds,
+)
 from simulator.results.run_file import read_run, refuse_damaged
+from simulator.results.shown_steps import chrome_trace
 
 PARTS = (
     "attention",
@@ -145,3 +151,264 @@ def read_training(folder: Path) -> TrainingResults:
         )
         spans = pd.read_parquet(load_file(folder / "spans.parquet"))
     return TrainingResults(run, restore_texts(table), spans)
+
+
+STEP_PARTS = (
+    "attention",
+    "dense",
+    "experts",
+    "dispatch",
+    "combine",
+    "wait",
+    "gradients",
+    "optimizer",
+)
+"""Parts of a step that ran for real, which add up to it: as those of
+:data:`simulator.results.training.PARTS`, where sums of gradients are not hidden and there is one
+stage."""
+_SPREAD = (10, 90)
+"""Percentiles of measured steps that a spread is between."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Trainings of several deployments."""
+
+    run: dict[str, Any]
+    """Facts as ``run.json`` has them; those of each deployment in ``deployments``: ``num_ranks``,
+    ``layout``, ``loss`` (nats a token, of each step), ``gradient_error``, ``exchanges`` (of a step
+    and MoE layer), ``micro_batches``, ``others_share``."""
+    steps: pd.DataFrame
+    """Columns ``deployment``, ``source`` (``measured`` or ``simulated``), ``step``, ``step_s``, and
+    the seconds of each of :data:`STEP_PARTS`, mean over ranks."""
+
+    @property
+    def deployments(self) -> list[str]:
+        """Names of the deployments, in the scenario's order."""
+        return list(dict.fromkeys(self.steps["deployment"]))
+
+    def find_steps(self, name: str, source: str) -> pd.DataFrame:
+        """Find the steps of a deployment, ``measured`` or ``simulated``."""
+        own = self.steps["deployment"] == name
+        return self.steps[own & (self.steps["source"] == source)]
+
+    def find_ratio(self, name: str) -> tuple[float, float, float]:
+        """Median of the measured steps' times over the simulated one, and the 10th and 90th
+        percentile.
+        """
+        simulated_s = float(self.find_steps(name, "simulated")["step_s"].iloc[0])
+        ratios = self.find_steps(name, "measured")["step_s"].to_numpy(float) / simulated_s
+        low, high = np.percentile(ratios, _SPREAD)
+        return float(np.median(ratios)), float(low), float(high)
+
+    def list_findings(self) -> list[str]:
+        """State what was found of each deployment, a sentence or two."""
+        return list(self._yield_findings())
+
+    def _yield_findings(self) -> Iterator[str]:
+        for name in self.deployments:
+            facts = self.run["deployments"][name]
+            measured_s = float(self.find_steps(name, "measured")["step_s"].median())
+            simulated_s = float(self.find_steps(name, "simulated")["step_s"].iloc[0])
+            ratio, low, high = self.find_ratio(name)
+            exchanges = (
+                f", {facts['exchanges']} exchanges a MoE layer and micro-batch"
+                if facts["exchanges"]
+                else ""
+            )
+            yield (
+                f"{name}: a step on {count(facts['num_ranks'], 'rank')} ({facts['layout']}) took "
+                f"{write_seconds(measured_s)} where {write_seconds(simulated_s)} is simulated, "
+                f"{ratio:.2f} times as long ({low:.2f} to {high:.2f} for four steps in five)"
+                f"{exchanges}; gradients of all weights equal one process's to "
+                f"{facts['gradient_error']:.0e}."
+            )
+
+
+def write_trained(trained: Trained, folder: Path) -> None:
+    """Write the folder under a temporary name and rename it when it is whole.
+
+    Raises:
+        UserError: if ``folder`` exists and is not a results folder, or cannot be written.
+    """
+    check_writable(folder)
+    replace_folder(folder, partial(write_files, trained.run, {"steps.csv": trained.steps}))
+
+
+_ADJACENT = 0.02
+"""Relative difference below which two rates are called alike."""
+_CAUSES = {
+    "bubble": "waits for other pipeline stages",
+    "wait": "waits for the ranks with the busiest experts",
+    "dispatch": "sends tokens to experts",
+    "combine": "gets experts' outputs back",
+    "collective": "exchanges activations between tensor- and context-parallel ranks",
+    "gradients": "adds up gradients",
+    "optimizer": "updates weights",
+}
+"""Parts of a step that do not compute the model, as a sentence says them."""
+_LEAST_CAUSE = 0.03
+"""Smallest share of a step that a reason names."""
+
+
+def write_metric(name: str, value: float, currency: str) -> str:
+    """Write a metric with its unit.
+
+    >>> write_metric("flops_per_s_per_gpu", 4.24e14, ""), write_metric("mfu", 0.4284, "")
+    ('424 TFLOP/s', '42.8 %')
+    """
+    if not math.isfinite(value):
+        return "never" if value > 0 else UNDEFINED
+    unit = METRICS[name].unit
+    if unit == "FLOP/s":
+        return f"{number(value / 1e12)} TFLOP/s"
+    if unit == "ratio":
+        return f"{number(100 * value)} %"
+    if unit == "s":
+        return seconds(value)
+    if unit == "x":
+        return f"{value:.2f}{TIMES}"
+    if unit == "B":
+        return num_bytes(value)
+    if name == "tokens":
+        return parameters(value)
+    if unit == "h":
+        return f"{number(value)} h"
+    return f"{number(value)} {currency if unit == 'currency' else unit}".rstrip()
+
+
+_RATES = ("tokens_per_s_per_gpu", "tokens_per_s", "flops_per_s_per_gpu", "mfu")
+"""Metrics that fall as a step takes longer."""
+_DURATIONS = ("step_s", "days", "gpu_hours", "cost")
+
+
+def write_band(name: str, value: float, facts: Mapping[str, Any]) -> str:
+    """Write the ends of a metric's 80 % band; empty for one without.
+
+    >>> write_band("step_s", 2.0, {"band": [0.9, 1.25], "currency": "USD"})
+    '1.8 s to 2.5 s'
+    """
+    low, high = facts["band"]
+    if not math.isfinite(value) or name not in _RATES + _DURATIONS:
+        return ""
+    ends = (value / high, value / low) if name in _RATES else (value * low, value * high)
+    return " to ".join(write_metric(name, end, facts["currency"]) for end in ends)
+
+
+def tell_training(
+    summary: pd.DataFrame, deployments: Mapping[str, Mapping[str, Any]]
+) -> tuple[str, list[str]]:
+    """Tell a headline, and reasons: what each deployment needs in all, and what its step is spent
+    on besides computing.
+    """
+    rows = {str(row["deployment"]): row for row in summary.to_dict("records")}
+    rates = {name: float(row["tokens_per_s_per_gpu"]) for name, row in rows.items()}
+    is_to_loss = any("loss" in facts for facts in deployments.values())
+    headline = _tell_best_to_loss(rows, deployments) if is_to_loss else _tell_headline(rates)
+    return headline, [
+        *_tell_quality(rows, deployments),
+        *_tell_whole(rows, deployments),
+        *(_tell_step(name, deployments[name]) for name in rows),
+    ]
+
+
+def _tell_headline(rates: Mapping[str, float]) -> str:
+    best, *others = sorted(rates, key=lambda name: -rates[name])
+    if not others:
+        return f"{best} trains {number(rates[best])} tokens/s on each GPU."
+    if rates[best] < rates[others[0]] * (1 + _ADJACENT):
+        return (
+            f"{best} and {others[0]} train about equally many tokens/s on each GPU "
+            f"({number(rates[best])})."
+        )
+    ratios = " and ".join(
+        f"{rates[best] / rates[name]:.2f}{TIMES} those of {name}" for name in others
+    )
+    return f"{best} trains most tokens/s on each GPU: {number(rates[best])}, {ratios}."
+
+
+def _tell_best_to_loss(
+    rows: Mapping[str, Mapping[Any, Any]], deployments: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """Tell which deployment needs the fewest GPU-hours to the loss."""
+    hours = {name: float(row["gpu_hours"]) for name, row in rows.items()}
+    best, *others = sorted(hours, key=lambda name: hours[name])
+    told = [
+        f"{hours[name] / hours[best]:.2f}{TIMES} as many for {name}"
+        if math.isfinite(hours[name])
+        else f"{name} never gets there"
+        for name in others
+    ]
+    behind = f": {', '.join(told)}" if told else ""
+    loss = next(facts["loss"] for facts in deployments.values())
+    fewest = number(hours[best])
+    return f"{best} reaches a loss of {loss:.3f} in the fewest GPU-hours, {fewest}{behind}."
+
+
+def _tell_quality(
+    rows: Mapping[str, Mapping[Any, Any]], deployments: Mapping[str, Mapping[str, Any]]
+) -> Iterator[str]:
+    """Tell the tokens that each deployment needs to the same loss, and how far laws differ."""
+    for name, row in rows.items():
+        facts, tokens = deployments[name], float(row["tokens"])
+        if "loss" not in facts:
+            continue
+        found = [math.inf if one is None else one for one in facts["tokens_by_law"].values()]
+        spread = ""
+        if len(set(found)) > 1:
+            low, high = min(found), max(found)
+            ends = [parameters(one) if math.isfinite(one) else "never" for one in (low, high)]
+            if ends[0] != ends[1]:
+                spread = f"; {len(found)} laws say {ends[0]} to {ends[1]}"
+        if math.isfinite(tokens):
+            yield (
+                f"{name} has a loss of {facts['loss']:.3f} after {parameters(tokens)} tokens"
+                f"{spread}."
+            )
+        else:
+            yield f"{name} never has a loss of {facts['loss']:.3f}{spread}."
+
+
+def _tell_whole(
+    rows: Mapping[str, Mapping[Any, Any]], deployments: Mapping[str, Mapping[str, Any]]
+) -> Iterator[str]:
+    """Tell days and cost, where the number of tokens is known."""
+    for name, row in rows.items():
+        facts, days = deployments[name], float(row["days"])
+        if not math.isfinite(days):
+            continue
+        cost = write_metric("cost", float(row["cost"]), facts["currency"])
+        paid = "" if cost == UNDEFINED else f" for {cost}"
+        band = write_band("days", days, facts)
+        if facts.get("later_steps"):
+            yield _tell_later(name, facts)
+        yield (
+            f"{name} takes {number(days)} days ({band}) on {facts['num_gpus']:,} GPUs{paid}, "
+            f"{percent(facts['uptime'])} of the time training."
+        )
+
+
+def _tell_later(name: str, facts: Mapping[str, Any]) -> str:
+    """Tell how the steps of a deployment change in the course of the training; what else is said
+    of its steps is of the first ones.
+    """
+    told = [
+        f"{seconds(one['step_s'])} after {parameters(one['after_tokens'])} tokens"
+        for one in facts["later_steps"]
+    ]
+    return f"A step of {name} takes {' and '.join(told)}; rates and parts are of the first ones."
+
+
+def _tell_step(name: str, facts: Mapping[str, Any]) -> str:
+    """Tell where a step's time goes besides the model's computation, the largest part first."""
+    parts: dict[str, float] = facts["parts_s"]
+    total = sum(parts.values())
+    computed = sum(parts[part] for part in ("attention", "dense", "experts")) / total
+    causes = sorted(_CAUSES, key=lambda part: -parts[part])
+    told = [
+        f"{percent(parts[part] / total)} {_CAUSES[part]}"
+        for part in causes
+        if parts[part] > _LEAST_CAUSE * total
+    ]
+    more = f"; {', '.join(told)}" if told else ""
+    return f"A GPU of {name} computes for {percent(computed)} of a step{more}."

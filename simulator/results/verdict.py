@@ -13,13 +13,9 @@ import pandas as pd
 
 from simulator.base.columns import Columns, Picked
 from simulator.cost.engine_time import BEYOND_S, MEASURED_SEQUENCES
-from simulator.results.changes_text import tell_changes, tell_recomputation, tell_room_wait
 from simulator.results.folder import Results
 from simulator.results.formats import count, parameters, percent, seconds_text
-from simulator.results.overflow_text import tell_drops
 from simulator.results.phases import STEP_PHASES
-from simulator.results.queues_text import tell_queue, tell_refusals
-from simulator.results.rebalances_text import tell_rebalances
 from simulator.results.run_bands_text import (
     SURE,
     chance_of,
@@ -28,7 +24,17 @@ from simulator.results.run_bands_text import (
     tell_chance,
     tell_undetermined,
 )
-from simulator.results.scaling_text import tell_gpus, tell_scaling
+from simulator.results.run_sentences import (
+    tell_changes,
+    tell_drops,
+    tell_gpus,
+    tell_queue,
+    tell_rebalances,
+    tell_recomputation,
+    tell_refusals,
+    tell_room_wait,
+    tell_scaling,
+)
 from simulator.results.tables import TURNED_AWAY
 from simulator.results.why import PHASE_WORDS, SAME, explain
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from simulator.config.ffns.moe import MoE
-from simulator.config.pruning import choose_experts
+from simulator.config.sparsity import choose_experts
 from simulator.policies.contracts import list_rows
 from simulator.runtime.exchange import ExpertMap, Packer
 from simulator.runtime.job import TORCH_DTYPES, Job, Step

@@ -11,8 +11,8 @@ from simulator.base.errors import LostError
 from simulator.policies.placement import Placed
 from simulator.runtime.faults import Fault, RanksLostError
 from simulator.runtime.job import Job, Step
+from simulator.runtime.load import Patience
 from simulator.runtime.moving import Received
-from simulator.runtime.patience import Patience
 from simulator.runtime.shard import Shard, ShardStep, threads_per_rank
 from simulator.runtime.transport import PeerLostError
 from simulator.runtime.transport.in_process import InProcess, InProcessTransport

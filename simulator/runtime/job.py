@@ -16,7 +16,7 @@ from simulator.base.errors import UserError
 from simulator.config.dtypes import COMPUTED_HERE
 from simulator.config.ffns.moe import MoE
 from simulator.config.model import ModelSpec
-from simulator.config.pruning import Pruning, choose_experts
+from simulator.config.sparsity import Pruning, choose_experts
 from simulator.deployment.expert_plan import POOL_TOKENS
 from simulator.deployment.offload_plan import OffloadPlan
 from simulator.deployment.placement import Placement

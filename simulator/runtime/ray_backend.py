@@ -18,9 +18,9 @@ from simulator.config.execution import ExecutionSpec, FaultSpec
 from simulator.policies.placement import Placed
 from simulator.runtime.faults import Fault, RanksLostError, ShardsLostError, take_due
 from simulator.runtime.job import Job, Step
+from simulator.runtime.load import Patience
 from simulator.runtime.moving import Received
 from simulator.runtime.nodes import Nodes
-from simulator.runtime.patience import Patience
 from simulator.runtime.ray_actors import RankActors
 from simulator.runtime.ray_answers import collect_answers
 from simulator.runtime.shard import ShardStep

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.step.overlap import first_half
 from simulator.step.prices import Prices
-from simulator.step.two_batch import first_half
 
 Floats = NDArray[np.float64]
 

@@ -1,10 +1,8 @@
-"""Price of a step's routed experts and their exchanges: from ``topk_ids`` through placement and
-dispatch to seconds.
-"""
+"""Price of a step's routed experts and their exchanges, in a GPU's memory or below it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -14,10 +12,12 @@ from numpy.typing import NDArray
 
 from simulator.config.dtypes import BYTES_PER_ELEMENT, INPUT_BYTES
 from simulator.config.ffns.moe import MoE
-from simulator.config.pruning import choose_experts
+from simulator.config.sparsity import choose_experts
 from simulator.cost.comm import Exchange, Vectors
 from simulator.cost.compute import ComputeModel
+from simulator.cost.offload import ExpertSize, offloaded_s
 from simulator.deployment.expert_plan import ExpertPlan
+from simulator.deployment.offload_plan import OffloadPlan
 from simulator.deployment.placement import Placement
 from simulator.policies.contracts import count_copies
 from simulator.policies.dispatch import DispatchPolicy, find_kernel_input, policy_at
@@ -25,11 +25,60 @@ from simulator.policies.messages import Messages
 from simulator.policies.spilling import may_spill
 from simulator.policies.token_counts import count_arrivals, count_stays
 from simulator.step.expert_choices import ChoosingTokens
-from simulator.step.offload_prices import OffloadPrices
+from simulator.work.expert_cache import CacheUses
 from simulator.work.layout import shard
 from simulator.work.memory import expert_bytes
-from simulator.work.slots import SlotMap, SlotTable, spread_over_parts
-from simulator.work.spilled import spill_tokens
+from simulator.work.slots import SlotMap, SlotTable, spill_tokens, spread_over_parts
+
+
+class OffloadPrices:
+    """Prices of one placement's offloaded experts.
+
+    Which experts a step finds in the cache depends on the steps before it; a price is the mean over
+    the steps of a replay with as many tokens.
+    """
+
+    def __init__(
+        self, placement: Placement, offload: OffloadPlan, beside_s: Callable[[int], float]
+    ) -> None:
+        """Prepare prices.
+
+        Args:
+            beside_s: seconds of a layer's other kernels by number of tokens.
+        """
+        model = placement.model
+        assert model.moe is not None, "a dense model offloads nothing"
+        self._offload, self._beside_s = offload, beside_s
+        self._size = ExpertSize(
+            expert_bytes(model, placement.layout, placement.precision, placement.pruning),
+            2.0 * model.moe.num_expert_parameters(model.hidden_size),
+        )
+
+    def price_layers(
+        self, gpu_YR: NDArray[np.float64], num_tokens: int, layers: Sequence[int]
+    ) -> NDArray[np.float64]:
+        """Seconds ``[Y, R]`` of the experts of several layers.
+
+        Args:
+            gpu_YR: seconds with all experts in the GPU's memory.
+            layers: MoE layer of each row.
+        """
+        if num_tokens == 0:
+            return gpu_YR
+        uses, beside_s = self._offload.replay(num_tokens), self._beside_s(num_tokens)
+        return np.stack(
+            [
+                np.full_like(gpu_R, self._price_layer(uses, float(gpu_R[0]), beside_s, layer))
+                for gpu_R, layer in zip(gpu_YR, layers, strict=True)
+            ]
+        )
+
+    def _price_layer(self, uses: CacheUses, gpu_s: float, beside_s: float, layer: int) -> float:
+        # The layer itself behind the one before it, during which experts are fetched ahead.
+        pair = CacheUses(*(one[:, [layer - 1, layer]] for one in uses))
+        seconds = offloaded_s(pair, gpu_s, beside_s, self._size, self._offload.rates)
+        return float(seconds[:, 1].mean())
+
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

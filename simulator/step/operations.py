@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.step.chunks import ChunkedLayer
 from simulator.step.expert_prices import ExpertStep
+from simulator.step.overlap import ChunkedLayer, interleave
 from simulator.step.pipelines import sends_s
 from simulator.step.prices import Prices
 from simulator.step.program import Batch, Busy, Operation, PricedBatch, PricedPart, Together
-from simulator.step.two_batch import interleave
 
 
 def step_operations(prices: Prices, batch: Batch, offset: int) -> list[Operation]:

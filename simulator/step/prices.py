@@ -20,18 +20,17 @@ from numpy.typing import NDArray
 from simulator.config.dtypes import BYTES_PER_ELEMENT
 from simulator.config.ffns import FFN
 from simulator.config.linear import Linear
-from simulator.config.pruning import choose_dense
+from simulator.config.sparsity import choose_dense
 from simulator.cost.comm import Exchange
 from simulator.cost.compute import Phase, Rates
 from simulator.cost.engine_time import sequences_s
-from simulator.cost.kernels.context import kernels_s
+from simulator.cost.kernels.attention import kernels_s
 from simulator.deployment.placement import Placement
-from simulator.step.expert_prices import ExpertPrices, ExpertStep
-from simulator.step.offload_prices import OffloadPrices
+from simulator.step.expert_prices import ExpertPrices, ExpertStep, OffloadPrices
+from simulator.step.overlap import halves
 from simulator.step.program import Batch, PricedBatch, PricedPart
 from simulator.step.read_bytes import count_layer_bytes, count_read_bytes
 from simulator.step.request_choices import RequestChoices
-from simulator.step.two_batch import halves
 from simulator.work.context import sums_by_rank
 from simulator.work.context_kernels import ContextKernel, context_kernels
 from simulator.work.layout import shard

@@ -1,11 +1,4 @@
-"""Operations of a training pass: one micro-batch through a chunk of layers, forward, or backward
-for the gradients of inputs, of weights, or of both.
-
-A backward matrix product is two products of the forward one's size, one for the gradient of its
-input and one for that of its weights, which is added to those of earlier micro-batches: the sums
-are read and written by the product itself (Megatron-LM's ``--gradient-accumulation-fusion``).
-Tokens' gradients travel to experts and back as tokens did, over the same links.
-"""
+"""Operations of a training pass, and the texts that its tokens are of."""
 
 from __future__ import annotations
 
@@ -24,14 +17,67 @@ from simulator.config.host import HostRates
 from simulator.config.mixers import Mixer
 from simulator.cost.comm import CommModel, Exchange
 from simulator.cost.compute.trained import TrainedModel
+from simulator.deployment.expert_plan import DrawnDomains
 from simulator.deployment.placement import Placement
 from simulator.deployment.training.plan import TrainingPlan
+from simulator.policies.overflow import may_drop
 from simulator.policies.pipelining import PassKind
+from simulator.step.expert_choices import RecordedTokens
 from simulator.step.expert_prices import ExpertStep
 from simulator.step.prices import Prices
 from simulator.step.program import Batch, Busy, Operation, Together
-from simulator.step.training_texts import draw_texts, find_kinds
+from simulator.step.request_choices import RequestChoices
 from simulator.work.trained import Chunk, Operands, Recompute, count_operands, count_weights
+from simulator.workload.traces import RequestTrace
+
+_MOST_TOKENS = 16_384
+"""Most tokens of a micro-batch that are looked up: one of each of so many equal stretches."""
+
+
+class SequenceTexts(RequestChoices):
+    """Recorded tokens that sequences take their experts from."""
+
+    def list_tokens(self, placement: Placement, batch: Batch) -> RecordedTokens:
+        """List the tokens of a micro-batch, or some that stand for all; all of them where some are
+        dropped, which each depends on the others for.
+
+        One is drawn from each stretch: evenly spaced ones would be the same few of the recorded
+        tokens, which long sequences repeat.
+        """
+        experts = placement.experts
+        assert experts is not None
+        recorded_T = self.find_tokens(batch)
+        if len(recorded_T) > _MOST_TOKENS and not may_drop(experts.overflow):
+            place_T = np.arange(_MOST_TOKENS) + placement.rng("places").random(_MOST_TOKENS)
+            recorded_T = recorded_T[(place_T * (len(recorded_T) / _MOST_TOKENS)).astype(np.int64)]
+        layout = placement.layout
+        return RecordedTokens(experts, layout, batch.tokens_d, self.recorded, recorded_T)
+
+
+def find_kinds(placement: Placement) -> DrawnDomains | None:
+    """Find the kinds of text that use experts of their own; ``None`` where all use the same."""
+    kinds = None if placement.experts is None else placement.experts.domains
+    return None if kinds is None or kinds.num_kinds == 1 else kinds
+
+
+def draw_texts(
+    placement: Placement, num_sequences: int, sequence_tokens: int
+) -> SequenceTexts | None:
+    """Draw the kind of text of each sequence; ``None`` where all use the same experts."""
+    kinds = find_kinds(placement)
+    if kinds is None:
+        return None
+    drawn = kinds.sequences
+    trace = RequestTrace(
+        arrival_s=np.zeros(num_sequences),
+        num_input=np.full(num_sequences, sequence_tokens, dtype=np.int64),
+        num_output=np.ones(num_sequences, dtype=np.int64),
+        provenance="sequences of a training",
+        domains=drawn.domains,
+        domain=placement.rng("kinds of text").integers(len(drawn.domains), size=num_sequences),
+    )
+    return SequenceTexts(drawn, trace, placement.rng("texts"))
+
 
 ATTENTION_RATIO = 2.5 * 648 / 561
 """Ratio of the seconds of attention's backward pass to those of its forward pass: it makes the

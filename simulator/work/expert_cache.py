@@ -11,11 +11,7 @@ from numpy.typing import NDArray
 
 from simulator.base.jit import jit
 from simulator.policies.caching import CachingPolicy, ExpertUses
-from simulator.policies.caching_contracts import (
-    predict_experts,
-    prepare_predictor,
-    rate_experts,
-)
+from simulator.policies.contracts import predict_experts, prepare_predictor, rate_experts
 from simulator.policies.prefetching import PrefetchingPolicy
 
 Bools = NDArray[np.bool_]

@@ -42,7 +42,7 @@ def draw_domains(
 
 def list_mixes(spec: DomainsSpec) -> list[DomainMix]:
     """List the mixes of a spec whose file, if it names one, has been read
-    (:mod:`simulator.workload.mixes_file`).
+    (:mod:`simulator.workload.reading`).
     """
     assert not isinstance(spec.mixes, str)
     return spec.mixes

@@ -1,4 +1,4 @@
-"""Requests that a run serves, from the ``[workload]`` table; and statistics that describe them."""
+"""Requests of a workload, from its generator or its trace."""
 
 from __future__ import annotations
 
@@ -25,10 +25,97 @@ from simulator.workload.bounds import check_bounds
 from simulator.workload.contracts import draw_arrivals, draw_lengths
 from simulator.workload.domains import draw_domains
 from simulator.workload.lengths import LengthDistribution
-from simulator.workload.mixes_file import read_mixes
-from simulator.workload.reading import read_trace
-from simulator.workload.thickening import thicken
+from simulator.workload.reading import read_mixes, read_trace
 from simulator.workload.traces import RequestTrace, take_requests
+
+_HOUR_S = 3600.0
+"""Seconds of an hour."""
+_MOST_HOURS = 24 * 366
+"""Most hours that are listed: a year; a longer trace has its times in another unit."""
+
+
+def describe_hours(trace: RequestTrace) -> dict[str, Any]:
+    """Count requests by hour and find the busiest hour, for people.
+
+    Keys: ``requests_by_hour``, one number for each hour from the first request on, the last of
+    which is not whole; ``busiest_hour``: ``{start_s, num_requests, rate_per_s}`` of the 3,600 s
+    from a request on that have the most. Empty without arrival times.
+    """
+    if not trace.has_arrivals or trace.concurrency is not None or not trace.num_requests:
+        return {}
+    since_s = trace.arrival_s - trace.arrival_s[0]
+    hours = np.arange(min(int(since_s[-1] // _HOUR_S) + 1, _MOST_HOURS) + 1)
+    by_hour = np.diff(np.searchsorted(since_s, hours * _HOUR_S))
+    counts = np.searchsorted(since_s, since_s + _HOUR_S) - np.arange(len(since_s))
+    first = int(np.argmax(counts))
+    lasts_s = min(_HOUR_S, float(since_s[-1]))
+    return {
+        "requests_by_hour": by_hour.tolist(),
+        "busiest_hour": {
+            "start_s": float(since_s[first]),
+            "num_requests": int(counts[first]),
+            "rate_per_s": float(counts[first] / lasts_s) if lasts_s else None,
+        },
+    }
+
+
+_NEIGHBOURS = 64
+"""Number of recorded requests around a moment that a request drawn for it may resemble: enough to
+mix lengths, and few minutes of any published trace."""
+
+
+def thicken(trace: RequestTrace, factor: float, rng: np.random.Generator) -> RequestTrace:
+    """Make a trace with ``factor`` times as many requests: the recorded ones, and ones drawn
+    between them.
+
+    Between any two recorded arrivals equally many are drawn on average, so that the rate grows
+    alike at any time. Each has the lengths of a recorded request near it in time; of its prefix
+    blocks it shares those that recorded requests share. A larger factor draws what a smaller one
+    draws, and more.
+
+    Args:
+        factor: at least 1.
+    """
+    recorded = trace.num_requests
+    added = round((factor - 1) * recorded)
+    if not added:
+        return trace
+    moment, choice = rng.random((added, 2)).T
+    place = moment * (recorded - 1)
+    drawn_s = np.interp(place, np.arange(recorded), trace.arrival_s)
+    near = min(_NEIGHBOURS, recorded)
+    first = np.clip(place.astype(np.int64) - near // 2, 0, recorded - near)
+    like = first + (choice * near).astype(np.int64)
+    arrival_s = np.concatenate([trace.arrival_s, drawn_s])
+    order = np.argsort(arrival_s, kind="stable")
+    source = np.concatenate([np.arange(recorded), like])[order]
+    taken = take_requests(trace, source)
+    note = (
+        f"thickened {factor:g} times: {added} of {added + recorded} requests are drawn from "
+        "recorded ones near in time"
+    )
+    return replace(
+        taken,
+        arrival_s=arrival_s[order],
+        prefix_ids=_own_prefixes(taken, order >= recorded),
+        notes=(*trace.notes, note),
+    )
+
+
+def _own_prefixes(taken: RequestTrace, is_drawn: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Renumber prefix blocks: a drawn request has blocks of its own where the one that it resembles
+    shares them with no other.
+    """
+    if not taken.prefix_block_tokens:
+        return taken.prefix_ids
+    ids = taken.prefix_ids.copy()
+    of_drawn = np.repeat(is_drawn, np.diff(taken.prefix_starts))
+    num_ids = int(ids.max(initial=-1)) + 1
+    uses = np.bincount(ids[~of_drawn], minlength=num_ids)
+    own = of_drawn & (uses[ids] == 1)
+    ids[own] = num_ids + np.arange(int(own.sum()))
+    return ids
+
 
 __all__ = [
     "asked_rate_per_s",

@@ -13,7 +13,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from simulator.report import style
-from simulator.report.figure_cards import Card, FigureCards, pair_up
+from simulator.report.gallery import Card, FigureCards, pair_up
 from tests.benchmarks.collect import title_of
 from tests.benchmarks.rows import Bench, tell_value
 

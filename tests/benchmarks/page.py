@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 
 from simulator.report import style
 from simulator.report.deployment_tables import describe_making
-from simulator.report.figure_cards import Card, FigureCards, pair_up
+from simulator.report.gallery import Card, FigureCards, pair_up
 from simulator.report.rendering import environment, render_page
 from simulator.results.formats import count, num_bytes, parameters, time_ticks
 from tests.benchmarks.collect import title_of

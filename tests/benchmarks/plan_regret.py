@@ -17,13 +17,12 @@ from typing import Any
 from simulator.config.capacity import Question
 from simulator.parallel.workers import sweep
 from simulator.planner.explore import Evaluation, Explorer
-from simulator.planner.requests import lasting, traffic_of
 from simulator.planner.ruled_out import Ruled
 from simulator.planner.screen import Candidate
 from simulator.planner.search import best_first, search
 from simulator.planner.space import Space
 from simulator.planner.store import Store
-from simulator.planner.traffic import Traffic
+from simulator.planner.traffic import Traffic, lasting, traffic_of
 
 SPACES: dict[str, dict[str, Any]] = {
     "small models": {

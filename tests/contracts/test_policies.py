@@ -16,27 +16,25 @@ from simulator.base.plugins import available, build
 from simulator.config.cluster import load_cluster
 from simulator.policies.balancing import Rule
 from simulator.policies.caching import ExpertUses
-from simulator.policies.caching_contracts import (
-    predict_experts,
-    prepare_predictor,
-    rate_experts,
-)
 from simulator.policies.contracts import (
     decide_placement,
     find_keys,
     find_tier,
     make_drafts,
+    predict_experts,
+    prepare_predictor,
     rank_waiting,
     ranks_again,
+    rate_experts,
 )
-from simulator.policies.failure_contracts import find_interruption, shrink_experts
 from simulator.policies.failures import Machines
+from simulator.policies.faults import find_overflow_fault
 from simulator.policies.messages import Messages
 from simulator.policies.order import Queued, Waiting
 from simulator.policies.overflow import RoutedTokens, may_drop
-from simulator.policies.overflow_faults import find_fault as find_overflow_fault
 from simulator.policies.rebalancing import ExpertLoad
 from simulator.policies.recovery import Loss, Requests
+from simulator.policies.replica_contracts import find_interruption, shrink_experts
 from simulator.policies.scaling import PoolLoad
 from tests.cases import cases
 

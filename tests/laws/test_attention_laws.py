@@ -12,7 +12,7 @@ from simulator.config.calibration import load_calibration
 from simulator.config.mixers.gqa import GroupedQueryAttention
 from simulator.config.mixers.mla import LatentAttention
 from simulator.cost.compute.roofline import Roofline
-from simulator.cost.kernels.context import NUM_SUMS, Rates, kernels_s, work_s
+from simulator.cost.kernels.attention import NUM_SUMS, Rates, kernels_s, work_s
 from simulator.work.context import NO_WINDOW, total_sums, uniform_sums
 from simulator.work.context_kernels import context_kernel
 

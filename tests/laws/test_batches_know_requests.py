@@ -9,7 +9,7 @@ import numpy as np
 
 from simulator.engine import by_ranks, timeline
 from simulator.engine.timeline import serve
-from simulator.step.two_batch import halves
+from simulator.step.overlap import halves
 from tests.cases import seeds
 from tests.laws.deployments import draw_deployment
 

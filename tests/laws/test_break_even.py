@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.config.dtypes import BYTES_PER_ELEMENT
-from simulator.config.pruning import Block, TwoFour, Unstructured
+from simulator.config.sparsity import Block, TwoFour, Unstructured
 from simulator.cost.break_even import (
     MOST_SPARSITY,
     Product,
@@ -16,7 +16,7 @@ from simulator.cost.break_even import (
     find_speed_up,
     make_pruning,
 )
-from simulator.work.sparse_storage import list_storage
+from simulator.work.sparsity import list_storage
 from tests.cases import cases
 from tests.laws.test_pruned_laws import BY_SPARSITY, model_of
 from tests.laws.test_sparse_formats import CODES

@@ -16,9 +16,9 @@ from simulator.planner.estimate import (
     measure_capacity,
 )
 from simulator.planner.evaluations import best_of_each
-from simulator.planner.judge import Served
+from simulator.planner.headroom import find_sizes
 from simulator.planner.samples import interpolate_gpus
-from simulator.planner.sizes import find_sizes
+from simulator.planner.screen import Served
 from simulator.planner.uncertainty.confidence import simulate_demand
 from tests.laws.tiny_question import answer, candidate, error, found, trials
 

@@ -9,8 +9,8 @@ from simulator.base.errors import UserError
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.law_file import load_law, measure_size
 from simulator.config.model import load_model
-from simulator.deployment.chosen_model import choose_model
-from simulator.work.decode_step import WHOLE, count_decode_step, release_precision
+from simulator.deployment.counterparts import choose_model
+from simulator.work.flops import WHOLE, count_decode_step, release_precision
 from simulator.work.memory import cache_size, weight_bytes
 from tests.cases import cases
 

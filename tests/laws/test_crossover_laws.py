@@ -12,18 +12,24 @@ from simulator.base.errors import UserError
 from simulator.base.frozen import validate
 from simulator.config.capacity import Crossover, Question
 from simulator.config.engine import find_hand_over
-from simulator.cost.kernels.context import kernels_s
+from simulator.cost.kernels.attention import kernels_s
 from simulator.planner.closed_form import Curve
-from simulator.planner.crossover import crossover
-from simulator.planner.judge import Judge, Rates, Served
-from simulator.planner.map_points import ALIKE, BEST, MEMORY, WEIGHTS, Place, compare_models
+from simulator.planner.crossover import (
+    ALIKE,
+    BEST,
+    MEMORY,
+    WEIGHTS,
+    Place,
+    compare_models,
+    crossover,
+)
 from simulator.planner.ruled_out import Ruled
-from simulator.planner.shapes import ReplicaShape
-from simulator.planner.space import Space
+from simulator.planner.screen import Judge, Rates, Served
+from simulator.planner.space import ReplicaShape, Space
 from simulator.planner.steady import Steady, make_fixed_traffic
 from simulator.report.plan_figures.crossover import _cell
 from simulator.results.answer.crossover import CrossoverMap, FullPoint, LoadPoint
-from simulator.results.plan_sentences.crossover import describe_flips
+from simulator.results.crossover_text import describe_flips
 from simulator.step.prices import Prices
 from simulator.work.context import total_sums
 from tests.cases import cases

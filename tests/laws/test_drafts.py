@@ -13,7 +13,7 @@ import pytest
 
 from simulator.base.errors import UserError
 from simulator.base.frozen import validate
-from simulator.commands.prepare import prepare_run
+from simulator.commands.deployments import prepare_run
 from simulator.config.capacity import Question
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.model import load_model
@@ -22,7 +22,7 @@ from simulator.engine.batching import count_kept_tokens, draw_uniform
 from simulator.engine.pool import PoolState, make_limits, start_requests
 from simulator.engine.timeline import run_plan, serve
 from simulator.planner.closed_form import Curve
-from simulator.planner.judge import Judge
+from simulator.planner.screen import Judge
 from simulator.planner.search import search
 from simulator.planner.store import Store
 from simulator.planner.traffic import Traffic, subset
@@ -445,7 +445,7 @@ def test_a_cache_without_room_for_the_longest_draft_is_refused_before_anything_r
     """What ``check`` accepts, ``run`` starts."""
     asked = []
     monkeypatch.setattr(
-        "simulator.commands.prepare.check_requests",
+        "simulator.commands.deployments.check_requests",
         lambda capacity, tokens, where: asked.append(tokens),
     )
     module = 'deployments.0.speculation={kind="module",tokens=3,accepted=0.7}'

@@ -25,7 +25,7 @@ from simulator.base.errors import UserError
 from simulator.base.frozen import validate
 from simulator.base.kinds import OneOf, PolicyOf, TableOf
 from simulator.base.plugins import available, find_class
-from simulator.commands.prepare import prepare_run
+from simulator.commands.deployments import prepare_run
 from simulator.commands.run import list_notes
 from simulator.commands.schema import FILES
 from simulator.commands.train import train
@@ -37,11 +37,11 @@ from simulator.deployment.facts import facts_of
 from simulator.engine import experts_table
 from simulator.engine.timeline import run_plan
 from simulator.planner.answer import make_answer
-from simulator.planner.requests import traffic_of
 from simulator.planner.screen import screen
 from simulator.planner.search import search
 from simulator.planner.space import Space
 from simulator.planner.store import Store
+from simulator.planner.traffic import traffic_of
 from simulator.planner.uncertainty.assessment import assess
 from simulator.planner.uncertainty.run_bands import StepTables, _estimate_error
 from simulator.results.metrics import summarise

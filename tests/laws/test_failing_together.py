@@ -11,15 +11,16 @@ from hypothesis import strategies as st
 
 from simulator.base.errors import UserError
 from simulator.base.plugins import build
-from simulator.config.failure_rates import FailureRates
+from simulator.config.failures import FailureRates
 from simulator.engine.timeline import serve
-from simulator.planner.failing_together import Failing, probability_at_most
 from simulator.planner.loss_probability import (
     MOST_SPARES,
+    Failing,
     count_spare_replicas,
+    probability_at_most,
     share_of_time_serving,
 )
-from simulator.results.scaling_text import list_held
+from simulator.results.run_sentences import list_held
 from tests.cases import cases
 from tests.parts import change_plan
 

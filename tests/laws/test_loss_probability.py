@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from simulator.config.capacity import Spare
-from simulator.config.failure_rates import FailureRates
+from simulator.config.failures import FailureRates
 from simulator.planner.loss_probability import share_of_time_within
 
 

@@ -20,10 +20,10 @@ from simulator.engine.experts_table import spread_tokens
 from simulator.engine.step_log import LOG_COLUMNS, NUM_COLUMNS, cut_row
 from simulator.engine.timeline import run_plan, serve
 from simulator.policies.contracts import admit_pairs
+from simulator.policies.faults import find_overflow_fault as find_fault
 from simulator.policies.overflow import RoutedTokens, take_choices
 from simulator.policies.overflow.capacity import Capacity
 from simulator.policies.overflow.top_k import FewerExperts
-from simulator.policies.overflow_faults import find_fault
 from simulator.results.metrics import summarise
 from simulator.step.expert_prices import find_imbalance
 from simulator.step.prices import Prices

@@ -18,9 +18,9 @@ from simulator.policies.messages import Messages
 from simulator.results.metrics import latencies
 from simulator.results.phases import STEP_PHASES
 from simulator.step.operations import step_operations
+from simulator.step.overlap import halves
 from simulator.step.prices import Prices
 from simulator.step.program import Batch, Busy, Finish, Start, Together
-from simulator.step.two_batch import halves
 from tests.cases import cases
 from tests.parts import change_plan
 

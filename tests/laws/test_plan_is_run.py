@@ -23,13 +23,12 @@ from simulator.planner.conditions import WHOLE, Change, Conditions, Trials, iden
 from simulator.planner.explore import ClusterSize, Explorer, find_size
 from simulator.planner.handover import scenario_text
 from simulator.planner.headroom import measure_headroom
-from simulator.planner.requests import find_stretch, lasting, traffic_of
 from simulator.planner.screen import Candidate
 from simulator.planner.search import search
-from simulator.planner.shapes import ReplicaShape
+from simulator.planner.space import ReplicaShape
 from simulator.planner.spares import count_spares
 from simulator.planner.store import Store, key_of
-from simulator.planner.traffic import LEAST_STAYS, Traffic
+from simulator.planner.traffic import LEAST_STAYS, Traffic, find_stretch, lasting, traffic_of
 from simulator.planner.trial import estimate_sampling_error, measure_outcome
 from simulator.workload.traces import RequestTrace
 from tests.cases import cases

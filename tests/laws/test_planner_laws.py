@@ -28,7 +28,7 @@ from simulator.planner.losses import idle_costs, list_survivors, spare_nodes, wi
 from simulator.planner.moe_vs_dense import RATES
 from simulator.planner.screen import Candidate
 from simulator.planner.search import search
-from simulator.planner.shapes import ReplicaShape
+from simulator.planner.space import ReplicaShape
 from simulator.planner.store import Store
 from simulator.planner.traffic import Traffic
 from simulator.planner.trial import Outcome

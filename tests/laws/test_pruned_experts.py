@@ -10,7 +10,7 @@ from simulator.base.frozen import validate
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.dtypes import BYTES_PER_ELEMENT
 from simulator.config.host import load_any_calibration
-from simulator.config.pruning import Unstructured, stored_bytes
+from simulator.config.sparsity import Unstructured, stored_bytes
 from simulator.cost.compute.host import HostModel
 from simulator.deployment.facts import warnings_of
 from simulator.deployment.plan import make_plan

@@ -13,7 +13,7 @@ from simulator.config.calibration import CalibrationFile
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.dtypes import BYTES_PER_ELEMENT
 from simulator.config.host import load_any_calibration
-from simulator.config.pruning import TwoFour, Unstructured, stored_bytes
+from simulator.config.sparsity import TwoFour, Unstructured, stored_bytes
 from simulator.cost.compute.roofline import RooflineModel
 from simulator.deployment.plan import make_plan
 from simulator.step.prices import Prices

@@ -15,8 +15,7 @@ from simulator.config.ffns.moe import MoE
 from simulator.deployment.facts import facts_of
 from simulator.deployment.plan import make_plan
 from simulator.deployment.reduction import find_repeated, reduce_router
-from simulator.policies.contracts import prepare_router
-from simulator.policies.reduction_contract import reduce_experts
+from simulator.policies.contracts import prepare_router, reduce_experts
 from simulator.policies.routing.lognormal import Lognormal
 from simulator.step.prices import Prices
 from tests.cases import cases

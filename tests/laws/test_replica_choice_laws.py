@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from simulator.base.errors import UserError
 from simulator.base.plugins import available, build
-from simulator.deployment.shrunk_placement import shrink_placement
+from simulator.deployment.conditions import shrink_placement
 from simulator.engine.experts_table import spread_tokens
 from simulator.engine.timeline import run_plan
 from simulator.policies.placement import Placed

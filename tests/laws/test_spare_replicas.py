@@ -13,17 +13,16 @@ from hypothesis import strategies as st
 from simulator.base.frozen import validate
 from simulator.base.plugins import build
 from simulator.config.capacity import Question
-from simulator.config.failure_rates import FailureRates
+from simulator.config.failures import FailureRates
 from simulator.engine.timeline import serve
 from simulator.planner.loss_probability import (
     MOST_SPARES,
     count_spare_replicas,
     share_of_time_serving,
 )
-from simulator.planner.shapes import ReplicaShape
-from simulator.planner.space import Space
+from simulator.planner.space import ReplicaShape, Space
 from simulator.planner.spares import Spares, count_spares, share_of_time_enough
-from simulator.results.scaling_text import list_held
+from simulator.results.run_sentences import list_held
 from tests.cases import cases
 from tests.laws.test_planner_laws import DENSE, QUESTION, candidate
 from tests.parts import change_plan

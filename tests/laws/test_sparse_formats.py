@@ -10,13 +10,14 @@ from scipy import sparse
 
 from simulator.base.errors import UserError
 from simulator.base.frozen import validate
-from simulator.config.pruning import Unstructured, stored_bytes
-from simulator.config.sparse_formats import (
+from simulator.config.sparsity import (
     FORMATS,
     INDEX_WIDTHS,
     INDEXED,
+    Unstructured,
     find_footprint,
     find_index_bits,
+    stored_bytes,
 )
 from tests.cases import cases
 from tests.shared import shared_file

@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from simulator.base.errors import UserError
 from simulator.engine.experts_table import spread_tokens
 from simulator.engine.timeline import run_plan
+from simulator.policies.contracts import _fits
 from simulator.policies.spilling.least_loaded import LeastLoaded
-from simulator.policies.spilling_contract import _fits
 from simulator.step.prices import Prices
-from simulator.work.slots import SlotTable
-from simulator.work.spilled import spill_tokens
+from simulator.work.slots import SlotTable, spill_tokens
 from tests.cases import cases
 from tests.parts import change_plan
 

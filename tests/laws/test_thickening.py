@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from simulator.base.errors import UserError
 from simulator.base.frozen import validate
 from simulator.config.workload import WorkloadSpec
-from simulator.workload.requests import load_requests, source_arrivals_s
-from simulator.workload.thickening import thicken
+from simulator.workload.requests import load_requests, source_arrivals_s, thicken
 from simulator.workload.traces import RequestTrace
 from simulator.workload.traces.table import write_table
 from tests.cases import cases

@@ -18,10 +18,9 @@ from simulator.config.workload import SLO
 from simulator.planner.conditions import AS_ASKED, WHOLE, Change, Trials
 from simulator.planner.explore import ClusterSize
 from simulator.planner.headroom import AS_PREDICTED, FURTHEST, Headroom, Slowness, measure_headroom
-from simulator.planner.requests import lasting, stay, traffic_of
 from simulator.planner.screen import Candidate
-from simulator.planner.shapes import ReplicaShape
-from simulator.planner.traffic import LEAST_STAYS, Traffic
+from simulator.planner.space import ReplicaShape
+from simulator.planner.traffic import LEAST_STAYS, Traffic, lasting, stay, traffic_of
 from simulator.planner.trial import Outcome, measure_outcome
 from simulator.workload.traces import RequestTrace
 from tests.cases import cases

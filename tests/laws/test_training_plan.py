@@ -14,7 +14,7 @@ from simulator.config.cluster import load_kind
 from simulator.config.model import load_model
 from simulator.planner.training.search import TrainingSearch
 from simulator.planner.training.space import list_sizes, list_splits
-from simulator.report.training_plan_page import render
+from simulator.report.training_pages import render_training_plan as render
 from simulator.results.training_answer import read_training_answer, write_training_answer
 from simulator.scenario.training_question import load_training_question
 

@@ -9,7 +9,7 @@ import pytest
 
 from simulator.deployment.training.plan import make_training_plan
 from simulator.scenario.training import load_training
-from simulator.step import training_texts
+from simulator.step import training
 from simulator.step.training import find_rank_imbalance, price_micro_batch
 
 KINDS = {"kind": "lognormal", "sigma": 1.0, "num_domains": 4}
@@ -79,7 +79,7 @@ def test_some_tokens_stand_for_all(monkeypatch, sequence_tokens):
     looked_up = texts.list_tokens(some.placement, some.batch)._recorded_T
     kinds = {int(texts.group_N[own[0]]) for own in some.batch.requests}
     assert len(set(looked_up.tolist())) > 0.6 * min(4096 * len(kinds), len(looked_up))
-    monkeypatch.setattr(training_texts, "_MOST_TOKENS", 1 << 30)
+    monkeypatch.setattr(training, "_MOST_TOKENS", 1 << 30)
     every = prices_of(KINDS, 1, sequence_tokens)
     assert imbalance_of(some) == pytest.approx(imbalance_of(every), rel=0.02)
     for few, all_ in zip(some.expert_steps_M, every.expert_steps_M, strict=True):
@@ -100,8 +100,8 @@ def test_where_tokens_may_be_dropped_all_are_looked_up(overflow):
     prices = prices_of(KINDS, 4, 1024, overflow=overflow)
     looked_up = prices._prices.choices.list_tokens(prices.placement, prices.batch)
     total = int(prices.batch.tokens_d.sum())
-    assert total > training_texts._MOST_TOKENS
-    some = training_texts._MOST_TOKENS
+    assert total > training._MOST_TOKENS
+    some = training._MOST_TOKENS
     assert len(looked_up._recorded_T) == (some if overflow["kind"] == "none" else total)
     assert all(
         step.dropped_pairs > 0 or overflow["kind"] == "none"

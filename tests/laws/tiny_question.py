@@ -16,7 +16,7 @@ from simulator.planner.explore import ClusterSize, Evaluation
 from simulator.planner.samples import CostSamples, GpuDemand
 from simulator.planner.screen import Candidate
 from simulator.planner.search import search
-from simulator.planner.shapes import ReplicaShape
+from simulator.planner.space import ReplicaShape
 from simulator.planner.store import Store
 from simulator.planner.uncertainty.assessment import assess
 

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from simulator.base.errors import UserError
-from simulator.report.execution import FIGURES, render
-from simulator.report.execution_verdict import verdict
+from simulator.report.execution import FIGURES, render, verdict
 from simulator.results import executed as executed_module
 from simulator.results.executed import BUSY, KINDS, SUMMARY_COLUMNS, describe_load
 from simulator.results.formats import UNDEFINED

@@ -13,9 +13,9 @@ import pytest
 from simulator.report.page import render
 from simulator.results import folder as results_module
 from simulator.results import formats
-from simulator.results.chrome_trace import chrome_trace
 from simulator.results.folder import Results
 from simulator.results.metrics import METRICS
+from simulator.results.shown_steps import chrome_trace
 from tests.report.made_up_runs import RUNS
 from tests.report.pages import BYTES_OF_A_DEPLOYMENT, FEW_DEPLOYMENTS, MOST_BYTES, payload_of
 

@@ -6,8 +6,7 @@ import subprocess
 
 import pytest
 
-from simulator.report.plan_handover import by_flag, list_servers
-from simulator.report.plan_page import render
+from simulator.report.plan_page import by_flag, list_servers, render
 from simulator.results.answer import Answer, Handover
 from tests.report.plan_answers import RUN, answer
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from simulator.report.training_page import render
+from simulator.report.training_pages import render_training as render
 from simulator.results.formats import TIMES
 from tests.report.pages import payload_of
 from tests.report.windows import DESK, PHONE

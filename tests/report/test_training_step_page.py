@@ -9,7 +9,7 @@ import pytest
 
 from simulator.commands.plan_training import plan_training
 from simulator.commands.train import train
-from simulator.report import training_plan_page, training_step_page
+from simulator.report import training_pages
 from simulator.results.training import METRICS
 from tests.report.pages import payload_of
 
@@ -42,12 +42,12 @@ def planned():
 
 @cache
 def training_step_html():
-    return training_step_page.render(trained())
+    return training_pages.render_training_step(trained())
 
 
 @cache
 def training_plan_html():
-    return training_plan_page.render(planned())
+    return training_pages.render_training_plan(planned())
 
 
 def test_the_table_says_the_numbers_of_the_summary():

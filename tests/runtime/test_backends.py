@@ -7,7 +7,7 @@ import pytest
 
 from simulator.base.errors import LostError, UserError
 from simulator.commands.execute import execute as execute_scenario
-from simulator.report.execution_verdict import verdict
+from simulator.report.execution import verdict
 from simulator.results.executed import STEP_COLUMNS, SUMMARY_COLUMNS
 from simulator.runtime.in_process import InProcessBackend
 from simulator.runtime.job import Step

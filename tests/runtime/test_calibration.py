@@ -21,7 +21,7 @@ from simulator.calibration.host.layers import REPEATS, Sample, Shape, collect
 from simulator.calibration.host.measure import matrix_seconds, measure_pace, pruned_ratios
 from simulator.calibration.host.timing import ROUNDS, calibration_toml
 from simulator.config.host import HostCalibration, MatrixTable, load_any_calibration
-from simulator.config.pruning import TwoFour, Unstructured
+from simulator.config.sparsity import TwoFour, Unstructured
 from simulator.runtime.in_process import InProcessBackend
 from simulator.runtime.shard import Shard
 

@@ -17,7 +17,7 @@ from simulator.base import plugins
 from simulator.base.errors import UserError
 from simulator.base.frozen import validate
 from simulator.config.model import ModelSpec
-from simulator.config.pruning import Block, TwoFour, Unstructured
+from simulator.config.sparsity import Block, TwoFour, Unstructured
 from simulator.policies.overflow.capacity import Capacity
 from simulator.policies.overflow.none import Dropless
 from simulator.policies.placement import Placed

@@ -18,7 +18,7 @@ from simulator.calibration.host.layers import Shape
 from simulator.cli import app
 from simulator.commands import execute_training as command
 from simulator.config.host import load_any_calibration
-from simulator.results.trained import STEP_PARTS
+from simulator.results.training import STEP_PARTS
 from simulator.runtime.in_process import InProcessBackend
 from simulator.scenario.training import load_training
 from tests.runtime.processes import descendants

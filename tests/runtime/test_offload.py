@@ -15,7 +15,7 @@ from simulator.base.errors import UserError
 from simulator.calibration.host.storage import describe_storage, time_reads, write_experts
 from simulator.commands.execute import execute
 from simulator.runtime.job import Step, place_streams
-from simulator.runtime.layers.expert_file import ExpertFile
+from simulator.runtime.layers.cached_experts import ExpertFile
 from simulator.work.expert_cache import replay_cache
 from tests.runtime.equality import BF16, FP32, STEPS, check_job, running
 

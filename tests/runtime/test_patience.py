@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.runtime.patience import Patience
+from simulator.runtime.load import Patience
 from tests.cases import cases
 
 SECONDS = st.floats(1e-3, 1e4)

@@ -10,8 +10,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
 
 from simulator.base.errors import UserError
-from simulator.config.pruning import Block, TwoFour, Unstructured
-from simulator.config.sparse_formats import find_footprint
+from simulator.config.sparsity import Block, TwoFour, Unstructured, find_footprint
 from simulator.runtime.job import make_job
 from simulator.runtime.layers.pruned import PrunedMatrix, choose_kept
 from simulator.runtime.reference import Reference

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
 from torch.nn import functional
 
 from simulator.base.errors import UserError
-from simulator.config.pruning import Block, TwoFour, Unstructured
+from simulator.config.sparsity import Block, TwoFour, Unstructured
 from simulator.runtime.layers.feed_forward import FeedForward
 from simulator.runtime.layers.kinds import Chunk
 from simulator.runtime.layers.part import Part

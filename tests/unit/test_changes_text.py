@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
-from simulator.results.changes_text import tell_changes, tell_room_wait
 from simulator.results.folder import TABLES, Results
+from simulator.results.run_sentences import tell_changes, tell_room_wait
 
 
 def change(at_s, *replicas, starts=False, pool="both", had=0):

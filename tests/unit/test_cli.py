@@ -14,8 +14,8 @@ import pytest
 from simulator import __main__ as command
 from simulator.base.data import available_files
 from simulator.cli import console
+from simulator.cli.console import Screen
 from simulator.cli.run import print_run
-from simulator.cli.screen import Screen
 from simulator.commands.schema import FILES as KINDS
 from simulator.commands.schema import WRITTEN
 from simulator.results.folder import read

@@ -14,7 +14,7 @@ from simulator.config.calibration import (
     ProtocolFit,
     load_calibration,
 )
-from simulator.config.calibration.exchange import Load
+from simulator.config.calibration.communication import Load
 from simulator.config.cluster import load_cluster
 from simulator.config.host import load_any_calibration
 from simulator.config.mixers.gqa import GroupedQueryAttention

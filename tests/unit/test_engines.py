@@ -24,9 +24,9 @@ from simulator.config.engine import (
     name_release,
     resolve_scheduling,
 )
+from simulator.deployment.fits import find_bands, list_unseen
 from simulator.deployment.notes import default_notes
 from simulator.deployment.plan import make_plan
-from simulator.deployment.unseen import find_bands, list_unseen
 from simulator.engine.timeline import serve
 from simulator.planner.explore import ClusterSize, deployment
 from simulator.planner.ruled_out import Ruled

@@ -11,7 +11,7 @@ from simulator.config.accelerator import load_accelerator
 from simulator.config.deployment import DeploymentSpec, ParallelSpec
 from simulator.config.model import load_model
 from simulator.deployment.memory import Capacity, check_memory, check_requests
-from simulator.deployment.setup import Setup
+from simulator.deployment.splits import Setup
 from simulator.work.layout import make_layout
 from simulator.work.memory import CacheSize, Precision, cache_size, weight_bytes
 

@@ -24,11 +24,11 @@ from simulator.planner.handover import (
     hand_over,
     scenario_text,
 )
-from simulator.planner.requests import lasting, traffic_of
 from simulator.planner.screen import Candidate
 from simulator.planner.search import search
-from simulator.planner.shapes import ReplicaShape
+from simulator.planner.space import ReplicaShape
 from simulator.planner.store import Store
+from simulator.planner.traffic import lasting, traffic_of
 from simulator.results.answer import Handover
 from simulator.scenario.scenario import load_scenario
 from simulator.workload.requests import load_requests, source_arrivals_s

@@ -11,8 +11,7 @@ from simulator.base.errors import UserError
 from simulator.commands.train import train
 from simulator.config.host import load_any_calibration
 from simulator.config.training import TrainingDeployment, TrainingSpec
-from simulator.deployment.training.host import choose_host_rates
-from simulator.deployment.training.plan import make_training_plan
+from simulator.deployment.training.plan import choose_host_rates, make_training_plan
 from simulator.engine.training import run_training_step
 from simulator.step.program import Busy
 from simulator.step.training import price_micro_batch

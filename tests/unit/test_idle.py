@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from simulator.base.data import available_files
 from simulator.config.dtypes import BYTES_PER_ELEMENT
 from simulator.config.model import load_model
-from simulator.work.decode_step import (
+from simulator.work.flops import (
     WHOLE,
     count_decode_step,
     release_precision,
+    served_flops,
     used_expert_share,
 )
-from simulator.work.flops import served_flops
-from simulator.work.idle import count_idle
 from simulator.work.memory import cache_size, weight_bytes
+from simulator.work.sparsity import count_idle
 from tests.cases import cases
 
 MODELS = {name: load_model(name, "test") for name in available_files("workloads/models")}

@@ -10,9 +10,8 @@ from simulator.base.errors import UserError
 from simulator.commands.check import check as check_file
 from simulator.config.deployment import DeploymentSpec
 from simulator.cost.offload import ExpertSize, OffloadRates, offloaded_s
-from simulator.deployment.notes import notes_of
+from simulator.deployment.notes import describe_policies, notes_of
 from simulator.deployment.plan import make_plan
-from simulator.deployment.policy_texts import describe_policies
 from simulator.work.expert_cache import CacheUses
 from tests.contracts.processes import PROJECT
 

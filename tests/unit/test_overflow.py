@@ -12,7 +12,7 @@ from simulator.commands.catalogue import list_kinds
 from simulator.deployment.facts import facts_of
 from simulator.policies.overflow import RoutedTokens, count_next_choices, may_drop
 from simulator.policies.overflow.capacity import Capacity
-from simulator.results.overflow_text import tell_drops
+from simulator.results.run_sentences import tell_drops
 
 ROOMY = {"kind": "capacity", "factor": 1.25}
 

@@ -17,13 +17,12 @@ from simulator.engine.timeline import run_plan
 from simulator.planner import ruled_out
 from simulator.planner.closed_form import Curve
 from simulator.planner.explore import Explorer
-from simulator.planner.judge import Judge
 from simulator.planner.launch import list_commands
-from simulator.planner.requests import lasting, traffic_of
 from simulator.planner.ruled_out import Ruled
-from simulator.planner.screen import Candidate
+from simulator.planner.screen import Candidate, Judge
 from simulator.planner.space import Space
 from simulator.planner.steady import make_fixed_traffic
+from simulator.planner.traffic import lasting, traffic_of
 from simulator.workload.traces import RequestTrace
 from tests.single_steps import take_apart
 

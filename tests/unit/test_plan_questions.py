@@ -12,19 +12,18 @@ import pytest
 
 from simulator.base.errors import UserError
 from simulator.base.frozen import validate
-from simulator.commands.capacity import plan
+from simulator.commands.plan import plan
 from simulator.commands.run import run
 from simulator.config.capacity import Question
 from simulator.planner import ruled_out as reasons
 from simulator.planner.explore import ClusterSize, Evaluation
 from simulator.planner.moe_vs_dense import rivals
-from simulator.planner.requests import traffic_of
 from simulator.planner.ruled_out import Ruled
 from simulator.planner.screen import Candidate
 from simulator.planner.search import search
-from simulator.planner.shapes import ReplicaShape
-from simulator.planner.space import Space
+from simulator.planner.space import ReplicaShape, Space
 from simulator.planner.store import Store
+from simulator.planner.traffic import traffic_of
 from simulator.planner.trial import Outcome
 from simulator.planner.why_not import _describe_miss, _find_reason, explain_models, find_nearest
 from simulator.scenario.question import load_question

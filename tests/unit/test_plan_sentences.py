@@ -2,13 +2,16 @@
 
 import pytest
 
+from simulator.results import plan_sentences as sentences
 from simulator.results.answer import Answer, Confidence, SpareRow
-from simulator.results.plan_sentences import headline as headlines
-from simulator.results.plan_sentences import reasons as sentences
-from simulator.results.plan_sentences.confidence import tell_confidence, tell_start
-from simulator.results.plan_sentences.failures import state_cluster
-from simulator.results.plan_sentences.reasons import _tell_other_model
-from simulator.results.plan_sentences.traffic import explain_traffic, tell_rate
+from simulator.results.plan_sentences import (
+    _tell_other_model,
+    explain_traffic,
+    state_cluster,
+    tell_confidence,
+    tell_rate,
+    tell_start,
+)
 from tests.report.plan_answers import answer, row
 
 
@@ -81,7 +84,7 @@ def test_what_is_nearly_certain_reads_so():
 
 
 def headline(table):
-    return headlines.headline(Answer.model_validate(table))
+    return sentences.headline(Answer.model_validate(table))
 
 
 def reasons(table):

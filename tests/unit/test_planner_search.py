@@ -19,18 +19,15 @@ from simulator.planner.calibration_error import compute_miss_probability
 from simulator.planner.capacity import plan_capacity
 from simulator.planner.conditions import identity
 from simulator.planner.explore import ClusterSize, Evaluation, Explorer, _find_first
-from simulator.planner.judge import Judge
-from simulator.planner.requests import lasting, traffic_of
 from simulator.planner.ruled_out import Ruled
-from simulator.planner.screen import Candidate
+from simulator.planner.screen import Candidate, Judge
 from simulator.planner.search import best_first, search
-from simulator.planner.shapes import ReplicaShape
-from simulator.planner.space import Space
-from simulator.planner.store import Store, key_of
-from simulator.planner.stored import STORED_EVALUATION, StoredEvaluation
+from simulator.planner.space import ReplicaShape, Space
+from simulator.planner.store import STORED_EVALUATION, Store, StoredEvaluation, key_of
+from simulator.planner.traffic import lasting, traffic_of
 from simulator.planner.trial import Outcome
 from simulator.planner.uncertainty.assessment import assess
-from simulator.results.plan_sentences.headline import headline
+from simulator.results.plan_sentences import headline
 from tests.findings_database import query, read_findings
 from tests.laws.tiny_question import ENGINE
 

@@ -17,9 +17,8 @@ from simulator.base import caches
 from simulator.base.caches import DATABASE
 from simulator.planner.explore import ClusterSize, Evaluation
 from simulator.planner.screen import Candidate
-from simulator.planner.shapes import ReplicaShape
-from simulator.planner.store import Store, key_of
-from simulator.planner.stored import STORED_EVALUATION, StoredEvaluation
+from simulator.planner.space import ReplicaShape
+from simulator.planner.store import STORED_EVALUATION, Store, StoredEvaluation, key_of
 from simulator.planner.trial import Outcome
 from tests.findings_database import query, read_findings
 

@@ -3,8 +3,7 @@
 import pytest
 
 from simulator.config.calibration import PriceKey
-from simulator.deployment.fits import fits_of, price_key_of
-from simulator.deployment.unseen import list_unseen
+from simulator.deployment.fits import fits_of, list_unseen, price_key_of
 from simulator.lab.validation.published._runs import make, parts_of, run_step
 from simulator.planner.calibration_error import read_bands
 

@@ -14,8 +14,7 @@ from simulator.deployment.plan import make_plan
 from simulator.engine.timeline import run_plan
 from simulator.results.phases import STEP_PHASES
 from simulator.step.expert_prices import find_imbalance
-from simulator.work.decode_step import count_decode_step
-from simulator.work.flops import expert_flops, served_flops, trained_flops
+from simulator.work.flops import count_decode_step, expert_flops, served_flops, trained_flops
 from simulator.workload.traces import RequestTrace
 
 ASSUMED = 'kind = "assumed", source = "round figures"'

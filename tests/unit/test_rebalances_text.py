@@ -2,7 +2,7 @@
 
 import pytest
 
-from simulator.results.rebalances_text import tell_rebalances
+from simulator.results.run_sentences import tell_rebalances
 
 MOVED = {
     "at_s": 30.0,

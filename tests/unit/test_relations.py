@@ -6,7 +6,7 @@ import copy
 
 import pytest
 
-from simulator.commands import capacity
+from simulator.commands import plan
 from simulator.results.answer import Answer
 from simulator.results.answer.relations import (
     CERTAIN,
@@ -126,5 +126,5 @@ def test_nothing_is_written_of_an_answer_that_contradicts_itself(tmp_path, monke
 
     monkeypatch.setattr("simulator.planner.answer.check_answer", contradict)
     with pytest.raises(ContradictionError):
-        capacity.plan(QUESTION, folder=tmp_path / "out", cache=tmp_path / "cache", workers=1)
+        plan.plan(QUESTION, folder=tmp_path / "out", cache=tmp_path / "cache", workers=1)
     assert not (tmp_path / "out").exists()

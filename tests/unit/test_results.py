@@ -9,7 +9,6 @@ import pytest
 
 from simulator.base.errors import UserError
 from simulator.cli.run import report
-from simulator.results.chrome_trace import chrome_trace
 from simulator.results.folder import (
     LONG_TABLES,
     SHORT_TABLES,
@@ -21,6 +20,7 @@ from simulator.results.folder import (
     write,
 )
 from simulator.results.run_file import SCHEMA
+from simulator.results.shown_steps import chrome_trace
 from simulator.results.tables import SPAN_COLUMNS
 
 SHOWN_STEP = {"source": "run", "number": 1234, "replica": 2, "start_s": 90.0, "num_batches": 4}

@@ -15,8 +15,7 @@ from simulator.commands.sweep import list_points, run_sweep
 from simulator.report.sweep_page import render
 from simulator.results.folder import LONG_TABLES, SHORT_TABLES
 from simulator.results.metrics import METRICS
-from simulator.results.sweep import Sweep, measure_spread, read
-from simulator.results.sweep_text import tell_sweep
+from simulator.results.sweep import Sweep, measure_spread, read, tell_sweep
 from simulator.scenario.scenario import load_scenario
 from tests.small_scenario import small_scenario
 

@@ -17,8 +17,8 @@ from rich.text import Text
 from simulator.base.spreadsheet import guard_text, restore_texts, unguard_text, write_csv
 from simulator.base.text import one_line, visible
 from simulator.cli import console
+from simulator.cli.console import Screen
 from simulator.cli.run import print_run
-from simulator.cli.screen import Screen
 from simulator.lab.validation import tables
 from simulator.results.folder import read, write
 from tests.report.made_up_runs import plain

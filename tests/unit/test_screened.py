@@ -9,21 +9,21 @@ import pytest
 
 from simulator.base.frozen import validate
 from simulator.config.capacity import Question
-from simulator.planner.judge import Rates, Served
-from simulator.planner.requests import traffic_of
 from simulator.planner.ruled_out import TOO_FEW, TOO_SLOW, Ruled
 from simulator.planner.screen import (
     Decoding,
     Prefilling,
+    Rates,
     Screened,
+    Served,
     pair_pools,
     screen,
     size_candidate,
 )
 from simulator.planner.search import choose_hopeless
-from simulator.planner.shapes import ReplicaShape
-from simulator.planner.space import Space
+from simulator.planner.space import ReplicaShape, Space
 from simulator.planner.speeds import Speed
+from simulator.planner.traffic import traffic_of
 
 HERE = Path()
 NOTHING = Served(*(np.zeros(0) for _ in Served._fields))

@@ -10,7 +10,7 @@ import pytest
 
 from simulator.base.frozen import validate
 from simulator.config.capacity import Question, Spare
-from simulator.config.failure_rates import FailureRates
+from simulator.config.failures import FailureRates
 from simulator.planner.answer import make_answer
 from simulator.planner.evaluations import deployment_of, spares_of
 from simulator.planner.explore import ClusterSize

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from simulator.commands.train import train
-from simulator.results.training_text import tell_training, write_metric
+from simulator.results.training import tell_training, write_metric
 
 TRAINING = """
 name = "small"

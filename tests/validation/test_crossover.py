@@ -15,8 +15,7 @@ import pytest
 
 from simulator.base.frozen import validate
 from simulator.config.capacity import Question
-from simulator.planner.crossover import crossover
-from simulator.planner.map_points import ALIKE, BEST
+from simulator.planner.crossover import ALIKE, BEST, crossover
 
 
 def question(engine, kv_dtype, **space):

@@ -13,7 +13,7 @@ import pytest
 
 from simulator.config.accelerator import load_accelerator
 from simulator.config.calibration import load_calibration
-from simulator.config.pruning import TwoFour, Unstructured
+from simulator.config.sparsity import TwoFour, Unstructured
 from simulator.cost.kernels.gemm import gemm_s
 from simulator.cost.kernels.pruned import pruned_s
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from simulator.commands.sparsity import compare_sparsity
-from simulator.config.published_sparsity import load_published
+from simulator.config.sparsity import load_published
 from tests.shared import shared_file
 
 BAND = (0.75, 1.1)

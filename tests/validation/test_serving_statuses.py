@@ -10,7 +10,7 @@ import pytest
 
 from simulator.config.calibration import load_calibration
 from simulator.config.deployment import DeploymentSpec
-from simulator.deployment import unseen
+from simulator.deployment import fits
 from simulator.deployment.facts import warnings_of
 from simulator.deployment.plan import make_plan
 from simulator.lab.validation.serving import answer, deployments
@@ -60,8 +60,8 @@ def known(monkeypatch):
     engine = {name: fit.model_copy(update=seen) for name, fit in shipped.engine.items()}
     family = shipped.model_copy(update={"engine": engine})
     monkeypatch.setattr(deployments, "load_family", lambda _: family)
-    monkeypatch.setattr(unseen, "load_any_calibration", lambda *_: family)
-    monkeypatch.setattr(unseen, "_list_models", lambda: frozenset(seen["models"]))
+    monkeypatch.setattr(fits, "load_any_calibration", lambda *_: family)
+    monkeypatch.setattr(fits, "_list_models", lambda: frozenset(seen["models"]))
 
 
 def test_columns_come_before_what_an_id_suggests():

@@ -20,7 +20,7 @@ from simulator.deployment.memory import start_probability
 from simulator.deployment.notes import start_notes
 from simulator.deployment.placement import choose_precision
 from simulator.deployment.plan import make_plan
-from simulator.deployment.setup import Setup
+from simulator.deployment.splits import Setup
 from simulator.policies.contracts import make_rules
 from simulator.work.layout import Layout
 

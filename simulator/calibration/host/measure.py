@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 
 from simulator.config.host import HostRates
-from simulator.config.pruning import Pruning
+from simulator.config.sparsity import Pruning
 from simulator.runtime.backend import Backend
 from simulator.runtime.layers.pruned import PrunedMatrix, choose_kept
 from simulator.runtime.shard import Shard

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from simulator.base.machine import name_machine
 from simulator.base.progress import Progress, show_nothing
-from simulator.config.pruning import Block, Pruning, TwoFour, Unstructured
+from simulator.config.sparsity import Block, Pruning, TwoFour, Unstructured
 from simulator.results.sparsity import MeasuredSpeeds, SpeedCurve
 from simulator.runtime.layers.pruned import PrunedMatrix, choose_kept
 from simulator.runtime.load import others_share, read_use

@@ -12,7 +12,7 @@ import torch
 
 from simulator.calibration.host.fit import find_spread
 from simulator.config.host import Storage
-from simulator.runtime.layers.expert_file import ExpertFile
+from simulator.runtime.layers.cached_experts import ExpertFile
 
 _EXPERT_BYTES = 1 << 22
 """Bytes of a read: an expert of a model that a machine without GPU runs."""

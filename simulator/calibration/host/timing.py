@@ -34,7 +34,7 @@ from simulator.config.host import (
     Pruned,
     Steps,
 )
-from simulator.config.pruning import Block, Pruning, TwoFour, Unstructured
+from simulator.config.sparsity import Block, Pruning, TwoFour, Unstructured
 from simulator.runtime.load import LoadMeter
 from simulator.runtime.nodes import Nodes
 from simulator.runtime.ray_backend import RayBackend

@@ -18,17 +18,16 @@ from simulator.base.frozen import Frozen, Policy, validate
 from simulator.base.home import fetch_files
 from simulator.base.quantities import Label
 from simulator.base.reading import read_toml
-from simulator.config.calibration.attention import AttentionFit
-from simulator.config.calibration.collective import CollectiveFit, ProtocolFit
-from simulator.config.calibration.disaggregation import DisaggregationFit
-from simulator.config.calibration.engine import OWN_TIMES, EngineFit, find_engine_fit
-from simulator.config.calibration.exchange import ExchangeFit
-from simulator.config.calibration.fit import Fit, Kind
-from simulator.config.calibration.gemm import GemmFit
-from simulator.config.calibration.grouped_gemm import GroupedGemmFit
-from simulator.config.calibration.price_key import PriceKey
-from simulator.config.calibration.pruned import PrunedFit
-from simulator.config.pruning import choose_dense
+from simulator.config.calibration.communication import CollectiveFit, ExchangeFit, ProtocolFit
+from simulator.config.calibration.engine import (
+    OWN_TIMES,
+    DisaggregationFit,
+    EngineFit,
+    find_engine_fit,
+)
+from simulator.config.calibration.fit import Fit, Kind, PriceKey
+from simulator.config.calibration.kernels import AttentionFit, GemmFit, GroupedGemmFit, PrunedFit
+from simulator.config.sparsity import choose_dense
 from simulator.config.speeds import Speeds
 
 __all__ = [

@@ -2,9 +2,9 @@
 its achieved rate (Hockney's model, per link).
 
 The kernels of an exchange also copy: the calibration says how far this work of their
-multiprocessors overlaps the wires (:class:`simulator.config.calibration.exchange.ExchangeFit`). An
-all-reduce is the faster of the engine's own kernel and NCCL's operation, which engines choose
-between.
+multiprocessors overlaps the wires
+(:class:`simulator.config.calibration.communication.ExchangeFit`). An all-reduce is the faster of
+the engine's own kernel and NCCL's operation, which engines choose between.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from simulator.base.frozen import Frozen
 from simulator.base.quantities import Factor
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import Calibration, CollectiveFit, ExchangeFit
-from simulator.config.calibration.collective import passes_of
-from simulator.config.calibration.exchange import Load, doublings
+from simulator.config.calibration.communication import Load, doublings, passes_of
 from simulator.config.host import HostRates
 from simulator.cost.comm import Exchange, Operation, Vectors
 from simulator.cost.shares import check_shares

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import Calibration
 from simulator.config.host import HostRates
-from simulator.config.pruning import Pruning
-from simulator.cost.kernels.context import Rates
+from simulator.config.sparsity import Pruning
+from simulator.cost.kernels.attention import Rates
 from simulator.work.context_kernels import ContextKernel
 
 __all__ = ["ComputeModel", "ComputePolicy", "Phase", "Rates"]

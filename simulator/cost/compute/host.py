@@ -18,7 +18,7 @@ from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import Calibration
 from simulator.config.dtypes import BYTES_PER_ELEMENT
 from simulator.config.host import HostRates, KernelTables
-from simulator.config.pruning import Pruning
+from simulator.config.sparsity import Pruning
 from simulator.cost.compute import Phase, Rates
 from simulator.work.context_kernels import ContextKernel
 

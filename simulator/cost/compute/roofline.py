@@ -19,7 +19,7 @@ from simulator.base.frozen import Frozen
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import Calibration, PrunedFit
 from simulator.config.host import HostRates
-from simulator.config.pruning import Pruning
+from simulator.config.sparsity import Pruning
 from simulator.cost.compute import Phase, Rates
 from simulator.cost.kernels.attention import context_rates
 from simulator.cost.kernels.gemm import gemm_s

@@ -1,19 +1,15 @@
-"""Coefficients of attention kernels, from fits and the accelerator's peaks.
-
-Pairs are computed by matrix products and exponentials that overlap, so both matter: heads of 64 do
-half of the products of heads of 128, and as many exponentials. A sequence's last query tokens must
-wait for all of its keys on the one multiprocessor that computes them, so a short batch leaves
-others idle. Rows, sequences and tokens that are written into the cache take a time each on one
-multiprocessor; there are as many at once as there are multiprocessors.
-"""
+"""Attention over the context: coefficients, and seconds from sums over the sequences of a step."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.base.jit import jit, jit_inner
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import AttentionFit
-from simulator.cost.kernels.context import Rates
 from simulator.work.context_kernels import ContextKernel
 
 _HIDING = 3.0
@@ -58,3 +54,78 @@ def context_rates(
         split_entries=fit.split_entries,
         split_s=fit.split_s,
     )
+
+
+NUM_SUMS = 6
+"""Sums over a step's sequences that a kernel's time depends on."""
+
+
+class Rates(NamedTuple):
+    """Coefficients of one kernel on one rank, in one layer: seconds of the whole accelerator."""
+
+    floor_s: float
+    """Seconds of a call."""
+    pair_s: float = 0.0
+    """Seconds for a (query, key) pair, all heads."""
+    longest_s: float = 0.0
+    """Seconds for each entry of the longest attended context."""
+    entry_s: float = 0.0
+    """Seconds for a cached entry, read once."""
+    token_s: float = 0.0
+    """Seconds for a new token."""
+    row_s: float = 0.0
+    """Seconds for a row: a new token, or one that fills up a sequence's last tile."""
+    sequence_s: float = 0.0
+    """Seconds for a sequence."""
+    overlap: float = 1.0
+    """Exponent of overlap: 1 where the three parts run one after the other, large where the longest
+    hides the rest."""
+    tile_rows: float = 1.0
+    """Rows of a tile."""
+    window_block: float = 0.0
+    """Entries that a kernel reads beyond a sliding window."""
+    split_entries: float = 0.0
+    """Entries beyond which a context is split over multiprocessors."""
+    split_s: float = 0.0
+    """Seconds to combine the parts, once where the longest context has more entries than
+    ``split_entries``."""
+
+
+@jit_inner
+def split_s(rates: NDArray[np.float64], sums: NDArray[np.float64]) -> float:
+    """Seconds to combine the parts of a long context, once for a kernel whatever its number of
+    sequences.
+    """
+    seconds: float = rates[11] if sums[5] > rates[10] else 0.0
+    return seconds
+
+
+@jit_inner
+def work_s(rates: NDArray[np.float64], sums: NDArray[np.float64]) -> float:
+    """Seconds of one kernel beyond its floor.
+
+    Args:
+        rates: fields of :class:`Rates`.
+        sums: sums over the sequences, ``[NUM_SUMS]``: pairs, entries, tokens, rows, sequences; the
+            last is no sum but the longest attended context, in entries.
+    """
+    compute = sums[0] * rates[1] + sums[5] * rates[2]
+    stream = sums[1] * rates[3]
+    setup = sums[2] * rates[4] + sums[3] * rates[5] + sums[4] * rates[6]
+    seconds: float = split_s(rates, sums)
+    overlap, most = rates[7], max(compute, stream, setup)
+    if overlap == 1.0:
+        seconds += compute + stream + setup
+    elif most > 0.0:  # divided by the largest, so that no power overflows
+        total = (compute / most) ** overlap + (stream / most) ** overlap + (setup / most) ** overlap
+        seconds += most * total ** (1.0 / overlap)
+    return seconds
+
+
+@jit
+def kernels_s(rates_nk: NDArray[np.float64], sums_nk: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Seconds of many kernels, floors included, ``[n]``."""
+    seconds = np.empty(len(rates_nk))
+    for i in range(len(rates_nk)):
+        seconds[i] = rates_nk[i, 0] + work_s(rates_nk[i], sums_nk[i])
+    return seconds

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import GemmFit, GroupedGemmFit, PrunedFit
 from simulator.config.dtypes import BYTES_PER_ELEMENT
-from simulator.config.pruning import Pruning, stored_bytes
+from simulator.config.sparsity import Pruning, stored_bytes
 from simulator.cost.kernels.gemm import Operands, product_s
 from simulator.cost.kernels.grouped_gemm import Load
 from simulator.cost.kernels.grouped_gemm import product_s as grouped_product_s

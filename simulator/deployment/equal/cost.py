@@ -7,7 +7,7 @@ from simulator.base.quantities import Sequences, Tokens
 from simulator.config.accelerator import load_accelerator
 from simulator.config.model import ModelSpec
 from simulator.deployment.equal import Measure
-from simulator.work.decode_step import count_decode_step
+from simulator.work.flops import count_decode_step
 
 
 class Cost(Frozen):

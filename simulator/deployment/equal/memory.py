@@ -6,7 +6,7 @@ from simulator.base.frozen import Frozen
 from simulator.base.quantities import SequenceCount, Tokens
 from simulator.config.model import ModelSpec
 from simulator.deployment.equal import Measure
-from simulator.work.decode_step import WHOLE, release_precision
+from simulator.work.flops import WHOLE, release_precision
 from simulator.work.memory import cache_size, weight_bytes
 
 

@@ -1,13 +1,8 @@
-"""Plan of a training deployment: the ranks that share a micro-batch, the chunks of layers, and the
-groups that gradients are added up over.
-
-The ranks of a stage form *blocks* of ``max(tp, ep)`` neighbours, which share each layer: prices of
-a pass are those of one block. Blocks of a stage compute other sequences, and meet in the reduction
-of gradients only.
-"""
+"""Plan of a training deployment: micro-batches, chunks of layers, groups, assumptions."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,19 +22,133 @@ from simulator.config.cluster import ClusterSpec, load_kind
 from simulator.config.deployment import DeploymentSpec, ParallelSpec
 from simulator.config.host import HostCalibration, HostRates, load_any_calibration
 from simulator.config.model import ModelSpec
+from simulator.config.routing import routing_note
 from simulator.config.training import TrainingDeployment, TrainingParallel, TrainingSpec
 from simulator.cost.comm import CommModel, CommPolicy
 from simulator.cost.stages import Sends, make_sends
-from simulator.deployment.chosen_model import choose_model
+from simulator.deployment.counterparts import choose_model
 from simulator.deployment.expert_plan import plan_experts
 from simulator.deployment.placement import Placement, choose_precision, wire_links
-from simulator.deployment.training.host import choose_host_rates
+from simulator.deployment.training.quality import TokensToLoss
+from simulator.policies.faults import find_schedule_fault
 from simulator.policies.pipelining import ChunkPlace, PipeliningPolicy, Turn
-from simulator.policies.pipelining_faults import find_schedule_fault
 from simulator.policies.speculation import Drafts
 from simulator.policies.topology import Fabric
 from simulator.work.layout import Layout, make_layout, stage_layers
-from simulator.work.trained import Chunk, cut_chunks
+from simulator.work.trained import Chunk, count_parameters, cut_chunks
+
+
+def list_training_notes(plan: TrainingPlan, target: TokensToLoss | None = None) -> list[str]:
+    """List what the simulated step of a deployment assumes, a sentence each.
+
+    Args:
+        target: loss that it trains to, where there is one.
+    """
+    spec, model, experts = plan.spec, plan.model, plan.placement.experts
+    notes = [_tell_backward(plan)]
+    if experts is not None and spec.routing is None:
+        note = routing_note(model.title or model.name, experts.routing_source)
+        if note is not None:
+            notes.append(note)
+        notes.append(
+            f"{plan.name}: experts are chosen as when the trained model serves; a training "
+            "balances them with its own loss (even ones: "
+            "--set \"deployments.*.routing={ kind = 'uniform' }\")"
+        )
+    if spec.dtype in ("fp8", "fp8_block"):
+        notes.append(
+            f"{plan.name}: activations count as kept in bf16, also where {spec.dtype} recipes keep "
+            "inputs of matrices in 8 bits, and 8-bit copies of weights do not count"
+        )
+    if target is not None and target.outside:
+        notes.append(
+            f"{plan.name}: the scaling law is asked beyond what it was fitted on: "
+            f"{'; '.join(target.outside)}"
+        )
+    if plan.placement.drops_pairs:
+        notes.append(
+            f"{plan.name}: FLOPs of dropped token-expert pairs do not count in MFU, and what "
+            "dropping does to the loss is not told"
+        )
+    layout = plan.placement.layout
+    if experts is not None and layout.ep > 1 and not layout.travels:
+        notes.append(
+            f"{plan.name}: with ep = tp = {layout.tp} all ranks of a block hold the same tokens; "
+            "their experts' outputs are added up, no tokens are dispatched"
+        )
+    return notes
+
+
+def _tell_backward(plan: TrainingPlan) -> str:
+    """Tell how long a backward pass takes, and how that is known."""
+    rates, spec = plan.placement.calibration, plan.spec
+    if isinstance(rates, HostRates):
+        ratios = rates.training.backward
+        said = ", ".join(f"{ratio:.2f} times of {phase}" for phase, ratio in ratios.items())
+        return (
+            f"{plan.name}: a backward pass takes {said} in a forward pass that keeps nothing, as "
+            f"measured on '{rates.host.machine}'"
+        )
+    return (
+        f"backward matrix products take {spec.backward_ratio:g} times the forward ones: assumed, "
+        "backward kernels were not measured (--set deployments.*.backward_ratio=2.3 tries another)"
+    )
+
+
+_TRAINED_HERE: dict[str, object] = {
+    "dtype": "fp32",
+    "dispatch_dtype": "fp32",
+    "zero": 0,
+    "recompute": "none",
+    "overlap_gradients": False,
+    "tp": 1,
+    "cp": 1,
+    "pp": 1,
+}
+"""Keys of a deployment whose shards train on processors."""
+_VALUE_BYTES = 4.0
+"""Bytes of a weight in single precision, which shards train in."""
+
+
+def choose_host_rates(
+    host: HostCalibration, spec: TrainingDeployment, model: ModelSpec, layout: Layout, place: str
+) -> HostRates:
+    """Choose the measured times of a deployment's ranks.
+
+    Args:
+        layout: block of ranks that share a micro-batch.
+        place: of the deployment, for errors.
+
+    Raises:
+        UserError: if training was not timed, or not of the kind that the deployment asks for.
+    """
+    check_runs_here(spec, place)
+    if spec.num_gpus > host.num_cores:
+        raise UserError(
+            f"{place}: num_gpus ({spec.num_gpus}) must be at most the {host.num_cores} cores of "
+            f"'{host.machine}': trainings were timed with a core for each rank"
+        )
+    own = count_parameters(model, layout, Chunk(range(model.num_layers), True, True))
+    num_bytes = _VALUE_BYTES * (own.dense + own.expert) * spec.num_gpus
+    rates = host.choose_tables(spec.num_gpus, num_bytes)
+    _ = rates.training
+    return rates
+
+
+def check_runs_here(spec: TrainingDeployment, place: str) -> None:
+    """Refuse what shards on processors do not do in a training, and so is not timed there.
+
+    Raises:
+        UserError: naming the key, and the value that it must have.
+    """
+    asked = {**spec.model_dump(), **spec.parallel.model_dump()}
+    for key, value in _TRAINED_HERE.items():
+        if asked[key] != value:
+            raise UserError(
+                f"{place}: {key} = {json.dumps(asked[key])} can be simulated on accelerators, but "
+                f"neither executed nor timed on processors; say {key} = {json.dumps(value)}"
+            )
+
 
 _ENGINE = "vllm"
 """Engine whose calibrated kernels are priced; those of large batches are cuBLAS's and

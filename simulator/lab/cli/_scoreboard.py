@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from simulator.cli import console
-from simulator.cli.screen import Screen
+from simulator.cli.console import Screen
 
 _GROUPS_SHOWN = 12
 """Groups of a suite that are printed, the worst first."""

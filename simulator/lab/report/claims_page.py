@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from simulator.report import style
 from simulator.report.deployment_tables import describe_making
-from simulator.report.figure_cards import FigureCards, pair_up
+from simulator.report.gallery import FigureCards, pair_up
 from simulator.report.rendering import render_page
 from simulator.results.claims import (
     VERDICTS,

@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 
 from simulator.report.deployment_tables import describe_making
-from simulator.report.figure_cards import FigureCards
-from simulator.report.gallery import load_figures
+from simulator.report.gallery import FigureCards, load_figures
 from simulator.report.rendering import render_page
 from simulator.report.texts import keep_units, percent_beside
 from simulator.results.judgement import IN_SAMPLE, judge_targets, tally

@@ -19,7 +19,7 @@ from simulator.config.cluster import load_kind
 from simulator.config.model import ModelSpec
 from simulator.config.training import TrainingDeployment
 from simulator.config.training_question import TrainedModel, TrainingCluster, TrainingQuestion
-from simulator.deployment.chosen_model import choose_model
+from simulator.deployment.counterparts import choose_model
 from simulator.deployment.training.memory import (
     TrainingMemory,
     find_room,
@@ -28,18 +28,16 @@ from simulator.deployment.training.memory import (
 from simulator.deployment.training.plan import TrainingPlan, make_training_plan, plan_model
 from simulator.deployment.training.quality import find_tokens_to_loss
 from simulator.engine.training import TrainingStep, find_band, price_update, run_training_step
-from simulator.planner.training.layer_times import (
-    LayerTimes,
-    estimate_step,
-    shorten_model,
-    time_layers,
-)
 from simulator.planner.training.space import (
+    LayerTimes,
     Split,
     describe_split,
+    estimate_step,
     find_least,
     list_sizes,
     list_splits,
+    shorten_model,
+    time_layers,
 )
 from simulator.step.training import find_rank_imbalance, price_micro_batch
 

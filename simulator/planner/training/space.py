@@ -1,16 +1,83 @@
-"""Splits of a training over a number of GPUs that are considered."""
+"""Splits of a training that are considered, and the seconds by which they are ranked."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 from simulator.config.cluster import ClusterSpec, load_kind
-from simulator.config.model import ModelSpec
+from simulator.config.model import LayerRun, ModelSpec
 from simulator.config.training import TrainingDeployment, TrainingParallel
 from simulator.config.training_question import TrainedModel, TrainingCluster, TrainingQuestion
+from simulator.deployment.training.plan import TrainingPlan
+from simulator.policies.pipelining import PassKind
+from simulator.step.program import Busy, Together
+from simulator.step.training import price_micro_batch
 from simulator.work.layout import Layout, uneven_heads
 from simulator.work.trained import Chunk, count_parameters
+
+_PASSES: tuple[PassKind, ...] = ("forward", "backward")
+_LAYERS_OF_A_KIND = 2
+"""Layers of each kind that are priced: they differ by the experts that tokens choose."""
+
+
+class LayerTimes(NamedTuple):
+    """Seconds of one micro-batch, forward and backward."""
+
+    layers_s: float
+    """All layers."""
+    head_s: float
+    """Output matrix, which the last stage has."""
+
+
+def shorten_model(model: ModelSpec) -> ModelSpec:
+    """Shorten a model to a few layers of each kind, in their order."""
+    kinds = dict.fromkeys(model.layer_names)
+    pattern = tuple(kind for kind in kinds for _ in range(_LAYERS_OF_A_KIND))
+    fields = {name: getattr(model, name) for name in ModelSpec.model_fields}
+    return ModelSpec.model_construct(**(fields | {"layers": (LayerRun(pattern=pattern),)}))
+
+
+def time_layers(plan: TrainingPlan, model: ModelSpec) -> LayerTimes:
+    """Time all layers of a model by those of its shortened one, every exchange with wires of its
+    own.
+
+    Args:
+        plan: of the shortened model.
+    """
+    prices, counts = price_micro_batch(plan), Counter(model.layer_names)
+    layers_s = head_s = 0.0
+    for number, kind in enumerate(plan.model.layer_names):
+        weight = counts[kind] / _LAYERS_OF_A_KIND
+        chunk = Chunk(range(number, number + 1), number == 0, number == plan.model.num_layers - 1)
+        for way in _PASSES:
+            for operation in prices.list_operations(chunk, way):
+                assert isinstance(operation, Busy | Together), "trainings start nothing ahead"
+                seconds = _time_operation(operation)
+                if operation.layer < 0:
+                    head_s += seconds
+                else:
+                    layers_s += weight * seconds
+    return LayerTimes(layers_s, head_s)
+
+
+def _time_operation(operation: Busy | Together) -> float:
+    if isinstance(operation, Busy):
+        return float(operation.seconds_R.max())
+    return max(exchange.alone_s for exchange in operation.exchanges)
+
+
+def estimate_step(times: LayerTimes, split: Split, batch: int) -> float:
+    """Estimate the seconds of a step in closed form; gradients and the optimizer are left out.
+
+    Args:
+        batch: sequences of a step.
+    """
+    stage_s = times.layers_s / split.pp + times.head_s
+    rounds = split.count_micro_batches(batch) + (split.pp - 1) / split.chunks
+    return rounds * stage_s
+
 
 _MOST_EP = 64
 """Most expert-parallel ranks that are tried."""

@@ -17,7 +17,7 @@ from simulator.planner.conditions import Change, Conditions, Trials, describe_st
 from simulator.planner.crossover import map_crossover
 from simulator.planner.evaluations import FigureBands
 from simulator.planner.explore import Evaluation
-from simulator.planner.headroom import Headroom, measure_headroom
+from simulator.planner.headroom import Headroom, find_sizes, measure_headroom
 from simulator.planner.losses import LOST, idle_costs, spare_nodes
 from simulator.planner.moe_vs_dense import (
     best_of_kind,
@@ -29,7 +29,6 @@ from simulator.planner.moe_vs_dense import (
 from simulator.planner.samples import CostSamples, GpuDemand, Priced, price
 from simulator.planner.screen import Candidate
 from simulator.planner.search import SearchResult, estimate_work
-from simulator.planner.sizes import find_sizes
 from simulator.planner.uncertainty.bands import (
     RowBands,
     add_probabilities,

@@ -13,10 +13,11 @@ from simulator.base.frozen import Frozen
 from simulator.base.quantities import Seconds, value_range
 from simulator.policies.placement import Placed
 from simulator.policies.rebalancing import HOST_S_PER_LAYER, ExpertLoad
-from simulator.policies.rebalancing._chunks import LayersPerChunk, check_chunks
-from simulator.policies.rebalancing._looks import (
+from simulator.policies.rebalancing._moves import (
     EverySeconds,
     EverySteps,
+    LayersPerChunk,
+    check_chunks,
     check_interval,
     list_intervals,
 )

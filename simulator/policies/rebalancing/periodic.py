@@ -15,13 +15,14 @@ from simulator.base.plugins import build, policy_class
 from simulator.base.quantities import Duration, Factor, Seconds, Steps
 from simulator.policies.placement import Placed, PlacementPolicy
 from simulator.policies.rebalancing import HOST_S_PER_LAYER, ExpertLoad
-from simulator.policies.rebalancing._chunks import LayersPerChunk, check_chunks
-from simulator.policies.rebalancing._fewest_moves import keep_where_alike
-from simulator.policies.rebalancing._looks import (
+from simulator.policies.rebalancing._moves import (
     EverySeconds,
     EverySteps,
+    LayersPerChunk,
     begins_window,
+    check_chunks,
     check_interval,
+    keep_where_alike,
     list_intervals,
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import plotly.graph_objects as go
 
 from simulator.report import style
-from simulator.report.execution_numbers import TITLES, kinds, phase_medians_s, row
+from simulator.report.execution import TITLES, kinds, phase_medians_s, row
 from simulator.report.gallery import Figure
 from simulator.report.marks import add_agreement, log_axis
 from simulator.results.executed import Executed

@@ -1,17 +1,30 @@
-"""Duration of each step, one after the other."""
+"""Steps of an execution, measured and simulated: times, phases, timeline."""
 
 from __future__ import annotations
 
 import html
+from collections.abc import Iterator
 
+import pandas as pd
 import plotly.graph_objects as go
 
 from simulator.report import style
-from simulator.report.execution_numbers import TITLES, kind_of_step, kinds, list_losses, steps
+from simulator.report.execution import (
+    TITLES,
+    kind_of_step,
+    kinds,
+    list_losses,
+    phase_medians_s,
+    steps,
+)
 from simulator.report.gallery import Figure
-from simulator.results.executed import Executed
+from simulator.report.marks import add_name
+from simulator.report.spans import add_bars, cut_to_layers, draw_axes
+from simulator.results.executed import KINDS, SOURCES, Executed
 from simulator.results.formats import log_ticks, seconds, time_axis
-from simulator.results.rebalances_text import tell_move
+from simulator.results.phases import STEP_PHASES
+from simulator.results.run_sentences import tell_move
+from simulator.results.shown_steps import shown_step
 
 _WIDE = 12.0
 """Least factor between the longest and the shortest step that takes a logarithmic axis."""
@@ -115,3 +128,133 @@ def _add_moves(
             if kind_of_step(executed, int(moved["step"])) == kind
         ]
         style.add_moves(drawn, label[name], line[name], moves, levels)
+
+
+_PITCH = 3.1
+"""Distance of two deployments in bars: two of them, and a line for the name."""
+
+
+class Phases(Figure[Executed]):
+    """Two stacked bars a deployment, the measured one above the predicted one; a plot a kind of
+    step.
+    """
+
+    title = "A step by phase"
+    section = "Predicted against measured"
+    definition = (
+        "Median over steps of the time in each phase, mean over ranks; measured above predicted."
+    )
+    absent = "No step was run."
+    order = 20
+
+    def draw(self, executed: Executed) -> dict[str, go.Figure]:
+        return {TITLES[kind]: _pairs(executed, kind) for kind in kinds(executed)}
+
+
+def _pairs(executed: Executed, kind: str) -> go.Figure:
+    label = style.labels(executed)
+    own = [
+        (name, source, phase_medians_s(executed, name, kind, source))
+        for name in executed.deployments
+        for source in SOURCES
+    ]
+    names = [name for name, source, medians_s in own if source == "measured" and medians_s]
+    bars = [
+        (_PITCH * names.index(name) + SOURCES.index(source), name, source, medians_s)
+        for name, source, medians_s in own
+        if name in names and medians_s
+    ]
+    longest_s = max((sum(medians_s.values()) for *_, medians_s in bars), default=0.0) or 1.0
+    unit_s, unit = time_axis(longest_s)
+    drawn = style.figure(
+        f"Time of a step ({unit})", "", height=64 + 72 * len(names), barmode="stack", bargap=0.12
+    )
+    for phase in STEP_PHASES:
+        if not any(medians_s[phase] for *_, medians_s in bars):
+            continue
+        drawn.add_bar(
+            orientation="h",
+            y=[y for y, *_ in bars],
+            x=[medians_s[phase] / unit_s for *_, medians_s in bars],
+            name=phase,
+            marker={"color": style.PHASE_COLOURS[phase], "line": {"width": 0}},
+            customdata=[
+                [label[name], source, seconds(medians_s[phase])]
+                for _, name, source, medians_s in bars
+            ],
+            hovertemplate=(
+                f"{phase} %{{customdata[2]}}, %{{customdata[1]}}<extra>%{{customdata[0]}}</extra>"
+            ),
+        )
+    for place, name in enumerate(names):
+        add_name(drawn, _PITCH * place - 0.5, label[name])
+    drawn.update_yaxes(
+        range=[_PITCH * len(names) - 1.2, -1.6],
+        tickvals=[y for y, *_ in bars],
+        ticktext=[source for _, _, source, _ in bars],
+        showgrid=False,
+        ticklabelstandoff=5,
+    )
+    drawn.update_xaxes(rangemode="tozero", range=[0, 1.02 * longest_s / unit_s], nticks=7)
+    return drawn
+
+
+MAX_BARS = 600
+"""Bars of both sources together in a plot: more would not be told apart."""
+_PITCH_TIMELINE = 2.5
+"""Distance of two ranks in bars."""
+
+
+class Timeline(Figure[Executed]):
+    """Bars in time, two rows a rank, a plot a deployment and kind."""
+
+    title = "Timelines of median steps"
+    section = "One step, rank by rank"
+    definition = (
+        "What each rank did in the step at the median of the measured times of its kind, and below "
+        "it what was predicted, on one time scale; timeline.json beside this page holds every "
+        "rank and layer and opens at ui.perfetto.dev."
+    )
+    absent = "The run holds no timeline of single steps."
+    order = 30
+
+    def draw(self, executed: Executed) -> dict[str, go.Figure]:
+        return dict(_draw_steps(executed))
+
+
+def _draw_steps(executed: Executed) -> Iterator[tuple[str, go.Figure]]:
+    label, spans = style.labels(executed), executed.spans
+    for name in executed.deployments:
+        for kind in kinds(executed):
+            sources = {f"{kind}, {source}": source for source in SOURCES}
+            own = spans[(spans["deployment"] == name) & spans["phase"].isin(list(sources))]
+            if own.empty:
+                continue
+            shown, extent = cut_to_layers(own, MAX_BARS)
+            if (shown[["rank", "layer"]].nunique() == own[["rank", "layer"]].nunique()).all():
+                shown, extent = own, ""
+            number = shown_step(executed.run, name, kind)["number"]
+            cut = f", {extent}" if extent else ""
+            heading = f"{label[name]}: {KINDS[kind]}, step {number}{cut}"
+            yield heading, _draw(shown.assign(source=shown["phase"].map(sources)))
+
+
+def _draw(spans: pd.DataFrame) -> go.Figure:
+    ranks = sorted(int(rank) for rank in spans["rank"].unique())
+    place = {
+        (rank, source): _PITCH_TIMELINE * i + below
+        for i, rank in enumerate(ranks)
+        for below, source in enumerate(SOURCES)
+    }
+    height = 64 + round((20 if len(ranks) <= 4 else 15) * _PITCH_TIMELINE * max(len(ranks), 1))
+    drawn, unit_s = draw_axes(spans, height, nticks=7)
+    places = spans[["rank", "source"]].itertuples(index=False, name=None)
+    rows = spans.assign(at=[place[found] for found in places])
+    for source in SOURCES:
+        add_bars(drawn, rows[rows["source"] == source], "at", source, unit_s, thickness=0.88)
+    return drawn.update_yaxes(
+        range=[_PITCH_TIMELINE * len(ranks) - 1.0, -0.7],
+        tickvals=list(place.values()),
+        ticktext=[f"{rank} {source}" for rank, source in place],
+        ticklabelstandoff=5,
+    )

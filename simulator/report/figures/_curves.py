@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 
 from simulator.base.columns import Columns
 from simulator.report import style
-from simulator.results.changes_text import tell_change
 from simulator.results.folder import Results
 from simulator.results.formats import seconds, time_axis, time_ticks
-from simulator.results.scaling_text import SCALES
+from simulator.results.run_sentences import SCALES, tell_change
 
 NUM_QUANTILES = 300
 MAX_BINS = 150

@@ -10,7 +10,7 @@ from simulator.report import style
 from simulator.report.gallery import Figure
 from simulator.results.folder import Results
 from simulator.results.formats import time_axis
-from simulator.results.rebalances_text import tell_move
+from simulator.results.run_sentences import tell_move
 
 
 class Balance(Figure[Results]):

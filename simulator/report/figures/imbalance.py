@@ -5,8 +5,8 @@ from __future__ import annotations
 import plotly.graph_objects as go
 
 from simulator.report.gallery import Figure
-from simulator.report.shown_steps import shared_heading
-from simulator.report.skew import SKEW, draw_imbalance
+from simulator.report.heat import SKEW, draw_imbalance
+from simulator.report.spans import shared_heading
 from simulator.results.folder import Results
 
 

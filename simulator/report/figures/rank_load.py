@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from simulator.report.gallery import Figure
 from simulator.report.heat import grid, load_map
-from simulator.report.shown_steps import WHICH, heading
+from simulator.report.spans import WHICH, heading
 from simulator.results.folder import Results
 
 

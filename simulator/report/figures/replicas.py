@@ -10,7 +10,7 @@ from simulator.report import style
 from simulator.report.gallery import Figure
 from simulator.results.folder import Results
 from simulator.results.formats import time_axis
-from simulator.results.scaling_text import is_scaled, list_held
+from simulator.results.run_sentences import is_scaled, list_held
 
 
 class Replicas(Figure[Results]):

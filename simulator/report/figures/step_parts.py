@@ -6,8 +6,8 @@ import plotly.graph_objects as go
 
 from simulator.report import style
 from simulator.report.gallery import Figure
-from simulator.report.shown_steps import WHICH, shared_heading
-from simulator.report.stacked_bars import draw_stacked
+from simulator.report.marks import draw_stacked
+from simulator.report.spans import WHICH, shared_heading
 from simulator.results.folder import Results
 from simulator.results.formats import seconds, time_axis
 from simulator.results.phases import STEP_PHASES

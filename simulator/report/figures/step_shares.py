@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 
 from simulator.report import style
 from simulator.report.gallery import Figure
-from simulator.report.stacked_bars import draw_stacked
+from simulator.report.marks import draw_stacked
 from simulator.results.folder import Results
 from simulator.results.formats import number
 from simulator.results.phases import STEP_PHASES

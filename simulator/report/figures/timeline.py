@@ -6,8 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from simulator.report.gallery import Figure
-from simulator.report.shown_steps import WHICH, heading
-from simulator.report.spans import add_bars, cut_to_layers, draw_axes
+from simulator.report.spans import WHICH, add_bars, cut_to_layers, draw_axes, heading
 from simulator.results.folder import Results
 
 

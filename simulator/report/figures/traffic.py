@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 from simulator.report import style
 from simulator.report.gallery import Figure
 from simulator.report.heat import integer_axes
-from simulator.report.shown_steps import WHICH, heading
+from simulator.report.spans import WHICH, heading
 from simulator.results.folder import Results
 from simulator.results.formats import bytes_axis
 

@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 
 from simulator.report import style
 from simulator.report.marks import log_axis
-from simulator.report.plan_bands import whiskers
+from simulator.report.plan_page import whiskers
 from simulator.results.answer.parts import Band
 from simulator.results.formats import TIMES
 

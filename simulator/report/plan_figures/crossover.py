@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 
 from simulator.report import style
 from simulator.report.gallery import Figure
-from simulator.report.plan_bands import band_text
+from simulator.report.plan_page import band_text
 from simulator.results.answer import Answer
 from simulator.results.answer.crossover import FullPoint, MapPoint, Side, SpeedPoint
 from simulator.results.formats import TIMES, number, percent, seconds

@@ -1,4 +1,4 @@
-"""Sensitivity of the cost: the answer under other conditions."""
+"""What an answer depends on, and what was ruled out."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import plotly.graph_objects as go
 from simulator.report import style
 from simulator.report.gallery import Figure
 from simulator.report.model_colours import SYMBOLS, colour_of, is_striped, label_of, model_of
-from simulator.report.plan_bands import band_text
 from simulator.report.plan_figures import _rows
+from simulator.report.plan_page import band_text
 from simulator.results.answer import Answer, SensitivityRow
+from simulator.results.formats import log_ticks
 from simulator.results.plan_text import hover, kind_of, per_hour, times
 
 
@@ -93,3 +94,43 @@ def _bar(answer: Answer, row: SensitivityRow) -> _rows.Row:
 def _symbol(answer: Answer, row: SensitivityRow) -> str:
     best = model_of(answer, row.deployment or "")
     return SYMBOLS[kind_of(best)] if best else "circle"
+
+
+_MOST = 10
+_LEAST = 0.7
+"""Start of the bars: one candidate shows."""
+
+
+class RuledOut(Figure[Answer]):
+    """A bar a reason."""
+
+    title = "Candidates ruled out, by reason"
+    section = "Ruled out"
+    definition = "How many candidates each reason ruled out, on a logarithmic axis."
+    absent = "No candidate was ruled out."
+    order = 60
+    width = "full"
+
+    def draw(self, answer: Answer) -> go.Figure | None:
+        found = sorted((row for row in answer.ruled_out if row.count), key=lambda row: -row.count)
+        if not found:
+            return None
+        high = max(10.0, 1.3 * found[0].count)
+        bars = [
+            _rows.Row(
+                title=f"{row.count:,}",
+                said=row.reason,
+                end=row.count,
+                hover=hover(row.reason, f"{row.count:,} candidates, such as", row.example),
+            )
+            for row in found[:_MOST]
+        ]
+        span = {"range": [math.log10(_LEAST), math.log10(high)]}
+        return _rows.plot(
+            bars,
+            "Candidates",
+            start=_LEAST,
+            type="log",
+            **span,
+            **log_ticks(_LEAST, max(high, 300.0)),
+        )

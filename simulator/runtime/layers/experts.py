@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from simulator.config.ffns.moe import MoE
-from simulator.config.pruning import Pruning
+from simulator.config.sparsity import Pruning
 from simulator.runtime.layers.part import WHOLE, Part
 from simulator.runtime.layers.pruned import PrunedMatrix, check_whole_blocks, multiply, store_part
 from simulator.runtime.layers.weights import Weights, empty, fill

@@ -6,7 +6,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from simulator.config.pruning import Pruning
+from simulator.config.sparsity import Pruning
 from simulator.runtime.layers.experts import activate
 from simulator.runtime.layers.kinds import FFNLayer
 from simulator.runtime.layers.part import WHOLE, Part

@@ -16,7 +16,7 @@ from simulator.base.errors import UserError
 from simulator.base.plugins import available, package_of
 from simulator.config.ffns import FFN
 from simulator.config.mixers import Mixer
-from simulator.config.pruning import Pruning, choose_dense, choose_experts
+from simulator.config.sparsity import Pruning, choose_dense, choose_experts
 from simulator.runtime.layers.part import WHOLE, Part
 from simulator.runtime.layers.weights import Weights
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from simulator.base.errors import UserError
-from simulator.config.pruning import Block, Pruning, TwoFour, Unstructured
+from simulator.config.sparsity import Block, Pruning, TwoFour, Unstructured
 from simulator.runtime.layers.weights import fill
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from simulator.base.errors import UserError
 from simulator.config.model import ModelSpec
-from simulator.config.pruning import Pruning
+from simulator.config.sparsity import Pruning
 from simulator.runtime.layers.experts import Experts
 from simulator.runtime.layers.kinds import (
     Admission,

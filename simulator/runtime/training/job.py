@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from simulator.base.errors import UserError
-from simulator.deployment.training.host import check_runs_here
-from simulator.deployment.training.plan import TrainingPlan
+from simulator.deployment.training.plan import TrainingPlan, check_runs_here
 from simulator.policies.dispatch import ExecutableDispatch
 from simulator.policies.overflow import may_drop
 from simulator.runtime.job import Job, RoutedExperts

@@ -13,7 +13,7 @@ from pydantic import Field
 from simulator.base.errors import check_known
 from simulator.base.frozen import Frozen
 from simulator.base.progress import Progress
-from simulator.deployment.chosen_model import choose_model
+from simulator.deployment.counterparts import choose_model
 from simulator.lab.commands.claim_measurements import Trial
 from simulator.results.claims import Case, Spread
 from simulator.results.executed import Executed
@@ -78,7 +78,7 @@ class Execution(Frozen):
     def measure(self, tick: Progress) -> Trial:
         require("torch")
         from simulator.commands.execute import execute
-        from simulator.report.execution_verdict import verdict
+        from simulator.report.execution import verdict
 
         executed = execute(self._load(), backend=self.backend, progress=tick)
         found = verdict(executed)

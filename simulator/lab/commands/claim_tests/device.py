@@ -21,7 +21,7 @@ from simulator.config.dtypes import DType
 from simulator.config.ffns.moe import MoE
 from simulator.config.law_file import load_law, measure_size
 from simulator.config.model import ModelSpec
-from simulator.deployment.chosen_model import choose_model
+from simulator.deployment.counterparts import choose_model
 from simulator.lab.commands.claim_tests import Cases, Telling, check_tried
 from simulator.results.claims import Case, Figure, Finding, Runs
 

@@ -19,8 +19,7 @@ from simulator.commands.run import run
 from simulator.config.dtypes import DType
 from simulator.lab.commands.claim_tests import RIVALS, Cases, Telling, check_tried, name_rival
 from simulator.planner.conditions import Conditions, apply_conditions
-from simulator.planner.crossover import crossover
-from simulator.planner.map_points import BEST
+from simulator.planner.crossover import BEST, crossover
 from simulator.results.answer.crossover import MapPoint
 from simulator.results.claims import (
     Case,

@@ -16,13 +16,12 @@ from simulator.base.text import count_text
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.model import ModelSpec, load_model
 from simulator.config.pairing import DenseOf
-from simulator.config.pruning import Pruning, TwoFour, Unstructured, stored_bytes
-from simulator.deployment.chosen_model import choose_model
+from simulator.config.sparsity import Pruning, TwoFour, Unstructured, stored_bytes
+from simulator.deployment.counterparts import choose_model
 from simulator.lab.commands.claim_tests import RIVALS, Cases, Telling, name_rival
 from simulator.results.claims import Case, Chart, Curve, Figure, Finding
-from simulator.work.decode_step import count_decode_step
-from simulator.work.flops import matmul_flops_per_token
-from simulator.work.idle import count_idle, stored_bytes_of
+from simulator.work.flops import count_decode_step, matmul_flops_per_token
+from simulator.work.sparsity import count_idle, stored_bytes_of
 
 _SIDE = 4096
 """Rows and columns of the matrix whose formats are compared."""

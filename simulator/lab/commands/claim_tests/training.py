@@ -24,7 +24,7 @@ from simulator.config.deployment import DeploymentSpec
 from simulator.config.law_file import load_law, measure_size
 from simulator.config.model import ModelSpec, load_model
 from simulator.config.pairing import DenseOf
-from simulator.deployment.chosen_model import choose_model
+from simulator.deployment.counterparts import choose_model
 from simulator.deployment.training.quality import find_tokens_to_loss
 from simulator.lab.commands.claim_tests import RIVALS, Cases, Telling, check_tried, name_rival
 from simulator.results.claims import Case, Figure, Finding, measure_seeds

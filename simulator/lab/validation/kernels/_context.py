@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import AttentionFit
-from simulator.cost.kernels.attention import context_rates
-from simulator.cost.kernels.context import kernels_s
+from simulator.cost.kernels.attention import context_rates, kernels_s
 from simulator.lab.validation.extrapolation import OUTSIDE, Doubt
 from simulator.lab.validation.kernels import _fitting as fitting
 from simulator.lab.validation.kernels._answering import Estimate, unknown_name

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from simulator.base.errors import UserError
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import ANY
-from simulator.config.calibration.exchange import ExchangeFit, Load
+from simulator.config.calibration.communication import ExchangeFit, Load
 from simulator.lab.validation import Measure, require
 from simulator.lab.validation.hardware import accelerator_name
 from simulator.lab.validation.kernels import _answering as answering

@@ -3,7 +3,7 @@ and NVLink one-sided ones; fits the table ``exchange``.
 
 Random choices (the benchmarks' own) are sent through the dispatch policies and topologies of the
 simulator; what they put on the busiest rank and wire is priced with the formula of
-:mod:`simulator.config.calibration.exchange`, as the simulator does.
+:mod:`simulator.config.calibration.communication`, as the simulator does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from simulator.config.accelerator import AcceleratorSpec, load_accelerator
 from simulator.config.calibration import ANY, Calibration
-from simulator.config.calibration.exchange import ExchangeFit
+from simulator.config.calibration.communication import ExchangeFit
 from simulator.lab.validation import Measure
 from simulator.lab.validation.error_bands import Band
 from simulator.lab.validation.extrapolation import Doubt, of_hardware

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from simulator.config.accelerator import AcceleratorSpec, load_accelerator
 from simulator.config.calibration import ANY, Calibration
-from simulator.config.calibration.collective import CollectiveFit, ProtocolFit, passes_of
+from simulator.config.calibration.communication import CollectiveFit, ProtocolFit, passes_of
 from simulator.lab.validation import Measure, require
 from simulator.lab.validation.extrapolation import Doubt, of_hardware
 from simulator.lab.validation.hardware import accelerator_name, find_calibrated

@@ -2,7 +2,7 @@
 
 Where a table says no engine, its kernels are vLLM's. vLLM's block-scaled fp8 kernels were timed as
 Python launches them, so what launching takes is added to them here
-(:class:`simulator.config.calibration.gemm.EagerLaunch`); serving does not pay it, since engines
+(:class:`simulator.config.calibration.kernels.EagerLaunch`); serving does not pay it, since engines
 replay CUDA graphs.
 """
 
@@ -18,7 +18,7 @@ import pandas as pd
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import ANY, Calibration
 from simulator.config.calibration.fit import Fit
-from simulator.config.calibration.gemm import EagerLaunch, GemmFit
+from simulator.config.calibration.kernels import EagerLaunch, GemmFit
 from simulator.cost.kernels.gemm import Operands, product_s
 from simulator.lab.validation import Measure
 from simulator.lab.validation.extrapolation import Doubt, of_hardware

@@ -10,12 +10,11 @@ from typing import NamedTuple
 from simulator.base.data import cache_lookups
 from simulator.base.errors import UserError
 from simulator.base.plugins import build
-from simulator.config.calibration.disaggregation import DisaggregationFit
-from simulator.config.calibration.engine import parse_release
+from simulator.config.calibration.engine import DisaggregationFit, parse_release
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.engine import find_hand_over, resolve_scheduling
+from simulator.deployment.fits import find_bands
 from simulator.deployment.plan import DeploymentPlan
-from simulator.deployment.unseen import find_bands
 from simulator.engine.table import StepTable, change_engine, make_table
 from simulator.lab.validation import OK
 from simulator.lab.validation.hardware import load_family

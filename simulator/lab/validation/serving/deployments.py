@@ -16,8 +16,8 @@ from simulator.config.calibration import ANY
 from simulator.config.calibration.engine import UNSAID, Unseen, parse_release
 from simulator.config.deployment import DeploymentSpec, ParallelSpec
 from simulator.config.model import ModelSpec, load_model
+from simulator.deployment.fits import list_unseen
 from simulator.deployment.plan import DeploymentPlan, make_plan
-from simulator.deployment.unseen import list_unseen
 from simulator.lab.validation.hardware import accelerator_name, cluster_of, load_family
 from simulator.lab.validation.serving.campaigns import Rule, When, load_campaigns
 from simulator.lab.validation.serving.models import find_model, release_format

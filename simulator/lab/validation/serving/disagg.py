@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.config.calibration.disaggregation import DisaggregationFit
+from simulator.config.calibration.engine import DisaggregationFit
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.pool import make_limits, scaled_blocks
 from simulator.engine.state import start_ranks, start_requests

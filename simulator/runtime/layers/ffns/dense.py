@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from simulator.config.ffns.dense import DenseFFN
-from simulator.config.pruning import Pruning
+from simulator.config.sparsity import Pruning
 from simulator.runtime.layers.feed_forward import FeedForward
 from simulator.runtime.layers.part import WHOLE, Part
 

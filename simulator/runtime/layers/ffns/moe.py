@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from simulator.config.ffns.moe import MoE
-from simulator.config.pruning import Pruning
+from simulator.config.sparsity import Pruning
 from simulator.runtime.layers.experts import Experts
 from simulator.runtime.layers.kinds import Admission, FFNLayer
 from simulator.runtime.layers.part import WHOLE, Part

@@ -1,0 +1,272 @@
+"""The pages of trainings: a run, a plan, a step."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+
+from simulator.report import style
+from simulator.report.deployment_tables import describe_making, name_deployments, split_at_rumours
+from simulator.report.gallery import FigureCards, load_figures, pair_up
+from simulator.report.heat import load_map
+from simulator.report.marks import DOTTED, log_axis, whiskers
+from simulator.report.rendering import render_page
+from simulator.results.formats import num_bytes, number, parameters, percent
+from simulator.results.training import METRICS, TrainingResults, write_band, write_metric
+from simulator.results.training_answer import TrainingAnswer, list_sizes
+
+_LOSS = "Held-out loss (nats a byte)"
+_MAP_HEIGHT = 230
+_BY_TIME = (
+    "Seconds of each model's own steps: steps so far times its median step. Solid: "
+    "all models on the same tokens. Dashed: the dense ones anew, for as long as the mixture "
+    "of experts computed. Means over seeds, whiskers from the lowest to the highest. Lower and "
+    "further left is better."
+)
+_BY_TOKENS = (
+    "All models see the same batches in the same order; "
+    "solid and dashed as beside. Lower is better."
+)
+_MAPS = (
+    "How often the mixture of experts chose each expert on held-out text, "
+    "over the layer's mean; one scale for all maps."
+)
+
+
+def render_training(
+    headline: str,
+    findings: Sequence[str],
+    outcomes: pd.DataFrame,
+    trials: pd.DataFrame,
+    curve: pd.DataFrame,
+    loads: Mapping[str, NDArray[np.float64]],
+    facts: Mapping[str, str],
+) -> str:
+    """The page as one HTML document that opens offline.
+
+    Args:
+        headline: the result in a sentence.
+        findings: what else the numbers say, a sentence each.
+        outcomes: a row a model: ``model``, ``num_parameters``, ``num_active_parameters``,
+            ``learning_rate``, ``tokens``, ``seconds``, ``step_s``, ``step_band_s``,
+            ``simulated_step_s``, ``held_out_loss``, ``above_moe``,
+            ``same_time_tokens``, ``same_time_loss``, ``same_time_above_moe``, ``num_seeds``,
+            ``num_reached``, ``seconds_to_moe_loss``, ``time_to_moe_loss``: fields of
+            :class:`~simulator.runtime.recording.comparison.Outcome`.
+        trials: a row a model and learning rate: ``model``, ``learning_rate``, ``steps``,
+            ``held_out_loss``.
+        curve: a row a run, seed, model and evaluation: ``run``, ``seed``, ``model``, ``tokens``,
+            ``seconds``, ``held_out_loss``; in the first run all models saw the same tokens, in
+            others they had the same time.
+        loads: by domain, how often each expert was chosen over the layer's mean, ``[L, E]``.
+        facts: how it was made, by name.
+    """
+    cards = FigureCards()
+    by_time = _curves(curve, outcomes["model"], "seconds", "Own compute (s)")
+    by_tokens = _curves(curve, outcomes["model"], "tokens", "Training tokens (bytes)")
+    curves = [
+        ("Held-out loss against time", _BY_TIME, by_time),
+        ("Held-out loss against tokens", _BY_TOKENS, by_tokens),
+    ]
+    maps = {
+        html.escape(name, quote=False): load_map(load, "Expert", "choices", _MAP_HEIGHT)
+        for name, load in loads.items()
+    }
+    return render_page(
+        "training.html",
+        "Recorded by training",
+        cards,
+        headline=headline,
+        findings=findings,
+        curves=pair_up(cards, curves),
+        maps=[cards.card("Expert load by layer and domain", _MAPS, maps, "half")],
+        outcomes=outcomes.to_dict("records"),
+        trials=trials.pivot_table("held_out_loss", "learning_rate", "model", sort=False),
+        trial_steps=int(trials["steps"].iloc[0]),
+        facts=facts,
+    )
+
+
+def _curves(curve: pd.DataFrame, models: pd.Series, column: str, title: str) -> go.Figure:
+    """The loss of every model, mean over seeds, but for the untrained one's, which would flatten
+    the rest; whiskers from the lowest seed to the highest.
+    """
+    drawn = style.figure(title, _LOSS, height=340)
+    trained = curve[curve["tokens"] > 0]
+    for dash, (run, of_run) in zip(
+        cycle(style.DASHES), trained.groupby("run", sort=False), strict=False
+    ):
+        for colour, name in zip(cycle(style.DEPLOYMENT_COLOURS), models, strict=False):
+            own = of_run[of_run["model"] == name].groupby("tokens")
+            loss = own["held_out_loss"]
+            if not len(loss):
+                continue
+            low, mean, high = (loss.agg(how).to_numpy(float) for how in ("min", "mean", "max"))
+            drawn.add_scatter(
+                x=own[column].mean().to_numpy(float),
+                y=mean,
+                error_y=whiskers(mean, low, high, thickness=1.2, width=3),
+                name=html.escape(name, quote=False),
+                line={"color": colour, "dash": dash, "width": 2},
+                mode="lines+markers",
+                hovertemplate=f"%{{y:.3f}} nats at %{{x:,.4~g}}, {run}",
+            )
+    return drawn
+
+
+_CAPTION = (
+    "The cheapest split of each model on each number of GPUs; whiskers are 80 % bands. Lower and "
+    "further left is better; the dotted line is the target."
+)
+
+
+def render_training_plan(answer: TrainingAnswer) -> str:
+    """The page as one HTML document that opens offline."""
+    cards, run = FigureCards(), answer.run
+    question = run["training_question"]
+    drawn = _draw(answer.candidates, question["targets"]["days"], run["currency"])
+    return render_page(
+        "training_plan.html",
+        str(run["name"]),
+        cards,
+        headline=run["verdict"]["headline"],
+        reasons=run["verdict"]["reasons"],
+        question=question,
+        card=cards.card("Cost against days", _CAPTION, {"": drawn}),
+        rows=[_write_row(row) for row in list_sizes(answer.candidates).to_dict("records")],
+        currency=run["currency"],
+        ruled_out=sorted(run["ruled_out"].items(), key=lambda item: -item[1]),
+        recommended=answer.recommended,
+        making={"Command": run.get("command")} | describe_making(run),
+    )
+
+
+def _write_row(row: dict[Any, Any]) -> dict[str, Any]:
+    return {
+        "model": row["model"],
+        "split": f"{int(row['num_gpus']):,} {row['cluster']}: {row['split']}",
+        "cells": [
+            f"{number(row['days'])} ({number(row['days_low'])} to {number(row['days_high'])})",
+            f"{row['cost']:,.0f}",
+            f"{number(row['tokens_per_s_per_gpu'])}",
+            percent(row["mfu"]),
+            percent(row["bubble_share"]),
+            num_bytes(row["memory_bytes"]),
+            f"{int(row['micro_batch'])}",
+            str(row["recompute"]),
+        ],
+        "keeps": bool(row["keeps_target"]),
+    }
+
+
+def _draw(candidates: pd.DataFrame, days: float, currency: str) -> go.Figure:
+    """Draw a line for each model and kind of machine, over the numbers of GPUs."""
+    best = list_sizes(candidates)
+    ends = [best["days_low"].min(), best["days_high"].max(), days]
+    drawn = style.figure(
+        "Days until all tokens are trained on (days)",
+        f"Cost of the training ({currency})",
+        420,
+        xaxis=log_axis(min(ends) / 1.1, max(ends) * 1.1),
+        yaxis=log_axis(float(best["cost"].min()) / 1.3, float(best["cost"].max()) * 1.3)
+        if best["cost"].min() > 0
+        else {},
+    )
+    lines = best.groupby(["model", "cluster"], sort=False)
+    is_one = len(set(best["cluster"])) == 1
+    for place, (name, own) in enumerate(lines):
+        model, cluster = name
+        own = own.sort_values("days")
+        label = html.escape(str(model if is_one else f"{model} on {cluster}"), quote=False)
+        drawn.add_scatter(
+            x=own["days"].to_numpy(float),
+            y=own["cost"].to_numpy(float),
+            error_x=whiskers(own["days"], own["days_low"], own["days_high"], thickness=1, width=3),
+            name=label,
+            line=style.line_at(place),
+            mode="lines+markers",
+            customdata=[
+                [int(row["num_gpus"]), str(row["split"])] for row in own.to_dict("records")
+            ],
+            hovertemplate="%{x:,.3~g} days, %{y:,.0f} on %{customdata[0]} GPUs, %{customdata[1]}"
+            f"<extra>{label}</extra>",
+        )
+    drawn.add_vline(x=days, line=DOTTED)
+    return drawn
+
+
+_FACTS = {
+    "Model": "model_title",
+    "Parameters in all": "total_parameters",
+    "Parameters active per token": "active_parameters",
+    "Cluster": "cluster_title",
+    "Accelerator": "accelerator",
+    "Accelerators": "num_gpus",
+    "Split": "layout",
+    "Pipelining": "pipelining",
+    "Micro-batches of a rank": "num_micro_batches",
+    "Matrices compute in": "dtype",
+    "Recomputed": "recompute",
+    "ZeRO stage": "zero",
+}
+
+
+def render_training_step(results: TrainingResults) -> str:
+    """The page as one HTML document that opens offline."""
+    cards, run = FigureCards(), results.run
+    sections = cards.draw(load_figures("report.training_figures"), results)
+    facts = [style.facts(results, name) for name in results.deployments]
+    return render_page(
+        "training_step.html",
+        str(run["name"]),
+        cards,
+        headline=split_at_rumours(run["verdict"]["headline"], results),
+        reasons=[split_at_rumours(one, results) for one in run["verdict"]["reasons"]],
+        training=run["training"],
+        names=name_deployments(results),
+        metrics=_list_metrics(results),
+        facts={
+            title: [_write_fact(key, one.get(key)) for one in facts]
+            for title, key in _FACTS.items()
+        },
+        sections=sections,
+        notes=run["notes"],
+        scenario=run["scenario"],
+        making={"Command": run.get("command")} | describe_making(run),
+    )
+
+
+def _list_metrics(results: TrainingResults) -> list[dict[str, object]]:
+    """Rows of the table of metrics that some deployment has."""
+    rows: list[dict[str, object]] = []
+    for name, described in METRICS.items():
+        values = results.summary[name].astype(float).to_list()
+        if all(value != value for value in values):
+            continue
+        each = [style.facts(results, one) for one in results.deployments]
+        cells = [
+            (value, write_metric(name, value, str(one["currency"])), write_band(name, value, one))
+            for value, one in zip(values, each, strict=True)
+        ]
+        rows.append(
+            {
+                "key": name,
+                "label": described.label,
+                "hint": described.definition,
+                "cells": cells,
+            }
+        )
+    return rows
+
+
+def _write_fact(key: str, value: object) -> str:
+    if "parameters" in key and isinstance(value, int | float):
+        return parameters(float(value))
+    return f"{value:,}" if isinstance(value, int) else str(value)

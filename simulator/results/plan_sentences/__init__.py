@@ -1,1 +1,0 @@
-"""Sentences of a plan's answer, from its numbers alone."""
