@@ -489,7 +489,7 @@ def _fill(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> boo
         rank, budget = each[d], limits.rules.token_budget
         ended, _ = count_ended(requests, ranks, limits, d)
         if rank.num_decodes - ended > budget or (
-            rank.waiting.is_ordered and _may_run_out(ranks, d, limits)
+            rank.num_decodes > 0 and rank.waiting.is_ordered and _may_run_out(ranks, d, limits)
         ):
             dissolve_sums(requests, ranks, limits, d)
         if rank.num_decodes > 0:
