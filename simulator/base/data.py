@@ -66,7 +66,7 @@ def search_folders(family: str) -> list[Path]:
     own = find_own_folder(user_data_path)
     bases = [Path(), *([own] if own else []), shipped_folder()]
     folders = [fetch_files(base / family, ".toml") for base in bases]
-    found = [folder.resolve() for folder in folders if os.path.isdir(folder)]
+    found = [folder.resolve() for folder in folders if folder.is_dir()]
     # The current directory may be a checkout, whose files ship and come last all the same.
     return [folder for place, folder in enumerate(found) if folder not in found[place + 1 :]]
 

@@ -1,4 +1,4 @@
-"""What commands print."""
+"""Printing of commands: tables, notes, progress, and the screen that they go to."""
 
 from __future__ import annotations
 

@@ -20,8 +20,7 @@ OWN_FILES = {
     "base/trust.py": "about an installed package",
     "commands/new.py": "templates and guides that ship",
     "commands/sweep.py": "written a moment before",
-    "report/packed.py": "ships with plotly",
-    "report/rendering.py": "ships",
+    "report/rendering.py": "ship, Plotly's among them",
     "runtime/shard.py": "/proc",
 }
 """Modules that read other files than those of users, and what these are."""

@@ -128,7 +128,7 @@ def calibrate(nodes: Nodes, ranks: list[int], tick: Progress = show_nothing) -> 
 
 @dataclass
 class _Timing:
-    """What is timed of ``size`` ranks, round by round. A round has processes of its own: where
+    """Timings of ``size`` ranks, round by round. A round has processes of its own: where
     their memory happens to lie makes them faster or slower.
     """
 
@@ -137,14 +137,14 @@ class _Timing:
     """Whether each has a core, so that kernels are timed."""
     has_pruned: bool
     samples: dict[str, list[Sample]] = field(default_factory=lambda: defaultdict(list))
-    """Of every kind of moment."""
+    """Samples of every kind of moment."""
     overheads_s: list[float] = field(default_factory=list)
     """Seconds to start a step and hear of its end, of each round."""
     matrix_s: list[Any] = field(default_factory=list)
     """Seconds of products, ``[working_bytes][sizes][rows]``, of each round."""
     training: list[TrainingTimes] = field(default_factory=list)
     pruned: list[list[Any]] = field(default_factory=list)
-    """Of each round for each of ``_PRUNED``, ratios by rows."""
+    """Ratios by rows, of each round for each of ``_PRUNED``."""
     others: list[float] = field(default_factory=list)
     """Share of the cores that other programs took, of each round."""
 

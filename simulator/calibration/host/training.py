@@ -35,7 +35,7 @@ PhaseSeconds = dict[str, float]
 
 
 class TrainingTimes(NamedTuple):
-    """What a round timed of training steps."""
+    """Times of training steps in a round."""
 
     ratios: dict[str, dict[str, list[float]]]
     """Seconds over those of a forward pass that keeps nothing, ``forward`` and ``backward``, by

@@ -1,4 +1,4 @@
-"""What an answer depends on, and what was ruled out."""
+"""Sensitivity of an answer, and candidates that were ruled out."""
 
 from __future__ import annotations
 
