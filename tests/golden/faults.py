@@ -191,8 +191,8 @@ FAULTS = (
     Fault(
         "windows are as long as the context",
         TABLE,
-        "new,\n                    windows[w, phase],",
-        "new,\n                    1 << 40,",
+        "new, windows[w, phase], compressions",
+        "new, 1 << 40, compressions",
     ),
     Fault(
         "hot experts get no copies",
