@@ -65,7 +65,7 @@ def default_ranks() -> list[int]:
 
 
 def calibrate(nodes: Nodes, ranks: list[int], tick: Progress = show_nothing) -> HostCalibration:
-    """Time everything in rounds, each on processes of its own; takes three minutes on two cores.
+    """Time everything in rounds, each on processes of its own; takes some minutes.
 
     Args:
         ranks: numbers of ranks to time collectives of; kernels are timed for those that have a core
