@@ -71,7 +71,7 @@ _HOMES = {
     "results.columns_text": ("describe_columns",),
     "results.executed": ("Executed",),
     "results.folder": ("Results",),
-    "results.scores": ("Scoreboard",),
+    "lab.results.scores": ("Scoreboard",),
     "results.sweep": ("Sweep",),
     "results.training": ("TrainingResults",),
     "results.training_answer": ("TrainingAnswer",),

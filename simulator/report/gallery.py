@@ -23,7 +23,7 @@ from simulator.base import plugins
 from simulator.base.errors import UserError
 from simulator.base.text import first_line
 from simulator.report import style
-from simulator.report.texts import shorten
+from simulator.report.style import shorten
 
 Drawn: TypeAlias = go.Figure | dict[str, go.Figure] | None
 """One plot, several by heading (such as one a deployment), or nothing where there is nothing to

@@ -13,11 +13,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from simulator.report.gallery import FigureCards
-from simulator.report.texts import amount, percent_beside, shorten
+from simulator.report.style import shorten
 from simulator.results.formats import (
     TIMES,
     UNDEFINED,
@@ -29,6 +29,8 @@ from simulator.results.formats import (
     seconds,
 )
 
+_HOMES = ("simulator.report", "simulator.lab.report")
+"""Packages that hold templates."""
 _PLOTLY = Path(__file__).parent / "assets/plotly-cartesian.min.js.gz"
 _DIGITS = bytes(code for code in range(ord("#"), ord("y")) if code != ord("<"))
 """The 85 digits: printable, without what could begin a tag or end the element."""
@@ -106,7 +108,7 @@ def render_page(template: str | Template, name: str, cards: FigureCards, **shown
 def environment() -> Environment:
     """The environment of all templates: it escapes, and refuses names that are not given."""
     made = Environment(
-        loader=PackageLoader("simulator.report"),
+        loader=ChoiceLoader(list(map(PackageLoader, _HOMES))),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -114,14 +116,12 @@ def environment() -> Environment:
         keep_trailing_newline=True,
     )
     made.filters.update(
-        amount=amount,
         count=count,
         json=_write_json,
         num_bytes=num_bytes,
         number=number,
         parameters=parameters,
         percent=percent,
-        percent_beside=percent_beside,
         seconds=seconds,
         shorten=shorten,
     )

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import plotly.graph_objects as go
 
-from simulator.report.texts import shorten
 from simulator.results.phases import STEP_PHASES
 
 DEPLOYMENT_COLOURS = (
@@ -51,6 +50,18 @@ LOAD_COLOURS = [
 ]
 """Blue below the mean, red above it: safe for red-green deficiency."""
 AMOUNT_COLOURS = "Cividis"
+
+
+def shorten(text: str, length: int = 44) -> str:
+    """Cut a text in its middle to a phone's width: names of variants differ at the end.
+
+    >>> shorten("a deployment with a very long name, no. 3", 24)
+    'a deployment…name, no. 3'
+    """
+    if len(text) <= length:
+        return text
+    end = length // 2 - 1
+    return f"{text[: length - 1 - end].rstrip()}…{text[-end:].lstrip()}"
 
 
 class Shown(Protocol):

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 
 from simulator.lab.report.scoreboard import FIGURES, render
+from simulator.lab.results.judgement import judge_targets
+from simulator.lab.results.scores import SCORE_COLUMNS, Scoreboard, reasons, score_groups
 from simulator.report.gallery import plots
-from simulator.results.judgement import judge_targets
-from simulator.results.scores import SCORE_COLUMNS, Scoreboard, reasons, score_groups
 from tests.report.pages import payload_of
 from tests.report.windows import DESK, PHONE
 

@@ -9,8 +9,8 @@ import pytest
 
 from simulator.base.errors import UserError
 from simulator.lab.report.scoreboard import render
+from simulator.lab.results.scores import SCORE_COLUMNS, Scoreboard
 from simulator.lab.validation import accuracy
-from simulator.results.scores import SCORE_COLUMNS, Scoreboard
 
 RUN = {
     "started": "2026-05-04T10:00:00+00:00",

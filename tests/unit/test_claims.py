@@ -11,7 +11,7 @@ from simulator.base.errors import UserError
 from simulator.commands.check import check
 from simulator.config.claim import list_claims, load_claim
 from simulator.lab.commands.claims import read_claims, tabulate_cases, try_claims, write_claims
-from simulator.results.claims import (
+from simulator.lab.results.claims import (
     Case,
     list_turns,
     make_map,

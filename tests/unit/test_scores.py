@@ -5,10 +5,8 @@ import pandas as pd
 import pytest
 
 from simulator.config.calibration import load_calibration
-from simulator.lab.validation.board import list_fit_residuals
-from simulator.lab.validation.left_out import judge_left_out, mix_residuals
-from simulator.results.judgement import judge_targets, percent_of, tally
-from simulator.results.scores import (
+from simulator.lab.results.judgement import judge_targets, percent_of, tally
+from simulator.lab.results.scores import (
     SCORE_COLUMNS,
     Scoreboard,
     order_of,
@@ -17,7 +15,9 @@ from simulator.results.scores import (
     score_groups,
     worst,
 )
-from simulator.results.targets import DENSE, MOE, TARGETS, bands_hold, target_of
+from simulator.lab.results.targets import DENSE, MOE, TARGETS, bands_hold, target_of
+from simulator.lab.validation.board import list_fit_residuals
+from simulator.lab.validation.left_out import judge_left_out, mix_residuals
 
 
 def rows(*entries, suite="serving", quantity="tpot", group="h100 vllm MoE"):

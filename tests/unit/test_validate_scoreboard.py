@@ -6,10 +6,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from simulator.lab.results.judgement import IN_SAMPLE
+from simulator.lab.results.scores import SCORE_COLUMNS
 from simulator.lab.validation import Answered, known_rows, published
 from simulator.lab.validation.tables import read_table
-from simulator.results.judgement import IN_SAMPLE
-from simulator.results.scores import SCORE_COLUMNS
 
 pytestmark = pytest.mark.usefixtures("gemm_table")
 

@@ -14,6 +14,7 @@ import pytest
 
 from simulator.base.data import shipped_folder
 from simulator.base.errors import UserError
+from simulator.lab.results.scores import SCORE_COLUMNS, is_answered
 from simulator.lab.validation.published import (
     RELEASE_UNSAID,
     SAME_RELEASE,
@@ -26,7 +27,6 @@ from simulator.lab.validation.published import (
 )
 from simulator.lab.validation.published._rows import figures, ratio
 from simulator.lab.validation.published.serving_pairs import read_points, split_pairs, trends
-from simulator.results.scores import SCORE_COLUMNS, is_answered
 from tests.shared import shared_file
 
 pytestmark = pytest.mark.xdist_group(

@@ -22,8 +22,8 @@ from simulator.commands.cache_trace import replay_recording
 from simulator.config.deployment import DeploymentSpec
 from simulator.cost.offload import ExpertSize, OffloadRates, offloaded_s
 from simulator.deployment.plan import make_plan
+from simulator.lab.results.scores import is_answered
 from simulator.lab.validation.published.offload import Offload
-from simulator.results.scores import is_answered
 from tests.contracts.processes import PROJECT
 from tests.shared import shared_file
 

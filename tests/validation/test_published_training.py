@@ -12,7 +12,7 @@ import pytest
 from simulator.commands.train import train
 from simulator.deployment.training.plan import make_training_plan
 from simulator.engine.training import run_training_step
-from simulator.results.scores import is_answered
+from simulator.lab.results.scores import is_answered
 from simulator.scenario.training import load_training
 from simulator.step.training import price_micro_batch
 

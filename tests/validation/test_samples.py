@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from simulator.lab.results.scores import is_answered
 from simulator.lab.validation import score_rows, serving
 from simulator.lab.validation.suites import answer_kernels, suite_of
 from simulator.lab.validation.tables import read_table
-from simulator.results.scores import is_answered
 
 SAMPLES = Path(__file__).parent / "samples"
 LIMITS = {

@@ -13,6 +13,7 @@ import pytest
 from simulator.config.calibration.engine import find_engine_key
 from simulator.engine.table import make_table
 from simulator.engine.timeline import serve
+from simulator.lab.results.scores import is_answered
 from simulator.lab.validation import score_rows
 from simulator.lab.validation.serving import COLUMNS, MEASURES, answer, groups
 from simulator.lab.validation.serving.answer import prepare
@@ -26,7 +27,6 @@ from simulator.lab.validation.serving.load import (
 from simulator.lab.validation.serving.models import find_model
 from simulator.lab.validation.serving.points import UnreadableError, read_point
 from simulator.results.metrics import latencies
-from simulator.results.scores import is_answered
 from simulator.step.prices import Prices
 from tests.shared import shared_file
 

@@ -30,12 +30,12 @@ from simulator.base.writing import toml_text
 from simulator.config.calibration import ANY, load_calibration
 from simulator.config.calibration.engine import Unseen
 from simulator.lab.calibration.serving import disaggregation, engine
+from simulator.lab.results.scores import SCORE_COLUMNS
 from simulator.lab.validation.hardware import accelerator_name
 from simulator.lab.validation.serving import groups
 from simulator.lab.validation.serving.deployments import accelerator_of, deployment_of
 from simulator.lab.validation.suites import PUBLISHED, SERVING, answer
 from simulator.lab.validation.tables import read_table
-from simulator.results.scores import SCORE_COLUMNS
 
 COLUMNS = (*SCORE_COLUMNS, "source", "rival", "case", "without")
 """``case``: what was left out (``model``, ``gpu`` or ``release``); ``without``: which one."""

@@ -23,8 +23,8 @@ _WIDTH = 120
 
 def as_numbers(board: Any) -> dict[str, Any]:
     """Convert the scoreboard for another program: not a number is null."""
-    from simulator.results.judgement import judge_targets
-    from simulator.results.scores import reasons, score_groups
+    from simulator.lab.results.judgement import judge_targets
+    from simulator.lab.results.scores import reasons, score_groups
 
     tables = {
         "scores": score_groups(board.rows),
@@ -47,8 +47,8 @@ def print_board(board: Any) -> None:
     """Print the scores of each suite, its targets, the meaning of the words, and the rows that
     cannot be answered or compared, with reasons.
     """
-    from simulator.results.judgement import IN_SAMPLE, judge_targets, tally
-    from simulator.results.scores import reasons, remarks, score, score_groups
+    from simulator.lab.results.judgement import IN_SAMPLE, judge_targets, tally
+    from simulator.lab.results.scores import reasons, remarks, score, score_groups
 
     out = console.out if console.out.is_terminal else Screen(width=_WIDTH)
     if board.rows.empty and not remarks(board):
@@ -87,7 +87,7 @@ _LEGEND = (
 
 
 def _scores_table(total: dict[Any, Any], groups: Any, in_sample: bool) -> Table:
-    from simulator.results.scores import title_of
+    from simulator.lab.results.scores import title_of
 
     title = title_of(total["suite"], total["quantity"])
     drawn = Table(title=f"{title}, in sample" if in_sample else title, **_LOOK)
@@ -142,7 +142,7 @@ def percent(value: float, *limits: float, digits: int = 0, sign: str = "") -> st
     >>> percent(-0.02, sign="+"), percent(float("nan"))
     ('-2%', '-')
     """
-    from simulator.results.judgement import digits_beside
+    from simulator.lab.results.judgement import digits_beside
 
     if math.isnan(value):
         return "-"

@@ -17,7 +17,7 @@ from simulator.config.claim import ClaimFile, list_claims, load_claim
 from simulator.lab.commands.claim_tests import ClaimTest
 from simulator.lab.commands.measured_claims import read_measured
 from simulator.lab.report.claims_page import render
-from simulator.results.claims import (
+from simulator.lab.results.claims import (
     Cited,
     ClaimAnswer,
     ClaimsResults,

@@ -23,7 +23,7 @@ from simulator.base.progress import Progress, show_nothing
 from simulator.base.reading import read_bytes
 from simulator.config.claim import ClaimFile, list_claims, load_claim
 from simulator.lab.commands.claim_measurements import ClaimMeasurement
-from simulator.results.claims import Measured
+from simulator.lab.results.claims import Measured
 from simulator.results.formats import seconds_text
 
 _HEXADECIMALS = 12

@@ -11,10 +11,10 @@ from simulator.base.progress import Progress, show_nothing
 from simulator.base.reading import read_text
 from simulator.lab.calibration.left_out import answer_left_out
 from simulator.lab.report.scoreboard import render
+from simulator.lab.results.scores import Scoreboard
 from simulator.lab.validation.accuracy import append_history, read_history, update_document
 from simulator.lab.validation.board import everything, write
 from simulator.results.folder import check_writable
-from simulator.results.scores import Scoreboard
 
 
 def validate(

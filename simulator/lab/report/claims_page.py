@@ -9,11 +9,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from simulator.report import style
-from simulator.report.deployment_tables import describe_making
-from simulator.report.gallery import FigureCards, pair_up
-from simulator.report.rendering import render_page
-from simulator.results.claims import (
+from simulator.lab.results.claims import (
     VERDICTS,
     Case,
     Chart,
@@ -22,6 +18,10 @@ from simulator.results.claims import (
     list_turns,
     make_map,
 )
+from simulator.report import style
+from simulator.report.deployment_tables import describe_making
+from simulator.report.gallery import FigureCards, pair_up
+from simulator.report.rendering import render_page
 
 _OUTCOMES = {"for": "speaks for it", "against": "speaks against it", "open": "leaves it open"}
 

@@ -9,12 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from simulator.report.deployment_tables import describe_making
-from simulator.report.gallery import FigureCards, load_figures
-from simulator.report.rendering import render_page
-from simulator.report.texts import keep_units, percent_beside
-from simulator.results.judgement import IN_SAMPLE, judge_targets, tally
-from simulator.results.scores import (
+from simulator.lab.report.texts import amount, keep_units, percent_beside
+from simulator.lab.results.judgement import IN_SAMPLE, judge_targets, tally
+from simulator.lab.results.scores import (
     Scoreboard,
     is_answered,
     reasons,
@@ -24,6 +21,9 @@ from simulator.results.scores import (
     title_of,
     worst,
 )
+from simulator.report.deployment_tables import describe_making
+from simulator.report.gallery import FigureCards, load_figures
+from simulator.report.rendering import render_page
 
 FIGURES = load_figures("report.scoreboard_figures")
 """Figures in the order of the page; a file without one is refused before anything is run."""
@@ -42,6 +42,8 @@ def render(board: Scoreboard) -> str:
         "scoreboard.html",
         "Accuracy",
         cards,
+        amount=amount,
+        percent_beside=percent_beside,
         headline=headline(board),
         in_sample=IN_SAMPLE if in_sample else "",
         reasons=[*_list_missed(board), *remarks(board)],
@@ -108,7 +110,7 @@ def _list_missed(board: Scoreboard) -> list[str]:
 
 
 def _list_targets(board: Scoreboard) -> list[dict[Any, Any]]:
-    """Targets that the rows can be held to, as :func:`~simulator.results.judgement.judge_targets`
+    """Targets that the rows can be held to, as :func:`judge_targets`
     has them, errors as median / 90th percentile, each number and its unit on one line.
     """
     rows = judge_targets(board).to_dict("records")

@@ -18,7 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from simulator.base.errors import UserError, did_you_mean
-from simulator.results.scores import SCORE_COLUMNS
+from simulator.lab.results.scores import SCORE_COLUMNS
 
 OK = "ok"
 _COVERAGE_COLUMNS = ("low", "high")
@@ -69,9 +69,9 @@ class Answered:
     table: pd.DataFrame
     """The input's columns as they stood in the file, and the answers."""
     rows: pd.DataFrame
-    """:data:`simulator.results.scores.SCORE_COLUMNS` of every measurement in the table."""
+    """:data:`simulator.lab.results.scores.SCORE_COLUMNS` of every measurement in the table."""
     order: tuple[dict[str, object], ...] = ()
-    """Whether deployments stand in the right order: :func:`simulator.results.scores.order_of`."""
+    """Whether deployments stand in the right order: :func:`order_of`."""
     unusable: dict[str, int] = field(default_factory=dict)
     """Rows without a usable number in a measured column, by its name: they are answered, but
     not compared."""
@@ -125,7 +125,7 @@ def with_answers(
 def score_rows(
     suite: str, table: pd.DataFrame, measures: tuple[Measure, ...], answers: Answers
 ) -> pd.DataFrame:
-    """The long table (:data:`simulator.results.scores.SCORE_COLUMNS`) of what was measured; rows
+    """The long table (:data:`SCORE_COLUMNS`) of what was measured; rows
     that a measure leaves empty are left out.
     """
     found = []

@@ -16,18 +16,18 @@ import pandas as pd
 from simulator.base.errors import UserError
 from simulator.base.partial import whole_file
 from simulator.base.reading import read_text
+from simulator.lab.results.judgement import percent_of
+from simulator.lab.results.scores import Scoreboard, is_answered, order_of, score
+from simulator.lab.results.targets import TARGETS, Target
 from simulator.lab.validation.hardware import accelerator_name
 from simulator.lab.validation.suites import SERVING
-from simulator.results.judgement import percent_of
-from simulator.results.scores import Scoreboard, is_answered, order_of, score
-from simulator.results.targets import TARGETS, Target
 
 
 class Case(NamedTuple):
     """A column: what a prediction has not seen."""
 
     name: str
-    """:data:`simulator.results.scores.Scoreboard.unseen` says it; empty for nothing."""
+    """:data:`simulator.lab.results.scores.Scoreboard.unseen` says it; empty for nothing."""
     head: str
     expect: str
     """Whose figures these are."""
@@ -63,7 +63,7 @@ def rate(rows: pd.DataFrame) -> dict[str, float]:
     nothing to tell.
 
     Args:
-        rows: :data:`simulator.results.scores.SCORE_COLUMNS`, and ``rival`` where rows are compared.
+        rows: :data:`SCORE_COLUMNS`, and ``rival`` where rows are compared.
     """
     if rows.empty:
         return dict.fromkeys((*FIGURES, "refused"), np.nan) | {"rows": 0.0, "refused": 0.0}

@@ -17,14 +17,14 @@ from simulator.base.errors import UserError
 from simulator.base.progress import Progress, show_nothing
 from simulator.base.spreadsheet import write_csv
 from simulator.config.calibration import CalibrationFile, EngineFit, Fit, load_calibration
+from simulator.lab.results.judgement import judge_targets
+from simulator.lab.results.scores import SCORE_COLUMNS, Scoreboard, reasons, score_groups
 from simulator.lab.validation import Answered
 from simulator.lab.validation.left_out import judge_left_out
 from simulator.lab.validation.suites import answer, answer_published, tables_in
 from simulator.results.folder import replace_folder
-from simulator.results.judgement import judge_targets
 from simulator.results.provenance import Provenance
 from simulator.results.run_file import write_run
-from simulator.results.scores import SCORE_COLUMNS, Scoreboard, reasons, score_groups
 
 NO_MEASUREMENTS = (
     "no tables were given, and none ship: --measurements DIR or MOESIM_MEASUREMENTS names a "
@@ -54,7 +54,7 @@ def everything(folder: Path | None, tick: Progress = show_nothing) -> Scoreboard
 
 @contextmanager
 def describe_run() -> Iterator[dict[str, Any]]:
-    """Facts of a run for :attr:`simulator.results.scores.Scoreboard.run`; its time is there at the
+    """Facts of a run for :attr:`Scoreboard.run`; its time is there at the
     end.
     """
     made = Provenance.begin()
@@ -67,7 +67,7 @@ def scoreboard(parts: Sequence[Answered], run: dict[str, Any]) -> Scoreboard:
     """Put tables together.
 
     Args:
-        run: what :attr:`simulator.results.scores.Scoreboard.run` holds besides the tables that were
+        run: what :attr:`Scoreboard.run` holds besides the tables that were
             read.
     """
     nothing = pd.DataFrame(columns=[*SCORE_COLUMNS, "source"])

@@ -18,8 +18,8 @@ from scipy.stats import norm
 from simulator.base.errors import UserError
 from simulator.config.accelerator import load_accelerator
 from simulator.config.calibration import ANY, CalibrationFile
+from simulator.lab.results.targets import TARGETS, Target
 from simulator.lab.validation.hardware import accelerator_name
-from simulator.results.targets import TARGETS, Target
 
 COLUMNS = ("what", "rows", "fits", "missed", "median", "p90", "covered")
 """``missed``: how many of the ``fits`` are beyond the target by themselves."""
@@ -45,7 +45,7 @@ def judge_left_out(
     something of.
 
     Args:
-        rows: :data:`simulator.results.scores.SCORE_COLUMNS`; only calibrations of their GPUs are
+        rows: :data:`SCORE_COLUMNS`; only calibrations of their GPUs are
             looked at.
         fits: :func:`simulator.lab.validation.board.list_fit_residuals`.
     """

@@ -15,13 +15,13 @@ import pandas as pd
 from simulator.base.errors import UserError
 from simulator.base.plugins import available, build
 from simulator.base.progress import Progress, show_nothing
+from simulator.lab.results.scores import is_answered, order_of, worst
 from simulator.lab.validation import Answered, Answers, Measure, require, score_rows, with_answers
 from simulator.lab.validation.cells import explain_statuses, spell_formats
 from simulator.lab.validation.kernels import KernelFamily
 from simulator.lab.validation.known_rows import is_known
 from simulator.lab.validation.splits import split_orders
 from simulator.lab.validation.tables import ENDINGS, Table, format_of, read_table
-from simulator.results.scores import is_answered, order_of, worst
 
 _FAMILIES = "validation.kernels"
 SERVING, PUBLISHED = "serving", "published"

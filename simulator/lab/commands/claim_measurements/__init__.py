@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 from simulator.base.progress import Progress
-from simulator.results.claims import Case
+from simulator.lab.results.claims import Case
 
 
 class Trial(NamedTuple):

@@ -15,7 +15,7 @@ from simulator.base.frozen import Frozen
 from simulator.base.progress import Progress
 from simulator.deployment.counterparts import choose_model
 from simulator.lab.commands.claim_measurements import Trial
-from simulator.results.claims import Case, Spread
+from simulator.lab.results.claims import Case, Spread
 from simulator.results.executed import Executed
 from simulator.runtime import require
 from simulator.scenario.scenario import Scenario, load_scenario

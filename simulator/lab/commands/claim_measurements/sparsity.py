@@ -12,7 +12,7 @@ from simulator.base.progress import Progress
 from simulator.base.quantities import Tokens
 from simulator.commands.sparsity import REAL_SHAPE, REAL_TOKENS, measure_here
 from simulator.lab.commands.claim_measurements import Trial
-from simulator.results.claims import Case
+from simulator.lab.results.claims import Case
 from simulator.results.sparsity import SpeedCurve
 from simulator.runtime import require
 

@@ -10,7 +10,7 @@ from simulator.base.progress import Progress
 from simulator.base.quantities import value_range
 from simulator.lab.commands.claim_measurements import Trial
 from simulator.lab.commands.claim_tests import RIVALS
-from simulator.results.claims import Case
+from simulator.lab.results.claims import Case
 from simulator.results.formats import seconds
 from simulator.runtime import require
 

@@ -12,7 +12,7 @@ from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen, validate
 from simulator.base.progress import Progress
 from simulator.base.reading import read_toml
-from simulator.results.claims import Case, Finding, say_whether, tell_deciding, tell_range
+from simulator.lab.results.claims import Case, Finding, say_whether, tell_deciding, tell_range
 
 RIVALS = {
     "total_params": "dense, as large",

@@ -23,7 +23,7 @@ from simulator.config.law_file import load_law, measure_size
 from simulator.config.model import ModelSpec
 from simulator.deployment.counterparts import choose_model
 from simulator.lab.commands.claim_tests import Cases, Telling, check_tried
-from simulator.results.claims import Case, Figure, Finding, Runs
+from simulator.lab.results.claims import Case, Figure, Finding, Runs
 
 _SLOTS = (0.75, 0.5, 0.25)
 """Shares of each layer's experts that stay in the GPU's memory where all have no room, the largest

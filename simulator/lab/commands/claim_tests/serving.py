@@ -18,16 +18,16 @@ from simulator.base.quantities import Factor, Gpus, Requests, Tokens, value_rang
 from simulator.commands.run import run
 from simulator.config.dtypes import DType
 from simulator.lab.commands.claim_tests import RIVALS, Cases, Telling, check_tried, name_rival
-from simulator.planner.conditions import Conditions, apply_conditions
-from simulator.planner.crossover import BEST, crossover
-from simulator.results.answer.crossover import MapPoint
-from simulator.results.claims import (
+from simulator.lab.results.claims import (
     Case,
     Figure,
     Finding,
     Runs,
     measure_seeds,
 )
+from simulator.planner.conditions import Conditions, apply_conditions
+from simulator.planner.crossover import BEST, crossover
+from simulator.results.answer.crossover import MapPoint
 from simulator.scenario.question import load_question
 
 _EVEN = 1e-6

@@ -19,7 +19,7 @@ from simulator.config.pairing import DenseOf
 from simulator.config.sparsity import Pruning, TwoFour, Unstructured, stored_bytes
 from simulator.deployment.counterparts import choose_model
 from simulator.lab.commands.claim_tests import RIVALS, Cases, Telling, name_rival
-from simulator.results.claims import Case, Chart, Curve, Figure, Finding
+from simulator.lab.results.claims import Case, Chart, Curve, Figure, Finding
 from simulator.work.flops import count_decode_step, matmul_flops_per_token
 from simulator.work.sparsity import count_idle, stored_bytes_of
 

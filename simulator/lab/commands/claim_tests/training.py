@@ -27,7 +27,7 @@ from simulator.config.pairing import DenseOf
 from simulator.deployment.counterparts import choose_model
 from simulator.deployment.training.quality import find_tokens_to_loss
 from simulator.lab.commands.claim_tests import RIVALS, Cases, Telling, check_tried, name_rival
-from simulator.results.claims import Case, Figure, Finding, measure_seeds
+from simulator.lab.results.claims import Case, Figure, Finding, measure_seeds
 
 _TOO_FAST, _TOO_SLOW = 1.3, 1.1
 """Factors by which ratios may be too high and too low: published trainings of mixtures of experts

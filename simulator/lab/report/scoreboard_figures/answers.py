@@ -13,10 +13,10 @@ from simulator.lab.report.scoreboard_figures.errors import (
     share_figure,
     status_of,
 )
+from simulator.lab.results.scores import Scoreboard
+from simulator.lab.results.targets import TARGETS
 from simulator.report import style
 from simulator.report.gallery import Figure
-from simulator.results.scores import Scoreboard
-from simulator.results.targets import TARGETS
 
 
 class AnswersFigure(Figure[Scoreboard]):

@@ -11,13 +11,14 @@ import pandas as pd
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
+from simulator.lab.report.texts import amount
+from simulator.lab.results.scores import Scoreboard, is_answered, score, title_of
+from simulator.lab.results.targets import BANDS_HOLD
 from simulator.report import style
 from simulator.report.gallery import Figure
 from simulator.report.marks import DOTTED, add_agreement, log_axis
-from simulator.report.texts import amount, shorten
+from simulator.report.style import shorten
 from simulator.results.formats import count, log_ticks, parameters, time_axis
-from simulator.results.scores import Scoreboard, is_answered, score, title_of
-from simulator.results.targets import BANDS_HOLD
 
 STATUS_COLOURS = {"ok": "#228833", "extrapolated": "#EE7733", "unsupported": "#A5ACB5"}
 STATUS_NAMES = {

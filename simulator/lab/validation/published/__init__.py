@@ -20,10 +20,10 @@ from simulator.base.data import cache_lookups, search_folders
 from simulator.base.errors import UserError
 from simulator.base.plugins import available, build
 from simulator.base.progress import Progress, show_nothing
+from simulator.lab.results.scores import SCORE_COLUMNS, is_answered
 from simulator.lab.validation import OK, Answered
 from simulator.lab.validation.splits import count_sides
 from simulator.lab.validation.tables import Table, read_table
-from simulator.results.scores import SCORE_COLUMNS, is_answered
 
 _FAMILY = "validation.published"
 _DATA = "workloads/validation"
@@ -109,7 +109,7 @@ class Topic(Protocol):
         ...
 
     def scores(self, table: Table, replies: list[Reply]) -> pd.DataFrame:
-        """:data:`simulator.results.scores.SCORE_COLUMNS` without ``suite``: rows that have a
+        """:data:`simulator.lab.results.scores.SCORE_COLUMNS` without ``suite``: rows that have a
         figure, and ratios between them.
         """
         ...

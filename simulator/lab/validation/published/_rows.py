@@ -18,16 +18,16 @@ from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen, validate
 from simulator.base.progress import Progress
 from simulator.config.model import load_model
+from simulator.lab.results.scores import is_answered
 from simulator.lab.validation import OK
 from simulator.lab.validation.hardware import accelerator_name
 from simulator.lab.validation.published import FIGURE_COLUMNS, Part, Reply
 from simulator.lab.validation.serving.models import find_model
 from simulator.lab.validation.tables import Table
 from simulator.parallel.workers import sweep
-from simulator.results.scores import is_answered
 
 Row = dict[str, Any]
-"""A figure or a ratio, by :data:`simulator.results.scores.SCORE_COLUMNS`."""
+"""A figure or a ratio, by :data:`simulator.lab.results.scores.SCORE_COLUMNS`."""
 FIELDS = ["group", "subject", "quantity", "unit", "measured", "predicted", "low", "high", "status"]
 """Columns of a table of scores, less the suite."""
 _FEWEST_GROUPS = 4

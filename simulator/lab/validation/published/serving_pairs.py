@@ -21,6 +21,7 @@ import pandas as pd
 from simulator.base.frozen import Frozen
 from simulator.base.progress import Progress
 from simulator.config.model import load_model
+from simulator.lab.results.scores import is_answered
 from simulator.lab.validation import OK, serving
 from simulator.lab.validation.published import BY_LOAD, RELEASE_UNSAID, SAME_RELEASE, Reply
 from simulator.lab.validation.published._rows import Row, make_row, make_rows, ratio
@@ -28,7 +29,6 @@ from simulator.lab.validation.serving.models import find_model
 from simulator.lab.validation.serving.points import Point, UnreadableError, read_point
 from simulator.lab.validation.splits import FEWEST_LOADS, load_trend
 from simulator.lab.validation.tables import Table
-from simulator.results.scores import is_answered
 
 _LOAD = re.compile(r"_c\d+(?=_|$).*")
 _TTFT, _TPOT = "silicon_ttft_ms", "silicon_tpot_ms"

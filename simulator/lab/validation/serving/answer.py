@@ -16,6 +16,7 @@ from simulator.config.engine import find_hand_over, resolve_scheduling
 from simulator.deployment.fits import find_bands
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.table import StepTable, change_engine, make_table
+from simulator.lab.results.targets import DENSE, MOE
 from simulator.lab.validation import OK
 from simulator.lab.validation.hardware import load_family
 from simulator.lab.validation.serving.campaigns import DEFAULT
@@ -49,7 +50,6 @@ from simulator.lab.validation.serving.disagg import (
 from simulator.lab.validation.serving.load import Latencies, measure
 from simulator.lab.validation.serving.points import Point, Pool
 from simulator.lab.validation.serving.prefill_loop import Prompts
-from simulator.results.targets import DENSE, MOE
 from simulator.step.prices import Prices
 
 _DEEPEP = {"dispatch": {"kind": "deepep_auto"}}

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from simulator.results.scores import Scoreboard, is_answered, score
-from simulator.results.targets import (
+from simulator.lab.results.scores import Scoreboard, is_answered, score
+from simulator.lab.results.targets import (
     BANDS_HOLD,
     LEAST_ANSWERED,
     LEAST_COMPARED,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from simulator.results.targets import is_met, target_of
+from simulator.lab.results.targets import is_met, target_of
 
 SCORE_COLUMNS = (
     "suite",
@@ -164,7 +164,7 @@ def score_groups(rows: pd.DataFrame) -> pd.DataFrame:
     ``within_target``; worst first in a suite.
 
     ``within_target`` is about the errors on these very rows, in sample or not, and so no verdict on
-    a target (:func:`~simulator.results.judgement.judge_targets`); it is ``None`` where there is no
+    a target (:func:`judge_targets`); it is ``None`` where there is no
     target or no row was answered.
     """
     found = score(rows, ["suite", "quantity", "group"])

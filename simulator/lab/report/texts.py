@@ -1,23 +1,11 @@
-"""Short texts of pages: names that fit a phone, counts and percentages."""
+"""Short texts of the scoreboard: values with units, shares beside their limits."""
 
 from __future__ import annotations
 
 import math
 
+from simulator.lab.results.judgement import digits_beside
 from simulator.results.formats import UNDEFINED, number, seconds
-from simulator.results.judgement import digits_beside
-
-
-def shorten(text: str, length: int = 44) -> str:
-    """Cut a text in its middle to a phone's width: names of variants differ at the end.
-
-    >>> shorten("a deployment with a very long name, no. 3", 24)
-    'a deployment…name, no. 3'
-    """
-    if len(text) <= length:
-        return text
-    end = length // 2 - 1
-    return f"{text[: length - 1 - end].rstrip()}…{text[-end:].lstrip()}"
 
 
 def percent_beside(value: float, *limits: float, digits: int = 1, signed: bool = False) -> str:

@@ -1,0 +1,1 @@
+"""Scores of predictions, targets that they are held to, and verdicts on claims."""
