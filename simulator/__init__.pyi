@@ -2,12 +2,11 @@ from simulator.base.errors import LostError, UserError
 from simulator.base.trust import allow_code
 from simulator.commands.catalogue import list_kinds
 from simulator.commands.check import check
-from simulator.commands.deployments import load_results, write_results
 from simulator.commands.execute import execute
 from simulator.commands.plan import plan
 from simulator.commands.plan_training import plan_training
 from simulator.commands.reference import describe_keys
-from simulator.commands.report import build_report
+from simulator.commands.report import build_report, load_results, write_results
 from simulator.commands.run import run
 from simulator.commands.schema import make_schema
 from simulator.commands.sweep import sweep

@@ -60,7 +60,6 @@ def execute(
         )
         return
     from simulator.commands.execute import execute as execute_scenario
-    from simulator.report.execution import verdict
     from simulator.scenario.scenario import load_scenario
 
     loaded = load_scenario(scenario, overrides or [], seed)
@@ -78,8 +77,6 @@ def execute(
     if as_json:
         summary = json.loads(executed.summary.to_json(orient="records", double_precision=15))
         faults = json.loads(executed.faults.to_json(orient="records"))
-        found = verdict(executed)
-        said = {"headline": found.headline, "reasons": found.reasons}
         changes = {
             name: {key: facts[key] for key in ("changes", "rebalances", "caches")}
             for name, facts in executed.run["deployments"].items()
@@ -87,7 +84,7 @@ def execute(
         console.emit(
             {
                 "folder": str(folder),
-                "verdict": said,
+                "verdict": executed.verdict,
                 "summary": summary,
                 "faults": faults,
                 "deployments": changes,
@@ -100,10 +97,9 @@ def execute(
 
 def print_executed(executed: Any) -> None:
     """The verdict with its reasons, then tokens a second and phases, measured beside predicted."""
-    from simulator.report.execution import verdict
     from simulator.results.executed import KINDS
 
-    console.print_verdict(*verdict(executed))
+    console.print_verdict(**executed.verdict)
     for kind in dict.fromkeys(executed.summary["kind"]):
         own = executed.summary[executed.summary["kind"] == kind]
         rows: list[tuple[str, ...]] = [

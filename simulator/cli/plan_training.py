@@ -22,21 +22,17 @@ def answer_training(
 ) -> None:
     """Answer a question about training, write its folder, and print the answer."""
     from simulator.commands.plan_training import plan_training
-    from simulator.report.training_pages import render_training_plan as render
-    from simulator.results.training_answer import (
-        RECOMMENDED,
-        check_answer_writable,
-        write_training_answer,
-    )
+    from simulator.commands.report import write_results
+    from simulator.results.training_answer import RECOMMENDED, TrainingAnswer
     from simulator.scenario.training_question import load_training_question
 
     loaded = load_training_question(question, overrides, seed)
     folder = out_folder or Path("reports/out") / f"{Path(loaded.where).stem}_plan"
-    check_answer_writable(folder)
+    TrainingAnswer.check_writable(folder)
     with console.progress("", "reading models and machines") as tick:
         answer = plan_training(loaded, progress=tick)
         tick("writing the report", 0, None)
-        write_training_answer(answer, folder, render)
+        write_results(answer, folder)
     if as_json:
         rows = json.loads(answer.candidates.to_json(orient="records", double_precision=15))
         console.emit(

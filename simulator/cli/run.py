@@ -109,16 +109,16 @@ def run(
             as_json,
         )
         return
+    from simulator.commands.report import write_results
     from simulator.commands.run import check_fidelity
     from simulator.commands.run import run as run_scenario
-    from simulator.report.page import render
-    from simulator.results.folder import LISTED_TABLES, check_writable, write
+    from simulator.results.folder import LISTED_TABLES, Results
     from simulator.scenario.scenario import load_scenario
 
     level = check_fidelity(fidelity)
     loaded = load_scenario(scenario[0], overrides or [], seed)
     folder = out_folder or Path("reports/out") / Path(loaded.where).stem
-    check_writable(folder)
+    Results.check_writable(folder)
     processes = 1 if workers is None and address is None and not explain else workers
     unit = "" if explain else "requests" if processes == 1 else "deployments"
     with console.progress(unit) as tick:
@@ -131,7 +131,7 @@ def run(
             progress=tick,
         )
         tick("writing the report", 0, None)
-        write(results, folder, render)
+        write_results(results, folder)
     notes = [*results.run["workload"]["notes"], *results.run["notes"]]
     if as_json:
         tables = {
@@ -170,7 +170,6 @@ def _run_sweep(
 ) -> None:
     from simulator.commands.run import check_fidelity
     from simulator.commands.sweep import sweep
-    from simulator.results.sweep import tell_sweep
 
     folder = out_folder or Path("reports/out") / f"{Path(scenarios[0]).stem}_sweep"
     with console.progress("points") as tick:
@@ -186,20 +185,19 @@ def _run_sweep(
             address=address,
             progress=tick,
         )
-    headline, reasons = tell_sweep(found)
     if as_json:
         rows = json.loads(found.table.to_json(orient="records", double_precision=15))
         refused = [point for point in found.run["points"] if "refusal" in point]
         console.emit(
             {
                 "folder": str(folder),
-                "verdict": {"headline": headline, "reasons": reasons},
+                "verdict": found.verdict,
                 "refused": refused,
                 "rows": rows,
             }
         )
     else:
-        console.print_verdict(headline, reasons)
+        console.print_verdict(**found.verdict)
         _print_settings(found)
     console.err.say(f"report: {folder / 'report.html'}")
 

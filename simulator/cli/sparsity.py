@@ -65,6 +65,7 @@ def sparsity(
     """Say from which sparsity a pruned matrix takes fewer bytes (exactly, by format and index
     width) and less time (by machine and kernels), beside what was published.
     """
+    from simulator.commands.report import write_results
     from simulator.commands.sparsity import (
         MACHINES,
         REAL_SHAPE,
@@ -74,30 +75,27 @@ def sparsity(
         find_sizes,
         measure_here,
     )
-    from simulator.report.sparsity_page import render
-    from simulator.results.folder import check_writable
     from simulator.results.provenance import Provenance
-    from simulator.results.sparsity import write_sparsity
+    from simulator.results.sparsity import SparsityFolder
 
     shape, values = find_sizes(matrix, "--matrix"), find_data(data)
-    check_writable(out_folder)
+    SparsityFolder.check_writable(out_folder)
     measured, made = None, Provenance.begin()
     if real:
         with console.progress("products", "pruning matrices") as tick:
             measured = measure_here(REAL_SHAPE, REAL_TOKENS, tick)
     found = compare_sparsity(shape, dtype, machine or MACHINES, tokens or _TOKENS, values, measured)
-    write_sparsity(found, out_folder, made, render)
+    made_folder = SparsityFolder.make(found, made)
+    write_results(made_folder, out_folder)
     if as_json:
         console.emit(asdict(found))
     else:
+        console.print_verdict(**made_folder.verdict)
         _print(found)
     console.err.say(f"report: {out_folder / 'report.html'}")
 
 
 def _print(found: SparsityResults) -> None:
-    from simulator.results.sparsity import list_findings, tell_headline
-
-    console.print_verdict(tell_headline(found), list_findings(found))
     rows = [["format", "bytes at 50 %", "at 75 %", "at 90 %", "fewer bytes from"]]
     for curve in found.storage:
         if len(curve.sparsities) == 1:

@@ -14,19 +14,18 @@ def run_training(
     scenario: str, out_folder: Path | None, seed: int | None, overrides: list[str], as_json: bool
 ) -> None:
     """Simulate a training scenario, write its folder, and print the comparison."""
+    from simulator.commands.report import write_results
     from simulator.commands.train import train
-    from simulator.report.training_pages import render_training_step as render
-    from simulator.results.folder import check_writable
-    from simulator.results.training import write_training
+    from simulator.results.training import TrainingResults
     from simulator.scenario.training import load_training
 
     loaded = load_training(scenario, overrides, seed)
     folder = out_folder or Path("reports/out") / Path(loaded.where).stem
-    check_writable(folder)
+    TrainingResults.check_writable(folder)
     with console.progress("deployments", "checking models, clusters and splits") as tick:
         results = train(loaded, progress=tick)
         tick("writing the report", 0, None)
-        write_training(results, folder, render)
+        write_results(results, folder)
     if as_json:
         summary = json.loads(results.summary.to_json(orient="records", double_precision=15))
         verdict, notes = results.run["verdict"], results.run["notes"]

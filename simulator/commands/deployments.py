@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -21,40 +20,11 @@ from simulator.engine.shards import ServedShard, Shard, merge_shards, serve_shar
 from simulator.engine.timeline import make_record, run_plan
 from simulator.parallel.workers import Workers
 from simulator.planner.uncertainty.run_bands import FigureSamples, StepTables, draw_figures
-from simulator.report.page import render
-from simulator.results import folder as folders
-from simulator.results.folder import Results
 from simulator.results.metrics import select_judged, summarise
 from simulator.results.tables import DeploymentRecord
 from simulator.scenario.scenario import Scenario
 from simulator.workload.requests import load_requests, longest_tokens
 from simulator.workload.traces import RequestTrace
-
-
-def write_results(results: Results, folder: str | Path) -> Path:
-    """Write a results folder with its tables and its report, as ``moesim run`` does; an earlier run
-    in it is replaced.
-
-    Returns:
-        The report, ``report.html`` in the folder.
-
-    Raises:
-        UserError: if the folder holds something else, or cannot be written; nothing is left behind
-            then.
-    """
-    target = Path(folder)
-    folders.write(results, target, render)
-    return target / "report.html"
-
-
-def load_results(folder: str | Path) -> Results:
-    """Read a results folder of ``moesim run`` or :func:`write_results`.
-
-    Raises:
-        UserError: if it is not one, a file is missing, or another version wrote it in another
-            schema.
-    """
-    return folders.read(Path(folder))
 
 
 def prepare_run(scenario: Scenario) -> tuple[list[DeploymentPlan], RequestTrace]:

@@ -36,15 +36,14 @@ from simulator.commands.execute_tables import (
     make_step_row,
     summarise,
 )
+from simulator.commands.report import write_results
 from simulator.config.execution import ExecutionSpec
 from simulator.deployment.facts import facts_of
 from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.deployment.uniform_routing import uniform_imbalance
 from simulator.engine.by_ranks import StepTimes
 from simulator.engine.probe import forecast
-from simulator.report.execution import render
-from simulator.results.executed import RANK_COLUMNS, STEP_COLUMNS, Executed, ShownTimeline, write
-from simulator.results.folder import check_writable
+from simulator.results.executed import RANK_COLUMNS, STEP_COLUMNS, Executed, ShownTimeline
 from simulator.results.provenance import Provenance
 from simulator.results.shown_steps import SHOWN
 from simulator.runtime import require
@@ -91,7 +90,7 @@ def execute(
     """
     check_backend(backend, simulated_nodes, address)
     if folder is not None:
-        check_writable(Path(folder))
+        Executed.check_writable(Path(folder))
     require("torch")
     if backend == "ray":
         require("ray")
@@ -143,11 +142,14 @@ def execute(
         "deployments": {plan.name: facts_of(plan) | runner.facts[plan.name] for plan in plans},
         "scenario": scenario.model_dump(mode="json"),
     }
-    joined = {name: pd.concat(found, ignore_index=True) for name, found in tables.items()}
+    # A table to which a deployment adds nothing may hold its numbers as objects.
+    joined = {
+        name: pd.concat(found, ignore_index=True).infer_objects() for name, found in tables.items()
+    }
     executed = Executed(run=run, **joined)
     if folder is not None:
         progress("writing the report", 0, None)
-        write(executed, Path(folder), render)
+        write_results(executed, folder)
     return executed
 
 

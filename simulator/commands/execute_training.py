@@ -19,9 +19,8 @@ from simulator.config.execution import ExecutionSpec
 from simulator.config.host import HostRates
 from simulator.deployment.training.plan import TrainingPlan, make_training_plan
 from simulator.engine.training import run_training_step
-from simulator.results.folder import check_writable
 from simulator.results.provenance import Provenance
-from simulator.results.training import STEP_PARTS, Trained, write_trained
+from simulator.results.training import STEP_PARTS, Trained
 from simulator.runtime import require
 from simulator.scenario.training import TrainingScenario
 from simulator.step.training import price_micro_batch
@@ -64,7 +63,7 @@ def execute_training(
     """
     check_backend(backend, simulated_nodes, address)
     if folder is not None:
-        check_writable(folder)
+        Trained.check_writable(folder)
     require("torch")
     if backend == "ray":
         require("ray")
@@ -97,7 +96,7 @@ def execute_training(
     columns = ["deployment", "source", "step", "step_s", *STEP_PARTS]
     trained = Trained(run, pd.DataFrame(rows, columns=columns))
     if folder is not None:
-        write_trained(trained, folder)
+        trained.write(folder)
     return trained
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+import importlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from simulator.base.errors import UserError
 from simulator.base.partial import whole_file
 from simulator.base.plugins import available, load_kind
-from simulator.results.run_file import find_writer
+from simulator.results.results_folder import ResultsFolder, find_writer
+
+if TYPE_CHECKING:
+    from simulator.results.folder import Results
 
 _LAB = "lab.pages"
 
@@ -22,11 +25,6 @@ class Report(NamedTuple):
     """HTML file."""
     verdict: dict[str, Any]
     """Findings: at least ``headline`` and ``reasons``."""
-
-
-class _Page(NamedTuple):
-    html: str
-    verdict: dict[str, Any]
 
 
 def build_report(
@@ -47,25 +45,59 @@ def build_report(
     paths = [Path(one) for one in ([folders] if isinstance(folders, str | Path) else folders)]
     if not paths:
         raise UserError("name at least one results folder")
-    page = _build_page(paths)
+    page, verdict = _build_page(paths)
     name = "report.html" if len(paths) == 1 else "comparison.html"
     target = paths[0] / name if file is None else Path(file)
     with whole_file(target) as partial:
-        partial.write_text(page.html, encoding="utf-8")
-    return Report(target, page.verdict)
+        partial.write_text(page, encoding="utf-8")
+    return Report(target, verdict)
 
 
-def _build_page(folders: list[Path]) -> _Page:
-    """Page of the kind that the folders hold, found out without the engine or pandas."""
+def write_results(results: ResultsFolder, folder: str | Path) -> Path:
+    """Write a results folder with its tables and its report, as the command does; an earlier one in
+    it is replaced.
+
+    Returns:
+        The report, ``report.html`` in the folder.
+
+    Raises:
+        UserError: if the folder holds something else, or cannot be written; nothing is left behind
+            then.
+    """
+    target = Path(folder)
+    _, render = _load_kind(results.writer)
+    results.write(target, render)
+    return target / "report.html"
+
+
+def load_results(folder: str | Path) -> Results:
+    """Read a results folder of ``moesim run`` or :func:`write_results`.
+
+    Raises:
+        UserError: if it is not one, a file is missing, or another version wrote it in another
+            schema.
+    """
+    from simulator.results.folder import Results
+
+    return Results.read(Path(folder))
+
+
+def _build_page(folders: list[Path]) -> tuple[str, dict[str, Any]]:
+    """Page and verdict of the kind that the folders hold."""
     writers = [find_writer(folder) for folder in folders]
-    own = {f"moesim {kind}": partial(_build_of_lab, kind) for kind in available(_LAB)}
-    for command, build in (_BUILDERS | own).items():
-        if command in writers:
-            found = folders[writers.index(command)]
-            if len(folders) > 1:
-                raise UserError(f"{found}: is a folder of {_tell_mixed(command, folders, writers)}")
-            return build(found)
-    return _build_runs(folders)
+    command = next((one for one in writers if one != "moesim run"), "moesim run")
+    kind, render = _load_kind(command)
+    if command == "moesim run":
+        from simulator.results.folder import merge
+        from simulator.results.verdict import with_verdict
+
+        run = with_verdict(merge([(folder, load_results(folder)) for folder in folders]))
+        return render(run), run.verdict
+    first = folders[writers.index(command)]
+    if len(folders) > 1:
+        raise UserError(f"{first}: is a folder of {_tell_mixed(command, folders, writers)}")
+    found = kind.read(first)
+    return render(found), found.verdict
 
 
 def _tell_mixed(command: str, folders: list[Path], writers: list[str]) -> str:
@@ -80,78 +112,34 @@ def _tell_mixed(command: str, folders: list[Path], writers: list[str]) -> str:
     return f"{command}{mixed}; name one such folder alone, or several of moesim run"
 
 
-def _build_runs(folders: list[Path]) -> _Page:
-    from simulator.report.page import render
-    from simulator.results.folder import merge, read
-    from simulator.results.verdict import with_verdict
-
-    results = with_verdict(merge([(folder, read(folder)) for folder in folders]))
-    return _Page(render(results), results.run["verdict"])
-
-
-def _build_plan(folder: Path) -> _Page:
-    from simulator.commands.plan import read
-    from simulator.report.plan_page import render
-
-    answer, run = read(folder)
-    return _Page(
-        render(answer, run), {"headline": answer.headline, "reasons": list(answer.reasons)}
-    )
-
-
-def _build_sweep(folder: Path) -> _Page:
-    from simulator.report.sweep_page import render
-    from simulator.results.sweep import read, tell_sweep
-
-    found = read(folder)
-    headline, reasons = tell_sweep(found)
-    return _Page(render(found), {"headline": headline, "reasons": reasons})
-
-
-def _build_executed(folder: Path) -> _Page:
-    from simulator.report.execution import render, verdict
-    from simulator.results.executed import read
-
-    executed = read(folder)
-    found = verdict(executed)
-    return _Page(render(executed), {"headline": found.headline, "reasons": found.reasons})
-
-
-def _build_training(folder: Path) -> _Page:
-    from simulator.report.training_pages import render_training_step as render
-    from simulator.results.training import read_training
-
-    found = read_training(folder)
-    return _Page(render(found), found.run["verdict"])
-
-
-def _build_training_plan(folder: Path) -> _Page:
-    from simulator.report.training_pages import render_training_plan as render
-    from simulator.results.training_answer import read_training_answer
-
-    found = read_training_answer(folder)
-    return _Page(render(found), found.run["verdict"])
-
-
-def _build_sparsity(folder: Path) -> _Page:
-    from simulator.report.sparsity_page import render
-    from simulator.results.sparsity import list_findings, read_sparsity, tell_headline
-
-    found = read_sparsity(folder)
-    return _Page(render(found), {"headline": tell_headline(found), "reasons": list_findings(found)})
-
-
-def _build_of_lab(kind: str, folder: Path) -> _Page:
-    return _Page(*load_kind(_LAB, kind).build(folder))
-
-
-_BUILDERS = {
-    "a plan of training": _build_training_plan,
-    "moesim plan": _build_plan,
-    "a sweep": _build_sweep,
-    "moesim execute": _build_executed,
-    "a training": _build_training,
-    "moesim sparsity": _build_sparsity,
+_KINDS = {
+    "moesim run": ("results.folder.Results", "report.page.render"),
+    "moesim plan": ("results.answer.folder.PlanResults", "report.plan_page.render"),
+    "moesim execute": ("results.executed.Executed", "report.execution.render"),
+    "moesim sparsity": ("results.sparsity.SparsityFolder", "report.sparsity_page.render"),
+    "a sweep": ("results.sweep.Sweep", "report.sweep_page.render"),
+    "a training": (
+        "results.training.TrainingResults",
+        "report.training_pages.render_training_step",
+    ),
+    "a plan of training": (
+        "results.training_answer.TrainingAnswer",
+        "report.training_pages.render_training_plan",
+    ),
 }
-"""Builders of the pages that show one folder, by the command that wrote it. The lab's are found: a
-file is called as the command."""
+"""Class and page of each kind of results folder, by the command that writes it."""
+
+
+def _load_kind(command: str) -> tuple[type[ResultsFolder], Callable[[Any], str]]:
+    """Import a kind of folder; the lab's are found, in a file that is called as the command."""
+    name = command.removeprefix("moesim ")
+    if name in available(_LAB):
+        found = load_kind(_LAB, name)
+        return found.Results, found.render
+    kind, page = (_import_name(path) for path in _KINDS.get(command, _KINDS["moesim run"]))
+    return kind, page
+
+
+def _import_name(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(f"simulator.{module}"), name)

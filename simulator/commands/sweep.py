@@ -19,15 +19,14 @@ from simulator.base import trust
 from simulator.base.errors import UserError
 from simulator.base.progress import Progress, count_part, show_nothing
 from simulator.base.text import inline_toml, make_plain, one_line
+from simulator.commands.report import write_results
 from simulator.commands.run import check_fidelity, run
 from simulator.engine.by_ranks import Fidelity
 from simulator.parallel.work_list import check_count
 from simulator.parallel.workers import Workers
-from simulator.report.page import render
-from simulator.results import sweep as sweeps
-from simulator.results.folder import replace_folder, write
 from simulator.results.provenance import Provenance
-from simulator.results.sweep import Sweep, order_columns, value_text
+from simulator.results.results_folder import replace_folder
+from simulator.results.sweep import Sweep, order_columns, value_text, write_point
 from simulator.runtime import require
 from simulator.scenario.scenario import load_scenario
 from simulator.scenario.user_table import Overrides, override_texts
@@ -261,16 +260,16 @@ def run_sweep(
         UserError: if every point is refused, the cluster cannot be joined, or the folder holds
             something else.
     """
-    from simulator.report.sweep_page import render as render_sweep
+    from simulator.report.sweep_page import render
 
-    sweeps.check_writable(folder)
+    Sweep.check_writable(folder)
     found: list[Sweep] = []
 
     def fill(new: Path) -> None:
         new.mkdir()
         found.append(_run_points(points, keys, new, fidelity, workers, address, tick))
         tick("writing the report", 0, None)
-        sweeps.write(found[0], new, render_sweep(found[0]))
+        found[0].write_files(new, {"report.html": render(found[0])})
 
     replace_folder(folder, fill)
     return found[0]
@@ -293,7 +292,7 @@ def _run_points(
             partial(_run_point, fidelity=fidelity),
             points,
             count_part(tick, "points", len(points)),
-            seen=lambda one: sweeps.write_point(folder, one.name, one.files),
+            seen=lambda one: write_point(folder, one.name, one.files),
             group=lambda point: repr((point.scenario, point.setting)),
         )
     if all(one.summary is None for one in done):
@@ -329,7 +328,7 @@ def _run_point(point: Point, fidelity: Fidelity) -> _Done:
         return _Done(point.name, {"refusal": one_line(str(error))}, None, {})
     results.run["command"] = _make_command(point, fidelity)
     with tempfile.TemporaryDirectory(prefix="moesim-point-") as place:
-        write(results, Path(place) / "point", render)
+        write_results(results, Path(place) / "point")
         files = {path.name: path.read_bytes() for path in (Path(place) / "point").iterdir()}
     verdict = results.run["verdict"]
     facts = {

@@ -23,6 +23,7 @@ from simulator.report.rendering import render_page
 from simulator.results import plan_text
 from simulator.results.answer import Answer, DeploymentRow
 from simulator.results.answer.certainty import FigureBand
+from simulator.results.answer.folder import PlanResults
 from simulator.results.answer.handover import Handover, ServingCommand
 from simulator.results.answer.parts import Band, has_bands, make_band
 from simulator.results.formats import TIMES, number, percent
@@ -332,13 +333,9 @@ class _Stated(NamedTuple):
     deployments: list[str]
 
 
-def render(answer: Answer, run: dict[str, Any]) -> str:
-    """The page as one HTML document.
-
-    Args:
-        answer: what was found; what it lacks is left out.
-        run: how it was made: ``command``, ``seed``, ``versions``, ``revision``.
-    """
+def render(plan: PlanResults) -> str:
+    """The page as one HTML document; what the answer lacks is left out."""
+    answer, run = plan.answer, plan.run
     cards, stated = FigureCards(), _list_facts(answer)
     return render_page(
         "plan.html",

@@ -13,10 +13,9 @@ from simulator.report.gallery import Card, FigureCards
 from simulator.report.rendering import render_page
 from simulator.results.sparsity import (
     PublishedPoint,
+    SparsityFolder,
     SparsityResults,
     SpeedCurve,
-    list_findings,
-    tell_headline,
 )
 
 _SPARSITY = "Share of the weights that are gone"
@@ -41,9 +40,9 @@ _MEASURED_TEXT = (
 )
 
 
-def render(results: SparsityResults) -> str:
+def render(folder: SparsityFolder) -> str:
     """The page as one HTML document that opens offline."""
-    cards = FigureCards()
+    cards, results = FigureCards(), folder.results
     shape = f"{results.out_features:,} x {results.in_features:,}"
     storage = cards.card(
         f"Bytes of a {shape} matrix in {results.dtype}", _STORAGE_TEXT, {"": _draw_storage(results)}
@@ -57,8 +56,8 @@ def render(results: SparsityResults) -> str:
         "sparsity.html",
         "Sparse matrices",
         cards,
-        headline=tell_headline(results),
-        findings=list_findings(results),
+        headline=folder.verdict["headline"],
+        findings=folder.verdict["reasons"],
         storage=[storage],
         speeds=[speeds],
         measured=_draw_measured(results, cards),

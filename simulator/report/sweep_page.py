@@ -31,7 +31,7 @@ from simulator.results.formats import (
     time_ticks,
 )
 from simulator.results.metrics import METRICS
-from simulator.results.sweep import Sweep, measure_spread, setting_text, tell_sweep, value_text
+from simulator.results.sweep import Sweep, measure_spread, setting_text, value_text
 
 _FIGURES = (
     *KEY_METRICS,
@@ -48,14 +48,14 @@ _MOST_TICKS = 8
 def render(sweep: Sweep) -> str:
     """The page as one HTML document."""
     cards, run = FigureCards(), sweep.run
-    headline, reasons = tell_sweep(sweep)
+    verdict = sweep.verdict
     metrics = [*KEY_METRICS, *list_told(sweep.table)]
     return render_page(
         "sweep.html",
         str(run["name"]),
         cards,
-        headline=split_at_rumours(headline, sweep),
-        reasons=[split_at_rumours(reason, sweep) for reason in reasons],
+        headline=split_at_rumours(verdict["headline"], sweep),
+        reasons=[split_at_rumours(reason, sweep) for reason in verdict["reasons"]],
         points=run["points"],
         keys={key: ", ".join(map(value_text, values)) for key, values in sweep.keys.items()},
         moves=pair_up(cards, list(_draw_metrics(sweep))),

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from functools import cached_property
+from typing import Any
 
 from pydantic import TypeAdapter
 
-from simulator.base.partial import whole_file
 from simulator.results.provenance import Provenance
-from simulator.results.run_file import SCHEMA, read_run, refuse_damaged
+from simulator.results.results_folder import ResultsFolder
 
 
 @dataclass(frozen=True)
@@ -302,33 +301,24 @@ def _tell_measured(measured: MeasuredSpeeds) -> str:
     return f"Measured on {measured.machine}: {'; '.join(parts)}.{busy}"
 
 
-_KEY = "sparsity"
+@dataclass(frozen=True)
+class SparsityFolder(ResultsFolder):
+    """Folder of ``moesim sparsity``, whose results are in ``run.json``."""
 
+    writer = "moesim sparsity"
 
-def write_sparsity(
-    results: SparsityResults,
-    folder: Path,
-    made: Provenance,
-    render: Callable[[SparsityResults], str],
-) -> None:
-    """Write the folder, each file whole.
+    @classmethod
+    def make(cls, results: SparsityResults, made: Provenance) -> SparsityFolder:
+        """Make the folder of some results."""
+        return cls({"sparsity": asdict(results), **made.describe()})
 
-    Args:
-        render: makes the page.
-    """
-    run = {"schema": SCHEMA, _KEY: asdict(results), **made.describe()}
-    folder.mkdir(parents=True, exist_ok=True)
-    texts = {"run.json": json.dumps(run, indent=1) + "\n", "report.html": render(results)}
-    for name, text in texts.items():
-        with whole_file(folder / name) as partial:
-            partial.write_text(text, encoding="utf-8")
+    @cached_property
+    def results(self) -> SparsityResults:
+        """Everything that is told."""
+        adapter = TypeAdapter(SparsityResults)
+        return adapter.validate_python(self.run["sparsity"], strict=False)
 
-
-def read_sparsity(folder: Path) -> SparsityResults:
-    """Read what :func:`write_sparsity` wrote.
-
-    Raises:
-        UserError: if the folder is not whole, or another version wrote it in another schema.
-    """
-    with refuse_damaged(folder):
-        return TypeAdapter(SparsityResults).validate_python(read_run(folder)[_KEY], strict=False)
+    @property
+    def verdict(self) -> dict[str, Any]:
+        """Headline, and further sentences."""
+        return {"headline": tell_headline(self.results), "reasons": list_findings(self.results)}

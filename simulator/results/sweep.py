@@ -12,13 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from simulator.base.errors import UserError
-from simulator.base.reading import load_file
-from simulator.base.spreadsheet import restore_texts
-from simulator.results.folder import FILES, write_files
 from simulator.results.formats import metric
 from simulator.results.metrics import METRICS
-from simulator.results.run_file import find_writer, read_run, refuse_damaged
+from simulator.results.results_folder import FILES, ResultsFolder, check_columns
 
 TABLE = "sweep.csv"
 _PARTS = {"run.json", TABLE, "report.html", "points"}
@@ -26,7 +22,7 @@ _FIXED = ("point", "seed", "deployment")
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(ResultsFolder):
     """A finished sweep: its points, and the metrics of each point and deployment."""
 
     run: dict[str, Any]
@@ -36,16 +32,34 @@ class Sweep:
     table: pd.DataFrame
     """Contents of ``sweep.csv``."""
 
+    writer = "a sweep"
+    files = {"table": TABLE}
+
+    @property
+    def verdict(self) -> dict[str, Any]:
+        """Headline, and further sentences."""
+        headline, reasons = tell_sweep(self)
+        return {"headline": headline, "reasons": reasons}
+
+    @classmethod
+    def list_foreign(cls, folder: Path) -> list[str]:
+        """Files that are no part of a sweep, or of a run among its points."""
+        found = sorted(entry.name for entry in folder.iterdir() if entry.name not in _PARTS)
+        points = folder / "points"
+        return found + [f"points/{name}" for name in sorted(_list_foreign(points))]
+
+    @classmethod
+    def read_fields(cls, folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
+        """Read the table."""
+        found = super().read_fields(folder, run)
+        check_columns(found["table"], (*_FIXED, *METRICS, *run["keys"]), TABLE)
+        return found
+
     @property
     def keys(self) -> dict[str, list[Any]]:
         """Values of each swept key, in the order in which they were given."""
         found: dict[str, list[Any]] = self.run["keys"]
         return found
-
-    @property
-    def deployments(self) -> list[str]:
-        """Names of all deployments, in order of appearance."""
-        return list(dict.fromkeys(self.table["deployment"].astype(str)))
 
     @property
     def settings(self) -> list[dict[str, Any]]:
@@ -89,31 +103,9 @@ def order_columns(table: pd.DataFrame, keys: Mapping[str, Any]) -> pd.DataFrame:
     return table[["point", *keys, "seed", "deployment", *METRICS]]
 
 
-def check_writable(folder: Path) -> None:
-    """Refuse a folder that holds something other than a sweep, before any work is done.
-
-    Raises:
-        UserError: with what stands in the way.
-    """
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise UserError(
-            f"--out {folder}: is a file; name a folder that is empty, absent or an earlier sweep's"
-        )
-    foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in _PARTS)
-    points = folder / "points"
-    foreign += sorted(f"points/{name}" for name in _list_foreign(points)) if points.is_dir() else []
-    if foreign or (any(folder.iterdir()) and find_writer(folder) != "a sweep"):
-        what = f"holds '{foreign[0]}', which is no part of" if foreign else "is not"
-        raise UserError(
-            f"--out {folder}: {what} a sweep; name another folder, or remove what is in it"
-        )
-
-
 def _list_foreign(points: Path) -> Iterator[str]:
     """Yield files among the points that are not part of a run."""
-    for entry in points.iterdir():
+    for entry in points.iterdir() if points.is_dir() else ():
         if not entry.is_dir():
             yield entry.name
             continue
@@ -134,32 +126,6 @@ def write_point(folder: Path, name: str, files: dict[str, bytes]) -> None:
         for file, content in files.items():
             (own / file).write_bytes(content)
         files.clear()
-
-
-def write(sweep: Sweep, folder: Path, page: str) -> None:
-    """Write the files over all points into the folder."""
-    write_files(sweep.run, {TABLE: sweep.table, "report.html": page}, folder)
-
-
-def read(folder: Path) -> Sweep:
-    """Read a sweep's folder.
-
-    Raises:
-        UserError: if a file is missing or broken, or another version wrote it in another schema.
-    """
-    with refuse_damaged(folder, "folder of a sweep"):
-        run = read_run(folder)
-        table = restore_texts(
-            pd.read_csv(
-                load_file(folder / TABLE),
-                dtype=dict.fromkeys(("point", "deployment"), str),
-                na_values=[""],
-                keep_default_na=False,
-            )
-        )
-        if missing := {*_FIXED, *METRICS, *run["keys"]} - set(table.columns):
-            raise ValueError(f"{TABLE} lacks {', '.join(sorted(missing))}")
-    return Sweep(run, table)
 
 
 _WIDE = 0.05

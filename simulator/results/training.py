@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from simulator.base.errors import UserError
-from simulator.base.reading import load_file
-from simulator.base.spreadsheet import restore_texts
-from simulator.results.folder import Content, check_writable, replace_folder, write_files
 from simulator.results.formats import (
     TIMES,
     UNDEFINED,
@@ -30,7 +24,7 @@ from simulator.results.formats import (
 from simulator.results.formats import (
     seconds as write_seconds,
 )
-from simulator.results.run_file import read_run, refuse_damaged
+from simulator.results.results_folder import Content, ResultsFolder
 from simulator.results.shown_steps import chrome_trace
 
 PARTS = (
@@ -97,7 +91,7 @@ METRICS = {
 
 
 @dataclass(frozen=True)
-class TrainingResults:
+class TrainingResults(ResultsFolder):
     """Simulated training of several deployments."""
 
     run: dict[str, Any]
@@ -109,48 +103,13 @@ class TrainingResults:
     """Timeline of one step: ``deployment``, ``phase`` (always ``step``), ``rank`` (the stage),
     ``name``, ``layer`` (the micro-batch), ``start_s``, ``duration_s``."""
 
-    @property
-    def deployments(self) -> list[str]:
-        """Names of the deployments, in the scenario's order."""
-        return [str(name) for name in self.summary["deployment"]]
+    writer = "a training"
+    files = {"summary": "summary.csv", "spans": "spans.parquet"}
 
-
-def write_training(
-    results: TrainingResults, folder: Path, render: Callable[[TrainingResults], str]
-) -> None:
-    """Write the folder under a temporary name and rename it when it is whole.
-
-    Raises:
-        UserError: if ``folder`` exists and is not a results folder, or cannot be written.
-    """
-    check_writable(folder)
-    files: dict[str, Content] = {
-        "summary.csv": results.summary,
-        "spans.parquet": results.spans,
-        "timeline.json": json.dumps(chrome_trace(results.spans, lambda *_: "a training step")),
-        "report.html": render(results),
-    }
-    replace_folder(folder, partial(write_files, results.run, files))
-
-
-def read_training(folder: Path) -> TrainingResults:
-    """Read a folder.
-
-    Raises:
-        UserError: if a file is missing or broken, or another version wrote it in another schema.
-    """
-    with refuse_damaged(folder, "folder of a training"):
-        run = read_run(folder)
-        if "training" not in run:
-            raise UserError(f"{folder}: holds no training")
-        table = pd.read_csv(
-            load_file(folder / "summary.csv"),
-            dtype={"deployment": str},
-            na_values=[""],
-            keep_default_na=False,
-        )
-        spans = pd.read_parquet(load_file(folder / "spans.parquet"))
-    return TrainingResults(run, restore_texts(table), spans)
+    def list_others(self) -> dict[str, Content]:
+        """The timeline."""
+        trace = chrome_trace(self.spans, lambda *_: "a training step")
+        return {"timeline.json": json.dumps(trace)}
 
 
 STEP_PARTS = (
@@ -171,7 +130,7 @@ _SPREAD = (10, 90)
 
 
 @dataclass(frozen=True)
-class Trained:
+class Trained(ResultsFolder):
     """Trainings of several deployments."""
 
     run: dict[str, Any]
@@ -182,10 +141,8 @@ class Trained:
     """Columns ``deployment``, ``source`` (``measured`` or ``simulated``), ``step``, ``step_s``, and
     the seconds of each of :data:`STEP_PARTS`, mean over ranks."""
 
-    @property
-    def deployments(self) -> list[str]:
-        """Names of the deployments, in the scenario's order."""
-        return list(dict.fromkeys(self.steps["deployment"]))
+    writer = "moesim execute"
+    files = {"steps": "steps.csv"}
 
     def find_steps(self, name: str, source: str) -> pd.DataFrame:
         """Find the steps of a deployment, ``measured`` or ``simulated``."""
@@ -223,16 +180,6 @@ class Trained:
                 f"{exchanges}; gradients of all weights equal one process's to "
                 f"{facts['gradient_error']:.0e}."
             )
-
-
-def write_trained(trained: Trained, folder: Path) -> None:
-    """Write the folder under a temporary name and rename it when it is whole.
-
-    Raises:
-        UserError: if ``folder`` exists and is not a results folder, or cannot be written.
-    """
-    check_writable(folder)
-    replace_folder(folder, partial(write_files, trained.run, {"steps.csv": trained.steps}))
 
 
 _ADJACENT = 0.02

@@ -11,20 +11,16 @@ model that keeps the target |
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from simulator.base.errors import UserError
-from simulator.base.reading import load_file, read_text
-from simulator.base.spreadsheet import restore_texts
-from simulator.results.folder import Content, check_writable, replace_folder, write_files
+from simulator.base.reading import read_text
 from simulator.results.formats import TIMES, count, number
-from simulator.results.run_file import find_writer, read_run, refuse_damaged
+from simulator.results.results_folder import Content, ResultsFolder, check_columns
 
 COLUMNS = {
     "model": "Name of the model in the question.",
@@ -48,11 +44,10 @@ COLUMNS = {
 }
 """Columns of ``candidates.csv``, with their meaning."""
 RECOMMENDED = "recommended.toml"
-_FILES = frozenset({"candidates.csv", RECOMMENDED})
 
 
 @dataclass(frozen=True)
-class TrainingAnswer:
+class TrainingAnswer(ResultsFolder):
     """Answer of a plan of training: simulated splits, and those that are recommended."""
 
     run: dict[str, Any]
@@ -61,6 +56,22 @@ class TrainingAnswer:
     """:data:`COLUMNS`, the cheapest first."""
     recommended: str | None
     """Text of ``recommended.toml``; ``None`` where no split keeps the target."""
+
+    writer = "a plan of training"
+    files = {"candidates": "candidates.csv"}
+    own_files = frozenset({RECOMMENDED})
+
+    def list_others(self) -> dict[str, Content]:
+        """The scenario of the recommended splits."""
+        return {} if self.recommended is None else {RECOMMENDED: self.recommended}
+
+    @classmethod
+    def read_fields(cls, folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
+        """Read the splits, and those that are recommended."""
+        found = super().read_fields(folder, run)
+        check_columns(found["candidates"], COLUMNS, cls.files["candidates"])
+        text = folder / RECOMMENDED
+        return found | {"recommended": read_text(text) if text.is_file() else None}
 
     def list_best(self) -> pd.DataFrame:
         """List the cheapest split of each model that keeps the target, else its fastest one."""
@@ -117,51 +128,3 @@ def _tell_other(first: dict[Any, Any], other: dict[Any, Any], days: float, curre
     if not first["cost"]:
         return f"{told}."
     return f"{told}, {other['cost'] / first['cost']:.2f}{TIMES} as much."
-
-
-def check_answer_writable(folder: Path) -> None:
-    """Refuse a folder that cannot be written, or holds something other than results.
-
-    Raises:
-        UserError: with what stands in the way.
-    """
-    own = find_writer(folder) == "a plan of training"
-    check_writable(folder, _FILES if own else frozenset())
-
-
-def write_training_answer(
-    answer: TrainingAnswer, folder: Path, render: Callable[[TrainingAnswer], str]
-) -> None:
-    """Write the folder under a temporary name and rename it when it is whole.
-
-    Raises:
-        UserError: if ``folder`` exists and is not a results folder, or cannot be written.
-    """
-    check_answer_writable(folder)
-    files: dict[str, Content] = {
-        "candidates.csv": answer.candidates,
-        "report.html": render(answer),
-    }
-    if answer.recommended is not None:
-        files[RECOMMENDED] = answer.recommended
-    replace_folder(folder, partial(write_files, answer.run, files))
-
-
-def read_training_answer(folder: Path) -> TrainingAnswer:
-    """Read a folder.
-
-    Raises:
-        UserError: if a file is missing or broken, or another version wrote it in another schema.
-    """
-    with refuse_damaged(folder, "folder of a plan of training"):
-        run = read_run(folder)
-        if "training_question" not in run:
-            raise UserError(f"{folder}: holds no plan of training")
-        table = restore_texts(
-            pd.read_csv(load_file(folder / "candidates.csv"), na_values=[""], keep_default_na=False)
-        )
-        if missing := set(COLUMNS) - set(table.columns):
-            raise ValueError(f"candidates.csv lacks {', '.join(sorted(missing))}")
-        text = folder / RECOMMENDED
-        recommended = read_text(text) if text.is_file() else None
-    return TrainingAnswer(run, table, recommended)

@@ -8,7 +8,7 @@ from simulator.base.columns import StoredColumns
 from simulator.commands.run import run as run_scenario
 from simulator.engine import loop_state, result_rows
 from simulator.report.page import render
-from simulator.results.folder import read, write
+from simulator.results.folder import Results
 from simulator.scenario.scenario import load_scenario
 from tests.small_scenario import small_scenario
 
@@ -23,7 +23,7 @@ def write_run(path, out, monkeypatch, rows):
         monkeypatch.setattr(loop_state, "ROWS", rows)
         monkeypatch.setattr(result_rows, "HELD_ROWS", 0)
     results = run_scenario(load_scenario(path, ["workload.num_requests=60"]))
-    write(results, out, lambda _: "")
+    results.write(out)
     return results
 
 
@@ -41,7 +41,7 @@ def test_a_run_in_parts_says_the_same(tmp_path, monkeypatch, more, ranks):
     assert whole.run["verdict"] == parts.run["verdict"]
     bands = [pd.DataFrame(one.run["bands"]["deployments"]["own"]) for one in (whole, parts)]
     pd.testing.assert_frame_equal(*bands, rtol=1e-9)
-    again = read(tmp_path / "parts")
+    again = Results.read(tmp_path / "parts")
     assert isinstance(again.requests["own"], StoredColumns)
     if not more:
         assert len(render(again)) == pytest.approx(len(render(whole)), rel=0.02)

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 import simulator as moesim
 from simulator.base.frozen import validate
-from simulator.commands.plan import write
 from simulator.config.capacity import Question, Targets
 from simulator.config.workload import SLO
 from simulator.planner.answer import make_answer
@@ -30,6 +29,7 @@ from simulator.planner.spares import count_spares
 from simulator.planner.store import Store, key_of
 from simulator.planner.traffic import LEAST_STAYS, Traffic, find_stretch, lasting, traffic_of
 from simulator.planner.trial import estimate_sampling_error, measure_outcome
+from simulator.results.answer.folder import PlanResults
 from simulator.workload.traces import RequestTrace
 from tests.cases import cases
 from tests.laws.tiny_question import ENGINE
@@ -116,7 +116,7 @@ def test_a_run_of_what_is_recommended_says_what_the_plan_says(kind, model, chang
     asked = question(write_log(kind, tmp_path / "log.csv"), model, **changes)
     found, folder = search(asked, Path(), Store(None), workers=1), tmp_path / "plan"
     answer = make_answer(found, target=folder)
-    write(answer, {"command": "moesim plan"}, folder)
+    PlanResults({"command": "moesim plan"}, answer).write(folder)
     assert (folder / "traffic.parquet").exists() == ("domains" in changes.get("workload", {}))
     best, below = found.met[0], answer.sizes.smaller
     assert answer.recommended.output_tokens_per_s == best.outcome.output_tokens_per_s

@@ -478,12 +478,12 @@ def test_the_page_the_terminal_and_json_carry_the_note(tmp_path, capsys):
     idle = run_scenario(load_scenario(str(path), [*keys, f"{rate}=0.1"])).summary.iloc[0]
     busy_s = float(idle["utilisation"] * idle["duration_s"]) / 300
     found = run_scenario(load_scenario(str(path), [*keys, f"{rate}={0.95 / busy_s}"]))
-    folder.write(found, out, render)
+    found.write(out, render)
     known = json.loads((out / "run.json").read_text())["bands"]["notes"]
     assert {"ttft_p50_s"} <= {n["metric"] for n in known if n["kind"] == "near_saturation"}
     page = (out / "report.html").read_text()
     cell = re.findall('<td data-metric="ttft_p50_s".*?</td>', page)[0]
     assert NEAR_SATURATION in cell
-    print_run(folder.read(out))
+    print_run(folder.Results.read(out))
     assert f"* {NEAR_SATURATION}" in capsys.readouterr().out
     assert f"({NEAR_SATURATION})." in found.run["verdict"]["headline"]

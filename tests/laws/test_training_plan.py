@@ -15,7 +15,7 @@ from simulator.config.model import load_model
 from simulator.planner.training.search import TrainingSearch
 from simulator.planner.training.space import list_sizes, list_splits
 from simulator.report.training_pages import render_training_plan as render
-from simulator.results.training_answer import read_training_answer, write_training_answer
+from simulator.results.training_answer import TrainingAnswer
 from simulator.scenario.training_question import load_training_question
 
 QUESTION = {
@@ -165,12 +165,12 @@ def test_sizes_are_parts_of_a_node_and_whole_nodes():
 
 def test_the_folder_is_read_as_it_was_written(answer, tmp_path):
     folder = Path(tmp_path) / "plan"
-    write_training_answer(answer, folder, render)
-    again = read_training_answer(folder)
+    answer.write(folder, render)
+    again = TrainingAnswer.read(folder)
     assert again.recommended == answer.recommended
     assert again.candidates.to_dict("records") == answer.candidates.to_dict("records")
     assert again.run["verdict"] == answer.run["verdict"]
-    write_training_answer(again, folder, render)
+    again.write(folder, render)
 
 
 def test_a_model_that_never_has_the_loss_is_told_and_the_rest_is_answered():

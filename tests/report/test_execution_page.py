@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 import math
 import re
@@ -13,8 +12,7 @@ from typing import Any
 import pytest
 
 from simulator.base.errors import UserError
-from simulator.report.execution import FIGURES, render, verdict
-from simulator.results import executed as executed_module
+from simulator.report.execution import FIGURES, render
 from simulator.results.executed import BUSY, KINDS, SUMMARY_COLUMNS, describe_load
 from simulator.results.formats import UNDEFINED
 from tests.report.made_up_executions import CASES, HOSTILE, MOE, TOTAL, make
@@ -199,17 +197,10 @@ def test_every_figure_has_a_caption_and_titled_axes(executions):
             assert re.search(r"\((\S.*)\)$", plot.layout.xaxis.title.text)
 
 
-def test_tables_of_objects_are_drawn_as_numbers(executions):
-    run = executions["all"]
-    assert render(
-        dataclasses.replace(run, ranks=run.ranks.astype(object), faults=run.faults.astype(object))
-    ) == render(run)
-
-
 def test_folder_is_written_read_and_reported_again(executions, tmp_path, capsys):
     from simulator.cli.run import report
 
-    executed_module.write(executions["faults"], tmp_path / "one", render)
+    executions["faults"].write(tmp_path / "one", render)
     page = tmp_path / "one" / "report.html"
     before = page.read_text(encoding="utf-8")
     page.unlink()
@@ -219,7 +210,7 @@ def test_folder_is_written_read_and_reported_again(executions, tmp_path, capsys)
     report([tmp_path / "one"], tmp_path / "page.html", as_json=True)
     assert (
         json.loads(capsys.readouterr().out)["verdict"]["headline"]
-        == verdict(executions["faults"]).headline
+        == executions["faults"].verdict["headline"]
     )
     (tmp_path / "run").mkdir()
     with pytest.raises(

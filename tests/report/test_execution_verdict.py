@@ -8,19 +8,18 @@ import re
 
 import pytest
 
-from simulator.report.execution import verdict
 from simulator.results.formats import TIMES
 from tests.report.made_up_executions import ACTIVE, CASES, MACHINE, MOE, TOTAL, deployment, make
 
 
 def test_headline_compares_a_mixture_with_its_twins(executions):
-    found = verdict(executions["all"])
+    found = executions["all"].verdict
     assert re.fullmatch(
         rf"On this machine \({MACHINE}\) the MoE computes prompts 2\.\d+{TIMES} as fast as the dense model with as many parameters, "
         rf"and at 0\.\d+{TIMES} the speed of the one with as many active ones\.",
-        found.headline,
+        found["headline"],
     )
-    said = " ".join(found.reasons)
+    said = " ".join(found["reasons"])
     assert re.search(
         rf"The MoE decodes 2\.\d+{TIMES} as fast as the dense model with as many parameters", said
     )
@@ -49,46 +48,50 @@ def test_headline_compares_a_mixture_with_its_twins(executions):
 def test_headline_says_whichever_way_it_came_out(speed, words):
     run = make([deployment("MoE", speed, is_moe=True), TOTAL])
     steady = run.summary.assign(tokens_per_s=[speed, speed / 10, 1000, 100])
-    assert words in verdict(dataclasses.replace(run, summary=steady)).headline
+    assert words in dataclasses.replace(run, summary=steady).verdict["headline"]
 
 
 def test_headline_without_a_mixture_or_twins():
     assert re.search(
-        r"Dense, total decodes at [\d.]+ tokens per second\.", verdict(CASES["one"]()).headline
+        r"Dense, total decodes at [\d.]+ tokens per second\.", CASES["one"]().verdict["headline"]
     )
     assert re.search(
         rf"Dense, active computes prompts fastest of 2 deployments, at [\d,]+ tokens per second: .*{TIMES} as fast as Dense, total",
-        verdict(CASES["no mixture"]()).headline,
+        CASES["no mixture"]().verdict["headline"],
     )
     other = deployment("Other", 1000, total=9_000_000)
-    assert "as fast as Other (9M parameters)" in verdict(make([MOE, other])).headline
-    assert "the dense model with as many active parameters" in verdict(make([MOE, ACTIVE])).headline
-    twins = verdict(make([MOE, TOTAL, deployment("Dense, 1 rank", 900, num_gpus=1)])).headline
+    assert "as fast as Other (9M parameters)" in make([MOE, other]).verdict["headline"]
+    assert (
+        "the dense model with as many active parameters" in make([MOE, ACTIVE]).verdict["headline"]
+    )
+    twins = make([MOE, TOTAL, deployment("Dense, 1 rank", 900, num_gpus=1)]).verdict["headline"]
     assert "the MoE (on 2 ranks)" in twins
     assert "Dense, 1 rank (26M parameters) on 1 rank" in twins
 
 
 def test_several_mixtures_are_told_apart():
-    found = verdict(make([MOE, deployment("MoE, 4 ranks", 500, is_moe=True), TOTAL]))
-    assert ") MoE, 2 ranks computes prompts" in found.headline
-    assert any(reason.startswith("MoE, 4 ranks computes prompts at 0.") for reason in found.reasons)
+    found = make([MOE, deployment("MoE, 4 ranks", 500, is_moe=True), TOTAL]).verdict
+    assert ") MoE, 2 ranks computes prompts" in found["headline"]
+    assert any(
+        reason.startswith("MoE, 4 ranks computes prompts at 0.") for reason in found["reasons"]
+    )
 
 
 def test_reference_that_differs_or_is_missing_is_said():
     assert any(
         "do not equal" in reason and "5.0e-02" in reason
-        for reason in verdict(make([TOTAL], difference=0.05)).reasons
+        for reason in make([TOTAL], difference=0.05).verdict["reasons"]
     )
     assert any(
         "were not compared" in reason
-        for reason in verdict(make([TOTAL], difference=math.nan)).reasons
+        for reason in make([TOTAL], difference=math.nan).verdict["reasons"]
     )
 
 
 def test_order_of_the_prediction_is_counted():
     run = make([MOE, TOTAL])
     swapped = run.summary.assign(predicted_tokens_per_s=[1.0, 2.0, 2.0, 1.0])
-    said = " ".join(verdict(dataclasses.replace(run, summary=swapped)).reasons)
+    said = " ".join(dataclasses.replace(run, summary=swapped).verdict["reasons"])
     assert (
         "Of 2 pairs whose measured speeds differ by more than 5 %, it puts 1 in the right order."
         in said
@@ -106,15 +109,15 @@ def test_recovery_is_no_spread(executions):
     steps.loc[is_broken, "duration_s"] = 30.0
     assert not any(
         reason.startswith("Steps vary")
-        for reason in verdict(dataclasses.replace(run, steps=steps)).reasons
+        for reason in dataclasses.replace(run, steps=steps).verdict["reasons"]
     )
     busy = steps["duration_s"].where(steps["number"] % 2 == 0, 3 * steps["duration_s"])
-    noisy = verdict(dataclasses.replace(run, steps=steps.assign(duration_s=busy))).reasons
+    noisy = dataclasses.replace(run, steps=steps.assign(duration_s=busy)).verdict["reasons"]
     assert any(reason.startswith("Steps vary: the 90th percentile is ") for reason in noisy)
 
 
 def test_what_changed_is_told_measured_beside_predicted(executions):
-    said = verdict(executions["changes"]).reasons
+    said = executions["changes"].verdict["reasons"]
     assert (
         "Of MoE, 2 ranks, rank 1 is lost at 500 ms in step 4, which is noticed after 250 ms "
         "(predicted: 5 s); the 3 that are left go on 125 ms (predicted: 1.2 s) later, with the "
@@ -127,7 +130,7 @@ def test_what_changed_is_told_measured_beside_predicted(executions):
 
 def test_failures_that_never_came_to_pass_are_told():
     late = deployment("late", 1000, failures="kill (at_s 200)", changes=[], clock_s=0.5)
-    (told,) = (text for text in verdict(make([late])).reasons if "No GPU" in text)
+    (told,) = (text for text in make([late]).verdict["reasons"] if "No GPU" in text)
     assert told == (
         "No GPU of late has failed: its measured steps, with what came between them, took 500 ms."
     )

@@ -12,7 +12,7 @@ import pytest
 
 from simulator.base import plugins
 from simulator.base.errors import UserError
-from simulator.commands.deployments import load_results, write_results
+from simulator.commands.report import load_results, write_results
 from simulator.report import page, style
 from simulator.report.figures._curves import mean_in_bins, peak_in_bins, quantiles
 from simulator.report.figures.waterfall import TokenWaterfall

@@ -12,6 +12,7 @@ from simulator import report
 from simulator.lab.report import scoreboard
 from simulator.report import execution, page, plan_page
 from simulator.results.answer import Answer
+from simulator.results.answer.folder import PlanResults
 from tests.report import made_up_executions, made_up_runs, plan_answers
 from tests.report.pages import MOST_BYTES, payload_of, unpacked
 from tests.report.test_scoreboard import board
@@ -24,7 +25,7 @@ KINDS = {
     "run": lambda: page.render(made_up_runs.plain()),
     "execution": lambda: execution.render(made_up_executions.CASES["all"]()),
     "plan": lambda: plan_page.render(
-        Answer.model_validate(plan_answers.answer()), plan_answers.RUN
+        PlanResults(plan_answers.RUN, Answer.model_validate(plan_answers.answer()))
     ),
     "validation": lambda: scoreboard.render(board()),
     "training": training_page,

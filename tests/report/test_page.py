@@ -11,7 +11,6 @@ from html.parser import HTMLParser
 import pytest
 
 from simulator.report.page import render
-from simulator.results import folder as results_module
 from simulator.results import formats
 from simulator.results.folder import Results
 from simulator.results.metrics import METRICS
@@ -171,8 +170,8 @@ def test_chrome_trace_is_valid(runs):
 
 
 def test_results_folder_holds_the_page(page_of, runs, tmp_path):
-    results_module.write(runs["plain"], tmp_path / "run", render)
-    again = results_module.read(tmp_path / "run")
+    runs["plain"].write(tmp_path / "run", render)
+    again = Results.read(tmp_path / "run")
     assert again.deployments == runs["plain"].deployments
     assert (tmp_path / "run" / "report.html").read_text(encoding="utf-8") == page_of("plain")
     assert render(again)

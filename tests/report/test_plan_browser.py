@@ -7,6 +7,7 @@ import pytest
 from simulator.report.gallery import plots
 from simulator.report.plan_page import FIGURES, render
 from simulator.results.answer import Answer
+from simulator.results.answer.folder import PlanResults
 from tests.report.plan_answers import RUN, TRAFFIC, answer, banded
 from tests.report.windows import DESK, PHONE
 
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.xdist_group("pages")  # one browser, and each page rend
 def test_it_opens_offline_and_its_lists_and_buttons_work(open_page, tmp_path, viewport):
     made = answer()
     file = tmp_path / "report.html"
-    file.write_text(render(Answer.model_validate(made), RUN), encoding="utf-8")
+    file.write_text(render(PlanResults(RUN, Answer.model_validate(made))), encoding="utf-8")
     opened = open_page(file, viewport)
     page = opened.page
     assert page.evaluate("document.querySelectorAll('.js-plotly-plot').length") == sum(
@@ -76,7 +77,7 @@ def test_on_a_phone_nothing_is_cut_or_covered_and_bands_and_warning_show(open_pa
     for point in made["pareto"]:
         point["deployment"] += f", {tokens:,} tokens a step"
     file = tmp_path / "report.html"
-    file.write_text(render(Answer.model_validate(made), RUN), encoding="utf-8")
+    file.write_text(render(PlanResults(RUN, Answer.model_validate(made))), encoding="utf-8")
     page = open_page(file, PHONE).page
     assert page.evaluate(CROWDED) == []
     assert page.evaluate("document.querySelectorAll('.modebar-btn').length") == 0

@@ -8,6 +8,7 @@ import pytest
 
 from simulator.report.plan_page import by_flag, list_servers, render
 from simulator.results.answer import Answer, Handover
+from simulator.results.answer.folder import PlanResults
 from tests.report.plan_answers import RUN, answer
 
 
@@ -34,7 +35,7 @@ def test_servers_that_differ_in_numbers_only_are_folded():
     servers, router = shown.commands
     assert [name for name, _ in servers] == [f"server {n}" for n in range(4)]
     assert [text for _, text in router] == ["route --port 30000"]
-    page = render(Answer.model_validate(answer(handover={"commands": commands})), RUN)
+    page = render(PlanResults(RUN, Answer.model_validate(answer(handover={"commands": commands}))))
     assert "<summary>3 more like it: server 1, server 2, ...</summary>" in page
     assert [page.count(f"<h4>Server {n}</h4>") for n in range(4)] == [1] * 4
 

@@ -12,12 +12,13 @@ from simulator.report import plan_page
 from simulator.report.gallery import plots
 from simulator.report.plan_page import FIGURES
 from simulator.results.answer import Answer
+from simulator.results.answer.folder import PlanResults
 from tests.report.pages import payload_of
 from tests.report.plan_answers import HOSTILE, RUN, TRAFFIC, answer, banded, row
 
 
 def render(table, run):
-    return plan_page.render(Answer.model_validate(table), run)
+    return plan_page.render(PlanResults(run, Answer.model_validate(table)))
 
 
 def section(page, anchor):

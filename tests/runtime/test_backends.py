@@ -7,7 +7,6 @@ import pytest
 
 from simulator.base.errors import LostError, UserError
 from simulator.commands.execute import execute as execute_scenario
-from simulator.report.execution import verdict
 from simulator.results.executed import STEP_COLUMNS, SUMMARY_COLUMNS
 from simulator.runtime.in_process import InProcessBackend
 from simulator.runtime.job import Step
@@ -68,7 +67,7 @@ def test_a_failure_of_a_scenario_is_executed_and_told_with_its_prediction(scenar
         assert [change["kind"] for change in changes] == ["hangs", "stops", "starts"]
         assert {change["step"] for change in changes} == {1}  # the first that is measured
     assert found.faults.empty
-    (told, _) = [reason for reason in verdict(found).reasons if "is lost at" in reason]
+    (told, _) = [reason for reason in found.verdict["reasons"] if "is lost at" in reason]
     assert told.startswith(f"Of {names[0]}, rank 0 is lost at 0 us in step 1, which is noticed")
     assert "all start anew in " in told
     assert "(predicted: 2 s). Every step in flight was run again." in told
@@ -77,7 +76,7 @@ def test_a_failure_of_a_scenario_is_executed_and_told_with_its_prediction(scenar
 def test_a_failure_that_never_came_to_pass_is_told(scenario):
     loaded, names = scenario(KILL.replace("0.0, gpu", "1e6, gpu"))
     found = execute_scenario(loaded, backend="in_process", names=names[:1])
-    (told,) = [reason for reason in verdict(found).reasons if "has failed" in reason]
+    (told,) = [reason for reason in found.verdict["reasons"] if "has failed" in reason]
     assert told.startswith(f"No GPU of {names[0]} has failed: its measured steps")
 
 

@@ -20,7 +20,7 @@ ray = pytest.importorskip("ray", reason="needs pip install 'moesim[real]'")
 
 from simulator.calibration.host import measure
 from simulator.policies.dispatch import per_rank
-from simulator.results.executed import SUMMARY_COLUMNS, read
+from simulator.results.executed import SUMMARY_COLUMNS, Executed
 from simulator.results.phases import STEP_PHASES
 from tests.runtime.model_files import write_models
 from tests.runtime.processes import PATIENCE_S, descendants, left_of, start_moesim
@@ -81,7 +81,7 @@ def executed(folder):
     )
     out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
-    return json.loads(out), read(folder / "out")
+    return json.loads(out), Executed.read(folder / "out")
 
 
 DISPATCH = Path(per_rank.__file__).read_text(encoding="utf-8")
@@ -99,7 +99,7 @@ def test_shards_run_a_policy_of_the_current_folder_where_that_is_allowed(
     process = start_moesim(folder, *command, "--allow-code")
     _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
-    assert read(folder / "own").deployments == ["moe"]
+    assert Executed.read(folder / "own").deployments == ["moe"]
     (folder / "torch.py").unlink()
     monkeypatch.chdir(folder)
     code, _, err = moesim(*command)
@@ -169,7 +169,7 @@ def test_only_the_deployment_that_was_named_is_run_and_its_verdict_is_on_the_ter
     named = ("--out", "one", "--deployment", "pruned", "--backend", "in_process")
     code, out, err = moesim("execute", "tiny.toml", *named)
     assert code == 0, err
-    assert read(folder / "one").deployments == ["pruned"]
+    assert Executed.read(folder / "one").deployments == ["pruned"]
     assert out.startswith("On this machine (")
     assert "pruned computes prompts at" in out.splitlines()[0]
     assert "- The predicted duration of a step is off by" in out
@@ -185,7 +185,7 @@ def test_a_machine_that_is_slower_than_when_it_was_calibrated_is_told_and_predic
         command = ("--out", f"pace-{number}", "--deployment", "moe", "--backend", "in_process")
         code, _, err = moesim("execute", "tiny.toml", *command)
         assert code == 0, err
-        found = read(folder / f"pace-{number}")
+        found = Executed.read(folder / f"pace-{number}")
         assert found.run["deployments"]["moe"]["pace"] == pace
         predicted_s.append(found.summary["predicted_step_s"].to_numpy())
         notes.append(" ".join(err.split()))
@@ -284,7 +284,7 @@ def test_a_rank_lost_as_failures_have_it_is_in_the_record_and_no_process_is_left
         time.sleep(0.2)
     out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
-    said, found = json.loads(out), read(folder / "lost")
+    said, found = json.loads(out), Executed.read(folder / "lost")
     changes = found.run["deployments"]["moe"]["changes"]
     assert changes == said["deployments"]["moe"]["changes"]
     assert [change["kind"] for change in changes] == ["hangs", "shrinks"]

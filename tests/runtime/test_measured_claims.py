@@ -16,8 +16,10 @@ from simulator.commands import record_training
 from simulator.config.claim import load_claim
 from simulator.lab.cli import claims as cli
 from simulator.lab.commands import claims, measured_claims
-from simulator.lab.commands.claims import read_claims, try_claims, write_claims
+from simulator.lab.commands.claims import try_claims
 from simulator.lab.commands.measured_claims import ClaimMeasurements, read_measured
+from simulator.lab.report.claims_page import render
+from simulator.lab.results.claims import ClaimsResults
 from tests.runtime.model_files import write_models
 from tests.runtime.small_training import RECIPE, SHAPE
 
@@ -112,8 +114,8 @@ def test_claims_are_measured_once_and_stand_beside_their_verdicts(folder):
         ("pruned", "decoding", False),
     ]
     assert any("of its experts in memory" in said for said in run.sentences)
-    write_claims(results, folder / "out")
-    assert read_claims(folder / "out").answers == results.answers
+    results.write(folder / "out", render)
+    assert ClaimsResults.read(folder / "out").answers == results.answers
     page = (folder / "out" / "report.html").read_text(encoding="utf-8")
     assert page.count("Measured on this machine</h3>") == 3
     again = ClaimMeasurements(names)

@@ -7,6 +7,8 @@ pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
 from simulator.calibration.host import sparsity
 from simulator.commands.sparsity import compare_sparsity, measure_here
 from simulator.report.sparsity_page import render
+from simulator.results.provenance import Provenance
+from simulator.results.sparsity import SparsityFolder
 
 
 @pytest.fixture
@@ -31,7 +33,8 @@ def test_everything_is_measured_once_and_read_back(quick, monkeypatch):
     monkeypatch.setattr(sparsity, "measure_speeds", None)  # which nobody calls again
     assert measure_here((64, 48), (1, 5)) == found
     (file,) = quick.glob("sparsity-*.json")
-    page = render(compare_sparsity((64, 48), "bf16", ["a100-sxm"], [16], (8, 8, 3), found))
+    shown = compare_sparsity((64, 48), "bf16", ["a100-sxm"], [16], (8, 8, 3), found)
+    page = render(SparsityFolder.make(shown, Provenance.begin()))
     assert "Measured on this machine" in page
     file.write_text("{}", encoding="utf-8")
     with pytest.raises(TypeError):  # is measured anew

@@ -2,6 +2,7 @@
 
 import json
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,9 +11,11 @@ from simulator.base.data import available_files
 from simulator.base.errors import UserError
 from simulator.commands.check import check
 from simulator.config.claim import list_claims, load_claim
-from simulator.lab.commands.claims import read_claims, tabulate_cases, try_claims, write_claims
+from simulator.lab.commands.claims import try_claims
+from simulator.lab.report.claims_page import render
 from simulator.lab.results.claims import (
     Case,
+    ClaimsResults,
     list_turns,
     make_map,
     reach_verdict,
@@ -202,11 +205,11 @@ def test_a_claim_that_is_counted_is_written_and_read_back(tmp_path):
     assert by_what["dense, as large", "weights to store"].ratio == 1.0
     assert by_what["dense, as good", "weights to store"].outcome == "against"
     folder = tmp_path / "out"
-    write_claims(results, folder)
-    again = read_claims(folder)
+    results.write(folder, render)
+    again = ClaimsResults.read(folder)
     assert again.answers == results.answers
     assert json.loads(json.dumps(results.run)) == results.run
-    assert len(tabulate_cases(results)) == len(answer.cases)
+    assert len(pd.read_csv(folder / "claims.csv")) == len(answer.cases)
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "Sparsity saves something." in page
     assert "Somebody measured it." in page

@@ -18,7 +18,7 @@ from simulator.cli.console import Screen
 from simulator.cli.run import print_run
 from simulator.commands.schema import FILES as KINDS
 from simulator.commands.schema import WRITTEN
-from simulator.results.folder import read
+from simulator.results.folder import Results
 from tests.cases import times
 from tests.shared import SHARED, each_shared
 
@@ -353,7 +353,7 @@ def test_on_a_terminal_no_line_is_wider_than_it(moesim, monkeypatch, capsys):
             code, out, _ = moesim(*arguments)
             assert code == 0
             assert max(len(line) for line in out.splitlines()) <= columns
-        print_run(read(Path("run")))
+        print_run(Results.read(Path("run")))
         printed = capsys.readouterr().out
         assert max(len(line) for line in printed.splitlines()) <= columns
         table = printed.split("\n\n")[-1].splitlines()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from simulator.base import columns
 from simulator.base.columns import Picked, Spool, StoredColumns, list_frames, read_whole
 from simulator.base.errors import UserError
-from simulator.results.folder import read_long, write_long
+from simulator.results.results_folder import read_long, write_long
 from tests.cases import cases
 
 OUTCOMES = ["finished", "lost", "unfinished"]

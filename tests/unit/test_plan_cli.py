@@ -12,10 +12,10 @@ import pytest
 
 from simulator.base.data import find_file
 from simulator.cli.plan import tell_simulated
-from simulator.commands import plan as planned
 from simulator.planner import search
 from simulator.planner.ruled_out import OTHER_PROMPTS
 from simulator.planner.store import Store
+from simulator.results.answer.folder import PlanResults
 from simulator.scenario.question import load_question
 from tests.findings_database import read_findings
 
@@ -77,7 +77,8 @@ def test_it_prints_the_answer_and_writes_a_folder_that_report_and_run_take(plan,
     code, out, err = plan()
     assert code == 0, err
     folder = tmp_path / "reports/out/tiny_plan"
-    answer, run = planned.read(folder)
+    found = PlanResults.read(folder)
+    answer, run = found.answer, found.run
     assert out.startswith(answer.headline)
     best = answer.recommended
     assert best.deployment in out
@@ -123,7 +124,7 @@ def test_it_prints_the_answer_and_writes_a_folder_that_report_and_run_take(plan,
     assert code == 2
     assert "is a folder of moesim plan" in err
     (folder / "plan.json").write_text('{"of": "another version"}')
-    planned.check_writable(folder)
+    PlanResults.check_writable(folder)
     code, _, err = moesim("run", folder / "recommended.toml", "--out", "again")
     assert code == 0, err
 
@@ -185,7 +186,7 @@ def test_impossible_targets_get_an_answer(plan, tmp_path):
         "No deployment within the limits meets every target: the nearest misses the time per "
         "output token (p90): "
     )
-    answer, _ = planned.read(tmp_path / "reports/out/tiny_plan")
+    answer = PlanResults.read(tmp_path / "reports/out/tiny_plan").answer
     assert answer.recommended is None
     row = answer.why_not.row
     assert "Nearest, as large as the limits allow:" in out

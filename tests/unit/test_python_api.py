@@ -13,7 +13,7 @@ from simulator.lab.commands import validate as validation
 from simulator.lab.results.scores import SCORE_COLUMNS
 from simulator.report.figures.ttft import Ttft
 from simulator.report.page import render
-from simulator.results.folder import read_long, write_long
+from simulator.results.results_folder import read_long, write_long
 from simulator.scenario.user_table import override_texts
 
 SCENARIO = {
@@ -192,9 +192,9 @@ def test_folders_of_other_commands_say_what_they_are_and_what_opens_them(results
     simulator.write_results(results, tmp_path / "run")
     described = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
     for file, text, words in (
-        ("plan.json", "{}", "of moesim plan, not of a run; .*Answer.model_validate_json"),
-        ("sweep.csv", "", "of a sweep, not of a run; the folders in its points are runs"),
-        ("scores.csv", "", "of moesim validate, not of a run; .*report.html"),
+        ("plan.json", "{}", "of moesim plan, not of moesim run; .*Answer.model_validate_json"),
+        ("sweep.csv", "", "of a sweep, not of moesim run; the folders in its points are runs"),
+        ("scores.csv", "", "of moesim validate, not of moesim run; .*report.html"),
         ("run.json", json.dumps(described | {"machine": "a"}), "of moesim execute, .*build_report"),
     ):
         other = tmp_path / file.replace(".", "_")

@@ -14,12 +14,9 @@ from simulator.results.folder import (
     SHORT_TABLES,
     TABLES,
     Results,
-    check_writable,
     merge,
-    read,
-    write,
 )
-from simulator.results.run_file import SCHEMA
+from simulator.results.results_folder import SCHEMA
 from simulator.results.shown_steps import chrome_trace
 from simulator.results.tables import SPAN_COLUMNS
 
@@ -81,8 +78,8 @@ def page(_):
 
 def test_what_is_written_is_read_back_unchanged(tmp_path):
     results = made("a", "b, c", "NA", "1")
-    write(results, tmp_path / "deep" / "er" / "run", page)
-    found = read(tmp_path / "deep" / "er" / "run")
+    results.write(tmp_path / "deep" / "er" / "run", page)
+    found = Results.read(tmp_path / "deep" / "er" / "run")
     assert found.run == results.run
     assert found.deployments == ["a", "b, c", "NA", "1"]
     assert found.summary["ttft_p50_s"][0] == 0.1 + 0.2
@@ -99,19 +96,19 @@ def test_what_is_written_is_read_back_unchanged(tmp_path):
 
 
 def test_a_second_run_replaces_the_first_whole(tmp_path):
-    write(made("a"), tmp_path / "run", page)
+    made("a").write(tmp_path / "run", page)
     (tmp_path / "run" / "comparison.html").write_text("made by report")
-    write(made("b"), tmp_path / "run", page)
-    assert read(tmp_path / "run").deployments == ["b"]
+    made("b").write(tmp_path / "run", page)
+    assert Results.read(tmp_path / "run").deployments == ["b"]
     assert not (tmp_path / "run" / "comparison.html").exists()
 
 
 def test_a_link_to_a_folder_stays_a_link(tmp_path):
-    write(made("a"), tmp_path / "run", page)
+    made("a").write(tmp_path / "run", page)
     (tmp_path / "link").symlink_to(tmp_path / "run", target_is_directory=True)
-    write(made("b"), tmp_path / "link", page)
+    made("b").write(tmp_path / "link", page)
     assert (tmp_path / "link").is_symlink()
-    assert read(tmp_path / "run").deployments == ["b"]
+    assert Results.read(tmp_path / "run").deployments == ["b"]
 
 
 @pytest.mark.parametrize(
@@ -120,7 +117,7 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path):
 def test_what_goes_wrong_half_way_leaves_the_earlier_run_and_nothing_else(
     tmp_path, monkeypatch, error
 ):
-    write(made("a"), tmp_path / "run", page)
+    made("a").write(tmp_path / "run", page)
 
     def stop(*_, **__):
         raise error
@@ -129,16 +126,16 @@ def test_what_goes_wrong_half_way_leaves_the_earlier_run_and_nothing_else(
     kind = UserError if isinstance(error, OSError) else error
     for folder in (tmp_path / "run", tmp_path / "new" / "run"):
         with pytest.raises(kind) as refused:
-            write(made("b"), folder, page)
+            made("b").write(folder, page)
         if kind is UserError:
             assert "No space left on device" in str(refused.value)
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
-    assert read(tmp_path / "run").deployments == ["a"]
+    assert Results.read(tmp_path / "run").deployments == ["a"]
 
 
 def test_an_interrupt_between_the_two_renames_brings_the_earlier_run_back(tmp_path, monkeypatch):
-    write(made("a"), tmp_path / "run", page)
+    made("a").write(tmp_path / "run", page)
     replace, calls = os.replace, []
 
     def stop_at_the_second(source, target):
@@ -149,8 +146,8 @@ def test_an_interrupt_between_the_two_renames_brings_the_earlier_run_back(tmp_pa
 
     monkeypatch.setattr("os.replace", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
-        write(made("b"), tmp_path / "run", page)
-    assert read(tmp_path / "run").deployments == ["a"]
+        made("b").write(tmp_path / "run", page)
+    assert Results.read(tmp_path / "run").deployments == ["a"]
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -159,34 +156,36 @@ def test_a_report_that_cannot_be_drawn_writes_nothing_and_is_no_error_of_the_use
         raise FileNotFoundError("page.css")
 
     with pytest.raises(FileNotFoundError):
-        write(made("a"), tmp_path / "run", broken)
+        made("a").write(tmp_path / "run", broken)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_with_anything_else_in_it_is_left_alone(tmp_path):
-    write(made("a"), tmp_path / "run", page)
+    made("a").write(tmp_path / "run", page)
     (tmp_path / "run" / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"holds 'notes\.txt'"):
-        check_writable(tmp_path / "run")
+        Results.check_writable(tmp_path / "run")
     (tmp_path / "half").mkdir()
-    check_writable(tmp_path / "half")
+    Results.check_writable(tmp_path / "half")
     (tmp_path / "half" / "summary.csv").touch()
     with pytest.raises(UserError, match="not a whole results folder"):
-        check_writable(tmp_path / "half")
+        Results.check_writable(tmp_path / "half")
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is a file"):
-        check_writable(tmp_path / "file")
+        Results.check_writable(tmp_path / "file")
     with pytest.raises(UserError, match=r"file is a file, not a folder"):
-        check_writable(tmp_path / "file" / "below")
+        Results.check_writable(tmp_path / "file" / "below")
 
 
 def test_a_folder_with_the_name_of_a_file_is_left_alone(tmp_path):
-    write(made("a"), tmp_path / "run", page)
+    made("a").write(tmp_path / "run", page)
     (tmp_path / "run" / "report.html").unlink()
     (tmp_path / "run" / "report.html").mkdir()
     (tmp_path / "run" / "report.html" / "mine.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"holds 'report\.html', which is no part of a run"):
-        write(made("b"), tmp_path / "run", page)
+    with pytest.raises(
+        UserError, match=r"holds 'report\.html', which is no part of a folder of moesim run"
+    ):
+        made("b").write(tmp_path / "run", page)
     assert (tmp_path / "run" / "report.html" / "mine.txt").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
@@ -212,19 +211,19 @@ def test_a_folder_of_another_schema_is_refused_in_words(tmp_path, command, schem
 def test_a_place_without_permission_is_refused_before_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda *_: False)  # root may write everywhere
     with pytest.raises(UserError, match="no permission to write in"):
-        check_writable(tmp_path / "run")
+        Results.check_writable(tmp_path / "run")
 
 
 def test_what_is_no_whole_folder_is_not_read(tmp_path):
     with pytest.raises(UserError, match=r"no run\.json"):
-        read(tmp_path)
-    write(made("a", "b"), tmp_path / "run", page)
+        Results.read(tmp_path)
+    made("a", "b").write(tmp_path / "run", page)
     (tmp_path / "run" / "summary.csv").write_text("deployment\na\n")
     with pytest.raises(UserError, match="name other deployments"):
-        read(tmp_path / "run")
+        Results.read(tmp_path / "run")
     (tmp_path / "run" / "steps.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"^[^\n]*is not a whole results folder[^\n]*$"):
-        read(tmp_path / "run")
+        Results.read(tmp_path / "run")
 
 
 def test_merged_runs_keep_their_deployments_apart(tmp_path):
@@ -270,7 +269,7 @@ def test_the_timeline_opens_in_perfetto():
 
 
 def test_the_timeline_names_the_step_that_the_run_took(tmp_path):
-    write(made(), tmp_path / "run", page)
+    made().write(tmp_path / "run", page)
     events = json.loads((tmp_path / "run" / "timeline.json").read_text())["traceEvents"]
     assert events[0]["args"]["name"] == (
         "a: decode step 1,234 of replica 2, at 90 s, fullest of 4 batches"

@@ -19,7 +19,7 @@ from simulator.engine.shards import merge_shards, serve_shard, split_replicas
 from simulator.engine.timeline import serve
 from simulator.parallel.workers import Workers
 from simulator.planner.uncertainty.run_bands import StepTables
-from simulator.results.folder import LONG_TABLES, SHORT_TABLES, write
+from simulator.results.folder import LONG_TABLES, SHORT_TABLES
 from simulator.scenario.scenario import load_scenario
 from tests.laws.test_windows import check_same
 from tests.small_scenario import small_scenario
@@ -72,7 +72,7 @@ def test_shards_write_the_same_bytes_with_one_process_and_two(scenario, monkeypa
     split_short(monkeypatch)
     folders = [tmp_path / "one", tmp_path / "two"]
     for folder, workers in zip(folders, (1, 2), strict=True):
-        write(run_scenario(scenario, workers=workers), folder, lambda _: "")
+        run_scenario(scenario, workers=workers).write(folder)
     names = [path.name for path in folders[0].iterdir() if path.suffix in (".csv", ".parquet")]
     assert {"requests.parquet", "steps.parquet", "summary.csv"} <= set(names)
     assert filecmp.cmpfiles(*folders, names, shallow=False) == (names, [], [])

@@ -15,7 +15,7 @@ from simulator.commands.sweep import list_points, run_sweep
 from simulator.report.sweep_page import render
 from simulator.results.folder import LONG_TABLES, SHORT_TABLES
 from simulator.results.metrics import METRICS
-from simulator.results.sweep import Sweep, measure_spread, read, tell_sweep
+from simulator.results.sweep import Sweep, measure_spread, tell_sweep
 from simulator.scenario.scenario import load_scenario
 from tests.small_scenario import small_scenario
 
@@ -96,7 +96,7 @@ def test_a_point_is_the_run_that_its_command_makes_and_refused_ones_are_told(sce
     headline, reasons = tell_sweep(found)
     assert headline.startswith("own: TTFT p50 from ")
     assert any("2 of 4 points are refused" in reason for reason in reasons)
-    again = read(folder)
+    again = Sweep.read(folder)
     assert again.run == found.run
     pd.testing.assert_frame_equal(again.table, found.table, check_dtype=False)
     assert "2 of 4 points are refused" in render(again)

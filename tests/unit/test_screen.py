@@ -20,7 +20,7 @@ from simulator.cli import console
 from simulator.cli.console import Screen
 from simulator.cli.run import print_run
 from simulator.lab.validation import tables
-from simulator.results.folder import read, write
+from simulator.results.folder import Results
 from tests.report.made_up_runs import plain
 
 HOSTILE = "\x1b]0;owned\x07 \x9b31m\r\x08 [red]:fire:[/red] \u202etxt \udcff"
@@ -118,10 +118,10 @@ def test_a_hostile_name_is_printed_in_the_comparison_and_comes_back_from_its_fol
             for table in ("requests", "steps")
         },
     )
-    write(renamed, tmp_path / "out", lambda _: "")
+    renamed.write(tmp_path / "out")
     with (tmp_path / "out" / "summary.csv").open(newline="") as file:
         assert next(csv.DictReader(file))["deployment"] == f"'{ARROW}\x1b[31m"
-    again = read(tmp_path / "out")
+    again = Results.read(tmp_path / "out")
     assert again.deployments == renamed.deployments
     print_run(again)
     assert "\x1b" not in capsys.readouterr().out

@@ -43,12 +43,13 @@ def claims(
     """Try what people say of mixtures of experts (faster to train, faster to serve, less compute
     and storage, on your device) under many conditions, and say which holds where.
     """
-    from simulator.lab.commands.claims import try_claims, write_claims
+    from simulator.commands.report import write_results
+    from simulator.lab.commands.claims import try_claims
     from simulator.lab.commands.measured_claims import ClaimMeasurements
-    from simulator.results.folder import check_writable
+    from simulator.lab.results.claims import ClaimsResults
 
     folder = out_folder or Path("reports/out/claims")
-    check_writable(folder, {"claims.csv"})
+    ClaimsResults.check_writable(folder)
     measurements = ClaimMeasurements(names or ()) if real else None
     try:
         if measurements is not None:
@@ -60,7 +61,7 @@ def claims(
                 names or (), seed=1 if seed is None else seed, num_seeds=seeds, progress=tick
             )
             tick("writing the report", 0, None)
-            write_claims(results, folder)
+            write_results(results, folder)
     except KeyboardInterrupt:
         if measurements is None:
             raise
@@ -68,8 +69,7 @@ def claims(
     if as_json:
         console.emit({"folder": str(folder), **results.run})
     else:
-        verdict = results.run["verdict"]
-        console.print_verdict(verdict["headline"], verdict["reasons"])
+        console.print_verdict(**results.verdict)
         for answer in results.answers:
             console.print_verdict(answer.statement, answer.sentences)
             if answer.measured is not None:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-
-import pandas as pd
 
 from simulator.base.errors import UserError
 from simulator.base.plugins import build
@@ -16,7 +12,6 @@ from simulator.base.progress import Progress, show_nothing
 from simulator.config.claim import ClaimFile, list_claims, load_claim
 from simulator.lab.commands.claim_tests import ClaimTest
 from simulator.lab.commands.measured_claims import read_measured
-from simulator.lab.report.claims_page import render
 from simulator.lab.results.claims import (
     Cited,
     ClaimAnswer,
@@ -25,11 +20,7 @@ from simulator.lab.results.claims import (
     reach_verdict,
     tell_claims,
 )
-from simulator.results.folder import Content, check_writable, replace_folder, write_files
 from simulator.results.provenance import Provenance
-from simulator.results.run_file import read_run, refuse_damaged
-
-_TABLE = "claims.csv"
 
 
 def try_claims(
@@ -101,44 +92,3 @@ def _answer(
         wall_s=round(wall_s, 1),
         measured=read_measured(claim),
     )
-
-
-def write_claims(results: ClaimsResults, folder: Path) -> None:
-    """Write the folder with its report under a temporary name, and rename it when it is whole.
-
-    Raises:
-        UserError: if ``folder`` exists and is not a results folder, or cannot be written.
-    """
-    check_writable(folder, {_TABLE})
-    files: dict[str, Content] = {_TABLE: tabulate_cases(results), "report.html": render(results)}
-    replace_folder(folder, partial(write_files, results.run, files))
-
-
-def tabulate_cases(results: ClaimsResults) -> pd.DataFrame:
-    """Table of all cases, a row each, with their conditions as JSON."""
-    rows = [
-        {
-            "claim": answer.name,
-            "rival": case.rival,
-            "conditions": json.dumps(case.conditions),
-            "outcome": case.outcome,
-            **case.model_dump(include={"counts", "ratio", "low", "high", "runs", "moe", "other"}),
-        }
-        for answer in results.answers
-        for case in answer.cases
-    ]
-    return pd.DataFrame(rows)
-
-
-def read_claims(folder: Path) -> ClaimsResults:
-    """Read a folder of :func:`write_claims`.
-
-    Raises:
-        UserError: if a file is missing or broken, or another version wrote it in another schema.
-    """
-    with refuse_damaged(folder, "folder of claims"):
-        run = read_run(folder)
-        answers = tuple(
-            ClaimAnswer.model_validate_json(json.dumps(table)) for table in run["claims"]
-        )
-    return ClaimsResults(run, answers)

@@ -14,7 +14,6 @@ from simulator.lab.report.scoreboard import render
 from simulator.lab.results.scores import Scoreboard
 from simulator.lab.validation.accuracy import append_history, read_history, update_document
 from simulator.lab.validation.board import everything, write
-from simulator.results.folder import check_writable
 
 
 def validate(
@@ -46,7 +45,7 @@ def validate(
         None if path is None else Path(path) for path in (measurements, folder, accuracy, history)
     )
     if target is not None:
-        check_writable(target)
+        Scoreboard.check_writable(target)
     if past is not None:
         read_history(past)  # a damaged one is told before minutes of work
     with ExitStack() as files:

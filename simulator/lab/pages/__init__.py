@@ -1,3 +1,3 @@
 """Pages of the lab's results folders, one a file that is called as the command which wrote the
-folder: ``build(folder)`` gives the page as HTML, and its verdict.
+folder: ``Results`` is their class, and ``render`` makes the page.
 """

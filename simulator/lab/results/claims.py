@@ -4,17 +4,23 @@ and the verdict that follows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any, Literal, NamedTuple
 
+import pandas as pd
+
 from simulator.base.frozen import Frozen
+from simulator.results.results_folder import Content, ResultsFolder
 
 Outcome = Literal["for", "against", "open"]
 Runs = Literal["both", "moe", "rival", "neither"]
 Verdict = Literal["confirmed", "bounded", "refuted"]
 
+_TABLE = "claims.csv"
 _CLEAR = 0.9
 """Share of the conditions that must speak clearly for a claim to be confirmed, or against it to be
 refuted."""
@@ -306,7 +312,7 @@ def tell_deciding(cases: Sequence[Case]) -> str | None:
 
 
 @dataclass(frozen=True)
-class ClaimsResults:
+class ClaimsResults(ResultsFolder):
     """Claims that were tried together."""
 
     run: dict[str, Any]
@@ -314,6 +320,32 @@ class ClaimsResults:
     provenance."""
     answers: tuple[ClaimAnswer, ...]
     """Claims with their verdicts, in order."""
+
+    writer = "moesim claims"
+    own_files = frozenset({_TABLE})
+
+    def list_others(self) -> dict[str, Content]:
+        """Table of all cases, a row each, with their conditions as JSON."""
+        rows = [
+            {
+                "claim": answer.name,
+                "rival": case.rival,
+                "conditions": json.dumps(case.conditions),
+                "outcome": case.outcome,
+                **case.model_dump(
+                    include={"counts", "ratio", "low", "high", "runs", "moe", "other"}
+                ),
+            }
+            for answer in self.answers
+            for case in answer.cases
+        ]
+        return {_TABLE: pd.DataFrame(rows)}
+
+    @classmethod
+    def read_fields(cls, folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
+        """Read the answers."""
+        tables = map(json.dumps, run["claims"])
+        return {"answers": tuple(map(ClaimAnswer.model_validate_json, tables))}
 
 
 VERDICTS = {

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from simulator.lab.results.targets import is_met, target_of
+from simulator.results.results_folder import ResultsFolder
 
 SCORE_COLUMNS = (
     "suite",
@@ -33,7 +34,7 @@ where ``status`` begins with ``unsupported``.
 
 
 @dataclass(frozen=True)
-class Scoreboard:
+class Scoreboard(ResultsFolder):
     """Predictions beside measurements: rows, fits, the order of models, and how they were made."""
 
     run: dict[str, Any]
@@ -54,6 +55,8 @@ class Scoreboard:
     history: pd.DataFrame = field(default_factory=pd.DataFrame)
     """Errors of earlier runs and this one, with ``date``, ``revision`` and ``what``, where a
     history is kept."""
+
+    writer = "moesim validate"
 
     def is_in_sample(self, rows: pd.DataFrame) -> pd.Series:
         """Whether each of these rows is of a table that the calibrations were fitted on."""

@@ -22,9 +22,8 @@ from simulator.lab.results.scores import SCORE_COLUMNS, Scoreboard, reasons, sco
 from simulator.lab.validation import Answered
 from simulator.lab.validation.left_out import judge_left_out
 from simulator.lab.validation.suites import answer, answer_published, tables_in
-from simulator.results.folder import replace_folder
 from simulator.results.provenance import Provenance
-from simulator.results.run_file import write_run
+from simulator.results.results_folder import replace_folder, write_run
 
 NO_MEASUREMENTS = (
     "no tables were given, and none ship: --measurements DIR or MOESIM_MEASUREMENTS names a "

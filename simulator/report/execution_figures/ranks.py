@@ -5,11 +5,10 @@ from __future__ import annotations
 import plotly.graph_objects as go
 
 from simulator.report import style
-from simulator.report.execution import HIGH, LOW, TITLES, imbalance, kinds
 from simulator.report.gallery import Figure
 from simulator.report.heat import SKEW, draw_imbalance
 from simulator.report.marks import whiskers
-from simulator.results.executed import Executed
+from simulator.results.executed import HIGH, LOW, TITLES, Executed, imbalance, kinds
 from simulator.results.formats import number
 
 

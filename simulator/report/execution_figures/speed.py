@@ -6,10 +6,9 @@ import numpy as np
 import plotly.graph_objects as go
 
 from simulator.report import style
-from simulator.report.execution import TITLES, kinds, row, spread_s
 from simulator.report.gallery import Figure
 from simulator.report.marks import add_name, whiskers
-from simulator.results.executed import Executed
+from simulator.results.executed import TITLES, Executed, kinds, row, spread_s
 from simulator.results.formats import number
 
 BAR_PIXELS = 54

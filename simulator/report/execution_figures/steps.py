@@ -9,18 +9,20 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from simulator.report import style
-from simulator.report.execution import (
+from simulator.report.gallery import Figure
+from simulator.report.marks import add_name
+from simulator.report.spans import add_bars, cut_to_layers, draw_axes
+from simulator.results.executed import (
+    KINDS,
+    SOURCES,
     TITLES,
+    Executed,
     kind_of_step,
     kinds,
     list_losses,
     phase_medians_s,
     steps,
 )
-from simulator.report.gallery import Figure
-from simulator.report.marks import add_name
-from simulator.report.spans import add_bars, cut_to_layers, draw_axes
-from simulator.results.executed import KINDS, SOURCES, Executed
 from simulator.results.formats import log_ticks, seconds, time_axis
 from simulator.results.phases import STEP_PHASES
 from simulator.results.run_sentences import tell_move

@@ -78,11 +78,9 @@ class Execution(Frozen):
     def measure(self, tick: Progress) -> Trial:
         require("torch")
         from simulator.commands.execute import execute
-        from simulator.report.execution import verdict
 
         executed = execute(self._load(), backend=self.backend, progress=tick)
-        found = verdict(executed)
-        sentences = (found.headline, *found.reasons)
+        sentences = (executed.verdict["headline"], *executed.verdict["reasons"])
         share = float(executed.summary["others_share"].max())
         return Trial(tuple(self._compare(executed)), sentences, share)
 
