@@ -45,6 +45,63 @@ def add_name(drawn: go.Figure, y: float, name: str, length: int = 44) -> None:
     drawn.add_annotation(x=0, y=y, xanchor="left", yanchor="bottom", text=text)
 
 
+def add_curve(
+    drawn: go.Figure,
+    shown: style.Shown,
+    name: str,
+    hover: str,
+    *,
+    is_beside: bool = False,
+    line: Mapping[str, Any] | None = None,
+    **trace: Any,
+) -> None:
+    """Add a curve of a deployment in its look.
+
+    Args:
+        hover: Plotly's template.
+        is_beside: whether it is thin, beside another curve of the deployment that has its entry in
+            the legend.
+        line: what its line has besides.
+        trace: its points, and what the trace has besides.
+    """
+    beside = {"opacity": 0.65, "showlegend": False} if is_beside else {}
+    width = {"width": 0.7 if is_beside else 1.6}
+    drawn.add_scatter(
+        name=style.labels(shown)[name],
+        line=style.lines(shown)[name] | width | dict(line or {}),
+        hovertemplate=hover,
+        **{"mode": "lines"} | beside | trace,
+    )
+
+
+def add_moves(
+    drawn: go.Figure,
+    shown: style.Shown,
+    moves: Mapping[str, Sequence[tuple[float, str]]],
+    levels: tuple[float, float],
+) -> None:
+    """Draw a dotted line across a plot for each move of a deployment's experts.
+
+    Args:
+        moves: by deployment, places on the horizontal axis, and what to tell of each.
+        levels: where lines begin and end on the vertical axis.
+    """
+    for name, own in moves.items():
+        if own:
+            add_curve(
+                drawn,
+                shown,
+                name,
+                "%{customdata}",
+                line={"width": 0.8, "dash": "dot"},
+                x=[at for place, _ in own for at in (place, place, None)],
+                y=[level for _ in own for level in (*levels, None)],
+                customdata=[text for _, told in own for text in 3 * [told]],
+                opacity=0.6,
+                showlegend=False,
+            )
+
+
 def add_agreement(drawn: go.Figure, low: float, high: float, bands: Sequence[float]) -> None:
     """The line on which predictions agree with measurements, and strips of shares off it: on
     logarithmic axes an error either way is a straight strip.

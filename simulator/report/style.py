@@ -5,7 +5,6 @@ phases; fonts, margins and the two themes are those of the page's script.
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 import plotly.graph_objects as go
@@ -178,32 +177,3 @@ def figure(x: str, y: str, height: int = 300, **layout: Any) -> go.Figure:
     # Plotly's own template is large, and the page's script has ours.
     drawn = go.Figure(layout={"template": "none", "height": height, **axes})
     return drawn.update_layout(**layout) if layout else drawn
-
-
-def add_moves(
-    drawn: go.Figure,
-    label: str,
-    line: dict[str, Any],
-    moves: Sequence[tuple[float, str]],
-    levels: tuple[float, float],
-) -> None:
-    """Draw a dotted line across a plot for each move of a deployment's experts.
-
-    Args:
-        line: of the deployment.
-        moves: places on the horizontal axis, and what to tell of each.
-        levels: where lines begin and end on the vertical axis.
-    """
-    if not moves:
-        return
-    drawn.add_scatter(
-        x=[at for place, _ in moves for at in (place, place, None)],
-        y=[level for _ in moves for level in (*levels, None)],
-        customdata=[text for _, told in moves for text in 3 * [told]],
-        name=label,
-        line=line | {"width": 0.8, "dash": "dot"},
-        opacity=0.6,
-        mode="lines",
-        showlegend=False,
-        hovertemplate="%{customdata}",
-    )

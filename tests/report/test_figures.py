@@ -14,7 +14,8 @@ from simulator.base import plugins
 from simulator.base.errors import UserError
 from simulator.commands.report import load_results, write_results
 from simulator.report import page, style
-from simulator.report.figures._curves import mean_in_bins, peak_in_bins, quantiles
+from simulator.report.figures.latency import quantiles
+from simulator.report.figures.over_time import mean_in_bins, peak_in_bins
 from simulator.report.figures.waterfall import TokenWaterfall
 from simulator.report.gallery import Figure, make_figures, plots
 from simulator.report.page import FIGURES

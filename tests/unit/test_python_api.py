@@ -11,7 +11,7 @@ import simulator
 from simulator.commands.sweep import _check_values
 from simulator.lab.commands import validate as validation
 from simulator.lab.results.scores import SCORE_COLUMNS
-from simulator.report.figures.ttft import Ttft
+from simulator.report.figures.latency import Ttft
 from simulator.report.page import render
 from simulator.results.results_folder import read_long, write_long
 from simulator.scenario.user_table import override_texts

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from simulator.report import style
 from simulator.report.gallery import Figure
-from simulator.report.marks import add_name
+from simulator.report.marks import add_curve, add_moves, add_name
 from simulator.report.spans import add_bars, cut_to_layers, draw_axes
 from simulator.results.executed import (
     KINDS,
@@ -51,7 +51,7 @@ class Steps(Figure[Executed]):
 
 
 def _curves(executed: Executed, kind: str) -> go.Figure:
-    label, line = style.labels(executed), style.lines(executed)
+    label = style.labels(executed)
     is_shown = (executed.steps["kind"] == kind) & (executed.steps["source"] == "measured")
     every_s = executed.steps.loc[is_shown, "duration_s"].astype(float)
     shortest_s, longest_s = (every_s.min(), every_s.max()) if len(every_s) else (0.0, 0.0)
@@ -61,18 +61,20 @@ def _curves(executed: Executed, kind: str) -> go.Figure:
         own = steps(executed, name, kind)
         if own.empty:
             continue
-        drawn.add_scatter(
+        add_curve(
+            drawn,
+            executed,
+            name,
+            f"step %{{x}}: %{{customdata}}<extra>{label[name]}</extra>",
             x=own["number"].to_numpy(),
             y=own["duration_s"].to_numpy(float) / unit_s,
-            name=label[name],
-            line=line[name] | {"width": 1.6},
             mode="lines+markers",
             marker={"size": 5},
             customdata=[seconds(value) for value in own["duration_s"]],
-            hovertemplate=f"step %{{x}}: %{{customdata}}<extra>{label[name]}</extra>",
         )
     _add_faults(drawn, executed, kind, unit_s, shortest_s)
-    _add_moves(drawn, executed, kind, (shortest_s / unit_s, longest_s / unit_s))
+    levels = (shortest_s / unit_s, longest_s / unit_s)
+    add_moves(drawn, executed, _list_moves(executed, kind), levels)
     if shortest_s > 0 and longest_s / shortest_s > _WIDE:
         drawn.update_yaxes(type="log", **log_ticks(shortest_s / unit_s, longest_s / unit_s))
     else:
@@ -118,18 +120,16 @@ def _add_faults(
     )
 
 
-def _add_moves(
-    drawn: go.Figure, executed: Executed, kind: str, levels: tuple[float, float]
-) -> None:
-    """Lines where the experts of a deployment moved, in its colour."""
-    label, line = style.labels(executed), style.lines(executed)
-    for name in executed.deployments:
-        moves = [
+def _list_moves(executed: Executed, kind: str) -> dict[str, list[tuple[float, str]]]:
+    """Places where the experts of each deployment moved, and what to tell of it."""
+    return {
+        name: [
             (moved["step"] - 0.5, tell_move(moved))
             for moved in style.facts(executed, name).get("rebalances") or []
             if kind_of_step(executed, int(moved["step"])) == kind
         ]
-        style.add_moves(drawn, label[name], line[name], moves, levels)
+        for name in executed.deployments
+    }
 
 
 _PITCH = 3.1

@@ -1,1 +1,1 @@
-"""Figures of the page of a run, one a file: a new file is a new figure."""
+"""Figures of the page of a run, by subject: a new file holds new figures."""

@@ -1,19 +1,95 @@
-"""Choices of experts that were dropped or went to another expert, layer by layer."""
+"""Experts and ranks: how evenly they are loaded, layer by layer."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import pandas as pd
 import plotly.graph_objects as go
 
 from simulator.report import style
 from simulator.report.gallery import Figure
+from simulator.report.heat import SKEW, draw_imbalance, grid, load_map
+from simulator.report.marks import add_curve
+from simulator.report.spans import WHICH, heading, shared_heading
 from simulator.results.folder import Results
 
+_NO_RANKS = "No deployment in this run recorded its ranks (a dense model has no experts to spread)."
 
-class Overflow(Figure[Results]):
+
+class _Experts(Figure[Results]):
+    section = "Experts and ranks"
+
+
+class ExpertLoad(_Experts):
+    """A heat map a mixture-of-experts deployment: layer by logical expert."""
+
+    title = "Load of each expert"
+    definition = (
+        "Tokens that each logical expert gets over the mean of its layer: red is popular, "
+        "blue is idle, and the scale is the same everywhere."
+    )
+    absent = "No deployment in this run recorded routed experts."
+    order = 40
+
+    def draw(self, results: Results) -> dict[str, go.Figure]:
+        label = style.labels(results)
+        return {
+            label[str(name)]: load_map(grid(table, "layer", "expert", "load"), "Expert", "tokens")
+            for name, table in results.experts.groupby("deployment", sort=False)
+        }
+
+
+class Imbalance(_Experts):
+    """A curve a deployment over layers with its skew, a plot a phase."""
+
+    title = "Imbalance between ranks, layer by layer"
+    definition = (
+        "Token-expert pairs on the busiest rank over the mean rank, in one step; 1.0 is even. "
+        f"{SKEW}"
+    )
+    absent = _NO_RANKS
+    order = 41
+
+    def draw(self, results: Results) -> dict[str, go.Figure]:
+        plots = {}
+        for phase, of_phase in results.ranks.groupby("phase", sort=False):
+            ratios = {}
+            for name, own in of_phase.groupby("deployment", sort=False):
+                pairs = own.groupby("layer")["num_pairs"]
+                ratios[str(name)] = pairs.max() / pairs.mean()
+            drawn = draw_imbalance(results, str(phase), ratios)
+            plots[shared_heading(results, list(ratios), str(phase))] = drawn
+        return plots
+
+
+class RankLoad(_Experts):
+    """A heat map a deployment and phase: layer by rank."""
+
+    title = "Load of each rank"
+    definition = (
+        "Token-expert pairs computed on each rank over the mean of its layer, "
+        "in one step; every layer waits for its reddest rank. Few tokens are uneven by chance: "
+        f"the plot of the imbalance says by how much. {WHICH}"
+    )
+    absent = _NO_RANKS
+    order = 42
+
+    def draw(self, results: Results) -> dict[str, go.Figure]:
+        plots = {}
+        for (name, phase), table in results.ranks.groupby(["deployment", "phase"], sort=False):
+            pairs = pd.DataFrame(grid(table, "layer", "rank", "num_pairs"))
+            load = pairs.div(pairs.mean(axis=1), axis=0).to_numpy()
+            plots[heading(results, str(name), str(phase))] = load_map(
+                load, "Rank", "token-expert pairs"
+            )
+        return plots
+
+
+class Overflow(_Experts):
     """A curve a deployment of what is dropped, and a dotted one of what goes elsewhere."""
 
     title = "Choices of experts that found no room, layer by layer"
-    section = "Experts and ranks"
     definition = (
         "Share of the token-expert pairs of each MoE layer that were dropped; dotted, where any: "
         "that another expert computed than the one that was chosen. Counted over all batches of "
@@ -23,24 +99,37 @@ class Overflow(Figure[Results]):
     order = 43
 
     def draw(self, results: Results) -> go.Figure | None:
-        label, line = style.labels(results), style.lines(results)
         drawn = style.figure("MoE layer (index)", "Share of token-expert pairs (%)", 260)
         for name in results.deployments:
-            found = style.facts(results, name).get("overflow_by_layer")
-            if found is None:
-                continue
+            found = style.facts(results, name).get("overflow_by_layer") or {}
             for key, words, dash in (
                 ("dropped", "dropped", "solid"),
                 ("rerouted", "to next choices", "dot"),
             ):
-                if key == "dropped" or any(found[key]):
-                    drawn.add_scatter(
-                        x0=0,
-                        y=[round(100 * share, 2) for share in found[key]],
-                        name=label[name],
-                        line=line[name] | {"width": 1.6, "dash": dash},
-                        mode="lines",
-                        showlegend=key == "dropped",
-                        hovertemplate=f"%{{y:.3~g}} % {words}, layer %{{x}}",
-                    )
+                shares, is_first = found.get(key, ()), key == "dropped"
+                if found and (is_first or any(shares)):
+                    said = f"%{{y:.3~g}} % {words}, layer %{{x}}"
+                    y, line = [round(100 * share, 2) for share in shares], {"dash": dash}
+                    more: dict[str, Any] = {"x0": 0, "y": y, "showlegend": is_first}
+                    add_curve(drawn, results, name, said, line=line, **more)
         return drawn if drawn.data else None
+
+
+class ExpertHits(_Experts):
+    """A curve a deployment that offloads experts."""
+
+    title = "Experts found in the GPU's memory"
+    definition = (
+        "Share of its experts that one sequence finds there, by a replay of the deployment's "
+        "routing; the others are brought or computed below."
+    )
+    absent = "No deployment in this run offloads experts."
+    order = 44
+
+    def draw(self, results: Results) -> go.Figure | None:
+        drawn = style.figure("MoE layer (index)", "Share found (%)", 260)
+        for name in results.deployments:
+            if hits_L := style.facts(results, name).get("hits_by_layer"):
+                y = [round(100 * share, 1) for share in hits_L]
+                add_curve(drawn, results, name, "%{y:.3~g} %, layer %{x}", x0=0, y=y)
+        return drawn.update_yaxes(range=[0, 100]) if drawn.data else None

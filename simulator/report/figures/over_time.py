@@ -1,6 +1,4 @@
-"""Curves: distributions over requests, and quantities over time, thinned here so that a long run
-does not bloat the page.
-"""
+"""Quantities over the time of a run, thinned here so that a long run does not bloat the page."""
 
 from __future__ import annotations
 
@@ -13,112 +11,33 @@ from numpy.typing import NDArray
 
 from simulator.base.columns import Columns
 from simulator.report import style
+from simulator.report.gallery import Figure
+from simulator.report.marks import add_curve, add_moves
 from simulator.results.folder import Results
-from simulator.results.formats import seconds, time_axis, time_ticks
-from simulator.results.run_sentences import SCALES, tell_change
+from simulator.results.formats import seconds, time_axis
+from simulator.results.run_sentences import SCALES, is_scaled, list_held, tell_change, tell_move
 
-NUM_QUANTILES = 300
 MAX_BINS = 150
-
 Array = NDArray[np.float64]
-
-
 Bins: TypeAlias = tuple[Array, Array | None]
 """Mean of a quantity in each bin, and the most that it reaches; ``None`` for a rate, which has no
 value at a moment."""
 
 
-def quantiles(values: Array) -> tuple[Array, Array]:
-    """Points of the cumulative distribution: all of them where they are few, else evenly spaced
-    ones with more at the tail.
-
-    >>> quantiles(np.array([2.0, 1.0]))
-    (array([1., 1., 2.]), array([0. , 0.5, 1. ]))
-    """
-    ordered = np.sort(values)
-    if len(ordered) <= NUM_QUANTILES:
-        return np.r_[ordered[0], ordered], np.arange(len(ordered) + 1) / len(ordered)
-    share = np.unique(np.r_[np.linspace(0, 1, NUM_QUANTILES), np.linspace(0.98, 1, 60)])
-    return np.quantile(ordered, share), share
-
-
-def draw_distribution(
-    results: Results, measure: Callable[[Columns], Array], what: str, target: str
-) -> go.Figure | None:
-    """The share of judged requests whose latency is at most ``x``, a curve a deployment.
+def _begin(last_s: float, y: str, what: str = "") -> tuple[go.Figure, float, str]:
+    """An empty figure over the time of a run, the seconds of a unit of its axis, and the unit.
 
     Args:
-        measure: seconds of each request.
-        what: short name of the latency.
-        target: key of the latency target, which is drawn as a line.
+        what: said behind the axis' title.
     """
-    every = {name: measure(results.select_judged(name)) for name in results.requests}
-    defined = {
-        name: found for name, value in every.items() if len(found := value[np.isfinite(value)])
-    }
-    if not defined:
-        return None
-    target_s = (results.run.get("slo") or {}).get(target)
-    pooled = np.concatenate(list(defined.values()))
-    ends = [pooled.min(), pooled.max(), *([] if target_s is None else [target_s])]
-    low, high = float(min(ends)), float(max(ends))
-    is_log = low > 0 and high > 8 * low
-    # Over decades no unit suits all ticks, so each has its own.
-    unit_s, unit = (1.0, "s") if is_log else time_axis(float(np.quantile(pooled, 0.9)))
-    drawn = style.figure(f"{what} ({'time' if is_log else unit})", "Requests within it (share)")
-    label, line = style.labels(results), style.lines(results)
-    for name, value in defined.items():
-        x, share = quantiles(value)
-        drawn.add_scatter(
-            x=x / unit_s,
-            y=share,
-            customdata=[seconds(float(time_s)) for time_s in x],
-            name=label[name],
-            line=line[name] | {"shape": "hv"},
-            mode="lines",
-            hovertemplate="%{y:.1%} of requests within %{customdata}",
-        )
-    if is_log:
-        edges = [np.log10(low) - 0.05, np.log10(high) + 0.1]
-        drawn.update_xaxes(type="log", range=edges, **time_ticks(low * 0.9, high * 1.25))
-    else:
-        pad = 0.05 * (high - low or high or 1.0)
-        drawn.update_xaxes(
-            range=[max(low - pad, 0) / unit_s, (high + pad) / unit_s], tickformat=",~r", nticks=7
-        )
-    drawn.update_yaxes(range=[0, 1.02], tickformat=".0%")
-    if target_s is not None:
-        _target_line(drawn, target_s / unit_s, f"target {seconds(target_s)}")
-    return drawn
-
-
-def _target_line(drawn: go.Figure, x: float, text: str) -> None:
-    left, right = drawn.layout.xaxis.range
-    along = ((np.log10(x) if drawn.layout.xaxis.type == "log" else x) - left) / (right - left)
-    side = "left" if along > 0.8 else "right" if along < 0.2 else "center"
-    line = {"color": style.MUTED, "dash": "dot", "width": 1.5}
-    drawn.add_shape(type="line", x0=x, x1=x, y0=0, y1=1, yref="paper", line=line)
-    # A shape takes a value on a logarithmic axis, an annotation its logarithm: a trace at the same
-    # place avoids the difference.
-    drawn.add_scatter(
-        x=[x],
-        y=[1.02],
-        mode="text",
-        text=[text],
-        textposition=f"top {side}",
-        hoverinfo="skip",
-        showlegend=False,
-        cliponaxis=False,
-    )
-    drawn.update_layout(margin_t=26)
+    unit_s, unit = time_axis(last_s)
+    drawn = style.figure(f"Time since the first arrival{what} ({unit})", y, 260)
+    drawn.update_yaxes(nticks=6)
+    return drawn.update_xaxes(range=[0, last_s / unit_s]), unit_s, unit
 
 
 def draw_over_time(
-    results: Results,
-    y: str,
-    in_bins: Callable[[Columns, str, Array], Bins],
-    hover: str,
-    height: int = 260,
+    results: Results, y: str, in_bins: Callable[[Columns, str, Array], Bins], hover: str
 ) -> go.Figure | None:
     """A quantity over time, a curve a deployment that ends where the deployment does, and a thin
     one of its peaks.
@@ -139,61 +58,40 @@ def draw_over_time(
     # Bins hold a few steps each, or a short run would show its steps as spikes.
     num_bins = int(np.clip(max(map(len, drawn_of.values())) // 3, 1, MAX_BINS))
     edges_s = np.linspace(0, last_s, num_bins + 1)
-    unit_s, unit = time_axis(last_s)
-    width = seconds(float(edges_s[1]))
-    has_changes = any(_list_losses(results, name) for name in results.deployments)
-    changes = "<br>dotted: a replica loses GPUs, dashed: it has them again" if has_changes else ""
-    drawn = style.figure(
-        f"Time since the first arrival, bins of {width} ({unit}){changes}", y, height
-    )
-    label, line = style.labels(results), style.lines(results)
+    drawn, unit_s, unit = _begin(last_s, y, f", bins of {seconds(float(edges_s[1]))}")
+    if any(_list_losses(results, name) for name in results.deployments):
+        changes = "<br>dotted: a replica loses GPUs, dashed: it has them again"
+        drawn.update_xaxes(title_text=drawn.layout.xaxis.title.text + changes)
     for name, steps in drawn_of.items():
         mean, peak = in_bins(steps, name, edges_s)
         # The bin in which the run ends is only partly covered: its mean would look like a drop.
         shown = edges_s[1:] <= end_s[name]
         shown[0] = True
-        middles = ((edges_s[:-1] + edges_s[1:]) / 2 / unit_s)[shown]
-        common = {"x": middles, "name": label[name]}
-        drawn.add_scatter(
-            **common,
-            y=mean[shown],
-            line=line[name] | {"width": 1.6},
-            mode="lines" if shown.sum() > 12 else "lines+markers",
-            hovertemplate=f"{hover} at %{{x:.3~g}} {unit}",
+        x = ((edges_s[:-1] + edges_s[1:]) / 2 / unit_s)[shown]
+        mode, said = (
+            "lines" if shown.sum() > 12 else "lines+markers",
+            f"{hover} at %{{x:.3~g}} {unit}",
         )
+        add_curve(drawn, results, name, said, x=x, y=mean[shown], mode=mode)
         if peak is not None:
-            drawn.add_scatter(
-                **common,
-                y=peak[shown],
-                line=line[name] | {"width": 0.7},
-                opacity=0.65,
-                mode="lines",
-                showlegend=False,
-                hovertemplate=f"{hover} at most",
-            )
+            add_curve(drawn, results, name, f"{hover} at most", is_beside=True, x=x, y=peak[shown])
     _mark_changes(drawn, results, unit_s)
-    drawn.update_yaxes(rangemode="tozero", nticks=6)
-    drawn.update_xaxes(range=[0, last_s / unit_s])
-    return drawn
+    return drawn.update_yaxes(rangemode="tozero")
 
 
 def _mark_changes(drawn: go.Figure, results: Results, unit_s: float) -> None:
     """Lines where replicas lose GPUs (dotted) or get them back (dashed), in their deployment's
     colour.
     """
-    label, line = style.labels(results), style.lines(results)
+    label = style.labels(results)
     top = max(float(np.nanmax(trace.y)) for trace in drawn.data)
     for name in results.deployments:
         for change in _list_losses(results, name):
             at = float(change["at_s"]) / unit_s
-            drawn.add_scatter(
-                x=[at, at],
-                y=[0.0, top],
-                name=label[name],
-                line=line[name] | {"width": 1.2, "dash": "dash" if change["starts"] else "dot"},
-                mode="lines",
-                showlegend=False,
-                hovertemplate=f"{tell_change(change)}<extra>{label[name]}</extra>",
+            line = {"width": 1.2, "dash": "dash" if change["starts"] else "dot"}
+            said = f"{tell_change(change)}<extra>{label[name]}</extra>"
+            add_curve(
+                drawn, results, name, said, line=line, x=[at, at], y=[0.0, top], showlegend=False
             )
 
 
@@ -203,21 +101,172 @@ def _list_losses(results: Results, name: str) -> list[dict[str, Any]]:
     return [change for change in changes if change.get("kind") not in (*SCALES, "evacuates")]
 
 
-def draw_level(
-    results: Results, column: str, y: str, hover: str, is_mean: bool = False
-) -> go.Figure | None:
-    """Mean and peak of a step's column over time.
+class Throughput(Figure[Results]):
+    """Tokens counted where the engine finished them."""
 
-    Args:
-        is_mean: take the mean over replicas, which are else added up.
-    """
+    title = "Output throughput"
+    section = "Over time"
+    definition = (
+        "Output tokens per second of the whole deployment: first tokens, and those of decode "
+        "steps, spread over the steps; mean of each bin."
+    )
+    absent = "No step was run."
+    order = 30
 
-    def in_bins(steps: Columns, _: str, edges_s: Array) -> Bins:
-        replicas = max(steps["replica"].nunique(), 1) if is_mean else 1
-        level = steps[column].to_numpy(float) / replicas
-        return mean_in_bins(steps, level, edges_s), peak_in_bins(steps, level, edges_s)
+    def draw(self, results: Results) -> go.Figure | None:
+        def count(steps: Columns, name: str, edges_s: Array) -> Bins:
+            took_s = steps["duration_s"].where(steps["duration_s"] > 0)
+            rate = (steps["decode_tokens"] / took_s).fillna(0.0).to_numpy(float)
+            first_s = results.requests[name]["first_token_s"].dropna().to_numpy()
+            first = np.histogram(first_s, edges_s)[0] / np.diff(edges_s)
+            return mean_in_bins(steps, rate, edges_s) + first, None
 
-    return draw_over_time(results, y, in_bins, hover)
+        return draw_over_time(results, "Output throughput (token/s)", count, "%{y:,.4~r} token/s")
+
+
+class _Level(Figure[Results]):
+    """Mean and peak of a step's column in each bin."""
+
+    section = "Over time"
+    absent = "No step was run."
+    column: str
+    y: str
+    """Title of the vertical axis."""
+    hover: str
+    is_mean = False
+    """Whether the mean over replicas is taken, which are else added up."""
+
+    def draw(self, results: Results) -> go.Figure | None:
+        def in_bins(steps: Columns, _: str, edges_s: Array) -> Bins:
+            replicas = max(steps["replica"].nunique(), 1) if self.is_mean else 1
+            level = steps[self.column].to_numpy(float) / replicas
+            return mean_in_bins(steps, level, edges_s), peak_in_bins(steps, level, edges_s)
+
+        return draw_over_time(results, self.y, in_bins, self.hover)
+
+
+class Waiting(_Level):
+    """Mean and peak in each bin, replicas added up."""
+
+    title = "Queue length"
+    definition = (
+        "Requests queued for KV blocks or their first chunk, all replicas together; "
+        "mean and, thin, most in each bin."
+    )
+    order = 31
+    column, y, hover = "waiting", "Waiting (requests)", "%{y:,.3~r} waiting"
+
+
+class Running(_Level):
+    """Mean and peak in each bin, replicas added up."""
+
+    title = "Requests in flight"
+    definition = (
+        "Requests holding KV blocks, all replicas together: the batch that shares a step; "
+        "mean and, thin, most in each bin."
+    )
+    order = 32
+    column, y, hover = "running", "Running (requests)", "%{y:,.3~r} running"
+
+
+class KvCache(_Level):
+    """Mean and peak in each bin, mean over replicas: one between steps holds nothing."""
+
+    title = "KV cache in use"
+    definition = (
+        "Share of KV blocks in use, mean over ranks and replicas; mean and, thin, most in each "
+        "bin. Where it reaches 100 %, requests wait or are preempted."
+    )
+    order = 33
+    column, y, hover = "kv_used", "KV blocks in use (share)", "%{y:.1%} in use"
+    is_mean = True
+
+    def draw(self, results: Results) -> go.Figure | None:
+        drawn = super().draw(results)
+        return None if drawn is None else drawn.update_yaxes(tickformat=".2~%")
+
+
+class Balance(Figure[Results]):
+    """A curve a deployment, what chance alone would come to, and a line where experts moved."""
+
+    title = "Load imbalance over time"
+    section = "Over time"
+    definition = (
+        "Token-expert pairs on the busiest rank over the mean rank, as a mean over layers and the "
+        "steps of each bin; 1.0 is even. Thin: what chance alone would come to, were routing "
+        "uniform at the same batches. Dotted: experts moved."
+    )
+    absent = "No deployment in this run has routed experts."
+    order = 34
+
+    def draw(self, results: Results) -> go.Figure | None:
+        curves = {
+            name: curve
+            for name in results.deployments
+            if (curve := style.facts(results, name).get("imbalance_curve"))
+        }
+        if not curves:
+            return None
+        last_s = max(curve["at_s"][-1] for curve in curves.values())
+        drawn, unit_s, unit = _begin(last_s, "Busiest rank over mean rank (ratio)")
+        for name, curve in curves.items():
+            at = [at_s / unit_s for at_s in curve["at_s"]]
+            said = f"%{{y:.3~g}} at %{{x:.3~g}} {unit}"
+            add_curve(drawn, results, name, said, x=at, y=curve["imbalance"])
+            chance = {"x": at, "y": curve["uniform"], "is_beside": True}
+            add_curve(drawn, results, name, "%{y:.3~g} by chance", **chance)
+        levels = [value for trace in drawn.data for value in trace.y if value is not None]
+        moves = {
+            name: [
+                (moved["at_s"] / unit_s, tell_move(moved))
+                for moved in style.facts(results, name).get("rebalances") or []
+            ]
+            for name in results.deployments
+        }
+        add_moves(drawn, results, moves, (min(levels), max(levels)))
+        return drawn
+
+
+class Replicas(Figure[Results]):
+    """A stepped line a deployment, and a thin one of those that are held."""
+
+    title = "Replicas over time"
+    section = "Over time"
+    definition = (
+        "Replicas that serve; thin: those whose GPUs are held, so that they are paid for: also "
+        "while they start, and while they wait for repair."
+    )
+    absent = "Every replica of this run serves from its beginning to its end."
+    order = 35
+
+    def draw(self, results: Results) -> go.Figure | None:
+        levels = {
+            name: list_held(facts)
+            for name in results.deployments
+            if (facts := style.facts(results, name)).get("changes") or is_scaled(facts)
+        }
+        if not levels:
+            return None
+        durations_s = results.summary.set_index("deployment")["duration_s"]
+        last_s = max(float(durations_s[name]) for name in levels)
+        drawn, unit_s, unit = _begin(last_s, "Replicas (count)")
+        for name, level in levels.items():
+            end_s = float(durations_s[name])
+            shown = [one for one in level if one[0] <= end_s]
+            shown.append((end_s, *shown[-1][1:]))
+            at = [at_s / unit_s for at_s, _, _ in shown]
+            for place, width, word in ((2, 1.6, "serve"), (1, 0.7, "are held")):
+                add_curve(
+                    drawn,
+                    results,
+                    name,
+                    f"%{{y}} {word} from %{{x:.3~g}} {unit}",
+                    line={"width": width, "shape": "hv"},
+                    x=at,
+                    y=[one[place] for one in shown],
+                    showlegend=place == 2,
+                )
+        return drawn.update_yaxes(rangemode="tozero")
 
 
 def peak_in_bins(steps: Columns, value: Array, edges_s: Array) -> Array:
