@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -30,6 +30,9 @@ from simulator.base.errors import UserError
 from simulator.base.progress import Progress
 from simulator.base.text import one_line, visible
 from simulator.cli.progress_lines import Lines, keep_saying, tell_time
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Screen(Console):
@@ -71,6 +74,9 @@ def _seed(text: str) -> int:
     return int(text)
 
 
+ScenarioFile = Annotated[
+    str, typer.Argument(help="A scenario's TOML file, or the name of a shipped one.")
+]
 Out = Annotated[
     Path | None,
     typer.Option("--out", metavar="DIR", help="Folder to write; by default reports/out/<name>."),
@@ -138,6 +144,50 @@ all, so that no command can take the option and forget it."""
 def emit(value: Any) -> None:
     """Print a result as JSON, in one line."""
     print(json.dumps(value))  # noqa: T201
+
+
+def rows_of(table: pd.DataFrame) -> Any:
+    """Rows of a table for JSON; what is not a number is null."""
+    return json.loads(table.to_json(orient="records", double_precision=15))
+
+
+def find_folder(out_folder: Path | None, where: str | Path, suffix: str = "") -> Path:
+    """Folder that a command writes, by default named after the file that it was given."""
+    return out_folder or Path("reports/out") / f"{Path(where).stem}{suffix}"
+
+
+def finish(
+    as_json: bool,
+    folder: Path,
+    numbers: Callable[[], dict[str, Any]],
+    show: Callable[[], None],
+    notes: Iterable[str] = (),
+    file: str = "report.html",
+) -> None:
+    """Print what a command found, its notes, and where its folder is.
+
+    Args:
+        numbers: makes what stands beside the folder in JSON.
+        show: prints the findings for people.
+        file: main file of the folder.
+    """
+    if as_json:
+        emit({"folder": str(folder), **numbers()})
+    else:
+        show()
+    say_notes(notes)
+    err.say(f"{Path(file).stem}: {folder / file}")
+
+
+def refuse_options(why: str, **given: bool) -> None:
+    """Refuse options that a command has no use for.
+
+    Raises:
+        UserError: naming the first one.
+    """
+    for option, is_given in given.items():
+        if is_given:
+            raise UserError(f"--{option}: {why}; leave it out")
 
 
 def say_notes(notes: Iterable[str]) -> None:

@@ -1,23 +1,29 @@
-"""``moesim execute``: the plan for real, beside its prediction."""
+"""``moesim execute``: the plan for real, serving or training, beside its prediction."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from simulator.cli import console
-from simulator.cli.console import Address, AllowCode, AsJson, Out, Seed, Set, SimulatedNodes
-from simulator.cli.execute_training import execute_training
+from simulator.cli.console import (
+    Address,
+    AllowCode,
+    AsJson,
+    Out,
+    ScenarioFile,
+    Seed,
+    Set,
+    SimulatedNodes,
+)
 
 
 def execute(
-    scenario: Annotated[
-        str, typer.Argument(help="A scenario's TOML file, or the name of a shipped one.")
-    ],
+    scenario: ScenarioFile,
     out_folder: Out = None,
     backend: Annotated[
         str,
@@ -46,53 +52,54 @@ def execute(
     from simulator.scenario.training import FAMILY
     from simulator.scenario.user_table import is_training
 
-    if is_training(scenario, FAMILY):
-        execute_training(
-            scenario,
-            out_folder,
-            seed,
-            overrides or [],
-            as_json,
-            backend=backend,
-            simulated_nodes=simulated_nodes,
-            address=address,
-            names=deployments or (),
-        )
-        return
-    from simulator.commands.execute import execute as execute_scenario
+    run = _execute_training if is_training(scenario, FAMILY) else _execute_serving
+    run(
+        scenario,
+        out_folder,
+        seed,
+        overrides or [],
+        as_json,
+        backend=backend,
+        simulated_nodes=simulated_nodes,
+        address=address,
+        names=deployments or (),
+    )
+
+
+def _execute_serving(
+    scenario: str,
+    out_folder: Path | None,
+    seed: int | None,
+    overrides: list[str],
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Run the scenario's deployments for real, write a folder, and print the comparison."""
+    from simulator.commands.execute import execute
     from simulator.scenario.scenario import load_scenario
 
-    loaded = load_scenario(scenario, overrides or [], seed)
-    folder = out_folder or Path("reports/out") / f"{Path(loaded.where).stem}_executed"
+    loaded = load_scenario(scenario, overrides, seed)
+    folder = console.find_folder(out_folder, loaded.where, "_executed")
     with console.progress(unit="steps", waiting="checking models and clusters") as tick:
-        executed = execute_scenario(
-            loaded,
-            folder=folder,
-            backend=backend,
-            simulated_nodes=simulated_nodes,
-            address=address,
-            names=deployments or (),
-            progress=tick,
-        )
-    if as_json:
-        summary = json.loads(executed.summary.to_json(orient="records", double_precision=15))
-        faults = json.loads(executed.faults.to_json(orient="records"))
+        executed = execute(loaded, folder=folder, progress=tick, **options)
+
+    def list_numbers() -> dict[str, Any]:
         changes = {
             name: {key: facts[key] for key in ("changes", "rebalances", "caches")}
             for name, facts in executed.run["deployments"].items()
         }
-        console.emit(
-            {
-                "folder": str(folder),
-                "verdict": executed.verdict,
-                "summary": summary,
-                "faults": faults,
-                "deployments": changes,
-            }
-        )
-    else:
+        return {
+            "verdict": executed.verdict,
+            "summary": console.rows_of(executed.summary),
+            "faults": console.rows_of(executed.faults),
+            "deployments": changes,
+        }
+
+    def show() -> None:
         print_executed(executed)
-    console.err.say(f"report: {folder / 'report.html'}")
+        console.say_notes(_list_notes(executed))
+
+    console.finish(as_json, folder, list_numbers, show)
 
 
 def print_executed(executed: Any) -> None:
@@ -127,7 +134,6 @@ def print_executed(executed: Any) -> None:
             f"step {fault.step} of {fault.deployment}: {fault.what}; "
             f"ready again after {fault.recovery_s:.1f} s, which the step's time leaves out"
         )
-    console.say_notes(_list_notes(executed))
 
 
 def _list_notes(executed: Any) -> Iterator[str]:
@@ -187,3 +193,75 @@ def _phase_rows(executed: Any) -> list[tuple[str, ...]]:
             )
             rows.append((f"{deployment}, {KINDS[kind]}", *cells))
     return rows
+
+
+def _execute_training(
+    scenario: str,
+    out_folder: Path | None,
+    seed: int | None,
+    overrides: list[str],
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Train the scenario's deployments for some steps, write a folder, and print the comparison."""
+    from simulator.commands.execute_training import execute_training
+    from simulator.scenario.training import load_training
+
+    loaded = load_training(scenario, overrides, seed)
+    folder = console.find_folder(out_folder, loaded.where, "_executed")
+    with console.progress("steps", "checking models, clusters and splits") as tick:
+        trained = execute_training(loaded, folder=folder, progress=tick, **options)
+
+    def list_numbers() -> dict[str, Any]:
+        return {
+            "findings": trained.list_findings(),
+            "deployments": trained.run["deployments"],
+            "steps": console.rows_of(trained.steps),
+        }
+
+    notes = _list_training_notes(trained)
+    show = partial(_print_trained, trained)
+    console.finish(as_json, folder, list_numbers, show, notes, "steps.csv")
+
+
+def _print_trained(trained: Any) -> None:
+    """Print the findings, and where a step's time goes, measured beside simulated."""
+    from simulator.results.formats import seconds
+    from simulator.results.training import STEP_PARTS
+
+    for finding in trained.list_findings():
+        console.out.say(console.fill(finding), "bold")
+    console.out.print()
+    rows = [["measured / simulated", *trained.deployments]]
+    for part in ("step_s", *STEP_PARTS):
+        cells = []
+        for name in trained.deployments:
+            measured, simulated = (
+                float(trained.find_steps(name, source)[part].median())
+                for source in ("measured", "simulated")
+            )
+            cells.append(f"{seconds(measured)} / {seconds(simulated)}")
+        rows.append([part.removesuffix("_s"), *cells])
+    console.print_table(rows)
+
+
+def _list_training_notes(trained: Any) -> list[str]:
+    """Notes on what the comparison rests on."""
+    from simulator.results.executed import BUSY, describe_pace
+
+    known, notes = trained.run["calibration"], []
+    if pace := describe_pace(trained.run["deployments"]):
+        notes.append(f"{pace[0].lower()}{pace[1:]}")
+    if known["machine"] != trained.run["machine"]:
+        notes.append(
+            f"the simulated step rests on {known['title']}, not on times of this machine "
+            f"({trained.run['machine']}); moesim calibrate cpu measures it, for deployments on "
+            "cluster 'this-machine'"
+        )
+    share = max(facts["others_share"] for facts in trained.run["deployments"].values())
+    if share >= BUSY:
+        notes.append(
+            f"other programs took {share:.0%} of the cores meanwhile, so steps took longer than on "
+            "an idle machine"
+        )
+    return notes

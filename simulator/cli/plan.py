@@ -13,12 +13,15 @@ from rich.text import Text
 from simulator.base.text import one_line
 from simulator.cli import console
 from simulator.cli.console import Address, AllowCode, AsJson, Out, Seed, Set, Workers
-from simulator.cli.plan_training import NOTHING_MEETS, answer_training, refuse_options
 
 if TYPE_CHECKING:
     from simulator.planner.store import Store
     from simulator.results.answer import Answer
 
+NOTHING_MEETS = 3
+"""Exit status where the question was answered, and the answer is that nothing meets the targets
+within the limits."""
+_ROWS_OF_A_MODEL = 3
 _RUNNERS_UP = 4
 _REASONS = 5
 _NARROWEST = 26
@@ -64,11 +67,16 @@ def plan(
     from simulator.scenario.user_table import is_training
 
     if is_training(question, FAMILY):
-        refuse_options(cache=cache is not None, workers=workers is not None, address=bool(address))
-        answer_training(question, out_folder, seed, overrides or [], as_json)
+        console.refuse_options(
+            "a plan of training does not take it",
+            cache=cache is not None,
+            workers=workers is not None,
+            address=bool(address),
+        )
+        _answer_training(question, out_folder, seed, overrides or [], as_json)
         return
     loaded = load_question(question, overrides or [], seed)
-    folder = out_folder or Path("reports/out") / f"{Path(loaded.where).stem}_plan"
+    folder = console.find_folder(out_folder, loaded.where, "_plan")
     store = Store(cache or findings_folder())
     with console.progress("", "reading models, clusters and requests") as bars:
         counted = _Counted(bars)
@@ -211,3 +219,63 @@ def _candidates(answer: Answer) -> Iterator[Text]:
             yield Text(f"{line}  {first}")
             for part in more:
                 yield Text(" " * indent + part)
+
+
+def _answer_training(
+    question: str, out_folder: Path | None, seed: int | None, overrides: list[str], as_json: bool
+) -> None:
+    """Answer a question about training, write its folder, and print the answer."""
+    from simulator.commands.plan_training import plan_training
+    from simulator.commands.report import write_results
+    from simulator.results.training_answer import RECOMMENDED, TrainingAnswer
+    from simulator.scenario.training_question import load_training_question
+
+    loaded = load_training_question(question, overrides, seed)
+    folder = console.find_folder(out_folder, loaded.where, "_plan")
+    TrainingAnswer.check_writable(folder)
+    with console.progress("", "reading models and machines") as tick:
+        answer = plan_training(loaded, progress=tick)
+        tick("writing the report", 0, None)
+        write_results(answer, folder)
+
+    def list_numbers() -> dict[str, Any]:
+        own = {key: answer.run[key] for key in ("verdict", "ruled_out")}
+        return {**own, "candidates": console.rows_of(answer.candidates)}
+
+    def show() -> None:
+        _print_training_answer(answer)
+
+    console.finish(as_json, folder, list_numbers, show)
+    if answer.recommended is None:
+        raise typer.Exit(NOTHING_MEETS)
+    console.err.say(f"recommended: moesim run {folder / RECOMMENDED}")
+
+
+def _print_training_answer(answer: Any) -> None:
+    """Print the verdict, the best splits, and what was ruled out."""
+    from simulator.results.formats import number, percent
+    from simulator.results.training_answer import list_sizes
+
+    console.print_verdict(**answer.verdict)
+    currency = answer.run["currency"]
+    rows = [["", "GPUs", "days", currency, "MFU", "micro-batch", "recomputed"]]
+    shown = list_sizes(answer.candidates).groupby("model", sort=False).head(_ROWS_OF_A_MODEL)
+    for row in shown.to_dict("records"):
+        kept = "" if row["keeps_target"] else " (too slow)"
+        rows.append(
+            [
+                f"{row['model']} on {row['cluster']}, {row['split']}",
+                f"{int(row['num_gpus']):,}",
+                f"{number(row['days'])}{kept}",
+                f"{row['cost']:,.0f}",
+                percent(row["mfu"]),
+                str(row["micro_batch"]),
+                row["recompute"],
+            ]
+        )
+    console.print_table(rows)
+    ruled = answer.run["ruled_out"]
+    if ruled:
+        console.out.say(f"\nRuled out: {sum(ruled.values()):,} splits", "bold")
+        for reason, count in sorted(ruled.items(), key=lambda item: -item[1]):
+            console.out.say(f"{count:>7,}  {reason}")

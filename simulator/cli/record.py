@@ -11,7 +11,15 @@ import typer
 from simulator.base.errors import UserError
 from simulator.base.partial import whole_file
 from simulator.cli import console
-from simulator.cli.console import Address, AllowCode, AsJson, Seed, Set, SimulatedNodes
+from simulator.cli.console import (
+    Address,
+    AllowCode,
+    AsJson,
+    ScenarioFile,
+    Seed,
+    Set,
+    SimulatedNodes,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -124,9 +132,7 @@ def transformers(
 
 @app.command()
 def runtime(
-    scenario: Annotated[
-        str, typer.Argument(help="A scenario's TOML file, or the name of a shipped one.")
-    ],
+    scenario: ScenarioFile,
     target: Target,
     deployment: Annotated[
         str | None, typer.Option(metavar="NAME", help="By default the first one with experts.")

@@ -1,10 +1,9 @@
-"""``moesim run`` and ``moesim report``: replay a scenario, print the comparison, write the
-report.
+"""``moesim run`` and ``moesim report``: replay a scenario or simulate a training, print the
+comparison, write the report.
 """
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Iterator
 from itertools import zip_longest
@@ -17,7 +16,6 @@ from rich.text import Text
 from simulator.base.errors import UserError
 from simulator.cli import console
 from simulator.cli.console import Address, AllowCode, AsJson, Out, Seed, Set, Workers
-from simulator.cli.train import refuse_serving_options, run_training
 
 _SETTING_METRICS = ("ttft_p50_s", "tpot_p50_s", "output_tokens_per_s", "slo_attainment")
 """Metrics printed for each setting of a sweep."""
@@ -84,29 +82,30 @@ def run(
     from simulator.scenario.user_table import is_training
 
     if any(is_training(one, FAMILY) for one in scenario):
-        refuse_serving_options(
+        console.refuse_options(
+            "a training scenario has one fidelity and no requests",
             sweep=bool(sweep) or seeds > 1 or len(scenario) > 1,
             fidelity=fidelity != "step",
             explain=explain,
             workers=workers is not None,
             address=address is not None,
         )
-        run_training(scenario[0], out_folder, seed, overrides or [], as_json)
+        _run_training(scenario[0], out_folder, seed, overrides or [], as_json)
         return
     if sweep or seeds > 1 or len(scenario) > 1:
         if explain:
             raise UserError("--explain explains one run: leave it out, or run one scenario alone")
         _run_sweep(
             scenario,
-            out_folder,
-            fidelity,
-            seed,
-            overrides or [],
             sweep or [],
-            seeds,
-            workers,
-            address,
+            out_folder,
             as_json,
+            overrides=overrides or [],
+            seed=seed,
+            num_seeds=seeds,
+            fidelity=fidelity,
+            workers=workers,
+            address=address,
         )
         return
     from simulator.commands.report import write_results
@@ -117,7 +116,7 @@ def run(
 
     level = check_fidelity(fidelity)
     loaded = load_scenario(scenario[0], overrides or [], seed)
-    folder = out_folder or Path("reports/out") / Path(loaded.where).stem
+    folder = console.find_folder(out_folder, loaded.where)
     Results.check_writable(folder)
     processes = 1 if workers is None and address is None and not explain else workers
     unit = "" if explain else "requests" if processes == 1 else "deployments"
@@ -133,73 +132,51 @@ def run(
         tick("writing the report", 0, None)
         write_results(results, folder)
     notes = [*results.run["workload"]["notes"], *results.run["notes"]]
-    if as_json:
+
+    def list_numbers() -> dict[str, Any]:
         tables = {
-            name: json.loads(getattr(results, name).to_json(orient="records", double_precision=15))
-            for name in ("summary", *LISTED_TABLES)
+            name: console.rows_of(getattr(results, name)) for name in ("summary", *LISTED_TABLES)
         }
-        console.emit(
-            {
-                "folder": str(folder),
-                "verdict": results.run["verdict"],
-                "notes": notes,
-                **{name: rows for name, rows in tables.items() if rows},
-                "bands": results.run["bands"],
-                **({"explanation": results.run["explanation"]} if explain else {}),
-            }
-        )
-    else:
+        return {
+            "verdict": results.run["verdict"],
+            "notes": notes,
+            **{name: rows for name, rows in tables.items() if rows},
+            "bands": results.run["bands"],
+            **({"explanation": results.run["explanation"]} if explain else {}),
+        }
+
+    def show() -> None:
         print_run(results)
         if explain:
             print_explanation(results)
-    console.say_notes(notes)
-    console.err.say(f"report: {folder / 'report.html'}")
+
+    console.finish(as_json, folder, list_numbers, show, notes)
 
 
 def _run_sweep(
-    scenarios: list[str],
-    out_folder: Path | None,
-    fidelity: str,
-    seed: int | None,
-    overrides: list[str],
-    keys: list[str],
-    num_seeds: int,
-    workers: int | None,
-    address: str | None,
-    as_json: bool,
+    scenarios: list[str], keys: list[str], out_folder: Path | None, as_json: bool, **options: Any
 ) -> None:
-    from simulator.commands.run import check_fidelity
+    """Run a sweep.
+
+    Args:
+        options: of :func:`~simulator.commands.sweep.sweep`.
+    """
     from simulator.commands.sweep import sweep
 
-    folder = out_folder or Path("reports/out") / f"{Path(scenarios[0]).stem}_sweep"
+    folder = console.find_folder(out_folder, scenarios[0], "_sweep")
     with console.progress("points") as tick:
-        found = sweep(
-            scenarios,
-            folder,
-            keys,
-            overrides=overrides,
-            seed=seed,
-            num_seeds=num_seeds,
-            fidelity=check_fidelity(fidelity),
-            workers=workers,
-            address=address,
-            progress=tick,
-        )
-    if as_json:
-        rows = json.loads(found.table.to_json(orient="records", double_precision=15))
+        found = sweep(scenarios, folder, keys, progress=tick, **options)
+
+    def list_numbers() -> dict[str, Any]:
         refused = [point for point in found.run["points"] if "refusal" in point]
-        console.emit(
-            {
-                "folder": str(folder),
-                "verdict": found.verdict,
-                "refused": refused,
-                "rows": rows,
-            }
-        )
-    else:
+        rows = console.rows_of(found.table)
+        return {"verdict": found.verdict, "refused": refused, "rows": rows}
+
+    def show() -> None:
         console.print_verdict(**found.verdict)
         _print_settings(found)
-    console.err.say(f"report: {folder / 'report.html'}")
+
+    console.finish(as_json, folder, list_numbers, show)
 
 
 def _print_settings(sweep: Any) -> None:
@@ -221,6 +198,49 @@ def _print_settings(sweep: Any) -> None:
             at = setting_text(setting)
             rows[f"{at}: {deployment}" if at else str(deployment)] = ", ".join(texts)
     console.print_rows(rows)
+
+
+def _run_training(
+    scenario: str, out_folder: Path | None, seed: int | None, overrides: list[str], as_json: bool
+) -> None:
+    """Simulate a training scenario, write its folder, and print the comparison."""
+    from simulator.commands.report import write_results
+    from simulator.commands.train import train
+    from simulator.results.training import TrainingResults
+    from simulator.scenario.training import load_training
+
+    loaded = load_training(scenario, overrides, seed)
+    folder = console.find_folder(out_folder, loaded.where)
+    TrainingResults.check_writable(folder)
+    with console.progress("deployments", "checking models, clusters and splits") as tick:
+        results = train(loaded, progress=tick)
+        tick("writing the report", 0, None)
+        write_results(results, folder)
+    verdict, notes = results.verdict, results.run["notes"]
+
+    def list_numbers() -> dict[str, Any]:
+        summary = console.rows_of(results.summary)
+        return {"verdict": verdict, "notes": notes, "summary": summary}
+
+    console.finish(as_json, folder, list_numbers, lambda: _print_training(results), notes)
+
+
+def _print_training(results: Any) -> None:
+    """Print the verdict, and a row for each metric."""
+    from simulator.results.training import METRICS, write_metric
+
+    facts = results.run["deployments"]
+    console.print_verdict(**results.verdict)
+    rows = [["", *results.deployments]]
+    for name, described in METRICS.items():
+        values = results.summary[name].astype(float).to_list()
+        if any(value == value for value in values):
+            cells = [
+                write_metric(name, value, str(facts[one]["currency"]))
+                for value, one in zip(values, results.deployments, strict=True)
+            ]
+            rows.append([described.label, *cells])
+    console.print_table(rows)
 
 
 def report(

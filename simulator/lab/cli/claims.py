@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -48,7 +47,7 @@ def claims(
     from simulator.lab.commands.measured_claims import ClaimMeasurements
     from simulator.lab.results.claims import ClaimsResults
 
-    folder = out_folder or Path("reports/out/claims")
+    folder = console.find_folder(out_folder, "claims")
     ClaimsResults.check_writable(folder)
     measurements = ClaimMeasurements(names or ()) if real else None
     try:
@@ -66,9 +65,8 @@ def claims(
         if measurements is None:
             raise
         raise console.StoppedError(measurements.tell_kept()) from None
-    if as_json:
-        console.emit({"folder": str(folder), **results.run})
-    else:
+
+    def show() -> None:
         console.print_verdict(**results.verdict)
         for answer in results.answers:
             console.print_verdict(answer.statement, answer.sentences)
@@ -76,4 +74,5 @@ def claims(
                 console.print_verdict(
                     f"Measured here ({answer.measured.made})", answer.measured.sentences
                 )
-    console.err.say(f"report: {folder / 'report.html'}")
+
+    console.finish(as_json, folder, lambda: results.run, show)
