@@ -5,10 +5,9 @@ from simulator.commands.check import check
 from simulator.commands.execute import execute
 from simulator.commands.plan import plan
 from simulator.commands.plan_training import plan_training
-from simulator.commands.reference import describe_keys
 from simulator.commands.report import build_report, load_results, write_results
 from simulator.commands.run import run
-from simulator.commands.schema import make_schema
+from simulator.commands.schema import describe_keys, make_schema
 from simulator.commands.sweep import sweep
 from simulator.commands.train import train
 from simulator.config.capacity import Question

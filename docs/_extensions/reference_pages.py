@@ -111,7 +111,7 @@ def describe_catalogue() -> str:
 
 def describe_files() -> dict[str, str]:
     """A page for each kind of file, and one for each family of policies: every key."""
-    from simulator.commands.reference import describe_keys
+    from simulator.commands.schema import describe_keys
 
     families = describe_keys()
     files = families.pop("files")

@@ -273,7 +273,7 @@ def report(
 
 def print_run(results: Any) -> None:
     """Print the verdict with its reasons, then the table of key metrics."""
-    from simulator.results.listed_tables import list_tables
+    from simulator.results.folder import list_tables
     from simulator.results.run_bands_text import NEAR_SATURATION
 
     verdict = results.run["verdict"]

@@ -5,54 +5,53 @@ simulator.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from simulator.base.data import is_shipped
 from simulator.base.errors import LostError, UserError
 from simulator.base.machine import name_machine
+from simulator.base.plugins import build
 from simulator.base.progress import Progress, show_nothing
 from simulator.base.thinned import Thinned
-from simulator.commands.execute_cache import sum_reads
-from simulator.commands.execute_checks import (
-    check_backend,
-    check_faults,
-    check_measured,
-    check_transport,
-)
-from simulator.commands.execute_steps import list_steps, spread_evenly
-from simulator.commands.execute_tables import (
-    Timed,
-    choose_median,
-    combine_moments,
-    largest_difference,
-    make_predicted_span_rows,
-    make_rank_rows,
-    make_span_rows,
-    make_step_row,
-    summarise,
-)
 from simulator.commands.report import write_results
 from simulator.config.execution import ExecutionSpec
+from simulator.config.linear import Linear
+from simulator.config.sparsity import Pruning, choose_dense, choose_experts
 from simulator.deployment.facts import facts_of
 from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.deployment.uniform_routing import uniform_imbalance
 from simulator.engine.by_ranks import StepTimes
-from simulator.engine.probe import forecast
-from simulator.results.executed import RANK_COLUMNS, STEP_COLUMNS, Executed, ShownTimeline
+from simulator.engine.probe import forecast, make_even_batch
+from simulator.results.executed import (
+    RANK_COLUMNS,
+    STEP_COLUMNS,
+    SUMMARY_COLUMNS,
+    Executed,
+    ExecutedCache,
+    ShownTimeline,
+)
+from simulator.results.phases import STEP_PHASES
 from simulator.results.provenance import Provenance
 from simulator.results.shown_steps import SHOWN
+from simulator.results.tables import SPAN_COLUMNS
 from simulator.runtime import require
 from simulator.scenario.scenario import Scenario, load_scenario
+from simulator.step.program import Batch
 
 if TYPE_CHECKING:  # they import torch and Ray
     from simulator.runtime.backend import Backend, Site
     from simulator.runtime.job import Job, Step
     from simulator.runtime.layers.cached_experts import CacheReads
+
 
 _AGAIN = "nothing was written; run the same command again"
 _MOST_TIMELINES = 256
@@ -322,3 +321,306 @@ def _predict(counted: Sequence[_Counted], pace: float) -> Iterator[tuple[_Counte
         steps = [spread_evenly(one.plan, one.step) for one in own]
         for one, times in zip(own, forecast(own[0].plan, steps, keep_spans=True), strict=True):
             yield one, times.stretch(pace)
+
+
+def check_measured(plan: DeploymentPlan) -> None:
+    """Refuse a number of ranks whose collectives were not measured before it has run, not after."""
+    from simulator.config.host import HostRates
+
+    placement = plan.placement
+    if isinstance(placement.calibration, HostRates) and placement.layout.num_ranks > 1:
+        _ = placement.calibration.collectives
+
+
+def check_backend(backend: str, simulated_nodes: int | None, address: str | None) -> None:
+    """Refuse an unknown backend, and places that it does not have."""
+    if backend not in ("ray", "in_process"):
+        raise UserError(f"--backend {backend or repr(backend)}: must be ray or in_process")
+    for option, value in (("--simulated-nodes", simulated_nodes), ("--address", address)):
+        if backend == "in_process" and value is not None:
+            raise UserError(f"{option}: --backend in_process has no nodes; leave one of them out")
+    if simulated_nodes is not None and address is not None:
+        raise UserError(
+            "--simulated-nodes and --address: nodes are simulated on this machine or found in a "
+            "cluster; give one of them"
+        )
+
+
+def check_transport(execution: ExecutionSpec, file: str) -> None:
+    """Refuse a transport that joins no processes."""
+    where = f"{file} [execution.transport]"
+    if not build("runtime.transport", execution.transport, where).joins_processes:
+        raise UserError(
+            f"{where}: '{execution.transport['kind']}' joins threads of one process, "
+            "and shards are processes of their own"
+        )
+
+
+def check_faults(
+    execution: ExecutionSpec, plans: list[DeploymentPlan], simulated_nodes: int | None
+) -> None:
+    """Refuse faults of ranks, nodes and steps that are not there."""
+    for fault in execution.faults:
+        for plan in plans:
+            if fault.rank is not None and fault.rank >= plan.placement.layout.num_ranks:
+                last = plan.placement.layout.num_ranks - 1
+                raise UserError(
+                    f"execution.faults: rank {fault.rank}: '{plan.name}' has ranks 0 to {last}"
+                )
+        if fault.node is not None and fault.node >= (simulated_nodes or 0):
+            raise UserError(
+                f"execution.faults: node {fault.node} cannot be killed: "
+                f"start it with --simulated-nodes {fault.node + 1} or more"
+            )
+        if fault.step > list_steps(execution)[-1][1].number:
+            raise UserError(
+                f"execution.faults: step {fault.step}: the last one "
+                f"is {list_steps(execution)[-1][1].number}"
+            )
+
+
+_STRIDE = 997
+"""Places in the pool of expert choices between two steps' beginnings."""
+
+
+def list_steps(execution: ExecutionSpec, *, goes_on: bool = False) -> list[tuple[str, Step, bool]]:
+    """Kind, step, and whether it counts; the first of each kind is checked against the
+    reference.
+
+    Args:
+        goes_on: whether each step has the next tokens of the sequences of the step before, instead
+            of others.
+    """
+    from simulator.runtime.job import Step
+
+    kinds = []
+    if execution.prompts:
+        kinds.append(("prompt", execution.prompts, execution.prompt_tokens, 0))
+    if execution.sequences:
+        kinds.append(("decode", execution.sequences, 1, execution.context_tokens))
+    found: list[tuple[str, Step, bool]] = []
+    for kind, sequences, new, context in kinds:
+        for i in range(execution.warm_up + execution.steps):
+            number = len(found)
+            found.append(
+                (
+                    kind,
+                    Step(
+                        number,
+                        sequences,
+                        new,
+                        context,
+                        (1 if goes_on else _STRIDE) * number,
+                        i == 0,
+                    ),
+                    i >= execution.warm_up,
+                )
+            )
+    return found
+
+
+def spread_evenly(plan: DeploymentPlan, step: Step) -> tuple[Batch, int]:
+    """The step as the simulator has it, its sequences spread over the data-parallel ranks, and its
+    offset.
+    """
+    from simulator.runtime.layers.part import Part
+
+    dp = plan.placement.layout.attention_dp
+    sequences_d = [Part(d, dp).num(step.num_sequences) for d in range(dp)]
+    return make_even_batch(sequences_d, step.new_tokens, step.context_tokens), step.offset
+
+
+def sum_reads(
+    plan: DeploymentPlan, reads: Mapping[str, Sequence[CacheReads]], tokens: Mapping[str, int]
+) -> list[ExecutedCache]:
+    """Sum what the steps of each kind found in memory and read from the disk; nothing where a
+    rank's memory holds all experts.
+
+    Args:
+        reads: of all measured steps and layers, by kind of step.
+        tokens: new tokens of a step of each kind.
+    """
+    offload = plan.placement.offload
+    if offload is None:
+        return []
+    found = []
+    for kind, ones in reads.items():
+        used, held = sum(one.used for one in ones), sum(one.held for one in ones)
+        read_bytes = float(sum(one.read_bytes for one in ones))
+        found.append(
+            ExecutedCache(
+                kind=kind,
+                used=used,
+                held=held,
+                hit_rate=held / max(used, 1),
+                predicted_hit_rate=offload.replay(tokens[kind]).hit_rate,
+                read_bytes=read_bytes,
+                read_s=sum(one.read_s for one in ones),
+                predicted_read_s=read_bytes / offload.rates.copy_bytes_per_s,
+            )
+        )
+    return found
+
+
+_LEAST_LEFT = 0.01
+"""Share of the cores that ranks have at least, since they did go on."""
+
+
+def combine_moments(plan: DeploymentPlan, shards: list[Any]) -> Any:
+    """A step's time and its phases, from what every rank measured of it."""
+    from simulator.runtime.timeline import combine
+
+    layout = plan.placement.layout
+    groups = (tuple(range(layout.num_ranks)),)
+    return combine([shard.moments for shard in shards], groups)
+
+
+def make_step_row(
+    deployment: str, kind: str, source: str, step: Any, duration_s: float, phases: dict[str, float]
+) -> dict[str, Any]:
+    """A row of ``STEP_COLUMNS``."""
+    found = {
+        "deployment": deployment,
+        "kind": kind,
+        "source": source,
+        "number": step.number,
+        "tokens": step.num_tokens,
+    }
+    return (
+        found | {"duration_s": duration_s} | {f"{phase}_s": phases[phase] for phase in STEP_PHASES}
+    )
+
+
+def make_rank_rows(
+    deployment: str, kind: str, step: Any, shards: list[Any], members: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Rows of ``RANK_COLUMNS``, one a rank and MoE layer.
+
+    Args:
+        members: number of each rank when all are there.
+    """
+    found = []
+    for shard in shards:
+        for layer, pairs in enumerate(shard.pairs_L):
+            rows_R = shard.rows_LR[layer] if shard.rows_LR else []
+            sent = sum(rows_R) - (rows_R[shard.rank] if rows_R else 0)
+            values = (deployment, kind, step.number, members[shard.rank], layer, pairs, sent)
+            found.append(dict(zip(RANK_COLUMNS, values, strict=True)))
+    return found
+
+
+def make_span_rows(
+    deployment: str, phase: str, spans: list[tuple[int, str, int, float, float]]
+) -> pd.DataFrame:
+    """``SPAN_COLUMNS`` of one step."""
+    columns = ("rank", "name", "layer", "start_s", "duration_s")
+    table = pd.DataFrame(spans, columns=list(columns))
+    return table.assign(deployment=deployment, phase=phase)[list(SPAN_COLUMNS)]
+
+
+def make_predicted_span_rows(deployment: str, phase: str, times: StepTimes) -> pd.DataFrame:
+    """``SPAN_COLUMNS`` of one step as it was predicted."""
+    return make_span_rows(
+        deployment,
+        phase,
+        [(s.rank, s.phase, s.layer, s.start_s, s.duration_s) for s in times.spans or []],
+    )
+
+
+class Timed(NamedTuple):
+    """A measured step with its timeline."""
+
+    number: int
+    duration_s: float
+    spans: list[tuple[int, str, int, float, float]]
+
+
+def choose_median(steps: Sequence[Timed]) -> Timed:
+    """The step at the median of their times, of two in the middle the shorter: an outlier is never
+    it.
+    """
+    ordered = sorted(steps, key=lambda step: step.duration_s)
+    return ordered[(len(ordered) - 1) // 2]
+
+
+def largest_difference(
+    plan: DeploymentPlan, shards: list[Any], wanted_TH: NDArray[np.float32]
+) -> float:
+    """Largest difference of a hidden value between the distributed run and the reference."""
+    own = [shard.hidden_TH for shard in shards if shard.rank % plan.placement.layout.tp == 0]
+    return float(np.abs(np.concatenate(own) - wanted_TH).max(initial=0.0))
+
+
+def summarise(
+    plan: DeploymentPlan,
+    steps: pd.DataFrame,
+    differences: dict[str, float],
+    others: dict[str, float],
+    calibrated_share: float,
+) -> pd.DataFrame:
+    """``SUMMARY_COLUMNS``, a row a kind of step.
+
+    Args:
+        differences: from the one-process reference, by kind.
+        others: share of the cores that other programs took, by kind.
+        calibrated_share: that they took while the machine was calibrated.
+    """
+    rows = []
+    for kind in dict.fromkeys(steps["kind"]):
+        own = steps[steps["kind"] == kind]
+        seconds = {
+            source: statistics.median(own["duration_s"][own["source"] == source])
+            for source in ("measured", "predicted")
+        }
+        tokens, share = int(own["tokens"].iloc[0]), others.get(kind, float("nan"))
+        total, active = _count_parameters(plan)
+        values = (
+            plan.name,
+            kind,
+            tokens / seconds["measured"],
+            tokens / seconds["predicted"],
+            seconds["measured"],
+            seconds["predicted"],
+            seconds["predicted"] / seconds["measured"] - 1,
+            seconds["predicted"] / (seconds["measured"] * _share_left(share, calibrated_share)) - 1,
+            share,
+            calibrated_share,
+            differences.get(kind, float("nan")),
+            total,
+            active,
+        )
+        rows.append(dict(zip(SUMMARY_COLUMNS, values, strict=True)))
+    return pd.DataFrame(rows)
+
+
+def _count_parameters(plan: DeploymentPlan) -> tuple[int, int]:
+    """Parameters and active ones, less those that pruning took."""
+    model, pruning = plan.placement.model, plan.spec.pruning
+    dense, experts = choose_dense(pruning), choose_experts(pruning)
+    gone = gone_active = 0
+    for _, name in model.layer_names:
+        ffn = model.ffns.get(name)
+        if ffn is not None and ffn.is_prunable and dense is not None:
+            taken = _count_gone(dense, ffn.linears(model.hidden_size))
+            gone, gone_active = gone + taken, gone_active + taken
+        moe = None if ffn is None else ffn.experts
+        if moe is not None and experts is not None:
+            taken = _count_gone(experts, moe.expert_linears(model.hidden_size))
+            gone, gone_active = gone + moe.num_experts * taken, gone_active + moe.top_k * taken
+    return model.num_parameters - gone, model.num_active_parameters - gone_active
+
+
+def _count_gone(pruning: Pruning, linears: Iterable[Linear]) -> int:
+    """Weights that pruning takes out of matrices."""
+    return sum(
+        one.num_parameters - pruning.num_stored(one.out_features, one.in_features)
+        for one in linears
+    )
+
+
+def _share_left(share: float, calibrated_share: float) -> float:
+    """Cores that other programs left to the ranks, over those that they left while the machine was
+    calibrated; 1 where either is unknown.
+    """
+    left = (1 - share) / (1 - calibrated_share) if calibrated_share < 1 else math.nan
+    return min(1.0, max(left, _LEAST_LEFT)) if math.isfinite(left) else 1.0

@@ -14,7 +14,7 @@ import pandas as pd
 from simulator.base.errors import UserError
 from simulator.base.machine import name_machine
 from simulator.base.progress import Progress, show_nothing
-from simulator.commands.execute_checks import check_backend
+from simulator.commands.execute import check_backend
 from simulator.config.execution import ExecutionSpec
 from simulator.config.host import HostRates
 from simulator.deployment.training.plan import TrainingPlan, make_training_plan

@@ -5,6 +5,7 @@ and record what it chooses.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +15,15 @@ import pandas as pd
 
 from simulator import __version__
 from simulator.base.errors import UserError
+from simulator.base.machine import name_machine
 from simulator.base.progress import Progress
 from simulator.base.spreadsheet import write_csv
 from simulator.commands.record_trace import check_tokens, describe
-from simulator.commands.simulated_steps import simulate_steps
+from simulator.config.host import HostRates
 from simulator.config.model import ModelSpec
+from simulator.config.training import TrainingDeployment, TrainingSpec
+from simulator.deployment.training.plan import plan_model
+from simulator.engine.training import run_training_step
 from simulator.runtime import require
 from simulator.runtime.recording.comparison import (
     SAME_TIME,
@@ -31,10 +36,12 @@ from simulator.runtime.recording.comparison import (
 from simulator.runtime.recording.corpus import Corpus, read_corpus
 from simulator.runtime.recording.models import MOE, Shape, model_toml, three_models
 from simulator.runtime.recording.trace_file import Recording, write_recording
+from simulator.step.training import price_micro_batch
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # they import torch and Ray
     from simulator.runtime.recording.training import HeldOut, Recipe, Training
     from simulator.runtime.recording.tuning import Trial
+
 
 _MIN_STEPS = 20
 _LONGEST_MINUTES = 24 * 60.0
@@ -285,3 +292,45 @@ def write_training(made: TrainedRecording, target: Path, partial: dict[str, Path
         from simulator.runtime.layers.weights import save_weights
 
         save_weights(made.training.transformer(MOE).named_weights(), partial["weights"])
+
+
+_CLUSTER = "this-machine"
+
+
+def simulate_steps(models: Mapping[str, ModelSpec], shape: Shape, seed: int) -> dict[str, float]:
+    """Simulate a step of each model on one rank, with experts that are used evenly, as the loss for
+    balance has it.
+
+    Returns:
+        Seconds by model; empty where the calibration is of another machine, or has no training.
+    """
+    training = TrainingSpec(sequence_tokens=shape.context, global_batch=shape.batch)
+    found = {}
+    for name, model in models.items():
+        spec = TrainingDeployment(
+            name=name,
+            model=model.name,
+            cluster=_CLUSTER,
+            num_gpus=1,
+            micro_batch=shape.batch,
+            dtype="fp32",
+            dispatch_dtype="fp32",
+            dispatch={"kind": "per_rank"},
+            zero=0,
+            overlap_gradients=False,
+            routing={"kind": "uniform"} if model.moe is not None else None,
+        )
+        try:
+            plan = plan_model(spec, model, training, seed, "trace record train", Path())
+        except UserError:
+            return {}
+        rates = plan.placement.calibration
+        if not isinstance(rates, HostRates) or not _is_here(rates):
+            return {}
+        found[name] = run_training_step(plan, price_micro_batch(plan)).step_s
+    return found
+
+
+def _is_here(rates: HostRates) -> bool:
+    """Whether times are of this machine."""
+    return rates.host.machine == name_machine()

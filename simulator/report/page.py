@@ -20,9 +20,8 @@ from simulator.results.explanation_text import (
     tell_changes,
     tell_limits,
 )
-from simulator.results.folder import Results
+from simulator.results.folder import Results, list_tables
 from simulator.results.formats import KEY_METRICS, better_way, heading_unit
-from simulator.results.listed_tables import list_tables
 from simulator.results.metrics import METRICS
 
 FIGURES = load_figures("report.figures")

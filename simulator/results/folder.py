@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from simulator.base.columns import Columns, read_whole
 from simulator.base.errors import UserError
 from simulator.config.workload import SLO
+from simulator.results.availability import OF_CHANGES
 from simulator.results.columns_text import describe_columns
-from simulator.results.metrics import select_judged, summarise_classes
+from simulator.results.formats import UNDEFINED, metric
+from simulator.results.metrics import METRICS, select_judged, summarise_classes
 from simulator.results.results_folder import Content, ResultsFolder, read_long, read_table
 from simulator.results.shown_steps import chrome_trace, step_text
 from simulator.results.tables import TIER_COLUMNS, DeploymentRecord
@@ -254,3 +256,54 @@ def _labels(folders: list[Path]) -> list[str]:
 
 def _rename(table: pd.DataFrame, new_name: dict[str, str]) -> pd.DataFrame:
     return table.assign(deployment=table["deployment"].map(new_name))
+
+
+class Listed(NamedTuple):
+    """Table as texts."""
+
+    title: str
+    lead: str
+    """Sentence above it on the page."""
+    rows: list[list[str]]
+    """Titles of the columns, and a row for each of the table's; deployments come first."""
+
+
+def list_tables(results: Results) -> Iterator[Listed]:
+    """List the tables that have rows."""
+    for name in LISTED_TABLES:
+        table: pd.DataFrame = getattr(results, name).dropna(axis="columns", how="all")
+        if len(table):
+            yield _LISTS[name](table)
+
+
+def _list_classes(table: pd.DataFrame) -> Listed:
+    names = [name for name in table if name in METRICS]
+    names = [name for name in names if name not in OF_CHANGES or table[name].any()]
+    rows = [["Deployment", "Priority", *(METRICS[name].label for name in names)]]
+    for _, row in table.iterrows():
+        cells = [metric(name, float(row[name]), "") for name in names]
+        priority = row["priority"]
+        shown = priority if isinstance(priority, str) else f"{priority:.15g}"
+        shown = UNDEFINED if pd.isna(priority) else shown
+        rows.append([str(row["deployment"]), shown, *cells])
+    lead = "Judged requests of each priority; where the order is by priority, the least is first."
+    return Listed("By priority", lead, rows)
+
+
+def _list_kv_tiers(table: pd.DataFrame) -> Listed:
+    rows = [["Deployment", "Tier", "Tokens of a rank", "Prompt tokens found", "Share"]]
+    for _, row in table.iterrows():
+        counts = [f"{row[name]:,}" for name in ("capacity_tokens", "hit_tokens")]
+        share = metric("prefix_hit_ratio", float(row["hit_share"]), "")
+        rows.append([str(row["deployment"]), str(row["tier"]), *counts, share])
+    lead = (
+        "Prompt tokens that requests found in each tier of the KV cache: on the GPU, and behind "
+        "those in the first tier below that has them. Each data-parallel rank has its own."
+    )
+    return Listed("Tiers of the KV cache", lead, rows)
+
+
+_LISTS: dict[str, Callable[[pd.DataFrame], Listed]] = {
+    "classes": _list_classes,
+    "kv_tiers": _list_kv_tiers,
+}

@@ -12,8 +12,7 @@ from jsonschema import Draft202012Validator
 
 from simulator.base.data import shipped_folder
 from simulator.commands.new import FOLDERS, read_template
-from simulator.commands.reference import describe_keys
-from simulator.commands.schema import FILES, make_schema
+from simulator.commands.schema import FILES, describe_keys, make_schema
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.dtypes import DType
 from simulator.config.model import load_model

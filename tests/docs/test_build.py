@@ -24,7 +24,7 @@ def built(tmp_path_factory):
 
 
 def test_every_key_of_every_kind_has_a_line(built):
-    from simulator.commands.reference import describe_keys
+    from simulator.commands.schema import describe_keys
 
     families = describe_keys()
     files = families.pop("files")

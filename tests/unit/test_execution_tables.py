@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.base.thinned import Thinned
-from simulator.commands.execute_tables import Timed, choose_median
+from simulator.commands.execute import Timed, choose_median
 from tests.cases import cases
 
 

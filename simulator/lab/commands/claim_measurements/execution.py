@@ -58,7 +58,7 @@ class Execution(Frozen):
         require("torch")
         if self.backend == "ray":
             require("ray")
-        from simulator.commands.execute_steps import list_steps, spread_evenly
+        from simulator.commands.execute import list_steps, spread_evenly
         from simulator.deployment.plan import make_plan
         from simulator.engine.probe import forecast
         from simulator.runtime.job import make_job
