@@ -34,6 +34,8 @@ from simulator.cli.progress_lines import Lines, keep_saying, tell_time
 if TYPE_CHECKING:
     import pandas as pd
 
+    from simulator.results.results_folder import ResultsFolder
+
 
 class Screen(Console):
     """Console (:class:`rich.console.Console`) without markup, emoji and highlighting, on which
@@ -220,11 +222,19 @@ def print_verdict(headline: str, reasons: Iterable[str]) -> None:
     out.print()
 
 
-def print_table(rows: Iterable[Iterable[str]]) -> None:
+def print_findings(found: ResultsFolder) -> None:
+    """Print the finding with its reasons, and the tables."""
+    print_verdict(found.verdict["headline"], found.verdict["reasons"])
+    for table in found.list_tables():
+        print_table(table.rows)
+        out.print()
+
+
+def print_table(rows: Iterable[Iterable[object]]) -> None:
     """Print rows of a table in columns, the first row in bold: names on the left, numbers on the
     right.
     """
-    lines = [[one_line(cell) for cell in row] for row in rows]
+    lines = [[one_line(str(cell)) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for number, (name, *cells) in enumerate(lines):
         shown = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]

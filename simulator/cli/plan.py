@@ -17,11 +17,11 @@ from simulator.cli.console import Address, AllowCode, AsJson, Out, Seed, Set, Wo
 if TYPE_CHECKING:
     from simulator.planner.store import Store
     from simulator.results.answer import Answer
+    from simulator.results.training_answer import TrainingAnswer
 
 NOTHING_MEETS = 3
 """Exit status where the question was answered, and the answer is that nothing meets the targets
 within the limits."""
-_ROWS_OF_A_MODEL = 3
 _RUNNERS_UP = 4
 _REASONS = 5
 _NARROWEST = 26
@@ -251,31 +251,11 @@ def _answer_training(
     console.err.say(f"recommended: moesim run {folder / RECOMMENDED}")
 
 
-def _print_training_answer(answer: Any) -> None:
+def _print_training_answer(answer: TrainingAnswer) -> None:
     """Print the verdict, the best splits, and what was ruled out."""
-    from simulator.results.formats import number, percent
-    from simulator.results.training_answer import list_sizes
-
-    console.print_verdict(**answer.verdict)
-    currency = answer.run["currency"]
-    rows = [["", "GPUs", "days", currency, "MFU", "micro-batch", "recomputed"]]
-    shown = list_sizes(answer.candidates).groupby("model", sort=False).head(_ROWS_OF_A_MODEL)
-    for row in shown.to_dict("records"):
-        kept = "" if row["keeps_target"] else " (too slow)"
-        rows.append(
-            [
-                f"{row['model']} on {row['cluster']}, {row['split']}",
-                f"{int(row['num_gpus']):,}",
-                f"{number(row['days'])}{kept}",
-                f"{row['cost']:,.0f}",
-                percent(row["mfu"]),
-                str(row["micro_batch"]),
-                row["recompute"],
-            ]
-        )
-    console.print_table(rows)
+    console.print_findings(answer)
     ruled = answer.run["ruled_out"]
     if ruled:
-        console.out.say(f"\nRuled out: {sum(ruled.values()):,} splits", "bold")
+        console.out.say(f"Ruled out: {sum(ruled.values()):,} splits", "bold")
         for reason, count in sorted(ruled.items(), key=lambda item: -item[1]):
             console.out.say(f"{count:>7,}  {reason}")

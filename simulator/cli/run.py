@@ -222,25 +222,7 @@ def _run_training(
         summary = console.rows_of(results.summary)
         return {"verdict": verdict, "notes": notes, "summary": summary}
 
-    console.finish(as_json, folder, list_numbers, lambda: _print_training(results), notes)
-
-
-def _print_training(results: Any) -> None:
-    """Print the verdict, and a row for each metric."""
-    from simulator.results.training import METRICS, write_metric
-
-    facts = results.run["deployments"]
-    console.print_verdict(**results.verdict)
-    rows = [["", *results.deployments]]
-    for name, described in METRICS.items():
-        values = results.summary[name].astype(float).to_list()
-        if any(value == value for value in values):
-            cells = [
-                write_metric(name, value, str(facts[one]["currency"]))
-                for value, one in zip(values, results.deployments, strict=True)
-            ]
-            rows.append([described.label, *cells])
-    console.print_table(rows)
+    console.finish(as_json, folder, list_numbers, lambda: console.print_findings(results), notes)
 
 
 def report(
@@ -273,7 +255,6 @@ def report(
 
 def print_run(results: Any) -> None:
     """Print the verdict with its reasons, then the table of key metrics."""
-    from simulator.results.folder import list_tables
     from simulator.results.run_bands_text import NEAR_SATURATION
 
     verdict = results.run["verdict"]
@@ -283,7 +264,7 @@ def print_run(results: Any) -> None:
         console.out.say(line)
     if any(_MARK in line.plain for line in lines):
         console.out.say(f"{_MARK.strip()} {NEAR_SATURATION}")
-    for table in list_tables(results):
+    for table in results.list_tables():
         console.out.print()
         console.print_table(table.rows)
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from simulator.cli import console
 from simulator.cli.console import AsJson
-
-if TYPE_CHECKING:
-    from simulator.results.sparsity import SparsityResults, SpeedCurve
 
 _TOKENS = (16, 1024)
 
@@ -90,32 +87,5 @@ def sparsity(
     if as_json:
         console.emit(asdict(found))
     else:
-        console.print_verdict(**made_folder.verdict)
-        _print(found)
+        console.print_findings(made_folder)
     console.err.say(f"report: {out_folder / 'report.html'}")
-
-
-def _print(found: SparsityResults) -> None:
-    rows = [["format", "bytes at 50 %", "at 75 %", "at 90 %", "fewer bytes from"]]
-    for curve in found.storage:
-        if len(curve.sparsities) == 1:
-            rows.append([curve.format, f"{curve.shares[0]:.4g}", "", "", ""])
-            continue
-        shares = [f"{curve.shares[at]:.4g}" for at in (50, 75, 90)]
-        rows.append([curve.format, *shares, _write_share(curve.break_even)])
-    console.print_table(rows)
-    rows = [["machine, kernels, tokens", "speed at 50 %", "at 75 %", "at 90 %", "faster from", ""]]
-    for one in (*found.speeds, *(found.measured.curves if found.measured else ())):
-        rows.append(_write_speed(one))
-    console.print_table(rows)
-
-
-def _write_speed(curve: SpeedCurve) -> list[str]:
-    found = [curve.find_speed(at) for at in (0.5, 0.75, 0.9)]
-    speeds = ["" if one is None else f"{one:.2f}" for one in found]
-    name = f"{curve.machine}, {curve.kernels}, {curve.dtype}, {curve.tokens:,}"
-    return [name, *speeds, curve.break_even_text, curve.basis]
-
-
-def _write_share(share: float | None) -> str:
-    return "never" if share is None else f"{share:.1%}"

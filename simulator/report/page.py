@@ -20,9 +20,10 @@ from simulator.results.explanation_text import (
     tell_changes,
     tell_limits,
 )
-from simulator.results.folder import Results, list_tables
+from simulator.results.folder import Results
 from simulator.results.formats import KEY_METRICS, better_way, heading_unit
 from simulator.results.metrics import METRICS
+from simulator.results.results_folder import TextTable
 
 FIGURES = load_figures("report.figures")
 """Figures in the order of the page; a file without one is refused before anything is run."""
@@ -47,7 +48,7 @@ def render(results: Results) -> str:
         better_way=partial(better_way, is_open=results.is_open),
         key_metrics=list_metrics(results, KEY_METRICS),
         all_metrics=list_metrics(results, METRICS),
-        listed=list(list_tables(results)),
+        listed=results.list_tables(),
         drawn=cards.draw(FIGURES, results),
         explained={name: _tell(one) for name, one in read_explanation(run).items()},
         run=run,
@@ -59,8 +60,8 @@ def render(results: Results) -> str:
 class _Told(NamedTuple):
     """Explanation of one deployment, as the page shows it."""
 
-    tables: list[list[tuple[str, ...]]]
-    """Limits of each pool, with a heading; its pieces are a figure."""
+    tables: list[TextTable]
+    """Limits of each pool; its pieces are a figure."""
     limits: list[str]
     """Sentences on them."""
     changes: list[str]
@@ -69,8 +70,9 @@ class _Told(NamedTuple):
 
 def _tell(explained: Explained) -> _Told:
     pools = explained.waterfalls
+    limits = [list(list_limits(explained, pool)) for pool in pools]
     return _Told(
-        [list(list_limits(explained, pool)) for pool in pools],
+        [TextTable(rows[0][0], rows) for rows in limits],
         [sentence for pool in pools for sentence in tell_limits(explained, pool)],
         list(tell_changes(explained.changes)),
     )

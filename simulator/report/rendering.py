@@ -8,16 +8,17 @@ import json
 import math
 import re
 import string
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from simulator.report.gallery import FigureCards
-from simulator.report.style import shorten
+from simulator.report.deployment_tables import name_deployments, split_at_rumours
+from simulator.report.gallery import Card, FigureCards
+from simulator.report.style import Shown, shorten
 from simulator.results.formats import (
     TIMES,
     UNDEFINED,
@@ -28,6 +29,7 @@ from simulator.results.formats import (
     percent,
     seconds,
 )
+from simulator.results.results_folder import TextTable
 
 _HOMES = ("simulator.report", "simulator.lab.report")
 """Packages that hold templates."""
@@ -101,6 +103,75 @@ def render_page(template: str | Template, name: str, cards: FigureCards, **shown
             packed=[pack_text("payload", payload), pack_plotly()],
             **shown,
         )
+    )
+
+
+class Block(NamedTuple):
+    """Part of a section: one of its fields."""
+
+    cards: Sequence[Card] = ()
+    table: TextTable | None = None
+    facts: Mapping[str, Any] | None = None
+    sentences: Sequence[str] = ()
+    folded: str = ""
+    links: Sequence[tuple[str, str]] = ()
+    """Addresses with their texts, folded away."""
+    title: str = ""
+    """Title of what is folded."""
+    look: str = "metrics numbers"
+    """CSS classes of a table or of sentences."""
+
+
+class Section(NamedTuple):
+    """Section of a page; left out without blocks."""
+
+    title: str
+    blocks: Sequence[Block]
+    lead: str = ""
+
+
+def fold_json(title: str, value: object) -> Block:
+    """A value as JSON, folded away."""
+    return Block(folded=_write_json(value), title=title)
+
+
+def show_tables(tables: Iterable[TextTable]) -> list[Section]:
+    """A section for each table."""
+    return [Section(one.title, [Block(table=one)], one.lead) for one in tables]
+
+
+def render_blocks(
+    name: str,
+    cards: FigureCards,
+    verdict: Mapping[str, Any],
+    sections: Sequence[Section],
+    *,
+    eyebrow: str = "",
+    setting: Mapping[str, Any] | None = None,
+    shown: Shown | None = None,
+) -> str:
+    """Render a page that is a list of sections.
+
+    Args:
+        name: subject of the page.
+        eyebrow: line above the headline, by default the name.
+        setting: short facts below it.
+        shown: deployments whose names have their colours, and marks where they are rumoured.
+    """
+
+    def mark(sentence: str) -> str | list[tuple[str, bool]]:
+        return sentence if shown is None else split_at_rumours(sentence, shown)
+
+    return render_page(
+        "blocks.html",
+        name,
+        cards,
+        eyebrow=eyebrow or name,
+        headline=mark(verdict["headline"]),
+        reasons=[mark(one) for one in verdict["reasons"]],
+        setting=setting,
+        sections=sections,
+        names={} if shown is None else name_deployments(shown),
     )
 
 

@@ -61,6 +61,7 @@ def render(folder: SparsityFolder) -> str:
         storage=[storage],
         speeds=[speeds],
         measured=_draw_measured(results, cards),
+        tables=folder.list_tables(),
         results=results,
     )
 

@@ -13,24 +13,22 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from simulator.report import style
-from simulator.report.deployment_tables import (
-    describe_making,
-    name_deployments,
-    split_at_rumours,
-)
+from simulator.report.deployment_tables import describe_making
 from simulator.report.gallery import FigureCards, pair_up
 from simulator.report.marks import log_axis, whiskers
-from simulator.report.rendering import render_page
+from simulator.report.rendering import Block, Section, render_blocks, show_tables
 from simulator.results.availability import list_told
 from simulator.results.formats import (
     KEY_METRICS,
     TIMES,
+    UNDEFINED,
     heading_unit,
     metric,
     time_axis,
     time_ticks,
 )
 from simulator.results.metrics import METRICS
+from simulator.results.results_folder import Cell, TextTable
 from simulator.results.sweep import Sweep, measure_spread, setting_text, value_text
 
 _FIGURES = (
@@ -40,6 +38,10 @@ _FIGURES = (
     "load_imbalance",
 )
 _SPREAD = " Whiskers reach from the lowest to the highest seed."
+_SETTINGS = (
+    "Mean over seeds, and behind it the standard deviation of single seeds. Each point is a run of "
+    "its own, whose page lies in the folder points."
+)
 _WIDE = 20.0
 """Longest over shortest time from which on an axis is logarithmic."""
 _MOST_TICKS = 8
@@ -48,24 +50,40 @@ _MOST_TICKS = 8
 def render(sweep: Sweep) -> str:
     """The page as one HTML document."""
     cards, run = FigureCards(), sweep.run
-    verdict = sweep.verdict
     metrics = [*KEY_METRICS, *list_told(sweep.table)]
-    return render_page(
-        "sweep.html",
-        str(run["name"]),
+    points = run["points"]
+    seeds = [str(seed) for seed in sorted({point["seed"] for point in points})]
+    setting = {
+        "Points": f"{len(points):,}",
+        "Seeds": ", ".join(seeds[:8]) + (" ..." if len(seeds) > 8 else ""),
+        **{key: ", ".join(map(value_text, values)) for key, values in sweep.keys.items()},
+    }
+    making = {"Command": run.get("command"), "Fidelity": run.get("fidelity")} | describe_making(run)
+    pages = [
+        (f"points/{point['point']}/report.html", point["point"])
+        for point in points
+        if "refusal" not in point
+    ]
+    refused = [f"{one['point']}: {one['refusal']}" for one in points if "refusal" in one]
+    moves = pair_up(cards, list(_draw_metrics(sweep)))
+    sections = [
+        Section("What moves", [Block(cards=moves)] if moves else []),
+        *show_tables([_list_settings(sweep, metrics)]),
+        Section("Refused", [Block(sentences=refused, look="")] if refused else []),
+        Section(
+            "How this sweep was made",
+            [Block(facts=making), Block(links=pages, title="The pages of all points")],
+        ),
+    ]
+    name = str(run["name"])
+    return render_blocks(
+        name,
         cards,
-        headline=split_at_rumours(verdict["headline"], sweep),
-        reasons=[split_at_rumours(reason, sweep) for reason in verdict["reasons"]],
-        points=run["points"],
-        keys={key: ", ".join(map(value_text, values)) for key, values in sweep.keys.items()},
-        moves=pair_up(cards, list(_draw_metrics(sweep))),
-        names=name_deployments(sweep),
-        metrics=[METRICS[key].label for key in metrics],
-        rows=list(_list_rows(sweep, metrics)),
-        refused=[point for point in run["points"] if "refusal" in point],
-        done=[point for point in run["points"] if "refusal" not in point],
-        run=run,
-        making=describe_making(run),
+        sweep.verdict,
+        sections,
+        eyebrow=f"{name} · sweep",
+        setting=setting,
+        shown=sweep,
     )
 
 
@@ -166,20 +184,25 @@ def _points(
             yield value, float(own.mean()), float(own.min()), float(own.max())
 
 
-def _list_rows(sweep: Sweep, metrics: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Rows of the table: the setting at its first deployment, and a mean a metric."""
+def _list_settings(sweep: Sweep, metrics: Sequence[str]) -> TextTable:
+    """Rows of all settings: the setting at its first deployment, and a mean a metric."""
+    titles = (METRICS[name].label for name in metrics)
+    rows: list[list[str | Cell]] = [["Setting", "Deployment", *titles]]
     for setting in sweep.settings:
         said = setting_text(setting) or "as written"
         for deployment, own in sweep.rows_at(setting).groupby("deployment", sort=False):
-            currency = str(style.facts(sweep, str(deployment)).get("currency") or "")
-            means = {name: _average(own, name, currency) for name in metrics}
-            yield {"setting": said, "deployment": str(deployment), "means": means}
+            name = str(deployment)
+            currency = str(sweep.facts(name).get("currency") or "")
+            rows.append([said, name, *(_average(own, one, currency) for one in metrics)])
             said = ""
+    return TextTable("All settings", rows, _SETTINGS)
 
 
-def _average(rows: pd.DataFrame, name: str, currency: str) -> dict[str, Any]:
+def _average(rows: pd.DataFrame, name: str, currency: str) -> str | Cell:
     """A metric over the seeds that have a value, and the standard deviation of single seeds."""
     mean, spread, num_seeds = measure_spread(rows, name)
+    if not num_seeds:
+        return UNDEFINED
     shown = f"{metric(name, mean, currency)} {heading_unit(name)}".rstrip()
     behind = f"± {metric(name, spread, currency)}" if math.isfinite(spread) else ""
-    return {"num_seeds": num_seeds, "raw": mean, "shown": shown, "spread": behind}
+    return Cell(shown, behind, name, mean)

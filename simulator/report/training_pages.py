@@ -13,13 +13,21 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from simulator.report import style
-from simulator.report.deployment_tables import describe_making, name_deployments, split_at_rumours
+from simulator.report.deployment_tables import describe_making
 from simulator.report.gallery import FigureCards, load_figures, pair_up
 from simulator.report.heat import load_map
 from simulator.report.marks import DOTTED, log_axis, whiskers
-from simulator.report.rendering import render_page
-from simulator.results.formats import num_bytes, number, parameters, percent
-from simulator.results.training import METRICS, TrainingResults, write_band, write_metric
+from simulator.report.rendering import (
+    Block,
+    Section,
+    fold_json,
+    render_blocks,
+    render_page,
+    show_tables,
+)
+from simulator.results.formats import parameters
+from simulator.results.results_folder import Cell, TextTable
+from simulator.results.training import TrainingResults
 from simulator.results.training_answer import TrainingAnswer, list_sizes
 
 _LOSS = "Held-out loss (nats a byte)"
@@ -33,6 +41,10 @@ _BY_TIME = (
 _BY_TOKENS = (
     "All models see the same batches in the same order; "
     "solid and dashed as beside. Lower is better."
+)
+_TO_GO_ON = (
+    "recommended.toml beside this page holds the cheapest split of each model; moesim run takes it "
+    "as it is."
 )
 _MAPS = (
     "How often the mixture of experts chose each expert on held-out text, "
@@ -130,39 +142,34 @@ _CAPTION = (
 def render_training_plan(answer: TrainingAnswer) -> str:
     """The page as one HTML document that opens offline."""
     cards, run = FigureCards(), answer.run
-    question = run["training_question"]
+    question, name = run["training_question"], str(run["name"])
     drawn = _draw(answer.candidates, question["targets"]["days"], run["currency"])
-    return render_page(
-        "training_plan.html",
-        str(run["name"]),
-        cards,
-        headline=run["verdict"]["headline"],
-        reasons=run["verdict"]["reasons"],
-        question=question,
-        card=cards.card("Cost against days", _CAPTION, {"": drawn}),
-        rows=[_write_row(row) for row in list_sizes(answer.candidates).to_dict("records")],
-        currency=run["currency"],
-        ruled_out=sorted(run["ruled_out"].items(), key=lambda item: -item[1]),
-        recommended=answer.recommended,
-        making={"Command": run.get("command")} | describe_making(run),
-    )
+    ruled_out = sorted(run["ruled_out"].items(), key=lambda item: -item[1])
+    reasons = [f"{count:,}: {reason}" for reason, count in ruled_out]
+    recommended = Block(folded=answer.recommended or "", title="recommended.toml")
+    making = {"Command": run.get("command")} | describe_making(run)
+    sections = [
+        Section(
+            "Days and cost", [Block(cards=[cards.card("Cost against days", _CAPTION, {"": drawn})])]
+        ),
+        *show_tables(answer.list_tables()),
+        Section("Ruled out", [Block(sentences=reasons, look="")] if reasons else []),
+        Section("To go on", [recommended] if answer.recommended else [], _TO_GO_ON),
+        Section("How this was made", [Block(facts=making), fold_json("The question", question)]),
+    ]
+    setting = _describe_training(question["training"]) | {
+        "In at most": f"{question['targets']['days']:g} days"
+    }
+    eyebrow = f"{name} · plan of training"
+    return render_blocks(name, cards, answer.verdict, sections, eyebrow=eyebrow, setting=setting)
 
 
-def _write_row(row: dict[Any, Any]) -> dict[str, Any]:
+def _describe_training(training: Mapping[str, Any]) -> dict[str, Any]:
+    total = training.get("total_tokens")
     return {
-        "model": row["model"],
-        "split": f"{int(row['num_gpus']):,} {row['cluster']}: {row['split']}",
-        "cells": [
-            f"{number(row['days'])} ({number(row['days_low'])} to {number(row['days_high'])})",
-            f"{row['cost']:,.0f}",
-            f"{number(row['tokens_per_s_per_gpu'])}",
-            percent(row["mfu"]),
-            percent(row["bubble_share"]),
-            num_bytes(row["memory_bytes"]),
-            f"{int(row['micro_batch'])}",
-            str(row["recompute"]),
-        ],
-        "keeps": bool(row["keeps_target"]),
+        "Sequence": f"{training['sequence_tokens']:,} tokens",
+        "Batch": f"{training['global_batch']:,} sequences",
+        "Tokens in all": parameters(float(total)) if total else None,
     }
 
 
@@ -220,50 +227,33 @@ _FACTS = {
 
 def render_training_step(results: TrainingResults) -> str:
     """The page as one HTML document that opens offline."""
-    cards, run = FigureCards(), results.run
-    sections = cards.draw(load_figures("report.training_figures"), results)
-    facts = [style.facts(results, name) for name in results.deployments]
-    return render_page(
-        "training_step.html",
-        str(run["name"]),
+    cards, run, name = FigureCards(), results.run, str(results.run["name"])
+    facts = [results.facts(name) for name in results.deployments]
+    rows: list[list[str | Cell]] = [["Deployment", *results.deployments]]
+    rows += [
+        [title, *(_write_fact(key, one.get(key)) for one in facts)] for title, key in _FACTS.items()
+    ]
+    made_of = Block(table=TextTable("Models and machines", rows), look="facts")
+    making = {"Command": run.get("command")} | describe_making(run)
+    drawn = cards.draw(load_figures("report.training_figures"), results)
+    sections = [
+        *show_tables(results.list_tables()),
+        *(Section(title, [Block(cards=shown)]) for title, shown in drawn.items()),
+        Section("Models and machines", [made_of]),
+        Section("What this rests on", [Block(sentences=run["notes"], look="warnings")]),
+        Section(
+            "How this was made", [Block(facts=making), fold_json("The scenario", run["scenario"])]
+        ),
+    ]
+    return render_blocks(
+        name,
         cards,
-        headline=split_at_rumours(run["verdict"]["headline"], results),
-        reasons=[split_at_rumours(one, results) for one in run["verdict"]["reasons"]],
-        training=run["training"],
-        names=name_deployments(results),
-        metrics=_list_metrics(results),
-        facts={
-            title: [_write_fact(key, one.get(key)) for one in facts]
-            for title, key in _FACTS.items()
-        },
-        sections=sections,
-        notes=run["notes"],
-        scenario=run["scenario"],
-        making={"Command": run.get("command")} | describe_making(run),
+        results.verdict,
+        sections,
+        eyebrow=f"{name} · training",
+        setting=_describe_training(run["training"]),
+        shown=results,
     )
-
-
-def _list_metrics(results: TrainingResults) -> list[dict[str, object]]:
-    """Rows of the table of metrics that some deployment has."""
-    rows: list[dict[str, object]] = []
-    for name, described in METRICS.items():
-        values = results.summary[name].astype(float).to_list()
-        if all(value != value for value in values):
-            continue
-        each = [style.facts(results, one) for one in results.deployments]
-        cells = [
-            (value, write_metric(name, value, str(one["currency"])), write_band(name, value, one))
-            for value, one in zip(values, each, strict=True)
-        ]
-        rows.append(
-            {
-                "key": name,
-                "label": described.label,
-                "hint": described.definition,
-                "cells": cells,
-            }
-        )
-    return rows
 
 
 def _write_fact(key: str, value: object) -> str:

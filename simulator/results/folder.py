@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
@@ -18,7 +18,13 @@ from simulator.results.availability import OF_CHANGES
 from simulator.results.columns_text import describe_columns
 from simulator.results.formats import UNDEFINED, metric
 from simulator.results.metrics import METRICS, select_judged, summarise_classes
-from simulator.results.results_folder import Content, ResultsFolder, read_long, read_table
+from simulator.results.results_folder import (
+    Content,
+    ResultsFolder,
+    TextTable,
+    read_long,
+    read_table,
+)
 from simulator.results.shown_steps import chrome_trace, step_text
 from simulator.results.tables import TIER_COLUMNS, DeploymentRecord
 from simulator.results.token_time import make_token_time
@@ -59,6 +65,13 @@ class Results(ResultsFolder):
     """Timeline of the shown steps, a row for each thing that a rank did."""
 
     files = {"summary": "summary.csv", **{name: f"{name}.parquet" for name in TABLES}}
+
+    def list_tables(self) -> list[TextTable]:
+        """Tables of a few rows, as far as they have any."""
+        found = {
+            name: getattr(self, name).dropna(axis="columns", how="all") for name in LISTED_TABLES
+        }
+        return [_LISTS[name](table) for name, table in found.items() if len(table)]
 
     def list_others(self) -> dict[str, Content]:
         """``token_time.csv``, tables of a few rows, and the timeline."""
@@ -258,25 +271,7 @@ def _rename(table: pd.DataFrame, new_name: dict[str, str]) -> pd.DataFrame:
     return table.assign(deployment=table["deployment"].map(new_name))
 
 
-class Listed(NamedTuple):
-    """Table as texts."""
-
-    title: str
-    lead: str
-    """Sentence above it on the page."""
-    rows: list[list[str]]
-    """Titles of the columns, and a row for each of the table's; deployments come first."""
-
-
-def list_tables(results: Results) -> Iterator[Listed]:
-    """List the tables that have rows."""
-    for name in LISTED_TABLES:
-        table: pd.DataFrame = getattr(results, name).dropna(axis="columns", how="all")
-        if len(table):
-            yield _LISTS[name](table)
-
-
-def _list_classes(table: pd.DataFrame) -> Listed:
+def _list_classes(table: pd.DataFrame) -> TextTable:
     names = [name for name in table if name in METRICS]
     names = [name for name in names if name not in OF_CHANGES or table[name].any()]
     rows = [["Deployment", "Priority", *(METRICS[name].label for name in names)]]
@@ -287,10 +282,10 @@ def _list_classes(table: pd.DataFrame) -> Listed:
         shown = UNDEFINED if pd.isna(priority) else shown
         rows.append([str(row["deployment"]), shown, *cells])
     lead = "Judged requests of each priority; where the order is by priority, the least is first."
-    return Listed("By priority", lead, rows)
+    return TextTable("By priority", rows, lead)
 
 
-def _list_kv_tiers(table: pd.DataFrame) -> Listed:
+def _list_kv_tiers(table: pd.DataFrame) -> TextTable:
     rows = [["Deployment", "Tier", "Tokens of a rank", "Prompt tokens found", "Share"]]
     for _, row in table.iterrows():
         counts = [f"{row[name]:,}" for name in ("capacity_tokens", "hit_tokens")]
@@ -300,10 +295,10 @@ def _list_kv_tiers(table: pd.DataFrame) -> Listed:
         "Prompt tokens that requests found in each tier of the KV cache: on the GPU, and behind "
         "those in the first tier below that has them. Each data-parallel rank has its own."
     )
-    return Listed("Tiers of the KV cache", lead, rows)
+    return TextTable("Tiers of the KV cache", rows, lead)
 
 
-_LISTS: dict[str, Callable[[pd.DataFrame], Listed]] = {
+_LISTS: dict[str, Callable[[pd.DataFrame], TextTable]] = {
     "classes": _list_classes,
     "kv_tiers": _list_kv_tiers,
 }

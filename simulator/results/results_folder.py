@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeAlias
+from typing import Any, ClassVar, NamedTuple, Self, TypeAlias
 
 import pandas as pd
 
@@ -131,6 +132,37 @@ Content: TypeAlias = str | pd.DataFrame | Mapping[str, Columns]
 """Content of a file of results: a text, a table, or long tables by deployment."""
 
 
+class Cell(NamedTuple):
+    """Cell of a table that has more than its text."""
+
+    text: str
+    hint: str = ""
+    """Hint below the text, such as its band."""
+    metric: str = ""
+    """Metric that it is a value of."""
+    raw: float = math.nan
+    """The value as a number."""
+    is_best: bool = False
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class TextTable(NamedTuple):
+    """Table as texts, for the page and for the console."""
+
+    title: str
+    rows: Sequence[Sequence[str | Cell]]
+    """Titles of the columns, and the rows, each under its own title."""
+    lead: str = ""
+    """Sentence above it on the page."""
+
+    @property
+    def cells(self) -> list[list[Cell]]:
+        """The rows, with every text as a cell."""
+        return [[one if isinstance(one, Cell) else Cell(one) for one in row] for row in self.rows]
+
+
 @dataclass(frozen=True)
 class ResultsFolder:
     """Facts and tables of one command, as its results folder holds them."""
@@ -159,6 +191,10 @@ class ResultsFolder:
         """Findings: at least ``headline`` and ``reasons``."""
         found: dict[str, Any] = self.run["verdict"]
         return found
+
+    def list_tables(self) -> list[TextTable]:
+        """Tables for people."""
+        return []
 
     def list_others(self) -> dict[str, Content]:
         """Files besides ``run.json``, the tables and the page, by name."""

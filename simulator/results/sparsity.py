@@ -10,8 +10,9 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from simulator.results.formats import TIMES
 from simulator.results.provenance import Provenance
-from simulator.results.results_folder import ResultsFolder
+from simulator.results.results_folder import ResultsFolder, TextTable
 
 
 @dataclass(frozen=True)
@@ -322,3 +323,21 @@ class SparsityFolder(ResultsFolder):
     def verdict(self) -> dict[str, Any]:
         """Headline, and further sentences."""
         return {"headline": tell_headline(self.results), "reasons": list_findings(self.results)}
+
+    def list_tables(self) -> list[TextTable]:
+        """Bytes by format, and speeds by machine and kernels."""
+        found = self.results
+        storage = [["Format", "Bytes at 50 %", "at 75 %", "at 90 %", "Fewer bytes from"]]
+        for one in found.storage:
+            shares = [f"{share:.4g}" for share in (one.shares[50:51] or one.shares)]
+            shares += [f"{one.shares[at]:.4g}" if len(one.shares) > 1 else "" for at in (75, 90)]
+            least = "never" if one.break_even is None else f"{one.break_even:.1%}"
+            storage.append([one.format, *shares, least if len(one.shares) > 1 else "always half"])
+        titles = ["Machine, kernels, tokens", "Speed at 50 %", "at 75 %", "at 90 %"]
+        speeds = [[*titles, "As fast from", "Rests on"]]
+        for curve in (*found.speeds, *(found.measured.curves if found.measured else ())):
+            ups = [curve.find_speed(at) for at in (0.5, 0.75, 0.9)]
+            cells = ["" if up is None else f"{up:.2f}{TIMES}" for up in ups]
+            name = f"{curve.machine}, {curve.kernels}, {curve.dtype}, {curve.tokens:,}"
+            speeds.append([name, *cells, curve.break_even_text, curve.basis])
+        return [TextTable("Bytes by format", storage), TextTable("Break-even of time", speeds)]

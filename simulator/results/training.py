@@ -24,7 +24,7 @@ from simulator.results.formats import (
 from simulator.results.formats import (
     seconds as write_seconds,
 )
-from simulator.results.results_folder import Content, ResultsFolder
+from simulator.results.results_folder import Cell, Content, ResultsFolder, TextTable
 from simulator.results.shown_steps import chrome_trace
 
 PARTS = (
@@ -90,6 +90,12 @@ METRICS = {
 """Columns of ``summary.csv`` behind ``deployment``, in order."""
 
 
+_BANDS = (
+    "Behind a value, its 80 % band: by the errors of the kernels that price it, of backward "
+    "passes, which nobody has measured, and of what frameworks take besides."
+)
+
+
 @dataclass(frozen=True)
 class TrainingResults(ResultsFolder):
     """Simulated training of several deployments."""
@@ -105,6 +111,26 @@ class TrainingResults(ResultsFolder):
 
     writer = "a training"
     files = {"summary": "summary.csv", "spans": "spans.parquet"}
+
+    def list_tables(self) -> list[TextTable]:
+        """Metrics that some deployment has, a row each."""
+        rows: list[list[str | Cell]] = [["Metric", *self.deployments]]
+        facts = [self.facts(name) for name in self.deployments]
+        for name, described in METRICS.items():
+            values = self.summary[name].astype(float).to_list()
+            if all(map(math.isnan, values)):
+                continue
+            cells = [
+                Cell(
+                    write_metric(name, value, own["currency"]),
+                    write_band(name, value, own),
+                    name,
+                    value,
+                )
+                for value, own in zip(values, facts, strict=True)
+            ]
+            rows.append([Cell(described.label, described.definition), *cells])
+        return [TextTable("In numbers", rows, _BANDS)]
 
     def list_others(self) -> dict[str, Content]:
         """The timeline."""

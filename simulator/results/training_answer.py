@@ -19,8 +19,14 @@ from typing import Any
 import pandas as pd
 
 from simulator.base.reading import read_text
-from simulator.results.formats import TIMES, count, number
-from simulator.results.results_folder import Content, ResultsFolder, check_columns
+from simulator.results.formats import TIMES, count, num_bytes, number, percent
+from simulator.results.results_folder import (
+    Cell,
+    Content,
+    ResultsFolder,
+    TextTable,
+    check_columns,
+)
 
 COLUMNS = {
     "model": "Name of the model in the question.",
@@ -46,6 +52,12 @@ COLUMNS = {
 RECOMMENDED = "recommended.toml"
 
 
+_SPLITS = (
+    "Of each model on each number of GPUs, those in time first; candidates.csv has all that were "
+    "simulated. Behind days stands their 80 % band."
+)
+
+
 @dataclass(frozen=True)
 class TrainingAnswer(ResultsFolder):
     """Answer of a plan of training: simulated splits, and those that are recommended."""
@@ -60,6 +72,30 @@ class TrainingAnswer(ResultsFolder):
     writer = "a plan of training"
     files = {"candidates": "candidates.csv"}
     own_files = frozenset({RECOMMENDED})
+
+    def list_tables(self) -> list[TextTable]:
+        """The cheapest splits of each model on each number of GPUs."""
+        currency = self.run["currency"]
+        titles = ["Split", "Days", f"Cost ({currency})", "Tokens/s per GPU", "MFU", "Bubble"]
+        rows: list[list[str | Cell]] = [[*titles, "Memory", "Micro-batch", "Recomputed"]]
+        for row in list_sizes(self.candidates).to_dict("records"):
+            split = f"{int(row['num_gpus']):,} {row['cluster']}: {row['split']}"
+            late = "" if row["keeps_target"] else " (too slow)"
+            band = f"{number(row['days_low'])} to {number(row['days_high'])}"
+            rows.append(
+                [
+                    Cell(f"{row['model']}{late}, {split}"),
+                    Cell(number(row["days"]), band),
+                    f"{row['cost']:,.0f}",
+                    number(row["tokens_per_s_per_gpu"]),
+                    percent(row["mfu"]),
+                    percent(row["bubble_share"]),
+                    num_bytes(row["memory_bytes"]),
+                    f"{int(row['micro_batch'])}",
+                    str(row["recompute"]),
+                ]
+            )
+        return [TextTable("The cheapest splits", rows, _SPLITS)]
 
     def list_others(self) -> dict[str, Content]:
         """The scenario of the recommended splits."""
