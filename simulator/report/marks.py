@@ -1,4 +1,4 @@
-"""Marks of several figures: spreads, names, agreement with measurements, stacked bars."""
+"""Marks of several figures: curves, spreads, names, stacked bars, spans of steps, maps of load."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from simulator.report import style
-from simulator.results.formats import log_ticks
+from simulator.report.style import Shown
+from simulator.results.folder import Results
+from simulator.results.formats import TIMES, log_ticks, seconds, time_axis
+from simulator.results.phases import STEP_PHASES
+from simulator.results.shown_steps import shown_step, step_text
 
 DOTTED = {"color": style.MUTED, "width": 1, "dash": "dot"}
 """A line that only helps the eye."""
@@ -161,3 +165,267 @@ def draw_stacked(
     drawn.update_yaxes(visible=False, range=[len(names) - 0.7, -0.75])
     drawn.update_xaxes(rangemode="tozero", range=[0, 1.01 * total], nticks=8)
     return drawn
+
+
+WHICH = (
+    "Headings say which step of the run it is, or that it is representative: as many tokens as a "
+    "step of the run, spread evenly over the ranks."
+)
+"""Caption of the headings of figures of single steps."""
+
+
+def heading(results: Results, name: str, phase: str) -> str:
+    """The heading of a deployment's plot."""
+    return f"{style.labels(results)[name]}: {step_text(results.run, name, phase)}"
+
+
+def shared_heading(results: Results, names: list[str], phase: str) -> str:
+    """The heading of a plot with the steps of several deployments."""
+    if len(names) == 1:
+        said = step_text(results.run, names[0], phase)
+    else:
+        sources = {shown_step(results.run, name, phase)["source"] for name in names}
+        steps = {
+            frozenset({"run"}): f"{phase} steps of the run",
+            frozenset({"representative"}): f"representative {phase} steps",
+        }
+        said = steps.get(frozenset(sources), f"{phase} steps, of the run and representative")
+    return f"{said[0].upper()}{said[1:]}"
+
+
+MAX_RANKS = 16
+MAX_BARS = 400
+
+
+def cut_to_layers(spans: pd.DataFrame, max_bars: int = MAX_BARS) -> tuple[pd.DataFrame, str]:
+    """Cut spans to the first layers that fit in ``max_bars``, on at most ``MAX_RANKS`` ranks, and
+    say so in words.
+    """
+    ranks = np.sort(spans["rank"].unique())
+    on_ranks = spans[spans["rank"].isin(ranks[:MAX_RANKS])]
+    extent = f"{min(len(ranks), MAX_RANKS)} of {len(ranks)} ranks"
+    in_layers = on_ranks[on_ranks["layer"] >= 0]
+    if in_layers.empty:
+        return on_ranks, extent
+    bars_up_to = in_layers.groupby("layer").size().cumsum()
+    num_layers = max(int((bars_up_to <= max_bars).sum()), 1)
+    shown = in_layers[in_layers["layer"].isin(bars_up_to.index[:num_layers])]
+    # Spans of no layer, such as the engine's own time, are shown where they fall in the window.
+    end_s = float((shown["start_s"] + shown["duration_s"]).max())
+    whole = on_ranks[(on_ranks["layer"] < 0) & (on_ranks["start_s"] < end_s)]
+    shown = pd.concat([shown, whole]) if len(whole) else shown
+    return shown, f"first {num_layers} of {len(bars_up_to)} layers, {extent}"
+
+
+def draw_axes(
+    spans: pd.DataFrame, height: int, nticks: int, **layout: Any
+) -> tuple[go.Figure, float]:
+    """An empty timeline that holds spans, and the seconds of a unit of its axis.
+
+    Time before the first layer (the engine's own) is the same on all ranks: it is cut rather than
+    let it fill the plot.
+    """
+    end_s = float((spans["start_s"] + spans["duration_s"]).max())
+    first_s = float(spans.loc[spans["layer"] >= 0, "start_s"].min())
+    begin_s = max(0.0, first_s - 0.08 * (end_s - first_s)) if math.isfinite(first_s) else 0.0
+    unit_s, unit = time_axis(end_s)
+    title = f"Time since the start of the step ({unit})"
+    drawn = style.figure(title, "Rank (index)", height, barmode="overlay", **layout)
+    drawn.update_yaxes(showgrid=False)
+    drawn.update_xaxes(range=[begin_s / unit_s, end_s / unit_s], nticks=nticks)
+    return drawn, unit_s
+
+
+def add_bars(
+    drawn: go.Figure,
+    spans: pd.DataFrame,
+    row: str,
+    extra: str,
+    unit_s: float,
+    thickness: float | None = None,
+) -> None:
+    """Add a bar a span, a trace a phase.
+
+    Args:
+        row: column with the bar's place on the vertical axis.
+        extra: what the hover says beside the bar.
+        unit_s: seconds of a unit of the horizontal axis.
+        thickness: width of a bar where rows are not evenly spaced.
+    """
+    by_phase = spans.groupby("name")
+    for phase in filter(by_phase.groups.__contains__, STEP_PHASES):
+        part = by_phase.get_group(phase)
+        layer = ["whole step" if i < 0 else f"layer {i}" for i in part["layer"]]
+        took, start = (map(seconds, part[column]) for column in ("duration_s", "start_s"))
+        drawn.add_bar(
+            orientation="h",
+            y=part[row].to_numpy(),
+            base=(part["start_s"] / unit_s).to_numpy(float),
+            x=(part["duration_s"] / unit_s).to_numpy(float),
+            name=phase,
+            width=thickness,
+            marker={"color": style.PHASE_COLOURS[phase], "line": {"width": 0}},
+            customdata=list(zip(layer, took, start, strict=True)),
+            hovertemplate=(
+                f"{phase}, %{{customdata[0]}}: %{{customdata[1]}} from "
+                f"%{{customdata[2]}}<extra>{extra}</extra>"
+            ),
+        )
+
+
+MAX_FACTOR = 8.0
+"""Loads beyond this factor of the mean take the last colour: one scale for all heat maps makes them
+comparable."""
+
+
+def grid(table: pd.DataFrame, row: str, column: str, value: str) -> NDArray[np.float64]:
+    """The table as a dense array; NaN where it has no row.
+
+    >>> table = pd.DataFrame({"layer": [0, 1], "rank": [0, 1], "load": [1.0, 2.0]})
+    >>> grid(table, "layer", "rank", "load")
+    array([[ 1., nan],
+           [nan,  2.]])
+    """
+    filled = np.full((int(table[row].max()) + 1, int(table[column].max()) + 1), np.nan)
+    filled[table[row].to_numpy(int), table[column].to_numpy(int)] = table[value].to_numpy(float)
+    return filled
+
+
+def load_map(load: NDArray[np.float64], column: str, hover: str, height: int = 300) -> go.Figure:
+    """Load over the layer's mean, a row a layer, on a logarithmic scale that is the same in every
+    heat map.
+
+    A cell carries its load with the digits that are shown; the page's script makes its colour of
+    that, so that large maps are carried once.
+
+    Args:
+        column: what a column is, such as ``Expert``.
+        hover: what is counted, such as ``tokens``.
+    """
+    drawn = style.figure(f"{column} (index)", "MoE layer (index)", height)
+    powers = [-3, -2, -1, 0, 1, 2, 3]
+    bar: dict[str, Any] = {
+        "tickvals": powers,
+        "ticktext": [f"{factor}{TIMES}" for factor in ("≤ ⅛", "¼", "½", "1", "2", "4", "≥ 8")],
+    }
+    drawn.add_heatmap(
+        customdata=[[_format_value(value) for value in row] for row in load.tolist()],
+        meta={"colour_limit": MAX_FACTOR},
+        zmin=powers[0],
+        zmax=powers[-1],
+        colorscale=style.LOAD_COLOURS,
+        colorbar=bar,
+        hovertemplate=(
+            f"layer %{{y}}, {column.lower()} %{{x}}<br>%{{customdata:.2f}}{TIMES} the "
+            f"mean {hover}<extra></extra>"
+        ),
+    )
+    integer_axes(drawn, *load.shape)
+    return drawn
+
+
+def _format_value(load: float) -> float | None:
+    return round(load, 2) if math.isfinite(load) else None
+
+
+def integer_axes(drawn: go.Figure, rows: int, columns: int, **where: int) -> None:
+    """Whole numbers on both axes, the first row on top."""
+    drawn.update_yaxes(autorange="reversed", showgrid=False, dtick=_tick(rows), **where)
+    drawn.update_xaxes(showgrid=False, dtick=_tick(columns), **where)
+
+
+def _tick(size: int) -> int:
+    """The tick step that puts at most nine ticks on an axis: a power of two, as experts and ranks
+    are counted.
+    """
+    step = 1
+    while size > 9 * step:
+        step *= 2
+    return step
+
+
+SKEW = (
+    "The dotted line is what uniform routing gives by chance at as many tokens; the shade from "
+    "it up to the mean of the layers is the skew of the routing."
+)
+"""Caption of the line and the shade of :func:`add_imbalance`."""
+_SHADE = 0.22
+_HALF_WIDTH = 0.3
+"""Half the width of the mark of a single layer, in layers."""
+
+
+def draw_imbalance(shown: Shown, step: str, ratios: Mapping[str, pd.Series]) -> go.Figure:
+    """Curves of deployments over layers with their skew.
+
+    Args:
+        step: phase or kind of the step that is shown.
+        ratios: pairs of the busiest rank over the mean rank's, by deployment and layer.
+    """
+    label, line = style.labels(shown), style.lines(shown)
+    drawn = style.figure("MoE layer (index)", "Busiest over mean rank (ratio)", height=240)
+    for name, ratio in ratios.items():
+        uniform = shown_step(shown.run, name, step)["uniform_imbalance"]
+        add_imbalance(drawn, ratio, uniform, label[name], line[name])
+    drawn.update_yaxes(rangemode="tozero", nticks=6)
+    return drawn.update_xaxes(nticks=9)
+
+
+def add_imbalance(
+    drawn: go.Figure, ratio: pd.Series, uniform: dict[str, float], label: str, line: dict[str, Any]
+) -> None:
+    """Add a deployment's curve, the line that chance alone gives, and a shade for its skew.
+
+    Args:
+        ratio: pairs of the busiest rank over the mean rank's, by layer.
+        uniform: fields of :class:`~simulator.work.uniform_load.UniformImbalance`.
+        label: name of the deployment.
+        line: look of the deployment's curves.
+    """
+    layers, values = ratio.index.to_numpy(float), ratio.to_numpy(np.float64)
+    names = [f"layer {layer}" for layer in ratio.index]
+    if len(ratio) == 1:
+        layers = np.array([layers[0] - _HALF_WIDTH, layers[0] + _HALF_WIDTH])
+        values, names = np.repeat(values, 2), names * 2
+    chance = np.full(len(layers), uniform["mean"])
+    # Of the mean, since single layers scatter to both sides of what chance gives on average.
+    skewed = np.fmax(np.full(len(layers), np.nanmean(values)), chance)
+    hidden = {"name": label, "showlegend": False, "mode": "lines"}
+    drawn.add_scatter(
+        x=np.concatenate([layers, layers[::-1]]),
+        y=np.concatenate([chance, skewed]),
+        line={"width": 0, "color": line["color"]},
+        fill="toself",
+        fillcolor=style.fade_colour(line["color"], _SHADE),
+        hoverinfo="skip",
+        **hidden,
+    )
+    drawn.add_scatter(
+        x=layers,
+        y=chance,
+        line=line | {"dash": "dot", "width": 1.5},
+        hovertemplate=(
+            f"uniform routing: %{{y:.2f}}{TIMES}, in nine of ten batches "
+            f"{uniform['low']:.2f} to {uniform['high']:.2f}<extra>{label}</extra>"
+        ),
+        **hidden,
+    )
+    drawn.add_scatter(
+        x=layers,
+        y=values,
+        name=label,
+        line=line,
+        mode="lines",
+        customdata=[
+            [name, _excess(value - uniform["mean"])]
+            for name, value in zip(names, values.tolist(), strict=True)
+        ],
+        hovertemplate=(
+            f"%{{customdata[0]}}: %{{y:.2f}}{TIMES}, %{{customdata[1]}}<extra>{label}</extra>"
+        ),
+    )
+
+
+def _excess(skew: float) -> str:
+    """Distance of a layer from what chance gives, in words."""
+    side = "above" if skew >= 0 else "below"
+    return f"{abs(skew):.2f} {side} uniform routing"

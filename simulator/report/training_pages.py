@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from simulator.report import style
 from simulator.report.deployment_tables import describe_making
 from simulator.report.gallery import FigureCards, load_figures, pair_up
-from simulator.report.heat import load_map
-from simulator.report.marks import DOTTED, log_axis, whiskers
+from simulator.report.marks import DOTTED, load_map, log_axis, whiskers
 from simulator.report.rendering import (
     Block,
     Section,

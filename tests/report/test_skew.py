@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.report.heat import add_imbalance
+from simulator.report.marks import add_imbalance
 from tests.cases import cases
 
 UNIFORM = {"mean": 1.5, "low": 1.2, "high": 1.9}

@@ -6,8 +6,7 @@ import plotly.graph_objects as go
 
 from simulator.report import style
 from simulator.report.gallery import Figure
-from simulator.report.heat import SKEW, draw_imbalance
-from simulator.report.marks import whiskers
+from simulator.report.marks import SKEW, draw_imbalance, whiskers
 from simulator.results.executed import HIGH, LOW, TITLES, Executed, imbalance, kinds
 from simulator.results.formats import number
 
@@ -52,27 +51,36 @@ def draw_bars(executed: Executed, column: str, title: str, unit: str) -> dict[st
     return plots
 
 
-class RankRows(Figure[Executed]):
+class _Bars(Figure[Executed]):
+    """A bar a rank and deployment, a plot a kind of step."""
+
+    section = "Load of the ranks"
+    column: str
+    y: str
+    """Title of the vertical axis."""
+    unit: str
+
+    def draw(self, executed: Executed) -> dict[str, go.Figure]:
+        return draw_bars(executed, self.column, self.y, self.unit)
+
+
+class RankRows(_Bars):
     """A bar a rank and deployment, a plot a kind of step."""
 
     title = "Rows sent by each rank"
-    section = "Load of the ranks"
     definition = (
         "Hidden vectors sent to other ranks in a mean layer of a step; whiskers: "
         "from the 10th to the 90th percentile of steps."
     )
     absent = "No tokens travelled between ranks in this run."
     order = 42
-
-    def draw(self, executed: Executed) -> dict[str, go.Figure]:
-        return draw_bars(executed, "num_rows", "Rows (per layer and step)", "hidden vectors")
+    column, y, unit = "num_rows", "Rows (per layer and step)", "hidden vectors"
 
 
-class RankPairs(Figure[Executed]):
+class RankPairs(_Bars):
     """A bar a rank and deployment, a plot a kind of step."""
 
     title = "Pairs computed by each rank"
-    section = "Load of the ranks"
     definition = (
         "Token-expert pairs in a mean layer of a step; whiskers: "
         "from the 10th to the 90th percentile of steps. "
@@ -80,9 +88,7 @@ class RankPairs(Figure[Executed]):
     )
     absent = "No deployment has routed experts."
     order = 40
-
-    def draw(self, executed: Executed) -> dict[str, go.Figure]:
-        return draw_bars(executed, "num_pairs", "Pairs (per layer and step)", "pairs")
+    column, y, unit = "num_pairs", "Pairs (per layer and step)", "pairs"
 
 
 class RankImbalance(Figure[Executed]):

@@ -10,8 +10,14 @@ import plotly.graph_objects as go
 
 from simulator.report import style
 from simulator.report.gallery import Figure
-from simulator.report.marks import add_curve, add_moves, add_name
-from simulator.report.spans import add_bars, cut_to_layers, draw_axes
+from simulator.report.marks import (
+    add_bars,
+    add_curve,
+    add_moves,
+    add_name,
+    cut_to_layers,
+    draw_axes,
+)
 from simulator.results.executed import (
     KINDS,
     SOURCES,

@@ -9,9 +9,16 @@ import plotly.graph_objects as go
 
 from simulator.report import style
 from simulator.report.gallery import Figure
-from simulator.report.heat import SKEW, draw_imbalance, grid, load_map
-from simulator.report.marks import add_curve
-from simulator.report.spans import WHICH, heading, shared_heading
+from simulator.report.marks import (
+    SKEW,
+    WHICH,
+    add_curve,
+    draw_imbalance,
+    grid,
+    heading,
+    load_map,
+    shared_heading,
+)
 from simulator.results.folder import Results
 
 _NO_RANKS = "No deployment in this run recorded its ranks (a dense model has no experts to spread)."

@@ -10,14 +10,14 @@ from plotly.subplots import make_subplots
 
 from simulator.report import style
 from simulator.report.gallery import Figure
-from simulator.report.heat import integer_axes
-from simulator.report.marks import draw_stacked
-from simulator.report.spans import (
+from simulator.report.marks import (
     WHICH,
     add_bars,
     cut_to_layers,
     draw_axes,
+    draw_stacked,
     heading,
+    integer_axes,
     shared_heading,
 )
 from simulator.results.folder import Results
