@@ -149,7 +149,8 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool,
+        console.option("Print the version.", flag="--version", callback=_version, is_eager=True),
     ] = False,
 ) -> None:
     """Replay real traffic on mixture-of-experts and dense deployments, and see which serves it

@@ -11,7 +11,6 @@ from simulator.base.caches import Kept
 from simulator.base.errors import UserError
 from simulator.base.text import first_line
 from simulator.cli import console
-from simulator.cli.console import AsJson
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,13 +19,13 @@ app = typer.Typer(
 
 
 @app.command()
-def info(as_json: AsJson = False) -> None:
+def info(as_json: console.AsJson = False) -> None:
     """Say what is kept, where, and how much it is."""
     _show(caches.measure_caches, as_json)
 
 
 @app.command()
-def clear(as_json: AsJson = False) -> None:
+def clear(as_json: console.AsJson = False) -> None:
     """Remove all that is kept; the next run compiles anew, the next search simulates anew."""
     _show(caches.clear_caches, as_json)
 

@@ -70,58 +70,66 @@ err = Screen(stderr=True)
 out = Screen()
 
 
+def option(text: str, metavar: str | None = None, flag: str = "", **more: Any) -> Any:
+    """An option of a command.
+
+    Args:
+        text: its help.
+        metavar: what stands for its value there.
+        flag: its name, by default that of the parameter.
+        more: as of :func:`typer.Option`.
+    """
+    return typer.Option(*filter(None, [flag]), metavar=metavar, help=text, **more)
+
+
+def argument(text: str, metavar: str | None = None, **more: Any) -> Any:
+    """An argument of a command, with its help and what stands for it there."""
+    return typer.Argument(metavar=metavar, help=text, **more)
+
+
 def _seed(text: str) -> int:
     if not text.isdecimal():
         raise UserError(f"--seed {text}: must be a whole number of at least 0")
     return int(text)
 
 
-ScenarioFile = Annotated[
-    str, typer.Argument(help="A scenario's TOML file, or the name of a shipped one.")
-]
+ScenarioFile = Annotated[str, argument("A scenario's TOML file, or the name of a shipped one.")]
 Out = Annotated[
     Path | None,
-    typer.Option("--out", metavar="DIR", help="Folder to write; by default reports/out/<name>."),
+    option("Folder to write; by default reports/out/<name>.", "DIR", flag="--out"),
 ]
-AsJson = Annotated[
-    bool, typer.Option("--json", help="Print the result as JSON on standard output.")
-]
+AsJson = Annotated[bool, option("Print the result as JSON on standard output.", flag="--json")]
 Seed = Annotated[
     int | None,
-    typer.Option("--seed", parser=_seed, metavar="N", help="Overrides the scenario's seed."),
+    option("Overrides the scenario's seed.", "N", flag="--seed", parser=_seed),
 ]
 SimulatedNodes = Annotated[
     int | None,
-    typer.Option(
-        "--simulated-nodes",
-        metavar="N",
-        min=1,
-        help="Spread the ranks over N Ray nodes on this machine.",
+    option(
+        "Spread the ranks over N Ray nodes on this machine.", "N", flag="--simulated-nodes", min=1
     ),
 ]
 Address = Annotated[
     str | None,
-    typer.Option(
-        "--address",
-        metavar="HOST:PORT",
-        help="Run on the Ray cluster there; by default Ray is started here.",
+    option(
+        "Run on the Ray cluster there; by default Ray is started here.",
+        "HOST:PORT",
+        flag="--address",
     ),
 ]
 Workers = Annotated[
     int | None,
-    typer.Option(
-        "--workers",
-        metavar="N",
-        min=1,
-        help="Processes of a plan, a sweep or the deployments of a run; by default one a core, or "
+    option(
+        "Processes of a plan, a sweep or the deployments of a run; by default one a core, or "
         "one a CPU of the cluster, and for a run one.",
+        "N",
+        flag="--workers",
+        min=1,
     ),
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", metavar="PATH=VALUE", help="Override any key, such as workload.num_requests=1000."
-    ),
+    option("Override any key, such as workload.num_requests=1000.", "PATH=VALUE", flag="--set"),
 ]
 
 
@@ -132,11 +140,11 @@ def _allow_code(is_allowed: bool) -> bool:
 
 AllowCode = Annotated[
     bool,
-    typer.Option(
-        trust.FLAG,
-        callback=_allow_code,
-        help="Let kind = 'my_package.my_policy' run code that lies in the current folder, or that "
+    option(
+        "Let kind = 'my_package.my_policy' run code that lies in the current folder, or that "
         "no installed package holds.",
+        flag=trust.FLAG,
+        callback=_allow_code,
     ),
 ]
 """Option of every command that reads a scenario, or a file that one names. Its callback does it

@@ -7,20 +7,17 @@ from __future__ import annotations
 import json
 from typing import Annotated
 
-import typer
-
 from simulator.base.text import one_line
 from simulator.cli import console
-from simulator.cli.console import AllowCode, AsJson, Set
 
 
 def list_(
     family: Annotated[
         str | None,
-        typer.Argument(help="A family, such as models, clusters or routing; absent = all."),
+        console.argument("A family, such as models, clusters or routing; absent = all."),
     ] = None,
-    as_json: AsJson = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")] = False,
+    as_json: console.AsJson = False,
+    markdown: Annotated[bool, console.option("Print Markdown tables.", flag="--markdown")] = False,
 ) -> None:
     """List what there is: scenarios, plans, workloads, models, clusters, accelerators and every
     kind of policy.
@@ -46,14 +43,14 @@ def list_(
 def check(
     file: Annotated[
         str,
-        typer.Argument(
-            help="A scenario, plan, workload, model, law, claim, cluster, accelerator or "
+        console.argument(
+            "A scenario, plan, workload, model, law, claim, cluster, accelerator or "
             "calibration file."
         ),
     ],
-    overrides: Set = None,
-    allow_code: AllowCode = False,
-    as_json: AsJson = False,
+    overrides: console.Set = None,
+    allow_code: console.AllowCode = False,
+    as_json: console.AsJson = False,
 ) -> None:
     """Say whether a file is right, down to every name in it and whether the models fit their GPUs;
     runs nothing.
@@ -71,13 +68,11 @@ def check(
 def new(
     kind: Annotated[
         str,
-        typer.Argument(
-            help="scenario, plan, cluster or model; or a kind of policy, such as balancing."
+        console.argument(
+            "scenario, plan, cluster or model; or a kind of policy, such as balancing."
         ),
     ],
-    name: Annotated[
-        str, typer.Argument(help="What to call it; the file is NAME.toml, or NAME.py.")
-    ],
+    name: Annotated[str, console.argument("What to call it; the file is NAME.toml, or NAME.py.")],
 ) -> None:
     """Write a commented file to begin with, where its name is found; moesim check accepts it as it
     is. Of a policy, a working one with its test in my_package, and a scenario that runs it.
@@ -95,8 +90,8 @@ def new(
 def schema(
     what: Annotated[
         str,
-        typer.Argument(
-            help="scenario, training, plan, 'training plan', workload, model, law, claim, "
+        console.argument(
+            "scenario, training, plan, 'training plan', workload, model, law, claim, "
             "accelerator, cluster, engine, calibration, 'host calibration' or answer."
         ),
     ] = "scenario",

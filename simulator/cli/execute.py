@@ -7,43 +7,30 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from simulator.cli import console
-from simulator.cli.console import (
-    Address,
-    AllowCode,
-    AsJson,
-    Out,
-    ScenarioFile,
-    Seed,
-    Set,
-    SimulatedNodes,
-)
 
 
 def execute(
-    scenario: ScenarioFile,
-    out_folder: Out = None,
+    scenario: console.ScenarioFile,
+    out_folder: console.Out = None,
     backend: Annotated[
         str,
-        typer.Option(
-            metavar="NAME",
-            help="ray (actors, over nodes and with faults) or in_process (threads, without Ray).",
+        console.option(
+            "ray (actors, over nodes and with faults) or in_process (threads, without Ray).", "NAME"
         ),
     ] = "ray",
-    simulated_nodes: SimulatedNodes = None,
-    address: Address = None,
+    simulated_nodes: console.SimulatedNodes = None,
+    address: console.Address = None,
     deployments: Annotated[
         list[str] | None,
-        typer.Option(
-            "--deployment", metavar="NAME", help="Run only this one; may be given several times."
+        console.option(
+            "Run only this one; may be given several times.", "NAME", flag="--deployment"
         ),
     ] = None,
-    seed: Seed = None,
-    overrides: Set = None,
-    allow_code: AllowCode = False,
-    as_json: AsJson = False,
+    seed: console.Seed = None,
+    overrides: console.Set = None,
+    allow_code: console.AllowCode = False,
+    as_json: console.AsJson = False,
 ) -> None:
     """Run every deployment of a scenario for real, on PyTorch shards in Ray actors or in threads of
     this process, beside the simulator's prediction. Of a training scenario, steps are trained, with

@@ -12,7 +12,6 @@ from rich.text import Text
 
 from simulator.base.text import one_line
 from simulator.cli import console
-from simulator.cli.console import Address, AllowCode, AsJson, Out, Seed, Set, Workers
 
 if TYPE_CHECKING:
     from simulator.planner.store import Store
@@ -30,23 +29,20 @@ them."""
 
 
 def plan(
-    question: Annotated[
-        str, typer.Argument(help="A plan's TOML file, or the name of a shipped one.")
-    ],
-    out_folder: Out = None,
-    seed: Seed = None,
-    overrides: Set = None,
-    allow_code: AllowCode = False,
+    question: Annotated[str, console.argument("A plan's TOML file, or the name of a shipped one.")],
+    out_folder: console.Out = None,
+    seed: console.Seed = None,
+    overrides: console.Set = None,
+    allow_code: console.AllowCode = False,
     cache: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Where finished simulations are kept; by default in the user's cache folder.",
+        console.option(
+            "Where finished simulations are kept; by default in the user's cache folder.", "DIR"
         ),
     ] = None,
-    workers: Workers = None,
-    address: Address = None,
-    as_json: AsJson = False,
+    workers: console.Workers = None,
+    address: console.Address = None,
+    as_json: console.AsJson = False,
 ) -> None:
     """Find the cheapest deployments, MoE or dense, that meet latency targets for a workload, or the
     cheapest splits that train a model in so many days.

@@ -11,15 +11,6 @@ import typer
 from simulator.base.errors import UserError
 from simulator.base.partial import whole_file
 from simulator.cli import console
-from simulator.cli.console import (
-    Address,
-    AllowCode,
-    AsJson,
-    ScenarioFile,
-    Seed,
-    Set,
-    SimulatedNodes,
-)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,16 +19,16 @@ app = typer.Typer(
     ),
 )
 
-Target = Annotated[Path, typer.Argument(metavar="OUT.npz", help="Recording to write.")]
+Target = Annotated[Path, console.argument("Recording to write.", "OUT.npz")]
 Text = Annotated[
     Path | None,
-    typer.Option(
-        "--text",
-        metavar="FOLDER",
-        help="Text files, a subfolder a domain; by default Python's standard library.",
+    console.option(
+        "Text files, a subfolder a domain; by default Python's standard library.",
+        "FOLDER",
+        flag="--text",
     ),
 ]
-Tokens = Annotated[int, typer.Option("--tokens", metavar="N", help="Tokens to record.")]
+Tokens = Annotated[int, console.option("Tokens to record.", "N", flag="--tokens")]
 _BESIDE = {"curve": ".csv", "page": ".html", "model": ".toml"}
 """Suffixes of the files written beside the recording."""
 
@@ -47,25 +38,23 @@ def train(
     target: Target,
     text: Text = None,
     minutes: Annotated[
-        float | None, typer.Option(metavar="M", help="How long the run may take; by default 5.")
+        float | None, console.option("How long the run may take; by default 5.", "M")
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Steps to train, whatever they take; repeats a run."),
+        console.option("Steps to train, whatever they take; repeats a run.", "N"),
     ] = None,
     tokens: Tokens = 8192,
     weights: Annotated[
         Path | None,
-        typer.Option(
-            "--weights", metavar="FILE", help="Also write the mixture's weights (.safetensors)."
-        ),
+        console.option("Also write the mixture's weights (.safetensors).", "FILE"),
     ] = None,
-    seed: Seed = None,
+    seed: console.Seed = None,
     seeds: Annotated[
         int,
-        typer.Option(metavar="N", help="Trainings of each model, from --seed on; for the bands."),
+        console.option("Trainings of each model, from --seed on; for the bands.", "N"),
     ] = 3,
-    as_json: AsJson = False,
+    as_json: console.AsJson = False,
 ) -> None:
     """Train a small mixture of experts beside dense twins, record its choices, and say which
     learned faster: a tuned learning rate for each, and bands over several seeds.
@@ -108,13 +97,13 @@ def train(
 @app.command()
 def transformers(
     model: Annotated[
-        str, typer.Argument(help="A model's folder, or its name on the Hugging Face Hub.")
+        str, console.argument("A model's folder, or its name on the Hugging Face Hub.")
     ],
     target: Target,
     text: Text = None,
     tokens: Tokens = 8192,
-    seed: Seed = None,
-    as_json: AsJson = False,
+    seed: console.Seed = None,
+    as_json: console.AsJson = False,
 ) -> None:
     """Record the choices of a Hugging Face mixture of experts (Mixtral, OLMoE, Qwen-MoE, DeepSeek
     ...).
@@ -132,19 +121,19 @@ def transformers(
 
 @app.command()
 def runtime(
-    scenario: ScenarioFile,
+    scenario: console.ScenarioFile,
     target: Target,
     deployment: Annotated[
-        str | None, typer.Option(metavar="NAME", help="By default the first one with experts.")
+        str | None, console.option("By default the first one with experts.", "NAME")
     ] = None,
     text: Text = None,
     tokens: Tokens = 8192,
-    simulated_nodes: SimulatedNodes = None,
-    address: Address = None,
-    seed: Seed = None,
-    overrides: Set = None,
-    allow_code: AllowCode = False,
-    as_json: AsJson = False,
+    simulated_nodes: console.SimulatedNodes = None,
+    address: console.Address = None,
+    seed: console.Seed = None,
+    overrides: console.Set = None,
+    allow_code: console.AllowCode = False,
+    as_json: console.AsJson = False,
 ) -> None:
     """Record what the routers of a deployment choose while its shards run for real."""
     _check_suffix(target, ".npz")

@@ -10,12 +10,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from rich.text import Text
 
 from simulator.base.errors import UserError
 from simulator.cli import console
-from simulator.cli.console import Address, AllowCode, AsJson, Out, Seed, Set, Workers
 
 _SETTING_METRICS = ("ttft_p50_s", "tpot_p50_s", "output_tokens_per_s", "slo_attainment")
 """Metrics printed for each setting of a sweep."""
@@ -28,45 +26,40 @@ _MARK = " *"
 def run(
     scenario: Annotated[
         list[str],
-        typer.Argument(
-            help="A scenario's TOML file, or the name of a shipped one; several make a sweep."
+        console.argument(
+            "A scenario's TOML file, or the name of a shipped one; several make a sweep."
         ),
     ],
-    out_folder: Out = None,
+    out_folder: console.Out = None,
     fidelity: Annotated[
         str,
-        typer.Option(
-            metavar="NAME", help="step (fast), rank or message (detailed; for small traces)."
-        ),
+        console.option("step (fast), rank or message (detailed; for small traces).", "NAME"),
     ] = "step",
-    seed: Seed = None,
-    overrides: Set = None,
+    seed: console.Seed = None,
+    overrides: console.Set = None,
     sweep: Annotated[
         list[str] | None,
-        typer.Option(
-            "--sweep",
-            metavar="PATH=V1,V2,...",
-            help="Run with each of these values, such as workload.rate_scale=1,2,4; several of "
+        console.option(
+            "Run with each of these values, such as workload.rate_scale=1,2,4; several of "
             "these options are combined.",
+            "PATH=V1,V2,...",
         ),
     ] = None,
     seeds: Annotated[
         int,
-        typer.Option(
-            "--seeds", metavar="N", min=1, help="Run with so many seeds, counted on from the first."
-        ),
+        console.option("Run with so many seeds, counted on from the first.", "N", min=1),
     ] = 1,
-    workers: Workers = None,
-    address: Address = None,
+    workers: console.Workers = None,
+    address: console.Address = None,
     explain: Annotated[
         bool,
-        typer.Option(
-            "--explain",
-            help="Say where the time of a token goes, and which changes would help most.",
+        console.option(
+            "Say where the time of a token goes, and which changes would help most.",
+            flag="--explain",
         ),
     ] = False,
-    allow_code: AllowCode = False,
-    as_json: AsJson = False,
+    allow_code: console.AllowCode = False,
+    as_json: console.AsJson = False,
 ) -> None:
     """Replay a workload on every deployment of a scenario, and write a results folder with a
     report.
@@ -227,20 +220,17 @@ def _run_training(
 
 def report(
     folders: Annotated[
-        list[Path], typer.Argument(help="Results folders; several are shown in one report.")
+        list[Path], console.argument("Results folders; several are shown in one report.")
     ],
     out_file: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            metavar="FILE",
-            help=(
-                "HTML file; by default report.html (of several: comparison.html) "
-                "in the first folder."
-            ),
+        console.option(
+            "HTML file; by default report.html (of several: comparison.html) in the first folder.",
+            "FILE",
+            flag="--out",
         ),
     ] = None,
-    as_json: AsJson = False,
+    as_json: console.AsJson = False,
 ) -> None:
     """Build the report again from results folders of moesim run, or from one of a sweep, of moesim
     execute or of moesim plan.

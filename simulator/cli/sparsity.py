@@ -6,58 +6,48 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from simulator.cli import console
-from simulator.cli.console import AsJson
 
 _TOKENS = (16, 1024)
 
 
 def sparsity(
     matrix: Annotated[
-        str, typer.Option(metavar="ROWSxCOLUMNS", help="The weight matrix that is pruned.")
+        str, console.option("The weight matrix that is pruned.", "ROWSxCOLUMNS")
     ] = "14336x4096",
-    dtype: Annotated[
-        str, typer.Option(metavar="FORMAT", help="Number format of weights and data.")
-    ] = "bf16",
+    dtype: Annotated[str, console.option("Number format of weights and data.", "FORMAT")] = "bf16",
     machine: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Accelerator; by default one of each family that pruned products were measured "
+        console.option(
+            "Accelerator; by default one of each family that pruned products were measured "
             "on. May be given several times.",
+            "NAME",
         ),
     ] = None,
     tokens: Annotated[
         list[int] | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            help="Tokens of a product; by default 16 and 1,024.",
-        ),
+        console.option("Tokens of a product; by default 16 and 1,024.", "N", min=1),
     ] = None,
     data: Annotated[
         str,
-        typer.Option(
-            metavar="DATA",
-            help="Activations or inputs: ROWSxCOLUMNS@DENSITY, or a .npy file whose zeros are "
-            "counted.",
+        console.option(
+            "Activations or inputs: ROWSxCOLUMNS@DENSITY, or a .npy file whose zeros are counted.",
+            "DATA",
         ),
     ] = "4096x14336@0.1",
     real: Annotated[
         bool,
-        typer.Option(
-            "--real",
-            help="Measure pruned layers on this machine's processor as well, which takes about a "
+        console.option(
+            "Measure pruned layers on this machine's processor as well, which takes about a "
             "minute once and is kept.",
+            flag="--real",
         ),
     ] = False,
     out_folder: Annotated[
         Path,
-        typer.Option("--out", metavar="DIR", help="Folder to write."),
+        console.option("Folder to write.", "DIR", flag="--out"),
     ] = Path("reports/out/sparsity"),
-    as_json: AsJson = False,
+    as_json: console.AsJson = False,
 ) -> None:
     """Say from which sparsity a pruned matrix takes fewer bytes (exactly, by format and index
     width) and less time (by machine and kernels), beside what was published.

@@ -11,38 +11,28 @@ from rich.table import Table
 from simulator.base.errors import UserError, did_you_mean
 from simulator.base.partial import whole_file
 from simulator.cli import console, record
-from simulator.cli.console import AllowCode, AsJson, Seed
 
 
 def cache(
-    recording: Annotated[
-        Path, typer.Argument(help="A recording of the experts that tokens chose.")
-    ],
-    model: Annotated[
-        str, typer.Option("--model", metavar="NAME", help="The model that it was recorded of.")
-    ],
+    recording: Annotated[Path, console.argument("A recording of the experts that tokens chose.")],
+    model: Annotated[str, console.option("The model that it was recorded of.", "NAME")],
     slots: Annotated[
         list[int] | None,
-        typer.Option(
-            "--slots",
-            metavar="N",
-            min=1,
-            help="Experts of each layer in the cache; by default a quarter, a half and three "
+        console.option(
+            "Experts of each layer in the cache; by default a quarter, a half and three "
             "quarters of them. May be given several times.",
+            "N",
+            min=1,
         ),
     ] = None,
-    streams: Annotated[
-        int, typer.Option("--streams", metavar="N", min=1, help="Sequences served at once.")
-    ] = 1,
+    streams: Annotated[int, console.option("Sequences served at once.", "N", min=1)] = 1,
     caching: Annotated[
         list[str] | None,
-        typer.Option("--caching", metavar="KIND", help="Caching policy; by default each in turn."),
+        console.option("Caching policy; by default each in turn.", "KIND"),
     ] = None,
-    prefetching: Annotated[
-        str, typer.Option("--prefetching", metavar="KIND", help="Prefetching policy.")
-    ] = "none",
-    allow_code: AllowCode = False,
-    as_json: AsJson = False,
+    prefetching: Annotated[str, console.option("Prefetching policy.", "KIND")] = "none",
+    allow_code: console.AllowCode = False,
+    as_json: console.AsJson = False,
 ) -> None:
     """Replay a recording through caches that hold a few experts of each layer, and say what share
     of the experts was found there. Policies learn from its first half, and its second is replayed.
@@ -67,7 +57,7 @@ app = typer.Typer(
 )
 Strict = Annotated[
     bool,
-    typer.Option("--strict", help="Refuse a file in which rows have to be left out or sorted."),
+    console.option("Refuse a file in which rows have to be left out or sorted.", flag="--strict"),
 ]
 app.add_typer(record.app, name="record")
 app.command()(cache)
@@ -76,12 +66,12 @@ app.command()(cache)
 @app.command()
 def info(
     source: Annotated[
-        str, typer.Argument(help="A trace file or folder, or a workload's name or TOML file.")
+        str, console.argument("A trace file or folder, or a workload's name or TOML file.")
     ],
-    seed: Seed = None,
+    seed: console.Seed = None,
     strict: Strict = False,
-    allow_code: AllowCode = False,
-    as_json: AsJson = False,
+    allow_code: console.AllowCode = False,
+    as_json: console.AsJson = False,
 ) -> None:
     """Describe a trace: where it comes from, rate, busiest hour, burstiness, lengths, prefixes, and
     what was repaired in it.
@@ -104,10 +94,10 @@ def info(
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(help="A trace in any known format.")],
-    target: Annotated[Path, typer.Argument(help="Parquet or CSV file to write.")],
+    source: Annotated[str, console.argument("A trace in any known format.")],
+    target: Annotated[Path, console.argument("Parquet or CSV file to write.")],
     strict: Strict = False,
-    allow_code: AllowCode = False,
+    allow_code: console.AllowCode = False,
 ) -> None:
     """Convert a trace to our own table (Parquet or CSV)."""
     _write_trace(source, None, target, strict)
@@ -116,11 +106,11 @@ def convert(
 @app.command()
 def generate(
     workload: Annotated[
-        str, typer.Argument(help="A shipped workload's name, or a workload's TOML file.")
+        str, console.argument("A shipped workload's name, or a workload's TOML file.")
     ],
-    target: Annotated[Path, typer.Argument(help="Parquet or CSV file to write.")],
-    seed: Seed = None,
-    allow_code: AllowCode = False,
+    target: Annotated[Path, console.argument("Parquet or CSV file to write.")],
+    seed: console.Seed = None,
+    allow_code: console.AllowCode = False,
 ) -> None:
     """Write the requests that a workload generates."""
     _write_trace(workload, seed, target, strict=False)

@@ -24,44 +24,35 @@ def register(commands: typer.Typer) -> None:
 def calibrate(
     what: Annotated[
         str,
-        typer.Argument(
-            help=(
-                "cpu: time this machine. published: fit the shipped calibrations anew on "
-                "tables of measurements."
-            )
+        console.argument(
+            "cpu: time this machine. published: fit the shipped calibrations anew on "
+            "tables of measurements."
         ),
     ] = "cpu",
     folder: Annotated[
         Path | None,
-        typer.Argument(
-            metavar="[FOLDER]", help="Of published: the folder with the tables.", show_default=False
+        console.argument(
+            "Of published: the folder with the tables.", "[FOLDER]", show_default=False
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            metavar="PATH",
-            help=(
-                f"By default {_FOLDER / _DEVICE} of the user's data folder, where execute finds "
-                f"it; of published a folder, by default {_FOLDER}."
-            ),
+        console.option(
+            f"By default {_FOLDER / _DEVICE} of the user's data folder, where execute finds "
+            f"it; of published a folder, by default {_FOLDER}.",
+            "PATH",
         ),
     ] = None,
     ranks: Annotated[
         list[int] | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            help="Of cpu: numbers of ranks to time; by default up to twice the cores.",
+        console.option(
+            "Of cpu: numbers of ranks to time; by default up to twice the cores.", "N", min=1
         ),
     ] = None,
     tables: Annotated[
         list[str] | None,
-        typer.Option(
-            "--table",
-            metavar="NAME",
-            help="Of published: a table to fit, such as gemm; by default all.",
+        console.option(
+            "Of published: a table to fit, such as gemm; by default all.", "NAME", flag="--table"
         ),
     ] = None,
 ) -> None:

@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from simulator.cli import console
-from simulator.cli.console import AllowCode, AsJson, Out, Seed
 
 
 def register(commands: typer.Typer) -> None:
@@ -18,26 +17,26 @@ def register(commands: typer.Typer) -> None:
 def claims(
     names: Annotated[
         list[str] | None,
-        typer.Argument(
-            help="Claims to try: names of shipped ones or TOML files; all that ship by default."
+        console.argument(
+            "Claims to try: names of shipped ones or TOML files; all that ship by default."
         ),
     ] = None,
-    out_folder: Out = None,
-    seed: Seed = None,
+    out_folder: console.Out = None,
+    seed: console.Seed = None,
     seeds: Annotated[
         int,
-        typer.Option("--seeds", metavar="N", min=1, help="Seeds that bands reach over."),
+        console.option("Seeds that bands reach over.", "N", min=1),
     ] = 3,
     real: Annotated[
         bool,
-        typer.Option(
-            "--real",
-            help="Measure the claims on this machine as well: small models are trained and shards "
+        console.option(
+            "Measure the claims on this machine as well: small models are trained and shards "
             "run for real. It says first how long that takes, and keeps what it measured.",
+            flag="--real",
         ),
     ] = False,
-    allow_code: AllowCode = False,
-    as_json: AsJson = False,
+    allow_code: console.AllowCode = False,
+    as_json: console.AsJson = False,
 ) -> None:
     """Try what people say of mixtures of experts (faster to train, faster to serve, less compute
     and storage, on your device) under many conditions, and say which holds where.

@@ -13,7 +13,6 @@ from typer.core import TyperCommand
 from simulator.base.errors import UserError
 from simulator.base.partial import whole_file
 from simulator.cli import console
-from simulator.cli.console import AllowCode, AsJson
 from simulator.lab.cli._scoreboard import as_numbers, print_board
 
 app = typer.Typer(
@@ -32,21 +31,19 @@ def register(commands: typer.Typer) -> None:
 
 Rows = Annotated[
     Path | None,
-    typer.Option(
-        "--out",
-        metavar="FILE",
-        help="CSV or Parquet file to write: the table's columns, predictions, bands and status.",
+    console.option(
+        "CSV or Parquet file to write: the table's columns, predictions, bands and status.",
+        "FILE",
+        flag="--out",
     ),
 ]
 Page = Annotated[
     Path | None,
-    typer.Option("--report", metavar="FILE", help="HTML file to write: the scoreboard page."),
+    console.option("HTML file to write: the scoreboard page.", "FILE", flag="--report"),
 ]
 TableFile = Annotated[
     Path,
-    typer.Argument(
-        metavar="TABLE", help="Measurements: CSV (gzipped or not) or Parquet, whatever its name."
-    ),
+    console.argument("Measurements: CSV (gzipped or not) or Parquet, whatever its name.", "TABLE"),
 ]
 
 
@@ -62,35 +59,33 @@ def validate(
     context: typer.Context,
     measurements: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
+        console.option(
+            "Folder with tables of measurements, which are read by their columns.",
+            "DIR",
             envvar=_MEASUREMENTS,
-            help="Folder with tables of measurements, which are read by their columns.",
         ),
     ] = None,
     out_folder: Annotated[
         Path | None,
-        typer.Option(
-            "--out", metavar="DIR", help="Folder to write; by default reports/out/validate."
-        ),
+        console.option("Folder to write; by default reports/out/validate.", "DIR", flag="--out"),
     ] = None,
     accuracy: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE.md",
-            help="Markdown document to write: the accuracy in tables of one number per cell. "
+        console.option(
+            "Markdown document to write: the accuracy in tables of one number per cell. "
             "In a document that is there, only those tables are replaced.",
+            "FILE.md",
         ),
     ] = None,
     history: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE.jsonl",
-            help="Append date, revision and accuracy to this file, and draw all of it on the page.",
+        console.option(
+            "Append date, revision and accuracy to this file, and draw all of it on the page.",
+            "FILE.jsonl",
         ),
     ] = None,
-    allow_code: AllowCode = False,
-    as_json: AsJson = False,
+    allow_code: console.AllowCode = False,
+    as_json: console.AsJson = False,
 ) -> None:
     """Show how far predictions are from measurements: everything that ships, and the tables of a
     folder.
@@ -132,15 +127,15 @@ class _WithColumns(TyperCommand):
 def kernels(
     family: Annotated[
         str,
-        typer.Argument(
-            metavar="FAMILY", help="Such as gemm, attention or moe; moesim list kernels names them."
+        console.argument(
+            "Such as gemm, attention or moe; moesim list kernels names them.", "FAMILY"
         ),
     ],
     table: TableFile,
     out_file: Rows = None,
     report: Page = None,
-    allow_code: AllowCode = False,
-    as_json: AsJson = False,
+    allow_code: console.AllowCode = False,
+    as_json: console.AsJson = False,
 ) -> None:
     """Answer a table of kernel or exchange timings."""
     from simulator.lab.validation.suites import answer_kernels, family_of
@@ -154,8 +149,8 @@ def serving(
     table: TableFile,
     out_file: Rows = None,
     report: Page = None,
-    allow_code: AllowCode = False,
-    as_json: AsJson = False,
+    allow_code: console.AllowCode = False,
+    as_json: console.AsJson = False,
 ) -> None:
     """Answer a table of serving points: TTFT and TPOT at a fixed number of requests in flight.
 
@@ -171,12 +166,12 @@ def serving(
 def validate_published(
     file: Annotated[
         Path | None,
-        typer.Argument(metavar="[FILE]", help="Published figures; by default those that ship."),
+        console.argument("Published figures; by default those that ship.", "[FILE]"),
     ] = None,
     out_file: Rows = None,
     report: Page = None,
-    allow_code: AllowCode = False,
-    as_json: AsJson = False,
+    allow_code: console.AllowCode = False,
+    as_json: console.AsJson = False,
 ) -> None:
     """Answer published end-to-end figures."""
     from simulator.lab.validation.suites import answer_published
