@@ -15,7 +15,6 @@ from simulator.report import style
 from simulator.report.style import Shown
 from simulator.results.folder import Results
 from simulator.results.formats import TIMES, log_ticks, seconds, time_axis
-from simulator.results.phases import STEP_PHASES
 from simulator.results.shown_steps import shown_step, step_text
 
 DOTTED = {"color": style.MUTED, "width": 1, "dash": "dot"}
@@ -242,7 +241,10 @@ def add_bars(
     row: str,
     extra: str,
     unit_s: float,
-    thickness: float | None = None,
+    *,
+    colours: Mapping[str, str] = style.PHASE_COLOURS,
+    part: str = "layer",
+    **look: Any,
 ) -> None:
     """Add a bar a span, a trace a phase.
 
@@ -250,26 +252,28 @@ def add_bars(
         row: column with the bar's place on the vertical axis.
         extra: what the hover says beside the bar.
         unit_s: seconds of a unit of the horizontal axis.
-        thickness: width of a bar where rows are not evenly spaced.
+        colours: of the phases, in their order.
+        part: what the spans' layers are.
+        look: what the bars have besides.
     """
     by_phase = spans.groupby("name")
-    for phase in filter(by_phase.groups.__contains__, STEP_PHASES):
-        part = by_phase.get_group(phase)
-        layer = ["whole step" if i < 0 else f"layer {i}" for i in part["layer"]]
-        took, start = (map(seconds, part[column]) for column in ("duration_s", "start_s"))
+    for phase in filter(by_phase.groups.__contains__, colours):
+        own = by_phase.get_group(phase)
+        where = ["whole step" if i < 0 else f"{part} {i}" for i in own["layer"]]
+        took, start = (map(seconds, own[column]) for column in ("duration_s", "start_s"))
         drawn.add_bar(
             orientation="h",
-            y=part[row].to_numpy(),
-            base=(part["start_s"] / unit_s).to_numpy(float),
-            x=(part["duration_s"] / unit_s).to_numpy(float),
+            y=own[row].to_numpy(),
+            base=(own["start_s"] / unit_s).to_numpy(float),
+            x=(own["duration_s"] / unit_s).to_numpy(float),
             name=phase,
-            width=thickness,
-            marker={"color": style.PHASE_COLOURS[phase], "line": {"width": 0}},
-            customdata=list(zip(layer, took, start, strict=True)),
+            customdata=list(zip(where, took, start, strict=True)),
             hovertemplate=(
                 f"{phase}, %{{customdata[0]}}: %{{customdata[1]}} from "
                 f"%{{customdata[2]}}<extra>{extra}</extra>"
             ),
+            **{"marker": {"line": {"width": 0}}, **look},
+            marker_color=colours[phase],
         )
 
 

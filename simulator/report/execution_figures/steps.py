@@ -259,7 +259,7 @@ def _draw(spans: pd.DataFrame) -> go.Figure:
     places = spans[["rank", "source"]].itertuples(index=False, name=None)
     rows = spans.assign(at=[place[found] for found in places])
     for source in SOURCES:
-        add_bars(drawn, rows[rows["source"] == source], "at", source, unit_s, thickness=0.88)
+        add_bars(drawn, rows[rows["source"] == source], "at", source, unit_s, width=0.88)
     return drawn.update_yaxes(
         range=[_PITCH_TIMELINE * len(ranks) - 1.0, -0.7],
         tickvals=list(place.values()),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 import plotly.graph_objects as go
 
 from simulator.report import style
 from simulator.report.gallery import Figure
-from simulator.report.marks import BAR_PIXELS, add_name, draw_stacked
+from simulator.report.marks import BAR_PIXELS, add_bars, add_name, draw_stacked
 from simulator.results.formats import bytes_axis, num_bytes, number, percent, seconds, time_axis
 from simulator.results.training import MEMORY_PARTS, PARTS, TrainingResults
 
@@ -164,22 +166,8 @@ def _draw(shown: pd.DataFrame) -> go.Figure:
     height = max(_ZOOMED_PIXELS, 90 + 26 * num_stages)
     title = f"Time since the start of the step ({unit})"
     drawn = style.figure(title, "Stage (index)", height, barmode="overlay", bargap=0.18)
-    for name, colour in _COLOURS_TIMELINE.items():
-        own = shown[shown["name"] == name]
-        if own.empty:
-            continue
-        batch = [f"micro-batch {n}" if n >= 0 else "whole step" for n in own["layer"]]
-        took = [seconds(value) for value in own["duration_s"]]
-        drawn.add_bar(
-            orientation="h",
-            y=own["rank"].to_numpy(),
-            base=(own["start_s"] / unit_s).to_numpy(float),
-            x=(own["duration_s"] / unit_s).to_numpy(float),
-            name=name,
-            marker={"color": colour, "line": {"width": 0.5, "color": "rgba(255,255,255,0.6)"}},
-            customdata=list(zip(batch, took, strict=True)),
-            hovertemplate=f"{name}, %{{customdata[0]}}: %{{customdata[1]}}"
-            "<extra>stage %{y}</extra>",
-        )
+    edge = {"line": {"width": 0.5, "color": "rgba(255,255,255,0.6)"}}
+    looks: dict[str, Any] = {"colours": _COLOURS_TIMELINE, "part": "micro-batch", "marker": edge}
+    add_bars(drawn, shown, "rank", "stage %{y}", unit_s, **looks)
     drawn.update_yaxes(autorange="reversed", dtick=1, showgrid=False)
     return drawn.update_xaxes(range=[0, end_s / unit_s], nticks=8)
