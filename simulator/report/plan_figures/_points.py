@@ -12,8 +12,7 @@ import plotly.graph_objects as go
 
 from simulator.report import style
 from simulator.report.marks import log_axis
-from simulator.report.model_colours import SYMBOLS, by_label, colour_of, line_of
-from simulator.report.plan_page import band_text, whiskers
+from simulator.report.plan_page import SYMBOLS, band_text, by_label, colour_of, line_of, whiskers
 from simulator.results.answer import Answer, DeploymentRow, ParetoPoint
 from simulator.results.answer.parts import Band
 from simulator.results.formats import number, seconds

@@ -9,9 +9,8 @@ import plotly.graph_objects as go
 from simulator.report import style
 from simulator.report.gallery import Figure
 from simulator.report.marks import DOTTED, log_axis
-from simulator.report.model_colours import colour_of
 from simulator.report.plan_figures import _rows
-from simulator.report.plan_page import band_text, whiskers
+from simulator.report.plan_page import band_text, colour_of, whiskers
 from simulator.results.answer import Answer, LossRow
 from simulator.results.answer.certainty import RatePoint
 from simulator.results.formats import number, percent
