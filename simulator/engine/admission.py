@@ -26,7 +26,7 @@ from simulator.engine.cache import (
     write_blocks,
 )
 from simulator.engine.queue import join, pop, remove
-from simulator.engine.state import HERE, READ, RESERVED, Clock, Limits, Ranks, Requests
+from simulator.engine.state import HERE, READ, RESERVED, Limits, Ranks, Requests
 from simulator.results.tables import ADMISSION_LIMITS
 
 _MAX_SEQUENCES, _KV_CACHE, _TOKEN_BUDGET = (
@@ -390,9 +390,9 @@ def _reserve(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
 
 
 @jit_inner
-def count_out(requests: Requests, ranks: Ranks, clock: Clock, r: int) -> None:
+def count_out(requests: Requests, ranks: Ranks, r: int) -> None:
     """Remove request ``r`` from the counts of its rank and replica."""
-    request, counts = requests.each[r], clock.counts[0]
+    request, counts = requests.each[r], ranks.counts[0]
     rank, tokens = ranks.each[request.dp_rank], request.num_input + request.num_output
     request.stage = HERE
     rank.tokens -= tokens
@@ -412,20 +412,20 @@ def take_in(requests: Requests, ranks: Ranks, r: int) -> None:
 
 
 @jit_inner
-def give_up_line(requests: Requests, ranks: Ranks, clock: Clock, r: int) -> None:
+def give_up_line(requests: Requests, ranks: Ranks, r: int) -> None:
     """Cancel the wait of request ``r`` for blocks, which is queued or about to be: its cache will
     not arrive.
     """
-    request, counts = requests.each[r], clock.counts[0]
+    request, counts = requests.each[r], ranks.counts[0]
     if remove(ranks.each[request.dp_rank].line, requests.each, r):
-        count_out(requests, ranks, clock, r)
+        count_out(requests, ranks, r)
     elif remove(counts.coming, requests.each, r):
         request.stage = HERE
         counts.coming_tokens -= request.num_input + request.num_output
 
 
 @jit_inner
-def give_up_blocks(requests: Requests, ranks: Ranks, limits: Limits, clock: Clock, r: int) -> None:
+def give_up_blocks(requests: Requests, ranks: Ranks, limits: Limits, r: int) -> None:
     """Cancel the reserved blocks of request ``r``: its cache will not arrive."""
     request, d = requests.each[r], requests.each[r].dp_rank
     rank = ranks.each[d]
@@ -433,4 +433,4 @@ def give_up_blocks(requests: Requests, ranks: Ranks, limits: Limits, clock: Cloc
     rank.is_full = False
     rank.num_reserved -= 1
     rank.reserved_output -= clip_output(request.num_output - request.generated)
-    count_out(requests, ranks, clock, r)
+    count_out(requests, ranks, r)

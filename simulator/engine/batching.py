@@ -34,7 +34,7 @@ from simulator.engine.cache import (
     touch_blocks,
 )
 from simulator.engine.queue import join, join_again, pop, remove
-from simulator.engine.state import IN_LINE, NEVER, Clock, Limits, Ranks, Requests
+from simulator.engine.state import IN_LINE, NEVER, Limits, Ranks, Requests
 from simulator.results.tables import (
     ADMISSION_LIMITS,
     GAP_BINS_PER_DECADE,
@@ -381,9 +381,7 @@ def _leave_sums(requests: Requests, ranks: Ranks, limits: Limits, d: int, r: int
 
 
 @jit_inner
-def end_decodes(
-    requests: Requests, ranks: Ranks, limits: Limits, clock: Clock, d: int, now_s: float
-) -> int:
+def end_decodes(requests: Requests, ranks: Ranks, limits: Limits, d: int, now_s: float) -> int:
     """Finish those summed decodes of rank ``d`` that have got their last token. Returns how many go
     on.
     """
@@ -401,7 +399,7 @@ def end_decodes(
         request.finish_s = now_s
         rank.is_full = False
         release(requests, ranks, d, running[i], limits)
-        count_out(requests, ranks, clock, running[i])
+        count_out(requests, ranks, running[i])
     # Apart from the above: one loop for both spills its counters, and takes up to twice as long.
     kept = first
     for i in range(first, count):
@@ -417,7 +415,7 @@ _KV_CACHE, _HELD_BACK = (ADMISSION_LIMITS.index(name) for name in ("kv_cache", "
 
 
 @jit_inner
-def queue_request(requests: Requests, ranks: Ranks, clock: Clock, d: int, r: int) -> None:
+def queue_request(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
     """Queue request ``r`` at rank ``d``."""
     request = requests.each[r]
     tokens = request.num_input + request.num_output
@@ -426,9 +424,9 @@ def queue_request(requests: Requests, ranks: Ranks, clock: Clock, d: int, r: int
     join(queue, requests.each, r)
     ranks.each[d].tokens += tokens
     ranks.each[d].prompt_tokens += request.num_input
-    clock.counts[0].num_pushed += 1
-    clock.counts[0].num_turns += 1
-    clock.counts[0].outstanding_tokens += tokens
+    ranks.counts[0].num_pushed += 1
+    ranks.counts[0].num_turns += 1
+    ranks.counts[0].outstanding_tokens += tokens
 
 
 @jit_inner
@@ -659,14 +657,12 @@ def _schedule_running(
 
 
 @jit_inner
-def complete_step(
-    requests: Requests, ranks: Ranks, limits: Limits, clock: Clock, now_s: float
-) -> int:
+def complete_step(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> int:
     """Complete a step with which no other is in flight: count its tokens, emit outputs, finish
     requests. Returns how many requests finished.
     """
     count_tokens(requests, ranks, limits)
-    finished = emit_tokens(requests, ranks, limits, clock, now_s)
+    finished = emit_tokens(requests, ranks, limits, now_s)
     sum_decodes(requests, ranks, limits)
     return int(finished)
 
@@ -709,12 +705,10 @@ def count_tokens(requests: Requests, ranks: Ranks, limits: Limits) -> None:
 
 
 @jit_inner
-def emit_tokens(
-    requests: Requests, ranks: Ranks, limits: Limits, clock: Clock, now_s: float
-) -> int:
+def emit_tokens(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> int:
     """Emit the tokens of the step that has ended, and finish requests. Returns how many."""
     running, chunk, rows, out = ranks.running, ranks.chunk, requests.each, ranks.emitting
-    gap_counts, before, streams = clock.gap_counts, clock.counts[0].num_finished, 0
+    gap_counts, before, streams = ranks.gap_counts, ranks.counts[0].num_finished, 0
     last_gap, last_bin = -1.0, 0
     for d in range(len(ranks.each)):
         streams += ranks.each[d].num_running
@@ -729,7 +723,7 @@ def emit_tokens(
         rank.emitted_s = now_s
         rank.in_flight, rank.num_summed = False, 0
         if summed > 0 and rank.ticks == rank.next_end:
-            kept = end_decodes(requests, ranks, limits, clock, d, now_s)
+            kept = end_decodes(requests, ranks, limits, d, now_s)
         has_ended = kept < summed
         for k in range(rank.num_emitting):
             request = rows[out[d, k]]
@@ -750,7 +744,7 @@ def emit_tokens(
                     touch_blocks(requests, ranks, pool, out[d, k])
                 if not limits.hands_over:
                     release(requests, ranks, pool, out[d, k], limits)
-                count_out(requests, ranks, clock, out[d, k])
+                count_out(requests, ranks, out[d, k])
                 has_ended = True
         if has_ended:
             rank.is_full = False
@@ -763,4 +757,4 @@ def emit_tokens(
             rank.num_running = kept
         if rank.num_running == 0 and rank.waiting.count + rank.ready.count == 0:
             rank.output_share = limits.rules.output_share
-    return int(clock.counts[0].num_finished - before)
+    return int(ranks.counts[0].num_finished - before)

@@ -79,8 +79,7 @@ def lose_groups(pool: PoolState, replica: int, lost_D: NDArray[np.bool_], events
         Requests that they had, by their numbers in the trace; they keep the tokens they have
             emitted and nothing else.
     """
-    ranks, requests = pool.ranks_of(replica), pool.requests
-    (counts,) = pool.clock_of(replica).counts
+    ranks, requests, counts = pool.ranks_of(replica), pool.requests, pool.ranks.counts[replica, 0]
     # Of all groups those of all lanes of a pipeline.
     which = slice(None) if lost_D.all() else lost_D
     expected = _call_off(pool, replica, lost_D, events)
@@ -89,8 +88,8 @@ def lose_groups(pool: PoolState, replica: int, lost_D: NDArray[np.bool_], events
     _empty_ranks(pool, replica, which)
     if lost_D.all():
         kept = np.concatenate([kept, _lose_coming(pool, replica)])
-        ranks.counts[:] = pool.fresh_ranks.counts
         counts.is_gone = 1
+        counts.held = counts.num_admissions = counts.reserved.count = 0
         counts.num_kept = counts.outstanding_tokens = 0
         counts.num_pushed = counts.num_finished
     else:
@@ -108,7 +107,7 @@ def undo_formed(pool: PoolState, replica: int) -> None:
     token of summed decodes, and tokens that were counted ahead.
     """
     ranks, requests, limits = pool.ranks_of(replica), pool.requests, pool.limits
-    (counts,) = pool.clock_of(replica).counts
+    counts = pool.ranks.counts[replica, 0]
     for d, rank in enumerate(ranks.each):
         if rank.num_decodes and (counts.is_formed or not rank.in_flight):
             _, due = count_ended(requests, ranks, limits, d)
@@ -137,7 +136,7 @@ def lose_requests(rows: Sequence[int], place: int, at_s: float, state: LoopState
     for row in rows:
         state.pools[place].requests.each.lost_s[row] = at_s
         if handing is not None and place == 0:
-            drop_lost(state.events, len(first.clock.counts), handing.pool, row, at_s)
+            drop_lost(state.events, len(first.ranks.counts), handing.pool, row, at_s)
         elif handing is not None and first.requests.each.first_s[row] >= 0:
             release_sent(state.events, first, row, at_s)
         release_next(state.feed, first.requests, 1, at_s)
@@ -149,7 +148,7 @@ def withdraw_requests(rows: Sequence[int], at_s: float, state: LoopState) -> Non
     """
     if state.handing is None:
         return
-    pool, num_first = state.handing.pool, len(state.first.clock.counts)
+    pool, num_first = state.handing.pool, len(state.first.ranks.counts)
     for row in rows:
         if remove_events(state.events, [code_of(GOES_ON, row)]):
             pool.requests.each.stage[row] = HERE
@@ -168,9 +167,8 @@ def _empty_ranks(pool: PoolState, replica: int, which: slice | NDArray[np.bool_]
     """Empty ranks of a replica, which go on counting hits."""
     ranks = pool.ranks_of(replica)
     num_hits = ranks.tiers.num_hits.copy()
-    for array, fresh in zip(ranks, pool.fresh_ranks, strict=True):
-        if array is not ranks.counts:
-            array[which] = fresh[which]
+    for array, fresh in zip(ranks.by_rank, pool.fresh_ranks.by_rank, strict=True):
+        array[which] = fresh[which]
     ranks.tiers.num_hits[:] = num_hits
 
 
@@ -193,7 +191,7 @@ def _lose_running(pool: PoolState, replica: int, which: slice | NDArray[np.bool_
 
 def _lose_coming(pool: PoolState, replica: int) -> Ints:
     """Take back the requests that were sent to a replica and are at no rank yet."""
-    (counts,), requests = pool.clock_of(replica).counts, pool.requests
+    counts, requests = pool.ranks.counts[replica, 0], pool.requests
     coming: Ints = list_requests(counts.coming, requests.each)
     coming = coming[requests.each.stage[coming] == HERE]
     _lose_caches(pool, coming)
@@ -207,7 +205,7 @@ def _find_own(pool: PoolState, replica: int, lost_D: NDArray[np.bool_]) -> NDArr
     """
     is_own: NDArray[np.bool_] = pool.requests.each.replica == replica
     if not lost_D.all():
-        (counts,) = pool.clock_of(replica).counts
+        counts = pool.ranks.counts[replica, 0]
         is_own &= lost_D[pool.requests.each.dp_rank % len(lost_D)]
         is_own[list_requests(counts.coming, pool.requests.each)] = False
     return is_own
@@ -424,13 +422,13 @@ class Failing:
     def _read(self, place: int, replica: int) -> Life:
         """Read the state of a replica now."""
         pool = self._state.pools[place]
-        counts, ranks = pool.clock.counts[replica, 0], pool.ranks_of(replica)
+        counts, ranks = pool.ranks.counts[replica, 0], pool.ranks_of(replica)
         lost_D = ranks.each.is_lost[: pool.plan.placement.layout.attention_dp]
         return self._lives[place, replica]._replace(
             is_gone=bool(counts.is_gone),
             is_ready=bool(pool.is_ready[replica]),
             is_draining=bool(counts.is_draining),
-            is_empty=has_no_requests(pool.clock, replica),
+            is_empty=has_no_requests(pool.ranks.counts, replica),
             broken=_list_groups(self._outages[place].find_lost(replica)),
             lost=_list_groups(lost_D),
         )
@@ -448,8 +446,8 @@ class Failing:
         life, kind = decide(self._read(place, replica), event, gpus, goes_on=goes_on)
         self._lives[place, replica] = life
         pool = self._state.pools[place]
-        pool.clock.counts.is_gone[replica] = life.is_gone
-        pool.clock.counts.is_draining[replica] = life.is_draining
+        pool.ranks.counts.is_gone[replica] = life.is_gone
+        pool.ranks.counts.is_draining[replica] = life.is_draining
         pool.is_ready[replica] = life.is_ready
         return kind
 
@@ -513,14 +511,14 @@ class Failing:
         pool, hung = self._state.pools[place], []
         for replica in change.replicas:
             self._noticed_s[place, replica] = noticed_s
-            is_gone = pool.clock.counts.is_gone[replica, 0]
+            is_gone = pool.ranks.counts.is_gone[replica, 0]
             if is_gone or not self._hits_living(change, place, replica):
                 continue
             cut = self._run.cut_step(place, replica, change.at_s)
-            if cut or pool.clock.counts.is_formed[replica]:
+            if cut or pool.ranks.counts.is_formed[replica]:
                 undo_formed(pool, replica)
             self._halt(place, replica)
-            pool.clock.counts.is_paused[replica] += 1
+            pool.ranks.counts.is_paused[replica] += 1
             if self.step(place, replica, "fails"):
                 hung.append(replica)
         self._outages[place].apply(change)
@@ -543,7 +541,7 @@ class Failing:
         pool = self._state.pools[place]
         for replica in change.replicas:
             num_hangs = 0 if change.starts else self._lives[place, replica].num_hangs
-            pool.clock.counts.is_paused[replica] -= num_hangs
+            pool.ranks.counts.is_paused[replica] -= num_hangs
             found = self._recover(change, place, replica)
             if found is not None:
                 given.setdefault(found[0], {})[replica] = found[1]
@@ -576,7 +574,7 @@ class Failing:
         lost_D = self._outages[place].find_lost(replica)
         was_lost_D = ranks.each.is_lost[: layout.attention_dp] == 1
         before, left = states.find_left(place, replica), None
-        if lost_D.any() and not pool.clock.counts.is_gone[replica, 0]:
+        if lost_D.any() and not pool.ranks.counts.is_gone[replica, 0]:
             left = place_on_left(pool.plan, before, lost_D)
         event: Event = "works" if change.starts else "noticed"
         kind = self.step(place, replica, event, change.gpus, goes_on=left is not None)
@@ -611,11 +609,11 @@ class Failing:
         """Call off the step that a replica is about to form; one under way has been cut off."""
         number = self._state.number_of(place, replica)
         remove_events(self._state.events, [code_of(kind, number) for kind in (FORMS, FORMS_LATE)])
-        self._state.pools[place].clock.counts.is_busy[replica] = False
+        self._state.pools[place].ranks.counts.is_busy[replica] = False
 
     def _pause(self, place: int, replica: int, seconds: float) -> None:
         """Let a replica form steps again after a while, behind the step in flight."""
-        self._state.pools[place].clock.counts.is_paused[replica] += 1
+        self._state.pools[place].ranks.counts.is_paused[replica] += 1
         self._run.instants.env.process(self._run.pause(place, replica, seconds))
 
     def _send_again(self, at_s: float) -> None:

@@ -51,7 +51,6 @@ from simulator.engine.pool import (
     Pool,
     Weights,
     choose_rank,
-    clock_of,
     count_unfinished,
     find_least_loaded,
     form_soon,
@@ -66,7 +65,6 @@ from simulator.engine.state import (
     HERE,
     IN_LINE,
     RESERVED,
-    Clock,
     Floats,
     Ints,
     Limits,
@@ -208,12 +206,12 @@ def handle_hand_over(
     cache that arrives there. Returns whether it was handled; a balancer in Python may have to be
     asked first.
     """
-    pool, num_first = handing.pool, len(first.clock.counts)
+    pool, num_first = handing.pool, len(first.ranks.counts)
     requests = pool.requests
     row = requests.each[request]
     if kind == LEAVES:
         pop_event(events)
-        first.clock.counts[first.requests.each[request].replica, 0].num_kept += 1
+        first.ranks.counts[first.requests.each[request].replica, 0].num_kept += 1
         if row.lost_s >= 0:
             release_sent(events, first, request, now_s)
         elif not goes_on(handing, request):
@@ -230,7 +228,7 @@ def handle_hand_over(
         release_sent(events, first, request, now_s)
         replica = row.replica
         take_in(requests, ranks_of(pool.ranks, replica), request)
-        form_soon(events, pool.clock, replica, num_first + replica, now_s, FORMS)
+        form_soon(events, pool.ranks.counts, replica, num_first + replica, now_s, FORMS)
         return True
     if pool.balance.is_asked and feed.chosen < 0:
         feed.asks, feed.asks_for = 1, request
@@ -246,7 +244,7 @@ def handle_hand_over(
             release_sent(events, first, request, now_s)
         release_next(feed, first.requests, 1, now_s)
     else:
-        form_soon(events, pool.clock, replica, num_first + replica, now_s, FORMS)
+        form_soon(events, pool.ranks.counts, replica, num_first + replica, now_s, FORMS)
     return True
 
 
@@ -284,14 +282,14 @@ def release_sent(events: Events, first: Pool, request: int, now_s: float) -> Non
     if row.blocks == 0 and row.shared == 0:
         return
     replica, d = row.replica, row.dp_rank
-    counts = first.clock.counts[replica, 0]
+    counts = first.ranks.counts[replica, 0]
     ranks = ranks_of(first.ranks, replica)
     release(first.requests, ranks, d % len(ranks.caches), request, first.limits)
     ranks.each[d].is_full = False
     counts.num_kept -= 1
     has_requests = counts.num_pushed > counts.num_finished or counts.coming.count > 0
-    if has_requests or has_drained(first.clock, replica):
-        form_soon(events, first.clock, replica, replica, now_s, FORMS)
+    if has_requests or has_drained(first.ranks.counts, replica):
+        form_soon(events, first.ranks.counts, replica, replica, now_s, FORMS)
 
 
 @jit_inner
@@ -307,13 +305,13 @@ def withdraw(events: Events, num_first: int, second: Pool, request: int, now_s: 
     requests, replica = second.requests, second.requests.each[request].replica
     if replica < 0:
         return
-    ranks, clock = ranks_of(second.ranks, replica), clock_of(second.clock, replica)
+    ranks = ranks_of(second.ranks, replica)
     stage = requests.each[request].stage
     if stage == RESERVED:
-        give_up_blocks(requests, ranks, second.limits, clock, request)
-        form_soon(events, second.clock, replica, num_first + replica, now_s, FORMS)
+        give_up_blocks(requests, ranks, second.limits, request)
+        form_soon(events, second.ranks.counts, replica, num_first + replica, now_s, FORMS)
     elif stage == IN_LINE:
-        give_up_line(requests, ranks, clock, request)
+        give_up_line(requests, ranks, request)
 
 
 # Steps of one replica until an event elsewhere. Compiled.
@@ -361,7 +359,6 @@ class Span(NamedTuple):
 def take_steps(
     pool: Pool,
     ranks: Ranks,
-    clock: Clock,
     span: Span,
     stops: bool,
     ended: Ints,
@@ -383,13 +380,13 @@ def take_steps(
     """
     requests, limits, table, weights = pool.requests, pool.limits, pool.table, pool.balance.weights
     now_s, done, work = span.start_s, 0, 0
-    counts, ends, then_s = clock.counts[0], span.ends, math.nan
+    counts, ends, then_s = ranks.counts[0], span.ends, math.nan
     while True:
         if ends:
             if limits.rules.steps_ahead > 0:
-                finished = emit_tokens(requests, ranks, limits, clock, now_s)
+                finished = emit_tokens(requests, ranks, limits, now_s)
             else:
-                finished = complete_step(requests, ranks, limits, clock, now_s)
+                finished = complete_step(requests, ranks, limits, now_s)
             count = 0
             for d in range(len(ranks.each) if len(ended) > 0 else 0):
                 for k in range(ranks.each[d].num_emitting):
@@ -409,7 +406,7 @@ def take_steps(
                 counts.is_busy = False
                 return IDLE, now_s, done, rows, work
             if not counts.is_formed:
-                state = _form_next(requests, ranks, limits, clock, weights, now_s)
+                state = _form_next(requests, ranks, limits, weights, now_s)
                 if state != FORMED:
                     if state == IDLE:
                         counts.is_busy = False
@@ -417,7 +414,7 @@ def take_steps(
             counts.is_formed = False
             place = rows
             if span.prices_steps:
-                place, rows = find_row(clock, log, rows)
+                place, rows = find_row(ranks, log, rows)
             else:
                 rows += 1
             log[place, POOL], log[place, REPLICA] = span.pool, span.replica
@@ -442,7 +439,7 @@ def take_steps(
             if not ranks.each[0].in_flight:
                 count_tokens(requests, ranks, limits)
                 sum_decodes(requests, ranks, limits)
-            state = _form_next(requests, ranks, limits, clock, weights, now_s)
+            state = _form_next(requests, ranks, limits, weights, now_s)
             counts.is_formed = state == FORMED
             if state == RANKS or math.isnan(then_s):
                 return state if state == RANKS else FORMED, now_s, done, rows, work
@@ -453,17 +450,17 @@ def take_steps(
 
 @jit_inner
 def _form_next(
-    requests: Requests, ranks: Ranks, limits: Limits, clock: Clock, weights: Weights, now_s: float
+    requests: Requests, ranks: Ranks, limits: Limits, weights: Weights, now_s: float
 ) -> int:
     """Form a replica's next step: ``FORMED``, or ``IDLE`` with nothing to compute, or ``RANKS``.
 
     Raises:
         RuntimeError: if requests wait for blocks that nobody will give back.
     """
-    counts = clock.counts[0]
+    counts = ranks.counts[0]
     is_idle = counts.num_pushed == counts.num_finished
     if counts.coming.count > 0 and (is_idle or counts.num_steps % limits.rules.poll_steps == 0):
-        _take(requests, ranks, limits, clock, weights, now_s)
+        _take(requests, ranks, limits, weights, now_s)
         is_idle = False
     if is_idle:
         return IDLE
@@ -495,12 +492,11 @@ def _take(
     requests: Requests,
     ranks: Ranks,
     limits: Limits,
-    clock: Clock,
     weights: Weights,
     now_s: float,
 ) -> None:
     """Queue the requests that have arrived since the replica's last step."""
-    counts, rows, each = clock.counts[0], requests.each, ranks.each
+    counts, rows, each = ranks.counts[0], requests.each, ranks.each
     sees_prefixes, most = weights.per_new_token > 0, _share_out(each, counts.coming.count)
     while counts.coming.count > 0:
         r = pop(counts.coming, rows)
@@ -511,7 +507,7 @@ def _take(
                 d, _ = find_least_loaded(requests, each, ranks.prefixes, r, weights, limits)
             else:
                 d = choose_rank(ranks, limits, counts.num_turns, most)
-            queue_request(requests, ranks, clock, d, r)
+            queue_request(requests, ranks, d, r)
     counts.coming_tokens = 0
 
 
@@ -542,7 +538,7 @@ def _lose(
     """Lose a request that the first pool refuses, or that it has no replica for."""
     first.requests.each[r].lost_s = at_s
     if handing is not None:
-        drop_lost(events, len(first.clock.counts), handing.pool, r, at_s)
+        drop_lost(events, len(first.ranks.counts), handing.pool, r, at_s)
     release_next(feed, first.requests, 1, at_s)
 
 
@@ -592,8 +588,8 @@ def run_ahead(
     Returns:
         Reason for the return, and number of log rows taken.
     """
-    requests, clock, balance = first.requests, first.clock, first.balance
-    num_first, work = len(clock.counts), 0
+    requests, counts, balance = first.requests, first.ranks.counts, first.balance
+    num_first, work = len(counts), 0
     ended = events.code[:0]
     if handing is not None:
         ended = handing.ended
@@ -618,7 +614,6 @@ def run_ahead(
             state, then_s, done, rows, size = take_steps(
                 pool,
                 ranks_of(pool.ranks, replica),
-                clock_of(pool.clock, replica),
                 span,
                 feed.is_closed > 0 or len(room) > 0,
                 room,
@@ -649,14 +644,14 @@ def run_ahead(
                 push_event(events, then_s, code_of(FORMS, number))
                 if state != FORMS_NEXT:
                     return state, rows
-            elif state == IDLE and has_drained(pool.clock, replica):
+            elif state == IDLE and has_drained(pool.ranks.counts, replica):
                 return DRAINED, rows
             continue
         if kind == IS_READ:
             pop_event(events)
             replica = requests.each[number].replica
             take_in(requests, ranks_of(first.ranks, replica), number)
-            form_soon(events, clock, replica, replica, at_s, FORMS)
+            form_soon(events, counts, replica, replica, at_s, FORMS)
             continue
         is_new = kind in (COMES, RETURNS)
         if is_new and requests.each[number].num_input > first.limits.longest_prompt:
@@ -691,6 +686,6 @@ def run_ahead(
         replica = send_request(first, number, feed, at_s)
         if replica >= 0:
             forms = FORMS_LATE if kind == RETURNS else FORMS
-            form_soon(events, clock, replica, replica, at_s, forms)
+            form_soon(events, counts, replica, replica, at_s, forms)
             continue
         _lose(events, feed, first, handing, number, at_s)

@@ -66,7 +66,7 @@ def move_window(pool: PoolState, count: int, arrival_s: Floats) -> None:
         requests.each[link] = _shift_rows(requests.each[link], count)
     for rows in (pool.ranks.running, pool.ranks.emitting):
         rows[:] = _shift_rows(rows, count)
-    for records in (pool.ranks.each, pool.ranks.counts, pool.clock.counts):
+    for records in (pool.ranks.each, pool.ranks.counts):
         for name, (kind, _) in records.dtype.fields.items():
             if kind.names is not None:  # a queue
                 for end in ("first", "last"):
@@ -125,8 +125,7 @@ def list_named(pool: PoolState) -> Iterator[int]:
             yield from ranks.running[d, : rank.num_running].tolist()
             for queue in (rank.waiting, rank.ready, rank.line):
                 yield from list_requests(queue, rows).tolist()
-        (clock,) = pool.clock_of(replica).counts
-        yield from list_requests(clock.coming, rows).tolist()
+        yield from list_requests(ranks.counts[0].coming, rows).tolist()
 
 
 # Instants at which SimPy resumes the run, and their order.
@@ -297,11 +296,11 @@ class StepLooks:
 
     def count(self, place: int) -> int:
         """Count the steps of the replica of a pool that has taken most."""
-        return int(self._state.pools[place].clock.counts.num_steps.max())
+        return int(self._state.pools[place].ranks.counts.num_steps.max())
 
     def wait_for(self, place: int, num_steps: int) -> Event:
         """Make the event of a pool's replica that has taken more steps than any so far."""
-        self._state.pools[place].clock.counts.look_steps[:] = num_steps
+        self._state.pools[place].ranks.counts.look_steps[:] = num_steps
         event = self._waits[place] = Event(self._instants.env)
         return event
 
@@ -309,7 +308,7 @@ class StepLooks:
         """Let the event happen that the loop has stopped for. Returns its time."""
         place, _ = self._state.find_replica(int(self._state.feed.asks))
         at_s = float(self._state.feed.stopped_s)
-        self._state.pools[place].clock.counts.look_steps[:] = NEVER
+        self._state.pools[place].ranks.counts.look_steps[:] = NEVER
         event = self._waits.pop(place)
         instant = self._instants.wait_until(at_s, CHANGE)
         instant.callbacks = [event.trigger]

@@ -255,7 +255,7 @@ def _measure_share(pool: PoolState, rows: Floats, since_s: float, until_s: float
     starts, ends = rows[:, 0], rows[:, 0] + rows[:, 1]
     share_S = np.clip(np.minimum(ends, until_s) - np.maximum(starts, since_s), 0.0, None)
     share_S /= np.maximum(rows[:, 1], 1e-12)
-    num_replicas = max(1, int((pool.clock.counts.is_gone == 0).sum()))
+    num_replicas = max(1, int((pool.ranks.counts.is_gone == 0).sum()))
     exchanging_s = float((share_S * (rows[:, _DISPATCH] + rows[:, _COMBINE])).sum())
     if exchanging_s == 0.0:
         return np.zeros(num_links)

@@ -23,13 +23,11 @@ from simulator.engine.queue import find_another, join
 from simulator.engine.rebalancing import place_again
 from simulator.engine.state import (
     NEVER,
-    Clock,
     Ints,
     Limits,
     Ranks,
     Records,
     Requests,
-    start_clock,
     start_ranks,
     start_requests,
 )
@@ -140,8 +138,6 @@ class Pool(NamedTuple):
     output token."""
     ranks: Ranks
     """Ranks of all replicas, ``[M, ...]``."""
-    clock: Clock
-    """Clocks of all replicas, ``[M, ...]``."""
     limits: Limits
     table: StepTable
     balance: Balance
@@ -178,7 +174,7 @@ def send_request(pool: Pool, request: int, feed: Records, now_s: float) -> int:
     if replica < 0:
         return -1
     pool.balance.num_sent[0] += 1
-    rows, counts = pool.requests.each, pool.clock.counts[replica, 0]
+    rows, counts = pool.requests.each, pool.ranks.counts[replica, 0]
     rows[request].replica = replica
     rows[request].key = key_of(rows[request], pool.limits, now_s)
     if counts.coming.is_ordered:
@@ -196,10 +192,10 @@ def key_of(request: Records, limits: Limits, now_s: float) -> float:
 
 @jit_inner
 def _choose(pool: Pool, request: int, feed: Records) -> int:
-    clock, balance = pool.clock, pool.balance
-    num_replicas = len(clock.counts)
+    ranks, balance = pool.ranks, pool.balance
+    num_replicas = len(ranks.counts)
     if num_replicas == 1:
-        counts = clock.counts[0, 0]
+        counts = ranks.counts[0, 0]
         return -1 if counts.is_gone or counts.is_draining else 0
     if feed.chosen >= 0:
         return int(feed.chosen)
@@ -208,7 +204,7 @@ def _choose(pool: Pool, request: int, feed: Records) -> int:
         return int(balance.turns[balance.num_sent[0] % len(balance.turns)])
     best, least = -1, 0.0
     for replica in range(num_replicas):
-        counts = clock.counts[replica, 0]
+        counts = ranks.counts[replica, 0]
         if counts.is_gone or counts.is_draining:
             continue
         if balance.weights.per_new_token > 0:
@@ -228,7 +224,7 @@ def _measure_best_rank(pool: Pool, replica: int, request: int) -> float:
     requests that are at no rank yet.
     """
     ranks, weights = pool.ranks, pool.balance.weights
-    each, counts = ranks.each[replica], pool.clock.counts[replica, 0]
+    each, counts = ranks.each[replica], pool.ranks.counts[replica, 0]
     d, load = find_least_loaded(
         pool.requests, each, ranks.prefixes[replica], request, weights, pool.limits
     )
@@ -344,27 +340,26 @@ def _queue_again(rows: Records, ranks: Ranks, d: int, waiting: Ints) -> None:
 
 
 @jit_inner
-def has_drained(clock: Clock, replica: int) -> bool:
+def has_drained(counts: Records, replica: int) -> bool:
     """Whether a draining replica has no request left."""
-    return bool(clock.counts[replica, 0].is_draining and has_no_requests(clock, replica))
+    return bool(counts[replica, 0].is_draining and has_no_requests(counts, replica))
 
 
 @jit_inner
-def has_no_requests(clock: Clock, replica: int) -> bool:
+def has_no_requests(counts: Records, replica: int) -> bool:
     """Whether a replica has neither requests nor caches that another pool needs."""
-    counts = clock.counts[replica, 0]
-    has_all = counts.num_pushed == counts.num_finished
-    return bool(has_all and counts.coming.count == 0 and counts.num_kept == 0)
+    own = counts[replica, 0]
+    has_all = own.num_pushed == own.num_finished
+    return bool(has_all and own.coming.count == 0 and own.num_kept == 0)
 
 
 @jit_inner
 def form_soon(
-    events: Events, clock: Clock, replica: int, number: int, now_s: float, kind: int
+    events: Events, counts: Records, replica: int, number: int, now_s: float, kind: int
 ) -> None:
     """Let a replica form a step at this instant, unless one is in flight."""
-    counts = clock.counts[replica, 0]
-    if not counts.is_busy:
-        counts.is_busy = True
+    if not counts[replica, 0].is_busy:
+        counts[replica, 0].is_busy = True
         push_event(events, now_s, code_of(kind, number))
 
 
@@ -379,18 +374,13 @@ def ranks_of(ranks: Ranks, replica: int) -> Ranks:
         ranks.caches[replica],
         ranks.prefixes[replica],
         ranks.tiers[replica],
-        ranks.counts[replica],
         ranks.ring[replica],
         ranks.ends[replica],
         ranks.starts[replica],
         ranks.profiles[replica],
+        ranks.counts[replica],
+        ranks.gap_counts[replica],
     )
-
-
-@jit_inner
-def clock_of(clock: Clock, replica: int) -> Clock:
-    """Clock of one replica."""
-    return Clock(clock.counts[replica], clock.gap_counts[replica])
 
 
 @jit_inner
@@ -470,12 +460,11 @@ class PoolState:
         some."""
         self.num_replicas = plan.serving.replicas
         self.ranks = Ranks._make(_repeat(ranks, self.num_replicas))
-        self.clock = Clock._make(_repeat(start_clock(), self.num_replicas))
         # Longest prompts first, where prompts' tokens decide.
-        self.clock.counts.coming.is_ordered[:] = self.limits.rules.rank_choice == PROMPT_TOKENS
+        self.ranks.counts.coming.is_ordered[:] = self.limits.rules.rank_choice == PROMPT_TOKENS
         self.is_ready = np.arange(self.num_replicas) < plan.serving.first_replicas
         """Whether each replica serves while its GPUs work: it was launched, and has started."""
-        self.clock.counts.is_gone[~self.is_ready] = 1
+        self.ranks.counts.is_gone[~self.is_ready] = 1
         self._stream, self._num_changes = stream, 0
         self._living = self.list_living()
         self.requests = self.begin_requests(0, 0)
@@ -551,7 +540,7 @@ class PoolState:
     @property
     def compiled(self) -> Pool:
         """The pool as compiled code sees it."""
-        return Pool(self.requests, self.ranks, self.clock, self.limits, self.table, self.balance)
+        return Pool(self.requests, self.ranks, self.limits, self.table, self.balance)
 
     @property
     def _may_sum_decodes(self) -> bool:
@@ -610,7 +599,7 @@ class PoolState:
         """Count the requests that some replicas were sent and have not finished, and their prompt
         and output tokens, ``[M]`` each.
         """
-        counts = self.clock.counts[replicas, 0]
+        counts = self.ranks.counts[replicas, 0]
         requests: Ints = counts.num_pushed - counts.num_finished + counts.coming.count
         tokens: Ints = counts.outstanding_tokens + counts.coming_tokens
         return requests, tokens
@@ -618,7 +607,7 @@ class PoolState:
     def rank_waiting(self, replica: int, now_s: float) -> None:
         """Give the requests that wait at a replica's ranks the keys that their order has now."""
         ranks, rows, limits = self.ranks_of(replica), self.requests.each, self.limits
-        self.clock.counts.is_ranked[replica] = True
+        self.ranks.counts.is_ranked[replica] = True
         for d in range(len(ranks.each)):
             if ranks.each[d].waiting.count < 2:
                 continue
@@ -647,7 +636,7 @@ class PoolState:
 
     def list_living(self) -> Ints:
         """List the replicas that get requests."""
-        is_closed = self.clock.counts.is_gone[:, 0] | self.clock.counts.is_draining[:, 0]
+        is_closed = self.ranks.counts.is_gone[:, 0] | self.ranks.counts.is_draining[:, 0]
         living: Ints = np.flatnonzero(is_closed == 0)
         return living
 
@@ -679,10 +668,6 @@ class PoolState:
     def ranks_of(self, replica: int) -> Ranks:
         """Ranks of one replica."""
         return Ranks._make(array[replica] for array in self.ranks)
-
-    def clock_of(self, replica: int) -> Clock:
-        """Clock of one replica."""
-        return Clock._make(array[replica] for array in self.clock)
 
 
 def bound_outputs(plan: DeploymentPlan, trace: RequestTrace, where: str) -> RequestTrace:

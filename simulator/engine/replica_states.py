@@ -242,7 +242,8 @@ class ReplicaStates:
         ranks, left = self._state.pools[place].ranks_of(replica), self.find_left(place, replica)
         if left is None:
             return ranks
-        return Ranks._make(one if one is ranks.counts else one[left.left_d] for one in ranks)
+        own = [one[left.left_d] for one in ranks.by_rank]
+        return Ranks._make([*own, ranks.counts, ranks.gap_counts])
 
     def has_no_whole(self, place: int) -> bool:
         """Whether every replica of a pool has lost ranks."""
@@ -337,7 +338,7 @@ class ReplicaStates:
             condition = usual.leave(*beside[1])
         is_usual = left is None and condition is None
         found = self._priced[key] = None if is_usual else self._price(place, left, condition)
-        pool.clock_of(replica).counts.price_state[:] = found.number if found else 0
+        pool.ranks.counts.price_state[replica] = found.number if found else 0
 
     def _price(
         self, place: int, left: RanksLeft | None, condition: Condition | None

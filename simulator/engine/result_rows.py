@@ -14,7 +14,7 @@ from simulator.cost.engine_time import streams_s
 from simulator.cost.transfer import Transfer
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.pool import PoolState
-from simulator.engine.state import Clock, Floats, Ints, Records
+from simulator.engine.state import Floats, Ints, Records
 from simulator.engine.step_log import DECODES, LOG_COLUMNS, NUM_COLUMNS, POOL, REPLICA, ROW_STEPS
 from simulator.results.tables import ADMISSION_LIMITS, OUTCOMES, REQUEST_COLUMNS, STEP_COLUMNS
 from simulator.workload.traces import RequestTrace
@@ -50,13 +50,13 @@ class StepLog:
         """Whether no row is left."""
         return self.num_taken == len(self.rows)
 
-    def go_on(self, now_s: float, clocks: Sequence[Clock]) -> None:
+    def go_on(self, now_s: float, replicas: Sequence[Records]) -> None:
         """Begin another part behind a full one, and store what has ended by now, if it is much.
 
         Args:
-            clocks: of all pools, which name rows that later steps may join or change.
+            replicas: of all pools, which name rows that later steps may join or change.
         """
-        self._begin_part(clocks)
+        self._begin_part(replicas)
         if sum(map(len, self._full)) >= HELD_ROWS:
             has_ended = [bool((part[:, 0] + part[:, 1] < now_s).all()) for part in self._full]
             count = len(has_ended) if all(has_ended) else has_ended.index(False)
@@ -66,12 +66,12 @@ class StepLog:
                 self._put_away(self._full[:count])
                 del self._full[:count]
 
-    def _begin_part(self, clocks: Sequence[Clock]) -> None:
-        """Move the rows that clocks refer to into another part, so that which steps share a row
+    def _begin_part(self, replicas: Sequence[Records]) -> None:
+        """Move the rows that replicas refer to into another part, so that which steps share a row
         depends on their replica alone.
         """
         full = self.rows
-        named = [clock.counts[name] for clock in clocks for name in ("run_row", "last_row")]
+        named = [pool[name] for pool in replicas for name in ("run_row", "last_row")]
         rows = np.unique(np.concatenate([field.ravel() for field in named]))
         carried = rows[rows >= 0]
         self.rows, self.num_taken = np.empty((len(carried) + _LOG_ROWS, NUM_COLUMNS)), len(carried)
@@ -80,7 +80,7 @@ class StepLog:
         place_of[carried] = np.arange(len(carried))
         for field in named:
             field[:] = place_of[field]
-        # Steps that ranks take write into their rows, which no clock names: no copy of those.
+        # Steps that ranks take write into their rows, which no replica names: no copy of those.
         self._full.append(np.delete(full, carried, axis=0) if len(carried) else full)
 
     def count_tokens(self, place: int, drafted: int) -> int:

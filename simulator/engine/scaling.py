@@ -77,8 +77,8 @@ class Scaling:
         self._is_soon = False
         if self._run.state.is_done:
             return
-        clock = self._pool.clock
-        for replica in np.flatnonzero(clock.counts.is_gone & clock.counts.is_draining).tolist():
+        counts = self._pool.ranks.counts
+        for replica in np.flatnonzero(counts.is_gone & counts.is_draining).tolist():
             self._step(replica, "drained", at_s)
         free = self._list_free()
         while free and self._count() < self._wanted:
@@ -93,7 +93,7 @@ class Scaling:
 
     def _list_free(self) -> list[int]:
         """List the replicas that are not held and whose GPUs work, without notice of a failure."""
-        is_draining = self._pool.clock.counts.is_draining
+        is_draining = self._pool.ranks.counts.is_draining
         return [
             replica
             for replica in range(self._most)
@@ -117,7 +117,7 @@ class Scaling:
         """
         if self._failing.is_announced(self._place, replica):
             return True
-        is_gone = bool(self._pool.clock.counts.is_gone[replica, 0])
+        is_gone = bool(self._pool.ranks.counts.is_gone[replica, 0])
         is_starting = not self._pool.is_ready[replica]
         return is_gone and not (is_starting and not self._failing.is_broken(self._place, replica))
 
@@ -156,7 +156,7 @@ class Scaling:
         """Give a replica's GPUs back at a time, when it has drained."""
 
         def leave() -> None:
-            if at_s <= self._run.until_s and self._pool.clock.counts.is_draining[replica, 0]:
+            if at_s <= self._run.until_s and self._pool.ranks.counts.is_draining[replica, 0]:
                 self._run.run_ahead(at_s)
                 if self._step(replica, "drained", at_s):
                     self.adjust_soon()

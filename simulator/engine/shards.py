@@ -129,7 +129,7 @@ def serve_shard(shard: Shard, progress: CountDone, fill: MakeTable) -> ServedSha
     """
     served = serve(shard.plan, shard.trace, progress=progress, fill=fill)
     pool = served.pools["both"]
-    counts = pool.clock.gap_counts, pool.ranks.tiers.num_hits
+    counts = pool.ranks.gap_counts, pool.ranks.tiers.num_hits
     return ServedShard(served.requests, served.steps, served.costs, *counts, served.ingress_delay_s)
 
 
@@ -145,7 +145,7 @@ def merge_shards(
     Steps are replica after replica in all, also where they come in several parts.
     """
     pool = PoolState(plan, trace)
-    pool.clock.gap_counts[:] = np.concatenate([one.gap_counts for one in served])
+    pool.ranks.gap_counts[:] = np.concatenate([one.gap_counts for one in served])
     pool.ranks.tiers.num_hits[:] = np.concatenate([one.tier_hits for one in served])
     steps = (
         frame

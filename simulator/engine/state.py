@@ -259,13 +259,6 @@ class Replica:
     """Steps for which prompts have been held back."""
     num_admissions: int
     """Admissions so far."""
-    reserved: Queue
-    """Requests that the latest step has reserved blocks for."""
-
-
-class ReplicaClock:
-    """Replica beside its ranks."""
-
     is_busy: int
     """Whether a step is in flight, or about to be formed."""
     in_flight: int
@@ -305,6 +298,8 @@ class ReplicaClock:
     """Computed prompts of a prefill replica whose caches have not arrived elsewhere yet."""
     coming: Queue
     """Requests that were sent to the replica since its last step, and are at no rank yet."""
+    reserved: Queue
+    """Requests that the latest step has reserved blocks for."""
 
 
 class Feed:
@@ -363,7 +358,7 @@ class Ranks(NamedTuple):
     Without a pipeline they are its attention data-parallel ranks. A pipeline of ``pp`` stages keeps
     ``pp`` batches in flight, each in a lane of its own, and batch ``d`` belongs to data-parallel
     rank ``d % len(caches)``. Its GPUs hold the caches of all lanes, so blocks and prefixes are by
-    data-parallel rank only.
+    data-parallel rank only. The last two fields are of all ranks together.
     """
 
     each: Records
@@ -382,8 +377,6 @@ class Ranks(NamedTuple):
     last row of each holds the ends of the eviction ring."""
     tiers: Records
     """``[caches, tiers]`` :class:`Tier`."""
-    counts: Records
-    """``[1]`` :class:`Replica`."""
     ring: Ints
     """``[dp, block tokens]`` summed decodes that need a KV block in steps whose number has this
     remainder."""
@@ -394,6 +387,15 @@ class Ranks(NamedTuple):
     rank had counted then."""
     profiles: Ints
     """``[dp, P]`` summed decodes of each load profile."""
+    counts: Records
+    """``[1]`` :class:`Replica`."""
+    gap_counts: Ints
+    """``[NUM_GAP_BINS]`` histogram of gaps between output tokens of all ranks."""
+
+    @property
+    def by_rank(self) -> tuple[Any, ...]:
+        """All fields but those of all ranks together."""
+        return self[:-2]
 
 
 class Limits(NamedTuple):
@@ -436,15 +438,6 @@ class Limits(NamedTuple):
     hands_over: bool = False
     """Whether finished requests keep their KV blocks until their caches have arrived at another
     pool."""
-
-
-class Clock(NamedTuple):
-    """State of a replica beside its ranks."""
-
-    counts: Records
-    """``[1]`` :class:`ReplicaClock`."""
-    gap_counts: Ints
-    """``[NUM_GAP_BINS]`` histogram of gaps between output tokens."""
 
 
 # Initial state of batching.
@@ -534,11 +527,12 @@ def start_ranks(
         caches=make_records(Cache, num_pools),
         prefixes=make_records(PrefixBlock, num_pools, 1 + len(tiers), num_prefixes + 1),
         tiers=make_records(Tier, num_pools, len(tiers)),
-        counts=make_records(Replica, 1),
         ring=zeros(num_ranks, ring_tokens),
         ends=zeros(num_ranks, max_sequences),
         starts=zeros(num_ranks, max_sequences),
         profiles=zeros(num_ranks, num_profiles),
+        counts=make_records(Replica, 1),
+        gap_counts=zeros(NUM_GAP_BINS),
     )
     ranks.each.waiting.is_ordered[:] = ranks.each.line.is_ordered[:] = is_ordered
     ranks.each.output_share[:] = output_share
@@ -549,12 +543,6 @@ def start_ranks(
     for t, tier in enumerate(tiers):
         own = ranks.tiers[:, t]
         own.capacity_blocks, own.block_read_s, own.block_write_s, own.latency_s = tier
+    ranks.counts.look_steps[:] = NEVER
+    ranks.counts.run_row[:] = ranks.counts.last_row[:] = -1
     return ranks
-
-
-def start_clock() -> Clock:
-    """Make the clock of an idle replica."""
-    clock = Clock(make_records(ReplicaClock, 1), np.zeros(NUM_GAP_BINS, dtype=np.int64))
-    clock.counts.look_steps[:] = NEVER
-    clock.counts.run_row[:] = clock.counts.last_row[:] = -1
-    return clock

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from simulator.base.jit import jit_inner
 from simulator.engine.batching import count_kept_tokens, is_decode
 from simulator.engine.cache import measure_use
-from simulator.engine.state import Clock, Limits, Ranks, Requests
+from simulator.engine.state import Limits, Ranks, Requests
 from simulator.results.phases import STEP_PHASES
 
 _HELD = ("prefill_tokens", "decode_tokens", "running", "waiting", "kv_used", "limited_by")
@@ -35,7 +35,7 @@ _IMBALANCE, _READ_BYTES, _DROPPED = range(len(LOG_COLUMNS) - 3, len(LOG_COLUMNS)
 
 
 @jit_inner
-def find_row(clock: Clock, log: NDArray[np.float64], rows: int) -> tuple[int, int]:
+def find_row(ranks: Ranks, log: NDArray[np.float64], rows: int) -> tuple[int, int]:
     """Find the row for the next step of a replica, whose latest step has ended.
 
     Args:
@@ -44,7 +44,7 @@ def find_row(clock: Clock, log: NDArray[np.float64], rows: int) -> tuple[int, in
     Returns:
         Row, and number of rows taken with it.
     """
-    counts = clock.counts[0]
+    counts = ranks.counts[0]
     run, row = counts.run_row, counts.last_row
     if row >= 0 and run >= 0 and _is_alike(log[run], log[row]):
         _add_step(log[run], log[row])

@@ -230,7 +230,7 @@ def make_record(served: Served) -> DeploymentRecord:
         executor = served.by_ranks.get(name)
         phases = ("decode", "prefill") if name == "both" else (name,)
         probes.append(probe(pool, plan.machines[name], own, requests, executor, first, phases))
-    gaps = np.sum([pool.clock.gap_counts.sum(axis=0) for pool in served.pools.values()], axis=0)
+    gaps = np.sum([pool.ranks.gap_counts.sum(axis=0) for pool in served.pools.values()], axis=0)
     duration_s = steps["duration_s"].to_numpy()
     dropped_share = _share_dropped(plan, steps, served.costs)
 
@@ -549,7 +549,7 @@ class _Timeline:
     def pause_all(self, place: int, seconds: float) -> list[Process]:
         """Pause all replicas of a pool while their experts move."""
         moving = list(self.replica_states.list_placements(place))
-        self.state.pools[place].clock.counts.is_paused[moving] += 1
+        self.state.pools[place].ranks.counts.is_paused[moving] += 1
         return [self._env.process(self.pause(place, replica, seconds)) for replica in moving]
 
     def pause(self, place: int, replica: int, seconds: float) -> ProcessGenerator:
@@ -561,9 +561,9 @@ class _Timeline:
         yield self.instants.wait_until(begin_s + seconds, CHANGE)
         now_s = max(begin_s + seconds, self._env.now)
         self.run_ahead(now_s)
-        clock = state.pools[place].clock
-        clock.counts.is_paused[replica] -= 1
-        form_soon(state.events, clock, replica, number, now_s, FORMS)
+        counts = state.pools[place].ranks.counts
+        counts.is_paused[replica] -= 1
+        form_soon(state.events, counts, replica, number, now_s, FORMS)
         self._look_at(now_s)
         return now_s
 
@@ -579,8 +579,8 @@ class _Timeline:
             return True
         was_there = remove_events(self.state.events, [code_of(ENDS, number)]) > 0
         if was_there:
-            clock = self.state.pools[place].clock_of(replica)
-            cut_row(self.log.rows[clock.counts.last_row[0]], at_s)
+            counts = self.state.pools[place].ranks.counts[replica, 0]
+            cut_row(self.log.rows[counts.last_row], at_s)
         return was_there
 
     def run_ahead(self, until_s: float) -> None:
@@ -618,7 +618,7 @@ class _Timeline:
             if why == loop.STEP_FORMED:
                 self._env.process(self._begin_step(log.rows[log.num_taken - 1]))
             if log.is_full:
-                log.go_on(self._find_next(), [pool.clock for pool in state.pools])
+                log.go_on(self._find_next(), [pool.ranks.counts for pool in state.pools])
             if why not in (loop.STEP_FORMED, loop.CACHE_LEAVES):
                 self._progress(int(state.feed.num_done))
 
@@ -636,7 +636,7 @@ class _Timeline:
         state = self.state
         place, replica = state.find_replica(number)
         pool = state.pools[place]
-        row = self.log.rows[pool.clock.counts.last_row[replica, 0]]
+        row = self.log.rows[pool.ranks.counts.last_row[replica, 0]]
         own = self.replica_states.find(place, replica)
         mixes, z = (own.mixes, own.number) if own else (pool.mixes, 0)
         table, ranks = pool.table, pool.ranks_of(replica)
@@ -669,7 +669,7 @@ class _Timeline:
         if own is not None and own.by_ranks is not None:
             executor = own.by_ranks
         batches = read_batches(pool.requests, ranks)
-        number_of_step = int(pool.clock.counts.num_steps[replica, 0]) - 1
+        number_of_step = int(pool.ranks.counts.num_steps[replica, 0]) - 1
         self._form_ahead(place, number, row[0])
         taking = executor.take_step(self._env, replica, number_of_step, batches, row[:POOL])
         return self._end_step(place, number, step, taking, None if own is None else own.left)

@@ -26,7 +26,7 @@ def with_changes(plan, *changes):
 
 def check_all_is_given_back(pool):
     """Nothing waits, runs or holds a block any more."""
-    caches, counts = pool.ranks.caches, pool.clock.counts
+    caches, counts = pool.ranks.caches, pool.ranks.counts
     free = caches.free_blocks + caches.num_full + caches.num_evictable * pool.limits.prefix_blocks
     assert (free == caches.capacity_blocks).all()
     for kind in ("num_running", "num_reserved", "num_bereft"):

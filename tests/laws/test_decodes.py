@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from simulator.engine.batching import complete_step, dissolve_sums, form_step
 from simulator.engine.cache import blocks_for
-from simulator.engine.state import start_clock, start_ranks, start_requests
+from simulator.engine.state import start_ranks, start_requests
 from simulator.engine.step_log import NUM_COLUMNS, observe
 from simulator.work.context import NO_WINDOW, add_decodes, add_sums
 from tests.cases import cases
@@ -41,20 +41,19 @@ class Run:
         self.ranks = start_ranks(
             num_ranks, limits.rules.max_sequences, capacity, 0, ring_tokens=ring
         )
-        self.clock = start_clock()
         self.rows, self.most_summed = [], 0
 
     def serve(self, look=lambda run: None):
         position, now_s, count = 0, 0.0, len(self.trace.arrival_s)
-        while self.clock.counts.num_finished[0] < count:
+        while self.ranks.counts.num_finished[0] < count:
             while position < count and self.trace.arrival_s[position] <= now_s:
-                queue_at_fewest(self.requests, self.ranks, self.limits, self.clock, position)
+                queue_at_fewest(self.requests, self.ranks, self.limits, position)
                 position += 1
             if form_step(self.requests, self.ranks, self.limits, now_s):
                 row = np.zeros(NUM_COLUMNS)
                 observe(self.requests, self.ranks, self.limits, row)
                 self.rows.append(row.tolist())
-                complete_step(self.requests, self.ranks, self.limits, self.clock, now_s + 1)
+                complete_step(self.requests, self.ranks, self.limits, now_s + 1)
                 self.most_summed = max(self.most_summed, int(self.ranks.each.num_decodes.max()))
                 look(self)
             now_s += 1
@@ -66,7 +65,7 @@ def outcome(run):
     return (
         {name: run.requests.each[name].tolist() for name in names},
         run.rows,
-        run.clock.gap_counts.tolist(),
+        run.ranks.gap_counts.tolist(),
         run.ranks.caches.free_blocks.tolist(),
         run.ranks.caches.num_taken.tolist(),
     )

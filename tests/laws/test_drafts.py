@@ -108,7 +108,7 @@ def test_whatever_is_drafted_every_token_comes_once(tiny, seed):
     pool = served.pools.get("decode") or served.pools["both"]
     assert (pool.requests.each.generated == trace.num_output).all() or "decode" in served.pools
     assert (served.requests_table()["outcome"] == "finished").all()
-    gaps = sum(own.clock.gap_counts.sum() for own in served.pools.values())
+    gaps = sum(own.ranks.gap_counts.sum() for own in served.pools.values())
     steps = served.steps_of("decode" if "decode" in served.pools else "both")
     tokens, decodes = steps["decode_tokens"], steps["decodes"]
     # A step formed ahead may hold a request that its draft has ended, once each.

@@ -47,7 +47,7 @@ def test_whatever_stops_every_request_finishes_or_is_lost_and_no_token_comes_twi
         moves = served.moves_table().groupby("request").size().reindex(table.index).fillna(0)
         in_vain = (table["outcome"] == "lost") & (moves > 0)  # given back, and nobody was there
         assert (table["num_retries"] == moves - in_vain).all()
-        gaps = served.pools["both"].clock.gap_counts.sum()
+        gaps = served.pools["both"].ranks.gap_counts.sum()
         assert gaps == np.maximum(num_tokens - 1, 0).sum()
     done = table[is_finished]
     assert (done["arrival_s"] <= done["scheduled_s"]).all()

@@ -18,7 +18,7 @@ from simulator.config.model import load_model
 from simulator.deployment.memory import check_requests
 from simulator.engine.batching import complete_step, form_step
 from simulator.engine.cache import count_all_available
-from simulator.engine.state import Limits, start_clock, start_ranks, start_requests
+from simulator.engine.state import Limits, start_ranks, start_requests
 from simulator.engine.step_log import LOG_COLUMNS
 from simulator.engine.table import ATTENTION, price_pipeline
 from simulator.engine.timeline import run_plan
@@ -326,10 +326,10 @@ def test_lanes_that_take_each_others_blocks_lose_none_and_all_end(seed):
         retract_steps=3,
     )
     limits = Limits(rules, block, 1, 0, 0)
-    requests, clock = start_requests(trace, with_prefixes=False), start_clock()
+    requests = start_requests(trace, with_prefixes=False)
     ranks = start_ranks(dp * pp, rules.max_sequences, capacity, 0, pp, rules.output_share)
     for request in range(count):
-        queue_at_fewest(requests, ranks, limits, clock, request)
+        queue_at_fewest(requests, ranks, limits, request)
     for step in range(10_000):
         assert form_step(requests, ranks, limits, float(step))
         assert ranks.chunk.any()
@@ -340,8 +340,8 @@ def test_lanes_that_take_each_others_blocks_lose_none_and_all_end(seed):
             held = requests.each.blocks[running].sum()
             assert held + count_all_available(ranks, limits)[pool] == capacity
         if (
-            complete_step(requests, ranks, limits, clock, step + 1.0)
-            and clock.counts.num_finished[0] == count
+            complete_step(requests, ranks, limits, step + 1.0)
+            and ranks.counts.num_finished[0] == count
         ):
             break
     assert (requests.each.generated == trace.num_output).all()

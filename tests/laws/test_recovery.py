@@ -127,7 +127,7 @@ def test_every_request_finishes_or_is_lost_and_no_token_comes_twice(tiny, kind, 
         tokens = pool.requests.each.generated
         assert (tokens[is_finished] == trace.num_output[is_finished]).all()
         if plan.serving.recovery.requests != "retry":  # whose first attempts are in vain
-            assert pool.clock.gap_counts.sum() == np.maximum(tokens - 1, 0).sum()
+            assert pool.ranks.gap_counts.sum() == np.maximum(tokens - 1, 0).sum()
     if plan.serving.recovery.requests == "lose":
         assert not table["num_retries"].any() or "prefill" in served.pools
     done = table[is_finished]

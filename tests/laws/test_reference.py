@@ -42,7 +42,7 @@ def check_same(tiny, plan, trace, ingress_delay_s):
     known = serve_by_rules(plan, trace, Prices(plan, trace, tiny.tables), ingress_delay_s)
     check_requests(found, tabulate(known))
     for pool in known:
-        check_gaps(found.pools[pool.name].clock, pool)
+        check_gaps(found.pools[pool.name].ranks, pool)
         steps = found.steps_of(pool.name)
         for number, replica in enumerate(pool.replicas):
             check_steps(steps[steps["replica"] == number], replica.steps)
@@ -83,12 +83,12 @@ def check_steps(rows, steps):
     np.testing.assert_allclose(rows["kv_used"], steps["kv_used"].to_numpy()[last], rtol=1e-12)
 
 
-def check_gaps(clock, pool):
+def check_gaps(ranks, pool):
     counts = np.zeros(NUM_GAP_BINS, dtype=np.int64)
     for gap_s in itertools.chain(*(replica.gaps_s for replica in pool.replicas)):
         decades = math.log10(max(gap_s, SHORTEST_GAP_S) / SHORTEST_GAP_S)
         counts[min(int(decades * GAP_BINS_PER_DECADE), NUM_GAP_BINS - 1)] += 1
-    np.testing.assert_array_equal(clock.gap_counts.sum(axis=0), counts)
+    np.testing.assert_array_equal(ranks.gap_counts.sum(axis=0), counts)
 
 
 @cases(50, soak=1000)

@@ -105,7 +105,7 @@ def test_finished_and_lost_are_what_arrived_and_no_token_comes_twice(tiny, seed)
     tokens = pool.requests.each.generated
     assert (tokens[is_finished] == trace.num_output[is_finished]).all()
     if plan.serving.recovery.requests != "retry":
-        assert pool.clock.gap_counts.sum() == np.maximum(tokens - 1, 0).sum()
+        assert pool.ranks.gap_counts.sum() == np.maximum(tokens - 1, 0).sum()
     done = table[is_finished]
     assert (done["arrival_s"] <= done["scheduled_s"]).all()
     assert (done["first_token_s"] <= done["finish_s"]).all()

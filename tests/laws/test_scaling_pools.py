@@ -48,7 +48,7 @@ def test_nothing_is_lost_where_pools_scale(tiny, seed):
         trace.num_input.sum() - table["num_cached"].sum()
     )
     for pool in served.pools.values():
-        counts = pool.clock.counts
+        counts = pool.ranks.counts
         assert not counts.num_kept.any()
         assert not counts.is_draining.any() or (counts.is_gone == 0).any()
     end_s = float(table["finish_s"].max())

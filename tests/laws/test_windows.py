@@ -83,7 +83,7 @@ def check_same(one, other):
     for name, pool in one.pools.items():
         steps = [served.steps_of(name) for served in (one, other)]
         pd.testing.assert_frame_equal(*steps, check_exact=True)
-        assert np.array_equal(pool.clock.gap_counts, other.pools[name].clock.gap_counts)
+        assert np.array_equal(pool.ranks.gap_counts, other.pools[name].ranks.gap_counts)
 
 
 @seeds(7900, 8, soak=200)
@@ -115,7 +115,7 @@ def test_every_place_that_names_a_request_names_it_by_its_new_row(tiny):
             for queue in (
                 *(pool.ranks.each[name] for name in QUEUES),
                 pool.ranks.counts.reserved,
-                pool.clock.counts.coming,
+                pool.ranks.counts.coming,
             )
             for end in ("first", "last")
         ),
@@ -133,7 +133,7 @@ def count_names(state):
     """How often each request of the trace is named, by its number, and where."""
     found = Counter()
     for place, pool in enumerate(state.pools):
-        first, each, counts = pool.requests.first, pool.ranks.each, pool.clock.counts
+        first, each, counts = pool.requests.first, pool.ranks.each, pool.ranks.counts
         found.update((place, row + first) for row in loop_state.list_named(pool))
         for name in QUEUES:
             last = each[name]["last"][each[name]["count"] > 0]
@@ -168,7 +168,7 @@ def test_lost_requests_stay_while_something_names_them(tiny):
     assert loop_state.count_settled(requests, [pool], events, [7, 8]) == 7
     pool.ranks.running[1, 0, 0], pool.ranks.each.num_running[1, 0] = 6, 1
     assert loop_state.count_settled(requests, [pool], events, [7]) == 6
-    pool.clock.counts.coming.first[0], pool.clock.counts.coming.count[0] = 5, 1
+    pool.ranks.counts.coming.first[0], pool.ranks.counts.coming.count[0] = 5, 1
     assert loop_state.count_settled(requests, [pool], events, []) == 5
     push_event(events, 1.0, code_of(ENDS, 2))
     assert loop_state.count_settled(requests, [pool], events, []) == 5

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from simulator.engine.batching import complete_step, form_step, is_decode, queue_request
 from simulator.engine.pool import choose_rank
-from simulator.engine.state import Limits, start_clock, start_ranks, start_requests
+from simulator.engine.state import Limits, start_ranks, start_requests
 from simulator.policies.scheduling import Rules
 from simulator.workload.traces import RequestTrace
 from tests.cases import cases
@@ -68,31 +68,27 @@ def blocks_needed(asked, limits):
 class Served(NamedTuple):
     requests: object
     """Records of them."""
-    clock: object
     steps: list
     """For each step, for each rank: ``(request, new tokens, tokens computed before, whether it
     decodes)``."""
 
 
-def queue_at_fewest(requests, ranks, limits, clock, r):
+def queue_at_fewest(requests, ranks, limits, r):
     """Queue a request at the rank with the fewest unfinished ones."""
     d = choose_rank(ranks, limits, 0, 0)
-    queue_request(requests, ranks, clock, d, r)
+    queue_request(requests, ranks, d, r)
 
 
 def serve(asked, limits, capacity, num_ranks=1):
     """Serve everything, a step a second, and check the state before and after every step."""
     trace = make_trace(asked)
     requests = start_requests(trace, with_prefixes=limits.prefix_tokens > 0)
-    ranks, clock = (
-        start_ranks(
-            num_ranks,
-            limits.rules.max_sequences,
-            capacity,
-            int(trace.prefix_ids.max()) + 1,
-            output_share=limits.rules.output_share,
-        ),
-        start_clock(),
+    ranks = start_ranks(
+        num_ranks,
+        limits.rules.max_sequences,
+        capacity,
+        int(trace.prefix_ids.max()) + 1,
+        output_share=limits.rules.output_share,
     )
     position, now_s, steps = 0, 0.0, []
     most_steps = (
@@ -100,22 +96,22 @@ def serve(asked, limits, capacity, num_ranks=1):
         + int(trace.arrival_s[-1])
         + len(asked) * int((trace.num_input + trace.num_output).sum())
     )
-    counts = clock.counts[0]
+    counts = ranks.counts[0]
     while counts.num_finished < len(asked):
         assert len(steps) < most_steps, "no progress"
         while position < len(asked) and trace.arrival_s[position] <= now_s:
-            queue_at_fewest(requests, ranks, limits, clock, position)
+            queue_at_fewest(requests, ranks, limits, position)
             position += 1
         if form_step(requests, ranks, limits, now_s):
             steps.append(check_step(requests, ranks, limits, now_s))
             check_blocks(requests, ranks, limits)
-            complete_step(requests, ranks, limits, clock, now_s + 1)
+            complete_step(requests, ranks, limits, now_s + 1)
         else:
             assert counts.num_pushed == counts.num_finished, "requests wait and none runs"
         check_blocks(requests, ranks, limits)
         now_s += 1
-    check_end(requests, ranks, clock, trace)
-    return Served(requests.each, clock, steps)
+    check_end(requests, ranks, trace)
+    return Served(requests.each, steps)
 
 
 def check_step(requests, ranks, limits, now_s):
@@ -197,11 +193,11 @@ def ring(ranks, d):
     return order
 
 
-def check_end(requests, ranks, clock, trace):
+def check_end(requests, ranks, trace):
     each = requests.each
     assert np.array_equal(each.generated, trace.num_output)
-    assert clock.gap_counts.sum() == (trace.num_output - 1).sum()
-    assert clock.counts.outstanding_tokens[0] == 0
+    assert ranks.gap_counts.sum() == (trace.num_output - 1).sum()
+    assert ranks.counts.outstanding_tokens[0] == 0
     assert (ranks.each.num_running == 0).all()
     assert (ranks.each.waiting.count == 0).all()
     assert (each.arrival_s <= each.scheduled_s).all()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from simulator.engine.batching import complete_step, find_last, form_step, is_decode
 from simulator.engine.by_ranks import read_batches
-from simulator.engine.state import start_clock, start_ranks, start_requests
+from simulator.engine.state import start_ranks, start_requests
 from tests.unit.steps_of_a_second import (
     PREFIX_TOKENS,
     QUICK,
@@ -121,7 +121,7 @@ def test_a_request_goes_to_the_rank_with_the_fewest_the_first_of_equals(counts):
     ranks = start_ranks(len(counts), 8, 100, 0)
     each = ranks.each
     each.waiting.count, each.num_running, each.line.count, each.num_reserved = np.array(counts).T
-    queue_at_fewest(requests, ranks, make_limits(), start_clock(), 0)
+    queue_at_fewest(requests, ranks, make_limits(), 0)
     assert requests.each.dp_rank[0] == np.argmin(np.sum(counts, axis=1))
 
 
@@ -167,16 +167,16 @@ def test_a_batch_tells_decodes_from_what_is_computed_again():
     """Six blocks of four tokens for two requests that need four each: one is computed again."""
     limits = make_limits()
     trace = make_trace([Asked(0, 8, 7)] * 2)
-    requests, clock = start_requests(trace, with_prefixes=False), start_clock()
+    requests = start_requests(trace, with_prefixes=False)
     ranks = start_ranks(1, limits.rules.max_sequences, 6, 1)
     for request in range(2):
-        queue_at_fewest(requests, ranks, limits, clock, request)
+        queue_at_fewest(requests, ranks, limits, request)
     seen, now_s = [], 0.0
-    while clock.counts.num_finished[0] < 2:
+    while ranks.counts.num_finished[0] < 2:
         form_step(requests, ranks, limits, now_s)
         [batch] = read_batches(requests, ranks)
         seen += zip(batch.new_tokens[0].tolist(), batch.is_decode[0].tolist(), strict=True)
-        complete_step(requests, ranks, limits, clock, now_s + 1)
+        complete_step(requests, ranks, limits, now_s + 1)
         now_s += 1
     assert requests.each.preemptions.sum() == 1
     assert {new for new, _ in seen} > {1, 8}, "a prompt, decodes, and a prompt with its outputs"

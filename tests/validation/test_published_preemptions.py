@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from simulator.engine.batching import complete_step, form_step
-from simulator.engine.state import start_clock, start_ranks, start_requests
+from simulator.engine.state import start_ranks, start_requests
 from simulator.workload.traces import RequestTrace
 from tests.unit.steps_of_a_second import make_limits, queue_at_fewest
 
@@ -33,16 +33,16 @@ def count_preemptions(watermark, seed):
         watermark_blocks=int(watermark * NUM_BLOCKS),
         checks_known=True,
     )
-    requests, clock = start_requests(trace, with_prefixes=False), start_clock()
+    requests = start_requests(trace, with_prefixes=False)
     ranks = start_ranks(1, limits.rules.max_sequences, NUM_BLOCKS, 0)
     now_s = 0.0  # an integer would be compiled for anew
-    counts = clock.counts[0]
+    counts = ranks.counts[0]
     while counts.num_finished < NUM_REQUESTS:
         for r in range(counts.num_pushed, min(CONCURRENCY + counts.num_finished, NUM_REQUESTS)):
-            queue_at_fewest(requests, ranks, limits, clock, r)
+            queue_at_fewest(requests, ranks, limits, r)
         form_step(requests, ranks, limits, now_s)
         now_s += 1
-        complete_step(requests, ranks, limits, clock, now_s)
+        complete_step(requests, ranks, limits, now_s)
     return int(requests.each.preemptions.sum())
 
 
