@@ -36,6 +36,7 @@ from simulator.engine.replica_states import Run, count_loaded_bytes, place_on_le
 from simulator.engine.state import HERE, IN_LINE, READ, Ints, Ranks, Requests
 from simulator.policies.failures import Change
 from simulator.policies.replica_contracts import find_interruption
+from simulator.results.tables import ReplicasChanged
 
 _CACHE = ["computed", "transferred", "blocks", "shared", "kept_first", "kept_blocks", "kept_end"]
 """A request's state in the caches of its replica."""
@@ -47,25 +48,6 @@ Kind = Literal[
 serves again; it goes on with fewer ranks; ranks have joined it again; a failure is announced, until
 which it gets no requests; its GPUs are taken, on which it starts; it gets no more requests; its
 GPUs are given back."""
-
-
-class Changed(NamedTuple):
-    """Change of some replicas of a pool at one instant, and the requests that they lost."""
-
-    at_s: float
-    pool: str
-    kind: Kind
-    given_back: dict[int, Ints]
-    """Requests that each of the replicas lost, by their numbers in the trace."""
-    num_gpus: int
-    """GPUs that each of the replicas serves with then."""
-    serves_s: float
-    """Time from which they do so, once they have started or their ranks have formed a new group,
-    seconds."""
-
-    def list_requests(self) -> list[int]:
-        """List the requests that were lost, by their numbers in the trace."""
-        return [int(request) for found in self.given_back.values() for request in found]
 
 
 def lose_groups(pool: PoolState, replica: int, lost_D: NDArray[np.bool_], events: Events) -> Ints:
@@ -407,7 +389,9 @@ class Failing:
         """Time at which the latest failure of a replica is noticed, by place and replica."""
         self._lives: defaultdict[tuple[int, int], Life] = defaultdict(Life)
         """States of replicas after their last events, by place and replica."""
-        self.changed: list[Changed] = []
+        self.changed: list[ReplicasChanged] = []
+        self.moved: list[tuple[int, int, float]] = []
+        """Number of each request that a replica lost, number of that replica, and when."""
         self._waits_to_send: list[tuple[int, list[int]]] = []
         """Numbers of requests that replicas gave back at this instant, by place of their pool."""
 
@@ -557,13 +541,25 @@ class Failing:
 
     def _add(self, became: _Became, place: int, at_s: float, given_back: dict[int, Ints]) -> None:
         kind, num_gpus, seconds = became
-        name = self._state.names[place]
-        changed = Changed(at_s, name, kind, given_back, num_gpus, at_s + seconds)
-        self.changed.append(changed)
+        first = self._state.pools[place].first_replica
+        moved = [(int(r), first + one, at_s) for one, lost in given_back.items() for r in lost]
+        self.moved += moved
+        self.changed.append(
+            ReplicasChanged(
+                at_s=at_s,
+                pool=self._state.names[place],
+                kind=kind,
+                starts=kind in ("starts", "grows"),
+                replicas=[first + replica for replica in given_back],
+                num_requests=len(moved),
+                num_gpus=num_gpus,
+                serves_s=at_s + seconds,
+            )
+        )
         if not self._waits_to_send:
             send = partial(self._send_again, at_s)
             self._run.instants.call_at(self._run.instants.env.now, AGAIN, send)
-        self._waits_to_send.append((place, changed.list_requests()))
+        self._waits_to_send.append((place, [request for request, _, _ in moved]))
 
     def _recover(self, change: Change, place: int, replica: int) -> tuple[_Became, Ints] | None:
         """Bring a replica into the state that its GPUs allow. Returns what it became, and the

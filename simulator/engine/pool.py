@@ -415,6 +415,7 @@ class PoolState:
         trace: RequestTrace,
         limits: Limits | None = None,
         stream: str = "balancing",
+        first_replica: int = 0,
     ) -> None:
         """Start a pool without requests; none of the trace has a row yet
         (:func:`simulator.engine.loop_state.move_window`).
@@ -422,12 +423,14 @@ class PoolState:
         Args:
             limits: other than the plan's own for this trace.
             stream: names the balancer's random numbers.
+            first_replica: number of its first replica among those of all pools, in results.
 
         Raises:
             UserError: if the trace's longest request does not fit in the KV cache, what is cached
                 where cannot be kept, or the trace lacks what the order of waiting requests needs.
         """
         placement = plan.placement
+        self.first_replica = first_replica
         self._longest = longest_tokens(trace) + placement.drafts.num_tokens
         where = f"deployment '{plan.name}'"
         check_requests(plan.serving.capacity, self._longest, where)
@@ -713,7 +716,9 @@ def start_pools(plan: DeploymentPlan, trace: RequestTrace) -> dict[str, PoolStat
     )
     hands_over = make_limits(plan.prefill, prompts)._replace(hands_over=True)
     decode = PoolState(plan, trace, limits, "balancing decodes")
-    return {"decode": decode, "prefill": PoolState(plan.prefill, prompts, hands_over)}
+    first = plan.serving.replicas
+    prefill = PoolState(plan.prefill, prompts, hands_over, first_replica=first)
+    return {"decode": decode, "prefill": prefill}
 
 
 def _repeat(arrays: Iterable[NDArray[Any]], count: int) -> Iterator[NDArray[Any]]:

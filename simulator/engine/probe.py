@@ -53,7 +53,6 @@ def probe(
     steps: Columns,
     requests: Columns,
     by_ranks: ByRanks | None,
-    first_replica: int,
     phases: Sequence[str],
 ) -> Probe:
     """Run a decode step and a step with prompt tokens again, rank by rank: of each kind, one as
@@ -64,7 +63,6 @@ def probe(
         steps: the run's log.
         requests: served by the run, for the typical context of a sequence.
         by_ranks: executor of the run's steps, where ranks were simulated.
-        first_replica: number of the pool's first replica in the log.
         phases: ``decode`` and ``prefill``, or the one that the pool is for.
     """
     ranks, traffic, spans = [], [], []
@@ -73,7 +71,7 @@ def probe(
     make_wires = FluidWires if by_ranks is None else by_ranks.make_wires
     for phase, row in _find_medians(steps, phases):
         taken = by_ranks.taken.nearest(phase, row["duration_s"]) if by_ranks else None
-        step = taken or _represent(pool, machines, row, requests, first_replica)
+        step = taken or _represent(pool, machines, row, requests)
         # Of the batches that a pipeline has in flight, the one with most tokens.
         lane = int(np.argmax([batch.tokens_d.sum() for batch in step.batches]))
         env = simpy.Environment()
@@ -81,7 +79,7 @@ def probe(
         run = ByRanks(step.prices, make_wires).run_batch(env, priced, keep_spans=True)
         found = finish_step(env, run).spans or []
         spans += [(phase, *span) for span in sorted(found, key=attrgetter("rank", "start_s"))]
-        shown[phase] = _describe(plan, priced.batch, taken, first_replica)
+        shown[phase] = _describe(pool, priced.batch, taken)
         if plan.placement.experts is not None:
             rows, sent = _expert_ranks(plan, priced, phase)
             ranks += rows
@@ -111,16 +109,12 @@ def _find_medians(steps: Columns, phases: Sequence[str]) -> Iterator[tuple[str, 
 
 
 def _represent(
-    pool: PoolState,
-    machines: Machines,
-    row: dict[str, float],
-    requests: Columns,
-    first_replica: int,
+    pool: PoolState, machines: Machines, row: dict[str, float], requests: Columns
 ) -> TakenStep:
     """Make a step of as many tokens as one of the run (as one lane of a pipeline), spread evenly
     over the data-parallel ranks, all with a typical context, at the prices of its replica then.
     """
-    plan, replica = pool.plan, int(row["replica"]) - first_replica
+    plan, replica = pool.plan, int(row["replica"]) - pool.first_replica
     placement = place_at(plan, machines, replica, float(row["start_s"]))
     is_usual = placement is plan.placement
     context = max(1, int((requests["num_input"] + requests["num_output"] / 2).mean()))
@@ -131,16 +125,15 @@ def _represent(
     return TakenStep(replica, 0, row["start_s"], row["duration_s"], (batch,), prices, (0,))
 
 
-def _describe(
-    plan: DeploymentPlan, batch: Batch, taken: TakenStep | None, first_replica: int
-) -> tables.ShownStep:
+def _describe(pool: PoolState, batch: Batch, taken: TakenStep | None) -> tables.ShownStep:
     """Describe a step that was taken, or a representative one."""
+    plan = pool.plan
     decodes = [
         int(new[flags].sum()) for new, flags in zip(batch.new_tokens, batch.is_decode, strict=True)
     ]
     return tables.ShownStep(
         source="representative" if taken is None else "run",
-        replica=None if taken is None else first_replica + taken.replica,
+        replica=None if taken is None else pool.first_replica + taken.replica,
         number=None if taken is None else taken.number,
         start_s=None if taken is None else taken.start_s,
         duration_s=None if taken is None else taken.duration_s,

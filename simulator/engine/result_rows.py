@@ -126,7 +126,7 @@ def read_steps(
     replica, names = log[:, REPLICA].astype(np.int64), ["both"]
     if len(pools) > 1:  # in the log the pool comes first that requests come to first
         names = ["prefill", "decode"]
-        replica += np.where(log[:, POOL] == 0, pools["decode"].num_replicas, 0)
+        replica += np.where(log[:, POOL] == 0, pools["prefill"].first_replica, 0)
     order = np.argsort(replica, kind="stable")
     rows = slice(None) if (order == np.arange(len(order))).all() else order
     limits, of_pool = log[rows, LOG_COLUMNS.index("limited_by")], log[rows, POOL]
@@ -232,7 +232,9 @@ def _describe_transfers(
         "dp_rank": np.where(moved, decodes.dp_rank, -1),
         "first_token_s": first_s,
         "finish_s": np.where(moved, decodes.finish_s, first_s),
-        "prefill_replica": np.where(prompts.replica < 0, -1, prompts.replica + decode.num_replicas),
+        "prefill_replica": np.where(
+            prompts.replica < 0, -1, prompts.replica + prefill.first_replica
+        ),
         "room_wait_s": np.where(moved & ~np.isnan(decodes.reserved_s), waits_s, 0.0),
         "transfer_s": np.where(has_left, decodes.arrival_s - prompts.first_s - held_s, 0.0),
         "transfer_bytes": np.where(has_left, num_bytes, 0.0),

@@ -36,7 +36,7 @@ from simulator.engine.by_ranks import (
     start_ranks_of,
 )
 from simulator.engine.carried_caches import CarriedCaches
-from simulator.engine.changes import Changed, Failing
+from simulator.engine.changes import Failing
 from simulator.engine.events import ENDS, FORMS, code_of, find_event, push_event, remove_events
 from simulator.engine.experts_table import OverflowCount
 from simulator.engine.links import SharedWires, bound_sharing
@@ -109,8 +109,10 @@ class Served:
     rows: Rows
     ingress_delay_s: float
     """Seconds from the client to the scheduler."""
-    changed: tuple[Changed, ...] = ()
+    changed: tuple[ReplicasChanged, ...] = ()
     """Changes of replicas that lost GPUs or got them back, in order of time."""
+    moved: tuple[tuple[int, int, float], ...] = ()
+    """Requests that replicas lost, by number, with the replica's number and the time."""
     rebalances: tuple[ExpertsMoved, ...] = ()
     """Moves of experts, in order of time."""
     until_s: float | None = None
@@ -150,7 +152,7 @@ class Served:
         steps = steps[steps["pool"] == name].sort_values("replica", kind="stable")
         limits = pd.Categorical(steps["limited_by"], categories=list(ADMISSION_LIMITS))
         steps["limited_by"] = limits.codes.astype(float)
-        steps["replica"] -= self._number_of(name, 0)
+        steps["replica"] -= self.pools[name].first_replica
         columns = ["replica", "num_steps", "decodes", *LOG_COLUMNS]
         return steps[columns].reset_index(drop=True)
 
@@ -158,35 +160,9 @@ class Served:
         """Table of requests moved between replicas, with ``MOVE_COLUMNS`` without the deployment,
         in order of time.
         """
-        rows = [
-            (int(request), self._number_of(changed.pool, replica), changed.at_s)
-            for changed in self.changed
-            for replica, requests in changed.given_back.items()
-            for request in requests
-        ]
-        return pd.DataFrame(rows, columns=list(MOVE_COLUMNS)[1:]).astype(
+        return pd.DataFrame(self.moved, columns=list(MOVE_COLUMNS)[1:]).astype(
             {"request": np.int64, "replica": np.int64, "at_s": np.float64}
         )
-
-    def list_changes(self) -> tuple[ReplicasChanged, ...]:
-        """List the changes of replicas that lost GPUs or got them back, in order of time."""
-        return tuple(
-            ReplicasChanged(
-                at_s=changed.at_s,
-                pool=changed.pool,
-                kind=changed.kind,
-                starts=changed.kind in ("starts", "grows"),
-                replicas=[self._number_of(changed.pool, r) for r in changed.given_back],
-                num_requests=len(changed.list_requests()),
-                num_gpus=changed.num_gpus,
-                serves_s=changed.serves_s,
-            )
-            for changed in self.changed
-        )
-
-    def _number_of(self, pool: str, replica: int) -> int:
-        """Number of a pool's replica among those of all pools."""
-        return replica + (self.plan.serving.replicas if pool == "prefill" else 0)
 
 
 # Record of a run: tables of requests and steps, and one shown step of each kind, repeated rank by
@@ -226,10 +202,9 @@ def make_record(served: Served) -> DeploymentRecord:
         read_bytes += (
             float(served.costs["read_bytes"][is_own].sum()) * pool.plan.placement.layout.num_gpus
         )
-        first = plan.serving.replicas if name == "prefill" else 0
         executor = served.by_ranks.get(name)
         phases = ("decode", "prefill") if name == "both" else (name,)
-        probes.append(probe(pool, plan.machines[name], own, requests, executor, first, phases))
+        probes.append(probe(pool, plan.machines[name], own, requests, executor, phases))
     gaps = np.sum([pool.ranks.gap_counts.sum(axis=0) for pool in served.pools.values()], axis=0)
     duration_s = steps["duration_s"].to_numpy()
     dropped_share = _share_dropped(plan, steps, served.costs)
@@ -265,7 +240,7 @@ def make_record(served: Served) -> DeploymentRecord:
         dropped_share=dropped_share,
         overflow_by_layer=overflow.report(dropped_share),
         moves=add_name(served.moves_table()),
-        changes=served.list_changes(),
+        changes=served.changed,
         rebalances=served.rebalances,
         imbalance_curve=_measure_imbalance(served, uniform_S),
         tiers=_list_tiers(served.pools.get("prefill") or served.pools["both"], requests),
@@ -528,6 +503,7 @@ class _Timeline:
         served = Served(
             *(plan, trace, self._pools, self._by_name, self._rows, ingress_delay_s),
             changed=tuple(self._failing.changed),
+            moved=tuple(self._failing.moved),
             rebalances=tuple(self.rebalances),
             until_s=None if self.until_s == math.inf else self.until_s,
             audits=tuple(audit.report() for audit in self.audits),

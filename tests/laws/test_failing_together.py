@@ -123,9 +123,7 @@ def test_as_many_replicas_serve_as_long_when_nodes_and_switches_fail_at_random(
     trace = tiny.trace(2, 1.0)
     trace.arrival_s[1] = end_s
     served = serve(plan, trace, until=end_s)
-    changes = [
-        one._asdict() if hasattr(one, "_asdict") else vars(one) for one in served.list_changes()
-    ]
+    changes = [vars(one) for one in served.changed]
     facts = {"changes": changes, "num_gpus": total * num_gpus, "replicas": total}
     levels = np.array([(at_s, serving) for at_s, _, serving in list_held(facts)])
     spans_s = np.diff(np.append(levels[:, 0], end_s))

@@ -68,7 +68,7 @@ def check_steps(served):
             assert (end_s.to_numpy()[:-1] <= start_s.to_numpy()[1:] + 1e-12).all()
             gone_s = None
             for change in served.changed:
-                if change.pool != name or replica not in change.given_back:
+                if served.pools[name].first_replica + replica not in change.replicas:
                     continue
                 if change.kind == "stops":
                     gone_s = change.at_s

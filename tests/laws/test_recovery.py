@@ -151,7 +151,7 @@ def check_silence(served):
             assert (end_s[:-1] <= start_s[1:] + 1e-12).all()
             silent_s = None
             for change in served.changed:
-                if change.pool != name or replica not in change.given_back:
+                if served.pools[name].first_replica + replica not in change.replicas:
                     continue
                 if silent_s is not None:
                     during = (start_s > silent_s) & (start_s < change.at_s)

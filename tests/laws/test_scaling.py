@@ -124,7 +124,7 @@ def check_held(served, plan, trace):
         own = steps[steps["replica"] == replica]
         spans, since_s, drains_s = [], 0.0 if replica < first else None, None
         for change in served.changed:
-            if replica not in change.given_back:
+            if replica not in change.replicas:
                 continue
             if change.kind == "launches":
                 assert since_s is None
@@ -162,7 +162,7 @@ def test_scaling_is_the_same_at_every_fidelity(tiny, monkeypatch, seed):
     simpy = serve_by_events(monkeypatch, plan, trace, tiny.tables)
     check_same_events(compiled, simpy)
     changes = [
-        [(change.kind, *change.given_back) for change in served.changed]
+        [(change.kind, *change.replicas) for change in served.changed]
         for served in (compiled, simpy)
     ]
     assert changes[0] == changes[1]
@@ -188,7 +188,7 @@ def with_schedule(plan, *changes, **keys):
 
 
 def name_changes(served):
-    return [(change.kind, *change.given_back) for change in served.changed]
+    return [(change.kind, *change.replicas) for change in served.changed]
 
 
 def test_nothing_is_sent_to_a_replica_that_drains_and_it_loses_nothing(tiny):

@@ -52,7 +52,7 @@ def test_nothing_is_lost_where_pools_scale(tiny, seed):
         assert not counts.num_kept.any()
         assert not counts.is_draining.any() or (counts.is_gone == 0).any()
     end_s = float(table["finish_s"].max())
-    held = measure_held(plan, served.list_changes(), end_s)
+    held = measure_held(plan, served.changed, end_s)
     for own, pool in zip(held, plan.pools, strict=True):
         assert own <= pool.serving.replicas * pool.placement.layout.num_gpus * (1 + 1e-9)
 

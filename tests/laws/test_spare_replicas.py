@@ -127,7 +127,7 @@ def test_as_many_replicas_serve_as_long_when_gpus_fail_at_random(tiny, needed, s
     changes = [
         {"at_s": one.at_s, "serves_s": one.serves_s, "kind": one.kind, "replicas": one.replicas}
         | {"num_gpus": one.num_gpus}
-        for one in served.list_changes()
+        for one in served.changed
     ]
     assert len(changes) > 1000
     facts = {"changes": changes, "num_gpus": total * num_gpus, "replicas": total}
