@@ -73,13 +73,14 @@ class Audit:
             if own.number not in self._prices:
                 self._prices[own.number] = self._states.price_alone(self._place, replica)
             prices = self._prices[own.number]
-        by_ranks = ByRanks(prices, FluidWires, "audit")
+        wires = FluidWires(env)
         if beside is not None and (own is None or own.left is None):
-            wires = FluidWires(env)
             wires.carry(beside[0])
-            by_ranks.find_wires = lambda _: wires
         batches = read_batches(pool.requests, ranks)
-        env.run(env.process(by_ranks.take_step(env, replica, number, batches, row)))
+        step = ByRanks("rank", "audit").take_step(
+            env, replica, number, batches, row, prices, lambda: wires
+        )
+        env.run(env.process(step))
         return float(row[1])
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -18,8 +17,7 @@ from simulator.base.thinned import Thinned
 from simulator.cost.comm import Exchange
 from simulator.deployment.expert_plan import POOL_TOKENS
 from simulator.engine.batching import is_decode
-from simulator.engine.experts_table import OverflowCount
-from simulator.engine.fabric import FluidWires, MessageWires, Wires
+from simulator.engine.fabric import FluidWires, Wires, make_wires
 from simulator.engine.pool import PoolState
 from simulator.engine.state import Ints, Ranks, Requests
 from simulator.engine.table import ATTENTION, add_pass, price_pipeline
@@ -291,7 +289,6 @@ def _exchange(env: simpy.Environment, wires: Wires, meeting: _Meeting) -> Proces
 
 
 Fidelity = Literal["step", "rank", "message"]
-FindProfiles = Callable[[Ints], Ints]
 
 
 @dataclass
@@ -368,35 +365,19 @@ class ByRanks:
     """
 
     def __init__(
-        self,
-        prices: Prices,
-        make_wires: Callable[[simpy.Environment], Wires],
-        stream: str = "steps",
+        self, fidelity: Fidelity, stream: str = "steps", pool: PoolState | None = None
     ) -> None:
         """Prepare the execution; nothing runs yet.
 
         Args:
             stream: name of the random stream, of which each step of each replica has its own.
+            pool: whose steps are counted; by default they are of none.
         """
-        self.prices = prices
-        """Prices of steps that are formed from now on."""
-        self.make_wires = make_wires
-        self.stream = stream
+        self.fidelity, self.stream, self.pool = fidelity, stream, pool
         self.taken = TakenSteps()
-        self.overflow = OverflowCount(prices.placement.model.num_moe_layers)
-        self.find_wires: Callable[[int], Wires] | None = None
-        """Function from a replica to wires that its steps share with other traffic; ``None`` where
-        every batch has wires of its own."""
-        self.find_profiles: FindProfiles | None = None
-        """Function from numbers of requests to their load profiles; ``None`` where they have
-        none."""
-        self.profile_tokens = np.zeros(0)
+        num_profiles = len(pool.profiles.tokens_P) if pool and pool.profiles else 0
+        self.profile_tokens = np.zeros(num_profiles)
         """Tokens of each load profile in all steps, ``[P]``."""
-
-    def join(self, other: ByRanks) -> None:
-        """Count together with another executor of the same pool."""
-        self.overflow, self.find_profiles = other.overflow, other.find_profiles
-        self.profile_tokens = other.profile_tokens
 
     def take_step(
         self,
@@ -405,6 +386,8 @@ class ByRanks:
         number: int,
         batches: list[Batch],
         row: NDArray[np.float64],
+        prices: Prices | None = None,
+        find_wires: Callable[[], Wires] | None = None,
     ) -> ProcessGenerator:
         """Execute a formed step in virtual time, and fill in its log row from column 1. The
         process's value is the :class:`~simulator.engine.by_ranks.TakenStep`.
@@ -413,25 +396,28 @@ class ByRanks:
             replica: among those of its pool.
             number: steps that the replica took before.
             batches: of each lane that has something to compute.
+            prices: of the step; by default the pool's own at its beginning.
+            find_wires: finds wires that the step shares with other traffic; by default every batch
+                has wires of its own.
         """
-        prices = self.prices
+        if prices is None:
+            assert self.pool is not None
+            prices = self.pool.prices
         placement = prices.placement
-        if self.find_profiles is not None:
-            for batch in batches:
-                profile_N = self.find_profiles(np.concatenate(batch.requests))
-                np.add.at(self.profile_tokens, profile_N, np.concatenate(batch.new_tokens))
         drawn = placement.rng(self.stream, replica, number)
         offsets = drawn.integers(POOL_TOKENS, size=len(batches)).tolist()
         # Lanes are at different stages at any time, so each has the wires to itself.
-        find_wires = self.find_wires if placement.layout.pp == 1 else None
-        wires = None if find_wires is None else find_wires(replica)
+        shared = find_wires() if find_wires and placement.layout.pp == 1 else None
+
+        def wires() -> Wires:
+            return shared or make_wires(env, self.fidelity, placement.fabric)
+
         priced = [
             prices.price_batch(batch, offset)
             for batch, offset in zip(batches, offsets, strict=True)
         ]
-        for one in priced:
-            self.overflow.add(prices, one)
-        lanes = [env.process(self.run_batch(env, one, wires)) for one in priced]
+        self._count(prices, priced)
+        lanes = [env.process(run_batch(env, wires(), prices, one)) for one in priced]
         parts = np.zeros((len(lanes), len(STEP_PHASES) + 3))
         for lane, process in enumerate(lanes):
             times: StepTimes = yield process
@@ -442,9 +428,7 @@ class ByRanks:
                 begun_s, drafting = env.now, own.price_batch(batch, offsets[0])
                 program = pass_operations(own, drafting)
                 passed: StepTimes = yield env.process(
-                    run_step(
-                        env, wires or self.make_wires(env), program, placement.layout.num_ranks
-                    )
+                    run_step(env, wires(), program, placement.layout.num_ranks)
                 )
                 part = np.array([*passed.phases.values(), *measure_loads(own, drafting)])
                 add_pass(row, part, count)
@@ -461,42 +445,33 @@ class ByRanks:
             replica, number, float(row[0]), float(row[1]), tuple(batches), prices, tuple(offsets)
         )
 
-    def run_batch(
-        self,
-        env: simpy.Environment,
-        priced: PricedBatch,
-        wires: Wires | None = None,
-        *,
-        keep_spans: bool = False,
-    ) -> ProcessGenerator:
-        """Execute one batch through all layers; the process's value is its
-        :class:`~simulator.engine.by_ranks.StepTimes`.
-
-        Args:
-            wires: that it shares with other traffic; by default wires of its own.
-        """
-        placement = self.prices.placement
-        return run_step(
-            env,
-            wires or self.make_wires(env),
-            list_operations(self.prices, priced),
-            placement.layout.num_ranks,
-            shared_cores=placement.calibration.shared_cores,
-            keep_spans=keep_spans,
-        )
+    def _count(self, prices: Prices, priced: list[PricedBatch]) -> None:
+        """Count the load profiles of a step's tokens, and the pairs that are dropped."""
+        pool = self.pool
+        for one in priced if pool else ():
+            assert pool is not None
+            pool.overflow.add(prices, one)
+            if pool.profiles is not None:
+                profile_N = pool.find_profiles(np.concatenate(one.batch.requests))
+                np.add.at(self.profile_tokens, profile_N, np.concatenate(one.batch.new_tokens))
 
 
-def start_ranks(prices: Prices, fidelity: Fidelity, stream: str) -> ByRanks:
-    """Make the executor of steps with some prices, at a fidelity that simulates ranks."""
-    make_messages = partial(MessageWires, fabric=prices.placement.fabric)
-    return ByRanks(prices, FluidWires if fidelity == "rank" else make_messages, stream)
-
-
-def start_ranks_of(pool: PoolState, fidelity: Fidelity, stream: str) -> ByRanks:
-    """Make the executor of a pool's steps at a fidelity that simulates ranks."""
-    made = start_ranks(pool.prices, fidelity, stream)
-    made.overflow = pool.overflow
-    if pool.profiles is not None:
-        made.find_profiles = pool.find_profiles
-        made.profile_tokens = np.zeros(len(pool.profiles.tokens_P))
-    return made
+def run_batch(
+    env: simpy.Environment,
+    wires: Wires,
+    prices: Prices,
+    priced: PricedBatch,
+    *,
+    keep_spans: bool = False,
+) -> ProcessGenerator:
+    """Execute one batch through all layers; the process's value is its
+    :class:`~simulator.engine.by_ranks.StepTimes`.
+    """
+    return run_step(
+        env,
+        wires,
+        list_operations(prices, priced),
+        prices.placement.layout.num_ranks,
+        shared_cores=prices.placement.calibration.shared_cores,
+        keep_spans=keep_spans,
+    )

@@ -254,6 +254,11 @@ class FluidWires:
         self._reschedule()
 
 
+def make_wires(env: simpy.Environment, fidelity: str, fabric: Fabric) -> FluidWires | MessageWires:
+    """Make idle wires of a fidelity that simulates ranks."""
+    return FluidWires(env) if fidelity == "rank" else MessageWires(env, fabric)
+
+
 @jit
 def find_ends(left_FL: Any) -> Any:
     """Find the seconds until each exchange has no bytes left for any link, if none begins, ``[F]``.

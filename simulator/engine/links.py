@@ -21,7 +21,7 @@ from simulator.cost.comm import Exchange
 from simulator.cost.transfer import Transfer
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.by_ranks import Fidelity
-from simulator.engine.fabric import FluidWires, MessageWires, Wires
+from simulator.engine.fabric import FluidWires, MessageWires, Wires, make_wires
 from simulator.engine.loop_state import LoopState
 from simulator.engine.state import Floats, Ints
 from simulator.policies.topology import Fabric, Link
@@ -313,7 +313,7 @@ class SharedWires:
 
     def __init__(self, env: simpy.Environment, state: LoopState, fidelity: Fidelity) -> None:
         """Begin with idle wires."""
-        self._env, self._is_fluid, self._state = env, fidelity == "rank", state
+        self._env, self._fidelity, self._state = env, fidelity, state
         self.joined: JoinedFabric | None = None
         """Links of all replicas; ``None`` where these share none."""
         self.between: Wires | None = None
@@ -356,7 +356,7 @@ class SharedWires:
         return LocatedWires(self._shared[key].share(located.fabric), located)
 
     def _make_apart(self, fabric: Fabric) -> FluidWires | MessageWires:
-        return FluidWires(self._env) if self._is_fluid else MessageWires(self._env, fabric)
+        return make_wires(self._env, self._fidelity, fabric)
 
 
 def _may_share(plan: DeploymentPlan) -> bool:

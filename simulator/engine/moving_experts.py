@@ -139,8 +139,6 @@ class MovingExperts:
             return
         if self._by_ranks is None:
             self._pool.table = self._fill()
-        else:
-            self._by_ranks.prices = self._pool.prices
         states.price_again(self._place)
 
     def _move_in_parts(self, placed: Placed, load: ExpertLoad, num_layers: int) -> ProcessGenerator:

@@ -21,8 +21,8 @@ from simulator.cost.comm import Exchange
 from simulator.deployment.conditions import place_at
 from simulator.deployment.plan import DeploymentPlan
 from simulator.deployment.uniform_routing import uniform_imbalance
-from simulator.engine.by_ranks import ByRanks, StepTimes, TakenStep, finish_step
-from simulator.engine.fabric import FluidWires
+from simulator.engine.by_ranks import ByRanks, StepTimes, TakenStep, finish_step, run_batch
+from simulator.engine.fabric import FluidWires, make_wires
 from simulator.engine.pool import PoolState
 from simulator.engine.state import Floats, Ints
 from simulator.policies.failures import Machines
@@ -68,7 +68,7 @@ def probe(
     ranks, traffic, spans = [], [], []
     shown: dict[str, tables.ShownStep] = {}
     plan = pool.plan
-    make_wires = FluidWires if by_ranks is None else by_ranks.make_wires
+    fidelity = by_ranks.fidelity if by_ranks else "rank"
     for phase, row in _find_medians(steps, phases):
         taken = by_ranks.taken.nearest(phase, row["duration_s"]) if by_ranks else None
         step = taken or _represent(pool, machines, row, requests)
@@ -76,7 +76,8 @@ def probe(
         lane = int(np.argmax([batch.tokens_d.sum() for batch in step.batches]))
         env = simpy.Environment()
         priced = step.prices.price_batch(step.batches[lane], step.offsets[lane])
-        run = ByRanks(step.prices, make_wires).run_batch(env, priced, keep_spans=True)
+        wires = make_wires(env, fidelity, step.prices.placement.fabric)
+        run = run_batch(env, wires, step.prices, priced, keep_spans=True)
         found = finish_step(env, run).spans or []
         spans += [(phase, *span) for span in sorted(found, key=attrgetter("rank", "start_s"))]
         shown[phase] = _describe(pool, priced.batch, taken)
@@ -252,7 +253,8 @@ def forecast(
     if not steps:
         return
     prices = Prices(plan.placement, max(int(batch.tokens_d.max()) for batch, _ in steps))
-    executor = ByRanks(prices, FluidWires)
     for step in steps:
         env, priced = simpy.Environment(), prices.price_batch(*step)
-        yield finish_step(env, executor.run_batch(env, priced, keep_spans=keep_spans))
+        yield finish_step(
+            env, run_batch(env, FluidWires(env), prices, priced, keep_spans=keep_spans)
+        )

@@ -22,7 +22,7 @@ from simulator.deployment.conditions import (
 )
 from simulator.deployment.placement import Placement
 from simulator.deployment.plan import DeploymentPlan
-from simulator.engine.by_ranks import ByRanks, Fidelity, start_ranks
+from simulator.engine.by_ranks import Fidelity
 from simulator.engine.links import SharedWires
 from simulator.engine.loop_state import CHANGE, Instants, LoopState, StepLooks
 from simulator.engine.rebalancing import expect_load, find_part_bytes
@@ -203,9 +203,8 @@ class PricedState:
 
     left: RanksLeft | None
     """Ranks that are left of it; ``None`` for all."""
+    prices: Prices
     mixes: Mixes
-    by_ranks: ByRanks | None
-    """Executor of steps, where ranks are simulated."""
     number: int
     """Number of the state in the pool's table, where ranks are not simulated."""
 
@@ -213,13 +212,9 @@ class PricedState:
 class ReplicaStates:
     """States of all replicas of all pools."""
 
-    def __init__(self, state: LoopState, by_ranks: Sequence[ByRanks], fidelity: Fidelity) -> None:
-        """Begin with all ranks of all replicas, as fast as usual.
-
-        Args:
-            by_ranks: executors of each pool's steps, where ranks are simulated.
-        """
-        self._state, self._by_ranks, self._fidelity = state, by_ranks, fidelity
+    def __init__(self, state: LoopState, fidelity: Fidelity) -> None:
+        """Begin with all ranks of all replicas, as fast as usual."""
+        self._state, self._fidelity = state, fidelity
         self._left: dict[_Replica, RanksLeft | None] = {}
         self._conditions: dict[_Replica, Condition | None] = {}
         self.beside: dict[int, tuple[Exchange, tuple[float, float]] | None] = {}
@@ -349,7 +344,7 @@ class ReplicaStates:
         pool = self._state.pools[place]
         prices = pool.price_placement(self._place_ranks(place, left, condition))
         table, mixes = self._state.pools[place].table, pool.list_mixes(prices)
-        found = PricedState(left, mixes, self._start_ranks(place, prices, left), len(table.sizes))
+        found = PricedState(left, prices, mixes, len(table.sizes))
         if self._fidelity == "step":
             added = add_state(table, mixes, None if left is None else left.left_d)
             self._state.pools[place].table = added
@@ -369,16 +364,6 @@ class ReplicaStates:
             slowed = replace(plan, placement=placement)
             placement = shrink_placement(slowed, is_left_D, left.placed)
         return placement
-
-    def _start_ranks(self, place: int, prices: Prices, left: RanksLeft | None) -> ByRanks | None:
-        if self._fidelity == "step":
-            return None
-        usual = self._by_ranks[place]
-        made = start_ranks(prices, self._fidelity, usual.stream)
-        made.join(usual)
-        if left is None:  # nothing moves between ranks that are left
-            made.find_wires = usual.find_wires
-        return made
 
 
 def _list_states(table: StepTable, number: int) -> slice:

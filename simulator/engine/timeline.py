@@ -33,7 +33,6 @@ from simulator.engine.by_ranks import (
     Fidelity,
     StepUnderWay,
     read_batches,
-    start_ranks_of,
 )
 from simulator.engine.carried_caches import CarriedCaches
 from simulator.engine.changes import Failing
@@ -44,7 +43,7 @@ from simulator.engine.loop_state import CHANGE, Instants, LoopState, StepLooks, 
 from simulator.engine.moving_experts import MovingExperts
 from simulator.engine.pool import PoolState, form_soon, start_pools
 from simulator.engine.probe import probe
-from simulator.engine.replica_states import RanksLeft, ReplicaStates, degrade
+from simulator.engine.replica_states import ReplicaStates, degrade
 from simulator.engine.result_rows import StepLog, read_requests, read_steps
 from simulator.engine.scaling import Scaling, leave_drained
 from simulator.engine.state import Floats
@@ -378,7 +377,7 @@ def serve(
             pool.price_by(fill(pool, STREAMS[name]))
         else:
             pool.price_by(pool.table)
-            by_ranks[name] = start_ranks_of(pool, fidelity, STREAMS[name])
+            by_ranks[name] = ByRanks(fidelity, STREAMS[name], pool)
     state = LoopState(plan, trace, pools, ingress_delay_s, fidelity != "step")
     timeline = _Timeline(state, pools, by_ranks, fill, progress, fidelity, keeps_steps)
     timeline.run(math.inf if until is None else until)
@@ -440,9 +439,7 @@ class _Timeline:
         if fidelity != "step":
             self.wires = SharedWires(self._env, state, fidelity)
             self._caches = CarriedCaches(self, self.wires)
-            for place, executor in enumerate(self._by_ranks):
-                executor.find_wires = partial(self.wires.find, place)
-        self.replica_states = ReplicaStates(state, self._by_ranks, fidelity)
+        self.replica_states = ReplicaStates(state, fidelity)
         self.step_looks = StepLooks(state, self.instants)
         self._failing = Failing(self)
         self._scaling = {
@@ -640,15 +637,18 @@ class _Timeline:
         place, replica = int(row[POOL]), int(row[REPLICA])
         pool, number = self.state.pools[place], self.state.number_of(place, replica)
         step = self._under_way[number] = StepUnderWay(row, Event(self._env))
-        executor, ranks = self._by_ranks[place], self.replica_states.ranks_of(place, replica)
         own = self.replica_states.find(place, replica)
-        if own is not None and own.by_ranks is not None:
-            executor = own.by_ranks
-        batches = read_batches(pool.requests, ranks)
+        batches = read_batches(pool.requests, self.replica_states.ranks_of(place, replica))
         number_of_step = int(pool.ranks.counts.num_steps[replica, 0]) - 1
         self._form_ahead(place, number, row[0])
-        taking = executor.take_step(self._env, replica, number_of_step, batches, row[:POOL])
-        return self._end_step(place, number, step, taking, None if own is None else own.left)
+        formed = replica, number_of_step, batches, row[:POOL]
+        is_whole = own is None or own.left is None
+        # Nothing moves between ranks that are left.
+        find_wires = partial(self.wires.find, place, replica) if self.wires and is_whole else None
+        taking = self._by_ranks[place].take_step(
+            self._env, *formed, own.prices if own else None, find_wires
+        )
+        return self._end_step(place, number, step, taking, is_whole)
 
     def _end_step(
         self,
@@ -656,7 +656,7 @@ class _Timeline:
         number: int,
         step: StepUnderWay,
         taking: ProcessGenerator,
-        left: RanksLeft | None,
+        is_whole: bool,
     ) -> ProcessGenerator:
         """Execute a step that has begun, to its end."""
         taken = yield from taking
@@ -667,7 +667,7 @@ class _Timeline:
             self._num_cut -= 1
             return
         del self._under_way[number]
-        if left is None:  # figures show whole replicas
+        if is_whole:  # figures show whole replicas
             self._by_ranks[place].taken.add(taken)
         push_event(self.state.events, self._env.now, code_of(ENDS, number))
         self._look_at(self._env.now)

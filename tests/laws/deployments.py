@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 
-from simulator.engine import by_ranks, timeline
+from simulator.engine import timeline
 from simulator.engine.by_ranks import ByRanks
 from simulator.engine.step_log import LOG_COLUMNS
 from simulator.results.phases import STEP_PHASES
@@ -170,30 +170,25 @@ def serve_by_events(monkeypatch, plan, trace, tables, ingress_delay_s=None, unti
             super().__init__(*state[:-1], False)
 
     class ByTable(ByRanks):
-        def __init__(self, prices, make_wires, stream):
-            self.stream = stream
-            super().__init__(prices, make_wires, stream)
+        def __init__(self, *args):
+            super().__init__(*args)
             self.taken = SimpleNamespace(add=lambda step: None)
+            self.tables = {}
 
-        @property
-        def prices(self):
-            return self._prices
-
-        @prices.setter
-        def prices(self, prices):
-            self._prices, self.table = prices, tables.start(prices, self.stream)
-
-        def take_step(self, env, replica, number, batches, row):
+        def take_step(self, env, replica, number, batches, row, prices, _):
+            prices = prices or self.pool.prices
+            if prices not in self.tables:
+                self.tables[prices] = tables.start(prices, self.stream)
             requests, ranks = batches
-            priced = np.zeros(len(LOG_COLUMNS))
-            priced[1] = price_filling(self.table, self.prices, self.stream, requests, ranks, priced)
+            priced, table = np.zeros(len(LOG_COLUMNS)), self.tables[prices]
+            priced[1] = price_filling(table, prices, self.stream, requests, ranks, priced)
             priced[0] = row[0]
             priced[2:8] = row[2:8]
             row[:] = priced
             yield env.timeout(row[1])
 
     with monkeypatch.context() as patch:
-        patch.setattr(by_ranks, "ByRanks", ByTable)
+        patch.setattr(timeline, "ByRanks", ByTable)
         patch.setattr(timeline, "LoopState", Priced)
         patch.setattr(timeline, "read_batches", _keep_batches)
         return timeline.serve(plan, trace, "rank", ingress_delay_s=ingress_delay_s, until=until)

@@ -79,16 +79,17 @@ def price_both(monkeypatch, plan, trace):
     read_batches = timeline.read_batches
 
     class Both(ByRanks):
-        def __init__(self, prices, wires, stream):
-            super().__init__(prices, wires, stream)
-            self.table = start_table(single_mix(prices))
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.tables = {}
 
-        def take_step(self, env, replica, number, formed, row):
-            state, batches = formed
-            table_s = price_filling(
-                self.table, self.prices, self.stream, *state, np.zeros(len(LOG_COLUMNS))
-            )
-            taken = yield from super().take_step(env, replica, number, batches, row)
+        def take_step(self, env, replica, number, formed, row, own, *rest):
+            (state, batches), known = formed, own or self.pool.prices
+            if known not in self.tables:
+                self.tables[known] = start_table(single_mix(known))
+            asked = self.tables[known], known, self.stream
+            table_s = price_filling(*asked, *state, np.zeros(len(LOG_COLUMNS)))
+            taken = yield from super().take_step(env, replica, number, batches, row, own, *rest)
             prices.append((table_s, row[1]))
             return taken
 
@@ -103,7 +104,7 @@ def price_both(monkeypatch, plan, trace):
             super().__init__(*state[:-1], False)
 
     with monkeypatch.context() as patch:
-        patch.setattr("simulator.engine.by_ranks.ByRanks", Both)
+        patch.setattr(timeline, "ByRanks", Both)
         patch.setattr(timeline, "LoopState", Apart)
         patch.setattr(timeline, "read_batches", read)
         run_plan(plan, trace, "rank")

@@ -325,8 +325,8 @@ def test_the_dropped_share_of_a_run_by_ranks_is_a_direct_count(tiny, monkeypatch
     ran = []
     take_step = ByRanks.take_step
 
-    def take_and_keep(self, env, replica, number, batches, row):
-        taken = yield from take_step(self, env, replica, number, batches, row)
+    def take_and_keep(self, *step):
+        taken = yield from take_step(self, *step)
         ran.extend(zip(taken.batches, taken.offsets, strict=True))
         return taken
 

@@ -26,9 +26,9 @@ def formed(monkeypatch):
     found = {}
     take_step = ByRanks.take_step
 
-    def keep(self, env, replica, number, batches, row):
+    def keep(self, env, replica, number, batches, *rest):
         found.setdefault(replica, []).append(batches)
-        return take_step(self, env, replica, number, batches, row)
+        return take_step(self, env, replica, number, batches, *rest)
 
     monkeypatch.setattr(ByRanks, "take_step", keep)
     return found

@@ -42,17 +42,18 @@ def test_every_batch_of_a_rank_run_costs_the_same_by_the_table(
     class Both(ByRanks):
         """Runs the step by ranks, after the table was asked what it would take."""
 
-        def __init__(self, prices, *rest):
-            super().__init__(prices, *rest)
-            tables.append((start_table(single_mix(prices)), prices, "steps"))
+        def __init__(self, *args):
+            super().__init__(*args)
+            own = self.pool.prices
+            tables.append((start_table(single_mix(own)), own, "steps"))
 
-        def take_step(self, env, replica, number, batches, row):
+        def take_step(self, env, replica, number, batches, row, *rest):
             table_s = asked.pop()
-            taken = yield from super().take_step(env, replica, number, batches, row)
+            taken = yield from super().take_step(env, replica, number, batches, row, *rest)
             prices.append((table_s, row[1]))
             return taken
 
-    monkeypatch.setattr("simulator.engine.by_ranks.ByRanks", Both)
+    monkeypatch.setattr(timeline, "ByRanks", Both)
     monkeypatch.setattr(timeline, "read_batches", price_by_table)
     run_plan(
         plan,
