@@ -13,21 +13,15 @@ import simpy
 from simpy.events import Event, ProcessGenerator
 
 from simulator.base.errors import UserError
-from simulator.config.calibration import Calibration
-from simulator.config.calibration.communication import CollectiveFit, doublings
 from simulator.config.calibration.fit import Fit
-from simulator.config.dtypes import BYTES_PER_ELEMENT
-from simulator.config.host import ExchangeTable, HostRates
-from simulator.cost.compute.trained import TrainedModel
-from simulator.cost.stages import VECTORS
-from simulator.deployment.training.memory import count_optimized, count_stage, find_element_bytes
+from simulator.config.host import HostRates
 from simulator.deployment.training.plan import TrainingPlan
 from simulator.engine.by_ranks import StepTimes, finish_step, run_step
 from simulator.engine.fabric import FluidWires
 from simulator.policies.pipelining import ChunkPlace, Pass, PassKind, Turn
 from simulator.results.training import PARTS
-from simulator.step.training import TrainingPrices
-from simulator.work.trained import Chunk, ParameterCount
+from simulator.step.training import StageUpdate, TrainingPrices, price_sends, price_update
+from simulator.work.trained import Chunk
 
 # Passes of a micro-batch on the ranks that share it: every rank is a SimPy process that computes,
 # meets the others, and exchanges over shared links, as in a serving step.
@@ -169,132 +163,6 @@ def run_pipeline(
     return spans
 
 
-# Seconds behind and around the passes of a step: sums of gradients, updated weights, and the
-# optimizer.
-#
-# Collectives are priced as rings of the calibrated library (reduce-scatter, all-gather), with one
-# ring for each GPU that a group has in a node.
-
-
-_OPTIMIZER_SHARE = 0.8
-"""Share of the memory's peak rate at which the optimizer reads and writes its state. Assumed: as
-STREAM-like kernels do."""
-
-
-class StageUpdate(NamedTuple):
-    """Seconds of one stage besides its passes."""
-
-    reduce_s: float
-    """Sums of gradients over data-parallel ranks, once in a step, on wires that carry nothing
-    else."""
-    gather_s: float
-    """Updated weights to the ranks that do not hold their optimizer state, once in a step."""
-    optimizer_s: float
-    """The optimizer, and weights that are converted to 8 bits."""
-    each_gather_s: float = 0.0
-    """Weights that are gathered before each pass of a micro-batch (ZeRO 3), beneath its passes as
-    far as these last."""
-    each_reduce_s: float = 0.0
-    """Gradients that are added up after each backward pass (ZeRO 2 and 3): a rank that keeps only
-    its part of them must do so before those of the next micro-batch."""
-
-
-def price_update(plan: TrainingPlan, stage: int) -> StageUpdate:
-    """Price the update of a stage's weights, and what ZeRO 2 and 3 do for each micro-batch."""
-    held, zero = count_stage(plan, stage), plan.spec.zero
-    if isinstance(plan.placement.calibration, HostRates):
-        return _price_on_host(plan, held, plan.placement.calibration)
-    element = BYTES_PER_ELEMENT[plan.spec.optimizer.gradient_dtype]
-    sums_s = _collect_stage(plan, "reduce_scatter", stage, held, element)
-    weights_s = _collect_stage(plan, "all_gather", stage, held, find_element_bytes(plan))
-    # Without ZeRO an all-reduce: sums are handed out before the optimizer needs them.
-    handed_s = 0.0 if zero else _collect_stage(plan, "all_gather", stage, held, element)
-    return StageUpdate(
-        reduce_s=0.0 if zero >= 2 else sums_s + handed_s,
-        gather_s=weights_s if zero in (1, 2) else 0.0,
-        optimizer_s=_price_optimizer(plan, stage, element),
-        each_gather_s=weights_s if zero == 3 else 0.0,
-        each_reduce_s=sums_s if zero >= 2 else 0.0,
-    )
-
-
-def _price_on_host(plan: TrainingPlan, held: ParameterCount, rates: HostRates) -> StageUpdate:
-    """Price the update on a machine's processes by its measured all-reduce and optimizer; copies of
-    experts are summed by an exchange of their gradients.
-    """
-    element = BYTES_PER_ELEMENT[plan.spec.optimizer.gradient_dtype]
-    number = np.array(held.dense + held.expert)
-    optimizer_s = float(rates.training.optimizer.total(parameters=number))
-    reduce_s = 0.0
-    if plan.dense_group > 1:
-        reduce_s += _time_exchange(rates.collectives.all_reduce, held.dense * element)
-    if held.expert and plan.expert_group > 1:
-        sent = held.expert * element * (plan.expert_group - 1)
-        reduce_s += _time_exchange(rates.collectives.dispatch, sent)
-    return StageUpdate(reduce_s, 0.0, optimizer_s)
-
-
-def _time_exchange(table: ExchangeTable, num_bytes: float) -> float:
-    """Seconds of an exchange of so many bytes of each rank."""
-    return table.stagger_s + table.latency_s + float(table.seconds_for(np.array(num_bytes)))
-
-
-def _collect_stage(
-    plan: TrainingPlan, name: str, stage: int, held: ParameterCount, element_bytes: float
-) -> float:
-    """Seconds of a collective of all parameters of a stage, dense and routed experts'."""
-    layout, of = plan.placement.layout, (plan, name, stage)
-    dense_s = _collect(*of, held.dense * element_bytes, plan.dense_group, layout.tp)
-    return dense_s + _collect(*of, held.expert * element_bytes, plan.expert_group, layout.num_ranks)
-
-
-def _price_optimizer(plan: TrainingPlan, stage: int, gradient_bytes: float) -> float:
-    """Seconds to read and write moments and master weights, to read gradients and to write weights;
-    and to convert to 8 bits what a rank holds of them, which all micro-batches of a step then use
-    (``is_first_microbatch`` of Transformer Engine).
-    """
-    optimizer = plan.spec.optimizer
-    moved = 2.0 * (optimizer.state_bytes + optimizer.master_bytes)
-    moved += gradient_bytes
-    moved += find_element_bytes(plan)
-    rate = plan.placement.accelerator.memory_bytes_per_s * _OPTIMIZER_SHARE
-    compute, converted_s = plan.placement.compute, 0.0
-    if isinstance(compute, TrainedModel):
-        numbers = sum(count_stage(plan, stage, with_ends=False))
-        converted_s = float(compute.convert_s(numbers, plan.spec.dtype))
-    return count_optimized(plan, stage) * moved / rate + converted_s
-
-
-def _collect(
-    plan: TrainingPlan, name: str, stage: int, num_bytes: float, size: int, apart: int
-) -> float:
-    """Seconds of one collective of ``num_bytes`` over a group; all groups of a node go on at once,
-    each over its own ports and cards, between nodes as many as where it has the fewest members.
-
-    Args:
-        size: members of the group.
-        apart: ranks from one member to the next.
-    """
-    calibration, cluster = plan.placement.calibration, plan.cluster
-    if size == 1 or num_bytes == 0.0 or not isinstance(calibration, Calibration):
-        return 0.0
-    ranks = stage * plan.stage_ranks + apart * np.arange(size)
-    members_N = np.unique(ranks // cluster.gpus_per_node, return_counts=True)[1]
-    fit: CollectiveFit = calibration.collective[name]
-    start_s = inside_s = 0.0
-    if (most := float(members_N.max())) > 1:
-        start, carry = fit.parts_s(num_bytes, most, 1.0, cluster.scale_up.bytes_per_s)
-        start_s, inside_s = float(start), float(carry)
-    if len(members_N) == 1 or cluster.scale_out is None:
-        return start_s + inside_s
-    steps = float(doublings(len(members_N)))
-    start_s += fit.scale_out_latency_s + fit.latency_per_doubling_s * steps
-    cards = float(members_N.min())
-    rate = cards * cluster.scale_out.bytes_per_s * (fit.scale_out_fraction or 1.0)
-    between_s = num_bytes * (size - 1) / size / rate
-    return float(np.maximum(inside_s, between_s)) + start_s
-
-
 # Bands of a simulated step: how far off it may be by the errors of what prices it.
 
 
@@ -340,7 +208,6 @@ def find_band(plan: TrainingPlan, step: TrainingStep) -> tuple[float, float]:
     return math.exp(-wide[0]), math.exp(wide[1])
 
 
-_VECTOR_BYTES = 2.0
 _ROUNDED = 1e-9
 """Share of a step that is rounding of the clock."""
 
@@ -403,23 +270,13 @@ def run_training_step(plan: TrainingPlan, prices: TrainingPrices) -> TrainingSte
         chunks = len(plan.places) // plan.num_stages
         return seconds + _expose(plan, travel_s / chunks, seconds)
 
-    spans = run_pipeline(plan.turns, plan.places, time_turn, _price_sends(plan), begins_s)
+    spans = run_pipeline(plan.turns, plan.places, time_turn, price_sends(plan), begins_s)
     return _finish_step(plan, table, spans, updates, begins_s)
 
 
 def _expose(plan: TrainingPlan, travel_s: float, beneath_s: float) -> float:
     """Seconds of a collective that what it travels beneath does not hide."""
     return max(0.0, travel_s - beneath_s) if plan.spec.overlap_gradients else travel_s
-
-
-def _price_sends(plan: TrainingPlan) -> dict[tuple[int, int], float]:
-    """Price a micro-batch's vectors from one stage to another: each rank sends those of its own
-    tokens, which tensor-parallel ranks share out (sequence parallelism).
-    """
-    # The calibrated transfer is of two vectors a token, as serving engines send them.
-    vectors = plan.rank_tokens / plan.placement.layout.tp / VECTORS
-    num_bytes = np.array([vectors * VECTORS * plan.model.hidden_size * _VECTOR_BYTES])
-    return {stages: float(one.seconds(num_bytes)[0]) for stages, one in plan.sends.items()}
 
 
 def _finish_step(

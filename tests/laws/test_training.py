@@ -14,12 +14,12 @@ from simulator.config.law_file import load_law, measure_size
 from simulator.config.model import load_model
 from simulator.deployment.training.memory import count_stage, find_room, measure_memory
 from simulator.deployment.training.plan import expand_layout, make_training_plan
-from simulator.engine.training import price_update, run_training_step
+from simulator.engine.training import run_training_step
 from simulator.policies.faults import find_schedule_fault
 from simulator.policies.pipelining import Pass, place_in_turn
 from simulator.results.training import PARTS
 from simulator.scenario.training import load_training
-from simulator.step.training import price_micro_batch
+from simulator.step.training import price_micro_batch, price_update
 from simulator.work.flops import matmul_flops_per_token, trained_flops
 
 BASE = {

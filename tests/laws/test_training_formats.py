@@ -13,8 +13,8 @@ from simulator.config.calibration import load_calibration
 from simulator.config.training import TrainingDeployment, TrainingSpec
 from simulator.cost.compute.trained import Trained, TrainedModel
 from simulator.deployment.training.plan import make_training_plan
-from simulator.engine.training import price_update, run_training_step
-from simulator.step.training import price_micro_batch
+from simulator.engine.training import run_training_step
+from simulator.step.training import price_micro_batch, price_update
 from tests.cases import cases
 
 GPUS = ("h100-sxm", "h200-sxm", "b300-sxm", "gb200", "mi300x", "l40s", "rtx-pro-6000")

@@ -27,7 +27,7 @@ from simulator.deployment.training.memory import (
 )
 from simulator.deployment.training.plan import TrainingPlan, make_training_plan, plan_model
 from simulator.deployment.training.quality import find_tokens_to_loss
-from simulator.engine.training import TrainingStep, find_band, price_update, run_training_step
+from simulator.engine.training import TrainingStep, find_band, run_training_step
 from simulator.planner.training.space import (
     LayerTimes,
     Split,
@@ -39,7 +39,7 @@ from simulator.planner.training.space import (
     shorten_model,
     time_layers,
 )
-from simulator.step.training import find_rank_imbalance, price_micro_batch
+from simulator.step.training import find_rank_imbalance, price_micro_batch, price_update
 
 _SEARCHING = "models and numbers of GPUs"
 _SHORTLISTED = 24
