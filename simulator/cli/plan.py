@@ -87,7 +87,7 @@ def plan(
         console.emit(answer.model_dump(mode="json"))
     else:
         print_plan(answer)
-    console.say_notes(list_routing_notes(loaded))
+    console.say_notes(map(str, list_routing_notes(loaded)))
     console.err.say(tell_simulated(answer.num_simulated, store))
     if answer.traffic is not None:
         console.err.say(
@@ -157,8 +157,9 @@ def print_plan(answer: Answer) -> None:
 
 def _candidates(answer: Answer) -> Iterator[Text]:
     """A row a deployment under the headings of its numbers, the text of the deployment last."""
+    from simulator.base.formats import amount
     from simulator.report.plan_page import groups
-    from simulator.results.plan_text import amount, share, target_short, value_text
+    from simulator.results.plan_text import share, target_short, value_text
 
     currency = answer.currency
     head = [

@@ -67,7 +67,7 @@ def facts_of(plan: DeploymentPlan) -> dict[str, Any]:
         ],
         "warnings": list(
             dict.fromkeys(
-                text for pool in plan.pools for text in (*notes_of(pool), *warnings_of(pool))
+                str(one) for pool in plan.pools for one in (*notes_of(pool), *warnings_of(pool))
             )
         ),
         "currency": placement.cluster.currency,

@@ -37,15 +37,14 @@ from simulator.results.formats import (
     seconds_text,
 )
 from simulator.results.phases import STEP_PHASES
-from simulator.results.run_sentences import tell_rebalances
+from simulator.results.run_sentences import find_rebalances
 
 
 def tell_all_changes(executed: Executed) -> Iterator[str]:
     """Tell what changed while each deployment ran, measured beside predicted."""
     for name in executed.deployments:
         facts = style.facts(executed, name)
-        if told := tell_rebalances(facts, name):
-            yield told
+        yield from map(str, find_rebalances(facts, name))
         for cache in facts.get("caches") or []:
             yield _tell_cache(name, cache)
         changes = [told for change in facts.get("changes") or [] if (told := _tell_change(change))]

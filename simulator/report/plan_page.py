@@ -9,6 +9,7 @@ from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
+from simulator.base.formats import amount, chance
 from simulator.report import marks, style
 from simulator.report.deployment_tables import (
     KINDS,
@@ -27,15 +28,7 @@ from simulator.results.answer.handover import Handover, ServingCommand
 from simulator.results.answer.parts import Band, has_bands, make_band
 from simulator.results.formats import TIMES, number, percent
 from simulator.results.plan_sentences import explain_traffic, share_of_time, warn_of_short_traffic
-from simulator.results.plan_text import (
-    amount,
-    chance,
-    kind_of,
-    share,
-    target_short,
-    target_text,
-    value_text,
-)
+from simulator.results.plan_text import kind_of, share, target_short, target_text, value_text
 
 _BEYOND = 1000.0
 """Times its value at which a whisker without an end stops: far off any plot."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from operator import itemgetter
 
+from simulator.base.formats import chance, times
 from simulator.results.answer import (
     Answer,
     Confidence,
@@ -20,7 +21,6 @@ from simulator.results.answer.certainty import Flip, RatePoint
 from simulator.results.answer.deployments import BACKLOG
 from simulator.results.formats import TIMES, count, number, percent, seconds
 from simulator.results.plan_text import (
-    chance,
     count_gpus,
     gpus,
     hourly,
@@ -29,7 +29,6 @@ from simulator.results.plan_text import (
     per_hour,
     state_use,
     target_text,
-    times,
     value_text,
 )
 

@@ -47,9 +47,8 @@ def list_training_notes(plan: TrainingPlan, target: TokensToLoss | None = None) 
     spec, model, experts = plan.spec, plan.model, plan.placement.experts
     notes = [_tell_backward(plan)]
     if experts is not None and spec.routing is None:
-        note = routing_note(model.title or model.name, experts.routing_source)
-        if note is not None:
-            notes.append(note)
+        found = routing_note(model.title or model.name, experts.routing_source)
+        notes += map(str, found)
         notes.append(
             f"{plan.name}: experts are chosen as when the trained model serves; a training "
             "balances them with its own loss (even ones: "

@@ -23,7 +23,7 @@ from simulator.report.spans import add_bars, cut_to_layers, draw_axes
 from simulator.results.executed import KINDS, SOURCES, Executed
 from simulator.results.formats import log_ticks, seconds, time_axis
 from simulator.results.phases import STEP_PHASES
-from simulator.results.run_sentences import tell_move
+from simulator.results.run_sentences import describe_move
 from simulator.results.shown_steps import shown_step
 
 _WIDE = 12.0
@@ -123,7 +123,7 @@ def _add_moves(
     label, line = style.labels(executed), style.lines(executed)
     for name in executed.deployments:
         moves = [
-            (moved["step"] - 0.5, tell_move(moved))
+            (moved["step"] - 0.5, str(describe_move(moved)))
             for moved in style.facts(executed, name).get("rebalances") or []
             if kind_of_step(executed, int(moved["step"])) == kind
         ]

@@ -15,7 +15,7 @@ from simulator.base.columns import Columns
 from simulator.report import style
 from simulator.results.folder import Results
 from simulator.results.formats import seconds, time_axis, time_ticks
-from simulator.results.run_sentences import SCALES, tell_change
+from simulator.results.run_sentences import SCALES, describe_change
 
 NUM_QUANTILES = 300
 MAX_BINS = 150
@@ -193,7 +193,7 @@ def _mark_changes(drawn: go.Figure, results: Results, unit_s: float) -> None:
                 line=line[name] | {"width": 1.2, "dash": "dash" if change["starts"] else "dot"},
                 mode="lines",
                 showlegend=False,
-                hovertemplate=f"{tell_change(change)}<extra>{label[name]}</extra>",
+                hovertemplate=f"{describe_change(change)}<extra>{label[name]}</extra>",
             )
 
 

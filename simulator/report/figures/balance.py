@@ -10,7 +10,7 @@ from simulator.report import style
 from simulator.report.gallery import Figure
 from simulator.results.folder import Results
 from simulator.results.formats import time_axis
-from simulator.results.run_sentences import tell_move
+from simulator.results.run_sentences import describe_move
 
 
 class Balance(Figure[Results]):
@@ -70,7 +70,7 @@ def _mark_moves(drawn: go.Figure, results: Results, unit_s: float) -> None:
     low, high = min(levels), max(levels)
     for name in results.deployments:
         moves = [
-            (moved["at_s"] / unit_s, tell_move(moved))
+            (moved["at_s"] / unit_s, str(describe_move(moved)))
             for moved in style.facts(results, name).get("rebalances") or []
         ]
         style.add_moves(drawn, label[name], line[name], moves, (low, high))
