@@ -58,7 +58,7 @@ def plan(
     from simulator.base.caches import findings_folder
     from simulator.commands.plan import plan as answer_question
     from simulator.planner.store import Store
-    from simulator.results.plan_sentences import tell_rate
+    from simulator.results.plan_sentences import find_rate
     from simulator.scenario.question import list_routing_notes, load_question
     from simulator.scenario.training_question import FAMILY
     from simulator.scenario.user_table import is_training
@@ -92,7 +92,7 @@ def plan(
     if answer.traffic is not None:
         console.err.say(
             f"judged by {answer.traffic.num_requests:,} requests at "
-            f"{tell_rate(answer.traffic)} (seed {answer.seed})"
+            f"{find_rate(answer.traffic)} (seed {answer.seed})"
         )
     console.err.say(f"report: {folder / 'report.html'}")
     if answer.recommended is None:

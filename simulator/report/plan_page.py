@@ -338,7 +338,7 @@ def render(answer: Answer, run: dict[str, Any]) -> str:
         answer.name,
         cards,
         headline=answer.headline or "No answer.",
-        warning=warn_of_short_traffic(answer.traffic),
+        warning=warn_of_short_traffic(answer.traffic) or "",
         reasons=answer.reasons,
         answer=answer,
         text=plan_text,

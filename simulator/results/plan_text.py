@@ -95,16 +95,6 @@ def share(ratio: float) -> str:
     return percent(ratio) if ratio < 10 else times(ratio)
 
 
-def state_use(name: str, ratio: float) -> str:
-    """Describe the share of a target's limit that is used.
-
-    >>> state_use("tpot_s.p90", 0.5), state_use("attainment", 0.4)
-    ('is at 50 % of its limit', 'has 40 % of the misses that it may have')
-    """
-    what = "the misses that it may have" if name == "attainment" else "its limit"
-    return f"{'has' if name == 'attainment' else 'is at'} {percent(ratio)} of {what}"
-
-
 def count_gpus(number_of: int) -> str:
     """A number of GPUs."""
     return count(number_of, "GPU")
