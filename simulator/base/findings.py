@@ -64,6 +64,8 @@ def environment() -> Environment:
         amount=formats.amount,
         chance=formats.chance_text,
         count=formats.count,
+        gain=formats.gain_text,
+        k_tokens=formats.k_tokens,
         num_bytes=formats.num_bytes,
         nines=formats.nines,
         number=formats.number,

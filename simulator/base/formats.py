@@ -178,6 +178,24 @@ def nines(share: float) -> str:
     return f"{100 * told:.{min(digits, 4)}f}".rstrip("0").rstrip(".")
 
 
+def k_tokens(number_of: int) -> str:
+    """Write a number of tokens, in whole thousands of 1024 where it is.
+
+    >>> k_tokens(8192), k_tokens(1000)
+    ('8k', '1000')
+    """
+    return str(number_of) if number_of % 1024 else f"{number_of // 1024}k"
+
+
+def gain_text(gain: float) -> str:
+    """Write a gain in percent, with its sign.
+
+    >>> gain_text(0.2), gain_text(-0.0001)
+    ('+20.0', '+0.0')
+    """
+    return f"{round(100 * gain, 1) + 0.0:+.1f}"
+
+
 def parameters(value: float) -> str:
     """Write a parameter count for people.
 

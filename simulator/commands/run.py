@@ -29,7 +29,7 @@ from simulator.parallel.work_list import check_count
 from simulator.planner.uncertainty.run_bands import make_bands
 from simulator.results.folder import Results, gather
 from simulator.results.provenance import Provenance
-from simulator.results.shown_steps import TELLS, describe_record
+from simulator.results.shown_steps import describe_record, find_errors
 from simulator.results.verdict import verdict
 from simulator.runtime import require
 from simulator.scenario.scenario import Scenario, load_scenario
@@ -156,7 +156,7 @@ def run(
         },
         "notes": [
             *tell(list_notes(scenario, plans, trace)),
-            *(text for one in records for tell in TELLS if (text := tell(one)) is not None),
+            *(str(found) for one in records for found in find_errors(one)),
         ],
         "scenario": scenario.model_dump(mode="json"),
     }

@@ -18,7 +18,7 @@ NODES = [
 PARSED = {kind: environment().parse(text) for kind, text in sentences().items()}
 TEXTS = [one.value for _, one in NODES if isinstance(one, ast.Constant)]
 INCLUDED = [name for one in PARSED.values() for name in meta.find_referenced_templates(one)]
-FAMILIES = ("difference.", "phase.")
+FAMILIES = ("difference.", "phase.", "cause.", "map.along_", "map.at_")
 """Sections whose rows are chosen by name."""
 
 
